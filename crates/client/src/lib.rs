@@ -1,0 +1,1 @@
+//! A Rust client over the HTTP interface.

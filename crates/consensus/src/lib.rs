@@ -1,0 +1,1 @@
+//! A pure multi-raft core over raft-rs: inputs in, effects out.

@@ -1,0 +1,1 @@
+//! Reconcilers: metadata feed, placement intent, replica moves, leader balance, liveness.

@@ -1,0 +1,1 @@
+//! The gateway: admission, forwarding and the HTTP interface.

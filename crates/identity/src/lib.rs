@@ -1,0 +1,1 @@
+//! Cluster CA, node certificates and join tokens.

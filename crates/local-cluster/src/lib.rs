@@ -1,0 +1,1 @@
+//! Starts and hurts real node processes, for tests and for xtask.

@@ -1,0 +1,1 @@
+//! SWIM membership on foca as a pure core: packets in, effects out.

@@ -1,0 +1,1 @@
+//! The metadata state machine: nodes, shards, ids, collections, tokens, settings.

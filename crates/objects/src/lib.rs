@@ -1,0 +1,1 @@
+//! A content-addressed object store: BLAKE3 ids, segment files, verification, pins, collection.

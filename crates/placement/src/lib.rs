@@ -1,0 +1,1 @@
+//! Pure placement: shard map, key to bucket to shard, rendezvous, assignment and plans.

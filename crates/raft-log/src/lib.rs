@@ -1,0 +1,1 @@
+//! The durable Raft log on raft-engine: one fsync for all groups.

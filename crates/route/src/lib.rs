@@ -1,0 +1,1 @@
+//! Pure routing: which replica to ask, when to retry, sessions and deadlines.

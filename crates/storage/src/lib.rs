@@ -1,0 +1,17 @@
+//! The seams of the store: [`Log`], [`StateEngine`] and [`StateMachine`].
+//!
+//! Each seam has an in-memory version (for the simulator and for tests) and a conformance suite that every
+//! implementation runs. Nothing here knows raft-rs, raft-engine or sled.
+
+pub mod conformance;
+mod engine;
+mod log;
+mod machine;
+mod memory_engine;
+mod memory_log;
+
+pub use engine::{EngineError, StateEngine, StateReader, Usage, WriteSet};
+pub use log::{Log, LogBatch, LogError, NodeMark, ReplicaLog, ReplicaWrite};
+pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
+pub use memory_engine::MemoryEngine;
+pub use memory_log::MemoryLog;

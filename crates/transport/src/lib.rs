@@ -1,0 +1,1 @@
+//! QUIC between nodes: streams by class, datagrams, mutual TLS, reconnect with visible state.

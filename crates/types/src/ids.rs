@@ -1,0 +1,180 @@
+//! Newtypes for everything that is counted or named, so that a term is never passed for an index.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// An id or number did not parse.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a valid {what}")]
+pub struct ParseIdError {
+    /// What was expected, for example `node id`.
+    pub what: &'static str,
+    /// What was given.
+    pub text: String,
+}
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident, $repr:ty, $prefix:literal, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub $repr);
+
+        impl $name {
+            /// The number itself.
+            #[must_use]
+            pub const fn get(self) -> $repr {
+                self.0
+            }
+
+            /// The next number. Panics on overflow, which no id space of this size reaches.
+            #[must_use]
+            pub const fn next(self) -> Self {
+                Self(self.0 + 1)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl From<$repr> for $name {
+            fn from(number: $repr) -> Self {
+                Self(number)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseIdError;
+
+            /// Accepts the number with or without its prefix letter.
+            fn from_str(text: &str) -> Result<Self, ParseIdError> {
+                text.strip_prefix($prefix)
+                    .unwrap_or(text)
+                    .parse()
+                    .map(Self)
+                    .map_err(|_| ParseIdError { what: $what, text: text.to_owned() })
+            }
+        }
+    };
+}
+
+number!(
+    /// A node, for ever: allocated once by the metadata group, never reused. `0` names no node.
+    NodeId, u64, "n", "node id"
+);
+number!(
+    /// How often this node has started on its data folder. Grows by one, fsynced, at every start.
+    Incarnation, u64, "i", "incarnation"
+);
+number!(
+    /// A shard, which is also its Raft group. [`ShardId::META`] is the metadata group.
+    ShardId, u64, "s", "shard id"
+);
+number!(
+    /// One replica of one shard on one node, for ever. It is the peer id in Raft. `0` names no replica.
+    ReplicaId, u64, "r", "replica id"
+);
+number!(
+    /// A collection of records. [`CollectionId::SYSTEM`] holds the metadata group's own records.
+    CollectionId, u32, "c", "collection id"
+);
+number!(
+    /// One gateway start, or one client that keeps its own sequence numbers. Random, never reused.
+    SessionId, u64, "x", "session id"
+);
+number!(
+    /// A Raft term.
+    Term, u64, "t", "term"
+);
+number!(
+    /// A position in a Raft log. The first entry has index 1.
+    LogIndex, u64, "", "log index"
+);
+number!(
+    /// Counts the synced log batches of a node. A node that recovers a lower one than its peers remember has lost data.
+    WalSequence, u64, "w", "log sequence"
+);
+
+impl ShardId {
+    /// The metadata group.
+    pub const META: Self = Self(0);
+}
+
+impl CollectionId {
+    /// Reserved for the metadata group's own records.
+    pub const SYSTEM: Self = Self(0);
+    /// The collection `default`.
+    pub const DEFAULT: Self = Self(1);
+}
+
+impl NodeId {
+    /// No node.
+    pub const NONE: Self = Self(0);
+}
+
+impl ReplicaId {
+    /// No replica.
+    pub const NONE: Self = Self(0);
+}
+
+/// A cluster, for ever: 16 random bytes minted by the node that bootstrapped it, written as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub [u8; 16]);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for ClusterId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let invalid = || ParseIdError { what: "cluster id", text: text.to_owned() };
+        let mut bytes = [0; 16];
+        if text.len() != 32 || !text.is_ascii() {
+            return Err(invalid());
+        }
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| invalid())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_parse_with_and_without_their_letter() {
+        assert_eq!("n7".parse(), Ok(NodeId(7)));
+        assert_eq!("7".parse(), Ok(NodeId(7)));
+        assert!("s7".parse::<NodeId>().is_err());
+    }
+
+    #[test]
+    fn cluster_id_round_trips_through_text() {
+        let id = ClusterId(*b"0123456789abcdef");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert!("00".parse::<ClusterId>().is_err());
+        assert!("zz".repeat(16).parse::<ClusterId>().is_err());
+    }
+}

@@ -1,0 +1,21 @@
+//! The vocabulary of Flotilla: ids, epochs, key ranges, hybrid time, object ids and plain Raft data.
+//!
+//! Everything here is data with its own invariants; nothing here does I/O, reads a clock or knows a wire format.
+//! A type belongs here only when two layers that must not know each other share it.
+
+mod ids;
+mod object;
+mod raft;
+mod range;
+mod shard;
+mod time;
+
+pub use ids::{
+    ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
+    WalSequence,
+};
+pub use object::ObjectId;
+pub use raft::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, Snapshot};
+pub use range::{Bucket, KeyRange, RecordKey};
+pub use shard::{Checkpoint, Epoch, Locality, Position, ReplicaDescriptor, ReplicaRole, ShardDescriptor};
+pub use time::Timestamp;

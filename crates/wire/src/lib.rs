@@ -1,0 +1,1 @@
+//! Protobuf frames between nodes, their versions, and conversions to domain types.

@@ -1,0 +1,1 @@
+//! Tests over real processes live in `tests/`.
