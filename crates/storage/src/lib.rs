@@ -9,9 +9,12 @@ mod log;
 mod machine;
 mod memory_engine;
 mod memory_log;
+mod overlay;
+mod page;
 
 pub use engine::{EngineError, StateEngine, StateReader, Usage, WriteSet};
 pub use log::{Log, LogBatch, LogError, NodeMark, ReplicaLog, ReplicaWrite};
 pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
+pub use overlay::Overlay;
