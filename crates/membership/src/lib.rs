@@ -1,1 +1,27 @@
-//! SWIM membership on foca as a pure core: packets in, effects out.
+//! Who is here: SWIM membership on foca as a pure core. Packets and timers go in, effects come out.
+//!
+//! Invariants: a state change is reported exactly once and never for a no-op; what comes from a peer is a typed
+//! error when it is wrong, and changes nothing then; the same seed and inputs give the same effects.
+//!
+//! Deliberately absent: a clock, sockets, threads. And authority: detection takes seconds and can be wrong, so
+//! nothing here may ever move a quorum, elect, delete or change a Raft configuration. It wakes, hints and reports.
+
+mod codec;
+mod config;
+mod error;
+mod identity;
+mod membership;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use codec::PacketError;
+pub use config::{Config, ConfigError};
+pub use error::StepError;
+pub use identity::Member;
+pub use membership::{Effect, Input, MEMBERS_MAX, Membership, SEEDS_MAX, Timer};
+pub use state::{NodeState, SUBSCRIBERS_MAX, Subscriber};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -1,0 +1,51 @@
+//! What is believed of a node, and who wants to hear of it.
+
+use std::fmt;
+
+use flotilla_types::NodeId;
+
+/// Subscribers per node. They are parts of one process, so a handful.
+pub const SUBSCRIBERS_MAX: usize = 16;
+
+/// What this node believes of another. A belief: it may be wrong for seconds, in either direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeState {
+    /// Never heard of, or forgotten.
+    Unknown,
+    /// Answers.
+    Alive,
+    /// Somebody had no answer from it. It still counts as present, and may refute.
+    Suspect,
+    /// Did not refute in time: crashed, or cut off.
+    Down,
+    /// Said goodbye.
+    Left,
+}
+
+impl NodeState {
+    /// Whether it is worth sending to: alive, or at least not confirmed gone.
+    #[must_use]
+    pub const fn is_present(self) -> bool {
+        matches!(self, Self::Alive | Self::Suspect)
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+            Self::Left => "left",
+        })
+    }
+}
+
+/// Hears of each change of a node's state, in order, exactly once, and never when nothing changed.
+///
+/// It is called inside the step, so it must neither block nor call back into the membership.
+pub trait Subscriber: Send + Sync {
+    /// `node` was `old` and is now `new`; the two differ.
+    fn on_state_change(&self, node: NodeId, old: NodeState, new: NodeState);
+}

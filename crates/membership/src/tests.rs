@@ -1,0 +1,363 @@
+//! Whole clusters of cores under virtual time, over a network that loses, delays and splits.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use flotilla_types::NodeId;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+
+use crate::{Config, Effect, Input, Member, Membership, NodeState, PacketError, StepError, Subscriber};
+
+const SECOND: u64 = 1_000;
+
+fn member(node: u64, generation: u64) -> Member {
+    Member { node: NodeId(node), addr: ([127, 0, 0, 1], 7_100 + node as u16).into(), generation }
+}
+
+/// What happens later, and to which life of which node.
+struct Event {
+    node: NodeId,
+    life: u64,
+    input: Input,
+}
+
+struct Net {
+    now_ms: u64,
+    nodes: BTreeMap<NodeId, (u64, Membership)>,
+    events: Vec<Option<Event>>,
+    due: BinaryHeap<Reverse<(u64, usize)>>,
+    /// Nodes on the far side of a partition.
+    far: BTreeSet<NodeId>,
+    loss_percent: u32,
+    rng: ChaCha8Rng,
+    lives: u64,
+    changes: Vec<(u64, NodeId, NodeId, NodeState, NodeState)>,
+}
+
+impl Net {
+    fn new(seed: u64, loss_percent: u32) -> Self {
+        Self {
+            now_ms: 0,
+            nodes: BTreeMap::new(),
+            events: Vec::new(),
+            due: BinaryHeap::new(),
+            far: BTreeSet::new(),
+            loss_percent,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            lives: 0,
+            changes: Vec::new(),
+        }
+    }
+
+    /// Nodes 1 to `count`, where all but the first know the first.
+    fn cluster(seed: u64, loss_percent: u32, count: u64) -> Self {
+        let mut net = Self::new(seed, loss_percent);
+        for node in 1..=count {
+            net.start(node, 1);
+            net.step(NodeId(node), if node == 1 { Input::Gossip } else { Input::Announce(member(1, 0)) });
+        }
+        net
+    }
+
+    fn start(&mut self, node: u64, generation: u64) {
+        self.lives += 1;
+        let core = Membership::new(member(node, generation), Config::default(), self.rng.next_u64());
+        self.nodes.insert(NodeId(node), (self.lives, core.expect("the defaults are valid")));
+    }
+
+    fn step(&mut self, node: NodeId, input: Input) {
+        let Some((life, core)) = self.nodes.get_mut(&node) else { return };
+        let (life, mut effects) = (*life, Vec::new());
+        core.step(self.now_ms, input, &mut effects).expect("the network carries only good packets");
+        for effect in effects {
+            match effect {
+                Effect::Timer { after, timer } => {
+                    self.plan(after.as_millis() as u64, Event { node, life, input: Input::Timer(timer) });
+                }
+                Effect::Changed { node: other, old, new } => self.changes.push((self.now_ms, node, other, old, new)),
+                Effect::Send { to, packet } => {
+                    assert!(packet.len() <= Config::default().packet_bytes_max);
+                    let cut = self.far.contains(&node) != self.far.contains(&to.node);
+                    let lost = self.rng.next_u32() % 100 < self.loss_percent;
+                    let delay_ms = 1 + u64::from(self.rng.next_u32() % 20);
+                    if let Some((life, _)) = self.nodes.get(&to.node).filter(|_| !cut && !lost) {
+                        let input = Input::Packet { from: node, bytes: packet };
+                        self.plan(delay_ms, Event { node: to.node, life: *life, input });
+                    }
+                }
+            }
+        }
+    }
+
+    fn plan(&mut self, after_ms: u64, event: Event) {
+        self.due.push(Reverse((self.now_ms + after_ms, self.events.len())));
+        self.events.push(Some(event));
+    }
+
+    fn run(&mut self, ms: u64) {
+        let end_ms = self.now_ms + ms;
+        while let Some(Reverse((at_ms, index))) = self.due.peek().copied().filter(|next| next.0.0 <= end_ms) {
+            self.due.pop();
+            self.now_ms = at_ms;
+            if let Some(event) = self.events[index].take()
+                && self.nodes.get(&event.node).is_some_and(|(life, _)| *life == event.life)
+            {
+                self.step(event.node, event.input);
+            }
+        }
+        self.now_ms = end_ms;
+    }
+
+    /// Runs until `done`, and returns after how many milliseconds, in steps of 50.
+    fn until(&mut self, ms_max: u64, done: impl Fn(&Self) -> bool) -> u64 {
+        let start_ms = self.now_ms;
+        while !done(self) {
+            assert!(self.now_ms - start_ms < ms_max, "not within {ms_max} ms: {:#?}", self.nodes);
+            self.run(50);
+        }
+        self.now_ms - start_ms
+    }
+
+    fn all_see(&self, node: u64, state: NodeState) -> bool {
+        let node = NodeId(node);
+        self.nodes.iter().filter(|(id, _)| **id != node).all(|(_, (_, core))| core.state(node) == state)
+    }
+
+    fn all_alive(&self) -> bool {
+        self.nodes.keys().all(|node| self.all_see(node.get(), NodeState::Alive))
+    }
+}
+
+#[test]
+fn all_discover_each_other_from_one_seed() {
+    for (seed, count) in [(1, 3), (2, 5), (3, 7)] {
+        let mut net = Net::cluster(seed, 10, count);
+        net.until(10 * SECOND, Net::all_alive);
+        let me = net.nodes[&NodeId(2)].1.members();
+        assert_eq!(me.len() as u64, count - 1, "a node is not its own member");
+    }
+}
+
+#[test]
+fn a_dead_first_seed_and_lost_greetings_do_no_harm() {
+    let mut net = Net::new(4, 0);
+    for node in 1..=3 {
+        net.start(node, 1);
+        // Node 9 never answers; all others are told of by everyone, to nobody's harm.
+        for seed in [9, 1, 2, 3].into_iter().filter(|seed| *seed != node) {
+            net.loss_percent = 100;
+            net.step(NodeId(node), Input::Announce(member(seed, 0)));
+        }
+    }
+    net.loss_percent = 0;
+    net.until(15 * SECOND, Net::all_alive);
+    assert!(net.all_see(9, NodeState::Unknown));
+}
+
+#[test]
+fn a_crashed_node_is_suspected_then_down_for_all() {
+    let mut net = Net::cluster(5, 5, 5);
+    net.until(10 * SECOND, Net::all_alive);
+    net.nodes.remove(&NodeId(3));
+    net.until(20 * SECOND, |net| net.all_see(3, NodeState::Down));
+    let of_third = |change: &&(u64, NodeId, NodeId, NodeState, NodeState)| change.2 == NodeId(3);
+    assert!(net.changes.iter().filter(of_third).any(|change| change.4 == NodeState::Suspect));
+    assert!(net.changes.iter().filter(of_third).all(|change| change.4 != NodeState::Left));
+}
+
+#[test]
+fn a_leave_is_left_and_never_down() {
+    let mut net = Net::cluster(6, 0, 5);
+    net.until(10 * SECOND, Net::all_alive);
+    net.step(NodeId(2), Input::Leave);
+    net.run(100);
+    net.nodes.remove(&NodeId(2));
+    net.until(2 * SECOND, |net| net.all_see(2, NodeState::Left));
+    net.run(60 * SECOND);
+    assert!(net.all_see(2, NodeState::Left));
+    assert!(net.changes.iter().all(|change| change.2 != NodeId(2) || change.4 != NodeState::Down));
+}
+
+#[test]
+fn one_delivered_goodbye_is_enough_on_a_lossy_network() {
+    for seed in 20..30 {
+        let mut net = Net::cluster(seed, 25, 5);
+        net.until(20 * SECOND, Net::all_alive);
+        net.step(NodeId(4), Input::Leave);
+        net.run(100);
+        net.nodes.remove(&NodeId(4));
+        net.until(20 * SECOND, |net| net.all_see(4, NodeState::Left));
+    }
+}
+
+#[test]
+fn a_partition_heals_within_seconds() {
+    for (seed, far) in [(7, vec![4, 5]), (8, vec![5]), (9, vec![1, 2])] {
+        let mut net = Net::cluster(seed, 5, 5);
+        net.until(10 * SECOND, Net::all_alive);
+        net.far = far.into_iter().map(NodeId).collect();
+        net.until(60 * SECOND, |net| {
+            net.nodes.iter().all(|(node, (_, core))| {
+                let others = net.nodes.keys().filter(|other| net.far.contains(other) != net.far.contains(node));
+                others.map(|other| core.state(*other)).all(|state| state == NodeState::Down)
+            })
+        });
+        net.run(120 * SECOND);
+        net.far.clear();
+        let took_ms = net.until(30 * SECOND, Net::all_alive);
+        assert!(took_ms <= 20 * SECOND, "healed after {took_ms} ms of virtual time");
+    }
+}
+
+#[test]
+fn nodes_that_are_all_alone_find_back() {
+    let mut net = Net::cluster(10, 0, 3);
+    net.until(10 * SECOND, Net::all_alive);
+    net.loss_percent = 100;
+    net.until(60 * SECOND, |net| (1..=3).all(|node| net.all_see(node, NodeState::Down)));
+    net.loss_percent = 0;
+    net.until(20 * SECOND, Net::all_alive);
+}
+
+#[test]
+fn a_restart_with_a_higher_generation_is_alive_at_once() {
+    let mut net = Net::cluster(11, 0, 4);
+    net.until(10 * SECOND, Net::all_alive);
+    net.nodes.remove(&NodeId(3));
+    net.until(20 * SECOND, |net| net.all_see(3, NodeState::Down));
+    net.start(3, 2);
+    net.step(NodeId(3), Input::Announce(member(1, 0)));
+    net.until(2 * SECOND, Net::all_alive);
+    let (_, first) = &net.nodes[&NodeId(1)];
+    assert_eq!(first.member(NodeId(3)).map(|member| member.generation), Some(2));
+    // The same after a leave.
+    net.step(NodeId(3), Input::Leave);
+    net.until(2 * SECOND, |net| net.all_see(3, NodeState::Left));
+    net.start(3, 3);
+    net.step(NodeId(3), Input::Announce(member(2, 0)));
+    net.until(2 * SECOND, Net::all_alive);
+}
+
+#[test]
+fn a_node_whose_folder_went_backwards_is_taken_in_again() {
+    let mut net = Net::cluster(12, 0, 4);
+    net.until(10 * SECOND, Net::all_alive);
+    net.start(3, 9);
+    net.step(NodeId(3), Input::Announce(member(1, 0)));
+    net.until(5 * SECOND, Net::all_alive);
+    net.start(3, 4);
+    net.step(NodeId(3), Input::Announce(member(1, 0)));
+    net.run(30 * SECOND);
+    net.until(SECOND, Net::all_alive);
+    net.run(30 * SECOND);
+    assert!(net.all_alive());
+}
+
+#[test]
+fn a_silent_spell_is_refuted() {
+    let mut net = Net::cluster(13, 0, 5);
+    net.until(10 * SECOND, Net::all_alive);
+    net.far.insert(NodeId(5));
+    net.until(10 * SECOND, |net| net.nodes[&NodeId(1)].1.state(NodeId(5)) == NodeState::Suspect);
+    net.far.clear();
+    net.until(5 * SECOND, Net::all_alive);
+    let down = net.changes.iter().any(|change| change.2 == NodeId(5) && change.4 == NodeState::Down);
+    assert!(!down, "a suspect that answers in time is not down");
+}
+
+#[test]
+fn a_removed_node_is_forgotten_and_a_present_one_is_not() {
+    let mut net = Net::cluster(14, 0, 3);
+    net.until(10 * SECOND, Net::all_alive);
+    net.step(NodeId(1), Input::Forget(NodeId(2)));
+    assert_eq!(net.nodes[&NodeId(1)].1.state(NodeId(2)), NodeState::Alive);
+    net.nodes.remove(&NodeId(3));
+    net.until(20 * SECOND, |net| net.all_see(3, NodeState::Down));
+    net.step(NodeId(1), Input::Forget(NodeId(3)));
+    let (_, first) = &net.nodes[&NodeId(1)];
+    assert_eq!((first.state(NodeId(3)), first.member(NodeId(3))), (NodeState::Unknown, None));
+    assert_eq!(net.changes.last().map(|change| (change.3, change.4)), Some((NodeState::Down, NodeState::Unknown)));
+}
+
+#[test]
+fn subscribers_hear_of_each_change_once_and_of_nothing_else() {
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<(NodeId, NodeState, NodeState)>>);
+    impl Subscriber for Heard {
+        fn on_state_change(&self, node: NodeId, old: NodeState, new: NodeState) {
+            self.0.lock().expect("no panic under the lock").push((node, old, new));
+        }
+    }
+    let mut net = Net::cluster(15, 10, 5);
+    let heard = Arc::new(Heard::default());
+    let first = &mut net.nodes.get_mut(&NodeId(1)).expect("node 1 was started").1;
+    first.subscribe(heard.clone()).unwrap_or_else(|_| panic!("room for one subscriber"));
+    net.changes.clear();
+    net.run(30 * SECOND);
+    net.nodes.remove(&NodeId(4));
+    net.run(30 * SECOND);
+    let heard = heard.0.lock().expect("no panic under the lock").clone();
+    let reported: Vec<_> = net
+        .changes
+        .iter()
+        .filter(|change| change.1 == NodeId(1))
+        .map(|change| (change.2, change.3, change.4))
+        .collect();
+    assert_eq!(heard, reported);
+    assert!(heard.contains(&(NodeId(4), NodeState::Suspect, NodeState::Down)));
+    let mut last = BTreeMap::new();
+    for (node, old, new) in heard {
+        assert_ne!(old, new);
+        assert_eq!(last.insert(node, new).unwrap_or(old), old, "each change starts where the one before ended");
+    }
+}
+
+#[test]
+fn wrong_packets_are_typed_errors_and_change_nothing() {
+    let mut core = Membership::new(member(1, 1), Config::default(), 1).expect("the defaults are valid");
+    let mut other = Membership::new(member(2, 1), Config::default(), 2).expect("the defaults are valid");
+    let mut effects = Vec::new();
+    other.step(0, Input::Announce(member(1, 1)), &mut effects).expect("a good input");
+    let packet = effects.into_iter().find_map(|effect| match effect {
+        Effect::Send { packet, .. } => Some(packet),
+        _ => None,
+    });
+    let packet = packet.expect("an announcement");
+    core.step(0, Input::Gossip, &mut Vec::new()).expect("a good input");
+    let mut refused = |from: u64, bytes: Bytes| {
+        let mut effects = Vec::new();
+        let error = core.step(0, Input::Packet { from: NodeId(from), bytes }, &mut effects).err();
+        assert_eq!((effects, core.members()), (Vec::new(), Vec::new()));
+        error
+    };
+    assert_eq!(refused(2, Bytes::new()), Some(StepError::Malformed(PacketError::Truncated)));
+    assert_eq!(refused(2, Bytes::from_static(b"hello")), Some(StepError::Malformed(PacketError::Version(b'h'))));
+    assert_eq!(refused(2, packet.slice(..20)), Some(StepError::Malformed(PacketError::Truncated)));
+    assert_eq!(refused(2, Bytes::from(vec![1; 1_101])), Some(StepError::TooLarge { bytes: 1_101 }));
+    let wrong = StepError::WrongSender { from: NodeId(3), claimed: NodeId(2) };
+    assert_eq!(refused(3, packet.clone()), Some(wrong));
+    let mut longer = packet.to_vec();
+    longer.push(0);
+    assert_eq!(refused(2, longer.into()), Some(StepError::Malformed(PacketError::Truncated)));
+    core.step(0, Input::Packet { from: NodeId(2), bytes: packet }, &mut Vec::new()).expect("a good packet");
+    assert_eq!(core.state(NodeId(2)), NodeState::Alive);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    let history = || {
+        let mut net = Net::cluster(16, 20, 5);
+        net.run(20 * SECOND);
+        net.nodes.remove(&NodeId(2));
+        net.run(20 * SECOND);
+        net.changes
+    };
+    assert_eq!(history(), history());
+}
