@@ -1,1 +1,29 @@
-//! Pure placement: shard map, key to bucket to shard, rendezvous, assignment and plans.
+//! Pure placement: which bucket and shard a key belongs to, which nodes hold a shard, who should lead it.
+//!
+//! Invariants: everything here is a function of its arguments. The same input gives the same answer on every
+//! machine (integer arithmetic, ordered iteration), so two nodes with the same metadata route alike.
+//!
+//! Deliberately absent: liveness detection, proposing, waiting. A [`Plan`] is advice; the metadata group decides.
+
+mod bucket;
+mod hints;
+mod leaders;
+mod map;
+mod plan;
+#[cfg(test)]
+mod plan_tests;
+mod planner;
+mod score;
+
+pub use bucket::{bucket_of, hash_tag};
+pub use hints::LeaderHints;
+pub use leaders::preferred_leaders;
+pub use map::{Collection, Shard, ShardMap, Sharding};
+pub use plan::{
+    Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Reason, place, plan,
+};
+pub use score::rendezvous_score;
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -1,0 +1,171 @@
+//! Which node should lead each shard, so that leaders are spread.
+//!
+//! Invariants: only voters on usable nodes are chosen; no node leads two shards more than another one that could take
+//! one of them over, directly or through a chain of hand-overs. The rendezvous order comes first, so that a node
+//! that comes or goes moves few leaders.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+};
+
+use flotilla_types::{NodeId, ReplicaRole, ShardDescriptor, ShardId};
+
+use crate::rendezvous_score;
+
+/// The preferred leader of every shard that has a voter on a usable node.
+///
+/// Leaders are balanced as well as the replica sets allow (±1 when every node could lead every shard): first each shard takes the
+/// node it likes best, then chains of hand-overs relieve the fullest nodes until none is left
+/// (optimal semi-matching: Harvey et al., 2006).
+#[must_use]
+pub fn preferred_leaders<'a>(
+    shards: impl IntoIterator<Item = &'a ShardDescriptor>,
+    usable: &BTreeSet<NodeId>,
+) -> BTreeMap<ShardId, NodeId> {
+    let mut leadership = Leadership::default();
+    for descriptor in shards {
+        let mut nodes: Vec<NodeId> = descriptor
+            .replicas
+            .iter()
+            .filter(|replica| replica.role == ReplicaRole::Voter && usable.contains(&replica.node))
+            .map(|replica| replica.node)
+            .collect();
+        nodes.sort_by_key(|&node| (Reverse(rendezvous_score(descriptor.shard, node, 1)), node));
+        nodes.dedup();
+        if let Some(&first) = nodes.first() {
+            for &node in &nodes {
+                leadership.led.entry(node).or_default();
+            }
+            leadership.take(descriptor.shard, first);
+            leadership.candidates.insert(descriptor.shard, nodes);
+        }
+    }
+    leadership.balance();
+    leadership.leaders
+}
+
+#[derive(Default)]
+struct Leadership {
+    candidates: BTreeMap<ShardId, Vec<NodeId>>,
+    leaders: BTreeMap<ShardId, NodeId>,
+    led: BTreeMap<NodeId, BTreeSet<ShardId>>,
+}
+
+impl Leadership {
+    fn take(&mut self, shard: ShardId, node: NodeId) {
+        if let Some(before) = self.leaders.insert(shard, node) {
+            self.led.entry(before).or_default().remove(&shard);
+        }
+        self.led.entry(node).or_default().insert(shard);
+    }
+
+    fn load(&self, node: NodeId) -> usize {
+        self.led.get(&node).map_or(0, BTreeSet::len)
+    }
+
+    /// Each hand-over lowers the sum of squared loads, so this ends.
+    fn balance(&mut self) {
+        loop {
+            let mut donors: Vec<NodeId> = self.led.keys().copied().collect();
+            donors.sort_by_key(|&node| (Reverse(self.load(node)), node));
+            let Some(chain) = donors.into_iter().find_map(|donor| self.relief(donor)) else { return };
+            for (shard, node) in chain {
+                self.take(shard, node);
+            }
+        }
+    }
+
+    /// The shortest chain of hand-overs from this node to one that leads at least two shards fewer.
+    fn relief(&self, donor: NodeId) -> Option<Vec<(ShardId, NodeId)>> {
+        let mut reached: BTreeMap<NodeId, Option<(ShardId, NodeId)>> = BTreeMap::from([(donor, None)]);
+        let mut queue = VecDeque::from([donor]);
+        while let Some(node) = queue.pop_front() {
+            if self.load(node) + 2 <= self.load(donor) {
+                let mut chain = Vec::new();
+                let mut at = node;
+                while let Some(Some((shard, from))) = reached.get(&at).copied() {
+                    chain.push((shard, at));
+                    at = from;
+                }
+                return Some(chain);
+            }
+            for &shard in self.led.get(&node)? {
+                for &next in self.candidates.get(&shard)? {
+                    reached.entry(next).or_insert_with(|| {
+                        queue.push_back(next);
+                        Some((shard, node))
+                    });
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::{Epoch, KeyRange, ReplicaDescriptor, ReplicaId};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shard(id: u64, nodes: &[u64]) -> ShardDescriptor {
+        let replicas = nodes
+            .iter()
+            .map(|&node| ReplicaDescriptor { replica: ReplicaId(node), node: NodeId(node), role: ReplicaRole::Voter })
+            .collect();
+        ShardDescriptor { shard: ShardId(id), range: KeyRange::all(), epoch: Epoch::default(), replicas }
+    }
+
+    fn usable(nodes: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
+        nodes.into_iter().map(NodeId).collect()
+    }
+
+    fn loads(leaders: &BTreeMap<ShardId, NodeId>, nodes: &BTreeSet<NodeId>) -> Vec<usize> {
+        nodes.iter().map(|node| leaders.values().filter(|leader| *leader == node).count()).collect()
+    }
+
+    #[test]
+    fn learners_and_unusable_nodes_never_lead() {
+        let mut only = shard(1, &[1, 2, 3]);
+        only.replicas[1].role = ReplicaRole::Learner;
+        let leaders = preferred_leaders([&only], &usable([2, 3]));
+        assert_eq!(leaders, BTreeMap::from([(ShardId(1), NodeId(3))]));
+        assert!(preferred_leaders([&only], &usable([2])).is_empty());
+    }
+
+    #[test]
+    fn chains_of_hand_overs_reach_balance() {
+        // Node 3 can only take shard 4, so node 2 must first pass it on and then take one from node 1.
+        let shards = [shard(1, &[1]), shard(2, &[1, 2]), shard(3, &[1, 2]), shard(4, &[2, 3]), shard(5, &[1, 2])];
+        let leaders = preferred_leaders(&shards, &usable([1, 2, 3]));
+        assert_eq!(leaders[&ShardId(4)], NodeId(3));
+        assert_eq!(loads(&leaders, &usable([1, 2, 3])), [2, 2, 1]);
+    }
+
+    #[test]
+    fn losing_one_node_of_five_moves_few_of_the_other_leaders() {
+        let shards: Vec<_> = (0..100).map(|id| shard(id, &[1, 2, 3, 4, 5])).collect();
+        let before = preferred_leaders(&shards, &usable(1..=5));
+        let after = preferred_leaders(&shards, &usable(1..=4));
+        let moved = shards
+            .iter()
+            .filter(|shard| before[&shard.shard] != NodeId(5) && before[&shard.shard] != after[&shard.shard])
+            .count();
+        assert!(moved <= 25, "{moved} of 80 leaders moved needlessly");
+    }
+
+    proptest! {
+        #[test]
+        fn leaders_differ_by_at_most_one_when_all_nodes_hold_all_shards(shards in 0_u64..60, nodes in 1_u64..6) {
+            let all: Vec<u64> = (1..=nodes).collect();
+            let shards: Vec<_> = (0..shards).map(|id| shard(id, &all)).collect();
+            let usable = usable(all);
+            let leaders = preferred_leaders(&shards, &usable);
+            prop_assert_eq!(leaders.len(), shards.len());
+            let loads = loads(&leaders, &usable);
+            prop_assert!(loads.iter().max().unwrap_or(&0) - loads.iter().min().unwrap_or(&0) <= 1, "{:?}", loads);
+        }
+    }
+}

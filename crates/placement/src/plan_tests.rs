@@ -1,0 +1,329 @@
+//! Plans on small clusters, by example and by property.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_types::{Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardId};
+use proptest::prelude::*;
+
+use crate::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Reason, place, plan};
+
+fn node(id: u64, zone: &str) -> PlanNode {
+    let locality: Locality =
+        if zone.is_empty() { Locality::default() } else { format!("zone={zone}").parse().expect("zone") };
+    PlanNode { id: NodeId(id), status: NodeStatus::Live, locality, weight: 100 }
+}
+
+/// A shard whose replica on node n has the id 100·shard + n, and which is settled.
+fn shard(id: u64, desired: u8, nodes: &[u64]) -> PlanShard {
+    let intent: Vec<_> =
+        nodes.iter().map(|&node| PlanReplica { replica: ReplicaId(100 * id + node), node: NodeId(node) }).collect();
+    let mut shard = PlanShard { id: ShardId(id), replicas_desired: desired, intent, actual: Vec::new() };
+    settle(&mut shard);
+    shard
+}
+
+fn settle(shard: &mut PlanShard) {
+    shard.actual = shard
+        .intent
+        .iter()
+        .map(|held| ReplicaDescriptor { replica: held.replica, node: held.node, role: ReplicaRole::Voter })
+        .collect();
+}
+
+fn input(nodes: Vec<PlanNode>, shards: Vec<PlanShard>) -> PlanInput {
+    PlanInput { nodes, shards, balance_threshold: 0, moves_max: 4 }
+}
+
+/// Takes a plan into the intent, the way the metadata group does.
+fn apply(input: &mut PlanInput, plan: &Plan, next_replica: &mut u64) {
+    for change in &plan.changes {
+        let shard = input.shards.iter_mut().find(|shard| shard.id == change.shard()).expect("planned shard exists");
+        match *change {
+            Change::Assign { node, .. } => {
+                *next_replica += 1;
+                shard.intent.push(PlanReplica { replica: ReplicaId(*next_replica), node });
+            }
+            Change::Unassign { replica, .. } => {
+                let before = shard.intent.len();
+                shard.intent.retain(|held| held.replica != replica);
+                assert_eq!(shard.intent.len() + 1, before, "unassigned replica was in the intent");
+            }
+        }
+    }
+}
+
+fn nodes_of(shard: &PlanShard) -> BTreeSet<u64> {
+    shard.intent.iter().map(|held| held.node.0).collect()
+}
+
+fn counts(input: &PlanInput) -> BTreeMap<NodeId, usize> {
+    let mut counts: BTreeMap<_, _> = input.nodes.iter().map(|node| (node.id, 0)).collect();
+    for held in input.shards.iter().flat_map(|shard| &shard.intent) {
+        *counts.entry(held.node).or_default() += 1;
+    }
+    counts
+}
+
+/// Plans and settles until there is nothing left to do.
+fn converge(input: &mut PlanInput) -> usize {
+    let mut next_replica = 1_000_000;
+    for round in 0..1_000 {
+        let plan = plan(input);
+        if plan.is_empty() {
+            return round;
+        }
+        apply(input, &plan, &mut next_replica);
+        input.shards.iter_mut().for_each(settle);
+    }
+    panic!("plans do not converge: {:?}", plan(input));
+}
+
+#[test]
+fn two_nodes_hold_one_replica_and_the_third_brings_two_more_at_once() {
+    let mut input = input(vec![node(1, ""), node(2, "")], vec![shard(0, 3, &[1]), shard(1, 3, &[1])]);
+    assert!(plan(&input).changes.iter().all(|change| matches!(
+        change,
+        Change::Assign { reason: Reason::Balance, .. } | Change::Unassign { reason: Reason::Balance, .. }
+    )));
+    input.nodes.push(node(3, ""));
+    let plan = plan(&input);
+    assert_eq!(plan.changes.len(), 4);
+    apply(&mut input, &plan, &mut 1_000);
+    assert!(input.shards.iter().all(|shard| nodes_of(shard) == BTreeSet::from([1, 2, 3])));
+}
+
+#[test]
+fn four_nodes_never_make_four_voters() {
+    let mut input = input((1..=4).map(|id| node(id, "")).collect(), vec![shard(0, 5, &[1])]);
+    converge(&mut input);
+    assert_eq!(input.shards[0].intent.len(), 3);
+    input.nodes.push(node(5, ""));
+    converge(&mut input);
+    assert_eq!(input.shards[0].intent.len(), 5);
+}
+
+#[test]
+fn a_dead_node_is_replaced_when_another_can_take_over() {
+    let mut input =
+        input((1..=4).map(|id| node(id, "")).collect(), vec![shard(0, 3, &[1, 2, 3]), shard(7, 3, &[1, 2, 3])]);
+    input.nodes[1].status = NodeStatus::Dead;
+    let plan = plan(&input);
+    let expected: Vec<Change> = [0, 7]
+        .into_iter()
+        .flat_map(|id| {
+            let shard = ShardId(id);
+            let replica = ReplicaId(100 * id + 2);
+            [
+                Change::Assign { shard, node: NodeId(4), reason: Reason::NodeDead },
+                Change::Unassign { shard, replica, reason: Reason::NodeDead },
+            ]
+        })
+        .collect();
+    assert_eq!(plan.changes, expected);
+}
+
+#[test]
+fn without_a_replacement_every_replica_is_kept() {
+    for status in [NodeStatus::Suspect, NodeStatus::Dead, NodeStatus::Draining, NodeStatus::Removed] {
+        let mut input = input((1..=3).map(|id| node(id, "")).collect(), vec![shard(1, 3, &[1, 2, 3])]);
+        input.nodes[2].status = status;
+        assert!(plan(&input).is_empty(), "{status:?}");
+    }
+}
+
+#[test]
+fn a_suspect_node_keeps_its_replicas_and_gets_no_new_ones() {
+    let mut input = input((1..=4).map(|id| node(id, "")).collect(), vec![shard(1, 3, &[1, 2, 3]), shard(2, 3, &[1])]);
+    input.nodes[2].status = NodeStatus::Suspect;
+    let plan = plan(&input);
+    apply(&mut input, &plan, &mut 1_000);
+    assert_eq!(nodes_of(&input.shards[0]), BTreeSet::from([1, 2, 3]));
+    assert_eq!(nodes_of(&input.shards[1]), BTreeSet::from([1, 2, 4]));
+}
+
+#[test]
+fn the_only_replica_on_a_draining_node_moves() {
+    let mut input = input(vec![node(1, ""), node(2, "")], vec![shard(1, 3, &[1])]);
+    input.nodes[0].status = NodeStatus::Draining;
+    let plan = plan(&input);
+    apply(&mut input, &plan, &mut 1_000);
+    assert_eq!(nodes_of(&input.shards[0]), BTreeSet::from([2]));
+}
+
+#[test]
+fn surplus_leaves_the_bad_node_first() {
+    let mut input = input((1..=5).map(|id| node(id, "")).collect(), vec![shard(1, 3, &[1, 2, 3, 4, 5])]);
+    input.nodes[3].status = NodeStatus::Dead;
+    let plan = plan(&input);
+    assert_eq!(plan.changes.len(), 2);
+    assert!(plan.changes.contains(&Change::Unassign {
+        shard: ShardId(1),
+        replica: ReplicaId(104),
+        reason: Reason::Surplus
+    }));
+}
+
+#[test]
+fn a_zone_that_joins_later_gets_its_replica() {
+    let nodes = vec![node(1, "a"), node(2, "a"), node(3, "b"), node(4, "c")];
+    let mut input = input(nodes, vec![shard(0, 3, &[1, 2, 3])]);
+    let plan = plan(&input);
+    assert!(matches!(plan.changes[0], Change::Assign { node: NodeId(4), reason: Reason::Spread, .. }), "{plan:?}");
+    apply(&mut input, &plan, &mut 1_000);
+    assert!(nodes_of(&input.shards[0]).is_superset(&BTreeSet::from([3, 4])));
+}
+
+#[test]
+fn a_region_counts_before_a_zone() {
+    let mut nodes: Vec<_> = (1..=4).map(|id| node(id, "")).collect();
+    for (node, locality) in
+        nodes.iter_mut().zip(["region=eu,zone=a", "region=eu,zone=b", "region=us,zone=a", "region=eu,zone=c"])
+    {
+        node.locality = locality.parse().expect("locality");
+    }
+    let placed = place(&nodes, &[], &[(ShardId(1), 3), (ShardId(2), 3)]);
+    assert!(placed.iter().all(|nodes| nodes.contains(&NodeId(3))), "{placed:?}");
+}
+
+#[test]
+fn nothing_moves_for_balance_while_a_shard_is_catching_up() {
+    let mut shards: Vec<_> = (1..=8).map(|id| shard(id, 1, &[1])).collect();
+    let nodes = vec![node(1, ""), node(2, "")];
+    assert_eq!(plan(&input(nodes.clone(), shards.clone())).changes.len(), 2 * 4, "moves are bounded");
+    shards[3].actual.clear();
+    assert!(plan(&input(nodes.clone(), shards.clone())).is_empty());
+    settle(&mut shards[3]);
+    shards[3].actual[0].role = ReplicaRole::Learner;
+    assert!(plan(&input(nodes, shards)).is_empty());
+}
+
+#[test]
+fn the_threshold_is_left_alone() {
+    let shards: Vec<_> = (1..=3).map(|id| shard(id, 1, &[1])).collect();
+    let mut input = input(vec![node(1, ""), node(2, "")], shards);
+    input.balance_threshold = 2;
+    assert!(plan(&input).is_empty());
+    input.balance_threshold = 1;
+    assert!(!plan(&input).is_empty());
+}
+
+#[test]
+fn weights_share_out_replicas() {
+    let mut nodes: Vec<_> = (1..=4).map(|id| node(id, "")).collect();
+    nodes[3].weight = 300;
+    let new: Vec<_> = (1..=60).map(|id| (ShardId(id), 1)).collect();
+    let placed = place(&nodes, &[], &new);
+    let on_the_big_one = placed.iter().filter(|nodes| nodes.contains(&NodeId(4))).count();
+    assert_eq!(on_the_big_one, 30);
+}
+
+#[test]
+fn nothing_can_be_placed_without_a_live_node() {
+    let mut lone = node(1, "");
+    lone.status = NodeStatus::Draining;
+    assert_eq!(place(&[lone], &[], &[(ShardId(1), 3)]), [Vec::new()]);
+    assert_eq!(place(&[node(1, ""), node(2, "")], &[], &[(ShardId(1), 3)])[0].len(), 1);
+}
+
+fn any_status() -> impl Strategy<Value = NodeStatus> {
+    prop_oneof![
+        6 => Just(NodeStatus::Live),
+        1 => Just(NodeStatus::Suspect),
+        1 => Just(NodeStatus::Dead),
+        1 => Just(NodeStatus::Draining),
+        1 => Just(NodeStatus::Removed),
+    ]
+}
+
+/// Up to eight nodes in up to four zones, up to 24 shards on some of them; some shards unsettled.
+fn any_input() -> impl Strategy<Value = PlanInput> {
+    let nodes = proptest::collection::vec((any_status(), 0_usize..4), 1..8);
+    let shards = proptest::collection::vec(
+        (prop_oneof![Just(1_u8), Just(3), Just(5)], any::<u64>(), 0_usize..6, any::<bool>()),
+        0..24,
+    );
+    (nodes, shards).prop_map(|(nodes, shards)| {
+        let nodes: Vec<PlanNode> = nodes
+            .into_iter()
+            .enumerate()
+            .map(|(i, (status, zone))| PlanNode { status, ..node(i as u64 + 1, ["a", "b", "c", "d"][zone]) })
+            .collect();
+        let shards = shards
+            .into_iter()
+            .enumerate()
+            .map(|(id, (desired, seed, held, settled))| {
+                let mut order: Vec<u64> = nodes.iter().map(|node| node.id.0).collect();
+                order.sort_by_key(|id| (id.wrapping_mul(seed | 1)) % 61);
+                order.truncate(held);
+                let mut shard = shard(id as u64, desired, &order);
+                if !settled {
+                    shard.actual.pop();
+                }
+                shard
+            })
+            .collect();
+        input(nodes, shards)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn a_plan_taken_leaves_nothing_to_plan(input in any_input()) {
+        let mut after = input.clone();
+        let planned = plan(&input);
+        prop_assert_eq!(&plan(&input), &planned, "deterministic");
+        apply(&mut after, &planned, &mut 1_000_000);
+        if !planned.is_empty() {
+            prop_assert_eq!(plan(&after).changes, Vec::new());
+        }
+    }
+
+    #[test]
+    fn no_plan_doubles_a_node_uses_a_bad_one_or_lowers_a_shard(input in any_input()) {
+        let mut after = input.clone();
+        let planned = plan(&input);
+        for change in &planned.changes {
+            if let Change::Assign { node, .. } = change {
+                let status = input.nodes.iter().find(|known| known.id == *node).map(|known| known.status);
+                prop_assert_eq!(status, Some(NodeStatus::Live));
+            }
+        }
+        apply(&mut after, &planned, &mut 1_000_000);
+        for (before, after) in input.shards.iter().zip(&after.shards) {
+            prop_assert_eq!(nodes_of(after).len(), after.intent.len(), "one replica per node: {:?}", after);
+            let floor = before.intent.len().min(usize::from(before.replicas_desired));
+            prop_assert!(after.intent.len() >= floor, "{:?} became {:?}", before, after);
+        }
+    }
+
+    #[test]
+    fn healthy_clusters_end_spread_and_complete(mut input in any_input()) {
+        for node in &mut input.nodes {
+            node.status = NodeStatus::Live;
+        }
+        input.shards.iter_mut().for_each(settle);
+        converge(&mut input);
+        let zones: BTreeMap<NodeId, String> = input.nodes.iter().map(|node| (node.id, node.locality.to_string())).collect();
+        let zones_total = zones.values().collect::<BTreeSet<_>>().len();
+        for shard in &input.shards {
+            let fits = (input.nodes.len() - 1) / 2 * 2 + 1;
+            let expected = usize::from(shard.replicas_desired).min(fits);
+            prop_assert!(shard.intent.len() >= expected, "{:?}", shard);
+            let used: BTreeSet<_> = shard.intent.iter().map(|held| &zones[&held.node]).collect();
+            prop_assert_eq!(used.len(), shard.intent.len().min(zones_total), "{:?}", shard);
+        }
+    }
+
+    #[test]
+    fn equal_nodes_end_within_one_replica(nodes in 1_u64..8, shards in 0_u64..30, start in 1_u64..8) {
+        let all: Vec<_> = (1..=nodes).map(|id| node(id, "")).collect();
+        let shards = (0..shards).map(|id| shard(id, 3, &[start.min(nodes)])).collect();
+        let mut input = input(all, shards);
+        converge(&mut input);
+        let counts = counts(&input);
+        let (most, least) = (counts.values().max().unwrap_or(&0), counts.values().min().unwrap_or(&0));
+        prop_assert!(most - least <= 1, "{:?}", counts);
+    }
+}
