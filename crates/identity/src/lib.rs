@@ -1,1 +1,28 @@
-//! Cluster CA, node certificates and join tokens.
+//! Who a node is: the cluster's certificate authority, node keys and certificates, TLS configurations, join tokens.
+//!
+//! Invariants:
+//! - A certificate names exactly one node of one cluster, as one DNS name (`n7.<cluster id>.flotilla`). The issuer
+//!   writes that name; whatever a signing request asks for is ignored.
+//! - TLS 1.3 only, one provider (ring), no session resumption and no early data: every connection runs its verifiers.
+//!
+//! Deliberately absent: files and directories (callers store the strings), clocks (TLS reads its own), revocation (a
+//! removed node is refused by the transport's admission, not by a list), rotation of the authority.
+
+mod authority;
+mod error;
+mod name;
+mod node;
+mod pin;
+mod tls;
+mod token;
+
+pub use authority::{CSR_BYTES_MAX, CaFingerprint, ClusterAuthority, csr_public_key_digest};
+pub use error::{IdentityError, Part};
+pub use name::{peer_name, peer_of};
+pub use node::{IdentityPem, NodeIdentity, NodeKey};
+pub use tls::{ALPN_JOIN, ALPN_PEER, JOIN_SERVER_NAME, join_client_config, peer_client_config, server_config};
+pub use token::{JoinToken, TokenError, TokenHash, TokenId};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
