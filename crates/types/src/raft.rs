@@ -90,8 +90,11 @@ impl ConfState {
     /// Every replica named, once, in order.
     #[must_use]
     pub fn all(&self) -> Vec<ReplicaId> {
-        let mut all: Vec<_> =
-            [&self.voters, &self.voters_outgoing, &self.learners, &self.learners_next].into_iter().flatten().copied().collect();
+        let mut all: Vec<_> = [&self.voters, &self.voters_outgoing, &self.learners, &self.learners_next]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
         all.sort_unstable();
         all.dedup();
         all

@@ -1,0 +1,181 @@
+//! Changes of the replica set, in an encoding of our own.
+//!
+//! raft-rs wants its own protobuf bytes in the entry when a leader proposes; those are made and read on the leader only.
+//! What replicas apply is the encoding here, carried as the entry's context, so that bytes from a peer never
+//! reach protobuf 2.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flotilla_types::{ConfState, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor};
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+
+const FORMAT: u8 = 1;
+const PARTS_MAX: usize = 16;
+
+/// One change of the replica set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfChange {
+    /// A new replica starts to receive the log; it does not vote.
+    AddLearner {
+        /// The new replica.
+        replica: ReplicaId,
+        /// Where it lives.
+        node: NodeId,
+    },
+    /// A learner stops to receive the log.
+    RemoveLearner {
+        /// The learner.
+        replica: ReplicaId,
+    },
+    /// Learners become voters and voters become learners, together, through a joint configuration that
+    /// [`ConfChange::LeaveJoint`] ends (Ongaro's dissertation, §4.3).
+    Swap {
+        /// Learners that become voters.
+        promote: Vec<ReplicaId>,
+        /// Voters that become learners.
+        demote: Vec<ReplicaId>,
+    },
+    /// Ends a joint configuration.
+    LeaveJoint,
+}
+
+/// A committed change does not parse, or does not fit the configuration it met. The entry changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// The bytes are not a change.
+    #[error("the configuration change does not parse")]
+    Malformed,
+    /// The configuration does not admit it, on any replica.
+    #[error("the configuration change does not fit the configuration")]
+    Unfit,
+}
+
+impl ConfChange {
+    fn parts(&self) -> Vec<(ConfChangeType, ReplicaId, NodeId)> {
+        let voter = |replica: &ReplicaId| (ConfChangeType::AddNode, *replica, NodeId::NONE);
+        let learner = |replica: &ReplicaId| (ConfChangeType::AddLearnerNode, *replica, NodeId::NONE);
+        match self {
+            Self::AddLearner { replica, node } => vec![(ConfChangeType::AddLearnerNode, *replica, *node)],
+            Self::RemoveLearner { replica } => vec![(ConfChangeType::RemoveNode, *replica, NodeId::NONE)],
+            Self::Swap { promote, demote } => promote.iter().map(voter).chain(demote.iter().map(learner)).collect(),
+            Self::LeaveJoint => Vec::new(),
+        }
+    }
+
+    pub(crate) fn to_raft(&self) -> ConfChangeV2 {
+        let mut change = ConfChangeV2::default();
+        for (kind, replica, _) in self.parts() {
+            let mut part = ConfChangeSingle::default();
+            part.set_change_type(kind);
+            part.set_node_id(replica.0);
+            change.mut_changes().push(part);
+        }
+        if matches!(self, Self::Swap { .. }) {
+            change.set_transition(ConfChangeTransition::Explicit);
+        }
+        change
+    }
+
+    /// What raft-rs wants to see in the entry of a proposal.
+    pub(crate) fn to_raft_bytes(&self) -> Bytes {
+        self.to_raft().write_to_bytes().map(Bytes::from).unwrap_or_default()
+    }
+
+    /// The change as it stands in the log.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let parts = self.parts();
+        let mut bytes = BytesMut::with_capacity(3 + parts.len() * 17);
+        bytes.put_u8(FORMAT);
+        bytes.put_u8(match self {
+            Self::AddLearner { .. } => 1,
+            Self::RemoveLearner { .. } => 2,
+            Self::Swap { .. } => 3,
+            Self::LeaveJoint => 4,
+        });
+        bytes.put_u8(parts.len() as u8);
+        for (kind, replica, node) in parts {
+            bytes.put_u8(u8::from(kind == ConfChangeType::AddNode));
+            bytes.put_u64(replica.0);
+            bytes.put_u64(node.0);
+        }
+        bytes.freeze()
+    }
+
+    /// Reads a change from the log.
+    pub fn decode(mut bytes: &[u8]) -> Result<Self, ChangeError> {
+        let short = |_| ChangeError::Malformed;
+        let format = bytes.try_get_u8().map_err(short)?;
+        let what = bytes.try_get_u8().map_err(short)?;
+        let count = usize::from(bytes.try_get_u8().map_err(short)?);
+        if format != FORMAT || count > PARTS_MAX {
+            return Err(ChangeError::Malformed);
+        }
+        let mut parts = Vec::with_capacity(count);
+        for _ in 0..count {
+            let promotes = bytes.try_get_u8().map_err(short)? == 1;
+            let replica = ReplicaId(bytes.try_get_u64().map_err(short)?);
+            let node = NodeId(bytes.try_get_u64().map_err(short)?);
+            parts.push((promotes, replica, node));
+        }
+        match (what, &parts[..]) {
+            (1, [(_, replica, node)]) => Ok(Self::AddLearner { replica: *replica, node: *node }),
+            (2, [(_, replica, _)]) => Ok(Self::RemoveLearner { replica: *replica }),
+            (3, [_, ..]) => {
+                let pick = |wanted: bool| parts.iter().filter(|part| part.0 == wanted).map(|part| part.1).collect();
+                Ok(Self::Swap { promote: pick(true), demote: pick(false) })
+            }
+            (4, []) => Ok(Self::LeaveJoint),
+            _ => Err(ChangeError::Malformed),
+        }
+    }
+}
+
+/// The descriptor after a change led to `conf`: same shard and range, the next configuration epoch.
+pub(crate) fn descriptor_after(before: &ShardDescriptor, change: &ConfChange, conf: &ConfState) -> ShardDescriptor {
+    let added = match change {
+        ConfChange::AddLearner { replica, node } => Some((*replica, *node)),
+        _ => None,
+    };
+    let node_of = |replica: ReplicaId| match added {
+        Some((new, node)) if new == replica => node,
+        _ => before.node_of(replica).unwrap_or(NodeId::NONE),
+    };
+    let role_of = |replica| if conf.is_voter(replica) { ReplicaRole::Voter } else { ReplicaRole::Learner };
+    let replicas = conf
+        .all()
+        .into_iter()
+        .map(|replica| ReplicaDescriptor { replica, node: node_of(replica), role: role_of(replica) })
+        .collect();
+    let mut after = before.clone();
+    after.epoch.config += 1;
+    after.replicas = replicas;
+    after
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn changes_survive_the_log() {
+        let changes = [
+            ConfChange::AddLearner { replica: ReplicaId(7), node: NodeId(3) },
+            ConfChange::RemoveLearner { replica: ReplicaId(7) },
+            ConfChange::Swap { promote: vec![ReplicaId(7), ReplicaId(8)], demote: vec![ReplicaId(1)] },
+            ConfChange::LeaveJoint,
+        ];
+        for change in changes {
+            assert_eq!(ConfChange::decode(&change.encode()), Ok(change));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = ConfChange::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Conversions between frames and domain types. Decoding shares the frame's buffer; it copies no payload.
+
+use bytes::Bytes;
+use flotilla_types::{
+    Checkpoint, ConfState, Entry, EntryKind, Epoch, KeyRange, LogIndex, Message, MessageKind, NodeId, ObjectId,
+    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Snapshot, Term,
+};
+
+use crate::peer;
+
+/// A frame did not say anything that makes sense. Nothing was done; the connection may be closed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Not protobuf, or not this message.
+    #[error("the frame does not parse")]
+    Malformed(#[from] prost::DecodeError),
+    /// A field that must be there is not.
+    #[error("the frame lacks `{0}`")]
+    Missing(&'static str),
+    /// A field has a value outside its range.
+    #[error("the frame's `{0}` is out of range")]
+    OutOfRange(&'static str),
+}
+
+/// Decodes a message; payload fields share `bytes`.
+pub fn decode<M: prost::Message + Default>(bytes: Bytes) -> Result<M, WireError> {
+    Ok(M::decode(bytes)?)
+}
+
+/// Encodes a message.
+pub fn encode<M: prost::Message>(message: &M) -> Bytes {
+    message.encode_to_vec().into()
+}
+
+const KINDS: [MessageKind; 12] = [
+    MessageKind::Append,
+    MessageKind::AppendResponse,
+    MessageKind::RequestVote,
+    MessageKind::RequestVoteResponse,
+    MessageKind::RequestPreVote,
+    MessageKind::RequestPreVoteResponse,
+    MessageKind::Heartbeat,
+    MessageKind::HeartbeatResponse,
+    MessageKind::Snapshot,
+    MessageKind::TimeoutNow,
+    MessageKind::ReadIndex,
+    MessageKind::ReadIndexResponse,
+];
+
+/// A Raft message of one shard, as it travels.
+#[must_use]
+pub fn envelope_to_wire(shard: ShardId, message: Message) -> peer::Envelope {
+    let kind = KINDS.iter().position(|kind| *kind == message.kind).unwrap_or_default() as u32;
+    peer::Envelope {
+        shard: shard.0,
+        kind,
+        from: message.from.0,
+        to: message.to.0,
+        term: message.term.0,
+        log_term: message.log_term.0,
+        index: message.index.0,
+        entries: message.entries.into_iter().map(entry_to_wire).collect(),
+        commit: message.commit.0,
+        commit_term: message.commit_term.0,
+        snapshot: message.snapshot.map(|snapshot| checkpoint_to_wire(&snapshot.checkpoint)),
+        reject: message.reject,
+        reject_hint: message.reject_hint.0,
+        context: message.context,
+        priority: message.priority,
+    }
+}
+
+/// Takes a Raft message from a frame.
+pub fn envelope_from_wire(envelope: peer::Envelope) -> Result<(ShardId, Message), WireError> {
+    let kind = *KINDS.get(envelope.kind as usize).ok_or(WireError::OutOfRange("kind"))?;
+    if envelope.from == 0 || envelope.to == 0 {
+        return Err(WireError::Missing("replica id"));
+    }
+    let entries = entries_from_wire(envelope.entries, envelope.index)?;
+    let snapshot = match envelope.snapshot {
+        Some(checkpoint) => Some(Snapshot { checkpoint: checkpoint_from_wire(checkpoint)? }),
+        None if kind == MessageKind::Snapshot => return Err(WireError::Missing("snapshot")),
+        None => None,
+    };
+    let message = Message {
+        kind,
+        from: ReplicaId(envelope.from),
+        to: ReplicaId(envelope.to),
+        term: Term(envelope.term),
+        log_term: Term(envelope.log_term),
+        index: LogIndex(envelope.index),
+        entries,
+        commit: LogIndex(envelope.commit),
+        commit_term: Term(envelope.commit_term),
+        snapshot,
+        reject: envelope.reject,
+        reject_hint: LogIndex(envelope.reject_hint),
+        context: envelope.context,
+        priority: envelope.priority,
+    };
+    Ok((ShardId(envelope.shard), message))
+}
+
+fn entry_to_wire(entry: Entry) -> peer::Entry {
+    peer::Entry {
+        index: entry.index.0,
+        term: entry.term.0,
+        conf_change: entry.kind == EntryKind::ConfChange,
+        data: entry.data,
+        context: entry.context,
+    }
+}
+
+/// Entries of a message must follow `after` without a hole: a log with holes cannot be written.
+fn entries_from_wire(entries: Vec<peer::Entry>, after: u64) -> Result<Vec<Entry>, WireError> {
+    let mut next = after.wrapping_add(1);
+    let mut taken = Vec::with_capacity(entries.len());
+    for entry in entries {
+        if entry.index != next || entry.term == 0 {
+            return Err(WireError::OutOfRange("entry index"));
+        }
+        next = next.wrapping_add(1);
+        taken.push(Entry {
+            index: LogIndex(entry.index),
+            term: Term(entry.term),
+            kind: if entry.conf_change { EntryKind::ConfChange } else { EntryKind::Normal },
+            data: entry.data,
+            context: entry.context,
+        });
+    }
+    Ok(taken)
+}
+
+/// A checkpoint, as it travels.
+#[must_use]
+pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> peer::Checkpoint {
+    let ids = |objects: &[ObjectId]| objects.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();
+    peer::Checkpoint {
+        index: checkpoint.position.index.0,
+        term: checkpoint.position.term.0,
+        conf: Some(conf_to_wire(&checkpoint.position.conf)),
+        descriptor: Some(descriptor_to_wire(&checkpoint.position.descriptor)),
+        system: checkpoint.system.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(id.as_bytes())),
+        base: ids(&checkpoint.base),
+        runs: ids(&checkpoint.runs),
+    }
+}
+
+/// Takes a checkpoint from a frame.
+pub fn checkpoint_from_wire(checkpoint: peer::Checkpoint) -> Result<Checkpoint, WireError> {
+    let id = |bytes: &Bytes| ObjectId::from_slice(bytes).ok_or(WireError::OutOfRange("object id"));
+    Ok(Checkpoint {
+        position: Position {
+            index: LogIndex(checkpoint.index),
+            term: Term(checkpoint.term),
+            conf: conf_from_wire(checkpoint.conf.ok_or(WireError::Missing("conf"))?),
+            descriptor: descriptor_from_wire(checkpoint.descriptor.ok_or(WireError::Missing("descriptor"))?),
+        },
+        system: if checkpoint.system.is_empty() { None } else { Some(id(&checkpoint.system)?) },
+        base: checkpoint.base.iter().map(id).collect::<Result<_, _>>()?,
+        runs: checkpoint.runs.iter().map(id).collect::<Result<_, _>>()?,
+    })
+}
+
+fn conf_to_wire(conf: &ConfState) -> peer::ConfState {
+    let ids = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.0).collect();
+    peer::ConfState {
+        voters: ids(&conf.voters),
+        voters_outgoing: ids(&conf.voters_outgoing),
+        learners: ids(&conf.learners),
+        learners_next: ids(&conf.learners_next),
+    }
+}
+
+fn conf_from_wire(conf: peer::ConfState) -> ConfState {
+    let ids = |replicas: Vec<u64>| replicas.into_iter().map(ReplicaId).collect();
+    ConfState {
+        voters: ids(conf.voters),
+        voters_outgoing: ids(conf.voters_outgoing),
+        learners: ids(conf.learners),
+        learners_next: ids(conf.learners_next),
+    }
+}
+
+/// A descriptor, as it travels.
+#[must_use]
+pub fn descriptor_to_wire(descriptor: &ShardDescriptor) -> peer::Descriptor {
+    peer::Descriptor {
+        shard: descriptor.shard.0,
+        range_start: descriptor.range.start.clone(),
+        range_end: descriptor.range.end.clone(),
+        epoch_range: descriptor.epoch.range,
+        epoch_config: descriptor.epoch.config,
+        replicas: descriptor
+            .replicas
+            .iter()
+            .map(|replica| peer::Replica {
+                replica: replica.replica.0,
+                node: replica.node.0,
+                learner: replica.role == ReplicaRole::Learner,
+            })
+            .collect(),
+    }
+}
+
+/// Takes a descriptor from a frame.
+#[must_use]
+pub fn descriptor_from_wire(descriptor: peer::Descriptor) -> ShardDescriptor {
+    ShardDescriptor {
+        shard: ShardId(descriptor.shard),
+        range: KeyRange { start: descriptor.range_start, end: descriptor.range_end },
+        epoch: Epoch { range: descriptor.epoch_range, config: descriptor.epoch_config },
+        replicas: descriptor
+            .replicas
+            .into_iter()
+            .map(|replica| ReplicaDescriptor {
+                replica: ReplicaId(replica.replica),
+                node: NodeId(replica.node),
+                role: if replica.learner { ReplicaRole::Learner } else { ReplicaRole::Voter },
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn append(entries: Vec<Entry>) -> Message {
+        Message {
+            kind: MessageKind::Append,
+            from: ReplicaId(1),
+            to: ReplicaId(2),
+            term: Term(3),
+            log_term: Term(2),
+            index: LogIndex(7),
+            entries,
+            commit: LogIndex(6),
+            commit_term: Term(2),
+            snapshot: None,
+            reject: false,
+            reject_hint: LogIndex(0),
+            context: Bytes::from_static(b"c"),
+            priority: -1,
+        }
+    }
+
+    fn entry(index: u64) -> Entry {
+        let data = Bytes::from_static(b"payload");
+        Entry { index: LogIndex(index), term: Term(3), kind: EntryKind::ConfChange, data, context: Bytes::new() }
+    }
+
+    #[test]
+    fn a_message_survives_the_wire() {
+        let mut message = append(vec![entry(8), entry(9)]);
+        message.snapshot = Some(Snapshot {
+            checkpoint: Checkpoint {
+                position: Position {
+                    index: LogIndex(5),
+                    term: Term(2),
+                    conf: ConfState { learners: vec![ReplicaId(9)], ..ConfState::of_voters([ReplicaId(1)]) },
+                    descriptor: ShardDescriptor {
+                        shard: ShardId(4),
+                        range: KeyRange::of_prefix(b"k"),
+                        epoch: Epoch { range: 1, config: 2 },
+                        replicas: vec![],
+                    },
+                },
+                system: Some(ObjectId::of(b"s")),
+                base: vec![ObjectId::of(b"b")],
+                runs: vec![],
+            },
+        });
+        let bytes = encode(&envelope_to_wire(ShardId(4), message.clone()));
+        assert_eq!(envelope_from_wire(decode(bytes).unwrap()), Ok((ShardId(4), message)));
+    }
+
+    #[test]
+    fn entries_with_a_hole_are_refused() {
+        let envelope = envelope_to_wire(ShardId(4), append(vec![entry(8), entry(10)]));
+        assert_eq!(envelope_from_wire(envelope), Err(WireError::OutOfRange("entry index")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            if let Ok(frame) = decode::<peer::Frame>(bytes.into()) {
+                for envelope in frame.raft {
+                    let _ = envelope_from_wire(envelope);
+                }
+            }
+        }
+    }
+}
