@@ -1,0 +1,422 @@
+//! The store: writing, reading, syncing and holding objects.
+//!
+//! Locks are taken in the order sync, writer, index; no file is read or fsynced under writer or index. Segments found at
+//! open are never appended to, so that a tear in one can only be at its end as of the last run. Files are opened for each
+//! read: reads are large and rare, and the number of open files stays bounded whatever the store holds.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use flotilla_types::ObjectId;
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    ObjectError,
+    index::{Entry, Index, Location},
+    segment::{
+        RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader, encode_record_header,
+        encode_segment_header, read_segment_header, scan,
+    },
+};
+
+const SEGMENT_SUFFIX: &str = ".segment";
+
+/// A read that meets a segment deleted under it looks the object up again; it moves once per collection at most.
+const READ_ATTEMPTS_MAX: u32 = 8;
+
+/// Bounds of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// A segment is closed once it holds so many bytes; a larger object gets a segment of its own. 1 MiB–1 GiB: larger
+    /// ones mean fewer files, smaller ones finer collection.
+    pub segment_bytes: u64,
+    /// Larger objects are refused. At most 4 GiB − 1: an object is read into memory whole.
+    pub object_bytes_max: u64,
+    /// A closed segment is compacted when its held objects take less than this share of `segment_bytes`, in percent.
+    /// Higher saves disk and copies more.
+    pub live_percent_min: u8,
+    /// One collection copies at most so many bytes, but at least one segment's.
+    pub compact_bytes_max: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, object_bytes_max: 65 << 20, live_percent_min: 50, compact_bytes_max: 64 << 20 }
+    }
+}
+
+/// What the store holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoreUsage {
+    /// Objects, held or not.
+    pub objects: u64,
+    /// Segment files.
+    pub segments: u64,
+    /// Bytes of those files.
+    pub disk_bytes: u64,
+}
+
+/// A folder of objects. Shared by reference; every call is safe from any thread. One process at a time may open a folder:
+/// the caller sees to that.
+#[derive(Debug)]
+pub struct ObjectStore {
+    dir: PathBuf,
+    pub(crate) options: Options,
+    pub(crate) index: RwLock<Index>,
+    pub(crate) writer: Mutex<Writer>,
+    pub(crate) collecting: Mutex<()>,
+    syncing: Mutex<()>,
+    poisoned: AtomicBool,
+    #[cfg(test)]
+    pub(crate) fail_next_sync: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Writer {
+    active: Option<Active>,
+    /// Every segment but the active one.
+    pub(crate) segments: BTreeMap<u64, Segment>,
+    next_segment: u64,
+    dirty: Vec<Arc<File>>,
+    dirty_folder: bool,
+    unsynced: Vec<(ObjectId, Location)>,
+}
+
+#[derive(Debug)]
+struct Active {
+    number: u64,
+    file: Arc<File>,
+    end: u64,
+    dirty: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Segment {
+    pub(crate) bytes: u64,
+    /// Found at open: its objects may belong to owners that have not set their roots yet.
+    pub(crate) inherited: bool,
+}
+
+impl ObjectStore {
+    /// Opens the folder, creating it if need be, and finds its objects again by reading record headers. Torn tails are cut
+    /// off; everything found is made durable.
+    pub fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self, ObjectError> {
+        let dir = dir.into();
+        fs::create_dir_all(&dir)?;
+        let mut index = Index::default();
+        let mut writer = Writer { next_segment: 1, ..Writer::default() };
+        for number in segment_numbers(&dir)? {
+            writer.next_segment = number.saturating_add(1);
+            if let Some(bytes) = load_segment(&dir, number, &mut index)? {
+                writer.segments.insert(number, Segment { bytes, inherited: true });
+            }
+        }
+        File::open(&dir)?.sync_all()?;
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(Self {
+            dir,
+            options,
+            index: RwLock::new(index),
+            writer: Mutex::new(writer),
+            collecting: Mutex::new(()),
+            syncing: Mutex::new(()),
+            poisoned: AtomicBool::new(false),
+            #[cfg(test)]
+            fail_next_sync: AtomicBool::new(false),
+        })
+    }
+
+    /// Stores bytes under their hash. The object comes back pinned once, whether it was new or already here, so that it
+    /// cannot be collected before its owner names it: `unpin` it then. Durable only after [`sync`](Self::sync).
+    pub fn put(&self, bytes: &[u8]) -> Result<ObjectId, ObjectError> {
+        let id = ObjectId::of(bytes);
+        self.store(id, bytes)?;
+        Ok(id)
+    }
+
+    /// Like [`put`](Self::put), for bytes from elsewhere that should be this object: nothing is stored when they are not.
+    pub fn import(&self, id: ObjectId, bytes: &[u8]) -> Result<(), ObjectError> {
+        if ObjectId::of(bytes) != id {
+            return Err(ObjectError::Mismatch(id));
+        }
+        self.store(id, bytes)
+    }
+
+    /// Makes every object stored so far durable. After an error the store is poisoned.
+    pub fn sync(&self) -> Result<(), ObjectError> {
+        // One sync at a time: a second caller must not return before the first has made the second's objects durable.
+        let _one = self.syncing.lock();
+        self.healthy()?;
+        let (files, folder, unsynced) = {
+            let mut writer = self.writer.lock();
+            if let Some(active) = &mut writer.active {
+                active.dirty = false;
+            }
+            let folder = std::mem::take(&mut writer.dirty_folder);
+            (std::mem::take(&mut writer.dirty), folder, std::mem::take(&mut writer.unsynced))
+        };
+        let result = files
+            .iter()
+            .try_for_each(|file| self.fsync(file))
+            .and_then(|()| if folder { self.fsync(&File::open(&self.dir)?) } else { Ok(()) });
+        if let Err(error) = result {
+            self.poisoned.store(true, Ordering::Release);
+            return Err(error.into());
+        }
+        let mut index = self.index.write();
+        for (id, location) in unsynced {
+            index.mark_synced(id, location);
+        }
+        Ok(())
+    }
+
+    /// The bytes of an object, verified against its id. An object that turns out damaged counts as missing from then on.
+    pub fn get(&self, id: ObjectId) -> Result<Bytes, ObjectError> {
+        self.healthy()?;
+        let mut tried = None;
+        for _ in 0..READ_ATTEMPTS_MAX {
+            let entry = self.index.read().entry(id).ok_or(ObjectError::Missing(id))?;
+            match self.read(entry.location, entry.location.len) {
+                Ok(bytes) if ObjectId::of(&bytes) == id => {
+                    if !entry.verified {
+                        self.index.write().mark_verified(id, entry.location);
+                    }
+                    return Ok(bytes.into());
+                }
+                // Collection may have moved the object between the look-up and the read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tried != Some(entry.location) => {
+                    tried = Some(entry.location);
+                }
+                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
+                    return Err(error.into());
+                }
+                _ => {
+                    tracing::error!(object = %id, segment = entry.location.segment, "object is damaged on disk");
+                    self.index.write().forget(id, entry.location);
+                    return Err(ObjectError::Damaged(id));
+                }
+            }
+        }
+        Err(ObjectError::Missing(id))
+    }
+
+    /// The first `len` bytes of an object (fewer when it is shorter), **not verified**: a hint to plan by, never data.
+    pub fn head(&self, id: ObjectId, len: u32) -> Result<Bytes, ObjectError> {
+        self.healthy()?;
+        let entry = self.index.read().entry(id).ok_or(ObjectError::Missing(id))?;
+        match self.read(entry.location, len.min(entry.location.len)) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ObjectError::Damaged(id)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the object is here and durable.
+    #[must_use]
+    pub fn contains(&self, id: ObjectId) -> bool {
+        self.healthy().is_ok() && self.index.read().entry(id).is_some_and(|entry| entry.synced)
+    }
+
+    /// Bytes of an object that is here, durable or not.
+    #[must_use]
+    pub fn len_bytes(&self, id: ObjectId) -> Option<u64> {
+        self.index.read().entry(id).map(|entry| u64::from(entry.location.len))
+    }
+
+    /// If the object is here and durable, keeps it until a matching `unpin`, and says so. Pins count.
+    #[must_use]
+    pub fn pin(&self, id: ObjectId) -> bool {
+        let mut index = self.index.write();
+        let here = self.healthy().is_ok() && index.entry(id).is_some_and(|entry| entry.synced);
+        if here {
+            index.pin(id);
+        }
+        here
+    }
+
+    /// Takes back one pin of `put`, `import` or [`pin`](Self::pin).
+    pub fn unpin(&self, id: ObjectId) {
+        self.index.write().unpin(id);
+    }
+
+    /// Says which objects an owner needs from now on, in place of what it said before. None: the owner is gone.
+    /// Ids may be named before their objects arrive.
+    pub fn set_roots(&self, owner: u64, ids: impl IntoIterator<Item = ObjectId>) {
+        self.index.write().set_roots(owner, ids.into_iter().collect());
+    }
+
+    /// What the store holds.
+    #[must_use]
+    pub fn usage(&self) -> StoreUsage {
+        let (segments, disk_bytes) = {
+            let writer = self.writer.lock();
+            let (active, active_bytes) = writer.active.as_ref().map_or((0, 0), |active| (1, active.end));
+            let closed_bytes: u64 = writer.segments.values().map(|segment| segment.bytes).sum();
+            (writer.segments.len() as u64 + active, closed_bytes + active_bytes)
+        };
+        StoreUsage { objects: self.index.read().len() as u64, segments, disk_bytes }
+    }
+
+    pub(crate) fn healthy(&self) -> Result<(), ObjectError> {
+        if self.poisoned.load(Ordering::Acquire) { Err(ObjectError::Poisoned) } else { Ok(()) }
+    }
+
+    fn store(&self, id: ObjectId, bytes: &[u8]) -> Result<(), ObjectError> {
+        self.healthy()?;
+        let bytes_max = self.options.object_bytes_max.min(u64::from(u32::MAX));
+        if bytes.len() as u64 > bytes_max {
+            return Err(ObjectError::TooLarge { bytes: bytes.len() as u64, bytes_max });
+        }
+        if self.pin_intact(id)? {
+            return Ok(());
+        }
+        let mut writer = self.writer.lock();
+        // Someone may have stored it since the look-up; the writer's lock rules out that it happens again.
+        if self.index.read().entry(id).is_none() {
+            let location = self.append(&mut writer, id, bytes)?;
+            writer.unsynced.push((id, location));
+            self.index.write().insert(id, Entry { location, synced: false, verified: true });
+        }
+        self.index.write().pin(id);
+        Ok(())
+    }
+
+    /// Pins the object if it is here and intact. A copy from an earlier run is read first: leaning on one that is damaged
+    /// would lose the good bytes at hand.
+    fn pin_intact(&self, id: ObjectId) -> Result<bool, ObjectError> {
+        loop {
+            {
+                let mut index = self.index.write();
+                match index.entry(id) {
+                    None => return Ok(false),
+                    Some(entry) if entry.verified => {
+                        index.pin(id);
+                        return Ok(true);
+                    }
+                    Some(_) => {}
+                }
+            }
+            match self.get(id) {
+                Ok(_) => {}
+                Err(ObjectError::Damaged(_) | ObjectError::Missing(_)) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes a record to the active segment, not yet to the index. A failed write leaves nothing that counts: the next
+    /// one starts at the same place.
+    pub(crate) fn append(&self, writer: &mut Writer, id: ObjectId, bytes: &[u8]) -> Result<Location, ObjectError> {
+        let record_bytes = RECORD_HEADER_BYTES + bytes.len() as u64;
+        if writer.active.as_ref().is_some_and(|active| active.end + record_bytes > self.options.segment_bytes)
+            && let Some(full) = writer.active.take()
+        {
+            writer.segments.insert(full.number, Segment { bytes: full.end, inherited: false });
+        }
+        if writer.active.is_none() {
+            writer.active = Some(self.start_segment(writer)?);
+        }
+        let Writer { active: Some(active), dirty, .. } = writer else {
+            return Err(io::Error::other("no active segment").into());
+        };
+        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        active.file.write_all_at(&encode_record_header(id, len), active.end)?;
+        active.file.write_all_at(bytes, active.end + RECORD_HEADER_BYTES)?;
+        if !active.dirty {
+            active.dirty = true;
+            dirty.push(active.file.clone());
+        }
+        let location = Location { segment: active.number, offset: active.end + RECORD_HEADER_BYTES, len };
+        active.end += record_bytes;
+        Ok(location)
+    }
+
+    fn start_segment(&self, writer: &mut Writer) -> Result<Active, ObjectError> {
+        let number = writer.next_segment;
+        writer.next_segment += 1;
+        let file = OpenOptions::new().write(true).create_new(true).open(self.segment_path(number))?;
+        file.write_all_at(&encode_segment_header(), 0)?;
+        writer.dirty_folder = true;
+        Ok(Active { number, file: Arc::new(file), end: SEGMENT_HEADER_BYTES, dirty: false })
+    }
+
+    pub(crate) fn read(&self, location: Location, len: u32) -> io::Result<Vec<u8>> {
+        let file = File::open(self.segment_path(location.segment))?;
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, location.offset)?;
+        Ok(bytes)
+    }
+
+    pub(crate) fn segment_path(&self, number: u64) -> PathBuf {
+        segment_path(&self.dir, number)
+    }
+
+    fn fsync(&self, file: &File) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fail_next_sync.swap(false, Ordering::AcqRel) {
+            return Err(io::Error::other("injected"));
+        }
+        file.sync_all()
+    }
+}
+
+fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:016x}{SEGMENT_SUFFIX}"))
+}
+
+/// Numbers of the segment files in a folder, ascending. Other files are left alone.
+fn segment_numbers(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for file in fs::read_dir(dir)? {
+        let name = file?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(SEGMENT_SUFFIX));
+        numbers.extend(number.and_then(|number| u64::from_str_radix(number, 16).ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Indexes a segment, cuts off its torn tail and makes it durable: the process that wrote it may have been killed before
+/// it could. Returns its size, or `None` when nothing was in it and the file is gone.
+fn load_segment(dir: &Path, number: u64, index: &mut Index) -> Result<Option<u64>, ObjectError> {
+    let path = segment_path(dir, number);
+    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let file_bytes = file.metadata()?.len();
+    let start = match read_segment_header(&file, file_bytes)? {
+        SegmentHeader::Known => SEGMENT_HEADER_BYTES,
+        SegmentHeader::Newer(found) => {
+            return Err(ObjectError::Version { segment: number, found, known: SEGMENT_VERSION });
+        }
+        SegmentHeader::Invalid => 0,
+    };
+    let scan = scan(&file, start, file_bytes)?;
+    if scan.damaged_bytes > 0 || scan.end < file_bytes {
+        let (damaged, torn) = (scan.damaged_bytes, file_bytes - scan.end);
+        tracing::warn!(segment = number, damaged_bytes = damaged, torn_bytes = torn, "segment is not whole");
+    }
+    if scan.records.is_empty() {
+        fs::remove_file(&path)?;
+        return Ok(None);
+    }
+    if scan.end < file_bytes {
+        file.set_len(scan.end)?;
+    }
+    file.sync_all()?;
+    for record in scan.records {
+        let location = Location { segment: number, offset: record.offset, len: record.len };
+        index.insert(record.id, Entry { location, synced: true, verified: false });
+    }
+    Ok(Some(scan.end))
+}
