@@ -1,0 +1,63 @@
+//! A stand-in for `flotilla` in this crate's own tests: it understands the same command line and answers the few
+//! questions that are asked while a cluster comes up. It stores nothing but its name.
+
+use std::{
+    collections::HashMap,
+    env, fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::ExitCode,
+};
+
+const TOKEN: &str = "flt1.fake";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let value = |name: &str| arguments.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
+    let (Some(http), Some(data)) = (value("--http"), value("--data-dir")) else { return ExitCode::from(2) };
+    let is_new = !Path::new(&data).exists();
+    let may_be_new =
+        arguments.iter().any(|argument| argument == "--bootstrap") || value("--token").as_deref() == Some(TOKEN);
+    if is_new != may_be_new {
+        eprintln!("new data: {is_new}, may be new: {may_be_new}");
+        return ExitCode::from(3);
+    }
+    let listener = fs::create_dir_all(format!("{data}/state/view")).and_then(|()| TcpListener::bind(&http));
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("listening on {http}");
+    for stream in listener.incoming().flatten() {
+        // A client that goes away in the middle is no matter.
+        let _ = answer(stream);
+    }
+    ExitCode::SUCCESS
+}
+
+fn answer(stream: TcpStream) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    let mut request = String::new();
+    reader.read_line(&mut request)?;
+    let mut headers = HashMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    reader.by_ref().take(length).read_to_end(&mut Vec::new())?;
+    let (status, body) = match request.split(' ').take(2).collect::<Vec<_>>()[..] {
+        ["GET", "/readyz"] => ("200 OK", String::new()),
+        ["GET", "/v1/cluster/status"] => ("200 OK", r#"{"shards":[{"leader":1,"replicas":[1,2,3]}]}"#.to_owned()),
+        ["POST", "/v1/cluster/tokens"] => ("200 OK", format!(r#"{{"token":"{TOKEN}"}}"#)),
+        _ => ("404 Not Found", String::new()),
+    };
+    let length = body.len();
+    write!(reader.get_mut(), "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+}

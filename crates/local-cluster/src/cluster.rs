@@ -1,0 +1,388 @@
+//! A cluster that belongs to a test: its processes and its folder end with it.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+use crate::{
+    error::ClusterError,
+    folder::{self, What},
+    http,
+    launch::{Start, command},
+    layout::Node,
+    ports::Ports,
+    process::{Signal, log_tail},
+};
+
+/// How long a cluster may take to become ready.
+pub const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long a node may take to stop cleanly.
+pub const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// Time between two looks at something that is waited for.
+const POLL_EVERY: Duration = Duration::from_millis(50);
+/// Replicas of a shard once there are enough nodes.
+const REPLICAS: usize = 3;
+/// Lines of each log that are shown when a test fails.
+const TAIL_LINES: usize = 60;
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// How many nodes, at least 1.
+    pub nodes: usize,
+    /// The `flotilla` binary: [`crate::built_binary`].
+    pub binary: PathBuf,
+    /// Where data and logs go, and stay. `None` is a temporary folder that ends with the cluster.
+    pub dir: Option<PathBuf>,
+    /// More arguments for each `flotilla start`.
+    pub arguments: Vec<String>,
+    /// More variables for each node.
+    pub variables: Vec<(String, String)>,
+}
+
+impl ClusterOptions {
+    /// `nodes` nodes of `binary` in a temporary folder.
+    #[must_use]
+    pub fn new(nodes: usize, binary: PathBuf) -> Self {
+        Self { nodes, binary, dir: None, arguments: Vec::new(), variables: Vec::new() }
+    }
+}
+
+/// Running nodes, numbered from 1 like their names. Dropping it kills them all.
+#[derive(Debug)]
+pub struct Cluster {
+    members: Vec<Member>,
+    options: ClusterOptions,
+    dir: PathBuf,
+    /// Removed when dropped, after the processes.
+    _temporary: Option<TempDir>,
+}
+
+#[derive(Debug)]
+struct Member {
+    node: Node,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts a new cluster and waits until it is whole.
+    ///
+    /// # Errors
+    /// A node does not start, ends, or the cluster is not ready within [`READY_WITHIN`].
+    pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
+        let temporary = if options.dir.is_none() { Some(tempfile::tempdir()?) } else { None };
+        let dir = options.dir.as_deref().or(temporary.as_ref().map(TempDir::path)).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir)?;
+        let dir = dir.canonicalize()?;
+        let ports = Ports::free(options.nodes)?;
+        let node = |(i, ports)| Member { node: Node::new(&dir, i + 1, ports), child: None };
+        let members = ports.into_iter().enumerate().map(node).collect();
+        let mut cluster = Self { members, options, dir, _temporary: temporary };
+        cluster.launch(1, Start::Bootstrap)?;
+        cluster.wait_node(1).await?;
+        if cluster.members.len() > 1 {
+            let token = http::token(&cluster.http(1)?, cluster.members.len()).await?;
+            let peers = [cluster.quic(1)?];
+            for i in 2..=cluster.members.len() {
+                cluster.launch(i, Start::Join { peers: &peers, token: &token })?;
+            }
+        }
+        cluster.wait_ready().await?;
+        Ok(cluster)
+    }
+
+    /// How many nodes there are, running or not.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Never.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Where node `i` serves HTTP: `http://…`.
+    ///
+    /// # Errors
+    /// There is no such node. So for the other addresses.
+    pub fn http(&self, i: usize) -> Result<String, ClusterError> {
+        Ok(self.node(i)?.http_url())
+    }
+
+    /// Where all nodes serve HTTP, in order.
+    #[must_use]
+    pub fn http_all(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.node.http_url()).collect()
+    }
+
+    /// Where node `i` serves the Redis protocol.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn redis(&self, i: usize) -> Result<SocketAddr, ClusterError> {
+        Ok(self.node(i)?.redis)
+    }
+
+    /// Where peers reach node `i`.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn quic(&self, i: usize) -> Result<SocketAddr, ClusterError> {
+        Ok(self.node(i)?.quic)
+    }
+
+    /// Names, addresses and files of node `i`.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn node(&self, i: usize) -> Result<&Node, ClusterError> {
+        i.checked_sub(1).and_then(|i| self.members.get(i)).map(|member| &member.node).ok_or(ClusterError::NoNode(i))
+    }
+
+    /// The file with node `i`'s output.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn log(&self, i: usize) -> Result<&Path, ClusterError> {
+        Ok(&self.node(i)?.log)
+    }
+
+    /// Ends node `i` at once, as a crash does, and returns when it is gone.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill(&mut self, i: usize) -> Result<(), ClusterError> {
+        let mut child = self.member(i)?.child.take().ok_or(ClusterError::NoNode(i))?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Sends a signal to node `i`, and does not wait for what comes of it.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal(&self, i: usize, signal: Signal) -> Result<(), ClusterError> {
+        let child = i.checked_sub(1).and_then(|i| self.members.get(i)).and_then(|member| member.child.as_ref());
+        Ok(signal.send(child.ok_or(ClusterError::NoNode(i))?.id())?)
+    }
+
+    /// Stops node `i` in its tracks, as a long pause does.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pause(&self, i: usize) -> Result<(), ClusterError> {
+        self.signal(i, Signal::Stop)
+    }
+
+    /// Lets node `i` go on after [`Cluster::pause`].
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn resume(&self, i: usize) -> Result<(), ClusterError> {
+        self.signal(i, Signal::Cont)
+    }
+
+    /// Asks node `i` to leave cleanly, and waits until it has.
+    ///
+    /// # Errors
+    /// It does not run, or is not gone within [`STOP_WITHIN`]; it runs on then.
+    pub async fn stop(&mut self, i: usize) -> Result<ExitStatus, ClusterError> {
+        self.signal(i, Signal::Term)?;
+        let start = Instant::now();
+        loop {
+            let member = self.member(i)?;
+            if let Some(status) = member.child.as_mut().ok_or(ClusterError::NoNode(i))?.try_wait()? {
+                member.child = None;
+                return Ok(status);
+            }
+            if start.elapsed() > STOP_WITHIN {
+                return Err(ClusterError::TimedOut { what: "a clean stop", within: STOP_WITHIN });
+            }
+            sleep(POLL_EVERY).await;
+        }
+    }
+
+    /// Starts node `i` again: on its data, or, when it has none, as a new node with a new token from a running one.
+    /// Does not wait for it to become ready.
+    ///
+    /// # Errors
+    /// It runs already, or nobody gives a token.
+    pub async fn start_node(&mut self, i: usize) -> Result<(), ClusterError> {
+        if self.member(i)?.is_running() {
+            return Err(ClusterError::Running(i));
+        }
+        if !folder::is_empty(&self.node(i)?.data_dir) {
+            return self.launch(i, Start::Resume);
+        }
+        let mut others = Vec::new();
+        for (other, member) in self.members.iter_mut().enumerate() {
+            if other + 1 != i && member.is_running() {
+                others.push(member.node.clone());
+            }
+        }
+        let mut token = Err(ClusterError::NobodyAnswers);
+        for other in &others {
+            if token.is_err() {
+                token = http::token(&other.http_url(), 1).await;
+            }
+        }
+        let peers: Vec<SocketAddr> = others.iter().map(|other| other.quic).collect();
+        self.launch(i, Start::Join { peers: &peers, token: &token? })
+    }
+
+    /// Adds one more node, and returns its number. Does not wait for it to become ready.
+    ///
+    /// # Errors
+    /// Nobody gives a token, or the node does not start.
+    pub async fn add_node(&mut self) -> Result<usize, ClusterError> {
+        let i = self.members.len() + 1;
+        for ports in Ports::free(1)? {
+            self.members.push(Member { node: Node::new(&self.dir, i, ports), child: None });
+        }
+        self.start_node(i).await?;
+        Ok(i)
+    }
+
+    /// Deletes the view, or all data, of node `i` while it is down.
+    ///
+    /// # Errors
+    /// It runs, or there is no view.
+    pub fn wipe(&mut self, i: usize, what: What) -> Result<(), ClusterError> {
+        folder::wipe(&self.data_of_stopped(i)?, what)
+    }
+
+    /// Copies the data of node `i` aside while it is down, in the place of an earlier copy.
+    ///
+    /// # Errors
+    /// It runs, or the copy fails.
+    pub fn backup(&mut self, i: usize) -> Result<(), ClusterError> {
+        let data = self.data_of_stopped(i)?;
+        Ok(folder::copy(&data, &data.with_extension("backup"))?)
+    }
+
+    /// Puts the copy from [`Cluster::backup`] back, in the place of the data of node `i`.
+    ///
+    /// # Errors
+    /// It runs, there is no copy, or copying fails.
+    pub fn restore(&mut self, i: usize) -> Result<(), ClusterError> {
+        let data = self.data_of_stopped(i)?;
+        let backup = data.with_extension("backup");
+        if !backup.is_dir() {
+            return Err(ClusterError::NoBackup(i));
+        }
+        Ok(folder::copy(&backup, &data)?)
+    }
+
+    /// Waits until every running node is ready and sees every shard led, and replicated as far as the running nodes
+    /// allow.
+    ///
+    /// # Errors
+    /// A node ended, or that did not happen within [`READY_WITHIN`].
+    pub async fn wait_ready(&mut self) -> Result<(), ClusterError> {
+        let start = Instant::now();
+        while !self.is_whole().await? {
+            if start.elapsed() > READY_WITHIN {
+                return Err(ClusterError::TimedOut { what: "a ready cluster", within: READY_WITHIN });
+            }
+            sleep(POLL_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until node `i` says that it is ready.
+    ///
+    /// # Errors
+    /// It ended, or did not become ready within [`READY_WITHIN`].
+    pub async fn wait_node(&mut self, i: usize) -> Result<(), ClusterError> {
+        let start = Instant::now();
+        while !http::is_ready(&self.http(i)?).await {
+            self.member(i)?.check()?;
+            if start.elapsed() > READY_WITHIN {
+                return Err(ClusterError::TimedOut { what: "a ready node", within: READY_WITHIN });
+            }
+            sleep(POLL_EVERY).await;
+        }
+        Ok(())
+    }
+
+    async fn is_whole(&mut self) -> Result<bool, ClusterError> {
+        let mut urls = Vec::new();
+        for member in &mut self.members {
+            member.check()?;
+            if member.child.is_some() {
+                urls.push(member.node.http_url());
+            }
+        }
+        // One or two voters can lose no node anyway: shards have one replica until there are three nodes.
+        let replicas = if urls.len() >= REPLICAS { REPLICAS } else { 1 };
+        for url in &urls {
+            if !http::is_ready(url).await || !http::status(url).await.is_ok_and(|status| status.is_whole(replicas)) {
+                return Ok(false);
+            }
+        }
+        Ok(!urls.is_empty())
+    }
+
+    fn launch(&mut self, i: usize, start: Start<'_>) -> Result<(), ClusterError> {
+        let mut command = command(&self.options.binary, self.node(i)?, start)?;
+        command.args(&self.options.arguments).envs(self.options.variables.iter().cloned());
+        let member = self.member(i)?;
+        let child = command.spawn()?;
+        member.node.pid = child.id();
+        member.child = Some(child);
+        Ok(())
+    }
+
+    fn member(&mut self, i: usize) -> Result<&mut Member, ClusterError> {
+        i.checked_sub(1).and_then(|i| self.members.get_mut(i)).ok_or(ClusterError::NoNode(i))
+    }
+
+    fn data_of_stopped(&mut self, i: usize) -> Result<PathBuf, ClusterError> {
+        let member = self.member(i)?;
+        if member.is_running() { Err(ClusterError::Running(i)) } else { Ok(member.node.data_dir.clone()) }
+    }
+}
+
+impl Member {
+    /// Whether its process runs. One that ended by itself is noticed here.
+    fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// An error when the process ended by itself.
+    fn check(&mut self) -> Result<(), ClusterError> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        let Some(status) = child.try_wait()? else { return Ok(()) };
+        let tail = log_tail(&self.node.log, TAIL_LINES);
+        Err(ClusterError::Ended { name: self.node.name.clone(), status, tail })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            if let Some(child) = &mut member.child {
+                // It may have ended by itself; then there is nothing to do.
+                if child.kill().is_ok() {
+                    let _ = child.wait();
+                }
+            }
+        }
+        if thread::panicking() {
+            for member in &self.members {
+                let tail = log_tail(&member.node.log, TAIL_LINES);
+                eprintln!("── the end of {}'s log ──\n{tail}", member.node.name);
+            }
+        }
+    }
+}

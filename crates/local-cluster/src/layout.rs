@@ -1,0 +1,125 @@
+//! `cluster.json`: which nodes a folder holds, where they listen, and which processes they are.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{error::ClusterError, ports::Ports, process};
+
+/// The file's name in the cluster's folder.
+pub const LAYOUT_FILE: &str = "cluster.json";
+
+/// One node of a cluster on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// `n1`, `n2`, …
+    pub name: String,
+    /// Its process, as of the last start. 0 before the first.
+    pub pid: u32,
+    /// Where peers reach it.
+    pub quic: SocketAddr,
+    /// Where HTTP is served.
+    pub http: SocketAddr,
+    /// Where the Redis protocol is served.
+    pub redis: SocketAddr,
+    /// Its data folder.
+    pub data_dir: PathBuf,
+    /// The file that its output goes to.
+    pub log: PathBuf,
+}
+
+impl Node {
+    /// Node `number` (from 1) of the cluster in `dir`, not started yet.
+    #[must_use]
+    pub fn new(dir: &Path, number: usize, ports: Ports) -> Self {
+        let name = format!("n{number}");
+        let Ports { quic, http, redis } = ports;
+        Self { pid: 0, quic, http, redis, data_dir: dir.join(&name), log: dir.join(format!("{name}.log")), name }
+    }
+
+    /// `http://…`
+    #[must_use]
+    pub fn http_url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+
+    /// Whether its process runs. A pid that has since gone to another program does not count.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        process::runs_on(self.pid, &self.data_dir)
+    }
+}
+
+/// All nodes of a cluster, as in [`LAYOUT_FILE`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// In the order of their numbers.
+    pub nodes: Vec<Node>,
+}
+
+impl Layout {
+    /// Reads the layout of the cluster in `dir`; `None` when there is none.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no layout.
+    pub fn load(dir: &Path) -> Result<Option<Self>, ClusterError> {
+        let path = dir.join(LAYOUT_FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|source| ClusterError::Layout { path, source })
+    }
+
+    /// Writes the layout, whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), ClusterError> {
+        let path = dir.join(LAYOUT_FILE);
+        let text =
+            serde_json::to_string_pretty(self).map_err(|source| ClusterError::Layout { path: path.clone(), source })?;
+        let new = dir.join(format!("{LAYOUT_FILE}.new"));
+        fs::write(&new, text + "\n")?;
+        Ok(fs::rename(new, path)?)
+    }
+
+    /// The node of that name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saved_layout_is_read_back_and_a_damaged_one_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(Layout::load(dir.path()).expect("no file is no error"), None);
+        let ports = Ports::fixed(7_100, 1).expect("ports below the last");
+        let layout = Layout { nodes: vec![Node::new(dir.path(), 1, ports)] };
+        layout.save(dir.path()).expect("a writable folder");
+        assert_eq!(Layout::load(dir.path()).expect("the file just written"), Some(layout));
+        fs::write(dir.path().join(LAYOUT_FILE), "{").expect("a writable folder");
+        assert!(matches!(Layout::load(dir.path()), Err(ClusterError::Layout { .. })));
+    }
+
+    #[test]
+    fn the_file_has_the_names_that_scripts_rely_on() {
+        let node = Node::new(Path::new("/c"), 1, Ports::fixed(7_100, 1).expect("ports below the last"));
+        let json = serde_json::to_value(Layout { nodes: vec![node] }).expect("plain data");
+        let expected = serde_json::json!({"nodes": [{
+            "name": "n1", "pid": 0, "quic": "127.0.0.1:7110", "http": "127.0.0.1:7111", "redis": "127.0.0.1:7112",
+            "data_dir": "/c/n1", "log": "/c/n1.log",
+        }]});
+        assert_eq!(json, expected);
+    }
+}

@@ -1,0 +1,119 @@
+//! Signals to processes by pid, and the end of a log.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use rustix::process::{Pid, kill_process, test_kill_process};
+
+/// How much of a log's end is read.
+const TAIL_BYTES: u64 = 16 * 1024;
+
+/// What can be sent to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Ends it at once; it cannot notice. A crash.
+    Kill,
+    /// Asks it to leave cleanly.
+    Term,
+    /// The same, as from Ctrl-C.
+    Int,
+    /// Stops it in its tracks. A long pause.
+    Stop,
+    /// Lets it go on.
+    Cont,
+}
+
+impl std::str::FromStr for Signal {
+    type Err = ();
+
+    /// `KILL`, `SIGKILL` or `kill`.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let text = text.to_ascii_uppercase();
+        Ok(match text.strip_prefix("SIG").unwrap_or(&text) {
+            "KILL" => Self::Kill,
+            "TERM" => Self::Term,
+            "INT" => Self::Int,
+            "STOP" => Self::Stop,
+            "CONT" => Self::Cont,
+            _ => return Err(()),
+        })
+    }
+}
+
+impl Signal {
+    /// Sends it to the process `pid`.
+    ///
+    /// # Errors
+    /// There is no such process, or it is not ours.
+    pub fn send(self, pid: u32) -> io::Result<()> {
+        let signal = match self {
+            Self::Kill => rustix::process::Signal::KILL,
+            Self::Term => rustix::process::Signal::TERM,
+            Self::Int => rustix::process::Signal::INT,
+            Self::Stop => rustix::process::Signal::STOP,
+            Self::Cont => rustix::process::Signal::CONT,
+        };
+        Ok(kill_process(to_pid(pid).ok_or(io::ErrorKind::NotFound)?, signal)?)
+    }
+}
+
+/// Whether process `pid` runs and works on `data_dir`. A zombie does not run.
+pub(crate) fn runs_on(pid: u32, data_dir: &Path) -> bool {
+    if to_pid(pid).is_none_or(|pid| test_kill_process(pid).is_err()) {
+        return false;
+    }
+    match std::fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(arguments) => {
+            arguments.split(|byte| *byte == 0).any(|argument| argument == data_dir.as_os_str().as_encoded_bytes())
+        }
+        // Systems without /proc: all that is known is that the process exists.
+        Err(_) => !Path::new("/proc/self/cmdline").exists(),
+    }
+}
+
+/// Never 0, which as an argument of `kill` would mean this whole process group.
+fn to_pid(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+/// The last lines of a log, at most `lines_max`. Empty when there is none.
+#[must_use]
+pub fn log_tail(log: &Path, lines_max: usize) -> String {
+    let read = || {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok::<_, io::Error>(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(lines_max)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_is_the_last_lines_only() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let log = dir.path().join("log");
+        assert_eq!(log_tail(&log, 3), "");
+        let text: Vec<String> = (0..10_000).map(|line| format!("line {line}")).collect();
+        std::fs::write(&log, text.join("\n")).expect("a writable folder");
+        assert_eq!(log_tail(&log, 2), "line 9998\nline 9999");
+        assert!(log_tail(&log, usize::MAX).len() as u64 <= TAIL_BYTES);
+    }
+
+    #[test]
+    fn another_program_with_the_same_pid_is_not_our_node() {
+        assert!(!runs_on(std::process::id(), Path::new("/some/data/folder")));
+        assert!(!runs_on(0, Path::new("/")));
+    }
+}
