@@ -3,6 +3,7 @@
 //! Each seam has an in-memory version (for the simulator and for tests) and a conformance suite that every
 //! implementation runs. Nothing here knows raft-rs, raft-engine or sled.
 
+mod bounds;
 pub mod conformance;
 mod engine;
 mod log;
@@ -11,10 +12,16 @@ mod memory_engine;
 mod memory_log;
 mod overlay;
 mod page;
+mod records;
 
+pub use bounds::ReplicaBounds;
 pub use engine::{EngineError, StateEngine, StateReader, Usage, WriteSet};
 pub use log::{Log, LogBatch, LogError, NodeMark, ReplicaLog, ReplicaWrite};
 pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

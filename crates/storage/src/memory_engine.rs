@@ -1,4 +1,403 @@
-//! A state engine in memory.
-/// A state engine in memory.
+//! A state engine in memory, for simulators and tests.
+//!
+//! Objects stand for the disk: [`MemoryEngine::reopen`] keeps those that were synced and loses everything else. The formats
+//! of runs and chunks are its own, so its checkpoints can be installed in another `MemoryEngine` only.
+//!
+//! Invariants: a replica's records are its base overlaid by the frozen and then the active memtable; an object is deleted
+//! only after a checkpoint or a pin let go of it and no open replica's checkpoint names it.
+//! It models neither a slow disk nor a view that lags behind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use flotilla_types::{Checkpoint, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    EngineError, StateEngine, StateReader, Usage, WriteSet,
+    records::{self, Memtable, Records},
+};
+
+/// Runs in a checkpoint before they are folded into the base.
+const RUNS_MAX: usize = 4;
+/// Chunks that a base is cut into, by key hash, so that a fold renames only those that changed.
+const CHUNKS: usize = 4;
+
+/// A state engine in memory. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryEngine {
+    store: Arc<Mutex<Store>>,
+    replicas: Arc<RwLock<HashMap<ReplicaId, Arc<Replica>>>>,
+}
+
 #[derive(Debug, Default)]
-pub struct MemoryEngine;
+struct Store {
+    objects: HashMap<ObjectId, Object>,
+    pins: BTreeSet<ObjectId>,
+    /// What each open replica's checkpoints name: the durable one, and those built since.
+    claims: HashMap<ReplicaId, BTreeSet<ObjectId>>,
+}
+
+#[derive(Debug, Clone)]
+struct Object {
+    bytes: Bytes,
+    synced: bool,
+}
+
+#[derive(Debug)]
+struct Replica {
+    id: ReplicaId,
+    state: RwLock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    open: bool,
+    checkpoint: Checkpoint,
+    checkpoint_bytes: u64,
+    base: Records,
+    frozen: Option<Frozen>,
+    active: Memtable,
+}
+
+#[derive(Debug)]
+struct Frozen {
+    records: Memtable,
+    position: Position,
+    system: Bytes,
+}
+
+impl MemoryEngine {
+    /// The engine as found after a crash: synced objects only, no replica open. Later changes of `self` do not reach it.
+    #[must_use]
+    pub fn reopen(&self) -> Self {
+        let mut objects = self.store.lock().objects.clone();
+        objects.retain(|_, object| object.synced);
+        let store = Store { objects, ..Store::default() };
+        Self { store: Arc::new(Mutex::new(store)), replicas: Arc::default() }
+    }
+
+    fn replica(&self, id: ReplicaId) -> Result<Arc<Replica>, EngineError> {
+        self.replicas.read().get(&id).cloned().ok_or(EngineError::NotOpen(id))
+    }
+}
+
+impl StateEngine for MemoryEngine {
+    fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.install(replica, checkpoint)
+    }
+
+    fn install(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        let state = {
+            let mut store = self.store.lock();
+            let state = State {
+                open: true,
+                base: store.load(id, checkpoint)?,
+                checkpoint_bytes: store.size_bytes(checkpoint),
+                checkpoint: checkpoint.clone(),
+                frozen: None,
+                active: Memtable::default(),
+            };
+            store.claim(id, checkpoint.objects().collect());
+            state
+        };
+        let mut replicas = self.replicas.write();
+        if let Some(replica) = replicas.get(&id) {
+            *replica.state.write() = state;
+        } else {
+            replicas.insert(id, Arc::new(Replica { id, state: RwLock::new(state) }));
+        }
+        Ok(())
+    }
+
+    fn destroy(&self, id: ReplicaId) -> Result<(), EngineError> {
+        if let Some(replica) = self.replicas.write().remove(&id) {
+            let mut state = replica.state.write();
+            state.open = false;
+            state.base.clear();
+            state.frozen = None;
+            state.active = Memtable::default();
+        }
+        self.store.lock().claim(id, BTreeSet::new());
+        Ok(())
+    }
+
+    fn reader(&self, id: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
+        Ok(self.replica(id)?)
+    }
+
+    fn write(&self, id: ReplicaId, records: WriteSet, _applied: LogIndex) -> Result<(), EngineError> {
+        self.replica(id)?.state.write().active.write(records);
+        Ok(())
+    }
+
+    fn usage(&self, id: ReplicaId) -> Usage {
+        let Ok(replica) = self.replica(id) else { return Usage::default() };
+        let state = replica.state.read();
+        Usage {
+            active_bytes: state.active.size_bytes(),
+            frozen_bytes: state.frozen.as_ref().map_or(0, |frozen| frozen.records.size_bytes()),
+            checkpoint_bytes: state.checkpoint_bytes,
+        }
+    }
+
+    fn freeze(&self, id: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError> {
+        let replica = self.replica(id)?;
+        let mut state = replica.state.write();
+        if state.frozen.is_some() {
+            return Ok(false);
+        }
+        let records = std::mem::take(&mut state.active);
+        state.frozen = Some(Frozen { records, position, system });
+        Ok(true)
+    }
+
+    fn build(&self, id: ReplicaId) -> Result<Checkpoint, EngineError> {
+        let replica = self.replica(id)?;
+        let state = replica.state.read();
+        let Some(frozen) = &state.frozen else { return Ok(state.checkpoint.clone()) };
+        let mut store = self.store.lock();
+        let mut built = BTreeSet::new();
+        let mut put = |bytes: Bytes| {
+            let object = store.put(bytes, true);
+            built.insert(object);
+            object
+        };
+        let mut checkpoint = Checkpoint {
+            position: frozen.position.clone(),
+            system: (!frozen.system.is_empty()).then(|| put(frozen.system.clone())),
+            base: state.checkpoint.base.clone(),
+            runs: state.checkpoint.runs.clone(),
+        };
+        if checkpoint.runs.len() >= RUNS_MAX {
+            let mut folded = state.base.clone();
+            frozen.records.fold_into(&mut folded);
+            checkpoint.runs.clear();
+            checkpoint.base = chunks(&folded).into_iter().map(&mut put).collect();
+        } else if !frozen.records.is_empty() {
+            checkpoint.runs.push(put(frozen.records.encode()));
+        }
+        store.claims.entry(id).or_default().append(&mut built);
+        Ok(checkpoint)
+    }
+
+    fn settle(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        let replica = self.replica(id)?;
+        let mut state = replica.state.write();
+        if let Some(frozen) = state.frozen.take() {
+            frozen.records.fold_into(&mut state.base);
+        }
+        let mut store = self.store.lock();
+        state.checkpoint_bytes = store.size_bytes(checkpoint);
+        state.checkpoint = checkpoint.clone();
+        store.claim(id, checkpoint.objects().collect());
+        Ok(())
+    }
+
+    fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
+        checkpoint.system.map_or_else(|| Ok(Bytes::new()), |object| self.object(object))
+    }
+
+    fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
+        let mut store = self.store.lock();
+        let (held, missing) = objects.iter().partition::<Vec<_>, _>(|object| store.objects.contains_key(object));
+        store.pins.extend(held);
+        missing
+    }
+
+    fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
+        self.store.lock().get(object)
+    }
+
+    fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
+        if ObjectId::of(&bytes) != object {
+            return Err(EngineError::Mismatch(object));
+        }
+        let mut store = self.store.lock();
+        store.put(bytes, false);
+        store.pins.insert(object);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.store.lock().objects.values_mut().for_each(|object| object.synced = true);
+        Ok(())
+    }
+
+    fn release(&self, objects: &[ObjectId]) {
+        let mut store = self.store.lock();
+        for object in objects {
+            store.pins.remove(object);
+        }
+        store.collect(objects);
+    }
+
+    fn close(&self) -> Result<(), EngineError> {
+        self.sync()
+    }
+}
+
+impl Store {
+    fn put(&mut self, bytes: Bytes, synced: bool) -> ObjectId {
+        let id = ObjectId::of(&bytes);
+        self.objects.entry(id).or_insert(Object { bytes, synced: false }).synced |= synced;
+        id
+    }
+
+    fn get(&self, object: ObjectId) -> Result<Bytes, EngineError> {
+        self.objects.get(&object).map(|object| object.bytes.clone()).ok_or(EngineError::Object(object))
+    }
+
+    fn size_bytes(&self, checkpoint: &Checkpoint) -> u64 {
+        checkpoint
+            .objects()
+            .filter_map(|object| self.objects.get(&object))
+            .map(|object| object.bytes.len() as u64)
+            .sum()
+    }
+
+    /// The records of a checkpoint, if every object it names is here.
+    fn load(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Records, EngineError> {
+        let mut records = Records::new();
+        for object in checkpoint.objects() {
+            let bytes = self.get(object)?;
+            if checkpoint.system != Some(object) {
+                records::decode(&bytes)
+                    .map_err(|reason| EngineError::Corrupt { replica, reason })?
+                    .fold_into(&mut records);
+            }
+        }
+        Ok(records)
+    }
+
+    /// From now on the replica claims these objects only; what it claimed before may go.
+    fn claim(&mut self, replica: ReplicaId, objects: BTreeSet<ObjectId>) {
+        let before = self.claims.insert(replica, objects).unwrap_or_default();
+        self.collect(&Vec::from_iter(before));
+    }
+
+    /// Deletes those of `candidates` that nothing holds.
+    fn collect(&mut self, candidates: &[ObjectId]) {
+        for object in candidates {
+            if !self.pins.contains(object) && !self.claims.values().any(|claimed| claimed.contains(object)) {
+                self.objects.remove(object);
+            }
+        }
+    }
+}
+
+impl StateReader for Replica {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let state = self.state.read();
+        if !state.open {
+            return Err(EngineError::NotOpen(self.id));
+        }
+        let frozen = || state.frozen.as_ref().and_then(|frozen| frozen.records.get(key));
+        let found = state.active.get(key).or_else(frozen);
+        Ok(found.cloned().unwrap_or_else(|| state.base.get(key).cloned()))
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let state = self.state.read();
+        if !state.open {
+            return Err(EngineError::NotOpen(self.id));
+        }
+        let memtables = [Some(&state.active), state.frozen.as_ref().map(|frozen| &frozen.records)];
+        Ok(records::scan(memtables.into_iter().flatten(), &state.base, range, items_max, bytes_max))
+    }
+}
+
+/// The base as encoded chunks, by a hash of the key.
+fn chunks(records: &Records) -> Vec<Bytes> {
+    let mut chunks: [BTreeMap<Bytes, Option<Bytes>>; CHUNKS] = Default::default();
+    for (key, value) in records {
+        let chunk = usize::from(ObjectId::of(key).as_bytes()[0]) % CHUNKS;
+        chunks[chunk].insert(key.clone(), Some(value.clone()));
+    }
+    chunks.into_iter().filter(|chunk| !chunk.is_empty()).map(|chunk| Memtable::from(chunk).encode()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::{ConfState, Epoch, ShardDescriptor, ShardId, Term};
+
+    use super::*;
+
+    fn checkpoint() -> Checkpoint {
+        let descriptor = ShardDescriptor {
+            shard: ShardId(1),
+            range: KeyRange::all(),
+            epoch: Epoch::default(),
+            replicas: Vec::new(),
+        };
+        let position = Position { index: LogIndex(0), term: Term(0), conf: ConfState::default(), descriptor };
+        Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
+    }
+
+    fn flush(engine: &MemoryEngine, replica: ReplicaId, key: &'static str) -> Checkpoint {
+        engine.write(replica, vec![(Bytes::from(key), Some(Bytes::from(key)))], LogIndex(1)).unwrap();
+        assert!(engine.freeze(replica, checkpoint().position, Bytes::from(key)).unwrap());
+        let built = engine.build(replica).unwrap();
+        engine.settle(replica, &built).unwrap();
+        built
+    }
+
+    #[test]
+    fn keeps_the_contract_of_a_state_engine() {
+        let mut engine = MemoryEngine::default();
+        crate::conformance::state_engine(&mut || {
+            engine = engine.reopen();
+            Box::new(engine.clone())
+        });
+    }
+
+    #[test]
+    fn checkpoints_travel_to_another_engine() {
+        let (source, target) = (MemoryEngine::default(), MemoryEngine::default());
+        source.open(ReplicaId(1), &checkpoint()).unwrap();
+        let mut built = flush(&source, ReplicaId(1), "a");
+        for key in ["b", "c", "d", "e", "f", "g"] {
+            built = flush(&source, ReplicaId(1), key);
+        }
+        assert!(!built.base.is_empty() && !built.runs.is_empty(), "both kinds of object travel");
+        let objects: Vec<_> = built.objects().collect();
+        for object in target.missing(&objects) {
+            target.import(object, source.object(object).unwrap()).unwrap();
+        }
+        target.install(ReplicaId(2), &built).unwrap();
+        target.release(&objects);
+        let all = |engine: &MemoryEngine, id| engine.reader(id).unwrap().scan(&KeyRange::all(), 99, 9_999).unwrap();
+        assert_eq!(all(&source, ReplicaId(1)), all(&target, ReplicaId(2)));
+        assert_eq!(target.system(&built).unwrap(), "g");
+    }
+
+    #[test]
+    fn unsynced_imports_do_not_survive_a_crash() {
+        let engine = MemoryEngine::default();
+        let objects = [ObjectId::of(b"synced"), ObjectId::of(b"unsynced")];
+        engine.import(objects[0], Bytes::from_static(b"synced")).unwrap();
+        engine.sync().unwrap();
+        engine.import(objects[1], Bytes::from_static(b"unsynced")).unwrap();
+        assert_eq!(engine.missing(&objects), []);
+        assert_eq!(engine.reopen().missing(&objects), [objects[1]]);
+    }
+
+    #[test]
+    fn objects_nobody_names_are_deleted() {
+        let engine = MemoryEngine::default();
+        engine.open(ReplicaId(1), &checkpoint()).unwrap();
+        let first = flush(&engine, ReplicaId(1), "a");
+        let pinned = ObjectId::of(b"b");
+        flush(&engine, ReplicaId(1), "b");
+        assert!(engine.object(first.system.unwrap()).is_err(), "the next checkpoint has its own");
+        assert!(engine.object(first.runs[0]).is_ok(), "the next checkpoint names it too");
+        assert!(engine.missing(&[pinned]).is_empty());
+        flush(&engine, ReplicaId(1), "c");
+        assert!(engine.object(pinned).is_ok(), "while it is pinned");
+        engine.release(&[pinned]);
+        assert!(engine.object(pinned).is_err());
+    }
+}

@@ -1,4 +1,193 @@
-//! A log in memory that can lose what was not synced.
-/// A log in memory.
-#[derive(Debug, Default)]
-pub struct MemoryLog;
+//! A log in memory, for simulators and tests.
+//!
+//! A completed write counts as durable: [`MemoryLog::reopen`] returns the log as a restarted node would find it.
+//! It models neither a slow disk nor a failing one, and gives no space back but that of truncated entries.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use flotilla_types::{Checkpoint, Entry, LogIndex, NodeId, ReplicaId, Term, WalSequence};
+use parking_lot::Mutex;
+
+use crate::{Log, LogBatch, LogError, NodeMark, ReplicaBounds, ReplicaLog, ReplicaWrite};
+
+/// A log in memory. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryLog {
+    recovered: WalSequence,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    sequence: WalSequence,
+    marks: BTreeMap<NodeId, WalSequence>,
+    tombstones: BTreeSet<ReplicaId>,
+    replicas: BTreeMap<ReplicaId, Replica>,
+}
+
+#[derive(Debug, Clone)]
+struct Replica {
+    bounds: ReplicaBounds,
+    checkpoint: Checkpoint,
+    /// The entries behind `bounds.truncated`, without a gap.
+    entries: VecDeque<Entry>,
+}
+
+impl MemoryLog {
+    /// The log as found after a restart: a copy of what is durable now. Later writes to `self` do not reach it.
+    #[must_use]
+    pub fn reopen(&self) -> Self {
+        let state = self.state.lock().clone();
+        Self { recovered: state.sequence, state: Arc::new(Mutex::new(state)) }
+    }
+}
+
+impl Log for MemoryLog {
+    fn recovered(&self) -> WalSequence {
+        self.recovered
+    }
+
+    fn marks(&self) -> Vec<NodeMark> {
+        self.state.lock().marks.iter().map(|(&node, &sequence)| NodeMark { node, sequence }).collect()
+    }
+
+    fn replicas(&self) -> Result<Vec<(ReplicaId, ReplicaLog)>, LogError> {
+        Ok(self.state.lock().replicas.iter().map(|(&id, replica)| (id, replica.summary())).collect())
+    }
+
+    fn is_tombstone(&self, replica: ReplicaId) -> bool {
+        self.state.lock().tombstones.contains(&replica)
+    }
+
+    fn entries(
+        &self,
+        replica: ReplicaId,
+        from: LogIndex,
+        to: LogIndex,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, LogError> {
+        let state = self.state.lock();
+        let Some(found) = state.replicas.get(&replica) else {
+            return Err(LogError::Missing { replica, index: from });
+        };
+        found.bounds.check_range(replica, from, to)?;
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let skip = from.0.saturating_sub(found.bounds.truncated.0.0.saturating_add(1)) as usize;
+        for entry in found.entries.iter().skip(skip).take(to.0.saturating_sub(from.0) as usize) {
+            bytes += entry.size_bytes();
+            if bytes > bytes_max && !entries.is_empty() {
+                break;
+            }
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+
+    fn term(&self, replica: ReplicaId, index: LogIndex) -> Result<Term, LogError> {
+        let state = self.state.lock();
+        let Some(found) = state.replicas.get(&replica) else { return Err(LogError::Missing { replica, index }) };
+        if index == found.bounds.truncated.0 {
+            return Ok(found.bounds.truncated.1);
+        }
+        found.bounds.check_index(replica, index)?;
+        let offset = (index.0 - found.bounds.truncated.0.0 - 1) as usize;
+        found.entries.get(offset).map(|entry| entry.term).ok_or(LogError::Missing { replica, index })
+    }
+
+    fn write(&self, batch: LogBatch) -> Result<(), LogError> {
+        let mut state = self.state.lock();
+        // Judge the whole batch first, so that a refused one changes nothing.
+        let mut bounds = BTreeMap::new();
+        let mut verdicts = Vec::with_capacity(batch.replicas.len());
+        for write in &batch.replicas {
+            let id = write.replica;
+            let known = || (state.replicas.get(&id).map(|replica| replica.bounds), state.tombstones.contains(&id));
+            let (current, tombstone) = bounds.get(&id).copied().unwrap_or_else(known);
+            let after = ReplicaBounds::after(current, tombstone, write)?;
+            bounds.insert(id, (after, tombstone || after.is_none()));
+            verdicts.push(after);
+        }
+        for (write, after) in batch.replicas.into_iter().zip(verdicts) {
+            state.apply(write, after);
+        }
+        state.marks.extend(batch.marks.into_iter().map(|mark| (mark.node, mark.sequence)));
+        state.sequence = batch.sequence;
+        Ok(())
+    }
+
+    fn reclaim(&self) -> Result<Vec<ReplicaId>, LogError> {
+        Ok(Vec::new())
+    }
+}
+
+impl State {
+    fn apply(&mut self, write: ReplicaWrite, after: Option<ReplicaBounds>) {
+        let Some(bounds) = after else {
+            self.replicas.remove(&write.replica);
+            self.tombstones.insert(write.replica);
+            return;
+        };
+        if let Some(replica) = self.replicas.get_mut(&write.replica) {
+            replica.apply(write, bounds);
+        } else if let Some(checkpoint) = write.checkpoint.clone() {
+            let mut replica = Replica { bounds, checkpoint, entries: VecDeque::new() };
+            let id = write.replica;
+            replica.apply(write, bounds);
+            self.replicas.insert(id, replica);
+        }
+    }
+}
+
+impl Replica {
+    fn summary(&self) -> ReplicaLog {
+        let ReplicaBounds { shard, hard_state, truncated, last } = self.bounds;
+        ReplicaLog { shard, hard_state, truncated, last, checkpoint: self.checkpoint.clone() }
+    }
+
+    /// `bounds` is what the write leaves, as judged by [`ReplicaBounds::after`].
+    fn apply(&mut self, write: ReplicaWrite, bounds: ReplicaBounds) {
+        if write.clear {
+            self.entries.clear();
+        }
+        if let Some(checkpoint) = write.checkpoint {
+            self.checkpoint = checkpoint;
+        }
+        while self.entries.front().is_some_and(|entry| entry.index <= bounds.truncated.0) {
+            self.entries.pop_front();
+        }
+        if let Some(first) = write.entries.first().map(|entry| entry.index) {
+            while self.entries.back().is_some_and(|entry| entry.index >= first) {
+                self.entries.pop_back();
+            }
+            self.entries.extend(write.entries);
+        }
+        self.bounds = bounds;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_contract_of_a_log() {
+        let mut log = MemoryLog::default();
+        crate::conformance::log(&mut || {
+            log = log.reopen();
+            Box::new(log.clone())
+        });
+    }
+
+    #[test]
+    fn a_reopened_log_is_a_copy() {
+        let log = MemoryLog::default();
+        let copy = log.reopen();
+        log.write(LogBatch { sequence: WalSequence(3), ..LogBatch::default() }).unwrap();
+        assert_eq!(copy.reopen().recovered(), WalSequence(0));
+        assert_eq!(log.reopen().recovered(), WalSequence(3));
+    }
+}

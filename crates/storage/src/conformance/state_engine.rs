@@ -1,0 +1,496 @@
+//! The suite for [`StateEngine`]: every sentence of its contract, each case on replicas of its own.
+//!
+//! A crash is modelled by dropping the engine without [`StateEngine::close`].
+
+use bytes::Bytes;
+use flotilla_types::{Checkpoint, KeyRange, LogIndex, ObjectId, ReplicaId};
+
+use super::{
+    bytes, empty_checkpoint,
+    model::{Choices, Model},
+    position,
+};
+use crate::{EngineError, StateEngine, WriteSet};
+
+type Open<'a> = dyn FnMut() -> Box<dyn StateEngine> + 'a;
+
+/// Flushes of the longest case: more than any sane number of runs before they are folded.
+const FLUSHES: u64 = 24;
+/// Steps of each walk.
+const WALK_STEPS: u64 = 300;
+
+/// Runs the suite. `open` opens the same engine again and again; the storage behind it must be empty at the first call.
+///
+/// # Panics
+/// When the engine breaks its contract.
+pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
+    a_new_replica_is_empty(open);
+    writes_are_visible_at_once(open);
+    a_flush_changes_nothing_that_readers_see(open);
+    one_flush_at_a_time(open);
+    an_empty_memtable_may_be_checkpointed(open);
+    scans_see_through_all_layers(open);
+    scans_stop_at_their_bounds(open);
+    reopening_and_replaying_equals_never_crashing(open);
+    a_crash_around_the_pointer_loses_nothing(open);
+    many_flushes_keep_every_record_and_object(open);
+    a_checkpoint_can_be_installed_elsewhere(open);
+    a_destroyed_replica_is_closed_and_others_keep_their_objects(open);
+    objects_are_verified_pinned_and_durable(open);
+    a_missing_object_is_named(open);
+    for seed in 1..=3 {
+        walks_match_a_model(open, seed);
+    }
+}
+
+/// One replica of an engine under test.
+struct Fixture<'a> {
+    open: &'a mut Open<'a>,
+    engine: Option<Box<dyn StateEngine>>,
+    replica: ReplicaId,
+    /// As the host's log would have it.
+    durable: Checkpoint,
+    index: u64,
+}
+
+impl<'a> Fixture<'a> {
+    fn new(open: &'a mut Open<'_>, replica: u64) -> Self {
+        let engine = open();
+        let replica = ReplicaId(replica);
+        let durable = empty_checkpoint(replica, 0, 0);
+        engine.open(replica, &durable).expect("a new replica opens");
+        Self { open, engine: Some(engine), replica, durable, index: 0 }
+    }
+
+    fn engine(&self) -> &dyn StateEngine {
+        self.engine.as_deref().expect("the fixture always holds an engine between calls")
+    }
+
+    fn crash(&mut self) {
+        self.engine = None;
+        self.engine = Some((self.open)());
+        self.engine().open(self.replica, &self.durable).expect("a replica opens from its durable checkpoint");
+    }
+
+    fn stop_and_start(&mut self) {
+        self.engine().close().expect("a healthy engine closes");
+        self.crash();
+    }
+
+    fn write(&mut self, records: &[(&str, Option<&str>)]) {
+        let records = records.iter().map(|(key, value)| (bytes(key), value.map(bytes))).collect();
+        self.write_set(records);
+    }
+
+    fn write_set(&mut self, records: WriteSet) {
+        self.index += 1;
+        self.engine().write(self.replica, records, LogIndex(self.index)).expect("an open replica takes writes");
+    }
+
+    fn freeze(&self, system: &str) -> bool {
+        let position = position(self.replica, self.index, 1);
+        self.engine().freeze(self.replica, position, bytes(system)).expect("an open replica freezes")
+    }
+
+    fn build(&self) -> Checkpoint {
+        self.engine().build(self.replica).expect("a frozen memtable is built")
+    }
+
+    fn settle(&mut self, checkpoint: Checkpoint) {
+        self.durable = checkpoint;
+        self.engine().settle(self.replica, &self.durable).expect("a built checkpoint settles");
+    }
+
+    fn flush(&mut self, system: &str) {
+        assert!(self.freeze(system), "nothing else is frozen");
+        let checkpoint = self.build();
+        self.settle(checkpoint);
+    }
+
+    fn get(&self, key: &str) -> Option<Bytes> {
+        let reader = self.engine().reader(self.replica).expect("an open replica is readable");
+        reader.get(key.as_bytes()).expect("an open replica is readable")
+    }
+
+    fn scan(&self, start: &str, end: &str, items_max: usize, bytes_max: usize) -> Vec<(Bytes, Bytes)> {
+        let reader = self.engine().reader(self.replica).expect("an open replica is readable");
+        let range = KeyRange { start: bytes(start), end: bytes(end) };
+        reader.scan(&range, items_max, bytes_max).expect("an open replica is readable")
+    }
+
+    fn all(&self) -> Vec<(Bytes, Bytes)> {
+        self.scan("", "", usize::MAX, usize::MAX)
+    }
+
+    fn keys(&self) -> String {
+        self.all().iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect()
+    }
+
+    fn assert_matches(&self, model: &Model) {
+        assert_eq!(self.all(), model.range(&KeyRange::all()));
+    }
+
+    fn assert_objects(&self) {
+        for object in self.durable.objects() {
+            let found = self.engine().object(object).expect("objects of a durable checkpoint are there");
+            assert_eq!(ObjectId::of(&found), object);
+        }
+    }
+}
+
+fn a_new_replica_is_empty(open: &mut Open<'_>) {
+    let test = Fixture::new(open, 201);
+    assert_eq!(test.get("a"), None);
+    assert!(test.all().is_empty());
+    assert!(test.engine().system(&test.durable).expect("no system state is no error").is_empty());
+    let usage = test.engine().usage(test.replica);
+    assert_eq!((usage.frozen_bytes, usage.checkpoint_bytes), (0, 0));
+    let unknown = ReplicaId(299);
+    assert!(matches!(test.engine().write(unknown, Vec::new(), LogIndex(1)), Err(EngineError::NotOpen(_))));
+    assert!(test.engine().reader(unknown).is_err() && test.engine().build(unknown).is_err());
+    assert!(test.engine().freeze(unknown, position(unknown, 1, 1), Bytes::new()).is_err());
+}
+
+fn writes_are_visible_at_once(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 202);
+    let reader = test.engine().reader(test.replica).expect("an open replica is readable");
+    test.write(&[("a", Some("1")), ("b", Some("2")), ("c", Some(""))]);
+    assert_eq!(reader.get(b"a").expect("readable"), Some(bytes("1")), "by readers taken before");
+    assert_eq!(test.get("c"), Some(Bytes::new()), "an empty value is a value");
+    test.write(&[("a", None), ("b", Some("3")), ("b", Some("4")), ("d", Some("5")), ("d", None)]);
+    assert_eq!((test.get("a"), test.get("b"), test.get("d")), (None, Some(bytes("4")), None), "later writes win");
+    assert_eq!(test.keys(), "bc");
+    assert!(test.engine().usage(test.replica).active_bytes > 0);
+}
+
+fn a_flush_changes_nothing_that_readers_see(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 203);
+    let reader = test.engine().reader(test.replica).expect("an open replica is readable");
+    test.write(&[("a", Some("1")), ("b", Some("2"))]);
+    assert!(test.freeze("system 1"));
+    assert_eq!(test.keys(), "ab");
+    let usage = test.engine().usage(test.replica);
+    assert!(usage.frozen_bytes > 0, "the memtable is frozen");
+    // A write after the freeze shows, and is not part of the checkpoint.
+    test.write(&[("a", None), ("c", Some("3"))]);
+    assert_eq!(test.keys(), "bc");
+    let checkpoint = test.build();
+    assert_eq!(test.keys(), "bc");
+    assert_eq!(checkpoint.position, position(test.replica, 1, 1));
+    assert_eq!(test.engine().system(&checkpoint).expect("just built"), bytes("system 1"));
+    test.settle(checkpoint);
+    assert_eq!(test.keys(), "bc");
+    assert_eq!(reader.get(b"c").expect("readable"), Some(bytes("3")), "readers taken before go on");
+    let usage = test.engine().usage(test.replica);
+    assert!(usage.frozen_bytes == 0 && usage.active_bytes > 0 && usage.checkpoint_bytes > 0, "{usage:?}");
+    drop(reader);
+    test.crash();
+    assert_eq!(test.keys(), "ab", "the checkpoint holds what was frozen");
+}
+
+fn one_flush_at_a_time(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 204);
+    test.write(&[("a", Some("1"))]);
+    assert!(test.freeze("first"));
+    test.write(&[("b", Some("2"))]);
+    assert!(!test.freeze("second"), "while one is frozen");
+    let before = test.build();
+    assert!(!test.freeze("second"), "while one is built");
+    let again = test.build();
+    assert_eq!(again.position, before.position, "build may be called again");
+    test.settle(again);
+    assert_eq!(
+        test.engine().system(&test.durable).expect("durable"),
+        bytes("first"),
+        "a refused freeze changes nothing"
+    );
+    assert!(test.freeze("second"), "once it is settled");
+    let checkpoint = test.build();
+    test.settle(checkpoint);
+    test.stop_and_start();
+    assert_eq!(test.keys(), "ab");
+}
+
+fn an_empty_memtable_may_be_checkpointed(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 205);
+    test.write(&[("a", Some("1"))]);
+    test.flush("one");
+    test.index = 9;
+    test.flush("nine");
+    assert_eq!(test.durable.position.index, LogIndex(9));
+    assert_eq!(test.engine().system(&test.durable).expect("durable"), bytes("nine"));
+    assert_eq!(test.keys(), "a");
+    test.crash();
+    assert_eq!(test.keys(), "a");
+    assert_eq!(test.engine().system(&test.durable).expect("durable"), bytes("nine"));
+}
+
+fn scans_see_through_all_layers(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 206);
+    test.write(&[
+        ("a", Some("base")),
+        ("b", Some("base")),
+        ("c", Some("base")),
+        ("d", Some("base")),
+        ("e", Some("base")),
+    ]);
+    test.flush("");
+    test.write(&[("b", Some("run")), ("c", None), ("f", Some("run"))]);
+    test.flush("");
+    test.write(&[("a", None), ("c", Some("frozen")), ("d", Some("frozen")), ("g", Some("frozen"))]);
+    assert!(test.freeze(""));
+    test.write(&[("d", None), ("g", None), ("a", Some("active")), ("h", Some("active"))]);
+    let expected: Vec<_> =
+        [("a", "active"), ("b", "run"), ("c", "frozen"), ("e", "base"), ("f", "run"), ("h", "active")]
+            .map(|(key, value)| (bytes(key), bytes(value)))
+            .into();
+    assert_eq!(test.all(), expected);
+    for (key, value) in &expected {
+        let reader = test.engine().reader(test.replica).expect("an open replica is readable");
+        assert_eq!(reader.get(key).expect("readable").as_ref(), Some(value));
+    }
+    assert_eq!((test.get("d"), test.get("g")), (None, None));
+    assert_eq!(test.scan("b", "f", 10, 1_000), expected[1..4], "start included, end excluded");
+    assert!(test.scan("i", "", 10, 1_000).is_empty());
+    assert!(test.scan("c", "c", 10, 1_000).is_empty() && test.scan("f", "b", 10, 1_000).is_empty(), "empty ranges");
+    let checkpoint = test.build();
+    test.settle(checkpoint);
+    assert_eq!(test.all(), expected);
+}
+
+fn scans_stop_at_their_bounds(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 207);
+    test.write(&[("a", Some("1111")), ("b", Some("1111"))]);
+    test.flush("");
+    test.write(&[("a", None), ("c", Some("1111")), ("d", Some("1111"))]);
+    assert_eq!(test.scan("", "", 2, 1_000).len(), 2);
+    assert_eq!(test.scan("", "", 10, 0).len(), 1, "at least one record");
+    assert_eq!(test.scan("", "", 10, 0)[0].0, bytes("b"), "deleted records do not count");
+    assert_eq!(test.scan("", "", 10, 6).len(), 2, "stops once the bytes are collected");
+    assert_eq!(test.scan("", "", 10, 10).len(), 2);
+    assert_eq!(test.scan("", "", 10, 11).len(), 3);
+}
+
+fn reopening_and_replaying_equals_never_crashing(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 208);
+    test.write(&[("a", Some("1")), ("b", Some("1"))]);
+    test.flush("at 1");
+    let behind: &[(&str, Option<&str>)] = &[("a", None), ("c", Some("2"))];
+    test.write(behind);
+    let before = test.all();
+    for _ in 0..2 {
+        test.crash();
+        assert_eq!(test.keys(), "ab", "memtables do not survive");
+        assert_eq!(test.engine().system(&test.durable).expect("durable"), bytes("at 1"));
+        test.index = 1;
+        test.write(behind);
+        assert_eq!(test.all(), before);
+    }
+    test.stop_and_start();
+    test.index = 1;
+    test.write(behind);
+    assert_eq!(test.all(), before, "after a clean stop too");
+}
+
+fn a_crash_around_the_pointer_loses_nothing(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 209);
+    test.write(&[("a", Some("1"))]);
+    test.flush("");
+    let old = test.durable.clone();
+    test.write(&[("b", Some("2")), ("a", None)]);
+    assert!(test.freeze("new"));
+    let new = test.build();
+    // Built, and the pointer never became durable.
+    test.crash();
+    assert_eq!((test.keys().as_str(), &test.durable), ("a", &old));
+    test.write(&[("b", Some("2")), ("a", None)]);
+    assert!(test.freeze("new"));
+    let new = Checkpoint { position: new.position, ..test.build() };
+    // Durable, and never settled.
+    test.durable = new;
+    test.crash();
+    assert_eq!(test.keys(), "b");
+    test.assert_objects();
+    test.write(&[("c", Some("3"))]);
+    test.flush("");
+    assert_eq!(test.keys(), "bc");
+}
+
+fn many_flushes_keep_every_record_and_object(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 210);
+    let mut model = Model::default();
+    let mut choices = Choices::new(7);
+    for round in 0..FLUSHES {
+        let records: WriteSet = (0..20)
+            .map(|_| {
+                let value = (choices.below(4) > 0).then(|| bytes(&format!("{round} {}", "v".repeat(30))));
+                (bytes(&format!("key {:03}", choices.below(100))), value)
+            })
+            .collect();
+        model.write(&records);
+        test.write_set(records);
+        test.flush(&format!("round {round}"));
+        test.assert_matches(&model);
+        test.assert_objects();
+    }
+    test.crash();
+    test.assert_matches(&model);
+    test.stop_and_start();
+    test.assert_matches(&model);
+    test.assert_objects();
+}
+
+fn a_checkpoint_can_be_installed_elsewhere(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 211);
+    test.write(&[("a", Some("1")), ("b", Some("2"))]);
+    test.flush("source");
+    let source = test.durable.clone();
+    let objects: Vec<_> = source.objects().collect();
+    assert!(test.engine().missing(&objects).is_empty(), "a node holds the objects of its own checkpoints");
+    // Onto a replica that holds something else, part of it frozen.
+    let target = ReplicaId(212);
+    let engine = test.engine();
+    engine.open(target, &empty_checkpoint(target, 0, 0)).expect("a new replica opens");
+    let reader = engine.reader(target).expect("an open replica is readable");
+    let write = |key: &str, index| {
+        engine.write(target, vec![(bytes(key), Some(bytes("old")))], LogIndex(index)).expect("an open replica writes");
+    };
+    write("x", 1);
+    assert!(engine.freeze(target, position(target, 1, 1), Bytes::new()).expect("an open replica freezes"));
+    write("y", 2);
+    let moved = Checkpoint { position: position(target, 50, 3), ..source.clone() };
+    engine.install(target, &moved).expect("all objects are here");
+    engine.release(&objects);
+    let all = reader.scan(&KeyRange::all(), 10, 1_000).expect("an installed replica is readable");
+    assert_eq!(all, test.all(), "by readers taken before");
+    assert_eq!(engine.system(&moved).expect("installed"), bytes("source"));
+    let usage = engine.usage(target);
+    assert_eq!(usage.frozen_bytes, 0);
+    write("c", 51);
+    assert!(engine.freeze(target, position(target, 51, 3), Bytes::new()).expect("nothing is frozen after an install"));
+    let next = engine.build(target).expect("a frozen memtable is built");
+    engine.settle(target, &next).expect("a built checkpoint settles");
+    // Onto a replica that was never open.
+    let third = ReplicaId(213);
+    engine.install(third, &next).expect("all objects are here");
+    let all = engine.reader(third).expect("installed").scan(&KeyRange::all(), 10, 1_000).expect("readable");
+    assert_eq!(all.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>(), ["a", "b", "c"].map(bytes));
+    test.assert_objects();
+    drop(reader);
+    test.crash();
+    assert_eq!(test.keys(), "ab");
+    test.engine().open(target, &next).expect("opens from its durable checkpoint");
+    let reader = test.engine().reader(target).expect("an open replica is readable");
+    assert_eq!(reader.scan(&KeyRange::all(), 10, 1_000).expect("readable").len(), 3);
+}
+
+fn a_destroyed_replica_is_closed_and_others_keep_their_objects(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 214);
+    test.write(&[("a", Some("1"))]);
+    test.flush("shared");
+    let twin = ReplicaId(215);
+    test.engine().install(twin, &test.durable).expect("all objects are here");
+    let reader = test.engine().reader(twin).expect("an installed replica is readable");
+    test.engine().destroy(twin).expect("an open replica is destroyed");
+    assert!(matches!(reader.get(b"a"), Err(EngineError::NotOpen(_))));
+    assert!(matches!(reader.scan(&KeyRange::all(), 1, 1), Err(EngineError::NotOpen(_))));
+    assert!(matches!(test.engine().write(twin, Vec::new(), LogIndex(1)), Err(EngineError::NotOpen(_))));
+    test.engine().destroy(twin).expect("destroying again is harmless");
+    test.assert_objects();
+    test.crash();
+    assert_eq!(test.keys(), "a");
+}
+
+fn objects_are_verified_pinned_and_durable(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 216);
+    let content = bytes("an object from a peer");
+    let object = ObjectId::of(&content);
+    assert_eq!(test.engine().missing(&[object]), [object]);
+    assert!(matches!(test.engine().object(object), Err(EngineError::Object(id)) if id == object));
+    let wrong = test.engine().import(object, bytes("something else"));
+    assert!(matches!(wrong, Err(EngineError::Mismatch(id)) if id == object));
+    assert_eq!(test.engine().missing(&[object]), [object], "nothing was stored");
+    test.engine().import(object, content.clone()).expect("the right bytes are stored");
+    test.engine().import(object, content.clone()).expect("twice is harmless");
+    test.engine().sync().expect("imports become durable");
+    assert!(test.engine().missing(&[object]).is_empty());
+    assert_eq!(test.engine().object(object).expect("stored"), content);
+    test.crash();
+    // A restart drops pins, so the object may be gone; what the engine says and what it holds must agree.
+    let held = test.engine().missing(&[object]).is_empty();
+    assert_eq!(test.engine().object(object).ok(), held.then_some(content));
+    test.engine().release(&[object]);
+    test.engine().release(&[object, ObjectId::of(b"never here")]);
+}
+
+fn a_missing_object_is_named(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 217);
+    test.write(&[("a", Some("1"))]);
+    test.flush("here");
+    let absent = ObjectId::of(b"absent");
+    let replica = ReplicaId(218);
+    for checkpoint in [
+        Checkpoint { runs: vec![absent], ..test.durable.clone() },
+        Checkpoint { base: vec![absent], ..test.durable.clone() },
+    ] {
+        let result = test.engine().open(replica, &checkpoint);
+        assert!(matches!(result, Err(EngineError::Object(id)) if id == absent), "{result:?}");
+        // A replica that is open keeps what it has.
+        let result = test.engine().install(test.replica, &checkpoint);
+        assert!(matches!(result, Err(EngineError::Object(id)) if id == absent), "{result:?}");
+        assert_eq!(test.keys(), "a");
+    }
+    let system = Checkpoint { system: Some(absent), ..test.durable.clone() };
+    assert!(matches!(test.engine().system(&system), Err(EngineError::Object(id)) if id == absent));
+}
+
+fn walks_match_a_model(open: &mut Open<'_>, seed: u64) {
+    let mut test = Fixture::new(open, 220 + seed);
+    let mut choices = Choices::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mut model = Model::default();
+    // What the log would replay: the write sets behind the durable checkpoint, with their indexes.
+    let mut behind: Vec<(u64, WriteSet)> = Vec::new();
+    let mut built: Option<Checkpoint> = None;
+    let mut frozen = false;
+    for _ in 0..WALK_STEPS {
+        match choices.below(12) {
+            0..6 => {
+                let records: WriteSet = (0..=choices.below(4))
+                    .map(|_| {
+                        let value = (choices.below(3) > 0).then(|| bytes(&choices.below(1_000).to_string()));
+                        (bytes(&format!("{:02}", choices.below(40))), value)
+                    })
+                    .collect();
+                model.write(&records);
+                test.write_set(records.clone());
+                behind.push((test.index, records));
+            }
+            6 => frozen |= test.freeze("walk"),
+            7 if frozen => built = Some(test.build()),
+            8 | 9 if built.is_some() => {
+                let checkpoint = built.take().expect("checked above");
+                behind.retain(|(index, _)| *index > checkpoint.position.index.0);
+                test.settle(checkpoint);
+                frozen = false;
+            }
+            10 if choices.below(4) == 0 => {
+                test.crash();
+                (built, frozen) = (None, false);
+                for (index, records) in &behind {
+                    test.index = index - 1;
+                    test.write_set(records.clone());
+                }
+            }
+            _ => {
+                let key = bytes(&format!("{:02}", choices.below(40)));
+                assert_eq!(test.get(&String::from_utf8_lossy(&key)), model.get(&key));
+                let range = KeyRange { start: key, end: bytes("30") };
+                let found = test.scan(&String::from_utf8_lossy(&range.start), "30", 5, usize::MAX);
+                let expected = model.range(&range);
+                assert_eq!(found, expected[..expected.len().min(5)]);
+            }
+        }
+    }
+    test.assert_matches(&model);
+    test.assert_objects();
+}

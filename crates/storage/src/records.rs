@@ -1,0 +1,209 @@
+//! Records of the in-memory engine: memtables, their encoding as objects, and scans over layers of them.
+//!
+//! Format of an object: a version byte, then for each record in key order `key length (u32, little-endian) ‖ key ‖ 0` for a
+//! deletion or `… ‖ 1 ‖ value length (u32) ‖ value`. Private to the in-memory engine.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    iter::Peekable,
+    ops::Bound,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flotilla_types::KeyRange;
+
+use crate::{WriteSet, page::Page};
+
+const FORMAT: u8 = 1;
+const DELETED: u8 = 0;
+const PRESENT: u8 = 1;
+
+/// Records without deletions.
+pub(crate) type Records = BTreeMap<Bytes, Bytes>;
+
+/// Changes to records; `None` deletes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Memtable {
+    changes: BTreeMap<Bytes, Option<Bytes>>,
+    bytes: usize,
+}
+
+impl From<BTreeMap<Bytes, Option<Bytes>>> for Memtable {
+    fn from(changes: BTreeMap<Bytes, Option<Bytes>>) -> Self {
+        let bytes = changes.iter().map(|(key, value)| size_bytes(key, value.as_ref())).sum();
+        Self { changes, bytes }
+    }
+}
+
+impl Memtable {
+    pub(crate) fn write(&mut self, records: WriteSet) {
+        for (key, value) in records {
+            self.bytes += size_bytes(&key, value.as_ref());
+            let key_bytes = key.len();
+            if let Some(old) = self.changes.insert(key, value) {
+                self.bytes -= key_bytes + old.map_or(0, |value| value.len());
+            }
+        }
+    }
+
+    /// `None`: not changed here. `Some(None)`: deleted here.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&Option<Bytes>> {
+        self.changes.get(key)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Applies the changes.
+    pub(crate) fn fold_into(&self, records: &mut Records) {
+        for (key, value) in &self.changes {
+            match value {
+                Some(value) => records.insert(key.clone(), value.clone()),
+                None => records.remove(key),
+            };
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut buffer = BytesMut::with_capacity(1 + self.bytes + 9 * self.changes.len());
+        buffer.put_u8(FORMAT);
+        for (key, value) in &self.changes {
+            // Keys and values are far below 4 GiB: both pass through a log entry first.
+            buffer.put_u32_le(key.len() as u32);
+            buffer.put_slice(key);
+            match value {
+                None => buffer.put_u8(DELETED),
+                Some(value) => {
+                    buffer.put_u8(PRESENT);
+                    buffer.put_u32_le(value.len() as u32);
+                    buffer.put_slice(value);
+                }
+            }
+        }
+        buffer.freeze()
+    }
+}
+
+fn size_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
+    key.len() + value.map_or(0, Bytes::len)
+}
+
+/// Reads an object that [`Memtable::encode`] wrote. The error says what does not fit.
+pub(crate) fn decode(object: &Bytes) -> Result<Memtable, &'static str> {
+    let mut rest = object.clone();
+    if rest.try_get_u8() != Ok(FORMAT) {
+        return Err("an object of records has an unknown format");
+    }
+    let mut changes = BTreeMap::new();
+    while rest.has_remaining() {
+        let key = take(&mut rest)?;
+        let value = match rest.try_get_u8() {
+            Ok(DELETED) => None,
+            Ok(PRESENT) => Some(take(&mut rest)?),
+            _ => return Err("an object of records ends within a record"),
+        };
+        changes.insert(key, value);
+    }
+    Ok(changes.into())
+}
+
+fn take(rest: &mut Bytes) -> Result<Bytes, &'static str> {
+    let len = rest.try_get_u32_le().map_err(|_| "an object of records ends within a length")? as usize;
+    if len > rest.len() {
+        return Err("an object of records ends within a record");
+    }
+    Ok(rest.split_to(len))
+}
+
+/// Scans memtables, newest first, over a base; bounds as in [`crate::StateReader::scan`].
+pub(crate) fn scan<'a>(
+    memtables: impl Iterator<Item = &'a Memtable>,
+    base: &'a Records,
+    range: &KeyRange,
+    items_max: usize,
+    bytes_max: usize,
+) -> Vec<(Bytes, Bytes)> {
+    let mut page = Page::new(items_max, bytes_max);
+    if range.is_empty() {
+        return page.into_items();
+    }
+    let end = if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(&range.end) };
+    let bounds = (Bound::Included(&range.start), end);
+    let memtables = memtables.map(|memtable| Layer::Changes(memtable.changes.range::<Bytes, _>(bounds).peekable()));
+    let mut layers: Vec<_> = memtables.chain([Layer::Base(base.range::<Bytes, _>(bounds).peekable())]).collect();
+    while !page.is_full() {
+        let Some(key) = layers.iter_mut().filter_map(Layer::peek).min() else { break };
+        let mut newest = None;
+        for layer in &mut layers {
+            if layer.peek() == Some(key) {
+                let value = layer.next();
+                newest.get_or_insert(value);
+            }
+        }
+        if let Some(Some(value)) = newest {
+            page.push(key.clone(), value.clone());
+        }
+    }
+    page.into_items()
+}
+
+enum Layer<'a> {
+    Changes(Peekable<btree_map::Range<'a, Bytes, Option<Bytes>>>),
+    Base(Peekable<btree_map::Range<'a, Bytes, Bytes>>),
+}
+
+impl<'a> Layer<'a> {
+    fn peek(&mut self) -> Option<&'a Bytes> {
+        match self {
+            Self::Changes(changes) => changes.peek().map(|(key, _)| *key),
+            Self::Base(base) => base.peek().map(|(key, _)| *key),
+        }
+    }
+
+    fn next(&mut self) -> Option<&'a Bytes> {
+        match self {
+            Self::Changes(changes) => changes.next().and_then(|(_, value)| value.as_ref()),
+            Self::Base(base) => base.next().map(|(_, value)| value),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, option, prelude::*};
+
+    use super::*;
+
+    fn text(pattern: &'static str) -> impl Strategy<Value = Bytes> {
+        pattern.prop_map(Bytes::from)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn memtables_survive_their_encoding(records in vec((text("[a-c]{0,3}"), option::of(text(".{0,5}"))), 0..20)) {
+            let mut memtable = Memtable::default();
+            memtable.write(records);
+            let encoded = memtable.encode();
+            prop_assert_eq!(decode(&encoded), Ok(memtable.clone()));
+            prop_assert_eq!(Memtable::from(memtable.changes.clone()).bytes, memtable.bytes);
+            // No prefix of an object makes the reader panic.
+            for len in 0..encoded.len() {
+                let _ = decode(&encoded.slice(..len));
+            }
+        }
+    }
+
+    #[test]
+    fn foreign_bytes_are_refused() {
+        assert!(decode(&Bytes::new()).is_err());
+        assert!(decode(&Bytes::from_static(b"\x02")).is_err());
+        assert!(decode(&Bytes::from_static(b"\x01\xff\xff\xff\xffabc")).is_err());
+    }
+}
