@@ -1,12 +1,19 @@
 //! What a client may ask of a shard, and what it is told, as plain types.
+//!
+//! Keys are whole record keys everywhere; nothing here knows a byte format (see `codec`) or a limit (see
+//! [`crate::Limits`]).
 
 use bytes::Bytes;
 use flotilla_types::{KeyRange, SessionId, Timestamp};
 
 /// Writes that take effect together or not at all, with what makes a retry harmless.
+///
+/// A retry carries the same session, sequence and `expires_at_ms` as the first attempt; only `acked_below` may have grown.
+/// All operations of one command share one timestamp, which is the version of every record that the command writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// Who asks. Outcomes are remembered per session.
+    /// Who asks. Outcomes are remembered per session. `SessionId(0)` is nobody: nothing is remembered for it, and a
+    /// duplicate is applied again.
     pub session: SessionId,
     /// The session's number for this command: starts at 1, never reused for another command.
     pub sequence: u64,
@@ -18,6 +25,22 @@ pub struct Command {
     pub conditions: Vec<(Bytes, Condition)>,
     /// Applied in order. Empty is allowed: it only moves the shard's clock.
     pub operations: Vec<Operation>,
+}
+
+impl Command {
+    /// An empty command outside any session that never expires: it only moves the shard's clock, which is what a read
+    /// asks for by [`Answer::TimeNeeded`].
+    #[must_use]
+    pub fn time() -> Self {
+        Self {
+            session: SessionId(0),
+            sequence: 0,
+            expires_at_ms: u64::MAX,
+            acked_below: 0,
+            conditions: Vec::new(),
+            operations: Vec::new(),
+        }
+    }
 }
 
 /// One write to one record.
@@ -111,7 +134,8 @@ pub enum OperationResult {
         old: Option<Bytes>,
         /// Whether the record existed before.
         existed: bool,
-        /// The value after [`Action::Add`]; the length after [`Action::Append`]; otherwise 0.
+        /// The value after [`Action::Add`]; the length after [`Action::Append`]; 1 after an [`Action::Expire`] of a
+        /// record that had an expiry before; otherwise 0.
         number: i64,
     },
     /// Removed.
@@ -149,11 +173,17 @@ pub enum Refusal {
     /// The sum does not fit into 64 bits.
     #[error("increment or decrement would overflow")]
     Overflow,
-    /// A key, a value or the result of an append is over its limit.
-    #[error("the value would be larger than {limit_bytes} bytes")]
+    /// A key, a value, the result of an append, or all old values asked for together are over their limit.
+    #[error("a key, value or result would be larger than {limit_bytes} bytes")]
     TooLarge {
         /// The limit.
         limit_bytes: u64,
+    },
+    /// The command has too many conditions or too many operations. Split it.
+    #[error("the command has more than {limit} operations")]
+    TooManyOperations {
+        /// The limit, for each of the two lists.
+        limit: u32,
     },
     /// A key lies outside the shard's range. Route again with a newer shard map.
     #[error("the key is not in this shard")]
@@ -164,7 +194,8 @@ pub enum Refusal {
     /// The command was applied before, and its outcome is no longer known.
     #[error("the command was applied before; its outcome was forgotten")]
     OutcomeForgotten,
-    /// The session has too many outcomes outstanding. Nothing was written.
+    /// The session has too many outcomes outstanding, or the shard too many sessions. Nothing was written and nothing
+    /// is remembered: the same command may be tried again later.
     #[error("the session has too many unacknowledged commands")]
     SessionFull,
     /// The command does not parse. Nothing was written.
@@ -200,16 +231,17 @@ pub enum Query {
     Scan {
         /// Whole record keys. Must lie inside the shard's range.
         range: KeyRange,
-        /// At most so many records.
+        /// At most so many records; 0 is malformed. The shard's own limit applies too.
         items_max: u32,
-        /// Stop once so many bytes are collected.
+        /// Stop once so many bytes are collected. The shard's own limit applies too.
         bytes_max: u32,
         /// Whether values are wanted.
         values: bool,
     },
-    /// The number of live records in the shard, and their bytes.
+    /// The number of live records in a range, and their bytes. Cheap when the range covers the whole shard; otherwise
+    /// every record of it is read.
     Count {
-        /// Whole record keys.
+        /// Whole record keys. Must lie inside the shard's range or cover it.
         range: KeyRange,
     },
 }
@@ -236,7 +268,7 @@ pub enum Answer {
     Records(Vec<Option<Record>>),
     /// For [`Query::Scan`].
     Page {
-        /// In key order.
+        /// In key order. May be empty although `next` is there, when many expired records had to be passed over.
         records: Vec<Record>,
         /// Where to go on; `None` when the range is exhausted.
         next: Option<Bytes>,
@@ -245,11 +277,13 @@ pub enum Answer {
     Count {
         /// Live records.
         records: u64,
-        /// Bytes of their keys and values.
+        /// Bytes of their whole record keys and values.
         bytes: u64,
     },
     /// A record is due by the reader's clock but not yet by the log's: commit an empty command, then ask again.
     TimeNeeded,
+    /// The answer would be larger, or take more reading, than the limits allow. Ask in parts.
+    TooLarge,
     /// A key lies outside the shard's range.
     WrongShard,
     /// The query does not parse.

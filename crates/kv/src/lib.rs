@@ -1,9 +1,35 @@
 //! The replicated key-value state machine: commands, conditions, sessions, expiry, scans.
 //!
-//! Pure: no clock, no randomness, no I/O beside the [`flotilla_storage::StateReader`] it is given.
+//! Pure: no clock, no randomness, no I/O beside the [`flotilla_storage::StateReader`] it is given. Equal logs give equal
+//! records, equal outcomes and equal system state on every replica.
 
+mod codec;
 mod command;
+mod ledger;
+mod limits;
+mod machine;
+mod read;
+mod record;
+mod session;
+mod system;
+mod transaction;
 
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod testing;
+
+pub use codec::{
+    DecodeError, ELEMENTS_MAX, FORMAT_VERSION, decode_answer, decode_command, decode_outcome, decode_query,
+    encode_answer, encode_command, encode_outcome, encode_query,
+};
 pub use command::{
     Action, Answer, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Query, Record, Refusal,
 };
+pub use limits::{Limits, LimitsError};
+pub use machine::KvMachine;
+pub use session::OUTCOME_BYTES_MAX;
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

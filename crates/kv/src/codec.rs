@@ -1,0 +1,147 @@
+//! Bytes of commands, outcomes, queries and answers, as they lie in log entries and travel between nodes.
+//!
+//! Format: one version byte, then a protobuf message. Keys and values are decoded as slices of the input, never copied;
+//! whoever keeps one longer than the request copies it, so that it does not hold a whole log entry in memory.
+//!
+//! Invariants: decoding any bytes ends in a value or a typed error, and the number of elements is bounded before anything
+//! is allocated for them. Which *values* are acceptable (lengths, counts, ranges) is not decided here.
+
+mod command;
+mod outcome;
+mod query;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::{
+    Message,
+    encoding::{DecodeContext, decode_key, skip_field},
+};
+
+pub use command::{decode_command, encode_command};
+pub use outcome::{decode_outcome, encode_outcome};
+pub use query::{decode_answer, decode_query, encode_answer, encode_query};
+
+/// The format that this crate writes, and the newest it reads.
+pub const FORMAT_VERSION: u8 = 1;
+
+/// Version bytes above this will never be used: such bytes are damage or nonsense rather than a newer format, and need
+/// not stop a replica.
+const FORMAT_VERSION_MAX: u8 = 15;
+
+/// Fields at the top level of a message (each operation, key or record is one), bounded before they are decoded.
+pub const ELEMENTS_MAX: u32 = 65_536;
+
+/// Bytes are not a message of the expected kind. Nothing was changed; the same bytes never parse later either, except
+/// [`DecodeError::Version`] after an upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// They do not parse, or name something that does not exist.
+    #[error("the bytes are not a valid {0}")]
+    Malformed(&'static str),
+    /// A newer version of this crate wrote them.
+    #[error("the bytes have format version {found}, newer than {known}")]
+    Version {
+        /// Version in the bytes.
+        found: u32,
+        /// Newest version known here.
+        known: u32,
+    },
+    /// They hold more elements than any valid message.
+    #[error("the message has more than {limit} elements")]
+    TooManyElements {
+        /// [`ELEMENTS_MAX`].
+        limit: u32,
+    },
+}
+
+/// Writes the version and the message.
+pub(crate) fn seal(message: &impl Message) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(1 + message.encoded_len());
+    bytes.put_u8(FORMAT_VERSION);
+    message.encode(&mut bytes).expect("a growing buffer takes any message");
+    bytes.freeze()
+}
+
+/// Checks the version and reads the message. `what` is named in errors.
+pub(crate) fn unseal<M: Message + Default>(what: &'static str, mut bytes: Bytes) -> Result<M, DecodeError> {
+    check_version(what, bytes.first().copied())?;
+    bytes.advance(1);
+    bound_elements(what, &bytes)?;
+    M::decode(bytes).map_err(|_| DecodeError::Malformed(what))
+}
+
+/// Whether bytes that start with `version` can be read here.
+pub(crate) fn check_version(what: &'static str, version: Option<u8>) -> Result<(), DecodeError> {
+    match version {
+        Some(FORMAT_VERSION) => Ok(()),
+        Some(newer @ FORMAT_VERSION..=FORMAT_VERSION_MAX) => {
+            Err(DecodeError::Version { found: newer.into(), known: FORMAT_VERSION.into() })
+        }
+        _ => Err(DecodeError::Malformed(what)),
+    }
+}
+
+/// An empty element takes two bytes on the wire and two hundred in memory, so elements are counted first. Skipping over
+/// them costs a few nanoseconds each.
+fn bound_elements(what: &'static str, mut bytes: &[u8]) -> Result<(), DecodeError> {
+    let mut elements = 0;
+    while bytes.has_remaining() {
+        elements += 1;
+        if elements > ELEMENTS_MAX {
+            return Err(DecodeError::TooManyElements { limit: ELEMENTS_MAX });
+        }
+        decode_key(&mut bytes)
+            .and_then(|(tag, wire_type)| skip_field(wire_type, tag, &mut bytes, DecodeContext::default()))
+            .map_err(|_| DecodeError::Malformed(what))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing;
+
+    fn decode_everything(bytes: &Bytes) {
+        let _ = decode_command(bytes.clone());
+        let _ = decode_outcome(bytes.clone());
+        let _ = decode_query(bytes.clone());
+        let _ = decode_answer(bytes.clone());
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            decode_everything(&bytes.clone().into());
+            bytes.insert(0, FORMAT_VERSION);
+            decode_everything(&bytes.into());
+        }
+
+        #[test]
+        fn damaged_commands_never_panic(command in testing::command(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut bytes = encode_command(&command).to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            decode_everything(&bytes.clone().into());
+            bytes.truncate(at);
+            decode_everything(&bytes.into());
+        }
+    }
+
+    #[test]
+    fn newer_versions_are_told_from_damage() {
+        let decode = |bytes: &'static [u8]| decode_command(Bytes::from_static(bytes));
+        assert_eq!(decode(b""), Err(DecodeError::Malformed("command")));
+        assert_eq!(decode(b"\x00"), Err(DecodeError::Malformed("command")));
+        assert_eq!(decode(b"\x02"), Err(DecodeError::Version { found: 2, known: 1 }));
+        assert_eq!(decode(b"\xff"), Err(DecodeError::Malformed("command")));
+    }
+
+    #[test]
+    fn a_flood_of_empty_elements_is_refused_before_it_is_decoded() {
+        let mut flood = vec![FORMAT_VERSION];
+        flood.extend([0x32, 0x00].repeat(ELEMENTS_MAX as usize + 1));
+        assert_eq!(decode_command(flood.into()), Err(DecodeError::TooManyElements { limit: ELEMENTS_MAX }));
+    }
+}

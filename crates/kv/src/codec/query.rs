@@ -1,0 +1,236 @@
+//! Queries and answers as bytes.
+
+use bytes::Bytes;
+use flotilla_types::{KeyRange, Timestamp};
+
+use super::{DecodeError, seal, unseal};
+use crate::{Answer, Query, Record};
+
+/// A query as bytes.
+#[must_use]
+pub fn encode_query(query: &Query) -> Bytes {
+    let of_range = |kind, range: &KeyRange| QueryMessage {
+        kind,
+        start: range.start.clone(),
+        end: range.end.clone(),
+        ..QueryMessage::default()
+    };
+    seal(&match query {
+        Query::Get { keys, values } => {
+            QueryMessage { kind: GET, keys: keys.clone(), values: *values, ..QueryMessage::default() }
+        }
+        Query::Scan { range, items_max, bytes_max, values } => {
+            QueryMessage { items_max: *items_max, bytes_max: *bytes_max, values: *values, ..of_range(SCAN, range) }
+        }
+        Query::Count { range } => of_range(COUNT, range),
+    })
+}
+
+/// A query from bytes.
+///
+/// # Errors
+/// The bytes are no query of a known version.
+pub fn decode_query(bytes: Bytes) -> Result<Query, DecodeError> {
+    let message: QueryMessage = unseal("query", bytes)?;
+    let range = KeyRange { start: message.start, end: message.end };
+    match message.kind {
+        GET => Ok(Query::Get { keys: message.keys, values: message.values }),
+        SCAN => Ok(Query::Scan {
+            range,
+            items_max: message.items_max,
+            bytes_max: message.bytes_max,
+            values: message.values,
+        }),
+        COUNT => Ok(Query::Count { range }),
+        _ => Err(DecodeError::Malformed("query")),
+    }
+}
+
+/// An answer as bytes.
+#[must_use]
+pub fn encode_answer(answer: &Answer) -> Bytes {
+    seal(&match answer {
+        Answer::Records(records) => AnswerMessage {
+            kind: RECORDS,
+            records: records.iter().map(|record| record.as_ref().map_or_else(absent, record_message)).collect(),
+            ..AnswerMessage::default()
+        },
+        Answer::Page { records, next } => AnswerMessage {
+            kind: PAGE,
+            records: records.iter().map(record_message).collect(),
+            next: next.clone(),
+            ..AnswerMessage::default()
+        },
+        Answer::Count { records, bytes } => {
+            AnswerMessage { kind: COUNTED, count: *records, bytes: *bytes, ..AnswerMessage::default() }
+        }
+        Answer::TimeNeeded => AnswerMessage { kind: TIME_NEEDED, ..AnswerMessage::default() },
+        Answer::TooLarge => AnswerMessage { kind: TOO_LARGE, ..AnswerMessage::default() },
+        Answer::WrongShard => AnswerMessage { kind: WRONG_SHARD, ..AnswerMessage::default() },
+        Answer::Malformed => AnswerMessage { kind: MALFORMED, ..AnswerMessage::default() },
+    })
+}
+
+/// An answer from bytes. Keys and values are slices of `bytes`.
+///
+/// # Errors
+/// The bytes are no answer of a known version.
+pub fn decode_answer(bytes: Bytes) -> Result<Answer, DecodeError> {
+    let message: AnswerMessage = unseal("answer", bytes)?;
+    Ok(match message.kind {
+        RECORDS => Answer::Records(message.records.into_iter().map(record).collect()),
+        PAGE => Answer::Page {
+            records: message
+                .records
+                .into_iter()
+                .map(|message| record(message).ok_or(DecodeError::Malformed("answer")))
+                .collect::<Result<_, _>>()?,
+            next: message.next,
+        },
+        COUNTED => Answer::Count { records: message.count, bytes: message.bytes },
+        TIME_NEEDED => Answer::TimeNeeded,
+        TOO_LARGE => Answer::TooLarge,
+        WRONG_SHARD => Answer::WrongShard,
+        MALFORMED => Answer::Malformed,
+        _ => return Err(DecodeError::Malformed("answer")),
+    })
+}
+
+const GET: u32 = 1;
+const SCAN: u32 = 2;
+const COUNT: u32 = 3;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct QueryMessage {
+    #[prost(uint32, tag = "1")]
+    kind: u32,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    keys: Vec<Bytes>,
+    #[prost(bool, tag = "3")]
+    values: bool,
+    #[prost(bytes = "bytes", tag = "4")]
+    start: Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    end: Bytes,
+    #[prost(uint32, tag = "6")]
+    items_max: u32,
+    #[prost(uint32, tag = "7")]
+    bytes_max: u32,
+}
+
+const RECORDS: u32 = 1;
+const PAGE: u32 = 2;
+const COUNTED: u32 = 3;
+const TIME_NEEDED: u32 = 4;
+const WRONG_SHARD: u32 = 5;
+const MALFORMED: u32 = 6;
+const TOO_LARGE: u32 = 7;
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AnswerMessage {
+    #[prost(uint32, tag = "1")]
+    kind: u32,
+    #[prost(message, repeated, tag = "2")]
+    records: Vec<RecordMessage>,
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    next: Option<Bytes>,
+    #[prost(uint64, tag = "4")]
+    count: u64,
+    #[prost(uint64, tag = "5")]
+    bytes: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RecordMessage {
+    #[prost(bool, tag = "1")]
+    absent: bool,
+    #[prost(bytes = "bytes", tag = "2")]
+    key: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    value: Bytes,
+    #[prost(uint64, tag = "4")]
+    version: u64,
+    #[prost(uint64, optional, tag = "5")]
+    expires_at_ms: Option<u64>,
+    /// Left out where it is the length of `value`.
+    #[prost(uint64, optional, tag = "6")]
+    value_bytes: Option<u64>,
+}
+
+fn absent() -> RecordMessage {
+    RecordMessage { absent: true, ..RecordMessage::default() }
+}
+
+fn record_message(record: &Record) -> RecordMessage {
+    RecordMessage {
+        absent: false,
+        key: record.key.clone(),
+        value: record.value.clone(),
+        version: record.version.0,
+        expires_at_ms: record.expires_at_ms,
+        value_bytes: (record.value_bytes != record.value.len() as u64).then_some(record.value_bytes),
+    }
+}
+
+fn record(message: RecordMessage) -> Option<Record> {
+    (!message.absent).then(|| Record {
+        value_bytes: message.value_bytes.unwrap_or(message.value.len() as u64),
+        key: message.key,
+        value: message.value,
+        version: Timestamp(message.version),
+        expires_at_ms: message.expires_at_ms,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn every_query_round_trips() {
+        let range = KeyRange { start: bytes("a"), end: bytes("b") };
+        for query in [
+            Query::Get { keys: vec![bytes("k"), Bytes::new()], values: true },
+            Query::Get { keys: vec![], values: false },
+            Query::Scan { range: range.clone(), items_max: 7, bytes_max: 9, values: true },
+            Query::Count { range },
+            Query::Count { range: KeyRange::all() },
+        ] {
+            assert_eq!(decode_query(encode_query(&query)), Ok(query));
+        }
+    }
+
+    #[test]
+    fn every_answer_round_trips() {
+        let whole = Record {
+            key: bytes("k"),
+            value: bytes("v"),
+            version: Timestamp(7),
+            expires_at_ms: Some(0),
+            value_bytes: 1,
+        };
+        let without_value = Record { value: Bytes::new(), value_bytes: 1_000, expires_at_ms: None, ..whole.clone() };
+        for answer in [
+            Answer::Records(vec![Some(whole.clone()), None, Some(without_value.clone())]),
+            Answer::Page { records: vec![whole, without_value], next: Some(bytes("z")) },
+            Answer::Page { records: vec![], next: None },
+            Answer::Count { records: 3, bytes: 4 },
+            Answer::TimeNeeded,
+            Answer::TooLarge,
+            Answer::WrongShard,
+            Answer::Malformed,
+        ] {
+            assert_eq!(decode_answer(encode_answer(&answer)), Ok(answer));
+        }
+    }
+
+    #[test]
+    fn a_page_cannot_hold_an_absent_record() {
+        let page = AnswerMessage { kind: PAGE, records: vec![absent()], ..AnswerMessage::default() };
+        assert_eq!(decode_answer(seal(&page)), Err(DecodeError::Malformed("answer")));
+    }
+}

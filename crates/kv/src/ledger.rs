@@ -1,0 +1,146 @@
+//! What is known of all records without reading them: how many there are, how many bytes, and which expire when.
+//!
+//! Invariant: the ledger agrees with the stored records after every command. It counts what is stored; records that are
+//! due and not yet removed are taken off when somebody asks. The index is not part of checkpoints: it is rebuilt from
+//! the records, its order is that of (expiry, key), and so it is equal on every replica.
+
+use std::{collections::BTreeMap, ops::Bound};
+
+use bytes::Bytes;
+use flotilla_storage::MachineError;
+
+use crate::record::StoredRecord;
+
+/// What the ledger remembers of one stored record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    /// Whole record key and value.
+    pub(crate) bytes: u64,
+    pub(crate) expires_at_ms: Option<u64>,
+}
+
+impl Footprint {
+    pub(crate) fn of(key: &[u8], record: &StoredRecord) -> Self {
+        Self { bytes: (key.len() + record.value.len()) as u64, expires_at_ms: record.expires_at_ms }
+    }
+}
+
+/// Counts of all stored records and an index of those that expire.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    records: u64,
+    bytes: u64,
+    /// Bytes of each expiring record under (Unix milliseconds, whole record key).
+    expiring: BTreeMap<(u64, Bytes), u64>,
+}
+
+const DISAGREES: MachineError = MachineError::Corrupt("the counts of records disagree with the records");
+
+impl Ledger {
+    /// A ledger with counts from a checkpoint; [`insert_expiring`](Self::insert_expiring) completes it.
+    pub(crate) fn of_counts(records: u64, bytes: u64) -> Self {
+        Self { records, bytes, expiring: BTreeMap::new() }
+    }
+
+    /// Puts a record that is already counted into the index.
+    pub(crate) fn insert_expiring(&mut self, key: &[u8], at_ms: u64, bytes: u64) {
+        self.expiring.insert((at_ms, Bytes::copy_from_slice(key)), bytes);
+    }
+
+    /// A record changed, appeared (`before` is `None`) or disappeared (`after` is `None`).
+    pub(crate) fn replace(
+        &mut self,
+        key: &Bytes,
+        before: Option<Footprint>,
+        after: Option<Footprint>,
+    ) -> Result<(), MachineError> {
+        if let Some(before) = before {
+            self.records = self.records.checked_sub(1).ok_or(DISAGREES)?;
+            self.bytes = self.bytes.checked_sub(before.bytes).ok_or(DISAGREES)?;
+            if let Some(at_ms) = before.expires_at_ms {
+                self.expiring.remove(&(at_ms, key.clone())).ok_or(DISAGREES)?;
+            }
+        }
+        if let Some(after) = after {
+            self.records += 1;
+            self.bytes += after.bytes;
+            if let Some(at_ms) = after.expires_at_ms {
+                // A copy, because `key` is a slice of a whole log entry.
+                self.insert_expiring(key, at_ms, after.bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the record that has been due longest out of the ledger.
+    pub(crate) fn take_due(&mut self, now_ms: u64) -> Result<Option<Bytes>, MachineError> {
+        match self.expiring.first_key_value() {
+            Some(((at_ms, _), _)) if *at_ms <= now_ms => {}
+            _ => return Ok(None),
+        }
+        let Some(((_, key), bytes)) = self.expiring.pop_first() else { return Ok(None) };
+        self.records = self.records.checked_sub(1).ok_or(DISAGREES)?;
+        self.bytes = self.bytes.checked_sub(bytes).ok_or(DISAGREES)?;
+        Ok(Some(key))
+    }
+
+    /// Stored records and their bytes.
+    pub(crate) fn stored(&self) -> (u64, u64) {
+        (self.records, self.bytes)
+    }
+
+    /// Stored records that expire at some time.
+    pub(crate) fn expiring(&self) -> u64 {
+        self.expiring.len() as u64
+    }
+
+    /// Live records and their bytes at this time. Costs a step in memory for each record that is due and not yet removed.
+    pub(crate) fn live(&self, now_ms: u64) -> (u64, u64) {
+        let due = self.expiring.range(..(now_ms.saturating_add(1), Bytes::new()));
+        due.fold((self.records, self.bytes), |(records, all), (_, bytes)| {
+            (records.saturating_sub(1), all.saturating_sub(*bytes))
+        })
+    }
+
+    /// Whether a record expires after `from_ms` and at or before `to_ms`.
+    pub(crate) fn expires_between(&self, from_ms: u64, to_ms: u64) -> bool {
+        let Some(first_ms) = from_ms.checked_add(1) else { return false };
+        self.expiring
+            .range((Bound::Included((first_ms, Bytes::new())), Bound::Unbounded))
+            .next()
+            .is_some_and(|((at_ms, _), _)| *at_ms <= to_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn due_records_leave_in_order_of_expiry_then_key() {
+        let mut ledger = Ledger::default();
+        for (name, at_ms) in [("b", 5), ("a", 5), ("z", 1), ("later", 9)] {
+            ledger.replace(&key(name), None, Some(Footprint { bytes: 10, expires_at_ms: Some(at_ms) })).unwrap();
+        }
+        assert_eq!((ledger.live(0), ledger.live(5), ledger.stored()), ((4, 40), (1, 10), (4, 40)));
+        assert!(ledger.expires_between(5, 9) && !ledger.expires_between(5, 8) && !ledger.expires_between(9, 20));
+        let mut taken = Vec::new();
+        while let Some(key) = ledger.take_due(5).unwrap() {
+            taken.push(key);
+        }
+        assert_eq!(taken, [key("z"), key("a"), key("b")]);
+        assert_eq!((ledger.stored(), ledger.expiring()), ((1, 10), 1));
+    }
+
+    #[test]
+    fn a_ledger_that_disagrees_with_the_records_is_an_error() {
+        let footprint = Footprint { bytes: 1, expires_at_ms: None };
+        assert!(Ledger::default().replace(&key("a"), Some(footprint), None).is_err());
+        let expiring = Footprint { bytes: 1, expires_at_ms: Some(1) };
+        assert!(Ledger::of_counts(1, 1).replace(&key("a"), Some(expiring), None).is_err());
+    }
+}

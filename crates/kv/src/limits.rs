@@ -1,0 +1,133 @@
+//! Every bound of the state machine in one place.
+//!
+//! Limits decide outcomes, so they are part of the replicated state's meaning: all nodes of a cluster must run with the
+//! same ones. Nothing here is enforced; `transaction`, `session` and `read` do that.
+
+use flotilla_types::RecordKey;
+
+/// What a shard accepts and remembers at most. Equal on every node of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a user's key, without collection and bucket. 1 to 65,536; larger keys make every index larger.
+    pub key_bytes_max: u32,
+    /// Bytes of a value, also after an append. At least 1; one value must fit into a log entry and a peer's frame.
+    pub value_bytes_max: u32,
+    /// Operations of a command, and likewise conditions. At least 1; a command applies in one go.
+    pub operations_max: u32,
+    /// Sessions that a shard remembers. At least 1; one per gateway start and per client with its own numbers.
+    pub sessions_max: u32,
+    /// Outcomes remembered for one session. At least 1; not below what a gateway keeps in flight to one shard.
+    pub outcomes_per_session_max: u32,
+    /// Outcomes remembered in a shard, about 200 bytes of memory each. At least `outcomes_per_session_max`.
+    pub outcomes_max: u32,
+    /// Keys of a [`crate::Query::Get`]. At least 1.
+    pub query_keys_max: u32,
+    /// Bytes of values in one answer or outcome. At least `value_bytes_max`; it must fit into a peer's frame.
+    pub answer_bytes_max: u32,
+    /// Records in a page of a scan. 1 to 32,768.
+    pub scan_items_max: u32,
+    /// Stored records that one scan or count reads at most before it returns. At least `scan_items_max`; a read of that
+    /// many holds up other work of the shard.
+    pub scan_examined_max: u32,
+}
+
+/// Limits that contradict each other. Nothing was started; correct the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LimitsError {
+    /// A limit of zero would refuse everything.
+    #[error("`{0}` must not be 0")]
+    Zero(&'static str),
+    /// A limit is above what formats or other limits allow.
+    #[error("`{field}` must not be above {max}")]
+    Above {
+        /// Which limit.
+        field: &'static str,
+        /// What it may be.
+        max: u32,
+    },
+    /// A limit is below another that it must hold.
+    #[error("`{field}` must not be below `{other}`")]
+    Below {
+        /// Which limit.
+        field: &'static str,
+        /// The limit it must reach.
+        other: &'static str,
+    },
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            key_bytes_max: 4 << 10,
+            value_bytes_max: 4 << 20,
+            operations_max: 1_024,
+            sessions_max: 4_096,
+            outcomes_per_session_max: 4_096,
+            outcomes_max: 262_144,
+            query_keys_max: 4_096,
+            answer_bytes_max: 32 << 20,
+            scan_items_max: 10_000,
+            scan_examined_max: 100_000,
+        }
+    }
+}
+
+impl Limits {
+    /// Bytes of a whole record key.
+    #[must_use]
+    pub const fn record_key_bytes_max(&self) -> usize {
+        RecordKey::PREFIX_BYTES + self.key_bytes_max as usize
+    }
+
+    /// Checks that the limits are usable and fit together.
+    ///
+    /// # Errors
+    /// The first limit that does not; nothing else happens.
+    pub fn validate(&self) -> Result<(), LimitsError> {
+        for (field, value, max) in [
+            ("key_bytes_max", self.key_bytes_max, 65_536),
+            ("value_bytes_max", self.value_bytes_max, u32::MAX),
+            ("operations_max", self.operations_max, crate::ELEMENTS_MAX / 4),
+            ("sessions_max", self.sessions_max, u32::MAX),
+            ("outcomes_per_session_max", self.outcomes_per_session_max, u32::MAX),
+            ("outcomes_max", self.outcomes_max, u32::MAX),
+            ("query_keys_max", self.query_keys_max, crate::ELEMENTS_MAX / 2),
+            ("answer_bytes_max", self.answer_bytes_max, u32::MAX),
+            ("scan_items_max", self.scan_items_max, crate::ELEMENTS_MAX / 2),
+            ("scan_examined_max", self.scan_examined_max, u32::MAX),
+        ] {
+            if value == 0 {
+                return Err(LimitsError::Zero(field));
+            }
+            if value > max {
+                return Err(LimitsError::Above { field, max });
+            }
+        }
+        for (field, value, other, least) in [
+            ("outcomes_max", self.outcomes_max, "outcomes_per_session_max", self.outcomes_per_session_max),
+            ("answer_bytes_max", self.answer_bytes_max, "value_bytes_max", self.value_bytes_max),
+            ("scan_examined_max", self.scan_examined_max, "scan_items_max", self.scan_items_max),
+        ] {
+            if value < least {
+                return Err(LimitsError::Below { field, other });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_contradictions_are_named() {
+        assert_eq!(Limits::default().validate(), Ok(()));
+        let none = Limits { operations_max: 0, ..Limits::default() };
+        assert_eq!(none.validate(), Err(LimitsError::Zero("operations_max")));
+        let small = Limits { answer_bytes_max: 1, ..Limits::default() };
+        assert!(matches!(small.validate(), Err(LimitsError::Below { field: "answer_bytes_max", .. })));
+        let large = Limits { scan_items_max: 1 << 20, ..Limits::default() };
+        assert!(matches!(large.validate(), Err(LimitsError::Above { field: "scan_items_max", .. })));
+    }
+}

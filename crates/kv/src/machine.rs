@@ -1,0 +1,502 @@
+//! The state machine of a key-value shard: order of work for each entry and each command.
+//!
+//! For each entry: move the shard's clock, forget outcomes that the clock has passed, remove some due records, then apply
+//! the commands in order. For each command: refuse it when its time is over; look it up in its session; apply it; keep
+//! its outcome. Expiry therefore becomes visible only through the log, and at the same entry on every replica.
+//!
+//! It knows nothing of Raft, networks or disks, and reads no clock.
+
+use bytes::Bytes;
+use flotilla_storage::{ApplyContext, MachineError, Overlay, ReadContext, StateMachine, StateReader, WriteSet};
+use flotilla_types::{KeyRange, SessionId, Timestamp};
+
+use crate::{
+    Answer, Command, DecodeError, Limits, Outcome, Refusal,
+    codec::{decode_command, decode_query, encode_answer, encode_outcome},
+    ledger::{Footprint, Ledger},
+    read::Reading,
+    record::StoredRecord,
+    session::{Sessions, Verdict},
+    system::System,
+    transaction::{Scope, Stop, execute},
+};
+
+/// Due records that an entry removes, besides one for each operation in it. An entry with more expiring writes than that
+/// cannot exist, so that removal keeps up with writing.
+const REMOVALS_PER_ENTRY: usize = 16;
+
+/// Records read at once when the index of expiring records is rebuilt.
+const REBUILD_BATCH_ITEMS: usize = 4_096;
+/// Bytes read at once when the index of expiring records is rebuilt.
+const REBUILD_BATCH_BYTES: usize = 8 << 20;
+
+/// The replicated key-value store of one shard replica. See [`StateMachine`] for how it is driven.
+///
+/// Commands, outcomes, queries and answers travel as the bytes of [`crate::encode_command`] and its siblings.
+#[derive(Debug)]
+pub struct KvMachine {
+    limits: Limits,
+    /// Timestamp of the last applied entry.
+    clock: Timestamp,
+    sessions: Sessions,
+    ledger: Ledger,
+}
+
+impl KvMachine {
+    /// A machine for a new replica. `limits` must be valid, and the same on every node of the cluster.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, clock: Timestamp::ZERO, sessions: Sessions::default(), ledger: Ledger::default() }
+    }
+
+    /// Timestamp of the last applied entry: records that expire at or before it are gone.
+    #[must_use]
+    pub fn clock(&self) -> Timestamp {
+        self.clock
+    }
+
+    /// Applies one command and returns its encoded outcome. `None` did not parse.
+    fn command(
+        &mut self,
+        range: &KeyRange,
+        version: Timestamp,
+        command: Option<Command>,
+        overlay: &mut Overlay<'_>,
+    ) -> Result<Bytes, MachineError> {
+        let refuse = |refusal| Ok(encode_outcome(&Outcome::Refused(refusal)));
+        let Some(command) = command else { return refuse(Refusal::Malformed) };
+        let Command { session, sequence, expires_at_ms, acked_below, .. } = command;
+        // First, because the session may have forgotten a command whose time is over.
+        if self.clock.millis() > expires_at_ms {
+            return refuse(Refusal::Expired);
+        }
+        let in_session = session != SessionId(0);
+        if in_session {
+            if sequence == 0 || sequence < acked_below {
+                return refuse(Refusal::Malformed);
+            }
+            match self.sessions.admit(&self.limits, session, sequence, acked_below) {
+                Verdict::Apply => {}
+                Verdict::Known(outcome) => return Ok(outcome),
+                Verdict::Refuse(refusal) => return refuse(refusal),
+            }
+        }
+        let scope = Scope { limits: &self.limits, range, now_ms: self.clock.millis(), version };
+        let outcome = match execute(scope, command, overlay, &mut self.ledger) {
+            Ok(results) => Outcome::Done { results, timestamp: version },
+            // Not remembered: the sender routes again, and a merge may bring the key into this shard in the meantime.
+            Err(Stop::Refused(Refusal::WrongShard)) => return refuse(Refusal::WrongShard),
+            Err(Stop::Refused(refusal)) => Outcome::Refused(refusal),
+            Err(Stop::Failed(error)) => return Err(error),
+        };
+        let outcome = encode_outcome(&outcome);
+        if in_session {
+            self.sessions.remember(session, sequence, acked_below, expires_at_ms, &outcome);
+        }
+        Ok(outcome)
+    }
+
+    fn remove_due(&mut self, removals_max: usize, overlay: &mut Overlay<'_>) -> Result<(), MachineError> {
+        for _ in 0..removals_max {
+            let Some(key) = self.ledger.take_due(self.clock.millis())? else { break };
+            overlay.delete(key);
+        }
+        Ok(())
+    }
+}
+
+impl StateMachine for KvMachine {
+    fn apply(
+        &mut self,
+        context: &ApplyContext<'_>,
+        commands: &[Bytes],
+        records: &dyn StateReader,
+        writes: &mut WriteSet,
+    ) -> Result<Vec<Bytes>, MachineError> {
+        // All are decoded before anything changes: a newer format must stop the replica in front of the entry.
+        let commands = commands.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+        let operations = commands.iter().flatten().map(|command| command.operations.len()).sum::<usize>();
+        self.clock = self.clock.max(context.timestamp);
+        self.sessions.expire(self.clock.millis());
+        let mut overlay = Overlay::new(records);
+        self.remove_due(REMOVALS_PER_ENTRY + operations, &mut overlay)?;
+        let mut outcomes = Vec::with_capacity(commands.len());
+        for (ordinal, command) in (0..).zip(commands) {
+            let version = context.timestamp.plus(ordinal);
+            outcomes.push(self.command(&context.descriptor.range, version, command, &mut overlay)?);
+        }
+        writes.extend(overlay.into_writes());
+        Ok(outcomes)
+    }
+
+    fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        let answer = match decode_query(Bytes::copy_from_slice(query)) {
+            Ok(query) => {
+                let (limits, ledger, clock_ms) = (&self.limits, &self.ledger, self.clock.millis());
+                Reading { limits, context, records, ledger, clock_ms }.answer(query)?
+            }
+            Err(_) => Answer::Malformed,
+        };
+        Ok(encode_answer(&answer))
+    }
+
+    fn system(&self) -> Bytes {
+        let (records, bytes) = self.ledger.stored();
+        System { clock: self.clock, records, bytes, expiring: self.ledger.expiring() }.encode(&self.sessions)
+    }
+
+    fn restore(&mut self, system: &[u8], records: &dyn StateReader) -> Result<(), MachineError> {
+        let (system, sessions) = System::decode(system)?;
+        let mut ledger = Ledger::of_counts(system.records, system.bytes);
+        index_expiring(&mut ledger, system.expiring, records)?;
+        *self = Self { limits: self.limits, clock: system.clock, sessions, ledger };
+        Ok(())
+    }
+}
+
+/// A command, or `None` for bytes that will never be one.
+fn decode(bytes: &Bytes) -> Result<Option<Command>, MachineError> {
+    match decode_command(bytes.clone()) {
+        Ok(command) => Ok(Some(command)),
+        Err(DecodeError::Version { found, known }) => Err(MachineError::Version { found, known }),
+        Err(DecodeError::Malformed(_) | DecodeError::TooManyElements { .. }) => Ok(None),
+    }
+}
+
+/// Reads records until all that expire are found; none at all when none does.
+fn index_expiring(ledger: &mut Ledger, expiring: u64, records: &dyn StateReader) -> Result<(), MachineError> {
+    let mut range = KeyRange::all();
+    while ledger.expiring() < expiring {
+        let batch = records.scan(&range, REBUILD_BATCH_ITEMS, REBUILD_BATCH_BYTES)?;
+        let Some((last, _)) = batch.last() else {
+            return Err(MachineError::Corrupt("fewer records expire than the system state says"));
+        };
+        range.start = [last.as_ref(), &[0]].concat().into();
+        for (key, stored) in batch {
+            let footprint = Footprint::of(&key, &StoredRecord::decode(stored)?);
+            if let Some(at_ms) = footprint.expires_at_ms {
+                ledger.insert_expiring(&key, at_ms, footprint.bytes);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Action, Condition, Expiry, Operation, OperationResult, Otherwise, Query, encode_command,
+        testing::{Replica, key, operation, put, put_expiring, written},
+    };
+
+    fn delete(name: &str, return_old: bool) -> Operation {
+        operation(name, Action::Delete { return_old })
+    }
+
+    fn of(operations: Vec<Operation>) -> Command {
+        Command { operations, ..Command::time() }
+    }
+
+    fn add(name: &str, delta: i64) -> Command {
+        of(vec![operation(name, Action::Add { delta })])
+    }
+
+    fn refused(refusal: Refusal) -> Outcome {
+        Outcome::Refused(refusal)
+    }
+
+    fn in_session(mut command: Command, sequence: u64, acked_below: u64, expires_at_ms: u64) -> Command {
+        command.session = SessionId(7);
+        (command.sequence, command.acked_below, command.expires_at_ms) = (sequence, acked_below, expires_at_ms);
+        command
+    }
+
+    #[test]
+    fn a_command_applies_whole_or_not_at_all() {
+        let mut replica = Replica::default();
+        replica.run(1, put("a", "1"));
+        let mut failing = of(vec![
+            operation("b", Action::Append { bytes: Bytes::from_static(b"x") }),
+            delete("a", false),
+            operation("a", Action::Add { delta: 1 }),
+        ]);
+        failing.operations[2].condition = Some(Condition::Present);
+        let outcome = replica.run(2, failing);
+        assert_eq!(outcome, refused(Refusal::ConditionFailed { operation: 2, found: None }));
+        assert_eq!((replica.value("a").as_deref(), replica.value("b")), (Some("1"), None));
+        assert_eq!(replica.count(2), Answer::Count { records: 1, bytes: key("a").len() as u64 + 1 });
+    }
+
+    #[test]
+    fn conditions_are_numbered_before_operations_and_name_what_was_found() {
+        let mut replica = Replica::default();
+        let version = written(&replica.run(1, put("a", "1")));
+        let mut command = put("b", "2");
+        command.conditions = vec![(key("a"), Condition::Version(version)), (key("a"), Condition::Absent)];
+        let outcome = replica.run(2, command.clone());
+        assert_eq!(outcome, refused(Refusal::ConditionFailed { operation: 1, found: Some(version) }));
+        command.conditions.pop();
+        assert!(matches!(replica.run(3, command), Outcome::Done { .. }));
+    }
+
+    #[test]
+    fn a_skipped_operation_leaves_the_others_alone() {
+        let mut replica = Replica::default();
+        let version = written(&replica.run(1, put("a", "old")));
+        let mut command = put("a", "new");
+        let Action::Put { return_old, .. } = &mut command.operations[0].action else { unreachable!() };
+        *return_old = true;
+        command.operations[0].condition = Some(Condition::Absent);
+        command.operations[0].otherwise = Otherwise::Skip;
+        command.operations.push(put("b", "2").operations.remove(0));
+        let Outcome::Done { results, .. } = replica.run(2, command) else { panic!("refused") };
+        let old = Some(Bytes::from_static(b"old"));
+        assert_eq!(results[0], OperationResult::Skipped { version: Some(version), old });
+        assert_eq!((replica.value("a").as_deref(), replica.value("b").as_deref()), (Some("old"), Some("2")));
+    }
+
+    #[test]
+    fn commands_of_one_entry_have_growing_versions_and_see_each_other() {
+        let mut replica = Replica::default();
+        let outcomes = replica.apply(5, &[add("n", 1), add("n", 1), add("n", 1)]);
+        let versions: Vec<_> = outcomes.iter().map(written).collect();
+        assert_eq!(versions, (0..3).map(|n| Timestamp::from_millis(5).plus(n)).collect::<Vec<_>>());
+        assert_eq!(replica.value("n").as_deref(), Some("3"));
+    }
+
+    #[test]
+    fn counters_refuse_what_is_no_integer_and_overflow() {
+        let mut replica = Replica::default();
+        replica.run(1, put("text", "1.5"));
+        assert_eq!(replica.run(2, add("text", 1)), refused(Refusal::NotAnInteger));
+        replica.run(3, add("n", i64::MAX));
+        assert_eq!(replica.run(4, add("n", 1)), refused(Refusal::Overflow));
+        assert_eq!(replica.value("n"), Some(i64::MAX.to_string()));
+    }
+
+    #[test]
+    fn limits_and_the_range_are_checked_before_anything_is_written() {
+        let limits = Limits { key_bytes_max: 4, value_bytes_max: 8, operations_max: 2, ..Limits::default() };
+        let mut replica = Replica::with_limits(limits);
+        assert_eq!(replica.run(1, put("12345", "")), refused(Refusal::TooLarge { limit_bytes: 4 }));
+        assert_eq!(replica.run(2, put("k", "123456789")), refused(Refusal::TooLarge { limit_bytes: 8 }));
+        replica.run(3, put("k", "12345678"));
+        let append = of(vec![operation("k", Action::Append { bytes: Bytes::from_static(b"9") })]);
+        assert_eq!(replica.run(4, append), refused(Refusal::TooLarge { limit_bytes: 8 }));
+        let many = of(vec![delete("a", false), delete("b", false), delete("c", false)]);
+        assert_eq!(replica.run(5, many), refused(Refusal::TooManyOperations { limit: 2 }));
+        let mut elsewhere = put("k", "");
+        elsewhere.operations[0].key = Bytes::from_static(b"\xff\xff\xff\xff\xff\xff");
+        assert_eq!(replica.run(6, elsewhere.clone()), refused(Refusal::WrongShard));
+        elsewhere.operations[0].key = Bytes::from_static(b"short");
+        assert_eq!(replica.run(7, elsewhere), refused(Refusal::Malformed));
+    }
+
+    #[test]
+    fn old_values_are_returned_within_a_limit() {
+        let limits = Limits { value_bytes_max: 8, answer_bytes_max: 12, ..Limits::default() };
+        let mut replica = Replica::with_limits(limits);
+        replica.apply(1, &[put("a", "12345678"), put("b", "12345678")]);
+        let both = of(vec![delete("a", true), delete("b", true)]);
+        assert_eq!(replica.run(2, both), refused(Refusal::TooLarge { limit_bytes: 12 }));
+        let Outcome::Done { results, .. } = replica.run(3, of(vec![delete("a", true)])) else { panic!("refused") };
+        assert!(matches!(&results[0], OperationResult::Deleted { old: Some(old), .. } if old == "12345678"));
+    }
+
+    #[test]
+    fn a_duplicate_is_answered_and_not_applied() {
+        let mut replica = Replica::default();
+        let command = in_session(add("n", 1), 1, 0, 1_000);
+        let first = replica.run(1, command.clone());
+        assert_eq!(replica.run(2, command.clone()), first);
+        assert_eq!(replica.apply(3, &[command.clone(), command]), vec![first.clone(), first]);
+        assert_eq!(replica.value("n").as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn a_refusal_stays_a_refusal_for_duplicates() {
+        let mut replica = Replica::default();
+        let mut command = in_session(put("a", "1"), 1, 0, 1_000);
+        command.operations[0].condition = Some(Condition::Present);
+        let first = replica.run(1, command.clone());
+        replica.run(2, put("a", "0"));
+        assert_eq!(replica.run(3, command), first);
+        assert_eq!(replica.value("a").as_deref(), Some("0"));
+    }
+
+    #[test]
+    fn a_command_behind_its_time_is_refused_even_when_its_outcome_was_dropped() {
+        let mut replica = Replica::default();
+        let command = in_session(add("n", 1), 1, 0, 100);
+        replica.run(100, command.clone());
+        assert_eq!(replica.run(101, command), refused(Refusal::Expired));
+        assert_eq!(replica.value("n").as_deref(), Some("1"));
+        assert_eq!(replica.run(102, Command { expires_at_ms: 101, ..add("n", 1) }), refused(Refusal::Expired));
+    }
+
+    #[test]
+    fn a_large_outcome_is_forgotten_and_not_applied_again() {
+        let mut replica = Replica::default();
+        replica.run(1, put("a", &"x".repeat(100)));
+        let command = in_session(of(vec![delete("a", true)]), 1, 0, 1_000);
+        assert!(matches!(replica.run(2, command.clone()), Outcome::Done { .. }));
+        replica.run(3, put("a", "again"));
+        assert_eq!(replica.run(4, command), refused(Refusal::OutcomeForgotten));
+        assert_eq!(replica.value("a").as_deref(), Some("again"));
+    }
+
+    #[test]
+    fn sequences_that_contradict_themselves_are_malformed() {
+        let mut replica = Replica::default();
+        assert_eq!(replica.run(1, in_session(add("n", 1), 0, 0, 1_000)), refused(Refusal::Malformed));
+        assert_eq!(replica.run(2, in_session(add("n", 1), 1, 2, 1_000)), refused(Refusal::Malformed));
+    }
+
+    #[test]
+    fn the_wrong_shard_is_not_remembered() {
+        let mut replica = Replica::default();
+        let command = in_session(put("a", "1"), 1, 0, 1_000);
+        let range = std::mem::replace(&mut replica.descriptor.range, KeyRange::of_prefix(b"elsewhere"));
+        assert_eq!(replica.run(1, command.clone()), refused(Refusal::WrongShard));
+        replica.descriptor.range = range;
+        assert!(matches!(replica.run(2, command), Outcome::Done { .. }));
+    }
+
+    #[test]
+    fn expiry_is_seen_only_through_the_log() {
+        let mut replica = Replica::default();
+        replica.run(10, put_expiring("a", "1", 20));
+        let query = Query::Get { keys: vec![key("a")], values: true };
+        assert!(matches!(&replica.read(19, &query), Answer::Records(found) if found[0].is_some()));
+        assert_eq!(replica.read(20, &query), Answer::TimeNeeded);
+        assert_eq!(replica.count(20), Answer::TimeNeeded);
+        assert_eq!(replica.scan(20), Answer::TimeNeeded);
+        replica.run(20, Command::time());
+        assert_eq!(replica.read(20, &query), Answer::Records(vec![None]));
+        assert_eq!(replica.count(20), Answer::Count { records: 0, bytes: 0 });
+        assert!(replica.records.0.is_empty(), "the due record was removed");
+    }
+
+    #[test]
+    fn a_due_record_is_absent_before_it_is_removed() {
+        let mut replica = Replica::default();
+        let many = REMOVALS_PER_ENTRY * 3;
+        for n in 0..many {
+            replica.run(1, put_expiring(&format!("k{n:03}"), "v", 5));
+        }
+        let mut late = put(&format!("k{:03}", many - 1), "new");
+        late.operations[0].condition = Some(Condition::Absent);
+        assert!(matches!(replica.run(5, late), Outcome::Done { .. }));
+        assert_eq!(replica.records.0.len(), many - REMOVALS_PER_ENTRY - 1, "some due records are still stored");
+        assert!(matches!(replica.count(5), Answer::Count { records: 1, .. }));
+        let Answer::Page { records, next: None } = replica.scan(5) else { panic!("no page") };
+        assert_eq!(records.len(), 1);
+        assert!(
+            matches!(replica.run(5, of(vec![delete("k040", false)])), Outcome::Done { results, .. } if results == [OperationResult::Absent])
+        );
+        replica.apply(6, &[]);
+        replica.apply(7, &[]);
+        assert_eq!(replica.records.0.len(), 1);
+    }
+
+    #[test]
+    fn expire_changes_only_the_expiry_and_says_whether_there_was_one() {
+        let mut replica = Replica::default();
+        let expire = |expiry| of(vec![operation("a", Action::Expire { expiry })]);
+        let number = |outcome: Outcome| match outcome {
+            Outcome::Done { results, .. } => match results[0] {
+                OperationResult::Written { number, .. } => Some(number),
+                _ => None,
+            },
+            Outcome::Refused(refusal) => panic!("{refusal}"),
+        };
+        assert_eq!(number(replica.run(1, expire(Expiry::Never))), None);
+        replica.run(2, put("a", "1"));
+        assert_eq!(number(replica.run(3, expire(Expiry::At(10)))), Some(0));
+        replica.run(4, add("a", 1));
+        assert_eq!(number(replica.run(5, expire(Expiry::Never))), Some(1));
+        replica.run(20, Command::time());
+        assert_eq!(replica.value("a").as_deref(), Some("2"));
+        assert_eq!(number(replica.run(21, expire(Expiry::At(21)))), Some(0));
+        assert_eq!(replica.value("a"), None, "an expiry that has come removes the record");
+    }
+
+    #[test]
+    fn scans_go_on_where_they_stopped() {
+        let mut replica = Replica::default();
+        for n in 0..10 {
+            replica.run(1, put(&format!("k{n}"), "value"));
+        }
+        let range = replica.descriptor.range.clone();
+        let mut from = range.start.clone();
+        let mut found = Vec::new();
+        for page in [4, 4, 2] {
+            let range = KeyRange { start: from, end: range.end.clone() };
+            let query = Query::Scan { range, items_max: 4, bytes_max: u32::MAX, values: false };
+            let Answer::Page { records, next } = replica.read(1, &query) else { panic!("no page") };
+            assert_eq!((records.len(), next.is_some()), (page, page == 4));
+            assert!(records.iter().all(|record| record.value.is_empty() && record.value_bytes == 5));
+            found.extend(records.into_iter().map(|record| record.key));
+            from = next.unwrap_or_default();
+        }
+        assert_eq!(found, (0..10).map(|n| key(&format!("k{n}"))).collect::<Vec<_>>());
+        let tiny = Query::Scan { range: range.clone(), items_max: 9, bytes_max: 0, values: true };
+        assert!(matches!(replica.read(1, &tiny), Answer::Page { records, next: Some(_) } if records.len() == 1));
+        let part = Query::Count { range: KeyRange { start: key("k7"), end: range.end } };
+        assert!(matches!(replica.read(1, &part), Answer::Count { records: 3, .. }));
+    }
+
+    #[test]
+    fn reads_outside_the_shard_and_beyond_limits_are_refused() {
+        let limits = Limits { query_keys_max: 1, answer_bytes_max: 4, scan_examined_max: 2, ..Limits::default() };
+        let mut replica = Replica::with_limits(limits);
+        replica.apply(1, &[put("a", "12345"), put("b", "1"), put("c", "1"), put("d", "1")]);
+        let get = |keys: &[Bytes]| Query::Get { keys: keys.to_vec(), values: true };
+        assert_eq!(replica.read(1, &get(&[key("a"), key("b")])), Answer::TooLarge);
+        assert_eq!(replica.read(1, &get(&[key("a")])), Answer::TooLarge);
+        assert_eq!(replica.read(1, &get(&[Bytes::from_static(b"short")])), Answer::Malformed);
+        assert_eq!(replica.read(1, &get(&[Bytes::from_static(b"\xff\xff\xff\xff\0\0")])), Answer::WrongShard);
+        let scan = Query::Scan { range: KeyRange::all(), items_max: 1, bytes_max: 1, values: true };
+        assert_eq!(replica.read(1, &scan), Answer::WrongShard);
+        assert!(matches!(replica.scan(1), Answer::Page { records, next: Some(_) } if records.len() <= 2));
+        let part = Query::Count { range: KeyRange::of_prefix(&key("")[..6]) };
+        assert!(matches!(replica.read(1, &part), Answer::Count { records: 4, .. } | Answer::TooLarge));
+        let part = KeyRange { start: key("a"), end: replica.descriptor.range.end.clone() };
+        assert_eq!(replica.read(1, &Query::Count { range: part }), Answer::TooLarge);
+        let answer = replica.machine.read(&replica.read_context(1), b"\x01\xff", &replica.records).unwrap();
+        assert_eq!(crate::decode_answer(answer), Ok(Answer::Malformed));
+    }
+
+    #[test]
+    fn malformed_commands_are_refused_and_newer_ones_stop_the_replica() {
+        let mut replica = Replica::default();
+        let good = encode_command(&put("a", "1"));
+        let mut writes = WriteSet::new();
+        let descriptor = replica.descriptor.clone();
+        let context = Replica::context(&descriptor, 1, 1);
+        let commands = [Bytes::from_static(b"\x01\xff\xff"), good.clone(), Bytes::new()];
+        let outcomes = replica.machine.apply(&context, &commands, &replica.records, &mut writes).unwrap();
+        let outcomes: Vec<_> = outcomes.into_iter().map(|bytes| crate::decode_outcome(bytes).unwrap()).collect();
+        assert_eq!((&outcomes[0], &outcomes[2]), (&refused(Refusal::Malformed), &refused(Refusal::Malformed)));
+        assert!(matches!(outcomes[1], Outcome::Done { .. }));
+        let before = replica.machine.system();
+        let newer = [good, Bytes::from_static(b"\x02")];
+        let error = replica.machine.apply(&context, &newer, &replica.records, &mut writes).unwrap_err();
+        assert!(matches!(error, MachineError::Version { found: 2, known: 1 }));
+        assert_eq!(replica.machine.system(), before);
+    }
+
+    #[test]
+    fn a_checkpoint_that_disagrees_with_its_records_is_refused() {
+        let mut replica = Replica::default();
+        replica.run(1, put_expiring("a", "1", 5));
+        let system = replica.machine.system();
+        let mut other = Replica::default();
+        assert!(matches!(other.machine.restore(&system, &other.records), Err(MachineError::Corrupt(_))));
+        assert!(other.machine.restore(&system, &replica.records).is_ok());
+        assert_eq!(other.machine.system(), system);
+        assert!(other.machine.restore(b"", &replica.records).is_ok());
+        assert_eq!(other.machine.system(), KvMachine::new(Limits::default()).system());
+    }
+}

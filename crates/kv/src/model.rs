@@ -1,0 +1,229 @@
+//! The machine against a model that is too simple to be wrong, and against a copy of itself.
+//!
+//! The model keeps everything for ever in plain maps: every outcome, every record with its expiry. It clones the whole
+//! state for each command, and has no index, no stage and no codec.
+
+use std::collections::{BTreeSet, HashMap};
+
+use bytes::Bytes;
+use flotilla_storage::StateMachine;
+use flotilla_types::{SessionId, Timestamp};
+use proptest::prelude::*;
+
+use crate::{
+    Action, Answer, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Refusal,
+    encode_outcome,
+    testing::{Replica, command},
+};
+
+#[derive(Debug, Clone)]
+struct Held {
+    version: Timestamp,
+    expires: Option<u64>,
+    value: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    now_ms: u64,
+    records: HashMap<Bytes, Held>,
+    /// Every command ever applied in a session, with its outcome.
+    applied: HashMap<(SessionId, u64), Outcome>,
+    /// What a session acknowledged, and the latest expiry of its commands: behind that the session is new again.
+    acked_below: HashMap<SessionId, (u64, u64)>,
+    /// The same commands again, to show that none was applied twice.
+    remembered: BTreeSet<(SessionId, u64)>,
+}
+
+type Records = HashMap<Bytes, Held>;
+
+impl Model {
+    fn command(&mut self, version: Timestamp, command: &Command) -> Outcome {
+        if self.now_ms > command.expires_at_ms {
+            return Outcome::Refused(Refusal::Expired);
+        }
+        let id = (command.session, command.sequence);
+        let in_session = command.session != SessionId(0);
+        if in_session {
+            let (acked, _) = self.acked_below.entry(command.session).or_default();
+            *acked = command.acked_below.max(*acked);
+            if command.sequence < *acked {
+                return Outcome::Refused(Refusal::OutcomeForgotten);
+            }
+            if let Some(outcome) = self.applied.get(&id) {
+                let large = encode_outcome(outcome).len() > crate::OUTCOME_BYTES_MAX;
+                return if large { Outcome::Refused(Refusal::OutcomeForgotten) } else { outcome.clone() };
+            }
+        }
+        let now_ms = self.now_ms;
+        let mut records = self.records.clone();
+        records.retain(|_, held| held.expires.is_none_or(|at_ms| at_ms > now_ms));
+        let outcome = match Self::attempt(&mut records, now_ms, version, command) {
+            Ok(results) => {
+                self.records = records;
+                Outcome::Done { results, timestamp: version }
+            }
+            Err(refusal) => Outcome::Refused(refusal),
+        };
+        if in_session {
+            assert!(self.remembered.insert(id), "{id:?} was applied twice");
+            self.applied.insert(id, outcome.clone());
+            let (_, keep_until_ms) = self.acked_below.entry(command.session).or_default();
+            *keep_until_ms = command.expires_at_ms.max(*keep_until_ms);
+        }
+        outcome
+    }
+
+    fn attempt(
+        records: &mut Records,
+        now_ms: u64,
+        version: Timestamp,
+        command: &Command,
+    ) -> Result<Vec<OperationResult>, Refusal> {
+        let mut number = 0;
+        for (key, condition) in &command.conditions {
+            let found = records.get(key).map(|held| held.version);
+            if !Self::holds(*condition, found) {
+                return Err(Refusal::ConditionFailed { operation: number, found });
+            }
+            number += 1;
+        }
+        let mut results = Vec::new();
+        for operation in &command.operations {
+            results.push(Self::operation(records, version, number, operation)?);
+            records.retain(|_, held| held.expires.is_none_or(|at_ms| at_ms > now_ms));
+            number += 1;
+        }
+        Ok(results)
+    }
+
+    fn holds(condition: Condition, found: Option<Timestamp>) -> bool {
+        match condition {
+            Condition::Absent => found.is_none(),
+            Condition::Present => found.is_some(),
+            Condition::Version(version) => found == Some(version),
+        }
+    }
+
+    fn operation(
+        records: &mut Records,
+        version: Timestamp,
+        number: u32,
+        operation: &Operation,
+    ) -> Result<OperationResult, Refusal> {
+        let held = records.get(&operation.key).cloned();
+        let found = held.as_ref().map(|held| held.version);
+        let old = |wanted: bool| held.clone().filter(|_| wanted).map(|held| Bytes::from(held.value));
+        if operation.condition.is_some_and(|condition| !Self::holds(condition, found)) {
+            let wanted = match operation.action {
+                Action::Put { return_old, .. } | Action::Delete { return_old } => return_old,
+                _ => false,
+            };
+            return match operation.otherwise {
+                Otherwise::Refuse => Err(Refusal::ConditionFailed { operation: number, found }),
+                Otherwise::Skip => Ok(OperationResult::Skipped { version: found, old: old(wanted) }),
+            };
+        }
+        let kept = held.as_ref().and_then(|held| held.expires);
+        let expires = |expiry| match expiry {
+            Expiry::Never => None,
+            Expiry::Keep => kept,
+            Expiry::At(at_ms) => Some(at_ms),
+        };
+        let before = held.as_ref().map(|held| held.value.clone()).unwrap_or_default();
+        let (value, expires, old, result) = match &operation.action {
+            Action::Put { value, expiry, return_old } => (value.to_vec(), expires(*expiry), old(*return_old), 0),
+            Action::Delete { return_old } => {
+                return Ok(match records.remove(&operation.key) {
+                    Some(held) => OperationResult::Deleted { version: held.version, old: old(*return_old) },
+                    None => OperationResult::Absent,
+                });
+            }
+            Action::Add { delta } => {
+                let text = String::from_utf8(before).map_err(|_| Refusal::NotAnInteger)?;
+                let number = if held.is_none() { 0 } else { text.parse::<i64>().map_err(|_| Refusal::NotAnInteger)? };
+                if held.is_some() && number.to_string() != text {
+                    return Err(Refusal::NotAnInteger);
+                }
+                let sum = number.checked_add(*delta).ok_or(Refusal::Overflow)?;
+                (sum.to_string().into_bytes(), kept, None, sum)
+            }
+            Action::Append { bytes } => {
+                let value = [before, bytes.to_vec()].concat();
+                let length = value.len() as i64;
+                (value, kept, None, length)
+            }
+            Action::Expire { .. } if held.is_none() => return Ok(OperationResult::Absent),
+            Action::Expire { expiry } => (before, expires(*expiry), None, kept.is_some().into()),
+        };
+        records.insert(operation.key.clone(), Held { version, expires, value });
+        Ok(OperationResult::Written { version, old, existed: held.is_some(), number: result })
+    }
+}
+
+/// Entries: how many milliseconds pass before each, and its commands.
+fn log() -> impl Strategy<Value = Vec<(u64, Vec<Command>)>> {
+    proptest::collection::vec((0..4u64, proptest::collection::vec(command(), 0..4)), 0..25)
+}
+
+/// A retry carries the expiry of the first attempt, and a session acknowledges only what lies behind it: gives random
+/// commands these properties.
+fn as_sessions_behave(log: Vec<(u64, Vec<Command>)>) -> Vec<(u64, Vec<Command>)> {
+    let mut firsts: HashMap<(SessionId, u64), Command> = HashMap::new();
+    let repeat = |mut command: Command, firsts: &mut HashMap<_, Command>| {
+        if command.session != SessionId(0) {
+            let first = firsts.entry((command.session, command.sequence)).or_insert_with(|| command.clone()).clone();
+            command = Command { acked_below: command.acked_below, ..first };
+        }
+        command
+    };
+    log.into_iter()
+        .map(|(wait, commands)| (wait, commands.into_iter().map(|one| repeat(one, &mut firsts)).collect()))
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn machine_and_model_agree(log in log().prop_map(as_sessions_behave)) {
+        let mut replica = Replica::default();
+        let mut model = Model::default();
+        for (wait_ms, commands) in log {
+            model.now_ms += wait_ms;
+            model.acked_below.retain(|_, (_, keep_until_ms)| *keep_until_ms >= model.now_ms);
+            let entry = Timestamp::from_millis(model.now_ms);
+            let outcomes = replica.apply(model.now_ms, &commands);
+            let expected: Vec<_> =
+                (0..).zip(&commands).map(|(n, command)| model.command(entry.plus(n), command)).collect();
+            prop_assert_eq!(outcomes, expected);
+            let live = model.records.iter().filter(|(_, held)| held.expires.is_none_or(|at_ms| at_ms > model.now_ms));
+            let mut live: Vec<_> = live.map(|(key, held)| (key.clone(), held.version, held.expires, held.value.clone())).collect();
+            live.sort();
+            let Answer::Page { records, next: None } = replica.scan(model.now_ms) else { panic!("no page") };
+            let bytes = live.iter().map(|(key, _, _, value)| (key.len() + value.len()) as u64).sum::<u64>();
+            prop_assert_eq!(replica.count(model.now_ms), Answer::Count { records: live.len() as u64, bytes });
+            let records: Vec<_> = records
+                .into_iter()
+                .map(|record| (record.key, record.version, record.expires_at_ms, record.value.to_vec()))
+                .collect();
+            prop_assert_eq!(records, live);
+        }
+    }
+
+    #[test]
+    fn a_replica_restored_midway_ends_equal(log in log(), at in any::<prop::sample::Index>()) {
+        let restore_at = at.index(log.len() + 1);
+        let (mut whole, mut restored) = (Replica::default(), Replica::default());
+        let mut now_ms = 0;
+        for (n, (wait_ms, commands)) in log.iter().enumerate() {
+            if n == restore_at {
+                restored = Replica::default();
+                restored.records = whole.records.clone();
+                restored.machine.restore(&whole.machine.system(), &restored.records).unwrap();
+            }
+            now_ms += wait_ms;
+            prop_assert_eq!(whole.apply(now_ms, commands), restored.apply(now_ms, commands));
+            prop_assert_eq!(whole.machine.system(), restored.machine.system());
+            prop_assert_eq!(&whole.records, &restored.records);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The machine's own state as bytes, for checkpoints: the clock, the counts, the sessions.
+//!
+//! Format: one version byte, then a protobuf message with sessions and sequences in rising order, so that equal states
+//! give equal bytes. The index of expiring records is not in it; only their number is, which tells whether a scan for
+//! them is needed.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use flotilla_storage::MachineError;
+use flotilla_types::{SessionId, Timestamp};
+use prost::Message;
+
+use crate::{
+    DecodeError, OUTCOME_BYTES_MAX,
+    codec::{check_version, seal},
+    session::{Remembered, Session, Sessions},
+};
+
+const MALFORMED: MachineError = MachineError::Corrupt("the system state does not parse");
+
+/// Everything a checkpoint holds beside the records.
+#[derive(Debug, Default)]
+pub(crate) struct System {
+    pub(crate) clock: Timestamp,
+    /// Stored records, due ones included.
+    pub(crate) records: u64,
+    /// Bytes of their keys and values.
+    pub(crate) bytes: u64,
+    /// How many of them expire at some time.
+    pub(crate) expiring: u64,
+}
+
+impl System {
+    pub(crate) fn encode(&self, sessions: &Sessions) -> Bytes {
+        seal(&SystemMessage {
+            clock: self.clock.0,
+            records: self.records,
+            bytes: self.bytes,
+            expiring: self.expiring,
+            sessions: sessions.iter().map(|(id, session)| session_message(id, session)).collect(),
+        })
+    }
+
+    /// Empty bytes are the state of a new replica.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, Sessions), MachineError> {
+        let Some((version, message)) = bytes.split_first() else { return Ok(Default::default()) };
+        check_version("system state", Some(*version)).map_err(|error| match error {
+            DecodeError::Version { found, known } => MachineError::Version { found, known },
+            _ => MALFORMED,
+        })?;
+        let message = SystemMessage::decode(message).map_err(|_| MALFORMED)?;
+        let mut sessions = Sessions::default();
+        let mut previous = None;
+        for message in message.sessions {
+            let id = SessionId(message.id);
+            if previous >= Some(id) {
+                return Err(MALFORMED);
+            }
+            previous = Some(id);
+            sessions.restore(id, session(message)?);
+        }
+        let system = Self {
+            clock: Timestamp(message.clock),
+            records: message.records,
+            bytes: message.bytes,
+            expiring: message.expiring,
+        };
+        Ok((system, sessions))
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SystemMessage {
+    #[prost(uint64, tag = "1")]
+    clock: u64,
+    #[prost(uint64, tag = "2")]
+    records: u64,
+    #[prost(uint64, tag = "3")]
+    bytes: u64,
+    #[prost(uint64, tag = "4")]
+    expiring: u64,
+    #[prost(message, repeated, tag = "5")]
+    sessions: Vec<SessionMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SessionMessage {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(uint64, tag = "2")]
+    acked_below: u64,
+    #[prost(uint64, tag = "3")]
+    keep_until_ms: u64,
+    #[prost(message, repeated, tag = "4")]
+    outcomes: Vec<RememberedMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RememberedMessage {
+    #[prost(uint64, tag = "1")]
+    sequence: u64,
+    #[prost(uint64, tag = "2")]
+    expires_at_ms: u64,
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    outcome: Option<Bytes>,
+}
+
+fn session_message(id: SessionId, session: &Session) -> SessionMessage {
+    SessionMessage {
+        id: id.get(),
+        acked_below: session.acked_below,
+        keep_until_ms: session.keep_until_ms,
+        outcomes: session
+            .outcomes
+            .iter()
+            .map(|(sequence, remembered)| RememberedMessage {
+                sequence: *sequence,
+                expires_at_ms: remembered.expires_at_ms,
+                outcome: remembered.outcome.clone(),
+            })
+            .collect(),
+    }
+}
+
+fn session(message: SessionMessage) -> Result<Session, MachineError> {
+    let mut outcomes = BTreeMap::new();
+    for RememberedMessage { sequence, expires_at_ms, outcome } in message.outcomes {
+        let valid = sequence > 0
+            && expires_at_ms <= message.keep_until_ms
+            && outcome.as_ref().is_none_or(|outcome| outcome.len() <= OUTCOME_BYTES_MAX)
+            && outcomes.last_key_value().is_none_or(|(last, _)| *last < sequence);
+        if !valid {
+            return Err(MALFORMED);
+        }
+        outcomes.insert(sequence, Remembered { expires_at_ms, outcome });
+    }
+    Ok(Session { acked_below: message.acked_below, keep_until_ms: message.keep_until_ms, outcomes })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sessions_come_back_as_they_were() {
+        let mut sessions = Sessions::default();
+        sessions.remember(SessionId(9), 3, 2, 50, &Bytes::from_static(b"small"));
+        sessions.remember(SessionId(9), 4, 2, 60, &Bytes::from(vec![0; OUTCOME_BYTES_MAX + 1]));
+        sessions.remember(SessionId(1), 1, 0, 70, &Bytes::new());
+        let system = System { clock: Timestamp(5), records: 1, bytes: 2, expiring: 0 };
+        let bytes = system.encode(&sessions);
+        let (restored, mut restored_sessions) = System::decode(&bytes).unwrap();
+        assert_eq!(restored.encode(&restored_sessions), bytes);
+        sessions.expire(60);
+        restored_sessions.expire(60);
+        assert_eq!(restored.encode(&restored_sessions), system.encode(&sessions));
+        assert_ne!(system.encode(&sessions), bytes);
+    }
+
+    #[test]
+    fn damage_and_newer_versions_are_typed_errors() {
+        assert!(System::decode(b"").is_ok());
+        assert!(matches!(System::decode(b"\x02"), Err(MachineError::Version { found: 2, known: 1 })));
+        assert!(matches!(System::decode(b"\x00"), Err(MachineError::Corrupt(_))));
+        let twice = vec![SessionMessage::default(), SessionMessage::default()];
+        let bytes = seal(&SystemMessage { sessions: twice, ..SystemMessage::default() });
+        assert!(matches!(System::decode(&bytes), Err(MachineError::Corrupt(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(mut bytes: Vec<u8>) {
+            let _ = System::decode(&bytes);
+            bytes.insert(0, crate::FORMAT_VERSION);
+            let _ = System::decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What the tests of several modules share: a replica over plain maps, and random commands.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use flotilla_storage::{ApplyContext, EngineError, ReadContext, StateMachine, StateReader, WriteSet};
+use flotilla_types::{
+    Bucket, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, SessionId, ShardDescriptor, ShardId, Term, Timestamp,
+};
+use proptest::prelude::*;
+
+use crate::{
+    Action, Answer, Command, Condition, Expiry, KvMachine, Limits, Operation, OperationResult, Otherwise, Outcome,
+    Query, decode_answer, decode_outcome, encode_command, encode_query,
+};
+
+/// Records in a map.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Records(pub(crate) BTreeMap<Bytes, Bytes>);
+
+impl Records {
+    fn write(&mut self, writes: WriteSet) {
+        for (key, value) in writes {
+            match value {
+                Some(value) => self.0.insert(key, value),
+                None => self.0.remove(&key),
+            };
+        }
+    }
+}
+
+impl StateReader for Records {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.0.get(key).cloned())
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        for (key, value) in self.0.range(range.start.clone()..).take_while(|(key, _)| range.contains(key)) {
+            if !page.is_empty() && (page.len() >= items_max || bytes >= bytes_max) {
+                break;
+            }
+            bytes += key.len() + value.len();
+            page.push((key.clone(), value.clone()));
+        }
+        Ok(page)
+    }
+}
+
+/// A machine and its records.
+pub(crate) struct Replica {
+    pub(crate) machine: KvMachine,
+    pub(crate) records: Records,
+    pub(crate) descriptor: ShardDescriptor,
+    index: u64,
+}
+
+impl Default for Replica {
+    fn default() -> Self {
+        Self::with_limits(Limits::default())
+    }
+}
+
+impl Replica {
+    pub(crate) fn with_limits(limits: Limits) -> Self {
+        let descriptor = ShardDescriptor {
+            shard: ShardId(1),
+            range: KeyRange::of_buckets(CollectionId::DEFAULT, Bucket(0), Bucket(0)),
+            epoch: Epoch::default(),
+            replicas: Vec::new(),
+        };
+        Self { machine: KvMachine::new(limits), records: Records::default(), descriptor, index: 0 }
+    }
+
+    pub(crate) fn context(descriptor: &ShardDescriptor, index: u64, at_ms: u64) -> ApplyContext<'_> {
+        ApplyContext { index: LogIndex(index), term: Term(1), timestamp: Timestamp::from_millis(at_ms), descriptor }
+    }
+
+    pub(crate) fn read_context(&self, now_ms: u64) -> ReadContext<'_> {
+        ReadContext { descriptor: &self.descriptor, now: Timestamp::from_millis(now_ms) }
+    }
+
+    /// Applies one entry.
+    pub(crate) fn apply(&mut self, at_ms: u64, commands: &[Command]) -> Vec<Outcome> {
+        let commands: Vec<_> = commands.iter().map(encode_command).collect();
+        let mut writes = WriteSet::new();
+        self.index += 1;
+        let context = Self::context(&self.descriptor, self.index, at_ms);
+        let outcomes = self.machine.apply(&context, &commands, &self.records, &mut writes).unwrap();
+        self.records.write(writes);
+        outcomes.into_iter().map(|outcome| decode_outcome(outcome).unwrap()).collect()
+    }
+
+    /// Applies an entry of one command.
+    pub(crate) fn run(&mut self, at_ms: u64, command: Command) -> Outcome {
+        self.apply(at_ms, &[command]).remove(0)
+    }
+
+    pub(crate) fn read(&self, now_ms: u64, query: &Query) -> Answer {
+        let answer = self.machine.read(&self.read_context(now_ms), &encode_query(query), &self.records).unwrap();
+        decode_answer(answer).unwrap()
+    }
+
+    pub(crate) fn count(&self, now_ms: u64) -> Answer {
+        self.read(now_ms, &Query::Count { range: KeyRange::all() })
+    }
+
+    pub(crate) fn scan(&self, now_ms: u64) -> Answer {
+        let range = self.descriptor.range.clone();
+        self.read(now_ms, &Query::Scan { range, items_max: 1_000, bytes_max: 1 << 20, values: true })
+    }
+
+    /// The value of a record at the shard's clock.
+    pub(crate) fn value(&self, name: &str) -> Option<String> {
+        let query = Query::Get { keys: vec![key(name)], values: true };
+        let Answer::Records(mut found) = self.read(0, &query) else { panic!("no records") };
+        found.remove(0).map(|record| String::from_utf8(record.value.to_vec()).unwrap())
+    }
+}
+
+/// A whole record key.
+pub(crate) fn key(name: &str) -> Bytes {
+    RecordKey::new(CollectionId::DEFAULT, Bucket(0), name.as_bytes()).into_bytes()
+}
+
+/// An operation without a condition.
+pub(crate) fn operation(name: &str, action: Action) -> Operation {
+    Operation { key: key(name), condition: None, otherwise: Otherwise::Refuse, action }
+}
+
+/// A command that stores one value.
+pub(crate) fn put(name: &str, value: &str) -> Command {
+    put_with(name, value, Expiry::Never)
+}
+
+/// A command that stores one value until a time.
+pub(crate) fn put_expiring(name: &str, value: &str, at_ms: u64) -> Command {
+    put_with(name, value, Expiry::At(at_ms))
+}
+
+fn put_with(name: &str, value: &str, expiry: Expiry) -> Command {
+    let value = Bytes::copy_from_slice(value.as_bytes());
+    let action = Action::Put { value, expiry, return_old: false };
+    Command { operations: vec![operation(name, action)], ..Command::time() }
+}
+
+/// The version that the first operation wrote.
+pub(crate) fn written(outcome: &Outcome) -> Timestamp {
+    match outcome {
+        Outcome::Done { results, .. } => match results[0] {
+            OperationResult::Written { version, .. } => version,
+            _ => panic!("{outcome:?}"),
+        },
+        Outcome::Refused(_) => panic!("{outcome:?}"),
+    }
+}
+
+fn some_key() -> impl Strategy<Value = Bytes> {
+    "[a-d]".prop_map(|name| key(&name))
+}
+
+fn some_value() -> impl Strategy<Value = Bytes> {
+    prop_oneof!["[0-9]{1,3}", "[a-z]{0,80}"].prop_map(|text| Bytes::from(text.into_bytes()))
+}
+
+fn condition() -> impl Strategy<Value = Condition> {
+    prop_oneof![
+        Just(Condition::Absent),
+        Just(Condition::Present),
+        (0..30u64, 0..3u64).prop_map(|(ms, n)| Condition::Version(Timestamp::from_millis(ms).plus(n))),
+    ]
+}
+
+fn expiry() -> impl Strategy<Value = Expiry> {
+    prop_oneof![2 => Just(Expiry::Never), 1 => Just(Expiry::Keep), 2 => (0..60u64).prop_map(Expiry::At)]
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        3 => (some_value(), expiry(), any::<bool>())
+            .prop_map(|(value, expiry, return_old)| Action::Put { value, expiry, return_old }),
+        1 => any::<bool>().prop_map(|return_old| Action::Delete { return_old }),
+        1 => prop_oneof![-5..5i64, Just(i64::MAX)].prop_map(|delta| Action::Add { delta }),
+        1 => some_value().prop_map(|bytes| Action::Append { bytes }),
+        1 => expiry().prop_map(|expiry| Action::Expire { expiry }),
+    ]
+}
+
+fn some_operation() -> impl Strategy<Value = Operation> {
+    let otherwise = prop_oneof![Just(Otherwise::Refuse), Just(Otherwise::Skip)];
+    (some_key(), proptest::option::weighted(0.3, condition()), otherwise, action())
+        .prop_map(|(key, condition, otherwise, action)| Operation { key, condition, otherwise, action })
+}
+
+/// Any valid command over a handful of keys, two sessions and a few sequences.
+pub(crate) fn command() -> impl Strategy<Value = Command> {
+    (
+        (0..3u64, 1..12u64, 0..60u64, 0..4u64),
+        proptest::collection::vec((some_key(), condition()), 0..2),
+        proptest::collection::vec(some_operation(), 0..4),
+    )
+        .prop_map(|((session, sequence, expires_at_ms, acked), conditions, operations)| Command {
+            session: SessionId(session),
+            sequence,
+            expires_at_ms,
+            acked_below: acked.min(sequence),
+            conditions,
+            operations,
+        })
+}

@@ -1,0 +1,291 @@
+//! One command, all or nothing.
+//!
+//! Operations work on a stage of their own; only a command that was not refused moves its stage into the entry's overlay
+//! and the ledger. A record that is due counts as absent, whether or not it has been removed. Every written record gets
+//! the command's timestamp as its version.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use bytes::{Bytes, BytesMut};
+use flotilla_storage::{EngineError, MachineError, Overlay};
+use flotilla_types::{KeyRange, RecordKey, Timestamp};
+
+use crate::{
+    Action, Command, Condition, Expiry, Limits, Operation, OperationResult, Otherwise, Refusal,
+    ledger::{Footprint, Ledger},
+    record::StoredRecord,
+};
+
+/// What a command is applied against.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scope<'a> {
+    pub(crate) limits: &'a Limits,
+    pub(crate) range: &'a KeyRange,
+    /// The shard's clock: records that expire at or before it are absent.
+    pub(crate) now_ms: u64,
+    /// The command's timestamp.
+    pub(crate) version: Timestamp,
+}
+
+/// Why a command ends without effect.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    Refused(Refusal),
+    Failed(MachineError),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<MachineError> for Stop {
+    fn from(error: MachineError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<EngineError> for Stop {
+    fn from(error: EngineError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Checks a command and applies it. After a refusal neither overlay nor ledger has changed.
+pub(crate) fn execute(
+    scope: Scope<'_>,
+    command: Command,
+    overlay: &mut Overlay<'_>,
+    ledger: &mut Ledger,
+) -> Result<Vec<OperationResult>, Stop> {
+    check(scope, &command)?;
+    let mut transaction = Transaction { scope, overlay, stage: BTreeMap::new(), old_bytes: 0 };
+    let mut ordinal = 0;
+    for (key, condition) in command.conditions {
+        let found = transaction.open(key)?.current.as_ref();
+        if !holds(condition, found) {
+            return Err(Refusal::ConditionFailed { operation: ordinal, found: version_of(found) }.into());
+        }
+        ordinal += 1;
+    }
+    let mut results = Vec::with_capacity(command.operations.len());
+    for operation in command.operations {
+        results.push(transaction.operate(ordinal, operation)?);
+        ordinal += 1;
+    }
+    transaction.commit(ledger)?;
+    Ok(results)
+}
+
+/// What can be refused without looking at a record.
+fn check(scope: Scope<'_>, command: &Command) -> Result<(), Refusal> {
+    let limit = scope.limits.operations_max;
+    if command.conditions.len() > limit as usize || command.operations.len() > limit as usize {
+        return Err(Refusal::TooManyOperations { limit });
+    }
+    let keys = command.conditions.iter().map(|(key, _)| key).chain(command.operations.iter().map(|one| &one.key));
+    let mut outside = false;
+    for key in keys {
+        if key.len() < RecordKey::PREFIX_BYTES {
+            return Err(Refusal::Malformed);
+        }
+        if key.len() > scope.limits.record_key_bytes_max() {
+            return Err(Refusal::TooLarge { limit_bytes: scope.limits.key_bytes_max.into() });
+        }
+        outside |= !scope.range.contains(key);
+    }
+    for operation in &command.operations {
+        if let Action::Put { value: bytes, .. } | Action::Append { bytes } = &operation.action {
+            check_value(scope, bytes.len())?;
+        }
+    }
+    if outside { Err(Refusal::WrongShard) } else { Ok(()) }
+}
+
+fn check_value(scope: Scope<'_>, bytes: usize) -> Result<(), Refusal> {
+    if bytes > scope.limits.value_bytes_max as usize {
+        return Err(Refusal::TooLarge { limit_bytes: scope.limits.value_bytes_max.into() });
+    }
+    Ok(())
+}
+
+fn version_of(record: Option<&StoredRecord>) -> Option<Timestamp> {
+    record.map(|record| record.version)
+}
+
+fn holds(condition: Condition, found: Option<&StoredRecord>) -> bool {
+    match condition {
+        Condition::Version(version) => version_of(found) == Some(version),
+        Condition::Absent => found.is_none(),
+        Condition::Present => found.is_some(),
+    }
+}
+
+/// A record that the command has looked at.
+struct Staged {
+    /// What is stored, due or not.
+    stored: Option<Footprint>,
+    /// What the command sees.
+    current: Option<StoredRecord>,
+    changed: bool,
+}
+
+impl Staged {
+    /// Sets the record, unless its expiry has already come: then it is removed.
+    fn set(&mut self, scope: Scope<'_>, value: Bytes, expires_at_ms: Option<u64>) {
+        let record = StoredRecord { version: scope.version, expires_at_ms, value };
+        self.current = (!record.is_due(scope.now_ms)).then_some(record);
+        self.changed = true;
+    }
+
+    fn remove(&mut self) {
+        self.current = None;
+        self.changed = true;
+    }
+}
+
+struct Transaction<'a, 'r> {
+    scope: Scope<'a>,
+    overlay: &'a mut Overlay<'r>,
+    stage: BTreeMap<Bytes, Staged>,
+    /// Bytes of old values in the results so far.
+    old_bytes: usize,
+}
+
+impl Transaction<'_, '_> {
+    /// The record under a key, as the command has left it.
+    fn open(&mut self, key: Bytes) -> Result<&mut Staged, MachineError> {
+        match self.stage.entry(key) {
+            Entry::Occupied(staged) => Ok(staged.into_mut()),
+            Entry::Vacant(place) => {
+                let stored = self.overlay.get(place.key())?.map(StoredRecord::decode).transpose()?;
+                let footprint = stored.as_ref().map(|record| Footprint::of(place.key(), record));
+                let current = stored.filter(|record| !record.is_due(self.scope.now_ms));
+                Ok(place.insert(Staged { stored: footprint, current, changed: false }))
+            }
+        }
+    }
+
+    fn operate(&mut self, ordinal: u32, operation: Operation) -> Result<OperationResult, Stop> {
+        let scope = self.scope;
+        let Operation { key, condition, otherwise, action } = operation;
+        let found = self.open(key.clone())?.current.clone();
+        let version = version_of(found.as_ref());
+        if let Some(condition) = condition
+            && !holds(condition, found.as_ref())
+        {
+            let returns_old =
+                matches!(action, Action::Put { return_old: true, .. } | Action::Delete { return_old: true });
+            return match otherwise {
+                Otherwise::Refuse => Err(Refusal::ConditionFailed { operation: ordinal, found: version }.into()),
+                Otherwise::Skip => Ok(OperationResult::Skipped { version, old: self.old(returns_old, found)? }),
+            };
+        }
+        let existed = found.is_some();
+        let written = |old, number| OperationResult::Written { version: scope.version, old, existed, number };
+        match action {
+            Action::Put { value, expiry, return_old } => {
+                let expires_at_ms = resolve(expiry, found.as_ref());
+                let old = self.old(return_old, found)?;
+                self.open(key)?.set(scope, value, expires_at_ms);
+                Ok(written(old, 0))
+            }
+            Action::Delete { return_old } => {
+                let Some(version) = version else { return Ok(OperationResult::Absent) };
+                let old = self.old(return_old, found)?;
+                self.open(key)?.remove();
+                Ok(OperationResult::Deleted { version, old })
+            }
+            Action::Add { delta } => {
+                let before = found.as_ref().map_or(Some(0), |record| parse_integer(&record.value));
+                let sum = before.ok_or(Refusal::NotAnInteger)?.checked_add(delta).ok_or(Refusal::Overflow)?;
+                let text = sum.to_string().into_bytes();
+                check_value(scope, text.len())?;
+                self.open(key)?.set(scope, text.into(), resolve(Expiry::Keep, found.as_ref()));
+                Ok(written(None, sum))
+            }
+            Action::Append { bytes } => {
+                let before = found.as_ref().map_or(&[][..], |record| &record.value);
+                check_value(scope, before.len().saturating_add(bytes.len()))?;
+                let mut value = BytesMut::with_capacity(before.len() + bytes.len());
+                value.extend_from_slice(before);
+                value.extend_from_slice(&bytes);
+                let length = value.len() as i64;
+                self.open(key)?.set(scope, value.freeze(), resolve(Expiry::Keep, found.as_ref()));
+                Ok(written(None, length))
+            }
+            Action::Expire { expiry } => {
+                let Some(record) = found else { return Ok(OperationResult::Absent) };
+                let had_expiry = record.expires_at_ms.is_some();
+                let expires_at_ms = resolve(expiry, Some(&record));
+                self.open(key)?.set(scope, record.value, expires_at_ms);
+                Ok(written(None, had_expiry.into()))
+            }
+        }
+    }
+
+    /// The old value for a result, within the limit for all results together.
+    fn old(&mut self, wanted: bool, found: Option<StoredRecord>) -> Result<Option<Bytes>, Refusal> {
+        let Some(record) = found.filter(|_| wanted) else { return Ok(None) };
+        let limit_bytes = self.scope.limits.answer_bytes_max;
+        self.old_bytes += record.value.len();
+        if self.old_bytes > limit_bytes as usize {
+            return Err(Refusal::TooLarge { limit_bytes: limit_bytes.into() });
+        }
+        Ok(Some(record.value))
+    }
+
+    fn commit(self, ledger: &mut Ledger) -> Result<(), MachineError> {
+        for (key, staged) in self.stage.into_iter().filter(|(_, staged)| staged.changed) {
+            let after = staged.current.as_ref().map(|record| Footprint::of(&key, record));
+            ledger.replace(&key, staged.stored, after)?;
+            // The key is a slice of the log entry, which it would keep in memory for as long as the record lives.
+            match staged.current {
+                Some(record) => self.overlay.put(Bytes::copy_from_slice(&key), record.encode()),
+                None if staged.stored.is_some() => self.overlay.delete(Bytes::copy_from_slice(&key)),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn resolve(expiry: Expiry, found: Option<&StoredRecord>) -> Option<u64> {
+    match expiry {
+        Expiry::Never => None,
+        Expiry::Keep => found.and_then(|record| record.expires_at_ms),
+        Expiry::At(at_ms) => Some(at_ms),
+    }
+}
+
+/// A decimal 64-bit integer, as strict as Redis: no plus sign, no spaces, no leading zeros, no `-0`.
+fn parse_integer(text: &[u8]) -> Option<i64> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    let canonical = match digits {
+        [b'0'] => digits.len() == text.len(),
+        [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    if !canonical {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_parse_as_strictly_as_in_redis() {
+        for number in [0, 1, -1, 10, i64::MAX, i64::MIN] {
+            assert_eq!(parse_integer(number.to_string().as_bytes()), Some(number));
+        }
+        for text in
+            ["", "-", "+1", " 1", "1 ", "01", "-0", "-01", "1.0", "0x1", "9223372036854775808", "-9223372036854775809"]
+        {
+            assert_eq!(parse_integer(text.as_bytes()), None, "{text:?}");
+        }
+    }
+}
