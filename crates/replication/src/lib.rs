@@ -1,1 +1,7 @@
-//! The shard host: drives consensus, log, state and transport for every replica of a node.
+//! The shard host.
+mod batch;
+mod config;
+mod core;
+pub use batch::{Batch, BatchError};
+pub use config::{HostConfig, HostConfigError};
+pub use core::*;

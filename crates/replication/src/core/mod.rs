@@ -1,0 +1,338 @@
+//! The pure half of the shard host: decides what to persist, send, apply, checkpoint, pull and answer.
+//!
+//! One [`Core`] owns every replica of a node. [`Core::step`] takes inputs in, [`Core::flush`] brings the effects of
+//! many inputs out together, so that waiting writes share an entry and messages share a frame. No clock, lock,
+//! thread, randomness or I/O inside; log reads go through [`flotilla_storage::Log`], which raft-rs needs in line.
+
+mod checkpoints;
+mod greeting;
+mod io;
+mod outcome;
+mod replica;
+mod requests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Role};
+use flotilla_storage::{Log, LogError, ReplicaLog, ReplicaWrite};
+use flotilla_types::{
+    Checkpoint, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position, ReplicaId, ReplicaRole,
+    ShardDescriptor, ShardId, Term,
+};
+
+use crate::HostConfig;
+use greeting::Greeting;
+pub use io::{
+    Answer, ApplyTask, Background, Beat, Done, Effects, Freshness, Input, LostReason, Notice, Outgoing, ReplicaStatus, Request,
+    RequestError, Write,
+};
+use replica::Replica;
+
+/// Every replica of a node, and what they want done.
+pub struct Core<T> {
+    node: NodeId,
+    config: HostConfig,
+    log: Arc<dyn Log>,
+    raft: MultiRaft,
+    raft_effects: consensus::Effects,
+    replicas: BTreeMap<ReplicaId, Replica<T>>,
+    /// The replica that serves a shard here: the newest one that is not given up.
+    serving: BTreeMap<ShardId, ReplicaId>,
+    /// Replicas with requests to look at in the next flush.
+    touched: BTreeSet<ReplicaId>,
+    greeting: Greeting,
+    seed: u64,
+    ticks: u64,
+    now_ms: u64,
+    wall_ms: u64,
+    /// Makes read contexts unique across restarts.
+    read_nonce: u64,
+    reads_started: u64,
+    stepping_down: bool,
+}
+
+impl<T> Core<T> {
+    /// Opens every replica that the log knows. `seed` decides election timeouts and must differ between starts.
+    pub fn open(
+        node: NodeId,
+        incarnation: Incarnation,
+        config: HostConfig,
+        log: Arc<dyn Log>,
+        seed: u64,
+        effects: &mut Effects<T>,
+    ) -> Result<Self, LogError> {
+        let recovered = log.replicas()?;
+        let mut core = Self {
+            node,
+            raft: MultiRaft::new(config.raft.clone(), log.clone()),
+            raft_effects: consensus::Effects::default(),
+            replicas: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            greeting: Greeting::new(incarnation, log.recovered(), log.marks()),
+            config,
+            log,
+            seed,
+            ticks: 0,
+            now_ms: 0,
+            wall_ms: 0,
+            read_nonce: seed,
+            reads_started: 0,
+            stepping_down: false,
+        };
+        for (replica, state) in recovered {
+            core.admit(replica, &state, true, effects);
+        }
+        core.open_greeted(effects);
+        Ok(core)
+    }
+
+    /// Takes one input in. `now_ms` is monotonic and counts suspend; `wall_ms` is Unix milliseconds.
+    pub fn step(&mut self, now_ms: u64, wall_ms: u64, input: Input<T>, effects: &mut Effects<T>) {
+        self.now_ms = now_ms;
+        self.wall_ms = wall_ms;
+        match input {
+            Input::Tick => self.tick(effects),
+            Input::Raft { from, shard, message } => self.receive(from, shard, message, effects),
+            Input::Beat { from, beat } => self.hear(from, beat, effects),
+            Input::Peers(peers) => self.greeting.set_peers(peers),
+            Input::Peer { node, connected } => self.peer_changed(node, connected, effects),
+            Input::Propose(request) => self.propose(request, effects),
+            Input::Read(request, freshness) => self.read(request, freshness, effects),
+            Input::Written { sequence, done } => self.written(sequence, done, effects),
+            Input::Applied { replica, index, clock, bytes, usage } => {
+                self.applied(replica, index, clock, bytes, usage, effects);
+            }
+            Input::Opened { replica, index, clock } => {
+                self.applied(replica, index, clock, 0, flotilla_storage::Usage::default(), effects);
+            }
+            Input::Frozen { replica, frozen } => self.frozen(replica, frozen, effects),
+            Input::Built { replica, checkpoint } => self.built(replica, checkpoint, effects),
+            Input::Settled { replica } => self.settled(replica, effects),
+            Input::Pulled { replica, complete } => self.pulled(replica, complete),
+            Input::SnapshotSent { replica, to, sent } => {
+                if !sent {
+                    self.raft.step(consensus::Input::SnapshotSent { replica, to, arrived: false }, &mut self.raft_effects);
+                }
+            }
+            Input::Unreachable { replicas, .. } => {
+                for (replica, to) in replicas {
+                    self.raft.step(consensus::Input::Unreachable { replica, to }, &mut self.raft_effects);
+                }
+            }
+            Input::Broken { replica } => self.give_up(replica, LostReason::Broken, effects),
+            Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
+            Input::Destroy { replica } => self.destroy(replica, effects),
+            Input::Change { shard, change } => {
+                if let Some(replica) = self.serving.get(&shard) {
+                    // Refused changes are proposed again by whoever reconciles.
+                    let _ = self.raft.propose_change(*replica, &change, &mut self.raft_effects);
+                }
+            }
+            Input::Transfer { shard, to } => self.transfer(shard, to),
+            Input::StepDown => {
+                self.stepping_down = true;
+                self.hand_over();
+            }
+        }
+    }
+
+    /// Brings out everything that the inputs since the last flush led to.
+    pub fn flush(&mut self, effects: &mut Effects<T>) {
+        while let Some(replica) = self.touched.pop_first() {
+            self.propose_pending(replica, effects);
+            self.start_reads(replica, effects);
+        }
+        self.drain(effects);
+    }
+
+    /// Every replica at a glance.
+    #[must_use]
+    pub fn status(&self) -> Vec<ReplicaStatus> {
+        let status = |(replica, state): (&ReplicaId, &Replica<T>)| ReplicaStatus {
+            shard: state.shard,
+            replica: *replica,
+            descriptor: state.descriptor.clone(),
+            group: self.raft.group(*replica).map(flotilla_consensus::Group::status),
+            applied: state.applied,
+            checkpoint: state.checkpoint,
+            usage: state.usage,
+        };
+        self.replicas.iter().map(status).collect()
+    }
+
+    fn tick(&mut self, effects: &mut Effects<T>) {
+        self.ticks += 1;
+        self.raft.step(consensus::Input::Tick, &mut self.raft_effects);
+        self.expire_requests(effects);
+        self.retry_snapshots();
+        self.checkpoint_largest(effects);
+        if self.ticks.is_multiple_of(self.config.beat_ticks) {
+            self.beat_all(effects);
+            if self.stepping_down {
+                self.hand_over();
+            }
+        }
+    }
+
+    /// A message for a replica that is not here, dormant or given up is dropped: replicas are created by the
+    /// metadata group only, never by a message.
+    fn receive(&mut self, from: NodeId, shard: ShardId, message: Message, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&message.to) else { return };
+        if replica.shard != shard || self.greeting.is_ahead(from) {
+            return;
+        }
+        replica.routes.insert(message.from, from);
+        if message.kind == MessageKind::Append
+            && !message.entries.is_empty()
+            && replica.unapplied_bytes > self.config.unapplied_bytes_max
+        {
+            return;
+        }
+        if message.kind == MessageKind::Snapshot {
+            self.park_snapshot(from, message, effects);
+        } else {
+            self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
+        }
+    }
+
+    /// Takes a replica in that the log knows. Recovered ones stay dormant until they are greeted.
+    fn admit(&mut self, id: ReplicaId, state: &ReplicaLog, recovered: bool, effects: &mut Effects<T>) {
+        let replica = Replica::new(state, recovered);
+        effects.apply.push(ApplyTask::Open {
+            replica: id,
+            shard: state.shard,
+            checkpoint: state.checkpoint.clone(),
+            replaces: false,
+        });
+        self.replicas.insert(id, replica);
+        self.serving.insert(state.shard, id);
+        if !recovered {
+            self.open_group(id, state, effects);
+        }
+    }
+
+    fn open_group(&mut self, id: ReplicaId, state: &ReplicaLog, effects: &mut Effects<T>) {
+        let seed = self.seed ^ id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        match self.raft.open(id, state, seed) {
+            Ok(()) => {
+                if let Some(replica) = self.replicas.get_mut(&id) {
+                    replica.dormant = false;
+                }
+            }
+            Err(error) => self.group_failed(id, &error, effects),
+        }
+    }
+
+    /// A node whose disk was wiped under its old identity would create its old replicas anew and break the promises
+    /// they made. So nothing is created before peers have cleared this node; whoever asked asks again.
+    fn create(&mut self, id: ReplicaId, descriptor: ShardDescriptor, founding: bool, effects: &mut Effects<T>) {
+        if self.replicas.contains_key(&id) || self.log.is_tombstone(id) || !self.greeting.may_create() {
+            return;
+        }
+        // Founders start behind one imaginary entry, so that a replica that comes later always needs a snapshot and
+        // with it the configuration that no entry carries.
+        let (index, term) = if founding { (LogIndex(1), Term(1)) } else { (LogIndex(0), Term(0)) };
+        let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
+        let conf = if founding { ConfState::of_voters(voters.map(|voter| voter.replica)) } else { ConfState::default() };
+        let checkpoint =
+            Checkpoint { position: Position { index, term, conf, descriptor }, system: None, base: vec![], runs: vec![] };
+        let hard_state = HardState { term, vote: ReplicaId::NONE, commit: index };
+        let shard = checkpoint.position.descriptor.shard;
+        let state =
+            ReplicaLog { shard, hard_state, truncated: (index, term), last: index, checkpoint: checkpoint.clone() };
+        effects.writes.push(Write {
+            write: Some(ReplicaWrite {
+                create: Some(shard),
+                checkpoint: Some(checkpoint),
+                truncate: Some((index, term)),
+                hard_state: Some(hard_state),
+                ..ReplicaWrite::new(id)
+            }),
+            done: Done::Created { replica: id },
+            after: Vec::new(),
+        });
+        self.admit(id, &state, false, effects);
+    }
+
+    /// Leaves a tombstone, also for an id that is not here: it must never be created.
+    fn destroy(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        if self.log.is_tombstone(id) {
+            return;
+        }
+        if let Some(mut replica) = self.replicas.remove(&id) {
+            self.raft.close(id);
+            replica.fail_all(RequestError::Stopped, effects);
+            self.stop_serving(id, replica.shard);
+        }
+        effects.writes.push(Write {
+            write: Some(ReplicaWrite { destroy: true, ..ReplicaWrite::new(id) }),
+            done: Done::Destroyed { replica: id },
+            after: Vec::new(),
+        });
+    }
+
+    fn stop_serving(&mut self, id: ReplicaId, shard: ShardId) {
+        if self.serving.get(&shard) == Some(&id) {
+            self.serving.remove(&shard);
+            let next = self.replicas.iter().rev().find(|(_, other)| other.shard == shard && !other.given_up);
+            if let Some((other, _)) = next {
+                self.serving.insert(shard, *other);
+            }
+        }
+    }
+
+    fn group_failed(&mut self, id: ReplicaId, error: &GroupError, effects: &mut Effects<T>) {
+        tracing::error!(replica = %id, %error, "a replica cannot go on");
+        self.give_up(id, LostReason::Broken, effects);
+    }
+
+    /// The replica may not be used any more. It stays on disk until the metadata group has replaced it.
+    fn give_up(&mut self, id: ReplicaId, reason: LostReason, effects: &mut Effects<T>) {
+        self.raft.close(id);
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if std::mem::replace(&mut replica.given_up, true) {
+            return;
+        }
+        replica.dormant = false;
+        replica.fail_all(RequestError::Stopped, effects);
+        let shard = replica.shard;
+        self.stop_serving(id, shard);
+        effects.notices.push(Notice::Lost { replicas: vec![(shard, id)], reason });
+    }
+
+    fn transfer(&mut self, shard: ShardId, to: NodeId) {
+        let Some(replica) = self.serving.get(&shard) else { return };
+        let target = self.raft.group(*replica).and_then(|group| group.descriptor().replica_on(to));
+        if let Some(target) = target {
+            let transfer = consensus::Input::Transfer { replica: *replica, to: target.replica };
+            self.raft.step(transfer, &mut self.raft_effects);
+        }
+    }
+
+    /// Hands each leadership to the follower that is furthest and answers.
+    fn hand_over(&mut self) {
+        let led: Vec<_> = self.raft.groups().filter(|group| group.role().0 == Role::Leader).collect();
+        let best = |group: &&consensus::Group| {
+            let status = group.status();
+            let voters = status.followers.iter().filter(|follower| {
+                follower.recently_active && !follower.in_snapshot && status.conf.voters.contains(&follower.replica)
+            });
+            let target = voters.max_by_key(|follower| follower.matched)?.replica;
+            Some(consensus::Input::Transfer { replica: group.replica(), to: target })
+        };
+        let transfers: Vec<_> = led.iter().filter_map(best).collect();
+        for transfer in transfers {
+            self.raft.step(transfer, &mut self.raft_effects);
+        }
+    }
+
+    /// Whether this node leads nothing that somebody else could lead.
+    #[must_use]
+    pub fn leads_nothing_shared(&self) -> bool {
+        !self.raft.groups().any(|group| group.role().0 == Role::Leader && group.conf().voters.len() > 1)
+    }
+}

@@ -1,0 +1,156 @@
+//! What the groups want, turned into what the shell must do.
+
+use flotilla_consensus::{self as consensus, CommittedEntries, Persist, Role, RoleChange};
+use flotilla_storage::ReplicaWrite;
+use flotilla_types::{EntryKind, Message, MessageKind, ShardId, WalSequence};
+
+use super::{ApplyTask, Core, Done, Effects, LostReason, Notice, Outgoing, RequestError, Write};
+
+impl<T> Core<T> {
+    pub(super) fn written(&mut self, sequence: WalSequence, done: Vec<Done>, effects: &mut Effects<T>) {
+        self.greeting.synced(sequence);
+        let mut created = false;
+        for done in done {
+            match done {
+                Done::Round { replica, number, installed } => {
+                    if let Some(checkpoint) = installed
+                        && let Some(state) = self.replicas.get_mut(&replica)
+                    {
+                        state.checkpoint = checkpoint.position.index;
+                        let shard = state.shard;
+                        effects.apply.push(ApplyTask::Open { replica, shard, checkpoint, replaces: true });
+                    }
+                    self.raft.step(consensus::Input::Persisted { replica, number }, &mut self.raft_effects);
+                    self.touched.insert(replica);
+                }
+                Done::Created { .. } => created = true,
+                Done::Checkpointed { replica, checkpoint, truncate } => {
+                    self.checkpointed(replica, checkpoint, truncate, effects);
+                }
+                Done::Destroyed { replica } => self.destroyed(replica, effects),
+            }
+        }
+        if created {
+            self.open_greeted(effects);
+        }
+    }
+
+    /// Collects what the groups want, until they want nothing more.
+    pub(super) fn drain(&mut self, effects: &mut Effects<T>) {
+        self.raft.drain(&mut self.raft_effects);
+        let wanted = std::mem::take(&mut self.raft_effects);
+        for change in wanted.roles {
+            self.role_changed(change, effects);
+        }
+        for (shard, message) in wanted.sends {
+            if let Some(outgoing) = self.outgoing(shard, message) {
+                effects.sends.push(outgoing);
+            }
+        }
+        for (shard, persist) in wanted.persists {
+            self.persist(shard, persist, effects);
+        }
+        for committed in wanted.committed {
+            self.hand_out(committed, effects);
+        }
+        for read in wanted.reads {
+            self.read_confirmed(read.replica, &read.context, read.index, effects);
+        }
+        for replica in wanted.wants_checkpoint {
+            self.want_checkpoint(replica, effects);
+        }
+        for (replica, error) in wanted.failed {
+            tracing::error!(%replica, %error, "a replica cannot go on");
+            self.give_up(replica, LostReason::Broken, effects);
+        }
+    }
+
+    fn role_changed(&mut self, change: RoleChange, effects: &mut Effects<T>) {
+        let last = self.raft.group(change.replica).map(consensus::Group::last);
+        let Some(replica) = self.replicas.get_mut(&change.replica) else { return };
+        let led = replica.leads() && (change.role != Role::Leader || change.term != replica.term);
+        replica.role = change.role;
+        replica.term = change.term;
+        replica.leader = change.leader;
+        if led {
+            replica.fail_led(effects);
+        }
+        if change.role == Role::Leader
+            && let Some(last) = last
+        {
+            replica.leads_from = last;
+            replica.snapshots_sent.clear();
+            effects.notices.push(Notice::Descriptor(replica.descriptor.clone()));
+        }
+        effects.notices.push(Notice::Leader { shard: replica.shard, term: change.term, node: replica.leader_node() });
+    }
+
+    fn outgoing(&mut self, shard: ShardId, message: Message) -> Option<Outgoing> {
+        let group = self.raft.group(message.from);
+        let replica = self.replicas.get_mut(&message.from)?;
+        let known = group.and_then(|group| group.node_of(message.to));
+        let node = known.or_else(|| replica.routes.get(&message.to).copied())?;
+        if message.kind == MessageKind::Snapshot {
+            replica.snapshots_sent.insert(message.to, self.now_ms);
+        }
+        Some(Outgoing { node, shard, message })
+    }
+
+    fn persist(&mut self, shard: ShardId, persist: Persist, effects: &mut Effects<T>) {
+        let after: Vec<_> =
+            persist.after.into_iter().filter_map(|message| self.outgoing(shard, message)).collect();
+        let Some(replica) = self.replicas.get_mut(&persist.replica) else { return };
+        replica.log_bytes += persist.entries.iter().map(|entry| entry.size_bytes() as u64).sum::<u64>();
+        let mut write = ReplicaWrite::new(persist.replica);
+        write.hard_state = persist.hard_state;
+        write.entries = persist.entries;
+        if let Some(checkpoint) = &persist.install {
+            write.clear = true;
+            write.truncate = Some((checkpoint.position.index, checkpoint.position.term));
+            write.checkpoint = Some(checkpoint.clone());
+            replica.handed_out = checkpoint.position.index;
+            replica.descriptor = checkpoint.position.descriptor.clone();
+        }
+        let writes = write.hard_state.is_some() || !write.entries.is_empty() || persist.install.is_some();
+        effects.writes.push(Write {
+            write: writes.then_some(write),
+            done: Done::Round { replica: persist.replica, number: persist.number, installed: persist.install },
+            after,
+        });
+    }
+
+    fn hand_out(&mut self, committed: CommittedEntries, effects: &mut Effects<T>) {
+        let id = committed.replica;
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let Some(last) = committed.entries.last() else { return };
+        replica.handed_out = last.index;
+        replica.unapplied_bytes += committed.entries.iter().map(flotilla_types::Entry::size_bytes).sum::<usize>();
+        let changed = committed.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange);
+        if changed {
+            replica.descriptor = committed.descriptor.clone();
+            if replica.leads() {
+                effects.notices.push(Notice::Descriptor(committed.descriptor.clone()));
+            }
+        }
+        let mut waiters = Vec::new();
+        while replica.inflight.front().is_some_and(|(index, ..)| *index <= last.index) {
+            let Some((index, term, replies)) = replica.inflight.pop_front() else { break };
+            let ours = committed.entries.iter().any(|entry| entry.index == index && entry.term == term);
+            if ours {
+                waiters.push((index, replies));
+            } else {
+                // Another leader's entry took the place. Gone for good, but the caller learns that from a retry.
+                effects.replies.extend(replies.into_iter().map(|reply| (reply, Err(RequestError::Unknown))));
+            }
+        }
+        effects.apply.push(ApplyTask::Apply {
+            replica: id,
+            entries: committed.entries,
+            conf: committed.conf,
+            descriptor: committed.descriptor,
+            waiters,
+        });
+        self.touched.insert(id);
+        self.serve_confirmed(id, effects);
+    }
+}

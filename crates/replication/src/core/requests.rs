@@ -1,0 +1,204 @@
+//! Writes and reads: admission, merging into entries, read rounds, deadlines.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use flotilla_consensus::ProposeError;
+use flotilla_types::{LogIndex, ReplicaId};
+
+use super::{ApplyTask, Core, Effects, Freshness, Request, RequestError, replica::ReadRound};
+use crate::Batch;
+
+/// A read round without an answer after so many ticks is started again: its heartbeats may have been lost.
+const READ_RETRY_TICKS: u64 = 3;
+/// Read rounds of one group under way at a time; reads that come later share the next one.
+const READ_ROUNDS_MAX: usize = 4;
+
+impl<T> Core<T> {
+    pub(super) fn propose(&mut self, request: Request<T>, effects: &mut Effects<T>) {
+        let Some((id, request)) = self.admit_request(request, effects) else { return };
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let bytes = request.payload.len();
+        let full = replica.pending.len() >= self.config.pending_commands_max
+            || replica.pending_bytes + bytes > self.config.pending_bytes_max.max(bytes)
+            || replica.unapplied_bytes > self.config.unapplied_bytes_max
+            || replica.usage.active_bytes + replica.usage.frozen_bytes > 4 * self.config.memtable_bytes_max;
+        if !replica.leads() {
+            let leader = replica.leader_node();
+            effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
+        } else if full {
+            effects.replies.push((request.reply, Err(RequestError::Busy)));
+        } else {
+            replica.pending_bytes += bytes;
+            replica.pending.push_back(request);
+            self.touched.insert(id);
+        }
+    }
+
+    pub(super) fn read(&mut self, request: Request<T>, freshness: Freshness, effects: &mut Effects<T>) {
+        let Some((id, request)) = self.admit_request(request, effects) else { return };
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if freshness == Freshness::Local {
+            effects.apply.push(ApplyTask::Read { replica: id, queries: vec![(request.payload, request.reply)] });
+        } else if !replica.leads() {
+            let leader = replica.leader_node();
+            effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
+        } else if replica.reads.len() >= self.config.pending_reads_max {
+            effects.replies.push((request.reply, Err(RequestError::Busy)));
+        } else {
+            replica.reads.push(request);
+            self.touched.insert(id);
+        }
+    }
+
+    fn admit_request(&self, request: Request<T>, effects: &mut Effects<T>) -> Option<(ReplicaId, Request<T>)> {
+        let replica = self.serving.get(&request.shard).and_then(|id| Some((*id, self.replicas.get(id)?)));
+        let error = match replica {
+            None => RequestError::UnknownShard,
+            Some((_, replica)) if request.range_epoch.is_some_and(|epoch| epoch != replica.descriptor.epoch.range) => {
+                RequestError::StaleEpoch
+            }
+            Some(_) if request.deadline_ms <= self.now_ms => RequestError::Deadline,
+            Some((id, _)) => return Some((id, request)),
+        };
+        effects.replies.push((request.reply, Err(error)));
+        None
+    }
+
+    /// Merges waiting commands into entries. While the group writes, commands go on to gather: batches grow with load by themselves.
+    pub(super) fn propose_pending(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        loop {
+            let Some(replica) = self.replicas.get_mut(&id) else { return };
+            let Some(group) = self.raft.group(id) else { return };
+            let full = replica.pending.len() >= self.config.batch_commands_max
+                || replica.pending_bytes >= self.config.batch_bytes_max;
+            if replica.pending.is_empty()
+                || !replica.may_propose()
+                || replica.inflight.len() >= self.config.entries_inflight_max
+                || (group.is_writing() && !full)
+            {
+                return;
+            }
+            let term = replica.term;
+            let mut commands = Vec::new();
+            let mut waiters = Vec::new();
+            let mut bytes = 0;
+            while let Some(next) = replica.pending.front() {
+                let size = next.payload.len();
+                if commands.len() == self.config.batch_commands_max
+                    || (bytes + size > self.config.batch_bytes_max && !commands.is_empty())
+                {
+                    break;
+                }
+                let Some(request) = replica.pending.pop_front() else { break };
+                replica.pending_bytes -= size;
+                if request.deadline_ms <= self.now_ms {
+                    effects.replies.push((request.reply, Err(RequestError::Deadline)));
+                    continue;
+                }
+                bytes += size;
+                commands.push(request.payload);
+                waiters.push(request.reply);
+            }
+            if commands.is_empty() {
+                continue;
+            }
+            let timestamp = replica.clock.advance(self.wall_ms);
+            let last = timestamp.plus(commands.len() as u64 - 1);
+            let payload = Batch { timestamp, commands }.encode();
+            match self.raft.propose(id, payload, &mut self.raft_effects) {
+                Ok(index) => {
+                    let Some(replica) = self.replicas.get_mut(&id) else { return };
+                    replica.clock = last;
+                    replica.inflight.push_back((index, term, waiters));
+                }
+                Err(error) => {
+                    let error = match error {
+                        ProposeError::NotLeader => RequestError::NotLeader { leader: None },
+                        ProposeError::Busy | ProposeError::Configuration => RequestError::Busy,
+                    };
+                    effects.replies.extend(waiters.into_iter().map(|reply| (reply, Err(error))));
+                }
+            }
+        }
+    }
+
+    /// Starts one confirmation of leadership for all reads that wait.
+    pub(super) fn start_reads(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if replica.reads.is_empty() || replica.read_rounds.len() >= READ_ROUNDS_MAX {
+            return;
+        }
+        self.reads_started += 1;
+        let context = read_context(self.read_nonce, self.reads_started);
+        match self.raft.read_index(id, context.clone(), &mut self.raft_effects) {
+            Ok(()) => {
+                let Some(replica) = self.replicas.get_mut(&id) else { return };
+                let reads = std::mem::take(&mut replica.reads);
+                replica.read_rounds.push_back(ReadRound { context, started_ms: self.now_ms, reads });
+            }
+            // The first entry of the term is not committed yet; `applied` looks again.
+            Err(ProposeError::Busy | ProposeError::Configuration) => {}
+            Err(ProposeError::NotLeader) => {
+                let Some(replica) = self.replicas.get_mut(&id) else { return };
+                replica.fail_led(effects);
+            }
+        }
+    }
+
+    pub(super) fn read_confirmed(&mut self, id: ReplicaId, context: &Bytes, index: LogIndex, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let Some(at) = replica.read_rounds.iter().position(|round| round.context == *context) else { return };
+        let Some(round) = replica.read_rounds.remove(at) else { return };
+        replica.confirmed.push_back((index, round.reads));
+        self.touched.insert(id);
+        self.serve_confirmed(id, effects);
+    }
+
+    /// Reads whose index was handed to the state machine queue up behind it there.
+    pub(super) fn serve_confirmed(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let handed_out = replica.handed_out;
+        let mut waiting = std::mem::take(&mut replica.confirmed);
+        waiting.retain_mut(|(index, reads)| {
+            if *index > handed_out {
+                return true;
+            }
+            let queries = reads.drain(..).map(|read| (read.payload, read.reply)).collect();
+            effects.apply.push(ApplyTask::Read { replica: id, queries });
+            false
+        });
+        replica.confirmed = waiting;
+    }
+
+    pub(super) fn expire_requests(&mut self, effects: &mut Effects<T>) {
+        let now_ms = self.now_ms;
+        let silent_ms = READ_RETRY_TICKS * self.config.tick_ms;
+        for (id, replica) in &mut self.replicas {
+            // Deadlines are nearly in order; a late one behind a later one waits a little longer.
+            while replica.pending.front().is_some_and(|request| request.deadline_ms <= now_ms) {
+                if let Some(request) = replica.pending.pop_front() {
+                    replica.pending_bytes -= request.payload.len();
+                    effects.replies.push((request.reply, Err(RequestError::Deadline)));
+                }
+            }
+            while replica.read_rounds.front().is_some_and(|round| round.started_ms + silent_ms <= now_ms) {
+                if let Some(round) = replica.read_rounds.pop_front() {
+                    replica.reads.extend(round.reads);
+                }
+            }
+            let (expired, kept) = replica.reads.drain(..).partition(|read| read.deadline_ms <= now_ms);
+            replica.reads = kept;
+            let expired: Vec<Request<T>> = expired;
+            effects.replies.extend(expired.into_iter().map(|read| (read.reply, Err(RequestError::Deadline))));
+            if !replica.reads.is_empty() || !replica.pending.is_empty() {
+                self.touched.insert(*id);
+            }
+        }
+    }
+}
+
+fn read_context(nonce: u64, number: u64) -> Bytes {
+    let mut context = BytesMut::with_capacity(16);
+    context.put_u64(nonce);
+    context.put_u64(number);
+    context.freeze()
+}
