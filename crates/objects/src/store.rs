@@ -122,7 +122,7 @@ impl ObjectStore {
             }
         }
         File::open(&dir)?.sync_all()?;
-        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if let Some(parent) = dir.canonicalize()?.parent() {
             File::open(parent)?.sync_all()?;
         }
         Ok(Self {

@@ -1,0 +1,182 @@
+//! From a frozen memtable to a checkpoint's objects, and from a checkpoint's objects to the view.
+//!
+//! A checkpoint is base chunks overlaid by runs. Each flush adds a run; when the runs grow past a share of the base, they
+//! and the frozen records are folded into new base chunks, in which no deletion is left. Both stream: memory is one piece of each source.
+
+use std::sync::Arc;
+
+use flotilla_objects::ObjectStore;
+use flotilla_storage::EngineError;
+use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
+
+use crate::{
+    Options, failure,
+    memtable::Frozen,
+    merge::{Merge, Record, Source},
+    sorted::{Cut, Pinned, pieces, run_groups, write_pieces},
+    view::{Plan, Stage, View},
+};
+
+/// A checkpoint whose objects are durable, and kept until it is settled or given up.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) folded: bool,
+    _pinned: Pinned,
+}
+
+/// Writes frozen records on top of a checkpoint.
+pub(crate) fn build(
+    objects: &Arc<ObjectStore>,
+    options: &Options,
+    replica: ReplicaId,
+    before: &Checkpoint,
+    frozen: &Frozen,
+) -> Result<Built, EngineError> {
+    let mut pinned = Pinned::none(objects);
+    let groups = run_groups(objects, &before.runs)?;
+    let folded = fold_is_due(objects, options, before, groups.len(), frozen);
+    let (base, runs) = if folded {
+        let mut sources: Vec<Source<'_>> = vec![Box::new(frozen.memtable.iter().map(Ok))];
+        sources.extend(checkpoint_sources(objects, replica, &before.base, groups));
+        let live = Merge::new(sources).filter(is_live);
+        (write_pieces(&mut pinned, Cut::Content, options.piece_bytes, live)?, Vec::new())
+    } else {
+        let records = frozen.memtable.iter().map(Ok);
+        let run = write_pieces(&mut pinned, Cut::Size, options.piece_bytes, records)?;
+        (before.base.clone(), before.runs.iter().copied().chain(run).collect())
+    };
+    let system = if frozen.system.is_empty() { None } else { Some(pinned.put(&frozen.system)?) };
+    objects.sync().map_err(failure::of_objects)?;
+    let checkpoint = Checkpoint { position: frozen.position.clone(), system, base, runs };
+    Ok(Built { checkpoint, folded, _pinned: pinned })
+}
+
+fn fold_is_due(objects: &ObjectStore, options: &Options, before: &Checkpoint, runs: usize, frozen: &Frozen) -> bool {
+    if frozen.memtable.is_empty() {
+        // A forced checkpoint only moves the position; it should be quick.
+        return false;
+    }
+    let runs_bytes = total_bytes(objects, before.runs.iter().copied()) + frozen.memtable.bytes() as u64;
+    let base_share = total_bytes(objects, before.base.iter().copied()) / 100 * options.fold_percent;
+    runs_bytes > options.fold_bytes_min.max(base_share) || runs + 1 > options.runs_max
+}
+
+/// Bytes of objects that are here.
+pub(crate) fn total_bytes(objects: &ObjectStore, ids: impl Iterator<Item = ObjectId>) -> u64 {
+    ids.filter_map(|id| objects.len_bytes(id)).sum()
+}
+
+/// Makes a replica's part of the view equal to a checkpoint, whose objects are all here.
+pub(crate) fn load(
+    objects: &ObjectStore,
+    view: &View,
+    replica: ReplicaId,
+    checkpoint: &Checkpoint,
+) -> Result<(), EngineError> {
+    let stage = Stage::of(checkpoint);
+    match view.plan(replica, checkpoint)? {
+        Plan::Current => return Ok(()),
+        Plan::Runs(first) => {
+            tracing::debug!(%replica, runs = checkpoint.runs.len() - first, "the view is behind its checkpoint");
+            view.announce(replica, stage)?;
+            for group in run_groups(objects, &checkpoint.runs[first..])? {
+                view.feed(replica, pieces(objects, replica, Cut::Size, group))?;
+            }
+        }
+        Plan::Reload => {
+            view.clear(replica)?;
+            view.announce(replica, stage)?;
+            let groups = run_groups(objects, &checkpoint.runs)?;
+            let sources = checkpoint_sources(objects, replica, &checkpoint.base, groups);
+            view.feed(replica, Merge::new(sources).filter(is_live))?;
+        }
+    }
+    view.confirm(replica, stage)
+}
+
+/// Runs and base, newest first.
+fn checkpoint_sources<'a>(
+    objects: &'a ObjectStore,
+    replica: ReplicaId,
+    base: &[ObjectId],
+    groups: Vec<Vec<ObjectId>>,
+) -> Vec<Source<'a>> {
+    let runs = groups.into_iter().rev().map(|group| pieces(objects, replica, Cut::Size, group));
+    runs.chain([pieces(objects, replica, Cut::Content, base.to_vec())]).collect()
+}
+
+fn is_live(record: &Result<Record, EngineError>) -> bool {
+    !matches!(record, Ok((_, None)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+    use flotilla_types::LogIndex;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::{memtable::Memtable, tests::empty_checkpoint};
+
+    fn records_of(objects: &ObjectStore, checkpoint: &Checkpoint) -> BTreeMap<Bytes, Bytes> {
+        let groups = run_groups(objects, &checkpoint.runs).unwrap();
+        let sources = checkpoint_sources(objects, ReplicaId(1), &checkpoint.base, groups);
+        Merge::new(sources).map(Result::unwrap).filter_map(|(key, value)| Some((key, value?))).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn checkpoints_equal_a_map_however_often_they_are_folded(
+            flushes in vec(vec((0u8..60, proptest::option::of(vec(any::<u8>(), 0..40))), 0..40), 1..12)
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let objects = Arc::new(ObjectStore::open(dir.path(), flotilla_objects::Options::default()).unwrap());
+            let options = Options { piece_bytes: 256, fold_bytes_min: 2048, runs_max: 3, ..Options::default() };
+            let mut model = BTreeMap::new();
+            let mut checkpoint = empty_checkpoint(ReplicaId(1));
+            for (index, writes) in flushes.into_iter().enumerate() {
+                let mut memtable = Memtable::default();
+                for (key, value) in writes {
+                    let (key, value) = (Bytes::from(vec![key]), value.map(Bytes::from));
+                    match value.clone() {
+                        Some(value) => model.insert(key.clone(), value),
+                        None => model.remove(&key),
+                    };
+                    memtable.write(vec![(key, value)]);
+                }
+                let mut position = checkpoint.position.clone();
+                position.index = LogIndex(index as u64 + 1);
+                let frozen = Frozen { memtable, position, system: Bytes::from(vec![index as u8]) };
+                let built = build(&objects, &options, ReplicaId(1), &checkpoint, &frozen).unwrap();
+                checkpoint = built.checkpoint.clone();
+                prop_assert!(checkpoint.objects().all(|id| objects.contains(id)), "durable before it is named");
+                prop_assert!(run_groups(&objects, &checkpoint.runs).unwrap().len() <= options.runs_max);
+                prop_assert_eq!(&records_of(&objects, &checkpoint), &model);
+                if built.folded {
+                    prop_assert!(checkpoint.runs.is_empty());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_memtable_moves_the_position_and_keeps_the_objects() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Arc::new(ObjectStore::open(dir.path(), flotilla_objects::Options::default()).unwrap());
+        let mut memtable = Memtable::default();
+        memtable.write(vec![("a".into(), Some("1".into()))]);
+        let mut before = empty_checkpoint(ReplicaId(1));
+        let frozen = Frozen { memtable, position: before.position.clone(), system: Bytes::new() };
+        before = build(&objects, &Options::default(), ReplicaId(1), &before, &frozen).unwrap().checkpoint.clone();
+        let mut position = before.position.clone();
+        position.index = LogIndex(9);
+        let frozen = Frozen { memtable: Memtable::default(), position: position.clone(), system: Bytes::new() };
+        let after = build(&objects, &Options::default(), ReplicaId(1), &before, &frozen).unwrap();
+        assert_eq!(after.checkpoint, Checkpoint { position, ..before });
+    }
+}

@@ -1,0 +1,38 @@
+//! Translation of what fails underneath into the engine's errors.
+
+use std::{io, sync::Arc};
+
+use flotilla_objects::ObjectError;
+use flotilla_storage::EngineError;
+
+/// The view failed without an error of sled's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ViewFailure {
+    /// Its state is unknown; it is rebuilt at the next start.
+    #[error("sled panicked")]
+    Panicked,
+    /// `close` was called.
+    #[error("the engine is closed")]
+    Closed,
+    /// Something in this process still holds it.
+    #[error("the folder of the view is still in use")]
+    InUse,
+}
+
+impl From<ViewFailure> for EngineError {
+    fn from(failure: ViewFailure) -> Self {
+        Self::View(Arc::new(failure))
+    }
+}
+
+/// What a failure of the object store means to the engine's caller.
+pub(crate) fn of_objects(error: ObjectError) -> EngineError {
+    match error {
+        ObjectError::Io(source) => EngineError::Io(source),
+        ObjectError::Missing(id) | ObjectError::Damaged(id) => EngineError::Object(id),
+        ObjectError::Mismatch(id) => EngineError::Mismatch(id),
+        ObjectError::TooLarge { .. } => io::Error::new(io::ErrorKind::FileTooLarge, error).into(),
+        ObjectError::Version { .. } => io::Error::new(io::ErrorKind::Unsupported, error).into(),
+        ObjectError::Poisoned => io::Error::other(error).into(),
+    }
+}

@@ -1,0 +1,206 @@
+//! The format of objects that hold records: pieces of runs and chunks of the base.
+//!
+//! A piece is a 12-byte header (`FLPC`, version u16, kind u8, zero u8, count u32) and `count` records: key length u32,
+//! value length u32 (all ones for a deletion), key, value. Integers are little-endian; keys ascend strictly. There is no
+//! checksum: the object's id is one. Pieces come from peers and disks, so that every length is checked when reading.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::merge::Record;
+
+/// Bytes before the first record.
+pub(crate) const PIECE_HEADER_BYTES: usize = 12;
+
+const MAGIC: [u8; 4] = *b"FLPC";
+const VERSION: u16 = 1;
+const RECORD_HEADER_BYTES: usize = 8;
+const DELETED: u32 = u32::MAX;
+
+/// What a piece is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PieceKind {
+    /// The base: no deletions.
+    Chunk,
+    /// The first piece of a run.
+    RunStart,
+    /// A further piece of the run before it.
+    RunRest,
+}
+
+impl PieceKind {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Chunk => 0,
+            Self::RunStart => 1,
+            Self::RunRest => 2,
+        }
+    }
+
+    /// Reads the kind from the first bytes of a piece; `None` when they are not those of a piece known here.
+    pub(crate) fn of(head: &[u8]) -> Option<Self> {
+        let head = head.get(..PIECE_HEADER_BYTES)?;
+        if head[..4] != MAGIC || head[4..6] != VERSION.to_le_bytes() || head[7] != 0 {
+            return None;
+        }
+        [Self::Chunk, Self::RunStart, Self::RunRest].into_iter().find(|kind| kind.code() == head[6])
+    }
+}
+
+/// Bytes that a record takes in a piece.
+pub(crate) fn record_bytes(record: &Record) -> usize {
+    RECORD_HEADER_BYTES + record.0.len() + record.1.as_ref().map_or(0, Bytes::len)
+}
+
+/// Collects records into a piece.
+#[derive(Debug)]
+pub(crate) struct PieceWriter {
+    bytes: BytesMut,
+    count: u32,
+}
+
+impl PieceWriter {
+    pub(crate) fn new() -> Self {
+        let mut bytes = BytesMut::new();
+        bytes.put_bytes(0, PIECE_HEADER_BYTES);
+        Self { bytes, count: 0 }
+    }
+
+    pub(crate) fn push(&mut self, (key, value): &Record) {
+        self.bytes.put_u32_le(key.len() as u32);
+        self.bytes.put_u32_le(value.as_ref().map_or(DELETED, |value| value.len() as u32));
+        self.bytes.put_slice(key);
+        self.bytes.put_slice(value.as_deref().unwrap_or_default());
+        self.count += 1;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Size of the piece so far.
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The finished piece.
+    pub(crate) fn finish(mut self, kind: PieceKind) -> Bytes {
+        let mut header = &mut self.bytes[..PIECE_HEADER_BYTES];
+        header.put_slice(&MAGIC);
+        header.put_u16_le(VERSION);
+        header.put_u8(kind.code());
+        header.put_u8(0);
+        header.put_u32_le(self.count);
+        self.bytes.freeze()
+    }
+}
+
+/// Reads the records of a piece in order; an error says what does not fit. Ends after an error.
+#[derive(Debug)]
+pub(crate) struct PieceReader {
+    kind: PieceKind,
+    rest: Bytes,
+    left: u32,
+    last: Option<Bytes>,
+}
+
+impl PieceReader {
+    pub(crate) fn new(piece: Bytes) -> Result<Self, &'static str> {
+        let kind = PieceKind::of(&piece).ok_or("an object is not a piece of records known here")?;
+        let left = u32::from_le_bytes([piece[8], piece[9], piece[10], piece[11]]);
+        Ok(Self { kind, rest: piece.slice(PIECE_HEADER_BYTES..), left, last: None })
+    }
+
+    pub(crate) fn kind(&self) -> PieceKind {
+        self.kind
+    }
+
+    fn record(&mut self) -> Result<Record, &'static str> {
+        const SHORT: &str = "a piece ends inside a record";
+        let (header, body) = self.rest.split_at_checked(RECORD_HEADER_BYTES).ok_or(SHORT)?;
+        let key_bytes = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let value_len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+        let value_bytes = if value_len == DELETED { 0 } else { value_len as usize };
+        if key_bytes > body.len() || value_bytes > body.len() - key_bytes {
+            return Err(SHORT);
+        }
+        let _header = self.rest.split_to(RECORD_HEADER_BYTES);
+        let key = self.rest.split_to(key_bytes);
+        let value = self.rest.split_to(value_bytes);
+        if self.last.as_ref().is_some_and(|last| *last >= key) {
+            return Err("keys of a piece do not ascend");
+        }
+        if value_len == DELETED && self.kind == PieceKind::Chunk {
+            return Err("a base chunk holds a deletion");
+        }
+        self.last = Some(key.clone());
+        Ok((key, (value_len != DELETED).then_some(value)))
+    }
+}
+
+impl Iterator for PieceReader {
+    type Item = Result<Record, &'static str>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            let surplus = !self.rest.is_empty();
+            self.rest.clear();
+            return surplus.then_some(Err("a piece is longer than its records"));
+        }
+        self.left -= 1;
+        let record = self.record();
+        if record.is_err() {
+            self.left = 0;
+            self.rest.clear();
+        }
+        Some(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn piece(records: &[Record], kind: PieceKind) -> Bytes {
+        let mut writer = PieceWriter::new();
+        records.iter().for_each(|record| writer.push(record));
+        writer.finish(kind)
+    }
+
+    fn read(piece: Bytes) -> Result<Vec<Record>, &'static str> {
+        PieceReader::new(piece)?.collect()
+    }
+
+    #[test]
+    fn a_piece_reads_back_with_empty_values_told_from_deletions() {
+        let records: Vec<Record> =
+            vec![("".into(), Some("1".into())), ("a".into(), Some("".into())), ("b".into(), None)];
+        let bytes = piece(&records, PieceKind::RunRest);
+        assert_eq!(PieceKind::of(&bytes), Some(PieceKind::RunRest));
+        assert_eq!(read(bytes).unwrap(), records);
+    }
+
+    #[test]
+    fn disorder_deletions_in_the_base_and_surplus_are_refused() {
+        let twice: Vec<Record> = vec![("a".into(), None), ("a".into(), None)];
+        assert!(read(piece(&twice, PieceKind::RunStart)).is_err());
+        assert!(read(piece(&twice[..1], PieceKind::Chunk)).is_err());
+        let mut longer = piece(&twice[..1], PieceKind::RunStart).to_vec();
+        longer.push(0);
+        assert!(read(longer.into()).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_bytes_make_a_reader_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..64), header: bool) {
+            if header && bytes.len() >= 8 {
+                bytes[..8].copy_from_slice(b"FLPC\x01\x00\x01\x00");
+            }
+            // Bounded by the bytes, whatever the count says: a record takes at least eight.
+            prop_assert!(PieceReader::new(bytes.into()).map_or(0, Iterator::count) <= 9);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! One replica's records: memtables over the view, and reading them while they move.
+//!
+//! # Why a scan sees each write set whole
+//! Under one short lock a scan copies what it may need of the active memtable and takes a handle on the frozen one, which
+//! never changes. That much is a snapshot. The view has none, but it changes only while `settle` feeds it, and feeding
+//! is fenced off: `settle` takes [`Replica::feeding`] exclusively for a moment before it feeds, a scan holds it shared from
+//! its snapshot to its end. So any feeding that overlaps a scan began before the scan's snapshot, at which time the fed
+//! memtable was still the frozen one and is in the snapshot, where it hides what is fed. Whatever is fed before the snapshot is
+//! complete and older than it; whatever is frozen after it waits for the scan to end. So the scan's result is the state at
+//! its snapshot.
+//!
+//! A get needs no such fence: it reads one key, and any value it finds was current at some moment during the call. What both must
+//! not see is a view being cleared: replacing a replica's records first closes it and then waits for its readers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_storage::{EngineError, StateReader, Usage, WriteSet};
+use flotilla_types::{Checkpoint, KeyRange, Position, ReplicaId};
+use parking_lot::{Mutex, RwLock};
+
+use crate::{
+    build::Built,
+    memtable::{Frozen, Memtable},
+    merge::{Merge, Source},
+    view::View,
+};
+
+/// A replica, open or not. Readers keep it; closing it takes its records away from them.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) id: ReplicaId,
+    tables: RwLock<Option<Tables>>,
+    /// Held shared by every reader of the view, and exclusively, for a moment, before its records are replaced.
+    access: RwLock<()>,
+    /// Held shared by every scan, and exclusively, for a moment, before a frozen memtable is fed to the view.
+    feeding: RwLock<()>,
+    /// Serialises what changes the replica in the background, and keeps what was built until it is settled.
+    pub(crate) work: Mutex<Option<Built>>,
+}
+
+#[derive(Debug)]
+struct Tables {
+    active: Memtable,
+    frozen: Option<Arc<Frozen>>,
+    view: Arc<View>,
+    checkpoint: Arc<Checkpoint>,
+    checkpoint_bytes: u64,
+}
+
+/// What building a checkpoint starts from.
+#[derive(Debug)]
+pub(crate) struct Material {
+    pub(crate) checkpoint: Arc<Checkpoint>,
+    pub(crate) frozen: Option<Arc<Frozen>>,
+    pub(crate) view: Arc<View>,
+}
+
+impl Replica {
+    pub(crate) fn new(id: ReplicaId) -> Self {
+        Self {
+            id,
+            tables: RwLock::new(None),
+            access: RwLock::new(()),
+            feeding: RwLock::new(()),
+            work: Mutex::new(None),
+        }
+    }
+
+    /// Starts serving the records of a checkpoint that the view holds.
+    pub(crate) fn attach(&self, view: Arc<View>, checkpoint: Checkpoint, checkpoint_bytes: u64) {
+        let checkpoint = Arc::new(checkpoint);
+        let tables = Tables { active: Memtable::default(), frozen: None, view, checkpoint, checkpoint_bytes };
+        *self.tables.write() = Some(tables);
+    }
+
+    /// Stops serving, drops the memtables and waits until no reader uses the view on the replica's behalf.
+    pub(crate) fn detach(&self) {
+        let tables = self.tables.write().take();
+        drop(self.access.write());
+        drop(tables);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.tables.read().is_some()
+    }
+
+    pub(crate) fn write(&self, records: WriteSet) -> Result<(), EngineError> {
+        self.tables.write().as_mut().ok_or(EngineError::NotOpen(self.id))?.active.write(records);
+        Ok(())
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        self.tables.read().as_ref().map_or(Usage::default(), |tables| Usage {
+            active_bytes: tables.active.bytes(),
+            frozen_bytes: tables.frozen.as_ref().map_or(0, |frozen| frozen.memtable.bytes()),
+            checkpoint_bytes: tables.checkpoint_bytes,
+        })
+    }
+
+    pub(crate) fn freeze(&self, position: Position, system: Bytes) -> Result<bool, EngineError> {
+        let mut tables = self.tables.write();
+        let tables = tables.as_mut().ok_or(EngineError::NotOpen(self.id))?;
+        if tables.frozen.is_some() {
+            return Ok(false);
+        }
+        let memtable = std::mem::take(&mut tables.active);
+        tables.frozen = Some(Arc::new(Frozen { memtable, position, system }));
+        Ok(true)
+    }
+
+    pub(crate) fn material(&self) -> Result<Material, EngineError> {
+        let tables = self.tables.read();
+        let tables = tables.as_ref().ok_or(EngineError::NotOpen(self.id))?;
+        Ok(Material { checkpoint: tables.checkpoint.clone(), frozen: tables.frozen.clone(), view: tables.view.clone() })
+    }
+
+    /// Waits until every scan under way has ended; see the argument above.
+    pub(crate) fn fence_scans(&self) {
+        drop(self.feeding.write());
+    }
+
+    /// The view now holds what was frozen.
+    pub(crate) fn thaw(&self, checkpoint: Checkpoint, checkpoint_bytes: u64) {
+        let frozen = {
+            let mut tables = self.tables.write();
+            let Some(tables) = tables.as_mut() else { return };
+            tables.checkpoint = Arc::new(checkpoint);
+            tables.checkpoint_bytes = checkpoint_bytes;
+            tables.frozen.take()
+        };
+        // Freeing many records takes a while; no lock is held meanwhile.
+        drop(frozen);
+    }
+}
+
+/// A reader that outlives the replica's closing.
+#[derive(Debug)]
+pub(crate) struct Reader(pub(crate) Arc<Replica>);
+
+impl StateReader for Reader {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let replica = &self.0;
+        let _access = replica.access.read();
+        let view = {
+            let tables = replica.tables.read();
+            let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
+            let in_frozen = || tables.frozen.as_ref().and_then(|frozen| frozen.memtable.get(key));
+            if let Some(value) = tables.active.get(key).or_else(in_frozen) {
+                return Ok(value);
+            }
+            tables.view.clone()
+        };
+        view.get(replica.id, key)
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let replica = &self.0;
+        let _access = replica.access.read();
+        let _feeding = replica.feeding.read();
+        let (captured, frozen, view) = {
+            let tables = replica.tables.read();
+            let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
+            if range.is_empty() {
+                return Ok(Vec::new());
+            }
+            (tables.active.capture(range, items_max, bytes_max), tables.frozen.clone(), tables.view.clone())
+        };
+        let mut sources: Vec<Source<'_>> = vec![Box::new(captured.into_iter().map(Ok))];
+        if let Some(frozen) = &frozen {
+            sources.push(Box::new(frozen.memtable.range(range).map(Ok)));
+        }
+        sources.push(view.records(replica.id, range, items_max));
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        for record in Merge::new(sources) {
+            let (key, value) = record?;
+            let Some(value) = value else { continue };
+            bytes += key.len() + value.len();
+            items.push((key, value));
+            if items.len() >= items_max || bytes >= bytes_max {
+                break;
+            }
+        }
+        Ok(items)
+    }
+}

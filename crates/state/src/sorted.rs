@@ -1,0 +1,238 @@
+//! Sorted records as objects: writing them in pieces, and reading the pieces of a run or of the base as one source.
+//!
+//! A run is cut by size. The base is cut by content: after a record whose key's hash says so, with a probability in
+//! proportion to the record's size. So the same records give the same chunks, and a change moves cuts only near itself:
+//! chunks elsewhere keep their ids and cost nothing. Least and greatest sizes bound the odd cases.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_objects::ObjectStore;
+use flotilla_storage::EngineError;
+use flotilla_types::{ObjectId, ReplicaId};
+
+use crate::{
+    failure,
+    merge::{Record, Source},
+    piece::{PIECE_HEADER_BYTES, PieceKind, PieceReader, PieceWriter, record_bytes},
+};
+
+/// Objects kept from collection as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    objects: Arc<ObjectStore>,
+    ids: Vec<ObjectId>,
+}
+
+impl Pinned {
+    pub(crate) fn none(objects: &Arc<ObjectStore>) -> Self {
+        Self { objects: objects.clone(), ids: Vec::new() }
+    }
+
+    /// Stores an object and keeps it.
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<ObjectId, EngineError> {
+        let id = self.objects.put(bytes).map_err(failure::of_objects)?;
+        self.ids.push(id);
+        Ok(id)
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.ids.iter().for_each(|id| self.objects.unpin(*id));
+    }
+}
+
+/// How records are cut into pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// A run, at about this size.
+    Size,
+    /// The base, by content.
+    Content,
+}
+
+/// Writes ascending records as pieces of about `piece_bytes` and returns their ids in order.
+pub(crate) fn write_pieces(
+    pinned: &mut Pinned,
+    cut: Cut,
+    piece_bytes: usize,
+    records: impl Iterator<Item = Result<Record, EngineError>>,
+) -> Result<Vec<ObjectId>, EngineError> {
+    let bytes_max = if cut == Cut::Content { piece_bytes.saturating_mul(4) } else { piece_bytes };
+    let mut ids = Vec::new();
+    let mut writer = PieceWriter::new();
+    for record in records {
+        let record = record?;
+        if !writer.is_empty() && writer.len_bytes() + record_bytes(&record) > bytes_max {
+            put_piece(pinned, cut, std::mem::replace(&mut writer, PieceWriter::new()), &mut ids)?;
+        }
+        writer.push(&record);
+        if cut == Cut::Content && writer.len_bytes() >= piece_bytes / 4 && ends_chunk(&record, piece_bytes) {
+            put_piece(pinned, cut, std::mem::replace(&mut writer, PieceWriter::new()), &mut ids)?;
+        }
+    }
+    if !writer.is_empty() {
+        put_piece(pinned, cut, writer, &mut ids)?;
+    }
+    Ok(ids)
+}
+
+fn put_piece(pinned: &mut Pinned, cut: Cut, writer: PieceWriter, ids: &mut Vec<ObjectId>) -> Result<(), EngineError> {
+    let kind = match cut {
+        Cut::Content => PieceKind::Chunk,
+        Cut::Size if ids.is_empty() => PieceKind::RunStart,
+        Cut::Size => PieceKind::RunRest,
+    };
+    ids.push(pinned.put(&writer.finish(kind))?);
+    Ok(())
+}
+
+/// Whether a chunk of its least size or more ends behind this record.
+fn ends_chunk(record: &Record, piece_bytes: usize) -> bool {
+    let hash = blake3::hash(&record.0);
+    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
+    let draw = u128::from(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+    // A quarter is the least size; the rest is passed on average before a cut.
+    let bytes_mean = (piece_bytes - piece_bytes / 4).max(1) as u128;
+    draw * bytes_mean < (record_bytes(record) as u128) << 64
+}
+
+/// Ids of a checkpoint's runs, grouped by run, oldest first. Groups are told by unverified bytes: reading a group with
+/// [`pieces`] shows whether they told the truth.
+pub(crate) fn run_groups(objects: &ObjectStore, runs: &[ObjectId]) -> Result<Vec<Vec<ObjectId>>, EngineError> {
+    let mut groups: Vec<Vec<ObjectId>> = Vec::new();
+    for id in runs {
+        let head = objects.head(*id, PIECE_HEADER_BYTES as u32).map_err(failure::of_objects)?;
+        match groups.last_mut() {
+            Some(group) if PieceKind::of(&head) == Some(PieceKind::RunRest) => group.push(*id),
+            _ => groups.push(vec![*id]),
+        }
+    }
+    Ok(groups)
+}
+
+/// The records of a run or of the base, reading one piece at a time.
+pub(crate) fn pieces<'a>(objects: &'a ObjectStore, replica: ReplicaId, cut: Cut, ids: Vec<ObjectId>) -> Source<'a> {
+    Box::new(Pieces { objects, replica, cut, ids: ids.into_iter(), current: None, last: None, started: false })
+}
+
+struct Pieces<'a> {
+    objects: &'a ObjectStore,
+    replica: ReplicaId,
+    cut: Cut,
+    ids: std::vec::IntoIter<ObjectId>,
+    current: Option<PieceReader>,
+    last: Option<Bytes>,
+    started: bool,
+}
+
+impl Pieces<'_> {
+    fn advance(&mut self) -> Result<Option<Record>, EngineError> {
+        let corrupt = |reason| EngineError::Corrupt { replica: self.replica, reason };
+        loop {
+            if let Some(record) = self.current.as_mut().and_then(Iterator::next) {
+                let record = record.map_err(corrupt)?;
+                if self.last.as_ref().is_some_and(|last| *last >= record.0) {
+                    return Err(corrupt("pieces do not ascend"));
+                }
+                self.last = Some(record.0.clone());
+                return Ok(Some(record));
+            }
+            let Some(id) = self.ids.next() else { return Ok(None) };
+            let reader = PieceReader::new(self.objects.get(id).map_err(failure::of_objects)?).map_err(corrupt)?;
+            let expected = match (self.cut, self.started) {
+                (Cut::Content, _) => PieceKind::Chunk,
+                (Cut::Size, false) => PieceKind::RunStart,
+                (Cut::Size, true) => PieceKind::RunRest,
+            };
+            if reader.kind() != expected {
+                return Err(corrupt("an object is a piece of another kind than its place says"));
+            }
+            self.started = true;
+            self.current = Some(reader);
+        }
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Result<Record, EngineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let record = self.advance().transpose();
+        if matches!(record, Some(Err(_))) {
+            self.current = None;
+            self.ids = Vec::new().into_iter();
+        }
+        record
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Arc<ObjectStore>) {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = ObjectStore::open(dir.path(), flotilla_objects::Options::default()).unwrap();
+        (dir, Arc::new(objects))
+    }
+
+    fn records(n: u32) -> Vec<Record> {
+        (0..n).map(|i| (Bytes::from(format!("key{i:06}")), Some(Bytes::from(vec![i as u8; 100])))).collect()
+    }
+
+    fn write(objects: &Arc<ObjectStore>, cut: Cut, records: &[Record]) -> Vec<ObjectId> {
+        let mut pinned = Pinned::none(objects);
+        write_pieces(&mut pinned, cut, 4096, records.iter().cloned().map(Ok)).unwrap()
+    }
+
+    #[test]
+    fn a_change_leaves_chunks_elsewhere_as_they_are() {
+        let (_dir, objects) = store();
+        let mut all = records(5000);
+        let before: BTreeSet<_> = write(&objects, Cut::Content, &all).into_iter().collect();
+        assert!((100..250).contains(&before.len()), "about 580 KB in chunks of 4 KiB, got {}", before.len());
+        all[2500].1 = Some("changed".into());
+        all.remove(100);
+        all.insert(4000, ("key003999+".into(), Some("inserted".into())));
+        let after: BTreeSet<_> = write(&objects, Cut::Content, &all).into_iter().collect();
+        assert!(after.difference(&before).count() <= 12, "{} new chunks", after.difference(&before).count());
+        for id in &after {
+            assert!(objects.len_bytes(*id).unwrap() <= 4 * 4096);
+        }
+    }
+
+    #[test]
+    fn a_run_of_many_pieces_is_one_group_and_reads_back() {
+        let (_dir, objects) = store();
+        let all = records(200);
+        let mut ids = write(&objects, Cut::Size, &all);
+        assert!(ids.len() > 5);
+        ids.extend(write(&objects, Cut::Size, &all[..1]));
+        let groups = run_groups(&objects, &ids).unwrap();
+        assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [ids.len() - 1, 1]);
+        let read: Vec<_> = pieces(&objects, ReplicaId(1), Cut::Size, groups[0].clone()).map(Result::unwrap).collect();
+        assert_eq!(read, all);
+    }
+
+    #[test]
+    fn a_record_larger_than_a_piece_has_a_piece_of_its_own() {
+        let (_dir, objects) = store();
+        let mut all = records(3);
+        all[1].1 = Some(vec![7; 100_000].into());
+        assert_eq!(write(&objects, Cut::Size, &all).len(), 3);
+    }
+
+    #[test]
+    fn pieces_out_of_order_are_an_error_not_wrong_records() {
+        let (_dir, objects) = store();
+        let mut ids = write(&objects, Cut::Content, &records(500));
+        ids.reverse();
+        assert!(pieces(&objects, ReplicaId(1), Cut::Content, ids.clone()).any(|record| record.is_err()));
+        let wrong_kind = pieces(&objects, ReplicaId(1), Cut::Size, ids).next();
+        assert!(matches!(wrong_kind, Some(Err(EngineError::Corrupt { .. }))));
+    }
+}

@@ -1,0 +1,317 @@
+//! What the engine promises over real files: the contract's suite, distrust of the view, damage, collection, concurrency.
+
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flotilla_storage::{EngineError, StateEngine, conformance};
+use flotilla_types::{
+    Checkpoint, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Term,
+};
+
+use crate::{Engine, Options};
+
+const REPLICA: ReplicaId = ReplicaId(7);
+
+/// A replica that has applied nothing.
+pub(crate) fn empty_checkpoint(replica: ReplicaId) -> Checkpoint {
+    let epoch = Epoch::default();
+    let descriptor = ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch, replicas: Vec::new() };
+    let position = Position { index: LogIndex(0), term: Term(0), conf: ConfState::of_voters([replica]), descriptor };
+    Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
+}
+
+/// Folds early and cuts small, so that few records make many objects.
+fn small() -> Options {
+    let objects = flotilla_objects::Options { segment_bytes: 64 << 10, ..flotilla_objects::Options::default() };
+    Options {
+        view_cache_bytes: 1 << 20,
+        piece_bytes: 1024,
+        fold_bytes_min: 8 << 10,
+        runs_max: 4,
+        inherited_grace: Duration::ZERO,
+        objects,
+        ..Options::default()
+    }
+}
+
+fn open(dir: &Path) -> Engine {
+    Engine::open(dir, small()).unwrap()
+}
+
+fn open_replica(dir: &Path, checkpoint: &Checkpoint) -> Engine {
+    let engine = open(dir);
+    engine.open(REPLICA, checkpoint).unwrap();
+    engine
+}
+
+fn write(engine: &Engine, keys: std::ops::Range<u32>, value: &str) {
+    let records = keys.map(|key| (format!("key{key:05}").into(), Some(value.to_owned().into()))).collect();
+    engine.write(REPLICA, records, LogIndex(1)).unwrap();
+}
+
+fn build(engine: &Engine, index: u64) -> Checkpoint {
+    let position = Position { index: LogIndex(index), ..empty_checkpoint(REPLICA).position };
+    assert!(engine.freeze(REPLICA, position, "system".into()).unwrap());
+    engine.build(REPLICA).unwrap()
+}
+
+fn flush(engine: &Engine, index: u64) -> Checkpoint {
+    let checkpoint = build(engine, index);
+    engine.settle(REPLICA, &checkpoint).unwrap();
+    checkpoint
+}
+
+fn all(engine: &Engine) -> Vec<(Bytes, Bytes)> {
+    engine.reader(REPLICA).unwrap().scan(&KeyRange::all(), usize::MAX, usize::MAX).unwrap()
+}
+
+fn identity(dir: &Path) -> String {
+    let text = fs::read_to_string(dir.join("view.trust")).unwrap();
+    text.lines().find(|line| line.starts_with("identity=")).unwrap().to_owned()
+}
+
+/// As if the machine had been restarted since.
+fn restart_machine(dir: &Path) {
+    let path = dir.join("view.trust");
+    let text = fs::read_to_string(&path).unwrap();
+    let (before, after) = text.split_once("boot=").unwrap();
+    fs::write(path, format!("{before}boot=another{after}")).unwrap();
+}
+
+/// A folder with two flushes in it, and what they amount to.
+fn two_flushes(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
+    let engine = open_replica(dir, &empty_checkpoint(REPLICA));
+    write(&engine, 0..50, "first");
+    flush(&engine, 1);
+    write(&engine, 25..75, "second");
+    let checkpoint = flush(&engine, 2);
+    let records = all(&engine);
+    assert_eq!(records.len(), 75);
+    (checkpoint, records)
+}
+
+#[test]
+fn it_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    conformance::state_engine(&mut || Box::new(open(dir.path())));
+}
+
+#[test]
+fn it_keeps_the_contract_when_the_view_is_lost_at_every_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    conformance::state_engine(&mut || {
+        if let Err(error) = fs::remove_dir_all(dir.path().join("view")) {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+        }
+        Box::new(open(dir.path()))
+    });
+}
+
+#[test]
+fn a_killed_process_finds_its_view_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, records) = two_flushes(dir.path());
+    let before = identity(dir.path());
+    let engine = open_replica(dir.path(), &checkpoint);
+    assert_eq!((all(&engine), identity(dir.path())), (records, before));
+}
+
+#[test]
+fn a_view_from_another_boot_is_rebuilt_unless_it_was_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, records) = two_flushes(dir.path());
+    let before = identity(dir.path());
+    restart_machine(dir.path());
+    let engine = open_replica(dir.path(), &checkpoint);
+    assert_eq!(all(&engine), records);
+    let rebuilt = identity(dir.path());
+    assert_ne!(before, rebuilt);
+    engine.close().unwrap();
+    assert!(matches!(engine.reader(REPLICA), Err(EngineError::NotOpen(_))));
+    assert!(matches!(engine.open(REPLICA, &checkpoint), Err(EngineError::View(_))));
+    drop(engine);
+    restart_machine(dir.path());
+    let engine = open_replica(dir.path(), &checkpoint);
+    assert_eq!((all(&engine), identity(dir.path())), (records.clone(), rebuilt.clone()));
+    // Opening took the clean mark back: it vouched for one start only.
+    drop(engine);
+    restart_machine(dir.path());
+    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+    assert_ne!(identity(dir.path()), rebuilt);
+}
+
+#[test]
+fn a_broken_or_foreign_view_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, records) = two_flushes(dir.path());
+    let other = tempfile::tempdir().unwrap();
+    drop(open_replica(other.path(), &empty_checkpoint(REPLICA)));
+    let view = dir.path().join("view");
+    let conf = view.join("conf");
+    fs::write(&conf, b"this is no configuration of sled").unwrap();
+    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+    for file in fs::read_dir(&view).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
+        fs::write(file, vec![0xA5; 8192]).unwrap();
+    }
+    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+    fs::remove_dir_all(&view).unwrap();
+    fs::rename(other.path().join("view"), &view).unwrap();
+    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+}
+
+#[test]
+fn a_view_ahead_of_or_behind_the_durable_checkpoint_is_made_equal_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    write(&engine, 0..50, "first");
+    let first = flush(&engine, 1);
+    let at_first = all(&engine);
+    write(&engine, 25..75, "second");
+    let second = build(&engine, 2);
+    let at_second = all(&engine);
+    drop(engine);
+    // The pointer moved, the view did not.
+    let engine = open_replica(dir.path(), &second);
+    assert_eq!(all(&engine), at_second);
+    drop(engine);
+    // The log went backwards behind the view's back.
+    let engine = open_replica(dir.path(), &first);
+    assert_eq!(all(&engine), at_first);
+    let torn = engine.freeze(REPLICA, second.position.clone(), Bytes::new()).unwrap();
+    assert!(torn && all(&engine) == at_first);
+}
+
+#[test]
+fn a_checkpoint_travels_by_its_missing_objects_only() {
+    let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = open_replica(source_dir.path(), &empty_checkpoint(REPLICA));
+    let target = open(target_dir.path());
+    let pull = |checkpoint: &Checkpoint| {
+        let objects: Vec<_> = checkpoint.objects().collect();
+        let missing = target.missing(&objects);
+        for id in &missing {
+            target.import(*id, source.object(*id).unwrap()).unwrap();
+        }
+        target.sync().unwrap();
+        assert!(target.missing(&objects).is_empty());
+        target.install(REPLICA, checkpoint).unwrap();
+        target.release(&objects);
+        assert_eq!(all(&target), all(&source));
+        (missing.len(), objects.len())
+    };
+    write(&source, 0..500, "first");
+    let (moved, named) = pull(&flush(&source, 1));
+    assert_eq!(moved, named);
+    for index in 2..8 {
+        write(&source, 100..110, "changed");
+        let (moved, named) = pull(&flush(&source, index));
+        assert!(moved < named / 2, "{moved} of {named} objects moved");
+    }
+    drop(target);
+    drop(source);
+}
+
+#[test]
+fn a_damaged_object_is_named_and_one_from_a_peer_heals_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, records) = two_flushes(dir.path());
+    let peer = tempfile::tempdir().unwrap();
+    two_flushes(peer.path());
+    let peer = open_replica(peer.path(), &checkpoint);
+    for file in fs::read_dir(dir.path().join("objects")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[16 + 44 + 20] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    fs::remove_dir_all(dir.path().join("view")).unwrap();
+    let engine = open(dir.path());
+    let Err(EngineError::Object(damaged)) = engine.open(REPLICA, &checkpoint) else {
+        panic!("damage must be noticed");
+    };
+    assert_eq!(engine.missing(&[damaged]), [damaged]);
+    assert!(matches!(engine.reader(REPLICA), Err(EngineError::NotOpen(_))));
+    engine.import(damaged, peer.object(damaged).unwrap()).unwrap();
+    engine.sync().unwrap();
+    engine.open(REPLICA, &checkpoint).unwrap();
+    assert_eq!(all(&engine), records);
+}
+
+#[test]
+fn overwriting_for_ever_takes_bounded_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    for index in 1..60 {
+        write(&engine, 0..200, &format!("value {index} {}", "x".repeat(50)));
+        flush(&engine, index);
+    }
+    let files = fs::read_dir(dir.path().join("objects")).unwrap();
+    let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    // 15 KB of records; more than 900 KB were written.
+    assert!(bytes < 6 * (64 << 10), "{bytes} bytes of objects");
+    assert_eq!(all(&engine).len(), 200);
+}
+
+#[test]
+fn scans_see_each_write_set_whole_while_checkpoints_are_made() {
+    const ROUNDS: u32 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    write(&engine, 0..400, "0");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for round in 1..=ROUNDS {
+                write(&engine, 0..400, &round.to_string());
+            }
+            done.store(true, Ordering::Release);
+        });
+        threads.spawn(|| {
+            for index in 1.. {
+                flush(&engine, index);
+                if done.load(Ordering::Acquire) {
+                    break;
+                }
+            }
+        });
+        let reader = engine.reader(REPLICA).unwrap();
+        let mut last = 0;
+        while !done.load(Ordering::Acquire) {
+            let records = reader.scan(&KeyRange::all(), usize::MAX, usize::MAX).unwrap();
+            let values: std::collections::BTreeSet<_> = records.iter().map(|(_, value)| value).collect();
+            assert_eq!((records.len(), values.len()), (400, 1), "a torn scan: {values:?}");
+            let value: u32 = String::from_utf8_lossy(&records[0].1).parse().unwrap();
+            assert!(value >= last, "a scan went back in time");
+            last = value;
+        }
+    });
+    assert!(all(&engine).iter().all(|(_, value)| *value == ROUNDS.to_string()));
+}
+
+#[test]
+fn one_process_at_a_time_and_readers_do_not_hold_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    assert!(matches!(Engine::open(dir.path(), small()), Err(EngineError::Io(_))));
+    let reader = engine.reader(REPLICA).unwrap();
+    drop(engine);
+    let _again = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    assert!(matches!(reader.get(b"a"), Err(EngineError::NotOpen(_))));
+}
+
+#[test]
+fn a_checkpoint_that_was_not_built_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    write(&engine, 0..1, "x");
+    let built = build(&engine, 1);
+    let other = Checkpoint { system: None, ..built.clone() };
+    assert!(matches!(engine.settle(REPLICA, &other), Err(EngineError::Corrupt { .. })));
+    engine.settle(REPLICA, &built).unwrap();
+    engine.settle(REPLICA, &built).unwrap();
+}

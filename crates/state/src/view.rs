@@ -1,0 +1,491 @@
+//! sled as a view of the checkpoints' records: quick to search, free to lose.
+//!
+//! One tree. `0 ‖ replica` holds the replica's marker, `1 ‖ replica ‖ key` its records, `2` the identity of the view.
+//! sled recovers a prefix of what was written to it, so that order is what the markers rest on: what is about to be fed is
+//! announced first, then fed, then confirmed. A view that has seen any part of a stage says so, and is redone or
+//! discarded when the checkpoint at hand does not contain that stage.
+//!
+//! sled may also fail or panic: every call into it is caught, and the first failure withdraws the trust in the folder, so
+//! that the next start builds it anew.
+
+use std::{
+    fs::{self, File},
+    io,
+    ops::Bound,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flotilla_storage::EngineError;
+use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{
+    failure::ViewFailure,
+    merge::{Record, Source},
+    trust::{Place, Trust, sync_tree},
+};
+
+/// Writes to sled go in batches of at most so many records: a batch takes a lock that every reader needs.
+const BATCH_RECORDS_MAX: usize = 128;
+/// … and of about so many bytes.
+const BATCH_BYTES_MAX: usize = 64 * 1024;
+/// A page of a scan holds at most so many records.
+const PAGE_RECORDS_MAX: usize = 512;
+/// … and stops once it has so many bytes.
+const PAGE_BYTES_MAX: usize = 256 * 1024;
+/// How often sled writes out its buffers; shortens what has to be redone after a kill.
+const FLUSH_EVERY_MS: u64 = 500;
+/// sled's threads may hold its folder for a moment after it was dropped in the same process.
+const LOCK_ATTEMPTS_MAX: u32 = 250;
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+const MARKER: u8 = 0;
+const RECORD: u8 = 1;
+const IDENTITY_KEY: [u8; 1] = [2];
+const MARKER_VERSION: u8 = 1;
+
+/// The view of a node: all replicas.
+#[derive(Debug)]
+pub(crate) struct View {
+    db: sled::Db,
+    folder: PathBuf,
+    trust_path: PathBuf,
+    trust: Trust,
+    failed: AtomicBool,
+}
+
+/// The records a replica's part of the view holds, named by the objects they came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stage {
+    base: [u8; 32],
+    runs_len: u32,
+    runs: [u8; 32],
+}
+
+/// What a replica's part of the view says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Marker {
+    /// Everything of this stage is in.
+    complete: Option<Stage>,
+    /// Any part of this stage may be in as well.
+    announced: Option<Stage>,
+}
+
+/// What it takes to make a replica's part of the view equal to a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Nothing.
+    Current,
+    /// Feed the runs from this one on.
+    Runs(usize),
+    /// Clear it and load everything.
+    Reload,
+}
+
+impl Stage {
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+        Self::of_parts(&checkpoint.base, &checkpoint.runs)
+    }
+
+    fn of_parts(base: &[ObjectId], runs: &[ObjectId]) -> Self {
+        let digest = |ids: &[ObjectId]| {
+            let mut hasher = blake3::Hasher::new();
+            ids.iter().for_each(|id| {
+                hasher.update(id.as_bytes());
+            });
+            *hasher.finalize().as_bytes()
+        };
+        Self { base: digest(base), runs_len: runs.len() as u32, runs: digest(runs) }
+    }
+
+    /// Whether the checkpoint holds this stage's records, and perhaps later runs.
+    fn is_within(&self, checkpoint: &Checkpoint) -> bool {
+        let first_runs = checkpoint.runs.get(..self.runs_len as usize);
+        first_runs.is_some_and(|runs| Self::of_parts(&checkpoint.base, runs) == *self)
+    }
+}
+
+impl Marker {
+    fn plan(self, checkpoint: &Checkpoint) -> Plan {
+        let Some(complete) = self.complete.filter(|stage| stage.is_within(checkpoint)) else { return Plan::Reload };
+        match self.announced {
+            // Records of a stage behind this checkpoint may be in, and nothing says which.
+            Some(announced) if !announced.is_within(checkpoint) => Plan::Reload,
+            None if complete.runs_len as usize == checkpoint.runs.len() => Plan::Current,
+            _ => Plan::Runs(complete.runs_len as usize),
+        }
+    }
+
+    fn encode(self) -> Vec<u8> {
+        let mut bytes = vec![MARKER_VERSION];
+        for stage in [self.complete, self.announced] {
+            bytes.push(u8::from(stage.is_some()));
+            if let Some(Stage { base, runs_len, runs }) = stage {
+                bytes.extend(base);
+                bytes.extend(runs_len.to_le_bytes());
+                bytes.extend(runs);
+            }
+        }
+        bytes
+    }
+
+    /// `None` when the bytes are not a marker known here: the replica is then loaded anew.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        fn stage(bytes: &mut &[u8]) -> Option<Option<Stage>> {
+            let (present, rest) = bytes.split_first()?;
+            *bytes = rest;
+            if *present == 0 {
+                return Some(None);
+            }
+            let (base, rest) = bytes.split_first_chunk()?;
+            let (runs_len, rest) = rest.split_first_chunk()?;
+            let (runs, rest) = rest.split_first_chunk()?;
+            *bytes = rest;
+            Some(Some(Stage { base: *base, runs_len: u32::from_le_bytes(*runs_len), runs: *runs }))
+        }
+        let (version, mut rest) = bytes.split_first()?;
+        let marker = Self { complete: stage(&mut rest)?, announced: stage(&mut rest)? };
+        (*version == MARKER_VERSION && rest.is_empty()).then_some(marker)
+    }
+}
+
+impl View {
+    /// Opens the view in `dir/view`, or an empty one in its place when it is not there, not to be trusted or broken.
+    pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, EngineError> {
+        let (folder, trust_path) = (dir.join("view"), dir.join("view.trust"));
+        let place = Place::of(dir);
+        if let Some(old) = Trust::read(&trust_path)?.filter(|trust| trust.holds_at(place.as_ref())) {
+            let trust = Trust { clean: false, place: place.clone(), ..old };
+            // Before sled touches a file: from here on only this boot and mount vouch for the folder.
+            trust.write(&trust_path)?;
+            match open_sled(&folder, cache_bytes) {
+                Ok(db) if stored_identity(&db).as_deref() == Some(trust.identity.as_bytes()) => {
+                    return Ok(Self { db, folder, trust_path, trust, failed: AtomicBool::new(false) });
+                }
+                Ok(_) => tracing::warn!("the view is not the one that was here before; it is rebuilt"),
+                Err(OpenError::InUse) => return Err(ViewFailure::InUse.into()),
+                Err(OpenError::Broken(error)) => tracing::warn!(%error, "the view does not open; it is rebuilt"),
+            }
+        } else if folder.exists() {
+            tracing::info!("the view was not closed in order on this boot; it is rebuilt");
+        }
+        Trust::remove(&trust_path)?;
+        remove_folder(&folder)?;
+        let trust = Trust::of_new_view(place);
+        let db = open_sled(&folder, cache_bytes).map_err(|error| match error {
+            OpenError::InUse => ViewFailure::InUse.into(),
+            OpenError::Broken(error) => error,
+        })?;
+        let view = Self { db, folder, trust_path, trust, failed: AtomicBool::new(false) };
+        view.guard(|| view.db.insert(IDENTITY_KEY, view.trust.identity.as_bytes()))?;
+        view.trust.write(&view.trust_path)?;
+        Ok(view)
+    }
+
+    /// The value under a key of a replica.
+    pub(crate) fn get(&self, replica: ReplicaId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let value = self.guard(|| self.db.get(record_key(replica, key)))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// Records of a range, read page by page.
+    pub(crate) fn records<'a>(&'a self, replica: ReplicaId, range: &KeyRange, items_max: usize) -> Source<'a> {
+        let start = Bound::Included(record_key(replica, &range.start));
+        let end =
+            if range.end.is_empty() { replica_end(replica) } else { Bound::Excluded(record_key(replica, &range.end)) };
+        let items_max = items_max.clamp(1, PAGE_RECORDS_MAX);
+        Box::new(Pages { view: self, start, end, items_max, page: Vec::new().into_iter(), done: false })
+    }
+
+    /// How the replica's part of the view relates to a checkpoint.
+    pub(crate) fn plan(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Plan, EngineError> {
+        Ok(self.marker(replica)?.map_or(Plan::Reload, |marker| marker.plan(checkpoint)))
+    }
+
+    /// Says that records of this stage are about to be fed on top of what is there.
+    pub(crate) fn announce(&self, replica: ReplicaId, stage: Stage) -> Result<(), EngineError> {
+        let complete = self.marker(replica)?.and_then(|marker| marker.complete);
+        self.set_marker(replica, Marker { complete, announced: Some(stage) })
+    }
+
+    /// Says that everything of this stage has been fed.
+    pub(crate) fn confirm(&self, replica: ReplicaId, stage: Stage) -> Result<(), EngineError> {
+        self.set_marker(replica, Marker { complete: Some(stage), announced: None })
+    }
+
+    /// Feeds records in small batches; deletions delete.
+    pub(crate) fn feed(
+        &self,
+        replica: ReplicaId,
+        records: impl Iterator<Item = Result<Record, EngineError>>,
+    ) -> Result<(), EngineError> {
+        let (mut batch, mut len, mut bytes) = (sled::Batch::default(), 0, 0);
+        for record in records {
+            let (key, value) = record?;
+            len += 1;
+            bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+            match value {
+                Some(value) => batch.insert(record_key(replica, &key), &value[..]),
+                None => batch.remove(record_key(replica, &key)),
+            }
+            if len >= BATCH_RECORDS_MAX || bytes >= BATCH_BYTES_MAX {
+                let full = std::mem::take(&mut batch);
+                self.guard(|| self.db.apply_batch(full))?;
+                (len, bytes) = (0, 0);
+            }
+        }
+        if len > 0 { self.guard(|| self.db.apply_batch(batch)) } else { Ok(()) }
+    }
+
+    /// Removes a replica's marker, then its records.
+    pub(crate) fn clear(&self, replica: ReplicaId) -> Result<(), EngineError> {
+        self.guard(|| self.db.remove(marker_key(replica)))?;
+        let mut start = Bound::Included(record_key(replica, &[]));
+        loop {
+            let mut batch = sled::Batch::default();
+            let range = (start.clone(), replica_end(replica));
+            let last = self.guard(|| {
+                let mut last = None;
+                for key in self.db.range(range).keys().take(BATCH_RECORDS_MAX) {
+                    let key = key?;
+                    batch.remove(&key);
+                    last = Some(key.to_vec());
+                }
+                Ok(last)
+            })?;
+            let Some(last) = last else { return Ok(()) };
+            self.guard(|| self.db.apply_batch(batch))?;
+            start = Bound::Excluded(last);
+        }
+    }
+
+    /// Closes the view so that the next start may trust it, whatever happens to the machine in between.
+    pub(crate) fn close(self) -> Result<(), EngineError> {
+        self.guard(|| self.db.flush())?;
+        let Self { db, folder, trust_path, trust, failed } = self;
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(db))).is_ok();
+        if !dropped || failed.into_inner() {
+            return Err(ViewFailure::Panicked.into());
+        }
+        wait_until_released(&folder)?;
+        // sled's own flush does not reach the disk's platter or flash; fsync does, now that nothing writes any more.
+        sync_tree(&folder)?;
+        Ok(Trust { clean: true, ..trust }.write(&trust_path)?)
+    }
+
+    fn marker(&self, replica: ReplicaId) -> Result<Option<Marker>, EngineError> {
+        let bytes = self.guard(|| self.db.get(marker_key(replica)))?;
+        Ok(bytes.and_then(|bytes| Marker::decode(&bytes)))
+    }
+
+    fn set_marker(&self, replica: ReplicaId, marker: Marker) -> Result<(), EngineError> {
+        self.guard(|| self.db.insert(marker_key(replica), marker.encode())).map(drop)
+    }
+
+    /// Calls into sled. After a failure the folder is not trusted again.
+    fn guard<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, EngineError> {
+        let error = match catch_unwind(AssertUnwindSafe(call)) {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => EngineError::View(Arc::new(error)),
+            Err(_panic) => ViewFailure::Panicked.into(),
+        };
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, "the view failed; it will be rebuilt at the next start");
+            if let Err(error) = Trust::remove(&self.trust_path) {
+                tracing::error!(%error, "the failed view could not be marked");
+            }
+        }
+        Err(error)
+    }
+}
+
+enum OpenError {
+    InUse,
+    Broken(EngineError),
+}
+
+fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db, OpenError> {
+    wait_until_released(folder).map_err(|_| OpenError::InUse)?;
+    let config = sled::Config::new().path(folder).cache_capacity(cache_bytes).flush_every_ms(Some(FLUSH_EVERY_MS));
+    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(error)) => Err(OpenError::Broken(EngineError::View(Arc::new(error)))),
+        Err(_panic) => Err(OpenError::Broken(ViewFailure::Panicked.into())),
+    }
+}
+
+/// Waits until no thread of an earlier sled in this process holds the folder's data file: sled finishes work in the
+/// background after it was dropped, and keeps its lock until then.
+fn wait_until_released(folder: &Path) -> Result<(), EngineError> {
+    let data = match File::open(folder.join("db")) {
+        Ok(data) => data,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for _ in 0..LOCK_ATTEMPTS_MAX {
+        if flock(&data, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(());
+        }
+        thread::sleep(LOCK_RETRY);
+    }
+    Err(ViewFailure::InUse.into())
+}
+
+fn stored_identity(db: &sled::Db) -> Option<Vec<u8>> {
+    let stored = catch_unwind(AssertUnwindSafe(|| db.get(IDENTITY_KEY)));
+    stored.ok()?.ok()?.map(|identity| identity.to_vec())
+}
+
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+fn marker_key(replica: ReplicaId) -> Vec<u8> {
+    let mut key = vec![MARKER];
+    key.extend(replica.0.to_be_bytes());
+    key
+}
+
+fn record_key(replica: ReplicaId, key: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(9 + key.len());
+    bytes.push(RECORD);
+    bytes.extend(replica.0.to_be_bytes());
+    bytes.extend(key);
+    bytes
+}
+
+/// Behind the last record of a replica.
+fn replica_end(replica: ReplicaId) -> Bound<Vec<u8>> {
+    let next = replica.0.checked_add(1);
+    Bound::Excluded(next.map_or(vec![RECORD + 1], |next| record_key(ReplicaId(next), &[])))
+}
+
+struct Pages<'a> {
+    view: &'a View,
+    start: Bound<Vec<u8>>,
+    end: Bound<Vec<u8>>,
+    items_max: usize,
+    page: std::vec::IntoIter<(Bytes, Bytes)>,
+    done: bool,
+}
+
+impl Pages<'_> {
+    fn turn(&mut self) -> Result<(), EngineError> {
+        let range = (self.start.clone(), self.end.clone());
+        let (page, last) = self.view.guard(|| {
+            let (mut page, mut bytes, mut last) = (Vec::new(), 0, None);
+            for record in self.view.db.range(range) {
+                let (key, value) = record?;
+                bytes += key.len() + value.len();
+                page.push((Bytes::copy_from_slice(&key[9..]), Bytes::copy_from_slice(&value)));
+                if page.len() >= self.items_max || bytes >= PAGE_BYTES_MAX {
+                    last = Some(key.to_vec());
+                    break;
+                }
+            }
+            Ok((page, last))
+        })?;
+        self.page = page.into_iter();
+        match last {
+            Some(last) => self.start = Bound::Excluded(last),
+            None => self.done = true,
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Pages<'_> {
+    type Item = Result<Record, EngineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((key, value)) = self.page.next() {
+                return Some(Ok((key, Some(value))));
+            }
+            if self.done {
+                return None;
+            }
+            if let Err(error) = self.turn() {
+                self.done = true;
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::{ConfState, Epoch, LogIndex, Position, ShardDescriptor, ShardId, Term};
+
+    use super::*;
+
+    fn checkpoint(base: &[u8], runs: &[u8]) -> Checkpoint {
+        let ids = |names: &[u8]| names.iter().map(|name| ObjectId([*name; 32])).collect();
+        let epoch = Epoch::default();
+        let descriptor = ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch, replicas: Vec::new() };
+        let position = Position { index: LogIndex(1), term: Term(1), conf: ConfState::default(), descriptor };
+        Checkpoint { position, system: None, base: ids(base), runs: ids(runs) }
+    }
+
+    fn marker(complete: Option<Checkpoint>, announced: Option<Checkpoint>) -> Marker {
+        let stage = |checkpoint: Checkpoint| Stage::of(&checkpoint);
+        Marker { complete: complete.map(stage), announced: announced.map(stage) }
+    }
+
+    #[test]
+    fn only_what_is_known_to_be_whole_is_kept() {
+        let now = checkpoint(b"ab", b"12");
+        let plan = |complete, announced| marker(complete, announced).plan(&now);
+        assert_eq!(plan(Some(checkpoint(b"ab", b"12")), None), Plan::Current);
+        assert_eq!(plan(Some(checkpoint(b"ab", b"1")), None), Plan::Runs(1));
+        assert_eq!(plan(Some(checkpoint(b"ab", b"")), Some(checkpoint(b"ab", b"1"))), Plan::Runs(0));
+        // Fed on towards a checkpoint that the log no longer knows.
+        assert_eq!(plan(Some(checkpoint(b"ab", b"12")), Some(checkpoint(b"ab", b"123"))), Plan::Reload);
+        assert_eq!(plan(Some(checkpoint(b"ab", b"123")), None), Plan::Reload);
+        // Another base, other runs, an interrupted load.
+        assert_eq!(plan(Some(checkpoint(b"a", b"1")), None), Plan::Reload);
+        assert_eq!(plan(Some(checkpoint(b"ab", b"2")), None), Plan::Reload);
+        assert_eq!(plan(None, Some(checkpoint(b"ab", b"12"))), Plan::Reload);
+    }
+
+    #[test]
+    fn a_marker_reads_back_and_damage_reads_as_none() {
+        for marker in [
+            Marker::default(),
+            marker(Some(checkpoint(b"a", b"1")), None),
+            marker(Some(checkpoint(b"a", b"1")), Some(checkpoint(b"a", b"12"))),
+        ] {
+            let bytes = marker.encode();
+            assert_eq!(Marker::decode(&bytes), Some(marker));
+            assert!((0..bytes.len()).all(|cut| Marker::decode(&bytes[..cut]).is_none()));
+        }
+    }
+
+    #[test]
+    fn replicas_do_not_see_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let view = View::open(dir.path(), 1 << 20).unwrap();
+        let replicas = [ReplicaId(1), ReplicaId(2), ReplicaId(u64::MAX)];
+        for replica in replicas {
+            let record = |key: &'static str| Ok((Bytes::from(key), Some(Bytes::from(replica.to_string()))));
+            view.feed(replica, [record(""), record("k"), record("\u{10ffff}")].into_iter()).unwrap();
+        }
+        view.clear(ReplicaId(1)).unwrap();
+        for (replica, left) in replicas.into_iter().zip([0, 3, 3]) {
+            let records: Vec<_> = view.records(replica, &KeyRange::all(), 2).map(Result::unwrap).collect();
+            assert_eq!(records.len(), left);
+            assert!(records.iter().all(|(_, value)| *value == Some(replica.to_string().into())));
+        }
+    }
+}
