@@ -1,1 +1,36 @@
 //! JSON shapes of the HTTP interface, shared by gateway, client and command line.
+//!
+//! Plain data with serde: nothing here does I/O, validates a request as a whole or knows an HTTP library. Replies may gain
+//! fields, so readers ignore what they do not know; requests refuse unknown fields, because a mistyped condition must
+//! never be taken for none. Ids are JSON numbers. Times end in `_ms` and are Unix milliseconds or lengths, as documented.
+
+mod batch;
+mod cluster;
+mod event;
+mod kv;
+mod limits;
+mod problem;
+mod status;
+mod text;
+
+pub use batch::{BatchCondition, BatchOperation, BatchReply, BatchRequest, BatchResult, BatchVerb, Outcome};
+pub use cluster::{
+    Check, Collection, CollectionList, CreateCollection, NodeList, Readiness, ShardList, Sharding, TokenReply,
+    TokenRequest,
+};
+pub use event::{Event, EventList};
+pub use kv::{DeleteReply, PutReply, ScanItem, ScanPage};
+pub use limits::{
+    BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX, TIMEOUT_MS_DEFAULT,
+    TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
+};
+pub use problem::{Problem, ProblemType};
+pub use status::{
+    ClusterStatus, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo, PeerState,
+    ReplicaInfo, ShardInfo,
+};
+pub use text::{Encoding, TextError};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

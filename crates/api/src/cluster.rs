@@ -1,0 +1,113 @@
+//! Collections, join tokens and readiness.
+
+use flotilla_types::CollectionId;
+use serde::{Deserialize, Serialize};
+
+use crate::{NodeInfo, ShardInfo};
+
+/// How keys are spread over shards.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharding {
+    /// By a hash of the key (or of its `{tag}`).
+    #[default]
+    Hash,
+    /// By the order of the keys.
+    Range,
+}
+
+/// Body of `POST /v1/collections`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateCollection {
+    /// Its name.
+    pub name: String,
+    /// How keys are spread; by hash when absent.
+    #[serde(default)]
+    pub sharding: Sharding,
+    /// Hash buckets, fixed for the collection's life; the cluster's default when absent. Not for `range`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buckets: Option<u16>,
+    /// Replicas wanted of each shard; the cluster's default when absent. Fewer while the cluster is smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u8>,
+}
+
+/// A collection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collection {
+    /// Its id, never reused.
+    pub id: CollectionId,
+    /// Its name.
+    pub name: String,
+    /// How keys are spread.
+    pub sharding: Sharding,
+    /// Hash buckets; 1 for `range`.
+    pub buckets: u16,
+    /// Replicas wanted of each shard.
+    pub replicas: u8,
+}
+
+/// Answer to `GET /v1/collections`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionList {
+    /// In the order of their names.
+    pub collections: Vec<Collection>,
+}
+
+/// Answer to `GET /v1/cluster/nodes`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// In the order of their ids.
+    pub nodes: Vec<NodeInfo>,
+}
+
+/// Answer to `GET /v1/cluster/shards`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardList {
+    /// In the order of their ids.
+    pub shards: Vec<ShardInfo>,
+}
+
+/// Body of `POST /v1/cluster/tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// How long it is good for, in milliseconds; the cluster's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+    /// How many nodes may join with it; one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+}
+
+/// A join token. It is shown once; the cluster keeps only its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenReply {
+    /// The token.
+    pub token: String,
+    /// Unix milliseconds.
+    pub expires_at_ms: u64,
+    /// How many nodes may join with it.
+    pub uses: u32,
+}
+
+/// One condition of readiness.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// A short stable name.
+    pub name: String,
+    /// Whether it holds.
+    pub ok: bool,
+    /// What was found, for people.
+    pub detail: String,
+}
+
+/// Answer to `/readyz?verbose`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Whether all checks hold.
+    pub ready: bool,
+    /// The checks.
+    pub checks: Vec<Check>,
+}

@@ -1,0 +1,26 @@
+//! What happened in the cluster, as this node saw it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One event. Ids grow by one within a run of one node and mean nothing on another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its id: the `id` of the server-sent event, and what `Last-Event-ID` names.
+    pub id: u64,
+    /// When this node saw it, in Unix milliseconds.
+    pub time_ms: u64,
+    /// A stable slug, such as `node_joined` or `leader_changed`.
+    pub kind: String,
+    /// What it is about: stable names such as `node` or `shard`, each with a text for people.
+    #[serde(default)]
+    pub detail: BTreeMap<String, String>,
+}
+
+/// Answer to `GET /v1/cluster/events?follow=false`: what is still remembered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventList {
+    /// Oldest first.
+    pub events: Vec<Event>,
+}

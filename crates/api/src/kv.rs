@@ -1,0 +1,49 @@
+//! Replies of single-record calls and of scans.
+
+use flotilla_types::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Answer to `PUT /v1/kv/{collection}/{key}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutReply {
+    /// Version of the record, for `if_version`.
+    pub version: Timestamp,
+    /// Hybrid time of the write (see [`Timestamp`]).
+    pub timestamp: Timestamp,
+}
+
+/// Answer to `DELETE /v1/kv/{collection}/{key}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteReply {
+    /// The version that was removed.
+    pub version: Timestamp,
+    /// Hybrid time of the removal.
+    pub timestamp: Timestamp,
+}
+
+/// Answer to `GET /v1/kv/{collection}`: records in key order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanPage {
+    /// The records.
+    pub items: Vec<ScanItem>,
+    /// For the next page's `cursor`; absent or null when there is nothing more. Opaque.
+    #[serde(default)]
+    pub cursor: Option<String>,
+}
+
+/// One record of a [`ScanPage`]. Key and value are in the encoding that the request asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanItem {
+    /// Its key.
+    pub key: String,
+    /// Its value; absent with `values=false`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Its version.
+    pub version: Timestamp,
+    /// Length of its value in bytes, before encoding.
+    pub value_bytes: u64,
+    /// When it expires, in Unix milliseconds; absent when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_ms: Option<u64>,
+}

@@ -1,0 +1,32 @@
+//! Bounds and names that gateway, client and command line agree on.
+
+/// Longest key, in bytes. The shortest has one.
+pub const KEY_BYTES_MAX: usize = 4 * 1024;
+/// Longest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most operations, and most conditions, of one batch.
+pub const BATCH_OPERATIONS_MAX: usize = 1_024;
+/// Largest batch: bytes of its decoded keys and values together.
+pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most items in a page of a scan.
+pub const SCAN_ITEMS_MAX: usize = 10_000;
+/// Items in a page of a scan that names no `limit`.
+pub const SCAN_ITEMS_DEFAULT: usize = 1_000;
+/// Deadline of a request that names none, in milliseconds.
+pub const TIMEOUT_MS_DEFAULT: u64 = 5_000;
+/// Longest deadline a request may name, in milliseconds.
+pub const TIMEOUT_MS_MAX: u64 = 60_000;
+
+/// Names of headers, in lower case.
+pub mod header {
+    /// Request: how long the answer may take, in milliseconds.
+    pub const TIMEOUT_MS: &str = "flotilla-timeout-ms";
+    /// Reply: version of the record.
+    pub const VERSION: &str = "flotilla-version";
+    /// Reply: hybrid time at which the record was written.
+    pub const TIMESTAMP: &str = "flotilla-timestamp";
+    /// Reply: id of the node whose replica answered the read.
+    pub const SERVED_BY: &str = "flotilla-served-by";
+    /// Reply: when the record expires, in Unix milliseconds; absent when it does not.
+    pub const EXPIRES_AT_MS: &str = "flotilla-expires-at-ms";
+}

@@ -1,0 +1,178 @@
+//! Refusals: problem documents after RFC 9457, with stable slugs and a word on whether to try again.
+
+use std::fmt;
+
+use flotilla_types::{NodeId, ShardId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// An `application/problem+json` document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{title} ({kind}): {detail}")]
+pub struct Problem {
+    /// What kind of problem: a stable slug.
+    #[serde(rename = "type")]
+    pub kind: ProblemType,
+    /// The same for people; the same for all problems of a kind.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong this time, and what to do.
+    pub detail: String,
+    /// Whether the same request may succeed later, and repeating it is harmless.
+    pub retryable: bool,
+    /// Wait so long before trying again, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    /// The shard concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<ShardId>,
+    /// The node believed to lead that shard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<NodeId>,
+    /// `condition_failed`: index of the condition (conditions first, then operations).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<u32>,
+    /// `condition_failed`: the version found, if the record exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_version: Option<Timestamp>,
+}
+
+impl Problem {
+    /// A problem of a kind, with the kind's own title, status and word on retrying.
+    #[must_use]
+    pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
+        let (status, retryable, title) = kind.facts();
+        Self {
+            kind,
+            title: title.to_owned(),
+            status,
+            detail: detail.into(),
+            retryable,
+            retry_after_ms: None,
+            shard: None,
+            leader: None,
+            operation: None,
+            found_version: None,
+        }
+    }
+}
+
+macro_rules! problem_types {
+    ($($(#[$doc:meta])* $name:ident = $slug:literal, $status:literal, $retryable:literal, $title:literal;)*) => {
+        /// The kinds of problems. In JSON: the slug, which is the name in `snake_case`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum ProblemType {
+            $($(#[$doc])* #[serde(rename = $slug)] $name,)*
+            /// A kind that this reader does not know.
+            #[serde(rename = "unknown", other)]
+            Unknown,
+        }
+
+        impl ProblemType {
+            /// Every kind that a node sends.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// The slug.
+            #[must_use]
+            pub const fn slug(self) -> &'static str {
+                match self { $(Self::$name => $slug,)* Self::Unknown => "unknown" }
+            }
+
+            /// HTTP status, whether to retry, title.
+            const fn facts(self) -> (u16, bool, &'static str) {
+                match self {
+                    $(Self::$name => ($status, $retryable, $title),)*
+                    Self::Unknown => (500, false, "Unknown problem"),
+                }
+            }
+        }
+    };
+}
+
+problem_types! {
+    /// The request does not parse.
+    MalformedRequest = "malformed_request", 400, false, "The request does not parse";
+    /// A parameter is not valid.
+    InvalidArgument = "invalid_argument", 400, false, "A parameter is not valid";
+    /// The key is empty or too long.
+    KeySize = "key_size", 400, false, "The key has no or too many bytes";
+    /// `consistency` is not the name of a consistency.
+    InvalidConsistency = "invalid_consistency", 400, false, "There is no such consistency";
+    /// The value is not a decimal 64-bit integer.
+    NotAnInteger = "not_an_integer", 400, false, "The value is not an integer";
+    /// The sum does not fit into 64 bits.
+    Overflow = "overflow", 400, false, "The sum does not fit into 64 bits";
+    /// The keys of a batch live in more than one shard.
+    CrossShard = "cross_shard", 400, false, "The keys live in more than one shard";
+    /// There is no such route.
+    NotFound = "not_found", 404, false, "There is nothing here";
+    /// There is no record under the key.
+    KeyNotFound = "key_not_found", 404, false, "There is no such key";
+    /// There is no such collection.
+    CollectionNotFound = "collection_not_found", 404, false, "There is no such collection";
+    /// There is no such node.
+    NodeNotFound = "node_not_found", 404, false, "There is no such node";
+    /// The route exists, but not with this method.
+    MethodNotAllowed = "method_not_allowed", 405, false, "The method is not allowed here";
+    /// The bytes are not UTF-8 text.
+    NotUtf8 = "not_utf8", 400, false, "The bytes are not UTF-8 text";
+    /// The request took too long to arrive.
+    RequestTimeout = "request_timeout", 408, true, "The request took too long to arrive";
+    /// The collection exists already, with other properties.
+    CollectionExists = "collection_exists", 409, false, "The collection exists already";
+    /// The cluster's state does not allow it.
+    Refused = "refused", 409, false, "The cluster refused";
+    /// A condition did not hold. Nothing was written.
+    ConditionFailed = "condition_failed", 412, false, "A condition does not hold";
+    /// The value is too long.
+    ValueTooLarge = "value_too_large", 413, false, "The value has too many bytes";
+    /// The batch has too many operations or bytes.
+    BatchTooLarge = "batch_too_large", 413, false, "The batch is too large";
+    /// The body of a request that is no value is too long.
+    BodyTooLarge = "body_too_large", 413, false, "The body has too many bytes";
+    /// The headers are too long.
+    HeadersTooLarge = "headers_too_large", 431, false, "The headers have too many bytes";
+    /// The consistency exists, but this node does not offer it.
+    UnsupportedConsistency = "unsupported_consistency", 501, false, "The consistency is not offered";
+    /// A bound is reached. Nothing was written.
+    Busy = "busy", 503, true, "The cluster is busy";
+    /// Too few replicas can be reached. Nothing was written.
+    Unavailable = "unavailable", 503, true, "The shard is not available";
+    /// The node is draining. Nothing was written.
+    Draining = "draining", 503, true, "The node is draining";
+    /// The node is not ready.
+    NotReady = "not_ready", 503, true, "The node is not ready";
+    /// The write may or may not have taken effect: repeating it is for the caller to decide.
+    OutcomeUnknown = "outcome_unknown", 503, false, "The outcome of the write is not known";
+    /// The deadline passed. Nothing was written.
+    DeadlineExceeded = "deadline_exceeded", 504, true, "The deadline passed";
+    /// A fault of the node itself.
+    Internal = "internal", 500, false, "The node failed";
+}
+
+impl fmt::Display for ProblemType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.slug())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slugs_round_trip_and_unknown_ones_are_still_read() {
+        for kind in ProblemType::ALL {
+            let text = serde_json::to_string(&Problem::new(*kind, "x")).expect("JSON");
+            assert!(text.contains(&format!(r#""type":"{kind}""#)), "{text}");
+            assert_eq!(serde_json::from_str::<Problem>(&text).expect("a problem").kind, *kind);
+        }
+        let later = r#"{"type":"from_the_future","title":"t","status":418,"detail":"d","retryable":true}"#;
+        assert_eq!(serde_json::from_str::<Problem>(later).expect("a problem").kind, ProblemType::Unknown);
+    }
+
+    #[test]
+    fn a_write_with_unknown_outcome_is_never_called_retryable() {
+        assert!(!Problem::new(ProblemType::OutcomeUnknown, "").retryable);
+    }
+}

@@ -1,0 +1,78 @@
+//! How bytes travel inside JSON: as UTF-8 text, or as base64.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+
+/// How the keys and values of one JSON object are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encoding {
+    /// As they are; bytes that are not UTF-8 cannot be written.
+    #[default]
+    Utf8,
+    /// Standard base64 with padding.
+    Base64,
+}
+
+/// Bytes that do not fit an [`Encoding`], or text that is not of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TextError {
+    /// The bytes are not UTF-8.
+    #[error("the bytes are not UTF-8 text; ask with encoding=base64")]
+    NotUtf8,
+    /// The text is not standard base64 with padding.
+    #[error("the text is not base64 (standard alphabet, with padding)")]
+    NotBase64,
+}
+
+impl Encoding {
+    /// Bytes to text.
+    ///
+    /// # Errors
+    /// [`TextError::NotUtf8`] under [`Encoding::Utf8`].
+    pub fn encode(self, bytes: &[u8]) -> Result<String, TextError> {
+        match self {
+            Self::Utf8 => std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| TextError::NotUtf8),
+            Self::Base64 => Ok(STANDARD.encode(bytes)),
+        }
+    }
+
+    /// Text to bytes.
+    ///
+    /// # Errors
+    /// [`TextError::NotBase64`] under [`Encoding::Base64`].
+    pub fn decode(self, text: &str) -> Result<Vec<u8>, TextError> {
+        match self {
+            Self::Utf8 => Ok(text.as_bytes().to_vec()),
+            Self::Base64 => STANDARD.decode(text).map_err(|_| TextError::NotBase64),
+        }
+    }
+
+    /// The plainest encoding that can write all of these: UTF-8 when each is, else base64.
+    #[must_use]
+    pub fn for_all(parts: &[&[u8]]) -> Self {
+        if parts.iter().all(|part| std::str::from_utf8(part).is_ok()) { Self::Utf8 } else { Self::Base64 }
+    }
+
+    /// Whether this is the encoding of an object that names none.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::Utf8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_whatever_they_are() {
+        for bytes in [&b"plain"[..], b"", b"\0\xff\xfe", "ü".as_bytes()] {
+            let encoding = Encoding::for_all(&[bytes]);
+            let text = encoding.encode(bytes).expect("for_all chose it");
+            assert_eq!(encoding.decode(&text).as_deref(), Ok(bytes));
+        }
+        assert_eq!(Encoding::Utf8.encode(b"\xff"), Err(TextError::NotUtf8));
+        assert_eq!(Encoding::Base64.decode("a"), Err(TextError::NotBase64));
+    }
+}
