@@ -1,7 +1,23 @@
-//! The shard host.
+//! The shard host: drives consensus, log, state engine and transport for every replica of a node.
+//!
+//! [`Core`] and [`Applier`] decide; [`Host`] performs, with real threads, disks and sockets. The host is generic over the
+//! state machine: it knows neither keys nor metadata. A write passes through in this order: [`Handle::propose`] →
+//! raft thread (merged into a [`Batch`], replicated) → wal thread (fsync) → apply thread → answer.
+
+mod applier;
 mod batch;
+/// The clocks of a host.
+pub mod clock;
 mod config;
 mod core;
+mod host;
+
+pub use applier::{Applied, Applier, Load, MachineFactory};
 pub use batch::{Batch, BatchError};
 pub use config::{HostConfig, HostConfigError};
-pub use core::*;
+pub use core::{
+    Answer, ApplyTask, Background, Beat, Core, Done, Effects, Freshness, Input, LostReason, Notice, Outgoing,
+    ReplicaStatus, Request, RequestError, Write, first_sequence,
+};
+pub use flotilla_consensus::{ConfChange, Config as RaftConfig, GroupStatus, Role};
+pub use host::{Handle, Host, HostParts, INBOX_MAX};

@@ -105,8 +105,7 @@ impl<T> Core<T> {
         let slowest = group.status().followers.iter().map(|follower| follower.matched.0).min().unwrap_or(u64::MAX);
         let to = LogIndex(checkpoint.position.index.0.min(slowest.max(kept_from)).max(group.truncated().0.0));
         let term = group.term_of(to).unwrap_or(checkpoint.position.term);
-        let truncate: (LogIndex, Term) =
-            if group.term_of(to).is_some() { (to, term) } else { group.truncated() };
+        let truncate: (LogIndex, Term) = if group.term_of(to).is_some() { (to, term) } else { group.truncated() };
         replica.checkpointing = Checkpointing::Writing;
         effects.writes.push(Write {
             write: Some(ReplicaWrite {

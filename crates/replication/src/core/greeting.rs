@@ -75,7 +75,8 @@ impl Greeting {
 
     /// Whether a replica under this configuration has been cleared by enough of its group.
     fn clears(&self, me: NodeId, conf: &ConfState, node_of: impl Fn(ReplicaId) -> Option<NodeId>) -> bool {
-        let heard = |replica: &ReplicaId| node_of(*replica).is_some_and(|node| node == me || self.cleared.contains(&node));
+        let heard =
+            |replica: &ReplicaId| node_of(*replica).is_some_and(|node| node == me || self.cleared.contains(&node));
         let majority = |voters: &[ReplicaId]| {
             voters.is_empty() || voters.iter().filter(|voter| heard(voter)).count() > voters.len() / 2
         };
@@ -207,8 +208,12 @@ impl<T> Core<T> {
         );
         effects.sequence_floor = Some(remembered);
         let alone = |replica: &super::Replica<T>| replica.descriptor.replicas.len() <= 1;
-        let recovered: Vec<_> =
-            self.replicas.iter().filter(|(_, replica)| replica.recovered && !alone(replica)).map(|(id, _)| *id).collect();
+        let recovered: Vec<_> = self
+            .replicas
+            .iter()
+            .filter(|(_, replica)| replica.recovered && !alone(replica))
+            .map(|(id, _)| *id)
+            .collect();
         let mut lost = Vec::new();
         for id in recovered {
             if let Some(replica) = self.replicas.get(&id) {

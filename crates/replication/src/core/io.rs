@@ -4,8 +4,8 @@ use bytes::Bytes;
 use flotilla_consensus::{ConfChange, GroupStatus};
 use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, Incarnation, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp,
-    WalSequence,
+    Checkpoint, ConfState, Entry, Incarnation, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
+    Timestamp, WalSequence,
 };
 
 /// Why a request to a shard was not answered. `Unknown` alone means that state may have changed.
@@ -189,6 +189,11 @@ pub enum Input<T> {
         node: NodeId,
         /// Sending and receiving replica of each.
         replicas: Vec<(ReplicaId, ReplicaId)>,
+    },
+    /// The log cannot give space back because of this replica.
+    WantCheckpoint {
+        /// Whose.
+        replica: ReplicaId,
     },
     /// A replica cannot go on: its state machine, records or disk failed.
     Broken {

@@ -19,15 +19,16 @@ use std::{
 use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Role};
 use flotilla_storage::{Log, LogError, ReplicaLog, ReplicaWrite};
 use flotilla_types::{
-    Checkpoint, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position, ReplicaId, ReplicaRole,
-    ShardDescriptor, ShardId, Term,
+    Checkpoint, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position, ReplicaId,
+    ReplicaRole, ShardDescriptor, ShardId, Term,
 };
 
 use crate::HostConfig;
 use greeting::Greeting;
+pub use greeting::first_sequence;
 pub use io::{
-    Answer, ApplyTask, Background, Beat, Done, Effects, Freshness, Input, LostReason, Notice, Outgoing, ReplicaStatus, Request,
-    RequestError, Write,
+    Answer, ApplyTask, Background, Beat, Done, Effects, Freshness, Input, LostReason, Notice, Outgoing, ReplicaStatus,
+    Request, RequestError, Write,
 };
 use replica::Replica;
 
@@ -115,7 +116,8 @@ impl<T> Core<T> {
             Input::Pulled { replica, complete } => self.pulled(replica, complete),
             Input::SnapshotSent { replica, to, sent } => {
                 if !sent {
-                    self.raft.step(consensus::Input::SnapshotSent { replica, to, arrived: false }, &mut self.raft_effects);
+                    self.raft
+                        .step(consensus::Input::SnapshotSent { replica, to, arrived: false }, &mut self.raft_effects);
                 }
             }
             Input::Unreachable { replicas, .. } => {
@@ -123,6 +125,7 @@ impl<T> Core<T> {
                     self.raft.step(consensus::Input::Unreachable { replica, to }, &mut self.raft_effects);
                 }
             }
+            Input::WantCheckpoint { replica } => self.want_checkpoint(replica, effects),
             Input::Broken { replica } => self.give_up(replica, LostReason::Broken, effects),
             Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
             Input::Destroy { replica } => self.destroy(replica, effects),
@@ -237,9 +240,14 @@ impl<T> Core<T> {
         // with it the configuration that no entry carries.
         let (index, term) = if founding { (LogIndex(1), Term(1)) } else { (LogIndex(0), Term(0)) };
         let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
-        let conf = if founding { ConfState::of_voters(voters.map(|voter| voter.replica)) } else { ConfState::default() };
-        let checkpoint =
-            Checkpoint { position: Position { index, term, conf, descriptor }, system: None, base: vec![], runs: vec![] };
+        let conf =
+            if founding { ConfState::of_voters(voters.map(|voter| voter.replica)) } else { ConfState::default() };
+        let checkpoint = Checkpoint {
+            position: Position { index, term, conf, descriptor },
+            system: None,
+            base: vec![],
+            runs: vec![],
+        };
         let hard_state = HardState { term, vote: ReplicaId::NONE, commit: index };
         let shard = checkpoint.position.descriptor.shard;
         let state =

@@ -97,8 +97,7 @@ impl<T> Core<T> {
     }
 
     fn persist(&mut self, shard: ShardId, persist: Persist, effects: &mut Effects<T>) {
-        let after: Vec<_> =
-            persist.after.into_iter().filter_map(|message| self.outgoing(shard, message)).collect();
+        let after: Vec<_> = persist.after.into_iter().filter_map(|message| self.outgoing(shard, message)).collect();
         let Some(replica) = self.replicas.get_mut(&persist.replica) else { return };
         replica.log_bytes += persist.entries.iter().map(|entry| entry.size_bytes() as u64).sum::<u64>();
         let mut write = ReplicaWrite::new(persist.replica);

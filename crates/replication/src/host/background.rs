@@ -1,0 +1,138 @@
+//! Threads for what takes long: building checkpoints, feeding the view, loading records, reclaiming log space.
+
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use flotilla_storage::{Log, StateEngine};
+use flotilla_types::{Checkpoint, ReplicaId};
+use parking_lot::Mutex;
+
+use super::{Inbox, apply};
+use crate::{Input, Load};
+
+/// Two, so that a long load does not hold back every checkpoint.
+pub(super) const THREADS: usize = 2;
+const RECLAIM_EVERY: Duration = Duration::from_secs(5);
+/// How long to wait before a checkpoint that could not be built is tried again.
+const BUILD_RETRY: Duration = Duration::from_secs(1);
+/// Tries before a checkpoint that cannot be built ends the node: its log could only grow.
+const BUILD_TRIES_MAX: u32 = 60;
+
+pub(super) enum Job {
+    Build { replica: ReplicaId },
+    Settle { replica: ReplicaId, checkpoint: Checkpoint },
+    Load(Load),
+    Stop,
+}
+
+pub(super) struct Workers {
+    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) engine: Arc<dyn StateEngine>,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) inbox: Inbox,
+    pub(super) apply: mpsc::Sender<apply::Job>,
+    pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+pub(super) struct Shared {
+    jobs: Mutex<mpsc::Receiver<Job>>,
+    engine: Arc<dyn StateEngine>,
+    log: Arc<dyn Log>,
+    inbox: Inbox,
+    apply: mpsc::Sender<apply::Job>,
+    fatal: Arc<dyn Fn(&str) + Send + Sync>,
+    reclaimed: Mutex<Instant>,
+}
+
+impl Workers {
+    pub(super) fn share(self) -> Shared {
+        Shared {
+            jobs: Mutex::new(self.jobs),
+            engine: self.engine,
+            log: self.log,
+            inbox: self.inbox,
+            apply: self.apply,
+            fatal: self.fatal,
+            reclaimed: Mutex::new(Instant::now()),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn run(&self) {
+        loop {
+            // Whoever holds the lock waits for the next job; the other one works.
+            let job = self.jobs.lock().recv_timeout(RECLAIM_EVERY);
+            match job {
+                Ok(Job::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Ok(job) => self.work(job),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            self.reclaim_if_due();
+        }
+    }
+
+    fn work(&self, job: Job) {
+        match job {
+            Job::Build { replica } => self.build(replica),
+            Job::Settle { replica, checkpoint } => {
+                if let Err(error) = self.engine.settle(replica, &checkpoint) {
+                    // Everything is in the log and in objects; only the view is behind, and the next start rebuilds it.
+                    (self.fatal)(&format!("the view of replica {replica} cannot take a checkpoint: {error}"));
+                }
+                self.inbox.send(Input::Settled { replica });
+            }
+            Job::Load(load) => {
+                let started = Instant::now();
+                let result = load.run(&*self.engine);
+                tracing::debug!(replica = %load.replica, elapsed_ms = started.elapsed().as_millis(), ok = result.is_ok(), "loaded records");
+                let _ = self.apply.send(apply::Job::Loaded(load, result));
+            }
+            Job::Stop => {}
+        }
+    }
+
+    fn build(&self, replica: ReplicaId) {
+        for attempt in 1.. {
+            let started = Instant::now();
+            match self.engine.build(replica) {
+                Ok(checkpoint) => {
+                    metrics::histogram!("flotilla_checkpoint_seconds").record(started.elapsed().as_secs_f64());
+                    self.inbox.send(Input::Built { replica, checkpoint: Some(checkpoint) });
+                    return;
+                }
+                // Destroyed meanwhile.
+                Err(flotilla_storage::EngineError::NotOpen(_)) => return,
+                Err(error) if attempt < BUILD_TRIES_MAX => {
+                    tracing::warn!(%replica, %error, attempt, "a checkpoint could not be built; trying again");
+                    std::thread::sleep(BUILD_RETRY);
+                }
+                Err(error) => {
+                    (self.fatal)(&format!("no checkpoint of replica {replica} can be built: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn reclaim_if_due(&self) {
+        let mut reclaimed = self.reclaimed.lock();
+        if reclaimed.elapsed() < RECLAIM_EVERY {
+            return;
+        }
+        *reclaimed = Instant::now();
+        drop(reclaimed);
+        match self.log.reclaim() {
+            Ok(holding) if !holding.is_empty() => {
+                tracing::debug!(?holding, "replicas hold back log space");
+                for replica in holding {
+                    self.inbox.send(Input::WantCheckpoint { replica });
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "log space could not be reclaimed"),
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! The shell of the shard host: threads, disk and network around [`Core`] and [`Applier`].
+//!
+//! | thread | does |
+//! |---|---|
+//! | raft | owns the core: takes inputs, sends messages, hands work on; never touches a disk but for reads of the log |
+//! | wal | one fsync for the waiting writes of all groups, then lets their messages go |
+//! | apply | owns the state machines |
+//! | background (2) | builds checkpoints, feeds the view, loads records, reclaims log space |
+//!
+//! Pulls run as tasks on the network's runtime.
+
+mod apply;
+mod background;
+mod frames;
+mod pull;
+mod raft;
+mod wal;
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flotilla_consensus::ConfChange;
+use flotilla_storage::{Log, LogError, StateEngine};
+use flotilla_transport::Class;
+use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
+use parking_lot::RwLock;
+use tokio::sync::oneshot;
+
+use crate::{
+    Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
+    RequestError, clock,
+};
+
+/// Requests and frames that may wait for the raft thread; beyond it requests are refused and frames dropped.
+pub const INBOX_MAX: usize = 65_536;
+
+/// Who waits for an answer.
+pub(crate) type Reply = oneshot::Sender<Answer>;
+
+/// What the shell is built on.
+pub struct HostParts {
+    /// This node.
+    pub node: NodeId,
+    /// How often it has started.
+    pub incarnation: Incarnation,
+    /// Bounds and timing.
+    pub config: HostConfig,
+    /// The durable log.
+    pub log: Arc<dyn Log>,
+    /// Records and checkpoints.
+    pub engine: Arc<dyn StateEngine>,
+    /// Makes state machines.
+    pub machines: MachineFactory,
+    /// A random number, different at every start.
+    pub seed: u64,
+    /// Called on the raft thread with each notice; must not block.
+    pub notices: Box<dyn Fn(Notice) + Send>,
+    /// Called when the node cannot go on (the log failed, a thread panicked); must end the process.
+    pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+pub(crate) enum Event {
+    Input(Input<Reply>),
+    /// Counts against [`INBOX_MAX`].
+    Bounded(Input<Reply>),
+    Stop,
+}
+
+/// Sends events to the raft thread, from any thread.
+#[derive(Clone)]
+pub(crate) struct Inbox {
+    events: mpsc::Sender<Event>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    pub(crate) fn send(&self, input: Input<Reply>) {
+        let _ = self.events.send(Event::Input(input));
+    }
+
+    /// Gives the input back when the inbox is full.
+    fn offer(&self, input: Input<Reply>) -> Result<(), Input<Reply>> {
+        if self.waiting.load(Ordering::Relaxed) >= INBOX_MAX {
+            return Err(input);
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _ = self.events.send(Event::Bounded(input));
+        Ok(())
+    }
+}
+
+/// A running shard host.
+pub struct Host {
+    handle: Handle,
+    threads: Vec<thread::JoinHandle<()>>,
+    apply: mpsc::Sender<apply::Job>,
+    background: mpsc::Sender<background::Job>,
+    engine: Arc<dyn StateEngine>,
+}
+
+/// Everything a node may ask of its shard host. Cheap to clone, usable from any thread.
+#[derive(Clone)]
+pub struct Handle {
+    inbox: Inbox,
+    status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
+    engine: Arc<dyn StateEngine>,
+    leads_shared: Arc<AtomicUsize>,
+}
+
+impl Host {
+    /// Opens every replica that the log knows and starts the threads. `network` must reach the peers; pulls run on `runtime`.
+    pub fn start(
+        parts: HostParts,
+        network: Arc<flotilla_transport::Transport>,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Self, LogError> {
+        let (events, inbox_rx) = mpsc::channel();
+        let (wal_tx, wal_rx) = mpsc::channel();
+        let (apply_tx, apply_rx) = mpsc::channel();
+        let (background_tx, background_rx) = mpsc::channel();
+        let inbox = Inbox { events, waiting: Arc::new(AtomicUsize::new(0)) };
+        let status = Arc::new(RwLock::new(Arc::new(Vec::new())));
+        let leads_shared = Arc::new(AtomicUsize::new(0));
+
+        let mut effects = Effects::default();
+        let core = Core::open(
+            parts.node,
+            parts.incarnation,
+            parts.config.clone(),
+            parts.log.clone(),
+            parts.seed,
+            &mut effects,
+        )?;
+        let sender = frames::Sender::new(network.clone(), inbox.clone());
+        let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone());
+        let raft = raft::Raft {
+            core,
+            config: parts.config,
+            inbox: inbox_rx,
+            waiting: inbox.waiting.clone(),
+            sender: sender.clone(),
+            wal: wal_tx,
+            apply: apply_tx.clone(),
+            background: background_tx.clone(),
+            puller,
+            notices: parts.notices,
+            status: status.clone(),
+            leads_shared: leads_shared.clone(),
+        };
+        let wal = wal::Wal::new(parts.log.clone(), parts.incarnation, sender, inbox.clone(), parts.fatal.clone());
+        let applier = Applier::new(parts.engine.clone(), parts.machines);
+        let apply = apply::Apply { applier, jobs: apply_rx, inbox: inbox.clone(), background: background_tx.clone() };
+        let workers = background::Workers {
+            jobs: background_rx,
+            engine: parts.engine.clone(),
+            log: parts.log,
+            inbox: inbox.clone(),
+            apply: apply_tx.clone(),
+            fatal: parts.fatal.clone(),
+        };
+
+        let fatal = &parts.fatal;
+        let mut threads = vec![
+            spawn("raft", fatal, move || raft.run(effects))?,
+            spawn("wal", fatal, move || wal.run(&wal_rx))?,
+            spawn("apply", fatal, move || apply.run())?,
+        ];
+        let workers = Arc::new(workers.share());
+        for _ in 0..background::THREADS {
+            let workers = workers.clone();
+            threads.push(spawn("background", fatal, move || workers.run())?);
+        }
+        let handle = Handle { inbox, status, engine: parts.engine.clone(), leads_shared };
+        Ok(Self { handle, threads, apply: apply_tx, background: background_tx, engine: parts.engine })
+    }
+
+    /// The way to ask for things.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Stops the threads and closes the engine cleanly, so that the next start may trust the view.
+    pub fn stop(self) {
+        let Self { handle, threads, apply, background, engine } = self;
+        let _ = handle.inbox.events.send(Event::Stop);
+        let _ = apply.send(apply::Job::Stop);
+        for _ in 0..background::THREADS {
+            let _ = background.send(background::Job::Stop);
+        }
+        drop((apply, background));
+        for thread in threads {
+            let _ = thread.join();
+        }
+        if let Err(error) = engine.close() {
+            tracing::warn!(%error, "the view could not be closed; the next start rebuilds it");
+        }
+    }
+}
+
+/// A thread whose panic ends the node: a node with a missing part would look alive and not be.
+fn spawn(
+    name: &'static str,
+    fatal: &Arc<dyn Fn(&str) + Send + Sync>,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, LogError> {
+    let fatal = fatal.clone();
+    let guarded = move || {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
+            fatal(&format!("the {name} thread panicked"));
+        }
+    };
+    thread::Builder::new().name(format!("flotilla-{name}")).spawn(guarded).map_err(|error: io::Error| error.into())
+}
+
+impl Handle {
+    /// Proposes a command to a shard that this node leads.
+    pub async fn propose(&self, shard: ShardId, range_epoch: Option<u64>, command: Bytes, timeout: Duration) -> Answer {
+        self.ask(shard, range_epoch, command, timeout, Input::Propose, RequestError::Unknown).await
+    }
+
+    /// Asks a shard that this node leads (or any replica here, with [`Freshness::Local`]).
+    pub async fn query(
+        &self,
+        shard: ShardId,
+        range_epoch: Option<u64>,
+        query: Bytes,
+        freshness: Freshness,
+        timeout: Duration,
+    ) -> Answer {
+        let read = |request| Input::Read(request, freshness);
+        self.ask(shard, range_epoch, query, timeout, read, RequestError::Deadline).await
+    }
+
+    async fn ask(
+        &self,
+        shard: ShardId,
+        range_epoch: Option<u64>,
+        payload: Bytes,
+        timeout: Duration,
+        input: impl FnOnce(Request<Reply>) -> Input<Reply>,
+        on_timeout: RequestError,
+    ) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let deadline_ms = clock::monotonic_ms() + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
+        let request = Request { shard, range_epoch, payload, deadline_ms, reply };
+        if self.inbox.offer(input(request)).is_err() {
+            return Err(RequestError::Busy);
+        }
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_stopped)) => Err(on_timeout),
+            Err(_elapsed) => Err(on_timeout),
+        }
+    }
+
+    /// Creates a replica, by an operation of the metadata group.
+    pub fn create(&self, replica: ReplicaId, descriptor: ShardDescriptor, founding: bool) {
+        self.inbox.send(Input::Create { replica, descriptor, founding });
+    }
+
+    /// Destroys a replica for ever; its id can never be created here again.
+    pub fn destroy(&self, replica: ReplicaId) {
+        self.inbox.send(Input::Destroy { replica });
+    }
+
+    /// Proposes a configuration change to a shard led here. Refusals are silent: reconcile again.
+    pub fn change(&self, shard: ShardId, change: ConfChange) {
+        self.inbox.send(Input::Change { shard, change });
+    }
+
+    /// Hands the leadership of a shard led here to a node.
+    pub fn transfer(&self, shard: ShardId, to: NodeId) {
+        self.inbox.send(Input::Transfer { shard, to });
+    }
+
+    /// Hands over every leadership, again and again, until the node stops.
+    pub fn step_down(&self) {
+        self.inbox.send(Input::StepDown);
+    }
+
+    /// The peers that beats go to.
+    pub fn set_peers(&self, peers: Vec<NodeId>) {
+        self.inbox.send(Input::Peers(peers));
+    }
+
+    /// A connection came up or went down.
+    pub fn peer_changed(&self, node: NodeId, connected: bool) {
+        self.inbox.send(Input::Peer { node, connected });
+    }
+
+    /// A frame from a peer. Dropped when it does not parse or the inbox is full, as the network may have done.
+    pub fn frame(&self, from: NodeId, frame: Bytes) {
+        match frames::decode(from, frame) {
+            Ok(inputs) => {
+                for input in inputs {
+                    if self.inbox.offer(input).is_err() {
+                        metrics::counter!("flotilla_host_frames_dropped").increment(1);
+                        return;
+                    }
+                }
+            }
+            Err(error) => {
+                metrics::counter!("flotilla_host_frames_malformed").increment(1);
+                tracing::warn!(%from, %error, "a frame does not parse");
+            }
+        }
+    }
+
+    /// Objects for a peer; reads the disk.
+    #[must_use]
+    pub fn objects(&self, request: Bytes) -> Bytes {
+        pull::serve(&*self.engine, request)
+    }
+
+    /// Every replica at a glance, at most a few ticks old.
+    #[must_use]
+    pub fn status(&self) -> Arc<Vec<ReplicaStatus>> {
+        self.status.read().clone()
+    }
+
+    /// How many shards with several voters this node leads.
+    #[must_use]
+    pub fn leads_shared(&self) -> usize {
+        self.leads_shared.load(Ordering::Relaxed)
+    }
+}
+
+pub(crate) fn class_of(message: &flotilla_types::Message) -> Class {
+    use flotilla_types::MessageKind;
+    match message.kind {
+        MessageKind::Append | MessageKind::Snapshot => Class::Bulk,
+        _ => Class::Urgent,
+    }
+}

@@ -1,0 +1,119 @@
+//! The thread that owns the core.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use flotilla_consensus::Role;
+use parking_lot::RwLock;
+
+use super::{Event, Reply, apply, background, frames, pull, wal};
+use crate::{Background, Core, Effects, HostConfig, Input, Notice, ReplicaStatus, clock};
+
+/// Inputs that one flush serves; then what they led to goes out.
+const INPUTS_MAX: usize = 4_096;
+
+pub(super) struct Raft {
+    pub(super) core: Core<Reply>,
+    pub(super) config: HostConfig,
+    pub(super) inbox: mpsc::Receiver<Event>,
+    pub(super) waiting: Arc<AtomicUsize>,
+    pub(super) sender: frames::Sender,
+    pub(super) wal: mpsc::Sender<wal::Job>,
+    pub(super) apply: mpsc::Sender<apply::Job>,
+    pub(super) background: mpsc::Sender<background::Job>,
+    pub(super) puller: pull::Puller,
+    pub(super) notices: Box<dyn Fn(Notice) + Send>,
+    pub(super) status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
+    pub(super) leads_shared: Arc<AtomicUsize>,
+}
+
+impl Raft {
+    /// `effects` are those of opening the core.
+    pub(super) fn run(mut self, mut effects: Effects<Reply>) {
+        let mut next_tick_ms = clock::monotonic_ms() + self.config.tick_ms;
+        loop {
+            self.core.flush(&mut effects);
+            self.perform(std::mem::take(&mut effects));
+            let now_ms = clock::monotonic_ms();
+            if now_ms >= next_tick_ms {
+                self.core.step(now_ms, clock::wall_ms(), Input::Tick, &mut effects);
+                self.publish_status();
+                // Ticks that were missed are skipped: a burst would look like a long silence of everybody else.
+                next_tick_ms = now_ms + self.config.tick_ms;
+                continue;
+            }
+            let first = self.inbox.recv_timeout(Duration::from_millis(next_tick_ms - now_ms));
+            let Ok(first) = first else { continue };
+            let (now_ms, wall_ms) = (clock::monotonic_ms(), clock::wall_ms());
+            let mut next = Some(first);
+            for _ in 0..INPUTS_MAX {
+                match next {
+                    Some(Event::Input(input)) => self.core.step(now_ms, wall_ms, input, &mut effects),
+                    Some(Event::Bounded(input)) => {
+                        self.waiting.fetch_sub(1, Ordering::Relaxed);
+                        self.core.step(now_ms, wall_ms, input, &mut effects);
+                    }
+                    Some(Event::Stop) => return,
+                    None => break,
+                }
+                next = self.inbox.try_recv().ok();
+            }
+            // The loop may have ended with one input in hand.
+            match next {
+                Some(Event::Stop) => return,
+                Some(Event::Input(input)) => self.core.step(now_ms, wall_ms, input, &mut effects),
+                Some(Event::Bounded(input)) => {
+                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    self.core.step(now_ms, wall_ms, input, &mut effects);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Messages of leaders leave before their own fsync (dissertation §10.2.1); writes go to the disk next.
+    fn perform(&mut self, effects: Effects<Reply>) {
+        self.sender.send(effects.sends);
+        for (node, beat) in effects.beats {
+            self.sender.beat(node, &beat);
+        }
+        if !effects.writes.is_empty() || effects.sequence_floor.is_some() || !effects.marks.is_empty() {
+            let job = wal::Job { writes: effects.writes, marks: effects.marks, floor: effects.sequence_floor };
+            let _ = self.wal.send(job);
+        }
+        for task in effects.apply {
+            let _ = self.apply.send(apply::Job::Task(task));
+        }
+        for task in effects.background {
+            match task {
+                Background::Build { replica } => {
+                    let _ = self.background.send(background::Job::Build { replica });
+                }
+                Background::Settle { replica, checkpoint } => {
+                    let _ = self.background.send(background::Job::Settle { replica, checkpoint });
+                }
+                Background::Pull { replica, from, checkpoint } => self.puller.pull(replica, from, checkpoint),
+            }
+        }
+        for (reply, answer) in effects.replies {
+            let _ = reply.send(answer);
+        }
+        for notice in effects.notices {
+            (self.notices)(notice);
+        }
+    }
+
+    fn publish_status(&self) {
+        let status = self.core.status();
+        let shared = status.iter().filter_map(|replica| replica.group.as_ref());
+        let led = shared.filter(|group| group.role == Role::Leader && group.conf.voters.len() > 1).count();
+        self.leads_shared.store(led, Ordering::Relaxed);
+        *self.status.write() = Arc::new(status);
+    }
+}
