@@ -1,1 +1,38 @@
-//! The metadata state machine: nodes, shards, ids, collections, tokens, settings.
+//! The metadata state machine: nodes, join tokens, collections, shards and what placement wants of them.
+//!
+//! Invariants: a pure function of the log; ids are never reused; a command is applied whole or refused whole, with a typed
+//! reason; a refused command changes nothing. Each shard's own log is authoritative for its range and replicas: what stands
+//! here is the highest epoch it reported, beside the intent.
+//!
+//! Deliberately absent: deciding what to propose (the reconcilers do, with `flotilla_placement`), liveness, certificates,
+//! transport. Secrets never enter: only hashes of them.
+
+mod apply;
+mod codec;
+mod command;
+mod feed;
+mod follower;
+mod machine;
+mod records;
+mod settings;
+mod state;
+mod store;
+mod view;
+
+pub use apply::{
+    ADDRESS_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, LABELS_MAX, NAME_BYTES_MAX,
+    NODES_GONE_MAX, NODES_MAX, SHARDS_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+};
+pub use codec::{COMMAND_BYTES_MAX, CodecError};
+pub use command::{Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode};
+pub use feed::{FEED_BYTES_MAX, FEED_INCREMENTS_MAX, FEED_REPLY_BYTES_MAX, Feed, Increment, MetaQuery};
+pub use follower::{FeedError, MetaFollower};
+pub use machine::{MetaMachine, Publish};
+pub use records::{Addresses, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord};
+pub use settings::Setting;
+pub use state::{MetaState, ReplicaStatus};
+pub use view::Liveness;
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

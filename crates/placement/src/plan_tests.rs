@@ -81,10 +81,7 @@ fn converge(input: &mut PlanInput) -> usize {
 #[test]
 fn two_nodes_hold_one_replica_and_the_third_brings_two_more_at_once() {
     let mut input = input(vec![node(1, ""), node(2, "")], vec![shard(0, 3, &[1]), shard(1, 3, &[1])]);
-    assert!(plan(&input).changes.iter().all(|change| matches!(
-        change,
-        Change::Assign { reason: Reason::Balance, .. } | Change::Unassign { reason: Reason::Balance, .. }
-    )));
+    assert!(plan(&input).is_empty(), "what waits for more nodes does not move meanwhile");
     input.nodes.push(node(3, ""));
     let plan = plan(&input);
     assert_eq!(plan.changes.len(), 4);
@@ -319,7 +316,9 @@ proptest! {
     #[test]
     fn equal_nodes_end_within_one_replica(nodes in 1_u64..8, shards in 0_u64..30, start in 1_u64..8) {
         let all: Vec<_> = (1..=nodes).map(|id| node(id, "")).collect();
-        let shards = (0..shards).map(|id| shard(id, 3, &[start.min(nodes)])).collect();
+        // Two nodes hold one replica of everything, which stays where it is until a third one comes.
+        let desired = if nodes == 2 { 1 } else { 3 };
+        let shards = (1..=shards).map(|id| shard(id, desired, &[start.min(nodes)])).collect();
         let mut input = input(all, shards);
         converge(&mut input);
         let counts = counts(&input);

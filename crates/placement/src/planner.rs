@@ -144,15 +144,20 @@ impl<'a> Planner<'a> {
         let mut by_load: Vec<(i64, NodeId)> =
             self.nodes.keys().filter(|node| self.is_live(**node)).map(|&node| (self.excess(node), node)).collect();
         by_load.sort_unstable();
-        // The metadata group stays where it is: moving it gains no balance worth another copy of the cluster's keys.
-        let movable: Vec<&PlanShard> =
-            shards.iter().copied().filter(|shard| shard.id != ShardId::META && !moved.contains(&shard.id)).collect();
+        // The metadata group stays where it is: moving it gains no balance worth another copy of the cluster's keys. So does
+        // a shard that waits for more nodes: growing where it is costs less than moving first.
+        let waits = |shard: &PlanShard| shard.intent.len() == 1 && odd(usize::from(shard.replicas_desired)) > 1;
+        let movable: Vec<&PlanShard> = shards
+            .iter()
+            .copied()
+            .filter(|shard| shard.id != ShardId::META && !waits(shard) && !moved.contains(&shard.id))
+            .collect();
         for &(full, donor) in by_load.iter().rev() {
             let held: Vec<(&PlanShard, PlanReplica)> = movable
                 .iter()
                 .filter_map(|shard| Some((*shard, *shard.intent.iter().find(|replica| replica.node == donor)?)))
                 .collect();
-            for &(empty, receiver) in by_load.iter().take_while(|(empty, _)| full - empty > limit) {
+            for &(_, receiver) in by_load.iter().take_while(|(empty, _)| full - empty > limit) {
                 if !self.may_take(receiver) {
                     continue;
                 }

@@ -1,0 +1,137 @@
+//! The rules: how a command changes the state.
+//!
+//! Invariants: a command checks everything before it changes anything, so that a refusal leaves no trace; a batch works on a copy
+//! for the same end. Nothing here reads a clock: time is the entry's timestamp.
+
+mod nodes;
+mod shards;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use flotilla_types::{LogIndex, NodeId, Timestamp};
+
+use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, Setting};
+
+/// Nodes that are not gone.
+pub const NODES_MAX: usize = 1_000;
+/// Nodes that are gone and still remembered, so that their keys are refused. Beyond that the oldest that no shard names are forgotten.
+pub const NODES_GONE_MAX: usize = 1_000;
+/// Join tokens that have not expired.
+pub const TOKENS_MAX: usize = 1_000;
+/// Uses of one join token.
+pub const TOKEN_USES_MAX: u32 = 1_000_000;
+/// Collections.
+pub const COLLECTIONS_MAX: usize = 1_000;
+/// Buckets of a collection.
+pub const BUCKETS_MAX: u16 = 1_024;
+/// Shards.
+pub const SHARDS_MAX: usize = 20_000;
+/// Replicas of one shard's intent: five and their replacements.
+pub const INTENT_MAX: usize = 10;
+/// Commands of one batch.
+pub const BATCH_COMMANDS_MAX: usize = 1_024;
+/// Bytes of a node's or a collection's name.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Bytes of one address.
+pub const ADDRESS_BYTES_MAX: usize = 255;
+/// Labels of a locality, whose keys and values have at most [`NAME_BYTES_MAX`] bytes each.
+pub const LABELS_MAX: usize = 16;
+
+pub(crate) type Applied = Result<MetaReply, MetaRefusal>;
+
+/// Applies the commands of one entry to the state. The version moves, to `index`, only when something else did.
+/// Fails, leaving the state as it is, only when a command is of a newer format.
+pub(crate) fn apply_entry(
+    state: &mut MetaState,
+    index: LogIndex,
+    timestamp: Timestamp,
+    commands: &[Bytes],
+) -> Result<Vec<MetaReply>, CodecError> {
+    let mut next = state.clone();
+    let mut replies = Vec::with_capacity(commands.len());
+    for (command, ordinal) in commands.iter().zip(0..) {
+        let reply = match MetaCommand::decode(command) {
+            Ok(command) => next.apply(timestamp.plus(ordinal), &command),
+            Err(CodecError::Malformed) => MetaReply::Refused(MetaRefusal::Malformed),
+            Err(newer @ CodecError::Version { .. }) => return Err(newer),
+        };
+        replies.push(reply);
+    }
+    if next != *state {
+        next.header.version = index.0;
+        *state = next;
+    }
+    Ok(replies)
+}
+
+impl MetaState {
+    /// Applies one command at a hybrid time. Does not move the version.
+    pub(crate) fn apply(&mut self, now: Timestamp, command: &MetaCommand) -> MetaReply {
+        self.execute(now.millis(), command).unwrap_or_else(MetaReply::Refused)
+    }
+
+    fn execute(&mut self, now_ms: u64, command: &MetaCommand) -> Applied {
+        if let MetaCommand::Bootstrap { cluster, node } = command {
+            return self.bootstrap(now_ms, *cluster, node);
+        }
+        if self.header.cluster.is_none() {
+            return Err(MetaRefusal::NotBootstrapped);
+        }
+        match command {
+            MetaCommand::Batch(commands) => self.batch(now_ms, commands),
+            MetaCommand::Bootstrap { .. } => Err(MetaRefusal::Malformed),
+            MetaCommand::CreateToken { id, hash, expires_at_ms, uses } => {
+                self.create_token(now_ms, *id, *hash, *expires_at_ms, *uses)
+            }
+            MetaCommand::RevokeToken { id } => self.revoke_token(*id),
+            MetaCommand::Join(request) => self.join(now_ms, request),
+            MetaCommand::UpdateNode { node, incarnation, addresses, locality } => {
+                self.update_node(*node, *incarnation, addresses, locality)
+            }
+            MetaCommand::SetNodeState { node, state } => self.set_node_state(*node, *state),
+            MetaCommand::RemoveNode { node } => self.set_node_state(*node, crate::NodeState::Removed),
+            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes } => {
+                self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes)
+            }
+            MetaCommand::DropCollection { collection } => self.drop_collection(*collection),
+            MetaCommand::AssignReplica { shard, node, intent_version } => {
+                self.assign_replica(*shard, *node, *intent_version)
+            }
+            MetaCommand::UnassignReplica { shard, replica } => self.unassign_replica(*shard, *replica),
+            MetaCommand::ReplaceReplica { shard, replica } => self.replace_replica(*shard, *replica),
+            MetaCommand::ReportShard { descriptor } => self.report_shard(descriptor),
+            MetaCommand::PutSetting { key, value } => self.put_setting(key, value),
+        }
+    }
+
+    fn batch(&mut self, now_ms: u64, commands: &[MetaCommand]) -> Applied {
+        if commands.len() > BATCH_COMMANDS_MAX {
+            return Err(MetaRefusal::LimitReached(Limit::Batch));
+        }
+        let mut trial = self.clone();
+        let mut replies = Vec::with_capacity(commands.len());
+        for (command, position) in commands.iter().zip(0..) {
+            let applied = match command {
+                MetaCommand::Batch(_) | MetaCommand::Bootstrap { .. } => Err(MetaRefusal::Malformed),
+                command => trial.execute(now_ms, command),
+            };
+            replies.push(applied.map_err(|refusal| MetaRefusal::InBatch { position, refusal: Box::new(refusal) })?);
+        }
+        *self = trial;
+        Ok(MetaReply::Batch(replies))
+    }
+
+    fn put_setting(&mut self, key: &str, value: &str) -> Applied {
+        let setting: Setting = key.parse()?;
+        let value = setting.parse(value)?;
+        self.settings.insert(setting.key().to_owned(), value.to_string().into());
+        Ok(MetaReply::Done)
+    }
+
+    /// A node that may take replicas.
+    fn active_node(&self, node: NodeId) -> Result<(), MetaRefusal> {
+        let record = self.nodes.get(&node).ok_or(MetaRefusal::UnknownNode(node))?;
+        if record.state == crate::NodeState::Active { Ok(()) } else { Err(MetaRefusal::NodeNotActive(node)) }
+    }
+}

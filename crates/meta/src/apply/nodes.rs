@@ -1,0 +1,231 @@
+//! Rules about nodes and join tokens.
+//!
+//! Invariants: a node id and a public key belong together for ever; what is gone never comes back; a join spends one use of its
+//! token exactly once, however often it is proposed.
+
+use std::sync::Arc;
+
+use flotilla_placement::PlanReplica;
+use flotilla_types::{
+    Bucket, ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaRole,
+    ShardDescriptor, ShardId,
+};
+
+use super::{
+    ADDRESS_BYTES_MAX, Applied, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+};
+use crate::{
+    Addresses, Field, JoinRequest, Limit, MetaRefusal, MetaReply, MetaState, NewNode, NodeRecord, NodeState, Setting,
+    ShardRecord, TokenId, TokenRecord,
+};
+
+impl MetaState {
+    pub(super) fn bootstrap(&mut self, now_ms: u64, cluster: ClusterId, node: &NewNode) -> Applied {
+        if let Some(known) = self.header.cluster {
+            // The same node asks again after its answer was lost.
+            return match self.node_with_key(&node.key_digest) {
+                Some(record) if known == cluster => Ok(MetaReply::Node(record.id)),
+                _ => Err(MetaRefusal::OtherCluster(known)),
+            };
+        }
+        check_node(node)?;
+        self.header.cluster = Some(cluster);
+        let id = self.add_node(now_ms, node);
+        let replica = self.allocate_replica();
+        let descriptor = ShardDescriptor {
+            shard: ShardId::META,
+            range: KeyRange::of_buckets(CollectionId::SYSTEM, Bucket(0), Bucket(u16::MAX)),
+            epoch: Epoch { range: 1, config: 1 },
+            replicas: vec![ReplicaDescriptor { replica, node: id, role: ReplicaRole::Voter }],
+        };
+        let record = ShardRecord {
+            id: ShardId::META,
+            collection: CollectionId::SYSTEM,
+            // The setting decides; this is what it starts with.
+            replicas_desired: u8::try_from(Setting::MetaReplicas.default_value()).unwrap_or(u8::MAX),
+            intent: vec![PlanReplica { replica, node: id }],
+            intent_version: 1,
+            initial: descriptor.clone(),
+            descriptor,
+        };
+        self.shards.insert(ShardId::META, Arc::new(record));
+        Ok(MetaReply::Node(id))
+    }
+
+    pub(super) fn create_token(
+        &mut self,
+        now_ms: u64,
+        id: TokenId,
+        hash: [u8; 32],
+        expires_at_ms: u64,
+        uses: u32,
+    ) -> Applied {
+        if let Some(known) = self.tokens.get(&id) {
+            let same = known.hash == hash && known.expires_at_ms == expires_at_ms && known.uses_max == uses;
+            return if same { Ok(MetaReply::Done) } else { Err(MetaRefusal::TokenExists) };
+        }
+        if !(1..=TOKEN_USES_MAX).contains(&uses) {
+            return Err(MetaRefusal::Invalid(Field::TokenUses));
+        }
+        if expires_at_ms <= now_ms {
+            return Err(MetaRefusal::Invalid(Field::TokenExpiry));
+        }
+        if self.tokens().filter(|token| token.expires_at_ms > now_ms).count() >= TOKENS_MAX {
+            return Err(MetaRefusal::LimitReached(Limit::Tokens));
+        }
+        // Expired tokens are kept until now, so that a late joiner is told why it is refused.
+        self.tokens.retain(|_, token| token.expires_at_ms > now_ms);
+        let record = TokenRecord { id, hash, expires_at_ms, uses_left: uses, uses_max: uses, created_at_ms: now_ms };
+        self.tokens.insert(id, Arc::new(record));
+        Ok(MetaReply::Done)
+    }
+
+    pub(super) fn revoke_token(&mut self, id: TokenId) -> Applied {
+        self.tokens.remove(&id).map(|_| MetaReply::Done).ok_or(MetaRefusal::UnknownToken)
+    }
+
+    pub(super) fn join(&mut self, now_ms: u64, request: &JoinRequest) -> Applied {
+        check_node(&request.node)?;
+        let mut token =
+            self.tokens.get(&request.token).map(|token| TokenRecord::clone(token)).ok_or(MetaRefusal::UnknownToken)?;
+        if token.hash != request.secret_hash {
+            return Err(MetaRefusal::WrongSecret);
+        }
+        // Before expiry and uses: the node's first join may have been the token's last use.
+        if let Some(known) = self.node_with_key(&request.node.key_digest) {
+            return if known.state.is_gone() {
+                Err(MetaRefusal::KeyRemoved(known.id))
+            } else {
+                Ok(MetaReply::Node(known.id))
+            };
+        }
+        if now_ms >= token.expires_at_ms {
+            return Err(MetaRefusal::TokenExpired);
+        }
+        if token.uses_left == 0 {
+            return Err(MetaRefusal::TokenUsedUp);
+        }
+        let displaced: Vec<NodeId> = self
+            .nodes()
+            .filter(|node| !node.state.is_gone() && node.addresses.quic == request.node.addresses.quic)
+            .map(|node| node.id)
+            .collect();
+        let standing = self.nodes().filter(|node| !node.state.is_gone()).count() - displaced.len();
+        if standing >= NODES_MAX {
+            return Err(MetaRefusal::LimitReached(Limit::Nodes));
+        }
+
+        for node in displaced {
+            self.change_node(node, |record| record.state = NodeState::Lost);
+        }
+        token.uses_left -= 1;
+        self.tokens.insert(token.id, Arc::new(token));
+        self.forget_gone_nodes();
+        Ok(MetaReply::Node(self.add_node(now_ms, &request.node)))
+    }
+
+    pub(super) fn update_node(
+        &mut self,
+        node: NodeId,
+        incarnation: Incarnation,
+        addresses: &Addresses,
+        locality: &Locality,
+    ) -> Applied {
+        check_addresses(addresses)?;
+        check_locality(locality)?;
+        let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?;
+        if known.state.is_gone() {
+            return Err(MetaRefusal::NodeGone { node, state: known.state });
+        }
+        // Two starts with one number are two copies of one folder, unless it is the same report again.
+        let same = known.addresses == *addresses && known.locality == *locality;
+        if incarnation < known.incarnation || (incarnation == known.incarnation && !same) {
+            return Err(MetaRefusal::StaleIncarnation { known: known.incarnation });
+        }
+        self.change_node(node, |record| {
+            record.incarnation = incarnation;
+            record.addresses = addresses.clone();
+            record.locality = locality.clone();
+        });
+        Ok(MetaReply::Done)
+    }
+
+    pub(super) fn set_node_state(&mut self, node: NodeId, state: NodeState) -> Applied {
+        let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?.state;
+        if known == state {
+            return Ok(MetaReply::Done);
+        }
+        if known == NodeState::Removed || (known == NodeState::Lost && state != NodeState::Removed) {
+            return Err(MetaRefusal::NodeGone { node, state: known });
+        }
+        let another = self.nodes().any(|other| other.id != node && other.state == NodeState::Active);
+        if state != NodeState::Active && !another {
+            return Err(MetaRefusal::LastNode);
+        }
+        self.change_node(node, |record| record.state = state);
+        Ok(MetaReply::Done)
+    }
+
+    fn add_node(&mut self, now_ms: u64, node: &NewNode) -> NodeId {
+        let id = self.header.next_node;
+        self.header.next_node = id.next();
+        let record = NodeRecord {
+            id,
+            name: node.name.clone(),
+            addresses: node.addresses.clone(),
+            locality: node.locality.clone(),
+            state: NodeState::Active,
+            incarnation: Incarnation(0),
+            key_digest: node.key_digest,
+            joined_at_ms: now_ms,
+        };
+        self.nodes.insert(id, Arc::new(record));
+        id
+    }
+
+    fn change_node(&mut self, node: NodeId, change: impl FnOnce(&mut NodeRecord)) {
+        if let Some(record) = self.nodes.get_mut(&node) {
+            change(Arc::make_mut(record));
+        }
+    }
+
+    /// Keeps the memory of gone nodes bounded. Those that a shard still names are kept.
+    fn forget_gone_nodes(&mut self) {
+        let gone: Vec<NodeId> = self.nodes().filter(|node| node.state.is_gone()).map(|node| node.id).collect();
+        let too_many = gone.len().saturating_sub(NODES_GONE_MAX);
+        if too_many == 0 {
+            return;
+        }
+        let named = |node: NodeId| {
+            self.shards().any(|shard| shard.wanted_on(node).is_some() || shard.descriptor.replica_on(node).is_some())
+        };
+        let forgotten: Vec<NodeId> = gone.into_iter().filter(|node| !named(*node)).take(too_many).collect();
+        for node in forgotten {
+            self.nodes.remove(&node);
+        }
+    }
+}
+
+fn check_node(node: &NewNode) -> Result<(), MetaRefusal> {
+    let name_fits = (1..=NAME_BYTES_MAX).contains(&node.name.len()) && !node.name.chars().any(char::is_control);
+    if !name_fits {
+        return Err(MetaRefusal::Invalid(Field::NodeName));
+    }
+    check_addresses(&node.addresses)?;
+    check_locality(&node.locality)
+}
+
+fn check_addresses(addresses: &Addresses) -> Result<(), MetaRefusal> {
+    let Addresses { quic, http, redis } = addresses;
+    let fit = [quic, http, redis]
+        .into_iter()
+        .all(|address| address.len() <= ADDRESS_BYTES_MAX && address.bytes().all(|byte| byte.is_ascii_graphic()));
+    if fit && !quic.is_empty() { Ok(()) } else { Err(MetaRefusal::Invalid(Field::Address)) }
+}
+
+fn check_locality(locality: &Locality) -> Result<(), MetaRefusal> {
+    let label_fits = |label: &String| (1..=NAME_BYTES_MAX).contains(&label.len());
+    let fit =
+        locality.0.len() <= LABELS_MAX && locality.0.iter().all(|(key, value)| label_fits(key) && label_fits(value));
+    if fit { Ok(()) } else { Err(MetaRefusal::Invalid(Field::Locality)) }
+}

@@ -1,0 +1,202 @@
+//! Rules about collections, shards and their replicas.
+//!
+//! Invariants: ids grow and are never reused; a shard wants at least one replica and at most one on each node, except that a replica
+//! whose log is lost is exchanged in place; a reported epoch never goes back.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use flotilla_placement::{Collection, PlanReplica, Sharding};
+use flotilla_types::{
+    Bucket, CollectionId, Epoch, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
+};
+
+use super::{Applied, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, NAME_BYTES_MAX, SHARDS_MAX};
+use crate::{Field, Limit, MetaRefusal, MetaReply, MetaState, ShardRecord};
+
+/// Replicas that a reported descriptor may name: both halves of a joint configuration.
+const DESCRIPTOR_REPLICAS_MAX: usize = 2 * INTENT_MAX;
+
+impl MetaState {
+    pub(super) fn create_collection(
+        &mut self,
+        name: &str,
+        sharding: Sharding,
+        buckets: u16,
+        replicas: u8,
+        initial_nodes: &[Vec<NodeId>],
+    ) -> Applied {
+        check_collection(name, sharding, buckets, replicas)?;
+        if let Some(known) = self.collection(name) {
+            return Err(MetaRefusal::CollectionExists(known.id));
+        }
+        if self.collections.len() >= COLLECTIONS_MAX {
+            return Err(MetaRefusal::LimitReached(Limit::Collections));
+        }
+        if self.shards.len() + usize::from(buckets) > SHARDS_MAX {
+            return Err(MetaRefusal::LimitReached(Limit::Shards));
+        }
+        if initial_nodes.len() != usize::from(buckets) {
+            return Err(MetaRefusal::BadPlacement);
+        }
+        for nodes in initial_nodes {
+            let different = nodes.iter().collect::<BTreeSet<_>>().len() == nodes.len();
+            if nodes.len() % 2 == 0 || nodes.len() > usize::from(replicas) || !different {
+                return Err(MetaRefusal::BadPlacement);
+            }
+            nodes.iter().try_for_each(|&node| self.active_node(node)).map_err(|_| MetaRefusal::BadPlacement)?;
+        }
+
+        let id = self.header.next_collection;
+        self.header.next_collection = id.next();
+        let shards = initial_nodes
+            .iter()
+            .zip(0..buckets)
+            .map(|(nodes, bucket)| {
+                let range = KeyRange::of_buckets(id, Bucket(bucket), Bucket(bucket));
+                self.add_shard(id, range, replicas, nodes)
+            })
+            .collect();
+        let collection = Collection { id, name: name.to_owned(), sharding, buckets, replicas };
+        self.collections.insert(id, Arc::new(collection));
+        Ok(MetaReply::Collection { collection: id, shards })
+    }
+
+    pub(super) fn drop_collection(&mut self, collection: CollectionId) -> Applied {
+        self.collections.remove(&collection).ok_or(MetaRefusal::UnknownCollection(collection))?;
+        self.shards.retain(|_, shard| shard.collection != collection);
+        Ok(MetaReply::Done)
+    }
+
+    pub(super) fn assign_replica(&mut self, shard: ShardId, node: NodeId, intent_version: u64) -> Applied {
+        let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
+        if record.intent_version != intent_version {
+            return Err(MetaRefusal::IntentMoved { found: record.intent_version });
+        }
+        if let Some(replica) = record.wanted_on(node) {
+            return Err(MetaRefusal::ReplicaExists(replica));
+        }
+        if record.intent.len() >= INTENT_MAX {
+            return Err(MetaRefusal::LimitReached(Limit::Replicas));
+        }
+        self.active_node(node)?;
+        let replica = self.allocate_replica();
+        self.change_intent(shard, |intent| intent.push(PlanReplica { replica, node }));
+        Ok(MetaReply::Replica(replica))
+    }
+
+    pub(super) fn unassign_replica(&mut self, shard: ShardId, replica: ReplicaId) -> Applied {
+        let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
+        if !record.intent.iter().any(|held| held.replica == replica) {
+            return Err(MetaRefusal::UnknownReplica(replica));
+        }
+        if record.intent.len() == 1 {
+            return Err(MetaRefusal::LastReplica);
+        }
+        self.change_intent(shard, |intent| intent.retain(|held| held.replica != replica));
+        Ok(MetaReply::Done)
+    }
+
+    pub(super) fn replace_replica(&mut self, shard: ShardId, replica: ReplicaId) -> Applied {
+        let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
+        let held = record.intent.iter().find(|held| held.replica == replica);
+        let node = held.ok_or(MetaRefusal::UnknownReplica(replica))?.node;
+        let new = self.allocate_replica();
+        self.change_intent(shard, |intent| {
+            intent.retain(|held| held.replica != replica);
+            intent.push(PlanReplica { replica: new, node });
+        });
+        Ok(MetaReply::Replica(new))
+    }
+
+    pub(super) fn report_shard(&mut self, reported: &ShardDescriptor) -> Applied {
+        let record = self.shard(reported.shard).ok_or(MetaRefusal::UnknownShard(reported.shard))?;
+        let mut reported = reported.clone();
+        reported.replicas.sort_by_key(|held| held.replica);
+        if reported == record.descriptor {
+            return Ok(MetaReply::Done);
+        }
+        let known = record.descriptor.epoch;
+        let back = reported.epoch.range < known.range || reported.epoch.config < known.config;
+        if back || reported.epoch == known {
+            return Err(MetaRefusal::StaleEpoch { known });
+        }
+        self.check_descriptor(&reported)?;
+        self.change_shard(reported.shard, |record| record.descriptor = reported.clone());
+        Ok(MetaReply::Done)
+    }
+
+    pub(super) fn allocate_replica(&mut self) -> ReplicaId {
+        let id = self.header.next_replica;
+        self.header.next_replica = id.next();
+        id
+    }
+
+    fn add_shard(&mut self, collection: CollectionId, range: KeyRange, desired: u8, nodes: &[NodeId]) -> ShardId {
+        let id = self.header.next_shard;
+        self.header.next_shard = id.next();
+        let replicas: Vec<ReplicaDescriptor> = nodes
+            .iter()
+            .map(|&node| ReplicaDescriptor { replica: self.allocate_replica(), node, role: ReplicaRole::Voter })
+            .collect();
+        let intent = replicas.iter().map(|held| PlanReplica { replica: held.replica, node: held.node }).collect();
+        let descriptor = ShardDescriptor { shard: id, range, epoch: Epoch { range: 1, config: 1 }, replicas };
+        let record = ShardRecord {
+            id,
+            collection,
+            replicas_desired: desired,
+            intent,
+            intent_version: 1,
+            initial: descriptor.clone(),
+            descriptor,
+        };
+        self.shards.insert(id, Arc::new(record));
+        id
+    }
+
+    fn change_intent(&mut self, shard: ShardId, change: impl FnOnce(&mut Vec<PlanReplica>)) {
+        self.change_shard(shard, |record| {
+            change(&mut record.intent);
+            record.intent_version += 1;
+        });
+    }
+
+    fn change_shard(&mut self, shard: ShardId, change: impl FnOnce(&mut ShardRecord)) {
+        if let Some(record) = self.shards.get_mut(&shard) {
+            change(Arc::make_mut(record));
+        }
+    }
+
+    /// A report comes from a peer, so it is checked like anything else that does.
+    fn check_descriptor(&self, reported: &ShardDescriptor) -> Result<(), MetaRefusal> {
+        let replicas = &reported.replicas;
+        let different = replicas.windows(2).all(|pair| pair[0].replica < pair[1].replica);
+        let known = replicas.iter().all(|held| {
+            held.replica != ReplicaId::NONE
+                && held.replica < self.header.next_replica
+                && held.node != NodeId::NONE
+                && held.node < self.header.next_node
+        });
+        let voter = replicas.iter().any(|held| held.role == ReplicaRole::Voter);
+        let fits = replicas.len() <= DESCRIPTOR_REPLICAS_MAX && !reported.range.is_empty();
+        if different && known && voter && fits { Ok(()) } else { Err(MetaRefusal::Invalid(Field::Descriptor)) }
+    }
+}
+
+fn check_collection(name: &str, sharding: Sharding, buckets: u16, replicas: u8) -> Result<(), MetaRefusal> {
+    let name_fits = (1..=NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-'));
+    if !name_fits {
+        return Err(MetaRefusal::Invalid(Field::CollectionName));
+    }
+    let buckets_max = match sharding {
+        Sharding::Hash => BUCKETS_MAX,
+        Sharding::Range => 1,
+    };
+    if !(1..=buckets_max).contains(&buckets) {
+        return Err(MetaRefusal::Invalid(Field::Buckets));
+    }
+    if !matches!(replicas, 1 | 3 | 5) {
+        return Err(MetaRefusal::Invalid(Field::Replicas));
+    }
+    Ok(())
+}

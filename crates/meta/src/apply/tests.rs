@@ -1,0 +1,453 @@
+//! The rules by example, one behaviour each.
+
+use flotilla_placement::{Sharding, plan};
+use flotilla_types::{
+    Bucket, ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaId,
+    ReplicaRole, ShardDescriptor, ShardId, Timestamp,
+};
+
+use super::*;
+use crate::{Addresses, Field, JoinRequest, Liveness, NewNode, NodeState, ReplicaStatus, TokenId};
+
+const CLUSTER: ClusterId = ClusterId([9; 16]);
+const TOKEN: TokenId = TokenId(77);
+const SECRET: [u8; 32] = [5; 32];
+
+fn new_node(number: u8) -> NewNode {
+    NewNode {
+        name: format!("n{number}"),
+        addresses: Addresses { quic: format!("10.0.0.{number}:1"), http: String::new(), redis: String::new() },
+        locality: Locality::default(),
+        key_digest: [number; 32],
+    }
+}
+
+fn at(state: &mut MetaState, now_ms: u64, command: &MetaCommand) -> MetaReply {
+    let before = state.clone();
+    let reply = state.apply(Timestamp::from_millis(now_ms), command);
+    if let MetaReply::Refused(_) = reply {
+        assert_eq!(*state, before, "a refused command changes nothing: {command:?}");
+    }
+    reply
+}
+
+fn apply(state: &mut MetaState, command: &MetaCommand) -> MetaReply {
+    at(state, 1_000, command)
+}
+
+#[track_caller]
+fn refused(state: &mut MetaState, command: &MetaCommand) -> MetaRefusal {
+    match apply(state, command) {
+        MetaReply::Refused(refusal) => refusal,
+        reply => panic!("{command:?} was accepted: {reply:?}"),
+    }
+}
+
+fn join(number: u8) -> MetaCommand {
+    MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node: new_node(number) })
+}
+
+fn token(uses: u32) -> MetaCommand {
+    MetaCommand::CreateToken { id: TOKEN, hash: SECRET, expires_at_ms: 5_000, uses }
+}
+
+fn bootstrapped() -> MetaState {
+    let mut state = MetaState::default();
+    let reply = apply(&mut state, &MetaCommand::Bootstrap { cluster: CLUSTER, node: new_node(1) });
+    assert_eq!(reply, MetaReply::Node(NodeId(1)));
+    state
+}
+
+fn cluster_of(nodes: u8) -> MetaState {
+    let mut state = bootstrapped();
+    apply(&mut state, &token(100));
+    for number in 2..=nodes {
+        assert_eq!(apply(&mut state, &join(number)), MetaReply::Node(NodeId(number.into())));
+    }
+    state
+}
+
+fn collection(name: &str, buckets: u16, replicas: u8, nodes: &[u64]) -> MetaCommand {
+    MetaCommand::CreateCollection {
+        name: name.to_owned(),
+        sharding: Sharding::Hash,
+        buckets,
+        replicas,
+        initial_nodes: vec![nodes.iter().copied().map(NodeId).collect(); buckets.into()],
+    }
+}
+
+fn uses_left(state: &MetaState) -> u32 {
+    state.token(TOKEN).expect("token").uses_left
+}
+
+fn node_state(state: &MetaState, node: u64) -> NodeState {
+    state.node(NodeId(node)).expect("node").state
+}
+
+#[test]
+fn bootstrap_happens_once_and_makes_the_metadata_shard() {
+    let mut state = MetaState::default();
+    assert_eq!(refused(&mut state, &token(1)), MetaRefusal::NotBootstrapped);
+    let mut state = bootstrapped();
+    let again = state.clone();
+    assert_eq!(
+        apply(&mut state, &MetaCommand::Bootstrap { cluster: CLUSTER, node: new_node(1) }),
+        MetaReply::Node(NodeId(1))
+    );
+    assert_eq!(state, again);
+    for command in [
+        MetaCommand::Bootstrap { cluster: ClusterId([8; 16]), node: new_node(1) },
+        MetaCommand::Bootstrap { cluster: CLUSTER, node: new_node(2) },
+    ] {
+        assert_eq!(refused(&mut state, &command), MetaRefusal::OtherCluster(CLUSTER));
+    }
+    let meta = state.shard(ShardId::META).expect("metadata shard");
+    assert_eq!((meta.wanted_on(NodeId(1)), meta.collection), (Some(ReplicaId(1)), CollectionId::SYSTEM));
+    assert!(meta.is_initial(ReplicaId(1)) && meta.descriptor == meta.initial);
+}
+
+#[test]
+fn a_join_repeated_spends_one_use() {
+    let mut state = bootstrapped();
+    apply(&mut state, &token(1));
+    assert_eq!(apply(&mut state, &join(2)), MetaReply::Node(NodeId(2)));
+    assert_eq!(uses_left(&state), 0);
+    // Even after the token is used up and expired: the answer to the first attempt may have been lost.
+    assert_eq!(at(&mut state, 9_000, &join(2)), MetaReply::Node(NodeId(2)));
+    assert_eq!(refused(&mut state, &join(3)), MetaRefusal::TokenUsedUp);
+}
+
+#[test]
+fn a_bad_token_admits_nobody() {
+    let mut state = bootstrapped();
+    assert_eq!(refused(&mut state, &join(2)), MetaRefusal::UnknownToken);
+    apply(&mut state, &token(5));
+    let wrong = MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: [6; 32], node: new_node(2) });
+    assert_eq!(refused(&mut state, &wrong), MetaRefusal::WrongSecret);
+    assert_eq!(at(&mut state, 5_000, &join(2)), MetaReply::Refused(MetaRefusal::TokenExpired));
+    assert_eq!(at(&mut state, 4_999, &join(2)), MetaReply::Node(NodeId(2)));
+    assert_eq!(apply(&mut state, &MetaCommand::RevokeToken { id: TOKEN }), MetaReply::Done);
+    assert_eq!(refused(&mut state, &join(3)), MetaRefusal::UnknownToken);
+    assert_eq!(refused(&mut state, &MetaCommand::RevokeToken { id: TOKEN }), MetaRefusal::UnknownToken);
+}
+
+#[test]
+fn a_token_id_is_not_taken_over_and_expired_tokens_make_room() {
+    let mut state = bootstrapped();
+    let create =
+        |id: u64, expires_at_ms| MetaCommand::CreateToken { id: TokenId(id), hash: SECRET, expires_at_ms, uses: 1 };
+    assert_eq!(apply(&mut state, &create(1, 5_000)), MetaReply::Done);
+    assert_eq!(apply(&mut state, &create(1, 5_000)), MetaReply::Done);
+    assert_eq!(refused(&mut state, &create(1, 6_000)), MetaRefusal::TokenExists);
+    assert_eq!(refused(&mut state, &create(2, 1_000)), MetaRefusal::Invalid(Field::TokenExpiry));
+    let free = MetaCommand::CreateToken { id: TokenId(3), hash: SECRET, expires_at_ms: 5_000, uses: 0 };
+    assert_eq!(refused(&mut state, &free), MetaRefusal::Invalid(Field::TokenUses));
+    for id in 2..=TOKENS_MAX as u64 {
+        assert_eq!(apply(&mut state, &create(id, 5_000)), MetaReply::Done);
+    }
+    assert_eq!(refused(&mut state, &create(5_000, 9_000)), MetaRefusal::LimitReached(Limit::Tokens));
+    assert_eq!(at(&mut state, 5_000, &create(5_000, 9_000)), MetaReply::Done);
+    assert_eq!(state.tokens().count(), 1);
+}
+
+#[test]
+fn a_node_at_the_address_of_another_makes_that_one_lost() {
+    let mut state = cluster_of(3);
+    let mut fresh = new_node(4);
+    fresh.addresses.quic = new_node(2).addresses.quic;
+    let request = JoinRequest { token: TOKEN, secret_hash: SECRET, node: fresh };
+    assert_eq!(apply(&mut state, &MetaCommand::Join(request)), MetaReply::Node(NodeId(4)));
+    assert_eq!(node_state(&state, 2), NodeState::Lost);
+    assert_eq!(node_state(&state, 3), NodeState::Active);
+    // The old folder turns up after all.
+    assert_eq!(refused(&mut state, &join(2)), MetaRefusal::KeyRemoved(NodeId(2)));
+    let back = MetaCommand::UpdateNode {
+        node: NodeId(2),
+        incarnation: Incarnation(7),
+        addresses: new_node(2).addresses,
+        locality: Locality::default(),
+    };
+    assert_eq!(refused(&mut state, &back), MetaRefusal::NodeGone { node: NodeId(2), state: NodeState::Lost });
+}
+
+#[test]
+fn a_removed_node_cannot_come_back() {
+    let mut state = cluster_of(3);
+    assert_eq!(apply(&mut state, &MetaCommand::RemoveNode { node: NodeId(2) }), MetaReply::Done);
+    assert_eq!(apply(&mut state, &MetaCommand::RemoveNode { node: NodeId(2) }), MetaReply::Done);
+    assert_eq!(refused(&mut state, &join(2)), MetaRefusal::KeyRemoved(NodeId(2)));
+    let revive = MetaCommand::SetNodeState { node: NodeId(2), state: NodeState::Active };
+    assert_eq!(refused(&mut state, &revive), MetaRefusal::NodeGone { node: NodeId(2), state: NodeState::Removed });
+    let assign = MetaCommand::AssignReplica { shard: ShardId::META, node: NodeId(2), intent_version: 1 };
+    assert_eq!(refused(&mut state, &assign), MetaRefusal::NodeNotActive(NodeId(2)));
+}
+
+#[test]
+fn the_last_active_node_stays() {
+    let mut state = cluster_of(2);
+    let drain = |node| MetaCommand::SetNodeState { node: NodeId(node), state: NodeState::Draining };
+    assert_eq!(apply(&mut state, &drain(1)), MetaReply::Done);
+    assert_eq!(refused(&mut state, &drain(2)), MetaRefusal::LastNode);
+    assert_eq!(refused(&mut state, &MetaCommand::RemoveNode { node: NodeId(2) }), MetaRefusal::LastNode);
+    let undo = MetaCommand::SetNodeState { node: NodeId(1), state: NodeState::Active };
+    assert_eq!(apply(&mut state, &undo), MetaReply::Done);
+    assert_eq!(refused(&mut state, &drain(9)), MetaRefusal::UnknownNode(NodeId(9)));
+}
+
+#[test]
+fn an_earlier_start_is_refused() {
+    let mut state = cluster_of(1);
+    let start = |incarnation, port: u16| MetaCommand::UpdateNode {
+        node: NodeId(1),
+        incarnation: Incarnation(incarnation),
+        addresses: Addresses { quic: format!("10.0.0.1:{port}"), ..Addresses::default() },
+        locality: Locality::default(),
+    };
+    assert_eq!(apply(&mut state, &start(3, 1)), MetaReply::Done);
+    assert_eq!(apply(&mut state, &start(3, 1)), MetaReply::Done);
+    assert_eq!(refused(&mut state, &start(2, 1)), MetaRefusal::StaleIncarnation { known: Incarnation(3) });
+    assert_eq!(refused(&mut state, &start(3, 2)), MetaRefusal::StaleIncarnation { known: Incarnation(3) });
+    assert_eq!(apply(&mut state, &start(4, 2)), MetaReply::Done);
+    assert_eq!(state.node(NodeId(1)).expect("node").addresses.quic, "10.0.0.1:2");
+}
+
+#[test]
+fn a_collection_gets_a_shard_for_each_bucket() {
+    let mut state = cluster_of(3);
+    let MetaReply::Collection { collection: id, shards } = apply(&mut state, &collection("default", 16, 3, &[1, 2, 3]))
+    else {
+        panic!("refused")
+    };
+    assert_eq!((id, shards.len()), (CollectionId::DEFAULT, 16));
+    let map = state.shard_map();
+    let key = map.record_key("default", b"k").expect("collection");
+    let shard = state.shard(map.shard_of(key.as_bytes()).expect("shard").descriptor.shard).expect("record");
+    assert_eq!(shard.descriptor.epoch, Epoch { range: 1, config: 1 });
+    assert_eq!(shard.descriptor.range, KeyRange::of_buckets(id, key.bucket(), key.bucket()));
+    assert!(
+        shard.descriptor.replicas.iter().all(|held| held.role == ReplicaRole::Voter && shard.is_initial(held.replica))
+    );
+    assert_eq!(refused(&mut state, &collection("default", 1, 1, &[1])), MetaRefusal::CollectionExists(id));
+
+    let range = MetaCommand::CreateCollection {
+        name: "r".to_owned(),
+        sharding: Sharding::Range,
+        buckets: 1,
+        replicas: 3,
+        initial_nodes: vec![vec![NodeId(2)]],
+    };
+    assert!(matches!(apply(&mut state, &range), MetaReply::Collection { shards, .. } if shards.len() == 1));
+}
+
+#[test]
+fn collections_break_no_bound() {
+    let mut state = cluster_of(3);
+    let long = "x".repeat(65);
+    for (command, field) in [
+        (collection("", 1, 1, &[1]), Field::CollectionName),
+        (collection("Upper", 1, 1, &[1]), Field::CollectionName),
+        (collection(&long, 1, 1, &[1]), Field::CollectionName),
+        (collection("a", 0, 1, &[1]), Field::Buckets),
+        (collection("a", 1_025, 1, &[1]), Field::Buckets),
+        (collection("a", 1, 2, &[1]), Field::Replicas),
+    ] {
+        assert_eq!(refused(&mut state, &command), MetaRefusal::Invalid(field));
+    }
+    for nodes in [&[][..], &[1, 2], &[1, 1, 2], &[1, 2, 9]] {
+        assert_eq!(refused(&mut state, &collection("a", 2, 3, nodes)), MetaRefusal::BadPlacement, "{nodes:?}");
+    }
+    assert_eq!(refused(&mut state, &collection("a", 2, 1, &[1, 2, 3])), MetaRefusal::BadPlacement);
+    for i in 0..19 {
+        assert!(matches!(
+            apply(&mut state, &collection(&format!("c{i}"), 1_024, 1, &[1])),
+            MetaReply::Collection { .. }
+        ));
+    }
+    assert_eq!(refused(&mut state, &collection("more", 1_024, 1, &[1])), MetaRefusal::LimitReached(Limit::Shards));
+}
+
+#[test]
+fn dropped_shards_leave_unwanted_replicas_and_ids_are_not_reused() {
+    let mut state = cluster_of(1);
+    let create = collection("a", 2, 1, &[1]);
+    let MetaReply::Collection { collection, shards } = apply(&mut state, &create) else { panic!("refused") };
+    let (shard, replica) = (shards[0], state.shard(shards[0]).expect("shard").intent[0].replica);
+    assert_eq!(state.replica_status(shard, replica), ReplicaStatus::Wanted);
+    assert_eq!(apply(&mut state, &MetaCommand::DropCollection { collection }), MetaReply::Done);
+    assert_eq!(state.replica_status(shard, replica), ReplicaStatus::Unwanted);
+    assert_eq!(
+        refused(&mut state, &MetaCommand::DropCollection { collection }),
+        MetaRefusal::UnknownCollection(collection)
+    );
+    let MetaReply::Collection { collection: second, shards: newer } = apply(&mut state, &create) else {
+        panic!("refused")
+    };
+    assert!(second > collection && newer[0] > shards[1]);
+    let newest = state.shard(newer[1]).expect("shard").intent[0].replica;
+    assert_eq!(state.replica_status(newer[1], newest.next()), ReplicaStatus::Unknown);
+}
+
+#[test]
+fn an_assignment_on_an_old_intent_is_refused() {
+    let mut state = cluster_of(3);
+    let assign =
+        |node, intent_version| MetaCommand::AssignReplica { shard: ShardId::META, node: NodeId(node), intent_version };
+    assert_eq!(apply(&mut state, &assign(2, 1)), MetaReply::Replica(ReplicaId(2)));
+    assert_eq!(refused(&mut state, &assign(3, 1)), MetaRefusal::IntentMoved { found: 2 });
+    assert_eq!(refused(&mut state, &assign(2, 2)), MetaRefusal::ReplicaExists(ReplicaId(2)));
+    assert_eq!(apply(&mut state, &assign(3, 2)), MetaReply::Replica(ReplicaId(3)));
+    let unassign = |replica| MetaCommand::UnassignReplica { shard: ShardId::META, replica: ReplicaId(replica) };
+    assert_eq!(apply(&mut state, &unassign(2)), MetaReply::Done);
+    assert_eq!(refused(&mut state, &unassign(2)), MetaRefusal::UnknownReplica(ReplicaId(2)));
+    assert_eq!(apply(&mut state, &unassign(3)), MetaReply::Done);
+    assert_eq!(refused(&mut state, &unassign(1)), MetaRefusal::LastReplica);
+}
+
+#[test]
+fn a_quarantined_replica_is_wanted_until_the_shard_lets_go_of_it() {
+    let mut state = cluster_of(1);
+    let replace = MetaCommand::ReplaceReplica { shard: ShardId::META, replica: ReplicaId(1) };
+    assert_eq!(apply(&mut state, &replace), MetaReply::Replica(ReplicaId(2)));
+    assert_eq!(refused(&mut state, &replace), MetaRefusal::UnknownReplica(ReplicaId(1)));
+    let meta = state.shard(ShardId::META).expect("shard").clone();
+    assert_eq!(meta.wanted_on(NodeId(1)), Some(ReplicaId(2)));
+    assert!(!meta.is_initial(ReplicaId(2)));
+    assert_eq!(state.replica_status(ShardId::META, ReplicaId(1)), ReplicaStatus::Wanted);
+
+    let mut descriptor = meta.descriptor;
+    descriptor.epoch.config += 1;
+    descriptor.replicas[0].replica = ReplicaId(2);
+    assert_eq!(apply(&mut state, &MetaCommand::ReportShard { descriptor }), MetaReply::Done);
+    assert_eq!(state.replica_status(ShardId::META, ReplicaId(1)), ReplicaStatus::Unwanted);
+    assert_eq!(state.replica_status(ShardId::META, ReplicaId(2)), ReplicaStatus::Wanted);
+}
+
+#[test]
+fn reports_never_go_back() {
+    let mut state = cluster_of(2);
+    let report = |epoch: (u64, u64), replicas: &[(u64, u64, ReplicaRole)]| MetaCommand::ReportShard {
+        descriptor: ShardDescriptor {
+            shard: ShardId::META,
+            range: KeyRange::of_buckets(CollectionId::SYSTEM, Bucket(0), Bucket(u16::MAX)),
+            epoch: Epoch { range: epoch.0, config: epoch.1 },
+            replicas: replicas
+                .iter()
+                .map(|&(replica, node, role)| ReplicaDescriptor {
+                    replica: ReplicaId(replica),
+                    node: NodeId(node),
+                    role,
+                })
+                .collect(),
+        },
+    };
+    let one = [(1, 1, ReplicaRole::Voter)];
+    assert_eq!(apply(&mut state, &report((1, 1), &one)), MetaReply::Done, "what is known is no news and no error");
+    assert_eq!(apply(&mut state, &report((1, 5), &one)), MetaReply::Done);
+    let known = Epoch { range: 1, config: 5 };
+    for epoch in [(1, 4), (0, 9), (2, 4)] {
+        assert_eq!(refused(&mut state, &report(epoch, &one)), MetaRefusal::StaleEpoch { known }, "{epoch:?}");
+    }
+    apply(&mut state, &MetaCommand::AssignReplica { shard: ShardId::META, node: NodeId(2), intent_version: 1 });
+    let other = [(2, 2, ReplicaRole::Learner), (1, 1, ReplicaRole::Voter)];
+    assert_eq!(refused(&mut state, &report((1, 5), &other)), MetaRefusal::StaleEpoch { known });
+    assert_eq!(apply(&mut state, &report((1, 6), &other)), MetaReply::Done);
+    let stored = &state.shard(ShardId::META).expect("shard").descriptor.replicas;
+    assert!(stored[0].replica < stored[1].replica, "ordered by replica");
+    for bad in [
+        &[][..],
+        &[(1, 1, ReplicaRole::Learner)],
+        &[(9, 1, ReplicaRole::Voter)],
+        &[(1, 9, ReplicaRole::Voter)],
+        &[(0, 1, ReplicaRole::Voter)],
+        &[(1, 1, ReplicaRole::Voter), (1, 2, ReplicaRole::Voter)],
+    ] {
+        assert_eq!(refused(&mut state, &report((1, 7), bad)), MetaRefusal::Invalid(Field::Descriptor), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_batch_is_all_or_nothing() {
+    let mut state = cluster_of(3);
+    let setting =
+        |value: &str| MetaCommand::PutSetting { key: "dead_node_grace_ms".to_owned(), value: value.to_owned() };
+    let assign =
+        |node, intent_version| MetaCommand::AssignReplica { shard: ShardId::META, node: NodeId(node), intent_version };
+    let bad = MetaCommand::Batch(vec![setting("60000"), assign(2, 1), assign(3, 1)]);
+    let refusal = Box::new(MetaRefusal::IntentMoved { found: 2 });
+    assert_eq!(refused(&mut state, &bad), MetaRefusal::InBatch { position: 2, refusal });
+    assert_eq!(state.setting(Setting::DeadNodeGraceMs), 30_000);
+    let good = MetaCommand::Batch(vec![setting("60000"), assign(2, 1), assign(3, 2)]);
+    let replies = vec![MetaReply::Done, MetaReply::Replica(ReplicaId(2)), MetaReply::Replica(ReplicaId(3))];
+    assert_eq!(apply(&mut state, &good), MetaReply::Batch(replies));
+    assert_eq!(state.setting(Setting::DeadNodeGraceMs), 60_000);
+    let nested = MetaCommand::Batch(vec![MetaCommand::Batch(Vec::new())]);
+    assert!(matches!(refused(&mut state, &nested), MetaRefusal::InBatch { position: 0, .. }));
+    let long = MetaCommand::Batch(vec![setting("60000"); BATCH_COMMANDS_MAX + 1]);
+    assert_eq!(refused(&mut state, &long), MetaRefusal::LimitReached(Limit::Batch));
+}
+
+#[test]
+fn fields_of_a_node_are_checked() {
+    let mut state = cluster_of(1);
+    let mut check = |change: &dyn Fn(&mut NewNode), field: Field| {
+        let mut node = new_node(2);
+        change(&mut node);
+        let command = MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node });
+        assert_eq!(refused(&mut state, &command), MetaRefusal::Invalid(field));
+    };
+    check(&|node| node.name.clear(), Field::NodeName);
+    check(&|node| node.name = "a\nb".to_owned(), Field::NodeName);
+    check(&|node| node.addresses.quic.clear(), Field::Address);
+    check(&|node| node.addresses.http = "a b".to_owned(), Field::Address);
+    check(&|node| node.addresses.redis = "x".repeat(ADDRESS_BYTES_MAX + 1), Field::Address);
+    check(&|node| node.locality.0 = [("zone".to_owned(), "z".repeat(NAME_BYTES_MAX + 1))].into(), Field::Locality);
+}
+
+#[test]
+fn gone_nodes_are_remembered_within_a_bound() {
+    let mut state = cluster_of(1);
+    apply(&mut state, &MetaCommand::CreateToken { id: TokenId(1), hash: SECRET, expires_at_ms: 5_000, uses: 10_000 });
+    // Each node stands at the address of the one before it, which is lost by that.
+    for i in 0..NODES_GONE_MAX as u32 + 5 {
+        let mut node = new_node(2);
+        node.key_digest[..4].copy_from_slice(&(i + 1_000_000).to_be_bytes());
+        let request = JoinRequest { token: TokenId(1), secret_hash: SECRET, node };
+        let reply = state.apply(Timestamp::from_millis(1_000), &MetaCommand::Join(request));
+        assert_eq!(reply, MetaReply::Node(NodeId(u64::from(i) + 2)));
+    }
+    assert_eq!(state.nodes().filter(|node| node.state == NodeState::Lost).count(), NODES_GONE_MAX);
+    assert!(state.node(NodeId(2)).is_none(), "the oldest is forgotten");
+}
+
+#[test]
+fn plans_become_batches_that_apply() {
+    let mut state = cluster_of(1);
+    let nodes = state.initial_nodes(4, 3, |_| Liveness::Live);
+    assert_eq!(nodes, vec![vec![NodeId(1)]; 4]);
+    apply(&mut state, &collection("default", 4, 3, &[1]));
+    apply(&mut state, &token(10));
+    apply(&mut state, &join(2));
+    assert!(plan(&state.plan_input(|_| Liveness::Live)).is_empty(), "two nodes are not better than one");
+    apply(&mut state, &join(3));
+    let commands = state.commands_for(&plan(&state.plan_input(|_| Liveness::Live)));
+    assert_eq!(commands.len(), 5, "one batch for each shard");
+    for command in &commands {
+        assert!(matches!(apply(&mut state, command), MetaReply::Batch(replies) if replies.len() == 2));
+    }
+    assert!(state.shards().all(|shard| shard.intent.len() == 3));
+    assert!(plan(&state.plan_input(|_| Liveness::Live)).is_empty());
+    // A command made for an older intent is refused whole.
+    assert!(
+        commands.iter().all(|command| matches!(refused(&mut state, command), MetaRefusal::InBatch { position: 0, .. }))
+    );
+
+    apply(&mut state, &join(4));
+    let dead = |node| if node == NodeId(2) { Liveness::Dead } else { Liveness::Live };
+    let commands = state.commands_for(&plan(&state.plan_input(dead)));
+    for command in &commands {
+        assert!(matches!(apply(&mut state, command), MetaReply::Batch(_)), "{command:?}");
+    }
+    assert_eq!(state.wanted_on(NodeId(2)).count(), 0);
+    assert_eq!(state.wanted_on(NodeId(4)).count(), 5);
+}

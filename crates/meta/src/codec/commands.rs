@@ -1,0 +1,341 @@
+//! Commands as bytes.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use flotilla_types::{Incarnation, Locality, NodeId};
+
+use super::{
+    COMMAND_BYTES_MAX, CodecError, hash, number, open,
+    records::{AddressesPb, DescriptorPb, cluster, collection_id, node_state, sharding, sharding_number, state_number},
+    required, seal,
+};
+use crate::{JoinRequest, MetaCommand, NewNode, TokenId};
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CommandPb {
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    kind: Option<Kind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Kind {
+    #[prost(message, tag = "1")]
+    Bootstrap(BootstrapPb),
+    #[prost(message, tag = "2")]
+    CreateToken(CreateTokenPb),
+    #[prost(fixed64, tag = "3")]
+    RevokeToken(u64),
+    #[prost(message, tag = "4")]
+    Join(JoinPb),
+    #[prost(message, tag = "5")]
+    UpdateNode(UpdateNodePb),
+    #[prost(message, tag = "6")]
+    SetNodeState(SetNodeStatePb),
+    #[prost(uint64, tag = "7")]
+    RemoveNode(u64),
+    #[prost(message, tag = "8")]
+    CreateCollection(CreateCollectionPb),
+    #[prost(uint32, tag = "9")]
+    DropCollection(u32),
+    #[prost(message, tag = "10")]
+    AssignReplica(AssignReplicaPb),
+    #[prost(message, tag = "11")]
+    UnassignReplica(NamedReplicaPb),
+    #[prost(message, tag = "12")]
+    ReplaceReplica(NamedReplicaPb),
+    #[prost(message, tag = "13")]
+    ReportShard(DescriptorPb),
+    #[prost(message, tag = "14")]
+    PutSetting(PutSettingPb),
+    #[prost(message, tag = "15")]
+    Batch(BatchPb),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NewNodePb {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    addresses: Option<AddressesPb>,
+    #[prost(btree_map = "string, string", tag = "3")]
+    locality: BTreeMap<String, String>,
+    #[prost(bytes = "vec", tag = "4")]
+    key_digest: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BootstrapPb {
+    #[prost(bytes = "vec", tag = "1")]
+    cluster: Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    node: Option<NewNodePb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CreateTokenPb {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    hash: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    expires_at_ms: u64,
+    #[prost(uint32, tag = "4")]
+    uses: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct JoinPb {
+    #[prost(fixed64, tag = "1")]
+    token: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    secret_hash: Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    node: Option<NewNodePb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct UpdateNodePb {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    incarnation: u64,
+    #[prost(message, optional, tag = "3")]
+    addresses: Option<AddressesPb>,
+    #[prost(btree_map = "string, string", tag = "4")]
+    locality: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct SetNodeStatePb {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint32, tag = "2")]
+    state: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NodesPb {
+    #[prost(uint64, repeated, tag = "1")]
+    nodes: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CreateCollectionPb {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(uint32, tag = "2")]
+    sharding: u32,
+    #[prost(uint32, tag = "3")]
+    buckets: u32,
+    #[prost(uint32, tag = "4")]
+    replicas: u32,
+    #[prost(message, repeated, tag = "5")]
+    initial_nodes: Vec<NodesPb>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct AssignReplicaPb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    node: u64,
+    #[prost(uint64, tag = "3")]
+    intent_version: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct NamedReplicaPb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    replica: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PutSettingPb {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BatchPb {
+    #[prost(message, repeated, tag = "1")]
+    commands: Vec<CommandPb>,
+}
+
+impl MetaCommand {
+    /// The command as bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        seal(&CommandPb::from(self))
+    }
+
+    /// Takes back what [`MetaCommand::encode`] gave. A leader decodes what it is asked to propose, so that bytes of a newer format
+    /// are refused before they reach the log, where they would stop this binary.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        if bytes.len() > COMMAND_BYTES_MAX {
+            return Err(CodecError::Malformed);
+        }
+        open::<CommandPb>(bytes)?.try_into()
+    }
+}
+
+impl From<&MetaCommand> for CommandPb {
+    fn from(command: &MetaCommand) -> Self {
+        let kind = match command {
+            MetaCommand::Bootstrap { cluster, node } => {
+                Kind::Bootstrap(BootstrapPb { cluster: cluster.0.to_vec(), node: Some(node.into()) })
+            }
+            MetaCommand::CreateToken { id, hash, expires_at_ms, uses } => Kind::CreateToken(CreateTokenPb {
+                id: id.0,
+                hash: hash.to_vec(),
+                expires_at_ms: *expires_at_ms,
+                uses: *uses,
+            }),
+            MetaCommand::RevokeToken { id } => Kind::RevokeToken(id.0),
+            MetaCommand::Join(request) => Kind::Join(JoinPb {
+                token: request.token.0,
+                secret_hash: request.secret_hash.to_vec(),
+                node: Some((&request.node).into()),
+            }),
+            MetaCommand::UpdateNode { node, incarnation, addresses, locality } => Kind::UpdateNode(UpdateNodePb {
+                node: node.0,
+                incarnation: incarnation.0,
+                addresses: Some(addresses.into()),
+                locality: locality.0.clone(),
+            }),
+            MetaCommand::SetNodeState { node, state } => {
+                Kind::SetNodeState(SetNodeStatePb { node: node.0, state: state_number(*state) })
+            }
+            MetaCommand::RemoveNode { node } => Kind::RemoveNode(node.0),
+            MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes } => {
+                let nodes = |nodes: &Vec<NodeId>| NodesPb { nodes: nodes.iter().map(|node| node.0).collect() };
+                Kind::CreateCollection(CreateCollectionPb {
+                    name: name.clone(),
+                    sharding: sharding_number(*sharding),
+                    buckets: (*buckets).into(),
+                    replicas: (*replicas).into(),
+                    initial_nodes: initial_nodes.iter().map(nodes).collect(),
+                })
+            }
+            MetaCommand::DropCollection { collection } => Kind::DropCollection(collection.0),
+            MetaCommand::AssignReplica { shard, node, intent_version } => {
+                Kind::AssignReplica(AssignReplicaPb { shard: shard.0, node: node.0, intent_version: *intent_version })
+            }
+            MetaCommand::UnassignReplica { shard, replica } => {
+                Kind::UnassignReplica(NamedReplicaPb { shard: shard.0, replica: replica.0 })
+            }
+            MetaCommand::ReplaceReplica { shard, replica } => {
+                Kind::ReplaceReplica(NamedReplicaPb { shard: shard.0, replica: replica.0 })
+            }
+            MetaCommand::ReportShard { descriptor } => Kind::ReportShard(descriptor.into()),
+            MetaCommand::PutSetting { key, value } => {
+                Kind::PutSetting(PutSettingPb { key: key.clone(), value: value.clone() })
+            }
+            MetaCommand::Batch(commands) => {
+                Kind::Batch(BatchPb { commands: commands.iter().map(Self::from).collect() })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl TryFrom<CommandPb> for MetaCommand {
+    type Error = CodecError;
+
+    fn try_from(command: CommandPb) -> Result<Self, CodecError> {
+        match required(command.kind)? {
+            Kind::Batch(batch) => {
+                let nested = |command: &CommandPb| matches!(command.kind, Some(Kind::Batch(_)));
+                if batch.commands.iter().any(nested) {
+                    return Err(CodecError::Malformed);
+                }
+                let commands = batch.commands.into_iter().map(Self::try_from).collect::<Result<_, CodecError>>()?;
+                Ok(Self::Batch(commands))
+            }
+            kind => single(kind),
+        }
+    }
+}
+
+fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
+    Ok(match kind {
+        Kind::Batch(_) => return Err(CodecError::Malformed),
+        Kind::Bootstrap(pb) => {
+            MetaCommand::Bootstrap { cluster: cluster(&pb.cluster)?, node: required(pb.node)?.try_into()? }
+        }
+        Kind::CreateToken(pb) => MetaCommand::CreateToken {
+            id: TokenId(pb.id),
+            hash: hash(&pb.hash)?,
+            expires_at_ms: pb.expires_at_ms,
+            uses: pb.uses,
+        },
+        Kind::RevokeToken(id) => MetaCommand::RevokeToken { id: TokenId(id) },
+        Kind::Join(pb) => MetaCommand::Join(JoinRequest {
+            token: TokenId(pb.token),
+            secret_hash: hash(&pb.secret_hash)?,
+            node: required(pb.node)?.try_into()?,
+        }),
+        Kind::UpdateNode(pb) => MetaCommand::UpdateNode {
+            node: number(pb.node)?,
+            incarnation: number::<Incarnation>(pb.incarnation)?,
+            addresses: required(pb.addresses)?.into(),
+            locality: Locality(pb.locality),
+        },
+        Kind::SetNodeState(pb) => MetaCommand::SetNodeState { node: number(pb.node)?, state: node_state(pb.state)? },
+        Kind::RemoveNode(node) => MetaCommand::RemoveNode { node: number(node)? },
+        Kind::CreateCollection(pb) => create_collection(pb)?,
+        Kind::DropCollection(collection) => MetaCommand::DropCollection { collection: collection_id(collection)? },
+        Kind::AssignReplica(pb) => MetaCommand::AssignReplica {
+            shard: number(pb.shard)?,
+            node: number(pb.node)?,
+            intent_version: pb.intent_version,
+        },
+        Kind::UnassignReplica(pb) => {
+            MetaCommand::UnassignReplica { shard: number(pb.shard)?, replica: number(pb.replica)? }
+        }
+        Kind::ReplaceReplica(pb) => {
+            MetaCommand::ReplaceReplica { shard: number(pb.shard)?, replica: number(pb.replica)? }
+        }
+        Kind::ReportShard(pb) => MetaCommand::ReportShard { descriptor: pb.try_into_descriptor()? },
+        Kind::PutSetting(pb) => MetaCommand::PutSetting { key: pb.key, value: pb.value },
+    })
+}
+
+fn create_collection(pb: CreateCollectionPb) -> Result<MetaCommand, CodecError> {
+    let nodes = |nodes: &NodesPb| nodes.nodes.iter().map(|&node| number(node)).collect::<Result<Vec<NodeId>, _>>();
+    Ok(MetaCommand::CreateCollection {
+        name: pb.name,
+        sharding: sharding(pb.sharding)?,
+        buckets: u16::try_from(pb.buckets).map_err(|_| CodecError::Malformed)?,
+        replicas: u8::try_from(pb.replicas).map_err(|_| CodecError::Malformed)?,
+        initial_nodes: pb.initial_nodes.iter().map(nodes).collect::<Result<_, _>>()?,
+    })
+}
+
+impl From<&NewNode> for NewNodePb {
+    fn from(node: &NewNode) -> Self {
+        Self {
+            name: node.name.clone(),
+            addresses: Some((&node.addresses).into()),
+            locality: node.locality.0.clone(),
+            key_digest: node.key_digest.to_vec(),
+        }
+    }
+}
+
+impl TryFrom<NewNodePb> for NewNode {
+    type Error = CodecError;
+
+    fn try_from(node: NewNodePb) -> Result<Self, CodecError> {
+        Ok(Self {
+            name: node.name,
+            addresses: required(node.addresses)?.into(),
+            locality: Locality(node.locality),
+            key_digest: hash(&node.key_digest)?,
+        })
+    }
+}

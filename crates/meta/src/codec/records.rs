@@ -1,0 +1,451 @@
+//! The stored records and the snapshot that holds all of them.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use flotilla_placement::{Collection, PlanReplica, Sharding};
+use flotilla_types::{
+    ClusterId, CollectionId, Epoch, KeyRange, Locality, ReplicaDescriptor, ReplicaRole, ShardDescriptor,
+};
+
+use super::{CodecError, hash, number, open, required, seal};
+use crate::{Addresses, MetaState, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord, state::Header};
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct AddressesPb {
+    #[prost(string, tag = "1")]
+    quic: String,
+    #[prost(string, tag = "2")]
+    http: String,
+    #[prost(string, tag = "3")]
+    redis: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NodePb {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(message, optional, tag = "3")]
+    addresses: Option<AddressesPb>,
+    #[prost(btree_map = "string, string", tag = "4")]
+    locality: BTreeMap<String, String>,
+    #[prost(uint32, tag = "5")]
+    state: u32,
+    #[prost(uint64, tag = "6")]
+    incarnation: u64,
+    #[prost(bytes = "vec", tag = "7")]
+    key_digest: Vec<u8>,
+    #[prost(uint64, tag = "8")]
+    joined_at_ms: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CollectionPb {
+    #[prost(uint32, tag = "1")]
+    id: u32,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(uint32, tag = "3")]
+    sharding: u32,
+    #[prost(uint32, tag = "4")]
+    buckets: u32,
+    #[prost(uint32, tag = "5")]
+    replicas: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct ReplicaPb {
+    #[prost(uint64, tag = "1")]
+    replica: u64,
+    #[prost(uint64, tag = "2")]
+    node: u64,
+    #[prost(bool, tag = "3")]
+    learner: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct DescriptorPb {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    start: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    end: Bytes,
+    #[prost(uint64, tag = "4")]
+    epoch_range: u64,
+    #[prost(uint64, tag = "5")]
+    epoch_config: u64,
+    #[prost(message, repeated, tag = "6")]
+    replicas: Vec<ReplicaPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ShardPb {
+    #[prost(uint64, tag = "1")]
+    id: u64,
+    #[prost(uint32, tag = "2")]
+    collection: u32,
+    #[prost(uint32, tag = "3")]
+    replicas_desired: u32,
+    #[prost(message, repeated, tag = "4")]
+    intent: Vec<ReplicaPb>,
+    #[prost(uint64, tag = "5")]
+    intent_version: u64,
+    #[prost(message, optional, tag = "6")]
+    initial: Option<DescriptorPb>,
+    #[prost(message, optional, tag = "7")]
+    descriptor: Option<DescriptorPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct TokenPb {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    hash: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    expires_at_ms: u64,
+    #[prost(uint32, tag = "4")]
+    uses_left: u32,
+    #[prost(uint32, tag = "5")]
+    uses_max: u32,
+    #[prost(uint64, tag = "6")]
+    created_at_ms: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HeaderPb {
+    /// Empty before bootstrap.
+    #[prost(bytes = "vec", tag = "1")]
+    cluster: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    version: u64,
+    #[prost(uint64, tag = "3")]
+    next_node: u64,
+    #[prost(uint32, tag = "4")]
+    next_collection: u32,
+    #[prost(uint64, tag = "5")]
+    next_shard: u64,
+    #[prost(uint64, tag = "6")]
+    next_replica: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SnapshotPb {
+    #[prost(message, optional, tag = "1")]
+    header: Option<HeaderPb>,
+    #[prost(message, repeated, tag = "2")]
+    nodes: Vec<NodePb>,
+    #[prost(message, repeated, tag = "3")]
+    collections: Vec<CollectionPb>,
+    #[prost(message, repeated, tag = "4")]
+    shards: Vec<ShardPb>,
+    #[prost(message, repeated, tag = "5")]
+    tokens: Vec<TokenPb>,
+    #[prost(btree_map = "string, string", tag = "6")]
+    settings: BTreeMap<String, String>,
+}
+
+impl MetaState {
+    /// The whole state as bytes. Equal states give equal bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        seal(&SnapshotPb {
+            header: Some(HeaderPb::from(&self.header)),
+            nodes: self.nodes().map(NodePb::from).collect(),
+            collections: self.collections().map(CollectionPb::from).collect(),
+            shards: self.shards().map(ShardPb::from).collect(),
+            tokens: self.tokens().map(TokenPb::from).collect(),
+            settings: self.settings.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
+        })
+    }
+
+    /// Takes back what [`MetaState::encode`] gave.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let snapshot: SnapshotPb = open(bytes)?;
+        let mut state = Self { header: required(snapshot.header)?.try_into()?, ..Self::default() };
+        for node in snapshot.nodes {
+            let node = NodeRecord::try_from(node)?;
+            state.nodes.insert(node.id, Arc::new(node));
+        }
+        for collection in snapshot.collections {
+            let collection = Collection::from_pb(collection)?;
+            state.collections.insert(collection.id, Arc::new(collection));
+        }
+        for shard in snapshot.shards {
+            let shard = ShardRecord::try_from(shard)?;
+            state.shards.insert(shard.id, Arc::new(shard));
+        }
+        for token in snapshot.tokens {
+            let token = TokenRecord::try_from(token)?;
+            state.tokens.insert(token.id, Arc::new(token));
+        }
+        state.settings = snapshot.settings.into_iter().map(|(key, value)| (key, value.into())).collect();
+        Ok(state)
+    }
+}
+
+macro_rules! stored {
+    ($record:ty, $pb:ty, $encode:ident, $decode:ident, $from:expr) => {
+        /// The record as it is stored.
+        pub(crate) fn $encode(record: &$record) -> Bytes {
+            seal(&<$pb>::from(record))
+        }
+
+        /// Takes a stored record back.
+        pub(crate) fn $decode(bytes: &[u8]) -> Result<$record, CodecError> {
+            $from(open::<$pb>(bytes)?)
+        }
+    };
+}
+
+stored!(Header, HeaderPb, encode_header, decode_header, Header::try_from);
+stored!(NodeRecord, NodePb, encode_node, decode_node, NodeRecord::try_from);
+stored!(Collection, CollectionPb, encode_collection, decode_collection, Collection::from_pb);
+stored!(ShardRecord, ShardPb, encode_shard, decode_shard, ShardRecord::try_from);
+stored!(TokenRecord, TokenPb, encode_token, decode_token, TokenRecord::try_from);
+
+impl From<&Header> for HeaderPb {
+    fn from(header: &Header) -> Self {
+        Self {
+            cluster: header.cluster.map_or_else(Vec::new, |cluster| cluster.0.to_vec()),
+            version: header.version,
+            next_node: header.next_node.0,
+            next_collection: header.next_collection.0,
+            next_shard: header.next_shard.0,
+            next_replica: header.next_replica.0,
+        }
+    }
+}
+
+impl TryFrom<HeaderPb> for Header {
+    type Error = CodecError;
+
+    fn try_from(header: HeaderPb) -> Result<Self, CodecError> {
+        let cluster = match &header.cluster[..] {
+            [] => None,
+            bytes => Some(cluster(bytes)?),
+        };
+        Ok(Self {
+            cluster,
+            version: number(header.version)?,
+            next_node: number(header.next_node)?,
+            next_collection: collection_id(header.next_collection)?,
+            next_shard: number(header.next_shard)?,
+            next_replica: number(header.next_replica)?,
+        })
+    }
+}
+
+impl From<&NodeRecord> for NodePb {
+    fn from(node: &NodeRecord) -> Self {
+        Self {
+            id: node.id.0,
+            name: node.name.clone(),
+            addresses: Some((&node.addresses).into()),
+            locality: node.locality.0.clone(),
+            state: state_number(node.state),
+            incarnation: node.incarnation.0,
+            key_digest: node.key_digest.to_vec(),
+            joined_at_ms: node.joined_at_ms,
+        }
+    }
+}
+
+impl TryFrom<NodePb> for NodeRecord {
+    type Error = CodecError;
+
+    fn try_from(node: NodePb) -> Result<Self, CodecError> {
+        Ok(Self {
+            id: number(node.id)?,
+            name: node.name,
+            addresses: required(node.addresses)?.into(),
+            locality: Locality(node.locality),
+            state: node_state(node.state)?,
+            incarnation: number(node.incarnation)?,
+            key_digest: hash(&node.key_digest)?,
+            joined_at_ms: node.joined_at_ms,
+        })
+    }
+}
+
+impl From<&Collection> for CollectionPb {
+    fn from(collection: &Collection) -> Self {
+        Self {
+            id: collection.id.0,
+            name: collection.name.clone(),
+            sharding: sharding_number(collection.sharding),
+            buckets: collection.buckets.into(),
+            replicas: collection.replicas.into(),
+        }
+    }
+}
+
+/// `Collection` belongs to another crate, so this cannot be a `TryFrom`.
+trait FromPb<Pb>: Sized {
+    fn from_pb(pb: Pb) -> Result<Self, CodecError>;
+}
+
+impl FromPb<CollectionPb> for Collection {
+    fn from_pb(collection: CollectionPb) -> Result<Self, CodecError> {
+        Ok(Self {
+            id: collection_id(collection.id)?,
+            name: collection.name,
+            sharding: sharding(collection.sharding)?,
+            buckets: u16::try_from(collection.buckets).map_err(|_| CodecError::Malformed)?,
+            replicas: u8::try_from(collection.replicas).map_err(|_| CodecError::Malformed)?,
+        })
+    }
+}
+
+impl From<&ShardRecord> for ShardPb {
+    fn from(shard: &ShardRecord) -> Self {
+        let intent = |held: &PlanReplica| ReplicaPb { replica: held.replica.0, node: held.node.0, learner: false };
+        Self {
+            id: shard.id.0,
+            collection: shard.collection.0,
+            replicas_desired: shard.replicas_desired.into(),
+            intent: shard.intent.iter().map(intent).collect(),
+            intent_version: shard.intent_version,
+            initial: Some((&shard.initial).into()),
+            descriptor: Some((&shard.descriptor).into()),
+        }
+    }
+}
+
+impl TryFrom<ShardPb> for ShardRecord {
+    type Error = CodecError;
+
+    fn try_from(shard: ShardPb) -> Result<Self, CodecError> {
+        let intent = |held: &ReplicaPb| Ok(PlanReplica { replica: number(held.replica)?, node: number(held.node)? });
+        Ok(Self {
+            id: number(shard.id)?,
+            collection: collection_id(shard.collection)?,
+            replicas_desired: u8::try_from(shard.replicas_desired).map_err(|_| CodecError::Malformed)?,
+            intent: shard.intent.iter().map(intent).collect::<Result<_, CodecError>>()?,
+            intent_version: number(shard.intent_version)?,
+            initial: required(shard.initial)?.try_into_descriptor()?,
+            descriptor: required(shard.descriptor)?.try_into_descriptor()?,
+        })
+    }
+}
+
+impl From<&ShardDescriptor> for DescriptorPb {
+    fn from(descriptor: &ShardDescriptor) -> Self {
+        let replica = |held: &ReplicaDescriptor| ReplicaPb {
+            replica: held.replica.0,
+            node: held.node.0,
+            learner: held.role == ReplicaRole::Learner,
+        };
+        Self {
+            shard: descriptor.shard.0,
+            start: descriptor.range.start.clone(),
+            end: descriptor.range.end.clone(),
+            epoch_range: descriptor.epoch.range,
+            epoch_config: descriptor.epoch.config,
+            replicas: descriptor.replicas.iter().map(replica).collect(),
+        }
+    }
+}
+
+impl DescriptorPb {
+    pub(super) fn try_into_descriptor(self) -> Result<ShardDescriptor, CodecError> {
+        let replica = |held: &ReplicaPb| {
+            let role = if held.learner { ReplicaRole::Learner } else { ReplicaRole::Voter };
+            Ok(ReplicaDescriptor { replica: number(held.replica)?, node: number(held.node)?, role })
+        };
+        Ok(ShardDescriptor {
+            shard: number(self.shard)?,
+            range: KeyRange { start: self.start, end: self.end },
+            epoch: Epoch { range: number(self.epoch_range)?, config: number(self.epoch_config)? },
+            replicas: self.replicas.iter().map(replica).collect::<Result<_, CodecError>>()?,
+        })
+    }
+}
+
+impl From<&TokenRecord> for TokenPb {
+    fn from(token: &TokenRecord) -> Self {
+        Self {
+            id: token.id.0,
+            hash: token.hash.to_vec(),
+            expires_at_ms: token.expires_at_ms,
+            uses_left: token.uses_left,
+            uses_max: token.uses_max,
+            created_at_ms: token.created_at_ms,
+        }
+    }
+}
+
+impl TryFrom<TokenPb> for TokenRecord {
+    type Error = CodecError;
+
+    fn try_from(token: TokenPb) -> Result<Self, CodecError> {
+        Ok(Self {
+            id: TokenId(token.id),
+            hash: hash(&token.hash)?,
+            expires_at_ms: token.expires_at_ms,
+            uses_left: token.uses_left,
+            uses_max: token.uses_max,
+            created_at_ms: token.created_at_ms,
+        })
+    }
+}
+
+impl From<&Addresses> for AddressesPb {
+    fn from(addresses: &Addresses) -> Self {
+        let Addresses { quic, http, redis } = addresses.clone();
+        Self { quic, http, redis }
+    }
+}
+
+impl From<AddressesPb> for Addresses {
+    fn from(addresses: AddressesPb) -> Self {
+        let AddressesPb { quic, http, redis } = addresses;
+        Self { quic, http, redis }
+    }
+}
+
+pub(super) fn cluster(bytes: &[u8]) -> Result<ClusterId, CodecError> {
+    bytes.try_into().map(ClusterId).map_err(|_| CodecError::Malformed)
+}
+
+/// Below half of the space, so that the next id and the range behind a collection exist.
+pub(super) fn collection_id(id: u32) -> Result<CollectionId, CodecError> {
+    if id <= u32::MAX / 2 { Ok(CollectionId(id)) } else { Err(CodecError::Malformed) }
+}
+
+pub(super) fn state_number(state: NodeState) -> u32 {
+    match state {
+        NodeState::Active => 1,
+        NodeState::Draining => 2,
+        NodeState::Removed => 3,
+        NodeState::Lost => 4,
+    }
+}
+
+pub(super) fn node_state(number: u32) -> Result<NodeState, CodecError> {
+    match number {
+        1 => Ok(NodeState::Active),
+        2 => Ok(NodeState::Draining),
+        3 => Ok(NodeState::Removed),
+        4 => Ok(NodeState::Lost),
+        _ => Err(CodecError::Malformed),
+    }
+}
+
+pub(super) fn sharding_number(sharding: Sharding) -> u32 {
+    match sharding {
+        Sharding::Hash => 1,
+        Sharding::Range => 2,
+    }
+}
+
+pub(super) fn sharding(number: u32) -> Result<Sharding, CodecError> {
+    match number {
+        1 => Ok(Sharding::Hash),
+        2 => Ok(Sharding::Range),
+        _ => Err(CodecError::Malformed),
+    }
+}

@@ -1,0 +1,133 @@
+//! Every command and every reply there and back.
+
+use flotilla_placement::Sharding;
+use flotilla_types::{
+    Bucket, ClusterId, CollectionId, Epoch, Incarnation, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
+    ShardDescriptor, ShardId,
+};
+
+use super::*;
+use crate::{Addresses, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState, TokenId};
+
+fn commands() -> Vec<MetaCommand> {
+    let addresses = Addresses { quic: "a:1".to_owned(), http: "a:2".to_owned(), redis: "a:3".to_owned() };
+    let locality = flotilla_types::Locality([("zone".to_owned(), "z".to_owned())].into());
+    let node =
+        NewNode { name: "n".to_owned(), addresses: addresses.clone(), locality: locality.clone(), key_digest: [4; 32] };
+    let descriptor = ShardDescriptor {
+        shard: ShardId(3),
+        range: KeyRange::of_buckets(CollectionId(1), Bucket(0), Bucket(4)),
+        epoch: Epoch { range: 2, config: 9 },
+        replicas: vec![
+            ReplicaDescriptor { replica: ReplicaId(5), node: NodeId(1), role: ReplicaRole::Voter },
+            ReplicaDescriptor { replica: ReplicaId(6), node: NodeId(2), role: ReplicaRole::Learner },
+        ],
+    };
+    let (shard, replica) = (ShardId(0), ReplicaId(2));
+    let mut commands = vec![
+        MetaCommand::Bootstrap { cluster: ClusterId([7; 16]), node: node.clone() },
+        MetaCommand::CreateToken { id: TokenId(u64::MAX), hash: [1; 32], expires_at_ms: 5, uses: 2 },
+        MetaCommand::RevokeToken { id: TokenId(0) },
+        MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node }),
+        MetaCommand::UpdateNode { node: NodeId(1), incarnation: Incarnation(2), addresses, locality },
+        MetaCommand::RemoveNode { node: NodeId(1) },
+        MetaCommand::DropCollection { collection: CollectionId(1) },
+        MetaCommand::AssignReplica { shard, node: NodeId(1), intent_version: 3 },
+        MetaCommand::UnassignReplica { shard, replica },
+        MetaCommand::ReplaceReplica { shard, replica },
+        MetaCommand::ReportShard { descriptor },
+        MetaCommand::PutSetting { key: "k".to_owned(), value: "v".to_owned() },
+    ];
+    for state in [NodeState::Active, NodeState::Draining, NodeState::Removed, NodeState::Lost] {
+        commands.push(MetaCommand::SetNodeState { node: NodeId(1), state });
+    }
+    for sharding in [Sharding::Hash, Sharding::Range] {
+        let initial_nodes = vec![vec![NodeId(1), NodeId(2)], Vec::new()];
+        commands.push(MetaCommand::CreateCollection {
+            name: "c".to_owned(),
+            sharding,
+            buckets: 2,
+            replicas: 3,
+            initial_nodes,
+        });
+    }
+    commands.push(MetaCommand::Batch(commands.clone()));
+    commands
+}
+
+#[test]
+fn commands_round_trip() {
+    for command in commands() {
+        assert_eq!(MetaCommand::decode(&command.encode()), Ok(command));
+    }
+}
+
+#[test]
+fn replies_round_trip() {
+    let epoch = Epoch { range: 1, config: 2 };
+    let mut refusals = vec![
+        MetaRefusal::NotBootstrapped,
+        MetaRefusal::OtherCluster(ClusterId([3; 16])),
+        MetaRefusal::UnknownToken,
+        MetaRefusal::TokenExpired,
+        MetaRefusal::TokenUsedUp,
+        MetaRefusal::WrongSecret,
+        MetaRefusal::TokenExists,
+        MetaRefusal::KeyRemoved(NodeId(1)),
+        MetaRefusal::UnknownNode(NodeId(2)),
+        MetaRefusal::NodeGone { node: NodeId(3), state: NodeState::Lost },
+        MetaRefusal::NodeNotActive(NodeId(4)),
+        MetaRefusal::StaleIncarnation { known: Incarnation(5) },
+        MetaRefusal::LastNode,
+        MetaRefusal::UnknownCollection(CollectionId(6)),
+        MetaRefusal::CollectionExists(CollectionId(7)),
+        MetaRefusal::BadPlacement,
+        MetaRefusal::UnknownShard(ShardId(8)),
+        MetaRefusal::UnknownReplica(ReplicaId(9)),
+        MetaRefusal::ReplicaExists(ReplicaId(10)),
+        MetaRefusal::LastReplica,
+        MetaRefusal::IntentMoved { found: 11 },
+        MetaRefusal::StaleEpoch { known: epoch },
+        MetaRefusal::UnknownSetting,
+        MetaRefusal::Malformed,
+    ];
+    refusals.extend((1..=11).filter_map(Field::from_number).map(MetaRefusal::Invalid));
+    refusals.extend((1..=6).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
+    assert_eq!(refusals.len(), 24 + 11 + 6);
+    let nested = refusals
+        .iter()
+        .cloned()
+        .zip(0..)
+        .map(|(refusal, position)| MetaRefusal::InBatch { position, refusal: Box::new(refusal) });
+    let mut replies = vec![
+        MetaReply::Done,
+        MetaReply::Node(NodeId(1)),
+        MetaReply::Collection { collection: CollectionId(1), shards: vec![ShardId(1), ShardId(2)] },
+        MetaReply::Replica(ReplicaId(3)),
+    ];
+    replies.extend(nested.map(MetaReply::Refused).collect::<Vec<_>>());
+    replies.extend(refusals.into_iter().map(MetaReply::Refused));
+    replies.push(MetaReply::Batch(replies.clone()));
+    for reply in replies {
+        assert_eq!(MetaReply::decode(&reply.encode()), Ok(reply));
+    }
+}
+
+#[test]
+fn oversized_and_nested_commands_are_malformed() {
+    let long = MetaCommand::PutSetting { key: "k".to_owned(), value: "v".repeat(COMMAND_BYTES_MAX) };
+    assert_eq!(MetaCommand::decode(&long.encode()), Err(CodecError::Malformed));
+    let nested = MetaCommand::Batch(vec![MetaCommand::Batch(Vec::new())]);
+    assert_eq!(MetaCommand::decode(&nested.encode()), Err(CodecError::Malformed));
+    let huge = MetaCommand::RemoveNode { node: NodeId(u64::MAX) };
+    assert_eq!(MetaCommand::decode(&huge.encode()), Err(CodecError::Malformed));
+}
+
+#[test]
+fn formats_are_told_apart() {
+    let mut bytes = MetaCommand::RevokeToken { id: TokenId(1) }.encode().to_vec();
+    bytes[0] = 9;
+    assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Version { found: 9, known: 1 }));
+    bytes[0] = 0;
+    assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Malformed));
+}

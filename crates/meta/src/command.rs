@@ -1,0 +1,351 @@
+//! What may be asked of the metadata group, and what it answers.
+//!
+//! Invariants: every command is safe to propose again after its answer was lost: it then does nothing, or is refused with the
+//! reason that shows it was applied. Time is never in a command; the entry's timestamp is used.
+
+use flotilla_placement::Sharding;
+use flotilla_types::{
+    ClusterId, CollectionId, Epoch, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId,
+};
+
+use crate::{Addresses, NodeState, TokenId};
+
+/// One change of the metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetaCommand {
+    /// The first command of a cluster: names it and records its first node as [`NodeId`] 1, which holds replica 1 of the
+    /// metadata group. Answered by [`MetaReply::Node`].
+    Bootstrap {
+        /// The new cluster.
+        cluster: ClusterId,
+        /// The node that proposes it.
+        node: NewNode,
+    },
+    /// Records a join token. The proposer has drawn id and secret.
+    CreateToken {
+        /// Its id.
+        id: TokenId,
+        /// Hash of its secret.
+        hash: [u8; 32],
+        /// The first moment at which it is refused, in Unix milliseconds.
+        expires_at_ms: u64,
+        /// Joins it allows, at least 1.
+        uses: u32,
+    },
+    /// Forgets a join token.
+    RevokeToken {
+        /// Its id.
+        id: TokenId,
+    },
+    /// Admits a node. Answered by [`MetaReply::Node`]; a key that was admitted before gets its id back without spending a use.
+    /// A node that was active at the same QUIC address becomes [`NodeState::Lost`].
+    Join(JoinRequest),
+    /// A node has started: where it is now.
+    UpdateNode {
+        /// The node.
+        node: NodeId,
+        /// Its start. A lower one than known is refused: the folder was restored or copied.
+        incarnation: Incarnation,
+        /// Where it is reached.
+        addresses: Addresses,
+        /// Where it stands.
+        locality: Locality,
+    },
+    /// Moves a node through its life. What is gone stays gone.
+    SetNodeState {
+        /// The node.
+        node: NodeId,
+        /// The new state.
+        state: NodeState,
+    },
+    /// Takes a node out for ever; the same as setting [`NodeState::Removed`].
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+    },
+    /// Creates a collection and its shards. Answered by [`MetaReply::Collection`].
+    CreateCollection {
+        /// 1 to 64 of `a-z 0-9 _ -`.
+        name: String,
+        /// How keys are spread.
+        sharding: Sharding,
+        /// 1 to 1,024 for hash collections, which get one shard for each; 1 for range collections.
+        buckets: u16,
+        /// 1, 3 or 5.
+        replicas: u8,
+        /// The nodes of each shard's first replicas, in the order of the shards: an odd number of different active nodes, at most `replicas`.
+        initial_nodes: Vec<Vec<NodeId>>,
+    },
+    /// Drops a collection and its shards; nodes destroy the replicas.
+    DropCollection {
+        /// The collection.
+        collection: CollectionId,
+    },
+    /// Adds a replica to what is wanted. Answered by [`MetaReply::Replica`].
+    AssignReplica {
+        /// The shard.
+        shard: ShardId,
+        /// Its new node.
+        node: NodeId,
+        /// The [`crate::ShardRecord::intent_version`] that the decision was made on.
+        intent_version: u64,
+    },
+    /// Takes a replica from what is wanted.
+    UnassignReplica {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+    },
+    /// The replica's node has lost its log: wants a new replica on the same node in its place. Answered by [`MetaReply::Replica`].
+    ReplaceReplica {
+        /// The shard.
+        shard: ShardId,
+        /// The replica that cannot be trusted any more.
+        replica: ReplicaId,
+    },
+    /// A shard's own log moved on.
+    ReportShard {
+        /// What it says now.
+        descriptor: ShardDescriptor,
+    },
+    /// Changes a setting (see [`crate::Setting`]).
+    PutSetting {
+        /// Its name.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// All of these in order, or none. Not nested; at most [`crate::BATCH_COMMANDS_MAX`].
+    Batch(Vec<MetaCommand>),
+}
+
+/// A node that asks to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewNode {
+    /// The name its operator gave it: 1 to 64 bytes.
+    pub name: String,
+    /// Where it is reached; the QUIC address is required.
+    pub addresses: Addresses,
+    /// Where it stands.
+    pub locality: Locality,
+    /// Digest of its public key.
+    pub key_digest: [u8; 32],
+}
+
+/// A node that asks to be admitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinRequest {
+    /// The token it presented.
+    pub token: TokenId,
+    /// Hash of the secret it presented.
+    pub secret_hash: [u8; 32],
+    /// The node.
+    pub node: NewNode,
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetaReply {
+    /// Applied, or was so before.
+    Done,
+    /// The node's id.
+    Node(NodeId),
+    /// The new collection.
+    Collection {
+        /// Its id.
+        collection: CollectionId,
+        /// Its shards, in key order.
+        shards: Vec<ShardId>,
+    },
+    /// The new replica.
+    Replica(ReplicaId),
+    /// One for each command of a batch.
+    Batch(Vec<MetaReply>),
+    /// Nothing was changed.
+    Refused(MetaRefusal),
+}
+
+/// Why a command changed nothing. None of these is worth a retry of the same command, unless said so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetaRefusal {
+    /// The cluster does not exist yet.
+    #[error("the cluster is not bootstrapped")]
+    NotBootstrapped,
+    /// This is another cluster.
+    #[error("this is cluster {0}")]
+    OtherCluster(ClusterId),
+    /// The token was never made, was revoked, or expired long ago.
+    #[error("the join token is not known here")]
+    UnknownToken,
+    /// The token's time is over.
+    #[error("the join token has expired")]
+    TokenExpired,
+    /// The token has no use left.
+    #[error("the join token is used up")]
+    TokenUsedUp,
+    /// The secret is not the token's.
+    #[error("the join token's secret is wrong")]
+    WrongSecret,
+    /// The id belongs to another token. Draw another one.
+    #[error("a join token with this id exists")]
+    TokenExists,
+    /// The key belongs to a node that is gone for ever. Join with a new key.
+    #[error("this key belonged to {0}, which is gone for ever")]
+    KeyRemoved(NodeId),
+    /// No such node.
+    #[error("{0} is not known")]
+    UnknownNode(NodeId),
+    /// The node is gone for ever.
+    #[error("{node} is {state}")]
+    NodeGone {
+        /// The node.
+        node: NodeId,
+        /// How it went.
+        state: NodeState,
+    },
+    /// The node cannot take replicas now.
+    #[error("{0} is not active")]
+    NodeNotActive(NodeId),
+    /// A later start of the node is known: this folder was restored or copied.
+    #[error("start {known} of this node is already known")]
+    StaleIncarnation {
+        /// The start that is known.
+        known: Incarnation,
+    },
+    /// No active node would be left.
+    #[error("no active node would be left")]
+    LastNode,
+    /// No such collection.
+    #[error("{0} does not exist")]
+    UnknownCollection(CollectionId),
+    /// The name is taken.
+    #[error("the collection exists as {0}")]
+    CollectionExists(CollectionId),
+    /// The initial nodes do not fit the collection or the cluster. Choose again from newer metadata.
+    #[error("the initial placement does not fit")]
+    BadPlacement,
+    /// No such shard.
+    #[error("{0} does not exist")]
+    UnknownShard(ShardId),
+    /// The replica is not wanted already.
+    #[error("{0} is not in the shard's intent")]
+    UnknownReplica(ReplicaId),
+    /// The node has a replica of the shard already.
+    #[error("the node holds {0} of this shard")]
+    ReplicaExists(ReplicaId),
+    /// It is the shard's last wanted replica.
+    #[error("this is the last replica of the shard")]
+    LastReplica,
+    /// The intent changed meanwhile. Decide again.
+    #[error("the shard's intent is at version {found}")]
+    IntentMoved {
+        /// Its version now.
+        found: u64,
+    },
+    /// The report is not newer than what is known.
+    #[error("the shard is known at epoch {}.{}", known.range, known.config)]
+    StaleEpoch {
+        /// The epoch that is known.
+        known: Epoch,
+    },
+    /// No such setting.
+    #[error("there is no such setting")]
+    UnknownSetting,
+    /// A field breaks its rules.
+    #[error("the {0} is not valid")]
+    Invalid(Field),
+    /// The cluster has as many as it can have.
+    #[error("the cluster has too many {0}")]
+    LimitReached(Limit),
+    /// The command does not parse.
+    #[error("the command does not parse")]
+    Malformed,
+    /// A command of the batch was refused; none was applied.
+    #[error("command {position} of the batch: {refusal}")]
+    InBatch {
+        /// Its index in the batch.
+        position: u32,
+        /// Why.
+        refusal: Box<MetaRefusal>,
+    },
+}
+
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            pub(crate) fn number(self) -> u64 {
+                match self {
+                    $(Self::$variant => $number,)*
+                }
+            }
+
+            pub(crate) fn from_number(number: u64) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self {
+                    $(Self::$variant => $text,)*
+                })
+            }
+        }
+    };
+}
+
+named! {
+    /// A field with rules.
+    Field {
+        /// A node's name: 1 to 64 bytes without control characters.
+        NodeName = 1, "node name";
+        /// An address: at most 255 bytes; the QUIC address must not be empty.
+        Address = 2, "address";
+        /// A locality: at most 16 labels of 64 bytes each.
+        Locality = 3, "locality";
+        /// Uses of a token: 1 to 1,000,000.
+        TokenUses = 4, "number of uses";
+        /// A token's end: after now.
+        TokenExpiry = 5, "expiry";
+        /// A collection's name: 1 to 64 of `a-z 0-9 _ -`.
+        CollectionName = 6, "collection name";
+        /// A collection's buckets: 1 to 1,024, and 1 for range collections.
+        Buckets = 7, "number of buckets";
+        /// A collection's replicas: 1, 3 or 5.
+        Replicas = 8, "number of replicas";
+        /// A reported descriptor: known replicas and nodes, at least one voter, a range that is not empty.
+        Descriptor = 9, "shard descriptor";
+        /// A setting's value.
+        Setting = 10, "value of the setting";
+        /// A state that a node in its present state cannot be moved to.
+        NodeState = 11, "node state";
+    }
+}
+
+named! {
+    /// A bound on how many there may be.
+    Limit {
+        /// [`crate::NODES_MAX`].
+        Nodes = 1, "nodes";
+        /// [`crate::TOKENS_MAX`].
+        Tokens = 2, "join tokens";
+        /// [`crate::COLLECTIONS_MAX`].
+        Collections = 3, "collections";
+        /// [`crate::SHARDS_MAX`].
+        Shards = 4, "shards";
+        /// [`crate::INTENT_MAX`].
+        Replicas = 5, "replicas of a shard";
+        /// [`crate::BATCH_COMMANDS_MAX`].
+        Batch = 6, "commands in a batch";
+    }
+}

@@ -1,0 +1,121 @@
+//! The state machine of group 0.
+//!
+//! Invariants: state lives in records; memory holds the same state as a value, rebuilt by `restore`. Every change is published
+//! once per entry, after it is complete. The feed ring is memory only: it helps followers and nothing depends on it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_storage::{ApplyContext, MachineError, ReadContext, StateMachine, StateReader, WriteSet};
+use flotilla_types::Timestamp;
+
+use crate::{
+    CodecError, Feed, Increment, MetaQuery, MetaReply, MetaState,
+    apply::apply_entry,
+    codec::{open, seal},
+    feed::FeedRing,
+    store,
+};
+
+/// Receives the metadata after each entry that changed it and after a restore. Called on the apply thread: it must not wait.
+pub type Publish = Box<dyn Fn(Arc<MetaState>) + Send>;
+
+/// The metadata group's state machine.
+pub struct MetaMachine {
+    state: Arc<MetaState>,
+    /// The timestamp of the last command applied.
+    clock: Timestamp,
+    ring: FeedRing,
+    publish: Publish,
+}
+
+/// What a checkpoint holds beside the records.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct SystemPb {
+    #[prost(uint64, tag = "1")]
+    version: u64,
+    #[prost(uint64, tag = "2")]
+    clock: u64,
+}
+
+impl MetaMachine {
+    /// An empty machine; the host calls [`StateMachine::restore`] before anything else.
+    #[must_use]
+    pub fn new(publish: Publish) -> Self {
+        Self { state: Arc::default(), clock: Timestamp::ZERO, ring: FeedRing::default(), publish }
+    }
+
+    /// The metadata as of the last applied entry.
+    #[must_use]
+    pub fn state(&self) -> &Arc<MetaState> {
+        &self.state
+    }
+
+    /// What a follower at this version is told.
+    #[must_use]
+    pub fn feed_since(&self, version: u64) -> Feed {
+        self.ring.since(version, &self.state)
+    }
+}
+
+impl StateMachine for MetaMachine {
+    fn apply(
+        &mut self,
+        context: &ApplyContext<'_>,
+        commands: &[Bytes],
+        _records: &dyn StateReader,
+        writes: &mut WriteSet,
+    ) -> Result<Vec<Bytes>, MachineError> {
+        let mut next = MetaState::clone(&self.state);
+        let replies = apply_entry(&mut next, context.index, context.timestamp, commands).map_err(store::damaged)?;
+        self.clock = self.clock.max(context.timestamp.plus(commands.len().saturating_sub(1) as u64));
+        if next != *self.state {
+            store::write_changes(&self.state, &next, writes);
+            self.ring.push(Increment {
+                previous: self.state.version(),
+                index: context.index,
+                timestamp: context.timestamp,
+                commands: commands.to_vec(),
+            });
+            self.state = Arc::new(next);
+            (self.publish)(Arc::clone(&self.state));
+        }
+        Ok(replies.iter().map(MetaReply::encode).collect())
+    }
+
+    fn read(
+        &self,
+        _context: &ReadContext<'_>,
+        query: &[u8],
+        _records: &dyn StateReader,
+    ) -> Result<Bytes, MachineError> {
+        let feed = match MetaQuery::decode(query) {
+            Ok(MetaQuery::State) => Feed::Snapshot(self.state.encode()),
+            Ok(MetaQuery::FeedSince(version)) => self.feed_since(version),
+            Err(CodecError::Malformed | CodecError::Version { .. }) => Feed::Refused,
+        };
+        Ok(feed.encode())
+    }
+
+    fn system(&self) -> Bytes {
+        seal(&SystemPb { version: self.state.version(), clock: self.clock.0 })
+    }
+
+    fn restore(&mut self, system: &[u8], records: &dyn StateReader) -> Result<(), MachineError> {
+        let system: SystemPb =
+            if system.is_empty() { SystemPb::default() } else { open(system).map_err(store::damaged)? };
+        let state = store::load(records)?;
+        // Records of another position would silently skip or repeat entries.
+        if state.version() != system.version {
+            return Err(MachineError::Corrupt("metadata records of another version than the checkpoint"));
+        }
+        self.state = Arc::new(state);
+        self.clock = Timestamp(system.clock);
+        self.ring.clear();
+        (self.publish)(Arc::clone(&self.state));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

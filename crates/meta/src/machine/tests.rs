@@ -1,0 +1,299 @@
+//! The machine, its records and its followers under random commands.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use flotilla_placement::Sharding;
+use flotilla_storage::EngineError;
+use flotilla_types::{
+    ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaId, ShardDescriptor,
+    ShardId, Term,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Addresses, FeedError, JoinRequest, MetaCommand, MetaFollower, MetaRefusal, NewNode, NodeState, TokenId};
+
+/// Records in a map; pages are small so that loading crosses their borders.
+#[derive(Default)]
+struct Records(BTreeMap<Bytes, Bytes>);
+
+impl Records {
+    fn write(&mut self, writes: WriteSet) {
+        for (key, value) in writes {
+            match value {
+                Some(value) => self.0.insert(key, value),
+                None => self.0.remove(&key),
+            };
+        }
+    }
+}
+
+impl StateReader for Records {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.0.get(key).cloned())
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, _: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        let found = self.0.iter().filter(|(key, _)| range.contains(key));
+        Ok(found.take(items_max.min(3)).map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+fn descriptor() -> ShardDescriptor {
+    ShardDescriptor { shard: ShardId::META, range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() }
+}
+
+/// A machine with its records, as a host would run it.
+struct Host {
+    machine: MetaMachine,
+    records: Records,
+    index: u64,
+    published: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let published = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&published);
+        let publish: Publish = Box::new(move |state| seen.lock().expect("no panic while held").push(state.version()));
+        Self { machine: MetaMachine::new(publish), records: Records::default(), index: 1, published }
+    }
+
+    fn apply(&mut self, commands: &[Bytes]) -> Result<Vec<MetaReply>, MachineError> {
+        self.index += 1;
+        let descriptor = descriptor();
+        let context = ApplyContext {
+            index: LogIndex(self.index),
+            term: Term(1),
+            timestamp: Timestamp::from_millis(self.index * 100),
+            descriptor: &descriptor,
+        };
+        let mut writes = Vec::new();
+        let replies = self.machine.apply(&context, commands, &self.records, &mut writes)?;
+        self.records.write(writes);
+        Ok(replies.iter().map(|reply| MetaReply::decode(reply).expect("own reply")).collect())
+    }
+
+    fn run(&mut self, commands: &[MetaCommand]) -> Vec<MetaReply> {
+        let bytes: Vec<Bytes> = commands.iter().map(MetaCommand::encode).collect();
+        self.apply(&bytes).expect("known format")
+    }
+
+    fn read(&self, query: &[u8]) -> Feed {
+        let descriptor = descriptor();
+        let context = ReadContext { descriptor: &descriptor, now: Timestamp::ZERO };
+        Feed::decode(&self.machine.read(&context, query, &self.records).expect("readable")).expect("own feed")
+    }
+}
+
+fn new_node(number: u8) -> NewNode {
+    NewNode {
+        name: format!("n{number}"),
+        addresses: Addresses { quic: format!("h{}:1", number % 4), ..Addresses::default() },
+        locality: Locality::default(),
+        key_digest: [number; 32],
+    }
+}
+
+fn bootstrap() -> MetaCommand {
+    MetaCommand::Bootstrap { cluster: ClusterId([1; 16]), node: new_node(0) }
+}
+
+fn any_command() -> impl Strategy<Value = MetaCommand> {
+    let single = prop_oneof![
+        1 => Just(bootstrap()),
+        2 => (0_u64..3, 1_u32..4, 0_u64..6_000).prop_map(|(id, uses, expires_at_ms)| MetaCommand::CreateToken { id: TokenId(id), hash: [3; 32], expires_at_ms, uses }),
+        1 => (0_u64..3).prop_map(|id| MetaCommand::RevokeToken { id: TokenId(id) }),
+        4 => (0_u64..3, 0_u8..8).prop_map(|(token, number)| MetaCommand::Join(JoinRequest { token: TokenId(token), secret_hash: [3; 32], node: new_node(number) })),
+        2 => (0_u64..6, 0_u64..4).prop_map(|(node, incarnation)| MetaCommand::UpdateNode { node: NodeId(node), incarnation: Incarnation(incarnation), addresses: new_node(9).addresses, locality: Locality::default() }),
+        1 => (0_u64..6, 0_usize..4).prop_map(|(node, state)| MetaCommand::SetNodeState { node: NodeId(node), state: [NodeState::Active, NodeState::Draining, NodeState::Removed, NodeState::Lost][state] }),
+        2 => (0_usize..3, 1_u16..4, 1_u64..4).prop_map(|(name, buckets, node)| MetaCommand::CreateCollection { name: ["a", "b", "c"][name].to_owned(), sharding: Sharding::Hash, buckets, replicas: 3, initial_nodes: vec![vec![NodeId(node)]; buckets.into()] }),
+        1 => (1_u32..5).prop_map(|collection| MetaCommand::DropCollection { collection: CollectionId(collection) }),
+        4 => (0_u64..5, 1_u64..5, 1_u64..4).prop_map(|(shard, node, intent_version)| MetaCommand::AssignReplica { shard: ShardId(shard), node: NodeId(node), intent_version }),
+        2 => (0_u64..5, 1_u64..12).prop_map(|(shard, replica)| MetaCommand::UnassignReplica { shard: ShardId(shard), replica: ReplicaId(replica) }),
+        1 => (0_u64..5, 1_u64..12).prop_map(|(shard, replica)| MetaCommand::ReplaceReplica { shard: ShardId(shard), replica: ReplicaId(replica) }),
+        1 => (1_000_u64..9_000).prop_map(|value| MetaCommand::PutSetting { key: "dead_node_grace_ms".to_owned(), value: value.to_string() }),
+    ];
+    let single = single.boxed();
+    prop_oneof![8 => single.clone(), 1 => proptest::collection::vec(single, 0..4).prop_map(MetaCommand::Batch)]
+}
+
+fn any_entries() -> impl Strategy<Value = Vec<Vec<MetaCommand>>> {
+    proptest::collection::vec(proptest::collection::vec(any_command(), 0..4), 0..40).prop_map(|mut entries| {
+        entries.insert(0, vec![bootstrap()]);
+        entries
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_follower_equals_the_leader_at_every_version(entries in any_entries(), asks in proptest::collection::vec(any::<bool>(), 41)) {
+        let mut host = Host::new();
+        let mut eager = MetaFollower::default();
+        let mut lazy = MetaFollower::default();
+        for (entry, ask) in entries.iter().zip(asks) {
+            host.run(entry);
+            for (follower, asks) in [(&mut eager, true), (&mut lazy, ask)] {
+                if asks {
+                    let feed = host.read(&MetaQuery::FeedSince(follower.wanted()).encode());
+                    follower.apply(&feed).expect("follows");
+                    prop_assert_eq!(follower.state(), host.machine.state());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_restored_machine_equals_the_one_that_ran(entries in any_entries()) {
+        let mut host = Host::new();
+        entries.iter().for_each(|entry| { host.run(entry); });
+        let mut restored = MetaMachine::new(Box::new(|_| ()));
+        restored.restore(&host.machine.system(), &host.records).expect("restores");
+        prop_assert_eq!(restored.state(), host.machine.state());
+        prop_assert_eq!(restored.system(), host.machine.system());
+        let copy = MetaState::decode(&host.machine.state().encode()).expect("decodes");
+        prop_assert_eq!(&copy, host.machine.state().as_ref());
+    }
+
+    #[test]
+    fn ids_are_never_given_out_twice(entries in any_entries()) {
+        let mut host = Host::new();
+        let mut replicas = BTreeMap::new();
+        for entry in &entries {
+            host.run(entry);
+            for shard in host.machine.state().shards() {
+                for held in &shard.intent {
+                    let owner = (shard.id, held.node);
+                    prop_assert_eq!(*replicas.entry(held.replica).or_insert(owner), owner);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let mut host = Host::new();
+        host.run(&[bootstrap()]);
+        let mut known = bytes.clone();
+        if let Some(first) = known.first_mut() {
+            *first = 1;
+        }
+        let replies = host.apply(&[known.into()]).expect("of a known format");
+        prop_assert_eq!(replies.len(), 1);
+        let _ = host.read(&bytes);
+        let _ = MetaReply::decode(&bytes);
+        let _ = MetaState::decode(&bytes);
+        let _ = Feed::decode(&bytes);
+    }
+
+    #[test]
+    fn damaged_bytes_never_panic(command in any_command(), at in any::<prop::sample::Index>(), with: u8, entries in any_entries()) {
+        let mut host = Host::new();
+        entries.iter().take(5).for_each(|entry| { host.run(entry); });
+        let damage = |bytes: &Bytes| {
+            let mut bytes = bytes.to_vec();
+            let at = at.index(bytes.len() - 1) + 1;
+            bytes[at] = with;
+            Bytes::from(bytes)
+        };
+        host.apply(&[damage(&command.encode())]).expect("of a known format");
+        let _ = MetaFollower::default().apply(&Feed::Snapshot(damage(&host.machine.state().encode())));
+        if let Ok(feed) = Feed::decode(&damage(&host.machine.feed_since(2).encode())) {
+            let _ = MetaFollower::default().apply(&feed);
+        }
+    }
+}
+
+#[test]
+fn only_changes_are_written_and_published() {
+    let mut host = Host::new();
+    host.run(&[bootstrap()]);
+    assert_eq!(*host.published.lock().expect("not poisoned"), [2]);
+    host.run(&[bootstrap(), MetaCommand::RevokeToken { id: TokenId(1) }]);
+    host.run(&[]);
+    assert_eq!(*host.published.lock().expect("not poisoned"), [2]);
+    assert_eq!(host.machine.state().version(), 2);
+    let setting = MetaCommand::PutSetting { key: "meta_replicas".to_owned(), value: "5".to_owned() };
+    let records = host.records.0.clone();
+    host.run(&[setting]);
+    let changed = host.records.0.iter().filter(|(key, value)| records.get(*key) != Some(value)).count();
+    assert_eq!(changed, 2, "the header and the setting");
+    assert_eq!(*host.published.lock().expect("not poisoned"), [2, 5]);
+    host.machine.restore(&host.machine.system(), &host.records).expect("restores");
+    assert_eq!(*host.published.lock().expect("not poisoned"), [2, 5, 5]);
+}
+
+#[test]
+fn a_gap_makes_a_follower_start_over() {
+    let mut host = Host::new();
+    host.run(&[bootstrap()]);
+    let mut follower = MetaFollower::default();
+    follower.apply(&host.machine.feed_since(0)).expect("snapshot");
+    assert_eq!(follower.wanted(), 2);
+    for id in 0..3 {
+        host.run(&[MetaCommand::CreateToken { id: TokenId(id), hash: [0; 32], expires_at_ms: 99_999, uses: 1 }]);
+    }
+    let gap = host.machine.feed_since(3);
+    assert_eq!(follower.apply(&gap), Err(FeedError::Gap { have: 2, previous: 3 }));
+    assert_eq!(follower.wanted(), 0);
+    let all = host.read(&MetaQuery::FeedSince(follower.wanted()).encode());
+    assert!(matches!(all, Feed::Snapshot(_)));
+    assert_eq!(follower.apply(&all), Ok(true));
+    assert_eq!((follower.state(), follower.wanted()), (host.machine.state(), 5));
+}
+
+#[test]
+fn a_follower_never_goes_back() {
+    let mut host = Host::new();
+    host.run(&[bootstrap()]);
+    let old = host.read(&MetaQuery::State.encode());
+    host.run(&[MetaCommand::CreateToken { id: TokenId(1), hash: [0; 32], expires_at_ms: 99_999, uses: 1 }]);
+    let mut follower = MetaFollower::default();
+    follower.apply(&host.machine.feed_since(0)).expect("snapshot");
+    assert_eq!(follower.apply(&old), Err(FeedError::Backwards { have: 3, offered: 2 }));
+    assert_eq!((follower.wanted(), follower.state()), (3, host.machine.state()));
+    assert_eq!(host.machine.feed_since(99), Feed::UpToDate, "a node that lags has nothing to offer");
+}
+
+#[test]
+fn an_increment_without_effect_is_noticed() {
+    let mut host = Host::new();
+    host.run(&[bootstrap()]);
+    let mut follower = MetaFollower::default();
+    follower.apply(&host.machine.feed_since(0)).expect("snapshot");
+    let idle =
+        Increment { previous: 2, index: LogIndex(3), timestamp: Timestamp(1), commands: vec![bootstrap().encode()] };
+    assert_eq!(follower.apply(&Feed::Increments(vec![idle])), Err(FeedError::Diverged { index: 3 }));
+    assert_eq!(follower.apply(&Feed::Refused), Err(FeedError::Refused));
+}
+
+#[test]
+fn a_newer_format_stops_the_replica_and_garbage_does_not() {
+    let mut host = Host::new();
+    host.run(&[bootstrap()]);
+    let garbage = [&b""[..], &[0], &[1], &[1, 0xff, 0xff]].map(Bytes::from_static);
+    let replies = host.apply(&garbage).expect("answered");
+    assert_eq!(replies, vec![MetaReply::Refused(MetaRefusal::Malformed); 4]);
+    let newer = host.apply(&[Bytes::from_static(&[2, 1])]);
+    assert!(matches!(newer, Err(MachineError::Version { found: 2, known: 1 })));
+    assert_eq!(host.read(&[9, 9]), Feed::Refused);
+}
+
+#[test]
+fn records_of_another_position_are_refused() {
+    let mut host = Host::new();
+    host.run(&[bootstrap()]);
+    let system = host.machine.system();
+    host.run(&[MetaCommand::PutSetting { key: "meta_replicas".to_owned(), value: "5".to_owned() }]);
+    let mut other = MetaMachine::new(Box::new(|_| ()));
+    assert!(matches!(other.restore(&system, &host.records), Err(MachineError::Corrupt(_))));
+    assert!(matches!(other.restore(&[], &host.records), Err(MachineError::Corrupt(_))));
+    let header = host.records.0.keys().find(|key| key.ends_with(b"header")).expect("header").clone();
+    host.records.0.remove(&header);
+    assert!(matches!(other.restore(&host.machine.system(), &host.records), Err(MachineError::Corrupt(_))));
+}

@@ -1,0 +1,92 @@
+//! Cluster-wide settings, kept in the metadata so that every node obeys the same ones.
+//!
+//! Invariants: only known keys with values in range are stored; a key that was never set has its default.
+
+use std::{fmt, str::FromStr};
+
+use crate::{Field, MetaRefusal};
+
+/// A setting. All are whole numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Setting {
+    /// How long a node may be silent before its replicas are replaced, in milliseconds (1,000 to 7 days). Shorter restores
+    /// redundancy sooner; longer saves copying when a node is merely restarting.
+    DeadNodeGraceMs,
+    /// Voters of the metadata group: 1, 3 or 5. Five survive two failures and make each change slower.
+    MetaReplicas,
+    /// Balancing starts when two nodes differ by more than one replica plus this many (0 to 1,000).
+    BalanceThreshold,
+    /// Replicas that one plan may move for balance or spread (0 to 64). 0 turns balancing off.
+    BalanceMovesMax,
+}
+
+impl Setting {
+    /// Every setting.
+    pub const ALL: [Self; 4] =
+        [Self::DeadNodeGraceMs, Self::MetaReplicas, Self::BalanceThreshold, Self::BalanceMovesMax];
+
+    /// Its name.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::DeadNodeGraceMs => "dead_node_grace_ms",
+            Self::MetaReplicas => "meta_replicas",
+            Self::BalanceThreshold => "balance_threshold",
+            Self::BalanceMovesMax => "balance_moves_max",
+        }
+    }
+
+    /// Its value while it was never set.
+    #[must_use]
+    pub fn default_value(self) -> u64 {
+        match self {
+            Self::DeadNodeGraceMs => 30_000,
+            Self::MetaReplicas => 3,
+            Self::BalanceThreshold => 1,
+            Self::BalanceMovesMax => 2,
+        }
+    }
+
+    /// Reads a value; refuses what is no number or out of range.
+    pub fn parse(self, value: &str) -> Result<u64, MetaRefusal> {
+        let number: u64 = value.parse().map_err(|_| MetaRefusal::Invalid(Field::Setting))?;
+        let fits = match self {
+            Self::DeadNodeGraceMs => (1_000..=7 * 24 * 3_600_000).contains(&number),
+            Self::MetaReplicas => matches!(number, 1 | 3 | 5),
+            Self::BalanceThreshold => number <= 1_000,
+            Self::BalanceMovesMax => number <= 64,
+        };
+        if fits { Ok(number) } else { Err(MetaRefusal::Invalid(Field::Setting)) }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.key())
+    }
+}
+
+impl FromStr for Setting {
+    type Err = MetaRefusal;
+
+    fn from_str(key: &str) -> Result<Self, MetaRefusal> {
+        Self::ALL.into_iter().find(|setting| setting.key() == key).ok_or(MetaRefusal::UnknownSetting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_keys_round_trip() {
+        for setting in Setting::ALL {
+            assert_eq!(setting.key().parse(), Ok(setting));
+            assert_eq!(setting.parse(&setting.default_value().to_string()), Ok(setting.default_value()));
+            assert!(setting.parse("many").is_err() && setting.parse("-1").is_err());
+            assert!(setting.parse(&u64::MAX.to_string()).is_err());
+        }
+        assert!(Setting::MetaReplicas.parse("2").is_err());
+        assert_eq!("no_such_setting".parse::<Setting>(), Err(MetaRefusal::UnknownSetting));
+    }
+}

@@ -1,0 +1,154 @@
+//! The metadata as a value.
+//!
+//! Invariants: changed only by `apply`; equal logs give equal states. Records are shared between copies, so that cloning a state
+//! costs pointers, a reader may keep its copy as long as it likes, and comparing two versions skips what did not change.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use flotilla_placement::Collection;
+use flotilla_types::{ClusterId, CollectionId, NodeId, ReplicaId, ShardId};
+
+use crate::{NodeRecord, Setting, ShardRecord, TokenId, TokenRecord};
+
+/// Everything the metadata group knows, at one version.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MetaState {
+    pub(crate) header: Header,
+    pub(crate) nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
+    pub(crate) collections: BTreeMap<CollectionId, Arc<Collection>>,
+    pub(crate) shards: BTreeMap<ShardId, Arc<ShardRecord>>,
+    pub(crate) tokens: BTreeMap<TokenId, Arc<TokenRecord>>,
+    pub(crate) settings: BTreeMap<String, Arc<str>>,
+}
+
+/// Identity, version, and the ids to give out next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) cluster: Option<ClusterId>,
+    pub(crate) version: u64,
+    pub(crate) next_node: NodeId,
+    pub(crate) next_collection: CollectionId,
+    pub(crate) next_shard: ShardId,
+    pub(crate) next_replica: ReplicaId,
+}
+
+impl Default for Header {
+    fn default() -> Self {
+        Self {
+            cluster: None,
+            version: 0,
+            next_node: NodeId(1),
+            next_collection: CollectionId::DEFAULT,
+            next_shard: ShardId::META.next(),
+            next_replica: ReplicaId(1),
+        }
+    }
+}
+
+/// What the metadata says of a replica that a node finds on its disk or is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicaStatus {
+    /// Placement wants it, or the shard still counts on it.
+    Wanted,
+    /// It was given out once and nobody counts on it any more: it may be destroyed.
+    Unwanted,
+    /// It was given out after this version of the metadata, or never: wait for newer metadata.
+    Unknown,
+}
+
+impl MetaState {
+    /// The cluster; `None` before bootstrap.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.header.cluster
+    }
+
+    /// The index of the entry that changed the state last. Zero: nothing happened yet.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.header.version
+    }
+
+    /// A node.
+    #[must_use]
+    pub fn node(&self, node: NodeId) -> Option<&NodeRecord> {
+        self.nodes.get(&node).map(Arc::as_ref)
+    }
+
+    /// Every node, those that are gone included, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values().map(Arc::as_ref)
+    }
+
+    /// The node with this public key.
+    #[must_use]
+    pub fn node_with_key(&self, key_digest: &[u8; 32]) -> Option<&NodeRecord> {
+        self.nodes().find(|node| node.key_digest == *key_digest)
+    }
+
+    /// A collection by name.
+    #[must_use]
+    pub fn collection(&self, name: &str) -> Option<&Collection> {
+        self.collections().find(|collection| collection.name == name)
+    }
+
+    /// A collection by id.
+    #[must_use]
+    pub fn collection_with_id(&self, collection: CollectionId) -> Option<&Collection> {
+        self.collections.get(&collection).map(Arc::as_ref)
+    }
+
+    /// Every collection, by id.
+    pub fn collections(&self) -> impl Iterator<Item = &Collection> {
+        self.collections.values().map(Arc::as_ref)
+    }
+
+    /// A shard.
+    #[must_use]
+    pub fn shard(&self, shard: ShardId) -> Option<&ShardRecord> {
+        self.shards.get(&shard).map(Arc::as_ref)
+    }
+
+    /// Every shard, the metadata group's first.
+    pub fn shards(&self) -> impl Iterator<Item = &ShardRecord> {
+        self.shards.values().map(Arc::as_ref)
+    }
+
+    /// Every shard with a replica that placement wants on this node.
+    pub fn wanted_on(&self, node: NodeId) -> impl Iterator<Item = (&ShardRecord, ReplicaId)> {
+        self.shards().filter_map(move |shard| Some((shard, shard.wanted_on(node)?)))
+    }
+
+    /// A join token.
+    #[must_use]
+    pub fn token(&self, token: TokenId) -> Option<&TokenRecord> {
+        self.tokens.get(&token).map(Arc::as_ref)
+    }
+
+    /// Every join token, by id.
+    pub fn tokens(&self) -> impl Iterator<Item = &TokenRecord> {
+        self.tokens.values().map(Arc::as_ref)
+    }
+
+    /// The value of a setting, or its default.
+    #[must_use]
+    pub fn setting(&self, setting: Setting) -> u64 {
+        self.settings.get(setting.key()).and_then(|value| setting.parse(value).ok()).unwrap_or(setting.default_value())
+    }
+
+    /// Whether anyone counts on a replica. Before destroying one, also make sure that the shard's own configuration does not name it:
+    /// a report may be on its way.
+    #[must_use]
+    pub fn replica_status(&self, shard: ShardId, replica: ReplicaId) -> ReplicaStatus {
+        let counted_on = self.shard(shard).is_some_and(|record| {
+            record.intent.iter().any(|held| held.replica == replica) || record.descriptor.node_of(replica).is_some()
+        });
+        if counted_on {
+            ReplicaStatus::Wanted
+        } else if replica < self.header.next_replica && replica != ReplicaId::NONE {
+            ReplicaStatus::Unwanted
+        } else {
+            ReplicaStatus::Unknown
+        }
+    }
+}

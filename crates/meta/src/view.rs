@@ -1,0 +1,94 @@
+//! The metadata as placement sees it, and placement's answers as commands.
+
+use flotilla_placement::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanShard, Shard, ShardMap, place};
+use flotilla_types::{NodeId, ShardId};
+
+use crate::{MetaCommand, MetaState, NodeState, Setting};
+
+/// Every node weighs the same: capacity is not recorded.
+const WEIGHT: u32 = 100;
+
+/// Whether a node is heard of; decided outside, from membership and the grace period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Liveness {
+    /// It is.
+    Live,
+    /// Not lately.
+    Suspect,
+    /// Not for longer than the grace period.
+    Dead,
+}
+
+impl MetaState {
+    /// Where every key lives, by what the shards reported.
+    #[must_use]
+    pub fn shard_map(&self) -> ShardMap {
+        let shards =
+            self.shards().map(|shard| Shard { collection: shard.collection, descriptor: shard.descriptor.clone() });
+        ShardMap::new(self.version(), self.collections().cloned(), shards)
+    }
+
+    /// What a plan depends on.
+    #[must_use]
+    pub fn plan_input(&self, liveness: impl Fn(NodeId) -> Liveness) -> PlanInput {
+        let nodes = self.nodes().map(|node| {
+            let status = match (node.state, liveness(node.id)) {
+                (NodeState::Removed | NodeState::Lost, _) => NodeStatus::Removed,
+                (_, Liveness::Dead) => NodeStatus::Dead,
+                (NodeState::Draining, _) => NodeStatus::Draining,
+                (NodeState::Active, Liveness::Suspect) => NodeStatus::Suspect,
+                (NodeState::Active, Liveness::Live) => NodeStatus::Live,
+            };
+            PlanNode { id: node.id, status, locality: node.locality.clone(), weight: WEIGHT }
+        });
+        let shards = self.shards().map(|shard| PlanShard {
+            id: shard.id,
+            replicas_desired: if shard.id == ShardId::META {
+                u8::try_from(self.setting(Setting::MetaReplicas)).unwrap_or(u8::MAX)
+            } else {
+                shard.replicas_desired
+            },
+            intent: shard.intent.clone(),
+            actual: shard.descriptor.replicas.clone(),
+        });
+        PlanInput {
+            nodes: nodes.collect(),
+            shards: shards.collect(),
+            balance_threshold: u32::try_from(self.setting(Setting::BalanceThreshold)).unwrap_or(u32::MAX),
+            moves_max: usize::try_from(self.setting(Setting::BalanceMovesMax)).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Chooses the first nodes of a new collection's shards, for [`MetaCommand::CreateCollection`]. A list is empty when no
+    /// node can take a replica.
+    #[must_use]
+    pub fn initial_nodes(&self, shards: u16, replicas: u8, liveness: impl Fn(NodeId) -> Liveness) -> Vec<Vec<NodeId>> {
+        let input = self.plan_input(liveness);
+        let first = self.header.next_shard.0;
+        let new: Vec<_> = (0..u64::from(shards)).map(|i| (ShardId(first + i), replicas)).collect();
+        place(&input.nodes, &input.shards, &new)
+    }
+
+    /// A plan as commands: one batch for each shard, so that a shard that changed meanwhile holds back no other.
+    #[must_use]
+    pub fn commands_for(&self, plan: &Plan) -> Vec<MetaCommand> {
+        plan.changes
+            .chunk_by(|a, b| a.shard() == b.shard())
+            .filter_map(|changes| {
+                let mut intent_version = self.shard(changes.first()?.shard())?.intent_version;
+                let commands = changes.iter().map(|change| {
+                    let command = match *change {
+                        Change::Assign { shard, node, .. } => {
+                            MetaCommand::AssignReplica { shard, node, intent_version }
+                        }
+                        Change::Unassign { shard, replica, .. } => MetaCommand::UnassignReplica { shard, replica },
+                    };
+                    // Each change before this one in the batch will have moved the version by one.
+                    intent_version += 1;
+                    command
+                });
+                Some(MetaCommand::Batch(commands.collect()))
+            })
+            .collect()
+    }
+}
