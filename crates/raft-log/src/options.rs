@@ -1,0 +1,74 @@
+//! Settings of the log.
+//!
+//! What is not here is fixed on purpose: files are never recycled, since a recycled one keeps old batches behind its end,
+//! and nothing is allocated ahead, so that an idle log is small.
+
+use raft_engine::{Config, ReadableSize, RecoveryMode};
+
+use crate::OpenError;
+
+/// Threads that read the log's files when it is opened; they end with the opening.
+const RECOVERY_THREADS: usize = 2;
+
+/// Settings of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// A file is closed and the next one started once it holds this many bytes; at least 4 KiB, 16 MiB by default. Space
+    /// comes back by whole files, and the last file is read twice at every start: small files are quicker to give back
+    /// and to check, large ones need fewer syncs of the folder.
+    pub target_file_size_bytes: u64,
+    /// Space is given back once the log takes this many bytes; at least four files, 256 MiB by default. Choose it well above
+    /// what all replicas keep behind their checkpoints, or live entries are copied again and again.
+    pub purge_threshold_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { target_file_size_bytes: 16 << 20, purge_threshold_bytes: 256 << 20 }
+    }
+}
+
+impl Options {
+    /// The smallest file worth a sync of the folder, in bytes.
+    pub const TARGET_FILE_SIZE_BYTES_MIN: u64 = 4 << 10;
+    /// The least number of files before space is given back: one is always being written.
+    pub const FILES_MIN: u64 = 4;
+
+    /// Whether the settings fit together.
+    pub fn validate(&self) -> Result<(), OpenError> {
+        if self.target_file_size_bytes < Self::TARGET_FILE_SIZE_BYTES_MIN {
+            return Err(OpenError::Options("target_file_size_bytes is below 4 KiB"));
+        }
+        if self.purge_threshold_bytes / Self::FILES_MIN < self.target_file_size_bytes {
+            return Err(OpenError::Options("purge_threshold_bytes is below four times target_file_size_bytes"));
+        }
+        Ok(())
+    }
+
+    /// The engine's own settings for a log in the folder `dir`.
+    pub(crate) fn config(&self, dir: String) -> Config {
+        Config {
+            dir,
+            // A torn end is what a power cut leaves. Damage before the end is found by `tail::check`.
+            recovery_mode: RecoveryMode::TolerateTailCorruption,
+            recovery_threads: RECOVERY_THREADS,
+            target_file_size: ReadableSize(self.target_file_size_bytes),
+            purge_threshold: ReadableSize(self.purge_threshold_bytes),
+            enable_log_recycle: false,
+            prefill_for_recycle: false,
+            ..Config::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        assert!(Options::default().validate().is_ok());
+        assert!(Options { target_file_size_bytes: 1, ..Options::default() }.validate().is_err());
+        assert!(Options { purge_threshold_bytes: 20 << 20, ..Options::default() }.validate().is_err());
+    }
+}

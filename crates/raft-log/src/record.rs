@@ -1,0 +1,339 @@
+//! What the engine keeps beside entries, as bytes: keys and versioned values.
+//!
+//! Format: every value is a version byte followed by its content, a protobuf message unless stated otherwise. A field may be
+//! added; a version is raised when an older binary would misread. Reading never panics.
+//!
+//! | region | key | value |
+//! |---|---|---|
+//! | replica | `s` | [`Replica`]: shard, hard state, bounds of the log |
+//! | replica | `c` | [`Checkpoint`] |
+//! | node | `sequence` | the folder's number and the batch's sequence, 8 bytes each, big-endian; in every batch |
+//! | node | `m` ‖ node id (8 bytes, big-endian) | what that node said of itself, 8 bytes, big-endian |
+//! | node | `t` ‖ replica id (8 bytes, big-endian) | nothing: the replica was destroyed |
+
+use bytes::Bytes;
+use flotilla_storage::ReplicaBounds;
+use flotilla_types::{
+    Checkpoint, ConfState, Epoch, HardState, KeyRange, LogIndex, NodeId, ObjectId, Position, ReplicaDescriptor,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, WalSequence,
+};
+use prost::Message;
+
+/// The region that belongs to the node. No replica may have this id.
+pub(crate) const NODE_REGION: u64 = u64::MAX;
+
+pub(crate) const REPLICA_KEY: &[u8] = b"s";
+pub(crate) const CHECKPOINT_KEY: &[u8] = b"c";
+pub(crate) const SEQUENCE_KEY: &[u8] = b"sequence";
+const MARK_PREFIX: u8 = b'm';
+const TOMBSTONE_PREFIX: u8 = b't';
+
+const VERSION: u8 = 1;
+const SEQUENCE_BYTES: usize = 1 + 8 + 8;
+
+/// Why bytes were not understood.
+pub(crate) type Reason = &'static str;
+
+#[derive(Clone, PartialEq, Message)]
+struct ReplicaRecord {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    term: u64,
+    #[prost(uint64, tag = "3")]
+    vote: u64,
+    #[prost(uint64, tag = "4")]
+    commit: u64,
+    #[prost(uint64, tag = "5")]
+    truncated_index: u64,
+    #[prost(uint64, tag = "6")]
+    truncated_term: u64,
+    /// The engine may bring back entries behind the true end after its files were purged; this says where it is.
+    #[prost(uint64, tag = "7")]
+    last: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct CheckpointRecord {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(uint64, tag = "2")]
+    term: u64,
+    #[prost(message, required, tag = "3")]
+    conf: ConfRecord,
+    #[prost(message, required, tag = "4")]
+    descriptor: DescriptorRecord,
+    #[prost(bytes = "vec", optional, tag = "5")]
+    system: Option<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    base: Vec<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "7")]
+    runs: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ConfRecord {
+    #[prost(uint64, repeated, tag = "1")]
+    voters: Vec<u64>,
+    #[prost(uint64, repeated, tag = "2")]
+    voters_outgoing: Vec<u64>,
+    #[prost(uint64, repeated, tag = "3")]
+    learners: Vec<u64>,
+    #[prost(uint64, repeated, tag = "4")]
+    learners_next: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DescriptorRecord {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    start: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    end: Bytes,
+    #[prost(uint64, tag = "4")]
+    epoch_range: u64,
+    #[prost(uint64, tag = "5")]
+    epoch_config: u64,
+    #[prost(message, repeated, tag = "6")]
+    replicas: Vec<MemberRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MemberRecord {
+    #[prost(uint64, tag = "1")]
+    replica: u64,
+    #[prost(uint64, tag = "2")]
+    node: u64,
+    #[prost(bool, tag = "3")]
+    learner: bool,
+}
+
+fn versioned(message: &impl Message) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + message.encoded_len());
+    bytes.push(VERSION);
+    message.encode_raw(&mut bytes);
+    bytes
+}
+
+fn content(bytes: &[u8]) -> Result<&[u8], Reason> {
+    match bytes.split_first() {
+        Some((&VERSION, content)) => Ok(content),
+        Some((version, _)) if *version > VERSION => Err("a newer version of this program wrote the record"),
+        _ => Err("a record has no version"),
+    }
+}
+
+fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Reason> {
+    M::decode(content(bytes)?).map_err(|_| "a record does not parse")
+}
+
+pub(crate) fn encode_replica(bounds: &ReplicaBounds) -> Vec<u8> {
+    versioned(&ReplicaRecord {
+        shard: bounds.shard.0,
+        term: bounds.hard_state.term.0,
+        vote: bounds.hard_state.vote.0,
+        commit: bounds.hard_state.commit.0,
+        truncated_index: bounds.truncated.0.0,
+        truncated_term: bounds.truncated.1.0,
+        last: bounds.last.0,
+    })
+}
+
+pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaBounds, Reason> {
+    let record: ReplicaRecord = decode(bytes)?;
+    if record.last < record.truncated_index {
+        return Err("the log ends before it starts");
+    }
+    Ok(ReplicaBounds {
+        shard: ShardId(record.shard),
+        hard_state: HardState {
+            term: Term(record.term),
+            vote: ReplicaId(record.vote),
+            commit: LogIndex(record.commit),
+        },
+        truncated: (LogIndex(record.truncated_index), Term(record.truncated_term)),
+        last: LogIndex(record.last),
+    })
+}
+
+pub(crate) fn encode_checkpoint(checkpoint: &Checkpoint) -> Vec<u8> {
+    let Position { index, term, conf, descriptor } = &checkpoint.position;
+    let ids = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.0).collect();
+    let objects = |objects: &[ObjectId]| objects.iter().map(|object| object.as_bytes().to_vec()).collect();
+    versioned(&CheckpointRecord {
+        index: index.0,
+        term: term.0,
+        conf: ConfRecord {
+            voters: ids(&conf.voters),
+            voters_outgoing: ids(&conf.voters_outgoing),
+            learners: ids(&conf.learners),
+            learners_next: ids(&conf.learners_next),
+        },
+        descriptor: DescriptorRecord {
+            shard: descriptor.shard.0,
+            start: descriptor.range.start.clone(),
+            end: descriptor.range.end.clone(),
+            epoch_range: descriptor.epoch.range,
+            epoch_config: descriptor.epoch.config,
+            replicas: descriptor.replicas.iter().map(member_record).collect(),
+        },
+        system: checkpoint.system.map(|object| object.as_bytes().to_vec()),
+        base: objects(&checkpoint.base),
+        runs: objects(&checkpoint.runs),
+    })
+}
+
+fn member_record(member: &ReplicaDescriptor) -> MemberRecord {
+    let learner = match member.role {
+        ReplicaRole::Voter => false,
+        ReplicaRole::Learner => true,
+    };
+    MemberRecord { replica: member.replica.0, node: member.node.0, learner }
+}
+
+pub(crate) fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, Reason> {
+    let record: CheckpointRecord = decode(bytes)?;
+    let ids = |ids: Vec<u64>| ids.into_iter().map(ReplicaId).collect();
+    let object = |bytes: &Vec<u8>| ObjectId::from_slice(bytes).ok_or("an object id is not 32 bytes long");
+    let objects = |objects: &[Vec<u8>]| objects.iter().map(object).collect::<Result<Vec<_>, _>>();
+    let DescriptorRecord { shard, start, end, epoch_range, epoch_config, replicas } = record.descriptor;
+    Ok(Checkpoint {
+        position: Position {
+            index: LogIndex(record.index),
+            term: Term(record.term),
+            conf: ConfState {
+                voters: ids(record.conf.voters),
+                voters_outgoing: ids(record.conf.voters_outgoing),
+                learners: ids(record.conf.learners),
+                learners_next: ids(record.conf.learners_next),
+            },
+            descriptor: ShardDescriptor {
+                shard: ShardId(shard),
+                range: KeyRange { start, end },
+                epoch: Epoch { range: epoch_range, config: epoch_config },
+                replicas: replicas.into_iter().map(member).collect(),
+            },
+        },
+        system: record.system.as_ref().map(object).transpose()?,
+        base: objects(&record.base)?,
+        runs: objects(&record.runs)?,
+    })
+}
+
+fn member(record: MemberRecord) -> ReplicaDescriptor {
+    let role = if record.learner { ReplicaRole::Learner } else { ReplicaRole::Voter };
+    ReplicaDescriptor { replica: ReplicaId(record.replica), node: NodeId(record.node), role }
+}
+
+pub(crate) fn encode_sequence(nonce: u64, sequence: WalSequence) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(SEQUENCE_BYTES);
+    bytes.push(VERSION);
+    bytes.extend_from_slice(&nonce.to_be_bytes());
+    bytes.extend_from_slice(&sequence.0.to_be_bytes());
+    bytes
+}
+
+pub(crate) fn decode_sequence(bytes: &[u8]) -> Result<WalSequence, Reason> {
+    let (_nonce, sequence) = content(bytes)?.split_at_checked(8).ok_or("the sequence is too short")?;
+    number(sequence).map(WalSequence).ok_or("the sequence is too short")
+}
+
+/// The sequences of all batches of this folder found in raw bytes, whole or not.
+pub(crate) fn sequences_in(bytes: &[u8], nonce: u64) -> impl Iterator<Item = u64> + '_ {
+    // As the engine lays out a pair: key, length of the value in one byte, value.
+    let mut pattern = SEQUENCE_KEY.to_vec();
+    pattern.push(SEQUENCE_BYTES as u8);
+    pattern.push(VERSION);
+    pattern.extend_from_slice(&nonce.to_be_bytes());
+    (0..bytes.len()).filter_map(move |at| {
+        let found = bytes[at..].strip_prefix(&pattern[..])?;
+        found.first_chunk::<8>().map(|sequence| u64::from_be_bytes(*sequence))
+    })
+}
+
+pub(crate) fn mark_key(node: NodeId) -> Vec<u8> {
+    key(MARK_PREFIX, node.0)
+}
+
+pub(crate) fn encode_mark(sequence: WalSequence) -> Vec<u8> {
+    key(VERSION, sequence.0)
+}
+
+pub(crate) fn tombstone_key(replica: ReplicaId) -> Vec<u8> {
+    key(TOMBSTONE_PREFIX, replica.0)
+}
+
+pub(crate) fn encode_tombstone() -> Vec<u8> {
+    vec![VERSION]
+}
+
+/// One pair of the node's region.
+pub(crate) enum NodePair {
+    /// What a peer said of itself.
+    Mark(NodeId, WalSequence),
+    /// A destroyed replica.
+    Tombstone(ReplicaId),
+    /// The sequence of the last batch.
+    Sequence(WalSequence),
+}
+
+pub(crate) fn decode_node_pair(key: &[u8], value: &[u8]) -> Result<NodePair, Reason> {
+    if key == SEQUENCE_KEY {
+        return decode_sequence(value).map(NodePair::Sequence);
+    }
+    let (prefix, id) = key.split_first().ok_or("a key of the node is empty")?;
+    let id = number(id).ok_or("a key of the node has a wrong length")?;
+    let value = content(value)?;
+    match *prefix {
+        MARK_PREFIX => {
+            let sequence = number(value).ok_or("a mark has a wrong length")?;
+            Ok(NodePair::Mark(NodeId(id), WalSequence(sequence)))
+        }
+        TOMBSTONE_PREFIX => Ok(NodePair::Tombstone(ReplicaId(id))),
+        _ => Err("a key of the node is unknown"),
+    }
+}
+
+fn key(prefix: u8, id: u64) -> Vec<u8> {
+    let mut key = vec![prefix];
+    key.extend_from_slice(&id.to_be_bytes());
+    key
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_bytes_make_a_reader_panic() {
+        for len in 0..40 {
+            for byte in 0..=u8::MAX {
+                let bytes = vec![byte; len];
+                let _ = (decode_replica(&bytes), decode_checkpoint(&bytes), decode_sequence(&bytes));
+                let _ = (decode_node_pair(&bytes, &bytes), decode_node_pair(SEQUENCE_KEY, &bytes));
+            }
+        }
+    }
+
+    #[test]
+    fn newer_records_are_refused() {
+        assert!(decode_replica(&[VERSION + 1]).unwrap_err().contains("newer"));
+        assert!(decode_checkpoint(&[]).is_err());
+    }
+
+    #[test]
+    fn sequences_are_found_in_raw_bytes_of_this_folder_only() {
+        let mut bytes = Vec::new();
+        for (nonce, sequence) in [(7, 1), (8, 2), (7, 3), (7, 3)] {
+            bytes.extend_from_slice(b"..sequence\x11");
+            bytes.extend(encode_sequence(nonce, WalSequence(sequence)));
+        }
+        assert_eq!(Vec::from_iter(sequences_in(&bytes, 7)), [1, 3, 3]);
+        assert_eq!(Vec::from_iter(sequences_in(&bytes[..bytes.len() - 1], 7)), [1, 3], "one is cut off");
+    }
+}

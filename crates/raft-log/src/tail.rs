@@ -1,0 +1,174 @@
+//! The end of the log, read before the engine sees it.
+//!
+//! raft-engine cuts its last file at the first batch that does not match its checksum. That is right for the batch that
+//! was under way at a power cut, and wrong for anything else: then synced batches would vanish without a word.
+//! Only one batch is ever under way, so two facts tell the cases apart:
+//! - Another batch behind the damaged one means that it had been synced: [`OpenError::Damaged`], and nothing changes.
+//! - A last batch whose index is whole while its entries are not is torn too, though the engine would accept it: it is cut.
+//!
+//! A synced *last* batch that was damaged looks like a torn one. The node-wide sequence, which peers remember, tells them
+//! apart; that is not decided here.
+//!
+//! The layout of files and batches is that of raft-engine's format version 2, which is the one `Options` asks for.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use flotilla_storage::LogError;
+
+use crate::{OpenError, record};
+
+const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
+/// Magic, version and alignment.
+const FILE_HEADER_BYTES: usize = MAGIC.len() + 16;
+/// Length with compression type, and offset of the footer.
+const BATCH_HEADER_BYTES: usize = 16;
+const CHECKSUM_BYTES: usize = 4;
+const APPEND_SUFFIX: &str = ".raftlog";
+const REWRITE_SUFFIX: &str = ".rewrite";
+
+/// Looks at the last file, cuts a torn batch that the engine would accept, and refuses damage that it would cut away.
+pub(crate) fn check(dir: &Path, nonce: u64) -> Result<(), LogError> {
+    let Some((file, seq)) = last_file(dir)? else { return Ok(()) };
+    let bytes = fs::read(&file)?;
+    let chain = Chain::walk(&bytes, seq);
+    let rest = &bytes[chain.end..];
+    if has_later_batch(rest, nonce) {
+        return Err(OpenError::Damaged { file, offset: chain.end as u64 }.into());
+    }
+    if let Some(last) = chain.last
+        && rest.iter().all(|byte| *byte == 0)
+        && !entries_are_whole(&bytes[last.clone()])
+    {
+        tracing::warn!(?file, offset = last.start, "cutting a torn batch off the end of the log");
+        let file = OpenOptions::new().write(true).open(file)?;
+        file.set_len(last.start as u64)?;
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Whether anything was written behind the first batch in `rest`, which does not match its checksum.
+fn has_later_batch(rest: &[u8], nonce: u64) -> bool {
+    // Either the header of that batch still says where it ends, or its sequence and that of the next can still be found.
+    let behind = batch_header(rest).and_then(|(len, _)| rest.get(len..)).unwrap_or_default();
+    behind.iter().any(|byte| *byte != 0) || record::sequences_in(rest, nonce).collect::<BTreeSet<_>>().len() > 1
+}
+
+/// The first damaged file that the engine does not forgive, to name it in the error.
+pub(crate) fn find_damage(dir: &Path) -> io::Result<Option<OpenError>> {
+    for suffix in [APPEND_SUFFIX, REWRITE_SUFFIX] {
+        for (file, seq) in files(dir, suffix)? {
+            let bytes = fs::read(&file)?;
+            let end = Chain::walk(&bytes, seq).end;
+            if bytes[end..].iter().any(|byte| *byte != 0) {
+                return Ok(Some(OpenError::Damaged { file, offset: end as u64 }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The file that the engine appends to, with its number.
+pub(crate) fn last_file(dir: &Path) -> io::Result<Option<(PathBuf, u64)>> {
+    Ok(files(dir, APPEND_SUFFIX)?.pop())
+}
+
+/// The files of a queue, oldest first.
+fn files(dir: &Path, suffix: &str) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mut files = Vec::new();
+    for found in fs::read_dir(dir)? {
+        let found = found?;
+        let name = found.file_name();
+        let seq = name.to_str().and_then(|name| name.strip_suffix(suffix)).and_then(|seq| seq.parse().ok());
+        files.extend(seq.map(|seq| (found.path(), seq)));
+    }
+    files.sort_unstable_by_key(|(_, seq)| *seq);
+    Ok(files)
+}
+
+/// The batches of a file whose indexes match their checksums.
+struct Chain {
+    /// Behind the last of them.
+    end: usize,
+    /// The last of them.
+    last: Option<Range<usize>>,
+}
+
+impl Chain {
+    fn walk(bytes: &[u8], seq: u64) -> Self {
+        let mut chain = Self { end: 0, last: None };
+        if bytes.len() < FILE_HEADER_BYTES || !bytes.starts_with(MAGIC) {
+            return chain;
+        }
+        chain.end = FILE_HEADER_BYTES;
+        while let Some(len) = batch_len(&bytes[chain.end..], seq) {
+            chain.last = Some(chain.end..chain.end + len);
+            chain.end += len;
+        }
+        chain
+    }
+}
+
+/// The length of the batch at the start of `bytes`, if its footer (the index of what it holds) matches its checksum.
+fn batch_len(bytes: &[u8], seq: u64) -> Option<usize> {
+    let (len, footer) = batch_header(bytes)?;
+    let (footer, found) = bytes.get(footer..len)?.split_last_chunk::<CHECKSUM_BYTES>()?;
+    // The engine signs a footer with the number of its file.
+    let expected = u32::from_le_bytes(*found) ^ (seq as u32);
+    (!footer.is_empty() && crc32fast::hash(footer) == expected).then_some(len)
+}
+
+fn batch_header(bytes: &[u8]) -> Option<(usize, usize)> {
+    let (len_and_type, rest) = bytes.split_first_chunk::<8>()?;
+    let footer = usize::try_from(u64::from_be_bytes(*rest.first_chunk::<8>()?)).ok()?;
+    let len = usize::try_from(u64::from_be_bytes(*len_and_type) >> 8).ok()?;
+    (BATCH_HEADER_BYTES <= footer && footer <= len).then_some((len, footer))
+}
+
+/// Whether the entries of a batch match their checksum.
+fn entries_are_whole(batch: &[u8]) -> bool {
+    let entries = batch_header(batch).and_then(|(_, footer)| batch.get(BATCH_HEADER_BYTES..footer));
+    match entries {
+        None => false,
+        Some([]) => true,
+        Some(entries) => entries
+            .split_last_chunk::<CHECKSUM_BYTES>()
+            .is_some_and(|(entries, found)| crc32fast::hash(entries) == u32::from_le_bytes(*found)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn garbage_is_no_batch() {
+        for len in [0, 1, 15, 16, 40, 200] {
+            for byte in [0, 1, 0xff] {
+                let bytes = vec![byte; len];
+                assert_eq!(batch_len(&bytes, 1), None);
+                assert_eq!(Chain::walk(&bytes, 1).end, 0);
+                let with_header = [MAGIC, &[0; 16], &bytes].concat();
+                assert_eq!(Chain::walk(&with_header, 1).end, FILE_HEADER_BYTES);
+            }
+        }
+    }
+
+    #[test]
+    fn files_are_found_by_name_and_sorted_by_number() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in
+            ["0000000000000010.raftlog", "0000000000000009.raftlog", "0000000000000011.rewrite", "LOCK", "x.raftlog"]
+        {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(last_file(dir.path()).unwrap().unwrap().1, 10);
+        assert_eq!(files(dir.path(), APPEND_SUFFIX).unwrap().len(), 2);
+    }
+}
