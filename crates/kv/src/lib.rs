@@ -29,6 +29,7 @@ pub use command::{
 pub use limits::{Limits, LimitsError};
 pub use machine::KvMachine;
 pub use session::OUTCOME_BYTES_MAX;
+pub use transaction::parse_integer;
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

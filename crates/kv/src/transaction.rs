@@ -259,8 +259,10 @@ fn resolve(expiry: Expiry, found: Option<&StoredRecord>) -> Option<u64> {
     }
 }
 
-/// A decimal 64-bit integer, as strict as Redis: no plus sign, no spaces, no leading zeros, no `-0`.
-fn parse_integer(text: &[u8]) -> Option<i64> {
+/// A decimal 64-bit integer as counters store it and as the Redis protocol writes it: no plus sign, no spaces, no leading
+/// zeros, no `-0`. `None` for everything else.
+#[must_use]
+pub fn parse_integer(text: &[u8]) -> Option<i64> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     let canonical = match digits {
         [b'0'] => digits.len() == text.len(),

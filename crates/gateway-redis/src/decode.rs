@@ -1,0 +1,444 @@
+//! Requests from a byte stream: arrays of bulk strings, and lines as typed into telnet.
+//!
+//! Invariants: every length is checked against a limit before anything is kept for it; a request that arrives in many
+//! pieces is looked at once, not from its start again with every piece; bulk strings are slices of the input buffer.
+//! After an error the stream has no meaning any more: answer the error and close.
+//!
+//! Written by hand because the protocol crates at hand start over with every read, recurse into nested arrays without
+//! a bound, take any length a client states, and do not know inline commands. Requests need none of RESP's other types.
+
+use bytes::{Buf, Bytes, BytesMut};
+use flotilla_kv::parse_integer;
+
+/// The arguments of one request, the command's name first. Never empty.
+pub type Request = Vec<Bytes>;
+
+/// What a client may send in one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecoderLimits {
+    /// Arguments, the name included. At least 2,049 for an `MSET` of 1,024 pairs.
+    pub arguments_max: usize,
+    /// Bytes of one argument. Somewhat above the largest value, so that a value just over its limit gets an error
+    /// reply rather than a closed connection.
+    pub bulk_bytes_max: usize,
+    /// Bytes of all arguments together; bounds what a connection holds for an unfinished request.
+    pub request_bytes_max: usize,
+}
+
+impl Default for DecoderLimits {
+    fn default() -> Self {
+        Self { arguments_max: 16_384, bulk_bytes_max: (4 << 20) + (64 << 10), request_bytes_max: 16 << 20 }
+    }
+}
+
+/// Bytes of a line that is not an array, as in Redis.
+const INLINE_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of `*<count>\r\n` or `$<length>\r\n`.
+const HEADER_BYTES_MAX: usize = 32;
+
+/// Arguments for which room is made before they arrive.
+const ARGUMENTS_RESERVED: usize = 16;
+
+/// What an argument counts for beside its bytes.
+const ARGUMENT_OVERHEAD_BYTES: usize = size_of::<Bytes>();
+
+/// The bytes are not a request. Nothing of it was executed; requests before it were. The text is Redis's own error reply,
+/// after which the connection must be closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// The number of arguments is no number or above the limit.
+    #[error("ERR Protocol error: invalid multibulk length")]
+    ArrayLength,
+    /// An argument is not a bulk string.
+    #[error("ERR Protocol error: expected '$', got '{}'", .0.escape_ascii())]
+    ExpectedBulk(u8),
+    /// The length of an argument is no number or above the limit.
+    #[error("ERR Protocol error: invalid bulk length")]
+    BulkLength,
+    /// The arguments together are above the limit.
+    #[error("ERR Protocol error: request too large")]
+    RequestTooLarge,
+    /// A length does not end.
+    #[error("ERR Protocol error: too big count string")]
+    HeaderTooLong,
+    /// A length or a bulk string is not followed by a line end.
+    #[error("ERR Protocol error: expected CRLF")]
+    ExpectedLineEnd,
+    /// A line does not end.
+    #[error("ERR Protocol error: too big inline request")]
+    InlineTooLong,
+    /// A quote in a line is not closed.
+    #[error("ERR Protocol error: unbalanced quotes in request")]
+    UnbalancedQuotes,
+    /// This is HTTP: perhaps a browser that was tricked into talking to this port.
+    #[error("ERR Protocol error: this port does not speak HTTP")]
+    Http,
+}
+
+/// Decodes the requests of one connection.
+#[derive(Debug)]
+pub struct Decoder {
+    limits: DecoderLimits,
+    /// The array that is being received.
+    partial: Option<Partial>,
+    /// Bytes of an unfinished line already searched for its end.
+    searched: usize,
+}
+
+#[derive(Debug)]
+struct Partial {
+    arguments: Request,
+    missing: usize,
+    /// Length of the argument whose bytes come next, once its header is read.
+    bulk_bytes: Option<usize>,
+    request_bytes: usize,
+}
+
+impl Decoder {
+    /// A decoder at the start of a connection.
+    #[must_use]
+    pub fn new(limits: DecoderLimits) -> Self {
+        Self { limits, partial: None, searched: 0 }
+    }
+
+    /// Whether part of a request has been taken in. More of it may still be in the input buffer.
+    #[must_use]
+    pub fn is_mid_request(&self) -> bool {
+        self.partial.is_some()
+    }
+
+    /// Takes the next request from the front of `input`; `None` when more bytes are needed. Call again until `None`.
+    ///
+    /// # Errors
+    /// The input breaks the protocol or a limit. Answer with the error's text and close the connection.
+    pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Request>, ProtocolError> {
+        loop {
+            if let Some(partial) = &mut self.partial {
+                if !partial.fill(&self.limits, input)? {
+                    return Ok(None);
+                }
+                return Ok(self.partial.take().map(|partial| partial.arguments));
+            }
+            match input.first() {
+                None => return Ok(None),
+                Some(b'*') => {
+                    let Some(count) = header(input, ProtocolError::ArrayLength)? else { return Ok(None) };
+                    self.partial = self.start(count)?;
+                }
+                Some(_) => match self.inline(input)? {
+                    Some(request) if request.is_empty() => {}
+                    request => return Ok(request),
+                },
+            }
+        }
+    }
+
+    /// An empty array is no request, as in Redis.
+    fn start(&self, count: i64) -> Result<Option<Partial>, ProtocolError> {
+        let missing = usize::try_from(count).unwrap_or(0);
+        if missing > self.limits.arguments_max {
+            return Err(ProtocolError::ArrayLength);
+        }
+        let arguments = Vec::with_capacity(missing.min(ARGUMENTS_RESERVED));
+        Ok((missing > 0).then_some(Partial { arguments, missing, bulk_bytes: None, request_bytes: 0 }))
+    }
+
+    fn inline(&mut self, input: &mut BytesMut) -> Result<Option<Request>, ProtocolError> {
+        let window = &input[..input.len().min(INLINE_BYTES_MAX)];
+        let Some(end) = window[self.searched..].iter().position(|byte| *byte == b'\n') else {
+            if window.len() == INLINE_BYTES_MAX {
+                return Err(ProtocolError::InlineTooLong);
+            }
+            self.searched = window.len();
+            return Ok(None);
+        };
+        let end = self.searched + end;
+        self.searched = 0;
+        let line = input.split_to(end + 1);
+        let line = line[..end].strip_suffix(b"\r").unwrap_or(&line[..end]);
+        let request = split_line(line)?;
+        match request.first() {
+            Some(name) if name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:") => {
+                Err(ProtocolError::Http)
+            }
+            _ => Ok(Some(request)),
+        }
+    }
+}
+
+impl Partial {
+    /// Moves arguments over from the input; true when the request is complete.
+    fn fill(&mut self, limits: &DecoderLimits, input: &mut BytesMut) -> Result<bool, ProtocolError> {
+        while self.missing > 0 {
+            let length = match self.bulk_bytes {
+                Some(length) => length,
+                None => match self.bulk_header(limits, input)? {
+                    Some(length) => *self.bulk_bytes.insert(length),
+                    None => return Ok(false),
+                },
+            };
+            if input.len() < length + 2 {
+                return Ok(false);
+            }
+            if input[length..length + 2] != *b"\r\n" {
+                return Err(ProtocolError::ExpectedLineEnd);
+            }
+            self.arguments.push(input.split_to(length).freeze());
+            input.advance(2);
+            self.bulk_bytes = None;
+            self.missing -= 1;
+        }
+        Ok(true)
+    }
+
+    fn bulk_header(&mut self, limits: &DecoderLimits, input: &mut BytesMut) -> Result<Option<usize>, ProtocolError> {
+        match input.first() {
+            None => return Ok(None),
+            Some(b'$') => {}
+            Some(other) => return Err(ProtocolError::ExpectedBulk(*other)),
+        }
+        let Some(length) = header(input, ProtocolError::BulkLength)? else { return Ok(None) };
+        let length = usize::try_from(length).map_err(|_| ProtocolError::BulkLength)?;
+        if length > limits.bulk_bytes_max {
+            return Err(ProtocolError::BulkLength);
+        }
+        self.request_bytes += length + ARGUMENT_OVERHEAD_BYTES;
+        if self.request_bytes > limits.request_bytes_max {
+            return Err(ProtocolError::RequestTooLarge);
+        }
+        Ok(Some(length))
+    }
+}
+
+/// Takes a type byte, a number and a line end from the front of the input.
+fn header(input: &mut BytesMut, invalid: ProtocolError) -> Result<Option<i64>, ProtocolError> {
+    let window = &input[..input.len().min(HEADER_BYTES_MAX)];
+    let Some(end) = window.iter().position(|byte| *byte == b'\r') else {
+        return if window.len() == HEADER_BYTES_MAX { Err(ProtocolError::HeaderTooLong) } else { Ok(None) };
+    };
+    match input.get(end + 1) {
+        None => return Ok(None),
+        Some(b'\n') => {}
+        Some(_) => return Err(ProtocolError::ExpectedLineEnd),
+    }
+    let number = parse_integer(&input[1..end]).ok_or(invalid)?;
+    input.advance(end + 2);
+    Ok(Some(number))
+}
+
+/// Splits a typed line as a shell would: blanks between arguments, `"…"` with `\n`, `\r`, `\t`, `\b`, `\a`, `\xHH` and
+/// `\<any>`, `'…'` with `\'` only. A closing quote must be followed by a blank or the end.
+fn split_line(line: &[u8]) -> Result<Request, ProtocolError> {
+    let is_blank = |byte: &u8| byte.is_ascii_whitespace() || *byte == b'\x0b' || *byte == 0;
+    let mut rest = line.iter().copied().peekable();
+    let mut arguments = Vec::new();
+    loop {
+        while rest.next_if(is_blank).is_some() {}
+        if rest.peek().is_none() {
+            return Ok(arguments);
+        }
+        let mut argument = BytesMut::new();
+        while let Some(byte) = rest.next_if(|byte| !is_blank(byte)) {
+            match byte {
+                b'"' => quoted(&mut rest, &mut argument)?,
+                b'\'' => single_quoted(&mut rest, &mut argument)?,
+                byte => {
+                    argument.extend_from_slice(&[byte]);
+                    continue;
+                }
+            }
+            if !rest.peek().is_none_or(is_blank) {
+                return Err(ProtocolError::UnbalancedQuotes);
+            }
+        }
+        arguments.push(argument.freeze());
+    }
+}
+
+fn quoted(rest: &mut (impl Iterator<Item = u8> + Clone), argument: &mut BytesMut) -> Result<(), ProtocolError> {
+    loop {
+        let byte = match rest.next().ok_or(ProtocolError::UnbalancedQuotes)? {
+            b'"' => return Ok(()),
+            b'\\' => match rest.next().ok_or(ProtocolError::UnbalancedQuotes)? {
+                b'n' => b'\n',
+                b'r' => b'\r',
+                b't' => b'\t',
+                b'b' => 8,
+                b'a' => 7,
+                b'x' => match hexadecimal(rest.clone()) {
+                    Some(byte) => {
+                        rest.nth(1);
+                        byte
+                    }
+                    None => b'x',
+                },
+                other => other,
+            },
+            byte => byte,
+        };
+        argument.extend_from_slice(&[byte]);
+    }
+}
+
+fn hexadecimal(mut digits: impl Iterator<Item = u8>) -> Option<u8> {
+    let mut digit = || char::from(digits.next()?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    Some(digit()? << 4 | digit()?)
+}
+
+fn single_quoted(
+    rest: &mut std::iter::Peekable<impl Iterator<Item = u8>>,
+    argument: &mut BytesMut,
+) -> Result<(), ProtocolError> {
+    loop {
+        let byte = match rest.next().ok_or(ProtocolError::UnbalancedQuotes)? {
+            b'\'' => return Ok(()),
+            b'\\' if rest.next_if_eq(&b'\'').is_some() => b'\'',
+            byte => byte,
+        };
+        argument.extend_from_slice(&[byte]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn small() -> DecoderLimits {
+        DecoderLimits { arguments_max: 4, bulk_bytes_max: 10, request_bytes_max: 120 }
+    }
+
+    /// Feeds the input in pieces and returns all requests and the first error.
+    fn decode_pieces<'a>(
+        limits: DecoderLimits,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) -> (Vec<Request>, Option<ProtocolError>) {
+        let mut decoder = Decoder::new(limits);
+        let mut buffer = BytesMut::new();
+        let mut requests = Vec::new();
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            loop {
+                match decoder.decode(&mut buffer) {
+                    Ok(Some(request)) => requests.push(request),
+                    Ok(None) => break,
+                    Err(error) => return (requests, Some(error)),
+                }
+            }
+        }
+        (requests, None)
+    }
+
+    fn decode(input: &str) -> (Vec<Vec<String>>, Option<ProtocolError>) {
+        let (requests, error) = decode_pieces(small(), [input.as_bytes()]);
+        let text = |argument: Bytes| argument.escape_ascii().to_string();
+        (requests.into_iter().map(|request| request.into_iter().map(text).collect()).collect(), error)
+    }
+
+    fn error(input: &str) -> Option<ProtocolError> {
+        decode(input).1
+    }
+
+    fn encode(request: &[Bytes]) -> Vec<u8> {
+        let mut bytes = format!("*{}\r\n", request.len()).into_bytes();
+        for argument in request {
+            bytes.extend(format!("${}\r\n", argument.len()).into_bytes());
+            bytes.extend(argument);
+            bytes.extend(b"\r\n");
+        }
+        bytes
+    }
+
+    fn request() -> impl Strategy<Value = Request> {
+        let argument = proptest::collection::vec(any::<u8>(), 0..12).prop_map(Bytes::from);
+        proptest::collection::vec(argument, 1..5)
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_of_a_pipeline_decodes_the_same(
+            requests in proptest::collection::vec(request(), 0..8),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
+        ) {
+            let stream: Vec<u8> = requests.iter().flat_map(|request| encode(request)).chain(*b"PING \"in line\"\r\n").collect();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.index(stream.len() + 1)).collect();
+            cuts.extend([0, stream.len()]);
+            cuts.sort_unstable();
+            let pieces = cuts.windows(2).map(|pair| &stream[pair[0]..pair[1]]);
+            let mut expected = requests;
+            expected.push(vec![Bytes::from_static(b"PING"), Bytes::from_static(b"in line")]);
+            prop_assert_eq!(decode_pieces(DecoderLimits::default(), pieces), (expected.clone(), None));
+            prop_assert_eq!(decode_pieces(DecoderLimits::default(), stream.chunks(1)), (expected, None));
+        }
+
+        #[test]
+        fn random_bytes_never_panic_and_limits_hold(
+            pieces in proptest::collection::vec(
+                prop_oneof!["[*$0-9\r\n\"'\\\\x ]{0,20}".prop_map(String::into_bytes), proptest::collection::vec(any::<u8>(), 0..40)],
+                0..10,
+            )
+        ) {
+            let (requests, _) = decode_pieces(small(), pieces.iter().map(Vec::as_slice));
+            for request in requests {
+                prop_assert!(!request.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn arguments_are_slices_of_the_input() {
+        let mut input = BytesMut::from(&b"*2\r\n$3\r\nGET\r\n$9\r\nsome:keys\r\n"[..]);
+        let range = input.as_ptr_range();
+        let request = Decoder::new(small()).decode(&mut input).unwrap().unwrap();
+        assert!(request.iter().all(|argument| range.contains(&argument.as_ptr())));
+    }
+
+    #[test]
+    fn lines_are_split_like_a_shell_does() {
+        let (requests, error) = decode("PING\r\n\r\n  set k  \"a \\x41\\n\\q\" \nget 'it\\'s'\r\nset k \"\"\n");
+        assert_eq!(error, None);
+        assert_eq!(requests[0], ["PING"]);
+        assert_eq!(requests[1], ["set", "k", "a A\\nq"]);
+        assert_eq!(requests[2], ["get", "it\\'s"]);
+        assert_eq!(requests[3], ["set", "k", ""]);
+        for unbalanced in ["get \"x\n", "get 'x\n", "get \"x\"y\n", "get 'x'y\n", "get \"x\\\n"] {
+            assert_eq!(self::error(unbalanced), Some(ProtocolError::UnbalancedQuotes), "{unbalanced:?}");
+        }
+    }
+
+    #[test]
+    fn empty_arrays_are_passed_over() {
+        let (requests, error) = decode("*0\r\n*-1\r\n*1\r\n$4\r\nPING\r\n");
+        assert_eq!((requests, error), (vec![vec!["PING".to_owned()]], None));
+    }
+
+    #[test]
+    fn limits_hold_before_the_bytes_arrive() {
+        assert_eq!(error("*5\r\n"), Some(ProtocolError::ArrayLength));
+        assert_eq!(error("*9223372036854775807\r\n"), Some(ProtocolError::ArrayLength));
+        assert_eq!(error("*1\r\n$11\r\n"), Some(ProtocolError::BulkLength));
+        assert_eq!(error("*1\r\n$-1\r\n"), Some(ProtocolError::BulkLength));
+        let long = "$10\r\n0123456789\r\n";
+        assert_eq!(error(&format!("*4\r\n{long}{long}$10\r\n")), Some(ProtocolError::RequestTooLarge));
+        assert_eq!(error(&format!("*{}", "1".repeat(HEADER_BYTES_MAX))), Some(ProtocolError::HeaderTooLong));
+        assert_eq!(error(&"x".repeat(INLINE_BYTES_MAX)), Some(ProtocolError::InlineTooLong));
+    }
+
+    #[test]
+    fn broken_framing_is_named_as_redis_names_it() {
+        for (input, text) in [
+            ("*x\r\n", "ERR Protocol error: invalid multibulk length"),
+            ("*1\r\n+PING\r\n", "ERR Protocol error: expected '$', got '+'"),
+            ("*1\r\n\r\n", "ERR Protocol error: expected '$', got '\\r'"),
+            ("*1\r\n$x\r\n", "ERR Protocol error: invalid bulk length"),
+            ("*1\r\n$4\r\nPINGxx", "ERR Protocol error: expected CRLF"),
+            ("*1\rx", "ERR Protocol error: expected CRLF"),
+            ("POST / HTTP/1.1\r\n", "ERR Protocol error: this port does not speak HTTP"),
+            ("GET / HTTP/1.1\r\nHost: x\r\n", "ERR Protocol error: this port does not speak HTTP"),
+        ] {
+            assert_eq!(error(input).map(|error| error.to_string()).as_deref(), Some(text), "{input:?}");
+        }
+    }
+}

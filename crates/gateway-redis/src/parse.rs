@@ -1,0 +1,140 @@
+//! Commands from requests, as strict and as lenient as Redis is.
+//!
+//! Checks come in Redis's order (name, number of arguments, options, numbers), because clients' own tests look at which
+//! error comes first. Nothing is executed here and no clock is read: relative times stay relative.
+
+mod connection;
+mod data;
+
+use std::vec::IntoIter;
+
+use bytes::Bytes;
+use flotilla_kv::parse_integer;
+
+pub(crate) use connection::{auth, client, config, echo, hello, info, introspection, ping, quit, reset, select};
+pub(crate) use data::{
+    append, db_size, decr, decr_by, del, exists, expire, get, get_del, get_ex, get_set, incr, incr_by, mget, mset,
+    persist, pexpire, pset_ex, pttl, scan, set, set_ex, set_nx, str_len, ttl, type_of,
+};
+
+use crate::{Command, CommandError, Request, Spec};
+
+/// The command that a request asks for.
+///
+/// # Errors
+/// It is no command that exists here, or its arguments do not fit. The error's text is the reply.
+pub fn parse(request: Request) -> Result<Command, CommandError> {
+    let count = request.len();
+    let mut rest = request.into_iter();
+    let name = rest.next().unwrap_or_default();
+    let Some(spec) = Spec::find(&name) else {
+        return Err(CommandError::UnknownCommand { name, arguments: rest.collect() });
+    };
+    if !spec.takes(count) {
+        return Err(CommandError::Arity { command: spec.name });
+    }
+    (spec.parse)(Arguments { command: spec.name, rest })
+}
+
+/// The arguments behind the name.
+pub(crate) struct Arguments {
+    /// The command, for errors.
+    pub(crate) command: &'static str,
+    rest: IntoIter<Bytes>,
+}
+
+impl Arguments {
+    /// Arguments left.
+    pub(crate) fn len(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// The next argument, if there is one.
+    pub(crate) fn next(&mut self) -> Option<Bytes> {
+        self.rest.next()
+    }
+
+    /// The next argument of a command whose number of arguments was checked.
+    pub(crate) fn required(&mut self) -> Result<Bytes, CommandError> {
+        self.next().ok_or(CommandError::Arity { command: self.command })
+    }
+
+    /// What belongs to an option.
+    pub(crate) fn of_option(&mut self) -> Result<Bytes, CommandError> {
+        self.next().ok_or(CommandError::Syntax)
+    }
+
+    /// All that is left.
+    pub(crate) fn all(self) -> Vec<Bytes> {
+        self.rest.collect()
+    }
+
+    /// Checks the number of arguments left, for subcommands.
+    pub(crate) fn exactly(&self, count: usize, command: &'static str) -> Result<(), CommandError> {
+        if self.len() == count { Ok(()) } else { Err(CommandError::Arity { command }) }
+    }
+}
+
+/// A number, as Redis reads it.
+pub(crate) fn integer(text: &[u8]) -> Result<i64, CommandError> {
+    parse_integer(text).ok_or(CommandError::NotAnInteger)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Parses a line split at blanks.
+    pub(crate) fn parsed(line: &str) -> Result<Command, CommandError> {
+        parse(line.split(' ').map(|word| Bytes::copy_from_slice(word.as_bytes())).collect())
+    }
+
+    /// The error reply to a line.
+    pub(crate) fn error(line: &str) -> String {
+        parsed(line).map_or_else(|error| error.to_string(), |command| panic!("{command:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{testing::error, *};
+    use crate::TABLE;
+
+    #[test]
+    fn unknown_commands_and_wrong_arity_have_the_texts_of_redis() {
+        assert_eq!(error("foo a b"), "ERR unknown command 'foo', with args beginning with: 'a' 'b' ");
+        assert_eq!(error("GET"), "ERR wrong number of arguments for 'get' command");
+        assert_eq!(error("get a b"), "ERR wrong number of arguments for 'get' command");
+        assert_eq!(error("MSET a"), "ERR wrong number of arguments for 'mset' command");
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_panics(
+            spec in proptest::sample::select(TABLE),
+            arguments in proptest::collection::vec(
+                prop_oneof![
+                    proptest::sample::select(vec![
+                        "EX", "PX", "NX", "XX", "GT", "LT", "GET", "KEEPTTL", "EXAT", "PXAT", "PERSIST", "MATCH", "COUNT",
+                        "TYPE", "AUTH", "SETNAME", "SETINFO", "LIB-NAME", "INFO", "DOCS", "LIST", "ON", "string", "2", "3",
+                        "0", "-1", "9223372036854775807", "-9223372036854775808", "",
+                    ]).prop_map(|text| Bytes::from_static(text.as_bytes())),
+                    proptest::collection::vec(any::<u8>(), 0..8).prop_map(Bytes::from),
+                ],
+                0..7,
+            )
+        ) {
+            let request = [vec![Bytes::from_static(spec.name.as_bytes())], arguments].concat();
+            if let Err(error) = parse(request) {
+                prop_assert!(error.to_string().split(' ').next().is_some_and(|code| code.bytes().all(|byte| byte.is_ascii_uppercase())));
+            }
+        }
+
+        #[test]
+        fn random_names_never_panic(request in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..5)) {
+            let _ = parse(request.into_iter().map(Bytes::from).collect()).map_err(|error| error.to_string());
+        }
+    }
+}
