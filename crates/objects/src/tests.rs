@@ -130,7 +130,8 @@ fn collection_spares_pinned_rooted_and_unsynced_objects() {
     unsynced.iter().for_each(|id| store.unpin(*id));
     let before = store.usage();
     let done = store.collect(Scope::All).unwrap();
-    assert!(done.segments >= 5 && done.freed_bytes > done.moved_bytes, "{done:?}");
+    // Ten segments of three, one in two with a held object to move away first.
+    assert!(done.segments >= 9 && done.moved_bytes >= 5 * 1000, "{done:?}");
     assert!(store.usage().disk_bytes < before.disk_bytes);
     for id in rooted.iter().chain(&unsynced).chain(&ids[..1]) {
         assert!(store.get(*id).is_ok());

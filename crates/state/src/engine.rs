@@ -76,7 +76,7 @@ impl Engine {
         self.view.read().clone().ok_or(ViewFailure::Closed.into())
     }
 
-    fn replica(&self, replica: ReplicaId) -> Result<Arc<Replica>, EngineError> {
+    pub(crate) fn replica(&self, replica: ReplicaId) -> Result<Arc<Replica>, EngineError> {
         self.replicas.read().get(&replica).cloned().ok_or(EngineError::NotOpen(replica))
     }
 

@@ -184,3 +184,58 @@ impl StateReader for Reader {
         Ok(items)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use flotilla_storage::StateEngine;
+    use flotilla_types::LogIndex;
+
+    use super::*;
+    use crate::{Engine, Options, tests::empty_checkpoint};
+
+    const ID: ReplicaId = ReplicaId(1);
+
+    fn engine(dir: &std::path::Path) -> Engine {
+        let engine = Engine::open(dir, Options::default()).unwrap();
+        engine.open(ID, &empty_checkpoint(ID)).unwrap();
+        engine.write(ID, vec![("a".into(), Some("1".into()))], LogIndex(1)).unwrap();
+        assert!(engine.freeze(ID, empty_checkpoint(ID).position, Bytes::new()).unwrap());
+        engine
+    }
+
+    /// Runs `change` in a thread and says whether it waits for the lock while that is held shared.
+    fn waits_for(lock: &RwLock<()>, change: impl FnOnce() + Send) -> bool {
+        thread::scope(|threads| {
+            let held = lock.read();
+            let changing = threads.spawn(change);
+            // A writer in wait shuts new readers out.
+            while lock.try_read().is_some() && !changing.is_finished() {
+                thread::yield_now();
+            }
+            let waits = !changing.is_finished();
+            drop(held);
+            waits
+        })
+    }
+
+    #[test]
+    fn the_view_is_not_fed_while_a_scan_from_before_is_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let replica = engine.replica(ID).unwrap();
+        let checkpoint = engine.build(ID).unwrap();
+        assert!(waits_for(&replica.feeding, || engine.settle(ID, &checkpoint).unwrap()));
+        assert_eq!(engine.usage(ID).frozen_bytes, 0);
+    }
+
+    #[test]
+    fn records_are_not_cleared_under_a_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let replica = engine.replica(ID).unwrap();
+        assert!(waits_for(&replica.access, || engine.install(ID, &empty_checkpoint(ID)).unwrap()));
+        assert!(waits_for(&replica.access, || engine.destroy(ID).unwrap()));
+    }
+}
