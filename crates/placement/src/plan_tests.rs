@@ -73,6 +73,7 @@ fn converge(input: &mut PlanInput) -> usize {
             return round;
         }
         apply(input, &plan, &mut next_replica);
+        assert!(input.shards.iter().all(|shard| nodes_of(shard).len() == shard.intent.len()), "two replicas on a node");
         input.shards.iter_mut().for_each(settle);
     }
     panic!("plans do not converge: {:?}", plan(input));
