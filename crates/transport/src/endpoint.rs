@@ -1,0 +1,233 @@
+//! The UDP socket and quinn's settings; what the codes mean with which connections are closed.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use flotilla_identity::{NodeIdentity, peer_client_config, server_config};
+use quinn::{
+    ClientConfig, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
+    crypto::{
+        CryptoError, HmacKey,
+        rustls::{QuicClientConfig, QuicServerConfig},
+    },
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{Config, PeerError, TransportError};
+
+/// What a stranger may have sent unread, in bytes: a join request and a little. The window opens for peers.
+const STRANGER_WINDOW_BYTES: u32 = 128 * 1024;
+/// Datagrams waiting to be read or sent on one connection, in bytes. The oldest give way.
+const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
+/// The system's buffers of the socket, in bytes; best effort. The default overflows under bursts of bulk frames.
+const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// First packets of connections that are not yet looked at.
+const INCOMING_MAX: usize = 1024;
+/// Bytes of such packets, for one connection and in total.
+const INCOMING_BYTES_MAX: (u64, u64) = (64 * 1024, 8 * 1024 * 1024);
+/// What retransmission of the first packets goes by. quinn's default of 333 ms is for the open internet and makes a
+/// lost first packet cost a second.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// Pause between two answers to packets of unknown connections, so that noise costs little. Such an answer is always
+/// shorter than the packet.
+const RESET_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Why a connection was closed, as a code that the other side sees. The numbers are part of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CloseCode {
+    Normal = 0,
+    Removed = 1,
+    Protocol = 2,
+    Identity = 3,
+    Busy = 4,
+    Replaced = 5,
+}
+
+/// Closes a connection with a code and a reason for humans, unless it is closed already: quinn would forget why.
+pub(crate) fn close(connection: &quinn::Connection, code: CloseCode) {
+    if connection.close_reason().is_some() {
+        return;
+    }
+    let reason: &[u8] = match code {
+        CloseCode::Normal => b"",
+        CloseCode::Removed => b"removed",
+        CloseCode::Protocol => b"protocol violation",
+        CloseCode::Identity => b"no acceptable certificate",
+        CloseCode::Busy => b"busy",
+        CloseCode::Replaced => b"replaced by a newer connection",
+    };
+    connection.close(VarInt::from_u32(code as u32), reason);
+}
+
+/// quinn's account of a lost connection in our terms.
+pub(crate) fn classify(error: &ConnectionError) -> PeerError {
+    /// Codes from here to 0x1ff carry a TLS alert (RFC 9001, section 4.8).
+    const CRYPTO_ERROR: u64 = 0x100;
+    const CONNECTION_REFUSED: u64 = 0x2;
+    match error {
+        ConnectionError::TimedOut => PeerError::TimedOut,
+        ConnectionError::Reset => PeerError::Restarted,
+        ConnectionError::LocallyClosed => PeerError::Local,
+        ConnectionError::TransportError(error) => match u64::from(error.code) {
+            code @ CRYPTO_ERROR..=0x1ff => PeerError::Handshake { alert: (code - CRYPTO_ERROR) as u8 },
+            _ => PeerError::Protocol,
+        },
+        ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code) {
+            code @ CRYPTO_ERROR..=0x1ff => PeerError::HandshakeRefused { alert: (code - CRYPTO_ERROR) as u8 },
+            CONNECTION_REFUSED => PeerError::Busy,
+            _ => PeerError::Protocol,
+        },
+        ConnectionError::ApplicationClosed(close) => {
+            let is = |code: CloseCode| close.error_code == VarInt::from_u32(code as u32);
+            if is(CloseCode::Normal) {
+                PeerError::Closed
+            } else if is(CloseCode::Removed) {
+                PeerError::Removed
+            } else if is(CloseCode::Busy) {
+                PeerError::Busy
+            } else if is(CloseCode::Replaced) {
+                PeerError::Replaced
+            } else if is(CloseCode::Identity) {
+                /// `certificate_required`, which is what it amounts to.
+                const CERTIFICATE_REQUIRED: u8 = 116;
+                PeerError::HandshakeRefused { alert: CERTIFICATE_REQUIRED }
+            } else {
+                PeerError::Protocol
+            }
+        }
+        ConnectionError::VersionMismatch | ConnectionError::CidsExhausted => PeerError::Protocol,
+    }
+}
+
+/// The endpoint of a node, and the settings with which it dials.
+pub(crate) fn node_endpoint(
+    config: &Config,
+    identity: &NodeIdentity,
+) -> Result<(Endpoint, ClientConfig), TransportError> {
+    let crypto = QuicServerConfig::try_from(server_config(identity)?).map_err(|_| TransportError::CipherSuite)?;
+    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+    let mut accepting = common(config);
+    accepting
+        .max_concurrent_uni_streams(VarInt::from_u32(2))
+        .max_concurrent_bidi_streams(VarInt::from_u32(2))
+        .receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES))
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES));
+    server
+        .transport_config(Arc::new(accepting))
+        // A peer that changes its address dials again; following it silently would only widen what strangers can do.
+        .migration(false)
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES_MAX.0)
+        .incoming_buffer_size_total(INCOMING_BYTES_MAX.1);
+
+    let crypto = QuicClientConfig::try_from(peer_client_config(identity)?).map_err(|_| TransportError::CipherSuite)?;
+    let mut client = ClientConfig::new(Arc::new(crypto));
+    let mut dialling = common(config);
+    dialling
+        .keep_alive_interval(Some(config.keep_alive))
+        // The welcome is all that the other side opens.
+        .max_concurrent_uni_streams(VarInt::from_u32(1))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .receive_window(connection_window(config))
+        // Nothing reads them; but without a buffer quinn does not send any either.
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES));
+    client.transport_config(Arc::new(dialling));
+
+    let socket = bind(config.listen).map_err(TransportError::Bind)?;
+    let endpoint = Endpoint::new(endpoint_config(identity), Some(server), socket, Arc::new(TokioRuntime))
+        .map_err(TransportError::Bind)?;
+    Ok((endpoint, client))
+}
+
+/// An endpoint that only dials, for a node without an identity.
+pub(crate) fn joiner_endpoint(remote: SocketAddr) -> Result<Endpoint, TransportError> {
+    let any: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+    let socket = bind(any).map_err(TransportError::Bind)?;
+    Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(TransportError::Bind)
+}
+
+/// What both directions share.
+fn common(config: &Config) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let idle_ms = u32::try_from(config.idle_timeout.as_millis()).unwrap_or(u32::MAX);
+    transport
+        .max_idle_timeout(Some(VarInt::from_u32(idle_ms).into()))
+        .stream_receive_window(VarInt::from_u32(config.stream_window_bytes))
+        .send_window(u64::from(config.stream_window_bytes) * 8)
+        .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
+        .initial_rtt(INITIAL_RTT);
+    transport
+}
+
+/// Four streams can be full at once.
+pub(crate) fn connection_window(config: &Config) -> VarInt {
+    VarInt::from_u32(config.stream_window_bytes * 4)
+}
+
+fn bind(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+    if listen.is_ipv6() && listen.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    // The system may grant less; that costs speed only.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.set_nonblocking(true)?;
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
+}
+
+/// Reset tokens come from the node's key and not from chance: a node that was killed and started again can then tell its
+/// peers, with a proof that only it can give, that their connections are dead. Otherwise they would talk to nobody until
+/// the idle timeout.
+fn endpoint_config(identity: &NodeIdentity) -> EndpointConfig {
+    let key = identity.key().derive_secret("flotilla transport v1: stateless reset tokens");
+    let mut config = EndpointConfig::new(Arc::new(KeyedHash(key)));
+    config.cid_generator(|| Box::new(RandomIds)).min_reset_interval(RESET_INTERVAL);
+    config
+}
+
+/// BLAKE3 in keyed mode, as quinn wants it.
+struct KeyedHash([u8; 32]);
+
+impl HmacKey for KeyedHash {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        blake3::Hasher::new_keyed(&self.0).update(data).finalize_xof().fill(signature_out);
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        let expected = blake3::keyed_hash(&self.0, data);
+        // `Hash` compares in constant time.
+        match <[u8; blake3::OUT_LEN]>::try_from(signature) {
+            Ok(given) if blake3::Hash::from_bytes(given) == expected => Ok(()),
+            _ => Err(CryptoError),
+        }
+    }
+}
+
+/// Random connection ids. quinn's own generator signs its ids with a key of each run, and so takes packets for an earlier
+/// run's connections for noise, which is not answered.
+struct RandomIds;
+
+impl RandomIds {
+    const BYTES: usize = 8;
+}
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&rand::random::<[u8; Self::BYTES]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        Self::BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}

@@ -1,0 +1,158 @@
+//! One error type for each family of operations. Each says whether the other side may have acted.
+
+use std::io;
+
+use flotilla_identity::IdentityError;
+
+use crate::ConfigError;
+
+/// A transport could not start, or a join request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The configuration contradicts itself. Nothing was started.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address could not be bound. Nothing was started; free the address and try again.
+    #[error("cannot bind the UDP socket")]
+    Bind(#[source] io::Error),
+    /// The identity cannot be used for TLS. Nothing was started.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The crypto provider lacks QUIC's initial cipher suite. Nothing was started.
+    #[error("the crypto provider lacks AES-128-GCM")]
+    CipherSuite,
+    /// A join request over [`JOIN_REQUEST_BYTES_MAX`](crate::JOIN_REQUEST_BYTES_MAX). Nothing was sent.
+    #[error("the join request is larger than {bytes_max} bytes")]
+    JoinTooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The node could not be reached, or is not of the pinned cluster. The request was not sent; another address may do.
+    #[error("cannot connect to join")]
+    JoinConnect(#[source] PeerError),
+    /// The connection was lost, or time was up, after the request was sent. It may have been executed: repeat it as it is.
+    #[error("no answer to the join request")]
+    JoinLost(#[source] PeerError),
+}
+
+/// Why a peer is not connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// The peer says that this node was removed from the cluster.
+    #[error("removed from the cluster")]
+    Removed,
+    /// Nothing was heard for too long.
+    #[error("timed out")]
+    TimedOut,
+    /// TLS failed on this side: for example, the peer's certificate names another node (alert 42) or comes from another
+    /// authority (48; 51 when that authority claims the same cluster id).
+    #[error("the peer's certificate or protocol is not acceptable (TLS alert {alert})")]
+    Handshake {
+        /// The alert's number (RFC 8446, section 6.2).
+        alert: u8,
+    },
+    /// TLS failed on the peer's side.
+    #[error("the peer does not accept this node's certificate or protocol (TLS alert {alert})")]
+    HandshakeRefused {
+        /// The alert's number.
+        alert: u8,
+    },
+    /// The peer does not know the connection any more: it was restarted.
+    #[error("the peer was restarted")]
+    Restarted,
+    /// The peer closed the connection in good order.
+    #[error("closed by the peer")]
+    Closed,
+    /// A newer connection from this node took the place of this one.
+    #[error("replaced by a newer connection")]
+    Replaced,
+    /// The peer takes no more connections or requests at the moment.
+    #[error("the peer is busy")]
+    Busy,
+    /// One side broke the protocol: wrong version, oversize or damaged frame.
+    #[error("protocol violation")]
+    Protocol,
+    /// The address cannot be dialled from this endpoint.
+    #[error("the address cannot be dialled")]
+    Address,
+    /// This side closed the connection: its address changed, or the transport closes.
+    #[error("closed by this node")]
+    Local,
+}
+
+/// A frame or datagram was not queued. The peer has not seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// No address was ever given for this peer, or it is this node itself.
+    #[error("unknown peer")]
+    UnknownPeer,
+    /// The peer is not connected. A later send may succeed.
+    #[error("the peer is not connected")]
+    Down,
+    /// The queue to the peer is full. A later send may succeed.
+    #[error("the queue to the peer is full")]
+    Busy,
+    /// The payload is over the class's limit.
+    #[error("the payload is larger than {bytes_max} bytes")]
+    TooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// One-way frames go with `Urgent` and `Bulk`.
+    #[error("frames of this class are calls")]
+    WrongClass,
+}
+
+/// A call has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The peer has not executed the request and never will.
+    #[error("not sent: {0}")]
+    NotSent(#[from] NotSent),
+    /// The request left this node; the peer may or may not have executed it.
+    #[error("outcome unknown: {0}")]
+    MaybeExecuted(#[from] MaybeExecuted),
+}
+
+/// Why a request was not executed. All but `TooLarge` and `WrongClass` may be tried again, here or elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotSent {
+    /// No address was ever given for this peer, or it is this node itself.
+    #[error("unknown peer")]
+    UnknownPeer,
+    /// The peer is not connected, or was lost before the request left its queue.
+    #[error("the peer is not connected")]
+    Down,
+    /// Too many calls are in flight to this peer, or the queue is full.
+    #[error("too many calls to the peer are in flight")]
+    Busy,
+    /// The peer has too much to do and refused the request unexecuted.
+    #[error("the peer refused the request for want of capacity")]
+    Refused,
+    /// The deadline passed while the request was still in the queue.
+    #[error("the deadline passed in the queue")]
+    TimedOut,
+    /// The request is over the class's limit.
+    #[error("the request is larger than {bytes_max} bytes")]
+    TooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// Calls go with `Rpc` and `Objects`.
+    #[error("frames of this class have no answer")]
+    WrongClass,
+}
+
+/// Why the outcome of a request is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MaybeExecuted {
+    /// The deadline passed without an answer.
+    #[error("no answer within the deadline")]
+    TimedOut,
+    /// The connection was lost before the answer came.
+    #[error("the connection was lost")]
+    Lost,
+    /// The request was executed, and its answer is over the class's limit.
+    #[error("the answer was larger than the peer may send")]
+    AnswerTooLarge,
+}

@@ -1,0 +1,256 @@
+//! Frames on a stream: `length u32 ‖ version u8 ‖ body`, big-endian; the length counts version and body.
+//!
+//! On one-way streams the body is the payload. On call streams it is `kind u8 ‖ id u64 ‖ payload`. Every stream begins
+//! with two bytes, version and class. Pure: bytes in, frames out; the caller reads and writes.
+//!
+//! A decoded frame owns exactly its own bytes. Handing out slices of the read buffer would be cheaper, and a few bytes
+//! kept for long would then keep the whole buffer.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// The version of frames and streams.
+pub(crate) const VERSION: u8 = 1;
+/// The tag of the stream on which the accepting side says that it serves this connection.
+pub(crate) const WELCOME_TAG: u8 = 0;
+const HEADER_BYTES: usize = 5;
+/// What a call adds to the payload.
+pub(crate) const CALL_BYTES: usize = 9;
+/// Payloads up to this size are copied together, so that many small frames make one write; larger ones are passed on.
+const COALESCE_BYTES_MAX: usize = 8 * 1024;
+
+/// Bytes from a peer are not what they must be. The connection is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FrameError {
+    #[error("a frame of {bytes} bytes, the limit is {bytes_max}")]
+    TooLarge { bytes: usize, bytes_max: usize },
+    #[error("unknown version {found}")]
+    Version { found: u8 },
+    #[error("a frame without content")]
+    Empty,
+    #[error("a stream of an unexpected class")]
+    Class,
+    #[error("a call frame that is too short or of an unknown kind")]
+    Call,
+    #[error("the stream ended inside a frame")]
+    Cut,
+}
+
+/// What a frame on a call stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Request,
+    Answer,
+    /// Not executed, for want of capacity.
+    Refused,
+    /// Executed; the answer is over the limit.
+    TooLarge,
+}
+
+impl Kind {
+    const fn tag(self) -> u8 {
+        match self {
+            Self::Request => 0,
+            Self::Answer => 1,
+            Self::Refused => 2,
+            Self::TooLarge => 3,
+        }
+    }
+
+    fn of_tag(tag: u8) -> Option<Self> {
+        [Self::Request, Self::Answer, Self::Refused, Self::TooLarge].into_iter().find(|kind| kind.tag() == tag)
+    }
+}
+
+/// What stands before the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Head {
+    OneWay,
+    Call { kind: Kind, id: u64 },
+}
+
+/// Takes the call head off a frame's body.
+pub(crate) fn split_call(mut body: Bytes) -> Result<(Kind, u64, Bytes), FrameError> {
+    if body.len() < CALL_BYTES {
+        return Err(FrameError::Call);
+    }
+    let kind = Kind::of_tag(body.get_u8()).ok_or(FrameError::Call)?;
+    Ok((kind, body.get_u64(), body))
+}
+
+/// Puts chunks of a stream together to frames.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    body_bytes_max: usize,
+    header: [u8; HEADER_BYTES],
+    header_filled: usize,
+    body: Vec<u8>,
+    body_bytes: usize,
+}
+
+impl Decoder {
+    pub(crate) fn new(body_bytes_max: usize) -> Self {
+        Self { body_bytes_max, header: [0; HEADER_BYTES], header_filled: 0, body: Vec::new(), body_bytes: 0 }
+    }
+
+    /// Takes what it needs from `chunk` and returns the next frame's body, or `None` once the chunk is used up.
+    pub(crate) fn decode(&mut self, chunk: &mut Bytes) -> Result<Option<Bytes>, FrameError> {
+        if self.header_filled < HEADER_BYTES {
+            let end = HEADER_BYTES.min(self.header_filled + chunk.len());
+            chunk.copy_to_slice(&mut self.header[self.header_filled..end]);
+            self.header_filled = end;
+            if end < HEADER_BYTES {
+                return Ok(None);
+            }
+            self.begin_body()?;
+        }
+        let take = chunk.len().min(self.body_bytes - self.body.len());
+        self.body.extend_from_slice(&chunk[..take]);
+        chunk.advance(take);
+        if self.body.len() < self.body_bytes {
+            return Ok(None);
+        }
+        self.header_filled = 0;
+        Ok(Some(Bytes::from(std::mem::take(&mut self.body))))
+    }
+
+    /// The stream has ended: that is in order only between frames.
+    pub(crate) fn finish(&self) -> Result<(), FrameError> {
+        if self.header_filled == 0 { Ok(()) } else { Err(FrameError::Cut) }
+    }
+
+    fn begin_body(&mut self) -> Result<(), FrameError> {
+        let [length @ .., version] = self.header;
+        let bytes = (u32::from_be_bytes(length) as usize).checked_sub(1).ok_or(FrameError::Empty)?;
+        if bytes > self.body_bytes_max {
+            return Err(FrameError::TooLarge { bytes, bytes_max: self.body_bytes_max });
+        }
+        if version != VERSION {
+            return Err(FrameError::Version { found: version });
+        }
+        self.body = Vec::with_capacity(bytes);
+        self.body_bytes = bytes;
+        Ok(())
+    }
+}
+
+/// Frames on their way into one write.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    chunks: Vec<Bytes>,
+    small: BytesMut,
+}
+
+impl Batch {
+    /// Adds a frame. Payloads are within their limit, which is far below 4 GiB.
+    pub(crate) fn push(&mut self, head: Head, payload: Bytes) {
+        let call_bytes = if head == Head::OneWay { 0 } else { CALL_BYTES };
+        let length = u32::try_from(1 + call_bytes + payload.len()).expect("payloads are checked against their limit");
+        self.small.put_u32(length);
+        self.small.put_u8(VERSION);
+        if let Head::Call { kind, id } = head {
+            self.small.put_u8(kind.tag());
+            self.small.put_u64(id);
+        }
+        if payload.len() <= COALESCE_BYTES_MAX {
+            self.small.extend_from_slice(&payload);
+        } else {
+            self.seal();
+            self.chunks.push(payload);
+        }
+    }
+
+    /// All that was added, to be written in this order. Call [`clear`](Self::clear) afterwards.
+    pub(crate) fn chunks(&mut self) -> &mut [Bytes] {
+        self.seal();
+        &mut self.chunks
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.chunks.clear();
+    }
+
+    fn seal(&mut self) {
+        if !self.small.is_empty() {
+            self.chunks.push(self.small.split().freeze());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encode(frames: &[Vec<u8>]) -> Vec<u8> {
+        let mut batch = Batch::default();
+        for frame in frames {
+            batch.push(Head::OneWay, Bytes::copy_from_slice(frame));
+        }
+        batch.chunks().concat()
+    }
+
+    fn decode_all(decoder: &mut Decoder, bytes: &[u8], step: usize) -> Result<Vec<Bytes>, FrameError> {
+        let mut frames = Vec::new();
+        for chunk in bytes.chunks(step) {
+            let mut chunk = Bytes::copy_from_slice(chunk);
+            while let Some(frame) = decoder.decode(&mut chunk)? {
+                frames.push(frame);
+            }
+            assert!(chunk.is_empty());
+        }
+        decoder.finish().map(|()| frames)
+    }
+
+    #[test]
+    fn oversize_length_is_refused_before_any_body_arrives() {
+        let mut decoder = Decoder::new(16);
+        let mut header = Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, VERSION]);
+        assert!(matches!(decoder.decode(&mut header), Err(FrameError::TooLarge { bytes_max: 16, .. })));
+        assert_eq!(decoder.body.capacity(), 0);
+        // Exactly the limit passes.
+        assert_eq!(decode_all(&mut Decoder::new(16), &encode(&[vec![1; 16]]), 3).unwrap().len(), 1);
+        assert!(decode_all(&mut Decoder::new(16), &encode(&[vec![1; 17]]), 3).is_err());
+    }
+
+    #[test]
+    fn zero_length_foreign_version_and_half_a_frame_are_errors() {
+        let decode = |bytes: &[u8]| decode_all(&mut Decoder::new(16), bytes, 64);
+        assert_eq!(decode(&[0, 0, 0, 0, VERSION]), Err(FrameError::Empty));
+        assert_eq!(decode(&[0, 0, 0, 1, 9]), Err(FrameError::Version { found: 9 }));
+        assert_eq!(decode(&[0, 0, 0, 5, VERSION, 1]), Err(FrameError::Cut));
+        assert_eq!(decode(&[0, 0]), Err(FrameError::Cut));
+        assert_eq!(decode(&[0, 0, 0, 1, VERSION]), Ok(vec![Bytes::new()]));
+    }
+
+    #[test]
+    fn call_head_round_trips_and_junk_is_refused() {
+        let mut batch = Batch::default();
+        batch.push(Head::Call { kind: Kind::Answer, id: 7 }, Bytes::from_static(b"yes"));
+        let bytes = batch.chunks().concat();
+        let body = decode_all(&mut Decoder::new(64), &bytes, 1).unwrap().remove(0);
+        assert_eq!(split_call(body), Ok((Kind::Answer, 7, Bytes::from_static(b"yes"))));
+        assert_eq!(split_call(Bytes::from_static(b"short")), Err(FrameError::Call));
+        assert_eq!(split_call(Bytes::from_static(&[9; 9])), Err(FrameError::Call));
+    }
+
+    #[test]
+    fn large_payloads_are_passed_on_in_order() {
+        let frames = [vec![1; 10], vec![2; COALESCE_BYTES_MAX + 1], vec![3; 10], vec![]];
+        let decoded = decode_all(&mut Decoder::new(1 << 20), &encode(&frames), 1000).unwrap();
+        assert_eq!(decoded, frames.map(Bytes::from));
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_gives_the_same_frames(frames: Vec<Vec<u8>>, step in 1_usize..50) {
+            let decoded = decode_all(&mut Decoder::new(1 << 20), &encode(&frames), step).unwrap();
+            prop_assert_eq!(decoded, frames.into_iter().map(Bytes::from).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>, step in 1_usize..50) {
+            let _ = decode_all(&mut Decoder::new(64), &bytes, step);
+        }
+    }
+}

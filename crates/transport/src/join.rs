@@ -1,0 +1,135 @@
+//! The door for nodes without an identity: one request, one answer, one connection.
+//!
+//! The joiner proves nothing and the server only that it belongs to the pinned cluster. On the wire: version byte and
+//! payload, until the end of the stream, in both directions.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flotilla_identity::{CaFingerprint, JOIN_SERVER_NAME, join_client_config};
+use quinn::{ClientConfig, Connection, ConnectionError, TransportConfig, VarInt, crypto::rustls::QuicClientConfig};
+use tokio::time::timeout;
+
+use crate::{
+    PeerError, TransportError,
+    endpoint::{CloseCode, classify, close, joiner_endpoint},
+    frame::VERSION,
+    strangers::StrangerGuard,
+    transport::Shared,
+};
+
+/// Largest join request, in bytes.
+pub const JOIN_REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// Largest answer to one, in bytes.
+pub const JOIN_ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// How long the last packets may take to reach the server.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Asks a node to let this one into the cluster whose authority hashes to `pinned`. Needs no identity. Everything
+/// together takes `deadline` at most.
+///
+/// # Errors
+/// [`TransportError::JoinTooLarge`], [`TransportError::JoinConnect`] (not executed), [`TransportError::JoinLost`] (may
+/// have been executed), [`TransportError::Bind`].
+pub async fn join_call(
+    remote: SocketAddr,
+    pinned: CaFingerprint,
+    request: Bytes,
+    deadline: Duration,
+) -> Result<Bytes, TransportError> {
+    if request.len() > JOIN_REQUEST_BYTES_MAX {
+        return Err(TransportError::JoinTooLarge { bytes_max: JOIN_REQUEST_BYTES_MAX });
+    }
+    let end = Instant::now() + deadline;
+    let crypto = QuicClientConfig::try_from(join_client_config(pinned)?).map_err(|_| TransportError::CipherSuite)?;
+    let mut client = ClientConfig::new(Arc::new(crypto));
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(JOIN_ANSWER_BYTES_MAX as u32 + 1))
+        .keep_alive_interval(Some(Duration::from_secs(3)));
+    client.transport_config(Arc::new(transport));
+
+    let endpoint = joiner_endpoint(remote)?;
+    let connecting = endpoint
+        .connect_with(client, remote, JOIN_SERVER_NAME)
+        .map_err(|_| TransportError::JoinConnect(PeerError::Address))?;
+    let connection = match timeout(deadline, connecting).await {
+        Ok(connected) => connected.map_err(|error| TransportError::JoinConnect(classify(&error)))?,
+        Err(_) => return Err(TransportError::JoinConnect(PeerError::TimedOut)),
+    };
+    let left = end.saturating_duration_since(Instant::now());
+    let answer = timeout(left, exchange(&connection, request)).await.unwrap_or(Err(PeerError::TimedOut));
+    close(&connection, CloseCode::Normal);
+    // The server would otherwise wait for its idle timeout.
+    let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
+    answer.map_err(TransportError::JoinLost)
+}
+
+async fn exchange(connection: &Connection, request: Bytes) -> Result<Bytes, PeerError> {
+    let lost = |error: ConnectionError| classify(&error);
+    let reason = || connection.close_reason().as_ref().map_or(PeerError::Protocol, classify);
+    let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
+    send.write_all(&framed(&request)).await.map_err(|_| reason())?;
+    send.finish().map_err(|_| reason())?;
+    let answer = receive.read_to_end(JOIN_ANSWER_BYTES_MAX + 1).await.map_err(|_| reason())?;
+    unframed(answer).ok_or(PeerError::Protocol)
+}
+
+/// Serves one joiner, within all bounds.
+pub(crate) async fn serve(shared: &Shared, connection: &Connection, _guard: StrangerGuard) {
+    let inbound = &shared.inbound;
+    let Ok(_permit) = inbound.joins.try_acquire() else { return turn_away(shared, connection) };
+    if !inbound.join_rate.allow(Instant::now()) {
+        return turn_away(shared, connection);
+    }
+    shared.meter.joins.increment(1);
+    let code = match timeout(shared.config.join_timeout, answer(shared, connection)).await {
+        Ok(true) => CloseCode::Normal,
+        Ok(false) => CloseCode::Protocol,
+        Err(_) => CloseCode::Busy,
+    };
+    close(connection, code);
+}
+
+fn turn_away(shared: &Shared, connection: &Connection) {
+    shared.meter.refused.increment(1);
+    close(connection, CloseCode::Busy);
+}
+
+/// Whether the joiner kept to the protocol. What it did with the answer is not our concern.
+async fn answer(shared: &Shared, connection: &Connection) -> bool {
+    let Ok((mut send, mut receive)) = connection.accept_bi().await else { return false };
+    let Ok(request) = receive.read_to_end(JOIN_REQUEST_BYTES_MAX + 1).await else { return false };
+    let Some(request) = unframed(request) else { return false };
+    let answer = shared.handler.on_join(connection.remote_address(), request).await;
+    if answer.len() > JOIN_ANSWER_BYTES_MAX {
+        tracing::error!(bytes = answer.len(), "the answer to a join request is too large");
+        return false;
+    }
+    if send.write_all(&framed(&answer)).await.is_ok() && send.finish().is_ok() {
+        // Until the joiner has it all, or is gone.
+        let _ = send.stopped().await;
+    }
+    true
+}
+
+fn framed(payload: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(payload.len() + 1);
+    bytes.put_u8(VERSION);
+    bytes.extend_from_slice(payload);
+    bytes.freeze()
+}
+
+fn unframed(bytes: Vec<u8>) -> Option<Bytes> {
+    let mut bytes = Bytes::from(bytes);
+    (bytes.first() == Some(&VERSION)).then(|| {
+        bytes.advance(1);
+        bytes
+    })
+}

@@ -1,0 +1,104 @@
+//! Counters and gauges. Handles are taken when a transport starts: install the recorder before.
+
+use flotilla_types::NodeId;
+use metrics::{Counter, Gauge, counter, gauge};
+
+use crate::Class;
+
+/// What is counted for the whole transport.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    classes: [ClassMeter; 4],
+    /// Calls issued, by class of call.
+    calls: [Counter; 4],
+    call_failures: [Counter; 4],
+    pub(crate) datagrams_sent: Counter,
+    pub(crate) datagrams_received: Counter,
+    pub(crate) datagrams_dropped: Counter,
+    /// Incoming connections that were turned away, for whatever reason.
+    pub(crate) refused: Counter,
+    pub(crate) joins: Counter,
+}
+
+impl Meter {
+    pub(crate) fn new() -> Self {
+        let by_class = |name: &'static str| Class::ALL.map(|class| counter!(name, "class" => class.name()));
+        Self {
+            classes: Class::ALL.map(ClassMeter::new),
+            calls: by_class("flotilla_transport_calls_total"),
+            call_failures: by_class("flotilla_transport_call_failures_total"),
+            datagrams_sent: counter!("flotilla_transport_datagrams_sent_total"),
+            datagrams_received: counter!("flotilla_transport_datagrams_received_total"),
+            datagrams_dropped: counter!("flotilla_transport_datagrams_dropped_total"),
+            refused: counter!("flotilla_transport_connections_refused_total"),
+            joins: counter!("flotilla_transport_joins_total"),
+        }
+    }
+
+    pub(crate) fn class(&self, class: Class) -> &ClassMeter {
+        &self.classes[class.index()]
+    }
+
+    pub(crate) fn call<T, E>(&self, class: Class, outcome: &Result<T, E>) {
+        self.calls[class.index()].increment(1);
+        if outcome.is_err() {
+            self.call_failures[class.index()].increment(1);
+        }
+    }
+}
+
+/// What is counted for one class of frames.
+#[derive(Debug, Clone)]
+pub(crate) struct ClassMeter {
+    frames_sent: Counter,
+    bytes_sent: Counter,
+    frames_received: Counter,
+    bytes_received: Counter,
+    dropped: Counter,
+}
+
+impl ClassMeter {
+    fn new(class: Class) -> Self {
+        let name = class.name();
+        Self {
+            frames_sent: counter!("flotilla_transport_frames_sent_total", "class" => name),
+            bytes_sent: counter!("flotilla_transport_bytes_sent_total", "class" => name),
+            frames_received: counter!("flotilla_transport_frames_received_total", "class" => name),
+            bytes_received: counter!("flotilla_transport_bytes_received_total", "class" => name),
+            dropped: counter!("flotilla_transport_frames_dropped_total", "class" => name),
+        }
+    }
+
+    /// A frame was handed to its stream.
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.frames_sent.increment(1);
+        self.bytes_sent.increment(bytes as u64);
+    }
+
+    /// A whole frame arrived.
+    pub(crate) fn received(&self, bytes: usize) {
+        self.frames_received.increment(1);
+        self.bytes_received.increment(bytes as u64);
+    }
+
+    /// A frame was refused: peer down or queue full.
+    pub(crate) fn dropped(&self) {
+        self.dropped.increment(1);
+    }
+}
+
+/// What is shown for one peer.
+#[derive(Debug)]
+pub(crate) struct PeerMeter {
+    pub(crate) up: Gauge,
+    pub(crate) rtt_seconds: Gauge,
+}
+
+impl PeerMeter {
+    pub(crate) fn new(node: NodeId) -> Self {
+        Self {
+            up: gauge!("flotilla_transport_peer_up", "peer" => node.to_string()),
+            rtt_seconds: gauge!("flotilla_transport_peer_rtt_seconds", "peer" => node.to_string()),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The transport as its users see it: one endpoint, many peers.
+
+use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use flotilla_identity::NodeIdentity;
+use flotilla_types::{ClusterId, NodeId};
+use parking_lot::RwLock;
+use quinn::{Endpoint, VarInt};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    CallError, Class, Config, Handler, NotSent, PeerStatus, SendError, TransportError,
+    endpoint::{CloseCode, node_endpoint},
+    inbound::{self, Inbound},
+    link::Link,
+    meter::Meter,
+    peer::Peer,
+};
+
+/// Largest datagram, in bytes: fits into one packet on every path that carries QUIC at all.
+pub const DATAGRAM_BYTES_MAX: usize = 1100;
+/// How long closing may take for all peers together, flushing included.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the last packets may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The network side of a node. Cheap to share in an `Arc`; all methods may be called from any thread.
+///
+/// Dropping it closes everything at once; [`close`](Self::close) does it in good order. A handler should not own its
+/// transport: the two would keep each other alive.
+pub struct Transport {
+    shared: Arc<Shared>,
+    local_address: SocketAddr,
+    runtime: Handle,
+}
+
+/// What the tasks of a transport share.
+pub(crate) struct Shared {
+    pub(crate) node: NodeId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) config: Config,
+    pub(crate) handler: Arc<dyn Handler>,
+    pub(crate) meter: Meter,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) client: quinn::ClientConfig,
+    pub(crate) inbound: Inbound,
+    /// Turns true once, when the transport closes.
+    pub(crate) closing: watch::Sender<bool>,
+    peers: RwLock<HashMap<NodeId, Entry>>,
+}
+
+struct Entry {
+    peer: Arc<Peer>,
+    task: JoinHandle<()>,
+}
+
+impl Shared {
+    /// The largest payload of a class.
+    pub(crate) fn payload_bytes_max(&self, class: Class) -> usize {
+        match class {
+            Class::Urgent | Class::Bulk | Class::Rpc => self.config.frame_bytes_max,
+            Class::Objects => self.config.object_frame_bytes_max,
+        }
+    }
+
+    /// A peer has connected to us: if our own connection to it is down, it can be dialled now.
+    pub(crate) fn saw_alive(&self, node: NodeId) {
+        if let Some(entry) = self.peers.read().get(&node) {
+            entry.peer.saw_alive();
+        }
+    }
+
+    /// `None`: unknown. `Some(None)`: down.
+    fn link(&self, node: NodeId) -> Option<Option<Arc<Link>>> {
+        self.peers.read().get(&node).map(|entry| entry.peer.link())
+    }
+
+    fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+}
+
+impl Transport {
+    /// Binds the address and begins to accept. Must be called in a tokio runtime (of either kind) with I/O and time on.
+    ///
+    /// # Errors
+    /// [`TransportError::Config`], [`TransportError::Bind`], [`TransportError::Identity`].
+    pub async fn start(
+        config: Config,
+        identity: NodeIdentity,
+        handler: Arc<dyn Handler>,
+    ) -> Result<Self, TransportError> {
+        config.validate()?;
+        let (endpoint, client) = node_endpoint(&config, &identity)?;
+        let local_address = endpoint.local_addr().map_err(TransportError::Bind)?;
+        let shared = Arc::new(Shared {
+            node: identity.node(),
+            cluster: identity.cluster(),
+            inbound: Inbound::new(&config),
+            config,
+            handler,
+            meter: Meter::new(),
+            endpoint,
+            client,
+            closing: watch::Sender::new(false),
+            peers: RwLock::default(),
+        });
+        tokio::spawn(inbound::accept(shared.clone()));
+        Ok(Self { shared, local_address, runtime: Handle::current() })
+    }
+
+    /// The address in use, with the port that the system gave.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_address
+    }
+
+    /// Keeps a connection to this peer from now on. With another address than before, the old connection is closed in
+    /// good order and the new address is dialled. This node's own id is ignored.
+    pub fn set_peer(&self, node: NodeId, address: SocketAddr) {
+        if node == self.shared.node {
+            return;
+        }
+        let mut peers = self.shared.peers.write();
+        if self.shared.is_closing() {
+            return;
+        }
+        if let Some(entry) = peers.get(&node) {
+            entry.peer.set_address(Some(address));
+            return;
+        }
+        let peer = Peer::new(node, address);
+        let task = self.runtime.spawn(peer.clone().run(self.shared.clone()));
+        peers.insert(node, Entry { peer, task });
+    }
+
+    /// Forgets a peer and closes the connection to it in good order. The peer's own connection to us is closed too, if the
+    /// handler no longer admits it.
+    pub fn remove_peer(&self, node: NodeId) {
+        let entry = self.shared.peers.write().remove(&node);
+        if let Some(entry) = entry {
+            entry.peer.set_address(None);
+        }
+        if !self.shared.handler.admit(node) {
+            self.shared.inbound.expel(node);
+        }
+    }
+
+    /// Queues a one-way frame ([`Class::Urgent`] or [`Class::Bulk`]). Never waits. `Ok` says that it is queued, not that it
+    /// will arrive; frames that arrive on one connection do so in order, within their class.
+    ///
+    /// # Errors
+    /// [`SendError`]; the peer has not seen the frame.
+    pub fn send(&self, to: NodeId, class: Class, frame: Bytes) -> Result<(), SendError> {
+        let bytes_max = self.shared.payload_bytes_max(class);
+        if frame.len() > bytes_max {
+            return Err(SendError::TooLarge { bytes_max });
+        }
+        let link = self.shared.link(to).ok_or(SendError::UnknownPeer)?;
+        let sent = link.ok_or(SendError::Down).and_then(|link| link.send(class, frame));
+        if sent.is_err() {
+            self.shared.meter.class(class).dropped();
+        }
+        sent
+    }
+
+    /// Sends a datagram of at most [`DATAGRAM_BYTES_MAX`]. Never waits. It may be lost, also for want of buffer.
+    ///
+    /// # Errors
+    /// [`SendError`]; the peer has not seen the datagram.
+    pub fn datagram(&self, to: NodeId, packet: Bytes) -> Result<(), SendError> {
+        if packet.len() > DATAGRAM_BYTES_MAX {
+            return Err(SendError::TooLarge { bytes_max: DATAGRAM_BYTES_MAX });
+        }
+        let link = self.shared.link(to).ok_or(SendError::UnknownPeer)?;
+        let sent = link.ok_or(SendError::Down).and_then(|link| link.datagram(&packet));
+        match sent {
+            Ok(()) => self.shared.meter.datagrams_sent.increment(1),
+            Err(_) => self.shared.meter.datagrams_dropped.increment(1),
+        }
+        sent
+    }
+
+    /// Sends a request ([`Class::Rpc`] or [`Class::Objects`]) and waits for the answer, `deadline` at most. Many calls share
+    /// one stream; answers come in any order. Dropping the future gives the call up, which the peer does not notice.
+    ///
+    /// # Errors
+    /// [`CallError::NotSent`]: certainly not executed. [`CallError::MaybeExecuted`]: nobody knows.
+    pub async fn call(&self, to: NodeId, class: Class, request: Bytes, deadline: Duration) -> Result<Bytes, CallError> {
+        let outcome = match self.begin_call(to, class, request) {
+            Ok(ticket) => ticket.wait(deadline).await,
+            Err(error) => Err(error.into()),
+        };
+        self.shared.meter.call(class, &outcome);
+        outcome
+    }
+
+    fn begin_call(&self, to: NodeId, class: Class, request: Bytes) -> Result<crate::pending::Ticket, NotSent> {
+        let bytes_max = self.shared.payload_bytes_max(class);
+        if request.len() > bytes_max {
+            return Err(NotSent::TooLarge { bytes_max });
+        }
+        let link = self.shared.link(to).ok_or(NotSent::UnknownPeer)?;
+        link.ok_or(NotSent::Down)?.begin_call(class, request)
+    }
+
+    /// What is known of every peer, in the order of their ids.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        let mut peers: Vec<_> = self.shared.peers.read().values().filter_map(|entry| entry.peer.status()).collect();
+        peers.sort_unstable_by_key(|peer| peer.node);
+        peers
+    }
+
+    /// Closes in good order: what is queued is still sent, peers are told. Takes less than two seconds. Sends and calls fail
+    /// from the beginning of it. The port becomes free soon after the transport is dropped.
+    pub async fn close(&self) {
+        let entries = {
+            let mut peers = self.shared.peers.write();
+            self.shared.closing.send_replace(true);
+            std::mem::take(&mut *peers)
+        };
+        for entry in entries.values() {
+            entry.peer.set_address(None);
+        }
+        let end = Instant::now() + CLOSE_TIMEOUT;
+        for (_, mut entry) in entries {
+            if timeout_at(end, &mut entry.task).await.is_err() {
+                entry.task.abort();
+            }
+        }
+        self.shared.endpoint.close(VarInt::from_u32(CloseCode::Normal as u32), b"");
+        // A peer that does not answer must not hold up the node.
+        let _ = timeout(DRAIN_TIMEOUT, self.shared.endpoint.wait_idle()).await;
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        let mut peers = self.shared.peers.write();
+        self.shared.closing.send_replace(true);
+        for (_, entry) in peers.drain() {
+            entry.peer.set_address(None);
+        }
+        self.shared.endpoint.close(VarInt::from_u32(CloseCode::Normal as u32), b"");
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport")
+            .field("node", &self.shared.node)
+            .field("local_address", &self.local_address)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,108 @@
+//! Requests and answers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_transport::{CallError, Class, Config, MaybeExecuted, NotSent};
+use flotilla_types::NodeId;
+
+use crate::harness::{BOUND, Event, Node, authority, config, identity};
+
+const HOLD: Bytes = Bytes::from_static(b"hold");
+const SOON: Duration = Duration::from_millis(30);
+
+#[tokio::test]
+async fn answers_come_in_any_order() {
+    let (one, mut two) = Node::pair(config()).await;
+    let held = one.call(two.id(), b"hold");
+    let overtaking = async {
+        two.wait(Event::Call(NodeId(1), HOLD)).await;
+        assert_eq!(one.call(two.id(), b"quick").await, "quick");
+        two.release(1);
+    };
+    let (held, ()) = tokio::join!(held, overtaking);
+    assert_eq!(held, "hold");
+}
+
+#[tokio::test]
+async fn many_calls_share_the_stream() {
+    let (one, two) = Node::pair(config()).await;
+    let mut calls = tokio::task::JoinSet::new();
+    let one = std::sync::Arc::new(one);
+    for i in 0..500_u32 {
+        let (one, to) = (one.clone(), two.id());
+        calls.spawn(async move {
+            let request = Bytes::from(i.to_be_bytes().repeat(1 + i as usize % 500));
+            assert_eq!(one.transport.call(to, Class::Rpc, request.clone(), BOUND).await, Ok(request));
+        });
+    }
+    while let Some(done) = calls.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_large_object_does_not_hold_back_calls() {
+    let (one, two) = Node::pair(config()).await;
+    let request = Bytes::from_static(b"big 30000000");
+    let object = one.transport.call(two.id(), Class::Objects, request, BOUND);
+    tokio::pin!(object);
+    let calls = async {
+        for _ in 0..10 {
+            one.call(two.id(), b"quick").await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = &mut object => panic!("ten calls take longer than thirty megabytes"),
+        () = calls => {}
+    }
+    assert_eq!(object.await.unwrap().len(), 30_000_000);
+}
+
+#[tokio::test]
+async fn calls_in_flight_are_bounded_and_a_deadline_frees_the_place() {
+    let (one, two) = Node::pair(Config { calls_max: 2, ..config() }).await;
+    let hold = |deadline| one.transport.call(two.id(), Class::Rpc, HOLD, deadline);
+    let (first, second, third) = tokio::join!(biased; hold(SOON), hold(SOON), hold(SOON));
+    assert_eq!(first, Err(CallError::MaybeExecuted(MaybeExecuted::TimedOut)));
+    assert_eq!(second, Err(CallError::MaybeExecuted(MaybeExecuted::TimedOut)));
+    assert_eq!(third, Err(CallError::NotSent(NotSent::Busy)));
+    // Both still run over there: the peer refuses a third, unexecuted.
+    assert_eq!(hold(BOUND).await, Err(CallError::NotSent(NotSent::Refused)));
+    two.release(2);
+    while hold(SOON).await == Err(CallError::NotSent(NotSent::Refused)) {}
+}
+
+#[tokio::test]
+async fn an_answer_over_the_limit_says_that_the_request_was_executed() {
+    let (one, two) = Node::pair(Config { frame_bytes_max: 2000, ..config() }).await;
+    let outcome = one.transport.call(two.id(), Class::Rpc, Bytes::from_static(b"big 2001"), BOUND).await;
+    assert_eq!(outcome, Err(CallError::MaybeExecuted(MaybeExecuted::AnswerTooLarge)));
+    assert_eq!(one.call(two.id(), b"big 2000").await.len(), 2000);
+}
+
+#[tokio::test]
+async fn a_lost_peer_leaves_the_outcome_open_and_then_nothing_is_sent() {
+    let (one, mut two) = Node::pair(config()).await;
+    let held = one.transport.call(two.id(), Class::Rpc, HOLD, BOUND);
+    let losing = async {
+        two.wait(Event::Call(NodeId(1), HOLD)).await;
+        two.transport.close().await;
+    };
+    let (held, ()) = tokio::join!(held, losing);
+    assert_eq!(held, Err(CallError::MaybeExecuted(MaybeExecuted::Lost)));
+    let again = one.transport.call(two.id(), Class::Rpc, HOLD, BOUND).await;
+    assert_eq!(again, Err(CallError::NotSent(NotSent::Down)));
+}
+
+#[tokio::test]
+async fn calls_to_nobody_and_of_the_wrong_class_are_not_sent() {
+    let node = Node::start(identity(&authority(), 1), config()).await;
+    let call = |to| node.transport.call(NodeId(to), Class::Rpc, Bytes::new(), BOUND);
+    assert_eq!(call(2).await, Err(CallError::NotSent(NotSent::UnknownPeer)));
+    assert_eq!(call(1).await, Err(CallError::NotSent(NotSent::UnknownPeer)));
+    let (one, two) = Node::pair(config()).await;
+    let urgent = one.transport.call(two.id(), Class::Urgent, Bytes::new(), BOUND).await;
+    assert_eq!(urgent, Err(CallError::NotSent(NotSent::WrongClass)));
+}

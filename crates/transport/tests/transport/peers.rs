@@ -1,0 +1,185 @@
+//! Who is connected, who is refused, and how connections come back.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use flotilla_identity::{ClusterAuthority, NodeIdentity};
+use flotilla_transport::{Breaker, Class, Config, PeerError, PeerState, SendError};
+use flotilla_types::{ClusterId, NodeId};
+use tokio::sync::oneshot;
+
+use crate::harness::{CLUSTER, Event, Node, authority, config, identity};
+
+const UNKNOWN_CA: u8 = 48;
+const DECRYPT_ERROR: u8 = 51;
+const BAD_CERTIFICATE: u8 = 42;
+
+#[tokio::test]
+async fn a_node_of_another_authority_is_refused_by_both_sides() {
+    // One mints the same cluster id a second time, the other is quite foreign.
+    for (cluster, alert) in [(CLUSTER, DECRYPT_ERROR), (ClusterId([8; 16]), UNKNOWN_CA)] {
+        let mut one = Node::start(identity(&authority(), 1), config()).await;
+        let theirs = ClusterAuthority::mint(cluster).unwrap();
+        let mut two = Node::start(identity(&theirs, 2), config()).await;
+        one.transport.set_peer(two.id(), two.address());
+        two.transport.set_peer(one.id(), one.address());
+        for (from, to) in [(&one, NodeId(2)), (&two, NodeId(1))] {
+            assert_eq!(from.wait_open(to).await.last_error, Some(PeerError::Handshake { alert }));
+            assert_eq!(from.transport.send(to, Class::Urgent, Bytes::new()), Err(SendError::Down));
+        }
+        assert!(one.drain().is_empty() && two.drain().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn another_node_at_the_address_is_refused() {
+    let authority = authority();
+    let mut one = Node::start(identity(&authority, 1), config()).await;
+    let two = Node::start(identity(&authority, 2), config()).await;
+    one.transport.set_peer(NodeId(3), two.address());
+    let status = one.wait_open(NodeId(3)).await;
+    assert_eq!(status.last_error, Some(PeerError::Handshake { alert: BAD_CERTIFICATE }));
+    assert!(one.drain().is_empty());
+}
+
+#[tokio::test]
+async fn a_removed_node_is_told_so_and_never_connected() {
+    let authority = authority();
+    let mut one = Node::start(identity(&authority, 1), config()).await;
+    let two = Node::start(identity(&authority, 2), config()).await;
+    two.stop_admitting();
+    one.transport.set_peer(two.id(), two.address());
+    assert_eq!(one.next().await, Event::Peer(NodeId(2), PeerState::Refused));
+    assert_eq!(one.wait_open(NodeId(2)).await.last_error, Some(PeerError::Removed));
+}
+
+#[tokio::test]
+async fn removing_a_connected_node_ends_its_connection() {
+    let (mut one, two) = Node::pair(config()).await;
+    two.stop_admitting();
+    two.transport.remove_peer(one.id());
+    assert_eq!(one.next().await, Event::Peer(NodeId(2), PeerState::Disconnected));
+    assert_eq!(one.next().await, Event::Peer(NodeId(2), PeerState::Refused));
+}
+
+#[tokio::test]
+async fn forgetting_a_peer_closes_the_connection() {
+    let (mut one, two) = Node::pair(config()).await;
+    one.transport.remove_peer(two.id());
+    assert_eq!(one.transport.send(two.id(), Class::Bulk, Bytes::new()), Err(SendError::UnknownPeer));
+    assert!(one.transport.peers().is_empty());
+    one.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_closed_and_came_back_is_connected_again() {
+    let authority = authority();
+    let mut one = Node::start(identity(&authority, 1), config()).await;
+    let two = Node::start(identity(&authority, 2), config()).await;
+    one.connect(&two).await;
+    let address = two.address();
+    two.transport.close().await;
+    drop(two);
+    one.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
+    let mut two = Node::start(identity(&authority, 2), Config { listen: address, ..config() }).await;
+    one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;
+    one.transport.send(two.id(), Class::Bulk, Bytes::from_static(b"again")).unwrap();
+    two.wait(Event::Frame(NodeId(1), Class::Bulk, Bytes::from_static(b"again"))).await;
+}
+
+/// Runs a node in a thread and runtime of its own, lets `one` connect to it, and drops the runtime: no farewell is sent.
+async fn connect_and_kill(one: &mut Node, two: NodeIdentity) -> SocketAddr {
+    let (started, address) = oneshot::channel();
+    let (kill, killed) = oneshot::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let node = runtime.block_on(Node::start(two, config()));
+        started.send(node.address()).unwrap();
+        let _ = runtime.block_on(killed);
+        drop(runtime);
+        drop(node);
+    });
+    let address = address.await.unwrap();
+    one.transport.set_peer(NodeId(2), address);
+    one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;
+    kill.send(()).unwrap();
+    thread.join().unwrap();
+    address
+}
+
+#[tokio::test]
+async fn a_killed_peer_that_restarts_says_that_old_connections_are_dead() {
+    let authority = authority();
+    // Far beyond the test's bound: only the reset can tell.
+    let patient = Config { idle_timeout: Duration::from_secs(300), ..config() };
+    let mut one = Node::start(identity(&authority, 1), patient).await;
+    let two = identity(&authority, 2);
+    let address = connect_and_kill(&mut one, two.clone()).await;
+    assert_eq!(one.status(NodeId(2)).breaker, Breaker::Closed, "nobody has noticed yet");
+    let _two = Node::start(two, Config { listen: address, ..config() }).await;
+    one.transport.send(NodeId(2), Class::Urgent, Bytes::from_static(b"are you there")).unwrap();
+    one.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
+    one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;
+    assert_eq!(one.status(NodeId(2)).last_error, Some(PeerError::Restarted));
+}
+
+#[tokio::test]
+async fn a_peer_that_dials_us_is_probed_at_once() {
+    let authority = authority();
+    let sleepy = Config { backoff_min: Duration::from_secs(300), backoff_max: Duration::from_secs(300), ..config() };
+    let mut one = Node::start(identity(&authority, 1), sleepy).await;
+    let gone = Node::start(identity(&authority, 2), config()).await;
+    one.connect(&gone).await;
+    let address = gone.address();
+    gone.transport.close().await;
+    drop(gone);
+    one.wait_open(NodeId(2)).await;
+    let mut two = Node::start(identity(&authority, 2), Config { listen: address, ..config() }).await;
+    two.connect(&one).await;
+    one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;
+}
+
+#[tokio::test]
+async fn a_new_address_is_dialled_and_the_old_connection_closed() {
+    let authority = authority();
+    let mut one = Node::start(identity(&authority, 1), config()).await;
+    let two = identity(&authority, 2);
+    let before = Node::start(two.clone(), config()).await;
+    one.connect(&before).await;
+    let mut after = Node::start(two, config()).await;
+    one.transport.set_peer(NodeId(2), after.address());
+    one.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
+    one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;
+    one.transport.send(NodeId(2), Class::Urgent, Bytes::from_static(b"moved")).unwrap();
+    after.wait(Event::Frame(NodeId(1), Class::Urgent, Bytes::from_static(b"moved"))).await;
+    assert_eq!(one.status(NodeId(2)).address, after.address());
+}
+
+#[tokio::test]
+async fn a_newer_connection_of_the_same_node_takes_the_place_of_the_older() {
+    let authority = authority();
+    let two = Node::start(identity(&authority, 2), config()).await;
+    let same = identity(&authority, 1);
+    let slow = Config { backoff_min: Duration::from_secs(300), backoff_max: Duration::from_secs(300), ..config() };
+    let mut older = Node::start(same.clone(), slow).await;
+    older.connect(&two).await;
+    let mut newer = Node::start(same, config()).await;
+    newer.connect(&two).await;
+    assert_eq!(older.wait_open(NodeId(2)).await.last_error, Some(PeerError::Replaced));
+    assert_eq!(newer.call(two.id(), b"mine").await, "mine");
+}
+
+#[tokio::test]
+async fn connected_peers_are_bounded() {
+    let authority = authority();
+    let two = Node::start(identity(&authority, 2), Config { connections_max: 1, ..config() }).await;
+    let mut one = Node::start(identity(&authority, 1), config()).await;
+    one.connect(&two).await;
+    let three = Node::start(identity(&authority, 3), config()).await;
+    three.transport.set_peer(NodeId(2), two.address());
+    assert_eq!(three.wait_open(NodeId(2)).await.last_error, Some(PeerError::Busy));
+    assert_eq!(one.call(two.id(), b"still here").await, "still here");
+    // A place that becomes free is given away.
+    one.transport.close().await;
+    three.wait_status(NodeId(2), |status| status.breaker == Breaker::Closed).await;
+}
