@@ -19,5 +19,5 @@ pub use core::{
     Answer, ApplyTask, Background, Beat, Core, Done, Effects, Freshness, Input, LostReason, Notice, Outgoing,
     ReplicaStatus, Request, RequestError, Write, first_sequence,
 };
-pub use flotilla_consensus::{ConfChange, Config as RaftConfig, GroupStatus, Role};
+pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};
 pub use host::{Handle, Host, HostParts, INBOX_MAX};

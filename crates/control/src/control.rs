@@ -1,0 +1,168 @@
+//! The reconcilers of a node: each loop compares what is with what should be and does one step.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use flotilla_membership::{Config as MembershipConfig, Input, Member, Membership, NodeState};
+use flotilla_meta::{Addresses, MetaState};
+use flotilla_replication::{Handle, LostReason, Notice};
+use flotilla_transport::Transport;
+use flotilla_types::{Incarnation, Locality, NodeId, ReplicaId, ShardId, Term};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::{Event, Gossip, Shards, Topology, feed, gossip, loops};
+
+/// How this node presents itself.
+#[derive(Debug, Clone)]
+pub struct Me {
+    /// Its id.
+    pub node: NodeId,
+    /// How often it has started.
+    pub incarnation: Incarnation,
+    /// Where it is reached.
+    pub addresses: Addresses,
+    /// Where it stands.
+    pub locality: Locality,
+}
+
+/// What control is built on.
+pub struct ControlParts {
+    /// This node.
+    pub me: Me,
+    /// What is known of the cluster.
+    pub topology: Arc<Topology>,
+    /// The shard host.
+    pub host: Handle,
+    /// The network.
+    pub network: Arc<Transport>,
+    /// Notices of the host, from [`notices`].
+    pub notices: mpsc::UnboundedReceiver<Lost>,
+    /// The failure detector's settings.
+    pub membership: MembershipConfig,
+    /// Where this node listens for peers.
+    pub listen: std::net::SocketAddr,
+    /// A random number.
+    pub seed: u64,
+    /// The cluster authority as it is handed to a new voter of the metadata group, if it is here.
+    pub authority: Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
+    /// Told of everything that happens. Must not block.
+    pub events: Arc<dyn Fn(Event) + Send + Sync>,
+    /// Told of new metadata, to be kept for the next start. Must not block long.
+    pub keep: Box<dyn Fn(&MetaState) + Send>,
+}
+
+/// Replicas that this node may not use any more.
+#[derive(Debug)]
+pub struct Lost {
+    /// The replicas.
+    pub replicas: Vec<(ShardId, ReplicaId)>,
+    /// Why.
+    pub reason: LostReason,
+}
+
+/// Where the host's notices go: leaders to the topology at once, losses to the reconcilers.
+pub fn notices(
+    topology: Arc<Topology>,
+    events: Arc<dyn Fn(Event) + Send + Sync>,
+) -> (Box<dyn Fn(Notice) + Send>, mpsc::UnboundedReceiver<Lost>) {
+    // Unbounded by name, bounded by nature: one loss for each replica at most.
+    let (lost, losses) = mpsc::unbounded_channel();
+    let last: Mutex<std::collections::BTreeMap<ShardId, (Term, NodeId)>> = Mutex::default();
+    let forward = move |notice| match notice {
+        Notice::Leader { shard, term, node: Some(node) } => {
+            topology.observe_leader(shard, term, node);
+            let mut last = last.lock();
+            let known = last.get(&shard).copied().unwrap_or_default();
+            if term > known.0 {
+                last.insert(shard, (term, node));
+                drop(last);
+                events(Event::Leader { shard, term, node });
+            }
+        }
+        Notice::Lost { replicas, reason } => {
+            events(Event::Lost { replicas: replicas.clone(), reason });
+            let _ = lost.send(Lost { replicas, reason });
+        }
+        Notice::Leader { .. } | Notice::Descriptor(_) | Notice::Destroyed { .. } => {}
+    };
+    (Box::new(forward), losses)
+}
+
+/// The running reconcilers.
+pub struct Control {
+    pub(crate) shards: Shards,
+    pub(crate) gossip: Gossip,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Control {
+    /// Starts the loops on the current runtime.
+    pub fn start(parts: ControlParts) -> Result<Self, flotilla_membership::ConfigError> {
+        let shards = Shards::new(parts.topology.clone(), parts.host.clone(), parts.network.clone());
+        let (gossip, messages) = gossip::channel();
+        let me = Member { node: parts.me.node, addr: parts.listen, generation: parts.me.incarnation.0 };
+        let events = parts.events.clone();
+        let runner = gossip::Runner {
+            membership: Membership::new(me, parts.membership, parts.seed)?,
+            messages,
+            network: parts.network.clone(),
+            topology: parts.topology.clone(),
+            changed: Box::new(move |node, old, new| events(Event::Member { node, old, new })),
+        };
+        let context = loops::Context {
+            me: parts.me,
+            topology: parts.topology,
+            host: parts.host,
+            network: parts.network,
+            shards: shards.clone(),
+            gossip: gossip.clone(),
+            authority: parts.authority,
+        };
+        let context = Arc::new(context);
+        let tasks = vec![
+            tokio::spawn(runner.run()),
+            tokio::spawn(loops::peers(context.clone(), parts.keep)),
+            tokio::spawn(loops::lifecycle(context.clone(), parts.notices)),
+            tokio::spawn(loops::shards_led(context.clone())),
+            tokio::spawn(loops::placement(context.clone())),
+            tokio::spawn(loops::leaders(context.clone())),
+            tokio::spawn(loops::present(context.clone())),
+            tokio::spawn(feed::follow(context)),
+        ];
+        Ok(Self { shards, gossip, tasks })
+    }
+
+    /// The way to every shard.
+    #[must_use]
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// Says goodbye to the others and stops the loops.
+    pub async fn leave(&self) {
+        self.gossip.leave().await;
+        // The goodbye travels as datagrams; give it a moment on the wire before the endpoint closes.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Greets every node of the metadata that membership does not know.
+pub(crate) fn greet(gossip: &Gossip, topology: &Topology, meta: &MetaState, greeted: &mut BTreeSet<NodeId>) {
+    for record in meta.nodes() {
+        if record.id == topology.node() {
+            continue;
+        }
+        if record.state.is_gone() {
+            if greeted.remove(&record.id) || topology.liveness(record.id).0 != NodeState::Unknown {
+                gossip.input(Input::Forget(record.id));
+            }
+        } else if let Ok(addr) = record.addresses.quic.parse()
+            && greeted.insert(record.id)
+        {
+            gossip.input(Input::Announce(Member { node: record.id, addr, generation: 0 }));
+        }
+    }
+}

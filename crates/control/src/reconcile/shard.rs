@@ -1,0 +1,139 @@
+//! The next step of one shard towards its intent, decided by its leader: learner → caught up → joint swap → leave joint →
+//! remove.
+//!
+//! Invariants: a replica votes only after it has caught up; all promotions and demotions of a step happen in one joint
+//! change, so a group grows from one voter to three without ever having two; a leader that is to go hands over first when
+//! somebody who stays can lead.
+
+use std::collections::BTreeSet;
+
+use flotilla_placement::PlanReplica;
+use flotilla_replication::{ConfChange, GroupStatus};
+use flotilla_types::ReplicaId;
+
+/// A learner is caught up when it lacks no more than so many entries.
+const CAUGHT_UP_ENTRIES: u64 = 512;
+
+/// What a shard's leader should do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// The shard is as it should be, or has to wait.
+    Nothing,
+    /// Change the configuration.
+    Change(ConfChange),
+    /// Hand leadership to this replica first.
+    HandOver(ReplicaId),
+}
+
+/// Decides from the leader's status and the intent.
+#[must_use]
+pub fn next_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> Next {
+    let conf = &status.conf;
+    if conf.is_joint() {
+        return Next::Change(ConfChange::LeaveJoint);
+    }
+    let wanted: BTreeSet<_> = intent.iter().map(|held| held.replica).collect();
+    if wanted.is_empty() {
+        return Next::Nothing;
+    }
+    if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica)) {
+        return Next::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
+    }
+    let caught_up = |replica: &ReplicaId| {
+        status.followers.iter().any(|follower| {
+            follower.replica == *replica
+                && follower.recently_active
+                && !follower.in_snapshot
+                && follower.matched.0 + CAUGHT_UP_ENTRIES >= status.commit.0
+        })
+    };
+    let promote: Vec<_> = conf.learners.iter().filter(|learner| wanted.contains(learner)).copied().collect();
+    let demote: Vec<_> = conf.voters.iter().filter(|voter| !wanted.contains(voter)).copied().collect();
+    if !promote.iter().all(caught_up) {
+        return Next::Nothing;
+    }
+    if demote.contains(&me)
+        && let Some(heir) = conf.voters.iter().find(|voter| wanted.contains(voter) && caught_up(voter))
+    {
+        return Next::HandOver(*heir);
+    }
+    if !promote.is_empty() || !demote.is_empty() {
+        return Next::Change(ConfChange::Swap { promote, demote });
+    }
+    match conf.learners.iter().find(|learner| !wanted.contains(learner)) {
+        Some(surplus) => Next::Change(ConfChange::RemoveLearner { replica: *surplus }),
+        None => Next::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_replication::{Follower, Role};
+    use flotilla_types::{ConfState, LogIndex, NodeId, Term};
+
+    use super::*;
+
+    const ME: ReplicaId = ReplicaId(1);
+
+    fn status(voters: &[u64], learners: &[u64], matched: &[(u64, u64)]) -> GroupStatus {
+        let ids = |ids: &[u64]| ids.iter().copied().map(ReplicaId).collect::<Vec<_>>();
+        let follower = |(replica, matched): &(u64, u64)| Follower {
+            replica: ReplicaId(*replica),
+            matched: LogIndex(*matched),
+            recently_active: true,
+            in_snapshot: false,
+        };
+        GroupStatus {
+            role: Role::Leader,
+            term: Term(2),
+            leader: ME,
+            commit: LogIndex(10_000),
+            last: LogIndex(10_000),
+            truncated: LogIndex(0),
+            conf: ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() },
+            followers: matched.iter().map(follower).collect(),
+        }
+    }
+
+    fn intent(replicas: &[u64]) -> Vec<PlanReplica> {
+        replicas.iter().map(|id| PlanReplica { replica: ReplicaId(*id), node: NodeId(*id) }).collect()
+    }
+
+    #[test]
+    fn growing_from_one_to_three_promotes_both_learners_together() {
+        let wanted = intent(&[1, 2, 3]);
+        let add = |replica| Next::Change(ConfChange::AddLearner { replica: ReplicaId(replica), node: NodeId(replica) });
+        assert_eq!(next_step(ME, &status(&[1], &[], &[]), &wanted), add(2));
+        assert_eq!(next_step(ME, &status(&[1], &[2], &[(2, 10_000)]), &wanted), add(3));
+        let one_behind = status(&[1], &[2, 3], &[(2, 10_000), (3, 5)]);
+        assert_eq!(next_step(ME, &one_behind, &wanted), Next::Nothing);
+        let ready = status(&[1], &[2, 3], &[(2, 10_000), (3, 9_900)]);
+        let swap = ConfChange::Swap { promote: vec![ReplicaId(2), ReplicaId(3)], demote: vec![] };
+        assert_eq!(next_step(ME, &ready, &wanted), Next::Change(swap));
+    }
+
+    #[test]
+    fn a_replacement_swaps_in_one_change_and_removes_the_old_one_last() {
+        let wanted = intent(&[1, 2, 4]);
+        let caught_up = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 0), (4, 10_000)]);
+        let swap = ConfChange::Swap { promote: vec![ReplicaId(4)], demote: vec![ReplicaId(3)] };
+        assert_eq!(next_step(ME, &caught_up, &wanted), Next::Change(swap));
+        let swapped = status(&[1, 2, 4], &[3], &[(2, 10_000), (3, 0), (4, 10_000)]);
+        let remove = ConfChange::RemoveLearner { replica: ReplicaId(3) };
+        assert_eq!(next_step(ME, &swapped, &wanted), Next::Change(remove));
+    }
+
+    #[test]
+    fn a_leader_that_is_to_go_hands_over_first() {
+        let wanted = intent(&[2, 3, 4]);
+        let status = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 10_000), (4, 10_000)]);
+        assert_eq!(next_step(ME, &status, &wanted), Next::HandOver(ReplicaId(2)));
+    }
+
+    #[test]
+    fn a_joint_configuration_is_left_before_anything_else() {
+        let mut joint = status(&[1, 2, 3], &[], &[]);
+        joint.conf.voters_outgoing = vec![ReplicaId(1)];
+        assert_eq!(next_step(ME, &joint, &intent(&[1, 2, 3])), Next::Change(ConfChange::LeaveJoint));
+    }
+}
