@@ -183,8 +183,7 @@ impl Staged {
     ) -> raft_engine::Result<()> {
         let region = write.replica.0;
         if write.clear {
-            // The engine remembers that a region was cleaned, but may forget how far it was compacted: entries behind a
-            // snapshot would come back after a purge.
+            // Not compacted: the engine carries a clean over a purge, and may forget how far a region was compacted.
             self.batch.add_command(region, Command::Clean);
         }
         if let Some(checkpoint) = &write.checkpoint {

@@ -1,10 +1,9 @@
-//! The end of the log, read before the engine sees it.
+//! The files of the log, looked at before the engine reads them.
 //!
-//! raft-engine cuts its last file at the first batch that does not match its checksum. That is right for the batch that
-//! was under way at a power cut, and wrong for anything else: then synced batches would vanish without a word.
-//! Only one batch is ever under way, so two facts tell the cases apart:
-//! - Another batch behind the damaged one means that it had been synced: [`OpenError::Damaged`], and nothing changes.
-//! - A last batch whose index is whole while its entries are not is torn too, though the engine would accept it: it is cut.
+//! raft-engine cuts its last file at the first batch that does not match its checksum, and any file at a last batch whose
+//! entries do not. That is right for the batch that was under way at a power cut, and wrong for anything else: then synced
+//! batches would vanish without a word. Only one batch is ever under way, so what follows tells the cases apart: whatever
+//! has anything written behind it had been synced, and its damage is [`OpenError::Damaged`]. Nothing is changed here.
 //!
 //! A synced *last* batch that was damaged looks like a torn one. The node-wide sequence, which peers remember, tells them
 //! apart; that is not decided here.
@@ -13,9 +12,10 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, OpenOptions},
+    fs::{self, File},
     io,
     ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -32,25 +32,58 @@ const CHECKSUM_BYTES: usize = 4;
 const APPEND_SUFFIX: &str = ".raftlog";
 const REWRITE_SUFFIX: &str = ".rewrite";
 
-/// Looks at the last file, cuts a torn batch that the engine would accept, and refuses damage that it would cut away.
+/// Refuses damage that the engine would cut away although it had been synced.
 pub(crate) fn check(dir: &Path, nonce: u64) -> Result<(), LogError> {
-    let Some((file, seq)) = last_file(dir)? else { return Ok(()) };
-    let bytes = fs::read(&file)?;
+    for suffix in [APPEND_SUFFIX, REWRITE_SUFFIX] {
+        let mut files = files(dir, suffix)?;
+        let last = files.pop();
+        for (file, _) in files {
+            check_closed(file)?;
+        }
+        if let Some((file, seq)) = last.filter(|_| suffix == APPEND_SUFFIX) {
+            check_last(file, seq, nonce)?;
+        }
+    }
+    Ok(())
+}
+
+/// The last file may end in one torn batch.
+fn check_last(path: PathBuf, seq: u64, nonce: u64) -> Result<(), LogError> {
+    let bytes = fs::read(&path)?;
     let chain = Chain::walk(&bytes, seq);
     let rest = &bytes[chain.end..];
     if has_later_batch(rest, nonce) {
-        return Err(OpenError::Damaged { file, offset: chain.end as u64 }.into());
+        return Err(OpenError::Damaged { file: path, offset: chain.end as u64 }.into());
     }
-    if let Some(last) = chain.last
-        && rest.iter().all(|byte| *byte == 0)
-        && !entries_are_whole(&bytes[last.clone()])
-    {
-        tracing::warn!(?file, offset = last.start, "cutting a torn batch off the end of the log");
-        let file = OpenOptions::new().write(true).open(file)?;
-        file.set_len(last.start as u64)?;
-        file.sync_all()?;
+    match chain.last {
+        Some(last) if rest.iter().any(|byte| *byte != 0) && !entries_are_whole(&bytes[last.clone()]) => {
+            Err(OpenError::Damaged { file: path, offset: last.start as u64 }.into())
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// A closed file was synced to its end. The engine checks all of it but the entries, and those of its last batch it would
+/// cut. Only the headers of the others are read here: there may be many files.
+fn check_closed(path: PathBuf) -> Result<(), LogError> {
+    let file = File::open(&path)?;
+    let size = file.metadata()?.len();
+    let mut last = None;
+    let mut at = FILE_HEADER_BYTES as u64;
+    let mut header = [0; BATCH_HEADER_BYTES];
+    while at + BATCH_HEADER_BYTES as u64 <= size {
+        file.read_exact_at(&mut header, at)?;
+        let Some((len, _)) = batch_header(&header) else { break };
+        if size - at < len as u64 {
+            break;
+        }
+        last = Some((at, len));
+        at += len as u64;
+    }
+    let Some((offset, len)) = last else { return Ok(()) };
+    let mut batch = vec![0; len];
+    file.read_exact_at(&mut batch, offset)?;
+    if entries_are_whole(&batch) { Ok(()) } else { Err(OpenError::Damaged { file: path, offset }.into()) }
 }
 
 /// Whether anything was written behind the first batch in `rest`, which does not match its checksum.

@@ -127,6 +127,31 @@ fn damage_in_an_older_file_names_it() {
 }
 
 #[test]
+fn the_last_entries_of_an_older_file_are_not_cut_away() {
+    let dir = killed(60, 300, SMALL);
+    let first = dir.path().join("0000000000000001.raftlog");
+    let bytes = fs::read(&first).unwrap();
+    let last = (1..=60).rev().find(|index| {
+        let data = entry(*index, 1, 300).data;
+        bytes.windows(300).any(|window| window == &data[..])
+    });
+    flip(&first, find_data(&first, last.unwrap(), 300));
+    let message = refusal(dir.path());
+    assert!(message.contains("damaged at byte") && message.contains(first.to_str().unwrap()), "{message}");
+    assert_eq!(fs::read(&first).unwrap().len(), bytes.len(), "nothing is cut away");
+}
+
+#[test]
+fn damaged_entries_before_a_torn_batch_are_not_cut_away() {
+    let dir = killed(3, 300, Options::default());
+    let file = last_file(dir.path());
+    flip(&file, find_data(&file, 2, 300));
+    let end = written(&file);
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(end as u64 - 3).unwrap();
+    assert!(refusal(dir.path()).contains("damaged at byte"));
+}
+
+#[test]
 fn a_client_cannot_make_a_torn_batch_look_like_damage() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());

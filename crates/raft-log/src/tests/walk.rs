@@ -154,6 +154,27 @@ fn replaced_entries_do_not_come_back_after_a_purge() {
     pair.reopen();
 }
 
+#[test]
+fn truncated_entries_that_come_back_do_not_block_the_log() {
+    let mut pair = Pair::new();
+    pair.write(create(1));
+    pair.write(create(2));
+    let append = |replica: u64, from: u64, to: u64| {
+        let entries = (from..=to).map(|index| entry(index, 1, 20)).collect();
+        ReplicaWrite { entries, ..ReplicaWrite::new(ReplicaId(replica)) }
+    };
+    pair.write(append(2, 1, 8));
+    pair.write(append(1, 1, 10));
+    fill(&mut pair);
+    // Entries that are never rewritten, and a truncation whose command is purged: the engine remembers 1 to 10 only.
+    pair.write(append(1, 11, 20));
+    pair.write(truncate(1, 20, 1));
+    fill(&mut pair);
+    pair.reopen();
+    pair.write(append(1, 21, 22));
+    pair.reopen();
+}
+
 /// Writes and truncates another replica until the oldest files are gone.
 fn fill(pair: &mut Pair) {
     if pair.state(9).is_none() {
@@ -175,24 +196,31 @@ fn fill(pair: &mut Pair) {
 fn reads_beside_a_purge_never_fail() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    let entries: Vec<_> = (1..=20).map(|index| entry(index, 1, 30)).collect();
+    // One block for each entry, so that a read takes its time.
+    let entries: Vec<_> = (1..=30).map(|index| entry(index, 1, 30)).collect();
     let write = |sequence, replicas| {
         log.write(LogBatch { sequence: WalSequence(sequence), replicas, marks: Vec::new() }).unwrap();
     };
-    write(1, vec![ReplicaWrite { entries: entries.clone(), ..create(1) }, create(2)]);
+    write(1, vec![create(1), create(2)]);
+    for entry in &entries {
+        write(
+            1 + entry.index.0,
+            vec![ReplicaWrite { entries: vec![entry.clone()], ..ReplicaWrite::new(ReplicaId(1)) }],
+        );
+    }
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut reads = 0;
             while !done.load(Ordering::Relaxed) {
-                assert_eq!(log.entries(ReplicaId(1), LogIndex(1), LogIndex(21), usize::MAX).unwrap(), entries);
+                assert_eq!(log.entries(ReplicaId(1), LogIndex(1), LogIndex(31), usize::MAX).unwrap(), entries);
                 reads += 1;
             }
             reads
         });
         for round in 0..150 {
             let write_2 = ReplicaWrite { entries: vec![entry(round + 1, 1, 2_000)], ..ReplicaWrite::new(ReplicaId(2)) };
-            write(round + 2, vec![write_2, truncate(2, round + 1, 1)]);
+            write(round + 40, vec![write_2, truncate(2, round + 1, 1)]);
             log.reclaim().unwrap();
         }
         done.store(true, Ordering::Relaxed);
