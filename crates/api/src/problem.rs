@@ -104,6 +104,8 @@ problem_types! {
     Overflow = "overflow", 400, false, "The sum does not fit into 64 bits";
     /// The keys of a batch live in more than one shard.
     CrossShard = "cross_shard", 400, false, "The keys live in more than one shard";
+    /// A web page of another origin may not do this.
+    ForbiddenOrigin = "forbidden_origin", 403, false, "The origin is not allowed";
     /// There is no such route.
     NotFound = "not_found", 404, false, "There is nothing here";
     /// There is no record under the key.

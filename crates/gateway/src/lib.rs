@@ -1,5 +1,9 @@
 //! The gateway: admission, forwarding and the HTTP interface.
 
+mod admin;
+mod http;
 mod store;
 
+pub use admin::{Admin, AdminError, AdminFuture};
+pub use http::{HttpConfig, HttpConfigError, serve};
 pub use store::{Consistency, Found, Page, Scan, Store, StoreError, Written};

@@ -1,0 +1,80 @@
+//! Collections, nodes, shards and tokens.
+
+use axum::{
+    Json,
+    extract::{Request, State},
+};
+use flotilla_api::{
+    ClusterStatus, Collection, CollectionList, CreateCollection, NodeList, ProblemType, ShardList, TokenReply,
+    TokenRequest,
+};
+use flotilla_types::NodeId;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{
+    App, body, deadline,
+    problem::Refusal,
+    raw::{Query, invalid, segment},
+};
+
+/// The last segment of a path, decoded.
+fn last_segment(request: &Request) -> Result<String, Refusal> {
+    segment(request.uri().path().rsplit('/').next().unwrap_or_default())
+}
+
+pub(super) async fn status(State(app): State<App>) -> Json<ClusterStatus> {
+    Json(app.admin.status())
+}
+
+pub(super) async fn nodes(State(app): State<App>) -> Json<NodeList> {
+    Json(NodeList { nodes: app.admin.status().nodes })
+}
+
+pub(super) async fn shards(State(app): State<App>) -> Json<ShardList> {
+    Json(ShardList { shards: app.admin.status().shards })
+}
+
+pub(super) async fn list_collections(State(app): State<App>) -> Json<CollectionList> {
+    Json(CollectionList { collections: app.admin.list_collections() })
+}
+
+pub(super) async fn create_collection(State(app): State<App>, request: Request) -> Result<Json<Collection>, Refusal> {
+    let deadline = deadline(request.headers())?;
+    let wanted: CreateCollection = body::read_json(&app, request, deadline).await?;
+    Ok(Json(app.admin.create_collection(wanted, deadline.into_std()).await?))
+}
+
+/// `DELETE /v1/collections/{name}`.
+pub(super) async fn drop_collection(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
+    let name = last_segment(&request)?;
+    drop_named(&app, name, deadline(request.headers())?).await
+}
+
+/// `DELETE /v1/collections?name=…`.
+pub(super) async fn drop_collection_by_query(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
+    let name = Query::parse(request.uri().query(), &["name"])?.text("name")?;
+    drop_named(&app, name.ok_or_else(|| invalid("`name` is missing"))?, deadline(request.headers())?).await
+}
+
+async fn drop_named(app: &App, name: String, deadline: Instant) -> Result<Json<Value>, Refusal> {
+    app.admin.drop_collection(name.clone(), deadline.into_std()).await?;
+    Ok(Json(json!({ "dropped": name })))
+}
+
+pub(super) async fn create_token(State(app): State<App>, request: Request) -> Result<Json<TokenReply>, Refusal> {
+    let deadline = deadline(request.headers())?;
+    let held = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    // Everything in the request has a default, so that an empty body is one, too.
+    let bytes: &[u8] = if held.bytes.is_empty() { b"{}" } else { &held.bytes };
+    let wanted: TokenRequest = body::parse_json(bytes)?;
+    Ok(Json(app.admin.create_token(wanted, deadline.into_std()).await?))
+}
+
+pub(super) async fn remove_node(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
+    let node: NodeId = last_segment(&request)?.parse().map_err(|_| invalid("the node id must be a number"))?;
+    let force = Query::parse(request.uri().query(), &["force"])?.flag("force")?.unwrap_or(false);
+    let deadline = deadline(request.headers())?.into_std();
+    app.admin.remove_node(node, force, deadline).await?;
+    Ok(Json(json!({ "removed": node })))
+}

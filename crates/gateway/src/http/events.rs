@@ -1,0 +1,182 @@
+//! `GET /v1/cluster/events`: what happened, as server-sent events that can be resumed.
+//!
+//! A stream starts with what the node remembers and goes on with what happens. `Last-Event-ID` leaves out what was seen.
+//! When events between would be missing, the stream says `gap` and ends: a reader is never silently behind.
+
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    response::{
+        IntoResponse, Response,
+        sse::{Event as Frame, KeepAlive, Sse},
+    },
+};
+use flotilla_api::{Event, EventList};
+use futures_util::{Stream, stream};
+use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
+
+use super::{
+    App,
+    problem::Refusal,
+    raw::{Query, invalid},
+};
+
+/// A comment is sent after so much silence, so that both ends notice a dead connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+pub(super) async fn events(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let follow = Query::parse(request.uri().query(), &["follow"])?.flag("follow")?.unwrap_or(true);
+    if !follow {
+        return Ok(Json(EventList { events: app.admin.recent() }).into_response());
+    }
+    let last = match request.headers().get("last-event-id") {
+        None => None,
+        Some(value) => {
+            let id = value.to_str().ok().and_then(|text| text.parse().ok());
+            Some(id.ok_or_else(|| invalid("`Last-Event-ID` is none that this stream has given"))?)
+        }
+    };
+    let permit =
+        app.streams.clone().try_acquire_owned().map_err(|_| Refusal::busy("too many event streams are open"))?;
+    // Subscribed before the past is read: an event between is in both, and sent once.
+    let live = app.admin.subscribe();
+    let (backlog, gap) = match backlog(app.admin.recent(), last) {
+        Ok(events) => (events.into(), None),
+        Err(gap) => (VecDeque::new(), Some(gap)),
+    };
+    let tail = Tail { backlog, live, last, gap, ended: false, stopping: app.stopping.clone(), _permit: permit };
+    Ok(Sse::new(tail.into_stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// Events are missing. Resuming after `resume_after` gives everything that is still remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gap {
+    resume_after: Option<u64>,
+}
+
+/// What a reader that has seen everything up to `last` must be told first.
+fn backlog(recent: Vec<Event>, last: Option<u64>) -> Result<Vec<Event>, Gap> {
+    let Some(last) = last else { return Ok(recent) };
+    let (Some(oldest), Some(newest)) = (recent.first().map(|event| event.id), recent.last().map(|event| event.id))
+    else {
+        return Err(Gap { resume_after: None });
+    };
+    if last.saturating_add(1) < oldest || last > newest {
+        return Err(Gap { resume_after: Some(oldest.saturating_sub(1)) });
+    }
+    Ok(recent.into_iter().filter(|event| event.id > last).collect())
+}
+
+/// One reader's place in the stream.
+struct Tail {
+    backlog: VecDeque<Event>,
+    live: broadcast::Receiver<Event>,
+    last: Option<u64>,
+    gap: Option<Gap>,
+    ended: bool,
+    stopping: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Tail {
+    fn into_stream(self) -> impl Stream<Item = Result<Frame, Infallible>> {
+        stream::unfold(self, |mut tail| async move { tail.next().await.map(|frame| (Ok(frame), tail)) })
+    }
+
+    async fn next(&mut self) -> Option<Frame> {
+        if self.ended {
+            return None;
+        }
+        if let Some(gap) = self.gap.take() {
+            self.ended = true;
+            return Some(gap_frame(gap));
+        }
+        if let Some(event) = self.backlog.pop_front() {
+            return Some(self.frame(&event));
+        }
+        loop {
+            let stopped = async {
+                // A sender that is gone means the same as one that says so.
+                let _ = self.stopping.wait_for(|stopping| *stopping).await;
+            };
+            let received = tokio::select! {
+                () = stopped => return None,
+                received = self.live.recv() => received,
+            };
+            match received {
+                Ok(event) if self.last.is_some_and(|last| event.id <= last) => {}
+                Ok(event) => return Some(self.frame(&event)),
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    self.ended = true;
+                    return Some(gap_frame(Gap { resume_after: self.last }));
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    fn frame(&mut self, event: &Event) -> Frame {
+        self.last = Some(event.id);
+        // The shape is plain strings and numbers, which JSON can always hold.
+        let data = serde_json::to_string(event).unwrap_or_default();
+        Frame::default().id(event.id.to_string()).event("event").data(data)
+    }
+}
+
+fn gap_frame(gap: Gap) -> Frame {
+    let frame = Frame::default().event("gap").data(r#"{"detail":"events were missed; read the status, then resume"}"#);
+    match gap.resume_after {
+        Some(id) => frame.id(id.to_string()),
+        None => frame,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(ids: std::ops::Range<u64>) -> Vec<Event> {
+        ids.map(|id| Event { id, time_ms: 0, kind: "test".to_owned(), detail: Default::default() }).collect()
+    }
+
+    #[test]
+    fn a_reader_that_was_away_gets_what_it_missed_or_is_told_of_a_gap() {
+        let ids =
+            |last| backlog(events(10..13), last).map(|events| events.iter().map(|event| event.id).collect::<Vec<_>>());
+        assert_eq!(ids(None), Ok(vec![10, 11, 12]));
+        assert_eq!(ids(Some(9)), Ok(vec![10, 11, 12]));
+        assert_eq!(ids(Some(12)), Ok(vec![]));
+        let gap = Err(Gap { resume_after: Some(9) });
+        assert_eq!(ids(Some(8)), gap, "event 9 is forgotten");
+        assert_eq!(ids(Some(13)), gap, "an id from another node");
+        assert_eq!(backlog(Vec::new(), Some(1)), Err(Gap { resume_after: None }));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_is_told_and_the_stream_ends() {
+        let (sender, live) = broadcast::channel(2);
+        let (_stop, stopping) = watch::channel(false);
+        let permit = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.expect("a permit");
+        let mut tail =
+            Tail { backlog: events(1..2).into(), live, last: None, gap: None, ended: false, stopping, _permit: permit };
+        for event in events(1..6) {
+            sender.send(event).expect("a reader");
+        }
+        assert!(tail.next().await.is_some(), "the backlog");
+        assert!(format!("{:?}", tail.next().await).contains("gap"));
+        assert!(tail.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn streams_end_when_the_server_stops() {
+        let (_sender, live) = broadcast::channel(2);
+        let (stop, stopping) = watch::channel(false);
+        let permit = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.expect("a permit");
+        let mut tail =
+            Tail { backlog: VecDeque::new(), live, last: None, gap: None, ended: false, stopping, _permit: permit };
+        stop.send_replace(true);
+        assert!(tail.next().await.is_none());
+    }
+}

@@ -1,0 +1,152 @@
+//! What happens before and after every request: origin, admission, counting.
+
+use std::time::Instant;
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use flotilla_api::ProblemType;
+
+use super::{App, problem::Refusal};
+
+/// Answered even when the node is overloaded: an operator must be able to look. They wait for nothing. Event streams
+/// have a bound of their own.
+const UNCOUNTED: &[&str] = &[
+    "/health/live",
+    "/health/drain",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/v1/cluster/status",
+    "/v1/cluster/nodes",
+    "/v1/cluster/shards",
+    "/v1/cluster/events",
+    "/openapi.json",
+    "/",
+];
+/// What pages of allowed origins may send and read beyond the usual.
+const CORS_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
+const CORS_REQUEST_HEADERS: &str = "content-type, flotilla-timeout-ms, last-event-id";
+const CORS_REPLY_HEADERS: &str = "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms";
+
+pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let method = method_label(request.method());
+    let origin = Origin::of(request.headers(), &app.config.cors_origins);
+    let allowed = origin.allowed();
+    let mut response = admit(app, &route, &origin, request, next).await;
+    if let Some(allowed) = allowed {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(CORS_REPLY_HEADERS));
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+    }
+    let status = response.status().as_u16().to_string();
+    metrics::counter!("flotilla_http_requests_total", "route" => route.clone(), "method" => method, "status" => status)
+        .increment(1);
+    metrics::histogram!("flotilla_http_request_seconds", "route" => route, "method" => method)
+        .record(started.elapsed().as_secs_f64());
+    response
+}
+
+async fn admit(app: App, route: &str, origin: &Origin, request: Request, next: Next) -> Response {
+    if *request.method() == Method::OPTIONS && matches!(origin, Origin::Allowed(_)) {
+        return preflight();
+    }
+    let harmless = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if matches!(origin, Origin::Foreign) && !harmless {
+        // Browsers send simple posts across origins without asking first: not answering them would be too late.
+        let detail = "pages of other origins may not change anything here; see the setting `cors_origins`";
+        return Refusal::new(ProblemType::ForbiddenOrigin, detail).into_response();
+    }
+    if UNCOUNTED.contains(&route) {
+        return next.run(request).await;
+    }
+    match app.requests.try_acquire() {
+        Ok(_permit) => next.run(request).await,
+        Err(_) => Refusal::busy("too many requests are at work on this node").into_response(),
+    }
+}
+
+/// Where a request comes from, if a browser says so.
+#[derive(Debug, PartialEq, Eq)]
+enum Origin {
+    /// No browser, or the node's own page.
+    Own,
+    /// One of the configured origins.
+    Allowed(HeaderValue),
+    /// Any other.
+    Foreign,
+}
+
+impl Origin {
+    fn of(headers: &HeaderMap, configured: &[String]) -> Self {
+        let Some(origin) = headers.get(header::ORIGIN) else { return Self::Own };
+        if configured.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
+            return Self::Allowed(origin.clone());
+        }
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let own = origin.to_str().ok().and_then(|text| text.split_once("://")).map(|(_, host)| host);
+        if own.is_some() && own == host { Self::Own } else { Self::Foreign }
+    }
+
+    fn allowed(&self) -> Option<HeaderValue> {
+        match self {
+            Self::Allowed(origin) => Some(origin.clone()),
+            Self::Own | Self::Foreign => None,
+        }
+    }
+}
+
+fn preflight() -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let mut set = |name: HeaderName, value| response.headers_mut().insert(name, HeaderValue::from_static(value));
+    set(header::ACCESS_CONTROL_ALLOW_METHODS, CORS_METHODS);
+    set(header::ACCESS_CONTROL_ALLOW_HEADERS, CORS_REQUEST_HEADERS);
+    set(header::ACCESS_CONTROL_MAX_AGE, "600");
+    response
+}
+
+/// Methods by name; made-up ones must not make up new series.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_and_configured_origins_are_trusted() {
+        let of = |origin: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:7111"));
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            }
+            Origin::of(&headers, &["https://ops.example".to_owned()])
+        };
+        assert_eq!(of(None), Origin::Own);
+        assert_eq!(of(Some("http://127.0.0.1:7111")), Origin::Own);
+        assert_eq!(of(Some("https://ops.example")), Origin::Allowed(HeaderValue::from_static("https://ops.example")));
+        for foreign in ["http://127.0.0.1:7112", "https://ops.example.evil", "null"] {
+            assert_eq!(of(Some(foreign)), Origin::Foreign, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn made_up_methods_share_one_label() {
+        assert_eq!(method_label(&Method::from_bytes(b"BREW").expect("a method")), "other");
+    }
+}

@@ -1,0 +1,68 @@
+//! Probes, drain and metrics.
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use flotilla_api::{Check, ProblemType, Readiness};
+use serde_json::{Value, json};
+
+use super::{App, problem::Refusal, raw::Query};
+
+/// Whether the process runs: always.
+pub(super) async fn live() -> Json<Value> {
+    Json(json!({ "live": true }))
+}
+
+/// Whether a load balancer should send new clients here.
+pub(super) async fn healthy(State(app): State<App>) -> Result<Json<Value>, Refusal> {
+    if app.admin.is_draining() {
+        return Err(Refusal::new(ProblemType::Draining, "this node is draining; use another one"));
+    }
+    Ok(Json(json!({ "healthy": true })))
+}
+
+/// Whether the node can serve; with `?verbose`, check by check.
+pub(super) async fn ready(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let verbose = Query::parse(request.uri().query(), &["verbose"])?.flag("verbose")?.unwrap_or(false);
+    let checks = app.admin.readiness();
+    let readiness = Readiness { ready: checks.iter().all(|check| check.ok), checks };
+    if verbose {
+        let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        return Ok((status, Json(readiness)).into_response());
+    }
+    if readiness.ready {
+        return Ok(Json(json!({ "ready": true })).into_response());
+    }
+    Err(Refusal::new(ProblemType::NotReady, failing(&readiness.checks)))
+}
+
+fn failing(checks: &[Check]) -> String {
+    let failing = checks.iter().filter(|check| !check.ok).map(|check| format!("{}: {}", check.name, check.detail));
+    failing.collect::<Vec<_>>().join("; ")
+}
+
+pub(super) async fn drain(State(app): State<App>) -> Result<Json<Value>, Refusal> {
+    app.admin.drain().await?;
+    Ok(Json(json!({ "draining": true })))
+}
+
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    let mut response = app.admin.metrics_text().into_response();
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_ready_is_named() {
+        let check = |name: &str, ok| Check { name: name.to_owned(), ok, detail: "why".to_owned() };
+        assert_eq!(failing(&[check("log", true), check("quorum", false)]), "quorum: why");
+    }
+}

@@ -1,0 +1,110 @@
+//! The HTTP interface: routes over a [`Store`] and an [`Admin`], and the server that carries them.
+//!
+//! Every refusal is a problem document, except where the bytes are no HTTP request at all: there the connection is
+//! answered with a bare status and closed. Connections, requests, headers, bodies and event streams are all bounded (see
+//! [`HttpConfig`]). Deliberately absent: TLS, HTTP/2, and any knowledge of shards beyond what errors carry.
+
+mod batch;
+mod body;
+mod cluster;
+mod config;
+mod events;
+mod guard;
+mod health;
+mod page;
+mod problem;
+mod raw;
+mod records;
+mod routes;
+mod rpc;
+mod scan;
+mod server;
+
+use std::{sync::Arc, time::SystemTime};
+
+use axum::http::HeaderMap;
+use flotilla_api::{ProblemType, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, header};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Duration, Instant},
+};
+
+use crate::{Admin, Store};
+pub use config::{HttpConfig, HttpConfigError};
+use problem::Refusal;
+pub use server::serve;
+
+/// What every handler can reach.
+#[derive(Clone)]
+struct App {
+    store: Store,
+    admin: Arc<dyn Admin>,
+    config: Arc<HttpConfig>,
+    /// One permit for each request at work.
+    requests: Arc<Semaphore>,
+    /// One permit for each KiB of a large body at work.
+    body_kib: Arc<Semaphore>,
+    /// One permit for each open event stream.
+    streams: Arc<Semaphore>,
+    /// Becomes true when the server stops: endless answers end.
+    stopping: watch::Receiver<bool>,
+}
+
+impl App {
+    fn new(store: Store, admin: Arc<dyn Admin>, config: Arc<HttpConfig>, stopping: watch::Receiver<bool>) -> Self {
+        Self {
+            store,
+            admin,
+            requests: Arc::new(Semaphore::new(config.requests_max)),
+            body_kib: Arc::new(Semaphore::new(config.body_bytes_in_flight_max / 1024)),
+            streams: Arc::new(Semaphore::new(config.streams_max)),
+            stopping,
+            config,
+        }
+    }
+}
+
+/// When the answer must be there, from the request's header or the default.
+fn deadline(headers: &HeaderMap) -> Result<Instant, Refusal> {
+    let ms = match headers.get(header::TIMEOUT_MS) {
+        None => TIMEOUT_MS_DEFAULT,
+        Some(value) => value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .filter(|ms| (1..=TIMEOUT_MS_MAX).contains(ms))
+            .ok_or_else(|| {
+                let detail = format!("{} must be 1 to {TIMEOUT_MS_MAX} milliseconds", header::TIMEOUT_MS);
+                Refusal::new(ProblemType::InvalidArgument, detail)
+            })?,
+    };
+    Ok(Instant::now() + Duration::from_millis(ms))
+}
+
+/// Unix milliseconds; 0 on a clock before 1970.
+fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|elapsed| u64::try_from(elapsed.as_millis()).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_outside_its_bounds_is_refused() {
+        let with = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::TIMEOUT_MS, value.parse().expect("a header value"));
+            deadline(&headers)
+        };
+        assert!(deadline(&HeaderMap::new()).is_ok());
+        assert!(with("1").is_ok() && with("60000").is_ok());
+        for bad in ["0", "60001", "-1", "soon", ""] {
+            assert!(with(bad).is_err_and(|refusal| refusal.kind() == ProblemType::InvalidArgument), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Refusals as problem documents, and the one table from errors to them.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use flotilla_api::{Problem, ProblemType, TextError};
+use flotilla_types::{NodeId, ShardId};
+
+use crate::{AdminError, StoreError};
+
+/// A problem on its way out. Boxed, because results carry it everywhere.
+#[derive(Debug)]
+pub(super) struct Refusal(pub(super) Box<Problem>);
+
+impl Refusal {
+    pub(super) fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
+        Self(Box::new(Problem::new(kind, detail)))
+    }
+
+    /// A bound of the gateway itself is reached.
+    pub(super) fn busy(detail: &'static str) -> Self {
+        /// Long enough for a request of usual size to finish.
+        const RETRY_AFTER_MS: u64 = 50;
+        let mut refusal = Self::new(ProblemType::Busy, detail);
+        refusal.0.retry_after_ms = Some(RETRY_AFTER_MS);
+        refusal
+    }
+
+    #[cfg(test)]
+    pub(super) fn kind(&self) -> ProblemType {
+        self.0.kind
+    }
+
+    fn about(mut self, shard: Option<ShardId>, leader: Option<NodeId>) -> Self {
+        self.0.shard = shard;
+        self.0.leader = leader;
+        self
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after_s = self.0.retry_after_ms.map(|ms| ms.div_ceil(1_000));
+        let mut response = (status, Json(*self.0)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        use ProblemType as P;
+        let kind = match &error {
+            StoreError::CollectionNotFound(_) => P::CollectionNotFound,
+            StoreError::CollectionExists(_) => P::CollectionExists,
+            StoreError::Invalid(_) => P::InvalidArgument,
+            StoreError::KeySize { .. } => P::KeySize,
+            StoreError::ValueTooLarge { .. } => P::ValueTooLarge,
+            StoreError::BatchTooLarge { .. } => P::BatchTooLarge,
+            StoreError::CrossShard => P::CrossShard,
+            StoreError::ConditionFailed { .. } => P::ConditionFailed,
+            StoreError::NotAnInteger => P::NotAnInteger,
+            StoreError::Overflow => P::Overflow,
+            StoreError::Busy { .. } => P::Busy,
+            StoreError::Unavailable { .. } => P::Unavailable,
+            StoreError::DeadlineExceeded { .. } => P::DeadlineExceeded,
+            StoreError::OutcomeUnknown { .. } => P::OutcomeUnknown,
+            StoreError::Draining => P::Draining,
+            StoreError::Refused(_) => P::Refused,
+        };
+        let mut refusal = Self::new(kind, error.to_string());
+        match error {
+            StoreError::Busy { retry_after_ms } => refusal.0.retry_after_ms = Some(retry_after_ms),
+            StoreError::ConditionFailed { operation, found } => {
+                refusal.0.operation = Some(operation);
+                refusal.0.found_version = found;
+            }
+            StoreError::Unavailable { shard, leader } => refusal = refusal.about(shard, leader),
+            StoreError::DeadlineExceeded { shard } => refusal = refusal.about(shard, None),
+            StoreError::OutcomeUnknown { shard } => refusal = refusal.about(Some(shard), None),
+            _ => {}
+        }
+        refusal
+    }
+}
+
+impl From<AdminError> for Refusal {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::NodeNotFound(_) => Self::new(ProblemType::NodeNotFound, error.to_string()),
+            AdminError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<TextError> for Refusal {
+    fn from(error: TextError) -> Self {
+        let kind = match error {
+            TextError::NotUtf8 => ProblemType::NotUtf8,
+            TextError::NotBase64 => ProblemType::MalformedRequest,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_outcome_is_503_and_not_retryable_but_an_unavailable_shard_is() {
+        let unknown = Refusal::from(StoreError::OutcomeUnknown { shard: ShardId(4) }).0;
+        assert_eq!((unknown.status, unknown.retryable, unknown.shard), (503, false, Some(ShardId(4))));
+        let unavailable = StoreError::Unavailable { shard: Some(ShardId(4)), leader: Some(NodeId(2)) };
+        let unavailable = Refusal::from(unavailable).0;
+        assert_eq!((unavailable.status, unavailable.retryable, unavailable.leader), (503, true, Some(NodeId(2))));
+    }
+
+    #[test]
+    fn a_failed_condition_says_which_and_what_was_found() {
+        let failed = StoreError::ConditionFailed { operation: 3, found: Some(Timestamp(9)) };
+        let response = Refusal::from(failed.clone()).into_response();
+        assert_eq!(response.status(), StatusCode::PRECONDITION_FAILED);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+        let problem = Refusal::from(failed).0;
+        assert_eq!((problem.operation, problem.found_version), (Some(3), Some(Timestamp(9))));
+    }
+
+    #[test]
+    fn busy_says_how_long_to_wait_in_whole_seconds_too() {
+        let response = Refusal::from(StoreError::Busy { retry_after_ms: 1_001 }).into_response();
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+}

@@ -1,0 +1,175 @@
+//! `/v1/kv/{collection}/{key}`: one record at a time. Writes name their conditions in the query.
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderValue, Method, header as names},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use flotilla_api::{DeleteReply, ProblemType, PutReply, VALUE_BYTES_MAX, header};
+use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwise};
+use flotilla_types::Timestamp;
+
+use super::{
+    App, body, deadline,
+    problem::Refusal,
+    raw::{Query, Target, invalid},
+    routes, scan, unix_ms,
+};
+use crate::{Found, StoreError, Written};
+
+/// The path before the collection.
+const PREFIX: &str = "/v1/kv/";
+
+/// Everything below [`PREFIX`]. The path is taken apart here, from its raw bytes, because keys are arbitrary bytes.
+pub(super) async fn dispatch(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let Target { collection, key } = Target::parse(request.uri().path().strip_prefix(PREFIX).unwrap_or_default())?;
+    match (request.method(), key.map(Bytes::from)) {
+        (&Method::GET, None) => scan::page(app, collection, request).await,
+        (&Method::GET, Some(key)) => get(app, collection, key, request, Wanted::Value).await,
+        (&Method::HEAD, Some(key)) => get(app, collection, key, request, Wanted::Head).await,
+        (&Method::PUT, Some(key)) => put(app, collection, key, request).await,
+        (&Method::DELETE, Some(key)) => delete(app, collection, key, request).await,
+        (_, None) => Err(routes::wrong_method("GET")),
+        (_, Some(_)) => Err(routes::wrong_method("GET, HEAD, PUT, DELETE")),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Value,
+    Head,
+}
+
+async fn get(app: App, collection: String, key: Bytes, request: Request, wanted: Wanted) -> Result<Response, Refusal> {
+    // A token of an earlier write asks for no more than a strong read gives anyway.
+    let mut query = Query::parse(request.uri().query(), &["consistency", "token"])?;
+    let consistency = query.consistency()?;
+    let deadline = deadline(request.headers())?.into_std();
+    let found = app.store.get(&collection, vec![key], wanted == Wanted::Value, consistency, deadline).await?;
+    let found = found.into_iter().next().flatten().ok_or_else(no_key)?;
+    Ok(record(found, wanted))
+}
+
+async fn put(app: App, collection: String, key: Bytes, request: Request) -> Result<Response, Refusal> {
+    let mut query = Query::parse(request.uri().query(), &["if_version", "if_absent", "ttl_ms"])?;
+    let condition = condition(query.number("if_version")?, query.flag("if_absent")?.unwrap_or(false))?;
+    let expiry = query.number("ttl_ms")?.map_or(Ok(Expiry::Never), expires_in)?;
+    let deadline = deadline(request.headers())?;
+    let held = body::read(&app, request, VALUE_BYTES_MAX, ProblemType::ValueTooLarge, deadline).await?;
+    let action = Action::Put { value: held.bytes.clone(), expiry, return_old: false };
+    let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
+    let written = app.store.write(&collection, Vec::new(), vec![operation], deadline.into_std()).await?;
+    let Written { timestamp, results, .. } = written;
+    match results.first() {
+        Some(&OperationResult::Written { version, .. }) => Ok(Json(PutReply { version, timestamp }).into_response()),
+        _ => Err(odd_result()),
+    }
+}
+
+async fn delete(app: App, collection: String, key: Bytes, request: Request) -> Result<Response, Refusal> {
+    let mut query = Query::parse(request.uri().query(), &["if_version"])?;
+    let condition = condition(query.number("if_version")?, false)?;
+    let deadline = deadline(request.headers())?.into_std();
+    let action = Action::Delete { return_old: false };
+    let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
+    let Written { timestamp, results, .. } =
+        app.store.write(&collection, Vec::new(), vec![operation], deadline).await?;
+    match results.first() {
+        Some(&OperationResult::Deleted { version, .. }) => Ok(Json(DeleteReply { version, timestamp }).into_response()),
+        Some(OperationResult::Absent) => Err(no_key()),
+        _ => Err(odd_result()),
+    }
+}
+
+/// The condition of a write, of which there is at most one.
+pub(super) fn condition(version: Option<u64>, absent: bool) -> Result<Option<Condition>, Refusal> {
+    match (version, absent) {
+        (Some(_), true) => Err(invalid("`if_version` and `if_absent` exclude each other")),
+        (Some(version), false) => Ok(Some(Condition::Version(Timestamp(version)))),
+        (None, true) => Ok(Some(Condition::Absent)),
+        (None, false) => Ok(None),
+    }
+}
+
+/// The expiry of a record that is to live so long from now.
+pub(super) fn expires_in(ttl_ms: u64) -> Result<Expiry, Refusal> {
+    /// A hundred years: later times do not fit a hybrid timestamp.
+    const TTL_MS_MAX: u64 = 100 * 365 * 24 * 3_600 * 1_000;
+    if !(1..=TTL_MS_MAX).contains(&ttl_ms) {
+        return Err(invalid(format!("`ttl_ms` must be 1 to {TTL_MS_MAX}")));
+    }
+    Ok(Expiry::At(unix_ms() + ttl_ms))
+}
+
+/// What the store must not answer. The write may have happened, but what it did cannot be said.
+pub(super) fn odd_result() -> Refusal {
+    Refusal::new(ProblemType::Internal, "the store answered something that the request cannot mean")
+}
+
+fn no_key() -> Refusal {
+    Refusal::new(ProblemType::KeyNotFound, "there is no record under this key")
+}
+
+fn record(found: Found, wanted: Wanted) -> Response {
+    let body = if wanted == Wanted::Value { Body::from(found.value) } else { Body::empty() };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    // Values are whatever somebody stored: a browser must not run them under this origin.
+    headers.insert(names::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(names::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(names::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(names::CONTENT_LENGTH, HeaderValue::from(found.value_bytes));
+    headers.insert(header::VERSION, HeaderValue::from(found.version.0));
+    headers.insert(header::TIMESTAMP, HeaderValue::from(found.version.0));
+    headers.insert(header::SERVED_BY, HeaderValue::from(found.served_by.0));
+    if let Some(expires_at_ms) = found.expires_at_ms {
+        headers.insert(header::EXPIRES_AT_MS, HeaderValue::from(expires_at_ms));
+    }
+    response
+}
+
+/// A key that came in a JSON body.
+pub(super) fn json_key(key: Vec<u8>) -> Result<Bytes, StoreError> {
+    super::raw::checked_key(key).map(Bytes::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::{NodeId, ShardId};
+
+    use super::*;
+
+    #[test]
+    fn a_write_has_at_most_one_condition() {
+        assert_eq!(condition(Some(7), false).ok(), Some(Some(Condition::Version(Timestamp(7)))));
+        assert_eq!(condition(None, true).ok(), Some(Some(Condition::Absent)));
+        assert!(condition(Some(7), true).is_err());
+    }
+
+    #[test]
+    fn a_record_cannot_live_for_no_time_or_for_ever_by_a_number() {
+        assert!(expires_in(0).is_err());
+        assert!(expires_in(u64::MAX).is_err());
+        assert!(matches!(expires_in(1_000), Ok(Expiry::At(at)) if at > 1_000));
+    }
+
+    #[test]
+    fn an_answer_to_head_tells_the_length_without_the_value() {
+        let found = Found {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::new(),
+            version: Timestamp(9),
+            expires_at_ms: None,
+            value_bytes: 77,
+            served_by: NodeId(3),
+            shard: ShardId(1),
+        };
+        let response = record(found, Wanted::Head);
+        assert_eq!(response.headers()[names::CONTENT_LENGTH], "77");
+        assert_eq!(response.headers()[header::VERSION], "9");
+        assert_eq!(response.headers()[header::SERVED_BY], "3");
+    }
+}

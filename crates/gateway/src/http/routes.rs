@@ -1,0 +1,106 @@
+//! All routes, in one table that the description of the interface is checked against.
+
+use axum::{
+    Router, middleware,
+    routing::{MethodRouter, any, delete, get, post},
+};
+use flotilla_api::ProblemType;
+
+use super::{App, batch, cluster, events, guard, health, page, problem::Refusal, records, rpc};
+
+/// One entry: the path as the router matches it, what it is called in the description with its methods, and who answers.
+struct Route {
+    path: &'static str,
+    #[cfg_attr(not(test), expect(dead_code, reason = "the description is checked by a test"))]
+    described: &'static [(&'static str, &'static [&'static str])],
+    handler: MethodRouter<App>,
+}
+
+fn table() -> Vec<Route> {
+    let route = |path, described, handler| Route { path, described, handler };
+    vec![
+        route(
+            "/v1/kv/{*rest}",
+            &[("/v1/kv/{collection}/{key}", &["get", "head", "put", "delete"]), ("/v1/kv/{collection}", &["get"])],
+            any(records::dispatch),
+        ),
+        route("/v1/batch", &[("/v1/batch", &["post"])], post(batch::apply)),
+        route(
+            "/v1/collections",
+            &[("/v1/collections", &["get", "post", "delete"])],
+            get(cluster::list_collections).post(cluster::create_collection).delete(cluster::drop_collection_by_query),
+        ),
+        route("/v1/collections/{name}", &[("/v1/collections/{name}", &["delete"])], delete(cluster::drop_collection)),
+        route("/v1/cluster/status", &[("/v1/cluster/status", &["get"])], get(cluster::status)),
+        route("/v1/cluster/nodes", &[("/v1/cluster/nodes", &["get"])], get(cluster::nodes)),
+        route("/v1/cluster/nodes/{id}", &[("/v1/cluster/nodes/{id}", &["delete"])], delete(cluster::remove_node)),
+        route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], get(cluster::shards)),
+        route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], get(events::events)),
+        route("/v1/cluster/tokens", &[("/v1/cluster/tokens", &["post"])], post(cluster::create_token)),
+        route("/v1/rpc", &[("/v1/rpc", &["post"])], post(rpc::call)),
+        route("/health/live", &[("/health/live", &["get"])], get(health::live)),
+        route("/health/drain", &[("/health/drain", &["post"])], post(health::drain)),
+        route("/healthz", &[("/healthz", &["get"])], get(health::healthy)),
+        route("/readyz", &[("/readyz", &["get"])], get(health::ready)),
+        route("/metrics", &[("/metrics", &["get"])], get(health::metrics)),
+        route("/openapi.json", &[("/openapi.json", &["get"])], get(page::openapi)),
+        route("/", &[("/", &["get"])], get(page::admin)),
+    ]
+}
+
+/// The whole interface.
+pub(super) fn router(app: App) -> Router {
+    table()
+        .into_iter()
+        .fold(Router::new(), |router, route| router.route(route.path, route.handler))
+        .fallback(async || Refusal::new(ProblemType::NotFound, "there is no such route; /openapi.json lists them"))
+        .method_not_allowed_fallback(async || wrong_method("see /openapi.json"))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+/// The path exists, but for other methods.
+pub(super) fn wrong_method(allowed: &str) -> Refusal {
+    Refusal::new(ProblemType::MethodNotAllowed, format!("this path answers other methods: {allowed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn description() -> Value {
+        serde_json::from_str(page::OPENAPI).expect("JSON")
+    }
+
+    #[test]
+    fn the_description_has_every_route_and_no_other() {
+        let described: BTreeSet<(String, String)> = description()["paths"]
+            .as_object()
+            .expect("paths")
+            .iter()
+            .flat_map(|(path, methods)| {
+                let methods = methods.as_object().expect("methods").keys().filter(|name| *name != "parameters");
+                methods.map(|method| (path.clone(), method.clone())).collect::<Vec<_>>()
+            })
+            .collect();
+        let routed: BTreeSet<(String, String)> = table()
+            .iter()
+            .flat_map(|route| route.described)
+            .flat_map(|(path, methods)| methods.iter().map(|method| ((*path).to_owned(), (*method).to_owned())))
+            .collect();
+        assert_eq!(described, routed);
+    }
+
+    #[test]
+    fn the_description_names_every_kind_of_problem() {
+        let description = description();
+        let kinds = description["components"]["schemas"]["Problem"]["properties"]["type"]["enum"].as_array();
+        let described: BTreeSet<&str> = kinds.expect("kinds").iter().filter_map(Value::as_str).collect();
+        let sent: BTreeSet<&str> = ProblemType::ALL.iter().map(|kind| kind.slug()).collect();
+        assert_eq!(described, sent);
+    }
+}

@@ -1,0 +1,138 @@
+//! `GET /v1/kv/{collection}`: a page of records in key order.
+//!
+//! `prefix`, `start` and `end` are percent-encoded bytes whatever `encoding` says, which is about the answer only. The
+//! cursor is the last key of the page in URL-safe base64, and opaque to clients.
+
+use axum::{
+    Json,
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use flotilla_api::{Encoding, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX, ScanItem, ScanPage};
+
+use super::{
+    App, deadline,
+    problem::Refusal,
+    raw::{Query, invalid},
+};
+use crate::{Consistency, Page, Scan};
+
+const PARAMETERS: &[&str] =
+    &["prefix", "start", "end", "limit", "cursor", "encoding", "values", "consistency", "token"];
+
+pub(super) async fn page(app: App, collection: String, request: Request) -> Result<Response, Refusal> {
+    let Wanted { scan, encoding, consistency } = Wanted::parse(request.uri().query())?;
+    let values = scan.values;
+    let deadline = deadline(request.headers())?.into_std();
+    let page = app.store.scan(&collection, scan, consistency, deadline).await?;
+    Ok(Json(shape(page, encoding, values)?).into_response())
+}
+
+#[derive(Debug)]
+struct Wanted {
+    scan: Scan,
+    encoding: Encoding,
+    consistency: Consistency,
+}
+
+impl Wanted {
+    fn parse(query: Option<&str>) -> Result<Self, Refusal> {
+        let mut query = Query::parse(query, PARAMETERS)?;
+        let items_max = query.number("limit")?.unwrap_or(SCAN_ITEMS_DEFAULT);
+        if !(1..=SCAN_ITEMS_MAX).contains(&items_max) {
+            return Err(invalid(format!("`limit` must be 1 to {SCAN_ITEMS_MAX}")));
+        }
+        let encoding = match query.text("encoding")?.as_deref() {
+            None | Some("utf8") => Encoding::Utf8,
+            Some("base64") => Encoding::Base64,
+            Some(_) => return Err(invalid("`encoding` must be `utf8` or `base64`")),
+        };
+        let mut bound = |name: &str| {
+            let bytes = query.bytes(name).unwrap_or_default();
+            if bytes.len() > KEY_BYTES_MAX {
+                return Err(invalid(format!("`{name}` may have at most {KEY_BYTES_MAX} bytes")));
+            }
+            Ok(Bytes::from(bytes))
+        };
+        let (prefix, start, end) = (bound("prefix")?, bound("start")?, bound("end")?);
+        let after =
+            query.text("cursor")?.filter(|text| !text.is_empty()).map(|text| parse_cursor(&text)).transpose()?;
+        let values = query.flag("values")?.unwrap_or(true);
+        let consistency = query.consistency()?;
+        Ok(Self { scan: Scan { prefix, start, end, after, items_max, values }, encoding, consistency })
+    }
+}
+
+fn parse_cursor(text: &str) -> Result<Bytes, Refusal> {
+    URL_SAFE_NO_PAD
+        .decode(text)
+        .ok()
+        .filter(|key| key.len() <= KEY_BYTES_MAX)
+        .map(Bytes::from)
+        .ok_or_else(|| invalid("`cursor` is none that a page has given"))
+}
+
+fn shape(page: Page, encoding: Encoding, values: bool) -> Result<ScanPage, Refusal> {
+    let mut items = Vec::with_capacity(page.records.len());
+    for record in page.records {
+        items.push(ScanItem {
+            key: encoding.encode(&record.key)?,
+            value: if values { Some(encoding.encode(&record.value)?) } else { None },
+            version: record.version,
+            value_bytes: record.value_bytes,
+            expires_at_ms: record.expires_at_ms,
+        });
+    }
+    Ok(ScanPage { items, cursor: page.cursor.map(|key| URL_SAFE_NO_PAD.encode(key)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::ProblemType;
+    use flotilla_types::{NodeId, ShardId, Timestamp};
+
+    use super::*;
+    use crate::Found;
+
+    #[test]
+    fn bounds_are_bytes_and_the_cursor_comes_back_as_it_was_given() {
+        let cursor = URL_SAFE_NO_PAD.encode(b"\xff\0");
+        let query = format!("prefix=%ff&start=a%2Fb&limit=10000&values=false&encoding=base64&cursor={cursor}");
+        let Wanted { scan, encoding, .. } = Wanted::parse(Some(&query)).expect("a scan");
+        assert_eq!((&scan.prefix[..], &scan.start[..], scan.values), (&b"\xff"[..], &b"a/b"[..], false));
+        assert_eq!(scan.after.as_deref(), Some(&b"\xff\0"[..]));
+        assert_eq!(encoding, Encoding::Base64);
+        assert_eq!(Wanted::parse(None).expect("a scan").scan.items_max, SCAN_ITEMS_DEFAULT);
+    }
+
+    #[test]
+    fn limits_encodings_and_cursors_out_of_range_are_refused() {
+        for bad in ["limit=0", "limit=10001", "limit=x", "encoding=hex", "cursor=%21"] {
+            assert!(Wanted::parse(Some(bad)).is_err_and(|r| r.kind() == ProblemType::InvalidArgument), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused_unless_base64_is_asked_for() {
+        let page = || Page {
+            records: vec![Found {
+                key: Bytes::from_static(b"k"),
+                value: Bytes::from_static(b"\xff"),
+                version: Timestamp(1),
+                expires_at_ms: None,
+                value_bytes: 1,
+                served_by: NodeId(1),
+                shard: ShardId(1),
+            }],
+            cursor: Some(Bytes::from_static(b"k")),
+        };
+        let refusal = shape(page(), Encoding::Utf8, true).expect_err("not text").0;
+        assert_eq!(refusal.kind, ProblemType::NotUtf8);
+        assert!(refusal.detail.contains("encoding=base64"));
+        let shaped = shape(page(), Encoding::Base64, true).expect("a page");
+        assert_eq!(shaped.items[0].value.as_deref(), Some("/w=="));
+        assert!(shape(page(), Encoding::Utf8, false).expect("keys only").items[0].value.is_none());
+    }
+}
