@@ -1,0 +1,88 @@
+//! Why a call to the store failed.
+
+use flotilla_types::{NodeId, ShardId, Timestamp};
+
+/// Why a call failed. [`StoreError::OutcomeUnknown`] alone means that state may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such collection.
+    #[error("there is no collection `{0}`; create it first")]
+    CollectionNotFound(String),
+    /// The collection exists already, with other properties.
+    #[error("the collection `{0}` exists already")]
+    CollectionExists(String),
+    /// A name, limit, cursor or option is not valid.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// A key is empty or longer than the limit.
+    #[error("a key must have 1 to {limit_bytes} bytes; this one has {bytes}")]
+    KeySize {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// A value is longer than the limit.
+    #[error("a value may have at most {limit_bytes} bytes")]
+    ValueTooLarge {
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// A batch has too many operations or bytes.
+    #[error("a batch may have at most {operations_max} operations and {bytes_max} bytes")]
+    BatchTooLarge {
+        /// The limit.
+        operations_max: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// An atomic batch names keys of more than one shard.
+    #[error("the keys of an atomic batch must live in one shard; give them a common {{tag}}")]
+    CrossShard,
+    /// A condition did not hold. Nothing was written.
+    #[error("the condition on operation {operation} does not hold")]
+    ConditionFailed {
+        /// Which one (conditions first, then operations).
+        operation: u32,
+        /// The version found, if the record exists.
+        found: Option<Timestamp>,
+    },
+    /// The value is not a decimal 64-bit integer.
+    #[error("the value is not an integer or out of range")]
+    NotAnInteger,
+    /// The sum does not fit into 64 bits.
+    #[error("increment or decrement would overflow")]
+    Overflow,
+    /// A bound is reached. Nothing was written; try again.
+    #[error("the cluster is busy; try again")]
+    Busy {
+        /// Wait so long.
+        retry_after_ms: u64,
+    },
+    /// The shard has no leader that can be reached, or not enough of its replicas are up. Nothing was written.
+    #[error("the shard is not available: too few of its replicas can be reached")]
+    Unavailable {
+        /// The shard.
+        shard: Option<ShardId>,
+        /// Its last known leader.
+        leader: Option<NodeId>,
+    },
+    /// The deadline passed and nothing was written.
+    #[error("the deadline passed before the request could be served; nothing was written")]
+    DeadlineExceeded {
+        /// The shard.
+        shard: Option<ShardId>,
+    },
+    /// The write may or may not have taken effect.
+    #[error("the outcome of the write is not known: it may or may not have taken effect")]
+    OutcomeUnknown {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// This node is draining.
+    #[error("this node is draining; use another one")]
+    Draining,
+    /// The metadata group refused.
+    #[error("{0}")]
+    Refused(String),
+}

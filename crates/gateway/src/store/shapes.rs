@@ -1,0 +1,69 @@
+//! What goes into the store and what comes out, in the user's keys.
+
+use bytes::Bytes;
+use flotilla_kv::OperationResult;
+use flotilla_types::{NodeId, ShardId, Timestamp};
+
+/// How fresh a read must be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Linearizable.
+    #[default]
+    Strong,
+}
+
+/// What a write did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// One for each operation.
+    pub results: Vec<OperationResult>,
+    /// The version of every record written, and its hybrid time.
+    pub timestamp: Timestamp,
+    /// The shard.
+    pub shard: ShardId,
+}
+
+/// A record that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The user's key.
+    pub key: Bytes,
+    /// The value; empty when values were not asked for.
+    pub value: Bytes,
+    /// The version.
+    pub version: Timestamp,
+    /// Unix milliseconds.
+    pub expires_at_ms: Option<u64>,
+    /// Length of the value.
+    pub value_bytes: u64,
+    /// The node that served the read.
+    pub served_by: NodeId,
+    /// The shard.
+    pub shard: ShardId,
+}
+
+/// Which records a scan returns, in key order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Only keys that start with this.
+    pub prefix: Bytes,
+    /// First key, included.
+    pub start: Bytes,
+    /// First key behind; empty for none.
+    pub end: Bytes,
+    /// Only keys after this one: the cursor of the page before.
+    pub after: Option<Bytes>,
+    /// At most so many records, 1 to 10,000.
+    pub items_max: usize,
+    /// Whether values are wanted.
+    pub values: bool,
+}
+
+/// A page of records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// In key order.
+    pub records: Vec<Found>,
+    /// The last key seen, to go on with; `None` when there is nothing more.
+    pub cursor: Option<Bytes>,
+}
