@@ -1,0 +1,87 @@
+//! Collections, nodes, tokens and status.
+
+use flotilla_api::{
+    ClusterStatus, Collection, CollectionList, CreateCollection, Event, EventList, TokenReply, TokenRequest,
+};
+use flotilla_types::NodeId;
+use reqwest::Method;
+
+use crate::{Client, ClientError, EventStream, call::Call, url};
+
+impl Client {
+    /// The cluster as the node that answers sees it; works without a quorum.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn status(&self) -> Result<ClusterStatus, ClientError> {
+        self.call(Call::read(Method::GET, "/v1/cluster/status")).await?.json()
+    }
+
+    /// All collections.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn collections(&self) -> Result<Vec<Collection>, ClientError> {
+        let list: CollectionList = self.call(Call::read(Method::GET, "/v1/collections")).await?.json()?;
+        Ok(list.collections)
+    }
+
+    /// Creates a collection. Again with the same properties: answers the one that exists.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_collection(&self, wanted: &CreateCollection) -> Result<Collection, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/collections").json(wanted)).await?.json()
+    }
+
+    /// Removes a collection and its records.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn drop_collection(&self, name: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/collections?name={}", url::encode(name.as_bytes()));
+        self.call(Call::write(Method::DELETE, path)).await.map(drop)
+    }
+
+    /// Mints a join token.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_token(&self, wanted: &TokenRequest) -> Result<TokenReply, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/cluster/tokens").json(wanted)).await?.json()
+    }
+
+    /// Removes a node for ever. `force` also removes one that is alive or holds replicas.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn remove_node(&self, node: NodeId, force: bool) -> Result<(), ClientError> {
+        let path = format!("/v1/cluster/nodes/{}?force={force}", node.0);
+        self.call(Call::write(Method::DELETE, path)).await.map(drop)
+    }
+
+    /// Starts to drain the node that answers: use a client with that node's endpoint only.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn drain(&self) -> Result<(), ClientError> {
+        self.call(Call::write(Method::POST, "/health/drain")).await.map(drop)
+    }
+
+    /// What the node that answers remembers, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn recent_events(&self) -> Result<Vec<Event>, ClientError> {
+        let list: EventList = self.call(Call::read(Method::GET, "/v1/cluster/events?follow=false")).await?.json()?;
+        Ok(list.events)
+    }
+
+    /// Events as they happen, from the first endpoint that answers. `after`: leaves out what was seen.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn follow_events(&self, after: Option<u64>) -> Result<EventStream, ClientError> {
+        EventStream::open(self, after).await
+    }
+}

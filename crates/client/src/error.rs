@@ -1,0 +1,72 @@
+//! Why a call failed, and whether state may have changed.
+
+use flotilla_api::{Problem, ProblemType};
+
+/// Why a call failed. [`ClientError::OutcomeUnknown`] and a [`Problem`] of that kind leave open whether state changed.
+/// After [`ClientError::Protocol`] a write took place. After every other error nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No endpoint was given.
+    #[error("no endpoint was given")]
+    NoEndpoint,
+    /// An endpoint is not `http://host:port` or `host:port`.
+    #[error("`{0}` is not an endpoint; write http://host:port")]
+    InvalidEndpoint(String),
+    /// The node refused.
+    #[error(transparent)]
+    Refused(#[from] Box<Problem>),
+    /// The write may have reached a node, and no answer came back.
+    #[error("the outcome of the write is not known: no answer came from {endpoint}")]
+    OutcomeUnknown {
+        /// Who was asked.
+        endpoint: String,
+        /// What happened instead of an answer.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// No endpoint could be asked, or none answered a read. Nothing was written.
+    #[error("no endpoint answers; the last one tried was {endpoint}")]
+    Unreachable {
+        /// The last one tried.
+        endpoint: String,
+        /// What happened there.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The node reports success in words that this client does not understand.
+    #[error("the answer of {endpoint} is not understood")]
+    Protocol {
+        /// Who answered.
+        endpoint: String,
+    },
+}
+
+impl ClientError {
+    /// The problem document, if there is one.
+    #[must_use]
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Self::Refused(problem) => Some(problem),
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed later, and repeating it is harmless.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. }) || self.problem().is_some_and(|problem| problem.retryable)
+    }
+
+    /// Whether a write may or may not have taken effect.
+    #[must_use]
+    pub fn is_outcome_unknown(&self) -> bool {
+        matches!(self, Self::OutcomeUnknown { .. })
+            || self.problem().is_some_and(|problem| problem.kind == ProblemType::OutcomeUnknown)
+    }
+
+    /// Whether the key, collection or node does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.problem().is_some_and(|problem| problem.status == 404)
+    }
+}

@@ -1,0 +1,64 @@
+//! What a caller may choose.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_types::Timestamp;
+
+/// How to reach the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// `http://host:port` or `host:port`, in the order of preference. At least one.
+    pub endpoints: Vec<String>,
+    /// How long the node may take for one call: 1 ms to 60 s.
+    pub timeout: Duration,
+}
+
+impl ClientOptions {
+    /// These endpoints, 5 s for a call.
+    pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
+        let timeout = Duration::from_millis(flotilla_api::TIMEOUT_MS_DEFAULT);
+        Self { endpoints: endpoints.into_iter().map(Into::into).collect(), timeout }
+    }
+}
+
+/// Conditions and expiry of a put. The default has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PutOptions {
+    /// Only if the record has exactly this version.
+    pub if_version: Option<Timestamp>,
+    /// Only if there is no such record. Not together with `if_version`.
+    pub if_absent: bool,
+    /// When the record expires, from now.
+    pub ttl: Option<Duration>,
+}
+
+/// Which records a scan returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScanOptions {
+    /// Only keys that start with this.
+    pub prefix: Bytes,
+    /// First key, included.
+    pub start: Bytes,
+    /// First key behind; empty for none.
+    pub end: Bytes,
+    /// Most records of one page: 1 to 10,000.
+    pub limit: usize,
+    /// From the page before.
+    pub cursor: Option<String>,
+    /// Whether values are wanted.
+    pub values: bool,
+}
+
+impl Default for ScanOptions {
+    fn default() -> Self {
+        Self {
+            prefix: Bytes::new(),
+            start: Bytes::new(),
+            end: Bytes::new(),
+            limit: flotilla_api::SCAN_ITEMS_DEFAULT,
+            cursor: None,
+            values: true,
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Reading and writing records.
+
+use bytes::Bytes;
+use flotilla_api::{
+    BatchOperation, BatchReply, BatchRequest, BatchVerb, DeleteReply, Encoding, Outcome, ProblemType, PutReply,
+    ScanItem, ScanPage, header,
+};
+use flotilla_types::{NodeId, Timestamp};
+use reqwest::Method;
+
+use crate::{
+    Client, ClientError, PutOptions, ScanOptions,
+    call::{Answer, Call},
+    url,
+};
+
+/// A record that was read by its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its value.
+    pub value: Bytes,
+    /// Its version.
+    pub version: Timestamp,
+    /// When it expires, in Unix milliseconds.
+    pub expires_at_ms: Option<u64>,
+    /// The node that answered, as far as it said.
+    pub served_by: Option<NodeId>,
+}
+
+/// A record of a scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScannedRecord {
+    /// Its key.
+    pub key: Bytes,
+    /// Its value; empty when values were not asked for.
+    pub value: Bytes,
+    /// Its version.
+    pub version: Timestamp,
+    /// Length of its value.
+    pub value_bytes: u64,
+    /// When it expires, in Unix milliseconds.
+    pub expires_at_ms: Option<u64>,
+}
+
+/// A page of a scan, in key order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScannedPage {
+    /// The records.
+    pub records: Vec<ScannedRecord>,
+    /// For the next page; `None` when there is nothing more.
+    pub cursor: Option<String>,
+}
+
+impl Client {
+    /// Reads a record; `None` when there is none under this key.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn get(&self, collection: &str, key: &[u8]) -> Result<Option<Record>, ClientError> {
+        if url::is_dots(key) {
+            return self.get_by_scan(collection, key).await;
+        }
+        let answer = match self.call(Call::read(Method::GET, url::record(collection, key))).await {
+            Err(error) if is_no_key(&error) => return Ok(None),
+            answer => answer?,
+        };
+        let version = answer.number(header::VERSION).map(Timestamp);
+        let expires_at_ms = answer.number(header::EXPIRES_AT_MS);
+        let served_by = answer.number(header::SERVED_BY).map(NodeId);
+        let Answer { endpoint, body: value, .. } = answer;
+        let version = version.ok_or(ClientError::Protocol { endpoint })?;
+        Ok(Some(Record { value, version, expires_at_ms, served_by }))
+    }
+
+    /// Stores a value.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; a condition that does not hold is a problem `condition_failed`.
+    pub async fn put(
+        &self,
+        collection: &str,
+        key: &[u8],
+        value: Bytes,
+        options: &PutOptions,
+    ) -> Result<PutReply, ClientError> {
+        let ttl_ms = options.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        if url::is_dots(key) {
+            let operation = BatchOperation {
+                op: BatchVerb::Put,
+                value: Some(base64(&value)),
+                ttl_ms,
+                if_version: options.if_version,
+                if_absent: options.if_absent,
+                ..named(key)
+            };
+            let BatchReply { version, timestamp, .. } = self.batch(&one(collection, operation)).await?;
+            return Ok(PutReply { version, timestamp });
+        }
+        let mut query = Vec::new();
+        query.extend(options.if_version.map(|version| format!("if_version={version}")));
+        query.extend(options.if_absent.then(|| "if_absent=true".to_owned()));
+        query.extend(ttl_ms.map(|ttl_ms| format!("ttl_ms={ttl_ms}")));
+        let path = with_query(url::record(collection, key), &query);
+        self.call(Call::write(Method::PUT, path).bytes(value)).await?.json()
+    }
+
+    /// Removes a record; `None` when there was none. With a version: only if the record has it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete(
+        &self,
+        collection: &str,
+        key: &[u8],
+        if_version: Option<Timestamp>,
+    ) -> Result<Option<DeleteReply>, ClientError> {
+        if url::is_dots(key) {
+            let operation = BatchOperation { op: BatchVerb::Delete, if_version, ..named(key) };
+            let reply = self.batch(&one(collection, operation)).await?;
+            let removed = reply.results.first().filter(|result| result.outcome == Outcome::Deleted);
+            let version = removed.and_then(|result| result.version);
+            return Ok(version.map(|version| DeleteReply { version, timestamp: reply.timestamp }));
+        }
+        let query: Vec<_> = if_version.map(|version| format!("if_version={version}")).into_iter().collect();
+        match self.call(Call::write(Method::DELETE, with_query(url::record(collection, key), &query))).await {
+            Err(error) if is_no_key(&error) => Ok(None),
+            answer => answer?.json().map(Some),
+        }
+    }
+
+    /// A page of records in key order.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn scan(&self, collection: &str, options: &ScanOptions) -> Result<ScannedPage, ClientError> {
+        let mut query = vec!["encoding=base64".to_owned(), format!("limit={}", options.limit)];
+        let bounds = [("prefix", &options.prefix), ("start", &options.start), ("end", &options.end)];
+        query.extend(
+            bounds.iter().filter(|(_, key)| !key.is_empty()).map(|(name, key)| format!("{name}={}", url::encode(key))),
+        );
+        query.extend(options.cursor.as_ref().map(|cursor| format!("cursor={}", url::encode(cursor.as_bytes()))));
+        query.extend((!options.values).then(|| "values=false".to_owned()));
+        let answer = self.call(Call::read(Method::GET, with_query(url::collection(collection), &query))).await?;
+        let endpoint = answer.endpoint.clone();
+        let page: ScanPage = answer.json()?;
+        let records = page.items.into_iter().map(scanned).collect::<Option<Vec<_>>>();
+        Ok(ScannedPage { records: records.ok_or(ClientError::Protocol { endpoint })?, cursor: page.cursor })
+    }
+
+    /// Several writes inside one shard, all or none.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn batch(&self, request: &BatchRequest) -> Result<BatchReply, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/batch").json(request)).await?.json()
+    }
+
+    /// Adds to a counter (absent = 0) and returns the sum.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; a value that is no number is a problem `not_an_integer`.
+    pub async fn add(&self, collection: &str, key: &[u8], delta: i64) -> Result<i64, ClientError> {
+        let operation = BatchOperation { op: BatchVerb::Add, delta: Some(delta), ..named(key) };
+        let answer = self.call(Call::write(Method::POST, "/v1/batch").json(&one(collection, operation))).await?;
+        let endpoint = answer.endpoint.clone();
+        let reply: BatchReply = answer.json()?;
+        reply.results.first().and_then(|result| result.number).ok_or(ClientError::Protocol { endpoint })
+    }
+
+    async fn get_by_scan(&self, collection: &str, key: &[u8]) -> Result<Option<Record>, ClientError> {
+        // The range from the key to the next possible one holds at most this record.
+        let end: Bytes = key.iter().copied().chain([0]).collect();
+        let start = Bytes::copy_from_slice(key);
+        let page = self.scan(collection, &ScanOptions { start, end, limit: 1, ..ScanOptions::default() }).await?;
+        Ok(page.records.into_iter().next().map(|found| Record {
+            value: found.value,
+            version: found.version,
+            expires_at_ms: found.expires_at_ms,
+            served_by: None,
+        }))
+    }
+}
+
+/// An operation on this key and nothing else.
+fn named(key: &[u8]) -> BatchOperation {
+    BatchOperation { key: base64(key), encoding: Encoding::Base64, ..BatchOperation::default() }
+}
+
+fn one(collection: &str, operation: BatchOperation) -> BatchRequest {
+    BatchRequest { collection: collection.to_owned(), conditions: Vec::new(), operations: vec![operation] }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    // Base64 can write all bytes.
+    Encoding::Base64.encode(bytes).unwrap_or_default()
+}
+
+fn scanned(item: ScanItem) -> Option<ScannedRecord> {
+    let decode = |text: &str| Encoding::Base64.decode(text).ok().map(Bytes::from);
+    Some(ScannedRecord {
+        key: decode(&item.key)?,
+        value: item.value.as_deref().map_or(Some(Bytes::new()), decode)?,
+        version: item.version,
+        value_bytes: item.value_bytes,
+        expires_at_ms: item.expires_at_ms,
+    })
+}
+
+fn is_no_key(error: &ClientError) -> bool {
+    error.problem().is_some_and(|problem| problem.kind == ProblemType::KeyNotFound)
+}
+
+fn with_query(path: String, query: &[String]) -> String {
+    if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
+}

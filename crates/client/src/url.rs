@@ -1,0 +1,74 @@
+//! Addresses of calls: arbitrary bytes as one percent-encoded segment.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+
+use crate::ClientError;
+
+/// Everything but what never has a meaning in an address.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Bytes as one segment of a path, or as the value of a parameter.
+pub(crate) fn encode(bytes: &[u8]) -> String {
+    percent_encode(bytes, ENCODED).to_string()
+}
+
+/// The path of a record.
+pub(crate) fn record(collection: &str, key: &[u8]) -> String {
+    format!("{}/{}", self::collection(collection), encode(key))
+}
+
+/// The path of a collection's records.
+pub(crate) fn collection(collection: &str) -> String {
+    format!("/v1/kv/{}", encode(collection.as_bytes()))
+}
+
+/// Whether a key cannot stand in a path: parsers of addresses take these for "here" and "up", encoded or not.
+pub(crate) fn is_dots(key: &[u8]) -> bool {
+    key == b"." || key == b".."
+}
+
+/// `host:port` or `http://host:port`, with or without a slash, to `http://host:port`.
+pub(crate) fn endpoint(text: &str) -> Result<String, ClientError> {
+    let invalid = || ClientError::InvalidEndpoint(text.to_owned());
+    let text = text.trim();
+    let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url = reqwest::Url::parse(&whole).map_err(|_| invalid())?;
+    let plain = url.scheme() == "http" && url.path() == "/" && url.query().is_none() && url.username().is_empty();
+    if plain { Ok(url.origin().ascii_serialization()) } else { Err(invalid()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_key_survives_the_address() {
+        let key: Vec<u8> = (0..=255).collect();
+        let url = reqwest::Url::parse(&format!("http://h:1{}", record("my own", &key))).expect("a URL");
+        let (collection, encoded) =
+            url.path().strip_prefix("/v1/kv/").and_then(|rest| rest.split_once('/')).expect("two");
+        assert_eq!(collection, "my%20own");
+        assert_eq!(percent_encoding::percent_decode_str(encoded).collect::<Vec<u8>>(), key);
+        assert!(!encoded.contains('/'));
+    }
+
+    #[test]
+    fn keys_that_addresses_swallow_are_known() {
+        for key in [".", ".."] {
+            let url = reqwest::Url::parse(&format!("http://h:1{}", record("c", key.as_bytes()))).expect("a URL");
+            assert_ne!(url.path(), record("c", key.as_bytes()), "the reason for the detour");
+            assert!(is_dots(key.as_bytes()));
+        }
+        let url = reqwest::Url::parse(&format!("http://h:1{}", record("c", b"..."))).expect("a URL");
+        assert_eq!(url.path(), "/v1/kv/c/...");
+    }
+
+    #[test]
+    fn endpoints_are_plain_http() {
+        assert_eq!(endpoint(" 127.0.0.1:7111 ").expect("an endpoint"), "http://127.0.0.1:7111");
+        assert_eq!(endpoint("http://[::1]:7111/").expect("an endpoint"), "http://[::1]:7111");
+        for bad in ["", "https://h:1", "http://h:1/path", "http://"] {
+            assert!(matches!(endpoint(bad), Err(ClientError::InvalidEndpoint(_))), "{bad}");
+        }
+    }
+}
