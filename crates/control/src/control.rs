@@ -43,6 +43,8 @@ pub struct ControlParts {
     pub listen: std::net::SocketAddr,
     /// A random number.
     pub seed: u64,
+    /// Whom to ask for metadata while it names nobody.
+    pub seeds: Vec<NodeId>,
     /// The cluster authority as it is handed to a new voter of the metadata group, if it is here.
     pub authority: Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
     /// Told of everything that happens. Must not block.
@@ -116,6 +118,7 @@ impl Control {
             network: parts.network,
             shards: shards.clone(),
             gossip: gossip.clone(),
+            seeds: parts.seeds,
             authority: parts.authority,
         };
         let context = Arc::new(context);

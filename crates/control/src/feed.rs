@@ -28,7 +28,7 @@ pub(crate) async fn follow(context: Arc<Context>) {
         if context.topology.meta().version() > follower.state().version() {
             follower = MetaFollower::new(context.topology.meta());
         }
-        let sources = sources(&context.topology.meta(), context.me.node);
+        let sources = sources(&context.topology.meta(), &context.seeds, context.me.node);
         let Some(source) = sources.get(turn % sources.len().max(1)).copied() else {
             tokio::time::sleep(PAUSE).await;
             continue;
@@ -55,10 +55,11 @@ fn has_own_replica(context: &Context) -> bool {
 }
 
 /// Nodes that hold a replica of the metadata group, or may; all others behind them, in case the metadata is old.
-fn sources(meta: &MetaState, me: NodeId) -> Vec<NodeId> {
+fn sources(meta: &MetaState, seeds: &[NodeId], me: NodeId) -> Vec<NodeId> {
     let voters = meta.shard(ShardId::META).map(|shard| shard.descriptor.replicas.clone()).unwrap_or_default();
     let mut sources: Vec<_> = voters.iter().map(|replica| replica.node).collect();
     sources.extend(meta.nodes().filter(|node| !node.state.is_gone()).map(|node| node.id));
+    sources.extend(seeds);
     let mut seen = std::collections::BTreeSet::new();
     sources.retain(|node| *node != me && seen.insert(*node));
     sources

@@ -41,6 +41,7 @@ pub(crate) struct Context {
     pub(crate) network: Arc<Transport>,
     pub(crate) shards: Shards,
     pub(crate) gossip: Gossip,
+    pub(crate) seeds: Vec<NodeId>,
     pub(crate) authority: Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
 }
 

@@ -25,17 +25,17 @@ pub use error::StoreError;
 pub use shapes::{Consistency, Found, Page, Scan, Written};
 
 /// Longest key, in bytes.
-pub const KEY_BYTES_MAX: usize = 4 << 10;
+pub(crate) const KEY_BYTES_MAX: usize = 4 << 10;
 /// Longest value, in bytes.
-pub const VALUE_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const VALUE_BYTES_MAX: u64 = 4 << 20;
 /// Operations, and likewise conditions, of one batch.
-pub const BATCH_OPERATIONS_MAX: usize = 1_024;
+pub(crate) const BATCH_OPERATIONS_MAX: usize = 1_024;
 /// Bytes of one batch.
-pub const BATCH_BYTES_MAX: usize = 8 << 20;
+pub(crate) const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Keys of one read.
-pub const KEYS_MAX: usize = 4_096;
+pub(crate) const KEYS_MAX: usize = 4_096;
 /// Records in one page.
-pub const PAGE_ITEMS_MAX: usize = 10_000;
+pub(crate) const PAGE_ITEMS_MAX: usize = 10_000;
 
 /// Tells callers of a busy cluster when to come back.
 const RETRY_AFTER_MS: u64 = 50;

@@ -1,0 +1,199 @@
+//! The data folder: who this node is, how often it has started, and what it last knew of the cluster.
+//!
+//! `identity.json` (certificates and key), `authority.json` (only on voters of the metadata group), `incarnation`,
+//! `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding` (until the cluster is founded), `metadata` (a cache), and the
+//! folders `log` and `state`. Every file is replaced whole: written beside, fsynced, renamed.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use flotilla_identity::{ClusterAuthority, IdentityPem, NodeIdentity, NodeKey};
+use flotilla_meta::MetaState;
+use flotilla_types::{Incarnation, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// Incarnations count seconds since 2026, so that two lives of a restored folder never share one.
+const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
+
+/// A node's folder, locked for this process.
+pub(crate) struct Folder {
+    dir: PathBuf,
+    _lock: File,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AuthorityFile {
+    cert: String,
+    key: String,
+}
+
+impl Folder {
+    /// Opens (or creates) the folder and locks it.
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let lock = File::create(dir.join("lock")).with_context(|| format!("cannot write to {}", dir.display()))?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| anyhow::anyhow!("{} is in use by another process", dir.display()))?;
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+
+    pub(crate) fn log_dir(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    pub(crate) fn identity(&self) -> anyhow::Result<Option<NodeIdentity>> {
+        let Some(text) = self.read("identity.json")? else { return Ok(None) };
+        let pem: IdentityPem = serde_json::from_slice(&text).context("identity.json does not parse")?;
+        Ok(Some(NodeIdentity::from_pem(&pem).context("identity.json is not valid")?))
+    }
+
+    pub(crate) fn set_identity(&self, identity: &NodeIdentity) -> anyhow::Result<()> {
+        Ok(self.write("identity.json", &serde_json::to_vec_pretty(&identity.to_pem())?)?)
+    }
+
+    pub(crate) fn authority(&self) -> anyhow::Result<Option<ClusterAuthority>> {
+        self.read("authority.json")?.map(|text| authority_from(&text)).transpose()
+    }
+
+    pub(crate) fn set_authority(&self, authority: &ClusterAuthority) -> anyhow::Result<()> {
+        Ok(self.write("authority.json", &authority_to(authority)?)?)
+    }
+
+    /// The key that a join was begun with: a join that is tried again must come with the same one.
+    pub(crate) fn joining_key(&self) -> anyhow::Result<NodeKey> {
+        if let Some(pem) = self.read("joining.key")? {
+            return Ok(NodeKey::from_pem(std::str::from_utf8(&pem)?)?);
+        }
+        let key = NodeKey::generate()?;
+        self.write("joining.key", key.to_pem().as_bytes())?;
+        Ok(key)
+    }
+
+    pub(crate) fn joined(&self) -> io::Result<()> {
+        self.remove("joining.key")
+    }
+
+    /// Whom to ask for metadata while there is none.
+    pub(crate) fn seeds(&self) -> anyhow::Result<Vec<(NodeId, SocketAddr)>> {
+        match self.read("seeds.json")? {
+            Some(text) => serde_json::from_slice(&text).context("seeds.json does not parse"),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    pub(crate) fn set_seeds(&self, seeds: &[(NodeId, SocketAddr)]) -> anyhow::Result<()> {
+        Ok(self.write("seeds.json", &serde_json::to_vec(seeds)?)?)
+    }
+
+    pub(crate) fn is_founding(&self) -> bool {
+        self.dir.join("founding").exists()
+    }
+
+    pub(crate) fn set_founding(&self) -> io::Result<()> {
+        self.write("founding", b"")
+    }
+
+    pub(crate) fn founded(&self) -> io::Result<()> {
+        self.remove("founding")
+    }
+
+    /// Counts this start, durably.
+    pub(crate) fn next_incarnation(&self, wall_ms: u64) -> anyhow::Result<Incarnation> {
+        let last: u64 = match self.read("incarnation")? {
+            Some(text) => std::str::from_utf8(&text)?.trim().parse().context("`incarnation` is not a number")?,
+            None => 0,
+        };
+        let next = (last + 1).max((wall_ms / 1_000).saturating_sub(EPOCH_UNIX_SECONDS));
+        self.write("incarnation", next.to_string().as_bytes())?;
+        Ok(Incarnation(next))
+    }
+
+    /// The metadata as last seen; only a cache, so whatever does not parse is as good as nothing.
+    pub(crate) fn metadata(&self) -> MetaState {
+        let cached = self.read("metadata").ok().flatten();
+        cached.and_then(|bytes| MetaState::decode(&bytes).ok()).unwrap_or_default()
+    }
+
+    pub(crate) fn set_metadata(&self, state: &MetaState) -> io::Result<()> {
+        self.write("metadata", &state.encode())
+    }
+
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match fs::read(self.dir.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let beside = self.dir.join(format!("{name}.new"));
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, self.dir.join(name))?;
+        self.sync()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.sync(),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+/// The authority as it travels to another voter.
+pub(crate) fn authority_to(authority: &ClusterAuthority) -> anyhow::Result<Vec<u8>> {
+    let file = AuthorityFile { cert: authority.cert_pem(), key: authority.key_pem() };
+    Ok(serde_json::to_vec_pretty(&file)?)
+}
+
+/// Takes an authority from a file or a peer.
+pub(crate) fn authority_from(bytes: &[u8]) -> anyhow::Result<ClusterAuthority> {
+    let file: AuthorityFile = serde_json::from_slice(bytes).context("the authority does not parse")?;
+    Ok(ClusterAuthority::from_pem(&file.cert, &file.key)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_start_is_counted_even_when_the_clock_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let first = folder.next_incarnation((EPOCH_UNIX_SECONDS + 100) * 1_000).unwrap();
+        let back = folder.next_incarnation(0).unwrap();
+        assert_eq!((first, back), (Incarnation(100), Incarnation(101)));
+    }
+
+    #[test]
+    fn a_folder_belongs_to_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let _folder = Folder::open(dir.path()).unwrap();
+        assert!(Folder::open(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_join_that_is_tried_again_comes_with_the_same_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let first = folder.joining_key().unwrap().public_key_digest();
+        assert_eq!(folder.joining_key().unwrap().public_key_digest(), first);
+    }
+}

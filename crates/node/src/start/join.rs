@@ -1,0 +1,209 @@
+//! Becoming a member: founding a cluster, or asking one to be let in; and letting others in.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use flotilla_control::{ShardError, Shards};
+use flotilla_identity::{ClusterAuthority, JoinToken, NodeIdentity, NodeKey, csr_public_key_digest};
+use flotilla_meta::{Addresses, JoinRequest, MetaCommand, MetaReply, NewNode, TokenId};
+use flotilla_transport::join_call;
+use flotilla_types::{ClusterId, NodeId, ShardId};
+use flotilla_wire::{decode, encode, peer};
+use parking_lot::RwLock;
+use rustls_pki_types::CertificateDer;
+
+use super::{config::Config, folder::Folder};
+
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+const JOIN_PAUSE: Duration = Duration::from_millis(500);
+const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Redirects followed before the next peer is tried.
+const REDIRECTS_MAX: usize = 3;
+
+/// Mints a cluster: its id, its authority, and the certificate of node 1.
+pub(crate) fn found(folder: &Folder) -> anyhow::Result<NodeIdentity> {
+    let cluster = ClusterId(rand::random());
+    let authority = ClusterAuthority::mint(cluster)?;
+    let key = NodeKey::generate()?;
+    let cert = authority.issue(NodeId(1), &key.csr_der()?)?;
+    let identity = NodeIdentity::new(cluster, NodeId(1), authority.cert_der().clone(), cert, key)?;
+    // The identity comes last: it says that all the rest is there.
+    folder.set_authority(&authority)?;
+    folder.set_founding()?;
+    folder.set_identity(&identity)?;
+    tracing::info!(%cluster, "founded a cluster");
+    Ok(identity)
+}
+
+/// What a node that was let in learns.
+pub(crate) struct Joined {
+    pub(crate) identity: NodeIdentity,
+    pub(crate) peers: Vec<(NodeId, SocketAddr)>,
+}
+
+/// Asks the peers, in turn and for as long as it takes, to be let in. A refusal is final.
+pub(crate) async fn join(folder: &Folder, config: &Config, peers: &[SocketAddr], token: &str) -> anyhow::Result<Joined> {
+    let parsed = JoinToken::parse(token).context("the join token is not valid; copy it again")?;
+    let key = folder.joining_key()?;
+    let addresses = addresses_of(config);
+    let request = encode(&peer::JoinRequest {
+        token: token.to_owned(),
+        csr: key.csr_der()?.into(),
+        public_key_digest: Bytes::copy_from_slice(&key.public_key_digest()),
+        name: config.name.clone(),
+        quic: addresses.quic,
+        http: addresses.http,
+        redis: addresses.redis,
+        locality: config.locality.to_string(),
+    });
+    let mut round = 0_u32;
+    loop {
+        for peer in peers {
+            match ask(*peer, &parsed, &request).await {
+                Ok(peer::join_response::Kind::Joined(joined)) => {
+                    let joined = accept(&parsed, key, joined)?;
+                    folder.set_seeds(&joined.peers)?;
+                    folder.set_identity(&joined.identity)?;
+                    folder.joined()?;
+                    tracing::info!(node = %joined.identity.node(), cluster = %joined.identity.cluster(), "joined");
+                    return Ok(joined);
+                }
+                Ok(peer::join_response::Kind::Refused(reason)) => bail!("{peer} refused to let this node in: {reason}"),
+                Ok(peer::join_response::Kind::Redirect(_) | peer::join_response::Kind::Retry(_)) => {}
+                Err(error) if round.is_multiple_of(20) => {
+                    tracing::warn!(%peer, error = format!("{error:#}"), "cannot join through this peer yet; trying on");
+                }
+                Err(_) => {}
+            }
+        }
+        round += 1;
+        tokio::time::sleep(JOIN_PAUSE).await;
+    }
+}
+
+async fn ask(peer: SocketAddr, token: &JoinToken, request: &Bytes) -> anyhow::Result<peer::join_response::Kind> {
+    let mut address = peer;
+    for _ in 0..=REDIRECTS_MAX {
+        let answer = join_call(address, token.fingerprint(), request.clone(), JOIN_TIMEOUT).await?;
+        let response: peer::JoinResponse = decode(answer)?;
+        match response.kind.context("the peer's answer is empty")? {
+            peer::join_response::Kind::Redirect(to) => address = to.parse().context("the peer's redirect does not parse")?,
+            other => return Ok(other),
+        }
+    }
+    bail!("redirected too often")
+}
+
+fn accept(token: &JoinToken, key: NodeKey, joined: peer::Joined) -> anyhow::Result<Joined> {
+    let authority = CertificateDer::from(joined.authority_certificate.to_vec());
+    let cert = CertificateDer::from(joined.certificate.to_vec());
+    let identity = NodeIdentity::new(token.cluster(), NodeId(joined.node), authority, cert, key)
+        .context("the cluster issued an identity that is not valid")?;
+    if identity.ca_fingerprint() != token.fingerprint() {
+        bail!("the cluster's authority is not the one that the token names");
+    }
+    let peers = joined.peers.iter().filter_map(|peer| Some((NodeId(peer.node), peer.quic.parse().ok()?))).collect();
+    Ok(Joined { identity, peers })
+}
+
+/// Where others reach this node.
+pub(crate) fn addresses_of(config: &Config) -> Addresses {
+    Addresses { quic: config.advertise.to_string(), http: config.http.to_string(), redis: config.redis.to_string() }
+}
+
+/// The cluster's authority, on nodes that hold it.
+pub(crate) type Authority = Arc<RwLock<Option<ClusterAuthority>>>;
+
+/// Lets others in.
+pub(crate) struct Doorkeeper {
+    pub(crate) identity: NodeIdentity,
+    pub(crate) authority: Authority,
+    pub(crate) shards: Shards,
+}
+
+impl Doorkeeper {
+    /// Answers one request from somebody without a certificate.
+    pub(crate) async fn answer(&self, remote: SocketAddr, request: Bytes) -> Bytes {
+        let kind = match decode::<peer::JoinRequest>(request) {
+            Ok(request) => self.admit(remote, request).await,
+            Err(_) => refused("the request does not parse"),
+        };
+        encode(&peer::JoinResponse { kind: Some(kind) })
+    }
+
+    async fn admit(&self, remote: SocketAddr, request: peer::JoinRequest) -> peer::join_response::Kind {
+        let token = match JoinToken::parse(&request.token) {
+            Ok(token) => token,
+            Err(error) => return refused(&error.to_string()),
+        };
+        if token.cluster() != self.identity.cluster() || token.fingerprint() != self.identity.ca_fingerprint() {
+            return refused("the join token belongs to another cluster");
+        }
+        let digest = csr_public_key_digest(&request.csr);
+        let Some(digest) = digest.ok().filter(|digest| digest[..] == request.public_key_digest[..]) else {
+            return refused("the certificate request does not fit its key");
+        };
+        let Ok(locality) = request.locality.parse() else { return refused("the locality does not parse") };
+        if self.authority.read().is_none() {
+            return self.redirect();
+        }
+        let node = NewNode {
+            name: request.name,
+            addresses: Addresses { quic: request.quic, http: request.http, redis: request.redis },
+            locality,
+            key_digest: digest,
+        };
+        let join = JoinRequest { token: TokenId(token.id().0), secret_hash: token.hash().0, node };
+        match self.shards.propose_meta(&MetaCommand::Join(join), ADMIT_TIMEOUT).await {
+            Ok(MetaReply::Node(node)) => {
+                tracing::info!(%node, %remote, "let a node in");
+                self.certify(node, &request.csr)
+            }
+            Ok(MetaReply::Refused(refusal)) => {
+                tracing::warn!(%remote, %refusal, "refused to let a node in");
+                refused(&refusal.to_string())
+            }
+            Ok(_) => refused("the metadata group gave an answer that does not fit"),
+            Err(error @ (ShardError::Unavailable | ShardError::Busy | ShardError::Stale | ShardError::Unknown)) => {
+                peer::join_response::Kind::Retry(error.to_string())
+            }
+        }
+    }
+
+    fn certify(&self, node: NodeId, csr: &[u8]) -> peer::join_response::Kind {
+        let issued = self.authority.read().as_ref().map(|authority| authority.issue(node, csr));
+        let certificate = match issued {
+            Some(Ok(certificate)) => Bytes::copy_from_slice(&certificate),
+            Some(Err(error)) => return refused(&error.to_string()),
+            None => return self.redirect(),
+        };
+        let meta = self.shards.topology().meta();
+        let present = meta.nodes().filter(|record| !record.state.is_gone() && record.id != node);
+        let peers = present.map(|record| peer::Peer { node: record.id.0, quic: record.addresses.quic.clone() }).collect();
+        peer::join_response::Kind::Joined(peer::Joined {
+            node: node.0,
+            cluster: Bytes::copy_from_slice(&self.identity.cluster().0),
+            authority_certificate: Bytes::copy_from_slice(self.identity.ca_cert()),
+            certificate,
+            peers,
+        })
+    }
+
+    /// To a node that holds the authority: any voter of the metadata group, its leader first.
+    fn redirect(&self) -> peer::join_response::Kind {
+        let topology = self.shards.topology();
+        let meta = topology.meta();
+        let voters = meta.shard(ShardId::META).map(|shard| shard.descriptor.replicas.clone()).unwrap_or_default();
+        let candidates = topology.leader(ShardId::META).into_iter().chain(voters.iter().map(|replica| replica.node));
+        let mut others = candidates.filter(|node| *node != self.identity.node());
+        match others.find_map(|node| meta.node(node)) {
+            Some(record) => peer::join_response::Kind::Redirect(record.addresses.quic.clone()),
+            None => peer::join_response::Kind::Retry("no voter of the metadata group is known here".to_owned()),
+        }
+    }
+}
+
+fn refused(reason: &str) -> peer::join_response::Kind {
+    peer::join_response::Kind::Refused(reason.to_owned())
+}

@@ -1,0 +1,206 @@
+//! What this node knows of the cluster, put together without asking anybody.
+
+use flotilla_api::{
+    ClusterStatus, Collection, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo,
+    PeerState, ReplicaInfo, ShardInfo, Sharding,
+};
+use flotilla_control::{MemberState, Topology};
+use flotilla_meta::{MetaState, NodeRecord, NodeState as Life, ShardRecord};
+use flotilla_replication::{Handle, ReplicaStatus, Role};
+use flotilla_transport::{Breaker, PeerStatus, Transport};
+use flotilla_types::{ClusterId, CollectionId, NodeId, ReplicaRole, ShardId};
+
+pub(crate) struct Sources<'a> {
+    pub(crate) cluster: ClusterId,
+    pub(crate) topology: &'a Topology,
+    pub(crate) host: &'a Handle,
+    pub(crate) network: &'a Transport,
+    pub(crate) started_ms: u64,
+    pub(crate) draining: bool,
+    pub(crate) notes: Vec<String>,
+}
+
+impl Sources<'_> {
+    pub(crate) fn status(&self) -> ClusterStatus {
+        let meta = self.topology.meta();
+        let here = self.host.status();
+        let shards: Vec<_> = meta.shards().map(|record| self.shard(&meta, record, &here)).collect();
+        let metadata_leader = self.leader(ShardId::META, &here);
+        let nodes: Vec<_> =
+            meta.nodes().filter(|node| node.state != Life::Removed).map(|node| self.node(node, &shards, metadata_leader)).collect();
+        let quorum = metadata_leader.is_some();
+        ClusterStatus {
+            cluster_id: self.cluster,
+            node: self.topology.node(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_ms: self.started_ms,
+            draining: self.draining,
+            metadata_leader,
+            quorum,
+            health: health(quorum, &nodes, &shards),
+            collections: collections(&meta),
+            peers: self.network.peers().iter().map(peer).collect(),
+            nodes,
+            shards,
+            notes: self.notes.clone(),
+        }
+    }
+
+    /// A replica here knows best; without one, hints are all there is.
+    pub(crate) fn leader(&self, shard: ShardId, here: &[ReplicaStatus]) -> Option<NodeId> {
+        let local = here.iter().find_map(|replica| {
+            let group = replica.group.as_ref().filter(|_| replica.shard == shard)?;
+            let takes_part = group.conf.contains(replica.replica);
+            takes_part.then(|| replica.descriptor.node_of(group.leader))
+        });
+        local.unwrap_or_else(|| self.topology.leader(shard))
+    }
+
+    fn shard(&self, meta: &MetaState, record: &ShardRecord, here: &[ReplicaStatus]) -> ShardInfo {
+        let leader = self.leader(record.id, here);
+        let local = here.iter().rev().find(|replica| replica.shard == record.id);
+        // The shard's own log is ahead of what it reported.
+        let newest = local.map(|replica| &replica.descriptor).filter(|own| own.epoch > record.descriptor.epoch);
+        let descriptor = newest.unwrap_or(&record.descriptor);
+        let alive = descriptor.replicas.iter().filter(|replica| {
+            replica.role == ReplicaRole::Voter && self.topology.liveness(replica.node).0 == MemberState::Alive
+        });
+        let collection = meta.collection_with_id(record.collection);
+        ShardInfo {
+            id: record.id,
+            collection: collection.map(|collection| collection.name.clone()),
+            range: range_of(record),
+            leader,
+            replicas: descriptor
+                .replicas
+                .iter()
+                .map(|held| ReplicaInfo { replica: held.replica, node: held.node, role: held.role })
+                .collect(),
+            epoch: descriptor.epoch,
+            desired_replicas: record.replicas_desired,
+            healthy: leader.is_some() && alive.count() >= usize::from(record.replicas_desired),
+            local: local.map(local_replica),
+        }
+    }
+
+    fn node(&self, record: &NodeRecord, shards: &[ShardInfo], metadata_leader: Option<NodeId>) -> NodeInfo {
+        let holds = |shard: &&ShardInfo| shard.replicas.iter().any(|replica| replica.node == record.id);
+        let metadata = shards.iter().find(|shard| shard.id == ShardId::META);
+        let metadata = metadata.and_then(|shard| shard.replicas.iter().find(|replica| replica.node == record.id));
+        NodeInfo {
+            id: record.id,
+            name: record.name.clone(),
+            quic: record.addresses.quic.clone(),
+            http: record.addresses.http.clone(),
+            redis: record.addresses.redis.clone(),
+            locality: record.locality.clone(),
+            state: match record.state {
+                Life::Active => NodeState::Active,
+                Life::Draining => NodeState::Draining,
+                Life::Lost => NodeState::Lost,
+                Life::Removed => NodeState::Removed,
+            },
+            liveness: match self.topology.liveness(record.id).0 {
+                MemberState::Alive => Liveness::Alive,
+                MemberState::Suspect => Liveness::Suspect,
+                MemberState::Down => Liveness::Down,
+                MemberState::Left => Liveness::Left,
+                MemberState::Unknown => Liveness::Unknown,
+            },
+            is_self: record.id == self.topology.node(),
+            metadata_role: match metadata {
+                Some(_) if metadata_leader == Some(record.id) => MetadataRole::Leader,
+                Some(replica) if replica.role == ReplicaRole::Voter => MetadataRole::Voter,
+                Some(_) => MetadataRole::Learner,
+                None => MetadataRole::None,
+            },
+            replicas: shards.iter().filter(holds).count() as u32,
+            leaders: shards.iter().filter(|shard| shard.leader == Some(record.id)).count() as u32,
+        }
+    }
+}
+
+fn health(quorum: bool, nodes: &[NodeInfo], shards: &[ShardInfo]) -> Health {
+    let mut reasons = Vec::new();
+    if !quorum {
+        reasons.push("the metadata group has no leader: no node can join or change".to_owned());
+    }
+    let leaderless = shards.iter().filter(|shard| shard.id != ShardId::META && shard.leader.is_none()).count();
+    if leaderless > 0 {
+        reasons.push(format!("{leaderless} of {} shards have no leader: they serve nothing", shards.len() - 1));
+    }
+    let thin = shards.iter().filter(|shard| shard.leader.is_some() && !shard.healthy).count();
+    if thin > 0 {
+        reasons.push(format!("{thin} shards have fewer live replicas than wanted"));
+    }
+    for node in nodes.iter().filter(|node| node.state != NodeState::Lost) {
+        if matches!(node.liveness, Liveness::Down | Liveness::Suspect | Liveness::Left) {
+            reasons.push(format!("node {} ({}) does not answer", node.id, node.name));
+        }
+    }
+    Health { ok: reasons.is_empty(), reasons }
+}
+
+pub(crate) fn collections(meta: &MetaState) -> Vec<Collection> {
+    let mut collections: Vec<_> = meta
+        .collections()
+        .map(|collection| Collection {
+            id: collection.id,
+            name: collection.name.clone(),
+            sharding: match collection.sharding {
+                flotilla_placement::Sharding::Hash => Sharding::Hash,
+                flotilla_placement::Sharding::Range => Sharding::Range,
+            },
+            buckets: collection.buckets,
+            replicas: collection.replicas,
+        })
+        .collect();
+    collections.sort_by(|a, b| a.name.cmp(&b.name));
+    collections
+}
+
+fn range_of(record: &ShardRecord) -> String {
+    if record.collection == CollectionId::SYSTEM {
+        return "metadata".to_owned();
+    }
+    let bucket = |key: &bytes::Bytes| flotilla_types::RecordKey::from_bytes(key.clone()).map(|key| key.bucket().0);
+    match (bucket(&record.initial.range.start), bucket(&record.initial.range.end)) {
+        (Some(first), Some(behind)) if behind > first + 1 => format!("buckets {first}–{}", behind - 1),
+        (Some(first), Some(_)) => format!("bucket {first}"),
+        _ => "all keys".to_owned(),
+    }
+}
+
+fn local_replica(replica: &ReplicaStatus) -> LocalReplica {
+    let group = replica.group.as_ref();
+    LocalReplica {
+        replica: replica.replica,
+        role: match group {
+            None => LocalRole::Quarantined,
+            Some(group) if group.role == Role::Leader => LocalRole::Leader,
+            Some(group) if group.role == Role::Candidate => LocalRole::Candidate,
+            Some(group) if group.conf.is_voter(replica.replica) => LocalRole::Follower,
+            Some(_) => LocalRole::Learner,
+        },
+        term: group.map_or(0, |group| group.term.0),
+        commit: group.map_or(0, |group| group.commit.0),
+        applied: replica.applied.0,
+        checkpoint: replica.checkpoint.0,
+        log_bytes: None,
+        memtable_bytes: (replica.usage.active_bytes + replica.usage.frozen_bytes) as u64,
+    }
+}
+
+fn peer(status: &PeerStatus) -> PeerInfo {
+    PeerInfo {
+        node: status.node,
+        addr: status.address.to_string(),
+        state: match status.breaker {
+            Breaker::Closed => PeerState::Connected,
+            Breaker::HalfOpen => PeerState::Connecting,
+            Breaker::Open => PeerState::Backoff,
+        },
+        rtt_us: status.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+        last_error: status.last_error.map(|error| error.to_string()),
+    }
+}
