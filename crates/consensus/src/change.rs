@@ -62,6 +62,24 @@ impl ConfChange {
         }
     }
 
+    /// Whether the change means what it says under this configuration: raft-rs would demote or remove a voter at once
+    /// when one is named as a learner.
+    pub(crate) fn fits(&self, conf: &ConfState) -> bool {
+        match self {
+            Self::LeaveJoint => conf.is_joint(),
+            _ if conf.is_joint() => false,
+            Self::AddLearner { replica, .. } => *replica != ReplicaId::NONE && !conf.contains(*replica),
+            Self::RemoveLearner { replica } => conf.learners.contains(replica),
+            Self::Swap { promote, demote } => {
+                let known = promote.iter().all(|replica| conf.learners.contains(replica))
+                    && demote.iter().all(|replica| conf.voters.contains(replica));
+                let voters_left = conf.voters.iter().any(|voter| !demote.contains(voter)) || !promote.is_empty();
+                let parts = promote.len() + demote.len();
+                known && voters_left && (1..=PARTS_MAX).contains(&parts)
+            }
+        }
+    }
+
     pub(crate) fn to_raft(&self) -> ConfChangeV2 {
         let mut change = ConfChangeV2::default();
         for (kind, replica, _) in self.parts() {

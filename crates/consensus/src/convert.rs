@@ -1,5 +1,7 @@
 //! Conversions between plain Raft data and raft-rs types, field by field, without protobuf encoding.
 
+use std::collections::BTreeMap;
+
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, HardState, LogIndex, Message, MessageKind, ReplicaId, Snapshot, Term,
 };
@@ -20,14 +22,13 @@ const KINDS: [(MessageKind, eraftpb::MessageType); 12] = [
     (MessageKind::ReadIndexResponse, eraftpb::MessageType::MsgReadIndexResp),
 ];
 
-/// `None` for kinds that stay inside a replica.
-pub(crate) fn message_from_raft(message: eraftpb::Message, checkpoint: Option<&Checkpoint>) -> Option<Message> {
+/// `None` for kinds that stay inside a replica. `offered` has the checkpoints that snapshots name, by their index.
+pub(crate) fn message_from_raft(message: eraftpb::Message, offered: &BTreeMap<u64, Checkpoint>) -> Option<Message> {
     let kind = KINDS.iter().find(|(_, raft)| *raft == message.msg_type)?.0;
     let snapshot = match kind {
         MessageKind::Snapshot => {
             let index = message.snapshot.as_ref()?.get_metadata().index;
-            let checkpoint = checkpoint.filter(|checkpoint| checkpoint.position.index.0 == index)?;
-            Some(Snapshot { checkpoint: checkpoint.clone() })
+            Some(Snapshot { checkpoint: offered.get(&index)?.clone() })
         }
         _ => None,
     };

@@ -12,7 +12,9 @@ use raft::{RawNode, StateRole, eraftpb};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{ChangeError, ConfChange, Config, change::descriptor_after, convert, store::Store};
+use crate::{
+    ChangeError, ConfChange, Config, Follower, GroupStatus, Role, change::descriptor_after, convert, store::Store,
+};
 
 /// The replica cannot go on; others are not harmed. Its durable state is untouched.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -41,51 +43,6 @@ pub enum ProposeError {
     /// Another configuration change is under way, or this one does not fit.
     #[error("the configuration cannot change that way now")]
     Configuration,
-}
-
-/// What a replica does at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Follows, or learns.
-    Follower,
-    /// Campaigns or asks whether it could.
-    Candidate,
-    /// Leads.
-    Leader,
-}
-
-/// A follower as its leader sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Follower {
-    /// The follower.
-    pub replica: ReplicaId,
-    /// The last entry it is known to hold.
-    pub matched: LogIndex,
-    /// Whether it answered within the last election timeout.
-    pub recently_active: bool,
-    /// Whether it waits for a snapshot.
-    pub in_snapshot: bool,
-}
-
-/// A replica at a glance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupStatus {
-    /// What it does.
-    pub role: Role,
-    /// Its term.
-    pub term: Term,
-    /// The leader it knows, or [`ReplicaId::NONE`].
-    pub leader: ReplicaId,
-    /// The last index known to be committed.
-    pub commit: LogIndex,
-    /// The last index in its log.
-    pub last: LogIndex,
-    /// The last index that is no longer in its log.
-    pub truncated: LogIndex,
-    /// The configuration it runs under.
-    pub conf: ConfState,
-    /// Followers, when it leads.
-    pub followers: Vec<Follower>,
 }
 
 /// What one round of a group wants done.
@@ -117,16 +74,16 @@ pub struct Group {
     conf: ConfState,
     rng: ChaCha8Rng,
     election_ticks: usize,
+    /// What we drew last; raft-rs draws for itself at every reset, and is corrected.
+    election_timeout: usize,
     role: (Role, Term, ReplicaId),
-    /// Checkpoints of snapshot messages that were stepped, newest last; at most [`INCOMING_MAX`].
-    incoming: VecDeque<Checkpoint>,
+    /// The checkpoint of the snapshot that raft-rs has accepted and not yet handed out.
+    incoming: Option<Checkpoint>,
     /// Rounds handed out and not yet persisted, and whether each has something to persist.
     unpersisted: VecDeque<(u64, bool)>,
     persisted: LogIndex,
     applied: LogIndex,
 }
-
-const INCOMING_MAX: usize = 4;
 
 impl Group {
     /// Opens a replica on what its log knows. `seed` decides its election timeouts.
@@ -171,8 +128,9 @@ impl Group {
             conf: state.checkpoint.position.conf.clone(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             election_ticks: config.election_ticks,
+            election_timeout: config.election_ticks,
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
-            incoming: VecDeque::new(),
+            incoming: None,
             unpersisted: VecDeque::new(),
             persisted: state.last,
             applied,
@@ -223,7 +181,7 @@ impl Group {
         self.unpersisted.iter().any(|(_, persists)| *persists)
     }
 
-    /// Whether the group has done nothing yet, so that a checkpoint or message may still change its past.
+    /// The checkpoint that snapshots for followers are made of.
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         self.node.store().checkpoint()
@@ -241,30 +199,60 @@ impl Group {
         self.node.raft.raft_log.term(index.0).ok().map(Term)
     }
 
+    /// Whether a snapshot was accepted that is not yet handed out for writing.
+    #[must_use]
+    pub fn has_incoming_snapshot(&self) -> bool {
+        self.incoming.is_some()
+    }
+
     pub(crate) fn tick(&mut self) {
-        self.node.tick();
+        if !self.must_not_win_yet() {
+            self.node.tick();
+        }
+    }
+
+    /// raft-rs makes a lone voter leader at once and takes its whole log for durable.
+    fn must_not_win_yet(&self) -> bool {
+        let raft = &self.node.raft;
+        raft.state != StateRole::Leader
+            && raft.prs().is_singleton()
+            && raft.raft_log.persisted < raft.raft_log.last_index()
     }
 
     /// Takes a message. Whatever does not fit (an unknown sender, an old term) is dropped, as the network may have done.
     pub(crate) fn step(&mut self, message: Message) {
-        if message.to != self.replica {
+        if message.to != self.replica || self.would_misuse(&message) {
             return;
         }
-        // A snapshot of a configuration that does not know us would be ignored for ever by raft-rs.
-        if let Some(snapshot) = &message.snapshot {
-            if !snapshot.checkpoint.position.conf.contains(self.replica) {
-                return;
-            }
-            if self.incoming.len() == INCOMING_MAX {
-                self.incoming.pop_front();
-            }
-            self.incoming.push_back(snapshot.checkpoint.clone());
-        }
-        // raft-rs takes a commit index beyond our log for a bug of its own and panics; from a peer it is just wrong.
-        if message.kind == MessageKind::Heartbeat && message.commit > self.last() && message.term >= self.role.1 {
-            return;
-        }
+        let offered = message.snapshot.as_ref().map(|snapshot| snapshot.checkpoint.clone());
         let _ = self.node.step(convert::message_to_raft(message));
+        let accepted = self.node.snap().map(|snapshot| snapshot.get_metadata().index);
+        if let Some(checkpoint) = offered
+            && accepted == Some(checkpoint.position.index.0)
+        {
+            self.incoming = Some(checkpoint);
+        }
+    }
+
+    /// Messages that raft-rs answers with a panic, or for ever in vain, because no correct peer sends them.
+    fn would_misuse(&self, message: &Message) -> bool {
+        // Term 0 marks what a replica says to itself.
+        if message.term == Term(0) {
+            return true;
+        }
+        match message.kind {
+            // A commit index beyond our log is fatal to raft-rs, unless the whole message is too old to be looked at.
+            MessageKind::Heartbeat => message.commit > self.last() && message.term.0 >= self.node.raft.term,
+            // Followers do not ask for read indexes here.
+            MessageKind::ReadIndex | MessageKind::ReadIndexResponse => true,
+            // A snapshot of a configuration that does not know us would be ignored for ever.
+            MessageKind::Snapshot => {
+                let conf = message.snapshot.as_ref().map(|snapshot| &snapshot.checkpoint.position.conf);
+                !conf.is_some_and(|conf| conf.contains(self.replica))
+            }
+            MessageKind::TimeoutNow => self.must_not_win_yet(),
+            _ => false,
+        }
     }
 
     /// Appends an entry. Returns its index; the term is the current one.
@@ -274,15 +262,8 @@ impl Group {
 
     /// Appends a change of the configuration, if none is under way and this one fits.
     pub(crate) fn propose_change(&mut self, change: &ConfChange) -> Result<LogIndex, ProposeError> {
-        if self.node.raft.has_pending_conf() || (self.conf.is_joint() != (*change == ConfChange::LeaveJoint)) {
+        if self.node.raft.has_pending_conf() || !change.fits(&self.conf) {
             return Err(ProposeError::Configuration);
-        }
-        if let ConfChange::Swap { promote, demote } = change {
-            let known = promote.iter().all(|replica| self.conf.learners.contains(replica))
-                && demote.iter().all(|replica| self.conf.voters.contains(replica));
-            if !known || (promote.is_empty() && demote.is_empty()) {
-                return Err(ProposeError::Configuration);
-            }
         }
         self.append(eraftpb::EntryType::EntryConfChangeV2, change.to_raft_bytes(), change.encode())
     }
@@ -290,6 +271,10 @@ impl Group {
     fn append(&mut self, kind: eraftpb::EntryType, data: Bytes, context: Bytes) -> Result<LogIndex, ProposeError> {
         if self.node.raft.state != StateRole::Leader {
             return Err(ProposeError::NotLeader);
+        }
+        // Whoever asks has not heard yet that this is a new term, and would wait for an entry of the old one.
+        if (self.role.0, self.role.1) != (Role::Leader, Term(self.node.raft.term)) {
+            return Err(ProposeError::Busy);
         }
         let mut entry = eraftpb::Entry::default();
         entry.set_entry_type(kind);
@@ -325,7 +310,7 @@ impl Group {
     }
 
     pub(crate) fn campaign(&mut self) {
-        if self.node.raft.state != StateRole::Leader && self.node.raft.promotable() {
+        if self.node.raft.state != StateRole::Leader && self.node.raft.promotable() && !self.must_not_win_yet() {
             let _ = self.node.campaign();
         }
     }
@@ -375,7 +360,10 @@ impl Group {
 
     pub(crate) fn set_checkpoint(&mut self, checkpoint: Checkpoint, truncate: Option<(LogIndex, Term)>) {
         let store = self.node.mut_store();
-        store.set_checkpoint(checkpoint);
+        // One that was built before a snapshot came is of no use any more.
+        if checkpoint.position.index >= store.checkpoint().position.index {
+            store.set_checkpoint(checkpoint);
+        }
         if let Some(to) = truncate {
             store.truncate(to);
         }
@@ -397,15 +385,15 @@ impl Group {
         }
         let mut ready = self.node.ready();
         let mut round = Round { number: ready.number(), ..Round::default() };
-        let role = (role_of(self.node.raft.state), Term(self.node.raft.term), ReplicaId(self.node.raft.leader_id));
+        let role = (Role::of(self.node.raft.state), Term(self.node.raft.term), ReplicaId(self.node.raft.leader_id));
         if role != self.role {
             self.role = role;
             round.role = Some(role);
             self.draw_election_timeout();
         }
-        let offered = self.node.store().offered();
+        let offered = self.node.store().take_offered();
         let plain = |messages: Vec<eraftpb::Message>| {
-            messages.into_iter().filter_map(|message| convert::message_from_raft(message, offered.as_ref())).collect()
+            messages.into_iter().filter_map(|message| convert::message_from_raft(message, &offered)).collect()
         };
         round.sends = plain(ready.take_messages());
         round.after = plain(ready.take_persisted_messages());
@@ -415,32 +403,32 @@ impl Group {
         if ready.must_sync() {
             round.hard_state = Some(convert::hard_state_from_raft(&self.node.raft.hard_state()));
         }
-        let installs = self.take_install(&ready, &mut round);
+        self.take_install(&ready, &mut round);
         let entries = ready.take_entries();
         self.node.mut_store().append(&entries);
         round.entries = entries.into_iter().map(convert::entry_from_raft).collect();
 
         self.unpersisted.push_back((round.number, round.persists()));
         self.node.advance_append_async(ready);
-        if let Some(index) = installs {
-            // The configuration of a snapshot holds from here on; whoever campaigns must not look for entries before it.
-            self.node.advance_apply_to(index.0);
-        }
         Some(round)
     }
 
-    fn take_install(&mut self, ready: &raft::Ready, round: &mut Round) -> Option<LogIndex> {
+    fn take_install(&mut self, ready: &raft::Ready, round: &mut Round) {
         if ready.snapshot().is_empty() {
-            return None;
+            return;
         }
         let index = LogIndex(ready.snapshot().get_metadata().index);
-        let checkpoint = self.incoming.iter().find(|checkpoint| checkpoint.position.index == index)?.clone();
-        self.incoming.clear();
+        let incoming = self.incoming.take().filter(|checkpoint| checkpoint.position.index == index);
+        assert!(incoming.is_some(), "raft-rs hands out a snapshot that was never stepped");
+        let Some(checkpoint) = incoming else { return };
         self.conf = checkpoint.position.conf.clone();
         self.descriptor = checkpoint.position.descriptor.clone();
         self.node.mut_store().install(checkpoint.clone());
+        // The configuration of a snapshot holds from here on, so whoever campaigns must not look for entries before it.
+        // `advance_apply_to` would insist on a durable snapshot; nobody leaves the node before that anyway.
+        self.node.raft.raft_log.applied = index.0;
+        self.applied = index;
         round.install = Some(checkpoint);
-        Some(index)
     }
 
     /// Whether nothing is left to write before what comes next.
@@ -463,17 +451,24 @@ impl Group {
     }
 
     /// A leader that the configuration no longer knows stops to lead (raft-rs leaves that to us).
-    pub(crate) fn step_down_if_removed(&mut self) {
-        if self.node.raft.state == StateRole::Leader && !self.conf.is_voter(self.replica) {
+    pub(crate) fn step_down_if_removed(&mut self) -> bool {
+        let steps_down = self.node.raft.state == StateRole::Leader && !self.conf.is_voter(self.replica);
+        if steps_down {
             let term = self.node.raft.term;
             self.node.raft.become_follower(term, raft::INVALID_ID);
         }
+        steps_down
     }
 
     /// Our own randomness, so that a seed decides everything.
     fn draw_election_timeout(&mut self) {
-        let timeout = self.rng.random_range(self.election_ticks..2 * self.election_ticks);
-        self.node.raft.set_randomized_election_timeout(timeout);
+        self.election_timeout = self.rng.random_range(self.election_ticks..2 * self.election_ticks);
+        self.keep_election_timeout();
+    }
+
+    /// raft-rs draws from a generator of its own whenever it resets, also when nothing changes that we see.
+    pub(crate) fn keep_election_timeout(&mut self) {
+        self.node.raft.set_randomized_election_timeout(self.election_timeout);
     }
 
     /// The replica at a glance.
@@ -481,13 +476,13 @@ impl Group {
     pub fn status(&self) -> GroupStatus {
         let raft = &self.node.raft;
         let mut followers: Vec<_> = match raft.state {
-            StateRole::Leader => raft.prs().iter().map(|(id, progress)| follower(*id, progress)).collect(),
+            StateRole::Leader => raft.prs().iter().map(|(id, progress)| Follower::of(*id, progress)).collect(),
             _ => Vec::new(),
         };
         followers.retain(|follower| follower.replica != self.replica);
         followers.sort_unstable_by_key(|follower| follower.replica);
         GroupStatus {
-            role: role_of(raft.state),
+            role: Role::of(raft.state),
             term: Term(raft.term),
             leader: ReplicaId(raft.leader_id),
             commit: LogIndex(raft.raft_log.committed),
@@ -502,22 +497,5 @@ impl Group {
     #[must_use]
     pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
         self.descriptor.node_of(replica).filter(|node| *node != NodeId::NONE)
-    }
-}
-
-fn role_of(state: StateRole) -> Role {
-    match state {
-        StateRole::Leader => Role::Leader,
-        StateRole::Follower => Role::Follower,
-        StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
-    }
-}
-
-fn follower(id: u64, progress: &raft::Progress) -> Follower {
-    Follower {
-        replica: ReplicaId(id),
-        matched: LogIndex(progress.matched),
-        recently_active: progress.recent_active,
-        in_snapshot: progress.state == raft::ProgressState::Snapshot,
     }
 }

@@ -11,12 +11,14 @@ mod config;
 mod convert;
 mod group;
 mod multi;
+mod status;
 mod store;
 
 pub use change::{ChangeError, ConfChange};
 pub use config::{Config, ConfigError};
-pub use group::{Follower, Group, GroupError, GroupStatus, ProposeError, Role};
+pub use group::{Group, GroupError, ProposeError};
 pub use multi::{CommittedEntries, Effects, Input, MultiRaft, Persist, ReadReady, RoleChange};
+pub use status::{Follower, GroupStatus, Role};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -12,7 +12,7 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, HardState, LogIndex, Message, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-use crate::{ConfChange, Config, Group, GroupError, ProposeError, Role};
+use crate::{ConfChange, Config, Group, GroupError, ProposeError, Role, group::Round};
 
 /// Something happened.
 #[derive(Debug)]
@@ -291,35 +291,44 @@ impl MultiRaft {
 }
 
 fn run(group: &mut Group, effects: &mut Effects) {
-    let (shard, replica) = (group.shard(), group.replica());
-    while let Some(mut round) = group.round() {
-        if let Some((role, term, leader)) = round.role {
-            effects.roles.push(RoleChange { replica, role, term, leader });
+    loop {
+        while let Some(round) = group.round() {
+            take_round(group, round, effects);
         }
-        effects.sends.extend(round.sends.drain(..).map(|message| (shard, message)));
-        effects.reads.extend(round.reads.drain(..).map(|(context, index)| ReadReady { replica, context, index }));
-        hand_out(group, std::mem::take(&mut round.committed), effects);
-        let persist = Persist {
-            replica,
-            number: round.number,
-            hard_state: round.hard_state,
-            entries: round.entries,
-            install: round.install,
-            after: round.after,
-        };
-        let writes = persist.hard_state.is_some() || !persist.entries.is_empty() || persist.install.is_some();
-        if writes || (group.is_writing() && !persist.after.is_empty()) {
-            effects.persists.push((shard, persist));
-        } else {
-            // Nothing to wait for.
-            effects.sends.extend(persist.after.into_iter().map(|message| (shard, message)));
+        if !group.step_down_if_removed() {
+            break;
         }
-        group.settle_if_idle();
     }
-    group.step_down_if_removed();
+    group.keep_election_timeout();
     if group.take_wants_checkpoint() {
-        effects.wants_checkpoint.push(replica);
+        effects.wants_checkpoint.push(group.replica());
     }
+}
+
+fn take_round(group: &mut Group, round: Round, effects: &mut Effects) {
+    let (shard, replica) = (group.shard(), group.replica());
+    if let Some((role, term, leader)) = round.role {
+        effects.roles.push(RoleChange { replica, role, term, leader });
+    }
+    effects.sends.extend(round.sends.into_iter().map(|message| (shard, message)));
+    effects.reads.extend(round.reads.into_iter().map(|(context, index)| ReadReady { replica, context, index }));
+    hand_out(group, round.committed, effects);
+    let persist = Persist {
+        replica,
+        number: round.number,
+        hard_state: round.hard_state,
+        entries: round.entries,
+        install: round.install,
+        after: round.after,
+    };
+    let writes = persist.hard_state.is_some() || !persist.entries.is_empty() || persist.install.is_some();
+    if writes || (group.is_writing() && !persist.after.is_empty()) {
+        effects.persists.push((shard, persist));
+    } else {
+        // Nothing to wait for.
+        effects.sends.extend(persist.after.into_iter().map(|message| (shard, message)));
+    }
+    group.settle_if_idle();
 }
 
 /// Cuts committed entries behind each configuration change, so that every batch has one configuration after it.

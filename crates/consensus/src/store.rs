@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
@@ -26,8 +26,8 @@ pub(crate) struct Store {
     checkpoint: Checkpoint,
     /// A follower needs a snapshot that the checkpoint cannot serve. Set in [`Storage::snapshot`], which may not change anything else.
     wants_checkpoint: Cell<bool>,
-    /// The checkpoint that the last snapshot message names.
-    offered: RefCell<Option<Checkpoint>>,
+    /// The checkpoints that snapshot messages of the round name, one for each index: a new checkpoint may come between two.
+    offered: RefCell<BTreeMap<u64, Checkpoint>>,
     /// Why the log could not be read; raft-rs is told something harmless and the group stops right after.
     failure: RefCell<Option<LogError>>,
 }
@@ -50,7 +50,7 @@ impl Store {
             last: state.last,
             checkpoint: state.checkpoint.clone(),
             wants_checkpoint: Cell::new(false),
-            offered: RefCell::new(None),
+            offered: RefCell::default(),
             failure: RefCell::new(None),
         }
     }
@@ -117,8 +117,8 @@ impl Store {
         self.truncated
     }
 
-    pub(crate) fn offered(&self) -> Option<Checkpoint> {
-        self.offered.borrow().clone()
+    pub(crate) fn take_offered(&self) -> BTreeMap<u64, Checkpoint> {
+        self.offered.take()
     }
 
     pub(crate) fn take_wants_checkpoint(&self) -> bool {
@@ -200,6 +200,10 @@ impl Storage for Store {
         if index < self.truncated.0.0 {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
+        // raft-rs asks for entries that were replaced meanwhile when their write comes back.
+        if index > self.last.0 {
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
         if let Some(first) = self.cache.front()
             && index >= first.index
         {
@@ -224,7 +228,7 @@ impl Storage for Store {
             self.wants_checkpoint.set(true);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
-        *self.offered.borrow_mut() = Some(self.checkpoint.clone());
+        self.offered.borrow_mut().insert(self.checkpoint.position.index.0, self.checkpoint.clone());
         Ok(convert::snapshot_to_raft(&self.checkpoint))
     }
 }
