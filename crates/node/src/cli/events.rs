@@ -1,0 +1,58 @@
+//! `events`: what one node remembers, and what happens from now on.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use clap::Args;
+use flotilla_api::Event;
+use flotilla_client::Client;
+
+use super::{failure::Failure, output::Output};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Go on with what happens, until the node stops or Ctrl-C
+    #[arg(short, long)]
+    follow: bool,
+    /// Leave out events up to this id
+    #[arg(long, value_name = "ID")]
+    after: Option<u64>,
+}
+
+pub(super) async fn run(arguments: &Arguments, client: &Client, output: Output) -> Result<(), Failure> {
+    if !arguments.follow {
+        let events = client.recent_events().await?;
+        let wanted = events.iter().filter(|event| arguments.after.is_none_or(|after| event.id > after));
+        return wanted.into_iter().try_for_each(|event| print(event, output));
+    }
+    let mut events = client.follow_events(arguments.after).await?;
+    while let Some(event) = events.next().await? {
+        print(&event, output)?;
+    }
+    Err(Failure::unavailable("the stream ended: the node stops, or events were missed")
+        .hint("Run `flotilla status`, then follow again."))
+}
+
+fn print(event: &Event, output: Output) -> Result<(), Failure> {
+    if output.is_json() { output.json_line(event) } else { output.line(&line(event)) }
+}
+
+fn line(event: &Event) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_millis(event.time_ms)).unwrap_or(UNIX_EPOCH);
+    let mut text = format!("{}  {}  {}", humantime::format_rfc3339_millis(time), event.id, event.kind);
+    for (name, value) in &event.detail {
+        text.push_str(&format!("  {name}={}", value.escape_debug()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_with_its_time() {
+        let detail = [("node".to_owned(), "n2\n".to_owned())].into();
+        let event = Event { id: 3, time_ms: 1_000, kind: "node_down".to_owned(), detail };
+        assert_eq!(line(&event), "1970-01-01T00:00:01.000Z  3  node_down  node=n2\\n");
+    }
+}

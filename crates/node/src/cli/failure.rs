@@ -1,0 +1,151 @@
+//! Why a verb failed: an exit code, a sentence, and what to do next.
+
+use std::{error::Error, io, process::ExitCode};
+
+use flotilla_api::ProblemType;
+use flotilla_client::ClientError;
+
+/// A verb's failure.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    kind: Kind,
+    message: String,
+    hint: Option<&'static str>,
+}
+
+/// What kind of failure: the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The reader of our output went away, which is its right (`… | head`).
+    OutputClosed,
+    Failed,
+    Usage,
+    NotFound,
+    Unavailable,
+}
+
+impl Failure {
+    pub(super) fn failed(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Failed, message: message.into(), hint: None }
+    }
+
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Usage, message: message.into(), hint: None }
+    }
+
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self { kind: Kind::NotFound, message: message.into(), hint: None }
+    }
+
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Unavailable, message: message.into(), hint: None }
+    }
+
+    pub(super) fn hint(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+
+    /// Reading or writing a file or stdin failed.
+    pub(super) fn io(what: impl std::fmt::Display, error: &io::Error) -> Self {
+        Self::failed(format!("{what}: {error}"))
+    }
+
+    /// Writing to stdout failed.
+    pub(super) fn stdout(error: &io::Error) -> Self {
+        let kind = if error.kind() == io::ErrorKind::BrokenPipe { Kind::OutputClosed } else { Kind::Failed };
+        Self { kind, ..Self::io("cannot write to stdout", error) }
+    }
+
+    fn code(&self) -> u8 {
+        match self.kind {
+            Kind::OutputClosed => 0,
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::NotFound => 3,
+            Kind::Unavailable => 4,
+        }
+    }
+
+    /// Says it on stderr.
+    pub(super) fn report(&self) -> ExitCode {
+        if self.kind != Kind::OutputClosed {
+            eprintln!("error: {}", self.message);
+            if let Some(hint) = self.hint {
+                eprintln!("  {hint}");
+            }
+        }
+        ExitCode::from(self.code())
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let message = describe(&error);
+        let hint = hint(&error);
+        let kind = match &error {
+            ClientError::NoEndpoint | ClientError::InvalidEndpoint(_) => Kind::Usage,
+            _ if error.is_not_found() => Kind::NotFound,
+            _ if error.is_retryable() => Kind::Unavailable,
+            _ => Kind::Failed,
+        };
+        Self { kind, message, hint }
+    }
+}
+
+/// The error with what caused it.
+pub(super) fn describe(error: &ClientError) -> String {
+    if let Some(problem) = error.problem() {
+        return format!("{} ({})", problem.detail, problem.kind);
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    // The last cause is the one that says something ("connection refused").
+    while let Some(cause) = source {
+        source = cause.source();
+        if source.is_none() {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn hint(error: &ClientError) -> Option<&'static str> {
+    if error.is_outcome_unknown() {
+        return Some("Read the record to see whether the write took effect before you repeat it.");
+    }
+    match error.problem().map(|problem| problem.kind) {
+        None if error.is_retryable() => {
+            Some("Check that the node runs, and name its HTTP endpoint by --addr or FLOTILLA_ADDR.")
+        }
+        Some(ProblemType::CollectionNotFound) => {
+            Some("`flotilla collection list` shows what there is; `collection create` adds one.")
+        }
+        Some(ProblemType::NodeNotFound) => Some("`flotilla nodes` shows the ids."),
+        Some(ProblemType::CrossShard) => Some("Give the keys a common {tag}, so that they live in one shard."),
+        Some(ProblemType::ConditionFailed) => Some("Read the record again and decide by its present version."),
+        Some(ProblemType::Unavailable | ProblemType::DeadlineExceeded) => {
+            Some("`flotilla status` shows what is down; nothing was written, so try again.")
+        }
+        Some(ProblemType::Busy | ProblemType::Draining) => Some("Nothing was written; try again, or another node."),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::Problem;
+
+    use super::*;
+
+    #[test]
+    fn exit_codes_tell_missing_from_unavailable_from_failed() {
+        let code = |kind| Failure::from(ClientError::Refused(Box::new(Problem::new(kind, "x")))).code();
+        assert_eq!(code(ProblemType::CollectionNotFound), 3);
+        assert_eq!(code(ProblemType::Unavailable), 4);
+        assert_eq!(code(ProblemType::Busy), 4);
+        assert_eq!(code(ProblemType::OutcomeUnknown), 1, "not to be repeated blindly");
+        assert_eq!(code(ProblemType::ConditionFailed), 1);
+        assert_eq!(Failure::from(ClientError::NoEndpoint).code(), 2);
+        assert_eq!(Failure::stdout(&io::ErrorKind::BrokenPipe.into()).code(), 0);
+    }
+}

@@ -1,0 +1,109 @@
+//! What goes to stdout: aligned tables without lines or colours, or JSON.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use comfy_table::{Table, presets::NOTHING};
+use serde::Serialize;
+
+use super::{Format, failure::Failure};
+
+/// Longest value in a table, in characters.
+const CELL_CHARS_MAX: usize = 60;
+
+/// Where and how a verb prints its data.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output {
+    format: Format,
+}
+
+impl Output {
+    pub(super) fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    /// Whether programs read it.
+    pub(super) fn is_json(self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Whether a person looks at it.
+    pub(super) fn is_terminal(self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// JSON, or what `text` makes of the same.
+    pub(super) fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        if self.is_json() { self.json(value) } else { self.line(&text(value)) }
+    }
+
+    /// Indented JSON.
+    pub(super) fn json(self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed(error.to_string()))?;
+        self.line(&text)
+    }
+
+    /// JSON in one line, for streams.
+    pub(super) fn json_line(self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string(value).map_err(|error| Failure::failed(error.to_string()))?;
+        self.line(&text)
+    }
+
+    /// A line, or several.
+    pub(super) fn line(self, text: &str) -> Result<(), Failure> {
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.push(b'\n');
+        self.bytes(&bytes)
+    }
+
+    /// Bytes as they are.
+    pub(super) fn bytes(self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| Failure::stdout(&error))
+    }
+}
+
+/// An aligned table.
+pub(super) fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    table.trim_fmt()
+}
+
+/// Bytes for a table: text as it is, everything that would disturb a terminal escaped, cut when long.
+pub(super) fn cell(bytes: &[u8]) -> String {
+    let head = &bytes[..bytes.len().min(4 * CELL_CHARS_MAX)];
+    let escaped: String = String::from_utf8_lossy(head)
+        .chars()
+        .flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] })
+        .collect();
+    if escaped.chars().count() <= CELL_CHARS_MAX && head.len() == bytes.len() {
+        return escaped;
+    }
+    escaped.chars().take(CELL_CHARS_MAX - 1).chain(['…']).collect()
+}
+
+/// An id that may be unknown.
+pub(super) fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_cannot_write_to_the_terminal() {
+        assert_eq!(cell(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(cell("ü".as_bytes()), "ü");
+    }
+
+    #[test]
+    fn a_long_value_is_cut() {
+        let cut = cell(&[b'x'; 5_000]);
+        assert_eq!(cut.chars().count(), CELL_CHARS_MAX);
+        assert!(cut.ends_with('…'));
+    }
+}

@@ -1,0 +1,111 @@
+//! `kv export`: from a collection to a folder or to JSON lines.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write, stdout},
+    path::PathBuf,
+};
+
+use bytes::Bytes;
+use clap::Args;
+use flotilla_client::{Client, ScanOptions, ScannedRecord};
+
+use super::{
+    folder, lines,
+    patience::patiently,
+    report::{Report, progress},
+};
+use crate::cli::{
+    failure::Failure,
+    output::{Output, cell},
+};
+
+/// Records of one page: with values of the largest size, 256 MiB.
+const PAGE_RECORDS: usize = 64;
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// Write JSON lines to this file; without it and --dir, to stdout
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with = "dir")]
+    out: Option<PathBuf>,
+    /// Write each value to a file below this folder; the key is the path
+    #[arg(long, value_name = "PATH")]
+    dir: Option<PathBuf>,
+    /// The collection
+    #[arg(short, long, default_value = "default")]
+    collection: String,
+    /// Only keys that start with this
+    #[arg(long, default_value = "")]
+    prefix: String,
+}
+
+pub(crate) async fn export(arguments: ExportArguments, client: &Client, output: Output) -> Result<(), Failure> {
+    let ExportArguments { out, dir, collection, prefix } = arguments;
+    let quiet = out.is_none() && dir.is_none();
+    let mut options = ScanOptions { prefix: Bytes::from(prefix), limit: PAGE_RECORDS, ..ScanOptions::default() };
+    // Asked before anything is created: a collection that is not there leaves no empty file behind.
+    let mut page = patiently(async || client.scan(&collection, &options).await).await?;
+    let mut sink = Sink::open(out, dir)?;
+    let mut report = Report::default();
+    let bar = progress();
+    loop {
+        for record in &page.records {
+            match sink.write(record)? {
+                Ok(()) => {
+                    report.done += 1;
+                    report.bytes += record.value_bytes;
+                }
+                Err(reason) => report.refuse(cell(&record.key), reason),
+            }
+            bar.inc(1);
+        }
+        options.cursor = page.cursor;
+        if options.cursor.is_none() {
+            break;
+        }
+        page = patiently(async || client.scan(&collection, &options).await).await?;
+    }
+    sink.close()?;
+    bar.finish_and_clear();
+    report.finish("exported", quiet, output)
+}
+
+/// Where records go.
+enum Sink {
+    Lines(BufWriter<Box<dyn Write>>),
+    Folder(PathBuf),
+}
+
+impl Sink {
+    fn open(out: Option<PathBuf>, dir: Option<PathBuf>) -> Result<Self, Failure> {
+        match (out, dir) {
+            (_, Some(dir)) => {
+                fs::create_dir_all(&dir).map_err(|error| Failure::io(dir.display(), &error))?;
+                Ok(Self::Folder(dir))
+            }
+            (Some(out), None) => {
+                let file = File::create(&out).map_err(|error| Failure::io(out.display(), &error))?;
+                Ok(Self::Lines(BufWriter::new(Box::new(file))))
+            }
+            (None, None) => Ok(Self::Lines(BufWriter::new(Box::new(stdout())))),
+        }
+    }
+
+    /// The inner error concerns this record alone.
+    fn write(&mut self, record: &ScannedRecord) -> Result<Result<(), String>, Failure> {
+        match self {
+            Self::Folder(root) => Ok(folder::write(root, &record.key, &record.value)),
+            Self::Lines(lines) => match lines::write(&record.key, &record.value, record.expires_at_ms) {
+                Ok(line) => writeln!(lines, "{line}").map(Ok).map_err(|error| Failure::stdout(&error)),
+                Err(reason) => Ok(Err(reason)),
+            },
+        }
+    }
+
+    fn close(self) -> Result<(), Failure> {
+        match self {
+            Self::Folder(_) => Ok(()),
+            Self::Lines(mut lines) => lines.flush().map_err(|error| Failure::stdout(&error)),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Folders: a record is a file, its key the path below the root, byte for byte.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
+
+use flotilla_api::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use walkdir::WalkDir;
+
+use super::{Content, Source, Step};
+use crate::cli::output::cell;
+
+/// Everything below a folder, in the order of names. Links are not followed.
+pub(super) fn steps(root: PathBuf) -> impl Iterator<Item = Step> {
+    WalkDir::new(&root).sort_by_file_name().into_iter().filter_map(move |entry| match entry {
+        Ok(entry) if entry.file_type().is_dir() => None,
+        Ok(entry) => Some(step(&root, &entry)),
+        Err(error) => {
+            let name = error.path().map_or_else(|| "?".to_owned(), |path| cell(path.as_os_str().as_bytes()));
+            Some(Step::Refused { name, reason: format!("cannot be read: {error}") })
+        }
+    })
+}
+
+fn step(root: &Path, entry: &walkdir::DirEntry) -> Step {
+    let kind = entry.file_type();
+    if kind.is_symlink() {
+        return Step::Link;
+    }
+    let path = entry.path();
+    let key = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes().to_vec();
+    let refused = |reason: String| Step::Refused { name: cell(&key), reason };
+    if !kind.is_file() {
+        return refused("not a file".to_owned());
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return refused(format!("its path is longer than {KEY_BYTES_MAX} bytes"));
+    }
+    match entry.metadata() {
+        Ok(metadata) if metadata.len() > VALUE_BYTES_MAX as u64 => refused(too_large(metadata.len())),
+        Ok(_) => Step::Record(Source { key, value: Content::File(path.to_owned()), expires_at_ms: None }),
+        Err(error) => refused(format!("cannot be read: {error}")),
+    }
+}
+
+fn too_large(bytes: u64) -> String {
+    format!("{bytes} bytes are more than the limit of {VALUE_BYTES_MAX}")
+}
+
+/// A file's bytes, unless it has grown over the limit.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut value = Vec::new();
+    File::open(path)?.take(VALUE_BYTES_MAX as u64 + 1).read_to_end(&mut value)?;
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, too_large(value.len() as u64)));
+    }
+    Ok(value)
+}
+
+/// Where a key's file goes, below the root; the reason when it cannot be a file there.
+pub(super) fn path_of(key: &[u8]) -> Result<PathBuf, &'static str> {
+    /// Linux file systems take no longer names.
+    const NAME_BYTES_MAX: usize = 255;
+    let mut path = PathBuf::new();
+    for name in key.split(|byte| *byte == b'/') {
+        match name {
+            b"" => return Err("its key has an empty part between slashes"),
+            b"." | b".." => return Err("its key has a part that means another folder"),
+            _ if name.contains(&0) => return Err("its key has a zero byte"),
+            _ if name.len() > NAME_BYTES_MAX => return Err("a part of its key is too long for a file name"),
+            _ => path.push(std::ffi::OsStr::from_bytes(name)),
+        }
+    }
+    Ok(path)
+}
+
+/// Writes a value below the root. Never writes through a link, so that nothing outside is touched.
+pub(super) fn write(root: &Path, key: &[u8], value: &[u8]) -> Result<(), String> {
+    let path = path_of(key)?;
+    let mut folder = root.to_owned();
+    for part in path.parent().into_iter().flat_map(Path::components) {
+        folder.push(part);
+        match fs::symlink_metadata(&folder) {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Err(format!("{} is not a folder", folder.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+            }
+            Err(error) => return Err(format!("{}: {error}", folder.display())),
+        }
+    }
+    let file = root.join(path);
+    if fs::symlink_metadata(&file).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(format!("{} is there and not a file", file.display()));
+    }
+    fs::write(&file, value).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsStr, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn keys(root: &Path) -> Vec<Vec<u8>> {
+        steps(root.to_owned())
+            .filter_map(|step| match step {
+                Step::Record(source) => Some(source.key),
+                Step::Link | Step::Refused { .. } => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn keys_are_relative_paths_byte_for_byte() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir_all(folder.path().join("a/b")).expect("folders");
+        fs::write(folder.path().join("a/b/c d%"), "x").expect("a file");
+        fs::write(folder.path().join(OsStr::from_bytes(b"\xff")), "").expect("a file");
+        assert_eq!(keys(folder.path()), [b"a/b/c d%".to_vec(), b"\xff".to_vec()]);
+    }
+
+    #[test]
+    fn links_are_not_followed_and_files_over_the_limit_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        symlink("/etc", folder.path().join("link")).expect("a link");
+        let large = File::create(folder.path().join("large")).expect("a file");
+        large.set_len(VALUE_BYTES_MAX as u64 + 1).expect("a length");
+        let steps: Vec<Step> = steps(folder.path().to_owned()).collect();
+        assert!(matches!(&steps[0], Step::Refused { name, .. } if name == "large"), "{steps:?}");
+        assert!(matches!(&steps[1], Step::Link), "{steps:?}");
+        assert!(read(&folder.path().join("large")).is_err());
+    }
+
+    #[test]
+    fn keys_that_would_leave_the_folder_have_no_path() {
+        assert_eq!(path_of(b"a/b.c"), Ok(PathBuf::from("a/b.c")));
+        for bad in [&b"../a"[..], b"/a", b"a//b", b"a/", b"a/./b", b"a\0", &[b'x'; 256]] {
+            assert!(path_of(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let (folder, outside) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        symlink(outside.path(), folder.path().join("link")).expect("a link");
+        symlink(outside.path().join("file"), folder.path().join("file")).expect("a link");
+        assert!(write(folder.path(), b"link/x", b"v").is_err());
+        assert!(write(folder.path(), b"file", b"v").is_err());
+        assert_eq!(fs::read_dir(outside.path()).expect("a folder").count(), 0);
+        write(folder.path(), b"a/b", b"v").expect("written");
+        assert_eq!(fs::read(folder.path().join("a/b")).expect("a file"), b"v");
+    }
+}

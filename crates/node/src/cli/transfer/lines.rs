@@ -1,0 +1,136 @@
+//! JSON lines: one record a line, `{"key","value","encoding"?,"expires_at_ms"?}`, other fields ignored.
+
+use std::io::{self, BufRead, Read as _};
+
+use bytes::Bytes;
+use flotilla_api::{Encoding, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use serde::{Deserialize, Serialize};
+
+use super::{Content, Source, Step};
+use crate::cli::output::cell;
+
+/// Longest line. JSON may need six characters for one byte of a value; more than that has no reason to be.
+const LINE_BYTES_MAX: usize = 6 * VALUE_BYTES_MAX + 64 * 1024;
+
+/// A record as a line.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Line {
+    key: String,
+    value: String,
+    #[serde(default, skip_serializing_if = "Encoding::is_default")]
+    encoding: Encoding,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at_ms: Option<u64>,
+}
+
+/// A record as a line, without the line's end.
+pub(super) fn write(key: &[u8], value: &[u8], expires_at_ms: Option<u64>) -> Result<String, String> {
+    let encoding = Encoding::for_all(&[key, value]);
+    let text = |bytes| encoding.encode(bytes).map_err(|error| error.to_string());
+    let line = Line { key: text(key)?, value: text(value)?, encoding, expires_at_ms };
+    serde_json::to_string(&line).map_err(|error| error.to_string())
+}
+
+/// Every line of a source. Ends at the first error of the source itself.
+pub(super) fn steps(source: impl BufRead) -> impl Iterator<Item = Step> {
+    let mut source = Some(source);
+    let mut number = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let reader = source.as_mut()?;
+            number += 1;
+            match read_line(reader) {
+                Ok(None) => source = None,
+                Ok(Some(line)) if line.trim_ascii().is_empty() => {}
+                Ok(Some(line)) => return Some(parse(&line, number)),
+                Err(error) => {
+                    source = None;
+                    return Some(Step::Refused {
+                        name: format!("line {number}"),
+                        reason: format!("cannot be read: {error}"),
+                    });
+                }
+            }
+        }
+    })
+}
+
+/// A line of at most [`LINE_BYTES_MAX`] and a byte; the rest of a longer one is passed over.
+fn read_line(source: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    if source.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    if line.len() > LINE_BYTES_MAX && !line.ends_with(b"\n") {
+        source.skip_until(b'\n')?;
+    }
+    Ok(Some(line))
+}
+
+fn parse(line: &[u8], number: u64) -> Step {
+    let refused = |name: String, reason: String| Step::Refused { name, reason };
+    let place = format!("line {number}");
+    if line.len() > LINE_BYTES_MAX {
+        return refused(place, format!("longer than {LINE_BYTES_MAX} bytes"));
+    }
+    let Line { key, value, encoding, expires_at_ms } = match serde_json::from_slice(line) {
+        Ok(line) => line,
+        Err(error) => return refused(place, format!("not a record: {error}")),
+    };
+    let (key, value) = match (encoding.decode(&key), encoding.decode(&value)) {
+        (Ok(key), Ok(value)) => (key, value),
+        (Err(error), _) | (_, Err(error)) => return refused(place, error.to_string()),
+    };
+    let name = format!("{place} ({})", cell(&key));
+    if key.is_empty() || key.len() > KEY_BYTES_MAX {
+        return refused(name, format!("its key has {} bytes, not 1 to {KEY_BYTES_MAX}", key.len()));
+    }
+    if value.len() > VALUE_BYTES_MAX {
+        return refused(name, format!("{} bytes are more than the limit of {VALUE_BYTES_MAX}", value.len()));
+    }
+    Step::Record(Source { key, value: Content::Here(Bytes::from(value)), expires_at_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcomes(text: &[u8]) -> Vec<Result<(Vec<u8>, Bytes), String>> {
+        steps(text)
+            .map(|step| match step {
+                Step::Record(Source { key, value: Content::Here(value), .. }) => Ok((key, value)),
+                Step::Refused { name, .. } => Err(name),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn records_survive_being_written_and_read() {
+        for (key, value) in [(&b"k"[..], &b"v\n\""[..]), (b"\0", b""), (b"\xff", b"text"), (b"k", b"\xfe\n")] {
+            let line = write(key, value, None).expect("a line");
+            assert!(!line.contains('\n'));
+            assert_eq!(outcomes(line.as_bytes()), [Ok((key.to_vec(), Bytes::copy_from_slice(value)))]);
+        }
+    }
+
+    #[test]
+    fn bad_lines_are_refused_by_number_and_the_others_go() {
+        let text = b"{\"key\":\"a\",\"value\":\"1\"}\n\nnonsense\n{\"key\":\"\",\"value\":\"\"}\n\
+                     {\"key\":\"b\",\"value\":\"?\",\"encoding\":\"base64\"}\n{\"key\":\"c\",\"value\":\"3\"}";
+        let outcomes = outcomes(text);
+        assert_eq!(outcomes[0], Ok((b"a".to_vec(), Bytes::from_static(b"1"))));
+        assert_eq!(outcomes[1], Err("line 3".to_owned()));
+        assert_eq!(outcomes[2], Err("line 4 ()".to_owned()));
+        assert_eq!(outcomes[3], Err("line 5".to_owned()));
+        assert_eq!(outcomes[4], Ok((b"c".to_vec(), Bytes::from_static(b"3"))));
+    }
+
+    #[test]
+    fn an_endless_line_is_passed_over_without_keeping_it() {
+        let mut text = vec![b'x'; LINE_BYTES_MAX + 10];
+        text.extend_from_slice(b"\n{\"key\":\"a\",\"value\":\"1\"}\n");
+        let outcomes = outcomes(&text);
+        assert_eq!(outcomes, [Err("line 1".to_owned()), Ok((b"a".to_vec(), Bytes::from_static(b"1")))]);
+    }
+}
