@@ -32,10 +32,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// Loads; slow.
+    /// Loads; slow. The engine claims what it installed, so that the pins of the pull can go.
     pub fn run(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
         if self.replaces {
-            engine.install(self.replica, &self.checkpoint)
+            let installed = engine.install(self.replica, &self.checkpoint);
+            engine.release(&self.checkpoint.objects().collect::<Vec<_>>());
+            installed
         } else {
             engine.open(self.replica, &self.checkpoint)
         }
@@ -91,13 +93,13 @@ impl<T> Applier<T> {
         let replica = replica_of(&task);
         match (self.slots.get_mut(&replica), task) {
             (_, ApplyTask::Close { .. }) => {
-                self.slots.remove(&replica);
-                if let Err(error) = self.engine.destroy(replica) {
-                    tracing::warn!(%replica, %error, "records of a destroyed replica could not be removed");
+                if let Some(Slot::Loading { waiting, .. }) = self.slots.remove(&replica) {
+                    drop_tasks(waiting, out);
                 }
+                self.destroy(replica);
             }
             (slot, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
-                // Tasks that waited for an earlier load are older than the snapshot that replaces it.
+                // The core asks for one load at a time; tasks that waited for another one are older than this one.
                 if let Some(Slot::Loading { waiting, .. }) = slot {
                     drop_tasks(std::mem::take(waiting), out);
                 }
@@ -118,6 +120,10 @@ impl<T> Applier<T> {
     /// A load is done: restores the state machine and runs what waited.
     pub fn loaded(&mut self, wall_ms: u64, load: &Load, result: Result<(), EngineError>, out: &mut Applied<T>) {
         let replica = load.replica;
+        if !self.slots.contains_key(&replica) {
+            // Closed while it was loaded: the engine must forget it once more.
+            self.destroy(replica);
+        }
         let Some(Slot::Loading { checkpoint, .. }) = self.slots.get(&replica) else { return };
         // A newer load is under way.
         if *checkpoint != load.checkpoint {
@@ -139,6 +145,12 @@ impl<T> Applier<T> {
                 self.slots.insert(replica, Slot::Broken);
                 out.inputs.push(Input::Broken { replica });
             }
+        }
+    }
+
+    fn destroy(&self, replica: ReplicaId) {
+        if let Err(error) = self.engine.destroy(replica) {
+            tracing::warn!(%replica, %error, "records of a destroyed replica could not be removed");
         }
     }
 
@@ -215,7 +227,6 @@ impl Ready {
             if entry.index <= self.position.index {
                 continue;
             }
-            assert_eq!(entry.index, self.position.index.next(), "entries apply without a gap");
             let outcomes = match self.apply_entry(replica, &entry, engine) {
                 Ok(outcomes) => outcomes,
                 Err(error) => {
@@ -254,6 +265,9 @@ impl Ready {
         entry: &Entry,
         engine: &dyn StateEngine,
     ) -> Result<Vec<Bytes>, MachineError> {
+        if entry.index != self.position.index.next() {
+            return Err(MachineError::Corrupt("committed entries came with a gap"));
+        }
         if entry.kind == EntryKind::ConfChange || entry.data.is_empty() {
             return Ok(Vec::new());
         }

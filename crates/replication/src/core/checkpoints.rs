@@ -1,12 +1,12 @@
 //! When to checkpoint, what to truncate, and how a snapshot's objects come before the snapshot.
 
-use flotilla_consensus as consensus;
+use flotilla_consensus::{self as consensus, Role};
 use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{Checkpoint, LogIndex, Message, NodeId, ReplicaId, Term, Timestamp};
 
 use super::{
     ApplyTask, Background, Core, Done, Effects, Write,
-    replica::{Checkpointing, Parked},
+    replica::{Checkpointing, Parked, Replica},
 };
 
 /// A follower that was sent a snapshot and does not get on is sent another one after so many milliseconds: the message or
@@ -33,6 +33,15 @@ impl<T> Core<T> {
         self.checkpoint_if_due(id, effects);
     }
 
+    /// Records are loaded: from here on they may be checkpointed or replaced.
+    pub(super) fn opened(&mut self, id: ReplicaId, index: LogIndex, clock: Timestamp, effects: &mut Effects<T>) {
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            replica.loading = false;
+        }
+        self.applied(id, index, clock, 0, Usage::default(), effects);
+        self.step_parked(id, effects);
+    }
+
     fn checkpoint_if_due(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let running = self.replicas.values().filter(|replica| replica.checkpointing != Checkpointing::Idle).count();
         let Some(replica) = self.replicas.get_mut(&id) else { return };
@@ -42,6 +51,7 @@ impl<T> Core<T> {
         if !due
             || replica.dormant
             || replica.given_up
+            || replica.loading
             || replica.checkpointing != Checkpointing::Idle
             || running >= self.config.checkpoints_parallel_max
         {
@@ -86,6 +96,7 @@ impl<T> Core<T> {
         } else {
             replica.checkpointing = Checkpointing::Idle;
             replica.checkpoint_wanted = true;
+            self.step_parked(id, effects);
         }
     }
 
@@ -102,10 +113,14 @@ impl<T> Core<T> {
             return;
         };
         let kept_from = checkpoint.position.index.0.saturating_sub(self.config.log_tail_entries);
-        let slowest = group.status().followers.iter().map(|follower| follower.matched.0).min().unwrap_or(u64::MAX);
+        // Only a leader knows who needs what; another replica may lead tomorrow and keeps the whole tail.
+        let slowest = if group.role().0 == Role::Leader {
+            group.status().followers.iter().map(|follower| follower.matched.0).min().unwrap_or(u64::MAX)
+        } else {
+            0
+        };
         let to = LogIndex(checkpoint.position.index.0.min(slowest.max(kept_from)).max(group.truncated().0.0));
-        let term = group.term_of(to).unwrap_or(checkpoint.position.term);
-        let truncate: (LogIndex, Term) = if group.term_of(to).is_some() { (to, term) } else { group.truncated() };
+        let truncate = group.term_of(to).map_or(group.truncated(), |term| (to, term));
         replica.checkpointing = Checkpointing::Writing;
         effects.writes.push(Write {
             write: Some(ReplicaWrite {
@@ -136,6 +151,7 @@ impl<T> Core<T> {
     pub(super) fn settled(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpointing = Checkpointing::Idle;
+        self.step_parked(id, effects);
         self.checkpoint_largest(effects);
     }
 
@@ -145,26 +161,73 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(snapshot) = &message.snapshot else { return };
         let position = &snapshot.checkpoint.position;
-        let useless = position.index <= replica.handed_out
-            || !position.conf.contains(id)
+        if !position.conf.contains(id)
             || position.descriptor.shard != replica.shard
             || replica.dormant
-            || replica.given_up;
+            || replica.given_up
+        {
+            return;
+        }
+        if position.index <= replica.handed_out {
+            // Needs no objects: the group refuses it and tells the leader how far it is.
+            self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
+            return;
+        }
         // One pull at a time; the leader offers again when this one comes to nothing.
-        if useless || replica.parked.is_some() {
+        if replica.parked.is_some() {
             return;
         }
         let checkpoint = snapshot.checkpoint.clone();
-        replica.parked = Some(Parked { message });
+        replica.parked = Some(Parked { message, complete: false });
         effects.background.push(Background::Pull { replica: id, from, checkpoint });
     }
 
-    pub(super) fn pulled(&mut self, id: ReplicaId, complete: bool) {
+    pub(super) fn pulled(&mut self, id: ReplicaId, complete: bool, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        let Some(parked) = replica.parked.take() else { return };
+        let Some(parked) = &mut replica.parked else { return };
         if complete {
-            self.raft.step(consensus::Input::Message(parked.message), &mut self.raft_effects);
+            parked.complete = true;
+            self.step_parked(id, effects);
+        } else {
+            replica.parked = None;
         }
+    }
+
+    /// Steps a snapshot whose objects are here, once nothing else works on the records that it replaces: a checkpoint that
+    /// is built or settled beside it would bring back what it replaced.
+    fn step_parked(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if replica.loading || replica.checkpointing != Checkpointing::Idle {
+            return;
+        }
+        let Some(parked) = replica.parked.take_if(|parked| parked.complete) else { return };
+        let objects = parked.message.snapshot.iter().flat_map(|snapshot| snapshot.checkpoint.objects()).collect();
+        self.raft.step(consensus::Input::Message(parked.message), &mut self.raft_effects);
+        if self.raft.group(id).is_some_and(consensus::Group::has_incoming_snapshot) {
+            replica.loading = true;
+        } else {
+            effects.background.push(Background::Release { objects });
+        }
+    }
+
+    /// Lets go of a snapshot that will not be stepped.
+    pub(super) fn drop_parked(replica: &mut Replica<T>, effects: &mut Effects<T>) {
+        if let Some(parked) = replica.parked.take_if(|parked| parked.complete)
+            && let Some(snapshot) = parked.message.snapshot
+        {
+            effects.background.push(Background::Release { objects: snapshot.checkpoint.objects().collect() });
+        }
+    }
+
+    /// A snapshot is durable in the log: its records replace those of the replica.
+    pub(super) fn installed(&mut self, id: ReplicaId, checkpoint: Checkpoint, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else {
+            effects.background.push(Background::Release { objects: checkpoint.objects().collect() });
+            return;
+        };
+        replica.checkpoint = checkpoint.position.index;
+        let shard = replica.shard;
+        effects.apply.push(ApplyTask::Open { replica: id, shard, checkpoint, replaces: true });
     }
 
     pub(super) fn retry_snapshots(&mut self) {

@@ -10,14 +10,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_consensus::Role;
-use flotilla_storage::NodeMark;
-use flotilla_types::{ConfState, Incarnation, NodeId, ReplicaId, WalSequence};
+use flotilla_consensus::{ConfChange, Role};
+use flotilla_storage::{NodeMark, ReplicaLog};
+use flotilla_types::{ConfState, EntryKind, Incarnation, NodeId, ReplicaId, WalSequence};
 
 use super::{Beat, Core, Effects, LostReason, Notice};
 
 /// Bits of a [`WalSequence`] that count batches within one incarnation; the incarnation stands above them.
 const BATCH_BITS: u32 = 34;
+/// Bytes of a log that are looked through at a time.
+const READ_BYTES_MAX: usize = 1 << 20;
 
 /// The first sequence of an incarnation.
 #[must_use]
@@ -29,12 +31,15 @@ pub(super) struct Greeting {
     incarnation: Incarnation,
     recovered: WalSequence,
     synced: WalSequence,
-    peers: Vec<NodeId>,
+    /// `None` until we are told who they are: then nobody can have cleared us.
+    peers: Option<Vec<NodeId>>,
+    /// Peers that have judged us in this incarnation, and how far we told each of them that we are since.
+    judges: BTreeMap<NodeId, WalSequence>,
     /// Peers that cleared us in this incarnation.
     cleared: BTreeSet<NodeId>,
     /// The highest sequence heard of each peer.
     marks: BTreeMap<NodeId, WalSequence>,
-    /// What we found of each peer when we first heard its current incarnation.
+    /// What we found of each peer at its last beat.
     verdicts: BTreeMap<NodeId, (Incarnation, Option<WalSequence>)>,
     /// Peers whose clock is too far ahead.
     ahead: BTreeSet<NodeId>,
@@ -47,7 +52,8 @@ impl Greeting {
             incarnation,
             recovered,
             synced: recovered,
-            peers: Vec::new(),
+            peers: None,
+            judges: BTreeMap::new(),
             cleared: BTreeSet::new(),
             marks: marks.into_iter().map(|mark| (mark.node, mark.sequence)).collect(),
             verdicts: BTreeMap::new(),
@@ -57,7 +63,7 @@ impl Greeting {
     }
 
     pub(super) fn set_peers(&mut self, peers: Vec<NodeId>) {
-        self.peers = peers;
+        self.peers = Some(peers);
     }
 
     pub(super) fn is_ahead(&self, node: NodeId) -> bool {
@@ -68,9 +74,12 @@ impl Greeting {
         self.synced = self.synced.max(sequence);
     }
 
-    /// Whether enough peers cleared this node for it to take new replicas on.
+    /// Whether a majority of the nodes, with this one, cleared it to take new replicas on.
     pub(super) fn may_create(&self) -> bool {
-        2 * self.cleared.len() >= self.peers.len()
+        self.peers.as_ref().is_some_and(|peers| {
+            let cleared = peers.iter().filter(|peer| self.cleared.contains(peer)).count();
+            2 * cleared >= peers.len()
+        })
     }
 
     /// Whether a replica under this configuration has been cleared by enough of its group.
@@ -83,28 +92,40 @@ impl Greeting {
         majority(&conf.voters) && majority(&conf.voters_outgoing)
     }
 
-    /// Judges a peer by what we remember of it, once for each of its incarnations.
+    /// Judges a peer by what we remember of it. Until a node was judged, it says to have synced no more than it recovered;
+    /// once it has settled, it has given up what it lost.
     fn judge(&mut self, from: NodeId, beat: &Beat) -> Option<WalSequence> {
         let mark = self.marks.get(&from).copied().unwrap_or_default();
-        let known = self.verdicts.get(&from).copied();
-        let verdict = match known {
-            Some((incarnation, verdict)) if incarnation == beat.incarnation => verdict,
-            // What it wrote in its present life says nothing about what it had before.
-            _ if beat.settled || mark.0 >> BATCH_BITS == beat.incarnation.0 => None,
-            _ => (mark > beat.recovered).then_some(mark),
-        };
-        // Once it has settled, it has given up what it lost.
-        let verdict = verdict.filter(|_| !beat.settled);
+        let verdict = (!beat.settled && mark > beat.synced).then_some(mark);
         self.verdicts.insert(from, (beat.incarnation, verdict));
         verdict
     }
 
-    fn beat_for(&self, peer: NodeId, wall_ms: u64, settled: bool) -> Beat {
+    /// A connection came or went: what is at its other end may have started anew and must be judged anew.
+    fn forget_verdict(&mut self, node: NodeId) {
+        self.verdicts.remove(&node);
+    }
+
+    /// A peer's verdict on us: what it remembers beyond what we recovered, or `None` when it clears us. What we told it
+    /// ourselves since it judged us is no loss; an old beat of ours came late.
+    fn judged(&mut self, by: NodeId, remembered: Option<WalSequence>) -> Option<WalSequence> {
+        let told = *self.judges.entry(by).or_insert(self.recovered);
+        remembered.filter(|remembered| *remembered > told)
+    }
+
+    fn beat_for(&mut self, peer: NodeId, wall_ms: u64, settled: bool) -> Beat {
         let (your_incarnation, you_lost_up_to) = self.verdicts.get(&peer).copied().unwrap_or_default();
+        let synced = match self.judges.get_mut(&peer) {
+            Some(told) => {
+                *told = (*told).max(self.synced);
+                *told
+            }
+            None => self.recovered,
+        };
         Beat {
             incarnation: self.incarnation,
             recovered: self.recovered,
-            synced: self.synced,
+            synced,
             wall_ms,
             settled,
             your_incarnation,
@@ -115,24 +136,29 @@ impl Greeting {
 }
 
 impl<T> Core<T> {
+    /// Whether nothing of what this node may have lost can do harm any more. A node that recovered nothing is settled only
+    /// once it was judged: it may have lost everything.
     fn is_settled(&self) -> bool {
-        !self.replicas.values().any(|replica| replica.dormant)
+        let judged = self.greeting.rolled_back || self.greeting.may_create();
+        judged && !self.replicas.values().any(|replica| replica.dormant)
     }
 
     pub(super) fn beat_all(&mut self, effects: &mut Effects<T>) {
-        for peer in self.greeting.peers.clone() {
+        for peer in self.greeting.peers.clone().unwrap_or_default() {
             self.beat_to(peer, effects);
         }
     }
 
-    fn beat_to(&self, peer: NodeId, effects: &mut Effects<T>) {
-        let mut beat = self.greeting.beat_for(peer, self.wall_ms, self.is_settled());
+    fn beat_to(&mut self, peer: NodeId, effects: &mut Effects<T>) {
+        let settled = self.is_settled();
+        let mut beat = self.greeting.beat_for(peer, self.wall_ms, settled);
         let led = self.raft.groups().filter(|group| group.role().0 == Role::Leader);
         beat.leaders = led.map(|group| (group.shard(), group.role().1)).collect();
         effects.beats.push((peer, beat));
     }
 
     pub(super) fn peer_changed(&mut self, node: NodeId, connected: bool, effects: &mut Effects<T>) {
+        self.greeting.forget_verdict(node);
         if connected {
             self.beat_to(node, effects);
         }
@@ -161,7 +187,7 @@ impl<T> Core<T> {
             effects.notices.push(Notice::Leader { shard: *shard, term: *term, node: Some(from) });
         }
         if beat.your_incarnation == self.greeting.incarnation {
-            match beat.you_lost_up_to {
+            match self.greeting.judged(from, beat.you_lost_up_to) {
                 None => {
                     if self.greeting.cleared.insert(from) {
                         self.open_greeted(effects);
@@ -174,7 +200,7 @@ impl<T> Core<T> {
 
     /// Wakes every dormant replica whose group has cleared this node.
     pub(super) fn open_greeted(&mut self, effects: &mut Effects<T>) {
-        if self.greeting.rolled_back || !self.replicas.values().any(|replica| replica.dormant) {
+        if !self.replicas.values().any(|replica| replica.dormant) {
             return;
         }
         let states = match self.log.replicas() {
@@ -185,14 +211,41 @@ impl<T> Core<T> {
             }
         };
         for (id, state) in states {
-            let dormant = self.replicas.get(&id).is_some_and(|replica| replica.dormant);
+            let Some(replica) = self.replicas.get(&id) else { continue };
             let position = &state.checkpoint.position;
-            if dormant
-                && self.greeting.clears(self.node, &position.conf, |replica| position.descriptor.node_of(replica))
-            {
+            let cleared = || self.greeting.clears(self.node, &position.conf, |id| position.descriptor.node_of(id));
+            let lone = position.conf.voters == [id] && !position.conf.is_joint();
+            let greeted = match (replica.alone, lone) {
+                (true, _) => true,
+                // It was the only voter at its checkpoint, but others may have joined since.
+                (false, true) => !self.greeting.cleared.is_empty(),
+                (false, false) => cleared(),
+            };
+            if replica.dormant && greeted {
                 self.open_group(id, &state, effects);
             }
         }
+    }
+
+    /// Whether a recovered replica is its group's only voter: so its checkpoint says, and its log makes nobody else a voter.
+    pub(super) fn is_alone(&self, id: ReplicaId, state: &ReplicaLog) -> bool {
+        let conf = &state.checkpoint.position.conf;
+        if conf.voters != [id] || conf.is_joint() {
+            return false;
+        }
+        let mut next = state.truncated.0.next();
+        while next <= state.last {
+            let Ok(entries) = self.log.entries(id, next, state.last.next(), READ_BYTES_MAX) else { return false };
+            let swaps = entries.iter().filter(|entry| entry.kind == EntryKind::ConfChange).any(|entry| {
+                !matches!(
+                    ConfChange::decode(&entry.context),
+                    Ok(ConfChange::AddLearner { .. } | ConfChange::RemoveLearner { .. })
+                )
+            });
+            let Some(last) = entries.last().filter(|_| !swaps) else { return false };
+            next = last.index.next();
+        }
+        true
     }
 
     /// A peer remembers more of our log than we recovered. Votes and acknowledgements of every replica that we recovered
@@ -207,11 +260,10 @@ impl<T> Core<T> {
             "this node's log went backwards: a peer remembers more than this data folder holds; giving up its replicas"
         );
         effects.sequence_floor = Some(remembered);
-        let alone = |replica: &super::Replica<T>| replica.descriptor.replicas.len() <= 1;
         let recovered: Vec<_> = self
             .replicas
             .iter()
-            .filter(|(_, replica)| replica.recovered && !alone(replica))
+            .filter(|(_, replica)| replica.recovered && !replica.alone)
             .map(|(id, _)| *id)
             .collect();
         let mut lost = Vec::new();
@@ -222,19 +274,5 @@ impl<T> Core<T> {
             self.destroy(id, effects);
         }
         effects.notices.push(Notice::Lost { replicas: lost, reason: LostReason::RolledBack });
-        // Whatever is left was alone.
-        self.greeting.rolled_back = false;
-        let alone: Vec<_> = self.replicas.iter().filter(|(_, replica)| replica.dormant).map(|(id, _)| *id).collect();
-        if !alone.is_empty() {
-            self.open_greeted(effects);
-        }
-        self.greeting.rolled_back = true;
-    }
-}
-
-impl<T> Core<T> {
-    pub(super) fn destroyed(&mut self, replica: ReplicaId, effects: &mut Effects<T>) {
-        effects.apply.push(super::ApplyTask::Close { replica });
-        effects.notices.push(Notice::Destroyed { replica });
     }
 }

@@ -5,8 +5,9 @@
 //! thread, randomness or I/O inside; log reads go through [`flotilla_storage::Log`], which raft-rs needs in line.
 
 mod checkpoints;
+mod effects;
 mod greeting;
-mod io;
+mod input;
 mod outcome;
 mod replica;
 mod requests;
@@ -24,13 +25,11 @@ use flotilla_types::{
 };
 
 use crate::HostConfig;
+pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, ReplicaStatus, Write};
 use greeting::Greeting;
 pub use greeting::first_sequence;
-pub use io::{
-    Answer, ApplyTask, Background, Beat, Done, Effects, Freshness, Input, LostReason, Notice, Outgoing, ReplicaStatus,
-    Request, RequestError, Write,
-};
-use replica::Replica;
+pub use input::{Answer, Beat, Done, Freshness, Input, Request, RequestError};
+use replica::{Checkpointing, Replica};
 
 /// Every replica of a node, and what they want done.
 pub struct Core<T> {
@@ -45,6 +44,8 @@ pub struct Core<T> {
     /// Replicas with requests to look at in the next flush.
     touched: BTreeSet<ReplicaId>,
     greeting: Greeting,
+    /// Replicas whose tombstone is on its way to the disk: never to be created again.
+    doomed: BTreeSet<ReplicaId>,
     seed: u64,
     ticks: u64,
     now_ms: u64,
@@ -76,6 +77,7 @@ impl<T> Core<T> {
             greeting: Greeting::new(incarnation, log.recovered(), log.marks()),
             config,
             log,
+            doomed: BTreeSet::new(),
             seed,
             ticks: 0,
             now_ms: 0,
@@ -107,13 +109,11 @@ impl<T> Core<T> {
             Input::Applied { replica, index, clock, bytes, usage } => {
                 self.applied(replica, index, clock, bytes, usage, effects);
             }
-            Input::Opened { replica, index, clock } => {
-                self.applied(replica, index, clock, 0, flotilla_storage::Usage::default(), effects);
-            }
+            Input::Opened { replica, index, clock } => self.opened(replica, index, clock, effects),
             Input::Frozen { replica, frozen } => self.frozen(replica, frozen, effects),
             Input::Built { replica, checkpoint } => self.built(replica, checkpoint, effects),
             Input::Settled { replica } => self.settled(replica, effects),
-            Input::Pulled { replica, complete } => self.pulled(replica, complete),
+            Input::Pulled { replica, complete } => self.pulled(replica, complete, effects),
             Input::SnapshotSent { replica, to, sent } => {
                 if !sent {
                     self.raft
@@ -204,7 +204,8 @@ impl<T> Core<T> {
 
     /// Takes a replica in that the log knows. Recovered ones stay dormant until they are greeted.
     fn admit(&mut self, id: ReplicaId, state: &ReplicaLog, recovered: bool, effects: &mut Effects<T>) {
-        let replica = Replica::new(state, recovered);
+        let mut replica = Replica::new(state, recovered);
+        replica.alone = recovered && self.is_alone(id, state);
         effects.apply.push(ApplyTask::Open {
             replica: id,
             shard: state.shard,
@@ -233,7 +234,8 @@ impl<T> Core<T> {
     /// A node whose disk was wiped under its old identity would create its old replicas anew and break the promises
     /// they made. So nothing is created before peers have cleared this node; whoever asked asks again.
     fn create(&mut self, id: ReplicaId, descriptor: ShardDescriptor, founding: bool, effects: &mut Effects<T>) {
-        if self.replicas.contains_key(&id) || self.log.is_tombstone(id) || !self.greeting.may_create() {
+        let gone = self.doomed.contains(&id) || self.log.is_tombstone(id);
+        if gone || self.replicas.contains_key(&id) || !self.greeting.may_create() {
             return;
         }
         // Founders start behind one imaginary entry, so that a replica that comes later always needs a snapshot and
@@ -268,12 +270,13 @@ impl<T> Core<T> {
 
     /// Leaves a tombstone, also for an id that is not here: it must never be created.
     fn destroy(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
-        if self.log.is_tombstone(id) {
+        if self.log.is_tombstone(id) || !self.doomed.insert(id) {
             return;
         }
         if let Some(mut replica) = self.replicas.remove(&id) {
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
+            Self::drop_parked(&mut replica, effects);
             self.stop_serving(id, replica.shard);
         }
         effects.writes.push(Write {
@@ -306,7 +309,10 @@ impl<T> Core<T> {
             return;
         }
         replica.dormant = false;
+        // What it had under way will not be finished, and must not hold others back.
+        replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);
+        Self::drop_parked(replica, effects);
         let shard = replica.shard;
         self.stop_serving(id, shard);
         effects.notices.push(Notice::Lost { replicas: vec![(shard, id)], reason });

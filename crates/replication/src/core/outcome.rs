@@ -9,29 +9,25 @@ use super::{ApplyTask, Core, Done, Effects, LostReason, Notice, Outgoing, Reques
 impl<T> Core<T> {
     pub(super) fn written(&mut self, sequence: WalSequence, done: Vec<Done>, effects: &mut Effects<T>) {
         self.greeting.synced(sequence);
-        let mut created = false;
         for done in done {
             match done {
                 Done::Round { replica, number, installed } => {
-                    if let Some(checkpoint) = installed
-                        && let Some(state) = self.replicas.get_mut(&replica)
-                    {
-                        state.checkpoint = checkpoint.position.index;
-                        let shard = state.shard;
-                        effects.apply.push(ApplyTask::Open { replica, shard, checkpoint, replaces: true });
+                    if let Some(checkpoint) = installed {
+                        self.installed(replica, checkpoint, effects);
                     }
                     self.raft.step(consensus::Input::Persisted { replica, number }, &mut self.raft_effects);
                     self.touched.insert(replica);
                 }
-                Done::Created { .. } => created = true,
+                Done::Created { .. } => {}
                 Done::Checkpointed { replica, checkpoint, truncate } => {
                     self.checkpointed(replica, checkpoint, truncate, effects);
                 }
-                Done::Destroyed { replica } => self.destroyed(replica, effects),
+                Done::Destroyed { replica } => {
+                    self.doomed.remove(&replica);
+                    effects.apply.push(ApplyTask::Close { replica });
+                    effects.notices.push(Notice::Destroyed { replica });
+                }
             }
-        }
-        if created {
-            self.open_greeted(effects);
         }
     }
 
@@ -108,6 +104,7 @@ impl<T> Core<T> {
             write.truncate = Some((checkpoint.position.index, checkpoint.position.term));
             write.checkpoint = Some(checkpoint.clone());
             replica.handed_out = checkpoint.position.index;
+            replica.log_bytes = 0;
             replica.descriptor = checkpoint.position.descriptor.clone();
         }
         let writes = write.hard_state.is_some() || !write.entries.is_empty() || persist.install.is_some();

@@ -26,9 +26,11 @@ pub(super) enum Checkpointing {
     Settling,
 }
 
-/// A snapshot message that waits for its objects.
+/// A snapshot message that waits for its objects, and then for other work on the replica's records to end.
 pub(super) struct Parked {
     pub(super) message: Message,
+    /// Whether its objects are here and pinned.
+    pub(super) complete: bool,
 }
 
 pub(super) struct Replica<T> {
@@ -39,6 +41,8 @@ pub(super) struct Replica<T> {
     pub(super) recovered: bool,
     /// May not be used any more.
     pub(super) given_up: bool,
+    /// As far as the log says, the only voter its group ever had since the checkpoint.
+    pub(super) alone: bool,
     pub(super) descriptor: ShardDescriptor,
     /// Nodes of replicas that the descriptor does not know yet, learned from their messages.
     pub(super) routes: BTreeMap<ReplicaId, NodeId>,
@@ -66,6 +70,8 @@ pub(super) struct Replica<T> {
     pub(super) unapplied_bytes: usize,
     pub(super) usage: Usage,
 
+    /// Records are being loaded, or an accepted snapshot is on its way to that: nothing else may touch them.
+    pub(super) loading: bool,
     pub(super) checkpoint: LogIndex,
     pub(super) checkpointing: Checkpointing,
     pub(super) checkpoint_wanted: bool,
@@ -84,6 +90,7 @@ impl<T> Replica<T> {
             dormant: recovered,
             recovered,
             given_up: false,
+            alone: false,
             descriptor: state.checkpoint.position.descriptor.clone(),
             routes: BTreeMap::new(),
             role: Role::Follower,
@@ -101,6 +108,7 @@ impl<T> Replica<T> {
             applied: index,
             unapplied_bytes: 0,
             usage: Usage::default(),
+            loading: true,
             checkpoint: index,
             checkpointing: Checkpointing::Idle,
             checkpoint_wanted: false,

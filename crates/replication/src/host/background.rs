@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flotilla_storage::{Log, StateEngine};
-use flotilla_types::{Checkpoint, ReplicaId};
+use flotilla_storage::{EngineError, Log, StateEngine};
+use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
 use parking_lot::Mutex;
 
 use super::{Inbox, apply};
@@ -23,6 +23,7 @@ const BUILD_TRIES_MAX: u32 = 60;
 pub(super) enum Job {
     Build { replica: ReplicaId },
     Settle { replica: ReplicaId, checkpoint: Checkpoint },
+    Release { objects: Vec<ObjectId> },
     Load(Load),
     Stop,
 }
@@ -78,12 +79,17 @@ impl Shared {
         match job {
             Job::Build { replica } => self.build(replica),
             Job::Settle { replica, checkpoint } => {
-                if let Err(error) = self.engine.settle(replica, &checkpoint) {
+                match self.engine.settle(replica, &checkpoint) {
+                    // Or destroyed meanwhile.
+                    Ok(()) | Err(EngineError::NotOpen(_)) => {}
                     // Everything is in the log and in objects; only the view is behind, and the next start rebuilds it.
-                    (self.fatal)(&format!("the view of replica {replica} cannot take a checkpoint: {error}"));
+                    Err(error) => {
+                        (self.fatal)(&format!("the view of replica {replica} cannot take a checkpoint: {error}"));
+                    }
                 }
                 self.inbox.send(Input::Settled { replica });
             }
+            Job::Release { objects } => self.engine.release(&objects),
             Job::Load(load) => {
                 let started = Instant::now();
                 let result = load.run(&*self.engine);
@@ -104,7 +110,7 @@ impl Shared {
                     return;
                 }
                 // Destroyed meanwhile.
-                Err(flotilla_storage::EngineError::NotOpen(_)) => return,
+                Err(EngineError::NotOpen(_)) => return,
                 Err(error) if attempt < BUILD_TRIES_MAX => {
                     tracing::warn!(%replica, %error, attempt, "a checkpoint could not be built; trying again");
                     std::thread::sleep(BUILD_RETRY);

@@ -98,6 +98,9 @@ impl Raft {
                 Background::Settle { replica, checkpoint } => {
                     let _ = self.background.send(background::Job::Settle { replica, checkpoint });
                 }
+                Background::Release { objects } => {
+                    let _ = self.background.send(background::Job::Release { objects });
+                }
                 Background::Pull { replica, from, checkpoint } => self.puller.pull(replica, from, checkpoint),
             }
         }

@@ -90,10 +90,11 @@ impl Wal {
             self.written = self.next;
             self.next = self.next.next();
         }
-        self.sender.send(after);
+        // First, so that no answer to a message overtakes the news that what it promised is durable.
         if !done.is_empty() {
             self.inbox.send(Input::Written { sequence: self.written, done });
         }
+        self.sender.send(after);
         true
     }
 }
