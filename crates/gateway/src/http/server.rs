@@ -31,7 +31,18 @@ pub async fn serve(
 ) {
     let config = Arc::new(config);
     let (stop, stopping) = watch::channel(false);
-    let router = routes::router(App::new(store, admin, config.clone(), stopping.clone()));
+    let router = routes::router(App::new(store, admin, config.clone(), stopping));
+    accept(listener, router, config, stop, shutdown).await;
+}
+
+/// Accepts until `shutdown`; then says so through `stop` and lets connections end.
+async fn accept(
+    listener: TcpListener,
+    router: axum::Router,
+    config: Arc<HttpConfig>,
+    stop: watch::Sender<bool>,
+    shutdown: impl Future<Output = ()>,
+) {
     let slots = Arc::new(Semaphore::new(config.connections_max));
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
@@ -46,7 +57,7 @@ pub async fn serve(
             Some(_) = connections.join_next() => {}
             (slot, accepted) = accepted => match (slot, accepted) {
                 (Ok(slot), Ok((stream, _))) => {
-                    let connection = connection(stream, router.clone(), config.clone(), stopping.clone());
+                    let connection = connection(stream, router.clone(), config.clone(), stop.subscribe());
                     connections.spawn(async move {
                         connection.await;
                         drop(slot);
@@ -107,5 +118,114 @@ async fn answer(router: axum::Router, request: Request<Incoming>) -> axum::respo
     match router.oneshot(request.map(Body::new)).await {
         Ok(response) => response,
         Err(never) => match never {},
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        sync::oneshot,
+        task::JoinHandle,
+    };
+
+    use super::*;
+
+    /// Long enough that only a hang exceeds it.
+    const HANG: Duration = Duration::from_secs(30);
+
+    struct Server {
+        addr: SocketAddr,
+        stop: oneshot::Sender<()>,
+        ended: JoinHandle<()>,
+    }
+
+    async fn server(config: HttpConfig) -> Server {
+        let router = axum::Router::new().route("/", get("hello")).route("/never", get(std::future::pending::<()>));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async { drop(stopped.await) };
+        let (sender, _) = watch::channel(false);
+        let ended = tokio::spawn(accept(listener, router, Arc::new(config), sender, shutdown));
+        Server { addr, stop, ended }
+    }
+
+    /// Sends this and reads until the server closes.
+    async fn exchange(server: &Server, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
+        // A server that has seen enough may close before all is sent.
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let _ = timeout(HANG, stream.read_to_end(&mut answer)).await.expect("the server closes");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn garbage_is_answered_once_and_closed() {
+        let server = server(HttpConfig::default()).await;
+        for garbage in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"*1\r\n$4\r\nPING\r\n", b"GET\r\n\r\n"] {
+            let answer = exchange(&server, garbage).await;
+            assert!(answer.starts_with("HTTP/1.1 400") || answer.is_empty(), "{answer}");
+        }
+        assert!(exchange(&server, b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.ends_with("hello"));
+    }
+
+    #[tokio::test]
+    async fn a_head_over_the_limit_is_refused_without_being_read_to_its_end() {
+        let server = server(HttpConfig { header_bytes_max: 8 << 10, ..HttpConfig::default() }).await;
+        let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
+        let head = [b"GET / HTTP/1.1\r\nx: ".to_vec(), vec![b'y'; 9 << 10]].concat();
+        stream.write_all(&head).await.expect("sent");
+        let mut answer = [0; 12];
+        timeout(HANG, stream.read_exact(&mut answer)).await.expect("an answer").expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 431");
+    }
+
+    #[tokio::test]
+    async fn requests_in_one_packet_are_answered_in_order() {
+        let server = server(HttpConfig::default()).await;
+        let one = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+        let last = b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
+        let answer = exchange(&server, &[&one[..], one, last].concat()).await;
+        assert_eq!(answer.matches("hello").count(), 3);
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_bound_wait_for_one_to_end() {
+        let server = server(HttpConfig { connections_max: 1, ..HttpConfig::default() }).await;
+        let mut first = TcpStream::connect(server.addr).await.expect("a connection");
+        first.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("sent");
+        let mut byte = [0; 1];
+        first.read_exact(&mut byte).await.expect("an answer");
+        let close = b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
+        let second = exchange(&server, close);
+        tokio::pin!(second);
+        // The second has had its chance once a third party would have been scheduled many times over.
+        for _ in 0..100 {
+            tokio::select! {
+                biased;
+                answer = &mut second => panic!("served beside the first: {answer}"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        drop(first);
+        assert!(second.await.ends_with("hello"));
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_idle_half_sent_and_hanging_connections() {
+        let server = server(HttpConfig { stop_grace: Duration::from_millis(50), ..HttpConfig::default() }).await;
+        let mut streams = Vec::new();
+        for bytes in [&b""[..], b"GET / HT", b"GET /never HTTP/1.1\r\nhost: h\r\n\r\n"] {
+            let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
+            stream.write_all(bytes).await.expect("sent");
+            streams.push(stream);
+        }
+        server.stop.send(()).expect("it listens");
+        timeout(HANG, server.ended).await.expect("the server ends").expect("no panic");
     }
 }
