@@ -86,15 +86,20 @@ pub(crate) enum ClientCommand {
 /// Runs a verb. `cli` is the whole command line, for completions.
 pub(crate) fn run(command: ClientCommand, options: &ClientOptions, mut cli: clap::Command) -> ExitCode {
     if let ClientCommand::Completions { shell } = command {
+        let mut script = Vec::new();
         let name = cli.get_name().to_owned();
-        clap_complete::generate(shell, &mut cli, name, &mut std::io::stdout());
-        return ExitCode::SUCCESS;
+        clap_complete::generate(shell, &mut cli, name, &mut script);
+        return exit(Output::new(options.output).bytes(&script));
     }
     let done = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))
         .and_then(|runtime| runtime.block_on(dispatch(command, options)));
+    exit(done)
+}
+
+fn exit(done: Result<(), Failure>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
