@@ -22,9 +22,15 @@ const KINDS: [(MessageKind, eraftpb::MessageType); 12] = [
     (MessageKind::ReadIndexResponse, eraftpb::MessageType::MsgReadIndexResp),
 ];
 
-/// `None` for kinds that stay inside a replica. `offered` has the checkpoints that snapshots name, by their index.
+/// `None` for kinds that stay inside a replica, and for appends whose entries do not follow their index. `offered` has the checkpoints that snapshots name, by their index.
 pub(crate) fn message_from_raft(message: eraftpb::Message, offered: &BTreeMap<u64, Checkpoint>) -> Option<Message> {
     let kind = KINDS.iter().find(|(_, raft)| *raft == message.msg_type)?.0;
+    // raft-rs 0.7 with `batch_append` adds entries to an empty append for another position (its check for continuity
+    // passes when the message has no entries yet). A follower would acknowledge, and commit, entries it was never
+    // shown. Such a message is dropped: a lost append is repaired by the next refusal.
+    if message.entries.first().is_some_and(|first| kind == MessageKind::Append && first.index != message.index + 1) {
+        return None;
+    }
     let snapshot = match kind {
         MessageKind::Snapshot => {
             let index = message.snapshot.as_ref()?.get_metadata().index;
@@ -135,5 +141,26 @@ pub(crate) fn conf_from_raft(conf: &eraftpb::ConfState) -> ConfState {
         voters_outgoing: ids(&conf.voters_outgoing),
         learners: ids(&conf.learners),
         learners_next: ids(&conf.learners_next),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_append_whose_entries_do_not_follow_its_index_is_dropped() {
+        let append = |index, first| {
+            let mut entry = eraftpb::Entry::default();
+            entry.index = first;
+            entry.term = 2;
+            let mut message = eraftpb::Message::default();
+            message.msg_type = eraftpb::MessageType::MsgAppend;
+            message.index = index;
+            message.entries = vec![entry].into();
+            message_from_raft(message, None)
+        };
+        assert!(append(7, 8).is_some());
+        assert!(append(7, 3).is_none());
     }
 }

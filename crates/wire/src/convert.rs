@@ -116,8 +116,11 @@ fn entries_from_wire(entries: Vec<peer::Entry>, after: u64) -> Result<Vec<Entry>
     let mut next = after.wrapping_add(1);
     let mut taken = Vec::with_capacity(entries.len());
     for entry in entries {
-        if entry.index != next || entry.term == 0 {
+        if entry.index != next {
             return Err(WireError::OutOfRange("entry index"));
+        }
+        if entry.term == 0 {
+            return Err(WireError::OutOfRange("entry term"));
         }
         next = next.wrapping_add(1);
         taken.push(Entry {
