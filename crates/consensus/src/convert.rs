@@ -158,7 +158,7 @@ mod tests {
             message.msg_type = eraftpb::MessageType::MsgAppend;
             message.index = index;
             message.entries = vec![entry].into();
-            message_from_raft(message, None)
+            message_from_raft(message, &BTreeMap::new())
         };
         assert!(append(7, 8).is_some());
         assert!(append(7, 3).is_none());
