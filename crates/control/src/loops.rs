@@ -30,6 +30,8 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(3);
 const SETTLE_MS: u64 = 20_000;
 /// A shard's leadership is not moved for balance again within this time.
 const TRANSFER_AGAIN_MS: u64 = 10_000;
+/// A shard's replica here is not replaced again within this time, so that one that always fails costs little.
+const REPLACE_AGAIN_MS: u64 = 10_000;
 /// A node must be up for so long before it is given leaderships.
 const PREFERRED_AFTER_MS: u64 = 3_000;
 
@@ -104,6 +106,7 @@ fn connect(context: &Context, meta: &MetaState, connected: &mut BTreeSet<NodeId>
 pub(crate) async fn lifecycle(context: Arc<Context>, mut losses: mpsc::UnboundedReceiver<Lost>) {
     let mut lost: BTreeSet<ReplicaId> = BTreeSet::new();
     let mut rolled_back = false;
+    let mut replaced: BTreeMap<ShardId, u64> = BTreeMap::new();
     loop {
         while let Ok(loss) = losses.try_recv() {
             lost.extend(loss.replicas.iter().map(|(_, replica)| *replica));
@@ -124,6 +127,11 @@ pub(crate) async fn lifecycle(context: Arc<Context>, mut losses: mpsc::Unbounded
                 context.host.destroy(replica);
             }
             for (shard, replica) in todo.replace {
+                let now_ms = clock::monotonic_ms();
+                if replaced.get(&shard).is_some_and(|at_ms| at_ms + REPLACE_AGAIN_MS > now_ms) {
+                    continue;
+                }
+                replaced.insert(shard, now_ms);
                 let reply = context.propose(&MetaCommand::ReplaceReplica { shard, replica }).await;
                 tracing::info!(%shard, %replica, ?reply, "asked for a replica in place of one that was lost");
             }

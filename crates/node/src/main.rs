@@ -1,15 +1,18 @@
 //! `flotilla`: a distributed, replicated store in one binary.
 
+mod cli;
 mod start;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
-/// A distributed, replicated key-value store.
+/// A distributed, replicated key-value store
 #[derive(Debug, Parser)]
 #[command(name = "flotilla", version, about, long_about = None, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    options: cli::ClientOptions,
     #[command(subcommand)]
     command: Command,
 }
@@ -18,10 +21,14 @@ struct Cli {
 enum Command {
     /// Run a node until SIGTERM or Ctrl-C
     Start(Box<start::StartArgs>),
+    #[command(flatten)]
+    Client(cli::ClientCommand),
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let Cli { options, command } = Cli::parse();
+    match command {
         Command::Start(args) => start::run(*args),
+        Command::Client(command) => cli::run(command, &options, Cli::command()),
     }
 }

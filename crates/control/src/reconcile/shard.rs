@@ -36,6 +36,10 @@ pub fn next_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) ->
     if wanted.is_empty() {
         return Next::Nothing;
     }
+    // Before anything is added, so that a node that fails again and again leaves no trail of dead learners.
+    if let Some(surplus) = conf.learners.iter().find(|learner| !wanted.contains(learner)) {
+        return Next::Change(ConfChange::RemoveLearner { replica: *surplus });
+    }
     if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica)) {
         return Next::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
     }
@@ -57,13 +61,10 @@ pub fn next_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) ->
     {
         return Next::HandOver(*heir);
     }
-    if !promote.is_empty() || !demote.is_empty() {
-        return Next::Change(ConfChange::Swap { promote, demote });
+    if promote.is_empty() && demote.is_empty() {
+        return Next::Nothing;
     }
-    match conf.learners.iter().find(|learner| !wanted.contains(learner)) {
-        Some(surplus) => Next::Change(ConfChange::RemoveLearner { replica: *surplus }),
-        None => Next::Nothing,
-    }
+    Next::Change(ConfChange::Swap { promote, demote })
 }
 
 #[cfg(test)]

@@ -62,9 +62,9 @@ impl Store {
     pub fn same_shard(&self, collection: &str, keys: &[Bytes]) -> Result<bool, StoreError> {
         let map = self.map();
         let collection = collection_of(&map, collection)?;
-        let mut shards = keys.iter().map(|key| {
-            map.shard_of(collection.record_key(key).as_bytes()).map(|shard| shard.descriptor.shard)
-        });
+        let mut shards = keys
+            .iter()
+            .map(|key| map.shard_of(collection.record_key(key).as_bytes()).map(|shard| shard.descriptor.shard));
         let first = shards.next().flatten();
         Ok(shards.all(|shard| shard == first))
     }

@@ -73,7 +73,9 @@ impl Store {
                     Ok(records)
                 }
                 (Answer::WrongShard, _) => Err(StoreError::Unavailable { shard: Some(shard), leader: None }),
-                _ => Err(StoreError::Invalid("the answer does not fit the question; gateway and shard differ in version")),
+                _ => Err(StoreError::Invalid(
+                    "the answer does not fit the question; gateway and shard differ in version",
+                )),
             }
         }
         .boxed()

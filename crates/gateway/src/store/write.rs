@@ -9,8 +9,8 @@ use flotilla_replication::clock;
 use flotilla_types::ShardId;
 
 use super::{
-    BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, RETRY_AFTER_MS, Store, StoreError, VALUE_BYTES_MAX, Written, check_key, collection_of,
-    deadline_ms,
+    BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, RETRY_AFTER_MS, Store, StoreError, VALUE_BYTES_MAX, Written, check_key,
+    collection_of, deadline_ms,
 };
 
 /// How much later than its deadline a command may still apply: clocks of gateway and leader differ.
@@ -68,7 +68,8 @@ impl Store {
         let map = self.map();
         let collection = collection_of(&map, collection)?;
         let mut home = None;
-        let keys = conditions.iter_mut().map(|(key, _)| key).chain(operations.iter_mut().map(|operation| &mut operation.key));
+        let keys =
+            conditions.iter_mut().map(|(key, _)| key).chain(operations.iter_mut().map(|operation| &mut operation.key));
         for key in keys {
             *key = collection.record_key(key).into_bytes();
             let shard = map.shard_of(key).ok_or(StoreError::Unavailable { shard: None, leader: None })?;
@@ -77,7 +78,8 @@ impl Store {
                 return Err(StoreError::CrossShard);
             }
         }
-        let (shard, epoch) = home.ok_or(StoreError::Invalid("a batch must have at least one operation or condition"))?;
+        let (shard, epoch) =
+            home.ok_or(StoreError::Invalid("a batch must have at least one operation or condition"))?;
         Ok((shard, epoch, conditions, operations))
     }
 

@@ -192,8 +192,7 @@ impl Admin for NodeAdmin {
             let uses = wanted.uses.unwrap_or(1);
             let expires_at_ms = clock::wall_ms().saturating_add(wanted.ttl_ms.unwrap_or(TOKEN_TTL_MS_DEFAULT));
             let id = TokenId(rand::random());
-            let token =
-                JoinToken::mint(self.identity.cluster(), self.identity.ca_fingerprint(), id, &mut rand::rng());
+            let token = JoinToken::mint(self.identity.cluster(), self.identity.ca_fingerprint(), id, &mut rand::rng());
             let command = MetaCommand::CreateToken {
                 id: flotilla_meta::TokenId(id.0),
                 hash: token.hash().0,
@@ -215,4 +214,3 @@ impl Admin for NodeAdmin {
         Box::pin(async { Ok(()) })
     }
 }
-

@@ -182,7 +182,9 @@ impl Settings {
         let origin = match (self.bootstrap || self.single, self.join, self.token) {
             (true, None, _) => Origin::Found,
             (false, Some(peers), Some(token)) if !peers.is_empty() => Origin::Join { peers, token },
-            (false, Some(_), None) => bail!("--join needs --token; get one with `flotilla token create` on the cluster"),
+            (false, Some(_), None) => {
+                bail!("--join needs --token; get one with `flotilla token create` on the cluster")
+            }
             (true, Some(_), _) => bail!("a node either founds a cluster or joins one"),
             _ => Origin::Resume,
         };

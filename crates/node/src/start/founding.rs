@@ -24,7 +24,13 @@ pub(crate) struct Founding {
 }
 
 impl Founding {
-    pub(crate) fn new(cluster: ClusterId, name: String, addresses: Addresses, locality: Locality, key: [u8; 32]) -> Self {
+    pub(crate) fn new(
+        cluster: ClusterId,
+        name: String,
+        addresses: Addresses,
+        locality: Locality,
+        key: [u8; 32],
+    ) -> Self {
         Self { cluster, node: NewNode { name, addresses, locality, key_digest: key } }
     }
 

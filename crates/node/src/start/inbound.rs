@@ -58,7 +58,9 @@ impl Handler for Door {
         match class {
             Class::Objects => {
                 let host = parts.host.clone();
-                Box::pin(async move { tokio::task::spawn_blocking(move || host.objects(request)).await.unwrap_or_default() })
+                Box::pin(
+                    async move { tokio::task::spawn_blocking(move || host.objects(request)).await.unwrap_or_default() },
+                )
             }
             _ => {
                 let rpc = parts.rpc.clone();

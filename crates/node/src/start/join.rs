@@ -43,7 +43,12 @@ pub(crate) struct Joined {
 }
 
 /// Asks the peers, in turn and for as long as it takes, to be let in. A refusal is final.
-pub(crate) async fn join(folder: &Folder, config: &Config, peers: &[SocketAddr], token: &str) -> anyhow::Result<Joined> {
+pub(crate) async fn join(
+    folder: &Folder,
+    config: &Config,
+    peers: &[SocketAddr],
+    token: &str,
+) -> anyhow::Result<Joined> {
     let parsed = JoinToken::parse(token).context("the join token is not valid; copy it again")?;
     let key = folder.joining_key()?;
     let addresses = addresses_of(config);
@@ -88,7 +93,9 @@ async fn ask(peer: SocketAddr, token: &JoinToken, request: &Bytes) -> anyhow::Re
         let answer = join_call(address, token.fingerprint(), request.clone(), JOIN_TIMEOUT).await?;
         let response: peer::JoinResponse = decode(answer)?;
         match response.kind.context("the peer's answer is empty")? {
-            peer::join_response::Kind::Redirect(to) => address = to.parse().context("the peer's redirect does not parse")?,
+            peer::join_response::Kind::Redirect(to) => {
+                address = to.parse().context("the peer's redirect does not parse")?
+            }
             other => return Ok(other),
         }
     }
@@ -180,7 +187,8 @@ impl Doorkeeper {
         };
         let meta = self.shards.topology().meta();
         let present = meta.nodes().filter(|record| !record.state.is_gone() && record.id != node);
-        let peers = present.map(|record| peer::Peer { node: record.id.0, quic: record.addresses.quic.clone() }).collect();
+        let peers =
+            present.map(|record| peer::Peer { node: record.id.0, quic: record.addresses.quic.clone() }).collect();
         peer::join_response::Kind::Joined(peer::Joined {
             node: node.0,
             cluster: Bytes::copy_from_slice(&self.identity.cluster().0),

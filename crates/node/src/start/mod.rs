@@ -127,7 +127,8 @@ async fn serve(
     let authority: Authority = Arc::new(RwLock::new(folder.authority()?));
 
     // Ports are taken before anything is opened, so that a second node on them fails at once.
-    let http = TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {} (HTTP)", config.http))?;
+    let http =
+        TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {} (HTTP)", config.http))?;
     let redis =
         TcpListener::bind(config.redis).await.with_context(|| format!("cannot listen on {} (Redis)", config.redis))?;
     let inbound = Arc::new(Inbound::default());
@@ -224,8 +225,10 @@ fn open_host(
     notices: Box<dyn Fn(flotilla_replication::Notice) + Send>,
     runtime: tokio::runtime::Handle,
 ) -> anyhow::Result<Host> {
-    let log = EngineLog::open(&folder.log_dir(), flotilla_raft_log::Options::default()).context("cannot open the log")?;
-    let engine = Engine::open(folder.state_dir(), flotilla_state::Options::default()).context("cannot open the state")?;
+    let log =
+        EngineLog::open(&folder.log_dir(), flotilla_raft_log::Options::default()).context("cannot open the log")?;
+    let engine =
+        Engine::open(folder.state_dir(), flotilla_state::Options::default()).context("cannot open the state")?;
     let parts = HostParts {
         node: me.node,
         incarnation: me.incarnation,
@@ -245,7 +248,11 @@ fn open_host(
 }
 
 /// Takes the cluster authority from the metadata group's leader, durably, if it is this cluster's.
-fn take_authority(folder: Arc<Folder>, authority: Authority, identity: &NodeIdentity) -> flotilla_control::TakeAuthority {
+fn take_authority(
+    folder: Arc<Folder>,
+    authority: Authority,
+    identity: &NodeIdentity,
+) -> flotilla_control::TakeAuthority {
     let pinned = identity.ca_fingerprint();
     Arc::new(move |bytes| match folder::authority_from(bytes) {
         Ok(taken) if taken.fingerprint() == pinned => {
@@ -274,8 +281,11 @@ fn serve_clients(
     let http_config = HttpConfig { cors_origins: config.cors_origins.clone(), ..HttpConfig::default() };
     http_config.validate()?;
     // REDIS
-    let http_task = tokio::spawn(flotilla_gateway::serve(http, store.clone(), admin, http_config, stopped(stopping.clone())));
-    let redis_task = tokio::spawn(async move { let _ = (redis, store); });
+    let http_task =
+        tokio::spawn(flotilla_gateway::serve(http, store.clone(), admin, http_config, stopped(stopping.clone())));
+    let redis_task = tokio::spawn(async move {
+        let _ = (redis, store);
+    });
     tracing::info!(http = %config.http, redis = %config.redis, quic = %config.listen, "serving");
     Ok(async move {
         let _ = http_task.await;

@@ -26,8 +26,11 @@ impl Sources<'_> {
         let here = self.host.status();
         let shards: Vec<_> = meta.shards().map(|record| self.shard(&meta, record, &here)).collect();
         let metadata_leader = self.leader(ShardId::META, &here);
-        let nodes: Vec<_> =
-            meta.nodes().filter(|node| node.state != Life::Removed).map(|node| self.node(node, &shards, metadata_leader)).collect();
+        let nodes: Vec<_> = meta
+            .nodes()
+            .filter(|node| node.state != Life::Removed)
+            .map(|node| self.node(node, &shards, metadata_leader))
+            .collect();
         let quorum = metadata_leader.is_some();
         ClusterStatus {
             cluster_id: self.cluster,
@@ -66,6 +69,10 @@ impl Sources<'_> {
             replica.role == ReplicaRole::Voter && self.topology.liveness(replica.node).0 == MemberState::Alive
         });
         let collection = meta.collection_with_id(record.collection);
+        // As many as wanted, or as few as a smaller cluster can hold: an odd number.
+        let active = meta.nodes().filter(|node| node.state == Life::Active).count();
+        let wanted = usize::from(record.replicas_desired).min(active.max(1));
+        let wanted = if wanted.is_multiple_of(2) { wanted - 1 } else { wanted };
         ShardInfo {
             id: record.id,
             collection: collection.map(|collection| collection.name.clone()),
@@ -78,7 +85,7 @@ impl Sources<'_> {
                 .collect(),
             epoch: descriptor.epoch,
             desired_replicas: record.replicas_desired,
-            healthy: leader.is_some() && alive.count() >= usize::from(record.replicas_desired),
+            healthy: leader.is_some() && alive.count() >= wanted,
             local: local.map(local_replica),
         }
     }
