@@ -1,2 +1,66 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands, run as `cargo xtask <command>`. One short file per command.
+//!
+//! Deliberately absent: anything that a running node needs. What these commands know of nodes is in
+//! `flotilla-local-cluster`.
+
+mod bench;
+mod cluster;
+mod layers;
+mod lint;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Commands for working on Flotilla.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build and start a cluster on this machine, wait until it is ready, and say how to use it
+    ClusterUp(cluster::up::Arguments),
+    /// Show nodes, roles, leaders and shards; works without a quorum
+    ClusterStatus(cluster::status::Arguments),
+    /// Send a node a signal, KILL unless said otherwise
+    ClusterKill(cluster::kill::Arguments),
+    /// Start a node again, on its data
+    ClusterStart(cluster::start::Arguments),
+    /// Start one more node, which joins the running cluster
+    ClusterAdd(cluster::add::Arguments),
+    /// Stop all nodes
+    ClusterDown(cluster::down::Arguments),
+    /// Run all tests
+    Test(test::Arguments),
+    /// Check formatting, lints, layers, licences and advisories
+    Lint,
+    /// Measure throughput and latency, beside the peers installed on this machine
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::ClusterUp(arguments) => cluster::up::run(&arguments),
+        Command::ClusterStatus(arguments) => cluster::status::run(&arguments),
+        Command::ClusterKill(arguments) => cluster::kill::run(&arguments),
+        Command::ClusterStart(arguments) => cluster::start::run(&arguments),
+        Command::ClusterAdd(arguments) => cluster::add::run(&arguments),
+        Command::ClusterDown(arguments) => cluster::down::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Lint => lint::run(),
+        Command::Bench(arguments) => bench::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

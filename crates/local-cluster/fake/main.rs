@@ -11,6 +11,14 @@ use std::{
 };
 
 const TOKEN: &str = "flt1.fake";
+const STATUS: &str = r#"{
+    "cluster_id": "00000000000000000000000000000000", "node": 1, "version": "0", "started_ms": 0, "draining": false,
+    "metadata_leader": 1, "quorum": true, "health": {"ok": true, "reasons": []}, "nodes": [], "collections": [],
+    "shards": [{
+        "id": 1, "collection": "default", "range": "", "leader": 1, "epoch": {"range": 1, "config": 1},
+        "replicas": [{"replica": 1, "node": 1, "role": "voter"}], "desired_replicas": 1, "healthy": true
+    }], "peers": []
+}"#;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -54,8 +62,8 @@ fn answer(stream: TcpStream) -> std::io::Result<()> {
     reader.by_ref().take(length).read_to_end(&mut Vec::new())?;
     let (status, body) = match request.split(' ').take(2).collect::<Vec<_>>()[..] {
         ["GET", "/readyz"] => ("200 OK", String::new()),
-        ["GET", "/v1/cluster/status"] => ("200 OK", r#"{"shards":[{"leader":1,"replicas":[1,2,3]}]}"#.to_owned()),
-        ["POST", "/v1/cluster/tokens"] => ("200 OK", format!(r#"{{"token":"{TOKEN}"}}"#)),
+        ["GET", "/v1/cluster/status"] => ("200 OK", STATUS.to_owned()),
+        ["POST", "/v1/cluster/tokens"] => ("200 OK", format!(r#"{{"token":"{TOKEN}","expires_at_ms":0,"uses":1}}"#)),
         _ => ("404 Not Found", String::new()),
     };
     let length = body.len();

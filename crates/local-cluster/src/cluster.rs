@@ -25,10 +25,10 @@ use crate::{
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a node may take to stop cleanly.
 pub const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// How many nodes may join with the token that a new cluster's nodes share.
+const TOKEN_USES: u32 = 100;
 /// Time between two looks at something that is waited for.
 const POLL_EVERY: Duration = Duration::from_millis(50);
-/// Replicas of a shard once there are enough nodes.
-const REPLICAS: usize = 3;
 /// Lines of each log that are shown when a test fails.
 const TAIL_LINES: usize = 60;
 
@@ -88,7 +88,7 @@ impl Cluster {
         cluster.launch(1, Start::Bootstrap)?;
         cluster.wait_node(1).await?;
         if cluster.members.len() > 1 {
-            let token = http::token(&cluster.http(1)?, cluster.members.len()).await?;
+            let token = http::token(&cluster.http(1)?, TOKEN_USES).await?;
             let peers = [cluster.quic(1)?];
             for i in 2..=cluster.members.len() {
                 cluster.launch(i, Start::Join { peers: &peers, token: &token })?;
@@ -323,10 +323,8 @@ impl Cluster {
                 urls.push(member.node.http_url());
             }
         }
-        // One or two voters can lose no node anyway: shards have one replica until there are three nodes.
-        let replicas = if urls.len() >= REPLICAS { REPLICAS } else { 1 };
         for url in &urls {
-            if !http::is_ready(url).await || !http::status(url).await.is_ok_and(|status| status.is_whole(replicas)) {
+            if !http::is_whole(url, urls.len()).await {
                 return Ok(false);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! [`Cluster`] is for tests: it owns its processes and its folder, and takes both with it when it goes. [`Layout`] is
 //! for `cargo xtask cluster-*`: a file that names processes which outlive the command that started them. Both use the
-//! same command line ([`command`]) and the same questions over HTTP ([`is_ready`], [`status`], [`token`]).
+//! same command line ([`command`]) and the same questions over HTTP ([`is_ready`], [`is_whole`], [`status`], [`token`]).
 //!
 //! Deliberately absent: anything that reads or writes the store, and any knowledge of what lies in a data folder,
 //! except that the view is a folder called `view`.
@@ -19,7 +19,7 @@ mod process;
 pub use cluster::{Cluster, ClusterOptions, READY_WITHIN, STOP_WITHIN};
 pub use error::ClusterError;
 pub use folder::What;
-pub use http::{ShardStatus, Status, TOKEN_TTL, is_ready, status, token};
+pub use http::{TOKEN_TTL, is_ready, is_whole, status, token};
 pub use launch::{Start, built_binary, command};
 pub use layout::{LAYOUT_FILE, Layout, Node};
 pub use ports::{BASE_STEP, Ports, loopback};

@@ -1,6 +1,7 @@
 //! Where nodes listen: addresses from the operating system for tests, a fixed layout for `cluster-up`.
 
 use std::{
+    hash::{BuildHasher, Hasher, RandomState},
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
 };
@@ -50,13 +51,15 @@ impl Ports {
     }
 }
 
-/// A loopback address of this process's own where the system has more than one.
+/// A loopback address that nobody else is likely to use, where the system has more than one.
 ///
-/// Outgoing connections take their port on 127.0.0.1, so there one of them, or another test, could take the port of a
-/// node that is down for a moment. On Linux every address in 127.0.0.0/8 works.
+/// On 127.0.0.1 another test could be given a port before the node for which it was found binds it, and outgoing
+/// connections could take the port of a node that is down for a moment. On Linux every address in 127.0.0.0/8 works, so
+/// each call returns another one of four million.
 #[must_use]
 pub fn loopback() -> IpAddr {
-    let [_, high, mid, low] = std::process::id().to_be_bytes();
+    // The standard library's only source of randomness.
+    let [high, mid, low, ..] = RandomState::new().build_hasher().finish().to_be_bytes();
     let own = IpAddr::from([127, 64 | (high & 63), mid, low]);
     if UdpSocket::bind((own, 0)).is_ok() { own } else { IpAddr::from(Ipv4Addr::LOCALHOST) }
 }

@@ -1,7 +1,7 @@
 //! Signals to processes by pid, and the end of a log.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom},
     path::Path,
 };
@@ -65,13 +65,23 @@ pub(crate) fn runs_on(pid: u32, data_dir: &Path) -> bool {
     if to_pid(pid).is_none_or(|pid| test_kill_process(pid).is_err()) {
         return false;
     }
-    match std::fs::read(format!("/proc/{pid}/cmdline")) {
+    match fs::read(format!("/proc/{pid}/cmdline")) {
+        // Either a zombie, or a process so new that its arguments are not in place yet.
+        Ok(arguments) if arguments.is_empty() => !is_zombie(pid),
         Ok(arguments) => {
-            arguments.split(|byte| *byte == 0).any(|argument| argument == data_dir.as_os_str().as_encoded_bytes())
+            let data_dir = data_dir.as_os_str().as_encoded_bytes();
+            arguments.split(|byte| *byte == 0).any(|argument| argument == data_dir)
         }
         // Systems without /proc: all that is known is that the process exists.
         Err(_) => !Path::new("/proc/self/cmdline").exists(),
     }
+}
+
+/// Whether a process has ended and waits for its parent to notice. One that is gone altogether counts, too.
+fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses and may itself contain some.
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// Never 0, which as an argument of `kill` would mean this whole process group.
@@ -106,7 +116,7 @@ mod tests {
         let log = dir.path().join("log");
         assert_eq!(log_tail(&log, 3), "");
         let text: Vec<String> = (0..10_000).map(|line| format!("line {line}")).collect();
-        std::fs::write(&log, text.join("\n")).expect("a writable folder");
+        fs::write(&log, text.join("\n")).expect("a writable folder");
         assert_eq!(log_tail(&log, 2), "line 9998\nline 9999");
         assert!(log_tail(&log, usize::MAX).len() as u64 <= TAIL_BYTES);
     }

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use flotilla_local_cluster::{
-    Cluster, ClusterError, ClusterOptions, Node, Ports, Signal, Start, What, command, is_ready,
+    Cluster, ClusterError, ClusterOptions, Node, Ports, READY_WITHIN, Signal, Start, What, command, is_ready,
 };
 
 async fn cluster(nodes: usize) -> Cluster {
@@ -91,10 +91,21 @@ fn a_process_is_recognised_by_its_data_folder() {
     let binary = env!("CARGO_BIN_EXE_fake-node").as_ref();
     let mut child = command(binary, &node, Start::Bootstrap).expect("a log").spawn().expect("a process");
     node.pid = child.id();
+    assert!(node.is_running(), "also in its very first moment");
+    let start = std::time::Instant::now();
+    while !node.data_dir.exists() {
+        assert!(start.elapsed() < READY_WITHIN, "the stand-in does not start");
+        std::thread::yield_now();
+    }
     assert!(node.is_running());
     let other = Node { data_dir: dir.path().join("n2"), ..node.clone() };
     assert!(!other.is_running());
     Signal::Kill.send(node.pid).expect("a running process");
+    let start = std::time::Instant::now();
+    while node.is_running() {
+        assert!(start.elapsed() < READY_WITHIN, "a zombie counts as running");
+        std::thread::yield_now();
+    }
     child.wait().expect("an ended process");
     assert!(!node.is_running());
 }

@@ -1,0 +1,203 @@
+//! What the `cluster-*` commands share: finding the cluster, starting processes that outlive the command, waiting.
+//!
+//! The folder holds `cluster.json`, one data folder and one log per node, and `binary`, a file with the path of the
+//! binary that runs it, so that a node is started again by the same one.
+
+pub(crate) mod add;
+pub(crate) mod down;
+pub(crate) mod kill;
+pub(crate) mod start;
+pub(crate) mod status;
+mod table;
+pub(crate) mod up;
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use flotilla_local_cluster::{Layout, Node, READY_WITHIN, Start, command, is_ready, is_whole, log_tail, token};
+
+use crate::workspace;
+
+/// Time between two looks at a node that is waited for.
+const POLL_EVERY: Duration = Duration::from_millis(50);
+/// Lines of a log that are shown when its node ended.
+const TAIL_LINES: usize = 30;
+const BINARY_FILE: &str = "binary";
+
+/// Where the cluster is.
+#[derive(clap::Args)]
+pub(crate) struct Folder {
+    /// The cluster's folder [default: target/cluster of the workspace]
+    #[arg(long, value_name = "PATH")]
+    dir: Option<PathBuf>,
+}
+
+impl Folder {
+    /// Absolute, because nodes are told of it and recognised by it.
+    fn path(&self) -> Result<PathBuf> {
+        let dir = self.dir.clone().unwrap_or_else(|| workspace::root().join("target/cluster"));
+        Ok(std::path::absolute(dir)?)
+    }
+
+    /// The cluster's folder and layout.
+    fn open(&self) -> Result<(PathBuf, Layout)> {
+        let dir = self.path()?;
+        let layout = Layout::load(&dir)?;
+        let hint = || format!("there is no cluster in {}: start one with `cargo xtask cluster-up`", dir.display());
+        Ok((dir.clone(), layout.with_context(hint)?))
+    }
+}
+
+/// A cluster's processes while one command works on them.
+struct Fleet {
+    dir: PathBuf,
+    binary: PathBuf,
+    layout: Layout,
+    /// What this command has started, by the node's place.
+    started: Vec<(usize, Child)>,
+}
+
+impl Fleet {
+    /// The cluster in `dir`, to be run by `binary` from now on.
+    fn new(dir: PathBuf, layout: Layout, binary: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join(BINARY_FILE), binary.as_os_str().as_encoded_bytes())?;
+        layout.save(&dir)?;
+        Ok(Self { dir, binary, layout, started: Vec::new() })
+    }
+
+    /// The cluster in `dir`, run by the same binary as before.
+    fn open(dir: PathBuf, layout: Layout) -> Result<Self> {
+        let binary = PathBuf::from(fs::read_to_string(dir.join(BINARY_FILE)).context("no binary is noted")?);
+        ensure!(binary.is_file(), "{} is gone: build it again", binary.display());
+        Ok(Self { dir, binary, layout, started: Vec::new() })
+    }
+
+    /// Starts all nodes that are down, and waits for the whole cluster. Those with data go first: without them there
+    /// may be nobody whom the others could join.
+    fn start_all(&mut self) -> Result<()> {
+        let down = |i: &usize| !self.layout.nodes[*i].is_running();
+        let (old, new): (Vec<usize>, Vec<usize>) =
+            (0..self.layout.nodes.len()).filter(down).partition(|i| has_data(&self.layout.nodes[*i].data_dir));
+        for i in old.into_iter().chain(new) {
+            self.start(i)?;
+        }
+        self.wait_ready()
+    }
+
+    /// Starts node `i`: as the first of a new cluster, on its data, or as a new member, whichever fits the folders.
+    fn start(&mut self, i: usize) -> Result<()> {
+        let node = &self.layout.nodes[i];
+        for addr in [node.http, node.redis] {
+            ensure!(is_free(addr), "{addr} is in use by another program; choose ports with --base-port");
+        }
+        if has_data(&node.data_dir) {
+            return self.spawn(i, Start::Resume);
+        }
+        if i == 0 && !self.layout.nodes.iter().any(|node| has_data(&node.data_dir)) {
+            return self.spawn(i, Start::Bootstrap);
+        }
+        let running: Vec<Node> = self.layout.nodes.iter().filter(|node| node.is_running()).cloned().collect();
+        self.wait("a node to join", async || {
+            for node in &running {
+                if is_ready(&node.http_url()).await {
+                    return true;
+                }
+            }
+            false
+        })?;
+        let token = workspace::runtime()?.block_on(self.token())?;
+        let peers: Vec<SocketAddr> = running.iter().map(|node| node.quic).collect();
+        self.spawn(i, Start::Join { peers: &peers, token: &token })
+    }
+
+    /// A token from whichever running node gives one.
+    async fn token(&self) -> Result<String> {
+        let mut last = None;
+        for node in self.layout.nodes.iter().filter(|node| node.is_running()) {
+            match token(&node.http_url(), 1).await {
+                Ok(token) => return Ok(token),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.map_or_else(|| anyhow::anyhow!("no node is running"), Into::into)).context("cannot get a join token")
+    }
+
+    fn spawn(&mut self, i: usize, start: Start<'_>) -> Result<()> {
+        let node = &mut self.layout.nodes[i];
+        let mut command = command(&self.binary, node, start)?;
+        // A process group of its own: Ctrl-C and the end of this command do not reach it.
+        let child =
+            command.process_group(0).spawn().with_context(|| format!("cannot run {}", self.binary.display()))?;
+        node.pid = child.id();
+        println!("started {} (pid {})", node.name, node.pid);
+        self.started.push((i, child));
+        Ok(self.layout.save(&self.dir)?)
+    }
+
+    /// Waits until every running node is ready and every shard is whole.
+    fn wait_ready(&mut self) -> Result<()> {
+        let running = self.layout.nodes.iter().filter(|node| node.is_running());
+        let urls: Vec<String> = running.map(Node::http_url).collect();
+        let start = Instant::now();
+        self.wait("the cluster", async || {
+            for url in &urls {
+                if !is_whole(url, urls.len()).await {
+                    return false;
+                }
+            }
+            true
+        })?;
+        println!("the cluster is ready after {:.1} s", start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn wait(&mut self, what: &str, done: impl AsyncFn() -> bool) -> Result<()> {
+        let start = Instant::now();
+        let runtime = workspace::runtime()?;
+        runtime.block_on(async {
+            while !done().await {
+                for (i, child) in &mut self.started {
+                    if let Some(status) = child.try_wait()? {
+                        let node = &self.layout.nodes[*i];
+                        let (name, log) = (&node.name, node.log.display());
+                        bail!("{name} ended ({status}). The end of {log}:\n{}", log_tail(&node.log, TAIL_LINES));
+                    }
+                }
+                if start.elapsed() > READY_WITHIN {
+                    let seconds = READY_WITHIN.as_secs();
+                    bail!(
+                        "{what}: not ready after {seconds} s; see `cargo xtask cluster-status` and the logs in {}",
+                        self.dir.display()
+                    );
+                }
+                tokio::time::sleep(POLL_EVERY).await;
+            }
+            Ok(())
+        })
+    }
+
+    fn place(&self, name: &str) -> Result<usize> {
+        self.layout.nodes.iter().position(|node| node.name == name).with_context(|| unknown(name, &self.layout))
+    }
+}
+
+fn unknown(name: &str, layout: &Layout) -> String {
+    let names: Vec<&str> = layout.nodes.iter().map(|node| node.name.as_str()).collect();
+    format!("there is no node {name}; there are {}", names.join(", "))
+}
+
+fn has_data(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+fn is_free(addr: SocketAddr) -> bool {
+    TcpListener::bind(addr).is_ok()
+}

@@ -1,0 +1,31 @@
+//! `cluster-start`: one node up again on its data, or as a new one when it has none.
+
+use anyhow::Result;
+
+use super::{Fleet, Folder};
+
+/// Which node.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The node's name, such as n2
+    node: String,
+    /// Return at once instead of waiting until the cluster is whole
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    folder: Folder,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let (dir, layout) = arguments.folder.open()?;
+    let mut fleet = Fleet::open(dir, layout)?;
+    let i = fleet.place(&arguments.node)?;
+    if fleet.layout.nodes[i].is_running() {
+        println!("{} is running already (pid {})", arguments.node, fleet.layout.nodes[i].pid);
+        return Ok(());
+    }
+    fleet.start(i)?;
+    // With a majority down, one more node changes nothing that could be waited for.
+    let running = fleet.layout.nodes.iter().filter(|node| node.is_running()).count();
+    if arguments.no_wait || running * 2 <= fleet.layout.nodes.len() { Ok(()) } else { fleet.wait_ready() }
+}

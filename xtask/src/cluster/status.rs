@@ -1,0 +1,142 @@
+//! `cluster-status`: what runs, who leads, and which shards are not well.
+//!
+//! Processes are known from their pids; all else is asked of every running node, because without a quorum they may not
+//! agree. A node's row is what it says of itself, or, while it does not answer, what another says of it.
+
+use anyhow::Result;
+use flotilla_api::{ClusterStatus, MetadataRole, NodeInfo};
+use flotilla_local_cluster::{Node, is_ready, status};
+
+use super::{Folder, table};
+use crate::workspace;
+
+/// Where.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    folder: Folder,
+}
+
+/// What a running node answered.
+struct Answer {
+    ready: bool,
+    status: Option<ClusterStatus>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let (_, layout) = arguments.folder.open()?;
+    let answers = workspace::runtime()?.block_on(async {
+        let mut answers = Vec::new();
+        for node in &layout.nodes {
+            answers.push(if node.is_running() { Some(ask(node).await) } else { None });
+        }
+        answers
+    });
+    let any = answers.iter().flatten().find_map(|answer| answer.status.as_ref());
+    let mut rows =
+        table::plain(["NODE", "PROCESS", "READY", "SEEN AS", "METADATA", "REPLICAS", "LEADS", "HTTP", "REDIS"]);
+    for (node, answer) in layout.nodes.iter().zip(&answers) {
+        let source = answer.as_ref().and_then(|answer| answer.status.as_ref()).or(any);
+        let ready = match answer {
+            None => "-",
+            Some(Answer { ready: true, .. }) => "yes",
+            Some(Answer { status: Some(_), .. }) => "no",
+            Some(Answer { status: None, .. }) => "no answer",
+        };
+        let [seen, metadata, replicas, leads] = describe(source.and_then(|status| find(status, node)));
+        let (name, process, ready) = (node.name.clone(), table::process(node), ready.to_owned());
+        let (http, redis) = (node.http_url(), node.redis.to_string());
+        rows.add_row([name, process, ready, seen, metadata, replicas, leads, http, redis]);
+    }
+    println!("{}", rows.trim_fmt());
+    println!("\n{}", any.map_or_else(|| "No node answers.".to_owned(), summary));
+    Ok(())
+}
+
+async fn ask(node: &Node) -> Answer {
+    let url = node.http_url();
+    Answer { ready: is_ready(&url).await, status: status(&url).await.ok() }
+}
+
+/// The node by its address and name; the last such, because one that lost its data comes back under a new id.
+fn find<'a>(status: &'a ClusterStatus, node: &Node) -> Option<&'a NodeInfo> {
+    let quic = node.quic.to_string();
+    status.nodes.iter().filter(|info| info.name == node.name && info.quic == quic).max_by_key(|info| info.id)
+}
+
+/// What a node is seen as, its part in the metadata group, its replicas, and how many shards it leads.
+fn describe(info: Option<&NodeInfo>) -> [String; 4] {
+    let Some(info) = info else { return ["-"; 4].map(str::to_owned) };
+    let metadata = match info.metadata_role {
+        MetadataRole::Leader => "leader",
+        MetadataRole::Voter => "voter",
+        MetadataRole::Learner => "learner",
+        MetadataRole::None => "-",
+    };
+    let seen = format!("{:?}, {:?}", info.state, info.liveness).to_lowercase();
+    [seen, metadata.to_owned(), info.replicas.to_string(), info.leaders.to_string()]
+}
+
+fn summary(status: &ClusterStatus) -> String {
+    let total = status.shards.len();
+    let unwell = |wanted: &dyn Fn(&flotilla_api::ShardInfo) -> bool| {
+        let ids: Vec<String> =
+            status.shards.iter().filter(|shard| wanted(shard)).map(|shard| shard.id.to_string()).collect();
+        ids.join(", ")
+    };
+    let mut lines =
+        vec![format!("{total} shards; metadata group: {}.", if status.quorum { "quorum" } else { "NO QUORUM" })];
+    let headless = unwell(&|shard| shard.leader.is_none());
+    if !headless.is_empty() {
+        lines.push(format!("Without a leader: {headless}."));
+    }
+    let thin = unwell(&|shard| shard.leader.is_some() && !shard.healthy);
+    if !thin.is_empty() {
+        lines.push(format!("Short of replicas: {thin}."));
+    }
+    lines.extend(status.health.reasons.iter().cloned());
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status_of(shards: &str, nodes: &str) -> ClusterStatus {
+        let text = format!(
+            r#"{{"cluster_id": "00000000000000000000000000000000", "node": 1, "version": "0", "started_ms": 0,
+                "draining": false, "metadata_leader": null, "quorum": false, "peers": [], "collections": [],
+                "health": {{"ok": false, "reasons": ["two of three nodes are down"]}},
+                "nodes": [{nodes}], "shards": [{shards}]}}"#
+        );
+        serde_json::from_str(&text).expect("a status")
+    }
+
+    #[test]
+    fn shards_that_are_not_well_are_named() {
+        let shard = |id, leader, healthy| {
+            format!(
+                r#"{{"id": {id}, "collection": "default", "range": "", "leader": {leader}, "replicas": [],
+                    "epoch": {{"range": 1, "config": 1}}, "desired_replicas": 3, "healthy": {healthy}}}"#
+            )
+        };
+        let shards = [shard(1, "1", true), shard(2, "null", false), shard(3, "1", false)].join(",");
+        let expected = "3 shards; metadata group: NO QUORUM.\nWithout a leader: s2.\nShort of replicas: s3.\n\
+                        two of three nodes are down";
+        assert_eq!(summary(&status_of(&shards, "")), expected);
+    }
+
+    #[test]
+    fn a_node_that_came_back_as_a_new_one_is_shown_as_the_new_one() {
+        let node = |id, state| {
+            format!(
+                r#"{{"id": {id}, "name": "n1", "quic": "127.0.0.1:7110", "http": "", "redis": "", "state": "{state}",
+                    "liveness": "alive", "is_self": false, "metadata_role": "voter", "replicas": 4, "leaders": 2}}"#
+            )
+        };
+        let status = status_of("", &[node(1, "lost"), node(4, "active")].join(","));
+        let ports = flotilla_local_cluster::Ports::fixed(7_100, 1).expect("ports below the last");
+        let info = find(&status, &Node::new("/c".as_ref(), 1, ports));
+        assert_eq!(describe(info), ["active, alive", "voter", "4", "2"]);
+    }
+}

@@ -1,0 +1,102 @@
+//! `cluster-up`: build, start what is not running, wait, and say how to use it.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use flotilla_local_cluster::{LAYOUT_FILE, Layout, Node, Ports};
+
+use super::{Fleet, Folder, down, table};
+use crate::workspace::{Profile, build_node};
+
+/// What to start.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// How many nodes a new cluster has
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
+    nodes: u16,
+    /// Node i listens from this port + 10·i: +0 QUIC, +1 HTTP, +2 Redis
+    #[arg(long, default_value_t = 7_100)]
+    base_port: u16,
+    #[command(flatten)]
+    folder: Folder,
+    /// Stop and delete the cluster in the folder first
+    #[arg(long)]
+    fresh: bool,
+    /// Build without optimising, which is quicker
+    #[arg(long)]
+    dev: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let dir = arguments.folder.path()?;
+    let found = Layout::load(&dir)?;
+    let found = match found {
+        Some(layout) if arguments.fresh => {
+            down::stop(&layout)?;
+            down::purge(&dir, &layout)?;
+            None
+        }
+        found => found,
+    };
+    if let Some(layout) = &found
+        && layout.nodes.iter().all(Node::is_running)
+    {
+        println!("The cluster in {} is up already.\n", dir.display());
+        table::nodes(layout);
+        return Ok(());
+    }
+    let binary = build_node(if arguments.dev { Profile::Dev } else { Profile::Release })?;
+    let layout = match found {
+        Some(layout) => {
+            let down = layout.nodes.iter().filter(|node| !node.is_running()).count();
+            println!("The cluster in {} has {down} node(s) down: starting them on their data.", dir.display());
+            layout
+        }
+        None => plan(&dir, arguments)?,
+    };
+    let mut fleet = Fleet::new(dir, layout, binary)?;
+    fleet.start_all()?;
+    println!();
+    table::nodes(&fleet.layout);
+    usage(&fleet);
+    Ok(())
+}
+
+fn plan(dir: &Path, arguments: &Arguments) -> Result<Layout> {
+    let is_empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+    ensure!(is_empty, "{} has no {LAYOUT_FILE} and is not empty: choose another --dir", dir.display());
+    let node = |number| {
+        let ports = Ports::fixed(arguments.base_port, number);
+        Ok(Node::new(dir, number, ports.context("--base-port is too high for so many nodes")?))
+    };
+    let nodes: Result<Vec<Node>> = (1..=usize::from(arguments.nodes)).map(node).collect();
+    Ok(Layout { nodes: nodes? })
+}
+
+fn usage(fleet: &Fleet) {
+    let (Some(first), Some(last)) = (fleet.layout.nodes.first(), fleet.layout.nodes.last()) else { return };
+    let (binary, second) = (fleet.binary.display(), fleet.layout.nodes.get(1).unwrap_or(first));
+    println!(
+        "
+Any node serves everything. For example:
+  curl -X PUT {first}/v1/kv/default/hello -d world
+  curl {last}/v1/kv/default/hello
+  redis-cli -h {ip} -p {port} SET greeting hi
+  {binary} status --addr {first}
+
+Break it, and see that it goes on:
+  cargo xtask cluster-kill {name}
+  cargo xtask cluster-status
+  cargo xtask cluster-start {name}
+  cargo xtask cluster-add
+
+When done:
+  cargo xtask cluster-down            # keeps the data; cluster-up goes on with it
+  cargo xtask cluster-down --purge    # and removes it",
+        first = first.http_url(),
+        last = last.http_url(),
+        ip = last.redis.ip(),
+        port = last.redis.port(),
+        name = second.name,
+    );
+}
