@@ -25,14 +25,10 @@ pub fn introspection_reply(query: &Introspection) -> Reply {
 /// The reply to `HELLO` on a connection that now speaks `protocol`. `version` is the version of Redis to pass for.
 #[must_use]
 pub fn hello_reply(version: &'static str, protocol: Protocol, connection: u64) -> Reply {
-    let number = match protocol {
-        Protocol::Resp2 => 2,
-        Protocol::Resp3 => 3,
-    };
     Reply::Map(vec![
         (text("server"), text("redis")),
         (text("version"), text(version)),
-        (text("proto"), Reply::Integer(number)),
+        (text("proto"), Reply::Integer(protocol.number())),
         (text("id"), Reply::Integer(i64::try_from(connection).unwrap_or(i64::MAX))),
         (text("mode"), text("standalone")),
         (text("role"), text("master")),

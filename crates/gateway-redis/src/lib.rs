@@ -1,16 +1,24 @@
 //! The Redis protocol in front of the gateway: RESP2 and RESP3, pipelined.
 //!
-//! The protocol part is pure: bytes in, requests and commands out; replies in, bytes out. It owns no socket, no clock and
-//! no store.
+//! [`serve`] puts the store of the gateway behind a listener. The protocol part is pure: bytes in, requests and commands
+//! out; replies in, bytes out. It owns no socket, no clock and no store.
 
+mod answer;
+mod clients;
+mod clock;
 mod command;
+mod cursors;
 mod decode;
 mod error;
+mod execute;
 mod glob;
 mod introspection;
 mod parse;
+mod plan;
 mod reply;
+mod server;
 mod table;
+mod window;
 
 pub use command::{
     ClientCommand, ClientInfo, Command, Deadline, ExpireCondition, Hello, Introspection, Scan, Set, SetCondition,
@@ -22,6 +30,7 @@ pub use glob::Glob;
 pub use introspection::{config_reply, hello_reply, introspection_reply};
 pub use parse::parse;
 pub use reply::{Protocol, Reply};
+pub use server::{ServerConfig, ServerConfigError, serve};
 pub use table::{Spec, TABLE};
 
 #[doc = include_str!("../README.md")]

@@ -17,6 +17,17 @@ pub enum Protocol {
     Resp3,
 }
 
+impl Protocol {
+    /// As in `HELLO 3`.
+    #[must_use]
+    pub const fn number(self) -> i64 {
+        match self {
+            Self::Resp2 => 2,
+            Self::Resp3 => 3,
+        }
+    }
+}
+
 /// One reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {

@@ -1,0 +1,206 @@
+//! Replies from what the store answered: results of operations, records found, and why a call failed.
+//!
+//! Pure. Codes of errors are those that client libraries act on: `TRYAGAIN` and `CLUSTERDOWN` say that nothing was written
+//! and a retry is harmless, `UNKNOWN` that a write may or may not have taken effect.
+
+use flotilla_gateway::{Found, StoreError};
+use flotilla_kv::OperationResult;
+
+use crate::{
+    Reply, TimeUnit,
+    plan::{ReadAnswer, WriteAnswer},
+};
+
+impl WriteAnswer {
+    /// The reply to an operation with this result.
+    pub(crate) fn reply(self, result: OperationResult) -> Reply {
+        let changed = matches!(result, OperationResult::Written { .. } | OperationResult::Deleted { .. });
+        match (self, result) {
+            (Self::Stored, _) if changed => Reply::OK,
+            (Self::Stored, _) => Reply::Null,
+            (Self::Changed, _) => Reply::Integer(changed.into()),
+            (Self::Number, OperationResult::Written { number, .. }) => Reply::Integer(number),
+            (Self::Number, _) => Reply::Integer(0),
+            (
+                Self::Old,
+                OperationResult::Written { old, .. }
+                | OperationResult::Deleted { old, .. }
+                | OperationResult::Skipped { old, .. },
+            ) => Reply::bulk_or_null(old),
+            (Self::Old, OperationResult::Absent) => Reply::Null,
+        }
+    }
+}
+
+impl ReadAnswer {
+    /// Whether the value is needed, or only what is known about it.
+    pub(crate) fn needs_value(self) -> bool {
+        self == Self::Value
+    }
+
+    /// The reply at `now_ms` (Unix) when this record was found.
+    pub(crate) fn reply(self, found: Option<Found>, now_ms: u64) -> Reply {
+        match (self, found) {
+            (Self::Value, found) => Reply::bulk_or_null(found.map(|found| found.value)),
+            (Self::Length, found) => Reply::Integer(found.map_or(0, |found| integer(found.value_bytes))),
+            (Self::Exists, found) => Reply::Integer(found.is_some().into()),
+            (Self::Type, found) => Reply::Simple(if found.is_some() { "string" } else { "none" }),
+            (Self::Ttl(_), None) => Reply::Integer(-2),
+            (Self::Ttl(unit), Some(found)) => Reply::Integer(match found.expires_at_ms {
+                None => -1,
+                Some(at_ms) => time_left(at_ms.saturating_sub(now_ms), unit),
+            }),
+        }
+    }
+}
+
+/// Seconds are rounded, as in Redis.
+fn time_left(left_ms: u64, unit: TimeUnit) -> i64 {
+    integer(match unit {
+        TimeUnit::Seconds => left_ms.saturating_add(500) / 1_000,
+        TimeUnit::Milliseconds => left_ms,
+    })
+}
+
+pub(crate) fn integer(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The reply to a command that failed.
+pub(crate) fn error_reply(error: &StoreError) -> Reply {
+    match error {
+        StoreError::OutcomeUnknown { .. } => Reply::error(format_args!("UNKNOWN {error}")),
+        StoreError::CrossShard => Reply::Error("CROSSSLOT Keys in request don't hash to the same slot".into()),
+        StoreError::Busy { .. } => Reply::error(format_args!("TRYAGAIN {error}")),
+        StoreError::Unavailable { .. } | StoreError::DeadlineExceeded { .. } | StoreError::Draining => {
+            Reply::error(format_args!("CLUSTERDOWN {error}"))
+        }
+        StoreError::NotAnInteger => Reply::Error("ERR value is not an integer or out of range".into()),
+        StoreError::Overflow
+        | StoreError::CollectionNotFound(_)
+        | StoreError::CollectionExists(_)
+        | StoreError::Invalid(_)
+        | StoreError::KeySize { .. }
+        | StoreError::ValueTooLarge { .. }
+        | StoreError::BatchTooLarge { .. }
+        | StoreError::ConditionFailed { .. }
+        | StoreError::Refused(_) => Reply::error(format_args!("ERR {error}")),
+    }
+}
+
+/// Whether the error may be due to one operation or key among several, so that the others may do without it. Nothing
+/// was written.
+pub(crate) fn concerns_one(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Invalid(_)
+            | StoreError::KeySize { .. }
+            | StoreError::ValueTooLarge { .. }
+            | StoreError::BatchTooLarge { .. }
+            | StoreError::CrossShard
+            | StoreError::NotAnInteger
+            | StoreError::Overflow
+    )
+}
+
+/// About how many bytes a reply holds in memory.
+pub(crate) fn held_bytes(reply: &Reply) -> usize {
+    let content: usize = match reply {
+        Reply::Bulk(bytes) => bytes.len(),
+        Reply::Verbatim(text) => text.len(),
+        Reply::Error(text) => text.len(),
+        Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => items.iter().map(held_bytes).sum(),
+        Reply::Map(pairs) => pairs.iter().map(|(key, value)| held_bytes(key) + held_bytes(value)).sum(),
+        Reply::Simple(_) | Reply::Integer(_) | Reply::Null | Reply::Boolean(_) => 0,
+    };
+    size_of::<Reply>() + content
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use flotilla_types::{NodeId, ShardId, Timestamp};
+
+    use super::*;
+
+    fn found(expires_at_ms: Option<u64>) -> Option<Found> {
+        Some(Found {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::from_static(b"v"),
+            version: Timestamp(1),
+            expires_at_ms,
+            value_bytes: 7,
+            served_by: NodeId(1),
+            shard: ShardId(1),
+        })
+    }
+
+    fn old() -> Option<Bytes> {
+        Some(Bytes::from_static(b"old"))
+    }
+
+    #[test]
+    fn results_of_writes_become_the_replies_of_redis() {
+        use WriteAnswer::{Changed, Number, Old, Stored};
+        let version = Timestamp(1);
+        let written = |old, number| OperationResult::Written { version, old, existed: true, number };
+        let skipped = |old| OperationResult::Skipped { version: None, old };
+        for (answer, result, reply) in [
+            (Stored, written(None, 0), Reply::OK),
+            (Stored, skipped(None), Reply::Null),
+            (Old, written(None, 0), Reply::Null),
+            (Old, written(old(), 0), Reply::bulk_or_null(old())),
+            (Old, skipped(old()), Reply::bulk_or_null(old())),
+            (Old, OperationResult::Deleted { version, old: old() }, Reply::bulk_or_null(old())),
+            (Old, OperationResult::Absent, Reply::Null),
+            (Changed, written(None, 0), Reply::Integer(1)),
+            (Changed, OperationResult::Deleted { version, old: None }, Reply::Integer(1)),
+            (Changed, skipped(None), Reply::Integer(0)),
+            (Changed, OperationResult::Absent, Reply::Integer(0)),
+            (Number, written(None, -4), Reply::Integer(-4)),
+            (Number, OperationResult::Absent, Reply::Integer(0)),
+        ] {
+            assert_eq!(answer.reply(result.clone()), reply, "{answer:?} {result:?}");
+        }
+    }
+
+    #[test]
+    fn records_become_the_replies_of_redis() {
+        use ReadAnswer::{Exists, Length, Ttl, Type, Value};
+        let (seconds, milliseconds) = (Ttl(TimeUnit::Seconds), Ttl(TimeUnit::Milliseconds));
+        for (answer, record, reply) in [
+            (Value, found(None), Reply::text("v")),
+            (Value, None, Reply::Null),
+            (Length, found(None), Reply::Integer(7)),
+            (Length, None, Reply::Integer(0)),
+            (Exists, found(None), Reply::Integer(1)),
+            (Type, found(None), Reply::Simple("string")),
+            (Type, None, Reply::Simple("none")),
+            (seconds, None, Reply::Integer(-2)),
+            (seconds, found(None), Reply::Integer(-1)),
+            (seconds, found(Some(11_499)), Reply::Integer(1)),
+            (seconds, found(Some(11_500)), Reply::Integer(2)),
+            (milliseconds, found(Some(11_499)), Reply::Integer(1_499)),
+            (milliseconds, found(Some(9_000)), Reply::Integer(0)),
+        ] {
+            assert_eq!(answer.reply(record, 10_000), reply, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_write_of_unknown_outcome_is_called_unknown() {
+        let code = |error: &StoreError| match error_reply(error) {
+            Reply::Error(text) => text.split(' ').next().unwrap_or_default().to_owned(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code(&StoreError::OutcomeUnknown { shard: ShardId(1) }), "UNKNOWN");
+        assert_eq!(code(&StoreError::CrossShard), "CROSSSLOT");
+        assert_eq!(code(&StoreError::Busy { retry_after_ms: 1 }), "TRYAGAIN");
+        assert_eq!(code(&StoreError::DeadlineExceeded { shard: None }), "CLUSTERDOWN");
+        assert_eq!(code(&StoreError::ValueTooLarge { limit_bytes: 1 }), "ERR");
+        assert_eq!(
+            error_reply(&StoreError::Overflow),
+            Reply::Error("ERR increment or decrement would overflow".into())
+        );
+    }
+}

@@ -1,0 +1,119 @@
+//! Where scans go on: `SCAN` answers with a number, and keys are longer than numbers.
+//!
+//! A bounded table from number to key: the scans that went on least recently are forgotten first. The number of a key
+//! is a hash under a secret of this process, so that equal positions share an entry and a number from another node, or
+//! from before a restart, is not found rather than mistaken. Numbers have 53 bits, for clients that keep them as floats.
+
+use std::{
+    collections::{BTreeMap, hash_map::RandomState},
+    hash::BuildHasher,
+};
+
+use bytes::Bytes;
+
+/// Scans that may be underway; with the longest keys they take 16 MiB.
+pub(crate) const CURSORS_MAX: usize = 4_096;
+
+const CURSOR_BITS: u32 = 53;
+
+/// The positions of scans.
+#[derive(Debug)]
+pub(crate) struct Cursors {
+    secret: RandomState,
+    /// By cursor: the last key seen, and when it was last used.
+    positions: BTreeMap<u64, (Bytes, u64)>,
+    /// Cursors by when they were last used.
+    by_use: BTreeMap<u64, u64>,
+    uses: u64,
+    capacity: usize,
+}
+
+impl Cursors {
+    /// An empty table. `capacity` is at least 1.
+    pub(crate) fn new(capacity: usize) -> Self {
+        let (positions, by_use) = (BTreeMap::new(), BTreeMap::new());
+        Self { secret: RandomState::new(), positions, by_use, uses: 0, capacity: capacity.max(1) }
+    }
+
+    /// The cursor for a scan that goes on behind this key. Never 0.
+    pub(crate) fn keep(&mut self, key: &Bytes) -> u64 {
+        let cursor = self.cursor_of(key);
+        if !self.touch(cursor) {
+            if self.positions.len() == self.capacity
+                && let Some((_, oldest)) = self.by_use.pop_first()
+            {
+                self.positions.remove(&oldest);
+            }
+            // The key may be a slice of a whole page, which it would keep in memory.
+            self.positions.insert(cursor, (Bytes::copy_from_slice(key), 0));
+            self.touch(cursor);
+        }
+        cursor
+    }
+
+    /// The key that this cursor goes on behind. It can be asked for again.
+    pub(crate) fn find(&mut self, cursor: u64) -> Option<Bytes> {
+        self.touch(cursor);
+        self.positions.get(&cursor).map(|(key, _)| key.clone())
+    }
+
+    /// Two keys with the same hash get different cursors.
+    fn cursor_of(&self, key: &Bytes) -> u64 {
+        let mut salt = 0_u32;
+        loop {
+            let cursor = self.secret.hash_one((&key[..], salt)) >> (u64::BITS - CURSOR_BITS);
+            let taken = self.positions.get(&cursor).is_some_and(|(other, _)| other != key);
+            if cursor != 0 && !taken {
+                return cursor;
+            }
+            salt += 1;
+        }
+    }
+
+    fn touch(&mut self, cursor: u64) -> bool {
+        let Some((_, used)) = self.positions.get_mut(&cursor) else { return false };
+        self.by_use.remove(used);
+        self.uses += 1;
+        *used = self.uses;
+        self.by_use.insert(self.uses, cursor);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: usize) -> Bytes {
+        format!("key:{number}").into()
+    }
+
+    #[test]
+    fn a_cursor_finds_its_key_again_and_again() {
+        let mut cursors = Cursors::new(2);
+        let cursor = cursors.keep(&key(1));
+        assert!(cursor != 0 && cursor < 1 << 53);
+        assert_eq!(cursors.find(cursor), Some(key(1)));
+        assert_eq!(cursors.find(cursor), Some(key(1)));
+        assert_eq!(cursors.keep(&key(1)), cursor);
+        assert_eq!(cursors.find(cursor ^ 1), None);
+    }
+
+    #[test]
+    fn the_position_used_least_recently_is_forgotten_first() {
+        let mut cursors = Cursors::new(2);
+        let (one, two) = (cursors.keep(&key(1)), cursors.keep(&key(2)));
+        cursors.find(one);
+        let three = cursors.keep(&key(3));
+        assert_eq!([one, two, three].map(|cursor| cursors.find(cursor).is_some()), [true, false, true]);
+        assert_eq!((cursors.positions.len(), cursors.by_use.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_cursor_of_another_process_is_not_found() {
+        let cursor = Cursors::new(1).keep(&key(1));
+        let mut other = Cursors::new(1);
+        other.keep(&key(1));
+        assert_eq!(other.find(cursor), None);
+    }
+}

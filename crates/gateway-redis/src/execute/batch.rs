@@ -1,0 +1,237 @@
+//! Many single-key requests of one connection in few calls.
+//!
+//! What is ready at the same time and lives in one shard shares a call, and writes that follow each other on one key
+//! become operations of one command. When one of them is refused (not a number, say), nothing of the call was written:
+//! its halves are tried one after the other, so that the refusal reaches only the request that earned it.
+//!
+//! Writes of one key never go into two calls that run at the same time.
+
+use bytes::Bytes;
+use flotilla_gateway::{Consistency, Store, StoreError};
+use flotilla_kv::Action;
+use futures_util::future::{BoxFuture, FutureExt as _};
+
+use super::{Answered, COLLECTION, Job};
+use crate::{
+    Reply,
+    answer::{concerns_one, error_reply},
+    clock,
+    plan::{Read, Write},
+};
+
+/// Writes of one key that become one command.
+const CHAIN_WRITES_MAX: usize = 256;
+/// Writes in one call. One chain may go beyond.
+const CALL_WRITES_MAX: usize = 256;
+/// Bytes of keys and values in one writing call; larger writes gain nothing from sharing. One write may go beyond.
+const CALL_BYTES_MAX: usize = 256 << 10;
+/// Reads in one call: bounds what it may return.
+const CALL_READS_MAX: usize = 64;
+
+/// Writes of one key, in order. Never empty.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    jobs: Vec<Job<Write>>,
+    bytes: usize,
+}
+
+impl Chain {
+    pub(crate) fn new(first: Job<Write>) -> Self {
+        let bytes = write_bytes(&first.work);
+        Self { jobs: vec![first], bytes }
+    }
+
+    /// Whether one more write may join.
+    pub(crate) fn takes(&self, write: &Write) -> bool {
+        self.jobs.len() < CHAIN_WRITES_MAX && self.bytes + write_bytes(write) <= CALL_BYTES_MAX
+    }
+
+    pub(crate) fn push(&mut self, next: Job<Write>) {
+        self.bytes += write_bytes(&next.work);
+        self.jobs.push(next);
+    }
+}
+
+fn write_bytes(write: &Write) -> usize {
+    let value = match &write.operation.action {
+        Action::Put { value, .. } => value.len(),
+        Action::Append { bytes } => bytes.len(),
+        Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => 0,
+    };
+    write.operation.key.len() + value
+}
+
+/// The calls that run these writes, to be run at the same time. No two chains may have the same key.
+pub(crate) fn write_all(store: &Store, chains: Vec<Chain>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
+    let same = |keys: &[Bytes]| store.same_shard(COLLECTION, keys).unwrap_or(true);
+    let groups = by_shard(chains, |chain: &Chain| &chain.jobs[0].work.operation.key, same);
+    let cost = |chain: &Chain| (chain.jobs.len(), chain.bytes);
+    let calls: Vec<_> =
+        groups.into_iter().flat_map(|group| cut(group, cost, CALL_WRITES_MAX, CALL_BYTES_MAX)).collect();
+    let store = store.clone();
+    calls.into_iter().map(move |chains| {
+        let jobs = chains.into_iter().flat_map(|chain| chain.jobs).collect();
+        write_call(store.clone(), jobs).boxed()
+    })
+}
+
+/// The calls that run these reads, to be run at the same time.
+pub(crate) fn read_all(store: &Store, jobs: Vec<Job<Read>>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
+    let same = |keys: &[Bytes]| store.same_shard(COLLECTION, keys).unwrap_or(true);
+    let (with_value, without): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.work.answer.needs_value());
+    let mut calls = Vec::new();
+    for (jobs, values) in [(with_value, true), (without, false)] {
+        for group in by_shard(jobs, |job: &Job<Read>| &job.work.key, same) {
+            calls.extend(cut(group, |_| (1, 0), CALL_READS_MAX, 0).into_iter().map(|jobs| (jobs, values)));
+        }
+    }
+    let store = store.clone();
+    calls.into_iter().map(move |(jobs, values)| read_call(store.clone(), jobs, values).boxed())
+}
+
+async fn write_call(store: Store, jobs: Vec<Job<Write>>) -> Vec<Answered> {
+    let mut answered = Vec::with_capacity(jobs.len());
+    let mut parts = Parts::new(jobs);
+    while let Some(jobs) = parts.next() {
+        let Some(deadline) = jobs.iter().map(|job| job.deadline).min() else { continue };
+        let operations = jobs.iter().map(|job| job.work.operation.clone()).collect();
+        match store.write(COLLECTION, Vec::new(), operations, deadline).await {
+            Ok(written) if written.results.len() == jobs.len() => {
+                let pairs = jobs.iter().zip(written.results);
+                answered.extend(pairs.map(|(job, result)| job.answered(job.work.answer.reply(result))));
+            }
+            Ok(written) => fail(&mut answered, &jobs, &StoreError::OutcomeUnknown { shard: written.shard }),
+            Err(error) if jobs.len() > 1 && concerns_one(&error) => parts.halve(jobs),
+            Err(error) => fail(&mut answered, &jobs, &error),
+        }
+    }
+    answered
+}
+
+async fn read_call(store: Store, jobs: Vec<Job<Read>>, values: bool) -> Vec<Answered> {
+    let mut answered = Vec::with_capacity(jobs.len());
+    let mut parts = Parts::new(jobs);
+    while let Some(jobs) = parts.next() {
+        let Some(deadline) = jobs.iter().map(|job| job.deadline).min() else { continue };
+        let keys = jobs.iter().map(|job| job.work.key.clone()).collect();
+        match store.get(COLLECTION, keys, values, Consistency::Strong, deadline).await {
+            Ok(found) => {
+                let now_ms = clock::wall_ms();
+                let pairs = jobs.iter().zip(found);
+                answered.extend(pairs.map(|(job, found)| job.answered(job.work.answer.reply(found, now_ms))));
+            }
+            Err(error) if jobs.len() > 1 && concerns_one(&error) => parts.halve(jobs),
+            Err(error) => fail(&mut answered, &jobs, &error),
+        }
+    }
+    answered
+}
+
+fn fail<W>(answered: &mut Vec<Answered>, jobs: &[Job<W>], error: &StoreError) {
+    let reply: Reply = error_reply(error);
+    answered.extend(jobs.iter().map(|job| job.answered(reply.clone())));
+}
+
+/// Parts of a call that are still to be tried, in order.
+struct Parts<T>(Vec<Vec<T>>);
+
+impl<T> Parts<T> {
+    fn new(whole: Vec<T>) -> Self {
+        Self(vec![whole])
+    }
+
+    fn next(&mut self) -> Option<Vec<T>> {
+        self.0.pop()
+    }
+
+    /// This part is to be tried again as two.
+    fn halve(&mut self, mut part: Vec<T>) {
+        let second = part.split_off(part.len() / 2);
+        self.0.push(second);
+        self.0.push(part);
+    }
+}
+
+/// Groups items whose keys live in one shard, keeping their order. `same` says whether keys do.
+pub(super) fn by_shard<T>(items: Vec<T>, key: impl Fn(&T) -> &Bytes, same: impl Fn(&[Bytes]) -> bool) -> Vec<Vec<T>> {
+    if items.is_empty() {
+        return Vec::new();
+    }
+    let keys: Vec<_> = items.iter().map(|item| key(item).clone()).collect();
+    if items.len() == 1 || same(&keys) {
+        return vec![items];
+    }
+    let mut groups: Vec<(Bytes, Vec<T>)> = Vec::new();
+    for (item, key) in items.into_iter().zip(keys) {
+        match groups.iter_mut().find(|(first, _)| same(&[first.clone(), key.clone()])) {
+            Some((_, group)) => group.push(item),
+            None => groups.push((key, vec![item])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Cuts items into pieces of at most so many parts and bytes, or one item.
+fn cut<T>(items: Vec<T>, cost: impl Fn(&T) -> (usize, usize), parts_max: usize, bytes_max: usize) -> Vec<Vec<T>> {
+    let mut pieces: Vec<Vec<T>> = Vec::new();
+    let (mut parts, mut bytes) = (0, 0);
+    for item in items {
+        let (item_parts, item_bytes) = cost(&item);
+        match pieces.last_mut().filter(|_| parts + item_parts <= parts_max && bytes + item_bytes <= bytes_max) {
+            Some(piece) => piece.push(item),
+            None => {
+                (parts, bytes) = (0, 0);
+                pieces.push(vec![item]);
+            }
+        }
+        parts += item_parts;
+        bytes += item_bytes;
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(names: &[&str]) -> Vec<Bytes> {
+        names.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect()
+    }
+
+    /// Keys with the same first letter live together.
+    fn same(keys: &[Bytes]) -> bool {
+        keys.iter().all(|key| key[0] == keys[0][0])
+    }
+
+    #[test]
+    fn items_are_grouped_by_shard_in_order() {
+        let groups = by_shard(keys(&["a1", "b1", "a2", "c1", "b2"]), |key| key, same);
+        assert_eq!(groups, [keys(&["a1", "a2"]), keys(&["b1", "b2"]), keys(&["c1"])]);
+        assert_eq!(by_shard(keys(&["a1", "a2"]), |key| key, same), [keys(&["a1", "a2"])]);
+        assert!(by_shard(keys(&[]), |key| key, same).is_empty());
+    }
+
+    #[test]
+    fn calls_are_cut_at_either_bound_and_a_large_item_goes_alone() {
+        let sizes = |sizes: &[usize]| cut(sizes.to_vec(), |size| (1, *size), 3, 10);
+        assert_eq!(sizes(&[1, 1, 1, 1]), [vec![1, 1, 1], vec![1]]);
+        assert_eq!(sizes(&[5, 5, 1, 99, 1]), [vec![5, 5], vec![1], vec![99], vec![1]]);
+    }
+
+    #[test]
+    fn a_refused_call_is_tried_in_halves_in_order_until_the_culprit_is_alone() {
+        let mut parts = Parts::new((0..7).collect());
+        let (mut done, mut refused) = (Vec::new(), Vec::new());
+        while let Some(part) = parts.next() {
+            match part.contains(&4) {
+                true if part.len() > 1 => parts.halve(part),
+                true => refused.extend(part),
+                false => {
+                    assert_eq!(refused.is_empty(), part[0] < 4);
+                    done.extend(part);
+                }
+            }
+        }
+        assert_eq!((done, refused), (vec![0, 1, 2, 3, 5, 6], vec![4]));
+    }
+}

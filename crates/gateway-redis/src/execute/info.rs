@@ -1,0 +1,111 @@
+//! The text of `INFO`: what clients, monitors and people look for, in Redis's words.
+//!
+//! Pure. It knows one node as its gateway sees it; the state of the cluster is on the HTTP interface.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+
+/// What is known of this server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// The version of Redis to pass for.
+    pub(crate) redis_version: &'static str,
+    pub(crate) port: u16,
+    pub(crate) process: u32,
+    pub(crate) uptime_s: u64,
+    pub(crate) clients: usize,
+    pub(crate) clients_max: usize,
+    pub(crate) accepted: u64,
+    pub(crate) commands: u64,
+    /// Missing when nobody asked, or when a shard did not answer.
+    pub(crate) keys: Option<u64>,
+}
+
+const SECTIONS: &[&str] = &["server", "clients", "stats", "replication", "cluster", "keyspace"];
+
+/// Whether the number of keys is asked for.
+pub(crate) fn wants_keyspace(sections: &[Bytes]) -> bool {
+    wants(sections, "keyspace")
+}
+
+/// The sections asked for; all when none are named.
+pub(crate) fn info_text(sections: &[Bytes], facts: &Facts) -> String {
+    let mut text = String::new();
+    for section in SECTIONS.iter().filter(|section| wants(sections, section)) {
+        if !text.is_empty() {
+            text.push_str("\r\n");
+        }
+        for line in lines(section, facts).lines() {
+            write!(text, "{line}\r\n").expect("a growing text takes any text");
+        }
+    }
+    text
+}
+
+fn wants(sections: &[Bytes], section: &str) -> bool {
+    let names = [section, "default", "all", "everything"];
+    let named = |asked: &Bytes| names.iter().any(|name| asked.eq_ignore_ascii_case(name.as_bytes()));
+    sections.is_empty() || sections.iter().any(named)
+}
+
+fn lines(section: &str, facts: &Facts) -> String {
+    let Facts { redis_version, port, process, uptime_s, clients, clients_max, accepted, commands, keys } = facts;
+    match section {
+        "server" => format!(
+            "# Server\nredis_version:{redis_version}\nredis_mode:standalone\nserver_name:flotilla\n\
+             flotilla_version:{}\nos:{}\narch_bits:{}\nprocess_id:{process}\ntcp_port:{port}\n\
+             uptime_in_seconds:{uptime_s}\nuptime_in_days:{}",
+            env!("CARGO_PKG_VERSION"),
+            std::env::consts::OS,
+            usize::BITS,
+            uptime_s / 86_400,
+        ),
+        "clients" => format!("# Clients\nconnected_clients:{clients}\nmaxclients:{clients_max}\nblocked_clients:0"),
+        "stats" => {
+            format!("# Stats\ntotal_connections_received:{accepted}\ntotal_commands_processed:{commands}")
+        }
+        // Every node takes writes; replicas are inside the cluster and not this protocol's.
+        "replication" => "# Replication\nrole:master\nconnected_slaves:0".to_owned(),
+        // Clients must not look for hash slots.
+        "cluster" => "# Cluster\ncluster_enabled:0".to_owned(),
+        "keyspace" => match keys {
+            Some(keys) if *keys > 0 => format!("# Keyspace\ndb0:keys={keys},expires=0,avg_ttl=0"),
+            _ => "# Keyspace".to_owned(),
+        },
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            redis_version: "7.2.0",
+            port: 6_379,
+            process: 1,
+            uptime_s: 90_000,
+            clients: 2,
+            clients_max: 10,
+            accepted: 3,
+            commands: 4,
+            keys: Some(5),
+        }
+    }
+
+    #[test]
+    fn named_sections_come_alone_and_none_means_all() {
+        let text = |sections: &[&'static str]| {
+            let sections: Vec<_> = sections.iter().map(|name| Bytes::from_static(name.as_bytes())).collect();
+            info_text(&sections, &facts())
+        };
+        assert_eq!(text(&["Keyspace"]), "# Keyspace\r\ndb0:keys=5,expires=0,avg_ttl=0\r\n");
+        assert_eq!(text(&["nothing"]), "");
+        assert_eq!(text(&[]), text(&["all"]));
+        for line in ["redis_version:7.2.0\r\n", "uptime_in_days:1\r\n", "role:master\r\n", "connected_clients:2\r\n"] {
+            assert!(text(&[]).contains(line), "{line}");
+        }
+    }
+}

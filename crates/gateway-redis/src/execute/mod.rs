@@ -1,0 +1,41 @@
+//! Commands against the store. Calls run as plain futures inside their connection's task; nothing is spawned.
+
+mod batch;
+mod info;
+mod scan;
+mod task;
+
+use std::time::Instant;
+
+pub(crate) use batch::{Chain, read_all, write_all};
+pub(crate) use info::{Facts, info_text, wants_keyspace};
+pub(crate) use task::run;
+
+use crate::{Protocol, Reply, window::Ordinal};
+
+/// The collection that this protocol serves.
+const COLLECTION: &str = "default";
+
+/// A request at work.
+#[derive(Debug)]
+pub(crate) struct Job<W> {
+    pub(crate) ordinal: Ordinal,
+    /// What its answer is encoded for.
+    pub(crate) protocol: Protocol,
+    pub(crate) deadline: Instant,
+    pub(crate) work: W,
+}
+
+/// A request's answer.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) ordinal: Ordinal,
+    pub(crate) protocol: Protocol,
+    pub(crate) reply: Reply,
+}
+
+impl<W> Job<W> {
+    pub(crate) fn answered(&self, reply: Reply) -> Answered {
+        Answered { ordinal: self.ordinal, protocol: self.protocol, reply }
+    }
+}

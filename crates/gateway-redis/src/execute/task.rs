@@ -1,0 +1,232 @@
+//! Commands that take several calls, or one of their own.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use flotilla_gateway::{Consistency, Found, Store, StoreError};
+use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult};
+use futures_util::future::join_all;
+
+use super::{COLLECTION, batch::by_shard, scan::scan};
+use crate::{
+    ExpireCondition, Reply,
+    answer::{error_reply, integer},
+    plan::{Task, expire_action, operation},
+    server::Shared,
+};
+
+/// Keys of one reading call.
+const READ_KEYS_MAX: usize = 4_096;
+/// Keys of one writing call.
+const WRITE_KEYS_MAX: usize = 1_024;
+/// `MGET` of more keys looks at the lengths of their values first, so that its reply stays within bounds.
+const MGET_KEYS_UNMEASURED_MAX: usize = 64;
+/// Bytes of values that one `MGET` of many keys answers with.
+const MGET_BYTES_MAX: u64 = 64 << 20;
+/// How often a command that looks before it writes starts over because someone else wrote in between.
+const VERSION_TRIES_MAX: usize = 16;
+
+/// Runs a task to its reply.
+pub(crate) async fn run(shared: &Shared, task: Task, deadline: Instant) -> Reply {
+    let calls = Calls { store: &shared.store, deadline };
+    let reply = match task {
+        Task::MGet(keys) => calls.mget(keys).await,
+        Task::MSet(pairs) => calls.mset(pairs).await,
+        Task::Del(keys) => return calls.del(keys).await,
+        Task::Exists(keys) => calls.exists(keys).await,
+        Task::Expire { key, at_ms, condition } => calls.expire(key, at_ms, condition).await,
+        Task::GetEx { key, expiry } => calls.get_ex(key, expiry).await,
+        Task::Scan(query) => scan(shared, query, deadline).await,
+        Task::DbSize => shared.store.count(COLLECTION, deadline).await.map(|count| Reply::Integer(integer(count))),
+        Task::Info(sections) => Ok(shared.info(&sections, deadline).await),
+    };
+    reply.unwrap_or_else(|error| error_reply(&error))
+}
+
+/// The calls of one task.
+struct Calls<'a> {
+    store: &'a Store,
+    deadline: Instant,
+}
+
+impl Calls<'_> {
+    async fn get(&self, keys: &[Bytes], values: bool) -> Result<Vec<Option<Found>>, StoreError> {
+        let mut found = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(READ_KEYS_MAX) {
+            found.extend(self.store.get(COLLECTION, keys.to_vec(), values, Consistency::Strong, self.deadline).await?);
+        }
+        Ok(found)
+    }
+
+    async fn write(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, StoreError> {
+        let written = self.store.write(COLLECTION, Vec::new(), operations, self.deadline).await?;
+        Ok(written.results)
+    }
+
+    async fn mget(&self, keys: Vec<Bytes>) -> Result<Reply, StoreError> {
+        if keys.len() > MGET_KEYS_UNMEASURED_MAX {
+            let found = self.get(&keys, false).await?;
+            let bytes: u64 = found.iter().flatten().map(|found| found.value_bytes).sum();
+            if bytes > MGET_BYTES_MAX {
+                return Ok(Reply::Error("ERR the values are too large for one reply; ask for fewer keys".into()));
+            }
+        }
+        let found = self.get(&keys, true).await?;
+        Ok(Reply::Array(found.into_iter().map(|found| Reply::bulk_or_null(found.map(|found| found.value))).collect()))
+    }
+
+    async fn exists(&self, keys: Vec<Bytes>) -> Result<Reply, StoreError> {
+        let found = self.get(&keys, false).await?;
+        Ok(Reply::Integer(found.iter().flatten().count() as i64))
+    }
+
+    /// One command, so that all keys change together or none.
+    async fn mset(&self, pairs: Vec<(Bytes, Bytes)>) -> Result<Reply, StoreError> {
+        let put = |value| Action::Put { value, expiry: Expiry::Never, return_old: false };
+        self.write(pairs.into_iter().map(|(key, value)| operation(key, None, put(value))).collect()).await?;
+        Ok(Reply::OK)
+    }
+
+    /// Atomic in each shard, not over all of them.
+    async fn del(&self, keys: Vec<Bytes>) -> Reply {
+        let same = |keys: &[Bytes]| self.store.same_shard(COLLECTION, keys).unwrap_or(true);
+        let groups = by_shard(keys, |key| key, same);
+        let tallies = join_all(groups.into_iter().map(|keys| self.del_in_shard(keys))).await;
+        total(tallies)
+    }
+
+    async fn del_in_shard(&self, keys: Vec<Bytes>) -> Tally {
+        let mut tally = Tally::default();
+        for keys in keys.chunks(WRITE_KEYS_MAX) {
+            let delete = |key: &Bytes| operation(key.clone(), None, Action::Delete { return_old: false });
+            match self.write(keys.iter().map(delete).collect()).await {
+                Ok(results) => {
+                    let deleted = |result: &&OperationResult| matches!(result, OperationResult::Deleted { .. });
+                    tally.removed += results.iter().filter(deleted).count() as i64;
+                }
+                Err(error) => {
+                    tally.error = Some(error);
+                    return tally;
+                }
+            }
+        }
+        tally
+    }
+
+    async fn expire(&self, key: Bytes, at_ms: Option<u64>, condition: ExpireCondition) -> Result<Reply, StoreError> {
+        for _ in 0..VERSION_TRIES_MAX {
+            let Some(found) = self.get_one(&key, false).await? else { return Ok(Reply::Integer(0)) };
+            if !allows(condition, found.expires_at_ms, at_ms) {
+                return Ok(Reply::Integer(0));
+            }
+            if self.write_unchanged(&key, &found, expire_action(at_ms)).await? {
+                return Ok(Reply::Integer(1));
+            }
+        }
+        Ok(contended())
+    }
+
+    async fn get_ex(&self, key: Bytes, expiry: Expiry) -> Result<Reply, StoreError> {
+        for _ in 0..VERSION_TRIES_MAX {
+            let Some(found) = self.get_one(&key, true).await? else { return Ok(Reply::Null) };
+            let has_it = expiry == Expiry::Never && found.expires_at_ms.is_none();
+            if has_it || self.write_unchanged(&key, &found, Action::Expire { expiry }).await? {
+                return Ok(Reply::Bulk(found.value));
+            }
+        }
+        Ok(contended())
+    }
+
+    async fn get_one(&self, key: &Bytes, value: bool) -> Result<Option<Found>, StoreError> {
+        Ok(self.get(std::slice::from_ref(key), value).await?.pop().flatten())
+    }
+
+    /// Writes if the record is still what was found.
+    async fn write_unchanged(&self, key: &Bytes, found: &Found, action: Action) -> Result<bool, StoreError> {
+        let operation = operation(key.clone(), Some(Condition::Version(found.version)), action);
+        let results = self.write(vec![operation]).await?;
+        Ok(!matches!(results.first(), Some(OperationResult::Skipped { .. })))
+    }
+}
+
+fn contended() -> Reply {
+    Reply::Error("TRYAGAIN the key is written too often to be looked at in between; try again".into())
+}
+
+/// Whether `EXPIRE` may replace an expiry. A new one of `None` is in the past.
+fn allows(condition: ExpireCondition, current_ms: Option<u64>, new_ms: Option<u64>) -> bool {
+    let new_ms = new_ms.unwrap_or(0);
+    match condition {
+        ExpireCondition::Always => true,
+        ExpireCondition::IfNone => current_ms.is_none(),
+        ExpireCondition::IfAny => current_ms.is_some(),
+        ExpireCondition::IfLater => current_ms.is_some_and(|current_ms| new_ms > current_ms),
+        ExpireCondition::IfEarlier => current_ms.is_none_or(|current_ms| new_ms < current_ms),
+        ExpireCondition::IfAnyAndEarlier => current_ms.is_some_and(|current_ms| new_ms < current_ms),
+    }
+}
+
+/// What became of the keys of one shard.
+#[derive(Debug, Default)]
+struct Tally {
+    removed: i64,
+    error: Option<StoreError>,
+}
+
+/// A failure is plain only when nothing was removed anywhere.
+fn total(tallies: Vec<Tally>) -> Reply {
+    let removed: i64 = tallies.iter().map(|tally| tally.removed).sum();
+    let mut errors: Vec<_> = tallies.into_iter().filter_map(|tally| tally.error).collect();
+    let unknown = errors.iter().position(|error| matches!(error, StoreError::OutcomeUnknown { .. }));
+    if !errors.is_empty() {
+        errors.swap(0, unknown.unwrap_or(0));
+    }
+    match errors.first() {
+        None => Reply::Integer(removed),
+        Some(error) if removed > 0 && unknown.is_none() => {
+            Reply::error(format_args!("UNKNOWN {removed} keys were removed, others were not: {error}"))
+        }
+        Some(error) => error_reply(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::ShardId;
+
+    use super::*;
+
+    #[test]
+    fn conditions_of_an_expiry_follow_redis() {
+        use ExpireCondition::{Always, IfAny, IfAnyAndEarlier, IfEarlier, IfLater, IfNone};
+        for (condition, none, later, earlier) in [
+            (Always, true, true, true),
+            (IfNone, true, false, false),
+            (IfAny, false, true, true),
+            (IfLater, false, true, false),
+            (IfEarlier, true, false, true),
+            (IfAnyAndEarlier, false, false, true),
+        ] {
+            assert_eq!(allows(condition, None, Some(5)), none, "{condition:?} without an expiry");
+            assert_eq!(allows(condition, Some(4), Some(5)), later, "{condition:?} to a later one");
+            assert_eq!(allows(condition, Some(6), Some(5)), earlier, "{condition:?} to an earlier one");
+            assert_eq!(allows(condition, Some(5), None), earlier, "{condition:?} into the past");
+        }
+        assert!(!allows(IfLater, Some(5), Some(5)) && !allows(IfEarlier, Some(5), Some(5)));
+    }
+
+    #[test]
+    fn a_partly_failed_removal_is_never_a_plain_failure() {
+        let tally = |removed, error| Tally { removed, error };
+        let busy = || Some(StoreError::Busy { retry_after_ms: 1 });
+        let unknown = || Some(StoreError::OutcomeUnknown { shard: ShardId(1) });
+        let code = |tallies| match total(tallies) {
+            Reply::Error(text) => text.split(' ').next().unwrap_or_default().to_owned(),
+            reply => format!("{reply:?}"),
+        };
+        assert_eq!(total(vec![tally(2, None), tally(1, None)]), Reply::Integer(3));
+        assert_eq!(code(vec![tally(0, None), tally(0, busy())]), "TRYAGAIN");
+        assert_eq!(code(vec![tally(1, None), tally(0, busy())]), "UNKNOWN");
+        assert_eq!(code(vec![tally(0, busy()), tally(0, unknown())]), "UNKNOWN");
+    }
+}

@@ -1,0 +1,266 @@
+//! What a command asks of the store: a write or a read of one key, which can share a call with others, or a task that
+//! takes several calls.
+//!
+//! Pure: the wall clock comes in as an argument, for expiries that a client counts from now.
+
+use bytes::Bytes;
+use flotilla_kv::{Action, Condition, Expiry, Operation, Otherwise};
+
+use crate::{
+    Command, Deadline, ExpireCondition, Scan, Set, SetCondition, SetExpiry, TimeUnit,
+    window::{Access, Footprint},
+};
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Plan {
+    Write(Write),
+    Read(Read),
+    Task(Task),
+}
+
+/// One operation on one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Write {
+    pub(crate) operation: Operation,
+    pub(crate) answer: WriteAnswer,
+}
+
+/// What is answered to a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WriteAnswer {
+    /// `OK`, or null when its condition did not hold.
+    Stored,
+    /// The value before.
+    Old,
+    /// 1 when something changed, else 0.
+    Changed,
+    /// The number in the operation's result; 0 when there was no record.
+    Number,
+}
+
+/// A look at one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Read {
+    pub(crate) key: Bytes,
+    pub(crate) answer: ReadAnswer,
+}
+
+/// What is answered to a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadAnswer {
+    Value,
+    Length,
+    Exists,
+    Ttl(TimeUnit),
+    Type,
+}
+
+/// Something that takes several calls, or one of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Task {
+    MGet(Vec<Bytes>),
+    MSet(Vec<(Bytes, Bytes)>),
+    Del(Vec<Bytes>),
+    Exists(Vec<Bytes>),
+    /// `EXPIRE` with a condition: looks, then writes what it saw unchanged otherwise.
+    Expire {
+        key: Bytes,
+        at_ms: Option<u64>,
+        condition: ExpireCondition,
+    },
+    /// `GETEX` with a change.
+    GetEx {
+        key: Bytes,
+        expiry: Expiry,
+    },
+    Scan(Scan),
+    DbSize,
+    Info(Vec<Bytes>),
+}
+
+impl Plan {
+    /// The plan for a command at `now_ms` (Unix).
+    ///
+    /// # Errors
+    /// The command itself when it asks nothing of the store.
+    pub(crate) fn of(command: Command, now_ms: u64) -> Result<Self, Command> {
+        let at = |deadline| expiry(deadline, now_ms);
+        Ok(match command {
+            Command::Get(key) => read(key, ReadAnswer::Value),
+            Command::StrLen(key) => read(key, ReadAnswer::Length),
+            Command::Ttl { key, unit } => read(key, ReadAnswer::Ttl(unit)),
+            Command::Type(key) => read(key, ReadAnswer::Type),
+            Command::GetEx { key, expiry: None } => read(key, ReadAnswer::Value),
+            Command::GetEx { key, expiry: Some(expiry) } => Self::Task(Task::GetEx { key, expiry: at(expiry) }),
+            Command::Set(set) => set_plan(set, now_ms),
+            Command::SetNx { key, value } => {
+                let action = Action::Put { value, expiry: Expiry::Never, return_old: false };
+                write(key, Some(Condition::Absent), action, WriteAnswer::Changed)
+            }
+            Command::GetDel(key) => write(key, None, Action::Delete { return_old: true }, WriteAnswer::Old),
+            Command::Append { key, value } => write(key, None, Action::Append { bytes: value }, WriteAnswer::Number),
+            Command::Add { key, delta } => write(key, None, Action::Add { delta }, WriteAnswer::Number),
+            Command::Persist(key) => write(key, None, Action::Expire { expiry: Expiry::Never }, WriteAnswer::Number),
+            Command::Expire { key, after_ms, condition } => expire_plan(key, after_ms, condition, now_ms),
+            Command::Del(keys) => match <[Bytes; 1]>::try_from(keys) {
+                Ok([key]) => write(key, None, Action::Delete { return_old: false }, WriteAnswer::Changed),
+                Err(keys) => Self::Task(Task::Del(keys)),
+            },
+            Command::Exists(keys) => match <[Bytes; 1]>::try_from(keys) {
+                Ok([key]) => read(key, ReadAnswer::Exists),
+                Err(keys) => Self::Task(Task::Exists(keys)),
+            },
+            Command::MGet(keys) => Self::Task(Task::MGet(keys)),
+            Command::MSet(pairs) => Self::Task(Task::MSet(pairs)),
+            Command::Scan(scan) => Self::Task(Task::Scan(scan)),
+            Command::DbSize => Self::Task(Task::DbSize),
+            Command::Info(sections) => Self::Task(Task::Info(sections)),
+            other => return Err(other),
+        })
+    }
+
+    /// What it touches.
+    pub(crate) fn footprint(&self) -> Footprint {
+        match self {
+            Self::Write(write) => Footprint::Key(write.operation.key.clone(), Access::Write),
+            Self::Read(read) => Footprint::Key(read.key.clone(), Access::Read),
+            Self::Task(Task::MGet(keys) | Task::Exists(keys)) => Footprint::Keys(keys.clone(), Access::Read),
+            Self::Task(Task::Del(keys)) => Footprint::Keys(keys.clone(), Access::Write),
+            Self::Task(Task::MSet(pairs)) => {
+                Footprint::Keys(pairs.iter().map(|(key, _)| key.clone()).collect(), Access::Write)
+            }
+            Self::Task(Task::Expire { key, .. } | Task::GetEx { key, .. }) => {
+                Footprint::Key(key.clone(), Access::Write)
+            }
+            Self::Task(Task::Scan(_) | Task::DbSize | Task::Info(_)) => Footprint::Everything,
+        }
+    }
+}
+
+fn read(key: Bytes, answer: ReadAnswer) -> Plan {
+    Plan::Read(Read { key, answer })
+}
+
+fn write(key: Bytes, condition: Option<Condition>, action: Action, answer: WriteAnswer) -> Plan {
+    Plan::Write(Write { operation: operation(key, condition, action), answer })
+}
+
+/// An operation that is skipped when its condition does not hold.
+pub(crate) fn operation(key: Bytes, condition: Option<Condition>, action: Action) -> Operation {
+    Operation { key, condition, otherwise: Otherwise::Skip, action }
+}
+
+fn set_plan(set: Set, now_ms: u64) -> Plan {
+    let condition = match set.condition {
+        SetCondition::Always => None,
+        SetCondition::IfAbsent => Some(Condition::Absent),
+        SetCondition::IfPresent => Some(Condition::Present),
+    };
+    let answer = if set.returns_old { WriteAnswer::Old } else { WriteAnswer::Stored };
+    let expiry = expiry(set.expiry, now_ms);
+    write(set.key, condition, Action::Put { value: set.value, expiry, return_old: set.returns_old }, answer)
+}
+
+fn expire_plan(key: Bytes, after_ms: i64, condition: ExpireCondition, now_ms: u64) -> Plan {
+    let at_ms = u64::try_from(after_ms).ok().filter(|after_ms| *after_ms > 0).map(|after_ms| now_ms + after_ms);
+    match condition {
+        ExpireCondition::Always => write(key, None, expire_action(at_ms), WriteAnswer::Changed),
+        condition => Plan::Task(Task::Expire { key, at_ms, condition }),
+    }
+}
+
+/// Sets an expiry; one in the past (`None`) removes the key.
+pub(crate) fn expire_action(at_ms: Option<u64>) -> Action {
+    match at_ms {
+        Some(at_ms) => Action::Expire { expiry: Expiry::At(at_ms) },
+        None => Action::Delete { return_old: false },
+    }
+}
+
+fn expiry(expiry: SetExpiry, now_ms: u64) -> Expiry {
+    match expiry {
+        SetExpiry::Never => Expiry::Never,
+        SetExpiry::Keep => Expiry::Keep,
+        SetExpiry::At(Deadline::After(after_ms)) => Expiry::At(now_ms + after_ms),
+        SetExpiry::At(Deadline::At(at_ms)) => Expiry::At(at_ms),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::testing::parsed;
+
+    fn plan(line: &str) -> Plan {
+        Plan::of(parsed(line).unwrap(), 1_000).unwrap()
+    }
+
+    fn key() -> Bytes {
+        Bytes::from_static(b"k")
+    }
+
+    fn put(expiry: Expiry, return_old: bool) -> Action {
+        Action::Put { value: Bytes::from_static(b"v"), expiry, return_old }
+    }
+
+    #[test]
+    fn writes_of_one_key_become_one_operation() {
+        use WriteAnswer::{Changed, Number, Old, Stored};
+        let (absent, present) = (Some(Condition::Absent), Some(Condition::Present));
+        for (line, condition, action, answer) in [
+            ("SET k v", None, put(Expiry::Never, false), Stored),
+            ("SET k v PX 5 NX", absent, put(Expiry::At(1_005), false), Stored),
+            ("SET k v XX GET KEEPTTL", present, put(Expiry::Keep, true), Old),
+            ("SET k v EXAT 9", None, put(Expiry::At(9_000), false), Stored),
+            ("GETSET k v", None, put(Expiry::Never, true), Old),
+            ("SETEX k 2 v", None, put(Expiry::At(3_000), false), Stored),
+            ("SETNX k v", absent, put(Expiry::Never, false), Changed),
+            ("GETDEL k", None, Action::Delete { return_old: true }, Old),
+            ("DEL k", None, Action::Delete { return_old: false }, Changed),
+            ("DECRBY k 3", None, Action::Add { delta: -3 }, Number),
+            ("APPEND k v", None, Action::Append { bytes: Bytes::from_static(b"v") }, Number),
+            ("PERSIST k", None, Action::Expire { expiry: Expiry::Never }, Number),
+            ("EXPIRE k 1", None, Action::Expire { expiry: Expiry::At(2_000) }, Changed),
+            ("PEXPIRE k 0", None, Action::Delete { return_old: false }, Changed),
+            ("EXPIRE k -1", None, Action::Delete { return_old: false }, Changed),
+        ] {
+            let plan = plan(line);
+            assert_eq!(plan.footprint(), Footprint::Key(key(), Access::Write), "{line}");
+            assert_eq!(plan, Plan::Write(Write { operation: operation(key(), condition, action), answer }), "{line}");
+        }
+    }
+
+    #[test]
+    fn conditional_expiries_and_several_keys_are_tasks() {
+        let keys = || vec![key(), Bytes::from_static(b"l")];
+        for (line, task, footprint) in [
+            (
+                "EXPIRE k -1 GT",
+                Task::Expire { key: key(), at_ms: None, condition: ExpireCondition::IfLater },
+                Footprint::Key(key(), Access::Write),
+            ),
+            (
+                "GETEX k PX 5",
+                Task::GetEx { key: key(), expiry: Expiry::At(1_005) },
+                Footprint::Key(key(), Access::Write),
+            ),
+            ("MGET k l", Task::MGet(keys()), Footprint::Keys(keys(), Access::Read)),
+            ("UNLINK k l", Task::Del(keys()), Footprint::Keys(keys(), Access::Write)),
+            ("MSET k 1 l 2", Task::MSet(keys().into_iter().zip(["1", "2"].map(Bytes::from)).collect()), {
+                Footprint::Keys(keys(), Access::Write)
+            }),
+            ("DBSIZE", Task::DbSize, Footprint::Everything),
+        ] {
+            assert_eq!(plan(line).footprint(), footprint, "{line}");
+            assert_eq!(plan(line), Plan::Task(task), "{line}");
+        }
+    }
+
+    #[test]
+    fn commands_about_the_connection_ask_nothing_of_the_store() {
+        for line in ["PING", "HELLO 3", "CLIENT ID", "COMMAND", "CONFIG GET *", "QUIT", "SELECT 0"] {
+            assert!(Plan::of(parsed(line).unwrap(), 0).is_err(), "{line}");
+        }
+    }
+}

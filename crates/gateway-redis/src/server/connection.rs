@@ -1,0 +1,283 @@
+//! One connection: bytes in, requests into the window, calls to the store, replies out in order.
+//!
+//! One task owns it all; calls are futures inside that task. It stops reading while too many requests or bytes are held
+//! (see [`super::ServerConfig`]), so that a client that sends faster than it is served, or does not read its replies,
+//! waits in its own socket. Replies that are there at the same time leave in one write.
+
+use std::{
+    future::{pending, poll_fn},
+    io,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::Instant,
+};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use flotilla_gateway::StoreError;
+use futures_util::{
+    StreamExt as _,
+    future::{BoxFuture, FutureExt as _},
+    stream::FuturesUnordered,
+};
+use tokio::{io::Interest, net::TcpStream, sync::watch};
+
+use super::{Shared, session::Session};
+use crate::{
+    Decoder, DecoderLimits, Protocol, Reply,
+    answer::{error_reply, held_bytes},
+    clients::Client,
+    clock,
+    execute::{Answered, Chain, Job, read_all, run, write_all},
+    parse,
+    plan::Plan,
+    window::{Ordinal, Window},
+};
+
+/// Bytes for which room is made before a read.
+const READ_BYTES: usize = 64 << 10;
+/// Room that is enough to read into.
+const READ_BYTES_MIN: usize = 4 << 10;
+/// Encoded bytes that wait for the socket; replies beyond stay as they are until there is room.
+const OUTPUT_BYTES_MAX: usize = 256 << 10;
+/// Capacity of buffers that an idle connection keeps.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+
+/// A request that waits for its turn.
+struct Pending {
+    plan: Plan,
+    protocol: Protocol,
+    deadline: Instant,
+}
+
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    stream: TcpStream,
+    session: Session,
+    decoder: Decoder,
+    input: BytesMut,
+    output: BytesMut,
+    window: Window<Pending, (Protocol, Reply)>,
+    running: FuturesUnordered<BoxFuture<'static, Vec<Answered>>>,
+    /// The input holds no further whole request.
+    is_hungry: bool,
+    /// The client sends nothing more.
+    is_at_end: bool,
+    /// Nothing more is taken from the input: the client quit or broke the protocol, or the server stops.
+    is_closing: bool,
+}
+
+impl Connection {
+    pub(super) fn new(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>) -> Self {
+        Self {
+            shared,
+            stream,
+            session: Session::new(client),
+            decoder: Decoder::new(DecoderLimits::default()),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            window: Window::default(),
+            running: FuturesUnordered::new(),
+            is_hungry: true,
+            is_at_end: false,
+            is_closing: false,
+        }
+    }
+
+    /// Serves until the client has gone or the server stops; whatever was read is answered first.
+    pub(super) async fn run(mut self, mut stopping: watch::Receiver<bool>) -> io::Result<()> {
+        loop {
+            self.decode();
+            self.start();
+            self.send()?;
+            if self.takes_requests() && !self.is_hungry {
+                continue;
+            }
+            let is_last = self.is_closing || self.is_at_end && self.is_hungry;
+            if is_last && self.window.is_empty() && self.output.is_empty() {
+                return Ok(());
+            }
+            self.wait(&mut stopping).await?;
+        }
+    }
+
+    /// Whether another request fits.
+    fn takes_requests(&self) -> bool {
+        let config = &self.shared.config;
+        !self.is_closing
+            && self.window.len() < config.in_flight_max
+            && self.window.held_bytes() + self.output.len() < config.buffered_bytes_max
+    }
+
+    /// Moves requests from the input to the window.
+    fn decode(&mut self) {
+        if self.is_hungry {
+            return;
+        }
+        let (now, now_ms) = (Instant::now(), clock::wall_ms());
+        let mut commands = 0;
+        while self.takes_requests() {
+            match self.decoder.decode(&mut self.input) {
+                Ok(Some(request)) => {
+                    commands += 1;
+                    self.take(request, now, now_ms);
+                }
+                Ok(None) => {
+                    self.is_hungry = true;
+                    break;
+                }
+                Err(error) => {
+                    self.answer_now(Reply::error(error));
+                    self.is_closing = true;
+                }
+            }
+        }
+        if commands > 0 {
+            self.shared.commands.fetch_add(commands, Ordering::Relaxed);
+            metrics::counter!("flotilla_redis_commands_total").increment(commands);
+        }
+    }
+
+    fn take(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
+        let bytes = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
+        let command = match parse(request) {
+            Ok(command) => command,
+            Err(error) => return self.answer_now(Reply::error(error)),
+        };
+        match Plan::of(command, now_ms) {
+            Ok(plan) => {
+                let deadline = now + self.shared.config.request_timeout;
+                let footprint = plan.footprint();
+                self.window.push(footprint, Pending { plan, protocol: self.session.protocol, deadline }, bytes);
+            }
+            Err(command) => {
+                let reply = self.session.answer(command, &self.shared.clients, now);
+                self.answer_now(reply);
+                self.is_closing |= self.session.has_quit;
+            }
+        }
+    }
+
+    fn answer_now(&mut self, reply: Reply) {
+        let bytes = held_bytes(&reply);
+        self.window.push_done((self.session.protocol, reply), bytes);
+    }
+
+    /// Starts the calls for all requests whose turn it is.
+    fn start(&mut self) {
+        let now = Instant::now();
+        let (mut chains, mut reads) = (Vec::new(), Vec::new());
+        while let Some((ordinal, Pending { plan, protocol, deadline })) = self.window.take_ready() {
+            if deadline <= now {
+                let reply = error_reply(&StoreError::DeadlineExceeded { shard: None });
+                self.finish(Answered { ordinal, protocol, reply });
+                continue;
+            }
+            match plan {
+                Plan::Write(work) => chains.push(self.chain(Job { ordinal, protocol, deadline, work }, now)),
+                Plan::Read(work) => reads.push(Job { ordinal, protocol, deadline, work }),
+                Plan::Task(task) => {
+                    let shared = self.shared.clone();
+                    let reply = async move { run(&shared, task, deadline).await };
+                    let answered = reply.map(move |reply| vec![Answered { ordinal, protocol, reply }]);
+                    self.running.push(answered.boxed());
+                }
+            }
+        }
+        self.running.extend(write_all(&self.shared.store, chains));
+        self.running.extend(read_all(&self.shared.store, reads));
+    }
+
+    /// A write with those that follow it on the same key.
+    fn chain(&mut self, first: Job<crate::plan::Write>, now: Instant) -> Chain {
+        let mut last: Ordinal = first.ordinal;
+        let mut chain = Chain::new(first);
+        let joins = |chain: &Chain, next: &Pending| {
+            next.deadline > now && matches!(&next.plan, Plan::Write(write) if chain.takes(write))
+        };
+        while let Some((ordinal, Pending { plan: Plan::Write(work), protocol, deadline })) =
+            self.window.take_follower(last, |next| joins(&chain, next))
+        {
+            chain.push(Job { ordinal, protocol, deadline, work });
+            last = ordinal;
+        }
+        chain
+    }
+
+    fn finish(&mut self, answered: Answered) {
+        let Answered { ordinal, protocol, reply } = answered;
+        let bytes = held_bytes(&reply);
+        self.window.finish(ordinal, (protocol, reply), bytes);
+    }
+
+    /// Writes as many replies as are there and as the socket takes.
+    fn send(&mut self) -> io::Result<()> {
+        loop {
+            while self.output.len() < OUTPUT_BYTES_MAX
+                && let Some((protocol, reply)) = self.window.pop()
+            {
+                reply.encode(protocol, &mut self.output);
+            }
+            if self.output.is_empty() {
+                if self.output.capacity() > KEPT_BYTES_MAX {
+                    self.output = BytesMut::new();
+                }
+                return Ok(());
+            }
+            match self.stream.try_write(&self.output) {
+                Ok(written) => self.output.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until something can be read or written, a call has finished, or the server stops.
+    async fn wait(&mut self, stopping: &mut watch::Receiver<bool>) -> io::Result<()> {
+        let reads = self.takes_requests() && !self.is_at_end;
+        let interest = match (reads, !self.output.is_empty()) {
+            (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+            (true, false) => Some(Interest::READABLE),
+            (false, true) => Some(Interest::WRITABLE),
+            (false, false) => None,
+        };
+        let (stream, running) = (&self.stream, &mut self.running);
+        let socket = async {
+            match interest {
+                Some(interest) => stream.ready(interest).await,
+                None => pending().await,
+            }
+        };
+        // All calls that have finished, so that their replies leave together.
+        let finished = poll_fn(|context| {
+            let mut all = Vec::new();
+            while let Poll::Ready(Some(answered)) = running.poll_next_unpin(context) {
+                all.extend(answered);
+            }
+            if all.is_empty() { Poll::Pending } else { Poll::Ready(all) }
+        });
+        tokio::select! {
+            ready = socket => {
+                if ready?.is_readable() && reads {
+                    self.read()?;
+                }
+            }
+            answered = finished => answered.into_iter().for_each(|answered| self.finish(answered)),
+            // The server that went away without a word has stopped too.
+            _ = stopping.wait_for(|stop| *stop), if !self.is_closing => self.is_closing = true,
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
+            self.input.reserve(READ_BYTES);
+        }
+        match self.stream.try_read_buf(&mut self.input) {
+            Ok(0) => self.is_at_end = true,
+            Ok(_) => self.is_hungry = false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,187 @@
+//! What a connection is to its server: its protocol and its name. Commands about it are answered here, at once.
+//!
+//! There are no passwords: the default user may do everything, as in a Redis without `requirepass`.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+
+use super::REDIS_VERSION;
+use crate::{
+    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply, answer::integer, clients::Client, clients::Clients,
+    clients::Profile, config_reply, hello_reply, introspection_reply,
+};
+
+/// Bytes of what a client may say of itself, for each thing.
+const CLIENT_TEXT_BYTES_MAX: usize = 256;
+
+const TEXT_TOO_LONG: &str = "ERR names and versions of clients are limited to 256 bytes";
+const NO_PASSWORD: &str = "ERR AUTH <password> called without any password configured for the default user. \
+                           Are you sure your configuration is correct?";
+const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+
+/// A connection's state.
+pub(super) struct Session {
+    client: Arc<Client>,
+    /// What replies are encoded for, from here on.
+    pub(super) protocol: Protocol,
+    /// The client said `QUIT`: nothing further is read.
+    pub(super) has_quit: bool,
+}
+
+impl Session {
+    pub(super) fn new(client: Arc<Client>) -> Self {
+        Self { client, protocol: Protocol::default(), has_quit: false }
+    }
+
+    /// The reply to a command that asks nothing of the store.
+    pub(super) fn answer(&mut self, command: Command, clients: &Clients, now: Instant) -> Reply {
+        match command {
+            Command::Ping(None) => Reply::Simple("PONG"),
+            Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
+            Command::Hello(hello) => self.hello(hello),
+            Command::Auth { user: None, .. } => Reply::Error(NO_PASSWORD.into()),
+            Command::Auth { user: Some(user), .. } => authenticate(&user).map_or_else(|error| error, |()| Reply::OK),
+            Command::Select => Reply::OK,
+            Command::Quit => {
+                self.has_quit = true;
+                Reply::OK
+            }
+            Command::Reset => {
+                self.protocol = Protocol::default();
+                self.client.update(|profile| {
+                    profile.name = Bytes::new();
+                    profile.protocol = Protocol::default();
+                });
+                Reply::Simple("RESET")
+            }
+            Command::Client(command) => self.client(command, clients, now),
+            Command::Introspection(query) => introspection_reply(&query),
+            Command::ConfigGet(patterns) => config_reply(&patterns),
+            // Everything else asks the store and is not given to a session.
+            _ => Reply::Error("ERR not a command about the connection".into()),
+        }
+    }
+
+    /// Nothing changes when any part of it is refused.
+    fn hello(&mut self, hello: Hello) -> Reply {
+        if let Some((user, _)) = &hello.auth
+            && let Err(refusal) = authenticate(user)
+        {
+            return refusal;
+        }
+        if let Some(name) = hello.name {
+            let named = self.describe(name, |profile, name| profile.name = name);
+            if named != Reply::OK {
+                return named;
+            }
+        }
+        self.protocol = hello.protocol.unwrap_or(self.protocol);
+        self.client.update(|profile| profile.protocol = self.protocol);
+        hello_reply(REDIS_VERSION, self.protocol, self.client.id)
+    }
+
+    fn client(&mut self, command: ClientCommand, clients: &Clients, now: Instant) -> Reply {
+        match command {
+            ClientCommand::SetName(name) => self.describe(name, |profile, name| profile.name = name),
+            ClientCommand::SetInfo(ClientInfo::LibraryName, name) => {
+                self.describe(name, |profile, name| profile.library_name = name)
+            }
+            ClientCommand::SetInfo(ClientInfo::LibraryVersion, version) => {
+                self.describe(version, |profile, version| profile.library_version = version)
+            }
+            ClientCommand::GetName => {
+                Reply::bulk_or_null(Some(self.client.profile().name).filter(|name| !name.is_empty()))
+            }
+            ClientCommand::Id => Reply::Integer(integer(self.client.id)),
+            ClientCommand::Info => Reply::Verbatim(self.client.describe(now)),
+            ClientCommand::List => Reply::Verbatim(clients.list(now)),
+            ClientCommand::NoEffect => Reply::OK,
+        }
+    }
+
+    fn describe(&self, text: Bytes, set: impl FnOnce(&mut Profile, Bytes)) -> Reply {
+        if text.len() > CLIENT_TEXT_BYTES_MAX {
+            return Reply::Error(TEXT_TOO_LONG.into());
+        }
+        // The text may be a slice of a whole input buffer, which it would keep in memory.
+        let text = Bytes::copy_from_slice(&text);
+        self.client.update(|profile| set(profile, text));
+        Reply::OK
+    }
+}
+
+/// The default user needs no password, so that any will do; there are no others.
+fn authenticate(user: &[u8]) -> Result<(), Reply> {
+    if user == b"default" { Ok(()) } else { Err(Reply::Error(WRONG_PASSWORD.into())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::parse::testing::parsed;
+
+    struct Server {
+        clients: Clients,
+        session: Session,
+    }
+
+    impl Server {
+        fn new() -> Self {
+            let clients = Clients::default();
+            let address = SocketAddr::from(([127, 0, 0, 1], 1));
+            let session = Session::new(clients.open(address, address, Instant::now()));
+            Self { clients, session }
+        }
+
+        fn answer(&mut self, line: &str) -> Reply {
+            self.session.answer(parsed(line).unwrap(), &self.clients, Instant::now())
+        }
+    }
+
+    #[test]
+    fn a_connection_has_a_protocol_and_a_name_until_it_is_reset() {
+        let mut server = Server::new();
+        assert_eq!(server.answer("CLIENT GETNAME"), Reply::Null);
+        assert!(matches!(server.answer("HELLO 3 SETNAME me"), Reply::Map(_)));
+        assert_eq!(server.session.protocol, Protocol::Resp3);
+        assert_eq!(server.answer("CLIENT GETNAME"), Reply::text("me"));
+        assert_eq!(server.answer("CLIENT SETINFO lib-name x"), Reply::OK);
+        let info = server.answer("CLIENT INFO");
+        assert!(
+            matches!(&info, Reply::Verbatim(text) if text.contains("name=me ") && text.contains("resp=3 lib-name=x"))
+        );
+        assert_eq!(server.answer("CLIENT LIST"), info);
+        assert_eq!(server.answer("RESET"), Reply::Simple("RESET"));
+        assert_eq!((server.session.protocol, server.answer("CLIENT GETNAME")), (Protocol::Resp2, Reply::Null));
+    }
+
+    #[test]
+    fn a_refused_hello_changes_nothing() {
+        let mut server = Server::new();
+        assert_eq!(server.answer("HELLO 3 AUTH other p"), Reply::Error(WRONG_PASSWORD.into()));
+        let long = "x".repeat(CLIENT_TEXT_BYTES_MAX + 1);
+        assert_eq!(server.answer(&format!("HELLO 3 SETNAME {long}")), Reply::Error(TEXT_TOO_LONG.into()));
+        assert_eq!(server.session.protocol, Protocol::Resp2);
+    }
+
+    #[test]
+    fn there_is_no_password() {
+        let mut server = Server::new();
+        assert_eq!(server.answer("AUTH p"), Reply::Error(NO_PASSWORD.into()));
+        assert_eq!(server.answer("AUTH default p"), Reply::OK);
+        assert_eq!(server.answer("AUTH other p"), Reply::Error(WRONG_PASSWORD.into()));
+    }
+
+    #[test]
+    fn quit_is_answered_and_remembered() {
+        let mut server = Server::new();
+        assert_eq!(server.answer("PING"), Reply::Simple("PONG"));
+        assert_eq!(server.answer("ECHO hi"), Reply::text("hi"));
+        assert!(!server.session.has_quit);
+        assert_eq!(server.answer("QUIT"), Reply::OK);
+        assert!(server.session.has_quit);
+    }
+}
