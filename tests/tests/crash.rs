@@ -1,0 +1,68 @@
+//! `kill -9` of one node, and of all.
+
+use std::time::Instant;
+
+use flotilla_local_cluster::Cluster;
+
+use crate::support::{Workload, client, eventually, leads_of, start, status, wait_caught_up, wait_whole};
+
+#[tokio::test]
+async fn kill_minus_nine_of_any_node_loses_and_doubles_nothing() {
+    let mut cluster = start(3).await;
+    let load = Workload::warm(&cluster.http_all()).await;
+    for victim in 1..=3 {
+        kill_and_restart(&mut cluster, &load, victim).await;
+    }
+    let history = load.finish().await;
+    wait_whole(&cluster, &[1, 2, 3]).await;
+    for (late, of) in [(1, 2), (2, 3), (3, 1)] {
+        wait_caught_up(&cluster, late, of).await;
+    }
+    history.verify(&client(&cluster, 2)).await;
+}
+
+/// Kills a node that leads shards, waits until what it led is served again, and starts it.
+async fn kill_and_restart(cluster: &mut Cluster, load: &Workload, victim: usize) {
+    let id = status(cluster, victim).await.node;
+    let other = victim % 3 + 1;
+    let led = eventually("the victim leads shards", async || {
+        if leads_of(&status(cluster, other).await, id) == 0 {
+            return Err(format!("{id} leads none"));
+        }
+        let led = load.counters_led_by(&client(cluster, other), id).await;
+        if led.is_empty() { Err("no counter is among them".to_owned()) } else { Ok(led) }
+    })
+    .await;
+    let moment = Instant::now();
+    cluster.kill(victim).expect("a running node");
+    let (first, last) = load.served_after(moment, &led).await;
+    eprintln!("killed {id}: of {} counters it led, the first is served after {first:?}, all after {last:?}", led.len());
+    load.more(100).await;
+    cluster.start_node(victim).await.expect("a start on its data");
+    cluster.wait_ready().await.expect("a ready cluster");
+    wait_caught_up(cluster, victim, other).await;
+    load.more(100).await;
+}
+
+#[tokio::test]
+async fn kill_minus_nine_of_all_nodes_keeps_everything_acknowledged() {
+    let mut cluster = start(3).await;
+    let load = Workload::warm(&cluster.http_all()).await;
+    for round in 1..=2 {
+        for i in 1..=3 {
+            cluster.kill(i).expect("a running node");
+        }
+        let started = Instant::now();
+        for i in 1..=3 {
+            cluster.start_node(i).await.expect("a start on its data");
+        }
+        cluster.wait_ready().await.expect("a ready cluster");
+        eprintln!("round {round}: all three are ready {:?} after their start", started.elapsed());
+        load.more(300).await;
+    }
+    let history = load.finish().await;
+    wait_whole(&cluster, &[1, 2, 3]).await;
+    for i in 1..=3 {
+        history.verify(&client(&cluster, i)).await;
+    }
+}

@@ -1,0 +1,29 @@
+//! The view may be lost at any time.
+
+use flotilla_local_cluster::What;
+
+use crate::{
+    snapshot::SMALL,
+    support::{Workload, client, eventually, leads_of, start_with, status, wait_caught_up, wait_whole},
+};
+
+#[tokio::test]
+async fn a_deleted_view_is_rebuilt() {
+    let mut cluster = start_with(3, &SMALL).await;
+    let load = Workload::warm(&cluster.http_all()).await;
+    // Enough for checkpoints, so that there is something that only the view had ready.
+    load.more(1_500).await;
+    let history = load.finish().await;
+    let id = status(&cluster, 2).await.node;
+    assert!(cluster.stop(2).await.expect("a clean stop").success());
+    cluster.wipe(2, What::View).expect("a view");
+    cluster.start_node(2).await.expect("a start without a view");
+    cluster.wait_ready().await.expect("a ready cluster");
+    wait_caught_up(&cluster, 2, 1).await;
+    wait_whole(&cluster, &[1, 2, 3]).await;
+    eventually("the node leads shards again", async || {
+        if leads_of(&status(&cluster, 2).await, id) > 0 { Ok(()) } else { Err(format!("{id} leads none")) }
+    })
+    .await;
+    history.verify(&client(&cluster, 2)).await;
+}
