@@ -1,0 +1,164 @@
+//! Links between nodes: delay, loss, duplication, reordering, partitions.
+//!
+//! A link that is cut loses what is under way, as a connection does, and both ends hear of it when it comes back or goes.
+
+use std::collections::BTreeMap;
+
+use flotilla_replication::{Beat, Input, Outgoing};
+use flotilla_types::NodeId;
+use rand::RngExt as _;
+
+use super::{Event, World, node::Happening};
+
+/// What travels.
+#[derive(Clone)]
+pub(crate) enum Frame {
+    Raft(Box<Outgoing>),
+    Beat(Beat),
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Raft(outgoing) => {
+                let message = &outgoing.message;
+                write!(
+                    f,
+                    "{:?} {}→{} {} at {} commit {} entries {} reject {}",
+                    message.kind,
+                    message.from,
+                    message.to,
+                    message.term,
+                    message.index,
+                    message.commit,
+                    message.entries.len(),
+                    message.reject,
+                )
+            }
+            Self::Beat(beat) => write!(
+                f,
+                "Beat {} recovered {} synced {} settled {} you {} lost {:?}",
+                beat.incarnation, beat.recovered, beat.synced, beat.settled, beat.your_incarnation, beat.you_lost_up_to
+            ),
+        }
+    }
+}
+
+/// How links behave.
+pub(crate) struct Network {
+    /// Of a thousand frames so many are lost.
+    pub lost_per_mille: u32,
+    /// Of a thousand frames so many arrive twice.
+    pub doubled_per_mille: u32,
+    /// Most frames take less than this, microseconds.
+    pub delay_us_max: u64,
+    /// Of a thousand frames so many take up to fifty times as long, overtaken by others.
+    pub slow_per_mille: u32,
+    links: BTreeMap<(NodeId, NodeId), Link>,
+}
+
+#[derive(Default)]
+struct Link {
+    cut: bool,
+    /// Grows whenever the link is cut or restored.
+    number: u64,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { lost_per_mille: 0, doubled_per_mille: 0, delay_us_max: 2_000, slow_per_mille: 5, links: BTreeMap::new() }
+    }
+}
+
+impl Network {
+    fn link(&mut self, a: NodeId, b: NodeId) -> &mut Link {
+        self.links.entry((a.min(b), a.max(b))).or_default()
+    }
+
+    /// Whether a frame may set out.
+    pub(crate) fn is_up(&mut self, a: NodeId, b: NodeId) -> bool {
+        !self.link(a, b).cut
+    }
+}
+
+impl World {
+    /// Sends a frame. A host that notices that it cannot says so to its core.
+    pub(crate) fn send(&mut self, from: NodeId, to: NodeId, frame: Frame) {
+        let up = self.network.is_up(from, to) && self.nodes.get(&to).is_none_or(|node| node.running.is_some());
+        if !up {
+            if let Frame::Raft(outgoing) = &frame
+                && self.rng.random_bool(0.5)
+            {
+                let replicas = vec![(outgoing.message.from, outgoing.message.to)];
+                self.input(from, Input::Unreachable { node: to, replicas });
+            }
+            return;
+        }
+        let copies = if self.rng.random_range(0..1_000) < self.network.doubled_per_mille { 2 } else { 1 };
+        for _ in 0..copies {
+            if self.rng.random_range(0..1_000) < self.network.lost_per_mille {
+                continue;
+            }
+            let slow = if self.rng.random_range(0..1_000) < self.network.slow_per_mille { 50 } else { 1 };
+            let delay_us = self.rng.random_range(100..=slow * self.network.delay_us_max);
+            let link = self.network.link(from, to).number;
+            self.schedule(delay_us, Event::Deliver { from, to, link, frame: frame.clone() });
+        }
+    }
+
+    pub(super) fn deliver(&mut self, from: NodeId, to: NodeId, link: u64, frame: Frame) {
+        if self.network.link(from, to).number != link {
+            return;
+        }
+        match frame {
+            Frame::Raft(outgoing) => {
+                self.input(to, Input::Raft { from, shard: outgoing.shard, message: outgoing.message });
+            }
+            Frame::Beat(beat) => self.input(to, Input::Beat { from, beat }),
+        }
+    }
+
+    /// Cuts or restores a link.
+    pub(crate) fn set_link(&mut self, a: NodeId, b: NodeId, cut: bool) {
+        if self.network.link(a, b).cut != cut {
+            self.network.link(a, b).cut = cut;
+            self.renew_link(a, b);
+        }
+    }
+
+    /// The connection ends; another one follows when both ends are there.
+    pub(crate) fn renew_link(&mut self, a: NodeId, b: NodeId) {
+        let link = self.network.link(a, b);
+        link.number += 1;
+        let up = !link.cut && [a, b].iter().all(|node| self.nodes[node].running.is_some());
+        for (node, peer) in [(a, b), (b, a)] {
+            for connected in [false, true] {
+                if connected && !up {
+                    continue;
+                }
+                let delay_us = if connected { 5_000 } else { 1_000 };
+                self.happen_soon(node, delay_us, Happening::Link { peer, connected });
+            }
+        }
+    }
+
+    /// Nobody reaches this node, and it reaches nobody.
+    pub(crate) fn isolate(&mut self, node: NodeId) {
+        let others: Vec<_> = self.nodes.keys().copied().filter(|other| *other != node).collect();
+        for other in others {
+            self.set_link(node, other, true);
+        }
+    }
+
+    /// Every link works again, and well.
+    pub(crate) fn heal(&mut self) {
+        let ids: Vec<_> = self.nodes.keys().copied().collect();
+        for (at, a) in ids.iter().enumerate() {
+            for b in &ids[at + 1..] {
+                self.set_link(*a, *b, false);
+            }
+        }
+        self.network.lost_per_mille = 0;
+        self.network.doubled_per_mille = 0;
+    }
+}

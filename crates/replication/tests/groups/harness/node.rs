@@ -1,0 +1,549 @@
+//! One node: what a host's threads do, as events.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use flotilla_kv::{KvMachine, Limits};
+use flotilla_replication::{
+    Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Notice, Outgoing, ReplicaStatus,
+    first_sequence,
+};
+use flotilla_storage::{EngineError, Log as _, LogBatch, MemoryEngine, MemoryLog, NodeMark, StateEngine as _};
+use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ObjectId, ReplicaId, WalSequence};
+use rand::RngExt as _;
+
+use super::{Event, Frame, WALL_MS, World};
+
+/// As in the host.
+const WORKERS: usize = 2;
+/// Objects that one answer of a pull carries.
+const OBJECTS_PER_ANSWER: usize = 2;
+
+/// A copy of a node's data folder.
+#[derive(Default)]
+pub(crate) struct Backup {
+    log: MemoryLog,
+    engine: MemoryEngine,
+}
+
+pub(crate) struct Node {
+    pub id: NodeId,
+    pub log: MemoryLog,
+    pub engine: MemoryEngine,
+    pub running: Option<Running>,
+    /// Counts starts and ends, to tell events of an earlier life.
+    pub life: u64,
+    incarnation: Incarnation,
+    skew_ms: u64,
+}
+
+/// A node's memory.
+pub(crate) struct Running {
+    pub core: Core<u64>,
+    applier: Applier<u64>,
+    inbox: Vec<Input<u64>>,
+    awake: bool,
+    wal: Wal,
+    tasks: VecDeque<Task>,
+    jobs: VecDeque<Job>,
+    working: usize,
+}
+
+struct Wal {
+    next: WalSequence,
+    written: WalSequence,
+    marks: BTreeMap<NodeId, WalSequence>,
+    waiting: Vec<WalJob>,
+    under_way: Option<UnderWay>,
+}
+
+struct WalJob {
+    writes: Vec<flotilla_replication::Write>,
+    marks: Vec<(NodeId, WalSequence)>,
+    floor: Option<WalSequence>,
+}
+
+struct UnderWay {
+    batch: Option<LogBatch>,
+    done: Vec<Done>,
+    after: Vec<Outgoing>,
+}
+
+enum Task {
+    Run(ApplyTask<u64>),
+    Loaded(Load, Result<(), EngineError>),
+}
+
+#[derive(Clone)]
+pub(crate) enum Job {
+    Build(ReplicaId),
+    Settle(ReplicaId, Checkpoint),
+    Release(Vec<ObjectId>),
+    Load(Load),
+}
+
+/// Something on a node.
+pub(crate) enum Happening {
+    Tick,
+    /// The raft thread takes its inbox.
+    Wake,
+    /// The fsync under way is done.
+    Synced,
+    /// The apply thread is done with its first task.
+    Applied,
+    /// A background job is done.
+    Worked(Job),
+    /// The next objects of a pull arrive, or nothing any more.
+    Pulled {
+        replica: ReplicaId,
+        from: NodeId,
+        checkpoint: Checkpoint,
+        missing: Vec<ObjectId>,
+    },
+    Link {
+        peer: NodeId,
+        connected: bool,
+    },
+}
+
+impl std::fmt::Debug for Happening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tick => f.write_str("tick"),
+            Self::Wake => f.write_str("wake"),
+            Self::Synced => f.write_str("synced"),
+            Self::Applied => f.write_str("applied"),
+            Self::Worked(Job::Build(replica)) => write!(f, "built {replica}"),
+            Self::Worked(Job::Settle(replica, checkpoint)) => {
+                write!(f, "settled {replica} {}", checkpoint.position.index)
+            }
+            Self::Worked(Job::Release(_)) => f.write_str("released"),
+            Self::Worked(Job::Load(load)) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
+            Self::Pulled { replica, missing, .. } => write!(f, "pulls {replica}, {} to go", missing.len()),
+            Self::Link { peer, connected } => write!(f, "link to {peer} {connected}"),
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn new(id: NodeId, skew_ms: u64) -> Self {
+        Self {
+            id,
+            log: MemoryLog::default(),
+            engine: MemoryEngine::default(),
+            running: None,
+            life: 0,
+            incarnation: Incarnation(0),
+            skew_ms,
+        }
+    }
+
+    pub(crate) fn status(&self) -> Vec<ReplicaStatus> {
+        self.running.as_ref().map(|running| running.core.status()).unwrap_or_default()
+    }
+}
+
+impl World {
+    /// Starts a node on what its disk holds.
+    pub(crate) fn start(&mut self, id: NodeId) {
+        let seed = self.rng.random();
+        let config = self.config.clone();
+        let peers = self.nodes.keys().copied().filter(|peer| *peer != id).collect();
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        assert!(node.running.is_none(), "{id} runs");
+        node.life += 1;
+        node.incarnation = node.incarnation.next();
+        let (log, engine) = (Arc::new(node.log.clone()), Arc::new(node.engine.clone()));
+        let mut effects = Effects::default();
+        let core = Core::open(id, node.incarnation, config, log.clone(), seed, &mut effects).unwrap();
+        let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let next = first_sequence(node.incarnation).max(log.recovered()).next();
+        node.running = Some(Running {
+            core,
+            applier: Applier::new(engine, machines),
+            inbox: Vec::new(),
+            awake: false,
+            wal: Wal { next, written: WalSequence(0), marks: BTreeMap::new(), waiting: Vec::new(), under_way: None },
+            tasks: VecDeque::new(),
+            jobs: VecDeque::new(),
+            working: 0,
+        });
+        self.with(id, |world, node, running| {
+            running.core.flush(&mut effects);
+            world.perform(node, running, effects);
+        });
+        self.input(id, Input::Peers(peers));
+        let tick_us = self.rng.random_range(0..self.config.tick_ms * 1_000);
+        self.happen_soon(id, tick_us, Happening::Tick);
+        self.renew_links(id);
+    }
+
+    /// The node stops at once and loses all that is not durable. A write under way may or may not have been made.
+    pub(crate) fn crash(&mut self, id: NodeId) {
+        let written = self.rng.random_bool(0.5);
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(running) = node.running.take() else { return };
+        if let Some(batch) = running.wal.under_way.and_then(|under_way| under_way.batch)
+            && written
+        {
+            node.log.write(batch).unwrap();
+        }
+        node.life += 1;
+        node.log = node.log.reopen();
+        node.engine = node.engine.reopen();
+        self.renew_links(id);
+    }
+
+    /// A copy of what is durable on a node.
+    pub(crate) fn backup(&self, id: NodeId) -> Backup {
+        let node = &self.nodes[&id];
+        Backup { log: node.log.reopen(), engine: node.engine.reopen() }
+    }
+
+    /// Puts a stopped node back to a copy; an empty one wipes it.
+    pub(crate) fn restore(&mut self, id: NodeId, backup: &Backup) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        assert!(node.running.is_none(), "{id} runs");
+        node.log = backup.log.reopen();
+        node.engine = backup.engine.reopen();
+        self.checks.forget(node.log.replicas().unwrap());
+    }
+
+    fn renew_links(&mut self, id: NodeId) {
+        let others: Vec<_> = self.nodes.keys().copied().filter(|other| *other != id).collect();
+        for other in others {
+            self.renew_link(id, other);
+        }
+    }
+
+    pub(super) fn happen_soon(&mut self, id: NodeId, delay_us: u64, event: Happening) {
+        // A node that is borrowed right now schedules for itself in `later`.
+        if let Some(node) = self.nodes.get(&id) {
+            let life = node.life;
+            self.schedule(delay_us, Event::Node { node: id, life, event });
+        }
+    }
+
+    fn later(&mut self, node: &Node, delay_us: u64, event: Happening) {
+        self.schedule(delay_us, Event::Node { node: node.id, life: node.life, event });
+    }
+
+    /// Something for the raft thread of a node.
+    pub(crate) fn input(&mut self, id: NodeId, input: Input<u64>) {
+        self.with(id, |world, node, running| world.take(node, running, input));
+    }
+
+    fn take(&mut self, node: &Node, running: &mut Running, input: Input<u64>) {
+        running.inbox.push(input);
+        if !std::mem::replace(&mut running.awake, true) {
+            let delay_us = self.rng.random_range(10..200);
+            self.later(node, delay_us, Happening::Wake);
+        }
+    }
+
+    /// Takes a running node out of the world, so that both can be changed.
+    fn with(&mut self, id: NodeId, act: impl FnOnce(&mut Self, &mut Node, &mut Running)) {
+        let Some(mut node) = self.nodes.remove(&id) else { return };
+        if let Some(mut running) = node.running.take() {
+            act(self, &mut node, &mut running);
+            node.running = Some(running);
+        }
+        self.nodes.insert(id, node);
+    }
+
+    pub(super) fn happen(&mut self, id: NodeId, life: u64, event: Happening) {
+        if self.nodes.get(&id).is_none_or(|node| node.life != life) {
+            return;
+        }
+        self.with(id, |world, node, running| match event {
+            Happening::Tick => {
+                world.take(node, running, Input::Tick);
+                world.later(node, world.config.tick_ms * 1_000, Happening::Tick);
+            }
+            Happening::Wake => world.wake(node, running),
+            Happening::Synced => world.synced(node, running),
+            Happening::Applied => world.applied(node, running),
+            Happening::Worked(job) => world.worked(node, running, job),
+            Happening::Pulled { replica, from, checkpoint, missing } => {
+                world.pull(node, running, replica, from, checkpoint, missing);
+            }
+            Happening::Link { peer, connected } => {
+                // The other end may be gone again.
+                let connected = connected && world.network.is_up(node.id, peer);
+                world.take(node, running, Input::Peer { node: peer, connected });
+            }
+        });
+    }
+
+    fn wake(&mut self, node: &mut Node, running: &mut Running) {
+        running.awake = false;
+        let mut effects = Effects::default();
+        let wall_ms = WALL_MS + self.now_ms() + node.skew_ms;
+        for input in std::mem::take(&mut running.inbox) {
+            running.core.step(self.now_ms(), wall_ms, input, &mut effects);
+        }
+        running.core.flush(&mut effects);
+        self.checks.status(node.id, node.life, &running.core.status());
+        self.perform(node, running, effects);
+    }
+
+    fn perform(&mut self, node: &mut Node, running: &mut Running, effects: Effects<u64>) {
+        let Effects { sends, beats, writes, sequence_floor, marks, apply, background, replies, notices } = effects;
+        for outgoing in sends {
+            self.transmit(node, running, outgoing);
+        }
+        for (to, beat) in beats {
+            self.send(node.id, to, Frame::Beat(beat));
+        }
+        if !writes.is_empty() || sequence_floor.is_some() || !marks.is_empty() {
+            running.wal.waiting.push(WalJob { writes, marks, floor: sequence_floor });
+            self.write(node, running);
+        }
+        for task in apply {
+            self.checks.task(&task);
+            running.tasks.push_back(Task::Run(task));
+            self.apply(node, running);
+        }
+        for task in background {
+            match task {
+                Background::Build { replica } => self.work(node, running, Job::Build(replica)),
+                Background::Settle { replica, checkpoint } => {
+                    self.work(node, running, Job::Settle(replica, checkpoint))
+                }
+                Background::Release { objects } => self.work(node, running, Job::Release(objects)),
+                Background::Pull { replica, from, checkpoint } => {
+                    let missing = node.engine.missing(&checkpoint.objects().collect::<Vec<_>>());
+                    let delay_us = self.rng.random_range(500..5_000);
+                    self.later(node, delay_us, Happening::Pulled { replica, from, checkpoint, missing });
+                }
+            }
+        }
+        for (reply, answer) in replies {
+            self.answered(reply, answer);
+        }
+        let kept = |notice: &Notice| matches!(notice, Notice::Lost { .. } | Notice::Destroyed { .. });
+        self.notices.extend(notices.into_iter().filter(kept).map(|notice| (node.id, notice)));
+    }
+
+    /// Like [`World::send`], for a node that is borrowed.
+    fn transmit(&mut self, node: &Node, running: &mut Running, outgoing: Outgoing) {
+        let to = outgoing.node;
+        let up = self.network.is_up(node.id, to) && self.nodes.get(&to).is_some_and(|node| node.running.is_some());
+        let endpoints = (outgoing.message.from, outgoing.message.to);
+        if up {
+            self.send(node.id, to, Frame::Raft(Box::new(outgoing)));
+        } else if self.rng.random_bool(0.5) {
+            self.take(node, running, Input::Unreachable { node: to, replicas: vec![endpoints] });
+        }
+    }
+
+    /// Starts the next batch, if none is under way.
+    fn write(&mut self, node: &Node, running: &mut Running) {
+        let wal = &mut running.wal;
+        if wal.under_way.is_some() || wal.waiting.is_empty() {
+            return;
+        }
+        let mut batch = LogBatch::default();
+        let (mut done, mut after) = (Vec::new(), Vec::new());
+        for job in std::mem::take(&mut wal.waiting) {
+            if let Some(floor) = job.floor {
+                wal.next = wal.next.max(floor.next());
+            }
+            wal.marks.extend(job.marks);
+            for write in job.writes {
+                batch.replicas.extend(write.write);
+                done.push(write.done);
+                after.extend(write.after);
+            }
+        }
+        let writes = !batch.replicas.is_empty();
+        if writes {
+            batch.sequence = wal.next;
+            let marks = std::mem::take(&mut wal.marks);
+            batch.marks = marks.into_iter().map(|(node, sequence)| NodeMark { node, sequence }).collect();
+            wal.next = wal.next.next();
+        }
+        wal.under_way = Some(UnderWay { batch: writes.then_some(batch), done, after });
+        let delay_us = match self.rng.random_range(0..200) {
+            _ if !writes => 0,
+            0 => 40_000,
+            _ => self.rng.random_range(100..2_000),
+        };
+        self.later(node, delay_us, Happening::Synced);
+    }
+
+    fn synced(&mut self, node: &mut Node, running: &mut Running) {
+        let Some(UnderWay { batch, done, after }) = running.wal.under_way.take() else { return };
+        if let Some(batch) = batch {
+            running.wal.written = batch.sequence;
+            if let Err(error) = node.log.write(batch.clone()) {
+                panic!("{}: {error}: {batch:?}", node.id);
+            }
+            self.checks.durable(&node.log.replicas().unwrap());
+        }
+        if !done.is_empty() {
+            self.take(node, running, Input::Written { sequence: running.wal.written, done });
+        }
+        for outgoing in after {
+            self.transmit(node, running, outgoing);
+        }
+        self.write(node, running);
+    }
+
+    fn apply(&mut self, node: &Node, running: &mut Running) {
+        // Whoever adds the first task starts it; later ones follow on.
+        if running.tasks.len() == 1 {
+            self.start_task(node, running);
+        }
+    }
+
+    fn start_task(&mut self, node: &Node, running: &Running) {
+        if !running.tasks.is_empty() {
+            let delay_us = if self.rng.random_range(0..500) == 0 { 30_000 } else { self.rng.random_range(10..300) };
+            self.later(node, delay_us, Happening::Applied);
+        }
+    }
+
+    fn applied(&mut self, node: &mut Node, running: &mut Running) {
+        let wall_ms = WALL_MS + self.now_ms() + node.skew_ms;
+        let mut out = Applied::default();
+        match running.tasks.pop_front() {
+            Some(Task::Run(task)) => running.applier.run(wall_ms, task, &mut out),
+            Some(Task::Loaded(load, result)) => running.applier.loaded(wall_ms, &load, result, &mut out),
+            None => return,
+        }
+        for load in out.loads {
+            self.work(node, running, Job::Load(load));
+        }
+        for (reply, answer) in out.replies {
+            self.answered(reply, answer);
+        }
+        for input in out.inputs {
+            if let Input::Applied { replica, index, .. } = &input {
+                self.checks.applied(*replica, node.life, *index);
+            }
+            self.take(node, running, input);
+        }
+        self.start_task(node, running);
+    }
+
+    fn work(&mut self, node: &Node, running: &mut Running, job: Job) {
+        running.jobs.push_back(job);
+        self.start_jobs(node, running);
+    }
+
+    fn start_jobs(&mut self, node: &Node, running: &mut Running) {
+        while running.working < WORKERS {
+            let Some(job) = running.jobs.pop_front() else { return };
+            running.working += 1;
+            let delay_us = self.rng.random_range(200..20_000);
+            self.later(node, delay_us, Happening::Worked(job));
+        }
+    }
+
+    fn worked(&mut self, node: &mut Node, running: &mut Running, job: Job) {
+        match job {
+            Job::Build(replica) => match node.engine.build(replica) {
+                Ok(checkpoint) => self.take(node, running, Input::Built { replica, checkpoint: Some(checkpoint) }),
+                Err(EngineError::NotOpen(_)) => {}
+                Err(error) => panic!("{replica}: {error}"),
+            },
+            Job::Settle(replica, checkpoint) => {
+                match node.engine.settle(replica, &checkpoint) {
+                    Ok(()) | Err(EngineError::NotOpen(_)) => {}
+                    Err(error) => panic!("{replica}: {error}"),
+                }
+                self.take(node, running, Input::Settled { replica });
+            }
+            Job::Release(objects) => node.engine.release(&objects),
+            Job::Load(load) => {
+                let result = load.run(&node.engine);
+                running.tasks.push_back(Task::Loaded(load, result));
+                self.apply(node, running);
+            }
+        }
+        running.working -= 1;
+        self.start_jobs(node, running);
+    }
+
+    /// One answer of a pull: a few objects, or the end of it.
+    fn pull(
+        &mut self,
+        node: &mut Node,
+        running: &mut Running,
+        replica: ReplicaId,
+        from: NodeId,
+        checkpoint: Checkpoint,
+        mut missing: Vec<ObjectId>,
+    ) {
+        let up = self.network.is_up(node.id, from);
+        let source = self.nodes.get(&from).filter(|source| up && source.running.is_some());
+        let (mut gone, ask) = (false, missing.len().min(OBJECTS_PER_ANSWER));
+        for id in missing.drain(..ask) {
+            match source.map(|source| source.engine.object(id)) {
+                Some(Ok(bytes)) => node.engine.import(id, bytes).unwrap(),
+                _ => gone = true,
+            }
+        }
+        if gone {
+            node.engine.release(&checkpoint.objects().collect::<Vec<_>>());
+            self.take(node, running, Input::Pulled { replica, complete: false });
+        } else if missing.is_empty() {
+            node.engine.sync().unwrap();
+            self.take(node, running, Input::Pulled { replica, complete: true });
+        } else {
+            let delay_us = self.rng.random_range(500..5_000);
+            self.later(node, delay_us, Happening::Pulled { replica, from, checkpoint, missing });
+        }
+    }
+
+    /// Every node's replicas at a glance.
+    pub(crate) fn describe(&self) -> String {
+        let mut lines = format!("at {} ms\n", self.now_ms());
+        for node in self.nodes.values() {
+            let up = if node.running.is_some() { "up" } else { "down" };
+            lines += &format!("{} {up} {}\n", node.id, node.incarnation);
+            for replica in node.status() {
+                let group = replica.group.map(|group| {
+                    let followers = group.followers.iter().map(|follower| {
+                        format!(
+                            "{}@{}{}",
+                            follower.replica,
+                            follower.matched,
+                            if follower.in_snapshot { "s" } else { "" }
+                        )
+                    });
+                    let followers: Vec<_> = followers.collect();
+                    format!(
+                        "{:?} {} of {} commit {} last {} truncated {} voters {:?}/{:?} learners {:?} {followers:?}",
+                        group.role,
+                        group.term,
+                        group.leader,
+                        group.commit,
+                        group.last,
+                        group.truncated,
+                        group.conf.voters,
+                        group.conf.voters_outgoing,
+                        group.conf.learners,
+                    )
+                });
+                lines += &format!(
+                    "  {} applied {} checkpoint {} {}\n",
+                    replica.replica,
+                    replica.applied,
+                    replica.checkpoint,
+                    group.as_deref().unwrap_or("no group")
+                );
+            }
+        }
+        lines
+    }
+
+    /// The last applied entry of each replica that has a group.
+    pub(crate) fn applied_by(&self) -> BTreeMap<ReplicaId, LogIndex> {
+        let live = self.nodes.values().flat_map(Node::status).filter(|replica| replica.group.is_some());
+        live.map(|replica| (replica.replica, replica.applied)).collect()
+    }
+}

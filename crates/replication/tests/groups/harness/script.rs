@@ -1,0 +1,191 @@
+//! What tests do to a world, in their own words, and what must be true in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use flotilla_replication::{ConfChange, Input, ReplicaStatus, Role};
+use flotilla_storage::StateEngine as _;
+use flotilla_types::{ConfState, Epoch, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor};
+use rand::RngExt as _;
+
+use super::{Node, SHARD, World, clients::get, node::Backup};
+
+/// Anything that a healthy cluster does takes less than this, milliseconds.
+const PATIENCE_MS: u64 = 20_000;
+
+/// A replica with the node's number on each of these nodes, all of them voters.
+pub(crate) fn descriptor(nodes: &[u64]) -> ShardDescriptor {
+    let voter = |id: &u64| ReplicaDescriptor { replica: ReplicaId(*id), node: NodeId(*id), role: ReplicaRole::Voter };
+    ShardDescriptor {
+        shard: SHARD,
+        range: KeyRange::all(),
+        epoch: Epoch { range: 1, config: 1 },
+        replicas: nodes.iter().map(voter).collect(),
+    }
+}
+
+impl World {
+    /// A world whose first `founders` nodes found the shard together, with a leader.
+    pub(crate) fn founded(seed: u64, nodes: u64, founders: u64) -> Self {
+        let mut world = Self::new(seed, nodes);
+        let founders: Vec<_> = (1..=founders).collect();
+        for node in &founders {
+            world.want(ReplicaId(*node), NodeId(*node), descriptor(&founders), true);
+        }
+        world.run_until(PATIENCE_MS, "a leader", |world| world.leader().is_some());
+        world
+    }
+
+    /// Has a replica created, as soon as the node does.
+    pub(crate) fn want(&mut self, replica: ReplicaId, node: NodeId, descriptor: ShardDescriptor, founding: bool) {
+        self.wanted.insert(replica, (node, descriptor, founding));
+    }
+
+    pub(super) fn reconcile(&mut self) {
+        let here: BTreeSet<_> = self.nodes.values().flat_map(Node::status).map(|replica| replica.replica).collect();
+        for (replica, (node, descriptor, founding)) in self.wanted.clone() {
+            if !here.contains(&replica) {
+                self.input(node, Input::Create { replica, descriptor, founding });
+            }
+        }
+    }
+
+    /// The leader of the highest term, if it runs and is followed by a quorum.
+    pub(crate) fn leader(&self) -> Option<(NodeId, ReplicaStatus)> {
+        let replicas = self.nodes.values().flat_map(|node| node.status().into_iter().map(|replica| (node.id, replica)));
+        let groups = replicas.filter(|(_, replica)| replica.group.is_some());
+        let (node, newest) = groups
+            .max_by_key(|(_, replica)| replica.group.as_ref().map(|group| (group.term, group.role == Role::Leader)))?;
+        newest.group.as_ref().is_some_and(|group| group.role == Role::Leader).then_some((node, newest))
+    }
+
+    /// The configuration as the leader knows it.
+    pub(crate) fn conf(&self) -> ConfState {
+        self.leader().and_then(|(_, replica)| replica.group).map(|group| group.conf).unwrap_or_default()
+    }
+
+    /// Asks the leader for a change until it has been made.
+    pub(crate) fn change(&mut self, change: &ConfChange, made: impl Fn(&ConfState) -> bool) {
+        let until_ms = self.now_ms() + PATIENCE_MS;
+        while !made(&self.conf()) {
+            assert!(self.now_ms() < until_ms, "{change:?} was not made\n{}", self.describe());
+            if let Some((node, _)) = self.leader() {
+                self.input(node, Input::Change { shard: SHARD, change: change.clone() });
+            }
+            self.run_ms(60);
+        }
+    }
+
+    /// Adds a learner on a node.
+    pub(crate) fn add_learner(&mut self, replica: ReplicaId, node: NodeId) {
+        self.want(replica, node, descriptor(&[]), false);
+        self.change(&ConfChange::AddLearner { replica, node }, |conf| conf.contains(replica));
+    }
+
+    /// Adds learners on these nodes and waits until they have caught up.
+    pub(crate) fn add_learners(&mut self, learners: &[(ReplicaId, NodeId)]) {
+        for (replica, node) in learners {
+            self.add_learner(*replica, *node);
+        }
+        self.run_until(PATIENCE_MS, "learners catch up", |world| {
+            let Some((_, leader)) = world.leader() else { return false };
+            let Some(group) = leader.group else { return false };
+            learners.iter().all(|(replica, _)| {
+                let near = |matched: u64| matched + 32 >= group.commit.0;
+                group.followers.iter().any(|follower| follower.replica == *replica && near(follower.matched.0))
+            })
+        });
+    }
+
+    /// Learners become voters and voters become learners, through a joint configuration.
+    pub(crate) fn swap(&mut self, promote: &[ReplicaId], demote: &[ReplicaId]) {
+        let swap = ConfChange::Swap { promote: promote.to_vec(), demote: demote.to_vec() };
+        self.change(&swap, |conf| promote.iter().all(|replica| conf.voters.contains(replica)));
+        let voters_left = |conf: &ConfState| demote.iter().all(|replica| !conf.is_voter(*replica));
+        self.change(&ConfChange::LeaveJoint, |conf| !conf.voters.is_empty() && !conf.is_joint() && voters_left(conf));
+    }
+
+    /// A learner leaves the group; its replica is destroyed if its node is there.
+    pub(crate) fn remove(&mut self, replica: ReplicaId, node: NodeId) {
+        self.change(&ConfChange::RemoveLearner { replica }, |conf| !conf.voters.is_empty() && !conf.contains(replica));
+        self.wanted.remove(&replica);
+        self.input(node, Input::Destroy { replica });
+    }
+
+    /// The voter on a node, if the leader knows one.
+    pub(crate) fn voter_on(&self, node: NodeId) -> Option<ReplicaId> {
+        let (_, leader) = self.leader()?;
+        let voter = leader.descriptor.replica_on(node)?;
+        (voter.role == ReplicaRole::Voter).then_some(voter.replica)
+    }
+
+    /// Some node crashes some time from now, and starts again some time later.
+    pub(crate) fn crash_and_start_one(&mut self) {
+        let node = NodeId(self.rng.random_range(1..=self.nodes.len() as u64));
+        self.run_some_ms(300);
+        self.crash(node);
+        self.run_some_ms(1_000);
+        self.start(node);
+    }
+
+    /// A stopped or crashed node loses its disk.
+    pub(crate) fn wipe(&mut self, node: NodeId) {
+        self.crash(node);
+        self.restore(node, &Backup::default());
+    }
+
+    /// Whatever is stopped starts, whatever is cut is joined; clients finish, all replicas come to hold the same, and
+    /// that is what clients were told. A write succeeds.
+    pub(crate) fn finish(&mut self) {
+        self.heal();
+        let stopped: Vec<_> = self.nodes.values().filter(|node| node.running.is_none()).map(|node| node.id).collect();
+        for node in stopped {
+            self.start(node);
+        }
+        let writes = self.checks.writes;
+        if !self.clients.is_empty() {
+            self.run_until(PATIENCE_MS, "a write", |world| world.checks.writes > writes);
+        }
+        for client in &mut self.clients {
+            client.stops = true;
+        }
+        self.run_until(PATIENCE_MS, "answers for all clients", |world| world.clients.iter().all(super::Client::rests));
+        self.run_until(PATIENCE_MS, "all replicas apply the same", |world| {
+            let Some((_, leader)) = world.leader() else { return false };
+            let Some(group) = leader.group else { return false };
+            let applied = world.applied_by();
+            group.conf.all().iter().all(|replica| applied.get(replica) == Some(&group.commit))
+                && leader.applied == group.last
+        });
+        let conf = self.conf();
+        let mut records: BTreeMap<ReplicaId, Vec<(Bytes, Bytes)>> = BTreeMap::new();
+        for node in self.nodes.values() {
+            for replica in node.status().iter().filter(|replica| conf.contains(replica.replica)) {
+                let reader = node.engine.reader(replica.replica).unwrap();
+                records.insert(replica.replica, reader.scan(&KeyRange::all(), usize::MAX, usize::MAX).unwrap());
+            }
+        }
+        let first = records.values().next().cloned().unwrap_or_default();
+        for (replica, records) in &records {
+            assert_eq!(*records, first, "{replica} holds other records");
+        }
+        self.check_totals();
+    }
+
+    /// Each key holds exactly what clients wrote, no addition lost or made twice.
+    fn check_totals(&mut self) {
+        let Some((node, _)) = self.leader() else { panic!("no leader\n{}", self.describe()) };
+        for (key, total) in self.checks.totals() {
+            let asked =
+                self.request(node, get(key.clone()), PATIENCE_MS, Some(flotilla_replication::Freshness::Strong));
+            self.run_until(PATIENCE_MS, "an answer", |world| world.answers.contains_key(&asked));
+            let answer = self.answers.remove(&asked).unwrap().unwrap();
+            let Ok(flotilla_kv::Answer::Records(records)) = flotilla_kv::decode_answer(answer) else {
+                panic!("{key:?}")
+            };
+            let text =
+                records[0].as_ref().map_or("0".to_owned(), |record| String::from_utf8(record.value.to_vec()).unwrap());
+            assert_eq!(text.trim_end_matches('.'), total.to_string(), "{key:?}");
+        }
+    }
+}

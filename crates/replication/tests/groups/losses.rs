@@ -1,0 +1,120 @@
+//! Data folders that went backwards.
+
+use flotilla_replication::{Input, LostReason, Notice};
+use flotilla_types::{NodeId, ReplicaId};
+
+use crate::harness::{World, descriptor};
+
+fn lost(world: &World, node: NodeId) -> Option<Vec<ReplicaId>> {
+    world.notices.iter().find_map(|(from, notice)| match notice {
+        Notice::Lost { replicas, reason: LostReason::RolledBack } if *from == node => {
+            Some(replicas.iter().map(|(_, replica)| *replica).collect())
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_rolled_back_node_gives_up_its_replicas_and_nothing_is_lost() {
+    for seed in 0..6 {
+        let mut world = World::founded(seed, 3, 3);
+        world.add_clients(3);
+        world.run_some_ms(1_000);
+        let (node, replica) = (NodeId(1 + seed % 3), ReplicaId(1 + seed % 3));
+        let backup = world.backup(node);
+        if seed % 2 == 0 {
+            world.run_ms(1_000);
+            world.crash(node);
+            world.start(node);
+        }
+        world.run_ms(1_500);
+        world.crash(node);
+        world.restore(node, &backup);
+        world.start(node);
+        world.run_until(3_000, "the node learns that it lost something", |world| lost(world, node).is_some());
+        assert_eq!(lost(&world, node), Some(vec![replica]));
+        // It comes back under a new id, as a learner.
+        let new = ReplicaId(9);
+        world.wanted.remove(&replica);
+        world.add_learners(&[(new, node)]);
+        world.swap(&[new], &[replica]);
+        world.remove(replica, node);
+        world.run_ms(500);
+        world.finish();
+        assert_eq!(world.conf().voters.len(), 3);
+    }
+}
+
+#[test]
+fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
+    for seed in 0..4 {
+        let mut world = World::founded(seed, 3, 1);
+        world.add_clients(3);
+        world.run_some_ms(500);
+        world.add_learners(&[(ReplicaId(2), NodeId(2)), (ReplicaId(3), NodeId(3))]);
+        world.swap(&[ReplicaId(2), ReplicaId(3)], &[]);
+        let backup = world.backup(NodeId(1));
+        world.run_ms(1_000);
+        world.crash(NodeId(1));
+        world.run_ms(1_500);
+        world.restore(NodeId(1), &backup);
+        world.start(NodeId(1));
+        world.run_until(3_000, "the node learns that it lost something", |world| lost(world, NodeId(1)).is_some());
+        assert_eq!(lost(&world, NodeId(1)), Some(vec![ReplicaId(1)]));
+        world.wanted.remove(&ReplicaId(1));
+        world.add_learners(&[(ReplicaId(9), NodeId(1))]);
+        world.swap(&[ReplicaId(9)], &[ReplicaId(1)]);
+        world.remove(ReplicaId(1), NodeId(1));
+        world.finish();
+    }
+}
+
+#[test]
+fn a_wiped_node_creates_nothing_before_it_is_cleared() {
+    for seed in 0..4 {
+        let mut world = World::founded(seed, 3, 3);
+        world.add_clients(2);
+        world.run_ms(1_500);
+        let node = NodeId(1 + seed % 3);
+        world.wipe(node);
+        world.isolate(node);
+        world.start(node);
+        // Its old replica, by an operation that is long outdated.
+        let create = |world: &mut World, replica| {
+            let input =
+                Input::Create { replica: ReplicaId(replica), descriptor: descriptor(&[1, 2, 3]), founding: false };
+            world.input(node, input);
+        };
+        world.wanted.remove(&ReplicaId(node.0));
+        for _ in 0..20 {
+            create(&mut world, node.0);
+            world.run_ms(50);
+        }
+        assert!(world.nodes[&node].status().is_empty(), "nothing is created while nobody speaks for the node");
+        world.heal();
+        world.run_until(3_000, "the node learns that it lost something", |world| lost(world, node).is_some());
+        assert!(world.nodes[&node].status().is_empty());
+        world.run_ms(1_000);
+        let new = ReplicaId(9);
+        world.add_learners(&[(new, node)]);
+        world.swap(&[new], &[ReplicaId(node.0)]);
+        world.remove(ReplicaId(node.0), node);
+        world.finish();
+    }
+}
+
+#[test]
+fn a_node_that_lost_nothing_is_never_told_so() {
+    for seed in 0..4 {
+        let mut world = World::founded(seed, 3, 3);
+        world.network.slow_per_mille = 200;
+        world.network.doubled_per_mille = 100;
+        world.add_clients(2);
+        for _ in 0..6 {
+            world.crash_and_start_one();
+        }
+        world.finish();
+        let told = world.notices.iter().any(|(_, notice)| matches!(notice, Notice::Lost { .. }));
+        assert!(!told, "{:?}", world.notices);
+    }
+}

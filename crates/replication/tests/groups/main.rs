@@ -1,0 +1,6 @@
+//! Groups of replicas on simulated nodes: what holds whatever the network, the disks and the operator do.
+
+mod harness;
+mod losses;
+mod membership;
+mod serving;

@@ -1,0 +1,145 @@
+//! Replicas that come and go, while clients go on.
+
+use flotilla_replication::{ConfChange, Input};
+use flotilla_types::{NodeId, ReplicaId};
+use rand::RngExt as _;
+
+use crate::harness::{SHARD, World};
+
+#[test]
+fn a_new_learner_catches_up_by_snapshot_after_truncation() {
+    for seed in 0..4 {
+        let mut world = World::founded(seed, 2, 1);
+        world.add_clients(3);
+        world.run_ms(1_500);
+        let (_, leader) = world.leader().unwrap();
+        assert!(leader.group.unwrap().truncated.0 > 10, "the log does not reach back to the beginning");
+        world.add_learners(&[(ReplicaId(2), NodeId(2))]);
+        assert!(world.checks.installed.contains(&ReplicaId(2)));
+        world.run_ms(500);
+        world.finish();
+        assert_eq!(world.applied_by().len(), 2);
+    }
+}
+
+#[test]
+fn growing_from_one_to_three_voters() {
+    for seed in 0..6 {
+        let mut world = World::founded(seed, 3, 1);
+        world.add_clients(3);
+        world.run_some_ms(1_000);
+        world.add_learners(&[(ReplicaId(2), NodeId(2)), (ReplicaId(3), NodeId(3))]);
+        world.swap(&[ReplicaId(2), ReplicaId(3)], &[]);
+        world.run_some_ms(1_000);
+        world.crash(NodeId(1));
+        let writes = world.checks.writes;
+        world.run_until(5_000, "writes without the founder", |world| world.checks.writes > writes + 10);
+        world.finish();
+        assert_eq!(world.conf().voters.len(), 3);
+    }
+}
+
+#[test]
+fn growing_survives_crashes_at_any_moment() {
+    for seed in 0..8 {
+        let mut world = World::founded(seed, 3, 1);
+        world.add_clients(2);
+        world.run_some_ms(500);
+        let learners = [(ReplicaId(2), NodeId(2)), (ReplicaId(3), NodeId(3))];
+        for (replica, node) in learners {
+            world.add_learner(replica, node);
+            world.crash_and_start_one();
+        }
+        let swap = ConfChange::Swap { promote: vec![ReplicaId(2), ReplicaId(3)], demote: vec![] };
+        world.change(&swap, |conf| conf.voters.len() == 3);
+        world.crash_and_start_one();
+        world.change(&ConfChange::LeaveJoint, |conf| conf.voters.len() == 3 && !conf.is_joint());
+        world.crash_and_start_one();
+        world.finish();
+        assert_eq!(world.conf().voters.len(), 3);
+    }
+}
+
+#[test]
+fn moving_a_replica_to_a_fourth_node() {
+    for seed in 0..6 {
+        let mut world = World::founded(seed, 4, 3);
+        world.add_clients(3);
+        world.run_some_ms(1_500);
+        // Every second time it is the leader that moves away.
+        let (leader, _) = world.leader().unwrap();
+        let from = if seed % 2 == 0 { leader } else { NodeId(leader.0 % 3 + 1) };
+        world.add_learners(&[(ReplicaId(4), NodeId(4))]);
+        world.swap(&[ReplicaId(4)], &[ReplicaId(from.0)]);
+        world.remove(ReplicaId(from.0), from);
+        world.run_ms(500);
+        world.finish();
+        assert!(world.conf().voters.contains(&ReplicaId(4)) && world.conf().voters.len() == 3);
+        assert!(world.nodes[&from].status().is_empty(), "the old replica is gone");
+    }
+}
+
+#[test]
+fn moves_go_on_through_crashes_and_losses() {
+    for seed in 0..6 {
+        let mut world = World::founded(seed, 5, 3);
+        world.network.lost_per_mille = 30;
+        world.network.doubled_per_mille = 30;
+        world.add_clients(3);
+        let mut next = 4;
+        for round in 0..3 {
+            let from = NodeId(1 + (seed + round) % 3);
+            let Some(old) = world.voter_on(from) else { continue };
+            let to = if round % 2 == 0 { NodeId(4) } else { NodeId(5) };
+            let new = ReplicaId(next);
+            next += 1;
+            world.add_learner(new, to);
+            world.crash_and_start_one();
+            world.add_learners(&[(new, to)]);
+            world.crash_and_start_one();
+            world.swap(&[new], &[old]);
+            world.crash_and_start_one();
+            world.remove(old, from);
+        }
+        world.finish();
+        assert_eq!(world.conf().voters.len(), 3);
+    }
+}
+
+#[test]
+fn a_replica_may_be_destroyed_at_any_moment() {
+    for seed in 0..8 {
+        let mut world = World::founded(seed, 3, 2);
+        world.add_clients(3);
+        for replica in (10..14).map(ReplicaId) {
+            world.run_some_ms(300);
+            world.add_learner(replica, NodeId(3));
+            let pause_ms = world.rng.random_range(0..60);
+            world.run_ms(pause_ms);
+            world.input(NodeId(3), Input::Destroy { replica });
+            world.remove(replica, NodeId(3));
+        }
+        world.run_ms(200);
+        world.finish();
+        assert!(world.nodes[&NodeId(3)].status().is_empty());
+    }
+}
+
+#[test]
+fn a_change_that_does_not_fit_is_refused() {
+    let mut world = World::founded(3, 3, 3);
+    let (leader, before) = world.leader().unwrap();
+    let follower = ReplicaId(leader.0 % 3 + 1);
+    for change in [
+        ConfChange::AddLearner { replica: follower, node: NodeId(follower.0) },
+        ConfChange::RemoveLearner { replica: follower },
+        ConfChange::Swap { promote: vec![ReplicaId(9)], demote: vec![] },
+        ConfChange::Swap { promote: vec![], demote: vec![ReplicaId(1), ReplicaId(2), ReplicaId(3)] },
+        ConfChange::LeaveJoint,
+    ] {
+        world.input(leader, Input::Change { shard: SHARD, change });
+        world.run_ms(100);
+    }
+    let (_, after) = world.leader().unwrap();
+    assert_eq!(before.descriptor, after.descriptor);
+}
