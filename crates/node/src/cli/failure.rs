@@ -121,6 +121,8 @@ fn hint(error: &ClientError) -> Option<&'static str> {
             Some("`flotilla collection list` shows what there is; `collection create` adds one.")
         }
         Some(ProblemType::NodeNotFound) => Some("`flotilla nodes` shows the ids."),
+        Some(ProblemType::SettingNotFound) => Some("`flotilla setting list` shows what there is."),
+        Some(ProblemType::TokenNotFound) => Some("`flotilla token list` shows the ids."),
         Some(ProblemType::CrossShard) => Some("Give the keys a common {tag}, so that they live in one shard."),
         Some(ProblemType::ConditionFailed) => Some("Read the record again and decide by its present version."),
         Some(ProblemType::Unavailable | ProblemType::DeadlineExceeded) => {

@@ -10,6 +10,8 @@ mod failure;
 mod kv;
 mod nodes;
 mod output;
+mod settings;
+mod tokens;
 mod transfer;
 
 use std::{process::ExitCode, time::Duration};
@@ -70,7 +72,10 @@ pub(crate) enum ClientCommand {
     Collection(collections::CollectionCommand),
     /// Tokens that let nodes join
     #[command(subcommand)]
-    Token(nodes::TokenCommand),
+    Token(tokens::TokenCommand),
+    /// Settings of the whole cluster
+    #[command(subcommand)]
+    Setting(settings::SettingCommand),
     /// Drain or remove a node
     #[command(subcommand)]
     Node(nodes::NodeCommand),
@@ -116,7 +121,8 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Shards => cluster::shards(&client, output).await,
         ClientCommand::Kv(command) => kv::run(command, &client, output).await,
         ClientCommand::Collection(command) => collections::run(command, &client, output).await,
-        ClientCommand::Token(command) => nodes::token(command, &client, output).await,
+        ClientCommand::Token(command) => tokens::run(command, &client, output).await,
+        ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, &options.addr, output).await,
         ClientCommand::Events(arguments) => events::run(&arguments, &client, output).await,
         ClientCommand::Completions { .. } => Ok(()),

@@ -1,27 +1,11 @@
-//! `token create`, `node drain`, `node remove`.
-
-use std::time::Duration;
+//! `node drain`, `node remove`.
 
 use clap::Subcommand;
-use flotilla_api::TokenRequest;
 use flotilla_client::Client;
 use flotilla_types::NodeId;
 use serde_json::json;
 
 use super::{failure::Failure, output::Output};
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TokenCommand {
-    /// Mint a token that lets nodes join; it is shown once
-    Create {
-        /// How long it is good for
-        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1h")]
-        ttl: Duration,
-        /// How many nodes may join with it
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-        uses: u32,
-    },
-}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
@@ -35,14 +19,6 @@ pub(crate) enum NodeCommand {
         #[arg(long)]
         force: bool,
     },
-}
-
-pub(super) async fn token(command: TokenCommand, client: &Client, output: Output) -> Result<(), Failure> {
-    let TokenCommand::Create { ttl, uses } = command;
-    let ttl_ms = u64::try_from(ttl.as_millis()).map_err(|_| Failure::usage("--ttl is too long"))?;
-    let reply = client.create_token(&TokenRequest { ttl_ms: Some(ttl_ms), uses: Some(uses) }).await?;
-    // The token alone, so that a script can take it as it is.
-    output.show(&reply, |reply| reply.token.clone())
 }
 
 pub(super) async fn run(command: NodeCommand, client: &Client, addr: &[String], output: Output) -> Result<(), Failure> {

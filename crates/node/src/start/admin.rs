@@ -9,12 +9,13 @@ use std::{
 };
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, Event, Sharding as ApiSharding, TokenReply, TokenRequest,
+    Check, ClusterStatus, Collection, CreateCollection, Event, Setting as ApiSetting, Sharding as ApiSharding,
+    TokenInfo, TokenReply, TokenRequest,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};
 use flotilla_identity::{JoinToken, NodeIdentity, TokenId};
-use flotilla_meta::{Liveness, MetaCommand, MetaReply};
+use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, Setting};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, clock};
 use flotilla_transport::Transport;
@@ -22,7 +23,7 @@ use flotilla_types::{NodeId, ShardId};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
-use super::{events::Events, status};
+use super::{events::Events, metrics, status};
 
 const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
 const BUCKETS_DEFAULT: u16 = 16;
@@ -41,16 +42,20 @@ pub(crate) struct NodeAdmin {
 }
 
 impl NodeAdmin {
-    async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaReply, AdminError> {
+    /// What the metadata group says to a command, a refusal included.
+    async fn ask(&self, command: MetaCommand, deadline: Instant) -> Result<MetaReply, StoreError> {
         let left: Duration = deadline.saturating_duration_since(Instant::now());
-        let reply = self.shards.propose_meta(&command, left).await.map_err(|error| match error {
+        self.shards.propose_meta(&command, left).await.map_err(|error| match error {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard: ShardId::META },
             ShardError::Busy => StoreError::Busy { retry_after_ms: 100 },
             ShardError::Unavailable | ShardError::Stale => {
                 StoreError::Unavailable { shard: Some(ShardId::META), leader: self.topology.leader(ShardId::META) }
             }
-        })?;
-        match reply {
+        })
+    }
+
+    async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaReply, AdminError> {
+        match self.ask(command, deadline).await? {
             MetaReply::Refused(refusal) => Err(StoreError::Refused(refusal.to_string()).into()),
             reply => Ok(reply),
         }
@@ -120,6 +125,28 @@ impl NodeAdmin {
         self.propose(MetaCommand::RemoveNode { node }, deadline).await?;
         Ok(())
     }
+
+    async fn revoke(&self, token: flotilla_api::TokenId, deadline: Instant) -> Result<(), AdminError> {
+        let id = flotilla_meta::TokenId(token.0);
+        // The group is asked in any case: this node's own view may not have the token yet.
+        match self.ask(MetaCommand::RevokeToken { id }, deadline).await? {
+            MetaReply::Refused(MetaRefusal::UnknownToken) => return Err(AdminError::TokenNotFound(token)),
+            MetaReply::Refused(refusal) => return Err(StoreError::Refused(refusal.to_string()).into()),
+            _ => {}
+        }
+        self.until(deadline, |meta| meta.token(id).is_none()).await;
+        Ok(())
+    }
+
+    async fn set(&self, key: String, value: u64, deadline: Instant) -> Result<ApiSetting, AdminError> {
+        let setting: Setting = key.parse().map_err(|_| AdminError::SettingNotFound)?;
+        if !setting.accepts(value) {
+            return Err(AdminError::SettingValue { description: setting.description() });
+        }
+        self.propose(MetaCommand::PutSetting { key, value: value.to_string() }, deadline).await?;
+        self.until(deadline, |meta| meta.setting(setting) == value).await;
+        Ok(status::setting(setting, value))
+    }
 }
 
 impl Admin for NodeAdmin {
@@ -138,6 +165,15 @@ impl Admin for NodeAdmin {
 
     fn list_collections(&self) -> Vec<Collection> {
         status::collections(&self.topology.meta())
+    }
+
+    fn list_settings(&self) -> Vec<ApiSetting> {
+        let meta = self.topology.meta();
+        Setting::ALL.into_iter().map(|setting| status::setting(setting, meta.setting(setting))).collect()
+    }
+
+    fn list_tokens(&self) -> Vec<TokenInfo> {
+        self.topology.meta().tokens().map(status::token).collect()
     }
 
     fn readiness(&self) -> Vec<Check> {
@@ -161,8 +197,9 @@ impl Admin for NodeAdmin {
     }
 
     fn metrics_text(&self) -> String {
-        self.metrics.run_upkeep();
-        self.metrics.render()
+        let mut text = self.metrics.render();
+        text.push_str(&metrics::text(&self.status()));
+        text
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Event> {
@@ -200,8 +237,17 @@ impl Admin for NodeAdmin {
                 uses,
             };
             self.propose(command, deadline).await?;
-            Ok(TokenReply { token: token.to_string(), expires_at_ms, uses })
+            self.until(deadline, |meta| meta.token(flotilla_meta::TokenId(id.0)).is_some()).await;
+            Ok(TokenReply { id: flotilla_api::TokenId(id.0), token: token.to_string(), expires_at_ms, uses })
         })
+    }
+
+    fn revoke_token(&self, token: flotilla_api::TokenId, deadline: Instant) -> AdminFuture<'_, ()> {
+        Box::pin(self.revoke(token, deadline))
+    }
+
+    fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, ApiSetting> {
+        Box::pin(self.set(key, value, deadline))
     }
 
     fn remove_node(&self, node: NodeId, force: bool, deadline: Instant) -> AdminFuture<'_, ()> {

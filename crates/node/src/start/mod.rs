@@ -8,6 +8,7 @@ mod founding;
 mod inbound;
 mod join;
 mod machines;
+mod metrics;
 mod status;
 
 use std::{
@@ -29,7 +30,7 @@ use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;
 use flotilla_transport::Transport;
 use flotilla_types::{NodeId, SessionId};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch};
 
@@ -63,7 +64,6 @@ pub(crate) fn run(args: StartArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
-            eprintln!("flotilla: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -80,9 +80,10 @@ fn init_logging(config: &Config) {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
-    let metrics = PrometheusBuilder::new().install_recorder().context("cannot set up metrics")?;
+    let metrics = metrics::install().context("cannot set up metrics")?;
     let folder = Arc::new(Folder::open(&config.data_dir)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.spawn(metrics::upkeep(metrics.clone()));
     let host = runtime.block_on(serve(config, folder, metrics, runtime.handle().clone()))?;
     // Its threads may still wait for tasks of the runtime.
     host.stop();
@@ -280,12 +281,11 @@ fn serve_clients(
     };
     let http_config = HttpConfig { cors_origins: config.cors_origins.clone(), ..HttpConfig::default() };
     http_config.validate()?;
-    // REDIS
+    let redis_config = flotilla_gateway_redis::ServerConfig::default();
     let http_task =
         tokio::spawn(flotilla_gateway::serve(http, store.clone(), admin, http_config, stopped(stopping.clone())));
-    let redis_task = tokio::spawn(async move {
-        let _ = (redis, store);
-    });
+    let redis_task =
+        tokio::spawn(flotilla_gateway_redis::serve(redis, store, redis_config, stopped(stopping.clone())));
     tracing::info!(http = %config.http, redis = %config.redis, quic = %config.listen, "serving");
     Ok(async move {
         let _ = http_task.await;

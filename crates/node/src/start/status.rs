@@ -2,10 +2,10 @@
 
 use flotilla_api::{
     ClusterStatus, Collection, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo,
-    PeerState, ReplicaInfo, ShardInfo, Sharding,
+    PeerState, ReplicaInfo, Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo,
 };
 use flotilla_control::{MemberState, Topology};
-use flotilla_meta::{MetaState, NodeRecord, NodeState as Life, ShardRecord};
+use flotilla_meta::{MetaState, NodeRecord, NodeState as Life, Setting, ShardRecord, TokenRecord};
 use flotilla_replication::{Handle, ReplicaStatus, Role};
 use flotilla_transport::{Breaker, PeerStatus, Transport};
 use flotilla_types::{ClusterId, CollectionId, NodeId, ReplicaRole, ShardId};
@@ -164,6 +164,25 @@ pub(crate) fn collections(meta: &MetaState) -> Vec<Collection> {
         .collect();
     collections.sort_by(|a, b| a.name.cmp(&b.name));
     collections
+}
+
+pub(crate) fn setting(setting: Setting, value: u64) -> ApiSetting {
+    ApiSetting {
+        key: setting.key().to_owned(),
+        value,
+        default: setting.default_value(),
+        description: setting.description().to_owned(),
+    }
+}
+
+pub(crate) fn token(record: &TokenRecord) -> TokenInfo {
+    TokenInfo {
+        id: TokenId(record.id.0),
+        created_at_ms: record.created_at_ms,
+        expires_at_ms: record.expires_at_ms,
+        uses_left: record.uses_left,
+        uses: record.uses_max,
+    }
 }
 
 fn range_of(record: &ShardRecord) -> String {

@@ -1,0 +1,88 @@
+//! `token create|list|revoke`.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use clap::Subcommand;
+use flotilla_api::{TokenId, TokenInfo, TokenList, TokenRequest};
+use flotilla_client::Client;
+use serde_json::json;
+
+use super::{
+    failure::Failure,
+    output::{Output, table},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Mint a token that lets nodes join; it is shown once
+    Create {
+        /// How long it is good for
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1h")]
+        ttl: Duration,
+        /// How many nodes may join with it
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        uses: u32,
+    },
+    /// List the tokens that the cluster remembers, without their secrets
+    List,
+    /// Forget a token: nobody joins with it any more
+    Revoke {
+        /// Its id, as `token list` shows it
+        id: TokenId,
+    },
+}
+
+pub(super) async fn run(command: TokenCommand, client: &Client, output: Output) -> Result<(), Failure> {
+    match command {
+        TokenCommand::Create { ttl, uses } => {
+            let ttl_ms = u64::try_from(ttl.as_millis()).map_err(|_| Failure::usage("--ttl is too long"))?;
+            let reply = client.create_token(&TokenRequest { ttl_ms: Some(ttl_ms), uses: Some(uses) }).await?;
+            // The token alone, so that a script can take it as it is.
+            output.show(&reply, |reply| reply.token.clone())
+        }
+        TokenCommand::List => {
+            let tokens = client.tokens().await?;
+            output.show(&TokenList { tokens }, |list| rows(&list.tokens))
+        }
+        TokenCommand::Revoke { id } => {
+            client.revoke_token(id).await?;
+            output.show(&json!({ "revoked": id }), |_| format!("revoked {id}"))
+        }
+    }
+}
+
+fn rows(tokens: &[TokenInfo]) -> String {
+    let rows = tokens.iter().map(|token| {
+        [
+            token.id.to_string(),
+            time(token.created_at_ms),
+            time(token.expires_at_ms),
+            format!("{} of {}", token.uses_left, token.uses),
+        ]
+    });
+    table(["ID", "CREATED", "EXPIRES", "USES LEFT"], rows)
+}
+
+/// A moment for people; `never` for one that no calendar has (a token that was made for ages).
+fn time(unix_ms: u64) -> String {
+    /// The last second of the year 9999, behind which the format ends.
+    const LAST_MS: u64 = 253_402_300_799_000;
+    match UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms)) {
+        Some(time) if unix_ms <= LAST_MS => humantime::format_rfc3339_seconds(time).to_string(),
+        _ => "never".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_shown_with_what_is_left_of_it_however_long_it_lives() {
+        let token = TokenInfo { id: TokenId(0xab), created_at_ms: 0, expires_at_ms: 1_000, uses_left: 1, uses: 3 };
+        let text = rows(&[token, TokenInfo { expires_at_ms: u64::MAX, ..token }]);
+        for part in ["00000000000000ab", "1970-01-01T00:00:01Z", "1 of 3", "never"] {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+    }
+}

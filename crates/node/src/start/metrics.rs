@@ -1,0 +1,243 @@
+//! What `/metrics` says: what the crates count by themselves, and how this node is at this moment.
+//!
+//! The second part is written anew for each reader, from the node's own status, so that a shard or peer that is gone leaves no
+//! series behind: there are as many as this node has replicas and peers. Deliberately absent: round-trip times and bytes by
+//! peer, which the transport publishes, and names of collections, which would make series of what users type.
+
+use std::{
+    fmt::{Display, Write as _},
+    fs,
+    time::Duration,
+};
+
+use flotilla_api::{ClusterStatus, Liveness, LocalReplica, LocalRole, PeerState, ShardInfo};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Upper bounds of what is measured in seconds: from a cached read to a checkpoint of a large shard.
+const SECONDS: [f64; 18] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0,
+];
+/// How often samples move from their buffers into the histograms. The buffers grow until then.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+const ROLES: [LocalRole; 6] = [
+    LocalRole::Leader,
+    LocalRole::Follower,
+    LocalRole::Candidate,
+    LocalRole::Learner,
+    LocalRole::Quarantined,
+    LocalRole::Stopped,
+];
+const LIVENESS: [Liveness; 5] = [Liveness::Alive, Liveness::Suspect, Liveness::Down, Liveness::Left, Liveness::Unknown];
+
+/// Makes every crate's counters go here. Once in a process.
+pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
+    Ok(builder()?.install_recorder()?)
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+}
+
+/// Bounds the memory of samples while nobody reads `/metrics`. Never returns.
+pub(crate) async fn upkeep(metrics: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+/// The node at this moment, in the Prometheus text format.
+pub(crate) fn text(status: &ClusterStatus) -> String {
+    let mut text = Text(String::new());
+    node(&mut text, status);
+    shards(&mut text, &status.shards);
+    let peers = status.peers.iter().map(|peer| {
+        let state = match peer.state {
+            PeerState::Connected => "connected",
+            PeerState::Connecting => "connecting",
+            PeerState::Backoff => "backoff",
+        };
+        (format!(r#"peer="{}",state="{state}""#, peer.node), 1)
+    });
+    text.family("flotilla_peer_state", GAUGE, "What the connection to a peer is doing: 1 for its state", peers);
+    process(&mut text);
+    text.0
+}
+
+fn node(text: &mut Text, status: &ClusterStatus) {
+    let version = format!(r#"version="{}",node="{}""#, status.version, status.node);
+    text.family("flotilla_build_info", GAUGE, "The software and the node's id: always 1", [(version, 1)]);
+    text.one("flotilla_start_time_seconds", "When the node started, in Unix seconds", status.started_ms / 1_000);
+    text.one("flotilla_draining", "Whether the node is draining", u8::from(status.draining));
+    text.one("flotilla_metadata_quorum", "Whether the metadata group has a leader", u8::from(status.quorum));
+    text.one("flotilla_healthy", "Whether this node sees nothing to report", u8::from(status.health.ok));
+    let nodes = LIVENESS.map(|liveness| {
+        let count = status.nodes.iter().filter(|node| node.liveness == liveness).count();
+        (format!(r#"liveness="{}""#, liveness_name(liveness)), count)
+    });
+    text.family("flotilla_nodes", GAUGE, "Nodes of the cluster as this one sees them", nodes);
+    let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
+    let unhealthy = status.shards.iter().filter(|shard| !shard.healthy).count();
+    text.one("flotilla_shards", "Shards of the cluster", status.shards.len());
+    text.one("flotilla_shards_leaderless", "Shards without a known leader", leaderless);
+    text.one("flotilla_shards_unhealthy", "Shards without a leader or with too few live replicas", unhealthy);
+}
+
+fn shards(text: &mut Text, shards: &[ShardInfo]) {
+    let here: Vec<_> = shards.iter().filter_map(|shard| Some((shard, shard.local.as_ref()?))).collect();
+    let replicas = ROLES.map(|role| {
+        let count = here.iter().filter(|(_, replica)| replica.role == role).count();
+        (format!(r#"role="{}""#, role_name(role)), count)
+    });
+    text.family("flotilla_replicas", GAUGE, "Replicas on this node", replicas);
+    let roles =
+        here.iter().map(|(shard, replica)| (format!(r#"shard="{}",role="{}""#, shard.id, role_name(replica.role)), 1));
+    text.family("flotilla_shard_role", GAUGE, "This node's part in a shard: 1 for its role", roles);
+    let mut each = |name: &str, help: &str, value: fn(&LocalReplica) -> u64| {
+        let samples = here.iter().map(|(shard, replica)| (format!(r#"shard="{}""#, shard.id), value(replica)));
+        text.family(name, GAUGE, help, samples);
+    };
+    each("flotilla_shard_term", "Raft term", |replica| replica.term);
+    each("flotilla_shard_commit_index", "Last entry known to be committed", |replica| replica.commit);
+    each("flotilla_shard_applied_index", "Last entry applied", |replica| replica.applied);
+    each("flotilla_shard_checkpoint_index", "Entry that the checkpoint covers", |replica| replica.checkpoint);
+    each("flotilla_shard_memtable_bytes", "Bytes in the memtable", |replica| replica.memtable_bytes);
+}
+
+fn process(text: &mut Text) {
+    if let Some(bytes) = resident_bytes() {
+        text.one("flotilla_process_resident_bytes", "Memory of the process that is in RAM", bytes);
+    }
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    let name = "flotilla_process_cpu_seconds_total";
+    let help = "Processor time that the process used";
+    text.family(name, COUNTER, help, [(String::new(), format!("{}.{:09}", used.tv_sec, used.tv_nsec))]);
+}
+
+/// `None` where there is no `/proc`.
+fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn role_name(role: LocalRole) -> &'static str {
+    match role {
+        LocalRole::Leader => "leader",
+        LocalRole::Follower => "follower",
+        LocalRole::Candidate => "candidate",
+        LocalRole::Learner => "learner",
+        LocalRole::Quarantined => "quarantined",
+        LocalRole::Stopped => "stopped",
+    }
+}
+
+fn liveness_name(liveness: Liveness) -> &'static str {
+    match liveness {
+        Liveness::Alive => "alive",
+        Liveness::Suspect => "suspect",
+        Liveness::Down => "down",
+        Liveness::Left => "left",
+        Liveness::Unknown => "unknown",
+    }
+}
+
+const GAUGE: &str = "gauge";
+const COUNTER: &str = "counter";
+
+/// The text format. Labels come as they stand in it; none holds a character that needs escaping.
+struct Text(String);
+
+impl Text {
+    /// One metric without labels.
+    fn one(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, GAUGE, help, [(String::new(), value)]);
+    }
+
+    /// All samples of one metric.
+    fn family<V: Display>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (String, V)>,
+    ) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = match labels.as_str() {
+                "" => writeln!(self.0, "{name} {value}"),
+                labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> ClusterStatus {
+        let text = r#"{"cluster_id":"00112233445566778899aabbccddeeff","node":2,"version":"0.1.0","started_ms":5000,
+            "draining":false,"metadata_leader":null,"quorum":false,"health":{"ok":false,"reasons":["n1 is down"]},
+            "nodes":[],"collections":[],"peers":[{"node":3,"addr":"h:1","state":"backoff"}],
+            "shards":[{"id":4,"collection":"default","range":"bucket 0","leader":null,"replicas":[],
+            "epoch":{"range":1,"config":2},"desired_replicas":3,"healthy":false,"local":{"replica":9,"role":"follower",
+            "term":7,"commit":12,"applied":11,"checkpoint":3,"memtable_bytes":640}}]}"#;
+        serde_json::from_str(text).expect("a status")
+    }
+
+    #[test]
+    fn a_replica_and_a_peer_are_shown_and_leave_nothing_behind() {
+        let mut status = status();
+        let shown = text(&status);
+        for line in [
+            r#"flotilla_replicas{role="follower"} 1"#,
+            r#"flotilla_replicas{role="leader"} 0"#,
+            r#"flotilla_shard_role{shard="s4",role="follower"} 1"#,
+            r#"flotilla_shard_term{shard="s4"} 7"#,
+            r#"flotilla_shard_commit_index{shard="s4"} 12"#,
+            r#"flotilla_shard_applied_index{shard="s4"} 11"#,
+            r#"flotilla_shard_checkpoint_index{shard="s4"} 3"#,
+            r#"flotilla_shard_memtable_bytes{shard="s4"} 640"#,
+            r#"flotilla_peer_state{peer="n3",state="backoff"} 1"#,
+            "flotilla_shards_leaderless 1",
+            "flotilla_metadata_quorum 0",
+            "flotilla_start_time_seconds 5",
+        ] {
+            assert!(shown.lines().any(|found| found == line), "{line} is missing in\n{shown}");
+        }
+        status.shards.clear();
+        status.peers.clear();
+        assert!(!text(&status).contains("s4") && !text(&status).contains("n3"));
+    }
+
+    #[test]
+    fn every_sample_stands_below_its_type_and_has_a_number() {
+        let mut family = String::new();
+        for line in text(&status()).lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                family = rest.split(' ').next().unwrap_or_default().to_owned();
+            } else if !line.starts_with('#') {
+                let (series, value) = line.rsplit_once(' ').expect("a value");
+                assert_eq!(series.split('{').next(), Some(family.as_str()), "{line}");
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn times_are_histograms_with_buckets() {
+        let recorder = builder().expect("buckets").build_recorder();
+        metrics::with_local_recorder(&recorder, || metrics::histogram!("flotilla_test_seconds").record(0.000_2));
+        let shown = recorder.handle().render();
+        assert!(shown.contains(r#"flotilla_test_seconds_bucket{le="0.00025"} 1"#), "{shown}");
+        assert!(!shown.contains("quantile"), "{shown}");
+    }
+}
