@@ -7,3 +7,7 @@ mod store;
 pub use admin::{Admin, AdminError, AdminFuture};
 pub use http::{HttpConfig, HttpConfigError, serve};
 pub use store::{Consistency, Found, Page, Scan, Store, StoreError, Written};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

@@ -21,3 +21,7 @@ pub use core::{
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};
 pub use host::{Handle, Host, HostParts, INBOX_MAX};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
