@@ -3,7 +3,7 @@
 use flotilla_types::CollectionId;
 use serde::{Deserialize, Serialize};
 
-use crate::{NodeInfo, ShardInfo};
+use crate::{NodeInfo, ShardInfo, TokenId};
 
 /// How keys are spread over shards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +84,8 @@ pub struct TokenRequest {
 /// A join token. It is shown once; the cluster keeps only its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenReply {
+    /// Names it, for lists and for revoking it.
+    pub id: TokenId,
     /// The token.
     pub token: String,
     /// Unix milliseconds.

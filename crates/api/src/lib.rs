@@ -9,6 +9,7 @@ mod cluster;
 mod event;
 mod kv;
 mod limits;
+mod operator;
 mod problem;
 mod status;
 mod text;
@@ -24,6 +25,7 @@ pub use limits::{
     BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX, TIMEOUT_MS_DEFAULT,
     TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
 };
+pub use operator::{InvalidTokenId, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList};
 pub use problem::{Problem, ProblemType};
 pub use status::{
     ClusterStatus, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo, PeerState,

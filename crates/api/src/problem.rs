@@ -114,6 +114,10 @@ problem_types! {
     CollectionNotFound = "collection_not_found", 404, false, "There is no such collection";
     /// There is no such node.
     NodeNotFound = "node_not_found", 404, false, "There is no such node";
+    /// There is no such setting.
+    SettingNotFound = "setting_not_found", 404, false, "There is no such setting";
+    /// There is no such join token.
+    TokenNotFound = "token_not_found", 404, false, "There is no such join token";
     /// The route exists, but not with this method.
     MethodNotAllowed = "method_not_allowed", 405, false, "The method is not allowed here";
     /// The bytes are not UTF-8 text.

@@ -1,7 +1,8 @@
-//! Collections, nodes, tokens and status.
+//! Collections, nodes, tokens, settings and status.
 
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, Event, EventList, TokenReply, TokenRequest,
+    ClusterStatus, Collection, CollectionList, CreateCollection, Event, EventList, Setting, SettingList,
+    SettingRequest, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest,
 };
 use flotilla_types::NodeId;
 use reqwest::Method;
@@ -49,6 +50,41 @@ impl Client {
     /// See [`ClientError`].
     pub async fn create_token(&self, wanted: &TokenRequest) -> Result<TokenReply, ClientError> {
         self.call(Call::write(Method::POST, "/v1/cluster/tokens").json(wanted)).await?.json()
+    }
+
+    /// The join tokens that the cluster remembers.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn tokens(&self) -> Result<Vec<TokenInfo>, ClientError> {
+        let list: TokenList = self.call(Call::read(Method::GET, "/v1/cluster/tokens")).await?.json()?;
+        Ok(list.tokens)
+    }
+
+    /// Forgets a join token. Nodes that joined with it stay.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn revoke_token(&self, token: TokenId) -> Result<(), ClientError> {
+        self.call(Call::write(Method::DELETE, format!("/v1/cluster/tokens/{token}"))).await.map(drop)
+    }
+
+    /// All settings of the cluster.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn settings(&self) -> Result<Vec<Setting>, ClientError> {
+        let list: SettingList = self.call(Call::read(Method::GET, "/v1/cluster/settings")).await?.json()?;
+        Ok(list.settings)
+    }
+
+    /// Changes a setting.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn put_setting(&self, key: &str, value: u64) -> Result<Setting, ClientError> {
+        let path = format!("/v1/cluster/settings/{}", url::encode(key.as_bytes()));
+        self.call(Call::write(Method::PUT, path).json(&SettingRequest { value })).await?.json()
     }
 
     /// Removes a node for ever. `force` also removes one that is alive or holds replicas.

@@ -1,11 +1,13 @@
-//! What the HTTP interface asks of the node beside the store: status, collections, tokens, drain, events.
+//! What the HTTP interface asks of the node beside the store: status, collections, tokens, settings, drain, events.
 //!
 //! The node implements [`Admin`]; the gateway only calls it. Questions are answered at once from what the node already
 //! knows, so that they work without a quorum. Changes wait for the metadata group, until a deadline.
 
 use std::time::Instant;
 
-use flotilla_api::{Check, ClusterStatus, Collection, CreateCollection, Event, TokenReply, TokenRequest};
+use flotilla_api::{
+    Check, ClusterStatus, Collection, CreateCollection, Event, Setting, TokenId, TokenInfo, TokenReply, TokenRequest,
+};
 use flotilla_types::NodeId;
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
@@ -18,6 +20,18 @@ pub enum AdminError {
     /// There is no such node.
     #[error("there is no node {0}")]
     NodeNotFound(NodeId),
+    /// There is no such setting.
+    #[error("there is no such setting; /v1/cluster/settings lists them")]
+    SettingNotFound,
+    /// The setting cannot have this value.
+    #[error("the value does not fit: {description}")]
+    SettingValue {
+        /// What the setting does and which values it takes.
+        description: &'static str,
+    },
+    /// There is no such join token.
+    #[error("there is no join token {0}: it was never made, was revoked, or expired long ago")]
+    TokenNotFound(TokenId),
     /// Everything else, with the same meaning as for the store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -33,6 +47,12 @@ pub trait Admin: Send + Sync + 'static {
 
     /// All collections, in the order of their names. Never waits.
     fn list_collections(&self) -> Vec<Collection>;
+
+    /// Every setting, always in the same order. Never waits.
+    fn list_settings(&self) -> Vec<Setting>;
+
+    /// The join tokens, in the order of their ids. Never waits.
+    fn list_tokens(&self) -> Vec<TokenInfo>;
 
     /// What must hold before traffic should come here. Never waits.
     fn readiness(&self) -> Vec<Check>;
@@ -58,6 +78,12 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Mints a join token.
     fn create_token(&self, wanted: TokenRequest, deadline: Instant) -> AdminFuture<'_, TokenReply>;
+
+    /// Forgets a join token: nobody joins with it any more. Nodes that joined with it stay.
+    fn revoke_token(&self, token: TokenId, deadline: Instant) -> AdminFuture<'_, ()>;
+
+    /// Changes a setting and answers it.
+    fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, Setting>;
 
     /// Removes a node for ever. `force` also removes one that is alive, or that still holds replicas.
     fn remove_node(&self, node: NodeId, force: bool, deadline: Instant) -> AdminFuture<'_, ()>;

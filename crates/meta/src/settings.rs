@@ -47,16 +47,36 @@ impl Setting {
         }
     }
 
+    /// What it does and which values it takes, in one line for operators.
+    #[must_use]
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::DeadNodeGraceMs => {
+                "milliseconds that a node may be silent before its replicas are replaced: 1000 to 604800000"
+            }
+            Self::MetaReplicas => "voters of the metadata group once there are nodes enough: 1, 3 or 5",
+            Self::BalanceThreshold => {
+                "balancing starts when two nodes differ by more than one replica plus this many: 0 to 1000"
+            }
+            Self::BalanceMovesMax => "replicas that one plan may move for balance or spread, 0 for none: 0 to 64",
+        }
+    }
+
+    /// Whether it may have this value.
+    #[must_use]
+    pub fn accepts(self, value: u64) -> bool {
+        match self {
+            Self::DeadNodeGraceMs => (1_000..=7 * 24 * 3_600_000).contains(&value),
+            Self::MetaReplicas => matches!(value, 1 | 3 | 5),
+            Self::BalanceThreshold => value <= 1_000,
+            Self::BalanceMovesMax => value <= 64,
+        }
+    }
+
     /// Reads a value; refuses what is no number or out of range.
     pub fn parse(self, value: &str) -> Result<u64, MetaRefusal> {
-        let number: u64 = value.parse().map_err(|_| MetaRefusal::Invalid(Field::Setting))?;
-        let fits = match self {
-            Self::DeadNodeGraceMs => (1_000..=7 * 24 * 3_600_000).contains(&number),
-            Self::MetaReplicas => matches!(number, 1 | 3 | 5),
-            Self::BalanceThreshold => number <= 1_000,
-            Self::BalanceMovesMax => number <= 64,
-        };
-        if fits { Ok(number) } else { Err(MetaRefusal::Invalid(Field::Setting)) }
+        let number = value.parse().ok().filter(|number| self.accepts(*number));
+        number.ok_or(MetaRefusal::Invalid(Field::Setting))
     }
 }
 
@@ -88,5 +108,17 @@ mod tests {
         }
         assert!(Setting::MetaReplicas.parse("2").is_err());
         assert_eq!("no_such_setting".parse::<Setting>(), Err(MetaRefusal::UnknownSetting));
+    }
+
+    #[test]
+    fn a_description_ends_with_the_values_that_are_taken() {
+        for setting in Setting::ALL {
+            let (_, values) = setting.description().rsplit_once(": ").expect("values");
+            let numbers: Vec<u64> =
+                values.split(|char: char| !char.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect();
+            assert!(numbers.len() >= 2 && numbers.iter().all(|number| setting.accepts(*number)), "{setting}: {values}");
+            let (first, last) = (numbers[0], numbers[numbers.len() - 1]);
+            assert!(!setting.accepts(last + 1) && (first == 0 || !setting.accepts(first - 1)), "{setting}: {values}");
+        }
     }
 }

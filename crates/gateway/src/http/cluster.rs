@@ -1,12 +1,12 @@
-//! Collections, nodes, shards and tokens.
+//! Collections, nodes, shards, tokens and settings.
 
 use axum::{
     Json,
     extract::{Request, State},
 };
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, NodeList, ProblemType, ShardList, TokenReply,
-    TokenRequest,
+    ClusterStatus, Collection, CollectionList, CreateCollection, InvalidTokenId, NodeList, ProblemType, Setting,
+    SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest,
 };
 use flotilla_types::NodeId;
 use serde_json::{Value, json};
@@ -69,6 +69,29 @@ pub(super) async fn create_token(State(app): State<App>, request: Request) -> Re
     let bytes: &[u8] = if held.bytes.is_empty() { b"{}" } else { &held.bytes };
     let wanted: TokenRequest = body::parse_json(bytes)?;
     Ok(Json(app.admin.create_token(wanted, deadline.into_std()).await?))
+}
+
+pub(super) async fn list_tokens(State(app): State<App>) -> Json<TokenList> {
+    Json(TokenList { tokens: app.admin.list_tokens() })
+}
+
+/// `DELETE /v1/cluster/tokens/{id}`.
+pub(super) async fn revoke_token(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
+    let token: TokenId = last_segment(&request)?.parse().map_err(|error: InvalidTokenId| invalid(error.to_string()))?;
+    app.admin.revoke_token(token, deadline(request.headers())?.into_std()).await?;
+    Ok(Json(json!({ "revoked": token })))
+}
+
+pub(super) async fn list_settings(State(app): State<App>) -> Json<SettingList> {
+    Json(SettingList { settings: app.admin.list_settings() })
+}
+
+/// `PUT /v1/cluster/settings/{key}`.
+pub(super) async fn put_setting(State(app): State<App>, request: Request) -> Result<Json<Setting>, Refusal> {
+    let key = last_segment(&request)?;
+    let deadline = deadline(request.headers())?;
+    let SettingRequest { value } = body::read_json(&app, request, deadline).await?;
+    Ok(Json(app.admin.put_setting(key, value, deadline.into_std()).await?))
 }
 
 pub(super) async fn remove_node(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {

@@ -93,10 +93,14 @@ impl From<StoreError> for Refusal {
 
 impl From<AdminError> for Refusal {
     fn from(error: AdminError) -> Self {
-        match error {
-            AdminError::NodeNotFound(_) => Self::new(ProblemType::NodeNotFound, error.to_string()),
-            AdminError::Store(error) => error.into(),
-        }
+        let kind = match error {
+            AdminError::NodeNotFound(_) => ProblemType::NodeNotFound,
+            AdminError::SettingNotFound => ProblemType::SettingNotFound,
+            AdminError::SettingValue { .. } => ProblemType::InvalidArgument,
+            AdminError::TokenNotFound(_) => ProblemType::TokenNotFound,
+            AdminError::Store(error) => return error.into(),
+        };
+        Self::new(kind, error.to_string())
     }
 }
 

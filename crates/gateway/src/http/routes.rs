@@ -2,7 +2,7 @@
 
 use axum::{
     Router, middleware,
-    routing::{MethodRouter, any, delete, get, post},
+    routing::{MethodRouter, any, delete, get, post, put},
 };
 use flotilla_api::ProblemType;
 
@@ -36,7 +36,14 @@ fn table() -> Vec<Route> {
         route("/v1/cluster/nodes/{id}", &[("/v1/cluster/nodes/{id}", &["delete"])], delete(cluster::remove_node)),
         route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], get(cluster::shards)),
         route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], get(events::events)),
-        route("/v1/cluster/tokens", &[("/v1/cluster/tokens", &["post"])], post(cluster::create_token)),
+        route(
+            "/v1/cluster/tokens",
+            &[("/v1/cluster/tokens", &["get", "post"])],
+            get(cluster::list_tokens).post(cluster::create_token),
+        ),
+        route("/v1/cluster/tokens/{id}", &[("/v1/cluster/tokens/{id}", &["delete"])], delete(cluster::revoke_token)),
+        route("/v1/cluster/settings", &[("/v1/cluster/settings", &["get"])], get(cluster::list_settings)),
+        route("/v1/cluster/settings/{key}", &[("/v1/cluster/settings/{key}", &["put"])], put(cluster::put_setting)),
         route("/v1/rpc", &[("/v1/rpc", &["post"])], post(rpc::call)),
         route("/health/live", &[("/health/live", &["get"])], get(health::live)),
         route("/health/drain", &[("/health/drain", &["post"])], post(health::drain)),

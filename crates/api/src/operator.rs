@@ -1,0 +1,120 @@
+//! Settings of the cluster, and the join tokens that it remembers.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// A setting of the whole cluster. All are whole numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Its name.
+    pub key: String,
+    /// Its value now, in the unit that the description names.
+    pub value: u64,
+    /// Its value while it was never set.
+    pub default: u64,
+    /// What it does and which values it takes.
+    pub description: String,
+}
+
+/// Answer to `GET /v1/cluster/settings`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingList {
+    /// Every setting, always in the same order.
+    pub settings: Vec<Setting>,
+}
+
+/// Body of `PUT /v1/cluster/settings/{key}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingRequest {
+    /// The new value.
+    pub value: u64,
+}
+
+/// Names a join token; not a secret. In JSON and in paths: 16 hexadecimal digits, because JSON numbers of this size lose
+/// digits in many readers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenId(pub u64);
+
+/// A text is no token id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a token id has 16 hexadecimal digits")]
+pub struct InvalidTokenId;
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for TokenId {
+    type Err = InvalidTokenId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTokenId> {
+        let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u64::from_str_radix(text, 16).ok().filter(|_| digits);
+        number.map(Self).ok_or(InvalidTokenId)
+    }
+}
+
+impl Serialize for TokenId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// What the cluster remembers of a join token: everything but its secret, which it never had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    /// Its id.
+    pub id: TokenId,
+    /// When it was made, in Unix milliseconds.
+    pub created_at_ms: u64,
+    /// The first moment at which it is refused, in Unix milliseconds.
+    pub expires_at_ms: u64,
+    /// How many nodes may still join with it.
+    pub uses_left: u32,
+    /// How many nodes could join with it at first.
+    pub uses: u32,
+}
+
+/// Answer to `GET /v1/cluster/tokens`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenList {
+    /// In the order of their ids. An expired or used-up one stays until the next one is made.
+    pub tokens: Vec<TokenInfo>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_id_keeps_every_digit_in_json() {
+        for id in [TokenId(0), TokenId(u64::MAX), TokenId((1 << 53) + 1)] {
+            let text = serde_json::to_string(&id).expect("JSON");
+            assert_eq!(text.len(), 18, "{text}");
+            assert_eq!(serde_json::from_str::<TokenId>(&text).expect("an id"), id);
+        }
+        for bad in ["", "1", "+000000000000001", "00000000000000011", "000000000000000g", "../cluster/nodes"] {
+            assert_eq!(bad.parse::<TokenId>(), Err(InvalidTokenId), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_setting_takes_a_whole_number_and_nothing_else() {
+        let parse = |text| serde_json::from_str::<SettingRequest>(text);
+        assert_eq!(parse(r#"{"value":5000}"#).expect("a request").value, 5_000);
+        for bad in [r#"{"value":"5000"}"#, r#"{"value":-1}"#, r#"{"value":1.5}"#, r#"{}"#, r#"{"value":1,"unit":"s"}"#]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}
