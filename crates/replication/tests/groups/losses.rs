@@ -3,7 +3,7 @@
 use flotilla_replication::{Input, LostReason, Notice};
 use flotilla_types::{NodeId, ReplicaId};
 
-use crate::harness::{World, descriptor};
+use crate::harness::{World, descriptor, seeds};
 
 fn lost(world: &World, node: NodeId) -> Option<Vec<ReplicaId>> {
     world.notices.iter().find_map(|(from, notice)| match notice {
@@ -16,7 +16,7 @@ fn lost(world: &World, node: NodeId) -> Option<Vec<ReplicaId>> {
 
 #[test]
 fn a_rolled_back_node_gives_up_its_replicas_and_nothing_is_lost() {
-    for seed in 0..6 {
+    for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
         world.run_some_ms(1_000);
@@ -47,7 +47,7 @@ fn a_rolled_back_node_gives_up_its_replicas_and_nothing_is_lost() {
 
 #[test]
 fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 1);
         world.add_clients(3);
         world.run_some_ms(500);
@@ -71,7 +71,7 @@ fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
 
 #[test]
 fn a_wiped_node_creates_nothing_before_it_is_cleared() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(2);
         world.run_ms(1_500);
@@ -105,7 +105,7 @@ fn a_wiped_node_creates_nothing_before_it_is_cleared() {
 
 #[test]
 fn a_node_that_lost_nothing_is_never_told_so() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.network.slow_per_mille = 200;
         world.network.doubled_per_mille = 100;

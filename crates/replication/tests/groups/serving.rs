@@ -5,11 +5,11 @@ use flotilla_storage::Log as _;
 use flotilla_types::{NodeId, ReplicaId};
 use rand::RngExt as _;
 
-use crate::harness::{SHARD, World, get, key, store};
+use crate::harness::{SHARD, World, get, key, seeds, store};
 
 #[test]
 fn three_founders_elect_and_serve() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
         world.run_ms(3_000);
@@ -20,7 +20,7 @@ fn three_founders_elect_and_serve() {
 
 #[test]
 fn a_lone_founder_serves_at_once_and_again_after_a_crash() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         let mut world = World::founded(seed, 1, 1);
         world.add_clients(2);
         for _ in 0..3 {
@@ -35,7 +35,7 @@ fn a_lone_founder_serves_at_once_and_again_after_a_crash() {
 
 #[test]
 fn kill_any_node_keeps_every_acknowledged_write() {
-    for seed in 0..6 {
+    for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
         for _ in 0..5 {
@@ -51,7 +51,7 @@ fn kill_any_node_keeps_every_acknowledged_write() {
 
 #[test]
 fn crash_of_all_nodes_loses_nothing_acknowledged() {
-    for seed in 0..6 {
+    for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
         for _ in 0..3 {
@@ -70,7 +70,7 @@ fn crash_of_all_nodes_loses_nothing_acknowledged() {
 
 #[test]
 fn lossy_network_never_applies_twice() {
-    for seed in 0..6 {
+    for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.network.lost_per_mille = 100;
         world.network.slow_per_mille = 50;
@@ -90,7 +90,7 @@ fn lossy_network_never_applies_twice() {
 
 #[test]
 fn duplicates_of_messages_do_no_harm() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.network.doubled_per_mille = 500;
         world.network.slow_per_mille = 100;
@@ -106,7 +106,7 @@ fn duplicates_of_messages_do_no_harm() {
 
 #[test]
 fn minority_cannot_commit() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.run_ms(1_000);
         let (old, _) = world.leader().unwrap();
@@ -138,7 +138,7 @@ fn minority_cannot_commit() {
 
 #[test]
 fn transfer_hands_leadership_over() {
-    for seed in 0..4 {
+    for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
         for _ in 0..3 {
@@ -158,7 +158,7 @@ fn transfer_hands_leadership_over() {
 
 #[test]
 fn lagging_follower_does_not_grow_without_bound() {
-    for seed in 0..3 {
+    for seed in seeds(3) {
         let mut world = World::founded(seed, 3, 3);
         world.run_ms(500);
         let (leader, _) = world.leader().unwrap();

@@ -14,6 +14,7 @@ mod script;
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    ops::Range,
 };
 
 use flotilla_replication::{Answer, HostConfig, Notice, RaftConfig};
@@ -33,6 +34,13 @@ pub(crate) const SHARD: ShardId = ShardId(1);
 pub(crate) const WALL_MS: u64 = 1_700_000_000_000;
 /// How often creations that were asked for are asked for again, microseconds.
 const RECONCILE_US: u64 = 100_000;
+
+/// The seeds of a test: the first few, or those that the environment names, as in `FLOTILLA_SEEDS=100..200`.
+pub(crate) fn seeds(few: u64) -> Range<u64> {
+    let named = std::env::var("FLOTILLA_SEEDS").ok();
+    let range = named.as_deref().and_then(|range| range.split_once(".."));
+    range.map_or(0..few, |(from, to)| from.parse().expect("a number")..to.parse().expect("a number"))
+}
 
 /// What happens next.
 pub(crate) enum Event {

@@ -32,7 +32,7 @@ pub(crate) struct Node {
     pub id: NodeId,
     pub log: MemoryLog,
     pub engine: MemoryEngine,
-    pub running: Option<Running>,
+    pub running: Option<Box<Running>>,
     /// Counts starts and ends, to tell events of an earlier life.
     pub life: u64,
     incarnation: Incarnation,
@@ -160,7 +160,7 @@ impl World {
         let core = Core::open(id, node.incarnation, config, log.clone(), seed, &mut effects).unwrap();
         let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
         let next = first_sequence(node.incarnation).max(log.recovered()).next();
-        node.running = Some(Running {
+        node.running = Some(Box::new(Running {
             core,
             applier: Applier::new(engine, machines),
             inbox: Vec::new(),
@@ -169,7 +169,7 @@ impl World {
             tasks: VecDeque::new(),
             jobs: VecDeque::new(),
             working: 0,
-        });
+        }));
         self.with(id, |world, node, running| {
             running.core.flush(&mut effects);
             world.perform(node, running, effects);
