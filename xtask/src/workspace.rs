@@ -46,9 +46,19 @@ pub(crate) fn root() -> &'static Path {
     here.parent().unwrap_or(here)
 }
 
-/// The cargo that runs this, in the workspace's root.
+/// What `cargo run` tells a program about its own crate.
+const OWN_CRATE: &[&str] =
+    &["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_PACKAGE", "OUT_DIR"];
+
+/// The cargo that runs this, in the workspace's root, as if called from a shell.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Some build scripts (ring's) run again when these change: a build from here and one from a shell would each undo
+    // the other's work, minutes at a time.
+    let own = |name: &str| OWN_CRATE.iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(own)) {
+        command.env_remove(name);
+    }
     command.current_dir(root());
     command
 }
