@@ -49,8 +49,8 @@ pub struct ControlParts {
     pub authority: Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
     /// Told of everything that happens. Must not block.
     pub events: Arc<dyn Fn(Event) + Send + Sync>,
-    /// Told of new metadata, to be kept for the next start. Must not block long.
-    pub keep: Box<dyn Fn(&MetaState) + Send>,
+    /// Keeps new metadata for the next start; runs on a thread where it may block.
+    pub keep: Arc<dyn Fn(&MetaState) + Send + Sync>,
 }
 
 /// Replicas that this node may not use any more.

@@ -67,7 +67,7 @@ impl Context {
 }
 
 /// Keeps connections, beats and greetings going to every node of the metadata.
-pub(crate) async fn peers(context: Arc<Context>, keep: Box<dyn Fn(&MetaState) + Send>) {
+pub(crate) async fn peers(context: Arc<Context>, keep: Arc<dyn Fn(&MetaState) + Send + Sync>) {
     let mut news = context.topology.watch();
     let mut greeted = BTreeSet::new();
     let mut connected = BTreeSet::new();
@@ -75,7 +75,9 @@ pub(crate) async fn peers(context: Arc<Context>, keep: Box<dyn Fn(&MetaState) + 
         let meta = news.borrow_and_update().clone();
         connect(&context, &meta, &mut connected);
         greet(&context.gossip, &context.topology, &meta, &mut greeted);
-        keep(&meta);
+        let keep = keep.clone();
+        // One at a time, so that an older version never overwrites a newer one.
+        let _ = tokio::task::spawn_blocking(move || keep(&meta)).await;
         if news.changed().await.is_err() {
             return;
         }

@@ -167,7 +167,7 @@ async fn serve(
         events: tell,
         keep: {
             let folder = folder.clone();
-            Box::new(move |meta| {
+            Arc::new(move |meta| {
                 if meta.version() > 0
                     && let Err(error) = folder.set_metadata(meta)
                 {
