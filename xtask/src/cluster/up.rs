@@ -58,7 +58,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     fleet.start_all()?;
     println!();
     table::nodes(&fleet.layout);
-    usage(&fleet);
+    let dir = arguments.folder.dir.as_ref().map(|dir| format!(" --dir {}", dir.display()));
+    usage(&fleet, &dir.unwrap_or_default());
     Ok(())
 }
 
@@ -73,7 +74,8 @@ fn plan(dir: &Path, arguments: &Arguments) -> Result<Layout> {
     Ok(Layout { nodes: nodes? })
 }
 
-fn usage(fleet: &Fleet) {
+/// `dir` is what every further command needs in order to find the cluster.
+fn usage(fleet: &Fleet, dir: &str) {
     let (Some(first), Some(last)) = (fleet.layout.nodes.first(), fleet.layout.nodes.last()) else { return };
     let (binary, second) = (fleet.binary.display(), fleet.layout.nodes.get(1).unwrap_or(first));
     println!(
@@ -85,14 +87,14 @@ Any node serves everything. For example:
   {binary} status --addr {first}
 
 Break it, and see that it goes on:
-  cargo xtask cluster-kill {name}
-  cargo xtask cluster-status
-  cargo xtask cluster-start {name}
-  cargo xtask cluster-add
+  cargo xtask cluster-kill {name}{dir}
+  cargo xtask cluster-status{dir}
+  cargo xtask cluster-start {name}{dir}
+  cargo xtask cluster-add{dir}
 
 When done:
-  cargo xtask cluster-down            # keeps the data; cluster-up goes on with it
-  cargo xtask cluster-down --purge    # and removes it",
+  cargo xtask cluster-down{dir}            # keeps the data; cluster-up goes on with it
+  cargo xtask cluster-down --purge{dir}    # and removes it",
         first = first.http_url(),
         last = last.http_url(),
         ip = last.redis.ip(),
