@@ -53,11 +53,13 @@ pub struct Applied<T> {
     pub replies: Vec<(T, Answer)>,
     /// To be run elsewhere and reported to [`Applier::loaded`].
     pub loads: Vec<Load>,
+    /// The view failed: nothing is lost, but only a restart rebuilds it. The node must end.
+    pub fatal: Option<MachineError>,
 }
 
 impl<T> Default for Applied<T> {
     fn default() -> Self {
-        Self { inputs: Vec::new(), replies: Vec::new(), loads: Vec::new() }
+        Self { inputs: Vec::new(), replies: Vec::new(), loads: Vec::new(), fatal: None }
     }
 }
 
@@ -176,11 +178,12 @@ impl Ready {
         match task {
             ApplyTask::Apply { entries, conf, descriptor, waiters, .. } => {
                 let applied = self.apply(replica, entries, conf, descriptor, waiters, engine, out);
-                applied
-                    .inspect_err(
-                        |error| tracing::error!(%replica, shard = %self.shard, %error, "a replica cannot apply"),
-                    )
-                    .is_ok()
+                let Err(error) = applied else { return true };
+                tracing::error!(%replica, shard = %self.shard, %error, "a replica cannot apply");
+                if matches!(error, MachineError::Engine(EngineError::View(_))) {
+                    out.fatal = Some(error);
+                }
+                false
             }
             ApplyTask::Read { queries, .. } => {
                 let now = Timestamp::from_millis(wall_ms).max(self.clock);

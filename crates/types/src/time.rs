@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 /// A hybrid timestamp: Unix milliseconds in the upper 52 bits, a counter in the lower 12.
 ///
-/// An entry with *n* operations takes *n* consecutive timestamps, so the timestamp of an operation is also the
-/// version of the record it writes: unique and growing for ever within a shard. A leader that writes more than
-/// 4,096 operations in a millisecond runs ahead of the wall clock, never back. The number stays below 2^53, and
+/// An entry with *n* commands takes *n* consecutive timestamps, so the timestamp of a command is also the version of
+/// the records it writes: unique and growing for ever within a shard. A leader that applies more than
+/// 4,096 commands in a millisecond runs ahead of the wall clock, never back. The number stays below 2^53, and
 /// so exact in JSON readers that use doubles, until the year 2039.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -34,7 +34,7 @@ impl Timestamp {
         self.0 >> Self::COUNTER_BITS
     }
 
-    /// The timestamp `ordinal` places later: the version of the operation with that ordinal in its entry.
+    /// The timestamp `ordinal` places later: the version that the command with that ordinal in its entry writes.
     #[must_use]
     pub const fn plus(self, ordinal: u64) -> Self {
         Self(self.0 + ordinal)

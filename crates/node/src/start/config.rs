@@ -59,7 +59,7 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_LOCALITY", value_name = "LABELS")]
     locality: Option<String>,
 
-    /// Found a new cluster with this node (only on an empty folder)
+    /// Found a new cluster with this node; a folder that has an identity already just goes on
     #[arg(long, env = "FLOTILLA_BOOTSTRAP", conflicts_with = "join")]
     #[serde(default)]
     bootstrap: bool,

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use flotilla_control::{ShardError, Shards};
+use flotilla_control::{MemberState, ShardError, Shards};
 use flotilla_identity::{ClusterAuthority, JoinToken, NodeIdentity, NodeKey, csr_public_key_digest};
 use flotilla_meta::{Addresses, JoinRequest, MetaCommand, MetaReply, NewNode, TokenId};
 use flotilla_transport::join_call;
@@ -75,6 +75,9 @@ pub(crate) async fn join(
                     return Ok(joined);
                 }
                 Ok(peer::join_response::Kind::Refused(reason)) => bail!("{peer} refused to let this node in: {reason}"),
+                Ok(peer::join_response::Kind::Retry(reason)) if round.is_multiple_of(20) => {
+                    tracing::warn!(%peer, reason, "cannot join yet; trying on");
+                }
                 Ok(peer::join_response::Kind::Redirect(_) | peer::join_response::Kind::Retry(_)) => {}
                 Err(error) if round.is_multiple_of(20) => {
                     tracing::warn!(%peer, error = format!("{error:#}"), "cannot join through this peer yet; trying on");
@@ -155,6 +158,9 @@ impl Doorkeeper {
         if self.authority.read().is_none() {
             return self.redirect();
         }
+        if self.is_taken(&request.quic, &digest) {
+            return peer::join_response::Kind::Retry("a node that is alive stands at this address".to_owned());
+        }
         let node = NewNode {
             name: request.name,
             addresses: Addresses { quic: request.quic, http: request.http, redis: request.redis },
@@ -176,6 +182,17 @@ impl Doorkeeper {
                 peer::join_response::Kind::Retry(error.to_string())
             }
         }
+    }
+
+    /// Whether another node that is alive has the joiner's address: a join would take that node out.
+    fn is_taken(&self, quic: &str, key_digest: &[u8; 32]) -> bool {
+        let topology = self.shards.topology();
+        topology.meta().nodes().any(|record| {
+            !record.state.is_gone()
+                && record.addresses.quic == quic
+                && record.key_digest != *key_digest
+                && topology.liveness(record.id).0 == MemberState::Alive
+        })
     }
 
     fn certify(&self, node: NodeId, csr: &[u8]) -> peer::join_response::Kind {

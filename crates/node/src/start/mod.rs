@@ -284,8 +284,7 @@ fn serve_clients(
     let redis_config = flotilla_gateway_redis::ServerConfig::default();
     let http_task =
         tokio::spawn(flotilla_gateway::serve(http, store.clone(), admin, http_config, stopped(stopping.clone())));
-    let redis_task =
-        tokio::spawn(flotilla_gateway_redis::serve(redis, store, redis_config, stopped(stopping.clone())));
+    let redis_task = tokio::spawn(flotilla_gateway_redis::serve(redis, store, redis_config, stopped(stopping.clone())));
     tracing::info!(http = %config.http, redis = %config.redis, quic = %config.listen, "serving");
     Ok(async move {
         let _ = http_task.await;

@@ -31,6 +31,9 @@ pub use greeting::first_sequence;
 pub use input::{Answer, Beat, Done, Freshness, Input, Request, RequestError};
 use replica::{Checkpointing, Replica};
 
+/// Replicas whose node is known from their messages only, per replica here: those that a newer configuration added.
+const ROUTES_MAX: usize = 64;
+
 /// Every replica of a node, and what they want done.
 pub struct Core<T> {
     node: NodeId,
@@ -188,7 +191,18 @@ impl<T> Core<T> {
         if replica.shard != shard || self.greeting.is_ahead(from) {
             return;
         }
-        replica.routes.insert(message.from, from);
+        match replica.descriptor.node_of(message.from) {
+            // The certificate names the node; a replica of another node cannot speak through it.
+            Some(node) if node != from => {
+                tracing::warn!(%from, replica = %message.from, %node, "a node speaks for a replica that is not its own");
+                return;
+            }
+            Some(_) => {}
+            None if replica.routes.len() >= ROUTES_MAX && !replica.routes.contains_key(&message.from) => return,
+            None => {
+                replica.routes.insert(message.from, from);
+            }
+        }
         if message.kind == MessageKind::Append
             && !message.entries.is_empty()
             && replica.unapplied_bytes > self.config.unapplied_bytes_max

@@ -1,6 +1,6 @@
 //! The thread that owns the state machines.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use flotilla_storage::EngineError;
 
@@ -18,6 +18,7 @@ pub(super) struct Apply {
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) inbox: Inbox,
     pub(super) background: mpsc::Sender<background::Job>,
+    pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Apply {
@@ -28,6 +29,10 @@ impl Apply {
                 Job::Task(task) => self.applier.run(clock::wall_ms(), task, &mut applied),
                 Job::Loaded(load, result) => self.applier.loaded(clock::wall_ms(), &load, result, &mut applied),
                 Job::Stop => return,
+            }
+            if let Some(error) = applied.fatal {
+                (self.fatal)(&format!("{error}; the next start rebuilds the view"));
+                return;
             }
             for load in applied.loads {
                 let _ = self.background.send(background::Job::Load(load));

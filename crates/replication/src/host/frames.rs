@@ -36,6 +36,9 @@ impl Sender {
             }
             pending.bytes += bytes;
             pending.endpoints.push((message.from, message.to));
+            if message.snapshot.is_some() {
+                pending.snapshots.push((message.from, message.to));
+            }
             pending.envelopes.push(envelope_to_wire(shard, message));
         }
         for ((node, bulk), pending) in frames {
@@ -48,6 +51,9 @@ impl Sender {
         let class = if bulk { Class::Bulk } else { Class::Urgent };
         if self.network.send(node, class, frame).is_err() {
             self.inbox.send(Input::Unreachable { node, replicas: pending.endpoints });
+            for (replica, to) in pending.snapshots {
+                self.inbox.send(Input::SnapshotSent { replica, to, sent: false });
+            }
         }
     }
 
@@ -73,6 +79,7 @@ impl Sender {
 struct Pending {
     envelopes: Vec<peer::Envelope>,
     endpoints: Vec<(ReplicaId, ReplicaId)>,
+    snapshots: Vec<(ReplicaId, ReplicaId)>,
     bytes: usize,
 }
 

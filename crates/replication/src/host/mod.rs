@@ -87,14 +87,14 @@ impl Inbox {
         let _ = self.events.send(Event::Input(input));
     }
 
-    /// Gives the input back when the inbox is full.
-    fn offer(&self, input: Input<Reply>) -> Result<(), Input<Reply>> {
-        if self.waiting.load(Ordering::Relaxed) >= INBOX_MAX {
-            return Err(input);
+    /// Whether there was room.
+    fn offer(&self, input: Input<Reply>) -> bool {
+        let room = self.waiting.load(Ordering::Relaxed) < INBOX_MAX;
+        if room {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let _ = self.events.send(Event::Bounded(input));
         }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _ = self.events.send(Event::Bounded(input));
-        Ok(())
+        room
     }
 }
 
@@ -158,7 +158,13 @@ impl Host {
         };
         let wal = wal::Wal::new(parts.log.clone(), parts.incarnation, sender, inbox.clone(), parts.fatal.clone());
         let applier = Applier::new(parts.engine.clone(), parts.machines);
-        let apply = apply::Apply { applier, jobs: apply_rx, inbox: inbox.clone(), background: background_tx.clone() };
+        let apply = apply::Apply {
+            applier,
+            jobs: apply_rx,
+            inbox: inbox.clone(),
+            background: background_tx.clone(),
+            fatal: parts.fatal.clone(),
+        };
         let workers = background::Workers {
             jobs: background_rx,
             engine: parts.engine.clone(),
@@ -253,7 +259,7 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let deadline_ms = clock::monotonic_ms() + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
         let request = Request { shard, range_epoch, payload, deadline_ms, reply };
-        if self.inbox.offer(input(request)).is_err() {
+        if !self.inbox.offer(input(request)) {
             return Err(RequestError::Busy);
         }
         match tokio::time::timeout(timeout, answer).await {
@@ -303,14 +309,14 @@ impl Handle {
         match frames::decode(from, frame) {
             Ok(inputs) => {
                 for input in inputs {
-                    if self.inbox.offer(input).is_err() {
-                        metrics::counter!("flotilla_host_frames_dropped").increment(1);
+                    if !self.inbox.offer(input) {
+                        metrics::counter!("flotilla_host_frames_dropped_total").increment(1);
                         return;
                     }
                 }
             }
             Err(error) => {
-                metrics::counter!("flotilla_host_frames_malformed").increment(1);
+                metrics::counter!("flotilla_host_frames_malformed_total").increment(1);
                 tracing::warn!(%from, %error, "a frame does not parse");
             }
         }

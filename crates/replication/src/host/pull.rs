@@ -72,7 +72,7 @@ impl Puller {
         let total = objects.len();
         let engine = self.engine.clone();
         let mut missing = tokio::task::spawn_blocking(move || engine.missing(&objects)).await?;
-        metrics::counter!("flotilla_objects_reused").increment((total - missing.len()) as u64);
+        metrics::counter!("flotilla_objects_reused_total").increment((total - missing.len()) as u64);
         missing.reverse();
         let mut failures = 0;
         while !missing.is_empty() {
@@ -108,8 +108,8 @@ impl Puller {
         let engine = self.engine.clone();
         let import = move || {
             for (id, bytes) in pairs {
-                metrics::counter!("flotilla_objects_pulled").increment(1);
-                metrics::counter!("flotilla_objects_pulled_bytes").increment(bytes.len() as u64);
+                metrics::counter!("flotilla_objects_pulled_total").increment(1);
+                metrics::counter!("flotilla_objects_pulled_bytes_total").increment(bytes.len() as u64);
                 engine.import(id, bytes)?;
             }
             Ok::<_, flotilla_storage::EngineError>(())

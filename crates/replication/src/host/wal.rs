@@ -86,7 +86,7 @@ impl Wal {
                 return false;
             }
             metrics::histogram!("flotilla_wal_write_seconds").record(started.elapsed().as_secs_f64());
-            metrics::counter!("flotilla_wal_batches").increment(1);
+            metrics::counter!("flotilla_wal_batches_total").increment(1);
             self.written = self.next;
             self.next = self.next.next();
         }
