@@ -1,0 +1,357 @@
+//! What a group of replicas does, told as inputs and effects.
+
+mod driver;
+
+use bytes::Bytes;
+use flotilla_consensus::{ConfChange, Effects, Input, ProposeError};
+use flotilla_storage::Log as _;
+use flotilla_types::{Entry, EntryKind, LogIndex, Message, MessageKind, NodeId, ReplicaId, Snapshot, Term};
+
+use driver::Driver;
+
+fn elected(voters: &[u64]) -> Driver {
+    let mut driver = Driver::of_voters(voters);
+    driver.input(1, Input::Campaign { replica: ReplicaId(1) });
+    driver.settle();
+    assert_eq!(driver.leader(), Some(1));
+    driver.take_transcript();
+    driver
+}
+
+fn message(kind: MessageKind, from: u64, to: u64, term: u64) -> Message {
+    Message {
+        kind,
+        from: ReplicaId(from),
+        to: ReplicaId(to),
+        term: Term(term),
+        log_term: Term(0),
+        index: LogIndex(0),
+        entries: Vec::new(),
+        commit: LogIndex(0),
+        commit_term: Term(0),
+        snapshot: None,
+        reject: false,
+        reject_hint: LogIndex(0),
+        context: Bytes::new(),
+        priority: 0,
+    }
+}
+
+fn entry(index: u64, term: u64, data: &'static str) -> Entry {
+    Entry {
+        index: LogIndex(index),
+        term: Term(term),
+        kind: EntryKind::Normal,
+        data: Bytes::from_static(data.as_bytes()),
+        context: Bytes::new(),
+    }
+}
+
+/// Entries that follow the entry at `index` of `log_term`.
+fn append(from: u64, to: u64, term: u64, (index, log_term): (u64, u64), entries: Vec<Entry>) -> Message {
+    Message {
+        index: LogIndex(index),
+        log_term: Term(log_term),
+        entries,
+        ..message(MessageKind::Append, from, to, term)
+    }
+}
+
+#[test]
+fn a_lone_voter_elects_itself_and_commits_once_its_disk_has_written() {
+    let mut driver = Driver::of_voters(&[1]);
+    driver.node(1).disk_held = true;
+    driver.input(1, Input::Campaign { replica: ReplicaId(1) });
+    driver.propose(1, "one");
+    assert_eq!(driver.take_transcript(), "r1 is Leader in t2, leader r1");
+    driver.node(1).disk_held = false;
+    driver.write(1);
+    driver.settle();
+    assert_eq!(driver.take_transcript(), "r1 applies 2 b\"\"\nr1 applies 3 b\"one\"");
+    driver.node(1).raft.read_index(ReplicaId(1), Bytes::from_static(b"read"), &mut Effects::default()).unwrap();
+    driver.settle();
+    assert_eq!(driver.take_transcript(), "r1 may read at 3");
+}
+
+#[test]
+fn a_majority_elects_a_leader_by_asking_first() {
+    let mut driver = Driver::of_voters(&[1, 2, 3]);
+    driver.cut.insert(3);
+    driver.input(1, Input::Campaign { replica: ReplicaId(1) });
+    driver.settle();
+    let story = "\
+r1 is Candidate in t1, leader r0
+r1 → r2: RequestPreVote in t2 at 1
+r2 → r1: RequestPreVoteResponse in t2 at 0
+r1 is Candidate in t2, leader r0
+r1 → r2: RequestVote in t2 at 1
+r2 is Follower in t2, leader r0
+r2 → r1: RequestVoteResponse in t2 at 0
+r1 is Leader in t2, leader r1
+r1 → r2: Append in t2 at 1
+r2 is Follower in t2, leader r1
+r2 → r1: AppendResponse in t2 at 2
+r1 → r2: Append in t2 at 2
+r1 applies 2 b\"\"
+r2 → r1: AppendResponse in t2 at 2
+r2 applies 2 b\"\"";
+    assert_eq!(driver.take_transcript(), story);
+}
+
+#[test]
+fn time_alone_leads_to_one_leader() {
+    let mut driver = Driver::of_voters(&[1, 2, 3]);
+    driver.tick(40);
+    let leader = driver.leader().unwrap();
+    driver.cut.insert(leader);
+    driver.tick(40);
+    assert!(driver.leader().is_some_and(|new| new != leader), "the others elect another one");
+}
+
+#[test]
+fn what_is_proposed_is_applied_everywhere_in_order() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.propose(1, "one");
+    driver.propose(1, "two");
+    driver.settle();
+    for id in 1..=3 {
+        assert_eq!(driver.applied(id), [b"one", b"two"]);
+    }
+}
+
+#[test]
+fn minority_cannot_commit() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.cut.extend([2, 3]);
+    driver.propose(1, "one");
+    driver.settle();
+    assert!(driver.applied(1).is_empty());
+    driver.tick(20);
+    assert_eq!(driver.leader(), None, "a leader that reaches nobody steps down");
+}
+
+#[test]
+fn a_follower_acknowledges_only_what_its_disk_has_written() {
+    let mut driver = elected(&[1, 2]);
+    driver.node(2).disk_held = true;
+    driver.propose(1, "one");
+    driver.settle();
+    assert!(driver.applied(1).is_empty());
+    driver.node(2).disk_held = false;
+    driver.write(2);
+    driver.settle();
+    assert_eq!(driver.applied(1), [b"one"]);
+}
+
+#[test]
+fn entries_of_a_deposed_leader_that_never_committed_are_replaced() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.cut.insert(1);
+    driver.propose(1, "lost");
+    driver.propose(1, "lost too");
+    driver.tick(40);
+    let new = driver.leader().unwrap();
+    assert_ne!(new, 1);
+    driver.propose(new, "kept");
+    driver.settle();
+    driver.cut.clear();
+    driver.tick(4);
+    for id in 1..=3 {
+        assert_eq!(driver.applied(id), [b"kept"]);
+    }
+}
+
+#[test]
+fn a_joint_swap_replaces_a_voter_and_needs_both_majorities() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.checkpoint(1);
+    driver.create(4, &[]);
+    driver.change(1, &ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(4) });
+    driver.checkpoint(1);
+    driver.tick(4);
+    driver.change(1, &ConfChange::Swap { promote: vec![ReplicaId(4)], demote: vec![ReplicaId(3)] });
+    assert!(driver.conf(1).is_joint());
+    driver.cut.extend([2, 3]);
+    driver.propose(1, "with the new majority only");
+    driver.settle();
+    assert!(driver.applied(1).is_empty(), "the old majority is missing");
+    driver.cut.clear();
+    driver.tick(4);
+    driver.change(1, &ConfChange::LeaveJoint);
+    let conf = driver.conf(4);
+    assert_eq!((conf.voters, conf.learners), (vec![ReplicaId(1), ReplicaId(2), ReplicaId(4)], vec![ReplicaId(3)]));
+    driver.change(1, &ConfChange::RemoveLearner { replica: ReplicaId(3) });
+    assert!(!driver.conf(1).contains(ReplicaId(3)));
+    let descriptor = driver.nodes[&4].raft.group(ReplicaId(4)).unwrap().descriptor().clone();
+    assert_eq!((descriptor.epoch.config, descriptor.node_of(ReplicaId(4))), (5, Some(NodeId(4))));
+}
+
+#[test]
+fn a_leader_that_is_swapped_out_steps_down_at_once() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.create(4, &[]);
+    driver.change(1, &ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(4) });
+    driver.checkpoint(1);
+    driver.tick(4);
+    driver.change(1, &ConfChange::Swap { promote: vec![ReplicaId(4)], demote: vec![ReplicaId(1)] });
+    assert_eq!(driver.leader(), Some(1), "it leads until the joint configuration is left");
+    driver.change(1, &ConfChange::LeaveJoint);
+    assert_eq!(driver.leader(), None);
+    driver.tick(40);
+    assert!(driver.leader().is_some_and(|leader| leader != 1));
+}
+
+#[test]
+fn changes_that_do_not_fit_are_refused() {
+    let mut driver = elected(&[1, 2, 3]);
+    for change in [
+        ConfChange::AddLearner { replica: ReplicaId(2), node: NodeId(2) },
+        ConfChange::RemoveLearner { replica: ReplicaId(2) },
+        ConfChange::Swap { promote: vec![ReplicaId(4)], demote: vec![] },
+        ConfChange::Swap { promote: vec![], demote: vec![] },
+        ConfChange::Swap { promote: vec![], demote: vec![ReplicaId(1), ReplicaId(2), ReplicaId(3)] },
+        ConfChange::LeaveJoint,
+    ] {
+        let answer = driver.node(1).raft.propose_change(ReplicaId(1), &change, &mut Effects::default());
+        assert_eq!(answer, Err(ProposeError::Configuration), "{change:?}");
+    }
+    let answer = driver.node(2).raft.propose(ReplicaId(2), Bytes::new(), &mut Effects::default());
+    assert_eq!(answer, Err(ProposeError::NotLeader));
+}
+
+#[test]
+fn a_snapshot_is_offered_only_when_its_configuration_knows_the_receiver() {
+    let mut driver = elected(&[1]);
+    driver.propose(1, "one");
+    driver.checkpoint(1);
+    driver.create(2, &[]);
+    driver.change(1, &ConfChange::AddLearner { replica: ReplicaId(2), node: NodeId(2) });
+    driver.tick(4);
+    assert!(driver.node(1).wants_checkpoint, "the learner needs a newer checkpoint");
+    assert!(!driver.take_transcript().contains("Snapshot"));
+    driver.checkpoint(1);
+    driver.tick(4);
+    assert!(driver.take_transcript().contains("r1 → r2: Snapshot"));
+    assert_eq!(driver.conf(2), driver.conf(1));
+    driver.propose(1, "two");
+    driver.settle();
+    assert_eq!(driver.applied(2), [b"two"]);
+    let logs = driver.nodes[&2].log.replicas().unwrap();
+    assert_eq!(logs[0].1.checkpoint.position.index, LogIndex(4));
+}
+
+#[test]
+fn followers_of_one_round_may_be_offered_different_checkpoints() {
+    let mut driver = elected(&[1]);
+    for id in [2, 3] {
+        driver.create(id, &[]);
+        driver.change(1, &ConfChange::AddLearner { replica: ReplicaId(id), node: NodeId(id) });
+    }
+    // Both are heard of in one round, with a new checkpoint in between.
+    let first = driver.build(1);
+    driver.propose(1, "one");
+    driver.settle();
+    let second = driver.build(1);
+    driver.adopt(1, first);
+    driver.step(1, Input::Message(message(MessageKind::HeartbeatResponse, 2, 1, 2)));
+    driver.adopt(1, second);
+    driver.step(1, Input::Message(message(MessageKind::HeartbeatResponse, 3, 1, 2)));
+    driver.settle();
+    let story = driver.take_transcript();
+    assert!(story.contains("r1 → r2: Snapshot") && story.contains("r1 → r3: Snapshot"), "{story}");
+    driver.tick(4);
+    assert_eq!((driver.conf(2), driver.conf(3)), (driver.conf(1), driver.conf(1)));
+}
+
+#[test]
+fn a_heartbeat_beyond_the_log_is_dropped() {
+    let mut driver = elected(&[1, 2, 3]);
+    let heartbeat = Message { commit: LogIndex(99), ..message(MessageKind::Heartbeat, 1, 2, 2) };
+    driver.input(2, Input::Message(heartbeat));
+    assert!(driver.node(2).failed.is_empty());
+    driver.propose(1, "one");
+    driver.settle();
+    assert_eq!(driver.applied(2), [b"one"]);
+}
+
+#[test]
+fn a_message_that_no_correct_peer_sends_is_dropped() {
+    let mut driver = elected(&[1, 2, 3]);
+    for kind in [MessageKind::ReadIndex, MessageKind::ReadIndexResponse, MessageKind::Snapshot] {
+        driver.input(1, Input::Message(message(kind, 2, 1, 2)));
+    }
+    driver.input(1, Input::Message(message(MessageKind::Append, 2, 1, 0)));
+    assert!(driver.node(1).failed.is_empty());
+    assert_eq!(driver.leader(), Some(1));
+}
+
+#[test]
+fn a_panic_in_one_group_does_not_harm_others() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.propose(1, "one");
+    driver.settle();
+    let state = Driver::of_voters(&[9]).nodes[&9].log.replicas().unwrap()[0].1.clone();
+    driver.node(2).raft.open(ReplicaId(9), &state, 9).unwrap();
+    // A snapshot whose configuration contradicts itself.
+    let mut checkpoint = driver.build(2);
+    checkpoint.position.index = LogIndex(99);
+    checkpoint.position.conf.learners = vec![ReplicaId(2)];
+    let forged = Message { snapshot: Some(Snapshot { checkpoint }), ..message(MessageKind::Snapshot, 1, 2, 2) };
+    driver.input(2, Input::Message(forged));
+    assert_eq!(driver.node(2).failed, [ReplicaId(2)]);
+    assert!(driver.node(2).raft.group(ReplicaId(2)).is_none());
+    assert!(driver.node(2).raft.group(ReplicaId(9)).is_some());
+    driver.propose(1, "two");
+    driver.settle();
+    assert_eq!(driver.applied(3), [&b"one"[..], b"two"], "the others go on");
+}
+
+#[test]
+fn a_lone_voter_does_not_win_before_its_log_is_durable() {
+    let mut driver = Driver::of_voters(&[1]);
+    driver.node(1).disk_held = true;
+    // From a leader that a later configuration removed.
+    driver.input(1, Input::Message(append(8, 1, 5, (1, 1), vec![entry(2, 5, "two")])));
+    driver.input(1, Input::Campaign { replica: ReplicaId(1) });
+    driver.tick(40);
+    assert_eq!((driver.leader(), driver.node(1).failed.len()), (None, 0));
+    driver.node(1).disk_held = false;
+    driver.write(1);
+    driver.tick(40);
+    assert_eq!(driver.leader(), Some(1));
+    assert_eq!(driver.applied(1), [b"two"]);
+}
+
+#[test]
+fn a_write_that_comes_back_after_its_entries_were_replaced_is_no_failure() {
+    let mut driver = Driver::of_voters(&[1, 2, 3]);
+    driver.node(1).disk_held = true;
+    let old = (2..6).map(|index| entry(index, 2, "old")).collect();
+    driver.input(1, Input::Message(append(2, 1, 2, (1, 1), old)));
+    driver.input(1, Input::Message(append(3, 1, 3, (1, 1), vec![entry(2, 3, "new")])));
+    driver.node(1).disk_held = false;
+    driver.write(1);
+    driver.settle();
+    assert!(driver.node(1).failed.is_empty());
+    let heartbeat = Message { commit: LogIndex(2), ..message(MessageKind::Heartbeat, 3, 1, 3) };
+    driver.input(1, Input::Message(heartbeat));
+    assert_eq!(driver.applied(1), [b"new"]);
+}
+
+#[test]
+fn leadership_is_handed_over_to_whom_it_is_meant_for() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.step(1, Input::Transfer { replica: ReplicaId(1), to: ReplicaId(3) });
+    driver.settle();
+    assert_eq!(driver.leader(), Some(3));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_story() {
+    let story = || {
+        let mut driver = Driver::of_voters(&[1, 2, 3]);
+        driver.tick(60);
+        driver.take_transcript()
+    };
+    assert_eq!(story(), story());
+}
