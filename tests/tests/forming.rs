@@ -29,7 +29,10 @@ async fn a_cluster_forms_and_serves_from_every_node() {
         for number in 0..20 {
             let key = format!("{writer}/{number}");
             let value = Bytes::from(format!("value of {key}"));
-            client(&cluster, writer).put("default", key.as_bytes(), value, &PutOptions::default()).await.expect("a put");
+            client(&cluster, writer)
+                .put("default", key.as_bytes(), value, &PutOptions::default())
+                .await
+                .expect("a put");
         }
     }
     for reader in 1..=3 {
@@ -70,10 +73,7 @@ async fn conditions_hold_and_a_batch_is_atomic_through_any_node() {
         ..BatchOperation::default()
     };
     let batch = |operations| BatchRequest { collection: "default".to_owned(), conditions: Vec::new(), operations };
-    let both = [
-        operation(BatchVerb::Put, "{t}a", Some("x"), None),
-        operation(BatchVerb::Add, "{t}n", None, Some(5)),
-    ];
+    let both = [operation(BatchVerb::Put, "{t}a", Some("x"), None), operation(BatchVerb::Add, "{t}n", None, Some(5))];
     b.batch(&batch(both.to_vec())).await.expect("one shard");
     assert_eq!(c.add("default", b"{t}n", 2).await.expect("a sum"), 7);
     // The second operation fails, so the first one must not show.

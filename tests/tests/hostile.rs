@@ -8,7 +8,7 @@ use flotilla_client::{ClientError, PutOptions};
 use flotilla_local_cluster::Cluster;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpStream, UdpSocket},
+    net::{TcpStream, UdpSocket, tcp::ReadHalf},
     time::timeout,
 };
 
@@ -68,8 +68,13 @@ async fn attack_http(at: SocketAddr) {
         let refused = status.is_none_or(|status| status.starts_with(b"4") || status.starts_with(b"5"));
         assert!(refused, "{}", String::from_utf8_lossy(&answer));
     }
-    for half in ["GE", "GET /v1/kv/default/k HTTP/1.1\r\nho", "PUT /v1/kv/default/half HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhal"] {
-        exchange(at, half.as_bytes()).await;
+    for half in [
+        "GE",
+        "GET /v1/kv/default/k HTTP/1.1\r\nho",
+        "PUT /v1/kv/default/half HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhal",
+        "POST /v1/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffffffff\r\n{",
+    ] {
+        break_off(at, half.as_bytes()).await;
     }
     for (request, kind) in [
         ("PUT /v1/kv/default/%zz", "400"),
@@ -78,7 +83,7 @@ async fn attack_http(at: SocketAddr) {
         ("GET /../../etc/passwd", "404"),
         ("PATCH /v1/batch", "405"),
     ] {
-        let head = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx");
+        let head = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
         let answer = exchange(at, head.as_bytes()).await;
         let answer = String::from_utf8_lossy(&answer);
         assert!(answer.starts_with(&format!("HTTP/1.1 {kind}")), "{request}: {answer}");
@@ -104,7 +109,7 @@ async fn attack_redis(at: SocketAddr) {
         vec![b'a'; 2 << 20],
         b"*1\r\n".repeat(10_000),
     ] {
-        exchange(at, &bytes).await;
+        break_off(at, &bytes).await;
     }
     let answer = exchange(at, b"PING\r\nNONSENSE 1 2\r\nQUIT\r\n").await;
     assert!(answer.starts_with(b"+PONG\r\n-ERR"), "{}", String::from_utf8_lossy(&answer));
@@ -120,29 +125,45 @@ async fn attack_quic(at: SocketAddr) {
         packet
     };
     let short: Vec<u8> = std::iter::once(0x41).chain(noise(60)).collect();
-    for packet in [Vec::new(), noise(1), noise(20), noise(1_200), short, long(1, 1_194), long(1, 30), long(0xbaba_baba, 1_194)] {
+    for packet in
+        [Vec::new(), noise(1), noise(20), noise(1_200), short, long(1, 1_194), long(1, 30), long(0xbaba_baba, 1_194)]
+    {
         for _ in 0..PACKETS {
             socket.send_to(&packet, at).await.expect("a packet");
         }
     }
 }
 
-/// Sends bytes and an end, and returns what comes back until the other side closes, which it must.
+/// Sends bytes, and returns what comes back until the other side closes, which it must.
 async fn exchange(at: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(at).await.expect("a connection");
-    let mut answer = Vec::new();
-    let talk = async {
-        let (mut receive, mut send) = stream.split();
-        // The other side may close before it has read everything.
-        let write = async {
-            let _ = send.write_all(bytes).await;
-            let _ = send.shutdown().await;
-        };
-        tokio::join!(write, async {
-            let _ = receive.read_to_end(&mut answer).await;
-        });
+    let (receive, mut send) = stream.split();
+    // The other side may close before it has read everything.
+    let write = async {
+        let _ = send.write_all(bytes).await;
     };
-    assert!(timeout(WITHIN, talk).await.is_ok(), "the connection stays open");
+    let ((), answer) = tokio::join!(write, read_to_close(receive));
+    answer
+}
+
+/// Sends bytes and then an end, in the middle of what they begin; the other side must close, too.
+async fn break_off(at: SocketAddr, bytes: &[u8]) {
+    let mut stream = TcpStream::connect(at).await.expect("a connection");
+    let (receive, mut send) = stream.split();
+    let write = async {
+        let _ = send.write_all(bytes).await;
+        let _ = send.shutdown().await;
+    };
+    tokio::join!(write, read_to_close(receive));
+}
+
+async fn read_to_close(mut receive: ReadHalf<'_>) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let read = async {
+        // A reset is a way to close.
+        let _ = receive.read_to_end(&mut answer).await;
+    };
+    assert!(timeout(WITHIN, read).await.is_ok(), "the connection stays open");
     answer
 }
 
@@ -171,9 +192,8 @@ async fn what_is_over_a_limit_is_refused_by_name() {
     let cluster = start(1).await;
     let client = client(&cluster, 1);
     let none = PutOptions::default();
-    let kind = |answer: Result<(), ClientError>| {
-        answer.err().and_then(|error| error.problem().map(|problem| problem.kind))
-    };
+    let kind =
+        |answer: Result<(), ClientError>| answer.err().and_then(|error| error.problem().map(|problem| problem.kind));
     let put = async |key: Vec<u8>, bytes: usize, collection: &str| {
         let value = Bytes::from(vec![b'v'; bytes]);
         client.put(collection, &key, value, &none).await.map(drop)

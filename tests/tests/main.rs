@@ -7,6 +7,7 @@
 //! Deliberately absent: retries, fixed sleeps, fixed ports, and assertions on times. Whatever is waited for is polled with
 //! a bound. `FLOTILLA_TEST_DIR=path` keeps data and logs in a folder for each test.
 
+mod checker;
 mod crash;
 mod forming;
 mod hostile;

@@ -10,7 +10,7 @@ use crate::support::{Workload, client, eventually, start, status, wait_whole};
 /// Deadline of calls that cannot succeed.
 const DEADLINE: Duration = Duration::from_millis(1_000);
 /// Calls of each kind.
-const CALLS: usize = 6;
+const CALLS: usize = 3;
 
 #[tokio::test]
 async fn a_minority_answers_typed_errors_within_the_deadline_and_status_still_answers() {

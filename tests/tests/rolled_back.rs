@@ -7,9 +7,7 @@ use flotilla_client::{Client, ClientOptions, PutOptions};
 use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
-use crate::support::{
-    Fate, Workload, client, eventually, fate, start, status, wait_caught_up, wait_whole,
-};
+use crate::support::{Fate, Workload, client, eventually, fate, start, status, wait_caught_up, wait_whole};
 
 /// Deadline of a write that cannot succeed.
 const SHORT_MS: u64 = 1_500;
@@ -73,6 +71,7 @@ async fn a_rolled_back_node_does_not_vote_away_what_it_acknowledged() {
     }
 
     cluster.start_node(1).await.expect("a start on its data");
+    cluster.wait_node(1).await.expect("a ready node");
     wait_replaced(&cluster, 1, id, &before).await;
     wait_whole(&cluster, &[1, 2, 3]).await;
     for prefix in ["both", "two"] {

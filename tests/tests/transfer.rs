@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fs,
     os::unix::ffi::OsStrExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
@@ -68,7 +68,7 @@ fn flotilla(cluster: &Cluster, i: usize, arguments: &[&OsStr]) -> (Option<i32>, 
     (output.status.code(), account, output)
 }
 
-fn words<'a>(words: &'a [&'a str], path: &'a PathBuf) -> Vec<&'a OsStr> {
+fn words<'a>(words: &'a [&'a str], path: &'a Path) -> Vec<&'a OsStr> {
     words.iter().map(OsStr::new).chain([path.as_os_str()]).collect()
 }
 

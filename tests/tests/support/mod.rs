@@ -7,6 +7,7 @@ mod workload;
 use std::{
     path::PathBuf,
     process::{Child, ExitStatus},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ pub(crate) use verify::History;
 pub(crate) use workload::{Fate, Workload, fate};
 
 /// How long anything that must happen may take.
-pub(crate) const WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const WITHIN: Duration = Duration::from_secs(90);
 /// Time between two looks.
 pub(crate) const POLL_EVERY: Duration = Duration::from_millis(50);
 
@@ -35,7 +36,9 @@ pub(crate) async fn start_with(nodes: usize, arguments: &[&str]) -> Cluster {
     options.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     if let Some(kept) = std::env::var_os("FLOTILLA_TEST_DIR") {
         let test = std::thread::current().name().unwrap_or("test").replace("::", "-");
-        options.dir = Some(PathBuf::from(kept).join(format!("{test}-{}", std::process::id())));
+        static CLUSTERS: AtomicUsize = AtomicUsize::new(1);
+        let (process, number) = (std::process::id(), CLUSTERS.fetch_add(1, Relaxed));
+        options.dir = Some(PathBuf::from(kept).join(format!("{test}-{process}-{number}")));
     }
     let begun = Instant::now();
     let cluster = Cluster::start(options).await.unwrap_or_else(|error| panic!("the cluster does not start: {error}"));

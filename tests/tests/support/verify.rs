@@ -35,16 +35,22 @@ impl History {
     /// Fails unless everything acknowledged is there once, nothing refused is, and no read was wrong. Asks through
     /// `client`.
     pub(crate) async fn verify(&self, client: &Client) {
-        let mut wrong = self.record.violations.lock().expect("no panic").clone();
-        let acknowledged = self.check_counters(client, &mut wrong).await;
-        let puts = self.check_puts(client, &mut wrong).await;
-        let unknown = self.unknown();
-        eprintln!("checked {acknowledged} increments and {puts} puts; {} of unknown outcome", unknown.len());
-        for (error, count) in counted(&unknown).into_iter().take(SHOWN) {
-            eprintln!("  {count} × {error}");
-        }
+        let wrong = self.wrong(client).await;
         let shown: Vec<_> = wrong.iter().take(SHOWN).collect();
         assert!(wrong.is_empty(), "{} things are wrong: {shown:#?}", wrong.len());
+    }
+
+    /// Everything that is not as it was acknowledged, in words.
+    pub(crate) async fn wrong(&self, client: &Client) -> Vec<String> {
+        let mut wrong = self.record.violations.lock().expect("no panic").clone();
+        let increments = self.check_counters(client, &mut wrong).await;
+        let puts = self.check_puts(client, &mut wrong).await;
+        let unknown = self.unknown();
+        eprintln!("checked {increments} increments and {puts} puts; {} of unknown outcome", unknown.len());
+        if let Some(error) = unknown.first() {
+            eprintln!("  for example {error}");
+        }
+        wrong
     }
 
     async fn check_counters(&self, client: &Client, wrong: &mut Vec<String>) -> i64 {
@@ -65,14 +71,26 @@ impl History {
     }
 
     async fn check_puts(&self, client: &Client, wrong: &mut Vec<String>) -> usize {
-        let mut stored = scan_all(client, "put/").await;
-        let puts = self.record.puts.lock().expect("no panic");
+        let stored = scan_all(client, "put/").await;
+        let acknowledged = self.compare_puts(stored, wrong);
+        let every = acknowledged.len().div_ceil(READ_ONE_BY_ONE).max(1);
+        for (key, value) in acknowledged.iter().step_by(every) {
+            let found = client.get("default", key.as_bytes()).await.expect("a strong read");
+            if found.is_none_or(|found| found.value != *value) {
+                wrong.push(format!("{key} is not read back"));
+            }
+        }
+        acknowledged.len()
+    }
+
+    /// Compares with a scan; returns what was acknowledged.
+    fn compare_puts(&self, mut stored: HashMap<Bytes, Bytes>, wrong: &mut Vec<String>) -> Vec<(String, Bytes)> {
         let mut acknowledged = Vec::new();
-        for put in puts.iter() {
+        for put in self.record.puts.lock().expect("no panic").iter() {
             let found = stored.remove(put.key.as_bytes());
             let fits = match put.fate {
                 Fate::Acknowledged => {
-                    acknowledged.push(put);
+                    acknowledged.push((put.key.clone(), put.value.clone()));
                     found.as_ref() == Some(&put.value)
                 }
                 Fate::Refused => found.is_none(),
@@ -80,23 +98,16 @@ impl History {
             };
             if !fits {
                 let found = found.map(|value| value.len());
-                wrong.push(format!("{} ({:?}) is there with {found:?} bytes of {}", put.key, put.fate, put.value.len()));
+                wrong.push(format!(
+                    "{} ({:?}) is there with {found:?} bytes of {}",
+                    put.key,
+                    put.fate,
+                    put.value.len()
+                ));
             }
         }
         wrong.extend(stored.keys().map(|key| format!("nobody put {key:?}")));
-        let every = acknowledged.len().div_ceil(READ_ONE_BY_ONE).max(1);
-        let sample: Vec<_> =
-            acknowledged.iter().step_by(every).map(|put| (put.key.clone(), put.value.clone())).collect();
-        let count = acknowledged.len();
-        drop(acknowledged);
-        drop(puts);
-        for (key, value) in sample {
-            let found = client.get("default", key.as_bytes()).await.expect("a strong read");
-            if found.is_none_or(|found| found.value != value) {
-                wrong.push(format!("{key} is not read back"));
-            }
-        }
-        count
+        acknowledged
     }
 }
 
@@ -112,14 +123,4 @@ pub(crate) async fn scan_all(client: &Client, prefix: &'static str) -> HashMap<B
             return stored;
         }
     }
-}
-
-fn counted(errors: &[String]) -> Vec<(&String, usize)> {
-    let mut counts: HashMap<&String, usize> = HashMap::new();
-    for error in errors {
-        *counts.entry(error).or_default() += 1;
-    }
-    let mut counts: Vec<_> = counts.into_iter().collect();
-    counts.sort_by_key(|(_, count)| usize::MAX - count);
-    counts
 }

@@ -279,7 +279,7 @@ async fn read(record: Arc<Record>, client: Client) {
 
 /// Bytes of every kind and up to 2 KiB, the same for the same put.
 fn value_of(writer: usize, step: usize) -> Bytes {
-    let mut state = (writer as u64 + 1) * 0x9E37_79B9_7F4A_7C15 ^ step as u64;
+    let mut state = (writer as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ step as u64;
     let length = (step * 37) % 2_048;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

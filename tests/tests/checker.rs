@@ -1,0 +1,29 @@
+//! The checker itself: it must see what it is there for.
+
+use flotilla_client::PutOptions;
+
+use crate::support::{Workload, client, start};
+
+#[tokio::test]
+async fn a_lost_a_doubled_and_a_changed_write_are_noticed() {
+    let cluster = start(1).await;
+    let client = client(&cluster, 1);
+    let history = Workload::warm(&cluster.http_all()).await.finish().await;
+    history.verify(&client).await;
+
+    client.add("default", b"counter/7", 1).await.expect("a sum");
+    assert_eq!(history.wrong(&client).await.len(), 1, "doubled");
+    client.add("default", b"counter/7", -2).await.expect("a sum");
+    assert_eq!(history.wrong(&client).await.len(), 1, "lost");
+    client.add("default", b"counter/7", 1).await.expect("a sum");
+    history.verify(&client).await;
+
+    // The first put of the first writer, which every load has.
+    let key = b"put/0/1";
+    client.put("default", key, "something else".into(), &PutOptions::default()).await.expect("a put");
+    assert!(!history.wrong(&client).await.is_empty(), "changed");
+    client.delete("default", key, None).await.expect("a deletion").expect("a record");
+    assert!(!history.wrong(&client).await.is_empty(), "gone");
+    client.put("default", b"put/0/0", "x".into(), &PutOptions::default()).await.expect("a put");
+    assert!(history.wrong(&client).await.iter().any(|wrong| wrong.contains("nobody put")), "out of nowhere");
+}
