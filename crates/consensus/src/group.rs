@@ -243,6 +243,11 @@ impl Group {
         match message.kind {
             // A commit index beyond our log is fatal to raft-rs, unless the whole message is too old to be looked at.
             MessageKind::Heartbeat => message.commit > self.last() && message.term.0 >= self.node.raft.term,
+            // It would be acknowledged for entries that it does not carry.
+            MessageKind::Append => {
+                let follows = |(index, entry): (u64, &Entry)| entry.index.0 == index;
+                !(message.index.0.saturating_add(1)..).zip(&message.entries).all(follows)
+            }
             // Followers do not ask for read indexes here.
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => true,
             // A snapshot of a configuration that does not know us would be ignored for ever.

@@ -105,6 +105,24 @@ fn duplicates_of_messages_do_no_harm() {
 }
 
 #[test]
+fn slow_disks_and_state_machines_hold_clients_back_and_nothing_else() {
+    for seed in seeds(3) {
+        let mut world = World::founded(seed, 3, 3);
+        world.disk_us_max = 60_000;
+        world.apply_us_max = 60_000;
+        world.add_clients(8);
+        world.run_ms(3_000);
+        let terms = world.leader().map(|(_, leader)| leader.group.unwrap().term);
+        assert!(world.checks.writes > 20);
+        world.crash(NodeId(1));
+        world.run_ms(1_000);
+        (world.disk_us_max, world.apply_us_max) = (2_000, 300);
+        world.finish();
+        assert!(terms.is_some(), "slowness deposes nobody for long");
+    }
+}
+
+#[test]
 fn minority_cannot_commit() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);

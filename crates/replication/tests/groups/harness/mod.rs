@@ -72,6 +72,10 @@ pub(crate) struct World {
     pub rng: ChaCha8Rng,
     pub nodes: BTreeMap<NodeId, Node>,
     pub network: Network,
+    /// Most writes of a log take less, microseconds.
+    pub disk_us_max: u64,
+    /// Most tasks of a state machine take less, microseconds.
+    pub apply_us_max: u64,
     pub clients: Vec<Client>,
     pub checks: Checks,
     /// Replicas that somebody wants to exist: where, as what, and whether as a founder.
@@ -96,6 +100,8 @@ impl World {
             rng: ChaCha8Rng::seed_from_u64(seed),
             nodes: BTreeMap::new(),
             network: Network::default(),
+            disk_us_max: 2_000,
+            apply_us_max: 300,
             clients: Vec::new(),
             checks: Checks::default(),
             wanted: BTreeMap::new(),

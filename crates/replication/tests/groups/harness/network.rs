@@ -82,16 +82,10 @@ impl Network {
 }
 
 impl World {
-    /// Sends a frame. A host that notices that it cannot says so to its core.
+    /// Sends a frame; one that cannot set out is lost.
     pub(crate) fn send(&mut self, from: NodeId, to: NodeId, frame: Frame) {
         let up = self.network.is_up(from, to) && self.nodes.get(&to).is_none_or(|node| node.running.is_some());
         if !up {
-            if let Frame::Raft(outgoing) = &frame
-                && self.rng.random_bool(0.5)
-            {
-                let replicas = vec![(outgoing.message.from, outgoing.message.to)];
-                self.input(from, Input::Unreachable { node: to, replicas });
-            }
             return;
         }
         let copies = if self.rng.random_range(0..1_000) < self.network.doubled_per_mille { 2 } else { 1 };

@@ -332,9 +332,14 @@ impl World {
         let to = outgoing.node;
         let up = self.network.is_up(node.id, to) && self.nodes.get(&to).is_some_and(|node| node.running.is_some());
         let endpoints = (outgoing.message.from, outgoing.message.to);
+        let is_snapshot = outgoing.message.snapshot.is_some();
         if up {
             self.send(node.id, to, Frame::Raft(Box::new(outgoing)));
         } else if self.rng.random_bool(0.5) {
+            let (replica, to_replica) = endpoints;
+            if is_snapshot {
+                self.take(node, running, Input::SnapshotSent { replica, to: to_replica, sent: false });
+            }
             self.take(node, running, Input::Unreachable { node: to, replicas: vec![endpoints] });
         }
     }
@@ -369,7 +374,7 @@ impl World {
         let delay_us = match self.rng.random_range(0..200) {
             _ if !writes => 0,
             0 => 40_000,
-            _ => self.rng.random_range(100..2_000),
+            _ => self.rng.random_range(100..self.disk_us_max),
         };
         self.later(node, delay_us, Happening::Synced);
     }
@@ -401,7 +406,8 @@ impl World {
 
     fn start_task(&mut self, node: &Node, running: &Running) {
         if !running.tasks.is_empty() {
-            let delay_us = if self.rng.random_range(0..500) == 0 { 30_000 } else { self.rng.random_range(10..300) };
+            let delay_us =
+                if self.rng.random_range(0..500) == 0 { 30_000 } else { self.rng.random_range(10..self.apply_us_max) };
             self.later(node, delay_us, Happening::Applied);
         }
     }
@@ -414,6 +420,7 @@ impl World {
             Some(Task::Loaded(load, result)) => running.applier.loaded(wall_ms, &load, result, &mut out),
             None => return,
         }
+        assert!(out.fatal.is_none(), "{}: {:?}", node.id, out.fatal);
         for load in out.loads {
             self.work(node, running, Job::Load(load));
         }
