@@ -5,10 +5,14 @@
 //! its halves are tried one after the other, so that the refusal reaches only the request that earned it.
 //!
 //! Writes of one key never go into two calls that run at the same time.
+//!
+//! A shard remembers only small outcomes for repeated commands; for others, a retry after a lost answer ends as
+//! `UNKNOWN`. Writes of different keys share a call only as far as its outcome stays small. Writes that wait for each other
+//! share one all the same: they would take a commit each.
 
 use bytes::Bytes;
 use flotilla_gateway::{Consistency, Store, StoreError};
-use flotilla_kv::Action;
+use flotilla_kv::{Action, OUTCOME_BYTES_MAX};
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::{Answered, COLLECTION, Job};
@@ -21,8 +25,9 @@ use crate::{
 
 /// Writes of one key that become one command.
 const CHAIN_WRITES_MAX: usize = 256;
-/// Writes in one call. One chain may go beyond.
-const CALL_WRITES_MAX: usize = 256;
+/// Bytes of the results in one call's outcome: what a shard remembers, less what frames the results. One chain may go
+/// beyond.
+const CALL_RESULT_BYTES_MAX: usize = OUTCOME_BYTES_MAX - 12;
 /// Bytes of keys and values in one writing call; larger writes gain nothing from sharing. One write may go beyond.
 const CALL_BYTES_MAX: usize = 256 << 10;
 /// Reads in one call: bounds what it may return.
@@ -33,12 +38,13 @@ const CALL_READS_MAX: usize = 64;
 pub(crate) struct Chain {
     jobs: Vec<Job<Write>>,
     bytes: usize,
+    result_bytes: usize,
 }
 
 impl Chain {
     pub(crate) fn new(first: Job<Write>) -> Self {
-        let bytes = write_bytes(&first.work);
-        Self { jobs: vec![first], bytes }
+        let (bytes, result_bytes) = (write_bytes(&first.work), result_bytes(&first.work));
+        Self { jobs: vec![first], bytes, result_bytes }
     }
 
     /// Whether one more write may join.
@@ -46,8 +52,14 @@ impl Chain {
         self.jobs.len() < CHAIN_WRITES_MAX && self.bytes + write_bytes(write) <= CALL_BYTES_MAX
     }
 
+    /// Its share of a call: bytes of results, bytes of keys and values.
+    fn cost(&self) -> (usize, usize) {
+        (self.result_bytes, self.bytes)
+    }
+
     pub(crate) fn push(&mut self, next: Job<Write>) {
         self.bytes += write_bytes(&next.work);
+        self.result_bytes += result_bytes(&next.work);
         self.jobs.push(next);
     }
 }
@@ -61,13 +73,24 @@ fn write_bytes(write: &Write) -> usize {
     write.operation.key.len() + value
 }
 
+/// What a write's result takes in an outcome, at most. One with an old value is never remembered, so that it takes all.
+fn result_bytes(write: &Write) -> usize {
+    match &write.operation.action {
+        Action::Put { return_old: true, .. } | Action::Delete { return_old: true } => CALL_RESULT_BYTES_MAX,
+        Action::Put { .. } if write.operation.condition.is_none() => 6,
+        Action::Put { .. } | Action::Delete { .. } => 14,
+        Action::Add { .. } => 17,
+        Action::Append { .. } => 11,
+        Action::Expire { .. } => 8,
+    }
+}
+
 /// The calls that run these writes, to be run at the same time. No two chains may have the same key.
 pub(crate) fn write_all(store: &Store, chains: Vec<Chain>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
     let same = |keys: &[Bytes]| store.same_shard(COLLECTION, keys).unwrap_or(true);
     let groups = by_shard(chains, |chain: &Chain| &chain.jobs[0].work.operation.key, same);
-    let cost = |chain: &Chain| (chain.jobs.len(), chain.bytes);
     let calls: Vec<_> =
-        groups.into_iter().flat_map(|group| cut(group, cost, CALL_WRITES_MAX, CALL_BYTES_MAX)).collect();
+        groups.into_iter().flat_map(|group| cut(group, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX)).collect();
     let store = store.clone();
     calls.into_iter().map(move |chains| {
         let jobs = chains.into_iter().flat_map(|chain| chain.jobs).collect();
@@ -192,7 +215,13 @@ fn cut<T>(items: Vec<T>, cost: impl Fn(&T) -> (usize, usize), parts_max: usize, 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use flotilla_kv::{OperationResult, Outcome, encode_outcome};
+    use flotilla_types::Timestamp;
+
     use super::*;
+    use crate::{Protocol, parse::testing::parsed, plan::Plan};
 
     fn keys(names: &[&str]) -> Vec<Bytes> {
         names.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect()
@@ -216,6 +245,59 @@ mod tests {
         let sizes = |sizes: &[usize]| cut(sizes.to_vec(), |size| (1, *size), 3, 10);
         assert_eq!(sizes(&[1, 1, 1, 1]), [vec![1, 1, 1], vec![1]]);
         assert_eq!(sizes(&[5, 5, 1, 99, 1]), [vec![5, 5], vec![1], vec![99], vec![1]]);
+    }
+
+    fn job(ordinal: u64, line: &str) -> Job<Write> {
+        match Plan::of(parsed(line).unwrap(), 0) {
+            Ok(Plan::Write(work)) => Job { ordinal, protocol: Protocol::Resp2, deadline: Instant::now(), work },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The largest result that each kind of write can have.
+    fn largest(write: &Write) -> OperationResult {
+        let version = Timestamp(u64::MAX);
+        match &write.operation.action {
+            Action::Put { return_old: false, .. } if write.operation.condition.is_none() => {
+                OperationResult::Written { version: Timestamp(u64::MAX - 1), old: None, existed: true, number: 0 }
+            }
+            Action::Put { .. } => OperationResult::Skipped { version: Some(version), old: None },
+            Action::Delete { .. } => OperationResult::Deleted { version, old: None },
+            Action::Add { .. } => written(i64::MIN),
+            Action::Append { .. } => written(4 << 20),
+            Action::Expire { .. } => written(1),
+        }
+    }
+
+    fn written(number: i64) -> OperationResult {
+        OperationResult::Written { version: Timestamp(u64::MAX - 1), old: None, existed: true, number }
+    }
+
+    #[test]
+    fn the_outcome_of_a_shared_call_is_small_enough_to_be_remembered() {
+        for line in ["SET k v", "SETNX k v", "DEL k", "INCR k", "APPEND k v", "EXPIRE k 5"] {
+            let chains = (0..40).map(|ordinal| Chain::new(job(ordinal, line))).collect();
+            let calls = cut(chains, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX);
+            assert!(calls.iter().any(|call| call.len() > 1), "{line} never shares a call");
+            for call in calls {
+                let results = call.iter().map(|chain| largest(&chain.jobs[0].work)).collect();
+                let outcome = Outcome::Done { results, timestamp: Timestamp(u64::MAX - 1) };
+                assert!(encode_outcome(&outcome).len() <= OUTCOME_BYTES_MAX, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn writes_that_follow_each_other_on_one_key_stay_in_one_call() {
+        let mut chain = Chain::new(job(0, "INCR k"));
+        for ordinal in 1..CHAIN_WRITES_MAX as u64 {
+            let next = job(ordinal, "INCR k");
+            assert!(chain.takes(&next.work));
+            chain.push(next);
+        }
+        assert!(!chain.takes(&job(0, "INCR k").work));
+        let calls = cut(vec![chain, Chain::new(job(0, "SET l v"))], Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX);
+        assert_eq!(calls.iter().map(|call| call[0].jobs.len()).collect::<Vec<_>>(), [CHAIN_WRITES_MAX, 1]);
     }
 
     #[test]

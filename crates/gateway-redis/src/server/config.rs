@@ -10,9 +10,13 @@ pub struct ServerConfig {
     /// Requests of one connection that have been read and not yet answered. 1 to 4,096. More of them make long pipelines
     /// faster, and let one connection take a larger part of the node.
     pub in_flight_max: usize,
-    /// Bytes of one connection's requests at work and replies not yet sent; when there are more, nothing further is read
-    /// from it. 64 KiB to 1 GiB. One request and the replies to those already read may go beyond.
+    /// Bytes of one connection's requests at work, of the replies expected for them and of replies not yet sent; when
+    /// there are more, nothing further is taken from it. 64 KiB to 1 GiB. Replies are expected to be as large as recent
+    /// ones, so that a connection goes beyond when they suddenly grow.
     pub buffered_bytes_max: usize,
+    /// The same for all connections together: above it, each connection has one request at work. 1 MiB to 1 TiB; some
+    /// percent of the memory for this process.
+    pub buffered_bytes_total_max: usize,
     /// How long a request may take, from when it was read. 100 ms to 10 min.
     pub request_timeout: Duration,
     /// How long open requests may still take when the server stops. At most 10 min.
@@ -35,6 +39,7 @@ impl Default for ServerConfig {
             connections_max: 4_096,
             in_flight_max: 256,
             buffered_bytes_max: 16 << 20,
+            buffered_bytes_total_max: 256 << 20,
             request_timeout: Duration::from_secs(5),
             stop_grace: Duration::from_secs(5),
         }
@@ -53,6 +58,11 @@ impl ServerConfig {
             ((1..=65_536).contains(&self.connections_max), "connections_max", "1 to 65,536"),
             ((1..=4_096).contains(&self.in_flight_max), "in_flight_max", "1 to 4,096"),
             ((64 << 10..=1 << 30).contains(&self.buffered_bytes_max), "buffered_bytes_max", "64 KiB to 1 GiB"),
+            (
+                (1 << 20..=1 << 40).contains(&self.buffered_bytes_total_max),
+                "buffered_bytes_total_max",
+                "1 MiB to 1 TiB",
+            ),
             (timeouts.contains(&self.request_timeout), "request_timeout", "100 ms to 10 min"),
             (self.stop_grace <= longest, "stop_grace", "at most 10 min"),
         ];

@@ -39,6 +39,8 @@ const READ_BYTES: usize = 64 << 10;
 const READ_BYTES_MIN: usize = 4 << 10;
 /// Encoded bytes that wait for the socket; replies beyond stay as they are until there is room.
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
+/// What a reply is expected to take before the first one is known: no long pipeline starts before it is.
+const FIRST_REPLY_BYTES: usize = 256 << 10;
 /// Capacity of buffers that an idle connection keeps.
 const KEPT_BYTES_MAX: usize = 64 << 10;
 
@@ -58,6 +60,10 @@ pub(super) struct Connection {
     output: BytesMut,
     window: Window<Pending, (Protocol, Reply)>,
     running: FuturesUnordered<BoxFuture<'static, Vec<Answered>>>,
+    /// About the largest of the recent replies.
+    reply_bytes: usize,
+    /// This connection's part of [`Shared::buffered_bytes`].
+    counted_bytes: usize,
     /// The input holds no further whole request.
     is_hungry: bool,
     /// The client sends nothing more.
@@ -77,6 +83,8 @@ impl Connection {
             output: BytesMut::new(),
             window: Window::default(),
             running: FuturesUnordered::new(),
+            reply_bytes: FIRST_REPLY_BYTES,
+            counted_bytes: 0,
             is_hungry: true,
             is_at_end: false,
             is_closing: false,
@@ -96,16 +104,35 @@ impl Connection {
             if is_last && self.window.is_empty() && self.output.is_empty() {
                 return Ok(());
             }
+            self.count_bytes();
             self.wait(&mut stopping).await?;
         }
     }
 
-    /// Whether another request fits.
+    /// Whether another request fits. A connection without one at work may always have one.
     fn takes_requests(&self) -> bool {
         let config = &self.shared.config;
+        let others = self.shared.buffered_bytes.load(Ordering::Relaxed).saturating_sub(self.counted_bytes);
+        let own = self.held_bytes();
         !self.is_closing
             && self.window.len() < config.in_flight_max
-            && self.window.held_bytes() + self.output.len() < config.buffered_bytes_max
+            && own < config.buffered_bytes_max
+            && (self.window.is_empty() || own.saturating_add(others) < config.buffered_bytes_total_max)
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.window.held_bytes() + self.output.len()
+    }
+
+    /// Tells the other connections what this one holds.
+    fn count_bytes(&mut self) {
+        let held = self.held_bytes();
+        if held > self.counted_bytes {
+            self.shared.buffered_bytes.fetch_add(held - self.counted_bytes, Ordering::Relaxed);
+        } else {
+            self.shared.buffered_bytes.fetch_sub(self.counted_bytes - held, Ordering::Relaxed);
+        }
+        self.counted_bytes = held;
     }
 
     /// Moves requests from the input to the window.
@@ -138,7 +165,7 @@ impl Connection {
     }
 
     fn take(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
-        let bytes = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
+        let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
         let command = match parse(request) {
             Ok(command) => command,
             Err(error) => return self.answer_now(Reply::error(error)),
@@ -147,7 +174,8 @@ impl Connection {
             Ok(plan) => {
                 let deadline = now + self.shared.config.request_timeout;
                 let footprint = plan.footprint();
-                self.window.push(footprint, Pending { plan, protocol: self.session.protocol, deadline }, bytes);
+                let pending = Pending { plan, protocol: self.session.protocol, deadline };
+                self.window.push(footprint, pending, bytes + self.reply_bytes);
             }
             Err(command) => {
                 let reply = self.session.answer(command, &self.shared.clients, now);
@@ -206,6 +234,7 @@ impl Connection {
     fn finish(&mut self, answered: Answered) {
         let Answered { ordinal, protocol, reply } = answered;
         let bytes = held_bytes(&reply);
+        self.reply_bytes = bytes.max(self.reply_bytes / 8 * 7);
         self.window.finish(ordinal, (protocol, reply), bytes);
     }
 
@@ -279,5 +308,11 @@ impl Connection {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.shared.buffered_bytes.fetch_sub(self.counted_bytes, Ordering::Relaxed);
     }
 }

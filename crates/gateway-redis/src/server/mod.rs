@@ -8,7 +8,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) clients: Clients,
     pub(crate) cursors: Mutex<Cursors>,
     pub(crate) commands: AtomicU64,
+    /// Bytes that all connections hold, as [`ServerConfig::buffered_bytes_total_max`] counts them.
+    pub(crate) buffered_bytes: AtomicUsize,
     started: Instant,
     port: u16,
 }
@@ -86,6 +88,7 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
         commands: AtomicU64::new(0),
+        buffered_bytes: AtomicUsize::new(0),
         started: Instant::now(),
         port: listener.local_addr().map_or(0, |address| address.port()),
     });
