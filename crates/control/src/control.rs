@@ -152,7 +152,8 @@ impl Control {
     }
 }
 
-/// Greets every node of the metadata that membership does not know.
+/// Greets every node of the metadata that membership does not know, again and again until it does: the first greeting
+/// may leave before there is a connection to carry it.
 pub(crate) fn greet(gossip: &Gossip, topology: &Topology, meta: &MetaState, greeted: &mut BTreeSet<NodeId>) {
     for record in meta.nodes() {
         if record.id == topology.node() {
@@ -163,7 +164,7 @@ pub(crate) fn greet(gossip: &Gossip, topology: &Topology, meta: &MetaState, gree
                 gossip.input(Input::Forget(record.id));
             }
         } else if let Ok(addr) = record.addresses.quic.parse()
-            && greeted.insert(record.id)
+            && (greeted.insert(record.id) || topology.liveness(record.id).0 == NodeState::Unknown)
         {
             gossip.input(Input::Announce(Member { node: record.id, addr, generation: 0 }));
         }

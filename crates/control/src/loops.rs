@@ -25,6 +25,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const PLAN_EVERY: Duration = Duration::from_millis(500);
 const BALANCE_EVERY: Duration = Duration::from_secs(1);
+const GREET_EVERY: Duration = Duration::from_millis(500);
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Replicas that are fine move for balance only when no node has joined for so long.
 const SETTLE_MS: u64 = 20_000;
@@ -78,8 +79,9 @@ pub(crate) async fn peers(context: Arc<Context>, keep: Arc<dyn Fn(&MetaState) + 
         let keep = keep.clone();
         // One at a time, so that an older version never overwrites a newer one.
         let _ = tokio::task::spawn_blocking(move || keep(&meta)).await;
-        if news.changed().await.is_err() {
-            return;
+        // The state in hand is the newest until the next change; only greetings are repeated meanwhile.
+        while tokio::time::timeout(GREET_EVERY, news.changed()).await.is_err() {
+            greet(&context.gossip, &context.topology, &news.borrow().clone(), &mut greeted);
         }
     }
 }

@@ -95,7 +95,12 @@ impl Store {
 }
 
 fn collection_of<'a>(map: &'a ShardMap, name: &str) -> Result<&'a Collection, StoreError> {
-    map.collection(name).ok_or_else(|| StoreError::CollectionNotFound(name.to_owned()))
+    // Before any metadata has come, nothing is known to be missing.
+    let unknown = || match map.collections().next() {
+        Some(_) => StoreError::CollectionNotFound(name.to_owned()),
+        None => StoreError::Unavailable { shard: None, leader: None },
+    };
+    map.collection(name).ok_or_else(unknown)
 }
 
 fn check_key(key: &[u8]) -> Result<(), StoreError> {

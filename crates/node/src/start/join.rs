@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flotilla_control::{MemberState, ShardError, Shards};
 use flotilla_identity::{ClusterAuthority, JoinToken, NodeIdentity, NodeKey, csr_public_key_digest};
 use flotilla_meta::{Addresses, JoinRequest, MetaCommand, MetaReply, NewNode, TokenId};
-use flotilla_transport::join_call;
+use flotilla_transport::{PeerError, TransportError, join_call};
 use flotilla_types::{ClusterId, NodeId, ShardId};
 use flotilla_wire::{decode, encode, peer};
 use parking_lot::RwLock;
@@ -64,6 +64,7 @@ pub(crate) async fn join(
     });
     let mut round = 0_u32;
     loop {
+        let mut foreign = 0;
         for peer in peers {
             match ask(*peer, &parsed, &request).await {
                 Ok(peer::join_response::Kind::Joined(joined)) => {
@@ -79,21 +80,42 @@ pub(crate) async fn join(
                     tracing::warn!(%peer, reason, "cannot join yet; trying on");
                 }
                 Ok(peer::join_response::Kind::Redirect(_) | peer::join_response::Kind::Retry(_)) => {}
-                Err(error) if round.is_multiple_of(20) => {
+                Err(AskError::Foreign) => foreign += 1,
+                Err(AskError::Other(error)) if round.is_multiple_of(20) => {
                     tracing::warn!(%peer, error = format!("{error:#}"), "cannot join through this peer yet; trying on");
                 }
-                Err(_) => {}
+                Err(AskError::Other(_)) => {}
             }
+        }
+        // One foreign peer among others may be a mistake in the list; all of them mean that the token is.
+        if foreign == peers.len() {
+            bail!("the peers belong to another cluster than the join token");
         }
         round += 1;
         tokio::time::sleep(JOIN_PAUSE).await;
     }
 }
 
-async fn ask(peer: SocketAddr, token: &JoinToken, request: &Bytes) -> anyhow::Result<peer::join_response::Kind> {
+/// Why a peer gave no answer.
+enum AskError {
+    /// Its certificate is not of the authority that the token names.
+    Foreign,
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for AskError {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+async fn ask(peer: SocketAddr, token: &JoinToken, request: &Bytes) -> Result<peer::join_response::Kind, AskError> {
     let mut address = peer;
     for _ in 0..=REDIRECTS_MAX {
-        let answer = join_call(address, token.fingerprint(), request.clone(), JOIN_TIMEOUT).await?;
+        let answer = match join_call(address, token.fingerprint(), request.clone(), JOIN_TIMEOUT).await {
+            Err(TransportError::JoinConnect(PeerError::Handshake { .. })) => return Err(AskError::Foreign),
+            answer => answer?,
+        };
         let response: peer::JoinResponse = decode(answer)?;
         match response.kind.context("the peer's answer is empty")? {
             peer::join_response::Kind::Redirect(to) => {
@@ -102,7 +124,7 @@ async fn ask(peer: SocketAddr, token: &JoinToken, request: &Bytes) -> anyhow::Re
             other => return Ok(other),
         }
     }
-    bail!("redirected too often")
+    Err(AskError::Other(anyhow::anyhow!("redirected too often")))
 }
 
 fn accept(token: &JoinToken, key: NodeKey, joined: peer::Joined) -> anyhow::Result<Joined> {

@@ -124,6 +124,8 @@ impl<T> Core<T> {
     /// Starts one confirmation of leadership for all reads that wait.
     pub(super) fn start_reads(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let queries = replica.reads.drain(..).map(|read| (read.payload, read.reply)).collect();
+        effects.apply.push(ApplyTask::Read { replica: id, queries });
         if replica.reads.is_empty() || replica.read_rounds.len() >= READ_ROUNDS_MAX {
             return;
         }

@@ -7,6 +7,7 @@ use flotilla_storage::StateEngine;
 use flotilla_transport::{Class, Transport};
 use flotilla_types::{Checkpoint, NodeId, ObjectId, ReplicaId};
 use flotilla_wire::{decode, encode, peer};
+use tokio::sync::Semaphore;
 
 use super::Inbox;
 use crate::Input;
@@ -19,6 +20,10 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Calls that fail before a pull is given up; the leader offers another snapshot.
 const FAILURES_MAX: u32 = 5;
+/// Pause after the first failed call; it doubles with each further one.
+const FAILURE_PAUSE: Duration = Duration::from_millis(50);
+/// Pulls under way at a time, below the calls that a transport takes. The rest wait their turn.
+const PULLS_MAX: usize = 4;
 
 #[derive(Clone)]
 pub(super) struct Puller {
@@ -26,6 +31,7 @@ pub(super) struct Puller {
     network: Arc<Transport>,
     engine: Arc<dyn StateEngine>,
     inbox: Inbox,
+    turns: Arc<Semaphore>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +57,7 @@ impl Puller {
         engine: Arc<dyn StateEngine>,
         inbox: Inbox,
     ) -> Self {
-        Self { runtime, network, engine, inbox }
+        Self { runtime, network, engine, inbox, turns: Arc::new(Semaphore::new(PULLS_MAX)) }
     }
 
     /// Fetches what a checkpoint names and is not here, makes it durable, and reports.
@@ -59,6 +65,8 @@ impl Puller {
         let puller = self.clone();
         self.runtime.spawn(async move {
             let objects: Vec<_> = checkpoint.objects().collect();
+            // Never closed: a failed wait would only mean one pull too many.
+            let _turn = puller.turns.acquire().await;
             let result = puller.fetch_all(from, objects.clone()).await;
             if let Err(error) = &result {
                 tracing::warn!(%replica, %from, %error, "a snapshot's objects could not be fetched");
@@ -85,6 +93,7 @@ impl Puller {
                     if failures == FAILURES_MAX {
                         return Err(error);
                     }
+                    tokio::time::sleep(FAILURE_PAUSE * (1 << failures)).await;
                 }
             }
         }
