@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use flotilla_local_cluster::Cluster;
 
-use crate::support::{Workload, client, eventually, leads_of, start, status, wait_caught_up, wait_whole};
+use crate::{
+    snapshot::SMALL,
+    support::{Workload, client, eventually, leads_of, start, start_with, status, wait_caught_up, wait_whole},
+};
 
 #[tokio::test]
 async fn kill_minus_nine_of_any_node_loses_and_doubles_nothing() {
@@ -46,9 +49,18 @@ async fn kill_and_restart(cluster: &mut Cluster, load: &Workload, victim: usize)
 
 #[tokio::test]
 async fn kill_minus_nine_of_all_nodes_keeps_everything_acknowledged() {
-    let mut cluster = start(3).await;
+    kill_all(start(3).await, 2).await;
+}
+
+/// Nodes that checkpoint and truncate all the time are killed at every stage of it sooner or later.
+#[tokio::test]
+async fn kill_minus_nine_of_all_nodes_amid_checkpoints_keeps_everything_acknowledged() {
+    kill_all(start_with(3, &SMALL).await, 4).await;
+}
+
+async fn kill_all(mut cluster: Cluster, rounds: usize) {
     let load = Workload::warm(&cluster.http_all()).await;
-    for round in 1..=2 {
+    for round in 1..=rounds {
         for i in 1..=3 {
             cluster.kill(i).expect("a running node");
         }

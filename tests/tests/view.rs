@@ -27,3 +27,25 @@ async fn a_deleted_view_is_rebuilt() {
     .await;
     history.verify(&client(&cluster, 2)).await;
 }
+
+/// With every view gone, nothing but objects and logs can bring the records back.
+#[tokio::test]
+async fn all_views_deleted_after_a_crash_are_rebuilt() {
+    let mut cluster = start_with(3, &SMALL).await;
+    let load = Workload::warm(&cluster.http_all()).await;
+    load.more(1_500).await;
+    for i in 1..=3 {
+        cluster.kill(i).expect("a running node");
+    }
+    for i in 1..=3 {
+        cluster.wipe(i, What::View).expect("a view");
+        cluster.start_node(i).await.expect("a start without a view");
+    }
+    cluster.wait_ready().await.expect("a ready cluster");
+    load.more(100).await;
+    let history = load.finish().await;
+    wait_whole(&cluster, &[1, 2, 3]).await;
+    for i in 1..=3 {
+        history.verify(&client(&cluster, i)).await;
+    }
+}

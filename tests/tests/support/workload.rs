@@ -15,7 +15,7 @@ use bytes::Bytes;
 use flotilla_client::{Client, ClientError, PutOptions};
 use tokio::{task::JoinSet, time::sleep};
 
-use super::{History, POLL_EVERY, WITHIN, client_at, eventually};
+use super::{History, client_at, eventually};
 
 /// Enough counters for every shard to hold some.
 const COUNTERS: usize = 48;
@@ -56,8 +56,8 @@ pub(crate) struct Counter {
     pub(crate) begun: AtomicI64,
     pub(crate) acknowledged: AtomicI64,
     pub(crate) refused: AtomicI64,
-    /// Microseconds from the beginning of the load to the last acknowledgement.
-    last_us: AtomicU64,
+    /// Of the last increment that was acknowledged: when it began and when it ended, from the beginning of the load.
+    last: Mutex<(Duration, Duration)>,
 }
 
 /// One put of a key that is put once.
@@ -94,7 +94,7 @@ impl Workload {
             begun: AtomicI64::new(0),
             acknowledged: AtomicI64::new(0),
             refused: AtomicI64::new(0),
-            last_us: AtomicU64::new(0),
+            last: Mutex::default(),
         };
         let record = Arc::new(Record {
             begun: Instant::now(),
@@ -147,29 +147,24 @@ impl Workload {
         led
     }
 
-    /// Waits until each of these counters was incremented after `moment`; returns how long that took from then, for the
-    /// first and for the last of them.
+    /// Waits until each of these counters was incremented by a call that began after `moment`; returns how long that took
+    /// from then, for the first and for the last of them.
     pub(crate) async fn served_after(&self, moment: Instant, counters: &[usize]) -> (Duration, Duration) {
-        let moment_us = (moment - self.record.begun).as_micros() as u64;
-        // An increment that was on its way at that moment does not show that the next one would succeed.
-        let before: Vec<_> = counters.iter().map(|i| self.record.counters[*i].begun.load(Relaxed)).collect();
-        let mut served = vec![0; counters.len()];
-        loop {
-            for (at, i) in counters.iter().enumerate() {
-                let counter = &self.record.counters[*i];
-                let last_us = counter.last_us.load(Relaxed);
-                if served[at] == 0 && last_us > moment_us && counter.begun.load(Relaxed) > before[at] {
-                    served[at] = last_us - moment_us;
+        let moment = moment - self.record.begun;
+        let mut served = vec![None; counters.len()];
+        eventually("the counters are served again", async || {
+            for (served, i) in served.iter_mut().zip(counters) {
+                let (begun, ended) = *self.record.counters[*i].last.lock().expect("no panic");
+                if served.is_none() && begun > moment {
+                    *served = Some(ended - moment);
                 }
             }
-            let (first, last) = (served.iter().filter(|us| **us > 0).min(), served.iter().max());
-            if served.iter().all(|us| *us > 0) {
-                let after = |us: Option<&u64>| Duration::from_micros(us.copied().unwrap_or_default());
-                return (after(first), after(last));
-            }
-            assert!(moment.elapsed() < WITHIN, "counters are not served again: {served:?}");
-            sleep(POLL_EVERY / 10).await;
-        }
+            let missing = served.iter().filter(|served| served.is_none()).count();
+            if missing == 0 { Ok(()) } else { Err(format!("{missing} of {} are not", counters.len())) }
+        })
+        .await;
+        let times: Vec<_> = served.into_iter().flatten().collect();
+        (times.iter().min().copied().unwrap_or_default(), times.iter().max().copied().unwrap_or_default())
     }
 
     /// Ends the load, and returns what it was told.
@@ -226,12 +221,13 @@ async fn write(record: Arc<Record>, client: Client, writer: usize) {
 async fn increment(record: &Record, client: &Client, i: usize) -> Fate {
     let counter = &record.counters[i];
     counter.begun.fetch_add(1, Relaxed);
+    let begun = record.begun.elapsed();
     let answer = client.add("default", counter.key.as_bytes(), 1).await;
     let fate = fate(&answer);
     match fate {
         Fate::Acknowledged => {
             counter.acknowledged.fetch_add(1, Relaxed);
-            counter.last_us.store(record.begun.elapsed().as_micros() as u64, Relaxed);
+            *counter.last.lock().expect("no panic") = (begun, record.begun.elapsed());
         }
         Fate::Refused => {
             counter.refused.fetch_add(1, Relaxed);
