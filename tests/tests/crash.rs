@@ -6,7 +6,9 @@ use flotilla_local_cluster::Cluster;
 
 use crate::{
     snapshot::SMALL,
-    support::{Workload, client, eventually, leads_of, start, start_with, status, wait_caught_up, wait_whole},
+    support::{
+        Workload, client, eventually, leads_of, start, start_with, status, wait_caught_up, wait_checkpoints, wait_whole,
+    },
 };
 
 #[tokio::test]
@@ -49,18 +51,19 @@ async fn kill_and_restart(cluster: &mut Cluster, load: &Workload, victim: usize)
 
 #[tokio::test]
 async fn kill_minus_nine_of_all_nodes_keeps_everything_acknowledged() {
-    kill_all(start(3).await, 2).await;
+    kill_all(start(3).await, 2, async |_| ()).await;
 }
 
 /// Nodes that checkpoint and truncate all the time are killed at every stage of it sooner or later.
 #[tokio::test]
 async fn kill_minus_nine_of_all_nodes_amid_checkpoints_keeps_everything_acknowledged() {
-    kill_all(start_with(3, &SMALL).await, 4).await;
+    kill_all(start_with(3, &SMALL).await, 4, async |cluster| wait_checkpoints(cluster, 1).await).await;
 }
 
-async fn kill_all(mut cluster: Cluster, rounds: usize) {
+async fn kill_all(mut cluster: Cluster, rounds: usize, before: impl AsyncFn(&Cluster)) {
     let load = Workload::warm(&cluster.http_all()).await;
     for round in 1..=rounds {
+        before(&cluster).await;
         for i in 1..=3 {
             cluster.kill(i).expect("a running node");
         }

@@ -4,15 +4,17 @@ use flotilla_local_cluster::What;
 
 use crate::{
     snapshot::SMALL,
-    support::{Workload, client, eventually, leads_of, start_with, status, wait_caught_up, wait_whole},
+    support::{
+        Workload, client, eventually, leads_of, start_with, status, wait_caught_up, wait_checkpoints, wait_whole,
+    },
 };
 
 #[tokio::test]
 async fn a_deleted_view_is_rebuilt() {
     let mut cluster = start_with(3, &SMALL).await;
     let load = Workload::warm(&cluster.http_all()).await;
-    // Enough for checkpoints, so that there is something that only the view had ready.
-    load.more(1_500).await;
+    // So that there is something that only the view has ready.
+    wait_checkpoints(&cluster, 2).await;
     let history = load.finish().await;
     let id = status(&cluster, 2).await.node;
     assert!(cluster.stop(2).await.expect("a clean stop").success());
@@ -33,7 +35,7 @@ async fn a_deleted_view_is_rebuilt() {
 async fn all_views_deleted_after_a_crash_are_rebuilt() {
     let mut cluster = start_with(3, &SMALL).await;
     let load = Workload::warm(&cluster.http_all()).await;
-    load.more(1_500).await;
+    wait_checkpoints(&cluster, 1).await;
     for i in 1..=3 {
         cluster.kill(i).expect("a running node");
     }

@@ -16,7 +16,7 @@ use flotilla_client::{Client, ClientOptions};
 use flotilla_local_cluster::{Cluster, ClusterOptions, built_binary};
 use tokio::time::sleep;
 
-pub(crate) use shape::{applied, leads_of, wait_alive, wait_caught_up, wait_whole};
+pub(crate) use shape::{applied, checkpoints, leads_of, wait_alive, wait_caught_up, wait_checkpoints, wait_whole};
 pub(crate) use verify::History;
 pub(crate) use workload::{Fate, Workload, fate};
 

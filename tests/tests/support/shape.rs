@@ -87,3 +87,21 @@ pub(crate) async fn wait_caught_up(cluster: &Cluster, i: usize, of: usize) {
     })
     .await;
 }
+
+/// How far the checkpoints of a node's data shards reach.
+pub(crate) fn checkpoints(status: &ClusterStatus) -> BTreeMap<ShardId, u64> {
+    let local = status.shards.iter().filter_map(|shard| Some((shard.id, shard.local.as_ref()?)));
+    local.filter(|(id, _)| *id != ShardId::META).map(|(id, local)| (id, local.checkpoint)).collect()
+}
+
+/// Waits until node `i` has made a new checkpoint of every data shard. There must be load.
+pub(crate) async fn wait_checkpoints(cluster: &Cluster, i: usize) {
+    let before = checkpoints(&status(cluster, i).await);
+    eventually("new checkpoints", async || {
+        let now = checkpoints(&status(cluster, i).await);
+        let same: Vec<_> =
+            before.iter().filter(|(id, reached)| now.get(id).is_none_or(|now| now <= *reached)).collect();
+        if same.is_empty() && !before.is_empty() { Ok(()) } else { Err(format!("still the same: {same:?}")) }
+    })
+    .await;
+}
