@@ -17,6 +17,9 @@ use flotilla_types::{
 
 use crate::{Answer, ApplyTask, Batch, Input, RequestError};
 
+/// Tasks that may wait for a load before reads are refused.
+const WAITING_MAX: usize = 4_096;
+
 /// Makes the state machine of a shard.
 pub type MachineFactory = Box<dyn Fn(ShardId) -> Box<dyn StateMachine> + Send>;
 
@@ -107,6 +110,10 @@ impl<T> Applier<T> {
                 }
                 out.loads.push(Load { replica, checkpoint: checkpoint.clone(), replaces });
                 self.slots.insert(replica, Slot::Loading { shard, checkpoint, waiting: VecDeque::new() });
+            }
+            // Entries that wait are bounded by the core.
+            (Some(Slot::Loading { waiting, .. }), ApplyTask::Read { queries, .. }) if waiting.len() >= WAITING_MAX => {
+                out.replies.extend(queries.into_iter().map(|(_, reply)| (reply, Err(RequestError::Busy))));
             }
             (Some(Slot::Loading { waiting, .. }), task) => waiting.push_back(task),
             (Some(Slot::Ready(ready)), task) => {

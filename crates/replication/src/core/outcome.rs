@@ -124,6 +124,8 @@ impl<T> Core<T> {
         let changed = committed.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange);
         if changed {
             replica.descriptor = committed.descriptor.clone();
+            // A restart asks the configuration of the checkpoint whether it may go on: that must not be an old one.
+            replica.checkpoint_wanted = true;
             if replica.leads() {
                 effects.notices.push(Notice::Descriptor(committed.descriptor.clone()));
             }

@@ -60,6 +60,8 @@ pub(super) struct Replica<T> {
     /// Entries proposed here and not yet committed, with who waits for their commands.
     pub(super) inflight: VecDeque<(LogIndex, Term, Vec<T>)>,
 
+    /// Strong reads that wait, here or in the two lists that follow.
+    pub(super) reads_waiting: usize,
     pub(super) reads: Vec<Request<T>>,
     pub(super) read_rounds: VecDeque<ReadRound<T>>,
     /// Confirmed reads that wait for entries to be handed to the state machine.
@@ -101,6 +103,7 @@ impl<T> Replica<T> {
             pending: VecDeque::new(),
             pending_bytes: 0,
             inflight: VecDeque::new(),
+            reads_waiting: 0,
             reads: Vec::new(),
             read_rounds: VecDeque::new(),
             confirmed: VecDeque::new(),
@@ -143,6 +146,7 @@ impl<T> Replica<T> {
 
     fn fail(&mut self, unproposed: RequestError, proposed: RequestError, effects: &mut Effects<T>) {
         self.pending_bytes = 0;
+        self.reads_waiting = 0;
         let inflight = self.inflight.drain(..).flat_map(|(_, _, waiters)| waiters);
         effects.replies.extend(inflight.map(|reply| (reply, Err(proposed))));
         let rounds = self.read_rounds.drain(..).flat_map(|round| round.reads);

@@ -41,9 +41,10 @@ impl<T> Core<T> {
         } else if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
-        } else if replica.reads.len() >= self.config.pending_reads_max {
+        } else if replica.reads_waiting >= self.config.pending_reads_max {
             effects.replies.push((request.reply, Err(RequestError::Busy)));
         } else {
+            replica.reads_waiting += 1;
             replica.reads.push(request);
             self.touched.insert(id);
         }
@@ -124,8 +125,6 @@ impl<T> Core<T> {
     /// Starts one confirmation of leadership for all reads that wait.
     pub(super) fn start_reads(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        let queries = replica.reads.drain(..).map(|read| (read.payload, read.reply)).collect();
-        effects.apply.push(ApplyTask::Read { replica: id, queries });
         if replica.reads.is_empty() || replica.read_rounds.len() >= READ_ROUNDS_MAX {
             return;
         }
@@ -164,6 +163,7 @@ impl<T> Core<T> {
             if *index > handed_out {
                 return true;
             }
+            replica.reads_waiting -= reads.len();
             let queries = reads.drain(..).map(|read| (read.payload, read.reply)).collect();
             effects.apply.push(ApplyTask::Read { replica: id, queries });
             false
@@ -190,6 +190,7 @@ impl<T> Core<T> {
             let (expired, kept) = replica.reads.drain(..).partition(|read| read.deadline_ms <= now_ms);
             replica.reads = kept;
             let expired: Vec<Request<T>> = expired;
+            replica.reads_waiting -= expired.len();
             effects.replies.extend(expired.into_iter().map(|read| (read.reply, Err(RequestError::Deadline))));
             if !replica.reads.is_empty() || !replica.pending.is_empty() {
                 self.touched.insert(*id);

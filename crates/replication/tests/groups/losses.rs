@@ -46,6 +46,39 @@ fn a_rolled_back_node_gives_up_its_replicas_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_rolled_back_node_helps_nobody_to_lead_before_it_was_judged() {
+    for seed in seeds(4) {
+        let mut world = World::founded(seed, 3, 3);
+        world.run_ms(1_000);
+        let (leader, _) = world.leader().unwrap();
+        let (rolled, behind) = (NodeId(leader.0 % 3 + 1), NodeId((leader.0 + 1) % 3 + 1));
+        let backup = world.backup(rolled);
+        // The third node hears of the one that will be rolled back, and gets no entries.
+        world.set_link(leader, behind, true);
+        world.add_clients(3);
+        world.run_ms(1_500);
+        assert!(world.checks.writes > 20);
+        world.crash(leader);
+        world.crash(rolled);
+        world.restore(rolled, &backup);
+        world.network.beats_lost = true;
+        world.start(rolled);
+        world.run_ms(3_000);
+        assert!(world.leader().is_none(), "those two have forgotten what was acknowledged\n{}", world.describe());
+        world.network.beats_lost = false;
+        world.run_until(1_000, "the node learns that it lost something", |world| lost(world, rolled).is_some());
+        world.heal();
+        world.start(leader);
+        let (old, new) = (ReplicaId(rolled.0), ReplicaId(9));
+        world.wanted.remove(&old);
+        world.add_learners(&[(new, rolled)]);
+        world.swap(&[new], &[old]);
+        world.remove(old, rolled);
+        world.finish();
+    }
+}
+
+#[test]
 fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 1);

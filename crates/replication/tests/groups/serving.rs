@@ -202,6 +202,26 @@ fn lagging_follower_does_not_grow_without_bound() {
 }
 
 #[test]
+fn a_snapshot_waits_for_the_checkpoint_under_way() {
+    for seed in seeds(4) {
+        let mut world = World::founded(seed, 3, 3);
+        world.add_clients(4);
+        for round in 0..6 {
+            let node = NodeId(1 + (seed + round) % 3);
+            world.work_us_max = 1_500_000;
+            world.run_some_ms(400);
+            world.isolate(node);
+            world.work_us_max = 5_000;
+            world.run_ms(900);
+            world.heal();
+            world.run_some_ms(400);
+        }
+        assert!(!world.checks.installed.is_empty());
+        world.finish();
+    }
+}
+
+#[test]
 fn same_seed_same_trace() {
     let run = |seed| {
         let mut world = World::founded(seed, 3, 3);

@@ -76,6 +76,8 @@ pub(crate) struct World {
     pub disk_us_max: u64,
     /// Most tasks of a state machine take less, microseconds.
     pub apply_us_max: u64,
+    /// Background jobs take less, microseconds.
+    pub work_us_max: u64,
     pub clients: Vec<Client>,
     pub checks: Checks,
     /// Replicas that somebody wants to exist: where, as what, and whether as a founder.
@@ -102,6 +104,7 @@ impl World {
             network: Network::default(),
             disk_us_max: 2_000,
             apply_us_max: 300,
+            work_us_max: 20_000,
             clients: Vec::new(),
             checks: Checks::default(),
             wanted: BTreeMap::new(),

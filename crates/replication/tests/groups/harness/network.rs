@@ -54,6 +54,8 @@ pub(crate) struct Network {
     pub delay_us_max: u64,
     /// Of a thousand frames so many take up to fifty times as long, overtaken by others.
     pub slow_per_mille: u32,
+    /// Whether beats are lost, and nothing else.
+    pub beats_lost: bool,
     links: BTreeMap<(NodeId, NodeId), Link>,
 }
 
@@ -66,7 +68,14 @@ struct Link {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { lost_per_mille: 0, doubled_per_mille: 0, delay_us_max: 2_000, slow_per_mille: 5, links: BTreeMap::new() }
+        Self {
+            lost_per_mille: 0,
+            doubled_per_mille: 0,
+            delay_us_max: 2_000,
+            slow_per_mille: 5,
+            beats_lost: false,
+            links: BTreeMap::new(),
+        }
     }
 }
 
@@ -85,7 +94,7 @@ impl World {
     /// Sends a frame; one that cannot set out is lost.
     pub(crate) fn send(&mut self, from: NodeId, to: NodeId, frame: Frame) {
         let up = self.network.is_up(from, to) && self.nodes.get(&to).is_none_or(|node| node.running.is_some());
-        if !up {
+        if !up || (self.network.beats_lost && matches!(frame, Frame::Beat(_))) {
             return;
         }
         let copies = if self.rng.random_range(0..1_000) < self.network.doubled_per_mille { 2 } else { 1 };
@@ -154,5 +163,6 @@ impl World {
         }
         self.network.lost_per_mille = 0;
         self.network.doubled_per_mille = 0;
+        self.network.beats_lost = false;
     }
 }

@@ -445,7 +445,7 @@ impl World {
         while running.working < WORKERS {
             let Some(job) = running.jobs.pop_front() else { return };
             running.working += 1;
-            let delay_us = self.rng.random_range(200..20_000);
+            let delay_us = self.rng.random_range(200..self.work_us_max);
             self.later(node, delay_us, Happening::Worked(job));
         }
     }
