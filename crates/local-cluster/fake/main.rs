@@ -10,16 +10,10 @@ use std::{
     process::ExitCode,
 };
 
-const TOKEN: &str = "flt1.fake";
-const STATUS: &str = r#"{
-    "cluster_id": "00000000000000000000000000000000", "node": 1, "version": "0", "started_ms": 0, "draining": false,
-    "metadata_leader": 1, "quorum": true, "health": {"ok": true, "reasons": []}, "nodes": [], "collections": [],
-    "shards": [{
-        "id": 1, "collection": "default", "range": "", "leader": 1, "epoch": {"range": 1, "config": 1},
-        "replicas": [{"replica": 1, "node": 1, "role": "voter"}], "desired_replicas": 1, "healthy": true
-    }], "peers": []
-}"#;
+use flotilla_api::{ClusterStatus, Health, ReplicaInfo, ShardInfo, TokenId, TokenReply};
+use flotilla_types::{ClusterId, Epoch, NodeId, ReplicaId, ReplicaRole, ShardId};
 
+const TOKEN: &str = "flt1.fake";
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let value = |name: &str| arguments.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
@@ -62,10 +56,45 @@ fn answer(stream: TcpStream) -> std::io::Result<()> {
     reader.by_ref().take(length).read_to_end(&mut Vec::new())?;
     let (status, body) = match request.split(' ').take(2).collect::<Vec<_>>()[..] {
         ["GET", "/readyz"] => ("200 OK", String::new()),
-        ["GET", "/v1/cluster/status"] => ("200 OK", STATUS.to_owned()),
-        ["POST", "/v1/cluster/tokens"] => ("200 OK", format!(r#"{{"token":"{TOKEN}","expires_at_ms":0,"uses":1}}"#)),
+        ["GET", "/v1/cluster/status"] => ("200 OK", serde_json::to_string(&status())?),
+        ["POST", "/v1/cluster/tokens"] => ("200 OK", serde_json::to_string(&token())?),
         _ => ("404 Not Found", String::new()),
     };
     let length = body.len();
     write!(reader.get_mut(), "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+}
+
+/// A whole cluster of one node. Made from the shared shapes, so that it cannot fall behind them.
+fn status() -> ClusterStatus {
+    let node = NodeId(1);
+    let shard = ShardInfo {
+        id: ShardId(1),
+        collection: Some("default".to_owned()),
+        range: String::new(),
+        leader: Some(node),
+        replicas: vec![ReplicaInfo { replica: ReplicaId(1), node, role: ReplicaRole::Voter }],
+        epoch: Epoch::default(),
+        desired_replicas: 1,
+        healthy: true,
+        local: None,
+    };
+    ClusterStatus {
+        cluster_id: ClusterId([0; 16]),
+        node,
+        version: String::new(),
+        started_ms: 0,
+        draining: false,
+        metadata_leader: Some(node),
+        quorum: true,
+        health: Health { ok: true, reasons: Vec::new() },
+        nodes: Vec::new(),
+        collections: Vec::new(),
+        shards: vec![shard],
+        peers: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn token() -> TokenReply {
+    TokenReply { id: TokenId(1), token: TOKEN.to_owned(), expires_at_ms: 0, uses: 1 }
 }
