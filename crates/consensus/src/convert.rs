@@ -103,16 +103,17 @@ pub(crate) fn entry_from_raft(entry: eraftpb::Entry) -> Entry {
 }
 
 pub(crate) fn entry_to_raft(entry: Entry) -> eraftpb::Entry {
-    let mut raft = eraftpb::Entry::default();
-    raft.index = entry.index.0;
-    raft.term = entry.term.0;
-    raft.entry_type = match entry.kind {
-        EntryKind::Normal => eraftpb::EntryType::EntryNormal,
-        EntryKind::ConfChange => eraftpb::EntryType::EntryConfChangeV2,
-    };
-    raft.data = entry.data;
-    raft.context = entry.context;
-    raft
+    eraftpb::Entry {
+        index: entry.index.0,
+        term: entry.term.0,
+        entry_type: match entry.kind {
+            EntryKind::Normal => eraftpb::EntryType::EntryNormal,
+            EntryKind::ConfChange => eraftpb::EntryType::EntryConfChangeV2,
+        },
+        data: entry.data,
+        context: entry.context,
+        ..eraftpb::Entry::default()
+    }
 }
 
 pub(crate) fn hard_state_from_raft(state: &eraftpb::HardState) -> HardState {
@@ -121,12 +122,13 @@ pub(crate) fn hard_state_from_raft(state: &eraftpb::HardState) -> HardState {
 
 pub(crate) fn conf_to_raft(conf: &ConfState) -> eraftpb::ConfState {
     let ids = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.0).collect();
-    let mut raft = eraftpb::ConfState::default();
-    raft.voters = ids(&conf.voters);
-    raft.voters_outgoing = ids(&conf.voters_outgoing);
-    raft.learners = ids(&conf.learners);
-    raft.learners_next = ids(&conf.learners_next);
-    raft
+    eraftpb::ConfState {
+        voters: ids(&conf.voters),
+        voters_outgoing: ids(&conf.voters_outgoing),
+        learners: ids(&conf.learners),
+        learners_next: ids(&conf.learners_next),
+        ..eraftpb::ConfState::default()
+    }
 }
 
 /// Sorted, so that equal configurations are equal on every replica.
@@ -151,13 +153,13 @@ mod tests {
     #[test]
     fn an_append_whose_entries_do_not_follow_its_index_is_dropped() {
         let append = |index, first| {
-            let mut entry = eraftpb::Entry::default();
-            entry.index = first;
-            entry.term = 2;
-            let mut message = eraftpb::Message::default();
-            message.msg_type = eraftpb::MessageType::MsgAppend;
-            message.index = index;
-            message.entries = vec![entry].into();
+            let entry = eraftpb::Entry { index: first, term: 2, ..eraftpb::Entry::default() };
+            let message = eraftpb::Message {
+                msg_type: eraftpb::MessageType::MsgAppend,
+                index,
+                entries: vec![entry].into(),
+                ..eraftpb::Message::default()
+            };
             message_from_raft(message, &BTreeMap::new())
         };
         assert!(append(7, 8).is_some());

@@ -200,6 +200,10 @@ impl Storage for Store {
         if index < self.truncated.0.0 {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
+        // raft-rs asks for entries that were replaced meanwhile when their write comes back.
+        if index > self.last.0 {
+            return Err(raft::Error::Store(StorageError::Unavailable));
+        }
         if let Some(first) = self.cache.front()
             && index >= first.index
         {

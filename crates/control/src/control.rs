@@ -160,7 +160,8 @@ pub(crate) fn greet(gossip: &Gossip, topology: &Topology, meta: &MetaState, gree
             continue;
         }
         if record.state.is_gone() {
-            if greeted.remove(&record.id) || topology.liveness(record.id).0 != NodeState::Unknown {
+            // Once: others go on to mention it until they have forgotten it too.
+            if greeted.remove(&record.id) {
                 gossip.input(Input::Forget(record.id));
             }
         } else if let Ok(addr) = record.addresses.quic.parse()

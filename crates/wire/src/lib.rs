@@ -10,7 +10,7 @@ mod convert;
 struct Readme;
 
 /// The generated protobuf messages.
-#[expect(missing_docs, clippy::all, reason = "generated from proto/peer.proto, which has the comments")]
+#[expect(missing_docs, reason = "generated from proto/peer.proto, which has the comments")]
 pub mod peer {
     include!(concat!(env!("OUT_DIR"), "/flotilla.peer.v1.rs"));
 }

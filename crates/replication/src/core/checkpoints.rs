@@ -10,8 +10,8 @@ use super::{
 };
 
 /// A follower that was sent a snapshot and does not get on is sent another one after so many milliseconds: the message or
-/// the follower's pull was lost.
-const SNAPSHOT_RETRY_MS: u64 = 5_000;
+/// the follower's pull was lost, or the follower's node has not created the replica yet. One that is pulling ignores it.
+const SNAPSHOT_RETRY_MS: u64 = 500;
 
 impl<T> Core<T> {
     pub(super) fn applied(
@@ -65,6 +65,10 @@ impl<T> Core<T> {
 
     /// Keeps all memtables together under their bound, and starts what had to wait.
     pub(super) fn checkpoint_largest(&mut self, effects: &mut Effects<T>) {
+        // Usage that was measured before a checkpoint settled may arrive after it.
+        for idle in self.replicas.values_mut().filter(|replica| replica.checkpointing == Checkpointing::Idle) {
+            idle.usage.frozen_bytes = 0;
+        }
         let total: usize = self.replicas.values().map(|replica| replica.usage.active_bytes).sum();
         if total > self.config.memtables_bytes_max {
             let idle = self.replicas.values_mut().filter(|replica| replica.checkpointing == Checkpointing::Idle);
@@ -92,6 +96,8 @@ impl<T> Core<T> {
         }
         if frozen {
             replica.checkpointing = Checkpointing::Building;
+            // What the engine will say with the next entry; a leader that refuses for want of memory may see none.
+            replica.usage.frozen_bytes += std::mem::take(&mut replica.usage.active_bytes);
             effects.background.push(Background::Build { replica: id });
         } else {
             replica.checkpointing = Checkpointing::Idle;
@@ -151,6 +157,7 @@ impl<T> Core<T> {
     pub(super) fn settled(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpointing = Checkpointing::Idle;
+        replica.usage.frozen_bytes = 0;
         self.step_parked(id, effects);
         self.checkpoint_largest(effects);
     }
