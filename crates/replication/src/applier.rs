@@ -66,6 +66,7 @@ impl<T> Default for Applied<T> {
     }
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one for each replica, and it is seldom loading")]
 enum Slot<T> {
     Loading { shard: ShardId, checkpoint: Checkpoint, waiting: VecDeque<ApplyTask<T>> },
     Ready(Box<Ready>),
