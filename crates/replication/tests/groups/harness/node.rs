@@ -445,7 +445,8 @@ impl World {
         while running.working < WORKERS {
             let Some(job) = running.jobs.pop_front() else { return };
             running.working += 1;
-            let delay_us = self.rng.random_range(200..self.work_us_max);
+            let slow = self.rng.random_range(0..1_000) < self.work_slow_per_mille;
+            let delay_us = self.rng.random_range(200..if slow { 1_500_000 } else { 20_000 });
             self.later(node, delay_us, Happening::Worked(job));
         }
     }
