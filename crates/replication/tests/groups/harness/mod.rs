@@ -43,6 +43,7 @@ pub(crate) fn seeds(few: u64) -> Range<u64> {
 }
 
 /// What happens next.
+#[expect(clippy::large_enum_variant, reason = "events are few at a time")]
 pub(crate) enum Event {
     /// Something on a node; void when the node's life has ended meanwhile.
     Node { node: NodeId, life: u64, event: node::Happening },
