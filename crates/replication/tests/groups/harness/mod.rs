@@ -43,10 +43,9 @@ pub(crate) fn seeds(few: u64) -> Range<u64> {
 }
 
 /// What happens next.
-#[expect(clippy::large_enum_variant, reason = "events are few at a time")]
 pub(crate) enum Event {
     /// Something on a node; void when the node's life has ended meanwhile.
-    Node { node: NodeId, life: u64, event: node::Happening },
+    Node { node: NodeId, life: u64, event: Box<node::Happening> },
     /// A frame arrives; void when the link was cut meanwhile.
     Deliver { from: NodeId, to: NodeId, link: u64, frame: Frame },
     /// A client acts.
@@ -152,7 +151,7 @@ impl World {
             eprintln!("{:>9} {label}", at_us);
         }
         match event {
-            Event::Node { node, life, event } => self.happen(node, life, event),
+            Event::Node { node, life, event } => self.happen(node, life, *event),
             Event::Deliver { from, to, link, frame } => self.deliver(from, to, link, frame),
             Event::Client { client, event } => self.act(client, event),
             Event::Reconcile => {

@@ -222,12 +222,12 @@ impl World {
         // A node that is borrowed right now schedules for itself in `later`.
         if let Some(node) = self.nodes.get(&id) {
             let life = node.life;
-            self.schedule(delay_us, Event::Node { node: id, life, event });
+            self.schedule(delay_us, Event::Node { node: id, life, event: Box::new(event) });
         }
     }
 
     fn later(&mut self, node: &Node, delay_us: u64, event: Happening) {
-        self.schedule(delay_us, Event::Node { node: node.id, life: node.life, event });
+        self.schedule(delay_us, Event::Node { node: node.id, life: node.life, event: Box::new(event) });
     }
 
     /// Something for the raft thread of a node.
