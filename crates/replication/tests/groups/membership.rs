@@ -11,9 +11,9 @@ fn a_new_learner_catches_up_by_snapshot_after_truncation() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 2, 1);
         world.add_clients(3);
-        world.run_ms(1_500);
-        let (_, leader) = world.leader().unwrap();
-        assert!(leader.group.unwrap().truncated.0 > 10, "the log does not reach back to the beginning");
+        world.run_until(10_000, "a log that does not reach back to the beginning", |world| {
+            world.leader().is_some_and(|(_, leader)| leader.group.is_some_and(|group| group.truncated.0 > 10))
+        });
         world.add_learners(&[(ReplicaId(2), NodeId(2))]);
         assert!(world.checks.installed.contains(&ReplicaId(2)));
         world.run_ms(500);
