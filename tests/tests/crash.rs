@@ -57,7 +57,7 @@ async fn kill_minus_nine_of_all_nodes_keeps_everything_acknowledged() {
 /// Nodes that checkpoint and truncate all the time are killed at every stage of it sooner or later.
 #[tokio::test]
 async fn kill_minus_nine_of_all_nodes_amid_checkpoints_keeps_everything_acknowledged() {
-    kill_all(start_with(3, &SMALL).await, 4, async |cluster| wait_checkpoints(cluster, 1).await).await;
+    kill_all(start_with(3, &SMALL).await, 3, async |cluster| wait_checkpoints(cluster, 1).await).await;
 }
 
 async fn kill_all(mut cluster: Cluster, rounds: usize, before: impl AsyncFn(&Cluster)) {

@@ -2,13 +2,15 @@
 
 use std::process::Child;
 
-use flotilla_api::NodeState;
+use flotilla_api::{Event, NodeState};
 use flotilla_local_cluster::{Cluster, Node, Ports, Start, What, command};
 
 use crate::support::{Workload, binary, client, eventually, log, start, status, wait_caught_up, wait_exit, wait_whole};
 
 /// Exit code of a start that failed.
 const FAILED: i32 = 1;
+/// How often one node may report the failure of a node that failed once, and whose ghost came by.
+const FAILURES_MAX: usize = 3;
 
 #[tokio::test]
 async fn a_wiped_node_is_refused_under_its_old_identity_and_rejoins_with_a_token_as_a_new_node() {
@@ -57,6 +59,11 @@ async fn wipe_and_rejoin(victim: usize) {
         let record = status.nodes.iter().find(|found| found.id == old);
         assert!(record.is_none_or(|record| record.state == NodeState::Lost), "{record:?}");
         assert!(record.is_none_or(|record| record.replicas == 0 && record.leaders == 0), "{record:?}");
+        // Gone means gone: members do not tell each other of it over and over.
+        let events = client(&cluster, *i).recent_events().await.expect("events");
+        let about = |event: &&Event| event.detail.get("node") == Some(&old.to_string()) && event.kind == "node_failed";
+        let failed = events.iter().filter(about).count();
+        assert!(failed <= FAILURES_MAX, "node {i} reports {failed} times that {old} has failed");
     }
     drop(ghost);
 
