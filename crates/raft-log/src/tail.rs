@@ -24,11 +24,15 @@ use flotilla_storage::LogError;
 use crate::{OpenError, record};
 
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
+/// Version 2 without alignment: what follows the magic in every file that we write.
+const VERSION_AND_ALIGNMENT: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0];
 /// Magic, version and alignment.
 const FILE_HEADER_BYTES: usize = MAGIC.len() + 16;
 /// Length with compression type, and offset of the footer.
 const BATCH_HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
+/// The engine writes no larger batch. It would reserve whatever a damaged header says, and abort.
+const BATCH_BYTES_MAX: u64 = 4 << 30;
 const APPEND_SUFFIX: &str = ".raftlog";
 const REWRITE_SUFFIX: &str = ".rewrite";
 
@@ -40,8 +44,10 @@ pub(crate) fn check(dir: &Path, nonce: u64) -> Result<(), LogError> {
         for (file, _) in files {
             check_closed(file)?;
         }
-        if let Some((file, seq)) = last.filter(|_| suffix == APPEND_SUFFIX) {
-            check_last(file, seq, nonce)?;
+        match last {
+            Some((file, seq)) if suffix == APPEND_SUFFIX => check_last(file, seq, nonce)?,
+            Some((file, _)) => drop(last_batch(file)?),
+            None => {}
         }
     }
     Ok(())
@@ -52,7 +58,8 @@ fn check_last(path: PathBuf, seq: u64, nonce: u64) -> Result<(), LogError> {
     let bytes = fs::read(&path)?;
     let chain = Chain::walk(&bytes, seq);
     let rest = &bytes[chain.end..];
-    if has_later_batch(rest, nonce) {
+    let headless = chain.end < FILE_HEADER_BYTES;
+    if (!headless && is_oversized(rest)) || has_later_batch(rest, nonce) {
         return Err(OpenError::Damaged { file: path, offset: chain.end as u64 }.into());
     }
     match chain.last {
@@ -66,6 +73,14 @@ fn check_last(path: PathBuf, seq: u64, nonce: u64) -> Result<(), LogError> {
 /// A closed file was synced to its end. The engine checks all of it but the entries, and those of its last batch it would
 /// cut. Only the headers of the others are read here: there may be many files.
 fn check_closed(path: PathBuf) -> Result<(), LogError> {
+    let Some((path, offset, len)) = last_batch(path)? else { return Ok(()) };
+    let mut batch = vec![0; len];
+    File::open(&path)?.read_exact_at(&mut batch, offset)?;
+    if entries_are_whole(&batch) { Ok(()) } else { Err(OpenError::Damaged { file: path, offset }.into()) }
+}
+
+/// Follows the headers of a file: offset and length of its last whole batch. Refuses a header that no batch can have.
+fn last_batch(path: PathBuf) -> Result<Option<(PathBuf, u64, usize)>, LogError> {
     let file = File::open(&path)?;
     let size = file.metadata()?.len();
     let mut last = None;
@@ -73,6 +88,9 @@ fn check_closed(path: PathBuf) -> Result<(), LogError> {
     let mut header = [0; BATCH_HEADER_BYTES];
     while at + BATCH_HEADER_BYTES as u64 <= size {
         file.read_exact_at(&mut header, at)?;
+        if is_oversized(&header) {
+            return Err(OpenError::Damaged { file: path, offset: at }.into());
+        }
         let Some((len, _)) = batch_header(&header) else { break };
         if size - at < len as u64 {
             break;
@@ -80,10 +98,12 @@ fn check_closed(path: PathBuf) -> Result<(), LogError> {
         last = Some((at, len));
         at += len as u64;
     }
-    let Some((offset, len)) = last else { return Ok(()) };
-    let mut batch = vec![0; len];
-    file.read_exact_at(&mut batch, offset)?;
-    if entries_are_whole(&batch) { Ok(()) } else { Err(OpenError::Damaged { file: path, offset }.into()) }
+    Ok(last.map(|(offset, len)| (path, offset, len)))
+}
+
+/// Whether the header at the start of `bytes` claims more than any batch has.
+fn is_oversized(bytes: &[u8]) -> bool {
+    bytes.split_first_chunk::<8>().is_some_and(|(len, _)| u64::from_be_bytes(*len) >> 8 > BATCH_BYTES_MAX)
 }
 
 /// Whether anything was written behind the first batch in `rest`, which does not match its checksum.
@@ -136,7 +156,7 @@ struct Chain {
 impl Chain {
     fn walk(bytes: &[u8], seq: u64) -> Self {
         let mut chain = Self { end: 0, last: None };
-        if bytes.len() < FILE_HEADER_BYTES || !bytes.starts_with(MAGIC) {
+        if !has_file_header(bytes) {
             return chain;
         }
         chain.end = FILE_HEADER_BYTES;
@@ -146,6 +166,11 @@ impl Chain {
         }
         chain
     }
+}
+
+/// The engine takes a file with another header for an empty one.
+fn has_file_header(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(MAGIC).is_some_and(|rest| rest.starts_with(&VERSION_AND_ALIGNMENT))
 }
 
 /// The length of the batch at the start of `bytes`, if its footer (the index of what it holds) matches its checksum.
@@ -187,9 +212,22 @@ mod tests {
                 let bytes = vec![byte; len];
                 assert_eq!(batch_len(&bytes, 1), None);
                 assert_eq!(Chain::walk(&bytes, 1).end, 0);
-                let with_header = [MAGIC, &[0; 16], &bytes].concat();
+                let with_header = [MAGIC, &VERSION_AND_ALIGNMENT, &bytes].concat();
                 assert_eq!(Chain::walk(&with_header, 1).end, FILE_HEADER_BYTES);
             }
+        }
+    }
+
+    #[test]
+    fn a_header_that_claims_more_than_a_batch_can_have_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let header =
+            |len: u64| [MAGIC, &VERSION_AND_ALIGNMENT, &(len << 8).to_be_bytes(), &16_u64.to_be_bytes()].concat();
+        for name in ["0000000000000001.raftlog", "0000000000000001.rewrite"] {
+            fs::write(dir.path().join(name), header(1 << 50)).unwrap();
+            assert!(check(dir.path(), 1).is_err(), "{name}");
+            fs::write(dir.path().join(name), header(1 << 20)).unwrap();
+            assert!(check(dir.path(), 1).is_ok(), "{name}");
         }
     }
 
