@@ -35,7 +35,10 @@ pub(crate) async fn follow(context: Arc<Context>) {
         };
         match ask(&context, source, follower.wanted()).await {
             Some(feed) => match follower.apply(&feed) {
-                Ok(_) => context.topology.offer(follower.state()),
+                Ok(_) => {
+                    turn = 0;
+                    context.topology.offer(follower.state());
+                }
                 Err(error) => tracing::debug!(%source, %error, "the metadata feed starts over"),
             },
             None => {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_meta::MetaQuery;
-use flotilla_replication::{Answer, Freshness, Handle, RequestError};
+use flotilla_replication::{Answer, Freshness, Handle, ReplicaStatus, RequestError};
 use flotilla_types::{NodeId, ShardId};
 use flotilla_wire::{decode, encode, peer};
 
@@ -80,6 +80,14 @@ impl RpcServer {
 
     /// Metadata after a version, from the replica here. Waits a while when there is nothing new.
     async fn feed(&self, feed: peer::Feed) -> Answer {
+        // Only a voter is worth waiting for: two nodes that follow could wait for each other.
+        let votes = |replica: &ReplicaStatus| {
+            replica.shard == ShardId::META
+                && replica.group.as_ref().is_some_and(|group| group.conf.is_voter(replica.replica))
+        };
+        if !self.host.status().iter().any(votes) {
+            return Err(RequestError::UnknownShard);
+        }
         let mut news = self.topology.watch();
         let wait = Duration::from_millis(feed.wait_ms.min(FEED_WAIT_MS_MAX).into());
         // A time-out is an answer too: nothing new.
