@@ -52,27 +52,19 @@ impl Raft {
             let Ok(first) = first else { continue };
             let (now_ms, wall_ms) = (clock::monotonic_ms(), clock::wall_ms());
             let mut next = Some(first);
-            for _ in 0..INPUTS_MAX {
-                match next {
-                    Some(Event::Input(input)) => self.core.step(now_ms, wall_ms, input, &mut effects),
-                    Some(Event::Bounded(input)) => {
+            let mut taken = 0;
+            while let Some(event) = next {
+                let input = match event {
+                    Event::Input(input) => input,
+                    Event::Bounded(input) => {
                         self.waiting.fetch_sub(1, Ordering::Relaxed);
-                        self.core.step(now_ms, wall_ms, input, &mut effects);
+                        input
                     }
-                    Some(Event::Stop) => return,
-                    None => break,
-                }
-                next = self.inbox.try_recv().ok();
-            }
-            // The loop may have ended with one input in hand.
-            match next {
-                Some(Event::Stop) => return,
-                Some(Event::Input(input)) => self.core.step(now_ms, wall_ms, input, &mut effects),
-                Some(Event::Bounded(input)) => {
-                    self.waiting.fetch_sub(1, Ordering::Relaxed);
-                    self.core.step(now_ms, wall_ms, input, &mut effects);
-                }
-                None => {}
+                    Event::Stop => return,
+                };
+                self.core.step(now_ms, wall_ms, input, &mut effects);
+                taken += 1;
+                next = if taken < INPUTS_MAX { self.inbox.try_recv().ok() } else { None };
             }
         }
     }
