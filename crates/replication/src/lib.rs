@@ -11,6 +11,8 @@ pub mod clock;
 mod config;
 mod core;
 mod host;
+/// What the host's threads do, for shells of other kinds.
+pub mod work;
 
 pub use applier::{Applied, Applier, Load, MachineFactory};
 pub use batch::{Batch, BatchError};

@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 use flotilla_storage::EngineError;
 
 use super::{Inbox, Reply, background};
-use crate::{Applied, Applier, ApplyTask, Load, clock};
+use crate::{Applied, Applier, ApplyTask, Load, clock, work};
 
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
@@ -17,7 +17,7 @@ pub(super) struct Apply {
     pub(super) applier: Applier<Reply>,
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) inbox: Inbox,
-    pub(super) background: mpsc::Sender<background::Job>,
+    pub(super) background: mpsc::Sender<background::Order>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -35,7 +35,7 @@ impl Apply {
                 return;
             }
             for load in applied.loads {
-                let _ = self.background.send(background::Job::Load(load));
+                let _ = self.background.send(background::Order::Work(work::Job::Load(load)));
             }
             for (reply, answer) in applied.replies {
                 let _ = reply.send(answer);

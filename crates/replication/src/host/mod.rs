@@ -30,14 +30,13 @@ use std::{
 use bytes::Bytes;
 use flotilla_consensus::ConfChange;
 use flotilla_storage::{Log, LogError, StateEngine};
-use flotilla_transport::Class;
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
-    RequestError, clock,
+    RequestError, clock, work,
 };
 
 /// Requests and frames that may wait for the raft thread; beyond it requests are refused and frames dropped.
@@ -103,7 +102,7 @@ pub struct Host {
     handle: Handle,
     threads: Vec<thread::JoinHandle<()>>,
     apply: mpsc::Sender<apply::Job>,
-    background: mpsc::Sender<background::Job>,
+    background: mpsc::Sender<background::Order>,
     engine: Arc<dyn StateEngine>,
 }
 
@@ -156,7 +155,13 @@ impl Host {
             status: status.clone(),
             leads_shared: leads_shared.clone(),
         };
-        let wal = wal::Wal::new(parts.log.clone(), parts.incarnation, sender, inbox.clone(), parts.fatal.clone());
+        let wal = wal::Wal {
+            wal: work::Wal::new(&*parts.log, parts.incarnation),
+            log: parts.log.clone(),
+            sender,
+            inbox: inbox.clone(),
+            fatal: parts.fatal.clone(),
+        };
         let applier = Applier::new(parts.engine.clone(), parts.machines);
         let apply = apply::Apply {
             applier,
@@ -166,7 +171,7 @@ impl Host {
             fatal: parts.fatal.clone(),
         };
         let workers = background::Workers {
-            jobs: background_rx,
+            orders: background_rx,
             engine: parts.engine.clone(),
             log: parts.log,
             inbox: inbox.clone(),
@@ -201,7 +206,7 @@ impl Host {
         let _ = handle.inbox.events.send(Event::Stop);
         let _ = apply.send(apply::Job::Stop);
         for _ in 0..background::THREADS {
-            let _ = background.send(background::Job::Stop);
+            let _ = background.send(background::Order::Stop);
         }
         drop((apply, background));
         for thread in threads {
@@ -306,7 +311,7 @@ impl Handle {
 
     /// A frame from a peer. Dropped when it does not parse or the inbox is full, as the network may have done.
     pub fn frame(&self, from: NodeId, frame: Bytes) {
-        match frames::decode(from, frame) {
+        match work::unpack(from, frame) {
             Ok(inputs) => {
                 for input in inputs {
                     if !self.inbox.offer(input) {
@@ -325,7 +330,7 @@ impl Handle {
     /// Objects for a peer; reads the disk.
     #[must_use]
     pub fn objects(&self, request: Bytes) -> Bytes {
-        pull::serve(&*self.engine, request)
+        work::serve(&*self.engine, request)
     }
 
     /// Every replica at a glance, at most a few ticks old.
@@ -338,13 +343,5 @@ impl Handle {
     #[must_use]
     pub fn leads_shared(&self) -> usize {
         self.leads_shared.load(Ordering::Relaxed)
-    }
-}
-
-pub(crate) fn class_of(message: &flotilla_types::Message) -> Class {
-    use flotilla_types::MessageKind;
-    match message.kind {
-        MessageKind::Append | MessageKind::Snapshot => Class::Bulk,
-        _ => Class::Urgent,
     }
 }

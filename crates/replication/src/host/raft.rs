@@ -12,8 +12,11 @@ use std::{
 use flotilla_consensus::Role;
 use parking_lot::RwLock;
 
-use super::{Event, Reply, apply, background, frames, pull, wal};
-use crate::{Background, Core, Effects, HostConfig, Input, Notice, ReplicaStatus, clock};
+use super::{Event, Reply, apply, background, frames, pull};
+use crate::{
+    Background, Core, Effects, HostConfig, Input, Notice, ReplicaStatus, clock,
+    work::{Job, WalJob},
+};
 
 /// Inputs that one flush serves; then what they led to goes out.
 const INPUTS_MAX: usize = 4_096;
@@ -24,9 +27,9 @@ pub(super) struct Raft {
     pub(super) inbox: mpsc::Receiver<Event>,
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) sender: frames::Sender,
-    pub(super) wal: mpsc::Sender<wal::Job>,
+    pub(super) wal: mpsc::Sender<WalJob>,
     pub(super) apply: mpsc::Sender<apply::Job>,
-    pub(super) background: mpsc::Sender<background::Job>,
+    pub(super) background: mpsc::Sender<background::Order>,
     pub(super) puller: pull::Puller,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
     pub(super) status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
@@ -70,31 +73,28 @@ impl Raft {
     }
 
     /// Messages of leaders leave before their own fsync (dissertation §10.2.1); writes go to the disk next.
-    fn perform(&mut self, effects: Effects<Reply>) {
-        self.sender.send(effects.sends);
-        for (node, beat) in effects.beats {
+    fn perform(&mut self, mut effects: Effects<Reply>) {
+        self.sender.send(std::mem::take(&mut effects.sends));
+        for (node, beat) in std::mem::take(&mut effects.beats) {
             self.sender.beat(node, &beat);
         }
-        if !effects.writes.is_empty() || effects.sequence_floor.is_some() || !effects.marks.is_empty() {
-            let job = wal::Job { writes: effects.writes, marks: effects.marks, floor: effects.sequence_floor };
+        if let Some(job) = WalJob::take(&mut effects) {
             let _ = self.wal.send(job);
         }
         for task in effects.apply {
             let _ = self.apply.send(apply::Job::Task(task));
         }
         for task in effects.background {
-            match task {
-                Background::Build { replica } => {
-                    let _ = self.background.send(background::Job::Build { replica });
+            let job = match task {
+                Background::Build { replica } => Job::Build { replica, failures: 0 },
+                Background::Settle { replica, checkpoint } => Job::Settle { replica, checkpoint },
+                Background::Release { objects } => Job::Release { objects },
+                Background::Pull { replica, from, checkpoint } => {
+                    self.puller.pull(replica, from, checkpoint);
+                    continue;
                 }
-                Background::Settle { replica, checkpoint } => {
-                    let _ = self.background.send(background::Job::Settle { replica, checkpoint });
-                }
-                Background::Release { objects } => {
-                    let _ = self.background.send(background::Job::Release { objects });
-                }
-                Background::Pull { replica, from, checkpoint } => self.puller.pull(replica, from, checkpoint),
-            }
+            };
+            let _ = self.background.send(background::Order::Work(job));
         }
         for (reply, answer) in effects.replies {
             let _ = reply.send(answer);
