@@ -81,6 +81,10 @@ pub struct Group {
     incoming: Option<Checkpoint>,
     /// Rounds handed out and not yet persisted, and whether each has something to persist.
     unpersisted: VecDeque<(u64, bool)>,
+    /// Term and vote as they were last handed out for writing.
+    promise: (u64, u64),
+    /// The round that carries them, until it is durable: nothing of that term leaves before.
+    promised_in: Option<u64>,
     persisted: LogIndex,
     applied: LogIndex,
 }
@@ -132,6 +136,8 @@ impl Group {
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,
             unpersisted: VecDeque::new(),
+            promise: (state.hard_state.term.0, state.hard_state.vote.0),
+            promised_in: None,
             persisted: state.last,
             applied,
         };
@@ -352,6 +358,7 @@ impl Group {
             self.unpersisted.pop_front();
         }
         if let Some(number) = last {
+            self.promised_in = self.promised_in.filter(|promised_in| *promised_in > number);
             self.node.on_persist_ready(number);
         }
         self.persisted = LogIndex(self.node.raft.raft_log.persisted);
@@ -397,11 +404,21 @@ impl Group {
             self.draw_election_timeout();
         }
         let offered = self.node.store().take_offered();
-        let plain = |messages: Vec<eraftpb::Message>| {
+        let plain = |messages: Vec<eraftpb::Message>| -> Vec<Message> {
             messages.into_iter().filter_map(|message| convert::message_from_raft(message, &offered)).collect()
         };
+        let promise = (self.node.raft.term, self.node.raft.vote);
+        if std::mem::replace(&mut self.promise, promise) != promise {
+            self.promised_in = Some(round.number);
+        }
         round.sends = plain(ready.take_messages());
         round.after = plain(ready.take_persisted_messages());
+        if self.promised_in.is_some() {
+            // A lone voter leads before its own vote is durable. What learners were told in a term that a crash takes back
+            // would differ from what they are told when the same term begins anew.
+            round.sends.append(&mut round.after);
+            round.after = std::mem::take(&mut round.sends);
+        }
         round.reads =
             ready.take_read_states().into_iter().map(|read| (read.request_ctx.into(), LogIndex(read.index))).collect();
         round.committed = ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect();
