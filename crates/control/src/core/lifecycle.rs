@@ -187,7 +187,7 @@ mod tests {
         let (mut world, ..) = world();
         world.replicas = vec![replica(0, 1)];
         let mut lifecycle = Lifecycle::default();
-        lifecycle.lost(&lost(LostReason::RolledBack, &[(0, 1)]));
+        lifecycle.lost(&lost(LostReason::RolledBack, &[]));
         assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta]);
         assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta], "nobody answered");
         lifecycle.learn(Outcome::FreshMeta(world.meta.state()));
@@ -195,6 +195,8 @@ mod tests {
         let replace = |shard, replica| {
             Action::Propose(MetaCommand::ReplaceReplica { shard: ShardId(shard), replica: ReplicaId(replica) })
         };
+        assert_eq!(world.look(&mut lifecycle), [replace(1, 2)], "what is here is lost when the host says so");
+        lifecycle.lost(&lost(LostReason::Broken, &[(0, 1)]));
         assert_eq!(world.look(&mut lifecycle), [replace(0, 1), replace(1, 2)]);
     }
 
