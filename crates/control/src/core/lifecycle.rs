@@ -120,10 +120,12 @@ impl Reconciler for Lifecycle {
                 self.folder = Folder::Known(fresh);
             }
             // An answer counts, whatever it is; without one the replacement is asked for again at once.
-            Outcome::Answered(MetaCommand::ReplaceReplica { shard, .. }, _) => {
-                self.replaced.insert(shard, self.looked_ms);
+            Outcome::Answered(command, _) => {
+                if let MetaCommand::ReplaceReplica { shard, .. } = *command {
+                    self.replaced.insert(shard, self.looked_ms);
+                }
             }
-            Outcome::Answered(..) | Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) => {}
+            Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) => {}
         }
     }
 }
@@ -175,7 +177,7 @@ mod tests {
         let ask = [Action::Propose(command.clone())];
         assert_eq!(world.look(&mut lifecycle), ask);
         assert_eq!(world.look(&mut lifecycle), ask, "nobody answered");
-        lifecycle.learn(Outcome::Answered(command, MetaReply::Done));
+        lifecycle.learn(Outcome::Answered(Box::new(command), MetaReply::Done));
         world.now_ms += REPLACE_AGAIN_MS - 1;
         assert_eq!(world.look(&mut lifecycle), []);
         world.now_ms += 1;
