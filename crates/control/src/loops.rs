@@ -124,7 +124,7 @@ impl Context {
             match reply {
                 Ok(reply) => {
                     log_reply(&command, &reply);
-                    reconciler.learn(Outcome::Answered(command, reply));
+                    reconciler.learn(Outcome::Answered(Box::new(command), reply));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the metadata group does not answer");

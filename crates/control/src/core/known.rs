@@ -151,6 +151,7 @@ mod tests {
         let mut known = Known::new(node(1), MetaState::default());
         assert!(known.offer(&new));
         assert!(!known.offer(&old));
+        assert!(!known.take(&old, old.shard_map()), "somebody else was faster with something newer");
         assert_eq!((known.meta().version(), known.map().version()), (new.version(), new.version()));
     }
 

@@ -98,6 +98,20 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_on_its_way_to_other_voters_keeps_its_leader() {
+        let mut world = world();
+        world.hears(2, NodeState::Alive);
+        world.hears(3, NodeState::Alive);
+        world.now_ms += PREFERRED_AFTER_MS;
+        assert_eq!(world.look(&mut Leaders::default()).len(), 1);
+        for replica in &mut world.replicas {
+            let conf = &mut replica.group.as_mut().expect("a group").conf;
+            conf.voters_outgoing = conf.voters.clone();
+        }
+        assert_eq!(world.look(&mut Leaders::default()), []);
+    }
+
+    #[test]
     fn a_follower_that_lags_or_is_silent_inherits_nothing() {
         let mut world = world();
         world.hears(2, NodeState::Alive);

@@ -120,10 +120,12 @@ impl Reconciler for Lifecycle {
                 self.folder = Folder::Known(fresh);
             }
             // An answer counts, whatever it is; without one the replacement is asked for again at once.
-            Outcome::Answered(MetaCommand::ReplaceReplica { shard, .. }, _) => {
-                self.replaced.insert(shard, self.looked_ms);
+            Outcome::Answered(command, _) => {
+                if let MetaCommand::ReplaceReplica { shard, .. } = *command {
+                    self.replaced.insert(shard, self.looked_ms);
+                }
             }
-            Outcome::Answered(..) | Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) => {}
+            Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) => {}
         }
     }
 }
@@ -175,7 +177,7 @@ mod tests {
         let ask = [Action::Propose(command.clone())];
         assert_eq!(world.look(&mut lifecycle), ask);
         assert_eq!(world.look(&mut lifecycle), ask, "nobody answered");
-        lifecycle.learn(Outcome::Answered(command, MetaReply::Done));
+        lifecycle.learn(Outcome::Answered(Box::new(command), MetaReply::Done));
         world.now_ms += REPLACE_AGAIN_MS - 1;
         assert_eq!(world.look(&mut lifecycle), []);
         world.now_ms += 1;
@@ -187,7 +189,7 @@ mod tests {
         let (mut world, ..) = world();
         world.replicas = vec![replica(0, 1)];
         let mut lifecycle = Lifecycle::default();
-        lifecycle.lost(&lost(LostReason::RolledBack, &[(0, 1)]));
+        lifecycle.lost(&lost(LostReason::RolledBack, &[]));
         assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta]);
         assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta], "nobody answered");
         lifecycle.learn(Outcome::FreshMeta(world.meta.state()));
@@ -195,6 +197,8 @@ mod tests {
         let replace = |shard, replica| {
             Action::Propose(MetaCommand::ReplaceReplica { shard: ShardId(shard), replica: ReplicaId(replica) })
         };
+        assert_eq!(world.look(&mut lifecycle), [replace(1, 2)], "what is here is lost when the host says so");
+        lifecycle.lost(&lost(LostReason::Broken, &[(0, 1)]));
         assert_eq!(world.look(&mut lifecycle), [replace(0, 1), replace(1, 2)]);
     }
 

@@ -100,9 +100,10 @@ mod tests {
         let mut world = world();
         let mut placement = Placement::default();
         world.hears(4, NodeState::Down);
-        let led = std::mem::take(&mut world.replicas);
+        let led = std::mem::replace(&mut world.replicas, vec![leads(1, &[(1, 9)], &[])]);
         world.now_ms += 100_000;
         assert_eq!(world.look(&mut placement), [], "somebody else plans");
+        world.now_ms += 30_000;
         world.replicas = led.clone();
         assert_eq!(world.look(&mut placement), []);
         world.now_ms += 29_999;

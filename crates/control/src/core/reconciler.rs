@@ -135,7 +135,7 @@ pub enum Action {
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// The metadata group answered a proposal, maybe by a refusal.
-    Answered(MetaCommand, MetaReply),
+    Answered(Box<MetaCommand>, MetaReply),
     /// The node holds the cluster's authority durably.
     AuthorityTaken(NodeId),
     /// The metadata group's state, from its leader.

@@ -176,7 +176,8 @@ pub(crate) fn replica(shard: u64, id: u64) -> ReplicaStatus {
     }
 }
 
-/// The leader of a shard with these voters and learners, each `(node, replica)`: the first voter. All have caught up.
+/// The leader of a shard with these voters and learners, each `(node, replica)`: the first voter. All have caught up,
+/// the leader among them, as Raft reports it.
 pub(crate) fn leads(shard: u64, voters: &[(u64, u64)], learners: &[(u64, u64)]) -> ReplicaStatus {
     let ids = |held: &[(u64, u64)]| held.iter().map(|(_, id)| ReplicaId(*id)).collect::<Vec<_>>();
     let describe = |held: &[(u64, u64)], role: ReplicaRole| {
@@ -186,7 +187,7 @@ pub(crate) fn leads(shard: u64, voters: &[(u64, u64)], learners: &[(u64, u64)]) 
     };
     let leader = ReplicaId(voters[0].1);
     let commit = LogIndex(10_000);
-    let followers = ids(&[voters, learners].concat()).into_iter().filter(|id| *id != leader).map(|replica| Follower {
+    let followers = ids(&[voters, learners].concat()).into_iter().map(|replica| Follower {
         replica,
         matched: commit,
         recently_active: true,
