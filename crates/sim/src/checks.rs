@@ -12,8 +12,8 @@ use std::{
 use flotilla_replication::{ApplyTask, LostReason, ReplicaStatus, Role};
 use flotilla_storage::{Log as _, LogBatch, ReplicaWrite};
 use flotilla_types::{
-    ConfState, Entry, EntryKind, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardDescriptor,
-    ShardId, Term,
+    ConfState, Entry, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardDescriptor, ShardId,
+    Term,
 };
 
 use crate::node::Node;
@@ -28,6 +28,9 @@ pub(crate) struct Checks {
     leaders: BTreeMap<(ShardId, Term), ReplicaId>,
     applied: BTreeMap<(ReplicaId, u64), LogIndex>,
     descriptors: BTreeMap<ShardId, Descriptors>,
+    /// The newest configuration of each shard, and the one before: entries that were proposed before a change was applied
+    /// may be committed by either.
+    confs: BTreeMap<ShardId, [ConfState; 2]>,
     /// Nodes whose disks were damaged or put back: their replicas may break or be lost.
     pub(crate) wounded: BTreeSet<NodeId>,
     pub(crate) counts: Counts,
@@ -157,10 +160,8 @@ impl Checks {
     pub(crate) fn task(&mut self, task: &ApplyTask<u64>) {
         match task {
             ApplyTask::Apply { replica, entries, conf, descriptor, .. } => {
-                let unconfigured = entries.iter().rposition(|entry| entry.kind == EntryKind::ConfChange);
-                for (at, entry) in entries.iter().enumerate() {
-                    let settled = unconfigured.is_none_or(|change| at > change);
-                    self.commits(*replica, descriptor.shard, entry, settled.then_some(conf));
+                for entry in entries {
+                    self.commits(*replica, descriptor.shard, entry, conf);
                 }
                 self.described(descriptor);
             }
@@ -169,7 +170,7 @@ impl Checks {
         }
     }
 
-    fn commits(&mut self, replica: ReplicaId, shard: ShardId, entry: &Entry, conf: Option<&ConfState>) {
+    fn commits(&mut self, replica: ReplicaId, shard: ShardId, entry: &Entry, conf: &ConfState) {
         let found = (entry.term, hash_of(entry));
         if let Some(first) = self.committed.get(&(shard, entry.index)) {
             assert_eq!(*first, found, "{replica} commits something else at {} of {shard}", entry.index);
@@ -177,14 +178,18 @@ impl Checks {
         }
         self.committed.insert((shard, entry.index), found);
         self.counts.commits += 1;
-        let Some(conf) = conf else { return };
+        let [newest, before] = self.confs.entry(shard).or_insert_with(|| [conf.clone(), conf.clone()]);
+        if newest != conf {
+            *before = std::mem::replace(newest, conf.clone());
+        }
+        let (newest, before) = (newest.clone(), before.clone());
         let holds = |voter: &ReplicaId| {
             self.replicas.get(voter).is_some_and(|voter| {
                 voter.checkpoint >= entry.index || voter.terms.get(&entry.index) == Some(&entry.term)
             })
         };
         assert!(
-            has_quorum(conf, holds),
+            has_quorum(&newest, holds) || has_quorum(&before, holds),
             "{replica} commits {} of {shard} in {} before a quorum of {conf:?} holds it durably",
             entry.index,
             entry.term

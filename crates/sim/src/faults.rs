@@ -108,15 +108,19 @@ impl World {
         self.nodes.values().filter(|node| node.running.is_some()).map(|node| node.id).collect()
     }
 
+    /// Whether a loss is under way that the cluster may not have noticed yet.
+    fn is_losing(&self) -> bool {
+        let mut active = self.faults.active.keys().filter_map(|at| self.plan.faults.get(*at));
+        active.any(|planned| loses(planned.fault))
+    }
+
     fn begin(&mut self, planned: Planned) -> Option<Active> {
         let running = self.running();
         let id = *running.get(planned.pick as usize % running.len().max(1))?;
         let which = planned.pick >> 32;
         let lasts_us = planned.lasts_ms * 1_000;
         let name = format!("{:?} for {} ms", planned.fault, planned.lasts_ms);
-        let loses =
-            matches!(planned.fault, Fault::Remove | Fault::Wipe | Fault::RollBack | Fault::RotLog | Fault::RotObject);
-        if loses && self.unsettled(LAG_MAX).is_some() {
+        if loses(planned.fault) && (self.is_losing() || self.unsettled(LAG_MAX).is_some()) {
             return None;
         }
         self.note(format!("{name}: {id}"));
@@ -343,6 +347,11 @@ impl World {
             self.start(id);
         }
     }
+}
+
+/// Faults that cost a copy of something that was promised.
+fn loses(fault: Fault) -> bool {
+    matches!(fault, Fault::Remove | Fault::Wipe | Fault::RollBack | Fault::RotLog | Fault::RotObject)
 }
 
 /// A cluster counts as whole when no replica lacks more entries.

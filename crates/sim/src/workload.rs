@@ -326,7 +326,7 @@ impl World {
                 (_, other) => panic!("{other:?} is no result of {did:?}"),
             },
             Outcome::Refused(Refusal::ConditionFailed { .. }) => Fate::Failed,
-            Outcome::Refused(Refusal::Expired | Refusal::OutcomeForgotten) => Fate::Unknown,
+            Outcome::Refused(Refusal::Expired { .. } | Refusal::OutcomeForgotten) => Fate::Unknown,
             Outcome::Refused(Refusal::SessionFull | Refusal::WrongShard) => Fate::Refused,
             Outcome::Refused(other) => panic!("{did:?} was refused: {other}"),
         }

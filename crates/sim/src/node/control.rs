@@ -246,7 +246,7 @@ impl World {
                     if let Some(reply) = result.ok().and_then(|bytes| MetaReply::decode(&bytes).ok())
                         && let Some(reconciler) = running.control.reconciler(duty)
                     {
-                        reconciler.learn(Outcome::Answered(*command, reply));
+                        reconciler.learn(Outcome::Answered(command, reply));
                     }
                     self.one_done(node, running, duty);
                 }

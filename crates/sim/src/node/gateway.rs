@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_control::{Ask, AskStep, Asking, PeerRequest, ShardError, Verdict};
-use flotilla_kv::{Command, encode_command};
+use flotilla_kv::{Command, Outcome, Refusal, decode_outcome, encode_command};
 use flotilla_meta::MetaCommand;
 use flotilla_replication::Answer;
 use flotilla_route::{Sequence, ShardSession};
@@ -103,14 +103,16 @@ impl World {
         within_ms: u64,
         who: Who,
     ) {
-        let Some((sequence, acked_below)) = running.gateway.sessions.entry(shard).or_default().begin() else {
+        let session = running.gateway.sessions.entry(shard).or_default();
+        let now_ms = session.now_ms(node.clock.wall_ms(self.now_us));
+        let Some((sequence, acked_below)) = session.begin() else {
             self.tell(Asked { who, result: Err(ShardError::Busy) });
             return;
         };
         command.session = running.gateway.session;
         command.sequence = sequence.0;
         command.acked_below = acked_below;
-        command.expires_at_ms = node.clock.wall_ms(self.now_us) + within_ms + EXPIRY_SLACK_MS;
+        command.expires_at_ms = now_ms + within_ms + EXPIRY_SLACK_MS;
         let payload = encode_command(&command);
         self.question(node, running, Ask::Propose, shard, Some(epoch), payload, Some(sequence), within_ms, who);
     }
@@ -243,6 +245,11 @@ impl World {
             && let Some(session) = running.gateway.sessions.get_mut(&question.shard)
         {
             session.end(sequence);
+            match result.as_ref().map(|bytes| decode_outcome(bytes.clone())) {
+                Ok(Ok(Outcome::Done { timestamp, .. })) => session.heard(timestamp.millis()),
+                Ok(Ok(Outcome::Refused(Refusal::Expired { now_ms }))) => session.heard(now_ms),
+                _ => {}
+            }
         }
         let asked = Asked { who: question.who, result };
         match asked.who {

@@ -222,7 +222,12 @@ impl World {
             && written
         {
             // Nobody hears of it.
-            let _ = running.wal.write(&node.disk, merged);
+            let batch = merged.batch().cloned();
+            if running.wal.write(&node.disk, merged).is_ok()
+                && let Some(batch) = batch
+            {
+                self.checks.written(node, &batch);
+            }
         }
         node.life += 1;
         node.fsync_fails = false;
