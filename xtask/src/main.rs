@@ -7,6 +7,7 @@ mod bench;
 mod cluster;
 mod layers;
 mod lint;
+mod sim;
 mod test;
 mod workspace;
 
@@ -40,6 +41,8 @@ enum Command {
     Test(test::Arguments),
     /// Check formatting, lints, layers, licences and advisories
     Lint,
+    /// Run simulated clusters, many seeds or one
+    Sim(sim::Arguments),
     /// Measure throughput and latency, beside the peers installed on this machine
     Bench(bench::Arguments),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::ClusterDown(arguments) => cluster::down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Lint => lint::run(),
+        Command::Sim(arguments) => sim::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     let without: BTreeSet<_> = arguments.without.iter().copied().collect();
     let started = Instant::now();
-    let result = run(seed, &Options { without, tell: arguments.trace.is_some() });
+    let result = run(seed, &Options { without, tell: arguments.trace.is_some(), ..Options::default() });
     let told = match &result {
         Ok(report) => &report.told,
         Err(failure) => &failure.told,
