@@ -7,6 +7,7 @@ mod bench;
 mod cluster;
 mod layers;
 mod lint;
+mod mutate;
 mod sim;
 mod test;
 mod workspace;
@@ -43,6 +44,8 @@ enum Command {
     Lint,
     /// Run simulated clusters, many seeds or one
     Sim(sim::Arguments),
+    /// Plant faults in a copy of the sources and see whether the tests notice
+    Mutate(mutate::Arguments),
     /// Measure throughput and latency, beside the peers installed on this machine
     Bench(bench::Arguments),
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Lint => lint::run(),
         Command::Sim(arguments) => sim::run(&arguments),
+        Command::Mutate(arguments) => mutate::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {

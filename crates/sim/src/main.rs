@@ -40,6 +40,9 @@ struct Arguments {
     /// Seeds to run at a time.
     #[arg(long, default_value_t = thread::available_parallelism().map_or(1, usize::from))]
     jobs: usize,
+    /// Do not look for a smaller plan of the first seed that failed.
+    #[arg(long)]
+    plain: bool,
     /// Go on after a seed has failed.
     #[arg(long)]
     keep_going: bool,
@@ -153,6 +156,9 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
     failures.sort_by_key(|failure| failure.seed);
     let seeds: Vec<_> = failures.iter().map(|failure| failure.seed).collect();
     let Some(first) = failures.into_iter().next() else { return ExitCode::SUCCESS };
+    if arguments.plain {
+        return ExitCode::FAILURE;
+    }
     eprintln!("failed: {seeds:?}; looking for the smallest plan of the first");
     eprintln!("{}", shrink(first));
     ExitCode::FAILURE
