@@ -28,9 +28,10 @@ type Row = (&'static str, u8, May);
 
 const LAYERS: &[Row] = &[
     ("types", 0, May::Use(&[])),
+    ("failpoints", 0, May::Use(&[])),
     ("wire", 1, May::Use(&["types"])),
     ("identity", 1, May::Use(&["types"])),
-    ("objects", 1, May::Use(&["types"])),
+    ("objects", 1, May::Use(&["types", "failpoints"])),
     ("storage", 1, May::Use(&["types"])),
     ("api", 1, May::Use(&["types"])),
     ("membership", 2, May::Use(&["types"])),
@@ -39,14 +40,15 @@ const LAYERS: &[Row] = &[
     ("kv", 2, May::Use(&["types", "storage"])),
     ("meta", 2, May::Use(&["types", "storage", "placement"])),
     ("transport", 2, May::Use(&["types", "wire", "identity"])),
-    ("raft-log", 2, May::Use(&["types", "storage"])),
-    ("state", 2, May::Use(&["types", "storage", "objects"])),
+    ("raft-log", 2, May::Use(&["types", "failpoints", "storage"])),
+    ("state", 2, May::Use(&["types", "failpoints", "storage", "objects"])),
     // Generic over the state machine: it knows neither kv nor meta.
     (
         "replication",
         3,
         May::Use(&[
             "types",
+            "failpoints",
             "wire",
             "identity",
             "objects",
@@ -93,6 +95,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("redis-protocol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
     ("fastcdc", &["objects"]),
+    // So that its registry, which is global, has one way in.
+    ("fail", &["failpoints"]),
 ];
 
 /// Checks the workspace as it is.

@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use flotilla_failpoints::{Place, reached};
 use flotilla_objects::{ObjectStore, Scope};
 use flotilla_storage::{EngineError, StateEngine, StateReader, Usage, WriteSet};
 use flotilla_types::{Checkpoint, LogIndex, ObjectId, Position, ReplicaId};
@@ -194,8 +195,11 @@ impl StateEngine for Engine {
         if Stage::of(checkpoint) != Stage::of(&material.checkpoint) {
             replica.fence_scans();
             material.view.announce(replica.id, Stage::of(checkpoint))?;
+            reached(Place::CheckpointAnnounced);
             material.view.feed(replica.id, frozen.memtable.iter().map(Ok))?;
+            reached(Place::CheckpointFed);
             material.view.confirm(replica.id, Stage::of(checkpoint))?;
+            reached(Place::CheckpointConfirmed);
         }
         let bytes = build::total_bytes(&self.objects, checkpoint.objects());
         replica.thaw(checkpoint.clone(), bytes);

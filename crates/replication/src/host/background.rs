@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, Log, StateEngine};
 use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
 use parking_lot::Mutex;
@@ -79,6 +80,7 @@ impl Shared {
         match job {
             Job::Build { replica } => self.build(replica),
             Job::Settle { replica, checkpoint } => {
+                reached(Place::CheckpointBeforeSettle);
                 match self.engine.settle(replica, &checkpoint) {
                     // Or destroyed meanwhile.
                     Ok(()) | Err(EngineError::NotOpen(_)) => {}
@@ -87,13 +89,18 @@ impl Shared {
                         (self.fatal)(&format!("the view of replica {replica} cannot take a checkpoint: {error}"));
                     }
                 }
+                reached(Place::CheckpointSettled);
                 self.inbox.send(Input::Settled { replica });
             }
             Job::Release { objects } => self.engine.release(&objects),
             Job::Load(load) => {
                 let started = Instant::now();
+                reached(if load.replaces { Place::SnapshotBeforeInstall } else { Place::SnapshotBeforeLoad });
                 let result = load.run(&*self.engine);
                 tracing::debug!(replica = %load.replica, elapsed_ms = started.elapsed().as_millis(), ok = result.is_ok(), "loaded records");
+                if load.replaces {
+                    reached(Place::SnapshotInstalled);
+                }
                 let _ = self.apply.send(apply::Job::Loaded(load, result));
             }
             Job::Stop => {}
@@ -103,8 +110,10 @@ impl Shared {
     fn build(&self, replica: ReplicaId) {
         for attempt in 1.. {
             let started = Instant::now();
+            reached(Place::CheckpointBeforeBuild);
             match self.engine.build(replica) {
                 Ok(checkpoint) => {
+                    reached(Place::CheckpointBuilt);
                     metrics::histogram!("flotilla_checkpoint_seconds").record(started.elapsed().as_secs_f64());
                     self.inbox.send(Input::Built { replica, checkpoint: Some(checkpoint) });
                     return;
@@ -130,7 +139,10 @@ impl Shared {
         }
         *reclaimed = Instant::now();
         drop(reclaimed);
-        match self.log.reclaim() {
+        reached(Place::RaftLogBeforeReclaim);
+        let reclaimed = self.log.reclaim();
+        reached(Place::RaftLogReclaimed);
+        match reclaimed {
             Ok(holding) if !holding.is_empty() => {
                 tracing::debug!(?holding, "replicas hold back log space");
                 for replica in holding {

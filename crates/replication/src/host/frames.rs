@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use flotilla_failpoints::{Place, reached};
 use flotilla_transport::{Class, Transport};
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId, Term, WalSequence};
 use flotilla_wire::{WireError, decode as decode_message, encode, envelope_from_wire, envelope_to_wire, peer};
@@ -37,6 +38,7 @@ impl Sender {
             pending.bytes += bytes;
             pending.endpoints.push((message.from, message.to));
             if message.snapshot.is_some() {
+                reached(Place::FramesSnapshot);
                 pending.snapshots.push((message.from, message.to));
             }
             pending.envelopes.push(envelope_to_wire(shard, message));

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use flotilla_failpoints::{Place, reached};
 use flotilla_storage::StateEngine;
 use flotilla_transport::{Class, Transport};
 use flotilla_types::{Checkpoint, NodeId, ObjectId, ReplicaId};
@@ -67,11 +68,13 @@ impl Puller {
             let objects: Vec<_> = checkpoint.objects().collect();
             // Never closed: a failed wait would only mean one pull too many.
             let _turn = puller.turns.acquire().await;
+            reached(Place::SnapshotBeforePull);
             let result = puller.fetch_all(from, objects.clone()).await;
             if let Err(error) = &result {
                 tracing::warn!(%replica, %from, %error, "a snapshot's objects could not be fetched");
                 puller.engine.release(&objects);
             }
+            reached(Place::SnapshotSynced);
             puller.inbox.send(Input::Pulled { replica, complete: result.is_ok() });
         });
     }
@@ -114,6 +117,7 @@ impl Puller {
         }
         let pairs: Vec<_> = ask.iter().copied().zip(answer.objects).collect();
         let taken = pairs.len();
+        reached(Place::SnapshotFetched);
         let engine = self.engine.clone();
         let import = move || {
             for (id, bytes) in pairs {
@@ -124,12 +128,14 @@ impl Puller {
             Ok::<_, flotilla_storage::EngineError>(())
         };
         tokio::task::spawn_blocking(import).await??;
+        reached(Place::SnapshotImported);
         Ok(taken)
     }
 }
 
 /// Answers a peer's need with as many objects as fit.
 pub(super) fn serve(engine: &dyn StateEngine, request: Bytes) -> Bytes {
+    reached(Place::SnapshotServe);
     let mut response = peer::ObjectsResponse::default();
     if let Ok(request) = decode::<peer::ObjectsRequest>(request) {
         let mut bytes = 0;

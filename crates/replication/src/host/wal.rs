@@ -6,8 +6,9 @@ use std::{
     time::Instant,
 };
 
-use flotilla_storage::{Log, LogBatch, NodeMark};
-use flotilla_types::{Incarnation, NodeId, WalSequence};
+use flotilla_failpoints::{Place, io, is_enabled, reached};
+use flotilla_storage::{Log, LogBatch, LogError, NodeMark};
+use flotilla_types::{EntryKind, Incarnation, NodeId, WalSequence};
 
 use super::{Inbox, frames};
 use crate::{Input, Write, first_sequence};
@@ -80,7 +81,7 @@ impl Wal {
             let marks = std::mem::take(&mut self.marks);
             batch.marks = marks.into_iter().map(|(node, sequence)| NodeMark { node, sequence }).collect();
             let started = Instant::now();
-            if let Err(error) = self.log.write(batch) {
+            if let Err(error) = self.write_batch(batch) {
                 // After a failed fsync nothing is known about what is on the disk.
                 (self.fatal)(&format!("the log cannot be written, and this node must not go on: {error}"));
                 return false;
@@ -94,7 +95,49 @@ impl Wal {
         if !done.is_empty() {
             self.inbox.send(Input::Written { sequence: self.written, done });
         }
-        self.sender.send(after);
+        if !after.is_empty() {
+            reached(Place::WalBeforeHeld);
+            self.sender.send(after);
+            reached(Place::WalAfterHeld);
+        }
         true
     }
+
+    fn write_batch(&self, batch: LogBatch) -> Result<(), LogError> {
+        let (before, after) = if is_enabled() { places(&batch) } else { Default::default() };
+        before.into_iter().for_each(reached);
+        io(Place::WalBeforeWrite)?;
+        self.log.write(batch)?;
+        io(Place::WalWritten)?;
+        after.into_iter().for_each(reached);
+        Ok(())
+    }
+}
+
+/// Where the node may end before and after this batch, besides the places that every batch passes.
+fn places(batch: &LogBatch) -> (Vec<Place>, Vec<Place>) {
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    if !batch.marks.is_empty() {
+        before.push(Place::WalBeforeMarks);
+    }
+    for write in &batch.replicas {
+        if write.create.is_some() {
+            before.push(Place::WalBeforeCreate);
+            after.push(Place::WalCreated);
+        } else if write.clear {
+            before.push(Place::WalBeforeClear);
+            after.push(Place::WalCleared);
+        } else if write.checkpoint.is_some() {
+            before.push(Place::WalBeforePointer);
+            after.push(Place::WalPointerWritten);
+        }
+        if write.destroy {
+            before.push(Place::WalBeforeTombstone);
+            after.push(Place::WalTombstoned);
+        }
+        if write.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange) {
+            before.push(Place::WalBeforeConfEntry);
+        }
+    }
+    (before, after)
 }
