@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use crate::{
     disk::Disk,
     error::ClusterError,
+    faults,
     folder::{self, What},
     http,
     launch::{Start, command},
@@ -104,6 +105,8 @@ pub(crate) struct Member {
     /// Its own, on top of the cluster's.
     pub(crate) variables: Vec<(String, String)>,
     disk: Option<Disk>,
+    /// Of its lives that have ended.
+    pub(crate) peak_bytes: u64,
 }
 
 impl Cluster {
@@ -202,7 +205,9 @@ impl Cluster {
     /// # Errors
     /// It does not run.
     pub fn kill(&mut self, i: usize) -> Result<(), ClusterError> {
-        let mut child = self.member(i)?.child.take().ok_or(ClusterError::NoNode(i))?;
+        let member = self.member(i)?;
+        let mut child = member.child.take().ok_or(ClusterError::NoNode(i))?;
+        member.peak_bytes = member.peak_bytes.max(faults::peak_bytes(child.id()));
         child.kill()?;
         child.wait()?;
         Ok(())
@@ -305,7 +310,7 @@ impl Cluster {
         node.namespace = namespace;
         node.advertise = self.proxy.as_ref().map(|proxy| proxy.add(node.quic)).transpose()?;
         let disk = self.options.disk_bytes.map(|bytes| Disk::mount(&node.data_dir, bytes)).transpose()?;
-        self.members.push(Member { node, child: None, variables: Vec::new(), disk });
+        self.members.push(Member { node, child: None, variables: Vec::new(), disk, peak_bytes: 0 });
         Ok(())
     }
 

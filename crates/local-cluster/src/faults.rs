@@ -160,15 +160,21 @@ impl Cluster {
         Ok(self.member(i)?.is_running())
     }
 
-    /// Memory of node `i` that is in use now, in bytes (VmRSS). 0 when it does not run.
+    /// The most memory that node `i` has ever used, in bytes (VmHWM), over all its lives that did not end by themselves.
     ///
     /// # Errors
     /// There is no such node.
-    pub fn resident_bytes(&self, i: usize) -> Result<u64, ClusterError> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.node(i)?.pid)).unwrap_or_default();
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-        Ok(kib.unwrap_or(0_u64) * 1_024)
+    pub fn peak_bytes(&self, i: usize) -> Result<u64, ClusterError> {
+        let member = i.checked_sub(1).and_then(|i| self.members.get(i)).ok_or(ClusterError::NoNode(i))?;
+        Ok(member.peak_bytes.max(peak_bytes(member.node.pid)))
     }
+}
+
+/// The most memory that a process has used so far, in bytes; 0 when it is gone.
+pub(crate) fn peak_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0_u64) * 1_024
 }
 
 /// Flips one bit of a file: bit `bit % 8` of the byte at this share of its length, in millionths.

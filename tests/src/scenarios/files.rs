@@ -1,0 +1,165 @@
+//! Faults of files: flipped bits, deleted and rolled-back folders.
+//!
+//! After a flip a node may come up and heal itself, or refuse to start; then its folder is wiped and it joins anew. Both are right. Serving what it
+//! should not is what the history would show.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use flotilla_local_cluster::{ClusterError, What, flip_bit};
+
+use crate::scenario::Ground;
+
+/// How long a node may take to come up, or to end.
+const UP_WITHIN: Duration = Duration::from_secs(60);
+/// Files of a data folder that hold neither log nor state.
+const SMALL_FILES: &[&str] =
+    &["identity.json", "authority.json", "incarnation", "metadata", "seeds.json", "log/FORMAT", "state/view.trust"];
+
+/// All files below a folder, in order, that are not empty.
+fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(files_below(&entry.path())?);
+        } else if entry.metadata()?.len() > 0 {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Kills a node, flips a bit in each of these files of its folder, and has it back one way or the other.
+async fn flip(ground: &mut Ground, i: usize, files: impl Fn(&Path) -> anyhow::Result<Vec<PathBuf>>) -> anyhow::Result<()> {
+    ground.cluster.kill(i)?;
+    let data = ground.cluster.node(i)?.data_dir.clone();
+    let files = files(&data)?;
+    let mut flipped = Vec::new();
+    for file in &files {
+        let (at, bit) = (ground.chance.below(1_000_000), ground.chance.below(8));
+        let at = flip_bit(file, u32::try_from(at)?, u32::try_from(bit)?)?;
+        flipped.push(format!("{} at {at}", file.strip_prefix(&data)?.display()));
+    }
+    ground.more(50).await?;
+    let outcome = come_back(ground, i).await?;
+    ground.note(format!("n{i}: {} → {outcome}", flipped.join(", ")));
+    ground.more(50).await
+}
+
+/// Starts a node, and lets it join anew when it does not come up.
+async fn come_back(ground: &mut Ground, i: usize) -> anyhow::Result<&'static str> {
+    ground.cluster.start_node(i).await?;
+    let begun = Instant::now();
+    loop {
+        match ground.cluster.wait_ready().await {
+            Ok(()) => return Ok("it came up"),
+            Err(ClusterError::Ended { .. }) => break,
+            Err(error) if begun.elapsed() > UP_WITHIN => bail!(error),
+            Err(_) => {}
+        }
+    }
+    let status = ground.cluster.wait_exit(i, UP_WITHIN).await?;
+    ensure!(status.code().is_some(), "n{i} ended with {status}");
+    ground.cluster.wipe(i, What::All)?;
+    ground.restart(i).await?;
+    Ok("it refused, and joined anew")
+}
+
+pub(super) async fn flip_in_log(ground: &mut Ground) -> anyhow::Result<()> {
+    for i in [2, 3] {
+        let chance = ground.chance.below(1_000);
+        let one = |data: &Path| {
+            let logs: Vec<_> = files_below(&data.join("log"))?
+                .into_iter()
+                .filter(|file| file.extension().is_some_and(|it| it == "raftlog"))
+                .collect();
+            ensure!(!logs.is_empty(), "no log files in {}", data.display());
+            Ok(vec![logs[usize::try_from(chance)? % logs.len()].clone()])
+        };
+        flip(ground, i, one).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn flip_in_objects(ground: &mut Ground) -> anyhow::Result<()> {
+    for i in [2, 3] {
+        ground.more(200).await?;
+        flip(ground, i, |data| {
+            let segments = files_below(&data.join("state/objects"))?;
+            ensure!(!segments.is_empty(), "no segments in {}", data.display());
+            Ok(segments)
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn flip_in_view(ground: &mut Ground) -> anyhow::Result<()> {
+    for i in [1, 2] {
+        ground.more(200).await?;
+        flip(ground, i, |data| {
+            let files = files_below(&data.join("state/view"))?;
+            ensure!(!files.is_empty(), "no view in {}", data.display());
+            Ok(files)
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn flip_in_small_files(ground: &mut Ground) -> anyhow::Result<()> {
+    for (round, name) in SMALL_FILES.iter().enumerate() {
+        let i = round % 2 + 2;
+        let file = ground.cluster.node(i)?.data_dir.join(name);
+        if !file.metadata().is_ok_and(|it| it.len() > 0) {
+            ground.note(format!("n{i} has no {name}"));
+            continue;
+        }
+        flip(ground, i, |data| Ok(vec![data.join(name)])).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn wipe(ground: &mut Ground) -> anyhow::Result<()> {
+    for i in [3, 1] {
+        ground.cluster.kill(i)?;
+        ground.cluster.wipe(i, What::All)?;
+        ground.more(100).await?;
+        ground.restart(i).await?;
+        ground.more(100).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn roll_back(ground: &mut Ground) -> anyhow::Result<()> {
+    for i in [2, 3] {
+        ground.cluster.kill(i)?;
+        ground.cluster.backup(i)?;
+        ground.restart(i).await?;
+        ground.more(200).await?;
+        // A beat, so that its peers know how far it was.
+        ground.last(Duration::from_millis(600)).await;
+        ground.cluster.kill(i)?;
+        ground.cluster.restore(i)?;
+        ground.restart(i).await?;
+        ground.more(100).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn wipe_view(ground: &mut Ground) -> anyhow::Result<()> {
+    for i in 1..=3 {
+        ground.more(100).await?;
+        ground.cluster.kill(i)?;
+        ground.cluster.wipe(i, What::View)?;
+        ground.more(50).await?;
+        ground.restart(i).await?;
+    }
+    Ok(())
+}
