@@ -29,6 +29,8 @@ type Row = (&'static str, u8, May);
 const LAYERS: &[Row] = &[
     ("types", 0, May::Use(&[])),
     ("failpoints", 0, May::Use(&[])),
+    // Judges histories of anything; knows nothing of Flotilla.
+    ("checker", 0, May::Use(&[])),
     ("wire", 1, May::Use(&["types"])),
     ("identity", 1, May::Use(&["types"])),
     ("objects", 1, May::Use(&["types", "failpoints"])),

@@ -1,0 +1,91 @@
+//! Writing a history down while it happens, and whether one makes sense.
+//!
+//! The recorder has no clock: times come in as arguments.
+
+use crate::operation::{Kind, Operation, Outcome};
+
+/// An operation of a history makes no sense. Nothing was checked; the recording has to be repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HistoryError {
+    /// It returned before it was invoked.
+    #[error("operation {index} returns before it is invoked")]
+    ReturnsBeforeCall {
+        /// Its place in the history, from 0.
+        index: usize,
+    },
+    /// It has an outcome and never returned.
+    #[error("operation {index} has an outcome and no time of return")]
+    OutcomeWithoutReturn {
+        /// Its place in the history, from 0.
+        index: usize,
+    },
+    /// No operation of its kind can have had that outcome.
+    #[error("operation {index} has an outcome that does not fit its kind")]
+    OutcomeOfAnotherKind {
+        /// Its place in the history, from 0.
+        index: usize,
+    },
+}
+
+/// Whether every operation makes sense by itself.
+pub(crate) fn validate(history: &[Operation]) -> Result<(), HistoryError> {
+    for (index, operation) in history.iter().enumerate() {
+        if operation.ret.is_some_and(|ret| ret < operation.call) {
+            return Err(HistoryError::ReturnsBeforeCall { index });
+        }
+        if operation.ret.is_none() && operation.outcome != Outcome::Unknown {
+            return Err(HistoryError::OutcomeWithoutReturn { index });
+        }
+        if !operation.kind.allows(&operation.outcome) {
+            return Err(HistoryError::OutcomeOfAnotherKind { index });
+        }
+    }
+    Ok(())
+}
+
+/// Names an operation of one [`Recorder`] between its invocation and its return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OperationId(usize);
+
+/// Writes a history down while it happens.
+#[derive(Debug, Clone, Default)]
+pub struct Recorder {
+    operations: Vec<Operation>,
+}
+
+impl Recorder {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The client asks at this time. Call it *before* the request leaves.
+    pub fn invoke(&mut self, client: u64, now: u64, kind: Kind) -> OperationId {
+        self.operations.push(Operation { client, call: now, ret: None, kind, outcome: Outcome::Unknown });
+        OperationId(self.operations.len() - 1)
+    }
+
+    /// The client was told this, or gave up ([`Outcome::Unknown`]), at this time. Call it *after* the answer came.
+    ///
+    /// # Panics
+    ///
+    /// When the id is of another recorder that has seen more operations.
+    pub fn complete(&mut self, id: OperationId, now: u64, outcome: Outcome) {
+        let operation = &mut self.operations[id.0];
+        operation.ret = Some(now);
+        operation.outcome = outcome;
+    }
+
+    /// What was written down so far, in the order of invocations. What was never completed has an unknown outcome.
+    #[must_use]
+    pub fn operations(&self) -> &[Operation] {
+        &self.operations
+    }
+
+    /// The history.
+    #[must_use]
+    pub fn finish(self) -> Vec<Operation> {
+        self.operations
+    }
+}

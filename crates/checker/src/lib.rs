@@ -1,0 +1,32 @@
+//! Linearizability of recorded histories: one order of all operations that explains what every client was told.
+//!
+//! Pure: a history in, a [`Verdict`] out. Nothing here runs clients, reads clocks or draws random numbers. The algorithm is
+//! Wing and Gong's (1993) with Lowe's memoization (2017), per key; see `search` for what keeps it short.
+//!
+//! Deliberately absent: weaker models (sequential, causal, serializable), expiry, and versions of records.
+
+mod cells;
+mod check;
+mod compile;
+mod decide;
+mod display;
+mod history;
+mod model;
+mod operation;
+mod registers;
+mod search;
+mod seen;
+mod timeline;
+mod witness;
+
+pub use check::{Verdict, check};
+pub use history::{HistoryError, OperationId, Recorder};
+pub use model::{Budget, Model, Timed};
+pub use operation::{Condition, Kind, Operation, Outcome, Write};
+pub use search::{Answer, search};
+pub use timeline::Timeline;
+pub use witness::Witness;
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;
