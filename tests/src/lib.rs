@@ -3,6 +3,7 @@
 //!
 //! Deliberately absent: anything that looks into a node other than over its public interfaces, its log and its files.
 
+pub mod crashes;
 pub mod linearizable;
 pub mod load;
 pub mod scenario;

@@ -25,6 +25,8 @@ use crate::{
     verdict,
 };
 
+/// What a node with failpoints says when it starts.
+const HAS_FAILPOINTS: &str = "this build has failpoints";
 /// Answers that are waited for after the healing, before the load ends.
 const AFTER: u64 = 200;
 /// Bytes of a node's own disk, for scenarios that need one.
@@ -75,6 +77,8 @@ pub struct Scenario {
     pub arguments: &'static [&'static str],
     /// The most memory that a node may use, in MiB (VmHWM).
     pub memory_mib_max: u64,
+    /// What the one panic names that is part of the fault: libraries that panic when the disk fails, which the node contains.
+    pub panics: Option<&'static str>,
     /// Hurts the cluster and heals it again.
     pub fault: for<'a> fn(&'a mut Ground) -> Fault<'a>,
 }
@@ -89,6 +93,7 @@ impl Scenario {
         nodes: 3,
         arguments: &[],
         memory_mib_max: 256,
+        panics: None,
         fault: |_| Box::pin(async { Ok(()) }),
     };
 }
@@ -213,7 +218,11 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
     let targets: Vec<_> = (1..=cluster.len())
         .map(|i| Ok(Target { http: cluster.http(i)?, redis: cluster.redis(i)? }))
         .collect::<Result<_, ClusterError>>()?;
-    let load = Load::start(&targets, seed).await?;
+    if scenario.needs == Needs::Failpoints {
+        let log = fs::read_to_string(cluster.log(1)?)?;
+        ensure!(log.contains(HAS_FAILPOINTS), "the node was built without failpoints: `cargo xtask test` does it right");
+    }
+    let load = Load::start(&targets, "", seed).await?;
     kept.recorder = Some(load.recorder());
     let mut ground = Ground { cluster, load, chance: Chance::new(seed), notes: Vec::new() };
     let hurt = (scenario.fault)(&mut ground).await;
@@ -240,7 +249,10 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
         report.memory_mib = report.memory_mib.max(cluster.peak_bytes(i)? >> 20);
         let log = fs::read(cluster.log(i)?)?;
         let log = String::from_utf8_lossy(&log);
-        ensure!(!log.contains("panicked"), "n{i} panicked: {}", line_with(&log, "panicked"));
+        let panicked = log.lines().find(|line| {
+            line.contains("panicked") && !scenario.panics.is_some_and(|expected| line.contains(expected))
+        });
+        ensure!(panicked.is_none(), "n{i}: {}", panicked.unwrap_or_default());
     }
     ensure!(
         report.memory_mib <= scenario.memory_mib_max,
@@ -276,10 +288,6 @@ fn missing(scenario: &Scenario) -> Option<String> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn line_with<'a>(log: &'a str, word: &str) -> &'a str {
-    log.lines().find(|line| line.contains(word)).unwrap_or_default()
 }
 
 /// The folder of a run: removed when it went well, otherwise completed by the history.

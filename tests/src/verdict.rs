@@ -12,10 +12,10 @@ use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ReplicaRole, ShardId};
 use tokio::time::sleep;
 
-use crate::{load::Ended, support::Fate};
+use crate::{load::{Ended, own_keys}, support::Fate};
 
 /// How long after the healing replicas may differ.
-pub const EQUAL_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const EQUAL_WITHIN: Duration = Duration::from_secs(30);
 /// Records of one page.
 const PAGE: usize = 500;
 /// What is listed of a long list.
@@ -27,10 +27,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 ///
 /// # Errors
 /// Something is not, or cannot be read.
-pub async fn own_keys_are_kept(http: &str, ended: &Ended) -> anyhow::Result<usize> {
+pub(crate) async fn own_keys_are_kept(http: &str, ended: &Ended) -> anyhow::Result<usize> {
     let client = Client::new(ClientOptions::new([http]))?;
     let mut stored = HashMap::new();
-    let mut options = ScanOptions { prefix: "own/".into(), limit: PAGE, ..ScanOptions::default() };
+    let mut options = ScanOptions { prefix: own_keys(&ended.prefix).into(), limit: PAGE, ..ScanOptions::default() };
     loop {
         let page = client.scan("default", &options).await.context("a scan after everything is healed")?;
         stored.extend(page.records.into_iter().map(|record| (record.key, record.value)));
@@ -64,7 +64,7 @@ type Holdings = BTreeMap<ShardId, (NodeId, Option<Held>)>;
 ///
 /// # Errors
 /// They differ after [`EQUAL_WITHIN`].
-pub async fn replicas_are_equal(cluster: &mut Cluster, healed: Instant) -> anyhow::Result<Duration> {
+pub(crate) async fn replicas_are_equal(cluster: &mut Cluster, healed: Instant) -> anyhow::Result<Duration> {
     loop {
         let differs = match look(cluster).await {
             Ok(None) => return Ok(healed.elapsed()),

@@ -174,6 +174,20 @@ mod tests {
     }
 
     #[test]
+    fn what_users_build_has_no_failpoints() {
+        let tree = |arguments: &[&str]| {
+            let common = ["tree", "--package", "flotilla-node", "--edges", "normal", "--prefix", "none", "--format", "{p} {f}"];
+            let output = workspace::cargo().args(common).args(arguments).output().expect("cargo tree");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            // raft-engine depends on it in any case, but only the feature switches it on.
+            text.lines().any(|line| line.starts_with("fail v") && line.contains("failpoints"))
+        };
+        assert!(tree(&["--features", "failpoints"]), "the feature brings the registry");
+        assert!(!tree(&[]), "without the feature it must not be there");
+    }
+
+    #[test]
     fn the_table_itself_has_no_arrow_upwards() {
         for (name, layer, may) in LAYERS {
             let (May::Use(names) | May::Below(names)) = may;

@@ -8,6 +8,7 @@ mod cluster;
 mod layers;
 mod lint;
 mod test;
+mod torture;
 mod workspace;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Command {
     ClusterDown(cluster::down::Arguments),
     /// Run all tests
     Test(test::Arguments),
+    /// Hurt clusters of real processes for long: every scenario, or crashes at every failpoint
+    Torture(torture::Arguments),
     /// Check formatting, lints, layers, licences and advisories
     Lint,
     /// Measure throughput and latency, beside the peers installed on this machine
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::ClusterAdd(arguments) => cluster::add::run(&arguments),
         Command::ClusterDown(arguments) => cluster::down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Torture(arguments) => torture::run(&arguments),
         Command::Lint => lint::run(),
         Command::Bench(arguments) => bench::run(&arguments),
     };

@@ -177,6 +177,8 @@ places! {
     FoundIdentityKept = "found::identity_kept",
     /// The cluster exists, and the founder does not know.
     FoundBeforeDone = "found::before_done",
+    /// Whether left-over objects may be collected is about to be decided: a number is the grace for them, in milliseconds.
+    ObjectsGrace = "objects::grace",
     /// The wall clock is read: a number moves it by so many milliseconds.
     ClockWall = "clock::wall",
 }

@@ -92,7 +92,7 @@ pub struct Cluster {
     pub(crate) members: Vec<Member>,
     pub(crate) proxy: Option<Proxy>,
     pub(crate) namespaces: Option<Namespaces>,
-    options: ClusterOptions,
+    pub(crate) options: ClusterOptions,
     dir: PathBuf,
     /// Removed when dropped, after the processes.
     _temporary: Option<TempDir>,
@@ -115,6 +115,24 @@ impl Cluster {
     /// # Errors
     /// A node does not start, ends, or the cluster is not ready within [`READY_WITHIN`].
     pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
+        let mut cluster = Self::start_founding(options)?;
+        cluster.wait_node(1).await?;
+        if cluster.members.len() > 1 {
+            let token = http::token(&cluster.http(1)?, TOKEN_USES).await?;
+            let peers = [cluster.quic(1)?];
+            for i in 2..=cluster.members.len() {
+                cluster.launch(i, Start::Join { peers: &peers, token: &token })?;
+            }
+        }
+        cluster.wait_ready().await?;
+        Ok(cluster)
+    }
+
+    /// Starts the first node of a new cluster, and waits for nothing.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_founding(options: ClusterOptions) -> Result<Self, ClusterError> {
         let temporary = if options.dir.is_none() { Some(tempfile::tempdir()?) } else { None };
         let dir = options.dir.as_deref().or(temporary.as_ref().map(TempDir::path)).unwrap_or(Path::new("."));
         std::fs::create_dir_all(dir)?;
@@ -130,15 +148,6 @@ impl Cluster {
             cluster.add_member(ports)?;
         }
         cluster.launch(1, Start::Bootstrap)?;
-        cluster.wait_node(1).await?;
-        if cluster.members.len() > 1 {
-            let token = http::token(&cluster.http(1)?, TOKEN_USES).await?;
-            let peers = [cluster.quic(1)?];
-            for i in 2..=cluster.members.len() {
-                cluster.launch(i, Start::Join { peers: &peers, token: &token })?;
-            }
-        }
-        cluster.wait_ready().await?;
         Ok(cluster)
     }
 
@@ -270,6 +279,14 @@ impl Cluster {
         if !folder::is_empty(&self.node(i)?.data_dir) {
             return self.launch(i, Start::Resume);
         }
+        self.start_joining(i).await
+    }
+
+    /// Starts node `i` with a new token from a running one, whatever its folder holds: for one that ended while it joined.
+    ///
+    /// # Errors
+    /// See [`Cluster::start_node`].
+    pub async fn start_joining(&mut self, i: usize) -> Result<(), ClusterError> {
         let mut others = Vec::new();
         for (other, member) in self.members.iter_mut().enumerate() {
             if other + 1 != i && member.is_running() {

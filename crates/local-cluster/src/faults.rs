@@ -119,6 +119,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Takes back the variables that the options gave to all nodes.
+    pub fn clear_variables(&mut self) {
+        self.options.variables.clear();
+    }
+
     /// Waits until node `i` has ended by itself, and says how.
     ///
     /// # Errors

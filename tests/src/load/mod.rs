@@ -64,6 +64,8 @@ pub struct Load {
 }
 
 struct Shared {
+    /// What all keys begin with.
+    prefix: String,
     recorder: Arc<Recorder>,
     stop: AtomicBool,
     certain: AtomicU64,
@@ -74,12 +76,13 @@ struct Shared {
 }
 
 impl Load {
-    /// Starts clients of these nodes, and waits until there is enough history for a fault to mean something.
+    /// Starts clients of these nodes, whose keys all begin with `prefix`, and waits until there is enough history for a fault to mean something.
     ///
     /// # Errors
     /// The run is void: fewer than [`RATE_MIN`] operations a second.
-    pub async fn start(targets: &[Target], seed: u64) -> anyhow::Result<Self> {
+    pub async fn start(targets: &[Target], prefix: &str, seed: u64) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
+            prefix: prefix.to_owned(),
             recorder: Arc::default(),
             stop: AtomicBool::new(false),
             certain: AtomicU64::new(0),
@@ -144,12 +147,14 @@ impl Load {
             ended.context("a client panicked")?;
         }
         let own = std::mem::take(&mut *self.shared.own.lock().expect("no panic"));
-        Ok(Ended { recorder: self.shared.recorder.clone(), own })
+        Ok(Ended { prefix: self.shared.prefix.clone(), recorder: self.shared.recorder.clone(), own })
     }
 }
 
 /// A load that has ended.
 pub struct Ended {
+    /// What all keys begin with.
+    pub prefix: String,
     /// The history.
     pub recorder: Arc<Recorder>,
     /// Keys that were put once: key, value, and what the client was told.
@@ -163,8 +168,9 @@ impl Ended {
     /// A read fails.
     pub async fn read_all(&self, http: &str, client: u64) -> anyhow::Result<()> {
         let asked = Client::new(ClientOptions::new([http]))?;
-        let keys = (0..REGISTERS).map(register).chain((0..COUNTERS).map(counter));
-        for key in keys.chain((0..PAIRS).flat_map(|pair| [pair_key(pair, 'a'), pair_key(pair, 'b')])) {
+        let own = &self.prefix;
+        let keys = (0..REGISTERS).map(|i| register(own, i)).chain((0..COUNTERS).map(|i| counter(own, i)));
+        for key in keys.chain((0..PAIRS).flat_map(|pair| [pair_key(own, pair, 'a'), pair_key(own, pair, 'b')])) {
             let at = self.recorder.call(client, Ask::Get { key: key.clone() });
             let found = asked.get("default", key.as_bytes()).await.context("a strong read after everything is healed")?;
             self.recorder.told(at, Told::Value(found.map(|found| text(&found.value))));
@@ -194,16 +200,23 @@ impl Chance {
     }
 }
 
-fn register(i: u64) -> String {
-    format!("register/{i}")
+fn register(prefix: &str, i: u64) -> String {
+    format!("{prefix}register/{i}")
 }
 
-fn counter(i: u64) -> String {
-    format!("counter/{i}")
+fn counter(prefix: &str, i: u64) -> String {
+    format!("{prefix}counter/{i}")
 }
 
-fn pair_key(i: u64, half: char) -> String {
-    format!("{{pair{i}}}/{half}")
+/// The tag keeps both halves in one shard.
+fn pair_key(prefix: &str, i: u64, half: char) -> String {
+    format!("{prefix}{{pair{i}}}/{half}")
+}
+
+/// What keys that are put once begin with.
+#[must_use]
+pub fn own_keys(prefix: &str) -> String {
+    format!("{prefix}own/")
 }
 
 fn text(bytes: &Bytes) -> String {
@@ -242,10 +255,11 @@ impl Writer {
     }
 
     fn any_key(&mut self) -> String {
+        let prefix = &self.shared.prefix;
         match self.chance.below(3) {
-            0 => counter(self.chance.below(COUNTERS)),
-            1 => pair_key(self.chance.below(PAIRS), if self.chance.below(2) == 0 { 'a' } else { 'b' }),
-            _ => register(self.chance.below(REGISTERS)),
+            0 => counter(prefix, self.chance.below(COUNTERS)),
+            1 => pair_key(prefix, self.chance.below(PAIRS), if self.chance.below(2) == 0 { 'a' } else { 'b' }),
+            _ => register(prefix, self.chance.below(REGISTERS)),
         }
     }
 
@@ -288,12 +302,12 @@ impl Writer {
     }
 
     async fn put(&mut self) -> bool {
-        let (key, value) = (register(self.chance.below(REGISTERS)), self.value());
+        let (key, value) = (register(&self.shared.prefix, self.chance.below(REGISTERS)), self.value());
         self.put_with(Ask::Put { key: key.clone(), value: value.clone() }, key, value, PutOptions::default()).await
     }
 
     async fn put_if(&mut self) -> bool {
-        let (key, value) = (register(self.chance.below(REGISTERS)), self.value());
+        let (key, value) = (register(&self.shared.prefix, self.chance.below(REGISTERS)), self.value());
         let seen = self.shared.seen.lock().expect("no panic").get(&key).cloned();
         let (ask, options) = match seen {
             Some((expected, version)) if self.chance.below(4) > 0 => (
@@ -318,20 +332,20 @@ impl Writer {
     }
 
     async fn delete(&mut self) -> bool {
-        let key = register(self.chance.below(REGISTERS));
+        let key = register(&self.shared.prefix, self.chance.below(REGISTERS));
         let delete = self.client.delete("default", key.as_bytes(), None);
         self.record(Ask::Delete { key: key.clone() }, delete, |was| Told::Existed(was.is_some())).await
     }
 
     async fn add(&mut self) -> bool {
-        let key = counter(self.chance.below(COUNTERS));
+        let key = counter(&self.shared.prefix, self.chance.below(COUNTERS));
         let add = self.client.add("default", key.as_bytes(), 1);
         self.record(Ask::Add { key: key.clone(), delta: 1 }, add, Told::Number).await
     }
 
     async fn batch(&mut self) -> bool {
         let pair = self.chance.below(PAIRS);
-        let (keys, value) = (vec![pair_key(pair, 'a'), pair_key(pair, 'b')], self.value());
+        let (keys, value) = (vec![pair_key(&self.shared.prefix, pair, 'a'), pair_key(&self.shared.prefix, pair, 'b')], self.value());
         let put = |key: &String| BatchOperation {
             op: BatchVerb::Put,
             key: key.clone(),
@@ -345,7 +359,7 @@ impl Writer {
 
     /// Up to 2 KiB under a key of its own. Not in the history: what must become of it is plain.
     async fn put_own(&mut self) -> bool {
-        let key = format!("own/{}/{}", self.id, self.step);
+        let key = format!("{}{}/{}", own_keys(&self.shared.prefix), self.id, self.step);
         let length = usize::try_from(self.chance.below(2_048)).unwrap_or(0);
         let value: String = key.chars().cycle().take(length.max(1)).collect();
         let answer = self.client.put("default", key.as_bytes(), value.clone().into(), &PutOptions::default()).await;
@@ -359,7 +373,7 @@ impl Writer {
 async fn count_over_redis(shared: Arc<Shared>, at: SocketAddr, id: u64, mut chance: Chance) {
     let mut redis = Redis::new(at);
     while !shared.stop.load(Relaxed) {
-        let key = counter(chance.below(COUNTERS));
+        let key = counter(&shared.prefix, chance.below(COUNTERS));
         let (ask, words) = if chance.below(2) == 0 {
             (Ask::Get { key: key.clone() }, ["GET", &key])
         } else {

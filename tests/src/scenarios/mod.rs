@@ -174,6 +174,7 @@ pub const ALL: &[Scenario] = &[
         about: "the log's fsync fails: the node must end and come back",
         set: Set::Short,
         needs: Needs::Failpoints,
+        panics: Some("raft-engine"),
         fault: fault!(disks::log_sync_fails),
         ..BASE
     },

@@ -23,7 +23,7 @@ pub struct History {
 }
 
 impl History {
-    pub fn new(record: Arc<Record>) -> Self {
+    pub(super) fn new(record: Arc<Record>) -> Self {
         Self { record }
     }
 
@@ -112,7 +112,7 @@ impl History {
 }
 
 /// All records whose key starts with `prefix`.
-pub async fn scan_all(client: &Client, prefix: &'static str) -> HashMap<Bytes, Bytes> {
+pub(super) async fn scan_all(client: &Client, prefix: &'static str) -> HashMap<Bytes, Bytes> {
     let mut stored = HashMap::new();
     let mut options = ScanOptions { prefix: Bytes::from(prefix), limit: PAGE, ..ScanOptions::default() };
     loop {

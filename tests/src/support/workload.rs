@@ -51,7 +51,7 @@ pub fn fate<T>(answer: &Result<T, ClientError>) -> Fate {
 }
 
 /// Tallies of one counter.
-pub struct Counter {
+pub(super) struct Counter {
     pub key: String,
     pub begun: AtomicI64,
     pub acknowledged: AtomicI64,
@@ -61,14 +61,14 @@ pub struct Counter {
 }
 
 /// One put of a key that is put once.
-pub struct Put {
+pub(super) struct Put {
     pub key: String,
     pub value: Bytes,
     pub fate: Fate,
 }
 
 /// What the tasks share.
-pub struct Record {
+pub(super) struct Record {
     begun: Instant,
     stop: AtomicBool,
     acknowledged: AtomicU64,
