@@ -20,6 +20,7 @@ use crate::{
     scenario::Kept,
     support::{SMALL, binary},
     verdict,
+    whole::wait_whole,
 };
 
 /// Crashes of one history: unknown outcomes add up.
@@ -162,7 +163,7 @@ async fn judge_chunk(
         let victim = usize::try_from(row.tries)? % NODES + 1;
         let reached = crash_once(cluster, &load, place, victim).await.with_context(|| format!("n{victim}, {place}"))?;
         row.crashes += u32::from(reached);
-        cluster.wait_ready().await.with_context(|| format!("after a crash of n{victim} at {place}"))?;
+        wait_whole(cluster).await.with_context(|| format!("after a crash of n{victim} at {place}"))?;
         load.more(20).await?;
     }
     let healed = Instant::now();

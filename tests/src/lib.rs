@@ -10,5 +10,6 @@ pub mod scenario;
 mod scenarios;
 pub mod support;
 mod verdict;
+mod whole;
 
 pub use scenarios::{ALL, named};

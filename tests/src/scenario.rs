@@ -23,6 +23,7 @@ use crate::{
     load::{Chance, Load, Recorder, Target},
     support::binary,
     verdict,
+    whole::wait_whole,
 };
 
 /// What a node with failpoints says when it starts.
@@ -177,9 +178,17 @@ impl Ground {
     ///
     /// # Errors
     /// It does not become so.
-    pub async fn restart(&mut self, i: usize) -> Result<(), ClusterError> {
+    pub async fn restart(&mut self, i: usize) -> anyhow::Result<()> {
         self.cluster.start_node(i).await?;
-        self.cluster.wait_ready().await
+        self.recovered().await
+    }
+
+    /// Waits until the cluster is whole.
+    ///
+    /// # Errors
+    /// It does not become so.
+    pub async fn recovered(&mut self) -> anyhow::Result<()> {
+        wait_whole(&mut self.cluster).await
     }
 }
 
@@ -230,7 +239,7 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
     hurt.context("the fault")?;
 
     let healed = Instant::now();
-    ground.cluster.wait_ready().await.context("after healing")?;
+    ground.recovered().await.context("after healing")?;
     ground.more(AFTER).await.context("after healing")?;
     let Ground { mut cluster, load, .. } = ground;
     let ended = load.finish().await?;

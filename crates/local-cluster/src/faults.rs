@@ -182,13 +182,15 @@ pub(crate) fn peak_bytes(pid: u32) -> u64 {
     kib.unwrap_or(0_u64) * 1_024
 }
 
-/// Flips one bit of a file: bit `bit % 8` of the byte at this share of its length, in millionths.
+/// Flips one bit of a file: bit `bit % 8` of the byte at this share of its length, in millionths. Zeros at its end, which stand for space that
+/// was allocated ahead, do not count.
 ///
 /// # Errors
 /// The file is empty, or cannot be read and written.
 pub fn flip_bit(path: &Path, at_ppm: u32, bit: u32) -> std::io::Result<u64> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let bytes = file.metadata()?.len();
+    let all = fs::read(path)?;
+    let bytes = all.iter().rposition(|byte| *byte != 0).map_or(all.len(), |last| last + 1) as u64;
     let at = u64::try_from(u128::from(bytes) * u128::from(at_ppm.min(999_999)) / 1_000_000).unwrap_or(0);
     let mut byte = [0];
     file.read_exact_at(&mut byte, at)?;
@@ -204,10 +206,10 @@ mod tests {
     #[test]
     fn exactly_one_bit_is_flipped() {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        fs::write(file.path(), [0; 10]).expect("a writable file");
+        fs::write(file.path(), [1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0]).expect("a writable file");
         assert_eq!(flip_bit(file.path(), 500_000, 3).expect("a flip"), 5);
-        assert_eq!(fs::read(file.path()).expect("a file"), [0, 0, 0, 0, 0, 8, 0, 0, 0, 0]);
-        assert_eq!(flip_bit(file.path(), 2_000_000, 8).expect("a flip"), 9);
+        assert_eq!(fs::read(file.path()).expect("a file"), [1, 0, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(flip_bit(file.path(), 2_000_000, 9).expect("a flip"), 9);
         fs::write(file.path(), []).expect("a writable file");
         assert!(flip_bit(file.path(), 0, 0).is_err());
     }

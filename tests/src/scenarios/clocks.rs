@@ -19,7 +19,7 @@ pub(super) async fn go_wrong(ground: &mut Ground) -> anyhow::Result<()> {
         ground.last(LASTS).await;
         ground.more(100).await?;
         ground.cluster.clear_failpoints(i)?;
-        ground.cluster.wait_ready().await?;
+        ground.recovered().await?;
         ground.more(100).await?;
     }
     Ok(())
@@ -35,5 +35,5 @@ pub(super) async fn jump(ground: &mut Ground) -> anyhow::Result<()> {
     for i in 1..=3 {
         ground.cluster.clear_failpoints(i)?;
     }
-    Ok(ground.cluster.wait_ready().await?)
+    ground.recovered().await
 }

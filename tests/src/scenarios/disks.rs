@@ -33,7 +33,7 @@ pub(super) async fn power_cut_of_all(ground: &mut Ground) -> anyhow::Result<()> 
             ground.cluster.restore_power(i)?;
             ground.cluster.start_node(i).await?;
         }
-        ground.cluster.wait_ready().await?;
+        ground.recovered().await?;
         ground.more(200).await?;
     }
     Ok(())
@@ -53,7 +53,7 @@ pub(super) async fn full(ground: &mut Ground) -> anyhow::Result<()> {
     if !ground.cluster.runs(i)? {
         ground.cluster.start_node(i).await?;
     }
-    Ok(ground.cluster.wait_ready().await?)
+    ground.recovered().await
 }
 
 /// Sets a failpoint that must end a node, waits for that, and starts it again.
@@ -100,7 +100,7 @@ pub(super) async fn object_sync_fails(ground: &mut Ground) -> anyhow::Result<()>
     if ended.is_err() {
         ground.cluster.kill(i)?;
     }
-    Ok(ground.restart(i).await?)
+    ground.restart(i).await
 }
 
 pub(super) async fn slow(ground: &mut Ground) -> anyhow::Result<()> {

@@ -20,6 +20,10 @@ const UP_WITHIN: Duration = Duration::from_secs(60);
 const SMALL_FILES: &[&str] =
     &["identity.json", "authority.json", "incarnation", "metadata", "seeds.json", "log/FORMAT", "state/view.trust"];
 
+/// Lines of a log that may have to do with a fault, and how many of them are shown.
+const ALARMS: [&str; 3] = ["WARN", "ERROR", "error:"];
+const SHOWN: usize = 4;
+
 /// All files below a folder, in order, that are not empty.
 fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -47,9 +51,15 @@ async fn flip(ground: &mut Ground, i: usize, files: impl Fn(&Path) -> anyhow::Re
         flipped.push(format!("{} at {at}", file.strip_prefix(&data)?.display()));
     }
     ground.more(50).await?;
+    let log = ground.cluster.log(i)?.to_owned();
+    let said_before = fs::metadata(&log)?.len();
     let outcome = come_back(ground, i).await?;
-    ground.note(format!("n{i}: {} → {outcome}", flipped.join(", ")));
-    ground.more(50).await
+    ground.more(50).await?;
+    let said = fs::read(&log)?.split_off(usize::try_from(said_before)?);
+    let said = String::from_utf8_lossy(&said);
+    let alarms: Vec<_> = said.lines().filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm))).take(SHOWN).collect();
+    ground.note(format!("n{i}: {} → {outcome}; {alarms:#?}", flipped.join(", ")));
+    Ok(())
 }
 
 /// Starts a node, and lets it join anew when it does not come up.
@@ -58,7 +68,10 @@ async fn come_back(ground: &mut Ground, i: usize) -> anyhow::Result<&'static str
     let begun = Instant::now();
     loop {
         match ground.cluster.wait_ready().await {
-            Ok(()) => return Ok("it came up"),
+            Ok(()) => {
+                ground.recovered().await?;
+                return Ok("it came up");
+            }
             Err(ClusterError::Ended { .. }) => break,
             Err(error) if begun.elapsed() > UP_WITHIN => bail!(error),
             Err(_) => {}

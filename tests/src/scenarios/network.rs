@@ -20,7 +20,7 @@ fn cut_between(ground: &Ground, a: usize, b: usize) -> anyhow::Result<()> {
 async fn heal(ground: &mut Ground) -> anyhow::Result<()> {
     let traffic = ground.cluster.proxy()?.traffic();
     ground.cluster.proxy()?.heal();
-    ground.cluster.wait_ready().await?;
+    ground.recovered().await?;
     ground.note(format!("{traffic:?}"));
     ground.more(100).await
 }
@@ -104,7 +104,7 @@ pub(super) async fn pull_cable(ground: &mut Ground) -> anyhow::Result<()> {
         ground.more(100).await?;
         ground.last(LASTS).await;
         ground.cluster.plug(i)?;
-        ground.cluster.wait_ready().await?;
+        ground.recovered().await?;
         ground.more(100).await?;
     }
     Ok(())
@@ -118,6 +118,6 @@ pub(super) async fn pull_most_cables(ground: &mut Ground) -> anyhow::Result<()> 
     for i in [1, 2] {
         ground.cluster.plug(i)?;
     }
-    ground.cluster.wait_ready().await?;
+    ground.recovered().await?;
     ground.more(100).await
 }

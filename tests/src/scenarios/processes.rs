@@ -24,7 +24,7 @@ pub(super) async fn kill_all(ground: &mut Ground) -> anyhow::Result<()> {
         for i in 1..=3 {
             ground.cluster.start_node(i).await?;
         }
-        ground.cluster.wait_ready().await?;
+        ground.recovered().await?;
         ground.more(200).await?;
     }
     Ok(())

@@ -53,7 +53,7 @@ pub(super) async fn join_over_bad_network(ground: &mut Ground) -> anyhow::Result
     ground.cluster.wait_node(i).await?;
     ground.more(200).await?;
     ground.cluster.proxy()?.heal();
-    Ok(ground.cluster.wait_ready().await?)
+    ground.recovered().await
 }
 
 pub(super) async fn mix(ground: &mut Ground) -> anyhow::Result<()> {
@@ -90,6 +90,6 @@ pub(super) async fn mix(ground: &mut Ground) -> anyhow::Result<()> {
         }
     }
     ground.cluster.proxy()?.heal();
-    ground.cluster.wait_ready().await?;
+    ground.recovered().await?;
     ground.more(100).await
 }
