@@ -61,17 +61,52 @@ enum Way {
 fn way(place: Place) -> Way {
     use Place::*;
     match place {
-        RaftBeforeSend | RaftSent | RaftHandedOn | RaftBeforeBeat | WalBeforeWrite | WalWritten | WalBeforeHeld
-        | WalAfterHeld | WalBeforeMarks | WalBeforePointer | WalPointerWritten | RaftLogBeforeSync | RaftLogSynced
-        | RaftLogBeforeReclaim | RaftLogReclaimed | ApplyBefore | ApplyDone | ApplyAnswered | ApplyBeforeFreeze
-        | ApplyFrozen | CheckpointBeforeBuild | CheckpointRunWritten | CheckpointBeforeFold | CheckpointFolded
-        | CheckpointBuilt | CheckpointBeforeSettle | CheckpointAnnounced | CheckpointFed | CheckpointConfirmed
-        | CheckpointSettled | ObjectsBeforeAppend | ObjectsBeforeSync | ObjectsFilesSynced | ObjectsSynced
+        RaftBeforeSend
+        | RaftSent
+        | RaftHandedOn
+        | RaftBeforeBeat
+        | WalBeforeWrite
+        | WalWritten
+        | WalBeforeHeld
+        | WalAfterHeld
+        | WalBeforeMarks
+        | WalBeforePointer
+        | WalPointerWritten
+        | RaftLogBeforeSync
+        | RaftLogSynced
+        | RaftLogBeforeReclaim
+        | RaftLogReclaimed
+        | ApplyBefore
+        | ApplyDone
+        | ApplyAnswered
+        | ApplyBeforeFreeze
+        | ApplyFrozen
+        | CheckpointBeforeBuild
+        | CheckpointRunWritten
+        | CheckpointBeforeFold
+        | CheckpointFolded
+        | CheckpointBuilt
+        | CheckpointBeforeSettle
+        | CheckpointAnnounced
+        | CheckpointFed
+        | CheckpointConfirmed
+        | CheckpointSettled
+        | ObjectsBeforeAppend
+        | ObjectsBeforeSync
+        | ObjectsFilesSynced
+        | ObjectsSynced
         | ObjectsBeforeDelete => Way::Load,
         RaftLogOpen | ApplyOpen | ApplyLoaded | SnapshotBeforeLoad | ObjectsSegmentBegun | FolderBeforeWrite
         | FolderBeside | FolderSynced | FolderRenamed | FolderReplaced => Way::Start,
-        RaftSnapshotParked | WalBeforeClear | WalCleared | SnapshotBeforeInstall | SnapshotInstalled
-        | SnapshotBeforePull | SnapshotFetched | SnapshotImported | SnapshotSynced => Way::Behind,
+        RaftSnapshotParked
+        | WalBeforeClear
+        | WalCleared
+        | SnapshotBeforeInstall
+        | SnapshotInstalled
+        | SnapshotBeforePull
+        | SnapshotFetched
+        | SnapshotImported
+        | SnapshotSynced => Way::Behind,
         FramesSnapshot | SnapshotServe => Way::OtherBehind,
         RaftCreate | RaftDestroy | WalBeforeCreate | WalCreated | WalBeforeTombstone | WalTombstoned | ApplyClose
         | FeedBeforeKeep | FeedKept => Way::Collections,
@@ -109,12 +144,13 @@ pub fn places() -> impl Iterator<Item = Place> {
 pub fn crash_at(place: Place, times: u32, seed: u64) -> Row {
     let begun = Instant::now();
     let mut row = Row { place: place.name(), crashes: 0, tries: 0, operations: 0, took_ms: 0, error: None };
-    let result = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Into::into).and_then(
-        |runtime| match way(place) {
-            Way::Found => runtime.block_on(found_again(place, times, &mut row)),
-            _ => runtime.block_on(series(place, times, seed, &mut row)),
-        },
-    );
+    let result =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
+            match way(place) {
+                Way::Found => runtime.block_on(found_again(place, times, &mut row)),
+                _ => runtime.block_on(series(place, times, seed, &mut row)),
+            }
+        });
     row.error = result.err().map(|error| format!("{error:#}"));
     if row.error.is_none() && row.crashes == 0 {
         row.error = Some("nobody came by".to_owned());
@@ -134,7 +170,9 @@ async fn series(place: Place, times: u32, seed: u64, row: &mut Row) -> anyhow::R
         let chunk = left.min(CHUNK);
         left -= chunk;
         let crashed_before = row.crashes;
-        judge_chunk(&mut cluster, place, chunk, seed, &mut kept, row).await.with_context(|| kept.dir.display().to_string())?;
+        judge_chunk(&mut cluster, place, chunk, seed, &mut kept, row)
+            .await
+            .with_context(|| kept.dir.display().to_string())?;
         if row.crashes == crashed_before {
             // Once is enough to know.
             break;
@@ -262,7 +300,12 @@ async fn stir_collections(cluster: &Cluster, victim: usize, round: u32) {
     let asked = cluster.http(victim % NODES + 1).map(|http| Client::new(ClientOptions::new([http])));
     let Ok(Ok(client)) = asked else { return };
     let _ = if round % 2 == 1 {
-        let wanted = CreateCollection { name: "stirred".to_owned(), sharding: Default::default(), buckets: Some(2), replicas: None };
+        let wanted = CreateCollection {
+            name: "stirred".to_owned(),
+            sharding: Default::default(),
+            buckets: Some(2),
+            replicas: None,
+        };
         client.create_collection(&wanted).await.map(drop)
     } else {
         client.drop_collection("stirred").await

@@ -216,7 +216,9 @@ pub fn run(scenario: &Scenario, seed: u64) -> anyhow::Result<Report> {
     let begun = Instant::now();
     let mut kept = Kept::new(scenario.name, seed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(attempt(scenario, seed, &mut kept, &mut report)).with_context(|| kept.dir.display().to_string())?;
+    runtime
+        .block_on(attempt(scenario, seed, &mut kept, &mut report))
+        .with_context(|| kept.dir.display().to_string())?;
     report.took_ms = millis(begun.elapsed());
     kept.done = true;
     Ok(report)
@@ -229,7 +231,10 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
         .collect::<Result<_, ClusterError>>()?;
     if scenario.needs == Needs::Failpoints {
         let log = fs::read_to_string(cluster.log(1)?)?;
-        ensure!(log.contains(HAS_FAILPOINTS), "the node was built without failpoints: `cargo xtask test` does it right");
+        ensure!(
+            log.contains(HAS_FAILPOINTS),
+            "the node was built without failpoints: `cargo xtask test` does it right"
+        );
     }
     let load = Load::start(&targets, "", seed).await?;
     kept.recorder = Some(load.recorder());
@@ -258,9 +263,9 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
         report.memory_mib = report.memory_mib.max(cluster.peak_bytes(i)? >> 20);
         let log = fs::read(cluster.log(i)?)?;
         let log = String::from_utf8_lossy(&log);
-        let panicked = log.lines().find(|line| {
-            line.contains("panicked") && !scenario.panics.is_some_and(|expected| line.contains(expected))
-        });
+        let panicked = log
+            .lines()
+            .find(|line| line.contains("panicked") && !scenario.panics.is_some_and(|expected| line.contains(expected)));
         ensure!(panicked.is_none(), "n{i}: {}", panicked.unwrap_or_default());
     }
     ensure!(

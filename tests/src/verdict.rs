@@ -12,7 +12,10 @@ use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ReplicaRole, ShardId};
 use tokio::time::sleep;
 
-use crate::{load::{Ended, own_keys}, support::Fate};
+use crate::{
+    load::{Ended, own_keys},
+    support::Fate,
+};
 
 /// How long after the healing replicas may differ.
 pub(crate) const EQUAL_WITHIN: Duration = Duration::from_secs(30);
@@ -49,7 +52,11 @@ pub(crate) async fn own_keys_are_kept(http: &str, ended: &Ended) -> anyhow::Resu
             Fate::Unknown => whole || found.is_none(),
         };
         if !fits {
-            wrong.push(format!("{key} ({fate:?}) is there with {:?} bytes of {}", found.map(|it| it.len()), value.len()));
+            wrong.push(format!(
+                "{key} ({fate:?}) is there with {:?} bytes of {}",
+                found.map(|it| it.len()),
+                value.len()
+            ));
         }
     }
     wrong.extend(stored.keys().map(|key| format!("nobody put {key:?}")));
@@ -107,7 +114,8 @@ async fn look(cluster: &mut Cluster) -> anyhow::Result<Option<String>> {
         if voters.len() < wanted || !voters.is_subset(&live) {
             return Ok(Some(format!("{} has voters {voters:?} of {wanted}", shard.id)));
         }
-        let held: Vec<_> = holdings.iter().filter_map(|node| node.get(&shard.id)).filter(|it| voters.contains(&it.0)).collect();
+        let held: Vec<_> =
+            holdings.iter().filter_map(|node| node.get(&shard.id)).filter(|it| voters.contains(&it.0)).collect();
         let equal = held.iter().all(|(_, digest)| digest.is_some() && *digest == held[0].1);
         if held.len() != voters.len() || !equal {
             return Ok(Some(format!("{} is held as {held:?}", shard.id)));

@@ -68,7 +68,7 @@ async fn look(cluster: &mut Cluster) -> anyhow::Result<Option<String>> {
 /// Whether the node itself has a replica of the shard that votes.
 fn stands(statuses: &BTreeMap<NodeId, ClusterStatus>, node: NodeId, shard: flotilla_types::ShardId) -> bool {
     let shard = statuses.get(&node).and_then(|status| status.shards.iter().find(|known| known.id == shard));
-    shard.and_then(|shard| shard.local.as_ref()).is_some_and(|local| {
-        matches!(local.role, LocalRole::Leader | LocalRole::Follower | LocalRole::Candidate)
-    })
+    shard
+        .and_then(|shard| shard.local.as_ref())
+        .is_some_and(|local| matches!(local.role, LocalRole::Leader | LocalRole::Follower | LocalRole::Candidate))
 }

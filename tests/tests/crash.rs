@@ -5,7 +5,8 @@ use std::time::Instant;
 use flotilla_local_cluster::Cluster;
 
 use flotilla_tests::support::{
-    SMALL, Workload, client, eventually, leads_of, start, start_with, status, wait_caught_up, wait_checkpoints, wait_whole,
+    SMALL, Workload, client, eventually, leads_of, start, start_with, status, wait_caught_up, wait_checkpoints,
+    wait_whole,
 };
 
 #[tokio::test]

@@ -176,7 +176,8 @@ mod tests {
     #[test]
     fn what_users_build_has_no_failpoints() {
         let tree = |arguments: &[&str]| {
-            let common = ["tree", "--package", "flotilla-node", "--edges", "normal", "--prefix", "none", "--format", "{p} {f}"];
+            let common =
+                ["tree", "--package", "flotilla-node", "--edges", "normal", "--prefix", "none", "--format", "{p} {f}"];
             let output = workspace::cargo().args(common).args(arguments).output().expect("cargo tree");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -6,7 +6,8 @@
 use std::time::Instant;
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Setting, TokenId, TokenInfo, TokenReply, TokenRequest,
+    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Setting, TokenId, TokenInfo, TokenReply,
+    TokenRequest,
 };
 use flotilla_types::NodeId;
 use futures_util::future::BoxFuture;

@@ -10,11 +10,7 @@ use std::{
 
 use tokio::time::sleep;
 
-use crate::{
-    cluster::Cluster,
-    error::ClusterError,
-    proxy::Proxy,
-};
+use crate::{cluster::Cluster, error::ClusterError, proxy::Proxy};
 
 /// The file that a node of a test build takes the settings of its failpoints from.
 const FAILPOINTS_FILE: &str = "failpoints";

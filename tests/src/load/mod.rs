@@ -172,7 +172,8 @@ impl Ended {
         let keys = (0..REGISTERS).map(|i| register(own, i)).chain((0..COUNTERS).map(|i| counter(own, i)));
         for key in keys.chain((0..PAIRS).flat_map(|pair| [pair_key(own, pair, 'a'), pair_key(own, pair, 'b')])) {
             let at = self.recorder.call(client, Ask::Get { key: key.clone() });
-            let found = asked.get("default", key.as_bytes()).await.context("a strong read after everything is healed")?;
+            let found =
+                asked.get("default", key.as_bytes()).await.context("a strong read after everything is healed")?;
             self.recorder.told(at, Told::Value(found.map(|found| text(&found.value))));
         }
         Ok(())
@@ -345,7 +346,8 @@ impl Writer {
 
     async fn batch(&mut self) -> bool {
         let pair = self.chance.below(PAIRS);
-        let (keys, value) = (vec![pair_key(&self.shared.prefix, pair, 'a'), pair_key(&self.shared.prefix, pair, 'b')], self.value());
+        let (keys, value) =
+            (vec![pair_key(&self.shared.prefix, pair, 'a'), pair_key(&self.shared.prefix, pair, 'b')], self.value());
         let put = |key: &String| BatchOperation {
             op: BatchVerb::Put,
             key: key.clone(),

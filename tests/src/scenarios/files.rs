@@ -40,7 +40,11 @@ fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Kills a node, flips a bit in each of these files of its folder, and has it back one way or the other.
-async fn flip(ground: &mut Ground, i: usize, files: impl Fn(&Path) -> anyhow::Result<Vec<PathBuf>>) -> anyhow::Result<()> {
+async fn flip(
+    ground: &mut Ground,
+    i: usize,
+    files: impl Fn(&Path) -> anyhow::Result<Vec<PathBuf>>,
+) -> anyhow::Result<()> {
     ground.cluster.kill(i)?;
     let data = ground.cluster.node(i)?.data_dir.clone();
     let files = files(&data)?;
@@ -57,7 +61,8 @@ async fn flip(ground: &mut Ground, i: usize, files: impl Fn(&Path) -> anyhow::Re
     ground.more(50).await?;
     let said = fs::read(&log)?.split_off(usize::try_from(said_before)?);
     let said = String::from_utf8_lossy(&said);
-    let alarms: Vec<_> = said.lines().filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm))).take(SHOWN).collect();
+    let alarms: Vec<_> =
+        said.lines().filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm))).take(SHOWN).collect();
     ground.note(format!("n{i}: {} → {outcome}; {alarms:#?}", flipped.join(", ")));
     Ok(())
 }

@@ -16,7 +16,8 @@ async fn wait_replaced(ground: &Ground, asked: usize, gone: flotilla_types::Node
     let begun = Instant::now();
     loop {
         let status = ground.client(asked)?.status().await?;
-        let left = status.shards.iter().filter(|shard| shard.replicas.iter().any(|replica| replica.node == gone)).count();
+        let left =
+            status.shards.iter().filter(|shard| shard.replicas.iter().any(|replica| replica.node == gone)).count();
         if left == 0 {
             return Ok(());
         }

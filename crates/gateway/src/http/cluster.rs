@@ -5,8 +5,8 @@ use axum::{
     extract::{Request, State},
 };
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, InvalidTokenId, NodeList, ProblemType, Setting,
-    SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest,
+    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, InvalidTokenId, NodeList, ProblemType,
+    Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest,
 };
 use flotilla_types::NodeId;
 use serde_json::{Value, json};

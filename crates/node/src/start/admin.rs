@@ -9,8 +9,8 @@ use std::{
 };
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Held, ReplicaDigest, Setting as ApiSetting, Sharding as ApiSharding,
-    TokenInfo, TokenReply, TokenRequest,
+    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Held, ReplicaDigest, Setting as ApiSetting,
+    Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};

@@ -35,7 +35,7 @@ impl Apply {
                     let (before, after) = if is_enabled() { places(&task) } else { Default::default() };
                     before.into_iter().for_each(reached);
                     self.applier.run(clock::wall_ms(), task, &mut applied);
-                    after.map(reached);
+                    after.into_iter().for_each(reached);
                 }
                 Job::Loaded(load, result) => {
                     reached(Place::ApplyLoaded);

@@ -42,11 +42,7 @@ pub enum DigestError {
     Engine(#[from] EngineError),
 }
 
-pub(super) async fn of(
-    apply: &mpsc::Sender<Job>,
-    replica: ReplicaId,
-    range: KeyRange,
-) -> Result<Digest, DigestError> {
+pub(super) async fn of(apply: &mpsc::Sender<Job>, replica: ReplicaId, range: KeyRange) -> Result<Digest, DigestError> {
     let (mut applied, mut reader) = look(apply, replica).await?;
     for _ in 0..TRIES_MAX {
         let range = range.clone();
@@ -61,10 +57,7 @@ pub(super) async fn of(
     Err(DigestError::Moving)
 }
 
-async fn look(
-    apply: &mpsc::Sender<Job>,
-    replica: ReplicaId,
-) -> Result<(LogIndex, Arc<dyn StateReader>), DigestError> {
+async fn look(apply: &mpsc::Sender<Job>, replica: ReplicaId) -> Result<(LogIndex, Arc<dyn StateReader>), DigestError> {
     let (reply, answer) = oneshot::channel();
     let _ = apply.send(Job::Look(replica, reply));
     answer.await.ok().flatten().ok_or(DigestError::NotServing)
@@ -85,5 +78,54 @@ fn hash(reader: &dyn StateReader, range: &KeyRange) -> Result<([u8; 32], u64), E
             hasher.update(&(part.len() as u64).to_be_bytes());
             hasher.update(part);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    struct Records(BTreeMap<Bytes, Bytes>);
+
+    impl StateReader for Records {
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+            Ok(self.0.get(key).cloned())
+        }
+
+        fn scan(&self, range: &KeyRange, items_max: usize, _: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+            let inside = self.0.iter().filter(|(key, _)| range.contains(key));
+            Ok(inside.take(items_max).map(|(key, value)| (key.clone(), value.clone())).collect())
+        }
+    }
+
+    fn records(count: usize) -> Records {
+        let record = |i| (Bytes::from(format!("k{i:06}")), Bytes::from(format!("v{i}")));
+        Records((0..count).map(record).collect())
+    }
+
+    #[test]
+    fn a_digest_covers_every_record_of_the_range_over_several_steps() {
+        let count = STEP_RECORDS * 2 + 7;
+        let (whole, all) = (hash(&records(count), &KeyRange::all()).unwrap(), count as u64);
+        assert_eq!(whole.1, all);
+        assert_eq!(hash(&records(count), &KeyRange::all()).unwrap(), whole);
+        for i in [0, STEP_RECORDS, count - 1] {
+            let mut other = records(count);
+            other.0.insert(format!("k{i:06}").into(), "changed".into());
+            assert_ne!(hash(&other, &KeyRange::all()).unwrap().0, whole.0, "record {i}");
+        }
+        let part = KeyRange { start: Bytes::new(), end: "k000010".into() };
+        assert_eq!(hash(&records(count), &part).unwrap().1, 10);
+    }
+
+    #[test]
+    fn the_border_between_key_and_value_counts() {
+        let one = Records(BTreeMap::from([("ab".into(), "c".into())]));
+        let other = Records(BTreeMap::from([("a".into(), "bc".into())]));
+        assert_ne!(hash(&one, &KeyRange::all()).unwrap(), hash(&other, &KeyRange::all()).unwrap());
     }
 }

@@ -338,7 +338,8 @@ impl Handle {
     /// See [`DigestError`].
     pub async fn digest(&self, replica: ReplicaId) -> Result<Digest, DigestError> {
         let status = self.status();
-        let range = status.iter().find(|status| status.replica == replica).map(|status| status.descriptor.range.clone());
+        let range =
+            status.iter().find(|status| status.replica == replica).map(|status| status.descriptor.range.clone());
         digest::of(&self.apply, replica, range.ok_or(DigestError::NotServing)?).await
     }
 

@@ -65,7 +65,7 @@ impl Raft {
                 };
                 let place = place_of(&input);
                 self.core.step(now_ms, wall_ms, input, &mut effects);
-                place.map(reached);
+                place.into_iter().for_each(reached);
                 taken += 1;
                 next = if taken < INPUTS_MAX { self.inbox.try_recv().ok() } else { None };
             }
