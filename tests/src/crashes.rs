@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::{
     linearizable,
-    load::{Load, Target},
+    load::{Load, Target, fill},
     scenario::Kept,
     support::{SMALL, binary},
     verdict,
@@ -26,7 +26,7 @@ use crate::{
 /// Crashes of one history: unknown outcomes add up.
 const CHUNK: u32 = 10;
 /// How long a node may take to come by a place.
-const REACHED_WITHIN: Duration = Duration::from_secs(20);
+const REACHED_WITHIN: Duration = Duration::from_secs(30);
 /// Nodes of the cluster.
 const NODES: usize = 3;
 /// The signal of `abort`.
@@ -199,7 +199,7 @@ async fn judge_chunk(
     for _ in 0..crashes {
         row.tries += 1;
         let victim = usize::try_from(row.tries)? % NODES + 1;
-        let reached = crash_once(cluster, &load, place, victim).await.with_context(|| format!("n{victim}, {place}"))?;
+        let reached = crash_once(cluster, place, victim).await.with_context(|| format!("n{victim}, {place}"))?;
         row.crashes += u32::from(reached);
         wait_whole(cluster).await.with_context(|| format!("after a crash of n{victim} at {place}"))?;
         load.more(20).await?;
@@ -218,7 +218,7 @@ async fn judge_chunk(
 }
 
 /// Makes a node end at a place and brings it back. Returns whether it came by.
-async fn crash_once(cluster: &mut Cluster, load: &Load, place: Place, victim: usize) -> anyhow::Result<bool> {
+async fn crash_once(cluster: &mut Cluster, place: Place, victim: usize) -> anyhow::Result<bool> {
     let settings = match place {
         // Left-over segments are collected after minutes otherwise.
         Place::ObjectsBeforeDelete => format!("{place}=return(abort);objects::grace=return(100)"),
@@ -230,14 +230,14 @@ async fn crash_once(cluster: &mut Cluster, load: &Load, place: Place, victim: us
         Way::Start | Way::Behind => {
             cluster.kill(victim)?;
             if way(place) == Way::Behind {
-                load.more(200).await?;
+                leave_behind(cluster, victim).await?;
             }
             cluster.set_failpoints(victim, &settings)?;
             cluster.start_node(victim).await?;
         }
         Way::OtherBehind => {
             cluster.kill(other)?;
-            load.more(200).await?;
+            leave_behind(cluster, other).await?;
             cluster.set_failpoints(victim, &settings)?;
             cluster.start_node(other).await?;
         }
@@ -274,6 +274,16 @@ async fn revive(cluster: &mut Cluster, place: Place, victim: usize) -> anyhow::R
     Ok(())
 }
 
+/// Has the others checkpoint and truncate, so that this one needs a snapshot.
+async fn leave_behind(cluster: &Cluster, i: usize) -> anyhow::Result<()> {
+    let others: Vec<_> =
+        (1..=NODES).filter(|other| *other != i).map(|other| cluster.http(other)).collect::<Result<_, _>>()?;
+    for round in 0..2 {
+        fill(&others, round).await;
+    }
+    Ok(())
+}
+
 /// Stirs until the victim has ended. Returns whether it did.
 async fn wait_crash(cluster: &mut Cluster, place: Place, victim: usize) -> anyhow::Result<bool> {
     let begun = Instant::now();
@@ -288,9 +298,11 @@ async fn wait_crash(cluster: &mut Cluster, place: Place, victim: usize) -> anyho
             Err(ClusterError::TimedOut { .. }) => return Ok(false),
             Err(error) => bail!(error),
         }
+        round += 1;
         if way(place) == Way::Collections {
-            round += 1;
             stir_collections(cluster, victim, round).await;
+        } else if way(place) != Way::Join {
+            fill(&[cluster.http(victim % NODES + 1)?], round).await;
         }
     }
 }

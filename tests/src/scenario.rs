@@ -20,7 +20,7 @@ use flotilla_local_cluster::{
 use serde::Serialize;
 
 use crate::{
-    load::{Chance, Load, Recorder, Target},
+    load::{Chance, Load, Recorder, Target, fill},
     support::binary,
     verdict,
     whole::wait_whole,
@@ -30,6 +30,8 @@ use crate::{
 const HAS_FAILPOINTS: &str = "this build has failpoints";
 /// Answers that are waited for after the healing, before the load ends.
 const AFTER: u64 = 200;
+/// Fillings after which every shard has checkpointed.
+const FILLINGS: u32 = 2;
 /// Bytes of a node's own disk, for scenarios that need one.
 const DISK_BYTES: u64 = 192 << 20;
 
@@ -167,6 +169,18 @@ impl Ground {
     /// They do not come.
     pub async fn more(&self, answers: u64) -> anyhow::Result<()> {
         self.load.more(answers).await
+    }
+
+    /// Has the nodes but this one checkpoint and truncate, so that it needs a snapshot when it comes back. Takes small memtables.
+    ///
+    /// # Errors
+    /// There is no other node.
+    pub async fn leave_behind(&self, i: usize) -> anyhow::Result<()> {
+        let others = self.others(i).into_iter().map(|other| self.cluster.http(other)).collect::<Result<Vec<_>, _>>()?;
+        for round in 0..FILLINGS {
+            fill(&others, round).await;
+        }
+        Ok(())
     }
 
     /// Lets the fault last, whatever comes of it.

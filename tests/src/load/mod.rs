@@ -4,6 +4,7 @@
 //! Each client asks one node, one thing at a time, and never repeats a write. Values are written once, so that a version stands for a
 //! value. Besides the shared keys each client puts keys of its own, which nobody changes: they must all be there in the end.
 
+mod filling;
 mod history;
 mod redis;
 
@@ -24,6 +25,7 @@ use flotilla_client::{Client, ClientError, ClientOptions, PutOptions};
 use flotilla_types::Timestamp;
 use tokio::{task::JoinSet, time::sleep};
 
+pub use filling::fill;
 pub use history::{Ask, Recorded, Recorder, Told};
 
 use crate::support::{Fate, fate};

@@ -107,7 +107,7 @@ pub(super) async fn flip_in_log(ground: &mut Ground) -> anyhow::Result<()> {
 
 pub(super) async fn flip_in_objects(ground: &mut Ground) -> anyhow::Result<()> {
     for i in [2, 3] {
-        ground.more(200).await?;
+        ground.leave_behind(1).await?;
         flip(ground, i, |data| {
             let segments = files_below(&data.join("state/objects"))?;
             ensure!(!segments.is_empty(), "no segments in {}", data.display());
@@ -120,7 +120,7 @@ pub(super) async fn flip_in_objects(ground: &mut Ground) -> anyhow::Result<()> {
 
 pub(super) async fn flip_in_view(ground: &mut Ground) -> anyhow::Result<()> {
     for i in [1, 2] {
-        ground.more(200).await?;
+        ground.leave_behind(3).await?;
         flip(ground, i, |data| {
             let files = files_below(&data.join("state/view"))?;
             ensure!(!files.is_empty(), "no view in {}", data.display());
@@ -161,6 +161,7 @@ pub(super) async fn roll_back(ground: &mut Ground) -> anyhow::Result<()> {
         ground.cluster.backup(i)?;
         ground.restart(i).await?;
         ground.more(200).await?;
+        ground.leave_behind(1).await?;
         // A beat, so that its peers know how far it was.
         ground.last(Duration::from_millis(600)).await;
         ground.cluster.kill(i)?;
@@ -173,7 +174,7 @@ pub(super) async fn roll_back(ground: &mut Ground) -> anyhow::Result<()> {
 
 pub(super) async fn wipe_view(ground: &mut Ground) -> anyhow::Result<()> {
     for i in 1..=3 {
-        ground.more(100).await?;
+        ground.leave_behind(i).await?;
         ground.cluster.kill(i)?;
         ground.cluster.wipe(i, What::View)?;
         ground.more(50).await?;

@@ -35,8 +35,8 @@ pub(super) async fn kill_amid_checkpoints(ground: &mut Ground) -> anyhow::Result
         let i = ground.any_node();
         let more = 50 + ground.chance.below(200);
         ground.cluster.kill(i)?;
-        // Long enough for its log to fall behind the others' truncation.
         ground.more(more).await?;
+        ground.leave_behind(i).await?;
         ground.restart(i).await?;
         ground.more(more).await?;
     }
