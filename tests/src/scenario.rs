@@ -277,9 +277,9 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
         report.memory_mib = report.memory_mib.max(cluster.peak_bytes(i)? >> 20);
         let log = fs::read(cluster.log(i)?)?;
         let log = String::from_utf8_lossy(&log);
-        let panicked = log
-            .lines()
-            .find(|line| line.contains("panicked") && !scenario.panics.is_some_and(|expected| line.contains(expected)));
+        let panicked = log.lines().find(|line| {
+            line.contains("panicked at ") && !scenario.panics.is_some_and(|expected| line.contains(expected))
+        });
         ensure!(panicked.is_none(), "n{i}: {}", panicked.unwrap_or_default());
     }
     ensure!(

@@ -24,6 +24,13 @@ const SMALL_FILES: &[&str] =
 const ALARMS: [&str; 3] = ["WARN", "ERROR", "error:"];
 const SHOWN: usize = 4;
 
+/// Bits that are flipped in each segment, so that live objects are hit.
+const FLIPS: usize = 24;
+/// Rounds of fillings after which every shard has folded its runs.
+const FOLDS: usize = 12;
+/// Longer than a node tries to build a checkpoint.
+const GIVES_UP_AFTER: Duration = Duration::from_secs(75);
+
 /// All files below a folder, in order, that are not empty.
 fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -89,33 +96,43 @@ async fn come_back(ground: &mut Ground, i: usize) -> anyhow::Result<&'static str
     Ok("it refused, and joined anew")
 }
 
+/// One node only: damage may stay unnoticed until somebody reads it, and the same damage on two nodes is one fault too many.
 pub(super) async fn flip_in_log(ground: &mut Ground) -> anyhow::Result<()> {
-    for i in [2, 3] {
-        let chance = ground.chance.below(1_000);
-        let one = |data: &Path| {
-            let logs: Vec<_> = files_below(&data.join("log"))?
-                .into_iter()
-                .filter(|file| file.extension().is_some_and(|it| it == "raftlog"))
-                .collect();
-            ensure!(!logs.is_empty(), "no log files in {}", data.display());
-            Ok(vec![logs[usize::try_from(chance)? % logs.len()].clone()])
-        };
-        flip(ground, i, one).await?;
-    }
-    Ok(())
+    let (i, chance) = (ground.any_node(), ground.chance.below(1_000));
+    let one = |data: &Path| {
+        let logs: Vec<_> = files_below(&data.join("log"))?
+            .into_iter()
+            .filter(|file| file.extension().is_some_and(|it| it == "raftlog"))
+            .collect();
+        ensure!(!logs.is_empty(), "no log files in {}", data.display());
+        Ok(vec![logs[usize::try_from(chance)? % logs.len()].clone()])
+    };
+    flip(ground, i, one).await
+}
+
+fn segments(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let segments = files_below(&data.join("state/objects"))?;
+    ensure!(!segments.is_empty(), "no segments in {}", data.display());
+    Ok(segments)
 }
 
 pub(super) async fn flip_in_objects(ground: &mut Ground) -> anyhow::Result<()> {
-    for i in [2, 3] {
-        ground.leave_behind(1).await?;
-        flip(ground, i, |data| {
-            let segments = files_below(&data.join("state/objects"))?;
-            ensure!(!segments.is_empty(), "no segments in {}", data.display());
-            Ok(segments)
-        })
-        .await?;
+    let i = ground.any_node();
+    ground.leave_behind(i).await?;
+    flip(ground, i, segments).await
+}
+
+/// The view hides the damage until the objects are read to be folded.
+pub(super) async fn fold_damaged_objects(ground: &mut Ground) -> anyhow::Result<()> {
+    let i = ground.any_node();
+    ground.leave_behind(i).await?;
+    flip(ground, i, |data| Ok(segments(data)?.into_iter().flat_map(|file| vec![file; FLIPS]).collect())).await?;
+    for _ in 0..FOLDS {
+        ground.leave_behind(i).await?;
     }
-    Ok(())
+    ground.last(GIVES_UP_AFTER).await;
+    ensure!(ground.cluster.runs(i)?, "n{i} ended over a damaged object that its peers have");
+    ground.recovered().await
 }
 
 pub(super) async fn flip_in_view(ground: &mut Ground) -> anyhow::Result<()> {

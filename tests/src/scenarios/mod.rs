@@ -219,6 +219,13 @@ pub const ALL: &[Scenario] = &[
         ..BASE
     },
     Scenario {
+        name: "damaged_objects_are_to_be_folded",
+        about: "many bits of a node's objects flip, and the next checkpoints need them",
+        arguments: &SMALL,
+        fault: fault!(files::fold_damaged_objects),
+        ..BASE
+    },
+    Scenario {
         name: "a_bit_of_the_view_flips",
         about: "one bit in each file of a stopped node's view",
         arguments: &SMALL,

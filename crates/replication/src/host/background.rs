@@ -29,6 +29,31 @@ pub(super) enum Job {
     Stop,
 }
 
+/// What to do when a checkpoint could not be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The replica was destroyed meanwhile.
+    Nothing,
+    /// The disk may recover.
+    Retry,
+    /// What the checkpoint rests on is damaged, here only: the replica must be replaced from its peers. Trying again would meet the same
+    /// bytes, hold back the checkpoints of others, and do so again after each restart.
+    GiveUp,
+    /// The disk does not recover, and the log can only grow.
+    End,
+}
+
+impl Next {
+    fn after(error: &EngineError, attempt: u32) -> Self {
+        match error {
+            EngineError::NotOpen(_) => Self::Nothing,
+            EngineError::Object(_) | EngineError::Mismatch(_) | EngineError::Corrupt { .. } => Self::GiveUp,
+            EngineError::Io(_) | EngineError::View(_) if attempt < BUILD_TRIES_MAX => Self::Retry,
+            EngineError::Io(_) | EngineError::View(_) => Self::End,
+        }
+    }
+}
+
 pub(super) struct Workers {
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) engine: Arc<dyn StateEngine>,
@@ -118,16 +143,22 @@ impl Shared {
                     self.inbox.send(Input::Built { replica, checkpoint: Some(checkpoint) });
                     return;
                 }
-                // Destroyed meanwhile.
-                Err(EngineError::NotOpen(_)) => return,
-                Err(error) if attempt < BUILD_TRIES_MAX => {
-                    tracing::warn!(%replica, %error, attempt, "a checkpoint could not be built; trying again");
-                    std::thread::sleep(BUILD_RETRY);
-                }
-                Err(error) => {
-                    (self.fatal)(&format!("no checkpoint of replica {replica} can be built: {error}"));
-                    return;
-                }
+                Err(error) => match Next::after(&error, attempt) {
+                    Next::Nothing => return,
+                    Next::Retry => {
+                        tracing::warn!(%replica, %error, attempt, "a checkpoint could not be built; trying again");
+                        std::thread::sleep(BUILD_RETRY);
+                    }
+                    Next::GiveUp => {
+                        tracing::error!(%replica, %error, "no checkpoint can be built of what is left of a replica");
+                        self.inbox.send(Input::Broken { replica });
+                        return;
+                    }
+                    Next::End => {
+                        (self.fatal)(&format!("no checkpoint of replica {replica} can be built: {error}"));
+                        return;
+                    }
+                },
             }
         }
     }
@@ -152,5 +183,21 @@ impl Shared {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "log space could not be reclaimed"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_object_costs_the_replica_and_a_disk_that_stays_broken_the_node() {
+        let io = EngineError::from(std::io::Error::other("full"));
+        assert_eq!(Next::after(&io, 1), Next::Retry);
+        assert_eq!(Next::after(&io, BUILD_TRIES_MAX), Next::End);
+        assert_eq!(Next::after(&EngineError::Object(ObjectId::of(b"x")), 1), Next::GiveUp);
+        let reason = "damaged";
+        assert_eq!(Next::after(&EngineError::Corrupt { replica: ReplicaId(1), reason }, 1), Next::GiveUp);
+        assert_eq!(Next::after(&EngineError::NotOpen(ReplicaId(1)), 1), Next::Nothing);
     }
 }
