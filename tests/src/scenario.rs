@@ -262,6 +262,7 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
     ground.more(AFTER).await.context("after healing")?;
     let Ground { mut cluster, load, .. } = ground;
     let ended = load.finish().await?;
+    verdict::writes_are_served(&mut cluster, healed).await?;
     let equal_after = verdict::replicas_are_equal(&mut cluster, healed).await?;
     let running: Vec<usize> = (1..=cluster.len()).filter(|i| cluster.runs(*i).unwrap_or(false)).collect();
     for i in &running {

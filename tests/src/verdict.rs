@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use flotilla_api::{DigestList, Held, LocalRole};
-use flotilla_client::{Client, ClientOptions, ScanOptions};
+use flotilla_client::{Client, ClientOptions, PutOptions, ScanOptions};
 use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ReplicaRole, ShardId};
 use tokio::time::sleep;
@@ -19,6 +19,8 @@ use crate::{
 
 /// How long after the healing replicas may differ.
 pub(crate) const EQUAL_WITHIN: Duration = Duration::from_secs(30);
+/// Keys that are written after the healing: enough for every shard to hold some.
+const PROBES: usize = 64;
 /// Records of one page.
 const PAGE: usize = 500;
 /// What is listed of a long list.
@@ -62,6 +64,28 @@ pub(crate) async fn own_keys_are_kept(http: &str, ended: &Ended) -> anyhow::Resu
     wrong.extend(stored.keys().map(|key| format!("nobody put {key:?}")));
     ensure!(wrong.is_empty(), "{} keys are wrong: {:?}", wrong.len(), &wrong[..wrong.len().min(SHOWN)]);
     Ok(ended.own.len())
+}
+
+/// Every shard takes writes again, through every node.
+///
+/// # Errors
+/// One does not within [`EQUAL_WITHIN`] of `healed`.
+pub(crate) async fn writes_are_served(cluster: &mut Cluster, healed: Instant) -> anyhow::Result<()> {
+    for i in 1..=cluster.len() {
+        if !cluster.runs(i)? {
+            continue;
+        }
+        let client = Client::new(ClientOptions::new([cluster.http(i)?]))?;
+        for number in 0..PROBES {
+            let key = format!("healed/{number}");
+            while let Err(error) = client.put("default", key.as_bytes(), "yes".into(), &PutOptions::default()).await {
+                let since = healed.elapsed();
+                ensure!(since < EQUAL_WITHIN, "{} s after healing n{i} does not put {key}: {error}", since.as_secs());
+                sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What a node holds of each shard.

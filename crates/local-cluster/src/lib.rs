@@ -4,6 +4,9 @@
 //! for `cargo xtask cluster-*`: a file that names processes which outlive the command that started them. Both use the
 //! same command line ([`command`]) and the same questions over HTTP ([`is_ready`], [`is_whole`], [`status`], [`token`]).
 //!
+//! Faults beyond signals: a [`Proxy`] between nodes, network namespaces and small disks ([`ClusterOptions`]), failpoints, [`flip_bit`]. What needs root says
+//! so ([`missing_privilege`]) and cleans up after itself, and after test processes that were killed.
+//!
 //! Deliberately absent: anything that reads or writes the store, and any knowledge of what lies in a data folder,
 //! except that the view is a folder called `view`.
 

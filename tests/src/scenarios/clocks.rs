@@ -5,6 +5,8 @@ use std::time::Duration;
 use crate::scenario::Ground;
 
 const HOURS_MS: i64 = 5 * 3_600_000;
+/// What all clocks are wrong by: well beyond any deadline.
+const ALL_MS: i64 = 3_600_000;
 /// Long enough for beats and elections.
 const LASTS: Duration = Duration::from_secs(3);
 
@@ -23,6 +25,22 @@ pub(super) async fn go_wrong(ground: &mut Ground) -> anyhow::Result<()> {
         ground.more(100).await?;
     }
     Ok(())
+}
+
+/// As when the time server of all of them is wrong, and then put right.
+pub(super) async fn all_wrong(ground: &mut Ground) -> anyhow::Result<()> {
+    for offset_ms in [ALL_MS, -ALL_MS] {
+        for i in 1..=3 {
+            set(ground, i, offset_ms)?;
+        }
+        ground.last(LASTS).await;
+        ground.more(200).await?;
+        for i in 1..=3 {
+            ground.cluster.clear_failpoints(i)?;
+        }
+        ground.more(200).await?;
+    }
+    ground.recovered().await
 }
 
 pub(super) async fn jump(ground: &mut Ground) -> anyhow::Result<()> {

@@ -44,6 +44,10 @@ pub(super) async fn full(ground: &mut Ground) -> anyhow::Result<()> {
     ground.cluster.fill_disk(i)?;
     // It may go on for as long as it needs no space; it must not acknowledge what it could not write.
     ground.more(150).await?;
+    // More than the log has allocated ahead.
+    for _ in 0..4 {
+        ground.leave_behind(i).await?;
+    }
     let ended = ground.cluster.wait_exit(i, LASTS).await;
     if let Ok(status) = &ended {
         ensure!(status.code() == Some(CANNOT_GO_ON), "n{i} ended with {status}");
@@ -72,6 +76,17 @@ pub(super) async fn log_without_space(ground: &mut Ground) -> anyhow::Result<()>
         fatal(ground, i, "log_fd::write::no_space_err=return").await?;
     }
     Ok(())
+}
+
+pub(super) async fn objects_without_space(ground: &mut Ground) -> anyhow::Result<()> {
+    let i = ground.any_node();
+    ground.cluster.set_failpoints(i, "objects::before_append=return(enospc)")?;
+    ground.leave_behind(i).await?;
+    ground.last(LASTS * 2).await;
+    ground.cluster.clear_failpoints(i)?;
+    ensure!(ground.cluster.runs(i)?, "n{i} ended over a disk that was full for {} s", (LASTS * 2).as_secs());
+    ground.leave_behind(i).await?;
+    ground.recovered().await
 }
 
 pub(super) async fn log_sync_fails(ground: &mut Ground) -> anyhow::Result<()> {

@@ -170,6 +170,14 @@ pub const ALL: &[Scenario] = &[
         ..BASE
     },
     Scenario {
+        name: "objects_have_no_space",
+        about: "checkpoints find no space on one node for a while; it must get over it by itself",
+        needs: Needs::Failpoints,
+        arguments: &SMALL,
+        fault: fault!(disks::objects_without_space),
+        ..BASE
+    },
+    Scenario {
         name: "an_fsync_of_the_log_fails",
         about: "the log's fsync fails: the node must end and come back",
         set: Set::Short,
@@ -274,6 +282,13 @@ pub const ALL: &[Scenario] = &[
         about: "the wall clocks of all nodes jump to and fro",
         needs: Needs::Failpoints,
         fault: fault!(clocks::jump),
+        ..BASE
+    },
+    Scenario {
+        name: "all_clocks_go_wrong_together",
+        about: "the wall clocks of all nodes are an hour ahead, then right, then an hour behind, then right",
+        needs: Needs::Failpoints,
+        fault: fault!(clocks::all_wrong),
         ..BASE
     },
     // ── shape ──────────────────────────────────────────────────────────────

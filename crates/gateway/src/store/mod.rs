@@ -4,6 +4,7 @@
 //! Reads and scans of many shards are asked in parallel and put together here.
 
 mod error;
+mod hybrid;
 mod read;
 mod scan;
 mod sessions;
@@ -49,13 +50,20 @@ pub struct Store {
 struct Inner {
     shards: Shards,
     sessions: sessions::Sessions,
+    hybrid: hybrid::HybridNow,
 }
 
 impl Store {
     /// A store over this node's way to the shards. `session` is random, and new at every start.
     #[must_use]
     pub fn new(shards: Shards, session: SessionId) -> Self {
-        Self { inner: Arc::new(Inner { shards, sessions: sessions::Sessions::new(session) }) }
+        Self {
+            inner: Arc::new(Inner {
+                shards,
+                sessions: sessions::Sessions::new(session),
+                hybrid: hybrid::HybridNow::default(),
+            }),
+        }
     }
 
     /// Whether keys live in one shard, so that a write may name them all.

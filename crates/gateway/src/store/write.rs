@@ -36,7 +36,7 @@ impl Store {
             let command = Command {
                 session: ticket.session,
                 sequence: ticket.sequence.0,
-                expires_at_ms: clock::wall_ms() + left_ms + EXPIRY_SLACK_MS,
+                expires_at_ms: self.inner.hybrid.now_ms(clock::wall_ms()) + left_ms + EXPIRY_SLACK_MS,
                 acked_below: ticket.acked_below,
                 conditions,
                 operations,
@@ -44,7 +44,7 @@ impl Store {
             let payload = encode_command(&command);
             let answer = self.inner.shards.ask(Ask::Propose, shard, Some(range_epoch), payload, deadline_ms).await;
             match answer {
-                Ok((outcome, _)) => match written(&outcome, shard)? {
+                Ok((outcome, _)) => match self.written(&outcome, shard)? {
                     Some(written) => return Ok(written),
                     None => tokio::time::sleep(STALE_PAUSE).await,
                 },
@@ -81,6 +81,23 @@ impl Store {
         let (shard, epoch) =
             home.ok_or(StoreError::Invalid("a batch must have at least one operation or condition"))?;
         Ok((shard, epoch, conditions, operations))
+    }
+
+    /// `None`: routed by an old map; route again.
+    fn written(&self, outcome: &Bytes, shard: ShardId) -> Result<Option<Written>, StoreError> {
+        match decode_outcome(outcome.clone()) {
+            Ok(Outcome::Done { results, timestamp }) => {
+                self.inner.hybrid.heard(timestamp);
+                Ok(Some(Written { results, timestamp, shard }))
+            }
+            Ok(Outcome::Refused(refusal)) => {
+                if let Refusal::Expired { clock_ms } = refusal {
+                    self.inner.hybrid.heard_ms(clock_ms);
+                }
+                refused(refusal, shard)
+            }
+            Err(_) => Err(StoreError::OutcomeUnknown { shard }),
+        }
     }
 
     /// Commits an empty command, which moves the shard's clock past what is due.
@@ -127,13 +144,8 @@ fn check(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<
     Ok(())
 }
 
-/// `None`: routed by an old map; route again.
-fn written(outcome: &Bytes, shard: ShardId) -> Result<Option<Written>, StoreError> {
-    let refusal = match decode_outcome(outcome.clone()) {
-        Ok(Outcome::Done { results, timestamp }) => return Ok(Some(Written { results, timestamp, shard })),
-        Ok(Outcome::Refused(refusal)) => refusal,
-        Err(_) => return Err(StoreError::OutcomeUnknown { shard }),
-    };
+/// What the shard said instead of writing. `None`: routed by an old map; route again.
+fn refused(refusal: Refusal, shard: ShardId) -> Result<Option<Written>, StoreError> {
     Err(match refusal {
         Refusal::WrongShard => return Ok(None),
         Refusal::ConditionFailed { operation, found } => StoreError::ConditionFailed { operation, found },
@@ -142,7 +154,7 @@ fn written(outcome: &Bytes, shard: ShardId) -> Result<Option<Written>, StoreErro
         Refusal::TooLarge { limit_bytes } => StoreError::ValueTooLarge { limit_bytes },
         Refusal::SessionFull => StoreError::Busy { retry_after_ms: RETRY_AFTER_MS },
         // An earlier attempt of the same command may have been applied.
-        Refusal::Expired | Refusal::OutcomeForgotten => StoreError::OutcomeUnknown { shard },
+        Refusal::Expired { .. } | Refusal::OutcomeForgotten => StoreError::OutcomeUnknown { shard },
         Refusal::TooManyOperations { .. } => {
             StoreError::BatchTooLarge { operations_max: BATCH_OPERATIONS_MAX, bytes_max: BATCH_BYTES_MAX }
         }
