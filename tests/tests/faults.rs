@@ -2,7 +2,7 @@
 
 use flotilla_tests::{
     ALL,
-    scenario::{self, Set},
+    scenario::{self, Ground, Scenario, Set},
 };
 
 /// Any will do; `cargo xtask torture` takes others.
@@ -15,6 +15,39 @@ fn run(name: &str) {
         Ok(report) => eprintln!("{report:#?}"),
         Err(error) => panic!("{name}: {error:?}"),
     }
+}
+
+/// The judge itself: what nobody can notice from inside must show in the history.
+#[test]
+fn a_cluster_that_is_rolled_back_as_a_whole_is_judged_to_have_lost_writes() {
+    async fn roll_all_back(ground: &mut Ground) -> anyhow::Result<()> {
+        for i in 1..=3 {
+            ground.cluster.kill(i)?;
+            ground.cluster.backup(i)?;
+        }
+        for i in 1..=3 {
+            ground.cluster.start_node(i).await?;
+        }
+        ground.recovered().await?;
+        ground.more(300).await?;
+        for i in 1..=3 {
+            ground.cluster.kill(i)?;
+            ground.cluster.restore(i)?;
+        }
+        for i in 1..=3 {
+            ground.cluster.start_node(i).await?;
+        }
+        ground.recovered().await
+    }
+    let name = "a_cluster_that_is_rolled_back_as_a_whole";
+    let scenario = Scenario { name, fault: |ground| Box::pin(roll_all_back(ground)), ..Scenario::DEFAULT };
+    let error = scenario::run(&scenario, SEED).expect_err("acknowledged writes are gone");
+    let said = format!("{error:#}");
+    assert!(said.contains("keys are wrong") || said.contains("not linearizable"), "{said}");
+    // What a failure leaves: its folder is the error's context.
+    let left = std::path::PathBuf::from(error.to_string());
+    assert!(left.join("history.jsonl").is_file(), "{}", left.display());
+    std::fs::remove_dir_all(left).expect("a folder of ours");
 }
 
 macro_rules! short {
