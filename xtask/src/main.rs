@@ -10,6 +10,7 @@ mod lint;
 mod mutate;
 mod sim;
 mod test;
+mod torture;
 mod workspace;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Command {
     ClusterDown(cluster::down::Arguments),
     /// Run all tests
     Test(test::Arguments),
+    /// Hurt clusters of real processes for long: every scenario, or crashes at every failpoint
+    Torture(torture::Arguments),
     /// Check formatting, lints, layers, licences and advisories
     Lint,
     /// Run simulated clusters, many seeds or one
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::ClusterAdd(arguments) => cluster::add::run(&arguments),
         Command::ClusterDown(arguments) => cluster::down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Torture(arguments) => torture::run(&arguments),
         Command::Lint => lint::run(),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutate(arguments) => mutate::run(&arguments),

@@ -83,7 +83,11 @@ fn mirror(from: &Path, to: &Path) -> Result<()> {
             let entry = entry?;
             if !from.join(entry.file_name()).exists() {
                 let path = entry.path();
-                if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? };
+                if path.is_dir() {
+                    fs::remove_dir_all(path)?
+                } else {
+                    fs::remove_file(path)?
+                };
             }
         }
         return Ok(());
