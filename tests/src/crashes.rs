@@ -94,10 +94,10 @@ fn way(place: Place) -> Way {
         | ObjectsBeforeAppend
         | ObjectsBeforeSync
         | ObjectsFilesSynced
-        | ObjectsSynced
-        | ObjectsBeforeDelete => Way::Load,
-        RaftLogOpen | ApplyOpen | ApplyLoaded | SnapshotBeforeLoad | ObjectsSegmentBegun | FolderBeforeWrite
-        | FolderBeside | FolderSynced | FolderRenamed | FolderReplaced => Way::Start,
+        | ObjectsSynced => Way::Load,
+        // Only segments that were there at the start are closed ones.
+        ObjectsBeforeDelete | RaftLogOpen | ApplyOpen | ApplyLoaded | SnapshotBeforeLoad | ObjectsSegmentBegun
+        | FolderBeforeWrite | FolderBeside | FolderSynced | FolderRenamed | FolderReplaced => Way::Start,
         RaftSnapshotParked
         | WalBeforeClear
         | WalCleared
