@@ -5,6 +5,7 @@
 
 mod bench;
 mod cluster;
+mod fuzz;
 mod layers;
 mod lint;
 mod test;
@@ -38,6 +39,8 @@ enum Command {
     ClusterDown(cluster::down::Arguments),
     /// Run all tests
     Test(test::Arguments),
+    /// Attack the parsers with hostile input for a while
+    Fuzz(fuzz::Arguments),
     /// Check formatting, lints, layers, licences and advisories
     Lint,
     /// Measure throughput and latency, beside the peers installed on this machine
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::ClusterAdd(arguments) => cluster::add::run(&arguments),
         Command::ClusterDown(arguments) => cluster::down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Lint => lint::run(),
         Command::Bench(arguments) => bench::run(&arguments),
     };
