@@ -31,6 +31,8 @@ const LAYERS: &[Row] = &[
     ("failpoints", 0, May::Use(&[])),
     // Judges histories of anything; knows nothing of Flotilla.
     ("checker", 0, May::Use(&[])),
+    // Spoils the bytes of anything; only tests use it.
+    ("hostile", 0, May::Use(&[])),
     ("wire", 1, May::Use(&["types"])),
     ("identity", 1, May::Use(&["types"])),
     ("objects", 1, May::Use(&["types", "failpoints"])),

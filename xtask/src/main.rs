@@ -5,6 +5,7 @@
 
 mod bench;
 mod cluster;
+mod fuzz;
 mod layers;
 mod lint;
 mod mutate;
@@ -43,6 +44,8 @@ enum Command {
     Test(test::Arguments),
     /// Hurt clusters of real processes for long: every scenario, or crashes at every failpoint
     Torture(torture::Arguments),
+    /// Attack the parsers with hostile input for a while
+    Fuzz(fuzz::Arguments),
     /// Check formatting, lints, layers, licences and advisories
     Lint,
     /// Run simulated clusters, many seeds or one
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::ClusterDown(arguments) => cluster::down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Torture(arguments) => torture::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Lint => lint::run(),
         Command::Sim(arguments) => sim::run(&arguments),
         Command::Mutate(arguments) => mutate::run(&arguments),

@@ -1,12 +1,13 @@
 //! One replica of one shard: a raft-rs node with its store, turned into calls and effects.
 
+mod misuse;
+
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_storage::{Log, LogError, ReplicaLog};
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardDescriptor,
-    ShardId, Term,
+    Checkpoint, ConfState, Entry, HardState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 use raft::{RawNode, StateRole, eraftpb};
 use rand::{RngExt as _, SeedableRng as _};
@@ -219,10 +220,12 @@ impl Group {
 
     /// raft-rs makes a lone voter leader at once and takes its whole log for durable.
     fn must_not_win_yet(&self) -> bool {
+        self.node.raft.state != StateRole::Leader && self.is_alone_and_writing()
+    }
+
+    fn is_alone_and_writing(&self) -> bool {
         let raft = &self.node.raft;
-        raft.state != StateRole::Leader
-            && raft.prs().is_singleton()
-            && raft.raft_log.persisted < raft.raft_log.last_index()
+        raft.prs().is_singleton() && raft.raft_log.persisted < raft.raft_log.last_index()
     }
 
     /// Takes a message. Whatever does not fit (an unknown sender, an old term) is dropped, as the network may have done.
@@ -237,32 +240,6 @@ impl Group {
             && accepted == Some(checkpoint.position.index.0)
         {
             self.incoming = Some(checkpoint);
-        }
-    }
-
-    /// Messages that raft-rs answers with a panic, or for ever in vain, because no correct peer sends them.
-    fn would_misuse(&self, message: &Message) -> bool {
-        // Term 0 marks what a replica says to itself.
-        if message.term == Term(0) {
-            return true;
-        }
-        match message.kind {
-            // A commit index beyond our log is fatal to raft-rs, unless the whole message is too old to be looked at.
-            MessageKind::Heartbeat => message.commit > self.last() && message.term.0 >= self.node.raft.term,
-            // It would be acknowledged for entries that it does not carry.
-            MessageKind::Append => {
-                let follows = |(index, entry): (u64, &Entry)| entry.index.0 == index;
-                !(message.index.0.saturating_add(1)..).zip(&message.entries).all(follows)
-            }
-            // Followers do not ask for read indexes here.
-            MessageKind::ReadIndex | MessageKind::ReadIndexResponse => true,
-            // A snapshot of a configuration that does not know us would be ignored for ever.
-            MessageKind::Snapshot => {
-                let conf = message.snapshot.as_ref().map(|snapshot| &snapshot.checkpoint.position.conf);
-                !conf.is_some_and(|conf| conf.contains(self.replica))
-            }
-            MessageKind::TimeoutNow => self.must_not_win_yet(),
-            _ => false,
         }
     }
 

@@ -116,7 +116,7 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
     let next = AtomicU64::new(seeds.start);
     let stop = AtomicBool::new(false);
     let sum = Mutex::new(Sum::default());
-    let failures: Mutex<Vec<Box<Failure>>> = Mutex::default();
+    let failures: Mutex<Vec<Failure>> = Mutex::default();
     let started = Instant::now();
     let count = seeds.end - seeds.start;
     thread::scope(|scope| {
@@ -132,7 +132,7 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
                         Err(failure) => {
                             let summary = failure.message.lines().next().unwrap_or_default().to_owned();
                             eprintln!("\nseed {seed} failed: {summary}");
-                            lock(&failures).push(failure);
+                            lock(&failures).push(*failure);
                             stop.fetch_or(!arguments.keep_going, Ordering::Relaxed);
                         }
                     }
@@ -165,7 +165,7 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
 }
 
 /// Tells how far the run is: often on a terminal, seldom elsewhere.
-fn progress(sum: &Mutex<Sum>, failures: &Mutex<Vec<Box<Failure>>>, count: u64, stop: &AtomicBool, started: Instant) {
+fn progress(sum: &Mutex<Sum>, failures: &Mutex<Vec<Failure>>, count: u64, stop: &AtomicBool, started: Instant) {
     let terminal = std::io::stderr().is_terminal();
     let mut told = Instant::now();
     loop {

@@ -1,6 +1,7 @@
 //! What a group of replicas does, told as inputs and effects.
 
 mod driver;
+mod hostile;
 
 use bytes::Bytes;
 use flotilla_consensus::{ConfChange, Effects, Input, ProposeError};

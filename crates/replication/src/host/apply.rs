@@ -51,7 +51,7 @@ impl Apply {
                 return;
             }
             for load in applied.loads {
-                let _ = self.background.send(background::Order::Work(work::Job::Load(load)));
+                let _ = self.background.send(background::Order::Work(Box::new(work::Job::Load(load))));
             }
             let answers = !applied.replies.is_empty();
             for (reply, answer) in applied.replies {

@@ -20,7 +20,7 @@ pub(super) const THREADS: usize = 2;
 const RECLAIM_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) enum Order {
-    Work(Job),
+    Work(Box<Job>),
     Stop,
 }
 
@@ -64,7 +64,7 @@ impl Shared {
             let order = self.orders.lock().recv_timeout(RECLAIM_EVERY);
             match order {
                 Ok(Order::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Ok(Order::Work(job)) => self.work(job),
+                Ok(Order::Work(job)) => self.work(*job),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
             self.reclaim_if_due();

@@ -103,7 +103,7 @@ impl Raft {
                     continue;
                 }
             };
-            let _ = self.background.send(background::Order::Work(job));
+            let _ = self.background.send(background::Order::Work(Box::new(job)));
         }
         reached(Place::RaftHandedOn);
         for (reply, answer) in effects.replies {
