@@ -121,7 +121,7 @@ impl Checks {
     }
 
     /// Looks at a message that leaves a node: it says nothing that the disk of its sender could take back.
-    pub(crate) fn sends(&self, message: &Message) {
+    pub(crate) fn sends(&mut self, message: &Message) {
         let (id, to) = (message.from, message.to);
         let known = self.replicas.get(&id);
         let hard_state = known.map(|known| known.hard_state).unwrap_or_default();
@@ -134,12 +134,12 @@ impl Checks {
         );
         match message.kind {
             MessageKind::RequestVote => {
-                let vote = known.and_then(|known| known.votes.get(&message.term));
-                assert_eq!(vote, Some(&id), "{id} asks for votes in {} before its own is durable", message.term);
+                let vote = self.vote(id, message.term, id);
+                assert_eq!(vote, Some(id), "{id} asks for votes in {} before its own is durable", message.term);
             }
             MessageKind::RequestVoteResponse if !message.reject => {
-                let vote = known.and_then(|known| known.votes.get(&message.term));
-                assert_eq!(vote, Some(&to), "{id} grants a vote in {} before it is durable", message.term);
+                let vote = self.vote(id, message.term, to);
+                assert_eq!(vote, Some(to), "{id} grants a vote in {} before it is durable", message.term);
             }
             MessageKind::AppendResponse if !message.reject => {
                 let holds = known
@@ -148,6 +148,16 @@ impl Checks {
             }
             _ => {}
         }
+    }
+
+    /// Whom the voter can have voted for in this term. A vote that shared its disk write with a later term is not on the disk,
+    /// and none in that term can come after it: it counts as durable from the moment it is told.
+    fn vote(&mut self, voter: ReplicaId, term: Term, told: ReplicaId) -> Option<ReplicaId> {
+        let known = self.replicas.get_mut(&voter)?;
+        if term < known.hard_state.term {
+            known.votes.entry(term).or_insert(told);
+        }
+        known.votes.get(&term).copied()
     }
 
     /// Applying never goes back while a node lives.

@@ -120,7 +120,8 @@ impl World {
         let which = planned.pick >> 32;
         let lasts_us = planned.lasts_ms * 1_000;
         let name = format!("{:?} for {} ms", planned.fault, planned.lasts_ms);
-        if loses(planned.fault) && (self.is_losing() || self.unsettled(LAG_MAX).is_some()) {
+        let forming = (self.nodes.len() as u64) < self.plan.nodes || !self.operator.is_idle();
+        if loses(planned.fault) && (forming || self.is_losing() || self.unsettled(LAG_MAX).is_some()) {
             return None;
         }
         self.note(format!("{name}: {id}"));

@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) apply_us_max: u64,
     /// Of a thousand background jobs so many take up to a second and a half.
     pub(crate) work_slow_per_mille: u32,
+    /// Whether faults and clients begin while the cluster still forms.
+    pub(crate) early: bool,
     /// How long the load runs, milliseconds.
     pub(crate) load_ms: u64,
     pub(crate) faults: Vec<Planned>,
@@ -151,6 +153,7 @@ impl Plan {
             },
             apply_us_max: *[100, 300, 300, 10_000].choose(&mut rng).unwrap_or(&300),
             work_slow_per_mille: *[2, 2, 100].choose(&mut rng).unwrap_or(&2),
+            early: rng.random_bool(0.3),
             load_ms,
             faults,
         }

@@ -102,6 +102,7 @@ pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
     let mut plan = Plan::draw(seed);
     if let Some(faults) = &options.faults {
         plan.faults.clone_from(faults);
+        plan.early = false;
         plan.load_ms = faults.iter().map(|planned| planned.at_ms + planned.lasts_ms + 1_000).fold(4_000, u64::max);
     }
     let faults = plan.faults.len();
@@ -146,20 +147,28 @@ fn live(world: &mut World) {
         let port = world.next_port();
         world.join(port);
     }
-    let formed = world.run_until(FORMING_MS, |world| {
-        world.operator.is_idle() && world.nodes.len() as u64 == world.plan.nodes && world.unsettled(64).is_none()
-    });
-    assert!(formed, "the cluster does not form: {:?}\n{}", world.unsettled(64), world.describe());
-    world.note("the cluster is formed");
+    if world.plan.early {
+        world.run_ms(500);
+    } else {
+        form(world);
+    }
     world.begin_load();
     world.begin_faults();
     world.run_ms(world.plan.load_ms);
     world.finish();
 }
 
+fn form(world: &mut World) {
+    let formed = world.run_until(FORMING_MS, |world| {
+        world.operator.is_idle() && world.nodes.len() as u64 == world.plan.nodes && world.unsettled(64).is_none()
+    });
+    assert!(formed, "the cluster does not form: {:?}\n{}", world.unsettled(64), world.describe());
+    world.note("the cluster is formed");
+}
+
 /// Leaves out whatever the failure does not need, within a bound, and returns the smallest plan that still fails.
 #[must_use]
-pub fn shrink(failure: Box<Failure>) -> Box<Failure> {
+pub fn shrink(failure: Failure) -> Failure {
     let mut smallest = failure;
     let mut runs = 0;
     let mut step = smallest.faults.div_ceil(2);
@@ -174,7 +183,7 @@ pub fn shrink(failure: Box<Failure>) -> Box<Failure> {
             let without = smallest.without.union(&leave_out).copied().collect();
             runs += 1;
             if let Err(smaller) = run(smallest.seed, &Options { without, ..Options::default() }) {
-                smallest = smaller;
+                smallest = *smaller;
             }
         }
         step /= 2;

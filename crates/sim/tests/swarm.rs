@@ -7,7 +7,7 @@ const SEEDS_PER_TEST: u64 = 50;
 fn seeds_hold(test: u64) {
     for seed in test * SEEDS_PER_TEST..(test + 1) * SEEDS_PER_TEST {
         if let Err(failure) = run(seed, &Options::default()) {
-            panic!("{}", flotilla_sim::shrink(failure));
+            panic!("{}", flotilla_sim::shrink(*failure));
         }
     }
 }

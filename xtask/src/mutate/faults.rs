@@ -43,7 +43,7 @@ pub(super) const FAULTS: &[Fault] = &[
         file: "crates/consensus/src/group.rs",
         before: "        if self.promised_in.is_some() {",
         after: "        if false {",
-        runner: Runner::Simulator,
+        runner: Runner::Tests("flotilla-consensus"),
     },
     Fault {
         name: "read-without-quorum",
