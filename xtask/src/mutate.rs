@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         refresh(&copy)?;
         plant(&copy, fault)?;
         let started = Instant::now();
-        let caught = try_out(&copy, fault, arguments.seeds)?;
+        let caught = try_out(&copy, fault, &arguments.seeds.to_string())?;
         let by = caught.clone().unwrap_or_else(|| "NOT CAUGHT".to_owned());
         println!("   {by} ({} s)", started.elapsed().as_secs());
         if caught.is_none() {
@@ -109,29 +109,24 @@ fn plant(copy: &Path, fault: &Fault) -> Result<()> {
 }
 
 /// What caught the fault, if anything did.
-fn try_out(copy: &Path, fault: &Fault, seeds: u64) -> Result<Option<String>> {
-    let output = match fault.runner {
-        Runner::Simulator => {
-            let mut build = at(copy);
-            build.args(["build", "--quiet", "-p", "flotilla-sim"]);
-            let built = build.output()?;
-            ensure!(built.status.success(), "it does not compile:\n{}", String::from_utf8_lossy(&built.stderr));
-            let mut run = at(copy);
-            run.args(["run", "--quiet", "-p", "flotilla-sim", "--", "--seeds", &seeds.to_string(), "--plain"]);
-            run.output()?
-        }
-        Runner::Tests(package) => {
-            let mut test = at(copy);
-            test.args(["test", "--quiet", "-p", package]);
-            test.output()?
-        }
+fn try_out(copy: &Path, fault: &Fault, seeds: &str) -> Result<Option<String>> {
+    let (build, try_out): (Vec<&str>, Vec<&str>) = match fault.runner {
+        Runner::Simulator => (
+            vec!["build", "-p", "flotilla-sim"],
+            vec!["run", "-p", "flotilla-sim", "--", "--plain", "--seeds", seeds],
+        ),
+        Runner::Tests(package) => (vec!["test", "-p", package, "--no-run"], vec!["test", "-p", package]),
     };
+    // What does not compile proves nothing.
+    let built = at(copy).args(&build).output()?;
+    ensure!(built.status.success(), "it does not compile:\n{}", String::from_utf8_lossy(&built.stderr));
+    let output = at(copy).args(&try_out).output()?;
     Ok((!output.status.success()).then(|| caught_by(&output)))
 }
 
 fn at(copy: &Path) -> Command {
     let mut command = cargo();
-    command.current_dir(copy).env("CARGO_TARGET_DIR", copy.join("target"));
+    command.arg("--quiet").current_dir(copy).env("CARGO_TARGET_DIR", copy.join("target"));
     command
 }
 
