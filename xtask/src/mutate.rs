@@ -111,10 +111,9 @@ fn plant(copy: &Path, fault: &Fault) -> Result<()> {
 /// What caught the fault, if anything did.
 fn try_out(copy: &Path, fault: &Fault, seeds: &str) -> Result<Option<String>> {
     let (build, try_out): (Vec<&str>, Vec<&str>) = match fault.runner {
-        Runner::Simulator => (
-            vec!["build", "-p", "flotilla-sim"],
-            vec!["run", "-p", "flotilla-sim", "--", "--plain", "--seeds", seeds],
-        ),
+        Runner::Simulator => {
+            (vec!["build", "-p", "flotilla-sim"], vec!["run", "-p", "flotilla-sim", "--", "--plain", "--seeds", seeds])
+        }
         Runner::Tests(package) => (vec!["test", "-p", package, "--no-run"], vec!["test", "-p", package]),
     };
     // What does not compile proves nothing.

@@ -142,6 +142,7 @@ impl Context {
                 tracing::info!(%replica, "destroying a replica that nobody counts on any more");
                 self.host.destroy(replica);
             }
+            Action::TrustFolder => self.host.trust_folder(),
             Action::Change { shard, change } => {
                 tracing::info!(%shard, ?change, "changing a shard's replicas");
                 self.host.change(shard, change);

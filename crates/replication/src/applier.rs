@@ -81,6 +81,16 @@ struct Ready {
     clock: Timestamp,
 }
 
+/// What a replica holds.
+pub struct Held {
+    /// The last entry that it has applied.
+    pub applied: LogIndex,
+    /// The state machine's own state after that entry.
+    pub system: Bytes,
+    /// Reads its records, and goes on to see later ones.
+    pub records: Arc<dyn StateReader>,
+}
+
 /// The state machines of a node.
 pub struct Applier<T> {
     engine: Arc<dyn StateEngine>,
@@ -158,10 +168,14 @@ impl<T> Applier<T> {
         }
     }
 
-    /// The last entry that a replica has applied, and what reads its records. `None` while it has none to show.
-    pub fn look(&self, replica: ReplicaId) -> Option<(LogIndex, Arc<dyn StateReader>)> {
+    /// What a replica holds at the moment. `None` while it has nothing to show.
+    pub fn look(&self, replica: ReplicaId) -> Option<Held> {
         match self.slots.get(&replica) {
-            Some(Slot::Ready(ready)) => Some((ready.position.index, ready.reader.clone())),
+            Some(Slot::Ready(ready)) => Some(Held {
+                applied: ready.position.index,
+                system: ready.machine.system(),
+                records: ready.reader.clone(),
+            }),
             _ => None,
         }
     }

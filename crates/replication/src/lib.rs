@@ -14,7 +14,7 @@ mod host;
 /// What the host's threads do, for shells of other kinds.
 pub mod work;
 
-pub use applier::{Applied, Applier, Load, MachineFactory};
+pub use applier::{Applied, Applier, Held, Load, MachineFactory};
 pub use batch::{Batch, BatchError};
 pub use config::{HostConfig, HostConfigError};
 pub use core::{

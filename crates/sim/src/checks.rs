@@ -17,7 +17,7 @@ use flotilla_types::{
     Term,
 };
 
-use crate::node::Node;
+use crate::{disk::Disk, node::Node};
 
 /// What was seen so far.
 #[derive(Default)]
@@ -75,6 +75,8 @@ struct Replica {
     hard_state: HardState,
     votes: BTreeMap<Term, ReplicaId>,
     destroyed: bool,
+    /// Whether its disk was put back to before its last promises.
+    stale: bool,
 }
 
 #[derive(Default)]
@@ -125,6 +127,7 @@ impl Checks {
         let (id, to) = (message.from, message.to);
         let known = self.replicas.get(&id);
         let hard_state = known.map(|known| known.hard_state).unwrap_or_default();
+        assert!(!known.is_some_and(|known| known.stale), "{id} speaks although its disk went back: {message:?}");
         let asks = matches!(message.kind, MessageKind::RequestPreVote | MessageKind::RequestPreVoteResponse);
         assert!(
             asks || message.term <= hard_state.term,
@@ -258,6 +261,7 @@ impl Checks {
         let replica = self.replicas.entry(id).or_default();
         assert!(!replica.destroyed || write.destroy, "{id} writes although it was destroyed");
         replica.destroyed |= write.destroy;
+        assert!(write.create.is_none() || replica.shard.is_none(), "{id} is created for the second time");
         replica.shard = replica.shard.or(write.create);
         if let Some(checkpoint) = &write.checkpoint {
             let index = checkpoint.position.index;
@@ -270,6 +274,9 @@ impl Checks {
         if let Some(hard_state) = write.hard_state {
             let before = replica.hard_state;
             assert!(before.term <= hard_state.term, "{id} went back from {before:?} to {hard_state:?}");
+            let forgets =
+                before.term == hard_state.term && before.vote != ReplicaId::NONE && before.vote != hard_state.vote;
+            assert!(!forgets, "{id} forgets its vote: {hard_state:?} after {before:?}");
             if hard_state.vote != ReplicaId::NONE {
                 let vote = *replica.votes.entry(hard_state.term).or_insert(hard_state.vote);
                 assert_eq!(vote, hard_state.vote, "{id} votes twice in {}", hard_state.term);
@@ -295,6 +302,17 @@ impl Checks {
             // Whatever stood behind a new entry is gone.
             replica.terms.split_off(&entry.index);
             replica.terms.insert(entry.index, entry.term);
+        }
+    }
+
+    /// A disk is put back to an older copy, and peers know: what its replicas promised since, they may not break.
+    pub(crate) fn rolled_back(&mut self, copy: &Disk) {
+        for (id, log) in copy.replicas().expect("a log in memory") {
+            let Some(known) = self.replicas.get_mut(&id) else { continue };
+            let conf = &log.checkpoint.position.conf;
+            let alone = conf.voters == [id] && !conf.is_joint();
+            let last = known.terms.last_key_value().map(|(index, _)| *index).unwrap_or_default();
+            known.stale |= !alone && (known.hard_state != log.hard_state || last > log.last);
         }
     }
 

@@ -181,7 +181,10 @@ impl StateEngine for Disk {
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
         // What is damaged counts as missing, as soon as somebody looks.
         let mut missing = self.engine.missing(objects);
-        missing.extend(objects.iter().copied().filter(|object| self.is_rotten(*object)));
+        let here = objects.iter().copied().filter(|object| !missing.contains(object));
+        let rotten: Vec<_> = here.filter(|object| self.is_rotten(*object)).collect();
+        self.engine.release(&rotten);
+        missing.extend(rotten);
         missing.sort_unstable();
         missing.dedup();
         missing

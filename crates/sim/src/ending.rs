@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{ReplicaStatus, Role};
-use flotilla_storage::StateEngine as _;
 use flotilla_types::{KeyRange, NodeId, ShardId};
 
 use crate::world::World;
@@ -114,20 +113,21 @@ impl World {
         self.compare();
     }
 
-    /// All replicas of a shard hold the same records.
+    /// All replicas of a shard hold the same.
     fn compare(&self) {
-        let mut first: BTreeMap<ShardId, (flotilla_types::ReplicaId, Vec<(bytes::Bytes, bytes::Bytes)>)> =
-            BTreeMap::new();
+        let mut first = BTreeMap::new();
         for node in self.nodes.values().filter(|node| node.running.is_some()) {
             for replica in node.status() {
-                let Ok(reader) = node.disk.reader(replica.replica) else {
-                    panic!("{} of {} cannot be read", replica.replica, node.id)
-                };
-                let Ok(records) = reader.scan(&KeyRange::all(), usize::MAX, usize::MAX) else {
+                let held = node.running.as_ref().and_then(|running| running.applier.look(replica.replica));
+                let Some(held) = held else { panic!("{} of {} cannot be read", replica.replica, node.id) };
+                let Ok(records) = held.records.scan(&KeyRange::all(), usize::MAX, usize::MAX) else {
                     panic!("{} of {} cannot be scanned", replica.replica, node.id)
                 };
-                let (other, others) = first.entry(replica.shard).or_insert_with(|| (replica.replica, records.clone()));
-                assert_eq!(*others, records, "{other} and {} of {} differ", replica.replica, replica.shard);
+                let found = (held.system, records);
+                let (other, others) = first.entry(replica.shard).or_insert_with(|| (replica.replica, found.clone()));
+                let (other, shard) = (*other, replica.shard);
+                assert_eq!(others.0, found.0, "{other} and {} of {shard} differ in what is theirs", replica.replica);
+                assert_eq!(others.1, found.1, "{other} and {} of {shard} differ", replica.replica);
             }
         }
     }

@@ -284,6 +284,7 @@ impl World {
         self.crash(id);
         self.note(format!("{id} comes back with an older copy of its disk, up to {copied}"));
         self.checks.wounded.insert(id);
+        self.checks.rolled_back(&disk);
         if let Some(node) = self.nodes.get_mut(&id) {
             (node.disk, node.folder, node.incarnation) = (disk, folder, incarnation);
         }

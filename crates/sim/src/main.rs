@@ -17,6 +17,7 @@ use std::{
 
 use clap::Parser;
 use flotilla_sim::{Counts, Failure, Options, Report, run, shrink};
+use tracing_subscriber::EnvFilter;
 
 /// Runs whole simulated clusters, each decided by one seed.
 #[derive(Debug, Parser)]
@@ -37,6 +38,9 @@ struct Arguments {
     /// Write every event of that seed to this file.
     #[arg(long, value_name = "FILE", requires = "seed")]
     trace: Option<PathBuf>,
+    /// Show what the nodes of that seed log, as in `RUST_LOG`: `info`, `flotilla_replication=debug`.
+    #[arg(long, value_name = "FILTER", requires = "seed")]
+    log: Option<EnvFilter>,
     /// Seeds to run at a time.
     #[arg(long, default_value_t = thread::available_parallelism().map_or(1, usize::from))]
     jobs: usize,
@@ -50,6 +54,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(filter) = &arguments.log {
+        tracing_subscriber::fmt().with_env_filter(filter.clone()).with_writer(std::io::stderr).without_time().init();
+    }
     match arguments.seed {
         Some(seed) => one(seed, &arguments),
         None => many(arguments.from..arguments.from.saturating_add(arguments.seeds), &arguments),

@@ -86,6 +86,18 @@ fn lost_disks_and_older_copies_cost_replicas_and_no_data() {
     assert!(told(&back, "older copy") >= 2 && sum(&back).lost >= 2, "{:?}", sum(&back));
 }
 
+/// What a node gave up must be replaced even when it ends before the metadata group heard of it: found by seeds 1610, 1660 and 2416.
+#[test]
+fn a_node_that_rolled_back_and_crashes_before_it_could_say_so_is_made_whole() {
+    let crash = |at_ms| Planned { at_ms, lasts_ms: 100, fault: Fault::CrashAll, pick: 7 };
+    for pick in 0..6 {
+        let back = Planned { at_ms: 1_000, lasts_ms: 2_000, fault: Fault::RollBack, pick };
+        for after_ms in [100, 250, 400] {
+            survives(&[back, crash(3_000 + after_ms)], 1);
+        }
+    }
+}
+
 #[test]
 fn rotten_bytes_are_found_and_replaced() {
     let log = survives(&again(Fault::RotLog, 1_500), 3);

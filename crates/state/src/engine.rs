@@ -4,7 +4,7 @@
 //! collected until no replica was opened for a while: the engine cannot know which replicas are still to come.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     fs::{self, File},
     path::Path,
     sync::{
@@ -40,8 +40,8 @@ pub struct Engine {
     /// `None` once closed.
     view: RwLock<Option<Arc<View>>>,
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
-    /// Objects pinned by `missing` and `import`, once each.
-    transfers: Mutex<HashSet<ObjectId>>,
+    /// How often `missing` and `import` pinned each object.
+    transfers: Mutex<HashMap<ObjectId, usize>>,
     last_opened: Mutex<Instant>,
     settles: AtomicU32,
     _lock: File,
@@ -220,18 +220,15 @@ impl StateEngine for Engine {
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
         let mut transfers = self.transfers.lock();
-        let mut absent = |id: &ObjectId| {
-            if transfers.contains(id) {
-                // Pinned, but it may have turned out damaged since, or wait for its sync.
-                return !self.objects.contains(*id);
-            }
+        let distinct: BTreeSet<_> = objects.iter().copied().collect();
+        let absent = |id: &ObjectId| {
             let here = self.objects.pin(*id);
             if here {
-                transfers.insert(*id);
+                *transfers.entry(*id).or_default() += 1;
             }
             !here
         };
-        objects.iter().copied().filter(|id| absent(id)).collect()
+        distinct.into_iter().filter(absent).collect()
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
@@ -240,9 +237,7 @@ impl StateEngine for Engine {
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
         self.objects.import(object, &bytes).map_err(failure::of_objects)?;
-        if !self.transfers.lock().insert(object) {
-            self.objects.unpin(object);
-        }
+        *self.transfers.lock().entry(object).or_default() += 1;
         Ok(())
     }
 
@@ -252,7 +247,16 @@ impl StateEngine for Engine {
 
     fn release(&self, objects: &[ObjectId]) {
         let mut transfers = self.transfers.lock();
-        objects.iter().filter(|id| transfers.remove(*id)).for_each(|id| self.objects.unpin(*id));
+        let distinct: BTreeSet<_> = objects.iter().copied().collect();
+        for id in distinct {
+            if let Entry::Occupied(mut pins) = transfers.entry(id) {
+                self.objects.unpin(id);
+                *pins.get_mut() -= 1;
+                if *pins.get() == 0 {
+                    pins.remove();
+                }
+            }
+        }
     }
 
     fn close(&self) -> Result<(), EngineError> {

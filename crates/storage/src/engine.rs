@@ -116,19 +116,21 @@ pub trait StateEngine: Send + Sync + 'static {
     /// The state machine's own state that a checkpoint holds; empty when the checkpoint has none.
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError>;
 
-    /// The objects among these that this node does not hold. Those it holds stay pinned until `release`.
+    /// The objects among these that this node does not hold. Each of those it holds gets a pin more, until `release`.
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId>;
 
     /// The bytes of an object, verified against its id.
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError>;
 
-    /// Stores an object from a peer after verifying its hash. Durable only after [`sync`](Self::sync).
+    /// Stores an object from a peer after verifying its hash, with a pin more until `release`. Durable only after
+    /// [`sync`](Self::sync).
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError>;
 
     /// Makes imported objects durable.
     fn sync(&self) -> Result<(), EngineError>;
 
-    /// Drops the pins that `missing` and `import` set on these objects.
+    /// Takes back one pin that `missing` or `import` set on each of these objects. Pins count: replicas share objects, and what
+    /// one pull lets go of may be all that another one waits for.
     fn release(&self, objects: &[ObjectId]);
 
     /// The node stops cleanly: leaves the view in a state that the next start may trust.

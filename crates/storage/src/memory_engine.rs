@@ -8,7 +8,7 @@
 //! It models neither a slow disk nor a view that lags behind.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -36,7 +36,8 @@ pub struct MemoryEngine {
 #[derive(Debug, Default)]
 struct Store {
     objects: HashMap<ObjectId, Object>,
-    pins: BTreeSet<ObjectId>,
+    /// How often each object was pinned.
+    pins: HashMap<ObjectId, usize>,
     /// What each open replica's checkpoints name: the durable one, and those built since.
     claims: HashMap<ReplicaId, BTreeSet<ObjectId>>,
 }
@@ -203,8 +204,9 @@ impl StateEngine for MemoryEngine {
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
         let mut store = self.store.lock();
-        let (held, missing) = objects.iter().partition::<Vec<_>, _>(|object| store.objects.contains_key(object));
-        store.pins.extend(held);
+        let distinct: BTreeSet<_> = objects.iter().copied().collect();
+        let (held, missing) = distinct.into_iter().partition::<Vec<_>, _>(|object| store.objects.contains_key(object));
+        held.into_iter().for_each(|object| *store.pins.entry(object).or_default() += 1);
         missing
     }
 
@@ -218,7 +220,7 @@ impl StateEngine for MemoryEngine {
         }
         let mut store = self.store.lock();
         store.put(bytes, false);
-        store.pins.insert(object);
+        *store.pins.entry(object).or_default() += 1;
         Ok(())
     }
 
@@ -229,8 +231,14 @@ impl StateEngine for MemoryEngine {
 
     fn release(&self, objects: &[ObjectId]) {
         let mut store = self.store.lock();
-        for object in objects {
-            store.pins.remove(object);
+        let distinct: BTreeSet<_> = objects.iter().collect();
+        for object in distinct {
+            if let Entry::Occupied(mut pins) = store.pins.entry(*object) {
+                *pins.get_mut() -= 1;
+                if *pins.get() == 0 {
+                    pins.remove();
+                }
+            }
         }
         store.collect(objects);
     }
@@ -282,7 +290,7 @@ impl Store {
     /// Deletes those of `candidates` that nothing holds.
     fn collect(&mut self, candidates: &[ObjectId]) {
         for object in candidates {
-            if !self.pins.contains(object) && !self.claims.values().any(|claimed| claimed.contains(object)) {
+            if !self.pins.contains_key(object) && !self.claims.values().any(|claimed| claimed.contains(object)) {
                 self.objects.remove(object);
             }
         }

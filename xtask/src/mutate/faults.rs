@@ -143,10 +143,10 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "wrong-clock-dates-entries",
-        what: "a leader whose clock jumped ahead goes on dating entries, and gateways do not believe the shard",
-        file: "crates/route/src/session.rs",
-        before: "        self.clock_ms.max(wall_ms)",
-        after: "        wall_ms",
+        what: "a leader whose clock jumped ahead goes on dating entries",
+        file: "crates/replication/src/core/greeting.rs",
+        before: "        2 * behind > peers",
+        after: "        2 * behind > peers && behind > 99",
         runner: Runner::Simulator,
     },
     Fault {

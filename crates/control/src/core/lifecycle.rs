@@ -67,7 +67,8 @@ impl Lifecycle {
     ) -> Vec<Action> {
         let wanted = fresh.wanted_on(node).map(|(record, replica)| (record.id, replica));
         let forgotten = wanted.filter(|held| !here.contains(held)).map(|(_, replica)| replica);
-        forgotten.filter(|replica| self.lost.insert(*replica)).map(|replica| Action::Destroy { replica }).collect()
+        let forgotten = forgotten.filter(|replica| self.lost.insert(*replica));
+        forgotten.map(|replica| Action::Destroy { replica }).chain([Action::TrustFolder]).collect()
     }
 
     /// Compares what is wanted with what is `here`.
@@ -193,7 +194,7 @@ mod tests {
         assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta]);
         assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta], "nobody answered");
         lifecycle.learn(Outcome::FreshMeta(world.meta.state()));
-        assert_eq!(world.look(&mut lifecycle), [Action::Destroy { replica: ReplicaId(2) }]);
+        assert_eq!(world.look(&mut lifecycle), [Action::Destroy { replica: ReplicaId(2) }, Action::TrustFolder]);
         let replace = |shard, replica| {
             Action::Propose(MetaCommand::ReplaceReplica { shard: ShardId(shard), replica: ReplicaId(replica) })
         };

@@ -72,6 +72,8 @@ pub enum Action {
         /// The replica.
         replica: ReplicaId,
     },
+    /// What the data folder forgot is destroyed: the host may create replicas again.
+    TrustFolder,
     /// Change the configuration of a shard that is led here. May be refused in silence.
     Change {
         /// The shard.

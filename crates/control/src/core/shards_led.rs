@@ -1,6 +1,8 @@
 //! Moves each shard that is led here one step towards its intent, and reports what it has become.
 //!
-//! Invariant: nobody votes in the metadata group before it holds the cluster's authority: any voter may have to admit a node.
+//! Invariants: nobody votes in the metadata group before it holds the cluster's authority: any voter may have to admit a node. A shard
+//! changes only by metadata that knows what it has become so far. Older metadata may still want a replica that newer metadata had
+//! removed, and a leader that was cut off or has just begun may hold it.
 
 use std::collections::BTreeSet;
 
@@ -10,9 +12,14 @@ use flotilla_types::{NodeId, ShardId};
 
 use super::{Action, Next, Outcome, Reconciler, View, next_step};
 
+/// How soon to look again behind a step, and when there was none. Milliseconds.
+const BUSY_MS: u64 = 50;
+const IDLE_MS: u64 = 200;
+
 /// The steps of the shards that are led here.
 #[derive(Debug, Default)]
 pub struct ShardsLed {
+    busy: bool,
     /// Nodes that were given the cluster's authority since this node started.
     has_authority: BTreeSet<NodeId>,
 }
@@ -34,7 +41,7 @@ impl ShardsLed {
 
 impl Reconciler for ShardsLed {
     fn every_ms(&self) -> u64 {
-        200
+        if self.busy { BUSY_MS } else { IDLE_MS }
     }
 
     fn look(&mut self, view: &View<'_>) -> Vec<Action> {
@@ -42,7 +49,11 @@ impl Reconciler for ShardsLed {
         let mut reports = Vec::new();
         for (replica, group) in view.led() {
             let Some(record) = view.meta.shard(replica.shard) else { continue };
-            match next_step(replica.replica, group, &record.intent) {
+            let unknown = replica.descriptor.epoch > record.descriptor.epoch;
+            let next = next_step(replica.replica, group, &record.intent);
+            let must_wait = unknown && next != Next::Change(ConfChange::LeaveJoint);
+            match next {
+                _ if must_wait => {}
                 Next::Nothing => {}
                 Next::HandOver(heir) => {
                     let heir = replica.descriptor.node_of(heir);
@@ -57,12 +68,13 @@ impl Reconciler for ShardsLed {
                     }
                 }
             }
-            if replica.descriptor.epoch > record.descriptor.epoch {
+            if unknown {
                 let report = MetaCommand::ReportShard { descriptor: replica.descriptor.clone() };
                 reports.push(Action::Propose(report));
             }
         }
         actions.append(&mut reports);
+        self.busy = !actions.is_empty();
         actions
     }
 
@@ -119,5 +131,25 @@ mod tests {
             world.look(&mut ShardsLed::default()),
             [Action::Change { shard: ShardId::META, change: add }, Action::Propose(report)]
         );
+    }
+
+    #[test]
+    fn metadata_that_does_not_know_the_configuration_changes_nothing_but_the_end_of_a_joint_one() {
+        let mut meta = Meta::of_nodes(2);
+        meta.assign(ShardId::META, 2);
+        let mut world = World::new(1, meta);
+        let mut ahead = leads(0, &[(1, 1)], &[]);
+        ahead.descriptor.epoch.config += 1;
+        let report = Action::Propose(MetaCommand::ReportShard { descriptor: ahead.descriptor.clone() });
+        world.replicas = vec![ahead.clone()];
+        assert_eq!(
+            world.look(&mut ShardsLed::default()),
+            std::slice::from_ref(&report),
+            "it may have been removed since"
+        );
+        ahead.group.as_mut().expect("a leader").conf.voters_outgoing = vec![ReplicaId(1)];
+        world.replicas = vec![ahead];
+        let leave = Action::Change { shard: ShardId::META, change: ConfChange::LeaveJoint };
+        assert_eq!(world.look(&mut ShardsLed::default()), [leave, report]);
     }
 }

@@ -189,14 +189,16 @@ impl<T> Core<T> {
         effects.background.push(Background::Pull { replica: id, from, checkpoint });
     }
 
-    pub(super) fn pulled(&mut self, id: ReplicaId, complete: bool, effects: &mut Effects<T>) {
-        let Some(replica) = self.replicas.get_mut(&id) else { return };
-        let Some(parked) = &mut replica.parked else { return };
-        if complete {
-            parked.complete = true;
-            self.step_parked(id, effects);
-        } else {
-            replica.parked = None;
+    pub(super) fn pulled(&mut self, id: ReplicaId, checkpoint: &Checkpoint, complete: bool, effects: &mut Effects<T>) {
+        let parked = self.replicas.get_mut(&id).map(|replica| &mut replica.parked);
+        match parked {
+            Some(Some(parked)) if complete => {
+                parked.complete = true;
+                self.step_parked(id, effects);
+            }
+            Some(parked) if !complete => *parked = None,
+            _ if complete => effects.background.push(Background::Release { objects: checkpoint.objects().collect() }),
+            _ => {}
         }
     }
 

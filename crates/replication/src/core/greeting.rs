@@ -20,6 +20,8 @@ use super::{Beat, Core, Effects, LostReason, Notice};
 const BATCH_BITS: u32 = 34;
 /// A peer's clock is judged by its last beat for so many times the pause between two.
 const CLOCK_BEATS: u64 = 8;
+/// The mark that a node has of itself while it has forgotten nothing.
+const TRUSTED: WalSequence = WalSequence(0);
 /// Bytes of a log that are looked through at a time.
 const READ_BYTES_MAX: usize = 1 << 20;
 
@@ -48,10 +50,14 @@ pub(super) struct Greeting {
     /// What each peer's wall clock said, and when that was by ours that does not jump. Milliseconds.
     clocks: BTreeMap<NodeId, (u64, u64)>,
     rolled_back: bool,
+    /// Whether this node may have forgotten whole replicas. None is created before those have tombstones, in whatever life that is:
+    /// a mark of our own in the log says so.
+    forgetful: bool,
 }
 
 impl Greeting {
-    pub(super) fn new(incarnation: Incarnation, recovered: WalSequence, marks: Vec<NodeMark>) -> Self {
+    pub(super) fn new(me: NodeId, incarnation: Incarnation, recovered: WalSequence, marks: Vec<NodeMark>) -> Self {
+        let forgetful = marks.iter().any(|mark| mark.node == me && mark.sequence > TRUSTED);
         Self {
             incarnation,
             recovered,
@@ -64,6 +70,7 @@ impl Greeting {
             ahead: BTreeSet::new(),
             clocks: BTreeMap::new(),
             rolled_back: false,
+            forgetful,
         }
     }
 
@@ -94,6 +101,10 @@ impl Greeting {
 
     /// Whether a majority of the nodes, with this one, cleared it to take new replicas on.
     pub(super) fn may_create(&self) -> bool {
+        !self.forgetful && self.is_cleared()
+    }
+
+    fn is_cleared(&self) -> bool {
         self.peers.as_ref().is_some_and(|peers| {
             let cleared = peers.iter().filter(|peer| self.cleared.contains(peer)).count();
             2 * cleared >= peers.len()
@@ -157,7 +168,7 @@ impl<T> Core<T> {
     /// Whether nothing of what this node may have lost can do harm any more. A node that recovered nothing is settled only
     /// once it was judged: it may have lost everything.
     fn is_settled(&self) -> bool {
-        let judged = self.greeting.rolled_back || self.greeting.may_create();
+        let judged = self.greeting.rolled_back || self.greeting.is_cleared();
         judged && !self.replicas.values().any(|replica| replica.dormant)
     }
 
@@ -273,6 +284,20 @@ impl<T> Core<T> {
         true
     }
 
+    /// What was forgotten in an earlier life must be found out in this one.
+    pub(super) fn remember_forgetting(&self, effects: &mut Effects<T>) {
+        if self.greeting.forgetful {
+            effects.notices.push(Notice::Lost { replicas: Vec::new(), reason: LostReason::RolledBack });
+        }
+    }
+
+    /// Every replica that this node was to hold and does not know has a tombstone by now.
+    pub(super) fn trust_folder(&mut self, effects: &mut Effects<T>) {
+        if std::mem::take(&mut self.greeting.forgetful) {
+            effects.marks.push((self.node, TRUSTED));
+        }
+    }
+
     /// A peer remembers more of our log than we recovered. Votes and acknowledgements of every replica that we recovered
     /// are forgotten promises: their ids get a tombstone and they come back under new ids, as learners. A replica that is
     /// alone in its group stays, since nobody else has anything better.
@@ -285,6 +310,8 @@ impl<T> Core<T> {
             "this node's log went backwards: a peer remembers more than this data folder holds; giving up its replicas"
         );
         effects.sequence_floor = Some(remembered);
+        self.greeting.forgetful = true;
+        effects.marks.push((self.node, remembered));
         let recovered: Vec<_> = self
             .replicas
             .iter()

@@ -171,7 +171,9 @@ pub enum Input<T> {
     Pulled {
         /// Whose.
         replica: ReplicaId,
-        /// Whether they are here, durable and pinned.
+        /// What the snapshot offers.
+        checkpoint: Checkpoint,
+        /// Whether its objects are here, durable and pinned.
         complete: bool,
     },
     /// A snapshot message went out, or not.
@@ -214,6 +216,9 @@ pub enum Input<T> {
         /// The replica.
         replica: ReplicaId,
     },
+    /// All replicas that this node should hold and does not know have been destroyed, by inputs before this one: after a roll-back
+    /// it may create again.
+    TrustFolder,
     /// Change the replica set of a shard that this node leads.
     Change {
         /// The shard.

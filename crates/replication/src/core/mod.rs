@@ -77,7 +77,7 @@ impl<T> Core<T> {
             replicas: BTreeMap::new(),
             serving: BTreeMap::new(),
             touched: BTreeSet::new(),
-            greeting: Greeting::new(incarnation, log.recovered(), log.marks()),
+            greeting: Greeting::new(node, incarnation, log.recovered(), log.marks()),
             config,
             log,
             doomed: BTreeSet::new(),
@@ -93,6 +93,7 @@ impl<T> Core<T> {
             core.admit(replica, &state, true, effects);
         }
         core.open_greeted(effects);
+        core.remember_forgetting(effects);
         Ok(core)
     }
 
@@ -116,7 +117,7 @@ impl<T> Core<T> {
             Input::Frozen { replica, frozen } => self.frozen(replica, frozen, effects),
             Input::Built { replica, checkpoint } => self.built(replica, checkpoint, effects),
             Input::Settled { replica } => self.settled(replica, effects),
-            Input::Pulled { replica, complete } => self.pulled(replica, complete, effects),
+            Input::Pulled { replica, checkpoint, complete } => self.pulled(replica, &checkpoint, complete, effects),
             Input::SnapshotSent { replica, to, sent } => {
                 if !sent {
                     self.raft
@@ -132,6 +133,7 @@ impl<T> Core<T> {
             Input::Broken { replica } => self.give_up(replica, LostReason::Broken, effects),
             Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
             Input::Destroy { replica } => self.destroy(replica, effects),
+            Input::TrustFolder => self.trust_folder(effects),
             Input::Change { shard, change } => {
                 if let Some(replica) = self.serving.get(&shard) {
                     // Refused changes are proposed again by whoever reconciles.

@@ -3,18 +3,18 @@
 use std::sync::{Arc, mpsc};
 
 use flotilla_failpoints::{Place, is_enabled, reached};
-use flotilla_storage::{EngineError, StateReader};
-use flotilla_types::{EntryKind, LogIndex, ReplicaId};
+use flotilla_storage::EngineError;
+use flotilla_types::{EntryKind, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::{Inbox, Reply, background};
-use crate::{Applied, Applier, ApplyTask, Load, clock, work};
+use crate::{Applied, Applier, ApplyTask, Held, Load, clock, work};
 
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
     Loaded(Load, Result<(), EngineError>),
-    /// How far a replica is, and what reads its records; `None` while it has none.
-    Look(ReplicaId, oneshot::Sender<Option<(LogIndex, Arc<dyn StateReader>)>>),
+    /// What a replica holds; `None` while it has nothing.
+    Look(ReplicaId, oneshot::Sender<Option<Held>>),
     Stop,
 }
 

@@ -3,13 +3,14 @@
 //! Nothing is held up: records are read on a blocking thread while entries go on to be applied, and the apply thread only says before
 //! and after how far it was. A digest counts when it did not move meanwhile.
 
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 
 use flotilla_storage::{EngineError, StateReader};
 use flotilla_types::{KeyRange, LogIndex, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::apply::Job;
+use crate::Held;
 
 /// Tries for a replica that moves while it is read.
 const TRIES_MAX: usize = 3;
@@ -22,7 +23,7 @@ const STEP_BYTES: usize = 4 << 20;
 pub struct Digest {
     /// The last entry that it has applied.
     pub applied: LogIndex,
-    /// BLAKE3 over all records in key order, each as length and bytes of key and value.
+    /// BLAKE3 over the state machine's own state and all records in key order, everything as length and bytes.
     pub hash: [u8; 32],
     /// How many records that are.
     pub records: u64,
@@ -43,28 +44,33 @@ pub enum DigestError {
 }
 
 pub(super) async fn of(apply: &mpsc::Sender<Job>, replica: ReplicaId, range: KeyRange) -> Result<Digest, DigestError> {
-    let (mut applied, mut reader) = look(apply, replica).await?;
+    let mut held = look(apply, replica).await?;
     for _ in 0..TRIES_MAX {
         let range = range.clone();
-        let read = tokio::task::spawn_blocking(move || hash(&*reader, &range));
+        let Held { applied, system, records } = held;
+        let read = tokio::task::spawn_blocking(move || hash(&system, &*records, &range));
         let (hash, records) = read.await.map_err(|_| DigestError::NotServing)??;
-        let (now, again) = look(apply, replica).await?;
-        if now == applied {
+        held = look(apply, replica).await?;
+        if held.applied == applied {
             return Ok(Digest { applied, hash, records });
         }
-        (applied, reader) = (now, again);
     }
     Err(DigestError::Moving)
 }
 
-async fn look(apply: &mpsc::Sender<Job>, replica: ReplicaId) -> Result<(LogIndex, Arc<dyn StateReader>), DigestError> {
+async fn look(apply: &mpsc::Sender<Job>, replica: ReplicaId) -> Result<Held, DigestError> {
     let (reply, answer) = oneshot::channel();
     let _ = apply.send(Job::Look(replica, reply));
     answer.await.ok().flatten().ok_or(DigestError::NotServing)
 }
 
-fn hash(reader: &dyn StateReader, range: &KeyRange) -> Result<([u8; 32], u64), EngineError> {
+fn hash(system: &[u8], reader: &dyn StateReader, range: &KeyRange) -> Result<([u8; 32], u64), EngineError> {
     let (mut hasher, mut records) = (blake3::Hasher::new(), 0);
+    let mut add = |part: &[u8]| {
+        hasher.update(&(part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    };
+    add(system);
     let mut rest = range.clone();
     loop {
         let page = reader.scan(&rest, STEP_RECORDS, STEP_BYTES)?;
@@ -74,10 +80,7 @@ fn hash(reader: &dyn StateReader, range: &KeyRange) -> Result<([u8; 32], u64), E
         next.push(0);
         rest.start = next.into();
         records += page.len() as u64;
-        for part in page.iter().flat_map(|(key, value)| [key, value]) {
-            hasher.update(&(part.len() as u64).to_be_bytes());
-            hasher.update(part);
-        }
+        page.iter().flat_map(|(key, value)| [key, value]).for_each(|part| add(part));
     }
 }
 
@@ -110,22 +113,23 @@ mod tests {
     #[test]
     fn a_digest_covers_every_record_of_the_range_over_several_steps() {
         let count = STEP_RECORDS * 2 + 7;
-        let (whole, all) = (hash(&records(count), &KeyRange::all()).unwrap(), count as u64);
+        let (whole, all) = (hash(b"own", &records(count), &KeyRange::all()).unwrap(), count as u64);
         assert_eq!(whole.1, all);
-        assert_eq!(hash(&records(count), &KeyRange::all()).unwrap(), whole);
+        assert_eq!(hash(b"own", &records(count), &KeyRange::all()).unwrap(), whole);
         for i in [0, STEP_RECORDS, count - 1] {
             let mut other = records(count);
             other.0.insert(format!("k{i:06}").into(), "changed".into());
-            assert_ne!(hash(&other, &KeyRange::all()).unwrap().0, whole.0, "record {i}");
+            assert_ne!(hash(b"own", &other, &KeyRange::all()).unwrap().0, whole.0, "record {i}");
         }
+        assert_ne!(hash(b"other", &records(count), &KeyRange::all()).unwrap().0, whole.0, "the machine's own state");
         let part = KeyRange { start: Bytes::new(), end: "k000010".into() };
-        assert_eq!(hash(&records(count), &part).unwrap().1, 10);
+        assert_eq!(hash(b"own", &records(count), &part).unwrap().1, 10);
     }
 
     #[test]
     fn the_border_between_key_and_value_counts() {
         let one = Records(BTreeMap::from([("ab".into(), "c".into())]));
         let other = Records(BTreeMap::from([("a".into(), "bc".into())]));
-        assert_ne!(hash(&one, &KeyRange::all()).unwrap(), hash(&other, &KeyRange::all()).unwrap());
+        assert_ne!(hash(b"own", &one, &KeyRange::all()).unwrap(), hash(b"own", &other, &KeyRange::all()).unwrap());
     }
 }

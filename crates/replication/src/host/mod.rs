@@ -289,6 +289,11 @@ impl Handle {
         self.inbox.send(Input::Destroy { replica });
     }
 
+    /// Every replica that should be here and that the data folder forgot has been destroyed: the host may create again.
+    pub fn trust_folder(&self) {
+        self.inbox.send(Input::TrustFolder);
+    }
+
     /// Proposes a configuration change to a shard led here. Refusals are silent: reconcile again.
     pub fn change(&self, shard: ShardId, change: ConfChange) {
         self.inbox.send(Input::Change { shard, change });

@@ -61,18 +61,18 @@ impl Puller {
             // Never closed: a failed wait would only mean one pull too many.
             let _turn = puller.turns.acquire().await;
             reached(Place::SnapshotBeforePull);
-            let result = puller.fetch_all(from, checkpoint).await;
+            let result = puller.fetch_all(from, checkpoint.clone()).await;
             if let Err(error) = &result {
                 tracing::warn!(%replica, %from, %error, "a snapshot's objects could not be fetched");
             }
             reached(Place::SnapshotSynced);
-            puller.inbox.send(Input::Pulled { replica, complete: result.is_ok() });
+            puller.inbox.send(Input::Pulled { replica, checkpoint, complete: result.is_ok() });
         });
     }
 
     async fn fetch_all(&self, from: NodeId, checkpoint: Checkpoint) -> Result<(), Failure> {
         let engine = self.engine.clone();
-        let mut pull = spawn_blocking(move || Pull::start(&*engine, &checkpoint)).await?;
+        let mut pull = spawn_blocking(move || Pull::start(&*engine, checkpoint)).await?;
         let (total, missing) = pull.progress();
         metrics::counter!("flotilla_objects_reused_total").increment((total - missing) as u64);
         while let Some(request) = pull.request() {

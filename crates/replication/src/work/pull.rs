@@ -34,7 +34,7 @@ pub enum PullError {
 /// The objects of one snapshot that are still to come.
 #[derive(Debug)]
 pub struct Pull {
-    objects: Vec<ObjectId>,
+    checkpoint: Checkpoint,
     /// The next one last.
     missing: Vec<ObjectId>,
     failures: u32,
@@ -43,17 +43,22 @@ pub struct Pull {
 impl Pull {
     /// Finds out what is missing, and pins what is here. Reads the disk.
     #[must_use]
-    pub fn start(engine: &dyn StateEngine, checkpoint: &Checkpoint) -> Self {
-        let objects: Vec<_> = checkpoint.objects().collect();
-        let mut missing = engine.missing(&objects);
+    pub fn start(engine: &dyn StateEngine, checkpoint: Checkpoint) -> Self {
+        let mut missing = engine.missing(&checkpoint.objects().collect::<Vec<_>>());
         missing.reverse();
-        Self { objects, missing, failures: 0 }
+        Self { checkpoint, missing, failures: 0 }
     }
 
     /// How many objects the checkpoint names, and how many of them are to come.
     #[must_use]
     pub fn progress(&self) -> (usize, usize) {
-        (self.objects.len(), self.missing.len())
+        (self.checkpoint.objects().count(), self.missing.len())
+    }
+
+    /// What the snapshot offers.
+    #[must_use]
+    pub fn into_checkpoint(self) -> Checkpoint {
+        self.checkpoint
     }
 
     fn asked(&self) -> impl Iterator<Item = ObjectId> + use<'_> {
@@ -99,7 +104,8 @@ impl Pull {
 
     /// Lets go of what was pinned; nothing will use it.
     pub fn abandon(&self, engine: &dyn StateEngine) {
-        engine.release(&self.objects);
+        let here: Vec<_> = self.checkpoint.objects().filter(|id| !self.missing.contains(id)).collect();
+        engine.release(&here);
     }
 }
 

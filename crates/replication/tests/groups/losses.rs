@@ -33,9 +33,23 @@ fn a_rolled_back_node_gives_up_its_replicas_and_nothing_is_lost() {
         world.start(node);
         world.run_until(3_000, "the node learns that it lost something", |world| lost(world, node).is_some());
         assert_eq!(lost(&world, node), Some(vec![replica]));
-        // It comes back under a new id, as a learner.
+        // It may have forgotten others altogether, and must find out which, also when it ends before it could.
         let new = ReplicaId(9);
         world.wanted.remove(&replica);
+        let create = || Input::Create { replica: new, descriptor: descriptor(&[1, 2, 3]), founding: false };
+        world.run_ms(500);
+        for _ in 0..2 {
+            world.input(node, create());
+            world.run_ms(200);
+            assert!(world.nodes[&node].status().is_empty(), "nothing is created by a folder that forgets");
+            world.notices.clear();
+            world.crash(node);
+            world.start(node);
+            world.run_ms(1_000);
+            assert_eq!(lost(&world, node), Some(vec![]), "the next life knows of it");
+        }
+        // It comes back under a new id, as a learner.
+        world.input(node, Input::TrustFolder);
         world.add_learners(&[(new, node)]);
         world.swap(&[new], &[replica]);
         world.remove(replica, node);
@@ -69,6 +83,7 @@ fn a_rolled_back_node_helps_nobody_to_lead_before_it_was_judged() {
         world.run_until(1_000, "the node learns that it lost something", |world| lost(world, rolled).is_some());
         world.heal();
         world.start(leader);
+        world.input(rolled, Input::TrustFolder);
         let (old, new) = (ReplicaId(rolled.0), ReplicaId(9));
         world.wanted.remove(&old);
         world.add_learners(&[(new, rolled)]);
@@ -94,6 +109,7 @@ fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
         world.start(NodeId(1));
         world.run_until(3_000, "the node learns that it lost something", |world| lost(world, NodeId(1)).is_some());
         assert_eq!(lost(&world, NodeId(1)), Some(vec![ReplicaId(1)]));
+        world.input(NodeId(1), Input::TrustFolder);
         world.wanted.remove(&ReplicaId(1));
         world.add_learners(&[(ReplicaId(9), NodeId(1))]);
         world.swap(&[ReplicaId(9)], &[ReplicaId(1)]);
@@ -127,6 +143,7 @@ fn a_wiped_node_creates_nothing_before_it_is_cleared() {
         world.heal();
         world.run_until(3_000, "the node learns that it lost something", |world| lost(world, node).is_some());
         assert!(world.nodes[&node].status().is_empty());
+        world.input(node, Input::TrustFolder);
         world.run_ms(1_000);
         let new = ReplicaId(9);
         world.add_learners(&[(new, node)]);

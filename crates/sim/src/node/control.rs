@@ -198,6 +198,7 @@ impl World {
                 self.take(node, running, Input::Create { replica, descriptor, founding });
             }
             Action::Destroy { replica } => self.take(node, running, Input::Destroy { replica }),
+            Action::TrustFolder => self.take(node, running, Input::TrustFolder),
             Action::Change { shard, change } => self.take(node, running, Input::Change { shard, change }),
             Action::Transfer { shard, to } => self.take(node, running, Input::Transfer { shard, to }),
             Action::Propose(command) => {

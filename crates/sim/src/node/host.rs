@@ -79,7 +79,7 @@ impl World {
                 }
                 Background::Release { objects } => self.work(node, running, Job::Release { objects }),
                 Background::Pull { replica, from, checkpoint } => {
-                    let pull = Pull::start(&node.disk, &checkpoint);
+                    let pull = Pull::start(&node.disk, checkpoint);
                     let number = running.number();
                     running.pulls.insert(number, Pulling { replica, from, pull });
                     self.pull_on(node, running, number);
@@ -226,16 +226,15 @@ impl World {
 
     /// Asks for the next objects of a pull, or ends it.
     pub(super) fn pull_on(&mut self, node: &mut Node, running: &mut Running, number: u64) {
-        let Some(Pulling { replica, from, pull }) = running.pulls.get(&number) else { return };
-        let (replica, from) = (*replica, *from);
+        let Some(Pulling { from, pull, .. }) = running.pulls.get(&number) else { return };
+        let from = *from;
         match pull.request() {
             Some(body) => {
                 self.call(node, running, from, CallKind::Objects, body, PULL_TIMEOUT_MS, Calling::Pull(number));
             }
             None => {
                 let complete = pull.finish(&node.disk).inspect_err(|_| pull.abandon(&node.disk)).is_ok();
-                running.pulls.remove(&number);
-                self.take(node, running, Input::Pulled { replica, complete });
+                self.pull_ended(node, running, number, complete);
             }
         }
     }
@@ -256,11 +255,14 @@ impl World {
             }
             None => {
                 pulling.pull.abandon(&node.disk);
-                let replica = pulling.replica;
-                running.pulls.remove(&number);
-                self.take(node, running, Input::Pulled { replica, complete: false });
+                self.pull_ended(node, running, number, false);
             }
         }
+    }
+
+    fn pull_ended(&mut self, node: &mut Node, running: &mut Running, number: u64, complete: bool) {
+        let Some(Pulling { replica, pull, .. }) = running.pulls.remove(&number) else { return };
+        self.take(node, running, Input::Pulled { replica, checkpoint: pull.into_checkpoint(), complete });
     }
 
     fn notice(&mut self, node: &mut Node, running: &mut Running, notice: Notice) {

@@ -65,7 +65,7 @@ pub(crate) struct Folder {
 /// The memory of a process.
 pub(crate) struct Running {
     pub(crate) core: Core<u64>,
-    applier: Applier<u64>,
+    pub(crate) applier: Applier<u64>,
     /// What the metadata machine published last.
     published: Arc<Mutex<Option<Arc<MetaState>>>>,
     inbox: Vec<Input<u64>>,

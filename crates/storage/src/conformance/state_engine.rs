@@ -37,6 +37,7 @@ pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
     a_checkpoint_can_be_installed_elsewhere(open);
     a_destroyed_replica_is_closed_and_others_keep_their_objects(open);
     objects_are_verified_pinned_and_durable(open);
+    what_two_pulls_wait_for_stays_until_both_let_go(open);
     a_missing_object_is_named(open);
     for seed in 1..=3 {
         walks_match_a_model(open, seed);
@@ -421,6 +422,26 @@ fn objects_are_verified_pinned_and_durable(open: &mut Open<'_>) {
     assert_eq!(test.engine().object(object).ok(), held.then_some(content));
     test.engine().release(&[object]);
     test.engine().release(&[object, ObjectId::of(b"never here")]);
+}
+
+fn what_two_pulls_wait_for_stays_until_both_let_go(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 219);
+    test.write(&[("a", Some("1"))]);
+    test.flush("the same in two replicas");
+    let shared = test.durable.clone();
+    let objects: Vec<_> = shared.objects().collect();
+    let (first, second) = (ReplicaId(220), ReplicaId(221));
+    let engine = test.engine();
+    assert!(engine.missing(&objects).is_empty() && engine.missing(&objects).is_empty());
+    engine.install(first, &shared).expect("all objects are here");
+    engine.release(&objects);
+    // Nobody but the second pull needs them any more.
+    engine.destroy(first).expect("an open replica is destroyed");
+    engine.destroy(test.replica).expect("an open replica is destroyed");
+    engine.install(second, &shared).expect("all objects are still here");
+    engine.release(&objects);
+    let reader = engine.reader(second).expect("an installed replica is readable");
+    assert_eq!(reader.get(b"a").expect("readable"), Some(bytes("1")));
 }
 
 fn a_missing_object_is_named(open: &mut Open<'_>) {

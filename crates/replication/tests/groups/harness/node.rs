@@ -488,19 +488,21 @@ impl World {
     ) {
         let up = self.network.is_up(node.id, from);
         let source = self.nodes.get(&from).filter(|source| up && source.running.is_some());
-        let (mut gone, ask) = (false, missing.len().min(OBJECTS_PER_ANSWER));
+        let (mut gone, ask) = (Vec::new(), missing.len().min(OBJECTS_PER_ANSWER));
         for id in missing.drain(..ask) {
             match source.map(|source| source.engine.object(id)) {
                 Some(Ok(bytes)) => node.engine.import(id, bytes).unwrap(),
-                _ => gone = true,
+                _ => gone.push(id),
             }
         }
-        if gone {
-            node.engine.release(&checkpoint.objects().collect::<Vec<_>>());
-            self.take(node, running, Input::Pulled { replica, complete: false });
+        if !gone.is_empty() {
+            missing.extend(gone);
+            let here = checkpoint.objects().filter(|id| !missing.contains(id)).collect::<Vec<_>>();
+            node.engine.release(&here);
+            self.take(node, running, Input::Pulled { replica, checkpoint, complete: false });
         } else if missing.is_empty() {
             node.engine.sync().unwrap();
-            self.take(node, running, Input::Pulled { replica, complete: true });
+            self.take(node, running, Input::Pulled { replica, checkpoint, complete: true });
         } else {
             let delay_us = self.rng.random_range(500..5_000);
             self.later(node, delay_us, Happening::Pulled { replica, from, checkpoint, missing });
