@@ -1,12 +1,13 @@
 //! One replica of one shard: a raft-rs node with its store, turned into calls and effects.
 
+mod misuse;
+
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_storage::{Log, LogError, ReplicaLog};
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardDescriptor,
-    ShardId, Term,
+    Checkpoint, ConfState, Entry, HardState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 use raft::{RawNode, StateRole, eraftpb};
 use rand::{RngExt as _, SeedableRng as _};
@@ -81,6 +82,10 @@ pub struct Group {
     incoming: Option<Checkpoint>,
     /// Rounds handed out and not yet persisted, and whether each has something to persist.
     unpersisted: VecDeque<(u64, bool)>,
+    /// Term and vote as they were last handed out for writing.
+    promise: (u64, u64),
+    /// The round that carries them, until it is durable: nothing of that term leaves before.
+    promised_in: Option<u64>,
     persisted: LogIndex,
     applied: LogIndex,
 }
@@ -132,6 +137,8 @@ impl Group {
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,
             unpersisted: VecDeque::new(),
+            promise: (state.hard_state.term.0, state.hard_state.vote.0),
+            promised_in: None,
             persisted: state.last,
             applied,
         };
@@ -213,10 +220,12 @@ impl Group {
 
     /// raft-rs makes a lone voter leader at once and takes its whole log for durable.
     fn must_not_win_yet(&self) -> bool {
+        self.node.raft.state != StateRole::Leader && self.is_alone_and_writing()
+    }
+
+    fn is_alone_and_writing(&self) -> bool {
         let raft = &self.node.raft;
-        raft.state != StateRole::Leader
-            && raft.prs().is_singleton()
-            && raft.raft_log.persisted < raft.raft_log.last_index()
+        raft.prs().is_singleton() && raft.raft_log.persisted < raft.raft_log.last_index()
     }
 
     /// Takes a message. Whatever does not fit (an unknown sender, an old term) is dropped, as the network may have done.
@@ -231,32 +240,6 @@ impl Group {
             && accepted == Some(checkpoint.position.index.0)
         {
             self.incoming = Some(checkpoint);
-        }
-    }
-
-    /// Messages that raft-rs answers with a panic, or for ever in vain, because no correct peer sends them.
-    fn would_misuse(&self, message: &Message) -> bool {
-        // Term 0 marks what a replica says to itself.
-        if message.term == Term(0) {
-            return true;
-        }
-        match message.kind {
-            // A commit index beyond our log is fatal to raft-rs, unless the whole message is too old to be looked at.
-            MessageKind::Heartbeat => message.commit > self.last() && message.term.0 >= self.node.raft.term,
-            // It would be acknowledged for entries that it does not carry.
-            MessageKind::Append => {
-                let follows = |(index, entry): (u64, &Entry)| entry.index.0 == index;
-                !(message.index.0.saturating_add(1)..).zip(&message.entries).all(follows)
-            }
-            // Followers do not ask for read indexes here.
-            MessageKind::ReadIndex | MessageKind::ReadIndexResponse => true,
-            // A snapshot of a configuration that does not know us would be ignored for ever.
-            MessageKind::Snapshot => {
-                let conf = message.snapshot.as_ref().map(|snapshot| &snapshot.checkpoint.position.conf);
-                !conf.is_some_and(|conf| conf.contains(self.replica))
-            }
-            MessageKind::TimeoutNow => self.must_not_win_yet(),
-            _ => false,
         }
     }
 
@@ -352,6 +335,7 @@ impl Group {
             self.unpersisted.pop_front();
         }
         if let Some(number) = last {
+            self.promised_in = self.promised_in.filter(|promised_in| *promised_in > number);
             self.node.on_persist_ready(number);
         }
         self.persisted = LogIndex(self.node.raft.raft_log.persisted);
@@ -397,11 +381,21 @@ impl Group {
             self.draw_election_timeout();
         }
         let offered = self.node.store().take_offered();
-        let plain = |messages: Vec<eraftpb::Message>| {
+        let plain = |messages: Vec<eraftpb::Message>| -> Vec<Message> {
             messages.into_iter().filter_map(|message| convert::message_from_raft(message, &offered)).collect()
         };
+        let promise = (self.node.raft.term, self.node.raft.vote);
+        if std::mem::replace(&mut self.promise, promise) != promise {
+            self.promised_in = Some(round.number);
+        }
         round.sends = plain(ready.take_messages());
         round.after = plain(ready.take_persisted_messages());
+        if self.promised_in.is_some() {
+            // A lone voter leads before its own vote is durable. What learners were told in a term that a crash takes back
+            // would differ from what they are told when the same term begins anew.
+            round.sends.append(&mut round.after);
+            round.after = std::mem::take(&mut round.sends);
+        }
         round.reads =
             ready.take_read_states().into_iter().map(|read| (read.request_ctx.into(), LogIndex(read.index))).collect();
         round.committed = ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect();

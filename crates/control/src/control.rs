@@ -1,29 +1,19 @@
-//! The reconcilers of a node: each loop compares what is with what should be and does one step.
+//! Assembles the reconcilers of a node and starts their loops.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use flotilla_membership::{Config as MembershipConfig, Input, Member, Membership, NodeState};
-use flotilla_meta::{Addresses, MetaState};
-use flotilla_replication::{Handle, LostReason, Notice};
+use flotilla_membership::{Config as MembershipConfig, Member, Membership};
+use flotilla_meta::MetaState;
+use flotilla_replication::{Handle, Notice};
 use flotilla_transport::Transport;
-use flotilla_types::{Incarnation, Locality, NodeId, ReplicaId, ShardId, Term};
+use flotilla_types::NodeId;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::{Event, Gossip, Shards, Topology, feed, gossip, loops};
-
-/// How this node presents itself.
-#[derive(Debug, Clone)]
-pub struct Me {
-    /// Its id.
-    pub node: NodeId,
-    /// How often it has started.
-    pub incarnation: Incarnation,
-    /// Where it is reached.
-    pub addresses: Addresses,
-    /// Where it stands.
-    pub locality: Locality,
-}
+use crate::{
+    Event, Gossip, Leaders, Lost, Me, Placement, Present, Shards, ShardsLed, Topology, core::LeaderNews, feed, gossip,
+    loops,
+};
 
 /// What control is built on.
 pub struct ControlParts {
@@ -53,15 +43,6 @@ pub struct ControlParts {
     pub keep: Arc<dyn Fn(&MetaState) + Send + Sync>,
 }
 
-/// Replicas that this node may not use any more.
-#[derive(Debug)]
-pub struct Lost {
-    /// The replicas.
-    pub replicas: Vec<(ShardId, ReplicaId)>,
-    /// Why.
-    pub reason: LostReason,
-}
-
 /// Where the host's notices go: leaders to the topology at once, losses to the reconcilers.
 pub fn notices(
     topology: Arc<Topology>,
@@ -69,15 +50,12 @@ pub fn notices(
 ) -> (Box<dyn Fn(Notice) + Send>, mpsc::UnboundedReceiver<Lost>) {
     // Unbounded by name, bounded by nature: one loss for each replica at most.
     let (lost, losses) = mpsc::unbounded_channel();
-    let last: Mutex<std::collections::BTreeMap<ShardId, (Term, NodeId)>> = Mutex::default();
+    let news = Mutex::new(LeaderNews::default());
     let forward = move |notice| match notice {
         Notice::Leader { shard, term, node: Some(node) } => {
             topology.observe_leader(shard, term, node);
-            let mut last = last.lock();
-            let known = last.get(&shard).copied().unwrap_or_default();
-            if term > known.0 {
-                last.insert(shard, (term, node));
-                drop(last);
+            let is_news = news.lock().is_news(shard, term);
+            if is_news {
                 events(Event::Leader { shard, term, node });
             }
         }
@@ -126,10 +104,10 @@ impl Control {
             tokio::spawn(runner.run()),
             tokio::spawn(loops::peers(context.clone(), parts.keep)),
             tokio::spawn(loops::lifecycle(context.clone(), parts.notices)),
-            tokio::spawn(loops::shards_led(context.clone())),
-            tokio::spawn(loops::placement(context.clone())),
-            tokio::spawn(loops::leaders(context.clone())),
-            tokio::spawn(loops::present(context.clone())),
+            tokio::spawn(loops::run(context.clone(), ShardsLed::default())),
+            tokio::spawn(loops::run(context.clone(), Placement::default())),
+            tokio::spawn(loops::run(context.clone(), Leaders::default())),
+            tokio::spawn(loops::run(context.clone(), Present::default())),
             tokio::spawn(feed::follow(context)),
         ];
         Ok(Self { shards, gossip, tasks })
@@ -148,26 +126,6 @@ impl Control {
         tokio::time::sleep(Duration::from_millis(20)).await;
         for task in &self.tasks {
             task.abort();
-        }
-    }
-}
-
-/// Greets every node of the metadata that membership does not know, again and again until it does: the first greeting
-/// may leave before there is a connection to carry it.
-pub(crate) fn greet(gossip: &Gossip, topology: &Topology, meta: &MetaState, greeted: &mut BTreeSet<NodeId>) {
-    for record in meta.nodes() {
-        if record.id == topology.node() {
-            continue;
-        }
-        if record.state.is_gone() {
-            // Once: others go on to mention it until they have forgotten it too.
-            if greeted.remove(&record.id) {
-                gossip.input(Input::Forget(record.id));
-            }
-        } else if let Ok(addr) = record.addresses.quic.parse()
-            && (greeted.insert(record.id) || topology.liveness(record.id).0 == NodeState::Unknown)
-        {
-            gossip.input(Input::Announce(Member { node: record.id, addr, generation: 0 }));
         }
     }
 }

@@ -70,10 +70,6 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    fn is_gone(&self, node: NodeId) -> bool {
-        self.topology.meta().node(node).is_some_and(|record| record.state.is_gone())
-    }
-
     pub(crate) async fn run(mut self) {
         let mut due: BinaryHeap<Reverse<(Instant, u64)>> = BinaryHeap::new();
         let mut timers: BTreeMap<u64, Timer> = BTreeMap::new();
@@ -119,14 +115,11 @@ impl Runner {
                         timers.insert(next_timer, timer);
                         due.push(Reverse((Instant::now() + after, next_timer)));
                     }
-                    // What others still say of a node that is gone for ever is no news.
-                    Effect::Changed { node, .. } if self.is_gone(node) => {}
                     Effect::Changed { node, old, new } => {
-                        tracing::info!(%node, ?old, ?new, "membership changed");
-                        self.topology.set_liveness(node, new, clock::monotonic_ms());
-                        if new != NodeState::Alive {
-                            self.topology.clear_leader(node);
+                        if !self.topology.member_changed(node, new, clock::monotonic_ms()) {
+                            continue;
                         }
+                        tracing::info!(%node, ?old, ?new, "membership changed");
                         (self.changed)(node, old, new);
                     }
                 }

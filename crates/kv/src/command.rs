@@ -190,7 +190,10 @@ pub enum Refusal {
     WrongShard,
     /// The entry came later than the command allowed. Nothing was written by *this* attempt.
     #[error("the command expired before it was applied")]
-    Expired,
+    Expired {
+        /// The shard's clock, Unix milliseconds in hybrid time: later commands must expire behind it.
+        clock_ms: u64,
+    },
     /// The command was applied before, and its outcome is no longer known.
     #[error("the command was applied before; its outcome was forgotten")]
     OutcomeForgotten,

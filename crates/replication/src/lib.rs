@@ -11,6 +11,8 @@ pub mod clock;
 mod config;
 mod core;
 mod host;
+/// What the host's threads do, for shells of other kinds.
+pub mod work;
 
 pub use applier::{Applied, Applier, Load, MachineFactory};
 pub use batch::{Batch, BatchError};
@@ -20,7 +22,7 @@ pub use core::{
     ReplicaStatus, Request, RequestError, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};
-pub use host::{Handle, Host, HostParts, INBOX_MAX};
+pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

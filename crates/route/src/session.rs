@@ -15,6 +15,8 @@ pub struct Sequence(pub u64);
 pub struct ShardSession {
     last: u64,
     outstanding: BTreeSet<u64>,
+    /// The latest time that the shard was heard to be at, Unix milliseconds.
+    clock_ms: u64,
 }
 
 impl ShardSession {
@@ -28,6 +30,18 @@ impl ShardSession {
         self.last += 1;
         self.outstanding.insert(self.last);
         Some((Sequence(self.last), self.outstanding.first().copied().unwrap_or(self.last)))
+    }
+
+    /// The shard was at this time (Unix milliseconds in hybrid time) when it answered.
+    pub fn heard(&mut self, clock_ms: u64) {
+        self.clock_ms = self.clock_ms.max(clock_ms);
+    }
+
+    /// The time from which a new command's life is counted: the wall clock's, unless the shard is known to be ahead of it.
+    /// A shard that once ran under a wrong clock never goes back, and would refuse all that is dated by the right one.
+    #[must_use]
+    pub fn now_ms(&self, wall_ms: u64) -> u64 {
+        self.clock_ms.max(wall_ms)
     }
 
     /// The outcome was received, or nobody waits for it any more.
@@ -50,6 +64,15 @@ mod tests {
         assert_eq!(session.begin(), Some((Sequence(3), 1)));
         session.end(first.0);
         assert_eq!(session.begin(), Some((Sequence(4), 3)));
+    }
+
+    #[test]
+    fn a_shard_that_is_ahead_is_believed_and_never_taken_back() {
+        let mut session = ShardSession::default();
+        assert_eq!(session.now_ms(100), 100);
+        session.heard(500);
+        session.heard(400);
+        assert_eq!((session.now_ms(100), session.now_ms(600)), (500, 600));
     }
 
     #[test]

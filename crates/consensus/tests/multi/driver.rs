@@ -141,7 +141,7 @@ impl Driver {
     }
 
     /// Whether there was anything to do.
-    fn perform(&mut self, id: u64, effects: Effects) -> bool {
+    pub(crate) fn perform(&mut self, id: u64, effects: Effects) -> bool {
         let Effects { roles, sends, reads, persists, committed, wants_checkpoint, failed } = effects;
         let mut busy = false;
         for change in roles {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_replication::clock;
 use flotilla_route::{Sequence, ShardSession};
 use flotilla_types::{SessionId, ShardId};
 use parking_lot::Mutex;
@@ -19,6 +20,8 @@ pub(super) struct Ticket<'a> {
     pub(super) session: SessionId,
     pub(super) sequence: Sequence,
     pub(super) acked_below: u64,
+    /// Unix milliseconds: the wall clock's, unless the shard is ahead of it.
+    pub(super) now_ms: u64,
 }
 
 impl Sessions {
@@ -28,8 +31,20 @@ impl Sessions {
 
     /// A number for a new command; `None` while too many are outstanding in this shard.
     pub(super) fn begin(&self, shard: ShardId) -> Option<Ticket<'_>> {
-        let (sequence, acked_below) = self.shards.lock().entry(shard).or_default().begin()?;
-        Some(Ticket { sessions: self, shard, session: self.session, sequence, acked_below })
+        let mut shards = self.shards.lock();
+        let numbers = shards.entry(shard).or_default();
+        let (sequence, acked_below) = numbers.begin()?;
+        let now_ms = numbers.now_ms(clock::wall_ms());
+        Some(Ticket { sessions: self, shard, session: self.session, sequence, acked_below, now_ms })
+    }
+}
+
+impl Ticket<'_> {
+    /// The shard was at this time when it answered.
+    pub(super) fn heard(&self, clock_ms: u64) {
+        if let Some(shard) = self.sessions.shards.lock().get_mut(&self.shard) {
+            shard.heard(clock_ms);
+        }
     }
 }
 

@@ -36,7 +36,7 @@ impl Store {
             let command = Command {
                 session: ticket.session,
                 sequence: ticket.sequence.0,
-                expires_at_ms: clock::wall_ms() + left_ms + EXPIRY_SLACK_MS,
+                expires_at_ms: ticket.now_ms + left_ms + EXPIRY_SLACK_MS,
                 acked_below: ticket.acked_below,
                 conditions,
                 operations,
@@ -44,10 +44,18 @@ impl Store {
             let payload = encode_command(&command);
             let answer = self.inner.shards.ask(Ask::Propose, shard, Some(range_epoch), payload, deadline_ms).await;
             match answer {
-                Ok((outcome, _)) => match written(&outcome, shard)? {
-                    Some(written) => return Ok(written),
-                    None => tokio::time::sleep(STALE_PAUSE).await,
-                },
+                Ok((bytes, _)) => {
+                    let outcome = decode_outcome(bytes).map_err(|_| StoreError::OutcomeUnknown { shard })?;
+                    match &outcome {
+                        Outcome::Done { timestamp, .. } => ticket.heard(timestamp.millis()),
+                        Outcome::Refused(Refusal::Expired { clock_ms }) => ticket.heard(*clock_ms),
+                        Outcome::Refused(_) => {}
+                    }
+                    match written(outcome, shard)? {
+                        Some(written) => return Ok(written),
+                        None => tokio::time::sleep(STALE_PAUSE).await,
+                    }
+                }
                 Err(ShardError::Stale) if clock::monotonic_ms() < deadline_ms => tokio::time::sleep(STALE_PAUSE).await,
                 Err(error) => return Err(self.error_of(error, shard, deadline_ms)),
             }
@@ -128,11 +136,10 @@ fn check(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<
 }
 
 /// `None`: routed by an old map; route again.
-fn written(outcome: &Bytes, shard: ShardId) -> Result<Option<Written>, StoreError> {
-    let refusal = match decode_outcome(outcome.clone()) {
-        Ok(Outcome::Done { results, timestamp }) => return Ok(Some(Written { results, timestamp, shard })),
-        Ok(Outcome::Refused(refusal)) => refusal,
-        Err(_) => return Err(StoreError::OutcomeUnknown { shard }),
+fn written(outcome: Outcome, shard: ShardId) -> Result<Option<Written>, StoreError> {
+    let refusal = match outcome {
+        Outcome::Done { results, timestamp } => return Ok(Some(Written { results, timestamp, shard })),
+        Outcome::Refused(refusal) => refusal,
     };
     Err(match refusal {
         Refusal::WrongShard => return Ok(None),
@@ -142,7 +149,7 @@ fn written(outcome: &Bytes, shard: ShardId) -> Result<Option<Written>, StoreErro
         Refusal::TooLarge { limit_bytes } => StoreError::ValueTooLarge { limit_bytes },
         Refusal::SessionFull => StoreError::Busy { retry_after_ms: RETRY_AFTER_MS },
         // An earlier attempt of the same command may have been applied.
-        Refusal::Expired | Refusal::OutcomeForgotten => StoreError::OutcomeUnknown { shard },
+        Refusal::Expired { .. } | Refusal::OutcomeForgotten => StoreError::OutcomeUnknown { shard },
         Refusal::TooManyOperations { .. } => {
             StoreError::BatchTooLarge { operations_max: BATCH_OPERATIONS_MAX, bytes_max: BATCH_BYTES_MAX }
         }

@@ -18,6 +18,8 @@ use super::{Beat, Core, Effects, LostReason, Notice};
 
 /// Bits of a [`WalSequence`] that count batches within one incarnation; the incarnation stands above them.
 const BATCH_BITS: u32 = 34;
+/// A peer's clock is judged by its last beat for so many times the pause between two.
+const CLOCK_BEATS: u64 = 8;
 /// Bytes of a log that are looked through at a time.
 const READ_BYTES_MAX: usize = 1 << 20;
 
@@ -43,6 +45,8 @@ pub(super) struct Greeting {
     verdicts: BTreeMap<NodeId, (Incarnation, Option<WalSequence>)>,
     /// Peers whose clock is too far ahead.
     ahead: BTreeSet<NodeId>,
+    /// What each peer's wall clock said, and when that was by ours that does not jump. Milliseconds.
+    clocks: BTreeMap<NodeId, (u64, u64)>,
     rolled_back: bool,
 }
 
@@ -58,16 +62,30 @@ impl Greeting {
             marks: marks.into_iter().map(|mark| (mark.node, mark.sequence)).collect(),
             verdicts: BTreeMap::new(),
             ahead: BTreeSet::new(),
+            clocks: BTreeMap::new(),
             rolled_back: false,
         }
     }
 
     pub(super) fn set_peers(&mut self, peers: Vec<NodeId>) {
+        self.clocks.retain(|peer, _| peers.contains(peer));
         self.peers = Some(peers);
     }
 
     pub(super) fn is_ahead(&self, node: NodeId) -> bool {
         self.ahead.contains(&node)
+    }
+
+    /// Whether our wall clock is more than `ahead_ms_max` ahead of those of most peers that were heard since `since_ms`. What we date
+    /// then would bind everybody to our error: a shard's time never goes back.
+    pub(super) fn are_we_ahead(&self, now_ms: u64, wall_ms: u64, since_ms: u64, ahead_ms_max: u64) -> bool {
+        let heard = self.clocks.values().filter(|(_, heard_ms)| *heard_ms >= since_ms);
+        let (mut peers, mut behind) = (0, 0);
+        for (theirs_ms, heard_ms) in heard {
+            peers += 1;
+            behind += usize::from(wall_ms > theirs_ms + now_ms.saturating_sub(*heard_ms) + ahead_ms_max);
+        }
+        2 * behind > peers
     }
 
     pub(super) fn synced(&mut self, sequence: WalSequence) {
@@ -164,7 +182,14 @@ impl<T> Core<T> {
         }
     }
 
+    /// Whether this node's wall clock is too far ahead to date anything by it.
+    pub(super) fn is_clock_ahead(&self) -> bool {
+        let since_ms = self.now_ms.saturating_sub(CLOCK_BEATS * self.config.beat_ticks * self.config.tick_ms);
+        self.greeting.are_we_ahead(self.now_ms, self.wall_ms, since_ms, self.config.clock_ahead_ms_max)
+    }
+
     pub(super) fn hear(&mut self, from: NodeId, beat: Beat, effects: &mut Effects<T>) {
+        self.greeting.clocks.insert(from, (beat.wall_ms, self.now_ms));
         if beat.wall_ms > self.wall_ms + self.config.clock_ahead_ms_max {
             if self.greeting.ahead.insert(from) {
                 let ahead_ms = beat.wall_ms - self.wall_ms;

@@ -66,6 +66,10 @@ impl<T> Core<T> {
 
     /// Merges waiting commands into entries. While the group writes, commands go on to gather: batches grow with load by themselves.
     pub(super) fn propose_pending(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        // Commands wait: either this clock is put right, or followers stop listening to this leader and elect another.
+        if self.is_clock_ahead() {
+            return;
+        }
         loop {
             let Some(replica) = self.replicas.get_mut(&id) else { return };
             let Some(group) = self.raft.group(id) else { return };

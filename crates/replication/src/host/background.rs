@@ -5,31 +5,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flotilla_storage::{EngineError, Log, StateEngine};
-use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
+use flotilla_failpoints::{Place, is_enabled, reached};
+use flotilla_storage::{Log, StateEngine};
 use parking_lot::Mutex;
 
-use super::{Inbox, apply};
-use crate::{Input, Load};
+use super::{Inbox, Reply, apply};
+use crate::{
+    Input,
+    work::{BUILD_RETRY_MS, Job, Worked},
+};
 
 /// Two, so that a long load does not hold back every checkpoint.
 pub(super) const THREADS: usize = 2;
 const RECLAIM_EVERY: Duration = Duration::from_secs(5);
-/// How long to wait before a checkpoint that could not be built is tried again.
-const BUILD_RETRY: Duration = Duration::from_secs(1);
-/// Tries before a checkpoint that cannot be built ends the node: its log could only grow.
-const BUILD_TRIES_MAX: u32 = 60;
 
-pub(super) enum Job {
-    Build { replica: ReplicaId },
-    Settle { replica: ReplicaId, checkpoint: Checkpoint },
-    Release { objects: Vec<ObjectId> },
-    Load(Load),
+pub(super) enum Order {
+    Work(Box<Job>),
     Stop,
 }
 
 pub(super) struct Workers {
-    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) orders: mpsc::Receiver<Order>,
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) log: Arc<dyn Log>,
     pub(super) inbox: Inbox,
@@ -38,7 +34,7 @@ pub(super) struct Workers {
 }
 
 pub(super) struct Shared {
-    jobs: Mutex<mpsc::Receiver<Job>>,
+    orders: Mutex<mpsc::Receiver<Order>>,
     engine: Arc<dyn StateEngine>,
     log: Arc<dyn Log>,
     inbox: Inbox,
@@ -50,7 +46,7 @@ pub(super) struct Shared {
 impl Workers {
     pub(super) fn share(self) -> Shared {
         Shared {
-            jobs: Mutex::new(self.jobs),
+            orders: Mutex::new(self.orders),
             engine: self.engine,
             log: self.log,
             inbox: self.inbox,
@@ -65,10 +61,10 @@ impl Shared {
     pub(super) fn run(&self) {
         loop {
             // Whoever holds the lock waits for the next job; the other one works.
-            let job = self.jobs.lock().recv_timeout(RECLAIM_EVERY);
-            match job {
-                Ok(Job::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Ok(job) => self.work(job),
+            let order = self.orders.lock().recv_timeout(RECLAIM_EVERY);
+            match order {
+                Ok(Order::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Ok(Order::Work(job)) => self.work(*job),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
             self.reclaim_if_due();
@@ -76,49 +72,36 @@ impl Shared {
     }
 
     fn work(&self, job: Job) {
-        match job {
-            Job::Build { replica } => self.build(replica),
-            Job::Settle { replica, checkpoint } => {
-                match self.engine.settle(replica, &checkpoint) {
-                    // Or destroyed meanwhile.
-                    Ok(()) | Err(EngineError::NotOpen(_)) => {}
-                    // Everything is in the log and in objects; only the view is behind, and the next start rebuilds it.
-                    Err(error) => {
-                        (self.fatal)(&format!("the view of replica {replica} cannot take a checkpoint: {error}"));
-                    }
-                }
-                self.inbox.send(Input::Settled { replica });
+        let kind = match &job {
+            Job::Build { .. } => Some("build"),
+            Job::Settle { .. } => Some("settle"),
+            Job::Load(_) => Some("load"),
+            Job::Release { .. } => None,
+        };
+        let (before, after) = if is_enabled() { places(&job) } else { Default::default() };
+        before.into_iter().for_each(reached);
+        let started = Instant::now();
+        let worked = job.run::<Reply>(&*self.engine);
+        after.filter(|_| !matches!(worked, Worked::Retry(_))).into_iter().for_each(reached);
+        match kind {
+            Some("build") if matches!(worked, Worked::Report(_)) => {
+                metrics::histogram!("flotilla_checkpoint_seconds").record(started.elapsed().as_secs_f64());
             }
-            Job::Release { objects } => self.engine.release(&objects),
-            Job::Load(load) => {
-                let started = Instant::now();
-                let result = load.run(&*self.engine);
-                tracing::debug!(replica = %load.replica, elapsed_ms = started.elapsed().as_millis(), ok = result.is_ok(), "loaded records");
+            Some(kind) => tracing::debug!(kind, elapsed_ms = started.elapsed().as_millis(), "a slow job is done"),
+            None => {}
+        }
+        match worked {
+            Worked::Done => {}
+            Worked::Report(input) => self.inbox.send(input),
+            Worked::Loaded(load, result) => {
                 let _ = self.apply.send(apply::Job::Loaded(load, result));
             }
-            Job::Stop => {}
-        }
-    }
-
-    fn build(&self, replica: ReplicaId) {
-        for attempt in 1.. {
-            let started = Instant::now();
-            match self.engine.build(replica) {
-                Ok(checkpoint) => {
-                    metrics::histogram!("flotilla_checkpoint_seconds").record(started.elapsed().as_secs_f64());
-                    self.inbox.send(Input::Built { replica, checkpoint: Some(checkpoint) });
-                    return;
-                }
-                // Destroyed meanwhile.
-                Err(EngineError::NotOpen(_)) => return,
-                Err(error) if attempt < BUILD_TRIES_MAX => {
-                    tracing::warn!(%replica, %error, attempt, "a checkpoint could not be built; trying again");
-                    std::thread::sleep(BUILD_RETRY);
-                }
-                Err(error) => {
-                    (self.fatal)(&format!("no checkpoint of replica {replica} can be built: {error}"));
-                    return;
-                }
+            Worked::Retry(job) => {
+                std::thread::sleep(Duration::from_millis(BUILD_RETRY_MS));
+                self.work(job);
+            }
+            Worked::Fatal { replica, error } => {
+                (self.fatal)(&format!("replica {replica} cannot be checkpointed any more: {error}"));
             }
         }
     }
@@ -130,7 +113,10 @@ impl Shared {
         }
         *reclaimed = Instant::now();
         drop(reclaimed);
-        match self.log.reclaim() {
+        reached(Place::RaftLogBeforeReclaim);
+        let reclaimed = self.log.reclaim();
+        reached(Place::RaftLogReclaimed);
+        match reclaimed {
             Ok(holding) if !holding.is_empty() => {
                 tracing::debug!(?holding, "replicas hold back log space");
                 for replica in holding {
@@ -140,5 +126,16 @@ impl Shared {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "log space could not be reclaimed"),
         }
+    }
+}
+
+/// Where the node may end before and after this job.
+fn places(job: &Job) -> (Option<Place>, Option<Place>) {
+    match job {
+        Job::Build { .. } => (Some(Place::CheckpointBeforeBuild), Some(Place::CheckpointBuilt)),
+        Job::Settle { .. } => (Some(Place::CheckpointBeforeSettle), Some(Place::CheckpointSettled)),
+        Job::Load(load) if load.replaces => (Some(Place::SnapshotBeforeInstall), Some(Place::SnapshotInstalled)),
+        Job::Load(_) => (Some(Place::SnapshotBeforeLoad), None),
+        Job::Release { .. } => (None, None),
     }
 }

@@ -11,6 +11,7 @@
 
 mod apply;
 mod background;
+mod digest;
 mod frames;
 mod pull;
 mod raft;
@@ -29,15 +30,17 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_consensus::ConfChange;
+use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{Log, LogError, StateEngine};
-use flotilla_transport::Class;
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
+pub use digest::{Digest, DigestError};
+
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
-    RequestError, clock,
+    RequestError, clock, work,
 };
 
 /// Requests and frames that may wait for the raft thread; beyond it requests are refused and frames dropped.
@@ -103,7 +106,7 @@ pub struct Host {
     handle: Handle,
     threads: Vec<thread::JoinHandle<()>>,
     apply: mpsc::Sender<apply::Job>,
-    background: mpsc::Sender<background::Job>,
+    background: mpsc::Sender<background::Order>,
     engine: Arc<dyn StateEngine>,
 }
 
@@ -113,6 +116,7 @@ pub struct Handle {
     inbox: Inbox,
     status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
     engine: Arc<dyn StateEngine>,
+    apply: mpsc::Sender<apply::Job>,
     leads_shared: Arc<AtomicUsize>,
 }
 
@@ -156,7 +160,13 @@ impl Host {
             status: status.clone(),
             leads_shared: leads_shared.clone(),
         };
-        let wal = wal::Wal::new(parts.log.clone(), parts.incarnation, sender, inbox.clone(), parts.fatal.clone());
+        let wal = wal::Wal {
+            wal: work::Wal::new(&*parts.log, parts.incarnation),
+            log: parts.log.clone(),
+            sender,
+            inbox: inbox.clone(),
+            fatal: parts.fatal.clone(),
+        };
         let applier = Applier::new(parts.engine.clone(), parts.machines);
         let apply = apply::Apply {
             applier,
@@ -166,7 +176,7 @@ impl Host {
             fatal: parts.fatal.clone(),
         };
         let workers = background::Workers {
-            jobs: background_rx,
+            orders: background_rx,
             engine: parts.engine.clone(),
             log: parts.log,
             inbox: inbox.clone(),
@@ -185,7 +195,7 @@ impl Host {
             let workers = workers.clone();
             threads.push(spawn("background", fatal, move || workers.run())?);
         }
-        let handle = Handle { inbox, status, engine: parts.engine.clone(), leads_shared };
+        let handle = Handle { inbox, status, engine: parts.engine.clone(), apply: apply_tx.clone(), leads_shared };
         Ok(Self { handle, threads, apply: apply_tx, background: background_tx, engine: parts.engine })
     }
 
@@ -201,7 +211,7 @@ impl Host {
         let _ = handle.inbox.events.send(Event::Stop);
         let _ = apply.send(apply::Job::Stop);
         for _ in 0..background::THREADS {
-            let _ = background.send(background::Job::Stop);
+            let _ = background.send(background::Order::Stop);
         }
         drop((apply, background));
         for thread in threads {
@@ -306,7 +316,7 @@ impl Handle {
 
     /// A frame from a peer. Dropped when it does not parse or the inbox is full, as the network may have done.
     pub fn frame(&self, from: NodeId, frame: Bytes) {
-        match frames::decode(from, frame) {
+        match work::unpack(from, frame) {
             Ok(inputs) => {
                 for input in inputs {
                     if !self.inbox.offer(input) {
@@ -325,7 +335,19 @@ impl Handle {
     /// Objects for a peer; reads the disk.
     #[must_use]
     pub fn objects(&self, request: Bytes) -> Bytes {
-        pull::serve(&*self.engine, request)
+        reached(Place::SnapshotServe);
+        work::serve(&*self.engine, request)
+    }
+
+    /// What a replica here holds, as one number. Reads all its records, and holds nothing up.
+    ///
+    /// # Errors
+    /// See [`DigestError`].
+    pub async fn digest(&self, replica: ReplicaId) -> Result<Digest, DigestError> {
+        let status = self.status();
+        let range =
+            status.iter().find(|status| status.replica == replica).map(|status| status.descriptor.range.clone());
+        digest::of(&self.apply, replica, range.ok_or(DigestError::NotServing)?).await
     }
 
     /// Every replica at a glance, at most a few ticks old.
@@ -338,13 +360,5 @@ impl Handle {
     #[must_use]
     pub fn leads_shared(&self) -> usize {
         self.leads_shared.load(Ordering::Relaxed)
-    }
-}
-
-pub(crate) fn class_of(message: &flotilla_types::Message) -> Class {
-    use flotilla_types::MessageKind;
-    match message.kind {
-        MessageKind::Append | MessageKind::Snapshot => Class::Bulk,
-        _ => Class::Urgent,
     }
 }

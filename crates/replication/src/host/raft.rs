@@ -10,10 +10,14 @@ use std::{
 };
 
 use flotilla_consensus::Role;
+use flotilla_failpoints::{Place, reached};
 use parking_lot::RwLock;
 
-use super::{Event, Reply, apply, background, frames, pull, wal};
-use crate::{Background, Core, Effects, HostConfig, Input, Notice, ReplicaStatus, clock};
+use super::{Event, Reply, apply, background, frames, pull};
+use crate::{
+    Background, Core, Effects, HostConfig, Input, Notice, ReplicaStatus, clock,
+    work::{Job, WalJob},
+};
 
 /// Inputs that one flush serves; then what they led to goes out.
 const INPUTS_MAX: usize = 4_096;
@@ -24,9 +28,9 @@ pub(super) struct Raft {
     pub(super) inbox: mpsc::Receiver<Event>,
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) sender: frames::Sender,
-    pub(super) wal: mpsc::Sender<wal::Job>,
+    pub(super) wal: mpsc::Sender<WalJob>,
     pub(super) apply: mpsc::Sender<apply::Job>,
-    pub(super) background: mpsc::Sender<background::Job>,
+    pub(super) background: mpsc::Sender<background::Order>,
     pub(super) puller: pull::Puller,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
     pub(super) status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
@@ -62,7 +66,9 @@ impl Raft {
                     }
                     Event::Stop => return,
                 };
+                let place = place_of(&input);
                 self.core.step(now_ms, wall_ms, input, &mut effects);
+                place.into_iter().for_each(reached);
                 taken += 1;
                 next = if taken < INPUTS_MAX { self.inbox.try_recv().ok() } else { None };
             }
@@ -70,32 +76,36 @@ impl Raft {
     }
 
     /// Messages of leaders leave before their own fsync (dissertation §10.2.1); writes go to the disk next.
-    fn perform(&mut self, effects: Effects<Reply>) {
-        self.sender.send(effects.sends);
-        for (node, beat) in effects.beats {
+    fn perform(&mut self, mut effects: Effects<Reply>) {
+        if !effects.sends.is_empty() {
+            reached(Place::RaftBeforeSend);
+        }
+        self.sender.send(std::mem::take(&mut effects.sends));
+        for (node, beat) in std::mem::take(&mut effects.beats) {
+            reached(Place::RaftBeforeBeat);
             self.sender.beat(node, &beat);
         }
-        if !effects.writes.is_empty() || effects.sequence_floor.is_some() || !effects.marks.is_empty() {
-            let job = wal::Job { writes: effects.writes, marks: effects.marks, floor: effects.sequence_floor };
+        reached(Place::RaftSent);
+        if let Some(job) = WalJob::take(&mut effects) {
             let _ = self.wal.send(job);
         }
         for task in effects.apply {
             let _ = self.apply.send(apply::Job::Task(task));
         }
         for task in effects.background {
-            match task {
-                Background::Build { replica } => {
-                    let _ = self.background.send(background::Job::Build { replica });
+            let job = match task {
+                Background::Build { replica } => Job::Build { replica, failures: 0 },
+                Background::Settle { replica, checkpoint } => Job::Settle { replica, checkpoint },
+                Background::Release { objects } => Job::Release { objects },
+                Background::Pull { replica, from, checkpoint } => {
+                    reached(Place::RaftSnapshotParked);
+                    self.puller.pull(replica, from, checkpoint);
+                    continue;
                 }
-                Background::Settle { replica, checkpoint } => {
-                    let _ = self.background.send(background::Job::Settle { replica, checkpoint });
-                }
-                Background::Release { objects } => {
-                    let _ = self.background.send(background::Job::Release { objects });
-                }
-                Background::Pull { replica, from, checkpoint } => self.puller.pull(replica, from, checkpoint),
-            }
+            };
+            let _ = self.background.send(background::Order::Work(Box::new(job)));
         }
+        reached(Place::RaftHandedOn);
         for (reply, answer) in effects.replies {
             let _ = reply.send(answer);
         }
@@ -110,5 +120,15 @@ impl Raft {
         let led = shared.filter(|group| group.role == Role::Leader && group.conf.voters.len() > 1).count();
         self.leads_shared.store(led, Ordering::Relaxed);
         *self.status.write() = Arc::new(status);
+    }
+}
+
+/// Where an input may end the node, once the core has taken it and nothing of it is written.
+fn place_of(input: &Input<Reply>) -> Option<Place> {
+    match input {
+        Input::Change { .. } => Some(Place::RaftConfChange),
+        Input::Create { .. } => Some(Place::RaftCreate),
+        Input::Destroy { .. } => Some(Place::RaftDestroy),
+        _ => None,
     }
 }

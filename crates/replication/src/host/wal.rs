@@ -1,100 +1,110 @@
 //! The thread that writes the log: one fsync for whatever is waiting, then the messages that waited for it.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, mpsc},
     time::Instant,
 };
 
-use flotilla_storage::{Log, LogBatch, NodeMark};
-use flotilla_types::{Incarnation, NodeId, WalSequence};
+use flotilla_failpoints::{Place, io, is_enabled, reached};
+use flotilla_storage::{Log, LogBatch, LogError};
+use flotilla_types::EntryKind;
 
 use super::{Inbox, frames};
-use crate::{Input, Write, first_sequence};
+use crate::{
+    Input,
+    work::{self, Durable, Merged, WalJob},
+};
 
 /// Jobs merged into one batch; the rest waits for the next fsync.
 const JOBS_MAX: usize = 256;
 
-pub(super) struct Job {
-    pub(super) writes: Vec<Write>,
-    pub(super) marks: Vec<(NodeId, WalSequence)>,
-    pub(super) floor: Option<WalSequence>,
-}
-
 pub(super) struct Wal {
-    log: Arc<dyn Log>,
-    next: WalSequence,
-    /// Zero, until something was written in this life: peers must hear what was recovered, no more.
-    written: WalSequence,
-    sender: frames::Sender,
-    inbox: Inbox,
-    fatal: Arc<dyn Fn(&str) + Send + Sync>,
-    /// Marks that wait for a write to ride along with.
-    marks: BTreeMap<NodeId, WalSequence>,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) wal: work::Wal,
+    pub(super) sender: frames::Sender,
+    pub(super) inbox: Inbox,
+    pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Wal {
-    pub(super) fn new(
-        log: Arc<dyn Log>,
-        incarnation: Incarnation,
-        sender: frames::Sender,
-        inbox: Inbox,
-        fatal: Arc<dyn Fn(&str) + Send + Sync>,
-    ) -> Self {
-        let next = first_sequence(incarnation).max(log.recovered()).next();
-        Self { log, next, written: WalSequence(0), sender, inbox, fatal, marks: BTreeMap::new() }
-    }
-
-    pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
+    pub(super) fn run(mut self, jobs: &mpsc::Receiver<WalJob>) {
         while let Ok(first) = jobs.recv() {
-            let mut merged = vec![first];
-            while merged.len() < JOBS_MAX {
+            let mut waiting = vec![first];
+            while waiting.len() < JOBS_MAX {
                 match jobs.try_recv() {
-                    Ok(job) => merged.push(job),
+                    Ok(job) => waiting.push(job),
                     Err(_) => break,
                 }
             }
-            if !self.write(merged) {
+            if !self.write(waiting) {
                 return;
             }
         }
     }
 
-    fn write(&mut self, jobs: Vec<Job>) -> bool {
-        let mut batch = LogBatch::default();
-        let mut done = Vec::new();
-        let mut after = Vec::new();
-        for job in jobs {
-            if let Some(floor) = job.floor {
-                self.next = self.next.max(floor.next());
-            }
-            self.marks.extend(job.marks);
-            for write in job.writes {
-                batch.replicas.extend(write.write);
-                done.push(write.done);
-                after.extend(write.after);
-            }
-        }
-        if !batch.replicas.is_empty() {
-            batch.sequence = self.next;
-            let marks = std::mem::take(&mut self.marks);
-            batch.marks = marks.into_iter().map(|(node, sequence)| NodeMark { node, sequence }).collect();
-            let started = Instant::now();
-            if let Err(error) = self.log.write(batch) {
+    fn write(&mut self, jobs: Vec<WalJob>) -> bool {
+        let merged = self.wal.merge(jobs);
+        let writes = merged.batch().is_some();
+        let started = Instant::now();
+        let durable = match self.write_merged(merged) {
+            Ok(durable) => durable,
+            Err(error) => {
                 // After a failed fsync nothing is known about what is on the disk.
                 (self.fatal)(&format!("the log cannot be written, and this node must not go on: {error}"));
                 return false;
             }
+        };
+        if writes {
             metrics::histogram!("flotilla_wal_write_seconds").record(started.elapsed().as_secs_f64());
             metrics::counter!("flotilla_wal_batches_total").increment(1);
-            self.written = self.next;
-            self.next = self.next.next();
         }
-        // First, so that no answer to a message overtakes the news that what it promised is durable.
-        if !done.is_empty() {
-            self.inbox.send(Input::Written { sequence: self.written, done });
+        if !durable.done.is_empty() {
+            self.inbox.send(Input::Written { sequence: durable.sequence, done: durable.done });
         }
-        self.sender.send(after);
+        if !durable.after.is_empty() {
+            reached(Place::WalBeforeHeld);
+            self.sender.send(durable.after);
+            reached(Place::WalAfterHeld);
+        }
         true
     }
+
+    fn write_merged(&mut self, merged: Merged) -> Result<Durable, LogError> {
+        let Some(batch) = merged.batch() else { return self.wal.write(&*self.log, merged) };
+        let (before, after) = if is_enabled() { places(batch) } else { Default::default() };
+        before.into_iter().for_each(reached);
+        io(Place::WalBeforeWrite)?;
+        let durable = self.wal.write(&*self.log, merged)?;
+        io(Place::WalWritten)?;
+        after.into_iter().for_each(reached);
+        Ok(durable)
+    }
+}
+
+/// Where the node may end before and after this batch, besides the places that every batch passes.
+fn places(batch: &LogBatch) -> (Vec<Place>, Vec<Place>) {
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    if !batch.marks.is_empty() {
+        before.push(Place::WalBeforeMarks);
+    }
+    for write in &batch.replicas {
+        if write.create.is_some() {
+            before.push(Place::WalBeforeCreate);
+            after.push(Place::WalCreated);
+        } else if write.clear {
+            before.push(Place::WalBeforeClear);
+            after.push(Place::WalCleared);
+        } else if write.checkpoint.is_some() {
+            before.push(Place::WalBeforePointer);
+            after.push(Place::WalPointerWritten);
+        }
+        if write.destroy {
+            before.push(Place::WalBeforeTombstone);
+            after.push(Place::WalTombstoned);
+        }
+        if write.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange) {
+            before.push(Place::WalBeforeConfEntry);
+        }
+    }
+    (before, after)
 }

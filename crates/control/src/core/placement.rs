@@ -1,0 +1,141 @@
+//! On the metadata group's leader: where replicas should be.
+//!
+//! Invariants: nothing is dead before this node has led, and watched, for a whole grace period itself; replicas that are fine stay
+//! where they are until no node has joined for a while.
+
+use flotilla_membership::NodeState;
+use flotilla_meta::{Liveness, Setting};
+use flotilla_placement::plan;
+use flotilla_types::ShardId;
+
+use super::{Action, Reconciler, View};
+
+/// Replicas that are fine move for balance only when no node has joined for so long.
+const SETTLE_MS: u64 = 20_000;
+
+/// Plans while this node leads the metadata group.
+#[derive(Debug, Default)]
+pub struct Placement {
+    leading_since_ms: Option<u64>,
+}
+
+impl Reconciler for Placement {
+    fn every_ms(&self) -> u64 {
+        500
+    }
+
+    fn look(&mut self, view: &View<'_>) -> Vec<Action> {
+        if !view.led().any(|(replica, _)| replica.shard == ShardId::META) {
+            self.leading_since_ms = None;
+            return Vec::new();
+        }
+        let leading_since_ms = *self.leading_since_ms.get_or_insert(view.now_ms);
+        let grace_ms = view.meta.setting(Setting::DeadNodeGraceMs);
+        let mut input = view.meta.plan_input(|node| {
+            let (state, since_ms) = view.members.liveness(node);
+            liveness(state, since_ms, leading_since_ms, view.now_ms, grace_ms)
+        });
+        let youngest_ms = view.meta.nodes().map(|node| node.joined_at_ms).max().unwrap_or(0);
+        if view.wall_ms < youngest_ms + SETTLE_MS {
+            input.moves_max = 0;
+        }
+        let plan = plan(&input);
+        for change in &plan.changes {
+            tracing::info!(?change, "placement");
+        }
+        view.meta.commands_for(&plan).into_iter().map(Action::Propose).collect()
+    }
+}
+
+/// What placement should think of a node that membership sees in `state` since `since_ms`. Nothing is dead before this
+/// node has watched for a whole grace period itself (`watching_since_ms`). All on one monotonic clock.
+#[must_use]
+pub fn liveness(state: NodeState, since_ms: u64, watching_since_ms: u64, now_ms: u64, grace_ms: u64) -> Liveness {
+    match state {
+        NodeState::Alive => Liveness::Live,
+        NodeState::Suspect => Liveness::Suspect,
+        NodeState::Unknown | NodeState::Down | NodeState::Left => {
+            if now_ms.saturating_sub(since_ms.max(watching_since_ms)) >= grace_ms {
+                Liveness::Dead
+            } else {
+                Liveness::Suspect
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_meta::MetaCommand;
+
+    use super::*;
+    use crate::core::testing::{Meta, World, leads, node};
+
+    #[test]
+    fn a_silent_node_is_dead_only_after_the_grace_period() {
+        assert_eq!(liveness(NodeState::Down, 1_000, 0, 30_999, 30_000), Liveness::Suspect);
+        assert_eq!(liveness(NodeState::Down, 1_000, 0, 31_000, 30_000), Liveness::Dead);
+    }
+
+    #[test]
+    fn a_node_never_heard_of_gets_the_grace_period_from_the_start_of_watching() {
+        assert_eq!(liveness(NodeState::Unknown, 0, 5_000, 34_999, 30_000), Liveness::Suspect);
+        assert_eq!(liveness(NodeState::Unknown, 0, 5_000, 35_000, 30_000), Liveness::Dead);
+    }
+
+    /// Node 1 leads the metadata group alone, of four nodes, with a shard on 2, 3 and 4.
+    fn world() -> World {
+        let mut meta = Meta::of_nodes(4);
+        meta.collection(&[&[2, 3, 4]]);
+        meta.setting(Setting::MetaReplicas, 1);
+        let mut world = World::new(1, meta);
+        world.replicas = vec![leads(0, &[(1, 1)], &[])];
+        (2..=4).for_each(|id| world.hears(id, NodeState::Alive));
+        world.wall_ms = 1_000_000;
+        world
+    }
+
+    #[test]
+    fn only_the_metadata_groups_leader_plans_and_watches_for_a_grace_period_of_its_own() {
+        let mut world = world();
+        let mut placement = Placement::default();
+        world.hears(4, NodeState::Down);
+        let led = std::mem::replace(&mut world.replicas, vec![leads(1, &[(1, 9)], &[])]);
+        world.now_ms += 100_000;
+        assert_eq!(world.look(&mut placement), [], "somebody else plans");
+        world.now_ms += 30_000;
+        world.replicas = led.clone();
+        assert_eq!(world.look(&mut placement), []);
+        world.now_ms += 29_999;
+        assert_eq!(world.look(&mut placement), []);
+        world.replicas.clear();
+        assert_eq!(world.look(&mut placement), []);
+        world.replicas = led;
+        world.now_ms += 1;
+        assert_eq!(world.look(&mut placement), [], "watching began anew");
+        world.now_ms += 30_000;
+        let [Action::Propose(MetaCommand::Batch(commands))] = &world.look(&mut placement)[..] else {
+            panic!("one shard is planned for");
+        };
+        assert!(
+            matches!(&commands[..], [MetaCommand::AssignReplica { node, .. }, MetaCommand::UnassignReplica { .. }]
+                if *node == crate::core::testing::node(1)),
+            "{commands:?}"
+        );
+    }
+
+    #[test]
+    fn nothing_moves_for_balance_until_no_node_has_joined_for_a_while() {
+        let mut meta = Meta::of_nodes(2);
+        meta.collection(&[&[1], &[1], &[1], &[1]]);
+        meta.setting(Setting::MetaReplicas, 1);
+        let mut world = World::new(1, meta);
+        world.replicas = vec![leads(0, &[(1, 1)], &[])];
+        world.hears(2, NodeState::Alive);
+        let joined_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms;
+        world.wall_ms = joined_ms + SETTLE_MS - 1;
+        assert_eq!(world.look(&mut Placement::default()), []);
+        world.wall_ms += 1;
+        assert_ne!(world.look(&mut Placement::default()), []);
+    }
+}

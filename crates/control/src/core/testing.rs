@@ -1,0 +1,211 @@
+//! Clusters as tests see them: metadata made by commands, and replicas as a host would report them.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use flotilla_membership::NodeState;
+use flotilla_meta::{
+    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, Setting, TokenId,
+};
+use flotilla_placement::Sharding;
+use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Role};
+use flotilla_types::{
+    ClusterId, ConfState, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaDescriptor, ReplicaId,
+    ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp,
+};
+
+use super::{Action, Known, Me, Reconciler, View};
+
+const TOKEN: TokenId = TokenId(1);
+const SECRET: [u8; 32] = [1; 32];
+/// When everything in the metadata happened, in Unix milliseconds.
+const THEN_MS: u64 = 1_000;
+
+pub(crate) fn node(id: u64) -> NodeId {
+    NodeId(id)
+}
+
+pub(crate) fn addr(id: u64) -> SocketAddr {
+    format!("10.0.0.{id}:1").parse().expect("an address")
+}
+
+fn addresses(id: u64) -> Addresses {
+    Addresses { quic: addr(id).to_string(), ..Addresses::default() }
+}
+
+/// The metadata group, of one machine. Node 1 founded it and holds its first replica, replica 1.
+pub(crate) struct Meta {
+    follower: MetaFollower,
+    collection: Option<flotilla_types::CollectionId>,
+}
+
+impl Meta {
+    /// Of nodes 1 to `nodes`.
+    pub(crate) fn of_nodes(nodes: u64) -> Self {
+        let mut meta = Self { follower: MetaFollower::default(), collection: None };
+        meta.apply(&MetaCommand::Bootstrap { cluster: ClusterId([1; 16]), node: Self::new_node(1) });
+        meta.apply(&MetaCommand::CreateToken { id: TOKEN, hash: SECRET, expires_at_ms: 1 << 40, uses: 100 });
+        (2..=nodes).for_each(|id| meta.join(id));
+        meta
+    }
+
+    fn new_node(id: u64) -> NewNode {
+        let key_digest = [u8::try_from(id).expect("a small id"); 32];
+        NewNode { name: format!("n{id}"), addresses: addresses(id), locality: Locality::default(), key_digest }
+    }
+
+    pub(crate) fn state(&self) -> Arc<MetaState> {
+        self.follower.state().clone()
+    }
+
+    /// Runs a command that must have an effect.
+    #[track_caller]
+    pub(crate) fn apply(&mut self, command: &MetaCommand) {
+        let previous = self.follower.state().version();
+        let increment = Increment {
+            previous,
+            index: LogIndex(previous + 1),
+            timestamp: Timestamp::from_millis(THEN_MS),
+            commands: vec![command.encode()],
+        };
+        let taken = self.follower.apply(&Feed::Increments(vec![increment]));
+        assert_eq!(taken, Ok(true), "{command:?}");
+    }
+
+    pub(crate) fn join(&mut self, id: u64) {
+        let node = Self::new_node(id);
+        self.apply(&MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node }));
+        assert!(self.state().node(NodeId(id)).is_some(), "nodes are numbered in order");
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) {
+        self.apply(&MetaCommand::RemoveNode { node: NodeId(id) });
+    }
+
+    pub(crate) fn setting(&mut self, setting: Setting, value: u64) {
+        self.apply(&MetaCommand::PutSetting { key: setting.key().to_owned(), value: value.to_string() });
+    }
+
+    pub(crate) fn assign(&mut self, shard: ShardId, node: u64) {
+        let intent_version = self.state().shard(shard).expect("a shard").intent_version;
+        self.apply(&MetaCommand::AssignReplica { shard, node: NodeId(node), intent_version });
+    }
+
+    pub(crate) fn report(&mut self, descriptor: ShardDescriptor) {
+        let config = descriptor.epoch.config + 1;
+        let epoch = Epoch { config, ..descriptor.epoch };
+        let range = self.state().shard(descriptor.shard).expect("a shard").descriptor.range.clone();
+        self.apply(&MetaCommand::ReportShard { descriptor: ShardDescriptor { epoch, range, ..descriptor } });
+    }
+
+    /// A collection with a shard on each of these sets of nodes.
+    pub(crate) fn collection(&mut self, nodes: &[&[u64]]) -> Vec<ShardId> {
+        let before: Vec<_> = self.state().shards().map(|shard| shard.id).collect();
+        self.apply(&MetaCommand::CreateCollection {
+            name: "c".to_owned(),
+            sharding: Sharding::Hash,
+            buckets: u16::try_from(nodes.len()).expect("few shards"),
+            replicas: u8::try_from(nodes[0].len()).expect("few replicas"),
+            initial_nodes: nodes.iter().map(|shard| shard.iter().copied().map(NodeId).collect()).collect(),
+        });
+        self.collection = self.state().collection("c").map(|collection| collection.id);
+        self.state().shards().map(|shard| shard.id).filter(|shard| !before.contains(shard)).collect()
+    }
+
+    pub(crate) fn drop_collection(&mut self) {
+        let collection = self.collection.take().expect("a collection");
+        self.apply(&MetaCommand::DropCollection { collection });
+    }
+}
+
+/// One node and what it sees.
+pub(crate) struct World {
+    pub(crate) me: Me,
+    pub(crate) meta: Meta,
+    pub(crate) replicas: Vec<ReplicaStatus>,
+    pub(crate) now_ms: u64,
+    pub(crate) wall_ms: u64,
+    known: Known,
+}
+
+impl World {
+    pub(crate) fn new(me: u64, meta: Meta) -> Self {
+        let me = Me {
+            node: NodeId(me),
+            incarnation: Incarnation(7),
+            addresses: addresses(me),
+            locality: Locality::default(),
+        };
+        let known = Known::new(me.node, MetaState::default());
+        Self { me, meta, replicas: Vec::new(), now_ms: 1_000_000, wall_ms: THEN_MS, known }
+    }
+
+    /// Membership sees a node in a state, from now on.
+    pub(crate) fn hears(&mut self, node: u64, state: NodeState) {
+        self.known.offer(&self.meta.state());
+        self.known.member_changed(NodeId(node), state, self.now_ms);
+    }
+
+    pub(crate) fn look(&self, reconciler: &mut impl Reconciler) -> Vec<Action> {
+        reconciler.look(&View {
+            me: &self.me,
+            meta: &self.meta.state(),
+            members: self.known.members(),
+            replicas: &self.replicas,
+            now_ms: self.now_ms,
+            wall_ms: self.wall_ms,
+        })
+    }
+}
+
+/// A replica that waits for its group.
+pub(crate) fn replica(shard: u64, id: u64) -> ReplicaStatus {
+    let descriptor = ShardDescriptor {
+        shard: ShardId(shard),
+        range: KeyRange::all(),
+        epoch: Epoch { range: 1, config: 1 },
+        replicas: Vec::new(),
+    };
+    ReplicaStatus {
+        shard: ShardId(shard),
+        replica: ReplicaId(id),
+        descriptor,
+        group: None,
+        applied: LogIndex(0),
+        checkpoint: LogIndex(0),
+        usage: flotilla_storage::Usage::default(),
+    }
+}
+
+/// The leader of a shard with these voters and learners, each `(node, replica)`: the first voter. All have caught up,
+/// the leader among them, as Raft reports it.
+pub(crate) fn leads(shard: u64, voters: &[(u64, u64)], learners: &[(u64, u64)]) -> ReplicaStatus {
+    let ids = |held: &[(u64, u64)]| held.iter().map(|(_, id)| ReplicaId(*id)).collect::<Vec<_>>();
+    let describe = |held: &[(u64, u64)], role: ReplicaRole| {
+        let descriptor =
+            |(node, id): &(u64, u64)| ReplicaDescriptor { replica: ReplicaId(*id), node: NodeId(*node), role };
+        held.iter().map(descriptor).collect::<Vec<_>>()
+    };
+    let leader = ReplicaId(voters[0].1);
+    let commit = LogIndex(10_000);
+    let followers = ids(&[voters, learners].concat()).into_iter().map(|replica| Follower {
+        replica,
+        matched: commit,
+        recently_active: true,
+        in_snapshot: false,
+    });
+    let group = GroupStatus {
+        role: Role::Leader,
+        term: Term(2),
+        leader,
+        commit,
+        last: commit,
+        truncated: LogIndex(0),
+        conf: ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() },
+        followers: followers.collect(),
+    };
+    let mut status = replica(shard, leader.0);
+    status.descriptor.replicas =
+        [describe(voters, ReplicaRole::Voter), describe(learners, ReplicaRole::Learner)].concat();
+    status.group = Some(group);
+    status
+}

@@ -1,0 +1,214 @@
+//! A simulated disk: log and objects in memory, with the ways in which disks fail.
+//!
+//! Completed writes are durable. What a crash finds under way may or may not have been made, as a whole: the log's own
+//! checksums see to that on a real disk, and its conformance tests prove it. Damage is what a checksum finds: reads
+//! of damaged entries and objects fail with the typed error that the real stores give.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use flotilla_storage::{
+    EngineError, Log, LogBatch, LogError, MemoryEngine, MemoryLog, NodeMark, ReplicaLog, StateEngine, StateReader,
+    Usage, WriteSet,
+};
+use flotilla_types::{Checkpoint, Entry, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
+use parking_lot::Mutex;
+
+/// What is wrong with a disk.
+#[derive(Debug, Clone, Default)]
+struct Damage {
+    /// Entries that do not match their checksum any more, from and to (included).
+    entries: BTreeMap<ReplicaId, (LogIndex, LogIndex)>,
+    objects: BTreeSet<ObjectId>,
+    /// Checkpoints cannot be written.
+    full: bool,
+}
+
+/// A node's disk. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Disk {
+    log: MemoryLog,
+    engine: MemoryEngine,
+    damage: Arc<Mutex<Damage>>,
+}
+
+impl Disk {
+    /// The disk as found after a crash, or a copy of it at this moment.
+    pub(crate) fn reopen(&self) -> Self {
+        let damage = self.damage.lock().clone();
+        Self { log: self.log.reopen(), engine: self.engine.reopen(), damage: Arc::new(Mutex::new(damage)) }
+    }
+
+    /// Whether the node finds damage when it opens its log.
+    pub(crate) fn is_log_damaged(&self) -> bool {
+        let damage = self.damage.lock();
+        let still_there = |(replica, (_, to)): (&ReplicaId, &(LogIndex, LogIndex))| {
+            self.log.replicas().is_ok_and(|all| all.iter().any(|(id, log)| id == replica && log.truncated.0 < *to))
+        };
+        damage.entries.iter().any(still_there)
+    }
+
+    /// Entries of a replica rot, if it has any.
+    pub(crate) fn damage_entries(&self, replica: ReplicaId, from: LogIndex, to: LogIndex) {
+        self.damage.lock().entries.insert(replica, (from, to));
+    }
+
+    /// An object rots.
+    pub(crate) fn damage_object(&self, object: ObjectId) {
+        self.damage.lock().objects.insert(object);
+    }
+
+    /// No room for checkpoints, or room again.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.damage.lock().full = full;
+    }
+
+    /// Objects that a durable checkpoint names and that are not here.
+    pub(crate) fn lacking(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
+        checkpoint.objects().filter(|object| self.engine.object(*object).is_err()).collect()
+    }
+
+    fn is_rotten(&self, object: ObjectId) -> bool {
+        self.damage.lock().objects.contains(&object)
+    }
+
+    fn sound(&self, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        match checkpoint.objects().find(|object| self.is_rotten(*object)) {
+            Some(object) => Err(EngineError::Object(object)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Log for Disk {
+    fn recovered(&self) -> WalSequence {
+        self.log.recovered()
+    }
+
+    fn marks(&self) -> Vec<NodeMark> {
+        self.log.marks()
+    }
+
+    fn replicas(&self) -> Result<Vec<(ReplicaId, ReplicaLog)>, LogError> {
+        self.log.replicas()
+    }
+
+    fn is_tombstone(&self, replica: ReplicaId) -> bool {
+        self.log.is_tombstone(replica)
+    }
+
+    fn entries(
+        &self,
+        replica: ReplicaId,
+        from: LogIndex,
+        to: LogIndex,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, LogError> {
+        let entries = self.log.entries(replica, from, to, bytes_max)?;
+        let damaged = self.damage.lock().entries.get(&replica).copied();
+        match damaged {
+            Some((first, last)) if entries.iter().any(|entry| first <= entry.index && entry.index <= last) => {
+                Err(LogError::Corrupt { replica, reason: "a simulated bit flip" })
+            }
+            _ => Ok(entries),
+        }
+    }
+
+    fn term(&self, replica: ReplicaId, index: LogIndex) -> Result<Term, LogError> {
+        self.log.term(replica, index)
+    }
+
+    fn write(&self, batch: LogBatch) -> Result<(), LogError> {
+        self.log.write(batch)
+    }
+
+    fn reclaim(&self) -> Result<Vec<ReplicaId>, LogError> {
+        self.log.reclaim()
+    }
+}
+
+impl StateEngine for Disk {
+    fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.sound(checkpoint)?;
+        self.engine.open(replica, checkpoint)
+    }
+
+    fn install(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.sound(checkpoint)?;
+        self.engine.install(replica, checkpoint)
+    }
+
+    fn destroy(&self, replica: ReplicaId) -> Result<(), EngineError> {
+        self.engine.destroy(replica)
+    }
+
+    fn reader(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
+        self.engine.reader(replica)
+    }
+
+    fn write(&self, replica: ReplicaId, records: WriteSet, applied: LogIndex) -> Result<(), EngineError> {
+        StateEngine::write(&self.engine, replica, records, applied)
+    }
+
+    fn usage(&self, replica: ReplicaId) -> Usage {
+        self.engine.usage(replica)
+    }
+
+    fn freeze(&self, replica: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError> {
+        self.engine.freeze(replica, position, system)
+    }
+
+    fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError> {
+        if self.damage.lock().full {
+            return Err(io::Error::from(io::ErrorKind::StorageFull).into());
+        }
+        self.engine.build(replica)
+    }
+
+    fn settle(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.engine.settle(replica, checkpoint)
+    }
+
+    fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
+        self.sound(checkpoint)?;
+        self.engine.system(checkpoint)
+    }
+
+    fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
+        // What is damaged counts as missing, as soon as somebody looks.
+        let mut missing = self.engine.missing(objects);
+        missing.extend(objects.iter().copied().filter(|object| self.is_rotten(*object)));
+        missing.sort_unstable();
+        missing.dedup();
+        missing
+    }
+
+    fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
+        if self.is_rotten(object) { Err(EngineError::Object(object)) } else { self.engine.object(object) }
+    }
+
+    fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
+        if self.damage.lock().full {
+            return Err(io::Error::from(io::ErrorKind::StorageFull).into());
+        }
+        self.engine.import(object, bytes)?;
+        self.damage.lock().objects.remove(&object);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.engine.sync()
+    }
+
+    fn release(&self, objects: &[ObjectId]) {
+        self.engine.release(objects);
+    }
+
+    fn close(&self) -> Result<(), EngineError> {
+        self.engine.close()
+    }
+}

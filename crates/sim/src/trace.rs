@@ -1,0 +1,55 @@
+//! Events as text, for whoever reads the trace of a failing seed.
+
+use flotilla_replication::{Input, work};
+use flotilla_types::NodeId;
+use flotilla_wire::{decode, peer};
+
+use crate::network::{CallKind, Frame};
+
+/// What a frame says.
+pub(crate) fn describe(from: NodeId, frame: &Frame) -> String {
+    match frame {
+        Frame::Raft(bytes) => match work::unpack::<u64>(from, bytes.clone()) {
+            Ok(inputs) => inputs.iter().map(input).collect::<Vec<_>>().join(" | "),
+            Err(error) => format!("a frame that does not parse: {error}"),
+        },
+        Frame::Member(bytes) => format!("membership, {} bytes", bytes.len()),
+        Frame::Call { call, kind: CallKind::Objects, .. } => format!("call {call} for objects"),
+        Frame::Call { call, kind: CallKind::Rpc, body } => match decode::<peer::Request>(body.clone()) {
+            Ok(peer::Request { kind: Some(kind) }) => format!("call {call} {}", request(&kind)),
+            _ => format!("call {call} that does not parse"),
+        },
+        Frame::Answer { call, body } => format!("answer to call {call}, {} bytes", body.len()),
+    }
+}
+
+fn input(input: &Input<u64>) -> String {
+    match input {
+        Input::Raft { shard, message, .. } => format!(
+            "{shard} {:?} {}→{} {} at {} commit {} entries {}{}",
+            message.kind,
+            message.from,
+            message.to,
+            message.term,
+            message.index,
+            message.commit,
+            message.entries.len(),
+            if message.reject { " rejects" } else { "" },
+        ),
+        Input::Beat { beat, .. } => format!(
+            "beat {} recovered {} synced {} settled {} of you {} lost {:?}",
+            beat.incarnation, beat.recovered, beat.synced, beat.settled, beat.your_incarnation, beat.you_lost_up_to
+        ),
+        _ => "no frame has this".to_owned(),
+    }
+}
+
+fn request(kind: &peer::request::Kind) -> String {
+    use peer::request::Kind;
+    match kind {
+        Kind::Propose(ask) => format!("propose to s{}, {} bytes", ask.shard, ask.command.len()),
+        Kind::Query(ask) => format!("query of s{}", ask.shard),
+        Kind::Feed(feed) => format!("feed from version {}", feed.version),
+        Kind::Authority(_) => "the authority".to_owned(),
+    }
+}
