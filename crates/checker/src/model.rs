@@ -31,20 +31,6 @@ pub trait Model {
         false
     }
 
-    /// What the operation depends on or changes, a bit for each thing (several things may share one): two operations without
-    /// a bit in common commute in every state. All bits is always right.
-    fn footprint(&self, operation: &Self::Operation) -> u64 {
-        let _ = operation;
-        u64::MAX
-    }
-
-    /// Whether the second operation, where it is possible with an effect, sets all that the first one changes without
-    /// depending on it. `false` is always right.
-    fn overwrites(&self, second: &Self::Operation, first: &Self::Operation) -> bool {
-        let _ = (second, first);
-        false
-    }
-
     /// The search has put this operation into its order ([`Model::undone`] takes it out again). For models that count
     /// what remains. Before a search starts, everything remains.
     fn linearized(&mut self, operation: &Self::Operation) {

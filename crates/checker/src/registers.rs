@@ -314,18 +314,6 @@ impl<S: Slots> Model for Partition<'_, S> {
             && self.registers.is_settled(operation, horizon)
     }
 
-    fn footprint(&self, operation: &Compiled) -> u64 {
-        operation.keys().fold(0, |bits, slot| bits | 1 << (slot % u64::BITS))
-    }
-
-    fn overwrites(&self, second: &Compiled, first: &Compiled) -> bool {
-        first.changes.iter().all(|changed| {
-            let mut sets = second.changes.iter().filter(|change| change.slot == changed.slot);
-            sets.next().is_some_and(|change| matches!(change.act, Act::Set(_)))
-                && second.guards.iter().all(|guard| guard.slot != changed.slot)
-        })
-    }
-
     fn linearized(&mut self, operation: &Compiled) {
         self.registers.take(operation);
     }

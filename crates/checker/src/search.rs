@@ -4,26 +4,13 @@
 //! other that remains had returned before it was invoked; go back when none fits. Lowe (2017): remember configurations,
 //! and keep calls and returns in one list from which an operation is lifted and put back at constant cost. Operations of unknown outcome have no return: they stand apart, in classes of equal ones, and are used or not.
 //!
-//! These rules keep it short, and none loses the last order that there is:
+//! Four rules keep it short, and each leaves an order to be found if there is one. They speak of the shortest order from a
+//! configuration on, so that they do not get in each other's way:
 //!
-//! 1. What [`Model::commits`] allows is put first and never taken back by itself.
-//! 2. Only what is linked to the operation that returns first is tried next (see `nearby`): a persistent set, as
-//!    partial-order reduction has it (Godefroid 1996).
-//! 3. Of equal operations of unknown outcome, the one invoked first is used first.
-//! 4. One of unknown outcome that changes nothing, or is [`Model::useless`], is not used.
-//! 5. Right after one of unknown outcome comes nothing that overwrites it, and no known one that does not touch what it did.
-//! 6. A configuration is skipped after one that used fewer operations of unknown outcome (see [`crate::seen`]).
-//!
-//! Proof. Say that the search ended without success, although an order completes some of the configurations that it looked
-//! at (the first one, in particular). Of these take one V with the fewest known operations left, and then such a V and a
-//! completion π that have the fewest operations of unknown outcome in π among the linked (2) before the first known linked one,
-//! and then the fewest used in V. Not linked ones come later in π just as well, so let π begin with a linked one, x. If
-//! x is known, it was tried after V and led to a completable configuration with fewer known ones left, unless rule
-//! 5 forbade it for a u that V just used: then the configuration before u can be completed by π, without u or with u right
-//! after x, and has used fewer. If x is of unknown outcome, it was tried, unless π without x completes V as well (4) or, after
-//! swapping equal ones (3), or the configuration before u can be completed by π (5). It led to a configuration, or to one
-//! that used fewer and is completed alike (6), with one operation less before the first known linked one. Either way V and
-//! π were not the fewest. What is committed (1) on the way only shortens π.
+//! - what [`Model::commits`] allows is put first and never taken back by itself;
+//! - of equal operations of unknown outcome, the one invoked first is used first: swapping two changes nothing;
+//! - one of unknown outcome that changes nothing is not used: without it the order is shorter;
+//! - a configuration is skipped after one that used fewer operations of unknown outcome (see [`crate::seen`]).
 //!
 //! Not here: keys. Partitions are the caller's.
 
@@ -75,11 +62,6 @@ struct Event {
 struct Class {
     /// Indices into the history, by time of invocation.
     members: Vec<usize>,
-    /// How many of them are in the order.
-    used: usize,
-    /// The bit of the first of them among those that are in the order. The others follow.
-    bit: usize,
-    footprint: u64,
     /// Of each: it may come next while the first return in the list lies at or behind this link.
     from: Vec<Link>,
 }
@@ -103,7 +85,7 @@ enum Taken {
     /// The call of a known operation.
     Known(Link),
     /// A class, from 1.
-    Unknown { link: Link, member: usize, used_before: Used },
+    Unknown { link: Link, used_before: Used },
 }
 
 /// Where to look for the next choice.
@@ -117,9 +99,6 @@ struct Search<'a, M: Model> {
     model: &'a mut M,
     history: &'a [Timed<M::Operation>],
     budget: &'a mut Budget,
-    /// By operation.
-    footprints: Vec<u64>,
-    all_footprints: u64,
     events: Vec<Event>,
     /// Calls and returns of known operations that remain.
     list: List,
@@ -141,18 +120,15 @@ struct Search<'a, M: Model> {
 impl<'a, M: Model> Search<'a, M> {
     fn new(model: &'a mut M, history: &'a [Timed<M::Operation>], state: M::State, budget: &'a mut Budget) -> Self {
         let (events, from) = events(history);
-        let footprints: Vec<u64> = history.iter().map(|operation| model.footprint(&operation.operation)).collect();
-        let classes = classes(history, &from, &footprints);
+        let classes = classes(history, &from);
         Self {
-            all_footprints: footprints.iter().fold(0, |all, footprint| all | footprint),
-            footprints,
             model,
             history,
             budget,
             left: events.len() / 2,
             list: List::new(events.len()),
-            used: vec![0; (history.len() - events.len() / 2).div_ceil(64)].into(),
             events,
+            used: classes.iter().map(|_| 0).collect(),
             live: List::new(classes.len()),
             classes,
             state,
@@ -171,10 +147,7 @@ impl<'a, M: Model> Search<'a, M> {
                 return Answer::Linearizable(self.order());
             }
             let print = self.known_print ^ fingerprint(&self.state);
-            let mut work = 0;
-            let new = self.seen.insert(print, &self.used, &mut work);
-            self.spend(work);
-            let mut cursor = new.then_some(Cursor::Known(self.list.after(HEAD)));
+            let mut cursor = self.seen.insert(print, &self.used).then_some(Cursor::Known(self.list.after(HEAD)));
             loop {
                 if cursor.is_some_and(|cursor| self.advance(cursor)) {
                     break;
@@ -196,7 +169,7 @@ impl<'a, M: Model> Search<'a, M> {
         let horizon = self.returned_at(barrier);
         let mut committed = false;
         let mut link = self.list.after(HEAD);
-        while link != barrier && self.spend(1) {
+        while link != barrier && self.spend() {
             let operation = &self.history[self.event(link).operation].operation;
             let after = if self.model.commits(&self.state, operation, horizon) { self.step(link) } else { None };
             let Some(after) = after else {
@@ -222,10 +195,10 @@ impl<'a, M: Model> Search<'a, M> {
         let mut link = self.live.after(HEAD);
         while let Some(member) = self.next_unknown(&mut link, barrier) {
             let operation = &self.history[member].operation;
-            if self.spend(1)
-                && self.model.commits(&self.state, operation, horizon)
+            if self.model.commits(&self.state, operation, horizon)
                 && let Some(after) = self.model.step(&self.state, operation)
                 && after != self.state
+                && self.spend()
             {
                 self.take_unknown(link, after, Choice::Forced);
                 return true;
@@ -237,16 +210,10 @@ impl<'a, M: Model> Search<'a, M> {
 
     /// Puts the next operation that fits into the order; `false` when none is left at this place.
     fn advance(&mut self, mut cursor: Cursor) -> bool {
-        let Some(barrier) = self.barrier() else { return false };
-        let nearby = self.nearby(barrier);
-        let fresh = self.fresh();
         if let Cursor::Known(mut link) = cursor {
             while link != HEAD && self.event(link).ret.is_some() {
-                let operation = self.event(link).operation;
-                if self.footprints[operation] & nearby != 0
-                    && fresh.is_none_or(|fresh| self.needs(operation, fresh))
-                    && let Some(after) = self.step(link)
-                    && !self.is_useless(operation, &after)
+                if let Some(after) = self.step(link)
+                    && !self.is_useless(self.event(link).operation, &after)
                 {
                     self.take_known(link, after, Choice::Free);
                     return true;
@@ -255,11 +222,10 @@ impl<'a, M: Model> Search<'a, M> {
             }
             cursor = Cursor::Unknown(self.live.after(HEAD));
         }
+        let Some(barrier) = self.barrier() else { return false };
         if let Cursor::Unknown(mut link) = cursor {
             while let Some(member) = self.next_unknown(&mut link, barrier) {
-                if self.footprints[member] & nearby != 0
-                    && fresh.is_none_or(|fresh| !self.overwrites(member, fresh))
-                    && self.spend(1)
+                if self.spend()
                     && let Some(after) = self.model.step(&self.state, &self.history[member].operation)
                     && after != self.state
                     && !self.is_useless(member, &after)
@@ -272,49 +238,6 @@ impl<'a, M: Model> Search<'a, M> {
         }
         self.furthest = self.furthest.max(barrier);
         false
-    }
-
-    /// The footprint of the operation that returns at the barrier, and of all that may come next and are linked to it by
-    /// others that may come next. One of these comes first in some order: before the barrier's operation come only such
-    /// that may come next, and those that are not linked to it can as well come after it.
-    ///
-    /// Depends on nothing but which known operations remain: those of unknown outcome count whether they were used or not.
-    fn nearby(&mut self, barrier: Link) -> u64 {
-        let mut nearby = self.footprints[self.event(barrier).operation];
-        while nearby != self.all_footprints {
-            let before = nearby;
-            let mut add = |footprint: u64| nearby |= if footprint & nearby != 0 { footprint } else { 0 };
-            let mut link = self.list.after(HEAD);
-            while link != barrier {
-                add(self.footprints[self.event(link).operation]);
-                link = self.list.after(link);
-            }
-            let classes = self.classes.iter().take_while(|class| class.from[0] <= barrier);
-            let looked_at = classes.map(|class| add(class.footprint)).count();
-            self.spend(looked_at as u64);
-            if nearby == before {
-                break;
-            }
-        }
-        nearby
-    }
-
-    /// The operation of unknown outcome that was chosen last, if nothing was put into the order since.
-    fn fresh(&self) -> Option<usize> {
-        match self.frames.last()? {
-            Frame { what: Taken::Unknown { member, .. }, choice: Choice::Free, .. } => Some(*member),
-            _ => None,
-        }
-    }
-
-    /// Whether a known operation may come right after this one of unknown outcome: not when the latter would come as well
-    /// after it, or not at all.
-    fn needs(&self, known: usize, fresh: usize) -> bool {
-        self.footprints[known] & self.footprints[fresh] != 0 && !self.overwrites(known, fresh)
-    }
-
-    fn overwrites(&self, second: usize, first: usize) -> bool {
-        self.model.overwrites(&self.history[second].operation, &self.history[first].operation)
     }
 
     /// The first return in the list: what was invoked after it cannot come next.
@@ -330,8 +253,9 @@ impl<'a, M: Model> Search<'a, M> {
     fn next_unknown(&self, link: &mut Link, barrier: Link) -> Option<usize> {
         while *link != HEAD && self.classes[*link - 1].from[0] <= barrier {
             let class = &self.classes[*link - 1];
-            if class.from[class.used] <= barrier {
-                return Some(class.members[class.used]);
+            let used = self.used[*link - 1] as usize;
+            if class.from[used] <= barrier {
+                return Some(class.members[used]);
             }
             *link = self.live.after(*link);
         }
@@ -339,7 +263,7 @@ impl<'a, M: Model> Search<'a, M> {
     }
 
     fn step(&mut self, link: Link) -> Option<M::State> {
-        if !self.spend(1) {
+        if !self.spend() {
             return None;
         }
         let operation = &self.history[self.event(link).operation].operation;
@@ -366,18 +290,16 @@ impl<'a, M: Model> Search<'a, M> {
     }
 
     fn take_unknown(&mut self, link: Link, after: M::State, choice: Choice) {
-        let class = &mut self.classes[link - 1];
-        let (member, bit) = (class.members[class.used], class.bit + class.used);
-        class.used += 1;
-        if class.used == class.members.len() {
+        let class = &self.classes[link - 1];
+        let mut more: Vec<u32> = self.used.to_vec();
+        self.model.linearized(&self.history[class.members[more[link - 1] as usize]].operation);
+        more[link - 1] += 1;
+        if more[link - 1] as usize == class.members.len() {
             self.live.lift(link);
         }
-        self.model.linearized(&self.history[member].operation);
-        let mut more = self.used.to_vec();
-        more[bit / 64] |= 1 << (bit % 64);
         let used_before = std::mem::replace(&mut self.used, more.into());
         let before = std::mem::replace(&mut self.state, after);
-        self.frames.push(Frame { what: Taken::Unknown { link, member, used_before }, before, choice });
+        self.frames.push(Frame { what: Taken::Unknown { link, used_before }, before, choice });
     }
 
     /// Takes back the last choice, and says where to look for the next one.
@@ -390,14 +312,13 @@ impl<'a, M: Model> Search<'a, M> {
                     self.put_back(call);
                     Cursor::Known(self.list.after(call))
                 }
-                Taken::Unknown { link, member, used_before } => {
-                    let class = &mut self.classes[link - 1];
-                    if class.used == class.members.len() {
+                Taken::Unknown { link, used_before } => {
+                    let class = &self.classes[link - 1];
+                    if self.used[link - 1] as usize == class.members.len() {
                         self.live.put_back(link);
                     }
-                    class.used -= 1;
                     self.used = used_before;
-                    self.model.undone(&self.history[member].operation);
+                    self.model.undone(&self.history[class.members[self.used[link - 1] as usize]].operation);
                     Cursor::Unknown(self.live.after(link))
                 }
             };
@@ -419,7 +340,7 @@ impl<'a, M: Model> Search<'a, M> {
     fn order(&self) -> Vec<usize> {
         let operation = |frame: &Frame<M::State>| match &frame.what {
             Taken::Known(call) => self.event(*call).operation,
-            Taken::Unknown { member, .. } => *member,
+            Taken::Unknown { link, used_before } => self.classes[*link - 1].members[used_before[*link - 1] as usize],
         };
         self.frames.iter().map(operation).collect()
     }
@@ -433,10 +354,10 @@ impl<'a, M: Model> Search<'a, M> {
         operation.ret.unwrap_or(operation.call).max(operation.call)
     }
 
-    /// Takes steps from the budget, if it has them.
-    fn spend(&mut self, steps: u64) -> bool {
-        self.exhausted |= self.budget.steps < steps;
-        self.budget.steps = self.budget.steps.saturating_sub(steps);
+    /// Takes one step from the budget, if there is one.
+    fn spend(&mut self) -> bool {
+        self.exhausted |= self.budget.steps == 0;
+        self.budget.steps = self.budget.steps.saturating_sub(1);
         !self.exhausted
     }
 }
@@ -466,7 +387,7 @@ fn events<T>(history: &[Timed<T>]) -> (Vec<Event>, Vec<Link>) {
     (events, from)
 }
 
-fn classes<T: Eq + Hash>(history: &[Timed<T>], from: &[Link], footprints: &[u64]) -> Vec<Class> {
+fn classes<T: Eq + Hash>(history: &[Timed<T>], from: &[Link]) -> Vec<Class> {
     let mut unknown: Vec<usize> = (0..history.len()).filter(|index| history[*index].ret.is_none()).collect();
     unknown.sort_by_key(|index| (history[*index].call, *index));
     let mut by_operation: HashMap<&T, usize> = HashMap::new();
@@ -474,21 +395,10 @@ fn classes<T: Eq + Hash>(history: &[Timed<T>], from: &[Link], footprints: &[u64]
     for index in unknown {
         let class = *by_operation.entry(&history[index].operation).or_insert(classes.len());
         if class == classes.len() {
-            classes.push(Class {
-                members: Vec::new(),
-                from: Vec::new(),
-                footprint: footprints[index],
-                used: 0,
-                bit: 0,
-            });
+            classes.push(Class { members: Vec::new(), from: Vec::new() });
         }
         classes[class].members.push(index);
         classes[class].from.push(from[index]);
-    }
-    let mut bit = 0;
-    for class in &mut classes {
-        class.bit = bit;
-        bit += class.members.len();
     }
     classes
 }

@@ -4,7 +4,7 @@
 //! configurations about n² / 2¹²⁹ of a chance) would make the search skip one: it could then miss an order, never
 //! invent one. An error can only be a false alarm.
 //!
-//! Operations of unknown outcome are kept apart from the fingerprint, as a set: a configuration is also
+//! Operations of unknown outcome are kept apart from the fingerprint, by class and number used: a configuration is also
 //! known when one with the same known operations and the same state has used *fewer* of them. Whatever can follow the one
 //! can follow the other, for the ones used in addition may as well never have happened.
 
@@ -14,8 +14,8 @@ use std::{
     rc::Rc,
 };
 
-/// The operations of unknown outcome that are in the order, a bit for each.
-pub(crate) type Used = Rc<[u64]>;
+/// How many operations of each class of equal ones with an unknown outcome are in the order.
+pub(crate) type Used = Rc<[u32]>;
 
 /// 128 bits that stand for a thing.
 pub(crate) type Fingerprint = u128;
@@ -29,15 +29,14 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Remembers a configuration; `false` when there is no need to look at it. Adds the words compared to `work`.
-    pub(crate) fn insert(&mut self, print: Fingerprint, used: &Used, work: &mut u64) -> bool {
+    /// Remembers a configuration; `false` when there is no need to look at it.
+    pub(crate) fn insert(&mut self, print: Fingerprint, used: &Used) -> bool {
         match self.by_print.entry(print) {
             Entry::Vacant(entry) => {
                 entry.insert(vec![Rc::clone(used)]);
             }
             Entry::Occupied(mut entry) => {
                 let all = entry.get_mut();
-                *work += (all.len() * used.len()) as u64;
                 if all.iter().any(|known| no_more(known, used)) {
                     return false;
                 }
@@ -58,7 +57,7 @@ impl Seen {
 }
 
 fn no_more(one: &Used, other: &Used) -> bool {
-    Rc::ptr_eq(one, other) || one.iter().zip(other.iter()).all(|(one, other)| one & !other == 0)
+    Rc::ptr_eq(one, other) || one.iter().zip(other.iter()).all(|(one, other)| one <= other)
 }
 
 /// The fingerprint of a value.

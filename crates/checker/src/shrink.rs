@@ -17,12 +17,12 @@ use crate::{
     witness::Witness,
 };
 
-/// Histories tried while one operation after the other is left out.
+/// Histories tried.
 const TRIES_MAX: usize = 2_000;
-/// Steps for finding a window, and as many again for leaving out operations in it. The budget is for what is before that.
-const STEPS_MAX: u64 = 1_000_000;
+/// Steps spent on leaving out one operation after the other.
+const DISCARD_STEPS_MAX: u64 = 2_000_000;
 /// What an attempt costs for each operation in it, in steps: preparing it takes longer than looking at it.
-const STEPS_PER_OPERATION: u64 = 50;
+const STEPS_PER_OPERATION: u64 = 20;
 /// Operations in the first window that is tried; each next one has twice as many.
 const WINDOW_FIRST: usize = 4;
 /// Values tried to say what a key could have been.
@@ -34,10 +34,8 @@ pub(crate) fn shrink(history: &[Operation], mut partition: Vec<usize>, stuck: us
     partition.sort_unstable();
     let (until, culprit) = shrinker.shortest_prefix(&partition, stuck);
     let prefix: Vec<usize> = partition.into_iter().filter(|place| history[*place].call <= until).collect();
-    shrinker.budget.steps = STEPS_MAX;
     let mut part = shrinker.shortest_window(&prefix, until, culprit);
-    shrinker.budget.steps = STEPS_MAX;
-    shrinker.tries = 0;
+    shrinker.budget.steps = shrinker.budget.steps.min(DISCARD_STEPS_MAX);
     shrinker.discard(&mut part);
     let possible = shrinker.possible(&part);
     let places: Vec<usize> = part.kept.into_iter().map(|(place, _)| place).collect();
@@ -154,10 +152,10 @@ impl Shrinker<'_> {
     /// Weakens ever smaller runs of operations while the rest still fails, and then leaves out what constrains nothing.
     fn discard(&mut self, part: &mut Part) {
         let mut run = part.kept.len().div_ceil(2);
-        while run > 0 && !self.gave_up() {
+        while run > 0 {
             let mut changed = false;
             let mut end = part.kept.len();
-            while end > 0 && !self.gave_up() {
+            while end > 0 {
                 let start = end.saturating_sub(run);
                 if let Some(less) = self.without(part, start..end) {
                     *part = less;
@@ -199,10 +197,6 @@ impl Shrinker<'_> {
         let mut operations = part.operations();
         operations[at].kind = Kind::Get { key: key.clone() };
         let mut found = |value: Option<Bytes>| {
-            if self.gave_up() {
-                return None;
-            }
-            self.budget.steps = self.budget.steps.saturating_sub(STEPS_PER_OPERATION * operations.len() as u64);
             operations[at].outcome = Outcome::Value(value);
             match decide(&operations, part.start, &mut self.budget) {
                 Decision::Linearizable => Some(true),
@@ -225,10 +219,6 @@ impl Shrinker<'_> {
         Some(possible)
     }
 
-    fn gave_up(&self) -> bool {
-        self.tries > TRIES_MAX || self.budget.steps == 0
-    }
-
     fn part_fails(&mut self, part: &Part) -> bool {
         self.fails(&part.operations(), part.start)
     }
@@ -236,7 +226,10 @@ impl Shrinker<'_> {
     fn fails(&mut self, operations: &[Operation], start: Start) -> bool {
         self.tries += 1;
         self.budget.steps = self.budget.steps.saturating_sub(STEPS_PER_OPERATION * operations.len() as u64);
-        !self.gave_up() && matches!(decide(operations, start, &mut self.budget), Decision::Fails { .. })
+        if self.tries > TRIES_MAX || self.budget.steps == 0 {
+            return false;
+        }
+        matches!(decide(operations, start, &mut self.budget), Decision::Fails { .. })
     }
 }
 

@@ -3,5 +3,4 @@
 mod agreement;
 mod generate;
 mod oracle;
-mod probe;
 mod scale;
