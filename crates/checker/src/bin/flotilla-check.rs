@@ -1,65 +1,63 @@
-//! Judges a history in JSON lines: `flotilla-check [--steps N] [history.jsonl]`, or standard input.
+//! Judges a history in JSON lines and draws the part that fails.
 //!
-//! Exit codes: 0 linearizable, 1 not, 2 usage or a malformed history, 3 unknown because the steps were used up.
+//! Only a history for which an order was found exits with 0: neither an unknown verdict nor an unreadable file is a pass.
 
 use std::{
-    fmt::Display,
+    error::Error,
     fs::File,
     io::{self, BufReader, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
-use flotilla_checker::{Budget, Operation, ReadError, Verdict, check, read_json_lines};
+use clap::Parser;
+use flotilla_checker::{Budget, Verdict, check, read_json_lines};
 
-const USAGE: &str = "usage: flotilla-check [--steps N] [history.jsonl]";
+const LINEARIZABLE: u8 = 0;
+const NOT_LINEARIZABLE: u8 = 1;
+/// Also what the command line's parser exits with.
+const UNKNOWN: u8 = 2;
+
+/// Judge whether a recorded history is linearizable
+#[derive(Parser)]
+#[command(after_help = "Exit codes: 0 linearizable; 1 not linearizable; 2 unknown because the bounds were reached, \
+                        or the history is unreadable or makes no sense")]
+struct Arguments {
+    /// The history: one operation per line, as JSON; `-` is standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Operations to look at before giving up
+    #[arg(long, value_name = "N", default_value_t = Budget::default().steps)]
+    steps: u64,
+}
 
 fn main() -> ExitCode {
-    match judge(std::env::args_os().skip(1)) {
+    match judge(&Arguments::parse()) {
         Ok((text, code)) => {
             // Whoever closed the pipe has read enough; the exit code still tells.
             let _ = writeln!(io::stdout(), "{text}");
             ExitCode::from(code)
         }
-        Err(text) => {
-            let _ = writeln!(io::stderr(), "flotilla-check: {text}");
-            ExitCode::from(2)
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "flotilla-check: {error}");
+            ExitCode::from(UNKNOWN)
         }
     }
 }
 
-fn judge(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<(String, u8), String> {
-    let mut budget = Budget::default();
-    let mut path = None;
-    let mut arguments = arguments;
-    while let Some(argument) = arguments.next() {
-        if argument == "--steps" {
-            let steps = arguments.next().and_then(|steps| steps.to_str()?.parse().ok());
-            budget.steps = steps.ok_or(USAGE)?;
-        } else if argument == "--help" {
-            return Ok((USAGE.to_owned(), 0));
-        } else if argument.to_string_lossy().starts_with("--") || path.replace(argument).is_some() {
-            return Err(USAGE.to_owned());
-        }
-    }
-    let history = match &path {
-        Some(path) => {
-            let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
-            read(BufReader::new(file))?
-        }
-        None => read(io::stdin().lock())?,
+fn judge(arguments: &Arguments) -> Result<(String, u8), Box<dyn Error>> {
+    let history = if arguments.file.as_os_str() == "-" {
+        read_json_lines(io::stdin().lock())?
+    } else {
+        let file = File::open(&arguments.file).map_err(|error| format!("{}: {error}", arguments.file.display()))?;
+        read_json_lines(BufReader::new(file))?
     };
-    let judged = history.len();
-    Ok(match check(&history, &budget).map_err(text)? {
-        Verdict::Linearizable => (format!("linearizable: {judged} operations"), 0),
-        Verdict::NotLinearizable(witness) => (format!("not linearizable: {judged} operations\n\n{witness}"), 1),
-        Verdict::Unknown => (format!("unknown: {} steps were not enough for {judged} operations", budget.steps), 3),
+    let (judged, budget) = (history.len(), Budget { steps: arguments.steps, ..Budget::default() });
+    Ok(match check(&history, &budget)? {
+        Verdict::Linearizable => (format!("linearizable: {judged} operations"), LINEARIZABLE),
+        Verdict::NotLinearizable(witness) => {
+            (format!("not linearizable: {judged} operations\n\n{witness}"), NOT_LINEARIZABLE)
+        }
+        Verdict::Unknown => (format!("unknown: the bounds were reached with {judged} operations"), UNKNOWN),
     })
-}
-
-fn read(source: impl io::BufRead) -> Result<Vec<Operation>, String> {
-    read_json_lines(source).map_err(|error: ReadError| text(error))
-}
-
-fn text(error: impl Display) -> String {
-    error.to_string()
 }

@@ -59,8 +59,7 @@ fn fifty_clients_on_one_key_are_judged_in_polynomial_time_when_values_differ() {
 #[test]
 fn keys_that_batches_join_are_judged_together_when_few_clients_ask_at_a_time() {
     for seed in 3..8 {
-        let shape =
-            Shape { operations: 10_000, clients: 5, keys: 20, values: 0, unknown_one_in: 1_000, mix: Mix::All };
+        let shape = Shape { operations: 10_000, clients: 5, keys: 20, values: 0, unknown_one_in: 1_000, mix: Mix::All };
         let history = produced(&mut Dice::new(seed), &shape);
         assert_eq!(judge(&history, 100), Verdict::Linearizable, "seed {seed}");
     }
