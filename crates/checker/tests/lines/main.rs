@@ -71,3 +71,14 @@ fn a_line_is_read_up_to_its_bound_and_no_further() {
     let endless = BufReader::new(b"\n".chain(std::io::repeat(b' ')));
     assert!(matches!(read_json_lines(endless), Err(ReadError::LineTooLong { line: 2 })));
 }
+
+#[test]
+fn every_line_of_the_readme_is_read_and_written_as_it_stands() {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("```json\n").expect("the lines begin");
+    let (lines, _) = rest.split_once("```").expect("the lines end");
+    let history = read_json_lines(lines.as_bytes()).expect("the format");
+    assert_eq!(history.len(), 9);
+    let again = String::from_utf8(written(&history)).expect("text");
+    assert_eq!(again.replace("\"ret\":null,", ""), lines);
+}
