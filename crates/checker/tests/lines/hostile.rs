@@ -8,7 +8,7 @@ use crate::{strategy::history, written};
 
 #[test]
 fn spoilt_histories_are_read_in_proportion_and_judged_or_refused() {
-    attack(512, mutated(history().prop_map(|history| written(&history))), |bytes| {
+    attack(8_192, mutated(history().prop_map(|history| written(&history))), |bytes| {
         let read = Proportion::DEFAULT.of(bytes.len(), || read_json_lines(bytes.as_slice()));
         if let Ok(history) = read {
             let few = Budget { steps: 10_000, configurations: 1_000 };
