@@ -214,7 +214,7 @@ async fn judge_chunk(
     let gone = cluster.ended()?;
     ensure!(gone.is_empty(), "ended unplanned: {gone:?}");
     row.operations += ended.recorder.counts().0;
-    linearizable::check(&ended.recorder.operations())
+    linearizable::check_and_keep(&ended.recorder.operations(), &kept.dir)
 }
 
 /// Makes a node end at a place and brings it back. Returns whether it came by.

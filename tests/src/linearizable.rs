@@ -1,23 +1,52 @@
 //! Whether one order of all operations explains what every client was told.
 
+use std::{fs::File, io::BufWriter, path::Path};
+
 use anyhow::{bail, ensure};
 use bytes::Bytes;
-use flotilla_checker::{Budget, Condition, Kind, Operation, Outcome, Verdict, Write, check as judge};
+use flotilla_checker::{Budget, Condition, Kind, Operation, Outcome, Verdict, Write, check as judge, write_json_lines};
 
 use crate::load::{Ask, Recorded, Told};
 
 /// Steps: a minute or so.
 const BUDGET: Budget = Budget { steps: 200_000_000, configurations: 4_000_000 };
+/// The history as the checker reads it, in the folder of a run that failed.
+const JUDGED: &str = "judged.jsonl";
+/// The command that judges such a file.
+const AGAIN: &str = "cargo run -p flotilla-checker --bin flotilla-check --";
 
 /// # Errors
 /// There is no such order, or it was not found within bounds.
 pub fn check(history: &[Recorded]) -> anyhow::Result<()> {
-    let operations: Vec<Operation> = history.iter().map(operation).collect();
-    match judge(&operations, &BUDGET)? {
+    judged(&operations(history))
+}
+
+/// As [`check`], and a history that fails lies in `folder` afterwards as `flotilla-check` reads it, which the error says.
+///
+/// # Errors
+/// As [`check`]. A history that cannot be saved changes nothing but what the error says.
+pub fn check_and_keep(history: &[Recorded], folder: &Path) -> anyhow::Result<()> {
+    let operations = operations(history);
+    judged(&operations).map_err(|failure| {
+        let path = folder.join(JUDGED);
+        let saved = File::create(&path).and_then(|file| write_json_lines(&operations, BufWriter::new(file)));
+        match saved {
+            Ok(()) => failure.context(format!("to judge it again: {AGAIN} {}", path.display())),
+            Err(error) => failure.context(format!("{} cannot be written: {error}", path.display())),
+        }
+    })
+}
+
+fn operations(history: &[Recorded]) -> Vec<Operation> {
+    history.iter().map(operation).collect()
+}
+
+fn judged(operations: &[Operation]) -> anyhow::Result<()> {
+    match judge(operations, &BUDGET)? {
         Verdict::Linearizable => Ok(()),
         Verdict::NotLinearizable(witness) => bail!("the history is not linearizable:\n{witness}"),
         Verdict::Unknown => {
-            let unknown = history.iter().filter(|one| one.told == Told::Unknown).count();
+            let unknown = operations.iter().filter(|one| one.outcome == Outcome::Unknown).count();
             ensure!(unknown > 0, "no order was found within bounds");
             bail!("no order was found within bounds; {unknown} outcomes are unknown")
         }
@@ -74,5 +103,20 @@ mod tests {
         let said = check(&lost).expect_err("a lost write").to_string();
         assert!(said.contains("not linearizable"), "{said}");
         assert!(check(&[one(3, 4, swap, Told::Done)]).is_err(), "nothing was there");
+    }
+
+    #[test]
+    fn a_history_that_fails_is_kept_and_its_command_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lost = [
+            one(1, 2, Ask::Put { key: "k".to_owned(), value: "1".to_owned() }, Told::Done),
+            one(3, 4, Ask::Get { key: "k".to_owned() }, Told::Value(None)),
+        ];
+        let said = format!("{:#}", check_and_keep(&lost, folder.path()).expect_err("a lost write"));
+        let path = folder.path().join(JUDGED);
+        assert!(said.contains(&format!("flotilla-check -- {}", path.display())), "{said}");
+        assert!(said.contains("not linearizable"), "{said}");
+        let kept = std::io::BufReader::new(File::open(path).expect("kept"));
+        assert_eq!(flotilla_checker::read_json_lines(kept).expect("its format"), operations(&lost));
     }
 }

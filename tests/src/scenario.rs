@@ -289,7 +289,7 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
         report.memory_mib,
         scenario.memory_mib_max
     );
-    crate::linearizable::check(&ended.recorder.operations())
+    crate::linearizable::check_and_keep(&ended.recorder.operations(), &kept.dir)
 }
 
 fn options(scenario: &Scenario, seed: u64, dir: &Path) -> ClusterOptions {

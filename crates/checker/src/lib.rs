@@ -11,6 +11,7 @@ mod compile;
 mod decide;
 mod display;
 mod history;
+mod json;
 mod list;
 mod model;
 mod operation;
@@ -23,6 +24,7 @@ mod witness;
 
 pub use check::{Verdict, check};
 pub use history::{HistoryError, OperationId, Recorder};
+pub use json::{LINE_BYTES_MAX, Problem, ReadError, read_json_lines, write_json_lines};
 pub use model::{Budget, Model, Timed};
 pub use operation::{Condition, Kind, Operation, Outcome, Write};
 pub use search::{Answer, search};

@@ -1,6 +1,8 @@
 //! The checker against histories from the literature, an oracle too simple to be wrong, and its own mutations.
 
 mod agreement;
+mod corruption;
 mod generate;
+mod literature;
 mod oracle;
 mod scale;
