@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use flotilla_placement::PlanReplica;
 use flotilla_replication::{ConfChange, GroupStatus};
-use flotilla_types::ReplicaId;
+use flotilla_types::{LogIndex, ReplicaId};
 
 /// A learner is caught up when it lacks no more than so many entries.
 const CAUGHT_UP_ENTRIES: u64 = 512;
@@ -48,6 +48,8 @@ pub fn next_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) ->
             follower.replica == *replica
                 && follower.recently_active
                 && !follower.in_snapshot
+                // One that never answered counts as active for a while, and may not even exist.
+                && follower.matched > LogIndex(0)
                 && follower.matched.0 + CAUGHT_UP_ENTRIES >= status.commit.0
         })
     };
@@ -70,7 +72,7 @@ pub fn next_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) ->
 #[cfg(test)]
 mod tests {
     use flotilla_replication::{Follower, Role};
-    use flotilla_types::{ConfState, LogIndex, NodeId, Term};
+    use flotilla_types::{ConfState, NodeId, Term};
 
     use super::*;
 
@@ -111,6 +113,16 @@ mod tests {
         let ready = status(&[1], &[2, 3], &[(2, 10_000), (3, 9_900)]);
         let swap = ConfChange::Swap { promote: vec![ReplicaId(2), ReplicaId(3)], demote: vec![] };
         assert_eq!(next_step(ME, &ready, &wanted), Next::Change(swap));
+    }
+
+    #[test]
+    fn a_learner_that_never_answered_does_not_vote_however_short_the_log_is() {
+        let wanted = intent(&[1, 2, 3]);
+        let mut young = status(&[1], &[2, 3], &[(2, 16), (3, 0)]);
+        young.commit = LogIndex(17);
+        assert_eq!(next_step(ME, &young, &wanted), Next::Nothing, "a group that counts on nobody has no quorum");
+        young.followers[1].matched = LogIndex(1);
+        assert!(matches!(next_step(ME, &young, &wanted), Next::Change(ConfChange::Swap { .. })));
     }
 
     #[test]
