@@ -343,5 +343,8 @@ fn split_system(mut system: Bytes) -> Result<(Timestamp, Bytes), MachineError> {
         return Ok((Timestamp::ZERO, system));
     }
     let clock = system.try_get_u64().map_err(|_| MachineError::Corrupt("the system state is cut short"))?;
+    if Timestamp(clock) >= Timestamp::END {
+        return Err(MachineError::Corrupt("the system state is of no time"));
+    }
     Ok((Timestamp(clock), system))
 }

@@ -46,7 +46,7 @@ impl Batch {
         }
         let timestamp = Timestamp(bytes.try_get_u64().map_err(|_| BatchError)?);
         let count = bytes.try_get_u32().map_err(|_| BatchError)? as usize;
-        if count > bytes.len() / 4 {
+        if timestamp >= Timestamp::END || count > bytes.len() / 4 {
             return Err(BatchError);
         }
         let mut commands = Vec::with_capacity(count);
