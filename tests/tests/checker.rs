@@ -2,7 +2,7 @@
 
 use flotilla_client::PutOptions;
 
-use crate::support::{Workload, client, start};
+use flotilla_tests::support::{Workload, client, start};
 
 #[tokio::test]
 async fn a_lost_a_doubled_and_a_changed_write_are_noticed() {

@@ -4,11 +4,9 @@ use std::time::Instant;
 
 use flotilla_local_cluster::Cluster;
 
-use crate::{
-    snapshot::SMALL,
-    support::{
-        Workload, client, eventually, leads_of, start, start_with, status, wait_caught_up, wait_checkpoints, wait_whole,
-    },
+use flotilla_tests::support::{
+    SMALL, Workload, client, eventually, leads_of, start, start_with, status, wait_caught_up, wait_checkpoints,
+    wait_whole,
 };
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use flotilla_api::{BatchOperation, BatchRequest, BatchVerb, Liveness, ProblemType};
 use flotilla_client::{PutOptions, ScanOptions};
 
-use crate::support::{client, eventually, leads_of, start, status, wait_alive, wait_whole};
+use flotilla_tests::support::{client, eventually, leads_of, start, status, wait_alive, wait_whole};
 
 #[tokio::test]
 async fn a_cluster_forms_and_serves_from_every_node() {

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{WITHIN, client, log, start};
+use flotilla_tests::support::{WITHIN, client, log, start};
 
 /// How often everything is sent before and while memory is watched.
 const ROUNDS: (usize, usize) = (2, 4);

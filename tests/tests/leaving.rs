@@ -3,7 +3,9 @@
 use flotilla_api::Liveness;
 use flotilla_types::ShardId;
 
-use crate::support::{Workload, client, eventually, leads_of, start, status, wait_alive, wait_caught_up, wait_whole};
+use flotilla_tests::support::{
+    Workload, client, eventually, leads_of, start, status, wait_alive, wait_caught_up, wait_whole,
+};
 
 #[tokio::test]
 async fn sigterm_leaves_cleanly() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use flotilla_api::ProblemType;
 use flotilla_client::{Client, ClientError, ClientOptions, PutOptions};
 
-use crate::support::{Workload, client, eventually, start, status, wait_whole};
+use flotilla_tests::support::{Workload, client, eventually, start, status, wait_whole};
 
 /// Deadline of calls that cannot succeed.
 const DEADLINE: Duration = Duration::from_millis(1_000);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Workload, client, eventually, leads_of, start, status, wait_caught_up, wait_whole};
+use flotilla_tests::support::{Workload, client, eventually, leads_of, start, status, wait_caught_up, wait_whole};
 
 /// How long it stands still at least: several election timeouts.
 const STILL: Duration = Duration::from_secs(3);

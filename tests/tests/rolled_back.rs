@@ -7,7 +7,7 @@ use flotilla_client::{Client, ClientOptions, PutOptions};
 use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
-use crate::support::{Fate, Workload, client, eventually, fate, start, status, wait_caught_up, wait_whole};
+use flotilla_tests::support::{Fate, Workload, client, eventually, fate, start, status, wait_caught_up, wait_whole};
 
 /// Deadline of a write that cannot succeed.
 const SHORT_MS: u64 = 1_500;

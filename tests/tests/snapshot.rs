@@ -8,14 +8,12 @@ use flotilla_client::PutOptions;
 use flotilla_local_cluster::Cluster;
 use flotilla_types::ShardId;
 
-use crate::support::{
-    WITHIN, Workload, applied, checkpoints, client, eventually, start_with, status, wait_caught_up, wait_whole,
+use flotilla_tests::support::{
+    SMALL, WITHIN, Workload, applied, checkpoints, client, eventually, start_with, status, wait_caught_up, wait_whole,
 };
 
 /// Entries that stay in the log.
 const TAIL: u64 = 8;
-/// Checkpoints after so little that a test can fill it.
-pub(crate) const SMALL: [&str; 6] = ["--memtable-bytes", "16384", "--log-bytes", "16384", "--log-tail-entries", "8"];
 /// Bytes of a value.
 const VALUE_BYTES: usize = 8 << 10;
 /// Puts on their way at the same time.

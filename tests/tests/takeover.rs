@@ -2,7 +2,7 @@
 
 use flotilla_api::Liveness;
 
-use crate::support::{Workload, client, start, status, wait_alive, wait_caught_up, wait_whole};
+use flotilla_tests::support::{Workload, client, start, status, wait_alive, wait_caught_up, wait_whole};
 
 #[tokio::test]
 async fn a_fourth_node_takes_over_for_a_dead_one_after_the_grace() {

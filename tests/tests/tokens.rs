@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use flotilla_api::TokenRequest;
 use flotilla_local_cluster::{Cluster, Node, Ports, Start, command};
 
-use crate::support::{binary, client, eventually, start, status, wait_exit};
+use flotilla_tests::support::{binary, client, eventually, start, status, wait_exit};
 
 /// Exit code of a start that failed.
 const FAILED: i32 = 1;

@@ -12,7 +12,7 @@ use std::{
 use flotilla_local_cluster::Cluster;
 use serde_json::Value;
 
-use crate::support::{binary, client, start};
+use flotilla_tests::support::{binary, client, start};
 
 /// Small files of the tree.
 const FILES: usize = 300;

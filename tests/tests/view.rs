@@ -2,11 +2,8 @@
 
 use flotilla_local_cluster::What;
 
-use crate::{
-    snapshot::SMALL,
-    support::{
-        Workload, client, eventually, leads_of, start_with, status, wait_caught_up, wait_checkpoints, wait_whole,
-    },
+use flotilla_tests::support::{
+    SMALL, Workload, client, eventually, leads_of, start_with, status, wait_caught_up, wait_checkpoints, wait_whole,
 };
 
 #[tokio::test]

@@ -5,7 +5,9 @@ use std::process::Child;
 use flotilla_api::{Event, NodeState};
 use flotilla_local_cluster::{Cluster, Node, Ports, Start, What, command};
 
-use crate::support::{Workload, binary, client, eventually, log, start, status, wait_caught_up, wait_exit, wait_whole};
+use flotilla_tests::support::{
+    Workload, binary, client, eventually, log, start, status, wait_caught_up, wait_exit, wait_whole,
+};
 
 /// Exit code of a start that failed.
 const FAILED: i32 = 1;

@@ -28,13 +28,14 @@ type Row = (&'static str, u8, May);
 
 const LAYERS: &[Row] = &[
     ("types", 0, May::Use(&[])),
+    ("failpoints", 0, May::Use(&[])),
     // Judges histories of anything; knows nothing of Flotilla.
     ("checker", 0, May::Use(&[])),
     // Spoils the bytes of anything; only tests use it.
     ("hostile", 0, May::Use(&[])),
     ("wire", 1, May::Use(&["types"])),
     ("identity", 1, May::Use(&["types"])),
-    ("objects", 1, May::Use(&["types"])),
+    ("objects", 1, May::Use(&["types", "failpoints"])),
     ("storage", 1, May::Use(&["types"])),
     ("api", 1, May::Use(&["types"])),
     ("membership", 2, May::Use(&["types"])),
@@ -43,14 +44,15 @@ const LAYERS: &[Row] = &[
     ("kv", 2, May::Use(&["types", "storage"])),
     ("meta", 2, May::Use(&["types", "storage", "placement"])),
     ("transport", 2, May::Use(&["types", "wire", "identity"])),
-    ("raft-log", 2, May::Use(&["types", "storage"])),
-    ("state", 2, May::Use(&["types", "storage", "objects"])),
+    ("raft-log", 2, May::Use(&["types", "failpoints", "storage"])),
+    ("state", 2, May::Use(&["types", "failpoints", "storage", "objects"])),
     // Generic over the state machine: it knows neither kv nor meta.
     (
         "replication",
         3,
         May::Use(&[
             "types",
+            "failpoints",
             "wire",
             "identity",
             "objects",
@@ -97,6 +99,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("redis-protocol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
     ("fastcdc", &["objects"]),
+    // So that its registry, which is global, has one way in.
+    ("fail", &["failpoints"]),
 ];
 
 /// Checks the workspace as it is.
@@ -169,6 +173,21 @@ mod tests {
     fn the_workspace_keeps_its_layers() {
         let packages = workspace::metadata().expect("cargo metadata").packages;
         assert_eq!(problems(&packages), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_users_build_has_no_failpoints() {
+        let tree = |arguments: &[&str]| {
+            let common =
+                ["tree", "--package", "flotilla-node", "--edges", "normal", "--prefix", "none", "--format", "{p} {f}"];
+            let output = workspace::cargo().args(common).args(arguments).output().expect("cargo tree");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            // raft-engine depends on it in any case, but only the feature switches it on.
+            text.lines().any(|line| line.starts_with("fail v") && line.contains("failpoints"))
+        };
+        assert!(tree(&["--features", "failpoints"]), "the feature brings the registry");
+        assert!(!tree(&[]), "without the feature it must not be there");
     }
 
     #[test]

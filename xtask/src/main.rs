@@ -8,7 +8,10 @@ mod cluster;
 mod fuzz;
 mod layers;
 mod lint;
+mod mutate;
+mod sim;
 mod test;
+mod torture;
 mod workspace;
 
 use std::process::ExitCode;
@@ -39,10 +42,16 @@ enum Command {
     ClusterDown(cluster::down::Arguments),
     /// Run all tests
     Test(test::Arguments),
+    /// Hurt clusters of real processes for long: every scenario, or crashes at every failpoint
+    Torture(torture::Arguments),
     /// Attack the parsers with hostile input for a while
     Fuzz(fuzz::Arguments),
     /// Check formatting, lints, layers, licences and advisories
     Lint,
+    /// Run simulated clusters, many seeds or one
+    Sim(sim::Arguments),
+    /// Plant faults in a copy of the sources and see whether the tests notice
+    Mutate(mutate::Arguments),
     /// Measure throughput and latency, beside the peers installed on this machine
     Bench(bench::Arguments),
 }
@@ -56,8 +65,11 @@ fn main() -> ExitCode {
         Command::ClusterAdd(arguments) => cluster::add::run(&arguments),
         Command::ClusterDown(arguments) => cluster::down::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Torture(arguments) => torture::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Lint => lint::run(),
+        Command::Sim(arguments) => sim::run(&arguments),
+        Command::Mutate(arguments) => mutate::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::workspace::{self, Profile, cargo};
+use crate::workspace::{self, Failpoints, Profile, cargo};
 
 /// What to pass on.
 #[derive(clap::Args)]
@@ -19,12 +19,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .context("cargo-nextest could not be installed")?;
     }
     // Tests over real processes run the binary, which nextest has no reason to build.
-    workspace::build_node(Profile::Dev)?;
+    workspace::build_node_with(Profile::Dev, Failpoints::On)?;
     let mut nextest = cargo();
     nextest.args(["nextest", "run", "--workspace", "--cargo-profile", "dev"]).args(&arguments.nextest);
     workspace::run(&mut nextest)?;
     if arguments.nextest.is_empty() {
         workspace::run(cargo().args(["test", "--workspace", "--doc"]))?;
+        // What is compiled for no other test.
+        workspace::run(cargo().args(["test", "--package", "flotilla-failpoints", "--features", "enabled", "--lib"]))?;
     }
     Ok(())
 }

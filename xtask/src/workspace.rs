@@ -18,6 +18,15 @@ pub(crate) enum Profile {
     Dev,
 }
 
+/// Whether tests can make the node crash and fail from inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failpoints {
+    /// As users build it.
+    Off,
+    /// For tests only.
+    On,
+}
+
 /// What `cargo metadata --no-deps` says, as far as it matters here.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Metadata {
@@ -87,8 +96,16 @@ pub(crate) fn metadata() -> Result<Metadata> {
 
 /// Builds the node, showing cargo's output, and returns where it is.
 pub(crate) fn build_node(profile: Profile) -> Result<PathBuf> {
+    build_node_with(profile, Failpoints::Off)
+}
+
+/// The same, perhaps with failpoints.
+pub(crate) fn build_node_with(profile: Profile, failpoints: Failpoints) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--package", "flotilla-node", "--bin", "flotilla"]);
+    if failpoints == Failpoints::On {
+        build.args(["--features", "failpoints"]);
+    }
     let folder = match profile {
         Profile::Release => {
             build.arg("--release");

@@ -28,8 +28,8 @@ pub use limits::{
 pub use operator::{InvalidTokenId, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList};
 pub use problem::{Problem, ProblemType};
 pub use status::{
-    ClusterStatus, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo, PeerState,
-    ReplicaInfo, ShardInfo,
+    ClusterStatus, DigestList, Health, Held, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState,
+    PeerInfo, PeerState, ReplicaDigest, ReplicaInfo, ShardInfo,
 };
 pub use text::{Encoding, TextError};
 

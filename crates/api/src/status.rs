@@ -181,6 +181,42 @@ pub struct LocalReplica {
     pub memtable_bytes: u64,
 }
 
+/// Answer to `GET /v1/cluster/digests`: what the replicas of the answering node hold. Two replicas of a shard that applied the same
+/// entry must have the same digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestList {
+    /// The node that answers.
+    pub node: NodeId,
+    /// Its replicas, in the order of their shards.
+    pub replicas: Vec<ReplicaDigest>,
+}
+
+/// What one replica holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaDigest {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The digest; absent when there is none now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+    /// Why there is no digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// All records of a replica as one number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Last entry applied.
+    pub applied: u64,
+    /// How many records.
+    pub records: u64,
+    /// BLAKE3 over them in key order, as 64 hexadecimal digits.
+    pub digest: String,
+}
+
 /// Role of a replica in its Raft group at this moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,7 +1,8 @@
 //! Keys and values as small numbers.
 //!
 //! A *cell* is one key together with one value that it may have, or with its absence. Cells of different keys differ, so
-//! that what is counted per cell is counted per key and value.
+//! that what is counted per cell is counted per key and value. Each key has one more cell, *any*, which stands for all
+//! others together: what is there is not known yet.
 
 use std::collections::HashMap;
 
@@ -31,6 +32,8 @@ impl Cells {
         self.keys.insert(name.clone(), key);
         let absent = self.push(key, None);
         self.absent.push(absent);
+        // Right behind it; it can never be found by its value.
+        self.cells.push((key, None));
         key
     }
 
@@ -51,6 +54,14 @@ impl Cells {
 
     pub(crate) fn absent(&self, key: Key) -> Cell {
         self.absent[key as usize]
+    }
+
+    pub(crate) fn any(&self, key: Key) -> Cell {
+        self.absent(key) + 1
+    }
+
+    pub(crate) fn is_any(&self, cell: Cell) -> bool {
+        cell == self.any(self.key_of(cell))
     }
 
     pub(crate) fn key_of(&self, cell: Cell) -> Key {

@@ -10,7 +10,7 @@ use crate::{
     compile::Compiled,
     model::{Budget, Timed},
     operation::{Operation, Outcome},
-    registers::{Partition, Registers, Slots},
+    registers::{Partition, Registers, Slots, Start},
     search::{Answer, search},
 };
 
@@ -47,7 +47,7 @@ struct Joined {
 }
 
 /// Judges a history that was validated.
-pub(crate) fn decide(history: &[Operation], budget: &mut Budget) -> Decision {
+pub(crate) fn decide(history: &[Operation], start: Start, budget: &mut Budget) -> Decision {
     let mut registers = Registers::default();
     let judged = prepare(history, &mut registers);
     let mut open: Vec<Joined> = partitions(judged, registers.cells.keys_len());
@@ -60,7 +60,7 @@ pub(crate) fn decide(history: &[Operation], budget: &mut Budget) -> Decision {
             // Twice over each operation is what the easiest history takes.
             let steps = steps_each.max(8 * joined.operations.len() as u64).min(budget.steps);
             let mut slice = Budget { steps, ..*budget };
-            let answer = judge(&joined, &mut registers, &mut slice);
+            let answer = judge(&joined, &mut registers, start, &mut slice);
             budget.steps -= steps - slice.steps;
             match answer {
                 Answer::Linearizable(_) => {}
@@ -94,7 +94,7 @@ fn prepare(history: &[Operation], registers: &mut Registers) -> Vec<Judged> {
         judged.push(Judged { index, timed: Timed { call: operation.call, ret, operation: compiled } });
     }
     for one in &judged {
-        registers.prepare(&one.timed.operation);
+        registers.prepare(&one.timed.operation, one.timed.call);
     }
     for _ in 0..DROP_ROUNDS_MAX {
         let before = judged.len();
@@ -149,19 +149,19 @@ fn root(parents: &mut [Key], mut key: Key) -> Key {
     key
 }
 
-fn judge(joined: &Joined, registers: &mut Registers, budget: &mut Budget) -> Answer {
-    let impossible = |one: &&(usize, &Timed<Compiled>)| registers.is_impossible(&one.1.operation);
-    let first = joined.operations.iter().enumerate().collect::<Vec<_>>();
-    if let Some((stuck, _)) = first.iter().filter(impossible).min_by_key(|(_, one)| one.ret) {
-        return Answer::NotLinearizable { stuck: *stuck };
+fn judge(joined: &Joined, registers: &mut Registers, start: Start, budget: &mut Budget) -> Answer {
+    let impossible = |one: &(usize, &Timed<Compiled>)| registers.is_impossible(&one.1.operation);
+    let first = joined.operations.iter().enumerate().filter(impossible).min_by_key(|(_, one)| one.ret);
+    if let (Start::Nothing, Some((stuck, _))) = (start, first) {
+        return Answer::NotLinearizable { stuck };
     }
     match joined.keys.len() {
-        1 => run::<Cell>(joined, registers, budget),
-        _ => run::<Vec<Cell>>(joined, registers, budget),
+        1 => run::<Cell>(joined, registers, start, budget),
+        _ => run::<Vec<Cell>>(joined, registers, start, budget),
     }
 }
 
-fn run<S: Slots>(joined: &Joined, registers: &mut Registers, budget: &mut Budget) -> Answer {
-    let mut partition = Partition::<S>::new(registers, &joined.keys);
+fn run<S: Slots>(joined: &Joined, registers: &mut Registers, start: Start, budget: &mut Budget) -> Answer {
+    let mut partition = Partition::<S>::new(registers, &joined.keys, start);
     search(&mut partition, &joined.operations, budget)
 }

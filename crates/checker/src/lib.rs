@@ -11,11 +11,13 @@ mod compile;
 mod decide;
 mod display;
 mod history;
+mod list;
 mod model;
 mod operation;
 mod registers;
 mod search;
 mod seen;
+mod shrink;
 mod timeline;
 mod witness;
 

@@ -21,11 +21,13 @@ pub trait Model {
     /// The state after an operation that found this state and had its outcome, or `None` when it cannot have had it.
     fn step(&mut self, state: &Self::State, operation: &Self::Operation) -> Option<Self::State>;
 
-    /// Whether an operation that returned may be put first without a loss: if the operations that remain can be ordered
-    /// from `state` on, and this one may come first and is possible in `state`, then there is also such an order with it
-    /// in front. True of all pure reads, whatever the state. `false` is always right.
-    fn commits(&self, state: &Self::State, operation: &Self::Operation) -> bool {
-        let _ = (state, operation);
+    /// Whether an operation may be put first without a loss: if the operations that remain can be ordered from `state` on,
+    /// and this one is possible in `state`, then there is also such an order with it in front. Everything invoked up to
+    /// `horizon` may come first, and nothing else.
+    ///
+    /// True of all pure reads that returned, whatever the state. `false` is always right.
+    fn commits(&self, state: &Self::State, operation: &Self::Operation, horizon: u64) -> bool {
+        let _ = (state, operation, horizon);
         false
     }
 
@@ -63,7 +65,8 @@ pub struct Timed<T> {
 /// How much a check may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Steps of the model, over all keys. Ten million take some seconds without optimisation.
+    /// Operations looked at, over all keys: once or twice each in an easy history. Ten million take some seconds without
+    /// optimisation.
     pub steps: u64,
     /// Configurations remembered at a time. Each costs about 100 bytes.
     pub configurations: usize,

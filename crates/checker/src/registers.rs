@@ -4,12 +4,23 @@
 //! is proved where it stands. An *observer* of a cell is an operation with a guard that asks for exactly that cell. A key
 //! is *watched* when something observes it otherwise: by a guard that holds for many cells, by a failed condition, or
 //! by a change that depends on what it found.
+//!
+//! A search may start from [`Start::Anything`]: every slot holds the cell *any*, which passes for whatever a guard asks for
+//! and is that from then on. Where that would need a choice, *any* stays: more is allowed than could have happened, so that
+//! what fails from there fails from every state.
 
 use crate::{
     cells::{Cell, Cells, Key},
-    compile::{Act, Compiled, Mode, Test},
+    compile::{Act, Compiled, Guard, Mode, Test},
     model::Model,
 };
+
+/// What the keys hold before the first operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Nothing,
+    Anything,
+}
 
 /// What remains of one cell.
 #[derive(Debug, Clone, Copy, Default)]
@@ -18,6 +29,8 @@ struct Counts {
     needed: u32,
     /// Operations that must or may have found it.
     observers: u32,
+    /// Those of them that returned, found nothing else and changed nothing.
+    gets: u32,
     /// Operations that write it.
     producers: u32,
 }
@@ -27,14 +40,16 @@ struct Counts {
 pub(crate) struct Registers {
     pub(crate) cells: Cells,
     counts: Vec<Counts>,
+    /// By cell: when the last of its observers was invoked.
+    last_calls: Vec<u64>,
     watched: Vec<bool>,
     /// Keys with changes whose result is not known beforehand: anything may be produced.
     dynamic: Vec<bool>,
 }
 
 impl Registers {
-    /// Counts an operation in (before it is placed).
-    pub(crate) fn prepare(&mut self, operation: &Compiled) {
+    /// Counts an operation in (before it is placed), invoked at this time.
+    pub(crate) fn prepare(&mut self, operation: &Compiled, call: u64) {
         self.watched.resize(self.cells.keys_len(), false);
         self.dynamic.resize(self.cells.keys_len(), false);
         for guard in &operation.guards {
@@ -47,6 +62,13 @@ impl Registers {
             self.dynamic[change.slot as usize] |= dynamic;
         }
         self.counts.resize(self.cells.len(), Counts::default());
+        self.last_calls.resize(self.cells.len(), 0);
+        for guard in &operation.guards {
+            if let Test::Is(cell) = guard.test {
+                let last = &mut self.last_calls[cell as usize];
+                *last = call.max(*last);
+            }
+        }
         self.put_back(operation);
     }
 
@@ -65,6 +87,25 @@ impl Registers {
             Act::Set(cell) => self.count(cell).observers == 0 && !self.is_watched(cell),
             Act::Add(_) | Act::Append(..) => false,
         })
+    }
+
+    /// Whether a write can be had out of the way where nobody observes what it overwrites: together with all gets of
+    /// what it writes, which it alone writes and which may all come next; with none of them in particular.
+    fn is_settled(&self, operation: &Compiled, horizon: u64) -> bool {
+        let mut required = operation.mode == Mode::Must;
+        let settled = operation.changes.iter().all(|change| {
+            let Act::Set(cell) = change.act else { return false };
+            let counts = self.count(cell);
+            if counts.observers == 0 {
+                return !self.is_watched(cell);
+            }
+            required |= counts.needed > 0;
+            counts.gets == counts.observers
+                && counts.producers == 1
+                && self.last_calls[cell as usize] <= horizon
+                && !self.is_watched(cell)
+        });
+        settled && required
     }
 
     /// Whether something must have found a cell that nothing writes.
@@ -98,6 +139,9 @@ impl Registers {
                     by(&mut counts.observers);
                     if operation.mode == Mode::Must {
                         by(&mut counts.needed);
+                        if operation.changes.is_empty() && operation.guards.len() == 1 {
+                            by(&mut counts.gets);
+                        }
                     }
                 }
                 Test::Either(one, other) => {
@@ -168,20 +212,35 @@ pub(crate) struct Partition<'a, S> {
     registers: &'a mut Registers,
     /// By slot.
     keys: &'a [Key],
+    start: Start,
     slots: std::marker::PhantomData<S>,
 }
 
 impl<'a, S: Slots> Partition<'a, S> {
-    pub(crate) fn new(registers: &'a mut Registers, keys: &'a [Key]) -> Self {
-        Self { registers, keys, slots: std::marker::PhantomData }
+    pub(crate) fn new(registers: &'a mut Registers, keys: &'a [Key], start: Start) -> Self {
+        Self { registers, keys, start, slots: std::marker::PhantomData }
+    }
+
+    fn is_any(&self, state: &S, slot: u32) -> bool {
+        self.start == Start::Anything && self.registers.cells.is_any(state.get(slot))
+    }
+
+    fn holds(&self, state: &S, guard: &Guard) -> bool {
+        guard.test.holds(state.get(guard.slot)) || (guard.test != Test::Never && self.is_any(state, guard.slot))
     }
 
     fn change(&mut self, state: &S, operation: &Compiled) -> Option<S> {
         let mut after = state.clone();
+        for guard in &operation.guards {
+            if let Test::Is(cell) = guard.test {
+                after.set(guard.slot, cell);
+            }
+        }
         for change in &operation.changes {
             let cell = after.get(change.slot);
             let cell = match &change.act {
                 Act::Set(cell) => *cell,
+                Act::Add(_) | Act::Append(..) if self.is_any(&after, change.slot) => cell,
                 Act::Add(delta) => self.registers.cells.add(cell, *delta)?,
                 Act::Append(suffix, length) => {
                     let cell = self.registers.cells.append(cell, suffix);
@@ -203,15 +262,23 @@ impl<S: Slots> Model for Partition<'_, S> {
     type State = S;
 
     fn initial(&mut self) -> S {
-        S::new(self.keys.iter().map(|key| self.registers.cells.absent(*key)).collect())
+        let cells = &self.registers.cells;
+        let first = |key: &Key| match self.start {
+            Start::Nothing => cells.absent(*key),
+            Start::Anything => cells.any(*key),
+        };
+        S::new(self.keys.iter().map(first).collect())
     }
 
     fn step(&mut self, state: &S, operation: &Compiled) -> Option<S> {
-        let holds = operation.guards.iter().all(|guard| guard.test.holds(state.get(guard.slot)));
+        let holds = operation.guards.iter().all(|guard| self.holds(state, guard));
         match operation.mode {
             Mode::Must if holds => self.change(state, operation),
             Mode::Must => None,
-            Mode::MustNot => (!holds).then(|| state.clone()),
+            Mode::MustNot => {
+                let open = operation.guards.iter().any(|guard| self.is_any(state, guard.slot));
+                (!holds || open).then(|| state.clone())
+            }
             Mode::May if holds => Some(self.change(state, operation).unwrap_or_else(|| state.clone())),
             Mode::May => Some(state.clone()),
         }
@@ -220,18 +287,31 @@ impl<S: Slots> Model for Partition<'_, S> {
     /// An operation that changes nothing comes first without a loss: from wherever it was in the order, it can be
     /// taken to the front, and nothing between notices.
     ///
-    /// So does one without guards that sets keys, none of them watched, to what nobody observes, where nobody observes
-    /// what is there now. Take an order with it further back. The next operation on such a key sets it without looking at
-    /// it (as above, in `may_be_dropped`), and so does the next after the place that it was taken from; so it can stand in
-    /// front, and nothing sees it there, and nothing misses it where it was.
-    fn commits(&self, state: &S, operation: &Compiled) -> bool {
+    /// So does a write without guards to keys that are not watched and hold what nobody observes, if each value that it writes
+    /// is observed by nobody either, or by gets only, which can all come next and have no other source (then it is in
+    /// the order even if its outcome is unknown). Take an order with the write further back. Its gets come after it and
+    /// before the key is set again. The next operation on the key after them sets it without looking at it, and
+    /// so does the next operation on the key after the present, if it is not the write itself: no guard holds for what is
+    /// there (as in `may_be_dropped`). So the write and its gets can stand in front, and nothing else sees what they do
+    /// there, and nothing misses them where they were.
+    ///
+    /// For a history of puts of different values and of gets this leaves next to nothing to choose, so that judging one takes
+    /// polynomial time, good or bad (as Gibbons and Korach 1997 have it for such histories).
+    ///
+    /// Neither is said of *any*: to be found changes it, and everybody may observe it.
+    fn commits(&self, state: &S, operation: &Compiled, horizon: u64) -> bool {
+        let slots = operation.guards.iter().map(|guard| guard.slot);
+        if self.start == Start::Anything
+            && slots.chain(operation.changes.iter().map(|change| change.slot)).any(|slot| self.is_any(state, slot))
+        {
+            return false;
+        }
         if operation.changes.is_empty() {
             return true;
         }
-        operation.mode == Mode::Must
-            && operation.guards.is_empty()
-            && self.registers.is_unobserved(operation)
+        operation.guards.is_empty()
             && operation.changes.iter().all(|change| self.registers.count(state.get(change.slot)).observers == 0)
+            && self.registers.is_settled(operation, horizon)
     }
 
     fn linearized(&mut self, operation: &Compiled) {

@@ -2,8 +2,7 @@
 //!
 //! Wing and Gong (1993): put one operation after the other into the order, each time one that may come next, because no
 //! other that remains had returned before it was invoked; go back when none fits. Lowe (2017): remember configurations,
-//! and keep calls and returns in one doubly linked list in which an operation is lifted out and put back at constant
-//! cost. Operations of unknown outcome have no return: they stand apart, in classes of equal ones, and are used or not.
+//! and keep calls and returns in one list from which an operation is lifted and put back at constant cost. Operations of unknown outcome have no return: they stand apart, in classes of equal ones, and are used or not.
 //!
 //! Four rules keep it short, and each leaves an order to be found if there is one. They speak of the shortest order from a
 //! configuration on, so that they do not get in each other's way:
@@ -18,6 +17,7 @@
 use std::{collections::HashMap, hash::Hash};
 
 use crate::{
+    list::{HEAD, Link, List},
     model::{Budget, Model, Timed},
     seen::{Fingerprint, Seen, Used, fingerprint, fingerprint_of_number},
 };
@@ -45,12 +45,11 @@ pub enum Answer {
 pub fn search<M: Model>(model: &mut M, history: &[Timed<M::Operation>], budget: &mut Budget) -> Answer {
     let state = model.initial();
     let mut search = Search::new(model, history, state, budget);
-    search.run()
+    let answer = search.run();
+    // The model may be searched again.
+    while search.back().is_some() {}
+    answer
 }
-
-/// A link of the list, and its two ends. Calls and returns of known operations lie at `1..=2 * known`.
-type Link = usize;
-const HEAD: Link = 0;
 
 struct Event {
     /// Index into the history.
@@ -71,20 +70,29 @@ struct Class {
 struct Frame<S> {
     what: Taken,
     before: S,
-    /// It was committed: there is no other choice at its place.
-    forced: bool,
+    choice: Choice,
+}
+
+/// Whether something else can come at a place of the order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Free,
+    /// It was committed.
+    Forced,
 }
 
 enum Taken {
+    /// The call of a known operation.
     Known(Link),
-    Unknown { class: usize, used_before: Used },
+    /// A class, from 1.
+    Unknown { link: Link, used_before: Used },
 }
 
 /// Where to look for the next choice.
 #[derive(Clone, Copy)]
 enum Cursor {
     Known(Link),
-    Unknown(usize),
+    Unknown(Link),
 }
 
 struct Search<'a, M: Model> {
@@ -92,9 +100,11 @@ struct Search<'a, M: Model> {
     history: &'a [Timed<M::Operation>],
     budget: &'a mut Budget,
     events: Vec<Event>,
-    next: Vec<Link>,
-    previous: Vec<Link>,
+    /// Calls and returns of known operations that remain.
+    list: List,
     classes: Vec<Class>,
+    /// Classes, in order of their first invocation, of which not all are used.
+    live: List,
     /// Known operations that remain.
     left: usize,
     state: M::State,
@@ -111,16 +121,15 @@ impl<'a, M: Model> Search<'a, M> {
     fn new(model: &'a mut M, history: &'a [Timed<M::Operation>], state: M::State, budget: &'a mut Budget) -> Self {
         let (events, from) = events(history);
         let classes = classes(history, &from);
-        let links = events.len();
         Self {
             model,
             history,
             budget,
-            left: links / 2,
+            left: events.len() / 2,
+            list: List::new(events.len()),
             events,
-            next: (1..=links).chain([HEAD]).collect(),
-            previous: [links].into_iter().chain(0..links).collect(),
             used: classes.iter().map(|_| 0).collect(),
+            live: List::new(classes.len()),
             classes,
             state,
             known_print: 0,
@@ -133,12 +142,12 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn run(&mut self) -> Answer {
         loop {
-            self.commit();
+            while self.commit() {}
             if self.left == 0 {
                 return Answer::Linearizable(self.order());
             }
             let print = self.known_print ^ fingerprint(&self.state);
-            let mut cursor = self.seen.insert(print, &self.used).then_some(Cursor::Known(self.next[HEAD]));
+            let mut cursor = self.seen.insert(print, &self.used).then_some(Cursor::Known(self.list.after(HEAD)));
             loop {
                 if cursor.is_some_and(|cursor| self.advance(cursor)) {
                     break;
@@ -154,128 +163,166 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    /// Puts everything first that may be put first without a loss.
-    fn commit(&mut self) {
-        let mut link = self.next[HEAD];
-        while link != HEAD && self.event(link).ret.is_some() {
+    /// Puts one operation first that may be put first without a loss, and those that can follow it at once.
+    fn commit(&mut self) -> bool {
+        let Some(barrier) = self.barrier() else { return false };
+        let horizon = self.returned_at(barrier);
+        let mut committed = false;
+        let mut link = self.list.after(HEAD);
+        while link != barrier && self.spend() {
             let operation = &self.history[self.event(link).operation].operation;
-            let after = if self.model.commits(&self.state, operation) { self.step(link) } else { None };
+            let after = if self.model.commits(&self.state, operation, horizon) { self.step(link) } else { None };
             let Some(after) = after else {
-                link = self.next[link];
+                link = self.list.after(link);
                 continue;
             };
-            // In an unchanged state, what was passed over is as impossible as it was.
-            let unchanged = after == self.state;
-            let (next, ret) = (self.next[link], self.event(link).ret);
-            self.take_known(link, after, true);
-            link = match unchanged {
-                true if Some(next) == ret => self.next[next],
-                true => next,
-                false => self.next[HEAD],
-            };
+            committed = true;
+            let (next, ret, unchanged) = (self.list.after(link), self.event(link).ret, after == self.state);
+            self.take_known(link, after, Choice::Forced);
+            // The horizon moves, or what was passed over may have become possible.
+            if ret == Some(barrier) || !unchanged {
+                return true;
+            }
+            link = next;
+            if ret == Some(next) {
+                link = self.list.after(next);
+            }
         }
+        committed || self.commit_unknown(barrier, horizon)
+    }
+
+    fn commit_unknown(&mut self, barrier: Link, horizon: u64) -> bool {
+        let mut link = self.live.after(HEAD);
+        while let Some(member) = self.next_unknown(&mut link, barrier) {
+            let operation = &self.history[member].operation;
+            if self.model.commits(&self.state, operation, horizon)
+                && let Some(after) = self.model.step(&self.state, operation)
+                && after != self.state
+                && self.spend()
+            {
+                self.take_unknown(link, after, Choice::Forced);
+                return true;
+            }
+            link = self.live.after(link);
+        }
+        false
     }
 
     /// Puts the next operation that fits into the order; `false` when none is left at this place.
     fn advance(&mut self, mut cursor: Cursor) -> bool {
         if let Cursor::Known(mut link) = cursor {
             while link != HEAD && self.event(link).ret.is_some() {
-                if let Some(after) = self.step(link) {
-                    let operation = &self.history[self.event(link).operation].operation;
-                    self.model.linearized(operation);
-                    let useless = self.model.useless(&self.state, operation, &after);
-                    self.model.undone(operation);
-                    if !useless {
-                        self.take_known(link, after, false);
-                        return true;
-                    }
-                }
-                link = self.next[link];
-            }
-            cursor = Cursor::Unknown(0);
-        }
-        let mut barrier = self.next[HEAD];
-        while self.event(barrier).ret.is_some() {
-            barrier = self.next[barrier];
-        }
-        if let Cursor::Unknown(first) = cursor {
-            for class in first..self.classes.len() {
-                if self.advance_unknown(class, barrier) {
+                if let Some(after) = self.step(link)
+                    && !self.is_useless(self.event(link).operation, &after)
+                {
+                    self.take_known(link, after, Choice::Free);
                     return true;
                 }
+                link = self.list.after(link);
+            }
+            cursor = Cursor::Unknown(self.live.after(HEAD));
+        }
+        let Some(barrier) = self.barrier() else { return false };
+        if let Cursor::Unknown(mut link) = cursor {
+            while let Some(member) = self.next_unknown(&mut link, barrier) {
+                if self.spend()
+                    && let Some(after) = self.model.step(&self.state, &self.history[member].operation)
+                    && after != self.state
+                    && !self.is_useless(member, &after)
+                {
+                    self.take_unknown(link, after, Choice::Free);
+                    return true;
+                }
+                link = self.live.after(link);
             }
         }
         self.furthest = self.furthest.max(barrier);
         false
     }
 
-    fn advance_unknown(&mut self, class: usize, barrier: Link) -> bool {
-        let used = self.used[class] as usize;
-        if self.classes[class].from.get(used).is_none_or(|from| *from > barrier) {
-            return false;
+    /// The first return in the list: what was invoked after it cannot come next.
+    fn barrier(&self) -> Option<Link> {
+        let mut link = self.list.after(HEAD);
+        while link != HEAD && self.event(link).ret.is_some() {
+            link = self.list.after(link);
         }
-        let operation = &self.history[self.classes[class].members[used]].operation;
-        if !spend(self.budget, &mut self.exhausted) {
-            return false;
+        (link != HEAD).then_some(link)
+    }
+
+    /// The operation of the first class from `link` on that may come next, which is then at `link`.
+    fn next_unknown(&self, link: &mut Link, barrier: Link) -> Option<usize> {
+        while *link != HEAD && self.classes[*link - 1].from[0] <= barrier {
+            let class = &self.classes[*link - 1];
+            let used = self.used[*link - 1] as usize;
+            if class.from[used] <= barrier {
+                return Some(class.members[used]);
+            }
+            *link = self.live.after(*link);
         }
-        let Some(after) = self.model.step(&self.state, operation) else { return false };
-        if after == self.state {
-            return false;
-        }
-        self.model.linearized(operation);
-        if self.model.useless(&self.state, operation, &after) {
-            self.model.undone(operation);
-            return false;
-        }
-        let mut more: Vec<u32> = self.used.to_vec();
-        more[class] += 1;
-        let used_before = std::mem::replace(&mut self.used, more.into());
-        let before = std::mem::replace(&mut self.state, after);
-        self.frames.push(Frame { what: Taken::Unknown { class, used_before }, before, forced: false });
-        true
+        None
     }
 
     fn step(&mut self, link: Link) -> Option<M::State> {
-        if !spend(self.budget, &mut self.exhausted) {
+        if !self.spend() {
             return None;
         }
-        let operation = &self.history[self.events[link - 1].operation].operation;
+        let operation = &self.history[self.event(link).operation].operation;
         self.model.step(&self.state, operation)
     }
 
-    fn take_known(&mut self, call: Link, after: M::State, forced: bool) {
+    fn is_useless(&mut self, operation: usize, after: &M::State) -> bool {
+        let operation = &self.history[operation].operation;
+        self.model.linearized(operation);
+        let useless = self.model.useless(&self.state, operation, after);
+        self.model.undone(operation);
+        useless
+    }
+
+    fn take_known(&mut self, call: Link, after: M::State, choice: Choice) {
         let Event { operation, ret } = *self.event(call);
-        let ret = ret.expect("only calls are taken");
-        for link in [call, ret] {
-            let (previous, next) = (self.previous[link], self.next[link]);
-            self.next[previous] = next;
-            self.previous[next] = previous;
-        }
+        self.list.lift(call);
+        self.list.lift(ret.expect("only calls are taken"));
         self.left -= 1;
         self.known_print ^= fingerprint_of_number(operation as u64);
         self.model.linearized(&self.history[operation].operation);
         let before = std::mem::replace(&mut self.state, after);
-        self.frames.push(Frame { what: Taken::Known(call), before, forced });
+        self.frames.push(Frame { what: Taken::Known(call), before, choice });
+    }
+
+    fn take_unknown(&mut self, link: Link, after: M::State, choice: Choice) {
+        let class = &self.classes[link - 1];
+        let mut more: Vec<u32> = self.used.to_vec();
+        self.model.linearized(&self.history[class.members[more[link - 1] as usize]].operation);
+        more[link - 1] += 1;
+        if more[link - 1] as usize == class.members.len() {
+            self.live.lift(link);
+        }
+        let used_before = std::mem::replace(&mut self.used, more.into());
+        let before = std::mem::replace(&mut self.state, after);
+        self.frames.push(Frame { what: Taken::Unknown { link, used_before }, before, choice });
     }
 
     /// Takes back the last choice, and says where to look for the next one.
     fn back(&mut self) -> Option<Cursor> {
         loop {
-            let Frame { what, before, forced } = self.frames.pop()?;
+            let Frame { what, before, choice } = self.frames.pop()?;
             self.state = before;
             let cursor = match what {
                 Taken::Known(call) => {
                     self.put_back(call);
-                    Cursor::Known(self.next[call])
+                    Cursor::Known(self.list.after(call))
                 }
-                Taken::Unknown { class, used_before } => {
+                Taken::Unknown { link, used_before } => {
+                    let class = &self.classes[link - 1];
+                    if self.used[link - 1] as usize == class.members.len() {
+                        self.live.put_back(link);
+                    }
                     self.used = used_before;
-                    let member = self.classes[class].members[self.used[class] as usize];
-                    self.model.undone(&self.history[member].operation);
-                    Cursor::Unknown(class + 1)
+                    self.model.undone(&self.history[class.members[self.used[link - 1] as usize]].operation);
+                    Cursor::Unknown(self.live.after(link))
                 }
             };
-            if !forced {
+            if choice == Choice::Free {
                 return Some(cursor);
             }
         }
@@ -283,12 +330,8 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn put_back(&mut self, call: Link) {
         let Event { operation, ret } = *self.event(call);
-        let ret = ret.expect("only calls are taken");
-        for link in [ret, call] {
-            let (previous, next) = (self.previous[link], self.next[link]);
-            self.next[previous] = link;
-            self.previous[next] = link;
-        }
+        self.list.put_back(ret.expect("only calls are taken"));
+        self.list.put_back(call);
         self.left += 1;
         self.known_print ^= fingerprint_of_number(operation as u64);
         self.model.undone(&self.history[operation].operation);
@@ -296,8 +339,8 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn order(&self) -> Vec<usize> {
         let operation = |frame: &Frame<M::State>| match &frame.what {
-            Taken::Known(link) => self.event(*link).operation,
-            Taken::Unknown { class, used_before } => self.classes[*class].members[used_before[*class] as usize],
+            Taken::Known(call) => self.event(*call).operation,
+            Taken::Unknown { link, used_before } => self.classes[*link - 1].members[used_before[*link - 1] as usize],
         };
         self.frames.iter().map(operation).collect()
     }
@@ -305,13 +348,18 @@ impl<'a, M: Model> Search<'a, M> {
     fn event(&self, link: Link) -> &Event {
         &self.events[link - 1]
     }
-}
 
-/// Takes one step from the budget, if there is one.
-fn spend(budget: &mut Budget, exhausted: &mut bool) -> bool {
-    *exhausted |= budget.steps == 0;
-    budget.steps = budget.steps.saturating_sub(1);
-    !*exhausted
+    fn returned_at(&self, ret: Link) -> u64 {
+        let operation = &self.history[self.event(ret).operation];
+        operation.ret.unwrap_or(operation.call).max(operation.call)
+    }
+
+    /// Takes one step from the budget, if there is one.
+    fn spend(&mut self) -> bool {
+        self.exhausted |= self.budget.steps == 0;
+        self.budget.steps = self.budget.steps.saturating_sub(1);
+        !self.exhausted
+    }
 }
 
 /// Calls and returns of the known operations in order of time, calls first where times are equal; and for each operation

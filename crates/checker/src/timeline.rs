@@ -11,6 +11,8 @@ use crate::operation::{Operation, Outcome};
 
 /// Operations drawn as bars. More of them are listed one per line.
 const BARS_MAX: usize = 60;
+/// Operations listed, the last ones.
+const LINES_MAX: usize = 200;
 
 /// Displays operations as a timeline: `├ put x "1" ┤` from invocation to return; `┄` where the outcome is unknown.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +99,11 @@ impl<'a> Timeline<'a> {
     fn list(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let mut operations: Vec<&Operation> = self.operations.iter().collect();
         operations.sort_by_key(|operation| operation.call);
-        for operation in operations {
+        let hidden = operations.len().saturating_sub(LINES_MAX);
+        if hidden > 0 {
+            writeln!(f, "({hidden} operations before these)")?;
+        }
+        for operation in &operations[hidden..] {
             let ret = self.ret(operation).map_or("…".to_owned(), |ret| ret.to_string());
             writeln!(f, "client {:<4} {:>10} – {ret:<10} {operation}", operation.client, operation.call)?;
         }

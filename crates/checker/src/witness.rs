@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::{
     display::{found, name},
     operation::Operation,
+    registers::Start,
     timeline::Timeline,
 };
 
@@ -21,6 +22,7 @@ pub struct Witness {
     /// Index into both.
     pub(crate) culprit: usize,
     pub(crate) until: u64,
+    pub(crate) start: Start,
     pub(crate) possible: Option<Vec<Option<Bytes>>>,
 }
 
@@ -55,9 +57,13 @@ impl Display for Witness {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let culprit = self.culprit();
         writeln!(f, "{}", Timeline::new(&self.operations).until(self.until))?;
+        let before = match self.start {
+            Start::Nothing => "Nothing was there at first",
+            Start::Anything => "Whatever was there before",
+        };
         write!(
             f,
-            "No order explains \"{culprit}\" of client {}, invoked at {} and returned at {}.",
+            "{before}: no order explains \"{culprit}\" of client {}, invoked at {} and returned at {}.",
             culprit.client, culprit.call, self.until
         )?;
         let (Some(possible), Some(key)) = (&self.possible, culprit.kind.keys().next()) else { return Ok(()) };

@@ -1,7 +1,7 @@
 //! Collections, nodes, tokens, settings and status.
 
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, Event, EventList, Setting, SettingList,
+    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, Setting, SettingList,
     SettingRequest, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest,
 };
 use flotilla_types::NodeId;
@@ -16,6 +16,14 @@ impl Client {
     /// See [`ClientError`].
     pub async fn status(&self) -> Result<ClusterStatus, ClientError> {
         self.call(Call::read(Method::GET, "/v1/cluster/status")).await?.json()
+    }
+
+    /// What the replicas of the node that answers hold: use a client with one endpoint to know which.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn digests(&self) -> Result<DigestList, ClientError> {
+        self.call(Call::read(Method::GET, "/v1/cluster/digests")).await?.json()
     }
 
     /// All collections.

@@ -6,7 +6,8 @@
 use std::time::Instant;
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, Event, Setting, TokenId, TokenInfo, TokenReply, TokenRequest,
+    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Setting, TokenId, TokenInfo, TokenReply,
+    TokenRequest,
 };
 use flotilla_types::NodeId;
 use futures_util::future::BoxFuture;
@@ -69,6 +70,10 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The last events, oldest first, without holes: a bounded ring that ends with the newest event.
     fn recent(&self) -> Vec<Event>;
+
+    /// What the replicas of this node hold. Reads all their records, and holds nothing up; what is not done at the deadline is left out,
+    /// with the reason.
+    fn digests(&self, deadline: Instant) -> AdminFuture<'_, DigestList>;
 
     /// Creates a collection. Again with the same properties: answers the one that exists.
     fn create_collection(&self, wanted: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection>;

@@ -192,7 +192,7 @@ pub enum Refusal {
     #[error("the command expired before it was applied")]
     Expired {
         /// The shard's clock, Unix milliseconds in hybrid time: later commands must expire behind it.
-        now_ms: u64,
+        clock_ms: u64,
     },
     /// The command was applied before, and its outcome is no longer known.
     #[error("the command was applied before; its outcome was forgotten")]

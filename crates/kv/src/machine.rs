@@ -68,7 +68,7 @@ impl KvMachine {
         let Command { session, sequence, expires_at_ms, acked_below, .. } = command;
         // First, because the session may have forgotten a command whose time is over.
         if self.clock.millis() > expires_at_ms {
-            return refuse(Refusal::Expired { now_ms: self.clock.millis() });
+            return refuse(Refusal::Expired { clock_ms: self.clock.millis() });
         }
         let in_session = session != SessionId(0);
         if in_session {
@@ -330,11 +330,11 @@ mod tests {
         let mut replica = Replica::default();
         let command = in_session(add("n", 1), 1, 0, 100);
         replica.run(100, command.clone());
-        assert_eq!(replica.run(101, command), refused(Refusal::Expired { now_ms: 101 }));
+        assert_eq!(replica.run(101, command), refused(Refusal::Expired { clock_ms: 101 }));
         assert_eq!(replica.value("n").as_deref(), Some("1"));
         assert_eq!(
             replica.run(102, Command { expires_at_ms: 101, ..add("n", 1) }),
-            refused(Refusal::Expired { now_ms: 102 })
+            refused(Refusal::Expired { clock_ms: 102 })
         );
     }
 

@@ -40,7 +40,7 @@ type Records = HashMap<Bytes, Held>;
 impl Model {
     fn command(&mut self, version: Timestamp, command: &Command) -> Outcome {
         if self.now_ms > command.expires_at_ms {
-            return Outcome::Refused(Refusal::Expired { now_ms: self.now_ms });
+            return Outcome::Refused(Refusal::Expired { clock_ms: self.now_ms });
         }
         let id = (command.session, command.sequence);
         let in_session = command.session != SessionId(0);

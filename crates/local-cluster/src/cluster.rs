@@ -12,13 +12,17 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::{
+    disk::Disk,
     error::ClusterError,
+    faults,
     folder::{self, What},
     http,
     launch::{Start, command},
     layout::Node,
+    namespaces::Namespaces,
     ports::Ports,
     process::{Signal, log_tail},
+    proxy::Proxy,
 };
 
 /// How long a cluster may take to become ready.
@@ -31,6 +35,21 @@ const TOKEN_USES: u32 = 100;
 const POLL_EVERY: Duration = Duration::from_millis(50);
 /// Lines of each log that are shown when a test fails.
 const TAIL_LINES: usize = 60;
+
+/// How nodes reach each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Network {
+    /// Straight over the loopback interface.
+    #[default]
+    Loopback,
+    /// Through a [`Proxy`] that draws its chances from this seed.
+    Proxied {
+        /// The seed.
+        seed: u64,
+    },
+    /// Each in a network namespace of its own: needs root.
+    Namespaces,
+}
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -45,30 +64,49 @@ pub struct ClusterOptions {
     pub arguments: Vec<String>,
     /// More variables for each node.
     pub variables: Vec<(String, String)>,
+    /// How nodes reach each other.
+    pub network: Network,
+    /// Bytes of the disk that each node gets for its own: needs root. `None` leaves all of them on the disk that is there.
+    pub disk_bytes: Option<u64>,
 }
 
 impl ClusterOptions {
     /// `nodes` nodes of `binary` in a temporary folder.
     #[must_use]
     pub fn new(nodes: usize, binary: PathBuf) -> Self {
-        Self { nodes, binary, dir: None, arguments: Vec::new(), variables: Vec::new() }
+        Self {
+            nodes,
+            binary,
+            dir: None,
+            arguments: Vec::new(),
+            variables: Vec::new(),
+            network: Network::Loopback,
+            disk_bytes: None,
+        }
     }
 }
 
 /// Running nodes, numbered from 1 like their names. Dropping it kills them all.
 #[derive(Debug)]
 pub struct Cluster {
-    members: Vec<Member>,
-    options: ClusterOptions,
+    pub(crate) members: Vec<Member>,
+    pub(crate) proxy: Option<Proxy>,
+    pub(crate) namespaces: Option<Namespaces>,
+    pub(crate) options: ClusterOptions,
     dir: PathBuf,
     /// Removed when dropped, after the processes.
     _temporary: Option<TempDir>,
 }
 
 #[derive(Debug)]
-struct Member {
-    node: Node,
-    child: Option<Child>,
+pub(crate) struct Member {
+    pub(crate) node: Node,
+    pub(crate) child: Option<Child>,
+    /// Its own, on top of the cluster's.
+    pub(crate) variables: Vec<(String, String)>,
+    disk: Option<Disk>,
+    /// Of its lives that have ended.
+    pub(crate) peak_bytes: u64,
 }
 
 impl Cluster {
@@ -77,15 +115,7 @@ impl Cluster {
     /// # Errors
     /// A node does not start, ends, or the cluster is not ready within [`READY_WITHIN`].
     pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
-        let temporary = if options.dir.is_none() { Some(tempfile::tempdir()?) } else { None };
-        let dir = options.dir.as_deref().or(temporary.as_ref().map(TempDir::path)).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir)?;
-        let dir = dir.canonicalize()?;
-        let ports = Ports::free(options.nodes)?;
-        let node = |(i, ports)| Member { node: Node::new(&dir, i + 1, ports), child: None };
-        let members = ports.into_iter().enumerate().map(node).collect();
-        let mut cluster = Self { members, options, dir, _temporary: temporary };
-        cluster.launch(1, Start::Bootstrap)?;
+        let mut cluster = Self::start_founding(options)?;
         cluster.wait_node(1).await?;
         if cluster.members.len() > 1 {
             let token = http::token(&cluster.http(1)?, TOKEN_USES).await?;
@@ -95,6 +125,29 @@ impl Cluster {
             }
         }
         cluster.wait_ready().await?;
+        Ok(cluster)
+    }
+
+    /// Starts the first node of a new cluster, and waits for nothing.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_founding(options: ClusterOptions) -> Result<Self, ClusterError> {
+        let temporary = if options.dir.is_none() { Some(tempfile::tempdir()?) } else { None };
+        let dir = options.dir.as_deref().or(temporary.as_ref().map(TempDir::path)).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir)?;
+        let dir = dir.canonicalize()?;
+        let proxy = match options.network {
+            Network::Proxied { seed } => Some(Proxy::start(seed)?),
+            Network::Loopback | Network::Namespaces => None,
+        };
+        let namespaces = (options.network == Network::Namespaces).then(Namespaces::start).transpose()?;
+        let mut cluster = Self { members: Vec::new(), proxy, namespaces, options, dir, _temporary: temporary };
+        let ports = Ports::free(cluster.options.nodes)?;
+        for ports in ports {
+            cluster.add_member(ports)?;
+        }
+        cluster.launch(1, Start::Bootstrap)?;
         Ok(cluster)
     }
 
@@ -137,7 +190,7 @@ impl Cluster {
     /// # Errors
     /// There is no such node.
     pub fn quic(&self, i: usize) -> Result<SocketAddr, ClusterError> {
-        Ok(self.node(i)?.quic)
+        Ok(self.node(i)?.reached_at())
     }
 
     /// Names, addresses and files of node `i`.
@@ -161,7 +214,9 @@ impl Cluster {
     /// # Errors
     /// It does not run.
     pub fn kill(&mut self, i: usize) -> Result<(), ClusterError> {
-        let mut child = self.member(i)?.child.take().ok_or(ClusterError::NoNode(i))?;
+        let member = self.member(i)?;
+        let mut child = member.child.take().ok_or(ClusterError::NoNode(i))?;
+        member.peak_bytes = member.peak_bytes.max(faults::peak_bytes(child.id()));
         child.kill()?;
         child.wait()?;
         Ok(())
@@ -224,6 +279,14 @@ impl Cluster {
         if !folder::is_empty(&self.node(i)?.data_dir) {
             return self.launch(i, Start::Resume);
         }
+        self.start_joining(i).await
+    }
+
+    /// Starts node `i` with a new token from a running one, whatever its folder holds: for one that ended while it joined.
+    ///
+    /// # Errors
+    /// See [`Cluster::start_node`].
+    pub async fn start_joining(&mut self, i: usize) -> Result<(), ClusterError> {
         let mut others = Vec::new();
         for (other, member) in self.members.iter_mut().enumerate() {
             if other + 1 != i && member.is_running() {
@@ -236,7 +299,7 @@ impl Cluster {
                 token = http::token(&other.http_url(), 1).await;
             }
         }
-        let peers: Vec<SocketAddr> = others.iter().map(|other| other.quic).collect();
+        let peers: Vec<SocketAddr> = others.iter().map(Node::reached_at).collect();
         self.launch(i, Start::Join { peers: &peers, token: &token? })
     }
 
@@ -245,12 +308,32 @@ impl Cluster {
     /// # Errors
     /// Nobody gives a token, or the node does not start.
     pub async fn add_node(&mut self) -> Result<usize, ClusterError> {
-        let i = self.members.len() + 1;
         for ports in Ports::free(1)? {
-            self.members.push(Member { node: Node::new(&self.dir, i, ports), child: None });
+            self.add_member(ports)?;
         }
+        let i = self.members.len();
         self.start_node(i).await?;
         Ok(i)
+    }
+
+    fn add_member(&mut self, mut ports: Ports) -> Result<(), ClusterError> {
+        let i = self.members.len() + 1;
+        let mut namespace = None;
+        if let Some(namespaces) = &mut self.namespaces {
+            let (name, own) = namespaces.add()?;
+            (ports, namespace) = (own, Some(name));
+        }
+        let mut node = Node::new(&self.dir, i, ports);
+        node.namespace = namespace;
+        node.advertise = self.proxy.as_ref().map(|proxy| proxy.add(node.quic)).transpose()?;
+        let disk = self.options.disk_bytes.map(|bytes| Disk::mount(&node.data_dir, bytes)).transpose()?;
+        self.members.push(Member { node, child: None, variables: Vec::new(), disk, peak_bytes: 0 });
+        Ok(())
+    }
+
+    pub(crate) fn disk(&self, i: usize) -> Result<&Disk, ClusterError> {
+        let member = i.checked_sub(1).and_then(|i| self.members.get(i));
+        member.and_then(|member| member.disk.as_ref()).ok_or(ClusterError::NoDisk(i))
     }
 
     /// Deletes the view, or all data, of node `i` while it is down.
@@ -335,13 +418,14 @@ impl Cluster {
         let mut command = command(&self.options.binary, self.node(i)?, start)?;
         command.args(&self.options.arguments).envs(self.options.variables.iter().cloned());
         let member = self.member(i)?;
+        command.envs(member.variables.iter().cloned());
         let child = command.spawn()?;
         member.node.pid = child.id();
         member.child = Some(child);
         Ok(())
     }
 
-    fn member(&mut self, i: usize) -> Result<&mut Member, ClusterError> {
+    pub(crate) fn member(&mut self, i: usize) -> Result<&mut Member, ClusterError> {
         i.checked_sub(1).and_then(|i| self.members.get_mut(i)).ok_or(ClusterError::NoNode(i))
     }
 
@@ -353,7 +437,7 @@ impl Cluster {
 
 impl Member {
     /// Whether its process runs. One that ended by itself is noticed here.
-    fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
@@ -376,6 +460,8 @@ impl Drop for Cluster {
                 }
             }
         }
+        // What is mounted must go before the folder does.
+        self.members.iter_mut().for_each(|member| drop(member.disk.take()));
         if thread::panicking() {
             for member in &self.members {
                 let tail = log_tail(&member.node.log, TAIL_LINES);

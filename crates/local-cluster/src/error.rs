@@ -41,6 +41,15 @@ pub enum ClusterError {
     /// There is no backup of this node.
     #[error("there is no backup of node {0}")]
     NoBackup(usize),
+    /// The cluster has no proxy between its nodes.
+    #[error("there is no proxy between the nodes")]
+    NoProxy,
+    /// The nodes are not in namespaces.
+    #[error("the nodes are not in network namespaces")]
+    NoNamespaces,
+    /// The node has no disk of its own.
+    #[error("node {0} has no disk of its own")]
+    NoDisk(usize),
     /// A request over HTTP failed, or its answer was not understood.
     #[error("request failed: {0}")]
     Http(#[from] reqwest::Error),

@@ -37,12 +37,23 @@ pub enum Start<'a> {
 /// The log cannot be opened.
 pub fn command(binary: &Path, node: &Node, start: Start<'_>) -> io::Result<Command> {
     let log = OpenOptions::new().create(true).append(true).open(&node.log)?;
-    let mut command = Command::new(binary);
+    let mut command = match &node.namespace {
+        // Replaces itself by the node, so that the pid is the node's.
+        Some(namespace) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", namespace]).arg(binary);
+            command
+        }
+        None => Command::new(binary),
+    };
     command.arg("start").arg("--data-dir").arg(&node.data_dir);
     command.arg("--listen").arg(node.quic.to_string());
     command.arg("--http").arg(node.http.to_string());
     command.arg("--redis").arg(node.redis.to_string());
     command.arg("--name").arg(&node.name);
+    if let Some(advertise) = node.advertise {
+        command.arg("--advertise").arg(advertise.to_string());
+    }
     match start {
         Start::Bootstrap => {
             command.arg("--bootstrap");

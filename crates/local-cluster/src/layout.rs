@@ -30,6 +30,12 @@ pub struct Node {
     pub data_dir: PathBuf,
     /// The file that its output goes to.
     pub log: PathBuf,
+    /// Where peers reach it, when that is not where it listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<SocketAddr>,
+    /// The network namespace that it runs in, when that is not this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 impl Node {
@@ -38,7 +44,14 @@ impl Node {
     pub fn new(dir: &Path, number: usize, ports: Ports) -> Self {
         let name = format!("n{number}");
         let Ports { quic, http, redis } = ports;
-        Self { pid: 0, quic, http, redis, data_dir: dir.join(&name), log: dir.join(format!("{name}.log")), name }
+        let (data_dir, log) = (dir.join(&name), dir.join(format!("{name}.log")));
+        Self { pid: 0, quic, http, redis, data_dir, log, name, advertise: None, namespace: None }
+    }
+
+    /// Where peers reach it.
+    #[must_use]
+    pub fn reached_at(&self) -> SocketAddr {
+        self.advertise.unwrap_or(self.quic)
     }
 
     /// `http://…`

@@ -4,26 +4,39 @@
 //! for `cargo xtask cluster-*`: a file that names processes which outlive the command that started them. Both use the
 //! same command line ([`command`]) and the same questions over HTTP ([`is_ready`], [`is_whole`], [`status`], [`token`]).
 //!
+//! Faults beyond signals: a [`Proxy`] between nodes, network namespaces and small disks ([`ClusterOptions`]), failpoints, [`flip_bit`]. What needs root says
+//! so ([`missing_privilege`]) and cleans up after itself, and after test processes that were killed.
+//!
 //! Deliberately absent: anything that reads or writes the store, and any knowledge of what lies in a data folder,
 //! except that the view is a folder called `view`.
 
 mod cluster;
+mod disk;
 mod error;
+mod faults;
 mod folder;
 mod http;
 mod launch;
 mod layout;
+mod namespaces;
 mod ports;
+mod privileged;
 mod process;
+mod proxy;
 
-pub use cluster::{Cluster, ClusterOptions, READY_WITHIN, STOP_WITHIN};
+pub use cluster::{Cluster, ClusterOptions, Network, READY_WITHIN, STOP_WITHIN};
+pub use disk::{DISK_TOOLS, POWER_TOOLS};
 pub use error::ClusterError;
+pub use faults::flip_bit;
 pub use folder::What;
 pub use http::{TOKEN_TTL, is_ready, is_whole, status, token};
 pub use launch::{Start, built_binary, command};
 pub use layout::{LAYOUT_FILE, Layout, Node};
+pub use namespaces::NAMESPACE_TOOLS;
 pub use ports::{BASE_STEP, Ports, loopback};
+pub use privileged::missing_privilege;
 pub use process::{Signal, log_tail};
+pub use proxy::{Link, OUTSIDE, Proxy, Traffic};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

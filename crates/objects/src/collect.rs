@@ -6,6 +6,7 @@
 
 use std::{collections::HashMap, fs, io};
 
+use flotilla_failpoints::{Place, reached};
 use flotilla_types::ObjectId;
 
 use crate::{
@@ -100,6 +101,7 @@ impl ObjectStore {
         }
         drop(index);
         if !pinned_meanwhile {
+            reached(Place::ObjectsBeforeDelete);
             fs::remove_file(self.segment_path(number)).or_else(|error| match error.kind() {
                 io::ErrorKind::NotFound => Ok(()),
                 _ => Err(error),

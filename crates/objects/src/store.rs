@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_types::ObjectId;
 use parking_lot::{Mutex, RwLock};
 
@@ -167,14 +168,15 @@ impl ObjectStore {
             let folder = std::mem::take(&mut writer.dirty_folder);
             (std::mem::take(&mut writer.dirty), folder, std::mem::take(&mut writer.unsynced))
         };
-        let result = files
-            .iter()
-            .try_for_each(|file| self.fsync(file))
+        let result = failpoint(Place::ObjectsBeforeSync)
+            .and_then(|()| files.iter().try_for_each(|file| self.fsync(file)))
+            .inspect(|()| reached(Place::ObjectsFilesSynced))
             .and_then(|()| if folder { self.fsync(&File::open(&self.dir)?) } else { Ok(()) });
         if let Err(error) = result {
             self.poisoned.store(true, Ordering::Release);
             return Err(error.into());
         }
+        reached(Place::ObjectsSynced);
         let mut index = self.index.write();
         for (id, location) in unsynced {
             index.mark_synced(id, location);
@@ -332,6 +334,7 @@ impl ObjectStore {
             return Err(io::Error::other("no active segment").into());
         };
         let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        failpoint(Place::ObjectsBeforeAppend)?;
         active.file.write_all_at(&encode_record_header(id, len), active.end)?;
         active.file.write_all_at(bytes, active.end + RECORD_HEADER_BYTES)?;
         if !active.dirty {
@@ -349,6 +352,7 @@ impl ObjectStore {
         let file = OpenOptions::new().write(true).create_new(true).open(self.segment_path(number))?;
         file.write_all_at(&encode_segment_header(), 0)?;
         writer.dirty_folder = true;
+        reached(Place::ObjectsSegmentBegun);
         Ok(Active { number, file: Arc::new(file), end: SEGMENT_HEADER_BYTES, dirty: false })
     }
 

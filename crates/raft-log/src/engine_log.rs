@@ -13,6 +13,7 @@ use std::{
     thread,
 };
 
+use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_storage::{Log, LogBatch, LogError, NodeMark, ReplicaBounds, ReplicaLog, ReplicaWrite};
 use flotilla_types::{Entry, LogIndex, ReplicaId, Term, WalSequence};
 use parking_lot::{Mutex, RwLock};
@@ -71,6 +72,7 @@ impl EngineLog {
         fs::create_dir_all(dir)?;
         let folder = Folder::open(dir)?;
         tail::check(dir, folder.nonce())?;
+        reached(Place::RaftLogOpen);
         let config = options.config(path.to_owned());
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let engine = Engine::open(config)?;
@@ -265,7 +267,12 @@ impl Log for EngineLog {
         }
         let mut staged = self.stage(&batch)?;
         // The engine panics when a sync fails. What is durable is then unknown, as after any other failure here.
-        let written = catch_unwind(AssertUnwindSafe(|| self.engine.write(&mut staged.batch, true)));
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            failpoint(Place::RaftLogBeforeSync)?;
+            let written = self.engine.write(&mut staged.batch, true)?;
+            failpoint(Place::RaftLogSynced)?;
+            Ok::<_, raft_engine::Error>(written)
+        }));
         writer.failed = !matches!(written, Ok(Ok(_)));
         match written {
             Ok(result) => result.map_err(from_engine)?,

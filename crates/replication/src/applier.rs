@@ -158,6 +158,14 @@ impl<T> Applier<T> {
         }
     }
 
+    /// The last entry that a replica has applied, and what reads its records. `None` while it has none to show.
+    pub fn look(&self, replica: ReplicaId) -> Option<(LogIndex, Arc<dyn StateReader>)> {
+        match self.slots.get(&replica) {
+            Some(Slot::Ready(ready)) => Some((ready.position.index, ready.reader.clone())),
+            _ => None,
+        }
+    }
+
     fn destroy(&self, replica: ReplicaId) {
         if let Err(error) = self.engine.destroy(replica) {
             tracing::warn!(%replica, %error, "records of a destroyed replica could not be removed");

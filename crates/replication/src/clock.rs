@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use flotilla_failpoints::{Place, number};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Milliseconds since the machine booted, counting time asleep: never goes back.
@@ -14,5 +15,7 @@ pub fn monotonic_ms() -> u64 {
 /// Milliseconds since the Unix epoch by the wall clock, which may jump.
 #[must_use]
 pub fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    now.saturating_add_signed(number(Place::ClockWall).unwrap_or(0))
 }

@@ -22,7 +22,7 @@ pub use core::{
     ReplicaStatus, Request, RequestError, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};
-pub use host::{Handle, Host, HostParts, INBOX_MAX};
+pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

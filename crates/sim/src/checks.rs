@@ -9,6 +9,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
+use flotilla_meta::MetaState;
 use flotilla_replication::{ApplyTask, LostReason, ReplicaStatus, Role};
 use flotilla_storage::{Log as _, LogBatch, ReplicaWrite};
 use flotilla_types::{
@@ -214,6 +215,17 @@ impl Checks {
         assert!(back.is_empty(), "{back:?} are back in {} although they were removed", descriptor.shard);
         known.removed.extend(known.ever.difference(&now));
         known.ever.extend(now);
+    }
+
+    /// What a node knows of the cluster only moves forward, and no shard in it goes back.
+    pub(crate) fn metadata(&self, node: &Node, before: &MetaState, after: &MetaState) {
+        assert!(before.version() < after.version(), "{} takes older metadata", node.id);
+        for shard in after.shards() {
+            let known = before.shard(shard.id).map(|before| before.descriptor.epoch).unwrap_or_default();
+            let now = shard.descriptor.epoch;
+            let forward = known.range <= now.range && known.config <= now.config;
+            assert!(forward, "{} of {} goes back from {known:?} to {now:?}", shard.id, node.id);
+        }
     }
 
     /// Looks at what became durable.

@@ -27,6 +27,7 @@ mod workload;
 mod world;
 
 pub use checks::Counts;
+pub use plan::{Fault, Planned};
 pub use run::{Failure, Options, Report, run, shrink};
 
 #[doc = include_str!("../README.md")]

@@ -40,6 +40,9 @@ struct Arguments {
     /// Seeds to run at a time.
     #[arg(long, default_value_t = thread::available_parallelism().map_or(1, usize::from))]
     jobs: usize,
+    /// Do not look for a smaller plan of the first seed that failed.
+    #[arg(long)]
+    plain: bool,
     /// Go on after a seed has failed.
     #[arg(long)]
     keep_going: bool,
@@ -56,7 +59,7 @@ fn main() -> ExitCode {
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     let without: BTreeSet<_> = arguments.without.iter().copied().collect();
     let started = Instant::now();
-    let result = run(seed, &Options { without, tell: arguments.trace.is_some() });
+    let result = run(seed, &Options { without, tell: arguments.trace.is_some(), ..Options::default() });
     let told = match &result {
         Ok(report) => &report.told,
         Err(failure) => &failure.told,
@@ -113,7 +116,7 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
     let next = AtomicU64::new(seeds.start);
     let stop = AtomicBool::new(false);
     let sum = Mutex::new(Sum::default());
-    let failures: Mutex<Vec<Box<Failure>>> = Mutex::default();
+    let failures: Mutex<Vec<Failure>> = Mutex::default();
     let started = Instant::now();
     let count = seeds.end - seeds.start;
     thread::scope(|scope| {
@@ -129,7 +132,7 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
                         Err(failure) => {
                             let summary = failure.message.lines().next().unwrap_or_default().to_owned();
                             eprintln!("\nseed {seed} failed: {summary}");
-                            lock(&failures).push(failure);
+                            lock(&failures).push(*failure);
                             stop.fetch_or(!arguments.keep_going, Ordering::Relaxed);
                         }
                     }
@@ -153,13 +156,16 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
     failures.sort_by_key(|failure| failure.seed);
     let seeds: Vec<_> = failures.iter().map(|failure| failure.seed).collect();
     let Some(first) = failures.into_iter().next() else { return ExitCode::SUCCESS };
+    if arguments.plain {
+        return ExitCode::FAILURE;
+    }
     eprintln!("failed: {seeds:?}; looking for the smallest plan of the first");
     eprintln!("{}", shrink(first));
     ExitCode::FAILURE
 }
 
 /// Tells how far the run is: often on a terminal, seldom elsewhere.
-fn progress(sum: &Mutex<Sum>, failures: &Mutex<Vec<Box<Failure>>>, count: u64, stop: &AtomicBool, started: Instant) {
+fn progress(sum: &Mutex<Sum>, failures: &Mutex<Vec<Failure>>, count: u64, stop: &AtomicBool, started: Instant) {
     let terminal = std::io::stderr().is_terminal();
     let mut told = Instant::now();
     loop {

@@ -30,19 +30,22 @@ pub(crate) struct Plan {
     pub(crate) faults: Vec<Planned>,
 }
 
-/// One fault and when it begins, milliseconds after the load.
+/// One fault of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Planned {
-    pub(crate) at_ms: u64,
-    pub(crate) lasts_ms: u64,
-    pub(crate) fault: Fault,
-    /// Chooses among those it can hit when it begins.
-    pub(crate) pick: u64,
+pub struct Planned {
+    /// When it begins, milliseconds after the clients do.
+    pub at_ms: u64,
+    /// For how long, milliseconds of simulated time. Ignored by faults that are over at once.
+    pub lasts_ms: u64,
+    /// What happens.
+    pub fault: Fault,
+    /// Any number: chooses among nodes, directions and sizes when it begins.
+    pub pick: u64,
 }
 
 /// What can go wrong, or be done to a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
     /// A process is killed and starts again.
     Crash,
     /// All are killed at once and start again, one after the other.
@@ -88,7 +91,8 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 21] = [
+    /// Every kind.
+    pub const ALL: [Self; 21] = [
         Self::Crash,
         Self::CrashAll,
         Self::Pause,

@@ -9,7 +9,11 @@ use std::{
     sync::Once,
 };
 
-use crate::{checks::Counts, plan::Plan, world::World};
+use crate::{
+    checks::Counts,
+    plan::{Plan, Planned},
+    world::World,
+};
 
 /// How long a cluster may take to form, milliseconds.
 const FORMING_MS: u64 = 60_000;
@@ -19,6 +23,8 @@ const SHRINK_RUNS_MAX: usize = 60;
 /// How to run a seed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
+    /// Faults instead of those that the seed draws.
+    pub faults: Option<Vec<Planned>>,
     /// Faults of the plan that are left out, by their number.
     pub without: BTreeSet<usize>,
     /// Whether every event is written down. Slow, and large: some 100 MB for a long run.
@@ -94,6 +100,10 @@ impl std::error::Error for Failure {}
 /// Something that must hold did not.
 pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
     let mut plan = Plan::draw(seed);
+    if let Some(faults) = &options.faults {
+        plan.faults.clone_from(faults);
+        plan.load_ms = faults.iter().map(|planned| planned.at_ms + planned.lasts_ms + 1_000).fold(4_000, u64::max);
+    }
     let faults = plan.faults.len();
     let mut at = 0;
     plan.faults.retain(|_| {
@@ -163,7 +173,7 @@ pub fn shrink(failure: Box<Failure>) -> Box<Failure> {
             }
             let without = smallest.without.union(&leave_out).copied().collect();
             runs += 1;
-            if let Err(smaller) = run(smallest.seed, &Options { without, tell: false }) {
+            if let Err(smaller) = run(smallest.seed, &Options { without, ..Options::default() }) {
                 smallest = smaller;
             }
         }

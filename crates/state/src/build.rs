@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use flotilla_failpoints::{Place, io, reached};
 use flotilla_objects::ObjectStore;
 use flotilla_storage::EngineError;
 use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
@@ -37,16 +38,20 @@ pub(crate) fn build(
     let groups = run_groups(objects, &before.runs)?;
     let folded = fold_is_due(objects, options, before, groups.len(), frozen);
     let (base, runs) = if folded {
+        reached(Place::CheckpointBeforeFold);
         let mut sources: Vec<Source<'_>> = vec![Box::new(frozen.memtable.iter().map(Ok))];
         sources.extend(checkpoint_sources(objects, replica, &before.base, groups));
         let live = Merge::new(sources).filter(is_live);
-        (write_pieces(&mut pinned, Cut::Content, options.piece_bytes, live)?, Vec::new())
+        let base = write_pieces(&mut pinned, Cut::Content, options.piece_bytes, live)?;
+        reached(Place::CheckpointFolded);
+        (base, Vec::new())
     } else {
         let records = frozen.memtable.iter().map(Ok);
         let run = write_pieces(&mut pinned, Cut::Size, options.piece_bytes, records)?;
         (before.base.clone(), before.runs.iter().copied().chain(run).collect())
     };
     let system = if frozen.system.is_empty() { None } else { Some(pinned.put(&frozen.system)?) };
+    io(Place::CheckpointRunWritten)?;
     objects.sync().map_err(failure::of_objects)?;
     let checkpoint = Checkpoint { position: frozen.position.clone(), system, base, runs };
     Ok(Built { checkpoint, folded, _pinned: pinned })

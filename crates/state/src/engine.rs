@@ -11,10 +11,11 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use flotilla_failpoints::{Place, number, reached};
 use flotilla_objects::{ObjectStore, Scope};
 use flotilla_storage::{EngineError, StateEngine, StateReader, Usage, WriteSet};
 use flotilla_types::{Checkpoint, LogIndex, ObjectId, Position, ReplicaId};
@@ -103,7 +104,8 @@ impl Engine {
 
     /// Gives back disk space. A failure is no reason to stop: whatever is wrong with the disk shows at the next write.
     fn collect(&self) {
-        let settled = self.last_opened.lock().elapsed() >= self.options.inherited_grace;
+        let grace = number(Place::ObjectsGrace).map(|ms| Duration::from_millis(ms.unsigned_abs()));
+        let settled = self.last_opened.lock().elapsed() >= grace.unwrap_or(self.options.inherited_grace);
         let scope = if settled { Scope::All } else { Scope::Fresh };
         match self.objects.collect(scope) {
             Ok(done) if done.segments > 0 => tracing::debug!(?done, "collected objects"),
@@ -194,8 +196,11 @@ impl StateEngine for Engine {
         if Stage::of(checkpoint) != Stage::of(&material.checkpoint) {
             replica.fence_scans();
             material.view.announce(replica.id, Stage::of(checkpoint))?;
+            reached(Place::CheckpointAnnounced);
             material.view.feed(replica.id, frozen.memtable.iter().map(Ok))?;
+            reached(Place::CheckpointFed);
             material.view.confirm(replica.id, Stage::of(checkpoint))?;
+            reached(Place::CheckpointConfirmed);
         }
         let bytes = build::total_bytes(&self.objects, checkpoint.objects());
         replica.thaw(checkpoint.clone(), bytes);

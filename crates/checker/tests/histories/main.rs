@@ -3,3 +3,4 @@
 mod agreement;
 mod generate;
 mod oracle;
+mod scale;

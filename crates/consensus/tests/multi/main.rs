@@ -74,6 +74,30 @@ fn a_lone_voter_elects_itself_and_commits_once_its_disk_has_written() {
     assert_eq!(driver.take_transcript(), "r1 may read at 3");
 }
 
+/// Found by simulated crashes: a lone voter that forgets its new term begins the same term again, with other entries.
+#[test]
+fn a_lone_voter_tells_learners_nothing_of_a_term_before_its_disk_knows_it() {
+    let mut driver = elected(&[1]);
+    driver.create(2, &[]);
+    driver.change(1, &ConfChange::AddLearner { replica: ReplicaId(2), node: NodeId(2) });
+    driver.checkpoint(1);
+    driver.tick(4);
+    driver.input(1, Input::Message(message(MessageKind::HeartbeatResponse, 2, 1, 5)));
+    driver.settle();
+    driver.take_transcript();
+    driver.node(1).disk_held = true;
+    driver.input(1, Input::Campaign { replica: ReplicaId(1) });
+    driver.propose(1, "one");
+    driver.settle();
+    assert_eq!(driver.take_transcript(), "r1 is Leader in t6, leader r1");
+    driver.node(1).disk_held = false;
+    driver.write(1);
+    driver.settle();
+    let story = driver.take_transcript();
+    assert!(story.contains("r1 → r2: Append in t6"), "{story}");
+    assert_eq!(driver.applied(2), [b"one"]);
+}
+
 #[test]
 fn a_majority_elects_a_leader_by_asking_first() {
     let mut driver = Driver::of_voters(&[1, 2, 3]);

@@ -35,6 +35,7 @@ fn table() -> Vec<Route> {
         route("/v1/cluster/nodes", &[("/v1/cluster/nodes", &["get"])], get(cluster::nodes)),
         route("/v1/cluster/nodes/{id}", &[("/v1/cluster/nodes/{id}", &["delete"])], delete(cluster::remove_node)),
         route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], get(cluster::shards)),
+        route("/v1/cluster/digests", &[("/v1/cluster/digests", &["get"])], get(cluster::digests)),
         route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], get(events::events)),
         route(
             "/v1/cluster/tokens",

@@ -48,7 +48,7 @@ impl Store {
                     let outcome = decode_outcome(bytes).map_err(|_| StoreError::OutcomeUnknown { shard })?;
                     match &outcome {
                         Outcome::Done { timestamp, .. } => ticket.heard(timestamp.millis()),
-                        Outcome::Refused(Refusal::Expired { now_ms }) => ticket.heard(*now_ms),
+                        Outcome::Refused(Refusal::Expired { clock_ms }) => ticket.heard(*clock_ms),
                         Outcome::Refused(_) => {}
                     }
                     match written(outcome, shard)? {

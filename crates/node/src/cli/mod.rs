@@ -5,6 +5,7 @@
 
 mod cluster;
 mod collections;
+mod digests;
 mod events;
 mod failure;
 mod kv;
@@ -64,6 +65,8 @@ pub(crate) enum ClientCommand {
     Nodes,
     /// The shards, their leaders and replicas
     Shards,
+    /// What the replicas hold, as one number each: name every node with --addr; fails when two differ
+    Digests,
     /// Read and write records
     #[command(subcommand)]
     Kv(kv::KvCommand),
@@ -119,6 +122,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Status => cluster::status(&client, output).await,
         ClientCommand::Nodes => cluster::nodes(&client, output).await,
         ClientCommand::Shards => cluster::shards(&client, output).await,
+        ClientCommand::Digests => digests::run(options, output).await,
         ClientCommand::Kv(command) => kv::run(command, &client, output).await,
         ClientCommand::Collection(command) => collections::run(command, &client, output).await,
         ClientCommand::Token(command) => tokens::run(command, &client, output).await,

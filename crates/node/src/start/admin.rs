@@ -9,8 +9,8 @@ use std::{
 };
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, Event, Setting as ApiSetting, Sharding as ApiSharding,
-    TokenInfo, TokenReply, TokenRequest,
+    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Held, ReplicaDigest, Setting as ApiSetting,
+    Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};
@@ -138,6 +138,23 @@ impl NodeAdmin {
         Ok(())
     }
 
+    async fn digests_until(&self, deadline: Instant) -> DigestList {
+        let mut replicas = Vec::new();
+        for status in self.host.status().iter() {
+            let digest = tokio::time::timeout_at(deadline.into(), self.host.digest(status.replica)).await;
+            let (held, reason) = match digest {
+                Ok(Ok(digest)) => {
+                    let hex = digest.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+                    (Some(Held { applied: digest.applied.0, records: digest.records, digest: hex }), None)
+                }
+                Ok(Err(error)) => (None, Some(error.to_string())),
+                Err(_) => (None, Some("there was no time left; allow more".to_owned())),
+            };
+            replicas.push(ReplicaDigest { shard: status.shard, replica: status.replica, held, reason });
+        }
+        DigestList { node: self.identity.node(), replicas }
+    }
+
     async fn set(&self, key: String, value: u64, deadline: Instant) -> Result<ApiSetting, AdminError> {
         let setting: Setting = key.parse().map_err(|_| AdminError::SettingNotFound)?;
         if !setting.accepts(value) {
@@ -208,6 +225,10 @@ impl Admin for NodeAdmin {
 
     fn recent(&self) -> Vec<Event> {
         self.events.recent()
+    }
+
+    fn digests(&self, deadline: Instant) -> AdminFuture<'_, DigestList> {
+        Box::pin(async move { Ok(self.digests_until(deadline).await) })
     }
 
     fn create_collection(&self, wanted: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection> {

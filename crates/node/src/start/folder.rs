@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_identity::{ClusterAuthority, IdentityPem, NodeIdentity, NodeKey};
 use flotilla_meta::MetaState;
 use flotilla_types::{Incarnation, NodeId};
@@ -137,12 +138,18 @@ impl Folder {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        failpoint(Place::FolderBeforeWrite)?;
         let beside = self.dir.join(format!("{name}.new"));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(bytes)?;
+        reached(Place::FolderBeside);
         file.sync_all()?;
+        failpoint(Place::FolderSynced)?;
         fs::rename(&beside, self.dir.join(name))?;
-        self.sync()
+        failpoint(Place::FolderRenamed)?;
+        self.sync()?;
+        reached(Place::FolderReplaced);
+        Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use flotilla_control::Shards;
+use flotilla_failpoints::{Place, reached};
 use flotilla_meta::{Addresses, Liveness, MetaCommand, MetaReply, NewNode};
 use flotilla_placement::Sharding;
 use flotilla_replication::Handle;
@@ -37,7 +38,11 @@ impl Founding {
     /// Founds, until it is done. Every step may be repeated.
     pub(crate) async fn run(self, folder: Arc<Folder>, host: Handle, shards: Shards) {
         loop {
-            if self.step(&host, &shards).await && folder.founded().is_ok() {
+            let founded = self.step(&host, &shards).await;
+            if founded {
+                reached(Place::FoundBeforeDone);
+            }
+            if founded && folder.founded().is_ok() {
                 tracing::info!(cluster = %self.cluster, "the cluster is founded");
                 return;
             }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use flotilla_control::{MemberState, ShardError, Shards};
+use flotilla_failpoints::{Place, reached};
 use flotilla_identity::{ClusterAuthority, JoinToken, NodeIdentity, NodeKey, csr_public_key_digest};
 use flotilla_meta::{Addresses, JoinRequest, MetaCommand, MetaReply, NewNode, TokenId};
 use flotilla_transport::{PeerError, TransportError, join_call};
@@ -32,6 +33,7 @@ pub(crate) fn found(folder: &Folder) -> anyhow::Result<NodeIdentity> {
     folder.set_authority(&authority)?;
     folder.set_founding()?;
     folder.set_identity(&identity)?;
+    reached(Place::FoundIdentityKept);
     tracing::info!(%cluster, "founded a cluster");
     Ok(identity)
 }
@@ -51,6 +53,7 @@ pub(crate) async fn join(
 ) -> anyhow::Result<Joined> {
     let parsed = JoinToken::parse(token).context("the join token is not valid; copy it again")?;
     let key = folder.joining_key()?;
+    reached(Place::JoinKeyKept);
     let addresses = addresses_of(config);
     let request = encode(&peer::JoinRequest {
         token: token.to_owned(),
@@ -68,9 +71,11 @@ pub(crate) async fn join(
         for peer in peers {
             match ask(*peer, &parsed, &request).await {
                 Ok(peer::join_response::Kind::Joined(joined)) => {
+                    reached(Place::JoinAnswered);
                     let joined = accept(&parsed, key, joined)?;
                     folder.set_seeds(&joined.peers)?;
                     folder.set_identity(&joined.identity)?;
+                    reached(Place::JoinIdentityKept);
                     folder.joined()?;
                     tracing::info!(node = %joined.identity.node(), cluster = %joined.identity.cluster(), "joined");
                     return Ok(joined);

@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::Context as _;
 use flotilla_control::{Control, ControlParts, Me, MembershipConfig, RpcServer, Topology, notices};
+use flotilla_failpoints::{Place, reached};
 use flotilla_gateway::{HttpConfig, Store};
 use flotilla_identity::NodeIdentity;
 use flotilla_raft_log::EngineLog;
@@ -82,6 +83,11 @@ fn init_logging(config: &Config) {
 fn start(config: Config) -> anyhow::Result<()> {
     let metrics = metrics::install().context("cannot set up metrics")?;
     let folder = Arc::new(Folder::open(&config.data_dir)?);
+    #[cfg(feature = "failpoints")]
+    {
+        tracing::warn!("this build has failpoints: it is for tests");
+        flotilla_failpoints::watch(&config.data_dir)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.spawn(metrics::upkeep(metrics.clone()));
     let host = runtime.block_on(serve(config, folder, metrics, runtime.handle().clone()))?;
@@ -168,10 +174,12 @@ async fn serve(
         keep: {
             let folder = folder.clone();
             Arc::new(move |meta| {
-                if meta.version() > 0
-                    && let Err(error) = folder.set_metadata(meta)
-                {
-                    tracing::warn!(%error, "the metadata cache could not be written");
+                if meta.version() > 0 {
+                    reached(Place::FeedBeforeKeep);
+                    if let Err(error) = folder.set_metadata(meta) {
+                        tracing::warn!(%error, "the metadata cache could not be written");
+                    }
+                    reached(Place::FeedKept);
                 }
             })
         },

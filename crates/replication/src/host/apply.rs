@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, mpsc};
 
-use flotilla_storage::EngineError;
+use flotilla_failpoints::{Place, is_enabled, reached};
+use flotilla_storage::{EngineError, StateReader};
+use flotilla_types::{EntryKind, LogIndex, ReplicaId};
+use tokio::sync::oneshot;
 
 use super::{Inbox, Reply, background};
 use crate::{Applied, Applier, ApplyTask, Load, clock, work};
@@ -10,6 +13,8 @@ use crate::{Applied, Applier, ApplyTask, Load, clock, work};
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
     Loaded(Load, Result<(), EngineError>),
+    /// How far a replica is, and what reads its records; `None` while it has none.
+    Look(ReplicaId, oneshot::Sender<Option<(LogIndex, Arc<dyn StateReader>)>>),
     Stop,
 }
 
@@ -26,8 +31,19 @@ impl Apply {
         while let Ok(job) = self.jobs.recv() {
             let mut applied = Applied::default();
             match job {
-                Job::Task(task) => self.applier.run(clock::wall_ms(), task, &mut applied),
-                Job::Loaded(load, result) => self.applier.loaded(clock::wall_ms(), &load, result, &mut applied),
+                Job::Task(task) => {
+                    let (before, after) = if is_enabled() { places(&task) } else { Default::default() };
+                    before.into_iter().for_each(reached);
+                    self.applier.run(clock::wall_ms(), task, &mut applied);
+                    after.into_iter().for_each(reached);
+                }
+                Job::Loaded(load, result) => {
+                    reached(Place::ApplyLoaded);
+                    self.applier.loaded(clock::wall_ms(), &load, result, &mut applied);
+                }
+                Job::Look(replica, reply) => {
+                    let _ = reply.send(self.applier.look(replica));
+                }
                 Job::Stop => return,
             }
             if let Some(error) = applied.fatal {
@@ -35,14 +51,35 @@ impl Apply {
                 return;
             }
             for load in applied.loads {
-                let _ = self.background.send(background::Order::Work(work::Job::Load(load)));
+                let _ = self.background.send(background::Order::Work(Box::new(work::Job::Load(load))));
             }
+            let answers = !applied.replies.is_empty();
             for (reply, answer) in applied.replies {
                 let _ = reply.send(answer);
+            }
+            if answers {
+                reached(Place::ApplyAnswered);
             }
             for input in applied.inputs {
                 self.inbox.send(input);
             }
         }
+    }
+}
+
+/// Where the node may end before and after this task.
+fn places(task: &ApplyTask<Reply>) -> (Vec<Place>, Option<Place>) {
+    match task {
+        ApplyTask::Apply { entries, .. } => {
+            let mut before = vec![Place::ApplyBefore];
+            if entries.iter().any(|entry| entry.kind == EntryKind::ConfChange) {
+                before.push(Place::ApplyConfChange);
+            }
+            (before, Some(Place::ApplyDone))
+        }
+        ApplyTask::Freeze { .. } => (vec![Place::ApplyBeforeFreeze], Some(Place::ApplyFrozen)),
+        ApplyTask::Open { .. } => (vec![Place::ApplyOpen], None),
+        ApplyTask::Close { .. } => (vec![Place::ApplyClose], None),
+        ApplyTask::Read { .. } => (Vec::new(), None),
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flotilla_failpoints::{Place, is_enabled, reached};
 use flotilla_storage::{Log, StateEngine};
 use parking_lot::Mutex;
 
@@ -19,7 +20,7 @@ pub(super) const THREADS: usize = 2;
 const RECLAIM_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) enum Order {
-    Work(Job),
+    Work(Box<Job>),
     Stop,
 }
 
@@ -63,7 +64,7 @@ impl Shared {
             let order = self.orders.lock().recv_timeout(RECLAIM_EVERY);
             match order {
                 Ok(Order::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Ok(Order::Work(job)) => self.work(job),
+                Ok(Order::Work(job)) => self.work(*job),
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
             self.reclaim_if_due();
@@ -77,8 +78,11 @@ impl Shared {
             Job::Load(_) => Some("load"),
             Job::Release { .. } => None,
         };
+        let (before, after) = if is_enabled() { places(&job) } else { Default::default() };
+        before.into_iter().for_each(reached);
         let started = Instant::now();
         let worked = job.run::<Reply>(&*self.engine);
+        after.filter(|_| !matches!(worked, Worked::Retry(_))).into_iter().for_each(reached);
         match kind {
             Some("build") if matches!(worked, Worked::Report(_)) => {
                 metrics::histogram!("flotilla_checkpoint_seconds").record(started.elapsed().as_secs_f64());
@@ -109,7 +113,10 @@ impl Shared {
         }
         *reclaimed = Instant::now();
         drop(reclaimed);
-        match self.log.reclaim() {
+        reached(Place::RaftLogBeforeReclaim);
+        let reclaimed = self.log.reclaim();
+        reached(Place::RaftLogReclaimed);
+        match reclaimed {
             Ok(holding) if !holding.is_empty() => {
                 tracing::debug!(?holding, "replicas hold back log space");
                 for replica in holding {
@@ -119,5 +126,16 @@ impl Shared {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "log space could not be reclaimed"),
         }
+    }
+}
+
+/// Where the node may end before and after this job.
+fn places(job: &Job) -> (Option<Place>, Option<Place>) {
+    match job {
+        Job::Build { .. } => (Some(Place::CheckpointBeforeBuild), Some(Place::CheckpointBuilt)),
+        Job::Settle { .. } => (Some(Place::CheckpointBeforeSettle), Some(Place::CheckpointSettled)),
+        Job::Load(load) if load.replaces => (Some(Place::SnapshotBeforeInstall), Some(Place::SnapshotInstalled)),
+        Job::Load(_) => (Some(Place::SnapshotBeforeLoad), None),
+        Job::Release { .. } => (None, None),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use flotilla_failpoints::{Place, reached};
 use flotilla_transport::{Class, Transport};
 use flotilla_types::NodeId;
 
@@ -21,6 +22,9 @@ impl Sender {
 
     /// Sends messages, in order per node and class. What the network does not take is reported unreachable once.
     pub(super) fn send(&self, messages: Vec<Outgoing>) {
+        if messages.iter().any(|outgoing| outgoing.message.snapshot.is_some()) {
+            reached(Place::FramesSnapshot);
+        }
         for packed in work::pack(messages) {
             if self.network.send(packed.node, packed.class, packed.frame.clone()).is_err() {
                 for input in packed.refused() {

@@ -11,6 +11,7 @@
 
 mod apply;
 mod background;
+mod digest;
 mod frames;
 mod pull;
 mod raft;
@@ -29,10 +30,13 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_consensus::ConfChange;
+use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{Log, LogError, StateEngine};
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
+
+pub use digest::{Digest, DigestError};
 
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
@@ -112,6 +116,7 @@ pub struct Handle {
     inbox: Inbox,
     status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
     engine: Arc<dyn StateEngine>,
+    apply: mpsc::Sender<apply::Job>,
     leads_shared: Arc<AtomicUsize>,
 }
 
@@ -190,7 +195,7 @@ impl Host {
             let workers = workers.clone();
             threads.push(spawn("background", fatal, move || workers.run())?);
         }
-        let handle = Handle { inbox, status, engine: parts.engine.clone(), leads_shared };
+        let handle = Handle { inbox, status, engine: parts.engine.clone(), apply: apply_tx.clone(), leads_shared };
         Ok(Self { handle, threads, apply: apply_tx, background: background_tx, engine: parts.engine })
     }
 
@@ -330,7 +335,19 @@ impl Handle {
     /// Objects for a peer; reads the disk.
     #[must_use]
     pub fn objects(&self, request: Bytes) -> Bytes {
+        reached(Place::SnapshotServe);
         work::serve(&*self.engine, request)
+    }
+
+    /// What a replica here holds, as one number. Reads all its records, and holds nothing up.
+    ///
+    /// # Errors
+    /// See [`DigestError`].
+    pub async fn digest(&self, replica: ReplicaId) -> Result<Digest, DigestError> {
+        let status = self.status();
+        let range =
+            status.iter().find(|status| status.replica == replica).map(|status| status.descriptor.range.clone());
+        digest::of(&self.apply, replica, range.ok_or(DigestError::NotServing)?).await
     }
 
     /// Every replica at a glance, at most a few ticks old.

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, StateEngine};
 use flotilla_transport::{CallError, Class, Transport};
 use flotilla_types::{Checkpoint, NodeId, ReplicaId};
@@ -59,10 +60,12 @@ impl Puller {
         self.runtime.spawn(async move {
             // Never closed: a failed wait would only mean one pull too many.
             let _turn = puller.turns.acquire().await;
+            reached(Place::SnapshotBeforePull);
             let result = puller.fetch_all(from, checkpoint).await;
             if let Err(error) = &result {
                 tracing::warn!(%replica, %from, %error, "a snapshot's objects could not be fetched");
             }
+            reached(Place::SnapshotSynced);
             puller.inbox.send(Input::Pulled { replica, complete: result.is_ok() });
         });
     }
@@ -95,12 +98,14 @@ impl Puller {
     }
 
     async fn store(&self, mut pull: Pull, answer: Bytes) -> Result<(Pull, Result<(), Failure>), Failure> {
+        reached(Place::SnapshotFetched);
         let engine = self.engine.clone();
         let stored = spawn_blocking(move || {
             let taken = pull.answered(&*engine, answer);
             (pull, taken)
         });
         let (pull, taken) = stored.await?;
+        reached(Place::SnapshotImported);
         let taken = taken.map(|(objects, bytes)| {
             metrics::counter!("flotilla_objects_pulled_total").increment(objects as u64);
             metrics::counter!("flotilla_objects_pulled_bytes_total").increment(bytes as u64);

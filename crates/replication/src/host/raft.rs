@@ -10,6 +10,7 @@ use std::{
 };
 
 use flotilla_consensus::Role;
+use flotilla_failpoints::{Place, reached};
 use parking_lot::RwLock;
 
 use super::{Event, Reply, apply, background, frames, pull};
@@ -65,7 +66,9 @@ impl Raft {
                     }
                     Event::Stop => return,
                 };
+                let place = place_of(&input);
                 self.core.step(now_ms, wall_ms, input, &mut effects);
+                place.into_iter().for_each(reached);
                 taken += 1;
                 next = if taken < INPUTS_MAX { self.inbox.try_recv().ok() } else { None };
             }
@@ -74,10 +77,15 @@ impl Raft {
 
     /// Messages of leaders leave before their own fsync (dissertation §10.2.1); writes go to the disk next.
     fn perform(&mut self, mut effects: Effects<Reply>) {
+        if !effects.sends.is_empty() {
+            reached(Place::RaftBeforeSend);
+        }
         self.sender.send(std::mem::take(&mut effects.sends));
         for (node, beat) in std::mem::take(&mut effects.beats) {
+            reached(Place::RaftBeforeBeat);
             self.sender.beat(node, &beat);
         }
+        reached(Place::RaftSent);
         if let Some(job) = WalJob::take(&mut effects) {
             let _ = self.wal.send(job);
         }
@@ -90,12 +98,14 @@ impl Raft {
                 Background::Settle { replica, checkpoint } => Job::Settle { replica, checkpoint },
                 Background::Release { objects } => Job::Release { objects },
                 Background::Pull { replica, from, checkpoint } => {
+                    reached(Place::RaftSnapshotParked);
                     self.puller.pull(replica, from, checkpoint);
                     continue;
                 }
             };
-            let _ = self.background.send(background::Order::Work(job));
+            let _ = self.background.send(background::Order::Work(Box::new(job)));
         }
+        reached(Place::RaftHandedOn);
         for (reply, answer) in effects.replies {
             let _ = reply.send(answer);
         }
@@ -110,5 +120,15 @@ impl Raft {
         let led = shared.filter(|group| group.role == Role::Leader && group.conf.voters.len() > 1).count();
         self.leads_shared.store(led, Ordering::Relaxed);
         *self.status.write() = Arc::new(status);
+    }
+}
+
+/// Where an input may end the node, once the core has taken it and nothing of it is written.
+fn place_of(input: &Input<Reply>) -> Option<Place> {
+    match input {
+        Input::Change { .. } => Some(Place::RaftConfChange),
+        Input::Create { .. } => Some(Place::RaftCreate),
+        Input::Destroy { .. } => Some(Place::RaftDestroy),
+        _ => None,
     }
 }

@@ -5,12 +5,14 @@ use std::{
     time::Instant,
 };
 
-use flotilla_storage::Log;
+use flotilla_failpoints::{Place, io, is_enabled, reached};
+use flotilla_storage::{Log, LogBatch, LogError};
+use flotilla_types::EntryKind;
 
 use super::{Inbox, frames};
 use crate::{
     Input,
-    work::{self, WalJob},
+    work::{self, Durable, Merged, WalJob},
 };
 
 /// Jobs merged into one batch; the rest waits for the next fsync.
@@ -44,7 +46,7 @@ impl Wal {
         let merged = self.wal.merge(jobs);
         let writes = merged.batch().is_some();
         let started = Instant::now();
-        let durable = match self.wal.write(&*self.log, merged) {
+        let durable = match self.write_merged(merged) {
             Ok(durable) => durable,
             Err(error) => {
                 // After a failed fsync nothing is known about what is on the disk.
@@ -59,7 +61,50 @@ impl Wal {
         if !durable.done.is_empty() {
             self.inbox.send(Input::Written { sequence: durable.sequence, done: durable.done });
         }
-        self.sender.send(durable.after);
+        if !durable.after.is_empty() {
+            reached(Place::WalBeforeHeld);
+            self.sender.send(durable.after);
+            reached(Place::WalAfterHeld);
+        }
         true
     }
+
+    fn write_merged(&mut self, merged: Merged) -> Result<Durable, LogError> {
+        let Some(batch) = merged.batch() else { return self.wal.write(&*self.log, merged) };
+        let (before, after) = if is_enabled() { places(batch) } else { Default::default() };
+        before.into_iter().for_each(reached);
+        io(Place::WalBeforeWrite)?;
+        let durable = self.wal.write(&*self.log, merged)?;
+        io(Place::WalWritten)?;
+        after.into_iter().for_each(reached);
+        Ok(durable)
+    }
+}
+
+/// Where the node may end before and after this batch, besides the places that every batch passes.
+fn places(batch: &LogBatch) -> (Vec<Place>, Vec<Place>) {
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    if !batch.marks.is_empty() {
+        before.push(Place::WalBeforeMarks);
+    }
+    for write in &batch.replicas {
+        if write.create.is_some() {
+            before.push(Place::WalBeforeCreate);
+            after.push(Place::WalCreated);
+        } else if write.clear {
+            before.push(Place::WalBeforeClear);
+            after.push(Place::WalCleared);
+        } else if write.checkpoint.is_some() {
+            before.push(Place::WalBeforePointer);
+            after.push(Place::WalPointerWritten);
+        }
+        if write.destroy {
+            before.push(Place::WalBeforeTombstone);
+            after.push(Place::WalTombstoned);
+        }
+        if write.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange) {
+            before.push(Place::WalBeforeConfEntry);
+        }
+    }
+    (before, after)
 }

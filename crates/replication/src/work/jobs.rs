@@ -62,13 +62,7 @@ impl Job {
         match self {
             Self::Build { replica, failures } => match engine.build(replica) {
                 Ok(checkpoint) => Worked::Report(Input::Built { replica, checkpoint: Some(checkpoint) }),
-                // Destroyed meanwhile.
-                Err(EngineError::NotOpen(_)) => Worked::Done,
-                Err(error) if failures + 1 < BUILD_TRIES_MAX => {
-                    tracing::warn!(%replica, %error, failures, "a checkpoint could not be built; trying again");
-                    Worked::Retry(Self::Build { replica, failures: failures + 1 })
-                }
-                Err(error) => Worked::Fatal { replica, error },
+                Err(error) => not_built(replica, failures, error),
             },
             Self::Settle { replica, checkpoint } => match engine.settle(replica, &checkpoint) {
                 // Or destroyed meanwhile.
@@ -85,5 +79,43 @@ impl Job {
                 Worked::Loaded(load, result)
             }
         }
+    }
+}
+
+/// What follows from a checkpoint that could not be built.
+fn not_built<T>(replica: ReplicaId, failures: u32, error: EngineError) -> Worked<T> {
+    match error {
+        // Destroyed meanwhile.
+        EngineError::NotOpen(_) => Worked::Done,
+        // What the checkpoint rests on is damaged, here only: the replica must be replaced from its peers. Trying again would meet
+        // the same bytes, hold back the checkpoints of others, and do so again after each restart.
+        EngineError::Object(_) | EngineError::Mismatch(_) | EngineError::Corrupt { .. } => {
+            tracing::error!(%replica, %error, "no checkpoint can be built of what is left of a replica");
+            Worked::Report(Input::Broken { replica })
+        }
+        // The disk may recover.
+        EngineError::Io(_) | EngineError::View(_) if failures + 1 < BUILD_TRIES_MAX => {
+            tracing::warn!(%replica, %error, failures, "a checkpoint could not be built; trying again");
+            Worked::Retry(Job::Build { replica, failures: failures + 1 })
+        }
+        EngineError::Io(_) | EngineError::View(_) => Worked::Fatal { replica, error },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_object_costs_the_replica_and_a_disk_that_stays_broken_the_node() {
+        let replica = ReplicaId(1);
+        let io = || EngineError::from(std::io::Error::other("full"));
+        let after = |failures, error| not_built::<()>(replica, failures, error);
+        assert!(matches!(after(0, io()), Worked::Retry(Job::Build { failures: 1, .. })));
+        assert!(matches!(after(BUILD_TRIES_MAX - 1, io()), Worked::Fatal { .. }));
+        let gives_up = |worked| matches!(worked, Worked::Report(Input::Broken { .. }));
+        assert!(gives_up(after(0, EngineError::Object(ObjectId::of(b"x")))));
+        assert!(gives_up(after(0, EngineError::Corrupt { replica, reason: "damaged" })));
+        assert!(matches!(after(0, EngineError::NotOpen(replica)), Worked::Done));
     }
 }

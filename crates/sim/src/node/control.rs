@@ -274,9 +274,11 @@ impl World {
 
     /// Metadata that may be newer.
     pub(super) fn offer(&mut self, node: &mut Node, running: &mut Running, meta: &Arc<MetaState>) {
+        let before = running.control.known.meta().clone();
         if !running.control.known.offer(meta) {
             return;
         }
+        self.checks.metadata(node, &before, meta);
         node.folder.meta = MetaState::clone(meta);
         self.later(node, NEWS_US, Happening::Look(Duty::PeersNow));
         self.tell_followers(node, running);

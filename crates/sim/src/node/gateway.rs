@@ -247,7 +247,7 @@ impl World {
             session.end(sequence);
             match result.as_ref().map(|bytes| decode_outcome(bytes.clone())) {
                 Ok(Ok(Outcome::Done { timestamp, .. })) => session.heard(timestamp.millis()),
-                Ok(Ok(Outcome::Refused(Refusal::Expired { now_ms }))) => session.heard(now_ms),
+                Ok(Ok(Outcome::Refused(Refusal::Expired { clock_ms }))) => session.heard(clock_ms),
                 _ => {}
             }
         }

@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a writer was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     /// It is written.
     Acknowledged,
     /// Nothing was written.
@@ -40,7 +40,7 @@ pub(crate) enum Fate {
 }
 
 /// What an answer says about its write.
-pub(crate) fn fate<T>(answer: &Result<T, ClientError>) -> Fate {
+pub fn fate<T>(answer: &Result<T, ClientError>) -> Fate {
     match answer {
         Ok(_) => Fate::Acknowledged,
         // The write took place, but what the answer says of it is lost.
@@ -51,44 +51,44 @@ pub(crate) fn fate<T>(answer: &Result<T, ClientError>) -> Fate {
 }
 
 /// Tallies of one counter.
-pub(crate) struct Counter {
-    pub(crate) key: String,
-    pub(crate) begun: AtomicI64,
-    pub(crate) acknowledged: AtomicI64,
-    pub(crate) refused: AtomicI64,
+pub(super) struct Counter {
+    pub key: String,
+    pub begun: AtomicI64,
+    pub acknowledged: AtomicI64,
+    pub refused: AtomicI64,
     /// Of the last increment that was acknowledged: when it began and when it ended, from the beginning of the load.
     last: Mutex<(Duration, Duration)>,
 }
 
 /// One put of a key that is put once.
-pub(crate) struct Put {
-    pub(crate) key: String,
-    pub(crate) value: Bytes,
-    pub(crate) fate: Fate,
+pub(super) struct Put {
+    pub key: String,
+    pub value: Bytes,
+    pub fate: Fate,
 }
 
 /// What the tasks share.
-pub(crate) struct Record {
+pub(super) struct Record {
     begun: Instant,
     stop: AtomicBool,
     acknowledged: AtomicU64,
-    pub(crate) counters: Vec<Counter>,
-    pub(crate) puts: Mutex<Vec<Put>>,
+    pub counters: Vec<Counter>,
+    pub puts: Mutex<Vec<Put>>,
     /// What must never happen, in words.
-    pub(crate) violations: Mutex<Vec<String>>,
+    pub violations: Mutex<Vec<String>>,
     /// Errors with an unknown outcome, in words.
-    pub(crate) unknown: Mutex<Vec<String>>,
+    pub unknown: Mutex<Vec<String>>,
 }
 
 /// Running load.
-pub(crate) struct Workload {
+pub struct Workload {
     record: Arc<Record>,
     tasks: JoinSet<()>,
 }
 
 impl Workload {
     /// Writes through each of these nodes, and reads through each.
-    pub(crate) fn start(urls: &[String]) -> Self {
+    pub fn start(urls: &[String]) -> Self {
         let counter = |i| Counter {
             key: format!("counter/{i}"),
             begun: AtomicI64::new(0),
@@ -116,7 +116,7 @@ impl Workload {
     }
 
     /// Starts load and waits until enough of it is acknowledged for what follows to mean something.
-    pub(crate) async fn warm(urls: &[String]) -> Self {
+    pub async fn warm(urls: &[String]) -> Self {
         let load = Self::start(urls);
         load.more(ACKED_MIN).await;
         let rate = ACKED_MIN as f64 / load.record.begun.elapsed().as_secs_f64();
@@ -126,7 +126,7 @@ impl Workload {
     }
 
     /// Waits until so many more writes are acknowledged.
-    pub(crate) async fn more(&self, writes: u64) {
+    pub async fn more(&self, writes: u64) {
         let target = self.record.acknowledged.load(Relaxed) + writes;
         eventually("more acknowledged writes", async || {
             let now = self.record.acknowledged.load(Relaxed);
@@ -136,7 +136,7 @@ impl Workload {
     }
 
     /// The counters whose strong reads `node` serves, asked through `client`.
-    pub(crate) async fn counters_led_by(&self, client: &Client, node: flotilla_types::NodeId) -> Vec<usize> {
+    pub async fn counters_led_by(&self, client: &Client, node: flotilla_types::NodeId) -> Vec<usize> {
         let mut led = Vec::new();
         for (i, counter) in self.record.counters.iter().enumerate() {
             let found = client.get("default", counter.key.as_bytes()).await.expect("a strong read");
@@ -149,7 +149,7 @@ impl Workload {
 
     /// Waits until each of these counters was incremented by a call that began after `moment`; returns how long that took
     /// from then, for the first and for the last of them.
-    pub(crate) async fn served_after(&self, moment: Instant, counters: &[usize]) -> (Duration, Duration) {
+    pub async fn served_after(&self, moment: Instant, counters: &[usize]) -> (Duration, Duration) {
         let moment = moment - self.record.begun;
         let mut served = vec![None; counters.len()];
         eventually("the counters are served again", async || {
@@ -168,7 +168,7 @@ impl Workload {
     }
 
     /// Ends the load, and returns what it was told.
-    pub(crate) async fn finish(mut self) -> History {
+    pub async fn finish(mut self) -> History {
         self.record.stop.store(true, Relaxed);
         while let Some(ended) = self.tasks.join_next().await {
             ended.expect("a task of the load panicked");

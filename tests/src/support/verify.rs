@@ -18,30 +18,30 @@ const PAGE: usize = 500;
 const SHOWN: usize = 5;
 
 /// A workload that has ended.
-pub(crate) struct History {
+pub struct History {
     record: Arc<Record>,
 }
 
 impl History {
-    pub(crate) fn new(record: Arc<Record>) -> Self {
+    pub(super) fn new(record: Arc<Record>) -> Self {
         Self { record }
     }
 
     /// Writes whose outcome nobody knows, in words.
-    pub(crate) fn unknown(&self) -> Vec<String> {
+    pub fn unknown(&self) -> Vec<String> {
         self.record.unknown.lock().expect("no panic").clone()
     }
 
     /// Fails unless everything acknowledged is there once, nothing refused is, and no read was wrong. Asks through
     /// `client`.
-    pub(crate) async fn verify(&self, client: &Client) {
+    pub async fn verify(&self, client: &Client) {
         let wrong = self.wrong(client).await;
         let shown: Vec<_> = wrong.iter().take(SHOWN).collect();
         assert!(wrong.is_empty(), "{} things are wrong: {shown:#?}", wrong.len());
     }
 
     /// Everything that is not as it was acknowledged, in words.
-    pub(crate) async fn wrong(&self, client: &Client) -> Vec<String> {
+    pub async fn wrong(&self, client: &Client) -> Vec<String> {
         let mut wrong = self.record.violations.lock().expect("no panic").clone();
         let increments = self.check_counters(client, &mut wrong).await;
         let puts = self.check_puts(client, &mut wrong).await;
@@ -112,7 +112,7 @@ impl History {
 }
 
 /// All records whose key starts with `prefix`.
-pub(crate) async fn scan_all(client: &Client, prefix: &'static str) -> HashMap<Bytes, Bytes> {
+pub(super) async fn scan_all(client: &Client, prefix: &'static str) -> HashMap<Bytes, Bytes> {
     let mut stored = HashMap::new();
     let mut options = ScanOptions { prefix: Bytes::from(prefix), limit: PAGE, ..ScanOptions::default() };
     loop {

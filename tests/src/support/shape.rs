@@ -12,12 +12,12 @@ use super::{client, eventually, status};
 const REPLICAS: usize = 3;
 
 /// How many data shards `node` leads.
-pub(crate) fn leads_of(status: &ClusterStatus, node: NodeId) -> usize {
+pub fn leads_of(status: &ClusterStatus, node: NodeId) -> usize {
     status.shards.iter().filter(|shard| shard.id != ShardId::META && shard.leader == Some(node)).count()
 }
 
 /// What node `i` itself has applied of each shard.
-pub(crate) fn applied(status: &ClusterStatus) -> BTreeMap<ShardId, u64> {
+pub fn applied(status: &ClusterStatus) -> BTreeMap<ShardId, u64> {
     let local = status.shards.iter().filter_map(|shard| Some((shard.id, shard.local.as_ref()?)));
     local.filter(|(_, local)| local.role != LocalRole::Quarantined).map(|(id, local)| (id, local.applied)).collect()
 }
@@ -39,7 +39,7 @@ fn whole(status: &ClusterStatus, live: &BTreeSet<NodeId>) -> Result<(), String> 
 }
 
 /// Waits until each of these nodes says that every shard is led and held by three voters, all of them on these nodes.
-pub(crate) async fn wait_whole(cluster: &Cluster, nodes: &[usize]) {
+pub async fn wait_whole(cluster: &Cluster, nodes: &[usize]) {
     let mut live = BTreeSet::new();
     for i in nodes {
         live.insert(status(cluster, *i).await.node);
@@ -55,7 +55,7 @@ pub(crate) async fn wait_whole(cluster: &Cluster, nodes: &[usize]) {
 }
 
 /// Waits until node `i` believes this of `node`.
-pub(crate) async fn wait_alive(cluster: &Cluster, i: usize, node: NodeId, wanted: Liveness) {
+pub async fn wait_alive(cluster: &Cluster, i: usize, node: NodeId, wanted: Liveness) {
     eventually(&format!("node {i} believes that {node} is {wanted:?}"), async || {
         let status = client(cluster, i).status().await.map_err(|error| error.to_string())?;
         match status.nodes.iter().find(|found| found.id == node) {
@@ -78,7 +78,7 @@ fn caught_up(now: &BTreeMap<ShardId, u64>, target: &BTreeMap<ShardId, u64>) -> R
 }
 
 /// Waits until node `i` has applied everything that `of` has applied now.
-pub(crate) async fn wait_caught_up(cluster: &Cluster, i: usize, of: usize) {
+pub async fn wait_caught_up(cluster: &Cluster, i: usize, of: usize) {
     let target = applied(&status(cluster, of).await);
     assert!(!target.is_empty(), "node {of} holds no replica");
     eventually(&format!("node {i} catches up"), async || {
@@ -89,13 +89,13 @@ pub(crate) async fn wait_caught_up(cluster: &Cluster, i: usize, of: usize) {
 }
 
 /// How far the checkpoints of a node's data shards reach.
-pub(crate) fn checkpoints(status: &ClusterStatus) -> BTreeMap<ShardId, u64> {
+pub fn checkpoints(status: &ClusterStatus) -> BTreeMap<ShardId, u64> {
     let local = status.shards.iter().filter_map(|shard| Some((shard.id, shard.local.as_ref()?)));
     local.filter(|(id, _)| *id != ShardId::META).map(|(id, local)| (id, local.checkpoint)).collect()
 }
 
 /// Waits until node `i` has made a new checkpoint of every data shard. There must be load.
-pub(crate) async fn wait_checkpoints(cluster: &Cluster, i: usize) {
+pub async fn wait_checkpoints(cluster: &Cluster, i: usize) {
     let before = checkpoints(&status(cluster, i).await);
     eventually("new checkpoints", async || {
         let now = checkpoints(&status(cluster, i).await);

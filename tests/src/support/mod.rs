@@ -16,22 +16,24 @@ use flotilla_client::{Client, ClientOptions};
 use flotilla_local_cluster::{Cluster, ClusterOptions, built_binary};
 use tokio::time::sleep;
 
-pub(crate) use shape::{applied, checkpoints, leads_of, wait_alive, wait_caught_up, wait_checkpoints, wait_whole};
-pub(crate) use verify::History;
-pub(crate) use workload::{Fate, Workload, fate};
+pub use shape::{applied, checkpoints, leads_of, wait_alive, wait_caught_up, wait_checkpoints, wait_whole};
+pub use verify::History;
+pub use workload::{Fate, Workload, fate};
 
 /// How long anything that must happen may take.
-pub(crate) const WITHIN: Duration = Duration::from_secs(90);
+pub const WITHIN: Duration = Duration::from_secs(90);
+/// Checkpoints after so little that a test can fill it.
+pub const SMALL: [&str; 6] = ["--memtable-bytes", "16384", "--log-bytes", "16384", "--log-tail-entries", "8"];
 /// Time between two looks.
-pub(crate) const POLL_EVERY: Duration = Duration::from_millis(50);
+pub const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// The binary under test.
-pub(crate) fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     built_binary().unwrap_or_else(|error| panic!("{error}; `cargo xtask test` does it by itself"))
 }
 
 /// `nodes` nodes with these arguments.
-pub(crate) async fn start_with(nodes: usize, arguments: &[&str]) -> Cluster {
+pub async fn start_with(nodes: usize, arguments: &[&str]) -> Cluster {
     let mut options = ClusterOptions::new(nodes, binary());
     options.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     if let Some(kept) = std::env::var_os("FLOTILLA_TEST_DIR") {
@@ -47,33 +49,33 @@ pub(crate) async fn start_with(nodes: usize, arguments: &[&str]) -> Cluster {
 }
 
 /// `nodes` nodes as they are by default.
-pub(crate) async fn start(nodes: usize) -> Cluster {
+pub async fn start(nodes: usize) -> Cluster {
     start_with(nodes, &[]).await
 }
 
 /// A client of one endpoint.
-pub(crate) fn client_at(url: &str) -> Client {
+pub fn client_at(url: &str) -> Client {
     Client::new(ClientOptions::new([url])).expect("a client of one endpoint")
 }
 
 /// A client of node `i` alone.
-pub(crate) fn client(cluster: &Cluster, i: usize) -> Client {
+pub fn client(cluster: &Cluster, i: usize) -> Client {
     client_at(&cluster.http(i).expect("a node of the cluster"))
 }
 
 /// The cluster as node `i` sees it.
-pub(crate) async fn status(cluster: &Cluster, i: usize) -> ClusterStatus {
+pub async fn status(cluster: &Cluster, i: usize) -> ClusterStatus {
     client(cluster, i).status().await.unwrap_or_else(|error| panic!("node {i} gives no status: {error}"))
 }
 
 /// Everything that node `i` has logged.
-pub(crate) fn log(cluster: &Cluster, i: usize) -> String {
+pub fn log(cluster: &Cluster, i: usize) -> String {
     let bytes = std::fs::read(cluster.log(i).expect("a node of the cluster")).expect("a log");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Looks until it is so, at most [`WITHIN`]. The error of a look says what is missing.
-pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();
     loop {
         match look().await {
@@ -85,7 +87,7 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Res
 }
 
 /// Waits until a process ends by itself.
-pub(crate) async fn wait_exit(mut child: Child) -> ExitStatus {
+pub async fn wait_exit(mut child: Child) -> ExitStatus {
     let begun = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("a process of ours") {

@@ -1,0 +1,144 @@
+//! `mutate`: plants faults in a copy of the workspace, one at a time, and sees whether the tests notice.
+//!
+//! A test that cannot fail proves nothing. Each planted fault is a mistake that somebody could make; the table at the end
+//! says which check caught it. The copy lives in the target folder: nothing here touches the sources.
+
+mod faults;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::workspace::{self, cargo};
+use faults::{FAULTS, Fault, Runner};
+
+/// What the copy is made of.
+const COPIED: &[&str] = &["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "README.md", "crates", "xtask", "tests"];
+
+/// Which faults to plant.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Names of faults; all of them unless some are given
+    names: Vec<String>,
+    /// Show the faults and what should catch them
+    #[arg(long)]
+    list: bool,
+    /// Simulated seeds that a fault may survive
+    #[arg(long, default_value_t = 200)]
+    seeds: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let named = |fault: &&Fault| arguments.names.is_empty() || arguments.names.iter().any(|name| name == fault.name);
+    let chosen: Vec<_> = FAULTS.iter().filter(named).collect();
+    ensure!(!chosen.is_empty(), "no fault has such a name; `cargo xtask mutate --list` shows them");
+    if arguments.list {
+        chosen.iter().for_each(|fault| println!("{:<34} {}", fault.name, fault.what));
+        return Ok(());
+    }
+    let copy = workspace::metadata()?.target_directory.join("mutate");
+    let mut survivors = Vec::new();
+    let mut table = Vec::new();
+    for (at, fault) in chosen.iter().enumerate() {
+        println!("── {} of {}: {}: {}", at + 1, chosen.len(), fault.name, fault.what);
+        refresh(&copy)?;
+        plant(&copy, fault)?;
+        let started = Instant::now();
+        let caught = try_out(&copy, fault, arguments.seeds)?;
+        let by = caught.clone().unwrap_or_else(|| "NOT CAUGHT".to_owned());
+        println!("   {by} ({} s)", started.elapsed().as_secs());
+        if caught.is_none() {
+            survivors.push(fault.name);
+        }
+        table.push((fault.name, by));
+    }
+    println!("\n{:<34} caught by", "planted fault");
+    for (name, by) in table {
+        println!("{name:<34} {by}");
+    }
+    if survivors.is_empty() { Ok(()) } else { bail!("not caught: {}", survivors.join(", ")) }
+}
+
+/// Makes the copy equal to the sources. Files that are equal keep their times, so that little is built again.
+fn refresh(copy: &Path) -> Result<()> {
+    for name in COPIED {
+        mirror(&workspace::root().join(name), &copy.join(name))?;
+    }
+    Ok(())
+}
+
+fn mirror(from: &Path, to: &Path) -> Result<()> {
+    if from.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let name = entry?.file_name();
+            mirror(&from.join(&name), &to.join(&name))?;
+        }
+        for entry in fs::read_dir(to)? {
+            let entry = entry?;
+            if !from.join(entry.file_name()).exists() {
+                let path = entry.path();
+                if path.is_dir() {
+                    fs::remove_dir_all(path)?
+                } else {
+                    fs::remove_file(path)?
+                };
+            }
+        }
+        return Ok(());
+    }
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).ok().as_ref() != Some(&bytes) {
+        fs::write(to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(())
+}
+
+fn plant(copy: &Path, fault: &Fault) -> Result<()> {
+    let path: PathBuf = copy.join(fault.file);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let found = text.matches(fault.before).count();
+    ensure!(found == 1, "`{}` does not fit any more: {} has its text {found} times", fault.name, fault.file);
+    fs::write(&path, text.replace(fault.before, fault.after))?;
+    Ok(())
+}
+
+/// What caught the fault, if anything did.
+fn try_out(copy: &Path, fault: &Fault, seeds: u64) -> Result<Option<String>> {
+    let output = match fault.runner {
+        Runner::Simulator => {
+            let mut build = at(copy);
+            build.args(["build", "--quiet", "-p", "flotilla-sim"]);
+            let built = build.output()?;
+            ensure!(built.status.success(), "it does not compile:\n{}", String::from_utf8_lossy(&built.stderr));
+            let mut run = at(copy);
+            run.args(["run", "--quiet", "-p", "flotilla-sim", "--", "--seeds", &seeds.to_string(), "--plain"]);
+            run.output()?
+        }
+        Runner::Tests(package) => {
+            let mut test = at(copy);
+            test.args(["test", "--quiet", "-p", package]);
+            test.output()?
+        }
+    };
+    Ok((!output.status.success()).then(|| caught_by(&output)))
+}
+
+fn at(copy: &Path) -> Command {
+    let mut command = cargo();
+    command.current_dir(copy).env("CARGO_TARGET_DIR", copy.join("target"));
+    command
+}
+
+/// The line of the output that says what was noticed.
+fn caught_by(output: &Output) -> String {
+    let text = [&output.stderr[..], &output.stdout[..]].map(String::from_utf8_lossy).join("\n");
+    let says = |line: &&str| line.contains(" failed: ") || line.starts_with("test ") && line.ends_with("FAILED");
+    let line = text.lines().find(says).or_else(|| text.lines().find(|line| line.contains("panicked"))).unwrap_or("?");
+    line.chars().take(160).collect()
+}
