@@ -356,3 +356,16 @@ fn split_system(mut system: Bytes) -> Result<(Timestamp, Bytes), MachineError> {
     }
     Ok((Timestamp(clock), system))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_system_state_of_no_time_is_damaged() {
+        let split = |clock| split_system(join_system(clock, b"machine"));
+        assert!(matches!(split(Timestamp(7)), Ok((Timestamp(7), machine)) if &machine[..] == b"machine"));
+        assert!(matches!(split(Timestamp(u64::MAX)), Err(MachineError::Corrupt(_))));
+        assert!(split_system(Bytes::from_static(b"short")).is_err());
+    }
+}

@@ -78,4 +78,14 @@ mod tests {
             assert_eq!(Batch::decode(whole.slice(..cut)), Err(BatchError));
         }
     }
+
+    #[test]
+    fn a_batch_of_no_time_is_refused() {
+        // Timestamps are counted on from a batch's own: what is near the end of the numbers would overflow.
+        let batch = |timestamp| Batch { timestamp, commands: vec![Bytes::new(), Bytes::new()] }.encode();
+        for timestamp in [Timestamp(u64::MAX), Timestamp::END] {
+            assert_eq!(Batch::decode(batch(timestamp)), Err(BatchError));
+        }
+        assert!(Batch::decode(batch(Timestamp(Timestamp::END.0 - 1))).is_ok());
+    }
 }

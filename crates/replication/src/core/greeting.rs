@@ -86,7 +86,9 @@ impl Greeting {
         let (mut peers, mut behind) = (0, 0);
         for (theirs_ms, heard_ms) in heard {
             peers += 1;
-            behind += usize::from(wall_ms.saturating_sub(ahead_ms_max) > theirs_ms.saturating_add(now_ms.saturating_sub(*heard_ms)));
+            behind += usize::from(
+                wall_ms.saturating_sub(ahead_ms_max) > theirs_ms.saturating_add(now_ms.saturating_sub(*heard_ms)),
+            );
         }
         2 * behind > peers
     }

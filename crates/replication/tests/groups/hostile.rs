@@ -483,6 +483,29 @@ fn hear(victim: &mut Victim, frame: Bytes) {
 }
 
 #[test]
+fn a_beat_with_a_log_sequence_that_no_log_has_is_not_remembered() {
+    let mut victim = Victim::new();
+    for sequence in [u64::MAX, u64::MAX - 1] {
+        let absurd = Beat { synced: WalSequence(sequence), ..victim.beat() };
+        hear(&mut victim, pack_beat(&absurd));
+        let absurd = Beat { you_lost_up_to: Some(WalSequence(sequence)), ..victim.beat() };
+        hear(&mut victim, pack_beat(&absurd));
+        victim.restart();
+        victim.lone_shard_serves();
+    }
+}
+
+#[test]
+fn a_peer_at_the_end_of_time_does_not_stop_the_clock() {
+    let mut victim = Victim::new();
+    for wall_ms in [u64::MAX, 0] {
+        let absurd = Beat { wall_ms, ..victim.beat() };
+        hear(&mut victim, pack_beat(&absurd));
+        victim.lone_shard_serves();
+    }
+}
+
+#[test]
 fn a_mad_peer_harms_no_shard_but_its_own_whatever_it_sends() {
     let broken = Cell::new(0);
     flotilla_hostile::attack(200, vec(deed(), 1..30), |deeds| {
