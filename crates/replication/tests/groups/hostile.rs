@@ -501,6 +501,8 @@ fn a_peer_at_the_end_of_time_does_not_stop_the_clock() {
     for wall_ms in [u64::MAX, 0] {
         let absurd = Beat { wall_ms, ..victim.beat() };
         hear(&mut victim, pack_beat(&absurd));
+        victim.ticks(1);
+        victim.ask(LONE, store(1, 1, "key", "value"), false);
         victim.lone_shard_serves();
     }
 }
