@@ -267,7 +267,11 @@ mod tests {
             let frames = Proportion { per_byte: 160, ..Proportion::DEFAULT }
                 .of(bytes.len(), || decode_all(&mut Decoder::new(BODY_BYTES_MAX), &bytes, step));
             let Ok(frames) = frames else { return };
-            assert_eq!(encode(&frames.iter().map(Bytes::to_vec).collect::<Vec<_>>()), bytes, "nothing is left out");
+            assert_eq!(
+                encode(&frames.iter().map(|frame| frame.to_vec()).collect::<Vec<_>>()),
+                bytes,
+                "nothing is left out"
+            );
             for frame in frames {
                 assert!(frame.len() <= BODY_BYTES_MAX);
                 if let Ok((_, _, payload)) = split_call(frame.clone()) {
