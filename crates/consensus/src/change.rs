@@ -173,6 +173,7 @@ pub(crate) fn descriptor_after(before: &ShardDescriptor, change: &ConfChange, co
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
     use proptest::prelude::*;
 
     use super::*;
@@ -190,10 +191,20 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = ConfChange::decode(&bytes);
-        }
+    #[test]
+    fn hostile_changes_are_refused_or_read_back() {
+        let ids = || prop::collection::vec(extreme_u64().prop_map(ReplicaId), 0..5);
+        let valid = prop_oneof![
+            (extreme_u64(), extreme_u64())
+                .prop_map(|(id, node)| ConfChange::AddLearner { replica: ReplicaId(id), node: NodeId(node) }),
+            extreme_u64().prop_map(|id| ConfChange::RemoveLearner { replica: ReplicaId(id) }),
+            (ids(), ids()).prop_map(|(promote, demote)| ConfChange::Swap { promote, demote }),
+            Just(ConfChange::LeaveJoint),
+        ];
+        attack(1_000, mutated(valid.prop_map(|change| change.encode())), |bytes| {
+            if let Ok(change) = Proportion::DEFAULT.of(bytes.len(), || ConfChange::decode(&bytes)) {
+                assert!(ConfChange::decode(&change.encode()).is_ok_and(|read| read == change));
+            }
+        });
     }
 }
