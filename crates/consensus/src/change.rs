@@ -166,7 +166,8 @@ pub(crate) fn descriptor_after(before: &ShardDescriptor, change: &ConfChange, co
         .map(|replica| ReplicaDescriptor { replica, node: node_of(replica), role: role_of(replica) })
         .collect();
     let mut after = before.clone();
-    after.epoch.config += 1;
+    // A snapshot of a mad peer may name any epoch.
+    after.epoch.config = after.epoch.config.saturating_add(1);
     after.replicas = replicas;
     after
 }
@@ -206,5 +207,17 @@ mod tests {
                 assert!(ConfChange::decode(&change.encode()).is_ok_and(|read| read == change));
             }
         });
+    }
+
+    #[test]
+    fn a_change_after_an_absurd_epoch_does_not_overflow() {
+        let before = ShardDescriptor {
+            shard: flotilla_types::ShardId(1),
+            range: flotilla_types::KeyRange::all(),
+            epoch: flotilla_types::Epoch { range: 1, config: u64::MAX },
+            replicas: Vec::new(),
+        };
+        let after = descriptor_after(&before, &ConfChange::LeaveJoint, &ConfState::of_voters([ReplicaId(1)]));
+        assert_eq!(after.epoch.config, u64::MAX);
     }
 }

@@ -15,8 +15,8 @@ use flotilla_replication::{
 };
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, EntryKind, Incarnation, LogIndex, Message, MessageKind, NodeId, ObjectId, Position,
-    ReplicaId, ShardId, Snapshot, Term, Timestamp, WalSequence,
+    Checkpoint, ConfState, Entry, EntryKind, Epoch, Incarnation, LogIndex, Message, MessageKind, NodeId, ObjectId,
+    Position, ReplicaId, ShardId, Snapshot, Term, Timestamp, WalSequence,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -393,6 +393,13 @@ fn deed() -> impl Strategy<Value = Deed> {
 }
 
 impl Lie {
+    /// The shard's own, at any epoch.
+    fn descriptor(&self) -> flotilla_types::ShardDescriptor {
+        let own = descriptor(&[1, 2, 3]);
+        let epoch = Epoch { range: self.commit.of(own.epoch.range), config: self.log_term.of(own.epoch.config) };
+        flotilla_types::ShardDescriptor { epoch, ..own }
+    }
+
     /// The message, and the objects that it names.
     fn message(&self, victim: &Victim) -> (Message, Vec<Bytes>) {
         let status = victim.core.status().into_iter().find(|status| status.shard == SHARD);
@@ -413,7 +420,7 @@ impl Lie {
                     index: LogIndex(index),
                     term: Term(self.log_term.of(term)),
                     conf: self.conf.clone(),
-                    descriptor: descriptor(&[1, 2, 3]),
+                    descriptor: self.descriptor(),
                 },
                 system: self.system.as_deref().map(ObjectId::of),
                 base: Vec::new(),
