@@ -95,12 +95,11 @@ impl HostConfig {
             ("log_bytes_max", self.log_bytes_max),
             ("checkpoints_parallel_max", self.checkpoints_parallel_max as u64),
         ];
-        match positive.iter().find(|(_, value)| *value == 0) {
-            Some((name, _)) => return Err(HostConfigError::Zero(name)),
-            None => {}
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(HostConfigError::Zero(name));
         }
-        match [("tick_ms", self.tick_ms), ("beat_ticks", self.beat_ticks)].iter().find(|(_, value)| *value > PERIOD_MAX)
-        {
+        let periods = [("tick_ms", self.tick_ms), ("beat_ticks", self.beat_ticks)];
+        match periods.iter().find(|(_, value)| *value > PERIOD_MAX) {
             Some((name, _)) => Err(HostConfigError::TooLong(name)),
             None => Ok(()),
         }
