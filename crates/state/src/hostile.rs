@@ -9,7 +9,7 @@ use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use crate::{
-    tests::{REPLICA, all, empty_checkpoint, open, open_replica, two_flushes},
+    tests::{all, empty_checkpoint, open, open_replica, two_flushes},
     trust::Trust,
 };
 

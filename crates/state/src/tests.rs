@@ -18,7 +18,7 @@ use crate::{
     view::{Stage, View},
 };
 
-pub(crate) const REPLICA: ReplicaId = ReplicaId(7);
+const REPLICA: ReplicaId = ReplicaId(7);
 
 /// A replica that has applied nothing.
 pub(crate) fn empty_checkpoint(replica: ReplicaId) -> Checkpoint {
