@@ -65,9 +65,11 @@ fn message() -> impl Strategy<Value = Message> {
     let rest = (extreme_u64(), any::<bool>(), extreme_u64(), bytes(), any::<i64>());
     (kinds, ends, entries, checkpoint(), rest).prop_map(|(kind, ends, entries, checkpoint, rest)| {
         let (from, to, term, log_term, index, commit) = ends;
+        // No log has an entry 0, which is what comes behind the last number.
+        let index = index.min(u64::MAX - 10);
         let (commit_term, reject, reject_hint, context, priority) = rest;
         let entry = |(at, (term, change, data, context)): (u64, (u64, bool, Bytes, Bytes))| Entry {
-            index: LogIndex(index.wrapping_add(at)),
+            index: LogIndex(index + at),
             term: Term(term),
             kind: if change { EntryKind::ConfChange } else { EntryKind::Normal },
             data,
