@@ -75,4 +75,40 @@ mod tests {
         assert_eq!(Encoding::Utf8.encode(b"\xff"), Err(TextError::NotUtf8));
         assert_eq!(Encoding::Base64.decode("a"), Err(TextError::NotBase64));
     }
+
+    #[test]
+    fn hostile_texts_and_documents_are_read_in_proportion() {
+        use flotilla_hostile::{Proportion, attack, mutated};
+        use proptest::sample::select;
+
+        use crate::{BatchReply, ClusterStatus, EventList, Problem, ProblemType, ScanPage, SettingRequest, TokenId};
+
+        let problem = Problem::new(ProblemType::MalformedRequest, "a detail");
+        let documents = [
+            serde_json::to_string(&problem).expect("JSON"),
+            r#"{"items":[{"key":"a","value":"b","version":7}],"cursor":"YQ"}"#.to_owned(),
+            r#"{"results":[{"outcome":"written","version":3,"number":1}]}"#.to_owned(),
+            r#"{"value":18446744073709551615}"#.to_owned(),
+            r#""00000000000000ff""#.to_owned(),
+            "AP/+".to_owned(),
+        ];
+        attack(1_000, mutated(select(documents.to_vec())), |bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            Proportion { per_byte: 200, ..Proportion::DEFAULT }.of(text.len(), || {
+                // What a client reads comes from a server that it may not trust either.
+                let _ = serde_json::from_str::<Problem>(&text);
+                let _ = serde_json::from_str::<ScanPage>(&text);
+                let _ = serde_json::from_str::<BatchReply>(&text);
+                let _ = serde_json::from_str::<ClusterStatus>(&text);
+                let _ = serde_json::from_str::<EventList>(&text);
+                let _ = serde_json::from_str::<SettingRequest>(&text);
+                if let Ok(id) = serde_json::from_str::<TokenId>(&text) {
+                    assert_eq!(id.to_string().parse(), Ok(id));
+                }
+                if let Ok(bytes) = Encoding::Base64.decode(&text) {
+                    assert_eq!(Encoding::Base64.encode(&bytes).as_deref(), Ok(&*text));
+                }
+            });
+        });
+    }
 }

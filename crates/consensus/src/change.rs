@@ -166,13 +166,15 @@ pub(crate) fn descriptor_after(before: &ShardDescriptor, change: &ConfChange, co
         .map(|replica| ReplicaDescriptor { replica, node: node_of(replica), role: role_of(replica) })
         .collect();
     let mut after = before.clone();
-    after.epoch.config += 1;
+    // A snapshot of a mad peer may name any epoch.
+    after.epoch.config = after.epoch.config.saturating_add(1);
     after.replicas = replicas;
     after
 }
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
     use proptest::prelude::*;
 
     use super::*;
@@ -190,10 +192,32 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = ConfChange::decode(&bytes);
-        }
+    #[test]
+    fn hostile_changes_are_refused_or_read_back() {
+        let ids = || prop::collection::vec(extreme_u64().prop_map(ReplicaId), 0..5);
+        let valid = prop_oneof![
+            (extreme_u64(), extreme_u64())
+                .prop_map(|(id, node)| ConfChange::AddLearner { replica: ReplicaId(id), node: NodeId(node) }),
+            extreme_u64().prop_map(|id| ConfChange::RemoveLearner { replica: ReplicaId(id) }),
+            (ids(), ids()).prop_map(|(promote, demote)| ConfChange::Swap { promote, demote }),
+            Just(ConfChange::LeaveJoint),
+        ];
+        attack(1_000, mutated(valid.prop_map(|change| change.encode())), |bytes| {
+            if let Ok(change) = Proportion::DEFAULT.of(bytes.len(), || ConfChange::decode(&bytes)) {
+                assert!(ConfChange::decode(&change.encode()).is_ok_and(|read| read == change));
+            }
+        });
+    }
+
+    #[test]
+    fn a_change_after_an_absurd_epoch_does_not_overflow() {
+        let before = ShardDescriptor {
+            shard: flotilla_types::ShardId(1),
+            range: flotilla_types::KeyRange::all(),
+            epoch: flotilla_types::Epoch { range: 1, config: u64::MAX },
+            replicas: Vec::new(),
+        };
+        let after = descriptor_after(&before, &ConfChange::LeaveJoint, &ConfState::of_voters([ReplicaId(1)]));
+        assert_eq!(after.epoch.config, u64::MAX);
     }
 }

@@ -34,12 +34,18 @@ impl Default for Config {
     }
 }
 
+/// More has no use, and sums of ticks must not overflow.
+const ELECTION_TICKS_MAX: usize = 100_000;
+
 /// A setting that cannot work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Heartbeats are too rare for the election timeout.
     #[error("election_ticks must be at least three times heartbeat_ticks, and heartbeat_ticks at least 1")]
     Timing,
+    /// A leader that is gone would never be missed.
+    #[error("election_ticks must be at most {ELECTION_TICKS_MAX}")]
+    NoElections,
     /// A bound is zero.
     #[error("bounds on bytes and messages must not be zero")]
     ZeroBound,
@@ -48,8 +54,11 @@ pub enum ConfigError {
 impl Config {
     /// Refuses settings that cannot work.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.heartbeat_ticks == 0 || self.election_ticks < 3 * self.heartbeat_ticks {
+        if self.heartbeat_ticks == 0 || self.heartbeat_ticks > self.election_ticks / 3 {
             return Err(ConfigError::Timing);
+        }
+        if self.election_ticks > ELECTION_TICKS_MAX {
+            return Err(ConfigError::NoElections);
         }
         let bounds = [
             self.append_bytes_max,

@@ -302,6 +302,7 @@ fn single_quoted(
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
     use proptest::prelude::*;
 
     use super::*;
@@ -372,19 +373,56 @@ mod tests {
             prop_assert_eq!(decode_pieces(DecoderLimits::default(), pieces), (expected.clone(), None));
             prop_assert_eq!(decode_pieces(DecoderLimits::default(), stream.chunks(1)), (expected, None));
         }
+    }
 
-        #[test]
-        fn random_bytes_never_panic_and_limits_hold(
-            pieces in proptest::collection::vec(
-                prop_oneof!["[*$0-9\r\n\"'\\\\x ]{0,20}".prop_map(String::into_bytes), proptest::collection::vec(any::<u8>(), 0..40)],
-                0..10,
-            )
-        ) {
-            let (requests, _) = decode_pieces(small(), pieces.iter().map(Vec::as_slice));
-            for request in requests {
-                prop_assert!(!request.is_empty());
+    /// Pipelines as a client sends them, and lines typed by hand.
+    fn pipeline() -> impl Strategy<Value = Vec<u8>> {
+        let line =
+            "[a-z]{1,4}( \"[a-z\\\\x0-9]{0,6}\"| '[a-z]{0,4}'| [a-z]{1,4}){0,3}\r?\n".prop_map(String::into_bytes);
+        let part =
+            prop_oneof![4 => request().prop_map(|request| encode(&request)), 1 => line, 1 => Just(b"*0\r\n".to_vec())];
+        proptest::collection::vec(part, 0..8).prop_map(|parts| parts.concat())
+    }
+
+    #[test]
+    fn hostile_pipelines_give_requests_within_the_limits_and_one_error() {
+        // Copies of the pieces, and the buffer they are put together in, are the test's own.
+        let proportion = Proportion { base: 32 << 10, per_byte: 256 };
+        let hostile = prop_oneof![
+            3 => mutated(pipeline()),
+            1 => "[*$0-9\r\n\"'\\\\x ]{0,60}".prop_map(String::into_bytes),
+        ];
+        attack(1_500, (hostile, 1_usize..60, any::<bool>()), |(stream, step, tight)| {
+            let limits = if tight { small() } else { DecoderLimits::default() };
+            let (requests, error) = proportion.of(stream.len(), || decode_pieces(limits, stream.chunks(step)));
+            for request in &requests {
+                assert!(!request.is_empty());
+                // A typed line is bounded by its own length.
+                let bytes: usize = request.iter().map(Bytes::len).sum();
+                assert!(bytes <= stream.len());
             }
-        }
+            // How the bytes arrive changes nothing.
+            assert_eq!(decode_pieces(limits, [&stream[..]]), (requests.clone(), error));
+            for request in requests {
+                // What is said back is one line, whatever the request said.
+                if let Err(error) = crate::parse::parse(request) {
+                    let mut reply = BytesMut::new();
+                    crate::Reply::error(error).encode(crate::Protocol::Resp2, &mut reply);
+                    let line = reply.strip_suffix(b"\r\n").expect("a line");
+                    assert!(!line.iter().any(|byte| matches!(byte, b'\r' | b'\n')), "{line:?}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn hostile_lengths_reserve_nothing() {
+        let lengths = (extreme_u64(), extreme_u64());
+        attack(300, lengths, |(count, bytes)| {
+            for header in [format!("*{count}\r\n${bytes}\r\n"), format!("*2\r\n${bytes}\r\nx")] {
+                Proportion::DEFAULT.of(header.len(), || decode_pieces(DecoderLimits::default(), [header.as_bytes()]));
+            }
+        });
     }
 
     #[test]

@@ -10,6 +10,8 @@
 
 mod authority;
 mod error;
+#[cfg(test)]
+mod hostile;
 mod name;
 mod node;
 mod pin;

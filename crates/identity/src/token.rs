@@ -192,6 +192,7 @@ impl fmt::Debug for TokenHash {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{Proportion, attack, mutated};
     use proptest::prelude::*;
     use rand::SeedableRng;
 
@@ -247,18 +248,29 @@ mod tests {
         assert!(!format!("{token:?}").contains(&secret[..8]));
     }
 
-    proptest! {
-        #[test]
-        fn no_text_panics(text in ".{0,200}", tail in "[A-Za-z0-9_-]{0,140}") {
-            let _ = JoinToken::parse(&text);
-            let parsed = JoinToken::parse(&format!("flt1.{tail}"));
-            prop_assert!(parsed.is_err());
-        }
-
-        #[test]
-        fn every_token_round_trips(cluster: [u8; 16], ca: [u8; 32], id: u64, secret: [u8; 32]) {
-            let token = JoinToken { cluster: ClusterId(cluster), ca: CaFingerprint(ca), id: TokenId(id), secret };
-            prop_assert_eq!(JoinToken::parse(&token.to_string()), Ok(token));
-        }
+    #[test]
+    fn hostile_tokens_are_malformed_or_foreign_and_others_round_trip() {
+        let valid = (any::<[u8; 16]>(), any::<[u8; 32]>(), any::<u64>(), any::<[u8; 32]>()).prop_map(
+            |(cluster, ca, id, secret)| JoinToken {
+                cluster: ClusterId(cluster),
+                ca: CaFingerprint(ca),
+                id: TokenId(id),
+                secret,
+            },
+        );
+        attack(128, &valid, |token| {
+            assert_eq!(JoinToken::parse(&token.to_string()), Ok(token));
+        });
+        let texts = prop_oneof![
+            3 => mutated(valid.prop_map(|token| token.to_string())),
+            1 => "flt1\\.[A-Za-z0-9_-]{0,140}".prop_map(String::into_bytes),
+            1 => ".{0,200}".prop_map(String::into_bytes),
+        ];
+        attack(1_000, texts, |bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(token) = Proportion::DEFAULT.of(text.len(), || JoinToken::parse(&text)) {
+                assert_eq!(token.to_string(), text.trim(), "only what was minted is a token");
+            }
+        });
     }
 }

@@ -98,36 +98,7 @@ fn bound_elements(what: &'static str, mut bytes: &[u8]) -> Result<(), DecodeErro
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::testing;
-
-    fn decode_everything(bytes: &Bytes) {
-        let _ = decode_command(bytes.clone());
-        let _ = decode_outcome(bytes.clone());
-        let _ = decode_query(bytes.clone());
-        let _ = decode_answer(bytes.clone());
-    }
-
-    proptest! {
-        #[test]
-        fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            decode_everything(&bytes.clone().into());
-            bytes.insert(0, FORMAT_VERSION);
-            decode_everything(&bytes.into());
-        }
-
-        #[test]
-        fn damaged_commands_never_panic(command in testing::command(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
-            let mut bytes = encode_command(&command).to_vec();
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-            decode_everything(&bytes.clone().into());
-            bytes.truncate(at);
-            decode_everything(&bytes.into());
-        }
-    }
 
     #[test]
     fn newer_versions_are_told_from_damage() {

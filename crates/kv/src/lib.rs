@@ -5,6 +5,8 @@
 
 mod codec;
 mod command;
+#[cfg(test)]
+mod hostile;
 mod ledger;
 mod limits;
 mod machine;

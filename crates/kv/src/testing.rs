@@ -19,7 +19,7 @@ use crate::{
 pub(crate) struct Records(pub(crate) BTreeMap<Bytes, Bytes>);
 
 impl Records {
-    fn write(&mut self, writes: WriteSet) {
+    pub(crate) fn write(&mut self, writes: WriteSet) {
         for (key, value) in writes {
             match value {
                 Some(value) => self.0.insert(key, value),

@@ -9,6 +9,8 @@
 mod codec;
 mod config;
 mod error;
+#[cfg(test)]
+mod hostile;
 mod identity;
 mod membership;
 mod state;

@@ -9,6 +9,8 @@
 
 mod collect;
 mod error;
+#[cfg(test)]
+mod hostile;
 mod index;
 mod segment;
 mod store;

@@ -386,7 +386,9 @@ fn segment_numbers(dir: &Path) -> io::Result<Vec<u64>> {
     for file in fs::read_dir(dir)? {
         let name = file?.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(SEGMENT_SUFFIX));
-        numbers.extend(number.and_then(|number| u64::from_str_radix(number, 16).ok()));
+        let number = number.and_then(|number| u64::from_str_radix(number, 16).ok());
+        // Only names that this store gives: another spelling of a number is another file. None may follow the last number.
+        numbers.extend(number.filter(|number| *number < u64::MAX && segment_path(dir, *number).ends_with(&name)));
     }
     numbers.sort_unstable();
     Ok(numbers)

@@ -3,30 +3,29 @@
 use std::{fs, path::Path, sync::atomic::Ordering};
 
 use flotilla_types::ObjectId;
-use proptest::prelude::*;
 
 use crate::{ObjectError, ObjectStore, Options, Scope};
 
 /// Segments of three or four objects of 1,000 bytes.
-fn small() -> Options {
+pub(crate) fn small() -> Options {
     Options { segment_bytes: 4096, object_bytes_max: 2000, ..Options::default() }
 }
 
-fn open(dir: &Path) -> ObjectStore {
+pub(crate) fn open(dir: &Path) -> ObjectStore {
     ObjectStore::open(dir, small()).unwrap()
 }
 
-fn body(n: u16) -> Vec<u8> {
+pub(crate) fn body(n: u16) -> Vec<u8> {
     n.to_le_bytes().repeat(500)
 }
 
-fn put_all(store: &ObjectStore, numbers: std::ops::Range<u16>) -> Vec<ObjectId> {
+pub(crate) fn put_all(store: &ObjectStore, numbers: std::ops::Range<u16>) -> Vec<ObjectId> {
     let ids = numbers.map(|n| store.put(&body(n)).unwrap()).collect();
     store.sync().unwrap();
     ids
 }
 
-fn segment_files(dir: &Path) -> Vec<std::path::PathBuf> {
+pub(crate) fn segment_files(dir: &Path) -> Vec<std::path::PathBuf> {
     let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
     files
@@ -198,32 +197,4 @@ fn readers_never_miss_a_rooted_object_while_segments_are_compacted() {
         }
     });
     assert!(!store.contains(ids[1]));
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_damage_to_a_file_panics_or_yields_wrong_bytes(
-        flips in proptest::collection::vec((0usize..5000, any::<u8>()), 0..8),
-        cut in 0usize..5000,
-    ) {
-        let dir = tempfile::tempdir().unwrap();
-        let ids = put_all(&open(dir.path()), 0..3);
-        let file = &segment_files(dir.path())[0];
-        let mut bytes = fs::read(file).unwrap();
-        for (at, mask) in flips {
-            let at = at % bytes.len();
-            bytes[at] ^= mask;
-        }
-        bytes.truncate(cut.max(1));
-        fs::write(file, &bytes).unwrap();
-        if let Ok(store) = ObjectStore::open(dir.path(), small()) {
-            for (n, id) in ids.iter().enumerate() {
-                if let Ok(found) = store.get(*id) {
-                    prop_assert_eq!(found, body(n as u16));
-                }
-            }
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! Behaviour of the whole log: the contract, restarts, torn ends, damage, and purges.
 
 mod crash;
+mod hostile;
 mod walk;
 
 use std::{fs, path::Path};

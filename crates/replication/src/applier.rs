@@ -365,5 +365,21 @@ fn split_system(mut system: Bytes) -> Result<(Timestamp, Bytes), MachineError> {
         return Ok((Timestamp::ZERO, system));
     }
     let clock = system.try_get_u64().map_err(|_| MachineError::Corrupt("the system state is cut short"))?;
+    if Timestamp(clock) >= Timestamp::END {
+        return Err(MachineError::Corrupt("the system state is of no time"));
+    }
     Ok((Timestamp(clock), system))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_system_state_of_no_time_is_damaged() {
+        let split = |clock| split_system(join_system(clock, b"machine"));
+        assert!(matches!(split(Timestamp(7)), Ok((Timestamp(7), machine)) if &machine[..] == b"machine"));
+        assert!(matches!(split(Timestamp(u64::MAX)), Err(MachineError::Corrupt(_))));
+        assert!(split_system(Bytes::from_static(b"short")).is_err());
+    }
 }

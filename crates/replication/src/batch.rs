@@ -46,7 +46,7 @@ impl Batch {
         }
         let timestamp = Timestamp(bytes.try_get_u64().map_err(|_| BatchError)?);
         let count = bytes.try_get_u32().map_err(|_| BatchError)? as usize;
-        if count > bytes.len() / 4 {
+        if timestamp >= Timestamp::END || count > bytes.len() / 4 {
             return Err(BatchError);
         }
         let mut commands = Vec::with_capacity(count);
@@ -77,5 +77,15 @@ mod tests {
         for cut in 0..whole.len() {
             assert_eq!(Batch::decode(whole.slice(..cut)), Err(BatchError));
         }
+    }
+
+    #[test]
+    fn a_batch_of_no_time_is_refused() {
+        // Timestamps are counted on from a batch's own: what is near the end of the numbers would overflow.
+        let batch = |timestamp| Batch { timestamp, commands: vec![Bytes::new(), Bytes::new()] }.encode();
+        for timestamp in [Timestamp(u64::MAX), Timestamp::END] {
+            assert_eq!(Batch::decode(batch(timestamp)), Err(BatchError));
+        }
+        assert!(Batch::decode(batch(Timestamp(Timestamp::END.0 - 1))).is_ok());
     }
 }

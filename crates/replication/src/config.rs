@@ -60,6 +60,9 @@ impl Default for HostConfig {
     }
 }
 
+/// Longest period, in milliseconds or ticks: a minute of either is far beyond any use.
+const PERIOD_MAX: u64 = 60_000;
+
 /// A setting that cannot work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HostConfigError {
@@ -69,6 +72,9 @@ pub enum HostConfigError {
     /// A bound or period is zero.
     #[error("`{0}` must not be zero")]
     Zero(&'static str),
+    /// A period is so long that sums of it would overflow.
+    #[error("`{0}` must be at most {PERIOD_MAX}")]
+    TooLong(&'static str),
 }
 
 impl HostConfig {
@@ -89,8 +95,12 @@ impl HostConfig {
             ("log_bytes_max", self.log_bytes_max),
             ("checkpoints_parallel_max", self.checkpoints_parallel_max as u64),
         ];
-        match positive.iter().find(|(_, value)| *value == 0) {
-            Some((name, _)) => Err(HostConfigError::Zero(name)),
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(HostConfigError::Zero(name));
+        }
+        let periods = [("tick_ms", self.tick_ms), ("beat_ticks", self.beat_ticks)];
+        match periods.iter().find(|(_, value)| *value > PERIOD_MAX) {
+            Some((name, _)) => Err(HostConfigError::TooLong(name)),
             None => Ok(()),
         }
     }

@@ -10,6 +10,8 @@
 mod build;
 mod engine;
 mod failure;
+#[cfg(test)]
+mod hostile;
 mod memtable;
 mod merge;
 mod options;

@@ -158,8 +158,6 @@ impl Iterator for PieceReader {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn piece(records: &[Record], kind: PieceKind) -> Bytes {
@@ -191,16 +189,21 @@ mod tests {
         assert!(read(longer.into()).is_err());
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn hostile_pieces_are_read_in_proportion_and_in_order() {
+        use flotilla_hostile::{Proportion, attack, mutated};
+        use proptest::{collection::btree_map, option, prelude::*, sample::select};
 
-        #[test]
-        fn no_bytes_make_a_reader_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..64), header: bool) {
-            if header && bytes.len() >= 8 {
-                bytes[..8].copy_from_slice(b"FLPC\x01\x00\x01\x00");
+        let bytes = || prop::collection::vec(any::<u8>(), 0..12).prop_map(Bytes::from);
+        let kinds = select(&[PieceKind::Chunk, PieceKind::RunStart, PieceKind::RunRest][..]);
+        let valid = (btree_map(bytes(), option::of(bytes()), 0..12), kinds)
+            .prop_map(|(records, kind)| piece(&Vec::from_iter(records), kind));
+        attack(1_000, mutated(valid), |bytes| {
+            let piece = Bytes::from(bytes);
+            if let Ok(records) = Proportion::DEFAULT.of(piece.len(), || read(piece.clone())) {
+                assert!(records.is_sorted_by(|left, right| left.0 < right.0));
+                assert_eq!(super::tests::piece(&records, PieceKind::of(&piece).unwrap()), piece, "nothing is left out");
             }
-            // Bounded by the bytes, whatever the count says: a record takes at least eight.
-            prop_assert!(PieceReader::new(bytes.into()).map_or(0, Iterator::count) <= 9);
-        }
+        });
     }
 }

@@ -42,11 +42,11 @@ fn small() -> Options {
     }
 }
 
-fn open(dir: &Path) -> Engine {
+pub(crate) fn open(dir: &Path) -> Engine {
     Engine::open(dir, small()).unwrap()
 }
 
-fn open_replica(dir: &Path, checkpoint: &Checkpoint) -> Engine {
+pub(crate) fn open_replica(dir: &Path, checkpoint: &Checkpoint) -> Engine {
     let engine = open(dir);
     engine.open(REPLICA, checkpoint).unwrap();
     engine
@@ -69,7 +69,7 @@ fn flush(engine: &Engine, index: u64) -> Checkpoint {
     checkpoint
 }
 
-fn all(engine: &Engine) -> Vec<(Bytes, Bytes)> {
+pub(crate) fn all(engine: &Engine) -> Vec<(Bytes, Bytes)> {
     engine.reader(REPLICA).unwrap().scan(&KeyRange::all(), usize::MAX, usize::MAX).unwrap()
 }
 
@@ -87,7 +87,7 @@ fn restart_machine(dir: &Path) {
 }
 
 /// A folder with two flushes in it, and what they amount to.
-fn two_flushes(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
+pub(crate) fn two_flushes(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
     let engine = open_replica(dir, &empty_checkpoint(REPLICA));
     write(&engine, 0..50, "first");
     flush(&engine, 1);

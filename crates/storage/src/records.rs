@@ -175,6 +175,7 @@ impl<'a> Layer<'a> {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{Proportion, at_every_cut, attack, mutated};
     use proptest::{collection::vec, option, prelude::*};
 
     use super::*;
@@ -183,21 +184,31 @@ mod tests {
         pattern.prop_map(Bytes::from)
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn memtables_survive_their_encoding(records in vec((text("[a-c]{0,3}"), option::of(text(".{0,5}"))), 0..20)) {
+    fn memtables() -> impl Strategy<Value = Memtable> {
+        vec((text("[a-c]{0,3}"), option::of(text(".{0,5}"))), 0..20).prop_map(|records| {
             let mut memtable = Memtable::default();
             memtable.write(records);
+            memtable
+        })
+    }
+
+    #[test]
+    fn hostile_objects_of_records_are_read_in_proportion() {
+        attack(64, memtables(), |memtable| {
             let encoded = memtable.encode();
-            prop_assert_eq!(decode(&encoded), Ok(memtable.clone()));
-            prop_assert_eq!(Memtable::from(memtable.changes.clone()).bytes, memtable.bytes);
-            // No prefix of an object makes the reader panic.
-            for len in 0..encoded.len() {
-                let _ = decode(&encoded.slice(..len));
-            }
-        }
+            assert_eq!(decode(&encoded), Ok(memtable.clone()));
+            assert_eq!(Memtable::from(memtable.changes.clone()).bytes, memtable.bytes);
+            at_every_cut(&encoded, |cut| {
+                // A cut between records leaves fewer of them.
+                if let Ok(fewer) = decode(&Bytes::copy_from_slice(cut)) {
+                    assert!(fewer.changes.iter().all(|(key, value)| memtable.changes.get(key) == Some(value)));
+                }
+            });
+        });
+        attack(500, mutated(memtables().prop_map(|memtable| memtable.encode())), |bytes| {
+            let bytes = Bytes::from(bytes);
+            let _ = Proportion::DEFAULT.of(bytes.len(), || decode(&bytes));
+        });
     }
 
     #[test]

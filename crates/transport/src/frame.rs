@@ -178,6 +178,7 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{Proportion, attack, mutated};
     use proptest::prelude::*;
 
     use super::*;
@@ -247,10 +248,36 @@ mod tests {
             let decoded = decode_all(&mut Decoder::new(1 << 20), &encode(&frames), step).unwrap();
             prop_assert_eq!(decoded, frames.into_iter().map(Bytes::from).collect::<Vec<_>>());
         }
+    }
 
-        #[test]
-        fn no_bytes_panic(bytes: Vec<u8>, step in 1_usize..50) {
-            let _ = decode_all(&mut Decoder::new(64), &bytes, step);
-        }
+    #[test]
+    fn hostile_streams_give_frames_within_the_bound_or_an_error() {
+        const BODY_BYTES_MAX: usize = 64;
+        let frames = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..5);
+        let valid = (frames, any::<bool>()).prop_map(|(frames, calls)| {
+            let mut batch = Batch::default();
+            for (id, frame) in (0..).zip(frames) {
+                let head = if calls { Head::Call { kind: Kind::Request, id } } else { Head::OneWay };
+                batch.push(head, frame.into());
+            }
+            batch.chunks().concat()
+        });
+        attack(1_000, (mutated(valid), 1_usize..50), |(bytes, step)| {
+            // Copies of the chunks are the test's own.
+            let frames = Proportion { per_byte: 160, ..Proportion::DEFAULT }
+                .of(bytes.len(), || decode_all(&mut Decoder::new(BODY_BYTES_MAX), &bytes, step));
+            let Ok(frames) = frames else { return };
+            assert_eq!(
+                encode(&frames.iter().map(|frame| frame.to_vec()).collect::<Vec<_>>()),
+                bytes,
+                "nothing is left out"
+            );
+            for frame in frames {
+                assert!(frame.len() <= BODY_BYTES_MAX);
+                if let Ok((_, _, payload)) = split_call(frame.clone()) {
+                    assert_eq!(payload.len() + CALL_BYTES, frame.len());
+                }
+            }
+        });
     }
 }

@@ -149,7 +149,8 @@ impl FromStr for ClusterId {
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let invalid = || ParseIdError { what: "cluster id", text: text.to_owned() };
         let mut bytes = [0; 16];
-        if text.len() != 32 || !text.is_ascii() {
+        // A sign before a digit would otherwise be taken, and one id have several names.
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(invalid());
         }
         for (i, byte) in bytes.iter_mut().enumerate() {
@@ -176,5 +177,40 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         assert!("00".parse::<ClusterId>().is_err());
         assert!("zz".repeat(16).parse::<ClusterId>().is_err());
+    }
+
+    #[test]
+    fn a_cluster_id_with_signs_is_refused() {
+        assert!("+f".repeat(16).parse::<ClusterId>().is_err());
+    }
+
+    #[test]
+    fn hostile_texts_are_ids_that_read_back_or_none() {
+        use flotilla_hostile::{attack, extreme_u64, mutated};
+        use proptest::prelude::*;
+
+        use crate::{Locality, ObjectId};
+
+        let valid = prop_oneof![
+            extreme_u64().prop_map(|id| NodeId(id).to_string()),
+            any::<[u8; 16]>().prop_map(|id| ClusterId(id).to_string()),
+            any::<u8>().prop_map(|byte| ObjectId::of(&[byte]).to_string()),
+            Just("region=eu,zone=a".to_owned()),
+        ];
+        attack(1_000, mutated(valid), |bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(id) = text.parse::<NodeId>() {
+                assert_eq!(id.to_string().parse(), Ok(id));
+            }
+            if let Ok(id) = text.parse::<ClusterId>() {
+                assert_eq!(id.to_string(), text.to_lowercase());
+            }
+            if let Ok(id) = text.parse::<ObjectId>() {
+                assert_eq!(id.to_string(), text.to_lowercase());
+            }
+            if let Ok(locality) = text.parse::<Locality>() {
+                assert_eq!(locality.to_string().parse(), Ok(locality));
+            }
+        });
     }
 }

@@ -227,8 +227,6 @@ pub fn descriptor_from_wire(descriptor: peer::Descriptor) -> ShardDescriptor {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn append(entries: Vec<Entry>) -> Message {
@@ -284,16 +282,5 @@ mod tests {
     fn entries_with_a_hole_are_refused() {
         let envelope = envelope_to_wire(ShardId(4), append(vec![entry(8), entry(10)]));
         assert_eq!(envelope_from_wire(envelope), Err(WireError::OutOfRange("entry index")));
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
-            if let Ok(frame) = decode::<peer::Frame>(bytes.into()) {
-                for envelope in frame.raft {
-                    let _ = envelope_from_wire(envelope);
-                }
-            }
-        }
     }
 }

@@ -4,6 +4,9 @@
 //! version) is the transport's. Nothing here does I/O.
 
 mod convert;
+mod frame;
+#[cfg(test)]
+mod hostile;
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]
@@ -19,3 +22,4 @@ pub use convert::{
     WireError, checkpoint_from_wire, checkpoint_to_wire, decode, descriptor_from_wire, descriptor_to_wire, encode,
     envelope_from_wire, envelope_to_wire,
 };
+pub use frame::{FRAME_ENVELOPES_MAX, decode_frame};

@@ -142,6 +142,9 @@ pub fn answer_of(response: Bytes) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
+    use proptest::{collection::vec, option, prelude::*, sample::select};
+
     use super::*;
 
     #[test]
@@ -187,5 +190,53 @@ mod tests {
         assert!(PeerRequest::decode(Bytes::new()).is_err());
         assert!(PeerRequest::decode(Bytes::from_static(b"\xff\xff")).is_err());
         assert_eq!(answer_of(Bytes::from_static(b"\xff\xff")), Err(RequestError::Unknown));
+    }
+
+    /// Encoded at once: requests are not to be printed.
+    fn requests() -> impl Strategy<Value = Bytes> {
+        let payload = || vec(any::<u8>(), 0..40).prop_map(Bytes::from);
+        let range_epoch = option::of(0..u64::MAX);
+        let ask = (any::<bool>(), extreme_u64(), range_epoch, payload(), 0..=TIMEOUT_MS_MAX).prop_map(
+            |(propose, shard, range_epoch, payload, timeout_ms)| {
+                let ask = if propose { Ask::Propose } else { Ask::Query };
+                PeerRequest::Ask { ask, shard: ShardId(shard), range_epoch, payload, timeout_ms }.encode()
+            },
+        );
+        let feed = (extreme_u64(), any::<u32>())
+            .prop_map(|(version, wait_ms)| PeerRequest::Feed { version, wait_ms }.encode());
+        prop_oneof![2 => ask, 1 => feed, 1 => payload().prop_map(|key| PeerRequest::Authority(key).encode())]
+    }
+
+    #[test]
+    fn hostile_requests_are_refused_or_bounded() {
+        attack(128, requests(), |request| {
+            assert!(PeerRequest::decode(request.clone()).is_ok_and(|decoded| decoded.encode() == request));
+        });
+        attack(1_000, mutated(requests()), |bytes| {
+            let bytes = Bytes::from(bytes);
+            if let Ok(PeerRequest::Ask { timeout_ms, .. }) =
+                Proportion::DEFAULT.of(bytes.len(), || PeerRequest::decode(bytes))
+            {
+                assert!(timeout_ms <= TIMEOUT_MS_MAX);
+            }
+        });
+    }
+
+    #[test]
+    fn hostile_answers_are_an_outcome_that_is_not_known_at_worst() {
+        let valid = prop_oneof![
+            vec(any::<u8>(), 0..40).prop_map(|value| response_of(Ok(value.into()))),
+            (select(CODES.to_vec()), extreme_u64()).prop_map(|(error, node)| match error {
+                RequestError::NotLeader { .. } => {
+                    response_of(Err(RequestError::NotLeader { leader: Some(NodeId(node)) }))
+                }
+                error => response_of(Err(error)),
+            }),
+        ];
+        attack(1_000, mutated(valid), |bytes| {
+            let bytes = Bytes::from(bytes);
+            let answer = Proportion::DEFAULT.of(bytes.len(), || answer_of(bytes));
+            assert_eq!(answer_of(response_of(answer.clone())), answer);
+        });
     }
 }

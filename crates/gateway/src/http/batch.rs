@@ -34,7 +34,7 @@ pub(super) async fn apply(State(app): State<App>, request: Request) -> Result<Re
 
 type Decoded = (Vec<(Bytes, Condition)>, Vec<Operation>);
 
-fn decode(request: BatchRequest) -> Result<Decoded, Refusal> {
+pub(super) fn decode(request: BatchRequest) -> Result<Decoded, Refusal> {
     let BatchRequest { conditions, operations, .. } = request;
     if operations.is_empty() {
         return Err(invalid("`operations` is empty"));

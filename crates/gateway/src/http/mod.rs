@@ -11,6 +11,8 @@ mod config;
 mod events;
 mod guard;
 mod health;
+#[cfg(test)]
+mod hostile;
 mod page;
 mod problem;
 mod raw;

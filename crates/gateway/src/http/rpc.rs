@@ -46,7 +46,7 @@ pub(super) async fn call(State(app): State<App>, request: Request) -> Result<Res
 
 /// Why a call failed.
 #[derive(Debug)]
-struct Failure {
+pub(super) struct Failure {
     code: i32,
     message: String,
     data: Option<Value>,
@@ -66,14 +66,14 @@ impl From<Refusal> for Failure {
 
 /// A well-formed call. `id` is `None` for a notification.
 #[derive(Debug)]
-struct Call {
+pub(super) struct Call {
     id: Option<Value>,
     method: String,
     parameters: Value,
 }
 
 impl Call {
-    fn parse(value: Value) -> Result<Self, Failure> {
+    pub(super) fn parse(value: Value) -> Result<Self, Failure> {
         let malformed = || Failure::of(INVALID_REQUEST, "this is not a JSON-RPC 2.0 call");
         let Value::Object(mut object) = value else { return Err(malformed()) };
         let id = object.remove("id");

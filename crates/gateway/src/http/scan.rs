@@ -31,14 +31,14 @@ pub(super) async fn page(app: App, collection: String, request: Request) -> Resu
 }
 
 #[derive(Debug)]
-struct Wanted {
-    scan: Scan,
+pub(super) struct Wanted {
+    pub(super) scan: Scan,
     encoding: Encoding,
     consistency: Consistency,
 }
 
 impl Wanted {
-    fn parse(query: Option<&str>) -> Result<Self, Refusal> {
+    pub(super) fn parse(query: Option<&str>) -> Result<Self, Refusal> {
         let mut query = Query::parse(query, PARAMETERS)?;
         let items_max = query.number("limit")?.unwrap_or(SCAN_ITEMS_DEFAULT);
         if !(1..=SCAN_ITEMS_MAX).contains(&items_max) {

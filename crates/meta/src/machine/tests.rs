@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use flotilla_hostile::{Proportion, attack, mutated};
 use flotilla_placement::Sharding;
 use flotilla_storage::EngineError;
 use flotilla_types::{
@@ -174,39 +175,100 @@ proptest! {
             }
         }
     }
+}
 
-    #[test]
-    fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+/// Reading metadata takes tables of what is named, and many names are two bytes long.
+const TABLES: Proportion = Proportion { base: 64 << 10, per_byte: 160 };
+
+#[test]
+fn hostile_commands_are_answered_and_change_nothing_that_does_not_hold() {
+    let deeds =
+        (any_entries(), proptest::collection::vec(mutated(any_command().prop_map(|command| command.encode())), 1..6));
+    attack(150, deeds, |(entries, commands)| {
         let mut host = Host::new();
-        host.run(&[bootstrap()]);
-        let mut known = bytes.clone();
-        if let Some(first) = known.first_mut() {
-            *first = 1;
+        entries.iter().take(8).for_each(|entry| {
+            host.run(entry);
+        });
+        for mut command in commands {
+            // A newer format stops the replica, as it must.
+            if command.first().is_some_and(|format| *format > 1) {
+                command[0] = 1;
+            }
+            let _ = TABLES.of(command.len(), || MetaCommand::decode(&command));
+            assert_eq!(host.apply(&[command.into()]).expect("of a known format").len(), 1);
         }
-        let replies = host.apply(&[known.into()]).expect("of a known format");
-        prop_assert_eq!(replies.len(), 1);
-        let _ = host.read(&bytes);
-        let _ = MetaReply::decode(&bytes);
-        let _ = MetaState::decode(&bytes);
-        let _ = Feed::decode(&bytes);
-    }
+        // Whatever was taken can be kept, loaded and followed.
+        let copy = MetaState::decode(&host.machine.state().encode()).expect("decodes");
+        assert_eq!(&copy, host.machine.state().as_ref());
+        let mut restored = MetaMachine::new(Box::new(|_| ()));
+        restored.restore(&host.machine.system(), &host.records).expect("restores");
+        assert_eq!(restored.state(), host.machine.state());
+    });
+}
 
-    #[test]
-    fn damaged_bytes_never_panic(command in any_command(), at in any::<prop::sample::Index>(), with: u8, entries in any_entries()) {
+#[test]
+fn hostile_queries_replies_and_feeds_are_read_in_proportion() {
+    let valid = any_entries().prop_flat_map(|entries| {
         let mut host = Host::new();
-        entries.iter().take(5).for_each(|entry| { host.run(entry); });
-        let damage = |bytes: &Bytes| {
-            let mut bytes = bytes.to_vec();
-            let at = at.index(bytes.len() - 1) + 1;
-            bytes[at] = with;
+        let replies: Vec<_> =
+            entries.iter().take(8).flat_map(|entry| host.run(entry)).map(|reply| reply.encode()).collect();
+        let state = host.machine.state().encode();
+        let mut all = vec![
+            state.clone(),
+            Feed::Snapshot(state).encode(),
+            host.machine.feed_since(2).encode(),
+            MetaQuery::FeedSince(3).encode(),
+            host.machine.system(),
+        ];
+        all.extend(replies);
+        mutated(proptest::sample::select(all))
+    });
+    let mut whole = Host::new();
+    whole.run(&[bootstrap()]);
+    attack(500, valid, |bytes| {
+        let _ = TABLES.of(bytes.len(), || MetaReply::decode(&bytes));
+        let _ = TABLES.of(bytes.len(), || MetaQuery::decode(&bytes));
+        let _ = TABLES.of(bytes.len(), || MetaState::decode(&bytes));
+        if let Ok(feed) = TABLES.of(bytes.len(), || Feed::decode(&bytes)) {
+            let mut follower = MetaFollower::default();
+            let before = Arc::clone(follower.state());
+            if follower.apply(&feed).is_err() {
+                assert_eq!(follower.state(), &before, "a feed that is refused changes nothing");
+            }
+        }
+        let _ = MetaFollower::default().apply(&Feed::Snapshot(bytes.clone().into()));
+        let _ = whole.read(&bytes);
+    });
+}
+
+#[test]
+fn hostile_records_and_system_states_are_refused_or_loaded() {
+    let damage = (any_entries(), any::<prop::sample::Index>(), any::<bool>()).prop_flat_map(|(entries, at, system)| {
+        let mut host = Host::new();
+        entries.iter().take(8).for_each(|entry| {
+            host.run(entry);
+        });
+        let (records, state) = (host.records.0.clone(), host.machine.system());
+        let (key, value) = records
+            .iter()
+            .nth(at.index(records.len()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .expect("a record");
+        (Just(records), Just(state.clone()), Just(key), mutated(Just(if system { state } else { value })), Just(system))
+    });
+    attack(200, damage, |(mut records, state, key, bytes, system)| {
+        let state = if system {
             Bytes::from(bytes)
+        } else {
+            records.insert(key, bytes.into());
+            state
         };
-        host.apply(&[damage(&command.encode())]).expect("of a known format");
-        let _ = MetaFollower::default().apply(&Feed::Snapshot(damage(&host.machine.state().encode())));
-        if let Ok(feed) = Feed::decode(&damage(&host.machine.feed_since(2).encode())) {
-            let _ = MetaFollower::default().apply(&feed);
+        let mut machine = MetaMachine::new(Box::new(|_| ()));
+        let before = Arc::clone(machine.state());
+        if machine.restore(&state, &Records(records)).is_err() {
+            assert_eq!(machine.state(), &before, "what is damaged is not half loaded");
         }
-    }
+    });
 }
 
 #[test]

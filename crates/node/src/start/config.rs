@@ -222,6 +222,9 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{attack, extreme_u64, mutated};
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -247,5 +250,56 @@ mod tests {
     fn heartbeats_that_are_too_rare_are_refused() {
         let settings = Settings { heartbeat_ticks: Some(7), ..Settings::default() };
         assert!(settings.resolve().is_err());
+    }
+
+    #[test]
+    fn absurd_ticks_are_refused_not_multiplied() {
+        for absurd in [usize::MAX, usize::MAX / 3] {
+            let settings = Settings { heartbeat_ticks: Some(absurd), ..Settings::default() };
+            assert!(settings.resolve().is_err());
+            let settings = Settings { election_ticks: Some(absurd), ..Settings::default() };
+            assert!(settings.resolve().is_err());
+        }
+        let settings = Settings { tick_ms: Some(u64::MAX), ..Settings::default() };
+        assert!(settings.resolve().is_err());
+    }
+
+    /// The command line as far as `start` goes.
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: StartArgs,
+    }
+
+    #[test]
+    fn hostile_files_and_flags_are_refused_or_within_bounds() {
+        use clap::Parser as _;
+
+        let valid = (extreme_u64(), extreme_u64(), extreme_u64(), any::<bool>()).prop_map(|(tick, election, bytes, file)| {
+            let text = format!(
+                "name=n\nlisten=127.0.0.1:7110\nhttp=[::1]:80\nlocality=zone=a\njoin=10.0.0.1:1\ntoken=flt1.x\n\
+                 tick_ms={tick}\nelection_ticks={election}\nheartbeat_ticks={tick}\nmemtable_bytes={bytes}\nlog_format=json"
+            );
+            if !file {
+                return text.lines().map(|line| format!("--{}\n", line.replacen('_', "-", 1))).collect();
+            }
+            let quoted = |line: &str| match line.split_once('=') {
+                Some((name @ "join", value)) => format!("{name}=[\"{value}\"]\n"),
+                Some((name, value)) if value.parse::<u64>().is_err() => format!("{name}=\"{value}\"\n"),
+                _ => format!("{line}\n"),
+            };
+            text.lines().map(quoted).collect::<String>()
+        });
+        let nested = (0..20_000_usize).prop_map(|times| format!("name={}", "[".repeat(times)).into_bytes());
+        attack(300, prop_oneof![9 => mutated(valid), 1 => nested], |bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            let file = toml::from_str::<Settings>(&text).ok();
+            let line = Line::try_parse_from(std::iter::once("start").chain(text.lines())).ok();
+            for settings in file.into_iter().chain(line.map(|line| line.args.settings)) {
+                if let Ok(config) = settings.resolve() {
+                    assert!(config.host.tick_ms <= 60_000 && config.host.raft.election_ticks <= 100_000);
+                }
+            }
+        });
     }
 }

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_identity::{ClusterAuthority, IdentityPem, NodeIdentity, NodeKey};
 use flotilla_meta::MetaState;
@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 /// Incarnations count seconds since 2026, so that two lives of a restored folder never share one.
 const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
+
+/// Reached in 2060. The log's sequences begin with the incarnation and have no room for a larger one.
+const INCARNATION_MAX: u64 = (1 << 30) - 2;
 
 /// A node's folder, locked for this process.
 pub(crate) struct Folder {
@@ -114,7 +117,10 @@ impl Folder {
             Some(text) => std::str::from_utf8(&text)?.trim().parse().context("`incarnation` is not a number")?,
             None => 0,
         };
-        let next = (last + 1).max((wall_ms / 1_000).saturating_sub(EPOCH_UNIX_SECONDS));
+        let next = last.saturating_add(1).max((wall_ms / 1_000).saturating_sub(EPOCH_UNIX_SECONDS));
+        if next > INCARNATION_MAX {
+            bail!("start {next} of this node: `incarnation` is damaged, or the clock is decades ahead");
+        }
         self.write("incarnation", next.to_string().as_bytes())?;
         Ok(Incarnation(next))
     }
@@ -178,6 +184,9 @@ pub(crate) fn authority_from(bytes: &[u8]) -> anyhow::Result<ClusterAuthority> {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{attack, mutated};
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -202,5 +211,47 @@ mod tests {
         let folder = Folder::open(dir.path()).unwrap();
         let first = folder.joining_key().unwrap().public_key_digest();
         assert_eq!(folder.joining_key().unwrap().public_key_digest(), first);
+    }
+
+    #[test]
+    fn an_incarnation_that_nothing_can_follow_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        for last in [u64::MAX, INCARNATION_MAX] {
+            fs::write(dir.path().join("incarnation"), last.to_string()).unwrap();
+            assert!(folder.next_incarnation(0).is_err());
+        }
+        fs::remove_file(dir.path().join("incarnation")).unwrap();
+        assert!(folder.next_incarnation(u64::MAX).is_err(), "neither does a clock count that far");
+        assert!(folder.next_incarnation(0).is_ok(), "and nothing was kept of it");
+    }
+
+    #[test]
+    fn hostile_files_are_refused_by_name_or_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let identity = crate::start::join::found(&folder).unwrap();
+        folder.set_seeds(&[(NodeId(2), ([127, 0, 0, 1], 7100).into())]).unwrap();
+        folder.next_incarnation(0).unwrap();
+        folder.set_metadata(&MetaState::default()).unwrap();
+        let names = ["identity.json", "seeds.json", "incarnation", "metadata", "authority.json"];
+        let written = names.map(|name| fs::read(dir.path().join(name)).unwrap());
+        let damage = {
+            let written = written.clone();
+            (0..names.len()).prop_flat_map(move |file| (Just(file), mutated(Just(written[file].clone()))))
+        };
+        attack(200, damage, |(file, bytes)| {
+            fs::write(dir.path().join(names[file]), &bytes).unwrap();
+            if let Ok(Some(read)) = folder.identity() {
+                assert_eq!((read.node(), read.cluster()), (identity.node(), identity.cluster()));
+            }
+            let _ = (folder.seeds(), folder.metadata(), folder.authority());
+            if let Ok(next) = folder.next_incarnation(0) {
+                assert!(next.0 <= INCARNATION_MAX);
+            }
+            for (name, bytes) in names.iter().zip(&written) {
+                fs::write(dir.path().join(name), bytes).unwrap();
+            }
+        });
     }
 }

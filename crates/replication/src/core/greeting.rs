@@ -25,9 +25,12 @@ const TRUSTED: WalSequence = WalSequence(0);
 /// Bytes of a log that are looked through at a time.
 const READ_BYTES_MAX: usize = 1 << 20;
 
+/// No log gets here: the last incarnation that a sequence has room for. What counts on from beyond would overflow.
+const SEQUENCE_END: WalSequence = first_sequence(Incarnation(u64::MAX >> BATCH_BITS));
+
 /// The first sequence of an incarnation.
 #[must_use]
-pub fn first_sequence(incarnation: Incarnation) -> WalSequence {
+pub const fn first_sequence(incarnation: Incarnation) -> WalSequence {
     WalSequence(incarnation.0 << BATCH_BITS)
 }
 
@@ -90,7 +93,9 @@ impl Greeting {
         let (mut peers, mut behind) = (0, 0);
         for (theirs_ms, heard_ms) in heard {
             peers += 1;
-            behind += usize::from(wall_ms > theirs_ms + now_ms.saturating_sub(*heard_ms) + ahead_ms_max);
+            behind += usize::from(
+                wall_ms.saturating_sub(ahead_ms_max) > theirs_ms.saturating_add(now_ms.saturating_sub(*heard_ms)),
+            );
         }
         2 * behind > peers
     }
@@ -164,6 +169,14 @@ impl Greeting {
     }
 }
 
+impl Beat {
+    /// A sequence that is believed is remembered durably, and numbers batches from there on.
+    fn is_possible(&self) -> bool {
+        let named = [self.recovered, self.synced, self.you_lost_up_to.unwrap_or_default()];
+        named.iter().all(|sequence| *sequence < SEQUENCE_END)
+    }
+}
+
 impl<T> Core<T> {
     /// Whether nothing of what this node may have lost can do harm any more. A node that recovered nothing is settled only
     /// once it was judged: it may have lost everything.
@@ -200,6 +213,10 @@ impl<T> Core<T> {
     }
 
     pub(super) fn hear(&mut self, from: NodeId, beat: Beat, effects: &mut Effects<T>) {
+        if !beat.is_possible() {
+            tracing::debug!(peer = %from, "a beat names a log sequence that no log has");
+            return;
+        }
         self.greeting.clocks.insert(from, (beat.wall_ms, self.now_ms));
         if beat.wall_ms > self.wall_ms + self.config.clock_ahead_ms_max {
             if self.greeting.ahead.insert(from) {

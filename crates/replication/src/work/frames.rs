@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use flotilla_transport::Class;
 use flotilla_types::{Incarnation, Message, MessageKind, NodeId, ReplicaId, ShardId, Term, WalSequence};
-use flotilla_wire::{WireError, decode, encode, envelope_from_wire, envelope_to_wire, peer};
+use flotilla_wire::{FRAME_ENVELOPES_MAX, WireError, decode_frame, encode, envelope_from_wire, envelope_to_wire, peer};
 
 use crate::{Beat, Input, Outgoing};
 
@@ -44,7 +44,8 @@ pub fn pack(messages: Vec<Outgoing>) -> Vec<Packed> {
         let bulk = is_bulk(&message);
         let bytes: usize = message.entries.iter().map(flotilla_types::Entry::size_bytes).sum();
         let pending = frames.entry((node, bulk)).or_default();
-        if pending.bytes + bytes > FRAME_BYTES_MAX && !pending.envelopes.is_empty() {
+        let full = pending.envelopes.len() == FRAME_ENVELOPES_MAX || pending.bytes + bytes > FRAME_BYTES_MAX;
+        if full && !pending.envelopes.is_empty() {
             packed.push(std::mem::take(pending).close(node, bulk));
         }
         pending.bytes += bytes;
@@ -102,7 +103,7 @@ impl Pending {
 
 /// What a frame from a peer says.
 pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError> {
-    let frame: peer::Frame = decode(frame)?;
+    let frame = decode_frame(frame)?;
     let mut inputs = Vec::with_capacity(frame.raft.len() + 1);
     if let Some(beat) = frame.beat {
         let leaders = beat.leaders.iter().map(|leader| (ShardId(leader.shard), Term(leader.term))).collect();

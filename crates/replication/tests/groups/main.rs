@@ -1,6 +1,7 @@
 //! Groups of replicas on simulated nodes: what holds whatever the network, the disks and the operator do.
 
 mod harness;
+mod hostile;
 mod losses;
 mod membership;
 mod serving;

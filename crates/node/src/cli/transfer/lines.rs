@@ -93,6 +93,9 @@ fn parse(line: &[u8], number: u64) -> Step {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_hostile::{attack, extreme_u64, mutated};
+    use proptest::{collection::vec, option, prelude::*};
+
     use super::*;
 
     fn outcomes(text: &[u8]) -> Vec<Result<(Vec<u8>, Bytes), String>> {
@@ -132,5 +135,20 @@ mod tests {
         text.extend_from_slice(b"\n{\"key\":\"a\",\"value\":\"1\"}\n");
         let outcomes = outcomes(&text);
         assert_eq!(outcomes, [Err("line 1".to_owned()), Ok((b"a".to_vec(), Bytes::from_static(b"1")))]);
+    }
+
+    #[test]
+    fn hostile_lines_are_records_within_the_limits_or_refused() {
+        let line = (vec(any::<u8>(), 1..20), vec(any::<u8>(), 0..40), option::of(extreme_u64()))
+            .prop_map(|(key, value, expires_at_ms)| write(&key, &value, expires_at_ms).unwrap() + "\n");
+        let lines = vec(line, 0..4).prop_map(|lines| lines.concat());
+        attack(500, mutated(lines), |text| {
+            let ends = text.iter().filter(|byte| **byte == b'\n').count() + 1;
+            let read = outcomes(&text);
+            assert!(read.len() <= ends, "a line is one record at most");
+            for (key, value) in read.into_iter().flatten() {
+                assert!((1..=KEY_BYTES_MAX).contains(&key.len()) && value.len() <= VALUE_BYTES_MAX);
+            }
+        });
     }
 }

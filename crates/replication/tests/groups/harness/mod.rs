@@ -193,7 +193,7 @@ impl World {
 }
 
 /// Bounds so small that checkpoints, snapshots and refusals happen all the time.
-fn small_bounds() -> HostConfig {
+pub(crate) fn small_bounds() -> HostConfig {
     HostConfig {
         raft: RaftConfig {
             append_bytes_max: 1 << 10,

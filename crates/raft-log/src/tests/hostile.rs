@@ -1,0 +1,143 @@
+//! A disk that gives back anything: records, the file `FORMAT`, whole log files.
+
+use flotilla_hostile::{Proportion, at_every_cut, attack, extreme_u64, mutated};
+use flotilla_storage::ReplicaBounds;
+use flotilla_types::{NodeId, ObjectId};
+use proptest::{collection::vec, option, prelude::*, sample::Index};
+
+use super::*;
+use crate::record::{
+    SEQUENCE_KEY, decode_checkpoint, decode_node_pair, decode_replica, decode_sequence, encode_checkpoint, encode_mark,
+    encode_replica, encode_sequence, encode_tombstone, mark_key, tombstone_key,
+};
+
+/// Batches in a folder before it is damaged.
+const BATCHES: u64 = 12;
+const ENTRY_BYTES: usize = 120;
+
+fn bounds() -> impl Strategy<Value = ReplicaBounds> {
+    let numbers = (extreme_u64(), extreme_u64(), extreme_u64(), extreme_u64(), extreme_u64());
+    (numbers, extreme_u64(), extreme_u64()).prop_map(
+        |((shard, term, vote, commit, truncated), truncated_term, more)| ReplicaBounds {
+            shard: ShardId(shard),
+            hard_state: HardState { term: Term(term), vote: ReplicaId(vote), commit: LogIndex(commit) },
+            truncated: (LogIndex(truncated), Term(truncated_term)),
+            last: LogIndex(truncated.saturating_add(more)),
+        },
+    )
+}
+
+fn checkpoints() -> impl Strategy<Value = Checkpoint> {
+    let object = || any::<u8>().prop_map(|byte| ObjectId::of(&[byte]));
+    let objects = (option::of(object()), vec(object(), 0..4), vec(object(), 0..4));
+    (1..9_u64, extreme_u64(), extreme_u64(), objects).prop_map(|(replica, index, term, (system, base, runs))| {
+        Checkpoint { system, base, runs, ..checkpoint(replica, index, term) }
+    })
+}
+
+#[test]
+fn hostile_replica_records_are_read_in_proportion() {
+    attack(128, bounds(), |bounds| {
+        let read = decode_replica(&encode_replica(&bounds));
+        assert_eq!(read.ok(), (bounds.last < LogIndex(u64::MAX)).then_some(bounds));
+    });
+    attack(500, mutated(bounds().prop_map(|bounds| encode_replica(&bounds))), |bytes| {
+        if let Ok(bounds) = Proportion::DEFAULT.of(bytes.len(), || decode_replica(&bytes)) {
+            assert!(bounds.truncated.0 <= bounds.last && bounds.last < LogIndex(u64::MAX), "{bounds:?}");
+        }
+    });
+}
+
+#[test]
+fn hostile_checkpoint_records_are_read_in_proportion() {
+    attack(64, checkpoints(), |checkpoint| {
+        let encoded = encode_checkpoint(&checkpoint);
+        assert_eq!(decode_checkpoint(&encoded), Ok(checkpoint));
+        at_every_cut(&encoded, |cut| drop(decode_checkpoint(cut)));
+    });
+    attack(500, mutated(checkpoints().prop_map(|checkpoint| encode_checkpoint(&checkpoint))), |bytes| {
+        let _ = Proportion::DEFAULT.of(bytes.len(), || decode_checkpoint(&bytes));
+    });
+}
+
+#[test]
+fn hostile_pairs_of_the_node_are_read_in_proportion() {
+    let pair = (0..3_u8, extreme_u64(), extreme_u64()).prop_map(|(kind, id, number)| match kind {
+        0 => (mark_key(NodeId(id)), encode_mark(WalSequence(number))),
+        1 => (tombstone_key(ReplicaId(id)), encode_tombstone()),
+        _ => (SEQUENCE_KEY.to_vec(), encode_sequence(id, WalSequence(number))),
+    });
+    let pair = pair.prop_flat_map(|(key, value)| {
+        (prop_oneof![3 => Just(key.clone()), 1 => mutated(Just(key))], mutated(Just(value)))
+    });
+    attack(500, pair, |(key, value)| {
+        Proportion::DEFAULT.of(key.len() + value.len(), || {
+            let _ = decode_node_pair(&key, &value);
+            let _ = decode_sequence(&value);
+        });
+    });
+}
+
+/// A folder as a kill leaves it: several files, the last of them torn at most at its end.
+fn folder() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    for sequence in 1..=BATCHES {
+        append(&log, sequence, ENTRY_BYTES);
+    }
+    copy(dir.path())
+}
+
+/// The longest beginning of a file without the space that is allocated ahead.
+fn content(path: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(path).unwrap();
+    bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+    bytes
+}
+
+#[test]
+fn hostile_files_are_refused_or_read_as_they_were_written() {
+    let whole = folder();
+    let mut files: Vec<_> = fs::read_dir(whole.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    files.sort();
+    let contents: Vec<_> = files.iter().map(|name| content(&whole.path().join(name))).collect();
+    let damage = any::<Index>().prop_flat_map(move |choice| {
+        let choice = choice.index(contents.len());
+        (Just(choice), mutated(Just(contents[choice].clone())))
+    });
+    attack(60, damage, |(choice, bytes)| {
+        let dir = copy(whole.path());
+        fs::write(dir.path().join(&files[choice]), &bytes).unwrap();
+        let Ok(log) = EngineLog::open(dir.path(), SMALL) else {
+            assert_eq!(fs::read(dir.path().join(&files[choice])).unwrap(), bytes, "what is refused is left as it is");
+            return;
+        };
+        let recovered = log.recovered().0;
+        assert!(recovered <= BATCHES, "{recovered}");
+        let Ok(replicas) = log.replicas() else { return };
+        for (id, bounds) in replicas {
+            assert_eq!((id, bounds.hard_state.commit), (ReplicaId(1), LogIndex(recovered)));
+            for index in 1..=recovered {
+                if let Ok(entries) = log.entries(id, LogIndex(index), LogIndex(index + 1), usize::MAX) {
+                    assert_eq!(entries, [entry(index, 1, ENTRY_BYTES)]);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn hostile_noise_behind_the_end_costs_no_batch() {
+    let whole = folder();
+    let (last, _) = crate::tail::last_file(whole.path()).unwrap().unwrap();
+    let (name, written) = (last.file_name().unwrap().to_owned(), content(&last));
+    // Half a batch, as a power cut leaves it: anything, but not the mark of a later batch of this folder.
+    attack(30, vec(any::<u8>(), 0..300), |noise| {
+        let dir = copy(whole.path());
+        fs::write(dir.path().join(&name), [&written[..], &noise].concat()).unwrap();
+        match EngineLog::open(dir.path(), SMALL) {
+            Ok(log) => assert_appended(&log, BATCHES, ENTRY_BYTES),
+            Err(error) => assert!(error.to_string().contains("damaged at byte"), "{error}"),
+        }
+    });
+}

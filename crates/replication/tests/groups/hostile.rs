@@ -1,0 +1,531 @@
+//! A node whose peer has gone mad: frames, objects and entries that no correct node sends, from one that the cluster knows.
+//!
+//! The victim is everything a host runs on its threads, in line. What it promises: it never panics, and a shard that the mad
+//! peer has no part in goes on as if nothing had happened.
+
+use std::{cell::Cell, collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use flotilla_hostile::{extreme_u64, mutated};
+use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
+use flotilla_replication::{
+    Answer, Applied, Applier, Background, Batch, Beat, ConfChange, Core, Effects, Freshness, Input, LostReason, Notice,
+    Outgoing, Request,
+    work::{Job, Pull, Wal, WalJob, Worked, pack, pack_beat, unpack},
+};
+use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
+use flotilla_types::{
+    Checkpoint, ConfState, Entry, EntryKind, Epoch, Incarnation, LogIndex, Message, MessageKind, NodeId, ObjectId,
+    Position, ReplicaId, ShardId, Snapshot, Term, Timestamp, WalSequence,
+};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use crate::harness::{SHARD, WALL_MS, descriptor, get, key, store};
+
+const ME: NodeId = NodeId(1);
+/// The one that has gone mad.
+const MAD: NodeId = NodeId(2);
+/// The one that has not; it says little.
+const SOUND: NodeId = NodeId(3);
+/// A shard of this node alone.
+const LONE: ShardId = ShardId(2);
+const LONE_REPLICA: ReplicaId = ReplicaId(7);
+/// Rounds of effects that one input may lead to; more is a loop.
+const ROUNDS_MAX: usize = 10_000;
+
+struct Victim {
+    log: MemoryLog,
+    engine: MemoryEngine,
+    core: Core<u64>,
+    applier: Applier<u64>,
+    wal: Wal,
+    now_ms: u64,
+    incarnation: Incarnation,
+    answers: BTreeMap<u64, Answer>,
+    asked: u64,
+    broken: usize,
+    /// Objects that the mad peer has.
+    objects: BTreeMap<ObjectId, Bytes>,
+}
+
+impl Victim {
+    /// A node with a replica of a shard of three, and one of a shard of its own, which it leads.
+    fn new() -> Self {
+        let mut victim = Self::open(MemoryLog::default(), MemoryEngine::default(), Incarnation(1), 0);
+        victim.greet();
+        let lone = flotilla_types::ShardDescriptor {
+            shard: LONE,
+            replicas: vec![flotilla_types::ReplicaDescriptor { replica: LONE_REPLICA, ..descriptor(&[1]).replicas[0] }],
+            ..descriptor(&[1])
+        };
+        victim.input(Input::Create { replica: ReplicaId(1), descriptor: descriptor(&[1, 2, 3]), founding: true });
+        victim.input(Input::Create { replica: LONE_REPLICA, descriptor: lone, founding: true });
+        victim.ticks(30);
+        victim
+    }
+
+    fn open(log: MemoryLog, engine: MemoryEngine, incarnation: Incarnation, now_ms: u64) -> Self {
+        let mut effects = Effects::default();
+        let config = crate::harness::small_bounds();
+        let core = Core::open(ME, incarnation, config, Arc::new(log.clone()), incarnation.0, &mut effects).unwrap();
+        let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let applier = Applier::new(Arc::new(engine.clone()), machines);
+        let wal = Wal::new(&log, incarnation);
+        let (answers, objects) = (BTreeMap::new(), BTreeMap::new());
+        let mut victim =
+            Self { log, engine, core, applier, wal, now_ms, incarnation, answers, asked: 0, broken: 0, objects };
+        victim.settle(effects);
+        victim.input(Input::Peers(vec![MAD, SOUND]));
+        victim
+    }
+
+    /// Starts again on what the disk holds.
+    fn restart(&mut self) {
+        let (log, engine) = (self.log.reopen(), self.engine.reopen());
+        let (broken, asked, objects) = (self.broken, self.asked, std::mem::take(&mut self.objects));
+        *self = Self { broken, asked, objects, ..Self::open(log, engine, self.incarnation.next(), self.now_ms) };
+        self.greet();
+        self.ticks(30);
+    }
+
+    fn beat(&self) -> Beat {
+        Beat {
+            incarnation: Incarnation(1),
+            recovered: WalSequence(0),
+            synced: WalSequence(0),
+            wall_ms: WALL_MS + self.now_ms,
+            settled: true,
+            your_incarnation: self.incarnation,
+            you_lost_up_to: None,
+            leaders: Vec::new(),
+        }
+    }
+
+    /// The sound peer knows of nothing that this node has lost.
+    fn greet(&mut self) {
+        self.input(Input::Beat { from: SOUND, beat: self.beat() });
+    }
+
+    fn ticks(&mut self, times: u64) {
+        for _ in 0..times {
+            self.now_ms += 100;
+            self.input(Input::Tick);
+        }
+    }
+
+    fn input(&mut self, input: Input<u64>) {
+        let mut effects = Effects::default();
+        self.core.step(self.now_ms, WALL_MS + self.now_ms, input, &mut effects);
+        self.settle(effects);
+    }
+
+    /// Performs effects, and what those lead to.
+    fn settle(&mut self, mut effects: Effects<u64>) {
+        for _ in 0..ROUNDS_MAX {
+            self.core.flush(&mut effects);
+            let inputs = self.perform(std::mem::take(&mut effects));
+            if inputs.is_empty() {
+                return;
+            }
+            for input in inputs {
+                self.core.step(self.now_ms, WALL_MS + self.now_ms, input, &mut effects);
+            }
+        }
+        panic!("the effects of one input never end");
+    }
+
+    fn perform(&mut self, mut effects: Effects<u64>) -> Vec<Input<u64>> {
+        let mut inputs = Vec::new();
+        // What is sent must be fit to be sent.
+        let mut sends = std::mem::take(&mut effects.sends);
+        for (_, beat) in std::mem::take(&mut effects.beats) {
+            unpack::<u64>(ME, pack_beat(&beat)).expect("a beat is understood");
+        }
+        if let Some(job) = WalJob::take(&mut effects) {
+            let merged = self.wal.merge([job]);
+            let durable = self.wal.write(&self.log, merged).expect("the core asks for no write that makes no sense");
+            sends.extend(durable.after);
+            inputs.push(Input::Written { sequence: durable.sequence, done: durable.done });
+        }
+        self.send(sends);
+        for task in effects.apply {
+            let mut out = Applied::default();
+            self.applier.run(WALL_MS + self.now_ms, task, &mut out);
+            self.applied(out, &mut inputs);
+        }
+        for task in effects.background {
+            match task {
+                Background::Build { replica } => self.work(Job::Build { replica, failures: 0 }, &mut inputs),
+                Background::Settle { replica, checkpoint } => {
+                    self.work(Job::Settle { replica, checkpoint }, &mut inputs);
+                }
+                Background::Release { objects } => self.work(Job::Release { objects }, &mut inputs),
+                Background::Pull { replica, checkpoint, .. } => {
+                    let complete = self.pull(&checkpoint);
+                    inputs.push(Input::Pulled { replica, complete });
+                }
+            }
+        }
+        self.answers.extend(effects.replies);
+        for notice in effects.notices {
+            if let Notice::Lost { replicas, reason: LostReason::Broken } = notice {
+                assert!(!replicas.contains(&(LONE, LONE_REPLICA)), "the mad peer broke what is none of its business");
+                self.broken += replicas.len();
+            }
+        }
+        inputs
+    }
+
+    fn send(&self, sends: Vec<Outgoing>) {
+        for packed in pack(sends) {
+            unpack::<u64>(ME, packed.frame).expect("what a correct node sends is understood");
+        }
+    }
+
+    fn applied(&mut self, out: Applied<u64>, inputs: &mut Vec<Input<u64>>) {
+        assert!(out.fatal.is_none(), "{:?}", out.fatal);
+        inputs.extend(out.inputs);
+        self.answers.extend(out.replies);
+        for load in out.loads {
+            self.work(Job::Load(load), inputs);
+        }
+    }
+
+    fn work(&mut self, job: Job, inputs: &mut Vec<Input<u64>>) {
+        match job.run(&self.engine) {
+            Worked::Done => {}
+            Worked::Report(input) => inputs.push(input),
+            Worked::Loaded(load, result) => {
+                let mut out = Applied::default();
+                self.applier.loaded(WALL_MS + self.now_ms, &load, result, &mut out);
+                self.applied(out, inputs);
+            }
+            Worked::Retry(job) => panic!("{job:?} failed"),
+            Worked::Fatal { replica, error } => panic!("{replica}: {error}"),
+        }
+    }
+
+    /// Pulls from the mad peer, which gives what it has.
+    fn pull(&self, checkpoint: &Checkpoint) -> bool {
+        let mut pull = Pull::start(&self.engine, checkpoint);
+        while let Some(request) = pull.request() {
+            let mad = MemoryEngine::default();
+            for (id, object) in &self.objects {
+                mad.import(*id, object.clone()).unwrap();
+            }
+            let answer = flotilla_replication::work::serve(&mad, request);
+            if pull.answered(&self.engine, answer).is_err() {
+                pull.abandon(&self.engine);
+                return false;
+            }
+        }
+        pull.finish(&self.engine).unwrap();
+        true
+    }
+
+    fn ask(&mut self, shard: ShardId, payload: Bytes, read: bool) -> Option<Answer> {
+        self.asked += 1;
+        let reply = self.asked;
+        let request = Request { shard, range_epoch: None, payload, deadline_ms: self.now_ms + 1_000, reply };
+        self.input(if read { Input::Read(request, Freshness::Strong) } else { Input::Propose(request) });
+        self.answers.remove(&reply)
+    }
+
+    /// The shard of this node alone takes writes and reads as ever.
+    fn lone_shard_serves(&mut self) {
+        self.ticks(30);
+        self.greet();
+        let sequence = self.asked + 1;
+        let write = self.ask(LONE, store(1, sequence, "key", "value"), false);
+        let outcome = write.expect("an answer").expect("a write that is applied");
+        assert!(matches!(decode_outcome(outcome), Ok(Outcome::Done { .. })), "a write that is done");
+        let read = self.ask(LONE, get(key("key")), true).expect("an answer").expect("a read");
+        assert!(read.windows(5).any(|part| part == b"value"), "what was written is there");
+    }
+}
+
+/// A number as the mad peer says it: near the truth, or anything.
+#[derive(Debug, Clone, Copy)]
+enum Number {
+    Near(i64),
+    Absurd(u64),
+}
+
+impl Number {
+    fn of(self, own: u64) -> u64 {
+        match self {
+            Self::Near(by) => own.saturating_add_signed(by),
+            Self::Absurd(number) => number,
+        }
+    }
+}
+
+fn number() -> impl Strategy<Value = Number> {
+    prop_oneof![4 => (-2..3_i64).prop_map(Number::Near), 1 => extreme_u64().prop_map(Number::Absurd)]
+}
+
+#[derive(Debug, Clone)]
+struct Lie {
+    kind: MessageKind,
+    from: u64,
+    term: Number,
+    log_term: Number,
+    index: Number,
+    commit: Number,
+    payloads: Vec<(EntryKind, Bytes)>,
+    conf: ConfState,
+    /// The snapshot's system state, and other objects.
+    system: Option<Bytes>,
+    objects: Vec<Bytes>,
+    reject: bool,
+    context: Bytes,
+}
+
+/// Payloads of entries: whole batches with spoilt commands, and spoilt batches.
+fn payload() -> impl Strategy<Value = (EntryKind, Bytes)> {
+    let command = || mutated(Just(store(5, 1, "key", "mad")));
+    let timestamp = prop_oneof![Just(Timestamp::from_millis(WALL_MS).0), extreme_u64()];
+    let batch = (timestamp, vec(command(), 0..3)).prop_map(|(timestamp, commands)| {
+        Batch { timestamp: Timestamp(timestamp), commands: commands.into_iter().map(Bytes::from).collect() }.encode()
+    });
+    let replicas = || vec((1..6_u64).prop_map(ReplicaId), 0..3);
+    let change = prop_oneof![
+        (1..6_u64).prop_map(|id| ConfChange::AddLearner { replica: ReplicaId(id), node: NodeId(id) }),
+        (1..6_u64).prop_map(|id| ConfChange::RemoveLearner { replica: ReplicaId(id) }),
+        (replicas(), replicas()).prop_map(|(promote, demote)| ConfChange::Swap { promote, demote }),
+        Just(ConfChange::LeaveJoint),
+    ];
+    let spoilt = Just(Batch { timestamp: Timestamp(9), commands: vec![store(5, 1, "key", "mad")] }.encode());
+    prop_oneof![
+        3 => batch.prop_map(|data| (EntryKind::Normal, data)),
+        1 => mutated(spoilt).prop_map(|data| (EntryKind::Normal, data.into())),
+        2 => change.prop_map(|change| (EntryKind::ConfChange, change.encode())),
+        1 => vec(any::<u8>(), 0..20).prop_map(|bytes| (EntryKind::ConfChange, bytes.into())),
+    ]
+}
+
+fn conf() -> impl Strategy<Value = ConfState> {
+    let ids = || vec((1..5_u64).prop_map(ReplicaId), 0..4);
+    let odd = (ids(), ids(), ids(), ids()).prop_map(|(voters, voters_outgoing, learners, learners_next)| ConfState {
+        voters,
+        voters_outgoing,
+        learners,
+        learners_next,
+    });
+    prop_oneof![1 => Just(ConfState::of_voters([1, 2, 3].map(ReplicaId))), 1 => odd]
+}
+
+fn lie() -> impl Strategy<Value = Lie> {
+    let kinds = [
+        MessageKind::Append,
+        MessageKind::Append,
+        MessageKind::Append,
+        MessageKind::AppendResponse,
+        MessageKind::RequestVote,
+        MessageKind::RequestVoteResponse,
+        MessageKind::RequestPreVoteResponse,
+        MessageKind::Heartbeat,
+        MessageKind::HeartbeatResponse,
+        MessageKind::Snapshot,
+        MessageKind::TimeoutNow,
+    ];
+    let numbers = (number(), number(), number(), number());
+    let object = || mutated(Just(vec![0; 40]));
+    let rest = (vec(payload(), 0..4), conf(), option::of(object()), vec(object(), 0..3), any::<bool>());
+    let from = prop_oneof![6 => Just(2_u64), 1 => 1..9_u64];
+    (select(kinds.to_vec()), from, numbers, rest, vec(any::<u8>(), 0..17)).prop_map(
+        |(kind, from, numbers, rest, context)| {
+            let (term, log_term, index, commit) = numbers;
+            let (payloads, conf, system, objects, reject) = rest;
+            let (system, objects) = (system.map(Bytes::from), objects.into_iter().map(Bytes::from).collect());
+            Lie {
+                kind,
+                from,
+                term,
+                log_term,
+                index,
+                commit,
+                payloads,
+                conf,
+                system,
+                objects,
+                reject,
+                context: context.into(),
+            }
+        },
+    )
+}
+
+#[derive(Debug, Clone)]
+enum Deed {
+    Raft(Box<Lie>),
+    /// A frame that was spoilt on the way.
+    Frame(Vec<u8>),
+    Beat {
+        numbers: [u64; 5],
+        known: bool,
+        lost: Option<u64>,
+    },
+    Ticks(u64),
+    Ask,
+    Link(bool),
+    Restart,
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    let frame = lie().prop_map(|lie| {
+        let victim = Victim::new();
+        pack(vec![Outgoing { node: ME, shard: SHARD, message: lie.message(&victim).0 }]).remove(0).frame
+    });
+    let wall = prop_oneof![Just(WALL_MS), extreme_u64()];
+    let beat =
+        (extreme_u64(), extreme_u64(), extreme_u64(), wall, extreme_u64(), any::<bool>(), option::of(extreme_u64()))
+            .prop_map(|(a, b, c, d, e, known, lost)| Deed::Beat { numbers: [a, b, c, d, e], known, lost });
+    prop_oneof![
+        12 => lie().prop_map(|lie| Deed::Raft(Box::new(lie))),
+        1 => mutated(frame).prop_map(Deed::Frame),
+        3 => beat,
+        3 => (1..25_u64).prop_map(Deed::Ticks),
+        2 => Just(Deed::Ask),
+        1 => any::<bool>().prop_map(Deed::Link),
+        1 => Just(Deed::Restart),
+    ]
+}
+
+impl Lie {
+    /// The shard's own, at any epoch.
+    fn descriptor(&self) -> flotilla_types::ShardDescriptor {
+        let own = descriptor(&[1, 2, 3]);
+        let epoch = Epoch { range: self.commit.of(own.epoch.range), config: self.log_term.of(own.epoch.config) };
+        flotilla_types::ShardDescriptor { epoch, ..own }
+    }
+
+    /// The message, and the objects that it names.
+    fn message(&self, victim: &Victim) -> (Message, Vec<Bytes>) {
+        let status = victim.core.status().into_iter().find(|status| status.shard == SHARD);
+        let group = status.and_then(|status| status.group);
+        let (last, term, commit) = group.map_or((1, 1, 1), |group| (group.last.0, group.term.0, group.commit.0));
+        let (index, term) = (self.index.of(last), self.term.of(term));
+        let entry = |(at, (kind, payload)): (u64, &(EntryKind, Bytes))| {
+            let (data, context) = match kind {
+                EntryKind::Normal => (payload.clone(), Bytes::new()),
+                EntryKind::ConfChange => (Bytes::new(), payload.clone()),
+            };
+            Entry { index: LogIndex(index.wrapping_add(at)), term: Term(term), kind: *kind, data, context }
+        };
+        let objects: Vec<_> = self.system.iter().chain(&self.objects).cloned().collect();
+        let snapshot = (self.kind == MessageKind::Snapshot).then(|| Snapshot {
+            checkpoint: Checkpoint {
+                position: Position {
+                    index: LogIndex(index),
+                    term: Term(self.log_term.of(term)),
+                    conf: self.conf.clone(),
+                    descriptor: self.descriptor(),
+                },
+                system: self.system.as_deref().map(ObjectId::of),
+                base: Vec::new(),
+                runs: self.objects.iter().map(|object| ObjectId::of(object)).collect(),
+            },
+        });
+        let message = Message {
+            kind: self.kind,
+            from: ReplicaId(self.from),
+            to: ReplicaId(1),
+            term: Term(term),
+            log_term: Term(self.log_term.of(term)),
+            index: LogIndex(index),
+            entries: (1..).zip(&self.payloads).map(entry).collect(),
+            commit: LogIndex(self.commit.of(commit)),
+            commit_term: Term(0),
+            snapshot,
+            reject: self.reject,
+            reject_hint: LogIndex(self.commit.of(last)),
+            context: self.context.clone(),
+            priority: 0,
+        };
+        (message, objects)
+    }
+}
+
+fn act(victim: &mut Victim, deed: Deed) {
+    match deed {
+        Deed::Raft(lie) => {
+            let (message, objects) = lie.message(victim);
+            victim.objects.extend(objects.into_iter().map(|object| (ObjectId::of(&object), object)));
+            let frames = pack(vec![Outgoing { node: ME, shard: SHARD, message }]);
+            for packed in frames {
+                hear(victim, packed.frame);
+            }
+        }
+        Deed::Frame(frame) => hear(victim, frame.into()),
+        Deed::Beat { numbers: [incarnation, recovered, synced, wall_ms, yours], known, lost } => {
+            let beat = Beat {
+                incarnation: Incarnation(incarnation),
+                recovered: WalSequence(recovered),
+                synced: WalSequence(synced),
+                wall_ms,
+                settled: known,
+                your_incarnation: if known { victim.incarnation } else { Incarnation(yours) },
+                you_lost_up_to: lost.map(WalSequence),
+                leaders: vec![(SHARD, Term(yours)), (ShardId(wall_ms), Term(0))],
+            };
+            hear(victim, pack_beat(&beat));
+        }
+        Deed::Ticks(times) => victim.ticks(times),
+        Deed::Ask => {
+            let sequence = victim.asked;
+            victim.ask(SHARD, store(2, sequence, "key", "mine"), false);
+            victim.ask(SHARD, get(key("key")), true);
+        }
+        Deed::Link(connected) => victim.input(Input::Peer { node: MAD, connected }),
+        Deed::Restart => victim.restart(),
+    }
+}
+
+/// A frame that does not parse closes its connection, and no more.
+fn hear(victim: &mut Victim, frame: Bytes) {
+    for input in unpack(MAD, frame).unwrap_or_default() {
+        victim.input(input);
+    }
+}
+
+#[test]
+fn a_beat_with_a_log_sequence_that_no_log_has_is_not_remembered() {
+    let mut victim = Victim::new();
+    for sequence in [u64::MAX, u64::MAX - 1] {
+        let absurd = Beat { synced: WalSequence(sequence), ..victim.beat() };
+        hear(&mut victim, pack_beat(&absurd));
+        let absurd = Beat { you_lost_up_to: Some(WalSequence(sequence)), ..victim.beat() };
+        hear(&mut victim, pack_beat(&absurd));
+        victim.restart();
+        victim.lone_shard_serves();
+    }
+}
+
+#[test]
+fn a_peer_at_the_end_of_time_does_not_stop_the_clock() {
+    let mut victim = Victim::new();
+    for wall_ms in [u64::MAX, 0] {
+        let absurd = Beat { wall_ms, ..victim.beat() };
+        hear(&mut victim, pack_beat(&absurd));
+        victim.ticks(1);
+        victim.ask(LONE, store(1, 1, "key", "value"), false);
+        victim.lone_shard_serves();
+    }
+}
+
+#[test]
+fn a_mad_peer_harms_no_shard_but_its_own_whatever_it_sends() {
+    let broken = Cell::new(0);
+    flotilla_hostile::attack(200, vec(deed(), 1..30), |deeds| {
+        let mut victim = Victim::new();
+        for deed in deeds {
+            act(&mut victim, deed);
+        }
+        victim.lone_shard_serves();
+        victim.restart();
+        victim.lone_shard_serves();
+        broken.set(broken.get() + victim.broken);
+    });
+    println!("replicas given up: {}", broken.get());
+}

@@ -1,0 +1,82 @@
+//! Checkpoints of a mad peer, whose objects match their ids and nothing else, and what a disk may give back beside the view.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use flotilla_hostile::{Proportion, attack, mutated};
+use flotilla_storage::{EngineError, StateEngine};
+use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use crate::{
+    tests::{all, empty_checkpoint, open, open_replica, two_flushes},
+    trust::Trust,
+};
+
+/// The replica that takes what the peer offers.
+const VICTIM: ReplicaId = ReplicaId(8);
+
+#[test]
+fn hostile_checkpoints_are_refused_or_read_and_harm_no_other_replica() {
+    let source = tempfile::tempdir().unwrap();
+    let (sound, records) = two_flushes(source.path());
+    let engine = open_replica(source.path(), &sound);
+    let objects: Vec<_> = sound.objects().map(|id| engine.object(id).unwrap()).collect();
+    let offered = || vec(mutated(select(objects.clone())), 0..4);
+    let offer = (offered(), offered(), any::<bool>());
+    let engine = RefCell::new(engine);
+    attack(60, offer, |(base, runs, whole)| {
+        let engine = engine.borrow_mut();
+        let import = |objects: Vec<Vec<u8>>| -> Vec<ObjectId> {
+            let import = |object: Vec<u8>| {
+                let id = ObjectId::of(&object);
+                engine.import(id, object.into()).unwrap();
+                id
+            };
+            objects.into_iter().map(import).collect()
+        };
+        let (mut base, runs) = (import(base), import(runs));
+        if whole {
+            base.splice(..0, sound.base.iter().copied());
+        }
+        let system = runs.first().copied();
+        let checkpoint = Checkpoint { base, runs, system, ..empty_checkpoint(VICTIM) };
+        engine.sync().unwrap();
+        match engine.install(VICTIM, &checkpoint) {
+            Ok(()) => {
+                let reader = engine.reader(VICTIM).unwrap();
+                let found = reader.scan(&flotilla_types::KeyRange::all(), usize::MAX, usize::MAX).unwrap();
+                assert!(found.is_sorted_by(|left, right| left.0 < right.0));
+            }
+            Err(EngineError::Corrupt { replica, .. }) => assert_eq!(replica, VICTIM),
+            Err(error) => panic!("a checkpoint that does not parse is the replica's own damage: {error:?}"),
+        }
+        engine.destroy(VICTIM).unwrap();
+        engine.release(&Vec::from_iter(checkpoint.objects()));
+        assert_eq!(all(&engine), records);
+    });
+}
+
+#[test]
+fn hostile_marks_of_trust_are_believed_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("view.trust");
+    drop(open(dir.path()));
+    let written = std::fs::read(&path).unwrap();
+    attack(200, mutated(Just(written)), |bytes| {
+        std::fs::write(&path, &bytes).unwrap();
+        let _ = Proportion::DEFAULT.of(bytes.len(), || Trust::read(&path).unwrap());
+    });
+}
+
+#[test]
+fn hostile_trust_files_cost_the_view_and_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (checkpoint, records) = two_flushes(dir.path());
+    let path = dir.path().join("view.trust");
+    let written = std::fs::read(&path).unwrap();
+    attack(8, mutated(Just(written)), |bytes| {
+        std::fs::write(&path, Bytes::from(bytes)).unwrap();
+        assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+    });
+}

@@ -1,0 +1,200 @@
+//! Frames that no correct peer sends: every message of the protocol, bent, and what reading it may take.
+
+use bytes::Bytes;
+use flotilla_hostile::{Proportion, at_every_cut, attack, extreme_u64, mutated};
+use flotilla_types::{
+    Checkpoint, ConfState, Entry, EntryKind, Epoch, KeyRange, LogIndex, Message, MessageKind, NodeId, ObjectId,
+    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Snapshot, Term,
+};
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use crate::{
+    WireError, checkpoint_from_wire, checkpoint_to_wire, decode, decode_frame, encode, envelope_from_wire,
+    envelope_to_wire, peer,
+};
+
+fn bytes() -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), 0..24).prop_map(Bytes::from)
+}
+
+fn replicas() -> impl Strategy<Value = Vec<ReplicaId>> {
+    vec(extreme_u64().prop_map(ReplicaId), 0..4)
+}
+
+fn descriptor() -> impl Strategy<Value = ShardDescriptor> {
+    let replica = (extreme_u64(), extreme_u64(), any::<bool>()).prop_map(|(replica, node, learner)| {
+        let role = if learner { ReplicaRole::Learner } else { ReplicaRole::Voter };
+        ReplicaDescriptor { replica: ReplicaId(replica), node: NodeId(node), role }
+    });
+    (extreme_u64(), bytes(), bytes(), extreme_u64(), extreme_u64(), vec(replica, 0..4)).prop_map(
+        |(shard, start, end, range, config, replicas)| ShardDescriptor {
+            shard: ShardId(shard),
+            range: KeyRange { start, end },
+            epoch: Epoch { range, config },
+            replicas,
+        },
+    )
+}
+
+fn checkpoint() -> impl Strategy<Value = Checkpoint> {
+    let conf = (replicas(), replicas(), replicas(), replicas()).prop_map(
+        |(voters, voters_outgoing, learners, learners_next)| ConfState {
+            voters,
+            voters_outgoing,
+            learners,
+            learners_next,
+        },
+    );
+    let object = || any::<u8>().prop_map(|byte| ObjectId::of(&[byte]));
+    let objects = (option::of(object()), vec(object(), 0..4), vec(object(), 0..4));
+    (extreme_u64(), extreme_u64(), conf, descriptor(), objects).prop_map(
+        |(index, term, conf, descriptor, (system, base, runs))| Checkpoint {
+            position: Position { index: LogIndex(index), term: Term(term), conf, descriptor },
+            system,
+            base,
+            runs,
+        },
+    )
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    use MessageKind::{Append, AppendResponse, Heartbeat, ReadIndex, RequestVote, Snapshot as SnapshotKind};
+    let kinds = select(&[Append, AppendResponse, Heartbeat, ReadIndex, RequestVote, SnapshotKind][..]);
+    let ends = (1..9_u64, 1..9_u64, extreme_u64(), extreme_u64(), extreme_u64(), extreme_u64());
+    let entries = vec((1..9_u64, any::<bool>(), bytes(), bytes()), 0..4);
+    let rest = (extreme_u64(), any::<bool>(), extreme_u64(), bytes(), any::<i64>());
+    (kinds, ends, entries, checkpoint(), rest).prop_map(|(kind, ends, entries, checkpoint, rest)| {
+        let (from, to, term, log_term, index, commit) = ends;
+        // No log has an entry 0, which is what comes behind the last number.
+        let index = index.min(u64::MAX - 10);
+        let (commit_term, reject, reject_hint, context, priority) = rest;
+        let entry = |(at, (term, change, data, context)): (u64, (u64, bool, Bytes, Bytes))| Entry {
+            index: LogIndex(index + at),
+            term: Term(term),
+            kind: if change { EntryKind::ConfChange } else { EntryKind::Normal },
+            data,
+            context,
+        };
+        Message {
+            kind,
+            from: ReplicaId(from),
+            to: ReplicaId(to),
+            term: Term(term),
+            log_term: Term(log_term),
+            index: LogIndex(index),
+            entries: (1..).zip(entries).map(entry).collect(),
+            commit: LogIndex(commit),
+            commit_term: Term(commit_term),
+            snapshot: (kind == SnapshotKind).then_some(Snapshot { checkpoint }),
+            reject,
+            reject_hint: LogIndex(reject_hint),
+            context,
+            priority,
+        }
+    })
+}
+
+fn frame() -> impl Strategy<Value = Bytes> {
+    let leader = (extreme_u64(), extreme_u64(), 0..9_u64);
+    let leader = leader.prop_map(|(shard, term, node)| peer::Leader { shard, term, node });
+    let beat = (extreme_u64(), extreme_u64(), any::<bool>(), vec(leader, 0..4)).prop_map(
+        |(synced, wall_ms, settled, leaders)| peer::Beat { synced, wall_ms, settled, leaders, ..Default::default() },
+    );
+    (vec((extreme_u64(), message()), 0..4), option::of(beat)).prop_map(|(messages, beat)| {
+        let raft = messages.into_iter().map(|(shard, message)| envelope_to_wire(ShardId(shard), message)).collect();
+        encode(&peer::Frame { raft, beat })
+    })
+}
+
+/// Empty parts again and again, which cost the sender two bytes each; in a part themselves, or in a part of that.
+fn flood() -> impl Strategy<Value = Vec<u8>> {
+    (vec(1..12_u8, 1..4), 0..4_096_usize).prop_map(|(fields, times)| {
+        let mut fields = fields.into_iter().rev().map(|field| field << 3 | 2);
+        let mut bytes = [fields.next().unwrap_or_default(), 0].repeat(times);
+        for tag in fields {
+            let mut part = vec![tag];
+            prost::encoding::encode_varint(bytes.len() as u64, &mut part);
+            part.extend(bytes);
+            bytes = part;
+        }
+        bytes
+    })
+}
+
+/// Reads a frame as a host does.
+fn read(frame: Bytes) -> Result<Vec<(ShardId, Message)>, WireError> {
+    decode_frame(frame)?.raft.into_iter().map(envelope_from_wire).collect()
+}
+
+#[test]
+fn hostile_messages_survive_the_wire_unbent() {
+    attack(128, (extreme_u64(), message()), |(shard, message)| {
+        let raft = vec![envelope_to_wire(ShardId(shard), message.clone())];
+        let frame = encode(&peer::Frame { raft, beat: None });
+        assert_eq!(read(frame.clone()), Ok(vec![(ShardId(shard), message.clone())]));
+        // A cut leaves an error, or fewer fields: never other messages.
+        at_every_cut(&frame, |cut| {
+            assert!(read(Bytes::copy_from_slice(cut)).map_or(true, |read| read.is_empty()));
+        });
+    });
+}
+
+#[test]
+fn hostile_frames_are_read_in_proportion() {
+    attack(1_000, prop_oneof![4 => mutated(frame()), 1 => flood()], |bytes| {
+        let bytes = Bytes::from(bytes);
+        let _ = Proportion::DEFAULT.of(bytes.len(), || read(bytes));
+    });
+}
+
+#[test]
+fn hostile_checkpoints_are_read_in_proportion() {
+    let valid = checkpoint().prop_map(|checkpoint| encode(&checkpoint_to_wire(&checkpoint)));
+    attack(500, mutated(valid), |bytes| {
+        let bytes = Bytes::from(bytes);
+        let read = Proportion::DEFAULT.of(bytes.len(), || decode(bytes).and_then(checkpoint_from_wire));
+        if let Ok(checkpoint) = read {
+            assert_eq!(checkpoint_from_wire(checkpoint_to_wire(&checkpoint)), Ok(checkpoint));
+        }
+    });
+}
+
+#[test]
+fn hostile_requests_and_answers_are_read_in_proportion() {
+    use peer::{join_response, request, response};
+    let valid = (0..7_u8, bytes(), extreme_u64(), vec(bytes(), 0..5), "[a-z0-9.:]{0,20}").prop_map(
+        |(kind, payload, number, many, text)| match kind {
+            0 => {
+                let propose = peer::Propose { shard: number, command: payload, ..Default::default() };
+                encode(&peer::Request { kind: Some(request::Kind::Propose(propose)) })
+            }
+            1 => {
+                let feed = peer::Feed { version: number, wait_ms: 1 };
+                encode(&peer::Request { kind: Some(request::Kind::Feed(feed)) })
+            }
+            2 => {
+                let failure = peer::Failure { code: 1, leader: number };
+                encode(&peer::Response { kind: Some(response::Kind::Failure(failure)) })
+            }
+            3 => encode(&peer::ObjectsRequest { need: many }),
+            4 => encode(&peer::ObjectsResponse { objects: many, missing: 3 }),
+            5 => encode(&peer::JoinRequest { token: text.clone(), csr: payload, name: text, ..Default::default() }),
+            _ => {
+                let peers = vec![peer::Peer { node: number, quic: text }; 3];
+                let joined = peer::Joined { node: number, cluster: payload, peers, ..Default::default() };
+                encode(&peer::JoinResponse { kind: Some(join_response::Kind::Joined(joined)) })
+            }
+        },
+    );
+    attack(1_000, prop_oneof![4 => mutated(valid), 1 => flood()], |bytes| {
+        let bytes = Bytes::from(bytes);
+        Proportion::DEFAULT.of(bytes.len(), || {
+            let _ = decode::<peer::Request>(bytes.clone());
+            let _ = decode::<peer::Response>(bytes.clone());
+            let _ = decode::<peer::ObjectsRequest>(bytes.clone());
+            let _ = decode::<peer::ObjectsResponse>(bytes.clone());
+            let _ = decode::<peer::JoinRequest>(bytes.clone());
+            let _ = decode::<peer::JoinResponse>(bytes.clone());
+        });
+    });
+}
