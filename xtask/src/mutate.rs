@@ -100,11 +100,13 @@ fn mirror(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn plant(copy: &Path, fault: &Fault) -> Result<()> {
-    let path: PathBuf = copy.join(fault.file);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let found = text.matches(fault.before).count();
-    ensure!(found == 1, "`{}` does not fit any more: {} has its text {found} times", fault.name, fault.file);
-    fs::write(&path, text.replace(fault.before, fault.after))?;
+    for (file, before, after) in [(fault.file, fault.before, fault.after)].into_iter().chain(fault.also) {
+        let path: PathBuf = copy.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let found = text.matches(before).count();
+        ensure!(found == 1, "`{}` does not fit any more: {file} has its text {found} times", fault.name);
+        fs::write(&path, text.replace(before, after))?;
+    }
     Ok(())
 }
 

@@ -72,6 +72,7 @@ impl EngineLog {
         fs::create_dir_all(dir)?;
         let folder = Folder::open(dir)?;
         tail::check(dir, folder.nonce())?;
+        tail::remove_unbegun(dir)?;
         reached(Place::RaftLogOpen);
         let config = options.config(path.to_owned());
         let opened = catch_unwind(AssertUnwindSafe(|| {

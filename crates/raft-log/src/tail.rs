@@ -13,7 +13,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io,
+    io::{self, Read as _},
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -46,8 +46,23 @@ pub(crate) fn check(dir: &Path, nonce: u64) -> Result<(), LogError> {
         }
         match last {
             Some((file, seq)) if suffix == APPEND_SUFFIX => check_last(file, seq, nonce)?,
-            Some((file, _)) => drop(last_batch(file)?),
+            Some((file, _)) => drop(last_batch(file, Header::Torn)?),
             None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes a last file whose header was never written whole, once [`check`] has found that it holds nothing. The engine would go on
+/// in it, by an older format than the one that is checked here.
+pub(crate) fn remove_unbegun(dir: &Path) -> io::Result<()> {
+    for suffix in [APPEND_SUFFIX, REWRITE_SUFFIX] {
+        let Some((path, _)) = files(dir, suffix)?.pop() else { continue };
+        let mut start = Vec::new();
+        File::open(&path)?.take(FILE_HEADER_BYTES as u64).read_to_end(&mut start)?;
+        if Header::of(&start) != Header::Ours {
+            tracing::info!(file = %path.display(), "removing a log file that was never begun");
+            fs::remove_file(&path)?;
         }
     }
     Ok(())
@@ -56,10 +71,11 @@ pub(crate) fn check(dir: &Path, nonce: u64) -> Result<(), LogError> {
 /// The last file may end in one torn batch.
 fn check_last(path: PathBuf, seq: u64, nonce: u64) -> Result<(), LogError> {
     let bytes = fs::read(&path)?;
+    let header = Header::of(&bytes);
     let chain = Chain::walk(&bytes, seq);
     let rest = &bytes[chain.end..];
-    let headless = chain.end < FILE_HEADER_BYTES;
-    if (!headless && is_oversized(rest)) || has_later_batch(rest, nonce) {
+    let refused = header == Header::Damaged || (header == Header::Ours && is_oversized(rest));
+    if refused || has_later_batch(rest, nonce) {
         return Err(OpenError::Damaged { file: path, offset: chain.end as u64 }.into());
     }
     match chain.last {
@@ -73,16 +89,24 @@ fn check_last(path: PathBuf, seq: u64, nonce: u64) -> Result<(), LogError> {
 /// A closed file was synced to its end. The engine checks all of it but the entries, and those of its last batch it would
 /// cut. Only the headers of the others are read here: there may be many files.
 fn check_closed(path: PathBuf) -> Result<(), LogError> {
-    let Some((path, offset, len)) = last_batch(path)? else { return Ok(()) };
+    let Some((path, offset, len)) = last_batch(path, Header::Ours)? else { return Ok(()) };
     let mut batch = vec![0; len];
     File::open(&path)?.read_exact_at(&mut batch, offset)?;
     if entries_are_whole(&batch) { Ok(()) } else { Err(OpenError::Damaged { file: path, offset }.into()) }
 }
 
-/// Follows the headers of a file: offset and length of its last whole batch. Refuses a header that no batch can have.
-fn last_batch(path: PathBuf) -> Result<Option<(PathBuf, u64, usize)>, LogError> {
+/// Follows the headers of a file: offset and length of its last whole batch. Refuses a header that no batch can have, and a
+/// file header that is worse than `allowed`.
+fn last_batch(path: PathBuf, allowed: Header) -> Result<Option<(PathBuf, u64, usize)>, LogError> {
     let file = File::open(&path)?;
     let size = file.metadata()?.len();
+    let mut start = Vec::new();
+    (&file).take(FILE_HEADER_BYTES as u64).read_to_end(&mut start)?;
+    match Header::of(&start) {
+        Header::Ours => {}
+        found if found <= allowed => return Ok(None),
+        _ => return Err(OpenError::Damaged { file: path, offset: 0 }.into()),
+    }
     let mut last = None;
     let mut at = FILE_HEADER_BYTES as u64;
     let mut header = [0; BATCH_HEADER_BYTES];
@@ -156,7 +180,7 @@ struct Chain {
 impl Chain {
     fn walk(bytes: &[u8], seq: u64) -> Self {
         let mut chain = Self { end: 0, last: None };
-        if !has_file_header(bytes) {
+        if Header::of(bytes) != Header::Ours {
             return chain;
         }
         chain.end = FILE_HEADER_BYTES;
@@ -168,9 +192,25 @@ impl Chain {
     }
 }
 
-/// The engine takes a file with another header for an empty one.
-fn has_file_header(bytes: &[u8]) -> bool {
-    bytes.strip_prefix(MAGIC).is_some_and(|rest| rest.starts_with(&VERSION_AND_ALIGNMENT))
+/// How a file begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Header {
+    Ours,
+    /// Parts of it were never written. The engine takes the file for an empty one.
+    Torn,
+    /// Neither. The engine may take it for that of another version or alignment, and reserve what its bytes then seem to say.
+    Damaged,
+}
+
+impl Header {
+    fn of(bytes: &[u8]) -> Self {
+        let ours = || MAGIC.iter().chain(&VERSION_AND_ALIGNMENT);
+        if bytes.len() >= FILE_HEADER_BYTES && ours().eq(&bytes[..FILE_HEADER_BYTES]) {
+            return Self::Ours;
+        }
+        let never_written = ours().zip(bytes).all(|(ours, found)| found == ours || *found == 0);
+        if never_written { Self::Torn } else { Self::Damaged }
+    }
 }
 
 /// The length of the batch at the start of `bytes`, if its footer (the index of what it holds) matches its checksum.
@@ -229,6 +269,34 @@ mod tests {
             fs::write(dir.path().join(name), header(1 << 20)).unwrap();
             assert!(check(dir.path(), 1).is_ok(), "{name}");
         }
+    }
+
+    /// With another version or alignment the engine reads batch headers where there are none, and reserves what they seem to say.
+    #[test]
+    fn a_file_header_with_a_flipped_bit_is_damage_and_one_that_was_never_written_is_not() {
+        let ours = [MAGIC, &VERSION_AND_ALIGNMENT].concat();
+        for name in ["0000000000000001.raftlog", "0000000000000001.rewrite"] {
+            let opens = |bytes: &[u8]| {
+                let dir = tempfile::tempdir().unwrap();
+                fs::write(dir.path().join(name), bytes).unwrap();
+                check(dir.path(), 1).is_ok()
+            };
+            for len in 0..=ours.len() {
+                assert!(opens(&ours[..len]), "{name} was cut at {len}");
+                let mut zeros = vec![0; 200];
+                zeros[..len].copy_from_slice(&ours[..len]);
+                assert!(opens(&zeros), "{name} was written up to {len}");
+            }
+            for at in 0..ours.len() {
+                let mut flipped = [&ours[..], &[7; 100]].concat();
+                flipped[at] ^= 0x81;
+                assert!(!opens(&flipped), "bit 0 and 7 of byte {at} of {name}");
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("0000000000000001.raftlog"), [0; 100]).unwrap();
+        fs::write(dir.path().join("0000000000000002.raftlog"), &ours).unwrap();
+        assert!(check(dir.path(), 1).is_err(), "what is closed was synced with its header");
     }
 
     #[test]

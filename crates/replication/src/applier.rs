@@ -119,6 +119,9 @@ impl<T> Applier<T> {
                 if let Some(Slot::Loading { waiting, .. }) = slot {
                     drop_tasks(std::mem::take(waiting), out);
                 }
+                if !replaces {
+                    self.engine.claim(replica, &checkpoint);
+                }
                 out.loads.push(Load { replica, checkpoint: checkpoint.clone(), replaces });
                 self.slots.insert(replica, Slot::Loading { shard, checkpoint, waiting: VecDeque::new() });
             }

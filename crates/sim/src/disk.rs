@@ -132,6 +132,10 @@ impl Log for Disk {
 }
 
 impl StateEngine for Disk {
+    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
+        self.engine.claim(replica, checkpoint);
+    }
+
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.sound(checkpoint)?;
         self.engine.open(replica, checkpoint)

@@ -128,6 +128,10 @@ impl Drop for Engine {
 }
 
 impl StateEngine for Engine {
+    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
+        self.objects.set_roots(replica.0, checkpoint.objects());
+    }
+
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.replace(replica, checkpoint)
     }

@@ -78,9 +78,14 @@ pub trait StateReader: Send + Sync {
 ///   `build` and `settle` run beside `write` and reads.
 /// - Objects that the durable checkpoint of an open replica names are never deleted. Neither are objects imported or
 ///   built since, until the next `settle`, `install`, `release` or restart.
+/// - After a crash the host calls [`claim`](Self::claim) with the durable checkpoint of every replica before it works on any of
+///   them: replicas share objects, and opening takes its time.
 /// - After a crash the host calls [`open`](Self::open) with the durable checkpoint and then writes everything behind it
 ///   again; the result equals a replica that never crashed.
 pub trait StateEngine: Send + Sync + 'static {
+    /// The objects that a replica's durable checkpoint names are kept from now on; [`open`](Self::open) will follow. Memory only.
+    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint);
+
     /// Opens a replica with the records of its durable checkpoint: from the view when that can be trusted, otherwise
     /// rebuilt from the checkpoint's objects.
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;

@@ -87,6 +87,10 @@ impl MemoryEngine {
 }
 
 impl StateEngine for MemoryEngine {
+    fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
+        self.store.lock().claim(replica, checkpoint.objects().collect());
+    }
+
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.install(replica, checkpoint)
     }

@@ -18,6 +18,8 @@ pub(super) struct Fault {
     pub(super) before: &'static str,
     pub(super) after: &'static str,
     pub(super) runner: Runner,
+    /// Where two mechanisms guard against the same thing, the other one goes too: file, text, what it becomes.
+    pub(super) also: Option<(&'static str, &'static str, &'static str)>,
 }
 
 pub(super) const FAULTS: &[Fault] = &[
@@ -28,6 +30,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "        if self.promised_in.is_some() {",
         after: "        round.sends.append(&mut round.after);\n        if false {",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "fsync-forgotten",
@@ -36,6 +39,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "            log.write(batch)?;",
         after: "            if sequence.0 % 64 != 7 {\n                log.write(batch)?;\n            }",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "leader-speaks-early",
@@ -44,6 +48,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "        if self.promised_in.is_some() {",
         after: "        if false {",
         runner: Runner::Tests("flotilla-consensus"),
+        also: None,
     },
     Fault {
         name: "read-without-quorum",
@@ -52,6 +57,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "replica.read_rounds.push_back(ReadRound { context, started_ms: self.now_ms, reads });",
         after: "let index = replica.handed_out;\n                replica.confirmed.push_back((index, reads));\n                let _ = context;\n                self.serve_confirmed(id, effects);",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "vote-forgotten",
@@ -60,14 +66,16 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "            hard_state: state.hard_state,",
         after: "            hard_state: flotilla_types::HardState { vote: ReplicaId::NONE, ..state.hard_state },",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "sessions-not-in-snapshot",
-        what: "checkpoints leave the outcomes of sessions out",
+        what: "what a checkpoint says of sessions is not restored",
         file: "crates/kv/src/system.rs",
-        before: "sessions: sessions.iter().map(|(id, session)| session_message(id, session)).collect(),",
-        after: "sessions: sessions.iter().take(0).map(|(id, session)| session_message(id, session)).collect(),",
+        before: "            sessions.restore(id, session(message)?);",
+        after: "            let _ = (id, session(message)?);",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "retry-applied-twice",
@@ -76,6 +84,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "                Verdict::Known(outcome) => return Ok(outcome),",
         after: "                Verdict::Known(_) => {}",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "rolled-back-replica-votes",
@@ -84,6 +93,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "            self.destroy(id, effects);",
         after: "            let _ = id;",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "nobody-waits-to-be-judged",
@@ -92,6 +102,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "        let majority = |voters: &[ReplicaId]| {\n            voters.is_empty()",
         after: "        let majority = |voters: &[ReplicaId]| {\n            true || voters.is_empty()",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "removed-replica-returns",
@@ -100,6 +111,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "            self.tombstones.insert(write.replica);",
         after: "",
         runner: Runner::Tests("flotilla-storage"),
+        also: None,
     },
     Fault {
         name: "truncated-before-checkpoint",
@@ -108,6 +120,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "let to = LogIndex(checkpoint.position.index.0.min(",
         after: "let to = LogIndex((checkpoint.position.index.0 + 1).min(",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "snapshot-before-objects",
@@ -116,6 +129,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "replica.parked = Some(Parked { message, complete: false });",
         after: "replica.parked = Some(Parked { message, complete: true });",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "stale-epoch-accepted",
@@ -124,6 +138,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "        if back || reported.epoch == known {",
         after: "        if reported.epoch == known {",
         runner: Runner::Tests("flotilla-meta"),
+        also: None,
     },
     Fault {
         name: "stale-metadata-accepted",
@@ -132,6 +147,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "        meta.version() > self.meta.version()",
         after: "        meta.version() != self.meta.version()",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "entries-never-shown",
@@ -140,14 +156,16 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "kind == MessageKind::Append && first.index != message.index + 1",
         after: "false && kind == MessageKind::Append && first.index != message.index + 1",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "wrong-clock-dates-entries",
-        what: "a leader whose clock jumped ahead goes on dating entries",
+        what: "a leader whose clock jumped ahead goes on dating entries, and gateways do not believe the shard",
         file: "crates/replication/src/core/greeting.rs",
         before: "        2 * behind > peers",
         after: "        2 * behind > peers && behind > 99",
         runner: Runner::Simulator,
+        also: Some(("crates/route/src/session.rs", "        self.clock_ms.max(wall_ms)", "        wall_ms")),
     },
     Fault {
         name: "absent-replica-votes",
@@ -156,6 +174,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "                && follower.matched > LogIndex(0)",
         after: "                && follower.matched >= LogIndex(0)",
         runner: Runner::Simulator,
+        also: None,
     },
     Fault {
         name: "removed-replica-taken-back",
@@ -164,6 +183,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "let must_wait = unknown &&",
         after: "let must_wait = false && unknown &&",
         runner: Runner::Tests("flotilla-control"),
+        also: None,
     },
     Fault {
         name: "forgetting-forgotten",
@@ -172,6 +192,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "        effects.marks.push((self.node, remembered));",
         after: "",
         runner: Runner::Tests("flotilla-replication"),
+        also: None,
     },
     Fault {
         name: "pins-not-counted",
@@ -180,6 +201,7 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "                *pins.get_mut() -= 1;",
         after: "                *pins.get_mut() = 0;",
         runner: Runner::Tests("flotilla-storage"),
+        also: None,
     },
     Fault {
         name: "hash-not-checked",
@@ -188,5 +210,6 @@ pub(super) const FAULTS: &[Fault] = &[
         before: "            return Err(ObjectError::Mismatch(id));",
         after: "",
         runner: Runner::Tests("flotilla-objects"),
+        also: None,
     },
 ];

@@ -162,7 +162,7 @@ impl Victim {
                 Background::Release { objects } => self.work(Job::Release { objects }, &mut inputs),
                 Background::Pull { replica, checkpoint, .. } => {
                     let complete = self.pull(&checkpoint);
-                    inputs.push(Input::Pulled { replica, complete });
+                    inputs.push(Input::Pulled { replica, checkpoint, complete });
                 }
             }
         }
@@ -207,7 +207,7 @@ impl Victim {
 
     /// Pulls from the mad peer, which gives what it has.
     fn pull(&self, checkpoint: &Checkpoint) -> bool {
-        let mut pull = Pull::start(&self.engine, checkpoint);
+        let mut pull = Pull::start(&self.engine, checkpoint.clone());
         while let Some(request) = pull.request() {
             let mad = MemoryEngine::default();
             for (id, object) in &self.objects {

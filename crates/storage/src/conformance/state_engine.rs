@@ -38,6 +38,7 @@ pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
     a_destroyed_replica_is_closed_and_others_keep_their_objects(open);
     objects_are_verified_pinned_and_durable(open);
     what_two_pulls_wait_for_stays_until_both_let_go(open);
+    what_a_replica_that_is_still_closed_needs_stays(open);
     a_missing_object_is_named(open);
     for seed in 1..=3 {
         walks_match_a_model(open, seed);
@@ -442,6 +443,23 @@ fn what_two_pulls_wait_for_stays_until_both_let_go(open: &mut Open<'_>) {
     engine.release(&objects);
     let reader = engine.reader(second).expect("an installed replica is readable");
     assert_eq!(reader.get(b"a").expect("readable"), Some(bytes("1")));
+}
+
+fn what_a_replica_that_is_still_closed_needs_stays(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 222);
+    test.write(&[("a", Some("1"))]);
+    test.flush("the same in two replicas");
+    let shared = test.durable.clone();
+    let twin = ReplicaId(223);
+    test.engine().install(twin, &shared).expect("all objects are here");
+    test.engine = None;
+    // Both are there again, and one of them is quick.
+    let engine = (test.open)();
+    engine.claim(test.replica, &shared);
+    engine.claim(twin, &shared);
+    engine.open(test.replica, &shared).expect("an intact replica opens");
+    engine.destroy(test.replica).expect("an open replica is destroyed");
+    engine.open(twin, &shared).expect("its objects are still here");
 }
 
 fn a_missing_object_is_named(open: &mut Open<'_>) {
