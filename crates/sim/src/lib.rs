@@ -21,6 +21,7 @@ mod node;
 mod operator;
 mod plan;
 mod run;
+mod sources;
 mod trace;
 mod verdict;
 mod workload;

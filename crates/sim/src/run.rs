@@ -88,7 +88,7 @@ impl fmt::Display for Failure {
         for (at_us, note) in &self.notes {
             writeln!(f, "{:>8} ms  {note}", at_us / 1_000)?;
         }
-        write!(f, "again: {}", self.replay())
+        write!(f, "again, at {}: {}", crate::sources::describe(), self.replay())
     }
 }
 
