@@ -1,0 +1,41 @@
+//! A log that panics where a defect would.
+
+use flotilla_storage::{Log, LogBatch, LogError, MemoryLog, NodeMark, ReplicaLog};
+use flotilla_types::{Entry, LogIndex, ReplicaId, Term, WalSequence};
+
+/// Panics when entries are read, and is a log otherwise.
+pub(crate) struct Entries(pub(crate) MemoryLog);
+
+impl Log for Entries {
+    fn recovered(&self) -> WalSequence {
+        self.0.recovered()
+    }
+
+    fn marks(&self) -> Vec<NodeMark> {
+        self.0.marks()
+    }
+
+    fn replicas(&self) -> Result<Vec<(ReplicaId, ReplicaLog)>, LogError> {
+        self.0.replicas()
+    }
+
+    fn is_tombstone(&self, replica: ReplicaId) -> bool {
+        self.0.is_tombstone(replica)
+    }
+
+    fn entries(&self, replica: ReplicaId, _: LogIndex, _: LogIndex, _: usize) -> Result<Vec<Entry>, LogError> {
+        panic!("the entries of {replica} are read");
+    }
+
+    fn term(&self, replica: ReplicaId, index: LogIndex) -> Result<Term, LogError> {
+        self.0.term(replica, index)
+    }
+
+    fn write(&self, batch: LogBatch) -> Result<(), LogError> {
+        self.0.write(batch)
+    }
+
+    fn reclaim(&self) -> Result<Vec<ReplicaId>, LogError> {
+        self.0.reclaim()
+    }
+}
