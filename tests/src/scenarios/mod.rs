@@ -237,6 +237,7 @@ pub const ALL: &[Scenario] = &[
         name: "a_bit_of_the_view_flips",
         about: "one bit in each file of a stopped node's view",
         arguments: &SMALL,
+        panics: Some("sled-0"),
         fault: fault!(files::flip_in_view),
         ..BASE
     },
