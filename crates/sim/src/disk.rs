@@ -63,6 +63,10 @@ impl Disk {
     }
 
     /// No room for checkpoints, or room again.
+    pub(crate) fn is_full(&self) -> bool {
+        self.damage.lock().full
+    }
+
     pub(crate) fn set_full(&self, full: bool) {
         self.damage.lock().full = full;
     }

@@ -286,6 +286,8 @@ impl World {
         self.checks.wounded.insert(id);
         self.checks.rolled_back(&disk);
         if let Some(node) = self.nodes.get_mut(&id) {
+            // The copy says what was on the disk, not how much room there is by now.
+            disk.set_full(node.disk.is_full());
             (node.disk, node.folder, node.incarnation) = (disk, folder, incarnation);
         }
         self.start(id);
