@@ -99,6 +99,33 @@ impl ConfChange {
         self.to_raft().write_to_bytes().map(Bytes::from).unwrap_or_default()
     }
 
+    /// The configuration that follows, if the change fits.
+    #[must_use]
+    pub fn after(&self, before: &ConfState) -> ConfState {
+        let mut conf = before.clone();
+        match self {
+            Self::AddLearner { replica, .. } => conf.learners.push(*replica),
+            Self::RemoveLearner { replica } => conf.learners.retain(|learner| learner != replica),
+            Self::Swap { promote, demote } => {
+                conf.voters_outgoing.clone_from(&conf.voters);
+                conf.voters.retain(|voter| !demote.contains(voter));
+                conf.voters.extend(promote);
+                conf.learners.retain(|learner| !promote.contains(learner));
+                // Those who still vote in the outgoing half become learners with its end.
+                conf.learners_next.extend(demote);
+            }
+            Self::LeaveJoint => {
+                conf.voters_outgoing.clear();
+                conf.learners.append(&mut conf.learners_next);
+            }
+        }
+        for list in [&mut conf.voters, &mut conf.voters_outgoing, &mut conf.learners, &mut conf.learners_next] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        conf
+    }
+
     /// The change as it stands in the log.
     #[must_use]
     pub fn encode(&self) -> Bytes {

@@ -264,20 +264,44 @@ impl<T> Core<T> {
             }
         };
         for (id, state) in states {
-            let Some(replica) = self.replicas.get(&id) else { continue };
-            let position = &state.checkpoint.position;
-            let cleared = || self.greeting.clears(self.node, &position.conf, |id| position.descriptor.node_of(id));
-            let lone = position.conf.voters == [id] && !position.conf.is_joint();
-            let greeted = match (replica.alone, lone) {
-                (true, _) => true,
-                // It was the only voter at its checkpoint, but others may have joined since.
-                (false, true) => !self.greeting.cleared.is_empty(),
-                (false, false) => cleared(),
-            };
-            if replica.dormant && greeted {
+            if self.replicas.get(&id).is_some_and(|replica| replica.dormant) && self.is_greeted(id, &state) {
                 self.open_group(id, &state, effects);
             }
         }
+    }
+
+    fn is_greeted(&mut self, id: ReplicaId, state: &ReplicaLog) -> bool {
+        let position = &state.checkpoint.position;
+        let alone = self.replicas.get(&id).is_some_and(|replica| replica.alone);
+        if alone || self.greeting.clears(self.node, &position.conf, |id| position.descriptor.node_of(id)) {
+            // As the only voter at its checkpoint it clears itself, but others may have joined since.
+            let lone = position.conf.voters == [id] && !position.conf.is_joint();
+            return alone || !lone || !self.greeting.cleared.is_empty();
+        }
+        // Those who voted at the checkpoint may be gone for ever; those at the end of the log know more than they.
+        if self.replicas.get(&id).is_some_and(|replica| replica.latest.is_none()) {
+            let latest = self.latest(id, state);
+            if let Some(replica) = self.replicas.get_mut(&id) {
+                replica.latest = latest;
+            }
+        }
+        let latest = self.replicas.get(&id).and_then(|replica| replica.latest.as_ref());
+        latest.is_some_and(|(conf, nodes)| self.greeting.clears(self.node, conf, |id| nodes.get(&id).copied()))
+    }
+
+    /// The configuration at the end of a log, committed or not, and where its replicas live.
+    fn latest(&self, id: ReplicaId, state: &ReplicaLog) -> Option<(ConfState, BTreeMap<ReplicaId, NodeId>)> {
+        let position = &state.checkpoint.position;
+        let mut conf = position.conf.clone();
+        let mut nodes: BTreeMap<_, _> =
+            position.descriptor.replicas.iter().map(|replica| (replica.replica, replica.node)).collect();
+        for change in self.changes(id, state)? {
+            if let ConfChange::AddLearner { replica, node } = change {
+                nodes.insert(replica, node);
+            }
+            conf = change.after(&conf);
+        }
+        Some((conf, nodes))
     }
 
     /// Whether a recovered replica is its group's only voter: so its checkpoint says, and its log makes nobody else a voter.
@@ -286,19 +310,23 @@ impl<T> Core<T> {
         if conf.voters != [id] || conf.is_joint() {
             return false;
         }
-        let mut next = state.truncated.0.next();
+        let keeps_voters =
+            |change: &ConfChange| matches!(change, ConfChange::AddLearner { .. } | ConfChange::RemoveLearner { .. });
+        self.changes(id, state).is_some_and(|changes| changes.iter().all(keeps_voters))
+    }
+
+    /// The changes of configuration that a log holds behind its checkpoint; `None` when it cannot be read.
+    fn changes(&self, id: ReplicaId, state: &ReplicaLog) -> Option<Vec<ConfChange>> {
+        let mut changes = Vec::new();
+        let mut next = state.truncated.0.max(state.checkpoint.position.index).next();
         while next <= state.last {
-            let Ok(entries) = self.log.entries(id, next, state.last.next(), READ_BYTES_MAX) else { return false };
-            let swaps = entries.iter().filter(|entry| entry.kind == EntryKind::ConfChange).any(|entry| {
-                !matches!(
-                    ConfChange::decode(&entry.context),
-                    Ok(ConfChange::AddLearner { .. } | ConfChange::RemoveLearner { .. })
-                )
-            });
-            let Some(last) = entries.last().filter(|_| !swaps) else { return false };
-            next = last.index.next();
+            let entries = self.log.entries(id, next, state.last.next(), READ_BYTES_MAX).ok()?;
+            for entry in entries.iter().filter(|entry| entry.kind == EntryKind::ConfChange) {
+                changes.push(ConfChange::decode(&entry.context).ok()?);
+            }
+            next = entries.last()?.index.next();
         }
-        true
+        Some(changes)
     }
 
     /// What was forgotten in an earlier life must be found out in this one.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use flotilla_consensus::Role;
 use flotilla_storage::{ReplicaLog, Usage};
-use flotilla_types::{LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp};
+use flotilla_types::{ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp};
 
 use super::{Effects, Request, RequestError};
 
@@ -43,6 +43,8 @@ pub(super) struct Replica<T> {
     pub(super) given_up: bool,
     /// As far as the log says, the only voter its group ever had since the checkpoint.
     pub(super) alone: bool,
+    /// While it is dormant: its configuration at the end of its log, and where those live, once somebody asked.
+    pub(super) latest: Option<(ConfState, BTreeMap<ReplicaId, NodeId>)>,
     pub(super) descriptor: ShardDescriptor,
     /// Nodes of replicas that the descriptor does not know yet, learned from their messages.
     pub(super) routes: BTreeMap<ReplicaId, NodeId>,
@@ -93,6 +95,7 @@ impl<T> Replica<T> {
             recovered,
             given_up: false,
             alone: false,
+            latest: None,
             descriptor: state.checkpoint.position.descriptor.clone(),
             routes: BTreeMap::new(),
             role: Role::Follower,

@@ -1,9 +1,10 @@
 //! Data folders that went backwards.
 
-use flotilla_replication::{Input, LostReason, Notice};
-use flotilla_types::{NodeId, ReplicaId};
+use flotilla_replication::{ConfChange, Input, LostReason, Notice};
+use flotilla_storage::Log as _;
+use flotilla_types::{LogIndex, NodeId, ReplicaId};
 
-use crate::harness::{World, descriptor, seeds};
+use crate::harness::{SHARD, World, descriptor, seeds};
 
 fn lost(world: &World, node: NodeId) -> Option<Vec<ReplicaId>> {
     world.notices.iter().find_map(|(from, notice)| match notice {
@@ -116,6 +117,34 @@ fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
         world.remove(ReplicaId(1), NodeId(1));
         world.finish();
     }
+}
+
+/// Who voted when a replica was last checkpointed may be gone for ever; who votes at the end of its log knows as much.
+#[test]
+fn a_restarted_replica_is_greeted_by_those_who_vote_now() {
+    let mut behind = 0;
+    for seed in seeds(12) {
+        let mut world = World::founded(seed, 3, 1);
+        world.add_learners(&[(ReplicaId(2), NodeId(2)), (ReplicaId(3), NodeId(3))]);
+        let swap = ConfChange::Swap { promote: vec![ReplicaId(2), ReplicaId(3)], demote: vec![] };
+        world.change(&swap, |conf| conf.voters.contains(&ReplicaId(2)));
+        world.input(NodeId(1), Input::Change { shard: SHARD, change: ConfChange::LeaveJoint });
+        let log = |world: &World| world.nodes[&NodeId(2)].log.replicas().unwrap().remove(0).1;
+        let swapped = log(&world).last;
+        world.run_until(500, "the end of the joint configuration arrives", |world| log(world).last > swapped);
+        behind += usize::from(
+            log(&world).checkpoint.position.conf.is_voter(ReplicaId(1))
+                && log(&world).checkpoint.position.index <= swapped,
+        );
+        world.crash(NodeId(2));
+        world.run_ms(500);
+        world.crash(NodeId(1));
+        world.start(NodeId(2));
+        world.run_until(5_000, "two of three elect a leader", |world| {
+            world.leader().is_some_and(|(node, _)| node != NodeId(1))
+        });
+    }
+    assert!(behind > 0, "no checkpoint was behind the configuration");
 }
 
 #[test]
