@@ -2,7 +2,7 @@
 
 use flotilla_replication::{ConfChange, Input, LostReason, Notice};
 use flotilla_storage::Log as _;
-use flotilla_types::{LogIndex, NodeId, ReplicaId};
+use flotilla_types::{NodeId, ReplicaId};
 
 use crate::harness::{SHARD, World, descriptor, seeds};
 
