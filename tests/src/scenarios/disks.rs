@@ -9,7 +9,7 @@ use crate::scenario::Ground;
 /// How long a node may take to notice that it must end.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// The exit code of a node that cannot go on.
-const CANNOT_GO_ON: i32 = 70;
+pub(super) const CANNOT_GO_ON: i32 = 70;
 /// How long a node is left with a disk that is full or slow.
 const LASTS: Duration = Duration::from_secs(5);
 

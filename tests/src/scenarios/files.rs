@@ -12,10 +12,13 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use flotilla_local_cluster::{ClusterError, What, flip_bit};
 
+use super::disks::CANNOT_GO_ON;
 use crate::scenario::Ground;
 
 /// How long a node may take to come up, or to end.
 const UP_WITHIN: Duration = Duration::from_secs(60);
+/// How long a node may serve from a damaged view before that is taken for good.
+const SERVES_FOR: Duration = Duration::from_secs(5);
 /// Files of a data folder that hold neither log nor state.
 const SMALL_FILES: &[&str] =
     &["identity.json", "authority.json", "incarnation", "metadata", "seeds.json", "log/FORMAT", "state/view.trust"];
@@ -145,7 +148,14 @@ pub(super) async fn flip_in_view(ground: &mut Ground) -> anyhow::Result<()> {
         })
         .await?;
     }
-    Ok(())
+    // A view may open and fail later. Then the node ends itself, and rebuilds it at its next start.
+    for i in [1, 2] {
+        let Ok(status) = ground.cluster.wait_exit(i, SERVES_FOR).await else { continue };
+        ensure!(status.code() == Some(CANNOT_GO_ON), "n{i} ended with {status}");
+        ground.note(format!("n{i} ended by itself"));
+        come_back(ground, i).await?;
+    }
+    ground.recovered().await
 }
 
 pub(super) async fn flip_in_small_files(ground: &mut Ground) -> anyhow::Result<()> {
