@@ -272,13 +272,19 @@ impl<T> Core<T> {
 
     fn is_greeted(&mut self, id: ReplicaId, state: &ReplicaLog) -> bool {
         let position = &state.checkpoint.position;
-        let alone = self.replicas.get(&id).is_some_and(|replica| replica.alone);
-        if alone || self.greeting.clears(self.node, &position.conf, |id| position.descriptor.node_of(id)) {
-            // As the only voter at its checkpoint it clears itself, but others may have joined since.
-            let lone = position.conf.voters == [id] && !position.conf.is_joint();
-            return alone || !lone || !self.greeting.cleared.is_empty();
+        if self.replicas.get(&id).is_some_and(|replica| replica.alone) {
+            return true;
         }
-        // Those who voted at the checkpoint may be gone for ever; those at the end of the log know more than they.
+        if position.conf.voters == [id] && !position.conf.is_joint() {
+            // It was the only voter at its checkpoint, but others may have joined since.
+            return !self.greeting.cleared.is_empty();
+        }
+        self.greeting.clears(self.node, &position.conf, |id| position.descriptor.node_of(id))
+            || self.is_greeted_at_the_end(id, state)
+    }
+
+    /// Those who voted at the checkpoint may be gone for ever; those at the end of the log know more than they.
+    fn is_greeted_at_the_end(&mut self, id: ReplicaId, state: &ReplicaLog) -> bool {
         if self.replicas.get(&id).is_some_and(|replica| replica.latest.is_none()) {
             let latest = self.latest(id, state);
             if let Some(replica) = self.replicas.get_mut(&id) {

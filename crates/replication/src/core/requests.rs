@@ -66,8 +66,9 @@ impl<T> Core<T> {
 
     /// Merges waiting commands into entries. While the group writes, commands go on to gather: batches grow with load by themselves.
     pub(super) fn propose_pending(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        let idle = self.replicas.get(&id).is_none_or(|replica| replica.pending.is_empty());
         // Commands wait: either this clock is put right, or followers stop listening to this leader and elect another.
-        if self.is_clock_ahead() {
+        if idle || self.is_clock_ahead() {
             return;
         }
         loop {
