@@ -4,7 +4,7 @@
 //! collected until no replica was opened for a while: the engine cannot know which replicas are still to come.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     path::Path,
     sync::{
@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_failpoints::{Place, number, reached};
 use flotilla_objects::{ObjectStore, Scope};
-use flotilla_storage::{EngineError, StateEngine, StateReader, Usage, WriteSet};
+use flotilla_storage::{EngineError, Pins, StateEngine, StateReader, Usage, WriteSet};
 use flotilla_types::{Checkpoint, LogIndex, ObjectId, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
@@ -40,8 +40,8 @@ pub struct Engine {
     /// `None` once closed.
     view: RwLock<Option<Arc<View>>>,
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
-    /// How often `missing` and `import` pinned each object.
-    transfers: Mutex<HashMap<ObjectId, usize>>,
+    /// Objects pinned by `missing` and `import`.
+    transfers: Mutex<Pins>,
     last_opened: Mutex<Instant>,
     settles: AtomicU32,
     _lock: File,
@@ -228,7 +228,7 @@ impl StateEngine for Engine {
         let absent = |id: &ObjectId| {
             let here = self.objects.pin(*id);
             if here {
-                *transfers.entry(*id).or_default() += 1;
+                transfers.add(*id);
             }
             !here
         };
@@ -241,7 +241,7 @@ impl StateEngine for Engine {
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
         self.objects.import(object, &bytes).map_err(failure::of_objects)?;
-        *self.transfers.lock().entry(object).or_default() += 1;
+        self.transfers.lock().add(object);
         Ok(())
     }
 
@@ -251,16 +251,7 @@ impl StateEngine for Engine {
 
     fn release(&self, objects: &[ObjectId]) {
         let mut transfers = self.transfers.lock();
-        let distinct: BTreeSet<_> = objects.iter().copied().collect();
-        for id in distinct {
-            if let Entry::Occupied(mut pins) = transfers.entry(id) {
-                self.objects.unpin(id);
-                *pins.get_mut() -= 1;
-                if *pins.get() == 0 {
-                    pins.remove();
-                }
-            }
-        }
+        transfers.take(objects).into_iter().for_each(|id| self.objects.unpin(id));
     }
 
     fn close(&self) -> Result<(), EngineError> {

@@ -12,6 +12,7 @@ mod memory_engine;
 mod memory_log;
 mod overlay;
 mod page;
+mod pins;
 mod records;
 
 pub use bounds::ReplicaBounds;
@@ -21,6 +22,7 @@ pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;
+pub use pins::Pins;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

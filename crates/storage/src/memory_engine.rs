@@ -8,7 +8,7 @@
 //! It models neither a slow disk nor a view that lags behind.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -17,7 +17,7 @@ use flotilla_types::{Checkpoint, KeyRange, LogIndex, ObjectId, Position, Replica
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    EngineError, StateEngine, StateReader, Usage, WriteSet,
+    EngineError, Pins, StateEngine, StateReader, Usage, WriteSet,
     records::{self, Memtable, Records},
 };
 
@@ -36,8 +36,7 @@ pub struct MemoryEngine {
 #[derive(Debug, Default)]
 struct Store {
     objects: HashMap<ObjectId, Object>,
-    /// How often each object was pinned.
-    pins: HashMap<ObjectId, usize>,
+    pins: Pins,
     /// What each open replica's checkpoints name: the durable one, and those built since.
     claims: HashMap<ReplicaId, BTreeSet<ObjectId>>,
 }
@@ -210,7 +209,7 @@ impl StateEngine for MemoryEngine {
         let mut store = self.store.lock();
         let distinct: BTreeSet<_> = objects.iter().copied().collect();
         let (held, missing) = distinct.into_iter().partition::<Vec<_>, _>(|object| store.objects.contains_key(object));
-        held.into_iter().for_each(|object| *store.pins.entry(object).or_default() += 1);
+        held.into_iter().for_each(|object| store.pins.add(object));
         missing
     }
 
@@ -224,7 +223,7 @@ impl StateEngine for MemoryEngine {
         }
         let mut store = self.store.lock();
         store.put(bytes, false);
-        *store.pins.entry(object).or_default() += 1;
+        store.pins.add(object);
         Ok(())
     }
 
@@ -235,15 +234,7 @@ impl StateEngine for MemoryEngine {
 
     fn release(&self, objects: &[ObjectId]) {
         let mut store = self.store.lock();
-        let distinct: BTreeSet<_> = objects.iter().collect();
-        for object in distinct {
-            if let Entry::Occupied(mut pins) = store.pins.entry(*object) {
-                *pins.get_mut() -= 1;
-                if *pins.get() == 0 {
-                    pins.remove();
-                }
-            }
-        }
+        store.pins.take(objects);
         store.collect(objects);
     }
 
@@ -294,7 +285,7 @@ impl Store {
     /// Deletes those of `candidates` that nothing holds.
     fn collect(&mut self, candidates: &[ObjectId]) {
         for object in candidates {
-            if !self.pins.contains_key(object) && !self.claims.values().any(|claimed| claimed.contains(object)) {
+            if !self.pins.holds(*object) && !self.claims.values().any(|claimed| claimed.contains(object)) {
                 self.objects.remove(object);
             }
         }

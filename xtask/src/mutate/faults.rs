@@ -197,9 +197,9 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "pins-not-counted",
         what: "what one pull lets go of is deleted although another one waits for it",
-        file: "crates/storage/src/memory_engine.rs",
-        before: "                *pins.get_mut() -= 1;",
-        after: "                *pins.get_mut() = 0;",
+        file: "crates/storage/src/pins.rs",
+        before: "        *pins.get_mut() -= 1;",
+        after: "        *pins.get_mut() = 0;",
         runner: Runner::Tests("flotilla-storage"),
         also: None,
     },
