@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, future::Future, sync::Arc};
 
-use axum::{body::Body, http::Request};
+use axum::{
+    body::Body,
+    http::{HeaderValue, Request, header::CONNECTION},
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -18,6 +21,9 @@ use crate::{Admin, Store};
 
 /// Pause after a failed accept (out of file descriptors, say), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long after the stop answers say `connection: close` before idle connections are closed. A client whose request
+/// crosses the close on the wire cannot know whether it was run; one that was told does not send another.
+const STOP_NOTICE: Duration = Duration::from_millis(200);
 
 /// Serves until `shutdown` resolves, then lets open requests end within [`HttpConfig::stop_grace`].
 ///
@@ -91,9 +97,16 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
+    let is_stopping = stopping.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(answer(router, request).await) }
+        let (router, is_stopping) = (router.clone(), is_stopping.clone());
+        async move {
+            let mut response = answer(router, request).await;
+            if *is_stopping.borrow() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -101,9 +114,13 @@ async fn connection(
         .max_buf_size(config.header_bytes_max)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    let noticed = async {
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        sleep(STOP_NOTICE).await;
+    };
     let served = tokio::select! {
         served = &mut connection => served,
-        () = async { let _ = stopping.wait_for(|stopping| *stopping).await; } => {
+        () = noticed => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -214,6 +231,26 @@ mod tests {
         }
         drop(first);
         assert!(second.await.ends_with("hello"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_on_after_the_stop_is_told_to_close_and_not_cut_off() {
+        let server = server(HttpConfig::default()).await;
+        let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
+        let request = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+        stream.write_all(request).await.expect("sent");
+        let mut answer = [0; 512];
+        let read = timeout(HANG, stream.read(&mut answer)).await.expect("an answer").expect("an answer");
+        assert!(answer[..read].ends_with(b"hello"));
+        server.stop.send(()).expect("it listens");
+        // The server learns of the stop before it is asked again.
+        tokio::time::sleep(STOP_NOTICE / 4).await;
+        stream.write_all(request).await.expect("sent");
+        let mut last = Vec::new();
+        timeout(HANG, stream.read_to_end(&mut last)).await.expect("an end").expect("no reset");
+        let last = String::from_utf8_lossy(&last);
+        assert!(last.contains("connection: close") && last.ends_with("hello"), "{last}");
+        timeout(HANG, server.ended).await.expect("the server ends").expect("no panic");
     }
 
     #[tokio::test]
