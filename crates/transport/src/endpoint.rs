@@ -4,8 +4,8 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use flotilla_identity::{NodeIdentity, peer_client_config, server_config};
 use quinn::{
-    ClientConfig, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, ServerConfig,
-    TokioRuntime, TransportConfig, VarInt,
+    AckFrequencyConfig, ClientConfig, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig,
+    MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
     crypto::{
         CryptoError, HmacKey,
         rustls::{QuicClientConfig, QuicServerConfig},
@@ -29,6 +29,14 @@ const INCOMING_BYTES_MAX: (u64, u64) = (64 * 1024, 8 * 1024 * 1024);
 /// lost first packet cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
+/// Largest packet that is tried, in bytes: a jumbo frame of 9,000 less the headers of IPv6 and UDP. Work for each packet
+/// outweighs work for its bytes. Where the network takes less, discovery finds out what (RFC 8899).
+const UDP_PAYLOAD_BYTES_MAX: u16 = 8_952;
+/// Packets that a peer may leave unacknowledged before it must say so at once; most acknowledgements then ride along with
+/// what goes the other way.
+const ACK_EVERY: u32 = 8;
+/// … and how long it may wait with fewer.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(5);
 /// Pause between two answers to packets of unknown connections, so that noise costs little. Such an answer is always
 /// shorter than the packet.
 const RESET_INTERVAL: Duration = Duration::from_millis(20);
@@ -150,12 +158,18 @@ pub(crate) fn joiner_endpoint(remote: SocketAddr) -> Result<Endpoint, TransportE
 /// What both directions share.
 fn common(config: &Config) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(UDP_PAYLOAD_BYTES_MAX);
+    let mut acknowledge = AckFrequencyConfig::default();
+    acknowledge.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY)).max_ack_delay(Some(ACK_DELAY_MAX));
     let idle_ms = u32::try_from(config.idle_timeout.as_millis()).unwrap_or(u32::MAX);
     transport
         .max_idle_timeout(Some(VarInt::from_u32(idle_ms).into()))
         .stream_receive_window(VarInt::from_u32(config.stream_window_bytes))
         .send_window(u64::from(config.stream_window_bytes) * 8)
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
+        .mtu_discovery_config(Some(mtu))
+        .ack_frequency_config(Some(acknowledge))
         .initial_rtt(INITIAL_RTT);
     transport
 }
@@ -185,6 +199,7 @@ fn endpoint_config(identity: &NodeIdentity) -> EndpointConfig {
     let key = identity.key().derive_secret("flotilla transport v1: stateless reset tokens");
     let mut config = EndpointConfig::new(Arc::new(KeyedHash(key)));
     config.cid_generator(|| Box::new(RandomIds)).min_reset_interval(RESET_INTERVAL);
+    config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX).expect("more than 1,200 bytes");
     config
 }
 
