@@ -25,6 +25,13 @@ enum Command {
     Client(cli::ClientCommand),
 }
 
+/// Writes are many small allocations that are freed on another thread, where the system's allocator takes locks.
+///
+/// Tests bring an allocator that counts.
+#[cfg(not(test))]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let Cli { options, command } = Cli::parse();
     match command {
