@@ -316,6 +316,7 @@ async fn stir_collections(cluster: &Cluster, victim: usize, round: u32) {
             name: "stirred".to_owned(),
             sharding: Default::default(),
             buckets: Some(2),
+            shards: Some(2),
             replicas: None,
         };
         client.create_collection(&wanted).await.map(drop)

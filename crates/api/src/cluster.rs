@@ -28,6 +28,9 @@ pub struct CreateCollection {
     /// Hash buckets, fixed for the collection's life; the cluster's default when absent. Not for `range`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buckets: Option<u16>,
+    /// Shards that the buckets are dealt out to, 1 to `buckets`; the cluster's default when absent. Not for `range`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<u16>,
     /// Replicas wanted of each shard; the cluster's default when absent. Fewer while the cluster is smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u8>,

@@ -88,21 +88,6 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
     }
 }
 
-/// Whether the error may be due to one operation or key among several, so that the others may do without it. Nothing
-/// was written.
-pub(crate) fn concerns_one(error: &StoreError) -> bool {
-    matches!(
-        error,
-        StoreError::Invalid(_)
-            | StoreError::KeySize { .. }
-            | StoreError::ValueTooLarge { .. }
-            | StoreError::BatchTooLarge { .. }
-            | StoreError::CrossShard
-            | StoreError::NotAnInteger
-            | StoreError::Overflow
-    )
-}
-
 /// About how many bytes a reply holds in memory.
 pub(crate) fn held_bytes(reply: &Reply) -> usize {
     let content: usize = match reply {

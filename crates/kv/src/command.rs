@@ -6,6 +6,8 @@
 use bytes::Bytes;
 use flotilla_types::{KeyRange, SessionId, Timestamp};
 
+use crate::OUTCOME_BYTES_MAX;
+
 /// Writes that take effect together or not at all, with what makes a retry harmless.
 ///
 /// A retry carries the same session, sequence and `expires_at_ms` as the first attempt; only `acked_below` may have grown.
@@ -54,6 +56,32 @@ pub struct Operation {
     pub otherwise: Otherwise,
     /// What to do.
     pub action: Action,
+}
+
+impl Operation {
+    /// Bytes of its key and of what it writes.
+    #[must_use]
+    pub fn payload_bytes(&self) -> usize {
+        let written = match &self.action {
+            Action::Put { value, .. } => value.len(),
+            Action::Append { bytes } => bytes.len(),
+            Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => 0,
+        };
+        self.key.len() + written
+    }
+
+    /// What its result takes in an encoded outcome, at most. One with an old value counts as more than is remembered.
+    #[must_use]
+    pub fn result_bytes_max(&self) -> usize {
+        match &self.action {
+            Action::Put { return_old: true, .. } | Action::Delete { return_old: true } => OUTCOME_BYTES_MAX,
+            Action::Put { .. } if self.condition.is_none() => 6,
+            Action::Put { .. } | Action::Delete { .. } => 15,
+            Action::Add { .. } => 17,
+            Action::Append { .. } => 11,
+            Action::Expire { .. } => 8,
+        }
+    }
 }
 
 /// What must hold of a record.

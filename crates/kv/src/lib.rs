@@ -30,7 +30,7 @@ pub use command::{
 };
 pub use limits::{Limits, LimitsError};
 pub use machine::KvMachine;
-pub use session::OUTCOME_BYTES_MAX;
+pub use session::{OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES};
 pub use transaction::parse_integer;
 
 #[doc = include_str!("../README.md")]

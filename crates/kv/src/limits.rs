@@ -18,7 +18,7 @@ pub struct Limits {
     pub sessions_max: u32,
     /// Outcomes remembered for one session. At least 1; not below what a gateway keeps in flight to one shard.
     pub outcomes_per_session_max: u32,
-    /// Outcomes remembered in a shard, about 200 bytes of memory each. At least `outcomes_per_session_max`.
+    /// Outcomes remembered in a shard, up to 700 bytes of memory each. At least `outcomes_per_session_max`.
     pub outcomes_max: u32,
     /// Keys of a [`crate::Query::Get`]. At least 1.
     pub query_keys_max: u32,
@@ -63,7 +63,7 @@ impl Default for Limits {
             operations_max: 1_024,
             sessions_max: 4_096,
             outcomes_per_session_max: 4_096,
-            outcomes_max: 262_144,
+            outcomes_max: 65_536,
             query_keys_max: 4_096,
             answer_bytes_max: 32 << 20,
             scan_items_max: 10_000,

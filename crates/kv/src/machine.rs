@@ -186,7 +186,7 @@ fn index_expiring(ledger: &mut Ledger, expiring: u64, records: &dyn StateReader)
 mod tests {
     use super::*;
     use crate::{
-        Action, Condition, Expiry, Operation, OperationResult, Otherwise, Query, encode_command,
+        Action, Condition, Expiry, OUTCOME_BYTES_MAX, Operation, OperationResult, Otherwise, Query, encode_command,
         testing::{Replica, key, operation, put, put_expiring, written},
     };
 
@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn a_large_outcome_is_forgotten_and_not_applied_again() {
         let mut replica = Replica::default();
-        replica.run(1, put("a", &"x".repeat(100)));
+        replica.run(1, put("a", &"x".repeat(OUTCOME_BYTES_MAX)));
         let command = in_session(of(vec![delete("a", true)]), 1, 0, 1_000);
         assert!(matches!(replica.run(2, command.clone()), Outcome::Done { .. }));
         replica.run(3, put("a", "again"));

@@ -14,8 +14,11 @@ use flotilla_types::SessionId;
 
 use crate::{Limits, Refusal};
 
-/// Outcomes of more encoded bytes than this are not remembered, only that the command was applied.
-pub const OUTCOME_BYTES_MAX: usize = 64;
+/// Outcomes of more encoded bytes than this are not remembered, only that the command was applied: enough for the results of
+/// some eighty plain writes.
+pub const OUTCOME_BYTES_MAX: usize = 512;
+/// What frames the results in an encoded outcome, at most.
+pub const OUTCOME_FRAME_BYTES: usize = 12;
 
 /// What to do with a command.
 #[derive(Debug, PartialEq, Eq)]

@@ -69,11 +69,12 @@ pub enum MetaCommand {
         name: String,
         /// How keys are spread.
         sharding: Sharding,
-        /// 1 to 1,024 for hash collections, which get one shard for each; 1 for range collections.
+        /// 1 to 1,024 for hash collections, 1 for range collections: the finest that shards can be cut by hash.
         buckets: u16,
         /// 1, 3 or 5.
         replicas: u8,
-        /// The nodes of each shard's first replicas, in the order of the shards: an odd number of different active nodes, at most `replicas`.
+        /// The nodes of each shard's first replicas, in the order of the shards: an odd number of different active nodes,
+        /// at most `replicas`. One to `buckets` shards; the buckets are dealt out evenly, in order.
         initial_nodes: Vec<Vec<NodeId>>,
     },
     /// Drops a collection and its shards; nodes destroy the replicas.

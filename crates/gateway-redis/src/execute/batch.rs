@@ -12,13 +12,13 @@
 
 use bytes::Bytes;
 use flotilla_gateway::{Consistency, Store, StoreError};
-use flotilla_kv::{Action, OUTCOME_BYTES_MAX};
+use flotilla_kv::{OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES};
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::{Answered, COLLECTION, Job};
 use crate::{
     Reply,
-    answer::{concerns_one, error_reply},
+    answer::error_reply,
     clock,
     plan::{Read, Write},
 };
@@ -27,7 +27,7 @@ use crate::{
 const CHAIN_WRITES_MAX: usize = 256;
 /// Bytes of the results in one call's outcome: what a shard remembers, less what frames the results. One chain may go
 /// beyond.
-const CALL_RESULT_BYTES_MAX: usize = OUTCOME_BYTES_MAX - 12;
+const CALL_RESULT_BYTES_MAX: usize = OUTCOME_BYTES_MAX - OUTCOME_FRAME_BYTES;
 /// Bytes of keys and values in one writing call; larger writes gain nothing from sharing. One write may go beyond.
 const CALL_BYTES_MAX: usize = 256 << 10;
 /// Reads in one call: bounds what it may return.
@@ -43,13 +43,13 @@ pub(crate) struct Chain {
 
 impl Chain {
     pub(crate) fn new(first: Job<Write>) -> Self {
-        let (bytes, result_bytes) = (write_bytes(&first.work), result_bytes(&first.work));
+        let (bytes, result_bytes) = (first.work.operation.payload_bytes(), first.work.operation.result_bytes_max());
         Self { jobs: vec![first], bytes, result_bytes }
     }
 
     /// Whether one more write may join.
     pub(crate) fn takes(&self, write: &Write) -> bool {
-        self.jobs.len() < CHAIN_WRITES_MAX && self.bytes + write_bytes(write) <= CALL_BYTES_MAX
+        self.jobs.len() < CHAIN_WRITES_MAX && self.bytes + write.operation.payload_bytes() <= CALL_BYTES_MAX
     }
 
     /// Its share of a call: bytes of results, bytes of keys and values.
@@ -58,37 +58,15 @@ impl Chain {
     }
 
     pub(crate) fn push(&mut self, next: Job<Write>) {
-        self.bytes += write_bytes(&next.work);
-        self.result_bytes += result_bytes(&next.work);
+        self.bytes += next.work.operation.payload_bytes();
+        self.result_bytes += next.work.operation.result_bytes_max();
         self.jobs.push(next);
-    }
-}
-
-fn write_bytes(write: &Write) -> usize {
-    let value = match &write.operation.action {
-        Action::Put { value, .. } => value.len(),
-        Action::Append { bytes } => bytes.len(),
-        Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => 0,
-    };
-    write.operation.key.len() + value
-}
-
-/// What a write's result takes in an outcome, at most. One with an old value is never remembered, so that it takes all.
-fn result_bytes(write: &Write) -> usize {
-    match &write.operation.action {
-        Action::Put { return_old: true, .. } | Action::Delete { return_old: true } => CALL_RESULT_BYTES_MAX,
-        Action::Put { .. } if write.operation.condition.is_none() => 6,
-        Action::Put { .. } | Action::Delete { .. } => 14,
-        Action::Add { .. } => 17,
-        Action::Append { .. } => 11,
-        Action::Expire { .. } => 8,
     }
 }
 
 /// The calls that run these writes, to be run at the same time. No two chains may have the same key.
 pub(crate) fn write_all(store: &Store, chains: Vec<Chain>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
-    let same = |keys: &[Bytes]| store.same_shard(COLLECTION, keys).unwrap_or(true);
-    let groups = by_shard(chains, |chain: &Chain| &chain.jobs[0].work.operation.key, same);
+    let groups = by_shard(store, chains, |chain: &Chain| &chain.jobs[0].work.operation.key);
     let calls: Vec<_> =
         groups.into_iter().flat_map(|group| cut(group, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX)).collect();
     let store = store.clone();
@@ -100,11 +78,10 @@ pub(crate) fn write_all(store: &Store, chains: Vec<Chain>) -> impl Iterator<Item
 
 /// The calls that run these reads, to be run at the same time.
 pub(crate) fn read_all(store: &Store, jobs: Vec<Job<Read>>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
-    let same = |keys: &[Bytes]| store.same_shard(COLLECTION, keys).unwrap_or(true);
     let (with_value, without): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.work.answer.needs_value());
     let mut calls = Vec::new();
     for (jobs, values) in [(with_value, true), (without, false)] {
-        for group in by_shard(jobs, |job: &Job<Read>| &job.work.key, same) {
+        for group in by_shard(store, jobs, |job: &Job<Read>| &job.work.key) {
             calls.extend(cut(group, |_| (1, 0), CALL_READS_MAX, 0).into_iter().map(|jobs| (jobs, values)));
         }
     }
@@ -124,7 +101,7 @@ async fn write_call(store: Store, jobs: Vec<Job<Write>>) -> Vec<Answered> {
                 answered.extend(pairs.map(|(job, result)| job.answered(job.work.answer.reply(result))));
             }
             Ok(written) => fail(&mut answered, &jobs, &StoreError::OutcomeUnknown { shard: written.shard }),
-            Err(error) if jobs.len() > 1 && concerns_one(&error) => parts.halve(jobs),
+            Err(error) if jobs.len() > 1 && error.concerns_one() => parts.halve(jobs),
             Err(error) => fail(&mut answered, &jobs, &error),
         }
     }
@@ -143,7 +120,7 @@ async fn read_call(store: Store, jobs: Vec<Job<Read>>, values: bool) -> Vec<Answ
                 let pairs = jobs.iter().zip(found);
                 answered.extend(pairs.map(|(job, found)| job.answered(job.work.answer.reply(found, now_ms))));
             }
-            Err(error) if jobs.len() > 1 && concerns_one(&error) => parts.halve(jobs),
+            Err(error) if jobs.len() > 1 && error.concerns_one() => parts.halve(jobs),
             Err(error) => fail(&mut answered, &jobs, &error),
         }
     }
@@ -175,20 +152,24 @@ impl<T> Parts<T> {
     }
 }
 
-/// Groups items whose keys live in one shard, keeping their order. `same` says whether keys do.
-pub(super) fn by_shard<T>(items: Vec<T>, key: impl Fn(&T) -> &Bytes, same: impl Fn(&[Bytes]) -> bool) -> Vec<Vec<T>> {
-    if items.is_empty() {
-        return Vec::new();
+/// Groups items whose keys live in one shard, keeping their order. Without a map they stay together: the call says why.
+pub(super) fn by_shard<T>(store: &Store, items: Vec<T>, key: impl Fn(&T) -> &Bytes) -> Vec<Vec<T>> {
+    if items.len() <= 1 {
+        return if items.is_empty() { Vec::new() } else { vec![items] };
     }
-    let keys: Vec<_> = items.iter().map(|item| key(item).clone()).collect();
-    if items.len() == 1 || same(&keys) {
-        return vec![items];
+    match store.shards_of(COLLECTION, items.iter().map(key)) {
+        Ok(shards) => grouped(items, &shards),
+        Err(_) => vec![items],
     }
-    let mut groups: Vec<(Bytes, Vec<T>)> = Vec::new();
-    for (item, key) in items.into_iter().zip(keys) {
-        match groups.iter_mut().find(|(first, _)| same(&[first.clone(), key.clone()])) {
+}
+
+/// Groups items by their labels, keeping their order.
+fn grouped<T>(items: Vec<T>, labels: &[impl PartialEq + Copy]) -> Vec<Vec<T>> {
+    let mut groups: Vec<(_, Vec<T>)> = Vec::new();
+    for (item, label) in items.into_iter().zip(labels.iter().copied()) {
+        match groups.iter_mut().find(|(of, _)| *of == label) {
             Some((_, group)) => group.push(item),
-            None => groups.push((key, vec![item])),
+            None => groups.push((label, vec![item])),
         }
     }
     groups.into_iter().map(|(_, group)| group).collect()
@@ -217,7 +198,7 @@ fn cut<T>(items: Vec<T>, cost: impl Fn(&T) -> (usize, usize), parts_max: usize, 
 mod tests {
     use std::time::Instant;
 
-    use flotilla_kv::{OperationResult, Outcome, encode_outcome};
+    use flotilla_kv::{Action, OperationResult, Outcome, encode_outcome};
     use flotilla_types::Timestamp;
 
     use super::*;
@@ -227,17 +208,16 @@ mod tests {
         names.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect()
     }
 
-    /// Keys with the same first letter live together.
-    fn same(keys: &[Bytes]) -> bool {
-        keys.iter().all(|key| key[0] == keys[0][0])
-    }
-
     #[test]
-    fn items_are_grouped_by_shard_in_order() {
-        let groups = by_shard(keys(&["a1", "b1", "a2", "c1", "b2"]), |key| key, same);
+    fn items_are_grouped_in_order() {
+        let by_letter = |items: Vec<Bytes>| {
+            let letters: Vec<u8> = items.iter().map(|key| key[0]).collect();
+            grouped(items, &letters)
+        };
+        let groups = by_letter(keys(&["a1", "b1", "a2", "c1", "b2"]));
         assert_eq!(groups, [keys(&["a1", "a2"]), keys(&["b1", "b2"]), keys(&["c1"])]);
-        assert_eq!(by_shard(keys(&["a1", "a2"]), |key| key, same), [keys(&["a1", "a2"])]);
-        assert!(by_shard(keys(&[]), |key| key, same).is_empty());
+        assert_eq!(by_letter(keys(&["a1", "a2"])), [keys(&["a1", "a2"])]);
+        assert!(by_letter(keys(&[])).is_empty());
     }
 
     #[test]

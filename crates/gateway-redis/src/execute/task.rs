@@ -89,8 +89,7 @@ impl Calls<'_> {
 
     /// Atomic in each shard, not over all of them.
     async fn del(&self, keys: Vec<Bytes>) -> Reply {
-        let same = |keys: &[Bytes]| self.store.same_shard(COLLECTION, keys).unwrap_or(true);
-        let groups = by_shard(keys, |key| key, same);
+        let groups = by_shard(self.store, keys, |key| key);
         let tallies = join_all(groups.into_iter().map(|keys| self.del_in_shard(keys))).await;
         total(tallies)
     }

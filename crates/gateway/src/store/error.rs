@@ -86,3 +86,21 @@ pub enum StoreError {
     #[error("{0}")]
     Refused(String),
 }
+
+impl StoreError {
+    /// Whether the error is about one of the operations or keys of a request, so that the others would not earn it.
+    /// Nothing was written.
+    #[must_use]
+    pub fn concerns_one(&self) -> bool {
+        matches!(
+            self,
+            Self::Invalid(_)
+                | Self::KeySize { .. }
+                | Self::ValueTooLarge { .. }
+                | Self::BatchTooLarge { .. }
+                | Self::CrossShard
+                | Self::NotAnInteger
+                | Self::Overflow
+        )
+    }
+}

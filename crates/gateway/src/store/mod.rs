@@ -4,6 +4,7 @@
 //! Reads and scans of many shards are asked in parallel and put together here.
 
 mod error;
+mod lanes;
 mod read;
 mod scan;
 mod sessions;
@@ -20,6 +21,10 @@ use flotilla_control::{ShardError, Shards};
 use flotilla_placement::{Collection, ShardMap};
 use flotilla_replication::clock;
 use flotilla_types::{NodeId, SessionId, ShardId};
+
+use lanes::Lanes;
+use read::ReadPart;
+use write::WritePart;
 
 pub use error::StoreError;
 pub use shapes::{Consistency, Found, Page, Scan, Written};
@@ -49,24 +54,30 @@ pub struct Store {
 struct Inner {
     shards: Shards,
     sessions: sessions::Sessions,
+    /// Writes on their way into commands.
+    writes: Lanes<WritePart>,
+    /// Reads on their way into queries.
+    reads: Lanes<ReadPart>,
 }
 
 impl Store {
     /// A store over this node's way to the shards. `session` is random, and new at every start.
     #[must_use]
     pub fn new(shards: Shards, session: SessionId) -> Self {
-        Self { inner: Arc::new(Inner { shards, sessions: sessions::Sessions::new(session) }) }
+        let sessions = sessions::Sessions::new(session);
+        Self { inner: Arc::new(Inner { shards, sessions, writes: Lanes::default(), reads: Lanes::default() }) }
     }
 
-    /// Whether keys live in one shard, so that a write may name them all.
-    pub fn same_shard(&self, collection: &str, keys: &[Bytes]) -> Result<bool, StoreError> {
+    /// The shard of each key. `None` where no shard is known; a write may name keys of one shard only.
+    pub fn shards_of<'a>(
+        &self,
+        collection: &str,
+        keys: impl Iterator<Item = &'a Bytes>,
+    ) -> Result<Vec<Option<ShardId>>, StoreError> {
         let map = self.map();
         let collection = collection_of(&map, collection)?;
-        let mut shards = keys
-            .iter()
-            .map(|key| map.shard_of(collection.record_key(key).as_bytes()).map(|shard| shard.descriptor.shard));
-        let first = shards.next().flatten();
-        Ok(shards.all(|shard| shard == first))
+        let shard_of = |key| map.shard_of(collection.record_key(key).as_bytes()).map(|shard| shard.descriptor.shard);
+        Ok(keys.map(|key: &Bytes| shard_of(key)).collect())
     }
 
     fn map(&self) -> Arc<ShardMap> {

@@ -32,10 +32,11 @@ impl MetaState {
         if self.collections.len() >= COLLECTIONS_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Collections));
         }
-        if self.shards.len() + usize::from(buckets) > SHARDS_MAX {
+        if self.shards.len() + initial_nodes.len() > SHARDS_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Shards));
         }
-        if initial_nodes.len() != usize::from(buckets) {
+        let shards = u16::try_from(initial_nodes.len()).map_err(|_| MetaRefusal::BadPlacement)?;
+        if shards == 0 || shards > buckets {
             return Err(MetaRefusal::BadPlacement);
         }
         for nodes in initial_nodes {
@@ -48,11 +49,13 @@ impl MetaState {
 
         let id = self.header.next_collection;
         self.header.next_collection = id.next();
+        // Shard i begins at bucket i · buckets / shards, so that sizes differ by one bucket at most.
+        let begin = |shard: u16| (u32::from(shard) * u32::from(buckets) / u32::from(shards)) as u16;
         let shards = initial_nodes
             .iter()
-            .zip(0..buckets)
-            .map(|(nodes, bucket)| {
-                let range = KeyRange::of_buckets(id, Bucket(bucket), Bucket(bucket));
+            .zip(0..shards)
+            .map(|(nodes, shard)| {
+                let range = KeyRange::of_buckets(id, Bucket(begin(shard)), Bucket(begin(shard + 1) - 1));
                 self.add_shard(id, range, replicas, nodes)
             })
             .collect();

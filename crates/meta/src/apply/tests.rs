@@ -213,7 +213,40 @@ fn an_earlier_start_is_refused() {
 }
 
 #[test]
-fn a_collection_gets_a_shard_for_each_bucket() {
+fn buckets_are_dealt_out_to_shards_evenly_in_order_and_without_a_gap() {
+    let mut state = cluster_of(1);
+    for shards in 1..=16_u16 {
+        let mut command = collection(&format!("c{shards}"), 16, 1, &[1]);
+        let MetaCommand::CreateCollection { initial_nodes, .. } = &mut command else { panic!("not that") };
+        initial_nodes.truncate(shards.into());
+        let MetaReply::Collection { collection: id, shards: made } = apply(&mut state, &command) else {
+            panic!("refused")
+        };
+        assert_eq!(made.len(), usize::from(shards));
+        let map = state.shard_map();
+        let homes: Vec<_> = (0..16)
+            .map(|bucket| {
+                let key = flotilla_types::RecordKey::new(id, flotilla_types::Bucket(bucket), b"k");
+                map.shard_of(key.as_bytes()).expect("every bucket has a shard").descriptor.shard
+            })
+            .collect();
+        assert!(homes.is_sorted());
+        let sizes: Vec<_> = made.iter().map(|shard| homes.iter().filter(|home| *home == shard).count()).collect();
+        let (least, most) = (sizes.iter().min().expect("a shard"), sizes.iter().max().expect("a shard"));
+        assert!(*least >= 1 && most - least <= 1, "{sizes:?}");
+    }
+    let mut none = collection("none", 16, 1, &[1]);
+    let MetaCommand::CreateCollection { initial_nodes, .. } = &mut none else { panic!("not that") };
+    initial_nodes.clear();
+    assert_eq!(refused(&mut state, &none), MetaRefusal::BadPlacement);
+    let mut more = collection("more", 2, 1, &[1]);
+    let MetaCommand::CreateCollection { initial_nodes, .. } = &mut more else { panic!("not that") };
+    initial_nodes.push(vec![NodeId(1)]);
+    assert_eq!(refused(&mut state, &more), MetaRefusal::BadPlacement);
+}
+
+#[test]
+fn a_collection_may_have_a_shard_for_each_bucket() {
     let mut state = cluster_of(3);
     let MetaReply::Collection { collection: id, shards } = apply(&mut state, &collection("default", 16, 3, &[1, 2, 3]))
     else {

@@ -22,6 +22,9 @@ pub(crate) enum CollectionCommand {
         /// Hash buckets, fixed for the collection's life
         #[arg(long)]
         buckets: Option<u16>,
+        /// Shards that the buckets are dealt out to
+        #[arg(long)]
+        shards: Option<u16>,
         /// Replicas wanted of each shard
         #[arg(long)]
         replicas: Option<u8>,
@@ -47,12 +50,13 @@ pub(crate) enum By {
 
 pub(super) async fn run(command: CollectionCommand, client: &Client, output: Output) -> Result<(), Failure> {
     match command {
-        CollectionCommand::Create { name, sharding, buckets, replicas } => {
+        CollectionCommand::Create { name, sharding, buckets, shards, replicas } => {
             let sharding = match sharding {
                 By::Hash => Sharding::Hash,
                 By::Range => Sharding::Range,
             };
-            let created = client.create_collection(&CreateCollection { name, sharding, buckets, replicas }).await?;
+            let wanted = CreateCollection { name, sharding, buckets, shards, replicas };
+            let created = client.create_collection(&wanted).await?;
             output.show(&created, |collection| rows(std::slice::from_ref(collection)))
         }
         CollectionCommand::List => {

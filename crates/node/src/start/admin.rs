@@ -23,7 +23,7 @@ use flotilla_types::{NodeId, ShardId};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
-use super::{events::Events, metrics, status};
+use super::{config::SHARDS, events::Events, metrics, status};
 
 const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
 const BUCKETS_DEFAULT: u16 = 16;
@@ -74,6 +74,7 @@ impl NodeAdmin {
             ApiSharding::Hash => (Sharding::Hash, wanted.buckets.unwrap_or(BUCKETS_DEFAULT)),
             ApiSharding::Range => (Sharding::Range, 1),
         };
+        let shards = wanted.shards.unwrap_or_else(|| SHARDS.min(buckets));
         let same = |found: &Collection| {
             found.sharding == wanted.sharding && found.buckets == buckets && found.replicas == replicas
         };
@@ -90,7 +91,7 @@ impl NodeAdmin {
             sharding,
             buckets,
             replicas,
-            initial_nodes: meta.initial_nodes(buckets, replicas, alive),
+            initial_nodes: meta.initial_nodes(shards, replicas, alive),
         };
         let name = wanted.name.clone();
         match self.propose(command, deadline).await {

@@ -8,9 +8,15 @@ use flotilla_replication::{HostConfig, RaftConfig};
 use flotilla_types::Locality;
 use serde::Deserialize;
 
+use super::founding::BUCKETS;
+
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7110);
 const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
 const REDIS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7112);
+
+/// Shards of a new collection when nobody says otherwise: one to lead for each of three nodes. More would spread over more
+/// nodes, but each has its own log entries and rounds, and requests gather best where shards are few.
+pub(crate) const SHARDS: u16 = 3;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -74,6 +80,10 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
 
+    /// Shards of the collection `default` when this node founds a cluster, 1 to 16; more spread over more nodes, and cost more on few [default: 3]
+    #[arg(long, env = "FLOTILLA_SHARDS", value_name = "N")]
+    shards: Option<u16>,
+
     /// Milliseconds to a tick of all groups [default: 50]
     #[arg(long, env = "FLOTILLA_TICK_MS", value_name = "MS")]
     tick_ms: Option<u64>,
@@ -131,6 +141,8 @@ pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) locality: Locality,
     pub(crate) origin: Origin,
+    /// Of the collection `default`, when this node founds a cluster.
+    pub(crate) shards: u16,
     pub(crate) host: HostConfig,
     pub(crate) cors_origins: Vec<String>,
     pub(crate) log_format: LogFormat,
@@ -165,6 +177,7 @@ impl Settings {
             single: self.single || file.single,
             join: self.join.or(file.join),
             token: self.token.or(file.token),
+            shards: self.shards.or(file.shards),
             tick_ms: self.tick_ms.or(file.tick_ms),
             election_ticks: self.election_ticks.or(file.election_ticks),
             heartbeat_ticks: self.heartbeat_ticks.or(file.heartbeat_ticks),
@@ -202,6 +215,10 @@ impl Settings {
             ..HostConfig::default()
         };
         host.validate()?;
+        let shards = self.shards.unwrap_or(SHARDS);
+        if !(1..=BUCKETS).contains(&shards) {
+            bail!("--shards must be 1 to {BUCKETS}: the collection `default` has {BUCKETS} buckets");
+        }
         let locality = self.locality.unwrap_or_default().parse()?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| "flotilla-data".into()),
@@ -212,6 +229,7 @@ impl Settings {
             name: self.name.unwrap_or_else(|| format!("node-{}", listen.port())),
             locality,
             origin,
+            shards,
             host,
             cors_origins: self.cors_origins.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),

@@ -16,12 +16,15 @@ use super::folder::Folder;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
-const BUCKETS: u16 = 16;
+/// Buckets of the collection `default`: what its shards may be cut into.
+pub(crate) const BUCKETS: u16 = 16;
 const REPLICAS: u8 = 3;
 
 pub(crate) struct Founding {
     pub(crate) cluster: ClusterId,
     pub(crate) node: NewNode,
+    /// Shards of the collection `default`.
+    pub(crate) shards: u16,
 }
 
 impl Founding {
@@ -31,8 +34,9 @@ impl Founding {
         addresses: Addresses,
         locality: Locality,
         key: [u8; 32],
+        shards: u16,
     ) -> Self {
-        Self { cluster, node: NewNode { name, addresses, locality, key_digest: key } }
+        Self { cluster, node: NewNode { name, addresses, locality, key_digest: key }, shards }
     }
 
     /// Founds, until it is done. Every step may be repeated.
@@ -65,7 +69,7 @@ impl Founding {
             sharding: Sharding::Hash,
             buckets: BUCKETS,
             replicas: REPLICAS,
-            initial_nodes: meta.initial_nodes(BUCKETS, REPLICAS, |_| Liveness::Live),
+            initial_nodes: meta.initial_nodes(self.shards, REPLICAS, |_| Liveness::Live),
         };
         matches!(shards.propose_meta(&create, TIMEOUT).await, Ok(MetaReply::Collection { .. }))
     }

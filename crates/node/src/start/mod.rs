@@ -195,7 +195,7 @@ async fn serve(
     if folder.is_founding() {
         let digest = identity.key().public_key_digest();
         let (name, locality) = (config.name.clone(), config.locality.clone());
-        let founding = Founding::new(identity.cluster(), name, me.addresses.clone(), locality, digest);
+        let founding = Founding::new(identity.cluster(), name, me.addresses.clone(), locality, digest, config.shards);
         tokio::spawn(founding.run(folder.clone(), host.handle(), shards.clone()));
     }
 
