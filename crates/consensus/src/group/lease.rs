@@ -95,9 +95,6 @@ pub(super) struct Earned {
 
 impl Earned {
     fn asked(&mut self, term: u64, context: Bytes, now_ms: u64) {
-        if self.offered_in == Some(term) {
-            return;
-        }
         if self.term != term {
             self.start_anew();
             self.term = term;
