@@ -2,7 +2,7 @@
 //!
 //! After Ongaro's dissertation, §6.4.1. Two halves, which only together keep a strong read strong:
 //!
-//! **The voter's promise.** Whoever hears a leader grants no vote, asks for none and campaigns not, for `election_ticks` of its own
+//! **The voter's promise.** Whoever hears a leader grants no vote and does not campaign for `election_ticks` of its own
 //! ticks. raft-rs keeps a promise of that kind while it remembers a leader (`check_quorum`); it forgets the leader when its term
 //! grows by something else than a vote, when it is told to campaign, and when the process ends. Here the promise counts from what
 //! was heard, whatever became of it since; and a recovered replica, which may have promised anything in its last life, is as silent as
