@@ -66,6 +66,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Makes the copy equal to the sources. Files that are equal keep their times, so that little is built again.
 fn refresh(copy: &Path) -> Result<()> {
+    fs::create_dir_all(copy).with_context(|| format!("cannot create {}", copy.display()))?;
     for name in COPIED {
         mirror(&workspace::root().join(name), &copy.join(name))?;
     }

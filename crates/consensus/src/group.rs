@@ -1,5 +1,6 @@
 //! One replica of one shard: a raft-rs node with its store, turned into calls and effects.
 
+mod lease;
 mod misuse;
 
 use std::{collections::VecDeque, sync::Arc};
@@ -16,6 +17,8 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     ChangeError, ConfChange, Config, Follower, GroupStatus, Role, change::descriptor_after, convert, store::Store,
 };
+use lease::Earned;
+pub use lease::{Lease, Origin};
 
 /// The replica cannot go on; others are not harmed. Its durable state is untouched.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -77,6 +80,9 @@ pub struct Group {
     election_ticks: usize,
     /// What we drew last; raft-rs draws for itself at every reset, and is corrected.
     election_timeout: usize,
+    /// Ticks since a leader was heard, or may have been heard in an earlier life.
+    silent_ticks: usize,
+    earned: Earned,
     role: (Role, Term, ReplicaId),
     /// The checkpoint of the snapshot that raft-rs has accepted and not yet handed out.
     incoming: Option<Checkpoint>,
@@ -91,13 +97,15 @@ pub struct Group {
 }
 
 impl Group {
-    /// Opens a replica on what its log knows. `seed` decides its election timeouts.
+    /// Opens a replica on what its log knows. `seed` decides its election timeouts; `silent_ticks` is how long no leader can have been
+    /// heard.
     pub fn open(
         config: &Config,
         replica: ReplicaId,
         log: Arc<dyn Log>,
         state: &ReplicaLog,
         seed: u64,
+        silent_ticks: usize,
     ) -> Result<Self, GroupError> {
         let applied = state.checkpoint.position.index;
         if state.truncated.0 > applied {
@@ -134,6 +142,8 @@ impl Group {
             rng: ChaCha8Rng::seed_from_u64(seed),
             election_ticks: config.election_ticks,
             election_timeout: config.election_ticks,
+            silent_ticks,
+            earned: Earned::default(),
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,
             unpersisted: VecDeque::new(),
@@ -213,6 +223,7 @@ impl Group {
     }
 
     pub(crate) fn tick(&mut self) {
+        self.silent_ticks = self.silent_ticks.saturating_add(1);
         if !self.must_not_win_yet() {
             self.node.tick();
         }
@@ -230,11 +241,15 @@ impl Group {
 
     /// Takes a message. Whatever does not fit (an unknown sender, an old term) is dropped, as the network may have done.
     pub(crate) fn step(&mut self, message: Message) {
-        if message.to != self.replica || self.would_misuse(&message) {
+        if message.to != self.replica || self.would_misuse(&message) || self.must_not_vote(&message) {
             return;
         }
+        let voice = Self::voice_of(&message);
         let offered = message.snapshot.as_ref().map(|snapshot| snapshot.checkpoint.clone());
         let _ = self.node.step(convert::message_to_raft(message));
+        if let Some(term) = voice {
+            self.heard_leader(term);
+        }
         let accepted = self.node.snap().map(|snapshot| snapshot.get_metadata().index);
         if let Some(checkpoint) = offered
             && accepted == Some(checkpoint.position.index.0)
@@ -275,31 +290,6 @@ impl Group {
         match self.node.raft.step(message) {
             Ok(()) => Ok(self.last()),
             Err(_) => Err(ProposeError::Busy),
-        }
-    }
-
-    /// Asks the quorum whether this replica still leads; the answer comes with the same context.
-    pub(crate) fn read_index(&mut self, context: Bytes) -> Result<(), ProposeError> {
-        if self.node.raft.state != StateRole::Leader {
-            return Err(ProposeError::NotLeader);
-        }
-        // raft-rs drops the request silently before the first commit of the term.
-        if !self.node.raft.commit_to_current_term() {
-            return Err(ProposeError::Busy);
-        }
-        self.node.read_index(context.to_vec());
-        Ok(())
-    }
-
-    pub(crate) fn transfer(&mut self, to: ReplicaId) {
-        if self.node.raft.state == StateRole::Leader && self.conf.voters.contains(&to) {
-            self.node.transfer_leader(to.0);
-        }
-    }
-
-    pub(crate) fn campaign(&mut self) {
-        if self.node.raft.state != StateRole::Leader && self.node.raft.promotable() && !self.must_not_win_yet() {
-            let _ = self.node.campaign();
         }
     }
 
@@ -396,8 +386,10 @@ impl Group {
             round.sends.append(&mut round.after);
             round.after = std::mem::take(&mut round.sends);
         }
-        round.reads =
-            ready.take_read_states().into_iter().map(|read| (read.request_ctx.into(), LogIndex(read.index))).collect();
+        for read in ready.take_read_states() {
+            self.round_confirmed(&read.request_ctx);
+            round.reads.push((read.request_ctx.into(), LogIndex(read.index)));
+        }
         round.committed = ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect();
         if ready.must_sync() {
             round.hard_state = Some(convert::hard_state_from_raft(&self.node.raft.hard_state()));
@@ -444,6 +436,7 @@ impl Group {
     pub(crate) fn apply_change(&mut self, entry: &Entry) -> Result<(), ChangeError> {
         let change = ConfChange::decode(&entry.context)?;
         let conf = self.node.apply_conf_change(&change.to_raft()).map_err(|_| ChangeError::Unfit)?;
+        self.end_lease();
         self.conf = convert::conf_from_raft(&conf);
         self.descriptor = descriptor_after(&self.descriptor, &change, &self.conf);
         Ok(())

@@ -16,7 +16,7 @@ mod store;
 
 pub use change::{ChangeError, ConfChange};
 pub use config::{Config, ConfigError};
-pub use group::{Group, GroupError, ProposeError};
+pub use group::{Group, GroupError, Lease, Origin, ProposeError};
 pub use multi::{CommittedEntries, Effects, Input, MultiRaft, Persist, ReadReady, RoleChange};
 pub use status::{Follower, GroupStatus, Role};
 

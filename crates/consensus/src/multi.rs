@@ -12,7 +12,7 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, HardState, LogIndex, Message, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-use crate::{ConfChange, Config, Group, GroupError, ProposeError, Role, group::Round};
+use crate::{ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round};
 
 /// Something happened.
 #[derive(Debug)]
@@ -67,7 +67,8 @@ pub enum Input {
         /// Who should.
         to: ReplicaId,
     },
-    /// Campaign without waiting for the election timeout; pre-vote still decides.
+    /// Campaign without waiting for the election timeout; pre-vote still decides. Nothing happens where a leader was heard so lately
+    /// that it may count on this replica.
     Campaign {
         /// Who.
         replica: ReplicaId,
@@ -153,19 +154,31 @@ pub struct MultiRaft {
     log: Arc<dyn Log>,
     groups: BTreeMap<ReplicaId, Group>,
     dirty: BTreeSet<ReplicaId>,
+    /// Since this life of the process began.
+    ticks: usize,
 }
 
 impl MultiRaft {
     /// No groups yet.
     #[must_use]
     pub fn new(config: Config, log: Arc<dyn Log>) -> Self {
-        Self { config, log, groups: BTreeMap::new(), dirty: BTreeSet::new() }
+        Self { config, log, groups: BTreeMap::new(), dirty: BTreeSet::new(), ticks: 0 }
     }
 
     /// Opens a replica on what its log knows.
-    pub fn open(&mut self, replica: ReplicaId, state: &ReplicaLog, seed: u64) -> Result<(), GroupError> {
+    pub fn open(
+        &mut self,
+        replica: ReplicaId,
+        state: &ReplicaLog,
+        origin: Origin,
+        seed: u64,
+    ) -> Result<(), GroupError> {
         let (config, log) = (&self.config, self.log.clone());
-        let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed));
+        let silent_ticks = match origin {
+            Origin::Created => usize::MAX,
+            Origin::Recovered => self.ticks,
+        };
+        let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, silent_ticks));
         let group = catch_unwind(open).unwrap_or(Err(GroupError::Library))?;
         self.groups.insert(replica, group);
         self.dirty.insert(replica);
@@ -193,6 +206,7 @@ impl MultiRaft {
     pub fn step(&mut self, input: Input, effects: &mut Effects) {
         match input {
             Input::Tick => {
+                self.ticks = self.ticks.saturating_add(1);
                 let replicas: Vec<_> = self.groups.keys().copied().collect();
                 for replica in replicas {
                     self.with(replica, effects, Group::tick);
@@ -233,14 +247,16 @@ impl MultiRaft {
         self.ask(replica, effects, |group| group.propose_change(change))
     }
 
-    /// Asks a quorum whether this replica still leads (dissertation §6.4). `context` must be unique across restarts.
+    /// Asks a quorum whether this replica still leads (dissertation §6.4). `context` must be unique across restarts; `now_ms` is what
+    /// the caller's monotonic clock said before, and dates the lease that is earned when the quorum confirms.
     pub fn read_index(
         &mut self,
         replica: ReplicaId,
         context: Bytes,
+        now_ms: u64,
         effects: &mut Effects,
     ) -> Result<(), ProposeError> {
-        self.ask(replica, effects, |group| group.read_index(context))
+        self.ask(replica, effects, |group| group.read_index(context, now_ms))
     }
 
     fn ask<T>(

@@ -35,6 +35,25 @@ pub struct HostConfig {
     pub log_tail_entries: u64,
     /// A peer whose wall clock is so far ahead of ours is not listened to.
     pub clock_ahead_ms_max: u64,
+    /// Whether strong reads may rest on a lease.
+    pub leases: Leases,
+}
+
+/// Whether a leader that a quorum has just confirmed answers strong reads for a while without asking again.
+///
+/// Voters count their side of it in their own ticks: `tick_ms` and `election_ticks` must be the same on all nodes of a cluster
+/// as long as any of them has leases on. To change them, first turn leases off on every node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leases {
+    /// Every strong read asks a quorum.
+    Off,
+    /// Monotonic clocks are trusted this far.
+    On {
+        /// How much slower than any voter's clock a leader's may run, percent of elapsed time; below 50. Ten means that strong reads
+        /// stay strong while every clock is within five percent of true time. Crystals are off by less than 0.02 percent and NTP slews
+        /// by at most 0.05; the rest is for hypervisors. More costs a little: leases are shorter and asked for more often.
+        drift_percent: u64,
+    },
 }
 
 impl Default for HostConfig {
@@ -56,9 +75,13 @@ impl Default for HostConfig {
             checkpoints_parallel_max: 2,
             log_tail_entries: 1_024,
             clock_ahead_ms_max: 500,
+            leases: Leases::On { drift_percent: 10 },
         }
     }
 }
+
+/// Beyond this nothing would be left of a lease.
+const DRIFT_PERCENT_MAX: u64 = 49;
 
 /// Longest period, in milliseconds or ticks: a minute of either is far beyond any use.
 const PERIOD_MAX: u64 = 60_000;
@@ -75,6 +98,12 @@ pub enum HostConfigError {
     /// A period is so long that sums of it would overflow.
     #[error("`{0}` must be at most {PERIOD_MAX}")]
     TooLong(&'static str),
+    /// Clocks that differ so much bound nothing.
+    #[error("leases allow for a drift of at most {DRIFT_PERCENT_MAX} percent")]
+    Drift,
+    /// Nothing is left of a lease.
+    #[error("the election timeout is too short for leases; raise `election_ticks` or `tick_ms`, or turn leases off")]
+    NoLease,
 }
 
 impl HostConfig {
@@ -99,9 +128,49 @@ impl HostConfig {
             return Err(HostConfigError::Zero(name));
         }
         let periods = [("tick_ms", self.tick_ms), ("beat_ticks", self.beat_ticks)];
-        match periods.iter().find(|(_, value)| *value > PERIOD_MAX) {
-            Some((name, _)) => Err(HostConfigError::TooLong(name)),
-            None => Ok(()),
+        if let Some((name, _)) = periods.iter().find(|(_, value)| *value > PERIOD_MAX) {
+            return Err(HostConfigError::TooLong(name));
         }
+        match self.leases {
+            Leases::On { drift_percent } if drift_percent > DRIFT_PERCENT_MAX => Err(HostConfigError::Drift),
+            Leases::On { .. } if self.lease_ms().is_none() => Err(HostConfigError::NoLease),
+            _ => Ok(()),
+        }
+    }
+
+    /// How long a lease lasts by the leader's clock, counted from when its heartbeats were made; `None` when there are none.
+    ///
+    /// A voter's promise lasts `election_ticks − 1` whole ticks of its clock at the least. What is taken off: the drift, and one tick,
+    /// which a voter's clock may lose by jumping ahead once, and in which the millisecond is contained that clocks are read in.
+    #[must_use]
+    pub fn lease_ms(&self) -> Option<u64> {
+        let Leases::On { drift_percent } = self.leases else { return None };
+        let promise_ms = (self.raft.election_ticks as u64).saturating_sub(1).saturating_mul(self.tick_ms);
+        let drift_ms = promise_ms.saturating_mul(drift_percent).div_ceil(100);
+        Some(promise_ms.saturating_sub(drift_ms.saturating_add(self.tick_ms))).filter(|length_ms| *length_ms > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_ends_before_the_promise_it_rests_on_by_drift_and_a_tick() {
+        let config = HostConfig::default();
+        assert_eq!(config.lease_ms(), Some(7 * 50 - 35 - 50));
+        assert_eq!(HostConfig { leases: Leases::Off, ..config }.lease_ms(), None);
+    }
+
+    #[test]
+    fn leases_of_no_length_are_refused_and_may_be_turned_off() {
+        let drift = |drift_percent| HostConfig { leases: Leases::On { drift_percent }, ..HostConfig::default() };
+        assert_eq!(drift(49).validate(), Ok(()));
+        assert_eq!(drift(50).validate(), Err(HostConfigError::Drift));
+        assert_eq!(drift(u64::MAX).validate(), Err(HostConfigError::Drift));
+        let raft = flotilla_consensus::Config { election_ticks: 3, heartbeat_ticks: 1, ..Default::default() };
+        let short = HostConfig { raft, tick_ms: 1, ..HostConfig::default() };
+        assert_eq!(short.validate(), Err(HostConfigError::NoLease));
+        assert_eq!(HostConfig { leases: Leases::Off, ..short }.validate(), Ok(()));
     }
 }

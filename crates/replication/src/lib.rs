@@ -16,10 +16,10 @@ pub mod work;
 
 pub use applier::{Applied, Applier, Held, Load, MachineFactory};
 pub use batch::{Batch, BatchError};
-pub use config::{HostConfig, HostConfigError};
+pub use config::{HostConfig, HostConfigError, Leases};
 pub use core::{
     Answer, ApplyTask, Background, Beat, Core, Done, Effects, Freshness, Input, LostReason, Notice, Outgoing,
-    ReplicaStatus, Request, RequestError, Write, first_sequence,
+    ReadCounts, ReplicaStatus, Request, RequestError, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};
 pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX};

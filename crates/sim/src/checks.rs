@@ -10,7 +10,7 @@ use std::{
 };
 
 use flotilla_meta::MetaState;
-use flotilla_replication::{ApplyTask, LostReason, ReplicaStatus, Role};
+use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role};
 use flotilla_storage::{Log as _, LogBatch, ReplicaWrite};
 use flotilla_types::{
     ConfState, Entry, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardDescriptor, ShardId,
@@ -52,6 +52,10 @@ pub struct Counts {
     pub changes: u64,
     /// Replicas that were given up.
     pub lost: u64,
+    /// Strong reads that a leader answered without asking.
+    pub leased_reads: u64,
+    /// Strong reads for which a quorum was asked.
+    pub asked_reads: u64,
 }
 
 impl Counts {
@@ -63,6 +67,8 @@ impl Counts {
         self.snapshots += other.snapshots;
         self.changes += other.changes;
         self.lost += other.lost;
+        self.leased_reads += other.leased_reads;
+        self.asked_reads += other.asked_reads;
     }
 }
 
@@ -120,6 +126,23 @@ impl Checks {
         );
         self.leaders.insert((shard, term), replica);
         self.counts.elections += 1;
+    }
+
+    /// Looks at the shards of which a node would answer strong reads without asking, at this moment and by its own clock: nobody else
+    /// can have been elected.
+    pub(crate) fn leases(&self, node: NodeId, leases: &[(ShardId, Term)]) {
+        for (shard, term) in leases {
+            let newest = self.leaders.range((*shard, Term(0))..=(*shard, Term(u64::MAX))).next_back();
+            if let Some(((_, newer), leader)) = newest {
+                assert!(newer <= term, "{node} has a lease of {shard} in {term}, and {leader} leads it in {newer}");
+            }
+        }
+    }
+
+    /// Strong reads that a node let through.
+    pub(crate) fn reads(&mut self, before: ReadCounts, after: ReadCounts) {
+        self.counts.leased_reads += after.by_lease - before.by_lease;
+        self.counts.asked_reads += after.by_round - before.by_round;
     }
 
     /// Looks at a message that leaves a node: it says nothing that the disk of its sender could take back.

@@ -16,7 +16,7 @@ use crate::{
     network::{Cut, Weather},
     node::Folder,
     operator::Then,
-    plan::{Fault, Planned},
+    plan::{DRIFTS_PPM, Fault, Planned},
     world::{Event, World},
 };
 
@@ -177,9 +177,8 @@ impl World {
                 Active::Clock(id)
             }
             Fault::ClockDrift => {
-                let drifts = [-100_000, -10_000, 10_000, 100_000];
                 let now_us = self.now_us;
-                self.nodes.get_mut(&id)?.clock.set_drift(now_us, drifts[which as usize % drifts.len()]);
+                self.nodes.get_mut(&id)?.clock.set_drift(now_us, DRIFTS_PPM[which as usize % DRIFTS_PPM.len()]);
                 Active::Clock(id)
             }
             Fault::Transfer => {

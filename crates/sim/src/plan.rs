@@ -4,7 +4,7 @@
 //! and long stretches of one kind both come up. The plan is made before anything runs, so that faults can be taken out
 //! of it one by one and the rest stays.
 
-use flotilla_replication::{HostConfig, RaftConfig};
+use flotilla_replication::{HostConfig, Leases, RaftConfig};
 use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -138,7 +138,7 @@ impl Plan {
             })
             .collect();
         faults.sort_by_key(|planned| planned.at_ms);
-        Self {
+        let mut plan = Self {
             seed,
             nodes,
             buckets: rng.random_range(1..=3),
@@ -156,9 +156,16 @@ impl Plan {
             early: rng.random_bool(0.3),
             load_ms,
             faults,
+        };
+        if rng.random_bool(0.15) {
+            plan.host.leases = Leases::Off;
         }
+        plan
     }
 }
+
+/// How fast or slow the clocks of a node may run, parts per million.
+pub(crate) const DRIFTS_PPM: [i64; 4] = [-100_000, -10_000, 10_000, 100_000];
 
 /// Bounds so small that checkpoints, snapshots and refusals happen all the time.
 fn small_bounds() -> HostConfig {
@@ -182,5 +189,23 @@ fn small_bounds() -> HostConfig {
         log_bytes_max: 16 << 10,
         log_tail_entries: 16,
         ..HostConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is drawn is more than a leader allows for in percent, and within what it allows for in all at these settings: leases promise
+    /// nothing beyond that.
+    #[test]
+    fn the_drift_that_is_drawn_is_within_what_leases_allow_for() {
+        let million = 1_000_000;
+        let (slowest, fastest) = (million + DRIFTS_PPM[0], million + DRIFTS_PPM[3]);
+        for host in [small_bounds(), HostConfig::default()] {
+            let lease_ms = i64::try_from(host.lease_ms().unwrap_or(0)).unwrap_or(i64::MAX);
+            let promise_ms = (host.raft.election_ticks as i64 - 1) * host.tick_ms as i64;
+            assert!(lease_ms > 0 && lease_ms * million / slowest + 1 < promise_ms * million / fastest);
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_consensus::{Config, Effects, Input, MultiRaft, Persist, Role};
+use flotilla_consensus::{Config, Effects, Input, MultiRaft, Origin, Persist, Role};
 use flotilla_storage::{Log as _, LogBatch, MemoryLog, ReplicaWrite};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, Epoch, HardState, KeyRange, LogIndex, Message, NodeId, Position,
@@ -83,7 +83,7 @@ impl Driver {
         log.write(LogBatch { sequence: WalSequence(1), replicas: vec![create], marks: Vec::new() }).unwrap();
         let mut raft = MultiRaft::new(Config::default(), Arc::new(log.clone()));
         let (_, state) = log.replicas().unwrap().remove(0);
-        raft.open(ReplicaId(id), &state, id).unwrap();
+        raft.open(ReplicaId(id), &state, Origin::Created, id).unwrap();
         let node = Node {
             raft,
             log,
@@ -96,6 +96,21 @@ impl Driver {
             sequence: WalSequence(1),
         };
         self.nodes.insert(id, node);
+    }
+
+    /// The process ends and begins again; its replica wakes up after so many ticks.
+    pub(crate) fn restart(&mut self, id: u64, sleeps_ticks: usize) {
+        let node = self.node(id);
+        let mut raft = MultiRaft::new(Config::default(), Arc::new(node.log.clone()));
+        for _ in 0..sleeps_ticks {
+            raft.step(Input::Tick, &mut Effects::default());
+        }
+        let (_, state) = node.log.replicas().unwrap().remove(0);
+        raft.open(ReplicaId(id), &state, Origin::Recovered, id).unwrap();
+        node.position = state.checkpoint.position;
+        node.committed.clear();
+        node.raft = raft;
+        self.drain(id);
     }
 
     pub(crate) fn node(&mut self, id: u64) -> &mut Node {

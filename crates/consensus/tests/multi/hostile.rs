@@ -229,7 +229,7 @@ fn act(driver: &mut Driver, deed: &Deed) {
             let _ = driver.node(1).raft.propose(id, Bytes::from_static(b"own"), &mut effects);
         }
         Deed::Read => {
-            let _ = driver.node(1).raft.read_index(id, Bytes::from_static(b"read"), &mut effects);
+            let _ = driver.node(1).raft.read_index(id, Bytes::from_static(b"read"), 0, &mut effects);
         }
         Deed::Change => {
             let change = ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(4) };

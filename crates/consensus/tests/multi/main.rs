@@ -2,12 +2,13 @@
 
 mod driver;
 mod hostile;
+mod leases;
 mod panics;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_consensus::{ConfChange, Config, Effects, Input, MultiRaft, ProposeError};
+use flotilla_consensus::{ConfChange, Config, Effects, Input, MultiRaft, Origin, ProposeError};
 use flotilla_storage::Log as _;
 use flotilla_types::{Entry, EntryKind, LogIndex, Message, MessageKind, NodeId, ReplicaId, Snapshot, Term};
 
@@ -72,7 +73,7 @@ fn a_lone_voter_elects_itself_and_commits_once_its_disk_has_written() {
     driver.write(1);
     driver.settle();
     assert_eq!(driver.take_transcript(), "r1 applies 2 b\"\"\nr1 applies 3 b\"one\"");
-    driver.node(1).raft.read_index(ReplicaId(1), Bytes::from_static(b"read"), &mut Effects::default()).unwrap();
+    driver.node(1).raft.read_index(ReplicaId(1), Bytes::from_static(b"read"), 0, &mut Effects::default()).unwrap();
     driver.settle();
     assert_eq!(driver.take_transcript(), "r1 may read at 3");
 }
@@ -323,8 +324,8 @@ fn a_panic_in_one_group_does_not_harm_others() {
     let node = driver.node(2);
     let (log, state) = (node.log.clone(), node.log.replicas().unwrap()[0].1.clone());
     node.raft = MultiRaft::new(Config::default(), Arc::new(panics::Entries(log)));
-    node.raft.open(ReplicaId(9), &lone, 9).unwrap();
-    node.raft.open(ReplicaId(2), &state, 2).unwrap();
+    node.raft.open(ReplicaId(9), &lone, Origin::Recovered, 9).unwrap();
+    node.raft.open(ReplicaId(2), &state, Origin::Recovered, 2).unwrap();
     driver.drain(2);
     assert_eq!(driver.node(2).failed, [ReplicaId(2)]);
     assert!(driver.node(2).raft.group(ReplicaId(2)).is_none());

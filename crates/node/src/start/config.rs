@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use flotilla_replication::{HostConfig, RaftConfig};
+use flotilla_replication::{HostConfig, Leases, RaftConfig};
 use flotilla_types::Locality;
 use serde::Deserialize;
 
@@ -93,6 +93,9 @@ pub(crate) struct Settings {
     /// Ticks between heartbeats; at most a third of the election ticks [default: 2]
     #[arg(long, env = "FLOTILLA_HEARTBEAT_TICKS", value_name = "N")]
     heartbeat_ticks: Option<usize>,
+    /// Whether leaders answer strong reads by lease; --tick-ms and --election-ticks must then be the same on all nodes [default: true]
+    #[arg(long, env = "FLOTILLA_LEASES", value_name = "BOOL")]
+    leases: Option<bool>,
     /// Bytes of applied records that a replica keeps in memory before a checkpoint [default: 16777216]
     #[arg(long, env = "FLOTILLA_MEMTABLE_BYTES", value_name = "BYTES")]
     memtable_bytes: Option<usize>,
@@ -181,6 +184,7 @@ impl Settings {
             tick_ms: self.tick_ms.or(file.tick_ms),
             election_ticks: self.election_ticks.or(file.election_ticks),
             heartbeat_ticks: self.heartbeat_ticks.or(file.heartbeat_ticks),
+            leases: self.leases.or(file.leases),
             memtable_bytes: self.memtable_bytes.or(file.memtable_bytes),
             log_bytes: self.log_bytes.or(file.log_bytes),
             log_tail_entries: self.log_tail_entries.or(file.log_tail_entries),
@@ -212,6 +216,7 @@ impl Settings {
                 heartbeat_ticks: self.heartbeat_ticks.unwrap_or(defaults.raft.heartbeat_ticks),
                 ..defaults.raft
             },
+            leases: if self.leases.unwrap_or(true) { defaults.leases } else { Leases::Off },
             ..HostConfig::default()
         };
         host.validate()?;

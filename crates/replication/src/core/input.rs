@@ -58,7 +58,7 @@ pub struct Request<T> {
 /// How fresh a read must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// Linearizable: a quorum confirms the leader first.
+    /// Linearizable: a quorum confirms the leader first, or has confirmed it so lately that nobody else can lead.
     Strong,
     /// Whatever this replica has applied.
     Local,

@@ -8,6 +8,7 @@ mod checkpoints;
 mod effects;
 mod greeting;
 mod input;
+mod lease;
 mod outcome;
 mod replica;
 mod requests;
@@ -17,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Role};
+use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin, Role};
 use flotilla_storage::{Log, LogError, ReplicaLog, ReplicaWrite};
 use flotilla_types::{
     Checkpoint, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position, ReplicaId,
@@ -29,6 +30,7 @@ pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, 
 use greeting::Greeting;
 pub use greeting::first_sequence;
 pub use input::{Answer, Beat, Done, Freshness, Input, Request, RequestError};
+pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 
 /// Replicas whose node is known from their messages only, per replica here: those that a newer configuration added.
@@ -56,6 +58,7 @@ pub struct Core<T> {
     /// Makes read contexts unique across restarts.
     read_nonce: u64,
     reads_started: u64,
+    reads: ReadCounts,
     stepping_down: bool,
 }
 
@@ -87,6 +90,7 @@ impl<T> Core<T> {
             wall_ms: 0,
             read_nonce: seed,
             reads_started: 0,
+            reads: ReadCounts::default(),
             stepping_down: false,
         };
         for (replica, state) in recovered {
@@ -148,8 +152,10 @@ impl<T> Core<T> {
         }
     }
 
-    /// Brings out everything that the inputs since the last flush led to.
-    pub fn flush(&mut self, effects: &mut Effects<T>) {
+    /// Brings out everything that the inputs since the last flush led to. `now_ms` must be read after the last of them was taken in:
+    /// a lease is judged by it, and the process may have been stopped in between.
+    pub fn flush(&mut self, now_ms: u64, effects: &mut Effects<T>) {
+        self.now_ms = now_ms;
         while let Some(replica) = self.touched.pop_first() {
             self.propose_pending(replica, effects);
             self.start_reads(replica, effects);
@@ -237,7 +243,9 @@ impl<T> Core<T> {
 
     fn open_group(&mut self, id: ReplicaId, state: &ReplicaLog, effects: &mut Effects<T>) {
         let seed = self.seed ^ id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        match self.raft.open(id, state, seed) {
+        let recovered = self.replicas.get(&id).is_none_or(|replica| replica.recovered);
+        let origin = if recovered { Origin::Recovered } else { Origin::Created };
+        match self.raft.open(id, state, origin, seed) {
             Ok(()) => {
                 if let Some(replica) = self.replicas.get_mut(&id) {
                     replica.dormant = false;

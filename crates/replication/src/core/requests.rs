@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_consensus::ProposeError;
 use flotilla_types::{LogIndex, ReplicaId};
 
-use super::{ApplyTask, Core, Effects, Freshness, Request, RequestError, replica::ReadRound};
+use super::{ApplyTask, Core, Effects, Freshness, Request, RequestError, lease::Standing, replica::ReadRound};
 use crate::Batch;
 
 /// A read round without an answer after so many ticks is started again: its heartbeats may have been lost.
@@ -127,15 +127,27 @@ impl<T> Core<T> {
         }
     }
 
-    /// Starts one confirmation of leadership for all reads that wait.
+    /// Serves the reads that wait by a lease, or starts one confirmation of leadership for all of them.
     pub(super) fn start_reads(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
-        let Some(replica) = self.replicas.get_mut(&id) else { return };
-        if replica.reads.is_empty() || replica.read_rounds.len() >= READ_ROUNDS_MAX {
+        let Some(replica) = self.replicas.get(&id) else { return };
+        let rounds = replica.read_rounds.len();
+        if replica.reads.is_empty() {
             return;
         }
+        let rounds_max = match self.read_by_lease(id, effects) {
+            Standing::Fresh => 0,
+            Standing::Fading => 1,
+            Standing::None => READ_ROUNDS_MAX,
+        };
+        if rounds < rounds_max {
+            self.start_round(id, effects);
+        }
+    }
+
+    fn start_round(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         self.reads_started += 1;
         let context = read_context(self.read_nonce, self.reads_started);
-        match self.raft.read_index(id, context.clone(), &mut self.raft_effects) {
+        match self.raft.read_index(id, context.clone(), self.now_ms, &mut self.raft_effects) {
             Ok(()) => {
                 let Some(replica) = self.replicas.get_mut(&id) else { return };
                 let reads = std::mem::take(&mut replica.reads);
@@ -154,9 +166,13 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(at) = replica.read_rounds.iter().position(|round| round.context == *context) else { return };
         let Some(round) = replica.read_rounds.remove(at) else { return };
-        replica.confirmed.push_back((index, round.reads));
         self.touched.insert(id);
-        self.serve_confirmed(id, effects);
+        // One without reads has renewed a lease, and that is all.
+        if !round.reads.is_empty() {
+            self.reads.by_round += round.reads.len() as u64;
+            replica.confirmed.push_back((index, round.reads));
+            self.serve_confirmed(id, effects);
+        }
     }
 
     /// Reads whose index was handed to the state machine queue up behind it there.

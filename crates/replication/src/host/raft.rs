@@ -42,7 +42,8 @@ impl Raft {
     pub(super) fn run(mut self, mut effects: Effects<Reply>) {
         let mut next_tick_ms = clock::monotonic_ms() + self.config.tick_ms;
         loop {
-            self.core.flush(&mut effects);
+            // Read anew: the thread may have been stopped since it took the inputs in.
+            self.core.flush(clock::monotonic_ms(), &mut effects);
             self.perform(std::mem::take(&mut effects));
             let now_ms = clock::monotonic_ms();
             if now_ms >= next_tick_ms {
@@ -119,6 +120,9 @@ impl Raft {
         let shared = status.iter().filter_map(|replica| replica.group.as_ref());
         let led = shared.filter(|group| group.role == Role::Leader && group.conf.voters.len() > 1).count();
         self.leads_shared.store(led, Ordering::Relaxed);
+        let reads = self.core.read_counts();
+        metrics::counter!("flotilla_reads_by_lease_total").absolute(reads.by_lease);
+        metrics::counter!("flotilla_reads_by_round_total").absolute(reads.by_round);
         *self.status.write() = Arc::new(status);
     }
 }

@@ -122,7 +122,7 @@ impl Victim {
     /// Performs effects, and what those lead to.
     fn settle(&mut self, mut effects: Effects<u64>) {
         for _ in 0..ROUNDS_MAX {
-            self.core.flush(&mut effects);
+            self.core.flush(self.now_ms, &mut effects);
             let inputs = self.perform(std::mem::take(&mut effects));
             if inputs.is_empty() {
                 return;

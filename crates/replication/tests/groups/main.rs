@@ -2,6 +2,7 @@
 
 mod harness;
 mod hostile;
+mod leases;
 mod losses;
 mod membership;
 mod serving;

@@ -50,9 +50,24 @@ impl World {
         for input in std::mem::take(&mut running.inbox) {
             running.core.step(now_ms, wall_ms, input, &mut effects);
         }
-        running.core.flush(&mut effects);
+        let (reads, elections) = (running.core.read_counts(), self.checks.counts.elections);
+        running.core.flush(now_ms, &mut effects);
+        self.checks.reads(reads, running.core.read_counts());
         self.checks.status(node, &running.core.status());
+        self.checks.leases(node.id, &running.core.leases(now_ms));
+        if self.checks.counts.elections > elections {
+            self.check_all_leases();
+        }
         self.perform(node, running, effects);
+    }
+
+    /// Somebody was elected: nobody else may have a lease any more, paused or cut off as it may be.
+    fn check_all_leases(&self) {
+        for node in self.nodes.values() {
+            if let Some(running) = &node.running {
+                self.checks.leases(node.id, &running.core.leases(node.clock.mono_ms(self.now_us)));
+            }
+        }
     }
 
     pub(super) fn perform(&mut self, node: &mut Node, running: &mut Running, mut effects: Effects<u64>) {

@@ -204,7 +204,7 @@ impl World {
         }));
         self.note(format!("{id} starts, {incarnation}"));
         self.with(id, |world, node, running| {
-            running.core.flush(&mut effects);
+            running.core.flush(node.clock.mono_ms(world.now_us), &mut effects);
             world.perform(node, running, effects);
             world.begin_control(node, running);
         });

@@ -48,6 +48,16 @@ impl Checks {
         }
     }
 
+    /// Looks at the shards of which a node would answer strong reads without asking: nobody else can have been elected.
+    pub(crate) fn leases(&self, node: NodeId, leases: &[(ShardId, Term)]) {
+        for (shard, term) in leases {
+            let newest = self.leaders.range((*shard, Term(0))..=(*shard, Term(u64::MAX))).next_back();
+            if let Some(((_, newer), leader)) = newest {
+                assert!(newer <= term, "{node} has a lease of {shard} in {term}, and {leader} leads it in {newer}");
+            }
+        }
+    }
+
     /// Applying never goes back while a node lives.
     pub(crate) fn applied(&mut self, replica: ReplicaId, life: u64, index: LogIndex) {
         let before = self.applied.entry((replica, life)).or_default();

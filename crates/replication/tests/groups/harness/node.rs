@@ -171,7 +171,7 @@ impl World {
             working: 0,
         }));
         self.with(id, |world, node, running| {
-            running.core.flush(&mut effects);
+            running.core.flush(world.now_ms(), &mut effects);
             world.perform(node, running, effects);
         });
         self.input(id, Input::Peers(peers));
@@ -284,8 +284,14 @@ impl World {
         for input in std::mem::take(&mut running.inbox) {
             running.core.step(self.now_ms(), wall_ms, input, &mut effects);
         }
-        running.core.flush(&mut effects);
+        running.core.flush(self.now_ms(), &mut effects);
         self.checks.status(node.id, node.life, &running.core.status());
+        self.checks.leases(node.id, &running.core.leases(self.now_ms()));
+        for other in self.nodes.values() {
+            if let Some(running) = &other.running {
+                self.checks.leases(other.id, &running.core.leases(self.now_ms()));
+            }
+        }
         self.perform(node, running, effects);
     }
 

@@ -1,0 +1,280 @@
+//! Strong reads by lease: quick while nobody else can lead, and never after.
+
+use flotilla_kv::Answer;
+use flotilla_replication::{ApplyTask, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request};
+use flotilla_types::{MessageKind, NodeId, ReplicaId};
+use rand::RngExt as _;
+
+use crate::harness::{SHARD, World, get, key, seeds, store};
+
+/// How a core takes a read in, given the time until its clock is read again.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    /// On its way to the state machine, without asking.
+    Served,
+    /// A quorum is asked.
+    Asked,
+    /// Neither: a quorum is being asked already, or this node does not lead.
+    Kept,
+}
+
+impl World {
+    /// A strong read that nobody waits for.
+    fn read_request(&mut self) -> Input<u64> {
+        let (reply, deadline_ms) = (self.attempt(), self.now_ms() + 60_000);
+        let request = Request { shard: SHARD, range_epoch: None, payload: get(key("read")), deadline_ms, reply };
+        Input::Read(request, Freshness::Strong)
+    }
+
+    /// The raft thread of a node takes a read in, is stopped for so long, and goes on. What it then wants never leaves the node.
+    fn take_read(&mut self, node: NodeId, stopped_ms: u64) -> Taken {
+        let (read, now_ms) = (self.read_request(), self.now_ms());
+        let mut effects = Effects::default();
+        let running = self.nodes.get_mut(&node).and_then(|node| node.running.as_mut()).unwrap();
+        running.core.step(now_ms, crate::harness::WALL_MS + now_ms, read, &mut effects);
+        running.core.flush(now_ms + stopped_ms, &mut effects);
+        let asks = |outgoing: &Outgoing| {
+            outgoing.message.kind == MessageKind::Heartbeat && !outgoing.message.context.is_empty()
+        };
+        match effects.apply.iter().any(|task| matches!(task, ApplyTask::Read { .. })) {
+            true => Taken::Served,
+            false if effects.sends.iter().any(asks) => Taken::Asked,
+            false => Taken::Kept,
+        }
+    }
+
+    /// Reads at a node until it has a fresh lease.
+    fn lease_to(&mut self, node: NodeId) {
+        let reads = self.reads_of(node);
+        self.run_ms(600);
+        let asked = self.request(node, get(key("read")), 1_000, Some(Freshness::Strong));
+        self.run_until(1_000, "an answer", |world| world.answers.contains_key(&asked));
+        assert!(self.reads_of(node).by_round > reads.by_round && self.has_lease(node));
+    }
+
+    fn reads_of(&self, node: NodeId) -> ReadCounts {
+        self.nodes[&node].running.as_ref().map(|running| running.core.read_counts()).unwrap_or_default()
+    }
+
+    fn has_lease(&self, node: NodeId) -> bool {
+        let now_ms = self.now_ms();
+        self.nodes[&node].running.as_ref().is_some_and(|running| !running.core.leases(now_ms).is_empty())
+    }
+
+    /// Reads at a node every few milliseconds for so long.
+    fn read_for_ms(&mut self, node: NodeId, ms: u64) {
+        let until_ms = self.now_ms() + ms;
+        while self.now_ms() < until_ms {
+            self.request(node, get(key("read")), 1_000, Some(Freshness::Strong));
+            self.run_some_ms(10);
+        }
+    }
+}
+
+/// Three nodes, and the one that leads.
+fn led(seed: u64) -> (World, NodeId) {
+    let mut world = World::founded(seed, 3, 3);
+    world.run_ms(300);
+    let leader = world.leader().unwrap().0;
+    (world, leader)
+}
+
+fn length_ms(world: &World) -> u64 {
+    world.config.lease_ms().unwrap()
+}
+
+#[test]
+fn steady_reads_wait_for_nobody_and_a_group_without_reads_asks_nobody() {
+    for seed in seeds(3) {
+        let (mut world, leader) = led(seed);
+        world.lease_to(leader);
+        let before = world.reads_of(leader);
+        world.read_for_ms(leader, 3_000);
+        let after = world.reads_of(leader);
+        assert!(after.by_lease > before.by_lease + 300 && after.by_round == before.by_round, "{before:?} {after:?}");
+        world.run_ms(1_000);
+        assert!(!world.has_lease(leader), "nobody read, nobody renewed");
+    }
+}
+
+#[test]
+fn with_leases_off_every_read_asks() {
+    let (mut world, leader) = led(1);
+    world.config.leases = Leases::Off;
+    world.crash(leader);
+    world.start(leader);
+    for node in (1..=3).map(NodeId).filter(|node| *node != leader) {
+        world.crash(node);
+        world.start(node);
+    }
+    world.run_until(20_000, "a leader", |world| world.leader().is_some());
+    world.run_ms(300);
+    let leader = world.leader().unwrap().0;
+    world.read_for_ms(leader, 500);
+    let reads = world.reads_of(leader);
+    assert!(reads.by_round > 30 && reads.by_lease == 0, "{reads:?}");
+}
+
+/// The clock counts whatever happens between taking a read in and answering it; a stopped process asks when it goes on.
+#[test]
+fn a_leader_that_is_stopped_between_request_and_answer_asks() {
+    for seed in seeds(3) {
+        let (mut world, leader) = led(seed);
+        let length_ms = length_ms(&world);
+        world.lease_to(leader);
+        assert_eq!(world.take_read(leader, 0), Taken::Served);
+        assert_eq!(world.take_read(leader, length_ms), Taken::Asked);
+        world.lease_to(leader);
+        assert_eq!(world.take_read(leader, 3_600_000), Taken::Asked, "nor does a jump of the clock give it more");
+    }
+}
+
+/// Its clock loses all that the allowance is, at once and without being noticed; the voters' clocks go on.
+#[test]
+fn a_leader_whose_clock_stood_still_for_the_allowance_is_still_the_only_one() {
+    for seed in seeds(6) {
+        let (mut world, leader) = led(seed);
+        world.lease_to(leader);
+        let term = world.leader().and_then(|(_, leader)| leader.group).map(|group| group.term);
+        let promise_ms = (world.config.raft.election_ticks as u64 - 1) * world.config.tick_ms;
+        let lost_ms = promise_ms - length_ms(&world);
+        world.isolate(leader);
+        let stood_ms = world.now_ms();
+        let holds = |world: &World| {
+            let clock_ms = stood_ms.max(world.now_ms() - lost_ms);
+            world.nodes[&leader].running.as_ref().is_some_and(|running| !running.core.leases(clock_ms).is_empty())
+        };
+        while holds(&world) {
+            world.run_ms(1);
+            let newest = world.leader().and_then(|(_, leader)| leader.group).map(|group| group.term);
+            assert!(newest == term || !holds(&world), "somebody else leads in {newest:?}");
+        }
+        assert!(
+            world.now_ms() > stood_ms + lost_ms + length_ms(&world) / 2,
+            "the lease lasted by a clock that lost time"
+        );
+        world.finish();
+    }
+}
+
+/// The whole process stops, another leader is elected and writes, the process goes on with a read it had taken in before.
+#[test]
+fn a_leader_that_was_paused_through_an_election_does_not_answer_reads_of_old() {
+    for seed in seeds(4) {
+        let (mut world, old) = led(seed);
+        let written = world.request(old, store(7, 1, "read", "old"), 1_000, None);
+        world.run_until(2_000, "a write", |world| world.answers.contains_key(&written));
+        world.lease_to(old);
+        let (read, now_ms) = (world.read_request(), world.now_ms());
+        let mut paused = world.nodes.get_mut(&old).unwrap().running.take().unwrap();
+        let mut effects = Effects::default();
+        paused.core.step(now_ms, crate::harness::WALL_MS + now_ms, read, &mut effects);
+        world.run_until(5_000, "another leader", |world| world.leader().is_some_and(|(node, _)| node != old));
+        let new = world.leader().unwrap().0;
+        let written = world.request(new, store(7, 2, "read", "new"), 2_000, None);
+        world.run_until(3_000, "a write", |world| world.answers.contains_key(&written));
+        paused.core.flush(world.now_ms(), &mut effects);
+        assert!(effects.apply.is_empty() && paused.core.leases(world.now_ms()).is_empty());
+        world.nodes.get_mut(&old).unwrap().running = Some(paused);
+        world.crash(old);
+        world.finish();
+    }
+}
+
+#[test]
+fn handing_leadership_over_ends_the_lease_before_anybody_hears_of_it() {
+    for seed in seeds(3) {
+        let (mut world, leader) = led(seed);
+        world.lease_to(leader);
+        let (to, now_ms) = (NodeId(leader.0 % 3 + 1), world.now_ms());
+        let mut effects = Effects::default();
+        let running = world.nodes.get_mut(&leader).and_then(|node| node.running.as_mut()).unwrap();
+        running.core.step(now_ms, 0, Input::Transfer { shard: SHARD, to }, &mut effects);
+        assert!(running.core.leases(now_ms).is_empty());
+        running.core.flush(now_ms, &mut effects);
+        let told = effects.sends.iter().any(|outgoing| outgoing.message.kind == MessageKind::TimeoutNow);
+        assert!(told, "the follower is told at once");
+        assert_eq!(world.take_read(leader, 0), Taken::Asked);
+    }
+}
+
+#[test]
+fn a_change_of_the_replica_set_ends_the_lease_until_the_next_round() {
+    let mut world = World::founded(5, 4, 3);
+    world.run_ms(300);
+    let leader = world.leader().unwrap().0;
+    world.lease_to(leader);
+    let mut ended = false;
+    world.want(ReplicaId(4), NodeId(4), crate::harness::descriptor(&[]), false);
+    let change = flotilla_replication::ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(4) };
+    world.input(leader, Input::Change { shard: SHARD, change });
+    let until_ms = world.now_ms() + length_ms(&world) / 2;
+    while world.now_ms() < until_ms {
+        world.run_ms(1);
+        ended |= !world.has_lease(leader);
+    }
+    assert!(ended && world.conf().contains(ReplicaId(4)));
+    world.lease_to(leader);
+}
+
+/// The voter that a lease rests on starts anew, and a candidate that never heard of the leader waits for its vote.
+#[test]
+fn a_restarted_voter_elects_nobody_while_the_lease_lasts_that_it_was_part_of() {
+    let mut elected = 0;
+    for seed in seeds(12) {
+        let (mut world, leader) = led(seed);
+        let (voter, candidate) = (NodeId(leader.0 % 3 + 1), NodeId((leader.0 + 1) % 3 + 1));
+        world.set_link(leader, candidate, true);
+        let cut_off_ms = world.rng.random_range(400..1_200);
+        world.read_for_ms(leader, cut_off_ms);
+        world.crash(voter);
+        world.set_link(leader, voter, true);
+        world.start(voter);
+        // `harness::checks` compares leases with leaders at each step.
+        world.run_ms(2_000);
+        elected += u32::from(world.leader().is_some_and(|(node, _)| node == candidate || node == voter));
+        world.finish();
+    }
+    assert!(elected > 6, "they do elect somebody in the end");
+}
+
+#[test]
+fn reads_see_what_was_acknowledged_before_them_whatever_happens_to_leaders() {
+    for seed in seeds(6) {
+        let mut world = World::founded(seed, 3, 3);
+        world.add_clients(6);
+        for _ in 0..6 {
+            world.run_some_ms(800);
+            let Some((leader, _)) = world.leader() else { continue };
+            match world.rng.random_range(0..3) {
+                0 => world.isolate(leader),
+                1 => world.input(leader, Input::Transfer { shard: SHARD, to: NodeId(leader.0 % 3 + 1) }),
+                _ => {
+                    world.crash(leader);
+                    world.start(leader);
+                }
+            }
+            world.run_some_ms(1_200);
+            world.heal();
+        }
+        let leased: u64 = (1..=3).map(|node| world.reads_of(NodeId(node)).by_lease).sum();
+        assert!(leased > 0);
+        world.finish();
+    }
+}
+
+#[test]
+fn a_read_by_lease_tells_what_was_written() {
+    let (mut world, leader) = led(2);
+    world.lease_to(leader);
+    let written = world.request(leader, store(7, 1, "read", "new"), 1_000, None);
+    world.run_until(1_000, "a write", |world| world.answers.contains_key(&written));
+    let before = world.reads_of(leader);
+    let asked = world.request(leader, get(key("read")), 1_000, Some(Freshness::Strong));
+    world.run_until(1_000, "an answer", |world| world.answers.contains_key(&asked));
+    assert_eq!(world.reads_of(leader).by_lease, before.by_lease + 1);
+    let Ok(Answer::Records(records)) = flotilla_kv::decode_answer(world.answers[&asked].clone().unwrap()) else {
+        panic!("not records")
+    };
+    assert_eq!(records[0].as_ref().unwrap().value, "new");
+}
