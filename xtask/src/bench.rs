@@ -4,6 +4,7 @@
 //! answer delays the requests after it: quantiles are those of a closed loop. The load runs on the same machine as
 //! what it measures; compare rows of one run with each other, never with another machine's.
 
+mod etcd;
 mod load;
 mod peers;
 mod report;
@@ -17,7 +18,8 @@ use flotilla_local_cluster::{Cluster, ClusterOptions};
 
 use self::{
     load::{Operation, Shape},
-    peers::RedisServer,
+    etcd::{EtcdClient, Reads},
+    peers::{EtcdCluster, RedisServer},
     report::{Report, Row},
     resp::RespClient,
     web::HttpClient,
@@ -113,7 +115,9 @@ fn beside_peers(target: &std::path::Path, shape: &Shape, report: &mut Report) ->
         report.note("redis-server is not installed: not compared");
     }
     if workspace::is_installed("etcd", &["--version"]) {
-        report.note("etcd is installed but not compared: it is fast over gRPC only, which this load does not speak");
+        let folder = tempfile::Builder::new().prefix("bench-etcd-").tempdir_in(target)?;
+        let cluster = EtcdCluster::start(folder.path(), 3)?;
+        over_grpc("etcd, 3 nodes", cluster.clients(), shape, report)?;
     } else {
         report.note("etcd is not installed: not compared");
     }
@@ -132,6 +136,25 @@ fn over_redis(name: &str, servers: &[SocketAddr], shape: &Shape, report: &mut Re
             bail!("{name} answered nothing");
         }
         report.add(Row::new(name, "redis", operation, &outcome));
+    }
+    Ok(())
+}
+
+fn over_grpc(name: &str, servers: &[SocketAddr], shape: &Shape, report: &mut Report) -> Result<()> {
+    let rows = [
+        (Operation::Set, Reads::Linearizable, "grpc"),
+        (Operation::Get, Reads::Linearizable, "grpc"),
+        (Operation::Get, Reads::Serializable, "grpc, serializable"),
+    ];
+    let fill = EtcdClient::connect(servers[0], Reads::Linearizable);
+    load::fill(&mut fill?, shape).with_context(|| format!("cannot fill {name}"))?;
+    for (operation, reads, protocol) in rows {
+        let connect = |i: usize| EtcdClient::connect(servers[i % servers.len()], reads);
+        let outcome = load::run(shape, shape.connections, shape.in_flight, operation, &connect)?;
+        if outcome.answers() == 0 {
+            bail!("{name} answered nothing");
+        }
+        report.add(Row::new(name, protocol, operation, &outcome));
     }
     Ok(())
 }

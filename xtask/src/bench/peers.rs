@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
+    etcd::{EtcdClient, Reads},
     load::{Client, Operation},
     resp::RespClient,
 };
@@ -57,6 +58,62 @@ impl Drop for RedisServer {
         // It may have ended by itself.
         if self.child.kill().is_ok() {
             let _ = self.child.wait();
+        }
+    }
+}
+
+/// An etcd cluster of our own; its members end when dropped.
+pub(super) struct EtcdCluster {
+    members: Vec<Child>,
+    clients: Vec<SocketAddr>,
+}
+
+impl EtcdCluster {
+    /// Starts members in `folder`, with nothing changed from what etcd does by itself.
+    pub(super) fn start(folder: &Path, members: usize) -> Result<Self> {
+        let free = || -> Result<SocketAddr> { Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?) };
+        let peers = (0..members).map(|_| free()).collect::<Result<Vec<_>>>()?;
+        let clients = (0..members).map(|_| free()).collect::<Result<Vec<_>>>()?;
+        let named: Vec<_> = peers.iter().enumerate().map(|(i, peer)| format!("e{i}=http://{peer}")).collect();
+        let mut cluster = Self { members: Vec::new(), clients };
+        for (i, peer) in peers.iter().enumerate() {
+            let (client, peer) = (format!("http://{}", cluster.clients[i]), format!("http://{peer}"));
+            let mut command = Command::new("etcd");
+            command.args(["--name", &format!("e{i}"), "--initial-cluster", &named.join(","), "--log-level", "error"]);
+            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+            command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+            command.arg("--data-dir").arg(folder.join(format!("e{i}")));
+            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            cluster.members.push(child.context("cannot run etcd")?);
+        }
+        let start = Instant::now();
+        while !cluster.clients.iter().all(|member| answers(*member)) {
+            ensure!(start.elapsed() < READY_WITHIN, "etcd does not answer");
+            thread::sleep(POLL_EVERY);
+        }
+        Ok(cluster)
+    }
+
+    pub(super) fn clients(&self) -> &[SocketAddr] {
+        &self.clients
+    }
+}
+
+fn answers(member: SocketAddr) -> bool {
+    let mut refused = None;
+    let ask = || {
+        EtcdClient::connect(member, Reads::Linearizable)?.batch(Operation::Get, &[0], &[], &mut |answer| refused = answer)
+    };
+    ask().is_ok() && refused.is_none()
+}
+
+impl Drop for EtcdCluster {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            // It may have ended by itself.
+            if member.kill().is_ok() {
+                let _ = member.wait();
+            }
         }
     }
 }
