@@ -17,8 +17,8 @@ use anyhow::{Context, Result, bail};
 use flotilla_local_cluster::{Cluster, ClusterOptions};
 
 use self::{
-    load::{Operation, Shape},
     etcd::{EtcdClient, Reads},
+    load::{Operation, Shape},
     peers::{EtcdCluster, RedisServer},
     report::{Report, Row},
     resp::RespClient,
@@ -112,14 +112,14 @@ fn beside_peers(target: &std::path::Path, shape: &Shape, report: &mut Report) ->
         let server = RedisServer::start(folder.path())?;
         over_redis("redis-server, 1 node, fsync always", &[server.addr()], shape, report)?;
     } else {
-        report.note("redis-server is not installed: not compared");
+        report.note("redis-server is not installed: apt install redis-server");
     }
     if workspace::is_installed("etcd", &["--version"]) {
         let folder = tempfile::Builder::new().prefix("bench-etcd-").tempdir_in(target)?;
         let cluster = EtcdCluster::start(folder.path(), 3)?;
         over_grpc("etcd, 3 nodes", cluster.clients(), shape, report)?;
     } else {
-        report.note("etcd is not installed: not compared");
+        report.note("etcd is not installed: apt install etcd-server");
     }
     Ok(())
 }

@@ -101,8 +101,9 @@ impl EtcdCluster {
 
 fn answers(member: SocketAddr) -> bool {
     let mut refused = None;
-    let ask = || {
-        EtcdClient::connect(member, Reads::Linearizable)?.batch(Operation::Get, &[0], &[], &mut |answer| refused = answer)
+    let mut ask = || {
+        EtcdClient::connect(member, Reads::Linearizable)?
+            .batch(Operation::Get, &[0], &[], &mut |answer| refused = answer)
     };
     ask().is_ok() && refused.is_none()
 }

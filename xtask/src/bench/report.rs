@@ -103,6 +103,10 @@ impl Report {
             column.set_cell_alignment(CellAlignment::Right);
         }
         println!("{}", table.trim_fmt());
+        for (row, other) in self.pairs() {
+            let ratio = row.per_second / other.per_second;
+            println!("{} {} over {}: {ratio:.2}", row.server, row.operation, other.server);
+        }
         for row in &self.rows {
             if let Some(refusal) = &row.first_refusal {
                 println!("{} {} refused: {refusal}", row.server, row.operation);
@@ -111,6 +115,15 @@ impl Report {
         for note in &self.notes {
             println!("{note}");
         }
+    }
+
+    /// What Flotilla does over the Redis protocol, and the same operation elsewhere.
+    fn pairs(&self) -> impl Iterator<Item = (&Row, &Row)> {
+        let own = self.rows.iter().filter(|row| row.server.starts_with("flotilla") && row.protocol == "redis");
+        own.flat_map(|row| {
+            let same = move |other: &&Row| other.operation == row.operation && !other.server.starts_with("flotilla");
+            self.rows.iter().filter(same).map(move |other| (row, other))
+        })
     }
 
     pub(super) fn to_json(&self) -> Result<String> {
