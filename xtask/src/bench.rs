@@ -27,7 +27,7 @@ mod workload;
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -35,16 +35,19 @@ use anyhow::{Context, Result};
 pub(crate) use self::arguments::Arguments;
 use self::{
     keys::{Keys, Popularity},
-    measure::{Family, System, fill, measure},
+    measure::{Family, Pressure, Span, System, fill, measure},
     own::Own,
     peers::Peer,
-    plan::{Case, Pipelining, Wanted},
+    plan::{Case, LocalReads, Pipelining, Wanted},
     plot::{Line, Panel},
     protocol::Wire,
     report::{Report, Row},
     workload::{Values, Workload},
 };
 use crate::workspace::{self, Profile, build_node, cargo};
+
+/// How long a system is asked whether it offers something.
+const PROBE: Duration = Duration::from_millis(50);
 
 /// One run: what is asked for, and what came of it.
 struct Run<'a> {
@@ -128,7 +131,7 @@ impl Run<'_> {
         if self.arguments.no_peers {
             return Ok(());
         }
-        let peers: [(&str, &str, fn(&Path) -> Result<Peer>); 2] =
+        let peers: [(&str, &str, StartPeer); 2] =
             [("redis-server", "redis-server", Peer::redis), ("etcd", "etcd-server", Peer::etcd)];
         for (program, package, start) in peers {
             if !workspace::is_installed(program, &["--version"]) {
@@ -143,7 +146,8 @@ impl Run<'_> {
     }
 
     fn rows(&mut self, system: &System, filled: Filled) -> Result<()> {
-        let (mut held, cases) = (0, self.wanted.cases(system.family, system.wire));
+        let local = self.local_reads(system)?;
+        let (mut held, cases) = (0, self.wanted.cases(system.wire, local));
         for case in cases {
             if held != case.keys && filled == Filled::No {
                 fill(system, case.keys, &self.values)?;
@@ -152,6 +156,20 @@ impl Run<'_> {
             self.row(system, case)?;
         }
         Ok(())
+    }
+
+    /// The Redis protocol has none, and a server may know of them and offer none.
+    fn local_reads(&mut self, system: &System) -> Result<LocalReads> {
+        if system.wire == Wire::Redis || !self.wanted.workloads.contains(&Workload::GetLocal) {
+            return Ok(LocalReads::Refused);
+        }
+        let one = System { servers: system.servers[..1].to_vec(), ..system.clone() };
+        fill(&one, 1, &self.values)?;
+        let (lone, span) = (Pressure { connections: 1, in_flight: 1 }, Span { warm_up: Duration::ZERO, time: PROBE });
+        let outcome = measure(&one, (Workload::GetLocal, &Keys::Uniform(1)), lone, span, &self.values)?;
+        let Some(refusal) = outcome.first_refusal else { return Ok(LocalReads::Offered) };
+        self.report.note(format!("{} {} offers no local reads: {refusal}", system.name, system.wire.name()));
+        Ok(LocalReads::Refused)
     }
 
     fn row(&mut self, system: &System, case: Case) -> Result<()> {
@@ -191,6 +209,9 @@ impl Run<'_> {
         Ok(())
     }
 }
+
+/// Starts a peer in a folder.
+type StartPeer = fn(&Path) -> Result<Peer>;
 
 /// Whether a system has the keys already.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -55,7 +55,9 @@ pub(super) fn run(
             ));
         }
     }
-    // Leaders that moved meanwhile would make both ways the same.
-    ensure!(own.leaders()? == leaders, "leaders moved while forwards were measured");
+    let is_moved = |(now, before): (&usize, &usize)| *before == LEADER && now != before;
+    if own.leaders()?.iter().zip(&leaders).any(is_moved) {
+        report.note("leaders moved while forwards were measured: direct rows had forwards too".to_owned());
+    }
     Ok(())
 }

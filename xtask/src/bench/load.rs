@@ -21,7 +21,7 @@ use super::{
 /// Longest time without any answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Longest time between two looks at the clock.
-const TICK: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_millis(5);
 /// Bytes of a connection's first buffer for answers, and its largest.
 const INPUT_BYTES: usize = 64 << 10;
 const INPUT_BYTES_MAX: usize = 32 << 20;
@@ -41,14 +41,25 @@ pub(super) struct Lanes<'a> {
 
 /// Decides what is asked, and hears what came of it. Connections are numbered in the order of [`Lanes::servers`].
 pub(super) trait Driver {
-    /// What the next request is; `None`: no more on this connection.
-    fn next(&mut self, connection: usize, now: Instant) -> Option<(Operation, u64)>;
+    /// What goes out next on a connection that has room for it.
+    fn next(&mut self, connection: usize, now: Instant) -> Next;
     /// An answer came; with the reason when it is a refusal.
     fn answered(&mut self, connection: usize, ticket: Ticket, now: Instant, refusal: Option<String>);
     /// Called often, whether or not answers come.
     fn tick(&mut self, _now: Instant) -> Result<()> {
         Ok(())
     }
+}
+
+/// What goes out next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A request for this key.
+    Send(Operation, u64),
+    /// Nothing yet: ask again at the next tick.
+    Wait,
+    /// Nothing any more.
+    End,
 }
 
 struct Connection {
@@ -62,6 +73,8 @@ struct Connection {
     owed: usize,
     /// The next request, which the server had no room for.
     held: Option<(Operation, u64)>,
+    /// The driver had nothing yet.
+    waits: bool,
     is_finished: bool,
     random: Random,
 }
@@ -81,6 +94,9 @@ pub(super) fn drive(lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<()> {
             polled => polled?,
         }
         driver.tick(Instant::now())?;
+        for (i, connection) in connections.iter_mut().enumerate().filter(|(_, connection)| connection.waits) {
+            connection.send(i, lanes, driver)?;
+        }
         for event in &events {
             let Token(i) = event.token();
             let connection = &mut connections[i];
@@ -108,6 +124,7 @@ fn connect(lanes: &Lanes<'_>, i: usize) -> Result<Connection> {
         written: 0,
         owed: lanes.in_flight,
         held: None,
+        waits: false,
         is_finished: false,
         random: Random::new(i as u64),
     };
@@ -167,10 +184,19 @@ impl Connection {
 
     fn send(&mut self, number: usize, lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<()> {
         let sent = Instant::now();
+        self.waits = false;
         while self.owed > 0 && !self.is_finished {
-            let Some((operation, key)) = self.held.take().or_else(|| driver.next(number, sent)) else {
-                self.is_finished = true;
-                break;
+            let held = self.held.take().map(|(operation, key)| Next::Send(operation, key));
+            let (operation, key) = match held.unwrap_or_else(|| driver.next(number, sent)) {
+                Next::Send(operation, key) => (operation, key),
+                Next::Wait => {
+                    self.waits = true;
+                    break;
+                }
+                Next::End => {
+                    self.is_finished = true;
+                    break;
+                }
             };
             let value = lanes.values.pick(&mut self.random);
             let request = Request { key: keys::name(key), value, ticket: Ticket { operation, sent } };

@@ -24,12 +24,20 @@ struct Hundred {
     left: usize,
     answers: Vec<Option<String>>,
     ticks: usize,
+    waited: bool,
 }
 
 impl Driver for Hundred {
-    fn next(&mut self, _: usize, _: Instant) -> Option<(Operation, u64)> {
-        self.left = self.left.checked_sub(1)?;
-        Some((Operation::Get, self.left as u64))
+    fn next(&mut self, _: usize, _: Instant) -> Next {
+        let Some(left) = self.left.checked_sub(1) else { return Next::End };
+        self.left = left;
+        // Every tenth time the loop has to come back for it.
+        self.waited = left.is_multiple_of(10) && !self.waited;
+        if self.waited {
+            self.left += 1;
+            return Next::Wait;
+        }
+        Next::Send(Operation::Get, left as u64)
     }
 
     fn answered(&mut self, connection: usize, ticket: Ticket, now: Instant, refusal: Option<String>) {
@@ -54,7 +62,7 @@ fn a_new_request_goes_out_for_each_answer() {
     let server = thread::spawn(move || serve(&listener, 3));
     let values = Values::new(1);
     let lanes = Lanes { servers: &servers, wire: Wire::Redis, in_flight: 4, values: &values };
-    let mut driver = Hundred { left: 100, answers: Vec::new(), ticks: 0 };
+    let mut driver = Hundred { left: 100, answers: Vec::new(), ticks: 0, waited: false };
     let end = drive(&lanes, &mut driver).expect_err("three are never answered");
     assert_eq!(end.to_string(), "enough");
     assert_eq!(driver.answers, vec![None; 97]);
@@ -68,7 +76,7 @@ fn a_closed_connection_is_an_error() {
     let server = thread::spawn(move || drop(listener.accept()));
     let values = Values::new(1);
     let lanes = Lanes { servers: &servers, wire: Wire::Redis, in_flight: 1, values: &values };
-    let mut driver = Hundred { left: 5, answers: Vec::new(), ticks: 0 };
+    let mut driver = Hundred { left: 5, answers: Vec::new(), ticks: 0, waited: false };
     assert!(drive(&lanes, &mut driver).is_err());
     server.join().expect("no panic");
 }

@@ -10,8 +10,8 @@ use hdrhistogram::Histogram;
 
 use super::{
     keys::{Keys, Random},
-    load::{Driver, Lanes, drive},
-    processes::Usage,
+    load::{Driver, Lanes, Next, drive},
+    processes::{Usage, machine_cpu},
     protocol::{Ticket, Wire},
     workload::{Operation, Values, Workload},
 };
@@ -82,6 +82,8 @@ pub(super) struct Outcome {
     pub(super) servers: Vec<Usage>,
     /// Processor time of the load itself.
     pub(super) load_cpu: Duration,
+    /// Processor time that the machine spent on anything else, the kernel's own threads included.
+    pub(super) others_cpu: Duration,
 }
 
 /// Runs a workload, and measures between warm-up and end.
@@ -128,12 +130,13 @@ struct Filling {
 }
 
 impl Driver for Filling {
-    fn next(&mut self, _: usize, _: Instant) -> Option<(Operation, u64)> {
+    fn next(&mut self, _: usize, _: Instant) -> Next {
         let key = self.next;
-        (key < self.keys && self.refusal.is_none()).then(|| {
-            self.next += 1;
-            (Operation::Set, key)
-        })
+        if key >= self.keys || self.refusal.is_some() {
+            return Next::End;
+        }
+        self.next += 1;
+        Next::Send(Operation::Set, key)
     }
 
     fn answered(&mut self, _: usize, _: Ticket, _: Instant, refusal: Option<String>) {
@@ -147,6 +150,7 @@ struct Sample {
     at: Instant,
     servers: Vec<Usage>,
     own: Usage,
+    machine: Duration,
 }
 
 struct Measured<'a> {
@@ -167,7 +171,7 @@ impl Measured<'_> {
     fn sample(&self, at: Instant) -> Sample {
         let servers: Option<Vec<_>> = self.pids.iter().map(|pid| Usage::of(*pid)).collect();
         let own = Usage::of(std::process::id()).unwrap_or_default();
-        Sample { at, servers: servers.unwrap_or_default(), own }
+        Sample { at, servers: servers.unwrap_or_default(), own, machine: machine_cpu().unwrap_or_default() }
     }
 
     fn outcome(self) -> Result<Outcome> {
@@ -178,20 +182,27 @@ impl Measured<'_> {
             written_bytes: after.written_bytes.saturating_sub(before.written_bytes),
             peak_bytes: after.peak_bytes,
         };
+        let servers: Vec<Usage> = before.servers.iter().zip(&after.servers).map(used).collect();
+        let load_cpu = after.own.cpu.saturating_sub(before.own.cpu);
+        let known = load_cpu + servers.iter().map(|server| server.cpu).sum::<Duration>();
         Ok(Outcome {
             latencies: self.latencies,
             refused: self.refused,
             first_refusal: self.first_refusal,
             elapsed: after.at - before.at,
-            servers: before.servers.iter().zip(&after.servers).map(used).collect(),
-            load_cpu: after.own.cpu.saturating_sub(before.own.cpu),
+            servers,
+            load_cpu,
+            others_cpu: after.machine.saturating_sub(before.machine).saturating_sub(known),
         })
     }
 }
 
 impl Driver for Measured<'_> {
-    fn next(&mut self, _: usize, now: Instant) -> Option<(Operation, u64)> {
-        (now < self.end).then(|| (self.workload.draw(&mut self.random), self.keys.pick(&mut self.random)))
+    fn next(&mut self, _: usize, now: Instant) -> Next {
+        if now >= self.end {
+            return Next::End;
+        }
+        Next::Send(self.workload.draw(&mut self.random), self.keys.pick(&mut self.random))
     }
 
     fn answered(&mut self, _: usize, ticket: Ticket, now: Instant, refusal: Option<String>) {
@@ -247,7 +258,7 @@ mod tests {
         };
         for (at, asks) in [(5, true), (12, true), (15, true), (21, false), (25, false)] {
             measured.tick(start + ms(at)).expect("no error");
-            assert_eq!(measured.next(0, start + ms(at)).is_some(), asks);
+            assert_eq!(measured.next(0, start + ms(at)) != Next::End, asks);
             answers(&mut measured, start + ms(at), start + ms(at - 2));
         }
         let outcome = measured.outcome().expect("a beginning and an end");

@@ -88,7 +88,7 @@ impl Own {
     pub(super) fn system(&self, wire: Wire) -> Result<System> {
         let nodes = (1..=self.cluster.len()).map(|i| self.cluster.node(i)).collect::<Result<Vec<_>, _>>()?;
         let addr = |node: &&flotilla_local_cluster::Node| if wire == Wire::Http { node.http } else { node.redis };
-        let shards = if self.shards == SHARDS_DEFAULT { String::new() } else { format!(", {} shards", self.shards) };
+        let shards = if self.shards == SHARDS_DEFAULT { String::new() } else { format!(", shards {}", self.shards) };
         Ok(System {
             family: Family::Flotilla,
             name: format!("flotilla ×{}{shards}", nodes.len()),

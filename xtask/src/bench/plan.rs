@@ -1,11 +1,6 @@
 //! Which rows a run has: everything about the point that goals name, less around it, all of it only when asked.
 
-use super::{
-    keys::Popularity,
-    measure::{Family, Pressure},
-    protocol::Wire,
-    workload::Workload,
-};
+use super::{keys::Popularity, measure::Pressure, protocol::Wire, workload::Workload};
 
 /// In flight on each connection where goals are stated.
 const STANDARD_IN_FLIGHT: usize = 32;
@@ -40,6 +35,13 @@ pub(super) enum Breadth {
     All,
 }
 
+/// Whether a system can be asked for what the asked node has, without regard to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LocalReads {
+    Offered,
+    Refused,
+}
+
 /// One row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Case {
@@ -59,7 +61,7 @@ impl Wanted {
     }
 
     /// The rows for a system, those of one number of keys together.
-    pub(super) fn cases(&self, family: Family, wire: Wire) -> Vec<Case> {
+    pub(super) fn cases(&self, wire: Wire, local: LocalReads) -> Vec<Case> {
         let mut cases = Vec::new();
         for &keys in &self.keys {
             for &pipelining in &self.pipelining {
@@ -72,7 +74,7 @@ impl Wanted {
                 }
             }
         }
-        let offers = |case: &Case| case.workload != Workload::GetLocal || family == Family::Etcd;
+        let offers = |case: &Case| case.workload != Workload::GetLocal || local == LocalReads::Offered;
         cases.retain(offers);
         cases.into_iter().filter_map(|case| over(case, wire)).collect()
     }
@@ -143,7 +145,7 @@ mod tests {
     #[test]
     fn a_usual_run_varies_one_thing_at_a_time() {
         use Popularity::{Uniform, Zipfian};
-        let cases = wanted(Breadth::Usual).cases(Family::Etcd, Wire::Grpc);
+        let cases = wanted(Breadth::Usual).cases(Wire::Grpc, LocalReads::Offered);
         let expected = [
             (1, 1, Uniform, Pipelining::On),
             (6, 1, Uniform, Pipelining::On),
@@ -159,15 +161,15 @@ mod tests {
 
     #[test]
     fn http_has_a_connection_for_each_request_and_not_too_many() {
-        let cases = wanted(Breadth::Usual).cases(Family::Flotilla, Wire::Http);
+        let cases = wanted(Breadth::Usual).cases(Wire::Http, LocalReads::Refused);
         let connections: Vec<_> = at(&cases, Workload::Set).iter().map(|case| (case.0, case.1)).collect();
         assert_eq!(connections, [(1, 1), (6, 1), (192, 1), (192, 1)]);
-        assert!(at(&cases, Workload::GetLocal).is_empty(), "only etcd has them");
+        assert!(at(&cases, Workload::GetLocal).is_empty(), "nobody offers them");
     }
 
     #[test]
     fn a_full_run_has_all_combinations() {
-        let cases = wanted(Breadth::All).cases(Family::Flotilla, Wire::Redis);
+        let cases = wanted(Breadth::All).cases(Wire::Redis, LocalReads::Refused);
         // Four pressures pipelined, two of them not, twice.
         assert_eq!(at(&cases, Workload::Half).len(), 12);
     }

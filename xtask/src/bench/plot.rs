@@ -24,6 +24,8 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 60.0;
 const BOTTOM: f64 = 60.0;
+/// Panels side by side.
+const COLUMNS: usize = 2;
 const LEGEND_LINE: f64 = 22.0;
 /// Told apart by most eyes (Okabe & Ito, 2008).
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
@@ -66,19 +68,22 @@ impl Axis {
 /// The whole picture. Writing to a string does not fail.
 pub(super) fn svg(title: &str, panels: &[Panel]) -> String {
     let legend: Vec<&str> = labels(panels);
-    let width = PANEL_WIDTH * panels.len().max(1) as f64;
-    let height = PANEL_HEIGHT + LEGEND_LINE * legend.len() as f64 + 20.0;
+    let width = PANEL_WIDTH * panels.len().clamp(1, COLUMNS) as f64;
+    let legend_top = PANEL_HEIGHT * panels.len().div_ceil(COLUMNS) as f64;
+    let height = legend_top + LEGEND_LINE * legend.len() as f64 + 20.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n<text x=\"{LEFT}\" y=\"24\" font-size=\"16\">{}</text>\n",
         escaped(title)
     );
     for (i, panel) in panels.iter().enumerate() {
-        let _ = writeln!(svg, "<g transform=\"translate({},0)\">", PANEL_WIDTH * i as f64);
+        let (column, line) = (i % COLUMNS, i / COLUMNS);
+        let (x, y) = (PANEL_WIDTH * column as f64, PANEL_HEIGHT * line as f64);
+        let _ = writeln!(svg, "<g transform=\"translate({x},{y})\">");
         draw_panel(&mut svg, panel, &legend);
         svg.push_str("</g>\n");
     }
     for (i, label) in legend.iter().enumerate() {
-        let (y, colour) = (PANEL_HEIGHT + LEGEND_LINE * (i as f64 + 0.5), COLOURS[i % COLOURS.len()]);
+        let (y, colour) = (legend_top + LEGEND_LINE * (i as f64 + 0.5), COLOURS[i % COLOURS.len()]);
         let _ = writeln!(
             svg,
             "<rect x=\"{LEFT}\" y=\"{}\" width=\"24\" height=\"4\" fill=\"{colour}\"/><text x=\"{}\" y=\"{}\">{}</text>",

@@ -27,6 +27,19 @@ impl Usage {
     }
 }
 
+/// Processor time that the whole machine has spent on anything, since it started; `None` without `/proc`.
+pub(super) fn machine_cpu() -> Option<Duration> {
+    busy(&fs::read_to_string("/proc/stat").ok()?, rustix::param::clock_ticks_per_second())
+}
+
+/// All fields of the first line but `idle` and `iowait`, and but guests, who are in `user` already.
+fn busy(stat: &str, ticks_per_second: u64) -> Option<Duration> {
+    let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace();
+    let ticks = fields.map(|field| field.parse::<u64>().ok()).collect::<Option<Vec<_>>>()?;
+    let busy = ticks.iter().enumerate().filter(|(i, _)| !matches!(i, 3 | 4 | 8..)).map(|(_, ticks)| ticks).sum::<u64>();
+    Some(Duration::from_secs_f64(busy as f64 / ticks_per_second as f64))
+}
+
 /// Fields 14 and 15: `utime` and `stime`, in ticks. The name before them may hold anything, brackets and blanks included.
 fn cpu(stat: &str, ticks_per_second: u64) -> Option<Duration> {
     let (_, behind_name) = stat.rsplit_once(')')?;
@@ -51,6 +64,13 @@ mod tests {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 2 3 4 5 150 50 8 9 20 0 5 0 1 2 3";
         assert_eq!(cpu(stat, 100), Some(Duration::from_secs(2)));
         assert_eq!(cpu("7 (a) S 1", 100), None);
+    }
+
+    #[test]
+    fn a_machine_is_busy_when_it_neither_idles_nor_waits_for_disks() {
+        let stat = "cpu  100 20 30 4000 500 6 7 8 9 10\ncpu0 1 2 3\n";
+        assert_eq!(busy(stat, 1), Some(Duration::from_secs(171)));
+        assert_eq!(busy("intr 5", 1), None);
     }
 
     #[test]

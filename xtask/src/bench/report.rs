@@ -53,6 +53,8 @@ pub(super) struct Row {
     server_cpu_seconds_per_million: Vec<f64>,
     /// The same of the load itself.
     load_cpu_seconds_per_million: f64,
+    /// Share of the machine's processors that went elsewhere: a row where this is much is worth little.
+    others_percent: f64,
     /// The most memory that each server process ever used until then.
     peak_bytes: Vec<u64>,
     /// Bytes that all servers wrote to disks for each byte of a value; for rows that only write.
@@ -91,6 +93,9 @@ impl Row {
                 .map(|server| per_million(server.cpu.as_secs_f64()))
                 .collect(),
             load_cpu_seconds_per_million: per_million(outcome.load_cpu.as_secs_f64()),
+            others_percent: 100.0 * outcome.others_cpu.as_secs_f64()
+                / outcome.elapsed.as_secs_f64()
+                / cores().max(1) as f64,
             peak_bytes: outcome.servers.iter().map(|server| server.peak_bytes).collect(),
             written_per_stored: tells_writing.then(|| written as f64 / stored),
             histogram: compact(latencies).unwrap_or_default(),
@@ -106,7 +111,7 @@ impl Row {
         format!("{} × {}", self.connections, self.in_flight)
     }
 
-    fn cells(&self) -> [String; 14] {
+    fn cells(&self) -> [String; 15] {
         let cpu: f64 = self.server_cpu_seconds_per_million.iter().sum();
         let each: Vec<_> = self.server_cpu_seconds_per_million.iter().map(|cpu| format!("{cpu:.1}")).collect();
         let peak: u64 = self.peak_bytes.iter().sum();
@@ -124,6 +129,7 @@ impl Row {
             milliseconds(self.max_us),
             known(if each.len() > 1 { format!("{cpu:.1} = {}", each.join(" + ")) } else { format!("{cpu:.1}") }),
             format!("{:.1}", self.load_cpu_seconds_per_million),
+            known(format!("{:.0} %", self.others_percent)),
             known(format!("{:.0}", peak as f64 / MIB)),
             self.written_per_stored.map_or_else(|| "–".to_owned(), |written| format!("{written:.1}")),
         ]
@@ -156,7 +162,7 @@ impl Report {
     pub(super) fn print(&self) {
         let (bytes, seconds, cores) = (self.value_bytes, self.seconds, cores());
         println!(
-            "\n{bytes}-byte values, {seconds} s per row; load and servers share {cores} cores. Latencies in milliseconds, CPU in seconds per million answers, memory in MiB, WRITTEN in bytes per byte of a value.\n"
+            "\n{bytes}-byte values, {seconds} s per row; load and servers share {cores} cores. Latencies in milliseconds, CPU in seconds per million answers, OTHERS the processors' share that went elsewhere, memory in MiB, WRITTEN in bytes per byte of a value.\n"
         );
         let mut table = table(&[
             "SYSTEM",
@@ -171,6 +177,7 @@ impl Report {
             "MAX",
             "CPU",
             "LOAD CPU",
+            "OTHERS",
             "PEAK",
             "WRITTEN",
         ]);

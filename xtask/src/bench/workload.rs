@@ -28,7 +28,7 @@ pub(super) enum Workload {
     Half,
     /// 95 strong reads to 5 writes.
     MostlyGet,
-    /// Reads of whatever the asked node has: etcd's serializable reads.
+    /// Reads of whatever the asked node has, where they are offered: etcd's serializable, Flotilla's eventual ones.
     GetLocal,
 }
 
