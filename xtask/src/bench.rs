@@ -1,62 +1,61 @@
-//! `bench`: a closed loop over the Redis protocol and HTTP, beside the peers that are installed on this machine.
+//! `bench`: Flotilla, etcd and Redis under the same closed loop, on one machine, in one run.
 //!
-//! Every connection keeps a fixed number of requests in flight, so throughput and latency belong together, and a slow
-//! answer delays the requests after it: quantiles are those of a closed loop. The load runs on the same machine as
-//! what it measures; compare rows of one run with each other, never with another machine's.
+//! Every connection keeps a fixed number of requests in flight, so throughput and latency belong together, and quantiles are those of
+//! a closed loop. The load runs on the same machine as what it measures, and says what processor time it took itself; compare rows of
+//! one run with each other, never with another machine's. Systems run one after another, so that an idle one takes nothing.
 
+mod arguments;
+mod failover;
+mod forwarding;
+mod grpc;
+mod hpack;
+mod keys;
 mod load;
+mod measure;
+mod own;
 mod peers;
+mod plan;
+mod plot;
+mod processes;
+mod protocol;
+mod ratios;
 mod report;
 mod resp;
 mod web;
+mod workload;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result, bail};
-use flotilla_local_cluster::{Cluster, ClusterOptions};
+use anyhow::{Context, Result};
 
+pub(crate) use self::arguments::Arguments;
 use self::{
-    load::{Operation, Shape},
-    peers::RedisServer,
+    keys::{Keys, Popularity},
+    measure::{Family, Pressure, Span, System, fill, measure},
+    own::Own,
+    peers::Peer,
+    plan::{Case, LocalReads, Pipelining, Wanted},
+    plot::{Line, Panel},
+    protocol::Wire,
     report::{Report, Row},
-    resp::RespClient,
-    web::HttpClient,
+    workload::{Values, Workload},
 };
 use crate::workspace::{self, Profile, build_node, cargo};
 
-/// What to measure.
-#[derive(clap::Args)]
-pub(crate) struct Arguments {
-    /// Servers that speak the Redis protocol, host:port and a comma between; without it and --http a cluster is started
-    #[arg(long, value_delimiter = ',')]
-    addr: Vec<SocketAddr>,
-    /// Servers that speak Flotilla's HTTP interface, host:port and a comma between
-    #[arg(long, value_delimiter = ',')]
-    http: Vec<SocketAddr>,
-    /// Nodes of the cluster that is started
-    #[arg(long, default_value_t = 3)]
-    nodes: usize,
-    /// Connections, spread over the servers
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1_024))]
-    connections: u16,
-    /// Requests in flight on each; over HTTP, which has no pipelining, each is one more connection
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1_024))]
-    in_flight: u16,
-    /// Bytes of a value
-    #[arg(long, default_value_t = 256)]
-    value_bytes: usize,
-    /// How many keys there are
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
-    keys: u64,
-    /// Seconds per row, after one to warm up
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: u64,
-    /// Where the figures go as JSON [default: bench.json in cargo's target folder]
-    #[arg(long, value_name = "PATH")]
-    json: Option<PathBuf>,
-    /// Leave out the peers
-    #[arg(long)]
-    no_peers: bool,
+/// How long a system is asked whether it offers something.
+const PROBE: Duration = Duration::from_millis(50);
+
+/// One run: what is asked for, and what came of it.
+struct Run<'a> {
+    arguments: &'a Arguments,
+    wanted: Wanted,
+    values: Values,
+    target: PathBuf,
+    report: Report,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -65,89 +64,176 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let own = std::env::args_os().skip(1);
         return workspace::run(cargo().args(["run", "--quiet", "--release", "--package", "xtask", "--"]).args(own));
     }
-    let shape = Shape {
-        connections: arguments.connections.into(),
-        in_flight: arguments.in_flight.into(),
-        value_bytes: arguments.value_bytes,
-        keys: arguments.keys,
-        warm_up: Duration::from_secs(1),
-        time: Duration::from_secs(arguments.seconds),
+    let mut run = Run {
+        arguments,
+        wanted: arguments.wanted(),
+        values: Values::new(arguments.value_bytes),
+        target: workspace::metadata()?.target_directory,
+        report: Report::new(arguments.value_bytes, arguments.seconds),
     };
-    let target = workspace::metadata()?.target_directory;
-    let mut report = Report::new(&shape);
-    if arguments.addr.is_empty() && arguments.http.is_empty() {
+    let start = Instant::now();
+    // What was measured is told even when something breaks later.
+    let outcome = run.all();
+    run.report.note(format!("took {:.0} s", start.elapsed().as_secs_f64()));
+    run.tell()?;
+    outcome
+}
+
+impl Run<'_> {
+    fn all(&mut self) -> Result<()> {
+        if !self.arguments.addr.is_empty() || !self.arguments.http.is_empty() {
+            return self.given();
+        }
         let binary = build_node(Profile::Release)?;
-        let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(&target)?;
-        let mut options = ClusterOptions::new(arguments.nodes, binary);
-        options.dir = Some(folder.path().to_owned());
-        // The runtime must live as long as the cluster; the load itself uses threads.
-        let runtime = workspace::runtime()?;
-        let cluster = runtime.block_on(Cluster::start(options))?;
-        let nodes: Result<Vec<_>, _> = (1..=cluster.len()).map(|i| cluster.node(i).cloned()).collect();
-        let nodes = nodes?;
-        let redis: Vec<SocketAddr> = nodes.iter().map(|node| node.redis).collect();
-        let http: Vec<SocketAddr> = nodes.iter().map(|node| node.http).collect();
-        let name = format!("flotilla, {} nodes", nodes.len());
-        over_redis(&name, &redis, &shape, &mut report)?;
-        over_http(&name, &http, &shape, &mut report)?;
-    } else {
-        over_redis("given", &arguments.addr, &shape, &mut report)?;
-        over_http("given", &arguments.http, &shape, &mut report)?;
-    }
-    if !arguments.no_peers {
-        beside_peers(&target, &shape, &mut report)?;
-    }
-    report.print();
-    let path = arguments.json.clone().unwrap_or_else(|| target.join("bench.json"));
-    std::fs::write(&path, report.to_json()?).with_context(|| path.display().to_string())?;
-    println!("\nfigures: {}", path.display());
-    Ok(())
-}
-
-fn beside_peers(target: &std::path::Path, shape: &Shape, report: &mut Report) -> Result<()> {
-    if workspace::is_installed("redis-server", &["--version"]) {
-        let folder = tempfile::Builder::new().prefix("bench-redis-").tempdir_in(target)?;
-        let server = RedisServer::start(folder.path())?;
-        over_redis("redis-server, 1 node, fsync always", &[server.addr()], shape, report)?;
-    } else {
-        report.note("redis-server is not installed: not compared");
-    }
-    if workspace::is_installed("etcd", &["--version"]) {
-        report.note("etcd is installed but not compared: it is fast over gRPC only, which this load does not speak");
-    } else {
-        report.note("etcd is not installed: not compared");
-    }
-    Ok(())
-}
-
-fn over_redis(name: &str, servers: &[SocketAddr], shape: &Shape, report: &mut Report) -> Result<()> {
-    if servers.is_empty() {
-        return Ok(());
-    }
-    let connect = |i: usize| RespClient::connect(servers[i % servers.len()]);
-    load::fill(&mut connect(0)?, shape).with_context(|| format!("cannot fill {name}"))?;
-    for operation in [Operation::Set, Operation::Get, Operation::Increment] {
-        let outcome = load::run(shape, shape.connections, shape.in_flight, operation, &connect)?;
-        if outcome.answers() == 0 {
-            bail!("{name} answered nothing");
+        if self.arguments.has_matrix() {
+            let own = Own::start(binary.clone(), &self.target, self.arguments.nodes(), self.arguments.shards())?;
+            self.rows(&own.system(Wire::Redis)?, Filled::No)?;
+            self.rows(&own.system(Wire::Http)?, Filled::ByOtherProtocol)?;
+            drop(own);
+            self.peers()?;
         }
-        report.add(Row::new(name, "redis", operation, &outcome));
+        if self.arguments.has_curve() {
+            for (nodes, shards) in self.arguments.curve() {
+                let own = Own::start(binary.clone(), &self.target, nodes, shards)?;
+                self.curve_point(&own.system(Wire::Redis)?)?;
+            }
+        }
+        if self.arguments.has_forwarding() {
+            let own = Own::start(binary.clone(), &self.target, self.arguments.nodes(), self.arguments.shards())?;
+            let (keys, standard) = (self.wanted.keys[0], self.wanted.standard());
+            forwarding::run(&own, keys, standard, self.arguments.span(), &self.values, &mut self.report)?;
+        }
+        if self.arguments.kills() > 0 {
+            let kills = self.arguments.kills();
+            let mut own = Own::start(binary, &self.target, self.arguments.nodes(), self.arguments.shards())?;
+            failover::run(&mut own, kills, &mut self.report)?;
+            drop(own);
+            if !self.arguments.no_peers && workspace::is_installed("etcd", &["--version"]) {
+                failover::run_etcd(&self.target, kills, &mut self.report)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Servers that somebody else started.
+    fn given(&mut self) -> Result<()> {
+        let addresses = [(Wire::Redis, &self.arguments.addr), (Wire::Http, &self.arguments.http)];
+        for (wire, servers) in addresses.map(|(wire, servers)| (wire, servers.clone())) {
+            if !servers.is_empty() {
+                let name = "given".to_owned();
+                self.rows(&System { family: Family::Given, name, wire, servers, pids: Vec::new() }, Filled::No)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn peers(&mut self) -> Result<()> {
+        if self.arguments.no_peers {
+            return Ok(());
+        }
+        let peers: [(&str, &str, StartPeer); 2] =
+            [("redis-server", "redis-server", Peer::redis), ("etcd", "etcd-server", Peer::etcd)];
+        for (program, package, start) in peers {
+            if !workspace::is_installed(program, &["--version"]) {
+                self.report.note(format!("{program} is not installed, its rows are missing: apt install {package}"));
+                continue;
+            }
+            let folder = tempfile::Builder::new().prefix(&format!("bench-{program}-")).tempdir_in(&self.target)?;
+            let peer = start(folder.path())?;
+            self.rows(&peer.system, Filled::No)?;
+        }
+        Ok(())
+    }
+
+    fn rows(&mut self, system: &System, filled: Filled) -> Result<()> {
+        let local = self.local_reads(system)?;
+        let (mut held, cases) = (0, self.wanted.cases(system.wire, local));
+        for case in cases {
+            if held != case.keys && filled == Filled::No {
+                fill(system, case.keys, &self.values)?;
+            }
+            held = case.keys;
+            self.row(system, case)?;
+        }
+        Ok(())
+    }
+
+    /// The Redis protocol has none, and a server may know of them and offer none.
+    fn local_reads(&mut self, system: &System) -> Result<LocalReads> {
+        if system.wire == Wire::Redis || !self.wanted.workloads.contains(&Workload::GetLocal) {
+            return Ok(LocalReads::Refused);
+        }
+        let one = System { servers: system.servers[..1].to_vec(), ..system.clone() };
+        fill(&one, 1, &self.values)?;
+        let (lone, span) = (Pressure { connections: 1, in_flight: 1 }, Span { warm_up: Duration::ZERO, time: PROBE });
+        let outcome = measure(&one, (Workload::GetLocal, &Keys::Uniform(1)), lone, span, &self.values)?;
+        let Some(refusal) = outcome.first_refusal else { return Ok(LocalReads::Offered) };
+        self.report.note(format!("{} {} offers no local reads: {refusal}", system.name, system.wire.name()));
+        Ok(LocalReads::Refused)
+    }
+
+    fn row(&mut self, system: &System, case: Case) -> Result<()> {
+        let keys = Keys::new(case.keys, case.popularity);
+        let outcome = measure(system, (case.workload, &keys), case.pressure, self.arguments.span(), &self.values)?;
+        self.report.add(Row::new(system, case, self.values.length(), &outcome));
+        Ok(())
+    }
+
+    /// Writes and reads at the standard pressure.
+    fn curve_point(&mut self, system: &System) -> Result<()> {
+        let (keys, pressure) = (self.wanted.keys[0], self.wanted.standard());
+        fill(system, keys, &self.values)?;
+        for workload in [Workload::Set, Workload::Get] {
+            let (popularity, pipelining) = (Popularity::Uniform, Pipelining::On);
+            self.row(system, Case { workload, popularity, keys, pressure, pipelining })?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self) -> Result<()> {
+        self.report.print();
+        let json = self.arguments.json.clone().unwrap_or_else(|| self.target.join("bench.json"));
+        fs::write(&json, self.report.to_json()?).with_context(|| json.display().to_string())?;
+        println!("figures: {}", json.display());
+        let panels = panels(&self.report.rows);
+        if !panels.is_empty() {
+            let path = self.arguments.plot.clone().unwrap_or_else(|| self.target.join("bench.svg"));
+            let title = format!(
+                "Throughput against p99, {}-byte values, {} connections",
+                self.values.length(),
+                self.wanted.connections
+            );
+            fs::write(&path, plot::svg(&title, &panels)).with_context(|| path.display().to_string())?;
+            println!("picture: {}", path.display());
+        }
+        Ok(())
+    }
 }
 
-fn over_http(name: &str, servers: &[SocketAddr], shape: &Shape, report: &mut Report) -> Result<()> {
-    if servers.is_empty() {
-        return Ok(());
-    }
-    let connect = |i: usize| HttpClient::connect(servers[i % servers.len()]);
-    load::fill(&mut connect(0)?, shape).with_context(|| format!("cannot fill {name}"))?;
-    for operation in [Operation::Set, Operation::Get] {
-        let outcome = load::run(shape, shape.connections * shape.in_flight, 1, operation, &connect)?;
-        if outcome.answers() == 0 {
-            bail!("{name} answered nothing");
+/// Starts a peer in a folder.
+type StartPeer = fn(&Path) -> Result<Peer>;
+
+/// Whether a system has the keys already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Filled {
+    No,
+    ByOtherProtocol,
+}
+
+/// Every sweep of more than one point, those of one workload and number of keys together.
+fn panels(rows: &[Row]) -> Vec<Panel> {
+    let mut panels: Vec<Panel> = Vec::new();
+    for row in rows.iter().filter(|row| ratios::is_first(rows, row)) {
+        let points: Vec<_> = ratios::sweep(rows, row).into_iter().map(|(rate, us)| (rate, us / 1_000.0)).collect();
+        if points.len() < 2 {
+            continue;
         }
-        report.add(Row::new(name, "http", operation, &outcome));
+        let line = Line { label: format!("{}, {}", row.system, row.protocol), points };
+        let title = format!("{}, {} keys", row.case.workload.name(), report::thousands(row.case.keys));
+        match panels.iter_mut().find(|panel| panel.title == title) {
+            Some(panel) => panel.lines.push(line),
+            None => panels.push(Panel { title, lines: vec![line] }),
+        }
     }
-    Ok(())
+    panels
 }

@@ -77,7 +77,7 @@ const LAYERS: &[Row] = &[
     ("local-cluster", 6, May::Use(&["types", "api", "client"])),
     // Outside the product: nothing may use these.
     ("tests", 7, May::Below(&[])),
-    ("xtask", 7, May::Use(&["api", "local-cluster"])),
+    ("xtask", 7, May::Use(&["api", "client", "local-cluster", "placement"])),
 ];
 
 /// Libraries that stay behind one crate's walls, and the crates that may name them.

@@ -52,8 +52,8 @@ enum Command {
     Sim(sim::Arguments),
     /// Plant faults in a copy of the sources and see whether the tests notice
     Mutate(mutate::Arguments),
-    /// Measure throughput and latency, beside the peers installed on this machine
-    Bench(bench::Arguments),
+    /// Measure throughput, latency and cost, beside the peers installed on this machine
+    Bench(Box<bench::Arguments>),
 }
 
 fn main() -> ExitCode {

@@ -1,222 +1,231 @@
-//! The closed loop: one thread per connection, a fixed number of requests in flight on each.
+//! The closed loop: one thread, any number of connections, and on each of them a fixed number of requests in flight at any time.
+//!
+//! A new request goes out as soon as an answer is here, never in lockstep with others. All answers that one read brings are taken
+//! together, and what they let out leaves in one write. Nothing is allocated per request.
 
 use std::{
-    thread,
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use hdrhistogram::Histogram;
+use anyhow::{Context, Result, bail, ensure};
+use mio::{Events, Interest, Poll, Token};
 
-/// Requests in flight while keys are filled in.
-const FILL_BATCH: u64 = 64;
-/// Longest latency that is told from longer ones, in microseconds.
-const LATENCY_US_MAX: u64 = 60_000_000;
+use super::{
+    keys::{self, Random},
+    protocol::{Admission, Protocol, Request, Ticket, Wire},
+    workload::{Operation, Values},
+};
 
-/// How much load, and of what.
-#[derive(Debug, Clone)]
-pub(super) struct Shape {
-    pub(super) connections: usize,
-    pub(super) in_flight: usize,
-    pub(super) value_bytes: usize,
-    pub(super) keys: u64,
-    /// Not measured.
-    pub(super) warm_up: Duration,
-    pub(super) time: Duration,
-}
+/// Longest time without any answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Longest time between two looks at the clock.
+const TICK: Duration = Duration::from_millis(5);
+/// Bytes of a connection's first buffer for answers, and its largest.
+const INPUT_BYTES: usize = 64 << 10;
+const INPUT_BYTES_MAX: usize = 32 << 20;
+/// Events taken at once.
+const EVENTS: usize = 1_024;
 
-/// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
-    /// Write a value.
-    Set,
-    /// Read one.
-    Get,
-    /// Add one to a counter.
-    Increment,
-}
-
-impl Operation {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Set => "SET",
-            Self::Get => "GET",
-            Self::Increment => "INCR",
-        }
-    }
-
-    /// The key: counters are kept apart from values.
-    pub(super) fn key(self, number: u64) -> String {
-        match self {
-            Self::Set | Self::Get => format!("bench:{number:08}"),
-            Self::Increment => format!("count:{number:08}"),
-        }
-    }
-}
-
-/// One connection.
-pub(super) trait Client: Send {
-    /// Sends one request per key number, and only then waits for all answers.
-    ///
-    /// `on_answer` is called once per answer; with the message when it is a refusal. An error ends the connection.
-    fn batch(
-        &mut self,
-        operation: Operation,
-        keys: &[u64],
-        value: &[u8],
-        on_answer: &mut dyn FnMut(Option<String>),
-    ) -> Result<()>;
-}
-
-/// What came of it.
+/// Where the load goes, and how much of it is on the way.
 #[derive(Debug)]
-pub(super) struct Outcome {
-    /// Latencies in microseconds of answers that were no refusals.
-    pub(super) latencies: Histogram<u64>,
-    pub(super) refused: u64,
-    pub(super) first_refusal: Option<String>,
-    pub(super) elapsed: Duration,
+pub(super) struct Lanes<'a> {
+    /// One connection for each.
+    pub(super) servers: &'a [SocketAddr],
+    pub(super) wire: Wire,
+    /// On each connection.
+    pub(super) in_flight: usize,
+    pub(super) values: &'a Values,
 }
 
-impl Outcome {
-    fn empty() -> Result<Self> {
-        let latencies = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?;
-        Ok(Self { latencies, refused: 0, first_refusal: None, elapsed: Duration::ZERO })
-    }
-
-    pub(super) fn answers(&self) -> u64 {
-        self.latencies.len() + self.refused
+/// Decides what is asked, and hears what came of it. Connections are numbered in the order of [`Lanes::servers`].
+pub(super) trait Driver {
+    /// What goes out next on a connection that has room for it.
+    fn next(&mut self, connection: usize, now: Instant) -> Next;
+    /// An answer came; with the reason when it is a refusal.
+    fn answered(&mut self, connection: usize, ticket: Ticket, now: Instant, refusal: Option<String>);
+    /// Called often, whether or not answers come.
+    fn tick(&mut self, _now: Instant) -> Result<()> {
+        Ok(())
     }
 }
 
-/// Writes every key once.
-pub(super) fn fill(client: &mut impl Client, shape: &Shape) -> Result<()> {
-    let value = vec![b'x'; shape.value_bytes];
-    let mut refusal = None;
-    for first in (0..shape.keys).step_by(FILL_BATCH as usize) {
-        let keys: Vec<u64> = (first..shape.keys.min(first + FILL_BATCH)).collect();
-        client.batch(Operation::Set, &keys, &value, &mut |answer| refusal = refusal.take().or(answer))?;
-    }
-    refusal.map_or(Ok(()), |refusal| Err(anyhow::anyhow!(refusal)))
+/// What goes out next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A request for this key.
+    Send(Operation, u64),
+    /// Nothing yet: ask again at the next tick.
+    Wait,
+    /// Nothing any more.
+    End,
 }
 
-/// Runs `connections` connections with `in_flight` requests each, for the shape's time.
-pub(super) fn run<C: Client>(
-    shape: &Shape,
-    connections: usize,
-    in_flight: usize,
-    operation: Operation,
-    connect: &(impl Fn(usize) -> Result<C> + Sync),
-) -> Result<Outcome> {
-    let mut total = Outcome::empty()?;
-    let clients: Result<Vec<C>> = (0..connections).map(connect).collect();
-    let begin = Instant::now() + shape.warm_up;
-    let end = begin + shape.time;
-    let parts = thread::scope(|scope| {
-        let start = |(i, client)| scope.spawn(move || one(client, i, shape, in_flight, operation, begin, end));
-        let threads: Vec<_> = clients?.into_iter().enumerate().map(start).collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Result<Outcome>>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        threads.into_iter().map(join).collect::<Result<Vec<_>>>()
-    })?;
-    for part in parts {
-        total.latencies.add(&part.latencies)?;
-        total.refused += part.refused;
-        total.first_refusal = total.first_refusal.or(part.first_refusal);
-    }
-    total.elapsed = shape.time;
-    Ok(total)
+struct Connection {
+    stream: mio::net::TcpStream,
+    protocol: Box<dyn Protocol>,
+    input: Vec<u8>,
+    filled: usize,
+    output: Vec<u8>,
+    written: usize,
+    /// Requests that may go out now.
+    owed: usize,
+    /// The next request, which the server had no room for.
+    held: Option<(Operation, u64)>,
+    /// The driver had nothing yet.
+    waits: bool,
+    is_finished: bool,
+    random: Random,
 }
 
-fn one(
-    mut client: impl Client,
-    number: usize,
-    shape: &Shape,
-    in_flight: usize,
-    operation: Operation,
-    begin: Instant,
-    end: Instant,
-) -> Result<Outcome> {
-    let mut outcome = Outcome::empty()?;
-    let value = vec![b'x'; shape.value_bytes];
-    let mut random = Random::new(number as u64);
-    let mut keys = vec![0; in_flight];
-    loop {
-        keys.fill_with(|| random.next() % shape.keys);
-        let sent = Instant::now();
-        if sent >= end {
-            return Ok(outcome);
+/// Runs until the driver has no more to ask and everything is answered.
+pub(super) fn drive(lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<()> {
+    let mut poll = Poll::new()?;
+    let mut connections = (0..lanes.servers.len()).map(|i| connect(lanes, i)).collect::<Result<Vec<_>>>()?;
+    for (i, connection) in connections.iter_mut().enumerate() {
+        poll.registry().register(&mut connection.stream, Token(i), Interest::READABLE | Interest::WRITABLE)?;
+        connection.send(i, lanes, driver)?;
+    }
+    let (mut events, mut last) = (Events::with_capacity(EVENTS), Instant::now());
+    while !connections.iter().all(|connection| connection.is_finished && connection.owed == lanes.in_flight) {
+        match poll.poll(&mut events, Some(TICK)) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            polled => polled?,
         }
-        let on_answer = &mut |refusal: Option<String>| {
-            let now = Instant::now();
-            if now < begin || now >= end {
-                return;
+        driver.tick(Instant::now())?;
+        for (i, connection) in connections.iter_mut().enumerate().filter(|(_, connection)| connection.waits) {
+            connection.send(i, lanes, driver)?;
+        }
+        for event in &events {
+            let Token(i) = event.token();
+            let connection = &mut connections[i];
+            let took = connection.pump(i, lanes, driver).with_context(|| format!("{}", lanes.servers[i]))?;
+            if took == Took::Answers {
+                last = Instant::now();
             }
-            if refusal.is_some() {
-                outcome.refused += 1;
-                outcome.first_refusal = outcome.first_refusal.take().or(refusal);
-            } else {
-                outcome.latencies.saturating_record((now - sent).as_micros() as u64);
-            }
-        };
-        client.batch(operation, &keys, &value, on_answer).context("a connection failed")?;
+        }
+        ensure!(last.elapsed() < ANSWER_WITHIN, "no answer within {ANSWER_WITHIN:?}");
     }
+    driver.tick(Instant::now())
 }
 
-/// xorshift64* (Vigna, 2016): enough to pick keys, and free.
-struct Random(u64);
+fn connect(lanes: &Lanes<'_>, i: usize) -> Result<Connection> {
+    let server = lanes.servers[i];
+    let stream = TcpStream::connect(server).with_context(|| format!("cannot connect to {server}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    let mut connection = Connection {
+        stream: mio::net::TcpStream::from_std(stream),
+        protocol: lanes.wire.open(lanes.values.length()),
+        input: vec![0; INPUT_BYTES],
+        filled: 0,
+        output: Vec::new(),
+        written: 0,
+        owed: lanes.in_flight,
+        held: None,
+        waits: false,
+        is_finished: false,
+        random: Random::new(i as u64),
+    };
+    connection.protocol.begin(&mut connection.output);
+    Ok(connection)
+}
 
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+/// Whether anything was heard.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Took {
+    Nothing,
+    Answers,
+}
+
+impl Connection {
+    /// Takes everything that arrived, and sends what may go out.
+    fn pump(&mut self, number: usize, lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<Took> {
+        let mut took = Took::Nothing;
+        loop {
+            if self.filled == self.input.len() {
+                ensure!(self.filled < INPUT_BYTES_MAX, "an answer of more than {INPUT_BYTES_MAX} bytes");
+                self.input.resize(2 * self.filled, 0);
+            }
+            let room = self.input.len() - self.filled;
+            match self.stream.read(&mut self.input[self.filled..]) {
+                Ok(0) => bail!("the server closed the connection"),
+                Ok(read) => {
+                    took = Took::Answers;
+                    self.filled += read;
+                    self.take(number, driver)?;
+                    self.send(number, lanes, driver)?;
+                    // A socket that gave less than there was room for is empty: its next bytes are a new event.
+                    if read < room {
+                        return Ok(took);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.send(number, lanes, driver)?;
+        Ok(took)
     }
 
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    fn take(&mut self, number: usize, driver: &mut dyn Driver) -> Result<()> {
+        let (now, owed) = (Instant::now(), &mut self.owed);
+        let mut on_answer = |ticket, refusal| {
+            *owed += 1;
+            driver.answered(number, ticket, now, refusal);
+        };
+        let used = self.protocol.answers(&self.input[..self.filled], &mut self.output, &mut on_answer)?;
+        self.input.copy_within(used..self.filled, 0);
+        self.filled -= used;
+        Ok(())
+    }
+
+    fn send(&mut self, number: usize, lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<()> {
+        let sent = Instant::now();
+        self.waits = false;
+        while self.owed > 0 && !self.is_finished {
+            let held = self.held.take().map(|(operation, key)| Next::Send(operation, key));
+            let (operation, key) = match held.unwrap_or_else(|| driver.next(number, sent)) {
+                Next::Send(operation, key) => (operation, key),
+                Next::Wait => {
+                    self.waits = true;
+                    break;
+                }
+                Next::End => {
+                    self.is_finished = true;
+                    break;
+                }
+            };
+            let value = lanes.values.pick(&mut self.random);
+            let request = Request { key: keys::name(key), value, ticket: Ticket { operation, sent } };
+            match self.protocol.request(&request, &mut self.output) {
+                Admission::Sent => self.owed -= 1,
+                Admission::Held => {
+                    self.held = Some((operation, key));
+                    break;
+                }
+            }
+        }
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        while self.written < self.output.len() {
+            match self.stream.write(&self.output[self.written..]) {
+                Ok(written) => self.written += written,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.output.clear();
+        self.written = 0;
+        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Every3rdRefused(u64);
-
-    impl Client for Every3rdRefused {
-        fn batch(
-            &mut self,
-            _: Operation,
-            keys: &[u64],
-            _: &[u8],
-            on_answer: &mut dyn FnMut(Option<String>),
-        ) -> Result<()> {
-            for _ in keys {
-                self.0 += 1;
-                on_answer(self.0.is_multiple_of(3).then(|| "no".to_owned()));
-            }
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn refusals_are_counted_apart_from_answers() {
-        let shape = Shape {
-            connections: 2,
-            in_flight: 3,
-            value_bytes: 1,
-            keys: 10,
-            warm_up: Duration::ZERO,
-            time: Duration::from_millis(20),
-        };
-        let outcome =
-            run(&shape, 2, 3, Operation::Set, &|_| Ok(Every3rdRefused(0))).expect("a client that never fails");
-        let third = outcome.answers() as f64 / 3.0;
-        assert!(outcome.answers() > 0 && (outcome.refused as f64 - third).abs() <= 4.0);
-        assert_eq!(outcome.first_refusal.as_deref(), Some("no"));
-        assert!(fill(&mut Every3rdRefused(0), &shape).is_err(), "a refused key is not filled in");
-    }
-}
+#[path = "load_tests.rs"]
+mod tests;

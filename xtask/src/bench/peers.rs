@@ -11,52 +11,107 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    load::{Client, Operation},
-    resp::RespClient,
+    measure::{Family, System, fill},
+    protocol::Wire,
+    workload::Values,
 };
 
 /// How long a peer may take to answer after its start.
-const READY_WITHIN: Duration = Duration::from_secs(10);
+const READY_WITHIN: Duration = Duration::from_secs(20);
 const POLL_EVERY: Duration = Duration::from_millis(50);
+/// Members of an etcd cluster.
+pub(super) const ETCD_MEMBERS: usize = 3;
+/// How much etcd may keep before it refuses writes; it keeps every version of every key. Its own limit of 2 GiB is less than
+/// the largest runs write, and changes nothing else.
+const ETCD_QUOTA_BYTES: u64 = 8 << 30;
 
-/// A redis-server of our own; ends when dropped.
-pub(super) struct RedisServer {
-    child: Child,
-    addr: SocketAddr,
+/// Processes of our own; they end when dropped.
+pub(super) struct Peer {
+    pub(super) system: System,
+    children: Vec<Child>,
 }
 
-impl RedisServer {
-    /// Starts one in `folder`, with every write fsynced before it is acknowledged.
-    pub(super) fn start(folder: &Path) -> Result<Self> {
-        let addr = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+impl Peer {
+    /// A redis-server in `folder`, with every write fsynced before it is acknowledged.
+    pub(super) fn redis(folder: &Path) -> Result<Self> {
+        let addr = free()?;
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port"]).arg(addr.port().to_string()).arg("--dir").arg(folder);
         command.args(["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no"]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let server = Self { child: child.context("cannot run redis-server")?, addr };
-        let start = Instant::now();
-        while !server.answers() {
-            ensure!(start.elapsed() < READY_WITHIN, "redis-server does not answer");
-            thread::sleep(POLL_EVERY);
+        let name = "redis-server, fsync always".to_owned();
+        let mut peer =
+            Self::new(System { family: Family::Redis, name, wire: Wire::Redis, servers: vec![addr], pids: Vec::new() });
+        peer.start(command)?;
+        peer.wait()?;
+        Ok(peer)
+    }
+
+    /// An etcd cluster in `folder`, with nothing changed from what it does by itself but its quota.
+    pub(super) fn etcd(folder: &Path) -> Result<Self> {
+        let addresses = || (0..ETCD_MEMBERS).map(|_| free()).collect::<Result<Vec<_>>>();
+        let (servers, between) = (addresses()?, addresses()?);
+        let named: Vec<_> = between.iter().enumerate().map(|(i, peer)| format!("e{i}=http://{peer}")).collect();
+        let name = format!("etcd ×{ETCD_MEMBERS}");
+        let mut peer = Self::new(System { family: Family::Etcd, name, wire: Wire::Grpc, servers, pids: Vec::new() });
+        for (i, between) in between.iter().enumerate() {
+            let (client, between) = (format!("http://{}", peer.system.servers[i]), format!("http://{between}"));
+            let mut command = Command::new("etcd");
+            command.args(["--name", &format!("e{i}"), "--initial-cluster", &named.join(","), "--log-level", "error"]);
+            command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+            command.args(["--listen-peer-urls", &between, "--initial-advertise-peer-urls", &between]);
+            command.arg("--quota-backend-bytes").arg(ETCD_QUOTA_BYTES.to_string());
+            command.arg("--data-dir").arg(folder.join(format!("e{i}")));
+            peer.start(command)?;
         }
-        Ok(server)
+        peer.wait()?;
+        Ok(peer)
     }
 
-    pub(super) fn addr(&self) -> SocketAddr {
-        self.addr
+    fn new(system: System) -> Self {
+        Self { system, children: Vec::new() }
     }
 
-    fn answers(&self) -> bool {
-        let ask = || RespClient::connect(self.addr)?.batch(Operation::Get, &[0], &[], &mut |_| ());
-        ask().is_ok()
+    fn start(&mut self, mut command: Command) -> Result<()> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.with_context(|| format!("cannot run {}", command.get_program().display()))?;
+        self.system.pids.push(child.id());
+        self.children.push(child);
+        Ok(())
+    }
+
+    /// Until each server has taken a write.
+    fn wait(&self) -> Result<()> {
+        let (start, values) = (Instant::now(), Values::new(1));
+        for server in &self.system.servers {
+            let only = System { servers: vec![*server], ..self.system.clone() };
+            while let Err(error) = fill(&only, 1, &values) {
+                ensure!(start.elapsed() < READY_WITHIN, "{} does not answer: {error:#}", self.system.name);
+                thread::sleep(POLL_EVERY);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends server `i` at once, as a crash does.
+    pub(super) fn kill(&mut self, i: usize) -> Result<()> {
+        let child = self.children.get_mut(i).context("no such server")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
     }
 }
 
-impl Drop for RedisServer {
+fn free() -> Result<SocketAddr> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
+}
+
+impl Drop for Peer {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        if self.child.kill().is_ok() {
-            let _ = self.child.wait();
+        for child in &mut self.children {
+            // It may have ended by itself.
+            if child.kill().is_ok() {
+                let _ = child.wait();
+            }
         }
     }
 }

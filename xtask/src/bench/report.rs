@@ -1,123 +1,273 @@
-//! The figures, as a table and as JSON.
+//! The figures, as they come, as tables and as JSON.
 
-use std::thread;
+use std::{fmt::Write, thread};
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::load::{Operation, Outcome, Shape};
+use super::{
+    measure::{Family, Outcome, Pressure, System},
+    plan::Case,
+    ratios,
+    workload::Workload,
+};
+
+/// Digits of a latency that the JSON tells.
+const HISTOGRAM_DIGITS: u8 = 1;
+const MIB: f64 = (1 << 20) as f64;
+const MILLION: f64 = 1e6;
 
 /// All rows of one run.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(super) struct Report {
-    cores: usize,
-    connections: usize,
-    in_flight: usize,
-    value_bytes: usize,
-    keys: u64,
-    seconds: f64,
-    rows: Vec<Row>,
+    pub(super) rows: Vec<Row>,
     notes: Vec<String>,
+    value_bytes: usize,
+    seconds: f64,
 }
 
-/// One server, one operation. Latencies are in microseconds.
+/// One system, one workload. Latencies are in microseconds.
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
-    server: String,
-    protocol: &'static str,
-    operation: &'static str,
-    per_second: f64,
-    p50_us: u64,
-    p99_us: u64,
+    pub(super) system: String,
+    #[serde(skip)]
+    pub(super) family: Family,
+    pub(super) protocol: &'static str,
+    #[serde(skip)]
+    pub(super) case: Case,
+    workload: Workload,
+    keys: u64,
+    popularity: &'static str,
+    connections: usize,
+    in_flight: usize,
+    pub(super) per_second: f64,
+    pub(super) p50_us: u64,
+    pub(super) p99_us: u64,
     p999_us: u64,
     max_us: u64,
     refused: u64,
     first_refusal: Option<String>,
+    /// For a million answers, of each server process.
+    server_cpu_seconds_per_million: Vec<f64>,
+    /// The same of the load itself.
+    load_cpu_seconds_per_million: f64,
+    /// Share of the machine's processors that went elsewhere: a row where this is much is worth little.
+    others_percent: f64,
+    /// The most memory that each server process ever used until then.
+    peak_bytes: Vec<u64>,
+    /// Bytes that all servers wrote to disks for each byte of a value; for rows that only write.
+    written_per_stored: Option<f64>,
+    /// Pairs of latency in microseconds and how many answers had it.
+    histogram: Vec<(u64, u64)>,
 }
 
 impl Row {
-    pub(super) fn new(server: &str, protocol: &'static str, operation: Operation, outcome: &Outcome) -> Self {
-        let latencies = &outcome.latencies;
+    pub(super) fn new(system: &System, case: Case, value_bytes: usize, outcome: &Outcome) -> Self {
+        let (latencies, answers) = (&outcome.latencies, outcome.latencies.len());
+        let per_million = |seconds: f64| seconds * MILLION / answers.max(1) as f64;
+        let stored = answers as f64 * value_bytes as f64;
+        let written: u64 = outcome.servers.iter().map(|server| server.written_bytes).sum();
+        let tells_writing = case.workload == Workload::Set && answers > 0 && !outcome.servers.is_empty();
         Self {
-            server: server.to_owned(),
-            protocol,
-            operation: operation.name(),
-            per_second: latencies.len() as f64 / outcome.elapsed.as_secs_f64(),
+            system: system.name.clone(),
+            family: system.family,
+            protocol: system.wire.name(),
+            case,
+            workload: case.workload,
+            keys: case.keys,
+            popularity: case.popularity.name(),
+            connections: case.pressure.connections,
+            in_flight: case.pressure.in_flight,
+            per_second: answers as f64 / outcome.elapsed.as_secs_f64(),
             p50_us: latencies.value_at_quantile(0.5),
             p99_us: latencies.value_at_quantile(0.99),
             p999_us: latencies.value_at_quantile(0.999),
             max_us: latencies.max(),
             refused: outcome.refused,
             first_refusal: outcome.first_refusal.clone(),
+            server_cpu_seconds_per_million: outcome
+                .servers
+                .iter()
+                .map(|server| per_million(server.cpu.as_secs_f64()))
+                .collect(),
+            load_cpu_seconds_per_million: per_million(outcome.load_cpu.as_secs_f64()),
+            others_percent: 100.0 * outcome.others_cpu.as_secs_f64()
+                / outcome.elapsed.as_secs_f64()
+                / cores().max(1) as f64,
+            peak_bytes: outcome.servers.iter().map(|server| server.peak_bytes).collect(),
+            written_per_stored: tells_writing.then(|| written as f64 / stored),
+            histogram: compact(latencies).unwrap_or_default(),
         }
+    }
+
+    pub(super) const fn pressure(&self) -> Pressure {
+        self.case.pressure
+    }
+
+    /// Connections × in flight, and whether that is one connection per request.
+    pub(super) fn pressure_name(&self) -> String {
+        format!("{} × {}", self.connections, self.in_flight)
+    }
+
+    fn cells(&self) -> [String; 15] {
+        let cpu: f64 = self.server_cpu_seconds_per_million.iter().sum();
+        let each: Vec<_> = self.server_cpu_seconds_per_million.iter().map(|cpu| format!("{cpu:.1}")).collect();
+        let peak: u64 = self.peak_bytes.iter().sum();
+        let known = |text: String| if self.peak_bytes.is_empty() { "–".to_owned() } else { text };
+        [
+            self.system.clone(),
+            self.protocol.to_owned(),
+            self.workload.name().to_owned(),
+            format!("{} {}", thousands(self.keys), &self.popularity[..4]),
+            self.pressure_name(),
+            thousands(self.per_second.round() as u64),
+            milliseconds(self.p50_us),
+            milliseconds(self.p99_us),
+            milliseconds(self.p999_us),
+            milliseconds(self.max_us),
+            known(if each.len() > 1 { format!("{cpu:.1} = {}", each.join(" + ")) } else { format!("{cpu:.1}") }),
+            format!("{:.1}", self.load_cpu_seconds_per_million),
+            known(format!("{:.0} %", self.others_percent)),
+            known(format!("{:.0}", peak as f64 / MIB)),
+            self.written_per_stored.map_or_else(|| "–".to_owned(), |written| format!("{written:.1}")),
+        ]
     }
 }
 
+fn compact(latencies: &Histogram<u64>) -> Result<Vec<(u64, u64)>> {
+    let mut coarse = Histogram::<u64>::new_with_bounds(1, latencies.high(), HISTOGRAM_DIGITS)?;
+    coarse.add(latencies)?;
+    Ok(coarse.iter_recorded().map(|at| (at.value_iterated_to(), at.count_since_last_iteration())).collect())
+}
+
 impl Report {
-    pub(super) fn new(shape: &Shape) -> Self {
-        Self {
-            cores: thread::available_parallelism().map_or(0, usize::from),
-            connections: shape.connections,
-            in_flight: shape.in_flight,
-            value_bytes: shape.value_bytes,
-            keys: shape.keys,
-            seconds: shape.time.as_secs_f64(),
-            rows: Vec::new(),
-            notes: Vec::new(),
-        }
+    pub(super) const fn new(value_bytes: usize, seconds: f64) -> Self {
+        Self { rows: Vec::new(), notes: Vec::new(), value_bytes, seconds }
     }
 
     /// Adds a row, and shows it at once: a run takes a while.
     pub(super) fn add(&mut self, row: Row) {
-        println!("{} {} {}: {:.0}/s", row.server, row.protocol, row.operation, row.per_second);
+        let (pressure, rate) = (row.pressure_name(), thousands(row.per_second.round() as u64));
+        println!("{} {} {} {pressure}: {rate}/s", row.system, row.protocol, row.workload.name());
         self.rows.push(row);
     }
 
-    pub(super) fn note(&mut self, note: &str) {
-        self.notes.push(note.to_owned());
+    pub(super) fn note(&mut self, note: String) {
+        println!("{note}");
+        self.notes.push(note);
     }
 
     pub(super) fn print(&self) {
-        let Self { cores, connections, in_flight, value_bytes, keys, seconds, .. } = self;
+        let (bytes, seconds, cores) = (self.value_bytes, self.seconds, cores());
         println!(
-            "\n{connections} connections × {in_flight} in flight, {value_bytes}-byte values, {keys} keys, {seconds} s per row, load and servers on the same {cores} cores\n"
+            "\n{bytes}-byte values, {seconds} s per row; load and servers share {cores} cores. Latencies in milliseconds, CPU in seconds per million answers, OTHERS the processors' share that went elsewhere, memory in MiB, WRITTEN in bytes per byte of a value.\n"
         );
-        let mut table = Table::new();
-        table.load_style(NOTHING);
-        table.set_header(["SERVER", "PROTOCOL", "OPERATION", "PER SECOND", "P50", "P99", "P99.9", "MAX", "REFUSED"]);
+        let mut table = table(&[
+            "SYSTEM",
+            "PROTOCOL",
+            "WORKLOAD",
+            "KEYS",
+            "IN FLIGHT",
+            "PER SECOND",
+            "P50",
+            "P99",
+            "P99.9",
+            "MAX",
+            "CPU",
+            "LOAD CPU",
+            "OTHERS",
+            "PEAK",
+            "WRITTEN",
+        ]);
         for row in &self.rows {
-            table.add_row([
-                row.server.clone(),
-                row.protocol.to_owned(),
-                row.operation.to_owned(),
-                format!("{:.0}", row.per_second),
-                milliseconds(row.p50_us),
-                milliseconds(row.p99_us),
-                milliseconds(row.p999_us),
-                milliseconds(row.max_us),
-                row.refused.to_string(),
-            ]);
+            table.add_row(row.cells());
         }
-        for column in table.column_iter_mut().skip(3) {
-            column.set_cell_alignment(CellAlignment::Right);
+        println!("{}", aligned(&mut table, 4));
+        for row in self.rows.iter().filter(|row| row.refused > 0) {
+            let why = row.first_refusal.as_deref().unwrap_or("");
+            let pressure = row.pressure_name();
+            println!(
+                "refused by {}, {} {pressure}: {} times, first: {why}",
+                row.system,
+                row.workload.name(),
+                row.refused
+            );
         }
-        println!("{}", table.trim_fmt());
-        for row in &self.rows {
-            if let Some(refusal) = &row.first_refusal {
-                println!("{} {} refused: {refusal}", row.server, row.operation);
-            }
-        }
+        ratios::print(&self.rows);
         for note in &self.notes {
             println!("{note}");
         }
     }
 
+    /// One row a line.
     pub(super) fn to_json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
+        let (value_bytes, seconds, cores) = (self.value_bytes, self.seconds, cores());
+        let mut json = format!("{{\"cores\":{cores},\"value_bytes\":{value_bytes},\"seconds\":{seconds},\"rows\":[");
+        for (i, row) in self.rows.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            write!(json, "{comma}\n{}", serde_json::to_string(row)?)?;
+        }
+        writeln!(json, "\n],\"notes\":{}}}", serde_json::to_string(&self.notes)?)?;
+        Ok(json)
     }
 }
 
+fn cores() -> usize {
+    thread::available_parallelism().map_or(0, usize::from)
+}
+
+/// An empty table in the style of all of them.
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(header);
+    table
+}
+
+/// The table as text, its columns from `first` on aligned as numbers are.
+pub(super) fn aligned(table: &mut Table, first: usize) -> String {
+    for column in table.column_iter_mut().skip(first) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.trim_fmt()
+}
+
 fn milliseconds(us: u64) -> String {
-    format!("{:.2} ms", us as f64 / 1_000.0)
+    format!("{:.2}", us as f64 / 1_000.0)
+}
+
+/// With a comma between thousands.
+pub(super) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_told_apart() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn a_compact_histogram_loses_no_answer() {
+        let mut latencies = Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds");
+        for us in 1..10_000 {
+            latencies.saturating_record(us);
+        }
+        let compact = compact(&latencies).expect("narrower bounds");
+        assert_eq!(compact.iter().map(|(_, count)| count).sum::<u64>(), 9_999);
+        assert!(compact.len() < 200 && compact.is_sorted(), "{} buckets", compact.len());
+    }
 }

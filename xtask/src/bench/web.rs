@@ -1,116 +1,117 @@
-//! The least of an HTTP/1.1 client: one request at a time on a connection that stays open.
+//! The least of an HTTP/1.1 client. Answers come in the order of requests.
 
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
+use std::collections::VecDeque;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    protocol::{Admission, OnAnswer, Protocol, Request, Ticket, put_decimal},
+    workload::Operation,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-
-use super::load::{Client, Operation};
-
-/// Longest wait for an answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Longest body, in bytes. Values are ours, so this is only a guard.
 const BODY_BYTES_MAX: usize = 16 << 20;
-/// Longest line of a head, in bytes, and most lines.
-const LINE_BYTES_MAX: u64 = 16 << 10;
-const LINES_MAX: usize = 100;
+/// Longest head, in bytes.
+const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// One connection.
-pub(super) struct HttpClient {
-    reader: BufReader<TcpStream>,
-    addr: SocketAddr,
-    request: Vec<u8>,
-    body: Vec<u8>,
+#[derive(Debug, Default)]
+pub(super) struct Web {
+    waiting: VecDeque<Ticket>,
 }
 
-impl HttpClient {
-    pub(super) fn connect(addr: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(addr).with_context(|| format!("cannot connect to {addr}"))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-        Ok(Self { reader: BufReader::new(stream), addr, request: Vec::new(), body: Vec::new() })
+impl Protocol for Web {
+    fn request(&mut self, request: &Request<'_>, out: &mut Vec<u8>) -> Admission {
+        let operation = request.ticket.operation;
+        out.extend_from_slice(match operation {
+            Operation::Set => b"PUT /v1/kv/default/",
+            Operation::Get | Operation::GetLocal => b"GET /v1/kv/default/",
+        });
+        out.extend_from_slice(&request.key);
+        if operation == Operation::GetLocal {
+            out.extend_from_slice(b"?consistency=eventual");
+        }
+        out.extend_from_slice(b" HTTP/1.1\r\nhost: bench\r\n");
+        if operation == Operation::Set {
+            out.extend_from_slice(b"content-length: ");
+            put_decimal(out, request.value.len());
+            out.extend_from_slice(b"\r\n\r\n");
+            out.extend_from_slice(request.value);
+        } else {
+            out.extend_from_slice(b"\r\n");
+        }
+        self.waiting.push_back(request.ticket);
+        Admission::Sent
     }
 
-    /// Reads one answer; its status and body when it is a refusal.
-    fn read_answer(&mut self) -> Result<Option<String>> {
-        let status: u16 = self.line()?.split(' ').nth(1).context("no status in the answer")?.parse()?;
-        let mut length = None;
-        for _ in 0..LINES_MAX {
-            let line = self.line()?;
-            let Some((name, value)) = line.split_once(':') else { break };
-            if name.eq_ignore_ascii_case("content-length") {
-                length = Some(value.trim().parse::<usize>()?);
-            }
+    fn answers(&mut self, input: &[u8], _: &mut Vec<u8>, on_answer: OnAnswer<'_>) -> Result<usize> {
+        let mut used = 0;
+        while let Some((length, refusal)) = answer(&input[used..])? {
+            used += length;
+            on_answer(self.waiting.pop_front().context("an answer to nothing")?, refusal);
         }
-        let length = length.context("an answer without content-length")?;
-        ensure!(length <= BODY_BYTES_MAX, "an answer of {length} bytes");
-        self.body.resize(length, 0);
-        self.reader.read_exact(&mut self.body)?;
-        let is_refusal = !(200..300).contains(&status) && status != 404;
-        Ok(is_refusal.then(|| format!("{status} {}", String::from_utf8_lossy(&self.body))))
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        if self.reader.by_ref().take(LINE_BYTES_MAX).read_line(&mut line)? == 0 {
-            bail!("the server closed the connection");
-        }
-        Ok(line.trim_end().to_owned())
+        Ok(used)
     }
 }
 
-impl Client for HttpClient {
-    fn batch(
-        &mut self,
-        operation: Operation,
-        keys: &[u64],
-        value: &[u8],
-        on_answer: &mut dyn FnMut(Option<String>),
-    ) -> Result<()> {
-        for key in keys {
-            let (method, body) = match operation {
-                Operation::Set => ("PUT", value),
-                Operation::Get => ("GET", &[][..]),
-                Operation::Increment => bail!("HTTP has no counters"),
-            };
-            self.request.clear();
-            let (path, length) = (operation.key(*key).replace(':', "%3A"), body.len());
-            write!(self.request, "{method} /v1/kv/default/{path} HTTP/1.1\r\nhost: {}\r\n", self.addr)?;
-            write!(self.request, "content-length: {length}\r\n\r\n")?;
-            self.request.extend_from_slice(body);
-            self.reader.get_mut().write_all(&self.request)?;
-            let refusal = self.read_answer()?;
-            on_answer(refusal);
-        }
-        Ok(())
+/// The first answer's length, and why it is a refusal; `None` while it is not whole.
+fn answer(input: &[u8]) -> Result<Option<(usize, Option<String>)>> {
+    let Some(head) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
+        ensure!(input.len() <= HEAD_BYTES_MAX, "an answer's head is longer than {HEAD_BYTES_MAX} bytes");
+        return Ok(None);
+    };
+    let mut lines = input[..head].split(|&byte| byte == b'\n');
+    let status = lines.next().and_then(|line| line.split(|&byte| byte == b' ').nth(1));
+    let status: u16 = std::str::from_utf8(status.context("no status in the answer")?)?.parse()?;
+    let length = lines.find_map(content_length).context("an answer without content-length")?;
+    let length: usize = std::str::from_utf8(length)?.trim().parse()?;
+    ensure!(length <= BODY_BYTES_MAX, "an answer of {length} bytes");
+    let whole = head + 4 + length;
+    if input.len() < whole {
+        return Ok(None);
     }
+    let refusal = || format!("{status} {}", String::from_utf8_lossy(&input[head + 4..whole]));
+    Ok(Some((whole, (!(200..300).contains(&status)).then(refusal))))
+}
+
+fn content_length(line: &[u8]) -> Option<&[u8]> {
+    const NAME: &[u8] = b"content-length:";
+    let (name, value) = line.split_at_checked(NAME.len())?;
+    name.eq_ignore_ascii_case(NAME).then_some(value)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, thread};
+    use std::time::Instant;
 
     use super::*;
+    use crate::bench::keys;
 
     #[test]
-    fn refusals_are_told_from_answers_and_from_absent_keys() {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let addr = listener.local_addr().expect("a bound port");
-        let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("a connection");
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").expect("an open connection");
-            stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").expect("an open connection");
-            stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy").expect("an open connection");
-            std::io::copy(&mut stream, &mut std::io::sink()).expect("an open connection");
-        });
-        let mut client = HttpClient::connect(addr).expect("a server");
-        let mut refusals = Vec::new();
-        client.batch(Operation::Get, &[1, 2, 3], b"", &mut |refusal| refusals.push(refusal)).expect("answers");
-        assert_eq!(refusals, [None, None, Some("503 busy".to_owned())]);
-        drop(client);
-        server.join().expect("no panic");
+    fn requests_are_what_the_interface_asks_for() {
+        let (mut client, mut out) = (Web::default(), Vec::new());
+        for operation in [Operation::Set, Operation::GetLocal] {
+            let ticket = Ticket { operation, sent: Instant::now() };
+            client.request(&Request { key: keys::name(1), value: b"v", ticket }, &mut out);
+        }
+        let put = "PUT /v1/kv/default/bench-00000001 HTTP/1.1\r\nhost: bench\r\ncontent-length: 1\r\n\r\nv";
+        let get = "GET /v1/kv/default/bench-00000001?consistency=eventual HTTP/1.1\r\nhost: bench\r\n\r\n";
+        assert_eq!(String::from_utf8_lossy(&out), format!("{put}{get}"));
+    }
+
+    #[test]
+    fn refusals_are_told_from_answers_wherever_they_are_cut() {
+        let input =
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nx: y\r\n\r\nhiHTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
+        for cut in 0..=input.len() {
+            let (mut client, mut refusals) = (Web::default(), Vec::new());
+            let ticket = Ticket { operation: Operation::Get, sent: Instant::now() };
+            client.waiting.extend([ticket, ticket]);
+            let mut on_answer = |_, refusal| refusals.push(refusal);
+            let used = client.answers(&input[..cut], &mut Vec::new(), &mut on_answer).expect("sound answers");
+            let rest = client.answers(&input[used..], &mut Vec::new(), &mut on_answer).expect("sound answers");
+            assert_eq!(used + rest, input.len());
+            assert_eq!(refusals, [None, Some("503 busy".to_owned())]);
+        }
     }
 }

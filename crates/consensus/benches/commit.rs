@@ -1,0 +1,151 @@
+//! What an entry costs the consensus core: proposed, sent, written and committed by three replicas in one thread.
+//!
+//! Logs are in memory and messages are moved, not encoded: this is raft-rs, the conversions around it, and nothing else.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use divan::{Bencher, counter::ItemsCount};
+use flotilla_consensus::{Config, Effects, Input, MultiRaft};
+use flotilla_storage::{Log as _, LogBatch, MemoryLog, ReplicaWrite};
+use flotilla_types::{
+    Checkpoint, ConfState, Epoch, HardState, KeyRange, LogIndex, Message, NodeId, Position, ReplicaDescriptor,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, WalSequence,
+};
+
+const SHARD: ShardId = ShardId(1);
+const VOTERS: [u64; 3] = [1, 2, 3];
+/// Entries per cluster, so that logs stay short.
+const ENTRIES: usize = 1_024;
+
+fn main() {
+    divan::main();
+}
+
+/// So many entries are proposed before anything travels.
+#[divan::bench(args = [1, 16, 64], sample_count = 20, sample_size = 1)]
+fn commit(bencher: Bencher, together: usize) {
+    let data = Bytes::from(vec![7; 256]);
+    bencher.counter(ItemsCount::new(ENTRIES)).with_inputs(Cluster::elected).bench_local_values(|mut cluster| {
+        for _ in 0..ENTRIES / together {
+            for _ in 0..together {
+                cluster.propose(data.clone());
+            }
+            cluster.settle();
+        }
+        assert!(cluster.nodes.iter().all(|node| node.applied >= ENTRIES as u64), "every entry is committed everywhere");
+        cluster
+    });
+}
+
+struct Node {
+    replica: ReplicaId,
+    raft: MultiRaft,
+    log: MemoryLog,
+    sequence: WalSequence,
+    applied: u64,
+}
+
+/// Replica *n* is alone on node *n*.
+struct Cluster {
+    nodes: Vec<Node>,
+    wire: VecDeque<Message>,
+}
+
+impl Cluster {
+    /// Replica 1 leads.
+    fn elected() -> Self {
+        let mut cluster = Self { nodes: VOTERS.map(node).into(), wire: VecDeque::new() };
+        cluster.step(0, Input::Campaign { replica: ReplicaId(VOTERS[0]) });
+        cluster.settle();
+        cluster
+    }
+
+    fn step(&mut self, at: usize, input: Input) {
+        let mut effects = Effects::default();
+        self.nodes[at].raft.step(input, &mut effects);
+        self.perform(at, effects);
+    }
+
+    fn propose(&mut self, data: Bytes) {
+        let mut effects = Effects::default();
+        let Node { replica, raft, .. } = &mut self.nodes[0];
+        raft.propose(*replica, data, &mut effects).expect("the leader has room");
+        self.perform(0, effects);
+    }
+
+    /// Until nothing is under way.
+    fn settle(&mut self) {
+        loop {
+            for at in 0..self.nodes.len() {
+                self.drain(at);
+            }
+            let Some(message) = self.wire.pop_front() else { return };
+            self.step(message.to.0 as usize - 1, Input::Message(message));
+        }
+    }
+
+    fn drain(&mut self, at: usize) {
+        loop {
+            let mut effects = Effects::default();
+            self.nodes[at].raft.drain(&mut effects);
+            if !self.perform(at, effects) {
+                return;
+            }
+        }
+    }
+
+    /// Whether there was anything to write or apply.
+    fn perform(&mut self, at: usize, effects: Effects) -> bool {
+        let busy = !effects.persists.is_empty() || !effects.committed.is_empty();
+        assert!(effects.failed.is_empty(), "no replica fails");
+        self.wire.extend(effects.sends.into_iter().map(|(_, message)| message));
+        for batch in effects.committed {
+            let replica = batch.replica;
+            let Some(index) = batch.entries.last().map(|entry| entry.index) else { continue };
+            self.nodes[at].applied += batch.entries.len() as u64;
+            self.step(at, Input::Applied { replica, index });
+        }
+        for (_, persist) in effects.persists {
+            let (replica, number) = (persist.replica, persist.number);
+            let node = &mut self.nodes[at];
+            node.sequence = node.sequence.next();
+            let write =
+                ReplicaWrite { entries: persist.entries, hard_state: persist.hard_state, ..ReplicaWrite::new(replica) };
+            write_one(&node.log, node.sequence, write);
+            self.step(at, Input::Persisted { replica, number });
+            self.wire.extend(persist.after);
+        }
+        busy
+    }
+}
+
+fn node(id: u64) -> Node {
+    let replica = ReplicaId(id);
+    let voter = |id| ReplicaDescriptor { replica: ReplicaId(id), node: NodeId(id), role: ReplicaRole::Voter };
+    let descriptor = ShardDescriptor {
+        shard: SHARD,
+        range: KeyRange::all(),
+        epoch: Epoch { range: 1, config: 1 },
+        replicas: VOTERS.map(voter).into(),
+    };
+    let conf = ConfState::of_voters(VOTERS.map(ReplicaId));
+    let position = Position { index: LogIndex(1), term: Term(1), conf, descriptor };
+    let create = ReplicaWrite {
+        create: Some(SHARD),
+        checkpoint: Some(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }),
+        truncate: Some((LogIndex(1), Term(1))),
+        hard_state: Some(HardState { term: Term(1), vote: ReplicaId::NONE, commit: LogIndex(1) }),
+        ..ReplicaWrite::new(replica)
+    };
+    let (log, sequence) = (MemoryLog::default(), WalSequence(1));
+    write_one(&log, sequence, create);
+    let mut raft = MultiRaft::new(Config::default(), Arc::new(log.clone()));
+    let (_, state) = log.replicas().expect("a log").remove(0);
+    raft.open(replica, &state, id).expect("a sound log");
+    Node { replica, raft, log, sequence, applied: 0 }
+}
+
+fn write_one(log: &MemoryLog, sequence: WalSequence, write: ReplicaWrite) {
+    log.write(LogBatch { sequence, replicas: vec![write], marks: Vec::new() }).expect("memory");
+}

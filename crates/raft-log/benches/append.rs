@@ -1,0 +1,80 @@
+//! What a batch costs the log: written and fsynced, on the disk that holds the temporary folder.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use divan::{Bencher, counter::ItemsCount};
+use flotilla_raft_log::{EngineLog, Options};
+use flotilla_storage::{Log, LogBatch, ReplicaWrite};
+use flotilla_types::{
+    Checkpoint, ConfState, Entry, EntryKind, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
+    Term, WalSequence,
+};
+
+fn main() {
+    divan::main();
+}
+
+/// Entries of one replica, 256 bytes each, of random content: the engine compresses what it can.
+#[divan::bench(args = [1, 16, 256], sample_count = 50, sample_size = 4)]
+fn one_replica(bencher: Bencher, entries: u64) {
+    append(bencher, 1, entries);
+}
+
+/// One entry each of so many replicas, with one fsync.
+#[divan::bench(args = [16, 64], sample_count = 50, sample_size = 4)]
+fn many_replicas(bencher: Bencher, replicas: u64) {
+    append(bencher, replicas, 1);
+}
+
+fn append(bencher: Bencher, replicas: u64, entries: u64) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = EngineLog::open(folder.path(), Options::default()).expect("a new log");
+    let create = (1..=replicas).map(create).collect();
+    log.write(LogBatch { sequence: WalSequence(1), replicas: create, marks: Vec::new() }).expect("a disk");
+    let round = AtomicU64::new(0);
+    let batch = || {
+        let round = round.fetch_add(1, Ordering::Relaxed);
+        let write = |id| ReplicaWrite {
+            entries: (1..=entries).map(|i| entry(1 + round * entries + i)).collect(),
+            ..ReplicaWrite::new(ReplicaId(id))
+        };
+        LogBatch { sequence: WalSequence(2 + round), replicas: (1..=replicas).map(write).collect(), marks: Vec::new() }
+    };
+    bencher
+        .counter(ItemsCount::new(replicas * entries))
+        .with_inputs(batch)
+        .bench_local_values(|batch| log.write(batch).expect("a disk"));
+}
+
+fn create(id: u64) -> ReplicaWrite {
+    let shard = ShardId(id);
+    let descriptor = ShardDescriptor { shard, range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() };
+    let conf = ConfState::of_voters([ReplicaId(id)]);
+    let position = Position { index: LogIndex(1), term: Term(1), conf, descriptor };
+    ReplicaWrite {
+        create: Some(shard),
+        checkpoint: Some(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }),
+        truncate: Some((LogIndex(1), Term(1))),
+        ..ReplicaWrite::new(ReplicaId(id))
+    }
+}
+
+fn entry(index: u64) -> Entry {
+    // A cheap generator (Marsaglia, 2003): content that does not compress.
+    let mut state = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let data: Vec<u8> = (0..32).flat_map(|_| next()).collect();
+    Entry {
+        index: LogIndex(index),
+        term: Term(1),
+        kind: EntryKind::Normal,
+        data: Bytes::from(data),
+        context: Bytes::new(),
+    }
+}

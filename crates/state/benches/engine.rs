@@ -1,0 +1,112 @@
+//! What write sets, reads and checkpoints cost the state engine. Keys are 20 bytes, values 256.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use divan::{Bencher, counter::ItemsCount};
+use flotilla_state::{Engine, Options};
+use flotilla_storage::StateEngine;
+use flotilla_types::{
+    Checkpoint, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Term,
+};
+use tempfile::TempDir;
+
+const REPLICA: ReplicaId = ReplicaId(1);
+const KEYS: u64 = 10_000;
+
+fn main() {
+    divan::main();
+}
+
+/// A write set into the memtable.
+#[divan::bench(args = [1, 64, 1_024])]
+fn write(bencher: Bencher, records: u64) {
+    let opened = Opened::new();
+    let round = AtomicU64::new(0);
+    let set = || {
+        let round = round.fetch_add(1, Ordering::Relaxed);
+        (records_from(round * records, records), LogIndex(1 + round))
+    };
+    bencher
+        .counter(ItemsCount::new(records))
+        .with_inputs(set)
+        .bench_local_values(|(records, index)| opened.engine.write(REPLICA, records, index).expect("an open replica"));
+}
+
+/// A record that is in the memtable.
+#[divan::bench]
+fn get_from_memtable(bencher: Bencher) {
+    let opened = Opened::new();
+    opened.engine.write(REPLICA, records_from(0, KEYS), LogIndex(1)).expect("an open replica");
+    get(bencher, &opened);
+}
+
+/// A record that is in the view.
+#[divan::bench]
+fn get_from_view(bencher: Bencher) {
+    let opened = Opened::new();
+    opened.engine.write(REPLICA, records_from(0, KEYS), LogIndex(1)).expect("an open replica");
+    opened.checkpoint(1);
+    get(bencher, &opened);
+}
+
+/// Everything of a checkpoint of 10,000 records: freeze, a run that is fsynced, the view.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn checkpoint(bencher: Bencher) {
+    let full = || {
+        let opened = Opened::new();
+        opened.engine.write(REPLICA, records_from(0, KEYS), LogIndex(1)).expect("an open replica");
+        opened
+    };
+    bencher.counter(ItemsCount::new(KEYS)).with_inputs(full).bench_local_values(|opened| {
+        opened.checkpoint(1);
+        opened
+    });
+}
+
+fn get(bencher: Bencher, opened: &Opened) {
+    let reader = opened.engine.reader(REPLICA).expect("an open replica");
+    let next = AtomicU64::new(0);
+    let key = || key(next.fetch_add(7_919, Ordering::Relaxed) % KEYS);
+    bencher.with_inputs(key).bench_local_refs(|key| reader.get(key).expect("a sound engine").expect("a record"));
+}
+
+struct Opened {
+    engine: Engine,
+    position: Position,
+    _folder: TempDir,
+}
+
+impl Opened {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let engine = Engine::open(folder.path(), Options::default()).expect("a new engine");
+        let descriptor = ShardDescriptor {
+            shard: ShardId(1),
+            range: KeyRange::all(),
+            epoch: Epoch::default(),
+            replicas: Vec::new(),
+        };
+        let conf = ConfState::of_voters([REPLICA]);
+        let position = Position { index: LogIndex(0), term: Term(0), conf, descriptor };
+        let empty = Checkpoint { position: position.clone(), system: None, base: Vec::new(), runs: Vec::new() };
+        engine.open(REPLICA, &empty).expect("a new replica");
+        Self { engine, position, _folder: folder }
+    }
+
+    fn checkpoint(&self, index: u64) {
+        let position = Position { index: LogIndex(index), ..self.position.clone() };
+        self.engine.freeze(REPLICA, position, Bytes::new()).expect("an open replica");
+        let checkpoint = self.engine.build(REPLICA).expect("a disk");
+        self.engine.settle(REPLICA, &checkpoint).expect("a view");
+    }
+}
+
+fn key(number: u64) -> Bytes {
+    Bytes::from(format!("bench-{number:014}"))
+}
+
+fn records_from(first: u64, count: u64) -> Vec<(Bytes, Option<Bytes>)> {
+    let value = Bytes::from(vec![7; 256]);
+    (first..first + count).map(|number| (key(number % KEYS), Some(value.clone()))).collect()
+}
