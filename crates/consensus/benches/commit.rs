@@ -142,7 +142,7 @@ fn node(id: u64) -> Node {
     write_one(&log, sequence, create);
     let mut raft = MultiRaft::new(Config::default(), Arc::new(log.clone()));
     let (_, state) = log.replicas().expect("a log").remove(0);
-    raft.open(replica, &state, id).expect("a sound log");
+    raft.open(replica, &state, flotilla_consensus::Origin::Created, id).expect("a sound log");
     Node { replica, raft, log, sequence, applied: 0 }
 }
 

@@ -1,7 +1,9 @@
 //! A cluster of our own nodes, and where its keys lie.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -22,8 +24,10 @@ use super::{
 };
 use crate::workspace;
 
-/// Buckets, and so shards, that the collection has from the start.
-pub(super) const SHARDS_DEFAULT: u16 = 16;
+/// Shards that the collection has from the start.
+pub(super) const SHARDS_DEFAULT: u16 = 3;
+/// Its buckets, and the fewest that it is given.
+const BUCKETS: u16 = 16;
 const COLLECTION: &str = "default";
 /// How long shards may take until all of them have their replicas and leaders lie where they should.
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
@@ -56,14 +60,19 @@ impl Own {
         Ok(own)
     }
 
-    /// The number of buckets is fixed for a collection's life, so this is another one of the same name.
+    /// The shards are fixed for a collection's life, so this is another one of the same name.
     async fn reshard(&self) -> Result<()> {
         let client = Client::new(ClientOptions::new(self.cluster.http_all()))?;
         client.drop_collection(COLLECTION).await?;
         let (name, sharding) = (COLLECTION.to_owned(), Sharding::Hash);
-        let wanted = CreateCollection { name, sharding, buckets: Some(self.shards), replicas: None };
+        let (buckets, shards) = (Some(self.buckets()), Some(self.shards));
+        let wanted = CreateCollection { name, sharding, buckets, shards, replicas: None };
         client.create_collection(&wanted).await?;
         Ok(())
+    }
+
+    fn buckets(&self) -> u16 {
+        self.shards.max(BUCKETS)
     }
 
     /// Waits until every shard is whole, and leaders have stayed where they are for a while.
@@ -74,7 +83,7 @@ impl Own {
             let http = self.cluster.http(1)?;
             let is_whole = self.runtime.block_on(is_whole(&http, nodes));
             let leaders = self.leaders().unwrap_or_default();
-            if !is_whole || leaders != last || leaders.len() != usize::from(self.shards) {
+            if !is_whole || leaders != last || leaders.len() != usize::from(self.buckets()) {
                 (since, last) = (Instant::now(), leaders);
             } else if since.elapsed() >= QUIET {
                 return Ok(());
@@ -107,29 +116,46 @@ impl Own {
         let asked = |i| -> Result<Vec<usize>> {
             let status = self.runtime.block_on(status(&self.cluster.http(i)?))?;
             let of_keys = status.shards.iter().filter(|shard| shard.collection.as_deref() == Some(COLLECTION));
-            let mut shards: Vec<_> = of_keys.collect();
-            shards.sort_by_key(|shard| bucket(&shard.range));
-            ensure!(
-                shards.iter().enumerate().all(|(i, shard)| bucket(&shard.range) == Some(i)),
-                "a shard of many buckets"
-            );
+            let mut led = BTreeMap::new();
             let leader = |shard: &&flotilla_api::ShardInfo| {
                 let leader = status.nodes.iter().find(|node| Some(node.id) == shard.leader)?;
                 (1..=self.cluster.len()).find(|i| self.cluster.node(*i).is_ok_and(|node| node.name == leader.name))
             };
-            shards.iter().map(leader).collect::<Option<Vec<_>>>().context("a shard without a leader")
+            for shard in of_keys {
+                let leader = leader(&shard).context("a shard without a leader")?;
+                led.extend(buckets(&shard.range).context("a shard without buckets")?.map(|bucket| (bucket, leader)));
+            }
+            ensure!(led.keys().copied().eq(0..led.len()), "a bucket without a shard");
+            Ok(led.into_values().collect())
         };
         (1..=self.cluster.len()).find_map(|i| asked(i).ok()).context("no node knows all leaders")
     }
 
     /// Those keys below `count` whose bucket satisfies `is_wanted`.
     pub(super) fn keys(&self, count: u64, is_wanted: impl Fn(usize) -> bool) -> Vec<u64> {
-        let bucket = |key: &u64| usize::from(bucket_of(&keys::name(*key), self.shards).0);
+        let bucket = |key: &u64| usize::from(bucket_of(&keys::name(*key), self.buckets()).0);
         (0..count).filter(|key| is_wanted(bucket(key))).collect()
     }
 }
 
-/// The only bucket of a shard, from what its status says for people.
-fn bucket(range: &str) -> Option<usize> {
-    range.strip_prefix("bucket ")?.parse().ok()
+/// The buckets of a shard, from what its status says for people: `bucket 3` or `buckets 0–4`.
+fn buckets(range: &str) -> Option<RangeInclusive<usize>> {
+    if let Some(only) = range.strip_prefix("bucket ") {
+        let only = only.parse().ok()?;
+        return Some(only..=only);
+    }
+    let (first, last) = range.strip_prefix("buckets ")?.split_once('–')?;
+    Some(first.parse().ok()?..=last.parse().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_read_from_what_the_status_says() {
+        assert_eq!(buckets("bucket 7"), Some(7..=7));
+        assert_eq!(buckets("buckets 0–4"), Some(0..=4));
+        assert_eq!(buckets("everything"), None);
+    }
 }
