@@ -12,6 +12,8 @@ use crate::harness::{SHARD, World, get, key, seeds, store};
 enum Taken {
     /// On its way to the state machine, without asking.
     Served,
+    /// On its way to the state machine, and a quorum is asked for the sake of later reads.
+    Renewed,
     /// A quorum is asked.
     Asked,
     /// Neither: a quorum is being asked already, or this node does not lead.
@@ -36,10 +38,12 @@ impl World {
         let asks = |outgoing: &Outgoing| {
             outgoing.message.kind == MessageKind::Heartbeat && !outgoing.message.context.is_empty()
         };
-        match effects.apply.iter().any(|task| matches!(task, ApplyTask::Read { .. })) {
-            true => Taken::Served,
-            false if effects.sends.iter().any(asks) => Taken::Asked,
-            false => Taken::Kept,
+        let served = effects.apply.iter().any(|task| matches!(task, ApplyTask::Read { .. }));
+        match (served, effects.sends.iter().any(asks)) {
+            (true, false) => Taken::Served,
+            (true, true) => Taken::Renewed,
+            (false, true) => Taken::Asked,
+            (false, false) => Taken::Kept,
         }
     }
 
@@ -124,6 +128,9 @@ fn a_leader_that_is_stopped_between_request_and_answer_asks() {
         world.lease_to(leader);
         assert_eq!(world.take_read(leader, 0), Taken::Served);
         assert_eq!(world.take_read(leader, length_ms), Taken::Asked);
+        world.lease_to(leader);
+        assert_eq!(world.take_read(leader, length_ms * 3 / 4), Taken::Renewed);
+        assert_eq!(world.take_read(leader, length_ms * 3 / 4), Taken::Served, "one question at a time");
         world.lease_to(leader);
         assert_eq!(world.take_read(leader, 3_600_000), Taken::Asked, "nor does a jump of the clock give it more");
     }
