@@ -29,6 +29,8 @@ const COLLECTION: &str = "default";
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 /// For so long the leaders must be the same ones.
 const QUIET: Duration = Duration::from_secs(3);
+/// So long each node may take to lead its share of them. It is not insisted on: a cluster that never balances is measured as it is.
+const SPREAD_WITHIN: Duration = Duration::from_secs(45);
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
 /// Running nodes. Dropping it ends them, and removes their data.
@@ -76,7 +78,7 @@ impl Own {
             let leaders = self.leaders().unwrap_or_default();
             if !is_whole || leaders != last || leaders.len() != usize::from(self.shards) {
                 (since, last) = (Instant::now(), leaders);
-            } else if since.elapsed() >= QUIET {
+            } else if since.elapsed() >= QUIET && (is_spread(&last, nodes) || start.elapsed() >= SPREAD_WITHIN) {
                 return Ok(());
             }
             ensure!(start.elapsed() < SETTLED_WITHIN, "shards do not settle within {SETTLED_WITHIN:?}");
@@ -129,7 +131,29 @@ impl Own {
     }
 }
 
+/// Whether every node leads its share, rounded down.
+fn is_spread(leaders: &[usize], nodes: usize) -> bool {
+    let led = |node: usize| leaders.iter().filter(|leader| **leader == node).count();
+    (1..=nodes).all(|node| led(node) >= leaders.len() / nodes)
+}
+
 /// The only bucket of a shard, from what its status says for people.
 fn bucket(range: &str) -> Option<usize> {
     range.strip_prefix("bucket ")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaders_are_spread_when_no_node_has_less_than_its_share() {
+        assert!(is_spread(&[1, 2, 3, 1], 3) && is_spread(&[2], 3), "one shard has one leader");
+        assert!(!is_spread(&[1, 1, 1, 2], 3));
+    }
+
+    #[test]
+    fn buckets_are_told_by_number() {
+        assert_eq!([bucket("bucket 12"), bucket("buckets 0–3"), bucket("all keys")], [Some(12), None, None]);
+    }
 }
