@@ -33,6 +33,8 @@ const COLLECTION: &str = "default";
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 /// For so long the leaders must be the same ones.
 const QUIET: Duration = Duration::from_secs(3);
+/// So long each node may take to lead its share of them. It is not insisted on: a cluster that never balances is measured as it is.
+const SPREAD_WITHIN: Duration = Duration::from_secs(45);
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
 /// Running nodes. Dropping it ends them, and removes their data.
@@ -78,6 +80,8 @@ impl Own {
     /// Waits until every shard is whole, and leaders have stayed where they are for a while.
     pub(super) fn settle(&self) -> Result<()> {
         let (start, nodes) = (Instant::now(), self.cluster.len());
+        // As many shards for each node as there are for all, of the smallest size.
+        let share = usize::from(self.shards) / nodes * usize::from(self.buckets() / self.shards);
         let (mut since, mut last) = (Instant::now(), Vec::new());
         loop {
             let http = self.cluster.http(1)?;
@@ -85,7 +89,7 @@ impl Own {
             let leaders = self.leaders().unwrap_or_default();
             if !is_whole || leaders != last || leaders.len() != usize::from(self.buckets()) {
                 (since, last) = (Instant::now(), leaders);
-            } else if since.elapsed() >= QUIET {
+            } else if since.elapsed() >= QUIET && (is_spread(&last, nodes, share) || start.elapsed() >= SPREAD_WITHIN) {
                 return Ok(());
             }
             ensure!(start.elapsed() < SETTLED_WITHIN, "shards do not settle within {SETTLED_WITHIN:?}");
@@ -138,6 +142,11 @@ impl Own {
     }
 }
 
+/// Whether every node leads at least so many buckets.
+fn is_spread(leaders: &[usize], nodes: usize, share: usize) -> bool {
+    (1..=nodes).all(|node| leaders.iter().filter(|leader| **leader == node).count() >= share)
+}
+
 /// The buckets of a shard, from what its status says for people: `bucket 3` or `buckets 0–4`.
 fn buckets(range: &str) -> Option<RangeInclusive<usize>> {
     if let Some(only) = range.strip_prefix("bucket ") {
@@ -153,9 +162,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn leaders_are_spread_when_no_node_has_less_than_its_share() {
+        assert!(is_spread(&[1, 2, 3, 1], 3, 1) && is_spread(&[2], 3, 0), "one shard has one leader");
+        assert!(!is_spread(&[1, 1, 1, 2], 3, 1));
+    }
+
+    #[test]
     fn buckets_are_read_from_what_the_status_says() {
         assert_eq!(buckets("bucket 7"), Some(7..=7));
         assert_eq!(buckets("buckets 0–4"), Some(0..=4));
-        assert_eq!(buckets("everything"), None);
+        assert_eq!(buckets("all keys"), None);
     }
 }

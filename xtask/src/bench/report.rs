@@ -160,6 +160,26 @@ impl Report {
     }
 
     pub(super) fn print(&self) {
+        if !self.rows.is_empty() {
+            self.print_rows();
+        }
+        for row in self.rows.iter().filter(|row| row.refused > 0) {
+            let why = row.first_refusal.as_deref().unwrap_or("");
+            let pressure = row.pressure_name();
+            println!(
+                "refused by {}, {} {pressure}: {} times, first: {why}",
+                row.system,
+                row.workload.name(),
+                row.refused
+            );
+        }
+        ratios::print(&self.rows);
+        for note in &self.notes {
+            println!("{note}");
+        }
+    }
+
+    fn print_rows(&self) {
         let (bytes, seconds, cores) = (self.value_bytes, self.seconds, cores());
         println!(
             "\n{bytes}-byte values, {seconds} s per row; load and servers share {cores} cores. Latencies in milliseconds, CPU in seconds per million answers, OTHERS the processors' share that went elsewhere, memory in MiB, WRITTEN in bytes per byte of a value.\n"
@@ -185,20 +205,6 @@ impl Report {
             table.add_row(row.cells());
         }
         println!("{}", aligned(&mut table, 4));
-        for row in self.rows.iter().filter(|row| row.refused > 0) {
-            let why = row.first_refusal.as_deref().unwrap_or("");
-            let pressure = row.pressure_name();
-            println!(
-                "refused by {}, {} {pressure}: {} times, first: {why}",
-                row.system,
-                row.workload.name(),
-                row.refused
-            );
-        }
-        ratios::print(&self.rows);
-        for note in &self.notes {
-            println!("{note}");
-        }
     }
 
     /// One row a line.
