@@ -2,7 +2,7 @@
 
 use flotilla_kv::Answer;
 use flotilla_replication::{ApplyTask, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request};
-use flotilla_types::{MessageKind, NodeId, ReplicaId};
+use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, WalSequence};
 use rand::RngExt as _;
 
 use crate::harness::{SHARD, World, get, key, seeds, store};
@@ -268,6 +268,38 @@ fn reads_see_what_was_acknowledged_before_them_whatever_happens_to_leaders() {
         assert!(leased > 0);
         world.finish();
     }
+}
+
+/// A new leader may know of commits that it has not handed out yet, and whose clients were answered by the old one.
+#[test]
+fn a_read_by_lease_queues_up_behind_all_that_is_committed() {
+    let (mut world, leader) = led(3);
+    world.lease_to(leader);
+    let status = world.leader().unwrap().1;
+    let group = status.group.unwrap();
+    let (read, now_ms) = (world.read_request(), world.now_ms());
+    let payload = store(7, 1, "read", "new");
+    let write = Request { shard: SHARD, range_epoch: None, payload, deadline_ms: now_ms + 1_000, reply: 0 };
+    let running = world.nodes.get_mut(&leader).and_then(|node| node.running.as_mut()).unwrap();
+    let (mut effects, mut later) = (Effects::default(), Effects::default());
+    running.core.step(now_ms, 0, Input::Propose(write), &mut effects);
+    running.core.flush(now_ms, &mut effects);
+    let append = effects.sends.iter().find(|outgoing| outgoing.message.kind == MessageKind::Append).unwrap();
+    let answer = Message {
+        kind: MessageKind::AppendResponse,
+        from: append.message.to,
+        to: append.message.from,
+        index: group.last.next(),
+        entries: Vec::new(),
+        ..append.message.clone()
+    };
+    let done = effects.writes.into_iter().map(|write| write.done).collect();
+    running.core.step(now_ms, 0, Input::Written { sequence: WalSequence(0), done }, &mut later);
+    running.core.step(now_ms, 0, Input::Raft { from: append.node, shard: SHARD, message: answer }, &mut later);
+    running.core.step(now_ms, 0, read, &mut later);
+    running.core.flush(now_ms, &mut later);
+    let order: Vec<_> = later.apply.iter().map(|task| matches!(task, ApplyTask::Read { .. })).collect();
+    assert_eq!(order, [false, true], "the write first");
 }
 
 #[test]
