@@ -10,6 +10,8 @@
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     future::Future,
+    marker::PhantomData,
+    pin::Pin,
     time::Duration,
 };
 
@@ -173,7 +175,7 @@ impl<P: Part> Lanes<P> {
             (lane.offer(part)?, lane.starts())
         };
         if starts {
-            tokio::spawn(drive::<P>(store.clone(), shard));
+            spawn::<P>(store, shard);
         }
         Ok(ticket)
     }
@@ -195,45 +197,68 @@ impl<P: Part> Lanes<P> {
             (change(lane), lane.starts())
         };
         if starts {
-            tokio::spawn(drive::<P>(store.clone(), shard));
+            spawn::<P>(store, shard);
         }
         changed
     }
 }
 
-/// Makes one call. Boxed where it is spawned again, which its type could not express otherwise.
-fn drive<P: Part>(store: Store, shard: ShardId) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(async move {
-        let parts = Lanes::<P>::change(&store, shard, |lane| {
-            let (parts, conflicts) = lane.take();
-            if parts.is_empty() {
-                lane.calls -= 1;
-                lane.fresh -= 1;
-            } else if conflicts {
-                // What cannot share this call need not wait for it either.
-                lane.fresh -= 1;
-            }
-            (parts, conflicts)
-        });
-        let (parts, mut is_stale) = parts;
-        if parts.is_empty() {
-            return;
-        }
-        let call = P::call(store.clone(), shard, parts);
-        tokio::pin!(call);
-        tokio::select! {
-            () = &mut call => {}
-            () = tokio::time::sleep(PATIENCE), if !is_stale => {
-                is_stale = true;
-                Lanes::<P>::change(&store, shard, |lane| lane.fresh -= 1);
-                call.await;
-            }
-        }
-        Lanes::<P>::change(&store, shard, |lane| {
+/// A call on its way. Dropping it frees its place, also when the call panicked: a lane never waits for what is gone.
+struct Running<P: Part> {
+    store: Store,
+    shard: ShardId,
+    is_fresh: bool,
+    kind: PhantomData<fn() -> P>,
+}
+
+impl<P: Part> Running<P> {
+    /// Others need not wait for it any more.
+    fn outwaited(&mut self) {
+        let was_fresh = std::mem::take(&mut self.is_fresh);
+        Lanes::<P>::change(&self.store, self.shard, |lane| lane.fresh -= usize::from(was_fresh));
+    }
+}
+
+impl<P: Part> Drop for Running<P> {
+    fn drop(&mut self) {
+        Lanes::<P>::change(&self.store, self.shard, |lane| {
             lane.calls -= 1;
-            lane.fresh -= usize::from(!is_stale);
+            lane.fresh -= usize::from(self.is_fresh);
         });
-    })
+    }
+}
+
+/// Makes one call with what waits.
+async fn drive<P: Part>(store: Store, shard: ShardId) {
+    let mut running = Running::<P> { store: store.clone(), shard, is_fresh: true, kind: PhantomData };
+    let (parts, leaves_others) = {
+        let mut all = P::lanes(&store).0.lock();
+        all.entry(shard).or_default().take()
+    };
+    if parts.is_empty() {
+        return;
+    }
+    if leaves_others {
+        // What cannot share this call need not wait for it either.
+        running.outwaited();
+    }
+    let call = P::call(store, shard, parts);
+    tokio::pin!(call);
+    tokio::select! {
+        () = &mut call => {}
+        () = tokio::time::sleep(PATIENCE), if running.is_fresh => {
+            running.outwaited();
+            call.await;
+        }
+    }
+}
+
+/// Starts a call. Its type is hidden here, because a call that ends starts the next one.
+fn spawn<P: Part>(store: &Store, shard: ShardId) {
+    // Without a runtime the node is stopping, and nobody waits for an answer.
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    let call: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(drive::<P>(store.clone(), shard));
+    runtime.spawn(call);
 }
 
 /// Milliseconds until a deadline on the host's monotonic clock.
