@@ -14,9 +14,9 @@ const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Ad
 const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
 const REDIS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7112);
 
-/// Shards of a new collection when nobody says otherwise: one to lead for each of three nodes. More would spread over more
-/// nodes, but each has its own log entries and rounds, and requests gather best where shards are few.
-pub(crate) const SHARDS: u16 = 3;
+/// Shards of a new collection when nobody says otherwise. Requests gather best where shards are few, but leaders spread over
+/// nodes best where there are several for each.
+pub(crate) const SHARDS: u16 = 16;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -80,7 +80,7 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
 
-    /// Shards of the collection `default` when this node founds a cluster, 1 to 16; more spread over more nodes, and cost more on few [default: 3]
+    /// Shards of the collection `default` when this node founds a cluster, 1 to 16; more spread over more nodes, and cost more on few [default: 16]
     #[arg(long, env = "FLOTILLA_SHARDS", value_name = "N")]
     shards: Option<u16>,
 
