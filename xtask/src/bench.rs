@@ -26,6 +26,7 @@ mod workload;
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -81,8 +82,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 impl Run<'_> {
     fn all(&mut self) -> Result<()> {
-        if !self.arguments.addr.is_empty() || !self.arguments.http.is_empty() {
-            return self.given();
+        let given = self.arguments.given();
+        if !given.is_empty() {
+            return self.given(given);
         }
         let binary = build_node(Profile::Release)?;
         if self.arguments.has_matrix() {
@@ -116,13 +118,10 @@ impl Run<'_> {
     }
 
     /// Servers that somebody else started.
-    fn given(&mut self) -> Result<()> {
-        let addresses = [(Wire::Redis, &self.arguments.addr), (Wire::Http, &self.arguments.http)];
-        for (wire, servers) in addresses.map(|(wire, servers)| (wire, servers.clone())) {
-            if !servers.is_empty() {
-                let name = "given".to_owned();
-                self.rows(&System { family: Family::Given, name, wire, servers, pids: Vec::new() }, Filled::No)?;
-            }
+    fn given(&mut self, given: Vec<(Wire, Vec<SocketAddr>)>) -> Result<()> {
+        for (wire, servers) in given {
+            let name = "given".to_owned();
+            self.rows(&System { family: Family::Given, name, wire, servers, pids: Vec::new() }, Filled::No)?;
         }
         Ok(())
     }

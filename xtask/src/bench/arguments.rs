@@ -9,6 +9,7 @@ use super::{
     measure::Span,
     own::SHARDS_DEFAULT,
     plan::{Breadth, Pipelining, Wanted},
+    protocol::Wire,
     workload::Workload,
 };
 
@@ -25,12 +26,15 @@ const FULL_KILLS: usize = 20;
 /// about an hour and 10 GB of disk.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Servers that speak the Redis protocol, host:port and a comma between; without it and --http a cluster is started
+    /// Servers that speak the Redis protocol, host:port and a comma between; without any server clusters are started
     #[arg(long, value_delimiter = ',')]
-    pub(super) addr: Vec<SocketAddr>,
+    addr: Vec<SocketAddr>,
     /// Servers that speak Flotilla's HTTP interface, host:port and a comma between
     #[arg(long, value_delimiter = ',')]
-    pub(super) http: Vec<SocketAddr>,
+    http: Vec<SocketAddr>,
+    /// Members of an etcd cluster, host:port and a comma between
+    #[arg(long, value_delimiter = ',')]
+    etcd: Vec<SocketAddr>,
     /// Nodes of the clusters that are started; a list gives a row for each
     #[arg(long, value_delimiter = ',', default_value = "3")]
     nodes: Vec<usize>,
@@ -82,6 +86,13 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
+    /// Servers that somebody else started, if there are any.
+    pub(super) fn given(&self) -> Vec<(Wire, Vec<SocketAddr>)> {
+        let given = [(Wire::Redis, &self.addr), (Wire::Http, &self.http), (Wire::Grpc, &self.etcd)];
+        let given = given.into_iter().filter(|(_, servers)| !servers.is_empty());
+        given.map(|(wire, servers)| (wire, servers.clone())).collect()
+    }
+
     pub(super) fn wanted(&self) -> Wanted {
         let pipelining = if self.no_pipeline { vec![Pipelining::Off] } else { vec![Pipelining::On, Pipelining::Off] };
         Wanted {

@@ -105,7 +105,10 @@ impl Grpc {
                     self.end(frame.stream, refusal, on_answer)?;
                 }
             }
-            RESET => self.end(frame.stream, Some("the stream was reset".to_owned()), on_answer)?,
+            // A server that has answered may reset what it has not seen the end of.
+            RESET if self.streams.contains_key(&frame.stream) => {
+                self.end(frame.stream, Some("the stream was reset".to_owned()), on_answer)?
+            }
             SETTINGS if frame.flags & ACK == 0 => {
                 self.settings(frame.payload)?;
                 put_frame(out, SETTINGS, ACK, 0, &[]);

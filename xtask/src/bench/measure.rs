@@ -218,6 +218,12 @@ impl Driver for Measured<'_> {
         }
     }
 
+    fn lost(&mut self, requests: usize) -> Result<()> {
+        self.refused += requests as u64;
+        self.first_refusal.get_or_insert_with(|| "no answer at all".to_owned());
+        Ok(())
+    }
+
     fn tick(&mut self, now: Instant) -> Result<()> {
         if self.before.is_none() && now >= self.begin {
             self.before = Some(self.sample(now));
@@ -261,8 +267,9 @@ mod tests {
             assert_eq!(measured.next(0, start + ms(at)) != Next::End, asks);
             answers(&mut measured, start + ms(at), start + ms(at - 2));
         }
+        measured.lost(3).expect("a row goes on");
         let outcome = measured.outcome().expect("a beginning and an end");
-        assert_eq!((outcome.latencies.len(), outcome.refused), (2, 2));
+        assert_eq!((outcome.latencies.len(), outcome.refused), (2, 5));
         assert_eq!((outcome.elapsed, outcome.first_refusal.as_deref()), (ms(9), Some("no")));
         assert!(outcome.latencies.min() >= 1_999 && outcome.servers.len() == 1);
     }
