@@ -4,7 +4,7 @@
 //! the index lock, the index moves to the copies and forgets what nobody holds; then the file goes. An object that is
 //! pinned meanwhile keeps its segment. A crash in between leaves objects twice, which costs space and nothing else.
 
-use std::{collections::HashMap, fs, io};
+use std::collections::HashMap;
 
 use flotilla_failpoints::{Place, reached};
 use flotilla_types::ObjectId;
@@ -102,10 +102,7 @@ impl ObjectStore {
         drop(index);
         if !pinned_meanwhile {
             reached(Place::ObjectsBeforeDelete);
-            fs::remove_file(self.segment_path(number)).or_else(|error| match error.kind() {
-                io::ErrorKind::NotFound => Ok(()),
-                _ => Err(error),
-            })?;
+            self.delete(number)?;
             self.writer.lock().segments.remove(&number);
             done.segments += 1;
             done.freed_bytes += bytes;

@@ -1,11 +1,11 @@
 //! The store: writing, reading, syncing and holding objects.
 //!
 //! Locks are taken in the order sync, writer, index; no file is read or fsynced under writer or index. Segments found at
-//! open are never appended to, so that a tear in one can only be at its end as of the last run. Files are opened for each
-//! read: reads are large and rare, and the number of open files stays bounded whatever the store holds.
+//! open are never appended to, so that a tear in one can only be at its end as of the last run. Some files stay open for
+//! reading; how many is bounded whatever the store holds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::FileExt,
@@ -34,6 +34,9 @@ const SEGMENT_SUFFIX: &str = ".segment";
 
 /// A read that meets a segment deleted under it looks the object up again; it moves once per collection at most.
 const READ_ATTEMPTS_MAX: u32 = 8;
+
+/// Segment files kept open for reading.
+const FILES_OPEN_MAX: usize = 128;
 
 /// Bounds of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +80,8 @@ pub struct ObjectStore {
     pub(crate) writer: Mutex<Writer>,
     pub(crate) collecting: Mutex<()>,
     syncing: Mutex<()>,
+    /// Files open for reading. Taken last, and held while a file is opened.
+    files: Mutex<HashMap<u64, Arc<File>>>,
     poisoned: AtomicBool,
     #[cfg(test)]
     pub(crate) fail_next_sync: AtomicBool,
@@ -133,6 +138,7 @@ impl ObjectStore {
             writer: Mutex::new(writer),
             collecting: Mutex::new(()),
             syncing: Mutex::new(()),
+            files: Mutex::default(),
             poisoned: AtomicBool::new(false),
             #[cfg(test)]
             fail_next_sync: AtomicBool::new(false),
@@ -186,17 +192,39 @@ impl ObjectStore {
 
     /// The bytes of an object, verified against its id. An object that turns out damaged counts as missing from then on.
     pub fn get(&self, id: ObjectId) -> Result<Bytes, ObjectError> {
+        let (entry, bytes) = self.read_entry(id, 0, u32::MAX)?;
+        match bytes {
+            Some(bytes) if ObjectId::of(&bytes) == id => {
+                if !entry.verified {
+                    self.index.write().mark_verified(id, entry.location);
+                }
+                Ok(bytes.into())
+            }
+            _ => {
+                tracing::error!(object = %id, segment = entry.location.segment, "object is damaged on disk");
+                self.index.write().forget(id, entry.location);
+                Err(ObjectError::Damaged(id))
+            }
+        }
+    }
+
+    /// `len` bytes of an object from `offset` on (fewer where it ends), **not verified**: a hint to plan by, or data for a caller
+    /// that knows a checksum of them.
+    pub fn slice(&self, id: ObjectId, offset: u32, len: u32) -> Result<Bytes, ObjectError> {
+        let (_, bytes) = self.read_entry(id, offset, len)?;
+        bytes.map(Bytes::from).ok_or(ObjectError::Damaged(id))
+    }
+
+    /// Part of an object and where it was read; no bytes when the file is shorter than it was.
+    fn read_entry(&self, id: ObjectId, offset: u32, len: u32) -> Result<(Entry, Option<Vec<u8>>), ObjectError> {
         self.healthy()?;
         let mut tried = None;
         for _ in 0..READ_ATTEMPTS_MAX {
             let entry = self.index.read().entry(id).ok_or(ObjectError::Missing(id))?;
-            match self.read(entry.location, entry.location.len) {
-                Ok(bytes) if ObjectId::of(&bytes) == id => {
-                    if !entry.verified {
-                        self.index.write().mark_verified(id, entry.location);
-                    }
-                    return Ok(bytes.into());
-                }
+            let Location { segment, offset: start, len: whole } = entry.location;
+            let offset = offset.min(whole);
+            match self.read(segment, start + u64::from(offset), len.min(whole - offset)) {
+                Ok(bytes) => return Ok((entry, Some(bytes))),
                 // Collection may have moved the object between the look-up and the read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tried != Some(entry.location) => {
                     tried = Some(entry.location);
@@ -204,25 +232,10 @@ impl ObjectStore {
                 Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
                     return Err(error.into());
                 }
-                _ => {
-                    tracing::error!(object = %id, segment = entry.location.segment, "object is damaged on disk");
-                    self.index.write().forget(id, entry.location);
-                    return Err(ObjectError::Damaged(id));
-                }
+                Err(_) => return Ok((entry, None)),
             }
         }
         Err(ObjectError::Missing(id))
-    }
-
-    /// The first `len` bytes of an object (fewer when it is shorter), **not verified**: a hint to plan by, never data.
-    pub fn head(&self, id: ObjectId, len: u32) -> Result<Bytes, ObjectError> {
-        self.healthy()?;
-        let entry = self.index.read().entry(id).ok_or(ObjectError::Missing(id))?;
-        match self.read(entry.location, len.min(entry.location.len)) {
-            Ok(bytes) => Ok(bytes.into()),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(ObjectError::Damaged(id)),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Whether the object is here and durable.
@@ -356,11 +369,36 @@ impl ObjectStore {
         Ok(Active { number, file: Arc::new(file), end: SEGMENT_HEADER_BYTES, dirty: false })
     }
 
-    pub(crate) fn read(&self, location: Location, len: u32) -> io::Result<Vec<u8>> {
-        let file = File::open(self.segment_path(location.segment))?;
+    fn read(&self, segment: u64, offset: u64, len: u32) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len as usize];
-        file.read_exact_at(&mut bytes, location.offset)?;
+        self.file(segment)?.read_exact_at(&mut bytes, offset)?;
         Ok(bytes)
+    }
+
+    fn file(&self, segment: u64) -> io::Result<Arc<File>> {
+        let mut files = self.files.lock();
+        if let Some(file) = files.get(&segment) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(File::open(self.segment_path(segment))?);
+        if files.len() >= FILES_OPEN_MAX
+            && let Some(any) = files.keys().next().copied()
+        {
+            files.remove(&any);
+        }
+        files.insert(segment, file.clone());
+        Ok(file)
+    }
+
+    /// Deletes a segment's file. Whoever reads from it still may; its space is given back then.
+    pub(crate) fn delete(&self, segment: u64) -> io::Result<()> {
+        let deleted = fs::remove_file(self.segment_path(segment)).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        });
+        // After the deletion, so that nobody opens it again in between.
+        self.files.lock().remove(&segment);
+        deleted
     }
 
     pub(crate) fn segment_path(&self, number: u64) -> PathBuf {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use divan::{Bencher, counter::ItemsCount};
-use flotilla_state::{Engine, Options};
+use flotilla_state::{Engine, Options, ViewOptions};
 use flotilla_storage::StateEngine;
 use flotilla_types::{
     Checkpoint, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Term,
@@ -41,20 +41,43 @@ fn get_from_memtable(bencher: Bencher) {
     get(bencher, &opened);
 }
 
-/// A record that is in the view.
+/// A record that is in a checkpoint's objects.
 #[divan::bench]
-fn get_from_view(bencher: Bencher) {
-    let opened = Opened::new();
-    opened.engine.write(REPLICA, records_from(0, KEYS), LogIndex(1)).expect("an open replica");
-    opened.checkpoint(1);
-    get(bencher, &opened);
+fn get_from_objects(bencher: Bencher) {
+    get_from_checkpoint(bencher, &Opened::new());
 }
 
-/// Everything of a checkpoint of 10,000 records: freeze, a run that is fsynced, the view.
+/// A record that was fed to sled.
+#[divan::bench]
+fn get_from_sled(bencher: Bencher) {
+    get_from_checkpoint(bencher, &Opened::with(sled()));
+}
+
+fn get_from_checkpoint(bencher: Bencher, opened: &Opened) {
+    opened.engine.write(REPLICA, records_from(0, KEYS), LogIndex(1)).expect("an open replica");
+    opened.checkpoint(1);
+    get(bencher, opened);
+}
+
+/// Everything of a checkpoint of 10,000 records: freeze, a run that is fsynced, its index.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn checkpoint(bencher: Bencher) {
+    checkpoints(bencher, Opened::new);
+}
+
+/// The same, fed to sled.
+#[divan::bench(sample_count = 10, sample_size = 1)]
+fn checkpoint_with_sled(bencher: Bencher) {
+    checkpoints(bencher, || Opened::with(sled()));
+}
+
+fn sled() -> Options {
+    Options { view: ViewOptions::Sled { cache_bytes: 32 << 20 }, ..Options::default() }
+}
+
+fn checkpoints(bencher: Bencher, open: impl Fn() -> Opened) {
     let full = || {
-        let opened = Opened::new();
+        let opened = open();
         opened.engine.write(REPLICA, records_from(0, KEYS), LogIndex(1)).expect("an open replica");
         opened
     };
@@ -79,8 +102,12 @@ struct Opened {
 
 impl Opened {
     fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    fn with(options: Options) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let engine = Engine::open(folder.path(), Options::default()).expect("a new engine");
+        let engine = Engine::open(folder.path(), options).expect("a new engine");
         let descriptor = ShardDescriptor {
             shard: ShardId(1),
             range: KeyRange::all(),

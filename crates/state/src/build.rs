@@ -1,4 +1,4 @@
-//! From a frozen memtable to a checkpoint's objects, and from a checkpoint's objects to the view.
+//! From a frozen memtable to a checkpoint's objects.
 //!
 //! A checkpoint is base chunks overlaid by runs. Each flush adds a run; when the runs grow past a share of the base, they
 //! and the frozen records are folded into new base chunks, in which no deletion is left. Both stream: memory is one piece of each source.
@@ -15,7 +15,6 @@ use crate::{
     memtable::Frozen,
     merge::{Merge, Record, Source},
     sorted::{Cut, Pinned, pieces, run_groups, write_pieces},
-    view::{Plan, Stage, View},
 };
 
 /// A checkpoint whose objects are durable, and kept until it is settled or given up.
@@ -72,36 +71,8 @@ pub(crate) fn total_bytes(objects: &ObjectStore, ids: impl Iterator<Item = Objec
     ids.filter_map(|id| objects.len_bytes(id)).sum()
 }
 
-/// Makes a replica's part of the view equal to a checkpoint, whose objects are all here.
-pub(crate) fn load(
-    objects: &ObjectStore,
-    view: &View,
-    replica: ReplicaId,
-    checkpoint: &Checkpoint,
-) -> Result<(), EngineError> {
-    let stage = Stage::of(checkpoint);
-    match view.plan(replica, checkpoint)? {
-        Plan::Current => return Ok(()),
-        Plan::Runs(first) => {
-            tracing::debug!(%replica, runs = checkpoint.runs.len() - first, "the view is behind its checkpoint");
-            view.announce(replica, stage)?;
-            for group in run_groups(objects, &checkpoint.runs[first..])? {
-                view.feed(replica, pieces(objects, replica, Cut::Size, group))?;
-            }
-        }
-        Plan::Reload => {
-            view.clear(replica)?;
-            view.announce(replica, stage)?;
-            let groups = run_groups(objects, &checkpoint.runs)?;
-            let sources = checkpoint_sources(objects, replica, &checkpoint.base, groups);
-            view.feed(replica, Merge::new(sources).filter(is_live))?;
-        }
-    }
-    view.confirm(replica, stage)
-}
-
 /// Runs and base, newest first.
-fn checkpoint_sources<'a>(
+pub(crate) fn checkpoint_sources<'a>(
     objects: &'a ObjectStore,
     replica: ReplicaId,
     base: &[ObjectId],
@@ -111,7 +82,7 @@ fn checkpoint_sources<'a>(
     runs.chain([pieces(objects, replica, Cut::Content, base.to_vec())]).collect()
 }
 
-fn is_live(record: &Result<Record, EngineError>) -> bool {
+pub(crate) fn is_live(record: &Result<Record, EngineError>) -> bool {
     !matches!(record, Ok((_, None)))
 }
 

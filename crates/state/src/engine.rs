@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_failpoints::{Place, number, reached};
+use flotilla_failpoints::{Place, number};
 use flotilla_objects::{ObjectStore, Scope};
 use flotilla_storage::{EngineError, Pins, StateEngine, StateReader, Usage, WriteSet};
 use flotilla_types::{Checkpoint, LogIndex, ObjectId, Position, ReplicaId};
@@ -26,7 +26,7 @@ use crate::{
     Options, build,
     failure::{self, ViewFailure},
     replica::{Reader, Replica},
-    view::{Stage, View},
+    view::View,
 };
 
 /// Looking for objects to collect costs a pass over their index: once in so many settled checkpoints, and after each fold.
@@ -38,7 +38,7 @@ pub struct Engine {
     options: Options,
     objects: Arc<ObjectStore>,
     /// `None` once closed.
-    view: RwLock<Option<Arc<View>>>,
+    view: RwLock<Option<View>>,
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
     /// Objects pinned by `missing` and `import`.
     transfers: Mutex<Pins>,
@@ -60,11 +60,12 @@ impl Engine {
         let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(std::io::Error::from)?;
         let objects = ObjectStore::open(dir.join("objects"), options.objects.clone()).map_err(failure::of_objects)?;
-        let view = View::open(dir, options.view_cache_bytes)?;
+        let objects = Arc::new(objects);
+        let view = View::open(dir, &options.view, &objects)?;
         Ok(Self {
             options,
-            objects: Arc::new(objects),
-            view: RwLock::new(Some(Arc::new(view))),
+            objects,
+            view: RwLock::new(Some(view)),
             replicas: RwLock::default(),
             transfers: Mutex::default(),
             last_opened: Mutex::new(Instant::now()),
@@ -73,7 +74,7 @@ impl Engine {
         })
     }
 
-    fn view(&self) -> Result<Arc<View>, EngineError> {
+    fn view(&self) -> Result<View, EngineError> {
         self.view.read().clone().ok_or(ViewFailure::Closed.into())
     }
 
@@ -82,7 +83,12 @@ impl Engine {
     }
 
     /// Gives a replica the records of a checkpoint in place of what it had. Readers it had stay valid.
-    fn replace(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+    fn replace(
+        &self,
+        replica: ReplicaId,
+        checkpoint: &Checkpoint,
+        from_elsewhere: bool,
+    ) -> Result<(), EngineError> {
         let view = self.view()?;
         *self.last_opened.lock() = Instant::now();
         if let Some(absent) = checkpoint.objects().find(|id| !self.objects.contains(*id)) {
@@ -97,8 +103,8 @@ impl Engine {
         let mut work = entry.work.lock();
         entry.detach();
         *work = None;
-        build::load(&self.objects, &view, replica, checkpoint)?;
-        entry.attach(view, checkpoint.clone(), build::total_bytes(&self.objects, checkpoint.objects()));
+        let found = view.load(replica, checkpoint, from_elsewhere)?;
+        entry.attach(found, checkpoint.clone(), build::total_bytes(&self.objects, checkpoint.objects()));
         Ok(())
     }
 
@@ -133,11 +139,11 @@ impl StateEngine for Engine {
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.replace(replica, checkpoint)
+        self.replace(replica, checkpoint, false)
     }
 
     fn install(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.replace(replica, checkpoint)
+        self.replace(replica, checkpoint, true)
     }
 
     fn destroy(&self, replica: ReplicaId) -> Result<(), EngineError> {
@@ -197,17 +203,15 @@ impl StateEngine for Engine {
             let reason = "the checkpoint to settle is not the one that was built";
             return Err(EngineError::Corrupt { replica: replica.id, reason });
         }
-        if Stage::of(checkpoint) != Stage::of(&material.checkpoint) {
-            replica.fence_scans();
-            material.view.announce(replica.id, Stage::of(checkpoint))?;
-            reached(Place::CheckpointAnnounced);
-            material.view.feed(replica.id, frozen.memtable.iter().map(Ok))?;
-            reached(Place::CheckpointFed);
-            material.view.confirm(replica.id, Stage::of(checkpoint))?;
-            reached(Place::CheckpointConfirmed);
-        }
+        let before = &material.checkpoint;
+        let found = if (&before.base, &before.runs) == (&checkpoint.base, &checkpoint.runs) {
+            material.found
+        } else {
+            let fence = || replica.fence_scans();
+            self.view()?.advance(replica.id, &material.found, &frozen.memtable, checkpoint, fence)?
+        };
         let bytes = build::total_bytes(&self.objects, checkpoint.objects());
-        replica.thaw(checkpoint.clone(), bytes);
+        replica.thaw(found, checkpoint.clone(), bytes);
         self.objects.set_roots(replica.id.0, checkpoint.objects());
         let folded = built.folded;
         *work = None;
@@ -257,7 +261,6 @@ impl StateEngine for Engine {
     fn close(&self) -> Result<(), EngineError> {
         self.detach_all();
         let Some(view) = self.view.write().take() else { return Ok(()) };
-        // Whoever still holds it is about to write: then the view is not closed in order, and the next start sees that.
-        Arc::into_inner(view).ok_or(ViewFailure::InUse)?.close()
+        view.close()
     }
 }

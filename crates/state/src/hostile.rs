@@ -1,16 +1,16 @@
 //! Checkpoints of a mad peer, whose objects match their ids and nothing else, and what a disk may give back beside the view.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, path::Path};
 
 use bytes::Bytes;
-use flotilla_hostile::{Proportion, attack, mutated};
+use flotilla_hostile::{attack, mutated};
 use flotilla_storage::{EngineError, StateEngine};
 use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use crate::{
-    tests::{all, empty_checkpoint, open, open_replica, two_flushes},
-    trust::Trust,
+    Engine,
+    tests::{all, empty_checkpoint, open_fed, open_replica, two_feedings, two_flushes},
 };
 
 /// The replica that takes what the peer offers.
@@ -18,9 +18,18 @@ const VICTIM: ReplicaId = ReplicaId(8);
 
 #[test]
 fn hostile_checkpoints_are_refused_or_read_and_harm_no_other_replica() {
+    refused_or_read(open_replica);
+}
+
+#[test]
+fn hostile_checkpoints_are_refused_or_read_and_harm_no_other_replica_in_sled() {
+    refused_or_read(open_fed);
+}
+
+fn refused_or_read(open: fn(&Path, &Checkpoint) -> Engine) {
     let source = tempfile::tempdir().unwrap();
     let (sound, records) = two_flushes(source.path());
-    let engine = open_replica(source.path(), &sound);
+    let engine = open(source.path(), &sound);
     let objects: Vec<_> = sound.objects().map(|id| engine.object(id).unwrap()).collect();
     let offered = || vec(mutated(select(objects.clone())), 0..4);
     let offer = (offered(), offered(), any::<bool>());
@@ -58,25 +67,13 @@ fn hostile_checkpoints_are_refused_or_read_and_harm_no_other_replica() {
 }
 
 #[test]
-fn hostile_marks_of_trust_are_believed_or_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("view.trust");
-    drop(open(dir.path()));
-    let written = std::fs::read(&path).unwrap();
-    attack(200, mutated(Just(written)), |bytes| {
-        std::fs::write(&path, &bytes).unwrap();
-        let _ = Proportion::DEFAULT.of(bytes.len(), || Trust::read(&path).unwrap());
-    });
-}
-
-#[test]
 fn hostile_trust_files_cost_the_view_and_no_record() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, records) = two_flushes(dir.path());
+    let (checkpoint, records) = two_feedings(dir.path());
     let path = dir.path().join("view.trust");
     let written = std::fs::read(&path).unwrap();
     attack(8, mutated(Just(written)), |bytes| {
         std::fs::write(&path, Bytes::from(bytes)).unwrap();
-        assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+        assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
     });
 }

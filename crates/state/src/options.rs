@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Bounds and thresholds of an [`Engine`](crate::Engine).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Cache of the view, in bytes, for the whole node. The process takes about twice as much. At least 1 MiB.
-    pub view_cache_bytes: u64,
+    /// How the records of checkpoints are found.
+    pub view: ViewOptions,
     /// Size at which runs are split and around which base chunks are cut, in bytes; a chunk has up to four times as many.
     /// Smaller ones mean that a change touches less, larger ones that a checkpoint names fewer objects. 64 KiB–8 MiB;
     /// four times this must not exceed `objects.object_bytes_max`. A record that is larger gets an object of its own.
@@ -25,10 +25,32 @@ pub struct Options {
     pub objects: flotilla_objects::Options,
 }
 
+/// How the records of checkpoints are found: the two differ in cost, not in what they answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ViewOptions {
+    /// In the checkpoints' own objects, which are sorted. Writes and checkpoints pay nothing for it, a start takes no time; a read
+    /// asks the filter of each run and reads one block of a file.
+    Objects {
+        /// Memory for indexes of pieces, for the whole node: about 1 % of the records that are in use. At least 1 MiB.
+        index_bytes: u64,
+    },
+    /// In sled, which every checkpoint is fed to.
+    Sled {
+        /// sled's cache, for the whole node. The process takes about twice as much. At least 1 MiB.
+        cache_bytes: u64,
+    },
+}
+
+impl Default for ViewOptions {
+    fn default() -> Self {
+        Self::Objects { index_bytes: 64 << 20 }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
-            view_cache_bytes: 32 << 20,
+            view: ViewOptions::default(),
             piece_bytes: 1 << 20,
             fold_percent: 25,
             fold_bytes_min: 1 << 20,

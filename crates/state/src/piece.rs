@@ -4,7 +4,7 @@
 //! value length u32 (all ones for a deletion), key, value. Integers are little-endian; keys ascend strictly. There is no
 //! checksum: the object's id is one. Pieces come from peers and disks, so that every length is checked when reading.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::merge::Record;
 
@@ -115,26 +115,42 @@ impl PieceReader {
     }
 
     fn record(&mut self) -> Result<Record, &'static str> {
-        const SHORT: &str = "a piece ends inside a record";
-        let (header, body) = self.rest.split_at_checked(RECORD_HEADER_BYTES).ok_or(SHORT)?;
-        let key_bytes = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        let value_len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-        let value_bytes = if value_len == DELETED { 0 } else { value_len as usize };
-        if key_bytes > body.len() || value_bytes > body.len() - key_bytes {
-            return Err(SHORT);
-        }
-        let _header = self.rest.split_to(RECORD_HEADER_BYTES);
-        let key = self.rest.split_to(key_bytes);
-        let value = self.rest.split_to(value_bytes);
+        let (key, value, _) = split_record(&self.rest)?;
+        let (key, value) = (self.rest.slice_ref(key), value.map(|value| self.rest.slice_ref(value)));
+        self.rest.advance(RECORD_HEADER_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len));
         if self.last.as_ref().is_some_and(|last| *last >= key) {
             return Err("keys of a piece do not ascend");
         }
-        if value_len == DELETED && self.kind == PieceKind::Chunk {
+        if value.is_none() && self.kind == PieceKind::Chunk {
             return Err("a base chunk holds a deletion");
         }
         self.last = Some(key.clone());
-        Ok((key, (value_len != DELETED).then_some(value)))
+        Ok((key, value))
     }
+}
+
+/// Key, value and what comes behind.
+type Split<'a> = (&'a [u8], Option<&'a [u8]>, &'a [u8]);
+
+/// Takes the first record off bytes of a piece.
+pub(crate) fn split_record(bytes: &[u8]) -> Result<Split<'_>, &'static str> {
+    const SHORT: &str = "a piece ends inside a record";
+    let (header, body) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>().ok_or(SHORT)?;
+    let [k0, k1, k2, k3, v0, v1, v2, v3] = *header;
+    let (key_len, value_len) = (u32::from_le_bytes([k0, k1, k2, k3]), u32::from_le_bytes([v0, v1, v2, v3]));
+    let (key, rest) = body.split_at_checked(key_len as usize).ok_or(SHORT)?;
+    if value_len == DELETED {
+        return Ok((key, None, rest));
+    }
+    let (value, rest) = rest.split_at_checked(value_len as usize).ok_or(SHORT)?;
+    Ok((key, Some(value), rest))
+}
+
+/// The first key among bytes of a piece that may end inside its record; `None` when they end inside the key.
+pub(crate) fn split_key(bytes: &[u8]) -> Option<&[u8]> {
+    let (header, body) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>()?;
+    let [k0, k1, k2, k3, ..] = *header;
+    body.get(..u32::from_le_bytes([k0, k1, k2, k3]) as usize)
 }
 
 impl Iterator for PieceReader {

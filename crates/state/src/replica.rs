@@ -1,8 +1,8 @@
-//! One replica's records: memtables over the view, and reading them while they move.
+//! One replica's records: memtables over its checkpoint's records, and reading them while they move.
 //!
 //! # Why a scan sees each write set whole
-//! Under one short lock a scan copies what it may need of the active memtable and takes a handle on the frozen one, which
-//! never changes. That much is a snapshot. The view has none, but it changes only while `settle` feeds it, and feeding
+//! Under one short lock a scan copies what it may need of the active memtable and takes handles on the frozen one and on the
+//! records below, which never change. That is a snapshot. Only sled's records do change, but only while `settle` feeds it, and feeding
 //! is fenced off: `settle` takes [`Replica::feeding`] exclusively for a moment before it feeds, a scan holds it shared from
 //! its snapshot to its end. So any feeding that overlaps a scan began before the scan's snapshot, at which time the fed
 //! memtable was still the frozen one and is in the snapshot, where it hides what is fed. Whatever is fed before the snapshot is
@@ -23,7 +23,7 @@ use crate::{
     build::Built,
     memtable::{Frozen, Memtable},
     merge::{Merge, Source},
-    view::View,
+    view::Found,
 };
 
 /// A replica, open or not. Readers keep it; closing it takes its records away from them.
@@ -43,7 +43,7 @@ pub(crate) struct Replica {
 struct Tables {
     active: Memtable,
     frozen: Option<Arc<Frozen>>,
-    view: Arc<View>,
+    found: Found,
     checkpoint: Arc<Checkpoint>,
     checkpoint_bytes: u64,
 }
@@ -53,7 +53,7 @@ struct Tables {
 pub(crate) struct Material {
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) frozen: Option<Arc<Frozen>>,
-    pub(crate) view: Arc<View>,
+    pub(crate) found: Found,
 }
 
 impl Replica {
@@ -67,10 +67,10 @@ impl Replica {
         }
     }
 
-    /// Starts serving the records of a checkpoint that the view holds.
-    pub(crate) fn attach(&self, view: Arc<View>, checkpoint: Checkpoint, checkpoint_bytes: u64) {
+    /// Starts serving the records of a checkpoint.
+    pub(crate) fn attach(&self, found: Found, checkpoint: Checkpoint, checkpoint_bytes: u64) {
         let checkpoint = Arc::new(checkpoint);
-        let tables = Tables { active: Memtable::default(), frozen: None, view, checkpoint, checkpoint_bytes };
+        let tables = Tables { active: Memtable::default(), frozen: None, found, checkpoint, checkpoint_bytes };
         *self.tables.write() = Some(tables);
     }
 
@@ -112,7 +112,7 @@ impl Replica {
     pub(crate) fn material(&self) -> Result<Material, EngineError> {
         let tables = self.tables.read();
         let tables = tables.as_ref().ok_or(EngineError::NotOpen(self.id))?;
-        Ok(Material { checkpoint: tables.checkpoint.clone(), frozen: tables.frozen.clone(), view: tables.view.clone() })
+        Ok(Material { checkpoint: tables.checkpoint.clone(), frozen: tables.frozen.clone(), found: tables.found.clone() })
     }
 
     /// Waits until every scan under way has ended; see the argument above.
@@ -120,11 +120,12 @@ impl Replica {
         drop(self.feeding.write());
     }
 
-    /// The view now holds what was frozen.
-    pub(crate) fn thaw(&self, checkpoint: Checkpoint, checkpoint_bytes: u64) {
+    /// What was frozen is now found below.
+    pub(crate) fn thaw(&self, found: Found, checkpoint: Checkpoint, checkpoint_bytes: u64) {
         let frozen = {
             let mut tables = self.tables.write();
             let Some(tables) = tables.as_mut() else { return };
+            tables.found = found;
             tables.checkpoint = Arc::new(checkpoint);
             tables.checkpoint_bytes = checkpoint_bytes;
             tables.frozen.take()
@@ -142,35 +143,35 @@ impl StateReader for Reader {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let replica = &self.0;
         let _access = replica.access.read();
-        let view = {
+        let found = {
             let tables = replica.tables.read();
             let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
             let in_frozen = || tables.frozen.as_ref().and_then(|frozen| frozen.memtable.get(key));
             if let Some(value) = tables.active.get(key).or_else(in_frozen) {
                 return Ok(value);
             }
-            tables.view.clone()
+            tables.found.clone()
         };
-        view.get(replica.id, key)
+        found.get(replica.id, key)
     }
 
     fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         let replica = &self.0;
         let _access = replica.access.read();
         let _feeding = replica.feeding.read();
-        let (captured, frozen, view) = {
+        let (captured, frozen, found) = {
             let tables = replica.tables.read();
             let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
             if range.is_empty() {
                 return Ok(Vec::new());
             }
-            (tables.active.capture(range, items_max, bytes_max), tables.frozen.clone(), tables.view.clone())
+            (tables.active.capture(range, items_max, bytes_max), tables.frozen.clone(), tables.found.clone())
         };
         let mut sources: Vec<Source<'_>> = vec![Box::new(captured.into_iter().map(Ok))];
         if let Some(frozen) = &frozen {
             sources.push(Box::new(frozen.memtable.range(range).map(Ok)));
         }
-        sources.push(view.records(replica.id, range, items_max));
+        sources.push(found.records(replica.id, range, items_max));
         let (mut items, mut bytes) = (Vec::new(), 0);
         for record in Merge::new(sources) {
             let (key, value) = record?;
@@ -193,12 +194,15 @@ mod tests {
     use flotilla_types::LogIndex;
 
     use super::*;
-    use crate::{Engine, Options, tests::empty_checkpoint};
+    use crate::{
+        Engine,
+        tests::{empty_checkpoint, open_with_sled},
+    };
 
     const ID: ReplicaId = ReplicaId(1);
 
     fn engine(dir: &std::path::Path) -> Engine {
-        let engine = Engine::open(dir, Options::default()).unwrap();
+        let engine = open_with_sled(dir);
         engine.open(ID, &empty_checkpoint(ID)).unwrap();
         engine.write(ID, vec![("a".into(), Some("1".into()))], LogIndex(1)).unwrap();
         assert!(engine.freeze(ID, empty_checkpoint(ID).position, Bytes::new()).unwrap());
@@ -221,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_view_is_not_fed_while_a_scan_from_before_is_under_way() {
+    fn sled_is_not_fed_while_a_scan_from_before_is_under_way() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(dir.path());
         let replica = engine.replica(ID).unwrap();

@@ -29,6 +29,18 @@ impl Pinned {
         Self { objects: objects.clone(), ids: Vec::new() }
     }
 
+    /// Keeps objects that are here. Fails with the first that is not.
+    pub(crate) fn keep(objects: &Arc<ObjectStore>, ids: &[ObjectId]) -> Result<Self, EngineError> {
+        let mut pinned = Self::none(objects);
+        for id in ids {
+            if !objects.pin(*id) {
+                return Err(EngineError::Object(*id));
+            }
+            pinned.ids.push(*id);
+        }
+        Ok(pinned)
+    }
+
     /// Stores an object and keeps it.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<ObjectId, EngineError> {
         let id = self.objects.put(bytes).map_err(failure::of_objects)?;
@@ -103,7 +115,7 @@ fn ends_chunk(record: &Record, piece_bytes: usize) -> bool {
 pub(crate) fn run_groups(objects: &ObjectStore, runs: &[ObjectId]) -> Result<Vec<Vec<ObjectId>>, EngineError> {
     let mut groups: Vec<Vec<ObjectId>> = Vec::new();
     for id in runs {
-        let head = objects.head(*id, PIECE_HEADER_BYTES as u32).map_err(failure::of_objects)?;
+        let head = objects.slice(*id, 0, PIECE_HEADER_BYTES as u32).map_err(failure::of_objects)?;
         match groups.last_mut() {
             Some(group) if PieceKind::of(&head) == Some(PieceKind::RunRest) => group.push(*id),
             _ => groups.push(vec![*id]),

@@ -13,10 +13,7 @@ use flotilla_types::{
     Checkpoint, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-use crate::{
-    Engine, Options,
-    view::{Stage, View},
-};
+use crate::{Engine, Options, ViewOptions};
 
 const REPLICA: ReplicaId = ReplicaId(7);
 
@@ -28,11 +25,11 @@ pub(crate) fn empty_checkpoint(replica: ReplicaId) -> Checkpoint {
     Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
 }
 
-/// Folds early and cuts small, so that few records make many objects.
+/// Folds early and cuts small, so that few records make many objects; keeps few indexes.
 fn small() -> Options {
     let objects = flotilla_objects::Options { segment_bytes: 64 << 10, ..flotilla_objects::Options::default() };
     Options {
-        view_cache_bytes: 1 << 20,
+        view: ViewOptions::Objects { index_bytes: 4 << 10 },
         piece_bytes: 1024,
         fold_bytes_min: 8 << 10,
         runs_max: 4,
@@ -46,8 +43,19 @@ pub(crate) fn open(dir: &Path) -> Engine {
     Engine::open(dir, small()).unwrap()
 }
 
+pub(crate) fn open_with_sled(dir: &Path) -> Engine {
+    Engine::open(dir, Options { view: ViewOptions::Sled { cache_bytes: 1 << 20 }, ..small() }).unwrap()
+}
+
 pub(crate) fn open_replica(dir: &Path, checkpoint: &Checkpoint) -> Engine {
     let engine = open(dir);
+    engine.open(REPLICA, checkpoint).unwrap();
+    engine
+}
+
+/// Like [`open_replica`], with sled as the view.
+pub(crate) fn open_fed(dir: &Path, checkpoint: &Checkpoint) -> Engine {
+    let engine = open_with_sled(dir);
     engine.open(REPLICA, checkpoint).unwrap();
     engine
 }
@@ -88,7 +96,15 @@ fn restart_machine(dir: &Path) {
 
 /// A folder with two flushes in it, and what they amount to.
 pub(crate) fn two_flushes(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
-    let engine = open_replica(dir, &empty_checkpoint(REPLICA));
+    two_flushes_of(open_replica(dir, &empty_checkpoint(REPLICA)))
+}
+
+/// Like [`two_flushes`], with sled as the view.
+pub(crate) fn two_feedings(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
+    two_flushes_of(open_fed(dir, &empty_checkpoint(REPLICA)))
+}
+
+fn two_flushes_of(engine: Engine) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
     write(&engine, 0..50, "first");
     flush(&engine, 1);
     write(&engine, 25..75, "second");
@@ -105,32 +121,48 @@ fn it_keeps_the_contract() {
 }
 
 #[test]
+fn it_keeps_the_contract_with_sled() {
+    let dir = tempfile::tempdir().unwrap();
+    conformance::state_engine(&mut || Box::new(open_with_sled(dir.path())));
+}
+
+#[test]
+fn it_keeps_the_contract_when_the_view_is_another_one_at_every_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut with_sled = false;
+    conformance::state_engine(&mut || {
+        with_sled = !with_sled;
+        Box::new(if with_sled { open_with_sled(dir.path()) } else { open(dir.path()) })
+    });
+}
+
+#[test]
 fn it_keeps_the_contract_when_the_view_is_lost_at_every_restart() {
     let dir = tempfile::tempdir().unwrap();
     conformance::state_engine(&mut || {
         if let Err(error) = fs::remove_dir_all(dir.path().join("view")) {
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
         }
-        Box::new(open(dir.path()))
+        Box::new(open_with_sled(dir.path()))
     });
 }
 
 #[test]
 fn a_killed_process_finds_its_view_again() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, records) = two_flushes(dir.path());
+    let (checkpoint, records) = two_feedings(dir.path());
     let before = identity(dir.path());
-    let engine = open_replica(dir.path(), &checkpoint);
+    let engine = open_fed(dir.path(), &checkpoint);
     assert_eq!((all(&engine), identity(dir.path())), (records, before));
 }
 
 #[test]
 fn a_view_from_another_boot_is_rebuilt_unless_it_was_closed() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, records) = two_flushes(dir.path());
+    let (checkpoint, records) = two_feedings(dir.path());
     let before = identity(dir.path());
     restart_machine(dir.path());
-    let engine = open_replica(dir.path(), &checkpoint);
+    let engine = open_fed(dir.path(), &checkpoint);
     assert_eq!(all(&engine), records);
     let rebuilt = identity(dir.path());
     assert_ne!(before, rebuilt);
@@ -139,40 +171,40 @@ fn a_view_from_another_boot_is_rebuilt_unless_it_was_closed() {
     assert!(matches!(engine.open(REPLICA, &checkpoint), Err(EngineError::View(_))));
     drop(engine);
     restart_machine(dir.path());
-    let engine = open_replica(dir.path(), &checkpoint);
+    let engine = open_fed(dir.path(), &checkpoint);
     assert_eq!((all(&engine), identity(dir.path())), (records.clone(), rebuilt.clone()));
     // Opening took the clean mark back: it vouched for one start only.
     drop(engine);
     restart_machine(dir.path());
-    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+    assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
     assert_ne!(identity(dir.path()), rebuilt);
 }
 
 #[test]
 fn a_broken_or_foreign_view_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, records) = two_flushes(dir.path());
+    let (checkpoint, records) = two_feedings(dir.path());
     let other = tempfile::tempdir().unwrap();
-    drop(open_replica(other.path(), &empty_checkpoint(REPLICA)));
+    drop(open_fed(other.path(), &empty_checkpoint(REPLICA)));
     let view = dir.path().join("view");
     let conf = view.join("conf");
     fs::write(&conf, b"this is no configuration of sled").unwrap();
-    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+    assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
     for file in fs::read_dir(&view).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
         fs::write(file, vec![0xA5; 8192]).unwrap();
     }
-    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+    assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
     fs::remove_dir_all(&view).unwrap();
     fs::rename(other.path().join("view"), &view).unwrap();
     let before = identity(dir.path());
-    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
+    assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
     assert_ne!(identity(dir.path()), before);
 }
 
 #[test]
 fn a_view_ahead_of_or_behind_the_durable_checkpoint_is_made_equal_to_it() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    let engine = open_fed(dir.path(), &empty_checkpoint(REPLICA));
     write(&engine, 0..50, "first");
     let first = flush(&engine, 1);
     let at_first = all(&engine);
@@ -181,19 +213,13 @@ fn a_view_ahead_of_or_behind_the_durable_checkpoint_is_made_equal_to_it() {
     let at_second = all(&engine);
     drop(engine);
     // The pointer moved, the view did not.
-    let engine = open_replica(dir.path(), &second);
+    let engine = open_fed(dir.path(), &second);
     assert_eq!(all(&engine), at_second);
     drop(engine);
     // The log went backwards behind the view's back.
-    let engine = open_replica(dir.path(), &first);
+    let engine = open_fed(dir.path(), &first);
     assert_eq!(all(&engine), at_first);
     drop(engine);
-    // The same, killed half way through feeding what the log then lost.
-    let view = View::open(dir.path(), 1 << 20).unwrap();
-    view.announce(REPLICA, Stage::of(&second)).unwrap();
-    view.feed(REPLICA, [Ok(("key00030".into(), Some("second".into())))].into_iter()).unwrap();
-    drop(view);
-    assert_eq!(all(&open_replica(dir.path(), &first)), at_first);
 }
 
 #[test]
@@ -239,8 +265,7 @@ fn a_damaged_object_is_named_and_one_from_a_peer_heals_it() {
         bytes[16 + 44 + 20] ^= 1;
         fs::write(&path, bytes).unwrap();
     }
-    fs::remove_dir_all(dir.path().join("view")).unwrap();
-    let engine = open(dir.path());
+    let engine = open_with_sled(dir.path());
     let Err(EngineError::Object(damaged)) = engine.open(REPLICA, &checkpoint) else {
         panic!("damage must be noticed");
     };
@@ -250,6 +275,84 @@ fn a_damaged_object_is_named_and_one_from_a_peer_heals_it() {
     engine.sync().unwrap();
     engine.open(REPLICA, &checkpoint).unwrap();
     assert_eq!(all(&engine), records);
+}
+
+/// Flips a bit of every file of the objects.
+fn flip(dir: &Path, at: usize) {
+    for file in fs::read_dir(dir.join("objects")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        let at = at % bytes.len();
+        bytes[at] ^= 1;
+        // In place: whoever has the file open sees it.
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+/// Looks at every key alone and at all together: what is read is right, or an error says which object is damaged.
+fn right_or_damaged(engine: &Engine, records: &[(Bytes, Bytes)]) -> usize {
+    let reader = engine.reader(REPLICA).unwrap();
+    let mut damaged = 0;
+    for (key, value) in records {
+        match reader.get(key) {
+            Ok(found) => assert_eq!(found.as_ref(), Some(value)),
+            Err(EngineError::Object(_) | EngineError::Corrupt { .. }) => damaged += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+        // Between this key and the next.
+        match reader.get(&[key, &b"!"[..]].concat()) {
+            Ok(found) => assert_eq!(found, None),
+            Err(EngineError::Object(_) | EngineError::Corrupt { .. }) => damaged += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    match reader.scan(&KeyRange::all(), usize::MAX, usize::MAX) {
+        Ok(found) => assert_eq!(found, records),
+        Err(EngineError::Object(_) | EngineError::Corrupt { .. }) => damaged += 1,
+        Err(error) => panic!("{error:?}"),
+    }
+    damaged
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_where_it_is_and_never_another_answer() {
+    let mut seen = 0;
+    for at in (0..6_000).step_by(97) {
+        let dir = tempfile::tempdir().unwrap();
+        let (checkpoint, records) = two_flushes(dir.path());
+        // At rest: nothing of it was read since the start.
+        flip(dir.path(), at);
+        let engine = open(dir.path());
+        match engine.open(REPLICA, &checkpoint) {
+            Ok(()) => seen += usize::from(right_or_damaged(&engine, &records) > 0),
+            Err(EngineError::Object(_) | EngineError::Corrupt { .. }) => seen += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+        // Under an open engine that has seen all pieces whole.
+        let dir = tempfile::tempdir().unwrap();
+        let (checkpoint, records) = two_flushes(dir.path());
+        let engine = open_replica(dir.path(), &checkpoint);
+        assert_eq!(right_or_damaged(&engine, &records), 0);
+        flip(dir.path(), at);
+        right_or_damaged(&engine, &records);
+    }
+    assert!(seen > 30, "{seen} flips were noticed");
+}
+
+#[test]
+fn readers_see_a_checkpoint_whose_objects_were_collected_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    write(&engine, 0..200, "first");
+    flush(&engine, 1);
+    let before = all(&engine);
+    let found = engine.replica(REPLICA).unwrap().material().unwrap().found;
+    for index in 2..30 {
+        write(&engine, 0..200, &format!("value {index} {}", "x".repeat(50)));
+        flush(&engine, index);
+    }
+    let records: Vec<_> = found.records(REPLICA, &KeyRange::all(), usize::MAX).map(Result::unwrap).collect();
+    assert!(records.into_iter().map(|(key, value)| (key, value.unwrap())).eq(before));
 }
 
 #[test]

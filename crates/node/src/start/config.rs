@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use flotilla_replication::{HostConfig, Leases, RaftConfig};
+use flotilla_state::ViewOptions;
 use flotilla_types::Locality;
 use serde::Deserialize;
 
@@ -27,6 +28,30 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object to a line.
     Json,
+}
+
+/// Where the records behind the memtables are found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum View {
+    /// In the checkpoints' own objects.
+    #[default]
+    Objects,
+    /// In sled, which every checkpoint is fed to.
+    Sled,
+}
+
+impl View {
+    /// Memory for it, for the whole node.
+    const BYTES: u64 = 64 << 20;
+
+    pub(crate) fn options(self) -> ViewOptions {
+        match self {
+            Self::Objects => ViewOptions::Objects { index_bytes: Self::BYTES },
+            // sled takes about twice what it is told.
+            Self::Sled => ViewOptions::Sled { cache_bytes: Self::BYTES / 2 },
+        }
+    }
 }
 
 /// Runs a node until it is told to stop (SIGTERM, Ctrl-C).
@@ -99,6 +124,9 @@ pub(crate) struct Settings {
     /// Bytes of applied records that a replica keeps in memory before a checkpoint [default: 16777216]
     #[arg(long, env = "FLOTILLA_MEMTABLE_BYTES", value_name = "BYTES")]
     memtable_bytes: Option<usize>,
+    /// Where records behind the memtables are found: in the checkpoints' own objects, or in sled, fed from them [default: objects]
+    #[arg(long, env = "FLOTILLA_VIEW", value_name = "VIEW")]
+    view: Option<View>,
     /// Bytes of log behind a replica's checkpoint that trigger the next one [default: 50331648]
     #[arg(long, env = "FLOTILLA_LOG_BYTES", value_name = "BYTES")]
     log_bytes: Option<u64>,
@@ -147,6 +175,7 @@ pub(crate) struct Config {
     /// Of the collection `default`, when this node founds a cluster.
     pub(crate) shards: u16,
     pub(crate) host: HostConfig,
+    pub(crate) view: View,
     pub(crate) cors_origins: Vec<String>,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
@@ -186,6 +215,7 @@ impl Settings {
             heartbeat_ticks: self.heartbeat_ticks.or(file.heartbeat_ticks),
             leases: self.leases.or(file.leases),
             memtable_bytes: self.memtable_bytes.or(file.memtable_bytes),
+            view: self.view.or(file.view),
             log_bytes: self.log_bytes.or(file.log_bytes),
             log_tail_entries: self.log_tail_entries.or(file.log_tail_entries),
             cors_origins: self.cors_origins.or(file.cors_origins),
@@ -236,6 +266,7 @@ impl Settings {
             origin,
             shards,
             host,
+            view: self.view.unwrap_or_default(),
             cors_origins: self.cors_origins.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".to_owned()),

@@ -236,8 +236,8 @@ fn open_host(
 ) -> anyhow::Result<Host> {
     let log =
         EngineLog::open(&folder.log_dir(), flotilla_raft_log::Options::default()).context("cannot open the log")?;
-    let engine =
-        Engine::open(folder.state_dir(), flotilla_state::Options::default()).context("cannot open the state")?;
+    let options = flotilla_state::Options { view: config.view.options(), ..flotilla_state::Options::default() };
+    let engine = Engine::open(folder.state_dir(), options).context("cannot open the state")?;
     let parts = HostParts {
         node: me.node,
         incarnation: me.incarnation,

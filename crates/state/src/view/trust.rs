@@ -25,7 +25,7 @@ const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 /// Where and since when the page cache vouches for what was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(super) struct Place {
     boot: String,
     device: String,
     mount: u64,
@@ -33,7 +33,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// `None` when the system does not say; nothing is then vouched for.
-    pub(crate) fn of(dir: &Path) -> Option<Self> {
+    pub(super) fn of(dir: &Path) -> Option<Self> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
         let stat = statx(CWD, dir, AtFlags::empty(), StatxFlags::BASIC_STATS | MOUNT_ID_UNIQUE).ok()?;
         let vouched = !boot.is_empty() && stat.stx_mask & MOUNT_ID_UNIQUE.bits() != 0;
@@ -44,18 +44,18 @@ impl Place {
 
 /// What the file beside the view says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Trust {
+pub(super) struct Trust {
     /// Also stored in the view: tells it from another one put in its place.
-    pub(crate) identity: String,
+    pub(super) identity: String,
     /// Closed in order, everything on disk.
-    pub(crate) clean: bool,
+    pub(super) clean: bool,
     /// Where it was last used.
-    pub(crate) place: Option<Place>,
+    pub(super) place: Option<Place>,
 }
 
 impl Trust {
     /// A view that nobody has seen before.
-    pub(crate) fn of_new_view(place: Option<Place>) -> Self {
+    pub(super) fn of_new_view(place: Option<Place>) -> Self {
         let mut seed = blake3::Hasher::new();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         seed.update(&now.as_nanos().to_le_bytes());
@@ -67,12 +67,12 @@ impl Trust {
     }
 
     /// Whether the view may be believed by a process at this place.
-    pub(crate) fn holds_at(&self, place: Option<&Place>) -> bool {
+    pub(super) fn holds_at(&self, place: Option<&Place>) -> bool {
         self.clean || (place.is_some() && self.place.as_ref() == place)
     }
 
     /// Reads the file; `None` when it is absent or does not parse.
-    pub(crate) fn read(path: &Path) -> io::Result<Option<Self>> {
+    pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
         match fs::read_to_string(path) {
             Ok(text) => Ok(Self::parse(&text)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
@@ -95,7 +95,7 @@ impl Trust {
     }
 
     /// Replaces the file, durably.
-    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         let mut text =
             format!("{FORMAT}\nidentity={}\nclean={}\n", self.identity, if self.clean { "yes" } else { "no" });
         if let Some(Place { boot, device, mount }) = &self.place {
@@ -110,7 +110,7 @@ impl Trust {
     }
 
     /// Removes the file, durably: nothing will trust the view any more.
-    pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    pub(super) fn remove(path: &Path) -> io::Result<()> {
         match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed.and_then(|()| sync_parent(path)),
@@ -123,7 +123,7 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 /// Makes every file of a folder durable.
-pub(crate) fn sync_tree(dir: &Path) -> io::Result<()> {
+pub(super) fn sync_tree(dir: &Path) -> io::Result<()> {
     for file in fs::read_dir(dir)? {
         let path = file?.path();
         if path.is_dir() { sync_tree(&path)? } else { File::open(path)?.sync_all()? }
@@ -164,5 +164,20 @@ mod tests {
         assert_eq!(Trust::read(&path).unwrap(), None);
         fs::write(&path, [0xFF, 0xFE]).unwrap();
         assert_eq!(Trust::read(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn hostile_marks_of_trust_are_believed_or_not() {
+        use flotilla_hostile::{Proportion, attack, mutated};
+        use proptest::prelude::*;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("view.trust");
+        Trust::of_new_view(place("b")).write(&path).unwrap();
+        let written = fs::read(&path).unwrap();
+        attack(200, mutated(Just(written)), |bytes| {
+            fs::write(&path, &bytes).unwrap();
+            let _ = Proportion::DEFAULT.of(bytes.len(), || Trust::read(&path).unwrap());
+        });
     }
 }

@@ -23,14 +23,19 @@ use std::{
 };
 
 use bytes::Bytes;
+use flotilla_failpoints::{self as failpoints, reached};
+use flotilla_objects::ObjectStore;
 use flotilla_storage::EngineError;
 use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
 use rustix::fs::{FlockOperation, flock};
 
+use super::trust::{Place, Trust, sync_tree};
 use crate::{
+    build::{checkpoint_sources, is_live},
     failure::ViewFailure,
-    merge::{Record, Source},
-    trust::{Place, Trust, sync_tree},
+    memtable::Memtable,
+    merge::{Merge, Record, Source},
+    sorted::{Cut, pieces, run_groups},
 };
 
 /// Writes to sled go in batches of at most so many records: a batch takes a lock that every reader needs.
@@ -47,14 +52,17 @@ const FLUSH_EVERY_MS: u64 = 500;
 const LOCK_ATTEMPTS_MAX: u32 = 250;
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
+const FOLDER: &str = "view";
+const TRUST: &str = "view.trust";
+
 const MARKER: u8 = 0;
 const RECORD: u8 = 1;
 const IDENTITY_KEY: [u8; 1] = [2];
 const MARKER_VERSION: u8 = 1;
 
-/// The view of a node: all replicas.
+/// The records of all replicas.
 #[derive(Debug)]
-pub(crate) struct View {
+pub(crate) struct SledView {
     db: sled::Db,
     folder: PathBuf,
     trust_path: PathBuf,
@@ -64,7 +72,7 @@ pub(crate) struct View {
 
 /// The records a replica's part of the view holds, named by the objects they came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stage {
+pub(super) struct Stage {
     base: [u8; 32],
     runs_len: u32,
     runs: [u8; 32],
@@ -81,7 +89,7 @@ struct Marker {
 
 /// What it takes to make a replica's part of the view equal to a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Plan {
+pub(super) enum Plan {
     /// Nothing.
     Current,
     /// Feed the runs from this one on.
@@ -91,7 +99,7 @@ pub(crate) enum Plan {
 }
 
 impl Stage {
-    pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+    pub(super) fn of(checkpoint: &Checkpoint) -> Self {
         Self::of_parts(&checkpoint.base, &checkpoint.runs)
     }
 
@@ -157,10 +165,10 @@ impl Marker {
     }
 }
 
-impl View {
+impl SledView {
     /// Opens the view in `dir/view`, or an empty one in its place when it is not there, not to be trusted or broken.
-    pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, EngineError> {
-        let (folder, trust_path) = (dir.join("view"), dir.join("view.trust"));
+    pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, EngineError> {
+        let (folder, trust_path) = (dir.join(FOLDER), dir.join(TRUST));
         let place = Place::of(dir);
         if let Some(old) = Trust::read(&trust_path)?.filter(|trust| trust.holds_at(place.as_ref())) {
             let trust = Trust { clean: false, place: place.clone(), ..old };
@@ -191,13 +199,13 @@ impl View {
     }
 
     /// The value under a key of a replica.
-    pub(crate) fn get(&self, replica: ReplicaId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+    pub(super) fn get(&self, replica: ReplicaId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let value = self.guard(|| self.db.get(record_key(replica, key)))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     /// Records of a range, read page by page.
-    pub(crate) fn records<'a>(&'a self, replica: ReplicaId, range: &KeyRange, items_max: usize) -> Source<'a> {
+    pub(super) fn records<'a>(&'a self, replica: ReplicaId, range: &KeyRange, items_max: usize) -> Source<'a> {
         let start = Bound::Included(record_key(replica, &range.start));
         let end =
             if range.end.is_empty() { replica_end(replica) } else { Bound::Excluded(record_key(replica, &range.end)) };
@@ -205,24 +213,74 @@ impl View {
         Box::new(Pages { view: self, start, end, items_max, page: Vec::new().into_iter(), done: false })
     }
 
+    /// Makes a replica's part of the view equal to a checkpoint, whose objects are all here.
+    pub(super) fn load(
+        &self,
+        objects: &ObjectStore,
+        replica: ReplicaId,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), EngineError> {
+        let stage = Stage::of(checkpoint);
+        match self.plan(replica, checkpoint)? {
+            Plan::Current => return Ok(()),
+            Plan::Runs(first) => {
+                tracing::debug!(%replica, runs = checkpoint.runs.len() - first, "the view is behind its checkpoint");
+                self.announce(replica, stage)?;
+                for group in run_groups(objects, &checkpoint.runs[first..])? {
+                    self.feed(replica, pieces(objects, replica, Cut::Size, group))?;
+                }
+            }
+            Plan::Reload => {
+                self.clear(replica)?;
+                self.announce(replica, stage)?;
+                let groups = run_groups(objects, &checkpoint.runs)?;
+                let sources = checkpoint_sources(objects, replica, &checkpoint.base, groups);
+                self.feed(replica, Merge::new(sources).filter(is_live))?;
+            }
+        }
+        self.confirm(replica, stage)
+    }
+
+    /// Adds what was frozen to the checkpoint before, which amounts to this one.
+    pub(super) fn advance(
+        &self,
+        replica: ReplicaId,
+        frozen: &Memtable,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), EngineError> {
+        self.announce(replica, Stage::of(checkpoint))?;
+        reached(failpoints::Place::CheckpointAnnounced);
+        self.feed(replica, frozen.iter().map(Ok))?;
+        reached(failpoints::Place::CheckpointFed);
+        self.confirm(replica, Stage::of(checkpoint))?;
+        reached(failpoints::Place::CheckpointConfirmed);
+        Ok(())
+    }
+
+    /// Removes the view of a folder, if it has one.
+    pub(super) fn remove(dir: &Path) -> Result<(), EngineError> {
+        Trust::remove(&dir.join(TRUST))?;
+        Ok(remove_folder(&dir.join(FOLDER))?)
+    }
+
     /// How the replica's part of the view relates to a checkpoint.
-    pub(crate) fn plan(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Plan, EngineError> {
+    fn plan(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Plan, EngineError> {
         Ok(self.marker(replica)?.map_or(Plan::Reload, |marker| marker.plan(checkpoint)))
     }
 
     /// Says that records of this stage are about to be fed on top of what is there.
-    pub(crate) fn announce(&self, replica: ReplicaId, stage: Stage) -> Result<(), EngineError> {
+    fn announce(&self, replica: ReplicaId, stage: Stage) -> Result<(), EngineError> {
         let complete = self.marker(replica)?.and_then(|marker| marker.complete);
         self.set_marker(replica, Marker { complete, announced: Some(stage) })
     }
 
     /// Says that everything of this stage has been fed.
-    pub(crate) fn confirm(&self, replica: ReplicaId, stage: Stage) -> Result<(), EngineError> {
+    fn confirm(&self, replica: ReplicaId, stage: Stage) -> Result<(), EngineError> {
         self.set_marker(replica, Marker { complete: Some(stage), announced: None })
     }
 
     /// Feeds records in small batches; deletions delete.
-    pub(crate) fn feed(
+    fn feed(
         &self,
         replica: ReplicaId,
         records: impl Iterator<Item = Result<Record, EngineError>>,
@@ -246,7 +304,7 @@ impl View {
     }
 
     /// Removes a replica's marker, then its records.
-    pub(crate) fn clear(&self, replica: ReplicaId) -> Result<(), EngineError> {
+    pub(super) fn clear(&self, replica: ReplicaId) -> Result<(), EngineError> {
         self.guard(|| self.db.remove(marker_key(replica)))?;
         let mut start = Bound::Included(record_key(replica, &[]));
         loop {
@@ -268,7 +326,7 @@ impl View {
     }
 
     /// Closes the view so that the next start may trust it, whatever happens to the machine in between.
-    pub(crate) fn close(self) -> Result<(), EngineError> {
+    pub(super) fn close(self) -> Result<(), EngineError> {
         self.guard(|| self.db.flush())?;
         let Self { db, folder, trust_path, trust, failed } = self;
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(db))).is_ok();
@@ -372,7 +430,7 @@ fn replica_end(replica: ReplicaId) -> Bound<Vec<u8>> {
 }
 
 struct Pages<'a> {
-    view: &'a View,
+    view: &'a SledView,
     start: Bound<Vec<u8>>,
     end: Bound<Vec<u8>>,
     items_max: usize,
@@ -475,7 +533,7 @@ mod tests {
     #[test]
     fn replicas_do_not_see_each_other() {
         let dir = tempfile::tempdir().unwrap();
-        let view = View::open(dir.path(), 1 << 20).unwrap();
+        let view = SledView::open(dir.path(), 1 << 20).unwrap();
         let replicas = [ReplicaId(1), ReplicaId(2), ReplicaId(u64::MAX)];
         for replica in replicas {
             let record = |key: &'static str| Ok((Bytes::from(key), Some(Bytes::from(replica.to_string()))));
@@ -487,5 +545,17 @@ mod tests {
             assert_eq!(records.len(), left);
             assert!(records.iter().all(|(_, value)| *value == Some(replica.to_string().into())));
         }
+    }
+
+    #[test]
+    fn a_kill_half_way_through_feeding_what_the_log_then_lost_leaves_no_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let (checkpoint, records) = crate::tests::two_feedings(dir.path());
+        let view = SledView::open(dir.path(), 1 << 20).unwrap();
+        let replica = checkpoint.position.conf.voters[0];
+        view.announce(replica, Stage::of(&self::checkpoint(b"other", b"runs"))).unwrap();
+        view.feed(replica, [Ok(("key00030".into(), Some("lost".into())))].into_iter()).unwrap();
+        drop(view);
+        assert_eq!(crate::tests::all(&crate::tests::open_fed(dir.path(), &checkpoint)), records);
     }
 }
