@@ -60,7 +60,7 @@ pub(crate) fn execute(
     ledger: &mut Ledger,
 ) -> Result<Vec<OperationResult>, Stop> {
     check(scope, &command)?;
-    let mut transaction = Transaction { scope, overlay, stage: BTreeMap::new(), old_bytes: 0 };
+    let mut transaction = Transaction { scope, overlay, stage: BTreeMap::new(), old_values: OldValues::default() };
     let mut ordinal = 0;
     for (key, condition) in command.conditions {
         let found = transaction.open(key)?.current.as_ref();
@@ -149,91 +149,116 @@ struct Transaction<'a, 'r> {
     scope: Scope<'a>,
     overlay: &'a mut Overlay<'r>,
     stage: BTreeMap<Bytes, Staged>,
-    /// Bytes of old values in the results so far.
-    old_bytes: usize,
+    old_values: OldValues,
+}
+
+/// Bytes of old values in the results so far.
+#[derive(Default)]
+struct OldValues(usize);
+
+impl OldValues {
+    /// The old value for a result, within the limit for all results together.
+    fn take(
+        &mut self,
+        scope: Scope<'_>,
+        wanted: bool,
+        found: Option<&StoredRecord>,
+    ) -> Result<Option<Bytes>, Refusal> {
+        let Some(record) = found.filter(|_| wanted) else { return Ok(None) };
+        let limit_bytes = scope.limits.answer_bytes_max;
+        self.0 += record.value.len();
+        if self.0 > limit_bytes as usize {
+            return Err(Refusal::TooLarge { limit_bytes: limit_bytes.into() });
+        }
+        Ok(Some(record.value.clone()))
+    }
+}
+
+/// The record under a key, as the command has left it.
+fn open<'s>(
+    scope: Scope<'_>,
+    overlay: &Overlay<'_>,
+    stage: &'s mut BTreeMap<Bytes, Staged>,
+    key: Bytes,
+) -> Result<&'s mut Staged, MachineError> {
+    match stage.entry(key) {
+        Entry::Occupied(staged) => Ok(staged.into_mut()),
+        Entry::Vacant(place) => {
+            let stored = overlay.get(place.key())?.map(StoredRecord::decode).transpose()?;
+            let footprint = stored.as_ref().map(|record| Footprint::of(place.key(), record));
+            let current = stored.filter(|record| !record.is_due(scope.now_ms));
+            Ok(place.insert(Staged { stored: footprint, current, changed: false }))
+        }
+    }
 }
 
 impl Transaction<'_, '_> {
-    /// The record under a key, as the command has left it.
     fn open(&mut self, key: Bytes) -> Result<&mut Staged, MachineError> {
-        match self.stage.entry(key) {
-            Entry::Occupied(staged) => Ok(staged.into_mut()),
-            Entry::Vacant(place) => {
-                let stored = self.overlay.get(place.key())?.map(StoredRecord::decode).transpose()?;
-                let footprint = stored.as_ref().map(|record| Footprint::of(place.key(), record));
-                let current = stored.filter(|record| !record.is_due(self.scope.now_ms));
-                Ok(place.insert(Staged { stored: footprint, current, changed: false }))
-            }
-        }
+        open(self.scope, self.overlay, &mut self.stage, key)
     }
 
     fn operate(&mut self, ordinal: u32, operation: Operation) -> Result<OperationResult, Stop> {
-        let scope = self.scope;
+        let Self { scope, overlay, stage, old_values } = self;
+        let scope = *scope;
         let Operation { key, condition, otherwise, action } = operation;
-        let found = self.open(key.clone())?.current.clone();
-        let version = version_of(found.as_ref());
+        let staged = open(scope, overlay, stage, key)?;
+        let found = staged.current.as_ref();
+        let version = version_of(found);
         if let Some(condition) = condition
-            && !holds(condition, found.as_ref())
+            && !holds(condition, found)
         {
             let returns_old =
                 matches!(action, Action::Put { return_old: true, .. } | Action::Delete { return_old: true });
             return match otherwise {
                 Otherwise::Refuse => Err(Refusal::ConditionFailed { operation: ordinal, found: version }.into()),
-                Otherwise::Skip => Ok(OperationResult::Skipped { version, old: self.old(returns_old, found)? }),
+                Otherwise::Skip => {
+                    Ok(OperationResult::Skipped { version, old: old_values.take(scope, returns_old, found)? })
+                }
             };
         }
         let existed = found.is_some();
         let written = |old, number| OperationResult::Written { version: scope.version, old, existed, number };
         match action {
             Action::Put { value, expiry, return_old } => {
-                let expires_at_ms = resolve(expiry, found.as_ref());
-                let old = self.old(return_old, found)?;
-                self.open(key)?.set(scope, value, expires_at_ms);
+                let expires_at_ms = resolve(expiry, found);
+                let old = old_values.take(scope, return_old, found)?;
+                staged.set(scope, value, expires_at_ms);
                 Ok(written(old, 0))
             }
             Action::Delete { return_old } => {
                 let Some(version) = version else { return Ok(OperationResult::Absent) };
-                let old = self.old(return_old, found)?;
-                self.open(key)?.remove();
+                let old = old_values.take(scope, return_old, found)?;
+                staged.remove();
                 Ok(OperationResult::Deleted { version, old })
             }
             Action::Add { delta } => {
-                let before = found.as_ref().map_or(Some(0), |record| parse_integer(&record.value));
+                let before = found.map_or(Some(0), |record| parse_integer(&record.value));
                 let sum = before.ok_or(Refusal::NotAnInteger)?.checked_add(delta).ok_or(Refusal::Overflow)?;
                 let text = sum.to_string().into_bytes();
                 check_value(scope, text.len())?;
-                self.open(key)?.set(scope, text.into(), resolve(Expiry::Keep, found.as_ref()));
+                let expires_at_ms = resolve(Expiry::Keep, found);
+                staged.set(scope, text.into(), expires_at_ms);
                 Ok(written(None, sum))
             }
             Action::Append { bytes } => {
-                let before = found.as_ref().map_or(&[][..], |record| &record.value);
+                let before = found.map_or(&[][..], |record| &record.value);
                 check_value(scope, before.len().saturating_add(bytes.len()))?;
                 let mut value = BytesMut::with_capacity(before.len() + bytes.len());
                 value.extend_from_slice(before);
                 value.extend_from_slice(&bytes);
                 let length = value.len() as i64;
-                self.open(key)?.set(scope, value.freeze(), resolve(Expiry::Keep, found.as_ref()));
+                let expires_at_ms = resolve(Expiry::Keep, found);
+                staged.set(scope, value.freeze(), expires_at_ms);
                 Ok(written(None, length))
             }
             Action::Expire { expiry } => {
                 let Some(record) = found else { return Ok(OperationResult::Absent) };
                 let had_expiry = record.expires_at_ms.is_some();
-                let expires_at_ms = resolve(expiry, Some(&record));
-                self.open(key)?.set(scope, record.value, expires_at_ms);
+                let (value, expires_at_ms) = (record.value.clone(), resolve(expiry, found));
+                staged.set(scope, value, expires_at_ms);
                 Ok(written(None, had_expiry.into()))
             }
         }
-    }
-
-    /// The old value for a result, within the limit for all results together.
-    fn old(&mut self, wanted: bool, found: Option<StoredRecord>) -> Result<Option<Bytes>, Refusal> {
-        let Some(record) = found.filter(|_| wanted) else { return Ok(None) };
-        let limit_bytes = self.scope.limits.answer_bytes_max;
-        self.old_bytes += record.value.len();
-        if self.old_bytes > limit_bytes as usize {
-            return Err(Refusal::TooLarge { limit_bytes: limit_bytes.into() });
-        }
-        Ok(Some(record.value))
     }
 
     fn commit(self, ledger: &mut Ledger) -> Result<(), MachineError> {

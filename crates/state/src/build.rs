@@ -38,14 +38,14 @@ pub(crate) fn build(
     let folded = fold_is_due(objects, options, before, groups.len(), frozen);
     let (base, runs) = if folded {
         reached(Place::CheckpointBeforeFold);
-        let mut sources: Vec<Source<'_>> = vec![Box::new(frozen.memtable.iter().map(Ok))];
+        let mut sources: Vec<Source<'_>> = vec![Box::new(frozen.records().iter().cloned().map(Ok))];
         sources.extend(checkpoint_sources(objects, replica, &before.base, groups));
         let live = Merge::new(sources).filter(is_live);
         let base = write_pieces(&mut pinned, Cut::Content, options.piece_bytes, live)?;
         reached(Place::CheckpointFolded);
         (base, Vec::new())
     } else {
-        let records = frozen.memtable.iter().map(Ok);
+        let records = frozen.records().iter().cloned().map(Ok);
         let run = write_pieces(&mut pinned, Cut::Size, options.piece_bytes, records)?;
         (before.base.clone(), before.runs.iter().copied().chain(run).collect())
     };
@@ -57,11 +57,11 @@ pub(crate) fn build(
 }
 
 fn fold_is_due(objects: &ObjectStore, options: &Options, before: &Checkpoint, runs: usize, frozen: &Frozen) -> bool {
-    if frozen.memtable.is_empty() {
+    if frozen.is_empty() {
         // A forced checkpoint only moves the position; it should be quick.
         return false;
     }
-    let runs_bytes = total_bytes(objects, before.runs.iter().copied()) + frozen.memtable.bytes() as u64;
+    let runs_bytes = total_bytes(objects, before.runs.iter().copied()) + frozen.bytes() as u64;
     let base_share = total_bytes(objects, before.base.iter().copied()) / 100 * options.fold_percent;
     runs_bytes > options.fold_bytes_min.max(base_share) || runs + 1 > options.runs_max
 }
@@ -127,7 +127,7 @@ mod tests {
                 }
                 let mut position = checkpoint.position.clone();
                 position.index = LogIndex(index as u64 + 1);
-                let frozen = Frozen { memtable, position, system: Bytes::from(vec![index as u8]) };
+                let frozen = Frozen::new(memtable, position, Bytes::from(vec![index as u8]));
                 let built = build(&objects, &options, ReplicaId(1), &checkpoint, &frozen).unwrap();
                 checkpoint = built.checkpoint.clone();
                 prop_assert!(checkpoint.objects().all(|id| objects.contains(id)), "durable before it is named");
@@ -147,11 +147,11 @@ mod tests {
         let mut memtable = Memtable::default();
         memtable.write(vec![("a".into(), Some("1".into()))]);
         let mut before = empty_checkpoint(ReplicaId(1));
-        let frozen = Frozen { memtable, position: before.position.clone(), system: Bytes::new() };
+        let frozen = Frozen::new(memtable, before.position.clone(), Bytes::new());
         before = build(&objects, &Options::default(), ReplicaId(1), &before, &frozen).unwrap().checkpoint.clone();
         let mut position = before.position.clone();
         position.index = LogIndex(9);
-        let frozen = Frozen { memtable: Memtable::default(), position: position.clone(), system: Bytes::new() };
+        let frozen = Frozen::new(Memtable::default(), position.clone(), Bytes::new());
         let after = build(&objects, &Options::default(), ReplicaId(1), &before, &frozen).unwrap();
         assert_eq!(after.checkpoint, Checkpoint { position, ..before });
     }

@@ -208,7 +208,7 @@ impl StateEngine for Engine {
             material.found
         } else {
             let fence = || replica.fence_scans();
-            self.view()?.advance(replica.id, &material.found, &frozen.memtable, checkpoint, fence)?
+            self.view()?.advance(replica.id, &material.found, frozen, checkpoint, fence)?
         };
         let bytes = build::total_bytes(&self.objects, checkpoint.objects());
         replica.thaw(found, checkpoint.clone(), bytes);

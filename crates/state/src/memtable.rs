@@ -1,31 +1,50 @@
-//! Records in memory, ordered.
+//! Records in memory: found by hash, put in order only when somebody asks for order.
+//!
+//! Most loads read and write single keys, for which a hash costs a fraction of a walk down a tree. A scan of the memtable
+//! that takes writes sorts in the keys that came since the last scan; a memtable that was closed is sorted once, by
+//! the thread that writes it out.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Bound,
+    sync::OnceLock,
+};
 
 use bytes::Bytes;
 use flotilla_storage::WriteSet;
 use flotilla_types::{KeyRange, Position};
+use parking_lot::Mutex;
 
 use crate::merge::Record;
 
-/// Counted for each record beside key and value: tree node, two handles, allocations.
+/// Counted for each record beside key and value: table slot, place in the order, allocations.
 const RECORD_OVERHEAD_BYTES: usize = 128;
 
-/// Shorter keys and values are copied on their way in: they are often slices of a whole log entry, and one that stays
-/// would keep all of that entry's memory.
+/// Keys and values that share their buffer are copied on their way in unless they are longer: they are often slices of a
+/// whole log entry, and one that stays would keep all of that entry's memory.
 const COPY_BYTES_MAX: usize = 64 * 1024;
 
 /// The newest records of a replica; `None` is a deletion.
 #[derive(Debug, Default)]
 pub(crate) struct Memtable {
-    records: BTreeMap<Bytes, Option<Bytes>>,
+    records: HashMap<Bytes, Option<Bytes>>,
+    order: Mutex<Order>,
     bytes: usize,
+}
+
+/// The keys of a memtable.
+#[derive(Debug, Default)]
+struct Order {
+    sorted: BTreeSet<Bytes>,
+    /// Those that are not sorted in yet.
+    fresh: Vec<Bytes>,
 }
 
 /// A memtable that takes no more writes, and the point in the log at which it was closed.
 #[derive(Debug)]
 pub(crate) struct Frozen {
-    pub(crate) memtable: Memtable,
+    memtable: Memtable,
+    sorted: OnceLock<Box<[Record]>>,
     pub(crate) position: Position,
     pub(crate) system: Bytes,
 }
@@ -41,7 +60,9 @@ impl Memtable {
                 }
                 None => {
                     self.bytes += new;
-                    self.records.insert(compact(key), value.map(compact));
+                    let key = compact(key);
+                    self.order.get_mut().fresh.push(key.clone());
+                    self.records.insert(key, value.map(compact));
                 }
             }
         }
@@ -57,33 +78,22 @@ impl Memtable {
         self.bytes
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Record> + '_ {
-        self.records.iter().map(|(key, value)| (key.clone(), value.clone()))
-    }
-
-    /// Records of a range that is not empty.
-    pub(crate) fn range<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = Record> + 'a {
-        let end = if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(&range.end[..]) };
-        self.records
-            .range::<[u8], _>((Bound::Included(&range.start[..]), end))
-            .map(|(key, value)| (key.clone(), value.clone()))
-    }
-
-    /// Copies as much of a range as a scan with these bounds can need: up to the point where the live records here
-    /// alone fill it. Everything the scan returns lies at or before that point.
+    /// Copies as much of a range that is not empty as a scan with these bounds can need: up to the point where the live
+    /// records here alone fill it. Everything the scan returns lies at or before that point.
     pub(crate) fn capture(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Vec<Record> {
+        let mut order = self.order.lock();
+        let Order { sorted, fresh } = &mut *order;
+        sorted.extend(fresh.drain(..));
+        let end = if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(&range.end[..]) };
         let (mut items, mut bytes) = (0, 0);
         let mut captured = Vec::new();
-        for (key, value) in self.range(range) {
+        for key in sorted.range::<[u8], _>((Bound::Included(&range.start[..]), end)) {
+            let value = self.records.get(key).cloned().flatten();
             if let Some(value) = &value {
                 items += 1;
                 bytes += key.len() + value.len();
             }
-            captured.push((key, value));
+            captured.push((key.clone(), value));
             if items > 0 && (items >= items_max || bytes >= bytes_max) {
                 break;
             }
@@ -92,12 +102,49 @@ impl Memtable {
     }
 }
 
+impl Frozen {
+    pub(crate) fn new(memtable: Memtable, position: Position, system: Bytes) -> Self {
+        Self { memtable, sorted: OnceLock::new(), position, system }
+    }
+
+    /// As [`Memtable::get`].
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        self.memtable.get(key)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.memtable.bytes()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.memtable.records.is_empty()
+    }
+
+    /// All records, in key order.
+    pub(crate) fn records(&self) -> &[Record] {
+        self.sorted.get_or_init(|| {
+            let mut records: Box<[Record]> =
+                self.memtable.records.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+            records.sort_unstable_by(|left, right| left.0.cmp(&right.0));
+            records
+        })
+    }
+
+    /// Records of a range that is not empty.
+    pub(crate) fn range(&self, range: &KeyRange) -> &[Record] {
+        let records = self.records();
+        let start = records.partition_point(|(key, _)| *key < range.start);
+        let end = records.partition_point(|(key, _)| range.end.is_empty() || *key < range.end);
+        &records[start..end]
+    }
+}
+
 fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
     key.len() + value.map_or(0, Bytes::len) + RECORD_OVERHEAD_BYTES
 }
 
 fn compact(bytes: Bytes) -> Bytes {
-    if bytes.len() <= COPY_BYTES_MAX { Bytes::copy_from_slice(&bytes) } else { bytes }
+    if bytes.is_unique() || bytes.len() > COPY_BYTES_MAX { bytes } else { Bytes::copy_from_slice(&bytes) }
 }
 
 #[cfg(test)]
@@ -116,6 +163,30 @@ mod tests {
         assert_eq!(memtable.bytes(), 1 + 2 + RECORD_OVERHEAD_BYTES);
         assert_eq!(memtable.get(b"a"), Some(Some("12".into())));
         assert_eq!(memtable.get(b"b"), None);
+    }
+
+    #[test]
+    fn scans_see_keys_in_order_however_they_came() {
+        let mut memtable = Memtable::default();
+        let keys = |records: &[Record]| records.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
+        memtable.write(vec![put("c", "1"), put("a", "1")]);
+        assert_eq!(keys(&memtable.capture(&KeyRange::all(), 9, 100)), ["a", "c"]);
+        memtable.write(vec![put("b", "1"), put("a", "2"), ("d".into(), None)]);
+        assert_eq!(keys(&memtable.capture(&KeyRange::all(), 9, 100)), ["a", "b", "c", "d"]);
+        let position = crate::tests::empty_checkpoint(flotilla_types::ReplicaId(1)).position;
+        let frozen = Frozen::new(memtable, position, Bytes::new());
+        let expected = [put("a", "2"), put("b", "1"), put("c", "1"), ("d".into(), None)];
+        assert_eq!(frozen.records(), expected);
+        assert_eq!(frozen.range(&KeyRange { start: "b".into(), end: "d".into() }), &expected[1..3]);
+        assert_eq!(frozen.range(&KeyRange { start: "x".into(), end: Bytes::new() }), &[]);
+    }
+
+    #[test]
+    fn what_stays_does_not_keep_a_whole_entry_in_memory() {
+        let entry = Bytes::from(vec![7; 100_000]);
+        let mut memtable = Memtable::default();
+        memtable.write(vec![(entry.slice(..8), Some(entry.slice(8..16)))]);
+        assert!(entry.is_unique());
     }
 
     #[test]

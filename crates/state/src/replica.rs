@@ -93,7 +93,7 @@ impl Replica {
     pub(crate) fn usage(&self) -> Usage {
         self.tables.read().as_ref().map_or(Usage::default(), |tables| Usage {
             active_bytes: tables.active.bytes(),
-            frozen_bytes: tables.frozen.as_ref().map_or(0, |frozen| frozen.memtable.bytes()),
+            frozen_bytes: tables.frozen.as_ref().map_or(0, |frozen| frozen.bytes()),
             checkpoint_bytes: tables.checkpoint_bytes,
         })
     }
@@ -105,7 +105,7 @@ impl Replica {
             return Ok(false);
         }
         let memtable = std::mem::take(&mut tables.active);
-        tables.frozen = Some(Arc::new(Frozen { memtable, position, system }));
+        tables.frozen = Some(Arc::new(Frozen::new(memtable, position, system)));
         Ok(true)
     }
 
@@ -146,7 +146,7 @@ impl StateReader for Reader {
         let found = {
             let tables = replica.tables.read();
             let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
-            let in_frozen = || tables.frozen.as_ref().and_then(|frozen| frozen.memtable.get(key));
+            let in_frozen = || tables.frozen.as_ref().and_then(|frozen| frozen.get(key));
             if let Some(value) = tables.active.get(key).or_else(in_frozen) {
                 return Ok(value);
             }
@@ -169,7 +169,7 @@ impl StateReader for Reader {
         };
         let mut sources: Vec<Source<'_>> = vec![Box::new(captured.into_iter().map(Ok))];
         if let Some(frozen) = &frozen {
-            sources.push(Box::new(frozen.memtable.range(range).map(Ok)));
+            sources.push(Box::new(frozen.range(range).iter().cloned().map(Ok)));
         }
         sources.push(found.records(replica.id, range, items_max));
         let (mut items, mut bytes) = (Vec::new(), 0);

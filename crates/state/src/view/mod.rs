@@ -17,7 +17,7 @@ use self::{
     levels::{Indexes, Levels},
     sled::SledView,
 };
-use crate::{ViewOptions, failure::ViewFailure, memtable::Memtable, merge::Source};
+use crate::{ViewOptions, failure::ViewFailure, memtable::Frozen, merge::Source};
 
 /// The view of a node: all replicas.
 #[derive(Debug, Clone)]
@@ -78,7 +78,7 @@ impl View {
         &self,
         replica: ReplicaId,
         before: &Found,
-        frozen: &Memtable,
+        frozen: &Frozen,
         checkpoint: &Checkpoint,
         fence: impl FnOnce(),
     ) -> Result<Found, EngineError> {

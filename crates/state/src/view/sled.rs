@@ -33,7 +33,7 @@ use super::trust::{Place, Trust, sync_tree};
 use crate::{
     build::{checkpoint_sources, is_live},
     failure::ViewFailure,
-    memtable::Memtable,
+    memtable::Frozen,
     merge::{Merge, Record, Source},
     sorted::{Cut, pieces, run_groups},
 };
@@ -245,12 +245,12 @@ impl SledView {
     pub(super) fn advance(
         &self,
         replica: ReplicaId,
-        frozen: &Memtable,
+        frozen: &Frozen,
         checkpoint: &Checkpoint,
     ) -> Result<(), EngineError> {
         self.announce(replica, Stage::of(checkpoint))?;
         reached(failpoints::Place::CheckpointAnnounced);
-        self.feed(replica, frozen.iter().map(Ok))?;
+        self.feed(replica, frozen.records().iter().cloned().map(Ok))?;
         reached(failpoints::Place::CheckpointFed);
         self.confirm(replica, Stage::of(checkpoint))?;
         reached(failpoints::Place::CheckpointConfirmed);
