@@ -164,6 +164,10 @@ async fn series(place: Place, times: u32, seed: u64, row: &mut Row) -> anyhow::R
     let mut options = ClusterOptions::new(NODES, binary());
     options.dir = Some(kept.dir.clone());
     options.arguments = SMALL.map(str::to_owned).to_vec();
+    if matches!(place, Place::CheckpointAnnounced | Place::CheckpointFed | Place::CheckpointConfirmed) {
+        // Only sled is fed.
+        options.arguments.extend(["--view", "sled"].map(str::to_owned));
+    }
     let mut cluster = Cluster::start(options).await?;
     let mut left = times;
     while left > 0 {

@@ -3,12 +3,13 @@
 use flotilla_local_cluster::What;
 
 use flotilla_tests::support::{
-    SMALL, Workload, client, eventually, leads_of, start_with, status, wait_caught_up, wait_checkpoints, wait_whole,
+    SMALL_WITH_SLED, Workload, client, eventually, leads_of, start_with, status, wait_caught_up, wait_checkpoints,
+    wait_whole,
 };
 
 #[tokio::test]
 async fn a_deleted_view_is_rebuilt() {
-    let mut cluster = start_with(3, &SMALL).await;
+    let mut cluster = start_with(3, &SMALL_WITH_SLED).await;
     let load = Workload::warm(&cluster.http_all()).await;
     // So that there is something that only the view has ready.
     wait_checkpoints(&cluster, 2).await;
@@ -30,7 +31,7 @@ async fn a_deleted_view_is_rebuilt() {
 /// With every view gone, nothing but objects and logs can bring the records back.
 #[tokio::test]
 async fn all_views_deleted_after_a_crash_are_rebuilt() {
-    let mut cluster = start_with(3, &SMALL).await;
+    let mut cluster = start_with(3, &SMALL_WITH_SLED).await;
     let load = Workload::warm(&cluster.http_all()).await;
     wait_checkpoints(&cluster, 1).await;
     for i in 1..=3 {

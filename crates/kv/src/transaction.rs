@@ -158,12 +158,7 @@ struct OldValues(usize);
 
 impl OldValues {
     /// The old value for a result, within the limit for all results together.
-    fn take(
-        &mut self,
-        scope: Scope<'_>,
-        wanted: bool,
-        found: Option<&StoredRecord>,
-    ) -> Result<Option<Bytes>, Refusal> {
+    fn take(&mut self, scope: Scope<'_>, wanted: bool, found: Option<&StoredRecord>) -> Result<Option<Bytes>, Refusal> {
         let Some(record) = found.filter(|_| wanted) else { return Ok(None) };
         let limit_bytes = scope.limits.answer_bytes_max;
         self.0 += record.value.len();

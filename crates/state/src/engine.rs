@@ -83,12 +83,7 @@ impl Engine {
     }
 
     /// Gives a replica the records of a checkpoint in place of what it had. Readers it had stay valid.
-    fn replace(
-        &self,
-        replica: ReplicaId,
-        checkpoint: &Checkpoint,
-        from_elsewhere: bool,
-    ) -> Result<(), EngineError> {
+    fn replace(&self, replica: ReplicaId, checkpoint: &Checkpoint, from_elsewhere: bool) -> Result<(), EngineError> {
         let view = self.view()?;
         *self.last_opened.lock() = Instant::now();
         if let Some(absent) = checkpoint.objects().find(|id| !self.objects.contains(*id)) {

@@ -52,7 +52,7 @@ impl Default for Options {
         Self {
             view: ViewOptions::default(),
             piece_bytes: 1 << 20,
-            fold_percent: 25,
+            fold_percent: 100,
             fold_bytes_min: 1 << 20,
             runs_max: 16,
             inherited_grace: Duration::from_secs(300),

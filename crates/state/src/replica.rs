@@ -112,7 +112,11 @@ impl Replica {
     pub(crate) fn material(&self) -> Result<Material, EngineError> {
         let tables = self.tables.read();
         let tables = tables.as_ref().ok_or(EngineError::NotOpen(self.id))?;
-        Ok(Material { checkpoint: tables.checkpoint.clone(), frozen: tables.frozen.clone(), found: tables.found.clone() })
+        Ok(Material {
+            checkpoint: tables.checkpoint.clone(),
+            frozen: tables.frozen.clone(),
+            found: tables.found.clone(),
+        })
     }
 
     /// Waits until every scan under way has ended; see the argument above.

@@ -125,7 +125,7 @@ pub(super) async fn flip_in_objects(ground: &mut Ground) -> anyhow::Result<()> {
     flip(ground, i, segments).await
 }
 
-/// The view hides the damage until the objects are read to be folded.
+/// Damage may stay unnoticed until the objects are read to be folded.
 pub(super) async fn fold_damaged_objects(ground: &mut Ground) -> anyhow::Result<()> {
     let i = ground.any_node();
     ground.leave_behind(i).await?;
@@ -206,6 +206,19 @@ pub(super) async fn wipe_view(ground: &mut Ground) -> anyhow::Result<()> {
         ground.cluster.wipe(i, What::View)?;
         ground.more(50).await?;
         ground.restart(i).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn exchange_views(ground: &mut Ground) -> anyhow::Result<()> {
+    for view in ["sled", "objects", "sled"] {
+        for i in 1..=3 {
+            ground.leave_behind(i).await?;
+            ground.cluster.kill(i)?;
+            ground.cluster.set_variable(i, "FLOTILLA_VIEW", view)?;
+            ground.more(50).await?;
+            ground.restart(i).await?;
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ mod shape;
 
 use crate::{
     scenario::{Needs, Scenario, Set},
-    support::SMALL,
+    support::{SMALL, SMALL_WITH_SLED},
 };
 
 const BASE: Scenario = Scenario::DEFAULT;
@@ -236,7 +236,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "a_bit_of_the_view_flips",
         about: "one bit in each file of a stopped node's view",
-        arguments: &SMALL,
+        arguments: &SMALL_WITH_SLED,
         panics: Some("sled-0"),
         fault: fault!(files::flip_in_view),
         ..BASE
@@ -244,6 +244,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "a_bit_of_a_small_file_flips",
         about: "one bit in each of the other files of a data folder, one file after the other",
+        arguments: &SMALL_WITH_SLED,
         fault: fault!(files::flip_in_small_files),
         ..BASE
     },
@@ -265,8 +266,15 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "a_view_is_deleted",
         about: "a killed node comes back without its view",
-        arguments: &SMALL,
+        arguments: &SMALL_WITH_SLED,
         fault: fault!(files::wipe_view),
+        ..BASE
+    },
+    Scenario {
+        name: "views_are_exchanged",
+        about: "killed nodes come back with the other view, and back again",
+        arguments: &SMALL,
+        fault: fault!(files::exchange_views),
         ..BASE
     },
     // ── clocks ─────────────────────────────────────────────────────────────

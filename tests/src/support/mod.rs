@@ -24,6 +24,9 @@ pub use workload::{Fate, Workload, fate};
 pub const WITHIN: Duration = Duration::from_secs(90);
 /// Checkpoints after so little that a test can fill it.
 pub const SMALL: [&str; 6] = ["--memtable-bytes", "16384", "--log-bytes", "16384", "--log-tail-entries", "8"];
+/// The same, with sled as the view.
+pub const SMALL_WITH_SLED: [&str; 8] =
+    ["--memtable-bytes", "16384", "--log-bytes", "16384", "--log-tail-entries", "8", "--view", "sled"];
 /// Time between two looks.
 pub const POLL_EVERY: Duration = Duration::from_millis(50);
 

@@ -16,7 +16,7 @@ use super::{
 /// What `--full` adds where nothing else was said.
 const FULL_KEYS: [u64; 2] = [100_000, 2_000_000];
 const FULL_NODES: [usize; 2] = [3, 5];
-const FULL_SHARDS: [u16; 4] = [1, 4, SHARDS_DEFAULT, 64];
+const FULL_SHARDS: [u16; 4] = [1, SHARDS_DEFAULT, 16, 64];
 const FULL_KILLS: usize = 20;
 
 /// Flotilla's throughput, latency and cost, beside etcd and Redis where they are installed.
@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     /// Nodes of the clusters that are started; a list gives a row for each
     #[arg(long, value_delimiter = ',', default_value = "3")]
     nodes: Vec<usize>,
-    /// Shards that the keys lie in; a list gives a row for each [default: 16]
+    /// Shards that the keys lie in; a list gives a row for each [default: 3]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1_024))]
     shards: Vec<u16>,
     /// Connections, spread over the servers
@@ -182,7 +182,7 @@ mod tests {
     fn a_full_run_leaves_nothing_out() {
         let full = given("--full");
         assert!(full.has_matrix() && full.has_forwarding() && full.kills() == 20);
-        assert_eq!(full.curve(), [(3, 1), (3, 4), (3, 16), (3, 64), (5, 16)]);
+        assert_eq!(full.curve(), [(3, 1), (3, 3), (3, 16), (3, 64), (5, 3)]);
         assert_eq!(full.wanted().keys, FULL_KEYS);
     }
 }

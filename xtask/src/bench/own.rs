@@ -25,7 +25,7 @@ use super::{
 use crate::workspace;
 
 /// Shards that the collection has from the start.
-pub(super) const SHARDS_DEFAULT: u16 = 16;
+pub(super) const SHARDS_DEFAULT: u16 = 3;
 /// Its buckets, and the fewest that it is given.
 const BUCKETS: u16 = 16;
 const COLLECTION: &str = "default";

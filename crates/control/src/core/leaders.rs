@@ -37,7 +37,11 @@ impl Reconciler for Leaders {
         };
         let usable: BTreeSet<_> =
             view.meta.nodes().filter(|node| node.state == Life::Active).map(|node| node.id).filter(up).collect();
-        let preferred = preferred_leaders(view.meta.shards().map(|shard| &shard.descriptor), &usable);
+        // Apart, because leading the metadata is next to no work: with few shards it would cost a node its share of them.
+        let (meta, shards): (Vec<_>, Vec<_>) =
+            view.meta.shards().map(|shard| &shard.descriptor).partition(|shard| shard.shard == ShardId::META);
+        let mut preferred = preferred_leaders(shards, &usable);
+        preferred.extend(preferred_leaders(meta, &usable));
         let candidate = view.led().filter(|(_, group)| !group.conf.is_joint()).find_map(|(replica, group)| {
             let to = *preferred.get(&replica.shard)?;
             let heir = replica.descriptor.replica_on(to)?.replica;
@@ -95,6 +99,35 @@ mod tests {
         assert_ne!(first, second, "a shard that was moved a moment ago is left alone");
         world.now_ms += TRANSFER_AGAIN_MS;
         assert_eq!(moved(&world.look(&mut leaders)), first, "the transfer came to nothing");
+    }
+
+    /// Shards that a node keeps of three that it leads, on three nodes that all have the metadata too.
+    fn kept_by(me: u64) -> BTreeSet<ShardId> {
+        let mut meta = Meta::of_nodes(3);
+        (2..=3).for_each(|other| meta.assign(ShardId::META, other));
+        let shards = meta.collection(&[&[1, 2, 3][..]; 3]);
+        let mut world = World::new(me, meta);
+        (1..=3).filter(|other| *other != me).for_each(|other| world.hears(other, NodeState::Alive));
+        world.now_ms += PREFERRED_AFTER_MS;
+        let state = world.meta.state();
+        let led = |shard: &ShardId| {
+            let intent = state.shard(*shard).expect("a shard").intent.iter();
+            leads(shard.0, &intent.map(|held| (held.node.0, held.replica.0)).collect::<Vec<_>>(), &[])
+        };
+        world.replicas = shards.iter().map(led).collect();
+        let mut leaders = Leaders::default();
+        let mut kept = BTreeSet::from_iter(shards);
+        while let [Action::Transfer { shard, .. }] = world.look(&mut leaders)[..] {
+            kept.remove(&shard);
+        }
+        kept
+    }
+
+    #[test]
+    fn each_of_three_nodes_leads_one_of_three_shards_whoever_leads_the_metadata() {
+        let kept = (1..=3).map(kept_by).collect::<Vec<_>>();
+        assert!(kept.iter().all(|kept| kept.len() == 1), "{kept:?}");
+        assert_eq!(kept.into_iter().flatten().collect::<BTreeSet<_>>().len(), 3);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! What a call costs beside its keys and values (a command's session, a frame, a log entry, a round of consensus) is paid
 //! once for all requests that share it. A request waits only while a call that started less than [`PATIENCE`] ago is on
-//! its way, so a lone request never waits, and batches grow with the load by themselves.
+//! its way, or while one that just ended waits for its callers to come back (see [`Gathering::begin`]): a lone caller never waits,
+//! and batches grow with the load by themselves.
 //!
 //! Invariants: requests that touch the same key exclusively never share a call, because a call's writes share one
 //! version; a request that nobody waits for any more is never sent. Lanes know nothing of what a call is: see [`Part`].
@@ -12,6 +13,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,11 +21,16 @@ use bytes::Bytes;
 use flotilla_replication::clock;
 use flotilla_types::ShardId;
 use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
 
 use super::Store;
 
 /// How long requests gather behind a call that is on its way before another one starts beside it.
 const PATIENCE: Duration = Duration::from_millis(5);
+/// A call waits for callers who were just answered as long as their call took, but no longer than this.
+const GATHER_MAX: Duration = Duration::from_millis(4);
+/// Calls that leave at once after callers did not come back; twice as many each time, up to the second number.
+const HASTY: (u32, u32) = (16, 1_024);
 /// Calls of one lane at a time.
 const CALLS_MAX: usize = 64;
 /// Requests that wait in one lane; more are refused as busy.
@@ -90,6 +97,20 @@ struct Lane<P> {
     calls: usize,
     /// Calls that started less than the patience ago.
     fresh: usize,
+    gathering: Gathering,
+}
+
+/// A call that waits for its callers to come back.
+#[derive(Debug, Default)]
+struct Gathering {
+    /// How many requests must wait before it leaves; 0 when none gathers.
+    expects: usize,
+    /// Tells it that they do.
+    complete: Arc<Notify>,
+    /// Calls that will leave at once, because callers did not come back.
+    hasty: u32,
+    /// How many there were the last time.
+    hasty_before: u32,
 }
 
 /// Too many requests wait.
@@ -104,7 +125,7 @@ impl<P> Default for Lanes<P> {
 
 impl<P> Default for Lane<P> {
     fn default() -> Self {
-        Self { waiting: VecDeque::new(), next_ticket: 0, calls: 0, fresh: 0 }
+        Self { waiting: VecDeque::new(), next_ticket: 0, calls: 0, fresh: 0, gathering: Gathering::default() }
     }
 }
 
@@ -116,6 +137,7 @@ impl<P: Part> Lane<P> {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.waiting.push_back((ticket, part));
+        self.gathering.offered(self.waiting.len());
         Ok(ticket)
     }
 
@@ -219,6 +241,49 @@ impl<P: Part> Running<P> {
     }
 }
 
+impl Gathering {
+    /// So many requests wait.
+    fn offered(&mut self, waiting: usize) {
+        if self.expects > 0 && waiting >= self.expects {
+            self.expects = 0;
+            self.complete.notify_one();
+        }
+    }
+
+    /// Callers who are answered often ask again at once. Begins to wait for as many requests as were just answered beside those
+    /// that wait already, so that two groups of callers do not go on taking turns for ever.
+    fn begin(&mut self, waiting: usize, answered: usize) -> Option<Arc<Notify>> {
+        if self.hasty > 0 {
+            self.hasty -= 1;
+            return None;
+        }
+        self.expects = waiting + answered;
+        Some(self.complete.clone())
+    }
+
+    /// The wait is over; `came` says whether all came.
+    fn end(&mut self, came: bool) {
+        let (first, most) = HASTY;
+        self.expects = 0;
+        self.hasty_before = if came { 0 } else { (2 * self.hasty_before).clamp(first, most) };
+        self.hasty = self.hasty_before;
+    }
+}
+
+impl<P: Part> Running<P> {
+    async fn gather(&self, answered: usize, took: Duration) {
+        let lanes = &P::lanes(&self.store).0;
+        let complete = {
+            let mut all = lanes.lock();
+            let lane = all.entry(self.shard).or_default();
+            lane.gathering.begin(lane.waiting.len(), answered)
+        };
+        let Some(complete) = complete else { return };
+        let came = tokio::time::timeout(took.min(GATHER_MAX), complete.notified()).await.is_ok();
+        lanes.lock().entry(self.shard).or_default().gathering.end(came);
+    }
+}
+
 impl<P: Part> Drop for Running<P> {
     fn drop(&mut self) {
         Lanes::<P>::change(&self.store, self.shard, |lane| {
@@ -228,27 +293,33 @@ impl<P: Part> Drop for Running<P> {
     }
 }
 
-/// Makes one call with what waits.
+/// Makes one call after another with what waits, until nothing does or a call outlasts the patience.
 async fn drive<P: Part>(store: Store, shard: ShardId) {
     let mut running = Running::<P> { store: store.clone(), shard, is_fresh: true, kind: PhantomData };
-    let (parts, leaves_others) = {
-        let mut all = P::lanes(&store).0.lock();
-        all.entry(shard).or_default().take()
-    };
-    if parts.is_empty() {
-        return;
-    }
-    if leaves_others {
-        // What cannot share this call need not wait for it either.
-        running.outwaited();
-    }
-    let call = P::call(store, shard, parts);
-    tokio::pin!(call);
-    tokio::select! {
-        () = &mut call => {}
-        () = tokio::time::sleep(PATIENCE), if running.is_fresh => {
+    while running.is_fresh {
+        let (parts, leaves_others) = {
+            let mut all = P::lanes(&store).0.lock();
+            all.entry(shard).or_default().take()
+        };
+        if parts.is_empty() {
+            return;
+        }
+        if leaves_others {
+            // What cannot share this call need not wait for it either.
             running.outwaited();
-            call.await;
+        }
+        let (answered, start) = (parts.len(), Instant::now());
+        let call = P::call(store.clone(), shard, parts);
+        tokio::pin!(call);
+        tokio::select! {
+            () = &mut call => {}
+            () = tokio::time::sleep(PATIENCE), if running.is_fresh => {
+                running.outwaited();
+                call.await;
+            }
+        }
+        if running.is_fresh {
+            running.gather(answered, start.elapsed()).await;
         }
     }
 }
@@ -268,6 +339,8 @@ pub(super) fn left(deadline_ms: u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[derive(Debug, Clone, PartialEq)]
@@ -322,6 +395,38 @@ mod tests {
             lane.offer(request).expect("room");
         }
         lane
+    }
+
+    /// Whether the call that gathers is told to leave.
+    fn leaves(complete: &Notify) -> bool {
+        complete.notified().now_or_never().is_some()
+    }
+
+    #[test]
+    fn a_call_leaves_when_those_it_answered_are_back_beside_those_who_wait() {
+        let mut lane = lane([request("waits", "a")]);
+        let complete = lane.gathering.begin(lane.waiting.len(), 2).expect("nobody failed to come so far");
+        lane.offer(request("back", "b")).expect("room");
+        assert!(!leaves(&complete));
+        lane.offer(request("back too", "c")).expect("room");
+        assert!(leaves(&complete));
+        lane.gathering.end(true);
+        lane.offer(request("later", "d")).expect("room");
+        assert!(!leaves(&complete), "nothing gathers");
+    }
+
+    #[test]
+    fn calls_wait_ever_more_seldom_for_callers_who_do_not_come_back() {
+        let mut gathering = Gathering::default();
+        let mut hasty = Vec::new();
+        for _ in 0..9 {
+            assert!(gathering.begin(0, 1).is_some());
+            gathering.end(false);
+            hasty.push(std::iter::repeat_with(|| gathering.begin(0, 1)).take_while(Option::is_none).count());
+        }
+        assert_eq!(hasty, [16, 32, 64, 128, 256, 512, 1024, 1024, 1024]);
+        gathering.end(true);
+        assert!(gathering.begin(0, 1).is_some(), "once they come, calls wait again");
     }
 
     fn names(parts: &[Request]) -> Vec<&'static str> {

@@ -15,9 +15,9 @@ const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Ad
 const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
 const REDIS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7112);
 
-/// Shards of a new collection when nobody says otherwise. Requests gather best where shards are few, but leaders spread over
-/// nodes best where there are several for each.
-pub(crate) const SHARDS: u16 = 16;
+/// Shards of a new collection when nobody says otherwise: one to lead for each of three nodes. More nodes need more shards to
+/// have work for all; more shards than that cost, because fewer requests gather in each.
+pub(crate) const SHARDS: u16 = 3;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -105,7 +105,7 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
 
-    /// Shards of the collection `default` when this node founds a cluster, 1 to 16; more spread over more nodes, and cost more on few [default: 16]
+    /// Shards of the collection `default` when this node founds a cluster, 1 to 16: best one for each node, because fewer requests gather where there are more [default: 3]
     #[arg(long, env = "FLOTILLA_SHARDS", value_name = "N")]
     shards: Option<u16>,
 
@@ -121,13 +121,13 @@ pub(crate) struct Settings {
     /// Whether leaders answer strong reads by lease; --tick-ms and --election-ticks must then be the same on all nodes [default: true]
     #[arg(long, env = "FLOTILLA_LEASES", value_name = "BOOL")]
     leases: Option<bool>,
-    /// Bytes of applied records that a replica keeps in memory before a checkpoint [default: 16777216]
+    /// Bytes of applied records that a replica keeps in memory before a checkpoint [default: 33554432]
     #[arg(long, env = "FLOTILLA_MEMTABLE_BYTES", value_name = "BYTES")]
     memtable_bytes: Option<usize>,
     /// Where records behind the memtables are found: in the checkpoints' own objects, or in sled, fed from them [default: objects]
     #[arg(long, env = "FLOTILLA_VIEW", value_name = "VIEW")]
     view: Option<View>,
-    /// Bytes of log behind a replica's checkpoint that trigger the next one [default: 50331648]
+    /// Bytes of log behind a replica's checkpoint that trigger the next one [default: 67108864]
     #[arg(long, env = "FLOTILLA_LOG_BYTES", value_name = "BYTES")]
     log_bytes: Option<u64>,
     /// Entries that stay in the log for followers that are a little behind [default: 1024]

@@ -8,7 +8,7 @@ use flotilla_types::{EntryKind, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::{Inbox, Reply, background};
-use crate::{Applied, Applier, ApplyTask, Held, Load, clock, work};
+use crate::{Applied, Applier, ApplyTask, Held, Input, Load, clock, work};
 
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
@@ -17,6 +17,9 @@ pub(super) enum Job {
     Look(ReplicaId, oneshot::Sender<Option<Held>>),
     Stop,
 }
+
+/// Words for the core that wait for more of them.
+const TOLD_MAX: usize = 64;
 
 pub(super) struct Apply {
     pub(super) applier: Applier<Reply>,
@@ -28,7 +31,8 @@ pub(super) struct Apply {
 
 impl Apply {
     pub(super) fn run(mut self) {
-        while let Ok(job) = self.jobs.recv() {
+        let mut told = Vec::new();
+        while let Some(job) = self.next_job(&mut told) {
             let mut applied = Applied::default();
             match job {
                 Job::Task(task) => {
@@ -60,10 +64,19 @@ impl Apply {
             if answers {
                 reached(Place::ApplyAnswered);
             }
-            for input in applied.inputs {
-                self.inbox.send(input);
-            }
+            told.extend(applied.inputs);
         }
+    }
+
+    /// The next job. What the core is told waits while jobs do, because each word wakes the raft thread.
+    fn next_job(&self, told: &mut Vec<Input<Reply>>) -> Option<Job> {
+        if told.len() < TOLD_MAX
+            && let Ok(job) = self.jobs.try_recv()
+        {
+            return Some(job);
+        }
+        told.drain(..).for_each(|input| self.inbox.send(input));
+        self.jobs.recv().ok()
     }
 }
 

@@ -75,11 +75,7 @@ impl PieceIndex {
 
     /// Memory it takes.
     pub(super) fn len_bytes(&self) -> usize {
-        size_of::<Self>()
-            + self.keys.len()
-            + size_of_val(&*self.blocks)
-            + self.last_key.len()
-            + self.filter.len_bytes()
+        size_of::<Self>() + self.keys.len() + size_of_val(&*self.blocks) + self.last_key.len() + self.filter.len_bytes()
     }
 
     /// The first key; `None` when the piece holds no record.
