@@ -38,14 +38,14 @@ pub(crate) fn build(
     let folded = fold_is_due(objects, options, before, groups.len(), frozen);
     let (base, runs) = if folded {
         reached(Place::CheckpointBeforeFold);
-        let mut sources: Vec<Source<'_>> = vec![Box::new(frozen.records().iter().cloned().map(Ok))];
+        let mut sources: Vec<Source<'_>> = vec![Box::new(frozen.records().map(Ok))];
         sources.extend(checkpoint_sources(objects, replica, &before.base, groups));
         let live = Merge::new(sources).filter(is_live);
         let base = write_pieces(&mut pinned, Cut::Content, options.piece_bytes, live)?;
         reached(Place::CheckpointFolded);
         (base, Vec::new())
     } else {
-        let records = frozen.records().iter().cloned().map(Ok);
+        let records = frozen.records().map(Ok);
         let run = write_pieces(&mut pinned, Cut::Size, options.piece_bytes, records)?;
         (before.base.clone(), before.runs.iter().copied().chain(run).collect())
     };

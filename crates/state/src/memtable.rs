@@ -44,7 +44,7 @@ struct Order {
 #[derive(Debug)]
 pub(crate) struct Frozen {
     memtable: Memtable,
-    sorted: OnceLock<Box<[Record]>>,
+    sorted: OnceLock<Box<[Bytes]>>,
     pub(crate) position: Position,
     pub(crate) system: Bytes,
 }
@@ -121,22 +121,44 @@ impl Frozen {
     }
 
     /// All records, in key order.
-    pub(crate) fn records(&self) -> &[Record] {
-        self.sorted.get_or_init(|| {
-            let mut records: Box<[Record]> =
-                self.memtable.records.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-            records.sort_unstable_by(|left, right| left.0.cmp(&right.0));
-            records
-        })
+    pub(crate) fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        self.of_keys(self.keys())
     }
 
     /// Records of a range that is not empty.
-    pub(crate) fn range(&self, range: &KeyRange) -> &[Record] {
-        let records = self.records();
-        let start = records.partition_point(|(key, _)| *key < range.start);
-        let end = records.partition_point(|(key, _)| range.end.is_empty() || *key < range.end);
-        &records[start..end]
+    pub(crate) fn range(&self, range: &KeyRange) -> impl Iterator<Item = Record> + '_ {
+        let keys = self.keys();
+        let start = keys.partition_point(|key| *key < range.start);
+        let end = keys.partition_point(|key| range.end.is_empty() || *key < range.end);
+        self.of_keys(&keys[start..end])
     }
+
+    fn of_keys<'a>(&'a self, keys: &'a [Bytes]) -> impl Iterator<Item = Record> + 'a {
+        keys.iter().filter_map(|key| Some((key.clone(), self.memtable.get(key)?)))
+    }
+
+    fn keys(&self) -> &[Bytes] {
+        self.sorted.get_or_init(|| sorted(self.memtable.records.keys()))
+    }
+}
+
+/// Keys in order. What follows their common start is compared in place first: keys themselves lie all over the memory.
+fn sorted<'a>(keys: impl Iterator<Item = &'a Bytes> + Clone) -> Box<[Bytes]> {
+    let Some(first) = keys.clone().next() else { return Box::default() };
+    let common = keys.clone().fold(first.len(), |common, key| {
+        first[..common].iter().zip(&key[..]).take_while(|(left, right)| left == right).count()
+    });
+    let mut order: Vec<_> = keys.map(|key| (word(&key[common..]), key)).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, key)| key.clone()).collect()
+}
+
+/// The first bytes as a number, in the same order; those that are not there count as zeros.
+fn word(bytes: &[u8]) -> u128 {
+    let mut word = [0; 16];
+    let length = bytes.len().min(word.len());
+    word[..length].copy_from_slice(&bytes[..length]);
+    u128::from_be_bytes(word)
 }
 
 fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
@@ -176,9 +198,26 @@ mod tests {
         let position = crate::tests::empty_checkpoint(flotilla_types::ReplicaId(1)).position;
         let frozen = Frozen::new(memtable, position, Bytes::new());
         let expected = [put("a", "2"), put("b", "1"), put("c", "1"), ("d".into(), None)];
-        assert_eq!(frozen.records(), expected);
-        assert_eq!(frozen.range(&KeyRange { start: "b".into(), end: "d".into() }), &expected[1..3]);
-        assert_eq!(frozen.range(&KeyRange { start: "x".into(), end: Bytes::new() }), &[]);
+        let in_range = |start: &'static str, end: &'static str| {
+            frozen.range(&KeyRange { start: start.into(), end: end.into() }).collect::<Vec<_>>()
+        };
+        assert_eq!(frozen.records().collect::<Vec<_>>(), expected);
+        assert_eq!(in_range("b", "d"), expected[1..3]);
+        assert_eq!(in_range("x", ""), []);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn keys_are_sorted_as_bytes(
+            common in proptest::collection::vec(0u8..3, 0..20),
+            ends in proptest::collection::btree_set(proptest::collection::vec(0u8..3, 0..22), 0..40),
+        ) {
+            let mut keys: Vec<_> = ends.iter().map(|end| Bytes::from([&common[..], &end[..]].concat())).collect();
+            keys.reverse();
+            let sorted = sorted(keys.iter());
+            keys.sort();
+            proptest::prop_assert_eq!(&sorted[..], &keys[..]);
+        }
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl StateReader for Reader {
         };
         let mut sources: Vec<Source<'_>> = vec![Box::new(captured.into_iter().map(Ok))];
         if let Some(frozen) = &frozen {
-            sources.push(Box::new(frozen.range(range).iter().cloned().map(Ok)));
+            sources.push(Box::new(frozen.range(range).map(Ok)));
         }
         sources.push(found.records(replica.id, range, items_max));
         let (mut items, mut bytes) = (Vec::new(), 0);

@@ -250,7 +250,7 @@ impl SledView {
     ) -> Result<(), EngineError> {
         self.announce(replica, Stage::of(checkpoint))?;
         reached(failpoints::Place::CheckpointAnnounced);
-        self.feed(replica, frozen.records().iter().cloned().map(Ok))?;
+        self.feed(replica, frozen.records().map(Ok))?;
         reached(failpoints::Place::CheckpointFed);
         self.confirm(replica, Stage::of(checkpoint))?;
         reached(failpoints::Place::CheckpointConfirmed);
