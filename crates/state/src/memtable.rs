@@ -207,6 +207,8 @@ mod tests {
     }
 
     proptest::proptest! {
+        #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
+
         #[test]
         fn keys_are_sorted_as_bytes(
             common in proptest::collection::vec(0u8..3, 0..20),
