@@ -28,7 +28,7 @@ pub enum EngineError {
         /// What does not fit.
         reason: &'static str,
     },
-    /// The view failed for a reason of its own; it can be rebuilt at the next start.
+    /// The engine's view of the checkpoints failed for a reason of its own; it can be rebuilt at the next start.
     #[error("the view failed: {0}")]
     View(Arc<dyn std::error::Error + Send + Sync>),
 }
@@ -70,8 +70,8 @@ pub trait StateReader: Send + Sync {
 /// [`write`](Self::write) puts it into the replica's memtable, in memory only. When the host decides to checkpoint, the
 /// apply thread calls [`freeze`](Self::freeze); a background thread calls [`build`](Self::build), which writes the frozen
 /// records as a run object (fsynced, pinned) and may fold runs into base chunks; the host makes the returned
-/// [`Checkpoint`] durable in the log; then the background thread calls [`settle`](Self::settle), which feeds the view,
-/// drops the frozen memtable and lets go of objects that no checkpoint names any more.
+/// [`Checkpoint`] durable in the log; then the background thread calls [`settle`](Self::settle), after which readers find
+/// the records in the checkpoint, drops the frozen memtable and lets go of objects that no checkpoint names any more.
 ///
 /// # Contract
 /// - All calls are safe from any thread; calls that change one replica are made by one thread at a time, except that
@@ -86,21 +86,21 @@ pub trait StateEngine: Send + Sync + 'static {
     /// The objects that a replica's durable checkpoint names are kept from now on; [`open`](Self::open) will follow. Memory only.
     fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint);
 
-    /// Opens a replica with the records of its durable checkpoint: from the view when that can be trusted, otherwise
-    /// rebuilt from the checkpoint's objects.
+    /// Opens a replica with the records of its durable checkpoint.
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;
 
     /// Replaces everything an open (or new) replica holds by a checkpoint whose objects are all present and that is
     /// already durable in the log.
     fn install(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;
 
-    /// Forgets a replica: its memtable, its part of the view, its claim on objects.
+    /// Forgets a replica: its memtable, its part of a view, its claim on objects.
     fn destroy(&self, replica: ReplicaId) -> Result<(), EngineError>;
 
     /// A reader of the replica's records. It stays valid, and fails with [`EngineError::NotOpen`] after `destroy`.
     fn reader(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError>;
 
-    /// Applies records at once for every reader. Memory only. `applied` is the entry they come from.
+    /// Applies records at once for every reader. Memory only: bytes that nobody else holds are kept as they are, others may be
+    /// copied. `applied` is the entry they come from.
     fn write(&self, replica: ReplicaId, records: WriteSet, applied: LogIndex) -> Result<(), EngineError>;
 
     /// What the replica takes at the moment.
@@ -115,7 +115,8 @@ pub trait StateEngine: Send + Sync + 'static {
     /// After an error the frozen memtable is still there and `build` may be called again.
     fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError>;
 
-    /// The checkpoint returned by `build` is durable in the log: feeds the view and drops what is no longer needed.
+    /// The checkpoint returned by `build` is durable in the log: readers find its records there from now on, and what is no
+    /// longer needed is dropped.
     fn settle(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;
 
     /// The state machine's own state that a checkpoint holds; empty when the checkpoint has none.
@@ -138,6 +139,6 @@ pub trait StateEngine: Send + Sync + 'static {
     /// one pull lets go of may be all that another one waits for.
     fn release(&self, objects: &[ObjectId]);
 
-    /// The node stops cleanly: leaves the view in a state that the next start may trust.
+    /// The node stops cleanly: leaves a view, if there is one, in a state that the next start may trust.
     fn close(&self) -> Result<(), EngineError>;
 }
