@@ -28,8 +28,8 @@ pub struct Options {
 /// How the records of checkpoints are found: the two differ in cost, not in what they answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ViewOptions {
-    /// In the checkpoints' own objects, which are sorted. Writes and checkpoints pay nothing for it, a start takes no time; a read
-    /// asks the filter of each run and reads one block of a file.
+    /// In the checkpoints' own objects, which are sorted. A checkpoint reads what it has just written once more, a start reads
+    /// nothing; a read asks the filter of each run and reads one block of a file.
     Objects {
         /// Memory for indexes of pieces, for the whole node: about 1 % of the records that are in use. At least 1 MiB.
         index_bytes: u64,

@@ -64,6 +64,17 @@ pub(crate) enum Cut {
     Content,
 }
 
+impl Cut {
+    /// What a piece is, by whether it is the first one.
+    pub(crate) fn kind(self, is_first: bool) -> PieceKind {
+        match self {
+            Self::Content => PieceKind::Chunk,
+            Self::Size if is_first => PieceKind::RunStart,
+            Self::Size => PieceKind::RunRest,
+        }
+    }
+}
+
 /// Writes ascending records as pieces of about `piece_bytes` and returns their ids in order.
 pub(crate) fn write_pieces(
     pinned: &mut Pinned,
@@ -91,11 +102,7 @@ pub(crate) fn write_pieces(
 }
 
 fn put_piece(pinned: &mut Pinned, cut: Cut, writer: PieceWriter, ids: &mut Vec<ObjectId>) -> Result<(), EngineError> {
-    let kind = match cut {
-        Cut::Content => PieceKind::Chunk,
-        Cut::Size if ids.is_empty() => PieceKind::RunStart,
-        Cut::Size => PieceKind::RunRest,
-    };
+    let kind = cut.kind(ids.is_empty());
     ids.push(pinned.put(&writer.finish(kind))?);
     Ok(())
 }
@@ -153,12 +160,7 @@ impl Pieces<'_> {
             }
             let Some(id) = self.ids.next() else { return Ok(None) };
             let reader = PieceReader::new(self.objects.get(id).map_err(failure::of_objects)?).map_err(corrupt)?;
-            let expected = match (self.cut, self.started) {
-                (Cut::Content, _) => PieceKind::Chunk,
-                (Cut::Size, false) => PieceKind::RunStart,
-                (Cut::Size, true) => PieceKind::RunRest,
-            };
-            if reader.kind() != expected {
+            if reader.kind() != self.cut.kind(!self.started) {
                 return Err(corrupt("an object is a piece of another kind than its place says"));
             }
             self.started = true;

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn each_of_three_nodes_leads_one_of_three_shards_whoever_leads_the_metadata() {
+    fn each_of_three_nodes_leads_one_of_three_shards_beside_the_metadata() {
         let kept = (1..=3).map(kept_by).collect::<Vec<_>>();
         assert!(kept.iter().all(|kept| kept.len() == 1), "{kept:?}");
         assert_eq!(kept.into_iter().flatten().collect::<BTreeSet<_>>().len(), 3);

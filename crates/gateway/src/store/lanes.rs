@@ -113,6 +113,35 @@ struct Gathering {
     hasty_before: u32,
 }
 
+impl Gathering {
+    /// So many requests wait.
+    fn offered(&mut self, waiting: usize) {
+        if self.expects > 0 && waiting >= self.expects {
+            self.expects = 0;
+            self.complete.notify_one();
+        }
+    }
+
+    /// Callers who are answered often ask again at once. Begins to wait for as many requests as were just answered beside those
+    /// that wait already, so that two groups of callers do not go on taking turns for ever.
+    fn begin(&mut self, waiting: usize, answered: usize) -> Option<Arc<Notify>> {
+        if self.hasty > 0 {
+            self.hasty -= 1;
+            return None;
+        }
+        self.expects = waiting + answered;
+        Some(self.complete.clone())
+    }
+
+    /// The wait is over; `came` says whether all came.
+    fn end(&mut self, came: bool) {
+        let (first, most) = HASTY;
+        self.expects = 0;
+        self.hasty_before = if came { 0 } else { (2 * self.hasty_before).clamp(first, most) };
+        self.hasty = self.hasty_before;
+    }
+}
+
 /// Too many requests wait.
 #[derive(Debug)]
 pub(super) struct Full;
@@ -239,48 +268,13 @@ impl<P: Part> Running<P> {
         let was_fresh = std::mem::take(&mut self.is_fresh);
         Lanes::<P>::change(&self.store, self.shard, |lane| lane.fresh -= usize::from(was_fresh));
     }
-}
 
-impl Gathering {
-    /// So many requests wait.
-    fn offered(&mut self, waiting: usize) {
-        if self.expects > 0 && waiting >= self.expects {
-            self.expects = 0;
-            self.complete.notify_one();
-        }
-    }
-
-    /// Callers who are answered often ask again at once. Begins to wait for as many requests as were just answered beside those
-    /// that wait already, so that two groups of callers do not go on taking turns for ever.
-    fn begin(&mut self, waiting: usize, answered: usize) -> Option<Arc<Notify>> {
-        if self.hasty > 0 {
-            self.hasty -= 1;
-            return None;
-        }
-        self.expects = waiting + answered;
-        Some(self.complete.clone())
-    }
-
-    /// The wait is over; `came` says whether all came.
-    fn end(&mut self, came: bool) {
-        let (first, most) = HASTY;
-        self.expects = 0;
-        self.hasty_before = if came { 0 } else { (2 * self.hasty_before).clamp(first, most) };
-        self.hasty = self.hasty_before;
-    }
-}
-
-impl<P: Part> Running<P> {
+    /// Waits for the callers of a call that took so long, unless they did not come back of late.
     async fn gather(&self, answered: usize, took: Duration) {
-        let lanes = &P::lanes(&self.store).0;
-        let complete = {
-            let mut all = lanes.lock();
-            let lane = all.entry(self.shard).or_default();
-            lane.gathering.begin(lane.waiting.len(), answered)
-        };
-        let Some(complete) = complete else { return };
+        let begin = |lane: &mut Lane<P>| lane.gathering.begin(lane.waiting.len(), answered);
+        let Some(complete) = Lanes::<P>::change(&self.store, self.shard, begin) else { return };
         let came = tokio::time::timeout(took.min(GATHER_MAX), complete.notified()).await.is_ok();
-        lanes.lock().entry(self.shard).or_default().gathering.end(came);
+        Lanes::<P>::change(&self.store, self.shard, |lane| lane.gathering.end(came));
     }
 }
 
@@ -297,10 +291,7 @@ impl<P: Part> Drop for Running<P> {
 async fn drive<P: Part>(store: Store, shard: ShardId) {
     let mut running = Running::<P> { store: store.clone(), shard, is_fresh: true, kind: PhantomData };
     while running.is_fresh {
-        let (parts, leaves_others) = {
-            let mut all = P::lanes(&store).0.lock();
-            all.entry(shard).or_default().take()
-        };
+        let (parts, leaves_others) = Lanes::<P>::change(&store, shard, Lane::take);
         if parts.is_empty() {
             return;
         }

@@ -42,14 +42,13 @@ pub(crate) enum View {
 }
 
 impl View {
-    /// Memory for it, for the whole node.
-    const BYTES: u64 = 64 << 20;
+    /// For the whole node. sled takes about twice what it is told.
+    const SLED_CACHE_BYTES: u64 = 32 << 20;
 
     pub(crate) fn options(self) -> ViewOptions {
         match self {
-            Self::Objects => ViewOptions::Objects { index_bytes: Self::BYTES },
-            // sled takes about twice what it is told.
-            Self::Sled => ViewOptions::Sled { cache_bytes: Self::BYTES / 2 },
+            Self::Objects => ViewOptions::default(),
+            Self::Sled => ViewOptions::Sled { cache_bytes: Self::SLED_CACHE_BYTES },
         }
     }
 }

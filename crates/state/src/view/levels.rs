@@ -123,13 +123,8 @@ impl Table {
         let piece = &self.pieces[number];
         let index = indexes.of(replica, piece.id)?;
         if !piece.confirmed.load(Ordering::Acquire) {
-            let expected = match self.cut {
-                Cut::Content => PieceKind::Chunk,
-                Cut::Size if number == 0 => PieceKind::RunStart,
-                Cut::Size => PieceKind::RunRest,
-            };
             let corrupt = |reason| Err(EngineError::Corrupt { replica, reason });
-            if index.kind != expected {
+            if index.kind != self.cut.kind(number == 0) {
                 return corrupt("an object is a piece of another kind than its place says");
             }
             if index.first_key() != Some(&piece.first[..]) {

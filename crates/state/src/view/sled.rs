@@ -185,8 +185,7 @@ impl SledView {
         } else if folder.exists() {
             tracing::info!("the view was not closed in order on this boot; it is rebuilt");
         }
-        Trust::remove(&trust_path)?;
-        remove_folder(&folder)?;
+        Self::remove(dir)?;
         let trust = Trust::of_new_view(place);
         let db = open_sled(&folder, cache_bytes).map_err(|error| match error {
             OpenError::InUse => ViewFailure::InUse.into(),
