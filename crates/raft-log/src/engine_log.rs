@@ -23,6 +23,7 @@ use crate::{
     OpenError, Options,
     entry::{Stored, to_stored},
     error::{Panicked, Stopped, from_engine},
+    files::LogFiles,
     format::{Folder, sync_dir},
     reader::{Range, Reader},
     record::{self, CHECKPOINT_KEY, NODE_REGION, REPLICA_KEY, SEQUENCE_KEY},
@@ -38,7 +39,7 @@ use crate::{
 pub struct EngineLog {
     // Declared first, so that its thread lets go of the engine before the engine closes.
     reader: Reader,
-    engine: Arc<Engine>,
+    engine: Arc<Engine<LogFiles>>,
     /// Held exclusively while the engine moves entries between files.
     moving: Arc<RwLock<()>>,
     purge_threshold_bytes: u64,
@@ -76,7 +77,7 @@ impl EngineLog {
         reached(Place::RaftLogOpen);
         let config = options.config(path.to_owned());
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let engine = Engine::open(config)?;
+            let engine = Engine::open_with_file_system(config, Arc::new(LogFiles))?;
             let contents = Contents::recover(&engine);
             Ok((engine, contents))
         }));

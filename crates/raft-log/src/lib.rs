@@ -7,6 +7,7 @@
 mod engine_log;
 mod entry;
 mod error;
+mod files;
 mod format;
 mod options;
 mod reader;

@@ -1,7 +1,7 @@
 //! Settings of the log.
 //!
 //! What is not here is fixed on purpose: files are never recycled, since a recycled one keeps old batches behind its end,
-//! and nothing is allocated ahead, so that an idle log is small.
+//! and no more than 256 KiB are written ahead (see `files`), so that an idle log is small.
 
 use raft_engine::{Config, ReadableSize, RecoveryMode};
 

@@ -24,6 +24,7 @@ use raft_engine::Engine;
 use crate::{
     entry::{Stored, from_stored},
     error::Stopped,
+    files::LogFiles,
 };
 
 /// Requests that wait for the thread; callers behind them wait too.
@@ -53,7 +54,7 @@ pub(crate) struct Range {
 
 impl Reader {
     /// Starts the thread. `moving` is held exclusively while the engine moves entries between files.
-    pub(crate) fn start(engine: Arc<Engine>, moving: Arc<RwLock<()>>) -> std::io::Result<Self> {
+    pub(crate) fn start(engine: Arc<Engine<LogFiles>>, moving: Arc<RwLock<()>>) -> std::io::Result<Self> {
         let (requests, inbox) = sync_channel(REQUESTS_MAX);
         let thread = thread::Builder::new().name("log-read".into()).spawn(move || run(&engine, &moving, &inbox))?;
         Ok(Self { requests: Some(requests), thread: Some(thread) })
@@ -78,7 +79,7 @@ impl Drop for Reader {
     }
 }
 
-fn run(engine: &Engine, moving: &RwLock<()>, inbox: &Receiver<Request>) {
+fn run(engine: &Engine<LogFiles>, moving: &RwLock<()>, inbox: &Receiver<Request>) {
     for Request { range, reply } in inbox {
         let result = fetch(engine, range).or_else(|_| {
             let _still = moving.read();
@@ -89,7 +90,7 @@ fn run(engine: &Engine, moving: &RwLock<()>, inbox: &Receiver<Request>) {
     }
 }
 
-fn fetch(engine: &Engine, range: Range) -> Result<Vec<Entry>, LogError> {
+fn fetch(engine: &Engine<LogFiles>, range: Range) -> Result<Vec<Entry>, LogError> {
     let Range { replica, from, to, bytes_max } = range;
     let corrupt = |reason| LogError::Corrupt { replica, reason };
     let bytes_max = bytes_max.min(READ_BYTES_MAX);

@@ -12,6 +12,7 @@ use raft_engine::{Command, Engine, LogBatch};
 
 use crate::{
     error::from_engine,
+    files::LogFiles,
     record::{self, CHECKPOINT_KEY, NODE_REGION, NodePair, REPLICA_KEY, Reason},
     terms::Terms,
 };
@@ -36,7 +37,7 @@ pub(crate) struct Replica {
 
 impl Contents {
     /// Reads everything that is small.
-    pub(crate) fn recover(engine: &Engine) -> Result<Self, LogError> {
+    pub(crate) fn recover(engine: &Engine<LogFiles>) -> Result<Self, LogError> {
         let mut contents = Self::default();
         contents.recover_node(engine)?;
         let mut repair = LogBatch::default();
@@ -65,7 +66,7 @@ impl Contents {
         Ok(contents)
     }
 
-    fn recover_node(&mut self, engine: &Engine) -> Result<(), LogError> {
+    fn recover_node(&mut self, engine: &Engine<LogFiles>) -> Result<(), LogError> {
         let mut damage = None;
         let scan = engine.scan_raw_messages(NODE_REGION, None, None, false, |key, value| {
             match record::decode_node_pair(key, value) {
@@ -87,7 +88,7 @@ impl Contents {
 }
 
 /// `None` for a region that is only a shadow of earlier commands.
-fn recover_replica(engine: &Engine, region: u64) -> Result<Option<ReplicaBounds>, Reason> {
+fn recover_replica(engine: &Engine<LogFiles>, region: u64) -> Result<Option<ReplicaBounds>, Reason> {
     let span = engine.first_index(region).zip(engine.last_index(region));
     let checkpoint = engine.get(region, CHECKPOINT_KEY);
     let Some(record) = engine.get(region, REPLICA_KEY) else {
