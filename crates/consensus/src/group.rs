@@ -124,7 +124,9 @@ impl Group {
             check_quorum: true,
             pre_vote: true,
             read_only_option: raft::ReadOnlyOption::Safe,
-            skip_bcast_commit: false,
+            // Followers learn what is committed with the next entry or heartbeat, in half the messages. Only metadata is read from
+            // followers, by all nodes.
+            skip_bcast_commit: state.shard != ShardId::META,
             batch_append: true,
             max_uncommitted_size: config.uncommitted_bytes_max as u64,
             max_committed_size_per_ready: config.committed_bytes_max as u64,
