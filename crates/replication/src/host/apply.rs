@@ -4,35 +4,47 @@ use std::sync::{Arc, mpsc};
 
 use flotilla_failpoints::{Place, is_enabled, reached};
 use flotilla_storage::EngineError;
-use flotilla_types::{EntryKind, ReplicaId};
+use flotilla_types::{Entry, EntryKind, ReplicaId};
 use tokio::sync::oneshot;
 
-use super::{Inbox, Reply, background};
-use crate::{Applied, Applier, ApplyTask, Held, Input, Load, clock, work};
+use super::{Inbox, Reply, background, desk::Worker};
+use crate::{Applied, Applier, ApplyTask, Held, Load, clock, work};
 
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
     Loaded(Load, Result<(), EngineError>),
     /// What a replica holds; `None` while it has nothing.
     Look(ReplicaId, oneshot::Sender<Option<Held>>),
-    Stop,
 }
 
-/// Words for the core that wait for more of them.
-const TOLD_MAX: usize = 64;
+/// Entries of more bytes are not applied in place.
+const SMALL_BYTES_MAX: usize = 64 << 10;
 
 pub(super) struct Apply {
     pub(super) applier: Applier<Reply>,
-    pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) inbox: Inbox,
     pub(super) background: mpsc::Sender<background::Order>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
-impl Apply {
-    pub(super) fn run(mut self) {
+impl Worker for Apply {
+    type Job = Job;
+
+    const JOBS_MAX: usize = 64;
+
+    fn is_small(job: &Job) -> bool {
+        let bytes: usize = match job {
+            Job::Task(ApplyTask::Apply { entries, .. }) => entries.iter().map(Entry::size_bytes).sum(),
+            Job::Task(ApplyTask::Read { queries, .. }) => queries.iter().map(|(query, _)| query.len()).sum(),
+            _ => return false,
+        };
+        bytes <= SMALL_BYTES_MAX
+    }
+
+    fn work(&mut self, jobs: Vec<Job>) -> bool {
+        // What the core is told waits for all jobs, because each word wakes the raft thread.
         let mut told = Vec::new();
-        while let Some(job) = self.next_job(&mut told) {
+        for job in jobs {
             let mut applied = Applied::default();
             match job {
                 Job::Task(task) => {
@@ -48,11 +60,10 @@ impl Apply {
                 Job::Look(replica, reply) => {
                     let _ = reply.send(self.applier.look(replica));
                 }
-                Job::Stop => return,
             }
             if let Some(error) = applied.fatal {
                 (self.fatal)(&format!("{error}; the next start rebuilds the view"));
-                return;
+                return false;
             }
             for load in applied.loads {
                 let _ = self.background.send(background::Order::Work(Box::new(work::Job::Load(load))));
@@ -66,17 +77,8 @@ impl Apply {
             }
             told.extend(applied.inputs);
         }
-    }
-
-    /// The next job. What the core is told waits while jobs do, because each word wakes the raft thread.
-    fn next_job(&self, told: &mut Vec<Input<Reply>>) -> Option<Job> {
-        if told.len() < TOLD_MAX
-            && let Ok(job) = self.jobs.try_recv()
-        {
-            return Some(job);
-        }
-        told.drain(..).for_each(|input| self.inbox.send(input));
-        self.jobs.recv().ok()
+        told.into_iter().for_each(|input| self.inbox.send(input));
+        true
     }
 }
 

@@ -9,7 +9,7 @@ use flotilla_failpoints::{Place, is_enabled, reached};
 use flotilla_storage::{Log, StateEngine};
 use parking_lot::Mutex;
 
-use super::{Inbox, Reply, apply};
+use super::{Inbox, Reply, apply, desk::Desk};
 use crate::{
     Input,
     work::{BUILD_RETRY_MS, Job, Worked},
@@ -29,7 +29,7 @@ pub(super) struct Workers {
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) log: Arc<dyn Log>,
     pub(super) inbox: Inbox,
-    pub(super) apply: mpsc::Sender<apply::Job>,
+    pub(super) apply: Arc<Desk<apply::Apply>>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Shared {
     engine: Arc<dyn StateEngine>,
     log: Arc<dyn Log>,
     inbox: Inbox,
-    apply: mpsc::Sender<apply::Job>,
+    apply: Arc<Desk<apply::Apply>>,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
     reclaimed: Mutex<Instant>,
 }
@@ -94,7 +94,7 @@ impl Shared {
             Worked::Done => {}
             Worked::Report(input) => self.inbox.send(input),
             Worked::Loaded(load, result) => {
-                let _ = self.apply.send(apply::Job::Loaded(load, result));
+                self.apply.leave(apply::Job::Loaded(load, result));
             }
             Worked::Retry(job) => {
                 std::thread::sleep(Duration::from_millis(BUILD_RETRY_MS));

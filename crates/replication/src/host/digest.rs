@@ -3,13 +3,14 @@
 //! Nothing is held up: records are read on a blocking thread while entries go on to be applied, and the apply thread only says before
 //! and after how far it was. A digest counts when it did not move meanwhile.
 
-use std::sync::mpsc;
-
 use flotilla_storage::{EngineError, StateReader};
 use flotilla_types::{KeyRange, LogIndex, ReplicaId};
 use tokio::sync::oneshot;
 
-use super::apply::Job;
+use super::{
+    apply::{Apply, Job},
+    desk::Desk,
+};
 use crate::Held;
 
 /// Tries for a replica that moves while it is read.
@@ -43,7 +44,7 @@ pub enum DigestError {
     Engine(#[from] EngineError),
 }
 
-pub(super) async fn of(apply: &mpsc::Sender<Job>, replica: ReplicaId, range: KeyRange) -> Result<Digest, DigestError> {
+pub(super) async fn of(apply: &Desk<Apply>, replica: ReplicaId, range: KeyRange) -> Result<Digest, DigestError> {
     let mut held = look(apply, replica).await?;
     for _ in 0..TRIES_MAX {
         let range = range.clone();
@@ -58,9 +59,9 @@ pub(super) async fn of(apply: &mpsc::Sender<Job>, replica: ReplicaId, range: Key
     Err(DigestError::Moving)
 }
 
-async fn look(apply: &mpsc::Sender<Job>, replica: ReplicaId) -> Result<Held, DigestError> {
+async fn look(apply: &Desk<Apply>, replica: ReplicaId) -> Result<Held, DigestError> {
     let (reply, answer) = oneshot::channel();
-    let _ = apply.send(Job::Look(replica, reply));
+    apply.leave(Job::Look(replica, reply));
     answer.await.ok().flatten().ok_or(DigestError::NotServing)
 }
 

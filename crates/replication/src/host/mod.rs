@@ -11,6 +11,7 @@
 
 mod apply;
 mod background;
+mod desk;
 mod digest;
 mod frames;
 mod pull;
@@ -36,6 +37,7 @@ use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
+use desk::Desk;
 pub use digest::{Digest, DigestError};
 
 use crate::{
@@ -105,7 +107,7 @@ impl Inbox {
 pub struct Host {
     handle: Handle,
     threads: Vec<thread::JoinHandle<()>>,
-    apply: mpsc::Sender<apply::Job>,
+    apply: Arc<Desk<apply::Apply>>,
     background: mpsc::Sender<background::Order>,
     engine: Arc<dyn StateEngine>,
 }
@@ -116,7 +118,7 @@ pub struct Handle {
     inbox: Inbox,
     status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
     engine: Arc<dyn StateEngine>,
-    apply: mpsc::Sender<apply::Job>,
+    apply: Arc<Desk<apply::Apply>>,
     leads_shared: Arc<AtomicUsize>,
 }
 
@@ -128,8 +130,6 @@ impl Host {
         runtime: tokio::runtime::Handle,
     ) -> Result<Self, LogError> {
         let (events, inbox_rx) = mpsc::channel();
-        let (wal_tx, wal_rx) = mpsc::channel();
-        let (apply_tx, apply_rx) = mpsc::channel();
         let (background_tx, background_rx) = mpsc::channel();
         let inbox = Inbox { events, waiting: Arc::new(AtomicUsize::new(0)) };
         let status = Arc::new(RwLock::new(Arc::new(Vec::new())));
@@ -146,57 +146,59 @@ impl Host {
         )?;
         let sender = frames::Sender::new(network.clone(), inbox.clone());
         let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone());
+        let wal = wal::Wal {
+            wal: work::Wal::new(&*parts.log, parts.incarnation),
+            log: parts.log.clone(),
+            sender: sender.clone(),
+            inbox: inbox.clone(),
+            fatal: parts.fatal.clone(),
+        };
+        let wal = Arc::new(Desk::new(wal));
+        let applier = Applier::new(parts.engine.clone(), parts.machines);
+        let apply = apply::Apply {
+            applier,
+            inbox: inbox.clone(),
+            background: background_tx.clone(),
+            fatal: parts.fatal.clone(),
+        };
+        let apply = Arc::new(Desk::new(apply));
         let raft = raft::Raft {
             core,
             config: parts.config,
             inbox: inbox_rx,
             waiting: inbox.waiting.clone(),
-            sender: sender.clone(),
-            wal: wal_tx,
-            apply: apply_tx.clone(),
+            sender,
+            wal: wal.clone(),
+            apply: apply.clone(),
             background: background_tx.clone(),
             puller,
             notices: parts.notices,
             status: status.clone(),
             leads_shared: leads_shared.clone(),
         };
-        let wal = wal::Wal {
-            wal: work::Wal::new(&*parts.log, parts.incarnation),
-            log: parts.log.clone(),
-            sender,
-            inbox: inbox.clone(),
-            fatal: parts.fatal.clone(),
-        };
-        let applier = Applier::new(parts.engine.clone(), parts.machines);
-        let apply = apply::Apply {
-            applier,
-            jobs: apply_rx,
-            inbox: inbox.clone(),
-            background: background_tx.clone(),
-            fatal: parts.fatal.clone(),
-        };
         let workers = background::Workers {
             orders: background_rx,
             engine: parts.engine.clone(),
             log: parts.log,
             inbox: inbox.clone(),
-            apply: apply_tx.clone(),
+            apply: apply.clone(),
             fatal: parts.fatal.clone(),
         };
 
         let fatal = &parts.fatal;
+        let applying = apply.clone();
         let mut threads = vec![
             spawn("raft", fatal, move || raft.run(effects))?,
-            spawn("wal", fatal, move || wal.run(&wal_rx))?,
-            spawn("apply", fatal, move || apply.run())?,
+            spawn("wal", fatal, move || wal.run())?,
+            spawn("apply", fatal, move || applying.run())?,
         ];
         let workers = Arc::new(workers.share());
         for _ in 0..background::THREADS {
             let workers = workers.clone();
             threads.push(spawn("background", fatal, move || workers.run())?);
         }
-        let handle = Handle { inbox, status, engine: parts.engine.clone(), apply: apply_tx.clone(), leads_shared };
-        Ok(Self { handle, threads, apply: apply_tx, background: background_tx, engine: parts.engine })
+        let handle = Handle { inbox, status, engine: parts.engine.clone(), apply: apply.clone(), leads_shared };
+        Ok(Self { handle, threads, apply, background: background_tx, engine: parts.engine })
     }
 
     /// The way to ask for things.
@@ -209,7 +211,7 @@ impl Host {
     pub fn stop(self) {
         let Self { handle, threads, apply, background, engine } = self;
         let _ = handle.inbox.events.send(Event::Stop);
-        let _ = apply.send(apply::Job::Stop);
+        apply.close();
         for _ in 0..background::THREADS {
             let _ = background.send(background::Order::Stop);
         }

@@ -1,4 +1,4 @@
-//! The thread that owns the core.
+//! The thread that owns the core. It writes the log and applies entries itself while that is quick, see `desk`.
 
 use std::{
     sync::{
@@ -14,7 +14,7 @@ use flotilla_consensus::Role;
 use flotilla_failpoints::{Place, reached};
 use parking_lot::RwLock;
 
-use super::{Event, Reply, apply, background, frames, pull};
+use super::{Event, Reply, apply, background, desk::Desk, frames, pull, wal};
 use crate::{
     Background, Core, Effects, HostConfig, Input, Notice, ReplicaStatus, clock,
     work::{Job, WalJob},
@@ -29,8 +29,8 @@ pub(super) struct Raft {
     pub(super) inbox: mpsc::Receiver<Event>,
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) sender: frames::Sender,
-    pub(super) wal: mpsc::Sender<WalJob>,
-    pub(super) apply: mpsc::Sender<apply::Job>,
+    pub(super) wal: Arc<Desk<wal::Wal>>,
+    pub(super) apply: Arc<Desk<apply::Apply>>,
     pub(super) background: mpsc::Sender<background::Order>,
     pub(super) puller: pull::Puller,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
@@ -40,12 +40,20 @@ pub(super) struct Raft {
 
 impl Raft {
     /// `effects` are those of opening the core.
-    pub(super) fn run(mut self, mut effects: Effects<Reply>) {
+    pub(super) fn run(mut self, effects: Effects<Reply>) {
+        self.serve(effects);
+        self.wal.close();
+    }
+
+    /// Until it is told to stop, or the node cannot go on.
+    fn serve(&mut self, mut effects: Effects<Reply>) {
         let mut next_tick_ms = clock::monotonic_ms() + self.config.tick_ms;
         loop {
             // Read anew: the thread may have been stopped since it took the inputs in.
             self.core.flush(clock::monotonic_ms(), &mut effects);
-            self.perform(std::mem::take(&mut effects));
+            if !self.perform(std::mem::take(&mut effects)) {
+                return;
+            }
             let now_ms = clock::monotonic_ms();
             if now_ms >= next_tick_ms {
                 self.core.step(now_ms, clock::wall_ms(), Input::Tick, &mut effects);
@@ -80,8 +88,9 @@ impl Raft {
         }
     }
 
-    /// Messages of leaders leave before their own fsync (dissertation §10.2.1); writes go to the disk next.
-    fn perform(&mut self, mut effects: Effects<Reply>) {
+    /// Messages of leaders leave before their own fsync (dissertation §10.2.1). What may be done in place comes last.
+    /// `false`: the node cannot go on.
+    fn perform(&mut self, mut effects: Effects<Reply>) -> bool {
         if !effects.sends.is_empty() {
             reached(Place::RaftBeforeSend);
         }
@@ -91,12 +100,7 @@ impl Raft {
             self.sender.beat(node, &beat);
         }
         reached(Place::RaftSent);
-        if let Some(job) = WalJob::take(&mut effects) {
-            let _ = self.wal.send(job);
-        }
-        for task in effects.apply {
-            let _ = self.apply.send(apply::Job::Task(task));
-        }
+        let write = WalJob::take(&mut effects);
         for task in effects.background {
             let job = match task {
                 Background::Build { replica } => Job::Build { replica, failures: 0 },
@@ -116,6 +120,13 @@ impl Raft {
         }
         for notice in effects.notices {
             (self.notices)(notice);
+        }
+        // Where peers wait for this node's disk the write comes first; where it is the leader's own, clients are answered first.
+        let mut apply = || effects.apply.drain(..).all(|task| self.apply.offer(apply::Job::Task(task)));
+        match write {
+            Some(job) if job.is_awaited() => self.wal.offer(job) && apply(),
+            Some(job) => apply() && self.wal.offer(job),
+            None => apply(),
         }
     }
 

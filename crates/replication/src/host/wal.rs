@@ -1,22 +1,16 @@
 //! The thread that writes the log: one fsync for whatever is waiting, then the messages that waited for it.
 
-use std::{
-    sync::{Arc, mpsc},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use flotilla_failpoints::{Place, io, is_enabled, reached};
 use flotilla_storage::{Log, LogBatch, LogError};
 use flotilla_types::EntryKind;
 
-use super::{Inbox, frames};
+use super::{Inbox, desk::Worker, frames};
 use crate::{
     Input,
     work::{self, Durable, Merged, WalJob},
 };
-
-/// Jobs merged into one batch; the rest waits for the next fsync.
-const JOBS_MAX: usize = 256;
 
 pub(super) struct Wal {
     pub(super) log: Arc<dyn Log>,
@@ -26,23 +20,18 @@ pub(super) struct Wal {
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
-impl Wal {
-    pub(super) fn run(mut self, jobs: &mpsc::Receiver<WalJob>) {
-        while let Ok(first) = jobs.recv() {
-            let mut waiting = vec![first];
-            while waiting.len() < JOBS_MAX {
-                match jobs.try_recv() {
-                    Ok(job) => waiting.push(job),
-                    Err(_) => break,
-                }
-            }
-            if !self.write(waiting) {
-                return;
-            }
-        }
+impl Worker for Wal {
+    type Job = WalJob;
+
+    const JOBS_MAX: usize = 256;
+
+    fn is_small(_: &WalJob) -> bool {
+        // An fsync takes as long whatever it covers.
+        true
     }
 
-    fn write(&mut self, jobs: Vec<WalJob>) -> bool {
+    /// Writes jobs with one fsync; the rest waits for the next one.
+    fn work(&mut self, jobs: Vec<WalJob>) -> bool {
         let merged = self.wal.merge(jobs);
         let writes = merged.batch().is_some();
         let started = Instant::now();
@@ -68,7 +57,9 @@ impl Wal {
         }
         true
     }
+}
 
+impl Wal {
     fn write_merged(&mut self, merged: Merged) -> Result<Durable, LogError> {
         let Some(batch) = merged.batch() else { return self.wal.write(&*self.log, merged) };
         let (before, after) = if is_enabled() { places(batch) } else { Default::default() };

@@ -28,6 +28,12 @@ impl WalJob {
         };
         (!job.writes.is_empty() || job.floor.is_some() || !job.marks.is_empty()).then_some(job)
     }
+
+    /// Whether peers wait for it.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.writes.iter().any(|write| !write.after.is_empty())
+    }
 }
 
 /// Numbers batches, and keeps marks until a write takes them along.
