@@ -260,10 +260,10 @@ impl Transaction<'_, '_> {
         for (key, staged) in self.stage.into_iter().filter(|(_, staged)| staged.changed) {
             let after = staged.current.as_ref().map(|record| Footprint::of(&key, record));
             ledger.replace(&key, staged.stored, after)?;
-            // The key is a slice of the log entry, which it would keep in memory for as long as the record lives.
+            // The key is a slice of the log entry: the engine copies it if it keeps it.
             match staged.current {
-                Some(record) => self.overlay.put(Bytes::copy_from_slice(&key), record.encode()),
-                None if staged.stored.is_some() => self.overlay.delete(Bytes::copy_from_slice(&key)),
+                Some(record) => self.overlay.put(key, record.encode()),
+                None if staged.stored.is_some() => self.overlay.delete(key),
                 None => {}
             }
         }
