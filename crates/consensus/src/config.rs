@@ -3,8 +3,8 @@
 /// How groups elect and how much they keep in flight. The same for every start path of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Ticks without a leader before an election; each replica draws from `[n, 2n)`. With the node's tick of 50 ms the
-    /// default waits 400–800 ms. Lower finds a dead leader sooner and mistakes a slow one for dead more often.
+    /// Ticks without a leader before an election; each replica draws from `[n, 1.5n)`. With the node's tick of 50 ms
+    /// the default waits 400–600 ms. Lower finds a dead leader sooner and mistakes a slow one for dead more often.
     pub election_ticks: usize,
     /// Ticks between heartbeats. At most a third of `election_ticks`, so that one lost heartbeat is no election.
     pub heartbeat_ticks: usize,

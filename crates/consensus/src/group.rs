@@ -456,7 +456,10 @@ impl Group {
 
     /// Our own randomness, so that a seed decides everything.
     fn draw_election_timeout(&mut self) {
-        self.election_timeout = self.rng.random_range(self.election_ticks..2 * self.election_ticks);
+        // Half as wide a range as in the dissertation (§9.3): those who wait longest decide how long nobody leads, and for a tie two
+        // voters must also tick at the same moment, within the few milliseconds that a round of votes takes.
+        let range = self.election_ticks..self.election_ticks + self.election_ticks.div_ceil(2);
+        self.election_timeout = self.rng.random_range(range);
         self.keep_election_timeout();
     }
 

@@ -123,8 +123,10 @@ mod tests {
 
     use super::*;
 
+    type Done = Mutex<Vec<(ThreadId, u32)>>;
+
     /// Notes who did what. A job of zero ends it.
-    struct Clerk(Arc<Mutex<Vec<(ThreadId, u32)>>>);
+    struct Clerk(Arc<Done>);
 
     /// Larger jobs are not for the raft thread.
     const SMALL_MAX: u32 = 100;
@@ -149,7 +151,7 @@ mod tests {
         }
     }
 
-    fn desk() -> (Desk<Clerk>, Arc<Mutex<Vec<(ThreadId, u32)>>>) {
+    fn desk() -> (Desk<Clerk>, Arc<Done>) {
         let done = Arc::default();
         (Desk::new(Clerk(Arc::clone(&done))), done)
     }
@@ -162,7 +164,7 @@ mod tests {
     }
 
     /// Jobs that this thread did, and those that another one did.
-    fn split(done: &Mutex<Vec<(ThreadId, u32)>>) -> (Vec<u32>, Vec<u32>) {
+    fn split(done: &Done) -> (Vec<u32>, Vec<u32>) {
         let done = done.lock();
         let (here, there) = done.iter().partition::<Vec<_>, _>(|(thread, _)| *thread == thread::current().id());
         let jobs = |done: Vec<(ThreadId, u32)>| done.into_iter().map(|(_, job)| job).collect();
