@@ -2,7 +2,7 @@
 //!
 //! [`Core`] and [`Applier`] decide; [`Host`] performs, with real threads, disks and sockets. The host is generic over the
 //! state machine: it knows neither keys nor metadata. A write passes through in this order: [`Handle::propose`] →
-//! raft thread (merged into a [`Batch`], replicated) → wal thread (fsync) → apply thread → answer.
+//! raft thread (merged into a [`Batch`], replicated) → fsync → apply → answer.
 
 mod applier;
 mod batch;

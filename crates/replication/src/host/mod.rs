@@ -2,9 +2,9 @@
 //!
 //! | thread | does |
 //! |---|---|
-//! | raft | owns the core: takes inputs, sends messages, hands work on; never touches a disk but for reads of the log |
+//! | raft | owns the core: takes inputs, sends messages, hands work on, or does it where that is quicker (`desk`) |
 //! | wal | one fsync for the waiting writes of all groups, then lets their messages go |
-//! | apply | owns the state machines |
+//! | apply | applies entries and answers queries |
 //! | background (2) | builds checkpoints, feeds the view, loads records, reclaims log space |
 //!
 //! Pulls run as tasks on the network's runtime.
