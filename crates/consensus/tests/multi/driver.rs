@@ -34,6 +34,8 @@ pub(crate) struct Node {
 /// All nodes; the replica on node *n* is replica *n*.
 #[derive(Default)]
 pub(crate) struct Driver {
+    /// Of all replicas; [`SHARD`] where nothing is said.
+    shard: Option<ShardId>,
     pub(crate) nodes: BTreeMap<u64, Node>,
     /// Under way, in order.
     pub(crate) wire: VecDeque<Message>,
@@ -60,7 +62,12 @@ fn checkpoint(position: Position) -> Checkpoint {
 impl Driver {
     /// Replicas that all begin with the same voters.
     pub(crate) fn of_voters(voters: &[u64]) -> Self {
-        let mut driver = Self::default();
+        Self::of_shard(SHARD, voters)
+    }
+
+    /// The same, of another shard.
+    pub(crate) fn of_shard(shard: ShardId, voters: &[u64]) -> Self {
+        let mut driver = Self { shard: Some(shard), ..Self::default() };
         for id in voters {
             driver.create(*id, voters);
         }
@@ -74,7 +81,7 @@ impl Driver {
         let position = Position { index: first.0, term: first.1, conf, descriptor: descriptor(voters) };
         let log = MemoryLog::default();
         let create = ReplicaWrite {
-            create: Some(SHARD),
+            create: Some(self.shard.unwrap_or(SHARD)),
             checkpoint: Some(checkpoint(position.clone())),
             truncate: Some(first),
             hard_state: Some(HardState { term: first.1, vote: ReplicaId::NONE, commit: first.0 }),
@@ -231,6 +238,12 @@ impl Driver {
                 self.input(to, Input::Message(message));
             }
         }
+    }
+
+    /// Until every follower has heard what is committed.
+    pub(crate) fn heartbeat(&mut self) {
+        self.settle();
+        self.tick(Config::default().heartbeat_ticks);
     }
 
     /// Time passes for everyone.
