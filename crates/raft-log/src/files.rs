@@ -15,9 +15,11 @@ use std::{
 
 use raft_engine::env::{DefaultFileSystem as System, FileSystem, Permission, WriteExt};
 
-/// Zeros written at a time, in bytes. One sync in so many bytes of log is slow.
-const AHEAD_BYTES: usize = 256 << 10;
-static ZEROS: [u8; AHEAD_BYTES] = [0; AHEAD_BYTES];
+/// How far zeros go ahead, in bytes. One sync in so many bytes of log is slow.
+const AHEAD_BYTES: u64 = 256 << 10;
+/// Zeros are written page by page: what is written at once may become one large page of the system's cache, and a few bytes that
+/// are written into that later would count as all of it.
+const PAGE_BYTES: u64 = 4 << 10;
 
 /// The system's files, see the module's text.
 pub(crate) struct LogFiles;
@@ -66,12 +68,17 @@ pub(crate) struct Ahead<W> {
 impl<W: Write + Seek> Ahead<W> {
     /// Writes the next zeros.
     fn extend(&mut self) -> io::Result<()> {
-        let zeros = self.allocated_to.saturating_sub(self.at).min(AHEAD_BYTES as u64);
-        let written = self.file.write_all(&ZEROS[..zeros as usize]);
-        self.file.seek(SeekFrom::Start(self.at))?;
-        if written.is_ok() {
-            self.zeros_to = self.at + zeros;
+        let end = self.allocated_to.min(self.at + AHEAD_BYTES);
+        self.zeros_to = self.at;
+        while self.zeros_to < end {
+            let next = end.min((self.zeros_to / PAGE_BYTES + 1) * PAGE_BYTES);
+            let zeros = &[0; PAGE_BYTES as usize][..(next - self.zeros_to) as usize];
+            if self.file.write_all(zeros).is_err() {
+                break;
+            }
+            self.zeros_to = next;
         }
+        self.file.seek(SeekFrom::Start(self.at))?;
         Ok(())
     }
 }
@@ -116,6 +123,8 @@ impl<W: WriteExt> WriteExt for Ahead<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const AHEAD: usize = AHEAD_BYTES as usize;
 
     /// A file that takes so many bytes.
     #[derive(Default)]
@@ -177,12 +186,12 @@ mod tests {
     #[test]
     fn zeros_go_ahead_by_steps_and_never_beyond_what_is_allocated() {
         let mut file = file(usize::MAX);
-        file.allocate(0, AHEAD_BYTES + 12).unwrap();
+        file.allocate(0, AHEAD + 12).unwrap();
         file.write_all(b"ab").unwrap();
-        holds(&file, b"ab", AHEAD_BYTES);
+        holds(&file, b"ab", AHEAD);
         file.write_all(b"cd").unwrap();
-        holds(&file, b"abcd", AHEAD_BYTES - 2);
-        let mut written = [&b"abcd"[..], &[7; AHEAD_BYTES - 1]].concat();
+        holds(&file, b"abcd", AHEAD - 2);
+        let mut written = [&b"abcd"[..], &[7; AHEAD - 1]].concat();
         file.write_all(&written[4..]).unwrap();
         holds(&file, &written, 9);
         file.allocate(written.len(), 10).unwrap();
