@@ -48,6 +48,7 @@ impl Raft {
     /// Until it is told to stop, or the node cannot go on.
     fn serve(&mut self, mut effects: Effects<Reply>) {
         let mut next_tick_ms = clock::monotonic_ms() + self.config.tick_ms;
+        let mut taken = 0;
         loop {
             // Read anew: the thread may have been stopped since it took the inputs in.
             self.core.flush(clock::monotonic_ms(), &mut effects);
@@ -64,12 +65,14 @@ impl Raft {
             }
             let first = self.inbox.recv_timeout(Duration::from_millis(next_tick_ms - now_ms));
             let Ok(first) = first else { continue };
-            // Where more threads want to run than can, those that have something for this one go first, and one flush serves
-            // it all; on an idle machine this is nothing.
-            thread::yield_now();
+            // Where inputs come together and more threads want to run than can, those that have something for this one go first, and
+            // one flush serves it all.
+            if taken > 1 {
+                thread::yield_now();
+            }
             let (now_ms, wall_ms) = (clock::monotonic_ms(), clock::wall_ms());
             let mut next = Some(first);
-            let mut taken = 0;
+            taken = 0;
             while let Some(event) = next {
                 let input = match event {
                     Event::Input(input) => input,
