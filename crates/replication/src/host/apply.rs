@@ -7,7 +7,10 @@ use flotilla_storage::EngineError;
 use flotilla_types::{Entry, EntryKind, ReplicaId};
 use tokio::sync::oneshot;
 
-use super::{Inbox, Reply, background, desk::Worker};
+use super::{
+    Inbox, Reply, background,
+    desk::{Progress, Worker},
+};
 use crate::{Applied, Applier, ApplyTask, Held, Load, clock, work};
 
 pub(super) enum Job {
@@ -17,8 +20,9 @@ pub(super) enum Job {
     Look(ReplicaId, oneshot::Sender<Option<Held>>),
 }
 
-/// Entries of more bytes are not applied in place.
-const SMALL_BYTES_MAX: usize = 64 << 10;
+/// Entries of more bytes are not applied in place: they may touch many keys that only the disk knows. Nor are queries, which
+/// may look at far more than they say.
+const SMALL_BYTES_MAX: usize = 16 << 10;
 
 pub(super) struct Apply {
     pub(super) applier: Applier<Reply>,
@@ -33,15 +37,11 @@ impl Worker for Apply {
     const JOBS_MAX: usize = 64;
 
     fn is_small(job: &Job) -> bool {
-        let bytes: usize = match job {
-            Job::Task(ApplyTask::Apply { entries, .. }) => entries.iter().map(Entry::size_bytes).sum(),
-            Job::Task(ApplyTask::Read { queries, .. }) => queries.iter().map(|(query, _)| query.len()).sum(),
-            _ => return false,
-        };
-        bytes <= SMALL_BYTES_MAX
+        let Job::Task(ApplyTask::Apply { entries, .. }) = job else { return false };
+        entries.iter().map(Entry::size_bytes).sum::<usize>() <= SMALL_BYTES_MAX
     }
 
-    fn work(&mut self, jobs: Vec<Job>) -> bool {
+    fn work(&mut self, jobs: Vec<Job>) -> Progress {
         // What the core is told waits for all jobs, because each word wakes the raft thread.
         let mut told = Vec::new();
         for job in jobs {
@@ -63,7 +63,7 @@ impl Worker for Apply {
             }
             if let Some(error) = applied.fatal {
                 (self.fatal)(&format!("{error}; the next start rebuilds the view"));
-                return false;
+                return Progress::Ended;
             }
             for load in applied.loads {
                 let _ = self.background.send(background::Order::Work(Box::new(work::Job::Load(load))));
@@ -78,7 +78,7 @@ impl Worker for Apply {
             told.extend(applied.inputs);
         }
         told.into_iter().for_each(|input| self.inbox.send(input));
-        true
+        Progress::Done
     }
 }
 

@@ -31,8 +31,19 @@ pub(super) trait Worker: Send {
     /// Whether this job may be done in place.
     fn is_small(job: &Self::Job) -> bool;
 
-    /// Does jobs, in order. `false` ends the worker.
-    fn work(&mut self, jobs: Vec<Self::Job>) -> bool;
+    /// Does jobs, in order.
+    fn work(&mut self, jobs: Vec<Self::Job>) -> Progress;
+}
+
+/// What came of jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// They are done, and how long that took says how long such jobs take.
+    Done,
+    /// There was nothing to do that takes time.
+    Nothing,
+    /// The worker cannot go on.
+    Ended,
 }
 
 /// A worker and what waits for it.
@@ -101,9 +112,11 @@ impl<W: Worker> Desk<W> {
 
     fn timed(&self, worker: &mut W, jobs: Vec<W::Job>) -> bool {
         let start = Instant::now();
-        let goes_on = worker.work(jobs);
-        self.took(start.elapsed());
-        goes_on
+        let progress = worker.work(jobs);
+        if progress == Progress::Done {
+            self.took(start.elapsed());
+        }
+        progress != Progress::Ended
     }
 
     /// Counts a duration in the mean. Only whoever holds the worker may.
@@ -131,6 +144,8 @@ mod tests {
     /// Larger jobs are not for the raft thread.
     const SMALL_MAX: u32 = 100;
     const SLOW: u32 = 99;
+    /// Takes no time.
+    const FREE: u32 = 98;
 
     impl Worker for Clerk {
         type Job = u32;
@@ -141,13 +156,17 @@ mod tests {
             *job <= SMALL_MAX
         }
 
-        fn work(&mut self, jobs: Vec<u32>) -> bool {
+        fn work(&mut self, jobs: Vec<u32>) -> Progress {
             assert!(jobs.len() <= Self::JOBS_MAX);
             if jobs.contains(&SLOW) {
                 thread::sleep(QUICK * 2 * WEIGHT as u32);
             }
             self.0.lock().extend(jobs.iter().map(|job| (thread::current().id(), *job)));
-            !jobs.contains(&0)
+            match jobs[..] {
+                [FREE] => Progress::Nothing,
+                _ if jobs.contains(&0) => Progress::Ended,
+                _ => Progress::Done,
+            }
         }
     }
 
@@ -207,6 +226,17 @@ mod tests {
             desk.close();
         });
         assert_eq!(split(&done), (vec![SLOW, 2], vec![1]));
+    }
+
+    #[test]
+    fn what_takes_no_time_says_nothing_about_what_does() {
+        let (desk, done) = desk();
+        assert!(desk.offer(SLOW));
+        for _ in 0..8 * WEIGHT {
+            assert!(desk.timed(&mut desk.worker.lock(), vec![FREE]));
+        }
+        assert!(desk.offer(1));
+        assert_eq!(done.lock().last().map(|(_, job)| *job), Some(FREE), "the next one is left");
     }
 
     #[test]

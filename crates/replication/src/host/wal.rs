@@ -6,7 +6,11 @@ use flotilla_failpoints::{Place, io, is_enabled, reached};
 use flotilla_storage::{Log, LogBatch, LogError};
 use flotilla_types::EntryKind;
 
-use super::{Inbox, desk::Worker, frames};
+use super::{
+    Inbox,
+    desk::{Progress, Worker},
+    frames,
+};
 use crate::{
     Input,
     work::{self, Durable, Merged, WalJob},
@@ -31,7 +35,7 @@ impl Worker for Wal {
     }
 
     /// Writes jobs with one fsync; the rest waits for the next one.
-    fn work(&mut self, jobs: Vec<WalJob>) -> bool {
+    fn work(&mut self, jobs: Vec<WalJob>) -> Progress {
         let merged = self.wal.merge(jobs);
         let writes = merged.batch().is_some();
         let started = Instant::now();
@@ -40,7 +44,7 @@ impl Worker for Wal {
             Err(error) => {
                 // After a failed fsync nothing is known about what is on the disk.
                 (self.fatal)(&format!("the log cannot be written, and this node must not go on: {error}"));
-                return false;
+                return Progress::Ended;
             }
         };
         if writes {
@@ -55,7 +59,7 @@ impl Worker for Wal {
             self.sender.send(durable.after);
             reached(Place::WalAfterHeld);
         }
-        true
+        if writes { Progress::Done } else { Progress::Nothing }
     }
 }
 
