@@ -41,6 +41,8 @@ pub(super) struct Lanes<'a> {
 
 /// Decides what is asked, and hears what came of it. Connections are numbered in the order of [`Lanes::servers`].
 pub(super) trait Driver {
+    /// All connections are open. Many take seconds.
+    fn begin(&mut self, _now: Instant) {}
     /// What goes out next on a connection that has room for it.
     fn next(&mut self, connection: usize, now: Instant) -> Next;
     /// An answer came; with the reason when it is a refusal.
@@ -87,6 +89,7 @@ struct Connection {
 pub(super) fn drive(lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<()> {
     let mut poll = Poll::new()?;
     let mut connections = (0..lanes.servers.len()).map(|i| connect(lanes, i)).collect::<Result<Vec<_>>>()?;
+    driver.begin(Instant::now());
     for (i, connection) in connections.iter_mut().enumerate() {
         poll.registry().register(&mut connection.stream, Token(i), Interest::READABLE | Interest::WRITABLE)?;
         connection.send(i, lanes, driver)?;

@@ -102,6 +102,7 @@ pub(super) fn measure(
         keys,
         random: Random::new(0),
         pids: &system.pids,
+        span,
         begin,
         end: begin + span.time,
         before: None,
@@ -158,6 +159,7 @@ struct Measured<'a> {
     keys: &'a Keys,
     random: Random,
     pids: &'a [u32],
+    span: Span,
     begin: Instant,
     end: Instant,
     before: Option<Sample>,
@@ -198,6 +200,11 @@ impl Measured<'_> {
 }
 
 impl Driver for Measured<'_> {
+    fn begin(&mut self, now: Instant) {
+        self.begin = now + self.span.warm_up;
+        self.end = self.begin + self.span.time;
+    }
+
     fn next(&mut self, _: usize, now: Instant) -> Next {
         if now >= self.end {
             return Next::End;
@@ -254,14 +261,17 @@ mod tests {
             keys: &keys,
             random: Random::new(0),
             pids: &[std::process::id()],
-            begin: start + ms(10),
-            end: start + ms(20),
+            span: Span { warm_up: ms(10), time: ms(10) },
+            // Long over, were it not for the connections that took so long.
+            begin: start,
+            end: start,
             before: None,
             after: None,
             latencies: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("bounds"),
             refused: 0,
             first_refusal: None,
         };
+        measured.begin(start);
         for (at, asks) in [(5, true), (12, true), (15, true), (21, false), (25, false)] {
             measured.tick(start + ms(at)).expect("no error");
             assert_eq!(measured.next(0, start + ms(at)) != Next::End, asks);
