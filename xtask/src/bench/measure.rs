@@ -96,15 +96,13 @@ pub(super) fn measure(
 ) -> Result<Outcome> {
     let servers: Vec<_> = system.servers.iter().copied().cycle().take(pressure.connections).collect();
     let lanes = Lanes { servers: &servers, wire: system.wire, in_flight: pressure.in_flight, values };
-    let begin = Instant::now() + span.warm_up;
     let mut measured = Measured {
         workload,
         keys,
         random: Random::new(0),
         pids: &system.pids,
         span,
-        begin,
-        end: begin + span.time,
+        begin: Instant::now(),
         before: None,
         after: None,
         latencies: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?,
@@ -160,8 +158,8 @@ struct Measured<'a> {
     random: Random,
     pids: &'a [u32],
     span: Span,
+    /// Set anew when all connections are open.
     begin: Instant,
-    end: Instant,
     before: Option<Sample>,
     after: Option<Sample>,
     latencies: Histogram<u64>,
@@ -170,6 +168,10 @@ struct Measured<'a> {
 }
 
 impl Measured<'_> {
+    fn end(&self) -> Instant {
+        self.begin + self.span.time
+    }
+
     fn sample(&self, at: Instant) -> Sample {
         let servers: Option<Vec<_>> = self.pids.iter().map(|pid| Usage::of(*pid)).collect();
         let own = Usage::of(std::process::id()).unwrap_or_default();
@@ -202,11 +204,10 @@ impl Measured<'_> {
 impl Driver for Measured<'_> {
     fn begin(&mut self, now: Instant) {
         self.begin = now + self.span.warm_up;
-        self.end = self.begin + self.span.time;
     }
 
     fn next(&mut self, _: usize, now: Instant) -> Next {
-        if now >= self.end {
+        if now >= self.end() {
             return Next::End;
         }
         Next::Send(self.workload.draw(&mut self.random), self.keys.pick(&mut self.random))
@@ -235,7 +236,7 @@ impl Driver for Measured<'_> {
         if self.before.is_none() && now >= self.begin {
             self.before = Some(self.sample(now));
         }
-        if self.after.is_none() && now >= self.end {
+        if self.after.is_none() && now >= self.end() {
             self.after = Some(self.sample(now));
         }
         Ok(())
@@ -263,8 +264,7 @@ mod tests {
             pids: &[std::process::id()],
             span: Span { warm_up: ms(10), time: ms(10) },
             // Long over, were it not for the connections that took so long.
-            begin: start,
-            end: start,
+            begin: start - ms(20),
             before: None,
             after: None,
             latencies: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("bounds"),

@@ -1,4 +1,4 @@
-//! The thread that owns the state machines.
+//! The state machines: small entries in place, all else on their own thread.
 
 use std::sync::{Arc, mpsc};
 

@@ -1,4 +1,4 @@
-//! The thread that writes the log: one fsync for whatever is waiting, then the messages that waited for it.
+//! Writes the log, on its own thread or in place: one fsync for whatever is waiting, then the messages that waited for it.
 
 use std::{sync::Arc, time::Instant};
 
