@@ -1,6 +1,8 @@
-//! Crashes at every place in the shells: a node is made to end there, without unwinding, and comes back, again and again under load.
+//! Crashes at every failpoint: under load, a node aborts there without unwinding and is restarted, again and
+//! again.
 //!
-//! Every ten crashes the history so far is judged, as a scenario's is. A place that nobody comes by fails the series, so that no name stands for a place that does not exist any more.
+//! After every ten crashes the history is checked, as a scenario's is. A failpoint that no node reaches fails
+//! the run, so that no name outlives its failpoint.
 
 use std::{
     os::unix::process::ExitStatusExt as _,
@@ -11,65 +13,64 @@ use anyhow::{Context as _, bail, ensure};
 use flotilla_api::CreateCollection;
 use flotilla_client::{Client, ClientOptions};
 use flotilla_failpoints::{Place, VARIABLE};
-use flotilla_local_cluster::{Cluster, ClusterError, ClusterOptions, What};
+use flotilla_local_cluster::{Cluster, ClusterError, ClusterOptions, WipeScope};
 use serde::Serialize;
 
 use crate::{
-    linearizable,
-    load::{Load, Target, fill},
-    scenario::Kept,
-    support::{SMALL, binary},
-    verdict,
-    whole::wait_whole,
+    checks, linearizable,
+    load::{Load, Target, fill, truncate_logs_of_others},
+    recovery::wait_recovered,
+    scenario::RunFolder,
+    support::{SMALL_LIMITS, binary},
 };
 
-/// Crashes of one history: unknown outcomes add up.
-const CHUNK: u32 = 10;
-/// How long a node may take to come by a place.
+/// Crashes per history: unknown outcomes add up and make a history hard to check.
+const CRASHES_PER_HISTORY: u32 = 10;
+/// How long a node may take to reach a failpoint.
 const REACHED_WITHIN: Duration = Duration::from_secs(30);
 /// Nodes of the cluster.
 const NODES: usize = 3;
-/// The signal of `abort`.
+/// The signal that `abort` raises (SIGABRT).
 const ABORTED: i32 = 6;
-/// Between two goes at what makes nodes come by.
-const STIR_EVERY: Duration = Duration::from_millis(200);
+/// Interval between repetitions of a trigger.
+const TRIGGER_EVERY: Duration = Duration::from_millis(200);
 
-/// What makes a node come by a place.
+/// What makes a node reach a failpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Trigger {
     /// The load alone.
     Load,
-    /// Its start.
-    Start,
-    /// Its start after it was away for longer than the others' logs reach back.
-    Behind,
-    /// The same of another node.
-    OtherBehind,
-    /// Collections that come and go.
+    /// A restart.
+    Restart,
+    /// A restart after the other nodes have truncated their logs, so that it needs a snapshot.
+    CatchUpBySnapshot,
+    /// Another node that catches up by snapshot.
+    OtherCatchesUp,
+    /// Creating and dropping collections.
     Collections,
-    /// Another node that joins anew, so that replicas are replaced.
+    /// Another node that is wiped and rejoins, so that its replicas are replaced.
     OtherRejoins,
-    /// Its own first start.
+    /// Joining the cluster.
     Join,
-    /// The founding of a cluster.
-    Found,
-    /// Nothing: the place does not end anybody.
+    /// Bootstrapping a cluster.
+    Bootstrap,
+    /// None: the failpoint does not crash the node.
     Never,
 }
 
-/// Exhaustive, so that a new place needs a way.
-fn way(place: Place) -> Way {
+/// The trigger of a failpoint. Exhaustive, so that a new failpoint needs one.
+fn trigger(place: Place) -> Trigger {
     use Place::*;
     match place {
         RaftBeforeSend
         | RaftSent
         | RaftHandedOn
-        | RaftBeforeBeat
+        | RaftBeforeNodeHeartbeat
         | WalBeforeWrite
         | WalWritten
         | WalBeforeHeld
         | WalAfterHeld
-        | WalBeforeMarks
+        | WalBeforePeerSequences
         | WalBeforePointer
         | WalPointerWritten
         | RaftLogBeforeSync
@@ -86,18 +87,18 @@ fn way(place: Place) -> Way {
         | CheckpointBeforeFold
         | CheckpointFolded
         | CheckpointBuilt
-        | CheckpointBeforeSettle
+        | CheckpointBeforeInstall
         | CheckpointAnnounced
         | CheckpointFed
         | CheckpointConfirmed
-        | CheckpointSettled
+        | CheckpointInstalled
         | ObjectsBeforeAppend
         | ObjectsBeforeSync
         | ObjectsFilesSynced
-        | ObjectsSynced => Way::Load,
-        // Only segments that were there at the start are closed ones.
+        | ObjectsSynced => Trigger::Load,
+        // Only segments that exist at the start are closed ones.
         ObjectsBeforeDelete | RaftLogOpen | ApplyOpen | ApplyLoaded | SnapshotBeforeLoad | ObjectsSegmentBegun
-        | FolderBeforeWrite | FolderBeside | FolderSynced | FolderRenamed | FolderReplaced => Way::Start,
+        | FolderBeforeWrite | FolderBeside | FolderSynced | FolderRenamed | FolderReplaced => Trigger::Restart,
         RaftSnapshotParked
         | WalBeforeClear
         | WalCleared
@@ -106,158 +107,160 @@ fn way(place: Place) -> Way {
         | SnapshotBeforePull
         | SnapshotFetched
         | SnapshotImported
-        | SnapshotSynced => Way::Behind,
-        FramesSnapshot | SnapshotServe => Way::OtherBehind,
+        | SnapshotSynced => Trigger::CatchUpBySnapshot,
+        FramesSnapshot | SnapshotServe => Trigger::OtherCatchesUp,
         RaftCreate | RaftDestroy | WalBeforeCreate | WalCreated | WalBeforeTombstone | WalTombstoned | ApplyClose
-        | FeedBeforeKeep | FeedKept => Way::Collections,
-        RaftConfChange | WalBeforeConfEntry | ApplyConfChange => Way::OtherRejoins,
-        JoinKeyKept | JoinAnswered | JoinIdentityKept => Way::Join,
-        FoundIdentityKept | FoundBeforeDone => Way::Found,
-        ObjectsGrace | ClockWall => Way::Never,
+        | FeedBeforeKeep | FeedKept => Trigger::Collections,
+        RaftConfChange | WalBeforeConfEntry | ApplyConfChange => Trigger::OtherRejoins,
+        JoinKeyKept | JoinAnswered | JoinIdentityKept => Trigger::Join,
+        FoundIdentityKept | FoundBeforeDone => Trigger::Bootstrap,
+        ObjectsGrace | ClockWall => Trigger::Never,
     }
 }
 
-/// How the crashes at one place went.
+/// The result of the crashes at one failpoint.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// The place.
+    /// The failpoint.
     pub place: &'static str,
     /// Crashes there.
     pub crashes: u32,
-    /// Goes at it: more when nobody came by now and then.
+    /// Attempts: more than crashes if the failpoint was not reached each time.
     pub tries: u32,
-    /// Operations of the histories that were judged.
+    /// Operations in the checked histories.
     pub operations: usize,
-    /// How long all of it took, in milliseconds.
+    /// Duration in milliseconds.
     pub took_ms: u64,
-    /// What went wrong.
+    /// Why it failed, if it did.
     pub error: Option<String>,
 }
 
-/// The places that crash, in order.
+/// The failpoints that can crash a node, in order.
 pub fn places() -> impl Iterator<Item = Place> {
-    Place::ALL.iter().copied().filter(|place| way(*place) != Way::Never)
+    Place::ALL.iter().copied().filter(|place| trigger(*place) != Trigger::Never)
 }
 
-/// Crashes nodes so often at a place, each time under load.
+/// Crashes nodes `times` times at a failpoint, each time under load.
 #[must_use]
 pub fn crash_at(place: Place, times: u32, seed: u64) -> Row {
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut row = Row { place: place.name(), crashes: 0, tries: 0, operations: 0, took_ms: 0, error: None };
-    let result =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
-            match way(place) {
-                Way::Found => runtime.block_on(found_again(place, times, &mut row)),
-                _ => runtime.block_on(series(place, times, seed, &mut row)),
-            }
-        });
-    row.error = result.err().map(|error| format!("{error:#}"));
+    row.error = crash_repeatedly(place, times, seed, &mut row).err().map(|error| format!("{error:#}"));
     if row.error.is_none() && row.crashes == 0 {
-        row.error = Some("nobody came by".to_owned());
+        row.error = Some("no node reached it".to_owned());
     }
-    row.took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    row.took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     row
 }
 
-async fn series(place: Place, times: u32, seed: u64, row: &mut Row) -> anyhow::Result<()> {
-    let mut kept = Kept::new(&place.name().replace("::", "-"), seed)?;
+fn crash_repeatedly(place: Place, times: u32, seed: u64, row: &mut Row) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if trigger(place) == Trigger::Bootstrap {
+        runtime.block_on(crash_bootstraps(place, times, row))
+    } else {
+        runtime.block_on(crash_cluster(place, times, seed, row))
+    }
+}
+
+async fn crash_cluster(place: Place, times: u32, seed: u64, row: &mut Row) -> anyhow::Result<()> {
+    let mut folder = RunFolder::new(&place.name().replace("::", "-"), seed)?;
     let mut options = ClusterOptions::new(NODES, binary());
-    options.dir = Some(kept.dir.clone());
-    options.arguments = SMALL.map(str::to_owned).to_vec();
+    options.dir = Some(folder.dir.clone());
+    options.arguments = SMALL_LIMITS.map(str::to_owned).to_vec();
     if matches!(place, Place::CheckpointAnnounced | Place::CheckpointFed | Place::CheckpointConfirmed) {
-        // Only sled is fed.
+        // Only a sled view is fed by checkpoints.
         options.arguments.extend(["--view", "sled"].map(str::to_owned));
     }
     let mut cluster = Cluster::start(options).await?;
     let mut left = times;
     while left > 0 {
-        let chunk = left.min(CHUNK);
-        left -= chunk;
+        let crashes = left.min(CRASHES_PER_HISTORY);
+        left -= crashes;
         let crashed_before = row.crashes;
-        judge_chunk(&mut cluster, place, chunk, seed, &mut kept, row)
+        crash_and_check(&mut cluster, place, crashes, seed, &mut folder, row)
             .await
-            .with_context(|| kept.dir.display().to_string())?;
+            .with_context(|| folder.dir.display().to_string())?;
         if row.crashes == crashed_before {
-            // Once is enough to know.
+            // No node reaches the failpoint: trying again would not help.
             break;
         }
     }
-    kept.done = true;
+    folder.passed = true;
     Ok(())
 }
 
-/// Some crashes under one load, and the verdict on it.
-async fn judge_chunk(
+/// Some crashes under one load, followed by the checks of a scenario.
+async fn crash_and_check(
     cluster: &mut Cluster,
     place: Place,
     crashes: u32,
     seed: u64,
-    kept: &mut Kept,
+    folder: &mut RunFolder,
     row: &mut Row,
 ) -> anyhow::Result<()> {
     let targets: Vec<_> = (1..=NODES)
         .map(|i| Ok(Target { http: cluster.http(i)?, redis: cluster.redis(i)? }))
         .collect::<Result<_, ClusterError>>()?;
     let load = Load::start(&targets, &format!("{}/", row.tries), seed ^ u64::from(row.tries)).await?;
-    kept.recorder = Some(load.recorder());
+    folder.recorder = Some(load.recorder());
     for _ in 0..crashes {
         row.tries += 1;
         let victim = usize::try_from(row.tries)? % NODES + 1;
         let reached = crash_once(cluster, place, victim).await.with_context(|| format!("n{victim}, {place}"))?;
         row.crashes += u32::from(reached);
-        wait_whole(cluster).await.with_context(|| format!("after a crash of n{victim} at {place}"))?;
-        load.more(20).await?;
+        wait_recovered(cluster).await.with_context(|| format!("after a crash of n{victim} at {place}"))?;
+        load.wait_completed(20).await?;
     }
     let healed = Instant::now();
-    let ended = load.finish().await?;
-    verdict::replicas_are_equal(cluster, healed).await?;
+    let finished = load.finish().await?;
+    checks::wait_replicas_equal(cluster, healed).await?;
     for i in 1..=NODES {
-        ended.read_all(&cluster.http(i)?, 1_000 + i as u64).await?;
+        finished.read_all(&cluster.http(i)?, 1_000 + i as u64).await?;
     }
-    verdict::own_keys_are_kept(&cluster.http(1)?, &ended).await?;
-    let gone = cluster.ended()?;
-    ensure!(gone.is_empty(), "ended unplanned: {gone:?}");
-    row.operations += ended.recorder.counts().0;
-    linearizable::check_and_keep(&ended.recorder.operations(), &kept.dir)
+    checks::check_write_once_keys(&cluster.http(1)?, &finished).await?;
+    let exited = cluster.unexpected_exits()?;
+    ensure!(exited.is_empty(), "unexpected exits: {exited:?}");
+    row.operations += finished.recorder.counts().0;
+    linearizable::check_and_keep(&finished.recorder.operations(), &folder.dir)
 }
 
-/// Makes a node end at a place and brings it back. Returns whether it came by.
+/// Makes a node crash at a failpoint and restarts it. Returns whether it reached the failpoint.
 async fn crash_once(cluster: &mut Cluster, place: Place, victim: usize) -> anyhow::Result<bool> {
     let settings = match place {
-        // Left-over segments are collected after minutes otherwise.
+        // By default unused segments are deleted only after minutes.
         Place::ObjectsBeforeDelete => format!("{place}=return(abort);objects::grace=return(100)"),
         _ => format!("{place}=return(abort)"),
     };
     let other = victim % NODES + 1;
-    match way(place) {
-        Way::Load | Way::Collections => cluster.set_failpoints(victim, &settings)?,
-        Way::Start | Way::Behind => {
+    match trigger(place) {
+        Trigger::Load | Trigger::Collections => cluster.set_failpoints(victim, &settings)?,
+        Trigger::Restart | Trigger::CatchUpBySnapshot => {
             cluster.kill(victim)?;
-            if way(place) == Way::Behind {
-                leave_behind(cluster, victim).await?;
+            if trigger(place) == Trigger::CatchUpBySnapshot {
+                truncate_logs_of_others(cluster, victim).await?;
             }
             cluster.set_failpoints(victim, &settings)?;
             cluster.start_node(victim).await?;
         }
-        Way::OtherBehind => {
+        Trigger::OtherCatchesUp => {
             cluster.kill(other)?;
-            leave_behind(cluster, other).await?;
+            truncate_logs_of_others(cluster, other).await?;
             cluster.set_failpoints(victim, &settings)?;
             cluster.start_node(other).await?;
         }
-        Way::OtherRejoins => {
+        Trigger::OtherRejoins => {
             cluster.kill(other)?;
-            cluster.wipe(other, What::All)?;
+            cluster.wipe(other, WipeScope::All)?;
             cluster.set_failpoints(victim, &settings)?;
             cluster.start_node(other).await?;
         }
-        Way::Join => {
+        Trigger::Join => {
             cluster.kill(victim)?;
-            cluster.wipe(victim, What::All)?;
+            cluster.wipe(victim, WipeScope::All)?;
             cluster.set_variable(victim, VARIABLE, &settings)?;
             cluster.start_node(victim).await?;
         }
-        Way::Found | Way::Never => bail!("no cluster comes by {place}"),
+        Trigger::Bootstrap | Trigger::Never => bail!("a running cluster does not reach {place}"),
     }
     let reached = wait_crash(cluster, place, victim).await?;
     cluster.set_variable(victim, VARIABLE, "")?;
@@ -268,7 +271,7 @@ async fn crash_once(cluster: &mut Cluster, place: Place, victim: usize) -> anyho
     Ok(reached)
 }
 
-/// Starts a node after its crash. One that had no identity yet is told once more how to join.
+/// Starts a node after its crash. One that had no identity yet joins again.
 async fn revive(cluster: &mut Cluster, place: Place, victim: usize) -> anyhow::Result<()> {
     if matches!(place, Place::JoinKeyKept | Place::JoinAnswered) {
         cluster.start_joining(victim).await?;
@@ -278,73 +281,63 @@ async fn revive(cluster: &mut Cluster, place: Place, victim: usize) -> anyhow::R
     Ok(())
 }
 
-/// Has the others checkpoint and truncate, so that this one needs a snapshot.
-async fn leave_behind(cluster: &Cluster, i: usize) -> anyhow::Result<()> {
-    let others: Vec<_> =
-        (1..=NODES).filter(|other| *other != i).map(|other| cluster.http(other)).collect::<Result<_, _>>()?;
-    for round in 0..2 {
-        fill(&others, round).await;
-    }
-    Ok(())
-}
-
-/// Stirs until the victim has ended. Returns whether it did.
+/// Repeats the trigger until the victim has crashed. Returns whether it did in time.
 async fn wait_crash(cluster: &mut Cluster, place: Place, victim: usize) -> anyhow::Result<bool> {
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut round = 0_u32;
     loop {
-        match cluster.wait_exit(victim, STIR_EVERY).await {
+        match cluster.wait_exit(victim, TRIGGER_EVERY).await {
             Ok(status) => {
-                ensure!(status.signal() == Some(ABORTED), "it ended with {status}");
+                ensure!(status.signal() == Some(ABORTED), "it exited with {status}");
                 return Ok(true);
             }
-            Err(ClusterError::TimedOut { .. }) if begun.elapsed() < REACHED_WITHIN => {}
+            Err(ClusterError::TimedOut { .. }) if start.elapsed() < REACHED_WITHIN => {}
             Err(ClusterError::TimedOut { .. }) => return Ok(false),
             Err(error) => bail!(error),
         }
         round += 1;
-        if way(place) == Way::Collections {
-            stir_collections(cluster, victim, round).await;
-        } else if way(place) != Way::Join {
+        if trigger(place) == Trigger::Collections {
+            change_collections(cluster, victim, round).await;
+        } else if trigger(place) != Trigger::Join {
             fill(&[cluster.http(victim % NODES + 1)?], round).await;
         }
     }
 }
 
-/// Creates a collection or drops it. Whatever fails is tried again with the next.
-async fn stir_collections(cluster: &Cluster, victim: usize, round: u32) {
-    let asked = cluster.http(victim % NODES + 1).map(|http| Client::new(ClientOptions::new([http])));
-    let Ok(Ok(client)) = asked else { return };
+/// Creates or drops a collection, best effort: the next round tries again.
+async fn change_collections(cluster: &Cluster, victim: usize, round: u32) {
+    let client = cluster.http(victim % NODES + 1).map(|http| Client::new(ClientOptions::new([http])));
+    let Ok(Ok(client)) = client else { return };
     let _ = if round % 2 == 1 {
-        let wanted = CreateCollection {
-            name: "stirred".to_owned(),
+        let request = CreateCollection {
+            name: "temporary".to_owned(),
             sharding: Default::default(),
             buckets: Some(2),
             shards: Some(2),
             replicas: None,
         };
-        client.create_collection(&wanted).await.map(drop)
+        client.create_collection(&request).await.map(drop)
     } else {
-        client.drop_collection("stirred").await
+        client.drop_collection("temporary").await
     };
 }
 
-/// Founds clusters of one node that end while they are founded, and go on at the next start.
-async fn found_again(place: Place, times: u32, row: &mut Row) -> anyhow::Result<()> {
+/// Bootstraps clusters of one node that crash meanwhile, and complete the bootstrap at the next start.
+async fn crash_bootstraps(place: Place, times: u32, row: &mut Row) -> anyhow::Result<()> {
     for _ in 0..times {
         row.tries += 1;
         let mut options = ClusterOptions::new(1, binary());
         options.variables = vec![(VARIABLE.to_owned(), format!("{place}=return(abort)"))];
-        let mut cluster = Cluster::start_founding(options)?;
+        let mut cluster = Cluster::start_bootstrap(options)?;
         let Ok(status) = cluster.wait_exit(1, REACHED_WITHIN).await else { break };
-        ensure!(status.signal() == Some(ABORTED), "it ended with {status}");
+        ensure!(status.signal() == Some(ABORTED), "it exited with {status}");
         row.crashes += 1;
         cluster.clear_variables();
         cluster.start_node(1).await?;
         cluster.wait_ready().await?;
         let client = Client::new(ClientOptions::new([cluster.http(1)?]))?;
-        client.put("default", b"founded", "yes".into(), &Default::default()).await?;
-        ensure!(client.get("default", b"founded").await?.is_some(), "a record of the new cluster is lost");
+        client.put("default", b"bootstrapped", "yes".into(), &Default::default()).await?;
+        ensure!(client.get("default", b"bootstrapped").await?.is_some(), "a record of the new cluster is lost");
     }
     Ok(())
 }
@@ -354,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_more_than_thirty_places_to_crash_at() {
+    fn at_least_thirty_failpoints_can_crash_a_node() {
         assert!(places().count() >= 30, "{}", places().count());
     }
 }

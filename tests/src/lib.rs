@@ -1,15 +1,16 @@
-//! What the tests over real processes share: [`support`] (clusters, waiting, a simple load), [`load`] (a load whose whole history is
-//! recorded), and the scenarios that hurt clusters, which `cargo xtask test` runs in a short set and `cargo xtask torture` in a long one.
+//! The code shared by the tests over real processes: [`support`] (clusters, polling, a simple load), [`load`]
+//! (a load whose complete history is recorded), and the fault scenarios. `cargo xtask test` runs the short set
+//! of scenarios, `cargo xtask torture` all of them.
 //!
-//! Deliberately absent: anything that looks into a node other than over its public interfaces, its log and its files.
+//! Deliberately absent: any access to a node other than its public interfaces, its log and its files.
 
+mod checks;
 pub mod crashes;
 pub mod linearizable;
 pub mod load;
+mod recovery;
 pub mod scenario;
 mod scenarios;
 pub mod support;
-mod verdict;
-mod whole;
 
 pub use scenarios::{ALL, named};

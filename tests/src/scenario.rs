@@ -1,8 +1,9 @@
 //! A scenario: a cluster under load, one kind of fault, and what must hold afterwards.
 //!
-//! A run passes when the load had at least 100 operations a second before the fault (else it is void, which is a failure), the history is linearizable, nothing acknowledged is
-//! lost, replica digests are equal within 30 s after healing, nobody ended unplanned, no log tells of a panic, and memory stayed within its bound. A
-//! run that fails leaves its history, its logs and its data in a folder, and says where.
+//! A run passes if the load reached 100 operations per second before the fault (otherwise it is void, which
+//! is a failure), the history is linearizable, no acknowledged write is lost, replica digests are equal
+//! within 30 s after healing, no node exited unexpectedly, no log shows a panic, and memory stayed within its
+//! bound. A failed run keeps its history, logs and data in a folder, and names it.
 
 use std::{
     env, fs,
@@ -20,18 +21,16 @@ use flotilla_local_cluster::{
 use serde::Serialize;
 
 use crate::{
-    load::{Chance, Load, Recorder, Target, fill},
+    checks,
+    load::{Load, Recorder, Rng, Target, truncate_logs_of_others},
+    recovery::wait_recovered,
     support::binary,
-    verdict,
-    whole::wait_whole,
 };
 
-/// What a node with failpoints says when it starts.
+/// Logged by a node with failpoints when it starts.
 const HAS_FAILPOINTS: &str = "this build has failpoints";
-/// Answers that are waited for after the healing, before the load ends.
-const AFTER: u64 = 200;
-/// Fillings after which every shard has checkpointed.
-const FILLINGS: u32 = 2;
+/// Operations that must complete after healing, before the load ends.
+const OPERATIONS_AFTER: u64 = 200;
 /// Bytes of a node's own disk, for scenarios that need one.
 const DISK_BYTES: u64 = 192 << 20;
 
@@ -44,7 +43,7 @@ pub enum Set {
     Long,
 }
 
-/// What a scenario needs of the machine.
+/// What a scenario requires of the machine and the build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     /// Nothing.
@@ -52,42 +51,43 @@ pub enum Needs {
     /// The proxy between nodes.
     Proxy,
     /// Root: a small disk for each node.
-    Disk,
+    SmallDisk,
     /// Root: a disk for each node whose power can be cut.
-    Power,
+    PowerCut,
     /// Root: a network namespace for each node.
-    Cable,
-    /// A node that was built with failpoints.
+    Namespaces,
+    /// A node built with failpoints.
     Failpoints,
 }
 
-/// A fault as it runs.
+/// A running fault.
 pub type Fault<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
 /// One scenario.
 pub struct Scenario {
-    /// Its name, which is that of its test, too.
+    /// Its name, also the name of its test.
     pub name: &'static str,
     /// What it does, in one sentence.
     pub about: &'static str,
     /// Which runs it belongs to.
     pub set: Set,
-    /// What it needs.
+    /// What it requires.
     pub needs: Needs,
-    /// How many nodes it starts with.
+    /// Number of nodes at the start.
     pub nodes: usize,
-    /// More arguments of the nodes.
+    /// Additional arguments of the nodes.
     pub arguments: &'static [&'static str],
-    /// The most memory that a node may use, in MiB (VmHWM).
+    /// Peak memory that a node may use, in MiB (VmHWM).
     pub memory_mib_max: u64,
-    /// What the one panic names that is part of the fault: libraries that panic when the disk fails, which the node contains.
+    /// Part of the location of panics that the fault is expected to cause: some libraries panic when the disk
+    /// fails, and the node contains that.
     pub panics: Option<&'static str>,
-    /// Hurts the cluster and heals it again.
-    pub fault: for<'a> fn(&'a mut Ground) -> Fault<'a>,
+    /// Injects the fault and heals the cluster.
+    pub fault: for<'a> fn(&'a mut Testbed) -> Fault<'a>,
 }
 
 impl Scenario {
-    /// What most scenarios are made of.
+    /// The defaults of a scenario.
     pub const DEFAULT: Self = Self {
         name: "",
         about: "",
@@ -101,58 +101,58 @@ impl Scenario {
     };
 }
 
-/// How a run went.
+/// The result of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Which scenario.
+    /// The scenario.
     pub scenario: &'static str,
-    /// From which seed.
+    /// The seed.
     pub seed: u64,
-    /// What was left out, and why; nothing else counts then.
+    /// Why the run was skipped; if so, no other field counts.
     pub skipped: Option<String>,
     /// Operations in the history.
     pub operations: usize,
-    /// Those with a certain answer.
-    pub certain: usize,
-    /// Keys that were put once and looked for in the end.
-    pub own_keys: usize,
-    /// How long after the healing replicas were equal, in milliseconds.
+    /// Operations that completed: neither refused nor of unknown outcome.
+    pub completed: usize,
+    /// Write-once keys that were checked in the end.
+    pub write_once_keys: usize,
+    /// Time from healing until replicas were equal, in milliseconds.
     pub equal_after_ms: u64,
-    /// The most memory that a node used, in MiB.
+    /// Peak memory of any node, in MiB.
     pub memory_mib: u64,
-    /// How long all of it took, in milliseconds.
+    /// Duration of the run, in milliseconds.
     pub took_ms: u64,
-    /// What was seen besides.
+    /// Observations of the fault.
     pub notes: Vec<String>,
 }
 
-/// Where a fault takes place.
-pub struct Ground {
+/// The cluster and load that a fault is injected into.
+pub struct Testbed {
     /// The cluster.
     pub cluster: Cluster,
     /// The load on it.
     pub load: Load,
-    /// Chances of this run.
-    pub chance: Chance,
-    /// What was seen, for the report.
+    /// Random decisions of this run.
+    pub rng: Rng,
+    /// Observations, for the report.
     pub notes: Vec<String>,
 }
 
-impl Ground {
-    /// Notes what was seen.
-    pub fn note(&mut self, seen: impl Into<String>) {
-        self.notes.push(seen.into());
+impl Testbed {
+    /// Adds an observation to the report.
+    pub fn note(&mut self, observation: impl Into<String>) {
+        self.notes.push(observation.into());
     }
 
-    /// One of the nodes.
+    /// A random node.
     pub fn any_node(&mut self) -> usize {
-        usize::try_from(self.chance.below(self.cluster.len() as u64)).unwrap_or(0) + 1
+        usize::try_from(self.rng.below(self.cluster.len() as u64)).unwrap_or(0) + 1
     }
 
-    /// The other nodes.
+    /// All nodes but `i`.
     #[must_use]
-    pub fn others(&self, than: usize) -> Vec<usize> {
-        (1..=self.cluster.len()).filter(|i| *i != than).collect()
+    pub fn others(&self, i: usize) -> Vec<usize> {
+        (1..=self.cluster.len()).filter(|other| *other != i).collect()
     }
 
     /// A client of one node.
@@ -163,83 +163,79 @@ impl Ground {
         Ok(Client::new(ClientOptions::new([self.cluster.http(i)?]))?)
     }
 
-    /// Waits for so many more answers.
+    /// Waits until `operations` more operations have completed.
     ///
     /// # Errors
-    /// They do not come.
-    pub async fn more(&self, answers: u64) -> anyhow::Result<()> {
-        self.load.more(answers).await
+    /// It takes too long.
+    pub async fn wait_completed(&self, operations: u64) -> anyhow::Result<()> {
+        self.load.wait_completed(operations).await
     }
 
-    /// Has the nodes but this one checkpoint and truncate, so that it needs a snapshot when it comes back. Takes small memtables.
+    /// See [`crate::load::truncate_logs_of_others`].
     ///
     /// # Errors
     /// There is no other node.
-    pub async fn leave_behind(&self, i: usize) -> anyhow::Result<()> {
-        let others = self.others(i).into_iter().map(|other| self.cluster.http(other)).collect::<Result<Vec<_>, _>>()?;
-        for round in 0..FILLINGS {
-            fill(&others, round).await;
-        }
-        Ok(())
+    pub async fn truncate_logs_of_others(&self, i: usize) -> anyhow::Result<()> {
+        truncate_logs_of_others(&self.cluster, i).await
     }
 
-    /// Lets the fault last, whatever comes of it.
-    pub async fn last(&self, lasts: Duration) {
-        tokio::time::sleep(lasts).await;
+    /// Keeps the fault in place for this long.
+    pub async fn hold(&self, duration: Duration) {
+        tokio::time::sleep(duration).await;
     }
 
-    /// Starts a node again and waits until the cluster is whole.
+    /// Starts a node again and waits until the cluster has recovered.
     ///
     /// # Errors
-    /// It does not become so.
+    /// It does not start, or the cluster does not recover in time.
     pub async fn restart(&mut self, i: usize) -> anyhow::Result<()> {
         self.cluster.start_node(i).await?;
-        self.recovered().await
+        self.wait_recovered().await
     }
 
-    /// Waits until the cluster is whole.
+    /// Waits until the cluster has recovered: all nodes run, and every shard is led and fully replicated.
     ///
     /// # Errors
-    /// It does not become so.
-    pub async fn recovered(&mut self) -> anyhow::Result<()> {
-        wait_whole(&mut self.cluster).await
+    /// It does not recover in time.
+    pub async fn wait_recovered(&mut self) -> anyhow::Result<()> {
+        wait_recovered(&mut self.cluster).await
     }
 }
 
-/// Runs a scenario from a seed. The folder of a run that fails stays.
+/// Runs a scenario with a seed. The folder of a failed run is kept.
 ///
 /// # Errors
-/// It failed.
+/// The run failed.
 pub fn run(scenario: &Scenario, seed: u64) -> anyhow::Result<Report> {
     let mut report = Report {
         scenario: scenario.name,
         seed,
-        skipped: missing(scenario),
+        skipped: missing_requirement(scenario),
         operations: 0,
-        certain: 0,
-        own_keys: 0,
+        completed: 0,
+        write_once_keys: 0,
         equal_after_ms: 0,
         memory_mib: 0,
         took_ms: 0,
         notes: Vec::new(),
     };
     if let Some(reason) = &report.skipped {
-        eprintln!("{} is left out: {reason}", scenario.name);
+        eprintln!("{} is skipped: {reason}", scenario.name);
         return Ok(report);
     }
-    let begun = Instant::now();
-    let mut kept = Kept::new(scenario.name, seed)?;
+    let start = Instant::now();
+    let mut folder = RunFolder::new(scenario.name, seed)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime
-        .block_on(attempt(scenario, seed, &mut kept, &mut report))
-        .with_context(|| kept.dir.display().to_string())?;
-    report.took_ms = millis(begun.elapsed());
-    kept.done = true;
+        .block_on(run_in(&mut folder, scenario, seed, &mut report))
+        .with_context(|| folder.dir.display().to_string())?;
+    report.took_ms = millis(start.elapsed());
+    folder.passed = true;
     Ok(report)
 }
 
-async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut Report) -> anyhow::Result<()> {
-    let cluster = Cluster::start(options(scenario, seed, &kept.dir)).await?;
+async fn run_in(folder: &mut RunFolder, scenario: &Scenario, seed: u64, report: &mut Report) -> anyhow::Result<()> {
+    let cluster = Cluster::start(options(scenario, seed, &folder.dir)).await?;
     let targets: Vec<_> = (1..=cluster.len())
         .map(|i| Ok(Target { http: cluster.http(i)?, redis: cluster.redis(i)? }))
         .collect::<Result<_, ClusterError>>()?;
@@ -247,35 +243,40 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
         let log = fs::read_to_string(cluster.log(1)?)?;
         ensure!(
             log.contains(HAS_FAILPOINTS),
-            "the node was built without failpoints: `cargo xtask test` does it right"
+            "the node was built without failpoints; `cargo xtask test` builds it with them"
         );
     }
     let load = Load::start(&targets, "", seed).await?;
-    kept.recorder = Some(load.recorder());
-    let mut ground = Ground { cluster, load, chance: Chance::new(seed), notes: Vec::new() };
-    let hurt = (scenario.fault)(&mut ground).await;
-    report.notes.clone_from(&ground.notes);
-    hurt.context("the fault")?;
+    folder.recorder = Some(load.recorder());
+    let mut testbed = Testbed { cluster, load, rng: Rng::new(seed), notes: Vec::new() };
+    let injected = (scenario.fault)(&mut testbed).await;
+    report.notes.clone_from(&testbed.notes);
+    injected.context("the fault")?;
 
     let healed = Instant::now();
-    ground.recovered().await.context("after healing")?;
-    ground.more(AFTER).await.context("after healing")?;
-    let Ground { mut cluster, load, .. } = ground;
-    let ended = load.finish().await?;
-    verdict::writes_are_served(&mut cluster, healed).await?;
-    let equal_after = verdict::replicas_are_equal(&mut cluster, healed).await?;
-    let running: Vec<usize> = (1..=cluster.len()).filter(|i| cluster.runs(*i).unwrap_or(false)).collect();
+    testbed.wait_recovered().await.context("after healing")?;
+    testbed.wait_completed(OPERATIONS_AFTER).await.context("after healing")?;
+    let Testbed { mut cluster, load, .. } = testbed;
+    let finished = load.finish().await?;
+    checks::wait_writable(&mut cluster, healed).await?;
+    let equal_after = checks::wait_replicas_equal(&mut cluster, healed).await?;
+    let running: Vec<usize> = (1..=cluster.len()).filter(|i| cluster.is_running(*i).unwrap_or(false)).collect();
     for i in &running {
-        ended.read_all(&cluster.http(*i)?, 1_000 + *i as u64).await?;
+        finished.read_all(&cluster.http(*i)?, 1_000 + *i as u64).await?;
     }
-    report.own_keys = verdict::own_keys_are_kept(&cluster.http(running[0])?, &ended).await?;
-    (report.operations, report.certain) = ended.recorder.counts();
+    report.write_once_keys = checks::check_write_once_keys(&cluster.http(running[0])?, &finished).await?;
+    (report.operations, report.completed) = finished.recorder.counts();
     report.equal_after_ms = millis(equal_after);
+    check_processes(&mut cluster, scenario, report)?;
+    crate::linearizable::check_and_keep(&finished.recorder.operations(), &folder.dir)
+}
 
-    let gone = cluster.ended()?;
-    ensure!(gone.is_empty(), "ended unplanned: {gone:?}");
+/// Checks that no node exited unexpectedly, panicked or used too much memory.
+fn check_processes(cluster: &mut Cluster, scenario: &Scenario, report: &mut Report) -> anyhow::Result<()> {
+    let exited = cluster.unexpected_exits()?;
+    ensure!(exited.is_empty(), "unexpected exits: {exited:?}");
     for i in 1..=cluster.len() {
-        report.memory_mib = report.memory_mib.max(cluster.peak_bytes(i)? >> 20);
+        report.memory_mib = report.memory_mib.max(cluster.peak_memory_bytes(i)? >> 20);
         let log = fs::read(cluster.log(i)?)?;
         let log = String::from_utf8_lossy(&log);
         let panicked = log.lines().find(|line| {
@@ -285,11 +286,11 @@ async fn attempt(scenario: &Scenario, seed: u64, kept: &mut Kept, report: &mut R
     }
     ensure!(
         report.memory_mib <= scenario.memory_mib_max,
-        "a node used {} MiB of {}",
+        "a node used {} MiB, more than {}",
         report.memory_mib,
         scenario.memory_mib_max
     );
-    crate::linearizable::check_and_keep(&ended.recorder.operations(), &kept.dir)
+    Ok(())
 }
 
 fn options(scenario: &Scenario, seed: u64, dir: &Path) -> ClusterOptions {
@@ -298,19 +299,19 @@ fn options(scenario: &Scenario, seed: u64, dir: &Path) -> ClusterOptions {
     options.arguments = scenario.arguments.iter().map(|argument| (*argument).to_owned()).collect();
     match scenario.needs {
         Needs::Proxy => options.network = Network::Proxied { seed },
-        Needs::Cable => options.network = Network::Namespaces,
-        Needs::Disk | Needs::Power => options.disk_bytes = Some(DISK_BYTES),
+        Needs::Namespaces => options.network = Network::Namespaces,
+        Needs::SmallDisk | Needs::PowerCut => options.disk_bytes = Some(DISK_BYTES),
         Needs::Nothing | Needs::Failpoints => {}
     }
     options
 }
 
-/// Why the machine cannot run a scenario.
-fn missing(scenario: &Scenario) -> Option<String> {
+/// Why the machine cannot run a scenario, if so.
+fn missing_requirement(scenario: &Scenario) -> Option<String> {
     match scenario.needs {
-        Needs::Disk => missing_privilege(DISK_TOOLS),
-        Needs::Power => missing_privilege(POWER_TOOLS),
-        Needs::Cable => missing_privilege(NAMESPACE_TOOLS),
+        Needs::SmallDisk => missing_privilege(DISK_TOOLS),
+        Needs::PowerCut => missing_privilege(POWER_TOOLS),
+        Needs::Namespaces => missing_privilege(NAMESPACE_TOOLS),
         Needs::Nothing | Needs::Proxy | Needs::Failpoints => None,
     }
 }
@@ -319,15 +320,15 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The folder of a run: removed when it went well, otherwise completed by the history.
-pub(crate) struct Kept {
+/// The folder of a run: deleted on drop if the run passed, otherwise kept together with the history.
+pub(crate) struct RunFolder {
     pub(crate) dir: PathBuf,
     pub(crate) recorder: Option<Arc<Recorder>>,
-    pub(crate) done: bool,
+    pub(crate) passed: bool,
 }
 
-impl Kept {
-    /// A new folder in `$FLOTILLA_TORTURE_DIR`, or `torture` in the folder that this program was built into.
+impl RunFolder {
+    /// A new folder in `$FLOTILLA_TORTURE_DIR`, or in `torture` below cargo's target folder.
     pub(crate) fn new(name: &str, seed: u64) -> anyhow::Result<Self> {
         let built = || {
             let here = env::current_exe()?;
@@ -337,13 +338,13 @@ impl Kept {
         let parent = env::var_os("FLOTILLA_TORTURE_DIR").map_or_else(built, |dir| Ok(dir.into()))?;
         let dir = parent.join(format!("{name}-{seed}-{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        Ok(Self { dir, recorder: None, done: false })
+        Ok(Self { dir, recorder: None, passed: false })
     }
 }
 
-impl Drop for Kept {
+impl Drop for RunFolder {
     fn drop(&mut self) {
-        if self.done {
+        if self.passed {
             let _ = fs::remove_dir_all(&self.dir);
             return;
         }

@@ -1,18 +1,18 @@
-//! The checker itself: it must see what it is there for.
+//! The verification of workloads itself: it must detect wrong data.
 
 use flotilla_client::PutOptions;
 
 use flotilla_tests::support::{Workload, client, start};
 
 #[tokio::test]
-async fn a_lost_a_doubled_and_a_changed_write_are_noticed() {
+async fn lost_duplicated_and_changed_writes_are_detected() {
     let cluster = start(1).await;
     let client = client(&cluster, 1);
-    let history = Workload::warm(&cluster.http_all()).await.finish().await;
+    let history = Workload::start_warm(&cluster.http_all()).await.finish().await;
     history.verify(&client).await;
 
     client.add("default", b"counter/7", 1).await.expect("a sum");
-    assert_eq!(history.wrong(&client).await.len(), 1, "doubled");
+    assert_eq!(history.wrong(&client).await.len(), 1, "duplicated");
     client.add("default", b"counter/7", -2).await.expect("a sum");
     assert_eq!(history.wrong(&client).await.len(), 1, "lost");
     client.add("default", b"counter/7", 1).await.expect("a sum");
@@ -23,7 +23,7 @@ async fn a_lost_a_doubled_and_a_changed_write_are_noticed() {
     client.put("default", key, "something else".into(), &PutOptions::default()).await.expect("a put");
     assert!(!history.wrong(&client).await.is_empty(), "changed");
     client.delete("default", key, None).await.expect("a deletion").expect("a record");
-    assert!(!history.wrong(&client).await.is_empty(), "gone");
+    assert!(!history.wrong(&client).await.is_empty(), "deleted");
     client.put("default", b"put/0/0", "x".into(), &PutOptions::default()).await.expect("a put");
-    assert!(history.wrong(&client).await.iter().any(|wrong| wrong.contains("nobody put")), "out of nowhere");
+    assert!(history.wrong(&client).await.iter().any(|wrong| wrong.contains("was never put")), "a record without a put");
 }

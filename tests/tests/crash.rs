@@ -1,65 +1,65 @@
-//! `kill -9` of one node, and of all.
+//! `kill -9` of one node, and of all nodes.
 
 use std::time::Instant;
 
 use flotilla_local_cluster::Cluster;
 
 use flotilla_tests::support::{
-    SMALL, Workload, client, eventually, leads_of, start, start_with, status, wait_caught_up, wait_checkpoints,
-    wait_whole,
+    SMALL_LIMITS, Workload, client, eventually, led_shards, start, start_with, status, wait_caught_up,
+    wait_checkpoints, wait_replicated,
 };
 
 #[tokio::test]
-async fn kill_minus_nine_of_any_node_loses_and_doubles_nothing() {
+async fn kill_of_any_node_loses_and_duplicates_no_write() {
     let mut cluster = start(3).await;
-    let load = Workload::warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster.http_all()).await;
     for victim in 1..=3 {
         kill_and_restart(&mut cluster, &load, victim).await;
     }
     let history = load.finish().await;
-    wait_whole(&cluster, &[1, 2, 3]).await;
-    for (late, of) in [(1, 2), (2, 3), (3, 1)] {
-        wait_caught_up(&cluster, late, of).await;
+    wait_replicated(&cluster, &[1, 2, 3]).await;
+    for (i, of) in [(1, 2), (2, 3), (3, 1)] {
+        wait_caught_up(&cluster, i, of).await;
     }
     history.verify(&client(&cluster, 2)).await;
 }
 
-/// Kills a node that leads shards, waits until what it led is served again, and starts it.
+/// Kills a node that leads shards, waits until these shards are served again, and restarts it.
 async fn kill_and_restart(cluster: &mut Cluster, load: &Workload, victim: usize) {
     let id = status(cluster, victim).await.node;
     let other = victim % 3 + 1;
     let led = eventually("the victim leads shards", async || {
-        if leads_of(&status(cluster, other).await, id) == 0 {
+        if led_shards(&status(cluster, other).await, id) == 0 {
             return Err(format!("{id} leads none"));
         }
         let led = load.counters_led_by(&client(cluster, other), id).await;
-        if led.is_empty() { Err("no counter is among them".to_owned()) } else { Ok(led) }
+        if led.is_empty() { Err("it leads no shard with a counter".to_owned()) } else { Ok(led) }
     })
     .await;
     let moment = Instant::now();
     cluster.kill(victim).expect("a running node");
     let (first, last) = load.served_after(moment, &led).await;
     eprintln!("killed {id}: of {} counters it led, the first is served after {first:?}, all after {last:?}", led.len());
-    load.more(100).await;
+    load.wait_acknowledged(100).await;
     cluster.start_node(victim).await.expect("a start on its data");
     cluster.wait_ready().await.expect("a ready cluster");
     wait_caught_up(cluster, victim, other).await;
-    load.more(100).await;
+    load.wait_acknowledged(100).await;
 }
 
 #[tokio::test]
-async fn kill_minus_nine_of_all_nodes_keeps_everything_acknowledged() {
+async fn kill_of_all_nodes_keeps_every_acknowledged_write() {
     kill_all(start(3).await, 2, async |_| ()).await;
 }
 
-/// Nodes that checkpoint and truncate all the time are killed at every stage of it sooner or later.
+/// Nodes checkpoint and truncate continuously, so kills hit all stages of it sooner or later.
 #[tokio::test]
-async fn kill_minus_nine_of_all_nodes_amid_checkpoints_keeps_everything_acknowledged() {
-    kill_all(start_with(3, &SMALL).await, 3, async |cluster| wait_checkpoints(cluster, 1).await).await;
+async fn kill_of_all_nodes_amid_checkpoints_keeps_every_acknowledged_write() {
+    kill_all(start_with(3, &SMALL_LIMITS).await, 3, async |cluster| wait_checkpoints(cluster, 1).await).await;
 }
 
 async fn kill_all(mut cluster: Cluster, rounds: usize, before: impl AsyncFn(&Cluster)) {
-    let load = Workload::warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster.http_all()).await;
     for round in 1..=rounds {
         before(&cluster).await;
         for i in 1..=3 {
@@ -71,10 +71,10 @@ async fn kill_all(mut cluster: Cluster, rounds: usize, before: impl AsyncFn(&Clu
         }
         cluster.wait_ready().await.expect("a ready cluster");
         eprintln!("round {round}: all three are ready {:?} after their start", started.elapsed());
-        load.more(300).await;
+        load.wait_acknowledged(300).await;
     }
     let history = load.finish().await;
-    wait_whole(&cluster, &[1, 2, 3]).await;
+    wait_replicated(&cluster, &[1, 2, 3]).await;
     for i in 1..=3 {
         history.verify(&client(&cluster, i)).await;
     }

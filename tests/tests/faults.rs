@@ -2,10 +2,10 @@
 
 use flotilla_tests::{
     ALL,
-    scenario::{self, Ground, Scenario, Set},
+    scenario::{self, Scenario, Set, Testbed},
 };
 
-/// Any will do; `cargo xtask torture` takes others.
+/// Arbitrary; `cargo xtask torture` uses others.
 const SEED: u64 = 1;
 
 fn run(name: &str) {
@@ -17,37 +17,37 @@ fn run(name: &str) {
     }
 }
 
-/// The judge itself: what nobody can notice from inside must show in the history.
+/// Tests the checks themselves: a fault that no node can detect must show in the history.
 #[test]
-fn a_cluster_that_is_rolled_back_as_a_whole_is_judged_to_have_lost_writes() {
-    async fn roll_all_back(ground: &mut Ground) -> anyhow::Result<()> {
+fn rolling_back_all_nodes_is_detected_as_lost_writes() {
+    async fn roll_all_back(testbed: &mut Testbed) -> anyhow::Result<()> {
         for i in 1..=3 {
-            ground.cluster.kill(i)?;
-            ground.cluster.backup(i)?;
+            testbed.cluster.kill(i)?;
+            testbed.cluster.backup(i)?;
         }
         for i in 1..=3 {
-            ground.cluster.start_node(i).await?;
+            testbed.cluster.start_node(i).await?;
         }
-        ground.recovered().await?;
-        ground.more(300).await?;
+        testbed.wait_recovered().await?;
+        testbed.wait_completed(300).await?;
         for i in 1..=3 {
-            ground.cluster.kill(i)?;
-            ground.cluster.restore(i)?;
+            testbed.cluster.kill(i)?;
+            testbed.cluster.restore(i)?;
         }
         for i in 1..=3 {
-            ground.cluster.start_node(i).await?;
+            testbed.cluster.start_node(i).await?;
         }
-        ground.recovered().await
+        testbed.wait_recovered().await
     }
-    let name = "a_cluster_that_is_rolled_back_as_a_whole";
-    let scenario = Scenario { name, fault: |ground| Box::pin(roll_all_back(ground)), ..Scenario::DEFAULT };
-    let error = scenario::run(&scenario, SEED).expect_err("acknowledged writes are gone");
-    let said = format!("{error:#}");
-    assert!(said.contains("keys are wrong") || said.contains("not linearizable"), "{said}");
-    // What a failure leaves: its folder is the error's context.
-    let left = std::path::PathBuf::from(error.to_string());
-    assert!(left.join("history.jsonl").is_file(), "{}", left.display());
-    std::fs::remove_dir_all(left).expect("a folder of ours");
+    let name = "all_nodes_are_rolled_back";
+    let scenario = Scenario { name, fault: |testbed| Box::pin(roll_all_back(testbed)), ..Scenario::DEFAULT };
+    let error = scenario::run(&scenario, SEED).expect_err("acknowledged writes are lost");
+    let message = format!("{error:#}");
+    assert!(message.contains("keys are wrong") || message.contains("not linearizable"), "{message}");
+    // The folder of a failed run is the error's context.
+    let folder = std::path::PathBuf::from(error.to_string());
+    assert!(folder.join("history.jsonl").is_file(), "{}", folder.display());
+    std::fs::remove_dir_all(folder).expect("the run's folder");
 }
 
 macro_rules! short {
@@ -71,8 +71,8 @@ macro_rules! short {
 short! {
     each_node_is_killed_in_turn
     a_node_is_stopped_and_continued
-    a_node_is_cut_off
-    a_node_is_heard_but_does_not_hear
+    a_node_is_partitioned
+    a_partition_is_one_way
     packets_are_delayed_and_reordered
     a_node_loses_power
     a_disk_is_full
@@ -80,5 +80,5 @@ short! {
     a_bit_of_the_log_flips
     a_data_folder_is_deleted
     a_data_folder_is_rolled_back
-    a_clock_goes_wrong
+    a_clock_is_wrong
 }

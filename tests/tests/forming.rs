@@ -1,28 +1,28 @@
-//! A cluster comes up, and every node serves everything.
+//! A cluster forms, and every node serves all keys.
 
 use bytes::Bytes;
 use flotilla_api::{BatchOperation, BatchRequest, BatchVerb, Liveness, ProblemType};
 use flotilla_client::{PutOptions, ScanOptions};
 
-use flotilla_tests::support::{client, eventually, leads_of, start, status, wait_alive, wait_whole};
+use flotilla_tests::support::{client, eventually, led_shards, start, status, wait_liveness, wait_replicated};
 
 #[tokio::test]
 async fn a_cluster_forms_and_serves_from_every_node() {
     let cluster = start(3).await;
-    wait_whole(&cluster, &[1, 2, 3]).await;
+    wait_replicated(&cluster, &[1, 2, 3]).await;
     for i in 1..=3 {
         let id = status(&cluster, i).await.node;
         for j in 1..=3 {
-            wait_alive(&cluster, j, id, Liveness::Alive).await;
+            wait_liveness(&cluster, j, id, Liveness::Alive).await;
         }
         eventually("every node leads shards", async || {
             let status = status(&cluster, i).await;
-            if leads_of(&status, id) > 0 { Ok(()) } else { Err(format!("{id} leads none")) }
+            if led_shards(&status, id) > 0 { Ok(()) } else { Err(format!("{id} leads none")) }
         })
         .await;
     }
     let collections = client(&cluster, 2).collections().await.expect("collections");
-    let default = collections.iter().find(|collection| collection.name == "default").expect("the first collection");
+    let default = collections.iter().find(|collection| collection.name == "default").expect("the default collection");
     assert_eq!((default.buckets, default.replicas), (16, 3));
 
     for writer in 1..=3_usize {
@@ -57,8 +57,8 @@ async fn conditions_hold_and_a_batch_is_atomic_through_any_node() {
     let cluster = start(3).await;
     let [a, b, c] = [1, 2, 3].map(|i| client(&cluster, i));
     let absent = PutOptions { if_absent: true, ..PutOptions::default() };
-    let first = a.put("default", b"k", "1".into(), &absent).await.expect("nothing was there");
-    let refused = b.put("default", b"k", "2".into(), &absent).await.expect_err("it is there");
+    let first = a.put("default", b"k", "1".into(), &absent).await.expect("the key is absent");
+    let refused = b.put("default", b"k", "2".into(), &absent).await.expect_err("the key exists");
     assert_eq!(refused.problem().map(|problem| problem.kind), Some(ProblemType::ConditionFailed));
     let same = PutOptions { if_version: Some(first.version), ..PutOptions::default() };
     let second = c.put("default", b"k", "2".into(), &same).await.expect("the version is right");
@@ -76,9 +76,9 @@ async fn conditions_hold_and_a_batch_is_atomic_through_any_node() {
     let both = [operation(BatchVerb::Put, "{t}a", Some("x"), None), operation(BatchVerb::Add, "{t}n", None, Some(5))];
     b.batch(&batch(both.to_vec())).await.expect("one shard");
     assert_eq!(c.add("default", b"{t}n", 2).await.expect("a sum"), 7);
-    // The second operation fails, so the first one must not show.
+    // The second operation fails, so the first one must have no effect.
     let bad = [operation(BatchVerb::Put, "{t}a", Some("y"), None), operation(BatchVerb::Add, "{t}a", None, Some(1))];
-    let refused = a.batch(&batch(bad.to_vec())).await.expect_err("`x` is no number");
+    let refused = a.batch(&batch(bad.to_vec())).await.expect_err("`x` is not a number");
     assert_eq!(refused.problem().map(|problem| problem.kind), Some(ProblemType::NotAnInteger));
     assert_eq!(c.get("default", b"{t}a").await.expect("a read").expect("a record").value, "x");
 

@@ -1,4 +1,4 @@
-//! Bytes that no well-meaning client sends, on every port.
+//! Malformed and oversized input on every port.
 
 use std::net::SocketAddr;
 
@@ -14,24 +14,26 @@ use tokio::{
 
 use flotilla_tests::support::{WITHIN, client, log, start};
 
-/// How often everything is sent before and while memory is watched.
-const ROUNDS: (usize, usize) = (2, 4);
-/// What a node may grow by meanwhile: allocators keep some of what they had.
+/// Attacks before memory is measured.
+const WARM_UP_ROUNDS: usize = 2;
+/// Attacks during which memory must not grow.
+const ROUNDS: usize = 4;
+/// Growth of a node's memory that is tolerated: allocators retain some freed memory.
 const GROWTH_BYTES_MAX: u64 = 64 << 20;
-/// Connections that send half a request and then nothing.
-const SILENT_CONNECTIONS: usize = 100;
+/// Idle connections that have sent half a request.
+const IDLE_CONNECTIONS: usize = 100;
 /// Packets of each kind.
 const PACKETS: usize = 500;
 
 #[tokio::test]
-async fn hostile_bytes_on_every_port_are_refused_and_leave_nothing_behind() {
+async fn hostile_input_on_every_port_is_refused_and_leaks_no_memory() {
     let cluster = start(3).await;
     client(&cluster, 1).put("default", b"before", "x".into(), &PutOptions::default()).await.expect("a put");
-    for _ in 0..ROUNDS.0 {
+    for _ in 0..WARM_UP_ROUNDS {
         attack(&cluster).await;
     }
     let before = resident_bytes(&cluster);
-    for _ in 0..ROUNDS.1 {
+    for _ in 0..ROUNDS {
         attack(&cluster).await;
     }
     let after = resident_bytes(&cluster);
@@ -41,8 +43,8 @@ async fn hostile_bytes_on_every_port_are_refused_and_leave_nothing_behind() {
     let client = client(&cluster, 1);
     assert!(client.get("default", b"before").await.expect("a read").is_some());
     client.put("default", b"after", "x".into(), &PutOptions::default()).await.expect("a put");
-    let said = log(&cluster, 1);
-    assert!(!said.contains("panicked"), "{said}");
+    let log = log(&cluster, 1);
+    assert!(!log.contains("panicked"), "{log}");
 }
 
 async fn attack(cluster: &Cluster) {
@@ -74,7 +76,7 @@ async fn attack_http(at: SocketAddr) {
         "PUT /v1/kv/default/half HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhal",
         "POST /v1/batch HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffffffff\r\n{",
     ] {
-        break_off(at, half.as_bytes()).await;
+        send_and_shut_down(at, half.as_bytes()).await;
     }
     for (request, kind) in [
         ("PUT /v1/kv/default/%zz", "400"),
@@ -89,11 +91,11 @@ async fn attack_http(at: SocketAddr) {
         assert!(answer.starts_with(&format!("HTTP/1.1 {kind}")), "{request}: {answer}");
         assert!(answer.contains("application/problem+json"), "{request}: {answer}");
     }
-    let mut silent = Vec::new();
-    for _ in 0..SILENT_CONNECTIONS {
+    let mut idle = Vec::new();
+    for _ in 0..IDLE_CONNECTIONS {
         let mut stream = TcpStream::connect(at).await.expect("a connection");
         stream.write_all(b"GET /v1/").await.expect("half a request");
-        silent.push(stream);
+        idle.push(stream);
     }
     let answer = exchange(at, b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
@@ -109,7 +111,7 @@ async fn attack_redis(at: SocketAddr) {
         vec![b'a'; 2 << 20],
         b"*1\r\n".repeat(10_000),
     ] {
-        break_off(at, &bytes).await;
+        send_and_shut_down(at, &bytes).await;
     }
     let answer = exchange(at, b"PING\r\nNONSENSE 1 2\r\nQUIT\r\n").await;
     assert!(answer.starts_with(b"+PONG\r\n-ERR"), "{}", String::from_utf8_lossy(&answer));
@@ -134,7 +136,7 @@ async fn attack_quic(at: SocketAddr) {
     }
 }
 
-/// Sends bytes, and returns what comes back until the other side closes, which it must.
+/// Sends bytes, and returns the response up to the close by the other side, which must happen.
 async fn exchange(at: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(at).await.expect("a connection");
     let (receive, mut send) = stream.split();
@@ -146,8 +148,8 @@ async fn exchange(at: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// Sends bytes and then an end, in the middle of what they begin; the other side must close, too.
-async fn break_off(at: SocketAddr, bytes: &[u8]) {
+/// Sends an incomplete request and shuts down the sending side; the other side must close the connection.
+async fn send_and_shut_down(at: SocketAddr, bytes: &[u8]) {
     let mut stream = TcpStream::connect(at).await.expect("a connection");
     let (receive, mut send) = stream.split();
     let write = async {
@@ -160,14 +162,14 @@ async fn break_off(at: SocketAddr, bytes: &[u8]) {
 async fn read_to_close(mut receive: ReadHalf<'_>) -> Vec<u8> {
     let mut answer = Vec::new();
     let read = async {
-        // A reset is a way to close.
+        // A reset also closes the connection.
         let _ = receive.read_to_end(&mut answer).await;
     };
     assert!(timeout(WITHIN, read).await.is_ok(), "the connection stays open");
     answer
 }
 
-/// The same noise each time.
+/// Pseudo-random bytes, the same each time.
 fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 0x2545_F491_4F6C_DD1D_u64;
     let mut next = || {
@@ -179,7 +181,7 @@ fn noise(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|_| next()).collect()
 }
 
-/// Memory that node 1 holds.
+/// Resident memory of node 1.
 fn resident_bytes(cluster: &Cluster) -> u64 {
     let pid = cluster.node(1).expect("a node").pid;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
@@ -188,7 +190,7 @@ fn resident_bytes(cluster: &Cluster) -> u64 {
 }
 
 #[tokio::test]
-async fn what_is_over_a_limit_is_refused_by_name() {
+async fn requests_over_a_limit_get_a_typed_refusal() {
     let cluster = start(1).await;
     let client = client(&cluster, 1);
     let none = PutOptions::default();

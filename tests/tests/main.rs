@@ -1,11 +1,12 @@
-//! Tests over real processes: clusters of the `flotilla` binary on the loopback interface, hurt on purpose.
+//! Tests over real processes: clusters of the `flotilla` binary on the loopback interface, with injected
+//! faults.
 //!
-//! Each test starts its own cluster and looks at it from outside, over HTTP and through its logs. Load is made by
-//! [`flotilla_tests::support::Workload`], which remembers what it was told about every write, so that losses and doublings show. A test
-//! whose load was too thin before the fault is void, and fails.
+//! Each test starts its own cluster and observes it from outside, over HTTP and through its logs.
+//! [`flotilla_tests::support::Workload`] generates load and records the outcome of every write, so that lost
+//! and duplicated writes are detected. A test whose load was too low before the fault is void, and fails.
 //!
-//! Deliberately absent: retries, fixed sleeps, fixed ports, and assertions on times. Whatever is waited for is polled with
-//! a bound. `FLOTILLA_TEST_DIR=path` keeps data and logs in a folder for each test.
+//! Deliberately absent: retries, fixed sleeps, fixed ports, and assertions on durations. All waiting is
+//! polling with a timeout. `FLOTILLA_TEST_DIR=path` keeps data and logs in a folder for each test.
 
 mod checker;
 mod crash;

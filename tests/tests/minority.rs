@@ -1,11 +1,11 @@
-//! Most nodes are down.
+//! A majority of nodes is down.
 
 use std::time::Duration;
 
 use flotilla_api::ProblemType;
 use flotilla_client::{Client, ClientError, ClientOptions, PutOptions};
 
-use flotilla_tests::support::{Workload, client, eventually, start, status, wait_whole};
+use flotilla_tests::support::{Workload, client, eventually, start, status, wait_replicated};
 
 /// Deadline of calls that cannot succeed.
 const DEADLINE: Duration = Duration::from_millis(1_000);
@@ -13,25 +13,25 @@ const DEADLINE: Duration = Duration::from_millis(1_000);
 const CALLS: usize = 3;
 
 #[tokio::test]
-async fn a_minority_answers_typed_errors_within_the_deadline_and_status_still_answers() {
+async fn a_minority_returns_typed_errors_within_the_deadline_and_still_serves_status() {
     let mut cluster = start(3).await;
-    let load = Workload::warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster.http_all()).await;
     let history = load.finish().await;
     cluster.kill(2).expect("a running node");
     cluster.kill(3).expect("a running node");
 
     let mut options = ClientOptions::new([cluster.http(1).expect("a node")]);
     options.timeout = DEADLINE;
-    let left = Client::new(options).expect("a client");
+    let survivor = Client::new(options).expect("a client");
     for number in 0..CALLS {
         let key = format!("minority/{number}");
-        let put = left.put("default", key.as_bytes(), "x".into(), &PutOptions::default()).await;
+        let put = survivor.put("default", key.as_bytes(), "x".into(), &PutOptions::default()).await;
         assert_refused("a put", put, &[ProblemType::OutcomeUnknown]);
-        assert_refused("a sum", left.add("default", key.as_bytes(), 1).await, &[ProblemType::OutcomeUnknown]);
-        assert_refused("a read", left.get("default", key.as_bytes()).await, &[]);
+        assert_refused("an add", survivor.add("default", key.as_bytes(), 1).await, &[ProblemType::OutcomeUnknown]);
+        assert_refused("a read", survivor.get("default", key.as_bytes()).await, &[]);
     }
-    eventually("the node that is left says that there is no quorum", async || {
-        let status = left.status().await.expect("a status without a quorum");
+    eventually("the surviving node reports that there is no quorum", async || {
+        let status = survivor.status().await.expect("a status without a quorum");
         if status.quorum || status.health.ok { Err(format!("{:?}", status.health)) } else { Ok(status) }
     })
     .await;
@@ -40,15 +40,15 @@ async fn a_minority_answers_typed_errors_within_the_deadline_and_status_still_an
     cluster.start_node(2).await.expect("a start on its data");
     cluster.start_node(3).await.expect("a start on its data");
     cluster.wait_ready().await.expect("a ready cluster");
-    wait_whole(&cluster, &[1, 2, 3]).await;
+    wait_replicated(&cluster, &[1, 2, 3]).await;
     history.verify(&client(&cluster, 1)).await;
     client(&cluster, 1).put("default", b"after", "x".into(), &PutOptions::default()).await.expect("a put");
 }
 
-/// The node itself must answer, before its own deadline is over: the client gives up later, with another error.
+/// Checks that the node itself refused, within its deadline: a client that gives up reports another error.
 fn assert_refused<T: std::fmt::Debug>(what: &str, answer: Result<T, ClientError>, also: &[ProblemType]) {
     let refusals = [ProblemType::Unavailable, ProblemType::DeadlineExceeded];
     let kind = answer.as_ref().err().and_then(ClientError::problem).map(|problem| problem.kind);
-    let fits = kind.is_some_and(|kind| refusals.contains(&kind) || also.contains(&kind));
-    assert!(fits, "{what} without a quorum: {answer:?}");
+    let is_typed = kind.is_some_and(|kind| refusals.contains(&kind) || also.contains(&kind));
+    assert!(is_typed, "{what} without a quorum: {answer:?}");
 }

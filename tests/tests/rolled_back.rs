@@ -1,4 +1,4 @@
-//! A data folder from before some acknowledged writes is put back.
+//! A node whose data folder is replaced by an older copy, without some acknowledged writes.
 
 use std::collections::BTreeSet;
 
@@ -7,40 +7,42 @@ use flotilla_client::{Client, ClientOptions, PutOptions};
 use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
-use flotilla_tests::support::{Fate, Workload, client, eventually, fate, start, status, wait_caught_up, wait_whole};
+use flotilla_tests::support::{
+    Workload, WriteOutcome, client, eventually, start, status, wait_caught_up, wait_replicated, write_outcome,
+};
 
 /// Deadline of a write that cannot succeed.
 const SHORT_MS: u64 = 1_500;
 
 #[tokio::test]
-async fn a_rolled_back_folder_is_noticed_and_loses_nothing() {
+async fn a_rolled_back_folder_is_detected_and_loses_no_write() {
     let mut cluster = start(3).await;
-    let load = Workload::warm(&cluster.http_all()).await;
-    copy_and_go_on(&mut cluster, 2).await;
-    load.more(400).await;
+    let load = Workload::start_warm(&cluster.http_all()).await;
+    back_up_and_restart(&mut cluster, 2).await;
+    load.wait_acknowledged(400).await;
     let id = status(&cluster, 2).await.node;
     let before = replicas_of(&cluster, 1, id).await;
     cluster.kill(2).expect("a running node");
-    load.more(100).await;
+    load.wait_acknowledged(100).await;
     cluster.restore(2).expect("a copy");
     cluster.start_node(2).await.expect("a start on the old data");
 
-    wait_noticed(&cluster, 2).await;
+    wait_detected(&cluster, 2).await;
     wait_replaced(&cluster, 1, id, &before).await;
-    wait_whole(&cluster, &[1, 2, 3]).await;
-    load.more(100).await;
+    wait_replicated(&cluster, &[1, 2, 3]).await;
+    load.wait_acknowledged(100).await;
     let history = load.finish().await;
     wait_caught_up(&cluster, 2, 1).await;
     history.verify(&client(&cluster, 2)).await;
 }
 
-/// Writes are acknowledged by nodes 1 and 2 while node 3 is stopped; then node 1 is down and node 2 has forgotten them. If
-/// node 2 voted, nodes 2 and 3 would go on without these writes.
+/// Nodes 1 and 2 acknowledge writes while node 3 is paused; then node 1 is down and node 2 has forgotten
+/// them. If node 2 voted, nodes 2 and 3 would continue without these writes.
 #[tokio::test]
 async fn a_rolled_back_node_does_not_vote_away_what_it_acknowledged() {
     let mut cluster = start(3).await;
-    copy_and_go_on(&mut cluster, 2).await;
-    // Node 3 hears how far node 2 is before it stops.
+    back_up_and_restart(&mut cluster, 2).await;
+    // Node 3 learns how far the log of node 2 reaches before it is paused.
     put_all(&client(&cluster, 1), "both").await;
     wait_caught_up(&cluster, 3, 1).await;
     put_all(&client(&cluster, 2), "both").await;
@@ -51,7 +53,7 @@ async fn a_rolled_back_node_does_not_vote_away_what_it_acknowledged() {
         put.map(drop).map_err(|error| error.to_string())
     })
     .await;
-    put_patiently(&client(&cluster, 1), "two").await;
+    put_all_with_retries(&client(&cluster, 1), "two").await;
 
     let id = status(&cluster, 2).await.node;
     let before = replicas_of(&cluster, 1, id).await;
@@ -60,20 +62,20 @@ async fn a_rolled_back_node_does_not_vote_away_what_it_acknowledged() {
     cluster.restore(2).expect("a copy");
     cluster.start_node(2).await.expect("a start on the old data");
     cluster.resume(3).expect("a stopped node");
-    wait_noticed(&cluster, 2).await;
+    wait_detected(&cluster, 2).await;
     for i in [2, 3] {
         let mut options = ClientOptions::new([cluster.http(i).expect("a node")]);
         options.timeout = std::time::Duration::from_millis(SHORT_MS);
         let client = Client::new(options).expect("a client");
         let answer = client.put("default", b"vote", "x".into(), &PutOptions::default()).await;
-        assert_ne!(fate(&answer), Fate::Acknowledged, "node 2 has voted");
+        assert_ne!(write_outcome(&answer), WriteOutcome::Acknowledged, "node 2 has voted");
         assert!(client.get("default", b"two/0").await.is_err(), "a strong read without a quorum");
     }
 
     cluster.start_node(1).await.expect("a start on its data");
     cluster.wait_node(1).await.expect("a ready node");
     wait_replaced(&cluster, 1, id, &before).await;
-    wait_whole(&cluster, &[1, 2, 3]).await;
+    wait_replicated(&cluster, &[1, 2, 3]).await;
     for prefix in ["both", "two"] {
         for number in 0..KEYS {
             let key = format!("{prefix}/{number}");
@@ -93,8 +95,8 @@ async fn put_all(client: &Client, prefix: &str) {
     }
 }
 
-/// The same while leaders change: a put of the same value may be repeated.
-async fn put_patiently(client: &Client, prefix: &str) {
+/// Like [`put_all`], while leaders change: a put of the same value may be repeated.
+async fn put_all_with_retries(client: &Client, prefix: &str) {
     for number in 0..KEYS {
         let key = format!("{prefix}/{number}");
         eventually("a put", async || {
@@ -105,8 +107,8 @@ async fn put_patiently(client: &Client, prefix: &str) {
     }
 }
 
-/// Copies the folder of node `i` while it is down, and has it back in the cluster.
-async fn copy_and_go_on(cluster: &mut Cluster, i: usize) {
+/// Backs up the folder of node `i` while it is stopped, and restarts it.
+async fn back_up_and_restart(cluster: &mut Cluster, i: usize) {
     cluster.kill(i).expect("a running node");
     cluster.backup(i).expect("data");
     cluster.start_node(i).await.expect("a start on its data");
@@ -114,7 +116,7 @@ async fn copy_and_go_on(cluster: &mut Cluster, i: usize) {
     wait_caught_up(cluster, i, i % 3 + 1).await;
 }
 
-/// The replicas on `node`, as node `i` sees them.
+/// The replicas on `node`, as node `i` reports them.
 async fn replicas_of(cluster: &Cluster, i: usize, node: NodeId) -> BTreeSet<(ShardId, ReplicaId)> {
     let status = status(cluster, i).await;
     let held = status.shards.iter().flat_map(|shard| shard.replicas.iter().map(|replica| (shard.id, replica)));
@@ -122,8 +124,8 @@ async fn replicas_of(cluster: &Cluster, i: usize, node: NodeId) -> BTreeSet<(Sha
 }
 
 /// Waits until node `i` reports that its log went backwards.
-async fn wait_noticed(cluster: &Cluster, i: usize) {
-    eventually("the roll-back is noticed", async || {
+async fn wait_detected(cluster: &Cluster, i: usize) {
+    eventually("the rollback is detected", async || {
         let events = client(cluster, i).recent_events().await.map_err(|error| error.to_string())?;
         match events.iter().find(|event| event.kind == "log_went_backwards") {
             Some(_) => Ok(()),
@@ -133,7 +135,7 @@ async fn wait_noticed(cluster: &Cluster, i: usize) {
     .await;
 }
 
-/// Waits until none of these replicas is left, and as many others are there instead.
+/// Waits until all of these replicas have been replaced by new ones.
 async fn wait_replaced(cluster: &Cluster, i: usize, node: NodeId, old: &BTreeSet<(ShardId, ReplicaId)>) {
     eventually("new replicas in place of the old ones", async || {
         let now = replicas_of(cluster, i, node).await;

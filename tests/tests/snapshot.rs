@@ -1,4 +1,4 @@
-//! A node that was away for longer than the log reaches back.
+//! Catching up by snapshot, after the other nodes have truncated their logs.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -9,25 +9,26 @@ use flotilla_local_cluster::Cluster;
 use flotilla_types::ShardId;
 
 use flotilla_tests::support::{
-    SMALL, WITHIN, Workload, applied, checkpoints, client, eventually, start_with, status, wait_caught_up, wait_whole,
+    SMALL_LIMITS, WITHIN, Workload, applied, checkpoints, client, eventually, start_with, status, wait_caught_up,
+    wait_replicated,
 };
 
-/// Entries that stay in the log.
+/// Entries that stay in the log below a checkpoint.
 const TAIL: u64 = 8;
 /// Bytes of a value.
 const VALUE_BYTES: usize = 8 << 10;
-/// Puts on their way at the same time.
+/// Puts in flight.
 const PARALLEL: usize = 8;
-/// More than enough rounds.
+/// Fills at most.
 const ROUNDS_MAX: usize = 60;
 
 #[tokio::test]
 async fn a_restarted_node_catches_up_by_snapshot_after_truncation() {
-    let mut cluster = start_with(3, &SMALL).await;
-    let load = Workload::warm(&cluster.http_all()).await;
+    let mut cluster = start_with(3, &SMALL_LIMITS).await;
+    let load = Workload::start_warm(&cluster.http_all()).await;
     let history = load.finish().await;
     cluster.kill(3).expect("a running node");
-    // Node 3 may have applied a little more than it said, so it is asked of those that are left, once nothing happens.
+    // Node 3 may have applied more than it reported, so node 1 is asked, when the load has stopped.
     let reached = applied(&status(&cluster, 1).await);
 
     let mut filled = 0;
@@ -41,12 +42,12 @@ async fn a_restarted_node_catches_up_by_snapshot_after_truncation() {
     cluster.start_node(3).await.expect("a start on its data");
     cluster.wait_ready().await.expect("a ready cluster");
     wait_caught_up(&cluster, 3, 1).await;
-    wait_whole(&cluster, &[1, 2, 3]).await;
+    wait_replicated(&cluster, &[1, 2, 3]).await;
     history.verify(&client(&cluster, 3)).await;
     read_filled_from(&cluster, filled, 3).await;
 }
 
-/// Whether every log of the node begins after `reached`.
+/// Whether every log of the node starts after `reached`.
 fn is_truncated(status: &ClusterStatus, reached: &BTreeMap<ShardId, u64>) -> bool {
     checkpoints(status).iter().all(|(id, checkpoint)| *checkpoint > reached.get(id).copied().unwrap_or_default() + TAIL)
 }
@@ -57,20 +58,20 @@ fn filling(round: usize, number: usize) -> (String, Bytes) {
     (key, value)
 }
 
-/// Puts 64 values, a few at a time.
+/// Puts 64 values, [`PARALLEL`] at a time.
 async fn fill(cluster: &Cluster, round: usize) {
     let mut puts = tokio::task::JoinSet::new();
-    for lane in 0..PARALLEL {
-        let client = client(cluster, 1 + lane % 2);
+    for task in 0..PARALLEL {
+        let client = client(cluster, 1 + task % 2);
         puts.spawn(async move {
-            for number in (lane..64).step_by(PARALLEL) {
+            for number in (task..64).step_by(PARALLEL) {
                 let (key, value) = filling(round, number);
-                let begun = Instant::now();
-                // With memtables as small as these, a leader may be too busy for a while.
+                let start = Instant::now();
+                // With memtables this small, a leader may refuse writes for a while.
                 while let Err(error) =
                     client.put("default", key.as_bytes(), value.clone(), &PutOptions::default()).await
                 {
-                    assert!(begun.elapsed() < WITHIN, "{key} is not put: {error}");
+                    assert!(start.elapsed() < WITHIN, "{key} is not put: {error}");
                 }
             }
         });
@@ -80,10 +81,10 @@ async fn fill(cluster: &Cluster, round: usize) {
     }
 }
 
-/// Waits until node `i` leads some of the filled records, and reads all of them.
+/// Reads all filled records, until node `i` serves some of them as a leader.
 async fn read_filled_from(cluster: &Cluster, rounds: usize, i: usize) {
     let id = status(cluster, i).await.node;
-    eventually("the node that was away leads shards again", async || {
+    eventually("the restarted node leads shards again", async || {
         let client = client(cluster, i);
         let mut served = 0;
         for round in 0..rounds {

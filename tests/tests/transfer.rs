@@ -14,12 +14,13 @@ use serde_json::Value;
 
 use flotilla_tests::support::{binary, client, start};
 
-/// Small files of the tree.
+/// Small files in the tree.
 const FILES: usize = 300;
-/// Near the longest value, and over it.
-const BIG: (usize, usize) = (3 << 20, 5 << 20);
+/// Sizes of a value close to the limit, and above it.
+const BIG_BYTES: usize = 3 << 20;
+const TOO_BIG_BYTES: usize = 5 << 20;
 
-/// Makes a tree of all kinds of files; returns what of it can be stored.
+/// Creates a tree with all kinds of files; returns those that can be stored.
 fn tree(root: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut files: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     for number in 0..FILES {
@@ -31,17 +32,17 @@ fn tree(root: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     files.insert(b"binary".to_vec(), (0..=255).cycle().take(10_000).collect());
     files.insert("ü/日本/100% {tag}?&#".as_bytes().to_vec(), b"names".to_vec());
     files.insert(b"not-utf8-\xff\xfe".to_vec(), b"bytes".to_vec());
-    files.insert(b"big".to_vec(), (0..BIG.0).map(|at| (at % 251) as u8).collect());
+    files.insert(b"big".to_vec(), (0..BIG_BYTES).map(|at| (at % 251) as u8).collect());
     for (name, content) in &files {
         let path = root.join(OsStr::from_bytes(name));
         fs::create_dir_all(path.parent().expect("below the root")).expect("a folder");
         fs::write(path, content).expect("a file");
     }
-    fs::write(root.join("too big"), vec![b'x'; BIG.1]).expect("a file");
+    fs::write(root.join("too big"), vec![b'x'; TOO_BIG_BYTES]).expect("a file");
     files
 }
 
-/// Everything below a folder.
+/// The files below a folder, by relative path.
 fn read_tree(root: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -59,7 +60,7 @@ fn read_tree(root: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     files
 }
 
-/// Runs a verb against node `i`; the exit code and the account that it prints.
+/// Runs a `kv` verb against node `i`; returns the exit code and the summary that it prints.
 fn flotilla(cluster: &Cluster, i: usize, arguments: &[&OsStr]) -> (Option<i32>, Value, Output) {
     let mut command = Command::new(binary());
     command.arg("--addr").arg(cluster.http(i).expect("a node")).args(["-o", "json", "kv"]).args(arguments);
@@ -107,11 +108,11 @@ async fn import_and_export_round_trip() {
     fs::remove_dir_all(&target).expect("a folder");
     let (code, ..) = flotilla(&cluster, 2, &words(&["export", "--dir"], &target));
     assert_eq!(code, Some(0));
-    assert!(read_tree(&target) == files, "the tree differs after a way through JSON lines");
+    assert!(read_tree(&target) == files, "the tree differs after a round trip through JSON lines");
 }
 
 #[tokio::test]
-async fn exit_codes_tell_missing_from_unavailable() {
+async fn exit_codes_distinguish_missing_from_unavailable() {
     let mut cluster = start(1).await;
     let code = |cluster: &Cluster, arguments: &[&str]| {
         let arguments: Vec<_> = arguments.iter().map(OsStr::new).collect();

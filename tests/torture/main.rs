@@ -1,4 +1,5 @@
-//! The long set: scenarios in rounds, or crashes at every place. `cargo xtask torture` builds a node with failpoints and runs this.
+//! The long fault tests: all scenarios in rounds, or crashes at every failpoint. `cargo xtask torture` builds
+//! a node with failpoints and runs this.
 
 mod report;
 
@@ -10,45 +11,45 @@ use flotilla_tests::{ALL, crashes, named, scenario};
 
 use report::Outcome;
 
-/// Hurts clusters of real processes.
+/// Inject faults into clusters of real processes
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Where the report goes
+    /// Folder for the report
     #[arg(long, global = true, default_value = "target/torture")]
     report: PathBuf,
-    /// The first seed
+    /// Seed of the first round
     #[arg(long, global = true, default_value_t = 1)]
     seed: u64,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Names all scenarios and places
+    /// List all scenarios and failpoints
     List,
-    /// Runs scenarios, each round from another seed
+    /// Run scenarios, each round with the next seed
     Scenarios(Scenarios),
-    /// Crashes nodes at places
+    /// Crash nodes at failpoints
     Failpoints(Failpoints),
 }
 
 #[derive(Args)]
 struct Scenarios {
-    /// Only this one; may be repeated
+    /// Only this scenario; may be repeated
     #[arg(long)]
     scenario: Vec<String>,
-    /// How often
+    /// Number of rounds
     #[arg(long, default_value_t = 1)]
     rounds: u64,
 }
 
 #[derive(Args)]
 struct Failpoints {
-    /// Only this one; may be repeated
+    /// Only this failpoint; may be repeated
     #[arg(long)]
     place: Vec<Place>,
-    /// Crashes at each place
+    /// Crashes at each failpoint
     #[arg(long, default_value_t = 100)]
     times: u32,
 }
@@ -60,8 +61,8 @@ fn main() -> ExitCode {
             list();
             return ExitCode::SUCCESS;
         }
-        Command::Scenarios(wanted) => scenarios(wanted, arguments.seed),
-        Command::Failpoints(wanted) => Ok(failpoints(wanted, arguments.seed)),
+        Command::Scenarios(options) => scenarios(options, arguments.seed),
+        Command::Failpoints(options) => Ok(failpoints(options, arguments.seed)),
     };
     let saved = outcome.and_then(|outcome| {
         println!("\n{}", outcome.table());
@@ -87,19 +88,19 @@ fn list() {
     crashes::places().for_each(|place| println!("{place}"));
 }
 
-fn scenarios(wanted: &Scenarios, seed: u64) -> anyhow::Result<Outcome> {
+fn scenarios(options: &Scenarios, seed: u64) -> anyhow::Result<Outcome> {
     let mut chosen = Vec::new();
-    for name in &wanted.scenario {
-        chosen.push(named(name).ok_or_else(|| anyhow::anyhow!("there is no scenario `{name}`; `list` names them"))?);
+    for name in &options.scenario {
+        chosen.push(named(name).ok_or_else(|| anyhow::anyhow!("no scenario `{name}`; `list` shows all"))?);
     }
     if chosen.is_empty() {
         chosen = ALL.iter().collect();
     }
     let mut outcome = Outcome::scenarios();
-    for round in 0..wanted.rounds {
+    for round in 0..options.rounds {
         for scenario in &chosen {
             let seed = seed + round;
-            // A panic in a scenario is that scenario's failure.
+            // A panic fails its scenario only.
             let run = std::panic::catch_unwind(|| scenario::run(scenario, seed));
             let run = run.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")));
             println!("{}", outcome.add_scenario(scenario.name, seed, run));
@@ -108,11 +109,11 @@ fn scenarios(wanted: &Scenarios, seed: u64) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-fn failpoints(wanted: &Failpoints, seed: u64) -> Outcome {
+fn failpoints(options: &Failpoints, seed: u64) -> Outcome {
     let mut outcome = Outcome::failpoints();
-    let all: Vec<Place> = if wanted.place.is_empty() { crashes::places().collect() } else { wanted.place.clone() };
+    let all: Vec<Place> = if options.place.is_empty() { crashes::places().collect() } else { options.place.clone() };
     for place in all {
-        let row = crashes::crash_at(place, wanted.times, seed);
+        let row = crashes::crash_at(place, options.times, seed);
         println!("{}", outcome.add_row(row));
     }
     outcome

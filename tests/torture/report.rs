@@ -1,4 +1,4 @@
-//! What a run came to: a line for each step, a table, and files for people and programs.
+//! The report of a run: a line per step, a table, a Markdown file for people and a JSON file for programs.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use flotilla_tests::{crashes::Row, scenario::Report};
 use serde_json::{Value, json};
 
-/// What came of everything so far.
+/// The results so far.
 pub(crate) struct Outcome {
     name: &'static str,
     header: &'static str,
@@ -28,7 +28,7 @@ impl Outcome {
     pub(crate) fn scenarios() -> Self {
         Self::new(
             "scenarios",
-            "| scenario | seed | result | operations | certain | replicas equal after | memory | took |\n|---|---|---|---|---|---|---|---|",
+            "| scenario | seed | result | operations | completed | replicas equal after | memory | took |\n|---|---|---|---|---|---|---|---|",
         )
     }
 
@@ -36,21 +36,21 @@ impl Outcome {
         Self::new("failpoints", "| place | crashes | tries | operations | took | result |\n|---|---|---|---|---|---|")
     }
 
-    /// Returns the line to show.
+    /// Adds the result of a scenario; returns its line of the table.
     pub(crate) fn add_scenario(&mut self, name: &str, seed: u64, run: anyhow::Result<Report>) -> String {
         let (line, detail) = match run {
             Ok(report) => {
                 let line = match &report.skipped {
                     Some(reason) => {
                         self.skipped += 1;
-                        format!("| {name} | {seed} | left out: {reason} | | | | | |")
+                        format!("| {name} | {seed} | skipped: {reason} | | | | | |")
                     }
                     None => {
                         self.passed += 1;
                         format!(
                             "| {name} | {seed} | passed | {} | {} | {} ms | {} MiB | {} s |",
                             report.operations,
-                            report.certain,
+                            report.completed,
                             report.equal_after_ms,
                             report.memory_mib,
                             report.took_ms / 1_000
@@ -61,9 +61,9 @@ impl Outcome {
             }
             Err(error) => {
                 self.failed += 1;
-                let said = one_line(&format!("{error:#}"));
+                let summary = one_line(&format!("{error:#}"));
                 (
-                    format!("| {name} | {seed} | **failed**: {said} | | | | | |"),
+                    format!("| {name} | {seed} | **failed**: {summary} | | | | | |"),
                     json!({ "scenario": name, "seed": seed, "error": format!("{error:#}") }),
                 )
             }
@@ -73,7 +73,7 @@ impl Outcome {
         line
     }
 
-    /// Returns the line to show.
+    /// Adds the result of a failpoint; returns its line of the table.
     pub(crate) fn add_row(&mut self, row: Row) -> String {
         let result = match &row.error {
             None => "passed".to_owned(),
@@ -96,22 +96,22 @@ impl Outcome {
     }
 
     pub(crate) fn table(&self) -> String {
-        let sum = format!("{} passed, {} failed, {} left out", self.passed, self.failed, self.skipped);
+        let sum = format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped);
         format!("{}\n{}\n\n{sum}\n", self.header, self.lines.join("\n"))
     }
 
-    /// Writes both files and says where they are.
+    /// Writes both files and returns their paths.
     pub(crate) fn save(&self, folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        let people = folder.join(format!("{}.md", self.name));
-        let programs = folder.join(format!("{}.json", self.name));
-        fs::write(&people, self.table())?;
-        fs::write(&programs, serde_json::to_vec_pretty(&self.details)?)?;
-        Ok((people, programs))
+        let markdown = folder.join(format!("{}.md", self.name));
+        let json = folder.join(format!("{}.json", self.name));
+        fs::write(&markdown, self.table())?;
+        fs::write(&json, serde_json::to_vec_pretty(&self.details)?)?;
+        Ok((markdown, json))
     }
 }
 
-/// The beginning of an error, fit for a table.
+/// The start of an error message, escaped for a table cell.
 fn one_line(error: &str) -> String {
     const SHOWN: usize = 200;
     let line: String = error.chars().map(|it| if it == '\n' || it == '|' { ' ' } else { it }).take(SHOWN).collect();

@@ -1,18 +1,20 @@
-//! `bench`: Flotilla, etcd and Redis under the same closed loop, on one machine, in one run.
+//! `bench`: Flotilla, etcd and Redis under the same closed-loop load, on one machine, in one run.
 //!
-//! Every connection keeps a fixed number of requests in flight, so throughput and latency belong together, and quantiles are those of
-//! a closed loop. The load runs on the same machine as what it measures, and says what processor time it took itself; compare rows of
-//! one run with each other, never with another machine's. Systems run one after another, so that an idle one takes nothing.
+//! Every connection keeps a fixed number of requests in flight, so throughput and latency are coupled, and
+//! quantiles are those of a closed loop. The load generator shares the machine with the servers and reports
+//! its own CPU time; compare rows of one run with each other, never with another machine's. Systems run one
+//! after another, so that an idle one takes no resources.
 
 mod arguments;
 mod failover;
+mod flotilla;
 mod forwarding;
 mod grpc;
 mod hpack;
+mod http;
 mod keys;
 mod load;
 mod measure;
-mod own;
 mod peers;
 mod plan;
 mod plot;
@@ -21,7 +23,6 @@ mod protocol;
 mod ratios;
 mod report;
 mod resp;
-mod web;
 mod workload;
 
 use std::{
@@ -31,85 +32,84 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 pub(crate) use self::arguments::Arguments;
 use self::{
+    flotilla::Flotilla,
     keys::{Keys, Popularity},
-    measure::{Family, Pressure, Span, System, fill, measure},
-    own::Own,
+    measure::{Concurrency, Family, System, Timing, fill, measure},
     peers::Peer,
-    plan::{Case, LocalReads, Pipelining, Wanted},
+    plan::{Case, LocalReads, Pipelining, Selection},
     plot::{Line, Panel},
     protocol::Wire,
     report::{Report, Row},
     workload::{Values, Workload},
 };
-use crate::workspace::{self, Profile, build_node, cargo};
+use crate::workspace::{self, Profile, build_node};
 
-/// How long a system is asked whether it offers something.
+/// How long a system is probed for local reads.
 const PROBE: Duration = Duration::from_millis(50);
 
-/// One run: what is asked for, and what came of it.
+/// One run: its arguments and its report.
 struct Run<'a> {
     arguments: &'a Arguments,
-    wanted: Wanted,
+    selection: Selection,
     values: Values,
     target: PathBuf,
     report: Report,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    if cfg!(debug_assertions) {
-        // An unoptimised load would measure itself.
-        let own = std::env::args_os().skip(1);
-        return workspace::run(cargo().args(["run", "--quiet", "--release", "--package", "xtask", "--"]).args(own));
-    }
+    // An unoptimised load generator would measure itself.
+    ensure!(!cfg!(debug_assertions), "run `cargo xtask bench` without the feature: it builds what it needs");
     let mut run = Run {
         arguments,
-        wanted: arguments.wanted(),
+        selection: arguments.selection(),
         values: Values::new(arguments.value_bytes),
         target: workspace::metadata()?.target_directory,
         report: Report::new(arguments.value_bytes, arguments.seconds),
     };
     let start = Instant::now();
-    // What was measured is told even when something breaks later.
+    // Rows are reported even if a later step fails.
     let outcome = run.all();
     run.report.note(format!("took {:.0} s", start.elapsed().as_secs_f64()));
-    run.tell()?;
+    run.publish()?;
     outcome
 }
 
 impl Run<'_> {
     fn all(&mut self) -> Result<()> {
-        let given = self.arguments.given();
-        if !given.is_empty() {
-            return self.given(given);
+        let external = self.arguments.external_servers();
+        if !external.is_empty() {
+            return self.external(external);
         }
         let binary = build_node(Profile::Release)?;
         if self.arguments.has_matrix() {
-            let own = Own::start(binary.clone(), &self.target, self.arguments.nodes(), self.arguments.shards())?;
-            self.rows(&own.system(Wire::Redis)?, Filled::No)?;
-            self.rows(&own.system(Wire::Http)?, Filled::ByOtherProtocol)?;
-            drop(own);
+            let flotilla =
+                Flotilla::start(binary.clone(), &self.target, self.arguments.nodes(), self.arguments.shards())?;
+            self.rows(&flotilla.system(Wire::Redis)?, Filled::No)?;
+            self.rows(&flotilla.system(Wire::Http)?, Filled::ByOtherProtocol)?;
+            drop(flotilla);
             self.peers()?;
         }
         if self.arguments.has_curve() {
             for (nodes, shards) in self.arguments.curve() {
-                let own = Own::start(binary.clone(), &self.target, nodes, shards)?;
-                self.curve_point(&own.system(Wire::Redis)?)?;
+                let flotilla = Flotilla::start(binary.clone(), &self.target, nodes, shards)?;
+                self.curve_point(&flotilla.system(Wire::Redis)?)?;
             }
         }
         if self.arguments.has_forwarding() {
-            let own = Own::start(binary.clone(), &self.target, self.arguments.nodes(), self.arguments.shards())?;
-            let (keys, standard) = (self.wanted.keys[0], self.wanted.standard());
-            forwarding::run(&own, keys, standard, self.arguments.span(), &self.values, &mut self.report)?;
+            let flotilla =
+                Flotilla::start(binary.clone(), &self.target, self.arguments.nodes(), self.arguments.shards())?;
+            let (keys, standard) = (self.selection.keys[0], self.selection.standard());
+            forwarding::run(&flotilla, keys, standard, self.arguments.timing(), &self.values, &mut self.report)?;
         }
         if self.arguments.kills() > 0 {
             let kills = self.arguments.kills();
-            let mut own = Own::start(binary, &self.target, self.arguments.nodes(), self.arguments.shards())?;
-            failover::run(&mut own, kills, &mut self.report)?;
-            drop(own);
+            let mut flotilla = Flotilla::start(binary, &self.target, self.arguments.nodes(), self.arguments.shards())?;
+            failover::run(&mut flotilla, kills, &mut self.report)?;
+            drop(flotilla);
             if !self.arguments.no_peers && workspace::is_installed("etcd", &["--version"]) {
                 failover::run_etcd(&self.target, kills, &mut self.report)?;
             }
@@ -117,11 +117,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Servers that somebody else started.
-    fn given(&mut self, given: Vec<(Wire, Vec<SocketAddr>)>) -> Result<()> {
-        for (wire, servers) in given {
-            let name = "given".to_owned();
-            self.rows(&System { family: Family::Given, name, wire, servers, pids: Vec::new() }, Filled::No)?;
+    /// Measures running servers named by their addresses.
+    fn external(&mut self, external: Vec<(Wire, Vec<SocketAddr>)>) -> Result<()> {
+        for (wire, servers) in external {
+            let name = "external".to_owned();
+            self.rows(&System { family: Family::External, name, wire, servers, pids: Vec::new() }, Filled::No)?;
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ impl Run<'_> {
             [("redis-server", "redis-server", Peer::redis), ("etcd", "etcd-server", Peer::etcd)];
         for (program, package, start) in peers {
             if !workspace::is_installed(program, &["--version"]) {
-                self.report.note(format!("{program} is not installed, its rows are missing: apt install {package}"));
+                self.report.note(format!("{program} is not installed, so its rows are missing: apt install {package}"));
                 continue;
             }
             let folder = tempfile::Builder::new().prefix(&format!("bench-{program}-")).tempdir_in(&self.target)?;
@@ -146,26 +146,27 @@ impl Run<'_> {
 
     fn rows(&mut self, system: &System, filled: Filled) -> Result<()> {
         let local = self.local_reads(system)?;
-        let (mut held, cases) = (0, self.wanted.cases(system.wire, local));
+        let (mut filled_keys, cases) = (0, self.selection.cases(system.wire, local));
         for case in cases {
-            if held != case.keys && filled == Filled::No {
+            if filled_keys != case.keys && filled == Filled::No {
                 fill(system, case.keys, &self.values)?;
             }
-            held = case.keys;
+            filled_keys = case.keys;
             self.row(system, case)?;
         }
         Ok(())
     }
 
-    /// The Redis protocol has none, and a server may know of them and offer none.
+    /// Whether a system serves local reads: the Redis protocol has none, and a server may refuse them.
     fn local_reads(&mut self, system: &System) -> Result<LocalReads> {
-        if system.wire == Wire::Redis || !self.wanted.workloads.contains(&Workload::GetLocal) {
+        if system.wire == Wire::Redis || !self.selection.workloads.contains(&Workload::GetLocal) {
             return Ok(LocalReads::Refused);
         }
         let one = System { servers: system.servers[..1].to_vec(), ..system.clone() };
         fill(&one, 1, &self.values)?;
-        let (lone, span) = (Pressure { connections: 1, in_flight: 1 }, Span { warm_up: Duration::ZERO, time: PROBE });
-        let outcome = measure(&one, (Workload::GetLocal, &Keys::Uniform(1)), lone, span, &self.values)?;
+        let (single, timing) =
+            (Concurrency { connections: 1, in_flight: 1 }, Timing { warm_up: Duration::ZERO, time: PROBE });
+        let outcome = measure(&one, (Workload::GetLocal, &Keys::Uniform(1)), single, timing, &self.values)?;
         let Some(refusal) = outcome.first_refusal else { return Ok(LocalReads::Offered) };
         self.report.note(format!("{} {} offers no local reads: {refusal}", system.name, system.wire.name()));
         Ok(LocalReads::Refused)
@@ -173,23 +174,23 @@ impl Run<'_> {
 
     fn row(&mut self, system: &System, case: Case) -> Result<()> {
         let keys = Keys::new(case.keys, case.popularity);
-        let outcome = measure(system, (case.workload, &keys), case.pressure, self.arguments.span(), &self.values)?;
+        let outcome = measure(system, (case.workload, &keys), case.concurrency, self.arguments.timing(), &self.values)?;
         self.report.add(Row::new(system, case, self.values.length(), &outcome));
         Ok(())
     }
 
-    /// Writes and reads at the standard pressure.
+    /// Measures writes and reads at the standard load.
     fn curve_point(&mut self, system: &System) -> Result<()> {
-        let (keys, pressure) = (self.wanted.keys[0], self.wanted.standard());
+        let (keys, concurrency) = (self.selection.keys[0], self.selection.standard());
         fill(system, keys, &self.values)?;
         for workload in [Workload::Set, Workload::Get] {
             let (popularity, pipelining) = (Popularity::Uniform, Pipelining::On);
-            self.row(system, Case { workload, popularity, keys, pressure, pipelining })?;
+            self.row(system, Case { workload, popularity, keys, concurrency, pipelining })?;
         }
         Ok(())
     }
 
-    fn tell(&self) -> Result<()> {
+    fn publish(&self) -> Result<()> {
         self.report.print();
         let json = self.arguments.json.clone().unwrap_or_else(|| self.target.join("bench.json"));
         fs::write(&json, self.report.to_json()?).with_context(|| json.display().to_string())?;
@@ -200,10 +201,10 @@ impl Run<'_> {
             let title = format!(
                 "Throughput against p99, {}-byte values, {} connections",
                 self.values.length(),
-                self.wanted.connections
+                self.selection.connections
             );
             fs::write(&path, plot::svg(&title, &panels)).with_context(|| path.display().to_string())?;
-            println!("picture: {}", path.display());
+            println!("plot: {}", path.display());
         }
         Ok(())
     }
@@ -212,14 +213,14 @@ impl Run<'_> {
 /// Starts a peer in a folder.
 type StartPeer = fn(&Path) -> Result<Peer>;
 
-/// Whether a system has the keys already.
+/// Whether a system already holds the keys.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Filled {
     No,
     ByOtherProtocol,
 }
 
-/// Every sweep of more than one point, those of one workload and number of keys together.
+/// Panels with every sweep of more than one point, grouped by workload and number of keys.
 fn panels(rows: &[Row]) -> Vec<Panel> {
     let mut panels: Vec<Panel> = Vec::new();
     for row in rows.iter().filter(|row| ratios::is_first(rows, row)) {

@@ -1,7 +1,8 @@
-//! What the `cluster-*` commands share: finding the cluster, starting processes that outlive the command, waiting.
+//! Shared code of the `cluster-*` commands: finding the cluster, starting processes that outlive the command,
+//! waiting.
 //!
-//! The folder holds `cluster.json`, one data folder and one log per node, and `binary`, a file with the path of the
-//! binary that runs it, so that a node is started again by the same one.
+//! The folder holds `cluster.json`, one data folder and one log per node, and `binary`, a file with the path
+//! of the binary, so that nodes are restarted with the same one.
 
 pub(crate) mod add;
 pub(crate) mod down;
@@ -21,17 +22,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use flotilla_local_cluster::{Layout, Node, READY_WITHIN, Start, command, is_ready, is_whole, log_tail, token};
+use flotilla_local_cluster::{
+    Layout, Node, READY_WITHIN, Start, command, is_fully_replicated, is_ready, log_tail, token,
+};
 
 use crate::workspace;
 
-/// Time between two looks at a node that is waited for.
+/// Interval between polls.
 const POLL_EVERY: Duration = Duration::from_millis(50);
-/// Lines of a log that are shown when its node ended.
+/// Log lines printed when a node exits unexpectedly.
 const TAIL_LINES: usize = 30;
 const BINARY_FILE: &str = "binary";
 
-/// Where the cluster is.
+/// The `--dir` option.
 #[derive(clap::Args)]
 pub(crate) struct Folder {
     /// The cluster's folder [default: target/cluster of the workspace]
@@ -40,7 +43,7 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// Absolute, because nodes are told of it and recognised by it.
+    /// The absolute path: nodes get it as an argument and are recognised by it.
     fn path(&self) -> Result<PathBuf> {
         let dir = self.dir.clone().unwrap_or_else(|| workspace::root().join("target/cluster"));
         Ok(std::path::absolute(dir)?)
@@ -50,22 +53,22 @@ impl Folder {
     fn open(&self) -> Result<(PathBuf, Layout)> {
         let dir = self.path()?;
         let layout = Layout::load(&dir)?;
-        let hint = || format!("there is no cluster in {}: start one with `cargo xtask cluster-up`", dir.display());
+        let hint = || format!("no cluster in {}: start one with `cargo xtask cluster-up`", dir.display());
         Ok((dir.clone(), layout.with_context(hint)?))
     }
 }
 
-/// A cluster's processes while one command works on them.
+/// The cluster's processes, for the duration of one command.
 struct Fleet {
     dir: PathBuf,
     binary: PathBuf,
     layout: Layout,
-    /// What this command has started, by the node's place.
+    /// Processes started by this command, with the node's index.
     started: Vec<(usize, Child)>,
 }
 
 impl Fleet {
-    /// The cluster in `dir`, to be run by `binary` from now on.
+    /// The cluster in `dir`, run with `binary` from now on.
     fn new(dir: PathBuf, layout: Layout, binary: PathBuf) -> Result<Self> {
         fs::create_dir_all(&dir)?;
         fs::write(dir.join(BINARY_FILE), binary.as_os_str().as_encoded_bytes())?;
@@ -73,26 +76,28 @@ impl Fleet {
         Ok(Self { dir, binary, layout, started: Vec::new() })
     }
 
-    /// The cluster in `dir`, run by the same binary as before.
+    /// The cluster in `dir`, run with the same binary as before.
     fn open(dir: PathBuf, layout: Layout) -> Result<Self> {
-        let binary = PathBuf::from(fs::read_to_string(dir.join(BINARY_FILE)).context("no binary is noted")?);
-        ensure!(binary.is_file(), "{} is gone: build it again", binary.display());
+        let binary =
+            PathBuf::from(fs::read_to_string(dir.join(BINARY_FILE)).context("the path of the binary is not recorded")?);
+        ensure!(binary.is_file(), "{} no longer exists: build it again", binary.display());
         Ok(Self { dir, binary, layout, started: Vec::new() })
     }
 
-    /// Starts all nodes that are down, and waits for the whole cluster. Those with data go first: without them there
-    /// may be nobody whom the others could join.
+    /// Starts all stopped nodes, and waits until the cluster is ready. Nodes with data start first: without
+    /// them there may be no cluster to join.
     fn start_all(&mut self) -> Result<()> {
-        let down = |i: &usize| !self.layout.nodes[*i].is_running();
+        let is_down = |i: &usize| !self.layout.nodes[*i].is_running();
         let (old, new): (Vec<usize>, Vec<usize>) =
-            (0..self.layout.nodes.len()).filter(down).partition(|i| has_data(&self.layout.nodes[*i].data_dir));
+            (0..self.layout.nodes.len()).filter(is_down).partition(|i| has_data(&self.layout.nodes[*i].data_dir));
         for i in old.into_iter().chain(new) {
             self.start(i)?;
         }
         self.wait_ready()
     }
 
-    /// Starts node `i`: as the first of a new cluster, on its data, or as a new member, whichever fits the folders.
+    /// Starts node `i`: on its data if it has any, else as the first node of a new cluster or as a joining
+    /// node.
     fn start(&mut self, i: usize) -> Result<()> {
         let node = &self.layout.nodes[i];
         for addr in [node.http, node.redis] {
@@ -118,7 +123,7 @@ impl Fleet {
         self.spawn(i, Start::Join { peers: &peers, token: &token })
     }
 
-    /// A token from whichever running node gives one.
+    /// A join token from the first running node that issues one.
     async fn token(&self) -> Result<String> {
         let mut last = None;
         for node in self.layout.nodes.iter().filter(|node| node.is_running()) {
@@ -133,7 +138,7 @@ impl Fleet {
     fn spawn(&mut self, i: usize, start: Start<'_>) -> Result<()> {
         let node = &mut self.layout.nodes[i];
         let mut command = command(&self.binary, node, start)?;
-        // A process group of its own: Ctrl-C and the end of this command do not reach it.
+        // Its own process group, so that Ctrl-C does not reach it.
         let child =
             command.process_group(0).spawn().with_context(|| format!("cannot run {}", self.binary.display()))?;
         node.pid = child.id();
@@ -142,14 +147,14 @@ impl Fleet {
         Ok(self.layout.save(&self.dir)?)
     }
 
-    /// Waits until every running node is ready and every shard is whole.
+    /// Waits until every running node is ready and every shard is fully replicated.
     fn wait_ready(&mut self) -> Result<()> {
         let running = self.layout.nodes.iter().filter(|node| node.is_running());
         let urls: Vec<String> = running.map(Node::http_url).collect();
         let start = Instant::now();
         self.wait("the cluster", async || {
             for url in &urls {
-                if !is_whole(url, urls.len()).await {
+                if !is_fully_replicated(url, urls.len()).await {
                     return false;
                 }
             }
@@ -168,7 +173,7 @@ impl Fleet {
                     if let Some(status) = child.try_wait()? {
                         let node = &self.layout.nodes[*i];
                         let (name, log) = (&node.name, node.log.display());
-                        bail!("{name} ended ({status}). The end of {log}:\n{}", log_tail(&node.log, TAIL_LINES));
+                        bail!("{name} exited ({status}). End of {log}:\n{}", log_tail(&node.log, TAIL_LINES));
                     }
                 }
                 if start.elapsed() > READY_WITHIN {
@@ -184,14 +189,14 @@ impl Fleet {
         })
     }
 
-    fn place(&self, name: &str) -> Result<usize> {
+    fn index_of(&self, name: &str) -> Result<usize> {
         self.layout.nodes.iter().position(|node| node.name == name).with_context(|| unknown(name, &self.layout))
     }
 }
 
 fn unknown(name: &str, layout: &Layout) -> String {
     let names: Vec<&str> = layout.nodes.iter().map(|node| node.name.as_str()).collect();
-    format!("there is no node {name}; there are {}", names.join(", "))
+    format!("no node {name}; the nodes are {}", names.join(", "))
 }
 
 fn has_data(dir: &Path) -> bool {

@@ -1,25 +1,24 @@
-//! The layer rules: who may depend on whom, and which crate owns which library.
+//! The layer rules: which crate may depend on which, and which library belongs to which crate.
 //!
-//! Arrows go only downwards. A crate may use what its row allows; `below` stands for every lower layer. Crates that a
-//! test needs (dev-dependencies) are free. Checked by `cargo xtask lint` and by a test here.
+//! Dependencies point only downwards. A crate may use what its row allows. Dev-dependencies on crates of the
+//! workspace are not restricted. Checked by `cargo xtask lint` and by a test here.
 
 use anyhow::{Result, ensure};
 
 use crate::workspace::{self, Package};
 
-/// How many crates of the workspace one crate may use, the vocabulary (`types`) not counted. The assemblies
-/// ([`ASSEMBLIES`]) may use more.
+/// Workspace crates that a crate may use at most, not counting `types`. [`ASSEMBLIES`] may use more.
 const INTERNAL_MAX: usize = 6;
-/// Crates that use more than that all the same, and how many: these numbers may only become smaller.
+/// Exceptions to [`INTERNAL_MAX`] with their own limits, which may only decrease.
 const OVER_MAX: &[(&str, usize)] = &[("control", 7)];
-/// Crates that put everything together.
+/// Crates that assemble all others.
 const ASSEMBLIES: &[&str] = &["node", "sim"];
 
-/// What a crate may use of the workspace.
+/// The workspace crates that a crate may use.
 enum May {
-    /// These.
+    /// Only these.
     Use(&'static [&'static str]),
-    /// Every lower layer, and these of its own.
+    /// All crates of lower layers, and these of its own layer.
     Below(&'static [&'static str]),
 }
 
@@ -29,9 +28,9 @@ type Row = (&'static str, u8, May);
 const LAYERS: &[Row] = &[
     ("types", 0, May::Use(&[])),
     ("failpoints", 0, May::Use(&[])),
-    // Judges histories of anything; knows nothing of Flotilla.
+    // Checks histories of any system; independent of Flotilla.
     ("checker", 0, May::Use(&[])),
-    // Spoils the bytes of anything; only tests use it.
+    // Mutates arbitrary bytes; only tests use it.
     ("hostile", 0, May::Use(&[])),
     ("wire", 1, May::Use(&["types"])),
     ("identity", 1, May::Use(&["types"])),
@@ -46,7 +45,7 @@ const LAYERS: &[Row] = &[
     ("transport", 2, May::Use(&["types", "wire", "identity"])),
     ("raft-log", 2, May::Use(&["types", "failpoints", "storage"])),
     ("state", 2, May::Use(&["types", "failpoints", "storage", "objects"])),
-    // Generic over the state machine: it knows neither kv nor meta.
+    // Generic over the state machine: independent of kv and meta.
     (
         "replication",
         3,
@@ -66,7 +65,7 @@ const LAYERS: &[Row] = &[
             "state",
         ]),
     ),
-    // route is pure and below everything that waits; control tries again by its rules.
+    // route is pure; control uses its retry rules.
     ("control", 4, May::Below(&["route"])),
     ("route", 4, May::Use(&["types", "placement"])),
     ("gateway", 5, May::Below(&[])),
@@ -75,14 +74,14 @@ const LAYERS: &[Row] = &[
     ("node", 6, May::Below(&[])),
     ("sim", 6, May::Below(&[])),
     ("local-cluster", 6, May::Use(&["types", "api", "client"])),
-    // Outside the product: nothing may use these.
+    // Not part of the product: no crate may use these.
     ("tests", 7, May::Below(&[])),
     ("xtask", 7, May::Use(&["api", "client", "local-cluster", "placement"])),
 ];
 
-/// Libraries that stay behind one crate's walls, and the crates that may name them.
+/// Libraries that only the named crates may use, so that their types do not spread.
 const OWNERS: &[(&str, &[&str])] = &[
-    // raft-log may use raft's entry type, privately, because raft-engine asks for a protobuf 2 message.
+    // raft-log uses raft's entry type internally, because raft-engine requires a protobuf 2 message.
     ("raft", &["consensus", "raft-log"]),
     ("raft-proto", &["consensus", "raft-log"]),
     ("protobuf", &["consensus", "raft-log"]),
@@ -92,18 +91,18 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("quinn", &["transport"]),
     ("foca", &["membership"]),
     ("rcgen", &["identity"]),
-    // The node installs the provider once.
+    // The node installs the crypto provider.
     ("rustls", &["identity", "transport", "node"]),
     ("rustls-webpki", &["identity"]),
     ("axum", &["gateway"]),
     ("redis-protocol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
     ("fastcdc", &["objects"]),
-    // So that its registry, which is global, has one way in.
+    // Its registry is global, so only one crate accesses it.
     ("fail", &["failpoints"]),
 ];
 
-/// Checks the workspace as it is.
+/// Checks the dependencies of all workspace crates.
 pub(crate) fn check_workspace() -> Result<()> {
     let problems = problems(&workspace::metadata()?.packages);
     ensure!(problems.is_empty(), "\n  {}", problems.join("\n  "));
@@ -170,28 +169,28 @@ mod tests {
     }
 
     #[test]
-    fn the_workspace_keeps_its_layers() {
+    fn the_workspace_follows_the_layer_rules() {
         let packages = workspace::metadata().expect("cargo metadata").packages;
         assert_eq!(problems(&packages), Vec::<String>::new());
     }
 
     #[test]
-    fn what_users_build_has_no_failpoints() {
+    fn default_build_has_no_failpoints() {
         let tree = |arguments: &[&str]| {
             let common =
                 ["tree", "--package", "flotilla-node", "--edges", "normal", "--prefix", "none", "--format", "{p} {f}"];
             let output = workspace::cargo().args(common).args(arguments).output().expect("cargo tree");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            // raft-engine depends on it in any case, but only the feature switches it on.
+            // raft-engine always depends on `fail`, but only our feature enables its failpoints.
             text.lines().any(|line| line.starts_with("fail v") && line.contains("failpoints"))
         };
-        assert!(tree(&["--features", "failpoints"]), "the feature brings the registry");
-        assert!(!tree(&[]), "without the feature it must not be there");
+        assert!(tree(&["--features", "failpoints"]), "the feature enables the registry");
+        assert!(!tree(&[]), "without the feature it must be disabled");
     }
 
     #[test]
-    fn the_table_itself_has_no_arrow_upwards() {
+    fn the_table_allows_no_dependency_upwards() {
         for (name, layer, may) in LAYERS {
             let (May::Use(names) | May::Below(names)) = may;
             for used in *names {
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arrow_upwards_or_sideways_is_found_but_not_in_tests() {
+    fn dependencies_upwards_or_sideways_are_reported_except_in_tests() {
         let upwards = [
             package("flotilla-kv", &[("flotilla-gateway", None), ("flotilla-types", None)]),
             package("flotilla-gateway", &[("flotilla-client", None)]),
@@ -213,13 +212,13 @@ mod tests {
     }
 
     #[test]
-    fn a_library_outside_its_crate_is_found_even_in_tests() {
+    fn a_library_outside_its_crate_is_reported_even_in_tests() {
         let leaks = [package("flotilla-kv", &[("sled", None), ("raft", Some("dev")), ("bytes", None)])];
         assert_eq!(problems(&leaks), ["kv may not use the library sled", "kv may not use the library raft"]);
     }
 
     #[test]
-    fn a_crate_without_a_row_is_found() {
+    fn a_crate_without_a_row_is_reported() {
         assert_eq!(problems(&[package("flotilla-util", &[])]), ["util has no row in the layer table"]);
     }
 }

@@ -1,8 +1,12 @@
 //! Developer commands, run as `cargo xtask <command>`. One short file per command.
 //!
-//! Deliberately absent: anything that a running node needs. What these commands know of nodes is in
+//! Deliberately absent: anything that a running node needs. Starting and observing nodes is in
 //! `flotilla-local-cluster`.
 
+#[cfg(feature = "bench")]
+mod bench;
+#[cfg(not(feature = "bench"))]
+#[path = "bench_build.rs"]
 mod bench;
 mod cluster;
 mod fuzz;
@@ -28,31 +32,31 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build and start a cluster on this machine, wait until it is ready, and say how to use it
+    /// Build and start a cluster on this machine, wait until it is ready, and print how to use it
     ClusterUp(cluster::up::Arguments),
     /// Show nodes, roles, leaders and shards; works without a quorum
     ClusterStatus(cluster::status::Arguments),
-    /// Send a node a signal, KILL unless said otherwise
+    /// Send a signal to a node, KILL by default
     ClusterKill(cluster::kill::Arguments),
-    /// Start a node again, on its data
+    /// Start a stopped node on its data
     ClusterStart(cluster::start::Arguments),
-    /// Start one more node, which joins the running cluster
+    /// Start another node, which joins the running cluster
     ClusterAdd(cluster::add::Arguments),
     /// Stop all nodes
     ClusterDown(cluster::down::Arguments),
     /// Run all tests
     Test(test::Arguments),
-    /// Hurt clusters of real processes for long: every scenario, or crashes at every failpoint
+    /// Inject faults into clusters of real processes: every scenario, or crashes at every failpoint
     Torture(torture::Arguments),
-    /// Attack the parsers with hostile input for a while
+    /// Fuzz the parsers with hostile input
     Fuzz(fuzz::Arguments),
-    /// Check formatting, lints, layers, licences and advisories
+    /// Check formatting, lints, layer rules, licences and advisories
     Lint,
-    /// Run simulated clusters, many seeds or one
+    /// Run simulated clusters, with many seeds or one
     Sim(sim::Arguments),
-    /// Plant faults in a copy of the sources and see whether the tests notice
+    /// Plant faults in a copy of the sources and check that tests detect them
     Mutate(mutate::Arguments),
-    /// Measure throughput, latency and cost, beside the peers installed on this machine
+    /// Measure throughput, latency and resource usage, compared with etcd and Redis if installed
     Bench(Box<bench::Arguments>),
 }
 

@@ -1,14 +1,15 @@
-//! `sim`: builds the simulator with optimizations and runs it; its own `--help` says what it takes.
+//! `sim`: builds the simulator with optimizations and runs it; see its own `--help`.
 
 use anyhow::Result;
 
 use crate::workspace::{self, cargo};
 
-/// What to pass on.
+/// Arguments of `sim`.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Arguments {
-    /// Arguments of the simulator: `--seeds N --from N --jobs N --keep-going`, or `--seed N --trace FILE`
+    /// Arguments passed to the simulator: `--seeds N --from N --jobs N --keep-going`, or `--seed N --trace
+    /// FILE`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     simulator: Vec<String>,
 }

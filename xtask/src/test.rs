@@ -1,8 +1,12 @@
-//! `test`: everything, by cargo-nextest, then the examples in documents, which nextest does not run.
+//! `test`: every test by cargo-nextest, then the examples in documents, which nextest does not run.
+//!
+//! The workspace is compiled once, with failpoints: tests over real processes run that build of the node too.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::workspace::{self, Failpoints, Profile, cargo};
+use crate::workspace::{self, TEST_BUILD, cargo};
 
 /// What to pass on.
 #[derive(clap::Args)]
@@ -18,15 +22,41 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         workspace::run(cargo().args(["install", "--locked", "cargo-nextest"]))
             .context("cargo-nextest could not be installed")?;
     }
-    // Tests over real processes run the binary, which nextest has no reason to build.
-    workspace::build_node_with(Profile::Dev, Failpoints::On)?;
-    let mut nextest = cargo();
-    nextest.args(["nextest", "run", "--workspace", "--cargo-profile", "dev"]).args(&arguments.nextest);
-    workspace::run(&mut nextest)?;
+    let mut parts = Parts::default();
+    let result = run_parts(arguments, &mut parts);
+    parts.print();
+    result
+}
+
+fn run_parts(arguments: &Arguments, parts: &mut Parts) -> Result<()> {
+    parts.time("compile", workspace::build_tests)?;
+    parts.time("tests", || {
+        let mut nextest = cargo();
+        nextest.args(["nextest", "run", "--cargo-profile", "dev"]).args(TEST_BUILD).args(&arguments.nextest);
+        workspace::run(&mut nextest)
+    })?;
     if arguments.nextest.is_empty() {
-        workspace::run(cargo().args(["test", "--workspace", "--doc"]))?;
-        // What is compiled for no other test.
-        workspace::run(cargo().args(["test", "--package", "flotilla-failpoints", "--features", "enabled", "--lib"]))?;
+        parts.time("examples", || workspace::run(cargo().args(["test", "--doc"]).args(TEST_BUILD)))?;
     }
     Ok(())
+}
+
+/// How long each part took.
+#[derive(Default)]
+struct Parts(Vec<(&'static str, Duration)>);
+
+impl Parts {
+    fn time(&mut self, name: &'static str, part: impl FnOnce() -> Result<()>) -> Result<()> {
+        let begin = Instant::now();
+        let result = part();
+        self.0.push((name, begin.elapsed()));
+        result
+    }
+
+    fn print(&self) {
+        println!();
+        for (name, took) in &self.0 {
+            println!("{name:<10}{:>6} s", took.as_secs());
+        }
+    }
 }

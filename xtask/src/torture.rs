@@ -1,24 +1,25 @@
-//! `torture`: the long set over real processes. Builds a node with failpoints, then runs the program that knows scenarios and places.
+//! `torture`: the long fault tests over real processes. Builds a node with failpoints and runs the `torture`
+//! binary of `flotilla-tests`.
 
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::workspace::{self, Failpoints, Profile, cargo};
+use crate::workspace::{self, Profile};
 
-/// What to do; without anything, all scenarios once.
+/// Arguments of `torture`; by default all scenarios run once.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// Only this scenario; may be repeated
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
-    /// How often the scenarios run, each time from another seed
+    /// Number of rounds, each with the next seed
     #[arg(long, default_value_t = 1)]
     rounds: u64,
-    /// The first seed
+    /// Seed of the first round
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Crash nodes at every failpoint instead
+    /// Crash nodes at every failpoint instead of running scenarios
     #[arg(long, conflicts_with_all = ["scenario", "rounds"])]
     failpoints: bool,
     /// Crashes at each failpoint
@@ -27,15 +28,15 @@ pub(crate) struct Arguments {
     /// Only this failpoint; may be repeated
     #[arg(long, value_name = "NAME", requires = "failpoints")]
     place: Vec<String>,
-    /// Only name scenarios and failpoints
+    /// List scenarios and failpoints
     #[arg(long)]
     list: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let node = workspace::build_node_with(Profile::Dev, Failpoints::On)?;
-    workspace::run(cargo().args(["build", "--package", "flotilla-tests", "--bin", "torture"]))?;
-    let program = node.with_file_name(format!("torture{}", std::env::consts::EXE_SUFFIX));
+    workspace::build_tests()?;
+    let node = workspace::binary(Profile::Dev, "flotilla")?;
+    let program = workspace::binary(Profile::Dev, "torture")?;
     let folder = workspace::metadata()?.target_directory.join("torture");
     let mut command = Command::new(&program);
     command.env("FLOTILLA_BIN", &node).env("FLOTILLA_TORTURE_DIR", &folder);
@@ -50,6 +51,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         command.args(arguments.scenario.iter().flat_map(|name| ["--scenario", name]));
     }
     let status = command.status().with_context(|| program.display().to_string())?;
-    ensure!(status.success(), "not everything passed; {} has what is left of it", folder.display());
+    ensure!(status.success(), "some runs failed; see {}", folder.display());
     Ok(())
 }

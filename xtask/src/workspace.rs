@@ -18,15 +18,6 @@ pub(crate) enum Profile {
     Dev,
 }
 
-/// Whether tests can make the node crash and fail from inside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failpoints {
-    /// As users build it.
-    Off,
-    /// For tests only.
-    On,
-}
-
 /// What `cargo metadata --no-deps` says, as far as it matters here.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Metadata {
@@ -94,27 +85,33 @@ pub(crate) fn metadata() -> Result<Metadata> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Builds the node, showing cargo's output, and returns where it is.
+/// Builds the node as users run it, showing cargo's output, and returns the path of the binary.
 pub(crate) fn build_node(profile: Profile) -> Result<PathBuf> {
-    build_node_with(profile, Failpoints::Off)
-}
-
-/// The same, perhaps with failpoints.
-pub(crate) fn build_node_with(profile: Profile, failpoints: Failpoints) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--package", "flotilla-node", "--bin", "flotilla"]);
-    if failpoints == Failpoints::On {
-        build.args(["--features", "failpoints"]);
+    if profile == Profile::Release {
+        build.arg("--release");
     }
+    run(&mut build)?;
+    binary(profile, "flotilla")
+}
+
+/// What selects the build that tests run: all crates, with failpoints. Every command that compiles tests passes
+/// exactly this, because cargo compiles a library once for each set of features that it is asked for.
+pub(crate) const TEST_BUILD: [&str; 3] = ["--workspace", "--features", "flotilla-node/failpoints,xtask/bench"];
+
+/// Builds all binaries and tests with failpoints.
+pub(crate) fn build_tests() -> Result<()> {
+    run(cargo().arg("build").args(TEST_BUILD).args(["--bins", "--tests"]))
+}
+
+/// The path of a binary that was built.
+pub(crate) fn binary(profile: Profile, name: &str) -> Result<PathBuf> {
     let folder = match profile {
-        Profile::Release => {
-            build.arg("--release");
-            "release"
-        }
+        Profile::Release => "release",
         Profile::Dev => "debug",
     };
-    run(&mut build)?;
-    let binary = metadata()?.target_directory.join(folder).join(format!("flotilla{}", env::consts::EXE_SUFFIX));
+    let binary = metadata()?.target_directory.join(folder).join(format!("{name}{}", env::consts::EXE_SUFFIX));
     ensure!(binary.is_file(), "cargo did not leave {}: is a build target set?", binary.display());
     Ok(binary)
 }

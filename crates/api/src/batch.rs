@@ -1,4 +1,4 @@
-//! `POST /v1/batch`: several writes that take effect together or not at all.
+//! `POST /v1/batch`: several writes, applied atomically.
 
 use flotilla_types::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -23,27 +23,27 @@ pub struct BatchRequest {
     pub operations: Vec<BatchOperation>,
 }
 
-/// What must hold of a record. Exactly one of `version`, `absent: true` and `present: true`.
+/// A condition on a record. Exactly one of `version`, `absent: true` and `present: true`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchCondition {
     /// Its key.
     pub key: String,
-    /// How `key` is written.
+    /// Encoding of `key`.
     #[serde(default, skip_serializing_if = "Encoding::is_default")]
     pub encoding: Encoding,
-    /// It exists with exactly this version.
+    /// The record exists with exactly this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Timestamp>,
-    /// It does not exist.
+    /// The record does not exist.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub absent: bool,
-    /// It exists.
+    /// The record exists.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub present: bool,
 }
 
-/// What an operation does.
+/// The kind of an operation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BatchVerb {
@@ -54,9 +54,9 @@ pub enum BatchVerb {
     Delete,
     /// Read the value as a decimal 64-bit integer (absent = 0) and add `delta`. The expiry stays.
     Add,
-    /// Add `value` at the end of the value (absent = empty). The expiry stays.
+    /// Append `value` to the value (absent = empty). The expiry stays.
     Append,
-    /// Expire in `ttl_ms`; without it: never.
+    /// Set the expiry to `ttl_ms` from now; without `ttl_ms`, remove it.
     Expire,
 }
 
@@ -64,20 +64,21 @@ pub enum BatchVerb {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchOperation {
-    /// What to do.
+    /// The kind of the operation.
     pub op: BatchVerb,
     /// The key.
     pub key: String,
-    /// `put`: the value; `append`: what to add.
+    /// `put`: the value; `append`: the bytes to append.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// How `key` and `value` are written.
+    /// Encoding of `key` and `value`.
     #[serde(default, skip_serializing_if = "Encoding::is_default")]
     pub encoding: Encoding,
     /// `add`: the summand, which may be negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta: Option<i64>,
-    /// `put`, `expire`: milliseconds until the record expires, counted from when the gateway reads the request.
+    /// `put`, `expire`: milliseconds until the record expires, counted from when the gateway reads the
+    /// request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
     /// Only if the record has exactly this version; otherwise the whole batch is refused.
@@ -99,10 +100,10 @@ pub struct BatchReply {
     pub results: Vec<BatchResult>,
 }
 
-/// What became of one operation.
+/// The result of one operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchResult {
-    /// What happened.
+    /// The effect.
     pub outcome: Outcome,
     /// The version written or removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -115,7 +116,7 @@ pub struct BatchResult {
     pub number: Option<i64>,
 }
 
-/// What became of one operation, in a word.
+/// The effect of one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -123,9 +124,9 @@ pub enum Outcome {
     Written,
     /// Removed.
     Deleted,
-    /// There was nothing to remove or to change.
+    /// There was no record to remove or to change.
     Absent,
-    /// Its condition did not hold and it was left out.
+    /// Its condition did not hold, and it was skipped.
     Skipped,
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{NodeInfo, ShardInfo, TokenId};
 
-/// How keys are spread over shards.
+/// How keys are distributed over shards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sharding {
@@ -22,16 +22,18 @@ pub enum Sharding {
 pub struct CreateCollection {
     /// Its name.
     pub name: String,
-    /// How keys are spread; by hash when absent.
+    /// How keys are distributed; by hash when absent.
     #[serde(default)]
     pub sharding: Sharding,
-    /// Hash buckets, fixed for the collection's life; the cluster's default when absent. Not for `range`.
+    /// Hash buckets, fixed when the collection is created; the cluster's default when absent. Not for
+    /// `range`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buckets: Option<u16>,
-    /// Shards that the buckets are dealt out to, 1 to `buckets`; the cluster's default when absent. Not for `range`.
+    /// Shards that the buckets are divided among: 1 to `buckets`; the cluster's default when absent. Not for
+    /// `range`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<u16>,
-    /// Replicas wanted of each shard; the cluster's default when absent. Fewer while the cluster is smaller.
+    /// Desired replicas of each shard; the cluster's default when absent. Fewer while the cluster is smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u8>,
 }
@@ -43,11 +45,11 @@ pub struct Collection {
     pub id: CollectionId,
     /// Its name.
     pub name: String,
-    /// How keys are spread.
+    /// How keys are distributed.
     pub sharding: Sharding,
     /// Hash buckets; 1 for `range`.
     pub buckets: u16,
-    /// Replicas wanted of each shard.
+    /// Desired replicas of each shard.
     pub replicas: u8,
 }
 
@@ -76,7 +78,7 @@ pub struct ShardList {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
-    /// How long it is good for, in milliseconds; the cluster's default when absent.
+    /// How long it is valid, in milliseconds; the cluster's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_ms: Option<u64>,
     /// How many nodes may join with it; one when absent.
@@ -84,14 +86,14 @@ pub struct TokenRequest {
     pub uses: Option<u32>,
 }
 
-/// A join token. It is shown once; the cluster keeps only its hash.
+/// A new join token. It is shown only once; the cluster keeps only its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenReply {
-    /// Names it, for lists and for revoking it.
+    /// Its id, for listing and revoking it.
     pub id: TokenId,
-    /// The token.
+    /// The token, which is a secret.
     pub token: String,
-    /// Unix milliseconds.
+    /// When it expires, in Unix milliseconds.
     pub expires_at_ms: u64,
     /// How many nodes may join with it.
     pub uses: u32,
@@ -104,7 +106,7 @@ pub struct Check {
     pub name: String,
     /// Whether it holds.
     pub ok: bool,
-    /// What was found, for people.
+    /// The state found, as human-readable text.
     pub detail: String,
 }
 

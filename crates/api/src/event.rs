@@ -1,10 +1,10 @@
-//! What happened in the cluster, as this node saw it.
+//! Cluster events, as seen by one node.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// One event. Ids grow by one within a run of one node and mean nothing on another.
+/// One event. Ids grow by one within one run of a node and have no meaning on other nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Its id: the `id` of the server-sent event, and what `Last-Event-ID` names.
@@ -13,12 +13,12 @@ pub struct Event {
     pub time_ms: u64,
     /// A stable slug, such as `node_joined` or `leader_changed`.
     pub kind: String,
-    /// What it is about: stable names such as `node` or `shard`, each with a text for people.
+    /// Details: stable names such as `node` or `shard`, each with a human-readable text.
     #[serde(default)]
     pub detail: BTreeMap<String, String>,
 }
 
-/// Answer to `GET /v1/cluster/events?follow=false`: what is still remembered.
+/// Answer to `GET /v1/cluster/events?follow=false`: the events that the node still remembers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventList {
     /// Oldest first.

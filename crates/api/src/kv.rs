@@ -26,12 +26,12 @@ pub struct DeleteReply {
 pub struct ScanPage {
     /// The records.
     pub items: Vec<ScanItem>,
-    /// For the next page's `cursor`; absent or null when there is nothing more. Opaque.
+    /// Opaque position for the next page's `cursor`; absent or null on the last page.
     #[serde(default)]
     pub cursor: Option<String>,
 }
 
-/// One record of a [`ScanPage`]. Key and value are in the encoding that the request asked for.
+/// One record of a [`ScanPage`]. Key and value are in the requested encoding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanItem {
     /// Its key.

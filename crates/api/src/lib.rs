@@ -1,8 +1,9 @@
-//! JSON shapes of the HTTP interface, shared by gateway, client and command line.
+//! JSON types of the HTTP interface, shared by gateway, client and command line.
 //!
-//! Plain data with serde: nothing here does I/O, validates a request as a whole or knows an HTTP library. Replies may gain
-//! fields, so readers ignore what they do not know; requests refuse unknown fields, because a mistyped condition must
-//! never be taken for none. Ids are JSON numbers. Times end in `_ms` and are Unix milliseconds or lengths, as documented.
+//! Plain data with serde: nothing here does I/O, validates a request as a whole or depends on an HTTP
+//! library. Replies may gain fields, so readers ignore unknown ones; requests refuse unknown fields, because
+//! a mistyped condition must never be ignored. Ids are JSON numbers. Times end in `_ms` and are Unix
+//! milliseconds or durations, as documented.
 
 mod batch;
 mod cluster;
@@ -28,8 +29,8 @@ pub use limits::{
 pub use operator::{InvalidTokenId, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList};
 pub use problem::{Problem, ProblemType};
 pub use status::{
-    ClusterStatus, DigestList, Health, Held, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState,
-    PeerInfo, PeerState, ReplicaDigest, ReplicaInfo, ShardInfo,
+    ClusterStatus, DigestList, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo,
+    PeerState, RecordsDigest, ReplicaDigest, ReplicaInfo, ShardInfo,
 };
 pub use text::{Encoding, TextError};
 

@@ -1,23 +1,23 @@
-//! Bounds and names that gateway, client and command line agree on.
+//! Limits and header names shared by gateway, client and command line.
 
-/// Longest key, in bytes. The shortest has one.
+/// Longest key, in bytes. A key has at least one byte.
 pub const KEY_BYTES_MAX: usize = 4 * 1024;
 /// Longest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Most operations, and most conditions, of one batch.
+/// Maximum number of operations, and likewise of conditions, in one batch.
 pub const BATCH_OPERATIONS_MAX: usize = 1_024;
-/// Largest batch: bytes of its decoded keys and values together.
+/// Largest batch: total bytes of its decoded keys and values.
 pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Most items in a page of a scan.
+/// Maximum number of items in a page of a scan.
 pub const SCAN_ITEMS_MAX: usize = 10_000;
-/// Items in a page of a scan that names no `limit`.
+/// Items in a page of a scan without `limit`.
 pub const SCAN_ITEMS_DEFAULT: usize = 1_000;
-/// Deadline of a request that names none, in milliseconds.
+/// Timeout of a request that specifies none, in milliseconds.
 pub const TIMEOUT_MS_DEFAULT: u64 = 5_000;
-/// Longest deadline a request may name, in milliseconds.
+/// Longest timeout that a request may specify, in milliseconds.
 pub const TIMEOUT_MS_MAX: u64 = 60_000;
 
-/// Names of headers, in lower case.
+/// Header names, in lower case.
 pub mod header {
     /// Request: how long the answer may take, in milliseconds.
     pub const TIMEOUT_MS: &str = "flotilla-timeout-ms";

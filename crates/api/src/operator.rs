@@ -1,19 +1,19 @@
-//! Settings of the cluster, and the join tokens that it remembers.
+//! Cluster settings and join tokens.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// A setting of the whole cluster. All are whole numbers.
+/// A cluster-wide setting. All are whole numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
     /// Its name.
     pub key: String,
-    /// Its value now, in the unit that the description names.
+    /// Its current value, in the unit that the description names.
     pub value: u64,
-    /// Its value while it was never set.
+    /// Its value unless set.
     pub default: u64,
-    /// What it does and which values it takes.
+    /// What it does, its unit and its range.
     pub description: String,
 }
 
@@ -32,12 +32,12 @@ pub struct SettingRequest {
     pub value: u64,
 }
 
-/// Names a join token; not a secret. In JSON and in paths: 16 hexadecimal digits, because JSON numbers of this size lose
-/// digits in many readers.
+/// Id of a join token; not a secret. In JSON and in paths it is 16 hexadecimal digits, because many readers
+/// lose digits of JSON numbers of this size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenId(pub u64);
 
-/// A text is no token id.
+/// The text is not a token id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a token id has 16 hexadecimal digits")]
 pub struct InvalidTokenId;
@@ -52,9 +52,11 @@ impl FromStr for TokenId {
     type Err = InvalidTokenId;
 
     fn from_str(text: &str) -> Result<Self, InvalidTokenId> {
-        let digits = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let number = u64::from_str_radix(text, 16).ok().filter(|_| digits);
-        number.map(Self).ok_or(InvalidTokenId)
+        // `from_str_radix` alone would accept a sign.
+        if text.len() != 16 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(InvalidTokenId);
+        }
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| InvalidTokenId)
     }
 }
 
@@ -70,25 +72,25 @@ impl<'de> Deserialize<'de> for TokenId {
     }
 }
 
-/// What the cluster remembers of a join token: everything but its secret, which it never had.
+/// A join token as the cluster stores it: without its secret, of which it keeps only a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenInfo {
     /// Its id.
     pub id: TokenId,
-    /// When it was made, in Unix milliseconds.
+    /// When it was created, in Unix milliseconds.
     pub created_at_ms: u64,
-    /// The first moment at which it is refused, in Unix milliseconds.
+    /// When it expires, in Unix milliseconds; from then on it is refused.
     pub expires_at_ms: u64,
     /// How many nodes may still join with it.
     pub uses_left: u32,
-    /// How many nodes could join with it at first.
+    /// How many nodes could join with it when it was created.
     pub uses: u32,
 }
 
 /// Answer to `GET /v1/cluster/tokens`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenList {
-    /// In the order of their ids. An expired or used-up one stays until the next one is made.
+    /// In the order of their ids. An expired or used-up one stays until the next one is created.
     pub tokens: Vec<TokenInfo>,
 }
 
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_takes_a_whole_number_and_nothing_else() {
+    fn a_setting_takes_only_a_whole_number() {
         let parse = |text| serde_json::from_str::<SettingRequest>(text);
         assert_eq!(parse(r#"{"value":5000}"#).expect("a request").value, 5_000);
         for bad in [r#"{"value":"5000"}"#, r#"{"value":-1}"#, r#"{"value":1.5}"#, r#"{}"#, r#"{"value":1,"unit":"s"}"#]

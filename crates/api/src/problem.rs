@@ -1,4 +1,4 @@
-//! Refusals: problem documents after RFC 9457, with stable slugs and a word on whether to try again.
+//! Problem documents after RFC 9457, with stable slugs and a statement on whether to retry.
 
 use std::fmt;
 
@@ -9,18 +9,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{title} ({kind}): {detail}")]
 pub struct Problem {
-    /// What kind of problem: a stable slug.
+    /// The kind of problem: a stable slug.
     #[serde(rename = "type")]
     pub kind: ProblemType,
-    /// The same for people; the same for all problems of a kind.
+    /// Human-readable title; the same for all problems of a kind.
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// What is wrong this time, and what to do.
+    /// What is wrong in this case, and what to do.
     pub detail: String,
-    /// Whether the same request may succeed later, and repeating it is harmless.
+    /// Whether the same request may succeed later and is safe to repeat.
     pub retryable: bool,
-    /// Wait so long before trying again, in milliseconds.
+    /// How long to wait before a retry, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
     /// The shard concerned.
@@ -38,7 +38,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem of a kind, with the kind's own title, status and word on retrying.
+    /// Creates a problem with the title, status and retryability of its kind.
     #[must_use]
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
         let (status, retryable, title) = kind.facts();
@@ -59,11 +59,11 @@ impl Problem {
 
 macro_rules! problem_types {
     ($($(#[$doc:meta])* $name:ident = $slug:literal, $status:literal, $retryable:literal, $title:literal;)*) => {
-        /// The kinds of problems. In JSON: the slug, which is the name in `snake_case`.
+        /// The kinds of problems. In JSON, a kind is its slug: the name in `snake_case`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum ProblemType {
             $($(#[$doc])* #[serde(rename = $slug)] $name,)*
-            /// A kind that this reader does not know.
+            /// A kind that this version does not know.
             #[serde(rename = "unknown", other)]
             Unknown,
         }
@@ -95,19 +95,19 @@ problem_types! {
     /// A parameter is not valid.
     InvalidArgument = "invalid_argument", 400, false, "A parameter is not valid";
     /// The key is empty or too long.
-    KeySize = "key_size", 400, false, "The key has no or too many bytes";
-    /// `consistency` is not the name of a consistency.
-    InvalidConsistency = "invalid_consistency", 400, false, "There is no such consistency";
+    KeySize = "key_size", 400, false, "The key is empty or too long";
+    /// `consistency` is not a known consistency level.
+    InvalidConsistency = "invalid_consistency", 400, false, "There is no such consistency level";
     /// The value is not a decimal 64-bit integer.
     NotAnInteger = "not_an_integer", 400, false, "The value is not an integer";
     /// The sum does not fit into 64 bits.
     Overflow = "overflow", 400, false, "The sum does not fit into 64 bits";
     /// The keys of a batch live in more than one shard.
     CrossShard = "cross_shard", 400, false, "The keys live in more than one shard";
-    /// A web page of another origin may not do this.
+    /// A web page of another origin may not make this request.
     ForbiddenOrigin = "forbidden_origin", 403, false, "The origin is not allowed";
     /// There is no such route.
-    NotFound = "not_found", 404, false, "There is nothing here";
+    NotFound = "not_found", 404, false, "There is no such route";
     /// There is no record under the key.
     KeyNotFound = "key_not_found", 404, false, "There is no such key";
     /// There is no such collection.
@@ -131,16 +131,16 @@ problem_types! {
     /// A condition did not hold. Nothing was written.
     ConditionFailed = "condition_failed", 412, false, "A condition does not hold";
     /// The value is too long.
-    ValueTooLarge = "value_too_large", 413, false, "The value has too many bytes";
+    ValueTooLarge = "value_too_large", 413, false, "The value is too long";
     /// The batch has too many operations or bytes.
     BatchTooLarge = "batch_too_large", 413, false, "The batch is too large";
-    /// The body of a request that is no value is too long.
-    BodyTooLarge = "body_too_large", 413, false, "The body has too many bytes";
+    /// The body is too long (of a request whose body is not a value).
+    BodyTooLarge = "body_too_large", 413, false, "The body is too long";
     /// The headers are too long.
-    HeadersTooLarge = "headers_too_large", 431, false, "The headers have too many bytes";
-    /// The consistency exists, but this node does not offer it.
-    UnsupportedConsistency = "unsupported_consistency", 501, false, "The consistency is not offered";
-    /// A bound is reached. Nothing was written.
+    HeadersTooLarge = "headers_too_large", 431, false, "The headers are too long";
+    /// The consistency level exists, but this node does not support it.
+    UnsupportedConsistency = "unsupported_consistency", 501, false, "The consistency level is not supported";
+    /// A limit is reached. Nothing was written.
     Busy = "busy", 503, true, "The cluster is busy";
     /// Too few replicas can be reached. Nothing was written.
     Unavailable = "unavailable", 503, true, "The shard is not available";
@@ -148,7 +148,7 @@ problem_types! {
     Draining = "draining", 503, true, "The node is draining";
     /// The node is not ready.
     NotReady = "not_ready", 503, true, "The node is not ready";
-    /// The write may or may not have taken effect: repeating it is for the caller to decide.
+    /// The write may or may not have taken effect; the caller decides whether to repeat it.
     OutcomeUnknown = "outcome_unknown", 503, false, "The outcome of the write is not known";
     /// The deadline passed. Nothing was written.
     DeadlineExceeded = "deadline_exceeded", 504, true, "The deadline passed";
@@ -167,18 +167,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slugs_round_trip_and_unknown_ones_are_still_read() {
+    fn slugs_round_trip_and_unknown_ones_still_parse() {
         for kind in ProblemType::ALL {
             let text = serde_json::to_string(&Problem::new(*kind, "x")).expect("JSON");
             assert!(text.contains(&format!(r#""type":"{kind}""#)), "{text}");
             assert_eq!(serde_json::from_str::<Problem>(&text).expect("a problem").kind, *kind);
         }
-        let later = r#"{"type":"from_the_future","title":"t","status":418,"detail":"d","retryable":true}"#;
-        assert_eq!(serde_json::from_str::<Problem>(later).expect("a problem").kind, ProblemType::Unknown);
+        let unknown = r#"{"type":"from_the_future","title":"t","status":418,"detail":"d","retryable":true}"#;
+        assert_eq!(serde_json::from_str::<Problem>(unknown).expect("a problem").kind, ProblemType::Unknown);
     }
 
     #[test]
-    fn a_write_with_unknown_outcome_is_never_called_retryable() {
+    fn an_unknown_outcome_is_not_retryable() {
         assert!(!Problem::new(ProblemType::OutcomeUnknown, "").retryable);
     }
 }

@@ -1,11 +1,11 @@
-//! `GET /v1/cluster/status`: what one node knows of the cluster, without asking anybody.
+//! `GET /v1/cluster/status`: the cluster as one node knows it, without asking other nodes.
 
 use flotilla_types::{ClusterId, Epoch, Locality, NodeId, ReplicaId, ReplicaRole, ShardId};
 use serde::{Deserialize, Serialize};
 
 use crate::Collection;
 
-/// The cluster as one node sees it. Without a quorum it is the last that the node heard.
+/// The cluster as one node sees it. Without a quorum it is the last state known to that node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
     /// The cluster: 32 hexadecimal digits.
@@ -23,7 +23,7 @@ pub struct ClusterStatus {
     pub metadata_leader: Option<NodeId>,
     /// Whether the metadata group has a leader that this node hears from.
     pub quorum: bool,
-    /// Whether all is well, and what is not.
+    /// Whether there are problems, and which.
     pub health: Health,
     /// All nodes that were not removed, in the order of their ids.
     pub nodes: Vec<NodeInfo>,
@@ -33,17 +33,17 @@ pub struct ClusterStatus {
     pub shards: Vec<ShardInfo>,
     /// Connections of this node to others.
     pub peers: Vec<PeerInfo>,
-    /// What this node found at its start that an operator should know: a rebuilt view, a quarantine, for example.
+    /// What this node found at its start and an operator should know, such as a rebuilt view or a quarantine.
     #[serde(default)]
     pub notes: Vec<String>,
 }
 
-/// A verdict with its reasons.
+/// Health of the cluster, with the problems found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// Whether there is nothing to report.
     pub ok: bool,
-    /// What is wrong: one sentence each, the worst first.
+    /// Problems: one sentence each, the worst first.
     pub reasons: Vec<String>,
 }
 
@@ -60,56 +60,56 @@ pub struct NodeInfo {
     pub http: String,
     /// Address of its Redis endpoint, `host:port`; empty when there is none.
     pub redis: String,
-    /// Where it stands.
+    /// Its location.
     #[serde(default)]
     pub locality: Locality,
-    /// What the metadata group says of it.
+    /// Its state in the metadata.
     pub state: NodeState,
-    /// What membership believes of it.
+    /// Its liveness according to membership.
     pub liveness: Liveness,
     /// Whether it is the node that answers.
     pub is_self: bool,
-    /// Its part in the metadata group.
+    /// Its role in the metadata group.
     pub metadata_role: MetadataRole,
-    /// Replicas that it holds.
+    /// Number of replicas that it holds.
     pub replicas: u32,
-    /// Shards that it leads, as far as is known.
+    /// Number of shards that it leads, as far as is known.
     pub leaders: u32,
 }
 
-/// What the metadata group says of a node.
+/// State of a node in the metadata.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
-    /// It takes part.
+    /// It is a regular member.
     #[default]
     Active,
     /// Its replicas are moving away.
     Draining,
-    /// It was away for longer than the grace period; its replicas are being replaced.
+    /// It was down for longer than the grace period; its replicas are being replaced.
     Lost,
-    /// It is out for ever.
+    /// It was removed permanently.
     Removed,
 }
 
-/// What membership believes of a node.
+/// Liveness of a node according to membership.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Liveness {
-    /// It answers.
+    /// It responds.
     Alive,
-    /// It did not answer lately.
+    /// It did not respond recently.
     Suspect,
-    /// It does not answer.
+    /// It does not respond.
     Down,
-    /// It said goodbye.
+    /// It announced that it leaves.
     Left,
-    /// Nothing was heard of it since this node started.
+    /// No message about it has arrived since this node started.
     #[default]
     Unknown,
 }
 
-/// A node's part in the metadata group.
+/// Role of a node in the metadata group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MetadataRole {
@@ -117,9 +117,9 @@ pub enum MetadataRole {
     Leader,
     /// It votes.
     Voter,
-    /// It catches up.
+    /// It receives the log and does not vote.
     Learner,
-    /// It only follows the feed.
+    /// It is not in the group and only follows the metadata feed.
     #[default]
     None,
 }
@@ -131,17 +131,17 @@ pub struct ShardInfo {
     pub id: ShardId,
     /// Name of its collection; `None` for the metadata group.
     pub collection: Option<String>,
-    /// Its keys, for people: `buckets 0–3`, for example.
+    /// Its keys in human-readable form, such as `buckets 0–3`.
     pub range: String,
     /// The node that leads it, as far as is known.
     pub leader: Option<NodeId>,
     /// Its replicas, as last reported.
     pub replicas: Vec<ReplicaInfo>,
-    /// Its version.
+    /// Its epoch.
     pub epoch: Epoch,
-    /// Replicas wanted.
+    /// Desired number of replicas.
     pub desired_replicas: u8,
-    /// Whether it has a leader, and as many live voters as are wanted.
+    /// Whether it has a leader and the desired number of live voters.
     pub healthy: bool,
     /// This node's replica, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,11 +155,11 @@ pub struct ReplicaInfo {
     pub replica: ReplicaId,
     /// Its node.
     pub node: NodeId,
-    /// What it does.
+    /// Its role.
     pub role: ReplicaRole,
 }
 
-/// How the answering node's own replica is.
+/// State of the answering node's own replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalReplica {
     /// Its id.
@@ -174,15 +174,16 @@ pub struct LocalReplica {
     pub applied: u64,
     /// Entry that its checkpoint covers.
     pub checkpoint: u64,
-    /// Bytes of its log behind the checkpoint, when known.
+    /// Bytes of its log after the checkpoint, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_bytes: Option<u64>,
     /// Bytes in its memtable.
     pub memtable_bytes: u64,
 }
 
-/// Answer to `GET /v1/cluster/digests`: what the replicas of the answering node hold. Two replicas of a shard that applied the same
-/// entry must have the same digest.
+/// Answer to `GET /v1/cluster/digests`: digests of the answering node's replicas.
+///
+/// Two replicas of a shard with the same last applied entry must have the same digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DigestList {
     /// The node that answers.
@@ -191,33 +192,33 @@ pub struct DigestList {
     pub replicas: Vec<ReplicaDigest>,
 }
 
-/// What one replica holds.
+/// Digest of one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaDigest {
     /// The shard.
     pub shard: ShardId,
     /// The replica.
     pub replica: ReplicaId,
-    /// The digest; absent when there is none now.
+    /// The digest; absent if it could not be computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<Held>,
+    pub held: Option<RecordsDigest>,
     /// Why there is no digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// All records of a replica as one number.
+/// A digest over all records of a replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
+pub struct RecordsDigest {
     /// Last entry applied.
     pub applied: u64,
-    /// How many records.
+    /// Number of records.
     pub records: u64,
-    /// BLAKE3 over them in key order, as 64 hexadecimal digits.
+    /// BLAKE3 over the records in key order, as 64 hexadecimal digits.
     pub digest: String,
 }
 
-/// Role of a replica in its Raft group at this moment.
+/// Current role of a replica in its Raft group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LocalRole {
@@ -230,7 +231,7 @@ pub enum LocalRole {
     Candidate,
     /// It receives the log and does not vote.
     Learner,
-    /// It is kept from voting, because it may have forgotten something.
+    /// It must not vote, because it may have lost log entries or votes.
     Quarantined,
     /// It stopped on an error.
     Stopped,
@@ -243,7 +244,7 @@ pub struct PeerInfo {
     pub node: NodeId,
     /// Its address, `host:port`.
     pub addr: String,
-    /// What the connection is doing.
+    /// State of the connection.
     pub state: PeerState,
     /// Round-trip time in microseconds, when connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -253,21 +254,21 @@ pub struct PeerInfo {
     pub last_error: Option<String>,
 }
 
-/// What a connection is doing.
+/// State of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerState {
-    /// It is up.
+    /// It is established.
     Connected,
-    /// It is being made.
+    /// It is being established.
     #[default]
     Connecting,
-    /// It failed and waits before the next attempt.
+    /// The last attempt failed; the next one waits.
     Backoff,
 }
 
 mod cluster_id {
-    //! A cluster id as its text.
+    //! Serializes a cluster id as its text.
 
     use flotilla_types::ClusterId;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

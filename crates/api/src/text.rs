@@ -1,20 +1,20 @@
-//! How bytes travel inside JSON: as UTF-8 text, or as base64.
+//! Encoding of bytes in JSON: as UTF-8 text, or as base64.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
-/// How the keys and values of one JSON object are written.
+/// Encoding of the keys and values of one JSON object.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Encoding {
-    /// As they are; bytes that are not UTF-8 cannot be written.
+    /// Unchanged text; bytes that are not UTF-8 cannot be represented.
     #[default]
     Utf8,
     /// Standard base64 with padding.
     Base64,
 }
 
-/// Bytes that do not fit an [`Encoding`], or text that is not of it.
+/// Bytes that an [`Encoding`] cannot represent, or text that it cannot decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     /// The bytes are not UTF-8.
@@ -26,7 +26,7 @@ pub enum TextError {
 }
 
 impl Encoding {
-    /// Bytes to text.
+    /// Encodes bytes as text.
     ///
     /// # Errors
     /// [`TextError::NotUtf8`] under [`Encoding::Utf8`].
@@ -37,7 +37,7 @@ impl Encoding {
         }
     }
 
-    /// Text to bytes.
+    /// Decodes text to bytes.
     ///
     /// # Errors
     /// [`TextError::NotBase64`] under [`Encoding::Base64`].
@@ -48,13 +48,13 @@ impl Encoding {
         }
     }
 
-    /// The plainest encoding that can write all of these: UTF-8 when each is, else base64.
+    /// UTF-8 if all parts are UTF-8, else base64.
     #[must_use]
     pub fn for_all(parts: &[&[u8]]) -> Self {
         if parts.iter().all(|part| std::str::from_utf8(part).is_ok()) { Self::Utf8 } else { Self::Base64 }
     }
 
-    /// Whether this is the encoding of an object that names none.
+    /// Whether this is the encoding of an object that does not specify one.
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::Utf8
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_come_back_whatever_they_are() {
+    fn all_bytes_round_trip() {
         for bytes in [&b"plain"[..], b"", b"\0\xff\xfe", "ü".as_bytes()] {
             let encoding = Encoding::for_all(&[bytes]);
             let text = encoding.encode(bytes).expect("for_all chose it");
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_texts_and_documents_are_read_in_proportion() {
+    fn hostile_texts_and_documents_are_parsed_in_proportionate_memory() {
         use flotilla_hostile::{Proportion, attack, mutated};
         use proptest::sample::select;
 
@@ -95,7 +95,7 @@ mod tests {
         attack(1_000, mutated(select(documents.to_vec())), |bytes| {
             let text = String::from_utf8_lossy(&bytes);
             Proportion { per_byte: 200, ..Proportion::DEFAULT }.of(text.len(), || {
-                // What a client reads comes from a server that it may not trust either.
+                // A client need not trust the server that it reads these from.
                 let _ = serde_json::from_str::<Problem>(&text);
                 let _ = serde_json::from_str::<ScanPage>(&text);
                 let _ = serde_json::from_str::<BatchReply>(&text);

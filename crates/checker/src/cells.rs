@@ -1,8 +1,8 @@
-//! Keys and values as small numbers.
+//! Interns keys and values as small numbers.
 //!
-//! A *cell* is one key together with one value that it may have, or with its absence. Cells of different keys differ, so
-//! that what is counted per cell is counted per key and value. Each key has one more cell, *any*, which stands for all
-//! others together: what is there is not known yet.
+//! A *cell* is one key with one value that it may have, or with its absence. Cells of different keys differ,
+//! so counts per cell are counts per key and value. Each key has one more cell, *any*: its content is not
+//! known yet.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ pub(crate) type Key = u32;
 /// A key with a value, or absent.
 pub(crate) type Cell = u32;
 
-/// Every key and cell that was ever named.
+/// All interned keys and cells.
 #[derive(Debug, Default)]
 pub(crate) struct Cells {
     keys: HashMap<Bytes, Key>,
@@ -32,7 +32,7 @@ impl Cells {
         self.keys.insert(name.clone(), key);
         let absent = self.push(key, None);
         self.absent.push(absent);
-        // Right behind it; it can never be found by its value.
+        // The cell *any* follows directly; it has no entry in `ids`.
         self.cells.push((key, None));
         key
     }
@@ -80,7 +80,7 @@ impl Cells {
         self.cells.len()
     }
 
-    /// The cell after an addition; `None` when the value is no number or the sum none of 64 bits.
+    /// The cell after an addition; `None` when the value is not a number or the sum overflows.
     pub(crate) fn add(&mut self, cell: Cell, delta: i64) -> Option<Cell> {
         let before = self.value_of(cell).map_or(Some(0), |text| number(text))?;
         let sum = before.checked_add(delta)?;
@@ -94,12 +94,12 @@ impl Cells {
     }
 }
 
-/// A number as it is written.
+/// The canonical text of a number.
 pub(crate) fn text(number: i64) -> Bytes {
     number.to_string().into()
 }
 
-/// The number that a text is exactly how [`text`] writes it.
+/// Parses the canonical text of a number; `None` for any other text.
 fn number(text: &[u8]) -> Option<i64> {
     let number: i64 = std::str::from_utf8(text).ok()?.parse().ok()?;
     (number.to_string().as_bytes() == text).then_some(number)

@@ -13,11 +13,11 @@ use crate::{
 /// The verdict on a history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Some order of the operations explains everything.
+    /// Some order of the operations explains every result.
     Linearizable,
-    /// None does.
+    /// No order does.
     NotLinearizable(Witness),
-    /// The budget was used up before it was known. *Not* a pass.
+    /// The budget was used up before a verdict was reached. *Not* a pass.
     Unknown,
 }
 
@@ -28,7 +28,7 @@ impl Verdict {
         *self == Self::Linearizable
     }
 
-    /// The part that fails, if the history does.
+    /// The witness, if the history is not linearizable.
     #[must_use]
     pub fn witness(&self) -> Option<&Witness> {
         match self {
@@ -38,13 +38,13 @@ impl Verdict {
     }
 }
 
-/// Judges a history, whose operations may come in any order. At the start, no key exists.
+/// Checks a history, whose operations may be in any order. At the start no key exists.
 ///
 /// The budget is for the verdict; finding a small witness may cost as much again.
 ///
 /// # Errors
 ///
-/// When an operation makes no sense by itself; nothing was judged then.
+/// When an operation is invalid by itself; then nothing was checked.
 pub fn check(history: &[Operation], budget: &Budget) -> Result<Verdict, HistoryError> {
     validate(history)?;
     Ok(match decide(history, Start::Nothing, &mut budget.clone()) {

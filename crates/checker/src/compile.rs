@@ -1,7 +1,8 @@
-//! From what clients asked and were told to guards on keys and changes of keys.
+//! Compiles operations and their outcomes to guards on keys and changes of keys.
 //!
-//! Everything that an outcome says about the state before the operation becomes a guard, so that the search never looks
-//! at an outcome: "the counter was 3 after adding 2" is "it was 1" and "it is 3".
+//! Everything that an outcome implies about the state before the operation becomes a guard, so that the
+//! search never deals with outcomes: "the counter is 3 after adding 2" becomes the guard "it is 1" and the
+//! change "set it to 3".
 
 use bytes::Bytes;
 
@@ -10,8 +11,8 @@ use crate::{
     operation::{Condition, Kind, Operation, Outcome, Write},
 };
 
-/// An operation as the search sees it. Keys are numbers of the history's keys at first, and of the partition's slots
-/// after [`Compiled::place`].
+/// An operation as the search sees it. Its slots are key numbers of the history at first, and slots of its
+/// partition after [`Compiled::place`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Compiled {
     pub(crate) mode: Mode,
@@ -19,14 +20,14 @@ pub(crate) struct Compiled {
     pub(crate) changes: Vec<Change>,
 }
 
-/// What guards and changes have to do with each other.
+/// How guards and changes depend on each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
     /// All guards held, and all changes happened.
     Must,
     /// Not all guards held, and nothing changed.
     MustNot,
-    /// All guards held and all changes happened, or nothing changed; or it never took effect at all.
+    /// All guards held and all changes happened, or nothing changed, or it never took effect.
     May,
 }
 
@@ -39,7 +40,7 @@ pub(crate) struct Guard {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Test {
     Is(Cell),
-    /// One of the two: a number that is absent or written out.
+    /// One of the two: the number 0, absent or written.
     Either(Cell, Cell),
     /// Anything but this.
     Not(Cell),
@@ -56,7 +57,7 @@ pub(crate) struct Change {
 pub(crate) enum Act {
     Set(Cell),
     Add(i64),
-    /// With the length afterwards, if that is known.
+    /// With the resulting length, if known.
     Append(Bytes, Option<i64>),
 }
 
@@ -72,7 +73,8 @@ impl Test {
 }
 
 impl Compiled {
-    /// `None` when the operation constrains nothing: it was refused, or it changes nothing and its outcome is unknown.
+    /// `None` when the operation constrains nothing: it was refused, or it changes nothing and its outcome is
+    /// unknown.
     pub(crate) fn new(cells: &mut Cells, operation: &Operation) -> Option<Self> {
         let mode = match operation.outcome {
             Outcome::Refused => return None,
@@ -107,8 +109,8 @@ impl Compiled {
         if mode == Mode::MustNot {
             compiled.changes.clear();
         }
-        let says_nothing = compiled.changes.is_empty() && (mode == Mode::May || compiled.guards.is_empty());
-        (!says_nothing).then_some(compiled)
+        let unconstrained = compiled.changes.is_empty() && (mode == Mode::May || compiled.guards.is_empty());
+        (!unconstrained).then_some(compiled)
     }
 
     fn observe(&mut self, cells: &mut Cells, key: &Bytes, value: Option<&Bytes>) {
@@ -159,13 +161,13 @@ impl Compiled {
         self.changes.push(Change { slot, act });
     }
 
-    /// The keys, as long as it was not placed, perhaps repeatedly.
+    /// The keys, possibly with repetitions. Call it before [`Compiled::place`].
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
         let guards = self.guards.iter().map(|guard| guard.slot);
         guards.chain(self.changes.iter().map(|change| change.slot))
     }
 
-    /// From keys to slots of its partition.
+    /// Replaces keys by slots of its partition.
     pub(crate) fn place(&mut self, slot_of: &[u32]) {
         for guard in &mut self.guards {
             guard.slot = slot_of[guard.slot as usize];

@@ -1,7 +1,9 @@
-//! One history, one decision: compile, leave out, cut into partitions, search each.
+//! Decides one history: compiles it, drops irrelevant operations, partitions it by key and searches each
+//! partition.
 //!
-//! Linearizability is local (Herlihy and Wing 1990; Horn and Kroening 2015 for the parts of one object): keys that no
-//! operation joins are judged apart. Keys that one operation reads or writes together are one object.
+//! Linearizability is local (Herlihy and Wing 1990; Horn and Kroening 2015 for the parts of one object): keys
+//! that no operation joins are searched separately. Keys that one operation reads or writes together are one
+//! object.
 
 use std::collections::BTreeMap;
 
@@ -14,17 +16,17 @@ use crate::{
     search::{Answer, search},
 };
 
-/// Steps that each partition may take before those that need more are tried again: so that a hard one does not keep the
-/// rest from being judged.
+/// Steps that each partition may take in the first round: a hard partition must not use up the budget of the
+/// others.
 const STEPS_FIRST: u64 = 200_000;
-/// Rounds of leaving out operations of unknown outcome. Each may make others unobserved.
+/// Rounds of dropping operations of unknown outcome. Each round may make other operations unobserved.
 const DROP_ROUNDS_MAX: usize = 8;
 
-/// What became of a history.
+/// The decision on a history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
     Linearizable,
-    /// The operations of the partition that has no order, and the one that a search could not get past.
+    /// The operations of the partition that has no order, and the one at which the search got stuck.
     Fails {
         partition: Vec<usize>,
         stuck: usize,
@@ -32,7 +34,7 @@ pub(crate) enum Decision {
     Unknown,
 }
 
-/// An operation that constrains the history, with its place in it.
+/// An operation that constrains the history, with its index.
 struct Judged {
     index: usize,
     timed: Timed<Compiled>,
@@ -46,7 +48,7 @@ struct Joined {
     operations: Vec<Timed<Compiled>>,
 }
 
-/// Judges a history that was validated.
+/// Decides a validated history.
 pub(crate) fn decide(history: &[Operation], start: Start, budget: &mut Budget) -> Decision {
     let mut registers = Registers::default();
     let judged = prepare(history, &mut registers);
@@ -57,7 +59,7 @@ pub(crate) fn decide(history: &[Operation], start: Start, budget: &mut Budget) -
         let mut again = Vec::new();
         let rest = open.len();
         for joined in open {
-            // Twice over each operation is what the easiest history takes.
+            // The easiest history takes two steps per operation.
             let steps = steps_each.max(8 * joined.operations.len() as u64).min(budget.steps);
             let mut slice = Budget { steps, ..*budget };
             let answer = judge(&joined, &mut registers, start, &mut slice);
@@ -74,14 +76,14 @@ pub(crate) fn decide(history: &[Operation], start: Start, budget: &mut Budget) -
         if again.is_empty() {
             return if unknown { Decision::Unknown } else { Decision::Linearizable };
         }
-        // With nothing settled this time, there is nobody to be fair to.
+        // If no partition was decided in this round, share the whole budget.
         steps_each = if again.len() == rest { budget.steps / again.len() as u64 } else { 8 * steps_each };
         steps_each = steps_each.max(STEPS_FIRST);
         open = again;
     }
 }
 
-/// The places of the operations that constrain a history at all: without the others, the decision is the same.
+/// The indexes of the operations that constrain a history: without the others the decision is the same.
 pub(crate) fn constraining(history: &[Operation]) -> Vec<usize> {
     prepare(history, &mut Registers::default()).into_iter().map(|one| one.index).collect()
 }

@@ -1,4 +1,4 @@
-//! Operations as people read them: `put x "1"`, `get x → nothing`, `add n 2 → 5`.
+//! Displays operations as short text: `put x "1"`, `get x → nothing`, `add n 2 → 5`.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use crate::operation::{Condition, Kind, Operation, Outcome, Write};
 
-/// Characters shown of a key or a value.
+/// Maximum characters shown of a key or a value.
 const TEXT_MAX: usize = 24;
 
 impl Display for Operation {
-    /// What was asked and told; neither who nor when.
+    /// The operation and its outcome, without client and times.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match (&self.kind, &self.outcome) {
             (kind, Outcome::Done) => kind.fmt(f),
@@ -101,7 +101,7 @@ pub(crate) fn found(value: Option<&Bytes>) -> String {
     value.map_or("nothing".to_owned(), quoted)
 }
 
-/// A key: bare when it is a plain word.
+/// A key: unquoted when it is a plain word.
 pub(crate) fn name(key: &Bytes) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./:{}".contains(byte);
     let bare = !key.is_empty() && key.len() <= TEXT_MAX && key.iter().all(plain);

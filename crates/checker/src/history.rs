@@ -1,10 +1,10 @@
-//! Writing a history down while it happens, and whether one makes sense.
+//! Records a history while it happens, and validates its operations.
 //!
 //! The recorder has no clock: times come in as arguments.
 
 use crate::operation::{Kind, Operation, Outcome};
 
-/// An operation of a history makes no sense. Nothing was checked; the recording has to be repaired.
+/// An operation of a history is invalid. Nothing was checked; the recording is at fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HistoryError {
     /// It returned before it was invoked.
@@ -13,8 +13,8 @@ pub enum HistoryError {
         /// Its place in the history, from 0.
         index: usize,
     },
-    /// It has an outcome and never returned.
-    #[error("operation {index} has an outcome and no time of return")]
+    /// It has an outcome but never returned.
+    #[error("operation {index} has an outcome but no time of return")]
     OutcomeWithoutReturn {
         /// Its place in the history, from 0.
         index: usize,
@@ -27,7 +27,7 @@ pub enum HistoryError {
     },
 }
 
-/// Whether every operation makes sense by itself.
+/// Checks that every operation is valid by itself.
 pub(crate) fn validate(history: &[Operation]) -> Result<(), HistoryError> {
     for (index, operation) in history.iter().enumerate() {
         if operation.ret.is_some_and(|ret| ret < operation.call) {
@@ -43,41 +43,43 @@ pub(crate) fn validate(history: &[Operation]) -> Result<(), HistoryError> {
     Ok(())
 }
 
-/// Names an operation of one [`Recorder`] between its invocation and its return.
+/// Identifies an operation of a [`Recorder`] between its invocation and its return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OperationId(usize);
 
-/// Writes a history down while it happens.
+/// Records a history while it happens.
 #[derive(Debug, Clone, Default)]
 pub struct Recorder {
     operations: Vec<Operation>,
 }
 
 impl Recorder {
-    /// Nothing has happened yet.
+    /// An empty history.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The client asks at this time. Call it *before* the request leaves.
+    /// Records an invocation at this time. Call it *before* the request is sent.
     pub fn invoke(&mut self, client: u64, now: u64, kind: Kind) -> OperationId {
         self.operations.push(Operation { client, call: now, ret: None, kind, outcome: Outcome::Unknown });
         OperationId(self.operations.len() - 1)
     }
 
-    /// The client was told this, or gave up ([`Outcome::Unknown`]), at this time. Call it *after* the answer came.
+    /// Records a result at this time, or that the client gave up ([`Outcome::Unknown`]). Call it *after* the
+    /// answer has arrived.
     ///
     /// # Panics
     ///
-    /// When the id is of another recorder that has seen more operations.
+    /// When the id is from another recorder with more operations.
     pub fn complete(&mut self, id: OperationId, now: u64, outcome: Outcome) {
         let operation = &mut self.operations[id.0];
         operation.ret = Some(now);
         operation.outcome = outcome;
     }
 
-    /// What was written down so far, in the order of invocations. What was never completed has an unknown outcome.
+    /// The operations recorded so far, in the order of invocation. Those not completed have an unknown
+    /// outcome.
     #[must_use]
     pub fn operations(&self) -> &[Operation] {
         &self.operations

@@ -1,7 +1,9 @@
-//! Linearizability of recorded histories: one order of all operations that explains what every client was told.
+//! Checks recorded histories for linearizability: one order of all operations must explain the result of
+//! each.
 //!
-//! Pure: a history in, a [`Verdict`] out. Nothing here runs clients, reads clocks or draws random numbers. The algorithm is
-//! Wing and Gong's (1993) with Lowe's memoization (2017), per key; see `search` for what keeps it short.
+//! Pure: a history in, a [`Verdict`] out. Nothing here runs clients, reads clocks or draws random numbers.
+//! The algorithm is Wing and Gong's (1993) with Lowe's memoization (2017), per key; `search` describes how
+//! the search is pruned.
 //!
 //! Deliberately absent: weaker models (sequential, causal, serializable), expiry, and versions of records.
 

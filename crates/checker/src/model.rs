@@ -1,16 +1,17 @@
-//! What the search has to know of the thing under test: its states, and what an operation does to one.
+//! The sequential model of the system under test: its states, and the effect of an operation on one.
 //!
-//! A model is sequential and deterministic. It knows nothing of time, clients or concurrency.
+//! A model is deterministic. It does not deal with time, clients or concurrency.
 
 use std::hash::Hash;
 
-/// A sequential thing: a register, a queue, a lock, a store.
+/// A sequential data structure: a register, a queue, a lock, a store.
 ///
-/// [`Model::initial`] and [`Model::step`] define it. The other methods only make the search shorter; a model does well
-/// without them. `&mut self` is for models that intern values; two calls with equal arguments must have equal results.
+/// [`Model::initial`] and [`Model::step`] define it. The other methods are optional and only prune the
+/// search. `&mut self` is for models that intern values; two calls with equal arguments must have equal
+/// results.
 pub trait Model {
-    /// An operation together with what the client was told. Operations of unknown outcome that are equal are
-    /// interchangeable, which the search makes use of.
+    /// An operation with its outcome. The search treats equal operations of unknown outcome as
+    /// interchangeable.
     type Operation: Eq + Hash;
     /// Everything that later operations can depend on.
     type State: Clone + Eq + Hash;
@@ -18,21 +19,22 @@ pub trait Model {
     /// The state before the first operation.
     fn initial(&mut self) -> Self::State;
 
-    /// The state after an operation that found this state and had its outcome, or `None` when it cannot have had it.
+    /// The state after an operation on this state, or `None` when the operation cannot have its outcome in
+    /// this state.
     fn step(&mut self, state: &Self::State, operation: &Self::Operation) -> Option<Self::State>;
 
-    /// Whether an operation may be put first without a loss: if the operations that remain can be ordered from `state` on,
-    /// and this one is possible in `state`, then there is also such an order with it in front. Everything invoked up to
-    /// `horizon` may come first, and nothing else.
+    /// Whether an operation can be placed first: if the remaining operations can be ordered from `state` on,
+    /// and this one is possible in `state`, then there is also such an order that begins with it. Exactly the
+    /// operations invoked up to `horizon` may come first.
     ///
-    /// True of all pure reads that returned, whatever the state. `false` is always right.
+    /// True for all pure reads that returned, in any state. `false` is always correct.
     fn commits(&self, state: &Self::State, operation: &Self::Operation, horizon: u64) -> bool {
         let _ = (state, operation, horizon);
         false
     }
 
-    /// The search has put this operation into its order ([`Model::undone`] takes it out again). For models that count
-    /// what remains. Before a search starts, everything remains.
+    /// The search has placed this operation in its order; [`Model::undone`] removes it again. For models that
+    /// count remaining operations. Before a search starts, all operations remain.
     fn linearized(&mut self, operation: &Self::Operation) {
         let _ = operation;
     }
@@ -42,8 +44,9 @@ pub trait Model {
         let _ = operation;
     }
 
-    /// Whether this step, already told by [`Model::linearized`], need not be followed: whatever remains cannot be ordered
-    /// after it, or can be ordered without it as well. `false` is always right.
+    /// Whether this step need not be followed: the remaining operations cannot be ordered after it, or can be
+    /// ordered without it as well. Called after [`Model::linearized`] for the operation. `false` is always
+    /// correct.
     fn useless(&self, before: &Self::State, operation: &Self::Operation, after: &Self::State) -> bool {
         let _ = (before, operation, after);
         false
@@ -55,20 +58,20 @@ pub trait Model {
 pub struct Timed<T> {
     /// When it was invoked.
     pub call: u64,
-    /// When it returned, not before `call`. `None`: its outcome is unknown; it may take effect at any time after `call`,
-    /// or never.
+    /// When it returned, not before `call`. `None`: its outcome is unknown; it may take effect at any time
+    /// after `call`, or never.
     pub ret: Option<u64>,
-    /// What was asked and told.
+    /// The operation with its outcome.
     pub operation: T,
 }
 
 /// How much a check may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// Operations looked at, over all keys: once or twice each in an easy history. Ten million take some seconds without
-    /// optimisation.
+    /// Operations tried, over all keys: once or twice each in an easy history. Ten million take some seconds
+    /// without optimisation.
     pub steps: u64,
-    /// Configurations remembered at a time. Each costs about 100 bytes.
+    /// Configurations memoized at a time. Each takes about 100 bytes.
     pub configurations: usize,
 }
 

@@ -1,29 +1,30 @@
-//! What clients asked and what they were told: the alphabet of a history.
+//! The operations of clients and their outcomes.
 //!
-//! Keys and values are opaque bytes. Nothing here judges; an outcome that does not fit its kind is found by the check.
+//! Keys and values are opaque bytes. Outcomes that do not fit their operation are detected by the check, not
+//! here.
 
 use bytes::Bytes;
 
 /// One operation of one client, from its invocation to its return.
 ///
-/// Times are of any monotonic unit, the same for all operations of a history. One operation comes before another only
-/// when it returned at a *smaller* time than the other was invoked at: with equal times the two are concurrent. A clock
-/// that is too coarse thus hides errors, and invents none.
+/// Times are of any monotonic unit, the same for all operations of a history. One operation comes before
+/// another only when it returned at a *smaller* time than the other was invoked at: with equal times the two
+/// are concurrent. A clock that is too coarse thus hides errors, and invents none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
-    /// Who asked. Only for people: a client may have several operations under way.
+    /// The client. For display only: a client may have several operations in flight.
     pub client: u64,
     /// When it was invoked.
     pub call: u64,
-    /// When the client was told the outcome, or gave up. Not before `call`. `None` asks for [`Outcome::Unknown`].
+    /// When it returned, or when the client gave up. Not before `call`. `None` requires [`Outcome::Unknown`].
     pub ret: Option<u64>,
-    /// What was asked.
+    /// The kind of operation, with its arguments.
     pub kind: Kind,
-    /// What the client was told.
+    /// What the client knows of the result.
     pub outcome: Outcome,
 }
 
-/// What a client asked.
+/// An operation with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Read one key. Answered by [`Outcome::Value`].
@@ -37,12 +38,12 @@ pub enum Kind {
         keys: Vec<Bytes>,
     },
     /// Write one key. [`Write::Put`] is answered by [`Outcome::Done`], [`Write::Delete`] by that or
-    /// [`Outcome::Existed`], [`Write::Add`] by it or [`Outcome::Number`] (the sum), [`Write::Append`] by it or
-    /// [`Outcome::Number`] (the length in bytes).
+    /// [`Outcome::Existed`], [`Write::Add`] by it or [`Outcome::Number`] (the sum), [`Write::Append`] by it
+    /// or [`Outcome::Number`] (the length in bytes).
     Write {
         /// The key.
         key: Bytes,
-        /// What becomes of it.
+        /// The change of it.
         write: Write,
     },
     /// Write one key if a condition holds: [`Outcome::Done`] or [`Outcome::ConditionFailed`].
@@ -54,7 +55,8 @@ pub enum Kind {
         /// The new value; `None` deletes.
         new: Option<Bytes>,
     },
-    /// Write several keys at one moment if all conditions hold: [`Outcome::Done`] or [`Outcome::ConditionFailed`].
+    /// Write several keys at one moment if all conditions hold: [`Outcome::Done`] or
+    /// [`Outcome::ConditionFailed`].
     Batch {
         /// What must hold before the first write.
         conditions: Vec<(Bytes, Condition)>,
@@ -63,21 +65,21 @@ pub enum Kind {
     },
 }
 
-/// What becomes of one key.
+/// A change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Write {
-    /// It has this value.
+    /// Sets the value.
     Put(Bytes),
-    /// It is gone.
+    /// Deletes the key.
     Delete,
-    /// Its value, read as a decimal number, grows by this. Absent counts as 0. A value that is not the plain decimal
-    /// text of an `i64`, or a sum beyond one, cannot have been added to.
+    /// Adds to the value, read as a decimal number. Absent counts as 0. Cannot have succeeded on a value that
+    /// is not the plain decimal text of an `i64`, or when the sum overflows.
     Add(i64),
-    /// These bytes are added at the end of its value. Absent counts as empty.
+    /// Appends bytes to the value. Absent counts as empty.
     Append(Bytes),
 }
 
-/// What must hold of one key.
+/// A condition on one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// It does not exist.
@@ -88,19 +90,19 @@ pub enum Condition {
     Equals(Bytes),
 }
 
-/// What a client was told.
+/// What a client knows of the result of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing, or nothing certain (a deadline, a lost connection, a crash). The operation may have taken effect, or may
-    /// do so at *any* later time, or never; when the client gave up says nothing.
+    /// Nothing certain (a deadline, a lost connection, a crash). The operation may have taken effect, or may
+    /// do so at *any* later time, or never; the time when the client gave up does not matter.
     Unknown,
-    /// It was certainly not executed. Constrains nothing.
+    /// It was not and will not be executed. Constrains nothing.
     Refused,
-    /// A condition did not hold, so nothing was written: an observation like a read.
+    /// A condition did not hold, so nothing was written. An observation, like a read.
     ConditionFailed,
     /// It was executed.
     Done,
-    /// A deletion was executed, and there was something to delete, or not.
+    /// A deletion was executed; whether the key existed.
     Existed(bool),
     /// The value that a get found.
     Value(Option<Bytes>),
@@ -153,7 +155,7 @@ impl Kind {
         Self::CompareAndSet { key: key.into(), expected, new }
     }
 
-    /// The keys that it names, one after the other, perhaps repeatedly.
+    /// The keys that it names, possibly with repetitions.
     pub fn keys(&self) -> impl Iterator<Item = &Bytes> {
         let (one, many, conditions, writes) = match self {
             Self::Get { key } | Self::Write { key, .. } | Self::CompareAndSet { key, .. } => {
@@ -167,7 +169,7 @@ impl Kind {
         one.into_iter().chain(many).chain(conditions).chain(writes)
     }
 
-    /// Whether an operation of this kind can have been told this.
+    /// Whether an operation of this kind can have this outcome.
     #[must_use]
     pub fn allows(&self, outcome: &Outcome) -> bool {
         match (self, outcome) {

@@ -1,13 +1,14 @@
-//! The key-value model: registers that hold bytes, are counted up, appended to, compared and set, alone or together.
+//! The key-value model: registers of bytes with add, append and compare-and-set, on one key or on several
+//! atomically.
 //!
-//! A state is one cell per slot. Counts of what remains of each cell tell the search what is not worth following; each rule
-//! is proved where it stands. An *observer* of a cell is an operation with a guard that asks for exactly that cell. A key
-//! is *watched* when something observes it otherwise: by a guard that holds for many cells, by a failed condition, or
-//! by a change that depends on what it found.
+//! A state is one cell per slot. The search is pruned by counts of the remaining operations per cell; each
+//! rule is proved in its doc comment. An *observer* of a cell is an operation with a guard for exactly that
+//! cell. A key is *watched* when an operation observes it otherwise: by a guard that holds for many cells, by
+//! a failed condition, or by a change that depends on the previous value.
 //!
-//! A search may start from [`Start::Anything`]: every slot holds the cell *any*, which passes for whatever a guard asks for
-//! and is that from then on. Where that would need a choice, *any* stays: more is allowed than could have happened, so that
-//! what fails from there fails from every state.
+//! A search may start from [`Start::Anything`]: every slot holds the cell *any*, which satisfies any guard
+//! and becomes the guard's cell. Where that would be ambiguous, *any* stays. This allows more than any real
+//! start state, so that a history that fails from there fails from every state.
 
 use crate::{
     cells::{Cell, Cells, Key},
@@ -15,40 +16,40 @@ use crate::{
     model::Model,
 };
 
-/// What the keys hold before the first operation.
+/// The content of the keys before the first operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     Nothing,
     Anything,
 }
 
-/// What remains of one cell.
+/// Counts of the remaining operations on one cell.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counts {
-    /// Operations that returned and must have found it.
+    /// Operations that returned and must have observed it.
     needed: u32,
-    /// Operations that must or may have found it.
+    /// Operations that must or may have observed it.
     observers: u32,
-    /// Those of them that returned, found nothing else and changed nothing.
+    /// Those observers that returned, observed nothing else and changed nothing.
     gets: u32,
     /// Operations that write it.
     producers: u32,
 }
 
-/// All that is known of keys and cells, over all partitions.
+/// Keys, cells and their counts, over all partitions.
 #[derive(Debug, Default)]
 pub(crate) struct Registers {
     pub(crate) cells: Cells,
     counts: Vec<Counts>,
-    /// By cell: when the last of its observers was invoked.
+    /// By cell: the last invocation of one of its observers.
     last_calls: Vec<u64>,
     watched: Vec<bool>,
-    /// Keys with changes whose result is not known beforehand: anything may be produced.
+    /// Keys with changes whose result depends on the previous value: any cell may be produced.
     dynamic: Vec<bool>,
 }
 
 impl Registers {
-    /// Counts an operation in (before it is placed), invoked at this time.
+    /// Counts an operation, invoked at this time. Call it before the operation is placed.
     pub(crate) fn prepare(&mut self, operation: &Compiled, call: u64) {
         self.watched.resize(self.cells.keys_len(), false);
         self.dynamic.resize(self.cells.keys_len(), false);
@@ -72,12 +73,13 @@ impl Registers {
         self.put_back(operation);
     }
 
-    /// Whether an operation of unknown outcome can be left out of the history altogether.
+    /// Whether an operation of unknown outcome can be left out of the history.
     ///
-    /// It can when nothing but writes of what nobody observes would come of it: take an order that uses it, and look at a
-    /// key that it writes. The next operation on that key has no guard on it, for no guard of anybody holds for the
-    /// cell that was written, and no change that depends on it, for the key is not watched. So it does the same to
-    /// whatever was there before; and so do all until the key is set by another. Without the operation the order is as good.
+    /// It can when it only writes cells that no operation observes. Proof: take an order that uses it, and a
+    /// key that it writes. The next operation on that key has no guard on it, because no guard holds for the
+    /// written cell, and no change that depends on it, because the key is not watched. So it has the same
+    /// effect on the previous cell; the same holds for all operations until another one sets the key. So the
+    /// order without the operation is valid too.
     pub(crate) fn may_be_dropped(&self, operation: &Compiled) -> bool {
         operation.mode == Mode::May && self.is_unobserved(operation)
     }
@@ -89,8 +91,9 @@ impl Registers {
         })
     }
 
-    /// Whether a write can be had out of the way where nobody observes what it overwrites: together with all gets of
-    /// what it writes, which it alone writes and which may all come next; with none of them in particular.
+    /// Whether a write can be placed at once if no operation observes what it overwrites, together with all
+    /// gets of the cells that it writes: it is their only producer, and all of them (possibly none) may come
+    /// next.
     fn is_settled(&self, operation: &Compiled, horizon: u64) -> bool {
         let mut required = operation.mode == Mode::Must;
         let settled = operation.changes.iter().all(|change| {
@@ -108,7 +111,7 @@ impl Registers {
         settled && required
     }
 
-    /// Whether something must have found a cell that nothing writes.
+    /// Whether the operation must have observed a cell that no operation writes.
     pub(crate) fn is_impossible(&self, operation: &Compiled) -> bool {
         operation.mode == Mode::Must
             && operation.guards.iter().any(|guard| match guard.test {
@@ -121,12 +124,12 @@ impl Registers {
             })
     }
 
-    /// The operation is in the order now.
+    /// Uncounts an operation that was placed in the order.
     pub(crate) fn take(&mut self, operation: &Compiled) {
         self.recount(operation, |count| *count -= 1);
     }
 
-    /// The operation remains.
+    /// Counts an operation as remaining again.
     fn put_back(&mut self, operation: &Compiled) {
         self.recount(operation, |count| *count += 1);
     }
@@ -159,7 +162,8 @@ impl Registers {
     }
 
     fn count(&self, cell: Cell) -> Counts {
-        // Cells that a search came upon are not counted: only changes that depend on what they find lead to them.
+        // Cells created during a search have no counts: only changes that depend on the previous value
+        // produce them.
         self.counts.get(cell as usize).copied().unwrap_or_default()
     }
 
@@ -172,7 +176,7 @@ impl Registers {
     }
 }
 
-/// A state: what each slot holds. One slot is by far the most frequent, and needs no memory of its own.
+/// A state: the cell of each slot. States of one slot are by far the most frequent and need no allocation.
 pub(crate) trait Slots: Clone + Eq + std::hash::Hash {
     fn new(cells: Vec<Cell>) -> Self;
     fn get(&self, slot: u32) -> Cell;
@@ -284,21 +288,22 @@ impl<S: Slots> Model for Partition<'_, S> {
         }
     }
 
-    /// An operation that changes nothing comes first without a loss: from wherever it was in the order, it can be
-    /// taken to the front, and nothing between notices.
+    /// An operation that changes nothing can be placed first: from any position in an order it can be moved
+    /// to the front without affecting the operations between.
     ///
-    /// So does a write without guards to keys that are not watched and hold what nobody observes, if each value that it writes
-    /// is observed by nobody either, or by gets only, which can all come next and have no other source (then it is in
-    /// the order even if its outcome is unknown). Take an order with the write further back. Its gets come after it and
-    /// before the key is set again. The next operation on the key after them sets it without looking at it, and
-    /// so does the next operation on the key after the present, if it is not the write itself: no guard holds for what is
-    /// there (as in `may_be_dropped`). So the write and its gets can stand in front, and nothing else sees what they do
-    /// there, and nothing misses them where they were.
+    /// The same holds for a write without guards to keys that are not watched and whose cells no operation
+    /// observes, if each cell that it writes has no observers either, or only gets that may all come next and
+    /// have no other producer (then the write is in the order even if its outcome is unknown). Proof: take an
+    /// order with the write further back. Its gets come after it and before the key is set again. The next
+    /// operation on the key after them sets it without observing it, and so does the next operation on the
+    /// key from the current state, if it is not the write itself: no guard holds for the current cell (as in
+    /// `may_be_dropped`). So the write and its gets can be moved to the front: no other operation observes
+    /// their effect there, and none depends on it at the old position.
     ///
-    /// For a history of puts of different values and of gets this leaves next to nothing to choose, so that judging one takes
-    /// polynomial time, good or bad (as Gibbons and Korach 1997 have it for such histories).
+    /// For a history of gets and of puts of distinct values this leaves almost no choices, so that checking
+    /// takes polynomial time, whatever the verdict (Gibbons and Korach 1997 show this for such histories).
     ///
-    /// Neither is said of *any*: to be found changes it, and everybody may observe it.
+    /// Neither rule applies to *any*: observing it changes it, and every operation may observe it.
     fn commits(&self, state: &S, operation: &Compiled, horizon: u64) -> bool {
         let slots = operation.guards.iter().map(|guard| guard.slot);
         if self.start == Start::Anything
@@ -322,8 +327,8 @@ impl<S: Slots> Model for Partition<'_, S> {
         self.registers.put_back(operation);
     }
 
-    /// A step that overwrites what something that remains must still find, and nothing that remains writes again, leads
-    /// nowhere. A step of unknown outcome that nobody observes is not needed, for the reason given at `may_be_dropped`.
+    /// A step is useless if it overwrites a cell that a remaining operation must still observe and that no
+    /// remaining operation writes, or if its outcome is unknown and unobserved, as in `may_be_dropped`.
     fn useless(&self, before: &S, operation: &Compiled, after: &S) -> bool {
         if self.registers.may_be_dropped(operation) {
             return true;

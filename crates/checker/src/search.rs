@@ -1,18 +1,23 @@
 //! The search for an order that explains a history.
 //!
-//! Wing and Gong (1993): put one operation after the other into the order, each time one that may come next, because no
-//! other that remains had returned before it was invoked; go back when none fits. Lowe (2017): remember configurations,
-//! and keep calls and returns in one list from which an operation is lifted and put back at constant cost. Operations of unknown outcome have no return: they stand apart, in classes of equal ones, and are used or not.
+//! Wing and Gong (1993): extend the order by one operation at a time that may come next, because no other
+//! remaining operation returned before it was invoked; backtrack when none fits. Lowe (2017): memoize
+//! configurations, and keep calls and returns in one list from which an operation is removed and reinserted
+//! at constant cost. Operations of unknown outcome have no return: they are kept apart, in classes of equal
+//! ones, and may be used or not.
 //!
-//! Four rules keep it short, and each leaves an order to be found if there is one. They speak of the shortest order from a
-//! configuration on, so that they do not get in each other's way:
+//! Four rules prune the search, and each preserves an order if there is one. All of them are about the
+//! shortest order from a configuration on, so that they can be combined:
 //!
-//! - what [`Model::commits`] allows is put first and never taken back by itself;
-//! - of equal operations of unknown outcome, the one invoked first is used first: swapping two changes nothing;
+//! - an operation that [`Model::commits`] allows is placed first, and backtracking never tries an alternative
+//!   to it;
+//! - of equal operations of unknown outcome, the one invoked first is used first: swapping two changes
+//!   nothing;
 //! - one of unknown outcome that changes nothing is not used: without it the order is shorter;
-//! - a configuration is skipped after one that used fewer operations of unknown outcome (see [`crate::seen`]).
+//! - a configuration is skipped if an earlier one used fewer operations of unknown outcome (see
+//!   [`crate::seen`]).
 //!
-//! Not here: keys. Partitions are the caller's.
+//! Partitioning by key is up to the caller.
 
 use std::{collections::HashMap, hash::Hash};
 
@@ -22,31 +27,33 @@ use crate::{
     seen::{Fingerprint, Seen, Used, fingerprint, fingerprint_of_number},
 };
 
-/// What a search found.
+/// The result of a search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// An order that explains the history: the operations' places in it. Those that are absent have an unknown outcome
-    /// and never took effect.
+    /// An order that explains the history, as indexes into it. Absent operations have an unknown outcome and
+    /// never took effect.
     Linearizable(Vec<usize>),
     /// There is none.
     NotLinearizable {
-        /// The operation whose return no attempt got past, of those that got furthest: what everything up to this return
-        /// looks like is what is wrong, or something before it.
+        /// The operation at whose return the attempts that got furthest failed: the cause is at or before
+        /// this return.
         stuck: usize,
     },
     /// The budget was used up first. Not a pass.
     Unknown,
 }
 
-/// Searches an order for one history of any model, as one partition. Takes what it uses from the budget's steps.
+/// Searches for an order of a history of any model, as one partition. Deducts the steps it takes from the
+/// budget.
 ///
-/// A history over independent things should be cut into one per thing first (Herlihy and Wing 1990: linearizability is
-/// local). The operations may come in any order. One that returns before it is invoked is taken to return with its call.
+/// A history over independent objects should be split into one per object first (Herlihy and Wing 1990:
+/// linearizability is local). The operations may be in any order. One that returns before it is invoked is
+/// treated as returning with its call.
 pub fn search<M: Model>(model: &mut M, history: &[Timed<M::Operation>], budget: &mut Budget) -> Answer {
     let state = model.initial();
     let mut search = Search::new(model, history, state, budget);
     let answer = search.run();
-    // The model may be searched again.
+    // Undoes everything, so that the model can be used again.
     while search.back().is_some() {}
     answer
 }
@@ -54,41 +61,41 @@ pub fn search<M: Model>(model: &mut M, history: &[Timed<M::Operation>], budget: 
 struct Event {
     /// Index into the history.
     operation: usize,
-    /// For a call, where its return is.
+    /// For a call: the link of its return.
     ret: Option<Link>,
 }
 
 /// Operations of unknown outcome that are equal.
 struct Class {
-    /// Indices into the history, by time of invocation.
+    /// Indexes into the history, by time of invocation.
     members: Vec<usize>,
-    /// Of each: it may come next while the first return in the list lies at or behind this link.
+    /// For each member: it may come next while the first return in the list is at or after this link.
     from: Vec<Link>,
 }
 
-/// One step of the order, and what takes it back.
+/// One step of the order, with the state to undo it.
 struct Frame<S> {
     what: Taken,
     before: S,
     choice: Choice,
 }
 
-/// Whether something else can come at a place of the order.
+/// Whether backtracking tries alternatives to a step.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Choice {
     Free,
-    /// It was committed.
+    /// Committed by the model: no alternatives.
     Forced,
 }
 
 enum Taken {
     /// The call of a known operation.
     Known(Link),
-    /// A class, from 1.
+    /// A member of the class at this link (from 1).
     Unknown { link: Link, used_before: Used },
 }
 
-/// Where to look for the next choice.
+/// The position from which the next candidate is searched.
 #[derive(Clone, Copy)]
 enum Cursor {
     Known(Link),
@@ -103,7 +110,7 @@ struct Search<'a, M: Model> {
     /// Calls and returns of known operations that remain.
     list: List,
     classes: Vec<Class>,
-    /// Classes, in order of their first invocation, of which not all are used.
+    /// Classes with unused members, in order of their first invocation.
     live: List,
     /// Known operations that remain.
     left: usize,
@@ -112,7 +119,7 @@ struct Search<'a, M: Model> {
     used: Used,
     seen: Seen,
     frames: Vec<Frame<M::State>>,
-    /// The furthest return that no choice got past.
+    /// The last return at which a search got stuck.
     furthest: Link,
     exhausted: bool,
 }
@@ -163,7 +170,7 @@ impl<'a, M: Model> Search<'a, M> {
         }
     }
 
-    /// Puts one operation first that may be put first without a loss, and those that can follow it at once.
+    /// Places operations that the model commits; returns whether there was one.
     fn commit(&mut self) -> bool {
         let Some(barrier) = self.barrier() else { return false };
         let horizon = self.returned_at(barrier);
@@ -179,7 +186,7 @@ impl<'a, M: Model> Search<'a, M> {
             committed = true;
             let (next, ret, unchanged) = (self.list.after(link), self.event(link).ret, after == self.state);
             self.take_known(link, after, Choice::Forced);
-            // The horizon moves, or what was passed over may have become possible.
+            // The horizon moves, or an operation that was skipped may have become possible.
             if ret == Some(barrier) || !unchanged {
                 return true;
             }
@@ -208,7 +215,7 @@ impl<'a, M: Model> Search<'a, M> {
         false
     }
 
-    /// Puts the next operation that fits into the order; `false` when none is left at this place.
+    /// Places the next operation that fits; `false` when none is left at this position.
     fn advance(&mut self, mut cursor: Cursor) -> bool {
         if let Cursor::Known(mut link) = cursor {
             while link != HEAD && self.event(link).ret.is_some() {
@@ -240,7 +247,7 @@ impl<'a, M: Model> Search<'a, M> {
         false
     }
 
-    /// The first return in the list: what was invoked after it cannot come next.
+    /// The first return in the list: operations invoked after it cannot come next.
     fn barrier(&self) -> Option<Link> {
         let mut link = self.list.after(HEAD);
         while link != HEAD && self.event(link).ret.is_some() {
@@ -249,7 +256,7 @@ impl<'a, M: Model> Search<'a, M> {
         (link != HEAD).then_some(link)
     }
 
-    /// The operation of the first class from `link` on that may come next, which is then at `link`.
+    /// The operation of the first class from `link` on that may come next; moves `link` to that class.
     fn next_unknown(&self, link: &mut Link, barrier: Link) -> Option<usize> {
         while *link != HEAD && self.classes[*link - 1].from[0] <= barrier {
             let class = &self.classes[*link - 1];
@@ -280,8 +287,8 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn take_known(&mut self, call: Link, after: M::State, choice: Choice) {
         let Event { operation, ret } = *self.event(call);
-        self.list.lift(call);
-        self.list.lift(ret.expect("only calls are taken"));
+        self.list.remove(call);
+        self.list.remove(ret.expect("only calls are taken"));
         self.left -= 1;
         self.known_print ^= fingerprint_of_number(operation as u64);
         self.model.linearized(&self.history[operation].operation);
@@ -295,14 +302,14 @@ impl<'a, M: Model> Search<'a, M> {
         self.model.linearized(&self.history[class.members[more[link - 1] as usize]].operation);
         more[link - 1] += 1;
         if more[link - 1] as usize == class.members.len() {
-            self.live.lift(link);
+            self.live.remove(link);
         }
         let used_before = std::mem::replace(&mut self.used, more.into());
         let before = std::mem::replace(&mut self.state, after);
         self.frames.push(Frame { what: Taken::Unknown { link, used_before }, before, choice });
     }
 
-    /// Takes back the last choice, and says where to look for the next one.
+    /// Undoes the last free step; returns where to search for an alternative.
     fn back(&mut self) -> Option<Cursor> {
         loop {
             let Frame { what, before, choice } = self.frames.pop()?;
@@ -354,7 +361,7 @@ impl<'a, M: Model> Search<'a, M> {
         operation.ret.unwrap_or(operation.call).max(operation.call)
     }
 
-    /// Takes one step from the budget, if there is one.
+    /// Deducts one step from the budget; `false` when it is used up.
     fn spend(&mut self) -> bool {
         self.exhausted |= self.budget.steps == 0;
         self.budget.steps = self.budget.steps.saturating_sub(1);
@@ -362,8 +369,8 @@ impl<'a, M: Model> Search<'a, M> {
     }
 }
 
-/// Calls and returns of the known operations in order of time, calls first where times are equal; and for each operation
-/// the link at which its call lies, or would lie.
+/// Calls and returns of the known operations in order of time, calls first at equal times; and for each
+/// operation the link of its call, or where it would be.
 fn events<T>(history: &[Timed<T>]) -> (Vec<Event>, Vec<Link>) {
     let mut times: Vec<(u64, bool, usize)> = Vec::with_capacity(2 * history.len());
     for (index, operation) in history.iter().enumerate() {

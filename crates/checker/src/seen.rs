@@ -1,12 +1,13 @@
-//! The configurations that the search has been to: which operations are in the order, and the state they led to.
+//! The memoized configurations of a search: the set of operations in the order, and the state they led to.
 //!
-//! A configuration is remembered as a fingerprint of 128 bits, not in full. Two that share one by accident (for n
-//! configurations about n² / 2¹²⁹ of a chance) would make the search skip one: it could then miss an order, never
-//! invent one. An error can only be a false alarm.
+//! A configuration is stored as a fingerprint of 128 bits. A collision (for n configurations with a
+//! probability of about n² / 2¹²⁹) makes the search skip a configuration: it may then miss an order, but
+//! never report a wrong one. So a collision can only cause a false alarm.
 //!
-//! Operations of unknown outcome are kept apart from the fingerprint, by class and number used: a configuration is also
-//! known when one with the same known operations and the same state has used *fewer* of them. Whatever can follow the one
-//! can follow the other, for the ones used in addition may as well never have happened.
+//! Operations of unknown outcome are not part of the fingerprint but stored as numbers used per class: a
+//! configuration also counts as seen when one with the same known operations and the same state has used
+//! *fewer* of them. Whatever can follow the new one can follow the earlier one, because the additional
+//! operations may as well never happen.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -14,22 +15,22 @@ use std::{
     rc::Rc,
 };
 
-/// How many operations of each class of equal ones with an unknown outcome are in the order.
+/// For each class of equal operations of unknown outcome: how many are in the order.
 pub(crate) type Used = Rc<[u32]>;
 
-/// 128 bits that stand for a thing.
+/// A 128-bit hash.
 pub(crate) type Fingerprint = u128;
 
-/// The set of them.
+/// The set of memoized configurations.
 #[derive(Default)]
 pub(crate) struct Seen {
-    /// Never two where one uses no more than the other.
+    /// Per fingerprint, only minimal entries: none uses at most as much as another in every class.
     by_print: HashMap<Fingerprint, Vec<Used>, BuildHasherDefault<Truncate>>,
     len: usize,
 }
 
 impl Seen {
-    /// Remembers a configuration; `false` when there is no need to look at it.
+    /// Stores a configuration; `false` when an earlier one covers it.
     pub(crate) fn insert(&mut self, print: Fingerprint, used: &Used) -> bool {
         match self.by_print.entry(print) {
             Entry::Vacant(entry) => {
@@ -50,7 +51,7 @@ impl Seen {
         true
     }
 
-    /// How many are remembered.
+    /// Number of configurations stored.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -67,8 +68,8 @@ pub(crate) fn fingerprint(value: &impl Hash) -> Fingerprint {
     u128::from(lanes.low) | u128::from(lanes.high) << 64
 }
 
-/// The fingerprint of the number of an operation. Those of a set are combined by exclusive or, which takes an operation
-/// out again as cheaply as it put it in.
+/// The fingerprint of the number of an operation. Fingerprints of a set are combined by exclusive or, so that
+/// removing an operation is as cheap as adding one.
 pub(crate) fn fingerprint_of_number(number: u64) -> Fingerprint {
     u128::from(mix(number.wrapping_add(0x9e37_79b9_7f4a_7c15)))
         | u128::from(mix(number ^ 0xd1b5_4a32_d192_ed03).wrapping_mul(0xff51_afd7_ed55_8ccd)) << 64

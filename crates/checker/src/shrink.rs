@@ -1,9 +1,9 @@
-//! From a partition that fails to a small part of it that still does.
+//! Shrinks a partition that fails to a small part that still fails.
 //!
-//! Shrinking only ever weakens a history: it is cut off at a time, what came before another time is replaced by "anything
-//! may have been there", a pure read is left out, or an outcome is made unknown. What fails weakened fails as it was, so
-//! a witness is never an artefact of shrinking. Each attempt is a decision of its own; the bounds below end the attempts,
-//! and whatever is smallest then is the witness.
+//! Shrinking only weakens a history: it cuts the history off at a time, replaces everything before another
+//! time by "any state", drops a pure read, or makes an outcome unknown. If the weakened history fails, so
+//! does the original, so a witness is never an artefact of shrinking. Each attempt is decided separately; the
+//! limits below end the attempts, and the smallest failing part found so far is the witness.
 
 use std::{collections::BTreeSet, ops::Range};
 
@@ -17,18 +17,18 @@ use crate::{
     witness::Witness,
 };
 
-/// Histories tried.
+/// Maximum histories tried.
 const TRIES_MAX: usize = 2_000;
-/// Steps spent on leaving out one operation after the other.
+/// Maximum steps spent on dropping operations.
 const DISCARD_STEPS_MAX: u64 = 2_000_000;
-/// What an attempt costs for each operation in it, in steps: preparing it takes longer than looking at it.
+/// Cost of an attempt per operation, in steps: preparing an operation costs more than a step of the search.
 const STEPS_PER_OPERATION: u64 = 20;
-/// Operations in the first window that is tried; each next one has twice as many.
+/// Operations in the first window tried; each next one has twice as many.
 const WINDOW_FIRST: usize = 4;
-/// Values tried to say what a key could have been.
+/// Maximum values tried as possible values of a key.
 const CANDIDATES_MAX: usize = 32;
 
-/// A small part of a partition that fails, in which a search was stuck at one operation.
+/// Shrinks a failing partition, in which the search got stuck at one operation.
 pub(crate) fn shrink(history: &[Operation], mut partition: Vec<usize>, stuck: usize, budget: Budget) -> Witness {
     let mut shrinker = Shrinker { history, budget, tries: 0 };
     partition.sort_unstable();
@@ -55,7 +55,7 @@ struct Shrinker<'a> {
     tries: usize,
 }
 
-/// Operations that fail together, weakened, with their places in the history.
+/// Weakened operations that fail together, with their indexes in the history.
 #[derive(Clone)]
 struct Part {
     start: Start,
@@ -70,14 +70,15 @@ impl Part {
 }
 
 impl Shrinker<'_> {
-    /// The return of an operation whose outcome says something.
+    /// The return of an operation of known outcome.
     fn known_ret(&self, place: usize) -> Option<u64> {
         let operation = &self.history[place];
         operation.ret.filter(|_| !matches!(operation.outcome, Outcome::Unknown | Outcome::Refused))
     }
 
-    /// The first return in order of time such that the history up to it fails. Prefixes of a linearizable history are
-    /// linearizable, so that all longer ones fail too. Looks near `stuck` first: it is seldom far off.
+    /// The first return in order of time such that the history up to it fails. Prefixes of a linearizable
+    /// history are linearizable, so that all longer ones fail too. Searches near `stuck` first: it is usually
+    /// close.
     fn shortest_prefix(&mut self, partition: &[usize], stuck: usize) -> (u64, usize) {
         let mut returns: Vec<(u64, usize)> =
             partition.iter().filter_map(|place| Some((self.known_ret(*place)?, *place))).collect();
@@ -106,16 +107,17 @@ impl Shrinker<'_> {
         self.fails(&part, Start::Nothing)
     }
 
-    /// The operation as it looked at a time.
+    /// The operation as known at a time.
     fn until(&self, place: usize, until: u64) -> Operation {
         let operation = self.history[place].clone();
         if operation.ret.is_some_and(|ret| ret > until) { weaken(operation) } else { operation }
     }
 
-    /// The last operations of the prefix that fail by themselves, whatever was there before them.
+    /// The shortest suffix tried of the prefix that fails from any state.
     ///
-    /// An operation that returned before the window began has had its effect on what the window finds. One that was under
-    /// way may have had it before or within: a write may happen in the window, a read need not.
+    /// An operation that returned before the window began is part of the start state. One that was in flight
+    /// may have taken effect before or in the window: a write may happen in the window, a read can be
+    /// dropped.
     fn shortest_window(&mut self, prefix: &[usize], until: u64, culprit: usize) -> Part {
         let mut calls: Vec<u64> = prefix.iter().map(|place| self.history[*place].call).collect();
         calls.sort_unstable();
@@ -149,7 +151,8 @@ impl Shrinker<'_> {
         kept
     }
 
-    /// Weakens ever smaller runs of operations while the rest still fails, and then leaves out what constrains nothing.
+    /// Weakens ever smaller ranges of operations while the rest still fails, and then drops unconstraining
+    /// operations.
     fn discard(&mut self, part: &mut Part) {
         let mut run = part.kept.len().div_ceil(2);
         while run > 0 {
@@ -171,7 +174,7 @@ impl Shrinker<'_> {
         part.kept = constrain.into_iter().map(|at| part.kept[at].clone()).collect();
     }
 
-    /// The part with a run weakened, if that changes it and it still fails.
+    /// The part with a range weakened, if that changes it and it still fails.
     fn without(&mut self, part: &Part, run: Range<usize>) -> Option<Part> {
         let mut less = Part { kept: Vec::with_capacity(part.kept.len()), ..*part };
         let mut changed = false;
@@ -187,7 +190,8 @@ impl Shrinker<'_> {
         (changed && self.part_fails(&less)).then_some(less)
     }
 
-    /// What the culprit's key can have been when it returned, if the culprit has but one key and all of it was tried.
+    /// The possible values of the culprit's key at its return; `None` when it has several keys or not all
+    /// values were tried.
     fn possible(&mut self, part: &Part) -> Option<Vec<Option<Bytes>>> {
         let at = part.kept.iter().position(|(place, _)| *place == part.culprit)?;
         let key = self.history[part.culprit].kind.keys().next()?.clone();
@@ -205,7 +209,7 @@ impl Shrinker<'_> {
             }
         };
         let candidates = candidates(&key, part.kept.iter().map(|(_, operation)| operation))?;
-        // A value longer than all others stands for those that none of the operations names.
+        // A value longer than all others represents those that no operation names.
         let longest = candidates.iter().flatten().map(Bytes::len).max().unwrap_or_default();
         if found(Some(vec![b'?'; longest + 1].into()))? {
             return None;
@@ -233,7 +237,7 @@ impl Shrinker<'_> {
     }
 }
 
-/// It may have happened or not, whenever.
+/// Makes the outcome unknown.
 fn weaken(mut operation: Operation) -> Operation {
     operation.outcome = Outcome::Unknown;
     operation.ret = None;
@@ -249,7 +253,8 @@ fn is_read(operation: &Operation) -> bool {
     }
 }
 
-/// Every value that the key can have had; `None` when they cannot be told from the operations, or are too many.
+/// Every value that the key can have had; `None` when the operations do not determine them, or there are too
+/// many.
 fn candidates<'a>(key: &Bytes, operations: impl Iterator<Item = &'a Operation>) -> Option<BTreeSet<Option<Bytes>>> {
     let mut values = BTreeSet::from([None]);
     let mut write = |written: &Write, outcome: &Outcome| {

@@ -1,6 +1,6 @@
-//! Operations as bars over time, a row per client.
+//! Draws operations as bars over time, one row per client.
 //!
-//! The axis is not to scale: it has a column for each time at which something happens, as wide as the texts need.
+//! The axis is not to scale: it has a column for each time of a call or return, as wide as the texts need.
 
 use std::{
     collections::BTreeMap,
@@ -9,12 +9,13 @@ use std::{
 
 use crate::operation::{Operation, Outcome};
 
-/// Operations drawn as bars. More of them are listed one per line.
+/// Maximum operations drawn as bars. More are listed one per line.
 const BARS_MAX: usize = 60;
-/// Operations listed, the last ones.
+/// Maximum operations listed; earlier ones are omitted.
 const LINES_MAX: usize = 200;
 
-/// Displays operations as a timeline: `├ put x "1" ┤` from invocation to return; `┄` where the outcome is unknown.
+/// Displays operations as a timeline: `├ put x "1" ┤` from invocation to return; `┄` where the outcome is
+/// unknown.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeline<'a> {
     operations: &'a [Operation],
@@ -24,19 +25,19 @@ pub struct Timeline<'a> {
 /// One operation on its row.
 struct Bar {
     call: usize,
-    /// Absent: open at its right end.
+    /// `None`: the bar is open at its right end.
     ret: Option<usize>,
     text: String,
 }
 
 impl<'a> Timeline<'a> {
-    /// Of these operations.
+    /// A timeline of these operations.
     #[must_use]
     pub fn new(operations: &'a [Operation]) -> Self {
         Self { operations, until: u64::MAX }
     }
 
-    /// Ends at this time: what returns later is open.
+    /// Ends the timeline at this time: later returns are not shown.
     #[must_use]
     pub fn until(self, until: u64) -> Self {
         Self { until, ..self }
@@ -46,7 +47,7 @@ impl<'a> Timeline<'a> {
         operation.ret.filter(|ret| *ret <= self.until && operation.outcome != Outcome::Unknown)
     }
 
-    /// The columns of all times at which something happens.
+    /// The columns of all times of calls and returns.
     fn columns(&self) -> BTreeMap<u64, usize> {
         let mut ends: BTreeMap<u64, Vec<&Operation>> = BTreeMap::new();
         for operation in self.operations {
@@ -64,13 +65,13 @@ impl<'a> Timeline<'a> {
                 column = column.max(columns.get(&operation.call).copied().unwrap_or(column) + width);
             }
             columns.insert(*time, column);
-            // Two times must not run into each other on the axis.
+            // Labels on the axis must not overlap.
             free = column + time.to_string().len() + 1;
         }
         columns
     }
 
-    /// Rows of bars that do not overlap: the clients in order, more than one row for a client that pipelines.
+    /// Rows of bars that do not overlap, in order of clients; a client that pipelines has several rows.
     fn rows(&self, columns: &BTreeMap<u64, usize>) -> Vec<(u64, Vec<Bar>)> {
         let mut by_client: BTreeMap<u64, Vec<&Operation>> = BTreeMap::new();
         for operation in self.operations {

@@ -1,4 +1,4 @@
-//! The part of a history that has no order, and how it is told to people.
+//! The witness: the part of a history that is not linearizable, and its display.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -11,10 +11,10 @@ use crate::{
     timeline::Timeline,
 };
 
-/// A part of a history that no order explains, as small as was found.
+/// A small part of a history that no order explains.
 ///
-/// Displayed as a timeline and a sentence. What is not in it does not matter: with the rest of the history there is no
-/// order either.
+/// Displayed as a timeline and a sentence. The rest of the history does not matter: with it there is no order
+/// either.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Witness {
     pub(crate) places: Vec<usize>,
@@ -27,26 +27,27 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// The operations, in the order in which the history has them.
+    /// The operations, in the order of the history.
     #[must_use]
     pub fn operations(&self) -> &[Operation] {
         &self.operations
     }
 
-    /// Their places in the history, from 0.
+    /// Their indexes in the history.
     #[must_use]
     pub fn places(&self) -> &[usize] {
         &self.places
     }
 
-    /// The one whose return made it impossible: everything up to then, without it, has an order.
+    /// The operation whose return made an order impossible: the history up to that return, without it, has
+    /// one.
     #[must_use]
     pub fn culprit(&self) -> &Operation {
         &self.operations[self.culprit]
     }
 
-    /// What the culprit's key can have been when it returned, if it has but one key and this could be told: absent
-    /// (`None`) or a value.
+    /// The possible values of the culprit's key at its return (`None`: absent), if it has one key and they
+    /// could be determined.
     #[must_use]
     pub fn possible(&self) -> Option<&[Option<Bytes>]> {
         self.possible.as_deref()
@@ -58,8 +59,8 @@ impl Display for Witness {
         let culprit = self.culprit();
         writeln!(f, "{}", Timeline::new(&self.operations).until(self.until))?;
         let before = match self.start {
-            Start::Nothing => "Nothing was there at first",
-            Start::Anything => "Whatever was there before",
+            Start::Nothing => "From an empty store",
+            Start::Anything => "From any state",
         };
         write!(
             f,
@@ -71,9 +72,9 @@ impl Display for Witness {
         match values.as_slice() {
             [] => Ok(()),
             [values @ .., last] if !values.is_empty() => {
-                write!(f, " It can have found {} to be {} or {last} only.", name(key), values.join(", "))
+                write!(f, " The only possible values of {} are {} or {last}.", name(key), values.join(", "))
             }
-            [only, ..] => write!(f, " It can have found {} to be {only} only.", name(key)),
+            [only, ..] => write!(f, " The only possible value of {} is {only}.", name(key)),
         }
     }
 }

@@ -18,7 +18,8 @@ impl Client {
         self.call(Call::read(Method::GET, "/v1/cluster/status")).await?.json()
     }
 
-    /// What the replicas of the node that answers hold: use a client with one endpoint to know which.
+    /// Digests of the replicas of the node that answers. Use a client with a single endpoint to choose the
+    /// node.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -35,12 +36,12 @@ impl Client {
         Ok(list.collections)
     }
 
-    /// Creates a collection. Again with the same properties: answers the one that exists.
+    /// Creates a collection. If it exists with the same properties, returns it.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn create_collection(&self, wanted: &CreateCollection) -> Result<Collection, ClientError> {
-        self.call(Call::write(Method::POST, "/v1/collections").json(wanted)).await?.json()
+    pub async fn create_collection(&self, request: &CreateCollection) -> Result<Collection, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/collections").json(request)).await?.json()
     }
 
     /// Removes a collection and its records.
@@ -52,12 +53,12 @@ impl Client {
         self.call(Call::write(Method::DELETE, path)).await.map(drop)
     }
 
-    /// Mints a join token.
+    /// Creates a join token.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn create_token(&self, wanted: &TokenRequest) -> Result<TokenReply, ClientError> {
-        self.call(Call::write(Method::POST, "/v1/cluster/tokens").json(wanted)).await?.json()
+    pub async fn create_token(&self, request: &TokenRequest) -> Result<TokenReply, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/cluster/tokens").json(request)).await?.json()
     }
 
     /// The join tokens that the cluster remembers.
@@ -69,7 +70,7 @@ impl Client {
         Ok(list.tokens)
     }
 
-    /// Forgets a join token. Nodes that joined with it stay.
+    /// Revokes a join token. Nodes that joined with it stay.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -95,7 +96,7 @@ impl Client {
         self.call(Call::write(Method::PUT, path).json(&SettingRequest { value })).await?.json()
     }
 
-    /// Removes a node for ever. `force` also removes one that is alive or holds replicas.
+    /// Removes a node permanently. `force` also removes one that is alive or holds replicas.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -104,7 +105,7 @@ impl Client {
         self.call(Call::write(Method::DELETE, path)).await.map(drop)
     }
 
-    /// Starts to drain the node that answers: use a client with that node's endpoint only.
+    /// Starts to drain the node that answers. Use a client with that node's endpoint only.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -112,7 +113,7 @@ impl Client {
         self.call(Call::write(Method::POST, "/health/drain")).await.map(drop)
     }
 
-    /// What the node that answers remembers, oldest first.
+    /// Recent events that the answering node remembers, oldest first.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -121,7 +122,8 @@ impl Client {
         Ok(list.events)
     }
 
-    /// Events as they happen, from the first endpoint that answers. `after`: leaves out what was seen.
+    /// Follows events as they happen, from the first endpoint that answers. Skips events with ids up to
+    /// `after`.
     ///
     /// # Errors
     /// See [`ClientError`].

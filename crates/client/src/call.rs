@@ -1,4 +1,4 @@
-//! One call: which endpoint to ask, and when it is harmless to ask another.
+//! One call: which endpoint to try, and when it is harmless to try another.
 
 use std::{
     sync::{
@@ -17,13 +17,13 @@ use crate::{ClientError, ClientOptions, url};
 
 /// How long connecting may take before the next endpoint is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection is kept unused. Shorter than the time after which a node closes it, so that a write does not
-/// meet a connection that is just being closed.
+/// How long an idle connection is kept. Shorter than the time after which a node closes it, so that a write
+/// does not race with that close.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How much longer than the node the client waits, so that the node's own answer comes first.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long the client waits beyond the node's deadline, so that the node's own answer arrives first.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(1);
 
-/// A client. Cheap to clone; clones share connections.
+/// An async client of a cluster. Cheap to clone; clones share connections.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) http: reqwest::Client,
@@ -33,21 +33,21 @@ pub struct Client {
     timeout: Duration,
 }
 
-/// Whether a call may be repeated when it is not known whether the first attempt arrived.
+/// Whether a call may be repeated when the first attempt may have arrived: only a read may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Read,
     Write,
 }
 
-/// What to send.
+/// A request to send to some endpoint.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) kind: Kind,
     pub(crate) method: Method,
-    /// With its query, starting with `/`.
+    /// Path and query, starting with `/`.
     pub(crate) path: String,
-    /// With its content type.
+    /// The body and its content type.
     pub(crate) body: Option<(Bytes, &'static str)>,
 }
 
@@ -65,13 +65,13 @@ impl Call {
     }
 
     pub(crate) fn json(self, body: &impl serde::Serialize) -> Self {
-        // Every body of the interface is plain data with text keys, which JSON can always hold.
+        // Every body is plain data with text keys, so serialization cannot fail.
         let bytes = serde_json::to_vec(body).unwrap_or_default();
         Self { body: Some((bytes.into(), "application/json")), ..self }
     }
 }
 
-/// An answer that is no refusal.
+/// A successful answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) endpoint: String,
@@ -85,17 +85,17 @@ impl Answer {
         serde_json::from_slice(&body).map_err(|_| ClientError::Protocol { endpoint })
     }
 
-    /// A header that is a number.
+    /// The value of a numeric header.
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         self.headers.get(name)?.to_str().ok()?.parse().ok()
     }
 }
 
 impl Client {
-    /// A client of these endpoints. Connects to nothing yet.
+    /// Creates a client of these endpoints without connecting yet.
     ///
     /// # Errors
-    /// No endpoint, or one that is not plain HTTP.
+    /// There is no endpoint, or one is not plain HTTP.
     pub fn new(options: ClientOptions) -> Result<Self, ClientError> {
         let endpoints = options.endpoints.iter().map(|text| url::endpoint(text)).collect::<Result<Arc<[_]>, _>>()?;
         let first = endpoints.first().ok_or(ClientError::NoEndpoint)?.clone();
@@ -116,10 +116,10 @@ impl Client {
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = (usize, &String)> {
         let first = self.preferred.load(Ordering::Relaxed);
         let count = self.endpoints.len();
-        (first..first + count).map(move |at| (at % count, &self.endpoints[at % count]))
+        (first..first + count).map(move |index| (index % count, &self.endpoints[index % count]))
     }
 
-    /// Asks one endpoint after the other, each at most once, as long as that is harmless.
+    /// Tries one endpoint after another, each at most once, as long as that is harmless.
     pub(crate) async fn call(&self, call: Call) -> Result<Answer, ClientError> {
         let mut last = ClientError::NoEndpoint;
         for (index, endpoint) in self.endpoints() {
@@ -128,8 +128,8 @@ impl Client {
                     self.preferred.store(index, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                Err(error) if elsewhere(&error) => {
-                    // A typed refusal says more than the next node's silence.
+                Err(error) if may_try_next(&error) => {
+                    // A typed refusal says more than a later endpoint that does not respond.
                     if last.problem().is_none() || error.problem().is_some() {
                         last = error;
                     }
@@ -141,27 +141,27 @@ impl Client {
     }
 
     async fn attempt(&self, call: &Call, endpoint: &str) -> Result<Answer, ClientError> {
-        let ms = u64::try_from(self.timeout.as_millis()).unwrap_or(TIMEOUT_MS_MAX);
+        let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(TIMEOUT_MS_MAX);
         let mut request = self
             .http
             .request(call.method.clone(), format!("{endpoint}{}", call.path))
-            .timeout(self.timeout + GRACE)
-            .header(header::TIMEOUT_MS, ms);
+            .timeout(self.timeout + TIMEOUT_GRACE)
+            .header(header::TIMEOUT_MS, timeout_ms);
         if let Some((body, kind)) = &call.body {
             request = request.header(names::CONTENT_TYPE, *kind).body(body.clone());
         }
-        let lost = |source: reqwest::Error| {
+        let no_answer = |source: reqwest::Error| {
             let endpoint = endpoint.to_owned();
-            let surely_unsent = source.is_connect() || source.is_builder();
+            let is_unsent = source.is_connect() || source.is_builder();
             match call.kind {
-                Kind::Write if !surely_unsent => ClientError::OutcomeUnknown { endpoint, source },
+                Kind::Write if !is_unsent => ClientError::OutcomeUnknown { endpoint, source },
                 Kind::Read | Kind::Write => ClientError::Unreachable { endpoint, source },
             }
         };
-        let response = request.send().await.map_err(lost)?;
+        let response = request.send().await.map_err(no_answer)?;
         let status = response.status();
         let headers = response.headers().clone();
-        let body = response.bytes().await.map_err(lost)?;
+        let body = response.bytes().await.map_err(no_answer)?;
         if status.is_success() {
             return Ok(Answer { endpoint: endpoint.to_owned(), headers, body });
         }
@@ -169,16 +169,16 @@ impl Client {
     }
 }
 
-/// Whether another node may do better, and asking it is harmless.
-fn elsewhere(error: &ClientError) -> bool {
-    let refused_here = |problem: &Problem| {
+/// Whether another node may succeed, and trying it is harmless.
+fn may_try_next(error: &ClientError) -> bool {
+    let is_local_refusal = |problem: &Problem| {
         matches!(problem.kind, ProblemType::Draining | ProblemType::Unavailable | ProblemType::NotReady)
             && problem.retryable
     };
-    matches!(error, ClientError::Unreachable { .. }) || error.problem().is_some_and(refused_here)
+    matches!(error, ClientError::Unreachable { .. }) || error.problem().is_some_and(is_local_refusal)
 }
 
-/// The problem document, or one made up from the status when there is none (answers to `HEAD` have no body).
+/// The problem document, or one derived from the status when there is none (answers to `HEAD` have no body).
 pub(crate) fn problem(status: StatusCode, body: &[u8]) -> Problem {
     serde_json::from_slice(body).unwrap_or_else(|_| {
         let kind = match status {
@@ -200,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// A node that reads a request, sends this, and closes. Stops after one connection.
+    /// A fake node that reads one request, sends `answer` and closes.
     async fn node(answer: &'static str) -> (String, tokio::task::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let endpoint = listener.local_addr().expect("an address").to_string();
@@ -214,8 +214,8 @@ mod tests {
         (endpoint, served)
     }
 
-    /// An address that nobody listens on.
-    async fn nobody() -> String {
+    /// An address that no process listens on.
+    async fn unused_address() -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         listener.local_addr().expect("an address").to_string()
     }
@@ -231,7 +231,7 @@ mod tests {
     #[tokio::test]
     async fn a_write_goes_to_the_next_endpoint_when_nothing_was_sent() {
         let (second, served) = node(STORED).await;
-        let client = client([&nobody().await, &second]);
+        let client = client([&unused_address().await, &second]);
         let reply = client.put("default", b"a/b", Bytes::from_static(b"v"), &Default::default()).await.expect("stored");
         assert_eq!(reply.version.0, 7);
         let request = served.await.expect("a request");
@@ -248,17 +248,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_that_may_have_arrived_is_not_sent_again() {
+    async fn a_write_that_may_have_arrived_is_not_resent() {
         let (first, _served) = node("").await;
         let (second, served) = node(STORED).await;
         let put = client([&first, &second]).put("default", b"k", Bytes::new(), &Default::default()).await;
         assert!(put.is_err_and(|error| error.is_outcome_unknown() && !error.is_retryable()));
-        assert!(!served.is_finished(), "the second endpoint was asked");
+        assert!(!served.is_finished(), "the second endpoint was tried");
         served.abort();
     }
 
     #[tokio::test]
-    async fn a_read_that_got_no_answer_is_asked_elsewhere() {
+    async fn a_read_without_an_answer_goes_to_the_next_endpoint() {
         let (first, _served) = node("").await;
         let (second, _served) = node("HTTP/1.1 200 OK\r\ncontent-length: 1\r\nflotilla-version: 9\r\n\r\nv").await;
         let got = client([&first, &second]).get("default", b"k").await.expect("an answer").expect("a record");
@@ -266,10 +266,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_says_more_than_the_silence_after_it() {
+    async fn a_refusal_takes_precedence_over_an_unreachable_endpoint() {
         let (first, _served) = node(DRAINING).await;
-        let put = client([&first, &nobody().await]).put("default", b"k", Bytes::new(), &Default::default()).await;
-        let error = put.expect_err("nobody took it");
+        let put =
+            client([&first, &unused_address().await]).put("default", b"k", Bytes::new(), &Default::default()).await;
+        let error = put.expect_err("no endpoint accepts it");
         assert_eq!(error.problem().map(|problem| problem.kind), Some(ProblemType::Draining));
         assert!(error.is_retryable());
     }

@@ -2,8 +2,8 @@
 
 use flotilla_api::{Problem, ProblemType};
 
-/// Why a call failed. [`ClientError::OutcomeUnknown`] and a [`Problem`] of that kind leave open whether state changed.
-/// After [`ClientError::Protocol`] a write took place. After every other error nothing was written.
+/// Why a call failed. [`ClientError::OutcomeUnknown`] and a [`Problem`] of that kind leave open whether state
+/// changed. After [`ClientError::Protocol`] a write took place. After every other error nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No endpoint was given.
@@ -18,25 +18,25 @@ pub enum ClientError {
     /// The write may have reached a node, and no answer came back.
     #[error("the outcome of the write is not known: no answer came from {endpoint}")]
     OutcomeUnknown {
-        /// Who was asked.
+        /// The endpoint that was tried.
         endpoint: String,
-        /// What happened instead of an answer.
+        /// Why no answer arrived.
         #[source]
         source: reqwest::Error,
     },
-    /// No endpoint could be asked, or none answered a read. Nothing was written.
+    /// No endpoint could be reached, or none answered a read. Nothing was written.
     #[error("no endpoint answers; the last one tried was {endpoint}")]
     Unreachable {
         /// The last one tried.
         endpoint: String,
-        /// What happened there.
+        /// Why it failed.
         #[source]
         source: reqwest::Error,
     },
-    /// The node reports success in words that this client does not understand.
+    /// The node reports success in a form that this client does not understand.
     #[error("the answer of {endpoint} is not understood")]
     Protocol {
-        /// Who answered.
+        /// The endpoint that answered.
         endpoint: String,
     },
 }
@@ -51,7 +51,7 @@ impl ClientError {
         }
     }
 
-    /// Whether the same call may succeed later, and repeating it is harmless.
+    /// Whether the same call may succeed later and is safe to repeat.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unreachable { .. }) || self.problem().is_some_and(|problem| problem.retryable)

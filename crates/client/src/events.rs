@@ -1,4 +1,4 @@
-//! Server-sent events: a bounded parser over a response that does not end.
+//! Server-sent events: a bounded parser over an endless response.
 
 use bytes::{Buf as _, BytesMut};
 use flotilla_api::Event;
@@ -6,10 +6,10 @@ use reqwest::Response;
 
 use crate::{Client, ClientError, call::problem};
 
-/// Longest single line. An event is a few hundred bytes.
+/// Longest line, and longest data of one event. An event usually has a few hundred bytes.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 
-/// Events of one node as they happen.
+/// A stream of one node's events as they happen.
 #[derive(Debug)]
 pub struct EventStream {
     endpoint: String,
@@ -40,10 +40,10 @@ impl EventStream {
         Err(last)
     }
 
-    /// The next event; `None` when the node ended the stream: because it stops, or because events would be missing.
+    /// The next event; `None` when the node ended the stream because it stops or because events were lost.
     ///
     /// # Errors
-    /// The connection broke, or what came is no event.
+    /// The connection broke, or the data is not an event.
     pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
         loop {
             let protocol = || ClientError::Protocol { endpoint: self.endpoint.clone() };
@@ -63,7 +63,7 @@ impl EventStream {
     }
 }
 
-/// One event on the wire.
+/// One server-sent event.
 #[derive(Debug, PartialEq, Eq)]
 struct Frame {
     kind: String,
@@ -82,7 +82,7 @@ struct Parser {
 }
 
 impl Parser {
-    /// The next whole event in the buffer.
+    /// The next complete event in the buffer.
     fn next(&mut self) -> Result<Option<Frame>, TooLong> {
         while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
             let line = self.buffer.split_to(end);
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_found_however_the_bytes_are_cut() {
+    fn events_split_at_any_byte_are_parsed() {
         let text = b": hello\n\nid: 1\nevent: event\ndata: {\"id\":1}\n\nevent: gap\r\ndata: x\r\n\r\n";
         let mut parser = Parser::default();
         let mut frames = Vec::new();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_refused() {
+    fn an_overlong_line_is_refused() {
         let mut parser = Parser::default();
         parser.buffer.extend_from_slice(&vec![b'x'; LINE_BYTES_MAX + 1]);
         assert_eq!(parser.next(), Err(TooLong));

@@ -1,10 +1,12 @@
 //! An async client over Flotilla's HTTP interface.
 //!
-//! It knows a list of endpoints and asks the one that answered last. It goes to the next one only when that is harmless:
-//! when nothing was sent, when the node said that nothing was written, or when the call only reads. A write that may have
-//! reached a node is never sent again by itself: it is [`ClientError::OutcomeUnknown`], and what to do is for the caller.
+//! It has a list of endpoints and prefers the one that answered last. It tries the next one only when that is
+//! harmless: when nothing was sent, when the node said that nothing was written, or when the call only reads.
+//! A write that may have reached a node is never resent: it fails with [`ClientError::OutcomeUnknown`], and
+//! the caller decides what to do.
 //!
-//! Deliberately absent: retries with backoff (the caller knows how long it can wait), TLS, and any knowledge of shards.
+//! Deliberately absent: retries with backoff (the caller knows how long it can wait), TLS, and any knowledge
+//! of shards.
 
 mod admin;
 mod call;

@@ -1,4 +1,4 @@
-//! What a caller may choose.
+//! Options of the client and of its calls.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub struct ClientOptions {
 }
 
 impl ClientOptions {
-    /// These endpoints, 5 s for a call.
+    /// Creates options with these endpoints and a timeout of 5 s.
     pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
         let timeout = Duration::from_millis(flotilla_api::TIMEOUT_MS_DEFAULT);
         Self { endpoints: endpoints.into_iter().map(Into::into).collect(), timeout }
@@ -40,13 +40,13 @@ pub struct ScanOptions {
     pub prefix: Bytes,
     /// First key, included.
     pub start: Bytes,
-    /// First key behind; empty for none.
+    /// End of the range, exclusive; empty for no bound.
     pub end: Bytes,
-    /// Most records of one page: 1 to 10,000.
+    /// Maximum number of records in a page: 1 to 10,000.
     pub limit: usize,
-    /// From the page before.
+    /// The cursor of the previous page.
     pub cursor: Option<String>,
-    /// Whether values are wanted.
+    /// Whether to return values.
     pub values: bool,
 }
 

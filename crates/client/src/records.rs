@@ -1,4 +1,4 @@
-//! Reading and writing records.
+//! Reads and writes of records.
 
 use bytes::Bytes;
 use flotilla_api::{
@@ -23,7 +23,7 @@ pub struct Record {
     pub version: Timestamp,
     /// When it expires, in Unix milliseconds.
     pub expires_at_ms: Option<u64>,
-    /// The node that answered, as far as it said.
+    /// The node that served the read, if known.
     pub served_by: Option<NodeId>,
 }
 
@@ -32,7 +32,7 @@ pub struct Record {
 pub struct ScannedRecord {
     /// Its key.
     pub key: Bytes,
-    /// Its value; empty when values were not asked for.
+    /// Its value; empty when values were not requested.
     pub value: Bytes,
     /// Its version.
     pub version: Timestamp,
@@ -47,7 +47,7 @@ pub struct ScannedRecord {
 pub struct ScannedPage {
     /// The records.
     pub records: Vec<ScannedRecord>,
-    /// For the next page; `None` when there is nothing more.
+    /// For the next page; `None` on the last one.
     pub cursor: Option<String>,
 }
 
@@ -57,11 +57,11 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn get(&self, collection: &str, key: &[u8]) -> Result<Option<Record>, ClientError> {
-        if url::is_dots(key) {
+        if url::is_dot_segment(key) {
             return self.get_by_scan(collection, key).await;
         }
         let answer = match self.call(Call::read(Method::GET, url::record(collection, key))).await {
-            Err(error) if is_no_key(&error) => return Ok(None),
+            Err(error) if is_key_not_found(&error) => return Ok(None),
             answer => answer?,
         };
         let version = answer.number(header::VERSION).map(Timestamp);
@@ -84,16 +84,16 @@ impl Client {
         options: &PutOptions,
     ) -> Result<PutReply, ClientError> {
         let ttl_ms = options.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
-        if url::is_dots(key) {
+        if url::is_dot_segment(key) {
             let operation = BatchOperation {
                 op: BatchVerb::Put,
                 value: Some(base64(&value)),
                 ttl_ms,
                 if_version: options.if_version,
                 if_absent: options.if_absent,
-                ..named(key)
+                ..operation_on(key)
             };
-            let BatchReply { version, timestamp, .. } = self.batch(&one(collection, operation)).await?;
+            let BatchReply { version, timestamp, .. } = self.batch(&batch_of(collection, operation)).await?;
             return Ok(PutReply { version, timestamp });
         }
         let mut query = Vec::new();
@@ -114,21 +114,21 @@ impl Client {
         key: &[u8],
         if_version: Option<Timestamp>,
     ) -> Result<Option<DeleteReply>, ClientError> {
-        if url::is_dots(key) {
-            let operation = BatchOperation { op: BatchVerb::Delete, if_version, ..named(key) };
-            let reply = self.batch(&one(collection, operation)).await?;
+        if url::is_dot_segment(key) {
+            let operation = BatchOperation { op: BatchVerb::Delete, if_version, ..operation_on(key) };
+            let reply = self.batch(&batch_of(collection, operation)).await?;
             let removed = reply.results.first().filter(|result| result.outcome == Outcome::Deleted);
             let version = removed.and_then(|result| result.version);
             return Ok(version.map(|version| DeleteReply { version, timestamp: reply.timestamp }));
         }
         let query: Vec<_> = if_version.map(|version| format!("if_version={version}")).into_iter().collect();
         match self.call(Call::write(Method::DELETE, with_query(url::record(collection, key), &query))).await {
-            Err(error) if is_no_key(&error) => Ok(None),
+            Err(error) if is_key_not_found(&error) => Ok(None),
             answer => answer?.json().map(Some),
         }
     }
 
-    /// A page of records in key order.
+    /// Scans a page of records in key order.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -143,11 +143,11 @@ impl Client {
         let answer = self.call(Call::read(Method::GET, with_query(url::collection(collection), &query))).await?;
         let endpoint = answer.endpoint.clone();
         let page: ScanPage = answer.json()?;
-        let records = page.items.into_iter().map(scanned).collect::<Option<Vec<_>>>();
+        let records = page.items.into_iter().map(decode_item).collect::<Option<Vec<_>>>();
         Ok(ScannedPage { records: records.ok_or(ClientError::Protocol { endpoint })?, cursor: page.cursor })
     }
 
-    /// Several writes inside one shard, all or none.
+    /// Applies several writes within one shard atomically.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -158,17 +158,17 @@ impl Client {
     /// Adds to a counter (absent = 0) and returns the sum.
     ///
     /// # Errors
-    /// See [`ClientError`]; a value that is no number is a problem `not_an_integer`.
+    /// See [`ClientError`]; a value that is not an integer is a problem `not_an_integer`.
     pub async fn add(&self, collection: &str, key: &[u8], delta: i64) -> Result<i64, ClientError> {
-        let operation = BatchOperation { op: BatchVerb::Add, delta: Some(delta), ..named(key) };
-        let answer = self.call(Call::write(Method::POST, "/v1/batch").json(&one(collection, operation))).await?;
+        let operation = BatchOperation { op: BatchVerb::Add, delta: Some(delta), ..operation_on(key) };
+        let answer = self.call(Call::write(Method::POST, "/v1/batch").json(&batch_of(collection, operation))).await?;
         let endpoint = answer.endpoint.clone();
         let reply: BatchReply = answer.json()?;
         reply.results.first().and_then(|result| result.number).ok_or(ClientError::Protocol { endpoint })
     }
 
     async fn get_by_scan(&self, collection: &str, key: &[u8]) -> Result<Option<Record>, ClientError> {
-        // The range from the key to the next possible one holds at most this record.
+        // The range from the key to its successor contains at most this record.
         let end: Bytes = key.iter().copied().chain([0]).collect();
         let start = Bytes::copy_from_slice(key);
         let page = self.scan(collection, &ScanOptions { start, end, limit: 1, ..ScanOptions::default() }).await?;
@@ -181,21 +181,21 @@ impl Client {
     }
 }
 
-/// An operation on this key and nothing else.
-fn named(key: &[u8]) -> BatchOperation {
+/// An operation on this key, with all other fields at their defaults.
+fn operation_on(key: &[u8]) -> BatchOperation {
     BatchOperation { key: base64(key), encoding: Encoding::Base64, ..BatchOperation::default() }
 }
 
-fn one(collection: &str, operation: BatchOperation) -> BatchRequest {
+fn batch_of(collection: &str, operation: BatchOperation) -> BatchRequest {
     BatchRequest { collection: collection.to_owned(), conditions: Vec::new(), operations: vec![operation] }
 }
 
 fn base64(bytes: &[u8]) -> String {
-    // Base64 can write all bytes.
+    // Base64 can encode all bytes.
     Encoding::Base64.encode(bytes).unwrap_or_default()
 }
 
-fn scanned(item: ScanItem) -> Option<ScannedRecord> {
+fn decode_item(item: ScanItem) -> Option<ScannedRecord> {
     let decode = |text: &str| Encoding::Base64.decode(text).ok().map(Bytes::from);
     Some(ScannedRecord {
         key: decode(&item.key)?,
@@ -206,7 +206,7 @@ fn scanned(item: ScanItem) -> Option<ScannedRecord> {
     })
 }
 
-fn is_no_key(error: &ClientError) -> bool {
+fn is_key_not_found(error: &ClientError) -> bool {
     error.problem().is_some_and(|problem| problem.kind == ProblemType::KeyNotFound)
 }
 

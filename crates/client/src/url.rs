@@ -1,13 +1,13 @@
-//! Addresses of calls: arbitrary bytes as one percent-encoded segment.
+//! Paths of calls, with arbitrary bytes as one percent-encoded segment.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use crate::ClientError;
 
-/// Everything but what never has a meaning in an address.
+/// All characters except those that RFC 3986 calls unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Bytes as one segment of a path, or as the value of a parameter.
+/// Percent-encodes bytes as one segment of a path, or as the value of a parameter.
 pub(crate) fn encode(bytes: &[u8]) -> String {
     percent_encode(bytes, ENCODED).to_string()
 }
@@ -22,19 +22,19 @@ pub(crate) fn collection(collection: &str) -> String {
     format!("/v1/kv/{}", encode(collection.as_bytes()))
 }
 
-/// Whether a key cannot stand in a path: parsers of addresses take these for "here" and "up", encoded or not.
-pub(crate) fn is_dots(key: &[u8]) -> bool {
+/// Whether a key cannot be in a path: URL parsers resolve `.` and `..` as relative segments, encoded or not.
+pub(crate) fn is_dot_segment(key: &[u8]) -> bool {
     key == b"." || key == b".."
 }
 
-/// `host:port` or `http://host:port`, with or without a slash, to `http://host:port`.
+/// Normalizes `host:port` or `http://host:port`, with or without a trailing slash, to `http://host:port`.
 pub(crate) fn endpoint(text: &str) -> Result<String, ClientError> {
     let invalid = || ClientError::InvalidEndpoint(text.to_owned());
     let text = text.trim();
-    let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let url = reqwest::Url::parse(&whole).map_err(|_| invalid())?;
-    let plain = url.scheme() == "http" && url.path() == "/" && url.query().is_none() && url.username().is_empty();
-    if plain { Ok(url.origin().ascii_serialization()) } else { Err(invalid()) }
+    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let url = reqwest::Url::parse(&full).map_err(|_| invalid())?;
+    let is_valid = url.scheme() == "http" && url.path() == "/" && url.query().is_none() && url.username().is_empty();
+    if is_valid { Ok(url.origin().ascii_serialization()) } else { Err(invalid()) }
 }
 
 #[cfg(test)]
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_of_a_key_survives_the_address() {
+    fn every_byte_of_a_key_round_trips_through_a_url() {
         let key: Vec<u8> = (0..=255).collect();
         let url = reqwest::Url::parse(&format!("http://h:1{}", record("my own", &key))).expect("a URL");
         let (collection, encoded) =
@@ -53,11 +53,11 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_addresses_swallow_are_known() {
+    fn dot_segments_are_recognized() {
         for key in [".", ".."] {
             let url = reqwest::Url::parse(&format!("http://h:1{}", record("c", key.as_bytes()))).expect("a URL");
-            assert_ne!(url.path(), record("c", key.as_bytes()), "the reason for the detour");
-            assert!(is_dots(key.as_bytes()));
+            assert_ne!(url.path(), record("c", key.as_bytes()), "such a key does not survive in a path");
+            assert!(is_dot_segment(key.as_bytes()));
         }
         let url = reqwest::Url::parse(&format!("http://h:1{}", record("c", b"..."))).expect("a URL");
         assert_eq!(url.path(), "/v1/kv/c/...");

@@ -1,6 +1,8 @@
-//! What an entry costs the consensus core: proposed, sent, written and committed by three replicas in one thread.
+//! The cost of an entry in the consensus core: proposed, replicated, persisted and committed by three
+//! replicas on one thread.
 //!
-//! Logs are in memory and messages are moved, not encoded: this is raft-rs, the conversions around it, and nothing else.
+//! Logs are in memory and messages are moved, not encoded: this measures raft-rs and the conversions around
+//! it only.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -22,13 +24,13 @@ fn main() {
     divan::main();
 }
 
-/// So many entries are proposed before anything travels.
+/// `batch` entries are proposed before any message is delivered.
 #[divan::bench(args = [1, 16, 64], sample_count = 20, sample_size = 1)]
-fn commit(bencher: Bencher, together: usize) {
+fn commit(bencher: Bencher, batch: usize) {
     let data = Bytes::from(vec![7; 256]);
     bencher.counter(ItemsCount::new(ENTRIES)).with_inputs(Cluster::elected).bench_local_values(|mut cluster| {
-        for _ in 0..ENTRIES / together {
-            for _ in 0..together {
+        for _ in 0..ENTRIES / batch {
+            for _ in 0..batch {
                 cluster.propose(data.clone());
             }
             cluster.settle();
@@ -46,16 +48,16 @@ struct Node {
     applied: u64,
 }
 
-/// Replica *n* is alone on node *n*.
+/// Node *n* holds replica *n* only.
 struct Cluster {
     nodes: Vec<Node>,
-    wire: VecDeque<Message>,
+    in_flight: VecDeque<Message>,
 }
 
 impl Cluster {
-    /// Replica 1 leads.
+    /// A cluster in which replica 1 leads.
     fn elected() -> Self {
-        let mut cluster = Self { nodes: VOTERS.map(node).into(), wire: VecDeque::new() };
+        let mut cluster = Self { nodes: VOTERS.map(node).into(), in_flight: VecDeque::new() };
         cluster.step(0, Input::Campaign { replica: ReplicaId(VOTERS[0]) });
         cluster.settle();
         cluster
@@ -70,17 +72,17 @@ impl Cluster {
     fn propose(&mut self, data: Bytes) {
         let mut effects = Effects::default();
         let Node { replica, raft, .. } = &mut self.nodes[0];
-        raft.propose(*replica, data, &mut effects).expect("the leader has room");
+        raft.propose(*replica, data, &mut effects).expect("the leader accepts proposals");
         self.perform(0, effects);
     }
 
-    /// Until nothing is under way.
+    /// Delivers messages until none is in flight.
     fn settle(&mut self) {
         loop {
             for at in 0..self.nodes.len() {
                 self.drain(at);
             }
-            let Some(message) = self.wire.pop_front() else { return };
+            let Some(message) = self.in_flight.pop_front() else { return };
             self.step(message.to.0 as usize - 1, Input::Message(message));
         }
     }
@@ -95,11 +97,11 @@ impl Cluster {
         }
     }
 
-    /// Whether there was anything to write or apply.
+    /// Performs effects; returns whether there was anything to write or apply.
     fn perform(&mut self, at: usize, effects: Effects) -> bool {
         let busy = !effects.persists.is_empty() || !effects.committed.is_empty();
         assert!(effects.failed.is_empty(), "no replica fails");
-        self.wire.extend(effects.sends.into_iter().map(|(_, message)| message));
+        self.in_flight.extend(effects.sends.into_iter().map(|(_, message)| message));
         for batch in effects.committed {
             let replica = batch.replica;
             let Some(index) = batch.entries.last().map(|entry| entry.index) else { continue };
@@ -114,7 +116,7 @@ impl Cluster {
                 ReplicaWrite { entries: persist.entries, hard_state: persist.hard_state, ..ReplicaWrite::new(replica) };
             write_one(&node.log, node.sequence, write);
             self.step(at, Input::Persisted { replica, number });
-            self.wire.extend(persist.after);
+            self.in_flight.extend(persist.after);
         }
         busy
     }
@@ -141,11 +143,11 @@ fn node(id: u64) -> Node {
     let (log, sequence) = (MemoryLog::default(), WalSequence(1));
     write_one(&log, sequence, create);
     let mut raft = MultiRaft::new(Config::default(), Arc::new(log.clone()));
-    let (_, state) = log.replicas().expect("a log").remove(0);
-    raft.open(replica, &state, flotilla_consensus::Origin::Created, id).expect("a sound log");
+    let (_, state) = log.replicas().expect("an intact log").remove(0);
+    raft.open(replica, &state, flotilla_consensus::Origin::Created, id).expect("an intact log");
     Node { replica, raft, log, sequence, applied: 0 }
 }
 
 fn write_one(log: &MemoryLog, sequence: WalSequence, write: ReplicaWrite) {
-    log.write(LogBatch { sequence, replicas: vec![write], marks: Vec::new() }).expect("memory");
+    log.write(LogBatch { sequence, replicas: vec![write], peer_sequences: Vec::new() }).expect("memory");
 }

@@ -1,8 +1,8 @@
-//! Changes of the replica set, in an encoding of our own.
+//! Changes of the replica set, and their encoding.
 //!
-//! raft-rs wants its own protobuf bytes in the entry when a leader proposes; those are made and read on the leader only.
-//! What replicas apply is the encoding here, carried as the entry's context, so that bytes from a peer never
-//! reach protobuf 2.
+//! raft-rs requires its own protobuf bytes in the entry that a leader proposes; only that leader writes and
+//! parses them. Replicas apply the encoding of this module, which travels as the entry's context, so that
+//! bytes from a peer never reach protobuf 2.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_types::{ConfState, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor};
@@ -10,24 +10,25 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 
 const FORMAT: u8 = 1;
+/// Replicas that one change names, at most.
 const PARTS_MAX: usize = 16;
 
 /// One change of the replica set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConfChange {
-    /// A new replica starts to receive the log; it does not vote.
+    /// Adds a replica that receives the log and does not vote.
     AddLearner {
         /// The new replica.
         replica: ReplicaId,
-        /// Where it lives.
+        /// The node that holds it.
         node: NodeId,
     },
-    /// A learner stops to receive the log.
+    /// Removes a learner.
     RemoveLearner {
         /// The learner.
         replica: ReplicaId,
     },
-    /// Learners become voters and voters become learners, together, through a joint configuration that
+    /// Promotes learners and demotes voters atomically, through a joint configuration that
     /// [`ConfChange::LeaveJoint`] ends (Ongaro's dissertation, §4.3).
     Swap {
         /// Learners that become voters.
@@ -39,15 +40,16 @@ pub enum ConfChange {
     LeaveJoint,
 }
 
-/// A committed change does not parse, or does not fit the configuration it met. The entry changes nothing.
+/// A committed change does not parse or does not apply to the current configuration. The entry changes
+/// nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
     /// The bytes are not a change.
     #[error("the configuration change does not parse")]
     Malformed,
-    /// The configuration does not admit it, on any replica.
-    #[error("the configuration change does not fit the configuration")]
-    Unfit,
+    /// It does not apply to the current configuration, on any replica.
+    #[error("the configuration change does not apply to the current configuration")]
+    NotApplicable,
 }
 
 impl ConfChange {
@@ -62,20 +64,20 @@ impl ConfChange {
         }
     }
 
-    /// Whether the change means what it says under this configuration: raft-rs would demote or remove a voter at once
-    /// when one is named as a learner.
-    pub(crate) fn fits(&self, conf: &ConfState) -> bool {
+    /// Whether the change is valid for this configuration. raft-rs does not check: if a voter is named as a
+    /// learner, it demotes or removes that voter at once.
+    pub(crate) fn applies_to(&self, conf: &ConfState) -> bool {
         match self {
             Self::LeaveJoint => conf.is_joint(),
             _ if conf.is_joint() => false,
             Self::AddLearner { replica, .. } => *replica != ReplicaId::NONE && !conf.contains(*replica),
             Self::RemoveLearner { replica } => conf.learners.contains(replica),
             Self::Swap { promote, demote } => {
-                let known = promote.iter().all(|replica| conf.learners.contains(replica))
+                let roles_match = promote.iter().all(|replica| conf.learners.contains(replica))
                     && demote.iter().all(|replica| conf.voters.contains(replica));
                 let voters_left = conf.voters.iter().any(|voter| !demote.contains(voter)) || !promote.is_empty();
                 let parts = promote.len() + demote.len();
-                known && voters_left && (1..=PARTS_MAX).contains(&parts)
+                roles_match && voters_left && (1..=PARTS_MAX).contains(&parts)
             }
         }
     }
@@ -94,12 +96,12 @@ impl ConfChange {
         change
     }
 
-    /// What raft-rs wants to see in the entry of a proposal.
+    /// The bytes that raft-rs requires in the entry of a proposal.
     pub(crate) fn to_raft_bytes(&self) -> Bytes {
         self.to_raft().write_to_bytes().map(Bytes::from).unwrap_or_default()
     }
 
-    /// The configuration that follows, if the change fits.
+    /// The configuration after the change, which must apply to `before`.
     #[must_use]
     pub fn after(&self, before: &ConfState) -> ConfState {
         let mut conf = before.clone();
@@ -111,7 +113,7 @@ impl ConfChange {
                 conf.voters.retain(|voter| !demote.contains(voter));
                 conf.voters.extend(promote);
                 conf.learners.retain(|learner| !promote.contains(learner));
-                // Those who still vote in the outgoing half become learners with its end.
+                // They still vote in the outgoing half and become learners when it ends.
                 conf.learners_next.extend(demote);
             }
             Self::LeaveJoint => {
@@ -126,7 +128,7 @@ impl ConfChange {
         conf
     }
 
-    /// The change as it stands in the log.
+    /// Encodes the change for the log.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let parts = self.parts();
@@ -147,11 +149,11 @@ impl ConfChange {
         bytes.freeze()
     }
 
-    /// Reads a change from the log.
+    /// Decodes a change from the log.
     pub fn decode(mut bytes: &[u8]) -> Result<Self, ChangeError> {
         let short = |_| ChangeError::Malformed;
         let format = bytes.try_get_u8().map_err(short)?;
-        let what = bytes.try_get_u8().map_err(short)?;
+        let kind = bytes.try_get_u8().map_err(short)?;
         let count = usize::from(bytes.try_get_u8().map_err(short)?);
         if format != FORMAT || count > PARTS_MAX {
             return Err(ChangeError::Malformed);
@@ -163,12 +165,13 @@ impl ConfChange {
             let node = NodeId(bytes.try_get_u64().map_err(short)?);
             parts.push((promotes, replica, node));
         }
-        match (what, &parts[..]) {
+        match (kind, &parts[..]) {
             (1, [(_, replica, node)]) => Ok(Self::AddLearner { replica: *replica, node: *node }),
             (2, [(_, replica, _)]) => Ok(Self::RemoveLearner { replica: *replica }),
             (3, [_, ..]) => {
-                let pick = |wanted: bool| parts.iter().filter(|part| part.0 == wanted).map(|part| part.1).collect();
-                Ok(Self::Swap { promote: pick(true), demote: pick(false) })
+                let select =
+                    |promotes: bool| parts.iter().filter(|part| part.0 == promotes).map(|part| part.1).collect();
+                Ok(Self::Swap { promote: select(true), demote: select(false) })
             }
             (4, []) => Ok(Self::LeaveJoint),
             _ => Err(ChangeError::Malformed),
@@ -176,7 +179,7 @@ impl ConfChange {
     }
 }
 
-/// The descriptor after a change led to `conf`: same shard and range, the next configuration epoch.
+/// The descriptor after a change that led to `conf`: same shard and range, the next configuration epoch.
 pub(crate) fn descriptor_after(before: &ShardDescriptor, change: &ConfChange, conf: &ConfState) -> ShardDescriptor {
     let added = match change {
         ConfChange::AddLearner { replica, node } => Some((*replica, *node)),
@@ -193,7 +196,7 @@ pub(crate) fn descriptor_after(before: &ShardDescriptor, change: &ConfChange, co
         .map(|replica| ReplicaDescriptor { replica, node: node_of(replica), role: role_of(replica) })
         .collect();
     let mut after = before.clone();
-    // A snapshot of a mad peer may name any epoch.
+    // A snapshot of a faulty peer may carry any epoch.
     after.epoch.config = after.epoch.config.saturating_add(1);
     after.replicas = replicas;
     after
@@ -207,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_survive_the_log() {
+    fn changes_round_trip() {
         let changes = [
             ConfChange::AddLearner { replica: ReplicaId(7), node: NodeId(3) },
             ConfChange::RemoveLearner { replica: ReplicaId(7) },
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_changes_are_refused_or_read_back() {
+    fn hostile_changes_are_refused_or_round_trip() {
         let ids = || prop::collection::vec(extreme_u64().prop_map(ReplicaId), 0..5);
         let valid = prop_oneof![
             (extreme_u64(), extreme_u64())
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_after_an_absurd_epoch_does_not_overflow() {
+    fn the_configuration_epoch_saturates() {
         let before = ShardDescriptor {
             shard: flotilla_types::ShardId(1),
             range: flotilla_types::KeyRange::all(),

@@ -1,22 +1,24 @@
-//! The one set of knobs for elections and bounds of a group.
+//! Settings of a Raft group: election timing and bounds.
 
-/// How groups elect and how much they keep in flight. The same for every start path of a node.
+/// Election timing and bounds of every group of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Ticks without a leader before an election; each replica draws from `[n, 1.5n)`. With the node's tick of 50 ms
-    /// the default waits 400–600 ms. Lower finds a dead leader sooner and mistakes a slow one for dead more often.
+    /// Ticks without a leader before an election; each replica draws its timeout from `[n, 1.5n)`. With the
+    /// node's tick of 50 ms the default is 400–600 ms. Lower values detect a dead leader sooner and cause
+    /// more needless elections.
     pub election_ticks: usize,
-    /// Ticks between heartbeats. At most a third of `election_ticks`, so that one lost heartbeat is no election.
+    /// Ticks between heartbeats. At most a third of `election_ticks`, so that one lost heartbeat causes no
+    /// election.
     pub heartbeat_ticks: usize,
-    /// Bytes of entries in one append message.
+    /// Bytes of entries in one append message, at most.
     pub append_bytes_max: usize,
-    /// Append messages in flight to one follower.
+    /// Append messages in flight to one follower, at most.
     pub append_inflight_max: usize,
-    /// Bytes a leader may have proposed and not yet committed; more is refused as busy.
+    /// Bytes of uncommitted proposals on a leader; further proposals are refused as busy.
     pub uncommitted_bytes_max: usize,
-    /// Bytes of committed entries handed out at a time.
+    /// Bytes of committed entries delivered in one round.
     pub committed_bytes_max: usize,
-    /// Bytes of recent entries that a group keeps in memory so that followers do not make it read its log.
+    /// Bytes of recent entries that a group caches, so that replication to followers rarely reads the log.
     pub cache_bytes_max: usize,
 }
 
@@ -34,31 +36,31 @@ impl Default for Config {
     }
 }
 
-/// More has no use, and sums of ticks must not overflow.
+/// Far above any useful timeout, and low enough that sums of ticks do not overflow.
 const ELECTION_TICKS_MAX: usize = 100_000;
 
-/// A setting that cannot work.
+/// A setting is invalid. Nothing was started; correct the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Heartbeats are too rare for the election timeout.
     #[error("election_ticks must be at least three times heartbeat_ticks, and heartbeat_ticks at least 1")]
     Timing,
-    /// A leader that is gone would never be missed.
+    /// The failure of a leader would practically never be detected.
     #[error("election_ticks must be at most {ELECTION_TICKS_MAX}")]
-    NoElections,
+    ElectionTimeoutTooLong,
     /// A bound is zero.
     #[error("bounds on bytes and messages must not be zero")]
     ZeroBound,
 }
 
 impl Config {
-    /// Refuses settings that cannot work.
+    /// Checks every setting; returns the first violation.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.heartbeat_ticks == 0 || self.heartbeat_ticks > self.election_ticks / 3 {
             return Err(ConfigError::Timing);
         }
         if self.election_ticks > ELECTION_TICKS_MAX {
-            return Err(ConfigError::NoElections);
+            return Err(ConfigError::ElectionTimeoutTooLong);
         }
         let bounds = [
             self.append_bytes_max,

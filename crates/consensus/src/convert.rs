@@ -1,4 +1,4 @@
-//! Conversions between plain Raft data and raft-rs types, field by field, without protobuf encoding.
+//! Conversions between plain Raft data and raft-rs types, field by field and without protobuf encoding.
 
 use std::collections::BTreeMap;
 
@@ -22,12 +22,13 @@ const KINDS: [(MessageKind, eraftpb::MessageType); 12] = [
     (MessageKind::ReadIndexResponse, eraftpb::MessageType::MsgReadIndexResp),
 ];
 
-/// `None` for kinds that stay inside a replica, and for appends whose entries do not follow their index. `offered` has the checkpoints that snapshots name, by their index.
+/// Converts a message of raft-rs. `None` for kinds that never leave a replica, and for appends whose entries
+/// do not follow their index. `offered` holds the checkpoints of outgoing snapshots, by index.
 pub(crate) fn message_from_raft(message: eraftpb::Message, offered: &BTreeMap<u64, Checkpoint>) -> Option<Message> {
     let kind = KINDS.iter().find(|(_, raft)| *raft == message.msg_type)?.0;
-    // raft-rs 0.7 with `batch_append` adds entries to an empty append for another position (its check for continuity
-    // passes when the message has no entries yet). A follower would acknowledge, and commit, entries it was never
-    // shown. Such a message is dropped: a lost append is repaired by the next refusal.
+    // raft-rs 0.7 with `batch_append` adds entries to an empty append for another position (its continuity
+    // check passes if the message has no entries yet). A follower would acknowledge, and commit, entries that
+    // it never received. Such a message is dropped: the next rejection repairs a lost append.
     if message.entries.first().is_some_and(|first| kind == MessageKind::Append && first.index != message.index + 1) {
         return None;
     }
@@ -79,7 +80,7 @@ pub(crate) fn message_to_raft(message: Message) -> eraftpb::Message {
     raft
 }
 
-/// Only the metadata: the objects' names stay with us.
+/// Converts the metadata only: raft-rs does not need the object ids.
 pub(crate) fn snapshot_to_raft(checkpoint: &Checkpoint) -> eraftpb::Snapshot {
     let mut snapshot = eraftpb::Snapshot::default();
     let metadata = snapshot.mut_metadata();
@@ -131,7 +132,7 @@ pub(crate) fn conf_to_raft(conf: &ConfState) -> eraftpb::ConfState {
     }
 }
 
-/// Sorted, so that equal configurations are equal on every replica.
+/// Converts and sorts, so that equal configurations compare equal on every replica.
 pub(crate) fn conf_from_raft(conf: &eraftpb::ConfState) -> ConfState {
     let ids = |raft: &[u64]| {
         let mut ids: Vec<_> = raft.iter().copied().map(ReplicaId).collect();

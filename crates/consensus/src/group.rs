@@ -1,7 +1,9 @@
-//! One replica of one shard: a raft-rs node with its store, turned into calls and effects.
+//! One replica of one shard: a raft-rs node with its storage, driven by calls that return effects.
+//!
+//! Invariant: nothing of a term leaves the replica before that term and its vote are durable.
 
+mod invalid;
 mod lease;
-mod misuse;
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -17,39 +19,40 @@ use rand_chacha::ChaCha8Rng;
 use crate::{
     ChangeError, ConfChange, Config, Follower, GroupStatus, Role, change::descriptor_after, convert, store::Store,
 };
-use lease::Earned;
+use lease::LeaseState;
 pub use lease::{Lease, Origin};
 
-/// The replica cannot go on; others are not harmed. Its durable state is untouched.
+/// The replica failed and is closed; other replicas go on. Its durable state is unchanged.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GroupError {
     /// Its log failed or is damaged.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// What the log says of the replica contradicts itself.
-    #[error("the recovered state contradicts itself: {0}")]
-    Contradiction(&'static str),
-    /// The consensus library refused its configuration or panicked: a peer sent what no correct peer sends, or this
-    /// replica's log went backwards.
-    #[error("the consensus library gave up on this replica")]
+    /// The recovered state is inconsistent.
+    #[error("the recovered state is inconsistent: {0}")]
+    Inconsistent(&'static str),
+    /// The Raft library refused its configuration or panicked: a peer sent a message that no correct peer
+    /// sends, or this replica's log went backwards.
+    #[error("the Raft library failed for this replica")]
     Library,
 }
 
-/// A proposal was not taken. Nothing was appended.
+/// A proposal was refused. Nothing was appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// This replica does not lead.
     #[error("this replica does not lead its group")]
     NotLeader,
-    /// Too much is uncommitted, or leadership is being handed over.
+    /// Too many bytes are uncommitted, the leader's term is not announced yet, or a leadership transfer is in
+    /// progress.
     #[error("the group is busy; try again")]
     Busy,
-    /// Another configuration change is under way, or this one does not fit.
-    #[error("the configuration cannot change that way now")]
+    /// Another configuration change is in progress, or this one does not apply to the current configuration.
+    #[error("this configuration change is not possible now")]
     Configuration,
 }
 
-/// What one round of a group wants done.
+/// The work of one `Ready` of raft-rs.
 #[derive(Debug, Default)]
 pub(crate) struct Round {
     pub(crate) sends: Vec<Message>,
@@ -57,6 +60,7 @@ pub(crate) struct Round {
     pub(crate) hard_state: Option<HardState>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) install: Option<Checkpoint>,
+    /// Messages that may be sent only after the write is durable.
     pub(crate) after: Vec<Message>,
     pub(crate) committed: Vec<Entry>,
     pub(crate) reads: Vec<(Bytes, LogIndex)>,
@@ -64,7 +68,7 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    fn persists(&self) -> bool {
+    pub(crate) fn has_write(&self) -> bool {
         self.hard_state.is_some() || !self.entries.is_empty() || self.install.is_some()
     }
 }
@@ -78,41 +82,42 @@ pub struct Group {
     conf: ConfState,
     rng: ChaCha8Rng,
     election_ticks: usize,
-    /// What we drew last; raft-rs draws for itself at every reset, and is corrected.
+    /// The last timeout drawn here. raft-rs draws its own at every reset, which is overwritten with this one.
     election_timeout: usize,
-    /// Ticks since a leader was heard, or may have been heard in an earlier life.
-    silent_ticks: usize,
-    earned: Earned,
+    /// Ticks since the last message of a leader, or since the latest time a previous run may have received
+    /// one.
+    ticks_since_leader: usize,
+    lease_state: LeaseState,
     role: (Role, Term, ReplicaId),
-    /// The checkpoint of the snapshot that raft-rs has accepted and not yet handed out.
+    /// The checkpoint of the snapshot that raft-rs has accepted and not yet returned in a `Ready`.
     incoming: Option<Checkpoint>,
-    /// Rounds handed out and not yet persisted, and whether each has something to persist.
+    /// Rounds returned and not yet persisted, and whether each has a write.
     unpersisted: VecDeque<(u64, bool)>,
-    /// Term and vote as they were last handed out for writing.
-    promise: (u64, u64),
-    /// The round that carries them, until it is durable: nothing of that term leaves before.
-    promised_in: Option<u64>,
+    /// Term and vote as last returned for writing.
+    term_and_vote: (u64, u64),
+    /// The round that writes them, until it is durable: nothing of that term is sent before.
+    unsynced_vote_round: Option<u64>,
     persisted: LogIndex,
     applied: LogIndex,
 }
 
 impl Group {
-    /// Opens a replica on what its log knows. `seed` decides its election timeouts; `silent_ticks` is how long no leader can have been
-    /// heard.
+    /// Opens a replica from its log. `seed` determines its election timeouts; `ticks_since_leader` is how
+    /// long it certainly has not heard from a leader.
     pub fn open(
         config: &Config,
         replica: ReplicaId,
         log: Arc<dyn Log>,
         state: &ReplicaLog,
         seed: u64,
-        silent_ticks: usize,
+        ticks_since_leader: usize,
     ) -> Result<Self, GroupError> {
         let applied = state.checkpoint.position.index;
         if state.truncated.0 > applied {
-            return Err(GroupError::Contradiction("entries are gone that the checkpoint does not cover"));
+            return Err(GroupError::Inconsistent("the log is truncated beyond the checkpoint"));
         }
         if state.last < applied || state.hard_state.commit > state.last {
-            return Err(GroupError::Contradiction("the log ends before what was committed"));
+            return Err(GroupError::Inconsistent("the log ends before the commit index or the checkpoint"));
         }
         let raft_config = raft::Config {
             id: replica.0,
@@ -124,8 +129,8 @@ impl Group {
             check_quorum: true,
             pre_vote: true,
             read_only_option: raft::ReadOnlyOption::Safe,
-            // Followers learn what is committed with the next entry or heartbeat, in half the messages. Only metadata is read from
-            // followers, by all nodes.
+            // Followers learn the commit index with the next entry or heartbeat, which halves the messages.
+            // The exception is metadata, which every node reads from its local follower.
             skip_bcast_commit: state.shard != ShardId::META,
             batch_append: true,
             max_uncommitted_size: config.uncommitted_bytes_max as u64,
@@ -144,13 +149,13 @@ impl Group {
             rng: ChaCha8Rng::seed_from_u64(seed),
             election_ticks: config.election_ticks,
             election_timeout: config.election_ticks,
-            silent_ticks,
-            earned: Earned::default(),
+            ticks_since_leader,
+            lease_state: LeaseState::default(),
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,
             unpersisted: VecDeque::new(),
-            promise: (state.hard_state.term.0, state.hard_state.vote.0),
-            promised_in: None,
+            term_and_vote: (state.hard_state.term.0, state.hard_state.vote.0),
+            unsynced_vote_round: None,
             persisted: state.last,
             applied,
         };
@@ -170,37 +175,37 @@ impl Group {
         self.replica
     }
 
-    /// The shard as of the last committed entry handed out.
+    /// The shard's descriptor as of the last committed entry delivered.
     #[must_use]
     pub fn descriptor(&self) -> &ShardDescriptor {
         &self.descriptor
     }
 
-    /// The configuration as of the last committed entry handed out.
+    /// The configuration as of the last committed entry delivered.
     #[must_use]
     pub fn conf(&self) -> &ConfState {
         &self.conf
     }
 
-    /// What it does, in which term, and whom it follows.
+    /// Its role, its term and its leader, as of the last drain.
     #[must_use]
     pub fn role(&self) -> (Role, Term, ReplicaId) {
         self.role
     }
 
-    /// The last index in the log, written or not.
+    /// The last index in the log, durable or not.
     #[must_use]
     pub fn last(&self) -> LogIndex {
         LogIndex(self.node.raft.raft_log.last_index())
     }
 
-    /// Whether a round with something to write is on its way to the disk.
+    /// Whether a write is in flight.
     #[must_use]
     pub fn is_writing(&self) -> bool {
-        self.unpersisted.iter().any(|(_, persists)| *persists)
+        self.unpersisted.iter().any(|(_, has_write)| *has_write)
     }
 
-    /// The checkpoint that snapshots for followers are made of.
+    /// The checkpoint that followers get as a snapshot.
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         self.node.store().checkpoint()
@@ -218,39 +223,40 @@ impl Group {
         self.node.raft.raft_log.term(index.0).ok().map(Term)
     }
 
-    /// Whether a snapshot was accepted that is not yet handed out for writing.
+    /// Whether an accepted snapshot has not been returned for writing yet.
     #[must_use]
     pub fn has_incoming_snapshot(&self) -> bool {
         self.incoming.is_some()
     }
 
     pub(crate) fn tick(&mut self) {
-        self.silent_ticks = self.silent_ticks.saturating_add(1);
-        if !self.must_not_win_yet() {
+        self.ticks_since_leader = self.ticks_since_leader.saturating_add(1);
+        if !self.must_not_campaign() {
             self.node.tick();
         }
     }
 
-    /// raft-rs makes a lone voter leader at once and takes its whole log for durable.
-    fn must_not_win_yet(&self) -> bool {
-        self.node.raft.state != StateRole::Leader && self.is_alone_and_writing()
+    /// raft-rs makes a lone voter the leader at once and assumes that its whole log is durable.
+    fn must_not_campaign(&self) -> bool {
+        self.node.raft.state != StateRole::Leader && self.is_lone_voter_with_unsynced_log()
     }
 
-    fn is_alone_and_writing(&self) -> bool {
+    fn is_lone_voter_with_unsynced_log(&self) -> bool {
         let raft = &self.node.raft;
         raft.prs().is_singleton() && raft.raft_log.persisted < raft.raft_log.last_index()
     }
 
-    /// Takes a message. Whatever does not fit (an unknown sender, an old term) is dropped, as the network may have done.
+    /// Steps a message. Messages that do not fit (unknown sender, old term) are dropped, as the network might
+    /// have done.
     pub(crate) fn step(&mut self, message: Message) {
-        if message.to != self.replica || self.would_misuse(&message) || self.must_not_vote(&message) {
+        if message.to != self.replica || self.is_invalid(&message) || self.must_not_vote(&message) {
             return;
         }
-        let voice = Self::voice_of(&message);
+        let leader_term = Self::leader_term_in(&message);
         let offered = message.snapshot.as_ref().map(|snapshot| snapshot.checkpoint.clone());
         let _ = self.node.step(convert::message_to_raft(message));
-        if let Some(term) = voice {
-            self.heard_leader(term);
+        if let Some(term) = leader_term {
+            self.observe_leader(term);
         }
         let accepted = self.node.snap().map(|snapshot| snapshot.get_metadata().index);
         if let Some(checkpoint) = offered
@@ -265,9 +271,10 @@ impl Group {
         self.append(eraftpb::EntryType::EntryNormal, data, Bytes::new())
     }
 
-    /// Appends a change of the configuration, if none is under way and this one fits.
+    /// Appends a configuration change, if none is in progress and this one applies to the current
+    /// configuration.
     pub(crate) fn propose_change(&mut self, change: &ConfChange) -> Result<LogIndex, ProposeError> {
-        if self.node.raft.has_pending_conf() || !change.fits(&self.conf) {
+        if self.node.raft.has_pending_conf() || !change.applies_to(&self.conf) {
             return Err(ProposeError::Configuration);
         }
         self.append(eraftpb::EntryType::EntryConfChangeV2, change.to_raft_bytes(), change.encode())
@@ -277,7 +284,7 @@ impl Group {
         if self.node.raft.state != StateRole::Leader {
             return Err(ProposeError::NotLeader);
         }
-        // Whoever asks has not heard yet that this is a new term, and would wait for an entry of the old one.
+        // The caller has not seen the new term yet, and would wait for an entry of the old one.
         if (self.role.0, self.role.1) != (Role::Leader, Term(self.node.raft.term)) {
             return Err(ProposeError::Busy);
         }
@@ -299,12 +306,12 @@ impl Group {
         self.node.report_unreachable(replica.0);
     }
 
-    pub(crate) fn snapshot_sent(&mut self, replica: ReplicaId, arrived: bool) {
-        let status = if arrived { raft::SnapshotStatus::Finish } else { raft::SnapshotStatus::Failure };
+    pub(crate) fn snapshot_sent(&mut self, replica: ReplicaId, delivered: bool) {
+        let status = if delivered { raft::SnapshotStatus::Finish } else { raft::SnapshotStatus::Failure };
         self.node.report_snapshot(replica.0, status);
     }
 
-    /// The state machine has applied everything up to here.
+    /// The state machine has applied every entry up to `index`.
     pub(crate) fn applied(&mut self, index: LogIndex) {
         if index > self.applied {
             self.applied = index;
@@ -315,19 +322,20 @@ impl Group {
         }
     }
 
-    /// The write of round `number` (and all before it) is durable.
+    /// The writes of round `number` and of all before it are durable.
     pub(crate) fn persisted(&mut self, number: u64) {
         let mut last = None;
-        while let Some((front, persists)) = self.unpersisted.front().copied() {
+        while let Some((front, has_write)) = self.unpersisted.front().copied() {
             // Rounds without a write count as persisted once those before them are.
-            if front > number && persists {
+            if front > number && has_write {
                 break;
             }
             last = Some(front);
             self.unpersisted.pop_front();
         }
         if let Some(number) = last {
-            self.promised_in = self.promised_in.filter(|promised_in| *promised_in > number);
+            self.unsynced_vote_round =
+                self.unsynced_vote_round.filter(|unsynced_vote_round| *unsynced_vote_round > number);
             self.node.on_persist_ready(number);
         }
         self.persisted = LogIndex(self.node.raft.raft_log.persisted);
@@ -335,13 +343,13 @@ impl Group {
     }
 
     fn evict(&mut self) {
-        let both = self.persisted.min(self.applied);
-        self.node.mut_store().evict(both);
+        let durable_and_applied = self.persisted.min(self.applied);
+        self.node.mut_store().evict(durable_and_applied);
     }
 
     pub(crate) fn set_checkpoint(&mut self, checkpoint: Checkpoint, truncate: Option<(LogIndex, Term)>) {
         let store = self.node.mut_store();
-        // One that was built before a snapshot came is of no use any more.
+        // A checkpoint built before a snapshot was installed is stale.
         if checkpoint.position.index >= store.checkpoint().position.index {
             store.set_checkpoint(checkpoint);
         }
@@ -350,7 +358,7 @@ impl Group {
         }
     }
 
-    /// Whether a follower waits for a snapshot that only a newer checkpoint can serve. Asking clears it.
+    /// Whether a follower needs a snapshot newer than the current checkpoint. Clears the flag.
     pub(crate) fn take_wants_checkpoint(&mut self) -> bool {
         self.node.store().take_wants_checkpoint()
     }
@@ -359,7 +367,7 @@ impl Group {
         self.node.store().take_failure()
     }
 
-    /// The next round of work, if there is any.
+    /// Returns the next round of work, if there is any.
     pub(crate) fn round(&mut self) -> Option<Round> {
         if !self.node.has_ready() {
             return None;
@@ -376,20 +384,20 @@ impl Group {
         let plain = |messages: Vec<eraftpb::Message>| -> Vec<Message> {
             messages.into_iter().filter_map(|message| convert::message_from_raft(message, &offered)).collect()
         };
-        let promise = (self.node.raft.term, self.node.raft.vote);
-        if std::mem::replace(&mut self.promise, promise) != promise {
-            self.promised_in = Some(round.number);
+        let term_and_vote = (self.node.raft.term, self.node.raft.vote);
+        if std::mem::replace(&mut self.term_and_vote, term_and_vote) != term_and_vote {
+            self.unsynced_vote_round = Some(round.number);
         }
         round.sends = plain(ready.take_messages());
         round.after = plain(ready.take_persisted_messages());
-        if self.promised_in.is_some() {
-            // A lone voter leads before its own vote is durable. What learners were told in a term that a crash takes back
-            // would differ from what they are told when the same term begins anew.
+        if self.unsynced_vote_round.is_some() {
+            // A lone voter leads before its own vote is durable. If a crash loses that vote, the same term
+            // starts again, and learners must not have received other entries of it before.
             round.sends.append(&mut round.after);
             round.after = std::mem::take(&mut round.sends);
         }
         for read in ready.take_read_states() {
-            self.round_confirmed(&read.request_ctx);
+            self.confirm_round(&read.request_ctx);
             round.reads.push((read.request_ctx.into(), LogIndex(read.index)));
         }
         round.committed = ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect();
@@ -401,7 +409,7 @@ impl Group {
         self.node.mut_store().append(&entries);
         round.entries = entries.into_iter().map(convert::entry_from_raft).collect();
 
-        self.unpersisted.push_back((round.number, round.persists()));
+        self.unpersisted.push_back((round.number, round.has_write()));
         self.node.advance_append_async(ready);
         Some(round)
     }
@@ -412,20 +420,20 @@ impl Group {
         }
         let index = LogIndex(ready.snapshot().get_metadata().index);
         let incoming = self.incoming.take().filter(|checkpoint| checkpoint.position.index == index);
-        assert!(incoming.is_some(), "raft-rs hands out a snapshot that was never stepped");
+        assert!(incoming.is_some(), "raft-rs returns only snapshots that were stepped");
         let Some(checkpoint) = incoming else { return };
         self.conf = checkpoint.position.conf.clone();
         self.descriptor = checkpoint.position.descriptor.clone();
         self.node.mut_store().install(checkpoint.clone());
-        // The configuration of a snapshot holds from here on, so whoever campaigns must not look for entries before it.
-        // `advance_apply_to` would insist on a durable snapshot; nobody leaves the node before that anyway.
+        // The snapshot's configuration applies from here on, and a campaign must not read entries before it.
+        // `advance_apply_to` would require a durable snapshot; no message leaves the node before that anyway.
         self.node.raft.raft_log.applied = index.0;
         self.applied = index;
         round.install = Some(checkpoint);
     }
 
-    /// Whether nothing is left to write before what comes next.
-    pub(crate) fn settle_if_idle(&mut self) {
+    /// Marks rounds without a write as persisted when no write is in flight.
+    pub(crate) fn persist_empty_rounds(&mut self) {
         if !self.is_writing()
             && let Some((number, _)) = self.unpersisted.back().copied()
         {
@@ -433,18 +441,18 @@ impl Group {
         }
     }
 
-    /// A committed change reached its place in the log: returns the descriptor and configuration from here on. A change
-    /// that does not fit leaves both as they are, on every replica alike.
+    /// Applies a committed change to configuration and descriptor. A change that does not apply leaves both
+    /// unchanged, on every replica.
     pub(crate) fn apply_change(&mut self, entry: &Entry) -> Result<(), ChangeError> {
         let change = ConfChange::decode(&entry.context)?;
-        let conf = self.node.apply_conf_change(&change.to_raft()).map_err(|_| ChangeError::Unfit)?;
+        let conf = self.node.apply_conf_change(&change.to_raft()).map_err(|_| ChangeError::NotApplicable)?;
         self.end_lease();
         self.conf = convert::conf_from_raft(&conf);
         self.descriptor = descriptor_after(&self.descriptor, &change, &self.conf);
         Ok(())
     }
 
-    /// A leader that the configuration no longer knows stops to lead (raft-rs leaves that to us).
+    /// Steps down if this leader is no longer a voter; raft-rs leaves that to its caller.
     pub(crate) fn step_down_if_removed(&mut self) -> bool {
         let steps_down = self.node.raft.state == StateRole::Leader && !self.conf.is_voter(self.replica);
         if steps_down {
@@ -454,21 +462,23 @@ impl Group {
         steps_down
     }
 
-    /// Our own randomness, so that a seed decides everything.
+    /// Draws a timeout from this group's own generator, so that a seed determines all randomness.
     fn draw_election_timeout(&mut self) {
-        // Half as wide a range as in the dissertation (§9.3): those who wait longest decide how long nobody leads, and for a tie two
-        // voters must also tick at the same moment, within the few milliseconds that a round of votes takes.
+        // Half the range of the dissertation (§9.3): the longest timeouts bound the time without a leader,
+        // and for a split vote two voters must also tick within the few milliseconds that a round of votes
+        // takes.
         let range = self.election_ticks..self.election_ticks + self.election_ticks.div_ceil(2);
         self.election_timeout = self.rng.random_range(range);
         self.keep_election_timeout();
     }
 
-    /// raft-rs draws from a generator of its own whenever it resets, also when nothing changes that we see.
+    /// Overwrites the timeout that raft-rs draws from its own generator at every reset, also at resets not
+    /// visible here.
     pub(crate) fn keep_election_timeout(&mut self) {
         self.node.raft.set_randomized_election_timeout(self.election_timeout);
     }
 
-    /// The replica at a glance.
+    /// The status of the replica.
     #[must_use]
     pub fn status(&self) -> GroupStatus {
         let raft = &self.node.raft;
@@ -490,7 +500,7 @@ impl Group {
         }
     }
 
-    /// The node that holds a replica of this group, as far as the group knows.
+    /// The node that holds a replica of this group, if the descriptor names it.
     #[must_use]
     pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
         self.descriptor.node_of(replica).filter(|node| *node != NodeId::NONE)

@@ -1,8 +1,8 @@
-//! A pure multi-raft core over raft-rs: many groups, inputs in, effects out.
+//! A pure multi-raft core over raft-rs: inputs in, effects out.
 //!
 //! [`Group`] is one replica of one shard; [`MultiRaft`] owns all groups of a node and collects their effects.
-//! Time is ticks that the caller counts and randomness is a seed. Log reads are synchronous calls through
-//! [`flotilla_storage::Log`], because raft-rs reads in line; log writes are effects.
+//! The caller counts ticks and provides the seed of all randomness. Log writes are effects; log reads are
+//! synchronous calls of [`flotilla_storage::Log`], because raft-rs reads synchronously.
 //!
 //! raft-rs and protobuf types stay inside this crate, and protobuf 2 never parses bytes from a peer.
 

@@ -1,4 +1,4 @@
-//! All groups of a node behind one door, with a panic in one contained to it.
+//! All groups of a node. A panic in one group fails that group only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,90 +14,90 @@ use flotilla_types::{
 
 use crate::{ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round};
 
-/// Something happened.
+/// An event that the caller feeds into the groups.
 #[derive(Debug)]
 pub enum Input {
-    /// One tick passed, for every group.
+    /// One tick has passed, for every group.
     Tick,
     /// A message arrived.
     Message(Message),
-    /// The write with this number is durable, and all before it.
+    /// The write with this number and all before it are durable.
     Persisted {
-        /// Whose write.
+        /// The replica that wrote.
         replica: ReplicaId,
-        /// Its number.
+        /// [`Persist::number`].
         number: u64,
     },
-    /// The state machine applied everything up to here.
+    /// The state machine has applied every entry up to an index.
     Applied {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
-        /// Up to here.
+        /// The last applied entry.
         index: LogIndex,
     },
-    /// A new checkpoint is durable, and entries up to `truncate` are gone from the log.
+    /// A new checkpoint is durable, and the log is truncated up to `truncate`.
     Checkpointed {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
         /// The checkpoint.
         checkpoint: Checkpoint,
-        /// The last entry that is gone.
+        /// The last truncated entry.
         truncate: Option<(LogIndex, Term)>,
     },
-    /// A message to this replica was not delivered.
+    /// A message could not be delivered.
     Unreachable {
-        /// Who sent.
+        /// The sender.
         replica: ReplicaId,
-        /// Who did not get it.
+        /// The receiver.
         to: ReplicaId,
     },
-    /// A snapshot message was handed to the network, or not.
+    /// A snapshot message was delivered, or failed.
     SnapshotSent {
-        /// Who sent.
+        /// The sender.
         replica: ReplicaId,
-        /// To whom.
+        /// The receiver.
         to: ReplicaId,
-        /// Whether it went out.
-        arrived: bool,
+        /// Whether it was delivered.
+        delivered: bool,
     },
-    /// Hand leadership over.
+    /// Transfers leadership.
     Transfer {
-        /// Who leads.
+        /// The leader.
         replica: ReplicaId,
-        /// Who should.
+        /// The voter that should lead.
         to: ReplicaId,
     },
-    /// Campaign without waiting for the election timeout; pre-vote still decides. Nothing happens where a leader was heard so lately
-    /// that it may count on this replica.
+    /// Campaigns without waiting for the election timeout; pre-vote still applies. Ignored while a leader may
+    /// rely on this replica's promise not to elect another one.
     Campaign {
-        /// Who.
+        /// The candidate.
         replica: ReplicaId,
     },
 }
 
-/// A write that must be durable before `after` may leave.
+/// A write that must be durable before the messages in `after` may be sent.
 #[derive(Debug)]
 pub struct Persist {
-    /// Whose write.
+    /// The replica that writes.
     pub replica: ReplicaId,
-    /// To be reported back with [`Input::Persisted`], in order.
+    /// Identifies the write in [`Input::Persisted`]; report writes in order.
     pub number: u64,
-    /// The hard state, when it must be written.
+    /// The hard state, if it changed.
     pub hard_state: Option<HardState>,
-    /// Entries to append, replacing what lies at or behind the first one's index.
+    /// Entries to append; they replace all entries from the first one's index on.
     pub entries: Vec<Entry>,
-    /// A checkpoint that replaces log and state. Comes before the entries.
+    /// A checkpoint that replaces log and state; installed before the entries are appended.
     pub install: Option<Checkpoint>,
     /// Messages that wait for this write.
     pub after: Vec<Message>,
 }
 
-/// Committed entries, with the configuration after the last of them.
+/// Committed entries, with the configuration and descriptor after the last of them.
 #[derive(Debug)]
 pub struct CommittedEntries {
-    /// Whose.
+    /// The replica that applies them.
     pub replica: ReplicaId,
-    /// The entries; a configuration change is always the last one of its batch.
+    /// The entries; a configuration change is always the last entry of its batch.
     pub entries: Vec<Entry>,
     /// The configuration after them.
     pub conf: ConfState,
@@ -105,10 +105,10 @@ pub struct CommittedEntries {
     pub descriptor: ShardDescriptor,
 }
 
-/// A read index was confirmed by a quorum.
+/// A quorum confirmed a read index.
 #[derive(Debug)]
 pub struct ReadReady {
-    /// Whose.
+    /// The leader that requested it.
     pub replica: ReplicaId,
     /// The context of the request.
     pub context: Bytes,
@@ -119,9 +119,9 @@ pub struct ReadReady {
 /// A replica's role, term or leader changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RoleChange {
-    /// Whose.
+    /// The replica.
     pub replica: ReplicaId,
-    /// What it does now.
+    /// Its new role.
     pub role: Role,
     /// Its term.
     pub term: Term,
@@ -129,22 +129,22 @@ pub struct RoleChange {
     pub leader: ReplicaId,
 }
 
-/// What the caller must do, in the order of the fields.
+/// The work that the caller must perform, in the order of the fields.
 #[derive(Debug, Default)]
 pub struct Effects {
     /// Roles that changed.
     pub roles: Vec<RoleChange>,
-    /// Messages that may leave at once.
+    /// Messages that may be sent at once.
     pub sends: Vec<(ShardId, Message)>,
-    /// Read indexes that were confirmed.
+    /// Confirmed read indexes.
     pub reads: Vec<ReadReady>,
-    /// Writes.
+    /// Writes to the log.
     pub persists: Vec<(ShardId, Persist)>,
     /// Entries to apply, in this order.
     pub committed: Vec<CommittedEntries>,
-    /// Replicas whose followers need a fresh checkpoint.
+    /// Replicas with a follower that needs a newer checkpoint.
     pub wants_checkpoint: Vec<ReplicaId>,
-    /// Replicas that cannot go on. They are gone from the [`MultiRaft`].
+    /// Replicas that failed and were removed from the [`MultiRaft`].
     pub failed: Vec<(ReplicaId, GroupError)>,
 }
 
@@ -154,18 +154,18 @@ pub struct MultiRaft {
     log: Arc<dyn Log>,
     groups: BTreeMap<ReplicaId, Group>,
     dirty: BTreeSet<ReplicaId>,
-    /// Since this life of the process began.
+    /// Ticks since the process started.
     ticks: usize,
 }
 
 impl MultiRaft {
-    /// No groups yet.
+    /// Creates a core without groups.
     #[must_use]
     pub fn new(config: Config, log: Arc<dyn Log>) -> Self {
         Self { config, log, groups: BTreeMap::new(), dirty: BTreeSet::new(), ticks: 0 }
     }
 
-    /// Opens a replica on what its log knows.
+    /// Opens a replica from its log. `seed` determines its election timeouts.
     pub fn open(
         &mut self,
         replica: ReplicaId,
@@ -174,18 +174,18 @@ impl MultiRaft {
         seed: u64,
     ) -> Result<(), GroupError> {
         let (config, log) = (&self.config, self.log.clone());
-        let silent_ticks = match origin {
+        let ticks_since_leader = match origin {
             Origin::Created => usize::MAX,
             Origin::Recovered => self.ticks,
         };
-        let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, silent_ticks));
+        let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, ticks_since_leader));
         let group = catch_unwind(open).unwrap_or(Err(GroupError::Library))?;
         self.groups.insert(replica, group);
         self.dirty.insert(replica);
         Ok(())
     }
 
-    /// Forgets a replica.
+    /// Removes a replica; its log is unchanged.
     pub fn close(&mut self, replica: ReplicaId) {
         self.groups.remove(&replica);
         self.dirty.remove(&replica);
@@ -202,7 +202,8 @@ impl MultiRaft {
         self.groups.values()
     }
 
-    /// Takes an input in; [`drain`](Self::drain) brings the effects out, so that many inputs share one round.
+    /// Feeds an input. [`drain`](Self::drain) collects the resulting work, so that many inputs share one
+    /// round; `effects` only reports failed replicas here.
     pub fn step(&mut self, input: Input, effects: &mut Effects) {
         match input {
             Input::Tick => {
@@ -219,22 +220,22 @@ impl MultiRaft {
                 self.with(replica, effects, |group| group.set_checkpoint(checkpoint, truncate));
             }
             Input::Unreachable { replica, to } => self.with(replica, effects, |group| group.unreachable(to)),
-            Input::SnapshotSent { replica, to, arrived } => {
-                self.with(replica, effects, |group| group.snapshot_sent(to, arrived));
+            Input::SnapshotSent { replica, to, delivered } => {
+                self.with(replica, effects, |group| group.snapshot_sent(to, delivered));
             }
             Input::Transfer { replica, to } => self.with(replica, effects, |group| group.transfer(to)),
             Input::Campaign { replica } => self.with(replica, effects, Group::campaign),
         }
     }
 
-    /// Appends an entry on the leader; its term is the leader's current one.
+    /// Appends an entry on the leader, in its current term.
     pub fn propose(
         &mut self,
         replica: ReplicaId,
         data: Bytes,
         effects: &mut Effects,
     ) -> Result<LogIndex, ProposeError> {
-        self.ask(replica, effects, |group| group.propose(data))
+        self.with_result(replica, effects, |group| group.propose(data))
     }
 
     /// Appends a configuration change on the leader.
@@ -244,11 +245,12 @@ impl MultiRaft {
         change: &ConfChange,
         effects: &mut Effects,
     ) -> Result<LogIndex, ProposeError> {
-        self.ask(replica, effects, |group| group.propose_change(change))
+        self.with_result(replica, effects, |group| group.propose_change(change))
     }
 
-    /// Asks a quorum whether this replica still leads (dissertation §6.4). `context` must be unique across restarts; `now_ms` is what
-    /// the caller's monotonic clock said before, and dates the lease that is earned when the quorum confirms.
+    /// Asks a quorum whether this replica still leads (dissertation §6.4). `context` must be unique across
+    /// restarts. `now_ms` is the caller's monotonic clock, read before this call: the lease starts then, if a
+    /// quorum confirms.
     pub fn read_index(
         &mut self,
         replica: ReplicaId,
@@ -256,21 +258,22 @@ impl MultiRaft {
         now_ms: u64,
         effects: &mut Effects,
     ) -> Result<(), ProposeError> {
-        self.ask(replica, effects, |group| group.read_index(context, now_ms))
+        self.with_result(replica, effects, |group| group.read_index(context, now_ms))
     }
 
-    fn ask<T>(
+    fn with_result<T>(
         &mut self,
         replica: ReplicaId,
         effects: &mut Effects,
-        question: impl FnOnce(&mut Group) -> Result<T, ProposeError>,
+        act: impl FnOnce(&mut Group) -> Result<T, ProposeError>,
     ) -> Result<T, ProposeError> {
-        let mut answer = Err(ProposeError::NotLeader);
-        self.with(replica, effects, |group| answer = question(group));
-        answer
+        let mut result = Err(ProposeError::NotLeader);
+        self.with(replica, effects, |group| result = act(group));
+        result
     }
 
-    /// raft-rs panics on what it takes for impossible; that must cost one replica, not the node.
+    /// Runs `act` on a group and contains panics: raft-rs panics on states it considers impossible, which
+    /// must fail one replica and not the node.
     fn with(&mut self, replica: ReplicaId, effects: &mut Effects, act: impl FnOnce(&mut Group)) {
         let Some(group) = self.groups.get_mut(&replica) else { return };
         let failure = match catch_unwind(AssertUnwindSafe(|| act(group))) {
@@ -294,8 +297,8 @@ impl MultiRaft {
     pub fn drain(&mut self, effects: &mut Effects) {
         while let Some(replica) = self.dirty.pop_first() {
             let Some(group) = self.groups.get_mut(&replica) else { continue };
-            let run = catch_unwind(AssertUnwindSafe(|| run(group, effects)));
-            let failure = match run {
+            let drained = catch_unwind(AssertUnwindSafe(|| drain_group(group, effects)));
+            let failure = match drained {
                 Ok(()) => group.take_failure().map(GroupError::Log),
                 Err(_) => Some(GroupError::Library),
             };
@@ -306,10 +309,10 @@ impl MultiRaft {
     }
 }
 
-fn run(group: &mut Group, effects: &mut Effects) {
+fn drain_group(group: &mut Group, effects: &mut Effects) {
     loop {
         while let Some(round) = group.round() {
-            take_round(group, round, effects);
+            collect_round(group, round, effects);
         }
         if !group.step_down_if_removed() {
             break;
@@ -321,14 +324,15 @@ fn run(group: &mut Group, effects: &mut Effects) {
     }
 }
 
-fn take_round(group: &mut Group, round: Round, effects: &mut Effects) {
+fn collect_round(group: &mut Group, round: Round, effects: &mut Effects) {
     let (shard, replica) = (group.shard(), group.replica());
+    let has_write = round.has_write();
     if let Some((role, term, leader)) = round.role {
         effects.roles.push(RoleChange { replica, role, term, leader });
     }
     effects.sends.extend(round.sends.into_iter().map(|message| (shard, message)));
     effects.reads.extend(round.reads.into_iter().map(|(context, index)| ReadReady { replica, context, index }));
-    hand_out(group, round.committed, effects);
+    deliver_committed(group, round.committed, effects);
     let persist = Persist {
         replica,
         number: round.number,
@@ -337,27 +341,27 @@ fn take_round(group: &mut Group, round: Round, effects: &mut Effects) {
         install: round.install,
         after: round.after,
     };
-    let writes = persist.hard_state.is_some() || !persist.entries.is_empty() || persist.install.is_some();
-    if writes || (group.is_writing() && !persist.after.is_empty()) {
+    if has_write || (group.is_writing() && !persist.after.is_empty()) {
         effects.persists.push((shard, persist));
     } else {
-        // Nothing to wait for.
+        // There is no write to wait for.
         effects.sends.extend(persist.after.into_iter().map(|message| (shard, message)));
     }
-    group.settle_if_idle();
+    group.persist_empty_rounds();
 }
 
-/// Cuts committed entries behind each configuration change, so that every batch has one configuration after it.
-fn hand_out(group: &mut Group, committed: Vec<Entry>, effects: &mut Effects) {
+/// Splits committed entries after each configuration change, so that one configuration holds after every
+/// batch.
+fn deliver_committed(group: &mut Group, committed: Vec<Entry>, effects: &mut Effects) {
     let mut batch = Vec::with_capacity(committed.len());
     for entry in committed {
-        let changes = entry.kind == EntryKind::ConfChange;
-        if changes {
-            // A change that does not fit changes nothing, on every replica alike.
+        let is_change = entry.kind == EntryKind::ConfChange;
+        if is_change {
+            // A change that does not apply has no effect, on any replica.
             let _ = group.apply_change(&entry);
         }
         batch.push(entry);
-        if changes {
+        if is_change {
             push(group, std::mem::take(&mut batch), effects);
         }
     }

@@ -1,36 +1,36 @@
-//! A replica at a glance, in plain data.
+//! The status of a replica, as plain data.
 
 use flotilla_types::{ConfState, LogIndex, ReplicaId, Term};
 use raft::StateRole;
 
-/// What a replica does at the moment.
+/// The current role of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Follows, or learns.
+    /// Follows a leader or waits for one; learners too.
     Follower,
-    /// Campaigns or asks whether it could.
+    /// Campaigns, or runs a pre-vote.
     Candidate,
-    /// Leads.
+    /// Leads its group.
     Leader,
 }
 
-/// A follower as its leader sees it.
+/// The replication progress of a follower, as its leader sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Follower {
     /// The follower.
     pub replica: ReplicaId,
-    /// The last entry it is known to hold.
+    /// The last entry it is known to hold durably (raft-rs's `matched`).
     pub matched: LogIndex,
-    /// Whether it answered within the last election timeout.
+    /// Whether it responded within the last election timeout.
     pub recently_active: bool,
     /// Whether it waits for a snapshot.
     pub in_snapshot: bool,
 }
 
-/// A replica at a glance.
+/// The status of a replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupStatus {
-    /// What it does.
+    /// Its role.
     pub role: Role,
     /// Its term.
     pub term: Term,
@@ -42,9 +42,9 @@ pub struct GroupStatus {
     pub last: LogIndex,
     /// The last index that is no longer in its log.
     pub truncated: LogIndex,
-    /// The configuration it runs under.
+    /// Its current configuration.
     pub conf: ConfState,
-    /// Followers, when it leads.
+    /// Its followers, if it leads; otherwise empty.
     pub followers: Vec<Follower>,
 }
 

@@ -1,4 +1,7 @@
-//! What raft-rs reads: recent entries from memory, older ones from the log, and the checkpoint as the snapshot.
+//! The storage that raft-rs reads: recent entries from memory, older ones from the log, the checkpoint as the
+//! snapshot.
+//!
+//! It writes nothing: the caller performs writes as effects.
 
 use std::{
     cell::{Cell, RefCell},
@@ -12,23 +15,26 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError, eraftpb};
 
 use crate::convert;
 
-/// One replica's view of its log, for raft-rs.
+/// The [`Storage`] of one replica.
 pub(crate) struct Store {
     replica: ReplicaId,
     log: Arc<dyn Log>,
     hard_state: HardState,
-    /// Entries that raft-rs must be able to read although the log may not have written them yet, and some behind them.
+    /// The latest entries without a gap: at least those that the log may not have written yet.
     cache: VecDeque<eraftpb::Entry>,
     cache_bytes: usize,
     cache_bytes_max: usize,
     truncated: (LogIndex, Term),
     last: LogIndex,
     checkpoint: Checkpoint,
-    /// A follower needs a snapshot that the checkpoint cannot serve. Set in [`Storage::snapshot`], which may not change anything else.
+    /// Whether a follower needs a snapshot that the checkpoint cannot serve. A cell, because
+    /// [`Storage::snapshot`] takes `&self`.
     wants_checkpoint: Cell<bool>,
-    /// The checkpoints that snapshot messages of the round name, one for each index: a new checkpoint may come between two.
+    /// The checkpoints of this round's snapshot messages, by index: the checkpoint may change between two
+    /// messages.
     offered: RefCell<BTreeMap<u64, Checkpoint>>,
-    /// Why the log could not be read; raft-rs is told something harmless and the group stops right after.
+    /// Why the log could not be read. raft-rs gets a harmless error, and the group fails right after the
+    /// call.
     failure: RefCell<Option<LogError>>,
 }
 
@@ -55,7 +61,7 @@ impl Store {
         }
     }
 
-    /// Entries of a ready: readable from now on, before they are durable.
+    /// Adds the entries of a `Ready`: raft-rs must be able to read them before they are durable.
     pub(crate) fn append(&mut self, entries: &[eraftpb::Entry]) {
         let Some(first) = entries.first() else { return };
         while self.cache.back().is_some_and(|last| last.index >= first.index) {
@@ -72,7 +78,7 @@ impl Store {
         }
     }
 
-    /// Drops cached entries that the log holds and everyone here has seen, oldest first, down to the bound.
+    /// Evicts cached entries that are durable and applied, oldest first, until the cache is within its bound.
     pub(crate) fn evict(&mut self, durable_and_applied: LogIndex) {
         while self.cache_bytes > self.cache_bytes_max {
             match self.cache.front() {
@@ -150,7 +156,7 @@ impl Storage for Store {
         let mut hard_state = eraftpb::HardState::default();
         hard_state.term = self.hard_state.term.0;
         hard_state.vote = self.hard_state.vote.0;
-        // The commit index is not always written; what was applied was committed.
+        // The commit index is not always persisted, but everything applied was committed.
         hard_state.commit = self.hard_state.commit.max(self.checkpoint.position.index).0;
         Ok(RaftState::new(hard_state, convert::conf_to_raft(&self.checkpoint.position.conf)))
     }
@@ -200,7 +206,7 @@ impl Storage for Store {
         if index < self.truncated.0.0 {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
-        // raft-rs asks for entries that were replaced meanwhile when their write comes back.
+        // When a write completes, raft-rs asks for its entries even if they were replaced meanwhile.
         if index > self.last.0 {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
@@ -222,9 +228,9 @@ impl Storage for Store {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<eraftpb::Snapshot> {
-        let fits = self.checkpoint.position.index.0 >= request_index.max(self.truncated.0.0)
+        let usable = self.checkpoint.position.index.0 >= request_index.max(self.truncated.0.0)
             && self.checkpoint.position.conf.contains(ReplicaId(to));
-        if !fits {
+        if !usable {
             self.wants_checkpoint.set(true);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }

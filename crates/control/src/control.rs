@@ -11,51 +11,52 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
-    Event, Gossip, Leaders, Lost, Me, Placement, Present, Shards, ShardsLed, Topology, core::LeaderNews, feed, gossip,
-    loops,
+    AnnounceNode, Event, Gossip, Leaders, LocalNode, Lost, Placement, Shards, ShardsLed, Topology, core::LeaderChanges,
+    feed, gossip, loops,
 };
 
-/// What control is built on.
+/// The dependencies of [`Control`].
 pub struct ControlParts {
     /// This node.
-    pub me: Me,
-    /// What is known of the cluster.
+    pub me: LocalNode,
+    /// This node's view of the cluster.
     pub topology: Arc<Topology>,
     /// The shard host.
     pub host: Handle,
-    /// The network.
+    /// The transport to peers.
     pub network: Arc<Transport>,
-    /// Notices of the host, from [`notices`].
+    /// Losses reported by the host, from [`notices`].
     pub notices: mpsc::UnboundedReceiver<Lost>,
     /// The failure detector's settings.
     pub membership: MembershipConfig,
     /// Where this node listens for peers.
     pub listen: std::net::SocketAddr,
-    /// A random number.
+    /// The seed of membership's random numbers.
     pub seed: u64,
-    /// Whom to ask for metadata while it names nobody.
+    /// Sources of metadata while it names no node.
     pub seeds: Vec<NodeId>,
-    /// The cluster authority as it is handed to a new voter of the metadata group, if it is here.
+    /// The cluster authority for a new voter of the metadata group, if this node holds it.
     pub authority: Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync>,
-    /// Told of everything that happens. Must not block.
+    /// Receives every event. Must not block.
     pub events: Arc<dyn Fn(Event) + Send + Sync>,
-    /// Keeps new metadata for the next start; runs on a thread where it may block.
-    pub keep: Arc<dyn Fn(&MetaState) + Send + Sync>,
+    /// Saves new metadata for the next start. Runs on a thread where it may block.
+    pub save_meta: Arc<dyn Fn(&MetaState) + Send + Sync>,
 }
 
-/// Where the host's notices go: leaders to the topology at once, losses to the reconcilers.
+/// Creates the host's notice callback: it records leaders in the topology and sends losses to the returned
+/// channel.
 pub fn notices(
     topology: Arc<Topology>,
     events: Arc<dyn Fn(Event) + Send + Sync>,
 ) -> (Box<dyn Fn(Notice) + Send>, mpsc::UnboundedReceiver<Lost>) {
-    // Unbounded by name, bounded by nature: one loss for each replica at most.
+    // The channel is unbounded, but holds at most one loss per replica.
     let (lost, losses) = mpsc::unbounded_channel();
-    let news = Mutex::new(LeaderNews::default());
+    let changes = Mutex::new(LeaderChanges::default());
     let forward = move |notice| match notice {
         Notice::Leader { shard, term, node: Some(node) } => {
             topology.observe_leader(shard, term, node);
-            let is_news = news.lock().is_news(shard, term);
-            if is_news {
+            let is_new_term = changes.lock().observe(shard, term);
+            if is_new_term {
                 events(Event::Leader { shard, term, node });
             }
         }
@@ -102,27 +103,27 @@ impl Control {
         let context = Arc::new(context);
         let tasks = vec![
             tokio::spawn(runner.run()),
-            tokio::spawn(loops::peers(context.clone(), parts.keep)),
+            tokio::spawn(loops::peers(context.clone(), parts.save_meta)),
             tokio::spawn(loops::lifecycle(context.clone(), parts.notices)),
             tokio::spawn(loops::run(context.clone(), ShardsLed::default())),
             tokio::spawn(loops::run(context.clone(), Placement::default())),
             tokio::spawn(loops::run(context.clone(), Leaders::default())),
-            tokio::spawn(loops::run(context.clone(), Present::default())),
+            tokio::spawn(loops::run(context.clone(), AnnounceNode::default())),
             tokio::spawn(feed::follow(context)),
         ];
         Ok(Self { shards, gossip, tasks })
     }
 
-    /// The way to every shard.
+    /// The client of every shard.
     #[must_use]
     pub fn shards(&self) -> &Shards {
         &self.shards
     }
 
-    /// Says goodbye to the others and stops the loops.
+    /// Announces the departure to the other nodes and stops the loops.
     pub async fn leave(&self) {
         self.gossip.leave().await;
-        // The goodbye travels as datagrams; give it a moment on the wire before the endpoint closes.
+        // The announcement is sent as datagrams: give them time to leave before the endpoint closes.
         tokio::time::sleep(Duration::from_millis(20)).await;
         for task in &self.tasks {
             task.abort();

@@ -1,13 +1,13 @@
-//! What happens in the cluster, as this node sees it.
+//! Cluster events as this node sees them.
 
 use flotilla_membership::NodeState;
 use flotilla_replication::LostReason;
 use flotilla_types::{NodeId, ReplicaId, ShardId, Term};
 
-/// Something that an operator may want to know.
+/// An event of interest to an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Membership sees a node in another state.
+    /// A node's membership state changed.
     Member {
         /// The node.
         node: NodeId,
@@ -16,16 +16,16 @@ pub enum Event {
         /// Now.
         new: NodeState,
     },
-    /// A shard has a leader.
+    /// A shard has a new leader.
     Leader {
         /// The shard.
         shard: ShardId,
-        /// Since this term.
+        /// The leader's term.
         term: Term,
         /// The node.
         node: NodeId,
     },
-    /// This node gave replicas up.
+    /// This node gave up replicas.
     Lost {
         /// The replicas.
         replicas: Vec<(ShardId, ReplicaId)>,

@@ -1,4 +1,5 @@
-//! Follows the metadata where no voter of the metadata group is: asks and waits as [`FeedFollower`] says.
+//! The loop that follows the metadata feed on nodes without a voter of the metadata group. [`FeedFollower`]
+//! decides.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,28 +9,28 @@ use flotilla_types::NodeId;
 
 use crate::{FeedFollower, FeedStep, PeerRequest, core, loops::Context};
 
-/// Keeps the topology's metadata fresh while no replica of the metadata group does so here.
+/// Keeps the topology's metadata fresh while no voter of the metadata group runs on this node.
 pub(crate) async fn follow(context: Arc<Context>) {
     let mut follower = FeedFollower::default();
     loop {
         let meta = context.topology.meta();
         match follower.next(context.me.node, &meta, &context.seeds, &context.host.status()) {
             FeedStep::Wait(pause_ms) => tokio::time::sleep(Duration::from_millis(pause_ms)).await,
-            FeedStep::Ask { source, version, wait_ms, timeout_ms } => {
+            FeedStep::Fetch { source, version, wait_ms, timeout_ms } => {
                 let request = PeerRequest::Feed { version, wait_ms };
-                match ask(&context, source, request, Duration::from_millis(timeout_ms)).await {
-                    Some(feed) => match follower.answered(&feed) {
+                match fetch(&context, source, request, Duration::from_millis(timeout_ms)).await {
+                    Some(feed) => match follower.on_answer(&feed) {
                         Ok(meta) => context.topology.offer(meta),
-                        Err(error) => tracing::debug!(%source, %error, "the metadata feed starts over"),
+                        Err(error) => tracing::debug!(%source, %error, "the metadata feed restarts from a snapshot"),
                     },
-                    None => follower.failed(),
+                    None => follower.on_failure(),
                 }
             }
         }
     }
 }
 
-async fn ask(context: &Context, source: NodeId, request: PeerRequest, timeout: Duration) -> Option<Feed> {
+async fn fetch(context: &Context, source: NodeId, request: PeerRequest, timeout: Duration) -> Option<Feed> {
     let response = context.network.call(source, Class::Rpc, request.encode(), timeout).await.ok()?;
-    Feed::decode(&core::answer_of(response).ok()?).ok()
+    Feed::decode(&core::decode_answer(response).ok()?).ok()
 }

@@ -1,4 +1,4 @@
-//! Runs the membership core: timers, datagrams, and what others learn from it.
+//! Runs the membership core: timers, datagrams, and notification of state changes.
 
 use std::{
     cmp::Reverse,
@@ -19,24 +19,24 @@ use tokio::{
 
 use crate::{Control, Topology};
 
-/// Packets and requests that may wait; beyond it packets are dropped, as the network may have done.
+/// Capacity of the inbox. Packets beyond it are dropped, as the network may drop them.
 const INBOX_MAX: usize = 1_024;
 
 pub(crate) enum Message {
     Packet(NodeId, Bytes),
     Input(Input),
-    /// Say goodbye, then confirm.
+    /// Announce the departure, then confirm.
     Leave(oneshot::Sender<()>),
 }
 
-/// The way to the running membership.
+/// A handle to the running membership.
 #[derive(Clone)]
 pub struct Gossip {
     inbox: mpsc::Sender<Message>,
 }
 
 impl Gossip {
-    /// A datagram arrived.
+    /// Delivers a received datagram.
     pub fn packet(&self, from: NodeId, packet: Bytes) {
         let _ = self.inbox.try_send(Message::Packet(from, packet));
     }
@@ -45,7 +45,7 @@ impl Gossip {
         let _ = self.inbox.try_send(Message::Input(input));
     }
 
-    /// Tells the others that this node leaves on purpose. Bounded.
+    /// Announces that this node leaves on purpose. Waits at most one second.
     pub async fn leave(&self) {
         let (done, left) = oneshot::channel();
         if self.inbox.try_send(Message::Leave(done)).is_ok() {
@@ -54,7 +54,7 @@ impl Gossip {
     }
 }
 
-/// The inbox, before the task runs.
+/// Creates the handle and the inbox of a [`Runner`].
 pub(crate) fn channel() -> (Gossip, mpsc::Receiver<Message>) {
     let (inbox, messages) = mpsc::channel(INBOX_MAX);
     (Gossip { inbox }, messages)

@@ -1,8 +1,8 @@
 //! The reconcilers of a node: metadata feed, replica lifecycle, moves, placement, leader balance, liveness.
 //!
-//! Everything that is decided is decided by plain values (`core`), which a simulator drives as well as a node does; the loops
-//! only look, ask and do. Nothing is remembered that cannot be found again by looking, so every loop may be restarted at any
-//! moment.
+//! All decisions are made by plain values (`core`), which the simulator drives just as a node does; the loops
+//! only observe, send requests and perform actions. Reconcilers keep no state that they cannot derive again,
+//! so every loop may be restarted at any moment.
 
 mod control;
 mod core;
@@ -16,10 +16,10 @@ mod topology;
 
 pub use control::{Control, ControlParts, notices};
 pub use core::{
-    Action, Ask, AskStep, Asking, FeedFollower, FeedStep, Known, Leaders, Lifecycle, Lost, MalformedRequest, Me,
-    Members, Next, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Present, Reconciler,
-    ShardError, ShardsLed, Verdict, View, answer_of, feed_wait_ms, has_news, liveness, next_step, response_of,
-    serves_feed, snapshot_of,
+    Action, AnnounceNode, ClusterView, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode, Lost, MalformedRequest,
+    Members, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler, RequestKind,
+    RequestRetry, RetryDecision, RetryStep, ShardError, ShardStep, ShardsLed, View, decode_answer, decode_snapshot,
+    encode_answer, feed_wait_ms, has_changes_since, liveness, next_shard_step, serves_feed,
 };
 pub use events::Event;
 pub use gossip::Gossip;

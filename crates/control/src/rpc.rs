@@ -1,4 +1,4 @@
-//! The peers' RPC stream: requests for shards led here, the metadata feed, and the authority's key.
+//! Serves the peer RPC stream: requests for shards led here, the metadata feed, and the authority's key.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,15 +7,15 @@ use flotilla_meta::MetaQuery;
 use flotilla_replication::{Answer, Freshness, Handle, RequestError};
 use flotilla_types::{NodeId, ShardId};
 
-use crate::{Ask, MalformedRequest, PeerRequest, Topology, core};
+use crate::{MalformedRequest, PeerRequest, RequestKind, Topology, core};
 
-/// How long the feed's query of the replica here may take.
+/// Timeout of the feed's query at the local replica.
 const FEED_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Takes the cluster's authority in; answers whether it is now durable here.
+/// Stores the cluster's authority. Returns whether it is now durable here.
 pub type TakeAuthority = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
-/// Answers peers.
+/// Answers requests from peers.
 #[derive(Clone)]
 pub struct RpcServer {
     topology: Arc<Topology>,
@@ -35,38 +35,40 @@ impl RpcServer {
         let answer = match PeerRequest::decode(request) {
             Ok(request) => self.run(from, request).await,
             Err(MalformedRequest) => {
-                tracing::warn!(%from, "a request does not parse");
+                tracing::warn!(%from, "a peer's request does not parse");
                 Err(RequestError::Stopped)
             }
         };
-        core::response_of(answer)
+        core::encode_answer(answer)
     }
 
     async fn run(&self, from: NodeId, request: PeerRequest) -> Answer {
         match request {
-            PeerRequest::Ask { ask, shard, range_epoch, payload, timeout_ms } => {
+            PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms.into());
-                match ask {
-                    Ask::Propose => self.host.propose(shard, range_epoch, payload, timeout).await,
-                    Ask::Query => self.host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await,
+                match kind {
+                    RequestKind::Propose => self.host.propose(shard, range_epoch, payload, timeout).await,
+                    RequestKind::Query => {
+                        self.host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await
+                    }
                 }
             }
             PeerRequest::Feed { version, wait_ms } => self.feed(version, wait_ms).await,
             PeerRequest::Authority(authority) => {
                 let take = self.take_authority.clone();
                 let taken = tokio::task::spawn_blocking(move || take(&authority)).await.unwrap_or(false);
-                tracing::info!(%from, taken, "was sent the cluster authority");
+                tracing::info!(%from, taken, "received the cluster authority");
                 if taken { Ok(Bytes::new()) } else { Err(RequestError::Stopped) }
             }
         }
     }
 
-    /// Metadata after a version, from the replica here. Waits a while when there is nothing new.
+    /// The metadata changes after a version, from the local replica. Waits up to `wait_ms` for a change.
     async fn feed(&self, version: u64, wait_ms: u32) -> Answer {
         let wait = Duration::from_millis(core::feed_wait_ms(&self.host.status(), wait_ms)?);
-        let mut news = self.topology.watch();
-        // A time-out is an answer too: nothing new.
-        let _ = tokio::time::timeout(wait, news.wait_for(|meta| core::has_news(meta, version))).await;
+        let mut meta = self.topology.watch();
+        // After a timeout the local replica answers that there are no changes.
+        let _ = tokio::time::timeout(wait, meta.wait_for(|meta| core::has_changes_since(meta, version))).await;
         let query = MetaQuery::FeedSince(version).encode();
         self.host.query(ShardId::META, None, query, Freshness::Local, FEED_QUERY_TIMEOUT).await
     }

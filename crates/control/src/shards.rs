@@ -1,5 +1,5 @@
-//! Asks shards, wherever their leaders are: here, or one forward away over the peers' RPC stream. Whom and how often is
-//! decided by [`Asking`].
+//! Sends requests to shards, whose leaders are on this node or one hop away over the peer RPC stream.
+//! [`RequestRetry`] decides the target and the retries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,9 +9,9 @@ use flotilla_replication::{Answer, Freshness, Handle, RequestError, clock};
 use flotilla_transport::{CallError, Class, NotSent, Transport};
 use flotilla_types::{NodeId, ShardId};
 
-use crate::{Ask, AskStep, Asking, PeerRequest, ShardError, Topology, Verdict, core};
+use crate::{PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardError, Topology, core};
 
-/// The way to every shard. Cheap to clone.
+/// A client of every shard. Cheap to clone.
 #[derive(Clone)]
 pub struct Shards {
     topology: Arc<Topology>,
@@ -20,86 +20,87 @@ pub struct Shards {
 }
 
 impl Shards {
-    /// A way through this node's host and transport.
+    /// Sends requests through this node's host and transport.
     #[must_use]
     pub fn new(topology: Arc<Topology>, host: Handle, network: Arc<Transport>) -> Self {
         Self { topology, host, network }
     }
 
-    /// What is known of the cluster.
+    /// This node's view of the cluster.
     #[must_use]
     pub fn topology(&self) -> &Arc<Topology> {
         &self.topology
     }
 
-    /// Asks a shard and follows its leader until `deadline_ms` (monotonic). Returns the answer and the node that gave it.
-    pub async fn ask(
+    /// Sends a request to a shard's leader, retrying until `deadline_ms` (monotonic). Returns the answer and
+    /// the node that gave it.
+    pub async fn request(
         &self,
-        ask: Ask,
+        kind: RequestKind,
         shard: ShardId,
         range_epoch: Option<u64>,
         payload: Bytes,
         deadline_ms: u64,
     ) -> Result<(Bytes, NodeId), ShardError> {
-        let mut asking = Asking::new(ask, shard, deadline_ms);
+        let mut retry = RequestRetry::new(kind, shard, deadline_ms);
         loop {
             let now_ms = clock::monotonic_ms();
-            let (node, timeout_ms) = match self.topology.with(|known| asking.next(now_ms, known)) {
-                AskStep::Ask { node, timeout_ms } => (node, timeout_ms),
-                AskStep::Wait(pause_ms) => {
+            let (node, timeout_ms) = match self.topology.with(|cluster| retry.next(now_ms, cluster)) {
+                RetryStep::Send { node, timeout_ms } => (node, timeout_ms),
+                RetryStep::Wait(pause_ms) => {
                     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
                     continue;
                 }
-                AskStep::GiveUp(error) => return Err(error),
+                RetryStep::GiveUp(error) => return Err(error),
             };
             let timeout = Duration::from_millis(timeout_ms);
-            let error = match self.ask_node(node, ask, shard, range_epoch, payload.clone(), timeout).await {
+            let error = match self.send(node, kind, shard, range_epoch, payload.clone(), timeout).await {
                 Ok(answer) => return Ok((answer, node)),
                 Err(error) => error,
             };
-            match self.topology.with(|known| asking.failed(error, known)) {
-                Verdict::Again => {}
-                Verdict::AgainWithout(leader) => self.topology.clear_leader(leader),
-                Verdict::GiveUp(error) => return Err(error),
+            match self.topology.with(|cluster| retry.on_failure(error, cluster)) {
+                RetryDecision::Retry => {}
+                RetryDecision::RetryWithoutLeader(leader) => self.topology.clear_leader(leader),
+                RetryDecision::GiveUp(error) => return Err(error),
             }
         }
     }
 
-    async fn ask_node(
+    async fn send(
         &self,
         node: NodeId,
-        ask: Ask,
+        kind: RequestKind,
         shard: ShardId,
         range_epoch: Option<u64>,
         payload: Bytes,
         timeout: Duration,
     ) -> Answer {
         if node == self.topology.node() {
-            return match ask {
-                Ask::Propose => self.host.propose(shard, range_epoch, payload, timeout).await,
-                Ask::Query => self.host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await,
+            return match kind {
+                RequestKind::Propose => self.host.propose(shard, range_epoch, payload, timeout).await,
+                RequestKind::Query => self.host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await,
             };
         }
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        let request = PeerRequest::Ask { ask, shard, range_epoch, payload, timeout_ms };
+        let request = PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms };
         let call = self.network.call(node, Class::Rpc, request.encode(), timeout);
-        // A leader that died cannot say so: its successor's first words end the wait.
+        // A leader that died cannot redirect the request: the first sign of its successor ends the wait.
         let outcome = tokio::select! {
             outcome = call => outcome,
-            () = self.topology.led_by_another(shard, node) => return Err(ask.unanswered()),
+            () = self.topology.led_by_another(shard, node) => return Err(kind.error_without_answer()),
         };
         match outcome {
-            Ok(response) => core::answer_of(response),
+            Ok(response) => core::decode_answer(response),
             Err(CallError::NotSent(NotSent::Busy | NotSent::Refused)) => Err(RequestError::Busy),
             Err(CallError::NotSent(_)) => Err(RequestError::Stopped),
-            Err(CallError::MaybeExecuted(_)) => Err(ask.unanswered()),
+            Err(CallError::MaybeExecuted(_)) => Err(kind.error_without_answer()),
         }
     }
 
     /// Proposes to the metadata group.
     pub async fn propose_meta(&self, command: &MetaCommand, timeout: Duration) -> Result<MetaReply, ShardError> {
         let deadline_ms = clock::monotonic_ms() + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
-        let (reply, _) = self.ask(Ask::Propose, ShardId::META, None, command.encode(), deadline_ms).await?;
+        let (reply, _) = self.request(RequestKind::Propose, ShardId::META, None, command.encode(), deadline_ms).await?;
         MetaReply::decode(&reply).map_err(|_| ShardError::Unknown)
     }
 }

@@ -1,6 +1,6 @@
-//! Shares what this node knows of the cluster ([`Known`]) between threads.
+//! Shares this node's [`ClusterView`] between threads.
 //!
-//! Invariant: no lock is held for longer than a look or a change of memory; a shard map is built outside.
+//! Invariant: a lock is held only to read or change memory; shard maps are built outside of it.
 
 use std::sync::Arc;
 
@@ -11,27 +11,27 @@ use flotilla_types::{NodeId, ShardId, Term};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::{Known, Members};
+use crate::{ClusterView, Members};
 
-/// A view of the cluster that only moves forward. The metadata group's log is authoritative; hints are only hints.
+/// The shared view of the cluster. Its metadata only moves forward.
 pub struct Topology {
     node: NodeId,
-    known: RwLock<Known>,
-    /// Follows the metadata in `known`, so that others can wait for it.
+    cluster: RwLock<ClusterView>,
+    /// Follows the metadata in `cluster`, so that tasks can wait for a new version.
     meta: watch::Sender<Arc<MetaState>>,
-    /// Counts changes of hints, so that whoever waits for an old leader can look again.
+    /// Counts changes of leader hints, so that requests that wait for an old leader check again.
     hints_moved: watch::Sender<u64>,
 }
 
 impl Topology {
-    /// Starts from metadata that was cached, or from nothing.
+    /// Starts from cached metadata, or from the default when there is none.
     #[must_use]
     pub fn new(node: NodeId, meta: MetaState) -> Self {
-        let known = Known::new(node, meta);
+        let cluster = ClusterView::new(node, meta);
         Self {
             node,
-            meta: watch::Sender::new(known.meta().clone()),
-            known: RwLock::new(known),
+            meta: watch::Sender::new(cluster.meta().clone()),
+            cluster: RwLock::new(cluster),
             hints_moved: watch::Sender::new(0),
         }
     }
@@ -42,13 +42,13 @@ impl Topology {
         self.node
     }
 
-    /// The newest metadata known here.
+    /// The newest metadata.
     #[must_use]
     pub fn meta(&self) -> Arc<MetaState> {
-        self.known.read().meta().clone()
+        self.cluster.read().meta().clone()
     }
 
-    /// Follows the metadata.
+    /// Subscribes to new metadata.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<MetaState>> {
         self.meta.subscribe()
@@ -57,37 +57,39 @@ impl Topology {
     /// The newest shard map.
     #[must_use]
     pub fn map(&self) -> Arc<ShardMap> {
-        self.known.read().map().clone()
+        self.cluster.read().map().clone()
     }
 
-    /// Takes metadata that may be newer. Versions never go back.
+    /// Installs metadata if it is newer. Versions never go backwards.
     pub fn offer(&self, state: &Arc<MetaState>) {
-        if !self.known.read().wants(state) {
+        if !self.cluster.read().is_newer(state) {
             return;
         }
         let map = state.shard_map();
-        if self.known.write().take(state, map) {
-            self.meta.send_if_modified(|told| {
-                // Somebody else may have been faster with something newer.
-                let newer = state.version() > told.version();
+        if self.cluster.write().install(state, map) {
+            self.meta.send_if_modified(|sent| {
+                // Another thread may have sent something newer first.
+                let newer = state.version() > sent.version();
                 if newer {
-                    *told = state.clone();
+                    *sent = state.clone();
                 }
                 newer
             });
         }
     }
 
-    /// The node that leads a shard, as far as is known.
+    /// The shard's leader, if a hint exists.
     #[must_use]
     pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
-        self.known.read().leader(shard)
+        self.cluster.read().leader(shard)
     }
 
-    /// Somebody leads a shard since this term.
+    /// Records that `node` leads the shard in this term.
     pub fn observe_leader(&self, shard: ShardId, term: Term, node: NodeId) {
-        // Mostly it is no news, and others only read.
-        if self.known.read().is_new_leader(shard, term, node) && self.known.write().observe_leader(shard, term, node) {
+        // Most observations change nothing, and need no write lock.
+        if self.cluster.read().is_new_leader(shard, term, node)
+            && self.cluster.write().observe_leader(shard, term, node)
+        {
             self.hints_moved.send_modify(|moves| *moves += 1);
         }
     }
@@ -96,33 +98,33 @@ impl Topology {
     pub async fn led_by_another(&self, shard: ShardId, node: NodeId) {
         let mut moved = self.hints_moved.subscribe();
         // The sender lives as long as `self`.
-        let _ = moved.wait_for(|_| self.known.read().is_led_by_another(shard, node)).await;
+        let _ = moved.wait_for(|_| self.cluster.read().is_led_by_another(shard, node)).await;
     }
 
-    /// A node is gone or silent: nobody should be sent to it as a leader.
+    /// Clears the leader hints that name a node which is gone or unreachable.
     pub fn clear_leader(&self, node: NodeId) {
-        self.known.write().clear_leader(node);
+        self.cluster.write().clear_leader(node);
     }
 
-    /// Whether a node is heard of, and since when (monotonic milliseconds). This node always is.
+    /// A node's state and when it began (monotonic milliseconds). This node is always alive.
     #[must_use]
     pub fn liveness(&self, node: NodeId) -> (NodeState, u64) {
-        self.known.read().members().liveness(node)
+        self.cluster.read().members().liveness(node)
     }
 
     /// Metadata and members as of one moment.
     pub(crate) fn snapshot(&self) -> (Arc<MetaState>, Arc<Members>) {
-        let known = self.known.read();
-        (known.meta().clone(), known.members().clone())
+        let cluster = self.cluster.read();
+        (cluster.meta().clone(), cluster.members().clone())
     }
 
-    /// Decides something by what is known. Must be quick: the raft thread may wait for it.
-    pub(crate) fn with<R>(&self, decide: impl FnOnce(&Known) -> R) -> R {
-        decide(&self.known.read())
+    /// Reads the view under its lock. `decide` must be quick: the raft thread may wait for it.
+    pub(crate) fn with<R>(&self, decide: impl FnOnce(&ClusterView) -> R) -> R {
+        decide(&self.cluster.read())
     }
 
-    /// Returns whether it is news.
+    /// Records a node's new membership state. Returns whether it was recorded.
     pub(crate) fn member_changed(&self, node: NodeId, state: NodeState, now_ms: u64) -> bool {
-        self.known.write().member_changed(node, state, now_ms)
+        self.cluster.write().member_changed(node, state, now_ms)
     }
 }

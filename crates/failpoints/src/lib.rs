@@ -1,10 +1,11 @@
 //! Named places where a test build can crash, fail or wait.
 //!
-//! The places stand in shells only: cores are pure, and a simulator crashes them between any two effects anyway. Every place is a
-//! [`Place`], so that the list is whole by construction.
+//! Places exist only in shells: cores are pure, and the simulator crashes them between any two effects. Every
+//! place is a variant of [`Place`], so the list is complete by construction.
 //!
-//! With the feature `enabled` the settings are state of the whole process, in the registry of the crate `fail`: the one exception to the
-//! rule against global state, and none of it exists without the feature. Deliberately absent: any effect without the feature.
+//! With the feature `enabled` the settings are global state of the process, in the registry of the crate
+//! `fail`. This is the one exception to the rule against global state. Deliberately absent: any effect
+//! without the feature.
 
 mod place;
 #[cfg(feature = "enabled")]
@@ -16,14 +17,14 @@ pub use place::{Place, UnknownPlace};
 #[cfg(feature = "enabled")]
 pub use settings::{SettingsError, configure, watch};
 
-/// The file in the data folder that a running node takes its settings from.
+/// The file in the data folder from which a running node reads its settings.
 pub const FILE: &str = "failpoints";
-/// The variable that a node takes its first settings from.
+/// The environment variable with the settings in force while there is no [`FILE`].
 pub const VARIABLE: &str = "FAILPOINTS";
-/// The counter that says how often each place was reached, with the label `place`.
+/// The counter of how often each place was reached, with the label `place`.
 pub const COUNTER: &str = "flotilla_failpoint_reached_total";
 
-/// Places inside raft-engine that can be set as well: its write and its fsync fail. They are not counted.
+/// Places inside raft-engine that can be set too: its write and its fsync fail. They are not counted.
 pub const ENGINE_PLACES: &[&str] = &["log_fd::write::no_space_err", "log_fd::sync::err"];
 
 /// Whether this build has failpoints.
@@ -32,17 +33,17 @@ pub const fn is_enabled() -> bool {
     cfg!(feature = "enabled")
 }
 
-/// The process may end or wait here.
+/// Marks a place where the process may be made to abort or wait.
 #[inline]
 pub fn reached(place: Place) {
-    // A place without a result cannot fail: whoever sets it so gets nothing.
+    // This place has no result: an injected error has no effect.
     let _ = io(place);
 }
 
-/// The process may end or wait here, or this may fail.
+/// Marks a place where the process may be made to abort, wait or fail.
 ///
 /// # Errors
-/// Those that were asked for.
+/// The injected error.
 #[cfg(feature = "enabled")]
 pub fn io(place: Place) -> io::Result<()> {
     match settings::action(place).as_deref() {
@@ -52,7 +53,7 @@ pub fn io(place: Place) -> io::Result<()> {
     }
 }
 
-/// The process may end or wait here, or this may fail.
+/// Marks a place where the process may be made to abort, wait or fail.
 ///
 /// # Errors
 /// None without the feature.
@@ -62,14 +63,14 @@ pub const fn io(_place: Place) -> io::Result<()> {
     Ok(())
 }
 
-/// A number that a test has set for this place.
+/// The number that a test has set for this place.
 #[cfg(feature = "enabled")]
 #[must_use]
 pub fn number(place: Place) -> Option<i64> {
     settings::action(place)?.parse().ok()
 }
 
-/// A number that a test has set for this place: none without the feature.
+/// The number that a test has set for this place; `None` without the feature.
 #[cfg(not(feature = "enabled"))]
 #[inline]
 #[must_use]
@@ -77,7 +78,7 @@ pub const fn number(_place: Place) -> Option<i64> {
     None
 }
 
-/// An error that was asked for.
+/// An injected error.
 #[cfg(feature = "enabled")]
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("injected at {0}")]

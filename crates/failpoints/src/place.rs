@@ -1,25 +1,25 @@
-//! All places there are.
+//! The list of all places.
 
 use std::{fmt, str::FromStr};
 
-/// A text names no place.
+/// The text is not the name of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("there is no such place")]
 pub struct UnknownPlace;
 
 macro_rules! places {
     ($($(#[$doc:meta])+ $place:ident = $name:literal,)+) => {
-        /// Where a test build can be made to crash, to fail or to wait.
+        /// A place where a test build can crash, fail or wait.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Place {
             $($(#[$doc])+ $place,)+
         }
 
         impl Place {
-            /// Every place, in the order of a write's life.
+            /// Every place, in the order in which a write reaches them.
             pub const ALL: &[Self] = &[$(Self::$place,)+];
 
-            /// `crate::place`, as in settings and metrics.
+            /// The name, `component::place`, as used in settings and metrics.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -31,34 +31,35 @@ macro_rules! places {
 }
 
 places! {
-    /// Before Raft messages of a flush leave.
+    /// Before the Raft messages of a flush are sent.
     RaftBeforeSend = "raft::before_send",
-    /// Messages have left, nothing is handed to the log yet.
+    /// The messages are sent; nothing is passed to the log yet.
     RaftSent = "raft::sent",
-    /// Everything of a flush is handed on.
+    /// All effects of a flush are passed on to their executors.
     RaftHandedOn = "raft::handed_on",
-    /// Before a beat leaves.
-    RaftBeforeBeat = "raft::before_beat",
-    /// A configuration change was handed to the core, and nothing of it is written.
+    /// Before a node heartbeat is sent.
+    RaftBeforeNodeHeartbeat = "raft::before_node_heartbeat",
+    /// The core has a configuration change; nothing of it is written.
     RaftConfChange = "raft::conf_change",
-    /// A replica is to be created, and nothing of it is written.
+    /// A replica is to be created; nothing of it is written.
     RaftCreate = "raft::create",
-    /// A replica is to be destroyed, and nothing of it is written.
+    /// A replica is to be destroyed; nothing of it is written.
     RaftDestroy = "raft::destroy",
-    /// A snapshot is parked until its objects are here.
+    /// A snapshot waits for its objects.
     RaftSnapshotParked = "raft::snapshot_parked",
-    /// Before a message that offers a snapshot leaves.
+    /// Before a message that offers a snapshot is sent.
     FramesSnapshot = "frames::snapshot",
     /// Before a batch is written. May fail.
     WalBeforeWrite = "wal::before_write",
-    /// A batch is durable, and nobody knows yet. May fail, as an fsync does whose data arrived all the same.
+    /// A batch is durable and not yet reported. May fail, like an fsync whose data reached the disk all the
+    /// same.
     WalWritten = "wal::written",
-    /// The core was told, and the messages that waited are not sent.
+    /// The core knows that a batch is durable; the messages that waited for it are not sent.
     WalBeforeHeld = "wal::before_held",
-    /// The messages that waited are sent.
+    /// The messages that waited for a batch are sent.
     WalAfterHeld = "wal::after_held",
-    /// Before a batch with what peers said of themselves.
-    WalBeforeMarks = "wal::before_marks",
+    /// Before a batch with the highest sequences seen of peers.
+    WalBeforePeerSequences = "wal::before_peer_sequences",
     /// Before a batch that creates a replica.
     WalBeforeCreate = "wal::before_create",
     /// A batch that creates a replica is durable.
@@ -69,7 +70,7 @@ places! {
     WalPointerWritten = "wal::pointer_written",
     /// Before a batch with a snapshot that replaces a log.
     WalBeforeClear = "wal::before_clear",
-    /// A snapshot has replaced a log.
+    /// A snapshot has replaced a log durably.
     WalCleared = "wal::cleared",
     /// Before a batch with an entry that changes a configuration.
     WalBeforeConfEntry = "wal::before_conf_entry",
@@ -79,107 +80,107 @@ places! {
     WalTombstoned = "wal::tombstoned",
     /// Inside the log, before the engine writes and syncs. May fail.
     RaftLogBeforeSync = "raft_log::before_sync",
-    /// Inside the log, written and synced, and not in memory. May fail.
+    /// Inside the log: written and synced, not yet in memory. May fail.
     RaftLogSynced = "raft_log::synced",
-    /// The log's folder is checked, and not open.
+    /// The log's folder is checked and not yet open.
     RaftLogOpen = "raft_log::open",
-    /// Before log files are given back or written anew.
+    /// Before log files are deleted or rewritten.
     RaftLogBeforeReclaim = "raft_log::before_reclaim",
-    /// Log files were given back.
+    /// Log files are deleted.
     RaftLogReclaimed = "raft_log::reclaimed",
     /// Before committed entries are applied.
     ApplyBefore = "apply::before",
-    /// Applied, and nobody has an answer.
+    /// Entries are applied and not yet answered.
     ApplyDone = "apply::done",
-    /// Answers are out.
+    /// The answers are sent.
     ApplyAnswered = "apply::answered",
-    /// Before entries with a configuration change pass the state machine.
+    /// Before entries with a configuration change pass through the state machine.
     ApplyConfChange = "apply::conf_change",
-    /// Before a memtable is closed.
+    /// Before a memtable is frozen.
     ApplyBeforeFreeze = "apply::before_freeze",
-    /// A memtable is closed.
+    /// A memtable is frozen.
     ApplyFrozen = "apply::frozen",
     /// Before a replica is opened.
     ApplyOpen = "apply::open",
-    /// A replica's records are loaded, and it does not serve.
+    /// A replica's records are loaded; it does not serve yet.
     ApplyLoaded = "apply::loaded",
-    /// Before a replica's records are forgotten.
+    /// Before a replica's records are dropped.
     ApplyClose = "apply::close",
     /// Before a checkpoint is built.
     CheckpointBeforeBuild = "checkpoint::before_build",
-    /// Records of a checkpoint are written, and not synced. May fail.
+    /// The records of a checkpoint are written and not synced. May fail.
     CheckpointRunWritten = "checkpoint::run_written",
     /// Before runs are folded into the base.
     CheckpointBeforeFold = "checkpoint::before_fold",
-    /// Runs are folded, and not synced.
+    /// Runs are folded and not synced.
     CheckpointFolded = "checkpoint::folded",
-    /// A checkpoint's objects are durable, and nothing names them.
+    /// A checkpoint's objects are durable; nothing refers to them.
     CheckpointBuilt = "checkpoint::built",
-    /// Before the view takes a checkpoint.
-    CheckpointBeforeSettle = "checkpoint::before_settle",
-    /// The view knows that it is about to change.
+    /// Before the view installs a checkpoint.
+    CheckpointBeforeInstall = "checkpoint::before_install",
+    /// The view has recorded that it is about to change.
     CheckpointAnnounced = "checkpoint::announced",
-    /// The view is fed, its marker is not.
+    /// The view contains the records; its marker is not written.
     CheckpointFed = "checkpoint::fed",
-    /// The view's marker is written, the memtable is still there.
+    /// The view's marker is written; the memtable is not dropped yet.
     CheckpointConfirmed = "checkpoint::confirmed",
-    /// The checkpoint is settled, and the core does not know.
-    CheckpointSettled = "checkpoint::settled",
+    /// The checkpoint is installed; the core does not know yet.
+    CheckpointInstalled = "checkpoint::installed",
     /// Before a replica's records are loaded from objects or the view.
     SnapshotBeforeLoad = "snapshot::before_load",
     /// Before a snapshot replaces a replica's records.
     SnapshotBeforeInstall = "snapshot::before_install",
     /// A snapshot has replaced a replica's records.
     SnapshotInstalled = "snapshot::installed",
-    /// Before the objects of a snapshot are asked for.
+    /// Before the objects of a snapshot are requested.
     SnapshotBeforePull = "snapshot::before_pull",
-    /// Objects have come, and are not stored.
+    /// Objects have arrived and are not stored.
     SnapshotFetched = "snapshot::fetched",
-    /// Objects are stored, and not synced.
+    /// Objects are stored and not synced.
     SnapshotImported = "snapshot::imported",
-    /// All objects are durable, and the core does not know.
+    /// All objects are durable; the core does not know yet.
     SnapshotSynced = "snapshot::synced",
     /// Before objects are read for a peer.
     SnapshotServe = "snapshot::serve",
     /// Before an object is written. May fail.
     ObjectsBeforeAppend = "objects::before_append",
-    /// A segment file was begun, its header is written, its name is not synced.
+    /// A segment file is created and its header written; its name is not synced.
     ObjectsSegmentBegun = "objects::segment_begun",
     /// Before segment files are synced. May fail.
     ObjectsBeforeSync = "objects::before_sync",
-    /// Segment files are synced, their folder is not.
+    /// Segment files are synced; their folder is not.
     ObjectsFilesSynced = "objects::files_synced",
-    /// Objects are durable, and the index does not say so.
+    /// Objects are durable; the index does not say so yet.
     ObjectsSynced = "objects::synced",
-    /// Held objects were copied out of a segment, which is about to be deleted.
+    /// Live objects are copied out of a segment, which is about to be deleted.
     ObjectsBeforeDelete = "objects::before_delete",
-    /// Before a file of the data folder is written beside. May fail.
+    /// Before the temporary file that replaces a file of the data folder is written. May fail.
     FolderBeforeWrite = "folder::before_write",
-    /// It is written beside, and not synced.
+    /// The temporary file is written and not synced.
     FolderBeside = "folder::beside",
-    /// It is synced, and has not taken the old one's place. May fail.
+    /// The temporary file is synced and not renamed. May fail.
     FolderSynced = "folder::synced",
-    /// It is in place, and the folder is not synced. May fail.
+    /// The file is renamed; the folder is not synced. May fail.
     FolderRenamed = "folder::renamed",
-    /// It is in place for good.
+    /// The file is replaced durably.
     FolderReplaced = "folder::replaced",
-    /// The cached metadata is about to be kept.
+    /// Before the metadata cache is written.
     FeedBeforeKeep = "feed::before_keep",
-    /// The cached metadata is kept.
+    /// The metadata cache is written.
     FeedKept = "feed::kept",
-    /// The key for a join is kept, and nobody was asked.
+    /// The key for a join is stored; no request was sent.
     JoinKeyKept = "join::key_kept",
-    /// The cluster has let this node in, and nothing of it is kept.
+    /// The cluster has admitted this node; nothing of the answer is stored.
     JoinAnswered = "join::answered",
-    /// The identity is kept, the key for the join is still there.
+    /// The identity is stored; the key for the join still exists.
     JoinIdentityKept = "join::identity_kept",
-    /// The founder has an identity, and the cluster does not exist.
+    /// The founder's identity is stored; the cluster does not exist yet.
     FoundIdentityKept = "found::identity_kept",
-    /// The cluster exists, and the founder does not know.
+    /// The cluster exists; the founder has not recorded that.
     FoundBeforeDone = "found::before_done",
-    /// Whether left-over objects may be collected is about to be decided: a number is the grace for them, in milliseconds.
+    /// The grace period before orphaned objects are collected: a number sets it, in milliseconds.
     ObjectsGrace = "objects::grace",
-    /// The wall clock is read: a number moves it by so many milliseconds.
+    /// The wall clock is read: a number shifts it by that many milliseconds.
     ClockWall = "clock::wall",
 }
 
@@ -204,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_place_has_a_name_of_its_own_and_is_found_by_it() {
+    fn every_place_has_a_unique_name_that_parses() {
         let names: BTreeSet<_> = Place::ALL.iter().map(|place| place.name()).collect();
         assert_eq!(names.len(), Place::ALL.len());
         for place in Place::ALL {

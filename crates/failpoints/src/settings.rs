@@ -1,4 +1,4 @@
-//! What is set for which place: from the environment, and from a file that is looked at while the node runs.
+//! The settings of places: from the environment, and from a file that is polled while the node runs.
 
 use std::{
     env, fs, io,
@@ -9,50 +9,54 @@ use std::{
 
 use crate::{COUNTER, ENGINE_PLACES, FILE, Place, UnknownPlace, VARIABLE};
 
-/// Time between two looks at the file.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The interval at which the file is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Settings were not understood. Those before the first mistake are in force.
+/// Settings could not be read. A malformed setting or an unknown place changes nothing; at an unknown action
+/// the settings before it are in force.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// It is no `place=action`.
+    /// A setting is not of the form `place=action`.
     #[error("settings are of the form `place=action`, separated by `;`")]
     Form,
-    /// Nobody comes by there.
+    /// There is no such place.
     #[error(transparent)]
     Place(#[from] UnknownPlace),
     /// The crate `fail` does not understand the action.
-    #[error("no such action")]
+    #[error("there is no such action")]
     Action,
-    /// The file cannot be watched.
+    /// The thread that polls the file cannot be started.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Sets `place=action`, separated by `;` or lines, and nothing else: what is not named is off.
+/// Applies settings `place=action`, separated by `;` or line breaks. Places that are not named are switched
+/// off.
 ///
 /// # Errors
 /// See [`SettingsError`].
 pub fn configure(text: &str) -> Result<(), SettingsError> {
-    let mut wanted = Vec::new();
+    let mut actions = Vec::new();
     for setting in text.split([';', '\n']).map(str::trim).filter(|setting| !setting.is_empty()) {
         let (place, action) = setting.split_once('=').ok_or(SettingsError::Form)?;
-        let engine = ENGINE_PLACES.iter().find(|engine| **engine == place.trim());
-        let place = engine.map_or_else(|| place.trim().parse().map(Place::name), |engine| Ok(*engine))?;
-        wanted.push((place, action.trim()));
+        let place = match ENGINE_PLACES.iter().find(|engine| **engine == place.trim()) {
+            Some(engine) => *engine,
+            None => place.trim().parse::<Place>()?.name(),
+        };
+        actions.push((place, action.trim()));
     }
     let all = Place::ALL.iter().map(|place| place.name()).chain(ENGINE_PLACES.iter().copied());
-    for place in all.filter(|place| wanted.iter().all(|(named, _)| named != place)) {
+    for place in all.filter(|place| actions.iter().all(|(named, _)| named != place)) {
         fail::remove(place);
     }
-    wanted.into_iter().try_for_each(|(place, action)| fail::cfg(place, action).map_err(|_| SettingsError::Action))
+    actions.into_iter().try_for_each(|(place, action)| fail::cfg(place, action).map_err(|_| SettingsError::Action))
 }
 
-/// Takes the settings of the environment and of the file [`FILE`] in `dir`, and follows the file from then on. While there is no file,
-/// the environment counts.
+/// Applies the settings in the file [`FILE`] in `dir`, or those of the environment while there is no file,
+/// and polls the file from then on.
 ///
 /// # Errors
-/// What is set is not understood, or no thread can be started.
+/// The settings are not valid, or no thread can be started.
 pub fn watch(dir: &Path) -> Result<(), SettingsError> {
     let variable = env::var(VARIABLE).unwrap_or_default();
     let file = dir.join(FILE);
@@ -60,10 +64,10 @@ pub fn watch(dir: &Path) -> Result<(), SettingsError> {
     configure(&last)?;
     let follow = move || {
         loop {
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(POLL_INTERVAL);
             let now = settings_of(&file, &variable);
             if now != last {
-                // Whoever writes the file sees on stderr why nothing happens.
+                // The author of the file finds the mistake on stderr.
                 if let Err(error) = configure(&now) {
                     eprintln!("failpoints: {error}: {now}");
                 }
@@ -79,10 +83,10 @@ fn settings_of(file: &PathBuf, variable: &str) -> String {
     fs::read_to_string(file).unwrap_or_else(|_| variable.to_owned())
 }
 
-/// What is set for a place, if it is due. Does not return when the process is to end.
+/// Counts the place and returns its action if one triggers now. Aborts the process if the action says so.
 pub(crate) fn action(place: Place) -> Option<String> {
     metrics::counter!(COUNTER, "place" => place.name()).increment(1);
-    let action = due(place)?;
+    let action = triggered(place)?;
     if action == "abort" {
         eprintln!("failpoints: aborting at {place}");
         std::process::abort();
@@ -90,8 +94,7 @@ pub(crate) fn action(place: Place) -> Option<String> {
     Some(action)
 }
 
-fn due(place: Place) -> Option<String> {
-    // Settings that name the engine's own places reach it through the same registry.
+fn triggered(place: Place) -> Option<String> {
     fail::fail_point!(place.name(), |action: Option<String>| Some(action.unwrap_or_default()));
     None
 }
@@ -101,9 +104,9 @@ mod tests {
     use super::*;
     use crate::{io, number};
 
-    /// One test, because settings belong to the process.
+    /// One test, because the settings are global to the process.
     #[test]
-    fn settings_take_effect_where_they_are_named_and_nowhere_else() {
+    fn settings_affect_only_the_named_places() {
         assert!(io(Place::WalBeforeWrite).is_ok());
         configure("wal::before_write=return(error); clock::wall = return(-700)").expect("settings");
         assert_eq!(io(Place::WalBeforeWrite).expect_err("an error").to_string(), "injected at wal::before_write");
@@ -126,7 +129,7 @@ mod tests {
         std::fs::write(dir.path().join(FILE), "clock::wall=return(5)").expect("a writable folder");
         let begun = std::time::Instant::now();
         while number(Place::ClockWall) != Some(5) {
-            assert!(begun.elapsed().as_secs() < 60, "the file is not looked at");
+            assert!(begun.elapsed().as_secs() < 60, "the file is not polled");
             thread::yield_now();
         }
     }

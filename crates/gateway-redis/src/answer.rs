@@ -1,7 +1,7 @@
-//! Replies from what the store answered: results of operations, records found, and why a call failed.
+//! Converts the store's answers to replies: results of operations, records found, and errors.
 //!
-//! Pure. Codes of errors are those that client libraries act on: `TRYAGAIN` and `CLUSTERDOWN` say that nothing was written
-//! and a retry is harmless, `UNKNOWN` that a write may or may not have taken effect.
+//! Pure. Error codes are those that client libraries act on: `TRYAGAIN` and `CLUSTERDOWN` say that nothing
+//! was written and a retry is harmless, `UNKNOWN` that a write may or may not have taken effect.
 
 use flotilla_gateway::{Found, StoreError};
 use flotilla_kv::OperationResult;
@@ -33,12 +33,12 @@ impl WriteAnswer {
 }
 
 impl ReadAnswer {
-    /// Whether the value is needed, or only what is known about it.
+    /// Whether the value itself is needed, not only its attributes.
     pub(crate) fn needs_value(self) -> bool {
         self == Self::Value
     }
 
-    /// The reply at `now_ms` (Unix) when this record was found.
+    /// The reply for a found record, at `now_ms` in Unix milliseconds.
     pub(crate) fn reply(self, found: Option<Found>, now_ms: u64) -> Reply {
         match (self, found) {
             (Self::Value, found) => Reply::bulk_or_null(found.map(|found| found.value)),
@@ -54,7 +54,7 @@ impl ReadAnswer {
     }
 }
 
-/// Seconds are rounded, as in Redis.
+/// Time left in a unit; seconds are rounded, as in Redis.
 fn time_left(left_ms: u64, unit: TimeUnit) -> i64 {
     integer(match unit {
         TimeUnit::Seconds => left_ms.saturating_add(500) / 1_000,
@@ -62,6 +62,7 @@ fn time_left(left_ms: u64, unit: TimeUnit) -> i64 {
     })
 }
 
+/// A number as a Redis integer, saturating.
 pub(crate) fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -88,7 +89,7 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
     }
 }
 
-/// About how many bytes a reply holds in memory.
+/// Approximately how many bytes a reply takes in memory.
 pub(crate) fn held_bytes(reply: &Reply) -> usize {
     let content: usize = match reply {
         Reply::Bulk(bytes) => bytes.len(),
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_write_of_unknown_outcome_is_called_unknown() {
+    fn only_an_unknown_outcome_has_the_code_unknown() {
         let code = |error: &StoreError| match error_reply(error) {
             Reply::Error(text) => text.split(' ').next().unwrap_or_default().to_owned(),
             other => panic!("{other:?}"),

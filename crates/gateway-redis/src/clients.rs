@@ -1,4 +1,4 @@
-//! Who is connected: what `CLIENT LIST` shows, and how many there are.
+//! The registry of open connections: the text of `CLIENT LIST`, and counts.
 
 use std::{
     collections::BTreeMap,
@@ -20,21 +20,21 @@ use crate::Protocol;
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
     open: Mutex<BTreeMap<u64, Arc<Client>>>,
-    /// Connections so far; the last one's id.
+    /// Connections accepted so far, which is the id of the last one.
     accepted: AtomicU64,
 }
 
-/// One connection, as others may see it.
+/// One connection, as `CLIENT LIST` shows it.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) id: u64,
     peer: SocketAddr,
     local: SocketAddr,
-    since: Instant,
+    connected_at: Instant,
     profile: Mutex<Profile>,
 }
 
-/// What a client said of itself.
+/// Attributes that a client sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Profile {
     pub(crate) name: Bytes,
@@ -44,10 +44,10 @@ pub(crate) struct Profile {
 }
 
 impl Clients {
-    /// A new connection.
+    /// Registers a new connection.
     pub(crate) fn open(&self, peer: SocketAddr, local: SocketAddr, now: Instant) -> Arc<Client> {
         let id = self.accepted.fetch_add(1, Ordering::Relaxed) + 1;
-        let client = Arc::new(Client { id, peer, local, since: now, profile: Mutex::default() });
+        let client = Arc::new(Client { id, peer, local, connected_at: now, profile: Mutex::default() });
         self.open.lock().insert(id, client.clone());
         client
     }
@@ -61,7 +61,7 @@ impl Clients {
         self.open.lock().len()
     }
 
-    /// Connections so far.
+    /// Connections accepted so far.
     pub(crate) fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
     }
@@ -74,12 +74,12 @@ impl Clients {
 }
 
 impl Client {
-    /// What the client said of itself.
+    /// A copy of the client's attributes.
     pub(crate) fn profile(&self) -> Profile {
         self.profile.lock().clone()
     }
 
-    /// Changes it.
+    /// Changes the client's attributes.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Profile)) {
         change(&mut self.profile.lock());
     }
@@ -89,7 +89,7 @@ impl Client {
         let profile = self.profile();
         let mut line = format!("id={} addr={} laddr={} name=", self.id, self.peer, self.local);
         line.push_str(&String::from_utf8_lossy(&profile.name));
-        let age = now.saturating_duration_since(self.since).as_secs();
+        let age = now.saturating_duration_since(self.connected_at).as_secs();
         let protocol = profile.protocol.number();
         let (library, version) =
             (String::from_utf8_lossy(&profile.library_name), String::from_utf8_lossy(&profile.library_version));
@@ -97,7 +97,7 @@ impl Client {
             line,
             " age={age} flags=N db=0 sub=0 psub=0 multi=-1 user=default resp={protocol} lib-name={library} lib-ver={version}",
         )
-        .expect("a growing text takes any text");
+        .expect("writing to a string cannot fail");
         line
     }
 }

@@ -1,8 +1,8 @@
-//! The wall clock, for expiries that a client counts from now. The only place of this crate that reads it.
+//! The wall clock, for relative expiries. The only place in this crate that reads it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Unix milliseconds; 0 when the clock stands before 1970.
+/// Unix milliseconds; 0 on a clock before 1970.
 pub(crate) fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

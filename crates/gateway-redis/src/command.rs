@@ -1,4 +1,4 @@
-//! What a client may ask for, as plain types. Keys are the user's own, without collection and bucket.
+//! Commands as plain types. Keys are the user's keys, without collection and bucket.
 
 use bytes::Bytes;
 
@@ -15,7 +15,7 @@ pub enum Command {
     Hello(Hello),
     /// `AUTH [user] password`.
     Auth {
-        /// Missing for the default user.
+        /// Absent for the default user.
         user: Option<Bytes>,
         /// The password.
         password: Bytes,
@@ -24,7 +24,7 @@ pub enum Command {
     Select,
     /// `QUIT`: answer and close.
     Quit,
-    /// `RESET`: the connection is as at its start.
+    /// `RESET`: the connection returns to its initial state.
     Reset,
     /// `CLIENT …`.
     Client(ClientCommand),
@@ -42,7 +42,7 @@ pub enum Command {
     Get(Bytes),
     /// `SET`, `SETEX`, `PSETEX` and `GETSET`.
     Set(Set),
-    /// `SETNX key value`: 1 when set, 0 when the key was there.
+    /// `SETNX key value`: 1 if set, 0 if the key existed.
     SetNx {
         /// The key.
         key: Bytes,
@@ -55,7 +55,7 @@ pub enum Command {
     GetEx {
         /// The key.
         key: Bytes,
-        /// What becomes of its expiry; [`SetExpiry::Never`] is `PERSIST`.
+        /// The change of its expiry; [`SetExpiry::Never`] is `PERSIST`.
         expiry: Option<SetExpiry>,
     },
     /// `MGET key …`.
@@ -64,7 +64,7 @@ pub enum Command {
     MSet(Vec<(Bytes, Bytes)>),
     /// `DEL key …` and `UNLINK key …`.
     Del(Vec<Bytes>),
-    /// `EXISTS key …`; a key named twice counts twice.
+    /// `EXISTS key …`; a repeated key counts each time.
     Exists(Vec<Bytes>),
     /// `STRLEN key`.
     StrLen(Bytes),
@@ -72,7 +72,7 @@ pub enum Command {
     Append {
         /// The key.
         key: Bytes,
-        /// What to add at the end.
+        /// The bytes to append.
         value: Bytes,
     },
     /// `INCR`, `INCRBY`, `DECR` and `DECRBY`.
@@ -88,17 +88,17 @@ pub enum Command {
         key: Bytes,
         /// Milliseconds from now; the key is removed at once when it is not positive.
         after_ms: i64,
-        /// When to do so.
+        /// The condition for the change.
         condition: ExpireCondition,
     },
     /// `TTL` and `PTTL`: -2 for no key, -1 for no expiry.
     Ttl {
         /// The key.
         key: Bytes,
-        /// What to answer in.
+        /// The unit of the reply.
         unit: TimeUnit,
     },
-    /// `PERSIST key`: 1 when there was an expiry to remove.
+    /// `PERSIST key`: 1 if it removed an expiry.
     Persist(Bytes),
     /// `TYPE key`: `string` or `none`.
     Type(Bytes),
@@ -107,7 +107,7 @@ pub enum Command {
 /// `HELLO`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hello {
-    /// The protocol to speak from now on; unchanged when missing.
+    /// The protocol to use from now on; unchanged when absent.
     pub protocol: Option<Protocol>,
     /// User and password.
     pub auth: Option<(Bytes, Bytes)>,
@@ -134,7 +134,7 @@ pub enum ClientCommand {
     NoEffect,
 }
 
-/// What a client library says of itself.
+/// An attribute that a client library sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientInfo {
     /// Its name.
@@ -159,13 +159,13 @@ pub enum Introspection {
 /// `SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scan {
-    /// 0 at the start, then what the last page said.
+    /// 0 at the start, then the cursor of the last page.
     pub cursor: u64,
-    /// Which keys are wanted.
+    /// Which keys to return; all when absent.
     pub pattern: Option<Glob>,
-    /// About how many keys to look at; at least 1.
+    /// Approximate number of keys to examine; at least 1.
     pub count: u64,
-    /// Whether the type asked for is one that keys have here: `string`, or none asked for.
+    /// Whether keys of the requested type can exist: true for `string`, and when no type is requested.
     pub type_exists: bool,
 }
 
@@ -176,39 +176,39 @@ pub struct Set {
     pub key: Bytes,
     /// Its value.
     pub value: Bytes,
-    /// When to set it.
+    /// The condition for setting it.
     pub condition: SetCondition,
-    /// Whether to answer with the old value instead of `OK`.
+    /// Whether to reply with the old value instead of `OK`.
     pub returns_old: bool,
-    /// What becomes of its expiry.
+    /// The change of its expiry.
     pub expiry: SetExpiry,
 }
 
-/// When `SET` sets.
+/// The condition of a `SET`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SetCondition {
     /// Always.
     #[default]
     Always,
-    /// `NX`: when the key is not there.
+    /// `NX`: only if the key does not exist.
     IfAbsent,
-    /// `XX`: when it is there.
+    /// `XX`: only if the key exists.
     IfPresent,
 }
 
-/// What becomes of an expiry.
+/// The change of an expiry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SetExpiry {
     /// The key never expires.
     #[default]
     Never,
-    /// `KEEPTTL`: as before.
+    /// `KEEPTTL`: the expiry stays.
     Keep,
-    /// At this time.
+    /// The key expires at this time.
     At(Deadline),
 }
 
-/// A moment that a client names; always positive.
+/// A point in time that a client specifies; always positive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deadline {
     /// Milliseconds from now. At most 2^62, so that adding it to the clock does not overflow.
@@ -217,21 +217,21 @@ pub enum Deadline {
     At(u64),
 }
 
-/// When `EXPIRE` changes an expiry.
+/// The condition of an `EXPIRE`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExpireCondition {
     /// Always.
     #[default]
     Always,
-    /// `NX`: when there is none.
+    /// `NX`: only if there is no expiry.
     IfNone,
-    /// `XX`: when there is one.
+    /// `XX`: only if there is an expiry.
     IfAny,
-    /// `GT`, with or without `XX`: when the new one is later. No expiry counts as later than any.
+    /// `GT`, with or without `XX`: only if the new expiry is later. No expiry counts as the latest.
     IfLater,
-    /// `LT`: when the new one is earlier. No expiry counts as later than any.
+    /// `LT`: only if the new expiry is earlier. No expiry counts as the latest.
     IfEarlier,
-    /// `XX LT`: when there is one and the new one is earlier.
+    /// `XX LT`: only if there is an expiry and the new one is earlier.
     IfAnyAndEarlier,
 }
 

@@ -1,8 +1,9 @@
-//! Where scans go on: `SCAN` answers with a number, and keys are longer than numbers.
+//! Positions of scans. A cursor of `SCAN` is a number, but a position is a key.
 //!
-//! A bounded table from number to key: the scans that went on least recently are forgotten first. The number of a key
-//! is a hash under a secret of this process, so that equal positions share an entry and a number from another node, or
-//! from before a restart, is not found rather than mistaken. Numbers have 53 bits, for clients that keep them as floats.
+//! A bounded table from cursor to key that evicts the least recently used cursor. The cursor of a key is a
+//! hash with a secret of this process, so that equal positions share an entry, and a cursor from another node
+//! or from before a restart is not found rather than mistaken for another. Cursors have 53 bits, for clients
+//! that store them as floats.
 
 use std::{
     collections::{BTreeMap, hash_map::RandomState},
@@ -11,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 
-/// Scans that may be underway; with the longest keys they take 16 MiB.
+/// Maximum number of scan positions; with the longest keys they take 16 MiB.
 pub(crate) const CURSORS_MAX: usize = 4_096;
 
 const CURSOR_BITS: u32 = 53;
@@ -20,23 +21,23 @@ const CURSOR_BITS: u32 = 53;
 #[derive(Debug)]
 pub(crate) struct Cursors {
     secret: RandomState,
-    /// By cursor: the last key seen, and when it was last used.
+    /// For each cursor, the last key returned and the time of its last use, counted in uses.
     positions: BTreeMap<u64, (Bytes, u64)>,
-    /// Cursors by when they were last used.
+    /// Cursors by the time of their last use.
     by_use: BTreeMap<u64, u64>,
     uses: u64,
     capacity: usize,
 }
 
 impl Cursors {
-    /// An empty table. `capacity` is at least 1.
+    /// Creates an empty table with a capacity of at least 1.
     pub(crate) fn new(capacity: usize) -> Self {
         let (positions, by_use) = (BTreeMap::new(), BTreeMap::new());
         Self { secret: RandomState::new(), positions, by_use, uses: 0, capacity: capacity.max(1) }
     }
 
-    /// The cursor for a scan that goes on behind this key. Never 0.
-    pub(crate) fn keep(&mut self, key: &Bytes) -> u64 {
+    /// Stores the position after this key and returns its cursor, which is never 0.
+    pub(crate) fn insert(&mut self, key: &Bytes) -> u64 {
         let cursor = self.cursor_of(key);
         if !self.touch(cursor) {
             if self.positions.len() == self.capacity
@@ -44,20 +45,20 @@ impl Cursors {
             {
                 self.positions.remove(&oldest);
             }
-            // The key may be a slice of a whole page, which it would keep in memory.
+            // Copies the key, which may be a slice of a whole page that it would keep in memory.
             self.positions.insert(cursor, (Bytes::copy_from_slice(key), 0));
             self.touch(cursor);
         }
         cursor
     }
 
-    /// The key that this cursor goes on behind. It can be asked for again.
+    /// The key after which the scan of this cursor continues. A cursor may be used repeatedly.
     pub(crate) fn find(&mut self, cursor: u64) -> Option<Bytes> {
         self.touch(cursor);
         self.positions.get(&cursor).map(|(key, _)| key.clone())
     }
 
-    /// Two keys with the same hash get different cursors.
+    /// A cursor for this key that no other key has, even if their hashes collide.
     fn cursor_of(&self, key: &Bytes) -> u64 {
         let mut salt = 0_u32;
         loop {
@@ -70,6 +71,7 @@ impl Cursors {
         }
     }
 
+    /// Marks a cursor as just used. `false` if it is unknown.
     fn touch(&mut self, cursor: u64) -> bool {
         let Some((_, used)) = self.positions.get_mut(&cursor) else { return false };
         self.by_use.remove(used);
@@ -89,31 +91,31 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_finds_its_key_again_and_again() {
+    fn a_cursor_finds_its_key_repeatedly() {
         let mut cursors = Cursors::new(2);
-        let cursor = cursors.keep(&key(1));
+        let cursor = cursors.insert(&key(1));
         assert!(cursor != 0 && cursor < 1 << 53);
         assert_eq!(cursors.find(cursor), Some(key(1)));
         assert_eq!(cursors.find(cursor), Some(key(1)));
-        assert_eq!(cursors.keep(&key(1)), cursor);
+        assert_eq!(cursors.insert(&key(1)), cursor);
         assert_eq!(cursors.find(cursor ^ 1), None);
     }
 
     #[test]
-    fn the_position_used_least_recently_is_forgotten_first() {
+    fn the_least_recently_used_position_is_evicted_first() {
         let mut cursors = Cursors::new(2);
-        let (one, two) = (cursors.keep(&key(1)), cursors.keep(&key(2)));
+        let (one, two) = (cursors.insert(&key(1)), cursors.insert(&key(2)));
         cursors.find(one);
-        let three = cursors.keep(&key(3));
+        let three = cursors.insert(&key(3));
         assert_eq!([one, two, three].map(|cursor| cursors.find(cursor).is_some()), [true, false, true]);
         assert_eq!((cursors.positions.len(), cursors.by_use.len()), (2, 2));
     }
 
     #[test]
     fn a_cursor_of_another_process_is_not_found() {
-        let cursor = Cursors::new(1).keep(&key(1));
+        let cursor = Cursors::new(1).insert(&key(1));
         let mut other = Cursors::new(1);
-        other.keep(&key(1));
+        other.insert(&key(1));
         assert_eq!(other.find(cursor), None);
     }
 }

@@ -1,25 +1,26 @@
-//! Requests from a byte stream: arrays of bulk strings, and lines as typed into telnet.
+//! Decodes requests from a byte stream: arrays of bulk strings, and inline commands as typed into telnet.
 //!
-//! Invariants: every length is checked against a limit before anything is kept for it; a request that arrives in many
-//! pieces is looked at once, not from its start again with every piece; bulk strings are slices of the input buffer.
-//! After an error the stream has no meaning any more: answer the error and close.
+//! Invariants: every length is checked against a limit before memory is reserved for it; a request that
+//! arrives in many pieces is parsed once, not from its start with every piece; bulk strings are slices of the
+//! input buffer. After an error the stream cannot be decoded any further: send the error and close.
 //!
-//! Written by hand because the protocol crates at hand start over with every read, recurse into nested arrays without
-//! a bound, take any length a client states, and do not know inline commands. Requests need none of RESP's other types.
+//! Written by hand because the available protocol crates restart with every read, recurse into nested arrays
+//! without a bound, accept any length that a client states, and lack inline commands. Requests use none of
+//! RESP's other types.
 
 use bytes::{Buf, Bytes, BytesMut};
 use flotilla_kv::parse_integer;
 
-/// The arguments of one request, the command's name first. Never empty.
+/// The arguments of one request, starting with the command's name. Never empty.
 pub type Request = Vec<Bytes>;
 
-/// What a client may send in one request.
+/// Limits on one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecoderLimits {
-    /// Arguments, the name included. At least 2,049 for an `MSET` of 1,024 pairs.
+    /// Arguments, including the name. At least 2,049 for an `MSET` of 1,024 pairs.
     pub arguments_max: usize,
-    /// Bytes of one argument. Somewhat above the largest value, so that a value just over its limit gets an error
-    /// reply rather than a closed connection.
+    /// Bytes of one argument. Somewhat above the largest value, so that a value just over its limit gets an
+    /// error reply rather than a closed connection.
     pub bulk_bytes_max: usize,
     /// Bytes of all arguments together; bounds what a connection holds for an unfinished request.
     pub request_bytes_max: usize,
@@ -31,47 +32,47 @@ impl Default for DecoderLimits {
     }
 }
 
-/// Bytes of a line that is not an array, as in Redis.
+/// Bytes of an inline command, as in Redis.
 const INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of `*<count>\r\n` or `$<length>\r\n`.
 const HEADER_BYTES_MAX: usize = 32;
 
-/// Arguments for which room is made before they arrive.
+/// Capacity reserved for arguments before they arrive.
 const ARGUMENTS_RESERVED: usize = 16;
 
-/// What an argument counts for beside its bytes.
+/// Bytes that an argument counts for in addition to its content.
 const ARGUMENT_OVERHEAD_BYTES: usize = size_of::<Bytes>();
 
-/// The bytes are not a request. Nothing of it was executed; requests before it were. The text is Redis's own error reply,
-/// after which the connection must be closed.
+/// The bytes are not a valid request, and none of it was executed; earlier requests were. The text is Redis's
+/// own error reply, after which the connection must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
-    /// The number of arguments is no number or above the limit.
+    /// The number of arguments is not a number, or above the limit.
     #[error("ERR Protocol error: invalid multibulk length")]
     ArrayLength,
     /// An argument is not a bulk string.
     #[error("ERR Protocol error: expected '$', got '{}'", .0.escape_ascii())]
     ExpectedBulk(u8),
-    /// The length of an argument is no number or above the limit.
+    /// The length of an argument is not a number, or above the limit.
     #[error("ERR Protocol error: invalid bulk length")]
     BulkLength,
     /// The arguments together are above the limit.
     #[error("ERR Protocol error: request too large")]
     RequestTooLarge,
-    /// A length does not end.
+    /// A header with a count or length is too long.
     #[error("ERR Protocol error: too big count string")]
     HeaderTooLong,
-    /// A length or a bulk string is not followed by a line end.
+    /// A count, length or bulk string is not followed by CRLF.
     #[error("ERR Protocol error: expected CRLF")]
     ExpectedLineEnd,
-    /// A line does not end.
+    /// An inline command is too long.
     #[error("ERR Protocol error: too big inline request")]
     InlineTooLong,
-    /// A quote in a line is not closed.
+    /// A quote in an inline command is not closed.
     #[error("ERR Protocol error: unbalanced quotes in request")]
     UnbalancedQuotes,
-    /// This is HTTP: perhaps a browser that was tricked into talking to this port.
+    /// The request is HTTP, perhaps from a browser that was tricked into sending it to this port.
     #[error("ERR Protocol error: this port does not speak HTTP")]
     Http,
 }
@@ -80,9 +81,9 @@ pub enum ProtocolError {
 #[derive(Debug)]
 pub struct Decoder {
     limits: DecoderLimits,
-    /// The array that is being received.
+    /// The array whose arguments are being received.
     partial: Option<Partial>,
-    /// Bytes of an unfinished line already searched for its end.
+    /// Bytes of an incomplete line that were already searched for its end.
     searched: usize,
 }
 
@@ -96,22 +97,23 @@ struct Partial {
 }
 
 impl Decoder {
-    /// A decoder at the start of a connection.
+    /// Creates a decoder for a new connection.
     #[must_use]
     pub fn new(limits: DecoderLimits) -> Self {
         Self { limits, partial: None, searched: 0 }
     }
 
-    /// Whether part of a request has been taken in. More of it may still be in the input buffer.
+    /// Whether part of a request has been decoded. More of it may still be in the input buffer.
     #[must_use]
     pub fn is_mid_request(&self) -> bool {
         self.partial.is_some()
     }
 
-    /// Takes the next request from the front of `input`; `None` when more bytes are needed. Call again until `None`.
+    /// Takes the next request from the front of `input`; `None` when more bytes are needed. Call again until
+    /// `None`.
     ///
     /// # Errors
-    /// The input breaks the protocol or a limit. Answer with the error's text and close the connection.
+    /// The input violates the protocol or a limit. Reply with the error's text and close the connection.
     pub fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Request>, ProtocolError> {
         loop {
             if let Some(partial) = &mut self.partial {
@@ -134,7 +136,7 @@ impl Decoder {
         }
     }
 
-    /// An empty array is no request, as in Redis.
+    /// Starts an array. An empty array is skipped, as in Redis.
     fn start(&self, count: i64) -> Result<Option<Partial>, ProtocolError> {
         let missing = usize::try_from(count).unwrap_or(0);
         if missing > self.limits.arguments_max {
@@ -168,7 +170,7 @@ impl Decoder {
 }
 
 impl Partial {
-    /// Moves arguments over from the input; true when the request is complete.
+    /// Takes arguments from the input; true when the request is complete.
     fn fill(&mut self, limits: &DecoderLimits, input: &mut BytesMut) -> Result<bool, ProtocolError> {
         while self.missing > 0 {
             let length = match self.bulk_bytes {
@@ -211,7 +213,7 @@ impl Partial {
     }
 }
 
-/// Takes a type byte, a number and a line end from the front of the input.
+/// Takes a type byte, a number and CRLF from the front of the input; `None` while they are incomplete.
 fn header(input: &mut BytesMut, invalid: ProtocolError) -> Result<Option<i64>, ProtocolError> {
     let window = &input[..input.len().min(HEADER_BYTES_MAX)];
     let Some(end) = window.iter().position(|byte| *byte == b'\r') else {
@@ -227,8 +229,8 @@ fn header(input: &mut BytesMut, invalid: ProtocolError) -> Result<Option<i64>, P
     Ok(Some(number))
 }
 
-/// Splits a typed line as a shell would: blanks between arguments, `"…"` with `\n`, `\r`, `\t`, `\b`, `\a`, `\xHH` and
-/// `\<any>`, `'…'` with `\'` only. A closing quote must be followed by a blank or the end.
+/// Splits an inline command as a shell would: blanks between arguments, `"…"` with `\n`, `\r`, `\t`, `\b`,
+/// `\a`, `\xHH` and `\<any>`, `'…'` with `\'` only. A closing quote must be followed by a blank or the end.
 fn split_line(line: &[u8]) -> Result<Request, ProtocolError> {
     let is_blank = |byte: &u8| byte.is_ascii_whitespace() || *byte == b'\x0b' || *byte == 0;
     let mut rest = line.iter().copied().peekable();
@@ -311,7 +313,7 @@ mod tests {
         DecoderLimits { arguments_max: 4, bulk_bytes_max: 10, request_bytes_max: 120 }
     }
 
-    /// Feeds the input in pieces and returns all requests and the first error.
+    /// Decodes the input in pieces; returns all requests and the first error.
     fn decode_pieces<'a>(
         limits: DecoderLimits,
         pieces: impl IntoIterator<Item = &'a [u8]>,
@@ -375,7 +377,7 @@ mod tests {
         }
     }
 
-    /// Pipelines as a client sends them, and lines typed by hand.
+    /// Pipelines as a client library sends them, mixed with inline commands.
     fn pipeline() -> impl Strategy<Value = Vec<u8>> {
         let line =
             "[a-z]{1,4}( \"[a-z\\\\x0-9]{0,6}\"| '[a-z]{0,4}'| [a-z]{1,4}){0,3}\r?\n".prop_map(String::into_bytes);
@@ -386,7 +388,7 @@ mod tests {
 
     #[test]
     fn hostile_pipelines_give_requests_within_the_limits_and_one_error() {
-        // Copies of the pieces, and the buffer they are put together in, are the test's own.
+        // Includes the test's own memory: copies of the pieces, and the buffer that collects them.
         let proportion = Proportion { base: 32 << 10, per_byte: 256 };
         let hostile = prop_oneof![
             3 => mutated(pipeline()),
@@ -397,14 +399,14 @@ mod tests {
             let (requests, error) = proportion.of(stream.len(), || decode_pieces(limits, stream.chunks(step)));
             for request in &requests {
                 assert!(!request.is_empty());
-                // A typed line is bounded by its own length.
+                // An inline command is bounded by its own length.
                 let bytes: usize = request.iter().map(Bytes::len).sum();
                 assert!(bytes <= stream.len());
             }
-            // How the bytes arrive changes nothing.
+            // The result does not depend on how the bytes are split.
             assert_eq!(decode_pieces(limits, [&stream[..]]), (requests.clone(), error));
             for request in requests {
-                // What is said back is one line, whatever the request said.
+                // An error reply is a single line, whatever the request contained.
                 if let Err(error) = crate::parse::parse(request) {
                     let mut reply = BytesMut::new();
                     crate::Reply::error(error).encode(crate::Protocol::Resp2, &mut reply);
@@ -434,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_split_like_a_shell_does() {
+    fn inline_commands_are_split_as_by_a_shell() {
         let (requests, error) = decode("PING\r\n\r\n  set k  \"a \\x41\\n\\q\" \nget 'it\\'s'\r\nset k \"\"\n");
         assert_eq!(error, None);
         assert_eq!(requests[0], ["PING"]);
@@ -447,13 +449,13 @@ mod tests {
     }
 
     #[test]
-    fn empty_arrays_are_passed_over() {
+    fn empty_arrays_are_skipped() {
         let (requests, error) = decode("*0\r\n*-1\r\n*1\r\n$4\r\nPING\r\n");
         assert_eq!((requests, error), (vec![vec!["PING".to_owned()]], None));
     }
 
     #[test]
-    fn limits_hold_before_the_bytes_arrive() {
+    fn limits_are_checked_before_the_bytes_arrive() {
         assert_eq!(error("*5\r\n"), Some(ProtocolError::ArrayLength));
         assert_eq!(error("*9223372036854775807\r\n"), Some(ProtocolError::ArrayLength));
         assert_eq!(error("*1\r\n$11\r\n"), Some(ProtocolError::BulkLength));
@@ -465,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_framing_is_named_as_redis_names_it() {
+    fn framing_errors_have_the_texts_of_redis() {
         for (input, text) in [
             ("*x\r\n", "ERR Protocol error: invalid multibulk length"),
             ("*1\r\n+PING\r\n", "ERR Protocol error: expected '$', got '+'"),

@@ -1,27 +1,27 @@
-//! Requests that are not commands, with the texts of Redis that client libraries and their tests look for.
+//! Errors of command parsing, with Redis's texts, which client libraries and their tests check.
 
 use std::fmt;
 
 use bytes::Bytes;
 
-/// A request is not a command that can be run. Nothing was executed, and the connection goes on. The text is the whole
-/// error reply, code first.
+/// A request is not a valid command. Nothing was executed, and the connection stays open. The text is the
+/// whole error reply, starting with its code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// There is no such command here.
+    /// There is no such command.
     #[error("ERR unknown command '{}', with args beginning with: {}", Shown(.name), Beginning(.arguments))]
     UnknownCommand {
-        /// What was asked for.
+        /// The name in the request.
         name: Bytes,
-        /// What came with it.
+        /// Its arguments.
         arguments: Vec<Bytes>,
     },
-    /// The command has no such subcommand here.
+    /// The command has no such subcommand.
     #[error("ERR unknown subcommand '{}'. Try {} HELP.", Shown(.name), .command.to_ascii_uppercase())]
     UnknownSubcommand {
         /// The command.
         command: &'static str,
-        /// What was asked for.
+        /// The name in the request.
         name: Bytes,
     },
     /// Too few or too many arguments.
@@ -30,13 +30,13 @@ pub enum CommandError {
         /// The command, for a subcommand as `command|subcommand`.
         command: &'static str,
     },
-    /// Options that do not exist or exclude each other.
+    /// Options do not exist or exclude each other.
     #[error("ERR syntax error")]
     Syntax,
-    /// A number is not one, or does not fit into 64 bits.
+    /// An argument is not a number, or does not fit into 64 bits.
     #[error("ERR value is not an integer or out of range")]
     NotAnInteger,
-    /// An expiry that is not positive or too far away.
+    /// An expiry is not positive, or too far in the future.
     #[error("ERR invalid expire time in '{command}' command")]
     ExpireTime {
         /// The command.
@@ -57,19 +57,19 @@ pub enum CommandError {
     /// `SELECT` of a database other than 0.
     #[error("ERR DB index is out of range")]
     Database,
-    /// `SCAN` with something that no `SCAN` returned.
+    /// `SCAN` with a cursor that is not a number.
     #[error("ERR invalid cursor")]
     Cursor,
     /// `SCAN` with a pattern above the limit.
     #[error("ERR pattern is too long")]
     PatternTooLong,
-    /// `HELLO` with something that is no version.
+    /// `HELLO` with a version that is not a number.
     #[error("ERR Protocol version is not an integer or out of range")]
     ProtocolVersion,
-    /// `HELLO` with a version that is not spoken here.
+    /// `HELLO` with an unsupported version.
     #[error("NOPROTO unsupported protocol version")]
     UnsupportedProtocol,
-    /// `HELLO` with an option that does not exist or is cut short.
+    /// `HELLO` with an option that does not exist or lacks an argument.
     #[error("ERR Syntax error in HELLO option '{}'", Shown(.0))]
     HelloOption(Bytes),
     /// A client name that would break lists of clients.
@@ -83,7 +83,7 @@ pub enum CommandError {
     ClientOptionValue(&'static str),
 }
 
-/// Bytes of a client's text that an error repeats at most.
+/// Bytes of a client's text that an error quotes at most.
 const SHOWN_BYTES_MAX: usize = 128;
 
 /// The beginning of a client's text.
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_commands_are_repeated_in_part() {
+    fn errors_quote_at_most_a_part_of_the_request() {
         let error = |arguments: &[&str]| {
             let arguments = arguments.iter().map(|one| Bytes::copy_from_slice(one.as_bytes())).collect();
             CommandError::UnknownCommand { name: Bytes::from_static(b"foo"), arguments }.to_string()

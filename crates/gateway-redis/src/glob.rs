@@ -1,7 +1,8 @@
-//! Patterns of `SCAN … MATCH`: `*`, `?`, `[abc]`, `[^abc]`, `[a-z]`, `\` before a byte that stands for itself.
+//! Patterns of `SCAN … MATCH`: `*`, `?`, `[abc]`, `[^abc]`, `[a-z]`, and `\` before a literal byte.
 //!
-//! Every element but `*` stands for exactly one byte, so that going back to the last `*` alone is enough: the time is at
-//! most pattern length × text length, whatever the pattern (R. Cox, "Glob Matching Can Be Simple And Fast Too", 2017).
+//! Every element except `*` matches exactly one byte, so backtracking to the last `*` is enough: the time is
+//! at most pattern length × text length for every pattern (R. Cox, "Glob Matching Can Be Simple And Fast
+//! Too", 2017).
 
 use bytes::Bytes;
 
@@ -10,18 +11,18 @@ use bytes::Bytes;
 pub struct Glob(Bytes);
 
 impl Glob {
-    /// Every byte string is a pattern; a class that is not closed ends with the pattern, as in Redis.
+    /// Creates a pattern from any bytes; an unclosed class extends to the end of the pattern, as in Redis.
     #[must_use]
     pub fn new(pattern: Bytes) -> Self {
         Self(pattern)
     }
 
-    /// Whether the pattern stands for the whole text.
+    /// Whether the pattern matches the whole text.
     #[must_use]
     pub fn matches(&self, text: &[u8]) -> bool {
         let pattern = &self.0[..];
         let (mut at, mut from) = (0, 0);
-        // Where to go on when the text does not fit: behind the last `*`, with one more byte taken by it.
+        // Where to continue after a mismatch: after the last `*`, which then matches one more byte.
         let mut retry: Option<(usize, usize)> = None;
         while from < text.len() {
             if pattern.get(at) == Some(&b'*') {
@@ -35,9 +36,9 @@ impl Glob {
                     from += 1;
                 }
                 None => match retry {
-                    Some((behind_star, next)) => {
-                        (at, from) = (behind_star, next);
-                        retry = Some((behind_star, next + 1));
+                    Some((after_star, next)) => {
+                        (at, from) = (after_star, next);
+                        retry = Some((after_star, next + 1));
                     }
                     None => return false,
                 },
@@ -46,7 +47,7 @@ impl Glob {
         pattern[at..].iter().all(|byte| *byte == b'*')
     }
 
-    /// What every matching text starts with: the part of the pattern before its first special byte.
+    /// The prefix of every matching text: the part of the pattern before its first special byte.
     #[must_use]
     pub fn literal_prefix(&self) -> &[u8] {
         let end = self.0.iter().position(|byte| b"*?[\\".contains(byte)).unwrap_or(self.0.len());
@@ -54,21 +55,21 @@ impl Glob {
     }
 }
 
-/// The length of the pattern's first element when it stands for this byte.
+/// The length of the pattern's first element if it matches this byte.
 fn element(pattern: &[u8], byte: u8) -> Option<usize> {
     match pattern {
         [] => None,
         [b'?', ..] => Some(1),
         [b'[', class @ ..] => {
-            let (holds, length) = in_class(class, byte);
-            holds.then_some(1 + length)
+            let (contains, length) = in_class(class, byte);
+            contains.then_some(1 + length)
         }
         [b'\\', escaped, ..] => (*escaped == byte).then_some(2),
         [literal, ..] => (*literal == byte).then_some(1),
     }
 }
 
-/// Whether the class holds the byte, and the length of the class, its `]` included.
+/// Whether the class contains the byte, and the length of the class including its `]`.
 fn in_class(class: &[u8], byte: u8) -> (bool, usize) {
     let negated = class.first() == Some(&b'^');
     let mut at = usize::from(negated);
@@ -107,7 +108,7 @@ mod tests {
         Glob::new(Bytes::copy_from_slice(pattern.as_bytes())).matches(text.as_bytes())
     }
 
-    /// By the definition, for small inputs.
+    /// Matches by the definition, in exponential time.
     fn by_definition(pattern: &[u8], text: &[u8]) -> bool {
         match (pattern, text) {
             ([], text) => text.is_empty(),
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_mean_what_they_mean_in_redis() {
+    fn patterns_match_as_in_redis() {
         for (pattern, text) in [
             ("*", ""),
             ("h?llo", "hello"),
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn many_stars_stay_cheap() {
+    fn many_stars_do_not_take_exponential_time() {
         let text = "a".repeat(4_096);
         assert!(!matches(&format!("{}b", "a*".repeat(1_000)), &text));
     }

@@ -1,7 +1,7 @@
 //! Replies that need no store: `COMMAND`, `HELLO` and `CONFIG GET`.
 //!
-//! `CONFIG GET` knows a handful of settings that clients and benchmarks ask for and changes none; they describe how
-//! this server behaves, in Redis's words.
+//! `CONFIG GET` has a few settings that clients and benchmarks request. They describe this server's behaviour
+//! in Redis's terms and cannot be changed.
 
 use bytes::Bytes;
 
@@ -22,7 +22,8 @@ pub fn introspection_reply(query: &Introspection) -> Reply {
     }
 }
 
-/// The reply to `HELLO` on a connection that now speaks `protocol`. `version` is the version of Redis to pass for.
+/// The reply to `HELLO` on a connection that now speaks `protocol`. `version` is the version of Redis to
+/// report.
 #[must_use]
 pub fn hello_reply(version: &'static str, protocol: Protocol, connection: u64) -> Reply {
     Reply::Map(vec![
@@ -36,7 +37,7 @@ pub fn hello_reply(version: &'static str, protocol: Protocol, connection: u64) -
     ])
 }
 
-/// Settings as Redis names them.
+/// Settings under Redis's names.
 const SETTINGS: &[(&str, &str)] = &[
     ("appendfsync", "always"),
     ("appendonly", "yes"),
@@ -52,8 +53,8 @@ const SETTINGS: &[(&str, &str)] = &[
 #[must_use]
 pub fn config_reply(patterns: &[Bytes]) -> Reply {
     let globs: Vec<_> = patterns.iter().map(|pattern| Glob::new(pattern.to_ascii_lowercase().into())).collect();
-    let wanted = |name: &str| globs.iter().any(|glob| glob.matches(name.as_bytes()));
-    let pairs = SETTINGS.iter().filter(|(name, _)| wanted(name)).map(|(name, value)| (text(name), text(value)));
+    let matches = |name: &str| globs.iter().any(|glob| glob.matches(name.as_bytes()));
+    let pairs = SETTINGS.iter().filter(|(name, _)| matches(name)).map(|(name, value)| (text(name), text(value)));
     Reply::Map(pairs.collect())
 }
 
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_names_are_null_in_info_and_missing_in_docs() {
+    fn unknown_names_are_null_in_info_and_absent_in_docs() {
         let names = vec![Bytes::from_static(b"nope"), Bytes::from_static(b"GET")];
         let Reply::Array(infos) = introspection_reply(&Introspection::Info(names.clone())) else { panic!() };
         assert!(infos[0] == Reply::Null && matches!(&infos[1], Reply::Array(fields) if fields[0] == text("get")));

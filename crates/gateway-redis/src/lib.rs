@@ -1,7 +1,7 @@
-//! The Redis protocol in front of the gateway: RESP2 and RESP3, pipelined.
+//! The Redis protocol for the gateway: RESP2 and RESP3, with pipelining.
 //!
-//! [`serve`] puts the store of the gateway behind a listener. The protocol part is pure: bytes in, requests and commands
-//! out; replies in, bytes out. It owns no socket, no clock and no store.
+//! [`serve`] serves the gateway's store on a listener. The protocol part is pure: it turns bytes into
+//! requests and commands, and replies into bytes, without a socket, a clock or the store.
 
 mod answer;
 mod clients;

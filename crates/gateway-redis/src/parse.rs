@@ -1,7 +1,8 @@
-//! Commands from requests, as strict and as lenient as Redis is.
+//! Parses requests into commands, exactly as strictly as Redis does.
 //!
-//! Checks come in Redis's order (name, number of arguments, options, numbers), because clients' own tests look at which
-//! error comes first. Nothing is executed here and no clock is read: relative times stay relative.
+//! Checks are made in Redis's order (name, number of arguments, options, numbers), because the tests of
+//! client libraries depend on which error is reported first. Nothing is executed and no clock is read:
+//! relative times stay relative.
 
 mod connection;
 mod data;
@@ -19,10 +20,10 @@ pub(crate) use data::{
 
 use crate::{Command, CommandError, Request, Spec};
 
-/// The command that a request asks for.
+/// Parses a request into a command.
 ///
 /// # Errors
-/// It is no command that exists here, or its arguments do not fit. The error's text is the reply.
+/// There is no such command, or its arguments are not valid. The error's text is the reply.
 pub fn parse(request: Request) -> Result<Command, CommandError> {
     let count = request.len();
     let mut rest = request.into_iter();
@@ -30,13 +31,13 @@ pub fn parse(request: Request) -> Result<Command, CommandError> {
     let Some(spec) = Spec::find(&name) else {
         return Err(CommandError::UnknownCommand { name, arguments: rest.collect() });
     };
-    if !spec.takes(count) {
+    if !spec.accepts(count) {
         return Err(CommandError::Arity { command: spec.name });
     }
     (spec.parse)(Arguments { command: spec.name, rest })
 }
 
-/// The arguments behind the name.
+/// The arguments after the name.
 pub(crate) struct Arguments {
     /// The command, for errors.
     pub(crate) command: &'static str,
@@ -59,13 +60,13 @@ impl Arguments {
         self.next().ok_or(CommandError::Arity { command: self.command })
     }
 
-    /// What belongs to an option.
-    pub(crate) fn of_option(&mut self) -> Result<Bytes, CommandError> {
+    /// The value of an option.
+    pub(crate) fn option_value(&mut self) -> Result<Bytes, CommandError> {
         self.next().ok_or(CommandError::Syntax)
     }
 
-    /// All that is left.
-    pub(crate) fn all(self) -> Vec<Bytes> {
+    /// All remaining arguments.
+    pub(crate) fn remaining(self) -> Vec<Bytes> {
         self.rest.collect()
     }
 
@@ -75,7 +76,7 @@ impl Arguments {
     }
 }
 
-/// A number, as Redis reads it.
+/// Parses a number as Redis does.
 pub(crate) fn integer(text: &[u8]) -> Result<i64, CommandError> {
     parse_integer(text).ok_or(CommandError::NotAnInteger)
 }

@@ -1,7 +1,7 @@
-//! What a command asks of the store: a write or a read of one key, which can share a call with others, or a task that
-//! takes several calls.
+//! Plans a command's use of the store: a write or a read of one key, which can share a call with others, or a
+//! task that needs several calls.
 //!
-//! Pure: the wall clock comes in as an argument, for expiries that a client counts from now.
+//! Pure: the wall clock is an argument, for relative expiries.
 
 use bytes::Bytes;
 use flotilla_kv::{Action, Condition, Expiry, Operation, Otherwise};
@@ -11,7 +11,7 @@ use crate::{
     window::{Access, Footprint},
 };
 
-/// What is to be done.
+/// How a command runs on the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Plan {
     Write(Write),
@@ -26,27 +26,27 @@ pub(crate) struct Write {
     pub(crate) answer: WriteAnswer,
 }
 
-/// What is answered to a write.
+/// How the reply to a write is formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WriteAnswer {
-    /// `OK`, or null when its condition did not hold.
+    /// `OK`, or null if its condition did not hold.
     Stored,
-    /// The value before.
+    /// The previous value.
     Old,
-    /// 1 when something changed, else 0.
+    /// 1 if something changed, else 0.
     Changed,
-    /// The number in the operation's result; 0 when there was no record.
+    /// The number in the operation's result; 0 if there was no record.
     Number,
 }
 
-/// A look at one key.
+/// A read of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Read {
     pub(crate) key: Bytes,
     pub(crate) answer: ReadAnswer,
 }
 
-/// What is answered to a read.
+/// How the reply to a read is formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadAnswer {
     Value,
@@ -56,14 +56,14 @@ pub(crate) enum ReadAnswer {
     Type,
 }
 
-/// Something that takes several calls, or one of its own.
+/// A command that needs several calls, or a call that it does not share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Task {
     MGet(Vec<Bytes>),
     MSet(Vec<(Bytes, Bytes)>),
     Del(Vec<Bytes>),
     Exists(Vec<Bytes>),
-    /// `EXPIRE` with a condition: looks, then writes what it saw unchanged otherwise.
+    /// `EXPIRE` with a condition: reads the expiry, then changes it if the record has not changed.
     Expire {
         key: Bytes,
         at_ms: Option<u64>,
@@ -80,10 +80,10 @@ pub(crate) enum Task {
 }
 
 impl Plan {
-    /// The plan for a command at `now_ms` (Unix).
+    /// Plans a command at `now_ms` in Unix milliseconds.
     ///
     /// # Errors
-    /// The command itself when it asks nothing of the store.
+    /// Returns the command itself if it does not use the store.
     pub(crate) fn of(command: Command, now_ms: u64) -> Result<Self, Command> {
         let at = |deadline| expiry(deadline, now_ms);
         Ok(match command {
@@ -120,7 +120,7 @@ impl Plan {
         })
     }
 
-    /// What it touches.
+    /// The keys that it touches.
     pub(crate) fn footprint(&self) -> Footprint {
         match self {
             Self::Write(write) => Footprint::Key(write.operation.key.clone(), Access::Write),
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_about_the_connection_ask_nothing_of_the_store() {
+    fn commands_about_the_connection_do_not_use_the_store() {
         for line in ["PING", "HELLO 3", "CLIENT ID", "COMMAND", "CONFIG GET *", "QUIT", "SELECT 0"] {
             assert!(Plan::of(parsed(line).unwrap(), 0).is_err(), "{line}");
         }

@@ -1,16 +1,17 @@
-//! Replies as bytes, in the version of the protocol that the connection speaks.
+//! Encodes replies in the protocol version of the connection.
 //!
-//! Types that RESP2 lacks become what a RESP2 client expects in their place: maps flat arrays, sets and pushes arrays,
-//! booleans integers, verbatim texts bulk strings. Text that ends at a line end never contains one.
+//! Types that RESP2 lacks are replaced by those that a RESP2 client expects: maps by flat arrays, sets and
+//! pushes by arrays, booleans by integers, verbatim texts by bulk strings. Texts that a line end terminates
+//! never contain one.
 
 use std::{borrow::Cow, fmt::Write};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// The version of the protocol.
+/// The protocol version.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
-    /// What a connection starts with.
+    /// The version at the start of a connection.
     #[default]
     Resp2,
     /// Chosen by `HELLO 3`.
@@ -18,7 +19,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// As in `HELLO 3`.
+    /// The number, as in `HELLO 3`.
     #[must_use]
     pub const fn number(self) -> i64 {
         match self {
@@ -33,17 +34,17 @@ impl Protocol {
 pub enum Reply {
     /// A short text of the server's own, like `OK`.
     Simple(&'static str),
-    /// An error; the text starts with its code, like `ERR`. Line ends in it become blanks.
+    /// An error; the text starts with its code, like `ERR`. Line ends in it are replaced by blanks.
     Error(Cow<'static, str>),
     /// A number.
     Integer(i64),
     /// Any bytes.
     Bulk(Bytes),
-    /// Text for people, like that of `INFO`.
+    /// Human-readable text, like that of `INFO`.
     Verbatim(String),
-    /// Nothing there.
+    /// No value.
     Null,
-    /// Yes or no; 1 or 0 in RESP2.
+    /// A boolean; 1 or 0 in RESP2.
     Boolean(bool),
     /// A list.
     Array(Vec<Reply>),
@@ -51,7 +52,7 @@ pub enum Reply {
     Map(Vec<(Reply, Reply)>),
     /// A list without order or duplicates.
     Set(Vec<Reply>),
-    /// Something the client did not ask for.
+    /// A message that the client did not request.
     Push(Vec<Reply>),
 }
 
@@ -65,7 +66,7 @@ impl Reply {
         Self::Bulk(text.into().into())
     }
 
-    /// An error with this text, code first.
+    /// An error with this text, which starts with its code.
     #[must_use]
     pub fn error(error: impl std::fmt::Display) -> Self {
         Self::Error(error.to_string().into())
@@ -125,7 +126,7 @@ fn put_bulk(output: &mut BytesMut, bytes: &[u8]) {
 
 fn put_number(output: &mut BytesMut, kind: u8, number: i64) {
     output.put_u8(kind);
-    write!(output, "{number}\r\n").expect("a growing buffer takes any text");
+    write!(output, "{number}\r\n").expect("writing to a growing buffer cannot fail");
 }
 
 fn put_line(output: &mut BytesMut, kind: u8, text: &str) {

@@ -1,6 +1,6 @@
-//! The table of all commands: what they are called, how many arguments they take, where their keys are, who parses them.
+//! The table of all commands: name, number of arguments, position of keys, parser.
 //!
-//! Sorted by name. Whatever is not in it is an unknown command.
+//! Sorted by name. A command that is not in it is unknown.
 
 use crate::{
     Command, CommandError,
@@ -12,19 +12,19 @@ use crate::{
 pub struct Spec {
     /// Its name, in lower case.
     pub name: &'static str,
-    /// Arguments with the name: exactly so many, or at least so many when negative.
+    /// Number of arguments including the name; negative for a minimum, as in Redis.
     pub arity: i32,
     /// Flags as in `COMMAND INFO`.
     pub flags: &'static [&'static str],
-    /// First key, last key (-1 for the last argument), step; zeros without keys.
+    /// First key, last key (-1 for the last argument) and step; zeros without keys.
     pub keys: (i32, i32, i32),
-    /// One line for people.
+    /// A one-line summary.
     pub summary: &'static str,
     pub(crate) parse: fn(Arguments) -> Result<Command, CommandError>,
 }
 
 impl Spec {
-    /// The command of this name, in any case.
+    /// Finds the command with this name, ignoring case.
     #[must_use]
     pub fn find(name: &[u8]) -> Option<&'static Self> {
         let lower = |byte: &u8| byte.to_ascii_lowercase();
@@ -32,8 +32,8 @@ impl Spec {
         found.ok().map(|at| &TABLE[at])
     }
 
-    /// Whether a request of so many arguments, the name included, may be this command.
-    pub(crate) fn takes(&self, arguments: usize) -> bool {
+    /// Whether the command accepts this number of arguments, including the name.
+    pub(crate) fn accepts(&self, arguments: usize) -> bool {
         let least = self.arity.unsigned_abs() as usize;
         if self.arity < 0 { arguments >= least } else { arguments == least }
     }
@@ -66,15 +66,15 @@ const fn spec(
 pub const TABLE: &[Spec] = &[
     spec("append", 3, WRITE, ONE_KEY, "Appends to a value.", parse::append),
     spec("auth", -2, CONNECTION, NO_KEYS, "Authenticates the connection.", parse::auth),
-    spec("client", -2, CONNECTION, NO_KEYS, "Talks about connections.", parse::client),
+    spec("client", -2, CONNECTION, NO_KEYS, "Inspects and configures connections.", parse::client),
     spec("command", -1, ADMIN, NO_KEYS, "Describes the commands.", parse::introspection),
     spec("config", -2, ADMIN, NO_KEYS, "Reads settings.", parse::config),
     spec("dbsize", 1, READ, NO_KEYS, "Counts the keys.", parse::db_size),
-    spec("decr", 2, WRITE, ONE_KEY, "Takes one from a number.", parse::decr),
+    spec("decr", 2, WRITE, ONE_KEY, "Subtracts one from a number.", parse::decr),
     spec("decrby", 3, WRITE, ONE_KEY, "Subtracts from a number.", parse::decr_by),
     spec("del", -2, REMOVE, ALL_KEYS, "Removes keys.", parse::del),
     spec("echo", 2, CONNECTION, NO_KEYS, "Answers with the message.", parse::echo),
-    spec("exists", -2, READ, ALL_KEYS, "Counts which keys are there.", parse::exists),
+    spec("exists", -2, READ, ALL_KEYS, "Counts which keys exist.", parse::exists),
     spec("expire", -3, REMOVE, ONE_KEY, "Sets an expiry in seconds.", parse::expire),
     spec("get", 2, READ, ONE_KEY, "Reads a value.", parse::get),
     spec("getdel", 2, REMOVE, ONE_KEY, "Reads a value and removes its key.", parse::get_del),
@@ -88,16 +88,16 @@ pub const TABLE: &[Spec] = &[
     spec("mset", -3, WRITE, (1, -1, 2), "Stores several values at once.", parse::mset),
     spec("persist", 2, REMOVE, ONE_KEY, "Removes an expiry.", parse::persist),
     spec("pexpire", -3, REMOVE, ONE_KEY, "Sets an expiry in milliseconds.", parse::pexpire),
-    spec("ping", -1, CONNECTION, NO_KEYS, "Answers.", parse::ping),
-    spec("psetex", 4, WRITE, ONE_KEY, "Stores a value for milliseconds.", parse::pset_ex),
+    spec("ping", -1, CONNECTION, NO_KEYS, "Answers PONG or the message.", parse::ping),
+    spec("psetex", 4, WRITE, ONE_KEY, "Stores a value with an expiry in milliseconds.", parse::pset_ex),
     spec("pttl", 2, READ, ONE_KEY, "Milliseconds until a key expires.", parse::pttl),
     spec("quit", -1, CONNECTION, NO_KEYS, "Closes the connection.", parse::quit),
     spec("reset", 1, CONNECTION, NO_KEYS, "Resets the connection.", parse::reset),
-    spec("scan", -2, &["readonly"], NO_KEYS, "Goes through the keys.", parse::scan),
+    spec("scan", -2, &["readonly"], NO_KEYS, "Iterates over the keys.", parse::scan),
     spec("select", 2, CONNECTION, NO_KEYS, "Selects database 0.", parse::select),
     spec("set", -3, WRITE, ONE_KEY, "Stores a value.", parse::set),
-    spec("setex", 4, WRITE, ONE_KEY, "Stores a value for seconds.", parse::set_ex),
-    spec("setnx", 3, WRITE, ONE_KEY, "Stores a value unless the key is there.", parse::set_nx),
+    spec("setex", 4, WRITE, ONE_KEY, "Stores a value with an expiry in seconds.", parse::set_ex),
+    spec("setnx", 3, WRITE, ONE_KEY, "Stores a value unless the key exists.", parse::set_nx),
     spec("strlen", 2, READ, ONE_KEY, "The length of a value.", parse::str_len),
     spec("ttl", 2, READ, ONE_KEY, "Seconds until a key expires.", parse::ttl),
     spec("type", 2, READ, ONE_KEY, "The type of a value.", parse::type_of),

@@ -1,17 +1,18 @@
-//! The requests of one connection that are not answered yet: which may run now, and which answer goes out next.
+//! The pipeline window: the unanswered requests of one connection, which of them may run, and which reply is
+//! sent next.
 //!
-//! Pure. Invariants: answers leave in the order of the requests; a request runs only when every earlier one that touches
-//! one of its keys has finished, unless both only read; a request that touches everything runs alone. Requests that
-//! share no key run at the same time, in any order.
+//! Pure. Invariants: answers are returned in the order of the requests; a request runs only when every
+//! earlier one that touches one of its keys has finished, unless both only read; a request that touches
+//! everything runs alone. Requests that share no key may run concurrently, in any order.
 //!
-//! It runs nothing itself, and does not bound itself: its owner asks [`Window::len`] and [`Window::held_bytes`] before
-//! it pushes.
+//! It runs nothing itself and does not limit itself: its owner checks [`Window::len`] and
+//! [`Window::held_bytes`] before it pushes.
 
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
-/// The place of a request in its connection's order.
+/// The sequence number of a request within its connection.
 pub(crate) type Ordinal = u64;
 
 /// Whether a request changes what it touches.
@@ -21,7 +22,7 @@ pub(crate) enum Access {
     Write,
 }
 
-/// What a request touches.
+/// The keys that a request touches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Footprint {
     Key(Bytes, Access),
@@ -54,14 +55,14 @@ impl Footprint {
     }
 }
 
-/// Requests at work (`W`) and their answers (`A`).
+/// The unanswered requests of a connection, with their work (`W`) and their answers (`A`).
 #[derive(Debug)]
 pub(crate) struct Window<W, A> {
     slots: VecDeque<Slot<W, A>>,
     /// Ordinal of the first slot.
     first: Ordinal,
     /// Which unfinished requests touch a key.
-    keys: HashMap<Bytes, Users>,
+    keys: HashMap<Bytes, KeyUsers>,
     /// The last unfinished request that touches everything.
     barrier: Option<Ordinal>,
     ready: VecDeque<Ordinal>,
@@ -87,9 +88,10 @@ enum State<W, A> {
 }
 
 #[derive(Debug, Default)]
-struct Users {
+struct KeyUsers {
+    /// The last writer.
     writer: Option<Ordinal>,
-    /// Readers behind that writer.
+    /// Readers after that writer.
     readers: Vec<Ordinal>,
 }
 
@@ -116,12 +118,12 @@ impl<W, A> Window<W, A> {
         self.slots.is_empty()
     }
 
-    /// Bytes of requests at work and of answers that wait for their turn.
+    /// Bytes of unfinished requests and of answers not yet taken.
     pub(crate) fn held_bytes(&self) -> usize {
         self.held_bytes
     }
 
-    /// The next request, of so many bytes.
+    /// Adds a request that takes `bytes`.
     pub(crate) fn push(&mut self, footprint: Footprint, work: W, bytes: usize) {
         let ordinal = self.first + self.slots.len() as u64;
         let mut waits_for = 0;
@@ -142,37 +144,37 @@ impl<W, A> Window<W, A> {
         self.held_bytes += bytes;
     }
 
-    /// The next request, which touches nothing and is answered already.
+    /// Adds a request that touches no key and is already answered.
     pub(crate) fn push_done(&mut self, answer: A, bytes: usize) {
         let state = State::Done(answer);
         self.slots.push_back(Slot { state, footprint: None, waits_for: 0, blocks: Vec::new(), bytes });
         self.held_bytes += bytes;
     }
 
-    /// A request that may run now.
+    /// Takes a request that may run now.
     pub(crate) fn take_ready(&mut self) -> Option<(Ordinal, W)> {
         let ordinal = self.ready.pop_front()?;
         let work = self.start(ordinal)?;
         Some((ordinal, work))
     }
 
-    /// The request that writes the same single key next, when it waits for nothing but `ordinal` and is wanted. The
-    /// caller must run it right behind that one.
-    pub(crate) fn take_follower(&mut self, ordinal: Ordinal, wanted: impl Fn(&W) -> bool) -> Option<(Ordinal, W)> {
+    /// Takes the next write of the same single key, if it waits only for `ordinal` and `accepts` its work.
+    /// The caller must run it directly after that request.
+    pub(crate) fn take_follower(&mut self, ordinal: Ordinal, accepts: impl Fn(&W) -> bool) -> Option<(Ordinal, W)> {
         let slot = self.slot(ordinal)?;
         let footprint = slot.footprint.clone()?;
         // A writer's direct successors on its key are either readers or one writer.
         let next = *slot.blocks.first()?;
         let follower = self.slot(next)?;
         let fits = follower.waits_for == 1 && follower.footprint.as_ref().is_some_and(|next| footprint.rewrites(next));
-        if !fits || !matches!(&follower.state, State::Waiting(work) if wanted(work)) {
+        if !fits || !matches!(&follower.state, State::Waiting(work) if accepts(work)) {
             return None;
         }
         let work = self.start(next)?;
         Some((next, work))
     }
 
-    /// A request that was taken has finished.
+    /// Marks a taken request as finished. `bytes` is the size of its answer.
     pub(crate) fn finish(&mut self, ordinal: Ordinal, answer: A, bytes: usize) {
         let Some(slot) = self.slot(ordinal) else { return };
         slot.state = State::Done(answer);
@@ -195,7 +197,7 @@ impl<W, A> Window<W, A> {
         }
     }
 
-    /// The answer to the oldest request, when it is there.
+    /// Takes the answer to the oldest request, if it has finished.
     pub(crate) fn pop(&mut self) -> Option<A> {
         let slot = self.slots.pop_front()?;
         match slot.state {
@@ -227,7 +229,8 @@ impl<W, A> Window<W, A> {
         }
     }
 
-    /// Unfinished requests that must finish before this one, each once; enters this one as the keys' last user.
+    /// Unfinished requests that must finish before this one, each once. Registers this one as a user of its
+    /// keys.
     fn predecessors(&mut self, ordinal: Ordinal, footprint: &Footprint) -> Vec<Ordinal> {
         if *footprint == Footprint::Everything {
             let unfinished = |(_, slot): &(Ordinal, &Slot<W, A>)| !matches!(slot.state, State::Done(_));
@@ -236,7 +239,7 @@ impl<W, A> Window<W, A> {
         let mut before: Vec<_> = self.barrier.into_iter().collect();
         for key in footprint.keys() {
             if !self.keys.contains_key(key) {
-                self.keys.insert(key.clone(), Users::default());
+                self.keys.insert(key.clone(), KeyUsers::default());
             }
             let Some(users) = self.keys.get_mut(key) else { continue };
             match footprint.access() {
@@ -303,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_leave_in_the_order_of_requests() {
+    fn answers_are_returned_in_the_order_of_requests() {
         let mut window = window([write("a"), write("b"), write("c")]);
         window.push_done(3, 5);
         assert_eq!(ready(&mut window), [0, 1, 2]);
@@ -354,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_touches_everything_runs_alone() {
+    fn a_request_that_touches_everything_runs_alone() {
         let everything = || Footprint::Everything;
         let mut window = window([read("a"), everything(), read("a"), everything()]);
         assert_eq!(ready(&mut window), [0]);
@@ -366,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn following_writes_of_a_key_can_be_taken_along() {
+    fn consecutive_writes_of_a_key_can_be_taken_together() {
         let mut window = window([write("a"), write("b"), write("a"), write("a"), read("a"), write("a")]);
         assert_eq!(window.take_ready(), Some((0, ())));
         assert_eq!(window.take_follower(0, |()| false), None);
@@ -397,8 +400,8 @@ mod tests {
     }
 
     proptest! {
-        /// Requests finish in a random order; whatever starts must have no unfinished conflict before it, and in the
-        /// end all have run and nothing is left behind.
+        /// Requests finish in a random order. A request that starts must not conflict with an earlier
+        /// unfinished one; in the end, all have run and the window is empty.
         #[test]
         fn conflicting_requests_keep_their_order(
             footprints in proptest::collection::vec(footprint(), 0..20),

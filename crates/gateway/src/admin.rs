@@ -1,7 +1,8 @@
-//! What the HTTP interface asks of the node beside the store: status, collections, tokens, settings, drain, events.
+//! What the HTTP interface needs from the node in addition to the store: status, collections, tokens, settings,
+//! drain, events.
 //!
-//! The node implements [`Admin`]; the gateway only calls it. Questions are answered at once from what the node already
-//! knows, so that they work without a quorum. Changes wait for the metadata group, until a deadline.
+//! The node implements [`Admin`]; the gateway only calls it. Queries return at once from the node's local
+//! state, so that they work without a quorum. Changes wait for the metadata group, until a deadline.
 
 use std::time::Instant;
 
@@ -25,25 +26,25 @@ pub enum AdminError {
     #[error("there is no such setting; /v1/cluster/settings lists them")]
     SettingNotFound,
     /// The setting cannot have this value.
-    #[error("the value does not fit: {description}")]
+    #[error("the value is not allowed: {description}")]
     SettingValue {
         /// What the setting does and which values it takes.
         description: &'static str,
     },
     /// There is no such join token.
-    #[error("there is no join token {0}: it was never made, was revoked, or expired long ago")]
+    #[error("there is no join token {0}: it was never created, was revoked, or expired long ago")]
     TokenNotFound(TokenId),
     /// Everything else, with the same meaning as for the store.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// A change under way.
+/// A change in progress.
 pub type AdminFuture<'a, T> = BoxFuture<'a, Result<T, AdminError>>;
 
-/// The node behind the HTTP interface.
+/// Node operations that the HTTP interface calls.
 pub trait Admin: Send + Sync + 'static {
-    /// What the node knows of the cluster. Never waits.
+    /// The cluster as this node knows it. Never waits.
     fn status(&self) -> ClusterStatus;
 
     /// All collections, in the order of their names. Never waits.
@@ -55,44 +56,45 @@ pub trait Admin: Send + Sync + 'static {
     /// The join tokens, in the order of their ids. Never waits.
     fn list_tokens(&self) -> Vec<TokenInfo>;
 
-    /// What must hold before traffic should come here. Never waits.
+    /// The conditions under which the node can serve, and whether they hold. Never waits.
     fn readiness(&self) -> Vec<Check>;
 
-    /// Whether the node was told to drain.
+    /// Whether the node is draining.
     fn is_draining(&self) -> bool;
 
     /// All metrics in the Prometheus text format.
     fn metrics_text(&self) -> String;
 
-    /// Events from now on. Ids grow by one from event to event; the first id after a start must be above every id of
-    /// earlier starts (Unix milliseconds times 1,024, say), so that resuming across a restart is seen to be a gap.
+    /// Events from now on. Ids grow by one from event to event; the first id after a start must be above
+    /// every id of earlier starts (Unix milliseconds times 1,024, say), so that resuming across a restart is
+    /// detected as a gap.
     fn subscribe(&self) -> broadcast::Receiver<Event>;
 
-    /// The last events, oldest first, without holes: a bounded ring that ends with the newest event.
+    /// The most recent events, oldest first, without gaps: a bounded ring that ends with the newest event.
     fn recent(&self) -> Vec<Event>;
 
-    /// What the replicas of this node hold. Reads all their records, and holds nothing up; what is not done at the deadline is left out,
-    /// with the reason.
+    /// Digests of this node's replicas. Reads all their records without blocking other requests. A replica
+    /// that is not done by the deadline has a reason in place of its digest.
     fn digests(&self, deadline: Instant) -> AdminFuture<'_, DigestList>;
 
-    /// Creates a collection. Again with the same properties: answers the one that exists.
-    fn create_collection(&self, wanted: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection>;
+    /// Creates a collection. If it exists with the same properties, returns it.
+    fn create_collection(&self, request: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection>;
 
     /// Removes a collection and its records.
     fn drop_collection(&self, name: String, deadline: Instant) -> AdminFuture<'_, ()>;
 
-    /// Mints a join token.
-    fn create_token(&self, wanted: TokenRequest, deadline: Instant) -> AdminFuture<'_, TokenReply>;
+    /// Creates a join token.
+    fn create_token(&self, request: TokenRequest, deadline: Instant) -> AdminFuture<'_, TokenReply>;
 
-    /// Forgets a join token: nobody joins with it any more. Nodes that joined with it stay.
+    /// Revokes a join token. Nodes that joined with it stay.
     fn revoke_token(&self, token: TokenId, deadline: Instant) -> AdminFuture<'_, ()>;
 
-    /// Changes a setting and answers it.
+    /// Changes a setting and returns it.
     fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, Setting>;
 
-    /// Removes a node for ever. `force` also removes one that is alive, or that still holds replicas.
+    /// Removes a node permanently. `force` also removes one that is alive, or that still holds replicas.
     fn remove_node(&self, node: NodeId, force: bool, deadline: Instant) -> AdminFuture<'_, ()>;
 
-    /// Starts to drain this node: leaders move away, `/healthz` says 503. Returns once it has begun.
+    /// Starts to drain this node: leaders move away, `/healthz` answers 503. Returns once draining has begun.
     fn drain(&self) -> AdminFuture<'_, ()>;
 }

@@ -6,7 +6,7 @@ mod store;
 
 pub use admin::{Admin, AdminError, AdminFuture};
 pub use http::{HttpConfig, HttpConfigError, serve};
-pub use store::{Consistency, Found, Page, Scan, Store, StoreError, Written};
+pub use store::{Consistency, Found, Page, READ_KEYS_MAX, Scan, Store, StoreError, Written};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

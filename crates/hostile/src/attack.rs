@@ -1,4 +1,5 @@
-//! Runs a property over many inputs: a number of cases in CI, or for so many seconds with a seed for each round.
+//! Runs a property over many inputs: a fixed number of cases, or rounds of them with fresh seeds until a time
+//! is over.
 
 use std::{
     fmt::Debug,
@@ -15,42 +16,42 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner},
 };
 
-/// For so long every attack goes on, in rounds; set by `cargo xtask fuzz --seconds`.
+/// How long every attack runs, in rounds; set by `cargo xtask fuzz --seconds`.
 const SECONDS: &str = "FLOTILLA_FUZZ_SECONDS";
 /// The seed of the first round; set by `cargo xtask fuzz --seed`.
 const SEED: &str = "FLOTILLA_FUZZ_SEED";
-/// One case that takes longer hangs: the process ends with the seed.
+/// A case that takes longer counts as hanging: the process prints the seed and exits.
 const CASE_SECONDS_MAX: u64 = 60;
-/// Pause between two lines about progress.
-const PROGRESS: Duration = Duration::from_secs(10);
-/// How often a failing input is made simpler, at most.
+/// Time between two progress lines.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum steps of shrinking a failing input.
 const SHRINKS_MAX: u32 = 4_096;
 
-/// Gives `property` inputs of `strategy`; a property fails by panicking. Panics with the simplest input that fails, and with the
-/// seed that leads to it.
+/// Runs `property`, which fails by panicking, on `cases` inputs of `strategy`. Panics with the simplest
+/// failing input that was found, and with the command that reproduces it.
 #[track_caller]
 pub fn attack<S: Strategy<Value: Debug>>(cases: u32, strategy: S, property: impl Fn(S::Value)) {
     let seconds = setting(SECONDS);
     let mut seed = setting(SEED).unwrap_or_else(fresh_seed);
     let begin = Instant::now();
     let target = std::thread::current().name().unwrap_or("?").to_owned();
-    let mut said = begin;
+    let mut printed = begin;
     let mut rounds = 0_u64;
     loop {
         if let Err(failure) = round(cases, seed, &strategy, &property, &target) {
-            panic!("{failure}\nto see it again: cargo xtask fuzz {target} --seed {seed}");
+            panic!("{failure}\nto reproduce: cargo xtask fuzz {target} --seed {seed}");
         }
         rounds += 1;
         let Some(seconds) = seconds else { return };
-        if said.elapsed() >= PROGRESS {
-            said = Instant::now();
+        if printed.elapsed() >= PROGRESS_INTERVAL {
+            printed = Instant::now();
             println!("{target}: {} cases in {} s", rounds * u64::from(cases), begin.elapsed().as_secs());
         }
         if begin.elapsed() >= Duration::from_secs(seconds) {
-            println!("{target}: {} cases in {} s, nothing found", rounds * u64::from(cases), begin.elapsed().as_secs());
+            println!("{target}: {} cases in {} s, no failure", rounds * u64::from(cases), begin.elapsed().as_secs());
             return;
         }
-        // Any other one; the step is odd, so that all of them are reached.
+        // The step is odd, so that all seeds are reached.
         seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     }
 }
@@ -66,16 +67,16 @@ fn round<S: Strategy<Value: Debug>>(
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let watch = Watch::start(target.to_owned(), seed);
+    let watchdog = Watchdog::start(target.to_owned(), seed);
     let result = runner.run(strategy, |value| {
-        watch.case();
+        watchdog.case_started();
         property(value);
         Ok(())
     });
     match result {
         Ok(()) => Ok(()),
         Err(TestError::Fail(reason, value)) => Err(format!("{reason}\nsimplest input: {value:?}")),
-        Err(TestError::Abort(reason)) => Err(format!("no inputs: {reason}")),
+        Err(TestError::Abort(reason)) => Err(format!("no input could be generated: {reason}")),
     }
 }
 
@@ -89,14 +90,14 @@ fn fresh_seed() -> u64 {
     now.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32)
 }
 
-/// Ends the process when one case takes for ever: nothing else could.
-struct Watch {
+/// A watchdog thread that exits the process when a case hangs; a hanging test cannot be ended otherwise.
+struct Watchdog {
     cases: Arc<AtomicU64>,
-    /// Dropped at the end, which the thread notices.
+    /// Dropping it ends the thread.
     _end: mpsc::Sender<()>,
 }
 
-impl Watch {
+impl Watchdog {
     fn start(target: String, seed: u64) -> Self {
         let cases = Arc::new(AtomicU64::new(0));
         let (end, ended) = mpsc::channel();
@@ -106,7 +107,7 @@ impl Watch {
             while ended.recv_timeout(Duration::from_secs(CASE_SECONDS_MAX)) == Err(mpsc::RecvTimeoutError::Timeout) {
                 let now = seen.load(Ordering::Relaxed);
                 if now == last {
-                    eprintln!("{target}: one case hangs; to see it again: cargo xtask fuzz {target} --seed {seed}");
+                    eprintln!("{target}: a case hangs; to reproduce: cargo xtask fuzz {target} --seed {seed}");
                     std::process::exit(101);
                 }
                 last = now;
@@ -115,7 +116,7 @@ impl Watch {
         Self { cases, _end: end }
     }
 
-    fn case(&self) {
+    fn case_started(&self) {
         self.cases.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_decides_the_inputs() {
+    fn a_seed_determines_the_inputs() {
         let inputs = |seed| {
             let seen = std::cell::RefCell::default();
             round(20, seed, &any::<u64>(), &|number| Vec::push(&mut seen.borrow_mut(), number), "t").unwrap();

@@ -1,28 +1,28 @@
-//! Bytes that no correct sender sends, made from bytes that one does.
+//! Malformed bytes: mutations of valid encodings, and arbitrary ones.
 
 use proptest::{collection::vec, prelude::*, sample::Index, strategy::Union};
 
-/// How many mutations one encoding suffers at most.
+/// Maximum mutations of one encoding.
 const MUTATIONS_MAX: usize = 6;
-/// Copies of a part that is repeated.
+/// Exclusive maximum of the copies of a repeated part.
 const REPEATS_MAX: usize = 300;
-/// A mutation that would make an encoding longer than this leaves it as it is.
+/// A repetition that would make an encoding longer than this is skipped.
 const BYTES_MAX: usize = 1 << 20;
 
-/// One way to spoil an encoding.
+/// A mutation of an encoding.
 #[derive(Debug, Clone)]
 enum Mutation {
     Flip(Index, u8),
     Put(Index, u8),
-    /// Overwrites a field, as a length perhaps, with a number that nobody can have meant.
+    /// Overwrites bytes, possibly a length field, with an extreme number.
     Number(Index, Vec<u8>),
     Cut(Index),
     Insert(Index, Vec<u8>),
     Remove(Index, Index),
-    /// The part from here to there, so many times more.
+    /// Inserts n more copies of a part after it.
     Repeat(Index, Index, usize),
-    /// The parts before and behind a place, the other way round.
-    Turn(Index),
+    /// Swaps the parts before and after a position.
+    Rotate(Index),
 }
 
 impl Mutation {
@@ -54,7 +54,7 @@ impl Mutation {
                     bytes.splice(part.end..part.end, copies);
                 }
             }
-            Self::Turn(at) => bytes.rotate_left(place(at)),
+            Self::Rotate(at) => bytes.rotate_left(place(at)),
         }
     }
 }
@@ -69,11 +69,11 @@ fn mutation() -> impl Strategy<Value = Mutation> {
         2 => (index(), vec(any::<u8>(), 1..12)).prop_map(|(at, bytes)| Mutation::Insert(at, bytes)),
         2 => (index(), index()).prop_map(|(from, to)| Mutation::Remove(from, to)),
         2 => (index(), index(), 1..REPEATS_MAX).prop_map(|(from, to, times)| Mutation::Repeat(from, to, times)),
-        1 => index().prop_map(Mutation::Turn),
+        1 => index().prop_map(Mutation::Rotate),
     ]
 }
 
-/// A number as formats write them: fixed width in either order, varint, or digits.
+/// An encoded extreme number: fixed width in either byte order, varint, or decimal digits.
 fn number() -> impl Strategy<Value = Vec<u8>> {
     extreme_u64().prop_flat_map(|number| {
         let mut varint = Vec::new();
@@ -99,7 +99,7 @@ fn number() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Numbers near the edges of what an integer or a bound may hold, and small ones.
+/// Small numbers, numbers near the limits of integer types, powers of two, and arbitrary ones.
 pub fn extreme_u64() -> impl Strategy<Value = u64> {
     let near = |edge: u64| {
         (0..3_u64, any::<bool>())
@@ -117,7 +117,7 @@ pub fn extreme_u64() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Bytes that follow no rule, up to a length; some are the same byte again and again.
+/// Arbitrary bytes of at most `length_max`; some repeat one byte or a short pattern.
 pub fn any_bytes(length_max: usize) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         4 => vec(any::<u8>(), 0..=length_max),
@@ -126,24 +126,24 @@ pub fn any_bytes(length_max: usize) -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Valid encodings, spoilt: bits flipped, numbers replaced by huge ones, parts cut off, left out, repeated and moved. A few
-/// stay as they are, and a few are [`any_bytes`].
+/// Mutated valid encodings: bits flipped, bytes and numbers replaced, parts truncated, inserted, removed,
+/// repeated and moved. A few stay valid, and a few are [`any_bytes`].
 pub fn mutated<S: Strategy>(valid: S) -> impl Strategy<Value = Vec<u8>>
 where
     S::Value: AsRef<[u8]>,
 {
-    let spoilt = (valid, vec(mutation(), 0..=MUTATIONS_MAX)).prop_map(|(valid, mutations)| {
+    let mutated = (valid, vec(mutation(), 0..=MUTATIONS_MAX)).prop_map(|(valid, mutations)| {
         let mut bytes = valid.as_ref().to_vec();
         mutations.iter().for_each(|mutation| mutation.apply(&mut bytes));
         bytes
     });
-    prop_oneof![9 => spoilt, 1 => any_bytes(256)]
+    prop_oneof![9 => mutated, 1 => any_bytes(256)]
 }
 
-/// Gives every proper prefix of an encoding.
-pub fn at_every_cut(bytes: &[u8], mut look: impl FnMut(&[u8])) {
+/// Calls `check` with every proper prefix of an encoding.
+pub fn at_every_cut(bytes: &[u8], mut check: impl FnMut(&[u8])) {
     for length in 0..bytes.len() {
-        look(&bytes[..length]);
+        check(&bytes[..length]);
     }
 }
 

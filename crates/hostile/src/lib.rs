@@ -1,8 +1,10 @@
-//! Hostile input for the tests of parsers: what to send, how long, and how much memory reading it may take.
+//! Hostile input for the tests of parsers: which bytes, for how long, and how much memory parsing them may
+//! take.
 //!
-//! [`mutated`] bends valid encodings, [`any_bytes`] ignores them; [`attack`] runs a property over many of them and
-//! [`Proportion`] bounds what a parser allocates for them. Deliberately absent: coverage feedback (that wants a nightly
-//! toolchain, and the pinned one is stable), and any knowledge of Flotilla's formats.
+//! [`mutated`] mutates valid encodings and [`any_bytes`] makes arbitrary ones; [`attack`] runs a property
+//! over many inputs, and [`Proportion`] limits what a parser allocates for one. Deliberately absent: coverage
+//! feedback (it needs a nightly toolchain, and the pinned one is stable), and any knowledge of Flotilla's
+//! formats.
 
 mod attack;
 mod bytes;

@@ -1,21 +1,23 @@
-//! What reading an input may allocate: in proportion to the bytes that came, not to the lengths that they claim.
+//! A limit on the memory that parsing allocates: in proportion to the input's bytes, not to the lengths that
+//! it claims.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// A bound on memory at one time, beside the input itself.
+/// A limit on peak memory, without the input itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Proportion {
-    /// Whatever the input; bytes.
+    /// Allowed for any input, bytes.
     pub base: u64,
-    /// For each byte of input; bytes.
+    /// Allowed per byte of input, bytes.
     pub per_byte: u64,
 }
 
 impl Proportion {
-    /// For most parsers: what grows by doubling holds a third of its room for nothing, and values are wider than their encoding.
+    /// For most parsers. Leaves room for vectors that grow by doubling, and for values that are larger than
+    /// their encoding.
     pub const DEFAULT: Self = Self { base: 16 << 10, per_byte: 64 };
 
-    /// Reads, and panics when that took more memory on this thread than an input of `input_bytes` may.
+    /// Calls `read`; panics when it used more memory on this thread than an input of `input_bytes` may.
     #[track_caller]
     pub fn of<T>(self, input_bytes: usize, read: impl FnOnce() -> T) -> T {
         let mut outcome = None;
@@ -41,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_allocation_by_a_claimed_length_is_noticed_even_if_it_is_given_back() {
+    fn an_allocation_by_a_claimed_length_is_detected_even_if_it_is_freed() {
         let claim = || drop(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20)));
         assert!(catch_unwind(|| Proportion::DEFAULT.of(4, claim)).is_err());
         Proportion::DEFAULT.of(1 << 20, claim);

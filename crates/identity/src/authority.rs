@@ -1,7 +1,7 @@
-//! The cluster's certificate authority: one key, one self-signed certificate, minted once at bootstrap.
+//! The cluster's certificate authority: one key and one self-signed certificate, minted once at bootstrap.
 //!
-//! A certificate's content comes from the authority alone: node id, cluster, usage and dates. A signing request only
-//! contributes its public key and the proof that the requester holds the private one.
+//! The authority alone decides a certificate's content: node id, cluster, usage and dates. A signing request
+//! contributes only its public key and the proof that the requester holds the private key.
 
 use std::fmt;
 
@@ -17,10 +17,11 @@ use crate::{
     name::{authority_name, authority_of, peer_name},
 };
 
-/// A signing request larger than this many bytes is refused unread. One of ours is about 250 bytes.
+/// Largest signing request, in bytes; a larger one is refused without parsing. A node's request has about 250
+/// bytes.
 pub const CSR_BYTES_MAX: usize = 4096;
 
-/// Certificates are valid from this year, long past, so that a node whose clock is behind still connects.
+/// Certificates are valid from this past year, so that a node with a slow clock can still connect.
 const VALID_FROM_YEAR: i32 = 2020;
 /// Certificates are valid until this year. Membership, not expiry, decides who belongs to a cluster.
 const VALID_UNTIL_YEAR: i32 = 2120;
@@ -33,10 +34,10 @@ pub struct ClusterAuthority {
 }
 
 impl ClusterAuthority {
-    /// A new authority for a new cluster.
+    /// Creates the authority of a new cluster.
     ///
     /// # Errors
-    /// [`IdentityError::Crypto`] when the system gives no random bytes.
+    /// [`IdentityError::Crypto`] when the system has no random bytes.
     pub fn mint(cluster: ClusterId) -> Result<Self, IdentityError> {
         let key = KeyPair::generate().map_err(IdentityError::Crypto)?;
         let mut params = params(&authority_name(cluster), format!("flotilla {cluster}"))?;
@@ -46,7 +47,7 @@ impl ClusterAuthority {
         Ok(Self { cluster, cert: cert.into(), issuer: Issuer::new(params, key) })
     }
 
-    /// Takes back what [`cert_pem`](Self::cert_pem) and [`key_pem`](Self::key_pem) returned.
+    /// Parses what [`cert_pem`](Self::cert_pem) and [`key_pem`](Self::key_pem) returned.
     ///
     /// # Errors
     /// [`IdentityError::Malformed`], [`IdentityError::NoNodeName`] or [`IdentityError::KeyMismatch`].
@@ -61,31 +62,31 @@ impl ClusterAuthority {
         Ok(Self { cluster, cert, issuer })
     }
 
-    /// The cluster whose nodes it certifies.
+    /// The authority's cluster.
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
         self.cluster
     }
 
-    /// Its certificate.
+    /// The authority's certificate.
     #[must_use]
     pub fn cert_der(&self) -> &CertificateDer<'static> {
         &self.cert
     }
 
-    /// Its certificate, as text.
+    /// The authority's certificate as PEM text.
     #[must_use]
     pub fn cert_pem(&self) -> String {
         cert_to_pem(&self.cert)
     }
 
-    /// Its private key, as text. Whoever holds it can name any node.
+    /// The private key as PEM text. Its holder can certify any node.
     #[must_use]
     pub fn key_pem(&self) -> String {
         self.issuer.key().serialize_pem()
     }
 
-    /// What join tokens pin: the hash of its certificate.
+    /// The hash of the authority's certificate, which join tokens pin.
     #[must_use]
     pub fn fingerprint(&self) -> CaFingerprint {
         CaFingerprint::of(&self.cert)
@@ -94,8 +95,8 @@ impl ClusterAuthority {
     /// Certifies that the holder of the request's key is `node`.
     ///
     /// # Errors
-    /// [`IdentityError::Malformed`] (a request that does not parse, is too large or is not signed by its own key; node
-    /// 0), [`IdentityError::UnsupportedKey`], [`IdentityError::Crypto`].
+    /// [`IdentityError::Malformed`] (a request that does not parse, is too large or is not signed by its own
+    /// key; node 0), [`IdentityError::UnsupportedKey`], [`IdentityError::Crypto`].
     pub fn issue(&self, node: NodeId, csr_der: &[u8]) -> Result<CertificateDer<'static>, IdentityError> {
         if node == NodeId::NONE {
             return Err(IdentityError::Malformed(Part::NodeId));
@@ -140,9 +141,9 @@ impl fmt::Debug for CaFingerprint {
     }
 }
 
-/// The BLAKE3 hash of the public key that a signing request is for; equals
-/// [`NodeKey::public_key_digest`](crate::NodeKey::public_key_digest) of the requester. It tells a repeated request from
-/// a different one.
+/// The BLAKE3 hash of the public key in a signing request. It equals the requester's
+/// [`NodeKey::public_key_digest`](crate::NodeKey::public_key_digest), and distinguishes a retry from another
+/// request.
 ///
 /// # Errors
 /// [`IdentityError::Malformed`], [`IdentityError::UnsupportedKey`].
@@ -151,7 +152,7 @@ pub fn csr_public_key_digest(csr_der: &[u8]) -> Result<[u8; 32], IdentityError> 
     Ok(*blake3::hash(&request.public_key.subject_public_key_info()).as_bytes())
 }
 
-/// Parses a request and checks that it is signed by the key it names.
+/// Parses a request and checks that it is signed by the key it contains.
 fn parse_request(csr_der: &[u8]) -> Result<CertificateSigningRequestParams, IdentityError> {
     if csr_der.len() > CSR_BYTES_MAX {
         return Err(IdentityError::Malformed(Part::Request));
@@ -165,7 +166,7 @@ fn parse_request(csr_der: &[u8]) -> Result<CertificateSigningRequestParams, Iden
     Ok(request)
 }
 
-/// What all our certificates have in common.
+/// The parameters that all certificates share.
 fn params(dns_name: &str, common_name: String) -> Result<CertificateParams, IdentityError> {
     let mut params = CertificateParams::default();
     params.not_before = date_time_ymd(VALID_FROM_YEAR, 1, 1);
@@ -182,12 +183,12 @@ pub(crate) fn public_key_of(cert: &CertificateDer<'_>, part: Part) -> Result<Vec
     Ok(cert.subject_public_key_info().to_vec())
 }
 
-/// The first certificate in a text.
+/// The first certificate in a PEM text.
 pub(crate) fn cert_from_pem(pem: &str, part: Part) -> Result<CertificateDer<'static>, IdentityError> {
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| IdentityError::Malformed(part))
 }
 
-/// A certificate as text (RFC 7468).
+/// A certificate as PEM text (RFC 7468).
 pub(crate) fn cert_to_pem(cert: &CertificateDer<'_>) -> String {
     use base64::{Engine, engine::general_purpose::STANDARD};
     const LINE_CHARS: usize = 64;
@@ -214,13 +215,13 @@ mod tests {
     const CLUSTER: ClusterId = ClusterId([7; 16]);
 
     #[test]
-    fn issued_certificate_names_the_node_whatever_the_request_says() {
+    fn issued_certificate_ignores_names_in_the_request() {
         let authority = ClusterAuthority::mint(CLUSTER).unwrap();
         let key = NodeKey::generate().unwrap();
         let cert = authority.issue(NodeId(3), &key.csr_der().unwrap()).unwrap();
         assert_eq!(peer_of(&cert, CLUSTER).unwrap(), NodeId(3));
 
-        // A request that asks for another node's name gets the name that the authority decided on.
+        // A request for another node's name gets the name that the authority chose.
         let pair = KeyPair::generate().unwrap();
         let greedy = CertificateParams::new(vec![peer_name(NodeId(1), CLUSTER)]).unwrap();
         let csr = greedy.serialize_request(&pair).unwrap();
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn certificate_of_another_cluster_is_foreign() {
+    fn certificate_of_another_cluster_is_refused() {
         let authority = ClusterAuthority::mint(CLUSTER).unwrap();
         let csr = NodeKey::generate().unwrap().csr_der().unwrap();
         let cert = authority.issue(NodeId(3), &csr).unwrap();
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn authority_survives_text_with_the_same_fingerprint() {
+    fn authority_round_trips_through_pem() {
         let minted = ClusterAuthority::mint(CLUSTER).unwrap();
         let read = ClusterAuthority::from_pem(&minted.cert_pem(), &minted.key_pem()).unwrap();
         assert_eq!(read.cluster(), CLUSTER);
@@ -258,7 +259,8 @@ mod tests {
         for position in 0..csr.len() {
             let mut damaged = csr.clone();
             damaged[position] ^= 0x55;
-            // The parser overlooks one tag outside the signed part; what counts is that no other key gets certified.
+            // The parser tolerates a change of one tag outside the signed part. No other key may ever be
+            // certified.
             let digest = csr_public_key_digest(&damaged);
             assert!(digest.is_err() || digest.is_ok_and(|digest| digest == genuine), "byte {position}");
             assert!(authority.issue(NodeId(1), &csr[..position]).is_err(), "cut at {position}");
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn request_digest_is_that_of_the_key() {
+    fn request_digest_equals_the_key_digest() {
         let key = NodeKey::generate().unwrap();
         assert_eq!(csr_public_key_digest(&key.csr_der().unwrap()).unwrap(), key.public_key_digest());
     }

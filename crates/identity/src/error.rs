@@ -1,10 +1,10 @@
-//! What can be wrong with keys, certificates and requests for them.
+//! Errors of keys, certificates and signing requests.
 
 use std::fmt;
 
 use flotilla_types::NodeId;
 
-/// Which piece of an identity an [`IdentityError`] is about.
+/// The part of an identity that an [`IdentityError`] concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The certificate of the cluster's authority.
@@ -19,7 +19,7 @@ pub enum Part {
     Request,
     /// The text of a cluster id.
     ClusterId,
-    /// The text of a node id, or a node id that names no node.
+    /// The text of a node id, or the reserved node id 0.
     NodeId,
 }
 
@@ -37,22 +37,23 @@ impl fmt::Display for Part {
     }
 }
 
-/// An identity is not what it should be. Nothing has changed; trying again with the same input fails again.
+/// An identity, or a part of one, is not valid. No state has changed; a retry with the same input fails
+/// again.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The bytes or text do not parse, or are larger than allowed.
     #[error("the {0} does not parse")]
     Malformed(Part),
-    /// The private key is not the one that the certificate was issued for.
-    #[error("the private key does not belong to the {0}")]
+    /// The private key does not match the certificate.
+    #[error("the private key does not match the {0}")]
     KeyMismatch(Part),
-    /// The certificate was not signed by the cluster's authority, or not for use between nodes.
+    /// The certificate was not signed by the cluster's authority, or not for both TLS client and server use.
     #[error("the node certificate was not issued by the cluster's authority")]
     NotIssuedHere,
     /// The certificate does not carry exactly one node name.
     #[error("the certificate does not name a node")]
     NoNodeName,
-    /// The certificate is of another cluster.
+    /// The certificate belongs to another cluster.
     #[error("the certificate belongs to another cluster")]
     ForeignCluster,
     /// The certificate names another node.
@@ -63,10 +64,10 @@ pub enum IdentityError {
         /// The node it should name.
         expected: NodeId,
     },
-    /// The request is for a kind of key that nodes do not use (only ECDSA P-256 and Ed25519 are signed).
-    #[error("the request is for an unsupported kind of key")]
+    /// The request is for an unsupported key type (only ECDSA P-256 and Ed25519 are signed).
+    #[error("the request is for an unsupported key type")]
     UnsupportedKey,
-    /// Key generation or signing failed, for want of random bytes for example.
+    /// Key generation or signing failed, for example because the system has no random bytes.
     #[error("key generation or signing failed")]
     Crypto(#[source] rcgen::Error),
     /// TLS does not accept the key or the certificate.

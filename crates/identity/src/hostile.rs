@@ -1,4 +1,5 @@
-//! Requests, certificates and identity files that nobody honest made: strangers send them, and disks give them back.
+//! Hostile signing requests, certificates and identity files, as an attacker may send or a damaged disk may
+//! return them.
 
 use flotilla_hostile::{Proportion, any_bytes, attack, mutated};
 use flotilla_types::{ClusterId, NodeId};
@@ -12,10 +13,10 @@ use crate::{
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 
-/// Certificates hold tables of their own while they are read.
+/// The certificate parser allocates tables of its own.
 const CERTIFICATE: Proportion = Proportion { base: 64 << 10, per_byte: 64 };
 
-/// A request that asks for everything that a request may ask for.
+/// A request that asks for every name and usage that a request can contain.
 fn greedy_request(key: &KeyPair) -> Vec<u8> {
     let mut params = CertificateParams::new(vec!["n1.flotilla".to_owned(), "*.example".to_owned()]).unwrap();
     params.distinguished_name.push(DnType::CommonName, "mad");
@@ -38,7 +39,7 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The part of a request that is signed: the first value in the outer one. Lengths of our own requests take two bytes.
+/// The signed part of a request: the first value inside the outer one.
 fn info_of(request: &[u8]) -> Vec<u8> {
     let header = |bytes: &[u8]| match bytes[1] {
         0x82 => (4, usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))),
@@ -50,7 +51,7 @@ fn info_of(request: &[u8]) -> Vec<u8> {
     inner[..header_bytes + length].to_vec()
 }
 
-/// A request with this content, signed by the key that it should be signed by.
+/// A request with this content, correctly signed by `key`.
 fn signed(info: &[u8], key: &KeyPair) -> Vec<u8> {
     const ECDSA_WITH_SHA256: [u8; 12] = [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
     let signature = [&[0][..], &key.sign(info).unwrap()].concat();
@@ -63,11 +64,11 @@ fn hostile_requests_get_a_certificate_for_their_key_and_node_only() {
     let key = KeyPair::generate().unwrap();
     let plain = NodeKey::generate().unwrap().csr_der().unwrap();
     let greedy = greedy_request(&key);
-    assert!(authority.issue(NodeId(5), &signed(&info_of(&greedy), &key)).is_ok(), "signing here is as it should be");
+    assert!(authority.issue(NodeId(5), &signed(&info_of(&greedy), &key)).is_ok(), "the test signs requests correctly");
     let requests = prop_oneof![
         1 => mutated(Just(plain)),
         1 => mutated(Just(greedy.clone())),
-        // Whoever has a key can sign anything with it.
+        // The owner of a key can sign any content with it.
         3 => mutated(Just(info_of(&greedy))).prop_map(move |info| signed(&info, &key)),
     ];
     attack(1_000, requests, |request| {
@@ -84,7 +85,7 @@ fn hostile_requests_get_a_certificate_for_their_key_and_node_only() {
 }
 
 #[test]
-fn hostile_certificates_name_nobody_else() {
+fn hostile_certificates_give_no_other_identity() {
     let authority = ClusterAuthority::mint(CLUSTER).unwrap();
     let key = NodeKey::generate().unwrap();
     let cert = authority.issue(NodeId(5), &key.csr_der().unwrap()).unwrap();
@@ -97,7 +98,7 @@ fn hostile_certificates_name_nobody_else() {
 }
 
 #[test]
-fn hostile_identity_files_are_refused_or_the_same() {
+fn hostile_identity_files_are_refused_or_unchanged() {
     let authority = ClusterAuthority::mint(CLUSTER).unwrap();
     let key = NodeKey::generate().unwrap();
     let cert = authority.issue(NodeId(5), &key.csr_der().unwrap()).unwrap();
@@ -122,7 +123,7 @@ fn hostile_identity_files_are_refused_or_the_same() {
 }
 
 #[test]
-fn hostile_texts_are_no_certificates() {
+fn hostile_text_is_parsed_within_the_memory_bound() {
     let texts = vec(prop_oneof![Just(b"-----BEGIN CERTIFICATE-----\n".to_vec()), any_bytes(40)], 0..4);
     attack(300, texts, |parts| {
         let text = String::from_utf8_lossy(&parts.concat()).into_owned();

@@ -1,12 +1,14 @@
-//! Who a node is: the cluster's certificate authority, node keys and certificates, TLS configurations, join tokens.
+//! Node identities: the cluster's certificate authority, node keys and certificates, TLS configurations, join
+//! tokens.
 //!
 //! Invariants:
-//! - A certificate names exactly one node of one cluster, as one DNS name (`n7.<cluster id>.flotilla`). The issuer
-//!   writes that name; whatever a signing request asks for is ignored.
-//! - TLS 1.3 only, one provider (ring), no session resumption and no early data: every connection runs its verifiers.
+//! - A certificate names exactly one node of one cluster, as one DNS name (`n7.<cluster id>.flotilla`). The
+//!   issuer writes that name; names in a signing request are ignored.
+//! - TLS 1.3 only, one provider (ring), no session resumption and no early data: every connection runs its
+//!   verifiers.
 //!
-//! Deliberately absent: files and directories (callers store the strings), clocks (TLS reads its own), revocation (a
-//! removed node is refused by the transport's admission, not by a list), rotation of the authority.
+//! Deliberately absent: files and directories (callers store the strings), clocks (TLS reads its own),
+//! revocation lists (the transport's admission refuses a removed node), rotation of the authority.
 
 mod authority;
 mod error;

@@ -1,4 +1,4 @@
-//! The one DNS name in a node's certificate, and how to read it back.
+//! The DNS name in a node's certificate: how it is built and parsed.
 
 use flotilla_types::{ClusterId, NodeId};
 use rustls_pki_types::CertificateDer;
@@ -7,11 +7,11 @@ use crate::{IdentityError, Part};
 
 /// The last label of every name. It is no public top-level domain and is never resolved.
 const SUFFIX: &str = "flotilla";
-/// The first label of an authority's own name, where a node has its id.
+/// The first label of an authority's name; a node has its id there.
 const AUTHORITY_LABEL: &str = "ca";
 
-/// The name in the certificate of `node`: `n<id>.<cluster id in hex>.flotilla`. A dialler asks TLS for this name, so
-/// that the certificate of any other node of the same cluster is refused.
+/// The name in the certificate of `node`: `n<id>.<cluster id in hex>.flotilla`. The dialling side requires
+/// this name in TLS, so that the certificate of any other node of the same cluster is refused.
 #[must_use]
 pub fn peer_name(node: NodeId, cluster: ClusterId) -> String {
     format!("{node}.{cluster}.{SUFFIX}")
@@ -22,8 +22,8 @@ pub(crate) fn authority_name(cluster: ClusterId) -> String {
     format!("{AUTHORITY_LABEL}.{cluster}.{SUFFIX}")
 }
 
-/// The node that a certificate of `cluster` names. The certificate's signature is *not* checked here; a TLS handshake
-/// or [`NodeIdentity::validate`](crate::NodeIdentity::validate) does that.
+/// The node that a certificate of `cluster` names. The certificate's signature is *not* checked here; a TLS
+/// handshake or [`NodeIdentity::validate`](crate::NodeIdentity::validate) does that.
 ///
 /// # Errors
 /// [`IdentityError::Malformed`], [`IdentityError::NoNodeName`], [`IdentityError::ForeignCluster`].
@@ -32,11 +32,11 @@ pub fn peer_of(cert_der: &[u8], cluster: ClusterId) -> Result<NodeId, IdentityEr
     if found == cluster { Ok(node) } else { Err(IdentityError::ForeignCluster) }
 }
 
-/// The node and the cluster that a certificate names, whichever they are.
+/// The node and the cluster that a certificate names.
 pub(crate) fn node_and_cluster_of(cert_der: &[u8]) -> Result<(NodeId, ClusterId), IdentityError> {
     let (label, cluster) = name_of(cert_der, Part::Certificate)?;
     let node: NodeId = label.parse().map_err(|_| IdentityError::NoNodeName)?;
-    // Only the canonical spelling counts, so that two different names never mean the same node.
+    // Only the canonical spelling is valid, so that two different names never mean the same node.
     if node == NodeId::NONE || node.to_string() != label {
         return Err(IdentityError::NoNodeName);
     }

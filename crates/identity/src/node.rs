@@ -1,6 +1,6 @@
-//! A node's key pair, and the identity it has once the authority has certified it.
+//! A node's key pair, and the identity that it gets with a certificate.
 //!
-//! A [`NodeIdentity`] exists only in a consistent state: its parts are checked against each other when it is built.
+//! A [`NodeIdentity`] is always consistent: its parts are checked against each other when it is built.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     tls::provider,
 };
 
-/// A moment inside every certificate's dates (2026-01-01). [`NodeIdentity::validate`] is about who signed what, and
+/// A time within every certificate's validity (2026-01-01). [`NodeIdentity::validate`] checks signatures and
 /// reads no clock; TLS checks the dates at each handshake.
 const VALIDATION_TIME_UNIX_SECONDS: u64 = 1_767_225_600;
 
@@ -33,7 +33,7 @@ impl NodeKey {
         KeyPair::generate().map(|pair| Self(Arc::new(pair))).map_err(IdentityError::Crypto)
     }
 
-    /// A signing request for this key. It proves possession of the key and asks for nothing else.
+    /// A signing request for this key. It proves possession of the key and contains nothing else.
     ///
     /// # Errors
     /// [`IdentityError::Crypto`] when signing fails.
@@ -50,7 +50,7 @@ impl NodeKey {
         self.0.serialize_pem()
     }
 
-    /// Takes back what [`to_pem`](Self::to_pem) returned.
+    /// Parses what [`to_pem`](Self::to_pem) returned.
     ///
     /// # Errors
     /// [`IdentityError::Malformed`].
@@ -58,14 +58,15 @@ impl NodeKey {
         KeyPair::from_pem(pem).map(|pair| Self(Arc::new(pair))).map_err(|_| IdentityError::Malformed(Part::Key))
     }
 
-    /// The BLAKE3 hash of the public key. It names the key, and may be shown to anyone.
+    /// The BLAKE3 hash of the public key. It identifies the key and is not secret.
     #[must_use]
     pub fn public_key_digest(&self) -> [u8; 32] {
         *blake3::hash(&self.0.subject_public_key_info()).as_bytes()
     }
 
-    /// A secret for one purpose, the same whenever the node starts. Secrets of different contexts tell nothing about
-    /// each other or about the key. `context` is a constant in the source (see the BLAKE3 key derivation mode).
+    /// A secret for one purpose, the same at each start of the node. Secrets of different contexts reveal
+    /// nothing about each other or about the key. `context` must be a hard-coded, unique string (see BLAKE3's
+    /// key derivation mode).
     #[must_use]
     pub fn derive_secret(&self, context: &'static str) -> [u8; 32] {
         blake3::derive_key(context, self.0.serialized_der())
@@ -83,7 +84,7 @@ impl fmt::Debug for NodeKey {
     }
 }
 
-/// All that a certified node needs to prove who it is and to check who others are.
+/// The identity of a certified node: what it needs to authenticate itself and to verify its peers.
 #[derive(Debug, Clone)]
 pub struct NodeIdentity {
     cluster: ClusterId,
@@ -94,7 +95,7 @@ pub struct NodeIdentity {
 }
 
 impl NodeIdentity {
-    /// Puts an identity together and [validates](Self::validate) it. Certificates are DER.
+    /// Builds an identity and [validates](Self::validate) it. Certificates are DER.
     ///
     /// # Errors
     /// Those of [`validate`](Self::validate).
@@ -110,8 +111,8 @@ impl NodeIdentity {
         Ok(identity)
     }
 
-    /// Checks that the authority is the cluster's, that it signed the certificate for use on both sides of a connection,
-    /// that the certificate names the node, and that the key is the certificate's.
+    /// Checks that the authority is the cluster's, that it signed the certificate for use on both sides of a
+    /// connection, that the certificate names the node, and that the key matches the certificate.
     ///
     /// # Errors
     /// One of [`IdentityError::Malformed`], [`IdentityError::ForeignCluster`], [`IdentityError::WrongNode`],
@@ -141,13 +142,13 @@ impl NodeIdentity {
         Ok(())
     }
 
-    /// The cluster it belongs to.
+    /// The node's cluster.
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
         self.cluster
     }
 
-    /// The node it names.
+    /// The node's id.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.node
@@ -171,13 +172,13 @@ impl NodeIdentity {
         &self.key
     }
 
-    /// What join tokens of this cluster pin.
+    /// The fingerprint that join tokens of this cluster pin.
     #[must_use]
     pub fn ca_fingerprint(&self) -> CaFingerprint {
         CaFingerprint::of(&self.ca_cert)
     }
 
-    /// The identity as strings, to be stored. The private key is among them.
+    /// The identity as strings for storage. They contain the private key.
     #[must_use]
     pub fn to_pem(&self) -> IdentityPem {
         IdentityPem {
@@ -189,7 +190,7 @@ impl NodeIdentity {
         }
     }
 
-    /// Takes back what [`to_pem`](Self::to_pem) returned, and validates it.
+    /// Parses what [`to_pem`](Self::to_pem) returned, and validates it.
     ///
     /// # Errors
     /// Those of [`validate`](Self::validate).
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_survives_text() {
+    fn identity_round_trips_through_pem() {
         let authority = ClusterAuthority::mint(CLUSTER).unwrap();
         let identity = identity(&authority, 5);
         let read = NodeIdentity::from_pem(&identity.to_pem()).unwrap();
@@ -250,10 +251,10 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_do_not_belong_together_are_refused() {
+    fn mismatched_parts_are_refused() {
         let authority = ClusterAuthority::mint(CLUSTER).unwrap();
         let (one, two) = (identity(&authority, 1).to_pem(), identity(&authority, 2).to_pem());
-        // Same cluster id, other key: what a second bootstrap under a copied id would produce.
+        // The same cluster id with another key, as from a second bootstrap with a copied id.
         let impostor = identity(&ClusterAuthority::mint(CLUSTER).unwrap(), 1).to_pem();
         let foreign = identity(&ClusterAuthority::mint(ClusterId([8; 16])).unwrap(), 1).to_pem();
 
@@ -268,7 +269,7 @@ mod tests {
         assert!(matches!(with(&|p| p.ca_cert = impostor.ca_cert.clone()), Err(IdentityError::NotIssuedHere)));
         assert!(matches!(with(&|p| p.ca_cert = foreign.ca_cert.clone()), Err(IdentityError::ForeignCluster)));
         assert!(matches!(with(&|p| p.cert = foreign.cert.clone()), Err(IdentityError::ForeignCluster)));
-        assert!(matches!(with(&|p| p.cert = "junk".into()), Err(IdentityError::Malformed(Part::Certificate))));
+        assert!(matches!(with(&|p| p.cert = "garbage".into()), Err(IdentityError::Malformed(Part::Certificate))));
     }
 
     #[test]

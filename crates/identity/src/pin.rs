@@ -1,6 +1,7 @@
-//! The check that a joiner makes: it knows the hash of the cluster's authority and nothing else.
+//! The certificate check of a joiner, which knows only the hash of the cluster's authority.
 //!
-//! Accepted is a certificate of any node, signed by an authority that comes along in the chain and hashes to the pin.
+//! It accepts the certificate of any node that is signed by an authority in the chain whose hash equals the
+//! pin.
 
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -102,10 +103,10 @@ mod tests {
         let (ca, other_ca) = (ours.cert_der().clone(), other.cert_der().clone());
 
         assert!(check(ours.fingerprint(), &cert, std::slice::from_ref(&ca)));
-        assert!(!check(ours.fingerprint(), &cert, &[]), "the authority's certificate must come along");
+        assert!(!check(ours.fingerprint(), &cert, &[]), "the chain must contain the authority's certificate");
         assert!(!check(ours.fingerprint(), &forged, std::slice::from_ref(&other_ca)), "another authority");
         assert!(!check(ours.fingerprint(), &forged, &[other_ca, ca.clone()]), "the pinned one did not sign it");
-        assert!(!check(ours.fingerprint(), &ca, std::slice::from_ref(&ca)), "the authority is no node");
-        assert!(!check(ours.fingerprint(), &CertificateDer::from(vec![0x30, 0x03, 1]), &[ca]), "junk");
+        assert!(!check(ours.fingerprint(), &ca, std::slice::from_ref(&ca)), "the authority is not a node");
+        assert!(!check(ours.fingerprint(), &CertificateDer::from(vec![0x30, 0x03, 1]), &[ca]), "garbage");
     }
 }

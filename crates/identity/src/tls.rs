@@ -1,8 +1,9 @@
 //! TLS configurations for QUIC between nodes.
 //!
-//! One server configuration serves both protocols, because the protocol is known only after the handshake has begun: a
-//! client certificate is asked for and checked when given. Whoever accepts a connection must refuse [`ALPN_PEER`] without
-//! a certificate; a certificate that the cluster's authority did not sign never completes the handshake.
+//! One server configuration serves both protocols, because the protocol is known only once the handshake has
+//! begun: a client certificate is requested, and verified if present. The accepting side must refuse
+//! [`ALPN_PEER`] without a certificate; a certificate that the cluster's authority did not sign fails the
+//! handshake.
 
 use std::sync::Arc;
 
@@ -19,12 +20,14 @@ use crate::{CaFingerprint, IdentityError, NodeIdentity, Part, pin::PinnedAuthori
 
 /// The protocol between nodes of a cluster. Both sides present a certificate.
 pub const ALPN_PEER: &[u8] = b"flotilla-peer/1";
-/// The protocol of a node that is not yet in the cluster. Only the server presents a certificate.
+/// The protocol of a node that is not yet a member of the cluster. Only the server presents a certificate.
 pub const ALPN_JOIN: &[u8] = b"flotilla-join/1";
-/// The server name that a joiner sends. It does not know which node it reaches, and no certificate has this name.
+/// The server name that a joiner sends, because it does not know which node it reaches. No certificate has
+/// this name.
 pub const JOIN_SERVER_NAME: &str = "join.flotilla";
 
-/// The configuration with which a node accepts connections, of both protocols (see the module's comment).
+/// The configuration with which a node accepts connections of both protocols. The caller must refuse
+/// [`ALPN_PEER`] connections without a client certificate.
 ///
 /// # Errors
 /// [`IdentityError::Malformed`], [`IdentityError::Tls`].
@@ -45,8 +48,8 @@ pub fn server_config(identity: &NodeIdentity) -> Result<ServerConfig, IdentityEr
     Ok(config)
 }
 
-/// The configuration with which a node dials another. Dial with [`peer_name`](crate::peer_name) of the expected node as
-/// the server name.
+/// The configuration with which a node dials another. Dial with [`peer_name`](crate::peer_name) of the
+/// expected node as the server name.
 ///
 /// # Errors
 /// [`IdentityError::Malformed`], [`IdentityError::Tls`].
@@ -56,12 +59,12 @@ pub fn peer_client_config(identity: &NodeIdentity) -> Result<ClientConfig, Ident
         .with_root_certificates(roots(identity)?)
         .with_client_auth_cert(chain(identity), identity.key().private_key_der())?;
     config.alpn_protocols = vec![ALPN_PEER.to_vec()];
-    forget_sessions(&mut config);
+    disable_resumption(&mut config);
     Ok(config)
 }
 
-/// The configuration with which a joiner dials any node of the cluster whose authority it has pinned. Dial with
-/// [`JOIN_SERVER_NAME`].
+/// The configuration with which a joiner dials any node of the cluster whose authority it has pinned. Dial
+/// with [`JOIN_SERVER_NAME`].
 ///
 /// # Errors
 /// [`IdentityError::Tls`].
@@ -74,22 +77,22 @@ pub fn join_client_config(pinned: CaFingerprint) -> Result<ClientConfig, Identit
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN_JOIN.to_vec()];
-    forget_sessions(&mut config);
+    disable_resumption(&mut config);
     Ok(config)
 }
 
-/// The one crypto provider.
+/// The crypto provider of every configuration.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// A resumed session would skip the verifiers.
-fn forget_sessions(config: &mut ClientConfig) {
+/// Disables session resumption, because a resumed session would skip the verifiers.
+fn disable_resumption(config: &mut ClientConfig) {
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
 }
 
-/// The authority's certificate travels along: a joiner has only its hash.
+/// The node's certificate and the authority's: a joiner knows only the authority's hash.
 fn chain(identity: &NodeIdentity) -> Vec<CertificateDer<'static>> {
     vec![identity.cert().clone(), identity.ca_cert().clone()]
 }

@@ -1,4 +1,4 @@
-//! Join tokens: what an operator carries from a running cluster to a new node.
+//! Join tokens, which an operator copies from a running cluster to a new node.
 //!
 //! `flt1.` and, in URL-safe base64 without padding, 92 bytes:
 //!
@@ -8,9 +8,9 @@
 //! | 32 | BLAKE3 hash of the authority's certificate, which the joiner pins |
 //! | 8 | token id, big-endian |
 //! | 32 | random secret |
-//! | 4 | first bytes of the BLAKE3 hash of all the above, so that a typo is not taken for a refused token |
+//! | 4 | first bytes of the BLAKE3 hash of all the above; distinguishes a typo from a refused token |
 //!
-//! The cluster keeps [`JoinToken::hash`] only; how long and how often a token is good is the cluster's business too.
+//! The cluster keeps only [`JoinToken::hash`], and decides how long and how often a token is valid.
 
 use std::{fmt, str::FromStr};
 
@@ -24,26 +24,27 @@ const PREFIX: &str = "flt";
 const VERSION: u32 = 1;
 const BODY_BYTES: usize = 16 + 32 + 8 + 32;
 const CHECK_BYTES: usize = 4;
-/// Longer texts are refused unread. A token has 128 characters.
+/// Longest text that is parsed, in bytes. A token has 128 characters.
 const TEXT_BYTES_MAX: usize = 1024;
 const HASH_CONTEXT: &str = "flotilla join token v1: hash kept by the cluster";
 const CHECK_CONTEXT: &str = "flotilla join token v1: check against typing errors";
 
-/// A text is not a token that this version understands. Nothing was sent anywhere; the same text fails again.
+/// A text is not a token that this version understands. Nothing was sent; a retry with the same text fails
+/// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not a token, or one with a character wrong or missing.
-    #[error("the join token is malformed; copy it again, whole")]
+    /// Not a token, or one with a wrong or missing character.
+    #[error("the join token is malformed; copy the whole token again")]
     Malformed,
     /// A token of another version. Use a newer or older binary.
-    #[error("the join token has version {found}, this binary knows {VERSION}")]
+    #[error("the join token has version {found}, this binary supports version {VERSION}")]
     ForeignVersion {
         /// The version in the token.
         found: u32,
     },
 }
 
-/// Names a token in the cluster's records. Allocated by the cluster, never reused.
+/// The id of a token in the cluster's records. Allocated by the cluster, never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenId(pub u64);
 
@@ -53,7 +54,7 @@ impl fmt::Display for TokenId {
     }
 }
 
-/// What a new node needs to join: which cluster, how to recognise it, and a secret that lets it in.
+/// What a new node needs to join: the cluster, the authority to trust, and a secret that admits the node.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     cluster: ClusterId,
@@ -70,7 +71,7 @@ impl JoinToken {
         Self { cluster, ca, id, secret }
     }
 
-    /// Reads a token. Space around it is ignored.
+    /// Parses a token. Surrounding whitespace is ignored.
     ///
     /// # Errors
     /// [`TokenError`].
@@ -108,14 +109,14 @@ impl JoinToken {
         self.ca
     }
 
-    /// Under what id the cluster knows it.
+    /// The token's id in the cluster's records.
     #[must_use]
     pub fn id(&self) -> TokenId {
         self.id
     }
 
-    /// What the cluster keeps of the secret: a keyed derivation that also covers cluster, authority and id. A token whose
-    /// hash equals the stored one is genuine; from the hash no token can be made.
+    /// The hash that the cluster keeps: a keyed derivation of secret, cluster, authority and id. A token
+    /// whose hash equals the stored one is genuine; the hash does not reveal the token.
     #[must_use]
     pub fn hash(&self) -> TokenHash {
         TokenHash(blake3::derive_key(HASH_CONTEXT, &self.body()))
@@ -174,7 +175,7 @@ impl FromStr for JoinToken {
     }
 }
 
-/// The hash of a token's secret. Comparison takes the same time wherever the difference is.
+/// The hash of a token. Comparison takes constant time.
 #[derive(Clone, Copy, Eq)]
 pub struct TokenHash(pub [u8; 32]);
 
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn token_survives_text_and_keeps_its_hash() {
+    fn token_round_trips_through_text() {
         let token = token();
         let read: JoinToken = format!("  {token}\n").parse().unwrap();
         assert_eq!(read, token);
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn every_single_typing_error_is_malformed() {
+    fn every_single_typo_is_malformed() {
         let text = token().to_string();
         for position in 5..text.len() {
             let mut typo = text.clone().into_bytes();
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_are_named() {
+    fn other_versions_are_reported() {
         let text = token().to_string().replacen("flt1", "flt2", 1);
         assert_eq!(JoinToken::parse(&text), Err(TokenError::ForeignVersion { found: 2 }));
         assert_eq!(JoinToken::parse("flt+1.AAAA"), Err(TokenError::Malformed));
@@ -269,7 +270,7 @@ mod tests {
         attack(1_000, texts, |bytes| {
             let text = String::from_utf8_lossy(&bytes);
             if let Ok(token) = Proportion::DEFAULT.of(text.len(), || JoinToken::parse(&text)) {
-                assert_eq!(token.to_string(), text.trim(), "only what was minted is a token");
+                assert_eq!(token.to_string(), text.trim(), "only a minted token parses");
             }
         });
     }

@@ -1,4 +1,5 @@
-//! What commands cost the key-value machine: an entry of puts, from encoded commands to a write set and encoded outcomes.
+//! The cost of commands in the key-value machine: an entry of puts, from encoded commands to a write set and
+//! encoded outcomes.
 
 use bytes::Bytes;
 use divan::{Bencher, counter::ItemsCount};
@@ -8,7 +9,7 @@ use flotilla_types::{
     Bucket, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, SessionId, ShardDescriptor, ShardId, Term, Timestamp,
 };
 
-/// When all of it happens, in Unix milliseconds.
+/// The time of the first entry, in Unix milliseconds.
 const NOW_MS: u64 = 1_800_000_000_000;
 
 fn main() {
@@ -31,8 +32,8 @@ fn puts(bencher: Bencher, commands: u64) {
         let timestamp = Timestamp::from_millis(NOW_MS + round);
         let context = ApplyContext { index: LogIndex(round), term: Term(1), timestamp, descriptor: &descriptor };
         let mut writes = WriteSet::new();
-        let outcomes = machine.apply(&context, &commands, &Empty, &mut writes).expect("sound commands");
-        assert!(outcomes.len() == commands.len() && !writes.is_empty(), "every command is done");
+        let outcomes = machine.apply(&context, &commands, &Empty, &mut writes).expect("valid commands");
+        assert!(outcomes.len() == commands.len() && !writes.is_empty(), "every command is applied");
         (outcomes, writes)
     });
 }

@@ -1,10 +1,11 @@
-//! Bytes of commands, outcomes, queries and answers, as they lie in log entries and travel between nodes.
+//! The encoding of commands, outcomes, queries and answers, in log entries and between nodes.
 //!
-//! Format: one version byte, then a protobuf message. Keys and values are decoded as slices of the input, never copied;
-//! whoever keeps one longer than the request copies it, so that it does not hold a whole log entry in memory.
+//! Format: one version byte, then a protobuf message. Keys and values are decoded as slices of the input;
+//! code that keeps one longer than the request must copy it, so that it does not keep a whole log entry in
+//! memory.
 //!
-//! Invariants: decoding any bytes ends in a value or a typed error, and the number of elements is bounded before anything
-//! is allocated for them. Which *values* are acceptable (lengths, counts, ranges) is not decided here.
+//! Invariants: decoding any bytes gives a value or a typed error, and the number of elements is bounded
+//! before anything is allocated for them. It does not check *values* (lengths, counts, ranges).
 
 mod command;
 mod outcome;
@@ -23,18 +24,18 @@ pub use query::{decode_answer, decode_query, encode_answer, encode_query};
 /// The format that this crate writes, and the newest it reads.
 pub const FORMAT_VERSION: u8 = 1;
 
-/// Version bytes above this will never be used: such bytes are damage or nonsense rather than a newer format, and need
-/// not stop a replica.
+/// The highest version byte that will ever be used. Higher ones are malformed rather than newer, and need not
+/// stop a replica.
 const FORMAT_VERSION_MAX: u8 = 15;
 
-/// Fields at the top level of a message (each operation, key or record is one), bounded before they are decoded.
+/// Top-level fields of a message (each operation, key or record is one), at most; checked before decoding.
 pub const ELEMENTS_MAX: u32 = 65_536;
 
-/// Bytes are not a message of the expected kind. Nothing was changed; the same bytes never parse later either, except
-/// [`DecodeError::Version`] after an upgrade.
+/// The bytes are not a message of the expected kind. Nothing was changed. Decoding them again fails again,
+/// except for [`DecodeError::Version`] after an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// They do not parse, or name something that does not exist.
+    /// They do not parse, or have an invalid value.
     #[error("the bytes are not a valid {0}")]
     Malformed(&'static str),
     /// A newer version of this crate wrote them.
@@ -53,15 +54,15 @@ pub enum DecodeError {
     },
 }
 
-/// Writes the version and the message.
+/// Encodes the version and the message.
 pub(crate) fn seal(message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::with_capacity(1 + message.encoded_len());
     bytes.put_u8(FORMAT_VERSION);
-    message.encode(&mut bytes).expect("a growing buffer takes any message");
+    message.encode(&mut bytes).expect("a growable buffer fits any message");
     bytes.freeze()
 }
 
-/// Checks the version and reads the message. `what` is named in errors.
+/// Checks the version and decodes the message; errors name `what`.
 pub(crate) fn unseal<M: Message + Default>(what: &'static str, mut bytes: Bytes) -> Result<M, DecodeError> {
     check_version(what, bytes.first().copied())?;
     bytes.advance(1);
@@ -80,8 +81,8 @@ pub(crate) fn check_version(what: &'static str, version: Option<u8>) -> Result<(
     }
 }
 
-/// An empty element takes two bytes on the wire and two hundred in memory, so elements are counted first. Skipping over
-/// them costs a few nanoseconds each.
+/// Counts the elements before they are decoded, because an empty one takes two bytes on the wire and two
+/// hundred in memory. Skipping an element takes a few nanoseconds.
 fn bound_elements(what: &'static str, mut bytes: &[u8]) -> Result<(), DecodeError> {
     let mut elements = 0;
     while bytes.has_remaining() {
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn newer_versions_are_told_from_damage() {
+    fn newer_versions_and_damage_are_distinguished() {
         let decode = |bytes: &'static [u8]| decode_command(Bytes::from_static(bytes));
         assert_eq!(decode(b""), Err(DecodeError::Malformed("command")));
         assert_eq!(decode(b"\x00"), Err(DecodeError::Malformed("command")));

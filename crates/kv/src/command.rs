@@ -1,39 +1,40 @@
-//! What a client may ask of a shard, and what it is told, as plain types.
+//! Commands, outcomes, queries and answers, as plain types.
 //!
-//! Keys are whole record keys everywhere; nothing here knows a byte format (see `codec`) or a limit (see
-//! [`crate::Limits`]).
+//! Keys are always whole record keys. Encodings are in `codec`, limits in [`crate::Limits`].
 
 use bytes::Bytes;
 use flotilla_types::{KeyRange, SessionId, Timestamp};
 
 use crate::OUTCOME_BYTES_MAX;
 
-/// Writes that take effect together or not at all, with what makes a retry harmless.
+/// A set of atomic writes, with the session data that makes retries idempotent.
 ///
-/// A retry carries the same session, sequence and `expires_at_ms` as the first attempt; only `acked_below` may have grown.
-/// All operations of one command share one timestamp, which is the version of every record that the command writes.
+/// A retry carries the same session, sequence and `expires_at_ms` as the first attempt; only `acked_below`
+/// may have grown. All operations of one command share one timestamp, which is the version of every record
+/// that the command writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// Who asks. Outcomes are remembered per session. `SessionId(0)` is nobody: nothing is remembered for it, and a
-    /// duplicate is applied again.
+    /// The session of the sender, which remembers outcomes. `SessionId(0)` is no session: nothing is
+    /// remembered, and a duplicate is applied again.
     pub session: SessionId,
-    /// The session's number for this command: starts at 1, never reused for another command.
+    /// The number of the command in its session: starts at 1, never reused for another command.
     pub sequence: u64,
-    /// Unix milliseconds in hybrid time. The command is refused as [`Refusal::Expired`] when its entry is later than that.
+    /// Unix milliseconds in hybrid time. The command is refused as [`Refusal::Expired`] if its entry is
+    /// later.
     pub expires_at_ms: u64,
-    /// The session has received every outcome below this number: they may be forgotten.
+    /// The session has received every outcome below this sequence number, so they may be forgotten.
     pub acked_below: u64,
-    /// Checked before anything is written; one that does not hold refuses the whole command.
+    /// Checked before anything is written; if one does not hold, the whole command is refused.
     pub conditions: Vec<(Bytes, Condition)>,
-    /// Applied in order. Empty is allowed: it only moves the shard's clock.
+    /// Applied in order. May be empty: the command then only advances the shard's clock.
     pub operations: Vec<Operation>,
 }
 
 impl Command {
-    /// An empty command outside any session that never expires: it only moves the shard's clock, which is what a read
-    /// asks for by [`Answer::TimeNeeded`].
+    /// An empty command without session or expiry, which only advances the shard's clock: the response to
+    /// [`Answer::ClockAdvanceNeeded`].
     #[must_use]
-    pub fn time() -> Self {
+    pub fn empty() -> Self {
         Self {
             session: SessionId(0),
             sequence: 0,
@@ -50,16 +51,16 @@ impl Command {
 pub struct Operation {
     /// The whole record key (see [`flotilla_types::RecordKey`]).
     pub key: Bytes,
-    /// What must hold of the record as earlier operations of the command left it.
+    /// A condition on the record as earlier operations of the command left it.
     pub condition: Option<Condition>,
-    /// What to do when it does not hold.
+    /// The effect of a condition that does not hold.
     pub otherwise: Otherwise,
-    /// What to do.
+    /// The write.
     pub action: Action,
 }
 
 impl Operation {
-    /// Bytes of its key and of what it writes.
+    /// Bytes of its key and of the value that it writes.
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
         let written = match &self.action {
@@ -70,7 +71,8 @@ impl Operation {
         self.key.len() + written
     }
 
-    /// What its result takes in an encoded outcome, at most. One with an old value counts as more than is remembered.
+    /// Bytes of its result in an encoded outcome, at most. A result with an old value counts as too large to
+    /// remember.
     #[must_use]
     pub fn result_bytes_max(&self) -> usize {
         match &self.action {
@@ -84,35 +86,35 @@ impl Operation {
     }
 }
 
-/// What must hold of a record.
+/// A condition on a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
     /// It exists with exactly this version.
     Version(Timestamp),
-    /// It does not exist (or is expired).
+    /// It does not exist, or has expired.
     Absent,
     /// It exists.
     Present,
 }
 
-/// What a failed condition of an operation does.
+/// The effect of a failed condition of an operation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Otherwise {
     /// Refuses the whole command; nothing is written.
     #[default]
     Refuse,
-    /// Skips this operation only; its result says so.
+    /// Skips this operation only; its result is [`OperationResult::Skipped`].
     Skip,
 }
 
-/// What to do with a record.
+/// A write to a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Store the value.
     Put {
         /// The new value.
         value: Bytes,
-        /// What becomes of the expiry.
+        /// The new expiry.
         expiry: Expiry,
         /// Whether the result carries the old value.
         return_old: bool,
@@ -122,69 +124,70 @@ pub enum Action {
         /// Whether the result carries the old value.
         return_old: bool,
     },
-    /// Read the value as a decimal 64-bit integer (absent = 0), add, store as decimal text; the expiry stays.
+    /// Add to the value, a decimal 64-bit integer (0 if absent), and store the sum as text; the expiry stays.
     Add {
-        /// What to add; may be negative.
+        /// The summand; may be negative.
         delta: i64,
     },
-    /// Add bytes at the end of the value (absent = empty); the expiry stays.
+    /// Append bytes to the value (empty if absent); the expiry stays.
     Append {
-        /// What to add.
+        /// The bytes to append.
         bytes: Bytes,
     },
-    /// Change the expiry only; an absent record stays absent. The version moves.
+    /// Change only the expiry, and the version; an absent record stays absent.
     Expire {
         /// The new expiry.
         expiry: Expiry,
     },
 }
 
-/// When a record stops existing.
+/// The expiry that a write sets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Expiry {
     /// Never.
     #[default]
     Never,
-    /// As it was before.
+    /// Unchanged.
     Keep,
-    /// At this hybrid time (Unix milliseconds). A time not after the entry's own removes the record at once.
+    /// At this hybrid time (Unix milliseconds). A time at or before the entry's own removes the record at
+    /// once.
     At(u64),
 }
 
-/// What became of one operation.
+/// The result of one operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OperationResult {
     /// Stored. For [`Action::Expire`]: the record existed.
     Written {
         /// The record's new version.
         version: Timestamp,
-        /// The old value, when asked for and there was one.
+        /// The old value, if requested and present.
         old: Option<Bytes>,
         /// Whether the record existed before.
         existed: bool,
-        /// The value after [`Action::Add`]; the length after [`Action::Append`]; 1 after an [`Action::Expire`] of a
-        /// record that had an expiry before; otherwise 0.
+        /// The value after [`Action::Add`]; the length after [`Action::Append`]; 1 after an
+        /// [`Action::Expire`] of a record that had an expiry before; otherwise 0.
         number: i64,
     },
     /// Removed.
     Deleted {
         /// The version that was removed.
         version: Timestamp,
-        /// The old value, when asked for.
+        /// The old value, if requested.
         old: Option<Bytes>,
     },
-    /// There was nothing to delete or to change.
+    /// There was no record to delete or to change.
     Absent,
-    /// The condition did not hold and the operation said [`Otherwise::Skip`].
+    /// The condition did not hold, and the operation has [`Otherwise::Skip`].
     Skipped {
         /// The version found, if the record exists.
         version: Option<Timestamp>,
-        /// The value found, when `return_old` was asked for.
+        /// The value found, if `return_old` was set.
         old: Option<Bytes>,
     },
 }
 
-/// Why a command changed nothing.
+/// The reason why a command changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// A condition did not hold.
@@ -201,7 +204,7 @@ pub enum Refusal {
     /// The sum does not fit into 64 bits.
     #[error("increment or decrement would overflow")]
     Overflow,
-    /// A key, a value, the result of an append, or all old values asked for together are over their limit.
+    /// A key, a value, the result of an append, or the sum of all requested old values exceeds its limit.
     #[error("a key, value or result would be larger than {limit_bytes} bytes")]
     TooLarge {
         /// The limit.
@@ -213,20 +216,20 @@ pub enum Refusal {
         /// The limit, for each of the two lists.
         limit: u32,
     },
-    /// A key lies outside the shard's range. Route again with a newer shard map.
+    /// A key is outside the shard's range. Route again with a newer shard map.
     #[error("the key is not in this shard")]
     WrongShard,
-    /// The entry came later than the command allowed. Nothing was written by *this* attempt.
+    /// The command's entry is later than its expiry. *This* attempt wrote nothing.
     #[error("the command expired before it was applied")]
     Expired {
-        /// The shard's clock, Unix milliseconds in hybrid time: later commands must expire behind it.
+        /// The shard's clock, Unix milliseconds in hybrid time: later commands must expire after it.
         clock_ms: u64,
     },
-    /// The command was applied before, and its outcome is no longer known.
+    /// The command was applied before, and its outcome is no longer remembered.
     #[error("the command was applied before; its outcome was forgotten")]
     OutcomeForgotten,
-    /// The session has too many outcomes outstanding, or the shard too many sessions. Nothing was written and nothing
-    /// is remembered: the same command may be tried again later.
+    /// The session has too many unacknowledged outcomes, or the shard too many sessions or outcomes. Nothing
+    /// was written or remembered: the same command may be retried later.
     #[error("the session has too many unacknowledged commands")]
     SessionFull,
     /// The command does not parse. Nothing was written.
@@ -234,7 +237,7 @@ pub enum Refusal {
     Malformed,
 }
 
-/// What a client is told about a command.
+/// The outcome of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Applied; one result for each operation.
@@ -248,47 +251,47 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
-/// A question about the applied records of a shard.
+/// A read of the applied records of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
     /// The records under these whole record keys.
     Get {
-        /// Answered in this order.
+        /// The answer has this order.
         keys: Vec<Bytes>,
-        /// Whether values are wanted, or only versions and expiries.
+        /// Whether to return values, or only versions and expiries.
         values: bool,
     },
     /// Records of a range, in key order.
     Scan {
         /// Whole record keys. Must lie inside the shard's range.
         range: KeyRange,
-        /// At most so many records; 0 is malformed. The shard's own limit applies too.
+        /// Records to return, at most; 0 is malformed. The shard's own limit applies too.
         items_max: u32,
-        /// Stop once so many bytes are collected. The shard's own limit applies too.
+        /// Bytes after which to stop. The shard's own limit applies too.
         bytes_max: u32,
-        /// Whether values are wanted.
+        /// Whether to return values.
         values: bool,
     },
-    /// The number of live records in a range, and their bytes. Cheap when the range covers the whole shard; otherwise
-    /// every record of it is read.
+    /// The number of live records in a range, and their bytes. Cheap if the range covers the whole shard;
+    /// otherwise it reads every record of the range.
     Count {
-        /// Whole record keys. Must lie inside the shard's range or cover it.
+        /// Whole record keys. Must lie inside the shard's range, or cover it.
         range: KeyRange,
     },
 }
 
-/// A record as a reader sees it.
+/// A record in an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The whole record key.
     pub key: Bytes,
-    /// Empty when values were not asked for.
+    /// The value; empty if values were not requested.
     pub value: Bytes,
     /// The version.
     pub version: Timestamp,
-    /// Unix milliseconds, when the record expires.
+    /// The expiry in Unix milliseconds, if there is one.
     pub expires_at_ms: Option<u64>,
-    /// Length of the value, also when it was not asked for.
+    /// Length of the value, also if values were not requested.
     pub value_bytes: u64,
 }
 
@@ -299,9 +302,9 @@ pub enum Answer {
     Records(Vec<Option<Record>>),
     /// For [`Query::Scan`].
     Page {
-        /// In key order. May be empty although `next` is there, when many expired records had to be passed over.
+        /// In key order. May be empty although `next` is set, if the scan skipped many expired records.
         records: Vec<Record>,
-        /// Where to go on; `None` when the range is exhausted.
+        /// The start of the next page; `None` if the range is exhausted.
         next: Option<Bytes>,
     },
     /// For [`Query::Count`].
@@ -311,11 +314,12 @@ pub enum Answer {
         /// Bytes of their whole record keys and values.
         bytes: u64,
     },
-    /// A record is due by the reader's clock but not yet by the log's: commit an empty command, then ask again.
-    TimeNeeded,
-    /// The answer would be larger, or take more reading, than the limits allow. Ask in parts.
+    /// A record has expired by the reader's clock but not yet by the shard's: commit
+    /// [`Command::empty`], then retry.
+    ClockAdvanceNeeded,
+    /// The answer would exceed a limit on its size or on the records it reads. Split the query.
     TooLarge,
-    /// A key lies outside the shard's range.
+    /// A key is outside the shard's range.
     WrongShard,
     /// The query does not parse.
     Malformed,

@@ -1,4 +1,4 @@
-//! Commands, queries, records and checkpoints that no gateway and no machine wrote.
+//! Hostile bytes: commands, queries, records and checkpoints that no gateway and no machine wrote.
 
 use bytes::Bytes;
 use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
@@ -15,7 +15,7 @@ use crate::{
     testing::{self, Replica},
 };
 
-/// An operation that is there and empty takes two bytes to say and two hundred to hold.
+/// Memory per input byte: an empty operation takes two bytes encoded and two hundred decoded.
 const MESSAGES: Proportion = Proportion { base: 16 << 10, per_byte: 320 };
 
 fn bytes() -> impl Strategy<Value = Bytes> {
@@ -53,11 +53,11 @@ fn answer() -> impl Strategy<Value = Answer> {
         vec(option::of(record()), 0..4).prop_map(Answer::Records),
         (vec(record(), 0..4), option::of(bytes())).prop_map(|(records, next)| Answer::Page { records, next }),
         (extreme_u64(), extreme_u64()).prop_map(|(records, bytes)| Answer::Count { records, bytes }),
-        Just(Answer::TimeNeeded),
+        Just(Answer::ClockAdvanceNeeded),
     ]
 }
 
-/// Outcomes as a machine gives them.
+/// Outcomes of a machine.
 fn outcomes() -> impl Strategy<Value = Vec<Bytes>> {
     vec(testing::command(), 1..4).prop_map(|commands| {
         let mut replica = Replica::default();
@@ -66,7 +66,7 @@ fn outcomes() -> impl Strategy<Value = Vec<Bytes>> {
 }
 
 #[test]
-fn hostile_messages_are_read_in_proportion() {
+fn hostile_messages_decode_within_proportional_memory() {
     let outcome = outcomes().prop_map(|outcomes| outcomes[0].clone());
     let valid = prop_oneof![
         testing::command().prop_map(|command| encode_command(&command)),
@@ -92,12 +92,12 @@ fn hostile_messages_are_read_in_proportion() {
 }
 
 #[test]
-fn hostile_commands_and_queries_are_answered_by_the_machine() {
+fn the_machine_handles_hostile_commands_and_queries() {
     let command = prop_oneof![
         1 => testing::command().prop_map(|command| encode_command(&command).to_vec()),
         3 => mutated(testing::command().prop_map(|command| encode_command(&command))),
     ];
-    let time = prop_oneof![3 => 0..60_u64, 1 => Just((Timestamp::END.0 >> Timestamp::COUNTER_BITS) - 1)];
+    let time = prop_oneof![3 => 0..60_u64, 1 => Just((Timestamp::MAX.0 >> Timestamp::COUNTER_BITS) - 1)];
     let entries = vec((time, vec(command, 0..4)), 1..8);
     attack(300, (entries, mutated(query().prop_map(|query| encode_query(&query)))), |(entries, query)| {
         let mut replica = Replica::default();
@@ -109,28 +109,28 @@ fn hostile_commands_and_queries_are_answered_by_the_machine() {
                 Ok(outcomes) => {
                     assert_eq!(outcomes.len(), commands.len());
                     let read: Result<Vec<Outcome>, _> = outcomes.into_iter().map(decode_outcome).collect();
-                    read.expect("outcomes are understood");
+                    read.expect("outcomes decode");
                     replica.records.write(writes);
                 }
-                // A newer binary wrote the command: this one must not guess.
+                // A newer binary wrote the command, so this one must stop.
                 Err(MachineError::Version { .. }) => return,
                 Err(error) => panic!("{error}"),
             }
         }
         match replica.machine.read(&replica.read_context(60), &query, &replica.records) {
-            Ok(answer) => drop(decode_answer(answer).expect("answers are understood")),
+            Ok(answer) => drop(decode_answer(answer).expect("answers decode")),
             Err(error) => assert!(matches!(error, MachineError::Version { .. }), "{error}"),
         }
-        // What came of it can be kept and loaded.
+        // The resulting state can be stored and restored.
         let system = replica.machine.system();
         let mut restored = KvMachine::new(Limits::default());
-        restored.restore(&system, &replica.records).expect("restores");
+        restored.restore(&system, &replica.records).expect("the state restores");
         assert_eq!(restored.system(), system);
     });
 }
 
 #[test]
-fn hostile_system_states_are_refused_or_kept_as_they_are() {
+fn hostile_system_states_are_refused_or_round_trip() {
     let remembered = vec((0..4_u64, 1..9_u64, 0..60_u64, vec(any::<u8>(), 0..80)), 0..8);
     let valid = (extreme_u64(), extreme_u64(), remembered).prop_map(|(clock, number, remembered)| {
         let mut sessions = Sessions::default();
@@ -153,7 +153,7 @@ fn hostile_system_states_are_refused_or_kept_as_they_are() {
 }
 
 #[test]
-fn hostile_records_are_read_in_proportion() {
+fn hostile_records_decode_within_proportional_memory() {
     let valid = (any::<u64>(), option::of(any::<u64>()), bytes()).prop_map(|(version, expires_at_ms, value)| {
         StoredRecord { version: Timestamp(version), expires_at_ms, value }.encode()
     });
@@ -166,7 +166,7 @@ fn hostile_records_are_read_in_proportion() {
 }
 
 #[test]
-fn hostile_integers_are_what_they_say_or_none() {
+fn hostile_integers_are_refused_or_round_trip() {
     attack(500, mutated(any::<i64>().prop_map(|number| number.to_string())), |text| {
         if let Some(number) = parse_integer(&text) {
             assert_eq!(number.to_string().as_bytes(), text);

@@ -1,18 +1,18 @@
 //! The replicated key-value state machine: commands, conditions, sessions, expiry, scans.
 //!
-//! Pure: no clock, no randomness, no I/O beside the [`flotilla_storage::StateReader`] it is given. Equal logs give equal
-//! records, equal outcomes and equal system state on every replica.
+//! Deterministic: no clock, no randomness, and no I/O except through the [`flotilla_storage::StateReader`] it
+//! is given. Equal logs give equal records, outcomes and system state on every replica.
 
 mod codec;
 mod command;
 #[cfg(test)]
 mod hostile;
-mod ledger;
 mod limits;
 mod machine;
 mod read;
 mod record;
 mod session;
+mod stats;
 mod system;
 mod transaction;
 

@@ -1,37 +1,42 @@
-//! Every bound of the state machine in one place.
+//! The limits of the state machine.
 //!
-//! Limits decide outcomes, so they are part of the replicated state's meaning: all nodes of a cluster must run with the
-//! same ones. Nothing here is enforced; `transaction`, `session` and `read` do that.
+//! Limits affect outcomes, so all nodes of a cluster must run with equal ones, or replicas diverge.
+//! `transaction`, `session` and `read` enforce them.
 
 use flotilla_types::RecordKey;
 
-/// What a shard accepts and remembers at most. Equal on every node of a cluster.
+/// Limits of a shard. They must be equal on every node of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a user's key, without collection and bucket. 1 to 65,536; larger keys make every index larger.
+    /// Bytes of a user's key, without collection and bucket. 1 to 65,536; larger keys enlarge every index.
     pub key_bytes_max: u32,
-    /// Bytes of a value, also after an append. At least 1; one value must fit into a log entry and a peer's frame.
+    /// Bytes of a value, also after an append. At least 1; one value must fit into a log entry and a peer's
+    /// frame.
     pub value_bytes_max: u32,
-    /// Operations of a command, and likewise conditions. At least 1; a command applies in one go.
+    /// Operations of a command, and likewise conditions. At least 1; a command is applied without
+    /// interruption.
     pub operations_max: u32,
-    /// Sessions that a shard remembers. At least 1; one per gateway start and per client with its own numbers.
+    /// Sessions that a shard remembers. At least 1; one per gateway start and per client with its own
+    /// sequence numbers.
     pub sessions_max: u32,
-    /// Outcomes remembered for one session. At least 1; not below what a gateway keeps in flight to one shard.
+    /// Outcomes remembered for one session. At least 1; not below what a gateway keeps in flight to one
+    /// shard.
     pub outcomes_per_session_max: u32,
     /// Outcomes remembered in a shard, up to 700 bytes of memory each. At least `outcomes_per_session_max`.
     pub outcomes_max: u32,
     /// Keys of a [`crate::Query::Get`]. At least 1.
     pub query_keys_max: u32,
-    /// Bytes of values in one answer or outcome. At least `value_bytes_max`; it must fit into a peer's frame.
+    /// Bytes of values in one answer or outcome. At least `value_bytes_max`. A page of a scan may exceed it
+    /// by one value, and must still fit into a frame of the transport.
     pub answer_bytes_max: u32,
     /// Records in a page of a scan. 1 to 32,768.
     pub scan_items_max: u32,
-    /// Stored records that one scan or count reads at most before it returns. At least `scan_items_max`; a read of that
-    /// many holds up other work of the shard.
+    /// Stored records that one scan or count reads. At least `scan_items_max`; a read of that many delays
+    /// other work of the shard.
     pub scan_examined_max: u32,
 }
 
-/// Limits that contradict each other. Nothing was started; correct the configuration.
+/// The limits are invalid. Nothing was started; correct the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LimitsError {
     /// A limit of zero would refuse everything.
@@ -40,17 +45,17 @@ pub enum LimitsError {
     /// A limit is above what formats or other limits allow.
     #[error("`{field}` must not be above {max}")]
     Above {
-        /// Which limit.
+        /// The limit.
         field: &'static str,
-        /// What it may be.
+        /// Its maximum.
         max: u32,
     },
-    /// A limit is below another that it must hold.
+    /// A limit is below another one that it must reach.
     #[error("`{field}` must not be below `{other}`")]
     Below {
-        /// Which limit.
+        /// The limit.
         field: &'static str,
-        /// The limit it must reach.
+        /// The limit that it must reach.
         other: &'static str,
     },
 }
@@ -65,7 +70,7 @@ impl Default for Limits {
             outcomes_per_session_max: 4_096,
             outcomes_max: 65_536,
             query_keys_max: 4_096,
-            answer_bytes_max: 32 << 20,
+            answer_bytes_max: 6 << 20,
             scan_items_max: 10_000,
             scan_examined_max: 100_000,
         }
@@ -79,10 +84,10 @@ impl Limits {
         RecordKey::PREFIX_BYTES + self.key_bytes_max as usize
     }
 
-    /// Checks that the limits are usable and fit together.
+    /// Checks that the limits are valid, each and together.
     ///
     /// # Errors
-    /// The first limit that does not; nothing else happens.
+    /// The first violation.
     pub fn validate(&self) -> Result<(), LimitsError> {
         for (field, value, max) in [
             ("key_bytes_max", self.key_bytes_max, 65_536),
@@ -121,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_valid_and_contradictions_are_named() {
+    fn the_defaults_are_valid_and_violations_are_named() {
         assert_eq!(Limits::default().validate(), Ok(()));
         let none = Limits { operations_max: 0, ..Limits::default() };
         assert_eq!(none.validate(), Err(LimitsError::Zero("operations_max")));

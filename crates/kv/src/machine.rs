@@ -1,8 +1,9 @@
-//! The state machine of a key-value shard: order of work for each entry and each command.
+//! The state machine of a key-value shard.
 //!
-//! For each entry: move the shard's clock, forget outcomes that the clock has passed, remove some due records, then apply
-//! the commands in order. For each command: refuse it when its time is over; look it up in its session; apply it; keep
-//! its outcome. Expiry therefore becomes visible only through the log, and at the same entry on every replica.
+//! For each entry: advance the shard's clock, drop expired outcomes, remove some due records, then apply the
+//! commands in order. For each command: refuse it if it has expired; look it up in its session; apply it;
+//! remember its outcome. Expiry therefore takes effect only through the log, at the same entry on every
+//! replica.
 //!
 //! It knows nothing of Raft, networks or disks, and reads no clock.
 
@@ -13,16 +14,16 @@ use flotilla_types::{KeyRange, SessionId, Timestamp};
 use crate::{
     Answer, Command, DecodeError, Limits, Outcome, Refusal,
     codec::{decode_command, decode_query, encode_answer, encode_outcome},
-    ledger::{Footprint, Ledger},
     read::Reading,
     record::StoredRecord,
-    session::{Sessions, Verdict},
+    session::{Admission, Sessions},
+    stats::{Footprint, RecordStats},
     system::System,
-    transaction::{Scope, Stop, execute},
+    transaction::{Abort, Scope, execute},
 };
 
-/// Due records that an entry removes, besides one for each operation in it. An entry with more expiring writes than that
-/// cannot exist, so that removal keeps up with writing.
+/// Due records that an entry removes, in addition to one per operation in it. An entry cannot write more
+/// expiring records than it has operations, so removal keeps up with writes.
 const REMOVALS_PER_ENTRY: usize = 16;
 
 /// Records read at once when the index of expiring records is rebuilt.
@@ -39,23 +40,23 @@ pub struct KvMachine {
     /// Timestamp of the last applied entry.
     clock: Timestamp,
     sessions: Sessions,
-    ledger: Ledger,
+    stats: RecordStats,
 }
 
 impl KvMachine {
     /// A machine for a new replica. `limits` must be valid, and the same on every node of the cluster.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, clock: Timestamp::ZERO, sessions: Sessions::default(), ledger: Ledger::default() }
+        Self { limits, clock: Timestamp::ZERO, sessions: Sessions::default(), stats: RecordStats::default() }
     }
 
-    /// Timestamp of the last applied entry: records that expire at or before it are gone.
+    /// Timestamp of the last applied entry; records that expire at or before it are absent.
     #[must_use]
     pub fn clock(&self) -> Timestamp {
         self.clock
     }
 
-    /// Applies one command and returns its encoded outcome. `None` did not parse.
+    /// Applies one command and returns its encoded outcome. `None` stands for a command that did not parse.
     fn command(
         &mut self,
         range: &KeyRange,
@@ -66,7 +67,7 @@ impl KvMachine {
         let refuse = |refusal| Ok(encode_outcome(&Outcome::Refused(refusal)));
         let Some(command) = command else { return refuse(Refusal::Malformed) };
         let Command { session, sequence, expires_at_ms, acked_below, .. } = command;
-        // First, because the session may have forgotten a command whose time is over.
+        // Checked first, because the session may have dropped the outcome of an expired command.
         if self.clock.millis() > expires_at_ms {
             return refuse(Refusal::Expired { clock_ms: self.clock.millis() });
         }
@@ -76,18 +77,19 @@ impl KvMachine {
                 return refuse(Refusal::Malformed);
             }
             match self.sessions.admit(&self.limits, session, sequence, acked_below) {
-                Verdict::Apply => {}
-                Verdict::Known(outcome) => return Ok(outcome),
-                Verdict::Refuse(refusal) => return refuse(refusal),
+                Admission::Apply => {}
+                Admission::Duplicate(outcome) => return Ok(outcome),
+                Admission::Refuse(refusal) => return refuse(refusal),
             }
         }
         let scope = Scope { limits: &self.limits, range, now_ms: self.clock.millis(), version };
-        let outcome = match execute(scope, command, overlay, &mut self.ledger) {
+        let outcome = match execute(scope, command, overlay, &mut self.stats) {
             Ok(results) => Outcome::Done { results, timestamp: version },
-            // Not remembered: the sender routes again, and a merge may bring the key into this shard in the meantime.
-            Err(Stop::Refused(Refusal::WrongShard)) => return refuse(Refusal::WrongShard),
-            Err(Stop::Refused(refusal)) => Outcome::Refused(refusal),
-            Err(Stop::Failed(error)) => return Err(error),
+            // Not remembered: the sender routes again, and a merge may bring the key into this shard in the
+            // meantime.
+            Err(Abort::Refused(Refusal::WrongShard)) => return refuse(Refusal::WrongShard),
+            Err(Abort::Refused(refusal)) => Outcome::Refused(refusal),
+            Err(Abort::Failed(error)) => return Err(error),
         };
         let outcome = encode_outcome(&outcome);
         if in_session {
@@ -98,7 +100,7 @@ impl KvMachine {
 
     fn remove_due(&mut self, removals_max: usize, overlay: &mut Overlay<'_>) -> Result<(), MachineError> {
         for _ in 0..removals_max {
-            let Some(key) = self.ledger.take_due(self.clock.millis())? else { break };
+            let Some(key) = self.stats.take_due(self.clock.millis())? else { break };
             overlay.delete(key);
         }
         Ok(())
@@ -113,7 +115,7 @@ impl StateMachine for KvMachine {
         records: &dyn StateReader,
         writes: &mut WriteSet,
     ) -> Result<Vec<Bytes>, MachineError> {
-        // All are decoded before anything changes: a newer format must stop the replica in front of the entry.
+        // All are decoded before anything changes: a newer format must stop the replica before this entry.
         let commands = commands.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
         let operations = commands.iter().flatten().map(|command| command.operations.len()).sum::<usize>();
         self.clock = self.clock.max(context.timestamp);
@@ -132,8 +134,8 @@ impl StateMachine for KvMachine {
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError> {
         let answer = match decode_query(Bytes::copy_from_slice(query)) {
             Ok(query) => {
-                let (limits, ledger, clock_ms) = (&self.limits, &self.ledger, self.clock.millis());
-                Reading { limits, context, records, ledger, clock_ms }.answer(query)?
+                let (limits, stats, clock_ms) = (&self.limits, &self.stats, self.clock.millis());
+                Reading { limits, context, records, stats, clock_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
         };
@@ -141,20 +143,20 @@ impl StateMachine for KvMachine {
     }
 
     fn system(&self) -> Bytes {
-        let (records, bytes) = self.ledger.stored();
-        System { clock: self.clock, records, bytes, expiring: self.ledger.expiring() }.encode(&self.sessions)
+        let (records, bytes) = self.stats.stored();
+        System { clock: self.clock, records, bytes, expiring: self.stats.expiring() }.encode(&self.sessions)
     }
 
     fn restore(&mut self, system: &[u8], records: &dyn StateReader) -> Result<(), MachineError> {
         let (system, sessions) = System::decode(system)?;
-        let mut ledger = Ledger::of_counts(system.records, system.bytes);
-        index_expiring(&mut ledger, system.expiring, records)?;
-        *self = Self { limits: self.limits, clock: system.clock, sessions, ledger };
+        let mut stats = RecordStats::of_counts(system.records, system.bytes);
+        index_expiring(&mut stats, system.expiring, records)?;
+        *self = Self { limits: self.limits, clock: system.clock, sessions, stats };
         Ok(())
     }
 }
 
-/// A command, or `None` for bytes that will never be one.
+/// Decodes a command; `None` for bytes that no version decodes.
 fn decode(bytes: &Bytes) -> Result<Option<Command>, MachineError> {
     match decode_command(bytes.clone()) {
         Ok(command) => Ok(Some(command)),
@@ -163,10 +165,11 @@ fn decode(bytes: &Bytes) -> Result<Option<Command>, MachineError> {
     }
 }
 
-/// Reads records until all that expire are found; none at all when none does.
-fn index_expiring(ledger: &mut Ledger, expiring: u64, records: &dyn StateReader) -> Result<(), MachineError> {
+/// Rebuilds the index of expiring records; reads records until all `expiring` ones are found, so none if it
+/// is 0.
+fn index_expiring(stats: &mut RecordStats, expiring: u64, records: &dyn StateReader) -> Result<(), MachineError> {
     let mut range = KeyRange::all();
-    while ledger.expiring() < expiring {
+    while stats.expiring() < expiring {
         let batch = records.scan(&range, REBUILD_BATCH_ITEMS, REBUILD_BATCH_BYTES)?;
         let Some((last, _)) = batch.last() else {
             return Err(MachineError::Corrupt("fewer records expire than the system state says"));
@@ -175,7 +178,7 @@ fn index_expiring(ledger: &mut Ledger, expiring: u64, records: &dyn StateReader)
         for (key, stored) in batch {
             let footprint = Footprint::of(&key, &StoredRecord::decode(stored)?);
             if let Some(at_ms) = footprint.expires_at_ms {
-                ledger.insert_expiring(&key, at_ms, footprint.bytes);
+                stats.insert_expiring(&key, at_ms, footprint.bytes);
             }
         }
     }
@@ -195,7 +198,7 @@ mod tests {
     }
 
     fn of(operations: Vec<Operation>) -> Command {
-        Command { operations, ..Command::time() }
+        Command { operations, ..Command::empty() }
     }
 
     fn add(name: &str, delta: i64) -> Command {
@@ -266,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_refuse_what_is_no_integer_and_overflow() {
+    fn counters_refuse_other_values_and_overflow() {
         let mut replica = Replica::default();
         replica.run(1, put("text", "1.5"));
         assert_eq!(replica.run(2, add("text", 1)), refused(Refusal::NotAnInteger));
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicate_is_answered_and_not_applied() {
+    fn a_duplicate_gets_its_outcome_and_is_not_applied() {
         let mut replica = Replica::default();
         let command = in_session(add("n", 1), 1, 0, 1_000);
         let first = replica.run(1, command.clone());
@@ -326,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_behind_its_time_is_refused_even_when_its_outcome_was_dropped() {
+    fn an_expired_command_is_refused_even_if_its_outcome_was_dropped() {
         let mut replica = Replica::default();
         let command = in_session(add("n", 1), 1, 0, 100);
         replica.run(100, command.clone());
@@ -350,14 +353,14 @@ mod tests {
     }
 
     #[test]
-    fn sequences_that_contradict_themselves_are_malformed() {
+    fn inconsistent_sequences_are_malformed() {
         let mut replica = Replica::default();
         assert_eq!(replica.run(1, in_session(add("n", 1), 0, 0, 1_000)), refused(Refusal::Malformed));
         assert_eq!(replica.run(2, in_session(add("n", 1), 1, 2, 1_000)), refused(Refusal::Malformed));
     }
 
     #[test]
-    fn the_wrong_shard_is_not_remembered() {
+    fn a_refusal_for_the_wrong_shard_is_not_remembered() {
         let mut replica = Replica::default();
         let command = in_session(put("a", "1"), 1, 0, 1_000);
         let range = std::mem::replace(&mut replica.descriptor.range, KeyRange::of_prefix(b"elsewhere"));
@@ -367,15 +370,15 @@ mod tests {
     }
 
     #[test]
-    fn expiry_is_seen_only_through_the_log() {
+    fn expiry_takes_effect_only_through_the_log() {
         let mut replica = Replica::default();
         replica.run(10, put_expiring("a", "1", 20));
         let query = Query::Get { keys: vec![key("a")], values: true };
         assert!(matches!(&replica.read(19, &query), Answer::Records(found) if found[0].is_some()));
-        assert_eq!(replica.read(20, &query), Answer::TimeNeeded);
-        assert_eq!(replica.count(20), Answer::TimeNeeded);
-        assert_eq!(replica.scan(20), Answer::TimeNeeded);
-        replica.run(20, Command::time());
+        assert_eq!(replica.read(20, &query), Answer::ClockAdvanceNeeded);
+        assert_eq!(replica.count(20), Answer::ClockAdvanceNeeded);
+        assert_eq!(replica.scan(20), Answer::ClockAdvanceNeeded);
+        replica.run(20, Command::empty());
         assert_eq!(replica.read(20, &query), Answer::Records(vec![None]));
         assert_eq!(replica.count(20), Answer::Count { records: 0, bytes: 0 });
         assert!(replica.records.0.is_empty(), "the due record was removed");
@@ -404,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn expire_changes_only_the_expiry_and_says_whether_there_was_one() {
+    fn expire_changes_only_the_expiry_and_tells_whether_there_was_one() {
         let mut replica = Replica::default();
         let expire = |expiry| of(vec![operation("a", Action::Expire { expiry })]);
         let number = |outcome: Outcome| match outcome {
@@ -419,14 +422,14 @@ mod tests {
         assert_eq!(number(replica.run(3, expire(Expiry::At(10)))), Some(0));
         replica.run(4, add("a", 1));
         assert_eq!(number(replica.run(5, expire(Expiry::Never))), Some(1));
-        replica.run(20, Command::time());
+        replica.run(20, Command::empty());
         assert_eq!(replica.value("a").as_deref(), Some("2"));
         assert_eq!(number(replica.run(21, expire(Expiry::At(21)))), Some(0));
-        assert_eq!(replica.value("a"), None, "an expiry that has come removes the record");
+        assert_eq!(replica.value("a"), None, "an expiry that is due removes the record");
     }
 
     #[test]
-    fn scans_go_on_where_they_stopped() {
+    fn scans_continue_where_they_stopped() {
         let mut replica = Replica::default();
         for n in 0..10 {
             replica.run(1, put(&format!("k{n}"), "value"));

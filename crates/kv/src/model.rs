@@ -1,7 +1,7 @@
-//! The machine against a model that is too simple to be wrong, and against a copy of itself.
+//! Property tests of the machine against a naive model, and against a restored copy of itself.
 //!
-//! The model keeps everything for ever in plain maps: every outcome, every record with its expiry. It clones the whole
-//! state for each command, and has no index, no stage and no codec.
+//! The model keeps every outcome and every record with its expiry in plain maps, and never drops outcomes. It
+//! clones the whole state for each command, and has no index, no staging area and no codec.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[derive(Debug, Clone)]
-struct Held {
+struct ModelRecord {
     version: Timestamp,
     expires: Option<u64>,
     value: Vec<u8>,
@@ -26,16 +26,17 @@ struct Held {
 #[derive(Debug, Default)]
 struct Model {
     now_ms: u64,
-    records: HashMap<Bytes, Held>,
+    records: HashMap<Bytes, ModelRecord>,
     /// Every command ever applied in a session, with its outcome.
     applied: HashMap<(SessionId, u64), Outcome>,
-    /// What a session acknowledged, and the latest expiry of its commands: behind that the session is new again.
+    /// The acknowledged sequence of a session, and the latest expiry of its commands, after which the session
+    /// is new again.
     acked_below: HashMap<SessionId, (u64, u64)>,
-    /// The same commands again, to show that none was applied twice.
+    /// The same commands, to assert that none is applied twice.
     remembered: BTreeSet<(SessionId, u64)>,
 }
 
-type Records = HashMap<Bytes, Held>;
+type Records = HashMap<Bytes, ModelRecord>;
 
 impl Model {
     fn command(&mut self, version: Timestamp, command: &Command) -> Outcome {
@@ -156,19 +157,19 @@ impl Model {
             Action::Expire { .. } if held.is_none() => return Ok(OperationResult::Absent),
             Action::Expire { expiry } => (before, expires(*expiry), None, kept.is_some().into()),
         };
-        records.insert(operation.key.clone(), Held { version, expires, value });
+        records.insert(operation.key.clone(), ModelRecord { version, expires, value });
         Ok(OperationResult::Written { version, old, existed: held.is_some(), number: result })
     }
 }
 
-/// Entries: how many milliseconds pass before each, and its commands.
+/// Entries: the milliseconds before each, and its commands.
 fn log() -> impl Strategy<Value = Vec<(u64, Vec<Command>)>> {
     proptest::collection::vec((0..4u64, proptest::collection::vec(command(), 0..4)), 0..25)
 }
 
-/// A retry carries the expiry of the first attempt, and a session acknowledges only what lies behind it: gives random
-/// commands these properties.
-fn as_sessions_behave(log: Vec<(u64, Vec<Command>)>) -> Vec<(u64, Vec<Command>)> {
+/// Makes random commands consistent: one with a known sequence number becomes a retry with the content and
+/// expiry of the first attempt.
+fn with_consistent_retries(log: Vec<(u64, Vec<Command>)>) -> Vec<(u64, Vec<Command>)> {
     let mut firsts: HashMap<(SessionId, u64), Command> = HashMap::new();
     let repeat = |mut command: Command, firsts: &mut HashMap<_, Command>| {
         if command.session != SessionId(0) {
@@ -184,7 +185,7 @@ fn as_sessions_behave(log: Vec<(u64, Vec<Command>)>) -> Vec<(u64, Vec<Command>)>
 
 proptest! {
     #[test]
-    fn machine_and_model_agree(log in log().prop_map(as_sessions_behave)) {
+    fn machine_and_model_agree(log in log().prop_map(with_consistent_retries)) {
         let mut replica = Replica::default();
         let mut model = Model::default();
         for (wait_ms, commands) in log {
@@ -210,7 +211,7 @@ proptest! {
     }
 
     #[test]
-    fn a_replica_restored_midway_ends_equal(log in log(), at in any::<prop::sample::Index>()) {
+    fn a_restored_replica_stays_equal(log in log(), at in any::<prop::sample::Index>()) {
         let restore_at = at.index(log.len() + 1);
         let (mut whole, mut restored) = (Replica::default(), Replica::default());
         let mut now_ms = 0;

@@ -1,37 +1,37 @@
-//! Answers on the applied state: get, scan, count.
+//! Reads of the applied state: get, scan, count.
 //!
-//! Invariants: a record is absent when it expires at or before the shard's clock, which only the log moves. A record that
-//! is due by the reader's clock and not yet by the shard's must not decide an answer: then the answer is
-//! [`Answer::TimeNeeded`]. Work and size of every answer are bounded by [`Limits`].
+//! Invariants: a record is absent if it expires at or before the shard's clock, which only the log advances.
+//! If an answer would depend on a record that is due by the reader's clock and not yet by the shard's, it is
+//! [`Answer::ClockAdvanceNeeded`]. [`Limits`] bound the work and the size of every answer.
 
 use bytes::Bytes;
 use flotilla_storage::{MachineError, ReadContext, StateReader};
 use flotilla_types::{KeyRange, RecordKey};
 
-use crate::{Answer, Limits, Query, Record, ledger::Ledger, record::StoredRecord};
+use crate::{Answer, Limits, Query, Record, record::StoredRecord, stats::RecordStats};
 
-/// Records asked of the engine at once.
+/// Records read from the engine at once.
 const BATCH_ITEMS: usize = 512;
 
-/// Bytes of keys and values that a scan or count reads at most, besides one record, before it returns.
+/// Bytes of keys and values that a scan or count reads, at most, besides one record.
 const EXAMINED_BYTES_MAX: usize = 64 << 20;
 
-/// What a query is answered from.
+/// The state from which a query is answered.
 pub(crate) struct Reading<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) context: &'a ReadContext<'a>,
     pub(crate) records: &'a dyn StateReader,
-    pub(crate) ledger: &'a Ledger,
+    pub(crate) stats: &'a RecordStats,
     /// The shard's clock.
     pub(crate) clock_ms: u64,
 }
 
-/// What a stored record is to a reader.
-enum Seen {
+/// Whether a stored record is visible to a reader.
+enum Visibility {
     Live(StoredRecord),
-    Gone,
-    /// Due by the reader's clock only.
-    Uncertain,
+    Expired,
+    /// Due by the reader's clock but not by the shard's.
+    ClockDependent,
 }
 
 impl Reading<'_> {
@@ -43,14 +43,14 @@ impl Reading<'_> {
         }
     }
 
-    fn see(&self, stored: Bytes) -> Result<Seen, MachineError> {
+    fn visibility(&self, stored: Bytes) -> Result<Visibility, MachineError> {
         let record = StoredRecord::decode(stored)?;
         Ok(if record.is_due(self.clock_ms) {
-            Seen::Gone
+            Visibility::Expired
         } else if record.is_due(self.context.now.millis()) {
-            Seen::Uncertain
+            Visibility::ClockDependent
         } else {
-            Seen::Live(record)
+            Visibility::Live(record)
         })
     }
 
@@ -71,17 +71,17 @@ impl Reading<'_> {
                 found.push(None);
                 continue;
             };
-            match self.see(stored)? {
-                Seen::Live(record) => {
-                    let record = present(key, record, values);
+            match self.visibility(stored)? {
+                Visibility::Live(record) => {
+                    let record = to_record(key, record, values);
                     bytes += record.value.len();
                     if bytes > self.limits.answer_bytes_max as usize {
                         return Ok(Answer::TooLarge);
                     }
                     found.push(Some(record));
                 }
-                Seen::Gone => found.push(None),
-                Seen::Uncertain => return Ok(Answer::TimeNeeded),
+                Visibility::Expired => found.push(None),
+                Visibility::ClockDependent => return Ok(Answer::ClockAdvanceNeeded),
             }
         }
         Ok(Answer::Records(found))
@@ -102,20 +102,20 @@ impl Reading<'_> {
         let mut walk = Walk::new(self, range);
         let mut records = Vec::new();
         let mut bytes = 0;
-        // One record more than wanted tells whether, and where, there is more.
+        // Reading one more record than requested tells whether there is a next page, and where it starts.
         while let Some((key, stored)) = walk.next(items_max - records.len() + 1, bytes_max.saturating_sub(bytes))? {
             let full = records.len() >= items_max || (bytes >= bytes_max && !records.is_empty());
             if full || walk.is_over_budget() {
                 return Ok(Answer::Page { records, next: Some(key) });
             }
-            match self.see(stored)? {
-                Seen::Live(record) => {
-                    let record = present(key, record, values);
+            match self.visibility(stored)? {
+                Visibility::Live(record) => {
+                    let record = to_record(key, record, values);
                     bytes += record.key.len() + record.value.len();
                     records.push(record);
                 }
-                Seen::Gone => {}
-                Seen::Uncertain => return Ok(Answer::TimeNeeded),
+                Visibility::Expired => {}
+                Visibility::ClockDependent => return Ok(Answer::ClockAdvanceNeeded),
             }
         }
         Ok(Answer::Page { records, next: None })
@@ -127,10 +127,10 @@ impl Reading<'_> {
         }
         let shard = &self.context.descriptor.range;
         if covers(&range, shard) {
-            if self.ledger.expires_between(self.clock_ms, self.context.now.millis()) {
-                return Ok(Answer::TimeNeeded);
+            if self.stats.expires_between(self.clock_ms, self.context.now.millis()) {
+                return Ok(Answer::ClockAdvanceNeeded);
             }
-            let (records, bytes) = self.ledger.live(self.clock_ms);
+            let (records, bytes) = self.stats.live(self.clock_ms);
             return Ok(Answer::Count { records, bytes });
         }
         if !covers(shard, &range) {
@@ -142,13 +142,13 @@ impl Reading<'_> {
             if walk.is_over_budget() {
                 return Ok(Answer::TooLarge);
             }
-            match self.see(stored)? {
-                Seen::Live(record) => {
+            match self.visibility(stored)? {
+                Visibility::Live(record) => {
                     records += 1;
                     bytes += (key.len() + record.value.len()) as u64;
                 }
-                Seen::Gone => {}
-                Seen::Uncertain => return Ok(Answer::TimeNeeded),
+                Visibility::Expired => {}
+                Visibility::ClockDependent => return Ok(Answer::ClockAdvanceNeeded),
             }
         }
         Ok(Answer::Count { records, bytes })
@@ -160,7 +160,7 @@ fn covers(outer: &KeyRange, inner: &KeyRange) -> bool {
     outer.start <= inner.start && (outer.end.is_empty() || (!inner.end.is_empty() && inner.end <= outer.end))
 }
 
-fn present(key: Bytes, record: StoredRecord, values: bool) -> Record {
+fn to_record(key: Bytes, record: StoredRecord, values: bool) -> Record {
     Record {
         key,
         value_bytes: record.value.len() as u64,
@@ -170,7 +170,7 @@ fn present(key: Bytes, record: StoredRecord, values: bool) -> Record {
     }
 }
 
-/// Goes through the stored records of a range in batches and counts what it has read.
+/// Iterates over the stored records of a range in batches, within the budget of one read.
 struct Walk<'a> {
     records: &'a dyn StateReader,
     rest: KeyRange,
@@ -192,14 +192,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The next record; `wanted` and `bytes_wanted` bound the batch that may have to be read for it.
-    fn next(&mut self, wanted: usize, bytes_wanted: usize) -> Result<Option<(Bytes, Bytes)>, MachineError> {
+    /// The next record. `items_max` and `bytes_max` bound the batch that is read for it, if one is.
+    fn next(&mut self, items_max: usize, bytes_max: usize) -> Result<Option<(Bytes, Bytes)>, MachineError> {
         if self.batch.len() == 0 {
             if self.rest.is_empty() {
                 return Ok(None);
             }
-            let items_max = wanted.clamp(1, BATCH_ITEMS);
-            let bytes_max = bytes_wanted.min(EXAMINED_BYTES_MAX.saturating_sub(self.examined_bytes));
+            let items_max = items_max.clamp(1, BATCH_ITEMS);
+            let bytes_max = bytes_max.min(EXAMINED_BYTES_MAX.saturating_sub(self.examined_bytes));
             let batch = self.records.scan(&self.rest, items_max, bytes_max)?;
             if let Some((last, _)) = batch.last() {
                 self.rest.start = [last.as_ref(), &[0]].concat().into();
@@ -214,7 +214,8 @@ impl<'a> Walk<'a> {
         Ok(item)
     }
 
-    /// Whether the record just returned is one too many. The first one never is, so that every page makes progress.
+    /// Whether the record just returned exceeds the budget. The first one never does, so that every page
+    /// makes progress.
     fn is_over_budget(&self) -> bool {
         self.examined > self.examined_max || (self.examined > 1 && self.examined_bytes > EXAMINED_BYTES_MAX)
     }

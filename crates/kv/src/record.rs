@@ -1,7 +1,7 @@
-//! How a record lies in the state engine: a header with version and expiry, then the value.
+//! The stored form of a record: a header with version and expiry, then the value.
 //!
-//! Format, integers big-endian: `1 ‖ version u64 ‖ value` without expiry, `2 ‖ version u64 ‖ expiry ms u64 ‖ value` with
-//! one. The value is decoded as a slice.
+//! Format, integers big-endian: `1 ‖ version u64 ‖ value` without expiry, `2 ‖ version u64 ‖ expiry ms u64 ‖
+//! value` with one. Decoding does not copy the value.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_storage::MachineError;
@@ -20,7 +20,7 @@ pub(crate) struct StoredRecord {
 }
 
 impl StoredRecord {
-    /// Whether the record no longer exists at this time.
+    /// Whether the record has expired at this time.
     pub(crate) fn is_due(&self, now_ms: u64) -> bool {
         self.expires_at_ms.is_some_and(|at_ms| at_ms <= now_ms)
     }
@@ -43,7 +43,7 @@ impl StoredRecord {
         let expires_at_ms = match format {
             WITHOUT_EXPIRY => None,
             WITH_EXPIRY => Some(bytes.try_get_u64().map_err(short)?),
-            _ => return Err(MachineError::Corrupt("a record is of an unknown format")),
+            _ => return Err(MachineError::Corrupt("a record has an unknown format")),
         };
         Ok(Self { version, expires_at_ms, value: bytes })
     }
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_is_cut_off_is_an_error() {
+    fn a_truncated_header_is_an_error() {
         let record = StoredRecord { version: Timestamp(1), expires_at_ms: Some(2), value: Bytes::new() };
         let bytes = record.encode();
         assert!((0..bytes.len()).all(|end| StoredRecord::decode(bytes.slice(..end)).is_err()));

@@ -1,9 +1,10 @@
-//! What was answered to whom, so that a command that arrives twice is applied once.
+//! Sessions remember the outcomes of commands, so that duplicates are applied once.
 //!
-//! Invariants: a command that was applied in a session is never applied again. Its outcome is kept until the shard's
-//! clock passes the command's expiry (from then on the command itself is refused) or the session acknowledges it (from
-//! then on the sequence is refused). The session, and with it the acknowledged sequence, lives until the latest expiry
-//! of all its commands has passed. Pruning happens at fixed points of the log and costs O(log n) per command, amortised.
+//! Invariants: a command that was applied in a session is never applied again. Its outcome is kept until the
+//! shard's clock passes the command's expiry (from then on the command itself is refused) or the session
+//! acknowledges it (from then on the sequence number is refused). The session, with its acknowledged sequence
+//! number, is kept until the latest expiry of all its commands has passed. Pruning happens at fixed points of
+//! the log, in amortised O(log n) per command.
 //!
 //! It does not decide whether a command has expired; `machine` does that first.
 
@@ -14,24 +15,24 @@ use flotilla_types::SessionId;
 
 use crate::{Limits, Refusal};
 
-/// Outcomes of more encoded bytes than this are not remembered, only that the command was applied: enough for the results of
-/// some eighty plain writes.
+/// Bytes of an encoded outcome that is remembered, at most; of larger ones, only the fact that the command
+/// was applied. Enough for the results of about eighty plain writes.
 pub const OUTCOME_BYTES_MAX: usize = 512;
-/// What frames the results in an encoded outcome, at most.
+/// Bytes of an encoded outcome besides its results, at most.
 pub const OUTCOME_FRAME_BYTES: usize = 12;
 
-/// What to do with a command.
+/// Whether to apply a command.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Not seen before: apply it.
+pub(crate) enum Admission {
+    /// It was not applied before: apply it.
     Apply,
-    /// Applied before, with this encoded outcome.
-    Known(Bytes),
-    /// Do not apply it.
+    /// It was applied before, with this encoded outcome.
+    Duplicate(Bytes),
+    /// Refuse it.
     Refuse(Refusal),
 }
 
-/// An applied command.
+/// An applied command, as remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Remembered {
     pub(crate) expires_at_ms: u64,
@@ -43,27 +44,28 @@ pub(crate) struct Remembered {
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     pub(crate) acked_below: u64,
-    /// The latest expiry of all commands that were ever remembered.
+    /// The latest expiry of all commands of the session.
     pub(crate) keep_until_ms: u64,
     pub(crate) outcomes: BTreeMap<u64, Remembered>,
 }
 
-/// No command has this sequence; in the queue it stands for the session itself.
+/// No command has this sequence number; in the queue it stands for the session itself.
 const WHOLE_SESSION: u64 = 0;
 
 /// All sessions of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     sessions: BTreeMap<SessionId, Session>,
-    /// When to look again at what: one item for each outcome at its expiry, and one for each session, at or before its
-    /// `keep_until_ms` (it is moved when it comes up, which saves moving it with every command).
+    /// Expiry queue (time, session, sequence): one item per outcome at its expiry, and one per session at or
+    /// before its `keep_until_ms`. The session's item is postponed when it is due, rather than with every
+    /// command.
     queue: BTreeSet<(u64, SessionId, u64)>,
     outcomes: usize,
 }
 
 impl Sessions {
-    /// Looks a command up and takes its acknowledgement.
-    pub(crate) fn admit(&mut self, limits: &Limits, id: SessionId, sequence: u64, acked_below: u64) -> Verdict {
+    /// Looks a command up, and drops the outcomes that it acknowledges.
+    pub(crate) fn admit(&mut self, limits: &Limits, id: SessionId, sequence: u64, acked_below: u64) -> Admission {
         if let Some(session) = self.sessions.get_mut(&id) {
             if acked_below > session.acked_below {
                 session.acked_below = acked_below;
@@ -75,26 +77,26 @@ impl Sessions {
             }
             if let Some(remembered) = session.outcomes.get(&sequence) {
                 return match &remembered.outcome {
-                    Some(outcome) => Verdict::Known(outcome.clone()),
-                    None => Verdict::Refuse(Refusal::OutcomeForgotten),
+                    Some(outcome) => Admission::Duplicate(outcome.clone()),
+                    None => Admission::Refuse(Refusal::OutcomeForgotten),
                 };
             }
             if sequence < session.acked_below {
-                return Verdict::Refuse(Refusal::OutcomeForgotten);
+                return Admission::Refuse(Refusal::OutcomeForgotten);
             }
             if session.outcomes.len() >= limits.outcomes_per_session_max as usize {
-                return Verdict::Refuse(Refusal::SessionFull);
+                return Admission::Refuse(Refusal::SessionFull);
             }
         } else if self.sessions.len() >= limits.sessions_max as usize {
-            return Verdict::Refuse(Refusal::SessionFull);
+            return Admission::Refuse(Refusal::SessionFull);
         }
         if self.outcomes >= limits.outcomes_max as usize {
-            return Verdict::Refuse(Refusal::SessionFull);
+            return Admission::Refuse(Refusal::SessionFull);
         }
-        Verdict::Apply
+        Admission::Apply
     }
 
-    /// Remembers a command that [`admit`](Self::admit) let through, with its encoded outcome.
+    /// Remembers a command that [`admit`](Self::admit) accepted, with its encoded outcome.
     pub(crate) fn remember(
         &mut self,
         id: SessionId,
@@ -114,7 +116,7 @@ impl Sessions {
         self.outcomes += 1;
     }
 
-    /// Forgets what the shard's clock has passed.
+    /// Drops outcomes and sessions that expired before `now_ms`.
     pub(crate) fn expire(&mut self, now_ms: u64) {
         while let Some(&(at_ms, id, sequence)) = self.queue.first().filter(|(at_ms, ..)| *at_ms < now_ms) {
             self.queue.remove(&(at_ms, id, sequence));
@@ -123,7 +125,7 @@ impl Sessions {
                 session.outcomes.remove(&sequence);
                 self.outcomes -= 1;
             } else if session.keep_until_ms < now_ms {
-                // Every outcome in it has expired too; those still queued at the same time find no session.
+                // All its outcomes have expired too; queue items of theirs at the same time find no session.
                 self.outcomes -= session.outcomes.len();
                 self.sessions.remove(&id);
             } else {
@@ -132,12 +134,12 @@ impl Sessions {
         }
     }
 
-    /// Every session, in order, for a checkpoint.
+    /// Every session, ascending, for a checkpoint.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
         self.sessions.iter().map(|(id, session)| (*id, session))
     }
 
-    /// Takes a session back from a checkpoint.
+    /// Restores a session from a checkpoint.
     pub(crate) fn restore(&mut self, id: SessionId, session: Session) {
         self.queue.insert((session.keep_until_ms, id, WHOLE_SESSION));
         self.queue.extend(session.outcomes.iter().map(|(sequence, outcome)| (outcome.expires_at_ms, id, *sequence)));
@@ -156,34 +158,34 @@ mod tests {
         Limits { sessions_max: 2, outcomes_per_session_max: 3, outcomes_max: 4, ..Limits::default() }
     }
 
-    fn run(sessions: &mut Sessions, id: u64, sequence: u64, acked_below: u64, expires_at_ms: u64) -> Verdict {
-        let verdict = sessions.admit(&small(), SessionId(id), sequence, acked_below);
-        if verdict == Verdict::Apply {
+    fn run(sessions: &mut Sessions, id: u64, sequence: u64, acked_below: u64, expires_at_ms: u64) -> Admission {
+        let admission = sessions.admit(&small(), SessionId(id), sequence, acked_below);
+        if admission == Admission::Apply {
             let outcome = Bytes::from(format!("{id}/{sequence}"));
             sessions.remember(SessionId(id), sequence, acked_below, expires_at_ms, &outcome);
         }
-        verdict
+        admission
     }
 
     #[test]
-    fn duplicates_get_the_first_outcome_and_acknowledged_ones_nothing() {
+    fn duplicates_get_the_first_outcome_until_it_is_acknowledged() {
         let mut sessions = Sessions::default();
-        assert_eq!(run(&mut sessions, 7, 1, 0, 100), Verdict::Apply);
-        assert_eq!(run(&mut sessions, 7, 1, 0, 100), Verdict::Known(Bytes::from_static(b"7/1")));
-        assert_eq!(run(&mut sessions, 7, 2, 2, 100), Verdict::Apply);
-        assert_eq!(run(&mut sessions, 7, 1, 0, 100), Verdict::Refuse(Refusal::OutcomeForgotten));
+        assert_eq!(run(&mut sessions, 7, 1, 0, 100), Admission::Apply);
+        assert_eq!(run(&mut sessions, 7, 1, 0, 100), Admission::Duplicate(Bytes::from_static(b"7/1")));
+        assert_eq!(run(&mut sessions, 7, 2, 2, 100), Admission::Apply);
+        assert_eq!(run(&mut sessions, 7, 1, 0, 100), Admission::Refuse(Refusal::OutcomeForgotten));
         assert_eq!((sessions.outcomes, sessions.queue.len()), (1, 2));
     }
 
     #[test]
-    fn a_session_outlives_its_latest_command_even_when_that_was_acknowledged() {
+    fn a_session_is_kept_until_its_latest_expiry_even_without_outcomes() {
         let mut sessions = Sessions::default();
         run(&mut sessions, 7, 1, 0, 100);
         run(&mut sessions, 7, 2, 2, 50);
         sessions.expire(60);
         assert_eq!(sessions.outcomes, 0);
-        // Sequence 1 expires at 100 only: at 60 a late duplicate must still be refused.
-        assert_eq!(run(&mut sessions, 7, 1, 0, 100), Verdict::Refuse(Refusal::OutcomeForgotten));
+        // Sequence 1 expires at 100: at 60 a late duplicate must still be refused.
+        assert_eq!(run(&mut sessions, 7, 1, 0, 100), Admission::Refuse(Refusal::OutcomeForgotten));
         sessions.expire(100);
         assert_eq!(sessions.sessions.len(), 1);
         sessions.expire(101);
@@ -194,29 +196,29 @@ mod tests {
     fn large_outcomes_are_forgotten_but_not_applied_again() {
         let mut sessions = Sessions::default();
         sessions.remember(ME, 1, 0, 100, &Bytes::from(vec![0; OUTCOME_BYTES_MAX + 1]));
-        assert_eq!(sessions.admit(&small(), ME, 1, 0), Verdict::Refuse(Refusal::OutcomeForgotten));
+        assert_eq!(sessions.admit(&small(), ME, 1, 0), Admission::Refuse(Refusal::OutcomeForgotten));
         sessions.remember(ME, 2, 0, 100, &Bytes::from(vec![0; OUTCOME_BYTES_MAX]));
-        assert!(matches!(sessions.admit(&small(), ME, 2, 0), Verdict::Known(_)));
+        assert!(matches!(sessions.admit(&small(), ME, 2, 0), Admission::Duplicate(_)));
     }
 
     #[test]
     fn full_tables_refuse_until_something_is_acknowledged_or_expires() {
-        let full = Verdict::Refuse(Refusal::SessionFull);
+        let full = Admission::Refuse(Refusal::SessionFull);
         let mut sessions = Sessions::default();
         for sequence in 1..=3 {
-            assert_eq!(run(&mut sessions, 7, sequence, 0, 100), Verdict::Apply);
+            assert_eq!(run(&mut sessions, 7, sequence, 0, 100), Admission::Apply);
         }
         assert_eq!(run(&mut sessions, 7, 4, 0, 100), full);
-        assert_eq!(run(&mut sessions, 8, 1, 0, 200), Verdict::Apply);
+        assert_eq!(run(&mut sessions, 8, 1, 0, 200), Admission::Apply);
         assert_eq!(run(&mut sessions, 9, 1, 0, 200), full, "too many sessions");
-        assert_eq!(run(&mut sessions, 8, 2, 0, 200), full, "too many outcomes in all");
-        assert_eq!(run(&mut sessions, 7, 4, 2, 100), Verdict::Apply, "one was acknowledged");
+        assert_eq!(run(&mut sessions, 8, 2, 0, 200), full, "too many outcomes in total");
+        assert_eq!(run(&mut sessions, 7, 4, 2, 100), Admission::Apply, "one was acknowledged");
         sessions.expire(101);
-        assert_eq!(run(&mut sessions, 9, 1, 0, 200), Verdict::Apply, "a session expired");
+        assert_eq!(run(&mut sessions, 9, 1, 0, 200), Admission::Apply, "a session expired");
     }
 
     #[test]
-    fn nothing_stays_behind_in_the_queue() {
+    fn the_queue_does_not_grow() {
         let mut sessions = Sessions::default();
         for round in 1..1_000 {
             sessions.expire(round);

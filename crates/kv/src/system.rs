@@ -1,8 +1,8 @@
-//! The machine's own state as bytes, for checkpoints: the clock, the counts, the sessions.
+//! The encoding of the machine's own state in checkpoints: the clock, the counts, the sessions.
 //!
-//! Format: one version byte, then a protobuf message with sessions and sequences in rising order, so that equal states
-//! give equal bytes. The index of expiring records is not in it; only their number is, which tells whether a scan for
-//! them is needed.
+//! Format: one version byte, then a protobuf message with sessions and sequence numbers in ascending order,
+//! so that equal states give equal bytes. Of the index of expiring records it holds only the length, which
+//! tells whether the index must be rebuilt by a scan.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::{
 
 const MALFORMED: MachineError = MachineError::Corrupt("the system state does not parse");
 
-/// Everything a checkpoint holds beside the records.
+/// The state in a checkpoint besides the records and sessions.
 #[derive(Debug, Default)]
 pub(crate) struct System {
     pub(crate) clock: Timestamp,
@@ -27,7 +27,7 @@ pub(crate) struct System {
     pub(crate) records: u64,
     /// Bytes of their keys and values.
     pub(crate) bytes: u64,
-    /// How many of them expire at some time.
+    /// The number of them with an expiry.
     pub(crate) expiring: u64,
 }
 
@@ -42,7 +42,7 @@ impl System {
         })
     }
 
-    /// Empty bytes are the state of a new replica.
+    /// Decodes the state; empty bytes are the state of a new replica.
     pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, Sessions), MachineError> {
         let Some((version, message)) = bytes.split_first() else { return Ok(Default::default()) };
         check_version("system state", Some(*version)).map_err(|error| match error {
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_come_back_as_they_were() {
+    fn sessions_round_trip() {
         let mut sessions = Sessions::default();
         sessions.remember(SessionId(9), 3, 2, 50, &Bytes::from_static(b"small"));
         sessions.remember(SessionId(9), 4, 2, 60, &Bytes::from(vec![0; OUTCOME_BYTES_MAX + 1]));

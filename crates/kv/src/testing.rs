@@ -1,4 +1,4 @@
-//! What the tests of several modules share: a replica over plain maps, and random commands.
+//! Shared by the tests of several modules: a replica over a plain map, and random commands.
 
 use std::collections::BTreeMap;
 
@@ -134,7 +134,7 @@ pub(crate) fn put(name: &str, value: &str) -> Command {
     put_with(name, value, Expiry::Never)
 }
 
-/// A command that stores one value until a time.
+/// A command that stores one value with an expiry.
 pub(crate) fn put_expiring(name: &str, value: &str, at_ms: u64) -> Command {
     put_with(name, value, Expiry::At(at_ms))
 }
@@ -142,7 +142,7 @@ pub(crate) fn put_expiring(name: &str, value: &str, at_ms: u64) -> Command {
 fn put_with(name: &str, value: &str, expiry: Expiry) -> Command {
     let value = Bytes::copy_from_slice(value.as_bytes());
     let action = Action::Put { value, expiry, return_old: false };
-    Command { operations: vec![operation(name, action)], ..Command::time() }
+    Command { operations: vec![operation(name, action)], ..Command::empty() }
 }
 
 /// The version that the first operation wrote.

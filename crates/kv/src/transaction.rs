@@ -1,8 +1,8 @@
-//! One command, all or nothing.
+//! Executes one command atomically.
 //!
-//! Operations work on a stage of their own; only a command that was not refused moves its stage into the entry's overlay
-//! and the ledger. A record that is due counts as absent, whether or not it has been removed. Every written record gets
-//! the command's timestamp as its version.
+//! Operations change a staging area, which is merged into the entry's overlay and the statistics only if the
+//! command is not refused. A due record counts as absent, whether or not it is removed yet. Every written
+//! record gets the command's timestamp as its version.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -12,11 +12,11 @@ use flotilla_types::{KeyRange, RecordKey, Timestamp};
 
 use crate::{
     Action, Command, Condition, Expiry, Limits, Operation, OperationResult, Otherwise, Refusal,
-    ledger::{Footprint, Ledger},
     record::StoredRecord,
+    stats::{Footprint, RecordStats},
 };
 
-/// What a command is applied against.
+/// The context in which a command is applied.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scope<'a> {
     pub(crate) limits: &'a Limits,
@@ -27,38 +27,38 @@ pub(crate) struct Scope<'a> {
     pub(crate) version: Timestamp,
 }
 
-/// Why a command ends without effect.
+/// Why a command has no effect.
 #[derive(Debug)]
-pub(crate) enum Stop {
+pub(crate) enum Abort {
     Refused(Refusal),
     Failed(MachineError),
 }
 
-impl From<Refusal> for Stop {
+impl From<Refusal> for Abort {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
 }
 
-impl From<MachineError> for Stop {
+impl From<MachineError> for Abort {
     fn from(error: MachineError) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<EngineError> for Stop {
+impl From<EngineError> for Abort {
     fn from(error: EngineError) -> Self {
         Self::Failed(error.into())
     }
 }
 
-/// Checks a command and applies it. After a refusal neither overlay nor ledger has changed.
+/// Checks a command and applies it. A refusal leaves overlay and statistics unchanged.
 pub(crate) fn execute(
     scope: Scope<'_>,
     command: Command,
     overlay: &mut Overlay<'_>,
-    ledger: &mut Ledger,
-) -> Result<Vec<OperationResult>, Stop> {
+    stats: &mut RecordStats,
+) -> Result<Vec<OperationResult>, Abort> {
     check(scope, &command)?;
     let mut transaction = Transaction { scope, overlay, stage: BTreeMap::new(), old_values: OldValues::default() };
     let mut ordinal = 0;
@@ -74,11 +74,11 @@ pub(crate) fn execute(
         results.push(transaction.operate(ordinal, operation)?);
         ordinal += 1;
     }
-    transaction.commit(ledger)?;
+    transaction.commit(stats)?;
     Ok(results)
 }
 
-/// What can be refused without looking at a record.
+/// The checks that need no record.
 fn check(scope: Scope<'_>, command: &Command) -> Result<(), Refusal> {
     let limit = scope.limits.operations_max;
     if command.conditions.len() > limit as usize || command.operations.len() > limit as usize {
@@ -122,17 +122,17 @@ fn holds(condition: Condition, found: Option<&StoredRecord>) -> bool {
     }
 }
 
-/// A record that the command has looked at.
+/// A record that the command has read.
 struct Staged {
-    /// What is stored, due or not.
+    /// The stored record, due or not.
     stored: Option<Footprint>,
-    /// What the command sees.
+    /// The record as the command has left it; `None` if absent.
     current: Option<StoredRecord>,
     changed: bool,
 }
 
 impl Staged {
-    /// Sets the record, unless its expiry has already come: then it is removed.
+    /// Sets the record, or removes it if its expiry is already due.
     fn set(&mut self, scope: Scope<'_>, value: Bytes, expires_at_ms: Option<u64>) {
         let record = StoredRecord { version: scope.version, expires_at_ms, value };
         self.current = (!record.is_due(scope.now_ms)).then_some(record);
@@ -157,9 +157,14 @@ struct Transaction<'a, 'r> {
 struct OldValues(usize);
 
 impl OldValues {
-    /// The old value for a result, within the limit for all results together.
-    fn take(&mut self, scope: Scope<'_>, wanted: bool, found: Option<&StoredRecord>) -> Result<Option<Bytes>, Refusal> {
-        let Some(record) = found.filter(|_| wanted) else { return Ok(None) };
+    /// The old value for a result, if `requested` and within the limit for all results together.
+    fn take(
+        &mut self,
+        scope: Scope<'_>,
+        requested: bool,
+        found: Option<&StoredRecord>,
+    ) -> Result<Option<Bytes>, Refusal> {
+        let Some(record) = found.filter(|_| requested) else { return Ok(None) };
         let limit_bytes = scope.limits.answer_bytes_max;
         self.0 += record.value.len();
         if self.0 > limit_bytes as usize {
@@ -192,7 +197,7 @@ impl Transaction<'_, '_> {
         open(self.scope, self.overlay, &mut self.stage, key)
     }
 
-    fn operate(&mut self, ordinal: u32, operation: Operation) -> Result<OperationResult, Stop> {
+    fn operate(&mut self, ordinal: u32, operation: Operation) -> Result<OperationResult, Abort> {
         let Self { scope, overlay, stage, old_values } = self;
         let scope = *scope;
         let Operation { key, condition, otherwise, action } = operation;
@@ -256,10 +261,10 @@ impl Transaction<'_, '_> {
         }
     }
 
-    fn commit(self, ledger: &mut Ledger) -> Result<(), MachineError> {
+    fn commit(self, stats: &mut RecordStats) -> Result<(), MachineError> {
         for (key, staged) in self.stage.into_iter().filter(|(_, staged)| staged.changed) {
             let after = staged.current.as_ref().map(|record| Footprint::of(&key, record));
-            ledger.replace(&key, staged.stored, after)?;
+            stats.replace(&key, staged.stored, after)?;
             // The key is a slice of the log entry: the engine copies it if it keeps it.
             match staged.current {
                 Some(record) => self.overlay.put(key, record.encode()),
@@ -279,8 +284,8 @@ fn resolve(expiry: Expiry, found: Option<&StoredRecord>) -> Option<u64> {
     }
 }
 
-/// A decimal 64-bit integer as counters store it and as the Redis protocol writes it: no plus sign, no spaces, no leading
-/// zeros, no `-0`. `None` for everything else.
+/// Parses a decimal 64-bit integer as counters store it and as Redis accepts it: no plus sign, no spaces, no
+/// leading zeros, no `-0`. `None` for everything else.
 #[must_use]
 pub fn parse_integer(text: &[u8]) -> Option<i64> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);

@@ -1,11 +1,12 @@
-/* Cuts a file system off its disk, as a power failure does: `power_cut MOUNT_POINT`.
+/* Cuts a file system off from its disk, as a power failure does: `power_cut MOUNT_POINT`.
  *
- * In C because the ioctl has no safe wrapper in Rust and the workspace forbids unsafe code; compiled when a test needs it. */
+ * In C because the ioctl has no safe wrapper in Rust and the workspace forbids unsafe code. Compiled when a test needs
+ * it. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 
-/* linux/ext4.h: EXT4_IOC_SHUTDOWN. 2: what is in the journal's memory is lost, too (EXT4_GOING_FLAGS_NOLOGFLUSH). */
+/* linux/ext4.h: EXT4_IOC_SHUTDOWN. 2: the journal is not flushed first (EXT4_GOING_FLAGS_NOLOGFLUSH). */
 #define SHUTDOWN _IOR('X', 125, unsigned int)
 #define WITHOUT_JOURNAL 2
 

@@ -1,5 +1,5 @@
-//! A stand-in for `flotilla` in this crate's own tests: it understands the same command line and answers the few
-//! questions that are asked while a cluster comes up. It stores nothing but its name.
+//! A fake `flotilla` for this crate's own tests: it parses the same command line and serves the HTTP calls
+//! made while a cluster starts. It stores nothing.
 
 use std::{
     collections::HashMap,
@@ -14,6 +14,7 @@ use flotilla_api::{ClusterStatus, Health, ReplicaInfo, ShardInfo, TokenId, Token
 use flotilla_types::{ClusterId, Epoch, NodeId, ReplicaId, ReplicaRole, ShardId};
 
 const TOKEN: &str = "flt1.fake";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let value = |name: &str| arguments.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     };
     println!("listening on {http}");
     for stream in listener.incoming().flatten() {
-        // A client that goes away in the middle is no matter.
+        // A client that disconnects early does not matter.
         let _ = answer(stream);
     }
     ExitCode::SUCCESS
@@ -64,7 +65,7 @@ fn answer(stream: TcpStream) -> std::io::Result<()> {
     write!(reader.get_mut(), "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
 }
 
-/// A whole cluster of one node. Made from the shared shapes, so that it cannot fall behind them.
+/// A fully replicated cluster of one node. Built from the API types, so that it stays up to date with them.
 fn status() -> ClusterStatus {
     let node = NodeId(1);
     let shard = ShardInfo {

@@ -1,4 +1,4 @@
-//! A cluster that belongs to a test: its processes and its folder end with it.
+//! A cluster owned by a test: dropping it kills its processes and deletes its temporary folder.
 
 use std::{
     net::SocketAddr,
@@ -15,7 +15,7 @@ use crate::{
     disk::Disk,
     error::ClusterError,
     faults,
-    folder::{self, What},
+    folder::{self, WipeScope},
     http,
     launch::{Start, command},
     layout::Node,
@@ -29,44 +29,44 @@ use crate::{
 pub const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a node may take to stop cleanly.
 pub const STOP_WITHIN: Duration = Duration::from_secs(20);
-/// How many nodes may join with the token that a new cluster's nodes share.
+/// Uses of the join token that the nodes of a new cluster share.
 const TOKEN_USES: u32 = 100;
-/// Time between two looks at something that is waited for.
+/// Interval between polls of an awaited condition.
 const POLL_EVERY: Duration = Duration::from_millis(50);
-/// Lines of each log that are shown when a test fails.
+/// Lines of each log printed when a test fails.
 const TAIL_LINES: usize = 60;
 
 /// How nodes reach each other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Network {
-    /// Straight over the loopback interface.
+    /// Directly over the loopback interface.
     #[default]
     Loopback,
-    /// Through a [`Proxy`] that draws its chances from this seed.
+    /// Through a [`Proxy`] whose random decisions come from this seed.
     Proxied {
         /// The seed.
         seed: u64,
     },
-    /// Each in a network namespace of its own: needs root.
+    /// Each node in its own network namespace. Needs root.
     Namespaces,
 }
 
-/// What to start.
+/// Configuration of a cluster to start.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
     /// How many nodes, at least 1.
     pub nodes: usize,
     /// The `flotilla` binary: [`crate::built_binary`].
     pub binary: PathBuf,
-    /// Where data and logs go, and stay. `None` is a temporary folder that ends with the cluster.
+    /// Folder for data and logs, which is kept. `None`: a temporary folder, deleted with the cluster.
     pub dir: Option<PathBuf>,
-    /// More arguments for each `flotilla start`.
+    /// Additional arguments of each `flotilla start`.
     pub arguments: Vec<String>,
-    /// More variables for each node.
+    /// Additional environment variables of each node.
     pub variables: Vec<(String, String)>,
     /// How nodes reach each other.
     pub network: Network,
-    /// Bytes of the disk that each node gets for its own: needs root. `None` leaves all of them on the disk that is there.
+    /// Size in bytes of each node's own disk, which needs root. `None`: all nodes share the machine's disk.
     pub disk_bytes: Option<u64>,
 }
 
@@ -86,7 +86,7 @@ impl ClusterOptions {
     }
 }
 
-/// Running nodes, numbered from 1 like their names. Dropping it kills them all.
+/// A cluster of node processes, numbered from 1 like their names. Dropping it kills them all.
 #[derive(Debug)]
 pub struct Cluster {
     pub(crate) members: Vec<Member>,
@@ -94,7 +94,7 @@ pub struct Cluster {
     pub(crate) namespaces: Option<Namespaces>,
     pub(crate) options: ClusterOptions,
     dir: PathBuf,
-    /// Removed when dropped, after the processes.
+    /// Deleted on drop, after the processes have ended.
     _temporary: Option<TempDir>,
 }
 
@@ -102,20 +102,20 @@ pub struct Cluster {
 pub(crate) struct Member {
     pub(crate) node: Node,
     pub(crate) child: Option<Child>,
-    /// Its own, on top of the cluster's.
+    /// Environment variables of this node, in addition to the cluster's.
     pub(crate) variables: Vec<(String, String)>,
     disk: Option<Disk>,
-    /// Of its lives that have ended.
+    /// Peak memory in bytes over those of its processes that [`Cluster::kill`] ended.
     pub(crate) peak_bytes: u64,
 }
 
 impl Cluster {
-    /// Starts a new cluster and waits until it is whole.
+    /// Starts a new cluster and waits until every shard is fully replicated.
     ///
     /// # Errors
-    /// A node does not start, ends, or the cluster is not ready within [`READY_WITHIN`].
+    /// A node does not start or exits, or the cluster is not ready within [`READY_WITHIN`].
     pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
-        let mut cluster = Self::start_founding(options)?;
+        let mut cluster = Self::start_bootstrap(options)?;
         cluster.wait_node(1).await?;
         if cluster.members.len() > 1 {
             let token = http::token(&cluster.http(1)?, TOKEN_USES).await?;
@@ -128,11 +128,11 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts the first node of a new cluster, and waits for nothing.
+    /// Starts the first node of a new cluster without waiting for it to become ready.
     ///
     /// # Errors
     /// It does not start.
-    pub fn start_founding(options: ClusterOptions) -> Result<Self, ClusterError> {
+    pub fn start_bootstrap(options: ClusterOptions) -> Result<Self, ClusterError> {
         let temporary = if options.dir.is_none() { Some(tempfile::tempdir()?) } else { None };
         let dir = options.dir.as_deref().or(temporary.as_ref().map(TempDir::path)).unwrap_or(Path::new("."));
         std::fs::create_dir_all(dir)?;
@@ -151,33 +151,33 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// How many nodes there are, running or not.
+    /// Number of nodes, running or not.
     #[must_use]
     pub fn len(&self) -> usize {
         self.members.len()
     }
 
-    /// Never.
+    /// Always false: a cluster has at least one node.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// Where node `i` serves HTTP: `http://…`.
+    /// HTTP base URL of node `i`: `http://…`.
     ///
     /// # Errors
-    /// There is no such node. So for the other addresses.
+    /// There is no such node.
     pub fn http(&self, i: usize) -> Result<String, ClusterError> {
         Ok(self.node(i)?.http_url())
     }
 
-    /// Where all nodes serve HTTP, in order.
+    /// HTTP base URLs of all nodes, in order.
     #[must_use]
     pub fn http_all(&self) -> Vec<String> {
         self.members.iter().map(|member| member.node.http_url()).collect()
     }
 
-    /// Where node `i` serves the Redis protocol.
+    /// Address where node `i` serves the Redis protocol.
     ///
     /// # Errors
     /// There is no such node.
@@ -185,15 +185,15 @@ impl Cluster {
         Ok(self.node(i)?.redis)
     }
 
-    /// Where peers reach node `i`.
+    /// Address at which peers reach node `i`.
     ///
     /// # Errors
     /// There is no such node.
     pub fn quic(&self, i: usize) -> Result<SocketAddr, ClusterError> {
-        Ok(self.node(i)?.reached_at())
+        Ok(self.node(i)?.peer_addr())
     }
 
-    /// Names, addresses and files of node `i`.
+    /// Name, addresses and files of node `i`.
     ///
     /// # Errors
     /// There is no such node.
@@ -201,7 +201,7 @@ impl Cluster {
         i.checked_sub(1).and_then(|i| self.members.get(i)).map(|member| &member.node).ok_or(ClusterError::NoNode(i))
     }
 
-    /// The file with node `i`'s output.
+    /// Log file of node `i`.
     ///
     /// # Errors
     /// There is no such node.
@@ -209,48 +209,48 @@ impl Cluster {
         Ok(&self.node(i)?.log)
     }
 
-    /// Ends node `i` at once, as a crash does, and returns when it is gone.
+    /// Kills node `i` with SIGKILL, as a crash does, and returns once the process has ended.
     ///
     /// # Errors
-    /// It does not run.
+    /// It is not running.
     pub fn kill(&mut self, i: usize) -> Result<(), ClusterError> {
         let member = self.member(i)?;
         let mut child = member.child.take().ok_or(ClusterError::NoNode(i))?;
-        member.peak_bytes = member.peak_bytes.max(faults::peak_bytes(child.id()));
+        member.peak_bytes = member.peak_bytes.max(faults::peak_memory_bytes(child.id()));
         child.kill()?;
         child.wait()?;
         Ok(())
     }
 
-    /// Sends a signal to node `i`, and does not wait for what comes of it.
+    /// Sends a signal to node `i` without waiting for its effect.
     ///
     /// # Errors
-    /// It does not run.
+    /// It is not running.
     pub fn signal(&self, i: usize, signal: Signal) -> Result<(), ClusterError> {
         let child = i.checked_sub(1).and_then(|i| self.members.get(i)).and_then(|member| member.child.as_ref());
         Ok(signal.send(child.ok_or(ClusterError::NoNode(i))?.id())?)
     }
 
-    /// Stops node `i` in its tracks, as a long pause does.
+    /// Suspends node `i` with SIGSTOP.
     ///
     /// # Errors
-    /// It does not run.
+    /// It is not running.
     pub fn pause(&self, i: usize) -> Result<(), ClusterError> {
         self.signal(i, Signal::Stop)
     }
 
-    /// Lets node `i` go on after [`Cluster::pause`].
+    /// Continues node `i` after [`Cluster::pause`].
     ///
     /// # Errors
-    /// It does not run.
+    /// It is not running.
     pub fn resume(&self, i: usize) -> Result<(), ClusterError> {
         self.signal(i, Signal::Cont)
     }
 
-    /// Asks node `i` to leave cleanly, and waits until it has.
+    /// Stops node `i` cleanly with SIGTERM and waits until it has exited.
     ///
     /// # Errors
-    /// It does not run, or is not gone within [`STOP_WITHIN`]; it runs on then.
+    /// It is not running, or has not exited within [`STOP_WITHIN`]; in that case it keeps running.
     pub async fn stop(&mut self, i: usize) -> Result<ExitStatus, ClusterError> {
         self.signal(i, Signal::Term)?;
         let start = Instant::now();
@@ -267,11 +267,11 @@ impl Cluster {
         }
     }
 
-    /// Starts node `i` again: on its data, or, when it has none, as a new node with a new token from a running one.
+    /// Starts node `i` again: on its data, or, if it has none, as a new node with a token from a running one.
     /// Does not wait for it to become ready.
     ///
     /// # Errors
-    /// It runs already, or nobody gives a token.
+    /// It is already running, or no running node issues a token.
     pub async fn start_node(&mut self, i: usize) -> Result<(), ClusterError> {
         if self.member(i)?.is_running() {
             return Err(ClusterError::Running(i));
@@ -282,7 +282,8 @@ impl Cluster {
         self.start_joining(i).await
     }
 
-    /// Starts node `i` with a new token from a running one, whatever its folder holds: for one that ended while it joined.
+    /// Starts node `i` with a token from a running one, whatever its folder holds: for a node that crashed
+    /// while joining.
     ///
     /// # Errors
     /// See [`Cluster::start_node`].
@@ -293,20 +294,20 @@ impl Cluster {
                 others.push(member.node.clone());
             }
         }
-        let mut token = Err(ClusterError::NobodyAnswers);
+        let mut token = Err(ClusterError::NoNodeAnswers);
         for other in &others {
             if token.is_err() {
                 token = http::token(&other.http_url(), 1).await;
             }
         }
-        let peers: Vec<SocketAddr> = others.iter().map(Node::reached_at).collect();
+        let peers: Vec<SocketAddr> = others.iter().map(Node::peer_addr).collect();
         self.launch(i, Start::Join { peers: &peers, token: &token? })
     }
 
-    /// Adds one more node, and returns its number. Does not wait for it to become ready.
+    /// Adds a node and returns its number. Does not wait for it to become ready.
     ///
     /// # Errors
-    /// Nobody gives a token, or the node does not start.
+    /// No running node issues a token, or the new node does not start.
     pub async fn add_node(&mut self) -> Result<usize, ClusterError> {
         for ports in Ports::free(1)? {
             self.add_member(ports)?;
@@ -336,27 +337,27 @@ impl Cluster {
         member.and_then(|member| member.disk.as_ref()).ok_or(ClusterError::NoDisk(i))
     }
 
-    /// Deletes the view, or all data, of node `i` while it is down.
+    /// Deletes the view, or all data, of the stopped node `i`.
     ///
     /// # Errors
-    /// It runs, or there is no view.
-    pub fn wipe(&mut self, i: usize, what: What) -> Result<(), ClusterError> {
+    /// It is running, or there is no view.
+    pub fn wipe(&mut self, i: usize, what: WipeScope) -> Result<(), ClusterError> {
         folder::wipe(&self.data_of_stopped(i)?, what)
     }
 
-    /// Copies the data of node `i` aside while it is down, in the place of an earlier copy.
+    /// Copies the data of the stopped node `i` to a backup, replacing an earlier one.
     ///
     /// # Errors
-    /// It runs, or the copy fails.
+    /// It is running, or copying fails.
     pub fn backup(&mut self, i: usize) -> Result<(), ClusterError> {
         let data = self.data_of_stopped(i)?;
         Ok(folder::copy(&data, &data.with_extension("backup"))?)
     }
 
-    /// Puts the copy from [`Cluster::backup`] back, in the place of the data of node `i`.
+    /// Replaces the data of the stopped node `i` by its backup from [`Cluster::backup`].
     ///
     /// # Errors
-    /// It runs, there is no copy, or copying fails.
+    /// It is running, there is no backup, or copying fails.
     pub fn restore(&mut self, i: usize) -> Result<(), ClusterError> {
         let data = self.data_of_stopped(i)?;
         let backup = data.with_extension("backup");
@@ -366,14 +367,14 @@ impl Cluster {
         Ok(folder::copy(&backup, &data)?)
     }
 
-    /// Waits until every running node is ready and sees every shard led, and replicated as far as the running nodes
-    /// allow.
+    /// Waits until every running node is ready and reports a leader and all replicas for every shard, as far
+    /// as the number of running nodes allows.
     ///
     /// # Errors
-    /// A node ended, or that did not happen within [`READY_WITHIN`].
+    /// A node exited, or [`READY_WITHIN`] has passed.
     pub async fn wait_ready(&mut self) -> Result<(), ClusterError> {
         let start = Instant::now();
-        while !self.is_whole().await? {
+        while !self.is_fully_replicated().await? {
             if start.elapsed() > READY_WITHIN {
                 return Err(ClusterError::TimedOut { what: "a ready cluster", within: READY_WITHIN });
             }
@@ -382,14 +383,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until node `i` says that it is ready.
+    /// Waits until node `i` reports that it is ready.
     ///
     /// # Errors
-    /// It ended, or did not become ready within [`READY_WITHIN`].
+    /// It exited, or did not become ready within [`READY_WITHIN`].
     pub async fn wait_node(&mut self, i: usize) -> Result<(), ClusterError> {
         let start = Instant::now();
         while !http::is_ready(&self.http(i)?).await {
-            self.member(i)?.check()?;
+            self.member(i)?.check_running()?;
             if start.elapsed() > READY_WITHIN {
                 return Err(ClusterError::TimedOut { what: "a ready node", within: READY_WITHIN });
             }
@@ -398,16 +399,16 @@ impl Cluster {
         Ok(())
     }
 
-    async fn is_whole(&mut self) -> Result<bool, ClusterError> {
+    async fn is_fully_replicated(&mut self) -> Result<bool, ClusterError> {
         let mut urls = Vec::new();
         for member in &mut self.members {
-            member.check()?;
+            member.check_running()?;
             if member.child.is_some() {
                 urls.push(member.node.http_url());
             }
         }
         for url in &urls {
-            if !http::is_whole(url, urls.len()).await {
+            if !http::is_fully_replicated(url, urls.len()).await {
                 return Ok(false);
             }
         }
@@ -436,17 +437,17 @@ impl Cluster {
 }
 
 impl Member {
-    /// Whether its process runs. One that ended by itself is noticed here.
+    /// Whether its process is running. Notices a process that exited by itself.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// An error when the process ended by itself.
-    fn check(&mut self) -> Result<(), ClusterError> {
+    /// Fails if the process exited by itself.
+    fn check_running(&mut self) -> Result<(), ClusterError> {
         let Some(child) = &mut self.child else { return Ok(()) };
         let Some(status) = child.try_wait()? else { return Ok(()) };
         let tail = log_tail(&self.node.log, TAIL_LINES);
-        Err(ClusterError::Ended { name: self.node.name.clone(), status, tail })
+        Err(ClusterError::Exited { name: self.node.name.clone(), status, tail })
     }
 }
 
@@ -454,18 +455,18 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         for member in &mut self.members {
             if let Some(child) = &mut member.child {
-                // It may have ended by itself; then there is nothing to do.
+                // If it exited by itself there is nothing to do.
                 if child.kill().is_ok() {
                     let _ = child.wait();
                 }
             }
         }
-        // What is mounted must go before the folder does.
+        // Disks must be unmounted before the folder is deleted.
         self.members.iter_mut().for_each(|member| drop(member.disk.take()));
         if thread::panicking() {
             for member in &self.members {
                 let tail = log_tail(&member.node.log, TAIL_LINES);
-                eprintln!("── the end of {}'s log ──\n{tail}", member.node.name);
+                eprintln!("── end of the log of {} ──\n{tail}", member.node.name);
             }
         }
     }

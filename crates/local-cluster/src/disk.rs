@@ -1,8 +1,10 @@
-//! Disks of a node's own, which can be full or lose their power.
+//! One loop-mounted disk per node, which a test can fill up or cut off from power.
 //!
-//! A disk ends with its owner; mounts that a killed test process left are removed by the next one. Needs root.
+//! A disk is unmounted when its owner is dropped; the next test process removes mounts that a killed one left
+//! behind. Needs root.
 //!
-//! What a power cut keeps is what the file system had sent to the disk: the image file stands for a disk without a volatile cache.
+//! A power cut keeps what the file system had sent to the disk: the image file models a disk without a
+//! volatile cache.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,18 +15,18 @@ use std::{
 
 use crate::privileged::{is_orphan, run};
 
-/// The tools that a small disk needs.
+/// System tools required to mount a small disk.
 pub const DISK_TOOLS: &[&str] = &["mount", "umount", "mkfs.ext4"];
-/// The tools that a power cut needs.
+/// System tools required to cut the power of a disk.
 pub const POWER_TOOLS: &[&str] = &["mount", "umount", "mkfs.ext4", "cc"];
-/// The file that fills a disk.
-const FILLING: &str = ".filling";
-/// Written at a time while filling.
-const FILL_STEPS: [usize; 3] = [1 << 20, 4 << 10, 1];
-/// Part of the image's name, with the pid behind it, so that orphans are found in the list of mounts.
+/// Name of the file that fills the disk.
+const FILL_FILE: &str = ".filling";
+/// Sizes of the writes that fill a disk, in bytes: large ones first, then what still fits.
+const FILL_CHUNK_BYTES: [usize; 3] = [1 << 20, 4 << 10, 1];
+/// Part of the image's name, followed by the owner's pid, so that orphans can be recognised among the mounts.
 const TAG: &str = ".flotilla-disk-";
 
-/// A file system in a file.
+/// An ext4 file system in an image file, mounted through a loop device.
 #[derive(Debug)]
 pub(crate) struct Disk {
     at: PathBuf,
@@ -32,9 +34,9 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Makes an ext4 of so many bytes and mounts it at `at`, which is created.
+    /// Creates an ext4 file system of `bytes` bytes and mounts it at `at`, which is created.
     pub(crate) fn mount(at: &Path, bytes: u64) -> io::Result<Self> {
-        sweep();
+        unmount_orphans();
         fs::create_dir_all(at)?;
         let mut image = at.as_os_str().to_owned();
         image.push(format!("{TAG}{}", process::id()));
@@ -46,11 +48,11 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Takes all the space that is left.
+    /// Fills all remaining space.
     pub(crate) fn fill(&self) -> io::Result<()> {
-        let mut file = OpenOptions::new().create(true).append(true).open(self.at.join(FILLING))?;
-        for step in FILL_STEPS {
-            let zeros = vec![0; step];
+        let mut file = OpenOptions::new().create(true).append(true).open(self.at.join(FILL_FILE))?;
+        for bytes in FILL_CHUNK_BYTES {
+            let zeros = vec![0; bytes];
             loop {
                 match file.write(&zeros) {
                     Ok(_) => {}
@@ -59,19 +61,19 @@ impl Disk {
                 }
             }
         }
-        // Some space is only taken when it is written out.
+        // Delayed allocation: some space is only allocated when it is flushed.
         match file.sync_all() {
             Err(error) if error.kind() != io::ErrorKind::StorageFull => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Gives it back.
-    pub(crate) fn drain(&self) -> io::Result<()> {
-        fs::remove_file(self.at.join(FILLING))
+    /// Frees the space that [`Disk::fill`] took.
+    pub(crate) fn free(&self) -> io::Result<()> {
+        fs::remove_file(self.at.join(FILL_FILE))
     }
 
-    /// From here on nothing reaches the disk, and what had not reached it is lost.
+    /// Cuts the disk off: nothing reaches it any more, and data that had not reached it is lost.
     pub(crate) fn cut_power(&self) -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let (source, program) = (folder.path().join("power_cut.c"), folder.path().join("power_cut"));
@@ -80,7 +82,7 @@ impl Disk {
         run(&text(&program)?, &[&text(&self.at)?]).map(drop)
     }
 
-    /// Switches the power on again: the journal is replayed. Nobody may use the disk.
+    /// Mounts the disk again, which replays the journal. No process may be using it.
     pub(crate) fn restore_power(&self) -> io::Result<()> {
         run("umount", &[&text(&self.at)?])?;
         self.attach()
@@ -95,7 +97,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let Ok(at) = text(&self.at) else { return };
         if run("umount", &[&at]).is_err() {
-            // Somebody is in it still; it goes when they do.
+            // A process still uses it: detach it now, and the kernel unmounts it when that process ends.
             let _ = run("umount", &["-l", &at]);
         }
     }
@@ -105,8 +107,8 @@ fn text(path: &Path) -> io::Result<String> {
     path.to_str().map(str::to_owned).ok_or_else(|| io::ErrorKind::InvalidFilename.into())
 }
 
-/// Unmounts what killed test processes left.
-fn sweep() {
+/// Unmounts the disks of test processes that were killed.
+fn unmount_orphans() {
     let loops = run("losetup", &["-l", "-n", "-O", "NAME,BACK-FILE"]).unwrap_or_default();
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     for (device, file) in loops.lines().filter_map(|line| line.split_once(char::is_whitespace)) {

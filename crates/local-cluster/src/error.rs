@@ -1,48 +1,48 @@
-//! What can go wrong with processes.
+//! Errors of operations on a local cluster.
 
 use std::{io, path::PathBuf, process::ExitStatus, time::Duration};
 
-/// Something could not be done to a cluster of processes. None of these is worth retrying unchanged.
+/// An operation on a local cluster failed. None of these errors is worth an unchanged retry.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// There is no such node, or it is not running (for what needs it running).
-    #[error("there is no running node {0}")]
+    /// There is no such node, or the operation needs it running and it is not.
+    #[error("no running node {0}")]
     NoNode(usize),
-    /// The node runs, and must not for this.
+    /// The operation needs the node stopped, and it is running.
     #[error("node {0} is running")]
     Running(usize),
-    /// The binary is not there.
-    #[error("{} is not there: build it with `cargo build -p flotilla-node`", .0.display())]
+    /// The binary does not exist.
+    #[error("{} does not exist: build it with `cargo build -p flotilla-node`", .0.display())]
     NoBinary(PathBuf),
-    /// A node ended while it was waited for. Its log says why.
-    #[error("{name} ended ({status}); the end of its log:\n{tail}")]
-    Ended {
+    /// A node exited while the caller waited for it. Its log says why.
+    #[error("{name} exited ({status}); end of its log:\n{tail}")]
+    Exited {
         /// The node.
         name: String,
-        /// How.
+        /// Its exit status.
         status: ExitStatus,
         /// The last lines of its log.
         tail: String,
     },
-    /// Something did not happen in time.
+    /// An awaited condition did not hold in time.
     #[error("{what} did not happen within {} s", .within.as_secs())]
     TimedOut {
-        /// What was waited for.
+        /// The condition.
         what: &'static str,
-        /// How long.
+        /// The timeout.
         within: Duration,
     },
-    /// No node gave a token.
-    #[error("no running node answers")]
-    NobodyAnswers,
+    /// No running node issued a token.
+    #[error("no running node issued a token")]
+    NoNodeAnswers,
     /// No view was found in the data folder.
-    #[error("no folder `view` in {}", .0.display())]
+    #[error("no `view` folder in {}", .0.display())]
     NoView(PathBuf),
     /// There is no backup of this node.
-    #[error("there is no backup of node {0}")]
+    #[error("no backup of node {0}")]
     NoBackup(usize),
     /// The cluster has no proxy between its nodes.
-    #[error("there is no proxy between the nodes")]
+    #[error("no proxy between the nodes")]
     NoProxy,
     /// The nodes are not in namespaces.
     #[error("the nodes are not in network namespaces")]
@@ -50,18 +50,18 @@ pub enum ClusterError {
     /// The node has no disk of its own.
     #[error("node {0} has no disk of its own")]
     NoDisk(usize),
-    /// A request over HTTP failed, or its answer was not understood.
+    /// An HTTP request failed, or its response could not be decoded.
     #[error("request failed: {0}")]
     Http(#[from] reqwest::Error),
-    /// A file or a process.
+    /// A file or process operation failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The layout file is no such thing.
+    /// The layout file could not be parsed or serialized.
     #[error("{}: {source}", .path.display())]
     Layout {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The cause.
         source: serde_json::Error,
     },
 }

@@ -1,4 +1,5 @@
-//! What is done to a running cluster beyond signals: its network, its disks, its files, its failpoints; and what is seen of it from outside.
+//! Faults beyond signals: network, disks, files and failpoints of a running cluster; and observing its
+//! processes.
 
 use std::{
     fs::{self, OpenOptions},
@@ -12,9 +13,9 @@ use tokio::time::sleep;
 
 use crate::{cluster::Cluster, error::ClusterError, proxy::Proxy};
 
-/// The file that a node of a test build takes the settings of its failpoints from.
+/// The file in a data folder from which a node built with failpoints reads their settings.
 const FAILPOINTS_FILE: &str = "failpoints";
-/// Time between two looks at a process that should end.
+/// Interval between polls of a process that should exit.
 const POLL_EVERY: Duration = Duration::from_millis(10);
 
 impl Cluster {
@@ -26,7 +27,7 @@ impl Cluster {
         self.proxy.as_ref().ok_or(ClusterError::NoProxy)
     }
 
-    /// Pulls the network cable of node `i`.
+    /// Disconnects node `i` from the network: its link goes down.
     ///
     /// # Errors
     /// The cluster has no namespaces.
@@ -34,7 +35,7 @@ impl Cluster {
         Ok(self.namespaces.as_ref().ok_or(ClusterError::NoNamespaces)?.unplug(i)?)
     }
 
-    /// Puts it back.
+    /// Connects node `i` to the network again.
     ///
     /// # Errors
     /// The cluster has no namespaces.
@@ -42,36 +43,36 @@ impl Cluster {
         Ok(self.namespaces.as_ref().ok_or(ClusterError::NoNamespaces)?.plug(i)?)
     }
 
-    /// Takes all the space on the disk of node `i`.
+    /// Fills the disk of node `i`.
     ///
     /// # Errors
-    /// It has no disk of its own. So for the other disk faults.
+    /// It has no disk of its own, or a system tool fails.
     pub fn fill_disk(&self, i: usize) -> Result<(), ClusterError> {
         Ok(self.disk(i)?.fill()?)
     }
 
-    /// Gives it back.
+    /// Frees the space that [`Cluster::fill_disk`] took.
     ///
     /// # Errors
     /// See [`Cluster::fill_disk`].
-    pub fn drain_disk(&self, i: usize) -> Result<(), ClusterError> {
-        Ok(self.disk(i)?.drain()?)
+    pub fn free_disk(&self, i: usize) -> Result<(), ClusterError> {
+        Ok(self.disk(i)?.free()?)
     }
 
-    /// Cuts the power of node `i`: its disk is gone from one moment to the next, and so is the node.
+    /// Cuts the power of node `i`: nothing more reaches its disk, and the node is killed.
     ///
     /// # Errors
     /// See [`Cluster::fill_disk`].
     pub fn cut_power(&mut self, i: usize) -> Result<(), ClusterError> {
         self.disk(i)?.cut_power()?;
         match self.kill(i) {
-            // It may have noticed, and ended by itself.
+            // It may have noticed the disk's failure and exited by itself.
             Ok(()) | Err(ClusterError::NoNode(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Switches the power of node `i` on again; [`Cluster::start_node`] starts it.
+    /// Restores the power of node `i`, which stays stopped until [`Cluster::start_node`].
     ///
     /// # Errors
     /// See [`Cluster::fill_disk`].
@@ -79,22 +80,22 @@ impl Cluster {
         Ok(self.disk(i)?.restore_power()?)
     }
 
-    /// Sets the failpoints of node `i`, running or not, in place of those that were set. Needs a build with failpoints.
+    /// Replaces the failpoint settings of node `i`, running or not. Needs a binary built with failpoints.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn set_failpoints(&self, i: usize, settings: &str) -> Result<(), ClusterError> {
         let dir = &self.node(i)?.data_dir;
-        // Beside and renamed, so that half of it is never read.
-        let beside = dir.join("failpoints.new");
-        fs::write(&beside, settings)?;
-        Ok(fs::rename(beside, dir.join(FAILPOINTS_FILE))?)
+        // Written to a temporary file and renamed, so that the node never reads half of it.
+        let temporary = dir.join("failpoints.new");
+        fs::write(&temporary, settings)?;
+        Ok(fs::rename(temporary, dir.join(FAILPOINTS_FILE))?)
     }
 
-    /// Sets none any more.
+    /// Removes all failpoint settings of node `i`.
     ///
     /// # Errors
-    /// The file is there and cannot be removed.
+    /// The file exists and cannot be removed.
     pub fn clear_failpoints(&self, i: usize) -> Result<(), ClusterError> {
         match fs::remove_file(self.node(i)?.data_dir.join(FAILPOINTS_FILE)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
@@ -102,7 +103,7 @@ impl Cluster {
         }
     }
 
-    /// Gives node `i` a variable from its next start on; an empty value takes it back.
+    /// Sets an environment variable of node `i`, effective from its next start; an empty value unsets it.
     ///
     /// # Errors
     /// There is no such node.
@@ -115,71 +116,73 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes back the variables that the options gave to all nodes.
+    /// Clears the environment variables that the options set for all nodes.
     pub fn clear_variables(&mut self) {
         self.options.variables.clear();
     }
 
-    /// Waits until node `i` has ended by itself, and says how.
+    /// Waits until node `i` exits by itself, and returns its exit status.
     ///
     /// # Errors
-    /// It does not run, or not within `within`: it runs on then.
+    /// It was not running, or has not exited within `within`; in that case it keeps running.
     pub async fn wait_exit(&mut self, i: usize, within: Duration) -> Result<ExitStatus, ClusterError> {
-        let begun = Instant::now();
+        let start = Instant::now();
         loop {
             let member = self.member(i)?;
             if let Some(status) = member.child.as_mut().ok_or(ClusterError::NoNode(i))?.try_wait()? {
                 member.child = None;
                 return Ok(status);
             }
-            if begun.elapsed() > within {
-                return Err(ClusterError::TimedOut { what: "the end of a node", within });
+            if start.elapsed() > within {
+                return Err(ClusterError::TimedOut { what: "the exit of a node", within });
             }
             sleep(POLL_EVERY).await;
         }
     }
 
-    /// The nodes that have ended by themselves and were not waited for, and how.
+    /// Nodes that exited by themselves without [`Cluster::wait_exit`] having noticed, with their exit
+    /// statuses.
     ///
     /// # Errors
-    /// A process cannot be asked.
-    pub fn ended(&mut self) -> Result<Vec<(usize, ExitStatus)>, ClusterError> {
-        let mut ended = Vec::new();
+    /// The state of a process cannot be read.
+    pub fn unexpected_exits(&mut self) -> Result<Vec<(usize, ExitStatus)>, ClusterError> {
+        let mut exited = Vec::new();
         for (at, member) in self.members.iter_mut().enumerate() {
             if let Some(status) = member.child.as_mut().map(|child| child.try_wait()).transpose()?.flatten() {
-                ended.push((at + 1, status));
+                exited.push((at + 1, status));
             }
         }
-        Ok(ended)
+        Ok(exited)
     }
 
-    /// Whether node `i` runs. One that ended by itself does not.
+    /// Whether the process of node `i` is running.
     ///
     /// # Errors
     /// There is no such node.
-    pub fn runs(&mut self, i: usize) -> Result<bool, ClusterError> {
+    pub fn is_running(&mut self, i: usize) -> Result<bool, ClusterError> {
         Ok(self.member(i)?.is_running())
     }
 
-    /// The most memory that node `i` has ever used, in bytes (VmHWM), over all its lives that did not end by themselves.
+    /// Peak memory of node `i` in bytes (VmHWM), over its current process and those that [`Cluster::kill`]
+    /// ended.
     ///
     /// # Errors
     /// There is no such node.
-    pub fn peak_bytes(&self, i: usize) -> Result<u64, ClusterError> {
+    pub fn peak_memory_bytes(&self, i: usize) -> Result<u64, ClusterError> {
         let member = i.checked_sub(1).and_then(|i| self.members.get(i)).ok_or(ClusterError::NoNode(i))?;
-        Ok(member.peak_bytes.max(peak_bytes(member.node.pid)))
+        Ok(member.peak_bytes.max(peak_memory_bytes(member.node.pid)))
     }
 }
 
-/// The most memory that a process has used so far, in bytes; 0 when it is gone.
-pub(crate) fn peak_bytes(pid: u32) -> u64 {
+/// Peak memory of a process in bytes; 0 if it no longer exists.
+pub(crate) fn peak_memory_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
     kib.unwrap_or(0_u64) * 1_024
 }
 
-/// Flips one bit of a file: bit `bit % 8` of the byte at this share of its length, in millionths. Zeros at its end, which stand for space that
-/// was allocated ahead, do not count.
+/// Flips bit `bit % 8` of the byte at `at_ppm` millionths of the file's length, and returns the byte's
+/// offset. Trailing zeros, which are preallocated space, do not count towards the length.
 ///
 /// # Errors
 /// The file is empty, or cannot be read and written.

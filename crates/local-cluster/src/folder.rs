@@ -1,4 +1,4 @@
-//! What is done to a data folder while its node is down.
+//! Operations on the data folder of a stopped node: wipe, copy, restore.
 
 use std::{
     fs, io,
@@ -7,22 +7,22 @@ use std::{
 
 use crate::error::ClusterError;
 
-/// How far below the data folder the view may lie.
+/// How many levels below the data folder the view is searched for.
 const VIEW_DEPTH_MAX: usize = 4;
 
-/// What to delete.
+/// What a wipe deletes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum WipeScope {
     /// The view: it can be rebuilt.
     View,
-    /// Everything: what comes back is a new node.
+    /// Everything: the node comes back as a new node.
     All,
 }
 
-pub(crate) fn wipe(data_dir: &Path, what: What) -> Result<(), ClusterError> {
+pub(crate) fn wipe(data_dir: &Path, what: WipeScope) -> Result<(), ClusterError> {
     match what {
-        What::All => remove(data_dir)?,
-        What::View => {
+        WipeScope::All => remove(data_dir)?,
+        WipeScope::View => {
             let view = find_view(data_dir, VIEW_DEPTH_MAX)?;
             fs::remove_dir_all(view.ok_or_else(|| ClusterError::NoView(data_dir.to_owned()))?)?;
         }
@@ -79,16 +79,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wiping_the_view_leaves_the_rest_and_a_copy_brings_it_back() {
+    fn wiping_the_view_keeps_the_rest_and_a_copy_restores_it() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let (data, backup) = (dir.path().join("n1"), dir.path().join("n1.backup"));
         fs::create_dir_all(data.join("state/view/x")).expect("a writable folder");
         fs::write(data.join("state/log"), "log").expect("a writable folder");
         copy(&data, &backup).expect("a readable folder");
-        wipe(&data, What::View).expect("a view to wipe");
+        wipe(&data, WipeScope::View).expect("a view to wipe");
         assert!(data.join("state/log").exists() && !data.join("state/view").exists());
-        assert!(matches!(wipe(&data, What::View), Err(ClusterError::NoView(_))));
-        wipe(&data, What::All).expect("a folder to wipe");
+        assert!(matches!(wipe(&data, WipeScope::View), Err(ClusterError::NoView(_))));
+        wipe(&data, WipeScope::All).expect("a folder to wipe");
         assert!(is_empty(&data));
         copy(&backup, &data).expect("a readable folder");
         assert!(data.join("state/view/x").is_dir() && data.join("state/log").exists());

@@ -1,4 +1,4 @@
-//! The few questions that are asked over HTTP while a cluster comes up.
+//! The HTTP calls needed while a cluster starts: readiness, status, join tokens.
 
 use std::time::Duration;
 
@@ -7,49 +7,50 @@ use flotilla_types::ReplicaRole;
 
 use crate::error::ClusterError;
 
-/// How long one answer may take. Nodes are on this machine.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
-/// How long tokens from [`token`] are good for.
+/// Timeout of a request. Nodes run on this machine.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// Lifetime of tokens from [`token`].
 pub const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 
-/// Replicas of a shard once there are enough nodes.
+/// Voters of a shard once there are enough nodes.
 const REPLICAS: usize = 3;
 
-/// Whether the node at `http` (`http://…`) says that it is ready. No answer is a no.
+/// Whether the node at `http` (`http://…`) reports that it is ready. False if it does not respond.
 pub async fn is_ready(http: &str) -> bool {
     let answer = async { client()?.get(format!("{http}/readyz")).send().await };
     answer.await.is_ok_and(|answer| answer.status().is_success())
 }
 
-/// Whether the node at `http` is ready and says that every shard, those of collections included, has a leader and as
-/// many voters as `nodes` running nodes allow. No answer is a no.
-pub async fn is_whole(http: &str, nodes: usize) -> bool {
+/// Whether the node at `http` is ready and reports for every shard a leader and as many voters as `nodes`
+/// running nodes allow. False if it does not respond, or while no collection has a shard.
+pub async fn is_fully_replicated(http: &str, nodes: usize) -> bool {
     is_ready(http).await && status(http).await.is_ok_and(|status| has_all_replicas(&status.shards, nodes))
 }
 
 fn has_all_replicas(shards: &[ShardInfo], nodes: usize) -> bool {
-    // Two voters survive no loss either, so shards stay at one until there are three nodes.
-    let most = if nodes >= REPLICAS { nodes } else { 1 };
-    let is_whole = |shard: &ShardInfo| {
+    // Two voters do not survive a failure any more than one does, so shards keep one voter until there are
+    // three nodes.
+    let voters_max = if nodes >= REPLICAS { nodes } else { 1 };
+    let is_fully_replicated = |shard: &ShardInfo| {
         let voters = shard.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter).count();
-        shard.leader.is_some() && voters >= most.min(shard.desired_replicas.into())
+        shard.leader.is_some() && voters >= voters_max.min(shard.desired_replicas.into())
     };
-    shards.iter().any(|shard| shard.collection.is_some()) && shards.iter().all(is_whole)
+    shards.iter().any(|shard| shard.collection.is_some()) && shards.iter().all(is_fully_replicated)
 }
 
-/// Asks the node at `http` how the cluster is.
+/// The cluster's status as the node at `http` reports it.
 ///
 /// # Errors
-/// No answer, or not one that is understood.
+/// The request failed, or its response could not be decoded.
 pub async fn status(http: &str) -> Result<ClusterStatus, ClusterError> {
     let answer = client()?.get(format!("{http}/v1/cluster/status")).send().await?;
     Ok(answer.error_for_status()?.json().await?)
 }
 
-/// Asks the node at `http` for a token that `uses` nodes can join with, good for [`TOKEN_TTL`].
+/// Creates a join token for `uses` nodes at the node at `http`, valid for [`TOKEN_TTL`].
 ///
 /// # Errors
-/// No answer, or a refusal (no quorum, say).
+/// The request failed or was refused, for example without a quorum.
 pub async fn token(http: &str, uses: u32) -> Result<String, ClusterError> {
     let body = TokenRequest { ttl_ms: Some(TOKEN_TTL.as_millis() as u64), uses: Some(uses) };
     let answer = client()?.post(format!("{http}/v1/cluster/tokens")).json(&body).send().await?;
@@ -58,8 +59,8 @@ pub async fn token(http: &str, uses: u32) -> Result<String, ClusterError> {
 }
 
 fn client() -> Result<reqwest::Client, reqwest::Error> {
-    // No connection is kept: the node may be another process the next time.
-    reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).pool_max_idle_per_host(0).build()
+    // No connection is pooled: by the next request the node may be another process.
+    reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).pool_max_idle_per_host(0).build()
 }
 
 #[cfg(test)]
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_whole_when_each_shard_is() {
+    fn every_shard_needs_a_leader_and_all_its_voters() {
         use ReplicaRole::{Learner, Voter};
         let three = [Voter, Voter, Voter];
         assert!(!has_all_replicas(&[], 3));

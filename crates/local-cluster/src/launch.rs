@@ -11,7 +11,7 @@ use std::{
 
 use crate::{error::ClusterError, layout::Node};
 
-/// The variable that names another binary than the one beside the running program.
+/// Environment variable that overrides the path of the binary.
 const BINARY_VARIABLE: &str = "FLOTILLA_BIN";
 
 /// How a node starts.
@@ -19,26 +19,26 @@ const BINARY_VARIABLE: &str = "FLOTILLA_BIN";
 pub enum Start<'a> {
     /// As the first node of a new cluster.
     Bootstrap,
-    /// As a new node of the cluster that these peers belong to.
+    /// As a new node that joins the cluster of these peers.
     Join {
-        /// Where peers listen.
+        /// Addresses of the peers.
         peers: &'a [SocketAddr],
-        /// From [`crate::token`].
+        /// Join token from [`crate::token`].
         token: &'a str,
     },
-    /// On the data that it has.
+    /// On its existing data.
     Resume,
 }
 
-/// The command that runs `node`, its output appended to its log. Settings in this process's environment
-/// (`FLOTILLA_*`) are kept away from it.
+/// The command that runs `node`, with its output appended to its log. It does not inherit `FLOTILLA_*`
+/// variables from this process.
 ///
 /// # Errors
 /// The log cannot be opened.
 pub fn command(binary: &Path, node: &Node, start: Start<'_>) -> io::Result<Command> {
     let log = OpenOptions::new().create(true).append(true).open(&node.log)?;
     let mut command = match &node.namespace {
-        // Replaces itself by the node, so that the pid is the node's.
+        // `ip netns exec` replaces itself by the node, so the pid is the node's.
         Some(namespace) => {
             let mut command = Command::new("ip");
             command.args(["netns", "exec", namespace]).arg(binary);
@@ -71,7 +71,8 @@ pub fn command(binary: &Path, node: &Node, start: Start<'_>) -> io::Result<Comma
     Ok(command)
 }
 
-/// The `flotilla` binary of this build: `$FLOTILLA_BIN`, or the one in the folder that this program was built into.
+/// The `flotilla` binary of this build: `$FLOTILLA_BIN`, or the one in the target folder of the running
+/// program.
 ///
 /// # Errors
 /// It has not been built.
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_the_documented_one() {
+    fn command_line_matches_the_documentation() {
         let common =
             "start --data-dir data --listen 127.0.0.1:7120 --http 127.0.0.1:7121 --redis 127.0.0.1:7122 --name n2";
         assert_eq!(arguments(Start::Resume), common);

@@ -1,4 +1,4 @@
-//! `cluster.json`: which nodes a folder holds, where they listen, and which processes they are.
+//! `cluster.json`: the nodes in a folder, their addresses and their processes.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{error::ClusterError, ports::Ports, process};
 
-/// The file's name in the cluster's folder.
+/// File name in the cluster's folder.
 pub const LAYOUT_FILE: &str = "cluster.json";
 
 /// One node of a cluster on this machine.
@@ -18,22 +18,22 @@ pub const LAYOUT_FILE: &str = "cluster.json";
 pub struct Node {
     /// `n1`, `n2`, …
     pub name: String,
-    /// Its process, as of the last start. 0 before the first.
+    /// Process id of the last start; 0 before the first.
     pub pid: u32,
-    /// Where peers reach it.
+    /// Listen address for peers.
     pub quic: SocketAddr,
-    /// Where HTTP is served.
+    /// Listen address for HTTP.
     pub http: SocketAddr,
-    /// Where the Redis protocol is served.
+    /// Listen address for the Redis protocol.
     pub redis: SocketAddr,
-    /// Its data folder.
+    /// Data folder.
     pub data_dir: PathBuf,
-    /// The file that its output goes to.
+    /// File that receives stdout and stderr.
     pub log: PathBuf,
-    /// Where peers reach it, when that is not where it listens.
+    /// Address at which peers reach it, if it differs from `quic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advertise: Option<SocketAddr>,
-    /// The network namespace that it runs in, when that is not this one.
+    /// Network namespace it runs in, if not the current one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
 }
@@ -48,9 +48,9 @@ impl Node {
         Self { pid: 0, quic, http, redis, data_dir, log, name, advertise: None, namespace: None }
     }
 
-    /// Where peers reach it.
+    /// Address at which peers reach it.
     #[must_use]
-    pub fn reached_at(&self) -> SocketAddr {
+    pub fn peer_addr(&self) -> SocketAddr {
         self.advertise.unwrap_or(self.quic)
     }
 
@@ -60,10 +60,10 @@ impl Node {
         format!("http://{}", self.http)
     }
 
-    /// Whether its process runs. A pid that has since gone to another program does not count.
+    /// Whether its process is running. A pid that was reused by another program does not count.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        process::runs_on(self.pid, &self.data_dir)
+        process::is_running_on(self.pid, &self.data_dir)
     }
 }
 
@@ -78,7 +78,7 @@ impl Layout {
     /// Reads the layout of the cluster in `dir`; `None` when there is none.
     ///
     /// # Errors
-    /// The file cannot be read, or is no layout.
+    /// The file cannot be read or parsed.
     pub fn load(dir: &Path) -> Result<Option<Self>, ClusterError> {
         let path = dir.join(LAYOUT_FILE);
         let bytes = match fs::read(&path) {
@@ -89,7 +89,7 @@ impl Layout {
         serde_json::from_slice(&bytes).map(Some).map_err(|source| ClusterError::Layout { path, source })
     }
 
-    /// Writes the layout, whole or not at all.
+    /// Writes the layout atomically.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_saved_layout_is_read_back_and_a_damaged_one_is_refused() {
+    fn a_saved_layout_is_read_back_and_a_malformed_one_is_an_error() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(Layout::load(dir.path()).expect("no file is no error"), None);
         let ports = Ports::fixed(7_100, 1).expect("ports below the last");

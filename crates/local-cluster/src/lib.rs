@@ -1,14 +1,16 @@
-//! Real node processes on one machine: starts them, waits for them, and hurts them.
+//! Clusters of real node processes on one machine: starts them, waits for them, and injects faults.
 //!
-//! [`Cluster`] is for tests: it owns its processes and its folder, and takes both with it when it goes. [`Layout`] is
-//! for `cargo xtask cluster-*`: a file that names processes which outlive the command that started them. Both use the
-//! same command line ([`command`]) and the same questions over HTTP ([`is_ready`], [`is_whole`], [`status`], [`token`]).
+//! [`Cluster`] is for tests: it owns its processes and its folder, and removes both when dropped. [`Layout`] is
+//! for `cargo xtask cluster-*`: a file that lists processes which outlive the command that started them. Both
+//! use the same command line ([`command`]) and HTTP calls ([`is_ready`], [`is_fully_replicated`], [`status`],
+//! [`token`]).
 //!
-//! Faults beyond signals: a [`Proxy`] between nodes, network namespaces and small disks ([`ClusterOptions`]), failpoints, [`flip_bit`]. What needs root says
-//! so ([`missing_privilege`]) and cleans up after itself, and after test processes that were killed.
+//! Faults beyond signals: a [`Proxy`] between nodes, network namespaces and small disks ([`ClusterOptions`]),
+//! failpoints, [`flip_bit`]. Faults that need root say so ([`missing_privilege`]) and clean up after
+//! themselves, and after test processes that were killed.
 //!
-//! Deliberately absent: anything that reads or writes the store, and any knowledge of what lies in a data folder,
-//! except that the view is a folder called `view`.
+//! Deliberately absent: anything that reads or writes stored data, and any knowledge of the contents of a
+//! data folder, except that the view is a folder called `view`.
 
 mod cluster;
 mod disk;
@@ -28,8 +30,8 @@ pub use cluster::{Cluster, ClusterOptions, Network, READY_WITHIN, STOP_WITHIN};
 pub use disk::{DISK_TOOLS, POWER_TOOLS};
 pub use error::ClusterError;
 pub use faults::flip_bit;
-pub use folder::What;
-pub use http::{TOKEN_TTL, is_ready, is_whole, status, token};
+pub use folder::WipeScope;
+pub use http::{TOKEN_TTL, is_fully_replicated, is_ready, status, token};
 pub use launch::{Start, built_binary, command};
 pub use layout::{LAYOUT_FILE, Layout, Node};
 pub use namespaces::NAMESPACE_TOOLS;

@@ -1,7 +1,8 @@
-//! A network namespace for each node, so that its cable can be pulled: everything is lost without a sign, clients' traffic included.
+//! A network namespace per node, whose link can be taken down: all packets are dropped silently, clients'
+//! included.
 //!
-//! Namespaces hang off one bridge, on which the test itself has an address, too. They end with their owner; those of a test process that
-//! was killed are removed by the next one. Needs root and `ip`.
+//! All namespaces are attached to one bridge, on which the test itself also has an address. They are removed
+//! when their owner is dropped; the next test process removes those of a killed one. Needs root and `ip`.
 
 use std::{
     io,
@@ -15,19 +16,21 @@ use crate::{
     privileged::{is_orphan, run},
 };
 
-/// The tools that this needs.
+/// System tools required for namespaces.
 pub const NAMESPACE_TOOLS: &[&str] = &["ip"];
 const PREFIX: &str = "flotilla";
-/// The ports of each node: they are alone in their namespaces.
-const PORTS: (u16, u16, u16) = (7110, 7111, 7112);
+/// Every node uses the same ports, because it is alone in its namespace.
+const QUIC_PORT: u16 = 7110;
+const HTTP_PORT: u16 = 7111;
+const REDIS_PORT: u16 = 7112;
 
 /// The namespaces of a cluster.
 #[derive(Debug)]
 pub(crate) struct Namespaces {
-    /// Part of every name.
+    /// Part of the names of all links and namespaces: the owner's pid and a sequence number.
     tag: String,
     bridge: String,
-    /// 198.18.0.0/15 is set aside for tests of networks (RFC 2544).
+    /// Within 198.18.0.0/15, which is reserved for network benchmarks (RFC 2544).
     subnet: [u8; 3],
     nodes: usize,
 }
@@ -35,39 +38,39 @@ pub(crate) struct Namespaces {
 impl Namespaces {
     pub(crate) fn start() -> io::Result<Self> {
         static NETWORKS: AtomicUsize = AtomicUsize::new(1);
-        sweep();
+        remove_orphans();
         let tag = format!("{}-{}", process::id(), NETWORKS.fetch_add(1, Relaxed));
-        let IpAddr::V4(chance) = loopback() else { return Err(io::ErrorKind::Unsupported.into()) };
-        let network = Self { bridge: format!("flt{tag}"), tag, subnet: [198, 18, chance.octets()[3]], nodes: 0 };
+        let IpAddr::V4(random) = loopback() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let network = Self { bridge: format!("flt{tag}"), tag, subnet: [198, 18, random.octets()[3]], nodes: 0 };
         run("ip", &["link", "add", &network.bridge, "type", "bridge"])?;
         run("ip", &["addr", "add", &format!("{}/24", network.address(1)), "dev", &network.bridge])?;
         run("ip", &["link", "set", &network.bridge, "up"])?;
         Ok(network)
     }
 
-    /// A namespace for the next node: its name, and where the node listens.
+    /// Adds a namespace for the next node; returns its name and the node's listen addresses.
     pub(crate) fn add(&mut self) -> io::Result<(String, Ports)> {
         self.nodes += 1;
-        let (namespace, cable) = (self.namespace(self.nodes), self.cable(self.nodes));
+        let (namespace, link) = (self.namespace(self.nodes), self.link(self.nodes));
         let address = self.address(u8::try_from(self.nodes + 10).map_err(io::Error::other)?);
         run("ip", &["netns", "add", &namespace])?;
-        run("ip", &["link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
-        run("ip", &["link", "set", &cable, "master", &self.bridge, "up"])?;
+        run("ip", &["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
+        run("ip", &["link", "set", &link, "master", &self.bridge, "up"])?;
         run("ip", &["-n", &namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"])?;
         run("ip", &["-n", &namespace, "link", "set", "eth0", "up"])?;
         run("ip", &["-n", &namespace, "link", "set", "lo", "up"])?;
         let at = |port| SocketAddr::from((address, port));
-        Ok((namespace, Ports { quic: at(PORTS.0), http: at(PORTS.1), redis: at(PORTS.2) }))
+        Ok((namespace, Ports { quic: at(QUIC_PORT), http: at(HTTP_PORT), redis: at(REDIS_PORT) }))
     }
 
-    /// Pulls the cable of node `i`.
+    /// Takes the link of node `i` down.
     pub(crate) fn unplug(&self, i: usize) -> io::Result<()> {
-        run("ip", &["link", "set", &self.cable(i), "down"]).map(drop)
+        run("ip", &["link", "set", &self.link(i), "down"]).map(drop)
     }
 
-    /// Puts it back.
+    /// Brings the link of node `i` up again.
     pub(crate) fn plug(&self, i: usize) -> io::Result<()> {
-        run("ip", &["link", "set", &self.cable(i), "up"]).map(drop)
+        run("ip", &["link", "set", &self.link(i), "up"]).map(drop)
     }
 
     fn address(&self, last: u8) -> Ipv4Addr {
@@ -79,25 +82,25 @@ impl Namespaces {
         format!("{PREFIX}-{}-{i}", self.tag)
     }
 
-    /// At most 15 characters, which is all that the kernel takes.
-    fn cable(&self, i: usize) -> String {
+    /// Name of the bridge's end of the node's veth pair: at most 15 characters, the kernel's limit.
+    fn link(&self, i: usize) -> String {
         format!("fv{}-{i}", self.tag)
     }
 }
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        // The nodes' ends of the cables go with the namespaces.
+        // The nodes' ends of the veth pairs are removed with their namespaces.
         for i in 1..=self.nodes {
-            let _ = run("ip", &["link", "del", &self.cable(i)]);
+            let _ = run("ip", &["link", "del", &self.link(i)]);
             let _ = run("ip", &["netns", "del", &self.namespace(i)]);
         }
         let _ = run("ip", &["link", "del", &self.bridge]);
     }
 }
 
-/// Removes what a killed test process left. Whatever cannot be removed is in nobody's way.
-fn sweep() {
+/// Removes namespaces and bridges of killed test processes. Failures are harmless: names are unique.
+fn remove_orphans() {
     let namespaces = run("ip", &["netns", "list"]).unwrap_or_default();
     for name in namespaces.lines().filter_map(|line| line.split_whitespace().next()) {
         let mut parts = name.split('-');

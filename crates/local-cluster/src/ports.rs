@@ -1,4 +1,4 @@
-//! Where nodes listen: addresses from the operating system for tests, a fixed layout for `cluster-up`.
+//! Listen addresses of nodes: chosen by the operating system for tests, a fixed layout for `cluster-up`.
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -23,13 +23,13 @@ pub struct Ports {
 impl Ports {
     /// Free addresses for `count` nodes, all different, chosen by the operating system.
     ///
-    /// They are free when this returns; a node that binds them later may in principle be too late.
+    /// They are free when this returns; another process could still bind one before the node does.
     ///
     /// # Errors
     /// No port could be bound.
     pub fn free(count: usize) -> io::Result<Vec<Self>> {
         let ip = loopback();
-        // All sockets are held until all ports are known, so that none is handed out twice.
+        // All sockets stay open until all ports are known, so that no port is returned twice.
         let mut held = Vec::with_capacity(count);
         for _ in 0..count {
             held.push((UdpSocket::bind((ip, 0))?, TcpListener::bind((ip, 0))?, TcpListener::bind((ip, 0))?));
@@ -40,9 +40,10 @@ impl Ports {
         addrs.collect()
     }
 
-    /// The fixed addresses of node `number` (from 1): `base + 10 × number`, then `+0` QUIC, `+1` HTTP, `+2` Redis.
+    /// The fixed addresses of node `number` (from 1): `base + 10 × number`, then `+0` QUIC, `+1` HTTP, `+2`
+    /// Redis.
     ///
-    /// `None` when that is above the last port.
+    /// `None` if that exceeds port 65535.
     #[must_use]
     pub fn fixed(base: u16, number: usize) -> Option<Self> {
         let first = BASE_STEP.checked_mul(u16::try_from(number).ok()?)?.checked_add(base)?;
@@ -51,11 +52,11 @@ impl Ports {
     }
 }
 
-/// A loopback address that nobody else is likely to use, where the system has more than one.
+/// A loopback address that is unlikely to be in use by another process; 127.0.0.1 if the system has no other.
 ///
-/// On 127.0.0.1 another test could be given a port before the node for which it was found binds it, and outgoing
-/// connections could take the port of a node that is down for a moment. On Linux every address in 127.0.0.0/8 works, so
-/// each call returns another one of four million.
+/// On 127.0.0.1 another test could get a port before the node it was meant for binds it, and an outgoing
+/// connection could take the port of a node that is briefly down. On Linux every address in 127.0.0.0/8
+/// works, so each call picks one of four million at random.
 #[must_use]
 pub fn loopback() -> IpAddr {
     // The standard library's only source of randomness.

@@ -1,4 +1,5 @@
-//! What only root can do: run system tools, and tidy up after test processes that were killed.
+//! Support for faults that need root: checking for it, running system tools, and recognising leftovers of
+//! killed tests.
 
 use std::{
     io,
@@ -6,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Why something that needs root is left out, in words; `None` when it can be done.
+/// Why a fault that needs root and `tools` cannot be injected, for people; `None` if it can.
 #[must_use]
 pub fn missing_privilege(tools: &[&str]) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
@@ -19,17 +20,17 @@ pub fn missing_privilege(tools: &[&str]) -> Option<String> {
     tools.iter().find(absent).map(|tool| format!("`{tool}` is not installed"))
 }
 
-/// Runs a tool and waits for it. What it says on stderr becomes the error.
+/// Runs a tool to completion and returns its stdout. If it fails, its stderr becomes the error.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program} {}: {}", arguments.join(" "), said.trim())))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("{program} {}: {}", arguments.join(" "), stderr.trim())))
 }
 
-/// Whether the test process that made something is gone. Its pid is part of the names that it gave.
+/// Whether the test process with this pid, taken from the name of something it created, no longer exists.
 pub(crate) fn is_orphan(pid: &str) -> bool {
     pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()
 }

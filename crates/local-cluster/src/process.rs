@@ -1,4 +1,4 @@
-//! Signals to processes by pid, and the end of a log.
+//! Signals to processes by pid, and the tail of a log.
 
 use std::{
     fs::{self, File},
@@ -8,28 +8,28 @@ use std::{
 
 use rustix::process::{Pid, kill_process, test_kill_process};
 
-/// How much of a log's end is read.
+/// Bytes read from the end of a log.
 const TAIL_BYTES: u64 = 16 * 1024;
 
-/// What can be sent to a node.
+/// A signal that can be sent to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// Ends it at once; it cannot notice. A crash.
+    /// Kills it at once, as a crash does.
     Kill,
-    /// Asks it to leave cleanly.
+    /// Requests a clean shutdown.
     Term,
-    /// The same, as from Ctrl-C.
+    /// Requests a clean shutdown, as Ctrl-C does.
     Int,
-    /// Stops it in its tracks. A long pause.
+    /// Suspends it.
     Stop,
-    /// Lets it go on.
+    /// Continues it after [`Signal::Stop`].
     Cont,
 }
 
 impl std::str::FromStr for Signal {
     type Err = ();
 
-    /// `KILL`, `SIGKILL` or `kill`.
+    /// Parses `KILL`, `SIGKILL` or `kill`.
     fn from_str(text: &str) -> Result<Self, ()> {
         let text = text.to_ascii_uppercase();
         Ok(match text.strip_prefix("SIG").unwrap_or(&text) {
@@ -47,7 +47,7 @@ impl Signal {
     /// Sends it to the process `pid`.
     ///
     /// # Errors
-    /// There is no such process, or it is not ours.
+    /// There is no such process, or it may not be signalled.
     pub fn send(self, pid: u32) -> io::Result<()> {
         let signal = match self {
             Self::Kill => rustix::process::Signal::KILL,
@@ -60,36 +60,36 @@ impl Signal {
     }
 }
 
-/// Whether process `pid` runs and works on `data_dir`. A zombie does not run.
-pub(crate) fn runs_on(pid: u32, data_dir: &Path) -> bool {
+/// Whether process `pid` is running and has `data_dir` among its arguments. A zombie is not running.
+pub(crate) fn is_running_on(pid: u32, data_dir: &Path) -> bool {
     if to_pid(pid).is_none_or(|pid| test_kill_process(pid).is_err()) {
         return false;
     }
     match fs::read(format!("/proc/{pid}/cmdline")) {
-        // Either a zombie, or a process so new that its arguments are not in place yet.
+        // Either a zombie, or a process so new that its arguments are not set yet.
         Ok(arguments) if arguments.is_empty() => !is_zombie(pid),
         Ok(arguments) => {
             let data_dir = data_dir.as_os_str().as_encoded_bytes();
             arguments.split(|byte| *byte == 0).any(|argument| argument == data_dir)
         }
-        // Systems without /proc: all that is known is that the process exists.
+        // Without /proc, all that is known is that the process exists.
         Err(_) => !Path::new("/proc/self/cmdline").exists(),
     }
 }
 
-/// Whether a process has ended and waits for its parent to notice. One that is gone altogether counts, too.
+/// Whether a process has exited, reaped by its parent or not.
 fn is_zombie(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which is in parentheses and may itself contain some.
+    // The state follows the name, which is in parentheses and may itself contain parentheses.
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
-/// Never 0, which as an argument of `kill` would mean this whole process group.
+/// `None` for 0, which `kill` would take as the caller's process group.
 fn to_pid(pid: u32) -> Option<Pid> {
     i32::try_from(pid).ok().and_then(Pid::from_raw)
 }
 
-/// The last lines of a log, at most `lines_max`. Empty when there is none.
+/// The last lines of a log, at most `lines_max`. Empty if the log cannot be read.
 #[must_use]
 pub fn log_tail(log: &Path, lines_max: usize) -> String {
     let read = || {
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn another_program_with_the_same_pid_is_not_our_node() {
-        assert!(!runs_on(std::process::id(), Path::new("/some/data/folder")));
-        assert!(!runs_on(0, Path::new("/")));
+        assert!(!is_running_on(std::process::id(), Path::new("/some/data/folder")));
+        assert!(!is_running_on(0, Path::new("/")));
     }
 }

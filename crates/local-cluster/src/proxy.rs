@@ -1,12 +1,13 @@
-//! A network between the nodes that can be hurt without privileges: every node advertises a door of this proxy, and every packet passes
-//! through the doors of both sides.
+//! A UDP proxy between the nodes that injects network faults without privileges. Every node advertises a
+//! listener of this proxy instead of its own address.
 //!
-//! A packet that comes in at the door of *b* from the address of *a* leaves through the door of *a* towards *b*. So each node sees its
-//! peers at the addresses that they advertise, and the proxy knows for each packet whose it is and whose it will be. Packets of others (a
-//! node that joins has no address yet) pass through a socket made for them, as link from [`OUTSIDE`].
+//! A packet from node *a* that arrives at the listener of *b* is forwarded to *b* from the listener of *a*.
+//! So each node sees its peers at the addresses that they advertise, and the proxy knows the sender and the
+//! receiver of each packet. Packets of unknown senders (a joining node is not registered yet) are forwarded
+//! through a socket per sender, and belong to the link from [`OUTSIDE`].
 //!
-//! Chance comes from a seed. Which packet meets which chance depends on the machine's timing all the same: a seed repeats the
-//! conditions, not the run.
+//! Random decisions come from a seed, but which packet gets which decision depends on timing: a seed
+//! reproduces the conditions, not the run.
 
 use std::{
     cmp::Reverse,
@@ -24,51 +25,63 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Where packets come from that belong to no node.
+/// Number that stands for all senders that are not nodes.
 pub const OUTSIDE: usize = 0;
-/// Packets that may wait for their time; beyond it they are lost.
+/// Delayed packets at most; further ones are dropped.
 const DELAYED_MAX: usize = 65_536;
-/// Sockets for strangers; beyond it their packets are lost.
-const STRANGERS_MAX: usize = 64;
-/// How long a thread waits for a packet before it looks whether it should end.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The largest UDP packet.
+/// Unknown senders at most; packets of further ones are dropped.
+const UNKNOWN_SENDERS_MAX: usize = 64;
+/// How long a thread blocks before it checks whether it should stop.
+const POLL_EVERY: Duration = Duration::from_millis(100);
+/// Bytes of the largest UDP packet.
 const PACKET_BYTES_MAX: usize = 65_536;
-/// The system's buffer for each door; best effort.
+/// Bytes of the kernel's buffers of each socket; best effort.
 const BUFFER_BYTES: usize = 4 << 20;
 
-/// What happens to packets in one direction. The default is a perfect wire.
+/// Faults of the packets in one direction between two nodes. The default has none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Link {
-    /// Nothing passes.
+    /// All packets are dropped.
     pub cut: bool,
-    /// Packets of a thousand that are lost.
+    /// Packets in a thousand that are dropped.
     pub lost_permille: u32,
-    /// Packets of a thousand that arrive twice.
-    pub doubled_permille: u32,
-    /// Shortest and longest delay in milliseconds, drawn for each packet: a wide range reorders.
-    pub delay_ms: (u32, u32),
+    /// Packets in a thousand that are delivered twice.
+    pub duplicated_permille: u32,
+    /// Shortest delay of a packet, in milliseconds.
+    pub delay_ms_min: u32,
+    /// Longest delay, in milliseconds; 0 disables delays. The delay is drawn per packet, so a wide range
+    /// reorders.
+    pub delay_ms_max: u32,
 }
 
 impl Link {
-    /// Nothing passes.
-    pub const CUT: Self = Self { cut: true, lost_permille: 0, doubled_permille: 0, delay_ms: (0, 0) };
+    /// Drops all packets.
+    pub const CUT: Self =
+        Self { cut: true, lost_permille: 0, duplicated_permille: 0, delay_ms_min: 0, delay_ms_max: 0 };
 }
 
-/// What has passed so far.
+/// Packet counters since the start of the proxy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Packets that arrived.
+    /// Packets that were delivered.
     pub passed: u64,
-    /// Packets that were lost, for whichever reason.
+    /// Packets that were dropped, for any reason.
     pub lost: u64,
-    /// Packets that arrived twice.
-    pub doubled: u64,
-    /// Packets that had to wait.
+    /// Packets that were delivered twice.
+    pub duplicated: u64,
+    /// Packets that were delayed.
     pub delayed: u64,
 }
 
-/// The proxy of a cluster. Ends its threads when dropped.
+#[derive(Debug, Default)]
+struct Counters {
+    passed: AtomicU64,
+    lost: AtomicU64,
+    duplicated: AtomicU64,
+    delayed: AtomicU64,
+}
+
+/// The proxy of a cluster. Its threads stop when it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -76,24 +89,28 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    doors: Mutex<Vec<Door>>,
+    /// By node number, from 1.
+    listeners: Mutex<Vec<Listener>>,
+    /// By sender and receiver.
     links: Mutex<BTreeMap<(usize, usize), Link>>,
-    strangers: Mutex<BTreeMap<(SocketAddr, usize), Arc<UdpSocket>>>,
-    chance: Mutex<u64>,
+    /// By the sender's address and the receiver.
+    unknown_senders: Mutex<BTreeMap<(SocketAddr, usize), Arc<UdpSocket>>>,
+    random_state: Mutex<u64>,
     delayed: Mutex<BinaryHeap<Reverse<Delayed>>>,
     wake: Condvar,
-    counts: [AtomicU64; 4],
+    counters: Counters,
     stop: AtomicBool,
 }
 
+/// The socket that a node advertises.
 #[derive(Debug, Clone)]
-struct Door {
-    /// Where the node itself listens.
+struct Listener {
+    /// Address where the node itself listens.
     node: SocketAddr,
     socket: Arc<UdpSocket>,
 }
 
-/// Ordered by time, then by arrival.
+/// A delayed packet, ordered by due time, then by arrival.
 #[derive(Debug)]
 struct Delayed {
     due: Instant,
@@ -121,67 +138,74 @@ impl Ord for Delayed {
 }
 
 impl Proxy {
-    /// A proxy without doors.
+    /// Starts a proxy without nodes.
     ///
     /// # Errors
     /// No thread can be started.
     pub fn start(seed: u64) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            doors: Mutex::default(),
+            listeners: Mutex::default(),
             links: Mutex::default(),
-            strangers: Mutex::default(),
-            chance: Mutex::new(seed),
+            unknown_senders: Mutex::default(),
+            random_state: Mutex::new(seed),
             delayed: Mutex::default(),
             wake: Condvar::new(),
-            counts: Default::default(),
+            counters: Counters::default(),
             stop: AtomicBool::new(false),
         });
-        let clock = shared.clone();
-        thread::Builder::new().name("proxy-delay".to_owned()).spawn(move || clock.deliver())?;
+        let delaying = shared.clone();
+        thread::Builder::new().name("proxy-delay".to_owned()).spawn(move || delaying.send_delayed())?;
         Ok(Self { shared })
     }
 
-    /// A door for the next node (nodes count from 1), which itself listens at `node`. The node advertises what this returns.
+    /// Adds the next node (numbered from 1), which itself listens at `node`. Returns the address that it must
+    /// advertise.
     ///
     /// # Errors
-    /// No socket, or no thread.
+    /// No socket can be bound, or no thread started.
     pub fn add(&self, node: SocketAddr) -> io::Result<SocketAddr> {
         let socket = Arc::new(socket(SocketAddr::new(node.ip(), 0))?);
         let address = socket.local_addr()?;
         let number = {
-            let mut doors = self.shared.doors.lock();
-            doors.push(Door { node, socket: socket.clone() });
-            doors.len()
+            let mut listeners = self.shared.listeners.lock();
+            listeners.push(Listener { node, socket: socket.clone() });
+            listeners.len()
         };
         let shared = self.shared.clone();
-        let receive = move || shared.receive(&socket, |from, bytes| come_in(&shared, number, from, bytes));
+        let receive = move || shared.receive(&socket, |from, bytes| forward_to_node(&shared, number, from, bytes));
         thread::Builder::new().name(format!("proxy-{number}")).spawn(receive)?;
         Ok(address)
     }
 
-    /// What happens from now on to packets from one node to another. Those under way are not called back.
+    /// Sets the faults of packets from one node to another from now on. Packets already delayed are not
+    /// affected.
     pub fn set(&self, from: usize, to: usize, link: Link) {
         self.shared.links.lock().insert((from, to), link);
     }
 
-    /// The same for all links between nodes, in both directions.
+    /// Sets the faults of all links between nodes, in both directions.
     pub fn set_all(&self, link: Link) {
-        let nodes = self.shared.doors.lock().len();
+        let nodes = self.shared.listeners.lock().len();
         for from in 1..=nodes {
             (1..=nodes).filter(|to| *to != from).for_each(|to| self.set(from, to, link));
         }
     }
 
-    /// All wires are perfect again.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.shared.links.lock().clear();
     }
 
-    /// What has passed so far.
+    /// Packet counters so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
-        let [passed, lost, doubled, delayed] = [0, 1, 2, 3].map(|i: usize| self.shared.counts[i].load(Relaxed));
-        Traffic { passed, lost, doubled, delayed }
+        let Counters { passed, lost, duplicated, delayed } = &self.shared.counters;
+        Traffic {
+            passed: passed.load(Relaxed),
+            lost: lost.load(Relaxed),
+            duplicated: duplicated.load(Relaxed),
+            delayed: delayed.load(Relaxed),
+        }
     }
 }
 
@@ -196,34 +220,34 @@ impl Shared {
     fn receive(&self, socket: &UdpSocket, take: impl Fn(SocketAddr, &[u8])) {
         let mut buffer = vec![0; PACKET_BYTES_MAX];
         while !self.stop.load(Relaxed) {
-            // A timeout, or an answer to a packet that a dead node did not take: neither matters here.
+            // Errors are timeouts, or ICMP errors because a node is down: neither matters here.
             if let Ok((bytes, from)) = socket.recv_from(&mut buffer) {
                 take(from, &buffer[..bytes]);
             }
         }
     }
 
-    /// Sends a packet on, as its link demands.
-    fn pass(&self, from: usize, to: usize, through: Arc<UdpSocket>, target: SocketAddr, bytes: &[u8]) {
+    /// Forwards a packet from node `from` to node `to`, subject to the faults of its link.
+    fn forward(&self, from: usize, to: usize, through: Arc<UdpSocket>, target: SocketAddr, bytes: &[u8]) {
         let link = self.links.lock().get(&(from, to)).copied().unwrap_or_default();
-        if link.cut || self.draw(1_000) < link.lost_permille.into() {
-            self.counts[1].fetch_add(1, Relaxed);
+        if link.cut || self.random_below(1_000) < link.lost_permille.into() {
+            self.counters.lost.fetch_add(1, Relaxed);
             return;
         }
-        let copies = if self.draw(1_000) < link.doubled_permille.into() { 2 } else { 1 };
-        self.counts[2].fetch_add(copies - 1, Relaxed);
+        let copies = if self.random_below(1_000) < link.duplicated_permille.into() { 2 } else { 1 };
+        self.counters.duplicated.fetch_add(copies - 1, Relaxed);
         for _ in 0..copies {
-            let (shortest, longest) = (u64::from(link.delay_ms.0), u64::from(link.delay_ms.1));
+            let (shortest, longest) = (u64::from(link.delay_ms_min), u64::from(link.delay_ms_max));
             if longest == 0 {
                 let _ = through.send_to(bytes, target);
-                self.counts[0].fetch_add(1, Relaxed);
+                self.counters.passed.fetch_add(1, Relaxed);
                 continue;
             }
-            let delay = shortest + self.draw(longest.saturating_sub(shortest) + 1);
-            let number = self.counts[3].fetch_add(1, Relaxed);
+            let delay = shortest + self.random_below(longest.saturating_sub(shortest) + 1);
+            let number = self.counters.delayed.fetch_add(1, Relaxed);
             let mut delayed = self.delayed.lock();
             if delayed.len() >= DELAYED_MAX {
-                self.counts[1].fetch_add(1, Relaxed);
+                self.counters.lost.fetch_add(1, Relaxed);
                 continue;
             }
             let due = Instant::now() + Duration::from_millis(delay);
@@ -232,26 +256,26 @@ impl Shared {
         }
     }
 
-    /// Sends what has waited long enough.
-    fn deliver(&self) {
+    /// Sends delayed packets when they are due, until the proxy stops.
+    fn send_delayed(&self) {
         let mut delayed = self.delayed.lock();
         while !self.stop.load(Relaxed) {
             let now = Instant::now();
-            let wait = delayed.peek().map_or(LOOK_EVERY, |next| next.0.due.saturating_duration_since(now));
+            let wait = delayed.peek().map_or(POLL_EVERY, |next| next.0.due.saturating_duration_since(now));
             if !wait.is_zero() {
-                self.wake.wait_for(&mut delayed, wait.min(LOOK_EVERY));
+                self.wake.wait_for(&mut delayed, wait.min(POLL_EVERY));
                 continue;
             }
             if let Some(Reverse(next)) = delayed.pop() {
                 let _ = next.through.send_to(&next.bytes, next.to);
-                self.counts[0].fetch_add(1, Relaxed);
+                self.counters.passed.fetch_add(1, Relaxed);
             }
         }
     }
 
-    /// A number below `end`, from the seed (splitmix64, Steele et al. 2014).
-    fn draw(&self, end: u64) -> u64 {
-        let mut state = self.chance.lock();
+    /// A pseudo-random number below `end` (splitmix64, Steele et al. 2014).
+    fn random_below(&self, end: u64) -> u64 {
+        let mut state = self.random_state.lock();
         *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = *state;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -260,46 +284,47 @@ impl Shared {
     }
 }
 
-/// A packet at the door of node `to`.
-fn come_in(shared: &Arc<Shared>, to: usize, from: SocketAddr, bytes: &[u8]) {
-    let (known, target) = {
-        let doors = shared.doors.lock();
-        let known = doors.iter().position(|door| door.node == from).map(|i| (i + 1, doors[i].socket.clone()));
-        (known, doors[to - 1].node)
+/// Forwards a packet that arrived from `from` at the listener of node `to`.
+fn forward_to_node(shared: &Arc<Shared>, to: usize, from: SocketAddr, bytes: &[u8]) {
+    let (sender, target) = {
+        let listeners = shared.listeners.lock();
+        let sender = listeners.iter().position(|listener| listener.node == from);
+        (sender.map(|i| (i + 1, listeners[i].socket.clone())), listeners[to - 1].node)
     };
-    // A stranger that no socket can be made for is a stranger whose packets are lost.
-    let known = known.or_else(|| Some((OUTSIDE, for_stranger(shared, to, from)?)));
-    if let Some((number, through)) = known {
-        shared.pass(number, to, through, target, bytes);
+    if let Some((number, through)) = sender {
+        shared.forward(number, to, through, target, bytes);
+    } else if let Some(through) = socket_of_unknown_sender(shared, to, from) {
+        shared.forward(OUTSIDE, to, through, target, bytes);
     }
 }
 
-/// The socket that stands for a stranger before node `to`; answers to it go back through the node's door.
-fn for_stranger(shared: &Arc<Shared>, to: usize, stranger: SocketAddr) -> Option<Arc<UdpSocket>> {
-    let mut strangers = shared.strangers.lock();
-    if let Some(known) = strangers.get(&(stranger, to)) {
-        return Some(known.clone());
+/// The socket that represents an unknown sender to node `to`; responses return through the node's listener.
+/// `None` if there are too many or none can be made: the packet is dropped.
+fn socket_of_unknown_sender(shared: &Arc<Shared>, to: usize, sender: SocketAddr) -> Option<Arc<UdpSocket>> {
+    let mut unknown_senders = shared.unknown_senders.lock();
+    if let Some(existing) = unknown_senders.get(&(sender, to)) {
+        return Some(existing.clone());
     }
-    if strangers.len() >= STRANGERS_MAX {
+    if unknown_senders.len() >= UNKNOWN_SENDERS_MAX {
         return None;
     }
-    let door = shared.doors.lock()[to - 1].clone();
-    let own = Arc::new(socket(SocketAddr::new(door.node.ip(), 0)).ok()?);
+    let listener = shared.listeners.lock()[to - 1].clone();
+    let own = Arc::new(socket(SocketAddr::new(listener.node.ip(), 0)).ok()?);
     let (receiving, shared) = (own.clone(), shared.clone());
-    let back = move || {
-        shared.receive(&receiving, |_, bytes| shared.pass(to, OUTSIDE, door.socket.clone(), stranger, bytes));
+    let respond = move || {
+        shared.receive(&receiving, |_, bytes| shared.forward(to, OUTSIDE, listener.socket.clone(), sender, bytes));
     };
-    thread::Builder::new().name("proxy-stranger".to_owned()).spawn(back).ok()?;
-    strangers.insert((stranger, to), own.clone());
+    thread::Builder::new().name("proxy-unknown".to_owned()).spawn(respond).ok()?;
+    unknown_senders.insert((sender, to), own.clone());
     Some(own)
 }
 
 fn socket(at: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
-    // The system may grant less; then bursts lose packets, as networks do.
+    // The system may grant less; then bursts lose packets, as on real networks.
     let _ = socket.set_recv_buffer_size(BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(BUFFER_BYTES);
-    socket.set_read_timeout(Some(LOOK_EVERY))?;
+    socket.set_read_timeout(Some(POLL_EVERY))?;
     socket.bind(&at.into())?;
     Ok(socket.into())
 }
@@ -308,11 +333,11 @@ fn socket(at: SocketAddr) -> io::Result<UdpSocket> {
 mod tests {
     use super::*;
 
-    /// Two nodes that each know the other only by its door.
+    /// Two nodes that reach each other only through the proxy.
     struct Pair {
         proxy: Proxy,
         nodes: [UdpSocket; 2],
-        doors: [SocketAddr; 2],
+        advertised: [SocketAddr; 2],
     }
 
     impl Pair {
@@ -320,18 +345,18 @@ mod tests {
             let proxy = Proxy::start(7).expect("a thread");
             let at = SocketAddr::from(([127, 0, 0, 1], 0));
             let nodes = [(); 2].map(|()| socket(at).expect("a socket"));
-            let doors = [0, 1].map(|i: usize| {
+            let advertised = [0, 1].map(|i: usize| {
                 let node = nodes[i].local_addr().expect("a bound socket");
-                proxy.add(node).expect("a door")
+                proxy.add(node).expect("a listener")
             });
-            Self { proxy, nodes, doors }
+            Self { proxy, nodes, advertised }
         }
 
         fn send(&self, from: usize, text: &str) {
-            self.nodes[from].send_to(text.as_bytes(), self.doors[1 - from]).expect("a packet");
+            self.nodes[from].send_to(text.as_bytes(), self.advertised[1 - from]).expect("a packet");
         }
 
-        /// Waits for a packet, a second at most.
+        /// Waits for a packet, for at most a second.
         fn receive(&self, at: usize) -> Option<(String, SocketAddr)> {
             let mut buffer = [0; 64];
             let got = (0..10).find_map(|_| self.nodes[at].recv_from(&mut buffer).ok());
@@ -340,24 +365,24 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_comes_from_the_door_of_its_sender() {
+    fn packets_arrive_from_the_advertised_address_of_their_sender() {
         let pair = Pair::new();
         pair.send(0, "there");
-        assert_eq!(pair.receive(1), Some(("there".to_owned(), pair.doors[0])));
+        assert_eq!(pair.receive(1), Some(("there".to_owned(), pair.advertised[0])));
         pair.send(1, "and back");
-        assert_eq!(pair.receive(0), Some(("and back".to_owned(), pair.doors[1])));
+        assert_eq!(pair.receive(0), Some(("and back".to_owned(), pair.advertised[1])));
     }
 
     #[test]
-    fn a_cut_is_one_way_until_it_is_healed() {
+    fn a_cut_affects_one_direction_until_it_is_healed() {
         let pair = Pair::new();
         pair.proxy.set(1, 2, Link::CUT);
         pair.send(0, "lost");
-        pair.send(1, "heard");
-        assert_eq!(pair.receive(0).map(|got| got.0), Some("heard".to_owned()));
-        let begun = Instant::now();
+        pair.send(1, "delivered");
+        assert_eq!(pair.receive(0).map(|got| got.0), Some("delivered".to_owned()));
+        let start = Instant::now();
         while pair.proxy.traffic().lost == 0 {
-            assert!(begun.elapsed().as_secs() < 60, "nothing is lost");
+            assert!(start.elapsed().as_secs() < 60, "no packet is lost");
             thread::yield_now();
         }
         pair.proxy.heal();
@@ -366,9 +391,9 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_doubled_and_delayed_out_of_order() {
+    fn packets_are_duplicated_and_reordered() {
         let pair = Pair::new();
-        pair.proxy.set_all(Link { doubled_permille: 1_000, delay_ms: (0, 50), ..Link::default() });
+        pair.proxy.set_all(Link { duplicated_permille: 1_000, delay_ms_max: 50, ..Link::default() });
         for number in 0..20 {
             pair.send(0, &format!("{number:02}"));
         }
@@ -378,15 +403,15 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_answered_at_its_own_address() {
+    fn an_unknown_sender_receives_responses_at_its_own_address() {
         let pair = Pair::new();
-        let stranger = socket(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a socket");
-        stranger.send_to(b"hello", pair.doors[0]).expect("a packet");
-        let (text, from) = pair.receive(0).expect("the stranger's packet");
+        let sender = socket(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a socket");
+        sender.send_to(b"hello", pair.advertised[0]).expect("a packet");
+        let (text, from) = pair.receive(0).expect("the sender's packet");
         assert_eq!(text, "hello");
         pair.nodes[0].send_to(b"welcome", from).expect("a packet");
         let mut buffer = [0; 64];
-        let (bytes, from) = (0..10).find_map(|_| stranger.recv_from(&mut buffer).ok()).expect("an answer");
-        assert_eq!((&buffer[..bytes], from), (&b"welcome"[..], pair.doors[0]));
+        let (bytes, from) = (0..10).find_map(|_| sender.recv_from(&mut buffer).ok()).expect("a response");
+        assert_eq!((&buffer[..bytes], from), (&b"welcome"[..], pair.advertised[0]));
     }
 }

@@ -1,9 +1,9 @@
-//! Starting, hurting and ending nodes, with a stand-in for the real one.
+//! Starting, killing, wiping and restoring nodes, with a fake in place of the real binary.
 
 use std::{fs, path::PathBuf};
 
 use flotilla_local_cluster::{
-    Cluster, ClusterError, ClusterOptions, Node, Ports, READY_WITHIN, Signal, Start, What, command, is_ready,
+    Cluster, ClusterError, ClusterOptions, Node, Ports, READY_WITHIN, Signal, Start, WipeScope, command, is_ready,
 };
 
 async fn cluster(nodes: usize) -> Cluster {
@@ -15,21 +15,21 @@ fn current_thread() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn a_node_can_be_killed_started_wiped_and_put_back() {
+fn a_node_can_be_killed_started_wiped_and_restored() {
     current_thread().block_on(async {
         let mut cluster = cluster(3).await;
         assert!(is_ready(&cluster.http(2).expect("node 2")).await);
-        assert!(matches!(cluster.wipe(2, What::All), Err(ClusterError::Running(2))));
+        assert!(matches!(cluster.wipe(2, WipeScope::All), Err(ClusterError::Running(2))));
         cluster.kill(2).expect("a running node");
         assert!(!is_ready(&cluster.http(2).expect("node 2")).await);
         assert!(matches!(cluster.kill(2), Err(ClusterError::NoNode(2))));
-        // Each of these starts is refused by the stand-in when the command line does not fit the data.
+        // The fake refuses to start if the command line does not match the state of the data folder.
         cluster.backup(2).expect("data");
-        cluster.wipe(2, What::View).expect("a view");
+        cluster.wipe(2, WipeScope::View).expect("a view");
         cluster.start_node(2).await.expect("a start on its data");
         cluster.wait_ready().await.expect("a whole cluster");
         cluster.kill(2).expect("a running node");
-        cluster.wipe(2, What::All).expect("data");
+        cluster.wipe(2, WipeScope::All).expect("data");
         cluster.start_node(2).await.expect("a start as a new node");
         cluster.wait_ready().await.expect("a whole cluster");
         cluster.stop(2).await.expect("a running node");
@@ -42,20 +42,20 @@ fn a_node_can_be_killed_started_wiped_and_put_back() {
 }
 
 #[test]
-fn a_paused_node_answers_again_when_it_goes_on() {
+fn a_paused_node_responds_again_after_it_is_resumed() {
     current_thread().block_on(async {
         let mut cluster = cluster(1).await;
         cluster.pause(1).expect("a running node");
         assert!(!is_ready(&cluster.http(1).expect("node 1")).await);
         cluster.resume(1).expect("a running node");
         cluster.wait_node(1).await.expect("a ready node");
-        // A paused node ends with its cluster, too.
+        // Dropping the cluster kills a paused node as well.
         cluster.signal(1, Signal::Stop).expect("a running node");
     });
 }
 
 #[test]
-fn dropping_a_cluster_ends_its_nodes_and_its_folder() {
+fn dropping_a_cluster_kills_its_nodes_and_deletes_its_folder() {
     let (node, folder): (Node, PathBuf) = current_thread().block_on(async {
         let cluster = cluster(2).await;
         let node = cluster.node(2).expect("node 2").clone();
@@ -67,15 +67,15 @@ fn dropping_a_cluster_ends_its_nodes_and_its_folder() {
 }
 
 #[test]
-fn a_node_that_ends_while_it_is_waited_for_is_an_error_with_its_log() {
+fn waiting_for_a_node_that_exits_fails_with_its_log() {
     current_thread().block_on(async {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        // The first node is refused by the stand-in because it finds data.
+        // The fake refuses to bootstrap because it finds data.
         fs::create_dir(dir.path().join("n1")).expect("a writable folder");
         let mut options = ClusterOptions::new(1, env!("CARGO_BIN_EXE_fake-node").into());
         options.dir = Some(dir.path().to_owned());
         match Cluster::start(options).await {
-            Err(ClusterError::Ended { name, tail, .. }) => {
+            Err(ClusterError::Exited { name, tail, .. }) => {
                 assert_eq!((name.as_str(), tail.as_str()), ("n1", "new data: false, may be new: true"));
             }
             other => panic!("{other:?}"),
@@ -91,10 +91,10 @@ fn a_process_is_recognised_by_its_data_folder() {
     let binary = env!("CARGO_BIN_EXE_fake-node").as_ref();
     let mut child = command(binary, &node, Start::Bootstrap).expect("a log").spawn().expect("a process");
     node.pid = child.id();
-    assert!(node.is_running(), "also in its very first moment");
+    assert!(node.is_running(), "a process whose arguments are not set yet counts as running");
     let start = std::time::Instant::now();
     while !node.data_dir.exists() {
-        assert!(start.elapsed() < READY_WITHIN, "the stand-in does not start");
+        assert!(start.elapsed() < READY_WITHIN, "the fake does not start");
         std::thread::yield_now();
     }
     assert!(node.is_running());

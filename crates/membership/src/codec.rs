@@ -6,8 +6,8 @@
 //! message  = tag:u8, then for 1 and 2 probe:u8, for 3 to 6 identity probe:u8
 //! member   = identity incarnation:u16 state:u8 (1 alive, 2 suspect, 3 down)
 //! ```
-//! foca writes the count. Nothing is allocated for a number that a packet claims: a member exists when its bytes do.
-//! Any bytes decode to a packet or to an error; none panic.
+//! foca writes the count. Nothing is allocated for a count that a packet claims: a member is allocated when its
+//! bytes are read. Any bytes decode to a packet or to an error; none panic.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,31 +17,31 @@ use foca::{Header, Message, State};
 
 use crate::identity::{Identity, Member};
 
-/// The version that this code writes, and the only one that it reads.
+/// The only version that this code writes and reads.
 const VERSION: u8 = 1;
 const FLAG_IPV6: u8 = 1;
 const FLAG_LEFT: u8 = 2;
 
-/// Why bytes are no packet, or why one could not be written.
+/// Why bytes are not a packet, or why a packet could not be encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
-    /// It ends in the middle.
-    #[error("it ends in the middle")]
+    /// The packet ends early.
+    #[error("truncated")]
     Truncated,
-    /// There are bytes after its end.
-    #[error("bytes after its end")]
+    /// There are bytes after the packet's end.
+    #[error("trailing bytes")]
     Trailing,
-    /// A version that this node does not speak.
-    #[error("unknown version {0}")]
+    /// An unsupported version.
+    #[error("unsupported version {0}")]
     Version(u8),
     /// A flag, message kind or state that does not exist.
     #[error("unknown tag {0}")]
     Tag(u8),
-    /// Node id 0 names no node.
+    /// Node id 0, which is invalid.
     #[error("node id 0")]
     NoNode,
-    /// No room to write it.
-    #[error("no room to write it")]
+    /// The packet does not fit the buffer.
+    #[error("does not fit the buffer")]
     Full,
 }
 
@@ -51,11 +51,11 @@ impl From<bytes::TryGetError> for PacketError {
     }
 }
 
-/// A whole packet, decoded before foca sees it, so that a bad one changes nothing.
+/// A packet, fully decoded before foca sees it, so that an invalid one changes nothing.
 pub(crate) struct Packet {
     pub(crate) src: Identity,
     pub(crate) dst: Identity,
-    /// Nodes that the packet carries news of.
+    /// Nodes about which the packet has updates.
     pub(crate) about: Vec<NodeId>,
 }
 
@@ -72,7 +72,7 @@ impl Packet {
     }
 }
 
-/// The format, as foca wants it.
+/// The packet format as a foca codec.
 pub(crate) struct Codec;
 
 impl foca::Codec<Identity> for Codec {
@@ -136,7 +136,7 @@ fn parts(message: &Message<Identity>) -> Result<Parts<'_>, PacketError> {
         Message::Feed => (8, None, None),
         Message::Gossip => (9, None, None),
         Message::TurnUndead => (10, None, None),
-        // We send no broadcasts of our own, so the format has no tag for them.
+        // This crate sends no custom broadcasts, so the format has no tag for them.
         Message::Broadcast => return Err(PacketError::Tag(0)),
     })
 }
@@ -254,8 +254,8 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn packets_come_back_as_written_and_every_cut_is_noticed(
-            src in identities(), dst in identities(), src_incarnation: u16, message in messages(), news in identities()
+        fn packets_round_trip_and_every_truncation_is_an_error(
+            src in identities(), dst in identities(), src_incarnation: u16, message in messages(), update in identities()
         ) {
             let header = Header { src, src_incarnation, dst, message };
             let mut bytes = Vec::new();
@@ -263,8 +263,8 @@ pub(crate) mod tests {
             prop_assert_eq!(Codec.decode_header(bytes.as_slice()), Ok(header));
             let header_bytes = bytes.len();
             bytes.put_u16(1);
-            prop_assert_eq!(Codec.encode_member(&foca::Member::down(news.clone()), &mut bytes), Ok(()));
-            prop_assert_eq!(Packet::decode(&bytes).map(|packet| packet.about), Ok(vec![news.node()]));
+            prop_assert_eq!(Codec.encode_member(&foca::Member::down(update.clone()), &mut bytes), Ok(()));
+            prop_assert_eq!(Packet::decode(&bytes).map(|packet| packet.about), Ok(vec![update.node()]));
             for cut in (0..bytes.len()).filter(|cut| *cut != header_bytes) {
                 prop_assert_eq!(Packet::decode(&bytes[..cut]).err(), Some(PacketError::Truncated));
             }
@@ -273,7 +273,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn nothing_is_written_where_there_is_no_room(id in identities(), room in 0_usize..26) {
+        fn nothing_is_written_to_a_full_buffer(id in identities(), room in 0_usize..26) {
             let mut bytes = Vec::new();
             let result = Codec.encode_member(&foca::Member::alive(id), (&mut bytes).limit(room));
             prop_assert_eq!(result, Err(PacketError::Full));

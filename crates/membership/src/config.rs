@@ -1,7 +1,7 @@
-//! Settings of the failure detector, and the checks that keep them sensible.
+//! Settings of the failure detector and their validation.
 //!
-//! The defaults suit a LAN or one region: a crash is `Down` after roughly `probe_period_ms × (nodes − 1)`, at most,
-//! plus `suspect_after_ms`. They deliberately do not adapt to the size of the cluster.
+//! The defaults suit a LAN or one region: a crash is `Down` after roughly `probe_period_ms × (nodes − 1)`, at
+//! most, plus `suspect_after_ms`. They deliberately do not adapt to the size of the cluster.
 
 use std::{
     num::{NonZeroU8, NonZeroUsize},
@@ -11,25 +11,28 @@ use std::{
 /// How often to probe, how long to wait, how much to send. Times are in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// One member is probed per period. 100 to 60,000. Shorter finds crashes sooner and costs one ping per node and
-    /// period. Keep it at least twice `probe_rtt_ms`, because the indirect probe needs the second half.
+    /// One member is probed per period. 100 to 60,000. Shorter finds crashes sooner and costs one ping per
+    /// node and period. Keep it at least twice `probe_rtt_ms`, because the indirect probe needs the second
+    /// half.
     pub probe_period_ms: u64,
-    /// How long a direct answer may take before others are asked to probe. Above the round trip that nearly all
-    /// packets make (p99), with room for a busy core.
+    /// How long a direct answer may take before other members are asked to probe. Should exceed the p99 round
+    /// trip, with room for a busy core.
     pub probe_rtt_ms: u64,
-    /// How long a suspect has to refute before it is `Down`. At least `probe_period_ms`. Longer forgives long pauses
-    /// (a stopped process, a slow disk), shorter reports crashes sooner.
+    /// How long a suspect has to refute before it is `Down`. At least `probe_period_ms`. Longer tolerates
+    /// long pauses (a stopped process, a slow disk), shorter reports crashes sooner.
     pub suspect_after_ms: u64,
-    /// How often members that are down are greeted, and seeds while nobody is known. 500 to 600,000. This is what
-    /// heals a partition: it takes about two of these periods.
+    /// How often this node announces itself to members that are down, and to seeds while no member is
+    /// present. 500 to 600,000. This heals a partition, in about two of these periods.
     pub announce_down_ms: u64,
-    /// How often one random member is asked for all the members it knows. At least 1,000. Fills in what gossip lost.
+    /// How often one random member is asked for all the members it knows. At least 1,000. Recovers updates
+    /// that gossip lost.
     pub announce_period_ms: u64,
-    /// How often news is passed on when there is news. 50 to 60,000.
+    /// How often pending updates are gossiped. 50 to 60,000.
     pub gossip_period_ms: u64,
-    /// How many members pass on news or are asked for an indirect probe at a time. 1 to 16; 3 is enough for most.
+    /// How many members get each gossip or request for an indirect probe. 1 to 16; 3 suffices for most
+    /// clusters.
     pub fanout: u8,
-    /// How often a piece of news is sent before it is dropped. 1 to 64. About `3 × log10(nodes + 1)`, more on lossy
+    /// How often an update is sent before it is dropped. 1 to 64. About `3 × log10(nodes + 1)`, more on lossy
     /// networks.
     pub transmissions_max: u8,
     /// Largest packet, in bytes. 256 to 1,400. The default fits a QUIC datagram on any path.
@@ -77,7 +80,7 @@ impl Config {
     /// Checks every field against its documented range.
     ///
     /// # Errors
-    /// The first field that does not fit.
+    /// The first invalid field.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let within = |name, value: u64, min, max| {
             if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::OutOfRange { name, min, max }) }
@@ -100,7 +103,7 @@ impl Config {
         Ok(())
     }
 
-    /// The same in foca's terms. Zeros, which `validate` refuses, become ones.
+    /// Converts to foca's settings. Zeros, which `validate` refuses, become ones.
     pub(crate) fn to_foca(&self) -> foca::Config {
         let fanout = NonZeroUsize::new(self.fanout.into()).unwrap_or(NonZeroUsize::MIN);
         let every = |ms, num_members| Some(foca::PeriodicParams { frequency: Duration::from_millis(ms), num_members });
@@ -110,7 +113,8 @@ impl Config {
             num_indirect_probes: fanout,
             max_transmissions: NonZeroU8::new(self.transmissions_max).unwrap_or(NonZeroU8::MIN),
             suspect_to_down_after: Duration::from_millis(self.suspect_after_ms),
-            // Forgetting is an input, given when the metadata group has removed the node: a timer could not know.
+            // Forgetting is an input, given when the metadata group has removed the node: a timer could not
+            // know.
             remove_down_after: None,
             max_packet_size: NonZeroUsize::new(self.packet_bytes_max).unwrap_or(NonZeroUsize::MIN),
             notify_down_members: true,
@@ -131,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_do_not_fit_together_are_refused() {
+    fn inconsistent_settings_are_refused() {
         let rtt = Config { probe_rtt_ms: 600, ..Config::default() };
         assert_eq!(rtt.validate(), Err(ConfigError::RttTooLong));
         let suspicion = Config { suspect_after_ms: 900, ..Config::default() };

@@ -1,28 +1,30 @@
-//! Who a member is, and which of two claims to the same node id is the newer one.
+//! The identity of a member, and which of two identities with the same node id is newer.
 //!
-//! Claims are ordered by generation, then renewal, then departure. The order is total, so all nodes agree on the
-//! winner whatever order the claims arrive in.
+//! Invariant: identities are totally ordered by generation, then renewal, then departure, so all nodes agree
+//! on the newest one in whatever order they arrive.
 
 use std::{cmp::Ordering, net::SocketAddr};
 
 use flotilla_types::NodeId;
 
-/// A node at an address, in one of its lives.
+/// A node at an address, in one generation (one run of its process).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Member {
-    /// The node, for ever.
+    /// The node's permanent id.
     pub node: NodeId,
-    /// Where its transport listens. Only gossip: the certificate says who is there. Scope ids are not carried.
+    /// Where its transport listens. Not authenticated: the certificate proves which node is there. Scope ids
+    /// are not encoded.
     pub addr: SocketAddr,
-    /// How often the node has started: its [`flotilla_types::Incarnation`]. Use 0 to greet a node of unknown one.
+    /// The count of the node's starts: its [`flotilla_types::Incarnation`]. 0 to announce to a node whose
+    /// count is unknown.
     pub generation: u64,
 }
 
 /// A member as foca sees it.
 ///
-/// A node that was wrongly declared down comes back by raising `renewal`, which restarts at zero in each generation:
-/// so it never meets a number that a later start of the node will use. `left` marks the last claim of a life, and is
-/// how others tell a leave from a crash.
+/// A node that was wrongly declared down rejoins by incrementing `renewal`, which restarts at zero in each
+/// generation, so that it never collides with a later start of the node. `left` marks the last identity of a
+/// generation, by which others distinguish a leave from a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) member: Member,
@@ -32,7 +34,7 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn new(member: &Member) -> Self {
-        // Only what travels is kept, or an identity would not be equal to its own echo.
+        // Only encoded fields are kept; otherwise an identity would not equal its own decoded copy.
         let addr = SocketAddr::new(member.addr.ip(), member.addr.port());
         Self { member: Member { addr, ..*member }, renewal: 0, left: false }
     }
@@ -41,24 +43,24 @@ impl Identity {
         self.member.node
     }
 
-    /// Whether this claim is newer than `other`, a claim to the same node id.
-    pub(crate) fn beats(&self, other: &Self) -> bool {
-        self.age().cmp(&other.age()) == Ordering::Greater
+    /// Whether this identity is newer than `other`, which has the same node id.
+    pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
+        self.order_key().cmp(&other.order_key()) == Ordering::Greater
     }
 
-    /// `self`'s address, with a claim newer than `rival`. `None` at the end of the numbers.
-    pub(crate) fn above(&self, rival: &Self) -> Option<Self> {
-        let renewal = rival.renewal.checked_add(1)?;
-        let member = Member { generation: rival.member.generation, ..self.member.clone() };
+    /// This identity's address in a renewal newer than `other`. `None` when the renewals are exhausted.
+    pub(crate) fn renewed_after(&self, other: &Self) -> Option<Self> {
+        let renewal = other.renewal.checked_add(1)?;
+        let member = Member { generation: other.member.generation, ..self.member.clone() };
         Some(Self { member, renewal, left: false })
     }
 
-    /// The claim with which a node says goodbye.
+    /// The identity with which the node announces its departure.
     pub(crate) fn departed(&self) -> Self {
         Self { left: true, ..self.clone() }
     }
 
-    fn age(&self) -> (u64, u32, bool, SocketAddr) {
+    fn order_key(&self) -> (u64, u32, bool, SocketAddr) {
         (self.member.generation, self.renewal, self.left, self.member.addr)
     }
 }
@@ -67,7 +69,7 @@ impl foca::Identity for Identity {
     type Addr = NodeId;
 
     fn renew(&self) -> Option<Self> {
-        if self.left { None } else { self.above(self) }
+        if self.left { None } else { self.renewed_after(self) }
     }
 
     fn addr(&self) -> NodeId {
@@ -75,7 +77,7 @@ impl foca::Identity for Identity {
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
-        self.beats(adversary)
+        self.is_newer_than(adversary)
     }
 }
 
@@ -90,22 +92,22 @@ mod tests {
     }
 
     #[test]
-    fn newer_lives_beat_renewals_and_goodbyes_of_older_ones() {
+    fn newer_generations_supersede_renewals_and_departures_of_older_ones() {
         let first = identity(1);
         let renewed = first.renew().expect("room for a renewal");
-        let gone = renewed.departed();
+        let departed = renewed.departed();
         let second = identity(2);
-        assert!(renewed.beats(&first) && gone.beats(&renewed) && second.beats(&gone));
-        assert!(!first.beats(&first));
-        assert_eq!(gone.renew(), None);
+        assert!(renewed.is_newer_than(&first) && departed.is_newer_than(&renewed) && second.is_newer_than(&departed));
+        assert!(!first.is_newer_than(&first));
+        assert_eq!(departed.renew(), None);
     }
 
     #[test]
-    fn a_claim_that_fell_behind_gets_above_its_rival() {
-        let rival = identity(9).renew().expect("room for a renewal");
-        let caught_up = identity(3).above(&rival).expect("room above the rival");
-        assert!(caught_up.beats(&rival));
+    fn outdated_identity_can_renew_past_a_newer_one() {
+        let other = identity(9).renew().expect("room for a renewal");
+        let caught_up = identity(3).renewed_after(&other).expect("room for another renewal");
+        assert!(caught_up.is_newer_than(&other));
         let last = Identity { renewal: u32::MAX, ..identity(9) };
-        assert_eq!(identity(3).above(&last), None);
+        assert_eq!(identity(3).renewed_after(&last), None);
     }
 }

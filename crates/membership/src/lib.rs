@@ -1,10 +1,11 @@
-//! Who is here: SWIM membership on foca as a pure core. Packets and timers go in, effects come out.
+//! SWIM membership on foca, as a pure core. Packets and timers go in, effects come out.
 //!
-//! Invariants: a state change is reported exactly once and never for a no-op; what comes from a peer is a typed
-//! error when it is wrong, and changes nothing then; the same seed and inputs give the same effects.
+//! Invariants: a state change is reported exactly once and never for a no-op; invalid input from a peer is a
+//! typed error and changes nothing; the same seed and inputs give the same effects.
 //!
-//! Deliberately absent: a clock, sockets, threads. And authority: detection takes seconds and can be wrong, so
-//! nothing here may ever move a quorum, elect, delete or change a Raft configuration. It wakes, hints and reports.
+//! Deliberately absent: a clock, sockets, threads, and authority: detection takes seconds and can be wrong,
+//! so nothing here may ever move a quorum, elect, delete or change a Raft configuration. It only reports and
+//! hints.
 
 mod codec;
 mod config;

@@ -1,9 +1,9 @@
 //! The core: one node's view of all others.
 //!
-//! foca runs the protocol. Around it this module checks packets before foca sees them, compares foca's member list
-//! before and after each step (foca announces neither suspicion nor refutation), tells a leave from a crash, and
-//! keeps asking while this node is alone. One comparison per step costs a walk over the member list: microseconds
-//! at hundreds of nodes.
+//! foca runs the protocol. Around it this module checks packets before foca sees them, compares foca's member
+//! list before and after each step (foca reports neither suspicion nor refutation), distinguishes a leave
+//! from a crash, and keeps announcing this node while it is alone. One comparison per step costs a walk over
+//! the member list: microseconds at hundreds of nodes.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -20,91 +20,94 @@ use crate::{
     state::{NodeState, SUBSCRIBERS_MAX, Subscriber},
 };
 
-/// Nodes that are kept in mind, present or gone. Far above what the failure detector is meant for.
+/// Limit on known nodes, present or gone. Far above the cluster size for which the failure detector is
+/// designed.
 pub const MEMBERS_MAX: usize = 4_096;
-/// Seeds that are asked again while this node is alone.
+/// Limit on seeds.
 pub const SEEDS_MAX: usize = 64;
-/// Members greeted per attempt while this node is alone. The attempts go round, so all have their turn.
-const GREETINGS_MAX: usize = 16;
-/// How often the goodbye is sent, each time to `fanout` members, since nobody is left to repeat a lost one.
-const GOODBYES: usize = 3;
+/// Nodes that get an announcement per attempt while this node is alone. Attempts rotate through all of them.
+const ANNOUNCEMENTS_MAX: usize = 16;
+/// How often the departure is sent, each time to `fanout` members, because this node cannot repeat a lost one
+/// later.
+const DEPARTURE_SENDS: usize = 3;
 
-/// What happened.
+/// An input of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
     /// A packet arrived.
     Packet {
-        /// Who sent it, by certificate.
+        /// The sender, authenticated by its certificate.
         from: NodeId,
         /// The packet.
         bytes: Bytes,
     },
-    /// A timer from [`Effect::Timer`] is due. Give timers back in the order in which they are due, each once.
+    /// A timer from [`Effect::Timer`] is due. Return timers in the order in which they are due, each once.
     Timer(Timer),
-    /// Greet a node, and go on greeting it while nobody is known. Also right for a node that is known already.
+    /// Announce this node to another and keep it as a seed: announcements repeat while this node is alone.
+    /// Allowed for known nodes too.
     Announce(Member),
-    /// Pass on news now instead of at the next period.
+    /// Gossip pending updates now instead of at the next period.
     Gossip,
-    /// Forget a node that is gone, because the metadata group has removed it. A present one is not forgotten.
+    /// Forget a node that the metadata group has removed. A node that is still present is not forgotten.
     Forget(NodeId),
-    /// Say goodbye. Send the packets, then stop: this membership ignores everything afterwards.
+    /// Announce the departure. Send the packets, then stop: this membership ignores all later inputs.
     Leave,
 }
 
-/// What to do about it, in order.
+/// An effect of a step. Perform effects in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send a packet, unreliably.
     Send {
-        /// To whom. The certificate there must be that of `to.node`.
+        /// The receiver. Its certificate must be that of `to.node`.
         to: Member,
         /// At most `packet_bytes_max` bytes.
         packet: Bytes,
     },
-    /// Give the timer back after this time.
+    /// Return the timer after this time.
     Timer {
-        /// From now.
+        /// The time from now.
         after: Duration,
-        /// What to give back.
+        /// The timer to return.
         timer: Timer,
     },
-    /// A node's state changed. Subscribers have heard of it already.
+    /// A node's state changed. Subscribers have already received it.
     Changed {
         /// The node.
         node: NodeId,
-        /// What it was.
+        /// Its old state.
         old: NodeState,
-        /// What it is; never equal to `old`.
+        /// Its new state, never equal to `old`.
         new: NodeState,
     },
 }
 
-/// A timer, to be given back when it is due. There is nothing to see in it.
+/// An opaque timer, to be returned when it is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timer(Due);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Due {
     Foca(foca::Timer<Identity>),
-    /// Greet seeds and lost members if this node is alone.
-    Greet,
+    /// Announce this node to seeds and lost members if it is alone.
+    Announce,
 }
 
-/// One node's view of all others. See the crate's documentation for what it promises.
+/// One node's view of all others. The crate's documentation lists its guarantees.
 pub struct Membership {
     foca: Foca<Identity, Codec, ChaCha8Rng, NoCustomBroadcast>,
     config: Config,
     known: BTreeMap<NodeId, Record>,
     seeds: BTreeMap<NodeId, Identity>,
-    /// Where the next round of greetings starts.
-    greeted: NodeId,
+    /// The last node that got an announcement; the next attempt starts after it.
+    last_announced: NodeId,
     phase: Phase,
     subscribers: Vec<Arc<dyn Subscriber>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Phase {
-    /// The timer for greetings is not running yet: the first step starts it.
+    /// The announcement timer does not run yet: the first step starts it.
     New,
     Running,
     Left,
@@ -117,10 +120,10 @@ struct Record {
 }
 
 impl Membership {
-    /// A view that knows nobody. `seed` drives every random choice; give each node another one.
+    /// An empty view. `seed` determines every random choice; give each node a different one.
     ///
     /// # Errors
-    /// The settings do not pass [`Config::validate`].
+    /// [`Config::validate`] refuses the settings.
     pub fn new(me: Member, config: Config, seed: u64) -> Result<Self, ConfigError> {
         config.validate()?;
         let foca = Foca::new(Identity::new(&me), config.to_foca(), ChaCha8Rng::seed_from_u64(seed), Codec);
@@ -129,31 +132,31 @@ impl Membership {
             config,
             known: BTreeMap::new(),
             seeds: BTreeMap::new(),
-            greeted: NodeId::NONE,
+            last_announced: NodeId::NONE,
             phase: Phase::New,
             subscribers: Vec::new(),
         })
     }
 
-    /// Takes one input in. `now_ms` is any clock that does not run backwards; it only dates changes.
+    /// Handles one input. `now_ms` is any monotonic clock; it is only used to date changes.
     ///
-    /// Effects are appended to `effects`, also when the step fails: a packet may be wrong in its second half only
-    /// for foca. Perform them all.
+    /// Effects are appended to `effects`, also when the step fails: foca may refuse a packet after applying
+    /// part of it. Perform them all.
     ///
     /// # Errors
-    /// The input was refused. The membership goes on; nothing needs to be done but to count it.
+    /// The input was refused. The membership continues; callers need only count the error.
     pub fn step(&mut self, now_ms: u64, input: Input, effects: &mut Vec<Effect>) -> Result<(), StepError> {
         if self.phase == Phase::Left {
             return if matches!(input, Input::Announce(_)) { Err(StepError::Left) } else { Ok(()) };
         }
         if self.phase == Phase::New {
             self.phase = Phase::Running;
-            self.arm_greetings(effects);
+            self.start_announce_timer(effects);
         }
         let result = match input {
             Input::Packet { from, bytes } => self.packet(from, &bytes, effects),
             Input::Timer(Timer(Due::Foca(timer))) => self.timer(timer, effects),
-            Input::Timer(Timer(Due::Greet)) => self.greet(effects),
+            Input::Timer(Timer(Due::Announce)) => self.announce_if_alone(effects),
             Input::Announce(member) => self.announce(&member, effects),
             Input::Gossip => self.foca.gossip(Outbox { me: self.me().node, effects }).map_err(StepError::from),
             Input::Forget(node) => self.forget(node, effects),
@@ -175,7 +178,7 @@ impl Membership {
         self.known.values().map(|record| (record.identity.member.clone(), record.state)).collect()
     }
 
-    /// What is believed of a node. Of itself a node believes that it is alive until it has left.
+    /// A node's state. This node itself is alive until it has left.
     #[must_use]
     pub fn state(&self, node: NodeId) -> NodeState {
         if node == self.me().node {
@@ -184,22 +187,22 @@ impl Membership {
         self.known.get(&node).map_or(NodeState::Unknown, |record| record.state)
     }
 
-    /// Another node's latest life and address.
+    /// Another node's latest generation and address.
     #[must_use]
     pub fn member(&self, node: NodeId) -> Option<&Member> {
         self.known.get(&node).map(|record| &record.identity.member)
     }
 
-    /// When a node got into its present state, by the clock given to `step`.
+    /// When a node entered its current state, by the clock given to `step`.
     #[must_use]
     pub fn since_ms(&self, node: NodeId) -> Option<u64> {
         self.known.get(&node).map(|record| record.since_ms)
     }
 
-    /// Lets `subscriber` hear of every change from now on. Gives it back when there are [`SUBSCRIBERS_MAX`] already.
+    /// Sends every later change to `subscriber`.
     ///
     /// # Errors
-    /// The subscriber that found no room.
+    /// Returns the subscriber when there are [`SUBSCRIBERS_MAX`] already.
     pub fn subscribe(&mut self, subscriber: Arc<dyn Subscriber>) -> Result<(), Arc<dyn Subscriber>> {
         if self.subscribers.len() == SUBSCRIBERS_MAX {
             return Err(subscriber);
@@ -220,27 +223,28 @@ impl Membership {
         if claimed == self.me().node {
             return Err(StepError::Loop);
         }
-        let news = packet.about.iter().chain([&claimed]).filter(|node| self.is_stranger(**node)).count();
-        if self.known.len() + news > MEMBERS_MAX {
+        let new_nodes = packet.about.iter().chain([&claimed]).filter(|node| self.is_unknown(**node)).count();
+        if self.known.len() + new_nodes > MEMBERS_MAX {
             return Err(StepError::TooManyMembers);
         }
-        self.keep_up(&packet.dst, effects)?;
+        self.renew_if_outdated(&packet.dst, effects)?;
         let me = self.me().node;
         Ok(self.foca.handle_data(bytes, Outbox { me, effects })?)
     }
 
-    fn is_stranger(&self, node: NodeId) -> bool {
+    fn is_unknown(&self, node: NodeId) -> bool {
         node != self.me().node && !self.known.contains_key(&node)
     }
 
-    /// A packet for a newer life of this node than the present one: the data folder is an old copy, and forgot how
-    /// often the node had started. Without this the others would ignore us until we had started often enough.
-    fn keep_up(&mut self, dst: &Identity, effects: &mut Vec<Effect>) -> Result<(), StepError> {
+    /// Renews this node's identity if a packet addresses a newer one: then the data folder is an old copy
+    /// that counts the node's starts too low. Without this the others would ignore this node until it had
+    /// started often enough.
+    fn renew_if_outdated(&mut self, dst: &Identity, effects: &mut Vec<Effect>) -> Result<(), StepError> {
         let me = self.foca.identity();
-        if dst.node() != me.node() || !dst.beats(me) {
+        if dst.node() != me.node() || !dst.is_newer_than(me) {
             return Ok(());
         }
-        match me.above(dst) {
+        match me.renewed_after(dst) {
             Some(identity) => {
                 let me = identity.node();
                 Ok(self.foca.change_identity(identity, Outbox { me, effects })?)
@@ -252,8 +256,8 @@ impl Membership {
     fn timer(&mut self, timer: foca::Timer<Identity>, effects: &mut Vec<Effect>) -> Result<(), StepError> {
         let me = self.me().node;
         match self.foca.handle_timer(timer, Outbox { me, effects }) {
-            // The timers of one probe came late or all at once, because this process did not run for a while. foca
-            // has started the next probe already.
+            // The timers of one probe came late or all at once, because this process was paused. foca has
+            // already started the next probe.
             Ok(()) | Err(foca::Error::IncompleteProbeCycle | foca::Error::NotConnected) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -272,27 +276,27 @@ impl Membership {
         Ok(self.foca.announce(identity, Outbox { me, effects })?)
     }
 
-    /// foca stops all its timers while it knows nobody who is present, so the way back is ours.
-    fn greet(&mut self, effects: &mut Vec<Effect>) -> Result<(), StepError> {
-        self.arm_greetings(effects);
+    /// Announces this node while no member is present, because foca then stops all its timers.
+    fn announce_if_alone(&mut self, effects: &mut Vec<Effect>) -> Result<(), StepError> {
+        self.start_announce_timer(effects);
         let me = self.me().node;
         if self.foca.num_members() > 0 {
             return Ok(());
         }
-        let mut lost = self.seeds.clone();
+        let mut targets = self.seeds.clone();
         let down = self.known.values().filter(|record| record.state != NodeState::Left);
-        lost.extend(down.map(|record| (record.identity.node(), record.identity.clone())));
-        let (before, after): (Vec<_>, Vec<_>) = lost.into_iter().partition(|(node, _)| *node <= self.greeted);
-        for (node, identity) in after.into_iter().chain(before).take(GREETINGS_MAX) {
-            self.greeted = node;
+        targets.extend(down.map(|record| (record.identity.node(), record.identity.clone())));
+        let (before, after): (Vec<_>, Vec<_>) = targets.into_iter().partition(|(node, _)| *node <= self.last_announced);
+        for (node, identity) in after.into_iter().chain(before).take(ANNOUNCEMENTS_MAX) {
+            self.last_announced = node;
             self.foca.announce(identity, Outbox { me, effects })?;
         }
         Ok(())
     }
 
-    fn arm_greetings(&self, effects: &mut Vec<Effect>) {
+    fn start_announce_timer(&self, effects: &mut Vec<Effect>) {
         let after = Duration::from_millis(self.config.announce_down_ms);
-        effects.push(Effect::Timer { after, timer: Timer(Due::Greet) });
+        effects.push(Effect::Timer { after, timer: Timer(Due::Announce) });
     }
 
     fn forget(&mut self, node: NodeId, effects: &mut Vec<Effect>) -> Result<(), StepError> {
@@ -301,8 +305,8 @@ impl Membership {
             return Ok(());
         };
         let me = self.me().node;
-        // Removes the member only while it is down. The departed one may still count as alive for foca; it will be
-        // declared down soon, and is forgotten when the metadata group says so again.
+        // Removes the member only while it is down. foca may still count a departed member as alive; it soon
+        // declares it down, and a later `Forget` removes it.
         Ok(self.foca.handle_timer(foca::Timer::RemoveDown(record.identity.clone()), Outbox { me, effects })?)
     }
 
@@ -311,13 +315,13 @@ impl Membership {
         let me = self.me().node;
         let departed = self.foca.identity().departed();
         self.foca.change_identity(departed, Outbox { me, effects })?;
-        for _ in 1..GOODBYES {
+        for _ in 1..DEPARTURE_SENDS {
             self.foca.gossip(Outbox { me, effects })?;
         }
         Ok(self.foca.leave_cluster(Outbox { me, effects })?)
     }
 
-    /// Compares foca's members with what was last reported.
+    /// Reports the differences between foca's members and the last reported state.
     fn report(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let me = self.me().node;
         let mut changes = BTreeMap::new();
@@ -325,7 +329,7 @@ impl Membership {
         for member in self.foca.iter_membership_state() {
             let (identity, node) = (member.id(), member.id().node());
             if node == me {
-                // Our own earlier lives.
+                // Earlier identities of this node.
                 continue;
             }
             let new = state_of(member);
@@ -348,9 +352,9 @@ impl Membership {
             }
         }
         if seen < self.known.len() {
-            let still: Vec<NodeId> = self.foca.iter_membership_state().map(|member| member.id().node()).collect();
+            let present: Vec<NodeId> = self.foca.iter_membership_state().map(|member| member.id().node()).collect();
             self.known.retain(|node, record| {
-                let kept = still.contains(node);
+                let kept = present.contains(node);
                 if !kept {
                     changes.insert(*node, (record.state, NodeState::Unknown));
                 }
@@ -384,7 +388,7 @@ fn state_of(member: &foca::Member<Identity>) -> NodeState {
     }
 }
 
-/// Turns what foca wants done into effects.
+/// Converts foca's requests to effects.
 struct Outbox<'a> {
     me: NodeId,
     effects: &'a mut Vec<Effect>,
@@ -392,11 +396,12 @@ struct Outbox<'a> {
 
 impl foca::Runtime<Identity> for Outbox<'_> {
     fn notify(&mut self, _: Notification<'_, Identity>) {
-        // The member list says more: see `report`.
+        // Not used: `report` compares member lists, which show more.
     }
 
     fn send_to(&mut self, to: Identity, packet: &[u8]) {
-        // foca keeps our own earlier lives among the members that are down, and would greet them.
+        // foca keeps earlier identities of this node among the members that are down, and would announce to
+        // them.
         if to.node() != self.me {
             self.effects.push(Effect::Send { to: to.member, packet: Bytes::copy_from_slice(packet) });
         }

@@ -1,24 +1,24 @@
-//! What is believed of a node, and who wants to hear of it.
+//! The state of a member, and subscriptions to its changes.
 
 use std::fmt;
 
 use flotilla_types::NodeId;
 
-/// Subscribers per node. They are parts of one process, so a handful.
+/// Limit on subscribers. They are parts of one process, so a few suffice.
 pub const SUBSCRIBERS_MAX: usize = 16;
 
-/// What this node believes of another. A belief: it may be wrong for seconds, in either direction.
+/// A node's state as another node sees it. It may be wrong for seconds, in either direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeState {
-    /// Never heard of, or forgotten.
+    /// Never seen, or forgotten.
     Unknown,
     /// Answers.
     Alive,
-    /// Somebody had no answer from it. It still counts as present, and may refute.
+    /// A member got no answer from it. It still counts as present, and may refute the suspicion.
     Suspect,
-    /// Did not refute in time: crashed, or cut off.
+    /// Did not refute in time: crashed or cut off.
     Down,
-    /// Said goodbye.
+    /// Announced its departure.
     Left,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for NodeState {
     }
 }
 
-/// Hears of each change of a node's state, in order, exactly once, and never when nothing changed.
+/// Receives each change of a node's state in order and exactly once.
 ///
 /// It is called inside the step, so it must neither block nor call back into the membership.
 pub trait Subscriber: Send + Sync {

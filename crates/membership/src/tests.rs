@@ -1,4 +1,4 @@
-//! Whole clusters of cores under virtual time, over a network that loses, delays and splits.
+//! Tests of whole clusters in virtual time, over a network that loses, delays and partitions.
 
 use std::{
     cmp::Reverse,
@@ -21,10 +21,10 @@ fn member(node: u64, generation: u64) -> Member {
     Member { node: NodeId(node), addr: ([127, 0, 0, 1], 7_100 + node as u16).into(), generation }
 }
 
-/// What happens later, and to which life of which node.
+/// A scheduled event, with the node and run it is for.
 struct Event {
     node: NodeId,
-    life: u64,
+    run_id: u64,
     input: Input,
 }
 
@@ -37,7 +37,7 @@ struct Net {
     far: BTreeSet<NodeId>,
     loss_percent: u32,
     rng: ChaCha8Rng,
-    lives: u64,
+    runs: u64,
     changes: Vec<(u64, NodeId, NodeId, NodeState, NodeState)>,
 }
 
@@ -51,12 +51,12 @@ impl Net {
             far: BTreeSet::new(),
             loss_percent,
             rng: ChaCha8Rng::seed_from_u64(seed),
-            lives: 0,
+            runs: 0,
             changes: Vec::new(),
         }
     }
 
-    /// Nodes 1 to `count`, where all but the first know the first.
+    /// Starts nodes 1 to `count`; all have the first as seed.
     fn cluster(seed: u64, loss_percent: u32, count: u64) -> Self {
         let mut net = Self::new(seed, loss_percent);
         for node in 1..=count {
@@ -67,19 +67,19 @@ impl Net {
     }
 
     fn start(&mut self, node: u64, generation: u64) {
-        self.lives += 1;
+        self.runs += 1;
         let core = Membership::new(member(node, generation), Config::default(), self.rng.next_u64());
-        self.nodes.insert(NodeId(node), (self.lives, core.expect("the defaults are valid")));
+        self.nodes.insert(NodeId(node), (self.runs, core.expect("the defaults are valid")));
     }
 
     fn step(&mut self, node: NodeId, input: Input) {
-        let Some((life, core)) = self.nodes.get_mut(&node) else { return };
-        let (life, mut effects) = (*life, Vec::new());
-        core.step(self.now_ms, input, &mut effects).expect("the network carries only good packets");
+        let Some((run_id, core)) = self.nodes.get_mut(&node) else { return };
+        let (run_id, mut effects) = (*run_id, Vec::new());
+        core.step(self.now_ms, input, &mut effects).expect("the network carries only valid packets");
         for effect in effects {
             match effect {
                 Effect::Timer { after, timer } => {
-                    self.plan(after.as_millis() as u64, Event { node, life, input: Input::Timer(timer) });
+                    self.plan(after.as_millis() as u64, Event { node, run_id, input: Input::Timer(timer) });
                 }
                 Effect::Changed { node: other, old, new } => self.changes.push((self.now_ms, node, other, old, new)),
                 Effect::Send { to, packet } => {
@@ -87,9 +87,9 @@ impl Net {
                     let cut = self.far.contains(&node) != self.far.contains(&to.node);
                     let lost = self.rng.next_u32() % 100 < self.loss_percent;
                     let delay_ms = 1 + u64::from(self.rng.next_u32() % 20);
-                    if let Some((life, _)) = self.nodes.get(&to.node).filter(|_| !cut && !lost) {
+                    if let Some((run_id, _)) = self.nodes.get(&to.node).filter(|_| !cut && !lost) {
                         let input = Input::Packet { from: node, bytes: packet };
-                        self.plan(delay_ms, Event { node: to.node, life: *life, input });
+                        self.plan(delay_ms, Event { node: to.node, run_id: *run_id, input });
                     }
                 }
             }
@@ -107,7 +107,7 @@ impl Net {
             self.due.pop();
             self.now_ms = at_ms;
             if let Some(event) = self.events[index].take()
-                && self.nodes.get(&event.node).is_some_and(|(life, _)| *life == event.life)
+                && self.nodes.get(&event.node).is_some_and(|(run_id, _)| *run_id == event.run_id)
             {
                 self.step(event.node, event.input);
             }
@@ -115,7 +115,7 @@ impl Net {
         self.now_ms = end_ms;
     }
 
-    /// Runs until `done`, and returns after how many milliseconds, in steps of 50.
+    /// Runs until `done`, in steps of 50 ms. Returns the elapsed milliseconds.
     fn until(&mut self, ms_max: u64, done: impl Fn(&Self) -> bool) -> u64 {
         let start_ms = self.now_ms;
         while !done(self) {
@@ -146,11 +146,11 @@ fn all_discover_each_other_from_one_seed() {
 }
 
 #[test]
-fn a_dead_first_seed_and_lost_greetings_do_no_harm() {
+fn dead_first_seed_and_lost_announcements_are_tolerated() {
     let mut net = Net::new(4, 0);
     for node in 1..=3 {
         net.start(node, 1);
-        // Node 9 never answers; all others are told of by everyone, to nobody's harm.
+        // Node 9 never answers; the others are announced by every node, which is harmless.
         for seed in [9, 1, 2, 3].into_iter().filter(|seed| *seed != node) {
             net.loss_percent = 100;
             net.step(NodeId(node), Input::Announce(member(seed, 0)));
@@ -162,7 +162,7 @@ fn a_dead_first_seed_and_lost_greetings_do_no_harm() {
 }
 
 #[test]
-fn a_crashed_node_is_suspected_then_down_for_all() {
+fn crashed_node_is_suspected_then_down_for_all() {
     let mut net = Net::cluster(5, 5, 5);
     net.until(10 * SECOND, Net::all_alive);
     net.nodes.remove(&NodeId(3));
@@ -173,7 +173,7 @@ fn a_crashed_node_is_suspected_then_down_for_all() {
 }
 
 #[test]
-fn a_leave_is_left_and_never_down() {
+fn leaving_node_is_left_and_never_down() {
     let mut net = Net::cluster(6, 0, 5);
     net.until(10 * SECOND, Net::all_alive);
     net.step(NodeId(2), Input::Leave);
@@ -186,7 +186,7 @@ fn a_leave_is_left_and_never_down() {
 }
 
 #[test]
-fn one_delivered_goodbye_is_enough_on_a_lossy_network() {
+fn one_delivered_departure_suffices_on_a_lossy_network() {
     for seed in 20..30 {
         let mut net = Net::cluster(seed, 25, 5);
         net.until(20 * SECOND, Net::all_alive);
@@ -198,7 +198,7 @@ fn one_delivered_goodbye_is_enough_on_a_lossy_network() {
 }
 
 #[test]
-fn a_partition_heals_within_seconds() {
+fn partition_heals_within_seconds() {
     for (seed, far) in [(7, vec![4, 5]), (8, vec![5]), (9, vec![1, 2])] {
         let mut net = Net::cluster(seed, 5, 5);
         net.until(10 * SECOND, Net::all_alive);
@@ -217,7 +217,7 @@ fn a_partition_heals_within_seconds() {
 }
 
 #[test]
-fn nodes_that_are_all_alone_find_back() {
+fn fully_isolated_nodes_find_each_other_again() {
     let mut net = Net::cluster(10, 0, 3);
     net.until(10 * SECOND, Net::all_alive);
     net.loss_percent = 100;
@@ -227,7 +227,7 @@ fn nodes_that_are_all_alone_find_back() {
 }
 
 #[test]
-fn a_restart_with_a_higher_generation_is_alive_at_once() {
+fn restart_with_a_higher_generation_is_alive_at_once() {
     let mut net = Net::cluster(11, 0, 4);
     net.until(10 * SECOND, Net::all_alive);
     net.nodes.remove(&NodeId(3));
@@ -246,7 +246,7 @@ fn a_restart_with_a_higher_generation_is_alive_at_once() {
 }
 
 #[test]
-fn a_node_whose_folder_went_backwards_is_taken_in_again() {
+fn node_with_a_rolled_back_folder_rejoins() {
     let mut net = Net::cluster(12, 0, 4);
     net.until(10 * SECOND, Net::all_alive);
     net.start(3, 9);
@@ -261,7 +261,7 @@ fn a_node_whose_folder_went_backwards_is_taken_in_again() {
 }
 
 #[test]
-fn a_silent_spell_is_refuted() {
+fn suspicion_after_a_short_pause_is_refuted() {
     let mut net = Net::cluster(13, 0, 5);
     net.until(10 * SECOND, Net::all_alive);
     net.far.insert(NodeId(5));
@@ -273,7 +273,7 @@ fn a_silent_spell_is_refuted() {
 }
 
 #[test]
-fn a_removed_node_is_forgotten_and_a_present_one_is_not() {
+fn removed_node_is_forgotten_and_a_present_one_is_not() {
     let mut net = Net::cluster(14, 0, 3);
     net.until(10 * SECOND, Net::all_alive);
     net.step(NodeId(1), Input::Forget(NodeId(2)));
@@ -287,50 +287,50 @@ fn a_removed_node_is_forgotten_and_a_present_one_is_not() {
 }
 
 #[test]
-fn subscribers_hear_of_each_change_once_and_of_nothing_else() {
+fn subscribers_receive_each_change_exactly_once() {
     #[derive(Default)]
-    struct Heard(Mutex<Vec<(NodeId, NodeState, NodeState)>>);
-    impl Subscriber for Heard {
+    struct Recorder(Mutex<Vec<(NodeId, NodeState, NodeState)>>);
+    impl Subscriber for Recorder {
         fn on_state_change(&self, node: NodeId, old: NodeState, new: NodeState) {
             self.0.lock().expect("no panic under the lock").push((node, old, new));
         }
     }
     let mut net = Net::cluster(15, 10, 5);
-    let heard = Arc::new(Heard::default());
+    let received = Arc::new(Recorder::default());
     let first = &mut net.nodes.get_mut(&NodeId(1)).expect("node 1 was started").1;
-    first.subscribe(heard.clone()).unwrap_or_else(|_| panic!("room for one subscriber"));
+    first.subscribe(received.clone()).unwrap_or_else(|_| panic!("room for one subscriber"));
     net.changes.clear();
     net.run(30 * SECOND);
     net.nodes.remove(&NodeId(4));
     net.run(30 * SECOND);
-    let heard = heard.0.lock().expect("no panic under the lock").clone();
+    let received = received.0.lock().expect("no panic under the lock").clone();
     let reported: Vec<_> = net
         .changes
         .iter()
         .filter(|change| change.1 == NodeId(1))
         .map(|change| (change.2, change.3, change.4))
         .collect();
-    assert_eq!(heard, reported);
-    assert!(heard.contains(&(NodeId(4), NodeState::Suspect, NodeState::Down)));
+    assert_eq!(received, reported);
+    assert!(received.contains(&(NodeId(4), NodeState::Suspect, NodeState::Down)));
     let mut last = BTreeMap::new();
-    for (node, old, new) in heard {
+    for (node, old, new) in received {
         assert_ne!(old, new);
-        assert_eq!(last.insert(node, new).unwrap_or(old), old, "each change starts where the one before ended");
+        assert_eq!(last.insert(node, new).unwrap_or(old), old, "each change starts from the previous state");
     }
 }
 
 #[test]
-fn wrong_packets_are_typed_errors_and_change_nothing() {
+fn invalid_packets_are_typed_errors_and_change_nothing() {
     let mut core = Membership::new(member(1, 1), Config::default(), 1).expect("the defaults are valid");
     let mut other = Membership::new(member(2, 1), Config::default(), 2).expect("the defaults are valid");
     let mut effects = Vec::new();
-    other.step(0, Input::Announce(member(1, 1)), &mut effects).expect("a good input");
+    other.step(0, Input::Announce(member(1, 1)), &mut effects).expect("a valid input");
     let packet = effects.into_iter().find_map(|effect| match effect {
         Effect::Send { packet, .. } => Some(packet),
         _ => None,
     });
     let packet = packet.expect("an announcement");
-    core.step(0, Input::Gossip, &mut Vec::new()).expect("a good input");
+    core.step(0, Input::Gossip, &mut Vec::new()).expect("a valid input");
     let mut refused = |from: u64, bytes: Bytes| {
         let mut effects = Vec::new();
         let error = core.step(0, Input::Packet { from: NodeId(from), bytes }, &mut effects).err();
@@ -346,12 +346,12 @@ fn wrong_packets_are_typed_errors_and_change_nothing() {
     let mut longer = packet.to_vec();
     longer.push(0);
     assert_eq!(refused(2, longer.into()), Some(StepError::Malformed(PacketError::Truncated)));
-    core.step(0, Input::Packet { from: NodeId(2), bytes: packet }, &mut Vec::new()).expect("a good packet");
+    core.step(0, Input::Packet { from: NodeId(2), bytes: packet }, &mut Vec::new()).expect("a valid packet");
     assert_eq!(core.state(NodeId(2)), NodeState::Alive);
 }
 
 #[test]
-fn the_same_seed_gives_the_same_history() {
+fn same_seed_gives_the_same_history() {
     let history = || {
         let mut net = Net::cluster(16, 20, 5);
         net.run(20 * SECOND);

@@ -1,7 +1,8 @@
-//! What may be asked of the metadata group, and what it answers.
+//! The commands of the metadata group and their replies.
 //!
-//! Invariants: every command is safe to propose again after its answer was lost: it then does nothing, or is refused with the
-//! reason that shows it was applied. Time is never in a command; the entry's timestamp is used.
+//! Invariants: every command is safe to propose again after its answer was lost: it then does nothing, or is
+//! refused with a reason that shows it was applied. A command carries no current time; the entry's timestamp
+//! is used.
 
 use flotilla_placement::Sharding;
 use flotilla_types::{
@@ -13,68 +14,70 @@ use crate::{Addresses, NodeState, TokenId};
 /// One change of the metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MetaCommand {
-    /// The first command of a cluster: names it and records its first node as [`NodeId`] 1, which holds replica 1 of the
-    /// metadata group. Answered by [`MetaReply::Node`].
+    /// The first command of a cluster: names it and records its first node as [`NodeId`] 1, which holds
+    /// replica 1 of the metadata group. Answered by [`MetaReply::Node`].
     Bootstrap {
         /// The new cluster.
         cluster: ClusterId,
         /// The node that proposes it.
         node: NewNode,
     },
-    /// Records a join token. The proposer has drawn id and secret.
+    /// Records a join token. The proposer has generated its id and secret.
     CreateToken {
         /// Its id.
         id: TokenId,
         /// Hash of its secret.
         hash: [u8; 32],
-        /// The first moment at which it is refused, in Unix milliseconds.
+        /// The time from which it is refused, in Unix milliseconds.
         expires_at_ms: u64,
         /// Joins it allows, at least 1.
         uses: u32,
     },
-    /// Forgets a join token.
+    /// Deletes a join token.
     RevokeToken {
         /// Its id.
         id: TokenId,
     },
-    /// Admits a node. Answered by [`MetaReply::Node`]; a key that was admitted before gets its id back without spending a use.
-    /// A node that was active at the same QUIC address becomes [`NodeState::Lost`].
+    /// Admits a node. Answered by [`MetaReply::Node`]; a key that was admitted before gets its id back
+    /// without spending a use. A node that was active at the same QUIC address becomes [`NodeState::Lost`].
     Join(JoinRequest),
-    /// A node has started: where it is now.
+    /// Updates a node's description after it has started.
     UpdateNode {
         /// The node.
         node: NodeId,
-        /// Its start. A lower one than known is refused: the folder was restored or copied.
+        /// The count of its starts. A lower one than recorded is refused: the folder was restored or copied.
         incarnation: Incarnation,
-        /// Where it is reached.
+        /// Where it listens.
         addresses: Addresses,
-        /// Where it stands.
+        /// Its locality labels.
         locality: Locality,
     },
-    /// Moves a node through its life. What is gone stays gone.
+    /// Changes a node's administrative state. A removed node stays removed.
     SetNodeState {
         /// The node.
         node: NodeId,
         /// The new state.
         state: NodeState,
     },
-    /// Takes a node out for ever; the same as setting [`NodeState::Removed`].
+    /// Removes a node permanently; the same as setting [`NodeState::Removed`].
     RemoveNode {
         /// The node.
         node: NodeId,
     },
     /// Creates a collection and its shards. Answered by [`MetaReply::Collection`].
     CreateCollection {
-        /// 1 to 64 of `a-z 0-9 _ -`.
+        /// 1 to 64 characters of `a-z 0-9 _ -`.
         name: String,
-        /// How keys are spread.
+        /// How keys are distributed.
         sharding: Sharding,
-        /// 1 to 1,024 for hash collections, 1 for range collections: the finest that shards can be cut by hash.
+        /// 1 to 1,024 for hash collections, 1 for range collections. A hash collection cannot have more
+        /// shards.
         buckets: u16,
         /// 1, 3 or 5.
         replicas: u8,
-        /// The nodes of each shard's first replicas, in the order of the shards: an odd number of different active nodes,
-        /// at most `replicas`. One to `buckets` shards; the buckets are dealt out evenly, in order.
+        /// The nodes of each shard's initial replicas, in the order of the shards: an odd number of distinct
+        /// active nodes, at most `replicas`. One to `buckets` shards; the buckets are distributed evenly, in
+        /// order.
         initial_nodes: Vec<Vec<NodeId>>,
     },
     /// Drops a collection and its shards; nodes destroy the replicas.
@@ -82,32 +85,33 @@ pub enum MetaCommand {
         /// The collection.
         collection: CollectionId,
     },
-    /// Adds a replica to what is wanted. Answered by [`MetaReply::Replica`].
+    /// Adds a replica to a shard's intent. Answered by [`MetaReply::Replica`].
     AssignReplica {
         /// The shard.
         shard: ShardId,
         /// Its new node.
         node: NodeId,
-        /// The [`crate::ShardRecord::intent_version`] that the decision was made on.
+        /// The [`crate::ShardRecord::intent_version`] on which the decision is based.
         intent_version: u64,
     },
-    /// Takes a replica from what is wanted.
+    /// Removes a replica from a shard's intent.
     UnassignReplica {
         /// The shard.
         shard: ShardId,
         /// The replica.
         replica: ReplicaId,
     },
-    /// The replica's node has lost its log: wants a new replica on the same node in its place. Answered by [`MetaReply::Replica`].
+    /// Replaces a replica whose node has lost its log by a new one on the same node. Answered by
+    /// [`MetaReply::Replica`].
     ReplaceReplica {
         /// The shard.
         shard: ShardId,
-        /// The replica that cannot be trusted any more.
+        /// The replica that can no longer be trusted.
         replica: ReplicaId,
     },
-    /// A shard's own log moved on.
+    /// Records a shard's new configuration or range.
     ReportShard {
-        /// What it says now.
+        /// The shard's current descriptor, from its own log.
         descriptor: ShardDescriptor,
     },
     /// Changes a setting (see [`crate::Setting`]).
@@ -121,20 +125,20 @@ pub enum MetaCommand {
     Batch(Vec<MetaCommand>),
 }
 
-/// A node that asks to be recorded.
+/// The description of a new node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewNode {
     /// The name its operator gave it: 1 to 64 bytes.
     pub name: String,
-    /// Where it is reached; the QUIC address is required.
+    /// Where it listens; the QUIC address is required.
     pub addresses: Addresses,
-    /// Where it stands.
+    /// Its locality labels.
     pub locality: Locality,
     /// Digest of its public key.
     pub key_digest: [u8; 32],
 }
 
-/// A node that asks to be admitted.
+/// A node's request to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinRequest {
     /// The token it presented.
@@ -145,10 +149,10 @@ pub struct JoinRequest {
     pub node: NewNode,
 }
 
-/// What became of a command.
+/// The result of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MetaReply {
-    /// Applied, or was so before.
+    /// Applied now or before.
     Done,
     /// The node's id.
     Node(NodeId),
@@ -159,15 +163,15 @@ pub enum MetaReply {
         /// Its shards, in key order.
         shards: Vec<ShardId>,
     },
-    /// The new replica.
+    /// The new replica's id.
     Replica(ReplicaId),
-    /// One for each command of a batch.
+    /// One reply for each command of a batch.
     Batch(Vec<MetaReply>),
     /// Nothing was changed.
     Refused(MetaRefusal),
 }
 
-/// Why a command changed nothing. None of these is worth a retry of the same command, unless said so.
+/// Why a command changed nothing. Retrying the same command does not help unless a variant says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetaRefusal {
     /// The cluster does not exist yet.
@@ -176,10 +180,10 @@ pub enum MetaRefusal {
     /// This is another cluster.
     #[error("this is cluster {0}")]
     OtherCluster(ClusterId),
-    /// The token was never made, was revoked, or expired long ago.
-    #[error("the join token is not known here")]
+    /// The token never existed, was revoked, or expired long ago.
+    #[error("unknown join token")]
     UnknownToken,
-    /// The token's time is over.
+    /// The token has expired.
     #[error("the join token has expired")]
     TokenExpired,
     /// The token has no use left.
@@ -188,30 +192,30 @@ pub enum MetaRefusal {
     /// The secret is not the token's.
     #[error("the join token's secret is wrong")]
     WrongSecret,
-    /// The id belongs to another token. Draw another one.
+    /// The id belongs to another token. Generate another one.
     #[error("a join token with this id exists")]
     TokenExists,
-    /// The key belongs to a node that is gone for ever. Join with a new key.
-    #[error("this key belonged to {0}, which is gone for ever")]
+    /// The key belongs to a node that was removed or lost. Join with a new key.
+    #[error("this key belonged to {0}, which was removed permanently")]
     KeyRemoved(NodeId),
     /// No such node.
-    #[error("{0} is not known")]
+    #[error("{0} does not exist")]
     UnknownNode(NodeId),
-    /// The node is gone for ever.
+    /// The node was removed or lost.
     #[error("{node} is {state}")]
     NodeGone {
         /// The node.
         node: NodeId,
-        /// How it went.
+        /// Its state.
         state: NodeState,
     },
     /// The node cannot take replicas now.
     #[error("{0} is not active")]
     NodeNotActive(NodeId),
-    /// A later start of the node is known: this folder was restored or copied.
-    #[error("start {known} of this node is already known")]
+    /// A later start of the node is recorded: this folder was restored or copied.
+    #[error("start {known} of this node is already recorded")]
     StaleIncarnation {
-        /// The start that is known.
+        /// The recorded start.
         known: Incarnation,
     },
     /// No active node would be left.
@@ -229,34 +233,34 @@ pub enum MetaRefusal {
     /// No such shard.
     #[error("{0} does not exist")]
     UnknownShard(ShardId),
-    /// The replica is not wanted already.
+    /// The replica is not in the shard's intent.
     #[error("{0} is not in the shard's intent")]
     UnknownReplica(ReplicaId),
-    /// The node has a replica of the shard already.
+    /// The node already has a replica of the shard.
     #[error("the node holds {0} of this shard")]
     ReplicaExists(ReplicaId),
-    /// It is the shard's last wanted replica.
+    /// It is the last replica of the shard's intent.
     #[error("this is the last replica of the shard")]
     LastReplica,
-    /// The intent changed meanwhile. Decide again.
+    /// The intent has changed since the decision. Decide again.
     #[error("the shard's intent is at version {found}")]
-    IntentMoved {
-        /// Its version now.
+    IntentChanged {
+        /// Its current version.
         found: u64,
     },
-    /// The report is not newer than what is known.
-    #[error("the shard is known at epoch {}.{}", known.range, known.config)]
+    /// The report is not newer than the recorded epoch.
+    #[error("the shard is recorded at epoch {}.{}", known.range, known.config)]
     StaleEpoch {
-        /// The epoch that is known.
+        /// The recorded epoch.
         known: Epoch,
     },
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,
-    /// A field breaks its rules.
+    /// A field violates its rules.
     #[error("the {0} is not valid")]
     Invalid(Field),
-    /// The cluster has as many as it can have.
+    /// The cluster is at its limit.
     #[error("the cluster has too many {0}")]
     LimitReached(Limit),
     /// The command does not parse.
@@ -272,7 +276,7 @@ pub enum MetaRefusal {
     },
 }
 
-macro_rules! named {
+macro_rules! numbered_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -305,7 +309,7 @@ macro_rules! named {
     };
 }
 
-named! {
+numbered_enum! {
     /// A field with rules.
     Field {
         /// A node's name: 1 to 64 bytes without control characters.
@@ -316,9 +320,9 @@ named! {
         Locality = 3, "locality";
         /// Uses of a token: 1 to 1,000,000.
         TokenUses = 4, "number of uses";
-        /// A token's end: after now.
+        /// A token's expiry: after now.
         TokenExpiry = 5, "expiry";
-        /// A collection's name: 1 to 64 of `a-z 0-9 _ -`.
+        /// A collection's name: 1 to 64 characters of `a-z 0-9 _ -`.
         CollectionName = 6, "collection name";
         /// A collection's buckets: 1 to 1,024, and 1 for range collections.
         Buckets = 7, "number of buckets";
@@ -328,13 +332,13 @@ named! {
         Descriptor = 9, "shard descriptor";
         /// A setting's value.
         Setting = 10, "value of the setting";
-        /// A state that a node in its present state cannot be moved to.
+        /// A state that is not reachable from the node's current state.
         NodeState = 11, "node state";
     }
 }
 
-named! {
-    /// A bound on how many there may be.
+numbered_enum! {
+    /// A limit on a count.
     Limit {
         /// [`crate::NODES_MAX`].
         Nodes = 1, "nodes";

@@ -1,7 +1,9 @@
-//! How nodes outside the metadata group follow it: the entries since their version, or everything.
+//! The feed by which nodes outside the metadata group follow it: the entries since their version, or a
+//! snapshot.
 //!
-//! Invariants: increments form a chain, each naming the version it builds on, so that a follower notices every gap; the ring is
-//! bounded in entries and bytes; what fell out of it, or was before a restart, is answered by a snapshot.
+//! Invariants: increments form a chain, each naming the version it builds on, so that a follower notices
+//! every gap; the ring is bounded in entries and bytes; a version that is no longer in the ring, or precedes
+//! a restart, gets a snapshot.
 
 use std::collections::VecDeque;
 
@@ -10,14 +12,15 @@ use flotilla_types::{LogIndex, Timestamp};
 
 use crate::{
     CodecError, MetaState,
-    codec::{NUMBER_MAX, number, open, seal},
+    codec::{NUMBER_MAX, decode_versioned, encode_versioned, number},
 };
 
 /// Entries that the ring holds.
 pub const FEED_INCREMENTS_MAX: usize = 1_024;
 /// Bytes of commands that the ring holds.
 pub const FEED_BYTES_MAX: usize = 4 << 20;
-/// Bytes of commands in one answer, unless its first increment alone is larger. A follower asks again for the rest.
+/// Bytes of commands in one answer, unless its first increment alone is larger. The follower fetches the rest
+/// separately.
 pub const FEED_REPLY_BYTES_MAX: usize = 1 << 20;
 
 /// One entry that changed the metadata.
@@ -29,7 +32,7 @@ pub struct Increment {
     pub index: LogIndex,
     /// The entry's timestamp.
     pub timestamp: Timestamp,
-    /// Its commands, those that were refused included: they are refused again.
+    /// Its commands, including refused ones: the follower refuses them again.
     pub commands: Vec<Bytes>,
 }
 
@@ -39,25 +42,25 @@ impl Increment {
     }
 }
 
-/// What a follower is told.
+/// The answer to a follower.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Feed {
-    /// There is nothing newer here.
+    /// There is nothing newer.
     UpToDate,
-    /// What came after the follower's version, oldest first; possibly not all of it.
+    /// The entries after the follower's version, oldest first; possibly not all of them.
     Increments(Vec<Increment>),
-    /// Everything: a state as [`MetaState::encode`] gives it.
+    /// The whole state, from [`MetaState::encode`].
     Snapshot(Bytes),
     /// The query did not parse.
     Refused,
 }
 
-/// What may be read from the metadata group. Every answer is a [`Feed`].
+/// A query to the metadata group. Every answer is a [`Feed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetaQuery {
     /// The whole state, as [`Feed::Snapshot`]. Encoded as no bytes at all.
     State,
-    /// What came after a version; zero asks for everything.
+    /// The changes after a version; zero requests a snapshot.
     FeedSince(u64),
 }
 
@@ -104,27 +107,27 @@ struct IncrementPb {
 }
 
 impl MetaQuery {
-    /// The query as bytes.
+    /// Encodes the query.
     #[must_use]
     pub fn encode(self) -> Bytes {
         match self {
             Self::State => Bytes::new(),
-            Self::FeedSince(since) => seal(&QueryPb { since }),
+            Self::FeedSince(since) => encode_versioned(&QueryPb { since }),
         }
     }
 
-    /// Takes back what [`MetaQuery::encode`] gave.
+    /// Decodes the output of [`MetaQuery::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         if bytes.is_empty() {
             Ok(Self::State)
         } else {
-            open::<QueryPb>(bytes).map(|query| Self::FeedSince(query.since))
+            decode_versioned::<QueryPb>(bytes).map(|query| Self::FeedSince(query.since))
         }
     }
 }
 
 impl Feed {
-    /// The feed as bytes.
+    /// Encodes the feed.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let increment = |increment: &Increment| IncrementPb {
@@ -141,18 +144,18 @@ impl Feed {
             Self::Snapshot(bytes) => Kind::Snapshot(bytes.clone()),
             Self::Refused => Kind::Refused(true),
         };
-        seal(&FeedPb { kind: Some(kind) })
+        encode_versioned(&FeedPb { kind: Some(kind) })
     }
 
-    /// Takes back what [`Feed::encode`] gave.
+    /// Decodes the output of [`Feed::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let increment = |pb: IncrementPb| {
-            // A timestamp near the end of time would overflow when its commands are counted.
+            // A larger timestamp could overflow when the ordinals of commands are added.
             let timestamp =
                 if pb.timestamp <= NUMBER_MAX { Timestamp(pb.timestamp) } else { return Err(CodecError::Malformed) };
             Ok(Increment { previous: pb.previous, index: number(pb.index)?, timestamp, commands: pb.commands })
         };
-        match open::<FeedPb>(bytes)?.kind.ok_or(CodecError::Malformed)? {
+        match decode_versioned::<FeedPb>(bytes)?.kind.ok_or(CodecError::Malformed)? {
             Kind::UpToDate(_) => Ok(Self::UpToDate),
             Kind::Increments(pb) => {
                 Ok(Self::Increments(pb.increments.into_iter().map(increment).collect::<Result<_, _>>()?))
@@ -163,7 +166,7 @@ impl Feed {
     }
 }
 
-/// The last entries that changed something.
+/// The most recent entries that changed the state.
 #[derive(Debug, Default)]
 pub(crate) struct FeedRing {
     increments: VecDeque<Increment>,
@@ -184,8 +187,8 @@ impl FeedRing {
         *self = Self::default();
     }
 
-    /// What a follower at `version` needs to get closer to `state`. Version zero always gets everything, so that a follower that
-    /// does not trust itself any more can start over.
+    /// The next answer that brings a follower at `version` closer to `state`. Version zero always gets a
+    /// snapshot, so that a follower that no longer trusts its state can start over.
     pub(crate) fn since(&self, version: u64, state: &MetaState) -> Feed {
         if version >= state.version() {
             return Feed::UpToDate;
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_forgets_the_oldest_beyond_its_entries() {
+    fn ring_drops_the_oldest_entries_above_its_entry_limit() {
         let mut ring = FeedRing::default();
         let total = FEED_INCREMENTS_MAX as u64 + 10;
         (0..total).for_each(|version| ring.push(increment(version, 1)));
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ring_forgets_the_oldest_beyond_its_bytes_and_answers_in_parts() {
+    fn ring_drops_the_oldest_entries_above_its_byte_limit_and_answers_in_parts() {
         let mut ring = FeedRing::default();
         (0..20).for_each(|version| ring.push(increment(version, FEED_BYTES_MAX / 10)));
         assert!(ring.bytes <= FEED_BYTES_MAX);

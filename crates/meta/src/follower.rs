@@ -1,31 +1,32 @@
 //! The metadata on a node that only follows the metadata group.
 //!
-//! Invariants: the state is always one that the group had; it never goes back; after any error the follower asks for everything.
+//! Invariants: the state is always one that the group had; it never goes backwards; after an error other than
+//! [`FeedError::Backwards`] the follower requests a snapshot.
 
 use std::sync::Arc;
 
 use crate::{CodecError, Feed, Increment, MetaState, apply::apply_entry};
 
-/// A feed could not be taken. The state is unchanged; ask again with [`MetaFollower::wanted`], which starts over.
+/// A feed could not be applied. The state is unchanged; fetch again from [`MetaFollower::resume_version`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FeedError {
-    /// The increments do not follow the state at hand.
-    #[error("the feed goes on from version {previous}, but this node is at {have}")]
+    /// The increments do not follow the current state.
+    #[error("the feed continues from version {previous}, but this node is at {have}")]
     Gap {
-        /// The version at hand.
+        /// The current version.
         have: u64,
         /// The version the increment builds on.
         previous: u64,
     },
-    /// The snapshot is older than the state at hand: the answering node lags behind. Ask another one, or later.
+    /// The snapshot is older than the current state: the source lags. Try another source, or later.
     #[error("the feed offers version {offered}, but this node is at {have}")]
     Backwards {
-        /// The version at hand.
+        /// The current version.
         have: u64,
         /// The version offered.
         offered: u64,
     },
-    /// The entry changed something in the group and nothing here.
+    /// The entry changed the group's state but not this one.
     #[error("entry {index} had no effect here")]
     Diverged {
         /// The entry's index.
@@ -34,8 +35,8 @@ pub enum FeedError {
     /// The feed does not parse, or needs a newer binary.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// The query was not understood.
-    #[error("the query was not understood")]
+    /// The source could not parse the query.
+    #[error("the source could not parse the query")]
     Refused,
 }
 
@@ -47,25 +48,26 @@ pub struct MetaFollower {
 }
 
 impl MetaFollower {
-    /// Starts from a state that was kept, or from [`MetaState::default`].
+    /// Starts from a cached state or from [`MetaState::default`].
     #[must_use]
     pub fn new(state: Arc<MetaState>) -> Self {
         Self { state, start_over: false }
     }
 
-    /// The metadata as of the last feed taken.
+    /// The metadata as of the last applied feed.
     #[must_use]
     pub fn state(&self) -> &Arc<MetaState> {
         &self.state
     }
 
-    /// The version to ask with ([`crate::MetaQuery::FeedSince`]): the one at hand, or zero to start over.
+    /// The version for the next [`crate::MetaQuery::FeedSince`]: the current one, or zero to start over from
+    /// a snapshot.
     #[must_use]
-    pub fn wanted(&self) -> u64 {
+    pub fn resume_version(&self) -> u64 {
         if self.start_over { 0 } else { self.state.version() }
     }
 
-    /// Takes a feed. Returns whether the state changed.
+    /// Applies a feed. Returns whether the state changed.
     pub fn apply(&mut self, feed: &Feed) -> Result<bool, FeedError> {
         let taken = match feed {
             Feed::UpToDate => return Ok(false),
@@ -81,7 +83,7 @@ impl MetaFollower {
                 Ok(changed)
             }
             Err(error) => {
-                // A lagging answer says nothing about the state at hand.
+                // An answer that lags says nothing about the current state.
                 self.start_over |= !matches!(error, FeedError::Backwards { .. });
                 Err(error)
             }

@@ -1,11 +1,11 @@
-//! The metadata state machine: nodes, join tokens, collections, shards and what placement wants of them.
+//! The metadata state machine: nodes, join tokens, collections, shards and their placement intent.
 //!
-//! Invariants: a pure function of the log; ids are never reused; a command is applied whole or refused whole, with a typed
-//! reason; a refused command changes nothing. Each shard's own log is authoritative for its range and replicas: what stands
-//! here is the highest epoch it reported, beside the intent.
+//! Invariants: a pure function of the log; ids are never reused; a command is applied whole or refused whole,
+//! with a typed reason; a refused command changes nothing. Each shard's own log is authoritative for its
+//! range and replicas: the metadata holds the highest epoch the shard reported, next to the intent.
 //!
-//! Deliberately absent: deciding what to propose (the reconcilers do, with `flotilla_placement`), liveness, certificates,
-//! transport. Secrets never enter: only hashes of them.
+//! Deliberately absent: deciding what to propose (the reconcilers do, with `flotilla_placement`), liveness,
+//! certificates, transport. Secrets are never stored, only their hashes.
 
 mod apply;
 mod codec;

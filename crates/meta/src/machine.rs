@@ -1,7 +1,8 @@
-//! The state machine of group 0.
+//! The state machine of the metadata group (group 0).
 //!
-//! Invariants: state lives in records; memory holds the same state as a value, rebuilt by `restore`. Every change is published
-//! once per entry, after it is complete. The feed ring is memory only: it helps followers and nothing depends on it.
+//! Invariants: the state is stored in records; memory holds the same state as a value, rebuilt by `restore`.
+//! Changes are published once per entry, after the whole entry. The feed ring is only in memory: it is an
+//! optimization for followers.
 
 use std::sync::Arc;
 
@@ -12,12 +13,13 @@ use flotilla_types::Timestamp;
 use crate::{
     CodecError, Feed, Increment, MetaQuery, MetaReply, MetaState,
     apply::apply_entry,
-    codec::{open, seal},
+    codec::{decode_versioned, encode_versioned},
     feed::FeedRing,
     store,
 };
 
-/// Receives the metadata after each entry that changed it and after a restore. Called on the apply thread: it must not wait.
+/// Receives the metadata after each entry that changed it and after a restore. Runs on the apply thread: must
+/// not block.
 pub type Publish = Box<dyn Fn(Arc<MetaState>) + Send>;
 
 /// The metadata group's state machine.
@@ -29,7 +31,7 @@ pub struct MetaMachine {
     publish: Publish,
 }
 
-/// What a checkpoint holds beside the records.
+/// The part of a checkpoint that is not in the records.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 struct SystemPb {
     #[prost(uint64, tag = "1")]
@@ -51,7 +53,7 @@ impl MetaMachine {
         &self.state
     }
 
-    /// What a follower at this version is told.
+    /// The answer to a follower at this version.
     #[must_use]
     pub fn feed_since(&self, version: u64) -> Feed {
         self.ring.since(version, &self.state)
@@ -67,7 +69,7 @@ impl StateMachine for MetaMachine {
         writes: &mut WriteSet,
     ) -> Result<Vec<Bytes>, MachineError> {
         let mut next = MetaState::clone(&self.state);
-        let replies = apply_entry(&mut next, context.index, context.timestamp, commands).map_err(store::damaged)?;
+        let replies = apply_entry(&mut next, context.index, context.timestamp, commands).map_err(store::corrupt)?;
         self.clock = self.clock.max(context.timestamp.plus(commands.len().saturating_sub(1) as u64));
         if next != *self.state {
             store::write_changes(&self.state, &next, writes);
@@ -98,16 +100,16 @@ impl StateMachine for MetaMachine {
     }
 
     fn system(&self) -> Bytes {
-        seal(&SystemPb { version: self.state.version(), clock: self.clock.0 })
+        encode_versioned(&SystemPb { version: self.state.version(), clock: self.clock.0 })
     }
 
     fn restore(&mut self, system: &[u8], records: &dyn StateReader) -> Result<(), MachineError> {
         let system: SystemPb =
-            if system.is_empty() { SystemPb::default() } else { open(system).map_err(store::damaged)? };
+            if system.is_empty() { SystemPb::default() } else { decode_versioned(system).map_err(store::corrupt)? };
         let state = store::load(records)?;
-        // Records of another position would silently skip or repeat entries.
+        // Records from another position would silently skip or repeat entries.
         if state.version() != system.version {
-            return Err(MachineError::Corrupt("metadata records of another version than the checkpoint"));
+            return Err(MachineError::Corrupt("metadata records and checkpoint have different versions"));
         }
         self.state = Arc::new(state);
         self.clock = Timestamp(system.clock);

@@ -1,6 +1,6 @@
-//! What the metadata group keeps about each object.
+//! The records of the metadata group.
 //!
-//! Invariants: plain data; every rule about it is in `apply`. Collections are [`flotilla_placement::Collection`].
+//! Invariants: plain data; all rules are in `apply`. Collections are [`flotilla_placement::Collection`].
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use flotilla_types::{
     CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-/// Where a node is reached, each as `host:port`.
+/// A node's addresses, each as `host:port`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Addresses {
     /// The peers' QUIC endpoint.
@@ -20,21 +20,21 @@ pub struct Addresses {
     pub redis: String,
 }
 
-/// Where a node is in its life.
+/// A node's administrative state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeState {
-    /// Takes part.
+    /// Takes replicas and leaderships.
     Active,
-    /// Gives its replicas away and may come back to [`NodeState::Active`].
+    /// Moves its replicas away; may return to [`NodeState::Active`].
     Draining,
-    /// Taken out for ever. Its key is refused.
+    /// Removed permanently. Its key is refused.
     Removed,
-    /// Another node with a valid token stands at its address: its folder is gone. Its key is refused.
+    /// Another node joined with a valid token at its address, so its folder is gone. Its key is refused.
     Lost,
 }
 
 impl NodeState {
-    /// Whether the node is out for ever.
+    /// Whether the node can never return.
     #[must_use]
     pub fn is_gone(self) -> bool {
         matches!(self, Self::Removed | Self::Lost)
@@ -55,17 +55,17 @@ impl fmt::Display for NodeState {
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeRecord {
-    /// Its id, for ever.
+    /// Its id, which never changes.
     pub id: NodeId,
     /// The name its operator gave it; not necessarily unique.
     pub name: String,
-    /// Where it is reached.
+    /// Where it listens.
     pub addresses: Addresses,
-    /// Where it stands.
+    /// Its locality labels.
     pub locality: Locality,
-    /// Where it is in its life.
+    /// Its administrative state.
     pub state: NodeState,
-    /// Its last known start; 0 until it first reported one.
+    /// The count of its starts as last reported; 0 before the first report.
     pub incarnation: Incarnation,
     /// Digest of its public key, which its certificate carries.
     pub key_digest: [u8; 32],
@@ -73,44 +73,45 @@ pub struct NodeRecord {
     pub joined_at_ms: u64,
 }
 
-/// A shard: what placement wants and what the shard said last.
+/// A shard: its placement intent and its last report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardRecord {
     /// Its id.
     pub id: ShardId,
     /// Its collection; [`CollectionId::SYSTEM`] for the metadata group itself.
     pub collection: CollectionId,
-    /// Replicas wanted once there are nodes enough.
+    /// The desired number of replicas, once there are enough nodes.
     pub replicas_desired: u8,
     /// The replicas that should exist.
     pub intent: Vec<PlanReplica>,
-    /// Grows with every change of `intent`.
+    /// Incremented with every change of `intent`.
     pub intent_version: u64,
-    /// The replicas that the shard was created with. Only these start by themselves, as voters, at
-    /// [`ShardRecord::INITIAL_POSITION`]; every other one starts empty and is brought in by the shard's leader.
+    /// The replicas that the shard was created with. Only these start on their own, as voters, at
+    /// [`ShardRecord::INITIAL_POSITION`]; every other replica starts empty and is added by the shard's
+    /// leader.
     pub initial: ShardDescriptor,
-    /// The highest epoch that the shard reported.
+    /// The descriptor with the highest epoch that the shard reported.
     pub descriptor: ShardDescriptor,
 }
 
 impl ShardRecord {
-    /// Index and term that the log of a new shard starts behind.
+    /// Index and term after which the log of a new shard starts.
     pub const INITIAL_POSITION: (LogIndex, Term) = (LogIndex(1), Term(1));
 
-    /// The replica that placement wants on a node.
+    /// The replica of the intent on a node.
     #[must_use]
-    pub fn wanted_on(&self, node: NodeId) -> Option<ReplicaId> {
+    pub fn desired_on(&self, node: NodeId) -> Option<ReplicaId> {
         self.intent.iter().find(|held| held.node == node).map(|held| held.replica)
     }
 
-    /// Whether the shard was created with this replica.
+    /// Whether this is one of the shard's initial replicas.
     #[must_use]
     pub fn is_initial(&self, replica: ReplicaId) -> bool {
         self.initial.node_of(replica).is_some()
     }
 }
 
-/// Names a join token. Part of the token's text, not a secret.
+/// The id of a join token. Part of the token's text, not secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenId(pub u64);
 
@@ -127,12 +128,12 @@ pub struct TokenRecord {
     pub id: TokenId,
     /// Hash of its secret.
     pub hash: [u8; 32],
-    /// The first moment at which it is refused, in Unix milliseconds of hybrid time.
+    /// The time from which it is refused, in Unix milliseconds of hybrid time.
     pub expires_at_ms: u64,
-    /// Joins it still allows.
+    /// Remaining joins.
     pub uses_left: u32,
-    /// Joins it allowed at first.
+    /// Joins allowed in total.
     pub uses_max: u32,
-    /// When it was made, in Unix milliseconds of hybrid time.
+    /// When it was created, in Unix milliseconds of hybrid time.
     pub created_at_ms: u64,
 }

@@ -1,4 +1,4 @@
-//! Cluster-wide settings, kept in the metadata so that every node obeys the same ones.
+//! Cluster-wide settings, stored in the metadata so that every node uses the same ones.
 //!
 //! Invariants: only known keys with values in range are stored; a key that was never set has its default.
 
@@ -9,8 +9,8 @@ use crate::{Field, MetaRefusal};
 /// A setting. All are whole numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Setting {
-    /// How long a node may be silent before its replicas are replaced, in milliseconds (1,000 to 7 days). Shorter restores
-    /// redundancy sooner; longer saves copying when a node is merely restarting.
+    /// How long a node may be unreachable before its replicas are replaced, in milliseconds (1,000 to 7
+    /// days). Shorter restores redundancy sooner; longer saves copying when a node is merely restarting.
     DeadNodeGraceMs,
     /// Voters of the metadata group: 1, 3 or 5. Five survive two failures and make each change slower.
     MetaReplicas,
@@ -36,7 +36,7 @@ impl Setting {
         }
     }
 
-    /// Its value while it was never set.
+    /// Its default value.
     #[must_use]
     pub fn default_value(self) -> u64 {
         match self {
@@ -47,14 +47,14 @@ impl Setting {
         }
     }
 
-    /// What it does and which values it takes, in one line for operators.
+    /// Its effect and range in one line, for operators. Ends with the accepted values after a colon.
     #[must_use]
     pub fn description(self) -> &'static str {
         match self {
             Self::DeadNodeGraceMs => {
-                "milliseconds that a node may be silent before its replicas are replaced: 1000 to 604800000"
+                "milliseconds that a node may be unreachable before its replicas are replaced: 1000 to 604800000"
             }
-            Self::MetaReplicas => "voters of the metadata group once there are nodes enough: 1, 3 or 5",
+            Self::MetaReplicas => "voters of the metadata group, once there are enough nodes: 1, 3 or 5",
             Self::BalanceThreshold => {
                 "balancing starts when two nodes differ by more than one replica plus this many: 0 to 1000"
             }
@@ -62,7 +62,7 @@ impl Setting {
         }
     }
 
-    /// Whether it may have this value.
+    /// Whether a value is in its range.
     #[must_use]
     pub fn accepts(self, value: u64) -> bool {
         match self {
@@ -73,7 +73,7 @@ impl Setting {
         }
     }
 
-    /// Reads a value; refuses what is no number or out of range.
+    /// Parses a value; refuses one that is not a number or out of range.
     pub fn parse(self, value: &str) -> Result<u64, MetaRefusal> {
         let number = value.parse().ok().filter(|number| self.accepts(*number));
         number.ok_or(MetaRefusal::Invalid(Field::Setting))
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_ends_with_the_values_that_are_taken() {
+    fn description_ends_with_the_accepted_values() {
         for setting in Setting::ALL {
             let (_, values) = setting.description().rsplit_once(": ").expect("values");
             let numbers: Vec<u64> =

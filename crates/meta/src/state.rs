@@ -1,7 +1,8 @@
 //! The metadata as a value.
 //!
-//! Invariants: changed only by `apply`; equal logs give equal states. Records are shared between copies, so that cloning a state
-//! costs pointers, a reader may keep its copy as long as it likes, and comparing two versions skips what did not change.
+//! Invariants: changed only by `apply`; equal logs give equal states. Copies share records, so that cloning a
+//! state costs pointers, a reader may keep its copy indefinitely, and comparing two versions skips unchanged
+//! records.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,7 +11,7 @@ use flotilla_types::{ClusterId, CollectionId, NodeId, ReplicaId, ShardId};
 
 use crate::{NodeRecord, Setting, ShardRecord, TokenId, TokenRecord};
 
-/// Everything the metadata group knows, at one version.
+/// All metadata at one version.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MetaState {
     pub(crate) header: Header,
@@ -21,7 +22,7 @@ pub struct MetaState {
     pub(crate) settings: BTreeMap<String, Arc<str>>,
 }
 
-/// Identity, version, and the ids to give out next.
+/// Identity, version, and the next ids to allocate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) cluster: Option<ClusterId>,
@@ -45,14 +46,14 @@ impl Default for Header {
     }
 }
 
-/// What the metadata says of a replica that a node finds on its disk or is asked for.
+/// The metadata's status of a replica, for a node that holds it or gets requests for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplicaStatus {
-    /// Placement wants it, or the shard still counts on it.
-    Wanted,
-    /// It was given out once and nobody counts on it any more: it may be destroyed.
-    Unwanted,
-    /// It was given out after this version of the metadata, or never: wait for newer metadata.
+    /// It is in the intent or in the shard's reported configuration.
+    InUse,
+    /// Its id was allocated, but it is no longer in use: it may be destroyed.
+    Obsolete,
+    /// Its id was not allocated up to this version of the metadata: wait for newer metadata.
     Unknown,
 }
 
@@ -63,7 +64,7 @@ impl MetaState {
         self.header.cluster
     }
 
-    /// The index of the entry that changed the state last. Zero: nothing happened yet.
+    /// The index of the last entry that changed the state; zero before the first.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.header.version
@@ -75,7 +76,7 @@ impl MetaState {
         self.nodes.get(&node).map(Arc::as_ref)
     }
 
-    /// Every node, those that are gone included, by id.
+    /// Every node by id, including removed and lost ones.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values().map(Arc::as_ref)
     }
@@ -114,9 +115,9 @@ impl MetaState {
         self.shards.values().map(Arc::as_ref)
     }
 
-    /// Every shard with a replica that placement wants on this node.
-    pub fn wanted_on(&self, node: NodeId) -> impl Iterator<Item = (&ShardRecord, ReplicaId)> {
-        self.shards().filter_map(move |shard| Some((shard, shard.wanted_on(node)?)))
+    /// Every shard whose intent has a replica on this node, with that replica.
+    pub fn desired_on(&self, node: NodeId) -> impl Iterator<Item = (&ShardRecord, ReplicaId)> {
+        self.shards().filter_map(move |shard| Some((shard, shard.desired_on(node)?)))
     }
 
     /// A join token.
@@ -136,17 +137,17 @@ impl MetaState {
         self.settings.get(setting.key()).and_then(|value| setting.parse(value).ok()).unwrap_or(setting.default_value())
     }
 
-    /// Whether anyone counts on a replica. Before destroying one, also make sure that the shard's own configuration does not name it:
-    /// a report may be on its way.
+    /// Whether a replica is in use. Before destroying one, also check that the shard's own configuration does
+    /// not name it: a report may be in flight.
     #[must_use]
     pub fn replica_status(&self, shard: ShardId, replica: ReplicaId) -> ReplicaStatus {
-        let counted_on = self.shard(shard).is_some_and(|record| {
+        let in_use = self.shard(shard).is_some_and(|record| {
             record.intent.iter().any(|held| held.replica == replica) || record.descriptor.node_of(replica).is_some()
         });
-        if counted_on {
-            ReplicaStatus::Wanted
+        if in_use {
+            ReplicaStatus::InUse
         } else if replica < self.header.next_replica && replica != ReplicaId::NONE {
-            ReplicaStatus::Unwanted
+            ReplicaStatus::Obsolete
         } else {
             ReplicaStatus::Unknown
         }

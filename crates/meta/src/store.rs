@@ -1,7 +1,7 @@
-//! The state as records, so that checkpoints and snapshots carry it like any other data.
+//! Stores the state as records, so that checkpoints and snapshots carry it like any other data.
 //!
-//! Invariants: one record for each object, under `CollectionId::SYSTEM`, bucket 0; only what differs between two states is written;
-//! reading all records back gives the state that wrote them.
+//! Invariants: one record per object, under `CollectionId::SYSTEM`, bucket 0; only the differences between
+//! two states are written; loading all records gives the state that wrote them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -56,14 +56,14 @@ pub(crate) fn load(records: &dyn StateReader) -> Result<MetaState, MachineError>
     loop {
         let page = records.scan(&range, PAGE_ITEMS, PAGE_BYTES)?;
         let Some((last, _)) = page.last() else { break };
-        // The smallest key behind the last one.
+        // The smallest key after the last one.
         let mut next = BytesMut::from(&last[..]);
         next.extend_from_slice(&[0]);
         range.start = next.freeze();
         for (key, value) in page {
             found_any = true;
             let key = RecordKey::from_bytes(key).ok_or(MachineError::Corrupt("metadata record key"))?;
-            found_header |= take(&mut state, &key.user_key(), &value)?;
+            found_header |= load_record(&mut state, &key.user_key(), &value)?;
         }
     }
     if found_any && !found_header {
@@ -72,31 +72,31 @@ pub(crate) fn load(records: &dyn StateReader) -> Result<MetaState, MachineError>
     Ok(state)
 }
 
-/// Takes one record into the state; says whether it was the header.
-fn take(state: &mut MetaState, name: &[u8], value: &[u8]) -> Result<bool, MachineError> {
+/// Adds one record to the state. Returns whether it was the header.
+fn load_record(state: &mut MetaState, name: &[u8], value: &[u8]) -> Result<bool, MachineError> {
     if name == HEADER {
-        state.header = decode_header(value).map_err(damaged)?;
+        state.header = decode_header(value).map_err(corrupt)?;
         return Ok(true);
     }
     if let Some(id) = name.strip_prefix(NODE) {
-        let node = decode_node(value).map_err(damaged)?;
-        expect(id == node.id.0.to_be_bytes())?;
+        let node = decode_node(value).map_err(corrupt)?;
+        check_key(id == node.id.0.to_be_bytes())?;
         state.nodes.insert(NodeId(node.id.0), Arc::new(node));
     } else if let Some(id) = name.strip_prefix(COLLECTION) {
-        let collection = decode_collection(value).map_err(damaged)?;
-        expect(id == collection.id.0.to_be_bytes())?;
+        let collection = decode_collection(value).map_err(corrupt)?;
+        check_key(id == collection.id.0.to_be_bytes())?;
         state.collections.insert(collection.id, Arc::new(collection));
     } else if let Some(id) = name.strip_prefix(SHARD) {
-        let shard = decode_shard(value).map_err(damaged)?;
-        expect(id == shard.id.0.to_be_bytes())?;
+        let shard = decode_shard(value).map_err(corrupt)?;
+        check_key(id == shard.id.0.to_be_bytes())?;
         state.shards.insert(ShardId(shard.id.0), Arc::new(shard));
     } else if let Some(id) = name.strip_prefix(TOKEN) {
-        let token = decode_token(value).map_err(damaged)?;
-        expect(id == token.id.0.to_be_bytes())?;
+        let token = decode_token(value).map_err(corrupt)?;
+        check_key(id == token.id.0.to_be_bytes())?;
         state.tokens.insert(TokenId(token.id.0), Arc::new(token));
     } else if let Some(setting) = name.strip_prefix(SETTING) {
-        let setting = str::from_utf8(setting).map_err(|_| MachineError::Corrupt("name of a setting"))?;
-        let value = str::from_utf8(value).map_err(|_| MachineError::Corrupt("value of a setting"))?;
+        let setting = str::from_utf8(setting).map_err(|_| MachineError::Corrupt("setting name"))?;
+        let value = str::from_utf8(value).map_err(|_| MachineError::Corrupt("setting value"))?;
         state.settings.insert(setting.to_owned(), value.into());
     } else {
         return Err(MachineError::Corrupt("metadata record of an unknown kind"));
@@ -126,11 +126,11 @@ fn key(kind: &[u8], id: &[u8]) -> Bytes {
     RecordKey::new(CollectionId::SYSTEM, Bucket(0), &[kind, id].concat()).into_bytes()
 }
 
-fn expect(same: bool) -> Result<(), MachineError> {
-    if same { Ok(()) } else { Err(MachineError::Corrupt("metadata record under another one's key")) }
+fn check_key(same: bool) -> Result<(), MachineError> {
+    if same { Ok(()) } else { Err(MachineError::Corrupt("metadata record under the key of another record")) }
 }
 
-pub(crate) fn damaged(error: CodecError) -> MachineError {
+pub(crate) fn corrupt(error: CodecError) -> MachineError {
     match error {
         CodecError::Malformed => MachineError::Corrupt("metadata record"),
         CodecError::Version { found, known } => MachineError::Version { found, known },

@@ -1,26 +1,26 @@
-//! The metadata as placement sees it, and placement's answers as commands.
+//! Converts metadata to placement's input, and plans to commands.
 
 use flotilla_placement::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanShard, Shard, ShardMap, place};
 use flotilla_types::{NodeId, ShardId};
 
 use crate::{MetaCommand, MetaState, NodeState, Setting};
 
-/// Every node weighs the same: capacity is not recorded.
+/// The weight of every node; capacity is not recorded.
 const WEIGHT: u32 = 100;
 
-/// Whether a node is heard of; decided outside, from membership and the grace period.
+/// A node's liveness, which the caller derives from membership and the grace period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Liveness {
-    /// It is.
+    /// It answers.
     Live,
-    /// Not lately.
+    /// It does not answer at present.
     Suspect,
-    /// Not for longer than the grace period.
+    /// It has not answered for longer than the grace period.
     Dead,
 }
 
 impl MetaState {
-    /// Where every key lives, by what the shards reported.
+    /// The shard map, built from the descriptors that the shards reported.
     #[must_use]
     pub fn shard_map(&self) -> ShardMap {
         let shards =
@@ -28,7 +28,7 @@ impl MetaState {
         ShardMap::new(self.version(), self.collections().cloned(), shards)
     }
 
-    /// What a plan depends on.
+    /// The input of a placement plan.
     #[must_use]
     pub fn plan_input(&self, liveness: impl Fn(NodeId) -> Liveness) -> PlanInput {
         let nodes = self.nodes().map(|node| {
@@ -59,8 +59,8 @@ impl MetaState {
         }
     }
 
-    /// Chooses the first nodes of a new collection's shards, for [`MetaCommand::CreateCollection`]. A list is empty when no
-    /// node can take a replica.
+    /// Chooses the initial nodes of a new collection's shards, for [`MetaCommand::CreateCollection`]. A list
+    /// is empty when no node can take a replica.
     #[must_use]
     pub fn initial_nodes(&self, shards: u16, replicas: u8, liveness: impl Fn(NodeId) -> Liveness) -> Vec<Vec<NodeId>> {
         let input = self.plan_input(liveness);
@@ -69,7 +69,8 @@ impl MetaState {
         place(&input.nodes, &input.shards, &new)
     }
 
-    /// A plan as commands: one batch for each shard, so that a shard that changed meanwhile holds back no other.
+    /// Converts a plan to commands: one batch per shard, so that a shard that has changed since does not
+    /// block the others.
     #[must_use]
     pub fn commands_for(&self, plan: &Plan) -> Vec<MetaCommand> {
         plan.changes
@@ -83,7 +84,7 @@ impl MetaState {
                         }
                         Change::Unassign { shard, replica, .. } => MetaCommand::UnassignReplica { shard, replica },
                     };
-                    // Each change before this one in the batch will have moved the version by one.
+                    // Each earlier change in the batch increments the version by one.
                     intent_version += 1;
                     command
                 });

@@ -1,4 +1,4 @@
-//! `flotilla`: a distributed, replicated store in one binary.
+//! The binary `flotilla`: `start` runs a node, the other verbs are clients of a running cluster.
 
 mod cli;
 mod start;
@@ -9,7 +9,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// A distributed, replicated key-value store
 #[derive(Debug, Parser)]
-#[command(name = "flotilla", version, about, long_about = None, arg_required_else_help = true)]
+#[command(name = "flotilla", version, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     options: cli::ClientOptions,
@@ -25,9 +25,8 @@ enum Command {
     Client(cli::ClientCommand),
 }
 
-/// Writes are many small allocations that are freed on another thread, where the system's allocator takes locks.
-///
-/// Tests bring an allocator that counts.
+/// The global allocator. Writes make many small allocations that another thread frees, for which the system's
+/// allocator takes locks. Tests use an allocator that counts.
 #[cfg(not(test))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -37,5 +36,18 @@ fn main() -> ExitCode {
     match command {
         Command::Start(args) => start::run(*args),
         Command::Client(command) => cli::run(command, &options, Cli::command()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_opens_with_a_sentence_for_users() {
+        let mut cli = Cli::command();
+        assert!(cli.render_long_help().to_string().starts_with("A distributed, replicated key-value store\n"));
+        let start = cli.find_subcommand_mut("start").expect("the subcommand");
+        assert!(start.render_long_help().to_string().starts_with("Run a node until SIGTERM or Ctrl-C\n"));
     }
 }

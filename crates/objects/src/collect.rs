@@ -1,8 +1,8 @@
-//! Giving disk space back.
+//! Garbage collection: deletes and compacts closed segments.
 //!
-//! Only closed segments are touched. Held objects of a segment worth compacting are copied and fsynced first; then, under
-//! the index lock, the index moves to the copies and forgets what nobody holds; then the file goes. An object that is
-//! pinned meanwhile keeps its segment. A crash in between leaves objects twice, which costs space and nothing else.
+//! The live (held) objects of a sparse segment are copied and fsynced first. Then, under the index lock, the
+//! index switches to the copies and drops the dead objects. Then the file is deleted. An object that is
+//! pinned in between keeps its segment. A crash in between leaves duplicates, which only cost space.
 
 use std::collections::HashMap;
 
@@ -17,70 +17,71 @@ use crate::{
 /// Which segments a collection may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Those written since the store was opened: safe while owners have yet to name their objects.
-    Fresh,
-    /// All. Objects of owners that have not set their roots since the store was opened are lost.
+    /// Segments written since the store was opened: safe while some owners have not set their roots yet.
+    SinceOpen,
+    /// All segments. Objects of owners that have not set their roots since the store was opened are lost.
     All,
 }
 
-/// What a collection did.
+/// The result of a collection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Segment files deleted.
     pub segments: u64,
     /// Bytes of those files.
     pub freed_bytes: u64,
-    /// Bytes of objects that were copied first.
+    /// Bytes of live objects that were copied.
     pub moved_bytes: u64,
 }
 
-type Residents = HashMap<u64, Vec<(ObjectId, Entry)>>;
+type ObjectsBySegment = HashMap<u64, Vec<(ObjectId, Entry)>>;
 
 impl ObjectStore {
-    /// Deletes closed segments that hold little that is pinned, rooted or not yet durable. Copies a bounded number of
-    /// bytes; call it again for more. While another collection runs, does nothing.
+    /// Deletes closed segments of which only a small share is live, after copying what is. Copies a bounded
+    /// number of bytes; call it again for more. Does nothing while another collection runs.
     pub fn collect(&self, scope: Scope) -> Result<Collected, ObjectError> {
         let mut done = Collected::default();
-        let Some(_one) = self.collecting.try_lock() else { return Ok(done) };
-        self.healthy()?;
+        let Some(_guard) = self.collecting.try_lock() else { return Ok(done) };
+        self.check_healthy()?;
         let candidates: Vec<_> = {
             let writer = self.writer.lock();
-            let fresh_only = scope == Scope::Fresh;
-            writer.segments.iter().filter(|(_, s)| !(fresh_only && s.inherited)).map(|(n, s)| (*n, s.bytes)).collect()
+            let since_open = scope == Scope::SinceOpen;
+            let eligible = writer.segments.iter().filter(|(_, segment)| !(since_open && segment.found_at_open));
+            eligible.map(|(number, segment)| (*number, segment.bytes)).collect()
         };
-        let mut residents = Residents::new();
+        let mut by_segment = ObjectsBySegment::new();
         let mut live_bytes: HashMap<u64, u64> = HashMap::new();
         {
             let index = self.index.read();
             for (id, entry) in index.iter() {
-                residents.entry(entry.location.segment).or_default().push((id, entry));
+                by_segment.entry(entry.location.segment).or_default().push((id, entry));
                 if index.is_held(id) {
                     *live_bytes.entry(entry.location.segment).or_default() += u64::from(entry.location.len);
                 }
             }
         }
         for (number, bytes) in candidates {
-            let inhabitants = residents.remove(&number).unwrap_or_default();
+            let objects = by_segment.remove(&number).unwrap_or_default();
             let live = live_bytes.get(&number).copied().unwrap_or(0);
             let dense = live * 100 >= self.options.segment_bytes * u64::from(self.options.live_percent_min) && live > 0;
             let over_budget = done.moved_bytes > 0 && done.moved_bytes + live > self.options.compact_bytes_max;
-            // What is not durable yet is left where it is: its sync is on its way.
-            if dense || over_budget || inhabitants.iter().any(|(_, entry)| !entry.synced) {
+            // Objects that are not durable yet stay where they are until their sync.
+            if dense || over_budget || objects.iter().any(|(_, entry)| !entry.synced) {
                 continue;
             }
-            self.empty_segment(number, bytes, &inhabitants, &mut done)?;
+            self.reclaim_segment(number, bytes, &objects, &mut done)?;
         }
         Ok(done)
     }
 
-    fn empty_segment(
+    fn reclaim_segment(
         &self,
         number: u64,
         bytes: u64,
-        inhabitants: &[(ObjectId, Entry)],
+        objects: &[(ObjectId, Entry)],
         done: &mut Collected,
     ) -> Result<(), ObjectError> {
-        let moves = self.copy_held(inhabitants)?;
+        let moves = self.copy_held(objects)?;
         if !moves.is_empty() {
             self.sync()?;
         }
@@ -89,18 +90,18 @@ impl ObjectStore {
             index.relocate(*id, *from, *to);
             done.moved_bytes += u64::from(to.len);
         }
-        let mut pinned_meanwhile = false;
-        for (id, entry) in inhabitants {
+        let mut still_held = false;
+        for (id, entry) in objects {
             if index.entry(*id).is_some_and(|now| now.location == entry.location) {
                 if index.is_held(*id) {
-                    pinned_meanwhile = true;
+                    still_held = true;
                 } else {
                     index.forget(*id, entry.location);
                 }
             }
         }
         drop(index);
-        if !pinned_meanwhile {
+        if !still_held {
             reached(Place::ObjectsBeforeDelete);
             self.delete(number)?;
             self.writer.lock().segments.remove(&number);
@@ -110,10 +111,10 @@ impl ObjectStore {
         Ok(())
     }
 
-    /// Appends what is held to the active segment; the index does not know of the copies yet.
-    fn copy_held(&self, inhabitants: &[(ObjectId, Entry)]) -> Result<Vec<(ObjectId, Location, Location)>, ObjectError> {
+    /// Copies held objects to the active segment. The index is not changed.
+    fn copy_held(&self, objects: &[(ObjectId, Entry)]) -> Result<Vec<(ObjectId, Location, Location)>, ObjectError> {
         let mut moves = Vec::new();
-        for (id, entry) in inhabitants {
+        for (id, entry) in objects {
             if !self.index.read().is_held(*id) {
                 continue;
             }
@@ -122,7 +123,7 @@ impl ObjectStore {
                     let to = self.append(&mut self.writer.lock(), *id, &bytes)?;
                     moves.push((*id, entry.location, to));
                 }
-                // The loss is known now; the segment need not stay for it.
+                // The loss is recorded; the segment need not stay for it.
                 Err(ObjectError::Damaged(_) | ObjectError::Missing(_)) => {}
                 Err(error) => return Err(error),
             }

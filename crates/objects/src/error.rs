@@ -1,23 +1,23 @@
-//! What can go wrong with objects.
+//! The errors of the store.
 
 use std::{io, sync::Arc};
 
 use flotilla_types::ObjectId;
 
-/// An operation on the store failed. Unless a variant says otherwise the store is unchanged.
+/// An operation of the store failed. Unless a variant says otherwise, the store is unchanged.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ObjectError {
-    /// The disk failed or is full. The object of a failed `put` or `import` is not there; trying again is safe.
+    /// The disk failed or is full. A failed `put` or `import` stored nothing; retrying is safe.
     #[error("objects could not be written or read; check the disk: {0}")]
     Io(Arc<io::Error>),
-    /// The object is not here. Fetch it from a peer.
-    #[error("object {0} is not here")]
+    /// The store does not hold the object. Fetch it from a peer.
+    #[error("object {0} is missing")]
     Missing(ObjectId),
-    /// The object was here but its bytes do not match its id any more. It now counts as missing; fetch it from a peer.
+    /// The object's bytes no longer match its id. It counts as missing from now on; fetch it from a peer.
     #[error("object {0} is damaged on disk")]
     Damaged(ObjectId),
-    /// Bytes offered for an id do not hash to it. Fetch them elsewhere.
-    #[error("the bytes offered for object {0} are not that object")]
+    /// The bytes do not hash to the given id. Fetch them from another peer.
+    #[error("the bytes given for object {0} do not match its id")]
     Mismatch(ObjectId),
     /// The object exceeds `Options::object_bytes_max`. Retrying does not help.
     #[error("an object of {bytes} bytes exceeds the limit of {bytes_max}")]
@@ -27,7 +27,7 @@ pub enum ObjectError {
         /// The configured limit.
         bytes_max: u64,
     },
-    /// A segment was written by a newer version. Upgrade the binary; nothing was touched.
+    /// A newer version wrote a segment. Upgrade the binary; nothing was changed.
     #[error("segment {segment:016x} has format version {found}, newer than {known}")]
     Version {
         /// Number of the segment.
@@ -37,8 +37,8 @@ pub enum ObjectError {
         /// Newest version known here.
         known: u32,
     },
-    /// An earlier fsync failed, so what is durable is unknown. Every call fails until the store is opened again.
-    #[error("an earlier fsync failed; the store refuses work until it is opened again")]
+    /// An earlier fsync failed, so what is durable is unknown. Every call fails until the store is reopened.
+    #[error("an earlier fsync failed; the store refuses work until it is reopened")]
     Poisoned,
 }
 

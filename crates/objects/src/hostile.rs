@@ -1,4 +1,4 @@
-//! A folder that gives back anything: spoilt segments, and files that the store did not write.
+//! Hostile folders: damaged segments, and files that the store did not write.
 
 use std::fs;
 
@@ -11,10 +11,10 @@ use crate::{
     tests::{body, open, put_all, segment_files, small},
 };
 
-/// How many objects a segment holds before it is spoilt.
+/// Objects of a segment before it is damaged.
 const OBJECTS: u16 = 3;
 
-/// A whole segment, as the store writes it.
+/// An intact segment, as the store writes it.
 fn segment() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     put_all(&open(dir.path()), 0..OBJECTS);
@@ -22,17 +22,17 @@ fn segment() -> Vec<u8> {
 }
 
 #[test]
-fn hostile_segments_yield_right_bytes_or_none_and_what_lies_before_the_damage() {
+fn hostile_segments_yield_correct_objects_including_all_before_the_damage() {
     let whole = segment();
     attack(50, mutated(Just(whole.clone())), |bytes| {
         let dir = tempfile::tempdir().unwrap();
         let ids = put_all(&open(dir.path()), 0..OBJECTS);
         fs::write(&segment_files(dir.path())[0], &bytes).unwrap();
-        let sound = whole.iter().zip(&bytes).take_while(|(left, right)| left == right).count();
+        let intact = whole.iter().zip(&bytes).take_while(|(left, right)| left == right).count();
         let store = match ObjectStore::open(dir.path(), small()) {
             Ok(store) => store,
             Err(error) => {
-                return assert!(sound < SEGMENT_HEADER_BYTES as usize, "{error}, and the header is as it was");
+                return assert!(intact < SEGMENT_HEADER_BYTES as usize, "{error}, although the header is intact");
             }
         };
         let record_bytes = RECORD_HEADER_BYTES as usize + body(0).len();
@@ -40,17 +40,17 @@ fn hostile_segments_yield_right_bytes_or_none_and_what_lies_before_the_damage() 
             let end = SEGMENT_HEADER_BYTES as usize + (n + 1) * record_bytes;
             match store.get(*id) {
                 Ok(found) => assert_eq!(found, body(n as u16)),
-                Err(error) => assert!(sound < end, "{error}, and its record lies before the damage"),
+                Err(error) => assert!(intact < end, "{error}, although its record is before the damage"),
             }
         }
-        // The store goes on, and heals what is stored again.
+        // The store still works, and storing the objects again repairs them.
         assert_eq!(put_all(&store, 0..OBJECTS), ids);
         assert!(ids.iter().all(|id| store.get(*id).is_ok()));
     });
 }
 
 #[test]
-fn hostile_segments_are_scanned_in_proportion() {
+fn hostile_segments_are_scanned_within_proportional_memory() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let valid = vec(vec(any::<u8>(), 0..40), 0..6).prop_map(|objects| {
         let mut bytes = crate::segment::encode_segment_header().to_vec();
@@ -83,7 +83,7 @@ fn hostile_segments_are_scanned_in_proportion() {
 }
 
 #[test]
-fn hostile_names_of_files_are_none_of_the_stores() {
+fn files_with_foreign_names_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let ids = put_all(&open(dir.path()), 0..OBJECTS);
     let names = "[0-9a-f+-]{0,18}\\.segment|\\PC{0,12}";
@@ -99,7 +99,7 @@ fn hostile_names_of_files_are_none_of_the_stores() {
 }
 
 #[test]
-fn a_file_with_a_number_spelt_otherwise_is_left_alone() {
+fn files_with_non_canonical_numbers_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["7.segment", "+00000000000000f.segment", "ffffffffffffffff.segment"] {
         fs::write(dir.path().join(name), b"not ours").unwrap();

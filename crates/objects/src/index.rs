@@ -1,13 +1,13 @@
-//! Where each object is, and who holds on to it.
+//! The index: the location of each object, and the pins and roots that hold it.
 //!
-//! Pure bookkeeping behind the store's lock: one look-up decides whether an object is here, durable and held, so that
-//! "have" and "delete" can never disagree.
+//! Pure bookkeeping behind the store's lock: one look-up tells whether an object is present, durable and
+//! held, so that `contains` and `collect` always agree. It does no I/O.
 
 use std::collections::{BTreeSet, HashMap};
 
 use flotilla_types::ObjectId;
 
-/// Where the bytes of an object are.
+/// The location of an object's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Location {
     /// Number of the segment.
@@ -18,13 +18,13 @@ pub(crate) struct Location {
     pub(crate) len: u32,
 }
 
-/// What is known of one object.
+/// The state of one object.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) location: Location,
     /// Whether an fsync covered it.
     pub(crate) synced: bool,
-    /// Whether its bytes were seen to match its id since the store was opened.
+    /// Whether its bytes were verified against its id since the store was opened.
     pub(crate) verified: bool,
 }
 
@@ -38,7 +38,7 @@ struct Holds {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     entries: HashMap<ObjectId, Entry>,
-    /// Counts for every id that is pinned or rooted, whether or not the object is here.
+    /// Counts for every id that is pinned or rooted, whether or not the object is present.
     holds: HashMap<ObjectId, Holds>,
     roots: HashMap<u64, BTreeSet<ObjectId>>,
 }
@@ -60,7 +60,7 @@ impl Index {
         self.entries.iter().map(|(id, entry)| (*id, *entry))
     }
 
-    /// The entry, if the object is still at this place.
+    /// The entry, if the object is still at this location.
     fn entry_at(&mut self, id: ObjectId, location: Location) -> Option<&mut Entry> {
         self.entries.get_mut(&id).filter(|entry| entry.location == location)
     }
@@ -77,14 +77,14 @@ impl Index {
         }
     }
 
-    /// Moves an object to a durable, verified copy, unless it has moved or gone meanwhile.
+    /// Switches an object to a durable, verified copy, unless it was moved or removed meanwhile.
     pub(crate) fn relocate(&mut self, id: ObjectId, from: Location, to: Location) {
         if let Some(entry) = self.entry_at(id, from) {
             *entry = Entry { location: to, synced: true, verified: true };
         }
     }
 
-    /// Forgets an object that turned out damaged at this place.
+    /// Removes an object, if it is still at this location.
     pub(crate) fn forget(&mut self, id: ObjectId, location: Location) {
         if self.entry_at(id, location).is_some() {
             self.entries.remove(&id);
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_object_is_held_until_the_last_pin_and_the_last_owner_let_go() {
+    fn an_object_is_held_until_its_last_pin_and_last_root_are_removed() {
         let id = ObjectId::of(b"x");
         let mut index = Index::default();
         index.pin(id);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_at_an_old_place_does_not_forget_the_new_copy() {
+    fn damage_at_an_old_location_does_not_remove_the_new_copy() {
         let id = ObjectId::of(b"x");
         let (old, new) = (Location { segment: 1, offset: 60, len: 1 }, Location { segment: 2, offset: 60, len: 1 });
         let mut index = Index::default();

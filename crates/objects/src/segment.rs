@@ -1,12 +1,12 @@
-//! The format of a segment file, and the scan that finds its records again.
+//! The format of a segment file, and the scan that finds its records.
 //!
-//! A segment is a 16-byte header (`FLOTSEG\0`, version u32, check u32) followed by records. A record is a 44-byte
-//! header (`FLOB`, length u32, id 32 bytes, check u32) and the object's bytes. Integers are little-endian. A check is
-//! the first four bytes of the BLAKE3 hash of what stands before it in the header.
+//! A segment is a 16-byte header (`FLOTSEG\0`, version u32, check u32) followed by records. A record is a
+//! 44-byte header (`FLOB`, length u32, id 32 bytes, check u32) and the object's bytes. Integers are
+//! little-endian. A check is the first four bytes of the BLAKE3 hash of the header's bytes before it.
 //!
-//! The scan reads headers only and skips payloads: whether a payload is intact shows when it is read, by its id. After
-//! a damaged header the scan looks for the next valid one, so that damage costs the objects it hits and no others. A
-//! payload that happens to contain a valid record does no harm: what is found there still has to match its id.
+//! The scan reads headers only; payloads are verified by their id when they are read. After a damaged header
+//! the scan searches for the next valid one, so that damage affects no other objects. A record found inside
+//! another payload does no harm: its bytes still have to match its id.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -23,7 +23,7 @@ const SEGMENT_MAGIC: [u8; 8] = *b"FLOTSEG\0";
 const RECORD_MAGIC: [u8; 4] = *b"FLOB";
 const SEARCH_WINDOW_BYTES: u64 = 256 * 1024;
 
-/// What stands at the start of a segment.
+/// The result of reading a segment header.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SegmentHeader {
     /// A version this binary reads.
@@ -44,14 +44,14 @@ pub(crate) struct FoundRecord {
     pub(crate) len: u32,
 }
 
-/// What a scan found.
+/// The result of a scan.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     /// Records whose headers are intact, in file order.
     pub(crate) records: Vec<FoundRecord>,
-    /// End of the last record: what follows is a torn tail.
+    /// End of the last record; anything after it is a torn tail.
     pub(crate) end: u64,
-    /// Bytes between records that belong to none.
+    /// Bytes before [`Self::end`] that belong to no record.
     pub(crate) damaged_bytes: u64,
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn encode_segment_header() -> [u8; SEGMENT_HEADER_BYTES as usize] {
     header
 }
 
-/// Reads the header of a segment of `file_bytes`.
+/// Reads the header of a segment file of `file_bytes` bytes.
 pub(crate) fn read_segment_header(file: &File, file_bytes: u64) -> io::Result<SegmentHeader> {
     let mut header = [0; SEGMENT_HEADER_BYTES as usize];
     if file_bytes < SEGMENT_HEADER_BYTES {
@@ -116,7 +116,7 @@ fn record_at(file: &File, at: u64, file_bytes: u64) -> io::Result<Option<FoundRe
     Ok(decode_record(&header, at, file_bytes))
 }
 
-/// The first valid record whose header starts at `from` or behind.
+/// The first valid record whose header starts at or after `from`.
 fn find_record(file: &File, from: u64, file_bytes: u64) -> io::Result<Option<FoundRecord>> {
     let mut window = Vec::new();
     let mut start = from;
@@ -130,7 +130,7 @@ fn find_record(file: &File, from: u64, file_bytes: u64) -> io::Result<Option<Fou
                 return Ok(Some(record));
             }
         }
-        // Windows overlap by a header less one byte, so that none is missed at the seam.
+        // Windows overlap by one byte less than a header, so that no header is missed between them.
         start += window.len() as u64 - (RECORD_HEADER_BYTES - 1);
     }
     Ok(None)
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_header_costs_only_its_own_record() {
+    fn a_damaged_header_loses_only_its_own_record() {
         let mut bytes = segment(&[b"first", b"second", b"third"]);
         bytes[16 + 44 + 5 + 10] ^= 1;
         let (header, scan) = scan_bytes(&bytes);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn every_torn_length_yields_the_whole_records_before_the_tear() {
+    fn a_segment_torn_anywhere_yields_the_whole_records_before_the_tear() {
         let bytes = segment(&[b"first", b"second"]);
         let first_end = 16 + 44 + 5;
         for len in first_end..bytes.len() {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_of_a_newer_version_is_told_from_a_damaged_one() {
+    fn a_header_of_a_newer_version_is_not_a_damaged_one() {
         let mut bytes = segment(&[]);
         bytes[8] = 9;
         assert_eq!(scan_bytes(&bytes).0, SegmentHeader::Invalid);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_behind_more_than_a_window_of_damage_is_found() {
+    fn a_record_after_more_than_a_window_of_damage_is_found() {
         let mut bytes = segment(&[b"first"]);
         bytes.extend(vec![0xF1; SEARCH_WINDOW_BYTES as usize - 20]);
         let at = bytes.len() as u64;

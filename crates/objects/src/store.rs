@@ -1,8 +1,8 @@
-//! The store: writing, reading, syncing and holding objects.
+//! The store: writes, reads, syncs and holds objects.
 //!
-//! Locks are taken in the order sync, writer, index; no file is read or fsynced under writer or index. Segments found at
-//! open are never appended to, so that a tear in one can only be at its end as of the last run. Some files stay open for
-//! reading; how many is bounded whatever the store holds.
+//! Locks are taken in the order sync, writer, index; no file is read or fsynced under the writer or index
+//! lock. Segments found at open are never appended to, so only the last run of the process can have left a
+//! torn end. A bounded number of files stays open for reading.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,7 +32,8 @@ use crate::{
 
 const SEGMENT_SUFFIX: &str = ".segment";
 
-/// A read that meets a segment deleted under it looks the object up again; it moves once per collection at most.
+/// Attempts of a read whose segment is deleted by a collection meanwhile; an object moves at most once per
+/// collection.
 const READ_ATTEMPTS_MAX: u32 = 8;
 
 /// Segment files kept open for reading.
@@ -41,15 +42,16 @@ const FILES_OPEN_MAX: usize = 128;
 /// Bounds of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// A segment is closed once it holds so many bytes; a larger object gets a segment of its own. 1 MiB–1 GiB: larger
-    /// ones mean fewer files, smaller ones finer collection.
+    /// Bytes at which a segment is closed; a larger object gets its own segment. 1 MiB–1 GiB: larger segments
+    /// mean fewer files, smaller ones finer collection.
     pub segment_bytes: u64,
-    /// Larger objects are refused. At most 4 GiB − 1: an object is read into memory whole.
+    /// Bytes of an object; larger ones are refused. At most 4 GiB − 1, and an object is read into memory
+    /// whole.
     pub object_bytes_max: u64,
-    /// A closed segment is compacted when its held objects take less than this share of `segment_bytes`, in percent.
-    /// Higher saves disk and copies more.
+    /// A closed segment is compacted when its live objects take less than this percentage of `segment_bytes`.
+    /// Higher values save disk space and copy more.
     pub live_percent_min: u8,
-    /// One collection copies at most so many bytes, but at least one segment's.
+    /// Bytes that one collection copies, at most; it may exceed this for a single segment.
     pub compact_bytes_max: u64,
 }
 
@@ -59,10 +61,10 @@ impl Default for Options {
     }
 }
 
-/// What the store holds.
+/// Disk usage of the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreUsage {
-    /// Objects, held or not.
+    /// Objects, live or not.
     pub objects: u64,
     /// Segment files.
     pub segments: u64,
@@ -70,8 +72,8 @@ pub struct StoreUsage {
     pub disk_bytes: u64,
 }
 
-/// A folder of objects. Shared by reference; every call is safe from any thread. One process at a time may open a folder:
-/// the caller sees to that.
+/// An object store in a folder. All methods may be called from any thread. The caller ensures that only one
+/// process at a time opens a folder.
 #[derive(Debug)]
 pub struct ObjectStore {
     dir: PathBuf,
@@ -80,7 +82,7 @@ pub struct ObjectStore {
     pub(crate) writer: Mutex<Writer>,
     pub(crate) collecting: Mutex<()>,
     syncing: Mutex<()>,
-    /// Files open for reading. Taken last, and held while a file is opened.
+    /// Files open for reading. This lock is taken last, and held while a file is opened.
     files: Mutex<HashMap<u64, Arc<File>>>,
     poisoned: AtomicBool,
     #[cfg(test)]
@@ -109,13 +111,13 @@ struct Active {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Segment {
     pub(crate) bytes: u64,
-    /// Found at open: its objects may belong to owners that have not set their roots yet.
-    pub(crate) inherited: bool,
+    /// Whether an earlier run wrote it: its objects may belong to owners that have not set their roots yet.
+    pub(crate) found_at_open: bool,
 }
 
 impl ObjectStore {
-    /// Opens the folder, creating it if need be, and finds its objects again by reading record headers. Torn tails are cut
-    /// off; everything found is made durable.
+    /// Opens the folder, creates it if missing, and indexes its objects by reading record headers. Torn tails
+    /// are truncated; everything found is made durable.
     pub fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self, ObjectError> {
         let dir = dir.into();
         fs::create_dir_all(&dir)?;
@@ -124,7 +126,7 @@ impl ObjectStore {
         for number in segment_numbers(&dir)? {
             writer.next_segment = number.saturating_add(1);
             if let Some(bytes) = load_segment(&dir, number, &mut index)? {
-                writer.segments.insert(number, Segment { bytes, inherited: true });
+                writer.segments.insert(number, Segment { bytes, found_at_open: true });
             }
         }
         File::open(&dir)?.sync_all()?;
@@ -145,15 +147,16 @@ impl ObjectStore {
         })
     }
 
-    /// Stores bytes under their hash. The object comes back pinned once, whether it was new or already here, so that it
-    /// cannot be collected before its owner names it: `unpin` it then. Durable only after [`sync`](Self::sync).
+    /// Stores bytes under their hash and pins the object once, whether or not it was present, so that it
+    /// cannot be collected before its owner has set its roots: call [`unpin`](Self::unpin) then. Durable only
+    /// after [`sync`](Self::sync).
     pub fn put(&self, bytes: &[u8]) -> Result<ObjectId, ObjectError> {
         let id = ObjectId::of(bytes);
         self.store(id, bytes)?;
         Ok(id)
     }
 
-    /// Like [`put`](Self::put), for bytes from elsewhere that should be this object: nothing is stored when they are not.
+    /// Like [`put`](Self::put), for bytes from elsewhere. Stores nothing if they do not match the id.
     pub fn import(&self, id: ObjectId, bytes: &[u8]) -> Result<(), ObjectError> {
         if ObjectId::of(bytes) != id {
             return Err(ObjectError::Mismatch(id));
@@ -163,9 +166,10 @@ impl ObjectStore {
 
     /// Makes every object stored so far durable. After an error the store is poisoned.
     pub fn sync(&self) -> Result<(), ObjectError> {
-        // One sync at a time: a second caller must not return before the first has made the second's objects durable.
-        let _one = self.syncing.lock();
-        self.healthy()?;
+        // One sync at a time: the first caller may be syncing the objects of the second, which must not
+        // return before.
+        let _guard = self.syncing.lock();
+        self.check_healthy()?;
         let (files, folder, unsynced) = {
             let mut writer = self.writer.lock();
             if let Some(active) = &mut writer.active {
@@ -190,7 +194,7 @@ impl ObjectStore {
         Ok(())
     }
 
-    /// The bytes of an object, verified against its id. An object that turns out damaged counts as missing from then on.
+    /// The bytes of an object, verified against its id. A damaged object counts as missing from then on.
     pub fn get(&self, id: ObjectId) -> Result<Bytes, ObjectError> {
         let (entry, bytes) = self.read_entry(id, 0, u32::MAX)?;
         match bytes {
@@ -208,16 +212,16 @@ impl ObjectStore {
         }
     }
 
-    /// `len` bytes of an object from `offset` on (fewer where it ends), **not verified**: a hint to plan by, or data for a caller
-    /// that knows a checksum of them.
+    /// `len` bytes of an object from `offset` on (fewer at its end), **not verified**: use them as a hint, or
+    /// check them against another checksum.
     pub fn slice(&self, id: ObjectId, offset: u32, len: u32) -> Result<Bytes, ObjectError> {
         let (_, bytes) = self.read_entry(id, offset, len)?;
         bytes.map(Bytes::from).ok_or(ObjectError::Damaged(id))
     }
 
-    /// Part of an object and where it was read; no bytes when the file is shorter than it was.
+    /// Reads part of an object, together with its index entry; no bytes if the file is missing or too short.
     fn read_entry(&self, id: ObjectId, offset: u32, len: u32) -> Result<(Entry, Option<Vec<u8>>), ObjectError> {
-        self.healthy()?;
+        self.check_healthy()?;
         let mut tried = None;
         for _ in 0..READ_ATTEMPTS_MAX {
             let entry = self.index.read().entry(id).ok_or(ObjectError::Missing(id))?;
@@ -238,41 +242,41 @@ impl ObjectStore {
         Err(ObjectError::Missing(id))
     }
 
-    /// Whether the object is here and durable.
+    /// Whether the object is present and durable.
     #[must_use]
     pub fn contains(&self, id: ObjectId) -> bool {
-        self.healthy().is_ok() && self.index.read().entry(id).is_some_and(|entry| entry.synced)
+        self.check_healthy().is_ok() && self.index.read().entry(id).is_some_and(|entry| entry.synced)
     }
 
-    /// Bytes of an object that is here, durable or not.
+    /// The length of an object that is present, durable or not.
     #[must_use]
     pub fn len_bytes(&self, id: ObjectId) -> Option<u64> {
         self.index.read().entry(id).map(|entry| u64::from(entry.location.len))
     }
 
-    /// If the object is here and durable, keeps it until a matching `unpin`, and says so. Pins count.
+    /// Pins the object if it is present and durable; returns whether it is. Pins are counted.
     #[must_use]
     pub fn pin(&self, id: ObjectId) -> bool {
         let mut index = self.index.write();
-        let here = self.healthy().is_ok() && index.entry(id).is_some_and(|entry| entry.synced);
-        if here {
+        let durable = self.check_healthy().is_ok() && index.entry(id).is_some_and(|entry| entry.synced);
+        if durable {
             index.pin(id);
         }
-        here
+        durable
     }
 
-    /// Takes back one pin of `put`, `import` or [`pin`](Self::pin).
+    /// Removes one pin of [`put`](Self::put), [`import`](Self::import) or [`pin`](Self::pin).
     pub fn unpin(&self, id: ObjectId) {
         self.index.write().unpin(id);
     }
 
-    /// Says which objects an owner needs from now on, in place of what it said before. None: the owner is gone.
-    /// Ids may be named before their objects arrive.
+    /// Replaces the set of objects that an owner needs. An empty set removes the owner. The objects need not
+    /// be present yet.
     pub fn set_roots(&self, owner: u64, ids: impl IntoIterator<Item = ObjectId>) {
         self.index.write().set_roots(owner, ids.into_iter().collect());
     }
 
-    /// What the store holds.
+    /// Disk usage of the store.
     #[must_use]
     pub fn usage(&self) -> StoreUsage {
         let (segments, disk_bytes) = {
@@ -284,12 +288,12 @@ impl ObjectStore {
         StoreUsage { objects: self.index.read().len() as u64, segments, disk_bytes }
     }
 
-    pub(crate) fn healthy(&self) -> Result<(), ObjectError> {
+    pub(crate) fn check_healthy(&self) -> Result<(), ObjectError> {
         if self.poisoned.load(Ordering::Acquire) { Err(ObjectError::Poisoned) } else { Ok(()) }
     }
 
     fn store(&self, id: ObjectId, bytes: &[u8]) -> Result<(), ObjectError> {
-        self.healthy()?;
+        self.check_healthy()?;
         let bytes_max = self.options.object_bytes_max.min(u64::from(u32::MAX));
         if bytes.len() as u64 > bytes_max {
             return Err(ObjectError::TooLarge { bytes: bytes.len() as u64, bytes_max });
@@ -298,7 +302,7 @@ impl ObjectStore {
             return Ok(());
         }
         let mut writer = self.writer.lock();
-        // Someone may have stored it since the look-up; the writer's lock rules out that it happens again.
+        // Another thread may have stored it since the look-up; from here on the writer lock prevents that.
         if self.index.read().entry(id).is_none() {
             let location = self.append(&mut writer, id, bytes)?;
             writer.unsynced.push((id, location));
@@ -308,8 +312,8 @@ impl ObjectStore {
         Ok(())
     }
 
-    /// Pins the object if it is here and intact. A copy from an earlier run is read first: leaning on one that is damaged
-    /// would lose the good bytes at hand.
+    /// Pins the object if it is present and intact; returns whether it is. A copy from an earlier run is
+    /// verified first: relying on a damaged one would lose the intact bytes at hand.
     fn pin_intact(&self, id: ObjectId) -> Result<bool, ObjectError> {
         loop {
             {
@@ -331,14 +335,14 @@ impl ObjectStore {
         }
     }
 
-    /// Writes a record to the active segment, not yet to the index. A failed write leaves nothing that counts: the next
-    /// one starts at the same place.
+    /// Appends a record to the active segment, without indexing it. The next record overwrites a failed
+    /// write.
     pub(crate) fn append(&self, writer: &mut Writer, id: ObjectId, bytes: &[u8]) -> Result<Location, ObjectError> {
         let record_bytes = RECORD_HEADER_BYTES + bytes.len() as u64;
         if writer.active.as_ref().is_some_and(|active| active.end + record_bytes > self.options.segment_bytes)
             && let Some(full) = writer.active.take()
         {
-            writer.segments.insert(full.number, Segment { bytes: full.end, inherited: false });
+            writer.segments.insert(full.number, Segment { bytes: full.end, found_at_open: false });
         }
         if writer.active.is_none() {
             writer.active = Some(self.start_segment(writer)?);
@@ -390,13 +394,13 @@ impl ObjectStore {
         Ok(file)
     }
 
-    /// Deletes a segment's file. Whoever reads from it still may; its space is given back then.
+    /// Deletes a segment's file. Reads in progress still succeed; the space is freed when they end.
     pub(crate) fn delete(&self, segment: u64) -> io::Result<()> {
         let deleted = fs::remove_file(self.segment_path(segment)).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         });
-        // After the deletion, so that nobody opens it again in between.
+        // After the deletion, so that no reader opens it again in between.
         self.files.lock().remove(&segment);
         deleted
     }
@@ -418,22 +422,23 @@ fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:016x}{SEGMENT_SUFFIX}"))
 }
 
-/// Numbers of the segment files in a folder, ascending. Other files are left alone.
+/// Numbers of the segment files in a folder, ascending. Other files are ignored.
 fn segment_numbers(dir: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for file in fs::read_dir(dir)? {
         let name = file?.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(SEGMENT_SUFFIX));
         let number = number.and_then(|number| u64::from_str_radix(number, 16).ok());
-        // Only names that this store gives: another spelling of a number is another file. None may follow the last number.
+        // Only canonical names: another spelling of a number is not a segment. The highest number is
+        // excluded, since no segment could follow it.
         numbers.extend(number.filter(|number| *number < u64::MAX && segment_path(dir, *number).ends_with(&name)));
     }
     numbers.sort_unstable();
     Ok(numbers)
 }
 
-/// Indexes a segment, cuts off its torn tail and makes it durable: the process that wrote it may have been killed before
-/// it could. Returns its size, or `None` when nothing was in it and the file is gone.
+/// Indexes a segment, truncates its torn tail and syncs it: the process that wrote it may have been killed
+/// before its sync. Returns its size, or `None` if it had no records and was deleted.
 fn load_segment(dir: &Path, number: u64, index: &mut Index) -> Result<Option<u64>, ObjectError> {
     let path = segment_path(dir, number);
     let file = OpenOptions::new().read(true).write(true).open(&path)?;
@@ -448,7 +453,7 @@ fn load_segment(dir: &Path, number: u64, index: &mut Index) -> Result<Option<u64
     let scan = scan(&file, start, file_bytes)?;
     if scan.damaged_bytes > 0 || scan.end < file_bytes {
         let (damaged, torn) = (scan.damaged_bytes, file_bytes - scan.end);
-        tracing::warn!(segment = number, damaged_bytes = damaged, torn_bytes = torn, "segment is not whole");
+        tracing::warn!(segment = number, damaged_bytes = damaged, torn_bytes = torn, "segment is damaged or torn");
     }
     if scan.records.is_empty() {
         fs::remove_file(&path)?;

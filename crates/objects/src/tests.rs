@@ -1,4 +1,4 @@
-//! What the store promises, over real files: durability, damage, holds, collection.
+//! Tests of the store on real files: durability, damage, holds, collection.
 
 use std::{fs, path::Path, sync::atomic::Ordering};
 
@@ -32,7 +32,7 @@ pub(crate) fn segment_files(dir: &Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn an_object_is_had_only_once_it_is_synced() {
+fn an_object_is_contained_only_after_a_sync() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let id = store.put(b"x").unwrap();
@@ -83,7 +83,7 @@ fn wrong_bytes_and_large_objects_are_refused() {
 }
 
 #[test]
-fn a_torn_tail_is_cut_off_and_the_rest_kept() {
+fn a_torn_tail_is_truncated_and_the_rest_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let ids = put_all(&open(dir.path()), 0..2);
     let file = &segment_files(dir.path())[0];
@@ -107,7 +107,7 @@ fn a_flipped_bit_is_detected_and_healed_by_storing_the_object_again() {
     let store = open(dir.path());
     assert!(matches!(store.get(ids[1]), Err(ObjectError::Damaged(id)) if id == ids[1]));
     assert!(!store.contains(ids[1]) && store.contains(ids[0]));
-    // The damage in the third is not known yet: storing it again must not lean on the damaged copy.
+    // The damage of the third object is not detected yet: storing it again must not rely on the damaged copy.
     store.put(&body(1)).unwrap();
     store.put(&body(2)).unwrap();
     store.sync().unwrap();
@@ -116,7 +116,7 @@ fn a_flipped_bit_is_detected_and_healed_by_storing_the_object_again() {
 }
 
 #[test]
-fn collection_spares_pinned_rooted_and_unsynced_objects() {
+fn collection_keeps_pinned_rooted_and_unsynced_objects() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let ids = put_all(&store, 0..30);
@@ -129,7 +129,7 @@ fn collection_spares_pinned_rooted_and_unsynced_objects() {
     unsynced.iter().for_each(|id| store.unpin(*id));
     let before = store.usage();
     let done = store.collect(Scope::All).unwrap();
-    // Ten segments of three, one in two with a held object to move away first.
+    // Ten segments of three objects; every other one has a held object to copy first.
     assert!(done.segments >= 9 && done.moved_bytes >= 5 * 1000, "{done:?}");
     assert!(store.usage().disk_bytes < before.disk_bytes);
     for id in rooted.iter().chain(&unsynced).chain(&ids[..1]) {
@@ -142,13 +142,13 @@ fn collection_spares_pinned_rooted_and_unsynced_objects() {
 }
 
 #[test]
-fn a_fresh_collection_spares_what_an_earlier_run_left() {
+fn a_collection_since_open_keeps_objects_of_earlier_runs() {
     let dir = tempfile::tempdir().unwrap();
     let old = put_all(&open(dir.path()), 0..10);
     let store = open(dir.path());
     let new = put_all(&store, 10..20);
     new.iter().for_each(|id| store.unpin(*id));
-    store.collect(Scope::Fresh).unwrap();
+    store.collect(Scope::SinceOpen).unwrap();
     assert!(old.iter().all(|id| store.contains(*id)) && !store.contains(new[0]));
     store.collect(Scope::All).unwrap();
     assert!(!store.contains(old[0]));
@@ -169,7 +169,7 @@ fn a_failed_fsync_poisons_the_store() {
 }
 
 #[test]
-fn a_segment_deleted_by_hand_means_missing_objects_not_a_panic() {
+fn objects_of_a_manually_deleted_segment_are_missing() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let id = put_all(&store, 0..1)[0];

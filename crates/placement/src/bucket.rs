@@ -1,14 +1,14 @@
-//! From a user's key to its bucket.
+//! Maps a user's key to its bucket.
 //!
-//! The bucket of a key is fixed for the life of its collection, so nothing here may ever change: a test pins
-//! known answers. Keys that share a `{tag}` share a bucket.
+//! Invariant: the bucket of a key is fixed for the lifetime of its collection, so this algorithm must never
+//! change: a test pins known answers. Keys that share a `{tag}` share a bucket.
 
 use flotilla_types::Bucket;
 
 /// The bucket of a key in a hash collection with this many buckets (zero counts as one).
 ///
-/// Jump consistent hash (Lamping & Veach, 2014) of the first eight bytes, little-endian, of the BLAKE3 hash of the
-/// key's [`hash_tag`].
+/// Jump consistent hash (Lamping & Veach, 2014) of the first eight bytes, little-endian, of the BLAKE3 hash
+/// of the key's [`hash_tag`].
 #[must_use]
 pub fn bucket_of(key: &[u8], buckets: u16) -> Bucket {
     let digest = blake3::hash(hash_tag(key));
@@ -17,8 +17,8 @@ pub fn bucket_of(key: &[u8], buckets: u16) -> Bucket {
     Bucket(jump(u64::from_le_bytes(first), buckets.max(1)))
 }
 
-/// The part of a key that is hashed, by the rule of Redis Cluster: what stands between the first `{` and the next `}`
-/// when that is not empty, otherwise the whole key.
+/// The part of a key that is hashed, by the rule of Redis Cluster: the bytes between the first `{` and the
+/// next `}` if there are any, otherwise the whole key.
 #[must_use]
 pub fn hash_tag(key: &[u8]) -> &[u8] {
     let Some(open) = key.iter().position(|&byte| byte == b'{') else { return key };
@@ -29,7 +29,7 @@ pub fn hash_tag(key: &[u8]) -> &[u8] {
     }
 }
 
-/// The algorithm as published. Its floating-point steps are one division and one product of exactly
+/// Jump consistent hash as published. Its floating-point steps are one division and one product of exactly
 /// representable numbers, which IEEE 754 rounds the same everywhere.
 fn jump(mut key: u64, buckets: u16) -> u16 {
     let mut bucket = 0_u16;
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn jump_gives_the_published_answers() {
+    fn jump_matches_the_published_answers() {
         // From the paper's reference implementation.
         for (key, buckets, expected) in
             [(1, 1, 0), (42, 57, 43), (0xDEAD_10CC, 1, 0), (0xDEAD_10CC, 666, 361), (256, 1024, 520)]
@@ -100,7 +100,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_new_bucket_takes_keys_only_for_itself(key: u64, buckets in 1_u16..1024) {
+        fn adding_a_bucket_moves_keys_only_to_it(key: u64, buckets in 1_u16..1024) {
             let (before, after) = (jump(key, buckets), jump(key, buckets + 1));
             prop_assert!(before < buckets);
             prop_assert!(after == before || after == buckets);

@@ -1,7 +1,7 @@
-//! Who is believed to lead each shard.
+//! Hints about the leader of each shard.
 //!
-//! Hints are only hints: a wrong one costs a redirect, never correctness. They are kept apart from [`crate::ShardMap`] because
-//! they change with every election and need no agreement.
+//! A wrong hint costs a redirect, never correctness. Hints are separate from [`crate::ShardMap`] because they
+//! change with every election and need no agreement.
 
 use std::collections::BTreeMap;
 
@@ -9,38 +9,39 @@ use flotilla_types::{NodeId, ShardId, Term};
 
 use crate::ShardMap;
 
-/// The newest known leader of each shard. Merging is commutative, associative and idempotent: the higher term wins.
+/// The newest current leader of each shard. Merging is commutative, associative and idempotent: the higher
+/// term wins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaderHints {
-    /// [`NodeId::NONE`] remembers the term of a leader that was cleared, so that older hints do not come back.
+    /// [`NodeId::NONE`] keeps the term of a cleared leader, so that older hints cannot replace it.
     hints: BTreeMap<ShardId, (Term, NodeId)>,
 }
 
 impl LeaderHints {
-    /// The node believed to lead the shard.
+    /// The hinted leader of a shard.
     #[must_use]
     pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
         self.get(shard).map(|(_, node)| node)
     }
 
-    /// The believed leader with its term.
+    /// The hinted leader with its term.
     #[must_use]
     pub fn get(&self, shard: ShardId) -> Option<(Term, NodeId)> {
         self.hints.get(&shard).copied().filter(|(_, node)| *node != NodeId::NONE)
     }
 
-    /// Learns of a leader. Returns whether anything changed. A term has one leader; should two be named all the same,
-    /// the higher node id is kept, so that the order of arrival does not matter.
+    /// Records a leader. Returns whether the hint changed. A term has one leader; if two are reported
+    /// nevertheless, the higher node id is kept, so that the order of arrival does not matter.
     pub fn observe(&mut self, shard: ShardId, term: Term, node: NodeId) -> bool {
-        let known = self.hints.entry(shard).or_insert((Term(0), NodeId::NONE));
-        let newer = (term, node) > *known;
+        let current = self.hints.entry(shard).or_insert((Term(0), NodeId::NONE));
+        let newer = (term, node) > *current;
         if newer {
-            *known = (term, node);
+            *current = (term, node);
         }
         newer
     }
 
-    /// Learns everything another set of hints knows. Returns whether anything changed.
+    /// Merges another set of hints. Returns whether anything changed.
     pub fn merge(&mut self, other: &Self) -> bool {
         let mut changed = false;
         for (&shard, &(term, node)) in &other.hints {
@@ -49,7 +50,8 @@ impl LeaderHints {
         changed
     }
 
-    /// Forgets a node that is down or gone as a leader. A hint of the same or a newer term brings it back.
+    /// Clears the hints that name a node that is down or gone. A hint of the same or a newer term restores
+    /// it.
     pub fn clear_node(&mut self, node: NodeId) {
         for (_, leader) in self.hints.values_mut() {
             if *leader == node {
@@ -58,12 +60,12 @@ impl LeaderHints {
         }
     }
 
-    /// Drops hints on shards the map does not know, which bounds what peers can make this node remember.
+    /// Drops hints for shards that are not in the map, which bounds the memory that peers can occupy here.
     pub fn retain_known(&mut self, map: &ShardMap) {
         self.hints.retain(|shard, _| map.shard(*shard).is_some());
     }
 
-    /// Every shard with a believed leader, in order.
+    /// Every hint, ordered by shard.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, Term, NodeId)> + '_ {
         self.hints
             .iter()
@@ -81,7 +83,7 @@ mod tests {
     const SHARD: ShardId = ShardId(3);
 
     #[test]
-    fn an_older_term_never_replaces_a_newer_one() {
+    fn older_term_never_replaces_a_newer_one() {
         let mut hints = LeaderHints::default();
         assert!(hints.observe(SHARD, Term(5), NodeId(1)));
         assert!(!hints.observe(SHARD, Term(4), NodeId(2)));
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cleared_leader_does_not_give_way_to_an_older_one() {
+    fn cleared_leader_is_not_replaced_by_an_older_one() {
         let mut hints = LeaderHints::default();
         hints.observe(SHARD, Term(5), NodeId(1));
         hints.clear_node(NodeId(1));
@@ -116,7 +118,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merge_is_a_join(a in any_hints(), b in any_hints(), c in any_hints()) {
+        fn merge_is_commutative_associative_and_idempotent(a in any_hints(), b in any_hints(), c in any_hints()) {
             prop_assert_eq!(merged(a.clone(), &b), merged(b.clone(), &a));
             prop_assert_eq!(merged(merged(a.clone(), &b), &c), merged(a.clone(), &merged(b, &c)));
             prop_assert_eq!(merged(a.clone(), &a), a);

@@ -1,8 +1,8 @@
-//! Which node should lead each shard, so that leaders are spread.
+//! Chooses which node should lead each shard, so that leaders are balanced.
 //!
-//! Invariants: only voters on usable nodes are chosen; no node leads two shards more than another one that could take
-//! one of them over, directly or through a chain of hand-overs. The rendezvous order comes first, so that a node
-//! that comes or goes moves few leaders.
+//! Invariants: only voters on usable nodes are chosen; no node leads two shards more than another that could
+//! take one of them, directly or through a chain of transfers. Each shard starts with its best rendezvous
+//! score, so that a node that joins or leaves moves few leaders.
 
 use std::{
     cmp::Reverse,
@@ -15,15 +15,15 @@ use crate::rendezvous_score;
 
 /// The preferred leader of every shard that has a voter on a usable node.
 ///
-/// Leaders are balanced as well as the replica sets allow (±1 when every node could lead every shard): first each shard takes the
-/// node it likes best, then chains of hand-overs relieve the fullest nodes until none is left
-/// (optimal semi-matching: Harvey et al., 2006).
+/// Leaders are balanced as well as the replica sets allow (±1 when every node could lead every shard): first
+/// each shard takes the node with its best rendezvous score, then chains of transfers relieve the most loaded
+/// nodes until no such chain is left (optimal semi-matching: Harvey et al., 2006).
 #[must_use]
 pub fn preferred_leaders<'a>(
     shards: impl IntoIterator<Item = &'a ShardDescriptor>,
     usable: &BTreeSet<NodeId>,
 ) -> BTreeMap<ShardId, NodeId> {
-    let mut leadership = Leadership::default();
+    let mut assignment = Assignment::default();
     for descriptor in shards {
         let mut nodes: Vec<NodeId> = descriptor
             .replicas
@@ -35,25 +35,25 @@ pub fn preferred_leaders<'a>(
         nodes.dedup();
         if let Some(&first) = nodes.first() {
             for &node in &nodes {
-                leadership.led.entry(node).or_default();
+                assignment.led.entry(node).or_default();
             }
-            leadership.take(descriptor.shard, first);
-            leadership.candidates.insert(descriptor.shard, nodes);
+            assignment.assign(descriptor.shard, first);
+            assignment.candidates.insert(descriptor.shard, nodes);
         }
     }
-    leadership.balance();
-    leadership.leaders
+    assignment.balance();
+    assignment.leaders
 }
 
 #[derive(Default)]
-struct Leadership {
+struct Assignment {
     candidates: BTreeMap<ShardId, Vec<NodeId>>,
     leaders: BTreeMap<ShardId, NodeId>,
     led: BTreeMap<NodeId, BTreeSet<ShardId>>,
 }
 
-impl Leadership {
-    fn take(&mut self, shard: ShardId, node: NodeId) {
+impl Assignment {
+    fn assign(&mut self, shard: ShardId, node: NodeId) {
         if let Some(before) = self.leaders.insert(shard, node) {
             self.led.entry(before).or_default().remove(&shard);
         }
@@ -64,20 +64,21 @@ impl Leadership {
         self.led.get(&node).map_or(0, BTreeSet::len)
     }
 
-    /// Each hand-over lowers the sum of squared loads, so this ends.
+    /// Terminates because each chain of transfers lowers the sum of squared loads.
     fn balance(&mut self) {
         loop {
             let mut donors: Vec<NodeId> = self.led.keys().copied().collect();
             donors.sort_by_key(|&node| (Reverse(self.load(node)), node));
-            let Some(chain) = donors.into_iter().find_map(|donor| self.relief(donor)) else { return };
+            let Some(chain) = donors.into_iter().find_map(|donor| self.transfer_chain(donor)) else { return };
             for (shard, node) in chain {
-                self.take(shard, node);
+                self.assign(shard, node);
             }
         }
     }
 
-    /// The shortest chain of hand-overs from this node to one that leads at least two shards fewer.
-    fn relief(&self, donor: NodeId) -> Option<Vec<(ShardId, NodeId)>> {
+    /// The shortest chain of transfers from this node to one that leads at least two shards fewer
+    /// (breadth-first search).
+    fn transfer_chain(&self, donor: NodeId) -> Option<Vec<(ShardId, NodeId)>> {
         let mut reached: BTreeMap<NodeId, Option<(ShardId, NodeId)>> = BTreeMap::from([(donor, None)]);
         let mut queue = VecDeque::from([donor]);
         while let Some(node) = queue.pop_front() {
@@ -136,8 +137,8 @@ mod tests {
     }
 
     #[test]
-    fn chains_of_hand_overs_reach_balance() {
-        // Node 3 can only take shard 4, so node 2 must first pass it on and then take one from node 1.
+    fn chains_of_transfers_reach_balance() {
+        // Node 3 can only take shard 4, so node 2 must first transfer it and then take one from node 1.
         let shards = [shard(1, &[1]), shard(2, &[1, 2]), shard(3, &[1, 2]), shard(4, &[2, 3]), shard(5, &[1, 2])];
         let leaders = preferred_leaders(&shards, &usable([1, 2, 3]));
         assert_eq!(leaders[&ShardId(4)], NodeId(3));
@@ -153,7 +154,7 @@ mod tests {
             .iter()
             .filter(|shard| before[&shard.shard] != NodeId(5) && before[&shard.shard] != after[&shard.shard])
             .count();
-        assert!(moved <= 25, "{moved} of 80 leaders moved needlessly");
+        assert!(moved <= 25, "{moved} of 80 leaders moved unnecessarily");
     }
 
     proptest! {

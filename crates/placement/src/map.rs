@@ -1,37 +1,36 @@
-//! A snapshot of where every key lives.
+//! The shard map: a snapshot of which shard holds which keys.
 //!
-//! Invariants: a [`ShardMap`] never changes once built; cloning it copies a pointer. It may be older than the
-//! truth: a shard's own epoch is what refuses a request that was routed by an old map. It knows no leaders
-//! ([`crate::LeaderHints`]) and no addresses.
+//! Invariants: a [`ShardMap`] is immutable; cloning it copies a pointer. It may be stale: a shard refuses a
+//! request that was routed by an old map because of its epoch. It has no leaders ([`crate::LeaderHints`]) and
+//! no addresses.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use bytes::Bytes;
 use flotilla_types::{Bucket, CollectionId, KeyRange, RecordKey, ShardDescriptor, ShardId};
 
 use crate::bucket_of;
 
-/// How a collection spreads its keys.
+/// How a collection distributes its keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sharding {
-    /// By the hash of the key: even load, scans merge the buckets.
+    /// By the hash of the key: even load, but scans must merge the buckets.
     Hash,
-    /// By key order: scans are local, hot ranges are possible.
+    /// By key order: scans are local, but ranges can be hot.
     Range,
 }
 
-/// What routing needs to know of a collection.
+/// The routing information of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collection {
     /// Its id, never reused.
     pub id: CollectionId,
     /// Its name.
     pub name: String,
-    /// How keys are spread.
+    /// How keys are distributed.
     pub sharding: Sharding,
-    /// Number of buckets; fixed for the collection's life. One for range collections.
+    /// Number of buckets, which never changes. One for range collections.
     pub buckets: u16,
-    /// Replicas wanted for each shard.
+    /// Desired replicas of each shard.
     pub replicas: u8,
 }
 
@@ -51,14 +50,14 @@ impl Collection {
         }
     }
 
-    /// Every record key the collection can hold.
+    /// The range of all record keys of the collection.
     #[must_use]
     pub fn range(&self) -> KeyRange {
         KeyRange::of_buckets(self.id, Bucket(0), Bucket(u16::MAX))
     }
 }
 
-/// A shard as last reported by its own log.
+/// A shard, as its own log last reported it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
     /// The collection it belongs to; [`CollectionId::SYSTEM`] for the metadata group.
@@ -81,8 +80,8 @@ struct Inner {
 }
 
 impl ShardMap {
-    /// Builds a map. Should two shards claim a key, as may be seen for a moment while a split is being reported, the one
-    /// whose range starts later is found.
+    /// Builds a map. If two shards contain a key, which can happen while a split is being reported, lookups
+    /// find the one whose range starts later.
     #[must_use]
     pub fn new(
         version: u64,
@@ -98,7 +97,7 @@ impl ShardMap {
         Self(Arc::new(Inner { version, collections, shards, positions }))
     }
 
-    /// The version of the metadata this was built from. Zero before any was received.
+    /// The version of the metadata it was built from; zero before any was received.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.0.version
@@ -127,7 +126,7 @@ impl ShardMap {
         self.0.positions.get(&shard).and_then(|&i| self.0.shards.get(i))
     }
 
-    /// Every shard, by the start of its range; the metadata group's first.
+    /// Every shard, ordered by the start of its range; the metadata group's is first.
     #[must_use]
     pub fn shards(&self) -> &[Shard] {
         &self.0.shards
@@ -136,21 +135,22 @@ impl ShardMap {
     /// The shard that holds a record key.
     #[must_use]
     pub fn shard_of(&self, record_key: &[u8]) -> Option<&Shard> {
-        let behind = self.0.shards.partition_point(|shard| &shard.descriptor.range.start[..] <= record_key);
-        // Normally the first look finds it; an overlap may put a shorter range before the right one.
-        self.0.shards[..behind]
+        let end = self.0.shards.partition_point(|shard| &shard.descriptor.range.start[..] <= record_key);
+        // Normally the last candidate contains the key; in an overlap a shorter range may come after the
+        // right one.
+        self.0.shards[..end]
             .iter()
             .rev()
-            .take_while(|shard| shard.collection == self.0.shards[behind - 1].collection)
+            .take_while(|shard| shard.collection == self.0.shards[end - 1].collection)
             .find(|shard| shard.descriptor.range.contains(record_key))
     }
 
-    /// The shards that hold any key of a range of record keys, in key order.
+    /// The shards whose range intersects a range of record keys, in key order.
     pub fn shards_in(&self, range: &KeyRange) -> impl Iterator<Item = &Shard> {
-        let end: Bytes = range.end.clone();
         let range = range.clone();
-        let behind = self.0.shards.partition_point(|shard| end.is_empty() || shard.descriptor.range.start < end);
-        self.0.shards[..behind].iter().filter(move |shard| !shard.descriptor.range.intersection(&range).is_empty())
+        let end =
+            self.0.shards.partition_point(|shard| range.end.is_empty() || shard.descriptor.range.start < range.end);
+        self.0.shards[..end].iter().filter(move |shard| !shard.descriptor.range.intersection(&range).is_empty())
     }
 
     /// The shards of a collection, in key order.
@@ -163,6 +163,7 @@ impl ShardMap {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use flotilla_types::Epoch;
 
     use super::*;
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_key_is_found_in_the_shard_of_its_bucket() {
+    fn hash_key_is_found_in_the_shard_of_its_bucket() {
         let map = map();
         for i in 0..100 {
             let key = format!("k{i}");
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_key_is_found_by_order() {
+    fn range_key_is_found_by_order() {
         let map = map();
         let find = |key: &[u8]| {
             let record = map.record_key("r", key).expect("collection");
@@ -210,11 +211,11 @@ mod tests {
         assert_eq!(find(b"a"), Some(ShardId(20)));
         assert_eq!(find(b"lzzz"), Some(ShardId(20)));
         assert_eq!(find(b"m"), Some(ShardId(21)));
-        assert_eq!(find(b"{m}a"), Some(ShardId(21)), "tags mean nothing in a range collection");
+        assert_eq!(find(b"{m}a"), Some(ShardId(21)), "range collections ignore tags");
     }
 
     #[test]
-    fn keys_outside_every_shard_have_none() {
+    fn keys_outside_every_shard_are_not_found() {
         let map = map();
         assert_eq!(map.shard_of(b""), None);
         let foreign = RecordKey::new(CollectionId(9), Bucket(0), b"k");
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_query_lists_its_shards_in_key_order() {
+    fn shards_in_a_range_are_listed_in_key_order() {
         let map = map();
         let ids = |range: &KeyRange| map.shards_in(range).map(|shard| shard.descriptor.shard.0).collect::<Vec<_>>();
         assert_eq!(ids(&KeyRange::all()), [10, 11, 12, 13, 20, 21]);

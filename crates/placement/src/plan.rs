@@ -1,30 +1,32 @@
-//! What should change about where replicas live.
+//! Plans changes of replica placement.
 //!
-//! Invariants: no plan puts two replicas of a shard on one node; a plan never lowers a shard below the replicas it has
-//! unless more were assigned than are wanted; replicas that are fine move only while everything is healthy, and then few at a time.
-//! Once a plan has been taken into the intent, planning again finds nothing to do until the shards have caught up.
+//! Invariants: no plan puts two replicas of a shard on one node; a plan reduces the replicas of a shard only
+//! when it has more than desired; healthy replicas move only while all shards are settled, and then few at a
+//! time. After a plan has been applied to the intent, planning again finds nothing to do until the shards
+//! have caught up.
 //!
-//! Deliberately absent: how a change is carried out (learner, joint consensus, removal) and in which order shards get their turn.
+//! Deliberately absent: the execution of a change (learner, joint consensus, removal) and the order in which
+//! shards execute.
 
 use flotilla_types::{Locality, NodeId, ReplicaDescriptor, ReplicaId, ShardId};
 
 use crate::planner::Planner;
 
-/// A plan holds at most this many changes; what is left comes with the next plan.
+/// Limit on the changes of one plan; the next plan has the rest.
 pub const PLAN_CHANGES_MAX: usize = 512;
 
-/// What can be expected of a node.
+/// A node's status for placement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeStatus {
     /// Healthy: may take replicas.
     Live,
-    /// Not heard of lately: keeps what it has, gets nothing new.
+    /// Temporarily unreachable: keeps its replicas, gets no new ones.
     Suspect,
-    /// Not heard of for longer than the grace period: its replicas are replaced.
+    /// Unreachable for longer than the grace period: its replicas are replaced.
     Dead,
-    /// Asked to give its replicas away.
+    /// Its replicas are moved away.
     Draining,
-    /// Will never come back.
+    /// Never returns.
     Removed,
 }
 
@@ -33,15 +35,16 @@ pub enum NodeStatus {
 pub struct PlanNode {
     /// The node.
     pub id: NodeId,
-    /// What can be expected of it.
+    /// Its status.
     pub status: NodeStatus,
-    /// Where it stands. Replicas of a shard go to nodes that share as few outer labels as possible.
+    /// Its locality labels. Replicas of a shard go to nodes that share as few outer labels as possible.
     pub locality: Locality,
-    /// Its share of replicas, relative to the other nodes. Zero: gets nothing new and gives away when balancing.
+    /// Its share of replicas, relative to the other nodes. Zero: gets no new replicas and loses some by
+    /// balancing.
     pub weight: u32,
 }
 
-/// A replica that placement wants, and where.
+/// A replica of an intent and its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PlanReplica {
     /// The replica.
@@ -55,42 +58,43 @@ pub struct PlanReplica {
 pub struct PlanShard {
     /// The shard.
     pub id: ShardId,
-    /// How many replicas are wanted, once there are nodes enough; an even number counts as the odd one below it.
+    /// The desired number of replicas, once there are enough nodes; an even number counts as the odd one
+    /// below it.
     pub replicas_desired: u8,
-    /// The replicas placement decided on so far.
+    /// The replicas on which placement has decided.
     pub intent: Vec<PlanReplica>,
-    /// The replicas the shard itself reports.
+    /// The replicas that the shard itself reports.
     pub actual: Vec<ReplicaDescriptor>,
 }
 
-/// Everything a plan depends on.
+/// The input of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanInput {
-    /// Every node. A replica on a node that is not listed counts as on a removed one.
+    /// Every node. A node that is not listed counts as removed.
     pub nodes: Vec<PlanNode>,
-    /// Every shard, the metadata group included.
+    /// Every shard, including the metadata group.
     pub shards: Vec<PlanShard>,
-    /// Balancing starts when two nodes differ by more than one replica plus this many. 0 balances most strictly;
-    /// more saves copying.
+    /// Balancing starts when two nodes differ by more than one replica plus this many. 0 balances most
+    /// strictly; a higher value saves copying.
     pub balance_threshold: u32,
-    /// At most so many replicas move per plan for balance or spread. 0 turns both off.
+    /// Limit on replicas that one plan moves for balance or spread. 0 turns both off.
     pub moves_max: usize,
 }
 
 /// Why a change is planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// The shard has fewer replicas than wanted, and nodes that could take them.
+    /// The shard has fewer replicas than desired, and there are nodes that can take more.
     UnderReplicated,
-    /// The replica's node is dead for longer than the grace period.
+    /// The replica's node is dead.
     NodeDead,
     /// The replica's node is draining.
     NodeDraining,
     /// The replica's node was removed.
     NodeRemoved,
-    /// The shard has more replicas than wanted.
+    /// The shard has more replicas than desired.
     Surplus,
-    /// Two replicas stand closer together than they need to.
+    /// Two replicas share more locality labels than necessary.
     Spread,
     /// The replica's node holds more than its share.
     Balance,
@@ -99,7 +103,7 @@ pub enum Reason {
 /// One change of a shard's intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
-    /// Give the node a new replica of the shard.
+    /// Add a replica of the shard on a node.
     Assign {
         /// The shard.
         shard: ShardId,
@@ -108,7 +112,7 @@ pub enum Change {
         /// Why.
         reason: Reason,
     },
-    /// Take a replica away.
+    /// Remove a replica of the shard.
     Unassign {
         /// The shard.
         shard: ShardId,
@@ -120,7 +124,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// The shard it is about.
+    /// The shard to change.
     #[must_use]
     pub fn shard(&self) -> ShardId {
         match self {
@@ -129,10 +133,11 @@ impl Change {
     }
 }
 
-/// Changes to take into the intent. Those of one shard stand together and belong together: all or none.
+/// Changes to apply to the intent. The changes of one shard are adjacent and must be applied all or none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// In order of shards for repairs; moves in order of urgency. Assignments of a shard precede what they replace.
+    /// Repairs in order of shards; moves in order of urgency. An assignment precedes the removal of the
+    /// replica it replaces.
     pub changes: Vec<Change>,
 }
 
@@ -144,11 +149,11 @@ impl Plan {
     }
 }
 
-/// Decides what should change.
+/// Plans the next changes.
 ///
-/// A shard is given as many replicas as wanted or, while there are fewer nodes, the largest odd number that fits; it
-/// grows in one step and does not shrink when nodes go away. Nodes are chosen by spread over localities first, then by the
-/// fewest replicas for their weight, then by rendezvous hash.
+/// A shard gets the desired number of replicas or, while there are fewer nodes, the largest odd number that
+/// fits; it grows in one step and does not shrink when nodes leave. Nodes are chosen first by spread over
+/// localities, then by the fewest replicas for their weight, then by rendezvous hash.
 #[must_use]
 pub fn plan(input: &PlanInput) -> Plan {
     let mut planner = Planner::new(&input.nodes, &input.shards);
@@ -170,8 +175,8 @@ pub fn plan(input: &PlanInput) -> Plan {
     Plan { changes }
 }
 
-/// Chooses nodes for shards that do not exist yet: one list for each of `new`, which names the shards and the replicas
-/// wanted. A list has an odd length, or is empty when no node can take a replica.
+/// Chooses nodes for shards that do not exist yet: one list for each of `new`, the shards and their desired
+/// replicas. A list has an odd length, or is empty when no node can take a replica.
 #[must_use]
 pub fn place(nodes: &[PlanNode], existing: &[PlanShard], new: &[(ShardId, u8)]) -> Vec<Vec<NodeId>> {
     let mut planner = Planner::new(nodes, existing);

@@ -1,4 +1,4 @@
-//! Plans on small clusters, by example and by property.
+//! Tests of plans on small clusters, by example and by property.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ fn node(id: u64, zone: &str) -> PlanNode {
     PlanNode { id: NodeId(id), status: NodeStatus::Live, locality, weight: 100 }
 }
 
-/// A shard whose replica on node n has the id 100·shard + n, and which is settled.
+/// A settled shard whose replica on node n has the id 100·shard + n.
 fn shard(id: u64, desired: u8, nodes: &[u64]) -> PlanShard {
     let intent: Vec<_> =
         nodes.iter().map(|&node| PlanReplica { replica: ReplicaId(100 * id + node), node: NodeId(node) }).collect();
@@ -34,7 +34,7 @@ fn input(nodes: Vec<PlanNode>, shards: Vec<PlanShard>) -> PlanInput {
     PlanInput { nodes, shards, balance_threshold: 0, moves_max: 4 }
 }
 
-/// Takes a plan into the intent, the way the metadata group does.
+/// Applies a plan to the intent, as the metadata group does.
 fn apply(input: &mut PlanInput, plan: &Plan, next_replica: &mut u64) {
     for change in &plan.changes {
         let shard = input.shards.iter_mut().find(|shard| shard.id == change.shard()).expect("planned shard exists");
@@ -80,9 +80,9 @@ fn converge(input: &mut PlanInput) -> usize {
 }
 
 #[test]
-fn two_nodes_hold_one_replica_and_the_third_brings_two_more_at_once() {
+fn two_nodes_hold_one_replica_and_a_third_node_adds_two_at_once() {
     let mut input = input(vec![node(1, ""), node(2, "")], vec![shard(0, 3, &[1]), shard(1, 3, &[1])]);
-    assert!(plan(&input).is_empty(), "what waits for more nodes does not move meanwhile");
+    assert!(plan(&input).is_empty(), "a shard that waits for more nodes does not move");
     input.nodes.push(node(3, ""));
     let plan = plan(&input);
     assert_eq!(plan.changes.len(), 4);
@@ -101,7 +101,7 @@ fn four_nodes_never_make_four_voters() {
 }
 
 #[test]
-fn a_dead_node_is_replaced_when_another_can_take_over() {
+fn replica_on_a_dead_node_is_replaced_when_another_node_can_take_it() {
     let mut input =
         input((1..=4).map(|id| node(id, "")).collect(), vec![shard(0, 3, &[1, 2, 3]), shard(7, 3, &[1, 2, 3])]);
     input.nodes[1].status = NodeStatus::Dead;
@@ -130,7 +130,7 @@ fn without_a_replacement_every_replica_is_kept() {
 }
 
 #[test]
-fn a_suspect_node_keeps_its_replicas_and_gets_no_new_ones() {
+fn suspect_node_keeps_its_replicas_and_gets_no_new_ones() {
     let mut input = input((1..=4).map(|id| node(id, "")).collect(), vec![shard(1, 3, &[1, 2, 3]), shard(2, 3, &[1])]);
     input.nodes[2].status = NodeStatus::Suspect;
     let plan = plan(&input);
@@ -140,7 +140,7 @@ fn a_suspect_node_keeps_its_replicas_and_gets_no_new_ones() {
 }
 
 #[test]
-fn the_only_replica_on_a_draining_node_moves() {
+fn only_replica_moves_off_a_draining_node() {
     let mut input = input(vec![node(1, ""), node(2, "")], vec![shard(1, 3, &[1])]);
     input.nodes[0].status = NodeStatus::Draining;
     let plan = plan(&input);
@@ -149,7 +149,7 @@ fn the_only_replica_on_a_draining_node_moves() {
 }
 
 #[test]
-fn surplus_leaves_the_bad_node_first() {
+fn surplus_replica_is_removed_from_the_failing_node_first() {
     let mut input = input((1..=5).map(|id| node(id, "")).collect(), vec![shard(1, 3, &[1, 2, 3, 4, 5])]);
     input.nodes[3].status = NodeStatus::Dead;
     let plan = plan(&input);
@@ -162,7 +162,7 @@ fn surplus_leaves_the_bad_node_first() {
 }
 
 #[test]
-fn a_zone_that_joins_later_gets_its_replica() {
+fn zone_that_joins_later_gets_a_replica() {
     let nodes = vec![node(1, "a"), node(2, "a"), node(3, "b"), node(4, "c")];
     let mut input = input(nodes, vec![shard(0, 3, &[1, 2, 3])]);
     let plan = plan(&input);
@@ -172,7 +172,7 @@ fn a_zone_that_joins_later_gets_its_replica() {
 }
 
 #[test]
-fn a_region_counts_before_a_zone() {
+fn spread_over_regions_precedes_spread_over_zones() {
     let mut nodes: Vec<_> = (1..=4).map(|id| node(id, "")).collect();
     for (node, locality) in
         nodes.iter_mut().zip(["region=eu,zone=a", "region=eu,zone=b", "region=us,zone=a", "region=eu,zone=c"])
@@ -196,7 +196,7 @@ fn nothing_moves_for_balance_while_a_shard_is_catching_up() {
 }
 
 #[test]
-fn the_threshold_is_left_alone() {
+fn imbalance_within_the_threshold_is_ignored() {
     let shards: Vec<_> = (1..=3).map(|id| shard(id, 1, &[1])).collect();
     let mut input = input(vec![node(1, ""), node(2, "")], shards);
     input.balance_threshold = 2;
@@ -206,7 +206,7 @@ fn the_threshold_is_left_alone() {
 }
 
 #[test]
-fn weights_share_out_replicas() {
+fn replicas_are_proportional_to_weights() {
     let mut nodes: Vec<_> = (1..=4).map(|id| node(id, "")).collect();
     nodes[3].weight = 300;
     let new: Vec<_> = (1..=60).map(|id| (ShardId(id), 1)).collect();
@@ -268,7 +268,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn a_plan_taken_leaves_nothing_to_plan(input in any_input()) {
+    fn applied_plan_leaves_nothing_to_plan(input in any_input()) {
         let mut after = input.clone();
         let planned = plan(&input);
         prop_assert_eq!(&plan(&input), &planned, "deterministic");
@@ -279,7 +279,7 @@ proptest! {
     }
 
     #[test]
-    fn no_plan_doubles_a_node_uses_a_bad_one_or_lowers_a_shard(input in any_input()) {
+    fn plans_never_double_a_node_use_a_failing_one_or_shrink_a_shard(input in any_input()) {
         let mut after = input.clone();
         let planned = plan(&input);
         for change in &planned.changes {
@@ -297,7 +297,7 @@ proptest! {
     }
 
     #[test]
-    fn healthy_clusters_end_spread_and_complete(mut input in any_input()) {
+    fn healthy_clusters_converge_to_spread_and_complete_shards(mut input in any_input()) {
         for node in &mut input.nodes {
             node.status = NodeStatus::Live;
         }
@@ -315,9 +315,9 @@ proptest! {
     }
 
     #[test]
-    fn equal_nodes_end_within_one_replica(nodes in 1_u64..8, shards in 0_u64..30, start in 1_u64..8) {
+    fn equal_nodes_converge_within_one_replica(nodes in 1_u64..8, shards in 0_u64..30, start in 1_u64..8) {
         let all: Vec<_> = (1..=nodes).map(|id| node(id, "")).collect();
-        // Two nodes hold one replica of everything, which stays where it is until a third one comes.
+        // Two nodes hold one replica of each shard, which stays until a third node joins.
         let desired = if nodes == 2 { 1 } else { 3 };
         let shards = (1..=shards).map(|id| shard(id, desired, &[start.min(nodes)])).collect();
         let mut input = input(all, shards);

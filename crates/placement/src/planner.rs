@@ -1,7 +1,7 @@
-//! The arithmetic behind a plan: loads, closeness of nodes, and the choice of a node.
+//! The computations of a plan: loads, closeness of nodes, and the choice of a node.
 //!
-//! Invariants: loads count the intent as changed so far, so that one plan's decisions see each other. Every ordering ends in
-//! an id, so that ties are decided the same everywhere.
+//! Invariants: loads count the intent with the plan's changes so far, so that later decisions see earlier
+//! ones. Every ordering ends with an id, so that ties are decided the same everywhere.
 
 use std::{
     cmp::Reverse,
@@ -15,8 +15,8 @@ use crate::{
     rendezvous_score,
 };
 
-/// Loads are compared in thousandths of a replica, since a weighted share is seldom whole.
-const REPLICA: i64 = 1_000;
+/// Loads are compared in thousandths of a replica, because a weighted share is rarely a whole number.
+const REPLICA_UNITS: i64 = 1_000;
 
 pub(crate) struct Planner<'a> {
     nodes: BTreeMap<NodeId, &'a PlanNode>,
@@ -40,23 +40,23 @@ impl<'a> Planner<'a> {
         planner
     }
 
-    /// Brings a shard to the replicas it should have, on nodes that can hold them.
+    /// Brings a shard to its desired number of replicas, on nodes that can hold them.
     pub(crate) fn repair(&mut self, shard: &PlanShard) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut held: BTreeSet<NodeId> = shard.intent.iter().map(|replica| replica.node).collect();
         let mut kept: Vec<PlanReplica> = Vec::new();
-        let mut bad: Vec<(PlanReplica, Reason)> = Vec::new();
+        let mut failing: Vec<(PlanReplica, Reason)> = Vec::new();
         for &replica in &shard.intent {
-            match self.trouble(replica.node) {
-                Some(reason) => bad.push((replica, reason)),
+            match self.failure_reason(replica.node) {
+                Some(reason) => failing.push((replica, reason)),
                 None => kept.push(replica),
             }
         }
-        let desired = odd(usize::from(shard.replicas_desired));
+        let desired = at_most_odd(usize::from(shard.replicas_desired));
         let mut surplus = shard.intent.len().saturating_sub(desired);
 
-        // What is too much goes first from nodes in trouble, so that nothing is copied in vain.
-        for (replica, _) in bad.split_off(bad.len() - surplus.min(bad.len())) {
+        // Surplus replicas are first removed from failing nodes, so that nothing is copied needlessly.
+        for (replica, _) in failing.split_off(failing.len() - surplus.min(failing.len())) {
             surplus -= 1;
             self.unassign(shard.id, replica, Reason::Surplus, &mut changes);
             held.remove(&replica.node);
@@ -68,37 +68,37 @@ impl<'a> Planner<'a> {
             held.remove(&replica.node);
         }
 
-        let mut standing: Vec<NodeId> = kept.iter().map(|replica| replica.node).collect();
-        let reachable = standing.len() + self.candidates(&held).count();
-        let target = odd(desired.min(reachable));
-        let mut count = kept.len() + bad.len();
-        for (replica, reason) in bad {
-            let Some(node) = self.choose(shard, &standing, &held) else { break };
+        let mut placed: Vec<NodeId> = kept.iter().map(|replica| replica.node).collect();
+        let reachable = placed.len() + self.candidates(&held).count();
+        let target = at_most_odd(desired.min(reachable));
+        let mut count = kept.len() + failing.len();
+        for (replica, reason) in failing {
+            let Some(node) = self.choose(shard, &placed, &held) else { break };
             self.assign(shard.id, node, reason, &mut changes);
             self.unassign(shard.id, replica, reason, &mut changes);
-            standing.push(node);
+            placed.push(node);
             held.insert(node);
         }
         while count < target {
-            let Some(node) = self.choose(shard, &standing, &held) else { break };
+            let Some(node) = self.choose(shard, &placed, &held) else { break };
             self.assign(shard.id, node, Reason::UnderReplicated, &mut changes);
-            standing.push(node);
+            placed.push(node);
             held.insert(node);
             count += 1;
         }
         changes
     }
 
-    /// Whether the shard is exactly what placement wants, on nodes that are all there.
+    /// Whether the shard matches its intent exactly, with all replicas voters on live nodes.
     pub(crate) fn is_settled(&self, shard: &PlanShard) -> bool {
-        let wanted: BTreeSet<_> = shard.intent.iter().map(|replica| (replica.replica, replica.node)).collect();
+        let intended: BTreeSet<_> = shard.intent.iter().map(|replica| (replica.replica, replica.node)).collect();
         let found: BTreeSet<_> = shard.actual.iter().map(|replica| (replica.replica, replica.node)).collect();
-        wanted == found
+        intended == found
             && shard.actual.iter().all(|replica| replica.role == ReplicaRole::Voter)
-            && wanted.iter().all(|(_, node)| self.is_live(*node))
+            && intended.iter().all(|(_, node)| self.is_live(*node))
     }
 
-    /// Moves of replicas that could stay, most useful first.
+    /// Moves of healthy replicas, most useful first.
     pub(crate) fn moves(&mut self, shards: &[&PlanShard], threshold: u32, moves_max: usize) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut moved = BTreeSet::new();
@@ -106,7 +106,7 @@ impl<'a> Planner<'a> {
             if moved.len() == moves_max {
                 return changes;
             }
-            if let Some((replica, node)) = self.closer_than_needed(shard) {
+            if let Some((replica, node)) = self.spread_move(shard) {
                 self.assign(shard.id, node, Reason::Spread, &mut changes);
                 self.unassign(shard.id, replica, Reason::Spread, &mut changes);
                 moved.insert(shard.id);
@@ -121,7 +121,7 @@ impl<'a> Planner<'a> {
         changes
     }
 
-    /// Nodes for a shard that has none yet.
+    /// Chooses the nodes of a new shard.
     pub(crate) fn place(&mut self, shard: ShardId, replicas_desired: u8) -> Vec<NodeId> {
         let shard = PlanShard { id: shard, replicas_desired, intent: Vec::new(), actual: Vec::new() };
         self.repair(&shard)
@@ -133,24 +133,27 @@ impl<'a> Planner<'a> {
             .collect()
     }
 
-    /// The move that relieves the fullest node it can for the emptiest node that can take something over.
+    /// The best balancing move: from the most loaded node possible to the least loaded node that can take one
+    /// of its replicas.
     fn balancing_move(
         &self,
         shards: &[&PlanShard],
         moved: &BTreeSet<ShardId>,
         threshold: u32,
     ) -> Option<(ShardId, PlanReplica, NodeId)> {
-        let limit = REPLICA * (1 + i64::from(threshold));
+        let limit = REPLICA_UNITS * (1 + i64::from(threshold));
         let mut by_load: Vec<(i64, NodeId)> =
             self.nodes.keys().filter(|node| self.is_live(**node)).map(|&node| (self.excess(node), node)).collect();
         by_load.sort_unstable();
-        // The metadata group stays where it is: moving it gains no balance worth another copy of the cluster's keys. So does
-        // a shard that waits for more nodes: growing where it is costs less than moving first.
-        let waits = |shard: &PlanShard| shard.intent.len() == 1 && odd(usize::from(shard.replicas_desired)) > 1;
+        // The metadata group is never moved: the balance gained is not worth another copy of the cluster's
+        // keys. Nor is a shard that waits_for_nodes for more nodes: growing in place costs less than moving
+        // first.
+        let waits_for_nodes =
+            |shard: &PlanShard| shard.intent.len() == 1 && at_most_odd(usize::from(shard.replicas_desired)) > 1;
         let movable: Vec<&PlanShard> = shards
             .iter()
             .copied()
-            .filter(|shard| shard.id != ShardId::META && !waits(shard) && !moved.contains(&shard.id))
+            .filter(|shard| shard.id != ShardId::META && !waits_for_nodes(shard) && !moved.contains(&shard.id))
             .collect();
         for &(full, donor) in by_load.iter().rev() {
             let held: Vec<(&PlanShard, PlanReplica)> = movable
@@ -173,15 +176,16 @@ impl<'a> Planner<'a> {
         None
     }
 
-    /// Whether the receiver has no replica of the shard, and the shard would not stand closer together.
+    /// Whether the receiver has no replica of the shard, and the move would not bring its replicas closer
+    /// together.
     fn may_move(&self, shard: &PlanShard, replica: PlanReplica, receiver: NodeId) -> bool {
         let others = others(shard, replica);
         let holds = shard.intent.iter().any(|held| held.node == receiver);
         !holds && self.closeness(receiver, &others) <= self.closeness(replica.node, &others)
     }
 
-    /// The replica whose move spreads the shard best, and where to.
-    fn closer_than_needed(&self, shard: &PlanShard) -> Option<(PlanReplica, NodeId)> {
+    /// The move that improves the spread of the shard most: the replica and its new node.
+    fn spread_move(&self, shard: &PlanShard) -> Option<(PlanReplica, NodeId)> {
         let held: BTreeSet<NodeId> = shard.intent.iter().map(|replica| replica.node).collect();
         shard
             .intent
@@ -189,8 +193,11 @@ impl<'a> Planner<'a> {
             .filter_map(|&replica| {
                 let others = others(shard, replica);
                 let now = self.closeness(replica.node, &others);
-                // Choosing is the costly part, and most replicas stand alone already.
-                let node = if now == 0 { None } else { self.choose(shard, &others, &held) }?;
+                // Choosing is expensive, and most replicas already share no label.
+                if now == 0 {
+                    return None;
+                }
+                let node = self.choose(shard, &others, &held)?;
                 let gain = now.saturating_sub(self.closeness(node, &others));
                 (gain > 0).then_some((gain, Reverse(replica.replica), replica, node))
             })
@@ -198,24 +205,25 @@ impl<'a> Planner<'a> {
             .map(|(_, _, replica, node)| (replica, node))
     }
 
-    /// The index of the replica that is missed least: closest to the others, on the fullest node, liked least.
+    /// The index of the replica to remove first: closest to the others, then on the most loaded node, then
+    /// with the lowest score.
     fn most_dispensable(&self, shard: ShardId, replicas: &[PlanReplica]) -> Option<usize> {
         (0..replicas.len()).max_by_key(|&i| {
             let node = replicas[i].node;
             let others: Vec<NodeId> =
                 replicas.iter().map(|replica| replica.node).filter(|other| *other != node).collect();
-            let liked = Reverse(rendezvous_score(shard, node, self.weight(node)));
-            (self.closeness(node, &others), self.excess(node), liked, replicas[i].replica)
+            let score = Reverse(rendezvous_score(shard, node, self.weight(node)));
+            (self.closeness(node, &others), self.excess(node), score, replicas[i].replica)
         })
     }
 
-    /// The best node for one more replica beside those on `standing`; none of `held`.
-    fn choose(&self, shard: &PlanShard, standing: &[NodeId], held: &BTreeSet<NodeId>) -> Option<NodeId> {
+    /// The best node for one more replica besides those on `placed`; none of `held`.
+    fn choose(&self, shard: &PlanShard, placed: &[NodeId], held: &BTreeSet<NodeId>) -> Option<NodeId> {
         self.candidates(held).min_by_key(|&node| {
-            // A node that is still getting rid of an old replica of this shard comes last.
-            let lingers = shard.actual.iter().any(|replica| replica.node == node);
-            let liked = Reverse(rendezvous_score(shard.id, node, self.weight(node)));
-            (lingers, self.closeness(node, standing), self.excess(node), liked, node)
+            // A node that still has an old replica of this shard comes last.
+            let has_old_replica = shard.actual.iter().any(|replica| replica.node == node);
+            let score = Reverse(rendezvous_score(shard.id, node, self.weight(node)));
+            (has_old_replica, self.closeness(node, placed), self.excess(node), score, node)
         })
     }
 
@@ -223,8 +231,8 @@ impl<'a> Planner<'a> {
         self.nodes.keys().copied().filter(|node| self.may_take(*node) && !held.contains(node))
     }
 
-    /// How much of its locality a node shares with others: each deeper shared label counts more than all outer ones
-    /// of a shard's other replicas together.
+    /// How much of its locality a node shares with others: each deeper shared label counts more than all
+    /// outer ones of a shard's other replicas together.
     fn closeness(&self, node: NodeId, others: &[NodeId]) -> u64 {
         let Some(node) = self.nodes.get(&node) else { return 0 };
         others
@@ -239,11 +247,11 @@ impl<'a> Planner<'a> {
 
     /// How far a node is above its weighted share, in thousandths of a replica.
     fn excess(&self, node: NodeId) -> i64 {
-        let share = self.count_total * REPLICA * i64::from(self.weight(node)) / self.weight_total.max(1);
-        self.counts.get(&node).copied().unwrap_or(0) * REPLICA - share
+        let share = self.count_total * REPLICA_UNITS * i64::from(self.weight(node)) / self.weight_total.max(1);
+        self.counts.get(&node).copied().unwrap_or(0) * REPLICA_UNITS - share
     }
 
-    fn trouble(&self, node: NodeId) -> Option<Reason> {
+    fn failure_reason(&self, node: NodeId) -> Option<Reason> {
         match self.nodes.get(&node).map_or(NodeStatus::Removed, |node| node.status) {
             NodeStatus::Live | NodeStatus::Suspect => None,
             NodeStatus::Dead => Some(Reason::NodeDead),
@@ -282,8 +290,8 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The largest odd number that is not larger, but at least one.
-fn odd(count: usize) -> usize {
+/// The largest odd number that is at most `count`, but at least one.
+fn at_most_odd(count: usize) -> usize {
     count.saturating_sub(1) / 2 * 2 + 1
 }
 
@@ -291,7 +299,7 @@ fn others(shard: &PlanShard, replica: PlanReplica) -> Vec<NodeId> {
     shard.intent.iter().filter(|other| other.replica != replica.replica).map(|other| other.node).collect()
 }
 
-/// Equal labels from the outermost inwards.
+/// The number of equal labels, counted from the outermost inwards.
 fn shared_labels(a: &Locality, b: &Locality) -> usize {
     a.0.iter().zip(&b.0).take_while(|(a, b)| a == b).count()
 }

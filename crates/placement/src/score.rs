@@ -1,15 +1,17 @@
 //! Weighted rendezvous hashing in integers.
 //!
-//! After Schindelhauer & Schomaker, "Weighted Distributed Hash Tables" (2005): a node's score is its weight divided by
-//! −ln(u), u uniform in (0, 1) from the pair of names; the highest score wins, and a node's chance to win is
-//! proportional to its weight. Base 2 serves as well as e; fixed point keeps the order the same on every machine.
+//! After Schindelhauer & Schomaker, "Weighted Distributed Hash Tables" (2005): a node's score is its weight
+//! divided by −ln(u), u uniform in (0, 1) from the pair of names; the highest score wins, and a node's chance
+//! to win is proportional to its weight. Base 2 works as well as e; fixed point keeps the order the same on
+//! every machine.
 
 use flotilla_types::{NodeId, ShardId};
 
-/// Bits behind the point of a logarithm.
+/// Fractional bits of a logarithm.
 const FRACTION_BITS: u32 = 24;
 
-/// How much a shard likes a node: compare scores of one shard only. Higher is better; a weight of zero scores zero.
+/// The rendezvous score of a node for a shard. Comparable only within one shard. Higher is better; a weight
+/// of zero scores zero.
 #[must_use]
 pub fn rendezvous_score(shard: ShardId, node: NodeId, weight: u32) -> u64 {
     let mut pair = [0; 16];
@@ -18,17 +20,17 @@ pub fn rendezvous_score(shard: ShardId, node: NodeId, weight: u32) -> u64 {
     let digest = blake3::hash(&pair);
     let mut first = [0; 8];
     first.copy_from_slice(&digest.as_bytes()[..8]);
-    // Never zero, so that the logarithm is defined; and the low bits that the logarithm cannot see break ties.
+    // Never zero, so that the logarithm is defined. The bit is below the logarithm's precision.
     let draw = u64::from_le_bytes(first) | 1;
     let penalty = minus_log2(draw).max(1);
     let score = (u128::from(weight) << 64) / u128::from(penalty);
     u64::try_from(score >> 16).unwrap_or(u64::MAX)
 }
 
-/// −log2(draw / 2^64) with [`FRACTION_BITS`] bits behind the point; `draw` is not zero.
+/// −log2(draw / 2^64) with [`FRACTION_BITS`] fractional bits; `draw` is not zero.
 fn minus_log2(draw: u64) -> u64 {
     let whole = 63 - draw.leading_zeros();
-    // The mantissa in [1, 2) with 63 bits behind the point; squaring it yields one bit of the logarithm each time.
+    // The mantissa in [1, 2) with 63 fractional bits; each squaring yields one bit of the logarithm.
     let mut mantissa = u128::from(draw << draw.leading_zeros());
     let mut log = u64::from(whole);
     for _ in 0..FRACTION_BITS {
@@ -47,11 +49,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_logarithm_is_the_logarithm() {
+    fn minus_log2_matches_floating_point() {
         for draw in [1_u64, 2, 3, 1 << 40, u64::MAX / 3, u64::MAX / 2, u64::MAX] {
             let expected = 64.0 - (draw as f64).log2();
             let found = minus_log2(draw) as f64 / f64::from(1_u32 << FRACTION_BITS);
-            assert!((expected - found).abs() < 1e-6, "{draw}: {expected} against {found}");
+            assert!((expected - found).abs() < 1e-6, "{draw}: expected {expected}, found {found}");
         }
     }
 
@@ -71,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn no_weight_never_wins() {
+    fn zero_weight_scores_zero() {
         assert_eq!(rendezvous_score(ShardId(1), NodeId(1), 0), 0);
         assert!(rendezvous_score(ShardId(1), NodeId(1), 1) > 0);
         assert!(rendezvous_score(ShardId(1), NodeId(1), u32::MAX) > 0);

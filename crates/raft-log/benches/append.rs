@@ -1,4 +1,4 @@
-//! What a batch costs the log: written and fsynced, on the disk that holds the temporary folder.
+//! The cost of a batch in the log: written and fsynced, on the disk of the temporary folder.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,23 +15,24 @@ fn main() {
     divan::main();
 }
 
-/// Entries of one replica, 256 bytes each, of random content: the engine compresses what it can.
+/// Entries of one replica, 256 bytes each, with random content that the engine cannot compress.
 #[divan::bench(args = [1, 16, 256], sample_count = 50, sample_size = 4)]
 fn one_replica(bencher: Bencher, entries: u64) {
     append(bencher, 1, entries);
 }
 
-/// One entry each of so many replicas, with one fsync.
+/// One entry for each replica, with one fsync.
 #[divan::bench(args = [16, 64], sample_count = 50, sample_size = 4)]
 fn many_replicas(bencher: Bencher, replicas: u64) {
     append(bencher, replicas, 1);
 }
 
 fn append(bencher: Bencher, replicas: u64, entries: u64) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let log = EngineLog::open(folder.path(), Options::default()).expect("a new log");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let log = EngineLog::open(folder.path(), Options::default()).expect("the log opens");
     let create = (1..=replicas).map(create).collect();
-    log.write(LogBatch { sequence: WalSequence(1), replicas: create, marks: Vec::new() }).expect("a disk");
+    log.write(LogBatch { sequence: WalSequence(1), replicas: create, peer_sequences: Vec::new() })
+        .expect("the write succeeds");
     let round = AtomicU64::new(0);
     let batch = || {
         let round = round.fetch_add(1, Ordering::Relaxed);
@@ -39,12 +40,16 @@ fn append(bencher: Bencher, replicas: u64, entries: u64) {
             entries: (1..=entries).map(|i| entry(1 + round * entries + i)).collect(),
             ..ReplicaWrite::new(ReplicaId(id))
         };
-        LogBatch { sequence: WalSequence(2 + round), replicas: (1..=replicas).map(write).collect(), marks: Vec::new() }
+        LogBatch {
+            sequence: WalSequence(2 + round),
+            replicas: (1..=replicas).map(write).collect(),
+            peer_sequences: Vec::new(),
+        }
     };
     bencher
         .counter(ItemsCount::new(replicas * entries))
         .with_inputs(batch)
-        .bench_local_values(|batch| log.write(batch).expect("a disk"));
+        .bench_local_values(|batch| log.write(batch).expect("the write succeeds"));
 }
 
 fn create(id: u64) -> ReplicaWrite {
@@ -61,7 +66,7 @@ fn create(id: u64) -> ReplicaWrite {
 }
 
 fn entry(index: u64) -> Entry {
-    // A cheap generator (Marsaglia, 2003): content that does not compress.
+    // Incompressible content from a xorshift generator (Marsaglia, 2003).
     let mut state = index.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;

@@ -1,8 +1,8 @@
-//! The log: [`EngineLog`] and its [`Log`] implementation.
+//! [`EngineLog`] and its [`Log`] implementation.
 //!
-//! Invariants: a batch is judged as a whole before the engine sees it, so the engine's own panics on holes never happen;
-//! what is kept in memory changes only after the engine has synced the batch; after a failed write nothing is written any
-//! more. Locks are held for memory work only, never over a write or a read of a file.
+//! Invariants: a batch is validated as a whole before the engine sees it, so the engine never panics on gaps;
+//! the state in memory changes only after the engine has synced the batch; after a failed write, every later
+//! write is refused. The lock of the state in memory is never held during file I/O.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use std::{
 };
 
 use flotilla_failpoints::{Place, io as failpoint, reached};
-use flotilla_storage::{Log, LogBatch, LogError, NodeMark, ReplicaBounds, ReplicaLog, ReplicaWrite};
+use flotilla_storage::{Log, LogBatch, LogError, PeerSequence, ReplicaBounds, ReplicaLog, ReplicaWrite, sync_dir};
 use flotilla_types::{Entry, LogIndex, ReplicaId, Term, WalSequence};
 use parking_lot::{Mutex, RwLock};
 use raft_engine::{Command, Engine};
@@ -23,28 +23,28 @@ use crate::{
     OpenError, Options,
     entry::{Stored, to_stored},
     error::{Panicked, Stopped, from_engine},
-    files::LogFiles,
-    format::{Folder, sync_dir},
+    format::LockedFolder,
     reader::{Range, Reader},
     record::{self, CHECKPOINT_KEY, NODE_REGION, REPLICA_KEY, SEQUENCE_KEY},
     recovery::{Contents, Replica},
     tail,
     terms::Terms,
+    zero_fill::ZeroFillFileSystem,
 };
 
 /// A node's durable Raft log on raft-engine.
 ///
-/// Reads of entries go to the disk (or the system's cache of it) on a thread of the log; everything else that is read is in
-/// memory. A folder belongs to one open log at a time.
+/// A thread of the log reads entries from disk (or the page cache); all other reads are from memory. A folder
+/// belongs to one open log at a time.
 pub struct EngineLog {
-    // Declared first, so that its thread lets go of the engine before the engine closes.
+    // Declared first, so that its thread drops the engine before the engine closes.
     reader: Reader,
-    engine: Arc<Engine<LogFiles>>,
+    engine: Arc<Engine<ZeroFillFileSystem>>,
     /// Held exclusively while the engine moves entries between files.
-    moving: Arc<RwLock<()>>,
+    relocation_lock: Arc<RwLock<()>>,
     purge_threshold_bytes: u64,
-    /// Declared behind the engine: the folder stays locked until its files are closed.
-    folder: Folder,
+    /// Declared after the engine: the folder stays locked until the engine's files are closed.
+    folder: LockedFolder,
     recovered: WalSequence,
     contents: RwLock<Contents>,
     writer: Mutex<Writer>,
@@ -55,29 +55,29 @@ struct Writer {
     failed: bool,
 }
 
-/// A batch that was judged, and what it leaves of each replica that it touches.
+/// A validated batch, and the resulting state of each replica that it touches (`None`: destroyed).
 struct Staged {
     batch: raft_engine::LogBatch,
     replicas: BTreeMap<ReplicaId, Option<Replica>>,
 }
 
 impl EngineLog {
-    /// Opens the log in a folder of its own, which is created when it is missing.
+    /// Opens the log in its own folder, which is created if missing.
     ///
-    /// Fails with an [`OpenError`] inside [`LogError::Engine`], with [`LogError::Io`], or with [`LogError::Corrupt`] for
-    /// replica 0 when the node's own records do not parse. A replica whose records do not fit together does not keep
-    /// the log from opening; [`Log::replicas`] names it.
+    /// Fails with an [`OpenError`] inside [`LogError::Engine`], with [`LogError::Io`], or with
+    /// [`LogError::Corrupt`] for replica 0 if the node's own records do not parse. A replica with
+    /// inconsistent records does not prevent opening; [`Log::replicas`] reports it.
     pub fn open(dir: &Path, options: Options) -> Result<Self, LogError> {
         options.validate()?;
         let path = dir.to_str().ok_or_else(|| OpenError::Path(dir.to_owned()))?;
         fs::create_dir_all(dir)?;
-        let folder = Folder::open(dir)?;
+        let folder = LockedFolder::open(dir)?;
         tail::check(dir, folder.nonce())?;
-        tail::remove_unbegun(dir)?;
+        tail::remove_file_without_header(dir)?;
         reached(Place::RaftLogOpen);
         let config = options.config(path.to_owned());
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let engine = Engine::open_with_file_system(config, Arc::new(LogFiles))?;
+            let engine = Engine::open_with_file_system(config, Arc::new(ZeroFillFileSystem))?;
             let contents = Contents::recover(&engine);
             Ok((engine, contents))
         }));
@@ -90,16 +90,17 @@ impl EngineLog {
             }
             Err(_) => return Err(tail::find_damage(dir)?.unwrap_or(OpenError::Panicked).into()),
         };
-        // The engine syncs the names of later files itself, but neither of the first one nor of the folder.
+        // The engine syncs the folder after creating later files, but neither after the first one nor the
+        // folder's parent.
         sync_dir(dir)?;
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_dir(parent)?;
         }
-        let moving = Arc::new(RwLock::new(()));
+        let relocation_lock = Arc::new(RwLock::new(()));
         Ok(Self {
-            reader: Reader::start(engine.clone(), moving.clone())?,
+            reader: Reader::start(engine.clone(), relocation_lock.clone())?,
             engine,
-            moving,
+            relocation_lock,
             purge_threshold_bytes: options.purge_threshold_bytes,
             folder,
             recovered: contents.sequence,
@@ -108,7 +109,7 @@ impl EngineLog {
         })
     }
 
-    /// Bytes that the log's files take, counted in whole files.
+    /// Bytes of the log's files, in whole files.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.engine.get_used_size() as u64
@@ -127,9 +128,9 @@ impl EngineLog {
         let mut staged = Staged { batch: raft_engine::LogBatch::default(), replicas: BTreeMap::new() };
         let sequence = record::encode_sequence(self.folder.nonce(), batch.sequence);
         staged.batch.put(NODE_REGION, SEQUENCE_KEY.to_vec(), sequence).map_err(from_engine)?;
-        for mark in &batch.marks {
-            let value = record::encode_mark(mark.sequence);
-            staged.batch.put(NODE_REGION, record::mark_key(mark.node), value).map_err(from_engine)?;
+        for peer in &batch.peer_sequences {
+            let value = record::encode_peer_sequence(peer.sequence);
+            staged.batch.put(NODE_REGION, record::peer_sequence_key(peer.node), value).map_err(from_engine)?;
         }
         let contents = self.contents.read();
         for write in &batch.replicas {
@@ -155,7 +156,7 @@ impl Staged {
         let current = staged.unwrap_or_else(|| contents.replicas.get(&id).cloned());
         let before = current.as_ref().map(|replica| replica.bounds);
         let after = ReplicaBounds::after(before, tombstone, write)?;
-        let left = match after {
+        let result = match after {
             Some(bounds) => {
                 self.encode(write, before, &bounds).map_err(from_engine)?;
                 let mut terms = current.map_or_else(Terms::default, |replica| replica.terms);
@@ -174,11 +175,12 @@ impl Staged {
                 None
             }
         };
-        self.replicas.insert(id, left);
+        self.replicas.insert(id, result);
         Ok(())
     }
 
-    /// Adds what makes `after` of `before` on disk. The engine applies the items of a batch in order.
+    /// Adds the items that turn `before` into `after` on disk. The engine applies the items of a batch in
+    /// order.
     fn encode(
         &mut self,
         write: &ReplicaWrite,
@@ -187,7 +189,8 @@ impl Staged {
     ) -> raft_engine::Result<()> {
         let region = write.replica.0;
         if write.clear {
-            // Not compacted: the engine carries a clean over a purge, and may forget how far a region was compacted.
+            // `Clean` rather than `Compact`: the engine keeps a clean across a purge, but may lose a region's
+            // compaction.
             self.batch.add_command(region, Command::Clean);
         }
         if let Some(checkpoint) = &write.checkpoint {
@@ -210,18 +213,19 @@ impl Log for EngineLog {
         self.recovered
     }
 
-    fn marks(&self) -> Vec<NodeMark> {
-        self.contents.read().marks.iter().map(|(&node, &sequence)| NodeMark { node, sequence }).collect()
+    fn peer_sequences(&self) -> Vec<PeerSequence> {
+        self.contents.read().peer_sequences.iter().map(|(&node, &sequence)| PeerSequence { node, sequence }).collect()
     }
 
-    /// Fails with [`LogError::Corrupt`] while a damaged replica is there; destroying it is the one write it still takes.
+    /// Fails with [`LogError::Corrupt`] while there is a damaged replica, for which only destruction is still
+    /// accepted.
     fn replicas(&self) -> Result<Vec<(ReplicaId, ReplicaLog)>, LogError> {
         let contents = self.contents.read();
         if let Some((&replica, reason)) = contents.damaged.first_key_value() {
             return Err(LogError::Corrupt { replica, reason });
         }
         let summary = |(&id, replica): (&ReplicaId, &Replica)| {
-            let checkpoint = self.engine.get(id.0, CHECKPOINT_KEY).ok_or("the checkpoint of the replica is gone");
+            let checkpoint = self.engine.get(id.0, CHECKPOINT_KEY).ok_or("the checkpoint of the replica is missing");
             let checkpoint = checkpoint
                 .and_then(|bytes| record::decode_checkpoint(&bytes))
                 .map_err(|reason| LogError::Corrupt { replica: id, reason })?;
@@ -249,12 +253,12 @@ impl Log for EngineLog {
     }
 
     fn term(&self, replica: ReplicaId, index: LogIndex) -> Result<Term, LogError> {
-        let (bounds, known) = self.bounds(replica, index)?;
+        let (bounds, cached_term) = self.bounds(replica, index)?;
         if index == bounds.truncated.0 {
             return Ok(bounds.truncated.1);
         }
         bounds.check_index(replica, index)?;
-        if let Some(term) = known {
+        if let Some(term) = cached_term {
             return Ok(term);
         }
         let to = LogIndex(index.0.saturating_add(1));
@@ -268,7 +272,8 @@ impl Log for EngineLog {
             return Err(LogError::Engine(Arc::new(Stopped)));
         }
         let mut staged = self.stage(&batch)?;
-        // The engine panics when a sync fails. What is durable is then unknown, as after any other failure here.
+        // The engine panics if a sync fails. What is durable is then unknown, as after any other failure
+        // here.
         let written = catch_unwind(AssertUnwindSafe(|| {
             failpoint(Place::RaftLogBeforeSync)?;
             let written = self.engine.write(&mut staged.batch, true)?;
@@ -290,19 +295,20 @@ impl Log for EngineLog {
                 contents.tombstones.insert(id);
             }
         }
-        contents.marks.extend(batch.marks.iter().map(|mark| (mark.node, mark.sequence)));
+        contents.peer_sequences.extend(batch.peer_sequences.iter().map(|peer| (peer.node, peer.sequence)));
         contents.sequence = batch.sequence;
         Ok(())
     }
 
-    /// Does nothing while the log is below its threshold. Above it, copies what is still needed out of the oldest files, which
-    /// may take seconds. Writes go on, and so do reads until one meets an entry that moves; that one waits for the end.
+    /// Does nothing while the log is below its threshold. Above it, copies live data out of the oldest files,
+    /// which may take seconds. Writes continue, and so do reads, until one meets an entry that is being
+    /// moved; that read waits for the end.
     fn reclaim(&self) -> Result<Vec<ReplicaId>, LogError> {
         if self.size_bytes() <= self.purge_threshold_bytes {
             return Ok(Vec::new());
         }
-        let _moving = self.moving.write();
-        // On a fresh thread, since the engine reads blocks here too: see `reader`.
+        let _relocation = self.relocation_lock.write();
+        // On a new thread, since the engine caches blocks per thread: see `reader`.
         let purged = thread::scope(|scope| -> io::Result<_> {
             let purge = || self.engine.purge_expired_files();
             Ok(thread::Builder::new().name("log-reclaim".into()).spawn_scoped(scope, purge)?.join())

@@ -1,13 +1,13 @@
-//! Entries as the engine stores them: the protobuf-2 type of raft-rs, which never leaves this crate.
+//! The stored form of entries: the protobuf-2 type of raft-rs, which never leaves this crate.
 //!
-//! raft-engine takes only messages of that generation; this one is known to it and stable on disk. Its bytes come from
-//! blocks that matched their checksum, never from a peer.
+//! raft-engine supports only protobuf-2 messages; this one is stable on disk. Its bytes come from blocks that
+//! matched their checksum, never from a peer.
 
 use flotilla_types::{Entry, EntryKind, LogIndex, Term};
 use raft::eraftpb;
 use raft_engine::MessageExt;
 
-/// Tells the engine where an entry keeps its index.
+/// Tells the engine how to read the index of an entry.
 pub(crate) struct Stored;
 
 impl MessageExt for Stored {

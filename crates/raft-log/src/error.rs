@@ -1,31 +1,32 @@
-//! Why a log does not open, and what the operator can do about it.
+//! Errors of opening and writing the log, and what the operator can do about them.
 
 use std::{error::Error, path::PathBuf, sync::Arc};
 
 use flotilla_storage::LogError;
 
-/// The log could not be opened. Nothing that was synced is changed. It reaches the caller inside
+/// The log could not be opened. Synced data is unchanged. The error reaches the caller inside
 /// [`LogError::Engine`](flotilla_storage::LogError::Engine).
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The settings do not fit together. Change them and start again.
-    #[error("the log's settings are wrong: {0}")]
+    /// The settings are invalid. Change them and start again.
+    #[error("the log's settings are invalid: {0}")]
     Options(&'static str),
-    /// The path of the folder is not UTF-8. Move the folder.
+    /// The folder's path is not UTF-8. Move the folder.
     #[error("the path {0:?} of the log folder is not UTF-8; move the data folder")]
     Path(PathBuf),
-    /// Another process, or another log of this one, has the folder open. Stop it first.
+    /// Another process, or another log of this process, has the folder open. Stop it first.
     #[error("the log folder {dir:?} is in use by another process; stop it first")]
     InUse {
         /// The folder.
         dir: PathBuf,
     },
-    /// Log files without the file that says what they are. Restore the folder as a whole, or join as a new node.
+    /// There are log files, but the file `FORMAT` is missing or damaged. Restore the whole folder, or join as
+    /// a new node.
     #[error(
-        "{file:?} is missing or damaged beside log files; restore the whole data folder, or remove it and join again"
+        "{file:?} is missing or damaged, but log files exist; restore the whole data folder, or remove it and join again"
     )]
-    Foreign {
-        /// The file that should be there.
+    FormatFile {
+        /// The missing or damaged file.
         file: PathBuf,
     },
     /// A newer version wrote the log. Upgrade the binary.
@@ -36,22 +37,22 @@ pub enum OpenError {
         /// Newest version known here.
         known: u32,
     },
-    /// Synced batches behind this point cannot be reached: the disk lost or changed bytes. What the node promised its
-    /// peers is not all there, so it must not go on as if it were.
+    /// Synced batches after this point are unreadable: the disk lost or changed bytes. The node has lost
+    /// promises it made to its peers, so it must not continue.
     #[error(
-        "the log file {file:?} is damaged at byte {offset}, with synced writes behind it; check the disk, then \
+        "the log file {file:?} is damaged at byte {offset}, with synced writes after it; check the disk, then \
          remove this node's data folder and join again as a new node"
     )]
     Damaged {
         /// The file.
         file: PathBuf,
-        /// Where the first batch starts that does not match its checksum.
+        /// The start of the first batch that does not match its checksum.
         offset: u64,
     },
-    /// The engine gave up in the middle of the recovery. The folder is damaged, or there is a bug in the engine.
+    /// The engine panicked during recovery. The folder is damaged, or the engine has a bug.
     #[error("the log engine panicked while it read the folder; check the disk, keep a copy of the folder for a report")]
     Panicked,
-    /// The engine refused for a reason of its own.
+    /// The engine failed for another reason.
     #[error("the log engine could not open the folder: {0}")]
     Engine(#[source] Box<dyn Error + Send + Sync>),
 }
@@ -62,17 +63,17 @@ impl From<OpenError> for LogError {
     }
 }
 
-/// A write failed earlier, so what is durable is unknown.
+/// An earlier write failed, so what is durable is unknown.
 #[derive(Debug, thiserror::Error)]
-#[error("an earlier write of the log failed or a thread of it is gone; stop the node and start it again")]
+#[error("an earlier write of the log failed or one of its threads ended; restart the node")]
 pub(crate) struct Stopped;
 
 /// The engine panicked, as it does when a sync fails.
 #[derive(Debug, thiserror::Error)]
-#[error("the log engine panicked, as it does when a sync fails; check the disk, then start the node again")]
+#[error("the log engine panicked, as it does when a sync fails; check the disk, then restart the node")]
 pub(crate) struct Panicked;
 
-/// Translates an error of the engine that concerns the node.
+/// Converts an engine error that concerns the whole node.
 pub(crate) fn from_engine(error: raft_engine::Error) -> LogError {
     match error {
         raft_engine::Error::Io(source) => source.into(),

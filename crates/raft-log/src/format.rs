@@ -1,18 +1,18 @@
-//! The file `FORMAT` beside the log files: the version of everything in the folder, a number that marks its batches, and the
-//! lock that makes the folder one process's own before anything in it is looked at.
+//! The file `FORMAT` of a log folder: its format version, its nonce, and the lock that is taken before
+//! anything else in the folder is read.
 //!
-//! The number is drawn at random when the folder is first used. It stands in every batch, so that a batch of this log can be
-//! told from bytes that a client chose (see `tail`). It is no secret and guards nothing else.
-//! Content: `flotilla-raft-log <version> <number, 16 hexadecimal digits>` and a line feed.
+//! The nonce is drawn at random when the folder is first used. Every batch contains it, which distinguishes a
+//! batch of this log from bytes that a client chose (see `tail`). It is not secret and protects nothing else.
+//! Content: `flotilla-raft-log <version> <nonce, 16 hexadecimal digits>` and a line feed.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     hash::{BuildHasher, RandomState},
-    io::{self, Read, Write},
+    io::{self, Read},
     path::Path,
 };
 
-use flotilla_storage::LogError;
+use flotilla_storage::{LogError, replace_file};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -25,24 +25,25 @@ const TITLE: &str = "flotilla-raft-log";
 /// The version this binary writes, and the newest it reads.
 const VERSION: u32 = 1;
 
-/// A folder that belongs to this process as long as the value lives.
+/// A log folder that stays locked while the value lives.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub(crate) struct LockedFolder {
     nonce: u64,
-    /// Locked; the lock ends with the handle, also when the process is killed.
+    /// Holds the lock, which ends with the handle, also when the process is killed.
     _file: File,
 }
 
-impl Folder {
-    /// Locks the folder and reads its number; marks a new folder with one, durably.
+impl LockedFolder {
+    /// Locks the folder and reads its nonce. Durably creates `FORMAT` in a new folder.
     pub(crate) fn open(dir: &Path) -> Result<Self, LogError> {
         let path = dir.join(FILE_NAME);
         if !path.try_exists()? {
             if tail::last_file(dir)?.is_some() {
-                return Err(OpenError::Foreign { file: path }.into());
+                return Err(OpenError::FormatFile { file: path }.into());
             }
             let nonce = RandomState::new().hash_one(&path);
-            create(dir, &format!("{TITLE} {VERSION} {nonce:016x}\n"))?;
+            let content = format!("{TITLE} {VERSION} {nonce:016x}\n");
+            replace_file(&path, content.as_bytes(), 0o666, |_| Ok(()))?;
         }
         let mut file = File::open(&path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -52,14 +53,14 @@ impl Folder {
         }
         let mut content = Vec::new();
         file.read_to_end(&mut content)?;
-        let (version, nonce) = parse(&content).ok_or(OpenError::Foreign { file: path })?;
+        let (version, nonce) = parse(&content).ok_or(OpenError::FormatFile { file: path })?;
         if version > VERSION {
             return Err(OpenError::Version { found: version, known: VERSION }.into());
         }
         Ok(Self { nonce, _file: file })
     }
 
-    /// The number that stands in every batch of this folder.
+    /// The number that every batch of this folder contains.
     pub(crate) fn nonce(&self) -> u64 {
         self.nonce
     }
@@ -68,34 +69,24 @@ impl Folder {
 fn parse(content: &[u8]) -> Option<(u32, u64)> {
     let mut words = std::str::from_utf8(content).ok()?.strip_suffix('\n')?.split(' ');
     let (title, version, nonce) = (words.next()?, words.next()?, words.next()?);
-    let fits = title == TITLE && nonce.len() == 16 && words.next().is_none();
-    fits.then(|| Some((version.parse().ok()?, u64::from_str_radix(nonce, 16).ok()?))).flatten()
-}
-
-fn create(dir: &Path, content: &str) -> io::Result<()> {
-    let new = dir.join("FORMAT.new");
-    let mut file = File::create(&new)?;
-    file.write_all(content.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(new, dir.join(FILE_NAME))?;
-    sync_dir(dir)
-}
-
-/// Makes the names in a folder durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    if title != TITLE || nonce.len() != 16 || words.next().is_some() {
+        return None;
+    }
+    Some((version.parse().ok()?, u64::from_str_radix(nonce, 16).ok()?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn nonce(dir: &Path) -> Result<u64, LogError> {
-        Folder::open(dir).map(|folder| folder.nonce())
+        LockedFolder::open(dir).map(|folder| folder.nonce())
     }
 
     #[test]
-    fn a_folder_keeps_its_number() {
+    fn a_folder_keeps_its_nonce() {
         let dir = tempfile::tempdir().unwrap();
         let first = nonce(dir.path()).unwrap();
         assert_eq!(nonce(dir.path()).unwrap(), first);
@@ -104,12 +95,12 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_belongs_to_one_at_a_time() {
+    fn a_folder_is_locked_once() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Folder::open(dir.path()).unwrap();
-        assert!(Folder::open(dir.path()).unwrap_err().to_string().contains("in use"));
+        let first = LockedFolder::open(dir.path()).unwrap();
+        assert!(LockedFolder::open(dir.path()).unwrap_err().to_string().contains("in use"));
         drop(first);
-        assert!(Folder::open(dir.path()).is_ok());
+        assert!(LockedFolder::open(dir.path()).is_ok());
     }
 
     #[test]

@@ -1,13 +1,12 @@
-//! The durable Raft log of a node on raft-engine: one write and one fsync for the work of all its replicas.
+//! The durable Raft log of a node on raft-engine: one write and one fsync per batch of all its replicas.
 //!
-//! One region of the engine per replica id; a reserved region holds what belongs to the node. The engine's types stay
-//! inside this crate. It decides nothing about Raft: what a write may do is judged by
-//! [`flotilla_storage::ReplicaBounds`].
+//! Each replica has its own region of the engine; a reserved region holds the node's own records. The
+//! engine's types stay inside this crate. It knows nothing of Raft's rules:
+//! [`flotilla_storage::ReplicaBounds`] checks what a write may do.
 
 mod engine_log;
 mod entry;
 mod error;
-mod files;
 mod format;
 mod options;
 mod reader;
@@ -17,6 +16,7 @@ mod tail;
 mod terms;
 #[cfg(test)]
 mod tests;
+mod zero_fill;
 
 pub use engine_log::EngineLog;
 pub use error::OpenError;

@@ -1,24 +1,24 @@
 //! Settings of the log.
 //!
-//! What is not here is fixed on purpose: files are never recycled, since a recycled one keeps old batches behind its end,
-//! and no more than 256 KiB are written ahead (see `files`), so that an idle log is small.
+//! Everything else is fixed on purpose: files are never recycled, since a recycled file keeps old batches
+//! after its end, and at most 256 KiB are zero-filled ahead (see `zero_fill`), so that an idle log is small.
 
 use raft_engine::{Config, ReadableSize, RecoveryMode};
 
 use crate::OpenError;
 
-/// Threads that read the log's files when it is opened; they end with the opening.
+/// Threads that read the log's files while it is opened.
 const RECOVERY_THREADS: usize = 2;
 
 /// Settings of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// A file is closed and the next one started once it holds this many bytes; at least 4 KiB, 16 MiB by default. Space
-    /// comes back by whole files, and the last file is read twice at every start: small files are quicker to give back
-    /// and to check, large ones need fewer syncs of the folder.
+    /// Bytes at which a file is closed and the next one started; at least 4 KiB, 16 MiB by default. Space is
+    /// reclaimed by whole files, and the last file is read twice at every start: small files are reclaimed
+    /// and checked sooner, large files need fewer syncs of the folder.
     pub target_file_size_bytes: u64,
-    /// Space is given back once the log takes this many bytes; at least four files, 256 MiB by default. Choose it well above
-    /// what all replicas keep behind their checkpoints, or live entries are copied again and again.
+    /// Bytes of log above which space is reclaimed; at least four files, 256 MiB by default. Choose it well
+    /// above what all replicas keep since their checkpoints, or live entries are copied repeatedly.
     pub purge_threshold_bytes: u64,
 }
 
@@ -31,10 +31,10 @@ impl Default for Options {
 impl Options {
     /// The smallest file worth a sync of the folder, in bytes.
     pub const TARGET_FILE_SIZE_BYTES_MIN: u64 = 4 << 10;
-    /// The least number of files before space is given back: one is always being written.
+    /// The minimum of `purge_threshold_bytes`, in files: one file is always being written.
     pub const FILES_MIN: u64 = 4;
 
-    /// Whether the settings fit together.
+    /// Checks that the settings are valid together.
     pub fn validate(&self) -> Result<(), OpenError> {
         if self.target_file_size_bytes < Self::TARGET_FILE_SIZE_BYTES_MIN {
             return Err(OpenError::Options("target_file_size_bytes is below 4 KiB"));
@@ -45,11 +45,11 @@ impl Options {
         Ok(())
     }
 
-    /// The engine's own settings for a log in the folder `dir`.
+    /// The engine's settings for a log in the folder `dir`.
     pub(crate) fn config(&self, dir: String) -> Config {
         Config {
             dir,
-            // A torn end is what a power cut leaves. Damage before the end is found by `tail::check`.
+            // A power failure leaves a torn end. `tail::check` finds damage before the end.
             recovery_mode: RecoveryMode::TolerateTailCorruption,
             recovery_threads: RECOVERY_THREADS,
             target_file_size: ReadableSize(self.target_file_size_bytes),
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_that_cannot_work_are_refused() {
+    fn invalid_settings_are_refused() {
         assert!(Options::default().validate().is_ok());
         assert!(Options { target_file_size_bytes: 1, ..Options::default() }.validate().is_err());
         assert!(Options { purge_threshold_bytes: 20 << 20, ..Options::default() }.validate().is_err());

@@ -1,11 +1,11 @@
 //! A thread that reads entries from the engine's files.
 //!
-//! The engine remembers the last block it read per thread, by its place in a file and not by the engine it came from. Two
-//! logs in one process (tests, simulators, a log opened again) would read each other's blocks if callers read themselves.
-//! So every log reads on a thread of its own, which ends with it.
+//! The engine caches the last block read in a thread-local, keyed by its place in a file and not by the
+//! engine. Two logs in one process (tests, simulators, a reopened log) would read each other's blocks if they
+//! shared a thread. Therefore every log reads on its own thread, which ends with the log.
 //!
-//! The engine may move entries to another file between finding and reading them. A read that fails is therefore tried once
-//! more while nothing moves; only then it counts. Panics of the engine become errors.
+//! The engine may move entries to another file between locating and reading them. A failed read is therefore
+//! retried once while nothing moves; only then it is an error. Panics of the engine become errors.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -24,12 +24,12 @@ use raft_engine::Engine;
 use crate::{
     entry::{Stored, from_stored},
     error::Stopped,
-    files::LogFiles,
+    zero_fill::ZeroFillFileSystem,
 };
 
-/// Requests that wait for the thread; callers behind them wait too.
+/// Queued requests; further callers block.
 const REQUESTS_MAX: usize = 64;
-/// The most that one read returns, in bytes, whatever was asked for.
+/// Bytes that one read returns, at most, whatever was requested.
 const READ_BYTES_MAX: usize = 1 << 30;
 
 /// Reads entries on a thread of its own.
@@ -43,7 +43,7 @@ struct Request {
     reply: SyncSender<Result<Vec<Entry>, LogError>>,
 }
 
-/// Entries `from..to`, known to be in the log and at least one.
+/// A non-empty range of entries, `from..to`, that the log contains.
 #[derive(Clone, Copy)]
 pub(crate) struct Range {
     pub(crate) replica: ReplicaId,
@@ -53,10 +53,14 @@ pub(crate) struct Range {
 }
 
 impl Reader {
-    /// Starts the thread. `moving` is held exclusively while the engine moves entries between files.
-    pub(crate) fn start(engine: Arc<Engine<LogFiles>>, moving: Arc<RwLock<()>>) -> std::io::Result<Self> {
+    /// Starts the thread. `relocation_lock` is held exclusively while the engine moves entries between files.
+    pub(crate) fn start(
+        engine: Arc<Engine<ZeroFillFileSystem>>,
+        relocation_lock: Arc<RwLock<()>>,
+    ) -> std::io::Result<Self> {
         let (requests, inbox) = sync_channel(REQUESTS_MAX);
-        let thread = thread::Builder::new().name("log-read".into()).spawn(move || run(&engine, &moving, &inbox))?;
+        let thread =
+            thread::Builder::new().name("log-read".into()).spawn(move || run(&engine, &relocation_lock, &inbox))?;
         Ok(Self { requests: Some(requests), thread: Some(thread) })
     }
 
@@ -71,7 +75,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // The thread ends when its inbox does, and with it the last use of the engine outside of the log.
+        // Closing the channel ends the thread, which drops its reference to the engine.
         self.requests = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -79,22 +83,23 @@ impl Drop for Reader {
     }
 }
 
-fn run(engine: &Engine<LogFiles>, moving: &RwLock<()>, inbox: &Receiver<Request>) {
+fn run(engine: &Engine<ZeroFillFileSystem>, relocation_lock: &RwLock<()>, inbox: &Receiver<Request>) {
     for Request { range, reply } in inbox {
         let result = fetch(engine, range).or_else(|_| {
-            let _still = moving.read();
+            let _guard = relocation_lock.read();
             fetch(engine, range)
         });
-        // The caller waits for the answer; if it is gone, so is the need for one.
+        // Fails only if the caller is gone.
         let _ = reply.send(result);
     }
 }
 
-fn fetch(engine: &Engine<LogFiles>, range: Range) -> Result<Vec<Entry>, LogError> {
+fn fetch(engine: &Engine<ZeroFillFileSystem>, range: Range) -> Result<Vec<Entry>, LogError> {
     let Range { replica, from, to, bytes_max } = range;
     let corrupt = |reason| LogError::Corrupt { replica, reason };
     let bytes_max = bytes_max.min(READ_BYTES_MAX);
-    // The engine counts encoded bytes, which exceed `size_bytes` by at most four; `size_bytes` is at least 32.
+    // The engine counts encoded bytes, which exceed `size_bytes` by at most four; `size_bytes` is at least
+    // 32.
     let encoded_bytes_max = bytes_max + bytes_max / 8;
     let mut stored = Vec::new();
     let read = catch_unwind(AssertUnwindSafe(|| {
@@ -103,7 +108,7 @@ fn fetch(engine: &Engine<LogFiles>, range: Range) -> Result<Vec<Entry>, LogError
     match read {
         Ok(Ok(_)) => {}
         Ok(Err(raft_engine::Error::Io(source))) => return Err(source.into()),
-        Ok(Err(_)) => return Err(corrupt("entries do not match their checksum or are gone")),
+        Ok(Err(_)) => return Err(corrupt("entries do not match their checksum or are missing")),
         Err(_) => return Err(corrupt("entries do not match their index")),
     }
     let mut entries = Vec::with_capacity(stored.len());
@@ -111,7 +116,7 @@ fn fetch(engine: &Engine<LogFiles>, range: Range) -> Result<Vec<Entry>, LogError
     for (expected, stored) in (from.0..).zip(stored) {
         let entry = from_stored(stored);
         if entry.index.0 != expected {
-            return Err(corrupt("an entry has another index than asked for"));
+            return Err(corrupt("an entry has an unexpected index"));
         }
         bytes += entry.size_bytes();
         if bytes > bytes_max && !entries.is_empty() {
@@ -119,5 +124,5 @@ fn fetch(engine: &Engine<LogFiles>, range: Range) -> Result<Vec<Entry>, LogError
         }
         entries.push(entry);
     }
-    if entries.is_empty() { Err(corrupt("entries are gone")) } else { Ok(entries) }
+    if entries.is_empty() { Err(corrupt("entries are missing")) } else { Ok(entries) }
 }

@@ -1,15 +1,16 @@
-//! What the engine keeps beside entries, as bytes: keys and versioned values.
+//! The keys and versioned values that the engine stores besides entries.
 //!
-//! Format: every value is a version byte followed by its content, a protobuf message unless stated otherwise. A field may be
-//! added; a version is raised when an older binary would misread. Reading never panics.
+//! Format: every value is a version byte and its content, which is a protobuf message unless stated
+//! otherwise. Fields may be added; the version increases when an older binary would misread a value. Decoding
+//! never panics.
 //!
 //! | region | key | value |
 //! |---|---|---|
 //! | replica | `s` | [`Replica`]: shard, hard state, bounds of the log |
 //! | replica | `c` | [`Checkpoint`] |
-//! | node | `sequence` | the folder's number and the batch's sequence, 8 bytes each, big-endian; in every batch |
-//! | node | `m` ‖ node id (8 bytes, big-endian) | what that node said of itself, 8 bytes, big-endian |
-//! | node | `t` ‖ replica id (8 bytes, big-endian) | nothing: the replica was destroyed |
+//! | node | `sequence` | the folder's nonce and the batch's sequence, 8 bytes each, big-endian; in every batch |
+//! | node | `m` ‖ node id (8 bytes, big-endian) | the highest sequence seen of that node, 8 bytes, big-endian |
+//! | node | `t` ‖ replica id (8 bytes, big-endian) | empty: the replica was destroyed |
 
 use bytes::Bytes;
 use flotilla_storage::ReplicaBounds;
@@ -19,19 +20,19 @@ use flotilla_types::{
 };
 use prost::Message;
 
-/// The region that belongs to the node. No replica may have this id.
+/// The region of the node's own records. No replica may have this id.
 pub(crate) const NODE_REGION: u64 = u64::MAX;
 
 pub(crate) const REPLICA_KEY: &[u8] = b"s";
 pub(crate) const CHECKPOINT_KEY: &[u8] = b"c";
 pub(crate) const SEQUENCE_KEY: &[u8] = b"sequence";
-const MARK_PREFIX: u8 = b'm';
+const PEER_SEQUENCE_PREFIX: u8 = b'm';
 const TOMBSTONE_PREFIX: u8 = b't';
 
 const VERSION: u8 = 1;
 const SEQUENCE_BYTES: usize = 1 + 8 + 8;
 
-/// Why bytes were not understood.
+/// Why bytes did not decode.
 pub(crate) type Reason = &'static str;
 
 #[derive(Clone, PartialEq, Message)]
@@ -48,7 +49,7 @@ struct ReplicaRecord {
     truncated_index: u64,
     #[prost(uint64, tag = "6")]
     truncated_term: u64,
-    /// The engine may bring back entries behind the true end after its files were purged; this says where it is.
+    /// The last index. After a purge the engine may bring back entries after it.
     #[prost(uint64, tag = "7")]
     last: u64,
 }
@@ -109,14 +110,14 @@ struct MemberRecord {
     learner: bool,
 }
 
-fn versioned(message: &impl Message) -> Vec<u8> {
+fn with_version(message: &impl Message) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + message.encoded_len());
     bytes.push(VERSION);
     message.encode_raw(&mut bytes);
     bytes
 }
 
-fn content(bytes: &[u8]) -> Result<&[u8], Reason> {
+fn strip_version(bytes: &[u8]) -> Result<&[u8], Reason> {
     match bytes.split_first() {
         Some((&VERSION, content)) => Ok(content),
         Some((version, _)) if *version > VERSION => Err("a newer version of this program wrote the record"),
@@ -125,11 +126,11 @@ fn content(bytes: &[u8]) -> Result<&[u8], Reason> {
 }
 
 fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Reason> {
-    M::decode(content(bytes)?).map_err(|_| "a record does not parse")
+    M::decode(strip_version(bytes)?).map_err(|_| "a record does not parse")
 }
 
 pub(crate) fn encode_replica(bounds: &ReplicaBounds) -> Vec<u8> {
-    versioned(&ReplicaRecord {
+    with_version(&ReplicaRecord {
         shard: bounds.shard.0,
         term: bounds.hard_state.term.0,
         vote: bounds.hard_state.vote.0,
@@ -164,7 +165,7 @@ pub(crate) fn encode_checkpoint(checkpoint: &Checkpoint) -> Vec<u8> {
     let Position { index, term, conf, descriptor } = &checkpoint.position;
     let ids = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.0).collect();
     let objects = |objects: &[ObjectId]| objects.iter().map(|object| object.as_bytes().to_vec()).collect();
-    versioned(&CheckpointRecord {
+    with_version(&CheckpointRecord {
         index: index.0,
         term: term.0,
         conf: ConfRecord {
@@ -238,13 +239,13 @@ pub(crate) fn encode_sequence(nonce: u64, sequence: WalSequence) -> Vec<u8> {
 }
 
 pub(crate) fn decode_sequence(bytes: &[u8]) -> Result<WalSequence, Reason> {
-    let (_nonce, sequence) = content(bytes)?.split_at_checked(8).ok_or("the sequence is too short")?;
+    let (_nonce, sequence) = strip_version(bytes)?.split_at_checked(8).ok_or("the sequence is too short")?;
     number(sequence).map(WalSequence).ok_or("the sequence is too short")
 }
 
-/// The sequences of all batches of this folder found in raw bytes, whole or not.
+/// The sequences of all batches of this folder found in raw bytes, even in damaged batches.
 pub(crate) fn sequences_in(bytes: &[u8], nonce: u64) -> impl Iterator<Item = u64> + '_ {
-    // As the engine lays out a pair: key, length of the value in one byte, value.
+    // The engine's layout of a pair: key, length of the value (one byte), value.
     let mut pattern = SEQUENCE_KEY.to_vec();
     pattern.push(SEQUENCE_BYTES as u8);
     pattern.push(VERSION);
@@ -255,11 +256,11 @@ pub(crate) fn sequences_in(bytes: &[u8], nonce: u64) -> impl Iterator<Item = u64
     })
 }
 
-pub(crate) fn mark_key(node: NodeId) -> Vec<u8> {
-    key(MARK_PREFIX, node.0)
+pub(crate) fn peer_sequence_key(node: NodeId) -> Vec<u8> {
+    key(PEER_SEQUENCE_PREFIX, node.0)
 }
 
-pub(crate) fn encode_mark(sequence: WalSequence) -> Vec<u8> {
+pub(crate) fn encode_peer_sequence(sequence: WalSequence) -> Vec<u8> {
     key(VERSION, sequence.0)
 }
 
@@ -273,8 +274,8 @@ pub(crate) fn encode_tombstone() -> Vec<u8> {
 
 /// One pair of the node's region.
 pub(crate) enum NodePair {
-    /// What a peer said of itself.
-    Mark(NodeId, WalSequence),
+    /// The highest sequence seen of a peer.
+    PeerSequence(NodeId, WalSequence),
     /// A destroyed replica.
     Tombstone(ReplicaId),
     /// The sequence of the last batch.
@@ -287,11 +288,11 @@ pub(crate) fn decode_node_pair(key: &[u8], value: &[u8]) -> Result<NodePair, Rea
     }
     let (prefix, id) = key.split_first().ok_or("a key of the node is empty")?;
     let id = number(id).ok_or("a key of the node has a wrong length")?;
-    let value = content(value)?;
+    let value = strip_version(value)?;
     match *prefix {
-        MARK_PREFIX => {
-            let sequence = number(value).ok_or("a mark has a wrong length")?;
-            Ok(NodePair::Mark(NodeId(id), WalSequence(sequence)))
+        PEER_SEQUENCE_PREFIX => {
+            let sequence = number(value).ok_or("a peer's sequence has a wrong length")?;
+            Ok(NodePair::PeerSequence(NodeId(id), WalSequence(sequence)))
         }
         TOMBSTONE_PREFIX => Ok(NodePair::Tombstone(ReplicaId(id))),
         _ => Err("a key of the node is unknown"),
@@ -326,6 +327,6 @@ mod tests {
             bytes.extend(encode_sequence(nonce, WalSequence(sequence)));
         }
         assert_eq!(Vec::from_iter(sequences_in(&bytes, 7)), [1, 3, 3]);
-        assert_eq!(Vec::from_iter(sequences_in(&bytes[..bytes.len() - 1], 7)), [1, 3], "one is cut off");
+        assert_eq!(Vec::from_iter(sequences_in(&bytes[..bytes.len() - 1], 7)), [1, 3], "one is truncated");
     }
 }

@@ -1,8 +1,10 @@
-//! What a log knows when it has been opened: read from the engine, checked, and put right where the engine forgets.
+//! The state of a log in memory: read from the engine at open, checked, and repaired where the engine
+//! forgets.
 //!
-//! The engine may bring back entries that were truncated or replaced long ago, once the files with the commands that removed
-//! them are purged. So the durable record of a replica says where its log starts and ends, and what lies outside is ignored;
-//! commands that keep the engine from tripping over it are written again.
+//! The engine may bring back entries that were truncated or replaced long ago, once the files with the
+//! commands that removed them are purged. Therefore the durable record of a replica says where its log starts
+//! and ends, entries outside of it are ignored, and the commands that remove them from the engine are written
+//! again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,19 +14,19 @@ use raft_engine::{Command, Engine, LogBatch};
 
 use crate::{
     error::from_engine,
-    files::LogFiles,
     record::{self, CHECKPOINT_KEY, NODE_REGION, NodePair, REPLICA_KEY, Reason},
     terms::Terms,
+    zero_fill::ZeroFillFileSystem,
 };
 
-/// What the log keeps in memory.
+/// The state of the log in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     pub(crate) sequence: WalSequence,
-    pub(crate) marks: BTreeMap<NodeId, WalSequence>,
+    pub(crate) peer_sequences: BTreeMap<NodeId, WalSequence>,
     pub(crate) tombstones: BTreeSet<ReplicaId>,
     pub(crate) replicas: BTreeMap<ReplicaId, Replica>,
-    /// Replicas whose records do not fit together: only a write that destroys them is taken.
+    /// Replicas with inconsistent records: only a write that destroys them is accepted.
     pub(crate) damaged: BTreeMap<ReplicaId, Reason>,
 }
 
@@ -36,8 +38,8 @@ pub(crate) struct Replica {
 }
 
 impl Contents {
-    /// Reads everything that is small.
-    pub(crate) fn recover(engine: &Engine<LogFiles>) -> Result<Self, LogError> {
+    /// Reads the node's and the replicas' records, but no entries.
+    pub(crate) fn recover(engine: &Engine<ZeroFillFileSystem>) -> Result<Self, LogError> {
         let mut contents = Self::default();
         contents.recover_node(engine)?;
         let mut repair = LogBatch::default();
@@ -61,17 +63,18 @@ impl Contents {
                 }
             }
         }
-        // The commands repeat what is durable in another form, so the next synced write may carry them to the disk.
+        // The commands repeat what other records already make durable, so the next synced write may sync
+        // them.
         engine.write(&mut repair, false).map_err(from_engine)?;
         Ok(contents)
     }
 
-    fn recover_node(&mut self, engine: &Engine<LogFiles>) -> Result<(), LogError> {
+    fn recover_node(&mut self, engine: &Engine<ZeroFillFileSystem>) -> Result<(), LogError> {
         let mut damage = None;
         let scan = engine.scan_raw_messages(NODE_REGION, None, None, false, |key, value| {
             match record::decode_node_pair(key, value) {
-                Ok(NodePair::Mark(node, sequence)) => {
-                    self.marks.insert(node, sequence);
+                Ok(NodePair::PeerSequence(node, sequence)) => {
+                    self.peer_sequences.insert(node, sequence);
                 }
                 Ok(NodePair::Tombstone(replica)) => {
                     self.tombstones.insert(replica);
@@ -82,28 +85,28 @@ impl Contents {
             damage.is_none()
         });
         scan.map_err(from_engine)?;
-        // No replica has the id 0: the damage is the node's own.
+        // Replica id 0 stands for the node's own records.
         damage.map_or(Ok(()), |reason| Err(LogError::Corrupt { replica: ReplicaId::NONE, reason }))
     }
 }
 
-/// `None` for a region that is only a shadow of earlier commands.
-fn recover_replica(engine: &Engine<LogFiles>, region: u64) -> Result<Option<ReplicaBounds>, Reason> {
+/// `None` for a region without records or entries, left over from earlier commands.
+fn recover_replica(engine: &Engine<ZeroFillFileSystem>, region: u64) -> Result<Option<ReplicaBounds>, Reason> {
     let span = engine.first_index(region).zip(engine.last_index(region));
     let checkpoint = engine.get(region, CHECKPOINT_KEY);
     let Some(record) = engine.get(region, REPLICA_KEY) else {
         return if checkpoint.is_none() && span.is_none() {
             Ok(None)
         } else {
-            Err("the record of the replica is gone")
+            Err("the record of the replica is missing")
         };
     };
-    record::decode_checkpoint(&checkpoint.ok_or("the checkpoint of the replica is gone")?)?;
+    record::decode_checkpoint(&checkpoint.ok_or("the checkpoint of the replica is missing")?)?;
     let bounds = record::decode_replica(&record)?;
     if bounds.last > bounds.truncated.0 {
-        let (first, last) = span.ok_or("all entries of the replica are gone")?;
+        let (first, last) = span.ok_or("all entries of the replica are missing")?;
         if first > bounds.truncated.0.0 + 1 || last < bounds.last.0 {
-            return Err("entries of the replica are gone");
+            return Err("entries of the replica are missing");
         }
     }
     Ok(Some(bounds))

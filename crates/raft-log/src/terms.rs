@@ -1,23 +1,23 @@
-//! The terms of recent entries, so that Raft's questions about them need no disk.
+//! A cache of the terms of recent entries, so that Raft rarely reads the disk for them.
 //!
-//! Terms change rarely, so runs of equal terms are kept: one for each change since the log was opened, up to a bound.
-//! Entries before the first run are not known here and must be read.
+//! Terms change rarely, so the cache holds runs of equal terms: one for each change since the log was opened,
+//! up to a bound. Terms of entries before the first run must be read from the log.
 
 use std::collections::VecDeque;
 
 use flotilla_types::{Entry, LogIndex, Term};
 
-/// Runs that are kept; the oldest goes first.
+/// Runs in the cache; the oldest is evicted first.
 const RUNS_MAX: usize = 16;
 
-/// Runs of equal terms, from the first known entry to the end of the log.
+/// Runs of equal terms, from the first cached entry to the end of the log.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Terms {
     runs: VecDeque<(LogIndex, Term)>,
 }
 
 impl Terms {
-    /// Entries were appended; those at or behind the first one's index were replaced.
+    /// Records appended entries, which replace all entries from the first one's index on.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         while self.runs.back().is_some_and(|(start, _)| *start >= first.index) {
@@ -33,12 +33,12 @@ impl Terms {
         }
     }
 
-    /// The log was cleared.
+    /// Forgets all terms, because the log was cleared.
     pub(crate) fn clear(&mut self) {
         self.runs.clear();
     }
 
-    /// The term of an entry that is in the log, if it is known.
+    /// The term of an entry in the log, if it is cached.
     pub(crate) fn get(&self, index: LogIndex) -> Option<Term> {
         self.runs.iter().rev().find(|(start, _)| *start <= index).map(|(_, term)| *term)
     }

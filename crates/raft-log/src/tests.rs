@@ -1,4 +1,4 @@
-//! Behaviour of the whole log: the contract, restarts, torn ends, damage, and purges.
+//! Tests of the whole log: conformance, restarts, torn ends, damage and purges.
 
 mod crash;
 mod hostile;
@@ -15,14 +15,14 @@ use flotilla_types::{
 
 use crate::{EngineLog, OpenError, Options};
 
-/// Files as small as they may be, so that a test sees many of them.
+/// The smallest files allowed, so that a test writes many of them.
 const SMALL: Options = Options { target_file_size_bytes: 4 << 10, purge_threshold_bytes: 16 << 10 };
 
 fn open(dir: &Path) -> EngineLog {
     EngineLog::open(dir, SMALL).expect("an intact folder opens")
 }
 
-/// Why the folder does not open.
+/// The error when the folder does not open.
 fn refusal(dir: &Path) -> String {
     match EngineLog::open(dir, SMALL) {
         Ok(_) => "it opened".to_owned(),
@@ -88,7 +88,8 @@ fn append(log: &dyn Log, sequence: u64, len: usize) {
         ..ReplicaWrite::new(ReplicaId(1))
     };
     let replicas = if sequence == 1 { vec![create(1), write] } else { vec![write] };
-    log.write(LogBatch { sequence: WalSequence(sequence), replicas, marks: Vec::new() }).expect("a valid batch");
+    log.write(LogBatch { sequence: WalSequence(sequence), replicas, peer_sequences: Vec::new() })
+        .expect("a valid batch");
 }
 
 /// Asserts that exactly the first `count` batches of [`append`] are there.
@@ -105,19 +106,19 @@ fn assert_appended(log: &dyn Log, count: u64, len: usize) {
 }
 
 #[test]
-fn keeps_the_contract_of_a_log() {
+fn conforms_to_the_log_contract() {
     let dir = tempfile::tempdir().unwrap();
     conformance::log(&mut || Box::new(EngineLog::open(dir.path(), Options::default()).unwrap()));
 }
 
 #[test]
-fn keeps_the_contract_of_a_log_over_many_small_files() {
+fn conforms_to_the_log_contract_with_many_small_files() {
     let dir = tempfile::tempdir().unwrap();
     conformance::log(&mut || Box::new(open(dir.path())));
 }
 
 #[test]
-fn a_folder_is_opened_once_at_a_time() {
+fn a_folder_cannot_be_opened_twice() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     assert!(refusal(dir.path()).contains("in use"));
@@ -135,13 +136,13 @@ fn missing_parents_of_the_folder_are_created() {
 }
 
 #[test]
-fn two_logs_read_on_one_thread_do_not_mix() {
-    // Both blocks lie at the same place of a file of the same number.
+fn two_logs_read_from_one_thread_do_not_mix() {
+    // Both blocks are at the same offset of a file with the same number.
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let logs = [open(dirs[0].path()), open(dirs[1].path())];
     for (log, term) in logs.iter().zip([1, 2]) {
         let write = ReplicaWrite { entries: vec![entry(1, term, 50)], ..create(1) };
-        log.write(LogBatch { sequence: WalSequence(1), replicas: vec![write], marks: Vec::new() }).unwrap();
+        log.write(LogBatch { sequence: WalSequence(1), replicas: vec![write], peer_sequences: Vec::new() }).unwrap();
     }
     for _ in 0..2 {
         for (log, term) in logs.iter().zip([1, 2]) {
@@ -152,7 +153,7 @@ fn two_logs_read_on_one_thread_do_not_mix() {
 }
 
 #[test]
-fn terms_of_entries_from_before_the_restart_are_read() {
+fn terms_from_before_a_restart_are_read_from_disk() {
     let dir = tempfile::tempdir().unwrap();
     append(&open(dir.path()), 1, 10);
     let log = open(dir.path());
@@ -168,19 +169,19 @@ fn the_reserved_replica_id_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     for write in [create(u64::MAX), ReplicaWrite { destroy: true, ..ReplicaWrite::new(ReplicaId(u64::MAX)) }] {
-        let batch = LogBatch { sequence: WalSequence(1), replicas: vec![write], marks: Vec::new() };
+        let batch = LogBatch { sequence: WalSequence(1), replicas: vec![write], peer_sequences: Vec::new() };
         assert!(matches!(log.write(batch), Err(LogError::Corrupt { .. })));
     }
     append(&log, 1, 10);
 }
 
 #[test]
-fn a_read_stops_exactly_at_its_bound_in_bytes() {
+fn a_read_stops_at_its_bound_in_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     let entries: Vec<_> = (1..=50).map(|index| entry(index, u64::MAX - 1, (index % 7) as usize)).collect();
     let write = ReplicaWrite { entries: entries.clone(), ..create(1) };
-    log.write(LogBatch { sequence: WalSequence(1), replicas: vec![write], marks: Vec::new() }).unwrap();
+    log.write(LogBatch { sequence: WalSequence(1), replicas: vec![write], peer_sequences: Vec::new() }).unwrap();
     let mut bytes_max = 0;
     for count in 1..=50 {
         bytes_max += entries[count - 1].size_bytes();
@@ -199,7 +200,7 @@ fn an_idle_log_takes_one_small_file_of_each_kind() {
 }
 
 #[test]
-fn wrong_settings_are_refused_before_anything_is_touched() {
+fn invalid_settings_are_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let result = EngineLog::open(dir.path(), Options { target_file_size_bytes: 0, ..SMALL });
     let Err(LogError::Engine(error)) = result else { panic!("it must not open") };

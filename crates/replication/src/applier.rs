@@ -1,8 +1,8 @@
-//! The state machines of a node: applies committed entries, answers queries, closes memtables.
+//! The state machines of a node: applies committed entries, answers queries, freezes memtables.
 //!
-//! Synchronous and deterministic: the host runs it on one thread of its own, a simulator runs it in line. Loading
-//! records may take long, so it is asked for as a [`Load`] and finished by [`Applier::loaded`]; meanwhile the tasks
-//! of that replica wait in order.
+//! Synchronous and deterministic: the host runs it on its own thread, a simulator inline. Loading records may
+//! take long, so it is emitted as a [`Load`] and completed by [`Applier::loaded`]; meanwhile the tasks of
+//! that replica wait in order.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,28 +17,29 @@ use flotilla_types::{
 
 use crate::{Answer, ApplyTask, Batch, Input, RequestError};
 
-/// Tasks that may wait for a load before reads are refused.
+/// Tasks of one replica that may wait for a load; beyond it reads are refused as busy.
 const WAITING_MAX: usize = 4_096;
 
 /// Makes the state machine of a shard.
 pub type MachineFactory = Box<dyn Fn(ShardId) -> Box<dyn StateMachine> + Send>;
 
-/// Records that must be loaded before a replica goes on.
+/// A replica's records that must be loaded before its tasks continue.
 #[derive(Debug, Clone)]
 pub struct Load {
-    /// Whose.
+    /// The replica.
     pub replica: ReplicaId,
-    /// From where.
+    /// The checkpoint that names them.
     pub checkpoint: Checkpoint,
-    /// Whether the checkpoint replaces what the replica holds.
+    /// Whether the checkpoint is a snapshot that replaces the replica's records.
     pub replaces: bool,
 }
 
 impl Load {
-    /// Loads; slow. The engine claims what it installed, so that the pins of the pull can go.
+    /// Loads the records; slow. The engine claims the objects of an installed snapshot, so the pull's pins
+    /// are released.
     pub fn run(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
         if self.replaces {
-            let installed = engine.install(self.replica, &self.checkpoint);
+            let installed = engine.install_snapshot(self.replica, &self.checkpoint);
             engine.release(&self.checkpoint.objects().collect::<Vec<_>>());
             installed
         } else {
@@ -47,16 +48,16 @@ impl Load {
     }
 }
 
-/// What a task led to.
+/// The effects of running tasks.
 #[derive(Debug)]
 pub struct Applied<T> {
-    /// For the core.
+    /// Inputs for the core.
     pub inputs: Vec<Input<T>>,
     /// Answers.
     pub replies: Vec<(T, Answer)>,
-    /// To be run elsewhere and reported to [`Applier::loaded`].
+    /// Loads to run on another thread and report to [`Applier::loaded`].
     pub loads: Vec<Load>,
-    /// The view failed: nothing is lost, but only a restart rebuilds it. The node must end.
+    /// The view failed: nothing is lost, but only a restart rebuilds it. The node must stop.
     pub fatal: Option<MachineError>,
 }
 
@@ -66,7 +67,7 @@ impl<T> Default for Applied<T> {
     }
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one for each replica, and it is seldom loading")]
+#[expect(clippy::large_enum_variant, reason = "one per replica, seldom in the large variant")]
 enum Slot<T> {
     Loading { shard: ShardId, checkpoint: Checkpoint, waiting: VecDeque<ApplyTask<T>> },
     Ready(Box<Ready>),
@@ -81,13 +82,13 @@ struct Ready {
     clock: Timestamp,
 }
 
-/// What a replica holds.
-pub struct Held {
+/// The contents of a replica.
+pub struct ReplicaContents {
     /// The last entry that it has applied.
     pub applied: LogIndex,
     /// The state machine's own state after that entry.
     pub system: Bytes,
-    /// Reads its records, and goes on to see later ones.
+    /// A reader of its records; not a snapshot, it sees later writes.
     pub records: Arc<dyn StateReader>,
 }
 
@@ -99,7 +100,7 @@ pub struct Applier<T> {
 }
 
 impl<T> Applier<T> {
-    /// No replicas yet.
+    /// An applier without replicas.
     pub fn new(engine: Arc<dyn StateEngine>, machines: MachineFactory) -> Self {
         Self { engine, machines, slots: BTreeMap::new() }
     }
@@ -115,7 +116,7 @@ impl<T> Applier<T> {
                 self.destroy(replica);
             }
             (slot, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
-                // The core asks for one load at a time; tasks that waited for another one are older than this one.
+                // This load supersedes the pending one, and tasks that waited for that are outdated.
                 if let Some(Slot::Loading { waiting, .. }) = slot {
                     drop_tasks(std::mem::take(waiting), out);
                 }
@@ -125,7 +126,7 @@ impl<T> Applier<T> {
                 out.loads.push(Load { replica, checkpoint: checkpoint.clone(), replaces });
                 self.slots.insert(replica, Slot::Loading { shard, checkpoint, waiting: VecDeque::new() });
             }
-            // Entries that wait are bounded by the core.
+            // Only reads are bounded here; the core bounds waiting entries.
             (Some(Slot::Loading { waiting, .. }), ApplyTask::Read { queries, .. }) if waiting.len() >= WAITING_MAX => {
                 out.replies.extend(queries.into_iter().map(|(_, reply)| (reply, Err(RequestError::Busy))));
             }
@@ -140,15 +141,15 @@ impl<T> Applier<T> {
         }
     }
 
-    /// A load is done: restores the state machine and runs what waited.
+    /// Completes a load: restores the state machine and runs the tasks that waited.
     pub fn loaded(&mut self, wall_ms: u64, load: &Load, result: Result<(), EngineError>, out: &mut Applied<T>) {
         let replica = load.replica;
         if !self.slots.contains_key(&replica) {
-            // Closed while it was loaded: the engine must forget it once more.
+            // Closed while it was loading: the load has opened it in the engine again.
             self.destroy(replica);
         }
         let Some(Slot::Loading { checkpoint, .. }) = self.slots.get(&replica) else { return };
-        // A newer load is under way.
+        // A newer load is in flight.
         if *checkpoint != load.checkpoint {
             return;
         }
@@ -171,10 +172,10 @@ impl<T> Applier<T> {
         }
     }
 
-    /// What a replica holds at the moment. `None` while it has nothing to show.
-    pub fn look(&self, replica: ReplicaId) -> Option<Held> {
+    /// The contents of a replica at the moment; `None` while it is not loaded.
+    pub fn contents(&self, replica: ReplicaId) -> Option<ReplicaContents> {
         match self.slots.get(&replica) {
-            Some(Slot::Ready(ready)) => Some(Held {
+            Some(Slot::Ready(ready)) => Some(ReplicaContents {
                 applied: ready.position.index,
                 system: ready.machine.system(),
                 records: ready.reader.clone(),
@@ -199,7 +200,7 @@ impl<T> Applier<T> {
 }
 
 impl Ready {
-    /// Whether the replica can go on.
+    /// Runs one task. Returns `false` if the replica failed.
     fn run<T>(
         &mut self,
         replica: ReplicaId,
@@ -212,7 +213,7 @@ impl Ready {
             ApplyTask::Apply { entries, conf, descriptor, waiters, .. } => {
                 let applied = self.apply(replica, entries, conf, descriptor, waiters, engine, out);
                 let Err(error) = applied else { return true };
-                tracing::error!(%replica, shard = %self.shard, %error, "a replica cannot apply");
+                tracing::error!(%replica, shard = %self.shard, %error, "a replica failed to apply an entry");
                 if matches!(error, MachineError::Engine(EngineError::View(_))) {
                     out.fatal = Some(error);
                 }
@@ -235,7 +236,7 @@ impl Ready {
                 let system = join_system(self.clock, &self.machine.system());
                 let frozen = engine.freeze(replica, self.position.clone(), system);
                 if let Err(error) = &frozen {
-                    tracing::warn!(%replica, %error, "a memtable could not be closed");
+                    tracing::warn!(%replica, %error, "a memtable could not be frozen");
                 }
                 out.inputs.push(Input::Frozen { replica, frozen: frozen.unwrap_or(false) });
                 true
@@ -244,7 +245,7 @@ impl Ready {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one task, taken apart once")]
+    #[expect(clippy::too_many_arguments, reason = "the fields of one task")]
     fn apply<T>(
         &mut self,
         replica: ReplicaId,
@@ -338,7 +339,7 @@ fn replica_of<T>(task: &ApplyTask<T>) -> ReplicaId {
     }
 }
 
-/// Tasks that no state machine will run: whoever waits is told what is known.
+/// Answers the callers of tasks that no state machine will run.
 fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applied<T>) {
     for task in tasks {
         match task {
@@ -355,7 +356,7 @@ fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applie
     }
 }
 
-/// A checkpoint's system state is the host's clock (u64, big-endian), then the machine's own.
+/// The system state of a checkpoint: the host's clock (u64, big-endian), then the machine's own state.
 fn join_system(clock: Timestamp, machine: &[u8]) -> Bytes {
     let mut system = BytesMut::with_capacity(8 + machine.len());
     system.put_u64(clock.0);
@@ -368,8 +369,8 @@ fn split_system(mut system: Bytes) -> Result<(Timestamp, Bytes), MachineError> {
         return Ok((Timestamp::ZERO, system));
     }
     let clock = system.try_get_u64().map_err(|_| MachineError::Corrupt("the system state is cut short"))?;
-    if Timestamp(clock) >= Timestamp::END {
-        return Err(MachineError::Corrupt("the system state is of no time"));
+    if Timestamp(clock) >= Timestamp::MAX {
+        return Err(MachineError::Corrupt("the clock of the system state is out of range"));
     }
     Ok((Timestamp(clock), system))
 }
@@ -379,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_system_state_of_no_time_is_damaged() {
+    fn a_system_state_with_a_clock_out_of_range_is_corrupt() {
         let split = |clock| split_system(join_system(clock, b"machine"));
         assert!(matches!(split(Timestamp(7)), Ok((Timestamp(7), machine)) if &machine[..] == b"machine"));
         assert!(matches!(split(Timestamp(u64::MAX)), Err(MachineError::Corrupt(_))));

@@ -1,7 +1,7 @@
-//! The payload of a log entry: one hybrid timestamp and the commands that were merged into it.
+//! The payload of a log entry: one hybrid timestamp and the merged commands.
 //!
-//! Layout, big-endian: format (u8 = 1), timestamp (u64), count (u32), then for each command its length (u32) and bytes.
-//! Decoding shares the entry's buffer.
+//! Layout, big-endian: format (u8 = 1), timestamp (u64), count (u32), then for each command its length (u32)
+//! and bytes. Decoding shares the entry's buffer.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_types::Timestamp;
@@ -14,7 +14,7 @@ const HEADER_BYTES: usize = 13;
 pub struct Batch {
     /// Hybrid time of the first command; command *n* has `timestamp.plus(n)`.
     pub timestamp: Timestamp,
-    /// In the order in which they apply.
+    /// In apply order.
     pub commands: Vec<Bytes>,
 }
 
@@ -46,7 +46,7 @@ impl Batch {
         }
         let timestamp = Timestamp(bytes.try_get_u64().map_err(|_| BatchError)?);
         let count = bytes.try_get_u32().map_err(|_| BatchError)? as usize;
-        if timestamp >= Timestamp::END || count > bytes.len() / 4 {
+        if timestamp >= Timestamp::MAX || count > bytes.len() / 4 {
             return Err(BatchError);
         }
         let mut commands = Vec::with_capacity(count);
@@ -66,13 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_survives_the_log() {
+    fn a_batch_decodes_to_what_was_encoded() {
         let batch = Batch { timestamp: Timestamp(7), commands: vec![Bytes::from_static(b"one"), Bytes::new()] };
         assert_eq!(Batch::decode(batch.encode()), Ok(batch));
     }
 
     #[test]
-    fn a_batch_cut_anywhere_is_refused() {
+    fn a_truncated_batch_is_refused() {
         let whole = Batch { timestamp: Timestamp(7), commands: vec![Bytes::from_static(b"one")] }.encode();
         for cut in 0..whole.len() {
             assert_eq!(Batch::decode(whole.slice(..cut)), Err(BatchError));
@@ -80,12 +80,12 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_no_time_is_refused() {
-        // Timestamps are counted on from a batch's own: what is near the end of the numbers would overflow.
+    fn a_batch_with_a_timestamp_out_of_range_is_refused() {
+        // The timestamps of later commands are added to the batch's own and would overflow.
         let batch = |timestamp| Batch { timestamp, commands: vec![Bytes::new(), Bytes::new()] }.encode();
-        for timestamp in [Timestamp(u64::MAX), Timestamp::END] {
+        for timestamp in [Timestamp(u64::MAX), Timestamp::MAX] {
             assert_eq!(Batch::decode(batch(timestamp)), Err(BatchError));
         }
-        assert!(Batch::decode(batch(Timestamp(Timestamp::END.0 - 1))).is_ok());
+        assert!(Batch::decode(batch(Timestamp(Timestamp::MAX.0 - 1))).is_ok());
     }
 }

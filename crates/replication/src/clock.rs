@@ -1,11 +1,11 @@
-//! The one place where a host reads clocks.
+//! The clocks of a host. No other module of a host reads a clock.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use flotilla_failpoints::{Place, number};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Milliseconds since the machine booted, counting time asleep: never goes back.
+/// Milliseconds since boot, including suspend; never goes back.
 #[must_use]
 pub fn monotonic_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);

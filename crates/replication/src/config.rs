@@ -1,57 +1,60 @@
 //! Bounds and timing of a shard host.
 
-/// How a host batches, checkpoints and bounds its queues. All byte bounds are soft by one entry.
+/// Settings of a shard host: timing, batches, checkpoints, queues. Byte bounds may be exceeded by one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostConfig {
     /// Elections, heartbeats, and bounds of each group.
     pub raft: flotilla_consensus::Config,
-    /// Milliseconds to a tick; every group ticks together.
+    /// Milliseconds per tick; all groups tick together.
     pub tick_ms: u64,
-    /// Ticks between beats to every peer. A beat carries leaders, log sequences and clocks.
-    pub beat_ticks: u64,
-    /// Commands merged into one entry.
+    /// Ticks between node heartbeats to every peer. They carry leaders, log sequences and clocks.
+    pub node_heartbeat_ticks: u64,
+    /// Commands merged into one entry, at most.
     pub batch_commands_max: usize,
-    /// Bytes merged into one entry; a lone command may exceed it.
+    /// Bytes merged into one entry, at most; a single command may exceed it.
     pub batch_bytes_max: usize,
-    /// Entries of one group that may be proposed and not yet committed.
+    /// Entries of one group that may be in flight: proposed and not yet committed.
     pub entries_inflight_max: usize,
-    /// Commands that may wait in one group to be proposed; more is refused as busy.
+    /// Commands that may wait in one group to be proposed; further ones are refused as busy.
     pub pending_commands_max: usize,
     /// Bytes that may wait in one group to be proposed.
     pub pending_bytes_max: usize,
-    /// Reads that may wait in one group.
+    /// Reads that may wait in one group; further ones are refused as busy.
     pub pending_reads_max: usize,
-    /// Committed bytes that may wait for the state machine of one replica; beyond it followers drop appends and leaders refuse.
+    /// Committed bytes that may wait for the state machine of one replica. Beyond it, followers drop appends
+    /// and leaders refuse writes as busy.
     pub unapplied_bytes_max: usize,
-    /// A memtable of this size is checkpointed.
+    /// Bytes of one memtable that trigger a checkpoint.
     pub memtable_bytes_max: usize,
-    /// Memtables of all replicas together; beyond it the largest is checkpointed.
+    /// Bytes of all memtables together beyond which the largest is checkpointed.
     pub memtables_bytes_max: usize,
-    /// Log bytes of one replica behind its checkpoint that trigger the next one.
+    /// Bytes in one replica's log since its last checkpoint that trigger the next one.
     pub log_bytes_max: u64,
-    /// Checkpoints being built at a time.
+    /// Checkpoints in progress at a time.
     pub checkpoints_parallel_max: usize,
-    /// Applied entries that stay in the log for followers that are a little behind.
+    /// Checkpointed entries kept in the log for followers that lag a little.
     pub log_tail_entries: u64,
-    /// A peer whose wall clock is so far ahead of ours is not listened to.
+    /// Milliseconds that a peer's wall clock may be ahead of ours; beyond it, the peer's messages are
+    /// ignored.
     pub clock_ahead_ms_max: u64,
-    /// Whether strong reads may rest on a lease.
+    /// Whether strong reads may use a lease.
     pub leases: Leases,
 }
 
-/// Whether a leader that a quorum has just confirmed answers strong reads for a while without asking again.
+/// Whether a leader that a quorum has confirmed may answer strong reads for a while without another round.
 ///
-/// Voters count their side of it in their own ticks: `tick_ms` and `election_ticks` must be the same on all nodes of a cluster
-/// as long as any of them has leases on. To change them, first turn leases off on every node.
+/// Voters count their promise in their own ticks: `tick_ms` and `election_ticks` must be equal on all nodes
+/// of a cluster while any of them has leases on. To change them, first turn leases off on every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leases {
-    /// Every strong read asks a quorum.
+    /// Every strong read needs a quorum round.
     Off,
-    /// Monotonic clocks are trusted this far.
+    /// Strong reads are safe while monotonic clocks drift no further than this.
     On {
-        /// How much slower than any voter's clock a leader's may run, percent of elapsed time; below 50. Ten means that strong reads
-        /// stay strong while every clock is within five percent of true time. Crystals are off by less than 0.02 percent and NTP slews
-        /// by at most 0.05; the rest is for hypervisors. More costs a little: leases are shorter and asked for more often.
+        /// How much slower than any voter's clock a leader's may run, in percent of elapsed time; below 50.
+        /// With 10, strong reads stay linearizable while every clock is within five percent of true time.
+        /// Crystals are off by less than 0.02 percent and NTP slews by at most 0.05; the rest is for
+        /// hypervisors. More costs a little: leases are shorter and renewed more often.
         drift_percent: u64,
     },
 }
@@ -61,7 +64,7 @@ impl Default for HostConfig {
         Self {
             raft: flotilla_consensus::Config::default(),
             tick_ms: 50,
-            beat_ticks: 5,
+            node_heartbeat_ticks: 5,
             batch_commands_max: 1_024,
             batch_bytes_max: 256 << 10,
             entries_inflight_max: 64,
@@ -80,39 +83,39 @@ impl Default for HostConfig {
     }
 }
 
-/// Beyond this nothing would be left of a lease.
+/// Beyond this drift, nothing would be left of a lease.
 const DRIFT_PERCENT_MAX: u64 = 49;
 
-/// Longest period, in milliseconds or ticks: a minute of either is far beyond any use.
+/// Longest period, in milliseconds or ticks: far beyond any useful value.
 const PERIOD_MAX: u64 = 60_000;
 
-/// A setting that cannot work.
+/// An invalid setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HostConfigError {
-    /// Elections or group bounds.
+    /// A Raft setting is invalid.
     #[error(transparent)]
     Raft(#[from] flotilla_consensus::ConfigError),
     /// A bound or period is zero.
     #[error("`{0}` must not be zero")]
     Zero(&'static str),
-    /// A period is so long that sums of it would overflow.
+    /// A period is so long that arithmetic on it could overflow.
     #[error("`{0}` must be at most {PERIOD_MAX}")]
     TooLong(&'static str),
-    /// Clocks that differ so much bound nothing.
+    /// The drift is too large for a lease.
     #[error("leases allow for a drift of at most {DRIFT_PERCENT_MAX} percent")]
     Drift,
-    /// Nothing is left of a lease.
+    /// The election timeout leaves no time for a lease.
     #[error("the election timeout is too short for leases; raise `election_ticks` or `tick_ms`, or turn leases off")]
     NoLease,
 }
 
 impl HostConfig {
-    /// Refuses settings that cannot work.
+    /// Checks all settings.
     pub fn validate(&self) -> Result<(), HostConfigError> {
         self.raft.validate()?;
         let positive = [
             ("tick_ms", self.tick_ms),
-            ("beat_ticks", self.beat_ticks),
+            ("node_heartbeat_ticks", self.node_heartbeat_ticks),
             ("batch_commands_max", self.batch_commands_max as u64),
             ("batch_bytes_max", self.batch_bytes_max as u64),
             ("entries_inflight_max", self.entries_inflight_max as u64),
@@ -127,7 +130,7 @@ impl HostConfig {
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(HostConfigError::Zero(name));
         }
-        let periods = [("tick_ms", self.tick_ms), ("beat_ticks", self.beat_ticks)];
+        let periods = [("tick_ms", self.tick_ms), ("node_heartbeat_ticks", self.node_heartbeat_ticks)];
         if let Some((name, _)) = periods.iter().find(|(_, value)| *value > PERIOD_MAX) {
             return Err(HostConfigError::TooLong(name));
         }
@@ -138,10 +141,12 @@ impl HostConfig {
         }
     }
 
-    /// How long a lease lasts by the leader's clock, counted from when its heartbeats were made; `None` when there are none.
+    /// Length of a lease in milliseconds of the leader's clock, from when its heartbeats were made; `None`
+    /// without leases.
     ///
-    /// A voter's promise lasts `election_ticks − 1` whole ticks of its clock at the least. What is taken off: the drift, and one tick,
-    /// which a voter's clock may lose by jumping ahead once, and in which the millisecond is contained that clocks are read in.
+    /// A voter's promise lasts at least `election_ticks − 1` whole ticks of its clock. Subtracted from that
+    /// are the drift and one tick, which covers one forward jump of a voter's tick and the clocks' resolution
+    /// of a millisecond.
     #[must_use]
     pub fn lease_ms(&self) -> Option<u64> {
         let Leases::On { drift_percent } = self.leases else { return None };
@@ -156,14 +161,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_ends_before_the_promise_it_rests_on_by_drift_and_a_tick() {
+    fn a_lease_ends_before_the_voters_promise_by_drift_and_one_tick() {
         let config = HostConfig::default();
         assert_eq!(config.lease_ms(), Some(7 * 50 - 35 - 50));
         assert_eq!(HostConfig { leases: Leases::Off, ..config }.lease_ms(), None);
     }
 
     #[test]
-    fn leases_of_no_length_are_refused_and_may_be_turned_off() {
+    fn leases_of_no_length_are_refused_unless_turned_off() {
         let drift = |drift_percent| HostConfig { leases: Leases::On { drift_percent }, ..HostConfig::default() };
         assert_eq!(drift(49).validate(), Ok(()));
         assert_eq!(drift(50).validate(), Err(HostConfigError::Drift));

@@ -1,24 +1,24 @@
 //! The shard host: drives consensus, log, state engine and transport for every replica of a node.
 //!
-//! [`Core`] and [`Applier`] decide; [`Host`] performs, with real threads, disks and sockets. The host is generic over the
-//! state machine: it knows neither keys nor metadata. A write passes through in this order: [`Handle::propose`] →
-//! raft thread (merged into a [`Batch`], replicated) → fsync → apply → answer.
+//! [`Core`] and [`Applier`] decide; [`Host`] performs their effects, with real threads, disks and sockets.
+//! The host is generic over the state machine and knows neither keys nor metadata. The path of a write:
+//! [`Handle::propose`] → raft thread (merged into a [`Batch`], replicated) → fsync → apply → answer.
 
 mod applier;
 mod batch;
-/// The clocks of a host.
+/// The clocks that a host reads.
 pub mod clock;
 mod config;
 mod core;
 mod host;
-/// What the host's threads do, for shells of other kinds.
+/// The work of the host's threads, without the threads, for other shells such as a simulator.
 pub mod work;
 
-pub use applier::{Applied, Applier, Held, Load, MachineFactory};
+pub use applier::{Applied, Applier, Load, MachineFactory, ReplicaContents};
 pub use batch::{Batch, BatchError};
 pub use config::{HostConfig, HostConfigError, Leases};
 pub use core::{
-    Answer, ApplyTask, Background, Beat, Core, Done, Effects, Freshness, Input, LostReason, Notice, Outgoing,
+    Answer, ApplyTask, Background, Core, Done, Effects, Freshness, Input, LostReason, NodeHeartbeat, Notice, Outgoing,
     ReadCounts, ReplicaStatus, Request, RequestError, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};

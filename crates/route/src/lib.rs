@@ -1,4 +1,5 @@
-//! Pure routing: which node to ask for a shard, when to try again, and which outcomes a session still waits for.
+//! Pure routing: which node to send a shard's request to, when to retry, and which outcomes a session still
+//! awaits.
 //!
 //! Time comes in as milliseconds; nothing here waits, sends or draws random numbers.
 

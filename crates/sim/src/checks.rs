@@ -1,8 +1,9 @@
-//! What must hold at every moment, whatever goes wrong: Raft's promises (Ongaro & Ousterhout 2014, figure 3), and those
-//! that the host adds about disks, objects and replicas.
+//! The invariants that hold at all times, under all faults: Raft's safety properties (Ongaro & Ousterhout
+//! 2014, figure 3), and those that the host adds for disks, objects and replicas.
 //!
-//! Checked after each event, on what that event changed. A check that fails panics; the run reports it with its seed.
-//! Linearizability is judged at the end, from what clients were told (see `workload`).
+//! Each event is followed by checks of the state it changed. A check that fails panics; the run reports it
+//! with its seed. Linearizability is checked at the end, from the history of the clients (see
+//! `linearizability`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,7 @@ use flotilla_types::{
 
 use crate::{disk::Disk, node::Node};
 
-/// What was seen so far.
+/// Everything observed so far that later events are checked against.
 #[derive(Default)]
 pub(crate) struct Checks {
     /// Each entry that any log ever held, as a hash, and the term of the entry before it.
@@ -29,18 +30,18 @@ pub(crate) struct Checks {
     leaders: BTreeMap<(ShardId, Term), ReplicaId>,
     applied: BTreeMap<(ReplicaId, u64), LogIndex>,
     descriptors: BTreeMap<ShardId, Descriptors>,
-    /// The newest configuration of each shard, and the one before: entries that were proposed before a change was applied
-    /// may be committed by either.
+    /// The newest configuration of each shard and the one before: entries proposed before a change was
+    /// applied may be committed by a quorum of either.
     confs: BTreeMap<ShardId, [ConfState; 2]>,
-    /// Nodes whose disks were damaged or put back: their replicas may break or be lost.
-    pub(crate) wounded: BTreeSet<NodeId>,
+    /// Nodes whose disks were damaged or rolled back, or that are removed: they may lose replicas.
+    pub(crate) damaged_nodes: BTreeSet<NodeId>,
     pub(crate) counts: Counts,
 }
 
-/// How much of everything there was, to show that a run was not idle.
+/// Counts that show that a run was not idle.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Terms with a leader.
+    /// Elections won: pairs of shard and term that had a leader.
     pub elections: u64,
     /// Entries that were committed.
     pub commits: u64,
@@ -48,31 +49,31 @@ pub struct Counts {
     pub checkpoints: u64,
     /// Snapshots that replaced a replica's state.
     pub snapshots: u64,
-    /// Configurations that were committed.
-    pub changes: u64,
-    /// Replicas that were given up.
-    pub lost: u64,
-    /// Strong reads that a leader answered without asking.
+    /// Shard descriptors with a new epoch that were applied.
+    pub config_changes: u64,
+    /// Replicas that nodes abandoned.
+    pub replicas_lost: u64,
+    /// Strong reads served under a lease.
     pub leased_reads: u64,
-    /// Strong reads for which a quorum was asked.
-    pub asked_reads: u64,
+    /// Strong reads confirmed by a quorum round.
+    pub quorum_reads: u64,
 }
 
 impl Counts {
-    /// Adds those of another run.
+    /// Adds the counts of another run.
     pub fn add(&mut self, other: &Self) {
         self.elections += other.elections;
         self.commits += other.commits;
         self.checkpoints += other.checkpoints;
         self.snapshots += other.snapshots;
-        self.changes += other.changes;
-        self.lost += other.lost;
+        self.config_changes += other.config_changes;
+        self.replicas_lost += other.replicas_lost;
         self.leased_reads += other.leased_reads;
-        self.asked_reads += other.asked_reads;
+        self.quorum_reads += other.quorum_reads;
     }
 }
 
-/// What was ever durable of a replica. Rolling a disk back does not undo it: a promise was made.
+/// The state of a replica that was ever durable. Rolling a disk back does not undo it: peers may rely on it.
 #[derive(Default)]
 struct Replica {
     shard: Option<ShardId>,
@@ -81,7 +82,7 @@ struct Replica {
     hard_state: HardState,
     votes: BTreeMap<Term, ReplicaId>,
     destroyed: bool,
-    /// Whether its disk was put back to before its last promises.
+    /// Whether its disk was rolled back to before its last promises.
     stale: bool,
 }
 
@@ -93,30 +94,30 @@ struct Descriptors {
 }
 
 impl Checks {
-    /// Looks at a node's replicas after each round of its raft thread.
+    /// Checks a node's replicas after each round of its raft thread.
     pub(crate) fn status(&mut self, node: &Node, replicas: &[ReplicaStatus]) {
         for replica in replicas {
             let id = replica.replica;
             let destroyed = self.replicas.get(&id).is_some_and(|replica| replica.destroyed);
-            assert!(!destroyed, "{id} of {} is back although it was destroyed", node.id);
+            assert!(!destroyed, "{id} of {} exists again after it was destroyed", node.id);
             self.applied(node, id, replica.applied);
             let Some(group) = &replica.group else { continue };
-            assert!(replica.applied <= group.commit, "{id} of {} applied what is not committed", node.id);
+            assert!(replica.applied <= group.commit, "{id} of {} applied entries that are not committed", node.id);
             if group.role == Role::Leader {
-                self.leads(replica.shard, id, group.term, &group.conf);
+                self.leader(replica.shard, id, group.term, &group.conf);
             }
         }
     }
 
-    fn leads(&mut self, shard: ShardId, replica: ReplicaId, term: Term, conf: &ConfState) {
+    fn leader(&mut self, shard: ShardId, replica: ReplicaId, term: Term, conf: &ConfState) {
         if let Some(leader) = self.leaders.get(&(shard, term)) {
             assert_eq!(*leader, replica, "two leaders of {shard} in {term}");
             return;
         }
         let removed = self.descriptors.get(&shard).is_some_and(|known| known.removed.contains(&replica));
-        assert!(!removed, "{replica} leads {shard} in {term} although it was removed");
+        assert!(!removed, "{replica} leads {shard} in {term} after it was removed");
         let voted = |voter: &ReplicaId| {
-            // A lone voter needs nobody's vote; it tells nobody before its own is durable (see `sends`).
+            // A lone voter needs no other vote; it sends nothing before its own is durable (see `message`).
             let alone = *voter == replica && conf.voters == [replica] && !conf.is_joint();
             alone || self.replicas.get(voter).is_some_and(|voter| voter.votes.get(&term) == Some(&replica))
         };
@@ -128,40 +129,43 @@ impl Checks {
         self.counts.elections += 1;
     }
 
-    /// Looks at the shards of which a node would answer strong reads without asking, at this moment and by its own clock: nobody else
-    /// can have been elected.
+    /// Checks the leases that a node holds at this moment by its own clock: no other replica may have been
+    /// elected since.
     pub(crate) fn leases(&self, node: NodeId, leases: &[(ShardId, Term)]) {
         for (shard, term) in leases {
             let newest = self.leaders.range((*shard, Term(0))..=(*shard, Term(u64::MAX))).next_back();
             if let Some(((_, newer), leader)) = newest {
-                assert!(newer <= term, "{node} has a lease of {shard} in {term}, and {leader} leads it in {newer}");
+                assert!(newer <= term, "{node} holds a lease of {shard} in {term}, but {leader} leads it in {newer}");
             }
         }
     }
 
-    /// Strong reads that a node let through.
+    /// Counts the strong reads that a node confirmed.
     pub(crate) fn reads(&mut self, before: ReadCounts, after: ReadCounts) {
         self.counts.leased_reads += after.by_lease - before.by_lease;
-        self.counts.asked_reads += after.by_round - before.by_round;
+        self.counts.quorum_reads += after.by_round - before.by_round;
     }
 
-    /// Looks at a message that leaves a node: it says nothing that the disk of its sender could take back.
-    pub(crate) fn sends(&mut self, message: &Message) {
+    /// Checks a message that leaves a node: it must promise nothing that is not durable on the sender.
+    pub(crate) fn message(&mut self, message: &Message) {
         let (id, to) = (message.from, message.to);
         let known = self.replicas.get(&id);
         let hard_state = known.map(|known| known.hard_state).unwrap_or_default();
-        assert!(!known.is_some_and(|known| known.stale), "{id} speaks although its disk went back: {message:?}");
-        let asks = matches!(message.kind, MessageKind::RequestPreVote | MessageKind::RequestPreVoteResponse);
         assert!(
-            asks || message.term <= hard_state.term,
-            "{id} speaks to {to} in {}, and its disk knows {}: {message:?}",
+            !known.is_some_and(|known| known.stale),
+            "{id} sends a message after its disk was rolled back: {message:?}"
+        );
+        let is_pre_vote = matches!(message.kind, MessageKind::RequestPreVote | MessageKind::RequestPreVoteResponse);
+        assert!(
+            is_pre_vote || message.term <= hard_state.term,
+            "{id} sends to {to} in {}, but only {} is durable: {message:?}",
             message.term,
             hard_state.term
         );
         match message.kind {
             MessageKind::RequestVote => {
                 let vote = self.vote(id, message.term, id);
-                assert_eq!(vote, Some(id), "{id} asks for votes in {} before its own is durable", message.term);
+                assert_eq!(vote, Some(id), "{id} requests votes in {} before its own is durable", message.term);
             }
             MessageKind::RequestVoteResponse if !message.reject => {
                 let vote = self.vote(id, message.term, to);
@@ -176,41 +180,43 @@ impl Checks {
         }
     }
 
-    /// Whom the voter can have voted for in this term. A vote that shared its disk write with a later term is not on the disk,
-    /// and none in that term can come after it: it counts as durable from the moment it is told.
-    fn vote(&mut self, voter: ReplicaId, term: Term, told: ReplicaId) -> Option<ReplicaId> {
+    /// The candidate that the voter has durably voted for in this term. A vote whose disk write also carried
+    /// a later term is not on the disk, but no other vote in that term can follow: it counts as durable once
+    /// it is sent.
+    fn vote(&mut self, voter: ReplicaId, term: Term, candidate: ReplicaId) -> Option<ReplicaId> {
         let known = self.replicas.get_mut(&voter)?;
         if term < known.hard_state.term {
-            known.votes.entry(term).or_insert(told);
+            known.votes.entry(term).or_insert(candidate);
         }
         known.votes.get(&term).copied()
     }
 
-    /// Applying never goes back while a node lives.
+    /// Checks that the applied index does not decrease while a process runs.
     pub(crate) fn applied(&mut self, node: &Node, replica: ReplicaId, index: LogIndex) {
         let before = self.applied.entry((replica, node.life)).or_default();
-        assert!(*before <= index, "{replica} went back from {before} to {index}");
+        assert!(*before <= index, "the applied index of {replica} went back from {before} to {index}");
         *before = index;
     }
 
-    /// Looks at what a node is about to apply: all replicas apply the same, and a quorum holds it.
-    pub(crate) fn task(&mut self, task: &ApplyTask<u64>) {
+    /// Checks entries that a node is about to apply: all replicas apply the same ones, and a quorum holds
+    /// them durably.
+    pub(crate) fn apply_task(&mut self, task: &ApplyTask<u64>) {
         match task {
             ApplyTask::Apply { replica, entries, conf, descriptor, .. } => {
                 for entry in entries {
-                    self.commits(*replica, descriptor.shard, entry, conf);
+                    self.committed_entry(*replica, descriptor.shard, entry, conf);
                 }
-                self.described(descriptor);
+                self.descriptor(descriptor);
             }
             ApplyTask::Open { replaces: true, .. } => self.counts.snapshots += 1,
             _ => {}
         }
     }
 
-    fn commits(&mut self, replica: ReplicaId, shard: ShardId, entry: &Entry, conf: &ConfState) {
+    fn committed_entry(&mut self, replica: ReplicaId, shard: ShardId, entry: &Entry, conf: &ConfState) {
         let found = (entry.term, hash_of(entry));
         if let Some(first) = self.committed.get(&(shard, entry.index)) {
-            assert_eq!(*first, found, "{replica} commits something else at {} of {shard}", entry.index);
+            assert_eq!(*first, found, "{replica} commits another entry at {} of {shard}", entry.index);
             return;
         }
         self.committed.insert((shard, entry.index), found);
@@ -233,29 +239,30 @@ impl Checks {
         );
     }
 
-    /// Epochs only grow, an epoch means one descriptor, and who was removed does not come back.
-    fn described(&mut self, descriptor: &ShardDescriptor) {
+    /// Checks that epochs only grow, that an epoch has one descriptor, and that removed replicas do not come
+    /// back.
+    fn descriptor(&mut self, descriptor: &ShardDescriptor) {
         let known = self.descriptors.entry(descriptor.shard).or_default();
         if let Some(first) = known.by_epoch.get(&descriptor.epoch) {
-            assert_eq!(first, descriptor, "one epoch, two descriptors");
+            assert_eq!(first, descriptor, "two descriptors have the same epoch");
             return;
         }
         let newest = known.by_epoch.last_key_value().is_none_or(|(newest, _)| *newest < descriptor.epoch);
         known.by_epoch.insert(descriptor.epoch, descriptor.clone());
-        self.counts.changes += 1;
+        self.counts.config_changes += 1;
         if !newest {
             return;
         }
         let now: BTreeSet<_> = descriptor.replicas.iter().map(|replica| replica.replica).collect();
         let back: Vec<_> = now.intersection(&known.removed).collect();
-        assert!(back.is_empty(), "{back:?} are back in {} although they were removed", descriptor.shard);
+        assert!(back.is_empty(), "{back:?} are in {} again after they were removed", descriptor.shard);
         known.removed.extend(known.ever.difference(&now));
         known.ever.extend(now);
     }
 
-    /// What a node knows of the cluster only moves forward, and no shard in it goes back.
+    /// Checks that a node's metadata only becomes newer, and that no shard's epoch in it decreases.
     pub(crate) fn metadata(&self, node: &Node, before: &MetaState, after: &MetaState) {
-        assert!(before.version() < after.version(), "{} takes older metadata", node.id);
+        assert!(before.version() < after.version(), "{} takes metadata that is not newer", node.id);
         for shard in after.shards() {
             let known = before.shard(shard.id).map(|before| before.descriptor.epoch).unwrap_or_default();
             let now = shard.descriptor.epoch;
@@ -264,39 +271,39 @@ impl Checks {
         }
     }
 
-    /// Looks at what became durable.
-    pub(crate) fn written(&mut self, node: &Node, batch: &LogBatch) {
+    /// Checks a batch of the log that became durable.
+    pub(crate) fn log_batch(&mut self, node: &Node, batch: &LogBatch) {
         for write in &batch.replicas {
-            self.wrote(node, write);
+            self.replica_write(node, write);
         }
         let touched: BTreeSet<_> = batch.replicas.iter().map(|write| write.replica).collect();
         for (id, log) in node.disk.replicas().expect("a log in memory") {
             let index = log.checkpoint.position.index;
             if touched.contains(&id) {
-                assert!(log.truncated.0 <= index, "{id} lacks entries that its checkpoint does not hold");
-                assert!(log.hard_state.commit <= log.last, "{id} knows of commits that its log does not reach");
+                assert!(log.truncated.0 <= index, "{id} truncated entries that its checkpoint does not cover");
+                assert!(log.hard_state.commit <= log.last, "the commit index of {id} is after the end of its log");
             }
         }
     }
 
-    fn wrote(&mut self, node: &Node, write: &ReplicaWrite) {
+    fn replica_write(&mut self, node: &Node, write: &ReplicaWrite) {
         let id = write.replica;
         let replica = self.replicas.entry(id).or_default();
-        assert!(!replica.destroyed || write.destroy, "{id} writes although it was destroyed");
+        assert!(!replica.destroyed || write.destroy, "{id} writes after it was destroyed");
         replica.destroyed |= write.destroy;
-        assert!(write.create.is_none() || replica.shard.is_none(), "{id} is created for the second time");
+        assert!(write.create.is_none() || replica.shard.is_none(), "{id} is created twice");
         replica.shard = replica.shard.or(write.create);
         if let Some(checkpoint) = &write.checkpoint {
             let index = checkpoint.position.index;
             assert!(replica.checkpoint <= index, "the checkpoint of {id} went back to {index}");
             replica.checkpoint = index;
-            let lacking = node.disk.lacking(checkpoint);
-            assert!(lacking.is_empty(), "the checkpoint of {id} names {lacking:?}, which {} lacks", node.id);
+            let missing = node.disk.missing_from(checkpoint);
+            assert!(missing.is_empty(), "the checkpoint of {id} names {missing:?}, which {} lacks", node.id);
             self.counts.checkpoints += 1;
         }
         if let Some(hard_state) = write.hard_state {
             let before = replica.hard_state;
-            assert!(before.term <= hard_state.term, "{id} went back from {before:?} to {hard_state:?}");
+            assert!(before.term <= hard_state.term, "the term of {id} went back from {before:?} to {hard_state:?}");
             let forgets =
                 before.term == hard_state.term && before.vote != ReplicaId::NONE && before.vote != hard_state.vote;
             assert!(!forgets, "{id} forgets its vote: {hard_state:?} after {before:?}");
@@ -322,13 +329,14 @@ impl Checks {
                 assert_eq!(first, found, "logs of {shard} agree at {} and differ before it", entry.index);
             }
             first.1 = first.1.or(found.1);
-            // Whatever stood behind a new entry is gone.
+            // A new entry truncates everything after it.
             replica.terms.split_off(&entry.index);
             replica.terms.insert(entry.index, entry.term);
         }
     }
 
-    /// A disk is put back to an older copy, and peers know: what its replicas promised since, they may not break.
+    /// Records that a disk is rolled back to an older copy, which peers can notice: a replica that made
+    /// promises since may send nothing more.
     pub(crate) fn rolled_back(&mut self, copy: &Disk) {
         for (id, log) in copy.replicas().expect("a log in memory") {
             let Some(known) = self.replicas.get_mut(&id) else { continue };
@@ -339,10 +347,14 @@ impl Checks {
         }
     }
 
-    /// A node gave replicas up: it must have had a reason.
-    pub(crate) fn lost(&mut self, node: &Node, replicas: &[(ShardId, ReplicaId)], reason: LostReason) {
-        assert!(self.wounded.contains(&node.id), "{} lost {replicas:?} ({reason:?}) with a sound disk", node.id);
-        self.counts.lost += replicas.len() as u64;
+    /// Checks that a node that abandoned replicas has a damaged disk.
+    pub(crate) fn replicas_lost(&mut self, node: &Node, replicas: &[(ShardId, ReplicaId)], reason: LostReason) {
+        assert!(
+            self.damaged_nodes.contains(&node.id),
+            "{} lost {replicas:?} ({reason:?}) with an undamaged disk",
+            node.id
+        );
+        self.counts.replicas_lost += replicas.len() as u64;
     }
 }
 

@@ -1,8 +1,8 @@
-//! A simulated disk: log and objects in memory, with the ways in which disks fail.
+//! A simulated disk: log and objects in memory, with injected failures.
 //!
-//! Completed writes are durable. What a crash finds under way may or may not have been made, as a whole: the log's own
-//! checksums see to that on a real disk, and its conformance tests prove it. Damage is what a checksum finds: reads
-//! of damaged entries and objects fail with the typed error that the real stores give.
+//! Completed writes are durable. A write in flight at a crash happens as a whole or not at all: on a real
+//! disk the log's checksums ensure that, and its conformance tests check it. Damage is what a checksum
+//! detects: reads of damaged entries and objects fail with the typed error of the real stores.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,16 +12,16 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_storage::{
-    EngineError, Log, LogBatch, LogError, MemoryEngine, MemoryLog, NodeMark, ReplicaLog, StateEngine, StateReader,
+    EngineError, Log, LogBatch, LogError, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, StateEngine, StateReader,
     Usage, WriteSet,
 };
 use flotilla_types::{Checkpoint, Entry, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
 use parking_lot::Mutex;
 
-/// What is wrong with a disk.
+/// The injected failures of a disk.
 #[derive(Debug, Clone, Default)]
 struct Damage {
-    /// Entries that do not match their checksum any more, from and to (included).
+    /// Entries that no longer match their checksum: first and last, both included.
     entries: BTreeMap<ReplicaId, (LogIndex, LogIndex)>,
     objects: BTreeSet<ObjectId>,
     /// Checkpoints cannot be written.
@@ -37,7 +37,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// The disk as found after a crash, or a copy of it at this moment.
+    /// The disk after a crash, or an independent copy of it.
     pub(crate) fn reopen(&self) -> Self {
         let damage = self.damage.lock().clone();
         Self { log: self.log.reopen(), engine: self.engine.reopen(), damage: Arc::new(Mutex::new(damage)) }
@@ -52,36 +52,36 @@ impl Disk {
         damage.entries.iter().any(still_there)
     }
 
-    /// Entries of a replica rot, if it has any.
+    /// Damages entries of a replica, both ends included.
     pub(crate) fn damage_entries(&self, replica: ReplicaId, from: LogIndex, to: LogIndex) {
         self.damage.lock().entries.insert(replica, (from, to));
     }
 
-    /// An object rots.
+    /// Damages an object.
     pub(crate) fn damage_object(&self, object: ObjectId) {
         self.damage.lock().objects.insert(object);
     }
 
-    /// No room for checkpoints, or room again.
     pub(crate) fn is_full(&self) -> bool {
         self.damage.lock().full
     }
 
+    /// Whether checkpoints and pulled objects fail for lack of space.
     pub(crate) fn set_full(&self, full: bool) {
         self.damage.lock().full = full;
     }
 
-    /// Objects that a durable checkpoint names and that are not here.
-    pub(crate) fn lacking(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
+    /// Objects that a checkpoint names and the disk does not have.
+    pub(crate) fn missing_from(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
         checkpoint.objects().filter(|object| self.engine.object(*object).is_err()).collect()
     }
 
-    fn is_rotten(&self, object: ObjectId) -> bool {
+    fn is_damaged(&self, object: ObjectId) -> bool {
         self.damage.lock().objects.contains(&object)
     }
 
-    fn sound(&self, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        match checkpoint.objects().find(|object| self.is_rotten(*object)) {
+    fn check_objects(&self, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        match checkpoint.objects().find(|object| self.is_damaged(*object)) {
             Some(object) => Err(EngineError::Object(object)),
             None => Ok(()),
         }
@@ -93,8 +93,8 @@ impl Log for Disk {
         self.log.recovered()
     }
 
-    fn marks(&self) -> Vec<NodeMark> {
-        self.log.marks()
+    fn peer_sequences(&self) -> Vec<PeerSequence> {
+        self.log.peer_sequences()
     }
 
     fn replicas(&self) -> Result<Vec<(ReplicaId, ReplicaLog)>, LogError> {
@@ -141,13 +141,13 @@ impl StateEngine for Disk {
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.sound(checkpoint)?;
+        self.check_objects(checkpoint)?;
         self.engine.open(replica, checkpoint)
     }
 
-    fn install(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.sound(checkpoint)?;
-        self.engine.install(replica, checkpoint)
+    fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.check_objects(checkpoint)?;
+        self.engine.install_snapshot(replica, checkpoint)
     }
 
     fn destroy(&self, replica: ReplicaId) -> Result<(), EngineError> {
@@ -177,29 +177,29 @@ impl StateEngine for Disk {
         self.engine.build(replica)
     }
 
-    fn settle(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.engine.settle(replica, checkpoint)
+    fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.engine.install_checkpoint(replica, checkpoint)
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
-        self.sound(checkpoint)?;
+        self.check_objects(checkpoint)?;
         self.engine.system(checkpoint)
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        // What is damaged counts as missing, as soon as somebody looks.
+        // The real store notices damage when it reads an object, and then reports it as missing.
         let mut missing = self.engine.missing(objects);
         let here = objects.iter().copied().filter(|object| !missing.contains(object));
-        let rotten: Vec<_> = here.filter(|object| self.is_rotten(*object)).collect();
-        self.engine.release(&rotten);
-        missing.extend(rotten);
+        let damaged: Vec<_> = here.filter(|object| self.is_damaged(*object)).collect();
+        self.engine.release(&damaged);
+        missing.extend(damaged);
         missing.sort_unstable();
         missing.dedup();
         missing
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
-        if self.is_rotten(object) { Err(EngineError::Object(object)) } else { self.engine.object(object) }
+        if self.is_damaged(object) { Err(EngineError::Object(object)) } else { self.engine.object(object) }
     }
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {

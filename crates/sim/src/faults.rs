@@ -1,7 +1,8 @@
-//! What goes wrong, and how it is put right again.
+//! Injects the planned faults and ends them.
 //!
-//! Faults that lose data wait for a cluster that is whole, so that no seed loses more copies than a majority can spare:
-//! what a cluster promises ends there. All others may pile up in any mixture.
+//! Faults that lose data begin only when the cluster has converged, so that no shard loses more copies than
+//! its majority can spare: a cluster promises nothing beyond that. All other faults may overlap in any
+//! mixture.
 
 use std::collections::BTreeMap;
 
@@ -12,77 +13,88 @@ use flotilla_types::{LogIndex, NodeId, ShardId};
 use rand::RngExt as _;
 
 use crate::{
+    convergence::LAG_MAX,
     disk::Disk,
-    network::{Cut, Weather},
+    network::{Cut, NetworkFaults},
     node::Folder,
-    operator::Then,
+    operator::FollowUp,
     plan::{DRIFTS_PPM, Fault, Planned},
     world::{Event, World},
 };
 
-/// Nodes that a world has at most, living and dead, so that ids and links stay few.
+/// Nodes that a world has at most, running and retired.
 const NODES_MAX: usize = 14;
 
-/// A moment at which somebody does something to the cluster.
+/// A scheduled step of a fault or of its repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Turn {
-    /// A planned fault, by its place in the plan.
+pub(crate) enum FaultStep {
+    /// A planned fault begins; by its index in the plan.
     Begin(usize),
     End(usize),
-    /// A process that ended itself is started again.
+    /// A process that exited is restarted.
     Restart(NodeId),
-    /// A machine whose disk was lost comes back as another node.
+    /// A machine that lost its disk joins as a new node at its old port.
     Rejoin(u16),
 }
 
-/// Faults that last.
+/// Faults in progress, by their index in the plan.
 #[derive(Default)]
 pub(crate) struct Faults {
     active: BTreeMap<usize, Active>,
-    /// No more faults begin.
-    pub(crate) over: bool,
+    /// Set at the end of a run: no more faults begin.
+    pub(crate) stopped: bool,
 }
+
+/// What must be undone when a fault ends.
 
 enum Active {
     Down(Vec<NodeId>),
     Cut(Cut),
-    Weather(Weather),
-    Slow(NodeId),
-    Full(NodeId),
+    Network(NetworkFaults),
+    SlowDisk(NodeId),
+    FullDisk(NodeId),
     Clock(NodeId),
     Removed(NodeId),
-    Backup { node: NodeId, disk: Box<Disk>, folder: Box<Folder>, incarnation: flotilla_types::Incarnation },
+    /// A copy of a disk, to be restored at the end of the fault.
+    Backup {
+        node: NodeId,
+        disk: Box<Disk>,
+        folder: Box<Folder>,
+        incarnation: flotilla_types::Incarnation,
+    },
     Restart(NodeId),
+    /// Nothing: the fault took effect at once, or ends by itself.
+    Nothing,
 }
 
 impl World {
-    /// Puts the plan's faults on the calendar.
-    pub(crate) fn begin_faults(&mut self) {
+    /// Schedules the faults of the plan.
+    pub(crate) fn schedule_faults(&mut self) {
         for (at, planned) in self.plan.faults.clone().into_iter().enumerate() {
-            self.schedule(planned.at_ms * 1_000, Event::Fault(Turn::Begin(at)));
+            self.schedule(planned.at_ms * 1_000, Event::Fault(FaultStep::Begin(at)));
         }
     }
 
-    pub(crate) fn turn(&mut self, turn: Turn) {
-        match turn {
-            Turn::Begin(at) => {
-                let Some(planned) = self.plan.faults.get(at).copied().filter(|_| !self.faults.over) else { return };
+    pub(crate) fn fault_step(&mut self, step: FaultStep) {
+        match step {
+            FaultStep::Begin(at) => {
+                let Some(planned) = self.plan.faults.get(at).copied().filter(|_| !self.faults.stopped) else { return };
                 match self.begin(planned) {
                     Some(active) => {
                         self.faults.active.insert(at, active);
-                        self.schedule(planned.lasts_ms * 1_000, Event::Fault(Turn::End(at)));
+                        self.schedule(planned.lasts_ms * 1_000, Event::Fault(FaultStep::End(at)));
                     }
-                    None => self.note(format!("#{at} {:?} has nothing to hit", planned.fault)),
+                    None => self.note(format!("#{at} {:?} is not possible now", planned.fault)),
                 }
             }
-            Turn::End(at) => {
+            FaultStep::End(at) => {
                 if let Some(active) = self.faults.active.remove(&at) {
                     self.note(format!("#{at} ends"));
                     self.end(active);
                 }
             }
-            Turn::Restart(node) => self.start(node),
-            Turn::Rejoin(port) => {
+            FaultStep::Restart(node) => self.start(node),
+            FaultStep::Rejoin(port) => {
                 let taken = self.nodes.values().any(|node| node.port == port && !node.retired);
                 if !taken && self.nodes.len() < NODES_MAX {
                     self.join(port);
@@ -91,27 +103,27 @@ impl World {
         }
     }
 
-    /// A process that ended itself: a supervisor starts it again.
+    /// Restarts a process that exited, as a supervisor does.
     pub(crate) fn restart_later(&mut self, node: NodeId) {
         let delay_us = self.rng.random_range(100_000..1_000_000);
-        self.schedule(delay_us, Event::Fault(Turn::Restart(node)));
+        self.schedule(delay_us, Event::Fault(FaultStep::Restart(node)));
     }
 
-    /// A machine that lost its disk: its operator has it join anew.
+    /// Joins a machine that lost its disk as a new node, as its operator does.
     pub(crate) fn rejoin_later(&mut self, node: NodeId) {
         let Some(port) = self.nodes.get(&node).map(|node| node.port) else { return };
         let delay_us = self.rng.random_range(100_000..2_000_000);
-        self.schedule(delay_us, Event::Fault(Turn::Rejoin(port)));
+        self.schedule(delay_us, Event::Fault(FaultStep::Rejoin(port)));
     }
 
     fn running(&self) -> Vec<NodeId> {
         self.nodes.values().filter(|node| node.running.is_some()).map(|node| node.id).collect()
     }
 
-    /// Whether a loss is under way that the cluster may not have noticed yet.
-    fn is_losing(&self) -> bool {
+    /// Whether a fault that loses data is in progress; the cluster may not have noticed it yet.
+    fn is_losing_data(&self) -> bool {
         let mut active = self.faults.active.keys().filter_map(|at| self.plan.faults.get(*at));
-        active.any(|planned| loses(planned.fault))
+        active.any(|planned| loses_data(planned.fault))
     }
 
     fn begin(&mut self, planned: Planned) -> Option<Active> {
@@ -121,7 +133,7 @@ impl World {
         let lasts_us = planned.lasts_ms * 1_000;
         let name = format!("{:?} for {} ms", planned.fault, planned.lasts_ms);
         let forming = (self.nodes.len() as u64) < self.plan.nodes || !self.operator.is_idle();
-        if loses(planned.fault) && (forming || self.is_losing() || self.unsettled(LAG_MAX).is_some()) {
+        if loses_data(planned.fault) && (forming || self.is_losing_data() || self.unconverged(LAG_MAX).is_some()) {
             return None;
         }
         self.note(format!("{name}: {id}"));
@@ -137,111 +149,120 @@ impl World {
             Fault::Pause => {
                 let until_us = self.now_us + lasts_us;
                 self.nodes.get_mut(&id)?.paused_until_us = until_us;
-                Active::Restart(NodeId::NONE)
+                Active::Nothing
             }
             Fault::Isolate | Fault::Halves | Fault::OneWay | Fault::Bridge => {
                 let cut = self.cut_of(planned.fault, id, which);
                 self.cut(&cut);
                 Active::Cut(cut)
             }
-            Fault::Storm => {
-                let before = self.network.weather.clone();
-                let weather = &mut self.network.weather;
-                weather.lost_per_mille = 50 + (which % 200) as u32;
-                weather.doubled_per_mille = 100;
-                weather.slow_per_mille = 100;
-                Active::Weather(before)
-            }
-            Fault::Lies => {
-                let before = self.network.weather.clone();
-                self.network.weather.lies_per_mille = 400;
-                Active::Weather(before)
+            Fault::FlakyNetwork => self.degrade_network(which),
+            Fault::CorruptPulls => {
+                let before = self.network.faults.clone();
+                self.network.faults.corrupt_pulls_per_mille = 400;
+                Active::Network(before)
             }
             Fault::SlowDisk => {
                 self.nodes.get_mut(&id)?.disk_us_max = 80_000;
-                Active::Slow(id)
+                Active::SlowDisk(id)
             }
             Fault::FsyncFails => {
                 self.nodes.get_mut(&id)?.fsync_fails = true;
-                Active::Restart(NodeId::NONE)
+                Active::Nothing
             }
             Fault::DiskFull => {
                 self.nodes.get_mut(&id)?.disk.set_full(true);
-                Active::Full(id)
+                Active::FullDisk(id)
             }
-            Fault::ClockJump => {
-                let jumps_ms = [-3_600_000, -60_000, -2_000, -300, 300, 700, 5_000, 60_000, 3_600_000];
-                let jump_ms = jumps_ms[which as usize % jumps_ms.len()];
-                self.note(format!("the wall clock of {id} jumps by {jump_ms} ms"));
-                self.nodes.get_mut(&id)?.clock.jump(jump_ms);
-                Active::Clock(id)
-            }
+            Fault::ClockJump => self.jump_clock(id, which)?,
             Fault::ClockDrift => {
                 let now_us = self.now_us;
                 self.nodes.get_mut(&id)?.clock.set_drift(now_us, DRIFTS_PPM[which as usize % DRIFTS_PPM.len()]);
                 Active::Clock(id)
             }
-            Fault::Transfer => {
-                self.transfer_one(planned.pick)?;
-                Active::Restart(NodeId::NONE)
-            }
-            Fault::Join => {
-                if self.nodes.len() >= NODES_MAX {
-                    return None;
-                }
-                let port = self.next_port();
-                self.join(port);
-                Active::Restart(NodeId::NONE)
-            }
-            Fault::Remove => {
-                if running.len() < 4 {
-                    return None;
-                }
-                self.checks.wounded.insert(id);
-                self.order(MetaCommand::RemoveNode { node: id }, Then::Nothing);
-                Active::Removed(id)
-            }
+            Fault::TransferLeader => self.transfer_one(planned.pick)?,
+            Fault::Join => self.join_one()?,
+            Fault::Remove => self.remove(id, running.len())?,
             Fault::Wipe => {
-                self.lose(id, "loses its disk");
-                Active::Restart(NodeId::NONE)
+                self.retire(id, "loses its disk");
+                Active::Nothing
             }
             Fault::RollBack => {
                 let node = self.nodes.get(&id)?;
                 let (disk, folder) = (Box::new(node.disk.reopen()), Box::new(node.folder.clone()));
                 Active::Backup { node: id, disk, folder, incarnation: node.incarnation }
             }
-            Fault::RotLog => {
-                let node = self.nodes.get(&id)?;
-                let replicas = node.disk.replicas().ok()?;
-                let (replica, log) = replicas.get(which as usize % replicas.len().max(1))?;
-                let entries = log.last.0 - log.truncated.0.0;
-                let first = log.truncated.0.0 + 1 + (which >> 8) % entries.max(1);
-                node.disk.damage_entries(*replica, LogIndex(first), LogIndex(first + which % 4));
-                self.checks.wounded.insert(id);
-                Active::Restart(id)
-            }
-            Fault::RotObject => {
-                let node = self.nodes.get(&id)?;
-                let replicas = node.disk.replicas().ok()?;
-                let objects: Vec<_> = replicas.iter().flat_map(|(_, log)| log.checkpoint.objects()).collect();
-                node.disk.damage_object(*objects.get(which as usize % objects.len().max(1))?);
-                self.checks.wounded.insert(id);
-                Active::Restart(id)
-            }
+            Fault::LogBitRot => self.damage_log(id, which)?,
+            Fault::ObjectBitRot => self.damage_object(id, which)?,
         })
+    }
+
+    fn degrade_network(&mut self, which: u64) -> Active {
+        let before = self.network.faults.clone();
+        let faults = &mut self.network.faults;
+        faults.lost_per_mille = 50 + (which % 200) as u32;
+        faults.duplicated_per_mille = 100;
+        faults.slow_per_mille = 100;
+        Active::Network(before)
+    }
+
+    fn jump_clock(&mut self, id: NodeId, which: u64) -> Option<Active> {
+        let jumps_ms = [-3_600_000, -60_000, -2_000, -300, 300, 700, 5_000, 60_000, 3_600_000];
+        let jump_ms = jumps_ms[which as usize % jumps_ms.len()];
+        self.note(format!("the wall clock of {id} jumps by {jump_ms} ms"));
+        self.nodes.get_mut(&id)?.clock.jump(jump_ms);
+        Some(Active::Clock(id))
+    }
+
+    fn join_one(&mut self) -> Option<Active> {
+        if self.nodes.len() >= NODES_MAX {
+            return None;
+        }
+        let port = self.next_port();
+        self.join(port);
+        Some(Active::Nothing)
+    }
+
+    fn remove(&mut self, id: NodeId, running: usize) -> Option<Active> {
+        if running < 4 {
+            return None;
+        }
+        self.checks.damaged_nodes.insert(id);
+        self.order(MetaCommand::RemoveNode { node: id }, FollowUp::Nothing);
+        Some(Active::Removed(id))
+    }
+
+    fn damage_log(&mut self, id: NodeId, which: u64) -> Option<Active> {
+        let node = self.nodes.get(&id)?;
+        let replicas = node.disk.replicas().ok()?;
+        let (replica, log) = replicas.get(which as usize % replicas.len().max(1))?;
+        let entries = log.last.0 - log.truncated.0.0;
+        let first = log.truncated.0.0 + 1 + (which >> 8) % entries.max(1);
+        node.disk.damage_entries(*replica, LogIndex(first), LogIndex(first + which % 4));
+        self.checks.damaged_nodes.insert(id);
+        Some(Active::Restart(id))
+    }
+
+    fn damage_object(&mut self, id: NodeId, which: u64) -> Option<Active> {
+        let node = self.nodes.get(&id)?;
+        let replicas = node.disk.replicas().ok()?;
+        let objects: Vec<_> = replicas.iter().flat_map(|(_, log)| log.checkpoint.objects()).collect();
+        node.disk.damage_object(*objects.get(which as usize % objects.len().max(1))?);
+        self.checks.damaged_nodes.insert(id);
+        Some(Active::Restart(id))
     }
 
     fn end(&mut self, active: Active) {
         match active {
             Active::Down(nodes) => nodes.into_iter().for_each(|node| self.start(node)),
-            Active::Cut(cut) => self.mend(&cut),
-            Active::Weather(before) => self.network.weather = before,
-            Active::Slow(id) => {
+            Active::Cut(cut) => self.restore(&cut),
+            Active::Network(before) => self.network.faults = before,
+            Active::SlowDisk(id) => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.disk_us_max = 2_000;
                 }
             }
-            Active::Full(id) => {
+            Active::FullDisk(id) => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.disk.set_full(false);
                 }
@@ -249,18 +270,18 @@ impl World {
             Active::Clock(id) => {
                 let now_us = self.now_us;
                 if let Some(node) = self.nodes.get_mut(&id) {
-                    node.clock.set_right(now_us, node.honest_ahead_ms);
+                    node.clock.correct(now_us, node.wall_offset_ms);
                 }
             }
             Active::Removed(id) => {
-                // Whether it is gone from the metadata or not: its machine is switched off.
+                // The machine is switched off, whether or not the metadata has the removal.
                 self.crash(id);
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.retired = true;
                 }
             }
             Active::Backup { node, disk, folder, incarnation } => self.roll_back(node, *disk, *folder, incarnation),
-            Active::Restart(NodeId::NONE) => {}
+            Active::Nothing => {}
             Active::Restart(id) => {
                 self.crash(id);
                 self.start(id);
@@ -268,24 +289,25 @@ impl World {
         }
     }
 
-    /// Puts an older copy of a disk back, if the cluster can spare the node and every peer remembers more of it than the copy holds:
-    /// within that window a roll-back cannot be noticed, and the documentation says so.
+    /// Restores an older copy of a disk, if the cluster can spare the node and every peer has seen a later
+    /// sequence than the copy holds. A roll-back that no peer can notice is documented as undetectable.
     fn roll_back(&mut self, id: NodeId, disk: Disk, folder: Folder, incarnation: flotilla_types::Incarnation) {
         let copied = disk.recovered();
-        let remembers =
-            |node: &crate::node::Node| node.disk.marks().iter().any(|mark| mark.node == id && mark.sequence > copied);
+        let has_seen_more = |node: &crate::node::Node| {
+            node.disk.peer_sequences().iter().any(|peer| peer.node == id && peer.sequence > copied)
+        };
         let mut others = self.nodes.values().filter(|node| node.id != id && !node.retired);
-        let known = others.all(remembers);
-        if !known || self.unsettled(LAG_MAX).is_some() || self.nodes.get(&id).is_none_or(|node| node.retired) {
-            self.note(format!("{id} is not rolled back after all"));
+        let noticeable = others.all(has_seen_more);
+        if !noticeable || self.unconverged(LAG_MAX).is_some() || self.nodes.get(&id).is_none_or(|node| node.retired) {
+            self.note(format!("{id} is not rolled back: not possible now"));
             return;
         }
         self.crash(id);
-        self.note(format!("{id} comes back with an older copy of its disk, up to {copied}"));
-        self.checks.wounded.insert(id);
+        self.note(format!("{id} restarts on an older copy of its disk, up to {copied}"));
+        self.checks.damaged_nodes.insert(id);
         self.checks.rolled_back(&disk);
         if let Some(node) = self.nodes.get_mut(&id) {
-            // The copy says what was on the disk, not how much room there is by now.
+            // The copy restores the content of the disk, not its free space.
             disk.set_full(node.disk.is_full());
             (node.disk, node.folder, node.incarnation) = (disk, folder, incarnation);
         }
@@ -296,7 +318,7 @@ impl World {
     fn cut_of(&self, fault: Fault, id: NodeId, which: u64) -> Cut {
         let all: Vec<_> = self.nodes.keys().copied().collect();
         let others = || all.iter().copied().filter(move |other| *other != id);
-        // Bits of the choice say on which side a node stands.
+        // The bits of `which` put each node on a side.
         let side = |node: NodeId| which >> (node.0 % 16) & 1 == 0;
         let between = |left: &dyn Fn(NodeId) -> bool, right: &dyn Fn(NodeId) -> bool| -> Cut {
             let pairs = all.iter().flat_map(|a| all.iter().map(move |b| (*a, *b)));
@@ -311,8 +333,8 @@ impl World {
         }
     }
 
-    /// One leader is told to hand over to another voter.
-    fn transfer_one(&mut self, pick: u64) -> Option<()> {
+    /// Tells one leader to transfer its leadership to another voter.
+    fn transfer_one(&mut self, pick: u64) -> Option<Active> {
         let led: Vec<_> = self
             .nodes
             .values()
@@ -323,28 +345,28 @@ impl World {
         let others: Vec<_> = replica.descriptor.replicas.iter().filter(|other| other.node != *node).collect();
         let to = others.get((pick >> 16) as usize % others.len().max(1))?.node;
         let shard: ShardId = replica.shard;
-        self.input(*node, Input::Transfer { shard, to });
-        Some(())
+        self.send_input(*node, Input::Transfer { shard, to });
+        Some(Active::Nothing)
     }
 
-    /// Everything that lasts ends, and nothing begins any more.
+    /// Ends all active faults; no more begin.
     pub(crate) fn heal(&mut self) {
-        self.faults.over = true;
-        self.note("everything is put right");
+        self.faults.stopped = true;
+        self.note("all faults are healed");
         for (_, active) in std::mem::take(&mut self.faults.active) {
-            // A disk that was copied and not put back stays as it is.
+            // A copy that was not restored yet is dropped.
             if !matches!(active, Active::Backup { .. }) {
                 self.end(active);
             }
         }
-        self.network.weather = Weather::fair();
+        self.network.faults = NetworkFaults::healthy();
         let now_us = self.now_us;
         for node in self.nodes.values_mut() {
             node.paused_until_us = 0;
             node.fsync_fails = false;
         }
         for node in self.nodes.values_mut() {
-            node.clock.set_right(now_us, node.honest_ahead_ms);
+            node.clock.correct(now_us, node.wall_offset_ms);
         }
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             self.start(id);
@@ -352,10 +374,7 @@ impl World {
     }
 }
 
-/// Faults that cost a copy of something that was promised.
-fn loses(fault: Fault) -> bool {
-    matches!(fault, Fault::Remove | Fault::Wipe | Fault::RollBack | Fault::RotLog | Fault::RotObject)
+/// Whether a fault destroys a copy of acknowledged data.
+fn loses_data(fault: Fault) -> bool {
+    matches!(fault, Fault::Remove | Fault::Wipe | Fault::RollBack | Fault::LogBitRot | Fault::ObjectBitRot)
 }
-
-/// A cluster counts as whole when no replica lacks more entries.
-const LAG_MAX: u64 = 64;

@@ -1,9 +1,12 @@
-//! Whole clusters in one thread, decided by one seed.
+//! A deterministic simulator: whole clusters in one thread, every choice derived from one seed.
 //!
-//! Real: everything that decides. The shard host's core and applier with the work of its threads (order of log and messages,
-//! frames, pulls), raft-rs groups, both state machines, the reconcilers, the failure detector, routing and sessions, and the
-//! encodings of all that travels. Simulated: network, disks, clocks, threads, and the people around the cluster. `docs` of each
-//! module say what it leaves out; the crate's README says what that means.
+//! Real code: the shard host's core and applier with the work of its threads (order of log writes and
+//! messages, frames, pulls), raft-rs groups, both state machines, the reconcilers, the failure detector,
+//! routing and sessions, and all encodings. Simulated: network, disks, clocks, threads, clients and the
+//! operator. Each module's docs say what it leaves out.
+//!
+//! Invariant: a seed decides the whole run. The order of random draws, of iteration and of events is part of
+//! that.
 //!
 //! ```
 //! let report = flotilla_sim::run(1, &flotilla_sim::Options::default())?;
@@ -13,9 +16,10 @@
 
 mod checks;
 mod clock;
+mod convergence;
 mod disk;
-mod ending;
 mod faults;
+mod linearizability;
 mod network;
 mod node;
 mod operator;
@@ -23,7 +27,6 @@ mod plan;
 mod run;
 mod sources;
 mod trace;
-mod verdict;
 mod workload;
 mod world;
 

@@ -1,4 +1,4 @@
-//! Runs seeds, many or one, and tells what it saw.
+//! The command line of the simulator: runs many seeds, or one in detail, and prints a summary.
 
 use std::{
     collections::BTreeSet,
@@ -17,34 +17,36 @@ use std::{
 
 use clap::Parser;
 use flotilla_sim::{Counts, Failure, Options, Report, run, shrink};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
+};
 
-/// Runs whole simulated clusters, each decided by one seed.
+/// Runs whole simulated clusters, each determined by one seed.
 #[derive(Debug, Parser)]
 #[command(name = "flotilla-sim", version)]
 struct Arguments {
     /// How many seeds to run.
     #[arg(long, default_value_t = 500)]
     seeds: u64,
-    /// The first of them.
+    /// The first seed.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// One seed only, with its story.
+    /// Run this seed only, and print what happened.
     #[arg(long, conflicts_with_all = ["seeds", "from"])]
     seed: Option<u64>,
-    /// Faults of that seed's plan to leave out, by their number.
+    /// Faults of that seed's plan to leave out, by index.
     #[arg(long, value_delimiter = ',', requires = "seed")]
     without: Vec<usize>,
     /// Write every event of that seed to this file.
     #[arg(long, value_name = "FILE", requires = "seed")]
     trace: Option<PathBuf>,
-    /// Show what the nodes of that seed log, as in `RUST_LOG`: `info`, `flotilla_replication=debug`.
+    /// Show the nodes' logs, filtered as in `RUST_LOG`: `info`, `flotilla_replication=debug`.
     #[arg(long, value_name = "FILTER", requires = "seed")]
-    log: Option<EnvFilter>,
-    /// Seeds to run at a time.
+    log: Option<Targets>,
+    /// Seeds to run in parallel.
     #[arg(long, default_value_t = thread::available_parallelism().map_or(1, usize::from))]
     jobs: usize,
-    /// Do not look for a smaller plan of the first seed that failed.
+    /// Do not shrink the plan of the first failing seed.
     #[arg(long)]
     plain: bool,
     /// Go on after a seed has failed.
@@ -55,7 +57,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(filter) = &arguments.log {
-        tracing_subscriber::fmt().with_env_filter(filter.clone()).with_writer(std::io::stderr).without_time().init();
+        registry().with(fmt::layer().with_writer(std::io::stderr).without_time().with_filter(filter.clone())).init();
     }
     match arguments.seed {
         Some(seed) => one(seed, &arguments),
@@ -66,15 +68,15 @@ fn main() -> ExitCode {
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     let without: BTreeSet<_> = arguments.without.iter().copied().collect();
     let started = Instant::now();
-    let result = run(seed, &Options { without, tell: arguments.trace.is_some(), ..Options::default() });
-    let told = match &result {
-        Ok(report) => &report.told,
-        Err(failure) => &failure.told,
+    let result = run(seed, &Options { without, record_events: arguments.trace.is_some(), ..Options::default() });
+    let event_log = match &result {
+        Ok(report) => &report.event_log,
+        Err(failure) => &failure.event_log,
     };
     if let Some(path) = &arguments.trace {
-        match fs::write(path, told.join("\n")) {
-            Ok(()) => eprintln!("{} events are in {}", told.len(), path.display()),
-            Err(error) => eprintln!("{} cannot be written: {error}", path.display()),
+        match fs::write(path, event_log.join("\n")) {
+            Ok(()) => eprintln!("wrote {} events to {}", event_log.len(), path.display()),
+            Err(error) => eprintln!("cannot write {}: {error}", path.display()),
         }
     }
     match result {
@@ -83,7 +85,7 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
                 println!("{:>8} ms  {note}", at_us / 1_000);
             }
             println!(
-                "seed {seed} holds: {} events, {} operations, {:?}, trace {:016x}, {:.1} s simulated in {:.2} s",
+                "seed {seed} passed: {} events, {} operations, {:?}, trace {:016x}, {:.1} s simulated in {:.2} s",
                 report.events,
                 report.operations,
                 report.counts,
@@ -102,7 +104,7 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
 
 #[derive(Default)]
 struct Sum {
-    held: u64,
+    passed: u64,
     simulated_ms: u64,
     events: u64,
     operations: u64,
@@ -111,7 +113,7 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, report: &Report) {
-        self.held += 1;
+        self.passed += 1;
         self.simulated_ms += report.simulated_ms;
         self.events += report.events;
         self.operations += report.operations as u64;
@@ -151,8 +153,8 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
     let sum = lock(&sum);
     let seconds = started.elapsed().as_secs_f64();
     println!(
-        "{} of {count} seeds held in {seconds:.0} s: {:.0} s simulated ({:.0} s per second), {} events, {} operations",
-        sum.held,
+        "{} of {count} seeds passed in {seconds:.0} s: {:.0} s simulated ({:.0} s per second), {} events, {} operations",
+        sum.passed,
         sum.simulated_ms as f64 / 1e3,
         sum.simulated_ms as f64 / 1e3 / seconds,
         sum.events,
@@ -166,36 +168,36 @@ fn many(seeds: Range<u64>, arguments: &Arguments) -> ExitCode {
     if arguments.plain {
         return ExitCode::FAILURE;
     }
-    eprintln!("failed: {seeds:?}; looking for the smallest plan of the first");
+    eprintln!("failed: {seeds:?}; shrinking the plan of the first");
     eprintln!("{}", shrink(first));
     ExitCode::FAILURE
 }
 
-/// Tells how far the run is: often on a terminal, seldom elsewhere.
+/// Prints progress: every second on a terminal, every 30 s elsewhere.
 fn progress(sum: &Mutex<Sum>, failures: &Mutex<Vec<Failure>>, count: u64, stop: &AtomicBool, started: Instant) {
     let terminal = std::io::stderr().is_terminal();
-    let mut told = Instant::now();
+    let mut printed = Instant::now();
     loop {
         thread::sleep(Duration::from_millis(100));
-        let (held, failed) = (lock(sum).held, lock(failures).len() as u64);
-        let over = held + failed >= count || stop.load(Ordering::Relaxed);
+        let (passed, failed) = (lock(sum).passed, lock(failures).len() as u64);
+        let finished = passed + failed >= count || stop.load(Ordering::Relaxed);
         let every = Duration::from_secs(if terminal { 1 } else { 30 });
-        if told.elapsed() >= every && !over {
-            told = Instant::now();
-            let done = held + failed;
+        if printed.elapsed() >= every && !finished {
+            printed = Instant::now();
+            let done = passed + failed;
             let rate = done as f64 / started.elapsed().as_secs_f64();
             let left_s = (count - done) as f64 / rate.max(1e-9);
             let (begin, end) = if terminal { ("\r", "   ") } else { ("", "\n") };
-            eprint!("{begin}{done} of {count} seeds, {failed} failed, {rate:.1} per second, {left_s:.0} s to go{end}");
+            eprint!("{begin}{done} of {count} seeds, {failed} failed, {rate:.1} per second, {left_s:.0} s left{end}");
             let _ = std::io::stderr().flush();
         }
-        if over {
+        if finished {
             return;
         }
     }
 }
 
-/// A thread that panicked while it added something up leaves sums that are still sums.
+/// Ignores poisoning: the sums stay usable when a thread panicked while it held the lock.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

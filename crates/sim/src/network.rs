@@ -1,7 +1,7 @@
 //! The network between nodes: delay, loss, duplication, reordering, partitions in one or both directions.
 //!
-//! Frames travel encoded, as on a wire. A cut direction loses what is sent into it; both ends hear of a cut only after a
-//! while, as with a connection that times out, and of a restored link when it is there again.
+//! Frames travel encoded, as on a wire. A cut direction drops what is sent into it. Both ends notice a cut
+//! only after a delay, as with a connection that times out, and a restored link after a shorter one.
 
 use std::collections::BTreeMap;
 
@@ -11,53 +11,59 @@ use rand::RngExt as _;
 
 use crate::world::{Event, World};
 
-/// What travels.
+/// A message on a link.
 #[derive(Clone)]
 pub(crate) enum Frame {
-    /// Raft messages and beats.
+    /// Raft messages and node heartbeats.
     Raft(Bytes),
     /// A datagram of the failure detector.
     Member(Bytes),
-    /// A request of one of the two kinds; `call` is the asker's own number.
+    /// A request; `call` is the caller's own number for it.
     Call { call: u64, kind: CallKind, body: Bytes },
-    /// The answer to it.
+    /// The answer to a call.
     Answer { call: u64, body: Bytes },
 }
 
-/// Which server a call is for.
+/// The service that a call is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallKind {
     Rpc,
     Objects,
 }
 
-/// How links behave.
+/// Rates of faults and delays on all links.
 #[derive(Debug, Clone)]
-pub(crate) struct Weather {
-    /// Of a thousand Raft frames and datagrams so many are lost.
+pub(crate) struct NetworkFaults {
+    /// Raft frames and datagrams per thousand that are lost.
     pub lost_per_mille: u32,
-    /// Of a thousand Raft frames so many arrive twice.
-    pub doubled_per_mille: u32,
-    /// Most frames take less than this, microseconds.
+    /// Raft frames and datagrams per thousand that arrive twice.
+    pub duplicated_per_mille: u32,
+    /// Upper end of the usual delay, microseconds.
     pub delay_us_max: u64,
-    /// Of a thousand frames so many take up to fifty times as long, overtaken by others.
+    /// Frames per thousand that take up to fifty times the usual delay, so that others overtake them.
     pub slow_per_mille: u32,
-    /// Of a thousand answers with objects so many are not what was asked for.
-    pub lies_per_mille: u32,
+    /// Answers to object pulls per thousand that are corrupted.
+    pub corrupt_pulls_per_mille: u32,
 }
 
-impl Weather {
+impl NetworkFaults {
     /// A good local network.
-    pub(crate) fn fair() -> Self {
-        Self { lost_per_mille: 0, doubled_per_mille: 0, delay_us_max: 2_000, slow_per_mille: 5, lies_per_mille: 0 }
+    pub(crate) fn healthy() -> Self {
+        Self {
+            lost_per_mille: 0,
+            duplicated_per_mille: 0,
+            delay_us_max: 2_000,
+            slow_per_mille: 5,
+            corrupt_pulls_per_mille: 0,
+        }
     }
 }
 
 /// All links.
 #[derive(Debug)]
 pub(crate) struct Network {
-    pub(crate) weather: Weather,
-    /// Directions that are cut, with how many partitions cut them.
+    pub(crate) faults: NetworkFaults,
+    /// Directions that are cut, with the number of partitions that cut them.
     cuts: BTreeMap<(NodeId, NodeId), u32>,
 }
 
@@ -65,8 +71,8 @@ pub(crate) struct Network {
 pub(crate) type Cut = Vec<(NodeId, NodeId)>;
 
 impl Network {
-    pub(crate) fn new(weather: Weather) -> Self {
-        Self { weather, cuts: BTreeMap::new() }
+    pub(crate) fn new(faults: NetworkFaults) -> Self {
+        Self { faults, cuts: BTreeMap::new() }
     }
 
     /// Whether frames pass in this direction.
@@ -74,27 +80,28 @@ impl Network {
         !self.cuts.contains_key(&(from, to))
     }
 
-    /// Whether a connection between the two can live.
+    /// Whether a connection between the two can exist.
     pub(crate) fn is_up(&self, a: NodeId, b: NodeId) -> bool {
         self.passes(a, b) && self.passes(b, a)
     }
 }
 
 impl World {
-    /// Sends a frame; what cannot pass is lost without a word.
+    /// Sends a frame. A frame into a cut direction is dropped silently.
     pub(crate) fn send(&mut self, from: NodeId, to: NodeId, frame: Frame) {
         if !self.network.passes(from, to) {
             return;
         }
-        let may_double = matches!(frame, Frame::Raft(_) | Frame::Member(_));
-        let weather = self.network.weather.clone();
-        let copies = if may_double && self.chance(weather.doubled_per_mille) { 2 } else { 1 };
+        // Calls and answers run over streams, which neither lose nor duplicate.
+        let is_datagram = matches!(frame, Frame::Raft(_) | Frame::Member(_));
+        let faults = self.network.faults.clone();
+        let copies = if is_datagram && self.chance(faults.duplicated_per_mille) { 2 } else { 1 };
         for _ in 0..copies {
-            if may_double && self.chance(weather.lost_per_mille) {
+            if is_datagram && self.chance(faults.lost_per_mille) {
                 continue;
             }
-            let slow = if self.chance(weather.slow_per_mille) { 50 } else { 1 };
-            let delay_us = self.rng.random_range(50..=slow * weather.delay_us_max);
+            let slow = if self.chance(faults.slow_per_mille) { 50 } else { 1 };
+            let delay_us = self.rng.random_range(50..=slow * faults.delay_us_max);
             self.schedule(delay_us, Event::Deliver { from, to, frame: frame.clone() });
         }
     }
@@ -107,8 +114,8 @@ impl World {
         self.links_changed(cut);
     }
 
-    /// Takes a cut back.
-    pub(crate) fn mend(&mut self, cut: &Cut) {
+    /// Undoes [`World::cut`].
+    pub(crate) fn restore(&mut self, cut: &Cut) {
         for direction in cut {
             if let Some(count) = self.network.cuts.get_mut(direction) {
                 *count -= 1;
@@ -126,12 +133,12 @@ impl World {
         }
     }
 
-    /// Both ends of a link hear, in their own time, that it is there or not. What they hear is looked up when they do.
+    /// Both ends of a link check it after a random delay. They look up its state at that moment, not now.
     pub(crate) fn link_changed(&mut self, a: NodeId, b: NodeId) {
         for (node, peer) in [(a, b), (b, a)] {
             let wait_us = if self.network.is_up(a, b) { 300_000 } else { 4_000_000 };
             let delay_us = self.rng.random_range(1_000..wait_us);
-            self.node_soon(node, delay_us, crate::node::Happening::Link { peer });
+            self.schedule_for(node, delay_us, crate::node::NodeEvent::Link { peer });
         }
     }
 }

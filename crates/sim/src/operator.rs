@@ -1,41 +1,41 @@
-//! Somebody who gives orders to the cluster through any of its nodes, and repeats each until it is answered.
+//! The operator: gives orders to the cluster through any of its nodes, and repeats each until it is answered.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_control::ShardError;
-use flotilla_meta::{JoinRequest, MetaCommand, MetaReply, TokenId};
+use flotilla_meta::{JoinRequest, MetaCommand, MetaRefusal, MetaReply, TokenId};
 use flotilla_types::NodeId;
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
-    clock::{Clock, WALL_MS},
-    node::{Node, Who, new_node},
+    clock::{Clock, WALL_START_MS},
+    node::{Caller, Node, new_node},
     world::{Event, World},
 };
 
 const TOKEN: TokenId = TokenId(7);
 const SECRET_HASH: [u8; 32] = [7; 32];
-/// Pause before an order that was not answered is given again, microseconds.
-const AGAIN_US: u64 = 300_000;
-const WITHIN_MS: u64 = 2_000;
-/// The port of the first node; a node that lost its disk comes back at its old one.
-pub(crate) const FIRST_PORT: u16 = 7_000;
-const PORTS_APART: u16 = 10;
+/// Pause before an order without an answer is repeated, microseconds.
+const ORDER_RETRY_US: u64 = 300_000;
+const ORDER_TIMEOUT_MS: u64 = 2_000;
+/// The port of the first node.
+const FIRST_PORT: u16 = 7_000;
+const PORT_STEP: u16 = 10;
 
-/// Orders that were not carried out yet.
+/// Orders that are pending.
 #[derive(Default)]
 pub(crate) struct Operator {
-    orders: BTreeMap<u64, (MetaCommand, Then)>,
+    orders: BTreeMap<u64, (MetaCommand, FollowUp)>,
     next: u64,
     ports: u16,
 }
 
-/// What follows from an order.
+/// What the operator does when an order has succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum FollowUp {
     Nothing,
-    /// A node starts at this port.
+    /// Start the node that joined, at this port.
     Start(u16),
 }
 
@@ -46,15 +46,15 @@ impl Operator {
 }
 
 impl World {
-    /// Gives an order, now.
-    pub(crate) fn order(&mut self, command: MetaCommand, then: Then) {
+    /// Gives an order.
+    pub(crate) fn order(&mut self, command: MetaCommand, follow_up: FollowUp) {
         self.operator.next += 1;
         let order = self.operator.next;
-        self.operator.orders.insert(order, (command, then));
-        self.operate(order, None);
+        self.operator.orders.insert(order, (command, follow_up));
+        self.operator_event(order, None);
     }
 
-    /// The first node, which founds the cluster.
+    /// Adds and starts the first node, which founds the cluster.
     pub(crate) fn found_cluster(&mut self) {
         let port = self.next_port();
         self.add_node(NodeId(1), port);
@@ -63,57 +63,57 @@ impl World {
             node.folder.has_authority = true;
         }
         self.start(NodeId(1));
-        let expires_at_ms = WALL_MS + 365 * 24 * 3_600_000;
+        let expires_at_ms = WALL_START_MS + 365 * 24 * 3_600_000;
         self.order(
             MetaCommand::CreateToken { id: TOKEN, hash: SECRET_HASH, expires_at_ms, uses: 1_000 },
-            Then::Nothing,
+            FollowUp::Nothing,
         );
     }
 
     pub(crate) fn next_port(&mut self) -> u16 {
         self.operator.ports += 1;
-        FIRST_PORT + PORTS_APART * (self.operator.ports - 1)
+        FIRST_PORT + PORT_STEP * (self.operator.ports - 1)
     }
 
-    /// A node joins at a port; who had it before is displaced.
+    /// A new node joins at a port and displaces the node that had it before.
     pub(crate) fn join(&mut self, port: u16) {
         let node = new_node(port, self.rng.random());
-        self.order(MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET_HASH, node }), Then::Start(port));
+        let request = JoinRequest { token: TOKEN, secret_hash: SECRET_HASH, node };
+        self.order(MetaCommand::Join(request), FollowUp::Start(port));
     }
 
     fn add_node(&mut self, id: NodeId, port: u16) {
-        let honest_ahead_ms = self.rng.random_range(-50..50);
+        let wall_offset_ms = self.rng.random_range(-50..50);
         let booted_us = self.rng.random_range(0..1_000_000_000);
-        self.nodes.insert(id, Node::new(id, port, Clock::new(booted_us, honest_ahead_ms), honest_ahead_ms));
+        self.nodes.insert(id, Node::new(id, port, Clock::new(booted_us, wall_offset_ms), wall_offset_ms));
     }
 
-    /// Time to give an order, or the answer to it.
-    pub(crate) fn operate(&mut self, order: u64, result: Option<Result<Bytes, ShardError>>) {
-        let Some((command, then)) = self.operator.orders.get(&order).cloned() else { return };
+    /// Sends an order when there is no result, and handles its result otherwise.
+    pub(crate) fn operator_event(&mut self, order: u64, result: Option<Result<Bytes, ShardError>>) {
+        let Some((command, follow_up)) = self.operator.orders.get(&order).cloned() else { return };
         match result {
             None => {
                 let live: Vec<_> =
                     self.nodes.values().filter(|node| node.running.is_some()).map(|node| node.id).collect();
                 match live.choose(&mut self.rng).copied() {
-                    Some(node) => self.with(node, |world, node, running| {
-                        world.propose_meta(node, running, &command, WITHIN_MS, Who::Operator(order));
+                    Some(node) => self.with_node(node, |world, node, running| {
+                        world.propose_meta(node, running, &command, ORDER_TIMEOUT_MS, Caller::Operator(order));
                     }),
-                    None => self.schedule(AGAIN_US, Event::Operator { order, result: None }),
+                    None => self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None }),
                 }
             }
-            Some(Err(_)) => self.schedule(AGAIN_US, Event::Operator { order, result: None }),
+            Some(Err(_)) => self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None }),
             Some(Ok(bytes)) => {
                 let reply = MetaReply::decode(&bytes).unwrap_or_else(|error| panic!("{command:?}: {error}"));
-                match (reply, then) {
-                    // The cluster is not there yet, or the token is not.
-                    (MetaReply::Refused(refusal), _) if self.operator_may_wait(&refusal) => {
-                        self.schedule(AGAIN_US, Event::Operator { order, result: None });
+                match (reply, follow_up) {
+                    (MetaReply::Refused(refusal), _) if is_transient(&refusal) => {
+                        self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None });
                     }
                     (MetaReply::Refused(refusal), _) => {
                         self.operator.orders.remove(&order);
                         self.note(format!("an order was refused: {refusal}"));
                     }
-                    (MetaReply::Node(id), Then::Start(port)) => {
+                    (MetaReply::Node(id), FollowUp::Start(port)) => {
                         self.operator.orders.remove(&order);
                         self.note(format!("{id} joins at port {port}"));
                         self.add_node(id, port);
@@ -126,9 +126,9 @@ impl World {
             }
         }
     }
+}
 
-    fn operator_may_wait(&self, refusal: &flotilla_meta::MetaRefusal) -> bool {
-        use flotilla_meta::MetaRefusal;
-        matches!(refusal, MetaRefusal::NotBootstrapped | MetaRefusal::UnknownToken)
-    }
+/// Whether an order may succeed later: the cluster or the token does not exist yet.
+fn is_transient(refusal: &MetaRefusal) -> bool {
+    matches!(refusal, MetaRefusal::NotBootstrapped | MetaRefusal::UnknownToken)
 }

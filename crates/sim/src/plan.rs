@@ -1,33 +1,34 @@
-//! What one seed will do: the cluster, its bounds, its network, its load, and what goes wrong when.
+//! The plan of one run, drawn from its seed: the cluster, its limits, its network, its load, and a schedule
+//! of faults.
 //!
-//! Swarm testing (Groce et al., ISSTA 2012): each seed draws which kinds of fault it has at all, so that rare mixtures
-//! and long stretches of one kind both come up. The plan is made before anything runs, so that faults can be taken out
-//! of it one by one and the rest stays.
+//! Swarm testing (Groce et al., ISSTA 2012): each seed first draws which kinds of fault it may use, so that
+//! both rare mixtures and long runs of one kind occur. The plan is complete before anything runs, so that
+//! faults can be left out one by one while the others stay the same.
 
 use flotilla_replication::{HostConfig, Leases, RaftConfig};
 use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::network::Weather;
+use crate::network::NetworkFaults;
 
-/// A whole run, before it begins.
+/// Everything that a seed decides before the run starts.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) nodes: u64,
     pub(crate) buckets: u16,
     pub(crate) clients: usize,
-    /// Most pauses between two operations of a client are shorter, microseconds.
+    /// Upper end of a client's pause between two operations, microseconds.
     pub(crate) think_us_max: u64,
     pub(crate) host: HostConfig,
-    pub(crate) weather: Weather,
-    /// Most tasks of a state machine take less, microseconds.
+    pub(crate) network: NetworkFaults,
+    /// Upper end of the usual duration of a task of a state machine, microseconds.
     pub(crate) apply_us_max: u64,
-    /// Of a thousand background jobs so many take up to a second and a half.
+    /// Background jobs per thousand that take up to 1.5 s.
     pub(crate) work_slow_per_mille: u32,
-    /// Whether faults and clients begin while the cluster still forms.
-    pub(crate) early: bool,
-    /// How long the load runs, milliseconds.
+    /// Whether clients and faults start while the cluster is still forming.
+    pub(crate) load_while_forming: bool,
+    /// Duration of the load, milliseconds.
     pub(crate) load_ms: u64,
     pub(crate) faults: Vec<Planned>,
 }
@@ -35,65 +36,65 @@ pub(crate) struct Plan {
 /// One fault of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Planned {
-    /// When it begins, milliseconds after the clients do.
+    /// When it begins, milliseconds after the clients start.
     pub at_ms: u64,
-    /// For how long, milliseconds of simulated time. Ignored by faults that are over at once.
+    /// Duration, milliseconds of simulated time. Ignored by faults that take effect at once.
     pub lasts_ms: u64,
-    /// What happens.
+    /// The kind of fault.
     pub fault: Fault,
-    /// Any number: chooses among nodes, directions and sizes when it begins.
+    /// A random number that chooses the node, direction or size when the fault begins.
     pub pick: u64,
 }
 
-/// What can go wrong, or be done to a cluster.
+/// The kinds of faults and of operator actions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// A process is killed and starts again.
+    /// One process is killed and restarted.
     Crash,
-    /// All are killed at once and start again, one after the other.
+    /// All processes are killed at once and restarted one after the other.
     CrashAll,
-    /// A process stops and goes on.
+    /// A process is suspended and resumed, as by SIGSTOP.
     Pause,
-    /// One node and the others do not reach each other.
+    /// One node is cut off from all others.
     Isolate,
-    /// Two halves do not reach each other.
+    /// The cluster is split into two halves.
     Halves,
-    /// A node is not heard, or hears nothing.
+    /// A node can only send, or only receive.
     OneWay,
-    /// Two halves reach each other only through one node that both reach.
+    /// Two halves are cut off from each other, and one node reaches both.
     Bridge,
-    /// Frames are lost, doubled and late everywhere.
-    Storm,
-    /// Peers answer with objects that are not what was asked for.
-    Lies,
+    /// Frames are lost, duplicated and delayed on all links.
+    FlakyNetwork,
+    /// Answers to object pulls are corrupted in transit.
+    CorruptPulls,
     /// The log's disk is slow.
     SlowDisk,
     /// An fsync of the log fails, which ends the process.
     FsyncFails,
-    /// No room for checkpoints and pulled objects.
+    /// No space for checkpoints and pulled objects.
     DiskFull,
     /// The wall clock jumps forwards or backwards.
     ClockJump,
     /// The clocks of a node run fast or slow.
     ClockDrift,
-    /// A leader is told to hand over.
-    Transfer,
+    /// Leadership of a shard is transferred.
+    TransferLeader,
     /// One more node joins.
     Join,
-    /// A node is removed for good.
+    /// A node is removed permanently.
     Remove,
-    /// A node loses its disk, and joins again as another one.
+    /// A node loses its disk and joins again under a new id.
     Wipe,
-    /// A node comes back with an older copy of its disk.
+    /// A node restarts on an older copy of its disk.
     RollBack,
-    /// Entries in a log rot.
-    RotLog,
-    /// An object rots, and the node restarts.
-    RotObject,
+    /// Log entries are damaged, and the node restarts.
+    LogBitRot,
+    /// An object is damaged, and the node restarts.
+    ObjectBitRot,
 }
 
 impl Fault {
-    /// Every kind.
+    /// Every kind. The order matters: seeds draw from it.
     pub const ALL: [Self; 21] = [
         Self::Crash,
         Self::CrashAll,
@@ -102,25 +103,25 @@ impl Fault {
         Self::Halves,
         Self::OneWay,
         Self::Bridge,
-        Self::Storm,
-        Self::Lies,
+        Self::FlakyNetwork,
+        Self::CorruptPulls,
         Self::SlowDisk,
         Self::FsyncFails,
         Self::DiskFull,
         Self::ClockJump,
         Self::ClockDrift,
-        Self::Transfer,
+        Self::TransferLeader,
         Self::Join,
         Self::Remove,
         Self::Wipe,
         Self::RollBack,
-        Self::RotLog,
-        Self::RotObject,
+        Self::LogBitRot,
+        Self::ObjectBitRot,
     ];
 }
 
 impl Plan {
-    /// What a seed stands for.
+    /// Draws the plan of a seed.
     pub(crate) fn draw(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let nodes = *[3, 3, 3, 4, 4, 5, 5, 7].choose(&mut rng).unwrap_or(&3);
@@ -144,16 +145,16 @@ impl Plan {
             buckets: rng.random_range(1..=3),
             clients: rng.random_range(2..=6),
             think_us_max: *[5_000, 20_000, 60_000].choose(&mut rng).unwrap_or(&20_000),
-            host: if rng.random_bool(0.8) { small_bounds() } else { HostConfig::default() },
-            weather: Weather {
+            host: if rng.random_bool(0.8) { small_limits() } else { HostConfig::default() },
+            network: NetworkFaults {
                 lost_per_mille: *[0, 0, 0, 5, 30].choose(&mut rng).unwrap_or(&0),
-                doubled_per_mille: *[0, 0, 10, 100].choose(&mut rng).unwrap_or(&0),
+                duplicated_per_mille: *[0, 0, 10, 100].choose(&mut rng).unwrap_or(&0),
                 delay_us_max: *[500, 2_000, 2_000, 20_000].choose(&mut rng).unwrap_or(&2_000),
-                ..Weather::fair()
+                ..NetworkFaults::healthy()
             },
             apply_us_max: *[100, 300, 300, 10_000].choose(&mut rng).unwrap_or(&300),
             work_slow_per_mille: *[2, 2, 100].choose(&mut rng).unwrap_or(&2),
-            early: rng.random_bool(0.3),
+            load_while_forming: rng.random_bool(0.3),
             load_ms,
             faults,
         };
@@ -164,11 +165,11 @@ impl Plan {
     }
 }
 
-/// How fast or slow the clocks of a node may run, parts per million.
+/// Clock drifts that [`Fault::ClockDrift`] uses, parts per million.
 pub(crate) const DRIFTS_PPM: [i64; 4] = [-100_000, -10_000, 10_000, 100_000];
 
-/// Bounds so small that checkpoints, snapshots and refusals happen all the time.
-fn small_bounds() -> HostConfig {
+/// Limits so small that checkpoints, snapshots and rejections happen often.
+fn small_limits() -> HostConfig {
     HostConfig {
         raft: RaftConfig {
             append_bytes_max: 1 << 10,
@@ -196,13 +197,13 @@ fn small_bounds() -> HostConfig {
 mod tests {
     use super::*;
 
-    /// What is drawn is more than a leader allows for in percent, and within what it allows for in all at these settings: leases promise
-    /// nothing beyond that.
+    /// The drift exceeds the percentage that a leader allows for, and stays within its total margin at these
+    /// settings. Leases promise nothing beyond that margin.
     #[test]
-    fn the_drift_that_is_drawn_is_within_what_leases_allow_for() {
+    fn drift_stays_within_the_margin_of_leases() {
         let million = 1_000_000;
         let (slowest, fastest) = (million + DRIFTS_PPM[0], million + DRIFTS_PPM[3]);
-        for host in [small_bounds(), HostConfig::default()] {
+        for host in [small_limits(), HostConfig::default()] {
             let lease_ms = i64::try_from(host.lease_ms().unwrap_or(0)).unwrap_or(i64::MAX);
             let promise_ms = (host.raft.election_ticks as i64 - 1) * host.tick_ms as i64;
             assert!(lease_ms > 0 && lease_ms * million / slowest + 1 < promise_ms * million / fastest);

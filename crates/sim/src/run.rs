@@ -1,4 +1,4 @@
-//! One seed from its plan to its verdict, and smaller plans that fail the same way.
+//! Runs one seed from its plan to its result, and reduces the plan of a failing seed.
 
 use std::{
     any::Any,
@@ -11,68 +11,69 @@ use std::{
 
 use crate::{
     checks::Counts,
+    convergence::LAG_MAX,
     plan::{Plan, Planned},
     world::World,
 };
 
-/// How long a cluster may take to form, milliseconds.
-const FORMING_MS: u64 = 60_000;
-/// Runs that looking for a smaller plan may take.
+/// Time within which a cluster must form, milliseconds.
+const FORMING_MS_MAX: u64 = 60_000;
+/// Runs that [`shrink`] may take.
 const SHRINK_RUNS_MAX: usize = 60;
 
 /// How to run a seed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Faults instead of those that the seed draws.
+    /// Faults that replace those drawn from the seed.
     pub faults: Option<Vec<Planned>>,
-    /// Faults of the plan that are left out, by their number.
+    /// Faults of the plan to leave out, by index.
     pub without: BTreeSet<usize>,
-    /// Whether every event is written down. Slow, and large: some 100 MB for a long run.
-    pub tell: bool,
+    /// Whether every event is recorded as text. Slow, and large: some 100 MB for a long run.
+    pub record_events: bool,
 }
 
-/// What a run that held was like.
+/// The result of a run in which every check held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The seed.
     pub seed: u64,
-    /// Everything that happened, as one number: equal for equal seeds.
+    /// Hash of all events: equal for equal seeds.
     pub trace: u64,
-    /// Events.
+    /// Number of events.
     pub events: u64,
     /// Simulated time, milliseconds.
     pub simulated_ms: u64,
-    /// Operations that clients began.
+    /// Operations that clients started.
     pub operations: usize,
-    /// What the cluster went through.
+    /// Elections, commits and other counts.
     pub counts: Counts,
-    /// The story, with times in microseconds.
+    /// Faults, starts, joins and losses, with times in microseconds.
     pub notes: Vec<(u64, String)>,
-    /// Every event, if asked for.
-    pub told: Vec<String>,
+    /// Every event, if [`Options::record_events`] is set.
+    pub event_log: Vec<String>,
 }
 
-/// Something did not hold.
+/// A run in which a check failed.
 #[derive(Debug, Clone)]
 pub struct Failure {
     /// The seed.
     pub seed: u64,
-    /// What did not hold, and where.
+    /// The panic message and its source location.
     pub message: String,
-    /// Microseconds of simulated time.
+    /// Simulated time of the failure, microseconds.
     pub at_us: u64,
-    /// Faults that were left out.
+    /// Indexes of the faults that were left out.
     pub without: BTreeSet<usize>,
-    /// Faults that the plan had.
+    /// Number of faults in the plan.
     pub faults: usize,
-    /// The story, with times in microseconds.
+    /// Faults, starts, joins and losses, with times in microseconds.
     pub notes: Vec<(u64, String)>,
-    /// Every event, if asked for.
-    pub told: Vec<String>,
+    /// Every event, if [`Options::record_events`] is set.
+    pub event_log: Vec<String>,
 }
 
 impl Failure {
-    /// The one command that shows it again.
+    /// The command that reproduces the failure.
     #[must_use]
     pub fn replay(&self) -> String {
         let without: Vec<_> = self.without.iter().map(ToString::to_string).collect();
@@ -84,11 +85,11 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {} failed at {} ms: {}", self.seed, self.at_us / 1_000, self.message)?;
-        writeln!(f, "{} of {} planned faults were left out. What was done to it:", self.without.len(), self.faults)?;
+        writeln!(f, "{} of {} planned faults were left out. What happened:", self.without.len(), self.faults)?;
         for (at_us, note) in &self.notes {
             writeln!(f, "{:>8} ms  {note}", at_us / 1_000)?;
         }
-        write!(f, "again, at {}: {}", crate::sources::describe(), self.replay())
+        write!(f, "to reproduce, at {}: {}", crate::sources::describe(), self.replay())
     }
 }
 
@@ -97,12 +98,12 @@ impl std::error::Error for Failure {}
 /// Runs a seed.
 ///
 /// # Errors
-/// Something that must hold did not.
+/// When a check failed.
 pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
     let mut plan = Plan::draw(seed);
     if let Some(faults) = &options.faults {
         plan.faults.clone_from(faults);
-        plan.early = false;
+        plan.load_while_forming = false;
         plan.load_ms = faults.iter().map(|planned| planned.at_ms + planned.lasts_ms + 1_000).fold(4_000, u64::max);
     }
     let faults = plan.faults.len();
@@ -111,13 +112,13 @@ pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
         at += 1;
         !options.without.contains(&(at - 1))
     });
-    let mut world = World::new(plan, options.tell);
-    listen();
+    let mut world = World::new(plan, options.record_events);
+    capture_panics();
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
-        live(&mut world);
-        crate::verdict::judge(&world);
+        execute(&mut world);
+        crate::linearizability::check_history(&world);
     }));
-    HEARD.with_borrow_mut(|heard| heard.listening = false);
+    CAPTURE.with_borrow_mut(|capture| capture.active = false);
     match outcome {
         Ok(()) => Ok(Report {
             seed,
@@ -126,7 +127,7 @@ pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
             simulated_ms: world.now_ms(),
             operations: world.workload.history.len(),
             counts: world.checks.counts,
-            told: world.told().to_vec(),
+            event_log: world.event_log().to_vec(),
             notes: world.notes,
         }),
         Err(panic) => Err(Box::new(Failure {
@@ -135,38 +136,39 @@ pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
             at_us: world.now_us,
             without: options.without.clone(),
             faults,
-            told: world.told().to_vec(),
+            event_log: world.event_log().to_vec(),
             notes: world.notes,
         })),
     }
 }
 
-fn live(world: &mut World) {
+fn execute(world: &mut World) {
     world.found_cluster();
     for _ in 1..world.plan.nodes {
         let port = world.next_port();
         world.join(port);
     }
-    if world.plan.early {
+    if world.plan.load_while_forming {
         world.run_ms(500);
     } else {
-        form(world);
+        wait_until_formed(world);
     }
-    world.begin_load();
-    world.begin_faults();
+    world.start_clients();
+    world.schedule_faults();
     world.run_ms(world.plan.load_ms);
-    world.finish();
+    world.check_convergence();
 }
 
-fn form(world: &mut World) {
-    let formed = world.run_until(FORMING_MS, |world| {
-        world.operator.is_idle() && world.nodes.len() as u64 == world.plan.nodes && world.unsettled(64).is_none()
+fn wait_until_formed(world: &mut World) {
+    let formed = world.run_until(FORMING_MS_MAX, |world| {
+        world.operator.is_idle() && world.nodes.len() as u64 == world.plan.nodes && world.unconverged(LAG_MAX).is_none()
     });
-    assert!(formed, "the cluster does not form: {:?}\n{}", world.unsettled(64), world.describe());
-    world.note("the cluster is formed");
+    assert!(formed, "the cluster did not form: {:?}\n{}", world.unconverged(LAG_MAX), world.describe());
+    world.note("the cluster has formed");
 }
 
-/// Leaves out whatever the failure does not need, within a bound, and returns the smallest plan that still fails.
+/// Leaves out faults that the failure does not need, in a bounded number of runs, and returns the smallest
+/// plan found that still fails.
 #[must_use]
 pub fn shrink(failure: Failure) -> Failure {
     let mut smallest = failure;
@@ -192,38 +194,38 @@ pub fn shrink(failure: Failure) -> Failure {
 }
 
 #[derive(Default)]
-struct Heard {
-    listening: bool,
-    place: Option<String>,
+struct PanicCapture {
+    active: bool,
+    location: Option<String>,
 }
 
 thread_local! {
-    /// Where this thread's run panicked: the panic itself does not carry it.
-    static HEARD: RefCell<Heard> = RefCell::default();
+    /// Where this thread's run panicked: the panic payload does not carry the location.
+    static CAPTURE: RefCell<PanicCapture> = RefCell::default();
 }
 
-/// Keeps panics of runs off the terminal, and remembers where they came from. Other panics go where they went before.
-fn listen() {
+/// Keeps panics of runs off the terminal and records their location. Other panics go to the previous hook.
+fn capture_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let before = panic::take_hook();
+        let previous = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            let ours = HEARD.with_borrow_mut(|heard| {
-                if heard.listening {
-                    heard.place = info.location().map(ToString::to_string);
+            let captured = CAPTURE.with_borrow_mut(|capture| {
+                if capture.active {
+                    capture.location = info.location().map(ToString::to_string);
                 }
-                heard.listening
+                capture.active
             });
-            if !ours {
-                before(info);
+            if !captured {
+                previous(info);
             }
         }));
     });
-    HEARD.with_borrow_mut(|heard| *heard = Heard { listening: true, place: None });
+    CAPTURE.with_borrow_mut(|capture| *capture = PanicCapture { active: true, location: None });
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    let place = HEARD.with_borrow_mut(|heard| heard.place.take());
-    format!("{} ({})", text.unwrap_or("a panic without words"), place.as_deref().unwrap_or("unknown place"))
+    let location = CAPTURE.with_borrow_mut(|capture| capture.location.take());
+    format!("{} ({})", text.unwrap_or("a panic without a message"), location.as_deref().unwrap_or("unknown location"))
 }

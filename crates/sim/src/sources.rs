@@ -1,16 +1,16 @@
-//! Which sources a failure belongs to: a seed means something for the sources it failed on only.
+//! Identifies the sources of a failing run: a seed reproduces a failure only on the same sources.
 
 use std::process::Command;
 
-/// The commit that is checked out, and whether anything was changed since. Asks git when it is called, which is right for who runs the
-/// simulator from the sources.
+/// The commit that is checked out, and whether it has uncommitted changes. Runs git when called: the
+/// simulator is run from the sources.
 pub(crate) fn describe() -> String {
     let folder = env!("CARGO_MANIFEST_DIR");
-    let asked = Command::new("git").args(["-C", folder, "describe", "--always", "--dirty", "--abbrev=12"]).output();
-    match asked {
+    let described = Command::new("git").args(["-C", folder, "describe", "--always", "--dirty", "--abbrev=12"]).output();
+    match described {
         Ok(output) if output.status.success() => {
             let commit = String::from_utf8_lossy(&output.stdout);
-            commit.trim().replace("-dirty", " and changes that are not committed")
+            commit.trim().replace("-dirty", " with uncommitted changes")
         }
         _ => "an unknown commit".to_owned(),
     }

@@ -1,4 +1,4 @@
-//! Events as text, for whoever reads the trace of a failing seed.
+//! Frames as text, for the event log of a failing seed.
 
 use flotilla_replication::{Input, work};
 use flotilla_types::NodeId;
@@ -6,18 +6,18 @@ use flotilla_wire::{decode, peer};
 
 use crate::network::{CallKind, Frame};
 
-/// What a frame says.
+/// The content of a frame.
 pub(crate) fn describe(from: NodeId, frame: &Frame) -> String {
     match frame {
         Frame::Raft(bytes) => match work::unpack::<u64>(from, bytes.clone()) {
             Ok(inputs) => inputs.iter().map(input).collect::<Vec<_>>().join(" | "),
-            Err(error) => format!("a frame that does not parse: {error}"),
+            Err(error) => format!("unparsable frame: {error}"),
         },
         Frame::Member(bytes) => format!("membership, {} bytes", bytes.len()),
         Frame::Call { call, kind: CallKind::Objects, .. } => format!("call {call} for objects"),
         Frame::Call { call, kind: CallKind::Rpc, body } => match decode::<peer::Request>(body.clone()) {
             Ok(peer::Request { kind: Some(kind) }) => format!("call {call} {}", request(&kind)),
-            _ => format!("call {call} that does not parse"),
+            _ => format!("call {call}, unparsable"),
         },
         Frame::Answer { call, body } => format!("answer to call {call}, {} bytes", body.len()),
     }
@@ -36,11 +36,16 @@ fn input(input: &Input<u64>) -> String {
             message.entries.len(),
             if message.reject { " rejects" } else { "" },
         ),
-        Input::Beat { beat, .. } => format!(
-            "beat {} recovered {} synced {} settled {} of you {} lost {:?}",
-            beat.incarnation, beat.recovered, beat.synced, beat.settled, beat.your_incarnation, beat.you_lost_up_to
+        Input::NodeHeartbeat { heartbeat, .. } => format!(
+            "heartbeat {} recovered {} synced {} recovery_complete {} of you {} lost {:?}",
+            heartbeat.incarnation,
+            heartbeat.recovered,
+            heartbeat.synced,
+            heartbeat.recovery_complete,
+            heartbeat.your_incarnation,
+            heartbeat.you_lost_up_to
         ),
-        _ => "no frame has this".to_owned(),
+        _ => "not a frame".to_owned(),
     }
 }
 

@@ -1,8 +1,8 @@
-//! Clients that put, get, add, compare, delete, batch and scan, each one operation at a time, and write down what they
-//! asked, when, and what they were told.
+//! Clients that put, get, add, compare-and-set, delete, batch and scan, each one operation at a time, and the
+//! history of their operations and results.
 //!
-//! An operation whose fate is unknown stays open for ever; one that was refused did not happen. Whether the whole history could
-//! come from one store that does one thing at a time is for the checker to say.
+//! An operation of unknown outcome never returns; a refused one did not happen. This module does not judge
+//! the history: the checker does (see `linearizability`).
 
 use bytes::Bytes;
 use flotilla_control::ShardError;
@@ -14,42 +14,42 @@ use flotilla_types::{KeyRange, NodeId, SessionId, ShardId, Timestamp};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
-    node::{Asked, Who},
+    node::{Caller, Completion},
     world::{Event, World},
 };
 
 /// Keys that only single operations touch.
 const REGISTERS: usize = 6;
 const COUNTERS: usize = 2;
-/// Groups of keys that batches and scans touch together; each lives in one shard by its tag.
+/// Groups of keys that batches and scans touch together; the tag in the key puts each group into one shard.
 const GROUPS: usize = 2;
 const MEMBERS: usize = 2;
-/// How long an operation may take, milliseconds.
+/// Deadlines to choose from, milliseconds.
 const DEADLINES_MS: [u64; 3] = [500, 1_500, 4_000];
 
-/// What a client does next.
+/// An event of a client.
 #[derive(Debug)]
 pub(crate) enum ClientEvent {
-    /// Thinks of something new.
-    Ask,
-    /// Is told the result.
-    Told(Box<Asked>),
+    /// The client starts its next operation.
+    StartOp,
+    /// The client's operation has a result.
+    OpDone(Box<Completion>),
 }
 
 /// One operation as its client saw it.
 #[derive(Debug, Clone)]
-pub(crate) struct Recorded {
+pub(crate) struct RecordedOp {
     pub(crate) client: usize,
     pub(crate) call_us: u64,
-    /// `None` while it runs, and for ever when nobody knows what became of it.
+    /// `None` while the operation is in flight, and when its outcome is unknown.
     pub(crate) returned_us: Option<u64>,
-    pub(crate) did: Did,
-    pub(crate) fate: Fate,
+    pub(crate) op: ClientOp,
+    pub(crate) result: OpResult,
 }
 
-/// What was asked for. Values are unique in a run.
+/// An operation of a client. Values are unique in a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Did {
+pub(crate) enum ClientOp {
     Get {
         keys: Vec<String>,
     },
@@ -57,7 +57,7 @@ pub(crate) enum Did {
         key: String,
         value: String,
     },
-    /// Puts when the key holds this value, or nothing.
+    /// Puts if the key has this value, or if it is absent (`None`).
     PutIf {
         key: String,
         expected: Option<String>,
@@ -69,7 +69,8 @@ pub(crate) enum Did {
     Delete {
         key: String,
     },
-    /// Puts one value under all keys when the first holds what is expected, if anything is.
+    /// Puts one value under all keys; if `expected` is set, only when the first key has that value, or is
+    /// absent.
     Batch {
         keys: Vec<String>,
         expected: Option<Option<String>>,
@@ -77,63 +78,66 @@ pub(crate) enum Did {
     },
 }
 
-/// What became of it.
+/// The result of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// Nobody knows; it may still happen.
+pub(crate) enum OpResult {
+    /// The outcome is unknown; the operation may still take effect.
     Unknown,
-    /// It did not happen.
+    /// The operation did not take effect.
     Refused,
-    /// A condition did not hold.
-    Failed,
+    /// A condition did not hold, so nothing was written.
+    ConditionFailed,
     Written,
     Read(Vec<Option<String>>),
     Sum(i64),
-    /// Whether there was something.
+    /// Whether the key existed.
     Deleted(bool),
 }
 
-/// All clients, and all they did.
+/// All clients, and the history of their operations.
 #[derive(Default)]
 pub(crate) struct Workload {
     clients: Vec<Client>,
-    pub(crate) history: Vec<Recorded>,
+    pub(crate) history: Vec<RecordedOp>,
     values: u64,
 }
 
 #[derive(Default)]
 struct Client {
-    /// The operation under way, as its place in the history.
-    under_way: Option<usize>,
-    /// The last value of each key that this client read, with its version: what conditions are made of.
+    /// The operation in flight, as an index into the history.
+    in_flight: Option<usize>,
+    /// The last value that this client read of each key, with its version; used for conditions.
     seen: Vec<(String, String, Timestamp)>,
-    rests: bool,
+    paused: bool,
 }
 
 impl Workload {
-    /// Nothing is under way, and nothing will be.
-    pub(crate) fn is_at_rest(&self) -> bool {
-        self.clients.iter().all(|client| client.rests && client.under_way.is_none())
+    /// Whether all clients are paused and no operation is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.clients.iter().all(|client| client.paused && client.in_flight.is_none())
     }
 
-    /// Lets clients finish what they do, and rest then; or go on.
-    pub(crate) fn rest(&mut self, rests: bool) {
+    /// Sets whether clients start new operations. Those in flight go on.
+    pub(crate) fn set_paused(&mut self, paused: bool) {
         for client in &mut self.clients {
-            client.rests = rests;
+            client.paused = paused;
         }
     }
 
-    /// How many writes were acknowledged by now.
+    /// Number of acknowledged writes.
     pub(crate) fn acknowledged(&self) -> usize {
-        self.history.iter().filter(|done| matches!(done.fate, Fate::Written | Fate::Sum(_) | Fate::Deleted(_))).count()
+        self.history
+            .iter()
+            .filter(|done| matches!(done.result, OpResult::Written | OpResult::Sum(_) | OpResult::Deleted(_)))
+            .count()
     }
 }
 
-/// What one operation needs on its way.
-struct Wish {
-    did: Did,
+/// An operation with the request that performs it.
+struct DrawnOp {
+    op: ClientOp,
     request: Request,
-    /// Which keys decide the shard.
+    /// Its keys; the first one decides the shard.
     keys: Vec<String>,
 }
 
@@ -143,76 +147,77 @@ enum Request {
 }
 
 impl World {
-    /// Lets the plan's clients begin.
-    pub(crate) fn begin_load(&mut self) {
+    /// Starts the clients of the plan.
+    pub(crate) fn start_clients(&mut self) {
         for client in 0..self.plan.clients {
             self.workload.clients.push(Client::default());
-            self.think(client);
+            self.schedule_next_op(client);
         }
     }
 
-    /// Resting clients go on.
-    pub(crate) fn go_on(&mut self) {
-        self.workload.rest(false);
+    /// Resumes paused clients.
+    pub(crate) fn resume_clients(&mut self) {
+        self.workload.set_paused(false);
         for client in 0..self.workload.clients.len() {
-            if self.workload.clients[client].under_way.is_none() {
-                self.think(client);
+            if self.workload.clients[client].in_flight.is_none() {
+                self.schedule_next_op(client);
             }
         }
     }
 
-    fn think(&mut self, client: usize) {
+    fn schedule_next_op(&mut self, client: usize) {
         let delay_us = self.rng.random_range(500..self.plan.think_us_max);
-        self.schedule(delay_us, Event::Client { client, event: ClientEvent::Ask });
+        self.schedule(delay_us, Event::Client { client, event: ClientEvent::StartOp });
     }
 
-    pub(crate) fn act(&mut self, client: usize, event: ClientEvent) {
+    pub(crate) fn client_event(&mut self, client: usize, event: ClientEvent) {
         match event {
-            ClientEvent::Ask => self.ask_something(client),
-            ClientEvent::Told(asked) => self.told_of(client, *asked),
+            ClientEvent::StartOp => self.start_op(client),
+            ClientEvent::OpDone(completion) => self.op_completed(client, *completion),
         }
     }
 
-    fn ask_something(&mut self, client: usize) {
-        if self.workload.clients[client].rests || self.workload.clients[client].under_way.is_some() {
+    fn start_op(&mut self, client: usize) {
+        if self.workload.clients[client].paused || self.workload.clients[client].in_flight.is_some() {
             return;
         }
         let live: Vec<_> = self.nodes.values().filter(|node| node.running.is_some()).map(|node| node.id).collect();
         let Some(gateway) = live.choose(&mut self.rng).copied() else {
-            self.think(client);
+            self.schedule_next_op(client);
             return;
         };
-        let Some(map) = self.nodes[&gateway].running.as_ref().map(|running| running.control.known.map().clone()) else {
+        let Some(map) = self.nodes[&gateway].running.as_ref().map(|running| running.control.cluster.map().clone())
+        else {
             return;
         };
         let Some(collection) = map.collection("default") else {
-            self.think(client);
+            self.schedule_next_op(client);
             return;
         };
         let record_key = |key: &str| collection.record_key(key.as_bytes()).into_bytes();
-        let wish = self.wish(client, &record_key);
+        let drawn = self.draw_op(client, &record_key);
         let home = |key: &String| map.shard_of(&record_key(key)).map(|shard| &shard.descriptor);
-        let Some(shard) = wish.keys.first().and_then(home).map(|shard| (shard.shard, shard.epoch.range)) else {
-            self.think(client);
+        let Some(shard) = drawn.keys.first().and_then(home).map(|shard| (shard.shard, shard.epoch.range)) else {
+            self.schedule_next_op(client);
             return;
         };
         let deadline_ms = *DEADLINES_MS.choose(&mut self.rng).unwrap_or(&1_500);
         let at = self.workload.history.len();
-        self.workload.history.push(Recorded {
+        self.workload.history.push(RecordedOp {
             client,
             call_us: self.now_us,
             returned_us: None,
-            did: wish.did,
-            fate: Fate::Unknown,
+            op: drawn.op,
+            result: OpResult::Unknown,
         });
-        self.workload.clients[client].under_way = Some(at);
-        self.submit(gateway, shard, wish.request, deadline_ms, Who::Client(client));
+        self.workload.clients[client].in_flight = Some(at);
+        self.submit(gateway, shard, drawn.request, deadline_ms, Caller::Client(client));
     }
 
-    fn submit(&mut self, gateway: NodeId, shard: (ShardId, u64), request: Request, deadline_ms: u64, who: Who) {
-        self.with(gateway, |world, node, running| match request {
+    fn submit(&mut self, gateway: NodeId, shard: (ShardId, u64), request: Request, deadline_ms: u64, caller: Caller) {
+        self.with_node(gateway, |world, node, running| match request {
             Request::Query(query) => {
-                world.query(node, running, shard, encode_query(&query), deadline_ms, who);
+                world.query(node, running, shard, encode_query(&query), deadline_ms, caller);
             }
             Request::Command { conditions, operations } => {
                 let command = Command {
@@ -223,29 +228,28 @@ impl World {
                     conditions,
                     operations,
                 };
-                world.command(node, running, shard, command, deadline_ms, who);
+                world.command(node, running, shard, command, deadline_ms, caller);
             }
         });
     }
 
-    fn wish(&mut self, client: usize, record_key: &dyn Fn(&str) -> Bytes) -> Wish {
+    fn draw_op(&mut self, client: usize, record_key: &dyn Fn(&str) -> Bytes) -> DrawnOp {
         let register = format!("r{}", self.rng.random_range(0..REGISTERS));
         let counter = format!("c{}", self.rng.random_range(0..COUNTERS));
         let group = self.rng.random_range(0..GROUPS);
         let members: Vec<_> = (0..MEMBERS).map(|member| format!("{{g{group}}}{member}")).collect();
         self.workload.values += 1;
-        // Some are large, so that bounds on bytes matter too.
+        // Some values are large, so that limits on bytes matter too.
         let padding = if self.rng.random_range(0..10) == 0 { 600 } else { 0 };
         let value = format!("v{}{}", self.workload.values, ".".repeat(padding));
         let seen = &self.workload.clients[client].seen;
-        let seen_of =
-            |key: &str| seen.iter().find(|(known, ..)| known == key).map(|(_, value, at)| (value.clone(), *at));
+        let seen_of = |key: &str| seen.iter().find(|(seen, ..)| seen == key).map(|(_, value, at)| (value.clone(), *at));
         match self.rng.random_range(0..16) {
             0..=3 => get(vec![register], record_key),
             4 => get(vec![counter], record_key),
             5..=7 => {
                 let operations = vec![put(record_key(&register), &value)];
-                change(Did::Put { key: register.clone(), value }, vec![register], Vec::new(), operations)
+                change(ClientOp::Put { key: register.clone(), value }, vec![register], Vec::new(), operations)
             }
             8 | 9 => {
                 let expected = seen_of(&register);
@@ -253,16 +257,16 @@ impl World {
                     expected.as_ref().map_or(Condition::Absent, |(_, version)| Condition::Version(*version));
                 let mut operation = put(record_key(&register), &value);
                 operation.condition = Some(condition);
-                let did = Did::PutIf { key: register.clone(), expected: expected.map(|(value, _)| value), value };
-                change(did, vec![register], Vec::new(), vec![operation])
+                let op = ClientOp::PutIf { key: register.clone(), expected: expected.map(|(value, _)| value), value };
+                change(op, vec![register], Vec::new(), vec![operation])
             }
             10 | 11 => {
                 let operations = vec![operation(record_key(&counter), Action::Add { delta: 1 })];
-                change(Did::Add { key: counter.clone() }, vec![counter], Vec::new(), operations)
+                change(ClientOp::Add { key: counter.clone() }, vec![counter], Vec::new(), operations)
             }
             12 => {
                 let operations = vec![operation(record_key(&register), Action::Delete { return_old: false })];
-                change(Did::Delete { key: register.clone() }, vec![register], Vec::new(), operations)
+                change(ClientOp::Delete { key: register.clone() }, vec![register], Vec::new(), operations)
             }
             13 | 14 => {
                 let expected = if self.rng.random_bool(0.5) { None } else { Some(seen_of(&members[0])) };
@@ -272,83 +276,83 @@ impl World {
                 let conditions = condition.into_iter().map(|condition| (record_key(&members[0]), condition)).collect();
                 let operations = members.iter().map(|key| put(record_key(key), &value)).collect();
                 let expected = expected.map(|expected| expected.map(|(value, _)| value));
-                change(Did::Batch { keys: members.clone(), expected, value }, members, conditions, operations)
+                change(ClientOp::Batch { keys: members.clone(), expected, value }, members, conditions, operations)
             }
             _ if self.rng.random_bool(0.5) => get(members, record_key),
             _ => scan(members, record_key),
         }
     }
 
-    fn told_of(&mut self, client: usize, asked: Asked) {
-        let Some(at) = self.workload.clients[client].under_way.take() else { return };
-        let is_read = matches!(self.workload.history[at].did, Did::Get { .. });
-        let fate = match asked.result {
-            Ok(bytes) => self.understand(client, at, bytes),
-            Err(ShardError::Unknown) if !is_read => Fate::Unknown,
-            Err(_) => Fate::Refused,
+    fn op_completed(&mut self, client: usize, completion: Completion) {
+        let Some(at) = self.workload.clients[client].in_flight.take() else { return };
+        let is_read = matches!(self.workload.history[at].op, ClientOp::Get { .. });
+        let result = match completion.result {
+            Ok(bytes) => self.decode_result(client, at, bytes),
+            Err(ShardError::Unknown) if !is_read => OpResult::Unknown,
+            Err(_) => OpResult::Refused,
         };
         let now_us = self.now_us;
         let recorded = &mut self.workload.history[at];
-        recorded.returned_us = (fate != Fate::Unknown).then_some(now_us);
-        recorded.fate = fate;
-        self.think(client);
+        recorded.returned_us = (result != OpResult::Unknown).then_some(now_us);
+        recorded.result = result;
+        self.schedule_next_op(client);
     }
 
-    fn understand(&mut self, client: usize, at: usize, bytes: Bytes) -> Fate {
-        let did = self.workload.history[at].did.clone();
-        if let Did::Get { keys } = &did {
+    fn decode_result(&mut self, client: usize, at: usize, bytes: Bytes) -> OpResult {
+        let op = self.workload.history[at].op.clone();
+        if let ClientOp::Get { keys } = &op {
             let records = match decode_answer(bytes) {
                 Ok(Found::Records(records)) => records,
                 Ok(Found::Page { records, next: None }) => keys
                     .iter()
                     .map(|key| records.iter().find(|record| record.key.ends_with(key.as_bytes())).cloned())
                     .collect(),
-                Ok(Found::WrongShard | Found::TimeNeeded) => return Fate::Refused,
-                other => panic!("{other:?} is no answer to {did:?}"),
+                Ok(Found::WrongShard | Found::ClockAdvanceNeeded) => return OpResult::Refused,
+                other => panic!("{other:?} is not an answer to {op:?}"),
             };
             let seen = &mut self.workload.clients[client].seen;
             let text = |value: &Bytes| String::from_utf8_lossy(value).into_owned();
             for (key, record) in keys.iter().zip(&records) {
-                seen.retain(|(known, ..)| known != key);
+                seen.retain(|(seen, ..)| seen != key);
                 seen.extend(record.as_ref().map(|record| (key.clone(), text(&record.value), record.version)));
             }
-            return Fate::Read(
+            return OpResult::Read(
                 records.iter().map(|record| record.as_ref().map(|record| text(&record.value))).collect(),
             );
         }
-        let outcome = decode_outcome(bytes).unwrap_or_else(|error| panic!("{error} for {did:?}"));
+        let outcome = decode_outcome(bytes).unwrap_or_else(|error| panic!("{error} for {op:?}"));
         match outcome {
-            Outcome::Done { results, .. } => match (&did, results.first()) {
-                (Did::Add { .. }, Some(OperationResult::Written { number, .. })) => Fate::Sum(*number),
-                (Did::Delete { .. }, Some(OperationResult::Deleted { .. })) => Fate::Deleted(true),
-                (Did::Delete { .. }, Some(OperationResult::Absent)) => Fate::Deleted(false),
-                (_, Some(OperationResult::Written { .. })) => Fate::Written,
-                (_, other) => panic!("{other:?} is no result of {did:?}"),
+            Outcome::Done { results, .. } => match (&op, results.first()) {
+                (ClientOp::Add { .. }, Some(OperationResult::Written { number, .. })) => OpResult::Sum(*number),
+                (ClientOp::Delete { .. }, Some(OperationResult::Deleted { .. })) => OpResult::Deleted(true),
+                (ClientOp::Delete { .. }, Some(OperationResult::Absent)) => OpResult::Deleted(false),
+                (_, Some(OperationResult::Written { .. })) => OpResult::Written,
+                (_, other) => panic!("{other:?} is not a result of {op:?}"),
             },
-            Outcome::Refused(Refusal::ConditionFailed { .. }) => Fate::Failed,
-            Outcome::Refused(Refusal::Expired { .. } | Refusal::OutcomeForgotten) => Fate::Unknown,
-            Outcome::Refused(Refusal::SessionFull | Refusal::WrongShard) => Fate::Refused,
-            Outcome::Refused(other) => panic!("{did:?} was refused: {other}"),
+            Outcome::Refused(Refusal::ConditionFailed { .. }) => OpResult::ConditionFailed,
+            Outcome::Refused(Refusal::Expired { .. } | Refusal::OutcomeForgotten) => OpResult::Unknown,
+            Outcome::Refused(Refusal::SessionFull | Refusal::WrongShard) => OpResult::Refused,
+            Outcome::Refused(other) => panic!("{op:?} was refused: {other}"),
         }
     }
 }
 
-fn get(keys: Vec<String>, record_key: &dyn Fn(&str) -> Bytes) -> Wish {
+fn get(keys: Vec<String>, record_key: &dyn Fn(&str) -> Bytes) -> DrawnOp {
     let query = Query::Get { keys: keys.iter().map(|key| record_key(key)).collect(), values: true };
-    Wish { did: Did::Get { keys: keys.clone() }, request: Request::Query(query), keys }
+    DrawnOp { op: ClientOp::Get { keys: keys.clone() }, request: Request::Query(query), keys }
 }
 
-fn scan(keys: Vec<String>, record_key: &dyn Fn(&str) -> Bytes) -> Wish {
+fn scan(keys: Vec<String>, record_key: &dyn Fn(&str) -> Bytes) -> DrawnOp {
     let start = record_key(&keys[0]);
     let mut end = record_key(&keys[keys.len() - 1]).to_vec();
     end.push(0);
     let range = KeyRange { start, end: end.into() };
     let query = Query::Scan { range, items_max: 100, bytes_max: 1 << 20, values: true };
-    Wish { did: Did::Get { keys: keys.clone() }, request: Request::Query(query), keys }
+    DrawnOp { op: ClientOp::Get { keys: keys.clone() }, request: Request::Query(query), keys }
 }
 
-fn change(did: Did, keys: Vec<String>, conditions: Vec<(Bytes, Condition)>, operations: Vec<Operation>) -> Wish {
-    Wish { did, request: Request::Command { conditions, operations }, keys }
+fn change(op: ClientOp, keys: Vec<String>, conditions: Vec<(Bytes, Condition)>, operations: Vec<Operation>) -> DrawnOp {
+    DrawnOp { op, request: Request::Command { conditions, operations }, keys }
 }
 
 fn operation(key: Bytes, action: Action) -> Operation {

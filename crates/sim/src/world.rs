@@ -1,6 +1,7 @@
-//! Virtual time: what happens next, on which node, and the one generator of chance.
+//! Virtual time: the event queue and the one random number generator of a run.
 //!
-//! Invariant: everything is decided by the seed. Nothing here reads a clock, a thread's identity or the order of a hash map.
+//! Invariant: the seed decides everything. Nothing here reads a clock, a thread's identity or the order of a
+//! hash map.
 
 use std::{
     collections::BTreeMap,
@@ -16,30 +17,30 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     checks::Checks,
-    faults::{Faults, Turn},
+    faults::{FaultStep, Faults},
     network::{Frame, Network},
-    node::{Happening, Node},
+    node::{Node, NodeEvent},
     operator::Operator,
     plan::Plan,
     workload::{ClientEvent, Workload},
 };
 
-/// What happens next.
+/// An entry of the event queue.
 pub(crate) enum Event {
-    /// Something on a node; void when the node's life has ended meanwhile.
-    Node { node: NodeId, life: u64, event: Box<Happening> },
+    /// An event of a node's process; dropped when that process has ended meanwhile.
+    Node { node: NodeId, life: u64, event: Box<NodeEvent> },
     /// A frame arrives.
     Deliver { from: NodeId, to: NodeId, frame: Frame },
     /// A client acts.
     Client { client: usize, event: ClientEvent },
-    /// Something goes wrong, or is put right.
-    Fault(Turn),
-    /// An order to the cluster is given, or was answered.
+    /// A fault begins or ends.
+    Fault(FaultStep),
+    /// The operator gives an order (no result), or an order was answered.
     Operator { order: u64, result: Option<Result<Bytes, ShardError>> },
 }
 
 impl Event {
-    /// What the trace is made of; cheap, because every event passes through here.
+    /// Adds the event to the trace. Cheap, because it is called for every event.
     fn hash(&self, hasher: &mut DefaultHasher) {
         match self {
             Self::Node { node, life, event } => {
@@ -54,7 +55,7 @@ impl Event {
                 hasher.write(bytes);
             }
             Self::Client { client, event } => (2_u8, client, std::mem::discriminant(event)).hash(hasher),
-            Self::Fault(turn) => (3_u8, turn).hash(hasher),
+            Self::Fault(step) => (3_u8, step).hash(hasher),
             Self::Operator { order, result } => (4_u8, order, result.is_some()).hash(hasher),
         }
     }
@@ -64,7 +65,7 @@ impl Event {
             Self::Node { node, event, .. } => format!("{node} {event:?}"),
             Self::Deliver { from, to, frame } => format!("{from}→{to} {}", crate::trace::describe(*from, frame)),
             Self::Client { client, event } => format!("client {client} {event:?}"),
-            Self::Fault(turn) => format!("{turn:?}"),
+            Self::Fault(step) => format!("{step:?}"),
             Self::Operator { order, result } => {
                 format!("order {order} {}", if result.is_some() { "answered" } else { "given" })
             }
@@ -72,7 +73,7 @@ impl Event {
     }
 }
 
-/// Everything there is.
+/// The whole state of a run.
 pub(crate) struct World {
     pub(crate) now_us: u64,
     pub(crate) plan: Plan,
@@ -84,18 +85,18 @@ pub(crate) struct World {
     pub(crate) operator: Operator,
     pub(crate) workload: Workload,
     pub(crate) checks: Checks,
-    /// What an operator would tell of this run: faults, starts, joins, losses.
+    /// A summary of the run with times in microseconds: faults, starts, joins, losses.
     pub(crate) notes: Vec<(u64, String)>,
     queue: BTreeMap<(u64, u64), Event>,
     scheduled: u64,
     events: u64,
     trace: DefaultHasher,
-    /// Every event as text, when somebody wants to read it.
-    told: Option<Vec<String>>,
+    /// Every event as text, if recording is on.
+    event_log: Option<Vec<String>>,
 }
 
 impl World {
-    pub(crate) fn new(plan: Plan, tell: bool) -> Self {
+    pub(crate) fn new(plan: Plan, record_events: bool) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(plan.seed);
         rng.set_stream(1);
         Self {
@@ -103,7 +104,7 @@ impl World {
             config: plan.host.clone(),
             rng,
             nodes: BTreeMap::new(),
-            network: Network::new(plan.weather.clone()),
+            network: Network::new(plan.network.clone()),
             faults: Faults::default(),
             operator: Operator::default(),
             workload: Workload::default(),
@@ -113,12 +114,12 @@ impl World {
             scheduled: 0,
             events: 0,
             trace: DefaultHasher::new(),
-            told: tell.then(Vec::new),
+            event_log: record_events.then(Vec::new),
             plan,
         }
     }
 
-    /// Something happens `delay_us` from now.
+    /// Schedules an event `delay_us` from now. Events of equal time run in the order they were scheduled.
     pub(crate) fn schedule(&mut self, delay_us: u64, event: Event) {
         self.scheduled += 1;
         self.queue.insert((self.now_us + delay_us, self.scheduled), event);
@@ -128,55 +129,55 @@ impl World {
         self.now_us / 1_000
     }
 
-    /// Whether something that is this likely happens.
+    /// Draws whether an event of this probability happens. Draws nothing when the probability is 0.
     pub(crate) fn chance(&mut self, per_mille: u32) -> bool {
         per_mille > 0 && self.rng.random_range(0..1_000) < per_mille
     }
 
-    /// Everything that happened so far, as one number.
+    /// Hash of all events so far.
     pub(crate) fn trace(&self) -> u64 {
         self.trace.finish()
     }
 
-    /// How much happened so far.
+    /// Number of events so far.
     pub(crate) fn events(&self) -> u64 {
         self.events
     }
 
-    /// Something that belongs in the story of this run.
+    /// Adds a line to the summary of this run.
     pub(crate) fn note(&mut self, text: impl Into<String>) {
         let text = text.into();
-        if let Some(told) = &mut self.told {
-            told.push(format!("{:>10} ## {text}", self.now_us));
+        if let Some(event_log) = &mut self.event_log {
+            event_log.push(format!("{:>10} ## {text}", self.now_us));
         }
         self.notes.push((self.now_us, text));
     }
 
-    /// Every event so far, if it was asked for.
-    pub(crate) fn told(&self) -> &[String] {
-        self.told.as_deref().unwrap_or_default()
+    /// Every event so far; empty unless recording is on.
+    pub(crate) fn event_log(&self) -> &[String] {
+        self.event_log.as_deref().unwrap_or_default()
     }
 
-    /// Lets the next thing happen.
+    /// Takes the next event off the queue and handles it.
     fn advance(&mut self) {
         let Some(((at_us, _), event)) = self.queue.pop_first() else { return };
         self.now_us = at_us;
         self.events += 1;
         self.trace.write_u64(at_us);
         event.hash(&mut self.trace);
-        if let Some(told) = &mut self.told {
-            told.push(format!("{at_us:>10} {}", event.label()));
+        if let Some(event_log) = &mut self.event_log {
+            event_log.push(format!("{at_us:>10} {}", event.label()));
         }
         match event {
-            Event::Node { node, life, event } => self.happen(node, life, *event),
+            Event::Node { node, life, event } => self.node_event(node, life, *event),
             Event::Deliver { from, to, frame } => self.deliver(from, to, frame),
-            Event::Client { client, event } => self.act(client, event),
-            Event::Fault(turn) => self.turn(turn),
-            Event::Operator { order, result } => self.operate(order, result),
+            Event::Client { client, event } => self.client_event(client, event),
+            Event::Fault(step) => self.fault_step(step),
+            Event::Operator { order, result } => self.operator_event(order, result),
         }
     }
 
-    /// Runs for so long.
+    /// Runs for `ms` of virtual time.
     pub(crate) fn run_ms(&mut self, ms: u64) {
         let until_us = self.now_us + ms * 1_000;
         while self.queue.first_key_value().is_some_and(|((at_us, _), _)| *at_us <= until_us) {
@@ -185,7 +186,7 @@ impl World {
         self.now_us = until_us;
     }
 
-    /// Runs until `reached`, at most so long. Returns whether it was.
+    /// Runs until `reached` returns true, at most for `limit_ms`. Returns whether it did.
     pub(crate) fn run_until(&mut self, limit_ms: u64, mut reached: impl FnMut(&mut Self) -> bool) -> bool {
         let until_us = self.now_us + limit_ms * 1_000;
         while !reached(self) {

@@ -1,15 +1,16 @@
-//! The simulator itself, and faults one at a time: each kind is survived, does something, and hits where it should.
+//! The simulator itself, and each kind of fault by itself: the cluster survives it, and it has the intended
+//! effect.
 
 use flotilla_sim::{Counts, Fault, Options, Planned, Report, run};
 
-/// Runs seeds with these faults only; the plans differ in everything else.
+/// Runs seeds with these faults only; the seeds still draw everything else.
 fn survives(faults: &[Planned], seeds: u64) -> Vec<Report> {
     let options = Options { faults: Some(faults.to_vec()), ..Options::default() };
     (0..seeds).map(|seed| run(seed, &options).unwrap_or_else(|failure| panic!("{failure}"))).collect()
 }
 
-/// The same fault again and again, at other nodes and with other sizes.
-fn again(fault: Fault, lasts_ms: u64) -> Vec<Planned> {
+/// The same fault four times, at different nodes and with different sizes.
+fn repeated(fault: Fault, lasts_ms: u64) -> Vec<Planned> {
     let planned = |turn: u64| Planned {
         at_ms: 500 + turn * 3_000,
         lasts_ms,
@@ -25,8 +26,8 @@ fn sum(reports: &[Report]) -> Counts {
     sum
 }
 
-/// How often a story mentions something.
-fn told(reports: &[Report], text: &str) -> usize {
+/// The number of notes that contain a text.
+fn count_notes(reports: &[Report], text: &str) -> usize {
     reports.iter().flat_map(|report| &report.notes).filter(|(_, note)| note.contains(text)).count()
 }
 
@@ -41,54 +42,55 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 #[test]
-fn a_quiet_cluster_forms_serves_and_elects_each_group_once() {
+fn without_faults_a_cluster_forms_and_serves_and_loses_nothing() {
     let reports = survives(&[], 2);
     for report in &reports {
         let groups = report.counts.elections;
-        assert!(groups >= 2 && report.counts.commits > 200 && report.counts.lost == 0, "{:?}", report.counts);
+        assert!(groups >= 2 && report.counts.commits > 200 && report.counts.replicas_lost == 0, "{:?}", report.counts);
     }
 }
 
 #[test]
-fn killed_processes_come_back_and_nothing_acknowledged_is_gone() {
-    assert!(told(&survives(&again(Fault::Crash, 1_500), 3), "starts") >= 3 * 7);
-    survives(&again(Fault::CrashAll, 300), 3);
-    assert!(told(&survives(&again(Fault::FsyncFails, 100), 3), "ends itself") > 0);
+fn crashes_and_failed_fsyncs_lose_no_acknowledged_write() {
+    assert!(count_notes(&survives(&repeated(Fault::Crash, 1_500), 3), "starts") >= 3 * 7);
+    survives(&repeated(Fault::CrashAll, 300), 3);
+    assert!(count_notes(&survives(&repeated(Fault::FsyncFails, 100), 3), "exits after a fatal error") > 0);
 }
 
 #[test]
 fn partitions_of_every_shape_heal() {
     for fault in [Fault::Isolate, Fault::Halves, Fault::OneWay, Fault::Bridge] {
-        survives(&again(fault, 2_500), 2);
+        survives(&repeated(fault, 2_500), 2);
     }
 }
 
 #[test]
-fn pauses_storms_and_slow_or_full_disks_lose_nothing() {
-    for fault in [Fault::Pause, Fault::Storm, Fault::SlowDisk, Fault::DiskFull] {
-        survives(&again(fault, 2_500), 2);
+fn pauses_flaky_networks_and_slow_or_full_disks_lose_nothing() {
+    for fault in [Fault::Pause, Fault::FlakyNetwork, Fault::SlowDisk, Fault::DiskFull] {
+        survives(&repeated(fault, 2_500), 2);
     }
 }
 
-/// A shard's time never goes back: what a leader dates by a clock that is an hour ahead would keep every later command from
-/// being in time.
+/// A shard's time never goes back: an entry dated by a clock that is an hour ahead could make every later
+/// command expire.
 #[test]
-fn a_clock_that_jumps_or_drifts_stops_nobody_for_long() {
-    survives(&again(Fault::ClockJump, 2_500), 6);
-    survives(&again(Fault::ClockDrift, 2_500), 2);
+fn clock_jumps_and_drift_do_not_stop_writes() {
+    survives(&repeated(Fault::ClockJump, 2_500), 6);
+    survives(&repeated(Fault::ClockDrift, 2_500), 2);
 }
 
 #[test]
-fn lost_disks_and_older_copies_cost_replicas_and_no_data() {
-    let wiped = survives(&again(Fault::Wipe, 100), 3);
-    assert!(told(&wiped, "loses its disk") >= 3 && sum(&wiped).snapshots > 3);
-    let back = survives(&again(Fault::RollBack, 1_500), 4);
-    assert!(told(&back, "older copy") >= 2 && sum(&back).lost >= 2, "{:?}", sum(&back));
+fn wiped_and_rolled_back_disks_lose_replicas_but_no_data() {
+    let wiped = survives(&repeated(Fault::Wipe, 100), 3);
+    assert!(count_notes(&wiped, "loses its disk") >= 3 && sum(&wiped).snapshots > 3);
+    let back = survives(&repeated(Fault::RollBack, 1_500), 4);
+    assert!(count_notes(&back, "older copy") >= 2 && sum(&back).replicas_lost >= 2, "{:?}", sum(&back));
 }
 
-/// What a node gave up must be replaced even when it ends before the metadata group heard of it: found by seeds 1610, 1660 and 2416.
+/// Abandoned replicas must be replaced even when the node crashes before the metadata group has the report.
+/// Found by seeds 1610, 1660 and 2416.
 #[test]
-fn a_node_that_rolled_back_and_crashes_before_it_could_say_so_is_made_whole() {
+fn replicas_abandoned_right_before_a_crash_are_replaced() {
     let crash = |at_ms| Planned { at_ms, lasts_ms: 100, fault: Fault::CrashAll, pick: 7 };
     for pick in 0..6 {
         let back = Planned { at_ms: 1_000, lasts_ms: 2_000, fault: Fault::RollBack, pick };
@@ -99,16 +101,16 @@ fn a_node_that_rolled_back_and_crashes_before_it_could_say_so_is_made_whole() {
 }
 
 #[test]
-fn rotten_bytes_are_found_and_replaced() {
-    let log = survives(&again(Fault::RotLog, 1_500), 3);
-    assert!(told(&log, "damaged log") + told(&log, "Broken") > 0);
-    assert!(sum(&survives(&again(Fault::RotObject, 500), 3)).lost > 0);
-    survives(&[again(Fault::Lies, 3_000), again(Fault::Wipe, 100)].concat(), 3);
+fn damaged_bytes_are_detected_and_replaced() {
+    let log = survives(&repeated(Fault::LogBitRot, 1_500), 3);
+    assert!(count_notes(&log, "damaged log") + count_notes(&log, "Broken") > 0);
+    assert!(sum(&survives(&repeated(Fault::ObjectBitRot, 500), 3)).replicas_lost > 0);
+    survives(&[repeated(Fault::CorruptPulls, 3_000), repeated(Fault::Wipe, 100)].concat(), 3);
 }
 
 #[test]
 fn nodes_join_and_leave_under_load() {
-    let reports = survives(&[again(Fault::Join, 0), again(Fault::Remove, 1_000)].concat(), 3);
-    assert!(told(&reports, "joins at port") > 3 * 3 && sum(&reports).changes > 3 * 6);
-    survives(&again(Fault::Transfer, 0), 2);
+    let reports = survives(&[repeated(Fault::Join, 0), repeated(Fault::Remove, 1_000)].concat(), 3);
+    assert!(count_notes(&reports, "joins at port") > 3 * 3 && sum(&reports).config_changes > 3 * 6);
+    survives(&repeated(Fault::TransferLeader, 0), 2);
 }

@@ -1,4 +1,4 @@
-//! What write sets, reads and checkpoints cost the state engine. Keys are 20 bytes, values 256.
+//! Benchmarks of write sets, reads and checkpoints of the state engine. Keys are 20 bytes, values 256.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,7 +18,7 @@ fn main() {
     divan::main();
 }
 
-/// A write set into the memtable.
+/// Writes a write set into the memtable.
 #[divan::bench(args = [1, 64, 1_024])]
 fn write(bencher: Bencher, records: u64) {
     let opened = Opened::new();
@@ -33,7 +33,7 @@ fn write(bencher: Bencher, records: u64) {
         .bench_local_values(|(records, index)| opened.engine.write(REPLICA, records, index).expect("an open replica"));
 }
 
-/// A record that is in the memtable.
+/// Gets a record from the memtable.
 #[divan::bench]
 fn get_from_memtable(bencher: Bencher) {
     let opened = Opened::new();
@@ -41,13 +41,13 @@ fn get_from_memtable(bencher: Bencher) {
     get(bencher, &opened);
 }
 
-/// A record that is in a checkpoint's objects.
+/// Gets a record from a checkpoint's objects.
 #[divan::bench]
 fn get_from_objects(bencher: Bencher) {
     get_from_checkpoint(bencher, &Opened::new());
 }
 
-/// A record that was fed to sled.
+/// Gets a record from sled.
 #[divan::bench]
 fn get_from_sled(bencher: Bencher) {
     get_from_checkpoint(bencher, &Opened::with(sled()));
@@ -59,13 +59,13 @@ fn get_from_checkpoint(bencher: Bencher, opened: &Opened) {
     get(bencher, opened);
 }
 
-/// Everything of a checkpoint of 10,000 records: freeze, a run that is fsynced, its index.
+/// A whole checkpoint of 10,000 records: freeze, an fsynced run, its index.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn checkpoint(bencher: Bencher) {
     checkpoints(bencher, Opened::new);
 }
 
-/// The same, fed to sled.
+/// The same, and written to sled.
 #[divan::bench(sample_count = 10, sample_size = 1)]
 fn checkpoint_with_sled(bencher: Bencher) {
     checkpoints(bencher, || Opened::with(sled()));
@@ -125,7 +125,7 @@ impl Opened {
         let position = Position { index: LogIndex(index), ..self.position.clone() };
         self.engine.freeze(REPLICA, position, Bytes::new()).expect("an open replica");
         let checkpoint = self.engine.build(REPLICA).expect("a disk");
-        self.engine.settle(REPLICA, &checkpoint).expect("a view");
+        self.engine.install_checkpoint(REPLICA, &checkpoint).expect("a view");
     }
 }
 

@@ -1,7 +1,8 @@
-//! From a frozen memtable to a checkpoint's objects.
+//! Builds the objects of a checkpoint from a frozen memtable.
 //!
-//! A checkpoint is base chunks overlaid by runs. Each flush adds a run; when the runs grow past a share of the base, they
-//! and the frozen records are folded into new base chunks, in which no deletion is left. Both stream: memory is one piece of each source.
+//! A checkpoint is a base overlaid by runs. Each build adds a run; when the runs exceed a share of the base,
+//! they and the frozen records are folded into a new base, which holds no deletions. Both stream: they hold
+//! one piece of each source in memory.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::{
     sorted::{Cut, Pinned, pieces, run_groups, write_pieces},
 };
 
-/// A checkpoint whose objects are durable, and kept until it is settled or given up.
+/// A checkpoint whose objects are durable, and pinned until it is installed or dropped.
 #[derive(Debug)]
 pub(crate) struct Built {
     pub(crate) checkpoint: Checkpoint,
@@ -25,7 +26,7 @@ pub(crate) struct Built {
     _pinned: Pinned,
 }
 
-/// Writes frozen records on top of a checkpoint.
+/// Builds the checkpoint that adds frozen records to an earlier one.
 pub(crate) fn build(
     objects: &Arc<ObjectStore>,
     options: &Options,
@@ -58,7 +59,7 @@ pub(crate) fn build(
 
 fn fold_is_due(objects: &ObjectStore, options: &Options, before: &Checkpoint, runs: usize, frozen: &Frozen) -> bool {
     if frozen.is_empty() {
-        // A forced checkpoint only moves the position; it should be quick.
+        // A forced checkpoint only moves the position and should be fast.
         return false;
     }
     let runs_bytes = total_bytes(objects, before.runs.iter().copied()) + frozen.bytes() as u64;
@@ -66,12 +67,12 @@ fn fold_is_due(objects: &ObjectStore, options: &Options, before: &Checkpoint, ru
     runs_bytes > options.fold_bytes_min.max(base_share) || runs + 1 > options.runs_max
 }
 
-/// Bytes of objects that are here.
+/// Total size of the objects that are present.
 pub(crate) fn total_bytes(objects: &ObjectStore, ids: impl Iterator<Item = ObjectId>) -> u64 {
     ids.filter_map(|id| objects.len_bytes(id)).sum()
 }
 
-/// Runs and base, newest first.
+/// The records of a checkpoint as merge sources: runs, newest first, then the base.
 pub(crate) fn checkpoint_sources<'a>(
     objects: &'a ObjectStore,
     replica: ReplicaId,
@@ -107,7 +108,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn checkpoints_equal_a_map_however_often_they_are_folded(
+        fn checkpoints_equal_a_map_across_folds(
             flushes in vec(vec((0u8..60, proptest::option::of(vec(any::<u8>(), 0..40))), 0..40), 1..12)
         ) {
             let dir = tempfile::tempdir().unwrap();
@@ -130,7 +131,7 @@ mod tests {
                 let frozen = Frozen::new(memtable, position, Bytes::from(vec![index as u8]));
                 let built = build(&objects, &options, ReplicaId(1), &checkpoint, &frozen).unwrap();
                 checkpoint = built.checkpoint.clone();
-                prop_assert!(checkpoint.objects().all(|id| objects.contains(id)), "durable before it is named");
+                prop_assert!(checkpoint.objects().all(|id| objects.contains(id)), "objects exist before a checkpoint names them");
                 prop_assert!(run_groups(&objects, &checkpoint.runs).unwrap().len() <= options.runs_max);
                 prop_assert_eq!(&records_of(&objects, &checkpoint), &model);
                 if built.folded {

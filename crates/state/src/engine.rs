@@ -1,7 +1,9 @@
-//! The engine: which replicas there are, and the contract of [`StateEngine`] over memtables, objects and the view.
+//! The engine: the set of open replicas, and [`StateEngine`] implemented over memtables, objects and the
+//! view.
 //!
-//! One process opens a folder at a time; a lock file sees to it. Objects that the process finds at its start are not
-//! collected until no replica was opened for a while: the engine cannot know which replicas are still to come.
+//! Invariant: one process opens a folder at a time, which a lock file ensures. Objects that the process finds
+//! at its start are not garbage-collected until no replica was opened for a while: the engine cannot know
+//! which replicas will be opened.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -29,28 +31,29 @@ use crate::{
     view::View,
 };
 
-/// Looking for objects to collect costs a pass over their index: once in so many settled checkpoints, and after each fold.
-const SETTLES_PER_COLLECTION: u32 = 16;
+/// Checkpoints installed between two garbage collections, each of which scans the index of all objects. A
+/// fold triggers one too.
+const INSTALLS_PER_COLLECTION: u32 = 16;
 
 /// The state of every replica on a node, in one folder: objects in `objects`, the view in `view`.
 #[derive(Debug)]
 pub struct Engine {
     options: Options,
     objects: Arc<ObjectStore>,
-    /// `None` once closed.
+    /// `None` after `close`.
     view: RwLock<Option<View>>,
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
     /// Objects pinned by `missing` and `import`.
     transfers: Mutex<Pins>,
     last_opened: Mutex<Instant>,
-    settles: AtomicU32,
+    installs: AtomicU32,
     _lock: File,
 }
 
 impl Engine {
-    /// Opens the folder, creating it if need be. A view that cannot be trusted or does not open is replaced by an empty
-    /// one, which replicas fill again as they are opened. Fails with [`EngineError::Io`] when another process has the
-    /// folder open.
+    /// Opens the folder, creating it if it does not exist. A view that cannot be trusted or does not open is
+    /// replaced by an empty one, which is filled again as replicas are opened. Fails with [`EngineError::Io`]
+    /// when another process has the folder open.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, EngineError> {
         let dir = dir.as_ref();
         fs::create_dir_all(dir)?;
@@ -69,7 +72,7 @@ impl Engine {
             replicas: RwLock::default(),
             transfers: Mutex::default(),
             last_opened: Mutex::new(Instant::now()),
-            settles: AtomicU32::new(0),
+            installs: AtomicU32::new(0),
             _lock: lock,
         })
     }
@@ -82,13 +85,13 @@ impl Engine {
         self.replicas.read().get(&replica).cloned().ok_or(EngineError::NotOpen(replica))
     }
 
-    /// Gives a replica the records of a checkpoint in place of what it had. Readers it had stay valid.
-    fn replace(&self, replica: ReplicaId, checkpoint: &Checkpoint, from_elsewhere: bool) -> Result<(), EngineError> {
+    /// Replaces a replica's records by those of a checkpoint. Existing readers stay valid.
+    fn replace(&self, replica: ReplicaId, checkpoint: &Checkpoint, from_peer: bool) -> Result<(), EngineError> {
         let view = self.view()?;
         *self.last_opened.lock() = Instant::now();
         if let Some(absent) = checkpoint.objects().find(|id| !self.objects.contains(*id)) {
             if !self.replica(replica).is_ok_and(|entry| entry.is_open()) {
-                // What is here of the checkpoint need not travel when it is tried again.
+                // Keeps the objects that are present, so that a retry need not fetch them again.
                 self.objects.set_roots(replica.0, checkpoint.objects());
             }
             return Err(EngineError::Object(absent));
@@ -98,20 +101,20 @@ impl Engine {
         let mut work = entry.work.lock();
         entry.detach();
         *work = None;
-        let found = view.load(replica, checkpoint, from_elsewhere)?;
-        entry.attach(found, checkpoint.clone(), build::total_bytes(&self.objects, checkpoint.objects()));
+        let loaded = view.load(replica, checkpoint, from_peer)?;
+        entry.attach(loaded, checkpoint.clone(), build::total_bytes(&self.objects, checkpoint.objects()));
         Ok(())
     }
 
-    /// Gives back disk space. A failure is no reason to stop: whatever is wrong with the disk shows at the next write.
+    /// Frees disk space. A failure is only logged: a broken disk also fails the next write.
     fn collect(&self) {
         let grace = number(Place::ObjectsGrace).map(|ms| Duration::from_millis(ms.unsigned_abs()));
         let settled = self.last_opened.lock().elapsed() >= grace.unwrap_or(self.options.inherited_grace);
-        let scope = if settled { Scope::All } else { Scope::Fresh };
+        let scope = if settled { Scope::All } else { Scope::SinceOpen };
         match self.objects.collect(scope) {
-            Ok(done) if done.segments > 0 => tracing::debug!(?done, "collected objects"),
+            Ok(done) if done.segments > 0 => tracing::debug!(?done, "garbage-collected objects"),
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "objects could not be collected"),
+            Err(error) => tracing::warn!(%error, "garbage collection of objects failed"),
         }
     }
 
@@ -122,7 +125,8 @@ impl Engine {
 }
 
 impl Drop for Engine {
-    /// Readers may outlive the engine; the view must not, or the folder could not be opened again.
+    /// Readers may outlive the engine, but must not keep the view: otherwise the folder could not be opened
+    /// again.
     fn drop(&mut self) {
         self.detach_all();
     }
@@ -137,7 +141,7 @@ impl StateEngine for Engine {
         self.replace(replica, checkpoint, false)
     }
 
-    fn install(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+    fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.replace(replica, checkpoint, true)
     }
 
@@ -176,42 +180,42 @@ impl StateEngine for Engine {
     fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError> {
         let replica = self.replica(replica)?;
         let mut work = replica.work.lock();
-        let material = replica.material()?;
-        let Some(frozen) = &material.frozen else { return Ok(Checkpoint::clone(&material.checkpoint)) };
-        let built = build::build(&self.objects, &self.options, replica.id, &material.checkpoint, frozen)?;
+        let input = replica.build_input()?;
+        let Some(frozen) = &input.frozen else { return Ok(Checkpoint::clone(&input.checkpoint)) };
+        let built = build::build(&self.objects, &self.options, replica.id, &input.checkpoint, frozen)?;
         let checkpoint = built.checkpoint.clone();
         *work = Some(built);
         Ok(checkpoint)
     }
 
-    fn settle(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+    fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let replica = self.replica(replica)?;
         let mut work = replica.work.lock();
-        let material = replica.material()?;
-        let (Some(built), Some(frozen)) = (work.as_ref(), &material.frozen) else {
-            // Settled before, or nothing was frozen: fine when nothing changes by it.
-            let reason = "a checkpoint that was not built cannot be settled";
-            let unchanged = *material.checkpoint == *checkpoint;
+        let input = replica.build_input()?;
+        let (Some(built), Some(frozen)) = (work.as_ref(), &input.frozen) else {
+            // Installed before, or nothing was frozen: accepted when it changes nothing.
+            let reason = "the checkpoint to install was not built";
+            let unchanged = *input.checkpoint == *checkpoint;
             return if unchanged { Ok(()) } else { Err(EngineError::Corrupt { replica: replica.id, reason }) };
         };
         if built.checkpoint != *checkpoint {
-            let reason = "the checkpoint to settle is not the one that was built";
+            let reason = "the checkpoint to install is not the one that was built";
             return Err(EngineError::Corrupt { replica: replica.id, reason });
         }
-        let before = &material.checkpoint;
-        let found = if (&before.base, &before.runs) == (&checkpoint.base, &checkpoint.runs) {
-            material.found
+        let before = &input.checkpoint;
+        let view = if (&before.base, &before.runs) == (&checkpoint.base, &checkpoint.runs) {
+            input.view
         } else {
-            let fence = || replica.fence_scans();
-            self.view()?.advance(replica.id, &material.found, frozen, checkpoint, fence)?
+            let wait_for_scans = || replica.wait_for_scans();
+            self.view()?.advance(replica.id, &input.view, frozen, checkpoint, wait_for_scans)?
         };
         let bytes = build::total_bytes(&self.objects, checkpoint.objects());
-        replica.thaw(found, checkpoint.clone(), bytes);
+        replica.install_checkpoint(view, checkpoint.clone(), bytes);
         self.objects.set_roots(replica.id.0, checkpoint.objects());
         let folded = built.folded;
         *work = None;
         drop(work);
-        if folded || self.settles.fetch_add(1, Ordering::Relaxed).is_multiple_of(SETTLES_PER_COLLECTION) {
+        if folded || self.installs.fetch_add(1, Ordering::Relaxed).is_multiple_of(INSTALLS_PER_COLLECTION) {
             self.collect();
         }
         Ok(())
@@ -225,11 +229,11 @@ impl StateEngine for Engine {
         let mut transfers = self.transfers.lock();
         let distinct: BTreeSet<_> = objects.iter().copied().collect();
         let absent = |id: &ObjectId| {
-            let here = self.objects.pin(*id);
-            if here {
+            let present = self.objects.pin(*id);
+            if present {
                 transfers.add(*id);
             }
-            !here
+            !present
         };
         distinct.into_iter().filter(absent).collect()
     }

@@ -1,20 +1,20 @@
-//! Translation of what fails underneath into the engine's errors.
+//! Converts failures of the view and of the object store into the engine's errors.
 
 use std::{io, sync::Arc};
 
 use flotilla_objects::ObjectError;
 use flotilla_storage::EngineError;
 
-/// The view failed without an error of sled's own.
+/// A failure of the view that is not an error from sled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ViewFailure {
-    /// Its state is unknown; it is rebuilt at the next start.
+    /// sled's state is unknown; the view is rebuilt at the next start.
     #[error("sled panicked")]
     Panicked,
     /// `close` was called.
     #[error("the engine is closed")]
     Closed,
-    /// Something in this process still holds it.
+    /// This process still uses the folder.
     #[error("the folder of the view is still in use")]
     InUse,
 }
@@ -25,7 +25,7 @@ impl From<ViewFailure> for EngineError {
     }
 }
 
-/// What a failure of the object store means to the engine's caller.
+/// Converts a failure of the object store.
 pub(crate) fn of_objects(error: ObjectError) -> EngineError {
     match error {
         ObjectError::Io(source) => EngineError::Io(source),

@@ -1,4 +1,5 @@
-//! Checkpoints of a mad peer, whose objects match their ids and nothing else, and what a disk may give back beside the view.
+//! Checkpoints from a malicious peer, whose objects match their ids but have arbitrary content, and damaged
+//! trust files.
 
 use std::{cell::RefCell, path::Path};
 
@@ -10,23 +11,23 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use crate::{
     Engine,
-    tests::{all, empty_checkpoint, open_fed, open_replica, two_feedings, two_flushes},
+    tests::{all, empty_checkpoint, open_replica, open_replica_with_sled, two_flushes, two_flushes_with_sled},
 };
 
-/// The replica that takes what the peer offers.
+/// The replica that installs the peer's checkpoints.
 const VICTIM: ReplicaId = ReplicaId(8);
 
 #[test]
-fn hostile_checkpoints_are_refused_or_read_and_harm_no_other_replica() {
-    refused_or_read(open_replica);
+fn hostile_checkpoints_are_rejected_or_readable_and_harm_no_other_replica() {
+    rejected_or_readable(open_replica);
 }
 
 #[test]
-fn hostile_checkpoints_are_refused_or_read_and_harm_no_other_replica_in_sled() {
-    refused_or_read(open_fed);
+fn hostile_checkpoints_are_rejected_or_readable_and_harm_no_other_replica_in_sled() {
+    rejected_or_readable(open_replica_with_sled);
 }
 
-fn refused_or_read(open: fn(&Path, &Checkpoint) -> Engine) {
+fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
     let source = tempfile::tempdir().unwrap();
     let (sound, records) = two_flushes(source.path());
     let engine = open(source.path(), &sound);
@@ -51,14 +52,14 @@ fn refused_or_read(open: fn(&Path, &Checkpoint) -> Engine) {
         let system = runs.first().copied();
         let checkpoint = Checkpoint { base, runs, system, ..empty_checkpoint(VICTIM) };
         engine.sync().unwrap();
-        match engine.install(VICTIM, &checkpoint) {
+        match engine.install_snapshot(VICTIM, &checkpoint) {
             Ok(()) => {
                 let reader = engine.reader(VICTIM).unwrap();
                 let found = reader.scan(&flotilla_types::KeyRange::all(), usize::MAX, usize::MAX).unwrap();
                 assert!(found.is_sorted_by(|left, right| left.0 < right.0));
             }
             Err(EngineError::Corrupt { replica, .. }) => assert_eq!(replica, VICTIM),
-            Err(error) => panic!("a checkpoint that does not parse is the replica's own damage: {error:?}"),
+            Err(error) => panic!("an invalid checkpoint must be reported as corruption of its replica: {error:?}"),
         }
         engine.destroy(VICTIM).unwrap();
         engine.release(&Vec::from_iter(checkpoint.objects()));
@@ -67,13 +68,13 @@ fn refused_or_read(open: fn(&Path, &Checkpoint) -> Engine) {
 }
 
 #[test]
-fn hostile_trust_files_cost_the_view_and_no_record() {
+fn hostile_trust_files_lose_the_view_but_no_record() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, records) = two_feedings(dir.path());
+    let (checkpoint, records) = two_flushes_with_sled(dir.path());
     let path = dir.path().join("view.trust");
     let written = std::fs::read(&path).unwrap();
     attack(8, mutated(Just(written)), |bytes| {
         std::fs::write(&path, Bytes::from(bytes)).unwrap();
-        assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
+        assert_eq!(all(&open_replica_with_sled(dir.path(), &checkpoint)), records);
     });
 }

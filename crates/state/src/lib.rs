@@ -1,11 +1,12 @@
-//! The state engine: memtables, runs, checkpoints, and a view in which their records are found.
+//! The state engine: memtables, checkpoints, and a view through which the records of checkpoints are read.
 //!
-//! The log and the objects are the truth. What a replica applied lives in its memtable until a checkpoint writes it as
-//! objects (fsynced), which are sorted and searched where they are. sled can be had in their place; nothing rests on its own
-//! durability then: a view that may have lost something is thrown away and loaded again from the checkpoint's objects.
+//! Invariant: the log and the objects are the source of truth. Applied records stay in the memtable until a
+//! checkpoint writes them as objects (fsynced), which are sorted and searched in place. sled can serve reads
+//! instead; nothing relies on its durability: a view that may have lost data is discarded and rebuilt from
+//! the checkpoint's objects.
 //!
-//! No type of sled leaves this crate. It does not decide when to checkpoint, fetches no objects and knows nothing of what
-//! keys and values mean.
+//! No type of sled is public. The crate does not decide when to checkpoint, does not fetch objects and does
+//! not interpret keys and values.
 
 mod build;
 mod engine;

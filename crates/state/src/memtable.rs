@@ -1,8 +1,8 @@
-//! Records in memory: found by hash, put in order only when somebody asks for order.
+//! The memtable: a hash table of records whose keys are sorted on demand.
 //!
-//! Most loads read and write single keys, for which a hash costs a fraction of a walk down a tree. A scan of the memtable
-//! that takes writes sorts in the keys that came since the last scan; a memtable that was closed is sorted once, by
-//! the thread that writes it out.
+//! Most workloads read and write single keys, where hashing is much cheaper than a tree lookup. A scan of the
+//! active memtable inserts the keys that were added since the last scan into the sorted set; a frozen
+//! memtable is sorted once, by the thread that writes it out.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,11 +17,11 @@ use parking_lot::Mutex;
 
 use crate::merge::Record;
 
-/// Counted for each record beside key and value: table slot, place in the order, allocations.
+/// Estimated bytes per record beside key and value: table slot, sorted set, allocations.
 const RECORD_OVERHEAD_BYTES: usize = 128;
 
-/// Keys and values that share their buffer are copied on their way in unless they are longer: they are often slices of a
-/// whole log entry, and one that stays would keep all of that entry's memory.
+/// Keys and values that share their buffer are copied if they are at most this long: they are often slices of
+/// a log entry, and one of them would keep the memory of the whole entry.
 const COPY_BYTES_MAX: usize = 64 * 1024;
 
 /// The newest records of a replica; `None` is a deletion.
@@ -36,11 +36,11 @@ pub(crate) struct Memtable {
 #[derive(Debug, Default)]
 struct Order {
     sorted: BTreeSet<Bytes>,
-    /// Those that are not sorted in yet.
-    fresh: Vec<Bytes>,
+    /// Keys that are not in `sorted` yet.
+    unsorted: Vec<Bytes>,
 }
 
-/// A memtable that takes no more writes, and the point in the log at which it was closed.
+/// A memtable that takes no more writes, with its position in the log.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     memtable: Memtable,
@@ -56,34 +56,34 @@ impl Memtable {
             match self.records.get_mut(&key) {
                 Some(slot) => {
                     self.bytes = self.bytes + new - record_bytes(&key, slot.as_ref());
-                    *slot = value.map(compact);
+                    *slot = value.map(unshare);
                 }
                 None => {
                     self.bytes += new;
-                    let key = compact(key);
-                    self.order.get_mut().fresh.push(key.clone());
-                    self.records.insert(key, value.map(compact));
+                    let key = unshare(key);
+                    self.order.get_mut().unsorted.push(key.clone());
+                    self.records.insert(key, value.map(unshare));
                 }
             }
         }
     }
 
-    /// `None` when this memtable knows nothing of the key, `Some(None)` when it was deleted here.
+    /// `None` when the memtable does not have the key, `Some(None)` when it has its deletion.
     pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
         self.records.get(key).cloned()
     }
 
-    /// Bytes it takes, estimated.
+    /// Estimated memory, bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Copies as much of a range that is not empty as a scan with these bounds can need: up to the point where the live
-    /// records here alone fill it. Everything the scan returns lies at or before that point.
+    /// Copies as much of a non-empty range as a scan with these limits can need: up to the point where the
+    /// live records here alone reach a limit. Everything the scan returns is at or before that point.
     pub(crate) fn capture(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Vec<Record> {
         let mut order = self.order.lock();
-        let Order { sorted, fresh } = &mut *order;
-        sorted.extend(fresh.drain(..));
+        let Order { sorted, unsorted } = &mut *order;
+        sorted.extend(unsorted.drain(..));
         let end = if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(&range.end[..]) };
         let (mut items, mut bytes) = (0, 0);
         let mut captured = Vec::new();
@@ -125,7 +125,7 @@ impl Frozen {
         self.of_keys(self.keys())
     }
 
-    /// Records of a range that is not empty.
+    /// Records of a non-empty range.
     pub(crate) fn range(&self, range: &KeyRange) -> impl Iterator<Item = Record> + '_ {
         let keys = self.keys();
         let start = keys.partition_point(|key| *key < range.start);
@@ -142,30 +142,30 @@ impl Frozen {
     }
 }
 
-/// Keys in order. What follows their common start is compared in place first: keys themselves lie all over the memory.
+/// Sorts keys. Compares the 16 bytes after their common prefix first, which avoids a cache miss per key.
 fn sorted<'a>(keys: impl Iterator<Item = &'a Bytes> + Clone) -> Box<[Bytes]> {
     let Some(first) = keys.clone().next() else { return Box::default() };
     let common = keys.clone().fold(first.len(), |common, key| {
         first[..common].iter().zip(&key[..]).take_while(|(left, right)| left == right).count()
     });
-    let mut order: Vec<_> = keys.map(|key| (word(&key[common..]), key)).collect();
+    let mut order: Vec<_> = keys.map(|key| (prefix(&key[common..]), key)).collect();
     order.sort_unstable();
     order.into_iter().map(|(_, key)| key.clone()).collect()
 }
 
-/// The first bytes as a number, in the same order; those that are not there count as zeros.
-fn word(bytes: &[u8]) -> u128 {
-    let mut word = [0; 16];
-    let length = bytes.len().min(word.len());
-    word[..length].copy_from_slice(&bytes[..length]);
-    u128::from_be_bytes(word)
+/// The first 16 bytes as a number of the same order; missing bytes count as zero.
+fn prefix(bytes: &[u8]) -> u128 {
+    let mut prefix = [0; 16];
+    let length = bytes.len().min(prefix.len());
+    prefix[..length].copy_from_slice(&bytes[..length]);
+    u128::from_be_bytes(prefix)
 }
 
 fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
     key.len() + value.map_or(0, Bytes::len) + RECORD_OVERHEAD_BYTES
 }
 
-fn compact(bytes: Bytes) -> Bytes {
+fn unshare(bytes: Bytes) -> Bytes {
     if bytes.is_unique() || bytes.len() > COPY_BYTES_MAX { bytes } else { Bytes::copy_from_slice(&bytes) }
 }
 
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn scans_see_keys_in_order_however_they_came() {
+    fn scans_see_keys_in_order_of_any_insertion() {
         let mut memtable = Memtable::default();
         let keys = |records: &[Record]| records.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
         memtable.write(vec![put("c", "1"), put("a", "1")]);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_does_not_keep_a_whole_entry_in_memory() {
+    fn small_slices_do_not_keep_their_log_entry_in_memory() {
         let entry = Bytes::from(vec![7; 100_000]);
         let mut memtable = Memtable::default();
         memtable.write(vec![(entry.slice(..8), Some(entry.slice(8..16)))]);

@@ -1,7 +1,7 @@
-//! Merging sorted sources of records, newest first.
+//! Merges sorted sources of records; for each key the newest source wins.
 //!
-//! Memory is one record of each source beside what a source buffers itself. Deletions are passed on: whether one may be
-//! dropped depends on what lies underneath, which the caller knows.
+//! Holds one record of each source in memory, beside what the sources buffer. Deletions are passed on: only
+//! the caller knows whether an older level remains below that they must hide.
 
 use std::iter::Peekable;
 
@@ -14,7 +14,7 @@ pub(crate) type Record = (Bytes, Option<Bytes>);
 /// Records in ascending key order, each key once.
 pub(crate) type Source<'a> = Box<dyn Iterator<Item = Result<Record, EngineError>> + 'a>;
 
-/// Each key once, in order, from the first source that has it. Ends after an error.
+/// Yields each key once, in order, from the first source that has it. Ends after an error.
 pub(crate) struct Merge<'a> {
     sources: Vec<Peekable<Source<'a>>>,
 }
@@ -25,7 +25,7 @@ impl<'a> Merge<'a> {
         Self { sources: newest_first.into_iter().map(Iterator::peekable).collect() }
     }
 
-    /// The source to take from: the newest of those with the smallest key, or one that failed.
+    /// The source to take from: the newest one with the smallest key, or one that failed.
     fn next_source(&mut self) -> Option<usize> {
         let mut smallest: Option<(usize, Bytes)> = None;
         for (i, source) in self.sources.iter_mut().enumerate() {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_source_ends_the_merge_before_anything_behind_it_is_believed() {
+    fn a_failed_source_ends_the_merge_before_older_sources_are_read() {
         let failed: Source<'_> = Box::new([Err(EngineError::NotOpen(ReplicaId(1)))].into_iter());
         let mut merge = Merge::new([source(&[("a", None)]), failed]);
         assert!(matches!(merge.next(), Some(Err(EngineError::NotOpen(_)))));

@@ -1,8 +1,10 @@
-//! The format of objects that hold records: pieces of runs and chunks of the base.
+//! The format of objects that hold records: pieces of runs, and chunks of the base. A piece is a sorted block
+//! of records.
 //!
-//! A piece is a 12-byte header (`FLPC`, version u16, kind u8, zero u8, count u32) and `count` records: key length u32,
-//! value length u32 (all ones for a deletion), key, value. Integers are little-endian; keys ascend strictly. There is no
-//! checksum: the object's id is one. Pieces come from peers and disks, so that every length is checked when reading.
+//! A piece is a 12-byte header (`FLPC`, version u16, kind u8, zero u8, count u32) and `count` records: key
+//! length u32, value length u32 (all ones for a deletion), key, value. Integers are little-endian; keys
+//! ascend strictly. There is no checksum: the object's id is one. Pieces come from peers and disks, so the
+//! reader checks every length.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -36,7 +38,8 @@ impl PieceKind {
         }
     }
 
-    /// Reads the kind from the first bytes of a piece; `None` when they are not those of a piece known here.
+    /// Reads the kind from the header of a piece; `None` when the bytes are not the header of a known
+    /// version.
     pub(crate) fn of(head: &[u8]) -> Option<Self> {
         let head = head.get(..PIECE_HEADER_BYTES)?;
         if head[..4] != MAGIC || head[4..6] != VERSION.to_le_bytes() || head[7] != 0 {
@@ -46,7 +49,7 @@ impl PieceKind {
     }
 }
 
-/// Bytes that a record takes in a piece.
+/// Encoded size of a record.
 pub(crate) fn record_bytes(record: &Record) -> usize {
     RECORD_HEADER_BYTES + record.0.len() + record.1.as_ref().map_or(0, Bytes::len)
 }
@@ -94,7 +97,7 @@ impl PieceWriter {
     }
 }
 
-/// Reads the records of a piece in order; an error says what does not fit. Ends after an error.
+/// Reads the records of a piece in order and checks them. Ends after an error.
 #[derive(Debug)]
 pub(crate) struct PieceReader {
     kind: PieceKind,
@@ -105,7 +108,7 @@ pub(crate) struct PieceReader {
 
 impl PieceReader {
     pub(crate) fn new(piece: Bytes) -> Result<Self, &'static str> {
-        let kind = PieceKind::of(&piece).ok_or("an object is not a piece of records known here")?;
+        let kind = PieceKind::of(&piece).ok_or("an object is not a piece of a known version")?;
         let left = u32::from_le_bytes([piece[8], piece[9], piece[10], piece[11]]);
         Ok(Self { kind, rest: piece.slice(PIECE_HEADER_BYTES..), left, last: None })
     }
@@ -129,10 +132,10 @@ impl PieceReader {
     }
 }
 
-/// Key, value and what comes behind.
+/// Key, value and the remaining bytes.
 type Split<'a> = (&'a [u8], Option<&'a [u8]>, &'a [u8]);
 
-/// Takes the first record off bytes of a piece.
+/// Splits the first record off the records of a piece.
 pub(crate) fn split_record(bytes: &[u8]) -> Result<Split<'_>, &'static str> {
     const SHORT: &str = "a piece ends inside a record";
     let (header, body) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>().ok_or(SHORT)?;
@@ -146,7 +149,8 @@ pub(crate) fn split_record(bytes: &[u8]) -> Result<Split<'_>, &'static str> {
     Ok((key, Some(value), rest))
 }
 
-/// The first key among bytes of a piece that may end inside its record; `None` when they end inside the key.
+/// The key of the first record, which may be truncated after its key; `None` when the bytes end inside the
+/// key.
 pub(crate) fn split_key(bytes: &[u8]) -> Option<&[u8]> {
     let (header, body) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>()?;
     let [k0, k1, k2, k3, ..] = *header;
@@ -187,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_reads_back_with_empty_values_told_from_deletions() {
+    fn pieces_round_trip_and_keep_empty_values_and_deletions_apart() {
         let records: Vec<Record> =
             vec![("".into(), Some("1".into())), ("a".into(), Some("".into())), ("b".into(), None)];
         let bytes = piece(&records, PieceKind::RunRest);
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn disorder_deletions_in_the_base_and_surplus_are_refused() {
+    fn disorder_deletions_in_the_base_and_trailing_bytes_are_rejected() {
         let twice: Vec<Record> = vec![("a".into(), None), ("a".into(), None)];
         assert!(read(piece(&twice, PieceKind::RunStart)).is_err());
         assert!(read(piece(&twice[..1], PieceKind::Chunk)).is_err());
@@ -218,7 +222,11 @@ mod tests {
             let piece = Bytes::from(bytes);
             if let Ok(records) = Proportion::DEFAULT.of(piece.len(), || read(piece.clone())) {
                 assert!(records.is_sorted_by(|left, right| left.0 < right.0));
-                assert_eq!(super::tests::piece(&records, PieceKind::of(&piece).unwrap()), piece, "nothing is left out");
+                assert_eq!(
+                    super::tests::piece(&records, PieceKind::of(&piece).unwrap()),
+                    piece,
+                    "the records are the whole piece"
+                );
             }
         });
     }

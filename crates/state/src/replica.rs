@@ -1,16 +1,20 @@
-//! One replica's records: memtables over its checkpoint's records, and reading them while they move.
+//! One replica's records: memtables over its checkpoint's records, and reads while both change.
 //!
-//! # Why a scan sees each write set whole
-//! Under one short lock a scan copies what it may need of the active memtable and takes handles on the frozen one and on the
-//! records below, which never change. That is a snapshot. Only sled's records do change, but only while `settle` feeds it, and feeding
-//! is fenced off: `settle` takes [`Replica::feeding`] exclusively for a moment before it feeds, a scan holds it shared from
-//! its snapshot to its end. So any feeding that overlaps a scan began before the scan's snapshot, at which time the fed
-//! memtable was still the frozen one and is in the snapshot, where it hides what is fed. Whatever is fed before the snapshot is
-//! complete and older than it; whatever is frozen after it waits for the scan to end. So the scan's result is the state at
-//! its snapshot.
+//! # Why a scan sees each write set as a whole
+//! Under one short lock a scan copies what it may need of the active memtable and takes handles on the frozen
+//! one and on the checkpoint's view. Memtable copies, frozen memtables and objects never change, so that this
+//! is a snapshot.
 //!
-//! A get needs no such fence: it reads one key, and any value it finds was current at some moment during the call. What both must
-//! not see is a view being cleared: replacing a replica's records first closes it and then waits for its readers.
+//! Only sled's records do change, while `install_checkpoint` feeds it, and a lock separates feeding from
+//! scans: `install_checkpoint` takes [`Replica::feed_lock`] exclusively for a moment before it feeds; a scan
+//! holds it shared from its snapshot to its end. So any feeding that overlaps a scan began before the scan's
+//! snapshot. At that time the fed memtable was still the frozen one, so it is in the snapshot and hides what
+//! is fed. Whatever was fed completely before the snapshot is older than it; whatever is frozen after it is
+//! fed only when the scan has ended. So the scan's result is the state at its snapshot.
+//!
+//! A get needs no such lock: it reads one key, and any value it finds was current at some moment during the
+//! call. Neither may read a view that is being cleared: replacing a replica's records first closes it and
+//! then waits for its readers.
 
 use std::sync::Arc;
 
@@ -23,19 +27,20 @@ use crate::{
     build::Built,
     memtable::{Frozen, Memtable},
     merge::{Merge, Source},
-    view::Found,
+    view::ReplicaView,
 };
 
-/// A replica, open or not. Readers keep it; closing it takes its records away from them.
+/// A replica, open or not. Readers hold it; after it is closed their reads fail.
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) id: ReplicaId,
     tables: RwLock<Option<Tables>>,
-    /// Held shared by every reader of the view, and exclusively, for a moment, before its records are replaced.
-    access: RwLock<()>,
-    /// Held shared by every scan, and exclusively, for a moment, before a frozen memtable is fed to the view.
-    feeding: RwLock<()>,
-    /// Serialises what changes the replica in the background, and keeps what was built until it is settled.
+    /// Held shared by every read, and exclusively for a moment before the replica's records are replaced.
+    view_lock: RwLock<()>,
+    /// Held shared by every scan, and exclusively for a moment before a frozen memtable is fed to sled.
+    feed_lock: RwLock<()>,
+    /// Serialises background changes of the replica, and holds the checkpoint that was built until it is
+    /// installed.
     pub(crate) work: Mutex<Option<Built>>,
 }
 
@@ -43,17 +48,17 @@ pub(crate) struct Replica {
 struct Tables {
     active: Memtable,
     frozen: Option<Arc<Frozen>>,
-    found: Found,
+    view: ReplicaView,
     checkpoint: Arc<Checkpoint>,
     checkpoint_bytes: u64,
 }
 
-/// What building a checkpoint starts from.
+/// The input for building a checkpoint.
 #[derive(Debug)]
-pub(crate) struct Material {
+pub(crate) struct BuildInput {
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) frozen: Option<Arc<Frozen>>,
-    pub(crate) found: Found,
+    pub(crate) view: ReplicaView,
 }
 
 impl Replica {
@@ -61,23 +66,23 @@ impl Replica {
         Self {
             id,
             tables: RwLock::new(None),
-            access: RwLock::new(()),
-            feeding: RwLock::new(()),
+            view_lock: RwLock::new(()),
+            feed_lock: RwLock::new(()),
             work: Mutex::new(None),
         }
     }
 
     /// Starts serving the records of a checkpoint.
-    pub(crate) fn attach(&self, found: Found, checkpoint: Checkpoint, checkpoint_bytes: u64) {
+    pub(crate) fn attach(&self, view: ReplicaView, checkpoint: Checkpoint, checkpoint_bytes: u64) {
         let checkpoint = Arc::new(checkpoint);
-        let tables = Tables { active: Memtable::default(), frozen: None, found, checkpoint, checkpoint_bytes };
+        let tables = Tables { active: Memtable::default(), frozen: None, view, checkpoint, checkpoint_bytes };
         *self.tables.write() = Some(tables);
     }
 
-    /// Stops serving, drops the memtables and waits until no reader uses the view on the replica's behalf.
+    /// Stops serving, waits until no reader uses the view, and drops the memtables.
     pub(crate) fn detach(&self) {
         let tables = self.tables.write().take();
-        drop(self.access.write());
+        drop(self.view_lock.write());
         drop(tables);
     }
 
@@ -109,73 +114,73 @@ impl Replica {
         Ok(true)
     }
 
-    pub(crate) fn material(&self) -> Result<Material, EngineError> {
+    pub(crate) fn build_input(&self) -> Result<BuildInput, EngineError> {
         let tables = self.tables.read();
         let tables = tables.as_ref().ok_or(EngineError::NotOpen(self.id))?;
-        Ok(Material {
+        Ok(BuildInput {
             checkpoint: tables.checkpoint.clone(),
             frozen: tables.frozen.clone(),
-            found: tables.found.clone(),
+            view: tables.view.clone(),
         })
     }
 
-    /// Waits until every scan under way has ended; see the argument above.
-    pub(crate) fn fence_scans(&self) {
-        drop(self.feeding.write());
+    /// Waits until every scan in progress has ended; see the argument above.
+    pub(crate) fn wait_for_scans(&self) {
+        drop(self.feed_lock.write());
     }
 
-    /// What was frozen is now found below.
-    pub(crate) fn thaw(&self, found: Found, checkpoint: Checkpoint, checkpoint_bytes: u64) {
+    /// Replaces the frozen memtable by the checkpoint that includes it.
+    pub(crate) fn install_checkpoint(&self, view: ReplicaView, checkpoint: Checkpoint, checkpoint_bytes: u64) {
         let frozen = {
             let mut tables = self.tables.write();
             let Some(tables) = tables.as_mut() else { return };
-            tables.found = found;
+            tables.view = view;
             tables.checkpoint = Arc::new(checkpoint);
             tables.checkpoint_bytes = checkpoint_bytes;
             tables.frozen.take()
         };
-        // Freeing many records takes a while; no lock is held meanwhile.
+        // Dropped without a lock: freeing many records takes long.
         drop(frozen);
     }
 }
 
-/// A reader that outlives the replica's closing.
+/// A reader; it may outlive the open replica.
 #[derive(Debug)]
 pub(crate) struct Reader(pub(crate) Arc<Replica>);
 
 impl StateReader for Reader {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let replica = &self.0;
-        let _access = replica.access.read();
-        let found = {
+        let _view_lock = replica.view_lock.read();
+        let view = {
             let tables = replica.tables.read();
             let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
             let in_frozen = || tables.frozen.as_ref().and_then(|frozen| frozen.get(key));
             if let Some(value) = tables.active.get(key).or_else(in_frozen) {
                 return Ok(value);
             }
-            tables.found.clone()
+            tables.view.clone()
         };
-        found.get(replica.id, key)
+        view.get(replica.id, key)
     }
 
     fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         let replica = &self.0;
-        let _access = replica.access.read();
-        let _feeding = replica.feeding.read();
-        let (captured, frozen, found) = {
+        let _view_lock = replica.view_lock.read();
+        let _feed_lock = replica.feed_lock.read();
+        let (captured, frozen, view) = {
             let tables = replica.tables.read();
             let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
             if range.is_empty() {
                 return Ok(Vec::new());
             }
-            (tables.active.capture(range, items_max, bytes_max), tables.frozen.clone(), tables.found.clone())
+            (tables.active.capture(range, items_max, bytes_max), tables.frozen.clone(), tables.view.clone())
         };
         let mut sources: Vec<Source<'_>> = vec![Box::new(captured.into_iter().map(Ok))];
         if let Some(frozen) = &frozen {
             sources.push(Box::new(frozen.range(range).map(Ok)));
         }
-        sources.push(found.records(replica.id, range, items_max));
+        sources.push(view.records(replica.id, range, items_max));
         let (mut items, mut bytes) = (Vec::new(), 0);
         for record in Merge::new(sources) {
             let (key, value) = record?;
@@ -213,12 +218,12 @@ mod tests {
         engine
     }
 
-    /// Runs `change` in a thread and says whether it waits for the lock while that is held shared.
+    /// Runs `change` in a thread and returns whether it waits for the lock while the lock is held shared.
     fn waits_for(lock: &RwLock<()>, change: impl FnOnce() + Send) -> bool {
         thread::scope(|threads| {
             let held = lock.read();
             let changing = threads.spawn(change);
-            // A writer in wait shuts new readers out.
+            // A waiting writer blocks new readers.
             while lock.try_read().is_some() && !changing.is_finished() {
                 thread::yield_now();
             }
@@ -229,21 +234,21 @@ mod tests {
     }
 
     #[test]
-    fn sled_is_not_fed_while_a_scan_from_before_is_under_way() {
+    fn sled_is_not_fed_while_an_earlier_scan_runs() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(dir.path());
         let replica = engine.replica(ID).unwrap();
         let checkpoint = engine.build(ID).unwrap();
-        assert!(waits_for(&replica.feeding, || engine.settle(ID, &checkpoint).unwrap()));
+        assert!(waits_for(&replica.feed_lock, || engine.install_checkpoint(ID, &checkpoint).unwrap()));
         assert_eq!(engine.usage(ID).frozen_bytes, 0);
     }
 
     #[test]
-    fn records_are_not_cleared_under_a_reader() {
+    fn records_are_cleared_only_after_readers_are_done() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(dir.path());
         let replica = engine.replica(ID).unwrap();
-        assert!(waits_for(&replica.access, || engine.install(ID, &empty_checkpoint(ID)).unwrap()));
-        assert!(waits_for(&replica.access, || engine.destroy(ID).unwrap()));
+        assert!(waits_for(&replica.view_lock, || engine.install_snapshot(ID, &empty_checkpoint(ID)).unwrap()));
+        assert!(waits_for(&replica.view_lock, || engine.destroy(ID).unwrap()));
     }
 }

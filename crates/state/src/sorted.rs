@@ -1,8 +1,9 @@
-//! Sorted records as objects: writing them in pieces, and reading the pieces of a run or of the base as one source.
+//! Writes sorted records as pieces, and reads the pieces of a run or of the base as one source.
 //!
-//! A run is cut by size. The base is cut by content: after a record whose key's hash says so, with a probability in
-//! proportion to the record's size. So the same records give the same chunks, and a change moves cuts only near itself:
-//! chunks elsewhere keep their ids and cost nothing. Least and greatest sizes bound the odd cases.
+//! A run is cut by size. The base is cut by content (content-defined chunking): after a record whose key's
+//! hash is below a threshold, with a probability in proportion to the record's size. So the same records give
+//! the same chunks, and a change moves cuts only near itself: other chunks keep their ids. A chunk has a
+//! minimum and a maximum size.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::{
     piece::{PIECE_HEADER_BYTES, PieceKind, PieceReader, PieceWriter, record_bytes},
 };
 
-/// Objects kept from collection as long as this lives.
+/// Objects that are protected from garbage collection until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     objects: Arc<ObjectStore>,
@@ -29,8 +30,8 @@ impl Pinned {
         Self { objects: objects.clone(), ids: Vec::new() }
     }
 
-    /// Keeps objects that are here. Fails with the first that is not.
-    pub(crate) fn keep(objects: &Arc<ObjectStore>, ids: &[ObjectId]) -> Result<Self, EngineError> {
+    /// Pins objects. Fails with the first one that is absent.
+    pub(crate) fn pin(objects: &Arc<ObjectStore>, ids: &[ObjectId]) -> Result<Self, EngineError> {
         let mut pinned = Self::none(objects);
         for id in ids {
             if !objects.pin(*id) {
@@ -41,7 +42,7 @@ impl Pinned {
         Ok(pinned)
     }
 
-    /// Stores an object and keeps it.
+    /// Stores an object and pins it.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<ObjectId, EngineError> {
         let id = self.objects.put(bytes).map_err(failure::of_objects)?;
         self.ids.push(id);
@@ -58,14 +59,14 @@ impl Drop for Pinned {
 /// How records are cut into pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// A run, at about this size.
+    /// By size: runs.
     Size,
-    /// The base, by content.
+    /// By content: the base.
     Content,
 }
 
 impl Cut {
-    /// What a piece is, by whether it is the first one.
+    /// The kind of the first piece, or of a later one.
     pub(crate) fn kind(self, is_first: bool) -> PieceKind {
         match self {
             Self::Content => PieceKind::Chunk,
@@ -107,18 +108,19 @@ fn put_piece(pinned: &mut Pinned, cut: Cut, writer: PieceWriter, ids: &mut Vec<O
     Ok(())
 }
 
-/// Whether a chunk of its least size or more ends behind this record.
+/// Whether a chunk that has reached its minimum size ends after this record.
 fn ends_chunk(record: &Record, piece_bytes: usize) -> bool {
     let hash = blake3::hash(&record.0);
     let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
     let draw = u128::from(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
-    // A quarter is the least size; the rest is passed on average before a cut.
+    // The minimum size is a quarter of the average; the cut follows after the other three quarters on
+    // average.
     let bytes_mean = (piece_bytes - piece_bytes / 4).max(1) as u128;
     draw * bytes_mean < (record_bytes(record) as u128) << 64
 }
 
-/// Ids of a checkpoint's runs, grouped by run, oldest first. Groups are told by unverified bytes: reading a group with
-/// [`pieces`] shows whether they told the truth.
+/// Ids of a checkpoint's runs, grouped by run, oldest first. The grouping uses unverified headers; reading a
+/// group with [`pieces`] verifies them.
 pub(crate) fn run_groups(objects: &ObjectStore, runs: &[ObjectId]) -> Result<Vec<Vec<ObjectId>>, EngineError> {
     let mut groups: Vec<Vec<ObjectId>> = Vec::new();
     for id in runs {
@@ -161,7 +163,7 @@ impl Pieces<'_> {
             let Some(id) = self.ids.next() else { return Ok(None) };
             let reader = PieceReader::new(self.objects.get(id).map_err(failure::of_objects)?).map_err(corrupt)?;
             if reader.kind() != self.cut.kind(!self.started) {
-                return Err(corrupt("an object is a piece of another kind than its place says"));
+                return Err(corrupt("an object is a piece of the wrong kind for its position"));
             }
             self.started = true;
             self.current = Some(reader);
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_leaves_chunks_elsewhere_as_they_are() {
+    fn a_change_keeps_the_ids_of_other_chunks() {
         let (_dir, objects) = store();
         let mut all = records(5000);
         let before: BTreeSet<_> = write(&objects, Cut::Content, &all).into_iter().collect();
@@ -220,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_many_pieces_is_one_group_and_reads_back() {
+    fn a_run_of_many_pieces_is_one_group_and_round_trips() {
         let (_dir, objects) = store();
         let all = records(200);
         let mut ids = write(&objects, Cut::Size, &all);
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_larger_than_a_piece_has_a_piece_of_its_own() {
+    fn a_record_larger_than_a_piece_gets_its_own_piece() {
         let (_dir, objects) = store();
         let mut all = records(3);
         all[1].1 = Some(vec![7; 100_000].into());

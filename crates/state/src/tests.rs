@@ -1,4 +1,5 @@
-//! What the engine promises over real files: the contract's suite, distrust of the view, damage, collection, concurrency.
+//! The engine over real files: the conformance suite, trust in the view, damage, garbage collection,
+//! concurrency.
 
 use std::{
     fs,
@@ -25,7 +26,7 @@ pub(crate) fn empty_checkpoint(replica: ReplicaId) -> Checkpoint {
     Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
 }
 
-/// Folds early and cuts small, so that few records make many objects; keeps few indexes.
+/// Small pieces, early folds and a small index cache, so that few records exercise everything.
 fn small() -> Options {
     let objects = flotilla_objects::Options { segment_bytes: 64 << 10, ..flotilla_objects::Options::default() };
     Options {
@@ -54,7 +55,7 @@ pub(crate) fn open_replica(dir: &Path, checkpoint: &Checkpoint) -> Engine {
 }
 
 /// Like [`open_replica`], with sled as the view.
-pub(crate) fn open_fed(dir: &Path, checkpoint: &Checkpoint) -> Engine {
+pub(crate) fn open_replica_with_sled(dir: &Path, checkpoint: &Checkpoint) -> Engine {
     let engine = open_with_sled(dir);
     engine.open(REPLICA, checkpoint).unwrap();
     engine
@@ -73,7 +74,7 @@ fn build(engine: &Engine, index: u64) -> Checkpoint {
 
 fn flush(engine: &Engine, index: u64) -> Checkpoint {
     let checkpoint = build(engine, index);
-    engine.settle(REPLICA, &checkpoint).unwrap();
+    engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
     checkpoint
 }
 
@@ -86,7 +87,7 @@ fn identity(dir: &Path) -> String {
     text.lines().find(|line| line.starts_with("identity=")).unwrap().to_owned()
 }
 
-/// As if the machine had been restarted since.
+/// Makes the trust file look as if the machine had been restarted.
 fn restart_machine(dir: &Path) {
     let path = dir.join("view.trust");
     let text = fs::read_to_string(&path).unwrap();
@@ -94,14 +95,14 @@ fn restart_machine(dir: &Path) {
     fs::write(path, format!("{before}boot=another{after}")).unwrap();
 }
 
-/// A folder with two flushes in it, and what they amount to.
+/// Makes a folder with two checkpoints; returns the second one and its records.
 pub(crate) fn two_flushes(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
     two_flushes_of(open_replica(dir, &empty_checkpoint(REPLICA)))
 }
 
 /// Like [`two_flushes`], with sled as the view.
-pub(crate) fn two_feedings(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
-    two_flushes_of(open_fed(dir, &empty_checkpoint(REPLICA)))
+pub(crate) fn two_flushes_with_sled(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
+    two_flushes_of(open_replica_with_sled(dir, &empty_checkpoint(REPLICA)))
 }
 
 fn two_flushes_of(engine: Engine) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
@@ -115,19 +116,19 @@ fn two_flushes_of(engine: Engine) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
 }
 
 #[test]
-fn it_keeps_the_contract() {
+fn the_engine_passes_the_conformance_suite() {
     let dir = tempfile::tempdir().unwrap();
     conformance::state_engine(&mut || Box::new(open(dir.path())));
 }
 
 #[test]
-fn it_keeps_the_contract_with_sled() {
+fn the_engine_passes_the_conformance_suite_with_sled() {
     let dir = tempfile::tempdir().unwrap();
     conformance::state_engine(&mut || Box::new(open_with_sled(dir.path())));
 }
 
 #[test]
-fn it_keeps_the_contract_when_the_view_is_another_one_at_every_restart() {
+fn the_engine_passes_the_conformance_suite_when_each_restart_switches_views() {
     let dir = tempfile::tempdir().unwrap();
     let mut with_sled = false;
     conformance::state_engine(&mut || {
@@ -137,7 +138,7 @@ fn it_keeps_the_contract_when_the_view_is_another_one_at_every_restart() {
 }
 
 #[test]
-fn it_keeps_the_contract_when_the_view_is_lost_at_every_restart() {
+fn the_engine_passes_the_conformance_suite_when_each_restart_loses_the_view() {
     let dir = tempfile::tempdir().unwrap();
     conformance::state_engine(&mut || {
         if let Err(error) = fs::remove_dir_all(dir.path().join("view")) {
@@ -148,21 +149,21 @@ fn it_keeps_the_contract_when_the_view_is_lost_at_every_restart() {
 }
 
 #[test]
-fn a_killed_process_finds_its_view_again() {
+fn the_view_survives_a_killed_process() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, records) = two_feedings(dir.path());
+    let (checkpoint, records) = two_flushes_with_sled(dir.path());
     let before = identity(dir.path());
-    let engine = open_fed(dir.path(), &checkpoint);
+    let engine = open_replica_with_sled(dir.path(), &checkpoint);
     assert_eq!((all(&engine), identity(dir.path())), (records, before));
 }
 
 #[test]
-fn a_view_from_another_boot_is_rebuilt_unless_it_was_closed() {
+fn a_view_from_an_earlier_boot_is_rebuilt_unless_it_was_closed() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, records) = two_feedings(dir.path());
+    let (checkpoint, records) = two_flushes_with_sled(dir.path());
     let before = identity(dir.path());
     restart_machine(dir.path());
-    let engine = open_fed(dir.path(), &checkpoint);
+    let engine = open_replica_with_sled(dir.path(), &checkpoint);
     assert_eq!(all(&engine), records);
     let rebuilt = identity(dir.path());
     assert_ne!(before, rebuilt);
@@ -171,40 +172,40 @@ fn a_view_from_another_boot_is_rebuilt_unless_it_was_closed() {
     assert!(matches!(engine.open(REPLICA, &checkpoint), Err(EngineError::View(_))));
     drop(engine);
     restart_machine(dir.path());
-    let engine = open_fed(dir.path(), &checkpoint);
+    let engine = open_replica_with_sled(dir.path(), &checkpoint);
     assert_eq!((all(&engine), identity(dir.path())), (records.clone(), rebuilt.clone()));
-    // Opening took the clean mark back: it vouched for one start only.
+    // Opening removed the clean mark: it is valid for one start only.
     drop(engine);
     restart_machine(dir.path());
-    assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
+    assert_eq!(all(&open_replica_with_sled(dir.path(), &checkpoint)), records);
     assert_ne!(identity(dir.path()), rebuilt);
 }
 
 #[test]
 fn a_broken_or_foreign_view_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    let (checkpoint, records) = two_feedings(dir.path());
+    let (checkpoint, records) = two_flushes_with_sled(dir.path());
     let other = tempfile::tempdir().unwrap();
-    drop(open_fed(other.path(), &empty_checkpoint(REPLICA)));
+    drop(open_replica_with_sled(other.path(), &empty_checkpoint(REPLICA)));
     let view = dir.path().join("view");
     let conf = view.join("conf");
-    fs::write(&conf, b"this is no configuration of sled").unwrap();
-    assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
+    fs::write(&conf, b"this is not a configuration of sled").unwrap();
+    assert_eq!(all(&open_replica_with_sled(dir.path(), &checkpoint)), records);
     for file in fs::read_dir(&view).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
         fs::write(file, vec![0xA5; 8192]).unwrap();
     }
-    assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
+    assert_eq!(all(&open_replica_with_sled(dir.path(), &checkpoint)), records);
     fs::remove_dir_all(&view).unwrap();
     fs::rename(other.path().join("view"), &view).unwrap();
     let before = identity(dir.path());
-    assert_eq!(all(&open_fed(dir.path(), &checkpoint)), records);
+    assert_eq!(all(&open_replica_with_sled(dir.path(), &checkpoint)), records);
     assert_ne!(identity(dir.path()), before);
 }
 
 #[test]
-fn a_view_ahead_of_or_behind_the_durable_checkpoint_is_made_equal_to_it() {
+fn a_view_ahead_of_or_behind_the_durable_checkpoint_is_brought_in_line() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open_fed(dir.path(), &empty_checkpoint(REPLICA));
+    let engine = open_replica_with_sled(dir.path(), &empty_checkpoint(REPLICA));
     write(&engine, 0..50, "first");
     let first = flush(&engine, 1);
     let at_first = all(&engine);
@@ -212,18 +213,18 @@ fn a_view_ahead_of_or_behind_the_durable_checkpoint_is_made_equal_to_it() {
     let second = build(&engine, 2);
     let at_second = all(&engine);
     drop(engine);
-    // The pointer moved, the view did not.
-    let engine = open_fed(dir.path(), &second);
+    // The checkpoint is newer than the view.
+    let engine = open_replica_with_sled(dir.path(), &second);
     assert_eq!(all(&engine), at_second);
     drop(engine);
-    // The log went backwards behind the view's back.
-    let engine = open_fed(dir.path(), &first);
+    // The log went backwards: the checkpoint is older than the view.
+    let engine = open_replica_with_sled(dir.path(), &first);
     assert_eq!(all(&engine), at_first);
     drop(engine);
 }
 
 #[test]
-fn a_checkpoint_travels_by_its_missing_objects_only() {
+fn only_missing_objects_of_a_checkpoint_are_transferred() {
     let (source_dir, target_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = open_replica(source_dir.path(), &empty_checkpoint(REPLICA));
     let target = open(target_dir.path());
@@ -235,7 +236,7 @@ fn a_checkpoint_travels_by_its_missing_objects_only() {
         }
         target.sync().unwrap();
         assert!(target.missing(&objects).is_empty());
-        target.install(REPLICA, checkpoint).unwrap();
+        target.install_snapshot(REPLICA, checkpoint).unwrap();
         target.release(&objects);
         assert_eq!(all(&target), all(&source));
         (missing.len(), objects.len())
@@ -253,7 +254,7 @@ fn a_checkpoint_travels_by_its_missing_objects_only() {
 }
 
 #[test]
-fn a_damaged_object_is_named_and_one_from_a_peer_heals_it() {
+fn a_damaged_object_is_reported_and_a_copy_from_a_peer_repairs_it() {
     let dir = tempfile::tempdir().unwrap();
     let (checkpoint, records) = two_flushes(dir.path());
     let peer = tempfile::tempdir().unwrap();
@@ -267,7 +268,7 @@ fn a_damaged_object_is_named_and_one_from_a_peer_heals_it() {
     }
     let engine = open_with_sled(dir.path());
     let Err(EngineError::Object(damaged)) = engine.open(REPLICA, &checkpoint) else {
-        panic!("damage must be noticed");
+        panic!("damage must be detected");
     };
     assert_eq!(engine.missing(&[damaged]), [damaged]);
     assert!(matches!(engine.reader(REPLICA), Err(EngineError::NotOpen(_))));
@@ -277,20 +278,20 @@ fn a_damaged_object_is_named_and_one_from_a_peer_heals_it() {
     assert_eq!(all(&engine), records);
 }
 
-/// Flips a bit of every file of the objects.
+/// Flips a bit in every object file.
 fn flip(dir: &Path, at: usize) {
     for file in fs::read_dir(dir.join("objects")).unwrap() {
         let path = file.unwrap().path();
         let mut bytes = fs::read(&path).unwrap();
         let at = at % bytes.len();
         bytes[at] ^= 1;
-        // In place: whoever has the file open sees it.
+        // In place, so that an open engine reads the damage.
         fs::write(&path, bytes).unwrap();
     }
 }
 
-/// Looks at every key alone and at all together: what is read is right, or an error says which object is damaged.
-fn right_or_damaged(engine: &Engine, records: &[(Bytes, Bytes)]) -> usize {
+/// Gets every key and scans all of them. Each result must be right or an error of damage; counts the errors.
+fn count_damaged_reads(engine: &Engine, records: &[(Bytes, Bytes)]) -> usize {
     let reader = engine.reader(REPLICA).unwrap();
     let mut damaged = 0;
     for (key, value) in records {
@@ -299,7 +300,7 @@ fn right_or_damaged(engine: &Engine, records: &[(Bytes, Bytes)]) -> usize {
             Err(EngineError::Object(_) | EngineError::Corrupt { .. }) => damaged += 1,
             Err(error) => panic!("{error:?}"),
         }
-        // Between this key and the next.
+        // An absent key between this one and the next.
         match reader.get(&[key, &b"!"[..]].concat()) {
             Ok(found) => assert_eq!(found, None),
             Err(EngineError::Object(_) | EngineError::Corrupt { .. }) => damaged += 1,
@@ -315,33 +316,34 @@ fn right_or_damaged(engine: &Engine, records: &[(Bytes, Bytes)]) -> usize {
 }
 
 #[test]
-fn a_flipped_bit_is_an_error_where_it_is_and_never_another_answer() {
+fn a_flipped_bit_is_an_error_and_never_a_wrong_answer() {
     let mut seen = 0;
     for at in (0..6_000).step_by(97) {
         let dir = tempfile::tempdir().unwrap();
         let (checkpoint, records) = two_flushes(dir.path());
-        // At rest: nothing of it was read since the start.
+        // Damage that exists before the engine is opened.
         flip(dir.path(), at);
         let engine = open(dir.path());
         match engine.open(REPLICA, &checkpoint) {
-            Ok(()) => seen += usize::from(right_or_damaged(&engine, &records) > 0),
+            Ok(()) => seen += usize::from(count_damaged_reads(&engine, &records) > 0),
             Err(EngineError::Object(_) | EngineError::Corrupt { .. }) => seen += 1,
             Err(error) => panic!("{error:?}"),
         }
-        // Under an open engine that has seen all pieces whole.
+        // Damage under an open engine that has verified all pieces.
         let dir = tempfile::tempdir().unwrap();
         let (checkpoint, records) = two_flushes(dir.path());
         let engine = open_replica(dir.path(), &checkpoint);
-        assert_eq!(right_or_damaged(&engine, &records), 0);
+        assert_eq!(count_damaged_reads(&engine, &records), 0);
         flip(dir.path(), at);
-        right_or_damaged(&engine, &records);
+        count_damaged_reads(&engine, &records);
     }
-    assert!(seen > 30, "{seen} flips were noticed");
+    assert!(seen > 30, "{seen} flips were detected");
 }
 
-/// Where a piece begins is known from a glance that nothing verifies; a key that then seems to lie before it is not just absent.
+/// The first key of a piece is read without verification. A key that seems to lie before it must not count as
+/// absent.
 #[test]
-fn a_piece_that_seems_to_begin_later_is_not_passed_over() {
+fn a_piece_with_a_damaged_first_key_is_not_skipped() {
     let mut pieces = 0;
     for piece in 0.. {
         let dir = tempfile::tempdir().unwrap();
@@ -358,20 +360,20 @@ fn a_piece_that_seems_to_begin_later_is_not_passed_over() {
         bytes[start + 12 + 8 + 7] |= 0x40;
         fs::write(&path, bytes).unwrap();
         let engine = open_replica(dir.path(), &checkpoint);
-        assert!(right_or_damaged(&engine, &records) > 0, "piece {piece}");
+        assert!(count_damaged_reads(&engine, &records) > 0, "piece {piece}");
         pieces += 1;
     }
     assert!(pieces > 3, "{pieces} pieces");
 }
 
 #[test]
-fn readers_see_a_checkpoint_whose_objects_were_collected_meanwhile() {
+fn readers_keep_the_objects_of_an_older_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
     write(&engine, 0..200, "first");
     flush(&engine, 1);
     let before = all(&engine);
-    let found = engine.replica(REPLICA).unwrap().material().unwrap().found;
+    let found = engine.replica(REPLICA).unwrap().build_input().unwrap().view;
     for index in 2..30 {
         write(&engine, 0..200, &format!("value {index} {}", "x".repeat(50)));
         flush(&engine, index);
@@ -381,7 +383,7 @@ fn readers_see_a_checkpoint_whose_objects_were_collected_meanwhile() {
 }
 
 #[test]
-fn overwriting_for_ever_takes_bounded_disk() {
+fn repeated_overwrites_take_bounded_disk_space() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
     for index in 1..60 {
@@ -390,7 +392,7 @@ fn overwriting_for_ever_takes_bounded_disk() {
     }
     let files = fs::read_dir(dir.path().join("objects")).unwrap();
     let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
-    // 15 KB of records; more than 900 KB were written.
+    // 15 KB of records are live; more than 900 KB were written.
     assert!(bytes < 6 * (64 << 10), "{bytes} bytes of objects");
     assert_eq!(all(&engine).len(), 200);
 }
@@ -432,7 +434,7 @@ fn scans_see_each_write_set_whole_while_checkpoints_are_made() {
 }
 
 #[test]
-fn one_process_at_a_time_and_readers_do_not_hold_the_folder() {
+fn one_process_opens_a_folder_and_readers_do_not_hold_it() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
     assert!(matches!(Engine::open(dir.path(), small()), Err(EngineError::Io(_))));
@@ -449,7 +451,7 @@ fn a_checkpoint_that_was_not_built_is_refused() {
     write(&engine, 0..1, "x");
     let built = build(&engine, 1);
     let other = Checkpoint { system: None, ..built.clone() };
-    assert!(matches!(engine.settle(REPLICA, &other), Err(EngineError::Corrupt { .. })));
-    engine.settle(REPLICA, &built).unwrap();
-    engine.settle(REPLICA, &built).unwrap();
+    assert!(matches!(engine.install_checkpoint(REPLICA, &other), Err(EngineError::Corrupt { .. })));
+    engine.install_checkpoint(REPLICA, &built).unwrap();
+    engine.install_checkpoint(REPLICA, &built).unwrap();
 }

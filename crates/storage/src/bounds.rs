@@ -1,32 +1,34 @@
-//! What a replica's log may do next: one judge for every implementation of [`Log`](crate::Log).
+//! Validation of log writes, shared by every implementation of [`Log`](crate::Log).
 //!
-//! Invariants: a log has no holes, never grows backwards over what was truncated, and a destroyed replica stays
-//! destroyed. It holds neither entries nor checkpoints and writes nothing: implementations ask first, then write.
+//! Invariants: a log has no gaps, never writes truncated entries again, and a destroyed replica stays
+//! destroyed. This module holds neither entries nor checkpoints and writes nothing: implementations validate
+//! first, then write.
 
 use flotilla_types::{HardState, LogIndex, ReplicaId, ShardId, Term};
 
 use crate::{LogError, ReplicaWrite};
 
-/// Everything of a replica's log that is small: all but entries and checkpoint.
+/// The state of a replica's log without entries and checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplicaBounds {
     /// The shard the replica belongs to.
     pub shard: ShardId,
     /// Term, vote and commit.
     pub hard_state: HardState,
-    /// Index and term of the last entry that is no longer in the log.
+    /// Index and term of the last truncated entry.
     pub truncated: (LogIndex, Term),
     /// The last entry in the log, or `truncated.0` when it is empty.
     pub last: LogIndex,
 }
 
 impl ReplicaBounds {
-    /// What `write` makes of a replica: `None` when it is gone. Fails with [`LogError::Corrupt`] when the write would
-    /// leave a hole, touch truncated entries, or does not fit the replica's life; nothing may then be written.
+    /// The state of a replica after `write`; `None` when it is destroyed. Fails with [`LogError::Corrupt`]
+    /// when the write would leave a gap, touch truncated entries, or violate the replica's lifecycle; then
+    /// nothing may be written.
     pub fn after(current: Option<Self>, tombstone: bool, write: &ReplicaWrite) -> Result<Option<Self>, LogError> {
         let refuse = |reason| LogError::Corrupt { replica: write.replica, reason };
         if write.replica == ReplicaId::NONE {
-            return Err(refuse("replica id 0 names no replica"));
+            return Err(refuse("replica id 0 is not a valid id"));
         }
         if write.destroy {
             return Ok(None);
@@ -44,19 +46,19 @@ impl ReplicaBounds {
                 let (last, _) = write.truncate.unwrap_or_default();
                 Self { shard, hard_state: HardState::default(), truncated: write.truncate.unwrap_or_default(), last }
             }
-            (None, Some(_)) => return Err(refuse("a new replica needs a checkpoint and where its log starts")),
+            (None, Some(_)) => return Err(refuse("a new replica needs a checkpoint and a start of its log")),
             (None, None) => return Err(refuse("the replica was never created")),
         };
         if write.clear {
             if !rebased {
-                return Err(refuse("a cleared log needs a checkpoint and where it starts again"));
+                return Err(refuse("a cleared log needs a checkpoint and a new start"));
             }
             bounds.truncated = write.truncate.unwrap_or_default();
             bounds.last = bounds.truncated.0;
         }
         if let Some(truncate) = write.truncate.filter(|(index, _)| *index > bounds.truncated.0) {
             if truncate.0 > bounds.last {
-                return Err(refuse("truncation behind the end of the log"));
+                return Err(refuse("truncation beyond the end of the log"));
             }
             bounds.truncated = truncate;
         }
@@ -69,10 +71,10 @@ impl ReplicaBounds {
         let refuse = |reason| LogError::Corrupt { replica: write.replica, reason };
         let Some(first) = write.entries.first() else { return Ok(()) };
         if first.index <= self.truncated.0 {
-            return Err(refuse("entries behind the truncated part of the log"));
+            return Err(refuse("entries in the truncated part of the log"));
         }
         if first.index.0 > self.last.0.saturating_add(1) {
-            return Err(refuse("entries would leave a hole in the log"));
+            return Err(refuse("entries would leave a gap in the log"));
         }
         if write.entries.windows(2).any(|pair| pair[1].index.0 != pair[0].index.0.wrapping_add(1)) {
             return Err(refuse("entries are not consecutive"));

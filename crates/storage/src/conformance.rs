@@ -1,8 +1,9 @@
-//! Conformance suites that every implementation of a seam runs in its own tests.
+//! Conformance suites that every implementation of [`Log`](crate::Log) or [`StateEngine`](crate::StateEngine)
+//! runs in its own tests.
 //!
-//! Each suite is given a closure that opens the same storage again; the suite drops what it was given before it calls the
-//! closure. A suite panics with what broke. It proves the contract on intact storage: torn writes, damaged files and
-//! power cuts are the implementation's own to test.
+//! Each suite takes a closure that opens the same storage again; before it calls the closure, it drops the
+//! instance from the previous call. A suite panics when the contract is broken. It covers intact storage
+//! only: implementations test torn writes, damaged files and power cuts themselves.
 
 mod log;
 mod model;

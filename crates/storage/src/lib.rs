@@ -1,7 +1,8 @@
-//! The seams of the store: [`Log`], [`StateEngine`] and [`StateMachine`].
+//! The storage interfaces: [`Log`], [`StateEngine`] and [`StateMachine`].
 //!
-//! Each seam has an in-memory version (for the simulator and for tests) and a conformance suite that every
-//! implementation runs. Nothing here knows raft-rs, raft-engine or sled.
+//! [`Log`] and [`StateEngine`] come with an in-memory implementation (for the simulator and for tests) and a
+//! conformance suite that every implementation runs. [`replace_file`] replaces a small file durably.
+//! Deliberately absent: any dependency on raft-rs, raft-engine or sled.
 
 mod bounds;
 pub mod conformance;
@@ -14,15 +15,17 @@ mod overlay;
 mod page;
 mod pins;
 mod records;
+mod replace;
 
 pub use bounds::ReplicaBounds;
 pub use engine::{EngineError, StateEngine, StateReader, Usage, WriteSet};
-pub use log::{Log, LogBatch, LogError, NodeMark, ReplicaLog, ReplicaWrite};
+pub use log::{Log, LogBatch, LogError, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;
 pub use pins::Pins;
+pub use replace::{ReplaceStep, replace_file, sync_dir};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,27 +1,29 @@
-//! The durable Raft log of a node: entries, hard state, replica lifecycle and the checkpoint pointer.
+//! The interface of a node's durable Raft log: entries, hard state, replica lifecycle and checkpoint
+//! pointers.
 
 use std::{io, sync::Arc};
 
 use flotilla_types::{Checkpoint, Entry, HardState, LogIndex, NodeId, ReplicaId, ShardId, Term, WalSequence};
 
-/// The log failed. After an error from [`Log::write`] nothing may be assumed about what is durable: the node stops.
+/// The log failed. After an error from [`Log::write`] it is unknown what is durable: stop the node.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
     /// The disk failed or is full. State is unknown; stop the node.
     #[error("the log could not be written or read; check the disk: {0}")]
     Io(Arc<io::Error>),
-    /// Stored bytes are not what was written. The replica must be quarantined.
+    /// Stored bytes are not what was written, or a write does not fit the log. The replica must be
+    /// quarantined.
     #[error("the log of replica {replica} is damaged: {reason}")]
     Corrupt {
-        /// Whose log.
+        /// The replica.
         replica: ReplicaId,
-        /// What does not fit.
+        /// What is wrong.
         reason: &'static str,
     },
-    /// The entries were truncated behind a checkpoint. State is unchanged; a snapshot is needed instead.
-    #[error("entries of {replica} up to {truncated} are behind its checkpoint")]
+    /// The entries were truncated after a checkpoint. State is unchanged; a snapshot is needed instead.
+    #[error("entries of {replica} up to {truncated} were truncated")]
     Compacted {
-        /// Whose log.
+        /// The replica.
         replica: ReplicaId,
         /// The last truncated index.
         truncated: LogIndex,
@@ -29,12 +31,12 @@ pub enum LogError {
     /// The entries were never written. State is unchanged.
     #[error("{replica} has no entry {index}")]
     Missing {
-        /// Whose log.
+        /// The replica.
         replica: ReplicaId,
         /// The first index that is not there.
         index: LogIndex,
     },
-    /// The engine refused for a reason of its own. Stop the node.
+    /// The storage engine failed. Stop the node.
     #[error("the log engine failed: {0}")]
     Engine(Arc<dyn std::error::Error + Send + Sync>),
 }
@@ -45,35 +47,35 @@ impl From<io::Error> for LogError {
     }
 }
 
-/// What the log knows of one replica.
+/// The log's state of one replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaLog {
     /// The shard it belongs to.
     pub shard: ShardId,
     /// Term, vote and commit.
     pub hard_state: HardState,
-    /// The last entry that is no longer in the log: its index and term. `(0, 0)` when nothing was truncated.
+    /// The index and term of the last truncated entry; `(0, 0)` when nothing was truncated.
     pub truncated: (LogIndex, Term),
     /// The last entry in the log, or `truncated.0` when the log is empty.
     pub last: LogIndex,
-    /// What the applied state rests on.
+    /// The durable checkpoint, from which the applied state is rebuilt.
     pub checkpoint: Checkpoint,
 }
 
-/// One replica's share of a [`LogBatch`]. The parts take effect in the order of the fields, all or none.
+/// One replica's writes in a [`LogBatch`]. They take effect in the order of the fields, all or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaWrite {
-    /// Whose log.
+    /// The replica.
     pub replica: ReplicaId,
-    /// Create the replica: it belongs to this shard. Must come with `checkpoint` and `truncate` when the replica is new.
+    /// Create the replica in this shard. A new replica needs `checkpoint` and `truncate` as well.
     pub create: Option<ShardId>,
-    /// Drop every entry, for a snapshot that replaces them. The batch then carries `checkpoint` and `truncate`.
+    /// Drop every entry, for a snapshot that replaces them. Needs `checkpoint` and `truncate` as well.
     pub clear: bool,
     /// Move the checkpoint pointer.
     pub checkpoint: Option<Checkpoint>,
-    /// Forget entries up to this index (included), whose term is given.
+    /// Truncate entries up to and including this index, whose term is given.
     pub truncate: Option<(LogIndex, Term)>,
-    /// Entries to append; those at or behind the first one's index are replaced.
+    /// Entries to append; existing ones from the first one's index on are replaced.
     pub entries: Vec<Entry>,
     /// The new hard state.
     pub hard_state: Option<HardState>,
@@ -82,7 +84,7 @@ pub struct ReplicaWrite {
 }
 
 impl ReplicaWrite {
-    /// A write that does nothing yet.
+    /// An empty write.
     #[must_use]
     pub fn new(replica: ReplicaId) -> Self {
         Self {
@@ -98,45 +100,46 @@ impl ReplicaWrite {
     }
 }
 
-/// The highest [`WalSequence`] that a node was heard to have synced.
+/// The highest [`WalSequence`] that a peer has advertised as synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NodeMark {
-    /// The node that said so.
+pub struct PeerSequence {
+    /// The peer.
     pub node: NodeId,
-    /// What it said.
+    /// Its sequence.
     pub sequence: WalSequence,
 }
 
-/// Work of any number of replicas, written and fsynced together.
+/// Writes of any number of replicas, written and fsynced together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogBatch {
-    /// The node-wide number of this batch; stored with it. Grows with every batch.
+    /// The node-wide number of this batch, stored with it. Grows with every batch.
     pub sequence: WalSequence,
-    /// Each replica's share. A replica may appear more than once; shares take effect in order.
+    /// The writes of each replica. A replica may appear more than once; its writes take effect in order.
     pub replicas: Vec<ReplicaWrite>,
-    /// What peers said of themselves, remembered for the day they come back with less.
-    pub marks: Vec<NodeMark>,
+    /// Sequences of peers, to detect later that a peer's log went backwards.
+    pub peer_sequences: Vec<PeerSequence>,
 }
 
 /// A node's durable Raft log.
 ///
 /// # Contract
 /// - [`write`](Self::write) is atomic, and durable (fsynced) when it returns `Ok`. One caller at a time.
-/// - Reads see every completed write, may run beside a write of *other* replicas, and never block for a disk sync.
-/// - After reopening, exactly the completed writes are there, except that a write under way at the crash may or may
-///   not be; [`recovered`](Self::recovered) says how far.
+/// - Reads see every completed write, may run beside a write of *other* replicas, and never block for a disk
+///   sync.
+/// - After reopening, exactly the completed writes are there, except that a write in flight at the crash may
+///   or may not be; [`recovered`](Self::recovered) returns the last sequence.
 /// - A destroyed replica stays destroyed across restarts: [`is_tombstone`](Self::is_tombstone).
 pub trait Log: Send + Sync + 'static {
     /// The sequence of the last batch found when the log was opened; zero for a new one.
     fn recovered(&self) -> WalSequence;
 
-    /// What peers had said of themselves, as last written.
-    fn marks(&self) -> Vec<NodeMark>;
+    /// The last written sequence of each peer.
+    fn peer_sequences(&self) -> Vec<PeerSequence>;
 
-    /// Every live replica with what the log knows of it, ordered by replica id.
+    /// Every live replica with its state, ordered by replica id.
     fn replicas(&self) -> Result<Vec<(ReplicaId, ReplicaLog)>, LogError>;
 
-    /// Whether this id belonged to a replica that was destroyed.
+    /// Whether the replica with this id was destroyed.
     fn is_tombstone(&self, replica: ReplicaId) -> bool;
 
     /// Entries `from..to`, as many as fit in `bytes_max` (sum of [`Entry::size_bytes`]) but at least one.
@@ -151,10 +154,10 @@ pub trait Log: Send + Sync + 'static {
     /// The term of an entry in the log, or of the last truncated one.
     fn term(&self, replica: ReplicaId, index: LogIndex) -> Result<Term, LogError>;
 
-    /// Writes and fsyncs.
+    /// Writes and fsyncs a batch.
     fn write(&self, batch: LogBatch) -> Result<(), LogError>;
 
-    /// Gives disk space of truncated entries back. Called every few seconds from a background thread; may do nothing.
-    /// Returns replicas that hold back space and should checkpoint and truncate soon.
+    /// Reclaims disk space of truncated entries. Called every few seconds from a background thread; may do
+    /// nothing. Returns replicas that hold back space and should checkpoint and truncate soon.
     fn reclaim(&self) -> Result<Vec<ReplicaId>, LogError>;
 }

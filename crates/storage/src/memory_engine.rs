@@ -1,11 +1,12 @@
-//! A state engine in memory, for simulators and tests.
+//! An in-memory state engine, for simulators and tests.
 //!
-//! Objects stand for the disk: [`MemoryEngine::reopen`] keeps those that were synced and loses everything else. The formats
-//! of runs and chunks are its own, so its checkpoints can be installed in another `MemoryEngine` only.
+//! Objects stand for the disk: [`MemoryEngine::reopen`] keeps synced ones and loses everything else. The
+//! formats of runs and chunks are private, so its checkpoints can be installed only in another
+//! `MemoryEngine`.
 //!
-//! Invariants: a replica's records are its base overlaid by the frozen and then the active memtable; an object is deleted
-//! only after a checkpoint or a pin let go of it and no open replica's checkpoint names it.
-//! It models neither a slow disk nor a view that lags behind.
+//! Invariants: a replica's records are its base overlaid by the frozen and then the active memtable; an
+//! object is deleted only when it has no pin and no replica claims it. It models neither a slow disk nor a
+//! stale view.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,10 +24,10 @@ use crate::{
 
 /// Runs in a checkpoint before they are folded into the base.
 const RUNS_MAX: usize = 4;
-/// Chunks that a base is cut into, by key hash, so that a fold renames only those that changed.
+/// Chunks of a base, by hash of the key, so that a fold gives new ids only to those that changed.
 const CHUNKS: usize = 4;
 
-/// A state engine in memory. Clones share it.
+/// An in-memory state engine. Clones share the contents.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryEngine {
     store: Arc<Mutex<Store>>,
@@ -37,7 +38,7 @@ pub struct MemoryEngine {
 struct Store {
     objects: HashMap<ObjectId, Object>,
     pins: Pins,
-    /// What each open replica's checkpoints name: the durable one, and those built since.
+    /// The objects of each open replica's durable checkpoint, and of those built since.
     claims: HashMap<ReplicaId, BTreeSet<ObjectId>>,
 }
 
@@ -71,7 +72,8 @@ struct Frozen {
 }
 
 impl MemoryEngine {
-    /// The engine as found after a crash: synced objects only, no replica open. Later changes of `self` do not reach it.
+    /// The engine after a crash: a copy with synced objects only and no open replica, which later changes to
+    /// `self` do not affect.
     #[must_use]
     pub fn reopen(&self) -> Self {
         let mut objects = self.store.lock().objects.clone();
@@ -91,10 +93,10 @@ impl StateEngine for MemoryEngine {
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.install(replica, checkpoint)
+        self.install_snapshot(replica, checkpoint)
     }
 
-    fn install(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+    fn install_snapshot(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let state = {
             let mut store = self.store.lock();
             let state = State {
@@ -178,7 +180,7 @@ impl StateEngine for MemoryEngine {
         };
         if checkpoint.runs.len() >= RUNS_MAX {
             let mut folded = state.base.clone();
-            frozen.records.fold_into(&mut folded);
+            frozen.records.apply_to(&mut folded);
             checkpoint.runs.clear();
             checkpoint.base = chunks(&folded).into_iter().map(&mut put).collect();
         } else if !frozen.records.is_empty() {
@@ -188,11 +190,11 @@ impl StateEngine for MemoryEngine {
         Ok(checkpoint)
     }
 
-    fn settle(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+    fn install_checkpoint(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let replica = self.replica(id)?;
         let mut state = replica.state.write();
         if let Some(frozen) = state.frozen.take() {
-            frozen.records.fold_into(&mut state.base);
+            frozen.records.apply_to(&mut state.base);
         }
         let mut store = self.store.lock();
         state.checkpoint_bytes = store.size_bytes(checkpoint);
@@ -262,7 +264,7 @@ impl Store {
             .sum()
     }
 
-    /// The records of a checkpoint, if every object it names is here.
+    /// Loads the records of a checkpoint, whose objects must all be here.
     fn load(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Records, EngineError> {
         let mut records = Records::new();
         for object in checkpoint.objects() {
@@ -270,19 +272,19 @@ impl Store {
             if checkpoint.system != Some(object) {
                 records::decode(&bytes)
                     .map_err(|reason| EngineError::Corrupt { replica, reason })?
-                    .fold_into(&mut records);
+                    .apply_to(&mut records);
             }
         }
         Ok(records)
     }
 
-    /// From now on the replica claims these objects only; what it claimed before may go.
+    /// Replaces a replica's claim by these objects, and deletes those that no replica claims any more.
     fn claim(&mut self, replica: ReplicaId, objects: BTreeSet<ObjectId>) {
         let before = self.claims.insert(replica, objects).unwrap_or_default();
         self.collect(&Vec::from_iter(before));
     }
 
-    /// Deletes those of `candidates` that nothing holds.
+    /// Deletes those of `candidates` that are neither pinned nor claimed.
     fn collect(&mut self, candidates: &[ObjectId]) {
         for object in candidates {
             if !self.pins.holds(*object) && !self.claims.values().any(|claimed| claimed.contains(object)) {
@@ -313,7 +315,7 @@ impl StateReader for Replica {
     }
 }
 
-/// The base as encoded chunks, by a hash of the key.
+/// Encodes the base as chunks, by hash of the key.
 fn chunks(records: &Records) -> Vec<Bytes> {
     let mut chunks: [BTreeMap<Bytes, Option<Bytes>>; CHUNKS] = Default::default();
     for (key, value) in records {
@@ -344,12 +346,12 @@ mod tests {
         engine.write(replica, vec![(Bytes::from(key), Some(Bytes::from(key)))], LogIndex(1)).unwrap();
         assert!(engine.freeze(replica, checkpoint().position, Bytes::from(key)).unwrap());
         let built = engine.build(replica).unwrap();
-        engine.settle(replica, &built).unwrap();
+        engine.install_checkpoint(replica, &built).unwrap();
         built
     }
 
     #[test]
-    fn keeps_the_contract_of_a_state_engine() {
+    fn memory_engine_passes_the_conformance_suite() {
         let mut engine = MemoryEngine::default();
         crate::conformance::state_engine(&mut || {
             engine = engine.reopen();
@@ -358,19 +360,19 @@ mod tests {
     }
 
     #[test]
-    fn checkpoints_travel_to_another_engine() {
+    fn checkpoints_can_be_installed_in_another_engine() {
         let (source, target) = (MemoryEngine::default(), MemoryEngine::default());
         source.open(ReplicaId(1), &checkpoint()).unwrap();
         let mut built = flush(&source, ReplicaId(1), "a");
         for key in ["b", "c", "d", "e", "f", "g"] {
             built = flush(&source, ReplicaId(1), key);
         }
-        assert!(!built.base.is_empty() && !built.runs.is_empty(), "both kinds of object travel");
+        assert!(!built.base.is_empty() && !built.runs.is_empty(), "both kinds of object are transferred");
         let objects: Vec<_> = built.objects().collect();
         for object in target.missing(&objects) {
             target.import(object, source.object(object).unwrap()).unwrap();
         }
-        target.install(ReplicaId(2), &built).unwrap();
+        target.install_snapshot(ReplicaId(2), &built).unwrap();
         target.release(&objects);
         let all = |engine: &MemoryEngine, id| engine.reader(id).unwrap().scan(&KeyRange::all(), 99, 9_999).unwrap();
         assert_eq!(all(&source, ReplicaId(1)), all(&target, ReplicaId(2)));
@@ -389,14 +391,14 @@ mod tests {
     }
 
     #[test]
-    fn objects_nobody_names_are_deleted() {
+    fn unreferenced_objects_are_deleted() {
         let engine = MemoryEngine::default();
         engine.open(ReplicaId(1), &checkpoint()).unwrap();
         let first = flush(&engine, ReplicaId(1), "a");
         let pinned = ObjectId::of(b"b");
         flush(&engine, ReplicaId(1), "b");
         assert!(engine.object(first.system.unwrap()).is_err(), "the next checkpoint has its own");
-        assert!(engine.object(first.runs[0]).is_ok(), "the next checkpoint names it too");
+        assert!(engine.object(first.runs[0]).is_ok(), "the next checkpoint names it as well");
         assert!(engine.missing(&[pinned]).is_empty());
         flush(&engine, ReplicaId(1), "c");
         assert!(engine.object(pinned).is_ok(), "while it is pinned");

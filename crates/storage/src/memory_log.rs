@@ -1,7 +1,7 @@
-//! A log in memory, for simulators and tests.
+//! An in-memory log, for simulators and tests.
 //!
-//! A completed write counts as durable: [`MemoryLog::reopen`] returns the log as a restarted node would find it.
-//! It models neither a slow disk nor a failing one, and gives no space back but that of truncated entries.
+//! A completed write counts as durable: [`MemoryLog::reopen`] returns the log as a restarted node would find
+//! it. It models neither slow nor failing disks.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -11,9 +11,9 @@ use std::{
 use flotilla_types::{Checkpoint, Entry, LogIndex, NodeId, ReplicaId, Term, WalSequence};
 use parking_lot::Mutex;
 
-use crate::{Log, LogBatch, LogError, NodeMark, ReplicaBounds, ReplicaLog, ReplicaWrite};
+use crate::{Log, LogBatch, LogError, PeerSequence, ReplicaBounds, ReplicaLog, ReplicaWrite};
 
-/// A log in memory. Clones share it.
+/// An in-memory log. Clones share the contents.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryLog {
     recovered: WalSequence,
@@ -23,7 +23,7 @@ pub struct MemoryLog {
 #[derive(Debug, Clone, Default)]
 struct State {
     sequence: WalSequence,
-    marks: BTreeMap<NodeId, WalSequence>,
+    peer_sequences: BTreeMap<NodeId, WalSequence>,
     tombstones: BTreeSet<ReplicaId>,
     replicas: BTreeMap<ReplicaId, Replica>,
 }
@@ -32,12 +32,12 @@ struct State {
 struct Replica {
     bounds: ReplicaBounds,
     checkpoint: Checkpoint,
-    /// The entries behind `bounds.truncated`, without a gap.
+    /// The entries after `bounds.truncated`, without a gap.
     entries: VecDeque<Entry>,
 }
 
 impl MemoryLog {
-    /// The log as found after a restart: a copy of what is durable now. Later writes to `self` do not reach it.
+    /// The log as a restarted node would find it: a copy, which later writes to `self` do not change.
     #[must_use]
     pub fn reopen(&self) -> Self {
         let state = self.state.lock().clone();
@@ -50,8 +50,8 @@ impl Log for MemoryLog {
         self.recovered
     }
 
-    fn marks(&self) -> Vec<NodeMark> {
-        self.state.lock().marks.iter().map(|(&node, &sequence)| NodeMark { node, sequence }).collect()
+    fn peer_sequences(&self) -> Vec<PeerSequence> {
+        self.state.lock().peer_sequences.iter().map(|(&node, &sequence)| PeerSequence { node, sequence }).collect()
     }
 
     fn replicas(&self) -> Result<Vec<(ReplicaId, ReplicaLog)>, LogError> {
@@ -100,21 +100,21 @@ impl Log for MemoryLog {
 
     fn write(&self, batch: LogBatch) -> Result<(), LogError> {
         let mut state = self.state.lock();
-        // Judge the whole batch first, so that a refused one changes nothing.
+        // Validate the whole batch first, so that a refused one changes nothing.
         let mut bounds = BTreeMap::new();
-        let mut verdicts = Vec::with_capacity(batch.replicas.len());
+        let mut validated = Vec::with_capacity(batch.replicas.len());
         for write in &batch.replicas {
             let id = write.replica;
-            let known = || (state.replicas.get(&id).map(|replica| replica.bounds), state.tombstones.contains(&id));
-            let (current, tombstone) = bounds.get(&id).copied().unwrap_or_else(known);
+            let stored = || (state.replicas.get(&id).map(|replica| replica.bounds), state.tombstones.contains(&id));
+            let (current, tombstone) = bounds.get(&id).copied().unwrap_or_else(stored);
             let after = ReplicaBounds::after(current, tombstone, write)?;
             bounds.insert(id, (after, tombstone || after.is_none()));
-            verdicts.push(after);
+            validated.push(after);
         }
-        for (write, after) in batch.replicas.into_iter().zip(verdicts) {
+        for (write, after) in batch.replicas.into_iter().zip(validated) {
             state.apply(write, after);
         }
-        state.marks.extend(batch.marks.into_iter().map(|mark| (mark.node, mark.sequence)));
+        state.peer_sequences.extend(batch.peer_sequences.into_iter().map(|peer| (peer.node, peer.sequence)));
         state.sequence = batch.sequence;
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Replica {
         ReplicaLog { shard, hard_state, truncated, last, checkpoint: self.checkpoint.clone() }
     }
 
-    /// `bounds` is what the write leaves, as judged by [`ReplicaBounds::after`].
+    /// `bounds` is the state after the write, from [`ReplicaBounds::after`].
     fn apply(&mut self, write: ReplicaWrite, bounds: ReplicaBounds) {
         if write.clear {
             self.entries.clear();
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_the_contract_of_a_log() {
+    fn memory_log_passes_the_conformance_suite() {
         let mut log = MemoryLog::default();
         crate::conformance::log(&mut || {
             log = log.reopen();

@@ -1,8 +1,9 @@
-//! Applied records with pending writes on top, so that a later command of an entry sees the changes of an earlier one.
+//! Applied records with pending writes on top, so that a later command of an entry sees the writes of earlier
+//! ones.
 //!
-//! Invariants: the records underneath never change while an overlay lives on them, and a key is written at most once by
-//! [`Overlay::into_writes`], in key order, so that equal commands give equal write sets on every replica.
-//! It keeps no history and cannot undo: a command checks its conditions before it writes.
+//! Invariants: the records underneath do not change while the overlay exists, and [`Overlay::into_writes`]
+//! returns each key at most once, in key order, so that equal commands give equal write sets on every
+//! replica. It cannot undo writes: a command checks its conditions before it writes.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -33,7 +34,7 @@ pub struct Overlay<'a> {
 }
 
 impl<'a> Overlay<'a> {
-    /// Nothing pending yet.
+    /// An overlay without pending writes.
     #[must_use]
     pub fn new(records: &'a dyn StateReader) -> Self {
         Self { records, pending: BTreeMap::new() }
@@ -75,7 +76,8 @@ impl<'a> Overlay<'a> {
         let mut exhausted = false;
         while !page.is_full() {
             if stored.is_empty() && !exhausted {
-                // A page that ends early may have met its bound in bytes: only an empty one says that nothing is left.
+                // A short page may have reached its bound in bytes: only an empty page means that nothing is
+                // left.
                 stored.extend(self.records.scan(&rest, items_max, bytes_max)?);
                 match stored.back() {
                     Some((last, _)) => rest.start = successor(last),
@@ -104,20 +106,20 @@ impl<'a> Overlay<'a> {
         Ok(page.into_items())
     }
 
-    /// Whether nothing was written.
+    /// Whether there are no pending writes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// The pending writes: one for each key, in key order.
+    /// The pending writes: one per key, in key order.
     #[must_use]
     pub fn into_writes(self) -> WriteSet {
         self.pending.into_iter().collect()
     }
 }
 
-/// The first key behind this one.
+/// The first key after this one.
 fn successor(key: &[u8]) -> Bytes {
     let mut next = Vec::with_capacity(key.len() + 1);
     next.extend_from_slice(key);
@@ -129,10 +131,10 @@ fn successor(key: &[u8]) -> Bytes {
 mod tests {
     use super::*;
 
-    /// Records that answer scans in pages of at most two items, to show that an overlay asks again.
-    struct Small(BTreeMap<Bytes, Bytes>);
+    /// Records that return pages of at most two items, to check that an overlay fetches further pages.
+    struct SmallPages(BTreeMap<Bytes, Bytes>);
 
-    impl StateReader for Small {
+    impl StateReader for SmallPages {
         fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
             Ok(self.0.get(key).cloned())
         }
@@ -158,8 +160,8 @@ mod tests {
         Bytes::copy_from_slice(text.as_bytes())
     }
 
-    fn records(keys: &str) -> Small {
-        Small(keys.chars().map(|key| (bytes(&key.to_string()), bytes("stored"))).collect())
+    fn records(keys: &str) -> SmallPages {
+        SmallPages(keys.chars().map(|key| (bytes(&key.to_string()), bytes("stored"))).collect())
     }
 
     fn keys(items: &[(Bytes, Bytes)]) -> String {

@@ -1,8 +1,8 @@
-//! The bounds of a scan, kept in one place so that every reader stops at the same record.
+//! The bounds of a scan, in one place so that every reader stops at the same record.
 
 use bytes::Bytes;
 
-/// Collects records until a scan's bounds are met; holds at least one record before it is full.
+/// The result of a scan, filled until a bound is reached; takes at least one record.
 pub(crate) struct Page {
     items: Vec<(Bytes, Bytes)>,
     items_max: usize,
@@ -16,7 +16,7 @@ impl Page {
         Self { items: Vec::new(), items_max, bytes: 0, bytes_max }
     }
 
-    /// Whether a bound is met.
+    /// Whether a bound is reached.
     pub(crate) fn is_full(&self) -> bool {
         !self.items.is_empty() && (self.items.len() >= self.items_max || self.bytes >= self.bytes_max)
     }
@@ -27,7 +27,7 @@ impl Page {
         self.items.push((key, value));
     }
 
-    /// What was collected.
+    /// The collected records.
     pub(crate) fn into_items(self) -> Vec<(Bytes, Bytes)> {
         self.items
     }

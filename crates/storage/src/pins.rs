@@ -1,26 +1,27 @@
-//! How often objects are held by transfers that share them.
+//! Reference counts of objects that transfers share.
 
 use std::collections::{BTreeSet, HashMap, hash_map::Entry};
 
 use flotilla_types::ObjectId;
 
-/// Counts pins of objects: what one transfer lets go of may be all that another one waits for.
+/// Counts the pins of objects: an object that one transfer releases may be needed by another.
 #[derive(Debug, Default)]
 pub struct Pins(HashMap<ObjectId, usize>);
 
 impl Pins {
-    /// One pin more.
+    /// Adds one pin.
     pub fn add(&mut self, object: ObjectId) {
         *self.0.entry(object).or_default() += 1;
     }
 
-    /// Whether anybody holds the object.
+    /// Whether the object has a pin.
     #[must_use]
     pub fn holds(&self, object: ObjectId) -> bool {
         self.0.contains_key(&object)
     }
 
-    /// Takes one pin of each of these back, and returns those that had one. An object that is named twice counts once.
+    /// Removes one pin from each of these, and returns those that had one. An object that is named twice
+    /// counts once.
     pub fn take(&mut self, objects: &[ObjectId]) -> Vec<ObjectId> {
         let distinct: BTreeSet<_> = objects.iter().copied().collect();
         distinct.into_iter().filter(|object| self.take_one(*object)).collect()

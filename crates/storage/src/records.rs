@@ -1,7 +1,7 @@
 //! Records of the in-memory engine: memtables, their encoding as objects, and scans over layers of them.
 //!
-//! Format of an object: a version byte, then for each record in key order `key length (u32, little-endian) ‖ key ‖ 0` for a
-//! deletion or `… ‖ 1 ‖ value length (u32) ‖ value`. Private to the in-memory engine.
+//! Format of an object: a version byte, then for each record in key order `key length (u32, little-endian) ‖
+//! key ‖ 0` for a deletion or `… ‖ 1 ‖ value length (u32) ‖ value`. Private to the in-memory engine.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -18,7 +18,7 @@ const FORMAT: u8 = 1;
 const DELETED: u8 = 0;
 const PRESENT: u8 = 1;
 
-/// Records without deletions.
+/// Records, without deletion markers.
 pub(crate) type Records = BTreeMap<Bytes, Bytes>;
 
 /// Changes to records; `None` deletes.
@@ -46,7 +46,7 @@ impl Memtable {
         }
     }
 
-    /// `None`: not changed here. `Some(None)`: deleted here.
+    /// The change to a key: `None` if there is none, `Some(None)` for a deletion.
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Option<Bytes>> {
         self.changes.get(key)
     }
@@ -59,8 +59,8 @@ impl Memtable {
         self.bytes
     }
 
-    /// Applies the changes.
-    pub(crate) fn fold_into(&self, records: &mut Records) {
+    /// Applies the changes to records.
+    pub(crate) fn apply_to(&self, records: &mut Records) {
         for (key, value) in &self.changes {
             match value {
                 Some(value) => records.insert(key.clone(), value.clone()),
@@ -73,7 +73,7 @@ impl Memtable {
         let mut buffer = BytesMut::with_capacity(1 + self.bytes + 9 * self.changes.len());
         buffer.put_u8(FORMAT);
         for (key, value) in &self.changes {
-            // Keys and values are far below 4 GiB: both pass through a log entry first.
+            // Keys and values are far below 4 GiB, since both come from a log entry.
             buffer.put_u32_le(key.len() as u32);
             buffer.put_slice(key);
             match value {
@@ -93,11 +93,11 @@ fn size_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
     key.len() + value.map_or(0, Bytes::len)
 }
 
-/// Reads an object that [`Memtable::encode`] wrote. The error says what does not fit.
+/// Decodes an object that [`Memtable::encode`] wrote. The error says what is wrong.
 pub(crate) fn decode(object: &Bytes) -> Result<Memtable, &'static str> {
     let mut rest = object.clone();
     if rest.try_get_u8() != Ok(FORMAT) {
-        return Err("an object of records has an unknown format");
+        return Err("a records object has an unknown format");
     }
     let mut changes = BTreeMap::new();
     while rest.has_remaining() {
@@ -105,7 +105,7 @@ pub(crate) fn decode(object: &Bytes) -> Result<Memtable, &'static str> {
         let value = match rest.try_get_u8() {
             Ok(DELETED) => None,
             Ok(PRESENT) => Some(take(&mut rest)?),
-            _ => return Err("an object of records ends within a record"),
+            _ => return Err("a records object ends within a record"),
         };
         changes.insert(key, value);
     }
@@ -113,14 +113,14 @@ pub(crate) fn decode(object: &Bytes) -> Result<Memtable, &'static str> {
 }
 
 fn take(rest: &mut Bytes) -> Result<Bytes, &'static str> {
-    let len = rest.try_get_u32_le().map_err(|_| "an object of records ends within a length")? as usize;
+    let len = rest.try_get_u32_le().map_err(|_| "a records object ends within a length")? as usize;
     if len > rest.len() {
-        return Err("an object of records ends within a record");
+        return Err("a records object ends within a record");
     }
     Ok(rest.split_to(len))
 }
 
-/// Scans memtables, newest first, over a base; bounds as in [`crate::StateReader::scan`].
+/// Scans memtables, newest first, on top of a base; bounds as in [`crate::StateReader::scan`].
 pub(crate) fn scan<'a>(
     memtables: impl Iterator<Item = &'a Memtable>,
     base: &'a Records,
@@ -193,13 +193,13 @@ mod tests {
     }
 
     #[test]
-    fn hostile_objects_of_records_are_read_in_proportion() {
+    fn decoding_hostile_objects_allocates_in_proportion_to_their_size() {
         attack(64, memtables(), |memtable| {
             let encoded = memtable.encode();
             assert_eq!(decode(&encoded), Ok(memtable.clone()));
             assert_eq!(Memtable::from(memtable.changes.clone()).bytes, memtable.bytes);
             at_every_cut(&encoded, |cut| {
-                // A cut between records leaves fewer of them.
+                // A cut between two records leaves a valid object.
                 if let Ok(fewer) = decode(&Bytes::copy_from_slice(cut)) {
                     assert!(fewer.changes.iter().all(|(key, value)| memtable.changes.get(key) == Some(value)));
                 }

@@ -1,4 +1,4 @@
-//! What frames and calls cost between two endpoints on this machine, TLS included, both of them in one thread.
+//! The cost of frames and calls between two endpoints on one machine and in one thread, including TLS.
 
 use std::{
     net::SocketAddr,
@@ -19,31 +19,32 @@ use flotilla_transport::{BoxFuture, Breaker, Class, Config, Handler, PeerState, 
 use flotilla_types::{ClusterId, NodeId};
 use tokio::{runtime::Runtime, sync::Notify};
 
-/// Frames sent before any is waited for: fewer than the queue holds.
-const TOGETHER: usize = 256;
-const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// Frames sent before the sender waits: fewer than the queue holds.
+const FRAMES_PER_ROUND: usize = 256;
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn main() {
     divan::main();
 }
 
-/// One-way frames, until the last one is there.
+/// One-way frames, until the last one has arrived.
 #[divan::bench(args = [128, 4_096], sample_count = 50)]
 fn frames(bencher: Bencher, frame_bytes: usize) {
     let pair = Pair::connected();
     let frame = Bytes::from(vec![7; frame_bytes]);
-    let counted = bencher.counter(ItemsCount::new(TOGETHER)).counter(BytesCount::new(TOGETHER * frame_bytes));
+    let counted =
+        bencher.counter(ItemsCount::new(FRAMES_PER_ROUND)).counter(BytesCount::new(FRAMES_PER_ROUND * frame_bytes));
     counted.bench_local(|| pair.runtime.block_on(pair.send(&frame)));
     pair.close();
 }
 
-/// A call and its answer, with nothing else under way.
+/// A call and its answer, with nothing else in flight.
 #[divan::bench(args = [128, 4_096], sample_count = 50)]
 fn call(bencher: Bencher, request_bytes: usize) {
     let pair = Pair::connected();
     let request = Bytes::from(vec![7; request_bytes]);
     bencher.bench_local(|| {
-        let call = pair.one.call(NodeId(2), Class::Rpc, request.clone(), CALL_WITHIN);
+        let call = pair.one.call(NodeId(2), Class::Rpc, request.clone(), CALL_TIMEOUT);
         pair.runtime.block_on(call).expect("an answer")
     });
     pair.close();
@@ -77,7 +78,7 @@ impl Pair {
 
     async fn send(&self, frame: &Bytes) {
         self.arrived.count.store(0, Ordering::Relaxed);
-        for _ in 0..TOGETHER {
+        for _ in 0..FRAMES_PER_ROUND {
             self.one.send(NodeId(2), Class::Urgent, frame.clone()).expect("room in the queue");
         }
         self.arrived.all.notified().await;
@@ -91,7 +92,7 @@ impl Pair {
     }
 }
 
-/// Counts frames, and says when a round of them is complete.
+/// Counts frames and notifies when a round is complete.
 #[derive(Default)]
 struct Arrived {
     count: AtomicUsize,
@@ -100,7 +101,7 @@ struct Arrived {
 
 impl Handler for Arrived {
     fn on_frame(&self, _: NodeId, _: Class, _: Bytes) {
-        if self.count.fetch_add(1, Ordering::Relaxed) + 1 == TOGETHER {
+        if self.count.fetch_add(1, Ordering::Relaxed) + 1 == FRAMES_PER_ROUND {
             self.all.notify_one();
         }
     }

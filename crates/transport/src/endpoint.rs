@@ -1,4 +1,4 @@
-//! The UDP socket and quinn's settings; what the codes mean with which connections are closed.
+//! The UDP socket, quinn's settings, and the codes with which connections are closed.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,33 +15,37 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{Config, PeerError, TransportError};
 
-/// What a stranger may have sent unread, in bytes: a join request and a little. The window opens for peers.
-const STRANGER_WINDOW_BYTES: u32 = 128 * 1024;
-/// Datagrams waiting to be read or sent on one connection, in bytes. The oldest give way.
+/// Receive window of an unauthenticated connection, in bytes: a join request and some slack. Widened for
+/// peers.
+const UNAUTHENTICATED_WINDOW_BYTES: u32 = 128 * 1024;
+/// Datagrams buffered for reading or sending on one connection, in bytes. The oldest are dropped first.
 const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
-/// The system's buffers of the socket, in bytes; best effort. The default overflows under bursts of bulk frames.
+/// The socket's kernel buffers, in bytes; best effort. The default overflows under bursts of bulk frames.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// First packets of connections that are not yet looked at.
+/// Incoming connections that wait to be accepted.
 const INCOMING_MAX: usize = 1024;
-/// Bytes of such packets, for one connection and in total.
-const INCOMING_BYTES_MAX: (u64, u64) = (64 * 1024, 8 * 1024 * 1024);
-/// What retransmission of the first packets goes by. quinn's default of 333 ms is for the open internet and makes a
-/// lost first packet cost a second.
+/// Bytes buffered for one such connection.
+const INCOMING_BYTES_MAX: u64 = 64 * 1024;
+/// Bytes buffered for all such connections together.
+const INCOMING_BYTES_TOTAL_MAX: u64 = 8 * 1024 * 1024;
+/// The assumed round-trip time before the first measurement; sets the retransmission of the first packets.
+/// quinn's default of 333 ms is for the open internet: a lost first packet would cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// Largest packet that is tried, in bytes: a jumbo frame of 9,000 less the headers of IPv6 and UDP. Work for each packet
-/// outweighs work for its bytes. Where the network takes less, discovery finds out what (RFC 8899).
+/// Largest UDP payload that is tried, in bytes: a jumbo frame of 9,000 less the IPv6 and UDP headers. The
+/// cost per packet outweighs the cost per byte. Where the path takes less, MTU discovery finds the limit (RFC
+/// 8899).
 const UDP_PAYLOAD_BYTES_MAX: u16 = 8_952;
-/// Packets that a peer may leave unacknowledged before it must say so at once; most acknowledgements then ride along with
-/// what goes the other way.
+/// Packets that a peer may receive before it must acknowledge at once; most acknowledgements are then
+/// piggybacked on packets of the other direction.
 const ACK_EVERY: u32 = 8;
-/// … and how long it may wait with fewer.
+/// How long a peer may delay the acknowledgement of fewer packets.
 const ACK_DELAY_MAX: Duration = Duration::from_millis(5);
-/// Pause between two answers to packets of unknown connections, so that noise costs little. Such an answer is always
-/// shorter than the packet.
+/// Shortest interval between two stateless resets, which answer packets of unknown connections. It bounds the
+/// cost of random packets; a reset is always shorter than the packet it answers.
 const RESET_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Why a connection was closed, as a code that the other side sees. The numbers are part of the protocol.
+/// Why a connection was closed, as the code that the peer sees. The numbers are part of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CloseCode {
     Normal = 0,
@@ -52,7 +56,8 @@ pub(crate) enum CloseCode {
     Replaced = 5,
 }
 
-/// Closes a connection with a code and a reason for humans, unless it is closed already: quinn would forget why.
+/// Closes a connection with a code and a readable reason. A connection that is already closed keeps its first
+/// reason.
 pub(crate) fn close(connection: &quinn::Connection, code: CloseCode) {
     if connection.close_reason().is_some() {
         return;
@@ -68,7 +73,7 @@ pub(crate) fn close(connection: &quinn::Connection, code: CloseCode) {
     connection.close(VarInt::from_u32(code as u32), reason);
 }
 
-/// quinn's account of a lost connection in our terms.
+/// Converts quinn's error of a lost connection.
 pub(crate) fn classify(error: &ConnectionError) -> PeerError {
     /// Codes from here to 0x1ff carry a TLS alert (RFC 9001, section 4.8).
     const CRYPTO_ERROR: u64 = 0x100;
@@ -97,7 +102,7 @@ pub(crate) fn classify(error: &ConnectionError) -> PeerError {
             } else if is(CloseCode::Replaced) {
                 PeerError::Replaced
             } else if is(CloseCode::Identity) {
-                /// `certificate_required`, which is what it amounts to.
+                /// `certificate_required`: the TLS alert with the same meaning.
                 const CERTIFICATE_REQUIRED: u8 = 116;
                 PeerError::HandshakeRefused { alert: CERTIFICATE_REQUIRED }
             } else {
@@ -108,37 +113,37 @@ pub(crate) fn classify(error: &ConnectionError) -> PeerError {
     }
 }
 
-/// The endpoint of a node, and the settings with which it dials.
+/// The endpoint of a node, and the settings for dialling.
 pub(crate) fn node_endpoint(
     config: &Config,
     identity: &NodeIdentity,
 ) -> Result<(Endpoint, ClientConfig), TransportError> {
     let crypto = QuicServerConfig::try_from(server_config(identity)?).map_err(|_| TransportError::CipherSuite)?;
     let mut server = ServerConfig::with_crypto(Arc::new(crypto));
-    let mut accepting = common(config);
+    let mut accepting = transport_config(config);
     accepting
         .max_concurrent_uni_streams(VarInt::from_u32(2))
         .max_concurrent_bidi_streams(VarInt::from_u32(2))
-        .receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(UNAUTHENTICATED_WINDOW_BYTES))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES));
     server
         .transport_config(Arc::new(accepting))
-        // A peer that changes its address dials again; following it silently would only widen what strangers can do.
+        // A peer that changes its address dials again; migration would only add attack surface.
         .migration(false)
         .max_incoming(INCOMING_MAX)
-        .incoming_buffer_size(INCOMING_BYTES_MAX.0)
-        .incoming_buffer_size_total(INCOMING_BYTES_MAX.1);
+        .incoming_buffer_size(INCOMING_BYTES_MAX)
+        .incoming_buffer_size_total(INCOMING_BYTES_TOTAL_MAX);
 
     let crypto = QuicClientConfig::try_from(peer_client_config(identity)?).map_err(|_| TransportError::CipherSuite)?;
     let mut client = ClientConfig::new(Arc::new(crypto));
-    let mut dialling = common(config);
+    let mut dialling = transport_config(config);
     dialling
         .keep_alive_interval(Some(config.keep_alive))
-        // The welcome is all that the other side opens.
+        // The accepting side opens only the welcome stream.
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .receive_window(connection_window(config))
-        // Nothing reads them; but without a buffer quinn does not send any either.
+        // Nothing is received here, but without a receive buffer quinn disables sending too.
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES));
     client.transport_config(Arc::new(dialling));
 
@@ -155,8 +160,8 @@ pub(crate) fn joiner_endpoint(remote: SocketAddr) -> Result<Endpoint, TransportE
     Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(TransportError::Bind)
 }
 
-/// What both directions share.
-fn common(config: &Config) -> TransportConfig {
+/// Transport settings of both sides.
+fn transport_config(config: &Config) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(UDP_PAYLOAD_BYTES_MAX);
@@ -174,7 +179,7 @@ fn common(config: &Config) -> TransportConfig {
     transport
 }
 
-/// Four streams can be full at once.
+/// The receive window of a connection: four streams can be full at once.
 pub(crate) fn connection_window(config: &Config) -> VarInt {
     VarInt::from_u32(config.stream_window_bytes * 4)
 }
@@ -184,7 +189,7 @@ fn bind(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
     if listen.is_ipv6() && listen.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
-    // The system may grant less; that costs speed only.
+    // The kernel may grant less; that only costs throughput.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     socket.set_nonblocking(true)?;
@@ -192,9 +197,9 @@ fn bind(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
     Ok(socket.into())
 }
 
-/// Reset tokens come from the node's key and not from chance: a node that was killed and started again can then tell its
-/// peers, with a proof that only it can give, that their connections are dead. Otherwise they would talk to nobody until
-/// the idle timeout.
+/// Endpoint settings. Reset tokens are derived from the node's key, so they survive a restart: a node that
+/// was killed and restarted can send its peers an authentic stateless reset for their dead connections.
+/// Otherwise the peers would keep sending until the idle timeout.
 fn endpoint_config(identity: &NodeIdentity) -> EndpointConfig {
     let key = identity.key().derive_secret("flotilla transport v1: stateless reset tokens");
     let mut config = EndpointConfig::new(Arc::new(KeyedHash(key)));
@@ -203,7 +208,7 @@ fn endpoint_config(identity: &NodeIdentity) -> EndpointConfig {
     config
 }
 
-/// BLAKE3 in keyed mode, as quinn wants it.
+/// BLAKE3 in keyed mode, as quinn's HMAC key.
 struct KeyedHash([u8; 32]);
 
 impl HmacKey for KeyedHash {
@@ -225,8 +230,8 @@ impl HmacKey for KeyedHash {
     }
 }
 
-/// Random connection ids. quinn's own generator signs its ids with a key of each run, and so takes packets for an earlier
-/// run's connections for noise, which is not answered.
+/// Random connection ids. quinn's own generator signs ids with a key that changes with each run; it would
+/// treat packets of an earlier run's connections as noise and not answer them with a reset.
 struct RandomIds;
 
 impl RandomIds {

@@ -1,4 +1,4 @@
-//! One error type for each family of operations. Each says whether the other side may have acted.
+//! One error type per family of operations. Each says whether the peer may have acted.
 
 use std::io;
 
@@ -21,16 +21,18 @@ pub enum TransportError {
     /// The crypto provider lacks QUIC's initial cipher suite. Nothing was started.
     #[error("the crypto provider lacks AES-128-GCM")]
     CipherSuite,
-    /// A join request over [`JOIN_REQUEST_BYTES_MAX`](crate::JOIN_REQUEST_BYTES_MAX). Nothing was sent.
+    /// The join request is over [`JOIN_REQUEST_BYTES_MAX`](crate::JOIN_REQUEST_BYTES_MAX). Nothing was sent.
     #[error("the join request is larger than {bytes_max} bytes")]
     JoinTooLarge {
         /// The limit.
         bytes_max: usize,
     },
-    /// The node could not be reached, or is not of the pinned cluster. The request was not sent; another address may do.
+    /// The node could not be reached, or does not belong to the pinned cluster. The request was not sent; try
+    /// another address.
     #[error("cannot connect to join")]
     JoinConnect(#[source] PeerError),
-    /// The connection was lost, or time was up, after the request was sent. It may have been executed: repeat it as it is.
+    /// The connection was lost or the deadline passed after the request was sent. It may have been executed:
+    /// repeat it unchanged.
     #[error("no answer to the join request")]
     JoinLost(#[source] PeerError),
 }
@@ -41,11 +43,11 @@ pub enum PeerError {
     /// The peer says that this node was removed from the cluster.
     #[error("removed from the cluster")]
     Removed,
-    /// Nothing was heard for too long.
+    /// Nothing was received within the idle timeout.
     #[error("timed out")]
     TimedOut,
-    /// TLS failed on this side: for example, the peer's certificate names another node (alert 42) or comes from another
-    /// authority (48; 51 when that authority claims the same cluster id).
+    /// TLS failed on this side: for example, the peer's certificate names another node (alert 42) or was
+    /// issued by another authority (48; 51 when that authority claims the same cluster id).
     #[error("the peer's certificate or protocol is not acceptable (TLS alert {alert})")]
     Handshake {
         /// The alert's number (RFC 8446, section 6.2).
@@ -57,19 +59,19 @@ pub enum PeerError {
         /// The alert's number.
         alert: u8,
     },
-    /// The peer does not know the connection any more: it was restarted.
+    /// The peer restarted and no longer knows the connection.
     #[error("the peer was restarted")]
     Restarted,
-    /// The peer closed the connection in good order.
+    /// The peer closed the connection with the normal code.
     #[error("closed by the peer")]
     Closed,
-    /// A newer connection from this node took the place of this one.
+    /// A newer connection from this node replaced this one.
     #[error("replaced by a newer connection")]
     Replaced,
-    /// The peer takes no more connections or requests at the moment.
+    /// The peer accepts no more connections or requests at the moment.
     #[error("the peer is busy")]
     Busy,
-    /// One side broke the protocol: wrong version, oversize or damaged frame.
+    /// One side violated the protocol: wrong version, oversize or malformed frame.
     #[error("protocol violation")]
     Protocol,
     /// The address cannot be dialled from this endpoint.
@@ -80,7 +82,7 @@ pub enum PeerError {
     Local,
 }
 
-/// A frame or datagram was not queued. The peer has not seen it.
+/// Why a frame or datagram was not queued. The peer has not seen it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     /// No address was ever given for this peer, or it is this node itself.
@@ -98,12 +100,12 @@ pub enum SendError {
         /// The limit.
         bytes_max: usize,
     },
-    /// One-way frames go with `Urgent` and `Bulk`.
-    #[error("frames of this class are calls")]
+    /// One-way frames use the classes `Urgent` and `Bulk`.
+    #[error("this class is for calls, not for one-way frames")]
     WrongClass,
 }
 
-/// A call has no answer.
+/// Why a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// The peer has not executed the request and never will.
@@ -126,11 +128,11 @@ pub enum NotSent {
     /// Too many calls are in flight to this peer, or the queue is full.
     #[error("too many calls to the peer are in flight")]
     Busy,
-    /// The peer has too much to do and refused the request unexecuted.
-    #[error("the peer refused the request for want of capacity")]
+    /// The peer is at its limit of concurrent calls and refused the request without executing it.
+    #[error("the peer is at its limit and refused the request")]
     Refused,
     /// The deadline passed while the request was still in the queue.
-    #[error("the deadline passed in the queue")]
+    #[error("the deadline passed while the request was queued")]
     TimedOut,
     /// The request is over the class's limit.
     #[error("the request is larger than {bytes_max} bytes")]
@@ -138,8 +140,8 @@ pub enum NotSent {
         /// The limit.
         bytes_max: usize,
     },
-    /// Calls go with `Rpc` and `Objects`.
-    #[error("frames of this class have no answer")]
+    /// Calls use the classes `Rpc` and `Objects`.
+    #[error("this class is for one-way frames, not for calls")]
     WrongClass,
 }
 
@@ -153,6 +155,6 @@ pub enum MaybeExecuted {
     #[error("the connection was lost")]
     Lost,
     /// The request was executed, and its answer is over the class's limit.
-    #[error("the answer was larger than the peer may send")]
+    #[error("the answer is over the size limit of its class")]
     AnswerTooLarge,
 }

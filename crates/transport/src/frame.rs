@@ -1,52 +1,53 @@
 //! Frames on a stream: `length u32 ‖ version u8 ‖ body`, big-endian; the length counts version and body.
 //!
-//! On one-way streams the body is the payload. On call streams it is `kind u8 ‖ id u64 ‖ payload`. Every stream begins
-//! with two bytes, version and class. Pure: bytes in, frames out; the caller reads and writes.
+//! On one-way streams the body is the payload. On call streams it is `kind u8 ‖ id u64 ‖ payload`. Every
+//! stream begins with two bytes, version and class. Pure: bytes in, frames out; the caller does the I/O.
 //!
-//! A decoded frame owns exactly its own bytes. Handing out slices of the read buffer would be cheaper, and a few bytes
-//! kept for long would then keep the whole buffer.
+//! A decoded frame owns exactly its own bytes. Slices of the read buffer would be cheaper to return, but a
+//! few bytes kept for long would then keep the whole buffer alive.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// The version of frames and streams.
 pub(crate) const VERSION: u8 = 1;
-/// The tag of the stream on which the accepting side says that it serves this connection.
+/// The tag of the welcome stream, with which the accepting side confirms that it serves the connection.
 pub(crate) const WELCOME_TAG: u8 = 0;
 const HEADER_BYTES: usize = 5;
-/// What a call adds to the payload.
+/// Bytes that the call header adds to the payload.
 pub(crate) const CALL_BYTES: usize = 9;
-/// Payloads up to this size are copied together, so that many small frames make one write; larger ones are passed on.
+/// Payloads up to this size, in bytes, are copied into one buffer, so that many small frames make one write.
+/// Larger ones are written without a copy.
 const COALESCE_BYTES_MAX: usize = 8 * 1024;
 
-/// Bytes from a peer are not what they must be. The connection is closed.
+/// A peer sent malformed bytes. The connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FrameError {
-    #[error("a frame of {bytes} bytes, the limit is {bytes_max}")]
+    #[error("a frame of {bytes} bytes is over the limit of {bytes_max}")]
     TooLarge { bytes: usize, bytes_max: usize },
     #[error("unknown version {found}")]
     Version { found: u8 },
-    #[error("a frame without content")]
+    #[error("a frame of length 0")]
     Empty,
     #[error("a stream of an unexpected class")]
     Class,
     #[error("a call frame that is too short or of an unknown kind")]
     Call,
     #[error("the stream ended inside a frame")]
-    Cut,
+    Truncated,
 }
 
-/// What a frame on a call stream is.
+/// The kind of a frame on a call stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum CallKind {
     Request,
     Answer,
-    /// Not executed, for want of capacity.
+    /// Not executed: the peer is at its limit of concurrent calls.
     Refused,
     /// Executed; the answer is over the limit.
     TooLarge,
 }
 
-impl Kind {
+impl CallKind {
     const fn tag(self) -> u8 {
         match self {
             Self::Request => 0,
@@ -61,23 +62,23 @@ impl Kind {
     }
 }
 
-/// What stands before the payload.
+/// The header fields before the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Head {
     OneWay,
-    Call { kind: Kind, id: u64 },
+    Call { kind: CallKind, id: u64 },
 }
 
-/// Takes the call head off a frame's body.
-pub(crate) fn split_call(mut body: Bytes) -> Result<(Kind, u64, Bytes), FrameError> {
+/// Splits a call frame's body into its header and payload.
+pub(crate) fn split_call(mut body: Bytes) -> Result<(CallKind, u64, Bytes), FrameError> {
     if body.len() < CALL_BYTES {
         return Err(FrameError::Call);
     }
-    let kind = Kind::of_tag(body.get_u8()).ok_or(FrameError::Call)?;
+    let kind = CallKind::of_tag(body.get_u8()).ok_or(FrameError::Call)?;
     Ok((kind, body.get_u64(), body))
 }
 
-/// Puts chunks of a stream together to frames.
+/// Assembles frames from the chunks of a stream.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     body_bytes_max: usize,
@@ -92,7 +93,7 @@ impl Decoder {
         Self { body_bytes_max, header: [0; HEADER_BYTES], header_filled: 0, body: Vec::new(), body_bytes: 0 }
     }
 
-    /// Takes what it needs from `chunk` and returns the next frame's body, or `None` once the chunk is used up.
+    /// Consumes bytes of `chunk` and returns the next frame's body, or `None` once the chunk is empty.
     pub(crate) fn decode(&mut self, chunk: &mut Bytes) -> Result<Option<Bytes>, FrameError> {
         if self.header_filled < HEADER_BYTES {
             let end = HEADER_BYTES.min(self.header_filled + chunk.len());
@@ -113,9 +114,9 @@ impl Decoder {
         Ok(Some(Bytes::from(std::mem::take(&mut self.body))))
     }
 
-    /// The stream has ended: that is in order only between frames.
+    /// Called at the end of the stream, which is an error inside a frame.
     pub(crate) fn finish(&self) -> Result<(), FrameError> {
-        if self.header_filled == 0 { Ok(()) } else { Err(FrameError::Cut) }
+        if self.header_filled == 0 { Ok(()) } else { Err(FrameError::Truncated) }
     }
 
     fn begin_body(&mut self) -> Result<(), FrameError> {
@@ -133,7 +134,7 @@ impl Decoder {
     }
 }
 
-/// Frames on their way into one write.
+/// Encodes frames for one write.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     chunks: Vec<Bytes>,
@@ -141,7 +142,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Adds a frame. Payloads are within their limit, which is far below 4 GiB.
+    /// Adds a frame. The caller has checked the payload against its limit, which is far below 4 GiB.
     pub(crate) fn push(&mut self, head: Head, payload: Bytes) {
         let call_bytes = if head == Head::OneWay { 0 } else { CALL_BYTES };
         let length = u32::try_from(1 + call_bytes + payload.len()).expect("payloads are checked against their limit");
@@ -159,7 +160,7 @@ impl Batch {
         }
     }
 
-    /// All that was added, to be written in this order. Call [`clear`](Self::clear) afterwards.
+    /// The encoded frames, to be written in this order. Call [`clear`](Self::clear) afterwards.
     pub(crate) fn chunks(&mut self) -> &mut [Bytes] {
         self.seal();
         &mut self.chunks
@@ -215,28 +216,28 @@ mod tests {
     }
 
     #[test]
-    fn zero_length_foreign_version_and_half_a_frame_are_errors() {
+    fn zero_length_unknown_version_and_truncated_frame_are_errors() {
         let decode = |bytes: &[u8]| decode_all(&mut Decoder::new(16), bytes, 64);
         assert_eq!(decode(&[0, 0, 0, 0, VERSION]), Err(FrameError::Empty));
         assert_eq!(decode(&[0, 0, 0, 1, 9]), Err(FrameError::Version { found: 9 }));
-        assert_eq!(decode(&[0, 0, 0, 5, VERSION, 1]), Err(FrameError::Cut));
-        assert_eq!(decode(&[0, 0]), Err(FrameError::Cut));
+        assert_eq!(decode(&[0, 0, 0, 5, VERSION, 1]), Err(FrameError::Truncated));
+        assert_eq!(decode(&[0, 0]), Err(FrameError::Truncated));
         assert_eq!(decode(&[0, 0, 0, 1, VERSION]), Ok(vec![Bytes::new()]));
     }
 
     #[test]
-    fn call_head_round_trips_and_junk_is_refused() {
+    fn call_header_round_trips_and_garbage_is_refused() {
         let mut batch = Batch::default();
-        batch.push(Head::Call { kind: Kind::Answer, id: 7 }, Bytes::from_static(b"yes"));
+        batch.push(Head::Call { kind: CallKind::Answer, id: 7 }, Bytes::from_static(b"yes"));
         let bytes = batch.chunks().concat();
         let body = decode_all(&mut Decoder::new(64), &bytes, 1).unwrap().remove(0);
-        assert_eq!(split_call(body), Ok((Kind::Answer, 7, Bytes::from_static(b"yes"))));
+        assert_eq!(split_call(body), Ok((CallKind::Answer, 7, Bytes::from_static(b"yes"))));
         assert_eq!(split_call(Bytes::from_static(b"short")), Err(FrameError::Call));
         assert_eq!(split_call(Bytes::from_static(&[9; 9])), Err(FrameError::Call));
     }
 
     #[test]
-    fn large_payloads_are_passed_on_in_order() {
+    fn large_payloads_keep_their_order() {
         let frames = [vec![1; 10], vec![2; COALESCE_BYTES_MAX + 1], vec![3; 10], vec![]];
         let decoded = decode_all(&mut Decoder::new(1 << 20), &encode(&frames), 1000).unwrap();
         assert_eq!(decoded, frames.map(Bytes::from));
@@ -244,33 +245,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_cut_gives_the_same_frames(frames: Vec<Vec<u8>>, step in 1_usize..50) {
+        fn any_chunking_gives_the_same_frames(frames: Vec<Vec<u8>>, step in 1_usize..50) {
             let decoded = decode_all(&mut Decoder::new(1 << 20), &encode(&frames), step).unwrap();
             prop_assert_eq!(decoded, frames.into_iter().map(Bytes::from).collect::<Vec<_>>());
         }
     }
 
     #[test]
-    fn hostile_streams_give_frames_within_the_bound_or_an_error() {
+    fn hostile_streams_decode_within_the_limit_or_fail() {
         const BODY_BYTES_MAX: usize = 64;
         let frames = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..5);
         let valid = (frames, any::<bool>()).prop_map(|(frames, calls)| {
             let mut batch = Batch::default();
             for (id, frame) in (0..).zip(frames) {
-                let head = if calls { Head::Call { kind: Kind::Request, id } } else { Head::OneWay };
+                let head = if calls { Head::Call { kind: CallKind::Request, id } } else { Head::OneWay };
                 batch.push(head, frame.into());
             }
             batch.chunks().concat()
         });
         attack(1_000, (mutated(valid), 1_usize..50), |(bytes, step)| {
-            // Copies of the chunks are the test's own.
+            // Includes the copies of the chunks, which this test makes.
             let frames = Proportion { per_byte: 160, ..Proportion::DEFAULT }
                 .of(bytes.len(), || decode_all(&mut Decoder::new(BODY_BYTES_MAX), &bytes, step));
             let Ok(frames) = frames else { return };
             assert_eq!(
                 encode(&frames.iter().map(|frame| frame.to_vec()).collect::<Vec<_>>()),
                 bytes,
-                "nothing is left out"
+                "no byte is lost"
             );
             for frame in frames {
                 assert!(frame.len() <= BODY_BYTES_MAX);

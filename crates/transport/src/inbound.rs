@@ -1,7 +1,7 @@
-//! Connections that others dialled to this node: who they are, whether they may, and what they send.
+//! Connections dialled to this node: authentication, admission, and their streams and datagrams.
 //!
-//! One connection for each peer: a newer one takes the place of the older, which is most likely dead and not yet known to
-//! be. Damaged, oversize or half frames close the connection they came on, and nothing else.
+//! One connection per peer: a newer one replaces the older, which is most likely dead but not yet detected. A
+//! malformed, oversize or truncated frame closes its connection and affects nothing else.
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
@@ -16,17 +16,17 @@ use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use crate::{
     Class, Handler,
     endpoint::{CloseCode, close, connection_window},
-    frame::{self, CALL_BYTES, Decoder, FrameError, Head, Kind},
+    frame::{self, CALL_BYTES, CallKind, Decoder, FrameError, Head},
     join,
-    strangers::{Rate, StrangerGuard, Strangers},
     transport::Shared,
-    writer::{Lane, Outgoing},
+    unauthenticated::{Rate, UnauthenticatedGuard, UnauthenticatedLimits},
+    writer::{Outgoing, QueueLimits, SendQueue},
 };
 
-/// Bytes taken from a stream at once.
+/// Largest chunk read from a stream, in bytes.
 pub(crate) const READ_BYTES_MAX: usize = 256 * 1024;
 
-/// A stream ended otherwise than in good order.
+/// A stream ended with an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StreamError {
     #[error("the connection is lost")]
@@ -38,22 +38,22 @@ pub(crate) enum StreamError {
 /// The accepting side of a transport.
 #[derive(Debug)]
 pub(crate) struct Inbound {
-    strangers: Arc<Strangers>,
+    unauthenticated: Arc<UnauthenticatedLimits>,
     pub(crate) joins: Semaphore,
     pub(crate) join_rate: Rate,
-    seats: Mutex<HashMap<NodeId, Seat>>,
+    peers: Mutex<HashMap<NodeId, InboundPeer>>,
 }
 
-/// What is kept for a peer from one of its connections to the next, so that reconnecting raises no bound.
+/// State of a peer that outlives its connections, so that reconnecting does not reset its limits.
 #[derive(Debug)]
-struct Seat {
+struct InboundPeer {
     connection: Option<Connection>,
-    gates: Gates,
+    call_limits: CallLimits,
 }
 
-/// How many requests of a peer may run at once.
+/// How many requests of one peer may run concurrently.
 #[derive(Debug, Clone)]
-struct Gates {
+struct CallLimits {
     rpc: Arc<Semaphore>,
     objects: Arc<Semaphore>,
 }
@@ -61,48 +61,51 @@ struct Gates {
 impl Inbound {
     pub(crate) fn new(config: &crate::Config) -> Self {
         Self {
-            strangers: Strangers::new(config.strangers_max, config.strangers_per_address_max),
+            unauthenticated: UnauthenticatedLimits::new(
+                config.unauthenticated_max,
+                config.unauthenticated_per_address_max,
+            ),
             joins: Semaphore::new(config.joins_max),
             join_rate: Rate::new(config.joins_per_second_max, Instant::now()),
-            seats: Mutex::default(),
+            peers: Mutex::default(),
         }
     }
 
     /// Closes the connection of a peer that is no longer admitted.
-    pub(crate) fn expel(&self, node: NodeId) {
-        if let Some(connection) = self.seats.lock().get_mut(&node).and_then(|seat| seat.connection.take()) {
+    pub(crate) fn disconnect(&self, node: NodeId) {
+        if let Some(connection) = self.peers.lock().get_mut(&node).and_then(|peer| peer.connection.take()) {
             close(&connection, CloseCode::Removed);
         }
     }
 
-    /// Gives a peer's new connection its place, or `None` when all are taken.
-    fn seat(&self, node: NodeId, connection: &Connection, config: &crate::Config) -> Option<Gates> {
-        let mut seats = self.seats.lock();
-        if !seats.contains_key(&node) && seats.len() >= config.connections_max {
-            seats.retain(|_, seat| seat.connection.is_some());
-            if seats.len() >= config.connections_max {
+    /// Registers a peer's new connection, replacing an older one. `None`: the limit of peers is reached.
+    fn register(&self, node: NodeId, connection: &Connection, config: &crate::Config) -> Option<CallLimits> {
+        let mut peers = self.peers.lock();
+        if !peers.contains_key(&node) && peers.len() >= config.connections_max {
+            peers.retain(|_, peer| peer.connection.is_some());
+            if peers.len() >= config.connections_max {
                 return None;
             }
         }
-        let seat = seats.entry(node).or_insert_with(|| Seat {
+        let peer = peers.entry(node).or_insert_with(|| InboundPeer {
             connection: None,
-            gates: Gates {
+            call_limits: CallLimits {
                 rpc: Arc::new(Semaphore::new(config.calls_max)),
                 objects: Arc::new(Semaphore::new(config.object_calls_max)),
             },
         });
-        if let Some(older) = seat.connection.replace(connection.clone()) {
+        if let Some(older) = peer.connection.replace(connection.clone()) {
             close(&older, CloseCode::Replaced);
         }
-        Some(seat.gates.clone())
+        Some(peer.call_limits.clone())
     }
 
-    fn leave(&self, node: NodeId, connection: &Connection) {
-        let mut seats = self.seats.lock();
-        if let Some(seat) = seats.get_mut(&node)
-            && seat.connection.as_ref().is_some_and(|seated| seated.stable_id() == connection.stable_id())
+    fn unregister(&self, node: NodeId, connection: &Connection) {
+        let mut peers = self.peers.lock();
+        if let Some(peer) = peers.get_mut(&node)
+            && peer.connection.as_ref().is_some_and(|current| current.stable_id() == connection.stable_id())
         {
-            seat.connection = None;
+            peer.connection = None;
         }
     }
 }
@@ -110,14 +113,14 @@ impl Inbound {
 /// Accepts connections until the endpoint is closed.
 pub(crate) async fn accept(shared: Arc<Shared>) {
     while let Some(incoming) = shared.endpoint.accept().await {
-        let strangers = &shared.inbound.strangers;
-        let Some(guard) = strangers.enter(incoming.remote_address().ip()) else {
+        let limits = &shared.inbound.unauthenticated;
+        let Some(guard) = limits.enter(incoming.remote_address().ip()) else {
             shared.meter.refused.increment(1);
             incoming.refuse();
             continue;
         };
-        if strangers.is_crowded() && !incoming.remote_address_validated() {
-            // An unproven address may always be told to try again (see `Incoming::may_retry`).
+        if limits.is_crowded() && !incoming.remote_address_validated() {
+            // Never fails: an unvalidated address may be retried (see `Incoming::may_retry`).
             let _ = incoming.retry();
             continue;
         }
@@ -125,8 +128,8 @@ pub(crate) async fn accept(shared: Arc<Shared>) {
     }
 }
 
-/// One incoming connection, from its first packet to its end.
-async fn serve(shared: Arc<Shared>, incoming: Incoming, guard: StrangerGuard) {
+/// Serves one incoming connection, from its first packet to its end.
+async fn serve(shared: Arc<Shared>, incoming: Incoming, guard: UnauthenticatedGuard) {
     let Ok(connecting) = incoming.accept() else { return };
     let connection = match timeout(shared.config.handshake_timeout, connecting).await {
         Ok(Ok(connection)) => connection,
@@ -142,11 +145,11 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, guard: StrangerGuard) {
         .and_then(|data| data.protocol);
     match protocol.as_deref() {
         Some(ALPN_JOIN) => join::serve(&shared, &connection, guard).await,
-        Some(ALPN_PEER) => match entitled(&shared, &connection) {
-            Ok((node, gates)) => {
+        Some(ALPN_PEER) => match authorize(&shared, &connection) {
+            Ok((node, call_limits)) => {
                 drop(guard);
-                serve_peer(&shared, &connection, node, gates).await;
-                shared.inbound.leave(node, &connection);
+                serve_peer(&shared, &connection, node, call_limits).await;
+                shared.inbound.unregister(node, &connection);
             }
             Err(code) => {
                 shared.meter.refused.increment(1);
@@ -157,8 +160,9 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, guard: StrangerGuard) {
     }
 }
 
-/// The peer at the other end, if it has proven to be one, belongs to the cluster and finds a place.
-fn entitled(shared: &Shared, connection: &Connection) -> Result<(NodeId, Gates), CloseCode> {
+/// The authenticated peer of a connection, registered, if the handler admits it and the limit of peers allows
+/// it.
+fn authorize(shared: &Shared, connection: &Connection) -> Result<(NodeId, CallLimits), CloseCode> {
     let chain = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
@@ -166,18 +170,18 @@ fn entitled(shared: &Shared, connection: &Connection) -> Result<(NodeId, Gates),
     let cert = chain.first().ok_or(CloseCode::Identity)?;
     let node = peer_of(cert, shared.cluster).map_err(|_| CloseCode::Identity)?;
     if node == shared.node {
-        tracing::warn!(remote = %connection.remote_address(), "someone else uses this node's identity");
+        tracing::warn!(remote = %connection.remote_address(), "another process uses this node's identity");
         return Err(CloseCode::Identity);
     }
     if !shared.handler.admit(node) {
         return Err(CloseCode::Removed);
     }
-    let gates = shared.inbound.seat(node, connection, &shared.config).ok_or(CloseCode::Busy)?;
-    Ok((node, gates))
+    let call_limits = shared.inbound.register(node, connection, &shared.config).ok_or(CloseCode::Busy)?;
+    Ok((node, call_limits))
 }
 
 /// Welcomes a peer and serves its streams and datagrams until the connection ends.
-async fn serve_peer(shared: &Arc<Shared>, connection: &Connection, node: NodeId, gates: Gates) {
+async fn serve_peer(shared: &Arc<Shared>, connection: &Connection, node: NodeId, call_limits: CallLimits) {
     connection.set_receive_window(connection_window(&shared.config));
     let welcome = async {
         let mut stream = connection.open_uni().await.map_err(|_| StreamError::Lost)?;
@@ -188,7 +192,7 @@ async fn serve_peer(shared: &Arc<Shared>, connection: &Connection, node: NodeId,
     if !matches!(timeout(shared.config.handshake_timeout, welcome).await, Ok(Ok(()))) {
         return close(connection, CloseCode::Protocol);
     }
-    shared.saw_alive(node);
+    shared.notify_reachable(node);
 
     let mut streams = JoinSet::new();
     loop {
@@ -199,7 +203,7 @@ async fn serve_peer(shared: &Arc<Shared>, connection: &Connection, node: NodeId,
             },
             stream = connection.accept_bi() => match stream {
                 Ok((send, receive)) => {
-                    drop(streams.spawn(serve_calls(shared.clone(), node, gates.clone(), send, receive)));
+                    drop(streams.spawn(serve_calls(shared.clone(), node, call_limits.clone(), send, receive)));
                 }
                 Err(_) => break,
             },
@@ -213,12 +217,12 @@ async fn serve_peer(shared: &Arc<Shared>, connection: &Connection, node: NodeId,
                     tracing::debug!(peer = %node, %error, "a stream from a peer ended");
                     close(connection, CloseCode::Protocol);
                 }
-                // The handler panicked: the stream would never be read again.
+                // The handler panicked: nothing reads the stream any more.
                 Err(_) => close(connection, CloseCode::Protocol),
             },
         }
     }
-    // What arrived before the end is still read; then every stream fails by itself.
+    // The streams still deliver what arrived before the close; then each of them ends with an error.
     while streams.join_next().await.is_some() {}
 }
 
@@ -228,18 +232,18 @@ fn receive_datagram(shared: &Shared, node: NodeId, mut packet: Bytes) {
     }
     packet.advance(1);
     shared.meter.datagrams_received.increment(1);
-    // A copy: the packet is a slice of a receive buffer many times its size.
+    // Copied, because the packet is a slice of a receive buffer many times its size.
     shared.handler.on_datagram(node, Bytes::copy_from_slice(&packet));
 }
 
-/// Reads what every stream begins with.
+/// Reads the header that opens every stream.
 async fn read_class(stream: &mut RecvStream) -> Result<Class, StreamError> {
-    let mut begin = [0; 2];
-    stream.read_exact(&mut begin).await.map_err(|error| match error {
-        quinn::ReadExactError::FinishedEarly(_) => FrameError::Cut.into(),
+    let mut header = [0; 2];
+    stream.read_exact(&mut header).await.map_err(|error| match error {
+        quinn::ReadExactError::FinishedEarly(_) => FrameError::Truncated.into(),
         quinn::ReadExactError::ReadError(_) => StreamError::Lost,
     })?;
-    let [version, tag] = begin;
+    let [version, tag] = header;
     if version != frame::VERSION {
         return Err(FrameError::Version { found: version }.into());
     }
@@ -266,20 +270,20 @@ async fn serve_one_way(shared: Arc<Shared>, node: NodeId, mut stream: RecvStream
 async fn serve_calls(
     shared: Arc<Shared>,
     node: NodeId,
-    gates: Gates,
+    call_limits: CallLimits,
     send: SendStream,
     mut receive: RecvStream,
 ) -> Result<(), StreamError> {
-    let (class, gate, answers_max) = match read_class(&mut receive).await? {
-        Class::Rpc => (Class::Rpc, gates.rpc, shared.config.calls_max),
-        Class::Objects => (Class::Objects, gates.objects, shared.config.object_calls_max),
+    let (class, call_limit, answers_max) = match read_class(&mut receive).await? {
+        Class::Rpc => (Class::Rpc, call_limits.rpc, shared.config.calls_max),
+        Class::Objects => (Class::Objects, call_limits.objects, shared.config.object_calls_max),
         Class::Urgent | Class::Bulk => return Err(FrameError::Class.into()),
     };
-    // Fails only for a stream that has ended.
+    // Fails only for a closed stream; the writer reports that.
     let _ = send.set_priority(class.priority());
     let meter = shared.meter.class(class).clone();
-    let (answers, writer) =
-        Lane::new((answers_max, shared.config.queue_bytes_max), shared.closing.subscribe(), meter.clone());
+    let limits = QueueLimits { frames_max: answers_max, bytes_max: shared.config.queue_bytes_max };
+    let (answers, writer) = SendQueue::new(limits, shared.closing.subscribe(), meter.clone());
     let bytes_max = shared.payload_bytes_max(class);
     let handler = shared.handler.clone();
     let read = async move {
@@ -289,22 +293,22 @@ async fn serve_calls(
             let mut bytes = chunk.bytes;
             while let Some(body) = decoder.decode(&mut bytes)? {
                 let (kind, id, request) = frame::split_call(body)?;
-                if kind != Kind::Request {
+                if kind != CallKind::Request {
                     return Err(FrameError::Call.into());
                 }
                 meter.received(request.len());
-                match gate.clone().try_acquire_owned() {
+                match call_limit.clone().try_acquire_owned() {
                     Ok(permit) => {
                         let (handler, answers) = (handler.clone(), answers.clone());
                         tokio::spawn(async move {
                             let mut answer = execute(&*handler, node, class, id, request, bytes_max).await;
                             answer.permit = Some(permit);
-                            // Fails when the connection is gone, and with it whoever asked.
+                            // Fails when the connection is gone, and with it the caller.
                             let _ = answers.push_wait(answer).await;
                         });
                     }
                     Err(_) => {
-                        let head = Head::Call { kind: Kind::Refused, id };
+                        let head = Head::Call { kind: CallKind::Refused, id };
                         let refusal = Outgoing::new(head, Bytes::new());
                         answers.push_wait(refusal).await.map_err(|_| StreamError::Lost)?;
                     }
@@ -326,7 +330,7 @@ async fn execute(
 ) -> Outgoing {
     let answer = handler.on_call(node, class, request).await;
     if answer.len() > bytes_max {
-        return Outgoing::new(Head::Call { kind: Kind::TooLarge, id }, Bytes::new());
+        return Outgoing::new(Head::Call { kind: CallKind::TooLarge, id }, Bytes::new());
     }
-    Outgoing::new(Head::Call { kind: Kind::Answer, id }, answer)
+    Outgoing::new(Head::Call { kind: CallKind::Answer, id }, answer)
 }

@@ -1,7 +1,7 @@
-//! The door for nodes without an identity: one request, one answer, one connection.
+//! The join protocol for nodes without an identity: one request and one answer on one connection.
 //!
-//! The joiner proves nothing and the server only that it belongs to the pinned cluster. On the wire: version byte and
-//! payload, until the end of the stream, in both directions.
+//! The joiner does not authenticate; the server proves only that it belongs to the pinned cluster. In both
+//! directions the stream carries a version byte and the payload, up to its end.
 
 use std::{
     net::SocketAddr,
@@ -18,23 +18,23 @@ use crate::{
     PeerError, TransportError,
     endpoint::{CloseCode, classify, close, joiner_endpoint},
     frame::VERSION,
-    strangers::StrangerGuard,
     transport::Shared,
+    unauthenticated::UnauthenticatedGuard,
 };
 
 /// Largest join request, in bytes.
 pub const JOIN_REQUEST_BYTES_MAX: usize = 64 * 1024;
-/// Largest answer to one, in bytes.
+/// Largest answer to a join request, in bytes.
 pub const JOIN_ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// How long the last packets may take to reach the server.
+/// How long the close may take to reach the server.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Asks a node to let this one into the cluster whose authority hashes to `pinned`. Needs no identity. Everything
-/// together takes `deadline` at most.
+/// Sends a join request to a node of the cluster whose authority hashes to `pinned`. Needs no identity. Takes
+/// at most `deadline` in total.
 ///
 /// # Errors
-/// [`TransportError::JoinTooLarge`], [`TransportError::JoinConnect`] (not executed), [`TransportError::JoinLost`] (may
-/// have been executed), [`TransportError::Bind`].
+/// [`TransportError::JoinTooLarge`], [`TransportError::JoinConnect`] (not executed),
+/// [`TransportError::JoinLost`] (may have been executed), [`TransportError::Bind`].
 pub async fn join_call(
     remote: SocketAddr,
     pinned: CaFingerprint,
@@ -44,7 +44,7 @@ pub async fn join_call(
     if request.len() > JOIN_REQUEST_BYTES_MAX {
         return Err(TransportError::JoinTooLarge { bytes_max: JOIN_REQUEST_BYTES_MAX });
     }
-    let end = Instant::now() + deadline;
+    let deadline_at = Instant::now() + deadline;
     let crypto = QuicClientConfig::try_from(join_client_config(pinned)?).map_err(|_| TransportError::CipherSuite)?;
     let mut client = ClientConfig::new(Arc::new(crypto));
     let mut transport = TransportConfig::default();
@@ -63,10 +63,10 @@ pub async fn join_call(
         Ok(connected) => connected.map_err(|error| TransportError::JoinConnect(classify(&error)))?,
         Err(_) => return Err(TransportError::JoinConnect(PeerError::TimedOut)),
     };
-    let left = end.saturating_duration_since(Instant::now());
-    let answer = timeout(left, exchange(&connection, request)).await.unwrap_or(Err(PeerError::TimedOut));
+    let remaining = deadline_at.saturating_duration_since(Instant::now());
+    let answer = timeout(remaining, exchange(&connection, request)).await.unwrap_or(Err(PeerError::TimedOut));
     close(&connection, CloseCode::Normal);
-    // The server would otherwise wait for its idle timeout.
+    // Deliver the close; otherwise the server would wait for its idle timeout.
     let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
     answer.map_err(TransportError::JoinLost)
 }
@@ -75,18 +75,18 @@ async fn exchange(connection: &Connection, request: Bytes) -> Result<Bytes, Peer
     let lost = |error: ConnectionError| classify(&error);
     let reason = || connection.close_reason().as_ref().map_or(PeerError::Protocol, classify);
     let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
-    send.write_all(&framed(&request)).await.map_err(|_| reason())?;
+    send.write_all(&with_version(&request)).await.map_err(|_| reason())?;
     send.finish().map_err(|_| reason())?;
     let answer = receive.read_to_end(JOIN_ANSWER_BYTES_MAX + 1).await.map_err(|_| reason())?;
-    unframed(answer).ok_or(PeerError::Protocol)
+    strip_version(answer).ok_or(PeerError::Protocol)
 }
 
-/// Serves one joiner, within all bounds.
-pub(crate) async fn serve(shared: &Shared, connection: &Connection, _guard: StrangerGuard) {
+/// Serves one join connection within the limits of number, rate, size and time.
+pub(crate) async fn serve(shared: &Shared, connection: &Connection, _guard: UnauthenticatedGuard) {
     let inbound = &shared.inbound;
-    let Ok(_permit) = inbound.joins.try_acquire() else { return turn_away(shared, connection) };
+    let Ok(_permit) = inbound.joins.try_acquire() else { return reject(shared, connection) };
     if !inbound.join_rate.allow(Instant::now()) {
-        return turn_away(shared, connection);
+        return reject(shared, connection);
     }
     shared.meter.joins.increment(1);
     let code = match timeout(shared.config.join_timeout, answer(shared, connection)).await {
@@ -97,39 +97,41 @@ pub(crate) async fn serve(shared: &Shared, connection: &Connection, _guard: Stra
     close(connection, code);
 }
 
-fn turn_away(shared: &Shared, connection: &Connection) {
+fn reject(shared: &Shared, connection: &Connection) {
     shared.meter.refused.increment(1);
     close(connection, CloseCode::Busy);
 }
 
-/// Whether the joiner kept to the protocol. What it did with the answer is not our concern.
+/// Answers one join request. `false`: the joiner violated the protocol, or the answer is too large. A joiner
+/// that leaves before it has the answer is no error.
 async fn answer(shared: &Shared, connection: &Connection) -> bool {
     let Ok((mut send, mut receive)) = connection.accept_bi().await else { return false };
     let Ok(request) = receive.read_to_end(JOIN_REQUEST_BYTES_MAX + 1).await else { return false };
-    let Some(request) = unframed(request) else { return false };
+    let Some(request) = strip_version(request) else { return false };
     let answer = shared.handler.on_join(connection.remote_address(), request).await;
     if answer.len() > JOIN_ANSWER_BYTES_MAX {
         tracing::error!(bytes = answer.len(), "the answer to a join request is too large");
         return false;
     }
-    if send.write_all(&framed(&answer)).await.is_ok() && send.finish().is_ok() {
-        // Until the joiner has it all, or is gone.
+    if send.write_all(&with_version(&answer)).await.is_ok() && send.finish().is_ok() {
+        // Wait until the joiner has received everything or is gone.
         let _ = send.stopped().await;
     }
     true
 }
 
-fn framed(payload: &[u8]) -> Bytes {
+fn with_version(payload: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(payload.len() + 1);
     bytes.put_u8(VERSION);
     bytes.extend_from_slice(payload);
     bytes.freeze()
 }
 
-fn unframed(bytes: Vec<u8>) -> Option<Bytes> {
+fn strip_version(bytes: Vec<u8>) -> Option<Bytes> {
     let mut bytes = Bytes::from(bytes);
-    (bytes.first() == Some(&VERSION)).then(|| {
-        bytes.advance(1);
-        bytes
-    })
+    if bytes.first() != Some(&VERSION) {
+        return None;
+    }
+    bytes.advance(1);
+    Some(bytes)
 }

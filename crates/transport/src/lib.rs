@@ -1,18 +1,21 @@
-//! QUIC between the nodes of a cluster: frames by class, datagrams, calls, and the door through which new nodes join.
+//! QUIC between the nodes of a cluster: frames by class, datagrams, calls, and the join protocol for new
+//! nodes.
 //!
-//! Bird's-eye view: `Transport` owns one UDP endpoint. For each peer it is told about, a reconnect loop (`peer`) dials one
-//! connection and keeps a `link` on it: one queue and one stream for each [`Class`]. What peers dial to us is served by
-//! `inbound`, which alone calls the [`Handler`]'s receiving methods. So every pair of nodes has two connections, one
-//! for each direction of asking; answers return on the stream that asked.
+//! Bird's-eye view: `Transport` owns one UDP endpoint. For each peer that is set, a reconnect loop (`peer`)
+//! dials one connection and keeps a `link` on it: one queue and one stream per [`Class`]. `inbound` serves
+//! the connections that peers dial to this node, and is the only module that calls the [`Handler`]'s
+//! receiving methods. Every pair of nodes therefore has two connections, one per requesting side; answers
+//! return on the stream of their request.
 //!
 //! Invariants:
-//! - The sender that a handler is told is the node named in the peer's certificate, never a field of a message.
-//! - Every queue, window, buffer and count of connections has a bound in [`Config`]; a length is checked before memory
-//!   is set aside for it.
-//! - What a stranger can make this node do is bounded: one handshake, one join request of 64 KiB, at a limited rate.
+//! - The sender passed to a handler is the node named in the peer's certificate, never a field of a message.
+//! - Every queue, window, buffer and connection count has a bound in [`Config`]; a length is checked before
+//!   memory is allocated for it.
+//! - The work that an unauthenticated connection can cause is bounded: one handshake and one join request of
+//!   64 KiB, at a limited rate.
 //!
-//! Deliberately absent: knowledge of what payloads mean, retries of frames or calls (the layers above know what is safe
-//! to repeat), routing, session resumption and early data. quinn's types never leave this crate.
+//! Deliberately absent: knowledge of what payloads mean, retries of frames or calls (the layers above know
+//! what is safe to repeat), routing, session resumption and early data. quinn's types never leave this crate.
 
 mod config;
 mod endpoint;
@@ -25,8 +28,8 @@ mod link;
 mod meter;
 mod peer;
 mod pending;
-mod strangers;
 mod transport;
+mod unauthenticated;
 mod writer;
 
 pub use config::{Config, ConfigError};

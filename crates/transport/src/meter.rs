@@ -1,21 +1,22 @@
-//! Counters and gauges. Handles are taken when a transport starts: install the recorder before.
+//! Counters and gauges of a transport. Their handles are created when it starts, so install the recorder
+//! before.
 
 use flotilla_types::NodeId;
 use metrics::{Counter, Gauge, counter, gauge};
 
 use crate::Class;
 
-/// What is counted for the whole transport.
+/// Counters of the whole transport.
 #[derive(Debug)]
 pub(crate) struct Meter {
     classes: [ClassMeter; 4],
-    /// Calls issued, by class of call.
+    /// Calls issued, by class.
     calls: [Counter; 4],
     call_failures: [Counter; 4],
     pub(crate) datagrams_sent: Counter,
     pub(crate) datagrams_received: Counter,
     pub(crate) datagrams_dropped: Counter,
-    /// Incoming connections that were turned away, for whatever reason.
+    /// Incoming connections that were refused for any reason.
     pub(crate) refused: Counter,
     pub(crate) joins: Counter,
 }
@@ -47,7 +48,7 @@ impl Meter {
     }
 }
 
-/// What is counted for one class of frames.
+/// Counters of one class of frames.
 #[derive(Debug, Clone)]
 pub(crate) struct ClassMeter {
     frames_sent: Counter,
@@ -69,25 +70,25 @@ impl ClassMeter {
         }
     }
 
-    /// A frame was handed to its stream.
+    /// Counts a frame handed to its stream.
     pub(crate) fn sent(&self, bytes: usize) {
         self.frames_sent.increment(1);
         self.bytes_sent.increment(bytes as u64);
     }
 
-    /// A whole frame arrived.
+    /// Counts a received frame.
     pub(crate) fn received(&self, bytes: usize) {
         self.frames_received.increment(1);
         self.bytes_received.increment(bytes as u64);
     }
 
-    /// A frame was refused: peer down or queue full.
+    /// Counts a frame that was not queued: peer down or queue full.
     pub(crate) fn dropped(&self) {
         self.dropped.increment(1);
     }
 }
 
-/// What is shown for one peer.
+/// Gauges of one peer.
 #[derive(Debug)]
 pub(crate) struct PeerMeter {
     pub(crate) up: Gauge,

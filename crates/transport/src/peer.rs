@@ -1,4 +1,6 @@
-//! One reconnect loop for each peer: dial, keep, wait, dial again. It owns the circuit's state and tells of its changes.
+//! One reconnect loop per peer: dial, use the connection until it is lost, back off, dial again.
+//!
+//! The loop owns the state of the circuit breaker and reports its changes to the handler.
 
 use std::{
     net::SocketAddr,
@@ -25,23 +27,23 @@ use crate::{
     transport::Shared,
 };
 
-/// How often the round-trip time is shown in metrics.
+/// How often the round-trip time is published in metrics.
 const RTT_INTERVAL: Duration = Duration::from_secs(5);
-/// A dial younger than this is not begun anew when the peer shows that it is there.
+/// A dial younger than this is not restarted when the peer turns out to be reachable.
 const DIAL_GRACE: Duration = Duration::from_millis(200);
-/// The welcome has two bytes; later versions may say more.
+/// Largest welcome that is read. This version sends two bytes; later versions may send more.
 const WELCOME_BYTES_MAX: usize = 64;
 
-/// What others may see and do of a peer.
+/// The shared state of a peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
     node: NodeId,
-    /// Where to dial; `None` ends the loop.
+    /// The address to dial; `None` ends the loop.
     address: watch::Sender<Option<SocketAddr>>,
     link: RwLock<Option<Arc<Link>>>,
     status: Mutex<Status>,
-    /// The peer was seen alive.
-    seen: Notify,
+    /// Notified when the peer turns out to be reachable.
+    reachable: Notify,
 }
 
 #[derive(Debug)]
@@ -59,16 +61,16 @@ impl Peer {
             address: watch::Sender::new(Some(address)),
             link: RwLock::new(None),
             status: Mutex::new(status),
-            seen: Notify::new(),
+            reachable: Notify::new(),
         })
     }
 
-    /// The connection's sending side, while there is one.
+    /// The sending side of the connection, while it is up.
     pub(crate) fn link(&self) -> Option<Arc<Link>> {
         self.link.read().clone()
     }
 
-    /// Dials there from now on; a connection to another address is closed in good order. `None` ends the loop.
+    /// Sets the address to dial; a connection to another address is flushed and closed. `None` ends the loop.
     pub(crate) fn set_address(&self, address: Option<SocketAddr>) {
         self.address.send_if_modified(|current| {
             let changed = *current != address;
@@ -77,14 +79,14 @@ impl Peer {
         });
     }
 
-    /// The peer was seen alive: while it is down, dial at once.
-    pub(crate) fn saw_alive(&self) {
+    /// Called when the peer turns out to be reachable: if its connection is down, it is dialled at once.
+    pub(crate) fn notify_reachable(&self) {
         if self.status.lock().breaker != Breaker::Closed {
-            self.seen.notify_one();
+            self.reachable.notify_one();
         }
     }
 
-    /// For status pages; `None` once removed.
+    /// The status for status pages; `None` once the peer is removed.
     pub(crate) fn status(&self) -> Option<PeerStatus> {
         let address = (*self.address.borrow())?;
         let rtt = self.link().map(|link| link.connection().rtt());
@@ -99,29 +101,29 @@ impl Peer {
         })
     }
 
-    /// The loop. Ends when the address is taken away.
+    /// The reconnect loop. Ends when the address is set to `None`.
     pub(crate) async fn run(self: Arc<Self>, shared: Arc<Shared>) {
         let meter = PeerMeter::new(self.node);
         let mut address = self.address.subscribe();
-        let mut pauses = pauses(&shared);
+        let mut delays = backoff(&shared);
         let mut refused = false;
         loop {
             let Some(target) = *address.borrow_and_update() else { break };
-            self.enter(Breaker::HalfOpen, None);
+            self.set_breaker(Breaker::HalfOpen, None);
             let dialled = tokio::select! {
                 dialled = dial(&shared, self.node, target) => dialled,
                 _ = address.changed() => continue,
-                () = self.alive_again() => continue,
+                () = self.reachable_again() => continue,
             };
             let error = match dialled {
                 Err(error) => error,
                 Ok(connection) => {
                     refused = false;
-                    let began = Instant::now();
-                    let error = self.keep(&shared, connection, &mut address, &meter).await;
-                    // A connection that does not last is no reason to dial faster.
-                    if began.elapsed() > shared.config.backoff_max {
-                        pauses = self::pauses(&shared);
+                    let connected_at = Instant::now();
+                    let error = self.use_connection(&shared, connection, &mut address, &meter).await;
+                    // A short-lived connection does not reset the backoff.
+                    if connected_at.elapsed() > shared.config.backoff_max {
+                        delays = backoff(&shared);
                     }
                     error
                 }
@@ -134,17 +136,17 @@ impl Peer {
             if address.has_changed().unwrap_or(true) {
                 continue;
             }
-            self.enter(Breaker::Open, Some(error));
+            self.set_breaker(Breaker::Open, Some(error));
             tokio::select! {
-                () = sleep(pauses.next().unwrap_or(shared.config.backoff_max)) => {}
-                () = self.seen.notified() => {}
+                () = sleep(delays.next().unwrap_or(shared.config.backoff_max)) => {}
+                () = self.reachable.notified() => {}
                 _ = address.changed() => {}
             }
         }
     }
 
-    /// Uses a connection until it is lost or the address changes; says why it ended.
-    async fn keep(
+    /// Uses a connection until it is lost or the address changes; returns why it ended.
+    async fn use_connection(
         &self,
         shared: &Shared,
         connection: Connection,
@@ -153,7 +155,7 @@ impl Peer {
     ) -> PeerError {
         let (link, mut tasks) = Link::open(connection.clone(), &shared.config, &shared.meter);
         *self.link.write() = Some(link.clone());
-        self.enter(Breaker::Closed, None);
+        self.set_breaker(Breaker::Closed, None);
         meter.up.set(1.0);
         shared.handler.on_peer(self.node, PeerState::Connected);
 
@@ -168,22 +170,22 @@ impl Peer {
         };
         *self.link.write() = None;
         if error == PeerError::Local {
-            link.finish(&mut tasks).await;
+            link.flush_and_close(&mut tasks).await;
         }
-        link.abandon();
+        link.fail_calls();
         meter.up.set(0.0);
-        self.enter(Breaker::Open, Some(error));
+        self.set_breaker(Breaker::Open, Some(error));
         shared.handler.on_peer(self.node, PeerState::Disconnected);
         error
     }
 
-    /// Resolves when the peer shows that it is there, but not for a dial that has only begun.
-    async fn alive_again(&self) {
+    /// Resolves when the peer turns out to be reachable, but not before [`DIAL_GRACE`].
+    async fn reachable_again(&self) {
         sleep(DIAL_GRACE).await;
-        self.seen.notified().await;
+        self.reachable.notified().await;
     }
 
-    fn enter(&self, breaker: Breaker, error: Option<PeerError>) {
+    fn set_breaker(&self, breaker: Breaker, error: Option<PeerError>) {
         let mut status = self.status.lock();
         if (status.breaker == Breaker::Closed) != (breaker == Breaker::Closed) {
             status.since = Instant::now();
@@ -193,7 +195,8 @@ impl Peer {
     }
 }
 
-/// Connects and waits for the welcome: only then has the peer accepted our certificate and admitted us.
+/// Connects and waits for the welcome, which shows that the peer has accepted this node's certificate and
+/// admitted it.
 async fn dial(shared: &Shared, node: NodeId, target: SocketAddr) -> Result<Connection, PeerError> {
     let name = peer_name(node, shared.cluster);
     let connecting =
@@ -213,7 +216,8 @@ async fn dial(shared: &Shared, node: NodeId, target: SocketAddr) -> Result<Conne
     timeout(shared.config.connect_timeout, welcomed).await.unwrap_or(Err(PeerError::TimedOut))
 }
 
-fn pauses(shared: &Shared) -> impl Iterator<Item = Duration> + use<> {
+/// The delays between failed dials.
+fn backoff(shared: &Shared) -> impl Iterator<Item = Duration> + use<> {
     ExponentialBuilder::default()
         .with_min_delay(shared.config.backoff_min)
         .with_max_delay(shared.config.backoff_max)

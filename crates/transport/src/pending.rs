@@ -1,7 +1,8 @@
 //! Calls that wait for their answer, on one connection and in one class.
 //!
-//! Each call has an id that is used once. The table knows of each call whether it has been handed to the stream, which
-//! is the difference between "not executed" and "nobody knows" when the answer never comes.
+//! Each call has an id that is never reused. The table records whether the request was written to the stream:
+//! if the answer never arrives, an unwritten request was not executed, and the outcome of a written one is
+//! unknown.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -28,9 +29,9 @@ pub(crate) enum Progress {
     Written,
 }
 
-/// The table of waiting calls. At most `calls_max` at once.
+/// The table of pending calls, at most `calls_max`.
 #[derive(Debug)]
-pub(crate) struct Pending {
+pub(crate) struct PendingCalls {
     calls_max: usize,
     inner: Mutex<Inner>,
 }
@@ -39,45 +40,46 @@ pub(crate) struct Pending {
 struct Inner {
     closed: bool,
     next_id: u64,
-    waiting: HashMap<u64, Waiting>,
+    entries: HashMap<u64, Entry>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct Entry {
     progress: Progress,
     reply: oneshot::Sender<Reply>,
 }
 
-impl Pending {
+impl PendingCalls {
     pub(crate) fn new(calls_max: usize) -> Arc<Self> {
-        let inner = Inner { closed: false, next_id: 1, waiting: HashMap::new() };
+        let inner = Inner { closed: false, next_id: 1, entries: HashMap::new() };
         Arc::new(Self { calls_max, inner: Mutex::new(inner) })
     }
 
-    /// Makes room for one more call.
-    pub(crate) fn register(self: &Arc<Self>) -> Result<Ticket, NotSent> {
+    /// Adds a call.
+    pub(crate) fn register(self: &Arc<Self>) -> Result<PendingCall, NotSent> {
         let (reply, answer) = oneshot::channel();
         let mut inner = self.inner.lock();
         if inner.closed {
             return Err(NotSent::Down);
         }
-        if inner.waiting.len() >= self.calls_max {
+        if inner.entries.len() >= self.calls_max {
             return Err(NotSent::Busy);
         }
         let id = inner.next_id;
         inner.next_id += 1;
-        inner.waiting.insert(id, Waiting { progress: Progress::Queued, reply });
-        Ok(Ticket { id, answer, pending: self.clone() })
+        inner.entries.insert(id, Entry { progress: Progress::Queued, reply });
+        Ok(PendingCall { id, answer, pending: self.clone() })
     }
 
-    /// The writer is about to write these requests: those that nobody waits for any more are left out.
+    /// Called before the writer writes these requests: removes those whose caller has gone, and marks the
+    /// others written.
     pub(crate) fn mark_written(&self, requests: &mut Vec<Outgoing>) {
         let mut inner = self.inner.lock();
         requests.retain(|request| match request.head {
             Head::OneWay => true,
-            Head::Call { id, .. } => match inner.waiting.get_mut(&id) {
-                Some(waiting) => {
-                    waiting.progress = Progress::Written;
+            Head::Call { id, .. } => match inner.entries.get_mut(&id) {
+                Some(entry) => {
+                    entry.progress = Progress::Written;
                     true
                 }
                 None => false,
@@ -85,47 +87,47 @@ impl Pending {
         });
     }
 
-    /// An answer arrived. One that nobody waits for any more is dropped.
+    /// Delivers an answer. An answer whose caller has gone is dropped.
     pub(crate) fn resolve(&self, id: u64, reply: Reply) {
-        let waiting = self.inner.lock().waiting.remove(&id);
-        if let Some(waiting) = waiting {
-            // The caller may be gone in this very moment: then nobody wants the answer.
-            let _ = waiting.reply.send(reply);
+        let entry = self.inner.lock().entries.remove(&id);
+        if let Some(entry) = entry {
+            // Fails if the caller has just gone; it needs no answer.
+            let _ = entry.reply.send(reply);
         }
     }
 
-    /// The connection is gone: every call ends, and none begins.
+    /// Fails every pending call and refuses new ones, because the connection is gone.
     pub(crate) fn close(&self) {
-        let waiting = {
+        let entries = {
             let mut inner = self.inner.lock();
             inner.closed = true;
-            std::mem::take(&mut inner.waiting)
+            std::mem::take(&mut inner.entries)
         };
-        for (_, call) in waiting {
-            let _ = call.reply.send(Reply::Lost(call.progress));
+        for entry in entries.into_values() {
+            let _ = entry.reply.send(Reply::Lost(entry.progress));
         }
     }
 
-    /// Gives up a call; tells how far it got, if it was still waiting.
+    /// Removes a call; returns its progress if it was still pending.
     fn abandon(&self, id: u64) -> Option<Progress> {
-        self.inner.lock().waiting.remove(&id).map(|waiting| waiting.progress)
+        self.inner.lock().entries.remove(&id).map(|entry| entry.progress)
     }
 }
 
-/// One waiting call. Dropping it gives the call up.
+/// One pending call. Dropping it abandons the call.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct PendingCall {
     id: u64,
     answer: oneshot::Receiver<Reply>,
-    pending: Arc<Pending>,
+    pending: Arc<PendingCalls>,
 }
 
-impl Ticket {
+impl PendingCall {
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
-    /// The answer, or why there is none, after `deadline` at the latest.
+    /// Waits at most `deadline` for the answer.
     pub(crate) async fn wait(mut self, deadline: Duration) -> Result<Bytes, CallError> {
         let reply = match timeout(deadline, &mut self.answer).await {
             Ok(Ok(reply)) => reply,
@@ -147,7 +149,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for PendingCall {
     fn drop(&mut self) {
         self.pending.abandon(self.id);
     }
@@ -156,45 +158,45 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Kind;
+    use crate::frame::CallKind;
 
-    const SOON: Duration = Duration::from_millis(1);
+    const SHORT_DEADLINE: Duration = Duration::from_millis(1);
 
-    fn request(ticket: &Ticket) -> Outgoing {
-        Outgoing::new(Head::Call { kind: Kind::Request, id: ticket.id() }, Bytes::new())
+    fn request(call: &PendingCall) -> Outgoing {
+        Outgoing::new(Head::Call { kind: CallKind::Request, id: call.id() }, Bytes::new())
     }
 
     #[tokio::test]
-    async fn deadline_in_the_queue_means_not_executed_and_the_request_is_never_written() {
-        let pending = Pending::new(8);
-        let ticket = pending.register().unwrap();
-        let mut batch = vec![request(&ticket)];
-        assert_eq!(ticket.wait(SOON).await, Err(NotSent::TimedOut.into()));
+    async fn a_request_that_times_out_in_the_queue_is_never_written() {
+        let pending = PendingCalls::new(8);
+        let call = pending.register().unwrap();
+        let mut batch = vec![request(&call)];
+        assert_eq!(call.wait(SHORT_DEADLINE).await, Err(NotSent::TimedOut.into()));
         pending.mark_written(&mut batch);
         assert!(batch.is_empty());
     }
 
     #[tokio::test]
-    async fn deadline_and_loss_after_writing_leave_the_outcome_open() {
-        let pending = Pending::new(8);
+    async fn deadline_or_loss_after_writing_leaves_the_outcome_unknown() {
+        let pending = PendingCalls::new(8);
         let (late, lost, queued) = (pending.register(), pending.register(), pending.register());
         let (late, lost, queued) = (late.unwrap(), lost.unwrap(), queued.unwrap());
         pending.mark_written(&mut vec![request(&late), request(&lost)]);
-        assert_eq!(late.wait(SOON).await, Err(MaybeExecuted::TimedOut.into()));
+        assert_eq!(late.wait(SHORT_DEADLINE).await, Err(MaybeExecuted::TimedOut.into()));
         pending.close();
-        assert_eq!(lost.wait(SOON).await, Err(MaybeExecuted::Lost.into()));
-        assert_eq!(queued.wait(SOON).await, Err(NotSent::Down.into()));
+        assert_eq!(lost.wait(SHORT_DEADLINE).await, Err(MaybeExecuted::Lost.into()));
+        assert_eq!(queued.wait(SHORT_DEADLINE).await, Err(NotSent::Down.into()));
         assert_eq!(pending.register().unwrap_err(), NotSent::Down);
     }
 
     #[tokio::test]
     async fn a_dropped_call_makes_room_for_another() {
-        let pending = Pending::new(1);
-        let ticket = pending.register().unwrap();
+        let pending = PendingCalls::new(1);
+        let call = pending.register().unwrap();
         assert_eq!(pending.register().unwrap_err(), NotSent::Busy);
-        drop(ticket);
-        let ticket = pending.register().unwrap();
-        pending.resolve(ticket.id(), Reply::Answer(Bytes::from_static(b"x")));
-        assert_eq!(ticket.wait(SOON).await, Ok(Bytes::from_static(b"x")));
+        drop(call);
+        let call = pending.register().unwrap();
+        pending.resolve(call.id(), Reply::Answer(Bytes::from_static(b"x")));
+        assert_eq!(call.wait(SHORT_DEADLINE).await, Ok(Bytes::from_static(b"x")));
     }
 }

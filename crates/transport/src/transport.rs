@@ -25,22 +25,22 @@ use crate::{
 
 /// Largest datagram, in bytes: fits into one packet on every path that carries QUIC at all.
 pub const DATAGRAM_BYTES_MAX: usize = 1100;
-/// How long closing may take for all peers together, flushing included.
+/// How long closing may take for all peers together, including the flush.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the last packets may take.
+/// How long the endpoint may take to send its last packets.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The network side of a node. Cheap to share in an `Arc`; all methods may be called from any thread.
 ///
-/// Dropping it closes everything at once; [`close`](Self::close) does it in good order. A handler should not own its
-/// transport: the two would keep each other alive.
+/// Dropping it closes every connection at once; [`close`](Self::close) flushes queues first. A handler should
+/// not own its transport: the two would keep each other alive.
 pub struct Transport {
     shared: Arc<Shared>,
     local_address: SocketAddr,
     runtime: Handle,
 }
 
-/// What the tasks of a transport share.
+/// State shared by the tasks of a transport.
 pub(crate) struct Shared {
     pub(crate) node: NodeId,
     pub(crate) cluster: ClusterId,
@@ -69,14 +69,15 @@ impl Shared {
         }
     }
 
-    /// A peer has connected to us: if our own connection to it is down, it can be dialled now.
-    pub(crate) fn saw_alive(&self, node: NodeId) {
+    /// Called when a peer has connected to this node: if this node's own connection to it is down, it dials
+    /// now.
+    pub(crate) fn notify_reachable(&self, node: NodeId) {
         if let Some(entry) = self.peers.read().get(&node) {
-            entry.peer.saw_alive();
+            entry.peer.notify_reachable();
         }
     }
 
-    /// `None`: unknown. `Some(None)`: down.
+    /// The link to a peer. `None`: the peer is unknown. `Some(None)`: its connection is down.
     fn link(&self, node: NodeId) -> Option<Option<Arc<Link>>> {
         self.peers.read().get(&node).map(|entry| entry.peer.link())
     }
@@ -87,7 +88,8 @@ impl Shared {
 }
 
 impl Transport {
-    /// Binds the address and begins to accept. Must be called in a tokio runtime (of either kind) with I/O and time on.
+    /// Binds the address and starts to accept connections. Must be called in a tokio runtime (of either
+    /// flavor) with I/O and time enabled.
     ///
     /// # Errors
     /// [`TransportError::Config`], [`TransportError::Bind`], [`TransportError::Identity`].
@@ -115,14 +117,14 @@ impl Transport {
         Ok(Self { shared, local_address, runtime: Handle::current() })
     }
 
-    /// The address in use, with the port that the system gave.
+    /// The bound address, with the port that the system assigned if it was 0.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_address
     }
 
-    /// Keeps a connection to this peer from now on. With another address than before, the old connection is closed in
-    /// good order and the new address is dialled. This node's own id is ignored.
+    /// Keeps a connection to this peer from now on. If the address changed, the old connection is flushed and
+    /// closed, and the new address is dialled. This node's own id is ignored.
     pub fn set_peer(&self, node: NodeId, address: SocketAddr) {
         if node == self.shared.node {
             return;
@@ -140,20 +142,20 @@ impl Transport {
         peers.insert(node, Entry { peer, task });
     }
 
-    /// Forgets a peer and closes the connection to it in good order. The peer's own connection to us is closed too, if the
-    /// handler no longer admits it.
+    /// Forgets a peer; flushes and closes the connection to it. If the handler no longer admits the peer, the
+    /// connection that the peer dialled is closed too.
     pub fn remove_peer(&self, node: NodeId) {
         let entry = self.shared.peers.write().remove(&node);
         if let Some(entry) = entry {
             entry.peer.set_address(None);
         }
         if !self.shared.handler.admit(node) {
-            self.shared.inbound.expel(node);
+            self.shared.inbound.disconnect(node);
         }
     }
 
-    /// Queues a one-way frame ([`Class::Urgent`] or [`Class::Bulk`]). Never waits. `Ok` says that it is queued, not that it
-    /// will arrive; frames that arrive on one connection do so in order, within their class.
+    /// Queues a one-way frame ([`Class::Urgent`] or [`Class::Bulk`]). Never waits. `Ok` means that the frame
+    /// is queued, not that it will arrive; frames of one class on one connection arrive in order.
     ///
     /// # Errors
     /// [`SendError`]; the peer has not seen the frame.
@@ -170,7 +172,8 @@ impl Transport {
         sent
     }
 
-    /// Sends a datagram of at most [`DATAGRAM_BYTES_MAX`]. Never waits. It may be lost, also for want of buffer.
+    /// Sends a datagram of at most [`DATAGRAM_BYTES_MAX`]. Never waits. It may be lost in the network or
+    /// dropped when a buffer is full.
     ///
     /// # Errors
     /// [`SendError`]; the peer has not seen the datagram.
@@ -187,21 +190,22 @@ impl Transport {
         sent
     }
 
-    /// Sends a request ([`Class::Rpc`] or [`Class::Objects`]) and waits for the answer, `deadline` at most. Many calls share
-    /// one stream; answers come in any order. Dropping the future gives the call up, which the peer does not notice.
+    /// Sends a request ([`Class::Rpc`] or [`Class::Objects`]) and waits at most `deadline` for the answer.
+    /// Many calls share one stream; answers come in any order. Dropping the future abandons the call; the
+    /// peer still executes it.
     ///
     /// # Errors
-    /// [`CallError::NotSent`]: certainly not executed. [`CallError::MaybeExecuted`]: nobody knows.
+    /// [`CallError::NotSent`]: certainly not executed. [`CallError::MaybeExecuted`]: the outcome is unknown.
     pub async fn call(&self, to: NodeId, class: Class, request: Bytes, deadline: Duration) -> Result<Bytes, CallError> {
         let outcome = match self.begin_call(to, class, request) {
-            Ok(ticket) => ticket.wait(deadline).await,
+            Ok(pending) => pending.wait(deadline).await,
             Err(error) => Err(error.into()),
         };
         self.shared.meter.call(class, &outcome);
         outcome
     }
 
-    fn begin_call(&self, to: NodeId, class: Class, request: Bytes) -> Result<crate::pending::Ticket, NotSent> {
+    fn begin_call(&self, to: NodeId, class: Class, request: Bytes) -> Result<crate::pending::PendingCall, NotSent> {
         let bytes_max = self.shared.payload_bytes_max(class);
         if request.len() > bytes_max {
             return Err(NotSent::TooLarge { bytes_max });
@@ -210,7 +214,7 @@ impl Transport {
         link.ok_or(NotSent::Down)?.begin_call(class, request)
     }
 
-    /// What is known of every peer, in the order of their ids.
+    /// The status of every peer, ordered by id.
     #[must_use]
     pub fn peers(&self) -> Vec<PeerStatus> {
         let mut peers: Vec<_> = self.shared.peers.read().values().filter_map(|entry| entry.peer.status()).collect();
@@ -218,8 +222,9 @@ impl Transport {
         peers
     }
 
-    /// Closes in good order: what is queued is still sent, peers are told. Takes less than two seconds. Sends and calls fail
-    /// from the beginning of it. The port becomes free soon after the transport is dropped.
+    /// Sends what is queued, then closes every connection with a code that tells peers so. Takes less than
+    /// two seconds. New sends and calls fail at once. The port becomes free soon after the transport is
+    /// dropped.
     pub async fn close(&self) {
         let entries = {
             let mut peers = self.shared.peers.write();
@@ -236,7 +241,7 @@ impl Transport {
             }
         }
         self.shared.endpoint.close(VarInt::from_u32(CloseCode::Normal as u32), b"");
-        // A peer that does not answer must not hold up the node.
+        // Bounded: a peer that does not answer must not delay the shutdown.
         let _ = timeout(DRAIN_TIMEOUT, self.shared.endpoint.wait_idle()).await;
     }
 }

@@ -1,6 +1,6 @@
-//! A bounded queue in front of one stream, and the task that empties it.
+//! A bounded queue in front of one stream, and the task that drains it.
 //!
-//! The task takes whatever has gathered and writes it at once: the busier the stream, the larger the writes.
+//! The task writes all queued frames together, so the writes grow with the load.
 
 use std::sync::{
     Arc,
@@ -16,18 +16,19 @@ use crate::{
     frame::{Batch, Head},
     inbound::StreamError,
     meter::ClassMeter,
-    pending::Pending,
+    pending::PendingCalls,
 };
 
-/// Frames that go into one write at most.
+/// Most frames in one write.
 const BATCH_FRAMES_MAX: usize = 256;
 
-/// A frame on its way out.
+/// A frame to be sent.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     pub(crate) head: Head,
     pub(crate) payload: Bytes,
-    /// Held until the frame is written, so that whoever counts answers in progress counts unwritten ones too.
+    /// The permit of a call being answered. Held until the frame is written, so that unwritten answers count
+    /// too.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -37,39 +38,43 @@ impl Outgoing {
     }
 }
 
-/// The sending end of a queue; used from any thread, never waits.
-#[derive(Debug)]
-pub(crate) struct Lane {
-    queue: mpsc::Sender<Outgoing>,
-    queued_bytes: Arc<AtomicUsize>,
-    queue_bytes_max: usize,
+/// The bounds of a queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueueLimits {
+    pub(crate) frames_max: usize,
+    pub(crate) bytes_max: usize,
 }
 
-impl Lane {
-    /// A queue of so many frames and bytes, and the writer that empties it until `stop` says so or the lane is dropped.
-    pub(crate) fn new(
-        (queue_frames_max, queue_bytes_max): (usize, usize),
-        stop: watch::Receiver<bool>,
-        meter: ClassMeter,
-    ) -> (Self, Writer) {
-        let (queue, frames) = mpsc::channel(queue_frames_max);
+/// The sending end of a queue. Usable from any thread.
+#[derive(Debug)]
+pub(crate) struct SendQueue {
+    queue: mpsc::Sender<Outgoing>,
+    queued_bytes: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+impl SendQueue {
+    /// A queue, and the writer that drains it until `stop` is true or the queue is dropped.
+    pub(crate) fn new(limits: QueueLimits, stop: watch::Receiver<bool>, meter: ClassMeter) -> (Self, Writer) {
+        let (queue, frames) = mpsc::channel(limits.frames_max);
         let queued_bytes = Arc::new(AtomicUsize::new(0));
         let writer = Writer { frames, queued_bytes: queued_bytes.clone(), pending: None, stop, meter };
-        (Self { queue, queued_bytes, queue_bytes_max }, writer)
+        (Self { queue, queued_bytes, bytes_max: limits.bytes_max }, writer)
     }
 
-    /// Queues a frame.
+    /// Queues a frame, or fails at once when the queue is full.
     pub(crate) fn push(&self, frame: Outgoing) -> Result<(), SendError> {
         let bytes = frame.payload.len();
-        // The counter only bounds memory: nothing else is read on the strength of it.
+        // Relaxed is enough: the counter only bounds memory and orders no other access.
         let before = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before == 0 || before + bytes <= self.queue_bytes_max;
-        let result = match fits {
-            false => Err(SendError::Busy),
-            true => self.queue.try_send(frame).map_err(|error| match error {
+        let fits = before == 0 || before + bytes <= self.bytes_max;
+        let result = if fits {
+            self.queue.try_send(frame).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => SendError::Busy,
                 mpsc::error::TrySendError::Closed(_) => SendError::Down,
-            }),
+            })
+        } else {
+            Err(SendError::Busy)
         };
         if result.is_err() {
             self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -77,7 +82,8 @@ impl Lane {
         result
     }
 
-    /// Queues a frame, waiting for room by count of frames. For answers, whose bytes are bounded by their permits.
+    /// Queues a frame, waiting while the queue holds its most frames. For answers, whose bytes their permits
+    /// bound.
     pub(crate) async fn push_wait(&self, frame: Outgoing) -> Result<(), SendError> {
         let bytes = frame.payload.len();
         self.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -89,24 +95,24 @@ impl Lane {
     }
 }
 
-/// The receiving end: writes frames to a stream.
+/// The receiving end of a queue; writes frames to a stream.
 #[derive(Debug)]
 pub(crate) struct Writer {
     frames: mpsc::Receiver<Outgoing>,
     queued_bytes: Arc<AtomicUsize>,
-    pending: Option<Arc<Pending>>,
+    pending: Option<Arc<PendingCalls>>,
     stop: watch::Receiver<bool>,
     meter: ClassMeter,
 }
 
 impl Writer {
-    /// Before requests are written, `pending` is asked which are still wanted.
-    pub(crate) fn with_pending(self, pending: Arc<Pending>) -> Self {
+    /// Makes the writer skip requests that are no longer pending.
+    pub(crate) fn with_pending_calls(self, pending: Arc<PendingCalls>) -> Self {
         Self { pending: Some(pending), ..self }
     }
 
-    /// Writes until told to stop or until nobody can queue any more; then writes what is left, ends the stream and waits
-    /// until the peer has it all.
+    /// Writes until it is stopped or the queue is dropped; then writes what is left, ends the stream and
+    /// waits until the peer has received everything.
     pub(crate) async fn run(mut self, mut stream: SendStream) -> Result<(), StreamError> {
         let mut frames = Vec::with_capacity(BATCH_FRAMES_MAX);
         let mut batch = Batch::default();

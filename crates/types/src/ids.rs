@@ -1,4 +1,4 @@
-//! Newtypes for everything that is counted or named, so that a term is never passed for an index.
+//! Newtypes for ids and numbers, so that a term cannot be passed as an index.
 
 use std::{fmt, str::FromStr};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct ParseIdError {
     /// What was expected, for example `node id`.
     pub what: &'static str,
-    /// What was given.
+    /// The rejected text.
     pub text: String,
 }
 
@@ -69,19 +69,19 @@ macro_rules! number {
 }
 
 number!(
-    /// A node, for ever: allocated once by the metadata group, never reused. `0` names no node.
+    /// A node. The metadata group allocates the id once and never reuses it. `0` is no node.
     NodeId, u64, "n", "node id"
 );
 number!(
-    /// How often this node has started on its data folder. Grows by one, fsynced, at every start.
+    /// The number of starts of a node on its data folder. Incremented and fsynced at every start.
     Incarnation, u64, "i", "incarnation"
 );
 number!(
-    /// A shard, which is also its Raft group. [`ShardId::META`] is the metadata group.
+    /// A shard and its Raft group. [`ShardId::META`] is the metadata group.
     ShardId, u64, "s", "shard id"
 );
 number!(
-    /// One replica of one shard on one node, for ever. It is the peer id in Raft. `0` names no replica.
+    /// One replica of one shard on one node, never reused. It is the peer id in Raft. `0` is no replica.
     ReplicaId, u64, "r", "replica id"
 );
 number!(
@@ -89,7 +89,8 @@ number!(
     CollectionId, u32, "c", "collection id"
 );
 number!(
-    /// One gateway start, or one client that keeps its own sequence numbers. Random, never reused.
+    /// One run of a gateway, or one client with its own sequence numbers. Random, never reused. `0` is no
+    /// session.
     SessionId, u64, "x", "session id"
 );
 number!(
@@ -101,7 +102,8 @@ number!(
     LogIndex, u64, "", "log index"
 );
 number!(
-    /// Counts the synced log batches of a node. A node that recovers a lower one than its peers remember has lost data.
+    /// The sequence number of a node's synced log batches. A node that recovers a lower number than its peers
+    /// have seen has lost data.
     WalSequence, u64, "w", "log sequence"
 );
 
@@ -127,7 +129,7 @@ impl ReplicaId {
     pub const NONE: Self = Self(0);
 }
 
-/// A cluster, for ever: 16 random bytes minted by the node that bootstrapped it, written as 32 hexadecimal digits.
+/// A cluster: 16 random bytes drawn by the node that bootstrapped it, displayed as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterId(pub [u8; 16]);
 
@@ -149,7 +151,7 @@ impl FromStr for ClusterId {
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let invalid = || ParseIdError { what: "cluster id", text: text.to_owned() };
         let mut bytes = [0; 16];
-        // A sign before a digit would otherwise be taken, and one id have several names.
+        // `from_str_radix` would accept a sign, and one id would have several texts.
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(invalid());
         }
@@ -165,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_parse_with_and_without_their_letter() {
+    fn ids_parse_with_and_without_their_prefix() {
         assert_eq!("n7".parse(), Ok(NodeId(7)));
         assert_eq!("7".parse(), Ok(NodeId(7)));
         assert!("s7".parse::<NodeId>().is_err());
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_texts_are_ids_that_read_back_or_none() {
+    fn hostile_texts_are_refused_or_round_trip() {
         use flotilla_hostile::{attack, extreme_u64, mutated};
         use proptest::prelude::*;
 

@@ -1,7 +1,7 @@
-//! The vocabulary of Flotilla: ids, epochs, key ranges, hybrid time, object ids and plain Raft data.
+//! The shared types of Flotilla: ids, epochs, key ranges, hybrid time, object ids and plain Raft data.
 //!
-//! Everything here is data with its own invariants; nothing here does I/O, reads a clock or knows a wire format.
-//! A type belongs here only when two layers that must not know each other share it.
+//! Everything here is data with its own invariants; nothing here does I/O, reads a clock or knows a wire
+//! format. A type belongs here only if two layers that must not depend on each other share it.
 
 mod ids;
 mod object;

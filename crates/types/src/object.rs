@@ -1,15 +1,15 @@
-//! Names of immutable byte strings.
+//! Content-derived ids of immutable byte strings.
 
 use std::{fmt, str::FromStr};
 
 use crate::ParseIdError;
 
-/// The BLAKE3 hash of an object's bytes: its only name.
+/// The id of an object: the BLAKE3 hash of its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId(pub [u8; 32]);
 
 impl ObjectId {
-    /// Names these bytes.
+    /// The id of these bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())

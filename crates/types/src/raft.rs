@@ -1,13 +1,13 @@
-//! Plain Raft data, free of any library's types. `consensus` converts to and from its library privately.
+//! Plain Raft data without the types of any library. `consensus` converts them privately.
 
 use bytes::Bytes;
 
 use crate::{Checkpoint, LogIndex, ReplicaId, Term};
 
-/// What an entry carries.
+/// The kind of a log entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EntryKind {
-    /// Commands for the state machine, or nothing when a new leader starts its term.
+    /// Commands for the state machine, or nothing in the first entry of a leader's term.
     Normal,
     /// A change of the replica set.
     ConfChange,
@@ -18,25 +18,26 @@ pub enum EntryKind {
 pub struct Entry {
     /// Its position.
     pub index: LogIndex,
-    /// The term of the leader that made it.
+    /// The term of the leader that proposed it.
     pub term: Term,
-    /// What it carries.
+    /// Its kind.
     pub kind: EntryKind,
-    /// The payload; the layer that proposed it knows the format.
+    /// The payload, in the format of the layer that proposed it.
     pub data: Bytes,
-    /// A tag the proposer attached; for conf changes, the descriptor change in the host's format.
+    /// A tag that the proposer attached. For configuration changes: the change, in the encoding of
+    /// `consensus`.
     pub context: Bytes,
 }
 
 impl Entry {
-    /// Bytes this entry counts for in bounds on logs and batches.
+    /// The bytes that this entry counts for in bounds on logs and batches.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         self.data.len() + self.context.len() + 32
     }
 }
 
-/// What a replica must not forget before it answers anyone (Raft §5.2, figure 2).
+/// The state that a replica must persist before it responds to any message (Raft §5.2, figure 2).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HardState {
     /// The latest term seen.
@@ -47,7 +48,7 @@ pub struct HardState {
     pub commit: LogIndex,
 }
 
-/// The replica set that decides (joint consensus: Ongaro's dissertation, §4.3).
+/// A Raft configuration (joint consensus: Ongaro's dissertation, §4.3).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfState {
     /// Voters of the incoming (or only) configuration.
@@ -81,13 +82,13 @@ impl ConfState {
         self.voters.contains(&replica) || self.voters_outgoing.contains(&replica)
     }
 
-    /// Whether a change is under way.
+    /// Whether this is a joint configuration.
     #[must_use]
     pub fn is_joint(&self) -> bool {
         !self.voters_outgoing.is_empty()
     }
 
-    /// Every replica named, once, in order.
+    /// Every replica of the configuration, without duplicates, ascending.
     #[must_use]
     pub fn all(&self) -> Vec<ReplicaId> {
         let mut all: Vec<_> = [&self.voters, &self.voters_outgoing, &self.learners, &self.learners_next]
@@ -101,39 +102,39 @@ impl ConfState {
     }
 }
 
-/// Kinds of Raft message that travel between replicas.
+/// The kinds of Raft messages between replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MessageKind {
     /// Entries from the leader.
     Append,
-    /// A follower's answer to [`MessageKind::Append`].
+    /// A follower's response to [`MessageKind::Append`].
     AppendResponse,
-    /// A candidate asks for a vote.
+    /// A candidate requests a vote.
     RequestVote,
-    /// The answer to [`MessageKind::RequestVote`].
+    /// The response to [`MessageKind::RequestVote`].
     RequestVoteResponse,
-    /// A candidate asks whether it would get a vote (dissertation §9.6).
+    /// A candidate asks whether it would get the vote (pre-vote, dissertation §9.6).
     RequestPreVote,
-    /// The answer to [`MessageKind::RequestPreVote`].
+    /// The response to [`MessageKind::RequestPreVote`].
     RequestPreVoteResponse,
-    /// The leader is alive; carries read contexts (dissertation §6.4).
+    /// The leader is alive; carries the contexts of read-index rounds (dissertation §6.4).
     Heartbeat,
-    /// The answer to [`MessageKind::Heartbeat`].
+    /// The response to [`MessageKind::Heartbeat`].
     HeartbeatResponse,
-    /// A checkpoint in place of entries the leader no longer has.
+    /// A checkpoint in place of entries that the leader's log no longer has.
     Snapshot,
-    /// The leader asks a caught-up replica to campaign at once (dissertation §3.10).
+    /// The leader transfers leadership: a caught-up replica shall campaign at once (dissertation §3.10).
     TimeoutNow,
-    /// A follower asks the leader for a read index.
+    /// A follower requests a read index from the leader.
     ReadIndex,
-    /// The answer to [`MessageKind::ReadIndex`].
+    /// The response to [`MessageKind::ReadIndex`].
     ReadIndexResponse,
 }
 
-/// One message from replica to replica of one group. Fields that a kind does not use are zero.
+/// A message between two replicas of one group. Fields that a kind does not use are zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// What kind of message this is.
+    /// The kind of the message.
     pub kind: MessageKind,
     /// The sending replica.
     pub from: ReplicaId,
@@ -143,7 +144,7 @@ pub struct Message {
     pub term: Term,
     /// Term of the entry at `index`.
     pub log_term: Term,
-    /// The position that the entries follow, or that is acknowledged.
+    /// The index that the entries follow, or that is acknowledged.
     pub index: LogIndex,
     /// Entries, for [`MessageKind::Append`].
     pub entries: Vec<Entry>,
@@ -153,17 +154,17 @@ pub struct Message {
     pub commit_term: Term,
     /// The checkpoint, for [`MessageKind::Snapshot`].
     pub snapshot: Option<Snapshot>,
-    /// Whether the request was refused.
+    /// Whether the request was rejected.
     pub reject: bool,
-    /// Where a refusing follower suggests to go on.
+    /// The index from which a rejecting follower suggests to continue.
     pub reject_hint: LogIndex,
-    /// Read contexts, or the kind of a campaign.
+    /// The context of a read-index round, or the kind of a campaign.
     pub context: Bytes,
-    /// Priority of a candidate.
+    /// The priority of a candidate; zero here.
     pub priority: i64,
 }
 
-/// What a snapshot message carries: the names of the objects, never their bytes.
+/// The payload of a snapshot message: the ids of the objects, never their bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// The checkpoint to install.

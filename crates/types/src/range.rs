@@ -1,7 +1,7 @@
-//! Record keys and ranges of them.
+//! Record keys and key ranges.
 //!
-//! A record's key is `collection (u32, big-endian) ‖ bucket (u16, big-endian) ‖ key`, so that plain byte order
-//! keeps collections and buckets together and a shard is one contiguous range.
+//! A record's key is `collection (u32, big-endian) ‖ bucket (u16, big-endian) ‖ key`, so that plain byte
+//! order keeps collections and buckets together and a shard is one contiguous range.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ impl RecordKey {
     /// Bytes before the user's key.
     pub const PREFIX_BYTES: usize = 6;
 
-    /// Joins the parts.
+    /// Builds the key from its parts.
     #[must_use]
     pub fn new(collection: CollectionId, bucket: Bucket, key: &[u8]) -> Self {
         let mut bytes = BytesMut::with_capacity(Self::PREFIX_BYTES + key.len());
@@ -31,7 +31,7 @@ impl RecordKey {
         Self(bytes.freeze())
     }
 
-    /// Takes bytes that are already joined; `None` when they are shorter than the prefix.
+    /// Wraps the bytes of a whole record key; `None` if they are shorter than the prefix.
     #[must_use]
     pub fn from_bytes(bytes: Bytes) -> Option<Self> {
         (bytes.len() >= Self::PREFIX_BYTES).then_some(Self(bytes))
@@ -55,13 +55,13 @@ impl RecordKey {
         self.0.slice(Self::PREFIX_BYTES..)
     }
 
-    /// The joined bytes.
+    /// The bytes of the whole key.
     #[must_use]
     pub fn as_bytes(&self) -> &Bytes {
         &self.0
     }
 
-    /// The joined bytes.
+    /// The bytes of the whole key.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.0
@@ -74,12 +74,12 @@ impl fmt::Debug for RecordKey {
     }
 }
 
-/// Keys from `start` (included) to `end` (excluded). An empty `end` means no upper bound.
+/// The keys from `start` (inclusive) to `end` (exclusive). An empty `end` means no upper bound.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyRange {
-    /// First key inside.
+    /// The first key of the range.
     pub start: Bytes,
-    /// First key behind, or empty for none.
+    /// The exclusive end; empty for no upper bound.
     pub end: Bytes,
 }
 
@@ -95,7 +95,7 @@ impl KeyRange {
     pub fn of_buckets(collection: CollectionId, first: Bucket, last: Bucket) -> Self {
         let start = RecordKey::new(collection, first, &[]).into_bytes();
         let end = match last.0.checked_add(1) {
-            Some(behind) => RecordKey::new(collection, Bucket(behind), &[]).into_bytes(),
+            Some(next) => RecordKey::new(collection, Bucket(next), &[]).into_bytes(),
             None => RecordKey::new(collection.next(), Bucket(0), &[]).into_bytes(),
         };
         Self { start, end }
@@ -114,19 +114,19 @@ impl KeyRange {
         Self { start: Bytes::copy_from_slice(prefix), end: end.into() }
     }
 
-    /// Whether the key lies inside.
+    /// Whether the range contains the key.
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {
         key >= &self.start[..] && (self.end.is_empty() || key < &self.end[..])
     }
 
-    /// Whether no key can lie inside.
+    /// Whether the range can contain no key.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         !self.end.is_empty() && self.start >= self.end
     }
 
-    /// The keys that lie in both.
+    /// The keys that both ranges contain.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let start = self.start.clone().max(other.start.clone());

@@ -1,4 +1,4 @@
-//! What a shard is, where its replicas live, and what a replica's applied state rests on.
+//! Shards, their replicas, and the checkpoint of a replica's applied state.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -6,24 +6,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ConfState, KeyRange, LogIndex, NodeId, ObjectId, ParseIdError, ReplicaId, ShardId, Term};
 
-/// The version of a shard: `range` moves when the range does, `config` when the replica set does.
-///
-/// A routed request with an older epoch than the shard's own is refused.
+/// The version of a shard. A routed request with an older epoch than the shard's own is refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch {
-    /// Counts splits and merges.
+    /// Incremented by every change of the key range (split, merge).
     pub range: u64,
-    /// Counts changes of the replica set.
+    /// Incremented by every change of the replica set.
     pub config: u64,
 }
 
-/// What a replica does in its group.
+/// The role of a replica in its group's configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaRole {
     /// Votes and holds data.
     Voter,
-    /// Receives the log, does not vote.
+    /// Receives the log and does not vote.
     Learner,
 }
 
@@ -34,11 +32,11 @@ pub struct ReplicaDescriptor {
     pub replica: ReplicaId,
     /// Its node.
     pub node: NodeId,
-    /// What it does.
+    /// Its role.
     pub role: ReplicaRole,
 }
 
-/// What a shard's own log says about it: authoritative, moved only by its entries.
+/// The authoritative description of a shard, changed only by entries of its own log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardDescriptor {
     /// The shard.
@@ -52,7 +50,7 @@ pub struct ShardDescriptor {
 }
 
 impl ShardDescriptor {
-    /// The replica on this node, if there is one. The newest wins while a node swaps an old replica for a new one.
+    /// The replica on this node, if there is one. While a node replaces a replica, this is the newer one.
     #[must_use]
     pub fn replica_on(&self, node: NodeId) -> Option<ReplicaDescriptor> {
         self.replicas.iter().rev().find(|replica| replica.node == node).copied()
@@ -65,7 +63,7 @@ impl ShardDescriptor {
     }
 }
 
-/// How far a replica has applied its log, and under which configuration.
+/// A position in the log, with the configuration and descriptor that hold there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     /// The last applied entry.
@@ -78,14 +76,15 @@ pub struct Position {
     pub descriptor: ShardDescriptor,
 }
 
-/// The durable applied state of a replica at one log position: what a restart, a snapshot and a backup rest on.
+/// The durable applied state of a replica at one log position, used by restarts, snapshots and backups.
 ///
-/// It names objects; it never holds their bytes. Records are the base chunks overlaid by the runs, oldest first.
+/// It holds the ids of objects, never their bytes. The records are the base (compacted level) overlaid with
+/// the runs (sorted tables of recent writes), oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Where in the log, and under which configuration and descriptor.
+    /// The log position up to which entries are applied.
     pub position: Position,
-    /// The state machine's own state beside the records (sessions, clock). `None` for a replica that applied nothing.
+    /// The state machine's own state besides the records (sessions, clock). `None` if nothing was applied.
     pub system: Option<ObjectId>,
     /// Chunks of sorted records, disjoint by key hash.
     pub base: Vec<ObjectId>,
@@ -94,13 +93,13 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Every object the checkpoint rests on, in a fixed order.
+    /// Every object that the checkpoint needs, in a fixed order.
     pub fn objects(&self) -> impl Iterator<Item = ObjectId> + '_ {
         self.system.iter().chain(&self.base).chain(&self.runs).copied()
     }
 }
 
-/// Where a node stands: ordered `key=value` labels, outermost first, for example `region=eu,zone=a`.
+/// The location of a node: `key=value` labels, for example `region=eu,zone=a`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Locality(pub BTreeMap<String, String>);

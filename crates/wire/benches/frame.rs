@@ -1,4 +1,4 @@
-//! What a frame of Raft messages costs: domain types to bytes, and back with all checks.
+//! The cost of a frame of Raft messages: encoding domain types, and decoding with all checks.
 
 use bytes::Bytes;
 use divan::{Bencher, counter::BytesCount};
@@ -12,7 +12,7 @@ fn main() {
     divan::main();
 }
 
-/// Each shard's append has one entry of so many bytes.
+/// Encodes a frame; the append of each shard has one entry of `entry_bytes`.
 #[divan::bench(args = [0, 256, 16_384])]
 fn write(bencher: Bencher, entry_bytes: usize) {
     let bytes = framed(messages(entry_bytes)).len();
@@ -20,20 +20,21 @@ fn write(bencher: Bencher, entry_bytes: usize) {
     counted.with_inputs(|| messages(entry_bytes)).bench_local_values(framed);
 }
 
+/// Decodes the same frame.
 #[divan::bench(args = [0, 256, 16_384])]
 fn read(bencher: Bencher, entry_bytes: usize) {
     let frame = framed(messages(entry_bytes));
     let counted = bencher.counter(BytesCount::new(frame.len()));
     counted.with_inputs(|| frame.clone()).bench_local_values(|frame| {
-        let frame = decode_frame(frame).expect("what was encoded");
-        let messages = frame.raft.into_iter().map(|envelope| envelope_from_wire(envelope).expect("what was encoded"));
+        let frame = decode_frame(frame).expect("a valid frame");
+        let messages = frame.raft.into_iter().map(|envelope| envelope_from_wire(envelope).expect("a valid frame"));
         messages.collect::<Vec<_>>()
     });
 }
 
 fn framed(messages: Vec<Message>) -> Bytes {
     let envelopes = messages.into_iter().zip(1..).map(|(message, shard)| envelope_to_wire(ShardId(shard), message));
-    encode(&peer::Frame { raft: envelopes.collect(), beat: None })
+    encode(&peer::Frame { raft: envelopes.collect(), heartbeat: None })
 }
 
 fn messages(entry_bytes: usize) -> Vec<Message> {

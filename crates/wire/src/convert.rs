@@ -1,4 +1,5 @@
-//! Conversions between frames and domain types. Decoding shares the frame's buffer; it copies no payload.
+//! Conversions between wire messages and domain types. Decoding shares the frame's buffer and copies no
+//! payload.
 
 use bytes::Bytes;
 use flotilla_types::{
@@ -8,13 +9,13 @@ use flotilla_types::{
 
 use crate::peer;
 
-/// A frame did not say anything that makes sense. Nothing was done; the connection may be closed.
+/// A frame is invalid. Nothing was changed; the connection may be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// Not protobuf, or not this message.
+    /// The bytes are not protobuf, or not this message.
     #[error("the frame does not parse")]
     Malformed(#[from] prost::DecodeError),
-    /// A field that must be there is not.
+    /// A required field is missing.
     #[error("the frame lacks `{0}`")]
     Missing(&'static str),
     /// A field has a value outside its range.
@@ -22,7 +23,7 @@ pub enum WireError {
     OutOfRange(&'static str),
 }
 
-/// Decodes a message; payload fields share `bytes`.
+/// Decodes a message; its payload fields share `bytes`.
 pub fn decode<M: prost::Message + Default>(bytes: Bytes) -> Result<M, WireError> {
     Ok(M::decode(bytes)?)
 }
@@ -47,7 +48,7 @@ const KINDS: [MessageKind; 12] = [
     MessageKind::ReadIndexResponse,
 ];
 
-/// A Raft message of one shard, as it travels.
+/// Converts a Raft message of one shard to its wire form.
 #[must_use]
 pub fn envelope_to_wire(shard: ShardId, message: Message) -> peer::Envelope {
     let kind = KINDS.iter().position(|kind| *kind == message.kind).unwrap_or_default() as u32;
@@ -70,7 +71,7 @@ pub fn envelope_to_wire(shard: ShardId, message: Message) -> peer::Envelope {
     }
 }
 
-/// Takes a Raft message from a frame.
+/// Converts a Raft message from its wire form, and checks it.
 pub fn envelope_from_wire(envelope: peer::Envelope) -> Result<(ShardId, Message), WireError> {
     let kind = *KINDS.get(envelope.kind as usize).ok_or(WireError::OutOfRange("kind"))?;
     if envelope.from == 0 || envelope.to == 0 {
@@ -111,10 +112,10 @@ fn entry_to_wire(entry: Entry) -> peer::Entry {
     }
 }
 
-/// Entries of a message must follow `after` without a hole: a log with holes cannot be written.
+/// Converts entries, which must follow index `after` without a gap.
 fn entries_from_wire(entries: Vec<peer::Entry>, after: u64) -> Result<Vec<Entry>, WireError> {
     let mut next = after.wrapping_add(1);
-    let mut taken = Vec::with_capacity(entries.len());
+    let mut converted = Vec::with_capacity(entries.len());
     for entry in entries {
         if entry.index != next {
             return Err(WireError::OutOfRange("entry index"));
@@ -123,7 +124,7 @@ fn entries_from_wire(entries: Vec<peer::Entry>, after: u64) -> Result<Vec<Entry>
             return Err(WireError::OutOfRange("entry term"));
         }
         next = next.wrapping_add(1);
-        taken.push(Entry {
+        converted.push(Entry {
             index: LogIndex(entry.index),
             term: Term(entry.term),
             kind: if entry.conf_change { EntryKind::ConfChange } else { EntryKind::Normal },
@@ -131,10 +132,10 @@ fn entries_from_wire(entries: Vec<peer::Entry>, after: u64) -> Result<Vec<Entry>
             context: entry.context,
         });
     }
-    Ok(taken)
+    Ok(converted)
 }
 
-/// A checkpoint, as it travels.
+/// Converts a checkpoint to its wire form.
 #[must_use]
 pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> peer::Checkpoint {
     let ids = |objects: &[ObjectId]| objects.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();
@@ -149,7 +150,7 @@ pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> peer::Checkpoint {
     }
 }
 
-/// Takes a checkpoint from a frame.
+/// Converts a checkpoint from its wire form.
 pub fn checkpoint_from_wire(checkpoint: peer::Checkpoint) -> Result<Checkpoint, WireError> {
     let id = |bytes: &Bytes| ObjectId::from_slice(bytes).ok_or(WireError::OutOfRange("object id"));
     Ok(Checkpoint {
@@ -185,7 +186,7 @@ fn conf_from_wire(conf: peer::ConfState) -> ConfState {
     }
 }
 
-/// A descriptor, as it travels.
+/// Converts a descriptor to its wire form.
 #[must_use]
 pub fn descriptor_to_wire(descriptor: &ShardDescriptor) -> peer::Descriptor {
     peer::Descriptor {
@@ -206,7 +207,7 @@ pub fn descriptor_to_wire(descriptor: &ShardDescriptor) -> peer::Descriptor {
     }
 }
 
-/// Takes a descriptor from a frame.
+/// Converts a descriptor from its wire form.
 #[must_use]
 pub fn descriptor_from_wire(descriptor: peer::Descriptor) -> ShardDescriptor {
     ShardDescriptor {
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_survives_the_wire() {
+    fn messages_round_trip() {
         let mut message = append(vec![entry(8), entry(9)]);
         message.snapshot = Some(Snapshot {
             checkpoint: Checkpoint {
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_with_a_hole_are_refused() {
+    fn entries_with_a_gap_are_refused() {
         let envelope = envelope_to_wire(ShardId(4), append(vec![entry(8), entry(10)]));
         assert_eq!(envelope_from_wire(envelope), Err(WireError::OutOfRange("entry index")));
     }

@@ -1,4 +1,5 @@
-//! Frames that no correct peer sends: every message of the protocol, bent, and what reading it may take.
+//! Hostile frames: mutated messages of every kind must decode to an error or a message, within bounded
+//! memory.
 
 use bytes::Bytes;
 use flotilla_hostile::{Proportion, at_every_cut, attack, extreme_u64, mutated};
@@ -65,7 +66,7 @@ fn message() -> impl Strategy<Value = Message> {
     let rest = (extreme_u64(), any::<bool>(), extreme_u64(), bytes(), any::<i64>());
     (kinds, ends, entries, checkpoint(), rest).prop_map(|(kind, ends, entries, checkpoint, rest)| {
         let (from, to, term, log_term, index, commit) = ends;
-        // No log has an entry 0, which is what comes behind the last number.
+        // Entry indexes must not wrap around: no log has an entry 0.
         let index = index.min(u64::MAX - 10);
         let (commit_term, reject, reject_hint, context, priority) = rest;
         let entry = |(at, (term, change, data, context)): (u64, (u64, bool, Bytes, Bytes))| Entry {
@@ -97,16 +98,22 @@ fn message() -> impl Strategy<Value = Message> {
 fn frame() -> impl Strategy<Value = Bytes> {
     let leader = (extreme_u64(), extreme_u64(), 0..9_u64);
     let leader = leader.prop_map(|(shard, term, node)| peer::Leader { shard, term, node });
-    let beat = (extreme_u64(), extreme_u64(), any::<bool>(), vec(leader, 0..4)).prop_map(
-        |(synced, wall_ms, settled, leaders)| peer::Beat { synced, wall_ms, settled, leaders, ..Default::default() },
+    let heartbeat = (extreme_u64(), extreme_u64(), any::<bool>(), vec(leader, 0..4)).prop_map(
+        |(synced, wall_ms, recovery_complete, leaders)| peer::NodeHeartbeat {
+            synced,
+            wall_ms,
+            recovery_complete,
+            leaders,
+            ..Default::default()
+        },
     );
-    (vec((extreme_u64(), message()), 0..4), option::of(beat)).prop_map(|(messages, beat)| {
+    (vec((extreme_u64(), message()), 0..4), option::of(heartbeat)).prop_map(|(messages, heartbeat)| {
         let raft = messages.into_iter().map(|(shard, message)| envelope_to_wire(ShardId(shard), message)).collect();
-        encode(&peer::Frame { raft, beat })
+        encode(&peer::Frame { raft, heartbeat })
     })
 }
 
-/// Empty parts again and again, which cost the sender two bytes each; in a part themselves, or in a part of that.
+/// A flood of empty parts, which cost the sender two bytes each, at nesting depths from one to three.
 fn flood() -> impl Strategy<Value = Vec<u8>> {
     (vec(1..12_u8, 1..4), 0..4_096_usize).prop_map(|(fields, times)| {
         let mut fields = fields.into_iter().rev().map(|field| field << 3 | 2);
@@ -121,18 +128,18 @@ fn flood() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Reads a frame as a host does.
+/// Decodes a frame as a host does.
 fn read(frame: Bytes) -> Result<Vec<(ShardId, Message)>, WireError> {
     decode_frame(frame)?.raft.into_iter().map(envelope_from_wire).collect()
 }
 
 #[test]
-fn hostile_messages_survive_the_wire_unbent() {
+fn extreme_messages_round_trip() {
     attack(128, (extreme_u64(), message()), |(shard, message)| {
         let raft = vec![envelope_to_wire(ShardId(shard), message.clone())];
-        let frame = encode(&peer::Frame { raft, beat: None });
+        let frame = encode(&peer::Frame { raft, heartbeat: None });
         assert_eq!(read(frame.clone()), Ok(vec![(ShardId(shard), message.clone())]));
-        // A cut leaves an error, or fewer fields: never other messages.
+        // A truncated frame gives an error or no messages, never other messages.
         at_every_cut(&frame, |cut| {
             assert!(read(Bytes::copy_from_slice(cut)).map_or(true, |read| read.is_empty()));
         });
@@ -140,7 +147,7 @@ fn hostile_messages_survive_the_wire_unbent() {
 }
 
 #[test]
-fn hostile_frames_are_read_in_proportion() {
+fn hostile_frames_decode_within_proportional_memory() {
     attack(1_000, prop_oneof![4 => mutated(frame()), 1 => flood()], |bytes| {
         let bytes = Bytes::from(bytes);
         let _ = Proportion::DEFAULT.of(bytes.len(), || read(bytes));
@@ -148,7 +155,7 @@ fn hostile_frames_are_read_in_proportion() {
 }
 
 #[test]
-fn hostile_checkpoints_are_read_in_proportion() {
+fn hostile_checkpoints_decode_within_proportional_memory() {
     let valid = checkpoint().prop_map(|checkpoint| encode(&checkpoint_to_wire(&checkpoint)));
     attack(500, mutated(valid), |bytes| {
         let bytes = Bytes::from(bytes);
@@ -160,7 +167,7 @@ fn hostile_checkpoints_are_read_in_proportion() {
 }
 
 #[test]
-fn hostile_requests_and_answers_are_read_in_proportion() {
+fn hostile_requests_and_responses_decode_within_proportional_memory() {
     use peer::{join_response, request, response};
     let valid = (0..7_u8, bytes(), extreme_u64(), vec(bytes(), 0..5), "[a-z0-9.:]{0,20}").prop_map(
         |(kind, payload, number, many, text)| match kind {

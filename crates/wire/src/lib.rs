@@ -1,7 +1,7 @@
-//! What nodes say to each other, as protobuf messages, and conversions to and from the domain types.
+//! The messages between nodes as protobuf, and conversions to and from the domain types.
 //!
-//! Bytes from a peer are never trusted: every conversion from a frame is fallible and typed. Framing (length, format
-//! version) is the transport's. Nothing here does I/O.
+//! Bytes from a peer are never trusted: conversions from a frame return typed errors. Framing (length, format
+//! version) belongs to the transport. Nothing here does I/O.
 
 mod convert;
 mod frame;
@@ -13,7 +13,7 @@ mod hostile;
 struct Readme;
 
 /// The generated protobuf messages.
-#[expect(missing_docs, reason = "generated from proto/peer.proto, which has the comments")]
+#[expect(missing_docs, reason = "generated from proto/peer.proto, which documents the messages")]
 pub mod peer {
     include!(concat!(env!("OUT_DIR"), "/flotilla.peer.v1.rs"));
 }

@@ -1,4 +1,4 @@
-//! What clients asked and were told, with times, as lines of JSON.
+//! The recorded history: requests, responses and their times, saved as lines of JSON.
 
 use std::{
     fs::File,
@@ -10,51 +10,52 @@ use std::{
 
 use serde::Serialize;
 
-/// One operation.
+/// One recorded operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Recorded {
-    /// Who asked.
+pub struct RecordedOperation {
+    /// The client.
     pub client: u64,
-    /// When, in nanoseconds from the beginning of the load.
+    /// Time of the invocation, in nanoseconds since the start of the load.
     pub call: u64,
-    /// When there was an answer; none yet when absent.
+    /// Time of the response, in nanoseconds since the start of the load; `None` while there is none.
     pub ret: Option<u64>,
-    /// What was asked.
-    pub ask: Ask,
-    /// What was told.
-    pub told: Told,
+    /// The request.
+    pub request: Request,
+    /// The response.
+    pub response: Response,
 }
 
-/// What a client asks. Keys and values of this load are text.
+/// A request of a client. Keys and values of this load are text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ask {
+pub enum Request {
     /// A strong read.
     Get {
         /// The key.
         key: String,
     },
-    /// A write.
+    /// An unconditional write.
     Put {
         /// The key.
         key: String,
-        /// The value, which nobody else ever writes.
+        /// The value, unique in the history.
         value: String,
     },
-    /// A write if nothing is there.
+    /// A write on condition that the key is absent.
     PutIfAbsent {
         /// The key.
         key: String,
-        /// The value, which nobody else ever writes.
+        /// The value, unique in the history.
         value: String,
     },
-    /// A write if this is there. The client goes by the version with which it saw the value.
+    /// A write on condition that the key has a value. The client sends the version with which it saw that
+    /// value.
     PutIfEqual {
         /// The key.
         key: String,
-        /// What must be there.
+        /// The expected value.
         expected: String,
-        /// The value, which nobody else ever writes.
+        /// The value, unique in the history.
         value: String,
     },
     /// A deletion.
@@ -66,23 +67,23 @@ pub enum Ask {
     Add {
         /// The key.
         key: String,
-        /// By so much.
+        /// The increment.
         delta: i64,
     },
-    /// The same value under several keys of one shard, at one moment.
+    /// An atomic write of one value under several keys of one shard.
     Batch {
         /// The keys.
         keys: Vec<String>,
-        /// The value, which nobody else ever writes.
+        /// The value, unique in the history.
         value: String,
     },
 }
 
-/// What a client is told.
+/// The response that a client saw.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Told {
-    /// Nothing, or nothing certain.
+pub enum Response {
+    /// None yet, or the outcome is unknown.
     Unknown,
     /// It was not executed.
     Refused,
@@ -90,16 +91,24 @@ pub enum Told {
     ConditionFailed,
     /// It was executed.
     Done,
-    /// It was executed, and there was something to delete, or not.
+    /// It was executed; whether there was a record to delete.
     Existed(bool),
-    /// What a read found.
+    /// The value that a read found.
     Value(Option<String>),
     /// The sum.
     Number(i64),
 }
 
-impl Ask {
-    /// The keys that it names.
+impl Response {
+    /// Whether the operation completed: neither refused nor of unknown outcome.
+    #[must_use]
+    pub const fn is_completed(&self) -> bool {
+        !matches!(self, Self::Unknown | Self::Refused)
+    }
+}
+
+impl Request {
+    /// The keys that it reads or writes.
     #[must_use]
     pub fn keys(&self) -> Vec<&str> {
         match self {
@@ -114,57 +123,57 @@ impl Ask {
     }
 }
 
-/// Writes a history down while it happens.
+/// Records a history as it happens.
 #[derive(Debug)]
 pub struct Recorder {
-    begun: Instant,
-    operations: Mutex<Vec<Recorded>>,
+    start: Instant,
+    operations: Mutex<Vec<RecordedOperation>>,
 }
 
 impl Default for Recorder {
     fn default() -> Self {
-        Self { begun: Instant::now(), operations: Mutex::default() }
+        Self { start: Instant::now(), operations: Mutex::default() }
     }
 }
 
 impl Recorder {
-    /// A client is about to ask. Returns the operation's place.
-    pub fn call(&self, client: u64, ask: Ask) -> usize {
+    /// Records that a client is about to send a request. Returns the operation's index.
+    pub fn invoke(&self, client: u64, request: Request) -> usize {
         let mut operations = self.operations.lock().expect("no panic");
         let call = self.now();
-        operations.push(Recorded { client, call, ret: None, ask, told: Told::Unknown });
+        operations.push(RecordedOperation { client, call, ret: None, request, response: Response::Unknown });
         operations.len() - 1
     }
 
-    /// A client was told something.
-    pub fn told(&self, at: usize, told: Told) {
+    /// Records the response to the operation with this index.
+    pub fn complete(&self, index: usize, response: Response) {
         let now = self.now();
         let mut operations = self.operations.lock().expect("no panic");
-        operations[at].ret = Some(now);
-        operations[at].told = told;
+        operations[index].ret = Some(now);
+        operations[index].response = response;
     }
 
-    /// Nanoseconds from the beginning.
+    /// Nanoseconds since the start of the load.
     #[must_use]
     pub fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Everything so far.
+    /// All operations so far.
     #[must_use]
-    pub fn operations(&self) -> Vec<Recorded> {
+    pub fn operations(&self) -> Vec<RecordedOperation> {
         self.operations.lock().expect("no panic").clone()
     }
 
-    /// How many operations there are, and how many of them had a certain answer.
+    /// Number of operations, and how many of them completed.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         let operations = self.operations.lock().expect("no panic");
-        let certain = operations.iter().filter(|one| !matches!(one.told, Told::Unknown | Told::Refused)).count();
-        (operations.len(), certain)
+        let completed = operations.iter().filter(|operation| operation.response.is_completed()).count();
+        (operations.len(), completed)
     }
 
-    /// Writes everything into a file, one operation to a line.
+    /// Writes all operations to a file, one per line.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -1,4 +1,4 @@
-//! The two Redis commands that the load needs, over a connection of its own.
+//! A minimal Redis client for the two commands that the load needs.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -8,10 +8,10 @@ use tokio::{
     time::timeout,
 };
 
-/// How long an answer may take: longer than the gateway's own deadline.
+/// Timeout of a reply: longer than the gateway's own deadline.
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 
-/// What a server answers.
+/// A reply of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
     Number(i64),
@@ -19,7 +19,7 @@ pub(super) enum Reply {
     Error(String),
 }
 
-/// A connection that is made when it is needed, and given up after the first error.
+/// A connection that is opened on demand and closed after the first error.
 #[derive(Debug)]
 pub(super) struct Redis {
     at: SocketAddr,
@@ -31,7 +31,8 @@ impl Redis {
         Self { at, stream: None }
     }
 
-    /// Sends a command and waits for the answer. `Ok(None)`: it was certainly not sent. An error: nobody knows.
+    /// Sends a command and waits for the reply. `Ok(None)`: it was not sent. An error: the outcome is
+    /// unknown.
     pub(super) async fn call(&mut self, words: &[&str]) -> io::Result<Option<Reply>> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,

@@ -1,7 +1,7 @@
-//! Faults of files: flipped bits, deleted and rolled-back folders.
+//! File faults: flipped bits, deleted and rolled-back folders.
 //!
-//! After a flip a node may come up and heal itself, or refuse to start; then its folder is wiped and it joins anew. Both are right. Serving what it
-//! should not is what the history would show.
+//! After a bit flip a node may start and repair itself, or refuse to start; then its folder is wiped and it
+//! joins again as a new node. Both are correct. If it served wrong data, the history would show it.
 
 use std::{
     fs,
@@ -10,31 +10,31 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use flotilla_local_cluster::{ClusterError, What, flip_bit};
+use flotilla_local_cluster::{ClusterError, WipeScope, flip_bit};
 
-use super::disks::CANNOT_GO_ON;
-use crate::scenario::Ground;
+use super::disks::FATAL_EXIT_CODE;
+use crate::scenario::Testbed;
 
-/// How long a node may take to come up, or to end.
+/// How long a node may take to become ready, or to exit.
 const UP_WITHIN: Duration = Duration::from_secs(60);
-/// How long a node may serve from a damaged view before that is taken for good.
+/// How long a node may serve from a damaged view before it counts as working.
 const SERVES_FOR: Duration = Duration::from_secs(5);
-/// Files of a data folder that hold neither log nor state.
+/// Files of a data folder that are neither log nor state.
 const SMALL_FILES: &[&str] =
     &["identity.json", "authority.json", "incarnation", "metadata", "seeds.json", "log/FORMAT", "state/view.trust"];
 
-/// Lines of a log that may have to do with a fault, and how many of them are shown.
+/// Markers of log lines that may report a fault, and how many such lines are shown.
 const ALARMS: [&str; 3] = ["WARN", "ERROR", "error:"];
 const SHOWN: usize = 4;
 
-/// Bits that are flipped in each segment, so that live objects are hit.
+/// Bits flipped in each segment: enough to hit live objects.
 const FLIPS: usize = 24;
-/// Rounds of fillings after which every shard has folded its runs.
-const FOLDS: usize = 12;
-/// Longer than a node tries to build a checkpoint.
-const GIVES_UP_AFTER: Duration = Duration::from_secs(75);
+/// Fills after which every shard has folded its runs.
+const FILLS_TO_FOLD: usize = 12;
+/// Longer than a node keeps trying to build a checkpoint.
+const CHECKPOINT_GIVES_UP_AFTER: Duration = Duration::from_secs(75);
 
-/// All files below a folder, in order, that are not empty.
+/// All non-empty files below a folder, sorted.
 fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
@@ -49,68 +49,69 @@ fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Kills a node, flips a bit in each of these files of its folder, and has it back one way or the other.
+/// Kills a node, flips a bit in each of these files of its folder, and restarts it, wiped if necessary.
 async fn flip(
-    ground: &mut Ground,
+    testbed: &mut Testbed,
     i: usize,
     files: impl Fn(&Path) -> anyhow::Result<Vec<PathBuf>>,
 ) -> anyhow::Result<()> {
-    ground.cluster.kill(i)?;
-    let data = ground.cluster.node(i)?.data_dir.clone();
+    testbed.cluster.kill(i)?;
+    let data = testbed.cluster.node(i)?.data_dir.clone();
     let files = files(&data)?;
     let mut flipped = Vec::new();
     for file in &files {
-        let (at, bit) = (ground.chance.below(1_000_000), ground.chance.below(8));
+        let (at, bit) = (testbed.rng.below(1_000_000), testbed.rng.below(8));
         let at = flip_bit(file, u32::try_from(at)?, u32::try_from(bit)?)?;
         flipped.push(format!("{} at {at}", file.strip_prefix(&data)?.display()));
     }
-    ground.more(50).await?;
-    let log = ground.cluster.log(i)?.to_owned();
-    let said_before = fs::metadata(&log)?.len();
-    let outcome = come_back(ground, i).await?;
-    ground.more(50).await?;
-    let said = fs::read(&log)?.split_off(usize::try_from(said_before)?);
-    let said = String::from_utf8_lossy(&said);
+    testbed.wait_completed(50).await?;
+    let log = testbed.cluster.log(i)?.to_owned();
+    let log_bytes_before = fs::metadata(&log)?.len();
+    let outcome = start_or_rejoin(testbed, i).await?;
+    testbed.wait_completed(50).await?;
+    let logged = fs::read(&log)?.split_off(usize::try_from(log_bytes_before)?);
+    let logged = String::from_utf8_lossy(&logged);
     let alarms: Vec<_> =
-        said.lines().filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm))).take(SHOWN).collect();
-    ground.note(format!("n{i}: {} → {outcome}; {alarms:#?}", flipped.join(", ")));
+        logged.lines().filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm))).take(SHOWN).collect();
+    testbed.note(format!("n{i}: {} → {outcome}; {alarms:#?}", flipped.join(", ")));
     Ok(())
 }
 
-/// Starts a node, and lets it join anew when it does not come up.
-async fn come_back(ground: &mut Ground, i: usize) -> anyhow::Result<&'static str> {
-    ground.cluster.start_node(i).await?;
-    let begun = Instant::now();
+/// Starts a node; if it refuses, wipes it and lets it join as a new node.
+async fn start_or_rejoin(testbed: &mut Testbed, i: usize) -> anyhow::Result<&'static str> {
+    testbed.cluster.start_node(i).await?;
+    let start = Instant::now();
     loop {
-        match ground.cluster.wait_ready().await {
+        match testbed.cluster.wait_ready().await {
             Ok(()) => {
-                ground.recovered().await?;
-                return Ok("it came up");
+                testbed.wait_recovered().await?;
+                return Ok("it started");
             }
-            Err(ClusterError::Ended { .. }) => break,
-            Err(error) if begun.elapsed() > UP_WITHIN => bail!(error),
+            Err(ClusterError::Exited { .. }) => break,
+            Err(error) if start.elapsed() > UP_WITHIN => bail!(error),
             Err(_) => {}
         }
     }
-    let status = ground.cluster.wait_exit(i, UP_WITHIN).await?;
-    ensure!(status.code().is_some(), "n{i} ended with {status}");
-    ground.cluster.wipe(i, What::All)?;
-    ground.restart(i).await?;
-    Ok("it refused, and joined anew")
+    let status = testbed.cluster.wait_exit(i, UP_WITHIN).await?;
+    ensure!(status.code().is_some(), "n{i} exited with {status}");
+    testbed.cluster.wipe(i, WipeScope::All)?;
+    testbed.restart(i).await?;
+    Ok("it refused to start, and rejoined as a new node")
 }
 
-/// One node only: damage may stay unnoticed until somebody reads it, and the same damage on two nodes is one fault too many.
-pub(super) async fn flip_in_log(ground: &mut Ground) -> anyhow::Result<()> {
-    let (i, chance) = (ground.any_node(), ground.chance.below(1_000));
+/// One node only: damage may stay unnoticed until it is read, and the same damage on two nodes would exceed
+/// what three replicas tolerate.
+pub(super) async fn flip_in_log(testbed: &mut Testbed) -> anyhow::Result<()> {
+    let (i, random) = (testbed.any_node(), testbed.rng.below(1_000));
     let one = |data: &Path| {
         let logs: Vec<_> = files_below(&data.join("log"))?
             .into_iter()
             .filter(|file| file.extension().is_some_and(|it| it == "raftlog"))
             .collect();
         ensure!(!logs.is_empty(), "no log files in {}", data.display());
-        Ok(vec![logs[usize::try_from(chance)? % logs.len()].clone()])
+        Ok(vec![logs[usize::try_from(random)? % logs.len()].clone()])
     };
-    flip(ground, i, one).await
+    flip(testbed, i, one).await
 }
 
 fn segments(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
@@ -119,105 +120,105 @@ fn segments(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(segments)
 }
 
-pub(super) async fn flip_in_objects(ground: &mut Ground) -> anyhow::Result<()> {
-    let i = ground.any_node();
-    ground.leave_behind(i).await?;
-    flip(ground, i, segments).await
+pub(super) async fn flip_in_objects(testbed: &mut Testbed) -> anyhow::Result<()> {
+    let i = testbed.any_node();
+    testbed.truncate_logs_of_others(i).await?;
+    flip(testbed, i, segments).await
 }
 
-/// Damage may stay unnoticed until the objects are read to be folded.
-pub(super) async fn fold_damaged_objects(ground: &mut Ground) -> anyhow::Result<()> {
-    let i = ground.any_node();
-    ground.leave_behind(i).await?;
-    flip(ground, i, |data| Ok(segments(data)?.into_iter().flat_map(|file| vec![file; FLIPS]).collect())).await?;
-    for _ in 0..FOLDS {
-        ground.leave_behind(i).await?;
+/// Damage may stay unnoticed until a fold reads the objects.
+pub(super) async fn fold_damaged_objects(testbed: &mut Testbed) -> anyhow::Result<()> {
+    let i = testbed.any_node();
+    testbed.truncate_logs_of_others(i).await?;
+    flip(testbed, i, |data| Ok(segments(data)?.into_iter().flat_map(|file| vec![file; FLIPS]).collect())).await?;
+    for _ in 0..FILLS_TO_FOLD {
+        testbed.truncate_logs_of_others(i).await?;
     }
-    ground.last(GIVES_UP_AFTER).await;
-    ensure!(ground.cluster.runs(i)?, "n{i} ended over a damaged object that its peers have");
-    ground.recovered().await
+    testbed.hold(CHECKPOINT_GIVES_UP_AFTER).await;
+    ensure!(testbed.cluster.is_running(i)?, "n{i} exited because of a damaged object that its peers have");
+    testbed.wait_recovered().await
 }
 
-pub(super) async fn flip_in_view(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn flip_in_view(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in [1, 2] {
-        ground.leave_behind(3).await?;
-        flip(ground, i, |data| {
+        testbed.truncate_logs_of_others(3).await?;
+        flip(testbed, i, |data| {
             let files = files_below(&data.join("state/view"))?;
             ensure!(!files.is_empty(), "no view in {}", data.display());
             Ok(files)
         })
         .await?;
     }
-    // A view may open and fail later. Then the node ends itself, and rebuilds it at its next start.
+    // A view may open and fail later. Then the node exits, and rebuilds it at its next start.
     for i in [1, 2] {
-        let Ok(status) = ground.cluster.wait_exit(i, SERVES_FOR).await else { continue };
-        ensure!(status.code() == Some(CANNOT_GO_ON), "n{i} ended with {status}");
-        ground.note(format!("n{i} ended by itself"));
-        come_back(ground, i).await?;
+        let Ok(status) = testbed.cluster.wait_exit(i, SERVES_FOR).await else { continue };
+        ensure!(status.code() == Some(FATAL_EXIT_CODE), "n{i} exited with {status}");
+        testbed.note(format!("n{i} exited by itself"));
+        start_or_rejoin(testbed, i).await?;
     }
-    ground.recovered().await
+    testbed.wait_recovered().await
 }
 
-pub(super) async fn flip_in_small_files(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn flip_in_small_files(testbed: &mut Testbed) -> anyhow::Result<()> {
     for (round, name) in SMALL_FILES.iter().enumerate() {
         let i = round % 2 + 2;
-        let file = ground.cluster.node(i)?.data_dir.join(name);
+        let file = testbed.cluster.node(i)?.data_dir.join(name);
         if !file.metadata().is_ok_and(|it| it.len() > 0) {
-            ground.note(format!("n{i} has no {name}"));
+            testbed.note(format!("n{i} has no {name}"));
             continue;
         }
-        flip(ground, i, |data| Ok(vec![data.join(name)])).await?;
+        flip(testbed, i, |data| Ok(vec![data.join(name)])).await?;
     }
     Ok(())
 }
 
-pub(super) async fn wipe(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn wipe(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in [3, 1] {
-        ground.cluster.kill(i)?;
-        ground.cluster.wipe(i, What::All)?;
-        ground.more(100).await?;
-        ground.restart(i).await?;
-        ground.more(100).await?;
+        testbed.cluster.kill(i)?;
+        testbed.cluster.wipe(i, WipeScope::All)?;
+        testbed.wait_completed(100).await?;
+        testbed.restart(i).await?;
+        testbed.wait_completed(100).await?;
     }
     Ok(())
 }
 
-pub(super) async fn roll_back(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn roll_back(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in [2, 3] {
-        ground.cluster.kill(i)?;
-        ground.cluster.backup(i)?;
-        ground.restart(i).await?;
-        ground.more(200).await?;
-        ground.leave_behind(1).await?;
-        // A beat, so that its peers know how far it was.
-        ground.last(Duration::from_millis(600)).await;
-        ground.cluster.kill(i)?;
-        ground.cluster.restore(i)?;
-        ground.restart(i).await?;
-        ground.more(100).await?;
+        testbed.cluster.kill(i)?;
+        testbed.cluster.backup(i)?;
+        testbed.restart(i).await?;
+        testbed.wait_completed(200).await?;
+        testbed.truncate_logs_of_others(1).await?;
+        // Longer than a heartbeat interval, so that its peers learn how far its log reached.
+        testbed.hold(Duration::from_millis(600)).await;
+        testbed.cluster.kill(i)?;
+        testbed.cluster.restore(i)?;
+        testbed.restart(i).await?;
+        testbed.wait_completed(100).await?;
     }
     Ok(())
 }
 
-pub(super) async fn wipe_view(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn wipe_view(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in 1..=3 {
-        ground.leave_behind(i).await?;
-        ground.cluster.kill(i)?;
-        ground.cluster.wipe(i, What::View)?;
-        ground.more(50).await?;
-        ground.restart(i).await?;
+        testbed.truncate_logs_of_others(i).await?;
+        testbed.cluster.kill(i)?;
+        testbed.cluster.wipe(i, WipeScope::View)?;
+        testbed.wait_completed(50).await?;
+        testbed.restart(i).await?;
     }
     Ok(())
 }
 
-pub(super) async fn exchange_views(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn switch_views(testbed: &mut Testbed) -> anyhow::Result<()> {
     for view in ["sled", "objects", "sled"] {
         for i in 1..=3 {
-            ground.leave_behind(i).await?;
-            ground.cluster.kill(i)?;
-            ground.cluster.set_variable(i, "FLOTILLA_VIEW", view)?;
-            ground.more(50).await?;
-            ground.restart(i).await?;
+            testbed.truncate_logs_of_others(i).await?;
+            testbed.cluster.kill(i)?;
+            testbed.cluster.set_variable(i, "FLOTILLA_VIEW", view)?;
+            testbed.wait_completed(50).await?;
+            testbed.restart(i).await?;
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! All scenarios, in one table.
+//! The table of all scenarios.
 
 mod clocks;
 mod disks;
@@ -9,14 +9,14 @@ mod shape;
 
 use crate::{
     scenario::{Needs, Scenario, Set},
-    support::{SMALL, SMALL_WITH_SLED},
+    support::{SMALL_LIMITS, SMALL_LIMITS_SLED},
 };
 
 const BASE: Scenario = Scenario::DEFAULT;
 
 macro_rules! fault {
     ($path:path) => {
-        |ground| Box::pin($path(ground))
+        |testbed| Box::pin($path(testbed))
     };
 }
 
@@ -25,7 +25,7 @@ pub const ALL: &[Scenario] = &[
     // ── processes ──────────────────────────────────────────────────────────
     Scenario {
         name: "each_node_is_killed_in_turn",
-        about: "kill -9 of one node after the other",
+        about: "kill -9 of each node in turn",
         set: Set::Short,
         fault: fault!(processes::kill_in_turn),
         ..BASE
@@ -38,8 +38,8 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "nodes_are_killed_amid_checkpoints_and_snapshots",
-        about: "kill -9 of changing nodes that checkpoint and truncate all the time",
-        arguments: &SMALL,
+        about: "kill -9 of random nodes while all checkpoint and truncate continuously",
+        arguments: &SMALL_LIMITS,
         fault: fault!(processes::kill_amid_checkpoints),
         ..BASE
     },
@@ -51,53 +51,53 @@ pub const ALL: &[Scenario] = &[
         ..BASE
     },
     Scenario {
-        name: "nodes_stutter",
-        about: "short SIGSTOPs of changing nodes",
-        fault: fault!(processes::stutter),
+        name: "nodes_pause_often",
+        about: "short SIGSTOPs of random nodes",
+        fault: fault!(processes::pause_often),
         ..BASE
     },
     Scenario {
         name: "nodes_are_restarted_cleanly_in_turn",
-        about: "SIGTERM and start of one node after the other",
+        about: "SIGTERM and restart of each node in turn",
         fault: fault!(processes::rolling_restart),
         ..BASE
     },
     Scenario {
         name: "a_node_is_killed_while_it_starts",
-        about: "kill -9 at growing times after the start",
-        arguments: &SMALL,
+        about: "kill -9 at increasing delays after the start",
+        arguments: &SMALL_LIMITS,
         fault: fault!(processes::kill_while_starting),
         ..BASE
     },
     // ── network ────────────────────────────────────────────────────────────
     Scenario {
-        name: "a_node_is_cut_off",
+        name: "a_node_is_partitioned",
         about: "a full partition of each node in turn",
         set: Set::Short,
         needs: Needs::Proxy,
-        fault: fault!(network::cut_off),
+        fault: fault!(network::isolate_in_turn),
         ..BASE
     },
     Scenario {
-        name: "a_node_is_heard_but_does_not_hear",
-        about: "one-way partitions, both ways",
+        name: "a_partition_is_one_way",
+        about: "one-way partitions, in each direction",
         set: Set::Short,
         needs: Needs::Proxy,
         fault: fault!(network::one_way),
         ..BASE
     },
     Scenario {
-        name: "two_nodes_see_each_other_only_through_the_third",
-        about: "a bridge, over each node in turn",
+        name: "two_nodes_reach_only_the_third",
+        about: "a bridge partition over each node in turn",
         needs: Needs::Proxy,
         fault: fault!(network::bridge),
         ..BASE
     },
     Scenario {
-        name: "everybody_is_cut_off_from_everybody",
+        name: "all_nodes_are_isolated",
         about: "no node reaches another",
         needs: Needs::Proxy,
-        fault: fault!(network::cut_all),
+        fault: fault!(network::isolate_all),
         ..BASE
     },
     Scenario {
@@ -108,78 +108,78 @@ pub const ALL: &[Scenario] = &[
         ..BASE
     },
     Scenario {
-        name: "packets_are_lost_and_doubled",
-        about: "5 % lost, 3 % doubled",
+        name: "packets_are_lost_and_duplicated",
+        about: "5 % lost, 3 % duplicated",
         needs: Needs::Proxy,
-        fault: fault!(network::lose_and_double),
+        fault: fault!(network::lose_and_duplicate),
         ..BASE
     },
     Scenario {
         name: "packets_are_delayed_and_reordered",
-        about: "0 to 60 ms for each packet, drawn anew",
+        about: "a random delay of 0 to 60 ms for each packet",
         set: Set::Short,
         needs: Needs::Proxy,
         fault: fault!(network::delay_and_reorder),
         ..BASE
     },
     Scenario {
-        name: "a_cable_is_pulled",
-        about: "the link of a node's namespace goes down, clients' traffic included",
-        needs: Needs::Cable,
-        fault: fault!(network::pull_cable),
+        name: "a_node_is_unplugged",
+        about: "the link of a node's namespace goes down, which cuts off its clients as well",
+        needs: Needs::Namespaces,
+        fault: fault!(network::unplug_in_turn),
         ..BASE
     },
     Scenario {
-        name: "most_cables_are_pulled",
-        about: "two of three links go down",
-        needs: Needs::Cable,
-        fault: fault!(network::pull_most_cables),
+        name: "a_majority_is_unplugged",
+        about: "the links of two of three nodes go down",
+        needs: Needs::Namespaces,
+        fault: fault!(network::unplug_majority),
         ..BASE
     },
     // ── disks ──────────────────────────────────────────────────────────────
     Scenario {
         name: "a_node_loses_power",
-        about: "the file system is shut down without its journal, the node killed, the journal replayed",
+        about: "the file system is shut down without a flush, the node killed, the journal replayed",
         set: Set::Short,
-        needs: Needs::Power,
-        arguments: &SMALL,
+        needs: Needs::PowerCut,
+        arguments: &SMALL_LIMITS,
         fault: fault!(disks::power_cut),
         ..BASE
     },
     Scenario {
         name: "all_nodes_lose_power",
         about: "the same, for all nodes at once",
-        needs: Needs::Power,
-        arguments: &SMALL,
+        needs: Needs::PowerCut,
+        arguments: &SMALL_LIMITS,
         fault: fault!(disks::power_cut_of_all),
         ..BASE
     },
     Scenario {
         name: "a_disk_is_full",
-        about: "no space is left on one node's disk, until there is again",
+        about: "one node's disk is full for a while",
         set: Set::Short,
-        needs: Needs::Disk,
+        needs: Needs::SmallDisk,
         fault: fault!(disks::full),
         ..BASE
     },
     Scenario {
         name: "the_log_has_no_space",
-        about: "the log's write fails for want of space",
+        about: "a write to the log fails with ENOSPC",
         needs: Needs::Failpoints,
         fault: fault!(disks::log_without_space),
         ..BASE
     },
     Scenario {
         name: "objects_have_no_space",
-        about: "checkpoints find no space on one node for a while; it must get over it by itself",
+        about: "one node's checkpoints fail with ENOSPC for a while; it must recover by itself",
         needs: Needs::Failpoints,
-        arguments: &SMALL,
+        arguments: &SMALL_LIMITS,
         fault: fault!(disks::objects_without_space),
         ..BASE
     },
     Scenario {
         name: "an_fsync_of_the_log_fails",
-        about: "the log's fsync fails: the node must end and come back",
+        about: "an fsync of the log fails: the node must exit and can be restarted",
         set: Set::Short,
         needs: Needs::Failpoints,
         panics: Some("raft-engine"),
@@ -188,16 +188,16 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "an_fsync_fails_after_the_data_arrived",
-        about: "the log reports a failure of what is durable all the same",
+        about: "the log reports a failure although the data is durable",
         needs: Needs::Failpoints,
         fault: fault!(disks::written_but_failed),
         ..BASE
     },
     Scenario {
         name: "an_fsync_of_objects_fails",
-        about: "checkpoints cannot be made durable: the store refuses all further work",
+        about: "an fsync of objects fails: the object store refuses all further work",
         needs: Needs::Failpoints,
-        arguments: &SMALL,
+        arguments: &SMALL_LIMITS,
         fault: fault!(disks::object_sync_fails),
         ..BASE
     },
@@ -213,97 +213,97 @@ pub const ALL: &[Scenario] = &[
         name: "a_bit_of_the_log_flips",
         about: "one bit somewhere in a stopped node's log",
         set: Set::Short,
-        arguments: &SMALL,
-        // The replica that meets the damage is given up and replaced.
+        arguments: &SMALL_LIMITS,
+        // The replica that finds the damage is given up and replaced.
         panics: Some("raft-0.7"),
         fault: fault!(files::flip_in_log),
         ..BASE
     },
     Scenario {
         name: "a_bit_of_an_object_flips",
-        about: "one bit in each segment of objects of a stopped node",
-        arguments: &SMALL,
+        about: "one bit in each object segment of a stopped node",
+        arguments: &SMALL_LIMITS,
         fault: fault!(files::flip_in_objects),
         ..BASE
     },
     Scenario {
-        name: "damaged_objects_are_to_be_folded",
-        about: "many bits of a node's objects flip, and the next checkpoints need them",
-        arguments: &SMALL,
+        name: "damaged_objects_are_folded",
+        about: "many bits of a node's objects flip, and the next checkpoints read them",
+        arguments: &SMALL_LIMITS,
         fault: fault!(files::fold_damaged_objects),
         ..BASE
     },
     Scenario {
         name: "a_bit_of_the_view_flips",
         about: "one bit in each file of a stopped node's view",
-        arguments: &SMALL_WITH_SLED,
+        arguments: &SMALL_LIMITS_SLED,
         panics: Some("sled-0"),
         fault: fault!(files::flip_in_view),
         ..BASE
     },
     Scenario {
         name: "a_bit_of_a_small_file_flips",
-        about: "one bit in each of the other files of a data folder, one file after the other",
-        arguments: &SMALL_WITH_SLED,
+        about: "one bit in each of the other files of a data folder, one file at a time",
+        arguments: &SMALL_LIMITS_SLED,
         fault: fault!(files::flip_in_small_files),
         ..BASE
     },
     Scenario {
         name: "a_data_folder_is_deleted",
-        about: "a node loses everything and joins anew",
+        about: "a node loses all its data and joins again as a new node",
         set: Set::Short,
         fault: fault!(files::wipe),
         ..BASE
     },
     Scenario {
         name: "a_data_folder_is_rolled_back",
-        about: "an old copy of a node's folder is put back",
+        about: "an old copy of a node's folder is restored",
         set: Set::Short,
-        arguments: &SMALL,
+        arguments: &SMALL_LIMITS,
         fault: fault!(files::roll_back),
         ..BASE
     },
     Scenario {
         name: "a_view_is_deleted",
-        about: "a killed node comes back without its view",
-        arguments: &SMALL_WITH_SLED,
+        about: "a killed node restarts without its view",
+        arguments: &SMALL_LIMITS_SLED,
         fault: fault!(files::wipe_view),
         ..BASE
     },
     Scenario {
-        name: "views_are_exchanged",
-        about: "killed nodes come back with the other view, and back again",
-        arguments: &SMALL,
-        fault: fault!(files::exchange_views),
+        name: "view_kinds_are_switched",
+        about: "killed nodes restart with the other kind of view, and back again",
+        arguments: &SMALL_LIMITS,
+        fault: fault!(files::switch_views),
         ..BASE
     },
     // ── clocks ─────────────────────────────────────────────────────────────
     Scenario {
-        name: "a_clock_goes_wrong",
-        about: "one node's wall clock is hours ahead, then hours behind",
+        name: "a_clock_is_wrong",
+        about: "one node's wall clock is hours slow, 400 ms fast, then hours fast",
         set: Set::Short,
         needs: Needs::Failpoints,
-        fault: fault!(clocks::go_wrong),
+        fault: fault!(clocks::shift_one),
         ..BASE
     },
     Scenario {
         name: "clocks_jump",
-        about: "the wall clocks of all nodes jump to and fro",
+        about: "the wall clocks of all nodes jump back and forth",
         needs: Needs::Failpoints,
         fault: fault!(clocks::jump),
         ..BASE
     },
     Scenario {
-        name: "all_clocks_go_wrong_together",
-        about: "the wall clocks of all nodes are an hour ahead, then right, then an hour behind, then right",
+        name: "all_clocks_are_wrong_together",
+        about: "the wall clocks of all nodes are an hour fast, then right, then an hour slow, then right",
         needs: Needs::Failpoints,
-        fault: fault!(clocks::all_wrong),
+        fault: fault!(clocks::shift_all),
         ..BASE
     },
     // ── shape ──────────────────────────────────────────────────────────────
     Scenario {
         name: "a_dead_node_is_replaced",
-        about: "of four nodes one dies for good; its replicas move",
+        about: "one of four nodes stays down; its replicas are replaced",
         nodes: 4,
         fault: fault!(shape::replace_dead),
         ..BASE
@@ -316,10 +316,10 @@ pub const ALL: &[Scenario] = &[
         ..BASE
     },
     Scenario {
-        name: "faults_of_all_kinds_mix",
-        about: "kills, stops, partitions and delays, drawn from the seed",
+        name: "faults_of_all_kinds_are_mixed",
+        about: "random kills, pauses, partitions and delays",
         needs: Needs::Proxy,
-        arguments: &SMALL,
+        arguments: &SMALL_LIMITS,
         fault: fault!(shape::mix),
         ..BASE
     },

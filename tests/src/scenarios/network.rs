@@ -1,123 +1,123 @@
-//! Faults of the network.
+//! Network faults: partitions, loss, duplication, delay and reordering.
 
 use std::time::Duration;
 
 use flotilla_local_cluster::Link;
 
-use crate::scenario::Ground;
+use crate::scenario::Testbed;
 
-/// How long a partition lasts: several elections.
-const LASTS: Duration = Duration::from_secs(4);
+/// Duration of a partition: several election timeouts.
+const FAULT_DURATION: Duration = Duration::from_secs(4);
 
-fn cut_between(ground: &Ground, a: usize, b: usize) -> anyhow::Result<()> {
-    let proxy = ground.cluster.proxy()?;
+fn cut_between(testbed: &Testbed, a: usize, b: usize) -> anyhow::Result<()> {
+    let proxy = testbed.cluster.proxy()?;
     proxy.set(a, b, Link::CUT);
     proxy.set(b, a, Link::CUT);
     Ok(())
 }
 
-/// Heals all links, and waits until every node serves again.
-async fn heal(ground: &mut Ground) -> anyhow::Result<()> {
-    let traffic = ground.cluster.proxy()?.traffic();
-    ground.cluster.proxy()?.heal();
-    ground.recovered().await?;
-    ground.note(format!("{traffic:?}"));
-    ground.more(100).await
+/// Heals all links and waits until the cluster has recovered.
+async fn heal(testbed: &mut Testbed) -> anyhow::Result<()> {
+    let traffic = testbed.cluster.proxy()?.traffic();
+    testbed.cluster.proxy()?.heal();
+    testbed.wait_recovered().await?;
+    testbed.note(format!("{traffic:?}"));
+    testbed.wait_completed(100).await
 }
 
-pub(super) async fn cut_off(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn isolate_in_turn(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in 1..=3 {
-        for other in ground.others(i) {
-            cut_between(ground, i, other)?;
+        for other in testbed.others(i) {
+            cut_between(testbed, i, other)?;
         }
-        // The others go on.
-        ground.more(150).await?;
-        ground.last(LASTS).await;
-        heal(ground).await?;
+        // The majority keeps serving.
+        testbed.wait_completed(150).await?;
+        testbed.hold(FAULT_DURATION).await;
+        heal(testbed).await?;
     }
     Ok(())
 }
 
-pub(super) async fn one_way(ground: &mut Ground) -> anyhow::Result<()> {
-    for hears in [false, true] {
-        let i = ground.any_node();
-        for other in ground.others(i) {
-            let (from, to) = if hears { (i, other) } else { (other, i) };
-            ground.cluster.proxy()?.set(from, to, Link::CUT);
+pub(super) async fn one_way(testbed: &mut Testbed) -> anyhow::Result<()> {
+    for receives in [false, true] {
+        let i = testbed.any_node();
+        for other in testbed.others(i) {
+            let (from, to) = if receives { (i, other) } else { (other, i) };
+            testbed.cluster.proxy()?.set(from, to, Link::CUT);
         }
-        ground.more(100).await?;
-        ground.last(LASTS).await;
-        heal(ground).await?;
+        testbed.wait_completed(100).await?;
+        testbed.hold(FAULT_DURATION).await;
+        heal(testbed).await?;
     }
     Ok(())
 }
 
-pub(super) async fn bridge(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn bridge(testbed: &mut Testbed) -> anyhow::Result<()> {
     for middle in 1..=3 {
-        let ends = ground.others(middle);
-        cut_between(ground, ends[0], ends[1])?;
-        ground.more(100).await?;
-        ground.last(LASTS).await;
-        heal(ground).await?;
+        let outer = testbed.others(middle);
+        cut_between(testbed, outer[0], outer[1])?;
+        testbed.wait_completed(100).await?;
+        testbed.hold(FAULT_DURATION).await;
+        heal(testbed).await?;
     }
     Ok(())
 }
 
-pub(super) async fn cut_all(ground: &mut Ground) -> anyhow::Result<()> {
-    ground.cluster.proxy()?.set_all(Link::CUT);
-    ground.last(LASTS * 2).await;
-    heal(ground).await
+pub(super) async fn isolate_all(testbed: &mut Testbed) -> anyhow::Result<()> {
+    testbed.cluster.proxy()?.set_all(Link::CUT);
+    testbed.hold(FAULT_DURATION * 2).await;
+    heal(testbed).await
 }
 
-pub(super) async fn flap(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn flap(testbed: &mut Testbed) -> anyhow::Result<()> {
     for _ in 0..25 {
-        let (from, to) = (ground.any_node(), ground.any_node());
+        let (from, to) = (testbed.any_node(), testbed.any_node());
         if from != to {
-            ground.cluster.proxy()?.set(from, to, Link::CUT);
+            testbed.cluster.proxy()?.set(from, to, Link::CUT);
         }
-        let pause = 100 + ground.chance.below(900);
-        ground.last(Duration::from_millis(pause)).await;
-        if ground.chance.below(3) == 0 {
-            ground.cluster.proxy()?.heal();
+        let pause = 100 + testbed.rng.below(900);
+        testbed.hold(Duration::from_millis(pause)).await;
+        if testbed.rng.below(3) == 0 {
+            testbed.cluster.proxy()?.heal();
         }
     }
-    heal(ground).await
+    heal(testbed).await
 }
 
-pub(super) async fn lose_and_double(ground: &mut Ground) -> anyhow::Result<()> {
-    ground.cluster.proxy()?.set_all(Link { lost_permille: 50, doubled_permille: 30, ..Link::default() });
-    ground.last(LASTS * 2).await;
-    ground.more(300).await?;
-    heal(ground).await
+pub(super) async fn lose_and_duplicate(testbed: &mut Testbed) -> anyhow::Result<()> {
+    testbed.cluster.proxy()?.set_all(Link { lost_permille: 50, duplicated_permille: 30, ..Link::default() });
+    testbed.hold(FAULT_DURATION * 2).await;
+    testbed.wait_completed(300).await?;
+    heal(testbed).await
 }
 
-pub(super) async fn delay_and_reorder(ground: &mut Ground) -> anyhow::Result<()> {
-    ground.cluster.proxy()?.set_all(Link { delay_ms: (0, 60), ..Link::default() });
-    ground.last(LASTS).await;
-    ground.more(300).await?;
-    heal(ground).await
+pub(super) async fn delay_and_reorder(testbed: &mut Testbed) -> anyhow::Result<()> {
+    testbed.cluster.proxy()?.set_all(Link { delay_ms_max: 60, ..Link::default() });
+    testbed.hold(FAULT_DURATION).await;
+    testbed.wait_completed(300).await?;
+    heal(testbed).await
 }
 
-pub(super) async fn pull_cable(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn unplug_in_turn(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in 1..=3 {
-        ground.cluster.unplug(i)?;
-        ground.more(100).await?;
-        ground.last(LASTS).await;
-        ground.cluster.plug(i)?;
-        ground.recovered().await?;
-        ground.more(100).await?;
+        testbed.cluster.unplug(i)?;
+        testbed.wait_completed(100).await?;
+        testbed.hold(FAULT_DURATION).await;
+        testbed.cluster.plug(i)?;
+        testbed.wait_recovered().await?;
+        testbed.wait_completed(100).await?;
     }
     Ok(())
 }
 
-pub(super) async fn pull_most_cables(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn unplug_majority(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in [1, 2] {
-        ground.cluster.unplug(i)?;
+        testbed.cluster.unplug(i)?;
     }
-    ground.last(LASTS * 2).await;
+    testbed.hold(FAULT_DURATION * 2).await;
     for i in [1, 2] {
-        ground.cluster.plug(i)?;
+        testbed.cluster.plug(i)?;
     }
-    ground.recovered().await?;
-    ground.more(100).await
+    testbed.wait_recovered().await?;
+    testbed.wait_completed(100).await
 }

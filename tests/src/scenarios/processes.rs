@@ -1,94 +1,94 @@
-//! Faults of processes.
+//! Process faults: kills, pauses and restarts.
 
 use std::time::Duration;
 
 use anyhow::ensure;
 
-use crate::scenario::Ground;
+use crate::scenario::Testbed;
 
-pub(super) async fn kill_in_turn(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn kill_in_turn(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in 1..=3 {
-        ground.cluster.kill(i)?;
-        ground.more(150).await?;
-        ground.restart(i).await?;
-        ground.more(50).await?;
+        testbed.cluster.kill(i)?;
+        testbed.wait_completed(150).await?;
+        testbed.restart(i).await?;
+        testbed.wait_completed(50).await?;
     }
     Ok(())
 }
 
-pub(super) async fn kill_all(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn kill_all(testbed: &mut Testbed) -> anyhow::Result<()> {
     for _ in 0..2 {
         for i in 1..=3 {
-            ground.cluster.kill(i)?;
+            testbed.cluster.kill(i)?;
         }
         for i in 1..=3 {
-            ground.cluster.start_node(i).await?;
+            testbed.cluster.start_node(i).await?;
         }
-        ground.recovered().await?;
-        ground.more(200).await?;
+        testbed.wait_recovered().await?;
+        testbed.wait_completed(200).await?;
     }
     Ok(())
 }
 
-pub(super) async fn kill_amid_checkpoints(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn kill_amid_checkpoints(testbed: &mut Testbed) -> anyhow::Result<()> {
     for _ in 0..6 {
-        let i = ground.any_node();
-        let more = 50 + ground.chance.below(200);
-        ground.cluster.kill(i)?;
-        ground.more(more).await?;
-        ground.leave_behind(i).await?;
-        ground.restart(i).await?;
-        ground.more(more).await?;
+        let i = testbed.any_node();
+        let operations = 50 + testbed.rng.below(200);
+        testbed.cluster.kill(i)?;
+        testbed.wait_completed(operations).await?;
+        testbed.truncate_logs_of_others(i).await?;
+        testbed.restart(i).await?;
+        testbed.wait_completed(operations).await?;
     }
     Ok(())
 }
 
-pub(super) async fn stop_and_continue(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn stop_and_continue(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in [1, 2] {
-        ground.cluster.pause(i)?;
-        ground.more(150).await?;
-        ground.last(Duration::from_secs(2)).await;
-        ground.cluster.resume(i)?;
-        ground.more(100).await?;
+        testbed.cluster.pause(i)?;
+        testbed.wait_completed(150).await?;
+        testbed.hold(Duration::from_secs(2)).await;
+        testbed.cluster.resume(i)?;
+        testbed.wait_completed(100).await?;
     }
     Ok(())
 }
 
-pub(super) async fn stutter(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn pause_often(testbed: &mut Testbed) -> anyhow::Result<()> {
     for _ in 0..30 {
-        let i = ground.any_node();
-        let (stopped, goes) = (50 + ground.chance.below(900), 50 + ground.chance.below(300));
-        ground.cluster.pause(i)?;
-        ground.last(Duration::from_millis(stopped)).await;
-        ground.cluster.resume(i)?;
-        ground.last(Duration::from_millis(goes)).await;
+        let i = testbed.any_node();
+        let (paused_ms, running_ms) = (50 + testbed.rng.below(900), 50 + testbed.rng.below(300));
+        testbed.cluster.pause(i)?;
+        testbed.hold(Duration::from_millis(paused_ms)).await;
+        testbed.cluster.resume(i)?;
+        testbed.hold(Duration::from_millis(running_ms)).await;
     }
     Ok(())
 }
 
-pub(super) async fn rolling_restart(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn rolling_restart(testbed: &mut Testbed) -> anyhow::Result<()> {
     for i in 1..=3 {
-        let status = ground.cluster.stop(i).await?;
+        let status = testbed.cluster.stop(i).await?;
         ensure!(status.success(), "n{i} stopped with {status}");
-        ground.more(100).await?;
-        ground.restart(i).await?;
-        ground.more(50).await?;
+        testbed.wait_completed(100).await?;
+        testbed.restart(i).await?;
+        testbed.wait_completed(50).await?;
     }
     Ok(())
 }
 
-pub(super) async fn kill_while_starting(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn kill_while_starting(testbed: &mut Testbed) -> anyhow::Result<()> {
     for round in 0..8 {
         let i = round % 3 + 1;
-        ground.cluster.kill(i)?;
+        testbed.cluster.kill(i)?;
         for step in 0..4 {
-            ground.cluster.start_node(i).await?;
-            let lasts = Duration::from_millis(10 + 40 * step + ground.chance.below(40));
-            ground.last(lasts).await;
-            ground.cluster.kill(i)?;
+            testbed.cluster.start_node(i).await?;
+            let delay = Duration::from_millis(10 + 40 * step + testbed.rng.below(40));
+            testbed.hold(delay).await;
+            testbed.cluster.kill(i)?;
         }
-        ground.restart(i).await?;
-        ground.more(50).await?;
+        testbed.restart(i).await?;
+        testbed.wait_completed(50).await?;
     }
     Ok(())
 }

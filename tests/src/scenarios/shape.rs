@@ -1,96 +1,96 @@
-//! Faults while the shape of the cluster changes, and faults of all kinds at once.
+//! Faults during membership changes, and mixed faults.
 
 use std::time::Duration;
 
 use anyhow::ensure;
-use flotilla_local_cluster::{Link, What};
+use flotilla_local_cluster::{Link, WipeScope};
 use tokio::time::{Instant, sleep};
 
-use crate::scenario::Ground;
+use crate::scenario::Testbed;
 
-/// How long replacing everything on a dead node may take.
+/// How long replacing all replicas of a dead node may take.
 const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Waits until no shard has a replica on the node that this number had.
-async fn wait_replaced(ground: &Ground, asked: usize, gone: flotilla_types::NodeId) -> anyhow::Result<()> {
-    let begun = Instant::now();
+/// Waits until node `i` reports no shard with a replica on `dead`.
+async fn wait_replaced(testbed: &Testbed, i: usize, dead: flotilla_types::NodeId) -> anyhow::Result<()> {
+    let start = Instant::now();
     loop {
-        let status = ground.client(asked)?.status().await?;
+        let status = testbed.client(i)?.status().await?;
         let left =
-            status.shards.iter().filter(|shard| shard.replicas.iter().any(|replica| replica.node == gone)).count();
+            status.shards.iter().filter(|shard| shard.replicas.iter().any(|replica| replica.node == dead)).count();
         if left == 0 {
             return Ok(());
         }
-        ensure!(begun.elapsed() < REPLACED_WITHIN, "{left} shards still have a replica on {gone}");
+        ensure!(start.elapsed() < REPLACED_WITHIN, "{left} shards still have a replica on {dead}");
         sleep(Duration::from_millis(100)).await;
     }
 }
 
-pub(super) async fn replace_dead(ground: &mut Ground) -> anyhow::Result<()> {
-    ground.client(1)?.put_setting("dead_node_grace_ms", 2_000).await?;
+pub(super) async fn replace_dead(testbed: &mut Testbed) -> anyhow::Result<()> {
+    testbed.client(1)?.put_setting("dead_node_grace_ms", 2_000).await?;
     for i in [4, 2] {
-        let id = ground.client(i)?.status().await?.node;
-        ground.cluster.kill(i)?;
-        ground.more(100).await?;
-        wait_replaced(ground, 1, id).await?;
-        ground.more(100).await?;
-        // What comes back is a new node, and room for the next one.
-        ground.cluster.wipe(i, What::All)?;
-        ground.restart(i).await?;
+        let id = testbed.client(i)?.status().await?.node;
+        testbed.cluster.kill(i)?;
+        testbed.wait_completed(100).await?;
+        wait_replaced(testbed, 1, id).await?;
+        testbed.wait_completed(100).await?;
+        // It rejoins as a new node, which can take over replicas of the next dead one.
+        testbed.cluster.wipe(i, WipeScope::All)?;
+        testbed.restart(i).await?;
     }
     Ok(())
 }
 
-pub(super) async fn join_over_bad_network(ground: &mut Ground) -> anyhow::Result<()> {
-    let bad = Link { lost_permille: 30, doubled_permille: 10, delay_ms: (0, 30), ..Link::default() };
-    ground.cluster.proxy()?.set_all(bad);
+pub(super) async fn join_over_bad_network(testbed: &mut Testbed) -> anyhow::Result<()> {
+    let bad = Link { lost_permille: 30, duplicated_permille: 10, delay_ms_max: 30, ..Link::default() };
+    testbed.cluster.proxy()?.set_all(bad);
     for from in 0..=3 {
         for to in (0..=3).filter(|to| *to != from) {
-            ground.cluster.proxy()?.set(from, to, bad);
+            testbed.cluster.proxy()?.set(from, to, bad);
         }
     }
-    let i = ground.cluster.add_node().await?;
-    ground.cluster.proxy()?.set_all(bad);
-    ground.cluster.wait_node(i).await?;
-    ground.more(200).await?;
-    ground.cluster.proxy()?.heal();
-    ground.recovered().await
+    let i = testbed.cluster.add_node().await?;
+    testbed.cluster.proxy()?.set_all(bad);
+    testbed.cluster.wait_node(i).await?;
+    testbed.wait_completed(200).await?;
+    testbed.cluster.proxy()?.heal();
+    testbed.wait_recovered().await
 }
 
-pub(super) async fn mix(ground: &mut Ground) -> anyhow::Result<()> {
+pub(super) async fn mix(testbed: &mut Testbed) -> anyhow::Result<()> {
     for _ in 0..15 {
-        let i = ground.any_node();
-        let lasts = Duration::from_millis(300 + ground.chance.below(2_000));
-        match ground.chance.below(5) {
+        let i = testbed.any_node();
+        let duration = Duration::from_millis(300 + testbed.rng.below(2_000));
+        match testbed.rng.below(5) {
             0 => {
-                ground.cluster.kill(i)?;
-                ground.last(lasts).await;
-                ground.cluster.start_node(i).await?;
+                testbed.cluster.kill(i)?;
+                testbed.hold(duration).await;
+                testbed.cluster.start_node(i).await?;
             }
             1 => {
-                ground.cluster.pause(i)?;
-                ground.last(lasts).await;
-                ground.cluster.resume(i)?;
+                testbed.cluster.pause(i)?;
+                testbed.hold(duration).await;
+                testbed.cluster.resume(i)?;
             }
             2 => {
-                for other in ground.others(i) {
-                    ground.cluster.proxy()?.set(i, other, Link::CUT);
-                    ground.cluster.proxy()?.set(other, i, Link::CUT);
+                for other in testbed.others(i) {
+                    testbed.cluster.proxy()?.set(i, other, Link::CUT);
+                    testbed.cluster.proxy()?.set(other, i, Link::CUT);
                 }
-                ground.last(lasts).await;
+                testbed.hold(duration).await;
             }
             3 => {
-                let bad = Link { lost_permille: 100, delay_ms: (0, 40), ..Link::default() };
-                ground.cluster.proxy()?.set_all(bad);
-                ground.last(lasts).await;
+                let bad = Link { lost_permille: 100, delay_ms_max: 40, ..Link::default() };
+                testbed.cluster.proxy()?.set_all(bad);
+                testbed.hold(duration).await;
             }
             _ => {
-                ground.cluster.proxy()?.heal();
-                ground.last(lasts).await;
+                testbed.cluster.proxy()?.heal();
+                testbed.hold(duration).await;
             }
         }
     }
-    ground.cluster.proxy()?.heal();
-    ground.recovered().await?;
-    ground.more(100).await
+    testbed.cluster.proxy()?.heal();
+    testbed.wait_recovered().await?;
+    testbed.wait_completed(100).await
 }

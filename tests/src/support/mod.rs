@@ -1,4 +1,5 @@
-//! What the tests share: starting clusters, looking at them, waiting with a bound, and load whose outcome is checked.
+//! Test support: starting clusters, reading their status, polling with a timeout, and load whose outcome is
+//! checked.
 
 mod shape;
 mod verify;
@@ -16,26 +17,26 @@ use flotilla_client::{Client, ClientOptions};
 use flotilla_local_cluster::{Cluster, ClusterOptions, built_binary};
 use tokio::time::sleep;
 
-pub use shape::{applied, checkpoints, leads_of, wait_alive, wait_caught_up, wait_checkpoints, wait_whole};
+pub use shape::{applied, checkpoints, led_shards, wait_caught_up, wait_checkpoints, wait_liveness, wait_replicated};
 pub use verify::History;
-pub use workload::{Fate, Workload, fate};
+pub use workload::{Workload, WriteOutcome, write_outcome};
 
-/// How long anything that must happen may take.
+/// Timeout of anything that must happen.
 pub const WITHIN: Duration = Duration::from_secs(90);
-/// Checkpoints after so little that a test can fill it.
-pub const SMALL: [&str; 6] = ["--memtable-bytes", "16384", "--log-bytes", "16384", "--log-tail-entries", "8"];
-/// The same, with sled as the view.
-pub const SMALL_WITH_SLED: [&str; 8] =
+/// Arguments that make nodes checkpoint and truncate after a few KiB.
+pub const SMALL_LIMITS: [&str; 6] = ["--memtable-bytes", "16384", "--log-bytes", "16384", "--log-tail-entries", "8"];
+/// [`SMALL_LIMITS`], with sled as the view.
+pub const SMALL_LIMITS_SLED: [&str; 8] =
     ["--memtable-bytes", "16384", "--log-bytes", "16384", "--log-tail-entries", "8", "--view", "sled"];
-/// Time between two looks.
+/// Interval between polls.
 pub const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// The binary under test.
 pub fn binary() -> PathBuf {
-    built_binary().unwrap_or_else(|error| panic!("{error}; `cargo xtask test` does it by itself"))
+    built_binary().unwrap_or_else(|error| panic!("{error}; `cargo xtask test` builds it"))
 }
 
-/// `nodes` nodes with these arguments.
+/// Starts a cluster of `nodes` nodes with these arguments.
 pub async fn start_with(nodes: usize, arguments: &[&str]) -> Cluster {
     let mut options = ClusterOptions::new(nodes, binary());
     options.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -45,13 +46,13 @@ pub async fn start_with(nodes: usize, arguments: &[&str]) -> Cluster {
         let (process, number) = (std::process::id(), CLUSTERS.fetch_add(1, Relaxed));
         options.dir = Some(PathBuf::from(kept).join(format!("{test}-{process}-{number}")));
     }
-    let begun = Instant::now();
+    let began = Instant::now();
     let cluster = Cluster::start(options).await.unwrap_or_else(|error| panic!("the cluster does not start: {error}"));
-    eprintln!("{nodes} nodes ready after {} ms", begun.elapsed().as_millis());
+    eprintln!("{nodes} nodes ready after {} ms", began.elapsed().as_millis());
     cluster
 }
 
-/// `nodes` nodes as they are by default.
+/// Starts a cluster of `nodes` nodes with default settings.
 pub async fn start(nodes: usize) -> Cluster {
     start_with(nodes, &[]).await
 }
@@ -66,40 +67,40 @@ pub fn client(cluster: &Cluster, i: usize) -> Client {
     client_at(&cluster.http(i).expect("a node of the cluster"))
 }
 
-/// The cluster as node `i` sees it.
+/// The cluster's status as node `i` reports it.
 pub async fn status(cluster: &Cluster, i: usize) -> ClusterStatus {
-    client(cluster, i).status().await.unwrap_or_else(|error| panic!("node {i} gives no status: {error}"))
+    client(cluster, i).status().await.unwrap_or_else(|error| panic!("no status from node {i}: {error}"))
 }
 
-/// Everything that node `i` has logged.
+/// The whole log of node `i`.
 pub fn log(cluster: &Cluster, i: usize) -> String {
     let bytes = std::fs::read(cluster.log(i).expect("a node of the cluster")).expect("a log");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Looks until it is so, at most [`WITHIN`]. The error of a look says what is missing.
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let begun = Instant::now();
+/// Polls until `check` succeeds, for at most [`WITHIN`]. Its error says what is missing.
+pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let began = Instant::now();
     loop {
-        match look().await {
+        match check().await {
             Ok(found) => return found,
-            Err(missing) if begun.elapsed() > WITHIN => panic!("not within {} s: {what}: {missing}", WITHIN.as_secs()),
+            Err(missing) if began.elapsed() > WITHIN => panic!("not within {} s: {what}: {missing}", WITHIN.as_secs()),
             Err(_) => sleep(POLL_EVERY).await,
         }
     }
 }
 
-/// Waits until a process ends by itself.
+/// Waits until a process exits by itself.
 pub async fn wait_exit(mut child: Child) -> ExitStatus {
-    let begun = Instant::now();
+    let began = Instant::now();
     loop {
-        if let Some(status) = child.try_wait().expect("a process of ours") {
+        if let Some(status) = child.try_wait().expect("a child process") {
             return status;
         }
-        if begun.elapsed() > WITHIN {
+        if began.elapsed() > WITHIN {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("the process did not end within {} s", WITHIN.as_secs());
+            panic!("the process did not exit within {} s", WITHIN.as_secs());
         }
         sleep(POLL_EVERY).await;
     }

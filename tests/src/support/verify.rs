@@ -1,4 +1,4 @@
-//! What a workload was told, against what the cluster holds.
+//! Verification of a workload: compares the outcomes its clients saw with what the cluster stores.
 
 use std::{
     collections::HashMap,
@@ -8,16 +8,16 @@ use std::{
 use bytes::Bytes;
 use flotilla_client::{Client, ScanOptions};
 
-use super::workload::{Fate, Record};
+use super::workload::{Record, WriteOutcome};
 
-/// Puts that are also read one by one.
+/// Puts that are also read individually, at least.
 const READ_ONE_BY_ONE: usize = 200;
-/// Records of one page.
+/// Records per page of a scan.
 const PAGE: usize = 500;
-/// What is listed of a long list.
+/// Problems listed at most.
 const SHOWN: usize = 5;
 
-/// A workload that has ended.
+/// The outcomes of a finished workload.
 pub struct History {
     record: Arc<Record>,
 }
@@ -27,20 +27,20 @@ impl History {
         Self { record }
     }
 
-    /// Writes whose outcome nobody knows, in words.
+    /// Descriptions of writes of unknown outcome.
     pub fn unknown(&self) -> Vec<String> {
         self.record.unknown.lock().expect("no panic").clone()
     }
 
-    /// Fails unless everything acknowledged is there once, nothing refused is, and no read was wrong. Asks through
-    /// `client`.
+    /// Panics unless every acknowledged write was applied exactly once, no refused one was, and no read was
+    /// wrong. Reads through `client`.
     pub async fn verify(&self, client: &Client) {
         let wrong = self.wrong(client).await;
         let shown: Vec<_> = wrong.iter().take(SHOWN).collect();
-        assert!(wrong.is_empty(), "{} things are wrong: {shown:#?}", wrong.len());
+        assert!(wrong.is_empty(), "{} problems: {shown:#?}", wrong.len());
     }
 
-    /// Everything that is not as it was acknowledged, in words.
+    /// Descriptions of everything that contradicts the outcomes.
     pub async fn wrong(&self, client: &Client) -> Vec<String> {
         let mut wrong = self.record.violations.lock().expect("no panic").clone();
         let increments = self.check_counters(client, &mut wrong).await;
@@ -56,14 +56,14 @@ impl History {
     async fn check_counters(&self, client: &Client, wrong: &mut Vec<String>) -> i64 {
         let mut sum = 0;
         for counter in &self.record.counters {
-            let [begun, acknowledged, refused] =
-                [&counter.begun, &counter.acknowledged, &counter.refused].map(|tally| tally.load(Relaxed));
+            let [started, acknowledged, refused] =
+                [&counter.started, &counter.acknowledged, &counter.refused].map(|count| count.load(Relaxed));
             let found = client.get("default", counter.key.as_bytes()).await.expect("a strong read");
             let text = found.map_or_else(|| Bytes::from_static(b"0"), |found| found.value);
             let value = std::str::from_utf8(&text).ok().and_then(|text| text.parse::<i64>().ok());
-            if !value.is_some_and(|value| (acknowledged..=begun - refused).contains(&value)) {
-                let most = begun - refused;
-                wrong.push(format!("{} is {text:?}, not {acknowledged} to {most}", counter.key));
+            if !value.is_some_and(|value| (acknowledged..=started - refused).contains(&value)) {
+                let most = started - refused;
+                wrong.push(format!("{} is {text:?}, expected {acknowledged} to {most}", counter.key));
             }
             sum += acknowledged;
         }
@@ -77,36 +77,36 @@ impl History {
         for (key, value) in acknowledged.iter().step_by(every) {
             let found = client.get("default", key.as_bytes()).await.expect("a strong read");
             if found.is_none_or(|found| found.value != *value) {
-                wrong.push(format!("{key} is not read back"));
+                wrong.push(format!("a read of {key} does not return its value"));
             }
         }
         acknowledged.len()
     }
 
-    /// Compares with a scan; returns what was acknowledged.
+    /// Compares puts with a scan; returns the acknowledged ones.
     fn compare_puts(&self, mut stored: HashMap<Bytes, Bytes>, wrong: &mut Vec<String>) -> Vec<(String, Bytes)> {
         let mut acknowledged = Vec::new();
         for put in self.record.puts.lock().expect("no panic").iter() {
             let found = stored.remove(put.key.as_bytes());
-            let fits = match put.fate {
-                Fate::Acknowledged => {
+            let is_expected = match put.outcome {
+                WriteOutcome::Acknowledged => {
                     acknowledged.push((put.key.clone(), put.value.clone()));
                     found.as_ref() == Some(&put.value)
                 }
-                Fate::Refused => found.is_none(),
-                Fate::Unknown => found.is_none() || found.as_ref() == Some(&put.value),
+                WriteOutcome::Refused => found.is_none(),
+                WriteOutcome::Unknown => found.is_none() || found.as_ref() == Some(&put.value),
             };
-            if !fits {
+            if !is_expected {
                 let found = found.map(|value| value.len());
                 wrong.push(format!(
-                    "{} ({:?}) is there with {found:?} bytes of {}",
+                    "{} ({:?}) has {found:?} bytes instead of {}",
                     put.key,
-                    put.fate,
+                    put.outcome,
                     put.value.len()
                 ));
             }
         }
-        wrong.extend(stored.keys().map(|key| format!("nobody put {key:?}")));
+        wrong.extend(stored.keys().map(|key| format!("{key:?} was never put")));
         acknowledged
     }
 }

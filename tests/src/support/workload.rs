@@ -1,7 +1,8 @@
-//! Load whose every outcome is remembered: increments of counters, puts of keys of their own, and strong reads that are
-//! checked while it runs.
+//! Load that records the outcome of every write: increments of counters, puts of write-once keys, and strong
+//! reads that are checked while it runs.
 //!
-//! Writers ask one node each and never repeat a write. A refusal says that nothing was written, and that is checked, too.
+//! Each writer sends to one node and never repeats a write. A refusal means that nothing was written, which
+//! is checked as well.
 
 use std::{
     sync::{
@@ -19,64 +20,64 @@ use super::{History, client_at, eventually};
 
 /// Enough counters for every shard to hold some.
 const COUNTERS: usize = 48;
-/// Writers for each node that is given.
+/// Writers per node.
 const WRITERS: usize = 3;
-/// Writes a second that make a history worth checking.
+/// Writes per second before the fault; a history with fewer is void.
 const RATE_MIN: f64 = 50.0;
-/// Acknowledged writes before a fault.
-const ACKED_MIN: u64 = 300;
-/// Pause of a writer after a refusal.
+/// Acknowledged writes before the fault.
+const WARM_UP_WRITES: u64 = 300;
+/// Pause after a write that was not acknowledged.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a writer was told.
+/// The outcome of a write as its client saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum WriteOutcome {
     /// It is written.
     Acknowledged,
     /// Nothing was written.
     Refused,
-    /// Nobody knows.
+    /// It may or may not be written.
     Unknown,
 }
 
-/// What an answer says about its write.
-pub fn fate<T>(answer: &Result<T, ClientError>) -> Fate {
+/// The outcome of a write, from its result.
+pub fn write_outcome<T>(answer: &Result<T, ClientError>) -> WriteOutcome {
     match answer {
-        Ok(_) => Fate::Acknowledged,
-        // The write took place, but what the answer says of it is lost.
-        Err(ClientError::Protocol { .. }) => Fate::Unknown,
-        Err(error) if error.is_outcome_unknown() => Fate::Unknown,
-        Err(_) => Fate::Refused,
+        Ok(_) => WriteOutcome::Acknowledged,
+        // The node responded, but the response could not be decoded.
+        Err(ClientError::Protocol { .. }) => WriteOutcome::Unknown,
+        Err(error) if error.is_outcome_unknown() => WriteOutcome::Unknown,
+        Err(_) => WriteOutcome::Refused,
     }
 }
 
-/// Tallies of one counter.
+/// A counter with the number of its increments by outcome.
 pub(super) struct Counter {
     pub key: String,
-    pub begun: AtomicI64,
+    pub started: AtomicI64,
     pub acknowledged: AtomicI64,
     pub refused: AtomicI64,
-    /// Of the last increment that was acknowledged: when it began and when it ended, from the beginning of the load.
-    last: Mutex<(Duration, Duration)>,
+    /// Start and end of the last acknowledged increment, since the start of the load.
+    last_acknowledged: Mutex<(Duration, Duration)>,
 }
 
-/// One put of a key that is put once.
+/// A put of a write-once key.
 pub(super) struct Put {
     pub key: String,
     pub value: Bytes,
-    pub fate: Fate,
+    pub outcome: WriteOutcome,
 }
 
-/// What the tasks share.
+/// State shared by the tasks of a workload.
 pub(super) struct Record {
-    begun: Instant,
+    start: Instant,
     stop: AtomicBool,
     acknowledged: AtomicU64,
     pub counters: Vec<Counter>,
     pub puts: Mutex<Vec<Put>>,
-    /// What must never happen, in words.
+    /// Descriptions of violations found while running.
     pub violations: Mutex<Vec<String>>,
-    /// Errors with an unknown outcome, in words.
+    /// Descriptions of errors with an unknown outcome.
     pub unknown: Mutex<Vec<String>>,
 }
 
@@ -87,17 +88,17 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Writes through each of these nodes, and reads through each.
+    /// Starts writers and a reader for each of these nodes.
     pub fn start(urls: &[String]) -> Self {
         let counter = |i| Counter {
             key: format!("counter/{i}"),
-            begun: AtomicI64::new(0),
+            started: AtomicI64::new(0),
             acknowledged: AtomicI64::new(0),
             refused: AtomicI64::new(0),
-            last: Mutex::default(),
+            last_acknowledged: Mutex::default(),
         };
         let record = Arc::new(Record {
-            begun: Instant::now(),
+            start: Instant::now(),
             stop: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
             counters: (0..COUNTERS).map(counter).collect(),
@@ -115,18 +116,18 @@ impl Workload {
         Self { record, tasks }
     }
 
-    /// Starts load and waits until enough of it is acknowledged for what follows to mean something.
-    pub async fn warm(urls: &[String]) -> Self {
+    /// Starts load and waits until enough writes are acknowledged for a fault to be meaningful.
+    pub async fn start_warm(urls: &[String]) -> Self {
         let load = Self::start(urls);
-        load.more(ACKED_MIN).await;
-        let rate = ACKED_MIN as f64 / load.record.begun.elapsed().as_secs_f64();
-        assert!(rate >= RATE_MIN, "void: {rate:.0} writes/s before the fault are too few");
+        load.wait_acknowledged(WARM_UP_WRITES).await;
+        let rate = WARM_UP_WRITES as f64 / load.record.start.elapsed().as_secs_f64();
+        assert!(rate >= RATE_MIN, "void: {rate:.0} writes/s before the fault is too few");
         eprintln!("{rate:.0} writes/s before the fault");
         load
     }
 
-    /// Waits until so many more writes are acknowledged.
-    pub async fn more(&self, writes: u64) {
+    /// Waits until `writes` more writes are acknowledged.
+    pub async fn wait_acknowledged(&self, writes: u64) {
         let target = self.record.acknowledged.load(Relaxed) + writes;
         eventually("more acknowledged writes", async || {
             let now = self.record.acknowledged.load(Relaxed);
@@ -135,7 +136,7 @@ impl Workload {
         .await;
     }
 
-    /// The counters whose strong reads `node` serves, asked through `client`.
+    /// The counters whose strong reads through `client` are served by `node`.
     pub async fn counters_led_by(&self, client: &Client, node: flotilla_types::NodeId) -> Vec<usize> {
         let mut led = Vec::new();
         for (i, counter) in self.record.counters.iter().enumerate() {
@@ -147,15 +148,15 @@ impl Workload {
         led
     }
 
-    /// Waits until each of these counters was incremented by a call that began after `moment`; returns how long that took
-    /// from then, for the first and for the last of them.
+    /// Waits until each of these counters was incremented by a call that started after `moment`. Returns the
+    /// time from `moment` until the first and until the last of them.
     pub async fn served_after(&self, moment: Instant, counters: &[usize]) -> (Duration, Duration) {
-        let moment = moment - self.record.begun;
+        let moment = moment - self.record.start;
         let mut served = vec![None; counters.len()];
         eventually("the counters are served again", async || {
             for (served, i) in served.iter_mut().zip(counters) {
-                let (begun, ended) = *self.record.counters[*i].last.lock().expect("no panic");
-                if served.is_none() && begun > moment {
+                let (started, ended) = *self.record.counters[*i].last_acknowledged.lock().expect("no panic");
+                if served.is_none() && started > moment {
                     *served = Some(ended - moment);
                 }
             }
@@ -167,24 +168,24 @@ impl Workload {
         (times.iter().min().copied().unwrap_or_default(), times.iter().max().copied().unwrap_or_default())
     }
 
-    /// Ends the load, and returns what it was told.
+    /// Stops the load, and returns its outcomes.
     pub async fn finish(mut self) -> History {
         self.record.stop.store(true, Relaxed);
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.expect("a task of the load panicked");
+        while let Some(result) = self.tasks.join_next().await {
+            result.expect("a task of the load panicked");
         }
         History::new(self.record)
     }
 }
 
 impl Record {
-    fn note(&self, answer: Fate, error: Option<&ClientError>) {
+    fn note(&self, answer: WriteOutcome, error: Option<&ClientError>) {
         match (answer, error) {
-            (Fate::Acknowledged, _) => {
+            (WriteOutcome::Acknowledged, _) => {
                 self.acknowledged.fetch_add(1, Relaxed);
             }
-            (Fate::Unknown, Some(error)) => self.unknown.lock().expect("no panic").push(describe(error)),
-            (Fate::Refused, Some(error)) if !error.is_retryable() => {
+            (WriteOutcome::Unknown, Some(error)) => self.unknown.lock().expect("no panic").push(describe(error)),
+            (WriteOutcome::Refused, Some(error)) if !error.is_retryable() => {
                 self.violate(format!("a plain write was refused for good: {}", describe(error)));
             }
             _ => {}
@@ -206,49 +207,50 @@ async fn write(record: Arc<Record>, client: Client, writer: usize) {
     let mut step = 0;
     while !record.stop.load(Relaxed) {
         let written = if step % 2 == 0 {
-            // Each writer begins at another counter, and all come to all.
+            // Each writer starts at a different counter and visits all of them.
             increment(&record, &client, (writer * 11 + step / 2) % COUNTERS).await
         } else {
             put(&record, &client, writer, step).await
         };
-        if written != Fate::Acknowledged {
+        if written != WriteOutcome::Acknowledged {
             sleep(PAUSE).await;
         }
         step += 1;
     }
 }
 
-async fn increment(record: &Record, client: &Client, i: usize) -> Fate {
+async fn increment(record: &Record, client: &Client, i: usize) -> WriteOutcome {
     let counter = &record.counters[i];
-    counter.begun.fetch_add(1, Relaxed);
-    let begun = record.begun.elapsed();
+    counter.started.fetch_add(1, Relaxed);
+    let started = record.start.elapsed();
     let answer = client.add("default", counter.key.as_bytes(), 1).await;
-    let fate = fate(&answer);
-    match fate {
-        Fate::Acknowledged => {
+    let outcome = write_outcome(&answer);
+    match outcome {
+        WriteOutcome::Acknowledged => {
             counter.acknowledged.fetch_add(1, Relaxed);
-            *counter.last.lock().expect("no panic") = (begun, record.begun.elapsed());
+            *counter.last_acknowledged.lock().expect("no panic") = (started, record.start.elapsed());
         }
-        Fate::Refused => {
+        WriteOutcome::Refused => {
             counter.refused.fetch_add(1, Relaxed);
         }
-        Fate::Unknown => {}
+        WriteOutcome::Unknown => {}
     }
-    record.note(fate, answer.as_ref().err());
-    fate
+    record.note(outcome, answer.as_ref().err());
+    outcome
 }
 
-async fn put(record: &Record, client: &Client, writer: usize, step: usize) -> Fate {
+async fn put(record: &Record, client: &Client, writer: usize, step: usize) -> WriteOutcome {
     let key = format!("put/{writer}/{step}");
     let value = value_of(writer, step);
     let answer = client.put("default", key.as_bytes(), value.clone(), &PutOptions::default()).await;
-    let fate = fate(&answer);
-    record.puts.lock().expect("no panic").push(Put { key, value, fate });
-    record.note(fate, answer.as_ref().err());
-    fate
+    let outcome = write_outcome(&answer);
+    record.puts.lock().expect("no panic").push(Put { key, value, outcome });
+    record.note(outcome, answer.as_ref().err());
+    outcome
 }
 
-/// A strong read sees every increment that was acknowledged before it began, and none that was not begun when it ended.
+/// Reads counters and checks them: a strong read sees every increment that was acknowledged before the read
+/// started, and none that started after it ended.
 async fn read(record: Arc<Record>, client: Client) {
     for counter in record.counters.iter().cycle() {
         if record.stop.load(Relaxed) {
@@ -259,21 +261,21 @@ async fn read(record: Arc<Record>, client: Client) {
             sleep(PAUSE).await;
             continue;
         };
-        let most = counter.begun.load(Relaxed) - refused;
+        let most = counter.started.load(Relaxed) - refused;
         match found.as_ref().map_or(Some(0), |found| std::str::from_utf8(&found.value).ok()?.parse().ok()) {
             Some(value) if (least..=most).contains(&value) => {}
             value => record.violate(format!(
-                "a strong read of {} saw {value:?}, not {least} to {most} (served by {:?})",
+                "a strong read of {} returned {value:?}, expected {least} to {most} (served by {:?})",
                 counter.key,
                 found.and_then(|found| found.served_by),
             )),
         }
-        // Reads are for checking; the load is writes.
+        // Reads only check; the load consists of writes.
         sleep(PAUSE / 4).await;
     }
 }
 
-/// Bytes of every kind and up to 2 KiB, the same for the same put.
+/// Up to 2 KiB of pseudo-random bytes, a function of the put.
 fn value_of(writer: usize, step: usize) -> Bytes {
     let mut state = (writer as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ step as u64;
     let length = (step * 37) % 2_048;

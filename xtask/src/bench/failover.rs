@@ -1,9 +1,10 @@
-//! For how long writes go unanswered when a leader is killed.
+//! Failover time: how long writes are not acknowledged after a leader is killed.
 //!
-//! Probes are writes to one key of each shard that the victim leads (for etcd: one key), through nodes that live: the first goes out right
-//! behind the kill, another one every few milliseconds, each on a connection of its own, so that one that a server has lost holds up
-//! none. The gap is from the kill to the first acknowledgement; retries inside the servers are part of it. All shards are under load
-//! meanwhile. A refusal is no acknowledgement; the probe asks again.
+//! Probes are writes to one key of each shard that the victim leads (for etcd: one key), sent through
+//! surviving nodes: the first immediately after the kill, another every few milliseconds, each on its own
+//! connection, so that a lost request delays no other. The gap is the time from the kill to the first
+//! acknowledgement, including retries inside the servers. All shards are under load meanwhile. A refused
+//! probe is sent again.
 
 use std::{
     net::SocketAddr,
@@ -13,55 +14,57 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
+    flotilla::Flotilla,
     keys::Random,
-    load::{Driver, Lanes, Next, drive},
+    load::{Driver, LoadOptions, Next, drive},
     measure::fill,
-    own::Own,
     peers::{ETCD_MEMBERS, Peer},
     protocol::{Ticket, Wire},
     report::Report,
     workload::{Operation, Values},
 };
 
-/// Load before the kill, so that everything is warm.
+/// Duration of the load before the kill.
 const BEFORE: Duration = Duration::from_millis(1_500);
-/// Connections that write any keys meanwhile, each with one request in flight, and how many keys those are.
+/// Connections that generate load, each with one request in flight.
 const LOAD_CONNECTIONS: usize = 32;
+/// Number of keys of the load.
 const KEYS: u64 = 1_000;
-/// So long it is watched afterwards.
-const AFTER_MAX: Duration = Duration::from_secs(20);
-/// Probes of one key, and the time between two of them.
+/// How long to wait for the first acknowledgement.
+const GAP_MAX: Duration = Duration::from_secs(20);
+/// Probes per key, and the interval between them.
 const PROBES: usize = 40;
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-/// Between a refusal and the next try: a server that refuses at once would take all processor time from the election.
+/// Pause after a refusal: a server that refuses at once would otherwise take CPU time from the election.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Kills a leader `times` times, brings it back, and notes the gaps.
-pub(super) fn run(own: &mut Own, times: usize, report: &mut Report) -> Result<()> {
+/// Kills a leader `times` times, restarts it, and reports the gaps.
+pub(super) fn run(flotilla: &mut Flotilla, times: usize, report: &mut Report) -> Result<()> {
     let values = Values::new(256);
-    fill(&own.system(Wire::Redis)?, KEYS, &values)?;
-    let (mut gaps, nodes) = (Vec::new(), own.cluster.len());
+    fill(&flotilla.system(Wire::Redis)?, KEYS, &values)?;
+    let (mut gaps, nodes) = (Vec::new(), flotilla.cluster.len());
     for time in 0..times {
         let victim = time % nodes + 1;
-        let leaders = own.leaders()?;
+        let leaders = flotilla.leaders()?;
         let keys: Vec<u64> = (0..leaders.len())
             .filter(|bucket| leaders.get(*bucket) == Some(&victim))
-            .filter_map(|wanted| own.keys(KEYS, |bucket| bucket == wanted).first().copied())
+            .filter_map(|selection| flotilla.keys(KEYS, |bucket| bucket == selection).first().copied())
             .collect();
-        ensure!(!keys.is_empty(), "node {victim} leads nothing");
-        let living =
-            (1..=nodes).filter(|node| *node != victim).map(|node| own.redis(node)).collect::<Result<Vec<_>>>()?;
-        let found = watch(&living, Wire::Redis, &keys, &values, || Ok(own.cluster.kill(victim)?))?;
-        println!("kill {} of {times}: node {victim}, {} shards, worst {} ms", time + 1, keys.len(), most(&found));
-        gaps.extend(found);
-        own.runtime.block_on(own.cluster.start_node(victim))?;
-        own.settle()?;
+        ensure!(!keys.is_empty(), "node {victim} leads no shard");
+        let survivors =
+            (1..=nodes).filter(|node| *node != victim).map(|node| flotilla.redis(node)).collect::<Result<Vec<_>>>()?;
+        let measured = measure_gaps(&survivors, Wire::Redis, &keys, &values, || Ok(flotilla.cluster.kill(victim)?))?;
+        println!("kill {} of {times}: node {victim}, {} shards, worst {} ms", time + 1, keys.len(), worst(&measured));
+        gaps.extend(measured);
+        flotilla.runtime.block_on(flotilla.cluster.start_node(victim))?;
+        flotilla.settle()?;
     }
     report.note(summary("flotilla, each shard of the victim", gaps));
     Ok(())
 }
 
-/// The same with etcd. Who leads shows only when it ends: each try is a new cluster, and counts when its writes stopped.
+/// Measures etcd. Its leader is not known beforehand: each attempt kills a member of a new cluster, and
+/// counts only if writes stopped for longer than a follower's failure could explain.
 pub(super) fn run_etcd(target: &std::path::Path, times: usize, report: &mut Report) -> Result<()> {
     let (values, mut gaps) = (Values::new(256), Vec::new());
     for _ in 0..times {
@@ -69,12 +72,12 @@ pub(super) fn run_etcd(target: &std::path::Path, times: usize, report: &mut Repo
             let victim = attempt % ETCD_MEMBERS;
             let folder = tempfile::Builder::new().prefix("bench-etcd-").tempdir_in(target)?;
             let mut peer = Peer::etcd(folder.path())?;
-            let mut living = peer.system.servers.clone();
-            living.remove(victim);
-            let found = watch(&living, Wire::Grpc, &[1], &values, || peer.kill(victim))?;
-            if most(&found) > ETCD_FOLLOWER_MS_MAX {
-                println!("etcd: {} ms", most(&found));
-                gaps.extend(found);
+            let mut survivors = peer.system.servers.clone();
+            survivors.remove(victim);
+            let measured = measure_gaps(&survivors, Wire::Grpc, &[1], &values, || peer.kill(victim))?;
+            if worst(&measured) > ETCD_FOLLOWER_MS_MAX {
+                println!("etcd: {} ms", worst(&measured));
+                gaps.extend(measured);
                 break;
             }
         }
@@ -85,47 +88,47 @@ pub(super) fn run_etcd(target: &std::path::Path, times: usize, report: &mut Repo
     Ok(())
 }
 
-/// Clusters started until the leader was hit.
+/// Clusters started at most until the leader is hit.
 const ETCD_TRIES: usize = 10;
-/// An election of etcd takes at least 1,000 ms by its own settings.
+/// Longest gap after the failure of a follower: with etcd's defaults, an election takes at least 1,000 ms.
 const ETCD_FOLLOWER_MS_MAX: u64 = 500;
 
-fn most(gaps: &[u64]) -> u64 {
+fn worst(gaps: &[u64]) -> u64 {
     gaps.iter().copied().max().unwrap_or(0)
 }
 
 fn summary(what: &str, mut gaps: Vec<u64>) -> String {
     gaps.sort_unstable();
     let median = gaps.get(gaps.len() / 2).copied().unwrap_or(0);
-    let (count, worst) = (gaps.len(), most(&gaps));
+    let (count, worst) = (gaps.len(), worst(&gaps));
     format!("writes unavailable after kill -9 of a leader ({what}; {count} gaps): median {median} ms, worst {worst} ms")
 }
 
-/// Probes each key, calls `kill`, and returns the gaps in milliseconds.
-fn watch(
-    living: &[SocketAddr],
+/// Generates load, calls `kill`, probes each key, and returns the gaps in milliseconds.
+fn measure_gaps(
+    survivors: &[SocketAddr],
     wire: Wire,
     keys: &[u64],
     values: &Values,
     kill: impl FnMut() -> Result<()>,
 ) -> Result<Vec<u64>> {
-    let servers: Vec<_> = living.iter().copied().cycle().take(keys.len() * PROBES + LOAD_CONNECTIONS).collect();
-    let lanes = Lanes { servers: &servers, wire, in_flight: 1, values };
+    let servers: Vec<_> = survivors.iter().copied().cycle().take(keys.len() * PROBES + LOAD_CONNECTIONS).collect();
+    let options = LoadOptions { servers: &servers, wire, in_flight: 1, values };
     let mut watch = Watch::new(keys, kill, Instant::now() + BEFORE);
-    drive(&lanes, &mut watch)?;
-    watch.gaps.into_iter().map(|gap| Ok(gap.context("writes did not come back")?.as_millis() as u64)).collect()
+    drive(&options, &mut watch)?;
+    watch.gaps.into_iter().map(|gap| Ok(gap.context("writes did not resume")?.as_millis() as u64)).collect()
 }
 
-/// The first connections are probes, those of one key together; the others are load.
+/// Drives the connections: the first are probes, grouped by key; the others generate load.
 struct Watch<'a, K> {
     keys: &'a [u64],
     kill: K,
     random: Random,
     begin: Instant,
     killed: Option<Instant>,
-    /// When each probe may go out, counted from the kill.
+    /// When each probe may be sent, relative to the kill.
     due: Vec<Duration>,
-    /// Of each key.
+    /// The gap of each key.
     gaps: Vec<Option<Duration>>,
 }
 
@@ -137,7 +140,7 @@ impl<'a, K: FnMut() -> Result<()>> Watch<'a, K> {
 
     fn is_over(&self, now: Instant) -> bool {
         let since_kill = self.killed.map(|killed| now.saturating_duration_since(killed));
-        self.gaps.iter().all(Option::is_some) || since_kill.is_some_and(|since| since > AFTER_MAX)
+        self.gaps.iter().all(Option::is_some) || since_kill.is_some_and(|since| since > GAP_MAX)
     }
 }
 
@@ -166,7 +169,7 @@ impl<K: FnMut() -> Result<()>> Driver for Watch<'_, K> {
 
     fn tick(&mut self, now: Instant) -> Result<()> {
         if self.killed.is_none() && now >= self.begin {
-            // Nothing is sent before the process is gone; the gap counts from before.
+            // The gap starts before the kill, although no probe is sent until the process has ended.
             self.killed = Some(Instant::now());
             (self.kill)()?;
         }
@@ -179,9 +182,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gaps_are_told_by_median_and_worst() {
-        let told = summary("x", vec![300, 100, 200]);
-        assert!(told.ends_with("(x; 3 gaps): median 200 ms, worst 300 ms"), "{told}");
+    fn the_summary_has_median_and_worst_gap() {
+        let summary = summary("x", vec![300, 100, 200]);
+        assert!(summary.ends_with("(x; 3 gaps): median 200 ms, worst 300 ms"), "{summary}");
     }
 
     #[test]
@@ -199,9 +202,9 @@ mod tests {
         assert!(matches!(watch.next(2 * PROBES, start), Next::Send(..)), "load does not wait");
         watch.answered(2 * PROBES, ticket, start, None);
         watch.tick(start + ms(2)).expect("no error");
-        let killed = watch.killed.expect("it is time");
+        let killed = watch.killed.expect("the kill is due");
         assert_eq!(watch.next(0, killed), Next::Send(Operation::Set, 1));
-        assert_eq!(watch.next(PROBES + 1, killed), Next::Wait, "the second probe of a key goes out later");
+        assert_eq!(watch.next(PROBES + 1, killed), Next::Wait, "the second probe of a key is sent later");
         assert_eq!(watch.next(PROBES + 1, killed + PROBE_EVERY), Next::Send(Operation::Set, 2));
         watch.answered(2 * PROBES, ticket, killed + ms(300), None);
         watch.answered(0, ticket, killed + ms(400), Some("no leader".to_owned()));

@@ -1,48 +1,49 @@
-//! What a forward costs: the same keys asked of the node that leads their shards, and of one that leads none of them.
+//! The cost of forwarding: requests for the same keys, sent to the node that leads their shards and to one
+//! that leads none.
 //!
-//! All connections go to one node in both cases, so that only the way of the requests differs.
+//! In both cases all connections go to one node, so that only the path of the requests differs.
 
 use anyhow::{Result, ensure};
 
 use super::{
+    flotilla::Flotilla,
     keys::{Keys, Popularity},
-    measure::{Pressure, Span, System, fill, measure},
-    own::Own,
+    measure::{Concurrency, System, Timing, fill, measure},
     plan::{Case, Pipelining},
     protocol::Wire,
     report::{Report, Row},
     workload::{Values, Workload},
 };
 
-/// The node that leads, and the one that is asked in its place.
+/// The node that leads the keys, and the node that forwards requests to it.
 const LEADER: usize = 1;
-const OTHER: usize = 2;
+const FORWARDER: usize = 2;
 
-/// Adds a row for each way, workload and protocol, and a line with their ratio.
+/// Adds a row for each path, workload and protocol, and a note with their ratio.
 pub(super) fn run(
-    own: &Own,
+    flotilla: &Flotilla,
     keys: u64,
-    pressure: Pressure,
-    span: Span,
+    concurrency: Concurrency,
+    timing: Timing,
     values: &Values,
     report: &mut Report,
 ) -> Result<()> {
-    fill(&own.system(Wire::Redis)?, keys, values)?;
-    let leaders = own.leaders()?;
-    let led = own.keys(keys, |bucket| leaders.get(bucket) == Some(&LEADER));
-    ensure!(!led.is_empty(), "node {LEADER} leads nothing");
+    fill(&flotilla.system(Wire::Redis)?, keys, values)?;
+    let leaders = flotilla.leaders()?;
+    let led = flotilla.keys(keys, |bucket| leaders.get(bucket) == Some(&LEADER));
+    ensure!(!led.is_empty(), "node {LEADER} leads no shard");
     let among = Keys::Among(led);
     for wire in [Wire::Redis, Wire::Http] {
-        let system = own.system(wire)?;
-        let pressure = if wire.pipelines() { pressure } else { pressure.unpipelined() };
+        let system = flotilla.system(wire)?;
+        let concurrency = if wire.pipelines() { concurrency } else { concurrency.unpipelined() };
         for workload in [Workload::Set, Workload::Get] {
             let popularity = Popularity::Uniform;
-            let case = Case { workload, popularity, keys, pressure, pipelining: Pipelining::On };
+            let case = Case { workload, popularity, keys, concurrency, pipelining: Pipelining::On };
             let mut rates = Vec::new();
-            for (way, node) in [("direct", LEADER), ("forwarded", OTHER)] {
-                let name = format!("{}, {way}", system.name);
+            for (path, node) in [("direct", LEADER), ("forwarded", FORWARDER)] {
+                let name = format!("{}, {path}", system.name);
                 let only = System { name, servers: vec![system.servers[node - 1]], ..system.clone() };
-                let outcome = measure(&only, (workload, &among), pressure, span, values)?;
+                let outcome = measure(&only, (workload, &among), concurrency, timing, values)?;
                 let row = Row::new(&only, case, values.length(), &outcome);
                 rates.push(row.per_second);
                 report.add(row);
@@ -56,8 +57,8 @@ pub(super) fn run(
         }
     }
     let is_moved = |(now, before): (&usize, &usize)| *before == LEADER && now != before;
-    if own.leaders()?.iter().zip(&leaders).any(is_moved) {
-        report.note("leaders moved while forwards were measured: direct rows had forwards too".to_owned());
+    if flotilla.leaders()?.iter().zip(&leaders).any(is_moved) {
+        report.note("leaders moved during the measurement: the direct rows include forwarded requests".to_owned());
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
-//! etcd as its own clients see it: unary gRPC calls, many in flight on one HTTP/2 connection.
+//! A minimal etcd client: unary gRPC calls, many in flight on one HTTP/2 connection, as etcd's own clients
+//! send them.
 //!
-//! Only what the load needs, so that the client costs as little for etcd as it does for the others: HTTP/2 frames (RFC
-//! 9113), headers that are the same in every call and therefore one byte each after the first (RFC 7541), two protobuf
-//! messages of three fields. We forbid the server a header table, so that nothing has to be kept to read its answers.
+//! It implements only what the load needs, so that the client is as cheap for etcd as for the others: HTTP/2
+//! frames (RFC 9113), headers that are the same in every call and therefore one byte each after the first
+//! (RFC 7541), and two protobuf messages of three fields. It disables the server's dynamic header table, so
+//! that decoding responses needs no state.
 
 use std::collections::HashMap;
 
@@ -16,7 +18,7 @@ use super::{
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD_BYTES: usize = 9;
-/// Longest frame that a server may send unless told otherwise.
+/// Longest frame that a server may send by default (RFC 9113).
 const FRAME_BYTES_MAX: usize = 16 << 10;
 
 const DATA: u8 = 0;
@@ -39,8 +41,8 @@ const SETTING_INITIAL_WINDOW: u16 = 4;
 
 const WINDOW_INITIAL: i64 = 65_535;
 const WINDOW_MAX: u32 = (1 << 31) - 1;
-/// So many bytes may arrive before the server is told that they did.
-const WINDOW_RETURN_BYTES: u32 = 1 << 20;
+/// Received bytes after which a window update is sent.
+const WINDOW_UPDATE_BYTES: u32 = 1 << 20;
 
 /// One connection.
 #[derive(Debug)]
@@ -49,17 +51,17 @@ pub(super) struct Grpc {
     streams: HashMap<u32, Stream>,
     next_stream: u32,
     streams_max: usize,
-    /// Bytes that the server lets us send.
+    /// Bytes that the server's flow control allows us to send.
     window: i64,
-    /// Bytes that arrived and that it was not told of.
-    arrived: u32,
+    /// Bytes received since the last window update.
+    unacknowledged: u32,
     value_bytes: usize,
 }
 
 #[derive(Debug)]
 struct Stream {
     ticket: Ticket,
-    /// Bytes of the answer so far.
+    /// Bytes of the response so far.
     bytes: usize,
 }
 
@@ -71,7 +73,7 @@ struct Frame<'a> {
 }
 
 impl Grpc {
-    /// Reads are refusals when they bring less than `value_bytes`: every key was filled in.
+    /// A client that treats reads of less than `value_bytes` as refusals, because every key was filled in.
     pub(super) fn new(value_bytes: usize) -> Self {
         Self {
             headers: Headers::default(),
@@ -79,7 +81,7 @@ impl Grpc {
             next_stream: 1,
             streams_max: usize::MAX,
             window: WINDOW_INITIAL,
-            arrived: 0,
+            unacknowledged: 0,
             value_bytes,
         }
     }
@@ -90,22 +92,25 @@ impl Grpc {
                 if let Some(stream) = self.streams.get_mut(&frame.stream) {
                     stream.bytes += frame.payload.len();
                 }
-                self.arrived += frame.payload.len() as u32;
-                if self.arrived >= WINDOW_RETURN_BYTES {
-                    put_frame(out, WINDOW_UPDATE, 0, 0, &self.arrived.to_be_bytes());
-                    self.arrived = 0;
+                self.unacknowledged += frame.payload.len() as u32;
+                if self.unacknowledged >= WINDOW_UPDATE_BYTES {
+                    put_frame(out, WINDOW_UPDATE, 0, 0, &self.unacknowledged.to_be_bytes());
+                    self.unacknowledged = 0;
                 }
-                // An error's answer has no body, so the status always comes behind it.
-                ensure!(frame.flags & END_STREAM == 0, "an answer without a status");
+                // The status follows the body in trailers, so data never ends a stream.
+                ensure!(frame.flags & END_STREAM == 0, "a response without a status");
             }
             HEADERS => {
-                ensure!(frame.flags & END_HEADERS != 0 && frame.flags & PADDED_OR_PRIORITY == 0, "odd headers");
+                ensure!(
+                    frame.flags & END_HEADERS != 0 && frame.flags & PADDED_OR_PRIORITY == 0,
+                    "unsupported header flags"
+                );
                 if frame.flags & END_STREAM != 0 {
                     let refusal = grpc_status(frame.payload)?;
                     self.end(frame.stream, refusal, on_answer)?;
                 }
             }
-            // A server that has answered may reset what it has not seen the end of.
+            // A reset after the response is ignored: the server may not have seen the end of the request.
             RESET if self.streams.contains_key(&frame.stream) => {
                 self.end(frame.stream, Some("the stream was reset".to_owned()), on_answer)?
             }
@@ -115,7 +120,7 @@ impl Grpc {
             }
             PING if frame.flags & ACK == 0 => put_frame(out, PING, ACK, 0, frame.payload),
             WINDOW_UPDATE if frame.stream == 0 => {
-                let more: [u8; 4] = frame.payload.try_into().context("an odd window update")?;
+                let more: [u8; 4] = frame.payload.try_into().context("a malformed window update")?;
                 self.window += i64::from(u32::from_be_bytes(more) & WINDOW_MAX);
             }
             GO_AWAY => bail!("the server closes the connection: {}", String::from_utf8_lossy(frame.payload)),
@@ -126,9 +131,9 @@ impl Grpc {
     }
 
     fn end(&mut self, stream: u32, refusal: Option<String>, on_answer: OnAnswer<'_>) -> Result<()> {
-        let Stream { ticket, bytes } = self.streams.remove(&stream).context("an answer to nothing")?;
-        let absent = ticket.operation != Operation::Set && bytes < self.value_bytes;
-        on_answer(ticket, refusal.or_else(|| absent.then(|| "no such key".to_owned())));
+        let Stream { ticket, bytes } = self.streams.remove(&stream).context("a response without a request")?;
+        let is_missing = ticket.operation != Operation::Set && bytes < self.value_bytes;
+        on_answer(ticket, refusal.or_else(|| is_missing.then(|| "no such key".to_owned())));
         Ok(())
     }
 
@@ -162,7 +167,7 @@ impl Protocol for Grpc {
     fn request(&mut self, request: &Request<'_>, out: &mut Vec<u8>) -> Admission {
         let bytes = message_bytes(request);
         if self.streams.len() >= self.streams_max || self.window < bytes as i64 {
-            return Admission::Held;
+            return Admission::Blocked;
         }
         self.window -= bytes as i64;
         let (stream, ticket) = (self.next_stream, request.ticket);
@@ -201,8 +206,8 @@ fn put_framed(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: impl
     out[head..head + 3].copy_from_slice(&length.to_be_bytes()[1..]);
 }
 
-/// `PutRequest { key = 1, value = 2 }` or `RangeRequest { key = 1, serializable = 7 }`, and in front whether it is
-/// compressed, and its length.
+/// `PutRequest { key = 1, value = 2 }` or `RangeRequest { key = 1, serializable = 7 }`, prefixed by the
+/// compression flag and the length.
 fn put_message(request: &Request<'_>, out: &mut Vec<u8>) {
     out.push(0);
     out.extend_from_slice(&(message_bytes(request) as u32 - 5).to_be_bytes());

@@ -1,20 +1,20 @@
-//! Tests of the gRPC client against frames written by hand.
+//! Tests of the gRPC client against handwritten frames.
 
 use std::time::Instant;
 
 use super::*;
 use crate::bench::keys;
 
-/// `grpc-status: 0` as etcd sends it: a name in Huffman's code, a value in plain.
+/// `grpc-status: 0` as etcd sends it: a Huffman-coded name, a plain value.
 const STATUS_OK: &[u8] = &[0x40, 0x88, 0x9a, 0xca, 0xc8, 0xb2, 0x12, 0x34, 0xda, 0x8f, 0x01, 0x30];
 const STATUS_UNAVAILABLE: &[u8] = b"\x00\x0bgrpc-status\x0214";
 
-fn ask(client: &mut Grpc, operation: Operation, value: &[u8], out: &mut Vec<u8>) -> Admission {
+fn send(client: &mut Grpc, operation: Operation, value: &[u8], out: &mut Vec<u8>) -> Admission {
     let ticket = Ticket { operation, sent: Instant::now() };
     client.request(&Request { key: keys::name(1), value, ticket }, out)
 }
 
-fn told(client: &mut Grpc, input: &[u8]) -> (Vec<(Operation, Option<String>)>, Vec<u8>) {
+fn receive(client: &mut Grpc, input: &[u8]) -> (Vec<(Operation, Option<String>)>, Vec<u8>) {
     let (mut answers, mut out) = (Vec::new(), Vec::new());
     let used = client.answers(input, &mut out, &mut |ticket, refusal| answers.push((ticket.operation, refusal)));
     assert_eq!(used.expect("sound frames"), input.len());
@@ -22,9 +22,9 @@ fn told(client: &mut Grpc, input: &[u8]) -> (Vec<(Operation, Option<String>)>, V
 }
 
 #[test]
-fn a_put_is_headers_and_one_message() {
+fn a_put_is_encoded_as_headers_and_one_message() {
     let (mut client, mut out) = (Grpc::new(200), Vec::new());
-    assert_eq!(ask(&mut client, Operation::Set, &[b'v'; 200], &mut out), Admission::Sent);
+    assert_eq!(send(&mut client, Operation::Set, &[b'v'; 200], &mut out), Admission::Sent);
     let headers = u32::from_be_bytes([0, out[0], out[1], out[2]]) as usize;
     assert_eq!(out[3..9], [HEADERS, END_HEADERS, 0, 0, 0, 1]);
     let message = &out[FRAME_HEAD_BYTES + headers..];
@@ -35,16 +35,16 @@ fn a_put_is_headers_and_one_message() {
 }
 
 #[test]
-fn answers_in_any_order_find_their_requests() {
+fn responses_in_any_order_are_matched_to_requests() {
     let (mut client, mut input) = (Grpc::new(1), Vec::new());
     for operation in [Operation::Set, Operation::Get, Operation::GetLocal] {
-        ask(&mut client, operation, b"v", &mut Vec::new());
+        send(&mut client, operation, b"v", &mut Vec::new());
     }
     put_frame(&mut input, DATA, 0, 5, b"12345");
     put_frame(&mut input, HEADERS, END_HEADERS | END_STREAM, 5, STATUS_OK);
     put_frame(&mut input, HEADERS, END_HEADERS | END_STREAM, 1, STATUS_UNAVAILABLE);
     put_frame(&mut input, HEADERS, END_HEADERS | END_STREAM, 3, STATUS_OK);
-    let (answers, _) = told(&mut client, &input);
+    let (answers, _) = receive(&mut client, &input);
     let expected = [
         (Operation::GetLocal, None),
         (Operation::Set, Some("grpc-status 14".to_owned())),
@@ -54,32 +54,32 @@ fn answers_in_any_order_find_their_requests() {
 }
 
 #[test]
-fn nothing_goes_out_that_the_server_has_no_room_for() {
+fn flow_control_blocks_requests() {
     let (mut client, mut out) = (Grpc::new(1), Vec::new());
     let value = vec![b'v'; 30_000];
-    assert_eq!(ask(&mut client, Operation::Set, &value, &mut out), Admission::Sent);
-    assert_eq!(ask(&mut client, Operation::Set, &value, &mut out), Admission::Sent);
-    assert_eq!(ask(&mut client, Operation::Set, &value, &mut out), Admission::Held);
+    assert_eq!(send(&mut client, Operation::Set, &value, &mut out), Admission::Sent);
+    assert_eq!(send(&mut client, Operation::Set, &value, &mut out), Admission::Sent);
+    assert_eq!(send(&mut client, Operation::Set, &value, &mut out), Admission::Blocked);
     let mut input = Vec::new();
     put_frame(&mut input, WINDOW_UPDATE, 0, 0, &40_000_u32.to_be_bytes());
-    told(&mut client, &input);
-    assert_eq!(ask(&mut client, Operation::Set, &value, &mut out), Admission::Sent);
+    receive(&mut client, &input);
+    assert_eq!(send(&mut client, Operation::Set, &value, &mut out), Admission::Sent);
     let one_stream = [0, 3, 0, 0, 0, 3];
     let mut input = Vec::new();
     put_frame(&mut input, SETTINGS, 0, 0, &one_stream);
-    let (_, out) = told(&mut client, &input);
+    let (_, out) = receive(&mut client, &input);
     assert_eq!(out, [0, 0, 0, SETTINGS, ACK, 0, 0, 0, 0]);
-    assert_eq!(ask(&mut client, Operation::Get, b"", &mut Vec::new()), Admission::Held);
+    assert_eq!(send(&mut client, Operation::Get, b"", &mut Vec::new()), Admission::Blocked);
 }
 
 #[test]
-fn pings_come_back_and_cut_frames_wait() {
+fn pings_are_acknowledged_and_incomplete_frames_wait() {
     let mut client = Grpc::new(1);
     let ping = [0, 0, 8, PING, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
     for cut in 0..ping.len() {
         assert_eq!(client.answers(&ping[..cut], &mut Vec::new(), &mut |_, _| ()).expect("no error"), 0);
     }
-    let (_, out) = told(&mut client, &ping);
+    let (_, out) = receive(&mut client, &ping);
     assert_eq!(out, [0, 0, 8, PING, ACK, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
-    assert!(client.answers(&[255; 9], &mut Vec::new(), &mut |_, _| ()).is_err(), "a frame without measure");
+    assert!(client.answers(&[255; 9], &mut Vec::new(), &mut |_, _| ()).is_err(), "a frame that is too long");
 }

@@ -1,22 +1,22 @@
-//! Headers of a call, and the status behind its answer (RFC 7541).
+//! HPACK (RFC 7541): encodes the headers of a call, and decodes the status in its trailers.
 
 use anyhow::{Context, Result, bail};
 
-/// First index of a connection's own table.
+/// First index of the dynamic table.
 const DYNAMIC: u8 = 62;
-/// `grpc-status` in Huffman's code.
+/// `grpc-status`, Huffman-coded.
 const STATUS_NAME: &[u8] = &[0x9a, 0xca, 0xc8, 0xb2, 0x12, 0x34, 0xda, 0x8f];
 /// `:method: POST`, `:scheme: http`.
 const METHOD_AND_SCHEME: &[u8] = &[0x83, 0x86];
 
-/// The calls.
+/// The methods that are called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Method {
     Put,
     Range,
 }
 
-/// A header, and as it goes out the first time: into the table, its name an index of the static table or in plain.
+/// A header field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Field {
     Path(Method),
@@ -26,6 +26,7 @@ enum Field {
 }
 
 impl Field {
+    /// Its encoding at first use: a literal that is added to the dynamic table, its name indexed or plain.
     const fn literal(self) -> &'static [u8] {
         match self {
             Self::Path(Method::Put) => b"\x44\x14/etcdserverpb.KV/Put",
@@ -37,10 +38,10 @@ impl Field {
     }
 }
 
-/// What the server's table holds of us, the oldest first.
+/// The fields in the dynamic table of our requests, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Headers {
-    told: Vec<Field>,
+    table: Vec<Field>,
 }
 
 impl Headers {
@@ -48,24 +49,24 @@ impl Headers {
     pub(super) fn put(&mut self, method: Method, out: &mut Vec<u8>) {
         out.extend_from_slice(METHOD_AND_SCHEME);
         for field in [Field::Path(method), Field::Authority, Field::ContentType, Field::Te] {
-            match self.told.iter().rev().position(|told| *told == field) {
+            match self.table.iter().rev().position(|known| *known == field) {
                 Some(newer) => out.push(0x80 | (DYNAMIC + newer as u8)),
                 None => {
                     out.extend_from_slice(field.literal());
-                    self.told.push(field);
+                    self.table.push(field);
                 }
             }
         }
     }
 }
 
-/// Why an answer is a refusal, from the headers behind it; `None` when it is none.
+/// Why a response is a refusal, from its trailers; `None` if it is not.
 pub(super) fn grpc_status(block: &[u8]) -> Result<Option<String>> {
     let mut rest = block;
     while let Some(&first) = rest.first() {
         if first & 0x80 != 0 {
             if integer(&mut rest, 7)? >= DYNAMIC.into() {
-                bail!("the server uses a table that it was forbidden");
+                bail!("the server uses a dynamic table although it is disabled");
             }
             continue;
         }
@@ -77,19 +78,19 @@ pub(super) fn grpc_status(block: &[u8]) -> Result<Option<String>> {
         let name = if index == 0 { string(&mut rest)? } else { &[] };
         let value = string(&mut rest)?;
         if name == STATUS_NAME || name == b"grpc-status" {
-            // In Huffman's code a lone zero is five zero bits, and ones behind them.
+            // Huffman-coded, `0` is five zero bits, padded with ones.
             let is_ok = value == b"0" || value == [0x07];
             return Ok((!is_ok).then(|| format!("grpc-status {}", String::from_utf8_lossy(value))));
         }
     }
-    bail!("an answer without a status")
+    bail!("a response without a status")
 }
 
-/// An integer behind a prefix of so many bits.
+/// An integer with a prefix of `bits` bits.
 fn integer(rest: &mut &[u8], bits: u32) -> Result<usize> {
     let mut take = || -> Result<u8> {
-        let (first, behind) = rest.split_first().context("headers are cut")?;
-        *rest = behind;
+        let (first, tail) = rest.split_first().context("headers are truncated")?;
+        *rest = tail;
         Ok(*first)
     };
     let mask = (1_u8 << bits) - 1;
@@ -104,13 +105,13 @@ fn integer(rest: &mut &[u8], bits: u32) -> Result<usize> {
             return Ok(number);
         }
     }
-    bail!("a number without measure in the headers")
+    bail!("an integer in the headers is too long")
 }
 
 fn string<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8]> {
     let length = integer(rest, 7)?;
-    let (string, behind) = rest.split_at_checked(length).context("headers are cut")?;
-    *rest = behind;
+    let (string, tail) = rest.split_at_checked(length).context("headers are truncated")?;
+    *rest = tail;
     Ok(string)
 }
 
@@ -119,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_calls_name_headers_by_their_place() {
+    fn later_calls_refer_to_headers_by_index() {
         let (mut headers, mut first, mut other, mut again) = (Headers::default(), Vec::new(), Vec::new(), Vec::new());
         headers.put(Method::Put, &mut first);
         assert!(first.windows(20).any(|window| window == b"/etcdserverpb.KV/Put"));
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_in_literals_are_right() {
+    fn literals_have_correct_lengths() {
         for field in
             [Field::Path(Method::Put), Field::Path(Method::Range), Field::Authority, Field::ContentType, Field::Te]
         {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_headers_are_errors() {
+    fn malformed_headers_are_errors() {
         for block in [&b""[..], b"\x88", b"\x00\x7fshort", b"\xbe", b"\x00\xff\xff\xff\xff\xff"] {
             assert!(grpc_status(block).is_err(), "{block:?}");
         }

@@ -1,24 +1,25 @@
-//! Which key the next request names: evenly, or as popular things are.
+//! Key distributions of the load: uniform or zipfian.
 //!
-//! Everything here is a function of its seed. Popular keys are scattered over the numbers, so that they do not lie in one shard.
+//! Everything here is a function of its seed. Popular keys are scattered over the key space, so that they do
+//! not fall into one shard.
 
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// Skew of the zipfian choice, as YCSB has it.
+/// Skew of the zipfian distribution, as in YCSB.
 const THETA: f64 = 0.99;
 /// Bytes of a key.
 pub(super) const KEY_BYTES: usize = 14;
-/// Most keys that a name of that length tells apart.
+/// Number of keys that names of this length can distinguish.
 pub(super) const KEYS_MAX: u64 = 100_000_000;
 
 /// How keys are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Popularity {
-    /// Each as often as any other.
+    /// All keys are equally likely.
     Uniform,
-    /// Few very often, most hardly ever (theta 0.99).
+    /// A few keys are very popular (theta 0.99).
     Zipfian,
 }
 
@@ -31,14 +32,14 @@ impl Popularity {
     }
 }
 
-/// The keys of a load.
+/// The distribution of keys of a load.
 #[derive(Debug, Clone)]
 pub(super) enum Keys {
-    /// Numbers below this.
+    /// Uniform over the numbers below this.
     Uniform(u64),
-    /// The same, by popularity.
+    /// Zipfian over the numbers below a limit.
     Zipfian(Zipf),
-    /// Some of them, evenly. Never empty.
+    /// Uniform over these keys. Never empty.
     Among(Vec<u64>),
 }
 
@@ -59,7 +60,8 @@ impl Keys {
     }
 }
 
-/// Ranks by the algorithm of Gray et al., "Quickly generating billion-record synthetic databases" (1994).
+/// Zipfian ranks by the algorithm of Gray et al., "Quickly generating billion-record synthetic databases"
+/// (1994).
 #[derive(Debug, Clone)]
 pub(super) struct Zipf {
     count: u64,
@@ -77,7 +79,7 @@ impl Zipf {
         Self { count, alpha: 1.0 / (1.0 - THETA), zeta: total, eta }
     }
 
-    /// The rank, 0 the most popular, for a fraction from 0 up to 1.
+    /// The rank (0 is the most popular) for a fraction in [0, 1).
     fn rank(&self, fraction: f64) -> u64 {
         let scaled = fraction * self.zeta;
         if scaled < 1.0 {
@@ -91,7 +93,7 @@ impl Zipf {
     }
 }
 
-/// The name of a key, without an allocation.
+/// The name of a key, without allocating.
 pub(super) fn name(number: u64) -> [u8; KEY_BYTES] {
     let mut name = *b"bench-00000000";
     let mut rest = number;
@@ -102,7 +104,7 @@ pub(super) fn name(number: u64) -> [u8; KEY_BYTES] {
     name
 }
 
-/// The finaliser of splitmix64: one number for each number.
+/// The finaliser of splitmix64, a bijection.
 fn scatter(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -110,7 +112,7 @@ fn scatter(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// splitmix64 (Steele et al., 2014): enough to pick keys, and free.
+/// splitmix64 (Steele et al., 2014): cheap, and good enough to pick keys.
 #[derive(Debug, Clone)]
 pub(super) struct Random(u64);
 
@@ -129,7 +131,7 @@ impl Random {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
-    /// From 0 up to 1.
+    /// A number in [0, 1).
     pub(super) fn fraction(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn popular_keys_come_as_often_as_the_law_says() {
+    fn zipfian_frequencies_follow_the_law() {
         let keys = 1_000;
         let counts = counts(&Keys::new(keys, Popularity::Zipfian));
         let zeta: f64 = (1..=keys).map(|rank| (rank as f64).powf(-THETA)).sum();
@@ -166,19 +168,19 @@ mod tests {
     }
 
     #[test]
-    fn uniform_keys_all_come_alike() {
+    fn uniform_keys_are_equally_frequent() {
         let counts = counts(&Keys::new(100, Popularity::Uniform));
         assert_eq!(counts.len(), 100);
         assert!(counts[0] < 2 * counts[99], "{} against {}", counts[0], counts[99]);
     }
 
     #[test]
-    fn popular_keys_are_not_neighbours() {
+    fn popular_keys_are_scattered() {
         assert!(scatter(0).abs_diff(scatter(1)) > 1_000_000 && scatter(1).abs_diff(scatter(2)) > 1_000_000);
     }
 
     #[test]
-    fn names_are_all_of_one_length() {
+    fn all_names_have_the_same_length() {
         assert_eq!(&name(0), b"bench-00000000");
         assert_eq!(&name(12_345_678), b"bench-12345678");
         assert_eq!(&name(KEYS_MAX - 1), b"bench-99999999");

@@ -1,7 +1,9 @@
-//! The closed loop: one thread, any number of connections, and on each of them a fixed number of requests in flight at any time.
+//! The closed load loop: one thread, any number of connections, and a fixed number of requests in flight on
+//! each.
 //!
-//! A new request goes out as soon as an answer is here, never in lockstep with others. All answers that one read brings are taken
-//! together, and what they let out leaves in one write. Nothing is allocated per request.
+//! A new request is sent as soon as a response arrives, never in lockstep with others. All responses of one
+//! read are processed together, and the requests that follow are sent in one write. Nothing is allocated per
+//! request.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -18,19 +20,19 @@ use super::{
     workload::{Operation, Values},
 };
 
-/// Longest time without any answer: longer than any of the servers takes to refuse by itself.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// Longest time between two looks at the clock.
+/// Longest time without any response: longer than the servers' own request deadlines.
+const RESPONSE_WITHIN: Duration = Duration::from_secs(10);
+/// Longest time between two ticks.
 const TICK: Duration = Duration::from_millis(5);
-/// Bytes of a connection's first buffer for answers, and its largest.
+/// Initial and maximum size of a connection's receive buffer, in bytes.
 const INPUT_BYTES: usize = 64 << 10;
 const INPUT_BYTES_MAX: usize = 32 << 20;
-/// Events taken at once.
+/// Events processed per poll.
 const EVENTS: usize = 1_024;
 
-/// Where the load goes, and how much of it is on the way.
+/// The connections of a load, and the requests in flight on each.
 #[derive(Debug)]
-pub(super) struct Lanes<'a> {
+pub(super) struct LoadOptions<'a> {
     /// One connection for each.
     pub(super) servers: &'a [SocketAddr],
     pub(super) wire: Wire,
@@ -39,32 +41,34 @@ pub(super) struct Lanes<'a> {
     pub(super) values: &'a Values,
 }
 
-/// Decides what is asked, and hears what came of it. Connections are numbered in the order of [`Lanes::servers`].
+/// Chooses requests and receives their results. Connections are numbered in the order of
+/// [`LoadOptions::servers`].
 pub(super) trait Driver {
-    /// All connections are open. Many take seconds.
+    /// Called when all connections are open, which can take seconds.
     fn begin(&mut self, _now: Instant) {}
-    /// What goes out next on a connection that has room for it.
+    /// The next request of a connection that has a free slot.
     fn next(&mut self, connection: usize, now: Instant) -> Next;
-    /// An answer came; with the reason when it is a refusal.
+    /// A response arrived, with the reason if it is a refusal.
     fn answered(&mut self, connection: usize, ticket: Ticket, now: Instant, refusal: Option<String>);
-    /// So many requests are given up, since nothing has come for [`ANSWER_WITHIN`]. An error ends the run as one.
+    /// `requests` requests are abandoned, because no response arrived for [`RESPONSE_WITHIN`]. An error fails
+    /// the run.
     fn lost(&mut self, requests: usize) -> Result<()> {
-        bail!("{requests} requests have no answer within {ANSWER_WITHIN:?}")
+        bail!("{requests} requests got no response within {RESPONSE_WITHIN:?}")
     }
-    /// Called often, whether or not answers come.
+    /// Called at least every [`TICK`].
     fn tick(&mut self, _now: Instant) -> Result<()> {
         Ok(())
     }
 }
 
-/// What goes out next.
+/// A driver's decision for a free slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// A request for this key.
+    /// Send a request for this key.
     Send(Operation, u64),
-    /// Nothing yet: ask again at the next tick.
+    /// Nothing yet: call again at the next tick.
     Wait,
-    /// Nothing any more.
+    /// No more requests.
     End,
 }
 
@@ -75,66 +79,66 @@ struct Connection {
     filled: usize,
     output: Vec<u8>,
     written: usize,
-    /// Requests that may go out now.
-    owed: usize,
-    /// The next request, which the server had no room for.
-    held: Option<(Operation, u64)>,
-    /// The driver had nothing yet.
-    waits: bool,
+    /// Requests that may be sent now.
+    free_slots: usize,
+    /// The next request, if the server's flow control blocked it.
+    blocked: Option<(Operation, u64)>,
+    /// The driver had no request yet.
+    is_waiting: bool,
     is_finished: bool,
     random: Random,
 }
 
-/// Runs until the driver has no more to ask and everything is answered.
-pub(super) fn drive(lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<()> {
+/// Runs until the driver has no more requests and all responses have arrived.
+pub(super) fn drive(options: &LoadOptions<'_>, driver: &mut dyn Driver) -> Result<()> {
     let mut poll = Poll::new()?;
-    let mut connections = (0..lanes.servers.len()).map(|i| connect(lanes, i)).collect::<Result<Vec<_>>>()?;
+    let mut connections = (0..options.servers.len()).map(|i| connect(options, i)).collect::<Result<Vec<_>>>()?;
     driver.begin(Instant::now());
     for (i, connection) in connections.iter_mut().enumerate() {
         poll.registry().register(&mut connection.stream, Token(i), Interest::READABLE | Interest::WRITABLE)?;
-        connection.send(i, lanes, driver)?;
+        connection.send(i, options, driver)?;
     }
     let (mut events, mut last) = (Events::with_capacity(EVENTS), Instant::now());
-    while !connections.iter().all(|connection| connection.is_finished && connection.owed == lanes.in_flight) {
+    while !connections.iter().all(|connection| connection.is_finished && connection.free_slots == options.in_flight) {
         match poll.poll(&mut events, Some(TICK)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             polled => polled?,
         }
         driver.tick(Instant::now())?;
-        for (i, connection) in connections.iter_mut().enumerate().filter(|(_, connection)| connection.waits) {
-            connection.send(i, lanes, driver)?;
+        for (i, connection) in connections.iter_mut().enumerate().filter(|(_, connection)| connection.is_waiting) {
+            connection.send(i, options, driver)?;
         }
         for event in &events {
             let Token(i) = event.token();
             let connection = &mut connections[i];
-            let took = connection.pump(i, lanes, driver).with_context(|| format!("{}", lanes.servers[i]))?;
-            if took == Took::Answers {
+            let received = connection.pump(i, options, driver).with_context(|| format!("{}", options.servers[i]))?;
+            if received == Received::Bytes {
                 last = Instant::now();
             }
         }
-        if last.elapsed() >= ANSWER_WITHIN {
-            driver.lost(connections.iter().map(|connection| lanes.in_flight - connection.owed).sum())?;
+        if last.elapsed() >= RESPONSE_WITHIN {
+            driver.lost(connections.iter().map(|connection| options.in_flight - connection.free_slots).sum())?;
             break;
         }
     }
     driver.tick(Instant::now())
 }
 
-fn connect(lanes: &Lanes<'_>, i: usize) -> Result<Connection> {
-    let server = lanes.servers[i];
+fn connect(options: &LoadOptions<'_>, i: usize) -> Result<Connection> {
+    let server = options.servers[i];
     let stream = TcpStream::connect(server).with_context(|| format!("cannot connect to {server}"))?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
     let mut connection = Connection {
         stream: mio::net::TcpStream::from_std(stream),
-        protocol: lanes.wire.open(lanes.values.length()),
+        protocol: options.wire.open(options.values.length()),
         input: vec![0; INPUT_BYTES],
         filled: 0,
         output: Vec::new(),
         written: 0,
-        owed: lanes.in_flight,
-        held: None,
-        waits: false,
+        free_slots: options.in_flight,
+        blocked: None,
+        is_waiting: false,
         is_finished: false,
         random: Random::new(i as u64),
     };
@@ -142,33 +146,33 @@ fn connect(lanes: &Lanes<'_>, i: usize) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Whether anything was heard.
+/// Whether anything was received.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Took {
+enum Received {
     Nothing,
-    Answers,
+    Bytes,
 }
 
 impl Connection {
-    /// Takes everything that arrived, and sends what may go out.
-    fn pump(&mut self, number: usize, lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<Took> {
-        let mut took = Took::Nothing;
+    /// Receives and processes everything that arrived, and sends new requests.
+    fn pump(&mut self, number: usize, options: &LoadOptions<'_>, driver: &mut dyn Driver) -> Result<Received> {
+        let mut received = Received::Nothing;
         loop {
             if self.filled == self.input.len() {
-                ensure!(self.filled < INPUT_BYTES_MAX, "an answer of more than {INPUT_BYTES_MAX} bytes");
+                ensure!(self.filled < INPUT_BYTES_MAX, "a response of more than {INPUT_BYTES_MAX} bytes");
                 self.input.resize(2 * self.filled, 0);
             }
             let room = self.input.len() - self.filled;
             match self.stream.read(&mut self.input[self.filled..]) {
                 Ok(0) => bail!("the server closed the connection"),
                 Ok(read) => {
-                    took = Took::Answers;
+                    received = Received::Bytes;
                     self.filled += read;
-                    self.take(number, driver)?;
-                    self.send(number, lanes, driver)?;
-                    // A socket that gave less than there was room for is empty: its next bytes are a new event.
+                    self.process(number, driver)?;
+                    self.send(number, options, driver)?;
+                    // A short read means that the socket is empty: further bytes raise a new event.
                     if read < room {
-                        return Ok(took);
+                        return Ok(received);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -176,14 +180,14 @@ impl Connection {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.send(number, lanes, driver)?;
-        Ok(took)
+        self.send(number, options, driver)?;
+        Ok(received)
     }
 
-    fn take(&mut self, number: usize, driver: &mut dyn Driver) -> Result<()> {
-        let (now, owed) = (Instant::now(), &mut self.owed);
+    fn process(&mut self, number: usize, driver: &mut dyn Driver) -> Result<()> {
+        let (now, free_slots) = (Instant::now(), &mut self.free_slots);
         let mut on_answer = |ticket, refusal| {
-            *owed += 1;
+            *free_slots += 1;
             driver.answered(number, ticket, now, refusal);
         };
         let used = self.protocol.answers(&self.input[..self.filled], &mut self.output, &mut on_answer)?;
@@ -192,15 +196,15 @@ impl Connection {
         Ok(())
     }
 
-    fn send(&mut self, number: usize, lanes: &Lanes<'_>, driver: &mut dyn Driver) -> Result<()> {
+    fn send(&mut self, number: usize, options: &LoadOptions<'_>, driver: &mut dyn Driver) -> Result<()> {
         let sent = Instant::now();
-        self.waits = false;
-        while self.owed > 0 && !self.is_finished {
-            let held = self.held.take().map(|(operation, key)| Next::Send(operation, key));
-            let (operation, key) = match held.unwrap_or_else(|| driver.next(number, sent)) {
+        self.is_waiting = false;
+        while self.free_slots > 0 && !self.is_finished {
+            let blocked = self.blocked.take().map(|(operation, key)| Next::Send(operation, key));
+            let (operation, key) = match blocked.unwrap_or_else(|| driver.next(number, sent)) {
                 Next::Send(operation, key) => (operation, key),
                 Next::Wait => {
-                    self.waits = true;
+                    self.is_waiting = true;
                     break;
                 }
                 Next::End => {
@@ -208,12 +212,12 @@ impl Connection {
                     break;
                 }
             };
-            let value = lanes.values.pick(&mut self.random);
+            let value = options.values.pick(&mut self.random);
             let request = Request { key: keys::name(key), value, ticket: Ticket { operation, sent } };
             match self.protocol.request(&request, &mut self.output) {
-                Admission::Sent => self.owed -= 1,
-                Admission::Held => {
-                    self.held = Some((operation, key));
+                Admission::Sent => self.free_slots -= 1,
+                Admission::Blocked => {
+                    self.blocked = Some((operation, key));
                     break;
                 }
             }

@@ -1,23 +1,24 @@
-//! Tests of the loop against a server of a few lines.
+//! Tests of the load loop against a minimal server.
 
 use std::{io::BufRead, net::TcpListener, thread};
 
 use super::*;
 
-/// Answers GETs in the Redis protocol, each only when `lag` others have come after it, or no more will come. Returns how many came.
+/// Responds to GETs in the Redis protocol, to each only after `lag` further requests. Returns the number of
+/// requests.
 fn serve(listener: &TcpListener, lag: usize) -> usize {
     let (stream, _) = listener.accept().expect("a connection");
     let (mut output, mut input) = (stream.try_clone().expect("a socket"), std::io::BufReader::new(stream));
-    let (mut came, mut line) = (0, String::new());
+    let (mut received, mut line) = (0, String::new());
     // A GET is five lines.
     while (0..5).all(|_| input.read_line(&mut line).is_ok_and(|bytes| bytes > 0)) {
-        came += 1;
-        if came > lag {
+        received += 1;
+        if received > lag {
             output.write_all(b"$1\r\nv\r\n").expect("an open connection");
         }
         line.clear();
     }
-    came
+    received
 }
 
 struct Hundred {
@@ -31,7 +32,7 @@ impl Driver for Hundred {
     fn next(&mut self, _: usize, _: Instant) -> Next {
         let Some(left) = self.left.checked_sub(1) else { return Next::End };
         self.left = left;
-        // Every tenth time the loop has to come back for it.
+        // Every tenth request is delayed until the next tick.
         self.waited = left.is_multiple_of(10) && !self.waited;
         if self.waited {
             self.left += 1;
@@ -47,23 +48,23 @@ impl Driver for Hundred {
 
     fn tick(&mut self, _: Instant) -> Result<()> {
         self.ticks += 1;
-        // The server holds answers back that the loop waits for: all others have come.
+        // The last three responses never arrive, so end the run when all others have.
         ensure!(self.answers.len() < 97, "enough");
         Ok(())
     }
 }
 
-/// A server that answers only when 3 more requests came starves a loop that sends in lockstep with fewer in flight, and one
-/// that waits for all answers before it sends again. It ends with 3 requests open.
+/// A server that responds only after 3 further requests starves a loop that waits for all responses before it
+/// sends again. The run ends with 3 requests in flight.
 #[test]
-fn a_new_request_goes_out_for_each_answer() {
+fn each_response_triggers_a_new_request() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let servers = [listener.local_addr().expect("a bound port")];
     let server = thread::spawn(move || serve(&listener, 3));
     let values = Values::new(1);
-    let lanes = Lanes { servers: &servers, wire: Wire::Redis, in_flight: 4, values: &values };
+    let options = LoadOptions { servers: &servers, wire: Wire::Redis, in_flight: 4, values: &values };
     let mut driver = Hundred { left: 100, answers: Vec::new(), ticks: 0, waited: false };
-    let end = drive(&lanes, &mut driver).expect_err("three are never answered");
+    let end = drive(&options, &mut driver).expect_err("three requests get no response");
     assert_eq!(end.to_string(), "enough");
     assert_eq!(driver.answers, vec![None; 97]);
     assert_eq!(server.join().expect("no panic"), 100);
@@ -75,8 +76,8 @@ fn a_closed_connection_is_an_error() {
     let servers = [listener.local_addr().expect("a bound port")];
     let server = thread::spawn(move || drop(listener.accept()));
     let values = Values::new(1);
-    let lanes = Lanes { servers: &servers, wire: Wire::Redis, in_flight: 1, values: &values };
+    let options = LoadOptions { servers: &servers, wire: Wire::Redis, in_flight: 1, values: &values };
     let mut driver = Hundred { left: 5, answers: Vec::new(), ticks: 0, waited: false };
-    assert!(drive(&lanes, &mut driver).is_err());
+    assert!(drive(&options, &mut driver).is_err());
     server.join().expect("no panic");
 }

@@ -1,4 +1,4 @@
-//! One row: a workload on a system for a while, and what it cost whom.
+//! One row: runs a workload on a system for a while, and measures latencies and resource usage.
 
 use std::{
     net::SocketAddr,
@@ -10,26 +10,26 @@ use hdrhistogram::Histogram;
 
 use super::{
     keys::{Keys, Random},
-    load::{Driver, Lanes, Next, drive},
+    load::{Driver, LoadOptions, Next, drive},
     processes::{Usage, machine_cpu},
     protocol::{Ticket, Wire},
     workload::{Operation, Values, Workload},
 };
 
-/// Longest latency that is told from longer ones, in microseconds.
+/// Longest latency that is recorded exactly, in microseconds.
 const LATENCY_US_MAX: u64 = 60_000_000;
-/// Connections while keys are filled in, and requests in flight on each.
+/// Connections while filling in keys, and requests in flight on each.
 const FILL_CONNECTIONS: usize = 6;
 const FILL_IN_FLIGHT: usize = 128;
 
-/// Whose servers they are.
+/// The kind of a system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     Flotilla,
     Etcd,
     Redis,
-    /// Somebody's, named by address.
-    Given,
+    /// Running servers named by their addresses.
+    External,
 }
 
 /// Servers that hold the same data.
@@ -38,70 +38,70 @@ pub(super) struct System {
     pub(super) family: Family,
     pub(super) name: String,
     pub(super) wire: Wire,
-    /// Where connections go, in turn.
+    /// Server addresses, used round-robin.
     pub(super) servers: Vec<SocketAddr>,
-    /// Of the servers' processes; empty when they are not known.
+    /// Process ids of the servers; empty if unknown.
     pub(super) pids: Vec<u32>,
 }
 
-/// How many requests are on the way, and on how many connections.
+/// The load: connections, and requests in flight on each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pressure {
+pub(super) struct Concurrency {
     pub(super) connections: usize,
     pub(super) in_flight: usize,
 }
 
-impl Pressure {
+impl Concurrency {
     pub(super) const fn requests(self) -> usize {
         self.connections * self.in_flight
     }
 
-    /// As many requests, each on a connection of its own.
+    /// The same number of requests, each on its own connection.
     pub(super) const fn unpipelined(self) -> Self {
         Self { connections: self.requests(), in_flight: 1 }
     }
 }
 
-/// For how long.
+/// Duration of a measurement.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Span {
+pub(super) struct Timing {
     /// Not measured.
     pub(super) warm_up: Duration,
     pub(super) time: Duration,
 }
 
-/// What came of it.
+/// The result of a measurement.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    /// Latencies in microseconds of answers that were no refusals.
+    /// Latencies in microseconds of responses other than refusals.
     pub(super) latencies: Histogram<u64>,
     pub(super) refused: u64,
     pub(super) first_refusal: Option<String>,
     pub(super) elapsed: Duration,
-    /// What each server's process used meanwhile; peaks are of its whole life. Empty when that is not known.
+    /// Usage of each server process during the measurement; peak memory since its start. Empty if unknown.
     pub(super) servers: Vec<Usage>,
-    /// Processor time of the load itself.
+    /// CPU time of the load generator.
     pub(super) load_cpu: Duration,
-    /// Processor time that the machine spent on anything else, the kernel's own threads included.
+    /// CPU time that the machine spent on everything else, including kernel threads.
     pub(super) others_cpu: Duration,
 }
 
-/// Runs a workload, and measures between warm-up and end.
+/// Runs a workload, and measures it after the warm-up.
 pub(super) fn measure(
     system: &System,
     (workload, keys): (Workload, &Keys),
-    pressure: Pressure,
-    span: Span,
+    concurrency: Concurrency,
+    timing: Timing,
     values: &Values,
 ) -> Result<Outcome> {
-    let servers: Vec<_> = system.servers.iter().copied().cycle().take(pressure.connections).collect();
-    let lanes = Lanes { servers: &servers, wire: system.wire, in_flight: pressure.in_flight, values };
-    let mut measured = Measured {
+    let servers: Vec<_> = system.servers.iter().copied().cycle().take(concurrency.connections).collect();
+    let options = LoadOptions { servers: &servers, wire: system.wire, in_flight: concurrency.in_flight, values };
+    let mut measured = Measurement {
         workload,
         keys,
         random: Random::new(0),
         pids: &system.pids,
-        span,
+        timing,
         begin: Instant::now(),
         before: None,
         after: None,
@@ -109,26 +109,26 @@ pub(super) fn measure(
         refused: 0,
         first_refusal: None,
     };
-    drive(&lanes, &mut measured).with_context(|| format!("{}, {}", system.name, workload.name()))?;
+    drive(&options, &mut measured).with_context(|| format!("{}, {}", system.name, workload.name()))?;
     measured.outcome()
 }
 
-/// Writes the keys below `keys` once.
+/// Writes each key below `keys` once.
 pub(super) fn fill(system: &System, keys: u64, values: &Values) -> Result<()> {
     let servers: Vec<_> = system.servers.iter().copied().cycle().take(FILL_CONNECTIONS).collect();
-    let lanes = Lanes { servers: &servers, wire: system.wire, in_flight: FILL_IN_FLIGHT, values };
-    let mut filling = Filling { next: 0, keys, refusal: None };
-    drive(&lanes, &mut filling).with_context(|| format!("cannot fill {}", system.name))?;
+    let options = LoadOptions { servers: &servers, wire: system.wire, in_flight: FILL_IN_FLIGHT, values };
+    let mut filling = Fill { next: 0, keys, refusal: None };
+    drive(&options, &mut filling).with_context(|| format!("cannot fill {}", system.name))?;
     filling.refusal.map_or(Ok(()), |refusal| Err(anyhow!("{} refuses a key: {refusal}", system.name)))
 }
 
-struct Filling {
+struct Fill {
     next: u64,
     keys: u64,
     refusal: Option<String>,
 }
 
-impl Driver for Filling {
+impl Driver for Fill {
     fn next(&mut self, _: usize, _: Instant) -> Next {
         let key = self.next;
         if key >= self.keys || self.refusal.is_some() {
@@ -143,7 +143,7 @@ impl Driver for Filling {
     }
 }
 
-/// The clock, the servers' usage and our own, at one moment.
+/// Time and resource usage at one moment.
 #[derive(Debug)]
 struct Sample {
     at: Instant,
@@ -152,13 +152,13 @@ struct Sample {
     machine: Duration,
 }
 
-struct Measured<'a> {
+struct Measurement<'a> {
     workload: Workload,
     keys: &'a Keys,
     random: Random,
     pids: &'a [u32],
-    span: Span,
-    /// Set anew when all connections are open.
+    timing: Timing,
+    /// End of the warm-up; set when all connections are open.
     begin: Instant,
     before: Option<Sample>,
     after: Option<Sample>,
@@ -167,9 +167,9 @@ struct Measured<'a> {
     first_refusal: Option<String>,
 }
 
-impl Measured<'_> {
+impl Measurement<'_> {
     fn end(&self) -> Instant {
-        self.begin + self.span.time
+        self.begin + self.timing.time
     }
 
     fn sample(&self, at: Instant) -> Sample {
@@ -179,8 +179,9 @@ impl Measured<'_> {
     }
 
     fn outcome(self) -> Result<Outcome> {
-        let (before, after) = (self.before.context("never begun")?, self.after.context("never ended")?);
-        ensure!(self.latencies.len() + self.refused > 0, "no answer at all");
+        let (before, after) =
+            (self.before.context("the warm-up did not end")?, self.after.context("the measurement did not end")?);
+        ensure!(self.latencies.len() + self.refused > 0, "no response at all");
         let used = |(before, after): (&Usage, &Usage)| Usage {
             cpu: after.cpu.saturating_sub(before.cpu),
             written_bytes: after.written_bytes.saturating_sub(before.written_bytes),
@@ -201,9 +202,9 @@ impl Measured<'_> {
     }
 }
 
-impl Driver for Measured<'_> {
+impl Driver for Measurement<'_> {
     fn begin(&mut self, now: Instant) {
-        self.begin = now + self.span.warm_up;
+        self.begin = now + self.timing.warm_up;
     }
 
     fn next(&mut self, _: usize, now: Instant) -> Next {
@@ -214,7 +215,7 @@ impl Driver for Measured<'_> {
     }
 
     fn answered(&mut self, _: usize, ticket: Ticket, now: Instant, refusal: Option<String>) {
-        // What counts lies between the samples, so that usage and answers belong together.
+        // Only responses between the two samples count, so that they match the usage.
         if self.before.is_none() || self.after.is_some() {
             return;
         }
@@ -228,7 +229,7 @@ impl Driver for Measured<'_> {
 
     fn lost(&mut self, requests: usize) -> Result<()> {
         self.refused += requests as u64;
-        self.first_refusal.get_or_insert_with(|| "no answer at all".to_owned());
+        self.first_refusal.get_or_insert_with(|| "no response".to_owned());
         Ok(())
     }
 
@@ -247,23 +248,23 @@ impl Driver for Measured<'_> {
 mod tests {
     use super::*;
 
-    fn answers(measured: &mut Measured<'_>, at: Instant, sent: Instant) {
+    fn answers(measured: &mut Measurement<'_>, at: Instant, sent: Instant) {
         let ticket = Ticket { operation: Operation::Get, sent };
         measured.answered(0, ticket, at, None);
         measured.answered(0, ticket, at, Some("no".to_owned()));
     }
 
     #[test]
-    fn only_answers_between_warm_up_and_end_count() {
+    fn only_responses_between_warm_up_and_end_count() {
         let (start, ms) = (Instant::now(), Duration::from_millis);
         let keys = Keys::Uniform(5);
-        let mut measured = Measured {
+        let mut measured = Measurement {
             workload: Workload::Get,
             keys: &keys,
             random: Random::new(0),
             pids: &[std::process::id()],
-            span: Span { warm_up: ms(10), time: ms(10) },
-            // Long over, were it not for the connections that took so long.
+            timing: Timing { warm_up: ms(10), time: ms(10) },
+            // In the past, but `begin` resets it when the connections are open.
             begin: start - ms(20),
             before: None,
             after: None,
@@ -277,7 +278,7 @@ mod tests {
             assert_eq!(measured.next(0, start + ms(at)) != Next::End, asks);
             answers(&mut measured, start + ms(at), start + ms(at - 2));
         }
-        measured.lost(3).expect("a row goes on");
+        measured.lost(3).expect("lost requests do not end a measurement");
         let outcome = measured.outcome().expect("a beginning and an end");
         assert_eq!((outcome.latencies.len(), outcome.refused), (2, 5));
         assert_eq!((outcome.elapsed, outcome.first_refusal.as_deref()), (ms(9), Some("no")));

@@ -1,4 +1,5 @@
-//! Other servers, started for comparison with the same promise: an acknowledged write is on the disk.
+//! Peers: etcd and Redis, started for comparison with the same guarantee, that acknowledged writes are on
+//! disk.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -16,23 +17,23 @@ use super::{
     workload::Values,
 };
 
-/// How long a peer may take to answer after its start.
+/// How long a peer may take to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const POLL_EVERY: Duration = Duration::from_millis(50);
 /// Members of an etcd cluster.
 pub(super) const ETCD_MEMBERS: usize = 3;
-/// How much etcd may keep before it refuses writes; it keeps every version of every key. Its own limit of 2 GiB is less than
-/// the largest runs write, and changes nothing else.
+/// Bytes that etcd may store before it refuses writes; it keeps every version of every key. Its default of 2
+/// GiB is less than the largest runs write; the quota affects nothing else.
 const ETCD_QUOTA_BYTES: u64 = 8 << 30;
 
-/// Processes of our own; they end when dropped.
+/// A peer's processes, killed on drop.
 pub(super) struct Peer {
     pub(super) system: System,
     children: Vec<Child>,
 }
 
 impl Peer {
-    /// A redis-server in `folder`, with every write fsynced before it is acknowledged.
+    /// Starts a redis-server in `folder` that fsyncs every write before it acknowledges it.
     pub(super) fn redis(folder: &Path) -> Result<Self> {
         let addr = free()?;
         let mut command = Command::new("redis-server");
@@ -46,19 +47,19 @@ impl Peer {
         Ok(peer)
     }
 
-    /// An etcd cluster in `folder`, with nothing changed from what it does by itself but its quota.
+    /// Starts an etcd cluster in `folder` with default settings except for the quota.
     pub(super) fn etcd(folder: &Path) -> Result<Self> {
         let addresses = || (0..ETCD_MEMBERS).map(|_| free()).collect::<Result<Vec<_>>>();
-        let (servers, between) = (addresses()?, addresses()?);
-        let named: Vec<_> = between.iter().enumerate().map(|(i, peer)| format!("e{i}=http://{peer}")).collect();
+        let (servers, peer_addrs) = (addresses()?, addresses()?);
+        let named: Vec<_> = peer_addrs.iter().enumerate().map(|(i, peer)| format!("e{i}=http://{peer}")).collect();
         let name = format!("etcd ×{ETCD_MEMBERS}");
         let mut peer = Self::new(System { family: Family::Etcd, name, wire: Wire::Grpc, servers, pids: Vec::new() });
-        for (i, between) in between.iter().enumerate() {
-            let (client, between) = (format!("http://{}", peer.system.servers[i]), format!("http://{between}"));
+        for (i, peer_addr) in peer_addrs.iter().enumerate() {
+            let (client, peer_url) = (format!("http://{}", peer.system.servers[i]), format!("http://{peer_addr}"));
             let mut command = Command::new("etcd");
             command.args(["--name", &format!("e{i}"), "--initial-cluster", &named.join(","), "--log-level", "error"]);
             command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-            command.args(["--listen-peer-urls", &between, "--initial-advertise-peer-urls", &between]);
+            command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
             command.arg("--quota-backend-bytes").arg(ETCD_QUOTA_BYTES.to_string());
             command.arg("--data-dir").arg(folder.join(format!("e{i}")));
             peer.start(command)?;
@@ -79,20 +80,20 @@ impl Peer {
         Ok(())
     }
 
-    /// Until each server has taken a write.
+    /// Waits until each server has accepted a write.
     fn wait(&self) -> Result<()> {
         let (start, values) = (Instant::now(), Values::new(1));
         for server in &self.system.servers {
             let only = System { servers: vec![*server], ..self.system.clone() };
             while let Err(error) = fill(&only, 1, &values) {
-                ensure!(start.elapsed() < READY_WITHIN, "{} does not answer: {error:#}", self.system.name);
+                ensure!(start.elapsed() < READY_WITHIN, "{} is not ready: {error:#}", self.system.name);
                 thread::sleep(POLL_EVERY);
             }
         }
         Ok(())
     }
 
-    /// Ends server `i` at once, as a crash does.
+    /// Kills server `i`, as a crash does.
     pub(super) fn kill(&mut self, i: usize) -> Result<()> {
         let child = self.children.get_mut(i).context("no such server")?;
         child.kill()?;
@@ -108,7 +109,7 @@ fn free() -> Result<SocketAddr> {
 impl Drop for Peer {
     fn drop(&mut self) {
         for child in &mut self.children {
-            // It may have ended by itself.
+            // It may have exited by itself.
             if child.kill().is_ok() {
                 let _ = child.wait();
             }

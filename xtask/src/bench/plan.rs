@@ -1,15 +1,16 @@
-//! Which rows a run has: everything about the point that goals name, less around it, all of it only when asked.
+//! The cases of a run: by default everything at the standard load and one parameter varied at a time; all
+//! with `--full`.
 
-use super::{keys::Popularity, measure::Pressure, protocol::Wire, workload::Workload};
+use super::{keys::Popularity, measure::Concurrency, protocol::Wire, workload::Workload};
 
-/// In flight on each connection where goals are stated.
+/// Requests in flight per connection at the standard load, where performance goals are stated.
 const STANDARD_IN_FLIGHT: usize = 32;
-/// Connections that an HTTP server here accepts, all servers together: beyond it they would measure refusals.
+/// HTTP connections at most: beyond it, servers would refuse connections.
 pub(super) const HTTP_CONNECTIONS_MAX: usize = 1_024;
 
-/// What was asked for.
+/// The selected parameters.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct Selection {
     pub(super) workloads: Vec<Workload>,
     pub(super) popularities: Vec<Popularity>,
     pub(super) keys: Vec<u64>,
@@ -19,104 +20,112 @@ pub(super) struct Wanted {
     pub(super) breadth: Breadth,
 }
 
-/// Whether requests share connections.
+/// Whether requests in flight share connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pipelining {
     On,
-    /// Each has one of its own.
+    /// Each request in flight has its own connection.
     Off,
 }
 
-/// How many of the combinations.
+/// Which combinations of parameters are measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Breadth {
-    /// One thing varied at a time.
-    Usual,
+    /// One parameter varied at a time.
+    OneAtATime,
     All,
 }
 
-/// Whether a system can be asked for what the asked node has, without regard to the others.
+/// Whether a system serves possibly stale reads from the contacted node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LocalReads {
     Offered,
     Refused,
 }
 
-/// One row.
+/// The parameters of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Case {
     pub(super) workload: Workload,
     pub(super) popularity: Popularity,
     pub(super) keys: u64,
-    pub(super) pressure: Pressure,
+    pub(super) concurrency: Concurrency,
     pub(super) pipelining: Pipelining,
 }
 
-impl Wanted {
-    /// The pressure at which goals are stated.
-    pub(super) fn standard(&self) -> Pressure {
+impl Selection {
+    /// The standard load, at which goals are stated.
+    pub(super) fn standard(&self) -> Concurrency {
         let in_flight = &self.in_flight;
         let standard = in_flight.iter().copied().find(|in_flight| *in_flight == STANDARD_IN_FLIGHT);
-        Pressure { connections: self.connections, in_flight: standard.or(in_flight.first().copied()).unwrap_or(1) }
+        Concurrency { connections: self.connections, in_flight: standard.or(in_flight.first().copied()).unwrap_or(1) }
     }
 
-    /// The rows for a system, those of one number of keys together.
+    /// The cases of a system, grouped by number of keys.
     pub(super) fn cases(&self, wire: Wire, local: LocalReads) -> Vec<Case> {
         let mut cases = Vec::new();
         for &keys in &self.keys {
             for &pipelining in &self.pipelining {
                 for &popularity in &self.popularities {
                     for &workload in &self.workloads {
-                        let pressures = self.pressures().into_iter();
-                        let case = |pressure| Case { workload, popularity, keys, pressure, pipelining };
-                        cases.extend(pressures.map(case).filter(|case| self.has(case)));
+                        let concurrencies = self.concurrencies().into_iter();
+                        let case = |concurrency| Case { workload, popularity, keys, concurrency, pipelining };
+                        cases.extend(concurrencies.map(case).filter(|case| self.has(case)));
                     }
                 }
             }
         }
         let offers = |case: &Case| case.workload != Workload::GetLocal || local == LocalReads::Offered;
         cases.retain(offers);
-        cases.into_iter().filter_map(|case| over(case, wire)).collect()
+        cases.into_iter().filter_map(|case| adapt(case, wire)).collect()
     }
 
-    fn pressures(&self) -> Vec<Pressure> {
-        let lone = Pressure { connections: 1, in_flight: 1 };
-        let swept = self.in_flight.iter().map(|&in_flight| Pressure { connections: self.connections, in_flight });
-        let mut pressures: Vec<_> = (self.in_flight.contains(&1)).then_some(lone).into_iter().chain(swept).collect();
-        pressures.dedup();
-        pressures
+    fn concurrencies(&self) -> Vec<Concurrency> {
+        let single = Concurrency { connections: 1, in_flight: 1 };
+        let swept = self.in_flight.iter().map(|&in_flight| Concurrency { connections: self.connections, in_flight });
+        let mut concurrencies = Vec::new();
+        if self.in_flight.contains(&1) {
+            concurrencies.push(single);
+        }
+        concurrencies.extend(swept);
+        concurrencies.dedup();
+        concurrencies
     }
 
-    /// Whether a row belongs to a run of this breadth: plain reads and writes everywhere, with anything else only one thing
-    /// unusual, and that at the standard pressure.
+    /// Whether a case belongs to a run of this breadth. By default, cases with default parameters run at
+    /// every load, and cases with one other parameter at the standard load.
     fn has(&self, case: &Case) -> bool {
-        let first = |unusual: bool| usize::from(unusual);
-        let unusual = first(self.popularities.first() != Some(&case.popularity))
-            + first(self.pipelining.first() != Some(&case.pipelining))
-            + first(self.keys.first() != Some(&case.keys))
-            + first(!matches!(case.workload, Workload::Set | Workload::Get));
-        // A lone request has nothing to be pipelined with.
-        let is_twin = case.pressure.in_flight == 1 && self.pipelining.first() != Some(&case.pipelining);
+        let deviations = [
+            self.popularities.first() != Some(&case.popularity),
+            self.pipelining.first() != Some(&case.pipelining),
+            self.keys.first() != Some(&case.keys),
+            !matches!(case.workload, Workload::Set | Workload::Get),
+        ];
+        let deviations = deviations.into_iter().filter(|deviates| *deviates).count();
+        // A single request per connection is the same with and without pipelining.
+        let is_duplicate = case.concurrency.in_flight == 1 && self.pipelining.first() != Some(&case.pipelining);
         match self.breadth {
-            Breadth::All => !is_twin,
-            Breadth::Usual => !is_twin && (unusual == 0 || unusual == 1 && case.pressure == self.standard()),
+            Breadth::All => !is_duplicate,
+            Breadth::OneAtATime => {
+                !is_duplicate && (deviations == 0 || deviations == 1 && case.concurrency == self.standard())
+            }
         }
     }
 }
 
-/// The row as a protocol can have it; `None` when it cannot.
-fn over(mut case: Case, wire: Wire) -> Option<Case> {
+/// The case adapted to a protocol; `None` if the protocol does not support it.
+fn adapt(mut case: Case, wire: Wire) -> Option<Case> {
     match (wire.pipelines(), case.pipelining) {
         (true, Pipelining::On) => Some(case),
         (true, Pipelining::Off) => {
-            case.pressure = case.pressure.unpipelined();
+            case.concurrency = case.concurrency.unpipelined();
             Some(case)
         }
-        // One row stands for both.
+        // Without pipelining both cases are the same.
         (false, Pipelining::Off) => None,
         (false, Pipelining::On) => {
-            case.pressure = case.pressure.unpipelined();
-            (case.pressure.connections <= HTTP_CONNECTIONS_MAX).then_some(case)
+            case.concurrency = case.concurrency.unpipelined();
+            (case.concurrency.connections <= HTTP_CONNECTIONS_MAX).then_some(case)
         }
     }
 }
@@ -125,8 +134,8 @@ fn over(mut case: Case, wire: Wire) -> Option<Case> {
 mod tests {
     use super::*;
 
-    fn wanted(breadth: Breadth) -> Wanted {
-        Wanted {
+    fn selection(breadth: Breadth) -> Selection {
+        Selection {
             workloads: vec![Workload::Set, Workload::Get, Workload::Half, Workload::GetLocal],
             popularities: vec![Popularity::Uniform, Popularity::Zipfian],
             keys: vec![100],
@@ -139,13 +148,14 @@ mod tests {
 
     fn at(cases: &[Case], workload: Workload) -> Vec<(usize, usize, Popularity, Pipelining)> {
         let of = cases.iter().filter(|case| case.workload == workload);
-        of.map(|case| (case.pressure.connections, case.pressure.in_flight, case.popularity, case.pipelining)).collect()
+        of.map(|case| (case.concurrency.connections, case.concurrency.in_flight, case.popularity, case.pipelining))
+            .collect()
     }
 
     #[test]
-    fn a_usual_run_varies_one_thing_at_a_time() {
+    fn default_run_varies_one_parameter_at_a_time() {
         use Popularity::{Uniform, Zipfian};
-        let cases = wanted(Breadth::Usual).cases(Wire::Grpc, LocalReads::Offered);
+        let cases = selection(Breadth::OneAtATime).cases(Wire::Grpc, LocalReads::Offered);
         let expected = [
             (1, 1, Uniform, Pipelining::On),
             (6, 1, Uniform, Pipelining::On),
@@ -160,17 +170,17 @@ mod tests {
     }
 
     #[test]
-    fn http_has_a_connection_for_each_request_and_not_too_many() {
-        let cases = wanted(Breadth::Usual).cases(Wire::Http, LocalReads::Refused);
+    fn http_uses_one_connection_per_request_up_to_a_limit() {
+        let cases = selection(Breadth::OneAtATime).cases(Wire::Http, LocalReads::Refused);
         let connections: Vec<_> = at(&cases, Workload::Set).iter().map(|case| (case.0, case.1)).collect();
         assert_eq!(connections, [(1, 1), (6, 1), (192, 1), (192, 1)]);
-        assert!(at(&cases, Workload::GetLocal).is_empty(), "nobody offers them");
+        assert!(at(&cases, Workload::GetLocal).is_empty(), "local reads are not offered");
     }
 
     #[test]
     fn a_full_run_has_all_combinations() {
-        let cases = wanted(Breadth::All).cases(Wire::Redis, LocalReads::Refused);
-        // Four pressures pipelined, two of them not, twice.
+        let cases = selection(Breadth::All).cases(Wire::Redis, LocalReads::Refused);
+        // Four concurrencies pipelined, two of them not, twice.
         assert_eq!(at(&cases, Workload::Half).len(), 12);
     }
 }

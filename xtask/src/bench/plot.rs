@@ -1,17 +1,17 @@
-//! Throughput against p99, as an SVG: a panel for each workload, a line for each system, a point for each step of the sweep.
+//! Throughput against p99, as an SVG: a panel per workload, a line per system, a point per step of the sweep.
 //!
-//! Both axes are logarithmic. It stands alone: no script, no font but the viewer's own.
+//! Both axes are logarithmic. The file is self-contained: no scripts, only the viewer's own font.
 
 use std::fmt::Write;
 
-/// A system's points: answers per second, and p99 in milliseconds; fewer requests in flight first.
+/// A system's points: responses per second, and p99 in milliseconds; by ascending requests in flight.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Line {
     pub(super) label: String,
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// What stands side by side.
+/// One diagram of the plot.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Panel {
     pub(super) title: String,
@@ -27,10 +27,10 @@ const BOTTOM: f64 = 60.0;
 /// Panels side by side.
 const COLUMNS: usize = 2;
 const LEGEND_LINE: f64 = 22.0;
-/// Told apart by most eyes (Okabe & Ito, 2008).
+/// Distinguishable for most colour-blind readers (Okabe & Ito, 2008).
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
-/// A logarithmic axis from one number to another, over a stretch of the picture.
+/// A logarithmic axis: maps the numbers `first..=last` to the pixels `from..=to`.
 #[derive(Debug, Clone, Copy)]
 struct Axis {
     first: f64,
@@ -40,7 +40,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// Holds all numbers, and some room at both ends.
+    /// An axis that contains all numbers, with some room at both ends.
     fn around(numbers: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (mut least, mut most) = (f64::INFINITY, 0.0_f64);
         for number in numbers.filter(|number| *number > 0.0) {
@@ -52,12 +52,12 @@ impl Axis {
         Self { first: least / 1.3, last: most * 1.3, from, to }
     }
 
-    fn place(self, number: f64) -> f64 {
+    fn position(self, number: f64) -> f64 {
         let share = (number.max(self.first) / self.first).ln() / (self.last / self.first).ln();
         self.from + share * (self.to - self.from)
     }
 
-    /// 1, 2 and 5 times powers of ten.
+    /// Ticks at 1, 2 and 5 times powers of ten.
     fn ticks(self) -> Vec<f64> {
         let decades = (self.first.log10().floor() as i32)..=(self.last.log10().ceil() as i32);
         let ticks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(decade)));
@@ -65,7 +65,7 @@ impl Axis {
     }
 }
 
-/// The whole picture. Writing to a string does not fail.
+/// The SVG file. Writing to a string does not fail.
 pub(super) fn svg(title: &str, panels: &[Panel]) -> String {
     let legend: Vec<&str> = labels(panels);
     let width = PANEL_WIDTH * panels.len().clamp(1, COLUMNS) as f64;
@@ -102,7 +102,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, legend: &[&str]) {
     let x = Axis::around(points().map(|point| point.0), LEFT, right);
     let y = Axis::around(points().map(|point| point.1), bottom, TOP);
     for tick in x.ticks() {
-        let at = x.place(tick);
+        let at = x.position(tick);
         let _ = writeln!(
             svg,
             "<line x1=\"{at:.1}\" y1=\"{TOP}\" x2=\"{at:.1}\" y2=\"{bottom}\" stroke=\"#ddd\"/><text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
@@ -111,7 +111,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, legend: &[&str]) {
         );
     }
     for tick in y.ticks() {
-        let at = y.place(tick);
+        let at = y.position(tick);
         let _ = writeln!(
             svg,
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
@@ -122,7 +122,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, legend: &[&str]) {
     }
     let _ = writeln!(
         svg,
-        "<rect x=\"{LEFT}\" y=\"{TOP}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"#444\"/><text x=\"{LEFT}\" y=\"50\" font-weight=\"bold\">{}</text><text x=\"{}\" y=\"{}\" text-anchor=\"middle\">answers per second</text><text transform=\"translate(20,{}) rotate(-90)\" text-anchor=\"middle\">p99, milliseconds</text>",
+        "<rect x=\"{LEFT}\" y=\"{TOP}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"#444\"/><text x=\"{LEFT}\" y=\"50\" font-weight=\"bold\">{}</text><text x=\"{}\" y=\"{}\" text-anchor=\"middle\">responses per second</text><text transform=\"translate(20,{}) rotate(-90)\" text-anchor=\"middle\">p99, milliseconds</text>",
         right - LEFT,
         bottom - TOP,
         escaped(&panel.title),
@@ -134,7 +134,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, legend: &[&str]) {
         let colour = COLOURS[legend.iter().position(|label| *label == line.label).unwrap_or(0) % COLOURS.len()];
         let mut path = String::new();
         for &(rate, p99) in &line.points {
-            let (at_x, at_y) = (x.place(rate), y.place(p99));
+            let (at_x, at_y) = (x.position(rate), y.position(p99));
             let _ = write!(path, "{at_x:.1},{at_y:.1} ");
             let _ = writeln!(svg, "<circle cx=\"{at_x:.1}\" cy=\"{at_y:.1}\" r=\"4\" fill=\"{colour}\"/>");
         }
@@ -142,7 +142,7 @@ fn draw_panel(svg: &mut String, panel: &Panel, legend: &[&str]) {
     }
 }
 
-/// All systems, in the order in which they come.
+/// The labels of all systems, in order of appearance.
 fn labels(panels: &[Panel]) -> Vec<&str> {
     let mut labels: Vec<&str> = Vec::new();
     for line in panels.iter().flat_map(|panel| &panel.lines) {
@@ -153,7 +153,7 @@ fn labels(panels: &[Panel]) -> Vec<&str> {
     labels
 }
 
-/// With a letter for thousands and millions.
+/// A number with `k` for thousands and `M` for millions.
 fn short(number: f64) -> String {
     if number >= 1e6 {
         format!("{}M", number / 1e6)
@@ -173,11 +173,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_times_as_much_is_as_far_everywhere() {
+    fn axes_are_logarithmic() {
         let axis = Axis::around([10.0, 1_000.0].into_iter(), 0.0, 100.0);
-        let (first, second) = (axis.place(100.0) - axis.place(10.0), axis.place(1_000.0) - axis.place(100.0));
+        let (first, second) =
+            (axis.position(100.0) - axis.position(10.0), axis.position(1_000.0) - axis.position(100.0));
         assert!((first - second).abs() < 1e-9 && first > 0.0);
-        assert!(axis.place(10.0) > 0.0 && axis.place(1_000.0) < 100.0, "there is room at both ends");
+        assert!(axis.position(10.0) > 0.0 && axis.position(1_000.0) < 100.0, "there is room at both ends");
         assert_eq!(axis.ticks(), [10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0]);
     }
 
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panel_without_points_is_drawn_all_the_same() {
+    fn a_panel_without_points_is_still_valid() {
         let svg = svg("", &[Panel { title: String::new(), lines: Vec::new() }]);
         assert!(!svg.contains("NaN") && svg.ends_with("</svg>\n"));
     }

@@ -1,10 +1,11 @@
-//! What the loop needs of a protocol: requests into one buffer, answers out of another, no sockets.
+//! The client side of a protocol as the load loop needs it: encodes requests into one buffer, decodes
+//! responses from another, no sockets.
 
 use std::time::Instant;
 
 use anyhow::Result;
 
-use super::{grpc::Grpc, keys::KEY_BYTES, resp::Resp, web::Web, workload::Operation};
+use super::{grpc::Grpc, http::Http, keys::KEY_BYTES, resp::Resp, workload::Operation};
 
 /// One request.
 #[derive(Debug)]
@@ -14,37 +15,38 @@ pub(super) struct Request<'a> {
     pub(super) ticket: Ticket,
 }
 
-/// What is remembered of a request until its answer.
+/// State kept for a request until its response.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ticket {
     pub(super) operation: Operation,
     pub(super) sent: Instant,
 }
 
-/// Whether a request could go out.
+/// Whether a request was accepted for sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
     Sent,
-    /// The server's flow control allows none now; a later answer may.
-    Held,
+    /// The server's flow control forbids it now; a later response may allow it.
+    Blocked,
 }
 
-/// Told of each answer; with the reason when it is a refusal.
+/// Called for each response, with the reason if it is a refusal.
 pub(super) type OnAnswer<'a> = &'a mut dyn FnMut(Ticket, Option<String>);
 
-/// One connection's side of a protocol.
+/// The client's state of one connection.
 pub(super) trait Protocol {
-    /// What goes out before the first request.
+    /// Appends what must be sent before the first request.
     fn begin(&mut self, _out: &mut Vec<u8>) {}
 
-    /// Appends a request.
+    /// Encodes a request, unless it is blocked.
     fn request(&mut self, request: &Request<'_>, out: &mut Vec<u8>) -> Admission;
 
-    /// Takes all whole answers from the front of `input`, and returns how many bytes they were. An error ends the run.
+    /// Decodes all complete responses at the start of `input`, and returns their length in bytes. An error
+    /// ends the run.
     fn answers(&mut self, input: &[u8], out: &mut Vec<u8>, on_answer: OnAnswer<'_>) -> Result<usize>;
 }
 
-/// Which one a server speaks.
+/// The protocol that a server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wire {
     Redis,
@@ -64,7 +66,7 @@ impl Wire {
     pub(super) fn open(self, value_bytes: usize) -> Box<dyn Protocol> {
         match self {
             Self::Redis => Box::new(Resp::default()),
-            Self::Http => Box::new(Web::default()),
+            Self::Http => Box::new(Http::default()),
             Self::Grpc => Box::new(Grpc::new(value_bytes)),
         }
     }
@@ -75,7 +77,7 @@ impl Wire {
     }
 }
 
-/// Appends a number in decimal, without an allocation.
+/// Appends a number in decimal, without allocating.
 pub(super) fn put_decimal(out: &mut Vec<u8>, number: usize) {
     let mut digits = [0; 20];
     let (mut first, mut rest) = (digits.len(), number);

@@ -1,4 +1,4 @@
-//! Rows of one run against each other.
+//! Comparisons between rows of one run.
 
 use super::{
     keys::Popularity,
@@ -8,10 +8,11 @@ use super::{
     workload::Workload,
 };
 
-/// The share of the most throughput at which latency is compared.
+/// The share of the maximum throughput at which latency is compared.
 const HALF: f64 = 0.5;
 
-/// Prints Flotilla against each peer, row by row, and what a system's sweep says of it.
+/// Prints Flotilla's rows relative to each peer's, latency at half of the maximum throughput, and the effect
+/// of more keys.
 pub(super) fn print(rows: &[Row]) {
     let mut against =
         table(&["FLOTILLA OVER", "WORKLOAD", "KEYS", "IN FLIGHT", "/ ETCD", "/ REDIS", "P50 / ETCD", "P99 / ETCD"]);
@@ -27,7 +28,7 @@ pub(super) fn print(rows: &[Row]) {
             row.protocol.to_owned(),
             row.case.workload.name().to_owned(),
             row.case.popularity.name().to_owned(),
-            row.pressure_name(),
+            row.concurrency_name(),
             ratio(etcd, |peer| row.per_second / peer.per_second),
             ratio(redis, |peer| row.per_second / peer.per_second),
             ratio(etcd, |peer| row.p50_us as f64 / peer.p50_us as f64),
@@ -36,13 +37,13 @@ pub(super) fn print(rows: &[Row]) {
     }
     if compared > 0 {
         println!(
-            "\nFlotilla against peers in the same row; a peer that is missing is a dash:\n\n{}",
+            "\nFlotilla relative to peers, row by row; a dash stands for a missing peer:\n\n{}",
             aligned(&mut against, 4)
         );
     }
     let lines: Vec<_> = rows.iter().filter_map(|row| at_half(rows, row)).collect();
     if !lines.is_empty() {
-        println!("\np99 at half of the own maximum, between the points of the sweep:");
+        println!("\np99 at half of each system's maximum throughput, interpolated between the points of the sweep:");
         lines.iter().for_each(|line| println!("  {line}"));
     }
     for line in rows.iter().filter_map(|row| fewer_keys(rows, row)) {
@@ -54,20 +55,20 @@ fn ratio(peer: Option<&Row>, of: impl Fn(&Row) -> f64) -> String {
     peer.map_or_else(|| "–".to_owned(), |peer| format!("{:.2}", of(peer)))
 }
 
-/// The same row of a peer. HTTP, which has no pipelining, is compared by requests in flight.
+/// The corresponding row of a peer. HTTP, which has no pipelining, is compared by total requests in flight.
 fn peer<'a>(rows: &'a [Row], own: &Row, family: Family) -> Option<&'a Row> {
     let same = |row: &&Row| {
         let (case, own) = (row.case, own.case);
         row.family == family
             && (case.workload, case.popularity, case.keys) == (own.workload, own.popularity, own.keys)
             && case.pipelining == own.pipelining
-            && case.pressure.requests() == own.pressure.requests()
-            && (case.pressure.connections == 1) == (own.pressure.connections == 1)
+            && case.concurrency.requests() == own.concurrency.requests()
+            && (case.concurrency.connections == 1) == (own.concurrency.connections == 1)
     };
     rows.iter().find(same)
 }
 
-/// The points of a plain sweep, as throughput and p99 in microseconds, fewer requests in flight first.
+/// The points of a sweep over requests in flight, in ascending order: throughput, and p99 in microseconds.
 pub(super) fn sweep(rows: &[Row], of: &Row) -> Vec<(f64, f64)> {
     let is_point = |row: &&Row| {
         let (case, own) = (row.case, of.case);
@@ -78,11 +79,11 @@ pub(super) fn sweep(rows: &[Row], of: &Row) -> Vec<(f64, f64)> {
             && case.pipelining == Pipelining::On
     };
     let mut points: Vec<_> = rows.iter().filter(is_point).collect();
-    points.sort_by_key(|row| row.pressure().requests());
+    points.sort_by_key(|row| row.concurrency().requests());
     points.iter().map(|row| (row.per_second, row.p99_us.max(1) as f64)).collect()
 }
 
-/// The first row of each sweep, so that each is looked at once.
+/// Whether a row is the first of its sweep, so that each sweep is reported once.
 pub(super) fn is_first(rows: &[Row], row: &Row) -> bool {
     let same = |other: &&Row| {
         (&other.system, other.protocol, other.case.workload, other.case.keys)
@@ -100,31 +101,35 @@ fn at_half(rows: &[Row], row: &Row) -> Option<String> {
     Some(format!("{} {} {workload}, {keys} keys: {:.2} ms", row.system, row.protocol, p99_us / 1_000.0))
 }
 
-/// The p99 where the sweep first reaches a share of its most throughput; `None` when it begins above that.
+/// The p99 where the sweep first reaches a share of its maximum throughput, by log-log interpolation; `None`
+/// if it starts above that.
 fn p99_at(points: &[(f64, f64)], share: f64) -> Option<f64> {
-    let wanted = share * points.iter().map(|(rate, _)| *rate).fold(0.0, f64::max);
-    let crosses = |pair: &&[(f64, f64)]| pair[0].0 <= wanted && wanted <= pair[1].0;
+    let target = share * points.iter().map(|(rate, _)| *rate).fold(0.0, f64::max);
+    let crosses = |pair: &&[(f64, f64)]| pair[0].0 <= target && target <= pair[1].0;
     let pair = points.windows(2).find(crosses)?;
     let ((x0, y0), (x1, y1)) = (pair[0], pair[1]);
-    let along = if x1 > x0 { (wanted / x0).ln() / (x1 / x0).ln() } else { 0.0 };
+    let along = if x1 > x0 { (target / x0).ln() / (x1 / x0).ln() } else { 0.0 };
     Some((y0.ln() + along * (y1 / y0).ln()).exp())
 }
 
-/// Against the row that differs only in having the fewest keys.
+/// Throughput relative to the row that differs only in having the fewest keys.
 fn fewer_keys(rows: &[Row], row: &Row) -> Option<String> {
     let same = |other: &&Row| {
         let (case, own) = (other.case, row.case);
         other.system == row.system
             && other.protocol == row.protocol
             && (case.workload, case.popularity) == (own.workload, own.popularity)
-            && (case.pressure, case.pipelining) == (own.pressure, own.pipelining)
+            && (case.concurrency, case.pipelining) == (own.concurrency, own.pipelining)
             && case.keys < own.keys
     };
     let fewest = rows.iter().filter(same).min_by_key(|other| other.case.keys)?;
     let (workload, keys) = (Workload::name(row.case.workload), row.case.keys);
     let share = row.per_second / fewest.per_second;
-    let (system, protocol, pressure) = (&row.system, row.protocol, row.pressure_name());
-    Some(format!("{system} {protocol} {workload} {pressure}: {keys} keys over {} keys: {share:.2}", fewest.case.keys))
+    let (system, protocol, concurrency) = (&row.system, row.protocol, row.concurrency_name());
+    Some(format!(
+        "{system} {protocol} {workload} {concurrency}: {keys} keys over {} keys: {share:.2}",
+        fewest.case.keys
+    ))
 }
 
 #[cfg(test)]
@@ -132,13 +137,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn p99_is_found_between_points() {
+    fn p99_is_interpolated_between_points() {
         let points = [(100.0, 1_000.0), (400.0, 4_000.0), (800.0, 9_000.0)];
         let at_half = p99_at(&points, 0.5).expect("between the points");
         assert!((at_half - 4_000.0).abs() < 1e-6);
         let at_quarter = p99_at(&points, 0.25).expect("between the points");
         assert!((at_quarter - 2_000.0).abs() < 1e-6, "{at_quarter}: half way on both logarithmic axes");
-        assert_eq!(p99_at(&points, 0.1), None, "below the first point nothing is known");
+        assert_eq!(p99_at(&points, 0.1), None, "nothing is known below the first point");
         assert_eq!(p99_at(&[], 0.5), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The figures, as they come, as tables and as JSON.
+//! The results: printed as they arrive, as tables, and as JSON.
 
 use std::{fmt::Write, thread};
 
@@ -8,13 +8,13 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::{
-    measure::{Family, Outcome, Pressure, System},
+    measure::{Concurrency, Family, Outcome, System},
     plan::Case,
     ratios,
     workload::Workload,
 };
 
-/// Digits of a latency that the JSON tells.
+/// Significant digits of latencies in the JSON's histograms.
 const HISTOGRAM_DIGITS: u8 = 1;
 const MIB: f64 = (1 << 20) as f64;
 const MILLION: f64 = 1e6;
@@ -28,7 +28,7 @@ pub(super) struct Report {
     seconds: f64,
 }
 
-/// One system, one workload. Latencies are in microseconds.
+/// The result of one case on one system. Latencies are in microseconds.
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     pub(super) system: String,
@@ -49,17 +49,18 @@ pub(super) struct Row {
     max_us: u64,
     refused: u64,
     first_refusal: Option<String>,
-    /// For a million answers, of each server process.
+    /// CPU seconds per million responses, of each server process.
     server_cpu_seconds_per_million: Vec<f64>,
-    /// The same of the load itself.
+    /// CPU seconds per million responses, of the load generator.
     load_cpu_seconds_per_million: f64,
-    /// Share of the machine's processors that went elsewhere: a row where this is much is worth little.
+    /// Share of the machine's CPU time that other processes used: a row with a large share is unreliable.
     others_percent: f64,
-    /// The most memory that each server process ever used until then.
+    /// Peak memory of each server process since its start.
     peak_bytes: Vec<u64>,
-    /// Bytes that all servers wrote to disks for each byte of a value; for rows that only write.
+    /// Write amplification: bytes that all servers wrote to disks per byte of a value; for rows that only
+    /// write.
     written_per_stored: Option<f64>,
-    /// Pairs of latency in microseconds and how many answers had it.
+    /// Pairs of a latency in microseconds and its number of responses.
     histogram: Vec<(u64, u64)>,
 }
 
@@ -69,7 +70,7 @@ impl Row {
         let per_million = |seconds: f64| seconds * MILLION / answers.max(1) as f64;
         let stored = answers as f64 * value_bytes as f64;
         let written: u64 = outcome.servers.iter().map(|server| server.written_bytes).sum();
-        let tells_writing = case.workload == Workload::Set && answers > 0 && !outcome.servers.is_empty();
+        let is_write_only = case.workload == Workload::Set && answers > 0 && !outcome.servers.is_empty();
         Self {
             system: system.name.clone(),
             family: system.family,
@@ -78,8 +79,8 @@ impl Row {
             workload: case.workload,
             keys: case.keys,
             popularity: case.popularity.name(),
-            connections: case.pressure.connections,
-            in_flight: case.pressure.in_flight,
+            connections: case.concurrency.connections,
+            in_flight: case.concurrency.in_flight,
             per_second: answers as f64 / outcome.elapsed.as_secs_f64(),
             p50_us: latencies.value_at_quantile(0.5),
             p99_us: latencies.value_at_quantile(0.99),
@@ -97,17 +98,17 @@ impl Row {
                 / outcome.elapsed.as_secs_f64()
                 / cores().max(1) as f64,
             peak_bytes: outcome.servers.iter().map(|server| server.peak_bytes).collect(),
-            written_per_stored: tells_writing.then(|| written as f64 / stored),
+            written_per_stored: is_write_only.then(|| written as f64 / stored),
             histogram: compact(latencies).unwrap_or_default(),
         }
     }
 
-    pub(super) const fn pressure(&self) -> Pressure {
-        self.case.pressure
+    pub(super) const fn concurrency(&self) -> Concurrency {
+        self.case.concurrency
     }
 
-    /// Connections × in flight, and whether that is one connection per request.
-    pub(super) fn pressure_name(&self) -> String {
+    /// Connections × requests in flight on each.
+    pub(super) fn concurrency_name(&self) -> String {
         format!("{} × {}", self.connections, self.in_flight)
     }
 
@@ -121,7 +122,7 @@ impl Row {
             self.protocol.to_owned(),
             self.workload.name().to_owned(),
             format!("{} {}", thousands(self.keys), &self.popularity[..4]),
-            self.pressure_name(),
+            self.concurrency_name(),
             thousands(self.per_second.round() as u64),
             milliseconds(self.p50_us),
             milliseconds(self.p99_us),
@@ -147,10 +148,10 @@ impl Report {
         Self { rows: Vec::new(), notes: Vec::new(), value_bytes, seconds }
     }
 
-    /// Adds a row, and shows it at once: a run takes a while.
+    /// Adds a row, and prints its throughput at once: a run takes a while.
     pub(super) fn add(&mut self, row: Row) {
-        let (pressure, rate) = (row.pressure_name(), thousands(row.per_second.round() as u64));
-        println!("{} {} {} {pressure}: {rate}/s", row.system, row.protocol, row.workload.name());
+        let (concurrency, rate) = (row.concurrency_name(), thousands(row.per_second.round() as u64));
+        println!("{} {} {} {concurrency}: {rate}/s", row.system, row.protocol, row.workload.name());
         self.rows.push(row);
     }
 
@@ -165,9 +166,9 @@ impl Report {
         }
         for row in self.rows.iter().filter(|row| row.refused > 0) {
             let why = row.first_refusal.as_deref().unwrap_or("");
-            let pressure = row.pressure_name();
+            let concurrency = row.concurrency_name();
             println!(
-                "refused by {}, {} {pressure}: {} times, first: {why}",
+                "refused by {}, {} {concurrency}: {} times, first: {why}",
                 row.system,
                 row.workload.name(),
                 row.refused
@@ -182,7 +183,9 @@ impl Report {
     fn print_rows(&self) {
         let (bytes, seconds, cores) = (self.value_bytes, self.seconds, cores());
         println!(
-            "\n{bytes}-byte values, {seconds} s per row; load and servers share {cores} cores. Latencies in milliseconds, CPU in seconds per million answers, OTHERS the processors' share that went elsewhere, memory in MiB, WRITTEN in bytes per byte of a value.\n"
+            "\n{bytes}-byte values, {seconds} s per row; load and servers share {cores} cores. Latencies in milliseconds, \
+             CPU in seconds per million responses, OTHERS is the CPU share of other processes, memory in MiB, \
+             WRITTEN in bytes per byte of a value.\n"
         );
         let mut table = table(&[
             "SYSTEM",
@@ -207,7 +210,7 @@ impl Report {
         println!("{}", aligned(&mut table, 4));
     }
 
-    /// One row a line.
+    /// The report as JSON, one row per line.
     pub(super) fn to_json(&self) -> Result<String> {
         let (value_bytes, seconds, cores) = (self.value_bytes, self.seconds, cores());
         let mut json = format!("{{\"cores\":{cores},\"value_bytes\":{value_bytes},\"seconds\":{seconds},\"rows\":[");
@@ -224,7 +227,7 @@ fn cores() -> usize {
     thread::available_parallelism().map_or(0, usize::from)
 }
 
-/// An empty table in the style of all of them.
+/// An empty table in the common style.
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
@@ -232,7 +235,7 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// The table as text, its columns from `first` on aligned as numbers are.
+/// The table as text, with its columns from `first` on right-aligned.
 pub(super) fn aligned(table: &mut Table, first: usize) -> String {
     for column in table.column_iter_mut().skip(first) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -244,7 +247,7 @@ fn milliseconds(us: u64) -> String {
     format!("{:.2}", us as f64 / 1_000.0)
 }
 
-/// With a comma between thousands.
+/// A number with thousands separators.
 pub(super) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
@@ -262,12 +265,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_are_told_apart() {
+    fn thousands_are_separated() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
     }
 
     #[test]
-    fn a_compact_histogram_loses_no_answer() {
+    fn a_compact_histogram_loses_no_response() {
         let mut latencies = Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds");
         for us in 1..10_000 {
             latencies.saturating_record(us);

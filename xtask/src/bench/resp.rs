@@ -1,4 +1,4 @@
-//! The least of a Redis client: pipelined requests, RESP2 answers.
+//! A minimal Redis client: pipelined requests, RESP2 replies.
 
 use std::collections::VecDeque;
 
@@ -10,13 +10,13 @@ use super::{
     workload::Operation,
 };
 
-/// Longest answer, in bytes. Values are ours, so this is only a guard.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Longest reply, in bytes: a safeguard, since the values are our own.
+const REPLY_BYTES_MAX: usize = 16 << 20;
 
 /// One connection.
 #[derive(Debug, Default)]
 pub(super) struct Resp {
-    waiting: VecDeque<Ticket>,
+    pending: VecDeque<Ticket>,
 }
 
 impl Protocol for Resp {
@@ -29,7 +29,7 @@ impl Protocol for Resp {
         if request.ticket.operation == Operation::Set {
             put_part(out, request.value);
         }
-        self.waiting.push_back(request.ticket);
+        self.pending.push_back(request.ticket);
         Admission::Sent
     }
 
@@ -37,7 +37,7 @@ impl Protocol for Resp {
         let mut used = 0;
         while let Some((length, refusal)) = answer(&input[used..])? {
             used += length;
-            on_answer(self.waiting.pop_front().context("an answer to nothing")?, refusal);
+            on_answer(self.pending.pop_front().context("a reply without a request")?, refusal);
         }
         Ok(used)
     }
@@ -52,8 +52,8 @@ fn put_part(out: &mut Vec<u8>, part: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The first answer's length, and why it is a refusal; `None` while it is not whole. Every key was filled in, so an
-/// absent one is a refusal too.
+/// The first reply's length, and the reason if it is a refusal; `None` while it is incomplete. Every key was
+/// filled in, so a missing one counts as a refusal.
 fn answer(input: &[u8]) -> Result<Option<(usize, Option<String>)>> {
     let Some(end) = input.iter().position(|&byte| byte == b'\n') else { return Ok(None) };
     let line = input[..end].strip_suffix(b"\r").unwrap_or(&input[..end]);
@@ -63,11 +63,11 @@ fn answer(input: &[u8]) -> Result<Option<(usize, Option<String>)>> {
         Some((b'$', b"-1")) => Ok(Some((end + 1, Some("no such key".to_owned())))),
         Some((b'$', length)) => {
             let length: usize = std::str::from_utf8(length)?.parse()?;
-            ensure!(length <= ANSWER_BYTES_MAX, "an answer of {length} bytes");
-            let whole = end + 1 + length + 2;
-            Ok((input.len() >= whole).then_some((whole, None)))
+            ensure!(length <= REPLY_BYTES_MAX, "a reply of {length} bytes");
+            let reply_end = end + 1 + length + 2;
+            Ok((input.len() >= reply_end).then_some((reply_end, None)))
         }
-        _ => bail!("unexpected answer {:?}", String::from_utf8_lossy(line)),
+        _ => bail!("unexpected reply {:?}", String::from_utf8_lossy(line)),
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::bench::keys;
 
-    fn asked(operations: &[Operation]) -> (Resp, Vec<u8>) {
+    fn client_with(operations: &[Operation]) -> (Resp, Vec<u8>) {
         let (mut client, mut out) = (Resp::default(), Vec::new());
         for &operation in operations {
             let ticket = Ticket { operation, sent: Instant::now() };
@@ -89,23 +89,23 @@ mod tests {
 
     #[test]
     fn requests_are_arrays_of_bulk_strings() {
-        let (_, out) = asked(&[Operation::Set, Operation::Get]);
+        let (_, out) = client_with(&[Operation::Set, Operation::Get]);
         let expected =
             "*3\r\n$3\r\nSET\r\n$14\r\nbench-00000001\r\n$1\r\nv\r\n*2\r\n$3\r\nGET\r\n$14\r\nbench-00000001\r\n";
         assert_eq!(String::from_utf8_lossy(&out), expected);
     }
 
     #[test]
-    fn answers_of_every_kind_are_told_apart_wherever_they_are_cut() {
+    fn replies_of_every_kind_are_recognised_wherever_the_input_is_split() {
         let input = b"+OK\r\n$3\r\na\nb\r\n$-1\r\n-ERR no\r\n:7\r\n";
         for cut in 0..=input.len() {
-            let (mut client, mut refusals) = (asked(&[Operation::Get; 5]).0, Vec::new());
+            let (mut client, mut refusals) = (client_with(&[Operation::Get; 5]).0, Vec::new());
             let mut on_answer = |_, refusal| refusals.push(refusal);
             let used = client.answers(&input[..cut], &mut Vec::new(), &mut on_answer).expect("sound answers");
             let rest = client.answers(&input[used..], &mut Vec::new(), &mut on_answer).expect("sound answers");
             assert_eq!(used + rest, input.len());
             assert_eq!(refusals, [None, None, Some("no such key".to_owned()), Some("ERR no".to_owned()), None]);
         }
-        assert!(asked(&[]).0.answers(b"+OK\r\n", &mut Vec::new(), &mut |_, _| ()).is_err(), "nobody asked");
+        assert!(client_with(&[]).0.answers(b"+OK\r\n", &mut Vec::new(), &mut |_, _| ()).is_err(), "no request");
     }
 }

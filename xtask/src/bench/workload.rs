@@ -1,22 +1,22 @@
-//! What is asked for, and how often what.
+//! Workloads: mixes of operations, and the values they write.
 
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::keys::Random;
 
-/// One request's kind.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
     /// Write a value.
     Set,
-    /// Read one, and miss nothing that was acknowledged before.
+    /// Read a value linearizably.
     Get,
-    /// Read what the asked node has.
+    /// Read the possibly stale value of the contacted node.
     GetLocal,
 }
 
-/// A mixture of them.
+/// A mix of operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Workload {
@@ -24,11 +24,12 @@ pub(super) enum Workload {
     Set,
     /// Strong reads only.
     Get,
-    /// As many strong reads as writes.
+    /// Half strong reads, half writes.
     Half,
-    /// 95 strong reads to 5 writes.
+    /// 95 % strong reads, 5 % writes.
     MostlyGet,
-    /// Reads of whatever the asked node has, where they are offered: etcd's serializable, Flotilla's eventual ones.
+    /// Possibly stale reads from the contacted node, where supported: etcd's serializable, Flotilla's
+    /// eventual reads.
     GetLocal,
 }
 
@@ -43,7 +44,7 @@ impl Workload {
         }
     }
 
-    /// Out of a hundred requests.
+    /// Writes in a hundred requests.
     const fn writes_percent(self) -> u64 {
         match self {
             Self::Set => 100,
@@ -64,14 +65,14 @@ impl Workload {
     }
 }
 
-/// Bytes that do not compress: some servers write compressed, and all should store the same.
+/// Incompressible values: some servers compress what they write, and all should store the same amount.
 #[derive(Debug)]
 pub(super) struct Values {
     bytes: Vec<u8>,
     length: usize,
 }
 
-/// How many values there are, each one byte further.
+/// Number of values, each starting one byte after the previous one.
 const VALUES: usize = 64 << 10;
 
 impl Values {
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mixtures_hold_their_shares() {
+    fn mixes_have_their_share_of_writes() {
         let mut random = Random::new(3);
         for (workload, expected) in [(Workload::Half, 5_000), (Workload::MostlyGet, 500), (Workload::Set, 10_000)] {
             let writes = (0..10_000).filter(|_| workload.draw(&mut random) == Operation::Set).count();
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn values_have_their_length_and_differ() {
+    fn values_have_the_requested_length_and_differ() {
         let (values, mut random) = (Values::new(256), Random::new(1));
         let first = values.pick(&mut random).to_vec();
         assert!(first.len() == 256 && first != values.pick(&mut random));

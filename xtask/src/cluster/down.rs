@@ -1,4 +1,4 @@
-//! `cluster-down`: stop all nodes, cleanly if they can.
+//! `cluster-down`: stops all nodes, cleanly if possible.
 
 use std::{
     fs, io,
@@ -12,13 +12,13 @@ use flotilla_local_cluster::{LAYOUT_FILE, Layout, Node, STOP_WITHIN, Signal};
 
 use super::{BINARY_FILE, Folder, POLL_EVERY};
 
-/// How long a killed process may take to be gone.
+/// How long a killed process may take to disappear.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
-/// What to do.
+/// Arguments of `cluster-down`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Remove the folder with all data and logs, too
+    /// Also remove the folder with all data and logs
     #[arg(long)]
     purge: bool,
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let dir = arguments.folder.path()?;
     let Some(layout) = Layout::load(&dir)? else {
-        println!("There is no cluster in {}.", dir.display());
+        println!("No cluster in {}.", dir.display());
         return Ok(());
     };
     stop(&layout)?;
@@ -38,26 +38,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Asks all running nodes to leave, and kills those that do not within [`STOP_WITHIN`].
+/// Stops all running nodes with SIGTERM, and kills those that do not exit within [`STOP_WITHIN`].
 pub(super) fn stop(layout: &Layout) -> Result<()> {
     let running: Vec<&Node> = layout.nodes.iter().filter(|node| node.is_running()).collect();
     for node in &running {
         println!("stopping {} (pid {})", node.name, node.pid);
-        // Both fail when it ended just now. A paused node must go on in order to leave.
+        // Both fail if it has just exited. A paused node must continue to be able to stop.
         let _ = Signal::Cont.send(node.pid);
         let _ = Signal::Term.send(node.pid);
     }
-    if !are_gone(&running, STOP_WITHIN) {
+    if !wait_gone(&running, STOP_WITHIN) {
         for node in running.iter().filter(|node| node.is_running()) {
             println!("killing {}, which did not stop within {} s", node.name, STOP_WITHIN.as_secs());
             let _ = Signal::Kill.send(node.pid);
         }
-        ensure!(are_gone(&running, GONE_WITHIN), "some nodes cannot be killed");
+        ensure!(wait_gone(&running, GONE_WITHIN), "some nodes cannot be killed");
     }
     Ok(())
 }
 
-/// Removes what a cluster has put into its folder, and the folder if nothing else is in it.
+/// Removes the cluster's files from its folder, and the folder if it is empty then.
 pub(super) fn purge(dir: &Path, layout: &Layout) -> Result<()> {
     for node in &layout.nodes {
         ensure!(node.data_dir.starts_with(dir), "{} is not in {}", node.data_dir.display(), dir.display());
@@ -67,11 +67,11 @@ pub(super) fn purge(dir: &Path, layout: &Layout) -> Result<()> {
     for file in [LAYOUT_FILE, BINARY_FILE] {
         ignore_missing(fs::remove_file(dir.join(file)))?;
     }
-    // Fails when there is something else in it, which then stays.
+    // Fails if the folder holds other files, which are kept.
     if fs::remove_dir(dir).is_ok() {
         println!("removed {}", dir.display());
     } else {
-        println!("removed all nodes from {}, which holds other files, too", dir.display());
+        println!("removed all nodes from {}, which also holds other files", dir.display());
     }
     Ok(())
 }
@@ -80,7 +80,7 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
-fn are_gone(nodes: &[&Node], within: Duration) -> bool {
+fn wait_gone(nodes: &[&Node], within: Duration) -> bool {
     let start = Instant::now();
     while nodes.iter().any(|node| node.is_running()) {
         if start.elapsed() > within {

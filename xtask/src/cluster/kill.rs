@@ -1,4 +1,4 @@
-//! `cluster-kill`: send one node a signal.
+//! `cluster-kill`: sends a signal to one node.
 
 use std::{
     thread,
@@ -10,15 +10,15 @@ use flotilla_local_cluster::Signal;
 
 use super::{Folder, POLL_EVERY, unknown};
 
-/// How long a killed process may take to be gone.
+/// How long a killed process may take to disappear.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Which node.
+/// Arguments of `cluster-kill`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The node's name, such as n2
     node: String,
-    /// KILL (a crash), TERM or INT (a clean leave), STOP and CONT (a pause)
+    /// KILL (a crash), TERM or INT (a clean stop), STOP and CONT (a pause)
     #[arg(long, default_value = "KILL", value_parser = parse)]
     signal: Signal,
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.signal == Signal::Kill {
         let start = Instant::now();
         while node.is_running() {
-            ensure!(start.elapsed() < GONE_WITHIN, "{} is still there", node.name);
+            ensure!(start.elapsed() < GONE_WITHIN, "{} is still running", node.name);
             thread::sleep(POLL_EVERY);
         }
     }

@@ -1,7 +1,8 @@
-//! `cluster-status`: what runs, who leads, and which shards are not well.
+//! `cluster-status`: running nodes, leaders, and unhealthy shards.
 //!
-//! Processes are known from their pids; all else is asked of every running node, because without a quorum they may not
-//! agree. A node's row is what it says of itself, or, while it does not answer, what another says of it.
+//! Processes are found by their pids; everything else is requested from every running node, because without a
+//! quorum they may disagree. A node's row shows what it reports about itself, or, if it does not respond,
+//! what another node reports.
 
 use anyhow::Result;
 use flotilla_api::{ClusterStatus, MetadataRole, NodeInfo};
@@ -10,14 +11,14 @@ use flotilla_local_cluster::{Node, is_ready, status};
 use super::{Folder, table};
 use crate::workspace;
 
-/// Where.
+/// Arguments of `cluster-status`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     folder: Folder,
 }
 
-/// What a running node answered.
+/// The response of a running node.
 struct Answer {
     ready: bool,
     status: Option<ClusterStatus>,
@@ -28,7 +29,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let answers = workspace::runtime()?.block_on(async {
         let mut answers = Vec::new();
         for node in &layout.nodes {
-            answers.push(if node.is_running() { Some(ask(node).await) } else { None });
+            answers.push(if node.is_running() { Some(query(node).await) } else { None });
         }
         answers
     });
@@ -41,7 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             None => "-",
             Some(Answer { ready: true, .. }) => "yes",
             Some(Answer { status: Some(_), .. }) => "no",
-            Some(Answer { status: None, .. }) => "no answer",
+            Some(Answer { status: None, .. }) => "no response",
         };
         let [seen, metadata, replicas, leads] = describe(source.and_then(|status| find(status, node)));
         let (name, process, ready) = (node.name.clone(), table::process(node), ready.to_owned());
@@ -49,22 +50,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         rows.add_row([name, process, ready, seen, metadata, replicas, leads, http, redis]);
     }
     println!("{}", rows.trim_fmt());
-    println!("\n{}", any.map_or_else(|| "No node answers.".to_owned(), summary));
+    println!("\n{}", any.map_or_else(|| "No node responds.".to_owned(), summary));
     Ok(())
 }
 
-async fn ask(node: &Node) -> Answer {
+async fn query(node: &Node) -> Answer {
     let url = node.http_url();
     Answer { ready: is_ready(&url).await, status: status(&url).await.ok() }
 }
 
-/// The node by its address and name; the last such, because one that lost its data comes back under a new id.
+/// The node by address and name: the one with the highest id, because a node that lost its data gets a new
+/// id.
 fn find<'a>(status: &'a ClusterStatus, node: &Node) -> Option<&'a NodeInfo> {
     let quic = node.quic.to_string();
     status.nodes.iter().filter(|info| info.name == node.name && info.quic == quic).max_by_key(|info| info.id)
 }
 
-/// What a node is seen as, its part in the metadata group, its replicas, and how many shards it leads.
+/// State and liveness of a node, its role in the metadata group, its replicas, and the number of shards it
+/// leads.
 fn describe(info: Option<&NodeInfo>) -> [String; 4] {
     let Some(info) = info else { return ["-"; 4].map(str::to_owned) };
     let metadata = match info.metadata_role {
@@ -79,20 +82,20 @@ fn describe(info: Option<&NodeInfo>) -> [String; 4] {
 
 fn summary(status: &ClusterStatus) -> String {
     let total = status.shards.len();
-    let unwell = |wanted: &dyn Fn(&flotilla_api::ShardInfo) -> bool| {
+    let ids_where = |is_match: &dyn Fn(&flotilla_api::ShardInfo) -> bool| {
         let ids: Vec<String> =
-            status.shards.iter().filter(|shard| wanted(shard)).map(|shard| shard.id.to_string()).collect();
+            status.shards.iter().filter(|shard| is_match(shard)).map(|shard| shard.id.to_string()).collect();
         ids.join(", ")
     };
     let mut lines =
         vec![format!("{total} shards; metadata group: {}.", if status.quorum { "quorum" } else { "NO QUORUM" })];
-    let headless = unwell(&|shard| shard.leader.is_none());
-    if !headless.is_empty() {
-        lines.push(format!("Without a leader: {headless}."));
+    let leaderless = ids_where(&|shard| shard.leader.is_none());
+    if !leaderless.is_empty() {
+        lines.push(format!("Without a leader: {leaderless}."));
     }
-    let thin = unwell(&|shard| shard.leader.is_some() && !shard.healthy);
-    if !thin.is_empty() {
-        lines.push(format!("Short of replicas: {thin}."));
+    let under_replicated = ids_where(&|shard| shard.leader.is_some() && !shard.healthy);
+    if !under_replicated.is_empty() {
+        lines.push(format!("Under-replicated: {under_replicated}."));
     }
     lines.extend(status.health.reasons.iter().cloned());
     lines.join("\n")
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_that_are_not_well_are_named() {
+    fn unhealthy_shards_are_listed() {
         let shard = |id, leader, healthy| {
             format!(
                 r#"{{"id": {id}, "collection": "default", "range": "", "leader": {leader}, "replicas": [],
@@ -121,13 +124,13 @@ mod tests {
             )
         };
         let shards = [shard(1, "1", true), shard(2, "null", false), shard(3, "1", false)].join(",");
-        let expected = "3 shards; metadata group: NO QUORUM.\nWithout a leader: s2.\nShort of replicas: s3.\n\
+        let expected = "3 shards; metadata group: NO QUORUM.\nWithout a leader: s2.\nUnder-replicated: s3.\n\
                         two of three nodes are down";
         assert_eq!(summary(&status_of(&shards, "")), expected);
     }
 
     #[test]
-    fn a_node_that_came_back_as_a_new_one_is_shown_as_the_new_one() {
+    fn a_node_that_rejoined_is_shown_under_its_new_id() {
         let node = |id, state| {
             format!(
                 r#"{{"id": {id}, "name": "n1", "quic": "127.0.0.1:7110", "http": "", "redis": "", "state": "{state}",

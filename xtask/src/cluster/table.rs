@@ -1,4 +1,4 @@
-//! The tables that `cluster-*` commands print: aligned, without lines, so that they are easy to cut.
+//! The tables that `cluster-*` commands print: aligned and without lines, so that they are easy to process.
 
 use comfy_table::{Table, presets::NOTHING};
 use flotilla_local_cluster::{Layout, Node};
@@ -10,7 +10,7 @@ pub(super) fn plain<const N: usize>(header: [&str; N]) -> Table {
     table
 }
 
-/// Names, processes and addresses.
+/// Prints names, processes, addresses and logs of all nodes.
 pub(super) fn nodes(layout: &Layout) {
     let mut table = plain(["NODE", "PROCESS", "QUIC", "HTTP", "REDIS", "LOG"]);
     for node in &layout.nodes {

@@ -1,4 +1,4 @@
-//! `cluster-up`: build, start what is not running, wait, and say how to use it.
+//! `cluster-up`: builds, starts the nodes that are not running, waits, and prints how to use the cluster.
 
 use std::{fs, path::Path};
 
@@ -8,13 +8,13 @@ use flotilla_local_cluster::{LAYOUT_FILE, Layout, Node, Ports};
 use super::{Fleet, Folder, down, table};
 use crate::workspace::{Profile, build_node};
 
-/// What to start.
+/// Arguments of `cluster-up`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// How many nodes a new cluster has
+    /// Number of nodes of a new cluster
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
     nodes: u16,
-    /// Node i listens from this port + 10·i: +0 QUIC, +1 HTTP, +2 Redis
+    /// Node i uses the ports from this one + 10·i on: +0 QUIC, +1 HTTP, +2 Redis
     #[arg(long, default_value_t = 7_100)]
     base_port: u16,
     #[command(flatten)]
@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// Stop and delete the cluster in the folder first
     #[arg(long)]
     fresh: bool,
-    /// Build without optimising, which is quicker
+    /// Build without optimisation, which is faster
     #[arg(long)]
     dev: bool,
 }
@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(layout) = &found
         && layout.nodes.iter().all(Node::is_running)
     {
-        println!("The cluster in {} is up already.\n", dir.display());
+        println!("The cluster in {} is already up.\n", dir.display());
         table::nodes(layout);
         return Ok(());
     }
@@ -68,13 +68,13 @@ fn plan(dir: &Path, arguments: &Arguments) -> Result<Layout> {
     ensure!(is_empty, "{} has no {LAYOUT_FILE} and is not empty: choose another --dir", dir.display());
     let node = |number| {
         let ports = Ports::fixed(arguments.base_port, number);
-        Ok(Node::new(dir, number, ports.context("--base-port is too high for so many nodes")?))
+        Ok(Node::new(dir, number, ports.context("--base-port is too high for this many nodes")?))
     };
     let nodes: Result<Vec<Node>> = (1..=usize::from(arguments.nodes)).map(node).collect();
     Ok(Layout { nodes: nodes? })
 }
 
-/// `dir` is what every further command needs in order to find the cluster.
+/// Prints example commands. `dir` is the `--dir` option that further commands need to find the cluster.
 fn usage(fleet: &Fleet, dir: &str) {
     let (Some(first), Some(last)) = (fleet.layout.nodes.first(), fleet.layout.nodes.last()) else { return };
     let (binary, second) = (fleet.binary.display(), fleet.layout.nodes.get(1).unwrap_or(first));
@@ -83,18 +83,18 @@ fn usage(fleet: &Fleet, dir: &str) {
 Any node serves everything. For example:
   curl -X PUT {first}/v1/kv/default/hello -d world
   curl {last}/v1/kv/default/hello
-  redis-cli -h {ip} -p {port} SET greeting hi
+  redis-cli -h {ip} -p {port} SET hello hi
   {binary} status --addr {first}
 
-Break it, and see that it goes on:
+Kill a node, and see that the cluster keeps serving:
   cargo xtask cluster-kill {name}{dir}
   cargo xtask cluster-status{dir}
   cargo xtask cluster-start {name}{dir}
   cargo xtask cluster-add{dir}
 
 When done:
-  cargo xtask cluster-down{dir}            # keeps the data; cluster-up goes on with it
-  cargo xtask cluster-down --purge{dir}    # and removes it",
+  cargo xtask cluster-down{dir}            # keeps the data; cluster-up continues with it
+  cargo xtask cluster-down --purge{dir}    # removes it",
         first = first.http_url(),
         last = last.http_url(),
         ip = last.redis.ip(),

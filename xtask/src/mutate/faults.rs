@@ -1,6 +1,8 @@
-//! The faults that are planted.
+//! The table of faults to plant.
 
-/// What should notice.
+use std::fmt;
+
+/// The tests that should detect a fault.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Runner {
     /// Simulated clusters.
@@ -9,7 +11,16 @@ pub(super) enum Runner {
     Tests(&'static str),
 }
 
-/// One mistake: a piece of text and what it becomes.
+impl fmt::Display for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Simulator => "simulator",
+            Self::Tests(package) => package,
+        })
+    }
+}
+
+/// One mistake: a literal text of a source file and its replacement.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) name: &'static str,
@@ -18,23 +29,24 @@ pub(super) struct Fault {
     pub(super) before: &'static str,
     pub(super) after: &'static str,
     pub(super) runner: Runner,
-    /// Where two mechanisms guard against the same thing, the other one goes too: file, text, what it becomes.
+    /// If two mechanisms prevent the same failure, the second one is disabled as well: file, text,
+    /// replacement.
     pub(super) also: Option<(&'static str, &'static str, &'static str)>,
 }
 
 pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "ack-before-fsync",
-        what: "messages that promise something leave before the log is written",
+        what: "messages that promise durability are sent before the log is written",
         file: "crates/consensus/src/group.rs",
-        before: "        if self.promised_in.is_some() {",
+        before: "        if self.unsynced_vote_round.is_some() {",
         after: "        round.sends.append(&mut round.after);\n        if false {",
         runner: Runner::Simulator,
         also: None,
     },
     Fault {
         name: "fsync-forgotten",
-        what: "a batch is reported durable and was never written",
+        what: "a batch is reported durable but was never written",
         file: "crates/replication/src/work/wal.rs",
         before: "            log.write(batch)?;",
         after: "            if sequence.0 % 64 != 7 {\n                log.write(batch)?;\n            }",
@@ -42,44 +54,44 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
-        name: "leader-speaks-early",
-        what: "a lone voter tells learners of a term that its disk does not know yet",
+        name: "term-sent-before-fsync",
+        what: "a lone voter sends learners a term that is not on its disk yet",
         file: "crates/consensus/src/group.rs",
-        before: "        if self.promised_in.is_some() {",
+        before: "        if self.unsynced_vote_round.is_some() {",
         after: "        if false {",
         runner: Runner::Tests("flotilla-consensus"),
         also: None,
     },
     Fault {
         name: "read-without-quorum",
-        what: "a leader answers strong reads without asking whether it still leads",
+        what: "a leader serves strong reads without confirming that it still leads",
         file: "crates/replication/src/core/requests.rs",
         before: "replica.read_rounds.push_back(ReadRound { context, started_ms: self.now_ms, reads });",
-        after: "let index = replica.handed_out;\n                replica.confirmed.push_back((index, reads));\n                let _ = context;\n                self.serve_confirmed(id, effects);",
+        after: "let index = replica.delivered;\n                replica.confirmed.push_back((index, reads));\n                let _ = context;\n                self.serve_confirmed(id, effects);",
         runner: Runner::Simulator,
         also: None,
     },
     Fault {
         name: "lease-without-quorum",
-        what: "a leader takes a lease when it asks, not when a quorum has answered",
+        what: "a leader takes a lease when it sends the request, not when a quorum has responded",
         file: "crates/consensus/src/group/lease.rs",
-        before: "        self.asked.push_back((context, now_ms));",
-        after: "        self.asked.push_back((context, now_ms));\n        self.dated_ms = Some(now_ms);",
+        before: "        self.pending_rounds.push_back((context, now_ms));",
+        after: "        self.pending_rounds.push_back((context, now_ms));\n        self.start_ms = Some(now_ms);",
         runner: Runner::Simulator,
         also: None,
     },
     Fault {
         name: "lease-outlives-transfer",
-        what: "a leader that tells another one to campaign goes on answering by lease",
+        what: "a leader that transfers leadership keeps serving reads under its lease",
         file: "crates/consensus/src/group/lease.rs",
-        before: "            self.earned.offer(self.node.raft.term);",
+        before: "            self.lease_state.start_transfer(self.node.raft.term);",
         after: "",
         runner: Runner::Simulator,
         also: None,
     },
     Fault {
         name: "lease-longer-than-promises",
-        what: "a leader counts on voters for as long as the longest election timeout",
+        what: "a leader's lease is as long as the longest election timeout, not the shortest",
         file: "crates/replication/src/config.rs",
         before: "(self.raft.election_ticks as u64).saturating_sub(1)",
         after: "(2 * self.raft.election_ticks as u64).saturating_sub(1)",
@@ -88,7 +100,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "restarted-node-votes-at-once",
-        what: "a restarted voter does not wait until what it may have promised is over",
+        what: "a restarted voter does not wait until its earlier promises have expired",
         file: "crates/consensus/src/multi.rs",
         before: "            Origin::Recovered => self.ticks,",
         after: "            Origin::Recovered => usize::MAX,",
@@ -96,8 +108,8 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
-        name: "clock-read-before-requests",
-        what: "a lease is judged by a clock that was read before the process was stopped",
+        name: "stale-clock-for-lease",
+        what: "a lease is checked against a clock that was read before the process was paused",
         file: "crates/replication/src/core/mod.rs",
         before: "        self.now_ms = now_ms;\n        while",
         after: "        let _ = now_ms;\n        while",
@@ -106,7 +118,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "vote-forgotten",
-        what: "a restart forgets whom a replica voted for",
+        what: "a replica's vote is lost in a restart",
         file: "crates/consensus/src/store.rs",
         before: "            hard_state: state.hard_state,",
         after: "            hard_state: flotilla_types::HardState { vote: ReplicaId::NONE, ..state.hard_state },",
@@ -115,7 +127,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "sessions-not-in-snapshot",
-        what: "what a checkpoint says of sessions is not restored",
+        what: "sessions are not restored from a checkpoint",
         file: "crates/kv/src/system.rs",
         before: "            sessions.restore(id, session(message)?);",
         after: "            let _ = (id, session(message)?);",
@@ -124,26 +136,26 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "retry-applied-twice",
-        what: "a command that was applied before is applied again",
+        what: "a retried command that was already applied is applied again",
         file: "crates/kv/src/machine.rs",
-        before: "                Verdict::Known(outcome) => return Ok(outcome),",
-        after: "                Verdict::Known(_) => {}",
+        before: "                Admission::Duplicate(outcome) => return Ok(outcome),",
+        after: "                Admission::Duplicate(_) => {}",
         runner: Runner::Simulator,
         also: None,
     },
     Fault {
         name: "rolled-back-replica-votes",
         what: "a node whose log went backwards keeps its replicas",
-        file: "crates/replication/src/core/greeting.rs",
+        file: "crates/replication/src/core/handshake.rs",
         before: "            self.destroy(id, effects);",
         after: "            let _ = id;",
         runner: Runner::Simulator,
         also: None,
     },
     Fault {
-        name: "nobody-waits-to-be-judged",
-        what: "a recovered replica votes before anybody said that its log is whole",
-        file: "crates/replication/src/core/greeting.rs",
+        name: "unverified-replica-votes",
+        what: "a recovered replica votes before its peers have verified its log",
+        file: "crates/replication/src/core/handshake.rs",
         before: "        let majority = |voters: &[ReplicaId]| {\n            voters.is_empty()",
         after: "        let majority = |voters: &[ReplicaId]| {\n            true || voters.is_empty()",
         runner: Runner::Simulator,
@@ -160,7 +172,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "truncated-before-checkpoint",
-        what: "entries go that the checkpoint does not cover yet",
+        what: "entries are truncated that the checkpoint does not cover yet",
         file: "crates/replication/src/core/checkpoints.rs",
         before: "let to = LogIndex(checkpoint.position.index.0.min(",
         after: "let to = LogIndex((checkpoint.position.index.0 + 1).min(",
@@ -169,34 +181,34 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "snapshot-before-objects",
-        what: "a snapshot is stepped before its objects are here",
+        what: "a snapshot is stepped before its objects have arrived",
         file: "crates/replication/src/core/checkpoints.rs",
-        before: "replica.parked = Some(Parked { message, complete: false });",
-        after: "replica.parked = Some(Parked { message, complete: true });",
+        before: "replica.pending_snapshot = Some(PendingSnapshot { message, complete: false });",
+        after: "replica.pending_snapshot = Some(PendingSnapshot { message, complete: true });",
         runner: Runner::Simulator,
         also: None,
     },
     Fault {
         name: "stale-epoch-accepted",
-        what: "the metadata group takes an older report of a shard",
+        what: "the metadata group accepts a stale report of a shard",
         file: "crates/meta/src/apply/shards.rs",
-        before: "        if back || reported.epoch == known {",
+        before: "        if regressed || reported.epoch == known {",
         after: "        if reported.epoch == known {",
         runner: Runner::Tests("flotilla-meta"),
         also: None,
     },
     Fault {
         name: "stale-metadata-accepted",
-        what: "a node takes older metadata for newer",
-        file: "crates/control/src/core/known.rs",
+        what: "a node accepts stale metadata",
+        file: "crates/control/src/core/cluster_view.rs",
         before: "        meta.version() > self.meta.version()",
         after: "        meta.version() != self.meta.version()",
         runner: Runner::Simulator,
         also: None,
     },
     Fault {
-        name: "entries-never-shown",
-        what: "raft-rs adds entries to an empty append for another position, and nobody drops it",
+        name: "foreign-entries-in-append",
+        what: "raft-rs adds entries to an empty append for another position, and the message is not dropped",
         file: "crates/consensus/src/convert.rs",
         before: "kind == MessageKind::Append && first.index != message.index + 1",
         after: "false && kind == MessageKind::Append && first.index != message.index + 1",
@@ -204,9 +216,9 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
-        name: "wrong-clock-dates-entries",
-        what: "a leader whose clock jumped ahead goes on dating entries, and gateways do not believe the shard",
-        file: "crates/replication/src/core/greeting.rs",
+        name: "wrong-clock-timestamps-entries",
+        what: "a leader whose clock jumped ahead keeps timestamping entries, and gateways trust their own clocks",
+        file: "crates/replication/src/core/handshake.rs",
         before: "        2 * behind > peers",
         after: "        2 * behind > peers && behind > 99",
         runner: Runner::Simulator,
@@ -214,7 +226,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "absent-replica-votes",
-        what: "a learner that never answered becomes a voter while the log is short",
+        what: "a learner that never responded becomes a voter while the log is short",
         file: "crates/control/src/core/step.rs",
         before: "                && follower.matched > LogIndex(0)",
         after: "                && follower.matched >= LogIndex(0)",
@@ -222,26 +234,26 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
-        name: "removed-replica-taken-back",
-        what: "a leader changes its shard by metadata that is older than the shard's configuration",
+        name: "removed-replica-readded",
+        what: "a leader changes its shard according to metadata older than the shard's configuration",
         file: "crates/control/src/core/shards_led.rs",
-        before: "let must_wait = unknown &&",
-        after: "let must_wait = false && unknown &&",
+        before: "let must_wait = unreported &&",
+        after: "let must_wait = false && unreported &&",
         runner: Runner::Tests("flotilla-control"),
         also: None,
     },
     Fault {
-        name: "forgetting-forgotten",
-        what: "the next life of a node that rolled back does not know that it forgot something",
-        file: "crates/replication/src/core/greeting.rs",
-        before: "        effects.marks.push((self.node, remembered));",
+        name: "rollback-not-remembered",
+        what: "a node that rolled back does not remember after another restart that it lost entries",
+        file: "crates/replication/src/core/handshake.rs",
+        before: "        effects.peer_sequences.push((self.node, remembered));",
         after: "",
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
     Fault {
         name: "pins-not-counted",
-        what: "what one pull lets go of is deleted although another one waits for it",
+        what: "an object that one pull releases is deleted although another pull needs it",
         file: "crates/storage/src/pins.rs",
         before: "        *pins.get_mut() -= 1;",
         after: "        *pins.get_mut() = 0;",
@@ -250,7 +262,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "hash-not-checked",
-        what: "bytes offered as an object are not compared with its id",
+        what: "the bytes of an object are not checked against its id",
         file: "crates/objects/src/store.rs",
         before: "            return Err(ObjectError::Mismatch(id));",
         after: "",

@@ -1,6 +1,7 @@
-//! Judges a history in JSON lines and draws the part that fails.
+//! Checks a history in JSON lines and draws the witness.
 //!
-//! Only a history for which an order was found exits with 0: neither an unknown verdict nor an unreadable file is a pass.
+//! The exit code is 0 only when an order was found: neither an unknown verdict nor an unreadable file is a
+//! pass.
 
 use std::{
     error::Error,
@@ -15,18 +16,18 @@ use flotilla_checker::{Budget, Verdict, check, read_json_lines};
 
 const LINEARIZABLE: u8 = 0;
 const NOT_LINEARIZABLE: u8 = 1;
-/// Also what the command line's parser exits with.
+/// Also the exit code of the command-line parser.
 const UNKNOWN: u8 = 2;
 
-/// Judge whether a recorded history is linearizable
+/// Check whether a recorded history is linearizable
 #[derive(Parser)]
-#[command(after_help = "Exit codes: 0 linearizable; 1 not linearizable; 2 unknown because the bounds were reached, \
-                        or the history is unreadable or makes no sense")]
+#[command(after_help = "Exit codes: 0 linearizable; 1 not linearizable; 2 unknown because the budget was used up, \
+                        or the history is unreadable or invalid")]
 struct Arguments {
     /// The history: one operation per line, as JSON; `-` is standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Operations to look at before giving up
+    /// Steps of the search before giving up
     #[arg(long, value_name = "N", default_value_t = Budget::default().steps)]
     steps: u64,
 }
@@ -34,7 +35,7 @@ struct Arguments {
 fn main() -> ExitCode {
     match judge(&Arguments::parse()) {
         Ok((text, code)) => {
-            // Whoever closed the pipe has read enough; the exit code still tells.
+            // A closed pipe is not an error; the exit code still has the verdict.
             let _ = writeln!(io::stdout(), "{text}");
             ExitCode::from(code)
         }
@@ -58,6 +59,6 @@ fn judge(arguments: &Arguments) -> Result<(String, u8), Box<dyn Error>> {
         Verdict::NotLinearizable(witness) => {
             (format!("not linearizable: {judged} operations\n\n{witness}"), NOT_LINEARIZABLE)
         }
-        Verdict::Unknown => (format!("unknown: the bounds were reached with {judged} operations"), UNKNOWN),
+        Verdict::Unknown => (format!("unknown: the budget was used up with {judged} operations"), UNKNOWN),
     })
 }

@@ -1,4 +1,5 @@
-//! One line: a flat record whose fields depend on the operation, and its way to and from an [`Operation`].
+//! One line: a flat record whose fields depend on the operation, and its conversion to and from an
+//! [`Operation`].
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use crate::{
     operation::{Condition, Kind, Operation, Outcome, Write},
 };
 
-/// An operation as it stands in a file.
+/// An operation as stored in a file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Line {
@@ -51,7 +52,7 @@ enum Name {
     Batch,
 }
 
-/// Bytes: text when they are UTF-8.
+/// Bytes: plain text when they are UTF-8.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Text {
@@ -104,7 +105,7 @@ enum OutcomeLine {
     Number(i64),
 }
 
-/// Tells a field that is `null` from one that is absent.
+/// Distinguishes a field that is `null` from one that is absent.
 fn nullable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Text>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
@@ -125,7 +126,7 @@ impl Text {
     }
 }
 
-/// Takes a field that must be there.
+/// Takes a required field.
 fn take<T>(field: &mut Option<T>, name: &'static str) -> Result<T, Problem> {
     field.take().ok_or(Problem::Missing(name))
 }

@@ -1,7 +1,7 @@
 //! Histories as JSON lines: one operation per line. The README has the format.
 //!
-//! Readers refuse fields that they do not know and fields that the operation has no use for: a misspelt condition would
-//! otherwise be a weaker one. Empty lines are skipped. Nothing a file can hold panics.
+//! The reader rejects unknown fields and fields that the operation does not have: a misspelt condition would
+//! otherwise be ignored. Empty lines are skipped. No content of a file causes a panic.
 
 mod line;
 
@@ -39,7 +39,7 @@ pub enum ReadError {
         #[source]
         source: serde_json::Error,
     },
-    /// A line is not what such an operation looks like.
+    /// A line is not a valid operation.
     #[error("line {line}: {problem}")]
     Operation {
         /// Which one.
@@ -52,26 +52,26 @@ pub enum ReadError {
 /// What is wrong with an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// It needs a field that it does not have.
+    /// A required field is missing.
     #[error("the field `{0}` is missing")]
     Missing(&'static str),
-    /// It has a field that it has no use for.
-    #[error("the field `{0}` has no place in this operation")]
+    /// It has a field that the operation does not have.
+    #[error("this operation has no field `{0}`")]
     Misplaced(&'static str),
     /// Bytes that are not base64.
     #[error("the field `{0}` is not base64")]
     NotBase64(&'static str),
     /// A batch may only put, delete, add and append.
-    #[error("a batch cannot have this operation in it")]
+    #[error("a batch cannot contain this operation")]
     NotAWrite,
-    /// The outcome is not one that such an operation has.
+    /// The operation cannot have this outcome.
     #[error("the outcome does not fit the operation")]
     Outcome,
     /// It returns before it is invoked.
     #[error("`ret` is before `call`")]
     ReturnsBeforeCall,
-    /// It has an outcome and no time of return.
-    #[error("the outcome is known and `ret` is missing")]
+    /// It has an outcome but no time of return.
+    #[error("the outcome is known but `ret` is missing")]
     NeverReturns,
 }
 
@@ -85,7 +85,7 @@ pub fn read_json_lines(mut source: impl BufRead) -> Result<Vec<Operation>, ReadE
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
-        // One more for the end of line, and one to tell a line that is just long enough from one that is too long.
+        // One byte more for the end of line, and one to detect a line that is too long.
         let mut limited = io::Read::take(&mut source, LINE_BYTES_MAX as u64 + 2);
         let read = limited.read_until(b'\n', &mut bytes).map_err(|source| ReadError::Io { line, source })?;
         if read == 0 {
@@ -104,7 +104,8 @@ pub fn read_json_lines(mut source: impl BufRead) -> Result<Vec<Operation>, ReadE
     Ok(operations)
 }
 
-/// Writes a history as JSON lines, which [`read_json_lines`] reads as the same history if its operations make sense.
+/// Writes a history as JSON lines, which [`read_json_lines`] reads as the same history if its operations are
+/// valid.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Verdicts agree with those of the oracle, one for one.
+//! Compares verdicts with those of the oracle.
 
 use flotilla_checker::{Budget, Operation, Verdict, check};
 
@@ -20,10 +20,10 @@ fn shape(dice: &mut Dice, mix: Mix) -> Shape {
     }
 }
 
-/// Checks and compares; whether it was linearizable.
+/// Compares the verdicts and returns whether the history is linearizable.
 fn agrees(seed: u64, history: &[Operation]) -> bool {
     let expected = linearizable(history);
-    let verdict = check(history, &Budget::default()).expect("a history that makes sense");
+    let verdict = check(history, &Budget::default()).expect("a valid history");
     match verdict {
         Verdict::Linearizable => assert!(expected, "seed {seed}: missed {history:#?}"),
         Verdict::NotLinearizable(witness) => {
@@ -36,7 +36,7 @@ fn agrees(seed: u64, history: &[Operation]) -> bool {
 }
 
 #[test]
-fn verdicts_on_invented_histories_are_those_of_every_order() {
+fn verdicts_on_invented_histories_agree_with_the_oracle() {
     let (mut good, mut bad) = (0, 0);
     for seed in 0..12_000 {
         let mut dice = Dice::new(seed);
@@ -48,7 +48,7 @@ fn verdicts_on_invented_histories_are_those_of_every_order() {
 }
 
 #[test]
-fn verdicts_on_produced_and_then_changed_histories_are_those_of_every_order() {
+fn verdicts_on_produced_and_then_changed_histories_agree_with_the_oracle() {
     let (mut good, mut bad) = (0, 0);
     for seed in 0..12_000 {
         let mut dice = Dice::new(seed);

@@ -1,4 +1,4 @@
-//! One get of a good history is changed to what it cannot have found: the checker has to notice.
+//! Changes one get of a linearizable history to an impossible result, which the checker must detect.
 
 use bytes::Bytes;
 use flotilla_checker::{Budget, Kind, Operation, Outcome, Verdict, Write, check};
@@ -8,14 +8,14 @@ use crate::{
     oracle::linearizable,
 };
 
-/// Of so many mutations that are wrong, in percent.
+/// Share of the wrong mutations that must be detected, percent.
 const CAUGHT_PERCENT_MIN: usize = 99;
 
 #[derive(Debug, Default)]
 struct Tally {
     caught: usize,
     missed: usize,
-    /// The changed history is a good one too, as the oracle finds.
+    /// The changed history is linearizable too, according to the oracle.
     legal: usize,
 }
 
@@ -32,20 +32,20 @@ fn is_get(operation: &Operation) -> bool {
     matches!(operation.outcome, Outcome::Value(_))
 }
 
-/// Another value: one that is put somewhere in the history, nothing, or one that nobody wrote.
+/// Another value: one that is put somewhere in the history, absent, or one that was never written.
 fn other_value(dice: &mut Dice, history: &[Operation], at: usize) -> Outcome {
     let put = |operation: &Operation| match &operation.kind {
         Kind::Write { key, write: Write::Put(value) } if history[at].kind.keys().eq([key]) => Some(value.clone()),
         _ => None,
     };
     let mut values: Vec<Option<Bytes>> = history.iter().filter_map(put).map(Some).collect();
-    values.extend([None, Some("nobody wrote this".into())]);
+    values.extend([None, Some("never written".into())]);
     values.retain(|value| history[at].outcome != Outcome::Value(value.clone()));
     Outcome::Value(values.swap_remove(dice.below(values.len() as u64) as usize))
 }
 
 #[test]
-fn nearly_all_changed_gets_of_short_histories_are_caught_and_the_rest_are_legal() {
+fn nearly_all_changed_gets_of_short_histories_are_detected_or_legal() {
     let mut tally = Tally::default();
     for seed in 0..6_000 {
         let mut dice = Dice::new(seed);
@@ -55,7 +55,7 @@ fn nearly_all_changed_gets_of_short_histories_are_caught_and_the_rest_are_legal(
         for at in (0..history.len()).filter(|at| is_get(&history[*at])).collect::<Vec<_>>() {
             let wrong = other_value(&mut dice, &history, at);
             let right = std::mem::replace(&mut history[at].outcome, wrong);
-            match check(&history, &Budget::default()).expect("sense") {
+            match check(&history, &Budget::default()).expect("a valid history") {
                 Verdict::NotLinearizable(_) => tally.caught += 1,
                 Verdict::Linearizable if linearizable(&history) => tally.legal += 1,
                 Verdict::Linearizable | Verdict::Unknown => tally.missed += 1,
@@ -66,8 +66,8 @@ fn nearly_all_changed_gets_of_short_histories_are_caught_and_the_rest_are_legal(
     tally.assert("short", 5_000);
 }
 
-/// In a history of puts of different values it is plain what a get cannot have found: a value that was put after it, or one
-/// that an acknowledged put replaced before it began and after the value's own put had ended.
+/// Values that a get cannot have read, in a history of puts of distinct values: those put after it, and those
+/// that an acknowledged put replaced before the get began and after the value's own put had ended.
 fn cannot_be(history: &[Operation], get: &Operation) -> Vec<Bytes> {
     let ret = get.ret.expect("it returned");
     let puts: Vec<(&Operation, &Bytes)> = history
@@ -87,7 +87,7 @@ fn cannot_be(history: &[Operation], get: &Operation) -> Vec<Bytes> {
 }
 
 #[test]
-fn nearly_all_impossible_gets_of_long_histories_are_caught() {
+fn nearly_all_impossible_gets_of_long_histories_are_detected() {
     let mut tally = Tally::default();
     for seed in 0..40 {
         let mut dice = Dice::new(seed);
@@ -104,7 +104,7 @@ fn nearly_all_impossible_gets_of_long_histories_are_caught() {
             }
             let value = wrong.swap_remove(dice.below(wrong.len() as u64) as usize);
             let right = std::mem::replace(&mut history[at].outcome, Outcome::Value(Some(value)));
-            let caught = check(&history, &Budget::default()).expect("sense").witness().is_some();
+            let caught = check(&history, &Budget::default()).expect("a valid history").witness().is_some();
             *if caught { &mut tally.caught } else { &mut tally.missed } += 1;
             history[at].outcome = right;
         }

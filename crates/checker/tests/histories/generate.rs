@@ -1,4 +1,4 @@
-//! Random histories: ones that a store really produced, and ones that nobody did.
+//! Random histories: ones that a simulated store produced, and invented ones.
 
 use std::collections::BTreeMap;
 
@@ -28,20 +28,20 @@ impl Dice {
     }
 }
 
-/// What a random history is like.
+/// The parameters of a random history.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) operations: u64,
     pub(crate) clients: u64,
     pub(crate) keys: u64,
-    /// Different values put; 0: never the same twice.
+    /// Number of distinct values put; 0: every value is distinct.
     pub(crate) values: u64,
-    /// One in so many operations has an unknown outcome.
+    /// One in this many operations has an unknown outcome.
     pub(crate) unknown_one_in: u64,
     pub(crate) mix: Mix,
 }
 
-/// Which operations.
+/// The kinds of operations in a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mix {
     /// Gets and puts.
@@ -54,7 +54,7 @@ pub(crate) enum Mix {
     All,
 }
 
-/// Draws what to ask.
+/// Draws an operation.
 pub(crate) fn kind(dice: &mut Dice, shape: &Shape, number: u64) -> Kind {
     let key = |dice: &mut Dice| Bytes::from(format!("k{}", dice.below(shape.keys)));
     let value = |dice: &mut Dice| {
@@ -99,8 +99,8 @@ pub(crate) fn kind(dice: &mut Dice, shape: &Shape, number: u64) -> Kind {
     }
 }
 
-/// A history that a store produced: each operation took effect at one random moment between call and return, those of
-/// unknown outcome perhaps later or never. Times are unique.
+/// A history that a simulated store produced: each operation took effect at a random moment between call and
+/// return, those of unknown outcome possibly later or never. Times are unique.
 pub(crate) fn produced(dice: &mut Dice, shape: &Shape) -> Vec<Operation> {
     #[derive(Debug)]
     enum Stage {
@@ -111,7 +111,7 @@ pub(crate) fn produced(dice: &mut Dice, shape: &Shape) -> Vec<Operation> {
     let mut store = BTreeMap::new();
     let mut history: Vec<Operation> = Vec::new();
     let mut stages: Vec<Stage> = (0..shape.clients).map(|_| Stage::Idle).collect();
-    // Given up by their clients, not yet in effect.
+    // Abandoned by their clients, not yet in effect.
     let mut late: Vec<usize> = Vec::new();
     let mut now = 0;
     loop {
@@ -148,7 +148,7 @@ pub(crate) fn produced(dice: &mut Dice, shape: &Shape) -> Vec<Operation> {
     }
 }
 
-/// A history with outcomes out of thin air, and times that often coincide.
+/// A history with random outcomes, and times that often coincide.
 pub(crate) fn invented(dice: &mut Dice, shape: &Shape) -> Vec<Operation> {
     (0..shape.operations)
         .map(|number| {
@@ -161,7 +161,7 @@ pub(crate) fn invented(dice: &mut Dice, shape: &Shape) -> Vec<Operation> {
         .collect()
 }
 
-/// Some outcome that such an operation can have had.
+/// A random outcome that the operation can have.
 pub(crate) fn outcome(dice: &mut Dice, kind: &Kind) -> Outcome {
     let value = |dice: &mut Dice| (!dice.one_in(3)).then(|| Bytes::from(dice.below(3).to_string()));
     match kind {

@@ -1,17 +1,17 @@
-//! Histories that the literature argues about, redrawn with numbers for times. The verdict is the literature's.
+//! Histories from the literature, with numbers for times. The expected verdicts are those of the literature.
 
 use flotilla_checker::{Answer, Budget, Condition, Kind, Model, Operation, Outcome, Timed, Verdict, check, search};
 
 fn done(client: u64, call: u64, ret: u64, kind: Kind) -> Operation {
-    told(client, call, ret, kind, Outcome::Done)
+    returned(client, call, ret, kind, Outcome::Done)
 }
 
-fn told(client: u64, call: u64, ret: u64, kind: Kind, outcome: Outcome) -> Operation {
+fn returned(client: u64, call: u64, ret: u64, kind: Kind, outcome: Outcome) -> Operation {
     Operation { client, call, ret: Some(ret), kind, outcome }
 }
 
 fn found(client: u64, call: u64, ret: u64, key: &'static str, value: Option<&'static str>) -> Operation {
-    told(client, call, ret, Kind::get(key), Outcome::Value(value.map(Into::into)))
+    returned(client, call, ret, Kind::get(key), Outcome::Value(value.map(Into::into)))
 }
 
 fn lost(client: u64, call: u64, kind: Kind) -> Operation {
@@ -27,7 +27,7 @@ fn swap(from: &'static str, to: &'static str) -> Kind {
 }
 
 fn judge(history: &[Operation]) -> bool {
-    match check(history, &Budget::default()).expect("sense") {
+    match check(history, &Budget::default()).expect("a valid history") {
         Verdict::Unknown => panic!("a budget used up"),
         verdict => verdict.is_linearizable(),
     }
@@ -39,7 +39,7 @@ struct Queue;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Asked {
     Enqueue(char),
-    /// What it found; `None`: empty.
+    /// The item dequeued; `None`: the queue was empty.
     Dequeue(Option<char>),
 }
 use Asked::{Dequeue, Enqueue};
@@ -73,7 +73,7 @@ fn queue(history: &[(u64, Option<u64>, Asked)]) -> bool {
 
 /// Herlihy and Wing 1990, "Linearizability: a correctness condition for concurrent objects", after figure 1.
 #[test]
-fn the_queues_of_herlihy_and_wing_are_judged_as_they_say() {
+fn the_queue_histories_of_herlihy_and_wing_have_the_published_verdicts() {
     let (x, y) = (Dequeue(Some('x')), Dequeue(Some('y')));
     let both_at_once = [(0, Some(4), Enqueue('x')), (1, Some(5), Enqueue('y')), (6, Some(8), y), (7, Some(9), x)];
     assert!(queue(&both_at_once));
@@ -94,8 +94,8 @@ fn a_pending_enqueue_may_be_seen_once_or_never() {
     assert!(!queue(&[pending, (5, Some(6), Dequeue(Some('x'))), (7, Some(8), Dequeue(Some('x')))]));
 }
 
-/// Wing and Gong 1993, "Testing and verifying concurrent objects": what overlaps must be tried in every order, and what was
-/// tried in vain taken back.
+/// Wing and Gong 1993, "Testing and verifying concurrent objects": overlapping operations must be tried in
+/// every order, with backtracking.
 #[test]
 fn overlapping_enqueues_are_tried_in_every_order() {
     let enqueues = ['a', 'b', 'c', 'd'].map(|item| (0, Some(9), Enqueue(item)));
@@ -107,17 +107,18 @@ fn overlapping_enqueues_are_tried_in_every_order() {
     assert!(!queue(&[enqueues.as_slice(), &dequeues(['d', 'b', 'a', 'b'])].concat()));
 }
 
-/// Herlihy and Wing 1990, after figure 2: registers, of which one goes back to the value before.
+/// Herlihy and Wing 1990, after figure 2: a register that returns to its previous value.
 #[test]
 fn a_register_may_not_go_back_once_its_new_value_was_read() {
     let writes = [done(1, 0, 1, put("0")), done(1, 2, 9, put("1"))];
     let new_then = |value| [writes.as_slice(), &[found(2, 3, 4, "x", Some("1")), found(3, 5, 6, "x", value)]].concat();
     assert!(judge(&new_then(Some("1"))));
-    // Lamport 1986, "On interprocess communication": regular, and not atomic: the inversion of new and old.
+    // Lamport 1986, "On interprocess communication": regular but not atomic, because of a new-old inversion.
     assert!(!judge(&new_then(Some("0"))));
 }
 
-/// Lowe 2017, "Testing for linearizability": two configurations with the same operations done and different states are two.
+/// Lowe 2017, "Testing for linearizability": two configurations with the same operations but different states
+/// differ.
 #[test]
 fn one_set_of_operations_may_leave_different_states() {
     let at_once = [done(1, 0, 9, put("1")), done(2, 0, 9, put("2")), done(3, 0, 9, put("3"))];
@@ -128,11 +129,12 @@ fn one_set_of_operations_may_leave_different_states() {
     assert!(!judge(&[at_once.as_slice(), &two].concat()));
 }
 
-/// Attiya and Welch 1994, "Sequential consistency versus linearizability": the first, and not the second.
+/// Attiya and Welch 1994, "Sequential consistency versus linearizability": a history that is only
+/// sequentially consistent.
 #[test]
-fn what_is_only_sequentially_consistent_is_refused() {
+fn a_sequentially_consistent_but_not_linearizable_history_fails() {
     assert!(!judge(&[done(1, 0, 1, put("1")), found(2, 2, 3, "x", None)]));
-    assert!(judge(&[done(1, 0, 2, put("1")), found(2, 2, 3, "x", None)]), "they touch, so they overlap");
+    assert!(judge(&[done(1, 0, 2, put("1")), found(2, 2, 3, "x", None)]), "equal times count as overlapping");
 }
 
 /// Dekker's flags: each client writes its own key, then reads the other's, and neither sees the other.
@@ -148,19 +150,20 @@ fn two_clients_cannot_both_miss_the_other() {
     assert!(judge(&both[..2]));
 }
 
-/// Kingsbury's Jepsen analyses: stale reads of a leader that was replaced (etcd and Consul 2014, MongoDB 2015), and updates
-/// that are acknowledged to two.
+/// Kingsbury's Jepsen analyses: stale reads from a deposed leader (etcd and Consul 2014, MongoDB 2015), and a
+/// compare-and-set acknowledged to two clients.
 #[test]
-fn a_replaced_leader_gives_itself_away() {
-    let stale = [done(1, 0, 1, put("1")), told(2, 2, 3, swap("1", "2"), Outcome::Done), found(3, 4, 5, "x", Some("1"))];
+fn stale_reads_and_lost_updates_of_a_deposed_leader_fail() {
+    let stale =
+        [done(1, 0, 1, put("1")), returned(2, 2, 3, swap("1", "2"), Outcome::Done), found(3, 4, 5, "x", Some("1"))];
     assert!(!judge(&stale));
     let both_won = [
         done(1, 0, 1, put("1")),
-        told(2, 2, 9, swap("1", "2"), Outcome::Done),
-        told(3, 2, 9, swap("1", "3"), Outcome::Done),
+        returned(2, 2, 9, swap("1", "2"), Outcome::Done),
+        returned(3, 2, 9, swap("1", "3"), Outcome::Done),
     ];
     assert!(!judge(&both_won));
-    let one_failed = told(3, 2, 9, swap("1", "3"), Outcome::ConditionFailed);
+    let one_failed = returned(3, 2, 9, swap("1", "3"), Outcome::ConditionFailed);
     assert!(judge(&[both_won[0].clone(), both_won[1].clone(), one_failed]));
 }
 
@@ -173,10 +176,10 @@ fn a_crashed_write_may_take_effect_late_and_only_once() {
     assert!(judge(&before));
     assert!(judge(&[before.as_slice(), std::slice::from_ref(&late)].concat()));
     assert!(!judge(&[before.as_slice(), &[late, back]].concat()));
-    // It must have been seen no earlier than it was invoked.
+    // It cannot be read before it was invoked.
     assert!(!judge(&[found(1, 0, 1, "x", Some("2")), lost(2, 2, put("2"))]));
-    // An increment tried again must not count twice.
-    let add = |client, call, sum| told(client, call, call + 1, Kind::add("n", 1), Outcome::Number(sum));
+    // A retried increment must not count twice.
+    let add = |client, call, sum| returned(client, call, call + 1, Kind::add("n", 1), Outcome::Number(sum));
     assert!(judge(&[add(1, 0, 1), lost(2, 2, Kind::add("n", 1)), add(3, 4, 3)]));
     assert!(!judge(&[add(1, 0, 1), lost(2, 2, Kind::add("n", 1)), add(3, 4, 4)]));
 }

@@ -1,4 +1,5 @@
-//! The checker against histories from the literature, an oracle too simple to be wrong, and its own mutations.
+//! Tests the checker with histories from the literature, against a brute-force oracle, and with corrupted
+//! histories.
 
 mod agreement;
 mod corruption;

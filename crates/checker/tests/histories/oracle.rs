@@ -1,4 +1,5 @@
-//! A checker that tries every order, with its own idea of what operations do. For a handful of operations.
+//! A brute-force checker that tries every order, with its own implementation of the operations. For a few
+//! operations.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +38,7 @@ fn explains(left: &mut Vec<&Operation>, store: &Store) -> bool {
     false
 }
 
-/// Executes it; `false` when its outcome is not what happens.
+/// Executes an operation; `false` when the result differs from its outcome.
 fn execute(store: &mut Store, operation: &Operation) -> bool {
     let (conditions, writes) = match &operation.kind {
         Kind::Get { key } => {
@@ -68,11 +69,11 @@ fn execute(store: &mut Store, operation: &Operation) -> bool {
     }
     let before = store.clone();
     for (key, write) in &writes {
-        let Some(told) = apply(store, key, write) else {
+        let Some(outcome) = apply(store, key, write) else {
             *store = before;
             return operation.outcome == Outcome::Unknown;
         };
-        if !matches!(operation.outcome, Outcome::Unknown | Outcome::Done) && operation.outcome != told {
+        if !matches!(operation.outcome, Outcome::Unknown | Outcome::Done) && operation.outcome != outcome {
             return false;
         }
     }
@@ -87,7 +88,7 @@ fn apply(store: &mut Store, key: &Bytes, write: &Write) -> Option<Outcome> {
         }
         Write::Delete => Outcome::Existed(store.remove(key).is_some()),
         Write::Add(delta) => {
-            let text = store.get(key).map_or("0", |value| std::str::from_utf8(value).unwrap_or("no number"));
+            let text = store.get(key).map_or("0", |value| std::str::from_utf8(value).unwrap_or("not a number"));
             let sum = text.parse::<i64>().ok().filter(|number| number.to_string() == text)?.checked_add(*delta)?;
             store.insert(key.clone(), sum.to_string().into());
             Outcome::Number(sum)
@@ -101,22 +102,22 @@ fn apply(store: &mut Store, key: &Bytes, write: &Write) -> Option<Outcome> {
     })
 }
 
-/// Executes it as the store would, and says what a client is told.
+/// Executes an operation and returns its outcome.
 pub(crate) fn serve(store: &mut Store, kind: &Kind) -> Outcome {
-    let told = match kind {
+    let outcome = match kind {
         Kind::Get { key } => return Outcome::Value(store.get(key).cloned()),
         Kind::Read { keys } => return Outcome::Values(keys.iter().map(|key| store.get(key).cloned()).collect()),
         Kind::Write { key, write } => {
             let before = store.clone();
-            let told = apply(store, key, write);
-            if told.is_none() {
+            let outcome = apply(store, key, write);
+            if outcome.is_none() {
                 *store = before;
             }
-            return told.unwrap_or(Outcome::Refused);
+            return outcome.unwrap_or(Outcome::Refused);
         }
         Kind::CompareAndSet { .. } | Kind::Batch { .. } => Outcome::Done,
     };
-    let whole = Operation { client: 0, call: 0, ret: Some(0), kind: kind.clone(), outcome: told };
+    let whole = Operation { client: 0, call: 0, ret: Some(0), kind: kind.clone(), outcome };
     let mut failed = whole.clone();
     failed.outcome = Outcome::ConditionFailed;
     if execute(&mut store.clone(), &failed) {

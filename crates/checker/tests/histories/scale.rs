@@ -1,16 +1,16 @@
-//! Long histories, good and bad, within budgets of steps that leave no room for exponents.
+//! Long histories, linearizable and not, within step budgets that exclude exponential search.
 
 use flotilla_checker::{Budget, Operation, Outcome, Verdict, check};
 
 use crate::generate::{Dice, Mix, Shape, produced};
 
-/// Judges with so many steps for each operation, and tells what a failure looks like.
+/// Checks a history with a budget of `steps_each` per operation.
 fn judge(history: &[Operation], steps_each: u64) -> Verdict {
     let budget = Budget { steps: steps_each * history.len() as u64, ..Budget::default() };
-    check(history, &budget).expect("a history that makes sense")
+    check(history, &budget).expect("a valid history")
 }
 
-/// Has one of the last gets find what one of the first found on the same key.
+/// Makes one of the last gets return the value of one of the first on the same key.
 fn make_stale(history: &mut [Operation]) {
     let value = |operation: &Operation| match &operation.outcome {
         Outcome::Value(Some(value)) => Some(value.clone()),
@@ -55,7 +55,7 @@ fn fifty_clients_on_one_key_are_judged_in_polynomial_time_when_values_differ() {
     assert!(judge(&history, 100).witness().is_some());
 }
 
-/// More clients at a time, or more unknown outcomes, need more steps than there are: the README says so.
+/// With more concurrent clients or more unknown outcomes the budget is used up, as the README says.
 #[test]
 fn keys_that_batches_join_are_judged_together_when_few_clients_ask_at_a_time() {
     for seed in 3..8 {
@@ -66,12 +66,12 @@ fn keys_that_batches_join_are_judged_together_when_few_clients_ask_at_a_time() {
 }
 
 #[test]
-fn a_budget_that_is_used_up_is_no_pass() {
+fn an_exhausted_budget_is_not_a_pass() {
     let shape = Shape { operations: 2_000, clients: 20, keys: 2, values: 0, unknown_one_in: 50, mix: Mix::Register };
     let mut history = produced(&mut Dice::new(4), &shape);
     assert_eq!(judge(&history, 1), Verdict::Unknown);
     let few = Budget { configurations: 0, ..Budget::default() };
-    assert_eq!(check(&history, &few).expect("sense"), Verdict::Unknown);
+    assert_eq!(check(&history, &few).expect("a valid history"), Verdict::Unknown);
     make_stale(&mut history);
     assert_eq!(judge(&history, 1), Verdict::Unknown);
 }

@@ -1,4 +1,4 @@
-//! What `flotilla-check` prints, and how it exits.
+//! The output and exit codes of `flotilla-check`.
 
 use std::{fs, process::Command};
 
@@ -14,7 +14,7 @@ fn judge(lines: &[&str], arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn the_exit_code_is_zero_only_for_a_history_that_has_an_order() {
+fn the_exit_code_is_zero_only_for_a_linearizable_history() {
     let get = r#"{"client":2,"call":20,"ret":30,"op":"get","key":"x","outcome":{"value":"1"}}"#;
     let (code, said) = judge(&[PUT, get], &[]);
     assert_eq!((code, said.as_str()), (Some(0), "linearizable: 2 operations\n"));

@@ -1,4 +1,5 @@
-//! Histories as JSON lines: what is written is read, what makes no sense is refused with its line, and nothing panics.
+//! Histories as JSON lines: they round-trip, invalid lines are rejected with their number, and nothing
+//! panics.
 
 mod command;
 mod hostile;
@@ -11,20 +12,20 @@ use proptest::prelude::*;
 
 fn written(history: &[Operation]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    write_json_lines(history, &mut bytes).expect("memory takes everything");
+    write_json_lines(history, &mut bytes).expect("writing to memory succeeds");
     bytes
 }
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(history in strategy::history()) {
+    fn histories_round_trip(history in strategy::history()) {
         let bytes = written(&history);
         prop_assert_eq!(read_json_lines(bytes.as_slice()).expect("its own format"), history.clone());
         prop_assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), history.len());
     }
 }
 
-/// The problem with one operation, which stands on the second line.
+/// The problem with an operation on the second line.
 fn problem(line: &str) -> Problem {
     match read_json_lines(format!("\n{line}\n").as_bytes()) {
         Err(ReadError::Operation { line: 2, problem }) => problem,
@@ -33,7 +34,7 @@ fn problem(line: &str) -> Problem {
 }
 
 #[test]
-fn an_operation_that_makes_no_sense_is_refused_with_what_is_wrong() {
+fn an_invalid_operation_is_rejected_with_its_problem() {
     let rest = r#""client":1,"call":5,"ret":6"#;
     let of = |operation: &str| problem(&format!("{{{rest},{operation}}}"));
     assert_eq!(of(r#""op":"get","outcome":{"value":null}"#), Problem::Missing("key"));
@@ -51,7 +52,7 @@ fn an_operation_that_makes_no_sense_is_refused_with_what_is_wrong() {
 }
 
 #[test]
-fn a_field_that_is_not_known_is_refused_with_its_line() {
+fn an_unknown_field_is_rejected_with_its_line() {
     let good = r#"{"client":1,"call":5,"ret":6,"op":"delete","key":"x","outcome":"done"}"#;
     assert_eq!(read_json_lines(format!("{good}\r\n\n{good}").as_bytes()).expect("two").len(), 2);
     let misspelt = good.replace("client", "Client");
@@ -60,7 +61,7 @@ fn a_field_that_is_not_known_is_refused_with_its_line() {
 }
 
 #[test]
-fn a_line_is_read_up_to_its_bound_and_no_further() {
+fn a_line_longer_than_its_limit_is_rejected() {
     let padded = |length: usize| {
         let good = r#"{"client":1,"call":5,"ret":6,"op":"delete","key":"x","outcome":"done"}"#;
         format!("{good}{}\n", " ".repeat(length - good.len()))
@@ -73,7 +74,7 @@ fn a_line_is_read_up_to_its_bound_and_no_further() {
 }
 
 #[test]
-fn every_line_of_the_readme_is_read_and_written_as_it_stands() {
+fn every_line_of_the_readme_round_trips() {
     let readme = include_str!("../../README.md");
     let (_, rest) = readme.split_once("```json\n").expect("the lines begin");
     let (lines, _) = rest.split_once("```").expect("the lines end");

@@ -61,7 +61,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     })
 }
 
-/// A few operations that make sense one by one.
+/// A few operations, each valid by itself.
 pub(crate) fn history() -> impl Strategy<Value = Vec<Operation>> {
     vec(operation(), 0..5)
 }

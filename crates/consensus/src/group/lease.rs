@@ -1,41 +1,49 @@
-//! Leases: what lets a leader answer reads for a while without asking a quorum each time, and what voters owe it for that.
+//! Leader leases: a leader that holds one answers reads without asking a quorum each time.
 //!
-//! After Ongaro's dissertation, §6.4.1. Two halves, which only together keep a strong read strong:
+//! After Ongaro's dissertation, §6.4.1. A lease keeps reads linearizable only together with a promise of the
+//! voters:
 //!
-//! **The voter's promise.** Whoever hears a leader grants no vote and does not campaign for `election_ticks` of its own
-//! ticks. raft-rs keeps a promise of that kind while it remembers a leader (`check_quorum`); it forgets the leader when its term
-//! grows by something else than a vote, when it is told to campaign, and when the process ends. Here the promise counts from what
-//! was heard, whatever became of it since; and a recovered replica, which may have promised anything in its last life, is as silent as
-//! one that heard a leader at the moment its process began. Votes for a candidate whom the leader itself sent forward
-//! (`TimeoutNow`) are exempt: before such a message leaves, the leader has no lease any more.
-//! Ticks that were missed are skipped, so a promise ends at the earliest `election_ticks − 1` whole ticks after it was made: the first
-//! tick may come at once. A clock that jumps ahead makes one tick early, whatever its distance.
+//! **The voter's promise.** A replica that received a message of a leader neither grants votes nor campaigns
+//! for `election_ticks` of its own ticks. raft-rs keeps such a promise while it remembers a leader
+//! (`check_quorum`), but forgets the leader when its term grows other than by a vote, when it is asked to
+//! campaign, and when the process ends. Here the promise counts from the leader's last message, whatever
+//! happened since. A recovered replica may have made any promise before the restart, so it behaves as if it
+//! had heard from a leader when the process started. Votes for a candidate that the leader itself chose
+//! (`TimeoutNow`) are exempt: the leader drops its lease before it sends that message. Missed ticks are
+//! skipped and the first tick may come at once, so a promise ends at the earliest `election_ticks − 1` whole
+//! ticks after it was made. A clock that jumps ahead, by any distance, makes one tick early.
 //!
-//! **The leader's lease.** A ReadIndex round that a quorum of the applied configuration confirms (both majorities of a joint one)
-//! earns a lease, dated when its heartbeats were *made*: each voter that answered heard it later than that. raft-rs counts an answer
-//! only when its term is the leader's and its context that of this round or a later one. The caller says how long a lease
-//! lasts, less than the promise by what clocks may differ, and compares with a clock that it read **after** it took the request in.
+//! **The leader's lease.** A ReadIndex round that a quorum of the applied configuration confirms (both
+//! majorities of a joint one) grants a lease, which starts when the heartbeats of the round were *created*:
+//! each voter that responded received them later than that. raft-rs counts a response only if its term is the
+//! leader's and its context is that of this round or of a later one. The caller decides how long a lease
+//! lasts: less than the promise, by the clock drift it allows for. It compares with a clock that it read
+//! **after** it accepted the request.
 //!
-//! Why that is enough, wherever the process is stopped:
+//! Why this is safe wherever the process is paused:
 //!
-//! | stopped | then |
-//! |---|---|
-//! | before the round's heartbeats are made, or before they leave | voters hear them after the date: the promise outlasts the lease |
-//! | between the answers and their being counted | the lease keeps the date of the question, and has run out |
-//! | between taking a request in and reading the clock | the clock counts the pause: the lease has run out, a round asks |
-//! | between reading the clock and answering | nobody else led *when the clock was read*, which is after the request came: the read may be ordered at that moment. Whatever others wrote since is concurrent to it |
-//! | a voter, anywhere | its ticks are skipped, its promise lasts longer |
+//! - Before the round's heartbeats are created or sent: voters receive them after the start of the lease, so
+//!   the promise outlasts the lease.
+//! - Between the responses and their being counted: the lease still starts when the round did, and has expired.
+//! - Between accepting a request and reading the clock: the clock includes the pause, so the lease has expired
+//!   and the read goes through a round.
+//! - Between reading the clock and responding: no other replica led *when the clock was read*, which is after
+//!   the request arrived. The read may be ordered at that moment; later writes of others are concurrent with it.
+//! - A voter, at any point: its ticks are skipped, so its promise lasts longer.
 //!
-//! A lease is of one term, and leadership of that term is asked of raft-rs itself at each look, so that every message that deposes the
-//! leader ends it in the same breath. A configuration change that is applied here ends it: majorities two changes apart need not share a
-//! voter. Majorities one change apart do, and nobody is further ahead or behind: a leader proposes no change before it applied the last
-//! one, and whoever has a change in its log knows that the one before is committed. Offering leadership to somebody ends the
-//! lease for the rest of the term, since nobody knows when a `TimeoutNow` arrives. No lease begins before the first entry of
-//! the term is committed, because no round does; so the commit index at the moment of the look covers whatever anybody was told.
+//! A lease belongs to one term. Every access asks raft-rs whether this replica still leads that term, so a
+//! message that deposes the leader also ends the lease. Applying a configuration change ends it, because
+//! majorities two changes apart need not share a voter. Majorities one change apart do, and no replica is
+//! further off: a leader proposes a change only after it has applied the previous one, and a replica with a
+//! change in its log knows that the previous one is committed. A leadership transfer ends leases for the rest
+//! of the term, since a `TimeoutNow` may arrive at any time. No lease starts before the first entry of the
+//! term is committed, because no round does; so the commit index at the time of access covers every
+//! acknowledged write.
 //!
-//! Where this departs from the dissertation: leases come from rounds that reads asked for, not from every heartbeat, so an idle group
-//! costs nothing; the drift is bounded by the caller's settings; and restarted voters wait, of which the dissertation does not speak.
-//! raft-rs's own `LeaseBased` reads are not used: they trust ticks of a leader that may have been paused.
+//! Differences from the dissertation: reads start the rounds that grant leases, not every heartbeat, so an
+//! idle group costs nothing; the caller's settings bound the clock drift; and restarted voters wait, which
+//! the dissertation does not discuss. The `LeaseBased` reads of raft-rs are not used: they trust the ticks of
+//! a leader that may have been paused.
 
 use std::collections::VecDeque;
 
@@ -45,92 +53,92 @@ use raft::StateRole;
 
 use super::{Group, ProposeError};
 
-/// Rounds whose dates are remembered. What is confirmed after it was forgotten earns no lease.
-const ASKED_MAX: usize = 16;
+/// Rounds that are remembered. A round that is confirmed after it was evicted grants no lease.
+const PENDING_ROUNDS_MAX: usize = 16;
 
-/// Where a replica comes from, which decides what it may have promised.
+/// How a replica came to be open in this process, which decides what it may have promised before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// It was created in this life of the process: it has never heard a leader.
+    /// Created by this process: it has never heard from a leader.
     Created,
-    /// An earlier life left it: it may have heard one until that ended.
+    /// Left by an earlier run of the process: it may have heard from a leader until that run ended.
     Recovered,
 }
 
-/// A quorum has promised to elect nobody else for a while.
+/// A quorum's promise to elect no other leader for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
-    dated_ms: u64,
+    start_ms: u64,
     index: LogIndex,
 }
 
 impl Lease {
-    /// How much is left of a lease that lasts `length_ms`, by a clock that was read **after** whatever rests on the answer was
-    /// taken in. Zero: there is none.
+    /// Milliseconds left of a lease that lasts `length_ms`; zero if it has expired. `now_ms` must have been
+    /// read **after** the caller accepted the request that relies on the result.
     #[must_use]
-    pub fn left_ms(&self, now_ms: u64, length_ms: u64) -> u64 {
-        // A clock that went back says nothing of what has passed.
-        now_ms.checked_sub(self.dated_ms).map_or(0, |age_ms| length_ms.saturating_sub(age_ms))
+    pub fn remaining_ms(&self, now_ms: u64, length_ms: u64) -> u64 {
+        // A clock that went backwards does not tell how much time has passed.
+        now_ms.checked_sub(self.start_ms).map_or(0, |age_ms| length_ms.saturating_sub(age_ms))
     }
 
-    /// Reads may be served once this is applied.
+    /// Reads may be served once this index is applied.
     #[must_use]
     pub fn index(&self) -> LogIndex {
         self.index
     }
 }
 
-/// What a leader has earned.
+/// Pending read-index rounds of a leader, and the start of the lease that confirmed ones granted.
 #[derive(Debug, Default)]
-pub(super) struct Earned {
-    /// The term of everything that follows.
+pub(super) struct LeaseState {
+    /// The term of the rounds and of the lease.
     term: u64,
-    /// Rounds under way: context, and when they were asked.
-    asked: VecDeque<(Bytes, u64)>,
-    /// When the latest of the confirmed rounds was asked.
-    dated_ms: Option<u64>,
-    /// The last term in which leadership was offered to somebody.
-    offered_in: Option<u64>,
+    /// Rounds in flight: context and start.
+    pending_rounds: VecDeque<(Bytes, u64)>,
+    /// Start of the latest confirmed round.
+    start_ms: Option<u64>,
+    /// The last term in which this leader started a leadership transfer.
+    transferred_in: Option<u64>,
 }
 
-impl Earned {
-    fn asked(&mut self, term: u64, context: Bytes, now_ms: u64) {
+impl LeaseState {
+    fn start_round(&mut self, term: u64, context: Bytes, now_ms: u64) {
         if self.term != term {
-            self.start_anew();
+            self.reset();
             self.term = term;
         }
-        if self.asked.len() == ASKED_MAX {
-            self.asked.pop_front();
+        if self.pending_rounds.len() == PENDING_ROUNDS_MAX {
+            self.pending_rounds.pop_front();
         }
-        self.asked.push_back((context, now_ms));
+        self.pending_rounds.push_back((context, now_ms));
     }
 
-    fn confirmed(&mut self, term: u64, context: &[u8]) {
-        let round = self.asked.iter().position(|(asked, _)| *asked == context);
-        if let Some((_, asked_ms)) = round.and_then(|at| self.asked.remove(at))
-            && self.term == term
-        {
-            self.dated_ms = self.dated_ms.max(Some(asked_ms));
+    fn confirm_round(&mut self, term: u64, context: &[u8]) {
+        let Some(at) = self.pending_rounds.iter().position(|(pending, _)| *pending == context) else { return };
+        let Some((_, round_start_ms)) = self.pending_rounds.remove(at) else { return };
+        if self.term == term {
+            self.start_ms = self.start_ms.max(Some(round_start_ms));
         }
     }
 
-    fn start_anew(&mut self) {
-        self.asked.clear();
-        self.dated_ms = None;
+    fn reset(&mut self) {
+        self.pending_rounds.clear();
+        self.start_ms = None;
     }
 
-    fn offer(&mut self, term: u64) {
-        self.start_anew();
-        self.offered_in = Some(term);
+    fn start_transfer(&mut self, term: u64) {
+        self.reset();
+        self.transferred_in = Some(term);
     }
 
-    fn dated_ms(&self, term: u64) -> Option<u64> {
-        self.dated_ms.filter(|_| self.term == term && self.offered_in != Some(term))
+    fn start_ms(&self, term: u64) -> Option<u64> {
+        self.start_ms.filter(|_| self.term == term && self.transferred_in != Some(term))
     }
 }
 
 impl Group {
-    /// Asks the quorum whether this replica still leads; the answer comes with the same context. `now_ms` was read before.
+    /// Starts a read-index round; its confirmation carries the same context. The caller read `now_ms` before
+    /// this call.
     pub(crate) fn read_index(&mut self, context: Bytes, now_ms: u64) -> Result<(), ProposeError> {
         if self.node.raft.state != StateRole::Leader {
             return Err(ProposeError::NotLeader);
@@ -140,32 +148,33 @@ impl Group {
             return Err(ProposeError::Busy);
         }
         self.node.read_index(context.to_vec());
-        self.earned.asked(self.node.raft.term, context, now_ms);
+        self.lease_state.start_round(self.node.raft.term, context, now_ms);
         Ok(())
     }
 
-    /// A quorum has confirmed a round.
-    pub(super) fn round_confirmed(&mut self, context: &[u8]) {
-        self.earned.confirmed(self.node.raft.term, context);
+    /// Extends the lease after a quorum has confirmed a round.
+    pub(super) fn confirm_round(&mut self, context: &[u8]) {
+        self.lease_state.confirm_round(self.node.raft.term, context);
     }
 
-    /// Another configuration holds from here on.
+    /// Ends the lease because the configuration changed.
     pub(super) fn end_lease(&mut self) {
-        self.earned.start_anew();
+        self.lease_state.reset();
     }
 
-    /// What this replica has earned while it leads. Whether it still lasts is for the caller's clock to say.
+    /// The lease of this replica, if it leads and a quorum granted one. Whether it has expired is for the
+    /// caller's clock to decide.
     #[must_use]
     pub fn lease(&self) -> Option<Lease> {
         let raft = &self.node.raft;
         if raft.state != StateRole::Leader {
             return None;
         }
-        let dated_ms = self.earned.dated_ms(raft.term)?;
-        Some(Lease { dated_ms, index: LogIndex(raft.raft_log.committed) })
+        let start_ms = self.lease_state.start_ms(raft.term)?;
+        Some(Lease { start_ms, index: LogIndex(raft.raft_log.committed) })
     }
 
-    /// The term as of the last message taken in; [`Group::role`] tells it once it is brought out.
+    /// The term as of the last message stepped; [`Group::role`] lags until the group is drained.
     #[must_use]
     pub fn term(&self) -> Term {
         Term(self.node.raft.term)
@@ -173,46 +182,47 @@ impl Group {
 
     pub(crate) fn transfer(&mut self, to: ReplicaId) {
         if self.node.raft.state == StateRole::Leader && to != self.replica && self.conf.voters.contains(&to) {
-            self.earned.offer(self.node.raft.term);
+            self.lease_state.start_transfer(self.node.raft.term);
             self.node.transfer_leader(to.0);
         }
     }
 
-    /// Whether a leader may count on this replica.
-    fn is_promised(&self) -> bool {
-        self.silent_ticks < self.election_ticks
+    /// Whether this replica still owes a leader the promise not to elect another one.
+    fn owes_promise(&self) -> bool {
+        self.ticks_since_leader < self.election_ticks
     }
 
-    /// Campaigns without waiting, unless a leader counts on this replica.
+    /// Campaigns without waiting for the election timeout, unless a leader relies on this replica.
     pub(crate) fn campaign(&mut self) {
         if self.node.raft.state != StateRole::Leader
             && self.node.raft.promotable()
-            && !self.must_not_win_yet()
-            && !self.is_promised()
+            && !self.must_not_campaign()
+            && !self.owes_promise()
         {
             let _ = self.node.campaign();
         }
     }
 
-    /// Whether a vote for the sender would break a promise. It is not answered, as raft-rs does within its own lease. A candidate of an
-    /// older term is: it must learn of the newer one.
+    /// Whether a vote for the sender would break a promise. Such a request gets no response, as within
+    /// raft-rs's own lease. A candidate of an older term does get one: it must learn of the newer term.
     pub(super) fn must_not_vote(&self, message: &Message) -> bool {
-        let asks = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
-        asks && message.term.0 >= self.node.raft.term
+        let requests_vote = matches!(message.kind, MessageKind::RequestVote | MessageKind::RequestPreVote);
+        requests_vote
+            && message.term.0 >= self.node.raft.term
             && *message.context != *raft::CAMPAIGN_TRANSFER
-            && self.is_promised()
+            && self.owes_promise()
     }
 
-    /// What of a message is a leader's voice: its term.
-    pub(super) fn voice_of(message: &Message) -> Option<u64> {
-        let speaks = matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot);
-        speaks.then_some(message.term.0)
+    /// The term of a message that only a leader sends.
+    pub(super) fn leader_term_in(message: &Message) -> Option<u64> {
+        let from_leader = matches!(message.kind, MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot);
+        from_leader.then_some(message.term.0)
     }
 
-    /// A leader's message was taken in; those of older terms count for nothing.
-    pub(super) fn heard_leader(&mut self, term: u64) {
+    /// Renews the promise after a leader's message was stepped. Messages of older terms do not count.
+    pub(super) fn observe_leader(&mut self, term: u64) {
         if self.node.raft.term == term && self.node.raft.state == StateRole::Follower {
-            self.silent_ticks = 0;
+            self.ticks_since_leader = 0;
         }
     }
 }
@@ -226,55 +236,58 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_dated_when_its_round_was_asked_and_lasts_less_than_its_length() {
-        let lease = Lease { dated_ms: 1_000, index: LogIndex(1) };
-        assert_eq!((lease.left_ms(1_000, 265), lease.left_ms(1_264, 265), lease.left_ms(1_265, 265)), (265, 1, 0));
-        assert_eq!((lease.left_ms(999, 265), lease.left_ms(u64::MAX, 265)), (0, 0));
+    fn a_lease_starts_with_its_round_and_expires_after_its_length() {
+        let lease = Lease { start_ms: 1_000, index: LogIndex(1) };
+        assert_eq!(
+            (lease.remaining_ms(1_000, 265), lease.remaining_ms(1_264, 265), lease.remaining_ms(1_265, 265)),
+            (265, 1, 0)
+        );
+        assert_eq!((lease.remaining_ms(999, 265), lease.remaining_ms(u64::MAX, 265)), (0, 0));
     }
 
     #[test]
-    fn a_late_answer_to_an_old_question_takes_nothing_away() {
-        let mut earned = Earned::default();
-        earned.asked(2, context(1), 10);
-        earned.asked(2, context(2), 20);
-        earned.confirmed(2, &context(2));
-        earned.confirmed(2, &context(1));
-        assert_eq!(earned.dated_ms(2), Some(20));
-        earned.confirmed(2, &context(9));
-        assert_eq!(earned.dated_ms(2), Some(20));
+    fn late_confirmation_of_an_older_round_does_not_shorten_the_lease() {
+        let mut lease_state = LeaseState::default();
+        lease_state.start_round(2, context(1), 10);
+        lease_state.start_round(2, context(2), 20);
+        lease_state.confirm_round(2, &context(2));
+        lease_state.confirm_round(2, &context(1));
+        assert_eq!(lease_state.start_ms(2), Some(20));
+        lease_state.confirm_round(2, &context(9));
+        assert_eq!(lease_state.start_ms(2), Some(20));
     }
 
     #[test]
-    fn what_was_asked_in_one_term_earns_nothing_in_another() {
-        let mut earned = Earned::default();
-        earned.asked(2, context(1), 10);
-        earned.confirmed(3, &context(1));
-        assert_eq!((earned.dated_ms(2), earned.dated_ms(3)), (None, None));
-        earned.asked(3, context(2), 20);
-        earned.confirmed(3, &context(2));
-        assert_eq!((earned.dated_ms(2), earned.dated_ms(3), earned.dated_ms(4)), (None, Some(20), None));
+    fn a_round_of_one_term_grants_no_lease_in_another() {
+        let mut lease_state = LeaseState::default();
+        lease_state.start_round(2, context(1), 10);
+        lease_state.confirm_round(3, &context(1));
+        assert_eq!((lease_state.start_ms(2), lease_state.start_ms(3)), (None, None));
+        lease_state.start_round(3, context(2), 20);
+        lease_state.confirm_round(3, &context(2));
+        assert_eq!((lease_state.start_ms(2), lease_state.start_ms(3), lease_state.start_ms(4)), (None, Some(20), None));
     }
 
     #[test]
-    fn an_offered_leadership_earns_nothing_more_in_its_term() {
-        let mut earned = Earned::default();
-        earned.asked(2, context(1), 10);
-        earned.offer(2);
-        earned.confirmed(2, &context(1));
-        earned.asked(2, context(2), 20);
-        earned.confirmed(2, &context(2));
-        assert_eq!(earned.dated_ms(2), None);
-        earned.asked(3, context(3), 30);
-        earned.confirmed(3, &context(3));
-        assert_eq!(earned.dated_ms(3), Some(30));
+    fn a_transfer_prevents_leases_for_the_rest_of_its_term() {
+        let mut lease_state = LeaseState::default();
+        lease_state.start_round(2, context(1), 10);
+        lease_state.start_transfer(2);
+        lease_state.confirm_round(2, &context(1));
+        lease_state.start_round(2, context(2), 20);
+        lease_state.confirm_round(2, &context(2));
+        assert_eq!(lease_state.start_ms(2), None);
+        lease_state.start_round(3, context(3), 30);
+        lease_state.confirm_round(3, &context(3));
+        assert_eq!(lease_state.start_ms(3), Some(30));
     }
 
     #[test]
-    fn dates_of_rounds_that_nobody_answers_do_not_pile_up() {
-        let mut earned = Earned::default();
-        (0..100).for_each(|number| earned.asked(2, context(number), 10 + u64::from(number)));
-        assert_eq!(earned.asked.len(), ASKED_MAX);
-        earned.confirmed(2, &context(0));
-        assert_eq!(earned.dated_ms(2), None);
+    fn unconfirmed_rounds_are_bounded() {
+        let mut lease_state = LeaseState::default();
+        (0..100).for_each(|number| lease_state.start_round(2, context(number), 10 + u64::from(number)));
+        assert_eq!(lease_state.pending_rounds.len(), PENDING_ROUNDS_MAX);
+        lease_state.confirm_round(2, &context(0));
+        assert_eq!(lease_state.start_ms(2), None);
     }
 }

@@ -1,6 +1,8 @@
-//! A few nodes with one replica each, in one thread: messages travel when the test says so, disks write when it says so.
+//! A few nodes with one replica each, on one thread: the test decides when messages are delivered and disks
+//! write.
 //!
-//! State machines apply at once. It does not model loss in transit, delay or crashes: the simulated hosts of `replication` do.
+//! State machines apply at once. Message loss, delay and crashes are not modelled; the simulated hosts of
+//! `replication` do.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -24,7 +26,7 @@ pub(crate) struct Node {
     pub(crate) committed: Vec<Entry>,
     pub(crate) failed: Vec<ReplicaId>,
     pub(crate) wants_checkpoint: bool,
-    /// Writes wait until the disk is released.
+    /// Writes wait while this is set.
     pub(crate) disk_held: bool,
     position: Position,
     unwritten: VecDeque<Persist>,
@@ -34,14 +36,14 @@ pub(crate) struct Node {
 /// All nodes; the replica on node *n* is replica *n*.
 #[derive(Default)]
 pub(crate) struct Driver {
-    /// Of all replicas; [`SHARD`] where nothing is said.
+    /// The shard of all replicas; [`SHARD`] by default.
     shard: Option<ShardId>,
     pub(crate) nodes: BTreeMap<u64, Node>,
-    /// Under way, in order.
+    /// Messages in flight, in order.
     pub(crate) wire: VecDeque<Message>,
-    /// Messages from and to these are dropped.
+    /// Partitioned nodes: messages from and to them are dropped.
     pub(crate) cut: BTreeSet<u64>,
-    /// What happened, one line each.
+    /// Events, one line each.
     pub(crate) transcript: Vec<String>,
 }
 
@@ -65,7 +67,7 @@ impl Driver {
         Self::of_shard(SHARD, voters)
     }
 
-    /// The same, of another shard.
+    /// Like [`Self::of_voters`], for another shard.
     pub(crate) fn of_shard(shard: ShardId, voters: &[u64]) -> Self {
         let mut driver = Self { shard: Some(shard), ..Self::default() };
         for id in voters {
@@ -74,7 +76,7 @@ impl Driver {
         driver
     }
 
-    /// A replica; without voters it waits for a snapshot.
+    /// Creates a replica; without voters it waits for a snapshot.
     pub(crate) fn create(&mut self, id: u64, voters: &[u64]) {
         let first = if voters.is_empty() { (LogIndex(0), Term(0)) } else { (LogIndex(1), Term(1)) };
         let conf = ConfState::of_voters(voters.iter().copied().map(ReplicaId));
@@ -87,7 +89,7 @@ impl Driver {
             hard_state: Some(HardState { term: first.1, vote: ReplicaId::NONE, commit: first.0 }),
             ..ReplicaWrite::new(ReplicaId(id))
         };
-        log.write(LogBatch { sequence: WalSequence(1), replicas: vec![create], marks: Vec::new() }).unwrap();
+        log.write(LogBatch { sequence: WalSequence(1), replicas: vec![create], peer_sequences: Vec::new() }).unwrap();
         let mut raft = MultiRaft::new(Config::default(), Arc::new(log.clone()));
         let (_, state) = log.replicas().unwrap().remove(0);
         raft.open(ReplicaId(id), &state, Origin::Created, id).unwrap();
@@ -105,11 +107,11 @@ impl Driver {
         self.nodes.insert(id, node);
     }
 
-    /// The process ends and begins again; its replica wakes up after so many ticks.
-    pub(crate) fn restart(&mut self, id: u64, sleeps_ticks: usize) {
+    /// Restarts the process; its replica is opened after `delay_ticks`.
+    pub(crate) fn restart(&mut self, id: u64, delay_ticks: usize) {
         let node = self.node(id);
         let mut raft = MultiRaft::new(Config::default(), Arc::new(node.log.clone()));
-        for _ in 0..sleeps_ticks {
+        for _ in 0..delay_ticks {
             raft.step(Input::Tick, &mut Effects::default());
         }
         let (_, state) = node.log.replicas().unwrap().remove(0);
@@ -124,14 +126,14 @@ impl Driver {
         self.nodes.get_mut(&id).unwrap()
     }
 
-    /// Takes an input in without looking at what it leads to.
+    /// Feeds an input without draining.
     pub(crate) fn step(&mut self, id: u64, input: Input) {
         let mut effects = Effects::default();
         self.node(id).raft.step(input, &mut effects);
         self.perform(id, effects);
     }
 
-    /// Takes an input in and performs what it leads to on that node.
+    /// Feeds an input, then drains the node.
     pub(crate) fn input(&mut self, id: u64, input: Input) {
         self.step(id, input);
         self.drain(id);
@@ -151,7 +153,7 @@ impl Driver {
         self.settle();
     }
 
-    /// Brings out and performs what a node wants, until it wants nothing more.
+    /// Performs the effects of a node until there are none left.
     pub(crate) fn drain(&mut self, id: u64) {
         loop {
             let mut effects = Effects::default();
@@ -162,7 +164,7 @@ impl Driver {
         }
     }
 
-    /// Whether there was anything to do.
+    /// Performs effects; returns whether there was anything to write or apply.
     pub(crate) fn perform(&mut self, id: u64, effects: Effects) -> bool {
         let Effects { roles, sends, reads, persists, committed, wants_checkpoint, failed } = effects;
         let mut busy = false;
@@ -206,7 +208,7 @@ impl Driver {
         busy
     }
 
-    /// Writes what waits for the disk.
+    /// Performs the pending writes.
     pub(crate) fn write(&mut self, id: u64) {
         while let Some(persist) = self.node(id).unwritten.pop_front() {
             let number = persist.number;
@@ -226,7 +228,7 @@ impl Driver {
         }
     }
 
-    /// Delivers messages until all is quiet.
+    /// Delivers messages until none is in flight.
     pub(crate) fn settle(&mut self) {
         loop {
             for id in self.nodes.keys().copied().collect::<Vec<_>>() {
@@ -240,13 +242,13 @@ impl Driver {
         }
     }
 
-    /// Until every follower has heard what is committed.
+    /// Settles and ticks until every follower has received the commit index.
     pub(crate) fn heartbeat(&mut self) {
         self.settle();
         self.tick(Config::default().heartbeat_ticks);
     }
 
-    /// Time passes for everyone.
+    /// Ticks every node.
     pub(crate) fn tick(&mut self, times: usize) {
         for _ in 0..times {
             for id in self.nodes.keys().copied().collect::<Vec<_>>() {
@@ -256,18 +258,18 @@ impl Driver {
         }
     }
 
-    /// Makes a checkpoint of what is applied and truncates the log behind it.
+    /// Makes a durable checkpoint of the applied state and truncates the log up to it.
     pub(crate) fn checkpoint(&mut self, id: u64) {
         let checkpoint = self.build(id);
         self.adopt(id, checkpoint);
     }
 
-    /// A checkpoint of what is applied.
+    /// Builds a checkpoint of the applied state.
     pub(crate) fn build(&mut self, id: u64) -> Checkpoint {
         checkpoint(self.node(id).position.clone())
     }
 
-    /// Makes a checkpoint durable and truncates the log behind it.
+    /// Makes a checkpoint durable and truncates the log up to it.
     pub(crate) fn adopt(&mut self, id: u64, checkpoint: Checkpoint) {
         let node = self.node(id);
         let truncate = (checkpoint.position.index, checkpoint.position.term);
@@ -289,7 +291,7 @@ impl Driver {
         leaders.max().map(|(_, id)| id)
     }
 
-    /// What a node applied, without empty entries.
+    /// The entries that a node applied, without empty ones.
     pub(crate) fn applied(&self, id: u64) -> Vec<&[u8]> {
         let normal = self.nodes[&id].committed.iter().filter(|entry| entry.kind == EntryKind::Normal);
         normal.map(|entry| &entry.data[..]).filter(|data| !data.is_empty()).collect()
@@ -299,7 +301,7 @@ impl Driver {
         self.nodes[&id].raft.group(ReplicaId(id)).map(|group| group.conf().clone()).unwrap_or_default()
     }
 
-    /// What happened since the last call.
+    /// Events since the last call.
     pub(crate) fn take_transcript(&mut self) -> String {
         std::mem::take(&mut self.transcript).join("\n")
     }
@@ -308,7 +310,9 @@ impl Driver {
 impl Node {
     fn write(&mut self, write: ReplicaWrite) {
         self.sequence = self.sequence.next();
-        self.log.write(LogBatch { sequence: self.sequence, replicas: vec![write], marks: Vec::new() }).unwrap();
+        self.log
+            .write(LogBatch { sequence: self.sequence, replicas: vec![write], peer_sequences: Vec::new() })
+            .unwrap();
     }
 
     fn persist(&mut self, persist: Persist) -> (ReplicaId, Vec<Message>) {

@@ -1,6 +1,7 @@
 //! Messages that no correct peer sends: absurd terms, positions, commit indexes and configurations.
 //!
-//! raft-rs takes some of them for impossible and panics, which costs the replica. So they must be dropped before they get there.
+//! raft-rs panics on some of them, which would fail the replica, so they must be dropped before they reach
+//! it.
 
 use flotilla_hostile::{attack, extreme_u64};
 use flotilla_types::{Checkpoint, ConfState, Position};
@@ -8,10 +9,10 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
 
-/// A number as a message may hold it: near what the receiver knows, or anything.
+/// A number in a hostile message: near the receiver's own, or arbitrary.
 #[derive(Debug, Clone, Copy)]
 enum Number {
-    /// So much more than the receiver's own, or less.
+    /// Offset from the receiver's own number.
     Near(i64),
     Absurd(u64),
 }
@@ -29,7 +30,7 @@ fn number() -> impl Strategy<Value = Number> {
     prop_oneof![3 => (-4..5_i64).prop_map(Number::Near), 1 => extreme_u64().prop_map(Number::Absurd)]
 }
 
-/// A message, before the receiver's own numbers are known.
+/// A message, before it is adapted to the numbers of its receiver.
 #[derive(Debug, Clone)]
 struct Hostile {
     kind: MessageKind,
@@ -39,14 +40,15 @@ struct Hostile {
     index: Number,
     commit: Number,
     commit_term: Number,
-    /// Terms of entries; the data of each; whether they follow the index.
+    /// Term, data and kind of each entry.
     entries: Vec<(Number, Bytes, EntryKind)>,
+    /// Offset of the first entry from the index; 1 is correct.
     gap: Number,
     snapshot: Option<(Number, Number, ConfState)>,
     reject: bool,
     reject_hint: Number,
     context: Bytes,
-    /// Mostly zero, as all of them are.
+    /// Mostly zero; correct peers never send another value.
     priority: i64,
 }
 
@@ -182,10 +184,10 @@ impl Hostile {
     }
 }
 
-/// What happens to the replica between hostile messages.
+/// One step of the test: a hostile message or an ordinary event.
 #[derive(Debug, Clone)]
-enum Deed {
-    Hear(Box<Hostile>),
+enum Step {
+    Receive(Box<Hostile>),
     Tick,
     Campaign,
     Propose,
@@ -195,59 +197,59 @@ enum Deed {
     Unreachable(u64),
     SnapshotFailed(u64),
     Checkpoint,
-    /// The disk is held back, or caught up with.
+    /// Holds the disk back (`true`) or releases it.
     Disk(bool),
 }
 
-fn deed() -> impl Strategy<Value = Deed> {
+fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        12 => hostile().prop_map(|hostile| Deed::Hear(Box::new(hostile))),
-        3 => Just(Deed::Tick),
-        1 => Just(Deed::Campaign),
-        2 => Just(Deed::Propose),
-        1 => Just(Deed::Read),
-        1 => Just(Deed::Change),
-        1 => Just(Deed::Transfer),
-        1 => replica().prop_map(Deed::Unreachable),
-        1 => replica().prop_map(Deed::SnapshotFailed),
-        1 => Just(Deed::Checkpoint),
-        1 => any::<bool>().prop_map(Deed::Disk),
+        12 => hostile().prop_map(|hostile| Step::Receive(Box::new(hostile))),
+        3 => Just(Step::Tick),
+        1 => Just(Step::Campaign),
+        2 => Just(Step::Propose),
+        1 => Just(Step::Read),
+        1 => Just(Step::Change),
+        1 => Just(Step::Transfer),
+        1 => replica().prop_map(Step::Unreachable),
+        1 => replica().prop_map(Step::SnapshotFailed),
+        1 => Just(Step::Checkpoint),
+        1 => any::<bool>().prop_map(Step::Disk),
     ]
 }
 
-fn act(driver: &mut Driver, deed: &Deed) {
+fn act(driver: &mut Driver, step: &Step) {
     let id = ReplicaId(1);
     let mut effects = Effects::default();
-    match deed {
-        Deed::Hear(hostile) => {
+    match step {
+        Step::Receive(hostile) => {
             let message = hostile.for_receiver(driver, 1);
             driver.step(1, Input::Message(message));
         }
-        Deed::Tick => driver.step(1, Input::Tick),
-        Deed::Campaign => driver.step(1, Input::Campaign { replica: id }),
-        Deed::Propose => {
+        Step::Tick => driver.step(1, Input::Tick),
+        Step::Campaign => driver.step(1, Input::Campaign { replica: id }),
+        Step::Propose => {
             let _ = driver.node(1).raft.propose(id, Bytes::from_static(b"own"), &mut effects);
         }
-        Deed::Read => {
+        Step::Read => {
             let _ = driver.node(1).raft.read_index(id, Bytes::from_static(b"read"), 0, &mut effects);
         }
-        Deed::Change => {
+        Step::Change => {
             let change = ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(4) };
             let _ = driver.node(1).raft.propose_change(id, &change, &mut effects);
         }
-        Deed::Transfer => driver.step(1, Input::Transfer { replica: id, to: ReplicaId(2) }),
-        Deed::Unreachable(to) => driver.step(1, Input::Unreachable { replica: id, to: ReplicaId(*to) }),
-        Deed::SnapshotFailed(to) => {
-            driver.step(1, Input::SnapshotSent { replica: id, to: ReplicaId(*to), arrived: false });
+        Step::Transfer => driver.step(1, Input::Transfer { replica: id, to: ReplicaId(2) }),
+        Step::Unreachable(to) => driver.step(1, Input::Unreachable { replica: id, to: ReplicaId(*to) }),
+        Step::SnapshotFailed(to) => {
+            driver.step(1, Input::SnapshotSent { replica: id, to: ReplicaId(*to), delivered: false });
         }
-        Deed::Checkpoint => driver.checkpoint(1),
-        Deed::Disk(held) => driver.node(1).disk_held = *held,
+        Step::Checkpoint => driver.checkpoint(1),
+        Step::Disk(held) => driver.node(1).disk_held = *held,
     }
     driver.perform(1, effects);
     driver.drain(1);
 }
 
-/// A replica in each state that it may be in, as replica 1 of three.
+/// Replica 1 of three in each possible state.
 fn begin(state: u8) -> Driver {
     let mut driver = Driver::of_voters(if state == 4 { &[1] } else { &[1, 2, 3] });
     match state {
@@ -256,7 +258,7 @@ fn begin(state: u8) -> Driver {
             driver = Driver::default();
             driver.create(1, &[]);
         }
-        // A follower that has heard of nobody.
+        // A follower without a known leader.
         1 => {}
         // A follower of replica 2.
         2 => {
@@ -274,18 +276,18 @@ fn begin(state: u8) -> Driver {
             assert_eq!(driver.leader(), Some(1));
         }
     }
-    // The others say only what they are made to say.
+    // The other replicas send nothing by themselves.
     driver.cut.extend([2, 3]);
     driver
 }
 
 #[test]
-fn hostile_messages_cost_no_replica() {
-    attack(1_500, (0..5_u8, vec(deed(), 1..25)), |(state, deeds)| {
+fn hostile_messages_fail_no_replica() {
+    attack(1_500, (0..5_u8, vec(any_step(), 1..25)), |(state, steps)| {
         let mut driver = begin(state);
-        for deed in &deeds {
-            act(&mut driver, deed);
-            assert_eq!(driver.node(1).failed, [], "after {deed:?}");
+        for step in &steps {
+            act(&mut driver, step);
+            assert_eq!(driver.node(1).failed, [], "after {step:?}");
         }
         driver.node(1).disk_held = false;
         driver.write(1);

@@ -1,4 +1,4 @@
-//! What a group of replicas does, told as inputs and effects.
+//! Behaviour of groups of replicas, driven by inputs and observed by effects.
 
 mod driver;
 mod hostile;
@@ -67,7 +67,7 @@ fn append(from: u64, to: u64, term: u64, (index, log_term): (u64, u64), entries:
 }
 
 #[test]
-fn a_lone_voter_elects_itself_and_commits_once_its_disk_has_written() {
+fn a_lone_voter_elects_itself_and_commits_once_its_log_is_durable() {
     let mut driver = Driver::of_voters(&[1]);
     driver.node(1).disk_held = true;
     driver.input(1, Input::Campaign { replica: ReplicaId(1) });
@@ -82,9 +82,10 @@ fn a_lone_voter_elects_itself_and_commits_once_its_disk_has_written() {
     assert_eq!(driver.take_transcript(), "r1 may read at 3");
 }
 
-/// Found by simulated crashes: a lone voter that forgets its new term begins the same term again, with other entries.
+/// Found by simulated crashes: a lone voter that loses its new term starts the same term again, with other
+/// entries.
 #[test]
-fn a_lone_voter_tells_learners_nothing_of_a_term_before_its_disk_knows_it() {
+fn a_lone_voter_sends_nothing_of_a_term_before_that_term_is_durable() {
     let mut driver = elected(&[1]);
     driver.create(2, &[]);
     driver.change(1, &ConfChange::AddLearner { replica: ReplicaId(2), node: NodeId(2) });
@@ -101,18 +102,18 @@ fn a_lone_voter_tells_learners_nothing_of_a_term_before_its_disk_knows_it() {
     driver.node(1).disk_held = false;
     driver.write(1);
     driver.settle();
-    let story = driver.take_transcript();
-    assert!(story.contains("r1 → r2: Append in t6"), "{story}");
+    let transcript = driver.take_transcript();
+    assert!(transcript.contains("r1 → r2: Append in t6"), "{transcript}");
     assert_eq!(driver.applied(2), [b"one"]);
 }
 
 #[test]
-fn a_majority_elects_a_leader_by_asking_first() {
+fn a_majority_elects_a_leader_after_a_pre_vote() {
     let mut driver = Driver::of_voters(&[1, 2, 3]);
     driver.cut.insert(3);
     driver.input(1, Input::Campaign { replica: ReplicaId(1) });
     driver.settle();
-    let story = "\
+    let transcript = "\
 r1 is Candidate in t1, leader r0
 r1 → r2: RequestPreVote in t2 at 1
 r2 → r1: RequestPreVoteResponse in t2 at 0
@@ -125,11 +126,11 @@ r1 → r2: Append in t2 at 1
 r2 is Follower in t2, leader r1
 r2 → r1: AppendResponse in t2 at 2
 r1 applies 2 b\"\"";
-    assert_eq!(driver.take_transcript(), story);
+    assert_eq!(driver.take_transcript(), transcript);
 }
 
 #[test]
-fn time_alone_leads_to_one_leader() {
+fn ticks_alone_lead_to_one_leader() {
     let mut driver = Driver::of_voters(&[1, 2, 3]);
     driver.tick(40);
     let leader = driver.leader().unwrap();
@@ -139,7 +140,7 @@ fn time_alone_leads_to_one_leader() {
 }
 
 #[test]
-fn what_is_proposed_is_applied_everywhere_in_order() {
+fn proposals_are_applied_on_every_replica_in_order() {
     let mut driver = elected(&[1, 2, 3]);
     driver.propose(1, "one");
     driver.propose(1, "two");
@@ -150,7 +151,7 @@ fn what_is_proposed_is_applied_everywhere_in_order() {
 }
 
 #[test]
-fn followers_learn_of_commits_with_the_next_message_and_those_of_metadata_at_once() {
+fn followers_learn_of_commits_with_the_next_message_except_for_metadata() {
     let mut applied = Vec::new();
     for shard in [driver::SHARD, ShardId::META] {
         let mut driver = elect(Driver::of_shard(shard, &[1, 2, 3]));
@@ -175,11 +176,11 @@ fn minority_cannot_commit() {
     driver.settle();
     assert!(driver.applied(1).is_empty());
     driver.tick(20);
-    assert_eq!(driver.leader(), None, "a leader that reaches nobody steps down");
+    assert_eq!(driver.leader(), None, "a leader without a quorum steps down");
 }
 
 #[test]
-fn a_follower_acknowledges_only_what_its_disk_has_written() {
+fn a_follower_acknowledges_only_durable_entries() {
     let mut driver = elected(&[1, 2]);
     driver.node(2).disk_held = true;
     driver.propose(1, "one");
@@ -192,7 +193,7 @@ fn a_follower_acknowledges_only_what_its_disk_has_written() {
 }
 
 #[test]
-fn entries_of_a_deposed_leader_that_never_committed_are_replaced() {
+fn uncommitted_entries_of_a_deposed_leader_are_replaced() {
     let mut driver = elected(&[1, 2, 3]);
     driver.cut.insert(1);
     driver.propose(1, "lost");
@@ -250,7 +251,7 @@ fn a_leader_that_is_swapped_out_steps_down_at_once() {
 }
 
 #[test]
-fn changes_that_do_not_fit_are_refused() {
+fn changes_that_do_not_apply_are_refused() {
     let mut driver = elected(&[1, 2, 3]);
     for change in [
         ConfChange::AddLearner { replica: ReplicaId(2), node: NodeId(2) },
@@ -268,7 +269,7 @@ fn changes_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn a_snapshot_is_offered_only_when_its_configuration_knows_the_receiver() {
+fn a_snapshot_is_sent_only_if_its_configuration_names_the_receiver() {
     let mut driver = elected(&[1]);
     driver.propose(1, "one");
     driver.checkpoint(1);
@@ -289,13 +290,13 @@ fn a_snapshot_is_offered_only_when_its_configuration_knows_the_receiver() {
 }
 
 #[test]
-fn followers_of_one_round_may_be_offered_different_checkpoints() {
+fn one_round_may_send_different_checkpoints_to_followers() {
     let mut driver = elected(&[1]);
     for id in [2, 3] {
         driver.create(id, &[]);
         driver.change(1, &ConfChange::AddLearner { replica: ReplicaId(id), node: NodeId(id) });
     }
-    // Both are heard of in one round, with a new checkpoint in between.
+    // Both respond in one round, with a new checkpoint in between.
     let first = driver.build(1);
     driver.propose(1, "one");
     driver.settle();
@@ -305,8 +306,8 @@ fn followers_of_one_round_may_be_offered_different_checkpoints() {
     driver.adopt(1, second);
     driver.step(1, Input::Message(message(MessageKind::HeartbeatResponse, 3, 1, 2)));
     driver.settle();
-    let story = driver.take_transcript();
-    assert!(story.contains("r1 → r2: Snapshot") && story.contains("r1 → r3: Snapshot"), "{story}");
+    let transcript = driver.take_transcript();
+    assert!(transcript.contains("r1 → r2: Snapshot") && transcript.contains("r1 → r3: Snapshot"), "{transcript}");
     driver.tick(4);
     assert_eq!((driver.conf(2), driver.conf(3)), (driver.conf(1), driver.conf(1)));
 }
@@ -334,15 +335,15 @@ fn a_message_that_no_correct_peer_sends_is_dropped() {
 }
 
 #[test]
-fn a_panic_in_one_group_does_not_harm_others() {
+fn a_panic_in_one_group_does_not_affect_others() {
     let mut driver = elected(&[1, 2, 3]);
     driver.propose(1, "one");
     driver.settle();
     let lone = Driver::of_voters(&[9]).nodes[&9].log.replicas().unwrap()[0].1.clone();
-    // No message is known that raft-rs still panics on; a log that does has the same effect.
+    // No known message makes raft-rs panic any more; a panicking log has the same effect.
     let node = driver.node(2);
     let (log, state) = (node.log.clone(), node.log.replicas().unwrap()[0].1.clone());
-    node.raft = MultiRaft::new(Config::default(), Arc::new(panics::Entries(log)));
+    node.raft = MultiRaft::new(Config::default(), Arc::new(panics::PanickingLog(log)));
     node.raft.open(ReplicaId(9), &lone, Origin::Recovered, 9).unwrap();
     node.raft.open(ReplicaId(2), &state, Origin::Recovered, 2).unwrap();
     driver.drain(2);
@@ -351,14 +352,14 @@ fn a_panic_in_one_group_does_not_harm_others() {
     assert!(driver.node(2).raft.group(ReplicaId(9)).is_some());
     driver.propose(1, "two");
     driver.heartbeat();
-    assert_eq!(driver.applied(3), [&b"one"[..], b"two"], "the others go on");
+    assert_eq!(driver.applied(3), [&b"one"[..], b"two"], "the other replicas commit");
 }
 
 #[test]
 fn a_lone_voter_does_not_win_before_its_log_is_durable() {
     let mut driver = Driver::of_voters(&[1]);
     driver.node(1).disk_held = true;
-    // From a leader that a later configuration removed.
+    // From a leader that a later configuration removes.
     driver.input(1, Input::Message(append(8, 1, 5, (1, 1), vec![entry(2, 5, "two")])));
     driver.input(1, Input::Campaign { replica: ReplicaId(1) });
     driver.tick(40);
@@ -371,7 +372,7 @@ fn a_lone_voter_does_not_win_before_its_log_is_durable() {
 }
 
 #[test]
-fn a_write_that_comes_back_after_its_entries_were_replaced_is_no_failure() {
+fn a_write_may_complete_after_its_entries_were_replaced() {
     let mut driver = Driver::of_voters(&[1, 2, 3]);
     driver.node(1).disk_held = true;
     let old = (2..6).map(|index| entry(index, 2, "old")).collect();
@@ -387,7 +388,7 @@ fn a_write_that_comes_back_after_its_entries_were_replaced_is_no_failure() {
 }
 
 #[test]
-fn leadership_is_handed_over_to_whom_it_is_meant_for() {
+fn leadership_is_transferred_to_the_target() {
     let mut driver = elected(&[1, 2, 3]);
     driver.step(1, Input::Transfer { replica: ReplicaId(1), to: ReplicaId(3) });
     driver.settle();
@@ -395,11 +396,11 @@ fn leadership_is_handed_over_to_whom_it_is_meant_for() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_story() {
-    let story = || {
+fn equal_seeds_give_equal_transcripts() {
+    let transcript = || {
         let mut driver = Driver::of_voters(&[1, 2, 3]);
         driver.tick(60);
         driver.take_transcript()
     };
-    assert_eq!(story(), story());
+    assert_eq!(transcript(), transcript());
 }

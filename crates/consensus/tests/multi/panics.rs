@@ -1,18 +1,18 @@
-//! A log that panics where a defect would.
+//! A log that panics, to simulate a defect.
 
-use flotilla_storage::{Log, LogBatch, LogError, MemoryLog, NodeMark, ReplicaLog};
+use flotilla_storage::{Log, LogBatch, LogError, MemoryLog, PeerSequence, ReplicaLog};
 use flotilla_types::{Entry, LogIndex, ReplicaId, Term, WalSequence};
 
-/// Panics when entries are read, and is a log otherwise.
-pub(crate) struct Entries(pub(crate) MemoryLog);
+/// A log that panics when entries are read.
+pub(crate) struct PanickingLog(pub(crate) MemoryLog);
 
-impl Log for Entries {
+impl Log for PanickingLog {
     fn recovered(&self) -> WalSequence {
         self.0.recovered()
     }
 
-    fn marks(&self) -> Vec<NodeMark> {
-        self.0.marks()
+    fn peer_sequences(&self) -> Vec<PeerSequence> {
+        self.0.peer_sequences()
     }
 
     fn replicas(&self) -> Result<Vec<(ReplicaId, ReplicaLog)>, LogError> {

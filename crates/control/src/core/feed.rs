@@ -1,7 +1,9 @@
-//! Nodes without a vote in the metadata group follow it by a resumable, versioned feed: which source to ask, and who may be one.
+//! The metadata feed: how nodes that are no voters of the metadata group follow it, by a resumable, versioned
+//! feed.
 //!
-//! Invariants: only a voter that knows its leader serves the feed, and such a node follows nobody: no two nodes wait for each
-//! other, and nobody waits for a voter that is cut off. Between two tries that failed there is a pause.
+//! Invariants: only a voter that knows its leader serves the feed, and such a node follows no source. So no
+//! two nodes wait for each other, and no node waits for a voter that is cut off. A pause follows every failed
+//! fetch.
 
 use std::sync::Arc;
 
@@ -9,45 +11,46 @@ use flotilla_meta::{Feed, FeedError, MetaFollower, MetaState};
 use flotilla_replication::{ReplicaStatus, RequestError};
 use flotilla_types::{NodeId, ShardId};
 
-/// How long the source may wait for news.
+/// How long the source may wait for changes, in milliseconds.
 const WAIT_MS: u32 = 5_000;
-/// Beyond the wait, how long an answer may take.
+/// How long an answer may take beyond the wait, in milliseconds.
 const SLACK_MS: u64 = 2_000;
-/// Pause after a source failed, and between looks at whether a feed is needed.
+/// Pause after a source failed, and between checks whether a feed is needed. Milliseconds.
 const PAUSE_MS: u64 = 250;
-/// How long a follower of the feed may be kept waiting for news.
+/// How long a source holds back its answer to a follower at most, in milliseconds.
 const WAIT_MS_MAX: u32 = 10_000;
 
-/// What a follower should do next.
+/// The next step of a follower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FeedStep {
-    /// Ask a node for what came after a version ([`super::PeerRequest::Feed`]), then call [`FeedFollower::answered`] or
-    /// [`FeedFollower::failed`].
-    Ask {
+    /// Fetch the changes after a version from a node ([`super::PeerRequest::Feed`]), then call
+    /// [`FeedFollower::on_answer`] or [`FeedFollower::on_failure`].
+    Fetch {
         /// The node.
         source: NodeId,
         /// The version.
         version: u64,
-        /// How long it may wait for news, in milliseconds.
+        /// How long the source may wait for changes, in milliseconds.
         wait_ms: u32,
         /// How long the whole call may take, in milliseconds.
         timeout_ms: u64,
     },
-    /// Wait so many milliseconds, then look again.
+    /// Call [`FeedFollower::next`] again after this many milliseconds.
     Wait(u64),
 }
 
-/// Keeps a node's metadata fresh while no replica of the metadata group does so here.
+/// Follows the metadata feed while no voter of the metadata group runs on this node.
 #[derive(Debug, Default)]
 pub struct FeedFollower {
     follower: MetaFollower,
-    /// Sources that failed in a row.
-    turn: usize,
+    /// Consecutive failures; selects the source.
+    failures: usize,
     pause: bool,
 }
 
 impl FeedFollower {
-    /// What to do next. `meta` is the newest metadata known here; `seeds` are asked while it names nobody.
+    /// What to do next. `meta` is the newest metadata here; `seeds` are extra sources, needed while it names
+    /// no node.
     pub fn next(
         &mut self,
         me: NodeId,
@@ -61,45 +64,48 @@ impl FeedFollower {
         if meta.version() > self.follower.state().version() {
             self.follower = MetaFollower::new(meta.clone());
         }
-        let Some(source) = source(meta, seeds, me, self.turn) else { return FeedStep::Wait(PAUSE_MS) };
-        FeedStep::Ask {
+        let Some(source) = source(meta, seeds, me, self.failures) else { return FeedStep::Wait(PAUSE_MS) };
+        FeedStep::Fetch {
             source,
-            version: self.follower.wanted(),
+            version: self.follower.resume_version(),
             wait_ms: WAIT_MS,
             timeout_ms: u64::from(WAIT_MS) + SLACK_MS,
         }
     }
 
-    /// The source answered. Returns the metadata that it led to, to be offered to [`super::Known`].
+    /// Applies the source's answer. Returns the resulting metadata, to be offered to [`super::ClusterView`].
     ///
     /// # Errors
-    /// The answer could not be taken: the next step starts over, with another source if this was the second failure.
-    pub fn answered(&mut self, feed: &Feed) -> Result<&Arc<MetaState>, FeedError> {
-        let asked = self.follower.wanted();
+    /// The answer cannot be applied: the next fetch starts from scratch, after the second failure at another
+    /// source.
+    pub fn on_answer(&mut self, feed: &Feed) -> Result<&Arc<MetaState>, FeedError> {
+        let requested = self.follower.resume_version();
         match self.follower.apply(feed) {
             Ok(_) => {
-                self.turn = 0;
+                self.failures = 0;
                 Ok(self.follower.state())
             }
             Err(error) => {
-                // Starting over is worth a try at once; a source that fails at that too would be asked without end.
-                if asked == 0 || self.follower.wanted() != 0 {
-                    self.failed();
+                // The first full fetch follows without a pause. A source that fails at that too must not be
+                // retried forever.
+                if requested == 0 || self.follower.resume_version() != 0 {
+                    self.on_failure();
                 }
                 Err(error)
             }
         }
     }
 
-    /// The source did not answer, or refused, or what it said does not parse.
-    pub fn failed(&mut self) {
-        self.turn = self.turn.wrapping_add(1);
+    /// Records that the source did not answer, refused, or sent an answer that does not parse.
+    pub fn on_failure(&mut self) {
+        self.failures = self.failures.wrapping_add(1);
         self.pause = true;
     }
 }
 
-/// Voters of the metadata group, in turn; after each round of them one other node, in case the metadata is old.
-fn source(meta: &MetaState, seeds: &[NodeId], me: NodeId, turn: usize) -> Option<NodeId> {
+/// Voters of the metadata group in turn; after each round of them one other node, in case the metadata is
+/// old.
+fn source(meta: &MetaState, seeds: &[NodeId], me: NodeId, failures: usize) -> Option<NodeId> {
     let replicas = meta.shard(ShardId::META).map(|shard| &shard.descriptor.replicas[..]).unwrap_or_default();
     let voters: Vec<_> = replicas.iter().map(|replica| replica.node).filter(|node| *node != me).collect();
     let mut others: Vec<_> = meta.nodes().filter(|node| !node.state.is_gone()).map(|node| node.id).collect();
@@ -107,12 +113,13 @@ fn source(meta: &MetaState, seeds: &[NodeId], me: NodeId, turn: usize) -> Option
     let mut seen = std::collections::BTreeSet::new();
     others.retain(|node| *node != me && !voters.contains(node) && seen.insert(*node));
     let round = voters.len() + usize::from(!others.is_empty());
-    let (rounds, position) = (turn.checked_div(round)?, turn.checked_rem(round)?);
+    let (rounds, position) = (failures.checked_div(round)?, failures.checked_rem(round)?);
     voters.get(position).or_else(|| others.get(rounds % others.len().max(1))).copied()
 }
 
-/// Whether a node with these replicas may serve the metadata feed, and need not follow it: one of them votes in the metadata
-/// group and knows the group's leader. A voter without a leader may be cut off, and its silence would pass for "no news".
+/// Whether a node with these replicas serves the metadata feed and need not follow it: one of them is a voter
+/// of the metadata group and knows its leader. A voter without a leader may be cut off, and its empty answers
+/// would be taken for "no changes".
 #[must_use]
 pub fn serves_feed(replicas: &[ReplicaStatus]) -> bool {
     replicas.iter().any(|replica| {
@@ -121,8 +128,9 @@ pub fn serves_feed(replicas: &[ReplicaStatus]) -> bool {
     })
 }
 
-/// How long a follower that allows for `wait_ms` waits at most until [`has_news`], in milliseconds. After that it is answered from
-/// the replica here ([`flotilla_replication::Freshness::Local`]), whether there is news or not.
+/// How long the answer to a follower that allows `wait_ms` waits for [`has_changes_since`], in milliseconds.
+/// After that the local replica answers ([`flotilla_replication::Freshness::Local`]), with or without
+/// changes.
 ///
 /// # Errors
 /// This node does not serve the feed.
@@ -130,15 +138,15 @@ pub fn feed_wait_ms(replicas: &[ReplicaStatus], wait_ms: u32) -> Result<u64, Req
     if serves_feed(replicas) { Ok(wait_ms.min(WAIT_MS_MAX).into()) } else { Err(RequestError::UnknownShard) }
 }
 
-/// Whether there is anything to tell a follower that is at `version`.
+/// Whether there are changes for a follower that is at `version`.
 #[must_use]
-pub fn has_news(meta: &MetaState, version: u64) -> bool {
+pub fn has_changes_since(meta: &MetaState, version: u64) -> bool {
     meta.version() > version
 }
 
-/// The metadata in the answer to [`flotilla_meta::MetaQuery::State`]. `None` when it does not parse.
+/// Decodes the answer to [`flotilla_meta::MetaQuery::State`]. `None` when it does not parse.
 #[must_use]
-pub fn snapshot_of(answer: &[u8]) -> Option<MetaState> {
+pub fn decode_snapshot(answer: &[u8]) -> Option<MetaState> {
     match Feed::decode(answer) {
         Ok(Feed::Snapshot(snapshot)) => MetaState::decode(&snapshot).ok(),
         _ => None,
@@ -157,9 +165,9 @@ mod tests {
         follower.next(node(9), &meta.state(), &[node(7)], &[])
     }
 
-    fn asked(step: FeedStep) -> Option<(u64, u64)> {
+    fn requested(step: FeedStep) -> Option<(u64, u64)> {
         match step {
-            FeedStep::Ask { source, version, .. } => Some((source.0, version)),
+            FeedStep::Fetch { source, version, .. } => Some((source.0, version)),
             FeedStep::Wait(_) => None,
         }
     }
@@ -172,52 +180,52 @@ mod tests {
     }
 
     #[test]
-    fn voters_are_asked_again_and_again_and_one_other_node_after_each_round() {
+    fn voters_take_turns_and_one_other_node_follows_each_round() {
         let meta = two_voters();
         let mut follower = FeedFollower::default();
         let mut sources = Vec::new();
         for _ in 0..12 {
-            sources.push(asked(follow(&mut follower, &meta)).expect("a source").0);
-            follower.failed();
-            assert_eq!(follow(&mut follower, &meta), FeedStep::Wait(PAUSE_MS), "no source is asked without a pause");
+            sources.push(requested(follow(&mut follower, &meta)).expect("a source").0);
+            follower.on_failure();
+            assert_eq!(follow(&mut follower, &meta), FeedStep::Wait(PAUSE_MS), "a pause follows every failure");
         }
         assert_eq!(sources, [1, 2, 3, 1, 2, 4, 1, 2, 7, 1, 2, 3]);
     }
 
     #[test]
-    fn a_node_that_knows_nobody_asks_its_seeds() {
-        let nobody = Arc::new(MetaState::default());
+    fn seeds_are_the_sources_while_the_metadata_names_no_node() {
+        let empty = Arc::new(MetaState::default());
         let mut follower = FeedFollower::default();
-        assert_eq!(asked(follower.next(node(9), &nobody, &[node(9), node(7)], &[])), Some((7, 0)));
-        assert_eq!(follower.next(node(9), &nobody, &[node(9)], &[]), FeedStep::Wait(PAUSE_MS));
+        assert_eq!(requested(follower.next(node(9), &empty, &[node(9), node(7)], &[])), Some((7, 0)));
+        assert_eq!(follower.next(node(9), &empty, &[node(9)], &[]), FeedStep::Wait(PAUSE_MS));
     }
 
     #[test]
-    fn news_is_taken_and_the_next_question_goes_on_from_it() {
+    fn changes_are_applied_and_the_next_fetch_continues_from_them() {
         let meta = two_voters();
         let version = meta.state().version();
         let mut follower = FeedFollower::default();
-        follower.failed();
+        follower.on_failure();
         follow(&mut follower, &Meta::of_nodes(1));
         let snapshot = Feed::Snapshot(meta.state().encode());
-        assert_eq!(follower.answered(&snapshot).map(|state| state.version()), Ok(version));
-        assert_eq!(asked(follow(&mut follower, &meta)), Some((1, version)), "the first voter again");
+        assert_eq!(follower.on_answer(&snapshot).map(|state| state.version()), Ok(version));
+        assert_eq!(requested(follow(&mut follower, &meta)), Some((1, version)), "the first voter again");
     }
 
     #[test]
-    fn a_source_that_cannot_be_followed_is_asked_for_everything_once_and_then_left() {
+    fn source_that_cannot_be_followed_gets_one_full_fetch_then_the_next_source_is_used() {
         let meta = two_voters();
         let mut follower = FeedFollower::default();
-        assert_eq!(asked(follow(&mut follower, &meta)), Some((1, meta.state().version())));
-        assert!(follower.answered(&Feed::Refused).is_err());
-        assert_eq!(asked(follow(&mut follower, &meta)), Some((1, 0)));
-        assert!(follower.answered(&Feed::Refused).is_err());
+        assert_eq!(requested(follow(&mut follower, &meta)), Some((1, meta.state().version())));
+        assert!(follower.on_answer(&Feed::Refused).is_err());
+        assert_eq!(requested(follow(&mut follower, &meta)), Some((1, 0)));
+        assert!(follower.on_answer(&Feed::Refused).is_err());
         assert_eq!(follow(&mut follower, &meta), FeedStep::Wait(PAUSE_MS));
-        assert_eq!(asked(follow(&mut follower, &meta)), Some((2, 0)));
+        assert_eq!(requested(follow(&mut follower, &meta)), Some((2, 0)));
     }
 
     #[test]
-    fn only_a_voter_with_a_leader_serves_and_it_follows_nobody() {
+    fn only_a_voter_with_a_leader_serves_and_it_follows_no_source() {
         let meta = two_voters();
         let mut replica = leads(0, &[(1, 1), (2, 2)], &[]);
         let mut follower = FeedFollower::default();
@@ -228,7 +236,7 @@ mod tests {
         replica.group.as_mut().expect("a group").leader = ReplicaId::NONE;
         let cut_off = [replica.clone()];
         assert_eq!(feed_wait_ms(&cut_off, 10), Err(RequestError::UnknownShard));
-        assert_eq!(asked(follower.next(node(1), &meta.state(), &[], &cut_off)).map(|(source, _)| source), Some(2));
+        assert_eq!(requested(follower.next(node(1), &meta.state(), &[], &cut_off)).map(|(source, _)| source), Some(2));
 
         replica.shard = ShardId(3);
         assert_eq!(feed_wait_ms(&[replica], 10), Err(RequestError::UnknownShard));

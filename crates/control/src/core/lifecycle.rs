@@ -1,8 +1,8 @@
-//! Which replicas this node should create, destroy, or have replaced.
+//! Decides which replicas this node creates, destroys, or has replaced.
 //!
-//! Invariants: a replica that was lost is never used or created again: the metadata group must want another one in its place.
-//! A node whose folder went back in time creates nothing before it has seen, in fresh metadata, which replicas the folder
-//! forgot: those are lost too.
+//! Invariants: a lost replica is never used or created again; the metadata group must assign another one in
+//! its place. A node whose data folder was rolled back creates nothing before fresh metadata has shown which
+//! replicas the folder forgot: those are lost too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,10 +15,11 @@ use flotilla_types::{NodeId, ReplicaId, ShardId};
 
 use super::{Action, Outcome, Reconciler, View};
 
-/// A shard's replica here is not replaced again within this time, so that one that always fails costs little.
+/// Minimum time between two replacements of a shard's replica here, so that one that always fails costs
+/// little. Milliseconds.
 const REPLACE_AGAIN_MS: u64 = 10_000;
 
-/// Replicas that this node may not use any more.
+/// Replicas that this node may no longer use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
     /// The replicas.
@@ -32,50 +33,56 @@ pub struct Lost {
 pub struct Lifecycle {
     lost: BTreeSet<ReplicaId>,
     folder: Folder,
-    /// When the metadata group last answered that it replaces a shard's replica here.
+    /// When the metadata group last answered a request to replace a shard's replica here.
     replaced: BTreeMap<ShardId, u64>,
-    looked_ms: u64,
+    last_pass_ms: u64,
 }
 
-/// What the data folder is to be believed.
+/// How far the data folder can be trusted.
 #[derive(Debug, Default)]
 enum Folder {
-    /// It knows every replica that was ever created here.
+    /// It has a record of every replica that was ever created here.
     #[default]
-    Whole,
-    /// It went back in time: replicas that it forgot altogether are lost too, and only fresh metadata names them all.
+    Complete,
+    /// It was rolled back: replicas that it has no record of are lost too, and only fresh metadata names them
+    /// all.
     RolledBack,
-    /// The same, and here is the metadata.
-    Known(Arc<MetaState>),
+    /// It was rolled back, and this is the fresh metadata.
+    MetaFetched(Arc<MetaState>),
 }
 
 impl Lifecycle {
-    /// The host gave replicas up.
-    pub fn lost(&mut self, loss: &Lost) {
+    /// Records that the host gave up replicas.
+    pub fn on_loss(&mut self, loss: &Lost) {
         self.lost.extend(loss.replicas.iter().map(|(_, replica)| *replica));
         if loss.reason == LostReason::RolledBack {
             self.folder = Folder::RolledBack;
         }
     }
 
-    /// Replicas that are wanted here and that the folder does not even know. They are destroyed, so that their ids stay out.
-    fn forget_unknown(
+    /// Destroys the replicas that are assigned here but unknown to the folder, so that their ids are never
+    /// used again.
+    fn destroy_forgotten(
         &mut self,
         fresh: &MetaState,
         node: NodeId,
         here: &BTreeSet<(ShardId, ReplicaId)>,
     ) -> Vec<Action> {
-        let wanted = fresh.wanted_on(node).map(|(record, replica)| (record.id, replica));
-        let forgotten = wanted.filter(|held| !here.contains(held)).map(|(_, replica)| replica);
-        let forgotten = forgotten.filter(|replica| self.lost.insert(*replica));
-        forgotten.map(|replica| Action::Destroy { replica }).chain([Action::TrustFolder]).collect()
+        let mut actions = Vec::new();
+        for (record, replica) in fresh.desired_on(node) {
+            if !here.contains(&(record.id, replica)) && self.lost.insert(replica) {
+                actions.push(Action::Destroy { replica });
+            }
+        }
+        actions.push(Action::TrustFolder);
+        actions
     }
 
-    /// Compares what is wanted with what is `here`.
+    /// Compares the replicas assigned to this node with those that are `here`.
     fn compare(&mut self, view: &View<'_>, here: &BTreeSet<(ShardId, ReplicaId)>) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut proposals = Vec::new();
-        for (record, replica) in view.meta.wanted_on(view.me.node) {
+        for (record, replica) in view.meta.desired_on(view.me.node) {
             if self.lost.contains(&replica) {
                 if !self.replaced.contains_key(&record.id) {
                     proposals.push(Action::Propose(MetaCommand::ReplaceReplica { shard: record.id, replica }));
@@ -87,7 +94,7 @@ impl Lifecycle {
             }
         }
         for (shard, replica) in here {
-            if view.meta.replica_status(*shard, *replica) == ReplicaStatus::Unwanted {
+            if view.meta.replica_status(*shard, *replica) == ReplicaStatus::Obsolete {
                 actions.push(Action::Destroy { replica: *replica });
             }
         }
@@ -97,33 +104,33 @@ impl Lifecycle {
 }
 
 impl Reconciler for Lifecycle {
-    fn every_ms(&self) -> u64 {
+    fn interval_ms(&self) -> u64 {
         200
     }
 
-    fn look(&mut self, view: &View<'_>) -> Vec<Action> {
-        self.looked_ms = view.now_ms;
+    fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
+        self.last_pass_ms = view.now_ms;
         self.replaced.retain(|_, at_ms| *at_ms + REPLACE_AGAIN_MS > view.now_ms);
         let here = view.replicas.iter().map(|replica| (replica.shard, replica.replica)).collect();
         match std::mem::take(&mut self.folder) {
-            Folder::Whole => self.compare(view, &here),
+            Folder::Complete => self.compare(view, &here),
             Folder::RolledBack => {
                 self.folder = Folder::RolledBack;
                 vec![Action::FetchMeta]
             }
-            Folder::Known(fresh) => self.forget_unknown(&fresh, view.me.node, &here),
+            Folder::MetaFetched(fresh) => self.destroy_forgotten(&fresh, view.me.node, &here),
         }
     }
 
-    fn learn(&mut self, outcome: Outcome) {
+    fn on_outcome(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::FreshMeta(fresh) if matches!(self.folder, Folder::RolledBack) => {
-                self.folder = Folder::Known(fresh);
+                self.folder = Folder::MetaFetched(fresh);
             }
-            // An answer counts, whatever it is; without one the replacement is asked for again at once.
+            // Any answer counts; without one the replacement is proposed again in the next pass.
             Outcome::Answered(command, _) => {
                 if let MetaCommand::ReplaceReplica { shard, .. } = *command {
-                    self.replaced.insert(shard, self.looked_ms);
+                    self.replaced.insert(shard, self.last_pass_ms);
                 }
             }
             Outcome::AuthorityTaken(_) | Outcome::FreshMeta(_) => {}
@@ -142,7 +149,8 @@ mod tests {
         Lost { replicas: held.iter().map(|(shard, id)| (ShardId(*shard), ReplicaId(*id))).collect(), reason }
     }
 
-    /// The replicas that the node is to hold, of the metadata group and of a shard.
+    /// A node with two assigned replicas, of the metadata group and of a shard, and the actions that create
+    /// them.
     fn world() -> (World, Action, Action) {
         let mut meta = Meta::of_nodes(1);
         let shard = meta.collection(&[&[1]]);
@@ -156,60 +164,64 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_is_created_and_what_nobody_counts_on_is_destroyed() {
+    fn assigned_replicas_are_created_and_unwanted_ones_destroyed() {
         let (mut world, meta_group, shard) = world();
         let mut lifecycle = Lifecycle::default();
-        assert_eq!(world.look(&mut lifecycle), [meta_group, shard]);
+        assert_eq!(world.reconcile(&mut lifecycle), [meta_group, shard]);
         world.replicas = vec![replica(0, 1), replica(1, 2)];
-        assert_eq!(world.look(&mut lifecycle), []);
+        assert_eq!(world.reconcile(&mut lifecycle), []);
         world.meta.drop_collection();
-        assert_eq!(world.look(&mut lifecycle), [Action::Destroy { replica: ReplicaId(2) }]);
+        assert_eq!(world.reconcile(&mut lifecycle), [Action::Destroy { replica: ReplicaId(2) }]);
         world.replicas = vec![replica(0, 1), replica(9, 700)];
-        assert_eq!(world.look(&mut lifecycle), [], "a replica that this metadata cannot know yet is left alone");
+        assert_eq!(world.reconcile(&mut lifecycle), [], "a replica newer than this metadata is left alone");
     }
 
     #[test]
-    fn a_lost_replica_is_replaced_and_not_again_for_a_while_once_that_is_answered() {
+    fn lost_replica_is_replaced_and_an_answered_replacement_waits_before_the_next() {
         let (mut world, ..) = world();
         world.replicas = vec![replica(0, 1), replica(1, 2)];
         let mut lifecycle = Lifecycle::default();
-        lifecycle.lost(&lost(LostReason::Broken, &[(1, 2)]));
+        lifecycle.on_loss(&lost(LostReason::Broken, &[(1, 2)]));
         let command = MetaCommand::ReplaceReplica { shard: ShardId(1), replica: ReplicaId(2) };
-        let ask = [Action::Propose(command.clone())];
-        assert_eq!(world.look(&mut lifecycle), ask);
-        assert_eq!(world.look(&mut lifecycle), ask, "nobody answered");
-        lifecycle.learn(Outcome::Answered(Box::new(command), MetaReply::Done));
+        let replace = [Action::Propose(command.clone())];
+        assert_eq!(world.reconcile(&mut lifecycle), replace);
+        assert_eq!(world.reconcile(&mut lifecycle), replace, "the proposal was not answered");
+        lifecycle.on_outcome(Outcome::Answered(Box::new(command), MetaReply::Done));
         world.now_ms += REPLACE_AGAIN_MS - 1;
-        assert_eq!(world.look(&mut lifecycle), []);
+        assert_eq!(world.reconcile(&mut lifecycle), []);
         world.now_ms += 1;
-        assert_eq!(world.look(&mut lifecycle), ask);
+        assert_eq!(world.reconcile(&mut lifecycle), replace);
     }
 
     #[test]
-    fn a_node_that_rolled_back_creates_nothing_before_it_knows_what_it_forgot() {
+    fn rolled_back_node_creates_nothing_before_it_knows_what_it_forgot() {
         let (mut world, ..) = world();
         world.replicas = vec![replica(0, 1)];
         let mut lifecycle = Lifecycle::default();
-        lifecycle.lost(&lost(LostReason::RolledBack, &[]));
-        assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta]);
-        assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta], "nobody answered");
-        lifecycle.learn(Outcome::FreshMeta(world.meta.state()));
-        assert_eq!(world.look(&mut lifecycle), [Action::Destroy { replica: ReplicaId(2) }, Action::TrustFolder]);
+        lifecycle.on_loss(&lost(LostReason::RolledBack, &[]));
+        assert_eq!(world.reconcile(&mut lifecycle), [Action::FetchMeta]);
+        assert_eq!(world.reconcile(&mut lifecycle), [Action::FetchMeta], "the query was not answered");
+        lifecycle.on_outcome(Outcome::FreshMeta(world.meta.state()));
+        assert_eq!(world.reconcile(&mut lifecycle), [Action::Destroy { replica: ReplicaId(2) }, Action::TrustFolder]);
         let replace = |shard, replica| {
             Action::Propose(MetaCommand::ReplaceReplica { shard: ShardId(shard), replica: ReplicaId(replica) })
         };
-        assert_eq!(world.look(&mut lifecycle), [replace(1, 2)], "what is here is lost when the host says so");
-        lifecycle.lost(&lost(LostReason::Broken, &[(0, 1)]));
-        assert_eq!(world.look(&mut lifecycle), [replace(0, 1), replace(1, 2)]);
+        assert_eq!(
+            world.reconcile(&mut lifecycle),
+            [replace(1, 2)],
+            "a replica that is here is lost only when the host reports it"
+        );
+        lifecycle.on_loss(&lost(LostReason::Broken, &[(0, 1)]));
+        assert_eq!(world.reconcile(&mut lifecycle), [replace(0, 1), replace(1, 2)]);
     }
 
     #[test]
-    fn metadata_that_was_fetched_before_another_loss_is_not_fresh() {
+    fn metadata_fetched_before_another_loss_is_not_fresh() {
         let (world, ..) = world();
         let mut lifecycle = Lifecycle::default();
-        lifecycle.lost(&lost(LostReason::RolledBack, &[]));
-        lifecycle.learn(Outcome::FreshMeta(world.meta.state()));
-        lifecycle.lost(&lost(LostReason::RolledBack, &[]));
-        assert_eq!(world.look(&mut lifecycle), [Action::FetchMeta]);
+        lifecycle.on_loss(&lost(LostReason::RolledBack, &[]));
+        lifecycle.on_outcome(Outcome::FreshMeta(world.meta.state()));
+        lifecycle.on_loss(&lost(LostReason::RolledBack, &[]));
+        assert_eq!(world.reconcile(&mut lifecycle), [Action::FetchMeta]);
     }
 }

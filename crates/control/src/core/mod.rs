@@ -1,38 +1,38 @@
-//! Everything that control decides, as plain values: no clock, lock, transport, thread or randomness.
+//! Every decision of control, as plain values: no clock, lock, transport, thread or randomness.
 //!
-//! [`Known`] is what a node knows of the cluster. Each [`Reconciler`] compares a [`View`] with what should be and answers
-//! with [`Action`]s. [`Asking`] finds a shard's leader, [`FeedFollower`] follows the metadata, [`PeerRequest`] is what
-//! nodes ask of each other. The loops beside this module, or a simulator, look, perform and report back; they decide
-//! nothing.
+//! [`ClusterView`] caches what a node knows about the cluster. Each [`Reconciler`] compares a [`View`] with
+//! the desired state and returns [`Action`]s. [`RequestRetry`] finds a shard's leader, [`FeedFollower`]
+//! follows the metadata, [`PeerRequest`] is what nodes send each other. The async loops of this crate, or the
+//! simulator, observe, perform and report back; they decide nothing.
 //!
-//! Deliberately absent: detecting failures (`flotilla_membership`), choosing places (`flotilla_placement`).
+//! Deliberately absent: failure detection (`flotilla_membership`) and placement (`flotilla_placement`).
 
-mod asking;
+mod announce;
+mod cluster_view;
 mod feed;
-mod known;
+mod leader_changes;
 mod leaders;
 mod lifecycle;
-mod news;
 mod peers;
 mod placement;
-mod present;
 mod reconciler;
 mod request;
+mod retry;
 mod shards_led;
 mod step;
 #[cfg(test)]
 mod testing;
 
-pub use asking::{Ask, AskStep, Asking, ShardError, Verdict};
-pub use feed::{FeedFollower, FeedStep, feed_wait_ms, has_news, serves_feed, snapshot_of};
-pub use known::{Known, Members};
+pub use announce::AnnounceNode;
+pub use cluster_view::{ClusterView, Members};
+pub use feed::{FeedFollower, FeedStep, decode_snapshot, feed_wait_ms, has_changes_since, serves_feed};
+pub(crate) use leader_changes::LeaderChanges;
 pub use leaders::Leaders;
 pub use lifecycle::{Lifecycle, Lost};
-pub(crate) use news::LeaderNews;
 pub use peers::Peers;
 pub use placement::{Placement, liveness};
-pub use present::Present;
-pub use reconciler::{Action, Me, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, Reconciler, View};
-pub use request::{MalformedRequest, PeerRequest, answer_of, response_of};
+pub use reconciler::{Action, LocalNode, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, Reconciler, View};
+pub use request::{MalformedRequest, PeerRequest, decode_answer, encode_answer};
+pub use retry::{RequestKind, RequestRetry, RetryDecision, RetryStep, ShardError};
 pub use shards_led::ShardsLed;
-pub use step::{Next, next_step};
+pub use step::{ShardStep, next_shard_step};

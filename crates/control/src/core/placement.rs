@@ -1,7 +1,7 @@
-//! On the metadata group's leader: where replicas should be.
+//! Decides where replicas should be, on the metadata group's leader.
 //!
-//! Invariants: nothing is dead before this node has led, and watched, for a whole grace period itself; replicas that are fine stay
-//! where they are until no node has joined for a while.
+//! Invariants: no node counts as dead before this node has led, and watched, for a whole grace period itself;
+//! healthy replicas stay where they are until no node has joined for a while.
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{Liveness, Setting};
@@ -10,7 +10,7 @@ use flotilla_types::ShardId;
 
 use super::{Action, Reconciler, View};
 
-/// Replicas that are fine move for balance only when no node has joined for so long.
+/// Time since the last join before healthy replicas are moved for balance, in milliseconds.
 const SETTLE_MS: u64 = 20_000;
 
 /// Plans while this node leads the metadata group.
@@ -20,11 +20,11 @@ pub struct Placement {
 }
 
 impl Reconciler for Placement {
-    fn every_ms(&self) -> u64 {
+    fn interval_ms(&self) -> u64 {
         500
     }
 
-    fn look(&mut self, view: &View<'_>) -> Vec<Action> {
+    fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
         if !view.led().any(|(replica, _)| replica.shard == ShardId::META) {
             self.leading_since_ms = None;
             return Vec::new();
@@ -47,8 +47,9 @@ impl Reconciler for Placement {
     }
 }
 
-/// What placement should think of a node that membership sees in `state` since `since_ms`. Nothing is dead before this
-/// node has watched for a whole grace period itself (`watching_since_ms`). All on one monotonic clock.
+/// The liveness, for placement, of a node that membership has seen in `state` since `since_ms`. No node is
+/// dead before this node has watched for a whole grace period itself (since `watching_since_ms`). All times
+/// on one monotonic clock.
 #[must_use]
 pub fn liveness(state: NodeState, since_ms: u64, watching_since_ms: u64, now_ms: u64, grace_ms: u64) -> Liveness {
     match state {
@@ -72,13 +73,13 @@ mod tests {
     use crate::core::testing::{Meta, World, leads, node};
 
     #[test]
-    fn a_silent_node_is_dead_only_after_the_grace_period() {
+    fn down_node_is_dead_only_after_the_grace_period() {
         assert_eq!(liveness(NodeState::Down, 1_000, 0, 30_999, 30_000), Liveness::Suspect);
         assert_eq!(liveness(NodeState::Down, 1_000, 0, 31_000, 30_000), Liveness::Dead);
     }
 
     #[test]
-    fn a_node_never_heard_of_gets_the_grace_period_from_the_start_of_watching() {
+    fn grace_period_of_an_unknown_node_starts_with_the_watch() {
         assert_eq!(liveness(NodeState::Unknown, 0, 5_000, 34_999, 30_000), Liveness::Suspect);
         assert_eq!(liveness(NodeState::Unknown, 0, 5_000, 35_000, 30_000), Liveness::Dead);
     }
@@ -96,25 +97,25 @@ mod tests {
     }
 
     #[test]
-    fn only_the_metadata_groups_leader_plans_and_watches_for_a_grace_period_of_its_own() {
+    fn only_the_metadata_leader_plans_and_only_after_its_own_grace_period() {
         let mut world = world();
         let mut placement = Placement::default();
         world.hears(4, NodeState::Down);
         let led = std::mem::replace(&mut world.replicas, vec![leads(1, &[(1, 9)], &[])]);
         world.now_ms += 100_000;
-        assert_eq!(world.look(&mut placement), [], "somebody else plans");
+        assert_eq!(world.reconcile(&mut placement), [], "another node plans");
         world.now_ms += 30_000;
         world.replicas = led.clone();
-        assert_eq!(world.look(&mut placement), []);
+        assert_eq!(world.reconcile(&mut placement), []);
         world.now_ms += 29_999;
-        assert_eq!(world.look(&mut placement), []);
+        assert_eq!(world.reconcile(&mut placement), []);
         world.replicas.clear();
-        assert_eq!(world.look(&mut placement), []);
+        assert_eq!(world.reconcile(&mut placement), []);
         world.replicas = led;
         world.now_ms += 1;
-        assert_eq!(world.look(&mut placement), [], "watching began anew");
+        assert_eq!(world.reconcile(&mut placement), [], "the watch started again");
         world.now_ms += 30_000;
-        let [Action::Propose(MetaCommand::Batch(commands))] = &world.look(&mut placement)[..] else {
+        let [Action::Propose(MetaCommand::Batch(commands))] = &world.reconcile(&mut placement)[..] else {
             panic!("one shard is planned for");
         };
         assert!(
@@ -134,8 +135,8 @@ mod tests {
         world.hears(2, NodeState::Alive);
         let joined_ms = world.meta.state().node(node(2)).expect("a node").joined_at_ms;
         world.wall_ms = joined_ms + SETTLE_MS - 1;
-        assert_eq!(world.look(&mut Placement::default()), []);
+        assert_eq!(world.reconcile(&mut Placement::default()), []);
         world.wall_ms += 1;
-        assert_ne!(world.look(&mut Placement::default()), []);
+        assert_ne!(world.reconcile(&mut Placement::default()), []);
     }
 }

@@ -1,7 +1,7 @@
-//! What every reconciler has in common: what it sees, what it can ask for, what it is told.
+//! The interface of all reconcilers: the view they get, the actions they return, the outcomes they receive.
 //!
-//! Invariants: a reconciler remembers nothing that it cannot find again by looking, so it may start anew at any moment, and
-//! whoever performs may leave actions out; the same views and outcomes give the same actions.
+//! Invariants: a reconciler keeps no state that it cannot derive again from a view, so it may be restarted at
+//! any moment and its driver may skip actions; equal sequences of views and outcomes give equal actions.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -11,32 +11,32 @@ use flotilla_types::{Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, 
 
 use super::Members;
 
-/// Proposals of one look that may be under way together.
+/// Proposals of one pass that may be in flight together.
 pub const PROPOSALS_MAX: usize = 16;
 /// How long a reconciler's request may take, in milliseconds.
 pub const PROPOSE_TIMEOUT_MS: u64 = 3_000;
 
-/// How this node presents itself.
+/// How this node describes itself to the cluster.
 #[derive(Debug, Clone)]
-pub struct Me {
+pub struct LocalNode {
     /// Its id.
     pub node: NodeId,
     /// How often it has started.
     pub incarnation: Incarnation,
-    /// Where it is reached.
+    /// Where it listens.
     pub addresses: Addresses,
-    /// Where it stands.
+    /// Its locality labels.
     pub locality: Locality,
 }
 
-/// What a node sees when a reconciler looks.
+/// The input of one pass: what the node sees.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     /// The node.
-    pub me: &'a Me,
-    /// The newest metadata it knows.
+    pub me: &'a LocalNode,
+    /// The newest metadata it has.
     pub meta: &'a MetaState,
-    /// Which nodes it hears of.
+    /// Liveness of the nodes.
     pub members: &'a Members,
     /// Its replicas.
     pub replicas: &'a [ReplicaStatus],
@@ -55,7 +55,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// What a reconciler wants done.
+/// What a reconciler asks its driver to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Create a replica here.
@@ -64,24 +64,24 @@ pub enum Action {
         replica: ReplicaId,
         /// The shard to start from.
         descriptor: ShardDescriptor,
-        /// Whether it is one of the shard's first replicas; otherwise it waits for a snapshot.
+        /// Whether it is one of the shard's initial replicas; otherwise it waits for a snapshot.
         founding: bool,
     },
-    /// Destroy a replica here for ever, whether it exists or not: its id can never be created again.
+    /// Destroy a replica here permanently, whether it exists or not: its id can never be created again.
     Destroy {
         /// The replica.
         replica: ReplicaId,
     },
-    /// What the data folder forgot is destroyed: the host may create replicas again.
+    /// The replicas that the data folder forgot are destroyed: the host may create replicas again.
     TrustFolder,
-    /// Change the configuration of a shard that is led here. May be refused in silence.
+    /// Change the configuration of a shard that is led here. The host may refuse it without an outcome.
     Change {
         /// The shard.
         shard: ShardId,
         /// The change.
         change: ConfChange,
     },
-    /// Hand the leadership of a shard that is led here to a node.
+    /// Transfer the leadership of a shard that is led here to another node.
     Transfer {
         /// The shard.
         shard: ShardId,
@@ -90,53 +90,53 @@ pub enum Action {
     },
     /// Propose to the metadata group, within [`PROPOSE_TIMEOUT_MS`]. Reported back as [`Outcome::Answered`].
     ///
-    /// Proposals that stand together may be under way together, up to [`PROPOSALS_MAX`]. When one of them gets no answer, what
-    /// comes behind them in the look is left out.
+    /// Consecutive proposals may be in flight together, up to [`PROPOSALS_MAX`]. When one of them gets no
+    /// answer, the remaining actions of the pass are skipped.
     Propose(MetaCommand),
-    /// Send the cluster's authority to a node ([`super::PeerRequest::Authority`]), if it is here. Reported back as
-    /// [`Outcome::AuthorityTaken`] once the node has it durably.
+    /// Send the cluster's authority to a node ([`super::PeerRequest::Authority`]), if this node holds it.
+    /// Reported back as [`Outcome::AuthorityTaken`] once the node has it durably.
     GiveAuthority {
         /// The node.
         to: NodeId,
     },
-    /// Ask the metadata group for its state by a strong query, within [`PROPOSE_TIMEOUT_MS`]; offer it to
-    /// [`super::Known`] and report it back as [`Outcome::FreshMeta`].
+    /// Read the metadata group's state by a strong query, within [`PROPOSE_TIMEOUT_MS`]; offer it to
+    /// [`super::ClusterView`] and report it back as [`Outcome::FreshMeta`].
     FetchMeta,
-    /// Keep a connection to a node. Said again and again; only a new address changes anything.
+    /// Keep a connection to a node. Idempotent: only a new address changes anything.
     Connect {
         /// The node.
         node: NodeId,
         /// Where it is.
         addr: SocketAddr,
     },
-    /// Give the connection to a node up.
+    /// Close the connection to a node.
     Disconnect {
         /// The node.
         node: NodeId,
     },
-    /// Send beats to these nodes, and to no others.
-    Beat {
+    /// Send node heartbeats to exactly these nodes.
+    SetHeartbeatPeers {
         /// The nodes, in order.
         peers: Vec<NodeId>,
     },
-    /// Tell membership of a node, which it then greets.
-    Greet {
+    /// Add a node to membership, which then announces itself to it.
+    AddMember {
         /// The node.
         node: NodeId,
         /// Where it is.
         addr: SocketAddr,
     },
-    /// Tell membership that a node is gone for ever.
-    Forget {
+    /// Remove a node from membership permanently.
+    ForgetMember {
         /// The node.
         node: NodeId,
     },
 }
 
-/// What became of an action. An action that failed has no outcome: it is found again by looking.
+/// The result of an action. A failed action has no outcome: a later pass finds that it is still needed.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// The metadata group answered a proposal, maybe by a refusal.
+    /// The metadata group answered a proposal, possibly with a refusal.
     Answered(Box<MetaCommand>, MetaReply),
     /// The node holds the cluster's authority durably.
     AuthorityTaken(NodeId),
@@ -144,17 +144,17 @@ pub enum Outcome {
     FreshMeta(Arc<MetaState>),
 }
 
-/// Compares what is with what should be, one step at a time.
+/// Compares the actual state with the desired state, one step at a time.
 ///
-/// Whoever drives it calls `look`, performs the actions in order, reports each outcome by `learn`, and looks again
-/// `every_ms` after the last action has ended.
+/// The driver calls `reconcile`, performs the actions in order, reports each outcome by `on_outcome`, and
+/// starts the next pass `interval_ms` after the last action has ended.
 pub trait Reconciler {
-    /// The pause between two looks, in milliseconds.
-    fn every_ms(&self) -> u64;
+    /// The pause between two passes, in milliseconds.
+    fn interval_ms(&self) -> u64;
 
-    /// What to do next, in order.
-    fn look(&mut self, view: &View<'_>) -> Vec<Action>;
+    /// Runs one pass. Returns what to do next, in order.
+    fn reconcile(&mut self, view: &View<'_>) -> Vec<Action>;
 
-    /// What became of an action of the last look.
-    fn learn(&mut self, _outcome: Outcome) {}
+    /// Receives the outcome of an action of the last pass.
+    fn on_outcome(&mut self, _outcome: Outcome) {}
 }

@@ -1,16 +1,16 @@
-//! What nodes ask of each other over the RPC stream, and how it is written.
+//! Requests between nodes over the RPC stream, and their wire format.
 //!
-//! Invariants: bytes of a peer never panic, and no peer can ask for a longer wait than the bounds here. What does not parse as
-//! an answer may have been executed.
+//! Invariants: bytes from a peer never cause a panic, and no peer can request a longer wait than the bounds
+//! here. A request whose answer does not parse may have been executed.
 
 use bytes::Bytes;
 use flotilla_replication::{Answer, RequestError};
 use flotilla_types::{NodeId, ShardId};
 use flotilla_wire::{decode, encode, peer};
 
-use super::Ask;
+use super::RequestKind;
 
-/// A request that names a longer time gets this.
+/// Longest timeout of a request; longer ones are cut to it.
 const TIMEOUT_MS_MAX: u32 = 60_000;
 
 const CODES: [RequestError; 7] = [
@@ -23,53 +23,56 @@ const CODES: [RequestError; 7] = [
     RequestError::Stopped,
 ];
 
-/// A request from one node to another. Not to be printed: it may hold the authority's key.
+/// A request from one node to another. No `Debug`, because it may hold the authority's key.
 #[derive(Clone, PartialEq, Eq)]
 pub enum PeerRequest {
-    /// Something for a shard that the receiver leads.
-    Ask {
-        /// What is asked.
-        ask: Ask,
-        /// Of which shard.
+    /// A command or query for a shard that the receiver leads.
+    Shard {
+        /// Command or query.
+        kind: RequestKind,
+        /// The shard.
         shard: ShardId,
-        /// The range epoch that the sender routed by, or `None` not to check it.
+        /// The range epoch by which the sender routed; `None` skips the check.
         range_epoch: Option<u64>,
         /// The command or query, in the state machine's format.
         payload: Bytes,
-        /// How long the receiver may take, in milliseconds; a minute at most.
+        /// How long the receiver may take, in milliseconds, at most one minute.
         timeout_ms: u32,
     },
-    /// Metadata after a version ([`super::feed_wait_ms`]).
+    /// The metadata changes after a version ([`super::feed_wait_ms`]).
     Feed {
         /// The version.
         version: u64,
-        /// How long the receiver may wait for news, in milliseconds.
+        /// How long the receiver may wait for changes, in milliseconds.
         wait_ms: u32,
     },
-    /// The cluster's authority, for a node that is about to vote in the metadata group. Answered by nothing once it is durable.
+    /// The cluster's authority, for a node that is about to become a voter of the metadata group. The answer
+    /// is empty and comes once the authority is durable.
     Authority(Bytes),
 }
 
-/// A request does not parse, or is of a kind that this version does not know. Nothing was done; it is answered by
+/// The request does not parse, or its kind is unknown to this version. Nothing was done; the answer is
 /// [`RequestError::Stopped`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the request does not parse")]
 pub struct MalformedRequest;
 
 impl PeerRequest {
-    /// The request as bytes.
+    /// Encodes the request.
     #[must_use]
     pub fn encode(self) -> Bytes {
         use peer::request::Kind;
         let kind = match self {
-            Self::Ask { ask, shard, range_epoch, payload, timeout_ms } => {
+            Self::Shard { kind, shard, range_epoch, payload, timeout_ms } => {
                 let range_epoch_plus_one = range_epoch.map_or(0, |epoch| epoch + 1);
                 let (shard, deadline_ms) = (shard.0, timeout_ms);
-                match ask {
-                    Ask::Propose => {
+                match kind {
+                    RequestKind::Propose => {
                         Kind::Propose(peer::Propose { shard, range_epoch_plus_one, command: payload, deadline_ms })
                     }
-                    Ask::Query => Kind::Query(peer::Query { shard, range_epoch_plus_one, query: payload, deadline_ms }),
+                    RequestKind::Query => {
+                        Kind::Query(peer::Query { shard, range_epoch_plus_one, query: payload, deadline_ms })
+                    }
                 }
             }
             Self::Feed { version, wait_ms } => Kind::Feed(peer::Feed { version, wait_ms }),
@@ -78,7 +81,7 @@ impl PeerRequest {
         encode(&peer::Request { kind: Some(kind) })
     }
 
-    /// Takes back what [`PeerRequest::encode`] gave.
+    /// Decodes the output of [`PeerRequest::encode`].
     ///
     /// # Errors
     /// The bytes are not a request.
@@ -86,19 +89,19 @@ impl PeerRequest {
         use peer::request::Kind;
         let request: peer::Request = decode(bytes).map_err(|_| MalformedRequest)?;
         Ok(match request.kind.ok_or(MalformedRequest)? {
-            Kind::Propose(asked) => Self::Ask {
-                ask: Ask::Propose,
-                shard: ShardId(asked.shard),
-                range_epoch: asked.range_epoch_plus_one.checked_sub(1),
-                payload: asked.command,
-                timeout_ms: asked.deadline_ms.min(TIMEOUT_MS_MAX),
+            Kind::Propose(propose) => Self::Shard {
+                kind: RequestKind::Propose,
+                shard: ShardId(propose.shard),
+                range_epoch: propose.range_epoch_plus_one.checked_sub(1),
+                payload: propose.command,
+                timeout_ms: propose.deadline_ms.min(TIMEOUT_MS_MAX),
             },
-            Kind::Query(asked) => Self::Ask {
-                ask: Ask::Query,
-                shard: ShardId(asked.shard),
-                range_epoch: asked.range_epoch_plus_one.checked_sub(1),
-                payload: asked.query,
-                timeout_ms: asked.deadline_ms.min(TIMEOUT_MS_MAX),
+            Kind::Query(query) => Self::Shard {
+                kind: RequestKind::Query,
+                shard: ShardId(query.shard),
+                range_epoch: query.range_epoch_plus_one.checked_sub(1),
+                payload: query.query,
+                timeout_ms: query.deadline_ms.min(TIMEOUT_MS_MAX),
             },
             Kind::Feed(feed) => Self::Feed { version: feed.version, wait_ms: feed.wait_ms },
             Kind::Authority(authority) => Self::Authority(authority),
@@ -106,9 +109,9 @@ impl PeerRequest {
     }
 }
 
-/// An answer as bytes.
+/// Encodes an answer.
 #[must_use]
-pub fn response_of(answer: Answer) -> Bytes {
+pub fn encode_answer(answer: Answer) -> Bytes {
     let kind = match answer {
         Ok(value) => peer::response::Kind::Value(value),
         Err(error) => {
@@ -118,15 +121,16 @@ pub fn response_of(answer: Answer) -> Bytes {
                 }
                 other => (other, 0),
             };
-            let code = CODES.iter().position(|known| *known == plain).unwrap_or(CODES.len()) as u32;
+            let code = CODES.iter().position(|code| *code == plain).unwrap_or(CODES.len()) as u32;
             peer::response::Kind::Failure(peer::Failure { code, leader })
         }
     };
     encode(&peer::Response { kind: Some(kind) })
 }
 
-/// What a peer's response says. What does not parse may have been executed.
-pub fn answer_of(response: Bytes) -> Answer {
+/// Decodes a peer's answer. One that does not parse is [`RequestError::Unknown`]: the request may have been
+/// executed.
+pub fn decode_answer(response: Bytes) -> Answer {
     match decode::<peer::Response>(response).ok().and_then(|response| response.kind) {
         Some(peer::response::Kind::Value(value)) => Ok(value),
         Some(peer::response::Kind::Failure(failure)) => Err(match CODES.get(failure.code as usize) {
@@ -151,23 +155,23 @@ mod tests {
     fn every_answer_survives_the_wire() {
         let named = RequestError::NotLeader { leader: Some(NodeId(3)) };
         for error in CODES.into_iter().chain([named]) {
-            assert_eq!(answer_of(response_of(Err(error))), Err(error));
+            assert_eq!(decode_answer(encode_answer(Err(error))), Err(error));
         }
-        assert_eq!(answer_of(response_of(Ok(Bytes::from_static(b"value")))), Ok(Bytes::from_static(b"value")));
+        assert_eq!(decode_answer(encode_answer(Ok(Bytes::from_static(b"value")))), Ok(Bytes::from_static(b"value")));
     }
 
     #[test]
     fn every_request_survives_the_wire() {
-        let ask = |ask, range_epoch| PeerRequest::Ask {
-            ask,
+        let shard = |kind, range_epoch| PeerRequest::Shard {
+            kind,
             shard: ShardId(4),
             range_epoch,
             payload: Bytes::from_static(b"payload"),
             timeout_ms: 7,
         };
         let requests = [
-            ask(Ask::Propose, None),
-            ask(Ask::Query, Some(0)),
+            shard(RequestKind::Propose, None),
+            shard(RequestKind::Query, Some(0)),
             PeerRequest::Feed { version: 3, wait_ms: 9 },
             PeerRequest::Authority(Bytes::from_static(b"key")),
         ];
@@ -177,34 +181,34 @@ mod tests {
     }
 
     #[test]
-    fn no_peer_is_waited_for_longer_than_a_minute_and_garbage_is_an_error() {
-        let long = PeerRequest::Ask {
-            ask: Ask::Query,
+    fn timeouts_are_cut_to_a_minute_and_garbage_is_an_error() {
+        let long = PeerRequest::Shard {
+            kind: RequestKind::Query,
             shard: ShardId(1),
             range_epoch: None,
             payload: Bytes::new(),
             timeout_ms: u32::MAX,
         };
         let decoded = PeerRequest::decode(long.encode());
-        assert!(matches!(decoded, Ok(PeerRequest::Ask { timeout_ms: TIMEOUT_MS_MAX, .. })));
+        assert!(matches!(decoded, Ok(PeerRequest::Shard { timeout_ms: TIMEOUT_MS_MAX, .. })));
         assert!(PeerRequest::decode(Bytes::new()).is_err());
         assert!(PeerRequest::decode(Bytes::from_static(b"\xff\xff")).is_err());
-        assert_eq!(answer_of(Bytes::from_static(b"\xff\xff")), Err(RequestError::Unknown));
+        assert_eq!(decode_answer(Bytes::from_static(b"\xff\xff")), Err(RequestError::Unknown));
     }
 
-    /// Encoded at once: requests are not to be printed.
+    /// Encoded immediately, because requests have no `Debug`.
     fn requests() -> impl Strategy<Value = Bytes> {
         let payload = || vec(any::<u8>(), 0..40).prop_map(Bytes::from);
         let range_epoch = option::of(0..u64::MAX);
-        let ask = (any::<bool>(), extreme_u64(), range_epoch, payload(), 0..=TIMEOUT_MS_MAX).prop_map(
-            |(propose, shard, range_epoch, payload, timeout_ms)| {
-                let ask = if propose { Ask::Propose } else { Ask::Query };
-                PeerRequest::Ask { ask, shard: ShardId(shard), range_epoch, payload, timeout_ms }.encode()
+        let shard = (any::<bool>(), extreme_u64(), range_epoch, payload(), 0..=TIMEOUT_MS_MAX).prop_map(
+            |(propose, id, range_epoch, payload, timeout_ms)| {
+                let kind = if propose { RequestKind::Propose } else { RequestKind::Query };
+                PeerRequest::Shard { kind, shard: ShardId(id), range_epoch, payload, timeout_ms }.encode()
             },
         );
         let feed = (extreme_u64(), any::<u32>())
             .prop_map(|(version, wait_ms)| PeerRequest::Feed { version, wait_ms }.encode());
-        prop_oneof![2 => ask, 1 => feed, 1 => payload().prop_map(|key| PeerRequest::Authority(key).encode())]
+        prop_oneof![2 => shard, 1 => feed, 1 => payload().prop_map(|key| PeerRequest::Authority(key).encode())]
     }
 
     #[test]
@@ -214,7 +218,7 @@ mod tests {
         });
         attack(1_000, mutated(requests()), |bytes| {
             let bytes = Bytes::from(bytes);
-            if let Ok(PeerRequest::Ask { timeout_ms, .. }) =
+            if let Ok(PeerRequest::Shard { timeout_ms, .. }) =
                 Proportion::DEFAULT.of(bytes.len(), || PeerRequest::decode(bytes))
             {
                 assert!(timeout_ms <= TIMEOUT_MS_MAX);
@@ -223,20 +227,20 @@ mod tests {
     }
 
     #[test]
-    fn hostile_answers_are_an_outcome_that_is_not_known_at_worst() {
+    fn hostile_answers_decode_to_an_unknown_outcome_at_worst() {
         let valid = prop_oneof![
-            vec(any::<u8>(), 0..40).prop_map(|value| response_of(Ok(value.into()))),
+            vec(any::<u8>(), 0..40).prop_map(|value| encode_answer(Ok(value.into()))),
             (select(CODES.to_vec()), extreme_u64()).prop_map(|(error, node)| match error {
                 RequestError::NotLeader { .. } => {
-                    response_of(Err(RequestError::NotLeader { leader: Some(NodeId(node)) }))
+                    encode_answer(Err(RequestError::NotLeader { leader: Some(NodeId(node)) }))
                 }
-                error => response_of(Err(error)),
+                error => encode_answer(Err(error)),
             }),
         ];
         attack(1_000, mutated(valid), |bytes| {
             let bytes = Bytes::from(bytes);
-            let answer = Proportion::DEFAULT.of(bytes.len(), || answer_of(bytes));
-            assert_eq!(answer_of(response_of(answer.clone())), answer);
+            let answer = Proportion::DEFAULT.of(bytes.len(), || decode_answer(bytes));
+            assert_eq!(decode_answer(encode_answer(answer.clone())), answer);
         });
     }
 }

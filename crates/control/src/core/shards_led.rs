@@ -1,8 +1,9 @@
-//! Moves each shard that is led here one step towards its intent, and reports what it has become.
+//! Moves each shard that is led here one step towards its intent, and reports its new configuration.
 //!
-//! Invariants: nobody votes in the metadata group before it holds the cluster's authority: any voter may have to admit a node. A shard
-//! changes only by metadata that knows what it has become so far. Older metadata may still want a replica that newer metadata had
-//! removed, and a leader that was cut off or has just begun may hold it.
+//! Invariants: no node votes in the metadata group before it holds the cluster's authority, because any voter
+//! may have to admit a node. A shard changes only by metadata that has recorded its current configuration:
+//! older metadata, which a leader that was cut off or has just started may hold, may still want a replica
+//! that newer metadata had removed.
 
 use std::collections::BTreeSet;
 
@@ -10,22 +11,23 @@ use flotilla_meta::MetaCommand;
 use flotilla_replication::{ConfChange, ReplicaStatus};
 use flotilla_types::{NodeId, ShardId};
 
-use super::{Action, Next, Outcome, Reconciler, View, next_step};
+use super::{Action, Outcome, Reconciler, ShardStep, View, next_shard_step};
 
-/// How soon to look again behind a step, and when there was none. Milliseconds.
+/// Interval after a pass with actions, in milliseconds.
 const BUSY_MS: u64 = 50;
+/// Interval after a pass without actions, in milliseconds.
 const IDLE_MS: u64 = 200;
 
-/// The steps of the shards that are led here.
+/// Drives the shards that are led here.
 #[derive(Debug, Default)]
 pub struct ShardsLed {
     busy: bool,
-    /// Nodes that were given the cluster's authority since this node started.
+    /// Nodes that have confirmed the cluster's authority since this node started.
     has_authority: BTreeSet<NodeId>,
 }
 
 impl ShardsLed {
-    /// Nodes that must be given the authority before a change.
+    /// The nodes that need the authority before a change.
     fn lacks_authority(&self, replica: &ReplicaStatus, change: &ConfChange) -> Vec<Action> {
         match change {
             ConfChange::Swap { promote, .. } if replica.shard == ShardId::META => promote
@@ -40,26 +42,26 @@ impl ShardsLed {
 }
 
 impl Reconciler for ShardsLed {
-    fn every_ms(&self) -> u64 {
+    fn interval_ms(&self) -> u64 {
         if self.busy { BUSY_MS } else { IDLE_MS }
     }
 
-    fn look(&mut self, view: &View<'_>) -> Vec<Action> {
+    fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut reports = Vec::new();
         for (replica, group) in view.led() {
             let Some(record) = view.meta.shard(replica.shard) else { continue };
-            let unknown = replica.descriptor.epoch > record.descriptor.epoch;
-            let next = next_step(replica.replica, group, &record.intent);
-            let must_wait = unknown && next != Next::Change(ConfChange::LeaveJoint);
+            let unreported = replica.descriptor.epoch > record.descriptor.epoch;
+            let next = next_shard_step(replica.replica, group, &record.intent);
+            let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
             match next {
                 _ if must_wait => {}
-                Next::Nothing => {}
-                Next::HandOver(heir) => {
-                    let heir = replica.descriptor.node_of(heir);
-                    actions.extend(heir.map(|to| Action::Transfer { shard: replica.shard, to }));
+                ShardStep::Nothing => {}
+                ShardStep::TransferLeadership(successor) => {
+                    let to = replica.descriptor.node_of(successor);
+                    actions.extend(to.map(|to| Action::Transfer { shard: replica.shard, to }));
                 }
-                Next::Change(change) => {
+                ShardStep::Change(change) => {
                     let lacking = self.lacks_authority(replica, &change);
                     if lacking.is_empty() {
                         actions.push(Action::Change { shard: replica.shard, change });
@@ -68,7 +70,7 @@ impl Reconciler for ShardsLed {
                     }
                 }
             }
-            if unknown {
+            if unreported {
                 let report = MetaCommand::ReportShard { descriptor: replica.descriptor.clone() };
                 reports.push(Action::Propose(report));
             }
@@ -78,7 +80,7 @@ impl Reconciler for ShardsLed {
         actions
     }
 
-    fn learn(&mut self, outcome: Outcome) {
+    fn on_outcome(&mut self, outcome: Outcome) {
         if let Outcome::AuthorityTaken(node) = outcome {
             self.has_authority.insert(node);
         }
@@ -93,7 +95,7 @@ mod tests {
     use crate::core::testing::{Meta, World, leads, node};
 
     #[test]
-    fn a_group_grows_as_intended_and_its_voters_get_the_authority_first() {
+    fn metadata_group_grows_to_its_intent_and_voters_get_the_authority_first() {
         let mut meta = Meta::of_nodes(3);
         meta.assign(ShardId::META, 2);
         meta.assign(ShardId::META, 3);
@@ -102,21 +104,21 @@ mod tests {
         let add = |id| ConfChange::AddLearner { replica: ReplicaId(id), node: node(id) };
         let change = |change| [Action::Change { shard: ShardId::META, change }];
         world.replicas = vec![leads(0, &[(1, 1)], &[])];
-        assert_eq!(world.look(&mut led), change(add(2)));
+        assert_eq!(world.reconcile(&mut led), change(add(2)));
         world.replicas = vec![leads(0, &[(1, 1)], &[(2, 2)])];
-        assert_eq!(world.look(&mut led), change(add(3)));
+        assert_eq!(world.reconcile(&mut led), change(add(3)));
         world.replicas = vec![leads(0, &[(1, 1)], &[(2, 2), (3, 3)])];
         let give = |id| Action::GiveAuthority { to: node(id) };
-        assert_eq!(world.look(&mut led), [give(2), give(3)]);
-        led.learn(Outcome::AuthorityTaken(node(2)));
-        assert_eq!(world.look(&mut led), [give(3)], "one of them did not take it");
-        led.learn(Outcome::AuthorityTaken(node(3)));
+        assert_eq!(world.reconcile(&mut led), [give(2), give(3)]);
+        led.on_outcome(Outcome::AuthorityTaken(node(2)));
+        assert_eq!(world.reconcile(&mut led), [give(3)], "node 3 did not confirm it");
+        led.on_outcome(Outcome::AuthorityTaken(node(3)));
         let swap = ConfChange::Swap { promote: vec![ReplicaId(2), ReplicaId(3)], demote: vec![] };
-        assert_eq!(world.look(&mut led), change(swap));
+        assert_eq!(world.reconcile(&mut led), change(swap));
     }
 
     #[test]
-    fn a_shard_that_moved_on_is_reported_behind_every_step() {
+    fn changed_shards_are_reported_after_all_steps() {
         let mut meta = Meta::of_nodes(2);
         meta.assign(ShardId::META, 2);
         let shards = meta.collection(&[&[1], &[2]]);
@@ -128,13 +130,13 @@ mod tests {
         let add = ConfChange::AddLearner { replica: ReplicaId(2), node: node(2) };
         let report = MetaCommand::ReportShard { descriptor: moved.descriptor };
         assert_eq!(
-            world.look(&mut ShardsLed::default()),
+            world.reconcile(&mut ShardsLed::default()),
             [Action::Change { shard: ShardId::META, change: add }, Action::Propose(report)]
         );
     }
 
     #[test]
-    fn metadata_that_does_not_know_the_configuration_changes_nothing_but_the_end_of_a_joint_one() {
+    fn unreported_configuration_allows_only_leaving_a_joint_one() {
         let mut meta = Meta::of_nodes(2);
         meta.assign(ShardId::META, 2);
         let mut world = World::new(1, meta);
@@ -143,13 +145,13 @@ mod tests {
         let report = Action::Propose(MetaCommand::ReportShard { descriptor: ahead.descriptor.clone() });
         world.replicas = vec![ahead.clone()];
         assert_eq!(
-            world.look(&mut ShardsLed::default()),
+            world.reconcile(&mut ShardsLed::default()),
             std::slice::from_ref(&report),
-            "it may have been removed since"
+            "the wanted replica may have been removed since"
         );
         ahead.group.as_mut().expect("a leader").conf.voters_outgoing = vec![ReplicaId(1)];
         world.replicas = vec![ahead];
         let leave = Action::Change { shard: ShardId::META, change: ConfChange::LeaveJoint };
-        assert_eq!(world.look(&mut ShardsLed::default()), [leave, report]);
+        assert_eq!(world.reconcile(&mut ShardsLed::default()), [leave, report]);
     }
 }

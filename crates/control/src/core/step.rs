@@ -1,9 +1,9 @@
-//! The next step of one shard towards its intent, decided by its leader: learner → caught up → joint swap → leave joint →
-//! remove.
+//! The next step of one shard towards its intent, decided by its leader: learner → caught up → joint swap →
+//! leave joint → remove.
 //!
-//! Invariants: a replica votes only after it has caught up; all promotions and demotions of a step happen in one joint
-//! change, so a group grows from one voter to three without ever having two; a leader that is to go hands over first when
-//! somebody who stays can lead.
+//! Invariants: a replica votes only after it has caught up; all promotions and demotions of a step happen in
+//! one joint change, so a group grows from one voter to three without ever having two; a leader that is to be
+//! demoted first transfers leadership to a caught-up voter that stays, if there is one.
 
 use std::collections::BTreeSet;
 
@@ -11,44 +11,44 @@ use flotilla_placement::PlanReplica;
 use flotilla_replication::{ConfChange, GroupStatus};
 use flotilla_types::{LogIndex, ReplicaId};
 
-/// A learner is caught up when it lacks no more than so many entries.
+/// A replica is caught up when it lacks at most this many committed entries.
 const CAUGHT_UP_ENTRIES: u64 = 512;
 
 /// What a shard's leader should do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// The shard is as it should be, or has to wait.
+pub enum ShardStep {
+    /// The shard matches its intent, or has to wait.
     Nothing,
     /// Change the configuration.
     Change(ConfChange),
-    /// Hand leadership to this replica first.
-    HandOver(ReplicaId),
+    /// Transfer leadership to this replica first.
+    TransferLeadership(ReplicaId),
 }
 
-/// Decides from the leader's status and the intent.
+/// Decides the next step from the leader's status and the intent.
 #[must_use]
-pub fn next_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> Next {
+pub fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> ShardStep {
     let conf = &status.conf;
     if conf.is_joint() {
-        return Next::Change(ConfChange::LeaveJoint);
+        return ShardStep::Change(ConfChange::LeaveJoint);
     }
     let wanted: BTreeSet<_> = intent.iter().map(|held| held.replica).collect();
     if wanted.is_empty() {
-        return Next::Nothing;
+        return ShardStep::Nothing;
     }
-    // Before anything is added, so that a node that fails again and again leaves no trail of dead learners.
+    // Remove before adding, so that a node that fails repeatedly leaves no trail of dead learners.
     if let Some(surplus) = conf.learners.iter().find(|learner| !wanted.contains(learner)) {
-        return Next::Change(ConfChange::RemoveLearner { replica: *surplus });
+        return ShardStep::Change(ConfChange::RemoveLearner { replica: *surplus });
     }
     if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica)) {
-        return Next::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
+        return ShardStep::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
     }
     let caught_up = |replica: &ReplicaId| {
         status.followers.iter().any(|follower| {
             follower.replica == *replica
                 && follower.recently_active
                 && !follower.in_snapshot
-                // One that never answered counts as active for a while, and may not even exist.
+                // A follower that never answered counts as active for a while, and may not even exist.
                 && follower.matched > LogIndex(0)
                 && follower.matched.0 + CAUGHT_UP_ENTRIES >= status.commit.0
         })
@@ -56,17 +56,17 @@ pub fn next_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) ->
     let promote: Vec<_> = conf.learners.iter().filter(|learner| wanted.contains(learner)).copied().collect();
     let demote: Vec<_> = conf.voters.iter().filter(|voter| !wanted.contains(voter)).copied().collect();
     if !promote.iter().all(caught_up) {
-        return Next::Nothing;
+        return ShardStep::Nothing;
     }
     if demote.contains(&me)
-        && let Some(heir) = conf.voters.iter().find(|voter| wanted.contains(voter) && caught_up(voter))
+        && let Some(successor) = conf.voters.iter().find(|voter| wanted.contains(voter) && caught_up(voter))
     {
-        return Next::HandOver(*heir);
+        return ShardStep::TransferLeadership(*successor);
     }
     if promote.is_empty() && demote.is_empty() {
-        return Next::Nothing;
+        return ShardStep::Nothing;
     }
-    Next::Change(ConfChange::Swap { promote, demote })
+    ShardStep::Change(ConfChange::Swap { promote, demote })
 }
 
 #[cfg(test)]
@@ -105,48 +105,53 @@ mod tests {
     #[test]
     fn growing_from_one_to_three_promotes_both_learners_together() {
         let wanted = intent(&[1, 2, 3]);
-        let add = |replica| Next::Change(ConfChange::AddLearner { replica: ReplicaId(replica), node: NodeId(replica) });
-        assert_eq!(next_step(ME, &status(&[1], &[], &[]), &wanted), add(2));
-        assert_eq!(next_step(ME, &status(&[1], &[2], &[(2, 10_000)]), &wanted), add(3));
-        let one_behind = status(&[1], &[2, 3], &[(2, 10_000), (3, 5)]);
-        assert_eq!(next_step(ME, &one_behind, &wanted), Next::Nothing);
+        let add =
+            |replica| ShardStep::Change(ConfChange::AddLearner { replica: ReplicaId(replica), node: NodeId(replica) });
+        assert_eq!(next_shard_step(ME, &status(&[1], &[], &[]), &wanted), add(2));
+        assert_eq!(next_shard_step(ME, &status(&[1], &[2], &[(2, 10_000)]), &wanted), add(3));
+        let one_lagging = status(&[1], &[2, 3], &[(2, 10_000), (3, 5)]);
+        assert_eq!(next_shard_step(ME, &one_lagging, &wanted), ShardStep::Nothing);
         let ready = status(&[1], &[2, 3], &[(2, 10_000), (3, 9_900)]);
         let swap = ConfChange::Swap { promote: vec![ReplicaId(2), ReplicaId(3)], demote: vec![] };
-        assert_eq!(next_step(ME, &ready, &wanted), Next::Change(swap));
+        assert_eq!(next_shard_step(ME, &ready, &wanted), ShardStep::Change(swap));
     }
 
     #[test]
-    fn a_learner_that_never_answered_does_not_vote_however_short_the_log_is() {
+    fn learner_that_never_answered_is_not_promoted_even_with_a_short_log() {
         let wanted = intent(&[1, 2, 3]);
         let mut young = status(&[1], &[2, 3], &[(2, 16), (3, 0)]);
         young.commit = LogIndex(17);
-        assert_eq!(next_step(ME, &young, &wanted), Next::Nothing, "a group that counts on nobody has no quorum");
+        assert_eq!(
+            next_shard_step(ME, &young, &wanted),
+            ShardStep::Nothing,
+            "promoting an absent replica would cost the quorum"
+        );
         young.followers[1].matched = LogIndex(1);
-        assert!(matches!(next_step(ME, &young, &wanted), Next::Change(ConfChange::Swap { .. })));
+        assert!(matches!(next_shard_step(ME, &young, &wanted), ShardStep::Change(ConfChange::Swap { .. })));
     }
 
     #[test]
-    fn a_replacement_swaps_in_one_change_and_removes_the_old_one_last() {
+    fn replacement_swaps_in_one_change_and_removes_the_old_replica_last() {
         let wanted = intent(&[1, 2, 4]);
         let caught_up = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 0), (4, 10_000)]);
         let swap = ConfChange::Swap { promote: vec![ReplicaId(4)], demote: vec![ReplicaId(3)] };
-        assert_eq!(next_step(ME, &caught_up, &wanted), Next::Change(swap));
+        assert_eq!(next_shard_step(ME, &caught_up, &wanted), ShardStep::Change(swap));
         let swapped = status(&[1, 2, 4], &[3], &[(2, 10_000), (3, 0), (4, 10_000)]);
         let remove = ConfChange::RemoveLearner { replica: ReplicaId(3) };
-        assert_eq!(next_step(ME, &swapped, &wanted), Next::Change(remove));
+        assert_eq!(next_shard_step(ME, &swapped, &wanted), ShardStep::Change(remove));
     }
 
     #[test]
-    fn a_leader_that_is_to_go_hands_over_first() {
+    fn leader_to_be_demoted_transfers_leadership_first() {
         let wanted = intent(&[2, 3, 4]);
         let status = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 10_000), (4, 10_000)]);
-        assert_eq!(next_step(ME, &status, &wanted), Next::HandOver(ReplicaId(2)));
+        assert_eq!(next_shard_step(ME, &status, &wanted), ShardStep::TransferLeadership(ReplicaId(2)));
     }
 
     #[test]
-    fn a_joint_configuration_is_left_before_anything_else() {
+    fn joint_configuration_is_left_before_anything_else() {
         let mut joint = status(&[1, 2, 3], &[], &[]);
         joint.conf.voters_outgoing = vec![ReplicaId(1)];
-        assert_eq!(next_step(ME, &joint, &intent(&[1, 2, 3])), Next::Change(ConfChange::LeaveJoint));
+        assert_eq!(next_shard_step(ME, &joint, &intent(&[1, 2, 3])), ShardStep::Change(ConfChange::LeaveJoint));
     }
 }

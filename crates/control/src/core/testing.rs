@@ -1,4 +1,4 @@
-//! Clusters as tests see them: metadata made by commands, and replicas as a host would report them.
+//! Test fixtures: metadata built by commands, and replicas as a host would report them.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -13,11 +13,11 @@ use flotilla_types::{
     ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp,
 };
 
-use super::{Action, Known, Me, Reconciler, View};
+use super::{Action, ClusterView, LocalNode, Reconciler, View};
 
 const TOKEN: TokenId = TokenId(1);
 const SECRET: [u8; 32] = [1; 32];
-/// When everything in the metadata happened, in Unix milliseconds.
+/// The time of every metadata command, in Unix milliseconds.
 const THEN_MS: u64 = 1_000;
 
 pub(crate) fn node(id: u64) -> NodeId {
@@ -119,37 +119,37 @@ impl Meta {
 
 /// One node and what it sees.
 pub(crate) struct World {
-    pub(crate) me: Me,
+    pub(crate) me: LocalNode,
     pub(crate) meta: Meta,
     pub(crate) replicas: Vec<ReplicaStatus>,
     pub(crate) now_ms: u64,
     pub(crate) wall_ms: u64,
-    known: Known,
+    cluster: ClusterView,
 }
 
 impl World {
     pub(crate) fn new(me: u64, meta: Meta) -> Self {
-        let me = Me {
+        let me = LocalNode {
             node: NodeId(me),
             incarnation: Incarnation(7),
             addresses: addresses(me),
             locality: Locality::default(),
         };
-        let known = Known::new(me.node, MetaState::default());
-        Self { me, meta, replicas: Vec::new(), now_ms: 1_000_000, wall_ms: THEN_MS, known }
+        let cluster = ClusterView::new(me.node, MetaState::default());
+        Self { me, meta, replicas: Vec::new(), now_ms: 1_000_000, wall_ms: THEN_MS, cluster }
     }
 
     /// Membership sees a node in a state, from now on.
     pub(crate) fn hears(&mut self, node: u64, state: NodeState) {
-        self.known.offer(&self.meta.state());
-        self.known.member_changed(NodeId(node), state, self.now_ms);
+        self.cluster.offer(&self.meta.state());
+        self.cluster.member_changed(NodeId(node), state, self.now_ms);
     }
 
-    pub(crate) fn look(&self, reconciler: &mut impl Reconciler) -> Vec<Action> {
-        reconciler.look(&View {
+    pub(crate) fn reconcile(&self, reconciler: &mut impl Reconciler) -> Vec<Action> {
+        reconciler.reconcile(&View {
             me: &self.me,
             meta: &self.meta.state(),
-            members: self.known.members(),
+            members: self.cluster.members(),
             replicas: &self.replicas,
             now_ms: self.now_ms,
             wall_ms: self.wall_ms,
@@ -176,8 +176,8 @@ pub(crate) fn replica(shard: u64, id: u64) -> ReplicaStatus {
     }
 }
 
-/// The leader of a shard with these voters and learners, each `(node, replica)`: the first voter. All have caught up,
-/// the leader among them, as Raft reports it.
+/// The leader of a shard with these voters and learners, each `(node, replica)`: the first voter. All have
+/// caught up, the leader among them, as Raft reports it.
 pub(crate) fn leads(shard: u64, voters: &[(u64, u64)], learners: &[(u64, u64)]) -> ReplicaStatus {
     let ids = |held: &[(u64, u64)]| held.iter().map(|(_, id)| ReplicaId(*id)).collect::<Vec<_>>();
     let describe = |held: &[(u64, u64)], role: ReplicaRole| {

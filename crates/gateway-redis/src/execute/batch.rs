@@ -1,14 +1,16 @@
-//! Many single-key requests of one connection in few calls.
+//! Batches many single-key requests of one connection into few calls.
 //!
-//! What is ready at the same time and lives in one shard shares a call, and writes that follow each other on one key
-//! become operations of one command. When one of them is refused (not a number, say), nothing of the call was written:
-//! its halves are tried one after the other, so that the refusal reaches only the request that earned it.
+//! Requests that are ready at the same time and belong to one shard share a call, and consecutive writes of
+//! one key become operations of one command. When one of them is refused (not a number, say), nothing of the
+//! call was written: its halves are tried one after the other, so that the refusal reaches only the request
+//! at fault.
 //!
 //! Writes of one key never go into two calls that run at the same time.
 //!
-//! A shard remembers only small outcomes for repeated commands; for others, a retry after a lost answer ends as
-//! `UNKNOWN`. Writes of different keys share a call only as far as its outcome stays small. Writes that wait for each other
-//! share one all the same: they would take a commit each.
+//! A shard remembers only small outcomes for repeated commands; for others, a retry after a lost answer ends
+//! as `UNKNOWN`. Writes of different keys therefore share a call only while its outcome stays small.
+//! Consecutive writes of one key share a call regardless, because each would otherwise need a commit of its
+//! own.
 
 use bytes::Bytes;
 use flotilla_gateway::{Consistency, Store, StoreError};
@@ -23,12 +25,13 @@ use crate::{
     plan::{Read, Write},
 };
 
-/// Writes of one key that become one command.
+/// Maximum number of writes of one key in one command.
 const CHAIN_WRITES_MAX: usize = 256;
-/// Bytes of the results in one call's outcome: what a shard remembers, less what frames the results. One chain may go
-/// beyond.
+/// Bytes of the results in one call's outcome: what a shard remembers, less the framing of the results. A
+/// single chain may exceed it.
 const CALL_RESULT_BYTES_MAX: usize = OUTCOME_BYTES_MAX - OUTCOME_FRAME_BYTES;
-/// Bytes of keys and values in one writing call; larger writes gain nothing from sharing. One write may go beyond.
+/// Bytes of keys and values in one writing call; larger writes gain nothing from sharing. A single write may
+/// exceed it.
 const CALL_BYTES_MAX: usize = 256 << 10;
 /// Reads in one call: bounds what it may return.
 const CALL_READS_MAX: usize = 64;
@@ -48,11 +51,11 @@ impl Chain {
     }
 
     /// Whether one more write may join.
-    pub(crate) fn takes(&self, write: &Write) -> bool {
+    pub(crate) fn accepts(&self, write: &Write) -> bool {
         self.jobs.len() < CHAIN_WRITES_MAX && self.bytes + write.operation.payload_bytes() <= CALL_BYTES_MAX
     }
 
-    /// Its share of a call: bytes of results, bytes of keys and values.
+    /// What it uses of a call: bytes of results, and bytes of keys and values.
     fn cost(&self) -> (usize, usize) {
         (self.result_bytes, self.bytes)
     }
@@ -64,11 +67,11 @@ impl Chain {
     }
 }
 
-/// The calls that run these writes, to be run at the same time. No two chains may have the same key.
+/// The calls for these writes, to be run concurrently. No two chains may have the same key.
 pub(crate) fn write_all(store: &Store, chains: Vec<Chain>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
     let groups = by_shard(store, chains, |chain: &Chain| &chain.jobs[0].work.operation.key);
     let calls: Vec<_> =
-        groups.into_iter().flat_map(|group| cut(group, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX)).collect();
+        groups.into_iter().flat_map(|group| split(group, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX)).collect();
     let store = store.clone();
     calls.into_iter().map(move |chains| {
         let jobs = chains.into_iter().flat_map(|chain| chain.jobs).collect();
@@ -76,13 +79,13 @@ pub(crate) fn write_all(store: &Store, chains: Vec<Chain>) -> impl Iterator<Item
     })
 }
 
-/// The calls that run these reads, to be run at the same time.
+/// The calls for these reads, to be run concurrently.
 pub(crate) fn read_all(store: &Store, jobs: Vec<Job<Read>>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
     let (with_value, without): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.work.answer.needs_value());
     let mut calls = Vec::new();
     for (jobs, values) in [(with_value, true), (without, false)] {
         for group in by_shard(store, jobs, |job: &Job<Read>| &job.work.key) {
-            calls.extend(cut(group, |_| (1, 0), CALL_READS_MAX, 0).into_iter().map(|jobs| (jobs, values)));
+            calls.extend(split(group, |_| (1, 0), CALL_READS_MAX, 0).into_iter().map(|jobs| (jobs, values)));
         }
     }
     let store = store.clone();
@@ -91,8 +94,8 @@ pub(crate) fn read_all(store: &Store, jobs: Vec<Job<Read>>) -> impl Iterator<Ite
 
 async fn write_call(store: Store, jobs: Vec<Job<Write>>) -> Vec<Answered> {
     let mut answered = Vec::with_capacity(jobs.len());
-    let mut parts = Parts::new(jobs);
-    while let Some(jobs) = parts.next() {
+    let mut untried = Untried::new(jobs);
+    while let Some(jobs) = untried.next() {
         let Some(deadline) = jobs.iter().map(|job| job.deadline).min() else { continue };
         let operations = jobs.iter().map(|job| job.work.operation.clone()).collect();
         match store.write(COLLECTION, Vec::new(), operations, deadline).await {
@@ -101,7 +104,7 @@ async fn write_call(store: Store, jobs: Vec<Job<Write>>) -> Vec<Answered> {
                 answered.extend(pairs.map(|(job, result)| job.answered(job.work.answer.reply(result))));
             }
             Ok(written) => fail(&mut answered, &jobs, &StoreError::OutcomeUnknown { shard: written.shard }),
-            Err(error) if jobs.len() > 1 && error.concerns_one() => parts.halve(jobs),
+            Err(error) if jobs.len() > 1 && error.is_request_error() => untried.halve(jobs),
             Err(error) => fail(&mut answered, &jobs, &error),
         }
     }
@@ -110,8 +113,8 @@ async fn write_call(store: Store, jobs: Vec<Job<Write>>) -> Vec<Answered> {
 
 async fn read_call(store: Store, jobs: Vec<Job<Read>>, values: bool) -> Vec<Answered> {
     let mut answered = Vec::with_capacity(jobs.len());
-    let mut parts = Parts::new(jobs);
-    while let Some(jobs) = parts.next() {
+    let mut untried = Untried::new(jobs);
+    while let Some(jobs) = untried.next() {
         let Some(deadline) = jobs.iter().map(|job| job.deadline).min() else { continue };
         let keys = jobs.iter().map(|job| job.work.key.clone()).collect();
         match store.get(COLLECTION, keys, values, Consistency::Strong, deadline).await {
@@ -120,7 +123,7 @@ async fn read_call(store: Store, jobs: Vec<Job<Read>>, values: bool) -> Vec<Answ
                 let pairs = jobs.iter().zip(found);
                 answered.extend(pairs.map(|(job, found)| job.answered(job.work.answer.reply(found, now_ms))));
             }
-            Err(error) if jobs.len() > 1 && error.concerns_one() => parts.halve(jobs),
+            Err(error) if jobs.len() > 1 && error.is_request_error() => untried.halve(jobs),
             Err(error) => fail(&mut answered, &jobs, &error),
         }
     }
@@ -133,9 +136,9 @@ fn fail<W>(answered: &mut Vec<Answered>, jobs: &[Job<W>], error: &StoreError) {
 }
 
 /// Parts of a call that are still to be tried, in order.
-struct Parts<T>(Vec<Vec<T>>);
+struct Untried<T>(Vec<Vec<T>>);
 
-impl<T> Parts<T> {
+impl<T> Untried<T> {
     fn new(whole: Vec<T>) -> Self {
         Self(vec![whole])
     }
@@ -144,7 +147,7 @@ impl<T> Parts<T> {
         self.0.pop()
     }
 
-    /// This part is to be tried again as two.
+    /// Tries this part again as two halves.
     fn halve(&mut self, mut part: Vec<T>) {
         let second = part.split_off(part.len() / 2);
         self.0.push(second);
@@ -152,19 +155,20 @@ impl<T> Parts<T> {
     }
 }
 
-/// Groups items whose keys live in one shard, keeping their order. Without a map they stay together: the call says why.
+/// Groups items by shard, keeping their order. Without a shard map they stay together, and the call reports
+/// the error.
 pub(super) fn by_shard<T>(store: &Store, items: Vec<T>, key: impl Fn(&T) -> &Bytes) -> Vec<Vec<T>> {
     if items.len() <= 1 {
         return if items.is_empty() { Vec::new() } else { vec![items] };
     }
     match store.shards_of(COLLECTION, items.iter().map(key)) {
-        Ok(shards) => grouped(items, &shards),
+        Ok(shards) => group_by_label(items, &shards),
         Err(_) => vec![items],
     }
 }
 
-/// Groups items by their labels, keeping their order.
-fn grouped<T>(items: Vec<T>, labels: &[impl PartialEq + Copy]) -> Vec<Vec<T>> {
+/// Groups items by the label of each, keeping their order.
+fn group_by_label<T>(items: Vec<T>, labels: &[impl PartialEq + Copy]) -> Vec<Vec<T>> {
     let mut groups: Vec<(_, Vec<T>)> = Vec::new();
     for (item, label) in items.into_iter().zip(labels.iter().copied()) {
         match groups.iter_mut().find(|(of, _)| *of == label) {
@@ -175,23 +179,25 @@ fn grouped<T>(items: Vec<T>, labels: &[impl PartialEq + Copy]) -> Vec<Vec<T>> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// Cuts items into pieces of at most so many parts and bytes, or one item.
-fn cut<T>(items: Vec<T>, cost: impl Fn(&T) -> (usize, usize), parts_max: usize, bytes_max: usize) -> Vec<Vec<T>> {
-    let mut pieces: Vec<Vec<T>> = Vec::new();
-    let (mut parts, mut bytes) = (0, 0);
+/// Splits items into groups, in order, whose costs sum up to at most the two limits. A single item may exceed
+/// them.
+fn split<T>(items: Vec<T>, cost: impl Fn(&T) -> (usize, usize), first_max: usize, second_max: usize) -> Vec<Vec<T>> {
+    let mut groups: Vec<Vec<T>> = Vec::new();
+    let (mut first, mut second) = (0, 0);
     for item in items {
-        let (item_parts, item_bytes) = cost(&item);
-        match pieces.last_mut().filter(|_| parts + item_parts <= parts_max && bytes + item_bytes <= bytes_max) {
-            Some(piece) => piece.push(item),
+        let (item_first, item_second) = cost(&item);
+        let fits = first + item_first <= first_max && second + item_second <= second_max;
+        match groups.last_mut().filter(|_| fits) {
+            Some(group) => group.push(item),
             None => {
-                (parts, bytes) = (0, 0);
-                pieces.push(vec![item]);
+                (first, second) = (0, 0);
+                groups.push(vec![item]);
             }
         }
-        parts += item_parts;
-        bytes += item_bytes;
+        first += item_first;
+        second += item_second;
     }
-    pieces
+    groups
 }
 
 #[cfg(test)]
@@ -212,7 +218,7 @@ mod tests {
     fn items_are_grouped_in_order() {
         let by_letter = |items: Vec<Bytes>| {
             let letters: Vec<u8> = items.iter().map(|key| key[0]).collect();
-            grouped(items, &letters)
+            group_by_label(items, &letters)
         };
         let groups = by_letter(keys(&["a1", "b1", "a2", "c1", "b2"]));
         assert_eq!(groups, [keys(&["a1", "a2"]), keys(&["b1", "b2"]), keys(&["c1"])]);
@@ -221,8 +227,8 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_cut_at_either_bound_and_a_large_item_goes_alone() {
-        let sizes = |sizes: &[usize]| cut(sizes.to_vec(), |size| (1, *size), 3, 10);
+    fn calls_are_split_at_either_limit_and_a_large_item_goes_alone() {
+        let sizes = |sizes: &[usize]| split(sizes.to_vec(), |size| (1, *size), 3, 10);
         assert_eq!(sizes(&[1, 1, 1, 1]), [vec![1, 1, 1], vec![1]]);
         assert_eq!(sizes(&[5, 5, 1, 99, 1]), [vec![5, 5], vec![1], vec![99], vec![1]]);
     }
@@ -257,7 +263,7 @@ mod tests {
     fn the_outcome_of_a_shared_call_is_small_enough_to_be_remembered() {
         for line in ["SET k v", "SETNX k v", "DEL k", "INCR k", "APPEND k v", "EXPIRE k 5"] {
             let chains = (0..40).map(|ordinal| Chain::new(job(ordinal, line))).collect();
-            let calls = cut(chains, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX);
+            let calls = split(chains, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX);
             assert!(calls.iter().any(|call| call.len() > 1), "{line} never shares a call");
             for call in calls {
                 let results = call.iter().map(|chain| largest(&chain.jobs[0].work)).collect();
@@ -268,25 +274,26 @@ mod tests {
     }
 
     #[test]
-    fn writes_that_follow_each_other_on_one_key_stay_in_one_call() {
+    fn consecutive_writes_of_one_key_stay_in_one_call() {
         let mut chain = Chain::new(job(0, "INCR k"));
         for ordinal in 1..CHAIN_WRITES_MAX as u64 {
             let next = job(ordinal, "INCR k");
-            assert!(chain.takes(&next.work));
+            assert!(chain.accepts(&next.work));
             chain.push(next);
         }
-        assert!(!chain.takes(&job(0, "INCR k").work));
-        let calls = cut(vec![chain, Chain::new(job(0, "SET l v"))], Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX);
+        assert!(!chain.accepts(&job(0, "INCR k").work));
+        let calls =
+            split(vec![chain, Chain::new(job(0, "SET l v"))], Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX);
         assert_eq!(calls.iter().map(|call| call[0].jobs.len()).collect::<Vec<_>>(), [CHAIN_WRITES_MAX, 1]);
     }
 
     #[test]
-    fn a_refused_call_is_tried_in_halves_in_order_until_the_culprit_is_alone() {
-        let mut parts = Parts::new((0..7).collect());
+    fn a_refused_call_is_tried_in_halves_in_order_until_the_request_at_fault_is_alone() {
+        let mut untried = Untried::new((0..7).collect());
         let (mut done, mut refused) = (Vec::new(), Vec::new());
-        while let Some(part) = parts.next() {
+        while let Some(part) = untried.next() {
             match part.contains(&4) {
-                true if part.len() > 1 => parts.halve(part),
+                true if part.len() > 1 => untried.halve(part),
                 true => refused.extend(part),
                 false => {
                     assert_eq!(refused.is_empty(), part[0] < 4);

@@ -1,15 +1,15 @@
-//! The text of `INFO`: what clients, monitors and people look for, in Redis's words.
+//! The text of `INFO`: the fields that clients, monitoring and people look for, under Redis's names.
 //!
-//! Pure. It knows one node as its gateway sees it; the state of the cluster is on the HTTP interface.
+//! Pure. It describes one node as its gateway sees it; the state of the cluster is on the HTTP interface.
 
 use std::fmt::Write;
 
 use bytes::Bytes;
 
-/// What is known of this server.
+/// The values that `INFO` reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
-    /// The version of Redis to pass for.
+    /// The version of Redis to report.
     pub(crate) redis_version: &'static str,
     pub(crate) port: u16,
     pub(crate) process: u32,
@@ -18,18 +18,18 @@ pub(crate) struct Facts {
     pub(crate) clients_max: usize,
     pub(crate) accepted: u64,
     pub(crate) commands: u64,
-    /// Missing when nobody asked, or when a shard did not answer.
+    /// The number of keys; absent when not requested, or when a shard did not answer.
     pub(crate) keys: Option<u64>,
 }
 
 const SECTIONS: &[&str] = &["server", "clients", "stats", "replication", "cluster", "keyspace"];
 
-/// Whether the number of keys is asked for.
+/// Whether the number of keys is requested.
 pub(crate) fn wants_keyspace(sections: &[Bytes]) -> bool {
     wants(sections, "keyspace")
 }
 
-/// The sections asked for; all when none are named.
+/// The text of the requested sections; all when none are named.
 pub(crate) fn info_text(sections: &[Bytes], facts: &Facts) -> String {
     let mut text = String::new();
     for section in SECTIONS.iter().filter(|section| wants(sections, section)) {
@@ -37,7 +37,7 @@ pub(crate) fn info_text(sections: &[Bytes], facts: &Facts) -> String {
             text.push_str("\r\n");
         }
         for line in lines(section, facts).lines() {
-            write!(text, "{line}\r\n").expect("a growing text takes any text");
+            write!(text, "{line}\r\n").expect("writing to a string cannot fail");
         }
     }
     text
@@ -65,9 +65,9 @@ fn lines(section: &str, facts: &Facts) -> String {
         "stats" => {
             format!("# Stats\ntotal_connections_received:{accepted}\ntotal_commands_processed:{commands}")
         }
-        // Every node takes writes; replicas are inside the cluster and not this protocol's.
+        // Every node accepts writes; replicas are internal to the cluster.
         "replication" => "# Replication\nrole:master\nconnected_slaves:0".to_owned(),
-        // Clients must not look for hash slots.
+        // Clients must not use the cluster protocol's hash slots.
         "cluster" => "# Cluster\ncluster_enabled:0".to_owned(),
         "keyspace" => match keys {
             Some(keys) if *keys > 0 => format!("# Keyspace\ndb0:keys={keys},expires=0,avg_ttl=0"),
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn named_sections_come_alone_and_none_means_all() {
+    fn only_named_sections_are_included_and_none_means_all() {
         let text = |sections: &[&'static str]| {
             let sections: Vec<_> = sections.iter().map(|name| Bytes::from_static(name.as_bytes())).collect();
             info_text(&sections, &facts())

@@ -1,4 +1,4 @@
-//! Commands against the store. Calls run as plain futures inside their connection's task; nothing is spawned.
+//! Runs commands on the store. Calls are plain futures inside their connection's task; nothing is spawned.
 
 mod batch;
 mod info;
@@ -14,19 +14,19 @@ pub(crate) use task::run;
 use crate::{Protocol, Reply, window::Ordinal};
 
 /// The collection that this protocol serves.
-const COLLECTION: &str = "default";
+pub(crate) const COLLECTION: &str = "default";
 
-/// A request at work.
+/// A request that runs.
 #[derive(Debug)]
 pub(crate) struct Job<W> {
     pub(crate) ordinal: Ordinal,
-    /// What its answer is encoded for.
+    /// The protocol version of its reply.
     pub(crate) protocol: Protocol,
     pub(crate) deadline: Instant,
     pub(crate) work: W,
 }
 
-/// A request's answer.
+/// A request's reply.
 #[derive(Debug)]
 pub(crate) struct Answered {
     pub(crate) ordinal: Ordinal,

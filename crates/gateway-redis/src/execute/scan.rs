@@ -1,7 +1,7 @@
 //! `SCAN`: pages in key order, over all shards.
 //!
-//! A key that is there during the whole scan is returned exactly once; Redis promises at least once. Cursors are kept in
-//! this process (see `cursors`), so a scan goes on where it began.
+//! A key that exists during the whole scan is returned exactly once; Redis promises at least once. Cursors
+//! are kept in this process (see `cursors`), so a scan must continue on the node where it started.
 
 use std::time::Instant;
 
@@ -11,17 +11,17 @@ use flotilla_gateway::{Consistency, StoreError};
 use super::COLLECTION;
 use crate::{Reply, Scan, server::Shared};
 
-/// Keys that one call looks at, however many were asked for.
+/// Maximum number of keys that one call examines.
 const SCAN_KEYS_MAX: u64 = 10_000;
 
-/// One page.
+/// Returns one page.
 pub(crate) async fn scan(shared: &Shared, scan: Scan, deadline: Instant) -> Result<Reply, StoreError> {
     let after = match scan.cursor {
         0 => None,
         cursor => match shared.cursors.lock().find(cursor) {
             Some(key) => Some(key),
             None => {
-                let text = "ERR invalid cursor: it is forgotten or comes from another node; start again from 0";
+                let text = "ERR invalid cursor: it has expired or is from another node; restart from 0";
                 return Ok(Reply::Error(text.into()));
             }
         },
@@ -38,7 +38,7 @@ pub(crate) async fn scan(shared: &Shared, scan: Scan, deadline: Instant) -> Resu
         ..flotilla_gateway::Scan::default()
     };
     let found = shared.store.scan(COLLECTION, query, Consistency::Strong, deadline).await?;
-    let cursor = found.cursor.map_or(0, |key| shared.cursors.lock().keep(&key));
+    let cursor = found.cursor.map_or(0, |key| shared.cursors.lock().insert(&key));
     let matches = |key: &Bytes| scan.pattern.as_ref().is_none_or(|glob| glob.matches(key));
     let keys = found.records.into_iter().map(|record| record.key).filter(matches);
     Ok(page(cursor, keys.map(Reply::Bulk).collect()))

@@ -1,9 +1,9 @@
-//! Commands that take several calls, or one of their own.
+//! Commands that need several calls, or a call that they do not share.
 
 use std::time::Instant;
 
 use bytes::Bytes;
-use flotilla_gateway::{Consistency, Found, Store, StoreError};
+use flotilla_gateway::{Consistency, Found, READ_KEYS_MAX, Store, StoreError};
 use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult};
 use futures_util::future::join_all;
 
@@ -15,16 +15,14 @@ use crate::{
     server::Shared,
 };
 
-/// Keys of one reading call.
-const READ_KEYS_MAX: usize = 4_096;
-/// Keys of one writing call.
+/// Keys of one writing call: the store's limit on operations.
 const WRITE_KEYS_MAX: usize = 1_024;
-/// `MGET` of more keys looks at the lengths of their values first, so that its reply stays within bounds.
+/// `MGET` of more keys reads the lengths of their values first, so that its reply is bounded.
 const MGET_KEYS_UNMEASURED_MAX: usize = 64;
-/// Bytes of values that one `MGET` of many keys answers with.
+/// Bytes of values in the reply to one `MGET` of many keys.
 const MGET_BYTES_MAX: u64 = 64 << 20;
-/// How often a command that looks before it writes starts over because someone else wrote in between.
-const VERSION_TRIES_MAX: usize = 16;
+/// Attempts of a read-modify-write command when other clients write the key in between.
+const VERSION_ATTEMPTS_MAX: usize = 16;
 
 /// Runs a task to its reply.
 pub(crate) async fn run(shared: &Shared, task: Task, deadline: Instant) -> Reply {
@@ -80,14 +78,14 @@ impl Calls<'_> {
         Ok(Reply::Integer(found.iter().flatten().count() as i64))
     }
 
-    /// One command, so that all keys change together or none.
+    /// Sets all keys in one atomic command.
     async fn mset(&self, pairs: Vec<(Bytes, Bytes)>) -> Result<Reply, StoreError> {
         let put = |value| Action::Put { value, expiry: Expiry::Never, return_old: false };
         self.write(pairs.into_iter().map(|(key, value)| operation(key, None, put(value))).collect()).await?;
         Ok(Reply::OK)
     }
 
-    /// Atomic in each shard, not over all of them.
+    /// Removes keys, atomically within each shard only.
     async fn del(&self, keys: Vec<Bytes>) -> Reply {
         let groups = by_shard(self.store, keys, |key| key);
         let tallies = join_all(groups.into_iter().map(|keys| self.del_in_shard(keys))).await;
@@ -113,7 +111,7 @@ impl Calls<'_> {
     }
 
     async fn expire(&self, key: Bytes, at_ms: Option<u64>, condition: ExpireCondition) -> Result<Reply, StoreError> {
-        for _ in 0..VERSION_TRIES_MAX {
+        for _ in 0..VERSION_ATTEMPTS_MAX {
             let Some(found) = self.get_one(&key, false).await? else { return Ok(Reply::Integer(0)) };
             if !allows(condition, found.expires_at_ms, at_ms) {
                 return Ok(Reply::Integer(0));
@@ -126,10 +124,10 @@ impl Calls<'_> {
     }
 
     async fn get_ex(&self, key: Bytes, expiry: Expiry) -> Result<Reply, StoreError> {
-        for _ in 0..VERSION_TRIES_MAX {
+        for _ in 0..VERSION_ATTEMPTS_MAX {
             let Some(found) = self.get_one(&key, true).await? else { return Ok(Reply::Null) };
-            let has_it = expiry == Expiry::Never && found.expires_at_ms.is_none();
-            if has_it || self.write_unchanged(&key, &found, Action::Expire { expiry }).await? {
+            let is_unchanged = expiry == Expiry::Never && found.expires_at_ms.is_none();
+            if is_unchanged || self.write_unchanged(&key, &found, Action::Expire { expiry }).await? {
                 return Ok(Reply::Bulk(found.value));
             }
         }
@@ -140,7 +138,7 @@ impl Calls<'_> {
         Ok(self.get(std::slice::from_ref(key), value).await?.pop().flatten())
     }
 
-    /// Writes if the record is still what was found.
+    /// Writes if the record still has the version that was found.
     async fn write_unchanged(&self, key: &Bytes, found: &Found, action: Action) -> Result<bool, StoreError> {
         let operation = operation(key.clone(), Some(Condition::Version(found.version)), action);
         let results = self.write(vec![operation]).await?;
@@ -149,10 +147,10 @@ impl Calls<'_> {
 }
 
 fn contended() -> Reply {
-    Reply::Error("TRYAGAIN the key is written too often to be looked at in between; try again".into())
+    Reply::Error("TRYAGAIN too many concurrent writes of the key; try again".into())
 }
 
-/// Whether `EXPIRE` may replace an expiry. A new one of `None` is in the past.
+/// Whether `EXPIRE` may replace an expiry. `None` as the new one means a time in the past.
 fn allows(condition: ExpireCondition, current_ms: Option<u64>, new_ms: Option<u64>) -> bool {
     let new_ms = new_ms.unwrap_or(0);
     match condition {
@@ -165,14 +163,14 @@ fn allows(condition: ExpireCondition, current_ms: Option<u64>, new_ms: Option<u6
     }
 }
 
-/// What became of the keys of one shard.
+/// Result of the removals in one shard.
 #[derive(Debug, Default)]
 struct Tally {
     removed: i64,
     error: Option<StoreError>,
 }
 
-/// A failure is plain only when nothing was removed anywhere.
+/// The reply to a removal over several shards. It is a plain failure only if nothing was removed anywhere.
 fn total(tallies: Vec<Tally>) -> Reply {
     let removed: i64 = tallies.iter().map(|tally| tally.removed).sum();
     let mut errors: Vec<_> = tallies.into_iter().filter_map(|tally| tally.error).collect();
@@ -183,7 +181,7 @@ fn total(tallies: Vec<Tally>) -> Reply {
     match errors.first() {
         None => Reply::Integer(removed),
         Some(error) if removed > 0 && unknown.is_none() => {
-            Reply::error(format_args!("UNKNOWN {removed} keys were removed, others were not: {error}"))
+            Reply::error(format_args!("UNKNOWN {removed} keys were removed, and the rest failed: {error}"))
         }
         Some(error) => error_reply(error),
     }
@@ -215,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partly_failed_removal_is_never_a_plain_failure() {
+    fn a_partial_removal_is_never_a_plain_failure() {
         let tally = |removed, error| Tally { removed, error };
         let busy = || Some(StoreError::Busy { retry_after_ms: 1 });
         let unknown = || Some(StoreError::OutcomeUnknown { shard: ShardId(1) });

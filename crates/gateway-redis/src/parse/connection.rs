@@ -117,8 +117,8 @@ pub(crate) fn introspection(mut arguments: Arguments) -> Result<Command, Command
         return Ok(Command::Introspection(Introspection::Info(Vec::new())));
     };
     Ok(Command::Introspection(match name.to_ascii_lowercase().as_slice() {
-        b"info" => Introspection::Info(arguments.all()),
-        b"docs" => Introspection::Docs(arguments.all()),
+        b"info" => Introspection::Info(arguments.remaining()),
+        b"docs" => Introspection::Docs(arguments.remaining()),
         b"count" => arguments.exactly(0, "command|count").map(|()| Introspection::Count)?,
         b"list" if arguments.len() > 0 => return Err(CommandError::Syntax),
         b"list" => Introspection::List,
@@ -127,7 +127,7 @@ pub(crate) fn introspection(mut arguments: Arguments) -> Result<Command, Command
 }
 
 pub(crate) fn info(arguments: Arguments) -> Result<Command, CommandError> {
-    Ok(Command::Info(arguments.all()))
+    Ok(Command::Info(arguments.remaining()))
 }
 
 pub(crate) fn config(mut arguments: Arguments) -> Result<Command, CommandError> {
@@ -138,7 +138,7 @@ pub(crate) fn config(mut arguments: Arguments) -> Result<Command, CommandError> 
     if arguments.len() == 0 {
         return Err(CommandError::Arity { command: "config|get" });
     }
-    Ok(Command::ConfigGet(arguments.all()))
+    Ok(Command::ConfigGet(arguments.remaining()))
 }
 
 #[cfg(test)]

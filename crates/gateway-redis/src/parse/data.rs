@@ -5,14 +5,14 @@ use bytes::Bytes;
 use super::{Arguments, integer};
 use crate::{Command, CommandError, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit};
 
-/// The latest moment and the longest time that a client may name, in milliseconds: far enough away from 2^63 that adding
-/// the clock does not overflow.
+/// The latest point in time and the longest duration that a client may specify, in milliseconds: far enough
+/// below 2^63 that adding the clock does not overflow.
 const TIME_MS_MAX: i64 = 1 << 62;
 
-/// Bytes of a pattern of `SCAN`: bounds the work for each key.
+/// Longest pattern of `SCAN`, in bytes: bounds the work for each key.
 const PATTERN_BYTES_MAX: usize = 1_024;
 
-/// Keys that `SCAN` looks at unless told.
+/// Keys that `SCAN` examines without `COUNT`.
 const SCAN_COUNT_DEFAULT: u64 = 10;
 
 pub(crate) fn get(mut arguments: Arguments) -> Result<Command, CommandError> {
@@ -44,15 +44,15 @@ pub(crate) fn pttl(mut arguments: Arguments) -> Result<Command, CommandError> {
 }
 
 pub(crate) fn mget(arguments: Arguments) -> Result<Command, CommandError> {
-    Ok(Command::MGet(arguments.all()))
+    Ok(Command::MGet(arguments.remaining()))
 }
 
 pub(crate) fn del(arguments: Arguments) -> Result<Command, CommandError> {
-    Ok(Command::Del(arguments.all()))
+    Ok(Command::Del(arguments.remaining()))
 }
 
 pub(crate) fn exists(arguments: Arguments) -> Result<Command, CommandError> {
-    Ok(Command::Exists(arguments.all()))
+    Ok(Command::Exists(arguments.remaining()))
 }
 
 pub(crate) fn db_size(_: Arguments) -> Result<Command, CommandError> {
@@ -118,13 +118,13 @@ fn plain(key: Bytes, value: Bytes) -> Set {
     Set { key, value, condition: SetCondition::Always, returns_old: false, expiry: SetExpiry::Never }
 }
 
-/// A moment or a length of time that is not in the past.
+/// A positive point in time or duration, in milliseconds.
 fn positive_ms(text: &[u8], unit: TimeUnit, command: &'static str) -> Result<u64, CommandError> {
     let time_ms = in_ms(integer(text)?, unit).filter(|ms| *ms > 0);
     time_ms.and_then(|ms| u64::try_from(ms).ok()).ok_or(CommandError::ExpireTime { command })
 }
 
-/// `None` for what is too far away, on either side.
+/// A time in milliseconds; `None` if it is too far in the future or the past.
 fn in_ms(time: i64, unit: TimeUnit) -> Option<i64> {
     let time_ms = match unit {
         TimeUnit::Seconds => time.checked_mul(1_000)?,
@@ -133,7 +133,7 @@ fn in_ms(time: i64, unit: TimeUnit) -> Option<i64> {
     (-TIME_MS_MAX..=TIME_MS_MAX).contains(&time_ms).then_some(time_ms)
 }
 
-/// An expiry option of `SET` and `GETEX`: its number is checked when all options are known to be in order.
+/// An expiry option of `SET` and `GETEX`. Its number is checked after the syntax of all options, as in Redis.
 #[derive(Default)]
 enum ExpiryOption {
     #[default]
@@ -145,18 +145,18 @@ enum ExpiryOption {
 }
 
 impl ExpiryOption {
-    /// Reads the option's number, if the option is one of those that `SET` and `GETEX` share.
+    /// Parses an option that `SET` and `GETEX` share, with its value; `None` for other options.
     fn shared(option: &[u8], arguments: &mut Arguments) -> Result<Option<Self>, CommandError> {
         Ok(Some(match option.to_ascii_lowercase().as_slice() {
-            b"ex" => Self::After(arguments.of_option()?, TimeUnit::Seconds),
-            b"px" => Self::After(arguments.of_option()?, TimeUnit::Milliseconds),
-            b"exat" => Self::At(arguments.of_option()?, TimeUnit::Seconds),
-            b"pxat" => Self::At(arguments.of_option()?, TimeUnit::Milliseconds),
+            b"ex" => Self::After(arguments.option_value()?, TimeUnit::Seconds),
+            b"px" => Self::After(arguments.option_value()?, TimeUnit::Milliseconds),
+            b"exat" => Self::At(arguments.option_value()?, TimeUnit::Seconds),
+            b"pxat" => Self::At(arguments.option_value()?, TimeUnit::Milliseconds),
             _ => return Ok(None),
         }))
     }
 
-    /// Only one expiry option may be given.
+    /// Sets the option; only one expiry option may be given.
     fn replace(&mut self, option: Self) -> Result<(), CommandError> {
         match std::mem::replace(self, option) {
             Self::None => Ok(()),
@@ -251,13 +251,16 @@ pub(crate) fn scan(mut arguments: Arguments) -> Result<Command, CommandError> {
     let cursor = cursor(&arguments.required()?).ok_or(CommandError::Cursor)?;
     let mut scan = Scan { cursor, pattern: None, count: SCAN_COUNT_DEFAULT, type_exists: true };
     while let Some(option) = arguments.next() {
-        let value = arguments.of_option()?;
+        let value = arguments.option_value()?;
         match option.to_ascii_lowercase().as_slice() {
             b"match" if value.len() > PATTERN_BYTES_MAX => return Err(CommandError::PatternTooLong),
             b"match" => scan.pattern = Some(Glob::new(value)),
             b"count" => {
                 let count = u64::try_from(integer(&value)?).map_err(|_| CommandError::Syntax)?;
-                scan.count = if count > 0 { count } else { return Err(CommandError::Syntax) };
+                if count == 0 {
+                    return Err(CommandError::Syntax);
+                }
+                scan.count = count;
             }
             b"type" => scan.type_exists = value.eq_ignore_ascii_case(b"string"),
             _ => return Err(CommandError::Syntax),
@@ -266,10 +269,13 @@ pub(crate) fn scan(mut arguments: Arguments) -> Result<Command, CommandError> {
     Ok(Command::Scan(scan))
 }
 
-/// Digits only: cursors are unsigned, and all 64 bits are used.
+/// Parses a cursor: an unsigned 64-bit number of digits only.
 fn cursor(text: &[u8]) -> Option<u64> {
-    let digits = text.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(text).ok().filter(|_| digits)?.parse().ok()
+    // `parse` alone would accept a sign.
+    if !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 #[cfg(test)]

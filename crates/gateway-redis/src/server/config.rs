@@ -5,17 +5,18 @@ use std::time::Duration;
 /// Bounds of the Redis server. [`ServerConfig::default`] suits a node with a few hundred MB to spare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// Open connections; a further one is told so and closed. 1 to 65,536. Raise it with the number of clients.
+    /// Open connections; a further one gets an error reply and is closed. 1 to 65,536. Raise it with the
+    /// number of clients.
     pub connections_max: usize,
-    /// Requests of one connection that have been read and not yet answered. 1 to 4,096. More of them make long pipelines
-    /// faster, and let one connection take a larger part of the node.
+    /// Requests of one connection that have been read and not yet answered. 1 to 4,096. A higher limit makes
+    /// long pipelines faster, and lets one connection use a larger share of the node.
     pub in_flight_max: usize,
-    /// Bytes of one connection's requests at work, of the replies expected for them and of replies not yet sent; when
-    /// there are more, nothing further is taken from it. 64 KiB to 1 GiB. Replies are expected to be as large as recent
-    /// ones, so that a connection goes beyond when they suddenly grow.
+    /// Bytes of one connection's requests in flight, of their expected replies and of replies not yet sent;
+    /// at this limit, no further requests are read. 64 KiB to 1 GiB. Replies are expected to be as large as
+    /// recent ones, so a connection exceeds the limit when they suddenly grow.
     pub buffered_bytes_max: usize,
-    /// The same for all connections together: above it, each connection has one request at work. 1 MiB to 1 TiB; some
-    /// percent of the memory for this process.
+    /// The same for all connections together: above it, each connection has one request in flight. 1 MiB to 1
+    /// TiB; a few percent of the process's memory.
     pub buffered_bytes_total_max: usize,
     /// How long a request may take, from when it was read. 100 ms to 10 min.
     pub request_timeout: Duration,
@@ -27,9 +28,9 @@ pub struct ServerConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{setting} must be {range}")]
 pub struct ServerConfigError {
-    /// Which.
+    /// The setting.
     pub setting: &'static str,
-    /// What it may be.
+    /// The values it may have.
     pub range: &'static str,
 }
 
@@ -52,8 +53,8 @@ impl ServerConfig {
     /// # Errors
     /// The first setting that is out of its range.
     pub fn validate(&self) -> Result<(), ServerConfigError> {
-        let longest = Duration::from_secs(600);
-        let timeouts = Duration::from_millis(100)..=longest;
+        let duration_max = Duration::from_secs(600);
+        let timeouts = Duration::from_millis(100)..=duration_max;
         let checks = [
             ((1..=65_536).contains(&self.connections_max), "connections_max", "1 to 65,536"),
             ((1..=4_096).contains(&self.in_flight_max), "in_flight_max", "1 to 4,096"),
@@ -64,7 +65,7 @@ impl ServerConfig {
                 "1 MiB to 1 TiB",
             ),
             (timeouts.contains(&self.request_timeout), "request_timeout", "100 ms to 10 min"),
-            (self.stop_grace <= longest, "stop_grace", "at most 10 min"),
+            (self.stop_grace <= duration_max, "stop_grace", "at most 10 min"),
         ];
         match checks.into_iter().find(|(holds, ..)| !holds) {
             Some((_, setting, range)) => Err(ServerConfigError { setting, range }),

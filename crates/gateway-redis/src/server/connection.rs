@@ -1,8 +1,10 @@
-//! One connection: bytes in, requests into the window, calls to the store, replies out in order.
+//! One connection: decodes requests into the pipeline window, runs them on the store, and sends replies in
+//! order.
 //!
-//! One task owns it all; calls are futures inside that task. It stops reading while too many requests or bytes are held
-//! (see [`super::ServerConfig`]), so that a client that sends faster than it is served, or does not read its replies,
-//! waits in its own socket. Replies that are there at the same time leave in one write.
+//! One task owns all of it; calls are futures inside that task. It stops reading while too many requests or
+//! bytes are held (see [`super::ServerConfig`]), so that a client that sends faster than it is served, or
+//! does not read its replies, is slowed down by its own socket. Replies that are ready at the same time are
+//! sent in one write.
 
 use std::{
     future::{pending, poll_fn},
@@ -33,18 +35,18 @@ use crate::{
     window::{Ordinal, Window},
 };
 
-/// Bytes for which room is made before a read.
+/// Capacity reserved before a read.
 const READ_BYTES: usize = 64 << 10;
-/// Room that is enough to read into.
+/// Spare capacity that is enough for a read.
 const READ_BYTES_MIN: usize = 4 << 10;
-/// Encoded bytes that wait for the socket; replies beyond stay as they are until there is room.
+/// Encoded bytes that wait for the socket; further replies are encoded once there is room.
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
-/// What a reply is expected to take before the first one is known: no long pipeline starts before it is.
-const FIRST_REPLY_BYTES: usize = 256 << 10;
-/// Capacity of buffers that an idle connection keeps.
-const KEPT_BYTES_MAX: usize = 64 << 10;
+/// Expected size of the first reply. Large, so that a long pipeline starts only once a real size is known.
+const REPLY_BYTES_INITIAL: usize = 256 << 10;
+/// Capacity that an empty output buffer may keep.
+const IDLE_OUTPUT_BYTES_MAX: usize = 64 << 10;
 
-/// A request that waits for its turn.
+/// A request that waits until it may run.
 struct Pending {
     plan: Plan,
     protocol: Protocol,
@@ -60,15 +62,15 @@ pub(super) struct Connection {
     output: BytesMut,
     window: Window<Pending, (Protocol, Reply)>,
     running: FuturesUnordered<BoxFuture<'static, Vec<Answered>>>,
-    /// About the largest of the recent replies.
+    /// Approximately the largest of the recent replies.
     reply_bytes: usize,
-    /// This connection's part of [`Shared::buffered_bytes`].
+    /// This connection's share of [`Shared::buffered_bytes`].
     counted_bytes: usize,
-    /// The input holds no further whole request.
-    is_hungry: bool,
-    /// The client sends nothing more.
-    is_at_end: bool,
-    /// Nothing more is taken from the input: the client quit or broke the protocol, or the server stops.
+    /// The input holds no further complete request.
+    needs_input: bool,
+    /// The client has closed its side of the connection.
+    is_eof: bool,
+    /// No further requests are taken: the client quit or violated the protocol, or the server stops.
     is_closing: bool,
 }
 
@@ -83,24 +85,24 @@ impl Connection {
             output: BytesMut::new(),
             window: Window::default(),
             running: FuturesUnordered::new(),
-            reply_bytes: FIRST_REPLY_BYTES,
+            reply_bytes: REPLY_BYTES_INITIAL,
             counted_bytes: 0,
-            is_hungry: true,
-            is_at_end: false,
+            needs_input: true,
+            is_eof: false,
             is_closing: false,
         }
     }
 
-    /// Serves until the client has gone or the server stops; whatever was read is answered first.
+    /// Serves until the client disconnects or the server stops; requests already taken are answered first.
     pub(super) async fn run(mut self, mut stopping: watch::Receiver<bool>) -> io::Result<()> {
         loop {
             self.decode();
             self.start();
             self.send()?;
-            if self.takes_requests() && !self.is_hungry {
+            if self.takes_requests() && !self.needs_input {
                 continue;
             }
-            let is_last = self.is_closing || self.is_at_end && self.is_hungry;
+            let is_last = self.is_closing || self.is_eof && self.needs_input;
             if is_last && self.window.is_empty() && self.output.is_empty() {
                 return Ok(());
             }
@@ -109,7 +111,7 @@ impl Connection {
         }
     }
 
-    /// Whether another request fits. A connection without one at work may always have one.
+    /// Whether another request may start. One at a time is always allowed.
     fn takes_requests(&self) -> bool {
         let config = &self.shared.config;
         let others = self.shared.buffered_bytes.load(Ordering::Relaxed).saturating_sub(self.counted_bytes);
@@ -124,7 +126,7 @@ impl Connection {
         self.window.held_bytes() + self.output.len()
     }
 
-    /// Tells the other connections what this one holds.
+    /// Updates this connection's share of the shared byte count.
     fn count_bytes(&mut self) {
         let held = self.held_bytes();
         if held > self.counted_bytes {
@@ -137,7 +139,7 @@ impl Connection {
 
     /// Moves requests from the input to the window.
     fn decode(&mut self) {
-        if self.is_hungry {
+        if self.needs_input {
             return;
         }
         let (now, now_ms) = (Instant::now(), clock::wall_ms());
@@ -146,10 +148,10 @@ impl Connection {
             match self.decoder.decode(&mut self.input) {
                 Ok(Some(request)) => {
                     commands += 1;
-                    self.take(request, now, now_ms);
+                    self.accept(request, now, now_ms);
                 }
                 Ok(None) => {
-                    self.is_hungry = true;
+                    self.needs_input = true;
                     break;
                 }
                 Err(error) => {
@@ -164,7 +166,7 @@ impl Connection {
         }
     }
 
-    fn take(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
+    fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
         let command = match parse(request) {
             Ok(command) => command,
@@ -190,7 +192,7 @@ impl Connection {
         self.window.push_done((self.session.protocol, reply), bytes);
     }
 
-    /// Starts the calls for all requests whose turn it is.
+    /// Starts the calls for all requests that are ready.
     fn start(&mut self) {
         let now = Instant::now();
         let (mut chains, mut reads) = (Vec::new(), Vec::new());
@@ -215,12 +217,12 @@ impl Connection {
         self.running.extend(read_all(&self.shared.store, reads));
     }
 
-    /// A write with those that follow it on the same key.
+    /// A write, together with the writes of the same key that follow it.
     fn chain(&mut self, first: Job<crate::plan::Write>, now: Instant) -> Chain {
         let mut last: Ordinal = first.ordinal;
         let mut chain = Chain::new(first);
         let joins = |chain: &Chain, next: &Pending| {
-            next.deadline > now && matches!(&next.plan, Plan::Write(write) if chain.takes(write))
+            next.deadline > now && matches!(&next.plan, Plan::Write(write) if chain.accepts(write))
         };
         while let Some((ordinal, Pending { plan: Plan::Write(work), protocol, deadline })) =
             self.window.take_follower(last, |next| joins(&chain, next))
@@ -238,7 +240,7 @@ impl Connection {
         self.window.finish(ordinal, (protocol, reply), bytes);
     }
 
-    /// Writes as many replies as are there and as the socket takes.
+    /// Sends the replies that are ready, as far as the socket accepts them.
     fn send(&mut self) -> io::Result<()> {
         loop {
             while self.output.len() < OUTPUT_BYTES_MAX
@@ -247,7 +249,7 @@ impl Connection {
                 reply.encode(protocol, &mut self.output);
             }
             if self.output.is_empty() {
-                if self.output.capacity() > KEPT_BYTES_MAX {
+                if self.output.capacity() > IDLE_OUTPUT_BYTES_MAX {
                     self.output = BytesMut::new();
                 }
                 return Ok(());
@@ -262,7 +264,7 @@ impl Connection {
 
     /// Waits until something can be read or written, a call has finished, or the server stops.
     async fn wait(&mut self, stopping: &mut watch::Receiver<bool>) -> io::Result<()> {
-        let reads = self.takes_requests() && !self.is_at_end;
+        let reads = self.takes_requests() && !self.is_eof;
         let interest = match (reads, !self.output.is_empty()) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
             (true, false) => Some(Interest::READABLE),
@@ -276,7 +278,7 @@ impl Connection {
                 None => pending().await,
             }
         };
-        // All calls that have finished, so that their replies leave together.
+        // Collects all finished calls, so that their replies are sent together.
         let finished = poll_fn(|context| {
             let mut all = Vec::new();
             while let Poll::Ready(Some(answered)) = running.poll_next_unpin(context) {
@@ -291,7 +293,7 @@ impl Connection {
                 }
             }
             answered = finished => answered.into_iter().for_each(|answered| self.finish(answered)),
-            // The server that went away without a word has stopped too.
+            // An error means that the sender was dropped: the server has stopped, too.
             _ = stopping.wait_for(|stop| *stop), if !self.is_closing => self.is_closing = true,
         }
         Ok(())
@@ -302,8 +304,8 @@ impl Connection {
             self.input.reserve(READ_BYTES);
         }
         match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => self.is_at_end = true,
-            Ok(_) => self.is_hungry = false,
+            Ok(0) => self.is_eof = true,
+            Ok(_) => self.needs_input = false,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }

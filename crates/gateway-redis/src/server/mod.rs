@@ -1,4 +1,4 @@
-//! The server: accepts connections and gives each a task of its own, until it is told to stop.
+//! The server: accepts connections and runs each in a task of its own, until shutdown.
 
 mod config;
 mod connection;
@@ -30,19 +30,19 @@ use crate::{
     Reply,
     clients::Clients,
     cursors::{CURSORS_MAX, Cursors},
-    execute::{Facts, info_text, wants_keyspace},
+    execute::{COLLECTION, Facts, info_text, wants_keyspace},
 };
 
-/// The version of Redis that clients are told; its options and errors are what they find here.
+/// The version of Redis that clients see; options and errors follow this version.
 pub(crate) const REDIS_VERSION: &str = "7.2.0";
 
 /// Pause after a failed accept (out of file descriptors, say), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Silence after which a client's machine is asked whether it is still there.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Idle time after which TCP probes whether the client's host is still reachable.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
-/// What all connections share.
+/// State shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) config: ServerConfig,
@@ -58,10 +58,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// The reply to `INFO`.
     pub(crate) async fn info(&self, sections: &[Bytes], deadline: Instant) -> Reply {
-        let keys = match wants_keyspace(sections) {
-            true => self.store.count("default", deadline).await.ok(),
-            false => None,
-        };
+        let keys = if wants_keyspace(sections) { self.store.count(COLLECTION, deadline).await.ok() } else { None };
         let facts = Facts {
             redis_version: REDIS_VERSION,
             port: self.port,
@@ -77,7 +74,7 @@ impl Shared {
     }
 }
 
-/// Serves until `shutdown` resolves, then lets open requests end within [`ServerConfig::stop_grace`].
+/// Serves until `shutdown` resolves, then lets open requests finish within [`ServerConfig::stop_grace`].
 ///
 /// `config` must be valid. The future must run on a Tokio runtime with time and network enabled.
 pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, shutdown: impl Future<Output = ()>) {
@@ -98,7 +95,7 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
     loop {
         tokio::select! {
             () = &mut shutdown => break,
-            // Takes the results of ended connections out of the set, which would otherwise only grow.
+            // Removes ended connections from the set, which would otherwise only grow.
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) if shared.clients.count() >= shared.config.connections_max => refuse(&stream),
@@ -123,36 +120,35 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
 
 fn refuse(stream: &TcpStream) {
     metrics::counter!("flotilla_redis_connections_refused_total").increment(1);
-    // The buffer of a new connection is empty; a client that has gone already misses nothing.
+    // The send buffer of a new connection is empty, so the write fails only if the client has disconnected.
     let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
 }
 
-/// One connection, from its first byte to its last.
+/// Serves one connection.
 async fn connection(stream: TcpStream, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
-    // Without it a small answer may wait for the client's delayed acknowledgement.
+    // Without `TCP_NODELAY` a small answer may wait for the client's delayed acknowledgement.
     let tuned = stream
         .set_nodelay(true)
-        .and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE)));
+        .and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE)));
     if let Err(error) = tuned {
-        tracing::debug!(%error, "socket options");
+        tracing::debug!(%error, "cannot set socket options");
     }
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
-    let open = Open { client: shared.clients.open(peer, local, Instant::now()), shared };
-    if let Err(error) =
-        connection::Connection::new(stream, open.shared.clone(), open.client.clone()).run(stopping).await
-    {
-        // Vanished clients are the client's business.
+    let registered = Registered { client: shared.clients.open(peer, local, Instant::now()), shared };
+    let connection = connection::Connection::new(stream, registered.shared.clone(), registered.client.clone());
+    if let Err(error) = connection.run(stopping).await {
+        // Clients that disconnect are no fault of the node.
         tracing::debug!(%error, "connection ended");
     }
 }
 
-/// Takes the client off the list, also when its task is aborted.
-struct Open {
+/// A client on the list of clients. Dropping it removes the client, also when its task is aborted.
+struct Registered {
     client: Arc<crate::clients::Client>,
     shared: Arc<Shared>,
 }
 
-impl Drop for Open {
+impl Drop for Registered {
     fn drop(&mut self) {
         self.shared.clients.close(self.client.id);
     }

@@ -1,6 +1,7 @@
-//! What a connection is to its server: its protocol and its name. Commands about it are answered here, at once.
+//! State of a connection: its protocol and its name. Commands about the connection are answered here, without
+//! the store.
 //!
-//! There are no passwords: the default user may do everything, as in a Redis without `requirepass`.
+//! There are no passwords: the default user may do everything, as in Redis without `requirepass`.
 
 use std::{sync::Arc, time::Instant};
 
@@ -12,7 +13,7 @@ use crate::{
     clients::Profile, config_reply, hello_reply, introspection_reply,
 };
 
-/// Bytes of what a client may say of itself, for each thing.
+/// Longest name or version that a client may set, in bytes.
 const CLIENT_TEXT_BYTES_MAX: usize = 256;
 
 const TEXT_TOO_LONG: &str = "ERR names and versions of clients are limited to 256 bytes";
@@ -23,9 +24,9 @@ const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user i
 /// A connection's state.
 pub(super) struct Session {
     client: Arc<Client>,
-    /// What replies are encoded for, from here on.
+    /// Encodes the following replies.
     pub(super) protocol: Protocol,
-    /// The client said `QUIT`: nothing further is read.
+    /// The client sent `QUIT`: nothing further is read.
     pub(super) has_quit: bool,
 }
 
@@ -34,14 +35,17 @@ impl Session {
         Self { client, protocol: Protocol::default(), has_quit: false }
     }
 
-    /// The reply to a command that asks nothing of the store.
+    /// The reply to a command that does not use the store.
     pub(super) fn answer(&mut self, command: Command, clients: &Clients, now: Instant) -> Reply {
         match command {
             Command::Ping(None) => Reply::Simple("PONG"),
             Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
             Command::Hello(hello) => self.hello(hello),
             Command::Auth { user: None, .. } => Reply::Error(NO_PASSWORD.into()),
-            Command::Auth { user: Some(user), .. } => authenticate(&user).map_or_else(|error| error, |()| Reply::OK),
+            Command::Auth { user: Some(user), .. } => match authenticate(&user) {
+                Ok(()) => Reply::OK,
+                Err(refusal) => refusal,
+            },
             Command::Select => Reply::OK,
             Command::Quit => {
                 self.has_quit = true;
@@ -58,12 +62,12 @@ impl Session {
             Command::Client(command) => self.client(command, clients, now),
             Command::Introspection(query) => introspection_reply(&query),
             Command::ConfigGet(patterns) => config_reply(&patterns),
-            // Everything else asks the store and is not given to a session.
+            // All other commands use the store and are never passed to a session.
             _ => Reply::Error("ERR not a command about the connection".into()),
         }
     }
 
-    /// Nothing changes when any part of it is refused.
+    /// Changes nothing if any part of the command is refused.
     fn hello(&mut self, hello: Hello) -> Reply {
         if let Some((user, _)) = &hello.auth
             && let Err(refusal) = authenticate(user)
@@ -71,9 +75,9 @@ impl Session {
             return refusal;
         }
         if let Some(name) = hello.name {
-            let named = self.describe(name, |profile, name| profile.name = name);
-            if named != Reply::OK {
-                return named;
+            let reply = self.set_profile(name, |profile, name| profile.name = name);
+            if reply != Reply::OK {
+                return reply;
             }
         }
         self.protocol = hello.protocol.unwrap_or(self.protocol);
@@ -83,12 +87,12 @@ impl Session {
 
     fn client(&mut self, command: ClientCommand, clients: &Clients, now: Instant) -> Reply {
         match command {
-            ClientCommand::SetName(name) => self.describe(name, |profile, name| profile.name = name),
+            ClientCommand::SetName(name) => self.set_profile(name, |profile, name| profile.name = name),
             ClientCommand::SetInfo(ClientInfo::LibraryName, name) => {
-                self.describe(name, |profile, name| profile.library_name = name)
+                self.set_profile(name, |profile, name| profile.library_name = name)
             }
             ClientCommand::SetInfo(ClientInfo::LibraryVersion, version) => {
-                self.describe(version, |profile, version| profile.library_version = version)
+                self.set_profile(version, |profile, version| profile.library_version = version)
             }
             ClientCommand::GetName => {
                 Reply::bulk_or_null(Some(self.client.profile().name).filter(|name| !name.is_empty()))
@@ -100,18 +104,18 @@ impl Session {
         }
     }
 
-    fn describe(&self, text: Bytes, set: impl FnOnce(&mut Profile, Bytes)) -> Reply {
+    fn set_profile(&self, text: Bytes, set: impl FnOnce(&mut Profile, Bytes)) -> Reply {
         if text.len() > CLIENT_TEXT_BYTES_MAX {
             return Reply::Error(TEXT_TOO_LONG.into());
         }
-        // The text may be a slice of a whole input buffer, which it would keep in memory.
+        // Copies the text, which is a slice of an input buffer that it would keep in memory.
         let text = Bytes::copy_from_slice(&text);
         self.client.update(|profile| set(profile, text));
         Reply::OK
     }
 }
 
-/// The default user needs no password, so that any will do; there are no others.
+/// Only the default user exists, and any password is accepted for it.
 fn authenticate(user: &[u8]) -> Result<(), Reply> {
     if user == b"default" { Ok(()) } else { Err(Reply::Error(WRONG_PASSWORD.into())) }
 }
@@ -176,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn quit_is_answered_and_remembered() {
+    fn quit_is_answered_and_ends_the_session() {
         let mut server = Server::new();
         assert_eq!(server.answer("PING"), Reply::Simple("PONG"));
         assert_eq!(server.answer("ECHO hi"), Reply::text("hi"));

@@ -1,4 +1,4 @@
-//! `POST /v1/batch`: from JSON to operations and back.
+//! `POST /v1/batch`: converts JSON to operations, and results to JSON.
 
 use axum::{
     Json,
@@ -15,21 +15,23 @@ use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwi
 use super::{
     App, body, deadline,
     problem::Refusal,
-    raw::invalid,
-    records::{condition, expires_in, json_key},
+    raw::{checked_key, invalid},
+    records::{condition, expires_in},
 };
 use crate::StoreError;
 
 pub(super) async fn apply(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
-    let held = body::read(&app, request, body::BATCH_BODY_BYTES_MAX, ProblemType::BatchTooLarge, deadline).await?;
-    let request: BatchRequest = body::parse_json(&held.bytes)?;
+    let body = body::read(&app, request, body::BATCH_BODY_BYTES_MAX, ProblemType::BatchTooLarge, deadline).await?;
+    let request: BatchRequest = body::parse_json(&body.bytes)?;
     let collection = request.collection.clone();
     let (conditions, operations) = decode(request)?;
-    let verbs: Vec<_> = operations.iter().map(|operation| counts(&operation.action)).collect();
+    let returns_number: Vec<_> = operations.iter().map(|operation| returns_number(&operation.action)).collect();
     let written = app.store.write(&collection, conditions, operations, deadline.into_std()).await?;
-    let results = written.results.into_iter().zip(verbs).map(|(result, counts)| shape(result, counts)).collect();
-    Ok(Json(BatchReply { timestamp: written.timestamp, version: written.timestamp, results }).into_response())
+    let timestamp = written.timestamp;
+    let results = written.results.into_iter().zip(returns_number);
+    let results = results.map(|(result, returns_number)| to_json(result, returns_number)).collect();
+    Ok(Json(BatchReply { timestamp, version: timestamp, results }).into_response())
 }
 
 type Decoded = (Vec<(Bytes, Condition)>, Vec<Operation>);
@@ -45,14 +47,14 @@ pub(super) fn decode(request: BatchRequest) -> Result<Decoded, Refusal> {
     let conditions = conditions.into_iter().map(decode_condition).collect::<Result<Vec<_>, _>>()?;
     let operations = operations.into_iter().map(decode_operation).collect::<Result<Vec<_>, _>>()?;
     let keys = conditions.iter().map(|(key, _)| key.len()).sum::<usize>();
-    if keys + operations.iter().map(bytes_of).sum::<usize>() > BATCH_BYTES_MAX {
+    if keys + operations.iter().map(Operation::payload_bytes).sum::<usize>() > BATCH_BYTES_MAX {
         return Err(too_large());
     }
     Ok((conditions, operations))
 }
 
 fn decode_condition(condition: BatchCondition) -> Result<(Bytes, Condition), Refusal> {
-    let key = json_key(condition.encoding.decode(&condition.key)?)?;
+    let key = checked_key(condition.encoding.decode(&condition.key)?)?;
     match (condition.version, condition.absent, condition.present) {
         (Some(version), false, false) => Ok((key, Condition::Version(version))),
         (None, true, false) => Ok((key, Condition::Absent)),
@@ -81,33 +83,24 @@ fn decode_operation(operation: BatchOperation) -> Result<Operation, Refusal> {
         (BatchVerb::Append, ..) => return Err(invalid("`append` takes `value` only")),
         (BatchVerb::Expire, ..) => return Err(invalid("`expire` may take `ttl_ms` only")),
     };
-    Ok(Operation { key: json_key(encoding.decode(&key)?)?, condition, otherwise: Otherwise::Refuse, action })
-}
-
-fn bytes_of(operation: &Operation) -> usize {
-    operation.key.len()
-        + match &operation.action {
-            Action::Put { value, .. } => value.len(),
-            Action::Append { bytes } => bytes.len(),
-            Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => 0,
-        }
+    Ok(Operation { key: checked_key(encoding.decode(&key)?)?, condition, otherwise: Otherwise::Refuse, action })
 }
 
 fn too_large() -> Refusal {
     StoreError::BatchTooLarge { operations_max: BATCH_OPERATIONS_MAX, bytes_max: BATCH_BYTES_MAX }.into()
 }
 
-/// Whether the result of the action has a number that means something to the client.
-fn counts(action: &Action) -> bool {
+/// Whether the number in the result of an action means something to the client.
+fn returns_number(action: &Action) -> bool {
     matches!(action, Action::Add { .. } | Action::Append { .. })
 }
 
-fn shape(result: OperationResult, counts: bool) -> BatchResult {
+fn to_json(result: OperationResult, returns_number: bool) -> BatchResult {
     let plain = |outcome, version| BatchResult { outcome, version, existed: None, number: None };
     match result {
         OperationResult::Written { version, existed, number, .. } => BatchResult {
             existed: Some(existed),
-            number: counts.then_some(number),
+            number: returns_number.then_some(number),
             ..plain(Outcome::Written, Some(version))
         },
         OperationResult::Deleted { version, .. } => plain(Outcome::Deleted, Some(version)),
@@ -147,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_a_verb_lacks_or_does_not_use_are_refused() {
+    fn missing_and_superfluous_fields_are_refused() {
         for bad in [
             r#"{"op":"put","key":"k"}"#,
             r#"{"op":"put","key":"k","value":"v","delta":1}"#,

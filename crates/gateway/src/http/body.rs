@@ -1,4 +1,4 @@
-//! Reading bodies: bounded in bytes, in time and in memory over all requests.
+//! Reads request bodies, bounded in bytes, in time and in memory over all requests.
 
 use axum::{body::BodyDataStream, extract::Request, http::header};
 use bytes::{Bytes, BytesMut};
@@ -14,16 +14,17 @@ use super::{App, problem::Refusal};
 
 /// Bodies up to this size do not draw on the shared budget; the bound on requests bounds them.
 const SMALL_BYTES: usize = 64 * 1024;
-/// Longest JSON body that is no batch.
+/// Longest JSON body except a batch.
 pub(super) const JSON_BYTES_MAX: usize = 64 * 1024;
-/// Longest body of a batch: its decoded bytes may be half of that, which leaves room for base64 and names.
+/// Longest body of a batch. Its decoded bytes may be half of that, which leaves room for base64 and field
+/// names.
 pub(super) const BATCH_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How much of a body that is too long is read and thrown away, so that a client that sends before it listens still
-/// sees the refusal. After that the connection is closed.
+/// How much of a body that is too long is read and discarded, so that a client that sends everything before
+/// it reads still gets the refusal. After that the connection is closed.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// A body in memory, with its share of the budget.
-pub(super) struct Held {
+/// A body in memory, with its share of the memory budget.
+pub(super) struct BufferedBody {
     pub(super) bytes: Bytes,
     _budget: Option<OwnedSemaphorePermit>,
 }
@@ -35,31 +36,33 @@ pub(super) async fn read(
     bytes_max: usize,
     too_large: ProblemType,
     deadline: Instant,
-) -> Result<Held, Refusal> {
+) -> Result<BufferedBody, Refusal> {
     let headers = request.headers();
-    let announced = headers
+    let content_length = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|text| text.parse::<u64>().ok())
         .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let waits = headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    // Such a client does not send a body that was refused.
+    let expects_continue =
+        headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let refusal = || Refusal::new(too_large, format!("the body may have at most {bytes_max} bytes"));
     let mut stream = request.into_body().into_data_stream();
-    if announced.is_some_and(|bytes| bytes > bytes_max) {
-        if !waits {
+    if content_length.is_some_and(|bytes| bytes > bytes_max) {
+        if !expects_continue {
             discard(&mut stream, deadline).await;
         }
         return Err(refusal());
     }
-    let budget = reserve(app, announced.unwrap_or(bytes_max), deadline).await?;
+    let budget = reserve(app, content_length.unwrap_or(bytes_max), deadline).await?;
     match timeout_at(deadline, collect(&mut stream, bytes_max)).await {
-        Ok(Ok(bytes)) => Ok(Held { bytes, _budget: budget }),
-        Ok(Err(Cut::TooLong)) => {
+        Ok(Ok(bytes)) => Ok(BufferedBody { bytes, _budget: budget }),
+        Ok(Err(ReadError::TooLong)) => {
             drop(budget);
             discard(&mut stream, deadline).await;
             Err(refusal())
         }
-        Ok(Err(Cut::Broken)) => {
+        Ok(Err(ReadError::Broken)) => {
             Err(Refusal::new(ProblemType::MalformedRequest, "the body ended early or is malformed"))
         }
         Err(_) => Err(Refusal::new(ProblemType::RequestTimeout, "the body did not arrive before the deadline")),
@@ -72,11 +75,11 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     request: Request,
     deadline: Instant,
 ) -> Result<T, Refusal> {
-    let held = read(app, request, JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
-    parse_json(&held.bytes)
+    let body = read(app, request, JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    parse_json(&body.bytes)
 }
 
-/// JSON, or a refusal that says where it stops being what was expected.
+/// Parses JSON; the refusal says where it is wrong.
 pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| Refusal::new(ProblemType::MalformedRequest, format!("JSON: {error}")))
 }
@@ -88,28 +91,28 @@ async fn reserve(app: &App, bytes: usize, deadline: Instant) -> Result<Option<Ow
     let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
     match timeout_at(deadline, app.body_kib.clone().acquire_many_owned(kib)).await {
         Ok(Ok(permit)) => Ok(Some(permit)),
-        Ok(Err(_)) | Err(_) => Err(Refusal::busy("too many large bodies are at work")),
+        Ok(Err(_)) | Err(_) => Err(Refusal::busy("too many large bodies are in progress")),
     }
 }
 
-enum Cut {
+enum ReadError {
     TooLong,
     Broken,
 }
 
-async fn collect(stream: &mut BodyDataStream, bytes_max: usize) -> Result<Bytes, Cut> {
+async fn collect(stream: &mut BodyDataStream, bytes_max: usize) -> Result<Bytes, ReadError> {
     let mut whole = BytesMut::new();
     while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|_| Cut::Broken)?;
+        let chunk = chunk.map_err(|_| ReadError::Broken)?;
         if whole.len() + chunk.len() > bytes_max {
-            return Err(Cut::TooLong);
+            return Err(ReadError::TooLong);
         }
         whole.extend_from_slice(&chunk);
     }
     Ok(whole.freeze())
 }
 
-/// Reads on without keeping anything, up to [`DISCARD_BYTES_MAX`] and the deadline.
+/// Reads and discards the rest of a body, up to [`DISCARD_BYTES_MAX`] and the deadline.
 async fn discard(stream: &mut BodyDataStream, deadline: Instant) {
     let drained = async {
         let mut bytes = 0;
@@ -120,7 +123,7 @@ async fn discard(stream: &mut BodyDataStream, deadline: Instant) {
             }
         }
     };
-    // Running out of time only means that the connection is closed under the client.
+    // At the deadline the connection is closed while the client still sends.
     let _ = timeout_at(deadline, drained).await;
 }
 
@@ -131,9 +134,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_body_is_cut_at_its_limit_and_not_before() {
+    async fn a_body_is_refused_above_its_limit_and_not_at_it() {
         let stream = |bytes: usize| Body::from(vec![1; bytes]).into_data_stream();
         assert!(collect(&mut stream(10), 10).await.is_ok_and(|bytes| bytes.len() == 10));
-        assert!(matches!(collect(&mut stream(11), 10).await, Err(Cut::TooLong)));
+        assert!(matches!(collect(&mut stream(11), 10).await, Err(ReadError::TooLong)));
     }
 }

@@ -18,7 +18,7 @@ use super::{
     raw::{Query, invalid, segment},
 };
 
-/// The last segment of a path, decoded.
+/// The last segment of the request's path, decoded.
 fn last_segment(request: &Request) -> Result<String, Refusal> {
     segment(request.uri().path().rsplit('/').next().unwrap_or_default())
 }
@@ -35,7 +35,7 @@ pub(super) async fn shards(State(app): State<App>) -> Json<ShardList> {
     Json(ShardList { shards: app.admin.status().shards })
 }
 
-/// Not among the uncounted: it reads every record of this node.
+/// Subject to the limit on requests, because it reads every record of this node.
 pub(super) async fn digests(State(app): State<App>, request: Request) -> Result<Json<DigestList>, Refusal> {
     let deadline = deadline(request.headers())?;
     Ok(Json(app.admin.digests(deadline.into_std()).await?))
@@ -47,8 +47,8 @@ pub(super) async fn list_collections(State(app): State<App>) -> Json<CollectionL
 
 pub(super) async fn create_collection(State(app): State<App>, request: Request) -> Result<Json<Collection>, Refusal> {
     let deadline = deadline(request.headers())?;
-    let wanted: CreateCollection = body::read_json(&app, request, deadline).await?;
-    Ok(Json(app.admin.create_collection(wanted, deadline.into_std()).await?))
+    let request: CreateCollection = body::read_json(&app, request, deadline).await?;
+    Ok(Json(app.admin.create_collection(request, deadline.into_std()).await?))
 }
 
 /// `DELETE /v1/collections/{name}`.
@@ -70,11 +70,11 @@ async fn drop_named(app: &App, name: String, deadline: Instant) -> Result<Json<V
 
 pub(super) async fn create_token(State(app): State<App>, request: Request) -> Result<Json<TokenReply>, Refusal> {
     let deadline = deadline(request.headers())?;
-    let held = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
-    // Everything in the request has a default, so that an empty body is one, too.
-    let bytes: &[u8] = if held.bytes.is_empty() { b"{}" } else { &held.bytes };
-    let wanted: TokenRequest = body::parse_json(bytes)?;
-    Ok(Json(app.admin.create_token(wanted, deadline.into_std()).await?))
+    let body = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    // Every field has a default, so an empty body is valid too.
+    let bytes: &[u8] = if body.bytes.is_empty() { b"{}" } else { &body.bytes };
+    let request: TokenRequest = body::parse_json(bytes)?;
+    Ok(Json(app.admin.create_token(request, deadline.into_std()).await?))
 }
 
 pub(super) async fn list_tokens(State(app): State<App>) -> Json<TokenList> {

@@ -5,20 +5,24 @@ use std::time::Duration;
 /// Bounds of the HTTP server. [`HttpConfig::default`] suits a node with a few hundred MB to spare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpConfig {
-    /// Open connections; more wait in the listener's backlog. At least 1. Raise it with the number of clients.
+    /// Open connections; more wait in the listener's backlog. At least 1. Raise it with the number of
+    /// clients.
     pub connections_max: usize,
-    /// Requests at work at the same time; more are refused as `busy`. At least 1. Probes and status do not count.
+    /// Requests in progress at the same time; more are refused as `busy`. At least 1. Probes and status do
+    /// not count.
     pub requests_max: usize,
-    /// Bytes of bodies larger than 64 KiB that may be in memory at the same time; more wait until their deadline.
-    /// At least 16 MiB, the largest body.
+    /// Bytes of bodies larger than 64 KiB that may be in memory at the same time; more wait until their
+    /// deadline. At least 16 MiB, the largest body.
     pub body_bytes_in_flight_max: usize,
-    /// Longest request head in bytes: 8 KiB to 1 MiB. Keys travel there, at up to three bytes for one.
+    /// Longest request head in bytes: 8 KiB to 1 MiB. It carries the key, percent-encoded to up to three
+    /// times its length.
     pub header_bytes_max: usize,
-    /// How long a request head may take, and how long a kept connection may idle. 1 s to 10 min.
+    /// How long a request head may take to arrive, and how long a connection may stay idle. 1 s to 10 min.
     pub header_read_timeout: Duration,
     /// Open event streams; more are refused as `busy`.
     pub streams_max: usize,
-    /// Origins (`https://host:port`) whose pages may use this node from a browser. Empty: none but the node's own.
+    /// Origins (`https://host:port`) whose pages may use this node from a browser. Empty: only the node's own
+    /// page.
     pub cors_origins: Vec<String>,
     /// How long open requests may still take when the server stops.
     pub stop_grace: Duration,
@@ -28,9 +32,9 @@ pub struct HttpConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{setting} must be {range}")]
 pub struct HttpConfigError {
-    /// Which.
+    /// The setting.
     pub setting: &'static str,
-    /// What it may be.
+    /// The values it may have.
     pub range: &'static str,
 }
 

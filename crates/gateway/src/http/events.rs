@@ -1,7 +1,8 @@
-//! `GET /v1/cluster/events`: what happened, as server-sent events that can be resumed.
+//! `GET /v1/cluster/events`: cluster events as a resumable stream of server-sent events.
 //!
-//! A stream starts with what the node remembers and goes on with what happens. `Last-Event-ID` leaves out what was seen.
-//! When events between would be missing, the stream says `gap` and ends: a reader is never silently behind.
+//! A stream starts with the events that the node remembers and continues with new ones. `Last-Event-ID` skips
+//! those that the reader has seen. When events in between are lost, the stream sends `gap` and ends: no
+//! reader misses events silently.
 
 use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
@@ -23,7 +24,7 @@ use super::{
     raw::{Query, invalid},
 };
 
-/// A comment is sent after so much silence, so that both ends notice a dead connection.
+/// An idle stream sends a comment this often, so that both ends notice a dead connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 pub(super) async fn events(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
@@ -35,12 +36,12 @@ pub(super) async fn events(State(app): State<App>, request: Request) -> Result<R
         None => None,
         Some(value) => {
             let id = value.to_str().ok().and_then(|text| text.parse().ok());
-            Some(id.ok_or_else(|| invalid("`Last-Event-ID` is none that this stream has given"))?)
+            Some(id.ok_or_else(|| invalid("`Last-Event-ID` is not an id of this stream"))?)
         }
     };
     let permit =
         app.streams.clone().try_acquire_owned().map_err(|_| Refusal::busy("too many event streams are open"))?;
-    // Subscribed before the past is read: an event between is in both, and sent once.
+    // Subscribes before reading past events: an event in between is in both, and is sent once.
     let live = app.admin.subscribe();
     let (backlog, gap) = match backlog(app.admin.recent(), last) {
         Ok(events) => (events.into(), None),
@@ -50,13 +51,13 @@ pub(super) async fn events(State(app): State<App>, request: Request) -> Result<R
     Ok(Sse::new(tail.into_stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
-/// Events are missing. Resuming after `resume_after` gives everything that is still remembered.
+/// Events were lost. Resuming after `resume_after` returns everything that is still remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gap {
     resume_after: Option<u64>,
 }
 
-/// What a reader that has seen everything up to `last` must be told first.
+/// The remembered events that a reader that has seen everything up to `last` has missed.
 fn backlog(recent: Vec<Event>, last: Option<u64>) -> Result<Vec<Event>, Gap> {
     let Some(last) = last else { return Ok(recent) };
     let (Some(oldest), Some(newest)) = (recent.first().map(|event| event.id), recent.last().map(|event| event.id))
@@ -69,7 +70,7 @@ fn backlog(recent: Vec<Event>, last: Option<u64>) -> Result<Vec<Event>, Gap> {
     Ok(recent.into_iter().filter(|event| event.id > last).collect())
 }
 
-/// One reader's place in the stream.
+/// One reader's position in the stream.
 struct Tail {
     backlog: VecDeque<Event>,
     live: broadcast::Receiver<Event>,
@@ -98,7 +99,7 @@ impl Tail {
         }
         loop {
             let stopped = async {
-                // A sender that is gone means the same as one that says so.
+                // A dropped sender means that the server has stopped, too.
                 let _ = self.stopping.wait_for(|stopping| *stopping).await;
             };
             let received = tokio::select! {
@@ -119,7 +120,7 @@ impl Tail {
 
     fn frame(&mut self, event: &Event) -> Frame {
         self.last = Some(event.id);
-        // The shape is plain strings and numbers, which JSON can always hold.
+        // An event is plain strings and numbers, so serialization cannot fail.
         let data = serde_json::to_string(event).unwrap_or_default();
         Frame::default().id(event.id.to_string()).event("event").data(data)
     }
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_was_away_gets_what_it_missed_or_is_told_of_a_gap() {
+    fn a_resuming_reader_gets_what_it_missed_or_a_gap() {
         let ids =
             |last| backlog(events(10..13), last).map(|events| events.iter().map(|event| event.id).collect::<Vec<_>>());
         assert_eq!(ids(None), Ok(vec![10, 11, 12]));
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_reader_is_told_and_the_stream_ends() {
+    async fn a_slow_reader_gets_a_gap_and_the_stream_ends() {
         let (sender, live) = broadcast::channel(2);
         let (_stop, stopping) = watch::channel(false);
         let permit = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.expect("a permit");

@@ -1,4 +1,4 @@
-//! What happens before and after every request: origin, admission, counting.
+//! Middleware around every request: origin check, admission limit, metrics.
 
 use std::time::Instant;
 
@@ -12,9 +12,9 @@ use flotilla_api::ProblemType;
 
 use super::{App, problem::Refusal};
 
-/// Answered even when the node is overloaded: an operator must be able to look. They wait for nothing. Event streams
-/// have a bound of their own.
-const UNCOUNTED: &[&str] = &[
+/// Routes exempt from the limit on requests, so that an operator can inspect an overloaded node. Their
+/// handlers never wait. Event streams have a limit of their own.
+const UNLIMITED_ROUTES: &[&str] = &[
     "/health/live",
     "/health/drain",
     "/healthz",
@@ -27,9 +27,11 @@ const UNCOUNTED: &[&str] = &[
     "/openapi.json",
     "/",
 ];
-/// What pages of allowed origins may send and read beyond the usual.
+/// Methods that pages of allowed origins may use.
 const CORS_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
+/// Request headers that they may send, beyond those that CORS always allows.
 const CORS_REQUEST_HEADERS: &str = "content-type, flotilla-timeout-ms, last-event-id";
+/// Response headers that they may read, likewise.
 const CORS_REPLY_HEADERS: &str = "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms";
 
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -57,25 +59,25 @@ async fn admit(app: App, route: &str, origin: &Origin, request: Request, next: N
     if *request.method() == Method::OPTIONS && matches!(origin, Origin::Allowed(_)) {
         return preflight();
     }
-    let harmless = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    if matches!(origin, Origin::Foreign) && !harmless {
-        // Browsers send simple posts across origins without asking first: not answering them would be too late.
+    let is_read_only = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if matches!(origin, Origin::Foreign) && !is_read_only {
+        // Browsers send simple cross-origin posts without a preflight, so the request itself must be refused.
         let detail = "pages of other origins may not change anything here; see the setting `cors_origins`";
         return Refusal::new(ProblemType::ForbiddenOrigin, detail).into_response();
     }
-    if UNCOUNTED.contains(&route) {
+    if UNLIMITED_ROUTES.contains(&route) {
         return next.run(request).await;
     }
     match app.requests.try_acquire() {
         Ok(_permit) => next.run(request).await,
-        Err(_) => Refusal::busy("too many requests are at work on this node").into_response(),
+        Err(_) => Refusal::busy("too many requests are in progress on this node").into_response(),
     }
 }
 
-/// Where a request comes from, if a browser says so.
+/// The origin of a request, as stated by a browser.
 #[derive(Debug, PartialEq, Eq)]
 enum Origin {
-    /// No browser, or the node's own page.
+    /// Not from a browser, or from the node's own page.
     Own,
     /// One of the configured origins.
     Allowed(HeaderValue),
@@ -111,7 +113,7 @@ fn preflight() -> Response {
     response
 }
 
-/// Methods by name; made-up ones must not make up new series.
+/// The metrics label of a method. Unknown methods share one, so that clients cannot create new time series.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_methods_share_one_label() {
+    fn unknown_methods_share_one_label() {
         assert_eq!(method_label(&Method::from_bytes(b"BREW").expect("a method")), "other");
     }
 }

@@ -1,4 +1,4 @@
-//! Probes, drain and metrics.
+//! Health probes, drain and metrics.
 
 use axum::{
     Json,
@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use super::{App, problem::Refusal, raw::Query};
 
-/// Whether the process runs: always.
+/// Liveness probe: succeeds while the process runs.
 pub(super) async fn live() -> Json<Value> {
     Json(json!({ "live": true }))
 }
 
-/// Whether a load balancer should send new clients here.
+/// Probe for load balancers: fails while the node drains, so that no new clients are sent to it.
 pub(super) async fn healthy(State(app): State<App>) -> Result<Json<Value>, Refusal> {
     if app.admin.is_draining() {
         return Err(Refusal::new(ProblemType::Draining, "this node is draining; use another one"));
@@ -24,7 +24,7 @@ pub(super) async fn healthy(State(app): State<App>) -> Result<Json<Value>, Refus
     Ok(Json(json!({ "healthy": true })))
 }
 
-/// Whether the node can serve; with `?verbose`, check by check.
+/// Readiness probe; with `?verbose`, it lists every check.
 pub(super) async fn ready(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let verbose = Query::parse(request.uri().query(), &["verbose"])?.flag("verbose")?.unwrap_or(false);
     let checks = app.admin.readiness();
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_ready_is_named() {
+    fn failing_checks_are_named() {
         let check = |name: &str, ok| Check { name: name.to_owned(), ok, detail: "why".to_owned() };
         assert_eq!(failing(&[check("log", true), check("quorum", false)]), "quorum: why");
     }

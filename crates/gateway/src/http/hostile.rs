@@ -1,4 +1,4 @@
-//! Paths, query strings and bodies that no client library writes.
+//! Tests with malformed and hostile paths, query strings and bodies.
 
 use flotilla_api::{BatchRequest, CreateCollection, KEY_BYTES_MAX, SCAN_ITEMS_MAX, SettingRequest, TokenRequest};
 use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
@@ -10,10 +10,10 @@ use super::{
     batch, body,
     raw::{Query, Target, percent_decode, segment},
     rpc::Call,
-    scan::Wanted,
+    scan::Parameters,
 };
 
-/// JSON values take some thirty bytes each, however short their text, and lists of them grow by doubling.
+/// A JSON value takes some 30 bytes, however short its text, and lists of values grow by doubling.
 const JSON: Proportion = Proportion { base: 32 << 10, per_byte: 200 };
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -25,13 +25,13 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn hostile_paths_name_a_key_within_its_bound_or_nothing() {
+fn hostile_paths_give_a_key_within_its_limit_or_none() {
     let valid = (bytes(), bytes()).prop_map(|(collection, key)| {
         format!("{}/{}", percent_encode(&collection, NON_ALPHANUMERIC), percent_encode(&key, NON_ALPHANUMERIC))
     });
     attack(128, bytes(), |key| {
         let path = format!("c/{}", percent_encode(&key, NON_ALPHANUMERIC));
-        assert_eq!(Target::parse(&path).ok().and_then(|target| target.key), (!key.is_empty()).then_some(key));
+        assert_eq!(Target::parse(&path).ok().and_then(|target| target.key), (!key.is_empty()).then_some(key.into()));
     });
     attack(1_000, mutated(valid), |path| {
         let path = text(&path);
@@ -46,7 +46,7 @@ fn hostile_paths_name_a_key_within_its_bound_or_nothing() {
 }
 
 #[test]
-fn hostile_queries_are_within_their_bounds_or_refused() {
+fn hostile_queries_give_parameters_within_their_limits_or_a_refusal() {
     let names = select(&["prefix", "start", "end", "limit", "cursor", "values", "encoding", "consistency", "evil"][..]);
     let value = prop_oneof![
         3 => bytes().prop_map(|bytes| percent_encode(&bytes, NON_ALPHANUMERIC).to_string()),
@@ -59,8 +59,8 @@ fn hostile_queries_are_within_their_bounds_or_refused() {
     });
     attack(1_500, mutated(valid), |query| {
         let query = text(&query);
-        if let Ok(wanted) = Proportion::DEFAULT.of(query.len(), || Wanted::parse(Some(&query))) {
-            let scan = wanted.scan;
+        if let Ok(parameters) = Proportion::DEFAULT.of(query.len(), || Parameters::parse(Some(&query))) {
+            let scan = parameters.scan;
             assert!((1..=SCAN_ITEMS_MAX).contains(&scan.items_max));
             let bounds = [&scan.prefix, &scan.start, &scan.end, scan.after.as_ref().unwrap_or(&scan.end)];
             assert!(bounds.iter().all(|bound| bound.len() <= KEY_BYTES_MAX));
@@ -92,7 +92,7 @@ fn batches() -> impl Strategy<Value = Vec<u8>> {
 }
 
 #[test]
-fn hostile_bodies_are_read_in_proportion() {
+fn hostile_bodies_are_parsed_in_proportionate_memory() {
     let other = select(vec![
         json!({ "jsonrpc": "2.0", "id": 1, "method": "status", "params": {} }),
         json!([{ "jsonrpc": "2.0", "id": "x", "method": "m", "params": [1, 2, null] }]),

@@ -1,8 +1,9 @@
-//! The HTTP interface: routes over a [`Store`] and an [`Admin`], and the server that carries them.
+//! The HTTP interface: routes over a [`Store`] and an [`Admin`], and the server that runs them.
 //!
-//! Every refusal is a problem document, except where the bytes are no HTTP request at all: there the connection is
-//! answered with a bare status and closed. Connections, requests, headers, bodies and event streams are all bounded (see
-//! [`HttpConfig`]). Deliberately absent: TLS, HTTP/2, and any knowledge of shards beyond what errors carry.
+//! Every refusal is a problem document, except where the bytes are not an HTTP request at all: then the
+//! connection gets a bare status and is closed. Connections, requests, headers, bodies and event streams are
+//! all bounded (see [`HttpConfig`]). Deliberately absent: TLS, HTTP/2, and any knowledge of shards beyond
+//! what errors carry.
 
 mod batch;
 mod body;
@@ -36,19 +37,19 @@ pub use config::{HttpConfig, HttpConfigError};
 use problem::Refusal;
 pub use server::serve;
 
-/// What every handler can reach.
+/// State shared by all handlers.
 #[derive(Clone)]
 struct App {
     store: Store,
     admin: Arc<dyn Admin>,
     config: Arc<HttpConfig>,
-    /// One permit for each request at work.
+    /// One permit for each request in progress.
     requests: Arc<Semaphore>,
-    /// One permit for each KiB of a large body at work.
+    /// One permit for each KiB of a large body in memory.
     body_kib: Arc<Semaphore>,
     /// One permit for each open event stream.
     streams: Arc<Semaphore>,
-    /// Becomes true when the server stops: endless answers end.
+    /// Becomes true when the server stops, which ends event streams.
     stopping: watch::Receiver<bool>,
 }
 
@@ -66,30 +67,27 @@ impl App {
     }
 }
 
-/// When the answer must be there, from the request's header or the default.
+/// When the answer is due, from the request's header or the default.
 fn deadline(headers: &HeaderMap) -> Result<Instant, Refusal> {
-    let ms = match headers.get(header::TIMEOUT_MS) {
+    let timeout_ms = match headers.get(header::TIMEOUT_MS) {
         None => TIMEOUT_MS_DEFAULT,
         Some(value) => value
             .to_str()
             .ok()
             .and_then(|text| text.parse().ok())
-            .filter(|ms| (1..=TIMEOUT_MS_MAX).contains(ms))
+            .filter(|timeout_ms| (1..=TIMEOUT_MS_MAX).contains(timeout_ms))
             .ok_or_else(|| {
                 let detail = format!("{} must be 1 to {TIMEOUT_MS_MAX} milliseconds", header::TIMEOUT_MS);
                 Refusal::new(ProblemType::InvalidArgument, detail)
             })?,
     };
-    Ok(Instant::now() + Duration::from_millis(ms))
+    Ok(Instant::now() + Duration::from_millis(timeout_ms))
 }
 
 /// Unix milliseconds; 0 on a clock before 1970.
 fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .ok()
-        .and_then(|elapsed| u64::try_from(elapsed.as_millis()).ok())
-        .unwrap_or(0)
+    let elapsed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -1,23 +1,24 @@
-//! The admin page and the description of the interface: two files in the binary.
+//! The admin page and the OpenAPI description, both embedded in the binary.
 
 use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
 
-/// The page. It needs nothing but itself and `/v1/cluster/status`.
+/// The admin page. It loads nothing except `/v1/cluster/status`.
 const PAGE: &str = include_str!("page.html");
-/// OpenAPI 3.1.
+/// The OpenAPI 3.1 description of the interface.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
-/// The page may run its own script and style and ask its own node; nothing may be loaded, and nobody may frame it.
-const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
+/// The page may run its own script and style and call its own node. It may not load anything else or be
+/// framed.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
                       img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 pub(super) async fn admin() -> Response {
     let mut response = PAGE.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

@@ -1,4 +1,4 @@
-//! Refusals as problem documents, and the one table from errors to them.
+//! Refusals as problem documents, and the mapping from errors to them.
 
 use axum::{
     Json,
@@ -8,9 +8,9 @@ use axum::{
 use flotilla_api::{Problem, ProblemType, TextError};
 use flotilla_types::{NodeId, ShardId};
 
-use crate::{AdminError, StoreError};
+use crate::{AdminError, StoreError, store::RETRY_AFTER_MS};
 
-/// A problem on its way out. Boxed, because results carry it everywhere.
+/// A problem document to answer with. Boxed to keep the `Result`s that carry it small.
 #[derive(Debug)]
 pub(super) struct Refusal(pub(super) Box<Problem>);
 
@@ -19,10 +19,8 @@ impl Refusal {
         Self(Box::new(Problem::new(kind, detail)))
     }
 
-    /// A bound of the gateway itself is reached.
+    /// A limit of the gateway itself is reached.
     pub(super) fn busy(detail: &'static str) -> Self {
-        /// Long enough for a request of usual size to finish.
-        const RETRY_AFTER_MS: u64 = 50;
         let mut refusal = Self::new(ProblemType::Busy, detail);
         refusal.0.retry_after_ms = Some(RETRY_AFTER_MS);
         refusal
@@ -121,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_outcome_is_503_and_not_retryable_but_an_unavailable_shard_is() {
+    fn an_unavailable_shard_is_retryable_and_an_unknown_outcome_is_not() {
         let unknown = Refusal::from(StoreError::OutcomeUnknown { shard: ShardId(4) }).0;
         assert_eq!((unknown.status, unknown.retryable, unknown.shard), (503, false, Some(ShardId(4))));
         let unavailable = StoreError::Unavailable { shard: Some(ShardId(4)), leader: Some(NodeId(2)) };
@@ -130,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_condition_says_which_and_what_was_found() {
+    fn a_failed_condition_carries_its_index_and_the_version_found() {
         let failed = StoreError::ConditionFailed { operation: 3, found: Some(Timestamp(9)) };
         let response = Refusal::from(failed.clone()).into_response();
         assert_eq!(response.status(), StatusCode::PRECONDITION_FAILED);
@@ -140,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn busy_says_how_long_to_wait_in_whole_seconds_too() {
+    fn busy_has_a_retry_after_header_in_whole_seconds() {
         let response = Refusal::from(StoreError::Busy { retry_after_ms: 1_001 }).into_response();
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
     }

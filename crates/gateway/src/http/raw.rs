@@ -1,42 +1,44 @@
-//! Paths and query strings as bytes: keys are arbitrary bytes, which no decoder to text may touch.
+//! Parses paths and query strings as bytes, because keys are arbitrary bytes and need not be text.
 //!
-//! In a path, `+` is itself; in a query it is a space, as forms write it. A `%` without two hexadecimal digits is
-//! refused. So are parameters that a route does not know, or that come twice: a mistyped condition must not be ignored.
+//! In a path, `+` is itself; in a query it is a space, as in form encoding. A `%` without two hexadecimal
+//! digits is refused. So are unknown and repeated parameters: a mistyped condition must not be ignored.
 
 use std::str::FromStr;
 
-use flotilla_api::{KEY_BYTES_MAX, ProblemType};
+use bytes::Bytes;
+use flotilla_api::ProblemType;
 
 use super::problem::Refusal;
-use crate::StoreError;
+use crate::{StoreError, store::check_key};
 
 /// Decodes percent-encoded bytes, strictly.
 pub(super) fn percent_decode(text: &str) -> Result<Vec<u8>, Refusal> {
     let bytes = text.as_bytes();
     for (at, _) in bytes.iter().enumerate().filter(|(_, byte)| **byte == b'%') {
         if !bytes.get(at + 1..at + 3).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
-            let detail = "a `%` must be followed by two hexadecimal digits; write `%25` for itself";
+            let detail = "a `%` must be followed by two hexadecimal digits; write `%25` for a literal `%`";
             return Err(Refusal::new(ProblemType::MalformedRequest, detail));
         }
     }
     Ok(percent_encoding::percent_decode(bytes).collect())
 }
 
-/// One percent-encoded segment of a path as text, such as the name of a collection.
+/// Decodes one segment of a path that is text, such as the name of a collection.
 pub(super) fn segment(text: &str) -> Result<String, Refusal> {
     String::from_utf8(percent_decode(text)?)
         .map_err(|_| Refusal::new(ProblemType::MalformedRequest, "a name in the path is not UTF-8"))
 }
 
-/// Where a path below `/v1/kv/` points: a collection, and a key unless it is the collection itself.
+/// What a path below `/v1/kv/` addresses: a collection, or one key in it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) collection: String,
-    pub(super) key: Option<Vec<u8>>,
+    pub(super) key: Option<Bytes>,
 }
 
 impl Target {
-    /// From the raw path behind `/v1/kv/`. Everything after the first `/` is the key, further slashes included.
+    /// Parses the raw path after `/v1/kv/`. Everything after the first `/` is the key, including further
+    /// slashes.
     pub(super) fn parse(rest: &str) -> Result<Self, Refusal> {
         let (collection, key) = match rest.split_once('/') {
             Some((collection, key)) => (collection, Some(checked_key(percent_decode(key)?)?)),
@@ -46,12 +48,10 @@ impl Target {
     }
 }
 
-/// Refuses a key of no or too many bytes.
-pub(super) fn checked_key(key: Vec<u8>) -> Result<Vec<u8>, StoreError> {
-    if key.is_empty() || key.len() > KEY_BYTES_MAX {
-        return Err(StoreError::KeySize { bytes: key.len(), limit_bytes: KEY_BYTES_MAX });
-    }
-    Ok(key)
+/// A decoded key, unless it is empty or above the limit.
+pub(super) fn checked_key(key: Vec<u8>) -> Result<Bytes, StoreError> {
+    check_key(&key)?;
+    Ok(key.into())
 }
 
 /// The parameters of a request, each known and given at most once.
@@ -59,7 +59,7 @@ pub(super) fn checked_key(key: Vec<u8>) -> Result<Vec<u8>, StoreError> {
 pub(super) struct Query(Vec<(String, Vec<u8>)>);
 
 impl Query {
-    /// Decodes a query string; refuses what is not in `known`.
+    /// Parses a query string; refuses parameters that are not in `known`.
     pub(super) fn parse(query: Option<&str>, known: &[&str]) -> Result<Self, Refusal> {
         let mut parameters: Vec<(String, Vec<u8>)> = Vec::new();
         for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
@@ -76,27 +76,27 @@ impl Query {
         Ok(Self(parameters))
     }
 
-    /// A parameter's bytes.
+    /// Takes a parameter as bytes.
     pub(super) fn bytes(&mut self, name: &str) -> Option<Vec<u8>> {
         let at = self.0.iter().position(|(given, _)| given == name)?;
         Some(self.0.swap_remove(at).1)
     }
 
-    /// A parameter's text.
+    /// Takes a parameter as text.
     pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, Refusal> {
         self.bytes(name)
             .map(|bytes| String::from_utf8(bytes).map_err(|_| invalid(format!("parameter `{name}` is not UTF-8"))))
             .transpose()
     }
 
-    /// A parameter that is a number.
+    /// Takes a parameter as a number.
     pub(super) fn number<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Refusal> {
         self.text(name)?
             .map(|text| text.parse().map_err(|_| invalid(format!("parameter `{name}` is not a number in range"))))
             .transpose()
     }
 
-    /// A parameter that is `true` or `false`; alone it is true.
+    /// Takes a parameter as a boolean; without a value it is true.
     pub(super) fn flag(&mut self, name: &str) -> Result<Option<bool>, Refusal> {
         match self.bytes(name).as_deref() {
             None => Ok(None),
@@ -106,7 +106,7 @@ impl Query {
         }
     }
 
-    /// Checks `consistency`: only strong reads are offered.
+    /// Takes `consistency`: only strong reads are offered.
     pub(super) fn consistency(&mut self) -> Result<crate::Consistency, Refusal> {
         let Some(text) = self.text("consistency")? else { return Ok(crate::Consistency::Strong) };
         let seconds = text.strip_prefix("bounded_staleness:").map(str::parse::<f64>);
@@ -134,32 +134,29 @@ pub(super) fn invalid(detail: impl Into<String>) -> Refusal {
 mod tests {
     use super::*;
 
-    fn key(rest: &str) -> Vec<u8> {
+    fn key(rest: &str) -> Bytes {
         Target::parse(rest).expect("a target").key.expect("a key")
     }
 
     #[test]
     fn keys_keep_every_byte_and_every_slash() {
-        assert_eq!(key("default/a%2Fb"), b"a/b");
-        assert_eq!(key("default/a/b//c/"), b"a/b//c/");
-        assert_eq!(key("default//a"), b"/a");
-        assert_eq!(key("default/%00%ff%25+"), b"\0\xff%+");
+        assert_eq!(key("default/a%2Fb"), "a/b");
+        assert_eq!(key("default/a/b//c/"), "a/b//c/");
+        assert_eq!(key("default//a"), "/a");
+        assert_eq!(key("default/%00%ff%25+"), b"\0\xff%+"[..]);
         assert_eq!(Target::parse("my%20own").expect("a target"), Target { collection: "my own".into(), key: None });
     }
 
     #[test]
-    fn keys_of_no_and_of_too_many_bytes_are_refused() {
-        for (rest, fits) in [("c/", false), (&*format!("c/{}", "%41".repeat(4_097)), false)] {
-            assert_eq!(
-                Target::parse(rest).map_err(|refusal| refusal.kind()).err(),
-                (!fits).then_some(ProblemType::KeySize)
-            );
+    fn empty_and_too_long_keys_are_refused() {
+        for rest in ["c/", &format!("c/{}", "%41".repeat(4_097))] {
+            assert_eq!(Target::parse(rest).map_err(|refusal| refusal.kind()), Err(ProblemType::KeySize));
         }
         assert_eq!(key(&format!("c/{}", "%41".repeat(4_096))).len(), 4_096);
     }
 
     #[test]
-    fn half_an_escape_is_refused() {
+    fn an_incomplete_escape_is_refused() {
         for bad in ["%", "%4", "%zz", "a%2", "%+1"] {
             assert!(percent_decode(bad).is_err_and(|refusal| refusal.kind() == ProblemType::MalformedRequest), "{bad}");
         }
@@ -181,19 +178,19 @@ mod tests {
     }
 
     #[test]
-    fn a_consistency_is_offered_known_or_wrong() {
-        let ask = |text: &str| {
+    fn only_strong_consistency_is_supported() {
+        let parse = |text: &str| {
             let query = format!("consistency={text}");
             Query::parse(Some(&query), &["consistency"]).and_then(|mut query| query.consistency()).map_err(|r| r.kind())
         };
-        assert!(ask("strong").is_ok());
-        for later in ["eventual", "bounded_staleness:5", "bounded_staleness:0.5"] {
-            assert_eq!(ask(later), Err(ProblemType::UnsupportedConsistency), "{later}");
+        assert!(parse("strong").is_ok());
+        for unsupported in ["eventual", "bounded_staleness:5", "bounded_staleness:0.5"] {
+            assert_eq!(parse(unsupported), Err(ProblemType::UnsupportedConsistency), "{unsupported}");
         }
-        for wrong in
+        for invalid in
             ["", "weak", "bounded_staleness", "bounded_staleness:", "bounded_staleness:-1", "bounded_staleness:nan"]
         {
-            assert_eq!(ask(wrong), Err(ProblemType::InvalidConsistency), "{wrong}");
+            assert_eq!(parse(invalid), Err(ProblemType::InvalidConsistency), "{invalid}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `/v1/kv/{collection}/{key}`: one record at a time. Writes name their conditions in the query.
+//! `/v1/kv/{collection}/{key}`: reads and writes of one record. Writes carry their conditions in the query.
 
 use axum::{
     Json,
@@ -18,18 +18,18 @@ use super::{
     raw::{Query, Target, invalid},
     routes, scan, unix_ms,
 };
-use crate::{Found, StoreError, Written};
+use crate::{Found, Written};
 
 /// The path before the collection.
 const PREFIX: &str = "/v1/kv/";
 
-/// Everything below [`PREFIX`]. The path is taken apart here, from its raw bytes, because keys are arbitrary bytes.
+/// Handles everything below [`PREFIX`]. Parses the raw path itself, because keys are arbitrary bytes.
 pub(super) async fn dispatch(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let Target { collection, key } = Target::parse(request.uri().path().strip_prefix(PREFIX).unwrap_or_default())?;
-    match (request.method(), key.map(Bytes::from)) {
+    match (request.method(), key) {
         (&Method::GET, None) => scan::page(app, collection, request).await,
-        (&Method::GET, Some(key)) => get(app, collection, key, request, Wanted::Value).await,
-        (&Method::HEAD, Some(key)) => get(app, collection, key, request, Wanted::Head).await,
+        (&Method::GET, Some(key)) => get(app, collection, key, request, Include::Value).await,
+        (&Method::HEAD, Some(key)) => get(app, collection, key, request, Include::HeadersOnly).await,
         (&Method::PUT, Some(key)) => put(app, collection, key, request).await,
         (&Method::DELETE, Some(key)) => delete(app, collection, key, request).await,
         (_, None) => Err(routes::wrong_method("GET")),
@@ -37,20 +37,27 @@ pub(super) async fn dispatch(State(app): State<App>, request: Request) -> Result
     }
 }
 
+/// What the answer to a read includes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum Include {
     Value,
-    Head,
+    HeadersOnly,
 }
 
-async fn get(app: App, collection: String, key: Bytes, request: Request, wanted: Wanted) -> Result<Response, Refusal> {
-    // A token of an earlier write asks for no more than a strong read gives anyway.
+async fn get(
+    app: App,
+    collection: String,
+    key: Bytes,
+    request: Request,
+    include: Include,
+) -> Result<Response, Refusal> {
+    // `token` is accepted and not needed: a strong read sees every acknowledged write.
     let mut query = Query::parse(request.uri().query(), &["consistency", "token"])?;
     let consistency = query.consistency()?;
     let deadline = deadline(request.headers())?.into_std();
-    let found = app.store.get(&collection, vec![key], wanted == Wanted::Value, consistency, deadline).await?;
-    let found = found.into_iter().next().flatten().ok_or_else(no_key)?;
-    Ok(record(found, wanted))
+    let found = app.store.get(&collection, vec![key], include == Include::Value, consistency, deadline).await?;
+    let found = found.into_iter().next().flatten().ok_or_else(key_not_found)?;
+    Ok(response(found, include))
 }
 
 async fn put(app: App, collection: String, key: Bytes, request: Request) -> Result<Response, Refusal> {
@@ -58,14 +65,14 @@ async fn put(app: App, collection: String, key: Bytes, request: Request) -> Resu
     let condition = condition(query.number("if_version")?, query.flag("if_absent")?.unwrap_or(false))?;
     let expiry = query.number("ttl_ms")?.map_or(Ok(Expiry::Never), expires_in)?;
     let deadline = deadline(request.headers())?;
-    let held = body::read(&app, request, VALUE_BYTES_MAX, ProblemType::ValueTooLarge, deadline).await?;
-    let action = Action::Put { value: held.bytes.clone(), expiry, return_old: false };
+    let body = body::read(&app, request, VALUE_BYTES_MAX, ProblemType::ValueTooLarge, deadline).await?;
+    let action = Action::Put { value: body.bytes.clone(), expiry, return_old: false };
     let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
     let written = app.store.write(&collection, Vec::new(), vec![operation], deadline.into_std()).await?;
     let Written { timestamp, results, .. } = written;
     match results.first() {
         Some(&OperationResult::Written { version, .. }) => Ok(Json(PutReply { version, timestamp }).into_response()),
-        _ => Err(odd_result()),
+        _ => Err(unexpected_result()),
     }
 }
 
@@ -79,12 +86,12 @@ async fn delete(app: App, collection: String, key: Bytes, request: Request) -> R
         app.store.write(&collection, Vec::new(), vec![operation], deadline).await?;
     match results.first() {
         Some(&OperationResult::Deleted { version, .. }) => Ok(Json(DeleteReply { version, timestamp }).into_response()),
-        Some(OperationResult::Absent) => Err(no_key()),
-        _ => Err(odd_result()),
+        Some(OperationResult::Absent) => Err(key_not_found()),
+        _ => Err(unexpected_result()),
     }
 }
 
-/// The condition of a write, of which there is at most one.
+/// The condition of a write; there is at most one.
 pub(super) fn condition(version: Option<u64>, absent: bool) -> Result<Option<Condition>, Refusal> {
     match (version, absent) {
         (Some(_), true) => Err(invalid("`if_version` and `if_absent` exclude each other")),
@@ -94,9 +101,9 @@ pub(super) fn condition(version: Option<u64>, absent: bool) -> Result<Option<Con
     }
 }
 
-/// The expiry of a record that is to live so long from now.
+/// The expiry of a record that lives for `ttl_ms` from now.
 pub(super) fn expires_in(ttl_ms: u64) -> Result<Expiry, Refusal> {
-    /// A hundred years: later times do not fit a hybrid timestamp.
+    /// 100 years: later times do not fit a hybrid timestamp.
     const TTL_MS_MAX: u64 = 100 * 365 * 24 * 3_600 * 1_000;
     if !(1..=TTL_MS_MAX).contains(&ttl_ms) {
         return Err(invalid(format!("`ttl_ms` must be 1 to {TTL_MS_MAX}")));
@@ -104,20 +111,20 @@ pub(super) fn expires_in(ttl_ms: u64) -> Result<Expiry, Refusal> {
     Ok(Expiry::At(unix_ms() + ttl_ms))
 }
 
-/// What the store must not answer. The write may have happened, but what it did cannot be said.
-pub(super) fn odd_result() -> Refusal {
-    Refusal::new(ProblemType::Internal, "the store answered something that the request cannot mean")
+/// The store's result does not match the operation: a bug. The write may have taken effect.
+fn unexpected_result() -> Refusal {
+    Refusal::new(ProblemType::Internal, "the store's result does not match the operation")
 }
 
-fn no_key() -> Refusal {
+fn key_not_found() -> Refusal {
     Refusal::new(ProblemType::KeyNotFound, "there is no record under this key")
 }
 
-fn record(found: Found, wanted: Wanted) -> Response {
-    let body = if wanted == Wanted::Value { Body::from(found.value) } else { Body::empty() };
+fn response(found: Found, include: Include) -> Response {
+    let body = if include == Include::Value { Body::from(found.value) } else { Body::empty() };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    // Values are whatever somebody stored: a browser must not run them under this origin.
+    // A value is arbitrary data: a browser must not run it under this origin.
     headers.insert(names::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(names::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(names::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -129,11 +136,6 @@ fn record(found: Found, wanted: Wanted) -> Response {
         headers.insert(header::EXPIRES_AT_MS, HeaderValue::from(expires_at_ms));
     }
     response
-}
-
-/// A key that came in a JSON body.
-pub(super) fn json_key(key: Vec<u8>) -> Result<Bytes, StoreError> {
-    super::raw::checked_key(key).map(Bytes::from)
 }
 
 #[cfg(test)]
@@ -150,14 +152,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_cannot_live_for_no_time_or_for_ever_by_a_number() {
+    fn a_time_to_live_of_zero_or_beyond_the_limit_is_refused() {
         assert!(expires_in(0).is_err());
         assert!(expires_in(u64::MAX).is_err());
         assert!(matches!(expires_in(1_000), Ok(Expiry::At(at)) if at > 1_000));
     }
 
     #[test]
-    fn an_answer_to_head_tells_the_length_without_the_value() {
+    fn a_head_response_has_the_length_without_the_value() {
         let found = Found {
             key: Bytes::from_static(b"k"),
             value: Bytes::new(),
@@ -167,7 +169,7 @@ mod tests {
             served_by: NodeId(3),
             shard: ShardId(1),
         };
-        let response = record(found, Wanted::Head);
+        let response = response(found, Include::HeadersOnly);
         assert_eq!(response.headers()[names::CONTENT_LENGTH], "77");
         assert_eq!(response.headers()[header::VERSION], "9");
         assert_eq!(response.headers()[header::SERVED_BY], "3");

@@ -1,4 +1,4 @@
-//! All routes, in one table that the description of the interface is checked against.
+//! All routes, in one table against which a test checks the OpenAPI description.
 
 use axum::{
     Router, middleware,
@@ -8,9 +8,11 @@ use flotilla_api::ProblemType;
 
 use super::{App, batch, cluster, events, guard, health, page, problem::Refusal, records, rpc};
 
-/// One entry: the path as the router matches it, what it is called in the description with its methods, and who answers.
+/// One entry of the route table.
 struct Route {
+    /// The path as the router matches it.
     path: &'static str,
+    /// The same in the OpenAPI description: paths with their methods.
     #[cfg_attr(not(test), expect(dead_code, reason = "the description is checked by a test"))]
     described: &'static [(&'static str, &'static [&'static str])],
     handler: MethodRouter<App>,
@@ -56,7 +58,7 @@ fn table() -> Vec<Route> {
     ]
 }
 
-/// The whole interface.
+/// The router of the whole interface.
 pub(super) fn router(app: App) -> Router {
     table()
         .into_iter()
@@ -67,9 +69,9 @@ pub(super) fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// The path exists, but for other methods.
+/// The path exists, but not with this method.
 pub(super) fn wrong_method(allowed: &str) -> Refusal {
-    Refusal::new(ProblemType::MethodNotAllowed, format!("this path answers other methods: {allowed}"))
+    Refusal::new(ProblemType::MethodNotAllowed, format!("this path allows other methods: {allowed}"))
 }
 
 #[cfg(test)]
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_description_has_every_route_and_no_other() {
+    fn the_description_lists_exactly_the_routes() {
         let described: BTreeSet<(String, String)> = description()["paths"]
             .as_object()
             .expect("paths")
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_description_names_every_kind_of_problem() {
+    fn the_description_lists_every_problem_type() {
         let description = description();
         let kinds = description["components"]["schemas"]["Problem"]["properties"]["type"]["enum"].as_array();
         let described: BTreeSet<&str> = kinds.expect("kinds").iter().filter_map(Value::as_str).collect();

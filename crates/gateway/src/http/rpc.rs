@@ -1,4 +1,4 @@
-//! `POST /v1/rpc`: JSON-RPC 2.0 over the same calls as the other routes.
+//! `POST /v1/rpc`: JSON-RPC 2.0 for the same calls as the other routes.
 
 use axum::{
     Json,
@@ -16,32 +16,36 @@ use super::{App, body, deadline, problem::Refusal};
 
 /// Calls in one request.
 const CALLS_MAX: usize = 64;
-/// JSON-RPC's codes, and ours for everything the cluster refuses: `data` is the problem document.
+// Error codes of JSON-RPC.
 const PARSE_ERROR: i32 = -32_700;
 const INVALID_REQUEST: i32 = -32_600;
 const METHOD_NOT_FOUND: i32 = -32_601;
 const INVALID_PARAMS: i32 = -32_602;
+/// Our code for everything the cluster refuses; `data` is the problem document.
 const REFUSED: i32 = -32_000;
 
 pub(super) async fn call(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
-    let held = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
-    let answer = match serde_json::from_slice(&held.bytes) {
-        Err(_) => Some(failed(Value::Null, &Failure::of(PARSE_ERROR, "the body is not JSON"))),
+    let body = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    let answer = match serde_json::from_slice(&body.bytes) {
+        Err(_) => Some(error_response(Value::Null, &Failure::new(PARSE_ERROR, "the body is not JSON"))),
         Ok(Value::Array(calls)) if calls.is_empty() || calls.len() > CALLS_MAX => {
-            Some(failed(Value::Null, &Failure::of(INVALID_REQUEST, "a batch must have 1 to 64 calls")))
+            Some(error_response(Value::Null, &Failure::new(INVALID_REQUEST, "a batch must have 1 to 64 calls")))
         }
         Ok(Value::Array(calls)) => {
             let mut answers = Vec::with_capacity(calls.len());
             for call in calls {
                 answers.extend(answer(&app, call, deadline).await);
             }
-            (!answers.is_empty()).then_some(Value::Array(answers))
+            if answers.is_empty() { None } else { Some(Value::Array(answers)) }
         }
         Ok(call) => answer(&app, call, deadline).await,
     };
-    // Notifications have no answer.
-    Ok(answer.map_or_else(|| StatusCode::NO_CONTENT.into_response(), |answer| Json(answer).into_response()))
+    Ok(match answer {
+        Some(answer) => Json(answer).into_response(),
+        // Only notifications, which get no answer.
+        None => StatusCode::NO_CONTENT.into_response(),
+    })
 }
 
 /// Why a call failed.
@@ -53,7 +57,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn of(code: i32, message: impl Into<String>) -> Self {
+    fn new(code: i32, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), data: None }
     }
 }
@@ -74,7 +78,7 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn parse(value: Value) -> Result<Self, Failure> {
-        let malformed = || Failure::of(INVALID_REQUEST, "this is not a JSON-RPC 2.0 call");
+        let malformed = || Failure::new(INVALID_REQUEST, "this is not a JSON-RPC 2.0 call");
         let Value::Object(mut object) = value else { return Err(malformed()) };
         let id = object.remove("id");
         let id_fits = matches!(id, None | Some(Value::Null | Value::String(_) | Value::Number(_)));
@@ -91,17 +95,17 @@ impl Call {
 async fn answer(app: &App, value: Value, deadline: Instant) -> Option<Value> {
     let call = match Call::parse(value) {
         Ok(call) => call,
-        Err(failure) => return Some(failed(Value::Null, &failure)),
+        Err(failure) => return Some(error_response(Value::Null, &failure)),
     };
-    let result = perform(app, &call.method, call.parameters, deadline).await;
+    let result = dispatch(app, &call.method, call.parameters, deadline).await;
     let id = call.id?;
     Some(match result {
         Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
-        Err(failure) => failed(id, &failure),
+        Err(failure) => error_response(id, &failure),
     })
 }
 
-fn failed(id: Value, failure: &Failure) -> Value {
+fn error_response(id: Value, failure: &Failure) -> Value {
     let mut error = json!({ "code": failure.code, "message": failure.message });
     if let Some(data) = &failure.data {
         error["data"] = data.clone();
@@ -119,40 +123,40 @@ struct RemoveNode {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+struct NoParameters {}
 
-async fn perform(app: &App, method: &str, parameters: Value, deadline: Instant) -> Result<Value, Failure> {
+async fn dispatch(app: &App, method: &str, parameters: Value, deadline: Instant) -> Result<Value, Failure> {
     let deadline = deadline.into_std();
     match method {
         "cluster.status" => {
-            let Nothing {} = parse(parameters)?;
+            let NoParameters {} = parse(parameters)?;
             encode(app.admin.status())
         }
         "cluster.nodes" => {
-            let Nothing {} = parse(parameters)?;
+            let NoParameters {} = parse(parameters)?;
             encode(NodeList { nodes: app.admin.status().nodes })
         }
         "cluster.join_token.create" => {
-            let wanted: TokenRequest = parse(parameters)?;
-            encode(app.admin.create_token(wanted, deadline).await.map_err(Refusal::from)?)
+            let request: TokenRequest = parse(parameters)?;
+            encode(app.admin.create_token(request, deadline).await.map_err(Refusal::from)?)
         }
         "cluster.node.remove" => {
             let RemoveNode { id, force } = parse(parameters)?;
             app.admin.remove_node(id, force, deadline).await.map_err(Refusal::from)?;
             Ok(json!({ "removed": id }))
         }
-        _ => Err(Failure::of(METHOD_NOT_FOUND, "there is no such method")),
+        _ => Err(Failure::new(METHOD_NOT_FOUND, "there is no such method")),
     }
 }
 
 fn parse<T: DeserializeOwned>(parameters: Value) -> Result<T, Failure> {
-    // JSON-RPC allows positional parameters; only an empty list has a meaning here.
+    // JSON-RPC allows positional parameters; only an empty list is accepted here.
     let parameters = if parameters == json!([]) { json!({}) } else { parameters };
-    serde_json::from_value(parameters).map_err(|error| Failure::of(INVALID_PARAMS, error.to_string()))
+    serde_json::from_value(parameters).map_err(|error| Failure::new(INVALID_PARAMS, error.to_string()))
 }
 
 fn encode(value: impl serde::Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(value).map_err(|error| Failure::of(REFUSED, error.to_string()))
+    serde_json::to_value(value).map_err(|error| Failure::new(REFUSED, error.to_string()))
 }
 
 #[cfg(test)]
@@ -160,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_needs_version_and_method_and_a_plain_id() {
+    fn a_call_needs_a_version_a_method_and_a_scalar_id() {
         let good = json!({ "jsonrpc": "2.0", "method": "cluster.status", "id": 1 });
         assert_eq!(Call::parse(good).expect("a call").id, Some(json!(1)));
         let notification = json!({ "jsonrpc": "2.0", "method": "cluster.status" });
@@ -178,15 +182,15 @@ mod tests {
     #[test]
     fn a_refusal_carries_its_problem_document() {
         let failure = Failure::from(Refusal::new(ProblemType::NodeNotFound, "no such node"));
-        let answer = failed(json!("a"), &failure);
+        let answer = error_response(json!("a"), &failure);
         assert_eq!(answer["error"]["data"]["type"], "node_not_found");
         assert_eq!(answer["id"], "a");
     }
 
     #[test]
-    fn parameters_that_do_not_fit_are_refused() {
-        assert!(parse::<Nothing>(json!({ "x": 1 })).is_err());
-        assert!(parse::<Nothing>(json!([])).is_ok());
+    fn unknown_parameters_are_refused() {
+        assert!(parse::<NoParameters>(json!({ "x": 1 })).is_err());
+        assert!(parse::<NoParameters>(json!([])).is_ok());
         assert_eq!(parse::<RemoveNode>(json!({ "id": 3 })).map(|remove| remove.force).ok(), Some(false));
     }
 }

@@ -1,6 +1,6 @@
 //! `GET /v1/kv/{collection}`: a page of records in key order.
 //!
-//! `prefix`, `start` and `end` are percent-encoded bytes whatever `encoding` says, which is about the answer only. The
+//! `prefix`, `start` and `end` are always percent-encoded bytes; `encoding` applies to the answer only. The
 //! cursor is the last key of the page in URL-safe base64, and opaque to clients.
 
 use axum::{
@@ -19,27 +19,28 @@ use super::{
 };
 use crate::{Consistency, Page, Scan};
 
-const PARAMETERS: &[&str] =
+const PARAMETER_NAMES: &[&str] =
     &["prefix", "start", "end", "limit", "cursor", "encoding", "values", "consistency", "token"];
 
 pub(super) async fn page(app: App, collection: String, request: Request) -> Result<Response, Refusal> {
-    let Wanted { scan, encoding, consistency } = Wanted::parse(request.uri().query())?;
+    let Parameters { scan, encoding, consistency } = Parameters::parse(request.uri().query())?;
     let values = scan.values;
     let deadline = deadline(request.headers())?.into_std();
     let page = app.store.scan(&collection, scan, consistency, deadline).await?;
-    Ok(Json(shape(page, encoding, values)?).into_response())
+    Ok(Json(to_json(page, encoding, values)?).into_response())
 }
 
+/// The parameters of a scan.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct Parameters {
     pub(super) scan: Scan,
     encoding: Encoding,
     consistency: Consistency,
 }
 
-impl Wanted {
+impl Parameters {
     pub(super) fn parse(query: Option<&str>) -> Result<Self, Refusal> {
-        let mut query = Query::parse(query, PARAMETERS)?;
+        let mut query = Query::parse(query, PARAMETER_NAMES)?;
         let items_max = query.number("limit")?.unwrap_or(SCAN_ITEMS_DEFAULT);
         if !(1..=SCAN_ITEMS_MAX).contains(&items_max) {
             return Err(invalid(format!("`limit` must be 1 to {SCAN_ITEMS_MAX}")));
@@ -71,10 +72,10 @@ fn parse_cursor(text: &str) -> Result<Bytes, Refusal> {
         .ok()
         .filter(|key| key.len() <= KEY_BYTES_MAX)
         .map(Bytes::from)
-        .ok_or_else(|| invalid("`cursor` is none that a page has given"))
+        .ok_or_else(|| invalid("`cursor` is not the cursor of a page"))
 }
 
-fn shape(page: Page, encoding: Encoding, values: bool) -> Result<ScanPage, Refusal> {
+fn to_json(page: Page, encoding: Encoding, values: bool) -> Result<ScanPage, Refusal> {
     let mut items = Vec::with_capacity(page.records.len());
     for record in page.records {
         items.push(ScanItem {
@@ -97,25 +98,25 @@ mod tests {
     use crate::Found;
 
     #[test]
-    fn bounds_are_bytes_and_the_cursor_comes_back_as_it_was_given() {
+    fn bounds_are_decoded_as_bytes_and_the_cursor_as_base64() {
         let cursor = URL_SAFE_NO_PAD.encode(b"\xff\0");
         let query = format!("prefix=%ff&start=a%2Fb&limit=10000&values=false&encoding=base64&cursor={cursor}");
-        let Wanted { scan, encoding, .. } = Wanted::parse(Some(&query)).expect("a scan");
+        let Parameters { scan, encoding, .. } = Parameters::parse(Some(&query)).expect("a scan");
         assert_eq!((&scan.prefix[..], &scan.start[..], scan.values), (&b"\xff"[..], &b"a/b"[..], false));
         assert_eq!(scan.after.as_deref(), Some(&b"\xff\0"[..]));
         assert_eq!(encoding, Encoding::Base64);
-        assert_eq!(Wanted::parse(None).expect("a scan").scan.items_max, SCAN_ITEMS_DEFAULT);
+        assert_eq!(Parameters::parse(None).expect("a scan").scan.items_max, SCAN_ITEMS_DEFAULT);
     }
 
     #[test]
     fn limits_encodings_and_cursors_out_of_range_are_refused() {
         for bad in ["limit=0", "limit=10001", "limit=x", "encoding=hex", "cursor=%21"] {
-            assert!(Wanted::parse(Some(bad)).is_err_and(|r| r.kind() == ProblemType::InvalidArgument), "{bad}");
+            assert!(Parameters::parse(Some(bad)).is_err_and(|r| r.kind() == ProblemType::InvalidArgument), "{bad}");
         }
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_refused_unless_base64_is_asked_for() {
+    fn bytes_that_are_not_utf8_need_base64() {
         let page = || Page {
             records: vec![Found {
                 key: Bytes::from_static(b"k"),
@@ -128,11 +129,11 @@ mod tests {
             }],
             cursor: Some(Bytes::from_static(b"k")),
         };
-        let refusal = shape(page(), Encoding::Utf8, true).expect_err("not text").0;
+        let refusal = to_json(page(), Encoding::Utf8, true).expect_err("not text").0;
         assert_eq!(refusal.kind, ProblemType::NotUtf8);
         assert!(refusal.detail.contains("encoding=base64"));
-        let shaped = shape(page(), Encoding::Base64, true).expect("a page");
-        assert_eq!(shaped.items[0].value.as_deref(), Some("/w=="));
-        assert!(shape(page(), Encoding::Utf8, false).expect("keys only").items[0].value.is_none());
+        let json = to_json(page(), Encoding::Base64, true).expect("a page");
+        assert_eq!(json.items[0].value.as_deref(), Some("/w=="));
+        assert!(to_json(page(), Encoding::Utf8, false).expect("keys only").items[0].value.is_none());
     }
 }

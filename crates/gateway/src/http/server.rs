@@ -1,4 +1,4 @@
-//! The accept loop: bounded connections, bounded heads, a bounded end.
+//! The accept loop, with bounds on connections, on request heads and on the time that stopping takes.
 
 use std::{convert::Infallible, future::Future, sync::Arc};
 
@@ -21,11 +21,12 @@ use crate::{Admin, Store};
 
 /// Pause after a failed accept (out of file descriptors, say), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long after the stop answers say `connection: close` before idle connections are closed. A client whose request
-/// crosses the close on the wire cannot know whether it was run; one that was told does not send another.
-const STOP_NOTICE: Duration = Duration::from_millis(200);
+/// How long after the stop idle connections stay open, while answers say `connection: close`. A client whose
+/// request crosses the close on the wire cannot know whether it ran; a client that got the header does not
+/// send another.
+const CLOSE_NOTICE: Duration = Duration::from_millis(200);
 
-/// Serves until `shutdown` resolves, then lets open requests end within [`HttpConfig::stop_grace`].
+/// Serves until `shutdown` resolves, then lets open requests finish within [`HttpConfig::stop_grace`].
 ///
 /// `config` must be valid. The future must run on a Tokio runtime with time and network enabled.
 pub async fn serve(
@@ -41,7 +42,7 @@ pub async fn serve(
     accept(listener, router, config, stop, shutdown).await;
 }
 
-/// Accepts until `shutdown`; then says so through `stop` and lets connections end.
+/// Accepts connections until `shutdown`, then signals `stop` and lets open connections finish.
 async fn accept(
     listener: TcpListener,
     router: axum::Router,
@@ -59,7 +60,7 @@ async fn accept(
         };
         tokio::select! {
             () = &mut shutdown => break,
-            // Takes the results of ended connections out of the set, which would otherwise only grow.
+            // Removes ended connections from the set, which would otherwise only grow.
             Some(_) = connections.join_next() => {}
             (slot, accepted) = accepted => match (slot, accepted) {
                 (Ok(slot), Ok((stream, _))) => {
@@ -86,16 +87,16 @@ async fn accept(
     }
 }
 
-/// One connection, from its first byte to its last.
+/// Serves one connection.
 async fn connection(
     stream: TcpStream,
     router: axum::Router,
     config: Arc<HttpConfig>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    // Without it a small answer may wait for the client's delayed acknowledgement.
+    // Without this option a small answer may wait for the client's delayed acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let is_stopping = stopping.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -114,19 +115,19 @@ async fn connection(
         .max_buf_size(config.header_bytes_max)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    let noticed = async {
+    let close_idle = async {
         let _ = stopping.wait_for(|stopping| *stopping).await;
-        sleep(STOP_NOTICE).await;
+        sleep(CLOSE_NOTICE).await;
     };
     let served = tokio::select! {
         served = &mut connection => served,
-        () = noticed => {
+        () = close_idle => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = served {
-        // Broken requests and vanished clients are the client's business.
+        // Malformed requests and clients that disconnect are no fault of the node.
         tracing::debug!(%error, "connection ended");
     }
 }
@@ -171,10 +172,10 @@ mod tests {
         Server { addr, stop, ended }
     }
 
-    /// Sends this and reads until the server closes.
+    /// Sends `bytes` and reads until the server closes.
     async fn exchange(server: &Server, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
-        // A server that has seen enough may close before all is sent.
+        // The server may refuse and close before everything is sent.
         let _ = stream.write_all(bytes).await;
         let mut answer = Vec::new();
         let _ = timeout(HANG, stream.read_to_end(&mut answer)).await.expect("the server closes");
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_head_over_the_limit_is_refused_without_being_read_to_its_end() {
+    async fn a_head_over_the_limit_is_refused_before_it_is_complete() {
         let server = server(HttpConfig { header_bytes_max: 8 << 10, ..HttpConfig::default() }).await;
         let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
         let head = [b"GET / HTTP/1.1\r\nx: ".to_vec(), vec![b'y'; 9 << 10]].concat();
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_beyond_the_bound_wait_for_one_to_end() {
+    async fn connections_above_the_limit_wait_for_one_to_close() {
         let server = server(HttpConfig { connections_max: 1, ..HttpConfig::default() }).await;
         let mut first = TcpStream::connect(server.addr).await.expect("a connection");
         first.write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n").await.expect("sent");
@@ -221,11 +222,11 @@ mod tests {
         let close = b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n";
         let second = exchange(&server, close);
         tokio::pin!(second);
-        // The second has had its chance once a third party would have been scheduled many times over.
+        // After this many yields the second connection would have been served if it could be.
         for _ in 0..100 {
             tokio::select! {
                 biased;
-                answer = &mut second => panic!("served beside the first: {answer}"),
+                answer = &mut second => panic!("served while the first was open: {answer}"),
                 () = tokio::task::yield_now() => {}
             }
         }
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_asks_on_after_the_stop_is_told_to_close_and_not_cut_off() {
+    async fn a_request_after_the_stop_is_answered_with_connection_close() {
         let server = server(HttpConfig::default()).await;
         let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
         let request = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n";
@@ -242,9 +243,9 @@ mod tests {
         let mut answer = [0; 512];
         let read = timeout(HANG, stream.read(&mut answer)).await.expect("an answer").expect("an answer");
         assert!(answer[..read].ends_with(b"hello"));
-        server.stop.send(()).expect("it listens");
-        // The server learns of the stop before it is asked again.
-        tokio::time::sleep(STOP_NOTICE / 4).await;
+        server.stop.send(()).expect("the server runs");
+        // Lets the server notice the stop before the next request.
+        tokio::time::sleep(CLOSE_NOTICE / 4).await;
         stream.write_all(request).await.expect("sent");
         let mut last = Vec::new();
         timeout(HANG, stream.read_to_end(&mut last)).await.expect("an end").expect("no reset");
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_ends_idle_half_sent_and_hanging_connections() {
+    async fn stopping_closes_idle_connections_partial_requests_and_hanging_requests() {
         let server = server(HttpConfig { stop_grace: Duration::from_millis(50), ..HttpConfig::default() }).await;
         let mut streams = Vec::new();
         for bytes in [&b""[..], b"GET / HT", b"GET /never HTTP/1.1\r\nhost: h\r\n\r\n"] {
@@ -262,7 +263,7 @@ mod tests {
             stream.write_all(bytes).await.expect("sent");
             streams.push(stream);
         }
-        server.stop.send(()).expect("it listens");
+        server.stop.send(()).expect("the server runs");
         timeout(HANG, server.ended).await.expect("the server ends").expect("no panic");
     }
 }

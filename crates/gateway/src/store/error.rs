@@ -42,7 +42,7 @@ pub enum StoreError {
     /// A condition did not hold. Nothing was written.
     #[error("the condition on operation {operation} does not hold")]
     ConditionFailed {
-        /// Which one (conditions first, then operations).
+        /// Index of the condition (conditions first, then operations).
         operation: u32,
         /// The version found, if the record exists.
         found: Option<Timestamp>,
@@ -53,13 +53,14 @@ pub enum StoreError {
     /// The sum does not fit into 64 bits.
     #[error("increment or decrement would overflow")]
     Overflow,
-    /// A bound is reached. Nothing was written; try again.
+    /// A limit is reached. Nothing was written; retry.
     #[error("the cluster is busy; try again")]
     Busy {
-        /// Wait so long.
+        /// How long to wait before a retry.
         retry_after_ms: u64,
     },
-    /// The shard has no leader that can be reached, or not enough of its replicas are up. Nothing was written.
+    /// The shard has no leader that can be reached, or not enough of its replicas are up. Nothing was
+    /// written.
     #[error("the shard is not available: too few of its replicas can be reached")]
     Unavailable {
         /// The shard.
@@ -88,10 +89,10 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the error is about one of the operations or keys of a request, so that the others would not earn it.
-    /// Nothing was written.
+    /// Whether a single operation or key caused the error, so that others of the same call would succeed
+    /// without it. Nothing was written.
     #[must_use]
-    pub fn concerns_one(&self) -> bool {
+    pub fn is_request_error(&self) -> bool {
         matches!(
             self,
             Self::Invalid(_)

@@ -1,14 +1,15 @@
-//! The store as protocols see it: typed calls in, typed answers out, wherever the leader is.
+//! The store as protocols see it: typed calls, routed to the leaders of the shards concerned.
 //!
-//! A write is one atomic command to one shard with a session's number, so that a retry at another leader is harmless.
-//! Reads and scans of many shards are asked in parallel and put together here.
+//! A write is one atomic command to one shard with a session's sequence number, so that a retry at another
+//! leader is harmless. Reads and scans of many shards run in parallel and are merged here. Deliberately
+//! absent: transactions across shards, and any knowledge of a protocol.
 
+mod batcher;
 mod error;
-mod lanes;
 mod read;
 mod scan;
 mod sessions;
-mod shapes;
+mod types;
 mod write;
 
 use std::{
@@ -17,35 +18,26 @@ use std::{
 };
 
 use bytes::Bytes;
+use flotilla_api::KEY_BYTES_MAX;
 use flotilla_control::{ShardError, Shards};
 use flotilla_placement::{Collection, ShardMap};
 use flotilla_replication::clock;
 use flotilla_types::{NodeId, SessionId, ShardId};
 
-use lanes::Lanes;
-use read::ReadPart;
-use write::WritePart;
+use batcher::Batchers;
+use read::PendingRead;
+use write::PendingWrite;
 
 pub use error::StoreError;
-pub use shapes::{Consistency, Found, Page, Scan, Written};
+pub use types::{Consistency, Found, Page, Scan, Written};
 
-/// Longest key, in bytes.
-pub(crate) const KEY_BYTES_MAX: usize = 4 << 10;
-/// Longest value, in bytes.
-pub(crate) const VALUE_BYTES_MAX: u64 = 4 << 20;
-/// Operations, and likewise conditions, of one batch.
-pub(crate) const BATCH_OPERATIONS_MAX: usize = 1_024;
-/// Bytes of one batch.
-pub(crate) const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Keys of one read.
-pub(crate) const KEYS_MAX: usize = 4_096;
-/// Records in one page.
-pub(crate) const PAGE_ITEMS_MAX: usize = 10_000;
+pub const READ_KEYS_MAX: usize = 4_096;
 
-/// Tells callers of a busy cluster when to come back.
-const RETRY_AFTER_MS: u64 = 50;
+/// When a caller that was refused as busy may retry: long enough for a request of usual size to finish.
+pub(crate) const RETRY_AFTER_MS: u64 = 50;
 
-/// The store behind every protocol of this node. Cheap to clone.
+/// The store that all protocols of this node share. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -54,21 +46,21 @@ pub struct Store {
 struct Inner {
     shards: Shards,
     sessions: sessions::Sessions,
-    /// Writes on their way into commands.
-    writes: Lanes<WritePart>,
-    /// Reads on their way into queries.
-    reads: Lanes<ReadPart>,
+    /// Writes that share commands.
+    writes: Batchers<PendingWrite>,
+    /// Reads that share queries.
+    reads: Batchers<PendingRead>,
 }
 
 impl Store {
-    /// A store over this node's way to the shards. `session` is random, and new at every start.
+    /// Creates a store over this node's access to the shards. `session` is random, and new at every start.
     #[must_use]
     pub fn new(shards: Shards, session: SessionId) -> Self {
         let sessions = sessions::Sessions::new(session);
-        Self { inner: Arc::new(Inner { shards, sessions, writes: Lanes::default(), reads: Lanes::default() }) }
+        Self { inner: Arc::new(Inner { shards, sessions, writes: Batchers::default(), reads: Batchers::default() }) }
     }
 
-    /// The shard of each key. `None` where no shard is known; a write may name keys of one shard only.
+    /// The shard of each key, or `None` where no shard is known. A write may name keys of one shard only.
     pub fn shards_of<'a>(
         &self,
         collection: &str,
@@ -88,7 +80,8 @@ impl Store {
         self.inner.shards.topology().leader(shard)
     }
 
-    fn error_of(&self, error: ShardError, shard: ShardId, deadline_ms: u64) -> StoreError {
+    /// The error of a write.
+    fn write_error(&self, error: ShardError, shard: ShardId, deadline_ms: u64) -> StoreError {
         match error {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard },
             ShardError::Busy => StoreError::Busy { retry_after_ms: RETRY_AFTER_MS },
@@ -103,10 +96,19 @@ impl Store {
             }
         }
     }
+
+    /// The error of a request that changes nothing: its outcome is never unknown.
+    fn read_error(&self, error: ShardError, shard: ShardId, deadline_ms: u64) -> StoreError {
+        let error = match error {
+            ShardError::Unknown => ShardError::Unavailable,
+            other => other,
+        };
+        self.write_error(error, shard, deadline_ms)
+    }
 }
 
 fn collection_of<'a>(map: &'a ShardMap, name: &str) -> Result<&'a Collection, StoreError> {
-    // Before any metadata has come, nothing is known to be missing.
+    // Without any metadata yet, a collection cannot be said to be missing.
     let unknown = || match map.collections().next() {
         Some(_) => StoreError::CollectionNotFound(name.to_owned()),
         None => StoreError::Unavailable { shard: None, leader: None },
@@ -114,7 +116,8 @@ fn collection_of<'a>(map: &'a ShardMap, name: &str) -> Result<&'a Collection, St
     map.collection(name).ok_or_else(unknown)
 }
 
-fn check_key(key: &[u8]) -> Result<(), StoreError> {
+/// Refuses an empty key and one above the limit.
+pub(crate) fn check_key(key: &[u8]) -> Result<(), StoreError> {
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
         return Err(StoreError::KeySize { bytes: key.len(), limit_bytes: KEY_BYTES_MAX });
     }
@@ -123,6 +126,6 @@ fn check_key(key: &[u8]) -> Result<(), StoreError> {
 
 /// A deadline on the host's monotonic clock.
 fn deadline_ms(deadline: Instant) -> u64 {
-    let left: Duration = deadline.saturating_duration_since(Instant::now());
-    clock::monotonic_ms() + u64::try_from(left.as_millis()).unwrap_or(u64::MAX / 2)
+    let time_left: Duration = deadline.saturating_duration_since(Instant::now());
+    clock::monotonic_ms() + u64::try_from(time_left.as_millis()).unwrap_or(u64::MAX / 2)
 }

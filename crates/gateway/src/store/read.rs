@@ -1,9 +1,9 @@
-//! Point reads: grouped by shard, asked in parallel, put back in the caller's order.
+//! Point reads: keys are grouped by shard, read in parallel, and answered in the caller's order.
 
 use std::{collections::BTreeMap, time::Instant};
 
 use bytes::Bytes;
-use flotilla_control::{Ask, ShardError};
+use flotilla_control::RequestKind;
 use flotilla_kv::{Answer, Query, Record, decode_answer, encode_query};
 use flotilla_replication::clock;
 use flotilla_types::{NodeId, RecordKey, ShardId};
@@ -11,15 +11,25 @@ use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
 use tokio::sync::oneshot;
 
 use super::{
-    Consistency, Found, KEYS_MAX, RETRY_AFTER_MS, Store, StoreError, check_key, collection_of, deadline_ms,
-    lanes::{self, Cost, Lanes, Part},
+    Consistency, Found, READ_KEYS_MAX, RETRY_AFTER_MS, Store, StoreError,
+    batcher::{Batchable, Batchers, Cost, QueueFull, time_left},
+    check_key, collection_of, deadline_ms,
 };
 
-const MISFIT: StoreError =
-    StoreError::Invalid("the answer does not fit the question; gateway and shard differ in version");
+const UNEXPECTED_ANSWER: StoreError =
+    StoreError::Invalid("the answer does not match the query; gateway and shard differ in version");
+
+/// The keys of one read that live in one shard.
+struct ShardKeys {
+    range_epoch: u64,
+    /// Index of each key in the caller's order.
+    indices: Vec<usize>,
+    /// Record keys.
+    keys: Vec<Bytes>,
+}
 
 impl Store {
-    /// Reads records, of any shards, in the order of the keys.
+    /// Reads records from any number of shards, in the order of the keys.
     pub async fn get(
         &self,
         collection: &str,
@@ -29,37 +39,41 @@ impl Store {
         deadline: Instant,
     ) -> Result<Vec<Option<Found>>, StoreError> {
         let Consistency::Strong = consistency;
-        if keys.len() > KEYS_MAX {
+        if keys.len() > READ_KEYS_MAX {
             return Err(StoreError::Invalid("a read may name at most 4,096 keys"));
         }
         let deadline_ms = deadline_ms(deadline);
-        let mut by_shard: BTreeMap<ShardId, (u64, Vec<usize>, Vec<Bytes>)> = BTreeMap::new();
+        let mut by_shard: BTreeMap<ShardId, ShardKeys> = BTreeMap::new();
         {
             let map = self.map();
             let collection = collection_of(&map, collection)?;
-            for (at, key) in keys.iter().enumerate() {
+            for (index, key) in keys.iter().enumerate() {
                 check_key(key)?;
                 let record_key = collection.record_key(key).into_bytes();
                 let shard = map.shard_of(&record_key).ok_or(StoreError::Unavailable { shard: None, leader: None })?;
                 let descriptor = &shard.descriptor;
-                let group = by_shard.entry(descriptor.shard).or_insert((descriptor.epoch.range, vec![], vec![]));
-                group.1.push(at);
-                group.2.push(record_key);
+                let group = by_shard.entry(descriptor.shard).or_insert_with(|| ShardKeys {
+                    range_epoch: descriptor.epoch.range,
+                    indices: Vec::new(),
+                    keys: Vec::new(),
+                });
+                group.indices.push(index);
+                group.keys.push(record_key);
             }
         }
-        let asks = by_shard.into_iter().map(|(shard, (epoch, places, keys))| async move {
-            let found = self.get_from(shard, epoch, keys, values, deadline_ms).await?;
-            Ok::<_, StoreError>(places.into_iter().zip(found))
+        let reads = by_shard.into_iter().map(|(shard, ShardKeys { range_epoch, indices, keys })| async move {
+            let found = self.get_shared(shard, range_epoch, keys, values, deadline_ms).await?;
+            Ok::<_, StoreError>(indices.into_iter().zip(found))
         });
         let mut records = vec![None; keys.len()];
-        for (at, found) in try_join_all(asks).await?.into_iter().flatten() {
-            records[at] = found;
+        for (index, found) in try_join_all(reads).await?.into_iter().flatten() {
+            records[index] = found;
         }
         Ok(records)
     }
 
-    /// Reads from one shard, in a query that other callers' keys share.
-    async fn get_from(
+    /// Reads from one shard by a query that it may share with other callers' keys.
+    async fn get_shared(
         &self,
         shard: ShardId,
         range_epoch: u64,
@@ -68,16 +82,17 @@ impl Store {
         deadline_ms: u64,
     ) -> Result<Vec<Option<Found>>, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let part = ReadPart { range_epoch, keys, values, deadline_ms, reply };
-        Lanes::offer(self, shard, part).map_err(|lanes::Full| StoreError::Busy { retry_after_ms: RETRY_AFTER_MS })?;
-        match tokio::time::timeout(lanes::left(deadline_ms), answer).await {
+        let request = PendingRead { range_epoch, keys, values, deadline_ms, reply };
+        let busy = StoreError::Busy { retry_after_ms: RETRY_AFTER_MS };
+        Batchers::submit(self, shard, request).map_err(|QueueFull| busy)?;
+        match tokio::time::timeout(time_left(deadline_ms), answer).await {
             Ok(Ok(found)) => found,
             Ok(Err(_)) | Err(_) => Err(StoreError::DeadlineExceeded { shard: Some(shard) }),
         }
     }
 
-    /// One query; asks in halves what is too much for one answer.
-    fn get_now(
+    /// Reads from one shard by one query, or by halves what is too much for one answer.
+    fn get_unshared(
         &self,
         shard: ShardId,
         range_epoch: u64,
@@ -88,25 +103,26 @@ impl Store {
         async move {
             let query = Query::Get { keys, values };
             let answer = self.query(shard, range_epoch, &query, deadline_ms).await?;
-            let Query::Get { keys, .. } = query else { return Err(MISFIT) };
+            let Query::Get { keys, .. } = query else { return Err(UNEXPECTED_ANSWER) };
             match answer {
                 (Answer::Records(records), node) if records.len() == keys.len() => {
                     Ok(records.into_iter().map(|record| Some(found(record?, node, shard))).collect())
                 }
                 (Answer::TooLarge, _) if keys.len() > 1 => {
                     let (left, right) = keys.split_at(keys.len() / 2);
-                    let mut records = self.get_now(shard, range_epoch, left.to_vec(), values, deadline_ms).await?;
-                    records.extend(self.get_now(shard, range_epoch, right.to_vec(), values, deadline_ms).await?);
+                    let mut records = self.get_unshared(shard, range_epoch, left.to_vec(), values, deadline_ms).await?;
+                    records.extend(self.get_unshared(shard, range_epoch, right.to_vec(), values, deadline_ms).await?);
                     Ok(records)
                 }
                 (Answer::WrongShard, _) => Err(StoreError::Unavailable { shard: Some(shard), leader: None }),
-                _ => Err(MISFIT),
+                _ => Err(UNEXPECTED_ANSWER),
             }
         }
         .boxed()
     }
 
-    /// Asks one shard; moves its clock when a record is due by the wall clock and not yet by the log's.
+    /// Queries one shard. Advances its clock when a record has expired by the wall clock and not yet by the
+    /// log's.
     pub(super) async fn query(
         &self,
         shard: ShardId,
@@ -116,20 +132,21 @@ impl Store {
     ) -> Result<(Answer, NodeId), StoreError> {
         let payload = encode_query(query);
         loop {
-            let asked = self.inner.shards.ask(Ask::Query, shard, Some(range_epoch), payload.clone(), deadline_ms).await;
-            let (answer, node) = asked.map_err(|error| match error {
-                ShardError::Unknown => self.error_of(ShardError::Unavailable, shard, deadline_ms),
-                other => self.error_of(other, shard, deadline_ms),
-            })?;
+            let result = self
+                .inner
+                .shards
+                .request(RequestKind::Query, shard, Some(range_epoch), payload.clone(), deadline_ms)
+                .await;
+            let (answer, node) = result.map_err(|error| self.read_error(error, shard, deadline_ms))?;
             let answer = decode_answer(answer)
                 .map_err(|_| StoreError::Invalid("the answer does not parse; gateway and shard differ in version"))?;
-            if answer != Answer::TimeNeeded {
+            if answer != Answer::ClockAdvanceNeeded {
                 return Ok((answer, node));
             }
             if clock::monotonic_ms() >= deadline_ms {
                 return Err(StoreError::DeadlineExceeded { shard: Some(shard) });
             }
-            self.move_clock(shard, deadline_ms).await?;
+            self.advance_clock(shard, deadline_ms).await?;
         }
     }
 }
@@ -146,8 +163,8 @@ pub(super) fn found(record: Record, served_by: NodeId, shard: ShardId) -> Found 
     }
 }
 
-/// One caller's keys.
-pub(super) struct ReadPart {
+/// One caller's keys, waiting for a query to share.
+pub(super) struct PendingRead {
     range_epoch: u64,
     /// Record keys.
     keys: Vec<Bytes>,
@@ -156,15 +173,15 @@ pub(super) struct ReadPart {
     reply: oneshot::Sender<Result<Vec<Option<Found>>, StoreError>>,
 }
 
-impl Part for ReadPart {
-    /// The answer bounds itself, and what is too much for it is asked for in halves.
+impl Batchable for PendingRead {
+    /// Unbounded: the shard bounds its answer, and a read that is too large is split in half.
     const RESULT_BYTES_MAX: usize = usize::MAX;
 
-    fn lanes(store: &Store) -> &Lanes<Self> {
+    fn batchers(store: &Store) -> &Batchers<Self> {
         &store.inner.reads
     }
 
-    fn label(&self) -> u64 {
+    fn batch_key(&self) -> u64 {
         self.range_epoch << 1 | u64::from(self.values)
     }
 
@@ -176,7 +193,7 @@ impl Part for ReadPart {
         self.deadline_ms
     }
 
-    fn exclusive(&self) -> impl Iterator<Item = &Bytes> {
+    fn exclusive_keys(&self) -> impl Iterator<Item = &Bytes> {
         std::iter::empty()
     }
 
@@ -184,32 +201,32 @@ impl Part for ReadPart {
         self.reply.is_closed()
     }
 
-    async fn call(store: Store, shard: ShardId, mut parts: Vec<Self>) {
-        let keys: Vec<Bytes> = parts.iter().flat_map(|part| part.keys.iter().cloned()).collect();
-        let Some((range_epoch, values, deadline_ms)) = parts
+    async fn call(store: Store, shard: ShardId, requests: Vec<Self>) {
+        let keys: Vec<Bytes> = requests.iter().flat_map(|request| request.keys.iter().cloned()).collect();
+        let Some((range_epoch, values, deadline_ms)) = requests
             .iter()
-            .map(|part| (part.range_epoch, part.values, part.deadline_ms))
-            .min_by_key(|(_, _, deadline)| *deadline)
+            .map(|request| (request.range_epoch, request.values, request.deadline_ms))
+            .min_by_key(|(_, _, deadline_ms)| *deadline_ms)
         else {
             return;
         };
-        match store.get_now(shard, range_epoch, keys, values, deadline_ms).await {
+        match store.get_unshared(shard, range_epoch, keys, values, deadline_ms).await {
             Ok(found) => {
                 let mut found = found.into_iter();
-                for part in parts {
-                    let _ = part.reply.send(Ok(found.by_ref().take(part.keys.len()).collect()));
+                for request in requests {
+                    let _ = request.reply.send(Ok(found.by_ref().take(request.keys.len()).collect()));
                 }
             }
-            Err(error) if parts.len() > 1 && error.concerns_one() => {
-                // One value that is too large for any answer must not fail its neighbours.
-                for part in parts.drain(..) {
-                    let alone = store.get_now(shard, range_epoch, part.keys, values, part.deadline_ms).await;
-                    let _ = part.reply.send(alone);
+            Err(error) if requests.len() > 1 && error.is_request_error() => {
+                // One value that is too large for any answer must not fail the other requests.
+                for request in requests {
+                    let found = store.get_unshared(shard, range_epoch, request.keys, values, request.deadline_ms).await;
+                    let _ = request.reply.send(found);
                 }
             }
             Err(error) => {
-                for part in parts {
-                    let _ = part.reply.send(Err(error.clone()));
+                for request in requests {
+                    let _ = request.reply.send(Err(error.clone()));
                 }
             }
         }

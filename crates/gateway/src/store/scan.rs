@@ -1,37 +1,37 @@
-//! Ordered scans: every bucket is asked for its next records, and the pages are merged by the user's key.
+//! Ordered scans: every bucket is scanned for its next records, and the results are merged by the user's key.
 
 use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use flotilla_api::SCAN_ITEMS_MAX;
 use flotilla_kv::{Answer, Query};
 use flotilla_placement::Sharding;
 use flotilla_types::{Bucket, KeyRange, NodeId, RecordKey, ShardId};
 use futures_util::future::try_join_all;
 
-use super::{
-    Consistency, Found, PAGE_ITEMS_MAX, Page, Scan, Store, StoreError, collection_of, deadline_ms, read::found,
-};
+use super::{Consistency, Found, Page, Scan, Store, StoreError, collection_of, deadline_ms, read::found};
 
-/// Bytes of records in one page; a page ends early rather than grow beyond it by more than one record.
+/// Bytes of records in one page, which ends with the record that reaches them.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 /// Bytes that one bucket contributes to a page at a time.
 const BUCKET_BYTES_MAX: usize = 512 << 10;
 
-/// One bucket's part in one shard: where to ask, for which records.
-struct Part {
+/// The keys of one bucket that live in one shard and match a scan.
+struct BucketRange {
     shard: ShardId,
     range_epoch: u64,
     range: KeyRange,
 }
 
-/// What a part answered: its records, and whether (and from which key on) it has more.
-struct Share {
+/// The first records of a [`BucketRange`].
+struct BucketPage {
     records: Vec<Found>,
+    /// The user's key from which the range may have more; `None` at its end.
     more_from: Option<Bytes>,
 }
 
 impl Store {
-    /// A page of records in key order, merged over all shards of the collection.
+    /// Scans a page of records in key order, merged over all shards of the collection.
     pub async fn scan(
         &self,
         collection: &str,
@@ -40,20 +40,21 @@ impl Store {
         deadline: Instant,
     ) -> Result<Page, StoreError> {
         let Consistency::Strong = consistency;
-        if scan.items_max == 0 || scan.items_max > PAGE_ITEMS_MAX {
+        if scan.items_max == 0 || scan.items_max > SCAN_ITEMS_MAX {
             return Err(StoreError::Invalid("`limit` must be between 1 and 10,000"));
         }
         let deadline_ms = deadline_ms(deadline);
-        let parts = self.parts(collection, &scan)?;
-        // With many buckets each is asked for its likely share first; the merge stops where the first one ran out.
-        let share_items = if parts.len() == 1 { scan.items_max } else { 2 * scan.items_max / parts.len() + 16 };
-        let share_items = share_items.min(scan.items_max);
-        let asks = parts.iter().map(|part| self.share(part, share_items, scan.values, deadline_ms));
-        let shares = try_join_all(asks).await?;
-        Ok(merge(shares, scan.items_max))
+        let ranges = self.bucket_ranges(collection, &scan)?;
+        // With many buckets, each is scanned for twice its likely share only: the merged page ends early
+        // where one of them was not scanned far enough.
+        let items_max = if ranges.len() == 1 { scan.items_max } else { 2 * scan.items_max / ranges.len() + 16 };
+        let items_max = items_max.min(scan.items_max);
+        let scans = ranges.iter().map(|range| self.scan_bucket(range, items_max, scan.values, deadline_ms));
+        let pages = try_join_all(scans).await?;
+        Ok(merge(pages, scan.items_max))
     }
 
-    fn parts(&self, collection: &str, scan: &Scan) -> Result<Vec<Part>, StoreError> {
+    fn bucket_ranges(&self, collection: &str, scan: &Scan) -> Result<Vec<BucketRange>, StoreError> {
         let map = self.map();
         let collection = collection_of(&map, collection)?;
         let keys = user_range(scan);
@@ -61,7 +62,7 @@ impl Store {
             Sharding::Hash => collection.buckets,
             Sharding::Range => 1,
         };
-        let mut parts = Vec::new();
+        let mut ranges = Vec::new();
         for bucket in (0..buckets).map(Bucket) {
             let whole = KeyRange::of_buckets(collection.id, bucket, bucket);
             let start = RecordKey::new(collection.id, bucket, &keys.start).into_bytes();
@@ -69,20 +70,26 @@ impl Store {
                 [] => whole.end,
                 end => RecordKey::new(collection.id, bucket, end).into_bytes(),
             };
-            let wanted = KeyRange { start, end };
-            for shard in map.shards_in(&wanted) {
-                let range = wanted.intersection(&shard.descriptor.range);
+            let requested = KeyRange { start, end };
+            for shard in map.shards_in(&requested) {
+                let range = requested.intersection(&shard.descriptor.range);
                 if !range.is_empty() {
                     let range_epoch = shard.descriptor.epoch.range;
-                    parts.push(Part { shard: shard.descriptor.shard, range_epoch, range });
+                    ranges.push(BucketRange { shard: shard.descriptor.shard, range_epoch, range });
                 }
             }
         }
-        Ok(parts)
+        Ok(ranges)
     }
 
-    async fn share(&self, part: &Part, items_max: usize, values: bool, deadline_ms: u64) -> Result<Share, StoreError> {
-        let mut range = part.range.clone();
+    async fn scan_bucket(
+        &self,
+        bucket: &BucketRange,
+        items_max: usize,
+        values: bool,
+        deadline_ms: u64,
+    ) -> Result<BucketPage, StoreError> {
+        let mut range = bucket.range.clone();
         let mut records: Vec<Found> = Vec::new();
         let mut bytes = 0;
         loop {
@@ -93,19 +100,19 @@ impl Store {
                 values,
             };
             let (page, next, node): (_, _, NodeId) =
-                match self.query(part.shard, part.range_epoch, &query, deadline_ms).await? {
+                match self.query(bucket.shard, bucket.range_epoch, &query, deadline_ms).await? {
                     (Answer::Page { records, next }, node) => (records, next, node),
-                    _ => return Err(StoreError::Unavailable { shard: Some(part.shard), leader: None }),
+                    _ => return Err(StoreError::Unavailable { shard: Some(bucket.shard), leader: None }),
                 };
             for record in page {
                 bytes += record.key.len() + record.value.len();
-                records.push(found(record, node, part.shard));
+                records.push(found(record, node, bucket.shard));
             }
             match next {
-                None => return Ok(Share { records, more_from: None }),
+                None => return Ok(BucketPage { records, more_from: None }),
                 Some(next) if records.len() >= items_max || bytes >= BUCKET_BYTES_MAX => {
                     let more_from = next.slice(RecordKey::PREFIX_BYTES.min(next.len())..);
-                    return Ok(Share { records, more_from: Some(more_from) });
+                    return Ok(BucketPage { records, more_from: Some(more_from) });
                 }
                 // Only expired records so far.
                 Some(next) => range.start = next,
@@ -113,7 +120,7 @@ impl Store {
         }
     }
 
-    /// Live records in a collection, over all its shards.
+    /// Counts the live records of a collection, over all its shards.
     pub async fn count(&self, collection: &str, deadline: Instant) -> Result<u64, StoreError> {
         let deadline_ms = deadline_ms(deadline);
         let shards: Vec<_> = {
@@ -121,24 +128,24 @@ impl Store {
             let id = collection_of(&map, collection)?.id;
             map.shards_of_collection(id).map(|shard| shard.descriptor.clone()).collect()
         };
-        let asks = shards.iter().map(|shard| async move {
+        let counts = shards.iter().map(|shard| async move {
             let query = Query::Count { range: shard.range.clone() };
             match self.query(shard.shard, shard.epoch.range, &query, deadline_ms).await? {
                 (Answer::Count { records, .. }, _) => Ok(records),
                 _ => Err(StoreError::Unavailable { shard: Some(shard.shard), leader: None }),
             }
         });
-        Ok(try_join_all(asks).await?.into_iter().sum())
+        Ok(try_join_all(counts).await?.into_iter().sum())
     }
 }
 
-/// The user's keys that a scan wants.
+/// The range of user's keys that a scan covers.
 fn user_range(scan: &Scan) -> KeyRange {
     let prefix = KeyRange::of_prefix(&scan.prefix);
     let bounds = KeyRange { start: scan.start.clone(), end: scan.end.clone() };
     let mut range = prefix.intersection(&bounds);
     if let Some(after) = &scan.after {
-        // The smallest key behind `after`.
+        // The smallest key greater than `after`.
         let mut next = BytesMut::with_capacity(after.len() + 1);
         next.put_slice(after);
         next.put_u8(0);
@@ -147,25 +154,26 @@ fn user_range(scan: &Scan) -> KeyRange {
     range
 }
 
-/// Merges shares up to the first key that some bucket has not shown yet.
-fn merge(shares: Vec<Share>, items_max: usize) -> Page {
-    let horizon = shares.iter().filter_map(|share| share.more_from.clone()).min();
-    let mut records: Vec<_> = shares.into_iter().flat_map(|share| share.records).collect();
+/// Merges the buckets' pages up to the first key that some bucket was not scanned for yet.
+fn merge(pages: Vec<BucketPage>, items_max: usize) -> Page {
+    let end = pages.iter().filter_map(|page| page.more_from.clone()).min();
+    let mut records: Vec<_> = pages.into_iter().flat_map(|page| page.records).collect();
     records.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    let mut more = horizon.is_some();
-    if let Some(horizon) = &horizon {
-        records.retain(|record| record.key < *horizon);
+    let mut has_more = end.is_some();
+    if let Some(end) = &end {
+        records.retain(|record| record.key < *end);
     }
-    let mut bytes = 0;
-    let fitting = records.iter().take(items_max).take_while(|record| {
-        let fits = bytes < PAGE_BYTES_MAX;
+    let (mut bytes, mut fitting) = (0, 0);
+    for record in records.iter().take(items_max) {
+        if bytes >= PAGE_BYTES_MAX {
+            break;
+        }
         bytes += record.key.len() + record.value.len();
-        fits
-    });
-    let fitting = fitting.count();
-    more |= fitting < records.len();
+        fitting += 1;
+    }
+    has_more |= fitting < records.len();
     records.truncate(fitting);
-    let cursor = more.then(|| records.last().map(|record| record.key.clone())).flatten();
+    let cursor = if has_more { records.last().map(|record| record.key.clone()) } else { None };
     Page { records, cursor }
 }
 
@@ -187,9 +195,9 @@ mod tests {
         }
     }
 
-    fn share(keys: &[&'static str], more_from: Option<&'static str>) -> Share {
+    fn bucket_page(keys: &[&'static str], more_from: Option<&'static str>) -> BucketPage {
         let more_from = more_from.map(|key| Bytes::from_static(key.as_bytes()));
-        Share { records: keys.iter().map(|key| record(key)).collect(), more_from }
+        BucketPage { records: keys.iter().map(|key| record(key)).collect(), more_from }
     }
 
     fn keys(page: &Page) -> Vec<&[u8]> {
@@ -197,28 +205,28 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_returned_beyond_what_every_bucket_has_shown() {
-        let page = merge(vec![share(&["a", "d"], Some("e")), share(&["b", "c"], Some("c1"))], 10);
+    fn a_page_ends_where_some_bucket_was_not_scanned_further() {
+        let page = merge(vec![bucket_page(&["a", "d"], Some("e")), bucket_page(&["b", "c"], Some("c1"))], 10);
         assert_eq!(keys(&page), [&b"a"[..], b"b", b"c"]);
         assert_eq!(page.cursor, Some(Bytes::from_static(b"c")));
     }
 
     #[test]
     fn the_last_page_has_no_cursor() {
-        let page = merge(vec![share(&["b"], None), share(&["a"], None)], 2);
+        let page = merge(vec![bucket_page(&["b"], None), bucket_page(&["a"], None)], 2);
         assert_eq!(keys(&page), [&b"a"[..], b"b"]);
         assert_eq!(page.cursor, None);
     }
 
     #[test]
     fn a_limit_cuts_the_page_and_leaves_a_cursor() {
-        let page = merge(vec![share(&["b", "c"], None), share(&["a"], None)], 2);
+        let page = merge(vec![bucket_page(&["b", "c"], None), bucket_page(&["a"], None)], 2);
         assert_eq!(keys(&page), [&b"a"[..], b"b"]);
         assert_eq!(page.cursor, Some(Bytes::from_static(b"b")));
     }
 
     #[test]
-    fn a_cursor_continues_right_behind_its_key() {
+    fn a_cursor_continues_right_after_its_key() {
         let scan = Scan { after: Some(Bytes::from_static(b"k")), items_max: 1, ..Scan::default() };
         let range = user_range(&scan);
         assert!(!range.contains(b"k") && range.contains(b"k\0"));

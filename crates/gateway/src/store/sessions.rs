@@ -1,4 +1,4 @@
-//! This gateway's numbers in every shard.
+//! Sequence numbers of this gateway's commands in every shard.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,20 @@ use flotilla_route::{Sequence, ShardSession};
 use flotilla_types::{SessionId, ShardId};
 use parking_lot::Mutex;
 
-/// One session, with a window of numbers for each shard.
+/// One session, with a window of sequence numbers for each shard.
 pub(super) struct Sessions {
     session: SessionId,
     shards: Mutex<BTreeMap<ShardId, ShardSession>>,
 }
 
-/// A number in use. Dropping it says that nobody waits for the outcome any more.
+/// A sequence number in use. Dropping it acknowledges the outcome: the command is not sent again.
 pub(super) struct Ticket<'a> {
     sessions: &'a Sessions,
     shard: ShardId,
     pub(super) session: SessionId,
     pub(super) sequence: Sequence,
     pub(super) acked_below: u64,
-    /// Unix milliseconds: the wall clock's, unless the shard is ahead of it.
+    /// Unix milliseconds by the wall clock, or by the shard's clock if that is ahead.
     pub(super) now_ms: u64,
 }
 
@@ -29,21 +29,22 @@ impl Sessions {
         Self { session, shards: Mutex::default() }
     }
 
-    /// A number for a new command; `None` while too many are outstanding in this shard.
+    /// Takes a sequence number for a new command; `None` while too many commands are outstanding in this
+    /// shard.
     pub(super) fn begin(&self, shard: ShardId) -> Option<Ticket<'_>> {
         let mut shards = self.shards.lock();
-        let numbers = shards.entry(shard).or_default();
-        let (sequence, acked_below) = numbers.begin()?;
-        let now_ms = numbers.now_ms(clock::wall_ms());
+        let window = shards.entry(shard).or_default();
+        let (sequence, acked_below) = window.begin()?;
+        let now_ms = window.now_ms(clock::wall_ms());
         Some(Ticket { sessions: self, shard, session: self.session, sequence, acked_below, now_ms })
     }
 }
 
 impl Ticket<'_> {
-    /// The shard was at this time when it answered.
-    pub(super) fn heard(&self, clock_ms: u64) {
+    /// Notes the shard's clock as of its answer.
+    pub(super) fn observe_clock(&self, clock_ms: u64) {
         if let Some(shard) = self.sessions.shards.lock().get_mut(&self.shard) {
-            shard.heard(clock_ms);
+            shard.observe_clock(clock_ms);
         }
     }
 }
@@ -51,7 +52,7 @@ impl Ticket<'_> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         if let Some(shard) = self.sessions.shards.lock().get_mut(&self.shard) {
-            shard.end(self.sequence);
+            shard.finish(self.sequence);
         }
     }
 }

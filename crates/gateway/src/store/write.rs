@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use flotilla_control::{Ask, ShardError};
+use flotilla_api::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, VALUE_BYTES_MAX};
+use flotilla_control::{RequestKind, ShardError};
 use flotilla_kv::{
     Action, Command, Condition, OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, Operation, Otherwise, Outcome, Refusal,
     decode_outcome, encode_command,
@@ -13,22 +14,24 @@ use flotilla_types::ShardId;
 use tokio::sync::oneshot;
 
 use super::{
-    BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, RETRY_AFTER_MS, Store, StoreError, VALUE_BYTES_MAX, Written, check_key,
-    collection_of, deadline_ms,
-    lanes::{self, Cost, Lanes, Part},
+    RETRY_AFTER_MS, Store, StoreError, Written,
+    batcher::{Batchable, Batchers, Cost, QueueFull, time_left},
+    check_key, collection_of, deadline_ms,
 };
 
-/// How much later than its deadline a command may still apply: clocks of gateway and leader differ.
+/// How long after its deadline a command may still apply: the clocks of gateway and leader differ.
 const EXPIRY_SLACK_MS: u64 = 1_000;
-/// How much later than its deadline the answer of a shared command may come: it is dated by the earliest of those in it.
+/// How long after its deadline a request waits for the answer of a shared command, whose deadline is the
+/// earliest of its requests'.
 const ANSWER_SLACK: Duration = Duration::from_millis(5);
-const STALE_PAUSE: Duration = Duration::from_millis(20);
+/// Pause before a request that was routed by an outdated map is routed again.
+const STALE_ROUTE_PAUSE: Duration = Duration::from_millis(20);
 
-/// The fate of a command that was not refused.
-enum Fate {
+/// What a command that was not refused did.
+enum Attempt {
     Written(Written),
-    /// Routed by an old map; nothing was written.
-    Again,
+    /// It was routed by an outdated map; nothing was written.
+    StaleRoute,
 }
 
 impl Store {
@@ -40,42 +43,40 @@ impl Store {
         mut operations: Vec<Operation>,
         deadline: Instant,
     ) -> Result<Written, StoreError> {
-        check(&conditions, &operations)?;
+        check_limits(&conditions, &operations)?;
         let deadline_ms = deadline_ms(deadline);
         self.to_record_keys(collection, &mut conditions, &mut operations)?;
         loop {
-            let (shard, range_epoch) = self.home(&conditions, &operations)?;
-            let fate = if conditions.is_empty() && operations.iter().all(may_share) {
+            let (shard, range_epoch) = self.route(&conditions, &operations)?;
+            if conditions.is_empty() && operations.iter().all(may_share) {
                 match self.write_shared(shard, range_epoch, operations, deadline_ms).await? {
-                    Shared::Written(written) => return Ok(written),
-                    Shared::Again(returned) => operations = returned,
+                    SharedAttempt::Written(written) => return Ok(written),
+                    SharedAttempt::StaleRoute(returned) => operations = returned,
                 }
-                Fate::Again
             } else {
-                let fate;
-                (fate, conditions, operations) =
-                    self.command(shard, range_epoch, conditions, operations, deadline_ms).await;
-                fate?
-            };
-            match fate {
-                Fate::Written(written) => return Ok(written),
-                Fate::Again if clock::monotonic_ms() >= deadline_ms => {
-                    return Err(StoreError::DeadlineExceeded { shard: Some(shard) });
+                let attempt;
+                (attempt, conditions, operations) =
+                    self.propose(shard, range_epoch, conditions, operations, deadline_ms).await;
+                if let Attempt::Written(written) = attempt? {
+                    return Ok(written);
                 }
-                Fate::Again => tokio::time::sleep(STALE_PAUSE).await,
             }
+            if clock::monotonic_ms() >= deadline_ms {
+                return Err(StoreError::DeadlineExceeded { shard: Some(shard) });
+            }
+            tokio::time::sleep(STALE_ROUTE_PAUSE).await;
         }
     }
 
-    /// One command of its own. Returns conditions and operations, in record keys, for another attempt.
-    async fn command(
+    /// Proposes one command. Returns conditions and operations, in record keys, for another attempt.
+    async fn propose(
         &self,
         shard: ShardId,
         range_epoch: u64,
         conditions: Vec<(Bytes, Condition)>,
         operations: Vec<Operation>,
         deadline_ms: u64,
-    ) -> (Result<Fate, StoreError>, Vec<(Bytes, Condition)>, Vec<Operation>) {
+    ) -> (Result<Attempt, StoreError>, Vec<(Bytes, Condition)>, Vec<Operation>) {
         let Some(ticket) = self.inner.sessions.begin(shard) else {
             return (Err(StoreError::Busy { retry_after_ms: RETRY_AFTER_MS }), conditions, operations);
         };
@@ -90,40 +91,41 @@ impl Store {
         };
         let payload = encode_command(&command);
         let Command { conditions, operations, .. } = command;
-        let answer = self.inner.shards.ask(Ask::Propose, shard, Some(range_epoch), payload, deadline_ms).await;
-        let fate = match answer {
+        let answer =
+            self.inner.shards.request(RequestKind::Propose, shard, Some(range_epoch), payload, deadline_ms).await;
+        let attempt = match answer {
             Ok((bytes, _)) => match decode_outcome(bytes) {
                 Ok(outcome) => {
                     match &outcome {
-                        Outcome::Done { timestamp, .. } => ticket.heard(timestamp.millis()),
-                        Outcome::Refused(Refusal::Expired { clock_ms }) => ticket.heard(*clock_ms),
+                        Outcome::Done { timestamp, .. } => ticket.observe_clock(timestamp.millis()),
+                        Outcome::Refused(Refusal::Expired { clock_ms }) => ticket.observe_clock(*clock_ms),
                         Outcome::Refused(_) => {}
                     }
-                    written(outcome, shard)
+                    attempt_of(outcome, shard)
                 }
                 Err(_) => Err(StoreError::OutcomeUnknown { shard }),
             },
-            Err(ShardError::Stale) if clock::monotonic_ms() < deadline_ms => Ok(Fate::Again),
-            Err(error) => Err(self.error_of(error, shard, deadline_ms)),
+            Err(ShardError::Stale) if clock::monotonic_ms() < deadline_ms => Ok(Attempt::StaleRoute),
+            Err(error) => Err(self.write_error(error, shard, deadline_ms)),
         };
-        (fate, conditions, operations)
+        (attempt, conditions, operations)
     }
 
-    /// As part of a command that other callers' operations share.
+    /// Writes by a command that it may share with other callers' operations.
     async fn write_shared(
         &self,
         shard: ShardId,
         range_epoch: u64,
         operations: Vec<Operation>,
         deadline_ms: u64,
-    ) -> Result<Shared, StoreError> {
+    ) -> Result<SharedAttempt, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let part = WritePart { range_epoch, operations, deadline_ms, reply };
+        let request = PendingWrite { range_epoch, operations, deadline_ms, reply };
         let busy = StoreError::Busy { retry_after_ms: RETRY_AFTER_MS };
-        let ticket = Lanes::offer(self, shard, part).map_err(|lanes::Full| busy)?;
-        match tokio::time::timeout(lanes::left(deadline_ms) + ANSWER_SLACK, answer).await {
-            Ok(Ok(shared)) => shared,
-            Err(_elapsed) if self.inner.writes.withdraw(shard, ticket) => {
+        let ticket = Batchers::submit(self, shard, request).map_err(|QueueFull| busy)?;
+        match tokio::time::timeout(time_left(deadline_ms) + ANSWER_SLACK, answer).await {
+            Ok(Ok(attempt)) => attempt,
+            Err(_elapsed) if self.inner.writes.cancel(shard, ticket) => {
                 Err(StoreError::DeadlineExceeded { shard: Some(shard) })
             }
             Ok(Err(_)) | Err(_) => Err(StoreError::OutcomeUnknown { shard }),
@@ -146,23 +148,23 @@ impl Store {
         Ok(())
     }
 
-    /// The one shard of all keys, and its range epoch.
-    fn home(&self, conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<(ShardId, u64), StoreError> {
+    /// The one shard that holds all keys, and its range epoch.
+    fn route(&self, conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<(ShardId, u64), StoreError> {
         let map = self.map();
-        let mut home = None;
+        let mut route = None;
         let keys = conditions.iter().map(|(key, _)| key).chain(operations.iter().map(|operation| &operation.key));
         for key in keys {
             let shard = map.shard_of(key).ok_or(StoreError::Unavailable { shard: None, leader: None })?;
             let found = (shard.descriptor.shard, shard.descriptor.epoch.range);
-            if *home.get_or_insert(found) != found {
+            if *route.get_or_insert(found) != found {
                 return Err(StoreError::CrossShard);
             }
         }
-        home.ok_or(StoreError::Invalid("a batch must have at least one operation or condition"))
+        route.ok_or(StoreError::Invalid("a batch must have at least one operation or condition"))
     }
 
-    /// Commits an empty command, which moves the shard's clock past what is due.
-    pub(super) async fn move_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<(), StoreError> {
+    /// Commits an empty command, which advances the shard's clock to the present.
+    pub(super) async fn advance_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<(), StoreError> {
         let ticket = self.inner.sessions.begin(shard).ok_or(StoreError::Busy { retry_after_ms: RETRY_AFTER_MS })?;
         let command = Command {
             session: ticket.session,
@@ -172,16 +174,14 @@ impl Store {
             conditions: Vec::new(),
             operations: Vec::new(),
         };
-        let answer = self.inner.shards.ask(Ask::Propose, shard, None, encode_command(&command), deadline_ms).await;
-        answer.map(|_| ()).map_err(|error| match error {
-            // An empty command leaves nothing behind that could be unknown.
-            ShardError::Unknown => self.error_of(ShardError::Unavailable, shard, deadline_ms),
-            other => self.error_of(other, shard, deadline_ms),
-        })
+        let answer =
+            self.inner.shards.request(RequestKind::Propose, shard, None, encode_command(&command), deadline_ms).await;
+        // An empty command changes no record, so its outcome does not matter.
+        answer.map(|_| ()).map_err(|error| self.read_error(error, shard, deadline_ms))
     }
 }
 
-fn check(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<(), StoreError> {
+fn check_limits(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<(), StoreError> {
     let mut bytes = 0;
     for (key, _) in conditions {
         check_key(key)?;
@@ -194,8 +194,8 @@ fn check(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<
             Action::Append { bytes } => bytes.len(),
             Action::Delete { .. } | Action::Add { .. } | Action::Expire { .. } => 0,
         };
-        if value as u64 > VALUE_BYTES_MAX {
-            return Err(StoreError::ValueTooLarge { limit_bytes: VALUE_BYTES_MAX });
+        if value > VALUE_BYTES_MAX {
+            return Err(StoreError::ValueTooLarge { limit_bytes: VALUE_BYTES_MAX as u64 });
         }
         bytes += operation.key.len() + value;
     }
@@ -205,13 +205,13 @@ fn check(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<
     Ok(())
 }
 
-fn written(outcome: Outcome, shard: ShardId) -> Result<Fate, StoreError> {
+fn attempt_of(outcome: Outcome, shard: ShardId) -> Result<Attempt, StoreError> {
     let refusal = match outcome {
-        Outcome::Done { results, timestamp } => return Ok(Fate::Written(Written { results, timestamp, shard })),
+        Outcome::Done { results, timestamp } => return Ok(Attempt::Written(Written { results, timestamp, shard })),
         Outcome::Refused(refusal) => refusal,
     };
     Err(match refusal {
-        Refusal::WrongShard => return Ok(Fate::Again),
+        Refusal::WrongShard => return Ok(Attempt::StaleRoute),
         Refusal::ConditionFailed { operation, found } => StoreError::ConditionFailed { operation, found },
         Refusal::NotAnInteger => StoreError::NotAnInteger,
         Refusal::Overflow => StoreError::Overflow,
@@ -226,51 +226,52 @@ fn written(outcome: Outcome, shard: ShardId) -> Result<Fate, StoreError> {
     })
 }
 
-/// Whether an operation may share its command with those of others. One that is refused when its condition does not hold
-/// would take the others with it, again and again where callers contend.
+/// Whether an operation may share its command with those of other callers. One that is refused when its
+/// condition does not hold would make all of them fail, repeatedly where callers contend.
 fn may_share(operation: &Operation) -> bool {
     operation.condition.is_none() || operation.otherwise == Otherwise::Skip
 }
 
-/// The answer to a request that shared a command.
-enum Shared {
+/// What a shared command did for one request.
+enum SharedAttempt {
     Written(Written),
-    /// Nothing was written; these operations, in record keys, are to be routed again.
-    Again(Vec<Operation>),
+    /// Nothing was written; these operations, in record keys, must be routed again.
+    StaleRoute(Vec<Operation>),
 }
 
-/// One caller's operations.
-pub(super) struct WritePart {
+/// One caller's operations, waiting for a command to share.
+pub(super) struct PendingWrite {
     range_epoch: u64,
     /// In record keys.
     operations: Vec<Operation>,
     deadline_ms: u64,
-    reply: oneshot::Sender<Result<Shared, StoreError>>,
+    reply: oneshot::Sender<Result<SharedAttempt, StoreError>>,
 }
 
-impl Part for WritePart {
+impl Batchable for PendingWrite {
     const RESULT_BYTES_MAX: usize = OUTCOME_BYTES_MAX - OUTCOME_FRAME_BYTES;
 
-    fn lanes(store: &Store) -> &Lanes<Self> {
+    fn batchers(store: &Store) -> &Batchers<Self> {
         &store.inner.writes
     }
 
-    fn label(&self) -> u64 {
+    fn batch_key(&self) -> u64 {
         self.range_epoch
     }
 
     fn cost(&self) -> Cost {
-        let cost = |operation: &Operation| (operation.payload_bytes(), operation.result_bytes_max());
-        let (bytes, result_bytes) =
-            self.operations.iter().map(cost).fold((0, 0), |sum, cost| (sum.0 + cost.0, sum.1 + cost.1));
-        Cost { keys: self.operations.len(), bytes, result_bytes }
+        Cost {
+            keys: self.operations.len(),
+            bytes: self.operations.iter().map(Operation::payload_bytes).sum(),
+            result_bytes: self.operations.iter().map(Operation::result_bytes_max).sum(),
+        }
     }
 
     fn deadline_ms(&self) -> u64 {
         self.deadline_ms
     }
 
-    fn exclusive(&self) -> impl Iterator<Item = &Bytes> {
+    fn exclusive_keys(&self) -> impl Iterator<Item = &Bytes> {
         self.operations.iter().map(|operation| &operation.key)
     }
 
@@ -278,51 +279,54 @@ impl Part for WritePart {
         self.reply.is_closed()
     }
 
-    async fn call(store: Store, shard: ShardId, parts: Vec<Self>) {
-        let mut untried = vec![parts];
-        while let Some(mut parts) = untried.pop() {
-            let counts: Vec<usize> = parts.iter().map(|part| part.operations.len()).collect();
+    async fn call(store: Store, shard: ShardId, requests: Vec<Self>) {
+        let mut untried = vec![requests];
+        while let Some(mut requests) = untried.pop() {
+            let counts: Vec<usize> = requests.iter().map(|request| request.operations.len()).collect();
             let operations: Vec<Operation> =
-                parts.iter_mut().flat_map(|part| std::mem::take(&mut part.operations)).collect();
-            let Some((range_epoch, deadline_ms)) =
-                parts.iter().map(|part| (part.range_epoch, part.deadline_ms)).min_by_key(|(_, deadline)| *deadline)
+                requests.iter_mut().flat_map(|request| std::mem::take(&mut request.operations)).collect();
+            let Some((range_epoch, deadline_ms)) = requests
+                .iter()
+                .map(|request| (request.range_epoch, request.deadline_ms))
+                .min_by_key(|(_, deadline_ms)| *deadline_ms)
             else {
                 continue;
             };
-            let (fate, _, operations) = store.command(shard, range_epoch, Vec::new(), operations, deadline_ms).await;
-            match fate {
-                Ok(Fate::Written(mut written)) if written.results.len() == operations.len() => {
+            let (attempt, _, operations) = store.propose(shard, range_epoch, Vec::new(), operations, deadline_ms).await;
+            match attempt {
+                Ok(Attempt::Written(mut written)) if written.results.len() == operations.len() => {
                     let mut results = written.results.drain(..);
-                    for (part, count) in parts.into_iter().zip(counts) {
+                    for (request, count) in requests.into_iter().zip(counts) {
                         let results = results.by_ref().take(count).collect();
-                        let part_of = Written { results, timestamp: written.timestamp, shard };
-                        let _ = part.reply.send(Ok(Shared::Written(part_of)));
+                        let own = Written { results, timestamp: written.timestamp, shard };
+                        let _ = request.reply.send(Ok(SharedAttempt::Written(own)));
                     }
                 }
-                Ok(Fate::Written(_)) => fail(parts, &StoreError::OutcomeUnknown { shard }),
-                Ok(Fate::Again) => {
+                Ok(Attempt::Written(_)) => fail(requests, &StoreError::OutcomeUnknown { shard }),
+                Ok(Attempt::StaleRoute) => {
                     let mut operations = operations.into_iter();
-                    for (part, count) in parts.into_iter().zip(counts) {
-                        let _ = part.reply.send(Ok(Shared::Again(operations.by_ref().take(count).collect())));
+                    for (request, count) in requests.into_iter().zip(counts) {
+                        let returned = operations.by_ref().take(count).collect();
+                        let _ = request.reply.send(Ok(SharedAttempt::StaleRoute(returned)));
                     }
                 }
-                Err(error) if parts.len() > 1 && error.concerns_one() => {
-                    // Nothing was written. Halves, in order, until the culprit is alone.
+                Err(error) if requests.len() > 1 && error.is_request_error() => {
+                    // Nothing was written. Tries halves, in order, until the request at fault is alone.
                     let mut operations = operations.into_iter();
-                    for (part, count) in parts.iter_mut().zip(counts) {
-                        part.operations = operations.by_ref().take(count).collect();
+                    for (request, count) in requests.iter_mut().zip(counts) {
+                        request.operations = operations.by_ref().take(count).collect();
                     }
-                    let second = parts.split_off(parts.len() / 2);
-                    untried.extend([second, parts]);
+                    let second = requests.split_off(requests.len() / 2);
+                    untried.extend([second, requests]);
                 }
-                Err(error) => fail(parts, &error),
+                Err(error) => fail(requests, &error),
             }
         }
     }
 }
 
-fn fail(parts: Vec<WritePart>, error: &StoreError) {
-    for part in parts {
-        let _ = part.reply.send(Err(error.clone()));
+fn fail(requests: Vec<PendingWrite>, error: &StoreError) {
+    for request in requests {
+        let _ = request.reply.send(Err(error.clone()));
     }
 }

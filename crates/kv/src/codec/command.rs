@@ -1,4 +1,4 @@
-//! Commands as bytes. An operation is one flat message, so that a small put costs few bytes beside its key and value.
+//! The encoding of commands. An operation is one flat message, which keeps the overhead of a small put low.
 
 use bytes::Bytes;
 use flotilla_types::{SessionId, Timestamp};
@@ -8,7 +8,7 @@ use crate::{Action, Command, Condition, Expiry, Operation, Otherwise};
 
 const MALFORMED: DecodeError = DecodeError::Malformed("command");
 
-/// A command as bytes.
+/// Encodes a command.
 #[must_use]
 pub fn encode_command(command: &Command) -> Bytes {
     seal(&CommandMessage {
@@ -21,10 +21,10 @@ pub fn encode_command(command: &Command) -> Bytes {
     })
 }
 
-/// A command from bytes. Keys and values are slices of `bytes`.
+/// Decodes a command. Keys and values are slices of `bytes`.
 ///
 /// # Errors
-/// The bytes are no command of a known version.
+/// The bytes are not a command of a known version.
 pub fn decode_command(bytes: Bytes) -> Result<Command, DecodeError> {
     let message: CommandMessage = unseal("command", bytes)?;
     Ok(Command {
@@ -43,7 +43,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, DecodeError> {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandMessage {
-    // Random, so that eight fixed bytes are shorter than a varint.
+    // Session ids are random, so eight fixed bytes are shorter than a varint.
     #[prost(fixed64, tag = "1")]
     session: u64,
     #[prost(uint64, tag = "2")]
@@ -96,7 +96,7 @@ const ABSENT: u32 = 1;
 const PRESENT: u32 = 2;
 const VERSION: u32 = 3;
 
-/// Kind and version on the wire; kind 0 is no condition.
+/// Kind and version on the wire; kind 0 means no condition.
 fn condition_parts(condition: Condition) -> (u32, u64) {
     match condition {
         Condition::Absent => (ABSENT, 0),
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_put_costs_few_bytes_beside_its_key_and_value() {
+    fn a_small_put_has_little_overhead() {
         let mut command = testing::put("key", "value");
         command.session = SessionId(u64::MAX);
         command.sequence = 1_000_000;

@@ -1,5 +1,5 @@
-//! Outcomes as bytes. A written record's version is left out where it is the command's timestamp, which is nearly
-//! always, so that most outcomes are small enough to be remembered for duplicates.
+//! The encoding of outcomes. The version of a written record is omitted if it is the command's timestamp,
+//! which it nearly always is, so that most outcomes are small enough to be remembered for duplicates.
 
 use bytes::Bytes;
 use flotilla_types::Timestamp;
@@ -9,7 +9,7 @@ use crate::{OperationResult, Outcome, Refusal};
 
 const MALFORMED: DecodeError = DecodeError::Malformed("outcome");
 
-/// An outcome as bytes.
+/// Encodes an outcome.
 #[must_use]
 pub fn encode_outcome(outcome: &Outcome) -> Bytes {
     seal(&match outcome {
@@ -22,10 +22,10 @@ pub fn encode_outcome(outcome: &Outcome) -> Bytes {
     })
 }
 
-/// An outcome from bytes. Old values are slices of `bytes`.
+/// Decodes an outcome. Old values are slices of `bytes`.
 ///
 /// # Errors
-/// The bytes are no outcome of a known version.
+/// The bytes are not an outcome of a known version.
 pub fn decode_outcome(bytes: Bytes) -> Result<Outcome, DecodeError> {
     let message: OutcomeMessage = unseal("outcome", bytes)?;
     if message.refusal != 0 {
@@ -42,7 +42,7 @@ struct OutcomeMessage {
     timestamp: u64,
     #[prost(message, repeated, tag = "2")]
     results: Vec<ResultMessage>,
-    /// 0 when the command was applied.
+    /// 0 if the command was applied.
     #[prost(uint32, tag = "3")]
     refusal: u32,
     /// The limit, or the index of the condition.
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_of_a_few_operations_fit_into_what_is_remembered() {
+    fn outcomes_of_a_few_operations_are_small_enough_to_be_remembered() {
         let written = OperationResult::Written { version: NOW, old: None, existed: true, number: 0 };
         let outcome = Outcome::Done { results: vec![written; 8], timestamp: NOW };
         assert!(encode_outcome(&outcome).len() <= crate::OUTCOME_BYTES_MAX);

@@ -1,4 +1,4 @@
-//! Queries and answers as bytes.
+//! The encoding of queries and answers.
 
 use bytes::Bytes;
 use flotilla_types::{KeyRange, Timestamp};
@@ -6,7 +6,7 @@ use flotilla_types::{KeyRange, Timestamp};
 use super::{DecodeError, seal, unseal};
 use crate::{Answer, Query, Record};
 
-/// A query as bytes.
+/// Encodes a query.
 #[must_use]
 pub fn encode_query(query: &Query) -> Bytes {
     let of_range = |kind, range: &KeyRange| QueryMessage {
@@ -26,10 +26,10 @@ pub fn encode_query(query: &Query) -> Bytes {
     })
 }
 
-/// A query from bytes.
+/// Decodes a query.
 ///
 /// # Errors
-/// The bytes are no query of a known version.
+/// The bytes are not a query of a known version.
 pub fn decode_query(bytes: Bytes) -> Result<Query, DecodeError> {
     let message: QueryMessage = unseal("query", bytes)?;
     let range = KeyRange { start: message.start, end: message.end };
@@ -46,7 +46,7 @@ pub fn decode_query(bytes: Bytes) -> Result<Query, DecodeError> {
     }
 }
 
-/// An answer as bytes.
+/// Encodes an answer.
 #[must_use]
 pub fn encode_answer(answer: &Answer) -> Bytes {
     seal(&match answer {
@@ -64,17 +64,17 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
         Answer::Count { records, bytes } => {
             AnswerMessage { kind: COUNTED, count: *records, bytes: *bytes, ..AnswerMessage::default() }
         }
-        Answer::TimeNeeded => AnswerMessage { kind: TIME_NEEDED, ..AnswerMessage::default() },
+        Answer::ClockAdvanceNeeded => AnswerMessage { kind: TIME_NEEDED, ..AnswerMessage::default() },
         Answer::TooLarge => AnswerMessage { kind: TOO_LARGE, ..AnswerMessage::default() },
         Answer::WrongShard => AnswerMessage { kind: WRONG_SHARD, ..AnswerMessage::default() },
         Answer::Malformed => AnswerMessage { kind: MALFORMED, ..AnswerMessage::default() },
     })
 }
 
-/// An answer from bytes. Keys and values are slices of `bytes`.
+/// Decodes an answer. Keys and values are slices of `bytes`.
 ///
 /// # Errors
-/// The bytes are no answer of a known version.
+/// The bytes are not an answer of a known version.
 pub fn decode_answer(bytes: Bytes) -> Result<Answer, DecodeError> {
     let message: AnswerMessage = unseal("answer", bytes)?;
     Ok(match message.kind {
@@ -88,7 +88,7 @@ pub fn decode_answer(bytes: Bytes) -> Result<Answer, DecodeError> {
             next: message.next,
         },
         COUNTED => Answer::Count { records: message.count, bytes: message.bytes },
-        TIME_NEEDED => Answer::TimeNeeded,
+        TIME_NEEDED => Answer::ClockAdvanceNeeded,
         TOO_LARGE => Answer::TooLarge,
         WRONG_SHARD => Answer::WrongShard,
         MALFORMED => Answer::Malformed,
@@ -152,7 +152,7 @@ struct RecordMessage {
     version: u64,
     #[prost(uint64, optional, tag = "5")]
     expires_at_ms: Option<u64>,
-    /// Left out where it is the length of `value`.
+    /// Omitted if it is the length of `value`.
     #[prost(uint64, optional, tag = "6")]
     value_bytes: Option<u64>,
 }
@@ -219,7 +219,7 @@ mod tests {
             Answer::Page { records: vec![whole, without_value], next: Some(bytes("z")) },
             Answer::Page { records: vec![], next: None },
             Answer::Count { records: 3, bytes: 4 },
-            Answer::TimeNeeded,
+            Answer::ClockAdvanceNeeded,
             Answer::TooLarge,
             Answer::WrongShard,
             Answer::Malformed,

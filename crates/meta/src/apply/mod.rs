@@ -1,7 +1,8 @@
-//! The rules: how a command changes the state.
+//! The rules by which commands change the state.
 //!
-//! Invariants: a command checks everything before it changes anything, so that a refusal leaves no trace; a batch works on a copy
-//! for the same end. Nothing here reads a clock: time is the entry's timestamp.
+//! Invariants: a command checks everything before it changes anything, so that a refused command has no
+//! effect; a batch works on a copy for the same reason. Nothing here reads a clock: time is the entry's
+//! timestamp.
 
 mod nodes;
 mod shards;
@@ -13,35 +14,36 @@ use flotilla_types::{LogIndex, NodeId, Timestamp};
 
 use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, Setting};
 
-/// Nodes that are not gone.
+/// Limit on nodes that are neither removed nor lost.
 pub const NODES_MAX: usize = 1_000;
-/// Nodes that are gone and still remembered, so that their keys are refused. Beyond that the oldest that no shard names are forgotten.
+/// Limit on records of removed and lost nodes, which are kept so that their keys are refused. Above it the
+/// oldest ones that no shard names are deleted.
 pub const NODES_GONE_MAX: usize = 1_000;
-/// Join tokens that have not expired.
+/// Limit on join tokens that have not expired.
 pub const TOKENS_MAX: usize = 1_000;
-/// Uses of one join token.
+/// Limit on uses of one join token.
 pub const TOKEN_USES_MAX: u32 = 1_000_000;
-/// Collections.
+/// Limit on collections.
 pub const COLLECTIONS_MAX: usize = 1_000;
-/// Buckets of a collection.
+/// Limit on buckets of a collection.
 pub const BUCKETS_MAX: u16 = 1_024;
-/// Shards.
+/// Limit on shards.
 pub const SHARDS_MAX: usize = 20_000;
-/// Replicas of one shard's intent: five and their replacements.
+/// Limit on replicas in one shard's intent: five and their replacements.
 pub const INTENT_MAX: usize = 10;
-/// Commands of one batch.
+/// Limit on commands of one batch.
 pub const BATCH_COMMANDS_MAX: usize = 1_024;
-/// Bytes of a node's or a collection's name.
+/// Limit on the bytes of a node's or collection's name.
 pub const NAME_BYTES_MAX: usize = 64;
-/// Bytes of one address.
+/// Limit on the bytes of one address.
 pub const ADDRESS_BYTES_MAX: usize = 255;
-/// Labels of a locality, whose keys and values have at most [`NAME_BYTES_MAX`] bytes each.
+/// Limit on labels of a locality, whose keys and values have at most [`NAME_BYTES_MAX`] bytes each.
 pub const LABELS_MAX: usize = 16;
 
-pub(crate) type Applied = Result<MetaReply, MetaRefusal>;
+pub(crate) type ApplyResult = Result<MetaReply, MetaRefusal>;
 
-/// Applies the commands of one entry to the state. The version moves, to `index`, only when something else did.
-/// Fails, leaving the state as it is, only when a command is of a newer format.
+/// Applies the commands of one entry to the state. The version becomes `index` only when the entry changed
+/// something. Fails, leaving the state unchanged, only when a command has a newer format.
 pub(crate) fn apply_entry(
     state: &mut MetaState,
     index: LogIndex,
@@ -66,12 +68,12 @@ pub(crate) fn apply_entry(
 }
 
 impl MetaState {
-    /// Applies one command at a hybrid time. Does not move the version.
+    /// Applies one command at a hybrid time. Does not change the version.
     pub(crate) fn apply(&mut self, now: Timestamp, command: &MetaCommand) -> MetaReply {
         self.execute(now.millis(), command).unwrap_or_else(MetaReply::Refused)
     }
 
-    fn execute(&mut self, now_ms: u64, command: &MetaCommand) -> Applied {
+    fn execute(&mut self, now_ms: u64, command: &MetaCommand) -> ApplyResult {
         if let MetaCommand::Bootstrap { cluster, node } = command {
             return self.bootstrap(now_ms, *cluster, node);
         }
@@ -105,7 +107,7 @@ impl MetaState {
         }
     }
 
-    fn batch(&mut self, now_ms: u64, commands: &[MetaCommand]) -> Applied {
+    fn batch(&mut self, now_ms: u64, commands: &[MetaCommand]) -> ApplyResult {
         if commands.len() > BATCH_COMMANDS_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Batch));
         }
@@ -122,15 +124,15 @@ impl MetaState {
         Ok(MetaReply::Batch(replies))
     }
 
-    fn put_setting(&mut self, key: &str, value: &str) -> Applied {
+    fn put_setting(&mut self, key: &str, value: &str) -> ApplyResult {
         let setting: Setting = key.parse()?;
         let value = setting.parse(value)?;
         self.settings.insert(setting.key().to_owned(), value.to_string().into());
         Ok(MetaReply::Done)
     }
 
-    /// A node that may take replicas.
-    fn active_node(&self, node: NodeId) -> Result<(), MetaRefusal> {
+    /// Checks that a node may take replicas.
+    fn check_active(&self, node: NodeId) -> Result<(), MetaRefusal> {
         let record = self.nodes.get(&node).ok_or(MetaRefusal::UnknownNode(node))?;
         if record.state == crate::NodeState::Active { Ok(()) } else { Err(MetaRefusal::NodeNotActive(node)) }
     }

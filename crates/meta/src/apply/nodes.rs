@@ -1,7 +1,7 @@
-//! Rules about nodes and join tokens.
+//! Rules for nodes and join tokens.
 //!
-//! Invariants: a node id and a public key belong together for ever; what is gone never comes back; a join spends one use of its
-//! token exactly once, however often it is proposed.
+//! Invariants: a node id belongs to one public key permanently; a removed or lost node never returns; a join
+//! spends exactly one use of its token, however often it is proposed.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use flotilla_types::{
 };
 
 use super::{
-    ADDRESS_BYTES_MAX, Applied, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+    ADDRESS_BYTES_MAX, ApplyResult, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
 };
 use crate::{
     Addresses, Field, JoinRequest, Limit, MetaRefusal, MetaReply, MetaState, NewNode, NodeRecord, NodeState, Setting,
@@ -20,9 +20,9 @@ use crate::{
 };
 
 impl MetaState {
-    pub(super) fn bootstrap(&mut self, now_ms: u64, cluster: ClusterId, node: &NewNode) -> Applied {
+    pub(super) fn bootstrap(&mut self, now_ms: u64, cluster: ClusterId, node: &NewNode) -> ApplyResult {
         if let Some(known) = self.header.cluster {
-            // The same node asks again after its answer was lost.
+            // The same node retries after its answer was lost.
             return match self.node_with_key(&node.key_digest) {
                 Some(record) if known == cluster => Ok(MetaReply::Node(record.id)),
                 _ => Err(MetaRefusal::OtherCluster(known)),
@@ -41,7 +41,7 @@ impl MetaState {
         let record = ShardRecord {
             id: ShardId::META,
             collection: CollectionId::SYSTEM,
-            // The setting decides; this is what it starts with.
+            // Placement uses the setting; this is its default.
             replicas_desired: u8::try_from(Setting::MetaReplicas.default_value()).unwrap_or(u8::MAX),
             intent: vec![PlanReplica { replica, node: id }],
             intent_version: 1,
@@ -59,7 +59,7 @@ impl MetaState {
         hash: [u8; 32],
         expires_at_ms: u64,
         uses: u32,
-    ) -> Applied {
+    ) -> ApplyResult {
         if let Some(known) = self.tokens.get(&id) {
             let same = known.hash == hash && known.expires_at_ms == expires_at_ms && known.uses_max == uses;
             return if same { Ok(MetaReply::Done) } else { Err(MetaRefusal::TokenExists) };
@@ -73,25 +73,25 @@ impl MetaState {
         if self.tokens().filter(|token| token.expires_at_ms > now_ms).count() >= TOKENS_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Tokens));
         }
-        // Expired tokens are kept until now, so that a late joiner is told why it is refused.
+        // Expired tokens are kept until now, so that a late joiner gets the reason for the refusal.
         self.tokens.retain(|_, token| token.expires_at_ms > now_ms);
         let record = TokenRecord { id, hash, expires_at_ms, uses_left: uses, uses_max: uses, created_at_ms: now_ms };
         self.tokens.insert(id, Arc::new(record));
         Ok(MetaReply::Done)
     }
 
-    pub(super) fn revoke_token(&mut self, id: TokenId) -> Applied {
+    pub(super) fn revoke_token(&mut self, id: TokenId) -> ApplyResult {
         self.tokens.remove(&id).map(|_| MetaReply::Done).ok_or(MetaRefusal::UnknownToken)
     }
 
-    pub(super) fn join(&mut self, now_ms: u64, request: &JoinRequest) -> Applied {
+    pub(super) fn join(&mut self, now_ms: u64, request: &JoinRequest) -> ApplyResult {
         check_node(&request.node)?;
         let mut token =
             self.tokens.get(&request.token).map(|token| TokenRecord::clone(token)).ok_or(MetaRefusal::UnknownToken)?;
         if token.hash != request.secret_hash {
             return Err(MetaRefusal::WrongSecret);
         }
-        // Before expiry and uses: the node's first join may have been the token's last use.
+        // Checked before expiry and uses: the node's first join may have been the token's last use.
         if let Some(known) = self.node_with_key(&request.node.key_digest) {
             return if known.state.is_gone() {
                 Err(MetaRefusal::KeyRemoved(known.id))
@@ -110,8 +110,8 @@ impl MetaState {
             .filter(|node| !node.state.is_gone() && node.addresses.quic == request.node.addresses.quic)
             .map(|node| node.id)
             .collect();
-        let standing = self.nodes().filter(|node| !node.state.is_gone()).count() - displaced.len();
-        if standing >= NODES_MAX {
+        let remaining = self.nodes().filter(|node| !node.state.is_gone()).count() - displaced.len();
+        if remaining >= NODES_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Nodes));
         }
 
@@ -120,7 +120,7 @@ impl MetaState {
         }
         token.uses_left -= 1;
         self.tokens.insert(token.id, Arc::new(token));
-        self.forget_gone_nodes();
+        self.prune_gone_nodes();
         Ok(MetaReply::Node(self.add_node(now_ms, &request.node)))
     }
 
@@ -130,14 +130,15 @@ impl MetaState {
         incarnation: Incarnation,
         addresses: &Addresses,
         locality: &Locality,
-    ) -> Applied {
+    ) -> ApplyResult {
         check_addresses(addresses)?;
         check_locality(locality)?;
         let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?;
         if known.state.is_gone() {
             return Err(MetaRefusal::NodeGone { node, state: known.state });
         }
-        // Two starts with one number are two copies of one folder, unless it is the same report again.
+        // Two starts with the same number come from two copies of a folder, unless the report is a
+        // repetition.
         let same = known.addresses == *addresses && known.locality == *locality;
         if incarnation < known.incarnation || (incarnation == known.incarnation && !same) {
             return Err(MetaRefusal::StaleIncarnation { known: known.incarnation });
@@ -150,7 +151,7 @@ impl MetaState {
         Ok(MetaReply::Done)
     }
 
-    pub(super) fn set_node_state(&mut self, node: NodeId, state: NodeState) -> Applied {
+    pub(super) fn set_node_state(&mut self, node: NodeId, state: NodeState) -> ApplyResult {
         let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?.state;
         if known == state {
             return Ok(MetaReply::Done);
@@ -189,18 +190,18 @@ impl MetaState {
         }
     }
 
-    /// Keeps the memory of gone nodes bounded. Those that a shard still names are kept.
-    fn forget_gone_nodes(&mut self) {
+    /// Bounds the number of gone nodes. Those that a shard still names are kept.
+    fn prune_gone_nodes(&mut self) {
         let gone: Vec<NodeId> = self.nodes().filter(|node| node.state.is_gone()).map(|node| node.id).collect();
         let too_many = gone.len().saturating_sub(NODES_GONE_MAX);
         if too_many == 0 {
             return;
         }
         let named = |node: NodeId| {
-            self.shards().any(|shard| shard.wanted_on(node).is_some() || shard.descriptor.replica_on(node).is_some())
+            self.shards().any(|shard| shard.desired_on(node).is_some() || shard.descriptor.replica_on(node).is_some())
         };
-        let forgotten: Vec<NodeId> = gone.into_iter().filter(|node| !named(*node)).take(too_many).collect();
-        for node in forgotten {
+        let pruned: Vec<NodeId> = gone.into_iter().filter(|node| !named(*node)).take(too_many).collect();
+        for node in pruned {
             self.nodes.remove(&node);
         }
     }

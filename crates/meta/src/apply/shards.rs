@@ -1,7 +1,7 @@
-//! Rules about collections, shards and their replicas.
+//! Rules for collections, shards and their replicas.
 //!
-//! Invariants: ids grow and are never reused; a shard wants at least one replica and at most one on each node, except that a replica
-//! whose log is lost is exchanged in place; a reported epoch never goes back.
+//! Invariants: ids grow and are never reused; an intent has at least one replica and at most one per node (a
+//! replica whose log is lost is replaced on the same node); a recorded epoch never goes backwards.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -10,10 +10,10 @@ use flotilla_types::{
     Bucket, CollectionId, Epoch, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
 };
 
-use super::{Applied, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, NAME_BYTES_MAX, SHARDS_MAX};
+use super::{ApplyResult, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, NAME_BYTES_MAX, SHARDS_MAX};
 use crate::{Field, Limit, MetaRefusal, MetaReply, MetaState, ShardRecord};
 
-/// Replicas that a reported descriptor may name: both halves of a joint configuration.
+/// Limit on replicas in a reported descriptor: both halves of a joint configuration.
 const DESCRIPTOR_REPLICAS_MAX: usize = 2 * INTENT_MAX;
 
 impl MetaState {
@@ -24,7 +24,7 @@ impl MetaState {
         buckets: u16,
         replicas: u8,
         initial_nodes: &[Vec<NodeId>],
-    ) -> Applied {
+    ) -> ApplyResult {
         check_collection(name, sharding, buckets, replicas)?;
         if let Some(known) = self.collection(name) {
             return Err(MetaRefusal::CollectionExists(known.id));
@@ -40,22 +40,22 @@ impl MetaState {
             return Err(MetaRefusal::BadPlacement);
         }
         for nodes in initial_nodes {
-            let different = nodes.iter().collect::<BTreeSet<_>>().len() == nodes.len();
-            if nodes.len() % 2 == 0 || nodes.len() > usize::from(replicas) || !different {
+            let distinct = nodes.iter().collect::<BTreeSet<_>>().len() == nodes.len();
+            if nodes.len() % 2 == 0 || nodes.len() > usize::from(replicas) || !distinct {
                 return Err(MetaRefusal::BadPlacement);
             }
-            nodes.iter().try_for_each(|&node| self.active_node(node)).map_err(|_| MetaRefusal::BadPlacement)?;
+            nodes.iter().try_for_each(|&node| self.check_active(node)).map_err(|_| MetaRefusal::BadPlacement)?;
         }
 
         let id = self.header.next_collection;
         self.header.next_collection = id.next();
-        // Shard i begins at bucket i · buckets / shards, so that sizes differ by one bucket at most.
-        let begin = |shard: u16| (u32::from(shard) * u32::from(buckets) / u32::from(shards)) as u16;
+        // Shard i begins at bucket i · buckets / shards, so that sizes differ by at most one bucket.
+        let first_bucket = |shard: u16| (u32::from(shard) * u32::from(buckets) / u32::from(shards)) as u16;
         let shards = initial_nodes
             .iter()
             .zip(0..shards)
             .map(|(nodes, shard)| {
-                let range = KeyRange::of_buckets(id, Bucket(begin(shard)), Bucket(begin(shard + 1) - 1));
+                let range = KeyRange::of_buckets(id, Bucket(first_bucket(shard)), Bucket(first_bucket(shard + 1) - 1));
                 self.add_shard(id, range, replicas, nodes)
             })
             .collect();
@@ -64,30 +64,30 @@ impl MetaState {
         Ok(MetaReply::Collection { collection: id, shards })
     }
 
-    pub(super) fn drop_collection(&mut self, collection: CollectionId) -> Applied {
+    pub(super) fn drop_collection(&mut self, collection: CollectionId) -> ApplyResult {
         self.collections.remove(&collection).ok_or(MetaRefusal::UnknownCollection(collection))?;
         self.shards.retain(|_, shard| shard.collection != collection);
         Ok(MetaReply::Done)
     }
 
-    pub(super) fn assign_replica(&mut self, shard: ShardId, node: NodeId, intent_version: u64) -> Applied {
+    pub(super) fn assign_replica(&mut self, shard: ShardId, node: NodeId, intent_version: u64) -> ApplyResult {
         let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
         if record.intent_version != intent_version {
-            return Err(MetaRefusal::IntentMoved { found: record.intent_version });
+            return Err(MetaRefusal::IntentChanged { found: record.intent_version });
         }
-        if let Some(replica) = record.wanted_on(node) {
+        if let Some(replica) = record.desired_on(node) {
             return Err(MetaRefusal::ReplicaExists(replica));
         }
         if record.intent.len() >= INTENT_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Replicas));
         }
-        self.active_node(node)?;
+        self.check_active(node)?;
         let replica = self.allocate_replica();
         self.change_intent(shard, |intent| intent.push(PlanReplica { replica, node }));
         Ok(MetaReply::Replica(replica))
     }
 
-    pub(super) fn unassign_replica(&mut self, shard: ShardId, replica: ReplicaId) -> Applied {
+    pub(super) fn unassign_replica(&mut self, shard: ShardId, replica: ReplicaId) -> ApplyResult {
         let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
         if !record.intent.iter().any(|held| held.replica == replica) {
             return Err(MetaRefusal::UnknownReplica(replica));
@@ -99,7 +99,7 @@ impl MetaState {
         Ok(MetaReply::Done)
     }
 
-    pub(super) fn replace_replica(&mut self, shard: ShardId, replica: ReplicaId) -> Applied {
+    pub(super) fn replace_replica(&mut self, shard: ShardId, replica: ReplicaId) -> ApplyResult {
         let record = self.shard(shard).ok_or(MetaRefusal::UnknownShard(shard))?;
         let held = record.intent.iter().find(|held| held.replica == replica);
         let node = held.ok_or(MetaRefusal::UnknownReplica(replica))?.node;
@@ -111,7 +111,7 @@ impl MetaState {
         Ok(MetaReply::Replica(new))
     }
 
-    pub(super) fn report_shard(&mut self, reported: &ShardDescriptor) -> Applied {
+    pub(super) fn report_shard(&mut self, reported: &ShardDescriptor) -> ApplyResult {
         let record = self.shard(reported.shard).ok_or(MetaRefusal::UnknownShard(reported.shard))?;
         let mut reported = reported.clone();
         reported.replicas.sort_by_key(|held| held.replica);
@@ -119,8 +119,8 @@ impl MetaState {
             return Ok(MetaReply::Done);
         }
         let known = record.descriptor.epoch;
-        let back = reported.epoch.range < known.range || reported.epoch.config < known.config;
-        if back || reported.epoch == known {
+        let regressed = reported.epoch.range < known.range || reported.epoch.config < known.config;
+        if regressed || reported.epoch == known {
             return Err(MetaRefusal::StaleEpoch { known });
         }
         self.check_descriptor(&reported)?;
@@ -169,10 +169,10 @@ impl MetaState {
         }
     }
 
-    /// A report comes from a peer, so it is checked like anything else that does.
+    /// Checks a report like any other input from a peer.
     fn check_descriptor(&self, reported: &ShardDescriptor) -> Result<(), MetaRefusal> {
         let replicas = &reported.replicas;
-        let different = replicas.windows(2).all(|pair| pair[0].replica < pair[1].replica);
+        let distinct = replicas.windows(2).all(|pair| pair[0].replica < pair[1].replica);
         let known = replicas.iter().all(|held| {
             held.replica != ReplicaId::NONE
                 && held.replica < self.header.next_replica
@@ -181,7 +181,7 @@ impl MetaState {
         });
         let voter = replicas.iter().any(|held| held.role == ReplicaRole::Voter);
         let fits = replicas.len() <= DESCRIPTOR_REPLICAS_MAX && !reported.range.is_empty();
-        if different && known && voter && fits { Ok(()) } else { Err(MetaRefusal::Invalid(Field::Descriptor)) }
+        if distinct && known && voter && fits { Ok(()) } else { Err(MetaRefusal::Invalid(Field::Descriptor)) }
     }
 }
 

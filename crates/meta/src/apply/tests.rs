@@ -1,4 +1,4 @@
-//! The rules by example, one behaviour each.
+//! Tests of the rules by example, one behaviour each.
 
 use flotilla_placement::{Sharding, plan};
 use flotilla_types::{
@@ -86,7 +86,7 @@ fn node_state(state: &MetaState, node: u64) -> NodeState {
 }
 
 #[test]
-fn bootstrap_happens_once_and_makes_the_metadata_shard() {
+fn bootstrap_happens_once_and_creates_the_metadata_shard() {
     let mut state = MetaState::default();
     assert_eq!(refused(&mut state, &token(1)), MetaRefusal::NotBootstrapped);
     let mut state = bootstrapped();
@@ -103,23 +103,23 @@ fn bootstrap_happens_once_and_makes_the_metadata_shard() {
         assert_eq!(refused(&mut state, &command), MetaRefusal::OtherCluster(CLUSTER));
     }
     let meta = state.shard(ShardId::META).expect("metadata shard");
-    assert_eq!((meta.wanted_on(NodeId(1)), meta.collection), (Some(ReplicaId(1)), CollectionId::SYSTEM));
+    assert_eq!((meta.desired_on(NodeId(1)), meta.collection), (Some(ReplicaId(1)), CollectionId::SYSTEM));
     assert!(meta.is_initial(ReplicaId(1)) && meta.descriptor == meta.initial);
 }
 
 #[test]
-fn a_join_repeated_spends_one_use() {
+fn repeated_join_spends_one_use() {
     let mut state = bootstrapped();
     apply(&mut state, &token(1));
     assert_eq!(apply(&mut state, &join(2)), MetaReply::Node(NodeId(2)));
     assert_eq!(uses_left(&state), 0);
-    // Even after the token is used up and expired: the answer to the first attempt may have been lost.
+    // Also after the token is used up and expired: the answer to the first attempt may have been lost.
     assert_eq!(at(&mut state, 9_000, &join(2)), MetaReply::Node(NodeId(2)));
     assert_eq!(refused(&mut state, &join(3)), MetaRefusal::TokenUsedUp);
 }
 
 #[test]
-fn a_bad_token_admits_nobody() {
+fn invalid_token_admits_no_node() {
     let mut state = bootstrapped();
     assert_eq!(refused(&mut state, &join(2)), MetaRefusal::UnknownToken);
     apply(&mut state, &token(5));
@@ -133,7 +133,7 @@ fn a_bad_token_admits_nobody() {
 }
 
 #[test]
-fn a_token_id_is_not_taken_over_and_expired_tokens_make_room() {
+fn token_id_cannot_be_overwritten_and_expired_tokens_are_pruned() {
     let mut state = bootstrapped();
     let create =
         |id: u64, expires_at_ms| MetaCommand::CreateToken { id: TokenId(id), hash: SECRET, expires_at_ms, uses: 1 };
@@ -152,7 +152,7 @@ fn a_token_id_is_not_taken_over_and_expired_tokens_make_room() {
 }
 
 #[test]
-fn a_node_at_the_address_of_another_makes_that_one_lost() {
+fn joining_at_the_address_of_a_node_makes_that_node_lost() {
     let mut state = cluster_of(3);
     let mut fresh = new_node(4);
     fresh.addresses.quic = new_node(2).addresses.quic;
@@ -160,7 +160,7 @@ fn a_node_at_the_address_of_another_makes_that_one_lost() {
     assert_eq!(apply(&mut state, &MetaCommand::Join(request)), MetaReply::Node(NodeId(4)));
     assert_eq!(node_state(&state, 2), NodeState::Lost);
     assert_eq!(node_state(&state, 3), NodeState::Active);
-    // The old folder turns up after all.
+    // The old folder reappears.
     assert_eq!(refused(&mut state, &join(2)), MetaRefusal::KeyRemoved(NodeId(2)));
     let back = MetaCommand::UpdateNode {
         node: NodeId(2),
@@ -172,7 +172,7 @@ fn a_node_at_the_address_of_another_makes_that_one_lost() {
 }
 
 #[test]
-fn a_removed_node_cannot_come_back() {
+fn removed_node_cannot_return() {
     let mut state = cluster_of(3);
     assert_eq!(apply(&mut state, &MetaCommand::RemoveNode { node: NodeId(2) }), MetaReply::Done);
     assert_eq!(apply(&mut state, &MetaCommand::RemoveNode { node: NodeId(2) }), MetaReply::Done);
@@ -184,7 +184,7 @@ fn a_removed_node_cannot_come_back() {
 }
 
 #[test]
-fn the_last_active_node_stays() {
+fn last_active_node_cannot_be_removed() {
     let mut state = cluster_of(2);
     let drain = |node| MetaCommand::SetNodeState { node: NodeId(node), state: NodeState::Draining };
     assert_eq!(apply(&mut state, &drain(1)), MetaReply::Done);
@@ -196,7 +196,7 @@ fn the_last_active_node_stays() {
 }
 
 #[test]
-fn an_earlier_start_is_refused() {
+fn earlier_incarnation_is_refused() {
     let mut state = cluster_of(1);
     let start = |incarnation, port: u16| MetaCommand::UpdateNode {
         node: NodeId(1),
@@ -213,7 +213,7 @@ fn an_earlier_start_is_refused() {
 }
 
 #[test]
-fn buckets_are_dealt_out_to_shards_evenly_in_order_and_without_a_gap() {
+fn buckets_are_distributed_to_shards_evenly_in_order_and_without_gaps() {
     let mut state = cluster_of(1);
     for shards in 1..=16_u16 {
         let mut command = collection(&format!("c{shards}"), 16, 1, &[1]);
@@ -246,7 +246,7 @@ fn buckets_are_dealt_out_to_shards_evenly_in_order_and_without_a_gap() {
 }
 
 #[test]
-fn a_collection_may_have_a_shard_for_each_bucket() {
+fn collection_may_have_one_shard_per_bucket() {
     let mut state = cluster_of(3);
     let MetaReply::Collection { collection: id, shards } = apply(&mut state, &collection("default", 16, 3, &[1, 2, 3]))
     else {
@@ -274,7 +274,7 @@ fn a_collection_may_have_a_shard_for_each_bucket() {
 }
 
 #[test]
-fn collections_break_no_bound() {
+fn collection_limits_are_enforced() {
     let mut state = cluster_of(3);
     let long = "x".repeat(65);
     for (command, field) in [
@@ -301,14 +301,14 @@ fn collections_break_no_bound() {
 }
 
 #[test]
-fn dropped_shards_leave_unwanted_replicas_and_ids_are_not_reused() {
+fn dropped_shards_leave_obsolete_replicas_and_ids_are_not_reused() {
     let mut state = cluster_of(1);
     let create = collection("a", 2, 1, &[1]);
     let MetaReply::Collection { collection, shards } = apply(&mut state, &create) else { panic!("refused") };
     let (shard, replica) = (shards[0], state.shard(shards[0]).expect("shard").intent[0].replica);
-    assert_eq!(state.replica_status(shard, replica), ReplicaStatus::Wanted);
+    assert_eq!(state.replica_status(shard, replica), ReplicaStatus::InUse);
     assert_eq!(apply(&mut state, &MetaCommand::DropCollection { collection }), MetaReply::Done);
-    assert_eq!(state.replica_status(shard, replica), ReplicaStatus::Unwanted);
+    assert_eq!(state.replica_status(shard, replica), ReplicaStatus::Obsolete);
     assert_eq!(
         refused(&mut state, &MetaCommand::DropCollection { collection }),
         MetaRefusal::UnknownCollection(collection)
@@ -322,12 +322,12 @@ fn dropped_shards_leave_unwanted_replicas_and_ids_are_not_reused() {
 }
 
 #[test]
-fn an_assignment_on_an_old_intent_is_refused() {
+fn assignment_based_on_an_old_intent_is_refused() {
     let mut state = cluster_of(3);
     let assign =
         |node, intent_version| MetaCommand::AssignReplica { shard: ShardId::META, node: NodeId(node), intent_version };
     assert_eq!(apply(&mut state, &assign(2, 1)), MetaReply::Replica(ReplicaId(2)));
-    assert_eq!(refused(&mut state, &assign(3, 1)), MetaRefusal::IntentMoved { found: 2 });
+    assert_eq!(refused(&mut state, &assign(3, 1)), MetaRefusal::IntentChanged { found: 2 });
     assert_eq!(refused(&mut state, &assign(2, 2)), MetaRefusal::ReplicaExists(ReplicaId(2)));
     assert_eq!(apply(&mut state, &assign(3, 2)), MetaReply::Replica(ReplicaId(3)));
     let unassign = |replica| MetaCommand::UnassignReplica { shard: ShardId::META, replica: ReplicaId(replica) };
@@ -338,26 +338,26 @@ fn an_assignment_on_an_old_intent_is_refused() {
 }
 
 #[test]
-fn a_quarantined_replica_is_wanted_until_the_shard_lets_go_of_it() {
+fn replaced_replica_is_in_use_until_the_shard_removes_it() {
     let mut state = cluster_of(1);
     let replace = MetaCommand::ReplaceReplica { shard: ShardId::META, replica: ReplicaId(1) };
     assert_eq!(apply(&mut state, &replace), MetaReply::Replica(ReplicaId(2)));
     assert_eq!(refused(&mut state, &replace), MetaRefusal::UnknownReplica(ReplicaId(1)));
     let meta = state.shard(ShardId::META).expect("shard").clone();
-    assert_eq!(meta.wanted_on(NodeId(1)), Some(ReplicaId(2)));
+    assert_eq!(meta.desired_on(NodeId(1)), Some(ReplicaId(2)));
     assert!(!meta.is_initial(ReplicaId(2)));
-    assert_eq!(state.replica_status(ShardId::META, ReplicaId(1)), ReplicaStatus::Wanted);
+    assert_eq!(state.replica_status(ShardId::META, ReplicaId(1)), ReplicaStatus::InUse);
 
     let mut descriptor = meta.descriptor;
     descriptor.epoch.config += 1;
     descriptor.replicas[0].replica = ReplicaId(2);
     assert_eq!(apply(&mut state, &MetaCommand::ReportShard { descriptor }), MetaReply::Done);
-    assert_eq!(state.replica_status(ShardId::META, ReplicaId(1)), ReplicaStatus::Unwanted);
-    assert_eq!(state.replica_status(ShardId::META, ReplicaId(2)), ReplicaStatus::Wanted);
+    assert_eq!(state.replica_status(ShardId::META, ReplicaId(1)), ReplicaStatus::Obsolete);
+    assert_eq!(state.replica_status(ShardId::META, ReplicaId(2)), ReplicaStatus::InUse);
 }
 
 #[test]
-fn reports_never_go_back() {
+fn reported_epochs_never_go_backwards() {
     let mut state = cluster_of(2);
     let report = |epoch: (u64, u64), replicas: &[(u64, u64, ReplicaRole)]| MetaCommand::ReportShard {
         descriptor: ShardDescriptor {
@@ -375,7 +375,11 @@ fn reports_never_go_back() {
         },
     };
     let one = [(1, 1, ReplicaRole::Voter)];
-    assert_eq!(apply(&mut state, &report((1, 1), &one)), MetaReply::Done, "what is known is no news and no error");
+    assert_eq!(
+        apply(&mut state, &report((1, 1), &one)),
+        MetaReply::Done,
+        "a repeated report is accepted without effect"
+    );
     assert_eq!(apply(&mut state, &report((1, 5), &one)), MetaReply::Done);
     let known = Epoch { range: 1, config: 5 };
     for epoch in [(1, 4), (0, 9), (2, 4)] {
@@ -400,14 +404,14 @@ fn reports_never_go_back() {
 }
 
 #[test]
-fn a_batch_is_all_or_nothing() {
+fn batch_is_all_or_nothing() {
     let mut state = cluster_of(3);
     let setting =
         |value: &str| MetaCommand::PutSetting { key: "dead_node_grace_ms".to_owned(), value: value.to_owned() };
     let assign =
         |node, intent_version| MetaCommand::AssignReplica { shard: ShardId::META, node: NodeId(node), intent_version };
     let bad = MetaCommand::Batch(vec![setting("60000"), assign(2, 1), assign(3, 1)]);
-    let refusal = Box::new(MetaRefusal::IntentMoved { found: 2 });
+    let refusal = Box::new(MetaRefusal::IntentChanged { found: 2 });
     assert_eq!(refused(&mut state, &bad), MetaRefusal::InBatch { position: 2, refusal });
     assert_eq!(state.setting(Setting::DeadNodeGraceMs), 30_000);
     let good = MetaCommand::Batch(vec![setting("60000"), assign(2, 1), assign(3, 2)]);
@@ -421,7 +425,7 @@ fn a_batch_is_all_or_nothing() {
 }
 
 #[test]
-fn fields_of_a_node_are_checked() {
+fn node_fields_are_validated() {
     let mut state = cluster_of(1);
     let mut check = |change: &dyn Fn(&mut NewNode), field: Field| {
         let mut node = new_node(2);
@@ -438,10 +442,10 @@ fn fields_of_a_node_are_checked() {
 }
 
 #[test]
-fn gone_nodes_are_remembered_within_a_bound() {
+fn gone_nodes_are_kept_up_to_a_limit() {
     let mut state = cluster_of(1);
     apply(&mut state, &MetaCommand::CreateToken { id: TokenId(1), hash: SECRET, expires_at_ms: 5_000, uses: 10_000 });
-    // Each node stands at the address of the one before it, which is lost by that.
+    // Each node joins at the address of the previous one, which becomes lost.
     for i in 0..NODES_GONE_MAX as u32 + 5 {
         let mut node = new_node(2);
         node.key_digest[..4].copy_from_slice(&(i + 1_000_000).to_be_bytes());
@@ -450,7 +454,7 @@ fn gone_nodes_are_remembered_within_a_bound() {
         assert_eq!(reply, MetaReply::Node(NodeId(u64::from(i) + 2)));
     }
     assert_eq!(state.nodes().filter(|node| node.state == NodeState::Lost).count(), NODES_GONE_MAX);
-    assert!(state.node(NodeId(2)).is_none(), "the oldest is forgotten");
+    assert!(state.node(NodeId(2)).is_none(), "the oldest is pruned");
 }
 
 #[test]
@@ -461,7 +465,7 @@ fn plans_become_batches_that_apply() {
     apply(&mut state, &collection("default", 4, 3, &[1]));
     apply(&mut state, &token(10));
     apply(&mut state, &join(2));
-    assert!(plan(&state.plan_input(|_| Liveness::Live)).is_empty(), "two nodes are not better than one");
+    assert!(plan(&state.plan_input(|_| Liveness::Live)).is_empty(), "two voters are no better than one");
     apply(&mut state, &join(3));
     let commands = state.commands_for(&plan(&state.plan_input(|_| Liveness::Live)));
     assert_eq!(commands.len(), 5, "one batch for each shard");
@@ -470,7 +474,7 @@ fn plans_become_batches_that_apply() {
     }
     assert!(state.shards().all(|shard| shard.intent.len() == 3));
     assert!(plan(&state.plan_input(|_| Liveness::Live)).is_empty());
-    // A command made for an older intent is refused whole.
+    // A batch based on an older intent is refused whole.
     assert!(
         commands.iter().all(|command| matches!(refused(&mut state, command), MetaRefusal::InBatch { position: 0, .. }))
     );
@@ -481,6 +485,6 @@ fn plans_become_batches_that_apply() {
     for command in &commands {
         assert!(matches!(apply(&mut state, command), MetaReply::Batch(_)), "{command:?}");
     }
-    assert_eq!(state.wanted_on(NodeId(2)).count(), 0);
-    assert_eq!(state.wanted_on(NodeId(4)).count(), 5);
+    assert_eq!(state.desired_on(NodeId(2)).count(), 0);
+    assert_eq!(state.desired_on(NodeId(4)).count(), 5);
 }

@@ -1,4 +1,4 @@
-//! Commands as bytes.
+//! The encoding of commands.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,9 @@ use bytes::Bytes;
 use flotilla_types::{Incarnation, Locality, NodeId};
 
 use super::{
-    COMMAND_BYTES_MAX, CodecError, hash, number, open,
+    COMMAND_BYTES_MAX, CodecError, decode_versioned, encode_versioned, hash, number,
     records::{AddressesPb, DescriptorPb, cluster, collection_id, node_state, sharding, sharding_number, state_number},
-    required, seal,
+    required,
 };
 use crate::{JoinRequest, MetaCommand, NewNode, TokenId};
 
@@ -167,19 +167,19 @@ struct BatchPb {
 }
 
 impl MetaCommand {
-    /// The command as bytes.
+    /// Encodes the command.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        seal(&CommandPb::from(self))
+        encode_versioned(&CommandPb::from(self))
     }
 
-    /// Takes back what [`MetaCommand::encode`] gave. A leader decodes what it is asked to propose, so that bytes of a newer format
-    /// are refused before they reach the log, where they would stop this binary.
+    /// Decodes the output of [`MetaCommand::encode`]. A leader decodes each proposal, so that bytes of a
+    /// newer format are refused before they reach the log, where they would stop this binary.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         if bytes.len() > COMMAND_BYTES_MAX {
             return Err(CodecError::Malformed);
         }
-        open::<CommandPb>(bytes)?.try_into()
+        decode_versioned::<CommandPb>(bytes)?.try_into()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The stored records and the snapshot that holds all of them.
+//! The encoding of stored records and of the snapshot that holds all of them.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,7 +8,7 @@ use flotilla_types::{
     ClusterId, CollectionId, Epoch, KeyRange, Locality, ReplicaDescriptor, ReplicaRole, ShardDescriptor,
 };
 
-use super::{CodecError, hash, number, open, required, seal};
+use super::{CodecError, decode_versioned, encode_versioned, hash, number, required};
 use crate::{Addresses, MetaState, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord, state::Header};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -149,10 +149,10 @@ struct SnapshotPb {
 }
 
 impl MetaState {
-    /// The whole state as bytes. Equal states give equal bytes.
+    /// Encodes the whole state. Equal states give equal bytes.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        seal(&SnapshotPb {
+        encode_versioned(&SnapshotPb {
             header: Some(HeaderPb::from(&self.header)),
             nodes: self.nodes().map(NodePb::from).collect(),
             collections: self.collections().map(CollectionPb::from).collect(),
@@ -162,9 +162,9 @@ impl MetaState {
         })
     }
 
-    /// Takes back what [`MetaState::encode`] gave.
+    /// Decodes the output of [`MetaState::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        let snapshot: SnapshotPb = open(bytes)?;
+        let snapshot: SnapshotPb = decode_versioned(bytes)?;
         let mut state = Self { header: required(snapshot.header)?.try_into()?, ..Self::default() };
         for node in snapshot.nodes {
             let node = NodeRecord::try_from(node)?;
@@ -189,14 +189,14 @@ impl MetaState {
 
 macro_rules! stored {
     ($record:ty, $pb:ty, $encode:ident, $decode:ident, $from:expr) => {
-        /// The record as it is stored.
+        /// Encodes a stored record.
         pub(crate) fn $encode(record: &$record) -> Bytes {
-            seal(&<$pb>::from(record))
+            encode_versioned(&<$pb>::from(record))
         }
 
-        /// Takes a stored record back.
+        /// Decodes a stored record.
         pub(crate) fn $decode(bytes: &[u8]) -> Result<$record, CodecError> {
-            $from(open::<$pb>(bytes)?)
+            $from(decode_versioned::<$pb>(bytes)?)
         }
     };
 }
@@ -411,7 +411,8 @@ pub(super) fn cluster(bytes: &[u8]) -> Result<ClusterId, CodecError> {
     bytes.try_into().map(ClusterId).map_err(|_| CodecError::Malformed)
 }
 
-/// Below half of the space, so that the next id and the range behind a collection exist.
+/// Checks that an id is below half of the id space, so that the next id and the end of the collection's range
+/// exist.
 pub(super) fn collection_id(id: u32) -> Result<CollectionId, CodecError> {
     if id <= u32::MAX / 2 { Ok(CollectionId(id)) } else { Err(CodecError::Malformed) }
 }

@@ -1,14 +1,14 @@
-//! Replies and refusals as bytes.
+//! The encoding of replies and refusals.
 //!
-//! A refusal is a code and the one or two numbers it carries. Codes are never reused.
+//! A refusal is a code and up to two numbers. Codes are never reused.
 
 use bytes::Bytes;
 use flotilla_types::{CollectionId, Epoch, ShardId};
 
 use super::{
-    CodecError, number, open,
+    CodecError, decode_versioned, encode_versioned, number,
     records::{cluster, collection_id, node_state, state_number},
-    required, seal,
+    required,
 };
 use crate::{Field, Limit, MetaRefusal, MetaReply};
 
@@ -63,15 +63,15 @@ struct RefusalPb {
 }
 
 impl MetaReply {
-    /// The reply as bytes.
+    /// Encodes the reply.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        seal(&ReplyPb::from(self))
+        encode_versioned(&ReplyPb::from(self))
     }
 
-    /// Takes back what [`MetaReply::encode`] gave.
+    /// Decodes the output of [`MetaReply::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-        open::<ReplyPb>(bytes)?.try_into()
+        decode_versioned::<ReplyPb>(bytes)?.try_into()
     }
 }
 
@@ -135,7 +135,7 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::UnknownReplica(replica) => (18, replica.0, 0),
             MetaRefusal::ReplicaExists(replica) => (19, replica.0, 0),
             MetaRefusal::LastReplica => (20, 0, 0),
-            MetaRefusal::IntentMoved { found } => (21, found, 0),
+            MetaRefusal::IntentChanged { found } => (21, found, 0),
             MetaRefusal::StaleEpoch { known } => (22, known.range, known.config),
             MetaRefusal::UnknownSetting => (23, 0, 0),
             MetaRefusal::Invalid(field) => (24, field.number(), 0),
@@ -180,7 +180,7 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             18 => Self::UnknownReplica(number(pb.first)?),
             19 => Self::ReplicaExists(number(pb.first)?),
             20 => Self::LastReplica,
-            21 => Self::IntentMoved { found: pb.first },
+            21 => Self::IntentChanged { found: pb.first },
             22 => Self::StaleEpoch { known: Epoch { range: pb.first, config: pb.second } },
             23 => Self::UnknownSetting,
             24 => Self::Invalid(required(Field::from_number(pb.first))?),

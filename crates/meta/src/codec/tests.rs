@@ -1,4 +1,4 @@
-//! Every command and every reply there and back.
+//! Round trips of every command and every reply.
 
 use flotilla_placement::Sharding;
 use flotilla_types::{
@@ -86,7 +86,7 @@ fn replies_round_trip() {
         MetaRefusal::UnknownReplica(ReplicaId(9)),
         MetaRefusal::ReplicaExists(ReplicaId(10)),
         MetaRefusal::LastReplica,
-        MetaRefusal::IntentMoved { found: 11 },
+        MetaRefusal::IntentChanged { found: 11 },
         MetaRefusal::StaleEpoch { known: epoch },
         MetaRefusal::UnknownSetting,
         MetaRefusal::Malformed,
@@ -124,7 +124,7 @@ fn oversized_and_nested_commands_are_malformed() {
 }
 
 #[test]
-fn formats_are_told_apart() {
+fn format_versions_are_distinguished() {
     let mut bytes = MetaCommand::RevokeToken { id: TokenId(1) }.encode().to_vec();
     bytes[0] = 9;
     assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Version { found: 9, known: 1 }));

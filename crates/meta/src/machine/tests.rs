@@ -1,4 +1,4 @@
-//! The machine, its records and its followers under random commands.
+//! Tests of the machine, its records and its followers under random commands.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{Addresses, FeedError, JoinRequest, MetaCommand, MetaFollower, MetaRefusal, NewNode, NodeState, TokenId};
 
-/// Records in a map; pages are small so that loading crosses their borders.
+/// Records in a map, with small pages so that loading needs several.
 #[derive(Default)]
 struct Records(BTreeMap<Bytes, Bytes>);
 
@@ -133,15 +133,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_follower_equals_the_leader_at_every_version(entries in any_entries(), asks in proptest::collection::vec(any::<bool>(), 41)) {
+    fn follower_equals_the_leader_at_every_version(entries in any_entries(), fetches in proptest::collection::vec(any::<bool>(), 41)) {
         let mut host = Host::new();
         let mut eager = MetaFollower::default();
         let mut lazy = MetaFollower::default();
-        for (entry, ask) in entries.iter().zip(asks) {
+        for (entry, ask) in entries.iter().zip(fetches) {
             host.run(entry);
-            for (follower, asks) in [(&mut eager, true), (&mut lazy, ask)] {
-                if asks {
-                    let feed = host.read(&MetaQuery::FeedSince(follower.wanted()).encode());
+            for (follower, fetches) in [(&mut eager, true), (&mut lazy, ask)] {
+                if fetches {
+                    let feed = host.read(&MetaQuery::FeedSince(follower.resume_version()).encode());
                     follower.apply(&feed).expect("follows");
                     prop_assert_eq!(follower.state(), host.machine.state());
                 }
@@ -150,7 +150,7 @@ proptest! {
     }
 
     #[test]
-    fn a_restored_machine_equals_the_one_that_ran(entries in any_entries()) {
+    fn restored_machine_equals_the_original(entries in any_entries()) {
         let mut host = Host::new();
         entries.iter().for_each(|entry| { host.run(entry); });
         let mut restored = MetaMachine::new(Box::new(|_| ()));
@@ -162,7 +162,7 @@ proptest! {
     }
 
     #[test]
-    fn ids_are_never_given_out_twice(entries in any_entries()) {
+    fn ids_are_never_allocated_twice(entries in any_entries()) {
         let mut host = Host::new();
         let mut replicas = BTreeMap::new();
         for entry in &entries {
@@ -177,11 +177,11 @@ proptest! {
     }
 }
 
-/// Reading metadata takes tables of what is named, and many names are two bytes long.
+/// Decoding metadata builds tables of named objects, and many names are only two bytes long.
 const TABLES: Proportion = Proportion { base: 64 << 10, per_byte: 160 };
 
 #[test]
-fn hostile_commands_are_answered_and_change_nothing_that_does_not_hold() {
+fn hostile_commands_are_answered_and_leave_a_valid_state() {
     let deeds =
         (any_entries(), proptest::collection::vec(mutated(any_command().prop_map(|command| command.encode())), 1..6));
     attack(150, deeds, |(entries, commands)| {
@@ -190,14 +190,14 @@ fn hostile_commands_are_answered_and_change_nothing_that_does_not_hold() {
             host.run(entry);
         });
         for mut command in commands {
-            // A newer format stops the replica, as it must.
+            // A newer format must stop the replica.
             if command.first().is_some_and(|format| *format > 1) {
                 command[0] = 1;
             }
             let _ = TABLES.of(command.len(), || MetaCommand::decode(&command));
             assert_eq!(host.apply(&[command.into()]).expect("of a known format").len(), 1);
         }
-        // Whatever was taken can be kept, loaded and followed.
+        // The resulting state can be stored, loaded and followed.
         let copy = MetaState::decode(&host.machine.state().encode()).expect("decodes");
         assert_eq!(&copy, host.machine.state().as_ref());
         let mut restored = MetaMachine::new(Box::new(|_| ()));
@@ -207,7 +207,7 @@ fn hostile_commands_are_answered_and_change_nothing_that_does_not_hold() {
 }
 
 #[test]
-fn hostile_queries_replies_and_feeds_are_read_in_proportion() {
+fn hostile_queries_replies_and_feeds_cost_memory_in_proportion() {
     let valid = any_entries().prop_flat_map(|entries| {
         let mut host = Host::new();
         let replies: Vec<_> =
@@ -233,7 +233,7 @@ fn hostile_queries_replies_and_feeds_are_read_in_proportion() {
             let mut follower = MetaFollower::default();
             let before = Arc::clone(follower.state());
             if follower.apply(&feed).is_err() {
-                assert_eq!(follower.state(), &before, "a feed that is refused changes nothing");
+                assert_eq!(follower.state(), &before, "a refused feed changes nothing");
             }
         }
         let _ = MetaFollower::default().apply(&Feed::Snapshot(bytes.clone().into()));
@@ -266,7 +266,7 @@ fn hostile_records_and_system_states_are_refused_or_loaded() {
         let mut machine = MetaMachine::new(Box::new(|_| ()));
         let before = Arc::clone(machine.state());
         if machine.restore(&state, &Records(records)).is_err() {
-            assert_eq!(machine.state(), &before, "what is damaged is not half loaded");
+            assert_eq!(machine.state(), &before, "corrupt records are not partly loaded");
         }
     });
 }
@@ -291,26 +291,26 @@ fn only_changes_are_written_and_published() {
 }
 
 #[test]
-fn a_gap_makes_a_follower_start_over() {
+fn gap_makes_a_follower_start_over() {
     let mut host = Host::new();
     host.run(&[bootstrap()]);
     let mut follower = MetaFollower::default();
     follower.apply(&host.machine.feed_since(0)).expect("snapshot");
-    assert_eq!(follower.wanted(), 2);
+    assert_eq!(follower.resume_version(), 2);
     for id in 0..3 {
         host.run(&[MetaCommand::CreateToken { id: TokenId(id), hash: [0; 32], expires_at_ms: 99_999, uses: 1 }]);
     }
     let gap = host.machine.feed_since(3);
     assert_eq!(follower.apply(&gap), Err(FeedError::Gap { have: 2, previous: 3 }));
-    assert_eq!(follower.wanted(), 0);
-    let all = host.read(&MetaQuery::FeedSince(follower.wanted()).encode());
+    assert_eq!(follower.resume_version(), 0);
+    let all = host.read(&MetaQuery::FeedSince(follower.resume_version()).encode());
     assert!(matches!(all, Feed::Snapshot(_)));
     assert_eq!(follower.apply(&all), Ok(true));
-    assert_eq!((follower.state(), follower.wanted()), (host.machine.state(), 5));
+    assert_eq!((follower.state(), follower.resume_version()), (host.machine.state(), 5));
 }
 
 #[test]
-fn a_follower_never_goes_back() {
+fn follower_never_goes_backwards() {
     let mut host = Host::new();
     host.run(&[bootstrap()]);
     let old = host.read(&MetaQuery::State.encode());
@@ -318,12 +318,12 @@ fn a_follower_never_goes_back() {
     let mut follower = MetaFollower::default();
     follower.apply(&host.machine.feed_since(0)).expect("snapshot");
     assert_eq!(follower.apply(&old), Err(FeedError::Backwards { have: 3, offered: 2 }));
-    assert_eq!((follower.wanted(), follower.state()), (3, host.machine.state()));
-    assert_eq!(host.machine.feed_since(99), Feed::UpToDate, "a node that lags has nothing to offer");
+    assert_eq!((follower.resume_version(), follower.state()), (3, host.machine.state()));
+    assert_eq!(host.machine.feed_since(99), Feed::UpToDate, "a lagging node has nothing newer");
 }
 
 #[test]
-fn an_increment_without_effect_is_noticed() {
+fn increment_without_effect_is_an_error() {
     let mut host = Host::new();
     host.run(&[bootstrap()]);
     let mut follower = MetaFollower::default();
@@ -335,7 +335,7 @@ fn an_increment_without_effect_is_noticed() {
 }
 
 #[test]
-fn a_newer_format_stops_the_replica_and_garbage_does_not() {
+fn newer_format_stops_the_replica_and_garbage_does_not() {
     let mut host = Host::new();
     host.run(&[bootstrap()]);
     let garbage = [&b""[..], &[0], &[1], &[1, 0xff, 0xff]].map(Bytes::from_static);

@@ -1,4 +1,4 @@
-//! `status`, `nodes`, `shards`: one answer of one node, in three cuts.
+//! `status`, `nodes`, `shards`: three views of one node's status.
 
 use flotilla_api::{ClusterStatus, NodeInfo, NodeList, ShardInfo, ShardList};
 use flotilla_client::Client;
@@ -29,7 +29,7 @@ fn summary(status: &ClusterStatus) -> String {
         match (status.quorum, status.metadata_leader) {
             (true, Some(leader)) => format!("Metadata group: led by {leader}"),
             (true, None) => "Metadata group: electing a leader".to_owned(),
-            (false, _) => "Metadata group: NO QUORUM; what follows is the last that this node heard".to_owned(),
+            (false, _) => "Metadata group: NO QUORUM; what follows is this node's last known state".to_owned(),
         },
         format!("Shards: {healthy} of {} healthy", status.shards.len()),
     ];
@@ -45,10 +45,10 @@ fn summary(status: &ClusterStatus) -> String {
     lines.extend(status.notes.iter().map(|note| format!("Note: {note}")));
     lines.push(String::new());
     lines.push(node_table(&status.nodes));
-    let ill: Vec<ShardInfo> = status.shards.iter().filter(|shard| !shard.healthy).cloned().collect();
-    if !ill.is_empty() {
+    let unhealthy: Vec<ShardInfo> = status.shards.iter().filter(|shard| !shard.healthy).cloned().collect();
+    if !unhealthy.is_empty() {
         lines.push(String::new());
-        lines.push(shard_table(&ill));
+        lines.push(shard_table(&unhealthy));
     }
     lines.join("\n")
 }
@@ -101,7 +101,7 @@ fn shard_table(shards: &[ShardInfo]) -> String {
     table(["SHARD", "COLLECTION", "RANGE", "LEADER", "REPLICAS", "EPOCH", "HEALTH", "HERE"], rows)
 }
 
-/// The word that JSON has for it, so that both outputs say the same.
+/// The name of a value in JSON, so that both output formats use the same words.
 fn word(value: &impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_without_quorum_says_so_and_shows_what_is_ill() {
+    fn a_status_without_quorum_says_so_and_lists_unhealthy_shards() {
         let status = r#"{"cluster_id":"00112233445566778899aabbccddeeff","node":2,"version":"0.1.0","started_ms":0,
             "draining":false,"metadata_leader":null,"quorum":false,"health":{"ok":false,"reasons":["n1 is down"]},
             "nodes":[],"collections":[],"peers":[],"shards":[{"id":4,"collection":"default","range":"buckets 0-3",

@@ -14,18 +14,18 @@ use super::{
 pub(crate) enum CollectionCommand {
     /// Create a collection
     Create {
-        /// Its name
+        /// Name of the collection
         name: String,
-        /// How keys are spread over shards
+        /// How keys are distributed over shards
         #[arg(long, value_enum, default_value_t)]
-        sharding: By,
-        /// Hash buckets, fixed for the collection's life
+        sharding: ShardingArgument,
+        /// Number of hash buckets, fixed for the collection's lifetime
         #[arg(long)]
         buckets: Option<u16>,
-        /// Shards that the buckets are dealt out to
+        /// Number of shards over which the buckets are distributed
         #[arg(long)]
         shards: Option<u16>,
-        /// Replicas wanted of each shard
+        /// Number of replicas of each shard
         #[arg(long)]
         replicas: Option<u8>,
     },
@@ -33,18 +33,18 @@ pub(crate) enum CollectionCommand {
     List,
     /// Remove a collection and all its records
     Drop {
-        /// Its name
+        /// Name of the collection
         name: String,
     },
 }
 
-/// How keys are spread over shards.
+/// How keys are distributed over shards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum By {
+pub(crate) enum ShardingArgument {
     /// By a hash of the key, or of its {tag}
     #[default]
     Hash,
-    /// By the order of the keys
+    /// By ranges of keys
     Range,
 }
 
@@ -52,11 +52,11 @@ pub(super) async fn run(command: CollectionCommand, client: &Client, output: Out
     match command {
         CollectionCommand::Create { name, sharding, buckets, shards, replicas } => {
             let sharding = match sharding {
-                By::Hash => Sharding::Hash,
-                By::Range => Sharding::Range,
+                ShardingArgument::Hash => Sharding::Hash,
+                ShardingArgument::Range => Sharding::Range,
             };
-            let wanted = CreateCollection { name, sharding, buckets, shards, replicas };
-            let created = client.create_collection(&wanted).await?;
+            let request = CreateCollection { name, sharding, buckets, shards, replicas };
+            let created = client.create_collection(&request).await?;
             output.show(&created, |collection| rows(std::slice::from_ref(collection)))
         }
         CollectionCommand::List => {

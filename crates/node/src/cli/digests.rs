@@ -1,4 +1,5 @@
-//! `digests`: whether replicas hold the same. Asks every endpoint for its own replicas, because a node can only speak for itself.
+//! `digests`: whether the replicas of each shard hold the same records. Every endpoint is asked for its own
+//! replicas, because a node knows only the digests of its own.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use super::{
     output::{Output, or_dash, table},
 };
 
-/// Digits of a digest that a table shows; JSON has them all.
+/// Digits of a digest in a table; JSON contains all.
 const DIGITS: usize = 16;
 
 pub(super) async fn run(options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
@@ -44,12 +45,12 @@ fn digest_table(lists: &[DigestList]) -> String {
             ]);
         }
     }
-    // Replicas of a shard stand below each other.
+    // Groups the replicas of a shard.
     rows.sort_by_key(|row| (row[0].trim_start_matches('s').parse::<u64>().unwrap_or(u64::MAX), row[1].clone()));
     table(["SHARD", "NODE", "REPLICA", "APPLIED", "RECORDS", "DIGEST"], rows)
 }
 
-/// Two replicas of a shard that applied the same entry and hold something else.
+/// Describes the first two replicas of a shard that have applied the same entries and hold different records.
 fn difference(lists: &[DigestList]) -> Option<String> {
     let mut seen = BTreeMap::new();
     for list in lists {

@@ -1,4 +1,4 @@
-//! `events`: what one node remembers, and what happens from now on.
+//! `events`: the recent events of one node, and with `--follow` new ones.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -10,10 +10,10 @@ use super::{failure::Failure, output::Output};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Go on with what happens, until the node stops or Ctrl-C
+    /// Print new events until the node stops or Ctrl-C
     #[arg(short, long)]
     follow: bool,
-    /// Leave out events up to this id
+    /// Only events after this id
     #[arg(long, value_name = "ID")]
     after: Option<u64>,
 }
@@ -21,14 +21,14 @@ pub(crate) struct Arguments {
 pub(super) async fn run(arguments: &Arguments, client: &Client, output: Output) -> Result<(), Failure> {
     if !arguments.follow {
         let events = client.recent_events().await?;
-        let wanted = events.iter().filter(|event| arguments.after.is_none_or(|after| event.id > after));
-        return wanted.into_iter().try_for_each(|event| print(event, output));
+        let newer = events.iter().filter(|event| arguments.after.is_none_or(|after| event.id > after));
+        return newer.into_iter().try_for_each(|event| print(event, output));
     }
     let mut events = client.follow_events(arguments.after).await?;
     while let Some(event) = events.next().await? {
         print(&event, output)?;
     }
-    Err(Failure::unavailable("the stream ended: the node stops, or events were missed")
+    Err(Failure::unavailable("the stream ended: the node is stopping, or events were missed")
         .hint("Run `flotilla status`, then follow again."))
 }
 

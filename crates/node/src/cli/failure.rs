@@ -1,4 +1,4 @@
-//! Why a verb failed: an exit code, a sentence, and what to do next.
+//! Failures of verbs: an exit code, a message, and a hint what to do next.
 
 use std::{error::Error, io, process::ExitCode};
 
@@ -13,10 +13,10 @@ pub(super) struct Failure {
     hint: Option<&'static str>,
 }
 
-/// What kind of failure: the exit code.
+/// The kind of a failure, which decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The reader of our output went away, which is its right (`… | head`).
+    /// The reader of stdout closed the pipe (`… | head`), which is no error.
     OutputClosed,
     Failed,
     Usage,
@@ -66,7 +66,7 @@ impl Failure {
         }
     }
 
-    /// Says it on stderr.
+    /// Prints the failure to stderr and returns its exit code.
     pub(super) fn report(&self) -> ExitCode {
         if self.kind != Kind::OutputClosed {
             eprintln!("error: {}", self.message);
@@ -92,14 +92,14 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// The error with what caused it.
+/// Formats an error with its root cause.
 pub(super) fn describe(error: &ClientError) -> String {
     if let Some(problem) = error.problem() {
         return format!("{} ({})", problem.detail, problem.kind);
     }
     let mut text = error.to_string();
     let mut source = error.source();
-    // The last cause is the one that says something ("connection refused").
+    // The last cause is the specific one ("connection refused").
     while let Some(cause) = source {
         source = cause.source();
         if source.is_none() {
@@ -111,20 +111,20 @@ pub(super) fn describe(error: &ClientError) -> String {
 
 fn hint(error: &ClientError) -> Option<&'static str> {
     if error.is_outcome_unknown() {
-        return Some("Read the record to see whether the write took effect before you repeat it.");
+        return Some("Read the record to see whether the write took effect before you retry.");
     }
     match error.problem().map(|problem| problem.kind) {
         None if error.is_retryable() => {
-            Some("Check that the node runs, and name its HTTP endpoint by --addr or FLOTILLA_ADDR.")
+            Some("Check that the node is running, and give its HTTP endpoint in --addr or FLOTILLA_ADDR.")
         }
         Some(ProblemType::CollectionNotFound) => {
-            Some("`flotilla collection list` shows what there is; `collection create` adds one.")
+            Some("`flotilla collection list` shows the collections; `collection create` adds one.")
         }
         Some(ProblemType::NodeNotFound) => Some("`flotilla nodes` shows the ids."),
-        Some(ProblemType::SettingNotFound) => Some("`flotilla setting list` shows what there is."),
+        Some(ProblemType::SettingNotFound) => Some("`flotilla setting list` shows the settings."),
         Some(ProblemType::TokenNotFound) => Some("`flotilla token list` shows the ids."),
-        Some(ProblemType::CrossShard) => Some("Give the keys a common {tag}, so that they live in one shard."),
-        Some(ProblemType::ConditionFailed) => Some("Read the record again and decide by its present version."),
+        Some(ProblemType::CrossShard) => Some("Give the keys a common {tag}, so that they are in one shard."),
+        Some(ProblemType::ConditionFailed) => Some("Read the record again and use its current version."),
         Some(ProblemType::Unavailable | ProblemType::DeadlineExceeded) => {
             Some("`flotilla status` shows what is down; nothing was written, so try again.")
         }
@@ -140,12 +140,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exit_codes_tell_missing_from_unavailable_from_failed() {
+    fn exit_codes_distinguish_missing_unavailable_and_failed() {
         let code = |kind| Failure::from(ClientError::Refused(Box::new(Problem::new(kind, "x")))).code();
         assert_eq!(code(ProblemType::CollectionNotFound), 3);
         assert_eq!(code(ProblemType::Unavailable), 4);
         assert_eq!(code(ProblemType::Busy), 4);
-        assert_eq!(code(ProblemType::OutcomeUnknown), 1, "not to be repeated blindly");
+        assert_eq!(code(ProblemType::OutcomeUnknown), 1, "must not be retried blindly");
         assert_eq!(code(ProblemType::ConditionFailed), 1);
         assert_eq!(Failure::from(ClientError::NoEndpoint).code(), 2);
         assert_eq!(Failure::stdout(&io::ErrorKind::BrokenPipe.into()).code(), 0);

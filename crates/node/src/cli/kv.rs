@@ -1,4 +1,4 @@
-//! `kv put|get|del|scan`; import and export are in [`super::transfer`].
+//! `kv put|get|del|scan`. Import and export are in [`super::transfer`].
 
 use std::{
     ffi::OsString,
@@ -26,7 +26,7 @@ use super::{
 pub(crate) enum KvCommand {
     /// Store a value
     Put(PutArguments),
-    /// Print a value as it is
+    /// Print a value unchanged
     Get(KeyArguments),
     /// Remove a record
     Del {
@@ -38,7 +38,7 @@ pub(crate) enum KvCommand {
     },
     /// List records in key order
     Scan(ScanArguments),
-    /// Store a folder or a file of JSON lines; what is there already is skipped
+    /// Store the files of a folder or a file of JSON lines; records that exist already are skipped
     Import(transfer::ImportArguments),
     /// Write all records to a folder or as JSON lines
     Export(transfer::ExportArguments),
@@ -57,41 +57,41 @@ pub(crate) struct KeyArguments {
 pub(crate) struct PutArguments {
     #[command(flatten)]
     key: KeyArguments,
-    /// The value; without it, stdin
+    /// The value; read from stdin if absent
     #[arg(conflicts_with = "file")]
     value: Option<OsString>,
-    /// Take the value from this file
+    /// Read the value from this file
     #[arg(long)]
     file: Option<PathBuf>,
     /// Only if the record has this version
     #[arg(long, value_name = "VERSION", conflicts_with = "if_absent")]
     if_version: Option<u64>,
-    /// Only if there is no such record
+    /// Only if the record does not exist
     #[arg(long)]
     if_absent: bool,
-    /// When the record expires, from now
+    /// Time until the record expires
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     ttl: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ScanArguments {
-    /// Only keys that start with this
+    /// Only keys with this prefix
     #[arg(default_value = "")]
     prefix: OsString,
     /// The collection
     #[arg(short, long, default_value = "default")]
     collection: String,
-    /// First key
+    /// First key (inclusive)
     #[arg(long, default_value = "")]
     start: OsString,
-    /// First key behind
+    /// End of the keys (exclusive)
     #[arg(long, default_value = "")]
     end: OsString,
-    /// Most records; all when absent
+    /// Maximum number of records [default: all]
     #[arg(long)]
     limit: Option<usize>,
-    /// Leave the values out
+    /// Print keys without values
     #[arg(long)]
     keys_only: bool,
 }
@@ -113,17 +113,18 @@ async fn put(arguments: PutArguments, client: &Client, output: Output) -> Result
         (Some(value), _) => value.into_vec(),
         (None, Some(path)) => {
             let file = File::open(&path).map_err(|error| Failure::io(path.display(), &error))?;
-            bounded(file).map_err(|error| Failure::io(path.display(), &error))?
+            read_value(file).map_err(|error| Failure::io(path.display(), &error))?
         }
-        (None, None) => bounded(io::stdin().lock()).map_err(|error| Failure::io("stdin", &error))?,
+        (None, None) => read_value(io::stdin().lock()).map_err(|error| Failure::io("stdin", &error))?,
     };
     let options = PutOptions { if_version: if_version.map(Timestamp), if_absent, ttl };
     let reply = client.put(&collection, &key.into_vec(), Bytes::from(value), &options).await?;
     output.show(&reply, |reply| reply.version.to_string())
 }
 
-/// Reads a value, and one byte more when it is too long, so that the node refuses it by its own words.
-fn bounded(source: impl Read) -> io::Result<Vec<u8>> {
+/// Reads a value, or one byte more than the limit, so that the node refuses a longer value with its own
+/// message.
+fn read_value(source: impl Read) -> io::Result<Vec<u8>> {
     let mut value = Vec::new();
     source.take(VALUE_BYTES_MAX as u64 + 1).read_to_end(&mut value)?;
     Ok(value)
@@ -134,12 +135,12 @@ async fn get(key: KeyArguments, client: &Client, output: Output) -> Result<(), F
     let key = key.into_vec();
     let record = client.get(&collection, &key).await?.ok_or_else(|| no_key(&key, &collection))?;
     if output.is_json() {
-        let mut shown = shape(&key, Some(&record.value), record.version, record.expires_at_ms)?;
+        let mut shown = record_json(&key, Some(&record.value), record.version, record.expires_at_ms)?;
         shown["served_by"] = json!(record.served_by);
         return output.json(&shown);
     }
     output.bytes(&record.value)?;
-    // A prompt right behind the value is hard to read; a program wants the value and nothing else.
+    // On a terminal a line feed separates the value from the prompt; a program gets exactly the value.
     if output.is_terminal() && !record.value.ends_with(b"\n") { output.line("") } else { Ok(()) }
 }
 
@@ -157,13 +158,13 @@ async fn delete(
 
 async fn scan(arguments: ScanArguments, client: &Client, output: Output) -> Result<(), Failure> {
     let ScanArguments { prefix, collection, start, end, limit, keys_only } = arguments;
-    let mut left = limit.unwrap_or(usize::MAX);
+    let mut remaining = limit.unwrap_or(usize::MAX);
     let [prefix, start, end] = [prefix, start, end].map(|bound| Bytes::from(bound.into_vec()));
     let mut options = ScanOptions { prefix, start, end, limit: 0, cursor: None, values: !keys_only };
-    while left > 0 {
-        options.limit = left.min(SCAN_ITEMS_DEFAULT);
+    while remaining > 0 {
+        options.limit = remaining.min(SCAN_ITEMS_DEFAULT);
         let page = client.scan(&collection, &options).await?;
-        left = left.saturating_sub(page.records.len());
+        remaining = remaining.saturating_sub(page.records.len());
         print_page(&page.records, !keys_only, output)?;
         options.cursor = page.cursor;
         if options.cursor.is_none() {
@@ -173,12 +174,13 @@ async fn scan(arguments: ScanArguments, client: &Client, output: Output) -> Resu
     Ok(())
 }
 
-/// One JSON object a line, or a table for each page: a scan has no end that a single table could wait for.
+/// Prints one JSON object per line, or one table per page, because a single table would need the whole scan
+/// in memory.
 fn print_page(records: &[ScannedRecord], values: bool, output: Output) -> Result<(), Failure> {
     if output.is_json() {
         return records.iter().try_for_each(|record| {
             let value = values.then_some(&record.value);
-            output.json_line(&shape(&record.key, value, record.version, record.expires_at_ms)?)
+            output.json_line(&record_json(&record.key, value, record.version, record.expires_at_ms)?)
         });
     }
     if records.is_empty() {
@@ -190,8 +192,8 @@ fn print_page(records: &[ScannedRecord], values: bool, output: Output) -> Result
     output.line(&table(["KEY", "VERSION", "BYTES", "VALUE"], rows))
 }
 
-/// A record as JSON; base64 when key or value is not text, and then it says so.
-fn shape(key: &[u8], value: Option<&Bytes>, version: Timestamp, expires: Option<u64>) -> Result<Value, Failure> {
+/// A record as JSON. If key or value is not UTF-8, both are base64 and the field `encoding` says so.
+fn record_json(key: &[u8], value: Option<&Bytes>, version: Timestamp, expires: Option<u64>) -> Result<Value, Failure> {
     let encoding = Encoding::for_all(&[key, value.map_or(&[][..], |value| &value[..])]);
     let text = |bytes: &[u8]| encoding.encode(bytes).map_err(|error| Failure::failed(error.to_string()));
     let mut shown = json!({ "key": text(key)?, "version": version });
@@ -216,16 +218,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_that_are_no_text_say_their_encoding() {
-        let plain = shape(b"k", Some(&Bytes::from_static(b"v")), Timestamp(1), None).expect("JSON");
+    fn binary_records_state_their_encoding() {
+        let plain = record_json(b"k", Some(&Bytes::from_static(b"v")), Timestamp(1), None).expect("JSON");
         assert_eq!(plain, json!({ "key": "k", "value": "v", "version": 1 }));
-        let binary = shape(b"k", Some(&Bytes::from_static(b"\xff")), Timestamp(1), Some(5)).expect("JSON");
+        let binary = record_json(b"k", Some(&Bytes::from_static(b"\xff")), Timestamp(1), Some(5)).expect("JSON");
         assert_eq!(binary["encoding"], "base64");
         assert_eq!((&binary["key"], &binary["value"]), (&json!("aw=="), &json!("/w==")));
     }
 
     #[test]
-    fn a_value_is_never_read_beyond_its_limit() {
-        assert_eq!(bounded(io::repeat(0)).expect("bytes").len(), VALUE_BYTES_MAX + 1);
+    fn a_value_is_read_at_most_one_byte_beyond_its_limit() {
+        assert_eq!(read_value(io::repeat(0)).expect("bytes").len(), VALUE_BYTES_MAX + 1);
     }
 }

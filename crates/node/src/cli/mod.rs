@@ -1,7 +1,7 @@
-//! Client and operator verbs: one call or a few to a running cluster, then out.
+//! Client and operator verbs: each makes one or a few calls to a running cluster and exits.
 //!
-//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 unavailable.
-//! Deliberately absent: anything that starts a node or reads a data folder.
+//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4
+//! unavailable. Deliberately absent: anything that starts a node or reads a data folder.
 
 mod cluster;
 mod collections;
@@ -24,11 +24,12 @@ use flotilla_client::Client;
 use failure::Failure;
 use output::Output;
 
-/// Where the cluster is and how to print. Goes to the top of the command line; each verb accepts it, too.
+// Options of every client verb, before or after the verb. No doc comment: clap would show it as the help of
+// `flotilla`.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Client options")]
 pub(crate) struct ClientOptions {
-    /// HTTP endpoints of nodes, separated by commas; the next one is asked when one does not answer
+    /// HTTP endpoints of nodes, comma-separated; the next one is tried if one does not answer
     #[arg(
         long,
         global = true,
@@ -38,51 +39,51 @@ pub(crate) struct ClientOptions {
         default_value = "http://127.0.0.1:7111"
     )]
     addr: Vec<String>,
-    /// How to print
+    /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
-    /// How long the cluster may take for one call, at most 60s
+    /// Timeout of one call to the cluster, at most 60s
     #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
     timeout: Duration,
 }
 
-/// How to print.
+/// The output format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
+    /// Human-readable tables
     #[default]
     Table,
-    /// For programs
+    /// JSON
     Json,
 }
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClientCommand {
-    /// How the cluster is, as one node sees it; works without a quorum
+    /// Show the cluster's status as one node sees it; works without a quorum
     Status,
-    /// The nodes
+    /// List the nodes
     Nodes,
-    /// The shards, their leaders and replicas
+    /// List the shards with their leaders and replicas
     Shards,
-    /// What the replicas hold, as one number each: name every node with --addr; fails when two differ
+    /// Compare the replicas by digests of their records; list every node in --addr; fails if two differ
     Digests,
     /// Read and write records
     #[command(subcommand)]
     Kv(kv::KvCommand),
-    /// Collections of records
+    /// Create, list and drop collections
     #[command(subcommand)]
     Collection(collections::CollectionCommand),
-    /// Tokens that let nodes join
+    /// Create, list and revoke join tokens
     #[command(subcommand)]
     Token(tokens::TokenCommand),
-    /// Settings of the whole cluster
+    /// Show and change settings of the whole cluster
     #[command(subcommand)]
     Setting(settings::SettingCommand),
     /// Drain or remove a node
     #[command(subcommand)]
     Node(nodes::NodeCommand),
-    /// What happened in the cluster, as one node saw it
+    /// Show recent events of the cluster as one node saw them
     Events(events::Arguments),
     /// Print a completion script for a shell
     Completions {
@@ -148,12 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn endpoints_and_format_may_stand_before_or_after_the_verb() {
+    fn endpoints_and_format_are_accepted_before_and_after_the_verb() {
         for line in ["flotilla --addr a:1,b:2 -o json kv get k", "flotilla kv get k --addr a:1,b:2 -o json"] {
             let cli = Cli::try_parse_from(line.split(' ')).expect(line);
             assert_eq!(

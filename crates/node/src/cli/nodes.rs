@@ -9,13 +9,13 @@ use super::{failure::Failure, output::Output};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
-    /// Drain the node at --addr: its leaders move away and it asks for no new traffic
+    /// Drain the node at --addr: its leaderships move to other nodes and it reports itself as not ready
     Drain,
-    /// Remove a node for ever
+    /// Remove a node permanently
     Remove {
-        /// Its id or name
+        /// Id or name of the node
         node: String,
-        /// Also when it is alive or holds replicas
+        /// Remove it even if it is alive or holds replicas
         #[arg(long)]
         force: bool,
     },
@@ -25,7 +25,7 @@ pub(super) async fn run(command: NodeCommand, client: &Client, addr: &[String], 
     match command {
         NodeCommand::Drain => {
             let [addr] = addr else {
-                return Err(Failure::usage("name exactly one --addr: the node that is to drain"));
+                return Err(Failure::usage("give exactly one --addr: the node to drain"));
             };
             client.drain().await?;
             output.show(&json!({ "draining": addr }), |_| format!("{addr} is draining"))
@@ -38,14 +38,14 @@ pub(super) async fn run(command: NodeCommand, client: &Client, addr: &[String], 
     }
 }
 
-/// A node by its name, or by its id. Names come first: the first node is often called `n1`, whatever its id.
+/// Finds a node by name or id. Names take precedence, because a node named `n1` may have another id.
 async fn resolve(client: &Client, text: &str) -> Result<NodeId, Failure> {
     let nodes = client.status().await?.nodes;
     let mut named = nodes.iter().filter(|node| node.name == text);
     match (named.next(), named.next()) {
         (Some(node), None) => Ok(node.id),
         (Some(_), Some(_)) => {
-            Err(Failure::usage(format!("several nodes are called `{text}`; give the id as a number")))
+            Err(Failure::usage(format!("several nodes have the name `{text}`; give the id as a number")))
         }
         (None, _) => text
             .parse()

@@ -1,4 +1,4 @@
-//! What goes to stdout: aligned tables without lines or colours, or JSON.
+//! Output to stdout: aligned tables without lines or colours, or JSON.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Format, failure::Failure};
 
-/// Longest value in a table, in characters.
+/// Longest table cell, in characters.
 const CELL_CHARS_MAX: usize = 60;
 
 /// Where and how a verb prints its data.
@@ -21,48 +21,48 @@ impl Output {
         Self { format }
     }
 
-    /// Whether programs read it.
+    /// Whether the format is JSON.
     pub(super) fn is_json(self) -> bool {
         self.format == Format::Json
     }
 
-    /// Whether a person looks at it.
+    /// Whether stdout is a terminal.
     pub(super) fn is_terminal(self) -> bool {
         io::stdout().is_terminal()
     }
 
-    /// JSON, or what `text` makes of the same.
+    /// Prints JSON, or the text that `text` makes of the value.
     pub(super) fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
         if self.is_json() { self.json(value) } else { self.line(&text(value)) }
     }
 
-    /// Indented JSON.
+    /// Prints indented JSON.
     pub(super) fn json(self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed(error.to_string()))?;
         self.line(&text)
     }
 
-    /// JSON in one line, for streams.
+    /// Prints JSON on one line, for streams.
     pub(super) fn json_line(self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string(value).map_err(|error| Failure::failed(error.to_string()))?;
         self.line(&text)
     }
 
-    /// A line, or several.
+    /// Prints one or more lines.
     pub(super) fn line(self, text: &str) -> Result<(), Failure> {
         let mut bytes = text.as_bytes().to_vec();
         bytes.push(b'\n');
         self.bytes(&bytes)
     }
 
-    /// Bytes as they are.
+    /// Writes raw bytes.
     pub(super) fn bytes(self, bytes: &[u8]) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| Failure::stdout(&error))
     }
 }
 
-/// An aligned table.
+/// Formats an aligned table.
 pub(super) fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
@@ -72,7 +72,7 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<I
     table.trim_fmt()
 }
 
-/// Bytes for a table: text as it is, everything that would disturb a terminal escaped, cut when long.
+/// Formats bytes as a table cell: control characters escaped, long text truncated.
 pub(super) fn cell(bytes: &[u8]) -> String {
     let head = &bytes[..bytes.len().min(4 * CELL_CHARS_MAX)];
     let escaped: String = String::from_utf8_lossy(head)
@@ -85,7 +85,7 @@ pub(super) fn cell(bytes: &[u8]) -> String {
     escaped.chars().take(CELL_CHARS_MAX - 1).chain(['…']).collect()
 }
 
-/// An id that may be unknown.
+/// Formats an optional value; `-` if there is none.
 pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
@@ -95,13 +95,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_cannot_write_to_the_terminal() {
+    fn control_characters_are_escaped() {
         assert_eq!(cell(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(cell("ü".as_bytes()), "ü");
     }
 
     #[test]
-    fn a_long_value_is_cut() {
+    fn a_long_value_is_truncated() {
         let cut = cell(&[b'x'; 5_000]);
         assert_eq!(cut.chars().count(), CELL_CHARS_MAX);
         assert!(cut.ends_with('…'));

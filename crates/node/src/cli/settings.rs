@@ -11,13 +11,13 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SettingCommand {
-    /// List all settings with what they do
+    /// List all settings with their descriptions
     List,
     /// Change a setting
     Set {
-        /// Its name, as `setting list` shows it
+        /// Name of the setting, as shown by `setting list`
         key: String,
-        /// Its value: a whole number
+        /// New value: a whole number
         value: u64,
     },
 }

@@ -14,20 +14,20 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
-    /// Mint a token that lets nodes join; it is shown once
+    /// Create a join token for new nodes; it is shown only once
     Create {
-        /// How long it is good for
+        /// How long the token is valid
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1h")]
         ttl: Duration,
         /// How many nodes may join with it
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
     },
-    /// List the tokens that the cluster remembers, without their secrets
+    /// List the join tokens, without their secrets
     List,
-    /// Forget a token: nobody joins with it any more
+    /// Revoke a token, so that no node can join with it
     Revoke {
-        /// Its id, as `token list` shows it
+        /// Id of the token, as shown by `token list`
         id: TokenId,
     },
 }
@@ -37,7 +37,7 @@ pub(super) async fn run(command: TokenCommand, client: &Client, output: Output) 
         TokenCommand::Create { ttl, uses } => {
             let ttl_ms = u64::try_from(ttl.as_millis()).map_err(|_| Failure::usage("--ttl is too long"))?;
             let reply = client.create_token(&TokenRequest { ttl_ms: Some(ttl_ms), uses: Some(uses) }).await?;
-            // The token alone, so that a script can take it as it is.
+            // Only the token, so that a script can use the output directly.
             output.show(&reply, |reply| reply.token.clone())
         }
         TokenCommand::List => {
@@ -63,9 +63,9 @@ fn rows(tokens: &[TokenInfo]) -> String {
     table(["ID", "CREATED", "EXPIRES", "USES LEFT"], rows)
 }
 
-/// A moment for people; `never` for one that no calendar has (a token that was made for ages).
+/// Formats a time; `never` for one that the format cannot express.
 fn time(unix_ms: u64) -> String {
-    /// The last second of the year 9999, behind which the format ends.
+    /// The last second of the year 9999, the last that the format can express.
     const LAST_MS: u64 = 253_402_300_799_000;
     match UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms)) {
         Some(time) if unix_ms <= LAST_MS => humantime::format_rfc3339_seconds(time).to_string(),
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_shown_with_what_is_left_of_it_however_long_it_lives() {
+    fn a_token_is_shown_with_its_remaining_uses_and_expiry() {
         let token = TokenInfo { id: TokenId(0xab), created_at_ms: 0, expires_at_ms: 1_000, uses_left: 1, uses: 3 };
         let text = rows(&[token, TokenInfo { expires_at_ms: u64::MAX, ..token }]);
         for part in ["00000000000000ab", "1970-01-01T00:00:01Z", "1 of 3", "never"] {

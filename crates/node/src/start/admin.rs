@@ -1,4 +1,5 @@
-//! The node as the HTTP interface sees it beside the store.
+//! The administrative interface of the node for the HTTP gateway: status, collections, nodes, tokens and
+//! settings.
 
 use std::{
     sync::{
@@ -9,8 +10,8 @@ use std::{
 };
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Held, ReplicaDigest, Setting as ApiSetting,
-    Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
+    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, RecordsDigest, ReplicaDigest,
+    Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};
@@ -23,12 +24,16 @@ use flotilla_types::{NodeId, ShardId};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
-use super::{config::SHARDS, events::Events, metrics, status};
+use super::{
+    config::{BUCKETS_DEFAULT, REPLICAS_DEFAULT, SHARDS_DEFAULT},
+    events::Events,
+    metrics, status,
+};
 
+/// Lifetime of a join token when the request names none.
 const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
-const BUCKETS_DEFAULT: u16 = 16;
-const REPLICAS_DEFAULT: u8 = 3;
 
+/// Implements [`Admin`] for a running node.
 pub(crate) struct NodeAdmin {
     pub(crate) identity: NodeIdentity,
     pub(crate) topology: Arc<Topology>,
@@ -42,10 +47,10 @@ pub(crate) struct NodeAdmin {
 }
 
 impl NodeAdmin {
-    /// What the metadata group says to a command, a refusal included.
-    async fn ask(&self, command: MetaCommand, deadline: Instant) -> Result<MetaReply, StoreError> {
-        let left: Duration = deadline.saturating_duration_since(Instant::now());
-        self.shards.propose_meta(&command, left).await.map_err(|error| match error {
+    /// Proposes a command to the metadata group and returns its reply, which may be a refusal.
+    async fn send_command(&self, command: MetaCommand, deadline: Instant) -> Result<MetaReply, StoreError> {
+        let remaining: Duration = deadline.saturating_duration_since(Instant::now());
+        self.shards.propose_meta(&command, remaining).await.map_err(|error| match error {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard: ShardId::META },
             ShardError::Busy => StoreError::Busy { retry_after_ms: 100 },
             ShardError::Unavailable | ShardError::Stale => {
@@ -54,32 +59,34 @@ impl NodeAdmin {
         })
     }
 
+    /// As [`send_command`](Self::send_command), with a refusal as an error.
     async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaReply, AdminError> {
-        match self.ask(command, deadline).await? {
+        match self.send_command(command, deadline).await? {
             MetaReply::Refused(refusal) => Err(StoreError::Refused(refusal.to_string()).into()),
             reply => Ok(reply),
         }
     }
 
-    /// Waits until this node's own view has taken a change in, so that whoever asks next sees it.
-    async fn until(&self, deadline: Instant, seen: impl Fn(&flotilla_meta::MetaState) -> bool) {
-        let mut news = self.topology.watch();
-        let wait = news.wait_for(|meta| seen(meta));
+    /// Waits until a change is visible in this node's metadata, so that the next request to it sees the
+    /// change.
+    async fn wait_until(&self, deadline: Instant, is_visible: impl Fn(&flotilla_meta::MetaState) -> bool) {
+        let mut metadata = self.topology.watch();
+        let wait = metadata.wait_for(|meta| is_visible(meta));
         let _ = tokio::time::timeout_at(deadline.into(), wait).await;
     }
 
-    async fn create(&self, wanted: CreateCollection, deadline: Instant) -> Result<Collection, AdminError> {
-        let replicas = wanted.replicas.unwrap_or(REPLICAS_DEFAULT);
-        let (sharding, buckets) = match wanted.sharding {
-            ApiSharding::Hash => (Sharding::Hash, wanted.buckets.unwrap_or(BUCKETS_DEFAULT)),
+    async fn create(&self, request: CreateCollection, deadline: Instant) -> Result<Collection, AdminError> {
+        let replicas = request.replicas.unwrap_or(REPLICAS_DEFAULT);
+        let (sharding, buckets) = match request.sharding {
+            ApiSharding::Hash => (Sharding::Hash, request.buckets.unwrap_or(BUCKETS_DEFAULT)),
             ApiSharding::Range => (Sharding::Range, 1),
         };
-        let shards = wanted.shards.unwrap_or_else(|| SHARDS.min(buckets));
-        let same = |found: &Collection| {
-            found.sharding == wanted.sharding && found.buckets == buckets && found.replicas == replicas
+        let shards = request.shards.unwrap_or_else(|| SHARDS_DEFAULT.min(buckets));
+        let matches = |found: &Collection| {
+            found.sharding == request.sharding && found.buckets == buckets && found.replicas == replicas
         };
-        if let Some(found) = self.find(&wanted.name) {
-            return if same(&found) { Ok(found) } else { Err(StoreError::CollectionExists(wanted.name).into()) };
+        if let Some(found) = self.find(&request.name) {
+            return if matches(&found) { Ok(found) } else { Err(StoreError::CollectionExists(request.name).into()) };
         }
         let meta = self.topology.meta();
         let alive = |node| match self.topology.liveness(node).0 {
@@ -87,20 +94,21 @@ impl NodeAdmin {
             _ => Liveness::Suspect,
         };
         let command = MetaCommand::CreateCollection {
-            name: wanted.name.clone(),
+            name: request.name.clone(),
             sharding,
             buckets,
             replicas,
             initial_nodes: meta.initial_nodes(shards, replicas, alive),
         };
-        let name = wanted.name.clone();
+        let name = request.name.clone();
         match self.propose(command, deadline).await {
             Ok(_) => {}
-            // A retry of a command whose answer was lost.
-            Err(AdminError::Store(StoreError::Refused(_))) if self.find(&name).is_some_and(|found| same(&found)) => {}
+            // A retry, after the reply to an earlier attempt was lost.
+            Err(AdminError::Store(StoreError::Refused(_))) if self.find(&name).is_some_and(|found| matches(&found)) => {
+            }
             Err(error) => return Err(error),
         }
-        self.until(deadline, |meta| meta.collection(&name).is_some()).await;
+        self.wait_until(deadline, |meta| meta.collection(&name).is_some()).await;
         self.find(&name).ok_or_else(|| StoreError::OutcomeUnknown { shard: ShardId::META }.into())
     }
 
@@ -119,7 +127,7 @@ impl NodeAdmin {
             let state = if alive { "alive" } else { "not alive" };
             return Err(StoreError::Refused(format!(
                 "node {node} is {state} and holds {holds} replicas; stop it and wait until they are replaced, or use force \
-                 (shards that have no other live majority would lose writes)"
+                 (a shard without another live majority would lose writes)"
             ))
             .into());
         }
@@ -129,27 +137,29 @@ impl NodeAdmin {
 
     async fn revoke(&self, token: flotilla_api::TokenId, deadline: Instant) -> Result<(), AdminError> {
         let id = flotilla_meta::TokenId(token.0);
-        // The group is asked in any case: this node's own view may not have the token yet.
-        match self.ask(MetaCommand::RevokeToken { id }, deadline).await? {
+        // The command is sent without a local check: this node may not know the token yet.
+        match self.send_command(MetaCommand::RevokeToken { id }, deadline).await? {
             MetaReply::Refused(MetaRefusal::UnknownToken) => return Err(AdminError::TokenNotFound(token)),
             MetaReply::Refused(refusal) => return Err(StoreError::Refused(refusal.to_string()).into()),
             _ => {}
         }
-        self.until(deadline, |meta| meta.token(id).is_none()).await;
+        self.wait_until(deadline, |meta| meta.token(id).is_none()).await;
         Ok(())
     }
 
-    async fn digests_until(&self, deadline: Instant) -> DigestList {
+    /// The digests of the local replicas. Replicas that do not answer before the deadline get a reason
+    /// instead.
+    async fn local_digests(&self, deadline: Instant) -> DigestList {
         let mut replicas = Vec::new();
         for status in self.host.status().iter() {
             let digest = tokio::time::timeout_at(deadline.into(), self.host.digest(status.replica)).await;
             let (held, reason) = match digest {
                 Ok(Ok(digest)) => {
                     let hex = digest.hash.iter().map(|byte| format!("{byte:02x}")).collect();
-                    (Some(Held { applied: digest.applied.0, records: digest.records, digest: hex }), None)
+                    (Some(RecordsDigest { applied: digest.applied.0, records: digest.records, digest: hex }), None)
                 }
                 Ok(Err(error)) => (None, Some(error.to_string())),
-                Err(_) => (None, Some("there was no time left; allow more".to_owned())),
+                Err(_) => (None, Some("no digest before the deadline; use a longer timeout".to_owned())),
             };
             replicas.push(ReplicaDigest { shard: status.shard, replica: status.replica, held, reason });
         }
@@ -162,7 +172,7 @@ impl NodeAdmin {
             return Err(AdminError::SettingValue { description: setting.description() });
         }
         self.propose(MetaCommand::PutSetting { key, value: value.to_string() }, deadline).await?;
-        self.until(deadline, |meta| meta.setting(setting) == value).await;
+        self.wait_until(deadline, |meta| meta.setting(setting) == value).await;
         Ok(status::setting(setting, value))
     }
 }
@@ -229,11 +239,11 @@ impl Admin for NodeAdmin {
     }
 
     fn digests(&self, deadline: Instant) -> AdminFuture<'_, DigestList> {
-        Box::pin(async move { Ok(self.digests_until(deadline).await) })
+        Box::pin(async move { Ok(self.local_digests(deadline).await) })
     }
 
-    fn create_collection(&self, wanted: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection> {
-        Box::pin(self.create(wanted, deadline))
+    fn create_collection(&self, request: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection> {
+        Box::pin(self.create(request, deadline))
     }
 
     fn drop_collection(&self, name: String, deadline: Instant) -> AdminFuture<'_, ()> {
@@ -241,15 +251,15 @@ impl Admin for NodeAdmin {
             let id = self.topology.meta().collection(&name).map(|collection| collection.id);
             let id = id.ok_or_else(|| StoreError::CollectionNotFound(name.clone()))?;
             self.propose(MetaCommand::DropCollection { collection: id }, deadline).await?;
-            self.until(deadline, |meta| meta.collection(&name).is_none()).await;
+            self.wait_until(deadline, |meta| meta.collection(&name).is_none()).await;
             Ok(())
         })
     }
 
-    fn create_token(&self, wanted: TokenRequest, deadline: Instant) -> AdminFuture<'_, TokenReply> {
+    fn create_token(&self, request: TokenRequest, deadline: Instant) -> AdminFuture<'_, TokenReply> {
         Box::pin(async move {
-            let uses = wanted.uses.unwrap_or(1);
-            let expires_at_ms = clock::wall_ms().saturating_add(wanted.ttl_ms.unwrap_or(TOKEN_TTL_MS_DEFAULT));
+            let uses = request.uses.unwrap_or(1);
+            let expires_at_ms = clock::wall_ms().saturating_add(request.ttl_ms.unwrap_or(TOKEN_TTL_MS_DEFAULT));
             let id = TokenId(rand::random());
             let token = JoinToken::mint(self.identity.cluster(), self.identity.ca_fingerprint(), id, &mut rand::rng());
             let command = MetaCommand::CreateToken {
@@ -259,7 +269,7 @@ impl Admin for NodeAdmin {
                 uses,
             };
             self.propose(command, deadline).await?;
-            self.until(deadline, |meta| meta.token(flotilla_meta::TokenId(id.0)).is_some()).await;
+            self.wait_until(deadline, |meta| meta.token(flotilla_meta::TokenId(id.0)).is_some()).await;
             Ok(TokenReply { id: flotilla_api::TokenId(id.0), token: token.to_string(), expires_at_ms, uses })
         })
     }

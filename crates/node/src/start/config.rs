@@ -1,4 +1,4 @@
-//! How a node is configured: flags, then `FLOTILLA_*` variables, then a TOML file, then defaults.
+//! The configuration of a node: flags, then `FLOTILLA_*` variables, then a TOML file, then defaults.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -9,40 +9,43 @@ use flotilla_state::ViewOptions;
 use flotilla_types::Locality;
 use serde::Deserialize;
 
-use super::founding::BUCKETS;
+const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7110);
+const HTTP_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
+const REDIS_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7112);
 
-const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7110);
-const HTTP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
-const REDIS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7112);
+/// Default shards of a new collection: one leader for each of three nodes. A larger cluster needs more shards
+/// to use all of its nodes; shards beyond one per node cost throughput, because each batches fewer requests.
+pub(crate) const SHARDS_DEFAULT: u16 = 3;
+/// Default hash buckets of a new collection, and those of the collection `default`: the maximum of its
+/// shards.
+pub(crate) const BUCKETS_DEFAULT: u16 = 16;
+/// Default replicas of a new collection, and those of the collection `default`.
+pub(crate) const REPLICAS_DEFAULT: u8 = 3;
 
-/// Shards of a new collection when nobody says otherwise: one to lead for each of three nodes. More nodes need more shards to
-/// have work for all; more shards than that cost, because fewer requests gather in each.
-pub(crate) const SHARDS: u16 = 3;
-
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum LogFormat {
-    /// For people.
+    /// Human-readable.
     #[default]
     Text,
-    /// One JSON object to a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where the records behind the memtables are found.
+/// Where checkpointed records, which are no longer in a memtable, are read from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum View {
-    /// In the checkpoints' own objects.
+    /// The checkpoints' own objects.
     #[default]
     Objects,
-    /// In sled, which every checkpoint is fed to.
+    /// A sled database, which every checkpoint updates.
     Sled,
 }
 
 impl View {
-    /// For the whole node. sled takes about twice what it is told.
+    /// Cache size of sled for the whole node. sled uses about twice as much memory.
     const SLED_CACHE_BYTES: u64 = 32 << 20;
 
     pub(crate) fn options(self) -> ViewOptions {
@@ -53,109 +56,115 @@ impl View {
     }
 }
 
-/// Runs a node until it is told to stop (SIGTERM, Ctrl-C).
+/// Run a node until SIGTERM or Ctrl-C
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
-    /// A TOML file with any of these settings, named as the flags (with underscores)
+    /// TOML file with any of these settings, named like the flags but with underscores
     #[arg(long, env = "FLOTILLA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
 }
 
-/// Everything that may be set, each from a flag, a variable or the file.
+// Each setting comes from a flag, a variable or the file. No doc comment: clap would show it as the help of
+// `start`.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// Folder for everything this node keeps [default: flotilla-data]
+    /// Directory for all data of this node [default: flotilla-data]
     #[arg(long, env = "FLOTILLA_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// UDP address for other nodes (QUIC) [default: 127.0.0.1:7110]
+    /// UDP address to listen on for other nodes (QUIC) [default: 127.0.0.1:7110]
     #[arg(long, env = "FLOTILLA_LISTEN", value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// Address that other nodes reach this one at, when it differs from --listen
+    /// Address at which other nodes reach this node, if it differs from --listen
     #[arg(long, env = "FLOTILLA_ADVERTISE", value_name = "ADDR")]
     advertise: Option<SocketAddr>,
-    /// Address of the HTTP interface [default: 127.0.0.1:7111]
+    /// TCP address to listen on for HTTP [default: 127.0.0.1:7111]
     #[arg(long, env = "FLOTILLA_HTTP", value_name = "ADDR")]
     http: Option<SocketAddr>,
-    /// Address of the Redis interface [default: 127.0.0.1:7112]
+    /// TCP address to listen on for the Redis protocol [default: 127.0.0.1:7112]
     #[arg(long, env = "FLOTILLA_REDIS", value_name = "ADDR")]
     redis: Option<SocketAddr>,
-    /// Name of this node, for people [default: from the port]
+    /// Display name of this node [default: node-<port>]
     #[arg(long, env = "FLOTILLA_NAME", value_name = "NAME")]
     name: Option<String>,
-    /// Where this node stands: key=value labels, outermost first, for example region=eu,zone=a
+    /// Location of this node: key=value labels, from the largest area to the smallest, such as
+    /// region=eu,zone=a
     #[arg(long, env = "FLOTILLA_LOCALITY", value_name = "LABELS")]
     locality: Option<String>,
 
-    /// Found a new cluster with this node; a folder that has an identity already just goes on
+    /// Found a new cluster with this node; ignored if the data directory already holds an identity
     #[arg(long, env = "FLOTILLA_BOOTSTRAP", conflicts_with = "join")]
     #[serde(default)]
     bootstrap: bool,
-    /// Run one node with nothing else to configure: found a cluster when the folder is empty
+    /// Run a single node without further configuration; found a cluster if the data directory is empty
     #[arg(long, env = "FLOTILLA_SINGLE", conflicts_with = "join")]
     #[serde(default)]
     single: bool,
-    /// Join the cluster that these peers belong to (their --listen addresses, comma-separated)
+    /// Join the cluster of these peers (their --listen addresses, comma-separated)
     #[arg(long, env = "FLOTILLA_JOIN", value_name = "ADDRS", value_delimiter = ',')]
     join: Option<Vec<SocketAddr>>,
-    /// Join token, from `flotilla token create` on the cluster
+    /// Join token, created with `flotilla token create` on the cluster
     #[arg(long, env = "FLOTILLA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
 
-    /// Shards of the collection `default` when this node founds a cluster, 1 to 16: best one for each node, because fewer requests gather where there are more [default: 3]
+    /// Shards of the collection `default` if this node founds a cluster, 1 to 16; one per node is best
+    /// [default: 3]
     #[arg(long, env = "FLOTILLA_SHARDS", value_name = "N")]
     shards: Option<u16>,
 
-    /// Milliseconds to a tick of all groups [default: 50]
+    /// Milliseconds per Raft tick [default: 50]
     #[arg(long, env = "FLOTILLA_TICK_MS", value_name = "MS")]
     tick_ms: Option<u64>,
-    /// Ticks without a leader before an election; each replica waits 1–2 times as long [default: 8]
+    /// Ticks without a leader before an election; each replica waits a random 1 to 2 times as long
+    /// [default: 8]
     #[arg(long, env = "FLOTILLA_ELECTION_TICKS", value_name = "N")]
     election_ticks: Option<usize>,
-    /// Ticks between heartbeats; at most a third of the election ticks [default: 2]
+    /// Ticks between Raft heartbeats; at most a third of the election ticks [default: 2]
     #[arg(long, env = "FLOTILLA_HEARTBEAT_TICKS", value_name = "N")]
     heartbeat_ticks: Option<usize>,
-    /// Whether leaders answer strong reads by lease; --tick-ms and --election-ticks must then be the same on all nodes [default: true]
+    /// Whether leaders serve strong reads under a lease; --tick-ms and --election-ticks must then be equal on
+    /// all nodes [default: true]
     #[arg(long, env = "FLOTILLA_LEASES", value_name = "BOOL")]
     leases: Option<bool>,
-    /// Bytes of applied records that a replica keeps in memory before a checkpoint [default: 33554432]
+    /// Memtable size of a replica, in bytes, that triggers a checkpoint [default: 33554432]
     #[arg(long, env = "FLOTILLA_MEMTABLE_BYTES", value_name = "BYTES")]
     memtable_bytes: Option<usize>,
-    /// Where records behind the memtables are found: in the checkpoints' own objects, or in sled, fed from them [default: objects]
+    /// Where checkpointed records are read from [default: objects]
     #[arg(long, env = "FLOTILLA_VIEW", value_name = "VIEW")]
     view: Option<View>,
-    /// Bytes of log behind a replica's checkpoint that trigger the next one [default: 67108864]
+    /// Bytes of log after a replica's checkpoint that trigger the next checkpoint [default: 67108864]
     #[arg(long, env = "FLOTILLA_LOG_BYTES", value_name = "BYTES")]
     log_bytes: Option<u64>,
-    /// Entries that stay in the log for followers that are a little behind [default: 1024]
+    /// Log entries that a checkpoint leaves in the log, for followers that lag slightly [default: 1024]
     #[arg(long, env = "FLOTILLA_LOG_TAIL_ENTRIES", value_name = "N")]
     log_tail_entries: Option<u64>,
-    /// Origins that browsers may call the HTTP interface from (comma-separated; none by default)
+    /// Origins from which browsers may call the HTTP interface (comma-separated) [default: none]
     #[arg(long, env = "FLOTILLA_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
 
-    /// How log lines look [default: text]
+    /// Format of log lines [default: text]
     #[arg(long, env = "FLOTILLA_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
-    /// What is logged: error, warn, info, debug, trace, or a filter such as info,flotilla_control=debug [default: info]
+    /// Log level (error, warn, info, debug, trace) or a filter such as info,flotilla_control=debug
+    /// [default: info]
     #[arg(long, env = "FLOTILLA_LOG", value_name = "FILTER")]
     log: Option<String>,
 }
 
-/// How this node comes to its identity when the folder holds none.
+/// How this node gets an identity if the data folder holds none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// It must have one already.
+    /// It does not: it must already have one.
     Resume,
     /// It founds a cluster.
     Found,
     /// It joins one.
     Join {
-        /// Peers to ask, in any order.
+        /// Peers to send the join request to, in any order.
         peers: Vec<SocketAddr>,
-        /// The token.
+        /// The join token.
         token: String,
     },
 }
@@ -171,7 +180,7 @@ pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) locality: Locality,
     pub(crate) origin: Origin,
-    /// Of the collection `default`, when this node founds a cluster.
+    /// Shards of the collection `default`, if this node founds a cluster.
     pub(crate) shards: u16,
     pub(crate) host: HostConfig,
     pub(crate) view: View,
@@ -181,12 +190,12 @@ pub(crate) struct Config {
 }
 
 impl StartArgs {
-    /// Reads the file, if one is named, fills in defaults and checks everything.
+    /// Reads the configuration file if there is one, fills in defaults and validates the result.
     pub(crate) fn resolve(self) -> anyhow::Result<Config> {
         let file = match &self.config {
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-                toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?
+                toml::from_str(&text).with_context(|| format!("{} is not a valid configuration", path.display()))?
             }
             None => Settings::default(),
         };
@@ -195,6 +204,7 @@ impl StartArgs {
 }
 
 impl Settings {
+    /// These settings, with those of the file where they are not set.
     fn or(self, file: Self) -> Self {
         Self {
             data_dir: self.data_dir.or(file.data_dir),
@@ -224,14 +234,14 @@ impl Settings {
     }
 
     fn resolve(self) -> anyhow::Result<Config> {
-        let listen = self.listen.unwrap_or(LISTEN);
+        let listen = self.listen.unwrap_or(LISTEN_DEFAULT);
         let origin = match (self.bootstrap || self.single, self.join, self.token) {
             (true, None, _) => Origin::Found,
             (false, Some(peers), Some(token)) if !peers.is_empty() => Origin::Join { peers, token },
             (false, Some(_), None) => {
-                bail!("--join needs --token; get one with `flotilla token create` on the cluster")
+                bail!("--join needs --token; create one with `flotilla token create` on the cluster")
             }
-            (true, Some(_), _) => bail!("a node either founds a cluster or joins one"),
+            (true, Some(_), _) => bail!("a node either founds a cluster or joins one, not both"),
             _ => Origin::Resume,
         };
         let defaults = HostConfig::default();
@@ -249,17 +259,17 @@ impl Settings {
             ..HostConfig::default()
         };
         host.validate()?;
-        let shards = self.shards.unwrap_or(SHARDS);
-        if !(1..=BUCKETS).contains(&shards) {
-            bail!("--shards must be 1 to {BUCKETS}: the collection `default` has {BUCKETS} buckets");
+        let shards = self.shards.unwrap_or(SHARDS_DEFAULT);
+        if !(1..=BUCKETS_DEFAULT).contains(&shards) {
+            bail!("--shards must be 1 to {BUCKETS_DEFAULT}: the collection `default` has {BUCKETS_DEFAULT} buckets");
         }
         let locality = self.locality.unwrap_or_default().parse()?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| "flotilla-data".into()),
             listen,
             advertise: self.advertise.unwrap_or(listen),
-            http: self.http.unwrap_or(HTTP),
-            redis: self.redis.unwrap_or(REDIS),
+            http: self.http.unwrap_or(HTTP_DEFAULT),
+            redis: self.redis.unwrap_or(REDIS_DEFAULT),
             name: self.name.unwrap_or_else(|| format!("node-{}", listen.port())),
             locality,
             origin,
@@ -281,11 +291,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_win_over_the_file_and_the_file_over_defaults() {
+    fn flags_override_the_file_and_the_file_overrides_defaults() {
         let file: Settings = toml::from_str("name = \"file\"\ntick_ms = 20\n").unwrap();
         let flags = Settings { name: Some("flag".to_owned()), ..Settings::default() };
         let config = flags.or(file).resolve().unwrap();
-        assert_eq!((config.name.as_str(), config.host.tick_ms, config.listen), ("flag", 20, LISTEN));
+        assert_eq!((config.name.as_str(), config.host.tick_ms, config.listen), ("flag", 20, LISTEN_DEFAULT));
     }
 
     #[test]
@@ -295,33 +305,59 @@ mod tests {
 
     #[test]
     fn joining_needs_a_token() {
-        let settings = Settings { join: Some(vec![LISTEN]), ..Settings::default() };
+        let settings = Settings { join: Some(vec![LISTEN_DEFAULT]), ..Settings::default() };
         assert!(settings.resolve().unwrap_err().to_string().contains("--token"));
     }
 
     #[test]
-    fn heartbeats_that_are_too_rare_are_refused() {
+    fn a_heartbeat_interval_too_long_for_elections_is_refused() {
         let settings = Settings { heartbeat_ticks: Some(7), ..Settings::default() };
         assert!(settings.resolve().is_err());
     }
 
     #[test]
-    fn absurd_ticks_are_refused_not_multiplied() {
-        for absurd in [usize::MAX, usize::MAX / 3] {
-            let settings = Settings { heartbeat_ticks: Some(absurd), ..Settings::default() };
+    fn huge_tick_counts_are_refused_without_overflow() {
+        for huge in [usize::MAX, usize::MAX / 3] {
+            let settings = Settings { heartbeat_ticks: Some(huge), ..Settings::default() };
             assert!(settings.resolve().is_err());
-            let settings = Settings { election_ticks: Some(absurd), ..Settings::default() };
+            let settings = Settings { election_ticks: Some(huge), ..Settings::default() };
             assert!(settings.resolve().is_err());
         }
         let settings = Settings { tick_ms: Some(u64::MAX), ..Settings::default() };
         assert!(settings.resolve().is_err());
     }
 
-    /// The command line as far as `start` goes.
+    /// The command line of `start`.
     #[derive(Debug, clap::Parser)]
     struct Line {
         #[command(flatten)]
         args: StartArgs,
+    }
+
+    #[test]
+    fn help_states_the_defaults_in_force() {
+        use clap::CommandFactory as _;
+
+        let config = Settings::default().resolve().unwrap();
+        let help = Line::command().render_long_help().to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        for (flag, default) in [
+            ("--data-dir", config.data_dir.display().to_string()),
+            ("--listen", config.listen.to_string()),
+            ("--http", config.http.to_string()),
+            ("--redis", config.redis.to_string()),
+            ("--shards", config.shards.to_string()),
+            ("--tick-ms", config.host.tick_ms.to_string()),
+            ("--election-ticks", config.host.raft.election_ticks.to_string()),
+            ("--heartbeat-ticks", config.host.raft.heartbeat_ticks.to_string()),
+            ("--memtable-bytes", config.host.memtable_bytes_max.to_string()),
+            ("--log-bytes", config.host.log_bytes_max.to_string()),
+            ("--log-tail-entries", config.host.log_tail_entries.to_string()),
+            ("--log", config.log),
+        ] {
+            let (_, after) = help.split_once(&format!("{flag} <")).expect(flag);
+            let (_, stated) = after.split_once("[default: ").expect(flag);
+            assert!(stated.starts_with(&format!("{default}]")), "{flag}: {default}");
+        }
     }
 
     #[test]

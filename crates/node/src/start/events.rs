@@ -1,4 +1,4 @@
-//! The last things that happened, for whoever asks or follows.
+//! The recent events of this node, to list and to follow.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,33 +8,39 @@ use flotilla_replication::{LostReason, clock};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-/// Events remembered for those who resume.
-const RING_MAX: usize = 1_024;
-/// Ids of a start begin at its Unix milliseconds times this, above every id of earlier starts.
+/// Events that are kept for clients that resume.
+const EVENTS_MAX: usize = 1_024;
+/// The first id of a start is its Unix time in milliseconds times this, which is above every id of earlier
+/// starts.
 const IDS_PER_MILLISECOND: u64 = 1_024;
 
-/// A bounded ring with subscribers.
+/// A bounded buffer of events with subscribers. The oldest events are dropped first.
 pub(crate) struct Events {
-    ring: Mutex<(u64, VecDeque<ApiEvent>)>,
+    recent: Mutex<Recent>,
     live: broadcast::Sender<ApiEvent>,
+}
+
+struct Recent {
+    last_id: u64,
+    events: VecDeque<ApiEvent>,
 }
 
 impl Events {
     pub(crate) fn new() -> Self {
-        let first = clock::wall_ms() * IDS_PER_MILLISECOND;
-        Self { ring: Mutex::new((first, VecDeque::new())), live: broadcast::Sender::new(RING_MAX) }
+        let recent = Recent { last_id: clock::wall_ms() * IDS_PER_MILLISECOND, events: VecDeque::new() };
+        Self { recent: Mutex::new(recent), live: broadcast::Sender::new(EVENTS_MAX) }
     }
 
     pub(crate) fn push(&self, event: Event) {
         let (kind, detail) = describe(event);
-        let mut ring = self.ring.lock();
-        ring.0 += 1;
-        let event = ApiEvent { id: ring.0, time_ms: clock::wall_ms(), kind: kind.to_owned(), detail };
-        if ring.1.len() == RING_MAX {
-            ring.1.pop_front();
+        let mut recent = self.recent.lock();
+        recent.last_id += 1;
+        let event = ApiEvent { id: recent.last_id, time_ms: clock::wall_ms(), kind: kind.to_owned(), detail };
+        if recent.events.len() == EVENTS_MAX {
+            recent.events.pop_front();
         }
-        ring.1.push_back(event.clone());
-        // Under the lock, so that subscribers see the order of the ids.
+        recent.events.push_back(event.clone());
+        // Sent under the lock, so that subscribers get the events in the order of their ids.
         let _ = self.live.send(event);
     }
 
@@ -43,7 +49,7 @@ impl Events {
     }
 
     pub(crate) fn recent(&self) -> Vec<ApiEvent> {
-        self.ring.lock().1.iter().cloned().collect()
+        self.recent.lock().events.iter().cloned().collect()
     }
 }
 
@@ -84,13 +90,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ring_forgets_the_oldest_and_ids_have_no_holes() {
+    fn the_oldest_events_are_dropped_and_ids_are_consecutive() {
         let events = Events::new();
-        for term in 0..RING_MAX as u64 + 10 {
+        for term in 0..EVENTS_MAX as u64 + 10 {
             events.push(Event::Leader { shard: ShardId(1), term: Term(term), node: NodeId(1) });
         }
         let recent = events.recent();
-        assert_eq!(recent.len(), RING_MAX);
+        assert_eq!(recent.len(), EVENTS_MAX);
         assert!(recent.windows(2).all(|pair| pair[0].id + 1 == pair[1].id));
         assert_eq!(recent[0].detail["term"], "t10");
     }

@@ -1,14 +1,15 @@
-//! The data folder: who this node is, how often it has started, and what it last knew of the cluster.
+//! The data folder: the node's identity, its incarnation, and the metadata it last saw.
 //!
-//! `identity.json` (certificates and key), `authority.json` (only on voters of the metadata group), `incarnation`,
-//! `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding` (until the cluster is founded), `metadata` (a cache), and the
-//! folders `log` and `state`. Every file is replaced whole: written beside, fsynced, renamed.
+//! `identity.json` (certificates and key), `authority.json` (only on voters of the metadata group),
+//! `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding`
+//! (until the cluster is founded), `metadata` (a cache), and the folders `log` and `state`. Every file is
+//! replaced as a whole and durably; a crash leaves the old or the new content. A lock makes the folder
+//! exclusive to one process.
 
 use std::{
     fs::{self, File},
-    io::{self, Write as _},
+    io,
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -16,16 +17,19 @@ use anyhow::{Context as _, bail};
 use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_identity::{ClusterAuthority, IdentityPem, NodeIdentity, NodeKey};
 use flotilla_meta::MetaState;
+use flotilla_storage::{ReplaceStep, replace_file, sync_dir};
 use flotilla_types::{Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
-/// Incarnations count seconds since 2026, so that two lives of a restored folder never share one.
+/// Incarnations start from the seconds since 2026, so that a node restored from a copy of its folder does not
+/// reuse one.
 const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
 
-/// Reached in 2060. The log's sequences begin with the incarnation and have no room for a larger one.
+/// Largest incarnation, reached in 2060. It is the prefix of the log's sequences, which have no room for a
+/// larger one.
 const INCARNATION_MAX: u64 = (1 << 30) - 2;
 
-/// A node's folder, locked for this process.
+/// The data folder, locked by this process.
 pub(crate) struct Folder {
     dir: PathBuf,
     _lock: File,
@@ -66,14 +70,14 @@ impl Folder {
     }
 
     pub(crate) fn authority(&self) -> anyhow::Result<Option<ClusterAuthority>> {
-        self.read("authority.json")?.map(|text| authority_from(&text)).transpose()
+        self.read("authority.json")?.map(|text| decode_authority(&text)).transpose()
     }
 
     pub(crate) fn set_authority(&self, authority: &ClusterAuthority) -> anyhow::Result<()> {
-        Ok(self.write("authority.json", &authority_to(authority)?)?)
+        Ok(self.write("authority.json", &encode_authority(authority)?)?)
     }
 
-    /// The key that a join was begun with: a join that is tried again must come with the same one.
+    /// The key for a join, created at the first call. A retried join must use the same key.
     pub(crate) fn joining_key(&self) -> anyhow::Result<NodeKey> {
         if let Some(pem) = self.read("joining.key")? {
             return Ok(NodeKey::from_pem(std::str::from_utf8(&pem)?)?);
@@ -83,11 +87,11 @@ impl Folder {
         Ok(key)
     }
 
-    pub(crate) fn joined(&self) -> io::Result<()> {
+    pub(crate) fn remove_joining_key(&self) -> io::Result<()> {
         self.remove("joining.key")
     }
 
-    /// Whom to ask for metadata while there is none.
+    /// The peers to fetch metadata from while there is none.
     pub(crate) fn seeds(&self) -> anyhow::Result<Vec<(NodeId, SocketAddr)>> {
         match self.read("seeds.json")? {
             Some(text) => serde_json::from_slice(&text).context("seeds.json does not parse"),
@@ -107,11 +111,11 @@ impl Folder {
         self.write("founding", b"")
     }
 
-    pub(crate) fn founded(&self) -> io::Result<()> {
+    pub(crate) fn clear_founding(&self) -> io::Result<()> {
         self.remove("founding")
     }
 
-    /// Counts this start, durably.
+    /// Increments the incarnation, durably, and returns it.
     pub(crate) fn next_incarnation(&self, wall_ms: u64) -> anyhow::Result<Incarnation> {
         let last: u64 = match self.read("incarnation")? {
             Some(text) => std::str::from_utf8(&text)?.trim().parse().context("`incarnation` is not a number")?,
@@ -119,13 +123,13 @@ impl Folder {
         };
         let next = last.saturating_add(1).max((wall_ms / 1_000).saturating_sub(EPOCH_UNIX_SECONDS));
         if next > INCARNATION_MAX {
-            bail!("start {next} of this node: `incarnation` is damaged, or the clock is decades ahead");
+            bail!("incarnation {next} is too large: `incarnation` is damaged, or the clock is decades ahead");
         }
         self.write("incarnation", next.to_string().as_bytes())?;
         Ok(Incarnation(next))
     }
 
-    /// The metadata as last seen; only a cache, so whatever does not parse is as good as nothing.
+    /// The cached metadata. The default state when there is none or it does not parse.
     pub(crate) fn metadata(&self) -> MetaState {
         let cached = self.read("metadata").ok().flatten();
         cached.and_then(|bytes| MetaState::decode(&bytes).ok()).unwrap_or_default()
@@ -143,17 +147,17 @@ impl Folder {
         }
     }
 
+    /// Replaces a file durably. Only the owner may read it.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         failpoint(Place::FolderBeforeWrite)?;
-        let beside = self.dir.join(format!("{name}.new"));
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(bytes)?;
-        reached(Place::FolderBeside);
-        file.sync_all()?;
-        failpoint(Place::FolderSynced)?;
-        fs::rename(&beside, self.dir.join(name))?;
-        failpoint(Place::FolderRenamed)?;
-        self.sync()?;
+        replace_file(&self.dir.join(name), bytes, 0o600, |step| match step {
+            ReplaceStep::Written => {
+                reached(Place::FolderBeside);
+                Ok(())
+            }
+            ReplaceStep::Synced => failpoint(Place::FolderSynced),
+            ReplaceStep::Renamed => failpoint(Place::FolderRenamed),
+        })?;
         reached(Place::FolderReplaced);
         Ok(())
     }
@@ -161,23 +165,19 @@ impl Folder {
     fn remove(&self, name: &str) -> io::Result<()> {
         match fs::remove_file(self.dir.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => self.sync(),
+            _ => sync_dir(&self.dir),
         }
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        File::open(&self.dir)?.sync_all()
     }
 }
 
-/// The authority as it travels to another voter.
-pub(crate) fn authority_to(authority: &ClusterAuthority) -> anyhow::Result<Vec<u8>> {
+/// Encodes the authority for a file or another voter.
+pub(crate) fn encode_authority(authority: &ClusterAuthority) -> anyhow::Result<Vec<u8>> {
     let file = AuthorityFile { cert: authority.cert_pem(), key: authority.key_pem() };
     Ok(serde_json::to_vec_pretty(&file)?)
 }
 
-/// Takes an authority from a file or a peer.
-pub(crate) fn authority_from(bytes: &[u8]) -> anyhow::Result<ClusterAuthority> {
+/// Decodes the authority from a file or a peer.
+pub(crate) fn decode_authority(bytes: &[u8]) -> anyhow::Result<ClusterAuthority> {
     let file: AuthorityFile = serde_json::from_slice(bytes).context("the authority does not parse")?;
     Ok(ClusterAuthority::from_pem(&file.cert, &file.key)?)
 }
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_start_is_counted_even_when_the_clock_goes_back() {
+    fn incarnations_increase_even_when_the_clock_goes_back() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         let first = folder.next_incarnation((EPOCH_UNIX_SECONDS + 100) * 1_000).unwrap();
@@ -199,14 +199,14 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_belongs_to_one_process() {
+    fn a_folder_is_locked_by_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let _folder = Folder::open(dir.path()).unwrap();
         assert!(Folder::open(dir.path()).is_err());
     }
 
     #[test]
-    fn a_join_that_is_tried_again_comes_with_the_same_key() {
+    fn a_retried_join_uses_the_same_key() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         let first = folder.joining_key().unwrap().public_key_digest();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incarnation_that_nothing_can_follow_is_damage() {
+    fn an_incarnation_over_the_limit_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         for last in [u64::MAX, INCARNATION_MAX] {
@@ -222,15 +222,15 @@ mod tests {
             assert!(folder.next_incarnation(0).is_err());
         }
         fs::remove_file(dir.path().join("incarnation")).unwrap();
-        assert!(folder.next_incarnation(u64::MAX).is_err(), "neither does a clock count that far");
-        assert!(folder.next_incarnation(0).is_ok(), "and nothing was kept of it");
+        assert!(folder.next_incarnation(u64::MAX).is_err(), "a clock that far ahead is refused too");
+        assert!(folder.next_incarnation(0).is_ok(), "the refused incarnation is not stored");
     }
 
     #[test]
     fn hostile_files_are_refused_by_name_or_read() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
-        let identity = crate::start::join::found(&folder).unwrap();
+        let identity = crate::start::join::found_cluster(&folder).unwrap();
         folder.set_seeds(&[(NodeId(2), ([127, 0, 0, 1], 7100).into())]).unwrap();
         folder.next_incarnation(0).unwrap();
         folder.set_metadata(&MetaState::default()).unwrap();

@@ -4,60 +4,61 @@ use std::{sync::Arc, time::Duration};
 
 use flotilla_control::Shards;
 use flotilla_failpoints::{Place, reached};
+use flotilla_identity::NodeIdentity;
 use flotilla_meta::{Addresses, Liveness, MetaCommand, MetaReply, NewNode};
 use flotilla_placement::Sharding;
 use flotilla_replication::Handle;
 use flotilla_types::{
-    Bucket, ClusterId, CollectionId, Epoch, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
+    Bucket, ClusterId, CollectionId, Epoch, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
     ShardDescriptor, ShardId,
 };
 
-use super::folder::Folder;
+use super::{
+    config::{BUCKETS_DEFAULT, Config, REPLICAS_DEFAULT},
+    folder::Folder,
+};
 
-const TIMEOUT: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(100);
-/// Buckets of the collection `default`: what its shards may be cut into.
-pub(crate) const BUCKETS: u16 = 16;
-const REPLICAS: u8 = 3;
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// What the founder proposes.
 pub(crate) struct Founding {
-    pub(crate) cluster: ClusterId,
-    pub(crate) node: NewNode,
+    cluster: ClusterId,
+    node: NewNode,
     /// Shards of the collection `default`.
-    pub(crate) shards: u16,
+    shards: u16,
 }
 
 impl Founding {
-    pub(crate) fn new(
-        cluster: ClusterId,
-        name: String,
-        addresses: Addresses,
-        locality: Locality,
-        key: [u8; 32],
-        shards: u16,
-    ) -> Self {
-        Self { cluster, node: NewNode { name, addresses, locality, key_digest: key }, shards }
+    pub(crate) fn new(config: &Config, identity: &NodeIdentity, addresses: Addresses) -> Self {
+        let node = NewNode {
+            name: config.name.clone(),
+            addresses,
+            locality: config.locality.clone(),
+            key_digest: identity.key().public_key_digest(),
+        };
+        Self { cluster: identity.cluster(), node, shards: config.shards }
     }
 
-    /// Founds, until it is done. Every step may be repeated.
+    /// Proposes the commands until they are committed. Every step is idempotent.
     pub(crate) async fn run(self, folder: Arc<Folder>, host: Handle, shards: Shards) {
         loop {
             let founded = self.step(&host, &shards).await;
             if founded {
                 reached(Place::FoundBeforeDone);
             }
-            if founded && folder.founded().is_ok() {
+            if founded && folder.clear_founding().is_ok() {
                 tracing::info!(cluster = %self.cluster, "the cluster is founded");
                 return;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
     async fn step(&self, host: &Handle, shards: &Shards) -> bool {
         host.create(ReplicaId(1), metadata_group(), true);
         let bootstrap = MetaCommand::Bootstrap { cluster: self.cluster, node: self.node.clone() };
-        if !matches!(shards.propose_meta(&bootstrap, TIMEOUT).await, Ok(MetaReply::Node(_))) {
+        if !matches!(shards.propose_meta(&bootstrap, PROPOSE_TIMEOUT).await, Ok(MetaReply::Node(_))) {
             return false;
         }
         let meta = shards.topology().meta();
@@ -67,15 +68,15 @@ impl Founding {
         let create = MetaCommand::CreateCollection {
             name: "default".to_owned(),
             sharding: Sharding::Hash,
-            buckets: BUCKETS,
-            replicas: REPLICAS,
-            initial_nodes: meta.initial_nodes(self.shards, REPLICAS, |_| Liveness::Live),
+            buckets: BUCKETS_DEFAULT,
+            replicas: REPLICAS_DEFAULT,
+            initial_nodes: meta.initial_nodes(self.shards, REPLICAS_DEFAULT, |_| Liveness::Live),
         };
-        matches!(shards.propose_meta(&create, TIMEOUT).await, Ok(MetaReply::Collection { .. }))
+        matches!(shards.propose_meta(&create, PROPOSE_TIMEOUT).await, Ok(MetaReply::Collection { .. }))
     }
 }
 
-/// The metadata group as the first node creates it; the same as its own record of itself.
+/// The descriptor of the metadata group at its creation. It must equal the group's own record of itself.
 fn metadata_group() -> ShardDescriptor {
     ShardDescriptor {
         shard: ShardId::META,

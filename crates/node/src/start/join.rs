@@ -1,4 +1,7 @@
-//! Becoming a member: founding a cluster, or asking one to be let in; and letting others in.
+//! Membership of this node: founding a cluster or joining one; and the admission of joining nodes.
+//!
+//! A join is idempotent: the joiner stores its key before the first request, and the cluster answers a retry
+//! with the same key with the same node id.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,20 +19,25 @@ use rustls_pki_types::CertificateDer;
 
 use super::{config::Config, folder::Folder};
 
+/// Timeout of one join request.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
-const JOIN_PAUSE: Duration = Duration::from_millis(500);
+/// Pause after all peers were tried without success.
+const JOIN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the metadata group may take to admit a node.
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Redirects followed before the next peer is tried.
 const REDIRECTS_MAX: usize = 3;
+/// Rounds between two warnings about a join that does not succeed.
+const ROUNDS_PER_WARNING: u32 = 20;
 
-/// Mints a cluster: its id, its authority, and the certificate of node 1.
-pub(crate) fn found(folder: &Folder) -> anyhow::Result<NodeIdentity> {
+/// Mints a new cluster's id and authority, and the identity of its first node.
+pub(crate) fn found_cluster(folder: &Folder) -> anyhow::Result<NodeIdentity> {
     let cluster = ClusterId(rand::random());
     let authority = ClusterAuthority::mint(cluster)?;
     let key = NodeKey::generate()?;
     let cert = authority.issue(NodeId(1), &key.csr_der()?)?;
     let identity = NodeIdentity::new(cluster, NodeId(1), authority.cert_der().clone(), cert, key)?;
-    // The identity comes last: it says that all the rest is there.
+    // The identity is written last: its presence means that the other files exist.
     folder.set_authority(&authority)?;
     folder.set_founding()?;
     folder.set_identity(&identity)?;
@@ -38,20 +46,20 @@ pub(crate) fn found(folder: &Folder) -> anyhow::Result<NodeIdentity> {
     Ok(identity)
 }
 
-/// What a node that was let in learns.
+/// What a node receives when it is admitted.
 pub(crate) struct Joined {
     pub(crate) identity: NodeIdentity,
     pub(crate) peers: Vec<(NodeId, SocketAddr)>,
 }
 
-/// Asks the peers, in turn and for as long as it takes, to be let in. A refusal is final.
-pub(crate) async fn join(
+/// Sends join requests to the peers in turn until one admits this node. A refusal is final.
+pub(crate) async fn join_cluster(
     folder: &Folder,
     config: &Config,
     peers: &[SocketAddr],
     token: &str,
 ) -> anyhow::Result<Joined> {
-    let parsed = JoinToken::parse(token).context("the join token is not valid; copy it again")?;
+    let parsed = JoinToken::parse(token).context("the join token is not valid")?;
     let key = folder.joining_key()?;
     reached(Place::JoinKeyKept);
     let addresses = addresses_of(config);
@@ -69,56 +77,61 @@ pub(crate) async fn join(
     loop {
         let mut foreign = 0;
         for peer in peers {
-            match ask(*peer, &parsed, &request).await {
+            match request_join(*peer, &parsed, &request).await {
                 Ok(peer::join_response::Kind::Joined(joined)) => {
                     reached(Place::JoinAnswered);
-                    let joined = accept(&parsed, key, joined)?;
+                    let joined = verify_admission(&parsed, key, joined)?;
                     folder.set_seeds(&joined.peers)?;
                     folder.set_identity(&joined.identity)?;
                     reached(Place::JoinIdentityKept);
-                    folder.joined()?;
+                    folder.remove_joining_key()?;
                     tracing::info!(node = %joined.identity.node(), cluster = %joined.identity.cluster(), "joined");
                     return Ok(joined);
                 }
-                Ok(peer::join_response::Kind::Refused(reason)) => bail!("{peer} refused to let this node in: {reason}"),
-                Ok(peer::join_response::Kind::Retry(reason)) if round.is_multiple_of(20) => {
-                    tracing::warn!(%peer, reason, "cannot join yet; trying on");
+                Ok(peer::join_response::Kind::Refused(reason)) => bail!("{peer} refused to admit this node: {reason}"),
+                Ok(peer::join_response::Kind::Retry(reason)) if round.is_multiple_of(ROUNDS_PER_WARNING) => {
+                    tracing::warn!(%peer, reason, "cannot join yet; retrying");
                 }
                 Ok(peer::join_response::Kind::Redirect(_) | peer::join_response::Kind::Retry(_)) => {}
-                Err(AskError::Foreign) => foreign += 1,
-                Err(AskError::Other(error)) if round.is_multiple_of(20) => {
-                    tracing::warn!(%peer, error = format!("{error:#}"), "cannot join through this peer yet; trying on");
+                Err(RequestError::Foreign) => foreign += 1,
+                Err(RequestError::Other(error)) if round.is_multiple_of(ROUNDS_PER_WARNING) => {
+                    tracing::warn!(%peer, error = format!("{error:#}"), "cannot join through this peer yet; retrying");
                 }
-                Err(AskError::Other(_)) => {}
+                Err(RequestError::Other(_)) => {}
             }
         }
-        // One foreign peer among others may be a mistake in the list; all of them mean that the token is.
+        // A single foreign peer may be a mistake in the list; if all are foreign, the token is for another
+        // cluster.
         if foreign == peers.len() {
-            bail!("the peers belong to another cluster than the join token");
+            bail!("the join token is for another cluster than the peers belong to");
         }
         round += 1;
-        tokio::time::sleep(JOIN_PAUSE).await;
+        tokio::time::sleep(JOIN_RETRY_INTERVAL).await;
     }
 }
 
-/// Why a peer gave no answer.
-enum AskError {
-    /// Its certificate is not of the authority that the token names.
+/// Why a join request got no answer.
+enum RequestError {
+    /// The peer's certificate was not issued by the authority in the token.
     Foreign,
     Other(anyhow::Error),
 }
 
-impl<E: Into<anyhow::Error>> From<E> for AskError {
+impl<E: Into<anyhow::Error>> From<E> for RequestError {
     fn from(error: E) -> Self {
         Self::Other(error.into())
     }
 }
 
-async fn ask(peer: SocketAddr, token: &JoinToken, request: &Bytes) -> Result<peer::join_response::Kind, AskError> {
+async fn request_join(
+    peer: SocketAddr,
+    token: &JoinToken,
+    request: &Bytes,
+) -> Result<peer::join_response::Kind, RequestError> {
     let mut address = peer;
     for _ in 0..=REDIRECTS_MAX {
         let answer = match join_call(address, token.fingerprint(), request.clone(), JOIN_TIMEOUT).await {
-            Err(TransportError::JoinConnect(PeerError::Handshake { .. })) => return Err(AskError::Foreign),
+            Err(TransportError::JoinConnect(PeerError::Handshake { .. })) => return Err(RequestError::Foreign),
             answer => answer?,
         };
         let response: peer::JoinResponse = decode(answer)?;
@@ -129,38 +142,39 @@ async fn ask(peer: SocketAddr, token: &JoinToken, request: &Bytes) -> Result<pee
             other => return Ok(other),
         }
     }
-    Err(AskError::Other(anyhow::anyhow!("redirected too often")))
+    Err(RequestError::Other(anyhow::anyhow!("redirected too often")))
 }
 
-fn accept(token: &JoinToken, key: NodeKey, joined: peer::Joined) -> anyhow::Result<Joined> {
+/// Checks the identity that the cluster issued.
+fn verify_admission(token: &JoinToken, key: NodeKey, joined: peer::Joined) -> anyhow::Result<Joined> {
     let authority = CertificateDer::from(joined.authority_certificate.to_vec());
     let cert = CertificateDer::from(joined.certificate.to_vec());
     let identity = NodeIdentity::new(token.cluster(), NodeId(joined.node), authority, cert, key)
         .context("the cluster issued an identity that is not valid")?;
     if identity.ca_fingerprint() != token.fingerprint() {
-        bail!("the cluster's authority is not the one that the token names");
+        bail!("the cluster's authority is not the one in the join token");
     }
     let peers = joined.peers.iter().filter_map(|peer| Some((NodeId(peer.node), peer.quic.parse().ok()?))).collect();
     Ok(Joined { identity, peers })
 }
 
-/// Where others reach this node.
+/// The addresses at which others reach this node.
 pub(crate) fn addresses_of(config: &Config) -> Addresses {
     Addresses { quic: config.advertise.to_string(), http: config.http.to_string(), redis: config.redis.to_string() }
 }
 
 /// The cluster's authority, on nodes that hold it.
-pub(crate) type Authority = Arc<RwLock<Option<ClusterAuthority>>>;
+pub(crate) type SharedAuthority = Arc<RwLock<Option<ClusterAuthority>>>;
 
-/// Lets others in.
-pub(crate) struct Doorkeeper {
+/// Admits joining nodes.
+pub(crate) struct JoinAdmission {
     pub(crate) identity: NodeIdentity,
-    pub(crate) authority: Authority,
+    pub(crate) authority: SharedAuthority,
     pub(crate) shards: Shards,
 }
 
-impl Doorkeeper {
-    /// Answers one request from somebody without a certificate.
+impl JoinAdmission {
+    /// Answers one join request from an unauthenticated node.
     pub(crate) async fn answer(&self, remote: SocketAddr, request: Bytes) -> Bytes {
         let kind = match decode::<peer::JoinRequest>(request) {
             Ok(request) => self.admit(remote, request).await,
@@ -179,14 +193,14 @@ impl Doorkeeper {
         }
         let digest = csr_public_key_digest(&request.csr);
         let Some(digest) = digest.ok().filter(|digest| digest[..] == request.public_key_digest[..]) else {
-            return refused("the certificate request does not fit its key");
+            return refused("the certificate request does not match the key digest");
         };
         let Ok(locality) = request.locality.parse() else { return refused("the locality does not parse") };
         if self.authority.read().is_none() {
             return self.redirect();
         }
-        if self.is_taken(&request.quic, &digest) {
-            return peer::join_response::Kind::Retry("a node that is alive stands at this address".to_owned());
+        if self.address_in_use(&request.quic, &digest) {
+            return peer::join_response::Kind::Retry("another live node has this address".to_owned());
         }
         let node = NewNode {
             name: request.name,
@@ -197,22 +211,22 @@ impl Doorkeeper {
         let join = JoinRequest { token: TokenId(token.id().0), secret_hash: token.hash().0, node };
         match self.shards.propose_meta(&MetaCommand::Join(join), ADMIT_TIMEOUT).await {
             Ok(MetaReply::Node(node)) => {
-                tracing::info!(%node, %remote, "let a node in");
+                tracing::info!(%node, %remote, "admitted a node");
                 self.certify(node, &request.csr)
             }
             Ok(MetaReply::Refused(refusal)) => {
-                tracing::warn!(%remote, %refusal, "refused to let a node in");
+                tracing::warn!(%remote, %refusal, "refused to admit a node");
                 refused(&refusal.to_string())
             }
-            Ok(_) => refused("the metadata group gave an answer that does not fit"),
+            Ok(_) => refused("the metadata group gave an unexpected answer"),
             Err(error @ (ShardError::Unavailable | ShardError::Busy | ShardError::Stale | ShardError::Unknown)) => {
                 peer::join_response::Kind::Retry(error.to_string())
             }
         }
     }
 
-    /// Whether another node that is alive has the joiner's address: a join would take that node out.
-    fn is_taken(&self, quic: &str, key_digest: &[u8; 32]) -> bool {
+    /// Whether another live node has the joiner's address. Admitting the joiner would mark that node as lost.
+    fn address_in_use(&self, quic: &str, key_digest: &[u8; 32]) -> bool {
         let topology = self.shards.topology();
         topology.meta().nodes().any(|record| {
             !record.state.is_gone()
@@ -230,9 +244,9 @@ impl Doorkeeper {
             None => return self.redirect(),
         };
         let meta = self.shards.topology().meta();
-        let present = meta.nodes().filter(|record| !record.state.is_gone() && record.id != node);
+        let others = meta.nodes().filter(|record| !record.state.is_gone() && record.id != node);
         let peers =
-            present.map(|record| peer::Peer { node: record.id.0, quic: record.addresses.quic.clone() }).collect();
+            others.map(|record| peer::Peer { node: record.id.0, quic: record.addresses.quic.clone() }).collect();
         peer::join_response::Kind::Joined(peer::Joined {
             node: node.0,
             cluster: Bytes::copy_from_slice(&self.identity.cluster().0),
@@ -242,7 +256,7 @@ impl Doorkeeper {
         })
     }
 
-    /// To a node that holds the authority: any voter of the metadata group, its leader first.
+    /// Redirects to a node that holds the authority: a voter of the metadata group, preferably its leader.
     fn redirect(&self) -> peer::join_response::Kind {
         let topology = self.shards.topology();
         let meta = topology.meta();

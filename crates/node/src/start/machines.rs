@@ -1,4 +1,4 @@
-//! Which state machine a shard runs.
+//! The state machine of each shard.
 
 use std::sync::Arc;
 
@@ -8,18 +8,14 @@ use flotilla_meta::MetaMachine;
 use flotilla_replication::MachineFactory;
 use flotilla_types::ShardId;
 
-/// Bytes of one answer: it must fit into a frame between nodes, with one value beside what is already there.
-const ANSWER_BYTES_MAX: u32 = 6 << 20;
-
-/// Metadata for the metadata group, keys and values for all others.
+/// The metadata state machine for the metadata group, the key-value state machine for all other shards.
 pub(crate) fn machines(topology: Arc<Topology>) -> MachineFactory {
-    let limits = Limits { answer_bytes_max: ANSWER_BYTES_MAX, ..Limits::default() };
     Box::new(move |shard| {
         if shard == ShardId::META {
             let topology = topology.clone();
             Box::new(MetaMachine::new(Box::new(move |state| topology.offer(&state))))
         } else {
-            Box::new(KvMachine::new(limits))
+            Box::new(KvMachine::new(Limits::default()))
         }
     })
 }

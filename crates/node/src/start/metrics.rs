@@ -1,8 +1,9 @@
-//! What `/metrics` says: what the crates count by themselves, and how this node is at this moment.
+//! The text of `/metrics`: the counters of all crates, and gauges of this node's current status.
 //!
-//! The second part is written anew for each reader, from the node's own status, so that a shard or peer that is gone leaves no
-//! series behind: there are as many as this node has replicas and peers. Deliberately absent: round-trip times and bytes by
-//! peer, which the transport publishes, and names of collections, which would make series of what users type.
+//! The gauges are rendered from the node's status at each scrape, so that a shard or peer that is gone leaves
+//! no series: their number is bounded by the node's replicas and peers. Deliberately absent: round-trip times
+//! and bytes per peer, which the transport publishes, and names of collections, because users choose them and
+//! each would add a series.
 
 use std::{
     fmt::{Display, Write as _},
@@ -14,12 +15,12 @@ use flotilla_api::{ClusterStatus, Liveness, LocalReplica, LocalRole, PeerState, 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Upper bounds of what is measured in seconds: from a cached read to a checkpoint of a large shard.
+/// Histogram buckets of durations, in seconds: from a cached read to a checkpoint of a large shard.
 const SECONDS: [f64; 18] = [
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0, 30.0,
 ];
-/// How often samples move from their buffers into the histograms. The buffers grow until then.
+/// How often buffered samples are moved into the histograms. The buffers grow until then.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 const ROLES: [LocalRole; 6] = [
@@ -32,7 +33,7 @@ const ROLES: [LocalRole; 6] = [
 ];
 const LIVENESS: [Liveness; 5] = [Liveness::Alive, Liveness::Suspect, Liveness::Down, Liveness::Left, Liveness::Unknown];
 
-/// Makes every crate's counters go here. Once in a process.
+/// Installs the recorder for the metrics of every crate. Call it once per process.
 pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
     Ok(builder()?.install_recorder()?)
 }
@@ -41,7 +42,7 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
     PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
 }
 
-/// Bounds the memory of samples while nobody reads `/metrics`. Never returns.
+/// Bounds the memory of buffered samples while `/metrics` is not scraped. Never returns.
 pub(crate) async fn upkeep(metrics: PrometheusHandle) {
     let mut ticks = tokio::time::interval(UPKEEP);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -51,7 +52,7 @@ pub(crate) async fn upkeep(metrics: PrometheusHandle) {
     }
 }
 
-/// The node at this moment, in the Prometheus text format.
+/// The gauges of the node's status, in the Prometheus text format.
 pub(crate) fn text(status: &ClusterStatus) -> String {
     let mut text = Text(String::new());
     node(&mut text, status);
@@ -64,23 +65,23 @@ pub(crate) fn text(status: &ClusterStatus) -> String {
         };
         (format!(r#"peer="{}",state="{state}""#, peer.node), 1)
     });
-    text.family("flotilla_peer_state", GAUGE, "What the connection to a peer is doing: 1 for its state", peers);
+    text.family("flotilla_peer_state", GAUGE, "State of the connection to a peer: 1 for the current state", peers);
     process(&mut text);
     text.0
 }
 
 fn node(text: &mut Text, status: &ClusterStatus) {
     let version = format!(r#"version="{}",node="{}""#, status.version, status.node);
-    text.family("flotilla_build_info", GAUGE, "The software and the node's id: always 1", [(version, 1)]);
-    text.one("flotilla_start_time_seconds", "When the node started, in Unix seconds", status.started_ms / 1_000);
+    text.family("flotilla_build_info", GAUGE, "Version and node id: always 1", [(version, 1)]);
+    text.one("flotilla_start_time_seconds", "Start time of the node, in Unix seconds", status.started_ms / 1_000);
     text.one("flotilla_draining", "Whether the node is draining", u8::from(status.draining));
     text.one("flotilla_metadata_quorum", "Whether the metadata group has a leader", u8::from(status.quorum));
-    text.one("flotilla_healthy", "Whether this node sees nothing to report", u8::from(status.health.ok));
+    text.one("flotilla_healthy", "Whether this node sees no problem in the cluster", u8::from(status.health.ok));
     let nodes = LIVENESS.map(|liveness| {
         let count = status.nodes.iter().filter(|node| node.liveness == liveness).count();
         (format!(r#"liveness="{}""#, liveness_name(liveness)), count)
     });
-    text.family("flotilla_nodes", GAUGE, "Nodes of the cluster as this one sees them", nodes);
+    text.family("flotilla_nodes", GAUGE, "Nodes of the cluster by liveness, as seen by this node", nodes);
     let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
     let unhealthy = status.shards.iter().filter(|shard| !shard.healthy).count();
     text.one("flotilla_shards", "Shards of the cluster", status.shards.len());
@@ -97,7 +98,7 @@ fn shards(text: &mut Text, shards: &[ShardInfo]) {
     text.family("flotilla_replicas", GAUGE, "Replicas on this node", replicas);
     let roles =
         here.iter().map(|(shard, replica)| (format!(r#"shard="{}",role="{}""#, shard.id, role_name(replica.role)), 1));
-    text.family("flotilla_shard_role", GAUGE, "This node's part in a shard: 1 for its role", roles);
+    text.family("flotilla_shard_role", GAUGE, "Role of the local replica of a shard: 1 for the current role", roles);
     let mut each = |name: &str, help: &str, value: fn(&LocalReplica) -> u64| {
         let samples = here.iter().map(|(shard, replica)| (format!(r#"shard="{}""#, shard.id), value(replica)));
         text.family(name, GAUGE, help, samples);
@@ -105,21 +106,21 @@ fn shards(text: &mut Text, shards: &[ShardInfo]) {
     each("flotilla_shard_term", "Raft term", |replica| replica.term);
     each("flotilla_shard_commit_index", "Last entry known to be committed", |replica| replica.commit);
     each("flotilla_shard_applied_index", "Last entry applied", |replica| replica.applied);
-    each("flotilla_shard_checkpoint_index", "Entry that the checkpoint covers", |replica| replica.checkpoint);
+    each("flotilla_shard_checkpoint_index", "Last entry covered by the checkpoint", |replica| replica.checkpoint);
     each("flotilla_shard_memtable_bytes", "Bytes in the memtable", |replica| replica.memtable_bytes);
 }
 
 fn process(text: &mut Text) {
     if let Some(bytes) = resident_bytes() {
-        text.one("flotilla_process_resident_bytes", "Memory of the process that is in RAM", bytes);
+        text.one("flotilla_process_resident_bytes", "Resident memory of the process", bytes);
     }
     let used = clock_gettime(ClockId::ProcessCPUTime);
     let name = "flotilla_process_cpu_seconds_total";
-    let help = "Processor time that the process used";
+    let help = "CPU time used by the process";
     text.family(name, COUNTER, help, [(String::new(), format!("{}.{:09}", used.tv_sec, used.tv_nsec))]);
 }
 
-/// `None` where there is no `/proc`.
+/// The resident memory of the process, in bytes. `None` without `/proc`.
 fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -151,7 +152,8 @@ fn liveness_name(liveness: Liveness) -> &'static str {
 const GAUGE: &str = "gauge";
 const COUNTER: &str = "counter";
 
-/// The text format. Labels come as they stand in it; none holds a character that needs escaping.
+/// A writer of the Prometheus text format. Labels are not escaped: no label contains a character that needs
+/// it.
 struct Text(String);
 
 impl Text {
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_and_a_peer_are_shown_and_leave_nothing_behind() {
+    fn series_of_replicas_and_peers_disappear_with_them() {
         let mut status = status();
         let shown = text(&status);
         for line in [
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn every_sample_stands_below_its_type_and_has_a_number() {
+    fn every_sample_follows_its_type_and_has_a_number() {
         let mut family = String::new();
         for line in text(&status()).lines() {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_histograms_with_buckets() {
+    fn durations_are_histograms_with_buckets() {
         let recorder = builder().expect("buckets").build_recorder();
         metrics::with_local_recorder(&recorder, || metrics::histogram!("flotilla_test_seconds").record(0.000_2));
         let shown = recorder.handle().render();

@@ -1,4 +1,4 @@
-//! `flotilla start`: builds a node from its parts and runs it until it is told to stop.
+//! `flotilla start`: assembles a node from the other crates and runs it until it is told to stop.
 
 mod admin;
 mod config;
@@ -22,10 +22,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use flotilla_control::{Control, ControlParts, Me, MembershipConfig, RpcServer, Topology, notices};
+use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcServer, Topology, notices};
 use flotilla_failpoints::{Place, reached};
 use flotilla_gateway::{HttpConfig, Store};
 use flotilla_identity::NodeIdentity;
+use flotilla_meta::MetaState;
 use flotilla_raft_log::EngineLog;
 use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;
@@ -34,6 +35,9 @@ use flotilla_types::{NodeId, SessionId};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch};
+use tracing_subscriber::{
+    Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
+};
 
 use admin::NodeAdmin;
 pub(crate) use config::StartArgs;
@@ -41,17 +45,17 @@ use config::{Config, LogFormat, Origin};
 use events::Events;
 use folder::Folder;
 use founding::Founding;
-use inbound::{Door, Inbound, Parts};
-use join::{Authority, Doorkeeper};
+use inbound::{Inbound, InboundHandler, Services};
+use join::{JoinAdmission, SharedAuthority};
 
-/// How long a node that leaves waits for others to take its leaderships over.
-const HAND_OVER: Duration = Duration::from_secs(3);
-/// Bytes of one frame between nodes: the largest entry (a batch of 8 MiB) and its envelope.
-const FRAME_BYTES_MAX: usize = 16 << 20;
-/// Exit code when the node cannot go on.
+/// How long a stopping node waits for the transfer of its leaderships.
+const LEADERSHIP_TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Exit code after a fatal error, such as a failed log.
 const EXIT_FATAL: i32 = 70;
 
-/// Runs a node. Returns when it was told to stop.
+type PublishEvent = Arc<dyn Fn(flotilla_control::Event) + Send + Sync>;
+
+/// Runs a node. Returns after it was told to stop.
 pub(crate) fn run(args: StartArgs) -> ExitCode {
     let config = match args.resolve() {
         Ok(config) => config,
@@ -71,12 +75,12 @@ pub(crate) fn run(args: StartArgs) -> ExitCode {
 }
 
 fn init_logging(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log).unwrap_or_else(|_| "info".into());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter: Targets = config.log.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    let layer = fmt::layer().with_writer(std::io::stderr);
     match config.log_format {
-        LogFormat::Text => subscriber.with_ansi(colours).init(),
-        LogFormat::Json => subscriber.json().init(),
+        LogFormat::Text => registry().with(layer.with_ansi(colours).with_filter(filter)).init(),
+        LogFormat::Json => registry().with(layer.json().with_filter(filter)).init(),
     }
 }
 
@@ -85,36 +89,40 @@ fn start(config: Config) -> anyhow::Result<()> {
     let folder = Arc::new(Folder::open(&config.data_dir)?);
     #[cfg(feature = "failpoints")]
     {
-        tracing::warn!("this build has failpoints: it is for tests");
+        tracing::warn!("this build has failpoints; use it for tests only");
         flotilla_failpoints::watch(&config.data_dir)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.spawn(metrics::upkeep(metrics.clone()));
     let host = runtime.block_on(serve(config, folder, metrics, runtime.handle().clone()))?;
-    // Its threads may still wait for tasks of the runtime.
+    // Stopped while the runtime still exists, because the host's threads may wait for its tasks.
     host.stop();
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
 }
 
-/// Who this node is, and whom it can ask for metadata when it knows none.
+/// This node's identity, and the peers to fetch metadata from while there is none. Founds or joins a cluster
+/// if the data folder holds no identity.
 async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdentity, Vec<(NodeId, SocketAddr)>)> {
     if let Some(identity) = folder.identity()? {
         return Ok((identity, folder.seeds()?));
     }
     match &config.origin {
-        Origin::Found => Ok((join::found(folder)?, Vec::new())),
+        Origin::Found => Ok((join::found_cluster(folder)?, Vec::new())),
         Origin::Join { peers, token } => {
-            let joined = join::join(folder, config, peers, token).await?;
+            let joined = join::join_cluster(folder, config, peers, token).await?;
             Ok((joined.identity, joined.peers))
         }
         Origin::Resume => anyhow::bail!(
-            "{} holds no identity: found a cluster with --bootstrap (or --single), or join one with --join ADDR --token TOKEN",
+            "{} holds no identity: found a cluster with --bootstrap (or --single), \
+             or join one with --join ADDR --token TOKEN",
             config.data_dir.display()
         ),
     }
 }
 
+/// Builds the node, runs it until it is told to stop, and shuts it down. Returns the host, whose threads
+/// still run.
 async fn serve(
     config: Config,
     folder: Arc<Folder>,
@@ -122,40 +130,28 @@ async fn serve(
     runtime: tokio::runtime::Handle,
 ) -> anyhow::Result<Host> {
     let (identity, seeds) = identity(&config, &folder).await?;
-    let incarnation = folder.next_incarnation(clock::wall_ms())?;
-    let me = Me {
-        node: identity.node(),
-        incarnation,
-        addresses: join::addresses_of(&config),
-        locality: config.locality.clone(),
-    };
-    tracing::info!(node = %me.node, cluster = %identity.cluster(), %incarnation, name = config.name, "starting");
+    let me = local_node(&config, &folder, &identity)?;
     let topology = Arc::new(Topology::new(me.node, folder.metadata()));
-    let authority: Authority = Arc::new(RwLock::new(folder.authority()?));
+    let authority: SharedAuthority = Arc::new(RwLock::new(folder.authority()?));
 
-    // Ports are taken before anything is opened, so that a second node on them fails at once.
-    let http =
-        TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {} (HTTP)", config.http))?;
-    let redis =
-        TcpListener::bind(config.redis).await.with_context(|| format!("cannot listen on {} (Redis)", config.redis))?;
+    // Ports are bound before the log and state are opened, so that a port conflict fails at once.
+    let (http, redis) = bind_client_ports(&config).await?;
     let inbound = Arc::new(Inbound::default());
-    inbound.know(topology.clone());
-    let mut transport = flotilla_transport::Config::new(config.listen);
-    transport.frame_bytes_max = FRAME_BYTES_MAX;
-    let network = Transport::start(transport, identity.clone(), Arc::new(Door(inbound.clone()))).await?;
-    let network = Arc::new(network);
-    for (node, address) in seeds.iter().filter(|_| topology.meta().version() == 0) {
-        network.set_peer(*node, *address);
+    inbound.set_topology(topology.clone());
+    let network = start_network(&config, &identity, inbound.clone()).await?;
+    if topology.meta().version() == 0 {
+        for (node, address) in &seeds {
+            network.set_peer(*node, *address);
+        }
     }
 
     let events = Arc::new(Events::new());
-    let tell: Arc<dyn Fn(flotilla_control::Event) + Send + Sync> = {
+    let publish: PublishEvent = {
         let events = events.clone();
         Arc::new(move |event| events.push(event))
     };
-    let (notices, losses) = notices(topology.clone(), tell.clone());
+    let (notices, losses) = notices(topology.clone(), publish.clone());
     let host = open_host(&config, &folder, &me, topology.clone(), network.clone(), notices, runtime)?;
-
     let control = Control::start(ControlParts {
         me: me.clone(),
         topology: topology.clone(),
@@ -166,69 +162,105 @@ async fn serve(
         listen: config.advertise,
         seed: rand::random(),
         seeds: seeds.iter().map(|(node, _)| *node).collect(),
-        authority: {
-            let authority = authority.clone();
-            Arc::new(move || authority.read().as_ref().and_then(|authority| folder::authority_to(authority).ok()))
-        },
-        events: tell,
-        keep: {
-            let folder = folder.clone();
-            Arc::new(move |meta| {
-                if meta.version() > 0 {
-                    reached(Place::FeedBeforeKeep);
-                    if let Err(error) = folder.set_metadata(meta) {
-                        tracing::warn!(%error, "the metadata cache could not be written");
-                    }
-                    reached(Place::FeedKept);
-                }
-            })
-        },
+        authority: authority_reader(authority.clone()),
+        events: publish,
+        save_meta: metadata_writer(folder.clone()),
     })?;
     let shards = control.shards().clone();
-    let door = Doorkeeper { identity: identity.clone(), authority: authority.clone(), shards: shards.clone() };
-    inbound.open(Parts {
+    let join_admission =
+        JoinAdmission { identity: identity.clone(), authority: authority.clone(), shards: shards.clone() };
+    inbound.set_services(Services {
         host: host.handle(),
         rpc: RpcServer::new(topology.clone(), host.handle(), take_authority(folder.clone(), authority, &identity)),
         gossip: control.gossip().clone(),
-        door: Arc::new(door),
+        join_admission: Arc::new(join_admission),
     });
     if folder.is_founding() {
-        let digest = identity.key().public_key_digest();
-        let (name, locality) = (config.name.clone(), config.locality.clone());
-        let founding = Founding::new(identity.cluster(), name, me.addresses.clone(), locality, digest, config.shards);
+        let founding = Founding::new(&config, &identity, me.addresses);
         tokio::spawn(founding.run(folder.clone(), host.handle(), shards.clone()));
     }
 
     let draining = Arc::new(AtomicBool::new(false));
+    let store = Store::new(shards.clone(), SessionId(rand::random()));
     let admin = NodeAdmin {
         identity,
         topology,
         host: host.handle(),
         network: network.clone(),
-        shards: shards.clone(),
+        shards,
         events,
         metrics,
         draining: draining.clone(),
         started_ms: clock::wall_ms(),
     };
-    let store = Store::new(shards, SessionId(rand::random()));
     let (stop, stopping) = watch::channel(false);
     let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), &stopping)?;
 
     wait_for_stop().await?;
-    tracing::info!("stopping: handing leaderships over");
+    tracing::info!("stopping: transferring leaderships");
     draining.store(true, Ordering::Relaxed);
     leave(&host.handle(), &control).await;
     let _ = stop.send(true);
-    let _ = tokio::time::timeout(HAND_OVER, gateways).await;
+    let _ = tokio::time::timeout(LEADERSHIP_TRANSFER_TIMEOUT, gateways).await;
     network.close().await;
     Ok(host)
+}
+
+/// Describes this node for this start, which is counted durably.
+fn local_node(config: &Config, folder: &Folder, identity: &NodeIdentity) -> anyhow::Result<LocalNode> {
+    let incarnation = folder.next_incarnation(clock::wall_ms())?;
+    let me = LocalNode {
+        node: identity.node(),
+        incarnation,
+        addresses: join::addresses_of(config),
+        locality: config.locality.clone(),
+    };
+    tracing::info!(node = %me.node, cluster = %identity.cluster(), %incarnation, name = config.name, "starting");
+    Ok(me)
+}
+
+/// Binds the HTTP and Redis ports.
+async fn bind_client_ports(config: &Config) -> anyhow::Result<(TcpListener, TcpListener)> {
+    let http =
+        TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {} (HTTP)", config.http))?;
+    let redis =
+        TcpListener::bind(config.redis).await.with_context(|| format!("cannot listen on {} (Redis)", config.redis))?;
+    Ok((http, redis))
+}
+
+async fn start_network(
+    config: &Config,
+    identity: &NodeIdentity,
+    inbound: Arc<Inbound>,
+) -> anyhow::Result<Arc<Transport>> {
+    let transport = flotilla_transport::Config::new(config.listen);
+    let network = Transport::start(transport, identity.clone(), Arc::new(InboundHandler(inbound))).await?;
+    Ok(Arc::new(network))
+}
+
+/// Reads the cluster authority, in the form in which it is sent to a new voter of the metadata group.
+fn authority_reader(authority: SharedAuthority) -> Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync> {
+    Arc::new(move || authority.read().as_ref().and_then(|authority| folder::encode_authority(authority).ok()))
+}
+
+/// Writes new metadata to the cache in the data folder.
+fn metadata_writer(folder: Arc<Folder>) -> Arc<dyn Fn(&MetaState) + Send + Sync> {
+    Arc::new(move |meta| {
+        if meta.version() == 0 {
+            return;
+        }
+        reached(Place::FeedBeforeKeep);
+        if let Err(error) = folder.set_metadata(meta) {
+            tracing::warn!(%error, "the metadata cache could not be written");
+        }
+        reached(Place::FeedKept);
+    })
 }
 
 fn open_host(
     config: &Config,
     folder: &Folder,
-    me: &Me,
+    me: &LocalNode,
     topology: Arc<Topology>,
     network: Arc<Transport>,
     notices: Box<dyn Fn(flotilla_replication::Notice) + Send>,
@@ -248,25 +280,26 @@ fn open_host(
         seed: rand::random(),
         notices,
         fatal: Arc::new(|reason| {
-            tracing::error!(reason, "this node cannot go on");
-            eprintln!("flotilla: this node cannot go on: {reason}");
+            tracing::error!(reason, "fatal error: the node stops");
+            eprintln!("flotilla: fatal error: {reason}");
             std::process::exit(EXIT_FATAL);
         }),
     };
     Ok(Host::start(parts, network, runtime)?)
 }
 
-/// Takes the cluster authority from the metadata group's leader, durably, if it is this cluster's.
+/// Accepts the cluster authority from the metadata group's leader, if it is this cluster's, and stores it
+/// durably.
 fn take_authority(
     folder: Arc<Folder>,
-    authority: Authority,
+    authority: SharedAuthority,
     identity: &NodeIdentity,
 ) -> flotilla_control::TakeAuthority {
     let pinned = identity.ca_fingerprint();
-    Arc::new(move |bytes| match folder::authority_from(bytes) {
+    Arc::new(move |bytes| match folder::decode_authority(bytes) {
         Ok(taken) if taken.fingerprint() == pinned => {
             if let Err(error) = folder.set_authority(&taken) {
-                tracing::error!(error = format!("{error:#}"), "the cluster authority could not be kept");
+                tracing::error!(error = format!("{error:#}"), "the cluster authority could not be stored");
                 return false;
             }
             *authority.write() = Some(taken);
@@ -276,6 +309,7 @@ fn take_authority(
     })
 }
 
+/// Starts the HTTP and Redis gateways. The returned future ends when both have stopped.
 fn serve_clients(
     config: &Config,
     http: TcpListener,
@@ -300,11 +334,12 @@ fn serve_clients(
     })
 }
 
-/// Hands leaderships over, then says goodbye. Bounded: a node that cannot hand over leaves all the same.
+/// Transfers leaderships, then announces the departure to the members. A node whose transfers do not finish
+/// in time leaves all the same.
 async fn leave(host: &Handle, control: &Control) {
     host.step_down();
-    let until = Instant::now() + HAND_OVER;
-    while host.leads_shared() > 0 && Instant::now() < until {
+    let deadline = Instant::now() + LEADERSHIP_TRANSFER_TIMEOUT;
+    while host.transferable_leaderships() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     control.leave().await;

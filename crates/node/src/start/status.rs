@@ -1,15 +1,16 @@
-//! What this node knows of the cluster, put together without asking anybody.
+//! The cluster's status as this node sees it, from local state only: it is available without a quorum.
 
 use flotilla_api::{
     ClusterStatus, Collection, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo,
     PeerState, ReplicaInfo, Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo,
 };
 use flotilla_control::{MemberState, Topology};
-use flotilla_meta::{MetaState, NodeRecord, NodeState as Life, Setting, ShardRecord, TokenRecord};
+use flotilla_meta::{MetaState, NodeRecord, NodeState as RecordState, Setting, ShardRecord, TokenRecord};
 use flotilla_replication::{Handle, ReplicaStatus, Role};
 use flotilla_transport::{Breaker, PeerStatus, Transport};
 use flotilla_types::{ClusterId, CollectionId, NodeId, ReplicaRole, ShardId};
 
+/// The local state from which a status is built.
 pub(crate) struct Sources<'a> {
     pub(crate) cluster: ClusterId,
     pub(crate) topology: &'a Topology,
@@ -28,7 +29,7 @@ impl Sources<'_> {
         let metadata_leader = self.leader(ShardId::META, &here);
         let nodes: Vec<_> = meta
             .nodes()
-            .filter(|node| node.state != Life::Removed)
+            .filter(|node| node.state != RecordState::Removed)
             .map(|node| self.node(node, &shards, metadata_leader))
             .collect();
         let quorum = metadata_leader.is_some();
@@ -49,12 +50,12 @@ impl Sources<'_> {
         }
     }
 
-    /// A replica here knows best; without one, hints are all there is.
+    /// The leader of a shard: from the local replica if it is a member of its group, else from leader hints.
     pub(crate) fn leader(&self, shard: ShardId, here: &[ReplicaStatus]) -> Option<NodeId> {
         let local = here.iter().find_map(|replica| {
             let group = replica.group.as_ref().filter(|_| replica.shard == shard)?;
-            let takes_part = group.conf.contains(replica.replica);
-            takes_part.then(|| replica.descriptor.node_of(group.leader))
+            let is_member = group.conf.contains(replica.replica);
+            is_member.then(|| replica.descriptor.node_of(group.leader))
         });
         local.unwrap_or_else(|| self.topology.leader(shard))
     }
@@ -62,17 +63,18 @@ impl Sources<'_> {
     fn shard(&self, meta: &MetaState, record: &ShardRecord, here: &[ReplicaStatus]) -> ShardInfo {
         let leader = self.leader(record.id, here);
         let local = here.iter().rev().find(|replica| replica.shard == record.id);
-        // The shard's own log is ahead of what it reported.
+        // The local replica's descriptor can be newer than the one that its leader reported to the metadata
+        // group.
         let newest = local.map(|replica| &replica.descriptor).filter(|own| own.epoch > record.descriptor.epoch);
         let descriptor = newest.unwrap_or(&record.descriptor);
         let alive = descriptor.replicas.iter().filter(|replica| {
             replica.role == ReplicaRole::Voter && self.topology.liveness(replica.node).0 == MemberState::Alive
         });
         let collection = meta.collection_with_id(record.collection);
-        // As many as wanted, or as few as a smaller cluster can hold: an odd number.
-        let active = meta.nodes().filter(|node| node.state == Life::Active).count();
-        let wanted = usize::from(record.replicas_desired).min(active.max(1));
-        let wanted = if wanted.is_multiple_of(2) { wanted - 1 } else { wanted };
+        // The desired number of replicas, or what a smaller cluster can hold, rounded down to an odd number.
+        let active = meta.nodes().filter(|node| node.state == RecordState::Active).count();
+        let possible = usize::from(record.replicas_desired).min(active.max(1));
+        let required = if possible.is_multiple_of(2) { possible - 1 } else { possible };
         ShardInfo {
             id: record.id,
             collection: collection.map(|collection| collection.name.clone()),
@@ -85,7 +87,7 @@ impl Sources<'_> {
                 .collect(),
             epoch: descriptor.epoch,
             desired_replicas: record.replicas_desired,
-            healthy: leader.is_some() && alive.count() >= wanted,
+            healthy: leader.is_some() && alive.count() >= required,
             local: local.map(local_replica),
         }
     }
@@ -102,10 +104,10 @@ impl Sources<'_> {
             redis: record.addresses.redis.clone(),
             locality: record.locality.clone(),
             state: match record.state {
-                Life::Active => NodeState::Active,
-                Life::Draining => NodeState::Draining,
-                Life::Lost => NodeState::Lost,
-                Life::Removed => NodeState::Removed,
+                RecordState::Active => NodeState::Active,
+                RecordState::Draining => NodeState::Draining,
+                RecordState::Lost => NodeState::Lost,
+                RecordState::Removed => NodeState::Removed,
             },
             liveness: match self.topology.liveness(record.id).0 {
                 MemberState::Alive => Liveness::Alive,
@@ -130,15 +132,15 @@ impl Sources<'_> {
 fn health(quorum: bool, nodes: &[NodeInfo], shards: &[ShardInfo]) -> Health {
     let mut reasons = Vec::new();
     if !quorum {
-        reasons.push("the metadata group has no leader: no node can join or change".to_owned());
+        reasons.push("the metadata group has no leader: nodes and collections cannot change".to_owned());
     }
     let leaderless = shards.iter().filter(|shard| shard.id != ShardId::META && shard.leader.is_none()).count();
     if leaderless > 0 {
-        reasons.push(format!("{leaderless} of {} shards have no leader: they serve nothing", shards.len() - 1));
+        reasons.push(format!("{leaderless} of {} shards have no leader and are unavailable", shards.len() - 1));
     }
-    let thin = shards.iter().filter(|shard| shard.leader.is_some() && !shard.healthy).count();
-    if thin > 0 {
-        reasons.push(format!("{thin} shards have fewer live replicas than wanted"));
+    let short = shards.iter().filter(|shard| shard.leader.is_some() && !shard.healthy).count();
+    if short > 0 {
+        reasons.push(format!("{short} shards have too few live replicas"));
     }
     for node in nodes.iter().filter(|node| node.state != NodeState::Lost) {
         if matches!(node.liveness, Liveness::Down | Liveness::Suspect | Liveness::Left) {
@@ -191,7 +193,7 @@ fn range_of(record: &ShardRecord) -> String {
     }
     let bucket = |key: &bytes::Bytes| flotilla_types::RecordKey::from_bytes(key.clone()).map(|key| key.bucket().0);
     match (bucket(&record.initial.range.start), bucket(&record.initial.range.end)) {
-        (Some(first), Some(behind)) if behind > first + 1 => format!("buckets {first}–{}", behind - 1),
+        (Some(first), Some(end)) if end > first + 1 => format!("buckets {first}–{}", end - 1),
         (Some(first), Some(_)) => format!("bucket {first}"),
         _ => "all keys".to_owned(),
     }

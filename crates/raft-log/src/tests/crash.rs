@@ -35,14 +35,14 @@ fn flip(file: &Path, offset: usize) {
     fs::write(file, bytes).unwrap();
 }
 
-/// Where the data of the entry with this index lies in a file.
+/// The offset in a file of the data of the entry with this index.
 fn find_data(file: &Path, index: u64, len: usize) -> usize {
     let (bytes, data) = (fs::read(file).unwrap(), entry(index, 1, len).data);
     bytes.windows(len).position(|window| window == &data[..]).unwrap()
 }
 
 #[test]
-fn a_killed_log_has_everything_that_was_written() {
+fn a_killed_log_recovers_every_write() {
     let dir = killed(20, 300, SMALL);
     let log = open(dir.path());
     assert_appended(&log, 20, 300);
@@ -63,7 +63,7 @@ fn a_torn_end_loses_whole_batches_only() {
         let count = log.recovered().0;
         assert_appended(&log, count, 60);
         recovered.insert(count);
-        // The log goes on where it was cut.
+        // Appending continues where the log was truncated.
         append(&log, count + 1, 60);
         drop(log);
         assert_appended(&open(dir.path()), count + 1, 60);
@@ -72,7 +72,7 @@ fn a_torn_end_loses_whole_batches_only() {
 }
 
 #[test]
-fn a_last_batch_with_torn_entries_never_was() {
+fn a_last_batch_with_torn_entries_is_discarded() {
     let dir = killed(4, 600, Options::default());
     let file = last_file(dir.path());
     let (at, mut bytes) = (find_data(&file, 4, 600), fs::read(&file).unwrap());
@@ -86,31 +86,31 @@ fn a_last_batch_with_torn_entries_never_was() {
 }
 
 #[test]
-fn damage_before_the_end_names_the_file_and_stays() {
+fn damage_before_the_end_names_the_file_and_is_not_truncated() {
     let dir = killed(6, 60, Options::default());
     let file = last_file(dir.path());
-    // Behind the data comes the index of the batch.
+    // The footer of the batch follows the data.
     flip(&file, find_data(&file, 3, 60) + 60 + 10);
     let before = fs::read(&file).unwrap();
     for _ in 0..2 {
         let message = refusal(dir.path());
         assert!(message.contains("damaged at byte") && message.contains(file.to_str().unwrap()), "{message}");
-        assert_eq!(fs::read(&file).unwrap(), before, "nothing is cut away");
+        assert_eq!(fs::read(&file).unwrap(), before, "nothing is truncated");
     }
 }
 
 #[test]
-fn damage_to_the_mark_of_a_batch_is_damage_too() {
+fn damage_to_the_sequence_of_a_batch_is_detected() {
     let dir = killed(6, 60, Options::default());
     let file = last_file(dir.path());
     let bytes = fs::read(&file).unwrap();
-    let marks: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"sequence")).collect();
-    flip(&file, marks[4] + 3);
-    assert!(refusal(dir.path()).contains("damaged at byte"), "the batch behind it was synced");
+    let sequences: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"sequence")).collect();
+    flip(&file, sequences[4] + 3);
+    assert!(refusal(dir.path()).contains("damaged at byte"), "the batch after it was synced");
 }
 
 #[test]
-fn a_damaged_file_header_is_no_empty_log() {
+fn a_damaged_file_header_is_not_an_empty_log() {
     let dir = killed(3, 60, Options::default());
     flip(&last_file(dir.path()), 5);
     assert!(refusal(dir.path()).contains("damaged at byte 0"));
@@ -127,7 +127,7 @@ fn damage_in_an_older_file_names_it() {
 }
 
 #[test]
-fn the_last_entries_of_an_older_file_are_not_cut_away() {
+fn damaged_last_entries_of_an_older_file_are_not_truncated() {
     let dir = killed(60, 300, SMALL);
     let first = dir.path().join("0000000000000001.raftlog");
     let bytes = fs::read(&first).unwrap();
@@ -138,11 +138,11 @@ fn the_last_entries_of_an_older_file_are_not_cut_away() {
     flip(&first, find_data(&first, last.unwrap(), 300));
     let message = refusal(dir.path());
     assert!(message.contains("damaged at byte") && message.contains(first.to_str().unwrap()), "{message}");
-    assert_eq!(fs::read(&first).unwrap().len(), bytes.len(), "nothing is cut away");
+    assert_eq!(fs::read(&first).unwrap().len(), bytes.len(), "nothing is truncated");
 }
 
 #[test]
-fn damaged_entries_before_a_torn_batch_are_not_cut_away() {
+fn damaged_entries_before_a_torn_batch_are_not_truncated() {
     let dir = killed(3, 300, Options::default());
     let file = last_file(dir.path());
     flip(&file, find_data(&file, 2, 300));
@@ -156,7 +156,7 @@ fn a_client_cannot_make_a_torn_batch_look_like_damage() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     append(&log, 1, 60);
-    // Everything a client could know of a batch, but for the folder's number.
+    // Everything a client could know of a batch, except the folder's nonce.
     let mut data = Vec::new();
     for sequence in 0..9_u64 {
         data.extend_from_slice(b"sequence\x11\x01\x00\x00\x00\x00\x00\x00\x00\x01");
@@ -164,7 +164,7 @@ fn a_client_cannot_make_a_torn_batch_look_like_damage() {
     }
     let forged = Entry { data: data.into(), ..entry(2, 1, 0) };
     let write = ReplicaWrite { entries: vec![forged], ..ReplicaWrite::new(ReplicaId(1)) };
-    log.write(LogBatch { sequence: WalSequence(2), replicas: vec![write], marks: Vec::new() }).unwrap();
+    log.write(LogBatch { sequence: WalSequence(2), replicas: vec![write], peer_sequences: Vec::new() }).unwrap();
     let copy = copy(dir.path());
     let file = last_file(copy.path());
     let end = written(&file);
@@ -173,16 +173,17 @@ fn a_client_cannot_make_a_torn_batch_look_like_damage() {
 }
 
 #[test]
-fn a_lost_file_is_noticed_by_the_replicas_it_held() {
+fn a_lost_file_makes_its_replicas_corrupt() {
     let dir = killed(60, 300, SMALL);
     fs::remove_file(dir.path().join("0000000000000003.raftlog")).unwrap();
     let log = open(dir.path());
     assert!(matches!(log.replicas(), Err(LogError::Corrupt { replica: ReplicaId(1), .. })));
     assert!(matches!(log.entries(ReplicaId(1), LogIndex(60), LogIndex(61), 0), Err(LogError::Corrupt { .. })));
-    let write = |write| log.write(LogBatch { sequence: WalSequence(61), replicas: vec![write], marks: Vec::new() });
+    let write =
+        |write| log.write(LogBatch { sequence: WalSequence(61), replicas: vec![write], peer_sequences: Vec::new() });
     let hard_state = Some(HardState::default());
     assert!(write(ReplicaWrite { hard_state, ..ReplicaWrite::new(ReplicaId(1)) }).is_err());
-    // Others go on once it is destroyed.
+    // Other replicas can be opened once it is destroyed.
     write(ReplicaWrite { destroy: true, ..ReplicaWrite::new(ReplicaId(1)) }).unwrap();
     write(create(2)).unwrap();
     drop(log);
@@ -213,7 +214,7 @@ proptest! {
         }
         let Ok(log) = EngineLog::open(dir.path(), SMALL) else { return Ok(()) };
         let recovered = log.recovered().0;
-        // One flip can pass for a torn end in the last batch only. Several may hide what tells them apart.
+        // A single flip looks like a torn end in the last batch only. Several flips may hide the difference.
         prop_assert!(recovered <= BATCHES && (flips > 1 || recovered >= BATCHES - 1), "{recovered}");
         let Ok(replicas) = log.replicas() else { return Ok(()) };
         prop_assert_eq!(replicas[0].1.hard_state.commit, LogIndex(recovered));

@@ -1,4 +1,4 @@
-//! A disk that gives back anything: records, the file `FORMAT`, whole log files.
+//! Hostile bytes from disk: records and whole log files.
 
 use flotilla_hostile::{Proportion, at_every_cut, attack, extreme_u64, mutated};
 use flotilla_storage::ReplicaBounds;
@@ -7,8 +7,8 @@ use proptest::{collection::vec, option, prelude::*, sample::Index};
 
 use super::*;
 use crate::record::{
-    SEQUENCE_KEY, decode_checkpoint, decode_node_pair, decode_replica, decode_sequence, encode_checkpoint, encode_mark,
-    encode_replica, encode_sequence, encode_tombstone, mark_key, tombstone_key,
+    SEQUENCE_KEY, decode_checkpoint, decode_node_pair, decode_replica, decode_sequence, encode_checkpoint,
+    encode_peer_sequence, encode_replica, encode_sequence, encode_tombstone, peer_sequence_key, tombstone_key,
 };
 
 /// Batches in a folder before it is damaged.
@@ -36,7 +36,7 @@ fn checkpoints() -> impl Strategy<Value = Checkpoint> {
 }
 
 #[test]
-fn hostile_replica_records_are_read_in_proportion() {
+fn hostile_replica_records_decode_within_proportional_memory() {
     attack(128, bounds(), |bounds| {
         let read = decode_replica(&encode_replica(&bounds));
         assert_eq!(read.ok(), (bounds.last < LogIndex(u64::MAX)).then_some(bounds));
@@ -49,7 +49,7 @@ fn hostile_replica_records_are_read_in_proportion() {
 }
 
 #[test]
-fn hostile_checkpoint_records_are_read_in_proportion() {
+fn hostile_checkpoint_records_decode_within_proportional_memory() {
     attack(64, checkpoints(), |checkpoint| {
         let encoded = encode_checkpoint(&checkpoint);
         assert_eq!(decode_checkpoint(&encoded), Ok(checkpoint));
@@ -61,9 +61,9 @@ fn hostile_checkpoint_records_are_read_in_proportion() {
 }
 
 #[test]
-fn hostile_pairs_of_the_node_are_read_in_proportion() {
+fn hostile_node_records_decode_within_proportional_memory() {
     let pair = (0..3_u8, extreme_u64(), extreme_u64()).prop_map(|(kind, id, number)| match kind {
-        0 => (mark_key(NodeId(id)), encode_mark(WalSequence(number))),
+        0 => (peer_sequence_key(NodeId(id)), encode_peer_sequence(WalSequence(number))),
         1 => (tombstone_key(ReplicaId(id)), encode_tombstone()),
         _ => (SEQUENCE_KEY.to_vec(), encode_sequence(id, WalSequence(number))),
     });
@@ -78,7 +78,7 @@ fn hostile_pairs_of_the_node_are_read_in_proportion() {
     });
 }
 
-/// A folder as a kill leaves it: several files, the last of them torn at most at its end.
+/// A folder as a kill leaves it: several files, of which only the last may be torn.
 fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
@@ -88,7 +88,7 @@ fn folder() -> tempfile::TempDir {
     copy(dir.path())
 }
 
-/// The longest beginning of a file without the space that is allocated ahead.
+/// The content of a file without the space that is allocated ahead.
 fn content(path: &Path) -> Vec<u8> {
     let mut bytes = fs::read(path).unwrap();
     bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
@@ -96,7 +96,7 @@ fn content(path: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn hostile_files_are_refused_or_read_as_they_were_written() {
+fn hostile_files_are_refused_or_read_correctly() {
     let whole = folder();
     let mut files: Vec<_> = fs::read_dir(whole.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
     files.sort();
@@ -109,7 +109,7 @@ fn hostile_files_are_refused_or_read_as_they_were_written() {
         let dir = copy(whole.path());
         fs::write(dir.path().join(&files[choice]), &bytes).unwrap();
         let Ok(log) = EngineLog::open(dir.path(), SMALL) else {
-            assert_eq!(fs::read(dir.path().join(&files[choice])).unwrap(), bytes, "what is refused is left as it is");
+            assert_eq!(fs::read(dir.path().join(&files[choice])).unwrap(), bytes, "a refused file is unchanged");
             return;
         };
         let recovered = log.recovered().0;
@@ -127,11 +127,12 @@ fn hostile_files_are_refused_or_read_as_they_were_written() {
 }
 
 #[test]
-fn hostile_noise_behind_the_end_costs_no_batch() {
+fn hostile_noise_after_the_end_loses_no_batch() {
     let whole = folder();
     let (last, _) = crate::tail::last_file(whole.path()).unwrap().unwrap();
     let (name, written) = (last.file_name().unwrap().to_owned(), content(&last));
-    // Half a batch, as a power cut leaves it: anything, but not the mark of a later batch of this folder.
+    // Part of a batch, as a power failure leaves it: any bytes except the sequence of a later batch of this
+    // folder.
     attack(30, vec(any::<u8>(), 0..300), |noise| {
         let dir = copy(whole.path());
         fs::write(dir.path().join(&name), [&written[..], &noise].concat()).unwrap();

@@ -1,4 +1,4 @@
-//! Long lives: the log against the one in memory, with files so small that they are purged all the time.
+//! Random walks: the log against the one in memory, with files so small that they are purged constantly.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,15 +6,15 @@ use flotilla_storage::{MemoryLog, ReplicaLog};
 
 use super::*;
 
-/// Two logs that are given the same batches.
-struct Pair {
+/// Two logs that receive the same batches.
+struct LogAndModel {
     dir: tempfile::TempDir,
     log: Option<EngineLog>,
     model: MemoryLog,
     sequence: u64,
 }
 
-impl Pair {
+impl LogAndModel {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = Some(open(dir.path()));
@@ -27,7 +27,8 @@ impl Pair {
 
     fn write(&mut self, write: ReplicaWrite) {
         self.sequence += 1;
-        let batch = LogBatch { sequence: WalSequence(self.sequence), replicas: vec![write], marks: Vec::new() };
+        let batch =
+            LogBatch { sequence: WalSequence(self.sequence), replicas: vec![write], peer_sequences: Vec::new() };
         let expected = self.model.write(batch.clone());
         assert_eq!(self.log().write(batch).is_ok(), expected.is_ok());
     }
@@ -59,15 +60,15 @@ impl Pair {
     }
 }
 
-/// One step in the life of a replica; `choice` is random.
-fn step(pair: &mut Pair, replica: u64, term: u64, choice: &[u8]) {
+/// One random write to a replica.
+fn step(pair: &mut LogAndModel, replica: u64, term: u64, choice: &[u8]) {
     let Some(state) = pair.state(replica) else { return pair.write(create(replica)) };
     let (truncated, last) = (state.truncated.0.0, state.last.0);
     let pick = |from: u64, to: u64, byte: u8| from + u64::from(byte) % (to + 1 - from);
     let id = ReplicaId(replica);
     match choice[0] % 16 {
         0..=7 => {
-            // Mostly at the end, sometimes over a suffix.
+            // Mostly at the end; sometimes the entries replace a suffix.
             let first = if choice[0] == 7 { pick(truncated + 1, last + 1, choice[1]) } else { last + 1 };
             let count = 1 + u64::from(choice[2] % 4);
             let entries =
@@ -89,16 +90,16 @@ fn step(pair: &mut Pair, replica: u64, term: u64, choice: &[u8]) {
         }
         14 if replica > 3 => pair.write(ReplicaWrite { destroy: true, ..ReplicaWrite::new(id) }),
         _ => {
-            let hole = ReplicaWrite { entries: vec![entry(last + 2, term, 10)], ..ReplicaWrite::new(id) };
-            pair.write(hole);
+            let with_gap = ReplicaWrite { entries: vec![entry(last + 2, term, 10)], ..ReplicaWrite::new(id) };
+            pair.write(with_gap);
         }
     }
 }
 
 #[test]
-fn a_long_life_with_purges_and_restarts_matches_the_model() {
+fn random_writes_with_purges_and_restarts_match_the_model() {
     for seed in 0..2 {
-        let mut pair = Pair::new();
+        let mut pair = LogAndModel::new();
         let choices = noise(seed + 77, 8 * 600);
         let mut purged = false;
         for (n, choice) in choices.chunks(8).enumerate() {
@@ -122,16 +123,16 @@ fn a_long_life_with_purges_and_restarts_matches_the_model() {
             }
         }
         pair.reopen();
-        assert!(purged, "the walk must meet purges");
+        assert!(purged, "the walk must include purges");
     }
 }
 
 #[test]
 fn replaced_entries_do_not_come_back_after_a_purge() {
-    let mut pair = Pair::new();
+    let mut pair = LogAndModel::new();
     pair.write(create(1));
     pair.write(create(2));
-    // A replica that stays where it is keeps old files of rewritten entries alive.
+    // An idle replica keeps old files of rewritten entries alive.
     pair.write(ReplicaWrite {
         entries: (1..=8).map(|index| entry(index, 1, 200)).collect(),
         ..ReplicaWrite::new(ReplicaId(2))
@@ -141,7 +142,8 @@ fn replaced_entries_do_not_come_back_after_a_purge() {
         ..ReplicaWrite::new(ReplicaId(1))
     });
     fill(&mut pair);
-    // Now the entries lie in a rewritten file. Replace their suffix, truncate up to the new end, and purge the commands.
+    // Now the entries are in a rewritten file. Replace their suffix, truncate up to the new end, and purge
+    // the commands.
     pair.write(ReplicaWrite { entries: vec![entry(25, 2, 20)], ..ReplicaWrite::new(ReplicaId(1)) });
     pair.write(truncate(1, 25, 2));
     fill(&mut pair);
@@ -156,7 +158,7 @@ fn replaced_entries_do_not_come_back_after_a_purge() {
 
 #[test]
 fn truncated_entries_that_come_back_do_not_block_the_log() {
-    let mut pair = Pair::new();
+    let mut pair = LogAndModel::new();
     pair.write(create(1));
     pair.write(create(2));
     let append = |replica: u64, from: u64, to: u64| {
@@ -166,7 +168,8 @@ fn truncated_entries_that_come_back_do_not_block_the_log() {
     pair.write(append(2, 1, 8));
     pair.write(append(1, 1, 10));
     fill(&mut pair);
-    // Entries that are never rewritten, and a truncation whose command is purged: the engine remembers 1 to 10 only.
+    // Entries that are never rewritten, and a truncation whose command is purged: the engine still knows 1 to
+    // 10 only.
     pair.write(append(1, 11, 20));
     pair.write(truncate(1, 20, 1));
     fill(&mut pair);
@@ -175,8 +178,8 @@ fn truncated_entries_that_come_back_do_not_block_the_log() {
     pair.reopen();
 }
 
-/// Writes and truncates another replica until the oldest files are gone.
-fn fill(pair: &mut Pair) {
+/// Writes and truncates another replica until the oldest files are deleted.
+fn fill(pair: &mut LogAndModel) {
     if pair.state(9).is_none() {
         pair.write(create(9));
     }
@@ -193,13 +196,13 @@ fn fill(pair: &mut Pair) {
 }
 
 #[test]
-fn reads_beside_a_purge_never_fail() {
+fn reads_during_a_purge_never_fail() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    // One block for each entry, so that a read takes its time.
+    // One block per entry, so that a read takes long.
     let entries: Vec<_> = (1..=30).map(|index| entry(index, 1, 30)).collect();
     let write = |sequence, replicas| {
-        log.write(LogBatch { sequence: WalSequence(sequence), replicas, marks: Vec::new() }).unwrap();
+        log.write(LogBatch { sequence: WalSequence(sequence), replicas, peer_sequences: Vec::new() }).unwrap();
     };
     write(1, vec![create(1), create(2)]);
     for entry in &entries {
@@ -226,5 +229,5 @@ fn reads_beside_a_purge_never_fail() {
         done.store(true, Ordering::Relaxed);
         assert!(reader.join().unwrap() > 0);
     });
-    assert!(!dir.path().join("0000000000000001.raftlog").exists(), "files were purged meanwhile");
+    assert!(!dir.path().join("0000000000000001.raftlog").exists(), "files were purged");
 }

@@ -1,4 +1,7 @@
-//! When to checkpoint, what to truncate, and how a snapshot's objects come before the snapshot.
+//! Checkpoints, log truncation, and snapshots.
+//!
+//! Invariants: entries are truncated only when a durable checkpoint covers them; a snapshot is stepped only
+//! when its objects are durable here; at most one job at a time works on a replica's records.
 
 use flotilla_consensus::{self as consensus, Role};
 use flotilla_storage::{ReplicaWrite, Usage};
@@ -6,15 +9,16 @@ use flotilla_types::{Checkpoint, LogIndex, Message, NodeId, ReplicaId, Term, Tim
 
 use super::{
     ApplyTask, Background, Core, Done, Effects, Write,
-    replica::{Checkpointing, Parked, Replica},
+    replica::{Checkpointing, PendingSnapshot, Replica},
 };
 
-/// A follower that was sent a snapshot and does not get on is sent another one after so many milliseconds: the message or
-/// the follower's pull was lost, or the follower's node has not created the replica yet. One that is pulling ignores it.
+/// Milliseconds until a snapshot that a follower did not acknowledge is sent again: the message or the
+/// follower's pull was lost, or its node has not created the replica yet. A follower that is still pulling
+/// ignores it.
 const SNAPSHOT_RETRY_MS: u64 = 500;
 
 impl<T> Core<T> {
-    pub(super) fn applied(
+    pub(super) fn on_applied(
         &mut self,
         id: ReplicaId,
         index: LogIndex,
@@ -33,13 +37,13 @@ impl<T> Core<T> {
         self.checkpoint_if_due(id, effects);
     }
 
-    /// Records are loaded: from here on they may be checkpointed or replaced.
-    pub(super) fn opened(&mut self, id: ReplicaId, index: LogIndex, clock: Timestamp, effects: &mut Effects<T>) {
+    /// The records are loaded and may now be checkpointed or replaced.
+    pub(super) fn on_opened(&mut self, id: ReplicaId, index: LogIndex, clock: Timestamp, effects: &mut Effects<T>) {
         if let Some(replica) = self.replicas.get_mut(&id) {
             replica.loading = false;
         }
-        self.applied(id, index, clock, 0, Usage::default(), effects);
-        self.step_parked(id, effects);
+        self.on_applied(id, index, clock, 0, Usage::default(), effects);
+        self.step_pending_snapshot(id, effects);
     }
 
     fn checkpoint_if_due(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
@@ -49,8 +53,8 @@ impl<T> Core<T> {
             || replica.usage.active_bytes >= self.config.memtable_bytes_max
             || replica.log_bytes >= self.config.log_bytes_max;
         if !due
-            || replica.dormant
-            || replica.given_up
+            || replica.unverified
+            || replica.abandoned
             || replica.loading
             || replica.checkpointing != Checkpointing::Idle
             || running >= self.config.checkpoints_parallel_max
@@ -63,9 +67,10 @@ impl<T> Core<T> {
         effects.apply.push(ApplyTask::Freeze { replica: id });
     }
 
-    /// Keeps all memtables together under their bound, and starts what had to wait.
-    pub(super) fn checkpoint_largest(&mut self, effects: &mut Effects<T>) {
-        // Usage that was measured before a checkpoint settled may arrive after it.
+    /// Requests a checkpoint of the largest memtable if all together exceed their bound, and starts
+    /// checkpoints that had to wait.
+    pub(super) fn start_due_checkpoints(&mut self, effects: &mut Effects<T>) {
+        // Usage measured before a checkpoint was installed may arrive after it.
         for idle in self.replicas.values_mut().filter(|replica| replica.checkpointing == Checkpointing::Idle) {
             idle.usage.frozen_bytes = 0;
         }
@@ -89,37 +94,39 @@ impl<T> Core<T> {
         }
     }
 
-    pub(super) fn frozen(&mut self, id: ReplicaId, frozen: bool, effects: &mut Effects<T>) {
+    pub(super) fn on_frozen(&mut self, id: ReplicaId, frozen: bool, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if replica.checkpointing != Checkpointing::Freezing {
             return;
         }
         if frozen {
             replica.checkpointing = Checkpointing::Building;
-            // What the engine will say with the next entry; a leader that refuses for want of memory may see none.
+            // The engine reports this with the next entry, but a leader that refuses for lack of memory may
+            // see none.
             replica.usage.frozen_bytes += std::mem::take(&mut replica.usage.active_bytes);
             effects.background.push(Background::Build { replica: id });
         } else {
             replica.checkpointing = Checkpointing::Idle;
             replica.checkpoint_wanted = true;
-            self.step_parked(id, effects);
+            self.step_pending_snapshot(id, effects);
         }
     }
 
-    /// The objects are durable: one synced batch moves the pointer and lets entries behind it go.
-    pub(super) fn built(&mut self, id: ReplicaId, checkpoint: Option<Checkpoint>, effects: &mut Effects<T>) {
+    /// The objects are durable: one synced batch moves the checkpoint pointer and truncates entries that it
+    /// covers.
+    pub(super) fn on_built(&mut self, id: ReplicaId, checkpoint: Option<Checkpoint>, effects: &mut Effects<T>) {
         let Some(group) = self.raft.group(id) else { return };
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if replica.checkpointing != Checkpointing::Building {
             return;
         }
         let Some(checkpoint) = checkpoint else {
-            // The shell waited before it reported; build again.
+            // The shell has waited before reporting the failure, so build again at once.
             effects.background.push(Background::Build { replica: id });
             return;
         };
         let kept_from = checkpoint.position.index.0.saturating_sub(self.config.log_tail_entries);
-        // Only a leader knows who needs what; another replica may lead tomorrow and keeps the whole tail.
+        // Only a leader knows what its followers need; other replicas may lead later and keep the whole tail.
         let slowest = if group.role().0 == Role::Leader {
             group.status().followers.iter().map(|follower| follower.matched.0).min().unwrap_or(u64::MAX)
         } else {
@@ -139,7 +146,7 @@ impl<T> Core<T> {
         });
     }
 
-    pub(super) fn checkpointed(
+    pub(super) fn on_checkpointed(
         &mut self,
         id: ReplicaId,
         checkpoint: Checkpoint,
@@ -148,70 +155,80 @@ impl<T> Core<T> {
     ) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpoint = checkpoint.position.index;
-        replica.checkpointing = Checkpointing::Settling;
-        effects.background.push(Background::Settle { replica: id, checkpoint: checkpoint.clone() });
+        replica.checkpointing = Checkpointing::Installing;
+        effects.background.push(Background::InstallCheckpoint { replica: id, checkpoint: checkpoint.clone() });
         let input = consensus::Input::Checkpointed { replica: id, checkpoint, truncate: Some(truncate) };
         self.raft.step(input, &mut self.raft_effects);
     }
 
-    pub(super) fn settled(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+    pub(super) fn on_checkpoint_installed(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpointing = Checkpointing::Idle;
         replica.usage.frozen_bytes = 0;
-        self.step_parked(id, effects);
-        self.checkpoint_largest(effects);
+        self.step_pending_snapshot(id, effects);
+        self.start_due_checkpoints(effects);
     }
 
-    /// "The log has it" implies "the objects are here": a snapshot waits outside until its objects are durable.
-    pub(super) fn park_snapshot(&mut self, from: NodeId, message: Message, effects: &mut Effects<T>) {
+    /// Holds a snapshot message back until its objects are durable here, and starts to pull them.
+    pub(super) fn receive_snapshot(&mut self, from: NodeId, message: Message, effects: &mut Effects<T>) {
         let id = message.to;
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(snapshot) = &message.snapshot else { return };
         let position = &snapshot.checkpoint.position;
         if !position.conf.contains(id)
             || position.descriptor.shard != replica.shard
-            || replica.dormant
-            || replica.given_up
+            || replica.unverified
+            || replica.abandoned
         {
             return;
         }
-        if position.index <= replica.handed_out {
-            // Needs no objects: the group refuses it and tells the leader how far it is.
+        if position.index <= replica.delivered {
+            // Outdated, so it needs no objects: the group refuses it and tells the leader its position.
             self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
             return;
         }
-        // One pull at a time; the leader offers again when this one comes to nothing.
-        if replica.parked.is_some() {
+        // One pull at a time; the leader offers again if this one fails.
+        if replica.pending_snapshot.is_some() {
             return;
         }
         let checkpoint = snapshot.checkpoint.clone();
-        replica.parked = Some(Parked { message, complete: false });
+        replica.pending_snapshot = Some(PendingSnapshot { message, complete: false });
         effects.background.push(Background::Pull { replica: id, from, checkpoint });
     }
 
-    pub(super) fn pulled(&mut self, id: ReplicaId, checkpoint: &Checkpoint, complete: bool, effects: &mut Effects<T>) {
-        let parked = self.replicas.get_mut(&id).map(|replica| &mut replica.parked);
-        match parked {
-            Some(Some(parked)) if complete => {
-                parked.complete = true;
-                self.step_parked(id, effects);
+    pub(super) fn on_pulled(
+        &mut self,
+        id: ReplicaId,
+        checkpoint: &Checkpoint,
+        complete: bool,
+        effects: &mut Effects<T>,
+    ) {
+        let pending = self.replicas.get_mut(&id).map(|replica| &mut replica.pending_snapshot);
+        if !complete {
+            if let Some(pending) = pending {
+                *pending = None;
             }
-            Some(parked) if !complete => *parked = None,
-            _ if complete => effects.background.push(Background::Release { objects: checkpoint.objects().collect() }),
-            _ => {}
+            return;
+        }
+        match pending.and_then(Option::as_mut) {
+            Some(snapshot) => {
+                snapshot.complete = true;
+                self.step_pending_snapshot(id, effects);
+            }
+            None => effects.background.push(Background::Release { objects: checkpoint.objects().collect() }),
         }
     }
 
-    /// Steps a snapshot whose objects are here, once nothing else works on the records that it replaces: a checkpoint that
-    /// is built or settled beside it would bring back what it replaced.
-    fn step_parked(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+    /// Steps a snapshot whose objects are here, once no other job works on the records that it replaces: a
+    /// checkpoint built or installed at the same time would bring the old records back.
+    fn step_pending_snapshot(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if replica.loading || replica.checkpointing != Checkpointing::Idle {
             return;
         }
-        let Some(parked) = replica.parked.take_if(|parked| parked.complete) else { return };
-        let objects = parked.message.snapshot.iter().flat_map(|snapshot| snapshot.checkpoint.objects()).collect();
-        self.raft.step(consensus::Input::Message(parked.message), &mut self.raft_effects);
+        let Some(pending) = replica.pending_snapshot.take_if(|pending| pending.complete) else { return };
+        let objects = pending.message.snapshot.iter().flat_map(|snapshot| snapshot.checkpoint.objects()).collect();
+        self.raft.step(consensus::Input::Message(pending.message), &mut self.raft_effects);
         if self.raft.group(id).is_some_and(consensus::Group::has_incoming_snapshot) {
             replica.loading = true;
         } else {
@@ -219,17 +236,17 @@ impl<T> Core<T> {
         }
     }
 
-    /// Lets go of a snapshot that will not be stepped.
-    pub(super) fn drop_parked(replica: &mut Replica<T>, effects: &mut Effects<T>) {
-        if let Some(parked) = replica.parked.take_if(|parked| parked.complete)
-            && let Some(snapshot) = parked.message.snapshot
+    /// Drops a snapshot that will not be stepped, and the pins on its objects.
+    pub(super) fn drop_pending_snapshot(replica: &mut Replica<T>, effects: &mut Effects<T>) {
+        if let Some(pending) = replica.pending_snapshot.take_if(|pending| pending.complete)
+            && let Some(snapshot) = pending.message.snapshot
         {
             effects.background.push(Background::Release { objects: snapshot.checkpoint.objects().collect() });
         }
     }
 
-    /// A snapshot is durable in the log: its records replace those of the replica.
-    pub(super) fn installed(&mut self, id: ReplicaId, checkpoint: Checkpoint, effects: &mut Effects<T>) {
+    /// A snapshot is durable in the log: load its records in place of the replica's own.
+    pub(super) fn on_snapshot_persisted(&mut self, id: ReplicaId, checkpoint: Checkpoint, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else {
             effects.background.push(Background::Release { objects: checkpoint.objects().collect() });
             return;
@@ -244,22 +261,23 @@ impl<T> Core<T> {
             if replica.snapshots_sent.is_empty() {
                 continue;
             }
-            let waiting: Vec<_> = match self.raft.group(*id) {
+            let followers: Vec<_> = match self.raft.group(*id) {
                 Some(group) if replica.leads() => group.status().followers,
                 _ => Vec::new(),
             };
             let now_ms = self.now_ms;
-            let waits = |to: &ReplicaId| waiting.iter().any(|follower| follower.replica == *to && follower.in_snapshot);
+            let needs_snapshot =
+                |to: &ReplicaId| followers.iter().any(|follower| follower.replica == *to && follower.in_snapshot);
             replica.snapshots_sent.retain(|to, sent_ms| {
-                if !waits(to) {
+                if !needs_snapshot(to) {
                     return false;
                 }
-                let silent = *sent_ms + SNAPSHOT_RETRY_MS <= now_ms;
-                if silent {
-                    let failed = consensus::Input::SnapshotSent { replica: *id, to: *to, arrived: false };
+                let timed_out = *sent_ms + SNAPSHOT_RETRY_MS <= now_ms;
+                if timed_out {
+                    let failed = consensus::Input::SnapshotSent { replica: *id, to: *to, delivered: false };
                     self.raft.step(failed, &mut self.raft_effects);
                 }
-                !silent
+                !timed_out
             });
         }
     }

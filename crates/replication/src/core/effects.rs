@@ -1,4 +1,4 @@
-//! What comes out of the core: plain data, so that a simulator can stand behind it.
+//! Effects of the core: plain data, so that a simulator can perform them.
 
 use bytes::Bytes;
 use flotilla_consensus::GroupStatus;
@@ -8,25 +8,25 @@ use flotilla_types::{
     WalSequence,
 };
 
-use super::{Answer, Beat, Done};
+use super::{Answer, Done, NodeHeartbeat};
 
-/// One write for the log, in order, and what waits for it.
+/// One log write, and the messages that wait for it.
 #[derive(Debug)]
 pub struct Write {
-    /// What to write; `None` when messages only wait for the writes before.
+    /// What to write; `None` when the messages wait for earlier writes only.
     pub write: Option<ReplicaWrite>,
     /// Reported back when durable.
     pub done: Done,
-    /// Leave when durable.
+    /// Messages to send when durable.
     pub after: Vec<Outgoing>,
 }
 
 /// A Raft message to a node.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    /// Where to.
+    /// The receiving node.
     pub node: NodeId,
-    /// Its shard.
+    /// The shard.
     pub shard: ShardId,
     /// The message.
     pub message: Message,
@@ -37,18 +37,19 @@ pub struct Outgoing {
 pub enum ApplyTask<T> {
     /// Load the replica's records from its durable checkpoint, on a background thread; later tasks wait.
     Open {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
-        /// Its shard.
+        /// The shard.
         shard: ShardId,
         /// The checkpoint.
         checkpoint: Checkpoint,
-        /// Whether it replaces what the replica holds (a snapshot), or is what it held before a restart.
+        /// Whether it is a snapshot that replaces the replica's records, or the replica's own after a
+        /// restart.
         replaces: bool,
     },
     /// Apply entries.
     Apply {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
         /// The entries.
         entries: Vec<Entry>,
@@ -56,24 +57,24 @@ pub enum ApplyTask<T> {
         conf: ConfState,
         /// The descriptor after them.
         descriptor: ShardDescriptor,
-        /// Who waits for the commands of which entry, in order.
+        /// The callers that wait for the commands of an entry, in order.
         waiters: Vec<(LogIndex, Vec<T>)>,
     },
-    /// Answer queries on what is applied by now.
+    /// Answer queries from the records applied by now.
     Read {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
-        /// The queries and who asked.
+        /// The queries with their callers.
         queries: Vec<(Bytes, T)>,
     },
-    /// Close the memtable for a checkpoint.
+    /// Freeze the memtable for a checkpoint.
     Freeze {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
     },
     /// Forget the replica and its records.
     Close {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
     },
 }
@@ -83,61 +84,61 @@ pub enum ApplyTask<T> {
 pub enum Background {
     /// Build the frozen memtable's checkpoint.
     Build {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
     },
-    /// The checkpoint is durable: feed the view.
-    Settle {
-        /// Whose.
+    /// A checkpoint that was built here is durable in the log: install it in the engine.
+    InstallCheckpoint {
+        /// The replica.
         replica: ReplicaId,
         /// The checkpoint.
         checkpoint: Checkpoint,
     },
     /// Fetch the objects of a snapshot from a node.
     Pull {
-        /// For whom.
+        /// The replica that needs it.
         replica: ReplicaId,
-        /// From where.
+        /// The node that offers it.
         from: NodeId,
-        /// What the snapshot names.
+        /// The snapshot's checkpoint.
         checkpoint: Checkpoint,
     },
-    /// A snapshot whose objects were pulled is of no use any more: let go of them.
+    /// Unpin the objects of a pulled snapshot that is no longer needed.
     Release {
-        /// What it named.
+        /// The objects.
         objects: Vec<ObjectId>,
     },
 }
 
-/// What others may want to know.
+/// A change that the rest of the node may act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// A shard's leader, as a replica here or a peer knows it.
+    /// A shard's leader, as reported by a replica here or by a peer.
     Leader {
         /// The shard.
         shard: ShardId,
         /// The term.
         term: Term,
-        /// The leader's node; `None` when a replica here lost its leader.
+        /// The leader's node; `None` when a replica here has no leader any more.
         node: Option<NodeId>,
     },
-    /// A shard led here has this descriptor.
+    /// The current descriptor of a shard led here.
     Descriptor(ShardDescriptor),
-    /// Replicas that this node may not use any more: their log went backwards, or they broke.
+    /// Replicas that this node must not use any more.
     Lost {
         /// The replicas with their shards.
         replicas: Vec<(ShardId, ReplicaId)>,
-        /// Why.
+        /// Why they are lost.
         reason: LostReason,
     },
-    /// A replica is gone from this node for ever.
+    /// A replica was destroyed: its tombstone is durable.
     Destroyed {
         /// The replica.
         replica: ReplicaId,
     },
 }
 
-/// Why a node may not use a replica any more.
+/// Why a node must not use a replica any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LostReason {
     /// A peer remembers more of this node's log than the node recovered.
@@ -146,26 +147,26 @@ pub enum LostReason {
     Broken,
 }
 
-/// What the shell must do, in the order of the fields; each list in its own order.
+/// The effects that the shell must perform, in the order of the fields; each list in its own order.
 #[derive(Debug)]
 pub struct Effects<T> {
     /// Raft messages.
     pub sends: Vec<Outgoing>,
-    /// Beats.
-    pub beats: Vec<(NodeId, Beat)>,
+    /// Node heartbeats.
+    pub node_heartbeats: Vec<(NodeId, NodeHeartbeat)>,
     /// Log writes.
     pub writes: Vec<Write>,
-    /// Batch sequences must continue above this one: peers remember that we were there before.
+    /// Log batches must be numbered above this sequence: a peer remembers it from before a roll-back.
     pub sequence_floor: Option<WalSequence>,
-    /// What peers said of their logs, to be stored with the next write.
-    pub marks: Vec<(NodeId, WalSequence)>,
+    /// Log sequences of peers, to be stored with the next write.
+    pub peer_sequences: Vec<(NodeId, WalSequence)>,
     /// Work for the state machines.
     pub apply: Vec<ApplyTask<T>>,
     /// Slow work.
     pub background: Vec<Background>,
     /// Answers.
     pub replies: Vec<(T, Answer)>,
-    /// News.
+    /// Notices for the rest of the node.
     pub notices: Vec<Notice>,
 }
 
@@ -173,10 +174,10 @@ impl<T> Default for Effects<T> {
     fn default() -> Self {
         Self {
             sends: Vec::new(),
-            beats: Vec::new(),
+            node_heartbeats: Vec::new(),
             writes: Vec::new(),
             sequence_floor: None,
-            marks: Vec::new(),
+            peer_sequences: Vec::new(),
             apply: Vec::new(),
             background: Vec::new(),
             replies: Vec::new(),
@@ -185,21 +186,21 @@ impl<T> Default for Effects<T> {
     }
 }
 
-/// One replica at a glance.
+/// The status of one replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaStatus {
     /// The shard.
     pub shard: ShardId,
     /// The replica.
     pub replica: ReplicaId,
-    /// The shard as this replica knows it.
+    /// The shard's descriptor as this replica has it.
     pub descriptor: ShardDescriptor,
-    /// Its group; `None` while it waits to be greeted, or may not be used.
+    /// Its group; `None` while it is unverified, or after it was abandoned.
     pub group: Option<GroupStatus>,
     /// The last applied entry.
     pub applied: LogIndex,
     /// The last entry that its durable checkpoint covers.
     pub checkpoint: LogIndex,
-    /// What its records take.
+    /// Memory and disk that its records take.
     pub usage: Usage,
 }

@@ -1,4 +1,4 @@
-//! What goes into the core: plain data, so that a simulator can stand in front of it.
+//! Inputs of the core: plain data, so that a simulator can produce them.
 
 use bytes::Bytes;
 use flotilla_consensus::ConfChange;
@@ -8,7 +8,7 @@ use flotilla_types::{
     WalSequence,
 };
 
-/// Why a request to a shard was not answered. `Unknown` alone means that state may have changed.
+/// Why a request to a shard was not answered. `Unknown` sole_voter means that state may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The shard has no replica on this node. Nothing changed; route again.
@@ -23,7 +23,7 @@ pub enum RequestError {
     /// A bound is reached. Nothing changed; try again later.
     #[error("the shard is busy; try again")]
     Busy,
-    /// The caller's view of the shard is older than the shard's own. Nothing changed; refresh and route again.
+    /// The caller's shard map is older than the shard's descriptor. Nothing changed; refresh and route again.
     #[error("the request was routed by an outdated shard map")]
     StaleEpoch,
     /// The deadline passed before anything was proposed. Nothing changed.
@@ -32,7 +32,8 @@ pub enum RequestError {
     /// The command was proposed and leadership was lost: it may or may not take effect.
     #[error("the outcome is not known")]
     Unknown,
-    /// The node stops, or the replica failed. For a write that was proposed, [`RequestError::Unknown`] is answered instead.
+    /// The node is stopping, or the replica failed. Nothing changed: a proposed write gets
+    /// [`RequestError::Unknown`].
     #[error("the replica stopped")]
     Stopped,
 }
@@ -40,7 +41,7 @@ pub enum RequestError {
 /// The answer to a request.
 pub type Answer = Result<Bytes, RequestError>;
 
-/// A write or a read on its way to a state machine. `T` is whatever the caller needs to deliver the answer.
+/// A write or a read of a state machine. `T` is what the caller needs to deliver the answer.
 #[derive(Debug)]
 pub struct Request<T> {
     /// The shard.
@@ -49,7 +50,7 @@ pub struct Request<T> {
     pub range_epoch: Option<u64>,
     /// The command or query, in the state machine's format.
     pub payload: Bytes,
-    /// On the core's monotonic clock, milliseconds.
+    /// When to give up, on the core's monotonic clock, milliseconds.
     pub deadline_ms: u64,
     /// Given back with the answer.
     pub reply: T,
@@ -58,61 +59,61 @@ pub struct Request<T> {
 /// How fresh a read must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// Linearizable: a quorum confirms the leader first, or has confirmed it so lately that nobody else can lead.
+    /// Linearizable: a quorum confirms the leader first, or it holds a lease.
     Strong,
     /// Whatever this replica has applied.
     Local,
 }
 
-/// What a peer says of itself, and of us.
+/// The heartbeat of a node: its state, and the result of checking the receiver's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beat {
+pub struct NodeHeartbeat {
     /// How often the sender has started.
     pub incarnation: Incarnation,
-    /// The last log batch it found when it started.
+    /// The last log batch that it recovered when it started.
     pub recovered: WalSequence,
-    /// The last log batch it synced since.
+    /// The last log batch that it has synced since.
     pub synced: WalSequence,
     /// Its wall clock, Unix milliseconds.
     pub wall_ms: u64,
-    /// Whether each of its replicas was greeted (or given up) since it started.
-    pub settled: bool,
-    /// Our incarnation as it heard of it; zero when it has not.
+    /// Whether each of its replicas has been verified or abandoned since it started.
+    pub recovery_complete: bool,
+    /// The receiver's incarnation as last seen by the sender; zero when it has seen none.
     pub your_incarnation: Incarnation,
-    /// What it remembers of our log, when that is more than we recovered.
+    /// The receiver's log sequence that the sender remembers, if the receiver recovered less.
     pub you_lost_up_to: Option<WalSequence>,
     /// Shards that it leads.
     pub leaders: Vec<(ShardId, Term)>,
 }
 
-/// Something happened.
+/// An event for the core.
 #[derive(Debug)]
 pub enum Input<T> {
     /// A tick passed.
     Tick,
-    /// A Raft message arrived; the transport vouches for the node.
+    /// A Raft message arrived; the transport has authenticated the sender.
     Raft {
-        /// Who sent it.
+        /// The sender.
         from: NodeId,
         /// Its shard.
         shard: ShardId,
         /// The message.
         message: Message,
     },
-    /// A beat arrived.
-    Beat {
-        /// Who sent it.
+    /// A node heartbeat arrived.
+    NodeHeartbeat {
+        /// The sender.
         from: NodeId,
-        /// What it says.
-        beat: Beat,
+        /// The heartbeat.
+        heartbeat: NodeHeartbeat,
     },
-    /// The peers that beats go to.
+    /// The peers to send node heartbeats to.
     Peers(Vec<NodeId>),
     /// A connection to a peer came up or went down.
     Peer {
         /// The peer.
         node: NodeId,
-        /// Up or down.
+        /// Whether it came up.
         connected: bool,
     },
     /// A write.
@@ -123,12 +124,12 @@ pub enum Input<T> {
     Written {
         /// The sequence of the batch that carried them.
         sequence: WalSequence,
-        /// What they were.
+        /// The writes.
         done: Vec<Done>,
     },
-    /// A state machine got on.
+    /// A state machine applied entries.
     Applied {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
         /// The last applied entry.
         index: LogIndex,
@@ -136,88 +137,89 @@ pub enum Input<T> {
         clock: Timestamp,
         /// Bytes of the entries applied.
         bytes: usize,
-        /// What its records take now.
+        /// Memory and disk that its records take now.
         usage: Usage,
     },
-    /// A replica's records are loaded, and its state machine stands at this position.
+    /// A replica's records are loaded and its state machine is restored.
     Opened {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
         /// The last applied entry.
         index: LogIndex,
         /// Hybrid time of the last applied command.
         clock: Timestamp,
     },
-    /// A memtable was closed for a checkpoint, or could not be just now.
+    /// A memtable was frozen for a checkpoint, or could not be for now.
     Frozen {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
-        /// Whether it was.
+        /// Whether it was frozen.
         frozen: bool,
     },
     /// A checkpoint's objects are durable; `None` when building failed and may be tried again.
     Built {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
         /// The checkpoint.
         checkpoint: Option<Checkpoint>,
     },
-    /// The view has caught up with a checkpoint.
-    Settled {
-        /// Whose.
+    /// The engine has installed a checkpoint that was built here.
+    CheckpointInstalled {
+        /// The replica.
         replica: ReplicaId,
     },
-    /// The objects that a snapshot names are here, or could not be had.
+    /// The objects that a snapshot names are here, or could not be fetched.
     Pulled {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
-        /// What the snapshot offers.
+        /// The snapshot's checkpoint.
         checkpoint: Checkpoint,
         /// Whether its objects are here, durable and pinned.
         complete: bool,
     },
-    /// A snapshot message went out, or not.
+    /// A snapshot message was sent, or could not be.
     SnapshotSent {
-        /// Who sent it.
+        /// The sending replica.
         replica: ReplicaId,
-        /// To whom.
+        /// The receiving replica.
         to: ReplicaId,
-        /// Whether it was handed to the network.
+        /// Whether the network took it.
         sent: bool,
     },
     /// Raft messages to a node were dropped.
     Unreachable {
         /// The node.
         node: NodeId,
-        /// Sending and receiving replica of each.
+        /// The sending and the receiving replica of each message.
         replicas: Vec<(ReplicaId, ReplicaId)>,
     },
-    /// The log cannot give space back because of this replica.
+    /// The log cannot reclaim space because of this replica: checkpoint it.
     WantCheckpoint {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
     },
-    /// A replica cannot go on: its state machine, records or disk failed.
+    /// A replica failed: its state machine, records or disk.
     Broken {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
     },
     /// Create a replica, by an operation of the metadata group.
     Create {
         /// The replica.
         replica: ReplicaId,
-        /// The shard as it is created, with this replica among its voters; or as far as known, for a learner.
+        /// A founder's initial shard descriptor, with this replica among the voters; a learner's last known
+        /// one.
         descriptor: ShardDescriptor,
-        /// Whether it is one of the shard's first replicas; otherwise it waits for a snapshot.
+        /// Whether it is one of the shard's first replicas. All others start with a snapshot.
         founding: bool,
     },
-    /// Destroy a replica for ever.
+    /// Destroy a replica; its id can never be used again.
     Destroy {
         /// The replica.
         replica: ReplicaId,
     },
-    /// All replicas that this node should hold and does not know have been destroyed, by inputs before this one: after a roll-back
-    /// it may create again.
+    /// Trust the data folder again after a roll-back: earlier inputs have destroyed every replica that it
+    /// forgot.
     TrustFolder,
     /// Change the replica set of a shard that this node leads.
     Change {
@@ -226,46 +228,46 @@ pub enum Input<T> {
         /// The change.
         change: ConfChange,
     },
-    /// Hand the leadership of a shard to a node.
+    /// Transfer the leadership of a shard to a node.
     Transfer {
         /// The shard.
         shard: ShardId,
-        /// To whom.
+        /// The new leader.
         to: NodeId,
     },
-    /// Hand every leadership to somebody else, and take none: the node is about to leave.
+    /// Transfer every leadership to other nodes, now and repeatedly later: the node is about to stop.
     StepDown,
 }
 
 /// A write that became durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Done {
-    /// A round of a group.
+    /// The log write of one round of a Raft group.
     Round {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
-        /// Its number.
+        /// The round's number.
         number: u64,
-        /// The checkpoint it installed.
+        /// The snapshot that it installed.
         installed: Option<Checkpoint>,
     },
     /// A new replica.
     Created {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
     },
     /// A checkpoint pointer.
     Checkpointed {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
         /// The checkpoint.
         checkpoint: Checkpoint,
-        /// The last entry that is gone.
+        /// The last truncated entry.
         truncate: (LogIndex, Term),
     },
     /// A tombstone.
     Destroyed {
-        /// Whose.
+        /// The replica.
         replica: ReplicaId,
     },
 }

@@ -1,12 +1,13 @@
 //! The pure half of the shard host: decides what to persist, send, apply, checkpoint, pull and answer.
 //!
-//! One [`Core`] owns every replica of a node. [`Core::step`] takes inputs in, [`Core::flush`] brings the effects of
-//! many inputs out together, so that waiting writes share an entry and messages share a frame. No clock, lock,
-//! thread, randomness or I/O inside; log reads go through [`flotilla_storage::Log`], which raft-rs needs in line.
+//! One [`Core`] owns every replica of a node. [`Core::step`] takes one input; [`Core::flush`] emits the
+//! effects of many inputs together, so that pending writes share an entry and messages share a frame. There
+//! is no clock, lock, thread, randomness or I/O inside, except synchronous log reads through
+//! [`flotilla_storage::Log`], which raft-rs needs.
 
 mod checkpoints;
 mod effects;
-mod greeting;
+mod handshake;
 mod input;
 mod lease;
 mod outcome;
@@ -27,16 +28,17 @@ use flotilla_types::{
 
 use crate::HostConfig;
 pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, ReplicaStatus, Write};
-use greeting::Greeting;
-pub use greeting::first_sequence;
-pub use input::{Answer, Beat, Done, Freshness, Input, Request, RequestError};
+use handshake::RecoveryHandshake;
+pub use handshake::first_sequence;
+pub use input::{Answer, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
 pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 
-/// Replicas whose node is known from their messages only, per replica here: those that a newer configuration added.
+/// Bound on the senders that a replica knows from their messages only: replicas that a newer configuration
+/// added.
 const ROUTES_MAX: usize = 64;
 
-/// Every replica of a node, and what they want done.
+/// The state machine that decides for every replica of a node.
 pub struct Core<T> {
     node: NodeId,
     config: HostConfig,
@@ -44,13 +46,13 @@ pub struct Core<T> {
     raft: MultiRaft,
     raft_effects: consensus::Effects,
     replicas: BTreeMap<ReplicaId, Replica<T>>,
-    /// The replica that serves a shard here: the newest one that is not given up.
+    /// The replica that serves a shard here: the newest one that is not abandoned.
     serving: BTreeMap<ShardId, ReplicaId>,
-    /// Replicas with requests to look at in the next flush.
+    /// Replicas whose requests the next flush must process.
     touched: BTreeSet<ReplicaId>,
-    greeting: Greeting,
-    /// Replicas whose tombstone is on its way to the disk: never to be created again.
-    doomed: BTreeSet<ReplicaId>,
+    handshake: RecoveryHandshake,
+    /// Replicas whose tombstone is being written: they must never be created again.
+    being_destroyed: BTreeSet<ReplicaId>,
     seed: u64,
     ticks: u64,
     now_ms: u64,
@@ -63,7 +65,7 @@ pub struct Core<T> {
 }
 
 impl<T> Core<T> {
-    /// Opens every replica that the log knows. `seed` decides election timeouts and must differ between starts.
+    /// Opens every replica in the log. `seed` randomizes election timeouts and must differ between starts.
     pub fn open(
         node: NodeId,
         incarnation: Incarnation,
@@ -80,10 +82,10 @@ impl<T> Core<T> {
             replicas: BTreeMap::new(),
             serving: BTreeMap::new(),
             touched: BTreeSet::new(),
-            greeting: Greeting::new(node, incarnation, log.recovered(), log.marks()),
+            handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), log.peer_sequences()),
             config,
             log,
-            doomed: BTreeSet::new(),
+            being_destroyed: BTreeSet::new(),
             seed,
             ticks: 0,
             now_ms: 0,
@@ -94,38 +96,38 @@ impl<T> Core<T> {
             stepping_down: false,
         };
         for (replica, state) in recovered {
-            core.admit(replica, &state, true, effects);
+            core.add_replica(replica, &state, true, effects);
         }
-        core.open_greeted(effects);
-        core.remember_forgetting(effects);
+        core.open_verified(effects);
+        core.report_forgotten_replicas(effects);
         Ok(core)
     }
 
-    /// Takes one input in. `now_ms` is monotonic and counts suspend; `wall_ms` is Unix milliseconds.
+    /// Processes one input. `now_ms` is monotonic and counts suspend; `wall_ms` is Unix milliseconds.
     pub fn step(&mut self, now_ms: u64, wall_ms: u64, input: Input<T>, effects: &mut Effects<T>) {
         self.now_ms = now_ms;
         self.wall_ms = wall_ms;
         match input {
             Input::Tick => self.tick(effects),
             Input::Raft { from, shard, message } => self.receive(from, shard, message, effects),
-            Input::Beat { from, beat } => self.hear(from, beat, effects),
-            Input::Peers(peers) => self.greeting.set_peers(peers),
-            Input::Peer { node, connected } => self.peer_changed(node, connected, effects),
+            Input::NodeHeartbeat { from, heartbeat } => self.on_node_heartbeat(from, heartbeat, effects),
+            Input::Peers(peers) => self.handshake.set_peers(peers),
+            Input::Peer { node, connected } => self.on_peer_changed(node, connected, effects),
             Input::Propose(request) => self.propose(request, effects),
             Input::Read(request, freshness) => self.read(request, freshness, effects),
-            Input::Written { sequence, done } => self.written(sequence, done, effects),
+            Input::Written { sequence, done } => self.on_written(sequence, done, effects),
             Input::Applied { replica, index, clock, bytes, usage } => {
-                self.applied(replica, index, clock, bytes, usage, effects);
+                self.on_applied(replica, index, clock, bytes, usage, effects);
             }
-            Input::Opened { replica, index, clock } => self.opened(replica, index, clock, effects),
-            Input::Frozen { replica, frozen } => self.frozen(replica, frozen, effects),
-            Input::Built { replica, checkpoint } => self.built(replica, checkpoint, effects),
-            Input::Settled { replica } => self.settled(replica, effects),
-            Input::Pulled { replica, checkpoint, complete } => self.pulled(replica, &checkpoint, complete, effects),
+            Input::Opened { replica, index, clock } => self.on_opened(replica, index, clock, effects),
+            Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
+            Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
+            Input::CheckpointInstalled { replica } => self.on_checkpoint_installed(replica, effects),
+            Input::Pulled { replica, checkpoint, complete } => self.on_pulled(replica, &checkpoint, complete, effects),
             Input::SnapshotSent { replica, to, sent } => {
                 if !sent {
                     self.raft
-                        .step(consensus::Input::SnapshotSent { replica, to, arrived: false }, &mut self.raft_effects);
+                        .step(consensus::Input::SnapshotSent { replica, to, delivered: false }, &mut self.raft_effects);
                 }
             }
             Input::Unreachable { replicas, .. } => {
@@ -134,26 +136,26 @@ impl<T> Core<T> {
                 }
             }
             Input::WantCheckpoint { replica } => self.want_checkpoint(replica, effects),
-            Input::Broken { replica } => self.give_up(replica, LostReason::Broken, effects),
+            Input::Broken { replica } => self.abandon(replica, LostReason::Broken, effects),
             Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
             Input::Destroy { replica } => self.destroy(replica, effects),
             Input::TrustFolder => self.trust_folder(effects),
             Input::Change { shard, change } => {
                 if let Some(replica) = self.serving.get(&shard) {
-                    // Refused changes are proposed again by whoever reconciles.
+                    // The reconciler proposes refused changes again.
                     let _ = self.raft.propose_change(*replica, &change, &mut self.raft_effects);
                 }
             }
             Input::Transfer { shard, to } => self.transfer(shard, to),
             Input::StepDown => {
                 self.stepping_down = true;
-                self.hand_over();
+                self.transfer_leaderships();
             }
         }
     }
 
-    /// Brings out everything that the inputs since the last flush led to. `now_ms` must be read after the last of them was taken in:
-    /// a lease is judged by it, and the process may have been stopped in between.
+    /// Emits the effects of all inputs since the last flush. `now_ms` must be read after the last of them was
+    /// received: leases are checked against it, and the process may have been stopped in between.
     pub fn flush(&mut self, now_ms: u64, effects: &mut Effects<T>) {
         self.now_ms = now_ms;
         while let Some(replica) = self.touched.pop_first() {
@@ -163,7 +165,7 @@ impl<T> Core<T> {
         self.drain(effects);
     }
 
-    /// Every replica at a glance.
+    /// The status of every replica.
     #[must_use]
     pub fn status(&self) -> Vec<ReplicaStatus> {
         let status = |(replica, state): (&ReplicaId, &Replica<T>)| ReplicaStatus {
@@ -183,26 +185,26 @@ impl<T> Core<T> {
         self.raft.step(consensus::Input::Tick, &mut self.raft_effects);
         self.expire_requests(effects);
         self.retry_snapshots();
-        self.checkpoint_largest(effects);
-        if self.ticks.is_multiple_of(self.config.beat_ticks) {
-            self.beat_all(effects);
+        self.start_due_checkpoints(effects);
+        if self.ticks.is_multiple_of(self.config.node_heartbeat_ticks) {
+            self.send_node_heartbeats(effects);
             if self.stepping_down {
-                self.hand_over();
+                self.transfer_leaderships();
             }
         }
     }
 
-    /// A message for a replica that is not here, dormant or given up is dropped: replicas are created by the
-    /// metadata group only, never by a message.
+    /// Steps a Raft message. Messages for a replica that is absent, unverified or abandoned are dropped: only
+    /// the metadata group creates replicas, never a message.
     fn receive(&mut self, from: NodeId, shard: ShardId, message: Message, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&message.to) else { return };
-        if replica.shard != shard || self.greeting.is_ahead(from) {
+        if replica.shard != shard || self.handshake.is_ahead(from) {
             return;
         }
         match replica.descriptor.node_of(message.from) {
-            // The certificate names the node; a replica of another node cannot speak through it.
+            // The certificate authenticates the node, which may send for its own replicas only.
             Some(node) if node != from => {
-                tracing::warn!(%from, replica = %message.from, %node, "a node speaks for a replica that is not its own");
+                tracing::warn!(%from, replica = %message.from, %node, "a node sent a message for another node's replica");
                 return;
             }
             Some(_) => {}
@@ -218,16 +220,17 @@ impl<T> Core<T> {
             return;
         }
         if message.kind == MessageKind::Snapshot {
-            self.park_snapshot(from, message, effects);
+            self.receive_snapshot(from, message, effects);
         } else {
             self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
         }
     }
 
-    /// Takes a replica in that the log knows. Recovered ones stay dormant until they are greeted.
-    fn admit(&mut self, id: ReplicaId, state: &ReplicaLog, recovered: bool, effects: &mut Effects<T>) {
+    /// Adds a replica that the log contains. Recovered ones have no group until peers have verified this
+    /// node.
+    fn add_replica(&mut self, id: ReplicaId, state: &ReplicaLog, recovered: bool, effects: &mut Effects<T>) {
         let mut replica = Replica::new(state, recovered);
-        replica.alone = recovered && self.is_alone(id, state);
+        replica.sole_voter = recovered && self.is_sole_voter(id, state);
         effects.apply.push(ApplyTask::Open {
             replica: id,
             shard: state.shard,
@@ -248,22 +251,23 @@ impl<T> Core<T> {
         match self.raft.open(id, state, origin, seed) {
             Ok(()) => {
                 if let Some(replica) = self.replicas.get_mut(&id) {
-                    replica.dormant = false;
+                    replica.unverified = false;
                 }
             }
-            Err(error) => self.group_failed(id, &error, effects),
+            Err(error) => self.on_group_failed(id, &error, effects),
         }
     }
 
-    /// A node whose disk was wiped under its old identity would create its old replicas anew and break the promises
-    /// they made. So nothing is created before peers have cleared this node; whoever asked asks again.
+    /// Creates a replica, if peers have verified this node: a node whose disk was wiped under its old
+    /// identity would recreate its old replicas and break their promises. A refused creation is requested
+    /// again.
     fn create(&mut self, id: ReplicaId, descriptor: ShardDescriptor, founding: bool, effects: &mut Effects<T>) {
-        let gone = self.doomed.contains(&id) || self.log.is_tombstone(id);
-        if gone || self.replicas.contains_key(&id) || !self.greeting.may_create() {
+        let gone = self.being_destroyed.contains(&id) || self.log.is_tombstone(id);
+        if gone || self.replicas.contains_key(&id) || !self.handshake.may_create() {
             return;
         }
-        // Founders start behind one imaginary entry, so that a replica that comes later always needs a snapshot and
-        // with it the configuration that no entry carries.
+        // Founders start after one imaginary entry, so that a later replica always needs a snapshot, which
+        // carries the initial configuration: no entry does.
         let (index, term) = if founding { (LogIndex(1), Term(1)) } else { (LogIndex(0), Term(0)) };
         let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
         let conf =
@@ -289,18 +293,18 @@ impl<T> Core<T> {
             done: Done::Created { replica: id },
             after: Vec::new(),
         });
-        self.admit(id, &state, false, effects);
+        self.add_replica(id, &state, false, effects);
     }
 
-    /// Leaves a tombstone, also for an id that is not here: it must never be created.
+    /// Writes a tombstone, even for an id that is not here: it must never be created.
     fn destroy(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
-        if self.log.is_tombstone(id) || !self.doomed.insert(id) {
+        if self.log.is_tombstone(id) || !self.being_destroyed.insert(id) {
             return;
         }
         if let Some(mut replica) = self.replicas.remove(&id) {
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
-            Self::drop_parked(&mut replica, effects);
+            Self::drop_pending_snapshot(&mut replica, effects);
             self.stop_serving(id, replica.shard);
         }
         effects.writes.push(Write {
@@ -313,30 +317,30 @@ impl<T> Core<T> {
     fn stop_serving(&mut self, id: ReplicaId, shard: ShardId) {
         if self.serving.get(&shard) == Some(&id) {
             self.serving.remove(&shard);
-            let next = self.replicas.iter().rev().find(|(_, other)| other.shard == shard && !other.given_up);
+            let next = self.replicas.iter().rev().find(|(_, other)| other.shard == shard && !other.abandoned);
             if let Some((other, _)) = next {
                 self.serving.insert(shard, *other);
             }
         }
     }
 
-    fn group_failed(&mut self, id: ReplicaId, error: &GroupError, effects: &mut Effects<T>) {
-        tracing::error!(replica = %id, %error, "a replica cannot go on");
-        self.give_up(id, LostReason::Broken, effects);
+    fn on_group_failed(&mut self, id: ReplicaId, error: &GroupError, effects: &mut Effects<T>) {
+        tracing::error!(replica = %id, %error, "a replica failed");
+        self.abandon(id, LostReason::Broken, effects);
     }
 
-    /// The replica may not be used any more. It stays on disk until the metadata group has replaced it.
-    fn give_up(&mut self, id: ReplicaId, reason: LostReason, effects: &mut Effects<T>) {
+    /// Stops using a replica. It stays on disk until the metadata group has replaced it.
+    fn abandon(&mut self, id: ReplicaId, reason: LostReason, effects: &mut Effects<T>) {
         self.raft.close(id);
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        if std::mem::replace(&mut replica.given_up, true) {
+        if std::mem::replace(&mut replica.abandoned, true) {
             return;
         }
-        replica.dormant = false;
-        // What it had under way will not be finished, and must not hold others back.
+        replica.unverified = false;
+        // Its unfinished checkpoint must not hold back others.
         replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);
-        Self::drop_parked(replica, effects);
+        Self::drop_pending_snapshot(replica, effects);
         let shard = replica.shard;
         self.stop_serving(id, shard);
         effects.notices.push(Notice::Lost { replicas: vec![(shard, id)], reason });
@@ -351,8 +355,8 @@ impl<T> Core<T> {
         }
     }
 
-    /// Hands each leadership to the follower that is furthest and answers.
-    fn hand_over(&mut self) {
+    /// Transfers each leadership to the active voter with the longest matching log.
+    fn transfer_leaderships(&mut self) {
         let led: Vec<_> = self.raft.groups().filter(|group| group.role().0 == Role::Leader).collect();
         let best = |group: &&consensus::Group| {
             let status = group.status();
@@ -366,11 +370,5 @@ impl<T> Core<T> {
         for transfer in transfers {
             self.raft.step(transfer, &mut self.raft_effects);
         }
-    }
-
-    /// Whether this node leads nothing that somebody else could lead.
-    #[must_use]
-    pub fn leads_nothing_shared(&self) -> bool {
-        !self.raft.groups().any(|group| group.role().0 == Role::Leader && group.conf().voters.len() > 1)
     }
 }

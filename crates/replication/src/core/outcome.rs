@@ -1,4 +1,4 @@
-//! What the groups want, turned into what the shell must do.
+//! Turns what the Raft groups are ready to do into effects for the shell.
 
 use flotilla_consensus::{self as consensus, CommittedEntries, Persist, Role, RoleChange};
 use flotilla_storage::ReplicaWrite;
@@ -7,23 +7,23 @@ use flotilla_types::{EntryKind, Message, MessageKind, ShardId, WalSequence};
 use super::{ApplyTask, Core, Done, Effects, LostReason, Notice, Outgoing, RequestError, Write};
 
 impl<T> Core<T> {
-    pub(super) fn written(&mut self, sequence: WalSequence, done: Vec<Done>, effects: &mut Effects<T>) {
-        self.greeting.synced(sequence);
+    pub(super) fn on_written(&mut self, sequence: WalSequence, done: Vec<Done>, effects: &mut Effects<T>) {
+        self.handshake.synced(sequence);
         for done in done {
             match done {
                 Done::Round { replica, number, installed } => {
                     if let Some(checkpoint) = installed {
-                        self.installed(replica, checkpoint, effects);
+                        self.on_snapshot_persisted(replica, checkpoint, effects);
                     }
                     self.raft.step(consensus::Input::Persisted { replica, number }, &mut self.raft_effects);
                     self.touched.insert(replica);
                 }
                 Done::Created { .. } => {}
                 Done::Checkpointed { replica, checkpoint, truncate } => {
-                    self.checkpointed(replica, checkpoint, truncate, effects);
+                    self.on_checkpointed(replica, checkpoint, truncate, effects);
                 }
                 Done::Destroyed { replica } => {
-                    self.doomed.remove(&replica);
+                    self.being_destroyed.remove(&replica);
                     effects.apply.push(ApplyTask::Close { replica });
                     effects.notices.push(Notice::Destroyed { replica });
                 }
@@ -31,37 +31,37 @@ impl<T> Core<T> {
         }
     }
 
-    /// Collects what the groups want, until they want nothing more.
+    /// Collects the output of all groups until there is none left.
     pub(super) fn drain(&mut self, effects: &mut Effects<T>) {
         self.raft.drain(&mut self.raft_effects);
-        let wanted = std::mem::take(&mut self.raft_effects);
-        for change in wanted.roles {
-            self.role_changed(change, effects);
+        let ready = std::mem::take(&mut self.raft_effects);
+        for change in ready.roles {
+            self.on_role_changed(change, effects);
         }
-        for (shard, message) in wanted.sends {
+        for (shard, message) in ready.sends {
             if let Some(outgoing) = self.outgoing(shard, message) {
                 effects.sends.push(outgoing);
             }
         }
-        for (shard, persist) in wanted.persists {
+        for (shard, persist) in ready.persists {
             self.persist(shard, persist, effects);
         }
-        for committed in wanted.committed {
-            self.hand_out(committed, effects);
+        for committed in ready.committed {
+            self.deliver_committed(committed, effects);
         }
-        for read in wanted.reads {
-            self.read_confirmed(read.replica, &read.context, read.index, effects);
+        for read in ready.reads {
+            self.on_read_confirmed(read.replica, &read.context, read.index, effects);
         }
-        for replica in wanted.wants_checkpoint {
+        for replica in ready.wants_checkpoint {
             self.want_checkpoint(replica, effects);
         }
-        for (replica, error) in wanted.failed {
-            tracing::error!(%replica, %error, "a replica cannot go on");
-            self.give_up(replica, LostReason::Broken, effects);
+        for (replica, error) in ready.failed {
+            tracing::error!(%replica, %error, "a replica failed");
+            self.abandon(replica, LostReason::Broken, effects);
         }
     }
 
-    fn role_changed(&mut self, change: RoleChange, effects: &mut Effects<T>) {
+    fn on_role_changed(&mut self, change: RoleChange, effects: &mut Effects<T>) {
         let last = self.raft.group(change.replica).map(consensus::Group::last);
         let Some(replica) = self.replicas.get_mut(&change.replica) else { return };
         let led = replica.leads() && (change.role != Role::Leader || change.term != replica.term);
@@ -69,12 +69,12 @@ impl<T> Core<T> {
         replica.term = change.term;
         replica.leader = change.leader;
         if led {
-            replica.fail_led(effects);
+            replica.fail_leader_requests(effects);
         }
         if change.role == Role::Leader
             && let Some(last) = last
         {
-            replica.leads_from = last;
+            replica.first_of_term = last;
             replica.snapshots_sent.clear();
             effects.notices.push(Notice::Descriptor(replica.descriptor.clone()));
         }
@@ -103,7 +103,7 @@ impl<T> Core<T> {
             write.clear = true;
             write.truncate = Some((checkpoint.position.index, checkpoint.position.term));
             write.checkpoint = Some(checkpoint.clone());
-            replica.handed_out = checkpoint.position.index;
+            replica.delivered = checkpoint.position.index;
             replica.log_bytes = 0;
             replica.descriptor = checkpoint.position.descriptor.clone();
         }
@@ -115,16 +115,17 @@ impl<T> Core<T> {
         });
     }
 
-    fn hand_out(&mut self, committed: CommittedEntries, effects: &mut Effects<T>) {
+    fn deliver_committed(&mut self, committed: CommittedEntries, effects: &mut Effects<T>) {
         let id = committed.replica;
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(last) = committed.entries.last() else { return };
-        replica.handed_out = last.index;
+        replica.delivered = last.index;
         replica.unapplied_bytes += committed.entries.iter().map(flotilla_types::Entry::size_bytes).sum::<usize>();
         let changed = committed.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange);
         if changed {
             replica.descriptor = committed.descriptor.clone();
-            // A restart asks the configuration of the checkpoint whether it may go on: that must not be an old one.
+            // After a restart, the voters of the checkpoint's configuration verify the replica: keep it
+            // current.
             replica.checkpoint_wanted = true;
             if replica.leads() {
                 effects.notices.push(Notice::Descriptor(committed.descriptor.clone()));
@@ -137,7 +138,8 @@ impl<T> Core<T> {
             if ours {
                 waiters.push((index, replies));
             } else {
-                // Another leader's entry took the place. Gone for good, but the caller learns that from a retry.
+                // Another leader's entry took its place. It is lost for good, but the caller finds out by
+                // retrying.
                 effects.replies.extend(replies.into_iter().map(|reply| (reply, Err(RequestError::Unknown))));
             }
         }

@@ -1,4 +1,4 @@
-//! What the core keeps for one replica beside its group.
+//! The core's state of one replica, beside its Raft group.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,81 +8,86 @@ use flotilla_storage::{ReplicaLog, Usage};
 use flotilla_types::{ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp};
 
 use super::{Effects, Request, RequestError};
+use crate::HostConfig;
 
-/// Reads that one confirmation of leadership serves.
+/// Reads that share one confirmation of leadership by a quorum.
 pub(super) struct ReadRound<T> {
     pub(super) context: Bytes,
     pub(super) started_ms: u64,
     pub(super) reads: Vec<Request<T>>,
 }
 
-/// Where a replica stands with its next checkpoint.
+/// The step that a replica's next checkpoint has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Checkpointing {
     Idle,
     Freezing,
     Building,
     Writing,
-    Settling,
+    Installing,
 }
 
-/// A snapshot message that waits for its objects, and then for other work on the replica's records to end.
-pub(super) struct Parked {
+/// A snapshot message that waits for its objects, and then for other jobs on the replica's records to end.
+pub(super) struct PendingSnapshot {
     pub(super) message: Message,
-    /// Whether its objects are here and pinned.
+    /// Whether its objects are here, durable and pinned.
     pub(super) complete: bool,
 }
 
 pub(super) struct Replica<T> {
     pub(super) shard: ShardId,
-    /// Recovered from disk and not yet greeted: has no group.
-    pub(super) dormant: bool,
-    /// Recovered from disk in this life, as opposed to created in it.
+    /// Recovered from disk and not yet verified by its group's voters: it has no group, and neither votes nor
+    /// answers.
+    pub(super) unverified: bool,
+    /// Recovered from disk in this incarnation, not created in it.
     pub(super) recovered: bool,
-    /// May not be used any more.
-    pub(super) given_up: bool,
-    /// As far as the log says, the only voter its group ever had since the checkpoint.
-    pub(super) alone: bool,
-    /// While it is dormant: its configuration at the end of its log, and where those live, once somebody asked.
-    pub(super) latest: Option<(ConfState, BTreeMap<ReplicaId, NodeId>)>,
+    /// Failed or lost: must not be used any more.
+    pub(super) abandoned: bool,
+    /// According to its log, the only voter of its group since the checkpoint.
+    pub(super) sole_voter: bool,
+    /// While it is unverified: the configuration at the end of its log with the nodes of its replicas,
+    /// cached.
+    pub(super) latest_conf: Option<(ConfState, BTreeMap<ReplicaId, NodeId>)>,
     pub(super) descriptor: ShardDescriptor,
-    /// Nodes of replicas that the descriptor does not know yet, learned from their messages.
+    /// Nodes of replicas that the descriptor does not contain yet, learned from their messages.
     pub(super) routes: BTreeMap<ReplicaId, NodeId>,
 
     pub(super) role: Role,
     pub(super) term: Term,
     pub(super) leader: ReplicaId,
-    /// A leader proposes once it has applied this entry, the first of its term: then it knows the clock of all before.
-    pub(super) leads_from: LogIndex,
+    /// The first entry of a leader's term. It proposes once it has applied this: then it knows the clock of
+    /// all before.
+    pub(super) first_of_term: LogIndex,
     /// Hybrid time of the last command, applied or proposed here.
     pub(super) clock: Timestamp,
 
     pub(super) pending: VecDeque<Request<T>>,
     pub(super) pending_bytes: usize,
-    /// Entries proposed here and not yet committed, with who waits for their commands.
+    /// Entries proposed here and not yet committed, with the callers that wait for their commands.
     pub(super) inflight: VecDeque<(LogIndex, Term, Vec<T>)>,
 
-    /// Strong reads that wait, here or in the two lists that follow.
+    /// Strong reads that wait, in `reads`, `read_rounds` or `confirmed`.
     pub(super) reads_waiting: usize,
     pub(super) reads: Vec<Request<T>>,
     pub(super) read_rounds: VecDeque<ReadRound<T>>,
     /// Confirmed reads that wait for entries to be handed to the state machine.
     pub(super) confirmed: VecDeque<(LogIndex, Vec<Request<T>>)>,
 
-    pub(super) handed_out: LogIndex,
+    /// The last committed entry delivered to the state machine.
+    pub(super) delivered: LogIndex,
     pub(super) applied: LogIndex,
     pub(super) unapplied_bytes: usize,
     pub(super) usage: Usage,
 
-    /// Records are being loaded, or an accepted snapshot is on its way to that: nothing else may touch them.
+    /// Records are being loaded, or a snapshot was accepted and will be: nothing else may touch them.
     pub(super) loading: bool,
     pub(super) checkpoint: LogIndex,
     pub(super) checkpointing: Checkpointing,
     pub(super) checkpoint_wanted: bool,
-    /// Log bytes written since the last checkpoint was asked for.
+    /// Log bytes written since the last checkpoint began.
     pub(super) log_bytes: u64,
-    pub(super) parked: Option<Parked>,
-    /// Followers that were sent a snapshot, and when.
+    pub(super) pending_snapshot: Option<PendingSnapshot>,
+    /// When each follower was last sent a snapshot, milliseconds.
     pub(super) snapshots_sent: BTreeMap<ReplicaId, u64>,
 }
 
@@ -91,17 +96,17 @@ impl<T> Replica<T> {
         let index = state.checkpoint.position.index;
         Self {
             shard: state.shard,
-            dormant: recovered,
+            unverified: recovered,
             recovered,
-            given_up: false,
-            alone: false,
-            latest: None,
+            abandoned: false,
+            sole_voter: false,
+            latest_conf: None,
             descriptor: state.checkpoint.position.descriptor.clone(),
             routes: BTreeMap::new(),
             role: Role::Follower,
             term: state.hard_state.term,
             leader: ReplicaId::NONE,
-            leads_from: LogIndex(u64::MAX),
+            first_of_term: LogIndex(u64::MAX),
             clock: Timestamp::ZERO,
             pending: VecDeque::new(),
             pending_bytes: 0,
@@ -110,7 +115,7 @@ impl<T> Replica<T> {
             reads: Vec::new(),
             read_rounds: VecDeque::new(),
             confirmed: VecDeque::new(),
-            handed_out: index,
+            delivered: index,
             applied: index,
             unapplied_bytes: 0,
             usage: Usage::default(),
@@ -119,7 +124,7 @@ impl<T> Replica<T> {
             checkpointing: Checkpointing::Idle,
             checkpoint_wanted: false,
             log_bytes: 0,
-            parked: None,
+            pending_snapshot: None,
             snapshots_sent: BTreeMap::new(),
         }
     }
@@ -128,19 +133,50 @@ impl<T> Replica<T> {
         self.role == Role::Leader
     }
 
-    /// Whether commands may be proposed: the clock of everything before is known.
+    /// Whether commands may be proposed: the clock of all earlier entries is known.
     pub(super) fn may_propose(&self) -> bool {
-        self.leads() && self.applied >= self.leads_from
+        self.leads() && self.applied >= self.first_of_term
+    }
+
+    /// Takes the commands of the next entry off the queue, with their callers. Expired ones are answered
+    /// instead.
+    pub(super) fn take_batch(
+        &mut self,
+        config: &HostConfig,
+        now_ms: u64,
+        effects: &mut Effects<T>,
+    ) -> (Vec<Bytes>, Vec<T>) {
+        let (mut commands, mut waiters) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        while let Some(next) = self.pending.front() {
+            let size = next.payload.len();
+            if commands.len() == config.batch_commands_max
+                || (bytes + size > config.batch_bytes_max && !commands.is_empty())
+            {
+                break;
+            }
+            let Some(request) = self.pending.pop_front() else { break };
+            self.pending_bytes -= size;
+            if request.deadline_ms <= now_ms {
+                effects.replies.push((request.reply, Err(RequestError::Deadline)));
+                continue;
+            }
+            bytes += size;
+            commands.push(request.payload);
+            waiters.push(request.reply);
+        }
+        (commands, waiters)
     }
 
     pub(super) fn leader_node(&self) -> Option<NodeId> {
         self.descriptor.node_of(self.leader).or_else(|| self.routes.get(&self.leader).copied())
     }
 
-    /// Leadership is lost: what was proposed has an unknown fate, what was not can go elsewhere.
-    pub(super) fn fail_led(&mut self, effects: &mut Effects<T>) {
-        let elsewhere = RequestError::NotLeader { leader: self.leader_node() };
-        self.fail(elsewhere, RequestError::Unknown, effects);
+    /// Leadership is lost: proposed commands have an unknown outcome, all other requests can go to another
+    /// node.
+    pub(super) fn fail_leader_requests(&mut self, effects: &mut Effects<T>) {
+        let unproposed = RequestError::NotLeader { leader: self.leader_node() };
+        self.fail(unproposed, RequestError::Unknown, effects);
     }
 
     pub(super) fn fail_all(&mut self, error: RequestError, effects: &mut Effects<T>) {

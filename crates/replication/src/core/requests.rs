@@ -1,15 +1,18 @@
-//! Writes and reads: admission, merging into entries, read rounds, deadlines.
+//! Writes and reads: admission, merging commands into entries, read rounds, deadlines.
+//!
+//! Invariants: every admitted request gets exactly one answer; a strong read is served only at an index that
+//! a quorum round or a lease confirmed after the read arrived. Requests are never forwarded or retried here.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_consensus::ProposeError;
 use flotilla_types::{LogIndex, ReplicaId};
 
-use super::{ApplyTask, Core, Effects, Freshness, Request, RequestError, lease::Standing, replica::ReadRound};
+use super::{ApplyTask, Core, Effects, Freshness, Request, RequestError, lease::LeaseState, replica::ReadRound};
 use crate::Batch;
 
-/// A read round without an answer after so many ticks is started again: its heartbeats may have been lost.
+/// Ticks until an unanswered read round is started again: its heartbeats may have been lost.
 const READ_RETRY_TICKS: u64 = 3;
-/// Read rounds of one group under way at a time; reads that come later share the next one.
+/// Read rounds of one group in flight at a time; later reads share the next one.
 const READ_ROUNDS_MAX: usize = 4;
 
 impl<T> Core<T> {
@@ -64,10 +67,12 @@ impl<T> Core<T> {
         None
     }
 
-    /// Merges waiting commands into entries. While the group writes, commands go on to gather: batches grow with load by themselves.
+    /// Merges pending commands into entries. While the group writes its log, commands accumulate, so batches
+    /// grow with the load.
     pub(super) fn propose_pending(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let idle = self.replicas.get(&id).is_none_or(|replica| replica.pending.is_empty());
-        // Commands wait: either this clock is put right, or followers stop listening to this leader and elect another.
+        // With its clock ahead, this leader stamps nothing: until the clock is corrected, or followers ignore
+        // this node and elect another leader.
         if idle || self.is_clock_ahead() {
             return;
         }
@@ -84,26 +89,7 @@ impl<T> Core<T> {
                 return;
             }
             let term = replica.term;
-            let mut commands = Vec::new();
-            let mut waiters = Vec::new();
-            let mut bytes = 0;
-            while let Some(next) = replica.pending.front() {
-                let size = next.payload.len();
-                if commands.len() == self.config.batch_commands_max
-                    || (bytes + size > self.config.batch_bytes_max && !commands.is_empty())
-                {
-                    break;
-                }
-                let Some(request) = replica.pending.pop_front() else { break };
-                replica.pending_bytes -= size;
-                if request.deadline_ms <= self.now_ms {
-                    effects.replies.push((request.reply, Err(RequestError::Deadline)));
-                    continue;
-                }
-                bytes += size;
-                commands.push(request.payload);
-                waiters.push(request.reply);
-            }
+            let (commands, waiters) = replica.take_batch(&self.config, self.now_ms, effects);
             if commands.is_empty() {
                 continue;
             }
@@ -127,7 +113,8 @@ impl<T> Core<T> {
         }
     }
 
-    /// Serves the reads that wait by a lease, or starts one confirmation of leadership for all of them.
+    /// Serves waiting reads by the lease, and starts a quorum round for those without one, or to renew the
+    /// lease.
     pub(super) fn start_reads(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get(&id) else { return };
         let rounds = replica.read_rounds.len();
@@ -135,9 +122,9 @@ impl<T> Core<T> {
             return;
         }
         let rounds_max = match self.read_by_lease(id, effects) {
-            Standing::Fresh => 0,
-            Standing::Fading => 1,
-            Standing::None => READ_ROUNDS_MAX,
+            LeaseState::Fresh => 0,
+            LeaseState::Expiring => 1,
+            LeaseState::None => READ_ROUNDS_MAX,
         };
         if rounds < rounds_max {
             self.start_round(id, effects);
@@ -153,21 +140,27 @@ impl<T> Core<T> {
                 let reads = std::mem::take(&mut replica.reads);
                 replica.read_rounds.push_back(ReadRound { context, started_ms: self.now_ms, reads });
             }
-            // The first entry of the term is not committed yet; `applied` looks again.
+            // The first entry of the term is not committed yet; `on_applied` touches the replica again.
             Err(ProposeError::Busy | ProposeError::Configuration) => {}
             Err(ProposeError::NotLeader) => {
                 let Some(replica) = self.replicas.get_mut(&id) else { return };
-                replica.fail_led(effects);
+                replica.fail_leader_requests(effects);
             }
         }
     }
 
-    pub(super) fn read_confirmed(&mut self, id: ReplicaId, context: &Bytes, index: LogIndex, effects: &mut Effects<T>) {
+    pub(super) fn on_read_confirmed(
+        &mut self,
+        id: ReplicaId,
+        context: &Bytes,
+        index: LogIndex,
+        effects: &mut Effects<T>,
+    ) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(at) = replica.read_rounds.iter().position(|round| round.context == *context) else { return };
         let Some(round) = replica.read_rounds.remove(at) else { return };
         self.touched.insert(id);
-        // One without reads has renewed a lease, and that is all.
+        // A round without reads has only renewed the lease.
         if !round.reads.is_empty() {
             self.reads.by_round += round.reads.len() as u64;
             replica.confirmed.push_back((index, round.reads));
@@ -175,13 +168,14 @@ impl<T> Core<T> {
         }
     }
 
-    /// Reads whose index was handed to the state machine queue up behind it there.
+    /// Queues confirmed reads at the state machine once the entries up to their index have been delivered to
+    /// it.
     pub(super) fn serve_confirmed(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
-        let handed_out = replica.handed_out;
+        let delivered = replica.delivered;
         let mut waiting = std::mem::take(&mut replica.confirmed);
         waiting.retain_mut(|(index, reads)| {
-            if *index > handed_out {
+            if *index > delivered {
                 return true;
             }
             replica.reads_waiting -= reads.len();
@@ -194,16 +188,16 @@ impl<T> Core<T> {
 
     pub(super) fn expire_requests(&mut self, effects: &mut Effects<T>) {
         let now_ms = self.now_ms;
-        let silent_ms = READ_RETRY_TICKS * self.config.tick_ms;
+        let retry_ms = READ_RETRY_TICKS * self.config.tick_ms;
         for (id, replica) in &mut self.replicas {
-            // Deadlines are nearly in order; a late one behind a later one waits a little longer.
+            // Deadlines are nearly in order; one that is queued after a later deadline waits a little longer.
             while replica.pending.front().is_some_and(|request| request.deadline_ms <= now_ms) {
                 if let Some(request) = replica.pending.pop_front() {
                     replica.pending_bytes -= request.payload.len();
                     effects.replies.push((request.reply, Err(RequestError::Deadline)));
                 }
             }
-            while replica.read_rounds.front().is_some_and(|round| round.started_ms + silent_ms <= now_ms) {
+            while replica.read_rounds.front().is_some_and(|round| round.started_ms + retry_ms <= now_ms) {
                 if let Some(round) = replica.read_rounds.pop_front() {
                     replica.reads.extend(round.reads);
                 }

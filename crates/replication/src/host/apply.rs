@@ -1,4 +1,5 @@
-//! The state machines: small entries in place, all else on their own thread.
+//! Runs the state machines: small entries inline on the raft thread, everything else on a thread of their
+//! own.
 
 use std::sync::{Arc, mpsc};
 
@@ -9,20 +10,20 @@ use tokio::sync::oneshot;
 
 use super::{
     Inbox, Reply, background,
-    desk::{Progress, Worker},
+    inline::{Progress, Worker},
 };
-use crate::{Applied, Applier, ApplyTask, Held, Load, clock, work};
+use crate::{Applied, Applier, ApplyTask, Load, ReplicaContents, clock, work};
 
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
     Loaded(Load, Result<(), EngineError>),
-    /// What a replica holds; `None` while it has nothing.
-    Look(ReplicaId, oneshot::Sender<Option<Held>>),
+    /// Report a replica's contents; `None` while it is not loaded.
+    Contents(ReplicaId, oneshot::Sender<Option<ReplicaContents>>),
 }
 
-/// Entries of more bytes are not applied in place: they may touch many keys that only the disk knows. Nor are queries, which
-/// may look at far more than they say.
-const SMALL_BYTES_MAX: usize = 16 << 10;
+/// Bytes of entries that may be applied inline; larger ones may touch many keys that must be read from disk.
+/// Queries are never run inline: they may read far more than their own size.
+const INLINE_BYTES_MAX: usize = 16 << 10;
 
 pub(super) struct Apply {
     pub(super) applier: Applier<Reply>,
@@ -36,14 +37,14 @@ impl Worker for Apply {
 
     const JOBS_MAX: usize = 64;
 
-    fn is_small(job: &Job) -> bool {
+    fn may_run_inline(job: &Job) -> bool {
         let Job::Task(ApplyTask::Apply { entries, .. }) = job else { return false };
-        entries.iter().map(Entry::size_bytes).sum::<usize>() <= SMALL_BYTES_MAX
+        entries.iter().map(Entry::size_bytes).sum::<usize>() <= INLINE_BYTES_MAX
     }
 
     fn work(&mut self, jobs: Vec<Job>) -> Progress {
-        // What the core is told waits for all jobs, because each word wakes the raft thread.
-        let mut told = Vec::new();
+        // Inputs for the core are sent after all jobs, because each send wakes the raft thread.
+        let mut inputs = Vec::new();
         for job in jobs {
             let mut applied = Applied::default();
             match job {
@@ -57,8 +58,8 @@ impl Worker for Apply {
                     reached(Place::ApplyLoaded);
                     self.applier.loaded(clock::wall_ms(), &load, result, &mut applied);
                 }
-                Job::Look(replica, reply) => {
-                    let _ = reply.send(self.applier.look(replica));
+                Job::Contents(replica, reply) => {
+                    let _ = reply.send(self.applier.contents(replica));
                 }
             }
             if let Some(error) = applied.fatal {
@@ -75,14 +76,14 @@ impl Worker for Apply {
             if answers {
                 reached(Place::ApplyAnswered);
             }
-            told.extend(applied.inputs);
+            inputs.extend(applied.inputs);
         }
-        told.into_iter().for_each(|input| self.inbox.send(input));
+        inputs.into_iter().for_each(|input| self.inbox.send(input));
         Progress::Done
     }
 }
 
-/// Where the node may end before and after this task.
+/// The failpoints before and after this task.
 fn places(task: &ApplyTask<Reply>) -> (Vec<Place>, Option<Place>) {
     match task {
         ApplyTask::Apply { entries, .. } => {

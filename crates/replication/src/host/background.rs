@@ -1,4 +1,5 @@
-//! Threads for what takes long: building checkpoints, feeding the view, loading records, reclaiming log space.
+//! The background threads, for slow jobs: building and installing checkpoints, loading records, reclaiming
+//! log space.
 
 use std::{
     sync::{Arc, mpsc},
@@ -9,13 +10,13 @@ use flotilla_failpoints::{Place, is_enabled, reached};
 use flotilla_storage::{Log, StateEngine};
 use parking_lot::Mutex;
 
-use super::{Inbox, Reply, apply, desk::Desk};
+use super::{Inbox, Reply, apply, inline::InlineExecutor};
 use crate::{
     Input,
-    work::{BUILD_RETRY_MS, Job, Worked},
+    work::{BUILD_RETRY_MS, Job, JobResult},
 };
 
-/// Two, so that a long load does not hold back every checkpoint.
+/// Number of threads. Two, so that a long load does not hold back every checkpoint.
 pub(super) const THREADS: usize = 2;
 const RECLAIM_EVERY: Duration = Duration::from_secs(5);
 
@@ -29,7 +30,7 @@ pub(super) struct Workers {
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) log: Arc<dyn Log>,
     pub(super) inbox: Inbox,
-    pub(super) apply: Arc<Desk<apply::Apply>>,
+    pub(super) apply: Arc<InlineExecutor<apply::Apply>>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -38,7 +39,7 @@ pub(super) struct Shared {
     engine: Arc<dyn StateEngine>,
     log: Arc<dyn Log>,
     inbox: Inbox,
-    apply: Arc<Desk<apply::Apply>>,
+    apply: Arc<InlineExecutor<apply::Apply>>,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
     reclaimed: Mutex<Instant>,
 }
@@ -60,7 +61,7 @@ impl Workers {
 impl Shared {
     pub(super) fn run(&self) {
         loop {
-            // Whoever holds the lock waits for the next job; the other one works.
+            // One thread waits for the next job under the lock, while the other works.
             let order = self.orders.lock().recv_timeout(RECLAIM_EVERY);
             match order {
                 Ok(Order::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -74,34 +75,34 @@ impl Shared {
     fn work(&self, job: Job) {
         let kind = match &job {
             Job::Build { .. } => Some("build"),
-            Job::Settle { .. } => Some("settle"),
+            Job::InstallCheckpoint { .. } => Some("install"),
             Job::Load(_) => Some("load"),
             Job::Release { .. } => None,
         };
         let (before, after) = if is_enabled() { places(&job) } else { Default::default() };
         before.into_iter().for_each(reached);
         let started = Instant::now();
-        let worked = job.run::<Reply>(&*self.engine);
-        after.filter(|_| !matches!(worked, Worked::Retry(_))).into_iter().for_each(reached);
+        let result = job.run::<Reply>(&*self.engine);
+        after.filter(|_| !matches!(result, JobResult::Retry(_))).into_iter().for_each(reached);
         match kind {
-            Some("build") if matches!(worked, Worked::Report(_)) => {
+            Some("build") if matches!(result, JobResult::Report(_)) => {
                 metrics::histogram!("flotilla_checkpoint_seconds").record(started.elapsed().as_secs_f64());
             }
             Some(kind) => tracing::debug!(kind, elapsed_ms = started.elapsed().as_millis(), "a slow job is done"),
             None => {}
         }
-        match worked {
-            Worked::Done => {}
-            Worked::Report(input) => self.inbox.send(input),
-            Worked::Loaded(load, result) => {
-                self.apply.leave(apply::Job::Loaded(load, result));
+        match result {
+            JobResult::Done => {}
+            JobResult::Report(input) => self.inbox.send(input),
+            JobResult::Loaded(load, result) => {
+                self.apply.enqueue(apply::Job::Loaded(load, result));
             }
-            Worked::Retry(job) => {
+            JobResult::Retry(job) => {
                 std::thread::sleep(Duration::from_millis(BUILD_RETRY_MS));
                 self.work(job);
             }
-            Worked::Fatal { replica, error } => {
-                (self.fatal)(&format!("replica {replica} cannot be checkpointed any more: {error}"));
+            JobResult::Fatal { replica, error } => {
+                (self.fatal)(&format!("replica {replica} can no longer be checkpointed: {error}"));
             }
         }
     }
@@ -129,11 +130,11 @@ impl Shared {
     }
 }
 
-/// Where the node may end before and after this job.
+/// The failpoints before and after this job.
 fn places(job: &Job) -> (Option<Place>, Option<Place>) {
     match job {
         Job::Build { .. } => (Some(Place::CheckpointBeforeBuild), Some(Place::CheckpointBuilt)),
-        Job::Settle { .. } => (Some(Place::CheckpointBeforeSettle), Some(Place::CheckpointSettled)),
+        Job::InstallCheckpoint { .. } => (Some(Place::CheckpointBeforeInstall), Some(Place::CheckpointInstalled)),
         Job::Load(load) if load.replaces => (Some(Place::SnapshotBeforeInstall), Some(Place::SnapshotInstalled)),
         Job::Load(_) => (Some(Place::SnapshotBeforeLoad), None),
         Job::Release { .. } => (None, None),

@@ -1,7 +1,8 @@
-//! What a replica holds, as one number: equal replicas have equal digests at the same applied entry.
+//! Digests of a replica's contents: replicas with the same contents have equal digests at the same applied
+//! entry.
 //!
-//! Nothing is held up: records are read on a blocking thread while entries go on to be applied, and the apply thread only says before
-//! and after how far it was. A digest counts when it did not move meanwhile.
+//! A digest does not hold up writes: a blocking thread reads the records while entries are applied, and the
+//! apply thread only reports the applied index before and after. The digest is valid if that has not changed.
 
 use flotilla_storage::{EngineError, StateReader};
 use flotilla_types::{KeyRange, LogIndex, ReplicaId};
@@ -9,59 +10,65 @@ use tokio::sync::oneshot;
 
 use super::{
     apply::{Apply, Job},
-    desk::Desk,
+    inline::InlineExecutor,
 };
-use crate::Held;
+use crate::ReplicaContents;
 
-/// Tries for a replica that moves while it is read.
-const TRIES_MAX: usize = 3;
-/// Records and bytes of one step.
-const STEP_RECORDS: usize = 1_024;
-const STEP_BYTES: usize = 4 << 20;
+/// Attempts at a replica that applies entries while it is read.
+const ATTEMPTS_MAX: usize = 3;
+/// Records per scan.
+const SCAN_RECORDS_MAX: usize = 1_024;
+/// Bytes per scan.
+const SCAN_BYTES_MAX: usize = 4 << 20;
 
-/// What a replica holds.
+/// The digest of a replica's contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest {
     /// The last entry that it has applied.
     pub applied: LogIndex,
-    /// BLAKE3 over the state machine's own state and all records in key order, everything as length and bytes.
+    /// BLAKE3 over the state machine's own state and all records in key order, each part prefixed by its
+    /// length.
     pub hash: [u8; 32],
-    /// How many records that are.
+    /// The number of records.
     pub records: u64,
 }
 
-/// Why there is no digest. Nothing has changed; ask again.
+/// Why there is no digest. No state has changed; retry later.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DigestError {
-    /// It is not here, is being loaded, or the node stops.
+    /// The replica is not here, is being loaded, or the node is stopping.
     #[error("the replica does not serve here")]
     NotServing,
-    /// It applied entries while it was read, each time.
-    #[error("the replica takes writes; ask again when it is quieter")]
+    /// The replica applied entries during every attempt.
+    #[error("the replica is applying writes; retry when there are fewer")]
     Moving,
     /// Its records cannot be read.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
 
-pub(super) async fn of(apply: &Desk<Apply>, replica: ReplicaId, range: KeyRange) -> Result<Digest, DigestError> {
-    let mut held = look(apply, replica).await?;
-    for _ in 0..TRIES_MAX {
+pub(super) async fn of(
+    apply: &InlineExecutor<Apply>,
+    replica: ReplicaId,
+    range: KeyRange,
+) -> Result<Digest, DigestError> {
+    let mut contents = contents_of(apply, replica).await?;
+    for _ in 0..ATTEMPTS_MAX {
         let range = range.clone();
-        let Held { applied, system, records } = held;
+        let ReplicaContents { applied, system, records } = contents;
         let read = tokio::task::spawn_blocking(move || hash(&system, &*records, &range));
         let (hash, records) = read.await.map_err(|_| DigestError::NotServing)??;
-        held = look(apply, replica).await?;
-        if held.applied == applied {
+        contents = contents_of(apply, replica).await?;
+        if contents.applied == applied {
             return Ok(Digest { applied, hash, records });
         }
     }
     Err(DigestError::Moving)
 }
 
-async fn look(apply: &Desk<Apply>, replica: ReplicaId) -> Result<Held, DigestError> {
+async fn contents_of(apply: &InlineExecutor<Apply>, replica: ReplicaId) -> Result<ReplicaContents, DigestError> {
     let (reply, answer) = oneshot::channel();
-    apply.leave(Job::Look(replica, reply));
+    apply.enqueue(Job::Contents(replica, reply));
     answer.await.ok().flatten().ok_or(DigestError::NotServing)
 }
 
@@ -74,9 +81,9 @@ fn hash(system: &[u8], reader: &dyn StateReader, range: &KeyRange) -> Result<([u
     add(system);
     let mut rest = range.clone();
     loop {
-        let page = reader.scan(&rest, STEP_RECORDS, STEP_BYTES)?;
+        let page = reader.scan(&rest, SCAN_RECORDS_MAX, SCAN_BYTES_MAX)?;
         let Some((last, _)) = page.last() else { return Ok((hasher.finalize().into(), records)) };
-        // The first key behind the last one.
+        // The first key after the last one.
         let mut next = last.to_vec();
         next.push(0);
         rest.start = next.into();
@@ -112,12 +119,12 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_covers_every_record_of_the_range_over_several_steps() {
-        let count = STEP_RECORDS * 2 + 7;
+    fn a_digest_covers_every_record_of_the_range_over_several_scans() {
+        let count = SCAN_RECORDS_MAX * 2 + 7;
         let (whole, all) = (hash(b"own", &records(count), &KeyRange::all()).unwrap(), count as u64);
         assert_eq!(whole.1, all);
         assert_eq!(hash(b"own", &records(count), &KeyRange::all()).unwrap(), whole);
-        for i in [0, STEP_RECORDS, count - 1] {
+        for i in [0, SCAN_RECORDS_MAX, count - 1] {
             let mut other = records(count);
             other.0.insert(format!("k{i:06}").into(), "changed".into());
             assert_ne!(hash(b"own", &other, &KeyRange::all()).unwrap().0, whole.0, "record {i}");
@@ -128,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_border_between_key_and_value_counts() {
+    fn the_boundary_between_key_and_value_changes_the_digest() {
         let one = Records(BTreeMap::from([("ab".into(), "c".into())]));
         let other = Records(BTreeMap::from([("a".into(), "bc".into())]));
         assert_ne!(hash(b"own", &one, &KeyRange::all()).unwrap(), hash(b"own", &other, &KeyRange::all()).unwrap());

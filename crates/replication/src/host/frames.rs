@@ -1,4 +1,4 @@
-//! Hands frames to the network, and tells the core what the network did not take.
+//! Sends frames, and reports to the core those that the network did not take.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use flotilla_transport::{Class, Transport};
 use flotilla_types::NodeId;
 
 use super::Inbox;
-use crate::{Beat, Outgoing, work};
+use crate::{NodeHeartbeat, Outgoing, work};
 
 #[derive(Clone)]
 pub(super) struct Sender {
@@ -20,22 +20,23 @@ impl Sender {
         Self { network, inbox }
     }
 
-    /// Sends messages, in order per node and class. What the network does not take is reported unreachable once.
+    /// Sends messages, in order per node and class. A frame that the network does not take is reported as
+    /// unreachable.
     pub(super) fn send(&self, messages: Vec<Outgoing>) {
         if messages.iter().any(|outgoing| outgoing.message.snapshot.is_some()) {
             reached(Place::FramesSnapshot);
         }
         for packed in work::pack(messages) {
             if self.network.send(packed.node, packed.class, packed.frame.clone()).is_err() {
-                for input in packed.refused() {
+                for input in packed.into_failures() {
                     self.inbox.send(input);
                 }
             }
         }
     }
 
-    /// A beat that the network does not take is lost; there will be another.
-    pub(super) fn beat(&self, node: NodeId, beat: &Beat) {
-        let _ = self.network.send(node, Class::Urgent, work::pack_beat(beat));
+    /// Sends a node heartbeat. One that the network does not take is dropped: the next follows soon.
+    pub(super) fn send_node_heartbeat(&self, node: NodeId, heartbeat: &NodeHeartbeat) {
+        let _ = self.network.send(node, Class::Urgent, work::pack_node_heartbeat(heartbeat));
     }
 }

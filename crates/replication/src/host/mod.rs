@@ -2,18 +2,18 @@
 //!
 //! | thread | does |
 //! |---|---|
-//! | raft | owns the core: takes inputs, sends messages, hands work on, or does it where that is quicker (`desk`) |
-//! | wal | one fsync for the waiting writes of all groups, then lets their messages go |
+//! | raft | owns the core: processes inputs, sends messages, and runs jobs inline or passes them on (`inline`) |
+//! | wal | one fsync for the waiting writes of all groups, then sends their messages |
 //! | apply | applies entries and answers queries |
-//! | background (2) | builds checkpoints, feeds the view, loads records, reclaims log space |
+//! | background (2) | builds and installs checkpoints, loads records, reclaims log space |
 //!
-//! Pulls run as tasks on the network's runtime.
+//! Pulls run as tasks on the network's runtime. A panic in any of the threads stops the node.
 
 mod apply;
 mod background;
-mod desk;
 mod digest;
 mod frames;
+mod inline;
 mod pull;
 mod raft;
 mod wal;
@@ -37,25 +37,26 @@ use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
-use desk::Desk;
 pub use digest::{Digest, DigestError};
+use inline::InlineExecutor;
 
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
     RequestError, clock, work,
 };
 
-/// Requests and frames that may wait for the raft thread; beyond it requests are refused and frames dropped.
+/// Requests and peers' inputs that may wait for the raft thread. Beyond it, requests are refused and frames
+/// dropped.
 pub const INBOX_MAX: usize = 65_536;
 
-/// Who waits for an answer.
+/// The caller that waits for an answer.
 pub(crate) type Reply = oneshot::Sender<Answer>;
 
-/// What the shell is built on.
+/// The parts that a host is built from.
 pub struct HostParts {
     /// This node.
     pub node: NodeId,
-    /// How often it has started.
+    /// How often this node has started.
     pub incarnation: Incarnation,
     /// Bounds and timing.
     pub config: HostConfig,
@@ -63,13 +64,13 @@ pub struct HostParts {
     pub log: Arc<dyn Log>,
     /// Records and checkpoints.
     pub engine: Arc<dyn StateEngine>,
-    /// Makes state machines.
+    /// Makes the state machine of a shard.
     pub machines: MachineFactory,
     /// A random number, different at every start.
     pub seed: u64,
     /// Called on the raft thread with each notice; must not block.
     pub notices: Box<dyn Fn(Notice) + Send>,
-    /// Called when the node cannot go on (the log failed, a thread panicked); must end the process.
+    /// Called when the node cannot continue (the log failed, a thread panicked); must end the process.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -92,14 +93,14 @@ impl Inbox {
         let _ = self.events.send(Event::Input(input));
     }
 
-    /// Whether there was room.
-    fn offer(&self, input: Input<Reply>) -> bool {
-        let room = self.waiting.load(Ordering::Relaxed) < INBOX_MAX;
-        if room {
+    /// Sends an input unless the inbox is full; returns whether it was sent.
+    fn try_send(&self, input: Input<Reply>) -> bool {
+        let has_room = self.waiting.load(Ordering::Relaxed) < INBOX_MAX;
+        if has_room {
             self.waiting.fetch_add(1, Ordering::Relaxed);
             let _ = self.events.send(Event::Bounded(input));
         }
-        room
+        has_room
     }
 }
 
@@ -107,23 +108,24 @@ impl Inbox {
 pub struct Host {
     handle: Handle,
     threads: Vec<thread::JoinHandle<()>>,
-    apply: Arc<Desk<apply::Apply>>,
+    apply: Arc<InlineExecutor<apply::Apply>>,
     background: mpsc::Sender<background::Order>,
     engine: Arc<dyn StateEngine>,
 }
 
-/// Everything a node may ask of its shard host. Cheap to clone, usable from any thread.
+/// A handle to a running shard host. Cheap to clone, usable from any thread.
 #[derive(Clone)]
 pub struct Handle {
     inbox: Inbox,
     status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
     engine: Arc<dyn StateEngine>,
-    apply: Arc<Desk<apply::Apply>>,
-    leads_shared: Arc<AtomicUsize>,
+    apply: Arc<InlineExecutor<apply::Apply>>,
+    transferable_leaderships: Arc<AtomicUsize>,
 }
 
 impl Host {
-    /// Opens every replica that the log knows and starts the threads. `network` must reach the peers; pulls run on `runtime`.
+    /// Opens every replica in the log and starts the threads. `network` must reach the peers; pulls run on
+    /// `runtime`.
     pub fn start(
         parts: HostParts,
         network: Arc<flotilla_transport::Transport>,
@@ -133,7 +135,7 @@ impl Host {
         let (background_tx, background_rx) = mpsc::channel();
         let inbox = Inbox { events, waiting: Arc::new(AtomicUsize::new(0)) };
         let status = Arc::new(RwLock::new(Arc::new(Vec::new())));
-        let leads_shared = Arc::new(AtomicUsize::new(0));
+        let transferable_leaderships = Arc::new(AtomicUsize::new(0));
 
         let mut effects = Effects::default();
         let core = Core::open(
@@ -153,7 +155,7 @@ impl Host {
             inbox: inbox.clone(),
             fatal: parts.fatal.clone(),
         };
-        let wal = Arc::new(Desk::new(wal));
+        let wal = Arc::new(InlineExecutor::new(wal));
         let applier = Applier::new(parts.engine.clone(), parts.machines);
         let apply = apply::Apply {
             applier,
@@ -161,7 +163,7 @@ impl Host {
             background: background_tx.clone(),
             fatal: parts.fatal.clone(),
         };
-        let apply = Arc::new(Desk::new(apply));
+        let apply = Arc::new(InlineExecutor::new(apply));
         let raft = raft::Raft {
             core,
             config: parts.config,
@@ -174,7 +176,7 @@ impl Host {
             puller,
             notices: parts.notices,
             status: status.clone(),
-            leads_shared: leads_shared.clone(),
+            transferable_leaderships: transferable_leaderships.clone(),
         };
         let workers = background::Workers {
             orders: background_rx,
@@ -197,17 +199,18 @@ impl Host {
             let workers = workers.clone();
             threads.push(spawn("background", fatal, move || workers.run())?);
         }
-        let handle = Handle { inbox, status, engine: parts.engine.clone(), apply: apply.clone(), leads_shared };
+        let handle =
+            Handle { inbox, status, engine: parts.engine.clone(), apply: apply.clone(), transferable_leaderships };
         Ok(Self { handle, threads, apply, background: background_tx, engine: parts.engine })
     }
 
-    /// The way to ask for things.
+    /// A handle to this host.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Stops the threads and closes the engine cleanly, so that the next start may trust the view.
+    /// Stops the threads and closes the engine cleanly, so that the next start can trust the view.
     pub fn stop(self) {
         let Self { handle, threads, apply, background, engine } = self;
         let _ = handle.inbox.events.send(Event::Stop);
@@ -225,7 +228,8 @@ impl Host {
     }
 }
 
-/// A thread whose panic ends the node: a node with a missing part would look alive and not be.
+/// Starts a thread whose panic stops the node: without one of its threads, a node would look alive and be
+/// dead.
 fn spawn(
     name: &'static str,
     fatal: &Arc<dyn Fn(&str) + Send + Sync>,
@@ -243,10 +247,10 @@ fn spawn(
 impl Handle {
     /// Proposes a command to a shard that this node leads.
     pub async fn propose(&self, shard: ShardId, range_epoch: Option<u64>, command: Bytes, timeout: Duration) -> Answer {
-        self.ask(shard, range_epoch, command, timeout, Input::Propose, RequestError::Unknown).await
+        self.request(shard, range_epoch, command, timeout, Input::Propose, RequestError::Unknown).await
     }
 
-    /// Asks a shard that this node leads (or any replica here, with [`Freshness::Local`]).
+    /// Queries a shard that this node leads, or any replica here with [`Freshness::Local`].
     pub async fn query(
         &self,
         shard: ShardId,
@@ -256,10 +260,10 @@ impl Handle {
         timeout: Duration,
     ) -> Answer {
         let read = |request| Input::Read(request, freshness);
-        self.ask(shard, range_epoch, query, timeout, read, RequestError::Deadline).await
+        self.request(shard, range_epoch, query, timeout, read, RequestError::Deadline).await
     }
 
-    async fn ask(
+    async fn request(
         &self,
         shard: ShardId,
         range_epoch: Option<u64>,
@@ -271,7 +275,7 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let deadline_ms = clock::monotonic_ms() + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
         let request = Request { shard, range_epoch, payload, deadline_ms, reply };
-        if !self.inbox.offer(input(request)) {
+        if !self.inbox.try_send(input(request)) {
             return Err(RequestError::Busy);
         }
         match tokio::time::timeout(timeout, answer).await {
@@ -286,47 +290,49 @@ impl Handle {
         self.inbox.send(Input::Create { replica, descriptor, founding });
     }
 
-    /// Destroys a replica for ever; its id can never be created here again.
+    /// Destroys a replica; its id can never be created here again.
     pub fn destroy(&self, replica: ReplicaId) {
         self.inbox.send(Input::Destroy { replica });
     }
 
-    /// Every replica that should be here and that the data folder forgot has been destroyed: the host may create again.
+    /// Trusts the data folder again after a roll-back: every replica that it forgot has been destroyed.
     pub fn trust_folder(&self) {
         self.inbox.send(Input::TrustFolder);
     }
 
-    /// Proposes a configuration change to a shard led here. Refusals are silent: reconcile again.
+    /// Proposes a configuration change to a shard led here. A refusal is not reported; the caller must
+    /// reconcile again.
     pub fn change(&self, shard: ShardId, change: ConfChange) {
         self.inbox.send(Input::Change { shard, change });
     }
 
-    /// Hands the leadership of a shard led here to a node.
+    /// Transfers the leadership of a shard led here to a node.
     pub fn transfer(&self, shard: ShardId, to: NodeId) {
         self.inbox.send(Input::Transfer { shard, to });
     }
 
-    /// Hands over every leadership, again and again, until the node stops.
+    /// Transfers every leadership to other nodes, repeatedly until the node stops.
     pub fn step_down(&self) {
         self.inbox.send(Input::StepDown);
     }
 
-    /// The peers that beats go to.
+    /// Sets the peers to send node heartbeats to.
     pub fn set_peers(&self, peers: Vec<NodeId>) {
         self.inbox.send(Input::Peers(peers));
     }
 
-    /// A connection came up or went down.
+    /// Reports that a connection came up or went down.
     pub fn peer_changed(&self, node: NodeId, connected: bool) {
         self.inbox.send(Input::Peer { node, connected });
     }
 
-    /// A frame from a peer. Dropped when it does not parse or the inbox is full, as the network may have done.
+    /// Receives a frame from a peer. It is dropped if it does not parse or the inbox is full; networks drop
+    /// frames too.
     pub fn frame(&self, from: NodeId, frame: Bytes) {
         match work::unpack(from, frame) {
             Ok(inputs) => {
                 for input in inputs {
-                    if !self.inbox.offer(input) {
+                    if !self.inbox.try_send(input) {
                         metrics::counter!("flotilla_host_frames_dropped_total").increment(1);
                         return;
                     }
@@ -339,33 +345,32 @@ impl Handle {
         }
     }
 
-    /// Objects for a peer; reads the disk.
+    /// Answers a peer's request for objects; reads the disk.
     #[must_use]
     pub fn objects(&self, request: Bytes) -> Bytes {
         reached(Place::SnapshotServe);
         work::serve(&*self.engine, request)
     }
 
-    /// What a replica here holds, as one number. Reads all its records, and holds nothing up.
+    /// The digest of a replica here. Reads all its records, without holding up writes.
     ///
     /// # Errors
     /// See [`DigestError`].
     pub async fn digest(&self, replica: ReplicaId) -> Result<Digest, DigestError> {
         let status = self.status();
-        let range =
-            status.iter().find(|status| status.replica == replica).map(|status| status.descriptor.range.clone());
-        digest::of(&self.apply, replica, range.ok_or(DigestError::NotServing)?).await
+        let found = status.iter().find(|status| status.replica == replica).ok_or(DigestError::NotServing)?;
+        digest::of(&self.apply, replica, found.descriptor.range.clone()).await
     }
 
-    /// Every replica at a glance, at most a few ticks old.
+    /// The status of every replica, at most a few ticks old.
     #[must_use]
     pub fn status(&self) -> Arc<Vec<ReplicaStatus>> {
         self.status.read().clone()
     }
 
-    /// How many shards with several voters this node leads.
+    /// The number of shards with several voters that this node leads.
     #[must_use]
-    pub fn leads_shared(&self) -> usize {
-        self.leads_shared.load(Ordering::Relaxed)
+    pub fn transferable_leaderships(&self) -> usize {
+        self.transferable_leaderships.load(Ordering::Relaxed)
     }
 }

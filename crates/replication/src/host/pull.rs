@@ -1,4 +1,4 @@
-//! Runs the pulls of snapshots' objects as tasks on the network's runtime.
+//! Pulls the objects of snapshots, as tasks on the network's runtime.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,9 +18,9 @@ use crate::{
     work::{Pull, PullError},
 };
 
-/// An answer must come within this time.
+/// Timeout of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-/// Pulls under way at a time, below the calls that a transport takes. The rest wait their turn.
+/// Pulls in flight at a time, below the transport's bound on calls. Further pulls wait.
 const PULLS_MAX: usize = 4;
 
 #[derive(Clone)]
@@ -29,12 +29,12 @@ pub(super) struct Puller {
     network: Arc<Transport>,
     engine: Arc<dyn StateEngine>,
     inbox: Inbox,
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("the peer does not answer: {0}")]
+    #[error("the call to the peer failed: {0}")]
     Call(#[from] CallError),
     #[error(transparent)]
     Answer(#[from] PullError),
@@ -51,15 +51,15 @@ impl Puller {
         engine: Arc<dyn StateEngine>,
         inbox: Inbox,
     ) -> Self {
-        Self { runtime, network, engine, inbox, turns: Arc::new(Semaphore::new(PULLS_MAX)) }
+        Self { runtime, network, engine, inbox, permits: Arc::new(Semaphore::new(PULLS_MAX)) }
     }
 
-    /// Fetches what a checkpoint names and is not here, makes it durable, and reports.
+    /// Fetches the missing objects of a checkpoint, makes them durable, and reports to the core.
     pub(super) fn pull(&self, replica: ReplicaId, from: NodeId, checkpoint: Checkpoint) {
         let puller = self.clone();
         self.runtime.spawn(async move {
-            // Never closed: a failed wait would only mean one pull too many.
-            let _turn = puller.turns.acquire().await;
+            // The semaphore is never closed; an error would only mean one pull too many.
+            let _permit = puller.permits.acquire().await;
             reached(Place::SnapshotBeforePull);
             let result = puller.fetch_all(from, checkpoint.clone()).await;
             if let Err(error) = &result {
@@ -83,9 +83,12 @@ impl Puller {
                 Err(error) => (pull, Err(error.into())),
             };
             let Err(error) = taken else { continue };
-            let again_ms = if matches!(error, Failure::Answer(PullError::Gone(_))) { None } else { pull.failed() };
-            match again_ms {
-                Some(pause_ms) => tokio::time::sleep(Duration::from_millis(pause_ms)).await,
+            let backoff_ms = match error {
+                Failure::Answer(PullError::Gone(_)) => None,
+                _ => pull.on_failure(),
+            };
+            match backoff_ms {
+                Some(backoff_ms) => tokio::time::sleep(Duration::from_millis(backoff_ms)).await,
                 None => {
                     pull.abandon(&*self.engine);
                     return Err(error);
@@ -101,7 +104,7 @@ impl Puller {
         reached(Place::SnapshotFetched);
         let engine = self.engine.clone();
         let stored = spawn_blocking(move || {
-            let taken = pull.answered(&*engine, answer);
+            let taken = pull.on_response(&*engine, answer);
             (pull, taken)
         });
         let (pull, taken) = stored.await?;

@@ -1,4 +1,5 @@
-//! The thread that owns the core. It writes the log and applies entries itself while that is quick, see `desk`.
+//! The raft thread, which owns the core. It writes the log and applies entries inline while that is fast, see
+//! `inline`.
 
 use std::{
     sync::{
@@ -14,13 +15,13 @@ use flotilla_consensus::Role;
 use flotilla_failpoints::{Place, reached};
 use parking_lot::RwLock;
 
-use super::{Event, Reply, apply, background, desk::Desk, frames, pull, wal};
+use super::{Event, Reply, apply, background, frames, inline::InlineExecutor, pull, wal};
 use crate::{
     Background, Core, Effects, HostConfig, Input, Notice, ReplicaStatus, clock,
     work::{Job, WalJob},
 };
 
-/// Inputs that one flush serves; then what they led to goes out.
+/// Inputs per flush.
 const INPUTS_MAX: usize = 4_096;
 
 pub(super) struct Raft {
@@ -29,28 +30,28 @@ pub(super) struct Raft {
     pub(super) inbox: mpsc::Receiver<Event>,
     pub(super) waiting: Arc<AtomicUsize>,
     pub(super) sender: frames::Sender,
-    pub(super) wal: Arc<Desk<wal::Wal>>,
-    pub(super) apply: Arc<Desk<apply::Apply>>,
+    pub(super) wal: Arc<InlineExecutor<wal::Wal>>,
+    pub(super) apply: Arc<InlineExecutor<apply::Apply>>,
     pub(super) background: mpsc::Sender<background::Order>,
     pub(super) puller: pull::Puller,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
     pub(super) status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
-    pub(super) leads_shared: Arc<AtomicUsize>,
+    pub(super) transferable_leaderships: Arc<AtomicUsize>,
 }
 
 impl Raft {
-    /// `effects` are those of opening the core.
+    /// Runs the thread. `effects` are those of opening the core.
     pub(super) fn run(mut self, effects: Effects<Reply>) {
         self.serve(effects);
         self.wal.close();
     }
 
-    /// Until it is told to stop, or the node cannot go on.
+    /// Processes inputs until [`Event::Stop`], or until a worker has ended.
     fn serve(&mut self, mut effects: Effects<Reply>) {
         let mut next_tick_ms = clock::monotonic_ms() + self.config.tick_ms;
         let mut taken = 0;
         loop {
-            // Read anew: the thread may have been stopped since it took the inputs in.
+            // Read the clock again: the process may have been stopped since the inputs were received.
             self.core.flush(clock::monotonic_ms(), &mut effects);
             if !self.perform(std::mem::take(&mut effects)) {
                 return;
@@ -59,14 +60,14 @@ impl Raft {
             if now_ms >= next_tick_ms {
                 self.core.step(now_ms, clock::wall_ms(), Input::Tick, &mut effects);
                 self.publish_status();
-                // Ticks that were missed are skipped: a burst would look like a long silence of everybody else.
+                // Missed ticks are skipped: a burst of them would look like a long silence of all peers.
                 next_tick_ms = now_ms + self.config.tick_ms;
                 continue;
             }
             let first = self.inbox.recv_timeout(Duration::from_millis(next_tick_ms - now_ms));
             let Ok(first) = first else { continue };
-            // Where inputs come together and more threads want to run than can, those that have something for this one go first, and
-            // one flush serves it all.
+            // Under load, let threads that have inputs for this one run first, so that one flush serves all
+            // of them.
             if taken > 1 {
                 thread::yield_now();
             }
@@ -91,23 +92,23 @@ impl Raft {
         }
     }
 
-    /// Messages of leaders leave before their own fsync (dissertation §10.2.1). What may be done in place comes last.
-    /// `false`: the node cannot go on.
+    /// Performs effects. Leaders send before their own fsync (Raft dissertation, §10.2.1); work that may run
+    /// inline comes last. Returns `false` if a worker has ended and the node must stop.
     fn perform(&mut self, mut effects: Effects<Reply>) -> bool {
         if !effects.sends.is_empty() {
             reached(Place::RaftBeforeSend);
         }
         self.sender.send(std::mem::take(&mut effects.sends));
-        for (node, beat) in std::mem::take(&mut effects.beats) {
-            reached(Place::RaftBeforeBeat);
-            self.sender.beat(node, &beat);
+        for (node, heartbeat) in std::mem::take(&mut effects.node_heartbeats) {
+            reached(Place::RaftBeforeNodeHeartbeat);
+            self.sender.send_node_heartbeat(node, &heartbeat);
         }
         reached(Place::RaftSent);
         let write = WalJob::take(&mut effects);
         for task in effects.background {
             let job = match task {
                 Background::Build { replica } => Job::Build { replica, failures: 0 },
-                Background::Settle { replica, checkpoint } => Job::Settle { replica, checkpoint },
+                Background::InstallCheckpoint { replica, checkpoint } => Job::InstallCheckpoint { replica, checkpoint },
                 Background::Release { objects } => Job::Release { objects },
                 Background::Pull { replica, from, checkpoint } => {
                     reached(Place::RaftSnapshotParked);
@@ -124,11 +125,11 @@ impl Raft {
         for notice in effects.notices {
             (self.notices)(notice);
         }
-        // Where peers wait for this node's disk the write comes first; where it is the leader's own, clients are answered first.
-        let mut apply = || effects.apply.drain(..).all(|task| self.apply.offer(apply::Job::Task(task)));
+        // If peers wait for this node's disk, the write comes first; else clients of committed entries do.
+        let mut apply = || effects.apply.drain(..).all(|task| self.apply.run_or_enqueue(apply::Job::Task(task)));
         match write {
-            Some(job) if job.is_awaited() => self.wal.offer(job) && apply(),
-            Some(job) => apply() && self.wal.offer(job),
+            Some(job) if job.is_awaited() => self.wal.run_or_enqueue(job) && apply(),
+            Some(job) => apply() && self.wal.run_or_enqueue(job),
             None => apply(),
         }
     }
@@ -137,7 +138,7 @@ impl Raft {
         let status = self.core.status();
         let shared = status.iter().filter_map(|replica| replica.group.as_ref());
         let led = shared.filter(|group| group.role == Role::Leader && group.conf.voters.len() > 1).count();
-        self.leads_shared.store(led, Ordering::Relaxed);
+        self.transferable_leaderships.store(led, Ordering::Relaxed);
         let reads = self.core.read_counts();
         metrics::counter!("flotilla_reads_by_lease_total").absolute(reads.by_lease);
         metrics::counter!("flotilla_reads_by_round_total").absolute(reads.by_round);
@@ -145,7 +146,7 @@ impl Raft {
     }
 }
 
-/// Where an input may end the node, once the core has taken it and nothing of it is written.
+/// The failpoint after the core has taken this input and before any of its effects is durable.
 fn place_of(input: &Input<Reply>) -> Option<Place> {
     match input {
         Input::Change { .. } => Some(Place::RaftConfChange),

@@ -1,4 +1,5 @@
-//! Writes the log, on its own thread or in place: one fsync for whatever is waiting, then the messages that waited for it.
+//! Writes the log, inline or on its own thread: one fsync for all waiting jobs, then the messages that wait
+//! for it.
 
 use std::{sync::Arc, time::Instant};
 
@@ -7,9 +8,8 @@ use flotilla_storage::{Log, LogBatch, LogError};
 use flotilla_types::EntryKind;
 
 use super::{
-    Inbox,
-    desk::{Progress, Worker},
-    frames,
+    Inbox, frames,
+    inline::{Progress, Worker},
 };
 use crate::{
     Input,
@@ -29,12 +29,11 @@ impl Worker for Wal {
 
     const JOBS_MAX: usize = 256;
 
-    fn is_small(_: &WalJob) -> bool {
-        // An fsync takes as long whatever it covers.
+    fn may_run_inline(_: &WalJob) -> bool {
+        // An fsync takes about as long whatever it covers.
         true
     }
 
-    /// Writes jobs with one fsync; the rest waits for the next one.
     fn work(&mut self, jobs: Vec<WalJob>) -> Progress {
         let merged = self.wal.merge(jobs);
         let writes = merged.batch().is_some();
@@ -42,8 +41,8 @@ impl Worker for Wal {
         let durable = match self.write_merged(merged) {
             Ok(durable) => durable,
             Err(error) => {
-                // After a failed fsync nothing is known about what is on the disk.
-                (self.fatal)(&format!("the log cannot be written, and this node must not go on: {error}"));
+                // After a failed fsync the state of the disk is unknown.
+                (self.fatal)(&format!("the log cannot be written, and this node must stop: {error}"));
                 return Progress::Ended;
             }
         };
@@ -76,11 +75,11 @@ impl Wal {
     }
 }
 
-/// Where the node may end before and after this batch, besides the places that every batch passes.
+/// The failpoints before and after this batch, besides those that every batch passes.
 fn places(batch: &LogBatch) -> (Vec<Place>, Vec<Place>) {
     let (mut before, mut after) = (Vec::new(), Vec::new());
-    if !batch.marks.is_empty() {
-        before.push(Place::WalBeforeMarks);
+    if !batch.peer_sequences.is_empty() {
+        before.push(Place::WalBeforePeerSequences);
     }
     for write in &batch.replicas {
         if write.create.is_some() {

@@ -1,4 +1,5 @@
-//! Raft messages and beats to frames and back: many messages to a node share one frame.
+//! Encodes Raft messages and node heartbeats as frames, and decodes them: many messages to a node share one
+//! frame.
 
 use std::collections::BTreeMap;
 
@@ -7,27 +8,27 @@ use flotilla_transport::Class;
 use flotilla_types::{Incarnation, Message, MessageKind, NodeId, ReplicaId, ShardId, Term, WalSequence};
 use flotilla_wire::{FRAME_ENVELOPES_MAX, WireError, decode_frame, encode, envelope_from_wire, envelope_to_wire, peer};
 
-use crate::{Beat, Input, Outgoing};
+use crate::{Input, NodeHeartbeat, Outgoing};
 
-/// Entry bytes in one frame; a single larger message travels alone. Well below the transport's own bound.
+/// Entry bytes in one frame; a single larger message gets its own. Well below the transport's bound.
 const FRAME_BYTES_MAX: usize = 2 << 20;
 
-/// One frame on its way to a node.
+/// One frame for a node.
 #[derive(Debug)]
-pub struct Packed {
-    /// To whom.
+pub struct PackedFrame {
+    /// The receiving node.
     pub node: NodeId,
-    /// On which stream.
+    /// The stream to send it on.
     pub class: Class,
-    /// The frame.
+    /// The encoded frame.
     pub frame: Bytes,
     endpoints: Vec<(ReplicaId, ReplicaId)>,
     snapshots: Vec<(ReplicaId, ReplicaId)>,
 }
 
-impl Packed {
-    /// What the core must hear when the network does not take the frame.
-    pub fn refused<T>(self) -> impl Iterator<Item = Input<T>> {
+impl PackedFrame {
+    /// The inputs that tell the core that the network did not take the frame.
+    pub fn into_failures<T>(self) -> impl Iterator<Item = Input<T>> {
         let unreachable = Input::Unreachable { node: self.node, replicas: self.endpoints };
         let snapshots = self.snapshots.into_iter();
         let unsent = snapshots.map(|(replica, to)| Input::SnapshotSent { replica, to, sent: false });
@@ -37,7 +38,7 @@ impl Packed {
 
 /// Packs messages, in order per node and class.
 #[must_use]
-pub fn pack(messages: Vec<Outgoing>) -> Vec<Packed> {
+pub fn pack(messages: Vec<Outgoing>) -> Vec<PackedFrame> {
     let mut packed = Vec::new();
     let mut frames: BTreeMap<(NodeId, bool), Pending> = BTreeMap::new();
     for Outgoing { node, shard, message } in messages {
@@ -63,22 +64,22 @@ fn is_bulk(message: &Message) -> bool {
     matches!(message.kind, MessageKind::Append | MessageKind::Snapshot)
 }
 
-/// A beat as an urgent frame.
+/// Encodes a node heartbeat as an urgent frame.
 #[must_use]
-pub fn pack_beat(beat: &Beat) -> Bytes {
+pub fn pack_node_heartbeat(heartbeat: &NodeHeartbeat) -> Bytes {
     let leaders =
-        beat.leaders.iter().map(|(shard, term)| peer::Leader { shard: shard.0, term: term.0, node: 0 }).collect();
-    let beat = peer::Beat {
-        incarnation: beat.incarnation.0,
-        recovered: beat.recovered.0,
-        synced: beat.synced.0,
-        wall_ms: beat.wall_ms,
-        your_incarnation: beat.your_incarnation.0,
-        you_lost_up_to: beat.you_lost_up_to.map_or(0, |sequence| sequence.0),
+        heartbeat.leaders.iter().map(|(shard, term)| peer::Leader { shard: shard.0, term: term.0, node: 0 }).collect();
+    let heartbeat = peer::NodeHeartbeat {
+        incarnation: heartbeat.incarnation.0,
+        recovered: heartbeat.recovered.0,
+        synced: heartbeat.synced.0,
+        wall_ms: heartbeat.wall_ms,
+        your_incarnation: heartbeat.your_incarnation.0,
+        you_lost_up_to: heartbeat.you_lost_up_to.map_or(0, |sequence| sequence.0),
         leaders,
-        settled: beat.settled,
+        recovery_complete: heartbeat.recovery_complete,
     };
-    encode(&peer::Frame { raft: Vec::new(), beat: Some(beat) })
+    encode(&peer::Frame { raft: Vec::new(), heartbeat: Some(heartbeat) })
 }
 
 #[derive(Default)]
@@ -90,34 +91,34 @@ struct Pending {
 }
 
 impl Pending {
-    fn close(self, node: NodeId, bulk: bool) -> Packed {
-        Packed {
+    fn close(self, node: NodeId, bulk: bool) -> PackedFrame {
+        PackedFrame {
             node,
             class: if bulk { Class::Bulk } else { Class::Urgent },
-            frame: encode(&peer::Frame { raft: self.envelopes, beat: None }),
+            frame: encode(&peer::Frame { raft: self.envelopes, heartbeat: None }),
             endpoints: self.endpoints,
             snapshots: self.snapshots,
         }
     }
 }
 
-/// What a frame from a peer says.
+/// Decodes a peer's frame into inputs for the core.
 pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError> {
     let frame = decode_frame(frame)?;
     let mut inputs = Vec::with_capacity(frame.raft.len() + 1);
-    if let Some(beat) = frame.beat {
-        let leaders = beat.leaders.iter().map(|leader| (ShardId(leader.shard), Term(leader.term))).collect();
-        let beat = Beat {
-            incarnation: Incarnation(beat.incarnation),
-            recovered: WalSequence(beat.recovered),
-            synced: WalSequence(beat.synced),
-            wall_ms: beat.wall_ms,
-            settled: beat.settled,
-            your_incarnation: Incarnation(beat.your_incarnation),
-            you_lost_up_to: (beat.you_lost_up_to != 0).then_some(WalSequence(beat.you_lost_up_to)),
+    if let Some(heartbeat) = frame.heartbeat {
+        let leaders = heartbeat.leaders.iter().map(|leader| (ShardId(leader.shard), Term(leader.term))).collect();
+        let heartbeat = NodeHeartbeat {
+            incarnation: Incarnation(heartbeat.incarnation),
+            recovered: WalSequence(heartbeat.recovered),
+            synced: WalSequence(heartbeat.synced),
+            wall_ms: heartbeat.wall_ms,
+            recovery_complete: heartbeat.recovery_complete,
+            your_incarnation: Incarnation(heartbeat.your_incarnation),
+            you_lost_up_to: (heartbeat.you_lost_up_to != 0).then_some(WalSequence(heartbeat.you_lost_up_to)),
             leaders,
         };
-        inputs.push(Input::Beat { from, beat });
+        inputs.push(Input::NodeHeartbeat { from, heartbeat });
     }
     for envelope in frame.raft {
         let (shard, message) = envelope_from_wire(envelope)?;

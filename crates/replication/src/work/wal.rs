@@ -1,51 +1,53 @@
-//! The order of the log: many groups' writes become one batch, and what waits for a write leaves only when it is durable.
+//! The write-ahead log's batching: writes of many groups become one batch; messages that wait for it leave
+//! when it is durable.
 //!
-//! Invariant: [`Durable`], which carries the messages and news that promise something, is made by a successful write of
-//! the log and in no other way.
+//! Invariant: [`Durable`], which carries the messages and reports that are promises, is made only by a
+//! successful write of the log.
 
 use std::collections::BTreeMap;
 
-use flotilla_storage::{Log, LogBatch, LogError, NodeMark};
+use flotilla_storage::{Log, LogBatch, LogError, PeerSequence};
 use flotilla_types::{Incarnation, NodeId, WalSequence};
 
 use crate::{Done, Effects, Outgoing, Write, first_sequence};
 
-/// What one flush of the core wants written.
+/// The log writes of one flush of the core.
 #[derive(Debug)]
 pub struct WalJob {
     writes: Vec<Write>,
-    marks: Vec<(NodeId, WalSequence)>,
+    peer_sequences: Vec<(NodeId, WalSequence)>,
     floor: Option<WalSequence>,
 }
 
 impl WalJob {
-    /// Takes the log's part out of the effects, if there is any.
+    /// Takes the log writes out of the effects, if there are any.
     pub fn take<T>(effects: &mut Effects<T>) -> Option<Self> {
         let job = Self {
             writes: std::mem::take(&mut effects.writes),
-            marks: std::mem::take(&mut effects.marks),
+            peer_sequences: std::mem::take(&mut effects.peer_sequences),
             floor: effects.sequence_floor.take(),
         };
-        (!job.writes.is_empty() || job.floor.is_some() || !job.marks.is_empty()).then_some(job)
+        (!job.writes.is_empty() || job.floor.is_some() || !job.peer_sequences.is_empty()).then_some(job)
     }
 
-    /// Whether peers wait for it.
+    /// Whether messages to peers wait for it.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         self.writes.iter().any(|write| !write.after.is_empty())
     }
 }
 
-/// Numbers batches, and keeps marks until a write takes them along.
+/// Numbers batches, and holds peer sequences until the next write.
 #[derive(Debug)]
 pub struct Wal {
     next: WalSequence,
-    /// Zero, until something was written in this life: peers must hear what was recovered, no more.
+    /// The last batch written in this incarnation. Zero before the first: peers must see no more than was
+    /// recovered.
     written: WalSequence,
-    marks: BTreeMap<NodeId, WalSequence>,
+    peer_sequences: BTreeMap<NodeId, WalSequence>,
 }
 
-/// One batch on its way to the disk, and what waits for it.
+/// One batch to be written, and what waits for it.
 #[derive(Debug)]
 pub struct Merged {
     batch: Option<LogBatch>,
@@ -53,26 +55,27 @@ pub struct Merged {
     after: Vec<Outgoing>,
 }
 
-/// What a batch promised is durable. The news go to the core before the messages leave, so that no answer to a message overtakes them.
+/// A durable batch's reports and messages. Report to the core before sending, so that no answer to a message
+/// overtakes the report.
 #[derive(Debug)]
 pub struct Durable {
-    /// The last batch written in this life, zero when there was none.
+    /// The last batch written in this incarnation; zero when there was none.
     pub sequence: WalSequence,
-    /// For the core; nothing to report when empty.
+    /// Reports for the core.
     pub done: Vec<Done>,
-    /// For the network.
+    /// Messages to send.
     pub after: Vec<Outgoing>,
 }
 
 impl Wal {
-    /// Goes on behind what the log recovered.
+    /// Continues after what the log recovered.
     #[must_use]
     pub fn new(log: &dyn Log, incarnation: Incarnation) -> Self {
         let next = first_sequence(incarnation).max(log.recovered()).next();
-        Self { next, written: WalSequence(0), marks: BTreeMap::new() }
+        Self { next, written: WalSequence(0), peer_sequences: BTreeMap::new() }
     }
 
-    /// Makes one batch of jobs, in their order.
+    /// Merges jobs into one batch, in order.
     pub fn merge(&mut self, jobs: impl IntoIterator<Item = WalJob>) -> Merged {
         let mut batch = LogBatch::default();
         let (mut done, mut after) = (Vec::new(), Vec::new());
@@ -80,7 +83,7 @@ impl Wal {
             if let Some(floor) = job.floor {
                 self.next = self.next.max(floor.next());
             }
-            self.marks.extend(job.marks);
+            self.peer_sequences.extend(job.peer_sequences);
             for write in job.writes {
                 batch.replicas.extend(write.write);
                 done.push(write.done);
@@ -90,14 +93,15 @@ impl Wal {
         let writes = !batch.replicas.is_empty();
         if writes {
             batch.sequence = self.next;
-            let marks = std::mem::take(&mut self.marks);
-            batch.marks = marks.into_iter().map(|(node, sequence)| NodeMark { node, sequence }).collect();
+            let peer_sequences = std::mem::take(&mut self.peer_sequences);
+            batch.peer_sequences =
+                peer_sequences.into_iter().map(|(node, sequence)| PeerSequence { node, sequence }).collect();
             self.next = self.next.next();
         }
         Merged { batch: writes.then_some(batch), done, after }
     }
 
-    /// Writes and fsyncs. After an error nothing is known about what is on the disk: the node must end.
+    /// Writes and fsyncs a batch. After an error the state of the disk is unknown: the node must stop.
     pub fn write(&mut self, log: &dyn Log, merged: Merged) -> Result<Durable, LogError> {
         if let Some(batch) = merged.batch {
             let sequence = batch.sequence;
@@ -109,7 +113,7 @@ impl Wal {
 }
 
 impl Merged {
-    /// What goes to the disk; `None` when messages only waited for the batches before.
+    /// What will be written; `None` when messages wait for earlier batches only.
     #[must_use]
     pub fn batch(&self) -> Option<&LogBatch> {
         self.batch.as_ref()

@@ -1,7 +1,8 @@
-//! A node whose peer has gone mad: frames, objects and entries that no correct node sends, from one that the cluster knows.
+//! A node with a malicious peer: frames, objects and entries that no correct node sends, from an
+//! authenticated member.
 //!
-//! The victim is everything a host runs on its threads, in line. What it promises: it never panics, and a shard that the mad
-//! peer has no part in goes on as if nothing had happened.
+//! The victim is everything that a host runs on its threads, but synchronous. It must never panic, and a
+//! shard without a replica on the malicious peer must not be affected.
 
 use std::{cell::Cell, collections::BTreeMap, sync::Arc};
 
@@ -9,9 +10,9 @@ use bytes::Bytes;
 use flotilla_hostile::{extreme_u64, mutated};
 use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{
-    Answer, Applied, Applier, Background, Batch, Beat, ConfChange, Core, Effects, Freshness, Input, LostReason, Notice,
-    Outgoing, Request,
-    work::{Job, Pull, Wal, WalJob, Worked, pack, pack_beat, unpack},
+    Answer, Applied, Applier, Background, Batch, ConfChange, Core, Effects, Freshness, Input, LostReason,
+    NodeHeartbeat, Notice, Outgoing, Request,
+    work::{Job, JobResult, Pull, Wal, WalJob, pack, pack_node_heartbeat, unpack},
 };
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
 use flotilla_types::{
@@ -23,14 +24,14 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 use crate::harness::{SHARD, WALL_MS, descriptor, get, key, store};
 
 const ME: NodeId = NodeId(1);
-/// The one that has gone mad.
-const MAD: NodeId = NodeId(2);
-/// The one that has not; it says little.
-const SOUND: NodeId = NodeId(3);
-/// A shard of this node alone.
+/// The malicious peer.
+const MALICIOUS: NodeId = NodeId(2);
+/// The honest peer, which only sends heartbeats.
+const HONEST: NodeId = NodeId(3);
+/// A shard with a single replica, on this node.
 const LONE: ShardId = ShardId(2);
 const LONE_REPLICA: ReplicaId = ReplicaId(7);
-/// Rounds of effects that one input may lead to; more is a loop.
+/// Rounds of effects that one input may cause; more are an endless loop.
 const ROUNDS_MAX: usize = 10_000;
 
 struct Victim {
@@ -44,15 +45,15 @@ struct Victim {
     answers: BTreeMap<u64, Answer>,
     asked: u64,
     broken: usize,
-    /// Objects that the mad peer has.
+    /// Objects that the malicious peer serves.
     objects: BTreeMap<ObjectId, Bytes>,
 }
 
 impl Victim {
-    /// A node with a replica of a shard of three, and one of a shard of its own, which it leads.
+    /// A node with a replica of a shard on three nodes, and the only replica of another one, which it leads.
     fn new() -> Self {
         let mut victim = Self::open(MemoryLog::default(), MemoryEngine::default(), Incarnation(1), 0);
-        victim.greet();
+        victim.verify();
         let lone = flotilla_types::ShardDescriptor {
             shard: LONE,
             replicas: vec![flotilla_types::ReplicaDescriptor { replica: LONE_REPLICA, ..descriptor(&[1]).replicas[0] }],
@@ -74,36 +75,36 @@ impl Victim {
         let (answers, objects) = (BTreeMap::new(), BTreeMap::new());
         let mut victim =
             Self { log, engine, core, applier, wal, now_ms, incarnation, answers, asked: 0, broken: 0, objects };
-        victim.settle(effects);
-        victim.input(Input::Peers(vec![MAD, SOUND]));
+        victim.perform_all(effects);
+        victim.input(Input::Peers(vec![MALICIOUS, HONEST]));
         victim
     }
 
-    /// Starts again on what the disk holds.
+    /// Restarts from the disk.
     fn restart(&mut self) {
         let (log, engine) = (self.log.reopen(), self.engine.reopen());
         let (broken, asked, objects) = (self.broken, self.asked, std::mem::take(&mut self.objects));
         *self = Self { broken, asked, objects, ..Self::open(log, engine, self.incarnation.next(), self.now_ms) };
-        self.greet();
+        self.verify();
         self.ticks(30);
     }
 
-    fn beat(&self) -> Beat {
-        Beat {
+    fn heartbeat(&self) -> NodeHeartbeat {
+        NodeHeartbeat {
             incarnation: Incarnation(1),
             recovered: WalSequence(0),
             synced: WalSequence(0),
             wall_ms: WALL_MS + self.now_ms,
-            settled: true,
+            recovery_complete: true,
             your_incarnation: self.incarnation,
             you_lost_up_to: None,
             leaders: Vec::new(),
         }
     }
 
-    /// The sound peer knows of nothing that this node has lost.
-    fn greet(&mut self) {
-        self.input(Input::Beat { from: SOUND, beat: self.beat() });
+    /// The honest peer verifies this node's log.
+    fn verify(&mut self) {
+        self.input(Input::NodeHeartbeat { from: HONEST, heartbeat: self.heartbeat() });
     }
 
     fn ticks(&mut self, times: u64) {
@@ -116,11 +117,11 @@ impl Victim {
     fn input(&mut self, input: Input<u64>) {
         let mut effects = Effects::default();
         self.core.step(self.now_ms, WALL_MS + self.now_ms, input, &mut effects);
-        self.settle(effects);
+        self.perform_all(effects);
     }
 
-    /// Performs effects, and what those lead to.
-    fn settle(&mut self, mut effects: Effects<u64>) {
+    /// Performs effects, and those that they cause in turn.
+    fn perform_all(&mut self, mut effects: Effects<u64>) {
         for _ in 0..ROUNDS_MAX {
             self.core.flush(self.now_ms, &mut effects);
             let inputs = self.perform(std::mem::take(&mut effects));
@@ -131,19 +132,19 @@ impl Victim {
                 self.core.step(self.now_ms, WALL_MS + self.now_ms, input, &mut effects);
             }
         }
-        panic!("the effects of one input never end");
+        panic!("the effects of one input do not end");
     }
 
     fn perform(&mut self, mut effects: Effects<u64>) -> Vec<Input<u64>> {
         let mut inputs = Vec::new();
-        // What is sent must be fit to be sent.
+        // Everything that is sent must parse.
         let mut sends = std::mem::take(&mut effects.sends);
-        for (_, beat) in std::mem::take(&mut effects.beats) {
-            unpack::<u64>(ME, pack_beat(&beat)).expect("a beat is understood");
+        for (_, heartbeat) in std::mem::take(&mut effects.node_heartbeats) {
+            unpack::<u64>(ME, pack_node_heartbeat(&heartbeat)).expect("a heartbeat parses");
         }
         if let Some(job) = WalJob::take(&mut effects) {
             let merged = self.wal.merge([job]);
-            let durable = self.wal.write(&self.log, merged).expect("the core asks for no write that makes no sense");
+            let durable = self.wal.write(&self.log, merged).expect("the core requests valid writes only");
             sends.extend(durable.after);
             inputs.push(Input::Written { sequence: durable.sequence, done: durable.done });
         }
@@ -156,8 +157,8 @@ impl Victim {
         for task in effects.background {
             match task {
                 Background::Build { replica } => self.work(Job::Build { replica, failures: 0 }, &mut inputs),
-                Background::Settle { replica, checkpoint } => {
-                    self.work(Job::Settle { replica, checkpoint }, &mut inputs);
+                Background::InstallCheckpoint { replica, checkpoint } => {
+                    self.work(Job::InstallCheckpoint { replica, checkpoint }, &mut inputs);
                 }
                 Background::Release { objects } => self.work(Job::Release { objects }, &mut inputs),
                 Background::Pull { replica, checkpoint, .. } => {
@@ -169,7 +170,10 @@ impl Victim {
         self.answers.extend(effects.replies);
         for notice in effects.notices {
             if let Notice::Lost { replicas, reason: LostReason::Broken } = notice {
-                assert!(!replicas.contains(&(LONE, LONE_REPLICA)), "the mad peer broke what is none of its business");
+                assert!(
+                    !replicas.contains(&(LONE, LONE_REPLICA)),
+                    "the malicious peer broke a shard that it has no replica of"
+                );
                 self.broken += replicas.len();
             }
         }
@@ -178,7 +182,7 @@ impl Victim {
 
     fn send(&self, sends: Vec<Outgoing>) {
         for packed in pack(sends) {
-            unpack::<u64>(ME, packed.frame).expect("what a correct node sends is understood");
+            unpack::<u64>(ME, packed.frame).expect("a correct node's frame parses");
         }
     }
 
@@ -193,28 +197,28 @@ impl Victim {
 
     fn work(&mut self, job: Job, inputs: &mut Vec<Input<u64>>) {
         match job.run(&self.engine) {
-            Worked::Done => {}
-            Worked::Report(input) => inputs.push(input),
-            Worked::Loaded(load, result) => {
+            JobResult::Done => {}
+            JobResult::Report(input) => inputs.push(input),
+            JobResult::Loaded(load, result) => {
                 let mut out = Applied::default();
                 self.applier.loaded(WALL_MS + self.now_ms, &load, result, &mut out);
                 self.applied(out, inputs);
             }
-            Worked::Retry(job) => panic!("{job:?} failed"),
-            Worked::Fatal { replica, error } => panic!("{replica}: {error}"),
+            JobResult::Retry(job) => panic!("{job:?} failed"),
+            JobResult::Fatal { replica, error } => panic!("{replica}: {error}"),
         }
     }
 
-    /// Pulls from the mad peer, which gives what it has.
+    /// Pulls from the malicious peer, which serves what it has.
     fn pull(&self, checkpoint: &Checkpoint) -> bool {
         let mut pull = Pull::start(&self.engine, checkpoint.clone());
         while let Some(request) = pull.request() {
-            let mad = MemoryEngine::default();
+            let source = MemoryEngine::default();
             for (id, object) in &self.objects {
-                mad.import(*id, object.clone()).unwrap();
+                source.import(*id, object.clone()).unwrap();
             }
-            let answer = flotilla_replication::work::serve(&mad, request);
-            if pull.answered(&self.engine, answer).is_err() {
+            let answer = flotilla_replication::work::serve(&source, request);
+            if pull.on_response(&self.engine, answer).is_err() {
                 pull.abandon(&self.engine);
                 return false;
             }
@@ -231,20 +235,20 @@ impl Victim {
         self.answers.remove(&reply)
     }
 
-    /// The shard of this node alone takes writes and reads as ever.
+    /// Checks that the shard on this node alone still serves writes and reads.
     fn lone_shard_serves(&mut self) {
         self.ticks(30);
-        self.greet();
+        self.verify();
         let sequence = self.asked + 1;
         let write = self.ask(LONE, store(1, sequence, "key", "value"), false);
         let outcome = write.expect("an answer").expect("a write that is applied");
         assert!(matches!(decode_outcome(outcome), Ok(Outcome::Done { .. })), "a write that is done");
         let read = self.ask(LONE, get(key("key")), true).expect("an answer").expect("a read");
-        assert!(read.windows(5).any(|part| part == b"value"), "what was written is there");
+        assert!(read.windows(5).any(|part| part == b"value"), "the written value is there");
     }
 }
 
-/// A number as the mad peer says it: near the truth, or anything.
+/// A number in a hostile message: near the true one, or anything.
 #[derive(Debug, Clone, Copy)]
 enum Number {
     Near(i64),
@@ -265,7 +269,7 @@ fn number() -> impl Strategy<Value = Number> {
 }
 
 #[derive(Debug, Clone)]
-struct Lie {
+struct HostileMessage {
     kind: MessageKind,
     from: u64,
     term: Number,
@@ -281,7 +285,7 @@ struct Lie {
     context: Bytes,
 }
 
-/// Payloads of entries: whole batches with spoilt commands, and spoilt batches.
+/// Payloads of entries: valid batches with corrupt commands, and corrupt batches.
 fn payload() -> impl Strategy<Value = (EntryKind, Bytes)> {
     let command = || mutated(Just(store(5, 1, "key", "mad")));
     let timestamp = prop_oneof![Just(Timestamp::from_millis(WALL_MS).0), extreme_u64()];
@@ -295,10 +299,10 @@ fn payload() -> impl Strategy<Value = (EntryKind, Bytes)> {
         (replicas(), replicas()).prop_map(|(promote, demote)| ConfChange::Swap { promote, demote }),
         Just(ConfChange::LeaveJoint),
     ];
-    let spoilt = Just(Batch { timestamp: Timestamp(9), commands: vec![store(5, 1, "key", "mad")] }.encode());
+    let valid = Just(Batch { timestamp: Timestamp(9), commands: vec![store(5, 1, "key", "mad")] }.encode());
     prop_oneof![
         3 => batch.prop_map(|data| (EntryKind::Normal, data)),
-        1 => mutated(spoilt).prop_map(|data| (EntryKind::Normal, data.into())),
+        1 => mutated(valid).prop_map(|data| (EntryKind::Normal, data.into())),
         2 => change.prop_map(|change| (EntryKind::ConfChange, change.encode())),
         1 => vec(any::<u8>(), 0..20).prop_map(|bytes| (EntryKind::ConfChange, bytes.into())),
     ]
@@ -315,7 +319,7 @@ fn conf() -> impl Strategy<Value = ConfState> {
     prop_oneof![1 => Just(ConfState::of_voters([1, 2, 3].map(ReplicaId))), 1 => odd]
 }
 
-fn lie() -> impl Strategy<Value = Lie> {
+fn hostile_message() -> impl Strategy<Value = HostileMessage> {
     let kinds = [
         MessageKind::Append,
         MessageKind::Append,
@@ -338,7 +342,7 @@ fn lie() -> impl Strategy<Value = Lie> {
             let (term, log_term, index, commit) = numbers;
             let (payloads, conf, system, objects, reject) = rest;
             let (system, objects) = (system.map(Bytes::from), objects.into_iter().map(Bytes::from).collect());
-            Lie {
+            HostileMessage {
                 kind,
                 from,
                 term,
@@ -357,11 +361,11 @@ fn lie() -> impl Strategy<Value = Lie> {
 }
 
 #[derive(Debug, Clone)]
-enum Deed {
-    Raft(Box<Lie>),
-    /// A frame that was spoilt on the way.
+enum HostileAction {
+    Raft(Box<HostileMessage>),
+    /// A corrupt frame.
     Frame(Vec<u8>),
-    Beat {
+    NodeHeartbeat {
         numbers: [u64; 5],
         known: bool,
         lost: Option<u64>,
@@ -372,28 +376,32 @@ enum Deed {
     Restart,
 }
 
-fn deed() -> impl Strategy<Value = Deed> {
-    let frame = lie().prop_map(|lie| {
+fn hostile_action() -> impl Strategy<Value = HostileAction> {
+    let frame = hostile_message().prop_map(|hostile_message| {
         let victim = Victim::new();
-        pack(vec![Outgoing { node: ME, shard: SHARD, message: lie.message(&victim).0 }]).remove(0).frame
+        pack(vec![Outgoing { node: ME, shard: SHARD, message: hostile_message.message(&victim).0 }]).remove(0).frame
     });
     let wall = prop_oneof![Just(WALL_MS), extreme_u64()];
-    let beat =
+    let heartbeat =
         (extreme_u64(), extreme_u64(), extreme_u64(), wall, extreme_u64(), any::<bool>(), option::of(extreme_u64()))
-            .prop_map(|(a, b, c, d, e, known, lost)| Deed::Beat { numbers: [a, b, c, d, e], known, lost });
+            .prop_map(|(a, b, c, d, e, known, lost)| HostileAction::NodeHeartbeat {
+                numbers: [a, b, c, d, e],
+                known,
+                lost,
+            });
     prop_oneof![
-        12 => lie().prop_map(|lie| Deed::Raft(Box::new(lie))),
-        1 => mutated(frame).prop_map(Deed::Frame),
-        3 => beat,
-        3 => (1..25_u64).prop_map(Deed::Ticks),
-        2 => Just(Deed::Ask),
-        1 => any::<bool>().prop_map(Deed::Link),
-        1 => Just(Deed::Restart),
+        12 => hostile_message().prop_map(|hostile_message| HostileAction::Raft(Box::new(hostile_message))),
+        1 => mutated(frame).prop_map(HostileAction::Frame),
+        3 => heartbeat,
+        3 => (1..25_u64).prop_map(HostileAction::Ticks),
+        2 => Just(HostileAction::Ask),
+        1 => any::<bool>().prop_map(HostileAction::Link),
+        1 => Just(HostileAction::Restart),
     ]
 }
 
-impl Lie {
-    /// The shard's own, at any epoch.
+impl HostileMessage {
+    /// The shard's own descriptor, with any epoch.
     fn descriptor(&self) -> flotilla_types::ShardDescriptor {
         let own = descriptor(&[1, 2, 3]);
         let epoch = Epoch { range: self.commit.of(own.epoch.range), config: self.log_term.of(own.epoch.config) };
@@ -447,67 +455,67 @@ impl Lie {
     }
 }
 
-fn act(victim: &mut Victim, deed: Deed) {
-    match deed {
-        Deed::Raft(lie) => {
-            let (message, objects) = lie.message(victim);
+fn act(victim: &mut Victim, action: HostileAction) {
+    match action {
+        HostileAction::Raft(hostile_message) => {
+            let (message, objects) = hostile_message.message(victim);
             victim.objects.extend(objects.into_iter().map(|object| (ObjectId::of(&object), object)));
             let frames = pack(vec![Outgoing { node: ME, shard: SHARD, message }]);
             for packed in frames {
-                hear(victim, packed.frame);
+                receive(victim, packed.frame);
             }
         }
-        Deed::Frame(frame) => hear(victim, frame.into()),
-        Deed::Beat { numbers: [incarnation, recovered, synced, wall_ms, yours], known, lost } => {
-            let beat = Beat {
+        HostileAction::Frame(frame) => receive(victim, frame.into()),
+        HostileAction::NodeHeartbeat { numbers: [incarnation, recovered, synced, wall_ms, yours], known, lost } => {
+            let heartbeat = NodeHeartbeat {
                 incarnation: Incarnation(incarnation),
                 recovered: WalSequence(recovered),
                 synced: WalSequence(synced),
                 wall_ms,
-                settled: known,
+                recovery_complete: known,
                 your_incarnation: if known { victim.incarnation } else { Incarnation(yours) },
                 you_lost_up_to: lost.map(WalSequence),
                 leaders: vec![(SHARD, Term(yours)), (ShardId(wall_ms), Term(0))],
             };
-            hear(victim, pack_beat(&beat));
+            receive(victim, pack_node_heartbeat(&heartbeat));
         }
-        Deed::Ticks(times) => victim.ticks(times),
-        Deed::Ask => {
+        HostileAction::Ticks(times) => victim.ticks(times),
+        HostileAction::Ask => {
             let sequence = victim.asked;
             victim.ask(SHARD, store(2, sequence, "key", "mine"), false);
             victim.ask(SHARD, get(key("key")), true);
         }
-        Deed::Link(connected) => victim.input(Input::Peer { node: MAD, connected }),
-        Deed::Restart => victim.restart(),
+        HostileAction::Link(connected) => victim.input(Input::Peer { node: MALICIOUS, connected }),
+        HostileAction::Restart => victim.restart(),
     }
 }
 
-/// A frame that does not parse closes its connection, and no more.
-fn hear(victim: &mut Victim, frame: Bytes) {
-    for input in unpack(MAD, frame).unwrap_or_default() {
+/// Receives a frame from the malicious peer. One that does not parse only closes the connection.
+fn receive(victim: &mut Victim, frame: Bytes) {
+    for input in unpack(MALICIOUS, frame).unwrap_or_default() {
         victim.input(input);
     }
 }
 
 #[test]
-fn a_beat_with_a_log_sequence_that_no_log_has_is_not_remembered() {
+fn a_heartbeat_with_an_impossible_log_sequence_is_not_remembered() {
     let mut victim = Victim::new();
     for sequence in [u64::MAX, u64::MAX - 1] {
-        let absurd = Beat { synced: WalSequence(sequence), ..victim.beat() };
-        hear(&mut victim, pack_beat(&absurd));
-        let absurd = Beat { you_lost_up_to: Some(WalSequence(sequence)), ..victim.beat() };
-        hear(&mut victim, pack_beat(&absurd));
+        let absurd = NodeHeartbeat { synced: WalSequence(sequence), ..victim.heartbeat() };
+        receive(&mut victim, pack_node_heartbeat(&absurd));
+        let absurd = NodeHeartbeat { you_lost_up_to: Some(WalSequence(sequence)), ..victim.heartbeat() };
+        receive(&mut victim, pack_node_heartbeat(&absurd));
         victim.restart();
         victim.lone_shard_serves();
     }
 }
 
 #[test]
-fn a_peer_at_the_end_of_time_does_not_stop_the_clock() {
+fn a_heartbeat_with_an_extreme_wall_clock_does_no_harm() {
     let mut victim = Victim::new();
     for wall_ms in [u64::MAX, 0] {
-        let absurd = Beat { wall_ms, ..victim.beat() };
-        hear(&mut victim, pack_beat(&absurd));
+        let absurd = NodeHeartbeat { wall_ms, ..victim.heartbeat() };
+        receive(&mut victim, pack_node_heartbeat(&absurd));
         victim.ticks(1);
         victim.ask(LONE, store(1, 1, "key", "value"), false);
         victim.lone_shard_serves();
@@ -515,17 +523,17 @@ fn a_peer_at_the_end_of_time_does_not_stop_the_clock() {
 }
 
 #[test]
-fn a_mad_peer_harms_no_shard_but_its_own_whatever_it_sends() {
+fn a_malicious_peer_cannot_harm_shards_without_a_replica_on_it() {
     let broken = Cell::new(0);
-    flotilla_hostile::attack(200, vec(deed(), 1..30), |deeds| {
+    flotilla_hostile::attack(200, vec(hostile_action(), 1..30), |actions| {
         let mut victim = Victim::new();
-        for deed in deeds {
-            act(&mut victim, deed);
+        for action in actions {
+            act(&mut victim, action);
         }
         victim.lone_shard_serves();
         victim.restart();
         victim.lone_shard_serves();
         broken.set(broken.get() + victim.broken);
     });
-    println!("replicas given up: {}", broken.get());
+    println!("replicas abandoned: {}", broken.get());
 }

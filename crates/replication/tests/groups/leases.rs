@@ -1,4 +1,4 @@
-//! Strong reads by lease: quick while nobody else can lead, and never after.
+//! Strong reads by lease: served at once while no other leader is possible, and never later.
 
 use flotilla_kv::Answer;
 use flotilla_replication::{ApplyTask, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request};
@@ -7,29 +7,30 @@ use rand::RngExt as _;
 
 use crate::harness::{SHARD, World, get, key, seeds, store};
 
-/// How a core takes a read in, given the time until its clock is read again.
+/// How a core handles a read.
 #[derive(Debug, PartialEq, Eq)]
-enum Taken {
-    /// On its way to the state machine, without asking.
+enum Handled {
+    /// Served by the lease.
     Served,
-    /// On its way to the state machine, and a quorum is asked for the sake of later reads.
-    Renewed,
-    /// A quorum is asked.
-    Asked,
-    /// Neither: a quorum is being asked already, or this node does not lead.
-    Kept,
+    /// Served by the lease, which a quorum round renews.
+    ServedAndRenewed,
+    /// Not served; a quorum round has started.
+    RoundStarted,
+    /// Neither: a round is in flight already, or this node does not lead.
+    Pending,
 }
 
 impl World {
-    /// A strong read that nobody waits for.
+    /// A strong read whose answer is not awaited.
     fn read_request(&mut self) -> Input<u64> {
-        let (reply, deadline_ms) = (self.attempt(), self.now_ms() + 60_000);
+        let (reply, deadline_ms) = (self.next_attempt(), self.now_ms() + 60_000);
         let request = Request { shard: SHARD, range_epoch: None, payload: get(key("read")), deadline_ms, reply };
         Input::Read(request, Freshness::Strong)
     }
 
-    /// The raft thread of a node takes a read in, is stopped for so long, and goes on. What it then wants never leaves the node.
-    fn take_read(&mut self, node: NodeId, stopped_ms: u64) -> Taken {
+    /// The raft thread of a node receives a read, is stopped for `stopped_ms`, and continues. Its effects are
+    /// dropped.
+    fn handle_read(&mut self, node: NodeId, stopped_ms: u64) -> Handled {
         let (read, now_ms) = (self.read_request(), self.now_ms());
         let mut effects = Effects::default();
         let running = self.nodes.get_mut(&node).and_then(|node| node.running.as_mut()).unwrap();
@@ -40,15 +41,15 @@ impl World {
         };
         let served = effects.apply.iter().any(|task| matches!(task, ApplyTask::Read { .. }));
         match (served, effects.sends.iter().any(asks)) {
-            (true, false) => Taken::Served,
-            (true, true) => Taken::Renewed,
-            (false, true) => Taken::Asked,
-            (false, false) => Taken::Kept,
+            (true, false) => Handled::Served,
+            (true, true) => Handled::ServedAndRenewed,
+            (false, true) => Handled::RoundStarted,
+            (false, false) => Handled::Pending,
         }
     }
 
-    /// Reads at a node until it has a fresh lease.
-    fn lease_to(&mut self, node: NodeId) {
+    /// Reads at a node, so that it has a fresh lease.
+    fn take_lease(&mut self, node: NodeId) {
         let reads = self.reads_of(node);
         self.run_ms(600);
         let asked = self.request(node, get(key("read")), 1_000, Some(Freshness::Strong));
@@ -65,7 +66,7 @@ impl World {
         self.nodes[&node].running.as_ref().is_some_and(|running| !running.core.leases(now_ms).is_empty())
     }
 
-    /// Reads at a node every few milliseconds for so long.
+    /// Reads at a node every few milliseconds for this long.
     fn read_for_ms(&mut self, node: NodeId, ms: u64) {
         let until_ms = self.now_ms() + ms;
         while self.now_ms() < until_ms {
@@ -75,8 +76,8 @@ impl World {
     }
 }
 
-/// Three nodes, and the one that leads.
-fn led(seed: u64) -> (World, NodeId) {
+/// A world of three nodes, and the leader.
+fn world_with_leader(seed: u64) -> (World, NodeId) {
     let mut world = World::founded(seed, 3, 3);
     world.run_ms(300);
     let leader = world.leader().unwrap().0;
@@ -88,22 +89,22 @@ fn length_ms(world: &World) -> u64 {
 }
 
 #[test]
-fn steady_reads_wait_for_nobody_and_a_group_without_reads_asks_nobody() {
+fn steady_reads_keep_the_lease_and_a_group_without_reads_lets_it_expire() {
     for seed in seeds(3) {
-        let (mut world, leader) = led(seed);
-        world.lease_to(leader);
+        let (mut world, leader) = world_with_leader(seed);
+        world.take_lease(leader);
         let before = world.reads_of(leader);
         world.read_for_ms(leader, 3_000);
         let after = world.reads_of(leader);
         assert!(after.by_lease > before.by_lease + 300 && after.by_round == before.by_round, "{before:?} {after:?}");
         world.run_ms(1_000);
-        assert!(!world.has_lease(leader), "nobody read, nobody renewed");
+        assert!(!world.has_lease(leader), "without reads, the lease is not renewed");
     }
 }
 
 #[test]
-fn with_leases_off_every_read_asks() {
-    let (mut world, leader) = led(1);
+fn without_leases_every_read_needs_a_quorum_round() {
+    let (mut world, leader) = world_with_leader(1);
     world.config.leases = Leases::Off;
     world.crash(leader);
     world.start(leader);
@@ -119,29 +120,33 @@ fn with_leases_off_every_read_asks() {
     assert!(reads.by_round > 30 && reads.by_lease == 0, "{reads:?}");
 }
 
-/// The clock counts whatever happens between taking a read in and answering it; a stopped process asks when it goes on.
+/// The lease is checked after the read was received, so a process that was stopped in between starts a round.
 #[test]
-fn a_leader_that_is_stopped_between_request_and_answer_asks() {
+fn a_leader_that_was_stopped_before_answering_starts_a_quorum_round() {
     for seed in seeds(3) {
-        let (mut world, leader) = led(seed);
+        let (mut world, leader) = world_with_leader(seed);
         let length_ms = length_ms(&world);
-        world.lease_to(leader);
-        assert_eq!(world.take_read(leader, 0), Taken::Served);
-        assert_eq!(world.take_read(leader, length_ms), Taken::Asked);
-        world.lease_to(leader);
-        assert_eq!(world.take_read(leader, length_ms * 3 / 4), Taken::Renewed);
-        assert_eq!(world.take_read(leader, length_ms * 3 / 4), Taken::Served, "one question at a time");
-        world.lease_to(leader);
-        assert_eq!(world.take_read(leader, 3_600_000), Taken::Asked, "nor does a jump of the clock give it more");
+        world.take_lease(leader);
+        assert_eq!(world.handle_read(leader, 0), Handled::Served);
+        assert_eq!(world.handle_read(leader, length_ms), Handled::RoundStarted);
+        world.take_lease(leader);
+        assert_eq!(world.handle_read(leader, length_ms * 3 / 4), Handled::ServedAndRenewed);
+        assert_eq!(world.handle_read(leader, length_ms * 3 / 4), Handled::Served, "one renewal at a time");
+        world.take_lease(leader);
+        assert_eq!(
+            world.handle_read(leader, 3_600_000),
+            Handled::RoundStarted,
+            "a jump of the clock does not extend the lease"
+        );
     }
 }
 
-/// Its clock loses all that the allowance is, at once and without being noticed; the voters' clocks go on.
+/// The leader's clock stops unnoticed for as long as the drift allowance, while the voters' clocks continue.
 #[test]
-fn a_leader_whose_clock_stood_still_for_the_allowance_is_still_the_only_one() {
+fn a_leader_whose_clock_lost_the_drift_allowance_is_still_the_only_leader() {
     for seed in seeds(6) {
-        let (mut world, leader) = led(seed);
-        world.lease_to(leader);
+        let (mut world, leader) = world_with_leader(seed);
+        world.take_lease(leader);
         let term = world.leader().and_then(|(_, leader)| leader.group).map(|group| group.term);
         let promise_ms = (world.config.raft.election_ticks as u64 - 1) * world.config.tick_ms;
         let lost_ms = promise_ms - length_ms(&world);
@@ -154,7 +159,7 @@ fn a_leader_whose_clock_stood_still_for_the_allowance_is_still_the_only_one() {
         while holds(&world) {
             world.run_ms(1);
             let newest = world.leader().and_then(|(_, leader)| leader.group).map(|group| group.term);
-            assert!(newest == term || !holds(&world), "somebody else leads in {newest:?}");
+            assert!(newest == term || !holds(&world), "another node leads in {newest:?}");
         }
         assert!(
             world.now_ms() > stood_ms + lost_ms + length_ms(&world) / 2,
@@ -164,14 +169,15 @@ fn a_leader_whose_clock_stood_still_for_the_allowance_is_still_the_only_one() {
     }
 }
 
-/// The whole process stops, another leader is elected and writes, the process goes on with a read it had taken in before.
+/// The process is paused, another leader is elected and writes, and the process continues with a read
+/// received before.
 #[test]
-fn a_leader_that_was_paused_through_an_election_does_not_answer_reads_of_old() {
+fn a_leader_that_was_paused_during_an_election_does_not_answer_earlier_reads() {
     for seed in seeds(4) {
-        let (mut world, old) = led(seed);
+        let (mut world, old) = world_with_leader(seed);
         let written = world.request(old, store(7, 1, "read", "old"), 1_000, None);
         world.run_until(2_000, "a write", |world| world.answers.contains_key(&written));
-        world.lease_to(old);
+        world.take_lease(old);
         let (read, now_ms) = (world.read_request(), world.now_ms());
         let mut paused = world.nodes.get_mut(&old).unwrap().running.take().unwrap();
         let mut effects = Effects::default();
@@ -189,19 +195,19 @@ fn a_leader_that_was_paused_through_an_election_does_not_answer_reads_of_old() {
 }
 
 #[test]
-fn handing_leadership_over_ends_the_lease_before_anybody_hears_of_it() {
+fn a_leadership_transfer_ends_the_lease_before_any_message_is_sent() {
     for seed in seeds(3) {
-        let (mut world, leader) = led(seed);
-        world.lease_to(leader);
+        let (mut world, leader) = world_with_leader(seed);
+        world.take_lease(leader);
         let (to, now_ms) = (NodeId(leader.0 % 3 + 1), world.now_ms());
         let mut effects = Effects::default();
         let running = world.nodes.get_mut(&leader).and_then(|node| node.running.as_mut()).unwrap();
         running.core.step(now_ms, 0, Input::Transfer { shard: SHARD, to }, &mut effects);
         assert!(running.core.leases(now_ms).is_empty());
         running.core.flush(now_ms, &mut effects);
-        let told = effects.sends.iter().any(|outgoing| outgoing.message.kind == MessageKind::TimeoutNow);
-        assert!(told, "the follower is told at once");
-        assert_eq!(world.take_read(leader, 0), Taken::Asked);
+        let sent = effects.sends.iter().any(|outgoing| outgoing.message.kind == MessageKind::TimeoutNow);
+        assert!(sent, "the follower is told to campaign at once");
+        assert_eq!(world.handle_read(leader, 0), Handled::RoundStarted);
     }
 }
 
@@ -210,9 +216,9 @@ fn a_change_of_the_replica_set_ends_the_lease_until_the_next_round() {
     let mut world = World::founded(5, 4, 3);
     world.run_ms(300);
     let leader = world.leader().unwrap().0;
-    world.lease_to(leader);
+    world.take_lease(leader);
     let mut ended = false;
-    world.want(ReplicaId(4), NodeId(4), crate::harness::descriptor(&[]), false);
+    world.request_replica(ReplicaId(4), NodeId(4), crate::harness::descriptor(&[]), false);
     let change = flotilla_replication::ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(4) };
     world.input(leader, Input::Change { shard: SHARD, change });
     let until_ms = world.now_ms() + length_ms(&world) / 2;
@@ -221,15 +227,15 @@ fn a_change_of_the_replica_set_ends_the_lease_until_the_next_round() {
         ended |= !world.has_lease(leader);
     }
     assert!(ended && world.conf().contains(ReplicaId(4)));
-    world.lease_to(leader);
+    world.take_lease(leader);
 }
 
-/// The voter that a lease rests on starts anew, and a candidate that never heard of the leader waits for its vote.
+/// A voter that granted a lease restarts, and a candidate that is cut off from the leader asks for its vote.
 #[test]
-fn a_restarted_voter_elects_nobody_while_the_lease_lasts_that_it_was_part_of() {
+fn a_restarted_voter_does_not_vote_while_a_lease_that_it_granted_lasts() {
     let mut elected = 0;
     for seed in seeds(12) {
-        let (mut world, leader) = led(seed);
+        let (mut world, leader) = world_with_leader(seed);
         let (voter, candidate) = (NodeId(leader.0 % 3 + 1), NodeId((leader.0 + 1) % 3 + 1));
         world.set_link(leader, candidate, true);
         let cut_off_ms = world.rng.random_range(400..1_200);
@@ -242,11 +248,11 @@ fn a_restarted_voter_elects_nobody_while_the_lease_lasts_that_it_was_part_of() {
         elected += u32::from(world.leader().is_some_and(|(node, _)| node == candidate || node == voter));
         world.finish();
     }
-    assert!(elected > 6, "they do elect somebody in the end");
+    assert!(elected > 6, "they do elect a leader in the end");
 }
 
 #[test]
-fn reads_see_what_was_acknowledged_before_them_whatever_happens_to_leaders() {
+fn reads_see_earlier_acknowledged_writes_across_leader_changes() {
     for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(6);
@@ -270,11 +276,12 @@ fn reads_see_what_was_acknowledged_before_them_whatever_happens_to_leaders() {
     }
 }
 
-/// A new leader may know of commits that it has not handed out yet, and whose clients were answered by the old one.
+/// A new leader may have committed entries that it has not delivered yet and that the old leader
+/// acknowledged.
 #[test]
-fn a_read_by_lease_queues_up_behind_all_that_is_committed() {
-    let (mut world, leader) = led(3);
-    world.lease_to(leader);
+fn a_read_by_lease_is_queued_after_all_committed_entries() {
+    let (mut world, leader) = world_with_leader(3);
+    world.take_lease(leader);
     let status = world.leader().unwrap().1;
     let group = status.group.unwrap();
     let (read, now_ms) = (world.read_request(), world.now_ms());
@@ -303,9 +310,9 @@ fn a_read_by_lease_queues_up_behind_all_that_is_committed() {
 }
 
 #[test]
-fn a_read_by_lease_tells_what_was_written() {
-    let (mut world, leader) = led(2);
-    world.lease_to(leader);
+fn a_read_by_lease_returns_the_written_value() {
+    let (mut world, leader) = world_with_leader(2);
+    world.take_lease(leader);
     let written = world.request(leader, store(7, 1, "read", "new"), 1_000, None);
     world.run_until(1_000, "a write", |world| world.answers.contains_key(&written));
     let before = world.reads_of(leader);

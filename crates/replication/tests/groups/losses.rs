@@ -1,4 +1,4 @@
-//! Data folders that went backwards.
+//! Data folders that were rolled back or wiped.
 
 use flotilla_replication::{ConfChange, Input, LostReason, Notice};
 use flotilla_storage::Log as _;
@@ -6,6 +6,7 @@ use flotilla_types::{NodeId, ReplicaId};
 
 use crate::harness::{SHARD, World, descriptor, seeds};
 
+/// The replicas that a node reported as lost after a roll-back; `None` when it reported nothing.
 fn lost(world: &World, node: NodeId) -> Option<Vec<ReplicaId>> {
     world.notices.iter().find_map(|(from, notice)| match notice {
         Notice::Lost { replicas, reason: LostReason::RolledBack } if *from == node => {
@@ -16,7 +17,7 @@ fn lost(world: &World, node: NodeId) -> Option<Vec<ReplicaId>> {
 }
 
 #[test]
-fn a_rolled_back_node_gives_up_its_replicas_and_nothing_is_lost() {
+fn a_rolled_back_node_abandons_its_replicas_and_no_write_is_lost() {
     for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
@@ -32,22 +33,22 @@ fn a_rolled_back_node_gives_up_its_replicas_and_nothing_is_lost() {
         world.crash(node);
         world.restore(node, &backup);
         world.start(node);
-        world.run_until(3_000, "the node learns that it lost something", |world| lost(world, node).is_some());
+        world.run_until(3_000, "the node reports a loss", |world| lost(world, node).is_some());
         assert_eq!(lost(&world, node), Some(vec![replica]));
-        // It may have forgotten others altogether, and must find out which, also when it ends before it could.
+        // It may have forgotten other replicas, and must find out which, even if it restarts before it could.
         let new = ReplicaId(9);
-        world.wanted.remove(&replica);
+        world.desired.remove(&replica);
         let create = || Input::Create { replica: new, descriptor: descriptor(&[1, 2, 3]), founding: false };
         world.run_ms(500);
         for _ in 0..2 {
             world.input(node, create());
             world.run_ms(200);
-            assert!(world.nodes[&node].status().is_empty(), "nothing is created by a folder that forgets");
+            assert!(world.nodes[&node].status().is_empty(), "an untrusted folder creates no replica");
             world.notices.clear();
             world.crash(node);
             world.start(node);
             world.run_ms(1_000);
-            assert_eq!(lost(&world, node), Some(vec![]), "the next life knows of it");
+            assert_eq!(lost(&world, node), Some(vec![]), "the loss is remembered across restarts");
         }
         // It comes back under a new id, as a learner.
         world.input(node, Input::TrustFolder);
@@ -61,14 +62,14 @@ fn a_rolled_back_node_gives_up_its_replicas_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_rolled_back_node_helps_nobody_to_lead_before_it_was_judged() {
+fn a_rolled_back_node_does_not_vote_before_it_is_verified() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.run_ms(1_000);
         let (leader, _) = world.leader().unwrap();
         let (rolled, behind) = (NodeId(leader.0 % 3 + 1), NodeId((leader.0 + 1) % 3 + 1));
         let backup = world.backup(rolled);
-        // The third node hears of the one that will be rolled back, and gets no entries.
+        // The third node gets heartbeats of the node that will be rolled back, but no entries.
         world.set_link(leader, behind, true);
         world.add_clients(3);
         world.run_ms(1_500);
@@ -76,17 +77,17 @@ fn a_rolled_back_node_helps_nobody_to_lead_before_it_was_judged() {
         world.crash(leader);
         world.crash(rolled);
         world.restore(rolled, &backup);
-        world.network.beats_lost = true;
+        world.network.node_heartbeats_lost = true;
         world.start(rolled);
         world.run_ms(3_000);
-        assert!(world.leader().is_none(), "those two have forgotten what was acknowledged\n{}", world.describe());
-        world.network.beats_lost = false;
-        world.run_until(1_000, "the node learns that it lost something", |world| lost(world, rolled).is_some());
+        assert!(world.leader().is_none(), "these two lack acknowledged writes\n{}", world.describe());
+        world.network.node_heartbeats_lost = false;
+        world.run_until(1_000, "the node reports a loss", |world| lost(world, rolled).is_some());
         world.heal();
         world.start(leader);
         world.input(rolled, Input::TrustFolder);
         let (old, new) = (ReplicaId(rolled.0), ReplicaId(9));
-        world.wanted.remove(&old);
+        world.desired.remove(&old);
         world.add_learners(&[(new, rolled)]);
         world.swap(&[new], &[old]);
         world.remove(old, rolled);
@@ -95,7 +96,7 @@ fn a_rolled_back_node_helps_nobody_to_lead_before_it_was_judged() {
 }
 
 #[test]
-fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
+fn a_rolled_back_node_that_was_the_only_voter_does_not_fork_its_group() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 1);
         world.add_clients(3);
@@ -108,10 +109,10 @@ fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
         world.run_ms(1_500);
         world.restore(NodeId(1), &backup);
         world.start(NodeId(1));
-        world.run_until(3_000, "the node learns that it lost something", |world| lost(world, NodeId(1)).is_some());
+        world.run_until(3_000, "the node reports a loss", |world| lost(world, NodeId(1)).is_some());
         assert_eq!(lost(&world, NodeId(1)), Some(vec![ReplicaId(1)]));
         world.input(NodeId(1), Input::TrustFolder);
-        world.wanted.remove(&ReplicaId(1));
+        world.desired.remove(&ReplicaId(1));
         world.add_learners(&[(ReplicaId(9), NodeId(1))]);
         world.swap(&[ReplicaId(9)], &[ReplicaId(1)]);
         world.remove(ReplicaId(1), NodeId(1));
@@ -119,10 +120,11 @@ fn a_rolled_back_node_that_was_alone_once_does_not_fork_its_group() {
     }
 }
 
-/// Who voted when a replica was last checkpointed may be gone for ever; who votes at the end of its log knows as much.
+/// The voters of a replica's checkpoint may be gone for good; those at the end of its log know at least as
+/// much.
 #[test]
-fn a_restarted_replica_is_greeted_by_those_who_vote_now() {
-    let mut behind = 0;
+fn a_restarted_replica_is_verified_by_the_latest_voters() {
+    let mut outdated = 0;
     for seed in seeds(12) {
         let mut world = World::founded(seed, 3, 1);
         world.add_learners(&[(ReplicaId(2), NodeId(2)), (ReplicaId(3), NodeId(3))]);
@@ -132,7 +134,7 @@ fn a_restarted_replica_is_greeted_by_those_who_vote_now() {
         let log = |world: &World| world.nodes[&NodeId(2)].log.replicas().unwrap().remove(0).1;
         let swapped = log(&world).last;
         world.run_until(500, "the end of the joint configuration arrives", |world| log(world).last > swapped);
-        behind += usize::from(
+        outdated += usize::from(
             log(&world).checkpoint.position.conf.is_voter(ReplicaId(1))
                 && log(&world).checkpoint.position.index <= swapped,
         );
@@ -144,11 +146,11 @@ fn a_restarted_replica_is_greeted_by_those_who_vote_now() {
             world.leader().is_some_and(|(node, _)| node != NodeId(1))
         });
     }
-    assert!(behind > 0, "no checkpoint was behind the configuration");
+    assert!(outdated > 0, "no checkpoint was older than the configuration");
 }
 
 #[test]
-fn a_wiped_node_creates_nothing_before_it_is_cleared() {
+fn a_wiped_node_creates_no_replica_before_it_is_verified() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(2);
@@ -157,20 +159,20 @@ fn a_wiped_node_creates_nothing_before_it_is_cleared() {
         world.wipe(node);
         world.isolate(node);
         world.start(node);
-        // Its old replica, by an operation that is long outdated.
+        // Its old replica, by an outdated operation.
         let create = |world: &mut World, replica| {
             let input =
                 Input::Create { replica: ReplicaId(replica), descriptor: descriptor(&[1, 2, 3]), founding: false };
             world.input(node, input);
         };
-        world.wanted.remove(&ReplicaId(node.0));
+        world.desired.remove(&ReplicaId(node.0));
         for _ in 0..20 {
             create(&mut world, node.0);
             world.run_ms(50);
         }
-        assert!(world.nodes[&node].status().is_empty(), "nothing is created while nobody speaks for the node");
+        assert!(world.nodes[&node].status().is_empty(), "nothing is created while the node is unverified");
         world.heal();
-        world.run_until(3_000, "the node learns that it lost something", |world| lost(world, node).is_some());
+        world.run_until(3_000, "the node reports a loss", |world| lost(world, node).is_some());
         assert!(world.nodes[&node].status().is_empty());
         world.input(node, Input::TrustFolder);
         world.run_ms(1_000);
@@ -183,17 +185,17 @@ fn a_wiped_node_creates_nothing_before_it_is_cleared() {
 }
 
 #[test]
-fn a_node_that_lost_nothing_is_never_told_so() {
+fn a_node_that_lost_nothing_reports_no_loss() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.network.slow_per_mille = 200;
-        world.network.doubled_per_mille = 100;
+        world.network.duplicated_per_mille = 100;
         world.add_clients(2);
         for _ in 0..6 {
             world.crash_and_start_one();
         }
         world.finish();
-        let told = world.notices.iter().any(|(_, notice)| matches!(notice, Notice::Lost { .. }));
-        assert!(!told, "{:?}", world.notices);
+        let reported = world.notices.iter().any(|(_, notice)| matches!(notice, Notice::Lost { .. }));
+        assert!(!reported, "{:?}", world.notices);
     }
 }

@@ -1,4 +1,4 @@
-//! Groups of replicas on simulated nodes: what holds whatever the network, the disks and the operator do.
+//! Tests of replica groups on simulated nodes, under faults of network and disks and under operator actions.
 
 mod harness;
 mod hostile;

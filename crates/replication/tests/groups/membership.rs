@@ -1,4 +1,4 @@
-//! Replicas that come and go, while clients go on.
+//! Replicas that are added, moved and removed under load.
 
 use flotilla_replication::{ConfChange, Input};
 use flotilla_types::{NodeId, ReplicaId};
@@ -11,7 +11,7 @@ fn a_new_learner_catches_up_by_snapshot_after_truncation() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 2, 1);
         world.add_clients(3);
-        world.run_until(10_000, "a log that does not reach back to the beginning", |world| {
+        world.run_until(10_000, "a truncated log", |world| {
             world.leader().is_some_and(|(_, leader)| leader.group.is_some_and(|group| group.truncated.0 > 10))
         });
         world.add_learners(&[(ReplicaId(2), NodeId(2))]);
@@ -40,7 +40,7 @@ fn growing_from_one_to_three_voters() {
 }
 
 #[test]
-fn growing_survives_crashes_at_any_moment() {
+fn growing_to_three_voters_survives_crashes() {
     for seed in seeds(8) {
         let mut world = World::founded(seed, 3, 1);
         world.add_clients(2);
@@ -66,7 +66,7 @@ fn moving_a_replica_to_a_fourth_node() {
         let mut world = World::founded(seed, 4, 3);
         world.add_clients(3);
         world.run_some_ms(1_500);
-        // Every second time it is the leader that moves away.
+        // With every second seed, the leader itself moves.
         let (leader, _) = world.leader().unwrap();
         let from = if seed % 2 == 0 { leader } else { NodeId(leader.0 % 3 + 1) };
         world.add_learners(&[(ReplicaId(4), NodeId(4))]);
@@ -80,11 +80,11 @@ fn moving_a_replica_to_a_fourth_node() {
 }
 
 #[test]
-fn moves_go_on_through_crashes_and_losses() {
+fn moves_complete_despite_crashes_and_message_loss() {
     for seed in seeds(6) {
         let mut world = World::founded(seed, 5, 3);
         world.network.lost_per_mille = 30;
-        world.network.doubled_per_mille = 30;
+        world.network.duplicated_per_mille = 30;
         world.add_clients(3);
         for new in (10..13).map(ReplicaId) {
             let free: Vec<_> = (1..=5).map(NodeId).filter(|node| world.voter_on(*node).is_none()).collect();
@@ -106,7 +106,7 @@ fn moves_go_on_through_crashes_and_losses() {
 }
 
 #[test]
-fn a_replica_may_be_destroyed_at_any_moment() {
+fn a_replica_can_be_destroyed_at_any_moment() {
     for seed in seeds(8) {
         let mut world = World::founded(seed, 3, 2);
         world.add_clients(3);
@@ -125,7 +125,7 @@ fn a_replica_may_be_destroyed_at_any_moment() {
 }
 
 #[test]
-fn a_change_that_does_not_fit_is_refused() {
+fn an_invalid_change_is_refused() {
     let mut world = World::founded(3, 3, 3);
     let (leader, before) = world.leader().unwrap();
     let follower = ReplicaId(leader.0 % 3 + 1);

@@ -1,4 +1,4 @@
-//! Elections, reads and writes, through crashes and bad networks.
+//! Elections, reads and writes, under crashes and network faults.
 
 use flotilla_replication::{Freshness, Input, RequestError};
 use flotilla_storage::Log as _;
@@ -19,7 +19,7 @@ fn three_founders_elect_and_serve() {
 }
 
 #[test]
-fn a_lone_founder_serves_at_once_and_again_after_a_crash() {
+fn a_single_founder_serves_at_once_and_again_after_a_crash() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 1, 1);
         world.add_clients(2);
@@ -34,7 +34,7 @@ fn a_lone_founder_serves_at_once_and_again_after_a_crash() {
 }
 
 #[test]
-fn kill_any_node_keeps_every_acknowledged_write() {
+fn crash_of_any_node_keeps_every_acknowledged_write() {
     for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
@@ -50,7 +50,7 @@ fn kill_any_node_keeps_every_acknowledged_write() {
 }
 
 #[test]
-fn crash_of_all_nodes_loses_nothing_acknowledged() {
+fn crash_of_all_nodes_keeps_every_acknowledged_write() {
     for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
@@ -69,7 +69,7 @@ fn crash_of_all_nodes_loses_nothing_acknowledged() {
 }
 
 #[test]
-fn lossy_network_never_applies_twice() {
+fn commands_are_applied_once_on_a_lossy_network() {
     for seed in seeds(6) {
         let mut world = World::founded(seed, 3, 3);
         world.network.lost_per_mille = 100;
@@ -89,10 +89,10 @@ fn lossy_network_never_applies_twice() {
 }
 
 #[test]
-fn duplicates_of_messages_do_no_harm() {
+fn duplicated_messages_do_no_harm() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
-        world.network.doubled_per_mille = 500;
+        world.network.duplicated_per_mille = 500;
         world.network.slow_per_mille = 100;
         world.add_clients(3);
         world.run_ms(2_000);
@@ -105,7 +105,7 @@ fn duplicates_of_messages_do_no_harm() {
 }
 
 #[test]
-fn slow_disks_and_state_machines_hold_clients_back_and_nothing_else() {
+fn slow_disks_and_state_machines_only_slow_clients_down() {
     for seed in seeds(3) {
         let mut world = World::founded(seed, 3, 3);
         world.disk_us_max = 60_000;
@@ -118,7 +118,7 @@ fn slow_disks_and_state_machines_hold_clients_back_and_nothing_else() {
         world.run_ms(1_000);
         (world.disk_us_max, world.apply_us_max) = (2_000, 300);
         world.finish();
-        assert!(terms.is_some(), "slowness deposes nobody for long");
+        assert!(terms.is_some(), "slowness does not depose the leader for long");
     }
 }
 
@@ -155,7 +155,7 @@ fn minority_cannot_commit() {
 }
 
 #[test]
-fn transfer_hands_leadership_over() {
+fn leadership_can_be_transferred() {
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
         world.add_clients(3);
@@ -193,16 +193,16 @@ fn lagging_follower_does_not_grow_without_bound() {
             }
         }
         assert!(world.checks.writes > 200);
-        // The tail, and what gathers in a memtable or two before the next checkpoint is durable.
+        // The tail, and the entries of a memtable or two before the next checkpoint is durable.
         assert!(longest < 200, "{longest} entries in a log");
         world.finish();
         let replica = ReplicaId(lagging.0);
-        assert!(world.checks.installed.contains(&replica), "the lagging one caught up by a snapshot");
+        assert!(world.checks.installed.contains(&replica), "the lagging replica caught up by a snapshot");
     }
 }
 
 #[test]
-fn a_snapshot_waits_for_the_checkpoint_under_way() {
+fn a_snapshot_waits_for_the_checkpoint_in_progress() {
     let mut installed = false;
     for seed in seeds(4) {
         let mut world = World::founded(seed, 3, 3);
@@ -223,7 +223,7 @@ fn a_snapshot_waits_for_the_checkpoint_under_way() {
         world.finish();
         installed |= !world.checks.installed.is_empty();
     }
-    assert!(installed, "nobody ever needed a snapshot");
+    assert!(installed, "no replica ever needed a snapshot");
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn same_seed_same_trace() {
     let run = |seed| {
         let mut world = World::founded(seed, 3, 3);
         world.network.lost_per_mille = 50;
-        world.network.doubled_per_mille = 50;
+        world.network.duplicated_per_mille = 50;
         world.add_clients(2);
         world.run_ms(1_500);
         world.crash(NodeId(1));

@@ -1,11 +1,13 @@
-//! What the reconcilers of a node do, driven as their loops drive them: look, perform in order, learn, wait.
+//! The control loops of a node: each reconciles, performs its actions in order, receives their outcomes, and
+//! waits.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use bytes::Bytes;
 use flotilla_control::{
-    Action, Ask, FeedFollower, FeedStep, Known, Leaders, Lifecycle, Lost, Me, MembershipConfig, Outcome,
-    PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Present, Reconciler as _, ShardsLed, View, snapshot_of,
+    Action, AnnounceNode, ClusterView, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode, Lost, MembershipConfig,
+    Outcome, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler as _, RequestKind, ShardsLed, View,
+    decode_snapshot,
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
 use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaReply, MetaState, NewNode};
@@ -18,8 +20,8 @@ use flotilla_types::{
 use std::sync::Arc;
 
 use super::{
-    Asked, Happening, Node, Running, Who,
-    rpc::{Calling, Following},
+    Caller, Completion, Node, NodeEvent, Running,
+    rpc::{CallPurpose, FeedWaiter},
 };
 use crate::{
     network::{CallKind, Frame},
@@ -28,49 +30,49 @@ use crate::{
 
 /// The one cluster of a world.
 const CLUSTER: ClusterId = ClusterId(*b"simulatedcluster");
-const FOUNDING_EVERY_MS: u64 = 100;
-/// How soon new metadata reaches the loop that follows it, microseconds.
-const NEWS_US: u64 = 200;
+const BOOTSTRAP_RETRY_MS: u64 = 100;
+/// Delay until new metadata triggers the peers task, microseconds.
+const METADATA_NOTICE_US: u64 = 200;
 
-/// What a node does again and again.
+/// The periodic tasks of a node. Variants are ordered: a `BTreeMap` is keyed by them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Duty {
+pub(crate) enum ControlTask {
     Lifecycle,
     ShardsLed,
     Placement,
     Leaders,
-    Present,
+    AnnounceNode,
     Peers,
-    /// The same, because of news and not because it is time.
-    PeersNow,
+    /// A pass of `Peers` that new metadata triggered; it does not schedule the next one.
+    PeersUntimed,
     Feed,
-    Founding,
+    Bootstrap,
 }
 
-/// The reconcilers of a process, and what they know.
+/// The reconcilers of a process, and their view of the cluster.
 pub(crate) struct Control {
-    pub(crate) known: Known,
-    me: Me,
+    pub(crate) cluster: ClusterView,
+    me: LocalNode,
     lifecycle: Lifecycle,
     shards_led: ShardsLed,
     placement: Placement,
     leaders: Leaders,
-    present: Present,
+    announce_node: AnnounceNode,
     peers: Peers,
     feed: FeedFollower,
     membership: Membership,
     timers: u64,
-    /// Actions of a look that are under way; the next look waits for them.
-    under_way: BTreeMap<Duty, usize>,
-    /// Answers that reconcilers have not learned yet.
-    pub(super) told: Vec<Asked>,
-    /// Followers of the feed that wait for news.
-    pub(super) following: Vec<Following>,
-    /// The process ends as soon as the event at hand is over.
+    /// Pending actions of a pass; the next pass waits for them.
+    in_flight: BTreeMap<ControlTask, usize>,
+    /// Results that were not delivered to their reconcilers yet.
+    pub(super) completed: Vec<Completion>,
+    /// Long polls of the feed that wait for changes.
+    pub(super) feed_waiters: Vec<FeedWaiter>,
+    /// The process exits at the end of the current event.
     pub(super) fatal: bool,
 }
 
-/// Where a node is reached.
+/// The addresses of the node at a port.
 pub(crate) fn addresses(port: u16) -> Addresses {
     let at = |offset: u16| format!("127.0.0.1:{}", port + offset);
     Addresses { quic: at(0), http: at(1), redis: at(2) }
@@ -80,7 +82,7 @@ fn socket(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// How the node at a port presents itself when it joins. Each life of a disk has another key.
+/// The description with which the node at a port joins. Each new disk has another key.
 pub(crate) fn new_node(port: u16, key: u64) -> NewNode {
     let mut key_digest = [0; 32];
     key_digest[..8].copy_from_slice(&key.to_be_bytes());
@@ -92,11 +94,11 @@ impl Control {
         let me = Member { node: node.id, addr: socket(node.port), generation: node.incarnation.0 };
         let membership = match Membership::new(me, MembershipConfig::default(), seed) {
             Ok(membership) => membership,
-            Err(error) => panic!("the default settings of membership are refused: {error}"),
+            Err(error) => panic!("the default settings of membership are rejected: {error}"),
         };
         Self {
-            known: Known::new(node.id, node.folder.meta.clone()),
-            me: Me {
+            cluster: ClusterView::new(node.id, node.folder.meta.clone()),
+            me: LocalNode {
                 node: node.id,
                 incarnation: node.incarnation,
                 addresses: addresses(node.port),
@@ -106,56 +108,64 @@ impl Control {
             shards_led: ShardsLed::default(),
             placement: Placement::default(),
             leaders: Leaders::default(),
-            present: Present::default(),
+            announce_node: AnnounceNode::default(),
             peers: Peers::default(),
             feed: FeedFollower::default(),
             membership,
             timers: 0,
-            under_way: BTreeMap::new(),
-            told: Vec::new(),
-            following: Vec::new(),
+            in_flight: BTreeMap::new(),
+            completed: Vec::new(),
+            feed_waiters: Vec::new(),
             fatal: false,
         }
     }
 
     pub(super) fn lost(&mut self, replicas: Vec<(ShardId, ReplicaId)>, reason: LostReason) {
-        self.lifecycle.lost(&Lost { replicas, reason });
+        self.lifecycle.on_loss(&Lost { replicas, reason });
     }
 
-    fn reconciler(&mut self, duty: Duty) -> Option<&mut dyn flotilla_control::Reconciler> {
-        Some(match duty {
-            Duty::Lifecycle => &mut self.lifecycle,
-            Duty::ShardsLed => &mut self.shards_led,
-            Duty::Placement => &mut self.placement,
-            Duty::Leaders => &mut self.leaders,
-            Duty::Present => &mut self.present,
-            Duty::Peers | Duty::PeersNow => &mut self.peers,
-            Duty::Feed | Duty::Founding => return None,
+    fn reconciler(&mut self, task: ControlTask) -> Option<&mut dyn flotilla_control::Reconciler> {
+        Some(match task {
+            ControlTask::Lifecycle => &mut self.lifecycle,
+            ControlTask::ShardsLed => &mut self.shards_led,
+            ControlTask::Placement => &mut self.placement,
+            ControlTask::Leaders => &mut self.leaders,
+            ControlTask::AnnounceNode => &mut self.announce_node,
+            ControlTask::Peers | ControlTask::PeersUntimed => &mut self.peers,
+            ControlTask::Feed | ControlTask::Bootstrap => return None,
         })
     }
 }
 
 impl World {
-    /// Starts every duty of a process.
-    pub(super) fn begin_control(&mut self, node: &mut Node, running: &mut Running) {
-        let duties =
-            [Duty::Peers, Duty::Lifecycle, Duty::ShardsLed, Duty::Placement, Duty::Leaders, Duty::Present, Duty::Feed];
-        for (at, duty) in duties.into_iter().chain(node.folder.founding.then_some(Duty::Founding)).enumerate() {
-            self.later(node, 500 + 10 * at as u64, Happening::Look(duty));
+    /// Schedules all control tasks of a process.
+    pub(super) fn start_control(&mut self, node: &mut Node, running: &mut Running) {
+        let tasks = [
+            ControlTask::Peers,
+            ControlTask::Lifecycle,
+            ControlTask::ShardsLed,
+            ControlTask::Placement,
+            ControlTask::Leaders,
+            ControlTask::AnnounceNode,
+            ControlTask::Feed,
+        ];
+        for (at, task) in tasks.into_iter().chain(node.folder.founding.then_some(ControlTask::Bootstrap)).enumerate() {
+            self.schedule_on(node, 500 + 10 * at as u64, NodeEvent::Reconcile(task));
         }
         // Membership starts its timers with its first input.
         self.member_input(node, running, MemberInput::Gossip);
     }
 
-    pub(super) fn look(&mut self, node: &mut Node, running: &mut Running, duty: Duty) {
-        match duty {
-            Duty::Feed => return self.follow_feed(node, running),
-            Duty::Founding => return self.found(node, running),
+    pub(super) fn reconcile(&mut self, node: &mut Node, running: &mut Running, task: ControlTask) {
+        match task {
+            ControlTask::Feed => return self.follow_feed(node, running),
+            ControlTask::Bootstrap => return self.bootstrap(node, running),
             _ => {}
         }
         let replicas = running.core.status();
         let control = &mut running.control;
-        let (meta, members, me) = (control.known.meta().clone(), control.known.members().clone(), control.me.clone());
+        let (meta, members, me) =
+            (control.cluster.meta().clone(), control.cluster.members().clone(), control.me.clone());
         let view = View {
             me: &me,
             meta: &meta,
@@ -164,60 +174,60 @@ impl World {
             now_ms: node.clock.mono_ms(self.now_us),
             wall_ms: node.clock.wall_ms(self.now_us),
         };
-        let Some(reconciler) = control.reconciler(duty) else { return };
-        let actions = reconciler.look(&view);
-        control.under_way.insert(duty, 1);
+        let Some(reconciler) = control.reconciler(task) else { return };
+        let actions = reconciler.reconcile(&view);
+        control.in_flight.insert(task, 1);
         for action in actions {
-            self.act_on(node, running, duty, action);
+            self.start_action(node, running, task, action);
         }
-        self.one_done(node, running, duty);
-        self.learn(node, running);
+        self.action_done(node, running, task);
+        self.deliver_outcomes(node, running);
     }
 
-    /// One of the actions of a look is over; behind the last one the next look is due.
-    fn one_done(&mut self, node: &mut Node, running: &mut Running, duty: Duty) {
+    /// Counts an action of a pass as done; after the last one the next pass is scheduled.
+    fn action_done(&mut self, node: &mut Node, running: &mut Running, task: ControlTask) {
         let control = &mut running.control;
-        let Some(under_way) = control.under_way.get_mut(&duty) else { return };
-        *under_way -= 1;
-        if *under_way > 0 {
+        let Some(in_flight) = control.in_flight.get_mut(&task) else { return };
+        *in_flight -= 1;
+        if *in_flight > 0 {
             return;
         }
-        control.under_way.remove(&duty);
-        if duty == Duty::PeersNow {
+        control.in_flight.remove(&task);
+        if task == ControlTask::PeersUntimed {
             return;
         }
-        let every_ms = control.reconciler(duty).map_or(0, |reconciler| reconciler.every_ms());
-        let wait_us = node.clock.true_us(every_ms);
-        self.later(node, wait_us, Happening::Look(duty));
+        let interval_ms = control.reconciler(task).map_or(0, |reconciler| reconciler.interval_ms());
+        let wait_us = node.clock.true_us(interval_ms);
+        self.schedule_on(node, wait_us, NodeEvent::Reconcile(task));
     }
 
-    fn act_on(&mut self, node: &mut Node, running: &mut Running, duty: Duty, action: Action) {
-        let begun = |running: &mut Running| *running.control.under_way.entry(duty).or_default() += 1;
+    fn start_action(&mut self, node: &mut Node, running: &mut Running, task: ControlTask, action: Action) {
+        let count_pending = |running: &mut Running| *running.control.in_flight.entry(task).or_default() += 1;
         match action {
             Action::Create { replica, descriptor, founding } => {
-                self.take(node, running, Input::Create { replica, descriptor, founding });
+                self.enqueue(node, running, Input::Create { replica, descriptor, founding });
             }
-            Action::Destroy { replica } => self.take(node, running, Input::Destroy { replica }),
-            Action::TrustFolder => self.take(node, running, Input::TrustFolder),
-            Action::Change { shard, change } => self.take(node, running, Input::Change { shard, change }),
-            Action::Transfer { shard, to } => self.take(node, running, Input::Transfer { shard, to }),
+            Action::Destroy { replica } => self.enqueue(node, running, Input::Destroy { replica }),
+            Action::TrustFolder => self.enqueue(node, running, Input::TrustFolder),
+            Action::Change { shard, change } => self.enqueue(node, running, Input::Change { shard, change }),
+            Action::Transfer { shard, to } => self.enqueue(node, running, Input::Transfer { shard, to }),
             Action::Propose(command) => {
-                begun(running);
-                let who = Who::Duty(duty, Box::new(command.clone()));
-                self.propose_meta(node, running, &command, PROPOSE_TIMEOUT_MS, who);
+                count_pending(running);
+                let caller = Caller::Task(task, Box::new(command.clone()));
+                self.propose_meta(node, running, &command, PROPOSE_TIMEOUT_MS, caller);
             }
             Action::FetchMeta => {
-                begun(running);
-                let (payload, who) = (MetaQuery::State.encode(), Who::FreshMeta(duty));
-                let (ask, shard) = (Ask::Query, ShardId::META);
-                self.question(node, running, ask, shard, None, payload, None, PROPOSE_TIMEOUT_MS, who);
+                count_pending(running);
+                let (payload, caller) = (MetaQuery::State.encode(), Caller::FreshMeta(task));
+                let (kind, shard) = (RequestKind::Query, ShardId::META);
+                self.start_request(node, running, kind, shard, None, payload, None, PROPOSE_TIMEOUT_MS, caller);
             }
             Action::GiveAuthority { to } => {
                 if node.folder.has_authority {
-                    begun(running);
+                    count_pending(running);
                     let body = PeerRequest::Authority(Bytes::from_static(b"authority")).encode();
-                    let calling = Calling::Authority(to);
-                    self.call(node, running, to, CallKind::Rpc, body, PROPOSE_TIMEOUT_MS, calling);
+                    let purpose = CallPurpose::Authority(to);
+                    self.call(node, running, to, CallKind::Rpc, body, PROPOSE_TIMEOUT_MS, purpose);
                 }
             }
             Action::Connect { node: peer, .. } => {
@@ -230,74 +240,74 @@ impl World {
                 self.link(node, running, peer);
                 self.link_changed(peer, node.id);
             }
-            Action::Beat { peers } => self.take(node, running, Input::Peers(peers)),
-            Action::Greet { node: peer, addr } => {
+            Action::SetHeartbeatPeers { peers } => self.enqueue(node, running, Input::Peers(peers)),
+            Action::AddMember { node: peer, addr } => {
                 self.member_input(node, running, MemberInput::Announce(Member { node: peer, addr, generation: 0 }));
             }
-            Action::Forget { node: peer } => self.member_input(node, running, MemberInput::Forget(peer)),
+            Action::ForgetMember { node: peer } => self.member_input(node, running, MemberInput::Forget(peer)),
         }
     }
 
-    /// Reconcilers hear what became of their actions.
-    pub(super) fn learn(&mut self, node: &mut Node, running: &mut Running) {
-        while let Some(Asked { who, result }) = running.control.told.pop() {
-            match who {
-                Who::Duty(Duty::Founding, _) => {}
-                Who::Duty(duty, command) => {
+    /// Passes the results of actions to their reconcilers.
+    pub(super) fn deliver_outcomes(&mut self, node: &mut Node, running: &mut Running) {
+        while let Some(Completion { caller, result }) = running.control.completed.pop() {
+            match caller {
+                Caller::Task(ControlTask::Bootstrap, _) => {}
+                Caller::Task(task, command) => {
                     if let Some(reply) = result.ok().and_then(|bytes| MetaReply::decode(&bytes).ok())
-                        && let Some(reconciler) = running.control.reconciler(duty)
+                        && let Some(reconciler) = running.control.reconciler(task)
                     {
-                        reconciler.learn(Outcome::Answered(command, reply));
+                        reconciler.on_outcome(Outcome::Answered(command, reply));
                     }
-                    self.one_done(node, running, duty);
+                    self.action_done(node, running, task);
                 }
-                Who::FreshMeta(duty) => {
-                    if let Some(meta) = result.ok().and_then(|bytes| snapshot_of(&bytes)) {
+                Caller::FreshMeta(task) => {
+                    if let Some(meta) = result.ok().and_then(|bytes| decode_snapshot(&bytes)) {
                         let meta = Arc::new(meta);
-                        self.offer(node, running, &meta);
-                        if let Some(reconciler) = running.control.reconciler(duty) {
-                            reconciler.learn(Outcome::FreshMeta(meta));
+                        self.offer_metadata(node, running, &meta);
+                        if let Some(reconciler) = running.control.reconciler(task) {
+                            reconciler.on_outcome(Outcome::FreshMeta(meta));
                         }
                     }
-                    self.one_done(node, running, duty);
+                    self.action_done(node, running, task);
                 }
-                Who::Client(_) | Who::Operator(_) => {}
+                Caller::Client(_) | Caller::Operator(_) => {}
             }
         }
     }
 
     pub(super) fn authority_given(&mut self, node: &mut Node, running: &mut Running, to: NodeId, taken: bool) {
         if taken {
-            running.control.shards_led.learn(Outcome::AuthorityTaken(to));
+            running.control.shards_led.on_outcome(Outcome::AuthorityTaken(to));
         }
-        self.one_done(node, running, Duty::ShardsLed);
+        self.action_done(node, running, ControlTask::ShardsLed);
     }
 
-    /// Metadata that may be newer.
-    pub(super) fn offer(&mut self, node: &mut Node, running: &mut Running, meta: &Arc<MetaState>) {
-        let before = running.control.known.meta().clone();
-        if !running.control.known.offer(meta) {
+    /// Takes metadata if it is newer than what the node has.
+    pub(super) fn offer_metadata(&mut self, node: &mut Node, running: &mut Running, meta: &Arc<MetaState>) {
+        let before = running.control.cluster.meta().clone();
+        if !running.control.cluster.offer(meta) {
             return;
         }
         self.checks.metadata(node, &before, meta);
         node.folder.meta = MetaState::clone(meta);
-        self.later(node, NEWS_US, Happening::Look(Duty::PeersNow));
-        self.tell_followers(node, running);
+        self.schedule_on(node, METADATA_NOTICE_US, NodeEvent::Reconcile(ControlTask::PeersUntimed));
+        self.answer_feed_waiters(node, running);
     }
 
     fn follow_feed(&mut self, node: &mut Node, running: &mut Running) {
         let replicas = running.core.status();
-        // Whoever is there may know the cluster: the real node has the addresses from its join.
+        // The real node has these addresses from its join.
         let seeds: Vec<_> = self.nodes.keys().copied().collect();
         let control = &mut running.control;
-        match control.feed.next(node.id, control.known.meta(), &seeds, &replicas) {
+        match control.feed.next(node.id, control.cluster.meta(), &seeds, &replicas) {
             FeedStep::Wait(wait_ms) => {
                 let wait_us = node.clock.true_us(wait_ms);
-                self.later(node, wait_us, Happening::Look(Duty::Feed));
+                self.schedule_on(node, wait_us, NodeEvent::Reconcile(ControlTask::Feed));
             }
-            FeedStep::Ask { source, version, wait_ms, timeout_ms } => {
+            FeedStep::Fetch { source, version, wait_ms, timeout_ms } => {
                 let body = PeerRequest::Feed { version, wait_ms }.encode();
-                self.call(node, running, source, CallKind::Rpc, body, timeout_ms, Calling::Feed);
+                self.call(node, running, source, CallKind::Rpc, body, timeout_ms, CallPurpose::Feed);
             }
         }
     }
@@ -305,15 +315,15 @@ impl World {
     pub(super) fn feed_answered(&mut self, node: &mut Node, running: &mut Running, answer: Option<Bytes>) {
         let feed = &mut running.control.feed;
         match answer.and_then(|answer| Feed::decode(&answer).ok()) {
-            Some(news) => {
-                let meta = feed.answered(&news).ok().cloned();
+            Some(feed_page) => {
+                let meta = feed.on_answer(&feed_page).ok().cloned();
                 if let Some(meta) = meta {
-                    self.offer(node, running, &meta);
+                    self.offer_metadata(node, running, &meta);
                 }
             }
-            None => feed.failed(),
+            None => feed.on_failure(),
         }
-        self.later(node, 100, Happening::Look(Duty::Feed));
+        self.schedule_on(node, 100, NodeEvent::Reconcile(ControlTask::Feed));
     }
 
     pub(super) fn member_timer(&mut self, node: &mut Node, running: &mut Running, timer: Timer) {
@@ -323,7 +333,7 @@ impl World {
     pub(super) fn member_input(&mut self, node: &mut Node, running: &mut Running, input: MemberInput) {
         let now_ms = node.clock.mono_ms(self.now_us);
         let mut effects = Vec::new();
-        // A refused packet is counted by the real node, and nothing else.
+        // The real node only counts a packet that is rejected.
         let _ = running.control.membership.step(now_ms, input, &mut effects);
         for effect in effects {
             match effect {
@@ -335,25 +345,25 @@ impl World {
                 Effect::Timer { after, timer } => {
                     running.control.timers += 1;
                     let wait_us = node.clock.true_us(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-                    self.later(node, wait_us, Happening::Member(timer));
+                    self.schedule_on(node, wait_us, NodeEvent::MemberTimer(timer));
                 }
                 Effect::Changed { node: peer, new, .. } => {
-                    running.control.known.member_changed(peer, new, now_ms);
+                    running.control.cluster.member_changed(peer, new, now_ms);
                 }
             }
         }
     }
 
-    /// The first commands of a cluster, until they are done: as the node that is told to found one does.
-    fn found(&mut self, node: &mut Node, running: &mut Running) {
-        let meta = running.control.known.meta().clone();
+    /// Proposes the first commands of a cluster until they are applied, as the founding node does.
+    fn bootstrap(&mut self, node: &mut Node, running: &mut Running) {
+        let meta = running.control.cluster.meta().clone();
         if meta.collection("default").is_some() {
             node.folder.founding = false;
             return;
         }
         let command = if meta.node(node.id).is_none() {
             let create = Input::Create { replica: ReplicaId(1), descriptor: metadata_group(), founding: true };
-            self.take(node, running, create);
+            self.enqueue(node, running, create);
             MetaCommand::Bootstrap { cluster: CLUSTER, node: new_node(node.port, node.id.0) }
         } else {
             let buckets = self.plan.buckets;
@@ -365,14 +375,14 @@ impl World {
                 initial_nodes: meta.initial_nodes(buckets, 3, |_| Liveness::Live),
             }
         };
-        let who = Who::Duty(Duty::Founding, Box::new(command.clone()));
-        self.propose_meta(node, running, &command, 1_000, who);
-        let wait_us = node.clock.true_us(FOUNDING_EVERY_MS);
-        self.later(node, wait_us, Happening::Look(Duty::Founding));
+        let caller = Caller::Task(ControlTask::Bootstrap, Box::new(command.clone()));
+        self.propose_meta(node, running, &command, 1_000, caller);
+        let wait_us = node.clock.true_us(BOOTSTRAP_RETRY_MS);
+        self.schedule_on(node, wait_us, NodeEvent::Reconcile(ControlTask::Bootstrap));
     }
 }
 
-/// The metadata group as the first node creates it; the same as its own record of itself.
+/// The metadata group as the first node creates it; equal to its record in the metadata.
 fn metadata_group() -> ShardDescriptor {
     ShardDescriptor {
         shard: ShardId::META,

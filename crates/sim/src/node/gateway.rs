@@ -1,11 +1,12 @@
-//! The gateway of a node: takes questions, asks shards wherever their leaders are, and gives each write its number.
+//! The gateway of a node: routes requests to shard leaders, retries them, and numbers the writes of its
+//! session.
 //!
-//! Whom to ask, when to give up and what a failure means is decided by [`flotilla_control::Asking`].
+//! [`flotilla_control::RequestRetry`] decides which node to ask, when to retry and when to give up.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flotilla_control::{Ask, AskStep, Asking, PeerRequest, ShardError, Verdict};
+use flotilla_control::{PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardError};
 use flotilla_kv::{Command, Outcome, Refusal, decode_outcome, encode_command};
 use flotilla_meta::MetaCommand;
 use flotilla_replication::Answer;
@@ -14,9 +15,9 @@ use flotilla_types::{NodeId, SessionId, ShardId, Term};
 use rand::RngExt as _;
 
 use super::{
-    Happening, Node, Running,
-    control::Duty,
-    rpc::{Calling, Waiter},
+    Node, NodeEvent, Running,
+    control::ControlTask,
+    rpc::{CallPurpose, Waiter},
 };
 use crate::{
     network::CallKind,
@@ -27,60 +28,60 @@ use crate::{
 /// How much later than its deadline a command may still apply, as in the real gateway.
 const EXPIRY_SLACK_MS: u64 = 1_000;
 
-/// Who is told the result.
+/// Who receives the result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Who {
+pub(crate) enum Caller {
     Client(usize),
-    /// A reconciler of this node that proposed something.
-    Duty(Duty, Box<MetaCommand>),
-    /// A reconciler of this node that wants fresh metadata.
-    FreshMeta(Duty),
-    /// Somebody who gives orders to the cluster.
+    /// A control task of this node that proposed a command.
+    Task(ControlTask, Box<MetaCommand>),
+    /// A control task of this node that requested fresh metadata.
+    FreshMeta(ControlTask),
+    /// The operator, for this order.
     Operator(u64),
 }
 
-/// The end of a question.
+/// The result of a request.
 #[derive(Debug, Clone)]
-pub(crate) struct Asked {
-    pub(crate) who: Who,
+pub(crate) struct Completion {
+    pub(crate) caller: Caller,
     pub(crate) result: Result<Bytes, ShardError>,
 }
 
-/// Questions under way, and the numbers of this gateway's session.
+/// Pending requests, and the session with its sequence numbers per shard.
 pub(crate) struct Gateway {
     session: SessionId,
     sessions: BTreeMap<ShardId, ShardSession>,
-    questions: BTreeMap<u64, Question>,
+    requests: BTreeMap<u64, PendingRequest>,
 }
 
-struct Question {
-    who: Who,
-    ask: Ask,
+struct PendingRequest {
+    caller: Caller,
+    kind: RequestKind,
     shard: ShardId,
     range_epoch: Option<u64>,
     payload: Bytes,
-    asking: Asking,
+    retry: RequestRetry,
     sequence: Option<Sequence>,
-    /// Tells answers to the present try from those to earlier ones.
-    turn: u64,
-    /// The node that is being asked.
-    on: Option<NodeId>,
+    /// Counts attempts, to ignore answers to earlier ones.
+    attempt: u64,
+    /// The node of the attempt in flight.
+    target: Option<NodeId>,
 }
 
 impl Gateway {
     pub(super) fn new(session: u64) -> Self {
-        Self { session: SessionId(session | 1), sessions: BTreeMap::new(), questions: BTreeMap::new() }
+        Self { session: SessionId(session | 1), sessions: BTreeMap::new(), requests: BTreeMap::new() }
     }
 
-    /// Who was still waiting when the process ended, and what is known of the outcome.
-    pub(super) fn into_asked(self) -> Vec<Asked> {
-        let asked = |question: Question| Asked { who: question.who, result: Err(ShardError::Unknown) };
-        self.questions.into_values().map(asked).collect()
+    /// The requests that were pending when the process ended, with unknown outcome.
+    pub(super) fn into_unfinished(self) -> Vec<Completion> {
+        let unknown = |pending: PendingRequest| Completion { caller: pending.caller, result: Err(ShardError::Unknown) };
+        self.requests.into_values().map(unknown).collect()
     }
 }
 
 impl World {
-    /// A strong query.
+    /// Sends a strong query to a shard.
     pub(crate) fn query(
         &mut self,
         node: &mut Node,
@@ -88,12 +89,12 @@ impl World {
         (shard, epoch): (ShardId, u64),
         payload: Bytes,
         within_ms: u64,
-        who: Who,
+        caller: Caller,
     ) {
-        self.question(node, running, Ask::Query, shard, Some(epoch), payload, None, within_ms, who);
+        self.start_request(node, running, RequestKind::Query, shard, Some(epoch), payload, None, within_ms, caller);
     }
 
-    /// A write, with a number of this gateway's session.
+    /// Sends a write to a shard, with a sequence number of this gateway's session.
     pub(crate) fn command(
         &mut self,
         node: &mut Node,
@@ -101,12 +102,12 @@ impl World {
         (shard, epoch): (ShardId, u64),
         mut command: Command,
         within_ms: u64,
-        who: Who,
+        caller: Caller,
     ) {
         let session = running.gateway.sessions.entry(shard).or_default();
         let now_ms = session.now_ms(node.clock.wall_ms(self.now_us));
         let Some((sequence, acked_below)) = session.begin() else {
-            self.tell(Asked { who, result: Err(ShardError::Busy) });
+            self.complete(Completion { caller, result: Err(ShardError::Busy) });
             return;
         };
         command.session = running.gateway.session;
@@ -114,109 +115,132 @@ impl World {
         command.acked_below = acked_below;
         command.expires_at_ms = now_ms + within_ms + EXPIRY_SLACK_MS;
         let payload = encode_command(&command);
-        self.question(node, running, Ask::Propose, shard, Some(epoch), payload, Some(sequence), within_ms, who);
+        self.start_request(
+            node,
+            running,
+            RequestKind::Propose,
+            shard,
+            Some(epoch),
+            payload,
+            Some(sequence),
+            within_ms,
+            caller,
+        );
     }
 
-    /// A command for the metadata group.
+    /// Sends a command to the metadata group.
     pub(crate) fn propose_meta(
         &mut self,
         node: &mut Node,
         running: &mut Running,
         command: &MetaCommand,
         within_ms: u64,
-        who: Who,
+        caller: Caller,
     ) {
-        self.question(node, running, Ask::Propose, ShardId::META, None, command.encode(), None, within_ms, who);
+        self.start_request(
+            node,
+            running,
+            RequestKind::Propose,
+            ShardId::META,
+            None,
+            command.encode(),
+            None,
+            within_ms,
+            caller,
+        );
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one question")]
-    pub(super) fn question(
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
+    pub(super) fn start_request(
         &mut self,
         node: &mut Node,
         running: &mut Running,
-        ask: Ask,
+        kind: RequestKind,
         shard: ShardId,
         range_epoch: Option<u64>,
         payload: Bytes,
         sequence: Option<Sequence>,
         within_ms: u64,
-        who: Who,
+        caller: Caller,
     ) {
-        let asking = Asking::new(ask, shard, node.clock.mono_ms(self.now_us) + within_ms);
-        let number = running.number();
-        let question = Question { who, ask, shard, range_epoch, payload, asking, sequence, turn: 0, on: None };
-        running.gateway.questions.insert(number, question);
-        self.ask_on(node, running, number, 0);
+        let retry = RequestRetry::new(kind, shard, node.clock.mono_ms(self.now_us) + within_ms);
+        let number = running.next_id();
+        let pending =
+            PendingRequest { caller, kind, shard, range_epoch, payload, retry, sequence, attempt: 0, target: None };
+        running.gateway.requests.insert(number, pending);
+        self.advance_request(node, running, number, 0);
     }
 
-    /// A question's time has come: to try, or to give its present try up.
-    pub(super) fn ask_on(&mut self, node: &mut Node, running: &mut Running, number: u64, turn: u64) {
-        let Some(question) = running.gateway.questions.get_mut(&number).filter(|question| question.turn == turn) else {
+    /// Starts the next attempt of a request, or ends the attempt in flight by timeout.
+    pub(super) fn advance_request(&mut self, node: &mut Node, running: &mut Running, number: u64, attempt: u64) {
+        let Some(pending) = running.gateway.requests.get_mut(&number).filter(|pending| pending.attempt == attempt)
+        else {
             return;
         };
-        if question.on.is_some() {
-            let error = Self::unanswered_here(question.ask);
-            self.ask_answered(node, running, number, turn, Err(error));
+        if pending.target.is_some() {
+            let error = Self::local_timeout_error(pending.kind);
+            self.attempt_finished(node, running, number, attempt, Err(error));
             return;
         }
-        question.turn += 1;
-        let turn = question.turn;
-        match question.asking.next(node.clock.mono_ms(self.now_us), &running.control.known) {
-            AskStep::Wait(wait_ms) => {
+        pending.attempt += 1;
+        let attempt = pending.attempt;
+        match pending.retry.next(node.clock.mono_ms(self.now_us), &running.control.cluster) {
+            RetryStep::Wait(wait_ms) => {
                 let wait_us = node.clock.true_us(wait_ms);
-                self.later(node, wait_us, Happening::Ask { ask: number, turn });
+                self.schedule_on(node, wait_us, NodeEvent::RequestDue { request: number, attempt });
             }
-            AskStep::GiveUp(error) => self.answered(running, number, Err(error)),
-            AskStep::Ask { node: target, timeout_ms } => {
-                question.on = Some(target);
-                let (ask, shard, range_epoch) = (question.ask, question.shard, question.range_epoch);
-                let payload = question.payload.clone();
+            RetryStep::GiveUp(error) => self.request_finished(running, number, Err(error)),
+            RetryStep::Send { node: target, timeout_ms } => {
+                pending.target = Some(target);
+                let (kind, shard, range_epoch) = (pending.kind, pending.shard, pending.range_epoch);
+                let payload = pending.payload.clone();
                 if target == node.id {
-                    let waiter = Waiter::Ask { ask: number, turn };
-                    self.ask_host(node, running, ask, shard, range_epoch, payload, timeout_ms, waiter);
+                    let waiter = Waiter::Request { request: number, attempt };
+                    self.submit_to_host(node, running, kind, shard, range_epoch, payload, timeout_ms, waiter);
                     let wait_us = node.clock.true_us(timeout_ms);
-                    self.later(node, wait_us, Happening::Ask { ask: number, turn });
+                    self.schedule_on(node, wait_us, NodeEvent::RequestDue { request: number, attempt });
                 } else {
                     let within_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
-                    let request = PeerRequest::Ask { ask, shard, range_epoch, payload, timeout_ms: within_ms };
-                    let calling = Calling::Ask { number, turn, ask };
-                    self.call(node, running, target, CallKind::Rpc, request.encode(), timeout_ms, calling);
+                    let request = PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms: within_ms };
+                    let purpose = CallPurpose::Request { request: number, attempt, kind };
+                    self.call(node, running, target, CallKind::Rpc, request.encode(), timeout_ms, purpose);
                 }
             }
         }
     }
 
-    /// A try was answered, or let down.
-    pub(super) fn ask_answered(
+    /// Handles the answer or the failure of an attempt.
+    pub(super) fn attempt_finished(
         &mut self,
         node: &mut Node,
         running: &mut Running,
         number: u64,
-        turn: u64,
+        attempt: u64,
         answer: Answer,
     ) {
-        let Some(question) = running.gateway.questions.get_mut(&number).filter(|question| question.turn == turn) else {
+        let Some(pending) = running.gateway.requests.get_mut(&number).filter(|pending| pending.attempt == attempt)
+        else {
             return;
         };
-        if question.on.take().is_none() {
+        if pending.target.take().is_none() {
             return;
         }
         let error = match answer {
-            Ok(bytes) => return self.answered(running, number, Ok(bytes)),
+            Ok(bytes) => return self.request_finished(running, number, Ok(bytes)),
             Err(error) => error,
         };
-        question.turn += 1;
-        let turn = question.turn;
-        match question.asking.failed(error, &running.control.known) {
-            Verdict::Again => {}
-            Verdict::AgainWithout(silent) => running.control.known.clear_leader(silent),
-            Verdict::GiveUp(error) => return self.answered(running, number, Err(error)),
+        pending.attempt += 1;
+        let attempt = pending.attempt;
+        match pending.retry.on_failure(error, &running.control.cluster) {
+            RetryDecision::Retry => {}
+            RetryDecision::RetryWithoutLeader(silent) => running.control.cluster.clear_leader(silent),
+            RetryDecision::GiveUp(error) => return self.request_finished(running, number, Err(error)),
         }
-        self.ask_on(node, running, number, turn);
+        self.advance_request(node, running, number, attempt);
     }
 
-    /// Somebody leads a shard, as this node hears. Tries that wait for another one end.
-    pub(super) fn heard_leader(
+    /// Records a newly observed leader. Attempts that wait for another node end.
+    pub(super) fn leader_observed(
         &mut self,
         node: &mut Node,
         running: &mut Running,
@@ -224,54 +248,52 @@ impl World {
         term: Term,
         leader: NodeId,
     ) {
-        if !running.control.known.observe_leader(shard, term, leader) {
+        if !running.control.cluster.observe_leader(shard, term, leader) {
             return;
         }
-        let known = &running.control.known;
-        let waits_for_another = |question: &Question| {
-            question.on.is_some_and(|on| on != node.id && known.is_led_by_another(question.shard, on))
-                && question.shard == shard
+        let cluster = &running.control.cluster;
+        let waits_for_another = |pending: &PendingRequest| {
+            pending.target.is_some_and(|target| target != node.id && cluster.is_led_by_another(pending.shard, target))
+                && pending.shard == shard
         };
-        let questions = running.gateway.questions.iter().filter(|(_, question)| waits_for_another(question));
-        let over: Vec<_> = questions.map(|(number, question)| (*number, question.turn, question.ask)).collect();
-        for (number, turn, ask) in over {
-            self.ask_answered(node, running, number, turn, Err(ask.unanswered()));
+        let requests = running.gateway.requests.iter().filter(|(_, pending)| waits_for_another(pending));
+        let stale: Vec<_> = requests.map(|(number, pending)| (*number, pending.attempt, pending.kind)).collect();
+        for (number, attempt, kind) in stale {
+            self.attempt_finished(node, running, number, attempt, Err(kind.error_without_answer()));
         }
     }
 
-    fn answered(&mut self, running: &mut Running, number: u64, result: Result<Bytes, ShardError>) {
-        let Some(question) = running.gateway.questions.remove(&number) else { return };
-        if let Some(sequence) = question.sequence
-            && let Some(session) = running.gateway.sessions.get_mut(&question.shard)
+    fn request_finished(&mut self, running: &mut Running, number: u64, result: Result<Bytes, ShardError>) {
+        let Some(pending) = running.gateway.requests.remove(&number) else { return };
+        if let Some(sequence) = pending.sequence
+            && let Some(session) = running.gateway.sessions.get_mut(&pending.shard)
         {
-            session.end(sequence);
+            session.finish(sequence);
             match result.as_ref().map(|bytes| decode_outcome(bytes.clone())) {
-                Ok(Ok(Outcome::Done { timestamp, .. })) => session.heard(timestamp.millis()),
-                Ok(Ok(Outcome::Refused(Refusal::Expired { clock_ms }))) => session.heard(clock_ms),
+                Ok(Ok(Outcome::Done { timestamp, .. })) => session.observe_clock(timestamp.millis()),
+                Ok(Ok(Outcome::Refused(Refusal::Expired { clock_ms }))) => session.observe_clock(clock_ms),
                 _ => {}
             }
         }
-        let asked = Asked { who: question.who, result };
-        match asked.who {
-            Who::Duty(..) | Who::FreshMeta(_) => running.control.told.push(asked),
-            Who::Client(_) | Who::Operator(_) => self.tell(asked),
+        let completion = Completion { caller: pending.caller, result };
+        match completion.caller {
+            Caller::Task(..) | Caller::FreshMeta(_) => running.control.completed.push(completion),
+            Caller::Client(_) | Caller::Operator(_) => self.complete(completion),
         }
     }
 
-    /// Whoever waits outside hears of it a little later.
-    fn tell(&mut self, asked: Asked) {
+    /// Delivers a result to a client or the operator after a short delay. Control tasks of a dead process get
+    /// nothing.
+    pub(super) fn complete(&mut self, completion: Completion) {
         let delay_us = self.rng.random_range(50..500);
-        match asked.who {
-            Who::Client(client) => {
-                self.schedule(delay_us, Event::Client { client, event: ClientEvent::Told(Box::new(asked)) });
+        match completion.caller {
+            Caller::Client(client) => {
+                self.schedule(delay_us, Event::Client { client, event: ClientEvent::OpDone(Box::new(completion)) });
             }
-            Who::Operator(order) => self.schedule(delay_us, Event::Operator { order, result: Some(asked.result) }),
-            Who::Duty(..) | Who::FreshMeta(_) => {}
+            Caller::Operator(order) => {
+                self.schedule(delay_us, Event::Operator { order, result: Some(completion.result) })
+            }
+            Caller::Task(..) | Caller::FreshMeta(_) => {}
         }
-    }
-
-    /// The process that should have answered is gone.
-    pub(super) fn asked_in_vain(&mut self, asked: Asked) {
-        self.tell(asked);
     }
 }

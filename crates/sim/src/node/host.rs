@@ -1,33 +1,33 @@
-//! What the threads of a shard host do, as events of virtual time, in the same order and by the same code
-//! ([`flotilla_replication::work`]).
+//! The threads of a shard host as events of virtual time: same code ([`flotilla_replication::work`]), same
+//! order of work.
 
 use flotilla_replication::{
     Applied, ApplyTask, Background, Effects, Input, Load, Notice, Outgoing,
-    work::{self, BUILD_RETRY_MS, Job, Pull, PullError, Worked},
+    work::{self, BUILD_RETRY_MS, Job, JobResult, Pull, PullError},
 };
 use flotilla_storage::EngineError;
 use flotilla_types::{NodeId, ReplicaId};
 use rand::RngExt as _;
 
-use super::{Happening, Node, Running};
+use super::{Node, NodeEvent, Running};
 use crate::{
     network::{CallKind, Frame},
-    node::rpc::Calling,
+    node::rpc::CallPurpose,
     world::World,
 };
 
-/// As in the host.
+/// Background jobs that run in parallel; same as in the host.
 const WORKERS: usize = 2;
-/// As in the host.
+/// Same as in the host.
 const PULL_TIMEOUT_MS: u64 = 20_000;
 
-/// What waits for the apply thread.
-pub(super) enum Task {
+/// A task in the queue of the apply thread.
+pub(super) enum ApplyJob {
     Run(ApplyTask<u64>),
     Loaded(Load, Result<(), EngineError>),
 }
 
-/// A pull under way.
+/// A pull in flight.
 pub(super) struct Pulling {
     replica: ReplicaId,
     from: NodeId,
@@ -35,16 +35,16 @@ pub(super) struct Pulling {
 }
 
 impl World {
-    pub(super) fn take(&mut self, node: &Node, running: &mut Running, input: Input<u64>) {
+    pub(super) fn enqueue(&mut self, node: &Node, running: &mut Running, input: Input<u64>) {
         running.inbox.push(input);
-        if !std::mem::replace(&mut running.awake, true) {
+        if !std::mem::replace(&mut running.wake_scheduled, true) {
             let delay_us = self.rng.random_range(10..200);
-            self.later(node, delay_us, Happening::Wake);
+            self.schedule_on(node, delay_us, NodeEvent::Wake);
         }
     }
 
     pub(super) fn wake(&mut self, node: &mut Node, running: &mut Running) {
-        running.awake = false;
+        running.wake_scheduled = false;
         let mut effects = Effects::default();
         let (now_ms, wall_ms) = (node.clock.mono_ms(self.now_us), node.clock.wall_ms(self.now_us));
         for input in std::mem::take(&mut running.inbox) {
@@ -61,7 +61,7 @@ impl World {
         self.perform(node, running, effects);
     }
 
-    /// Somebody was elected: nobody else may have a lease any more, paused or cut off as it may be.
+    /// After an election no other node may hold a lease, not even a paused or partitioned one.
     fn check_all_leases(&self) {
         for node in self.nodes.values() {
             if let Some(running) = &node.running {
@@ -72,32 +72,32 @@ impl World {
 
     pub(super) fn perform(&mut self, node: &mut Node, running: &mut Running, mut effects: Effects<u64>) {
         self.send_all(node, running, std::mem::take(&mut effects.sends));
-        for (to, beat) in std::mem::take(&mut effects.beats) {
+        for (to, heartbeat) in std::mem::take(&mut effects.node_heartbeats) {
             if running.links.contains_key(&to) {
-                self.send(node.id, to, Frame::Raft(work::pack_beat(&beat)));
+                self.send(node.id, to, Frame::Raft(work::pack_node_heartbeat(&heartbeat)));
             }
         }
         if let Some(job) = work::WalJob::take(&mut effects) {
-            running.wal_waiting.push(job);
+            running.wal_pending.push(job);
             self.write(node, running);
         }
         for task in effects.apply {
-            self.checks.task(&task);
-            running.tasks.push_back(Task::Run(task));
+            self.checks.apply_task(&task);
+            running.tasks.push_back(ApplyJob::Run(task));
             self.apply(node, running);
         }
         for task in effects.background {
             match task {
                 Background::Build { replica } => self.work(node, running, Job::Build { replica, failures: 0 }),
-                Background::Settle { replica, checkpoint } => {
-                    self.work(node, running, Job::Settle { replica, checkpoint });
+                Background::InstallCheckpoint { replica, checkpoint } => {
+                    self.work(node, running, Job::InstallCheckpoint { replica, checkpoint });
                 }
                 Background::Release { objects } => self.work(node, running, Job::Release { objects }),
                 Background::Pull { replica, from, checkpoint } => {
                     let pull = Pull::start(&node.disk, checkpoint);
-                    let number = running.number();
+                    let number = running.next_id();
                     running.pulls.insert(number, Pulling { replica, from, pull });
-                    self.pull_on(node, running, number);
+                    self.advance_pull(node, running, number);
                 }
             }
         }
@@ -110,61 +110,61 @@ impl World {
     }
 
     fn send_all(&mut self, node: &Node, running: &mut Running, messages: Vec<Outgoing>) {
-        messages.iter().for_each(|outgoing| self.checks.sends(&outgoing.message));
+        messages.iter().for_each(|outgoing| self.checks.message(&outgoing.message));
         for packed in work::pack(messages) {
             self.transmit(node, running, packed);
         }
     }
 
-    fn transmit(&mut self, node: &Node, running: &mut Running, packed: work::Packed) {
+    fn transmit(&mut self, node: &Node, running: &mut Running, packed: work::PackedFrame) {
         if running.links.contains_key(&packed.node) {
             self.send(node.id, packed.node, Frame::Raft(packed.frame));
         } else {
-            for input in packed.refused() {
-                self.take(node, running, input);
+            for input in packed.into_failures() {
+                self.enqueue(node, running, input);
             }
         }
     }
 
-    /// Starts the next batch, if none is under way.
+    /// Starts the next batch, if none is in flight.
     fn write(&mut self, node: &Node, running: &mut Running) {
-        if running.wal_under_way.is_some() || running.wal_waiting.is_empty() {
+        if running.wal_in_flight.is_some() || running.wal_pending.is_empty() {
             return;
         }
-        let merged = running.wal.merge(std::mem::take(&mut running.wal_waiting));
+        let merged = running.wal.merge(std::mem::take(&mut running.wal_pending));
         let delay_us = match self.rng.random_range(0..200) {
             _ if merged.batch().is_none() => 0,
             0 => 40_000,
             _ => self.rng.random_range(100..node.disk_us_max),
         };
-        running.wal_under_way = Some(merged);
-        self.later(node, delay_us, Happening::Synced);
+        running.wal_in_flight = Some(merged);
+        self.schedule_on(node, delay_us, NodeEvent::Synced);
     }
 
     pub(super) fn synced(&mut self, node: &mut Node, running: &mut Running) {
         if node.fsync_fails {
-            // The process ends; what the disk holds is decided by the crash.
+            // The process exits; `crash` decides whether the write happened.
             running.control.fatal = true;
             return;
         }
-        let Some(merged) = running.wal_under_way.take() else { return };
+        let Some(merged) = running.wal_in_flight.take() else { return };
         let batch = merged.batch().cloned();
         let durable = match running.wal.write(&node.disk, merged) {
             Ok(durable) => durable,
-            Err(error) => panic!("{}: the log refuses a batch: {error}: {batch:?}", node.id),
+            Err(error) => panic!("{}: the log rejected a batch: {error}: {batch:?}", node.id),
         };
         if let Some(batch) = &batch {
-            self.checks.written(node, batch);
+            self.checks.log_batch(node, batch);
         }
         if !durable.done.is_empty() {
-            self.take(node, running, Input::Written { sequence: durable.sequence, done: durable.done });
+            self.enqueue(node, running, Input::Written { sequence: durable.sequence, done: durable.done });
         }
         self.send_all(node, running, durable.after);
         self.write(node, running);
     }
 
     fn apply(&mut self, node: &Node, running: &mut Running) {
-        // Whoever adds the first task starts it; later ones follow on.
+        // Adding the first task starts it; `applied` starts the later ones.
         if running.tasks.len() == 1 {
             self.start_task(node, running);
         }
@@ -174,7 +174,7 @@ impl World {
         if !running.tasks.is_empty() {
             let slow = self.rng.random_range(0..500) == 0;
             let delay_us = if slow { 30_000 } else { self.rng.random_range(10..self.plan.apply_us_max) };
-            self.later(node, delay_us, Happening::Applied);
+            self.schedule_on(node, delay_us, NodeEvent::Applied);
         }
     }
 
@@ -182,8 +182,8 @@ impl World {
         let wall_ms = node.clock.wall_ms(self.now_us);
         let mut out = Applied::default();
         match running.tasks.pop_front() {
-            Some(Task::Run(task)) => running.applier.run(wall_ms, task, &mut out),
-            Some(Task::Loaded(load, result)) => running.applier.loaded(wall_ms, &load, result, &mut out),
+            Some(ApplyJob::Run(task)) => running.applier.run(wall_ms, task, &mut out),
+            Some(ApplyJob::Loaded(load, result)) => running.applier.loaded(wall_ms, &load, result, &mut out),
             None => return,
         }
         assert!(out.fatal.is_none(), "{}: {:?}", node.id, out.fatal);
@@ -197,11 +197,11 @@ impl World {
             if let Input::Applied { replica, index, .. } = &input {
                 self.checks.applied(node, *replica, *index);
             }
-            self.take(node, running, input);
+            self.enqueue(node, running, input);
         }
         let published = running.published.lock().take();
         if let Some(meta) = published {
-            self.offer(node, running, &meta);
+            self.offer_metadata(node, running, &meta);
         }
         self.start_task(node, running);
     }
@@ -212,40 +212,40 @@ impl World {
     }
 
     fn start_jobs(&mut self, node: &Node, running: &mut Running) {
-        while running.working < WORKERS {
+        while running.jobs_running < WORKERS {
             let Some(job) = running.jobs.pop_front() else { return };
-            running.working += 1;
+            running.jobs_running += 1;
             let slow = self.chance(self.plan.work_slow_per_mille);
             let delay_us = self.rng.random_range(200..if slow { 1_500_000 } else { 20_000 });
-            self.later(node, delay_us, Happening::Worked(job));
+            self.schedule_on(node, delay_us, NodeEvent::JobDone(job));
         }
     }
 
     pub(super) fn worked(&mut self, node: &mut Node, running: &mut Running, job: Job) {
         match job.run(&node.disk) {
-            Worked::Done => {}
-            Worked::Report(input) => self.take(node, running, input),
-            Worked::Loaded(load, result) => {
-                running.tasks.push_back(Task::Loaded(load, result));
+            JobResult::Done => {}
+            JobResult::Report(input) => self.enqueue(node, running, input),
+            JobResult::Loaded(load, result) => {
+                running.tasks.push_back(ApplyJob::Loaded(load, result));
                 self.apply(node, running);
             }
-            Worked::Retry(job) => {
+            JobResult::Retry(job) => {
                 let delay_us = node.clock.true_us(BUILD_RETRY_MS);
-                self.later(node, delay_us, Happening::Again(job));
+                self.schedule_on(node, delay_us, NodeEvent::JobRetry(job));
             }
-            Worked::Fatal { .. } => running.control.fatal = true,
+            JobResult::Fatal { .. } => running.control.fatal = true,
         }
-        running.working -= 1;
+        running.jobs_running -= 1;
         self.start_jobs(node, running);
     }
 
-    /// Asks for the next objects of a pull, or ends it.
-    pub(super) fn pull_on(&mut self, node: &mut Node, running: &mut Running, number: u64) {
+    /// Requests the next objects of a pull, or finishes it.
+    pub(super) fn advance_pull(&mut self, node: &mut Node, running: &mut Running, number: u64) {
         let Some(Pulling { from, pull, .. }) = running.pulls.get(&number) else { return };
         let from = *from;
         match pull.request() {
             Some(body) => {
-                self.call(node, running, from, CallKind::Objects, body, PULL_TIMEOUT_MS, Calling::Pull(number));
+                self.call(node, running, from, CallKind::Objects, body, PULL_TIMEOUT_MS, CallPurpose::Pull(number));
             }
             None => {
                 let complete = pull.finish(&node.disk).inspect_err(|_| pull.abandon(&node.disk)).is_ok();
@@ -254,19 +254,19 @@ impl World {
         }
     }
 
-    /// A call for objects was answered, or not.
+    /// Handles the answer, or the failure, of a call for objects.
     pub(super) fn pulled(&mut self, node: &mut Node, running: &mut Running, number: u64, answer: Option<bytes::Bytes>) {
         let Some(pulling) = running.pulls.get_mut(&number) else { return };
-        let taken = answer.map(|answer| pulling.pull.answered(&node.disk, answer));
+        let taken = answer.map(|answer| pulling.pull.on_response(&node.disk, answer));
         let again_ms = match taken {
             Some(Ok(_)) => Some(0),
             Some(Err(PullError::Gone(_))) => None,
-            Some(Err(_)) | None => pulling.pull.failed(),
+            Some(Err(_)) | None => pulling.pull.on_failure(),
         };
         match again_ms {
             Some(pause_ms) => {
                 let delay_us = node.clock.true_us(pause_ms) + 100;
-                self.later(node, delay_us, Happening::PullAgain(number));
+                self.schedule_on(node, delay_us, NodeEvent::PullRetry(number));
             }
             None => {
                 pulling.pull.abandon(&node.disk);
@@ -277,15 +277,17 @@ impl World {
 
     fn pull_ended(&mut self, node: &mut Node, running: &mut Running, number: u64, complete: bool) {
         let Some(Pulling { replica, pull, .. }) = running.pulls.remove(&number) else { return };
-        self.take(node, running, Input::Pulled { replica, checkpoint: pull.into_checkpoint(), complete });
+        self.enqueue(node, running, Input::Pulled { replica, checkpoint: pull.into_checkpoint(), complete });
     }
 
     fn notice(&mut self, node: &mut Node, running: &mut Running, notice: Notice) {
         match notice {
-            Notice::Leader { shard, term, node: Some(leader) } => self.heard_leader(node, running, shard, term, leader),
+            Notice::Leader { shard, term, node: Some(leader) } => {
+                self.leader_observed(node, running, shard, term, leader)
+            }
             Notice::Lost { replicas, reason } => {
                 self.note(format!("{} lost {replicas:?}: {reason:?}", node.id));
-                self.checks.lost(node, &replicas, reason);
+                self.checks.replicas_lost(node, &replicas, reason);
                 running.control.lost(replicas, reason);
             }
             Notice::Leader { .. } | Notice::Descriptor(_) | Notice::Destroyed { .. } => {}

@@ -1,4 +1,4 @@
-//! One simulated node: what its process holds in memory, what its disk keeps, and how both come and go.
+//! One simulated node: the memory of its process, its disk, and how both start, crash and are lost.
 
 mod control;
 mod gateway;
@@ -26,39 +26,39 @@ use crate::{
     disk::Disk,
     world::{Event, World},
 };
-pub(crate) use control::{Duty, new_node};
-pub(crate) use gateway::{Asked, Who};
+pub(crate) use control::{ControlTask, new_node};
+pub(crate) use gateway::{Caller, Completion};
 
-/// A node: its disk, its clock, and its process while that runs.
+/// A node: its disk, its clock, and its process while it runs.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
-    /// Where it listens; a node that lost its disk comes back at the same place as another node.
+    /// The port it listens on. A node that lost its disk comes back at the same port under a new id.
     pub(crate) port: u16,
     pub(crate) disk: Disk,
     pub(crate) folder: Folder,
     pub(crate) clock: Clock,
-    /// How far its wall clock is ahead when nothing is wrong with it, milliseconds.
-    pub(crate) honest_ahead_ms: i64,
-    /// Until when the process does not run, by SIGSTOP or a stuck machine, true microseconds.
+    /// The offset of its wall clock when the clock is undisturbed, milliseconds.
+    pub(crate) wall_offset_ms: i64,
+    /// The process is suspended until this true time, microseconds.
     pub(crate) paused_until_us: u64,
     /// The next fsync of the log fails.
     pub(crate) fsync_fails: bool,
-    /// How long writes of the log take at most, microseconds.
+    /// Upper end of the usual duration of a log write, microseconds.
     pub(crate) disk_us_max: u64,
     pub(crate) running: Option<Box<Running>>,
-    /// Counts starts and ends, to tell events of an earlier life.
+    /// Counts starts and ends of the process, to drop events of an earlier one.
     pub(crate) life: u64,
     pub(crate) incarnation: Incarnation,
-    /// Its disk is gone or beyond use: it will not start again.
+    /// Its disk is lost or unusable: it never starts again.
     pub(crate) retired: bool,
 }
 
-/// The small files of a data folder; each is replaced as a whole.
+/// The small files of a data folder; each is replaced atomically.
 #[derive(Clone, Default)]
 pub(crate) struct Folder {
     pub(crate) meta: MetaState,
     pub(crate) has_authority: bool,
-    /// The node founds the cluster and has not finished.
+    /// The node is to found the cluster and has not finished.
     pub(crate) founding: bool,
 }
 
@@ -66,77 +66,77 @@ pub(crate) struct Folder {
 pub(crate) struct Running {
     pub(crate) core: Core<u64>,
     pub(crate) applier: Applier<u64>,
-    /// What the metadata machine published last.
+    /// The metadata that the state machine published since the last look.
     published: Arc<Mutex<Option<Arc<MetaState>>>>,
     inbox: Vec<Input<u64>>,
-    awake: bool,
+    wake_scheduled: bool,
     wal: work::Wal,
-    wal_waiting: Vec<work::WalJob>,
-    wal_under_way: Option<work::Merged>,
-    tasks: VecDeque<host::Task>,
+    wal_pending: Vec<work::WalJob>,
+    wal_in_flight: Option<work::Merged>,
+    tasks: VecDeque<host::ApplyJob>,
     jobs: VecDeque<Job>,
-    working: usize,
+    jobs_running: usize,
     pulls: BTreeMap<u64, host::Pulling>,
-    /// Peers with a connection, and the life they were in when it was made.
+    /// Connected peers, with their `life` when the connection was made.
     links: BTreeMap<NodeId, u64>,
     calls: BTreeMap<u64, rpc::Call>,
-    /// Who waits for an answer of the host.
+    /// Receivers of answers of the host.
     waiters: BTreeMap<u64, rpc::Waiter>,
-    /// Numbers for calls, pulls, waiters and questions.
-    next: u64,
+    /// The last id given to a call, pull, waiter or request.
+    last_id: u64,
     pub(crate) gateway: gateway::Gateway,
     pub(crate) control: control::Control,
-    /// Nodes that this one refuses: gone by its metadata.
+    /// Peers whose connections this node refuses, because its metadata has them removed.
     refused: BTreeSet<NodeId>,
 }
 
 impl Running {
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
     }
 }
 
-/// Something on a node.
+/// An event of a node's process.
 #[derive(Debug)]
-pub(crate) enum Happening {
+pub(crate) enum NodeEvent {
     /// The raft thread's tick.
     Tick,
-    /// The raft thread takes its inbox.
+    /// The raft thread processes its inbox.
     Wake,
-    /// The fsync under way is done.
+    /// The log write in flight is done.
     Synced,
-    /// The apply thread is done with its first task.
+    /// The apply thread has finished its first task.
     Applied,
     /// A background job is done.
-    Worked(Job),
-    /// A background job is tried again.
-    Again(Job),
+    JobDone(Job),
+    /// A background job is retried.
+    JobRetry(Job),
     /// The link to a peer may have changed.
     Link { peer: NodeId },
     /// A call was not answered in time.
     CallTimedOut(u64),
-    /// A pull asks again.
-    PullAgain(u64),
-    /// A question to a shard looks again.
-    Ask { ask: u64, turn: u64 },
-    /// A duty is due.
-    Look(Duty),
-    /// A follower of the feed that was kept waiting is answered.
+    /// A pull sends its next request.
+    PullRetry(u64),
+    /// A request's pause or its attempt's timeout is over.
+    RequestDue { request: u64, attempt: u64 },
+    /// A control task is due.
+    Reconcile(ControlTask),
+    /// A long poll of the feed times out and is answered.
     FeedDue { from: NodeId, call: u64 },
     /// A timer of the failure detector.
-    Member(Timer),
+    MemberTimer(Timer),
 }
 
 impl Node {
-    pub(crate) fn new(id: NodeId, port: u16, clock: Clock, honest_ahead_ms: i64) -> Self {
+    pub(crate) fn new(id: NodeId, port: u16, clock: Clock, wall_offset_ms: i64) -> Self {
         Self {
             id,
             port,
             disk: Disk::default(),
             folder: Folder::default(),
             clock,
-            honest_ahead_ms,
+            wall_offset_ms,
             paused_until_us: 0,
             fsync_fails: false,
             disk_us_max: 2_000,
@@ -153,7 +153,7 @@ impl Node {
 }
 
 impl World {
-    /// Starts a node on what its disk holds. A damaged log is refused, as the real one does.
+    /// Starts a node on its disk. Like the real node, it does not start on a damaged log.
     pub(crate) fn start(&mut self, id: NodeId) {
         let seed: u64 = self.rng.random();
         let (config, now_us) = (self.config.clone(), self.now_us);
@@ -162,11 +162,11 @@ impl World {
             return;
         }
         if node.disk.is_log_damaged() {
-            self.lose(id, "does not start on a damaged log");
+            self.retire(id, "does not start on a damaged log");
             return;
         }
         node.life += 1;
-        // As the real folder does: two lives of one folder, put back or not, never share a number.
+        // As in the real folder: no two starts share an incarnation, even after a roll-back.
         node.incarnation = Incarnation((node.incarnation.0 + 1).max(now_us / 1_000 + 1));
         node.paused_until_us = 0;
         let disk = node.disk.clone();
@@ -174,7 +174,7 @@ impl World {
         let core = match Core::open(id, node.incarnation, config, Arc::new(disk.clone()), seed, &mut effects) {
             Ok(core) => core,
             Err(error) => {
-                self.lose(id, &format!("cannot open its log: {error}"));
+                self.retire(id, &format!("cannot open its log: {error}"));
                 return;
             }
         };
@@ -186,60 +186,60 @@ impl World {
             applier: Applier::new(Arc::new(disk), machines(published.clone())),
             published,
             inbox: Vec::new(),
-            awake: false,
+            wake_scheduled: false,
             wal,
-            wal_waiting: Vec::new(),
-            wal_under_way: None,
+            wal_pending: Vec::new(),
+            wal_in_flight: None,
             tasks: VecDeque::new(),
             jobs: VecDeque::new(),
-            working: 0,
+            jobs_running: 0,
             pulls: BTreeMap::new(),
             links: BTreeMap::new(),
             calls: BTreeMap::new(),
             waiters: BTreeMap::new(),
-            next: 0,
+            last_id: 0,
             gateway: gateway::Gateway::new(seed),
             control,
             refused: BTreeSet::new(),
         }));
         self.note(format!("{id} starts, {incarnation}"));
-        self.with(id, |world, node, running| {
+        self.with_node(id, |world, node, running| {
             running.core.flush(node.clock.mono_ms(world.now_us), &mut effects);
             world.perform(node, running, effects);
-            world.begin_control(node, running);
+            world.start_control(node, running);
         });
         let tick_us = self.rng.random_range(0..self.config.tick_ms * 1_000);
-        self.node_soon(id, tick_us, Happening::Tick);
-        self.links_of(id);
+        self.schedule_for(id, tick_us, NodeEvent::Tick);
+        self.refresh_links(id);
     }
 
-    /// The process ends at once and loses all that is not durable. A write under way may or may not have been made.
+    /// Kills the process. A write in flight happens or not, by chance.
     pub(crate) fn crash(&mut self, id: NodeId) {
         let written = self.rng.random_bool(0.5);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(mut running) = node.running.take() else { return };
-        if let Some(merged) = running.wal_under_way.take()
+        if let Some(merged) = running.wal_in_flight.take()
             && written
         {
-            // Nobody hears of it.
+            // The write is durable, but no completion is delivered.
             let batch = merged.batch().cloned();
             if running.wal.write(&node.disk, merged).is_ok()
                 && let Some(batch) = batch
             {
-                self.checks.written(node, &batch);
+                self.checks.log_batch(node, &batch);
             }
         }
         node.life += 1;
         node.fsync_fails = false;
         node.disk = node.disk.reopen();
-        for ask in running.gateway.into_asked() {
-            self.asked_in_vain(ask);
+        for completion in running.gateway.into_unfinished() {
+            self.complete(completion);
         }
-        self.links_of(id);
+        self.refresh_links(id);
     }
 
-    /// The node's data is gone for good; its machine may come back as another node.
-    pub(crate) fn lose(&mut self, id: NodeId, why: &str) {
+    /// The node's data is lost permanently; its machine joins again as another node.
+    pub(crate) fn retire(&mut self, id: NodeId, why: &str) {
         self.crash(id);
         self.note(format!("{id} {why}"));
         if let Some(node) = self.nodes.get_mut(&id) {
@@ -250,92 +250,92 @@ impl World {
         self.rejoin_later(id);
     }
 
-    fn links_of(&mut self, id: NodeId) {
+    fn refresh_links(&mut self, id: NodeId) {
         let others: Vec<_> = self.nodes.keys().copied().filter(|other| *other != id).collect();
         for other in others {
             self.link_changed(id, other);
         }
     }
 
-    pub(crate) fn node_soon(&mut self, id: NodeId, delay_us: u64, event: Happening) {
+    pub(crate) fn schedule_for(&mut self, id: NodeId, delay_us: u64, event: NodeEvent) {
         if let Some(node) = self.nodes.get(&id) {
             let life = node.life;
             self.schedule(delay_us, Event::Node { node: id, life, event: Box::new(event) });
         }
     }
 
-    /// Like [`World::node_soon`], for a node that is borrowed.
-    fn later(&mut self, node: &Node, delay_us: u64, event: Happening) {
+    /// Like [`World::schedule_for`], for a node that is taken out of the world.
+    fn schedule_on(&mut self, node: &Node, delay_us: u64, event: NodeEvent) {
         self.schedule(delay_us, Event::Node { node: node.id, life: node.life, event: Box::new(event) });
     }
 
-    /// Something for the raft thread of a node.
-    pub(crate) fn input(&mut self, id: NodeId, input: Input<u64>) {
-        self.with(id, |world, node, running| world.take(node, running, input));
+    /// Puts an input into the inbox of a node's raft thread.
+    pub(crate) fn send_input(&mut self, id: NodeId, input: Input<u64>) {
+        self.with_node(id, |world, node, running| world.enqueue(node, running, input));
     }
 
     /// Takes a running node out of the world, so that both can be changed.
-    pub(crate) fn with(&mut self, id: NodeId, act: impl FnOnce(&mut Self, &mut Node, &mut Running)) {
+    pub(crate) fn with_node(&mut self, id: NodeId, act: impl FnOnce(&mut Self, &mut Node, &mut Running)) {
         let Some(mut node) = self.nodes.remove(&id) else { return };
         let mut fatal = false;
         if let Some(mut running) = node.running.take() {
             act(self, &mut node, &mut running);
-            self.learn(&mut node, &mut running);
+            self.deliver_outcomes(&mut node, &mut running);
             fatal = std::mem::take(&mut running.control.fatal);
             node.running = Some(running);
         }
         self.nodes.insert(id, node);
         if fatal {
-            self.note(format!("{id} ends itself"));
+            self.note(format!("{id} exits after a fatal error"));
             self.crash(id);
             self.restart_later(id);
         }
     }
 
-    /// Whether an event must wait because the process does not run right now.
-    fn is_paused(&self, id: NodeId) -> Option<u64> {
+    /// The end of the node's pause, if it is paused now.
+    fn paused_until_us(&self, id: NodeId) -> Option<u64> {
         self.nodes.get(&id).map(|node| node.paused_until_us).filter(|until_us| *until_us > self.now_us)
     }
 
-    pub(crate) fn happen(&mut self, id: NodeId, life: u64, event: Happening) {
+    pub(crate) fn node_event(&mut self, id: NodeId, life: u64, event: NodeEvent) {
         if self.nodes.get(&id).is_none_or(|node| node.life != life) {
             return;
         }
-        if let Some(until_us) = self.is_paused(id) {
+        if let Some(until_us) = self.paused_until_us(id) {
             self.schedule(until_us - self.now_us, Event::Node { node: id, life, event: Box::new(event) });
             return;
         }
-        self.with(id, |world, node, running| match event {
-            Happening::Tick => {
-                world.take(node, running, Input::Tick);
+        self.with_node(id, |world, node, running| match event {
+            NodeEvent::Tick => {
+                world.enqueue(node, running, Input::Tick);
                 let tick_us = node.clock.true_us(world.config.tick_ms);
-                world.later(node, tick_us, Happening::Tick);
+                world.schedule_on(node, tick_us, NodeEvent::Tick);
             }
-            Happening::Wake => world.wake(node, running),
-            Happening::Synced => world.synced(node, running),
-            Happening::Applied => world.applied(node, running),
-            Happening::Worked(job) => world.worked(node, running, job),
-            Happening::Again(job) => world.work(node, running, job),
-            Happening::Link { peer } => world.link(node, running, peer),
-            Happening::CallTimedOut(call) => world.call_failed(node, running, call),
-            Happening::PullAgain(pull) => world.pull_on(node, running, pull),
-            Happening::Ask { ask, turn } => world.ask_on(node, running, ask, turn),
-            Happening::Look(duty) => world.look(node, running, duty),
-            Happening::FeedDue { from, call } => world.feed_due(node, running, from, call),
-            Happening::Member(timer) => world.member_timer(node, running, timer),
+            NodeEvent::Wake => world.wake(node, running),
+            NodeEvent::Synced => world.synced(node, running),
+            NodeEvent::Applied => world.applied(node, running),
+            NodeEvent::JobDone(job) => world.worked(node, running, job),
+            NodeEvent::JobRetry(job) => world.work(node, running, job),
+            NodeEvent::Link { peer } => world.link(node, running, peer),
+            NodeEvent::CallTimedOut(call) => world.call_failed(node, running, call),
+            NodeEvent::PullRetry(pull) => world.advance_pull(node, running, pull),
+            NodeEvent::RequestDue { request, attempt } => world.advance_request(node, running, request, attempt),
+            NodeEvent::Reconcile(task) => world.reconcile(node, running, task),
+            NodeEvent::FeedDue { from, call } => world.feed_due(node, running, from, call),
+            NodeEvent::MemberTimer(timer) => world.member_timer(node, running, timer),
         });
     }
 
     pub(crate) fn deliver(&mut self, from: NodeId, to: NodeId, frame: crate::network::Frame) {
-        // What is on the wire when a link is cut is lost with it.
+        // Frames in flight are lost when their link is cut.
         if !self.network.passes(from, to) {
             return;
         }
-        if let Some(until_us) = self.is_paused(to) {
+        if let Some(until_us) = self.paused_until_us(to) {
             self.schedule(until_us - self.now_us, Event::Deliver { from, to, frame });
             return;
         }
-        self.with(to, |world, node, running| world.arrive(node, running, from, frame));
+        self.with_node(to, |world, node, running| world.receive_frame(node, running, from, frame));
     }
 }
 

@@ -1,61 +1,61 @@
-//! Calls between nodes: who asked what, what a node answers, and what is never answered.
+//! Calls between nodes: pending calls, the server side, and timeouts.
 
 use bytes::Bytes;
-use flotilla_control::{Ask, PeerRequest, answer_of, feed_wait_ms, has_news, response_of};
+use flotilla_control::{PeerRequest, RequestKind, decode_answer, encode_answer, feed_wait_ms, has_changes_since};
 use flotilla_membership::Input as MemberInput;
 use flotilla_meta::MetaQuery;
 use flotilla_replication::{Answer, Freshness, Input, Request, RequestError, work};
 use flotilla_types::{NodeId, ShardId};
 use rand::RngExt as _;
 
-use super::{Happening, Node, Running};
+use super::{Node, NodeEvent, Running};
 use crate::{
     network::{CallKind, Frame},
     world::World,
 };
 
-/// What a call of this node is for.
+/// The purpose of a call: decides who handles its answer.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Calling {
+pub(super) enum CallPurpose {
     Pull(u64),
-    Ask { number: u64, turn: u64, ask: Ask },
+    Request { request: u64, attempt: u64, kind: RequestKind },
     Feed,
     Authority(NodeId),
 }
 
-/// A call under way.
+/// A pending call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call {
     to: NodeId,
-    /// Whether it left: then it may have been carried out.
+    /// Whether it was sent: then the peer may have executed it.
     sent: bool,
-    calling: Calling,
+    purpose: CallPurpose,
 }
 
-/// A call was not answered.
+/// Why a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallFailure {
     NotSent,
     MaybeExecuted,
 }
 
-/// Who waits for an answer of the shard host.
+/// The receiver of an answer of the shard host.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Waiter {
     Peer { node: NodeId, call: u64 },
-    Ask { ask: u64, turn: u64 },
+    Request { request: u64, attempt: u64 },
 }
 
-/// A follower of the feed that is kept waiting for news.
+/// A long poll of the metadata feed that waits for changes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Following {
+pub(super) struct FeedWaiter {
     node: NodeId,
     call: u64,
     version: u64,
 }
 
 impl World {
-    /// Asks a peer. Without a connection the call fails at once.
+    /// Calls a peer. Without a connection the call fails after 100 µs.
     #[expect(clippy::too_many_arguments, reason = "the parts of one call")]
     pub(super) fn call(
         &mut self,
@@ -65,49 +65,57 @@ impl World {
         kind: CallKind,
         body: Bytes,
         timeout_ms: u64,
-        calling: Calling,
+        purpose: CallPurpose,
     ) {
-        let call = running.number();
+        let call = running.next_id();
         let sent = running.links.contains_key(&to);
-        running.calls.insert(call, Call { to, sent, calling });
+        running.calls.insert(call, Call { to, sent, purpose });
         if sent {
             self.send(node.id, to, Frame::Call { call, kind, body });
             let timeout_us = node.clock.true_us(timeout_ms);
-            self.later(node, timeout_us, Happening::CallTimedOut(call));
+            self.schedule_on(node, timeout_us, NodeEvent::CallTimedOut(call));
         } else {
-            self.later(node, 100, Happening::CallTimedOut(call));
+            self.schedule_on(node, 100, NodeEvent::CallTimedOut(call));
         }
     }
 
-    /// A call was not answered: too late, its connection broke, or it never left.
+    /// Fails a call: it timed out, its connection broke, or it was never sent.
     pub(super) fn call_failed(&mut self, node: &mut Node, running: &mut Running, call: u64) {
         if let Some(call) = running.calls.remove(&call) {
             let failure = if call.sent { CallFailure::MaybeExecuted } else { CallFailure::NotSent };
-            self.called(node, running, call.calling, Err(failure));
+            self.call_finished(node, running, call.purpose, Err(failure));
         }
     }
 
-    fn called(&mut self, node: &mut Node, running: &mut Running, calling: Calling, answer: Result<Bytes, CallFailure>) {
-        match calling {
-            Calling::Pull(pull) => self.pulled(node, running, pull, answer.ok()),
-            Calling::Ask { number, turn, ask } => {
+    fn call_finished(
+        &mut self,
+        node: &mut Node,
+        running: &mut Running,
+        purpose: CallPurpose,
+        answer: Result<Bytes, CallFailure>,
+    ) {
+        match purpose {
+            CallPurpose::Pull(pull) => self.pulled(node, running, pull, answer.ok()),
+            CallPurpose::Request { request, attempt, kind } => {
                 let answer = match answer {
-                    Ok(answer) => answer_of(answer),
+                    Ok(answer) => decode_answer(answer),
                     Err(CallFailure::NotSent) => Err(RequestError::Stopped),
-                    Err(CallFailure::MaybeExecuted) => Err(ask.unanswered()),
+                    Err(CallFailure::MaybeExecuted) => Err(kind.error_without_answer()),
                 };
-                self.ask_answered(node, running, number, turn, answer);
+                self.attempt_finished(node, running, request, attempt, answer);
             }
-            Calling::Feed => self.feed_answered(node, running, answer.ok().and_then(|answer| answer_of(answer).ok())),
-            Calling::Authority(to) => {
-                let taken = answer.is_ok_and(|answer| answer_of(answer).is_ok());
+            CallPurpose::Feed => {
+                self.feed_answered(node, running, answer.ok().and_then(|answer| decode_answer(answer).ok()))
+            }
+            CallPurpose::Authority(to) => {
+                let taken = answer.is_ok_and(|answer| decode_answer(answer).is_ok());
                 self.authority_given(node, running, to, taken);
             }
         }
     }
 
-    /// A frame arrives at a running node.
-    pub(super) fn arrive(&mut self, node: &mut Node, running: &mut Running, from: NodeId, frame: Frame) {
+    /// Handles a frame that arrived.
+    pub(super) fn receive_frame(&mut self, node: &mut Node, running: &mut Running, from: NodeId, frame: Frame) {
         if running.refused.contains(&from) {
             return;
         }
@@ -115,32 +123,32 @@ impl World {
             Frame::Raft(bytes) => match work::unpack(from, bytes) {
                 Ok(inputs) => {
                     for input in inputs {
-                        self.take(node, running, input);
+                        self.enqueue(node, running, input);
                     }
                 }
-                Err(error) => panic!("a frame of {from} does not parse: {error}"),
+                Err(error) => panic!("a frame from {from} does not parse: {error}"),
             },
             Frame::Member(bytes) => self.member_input(node, running, MemberInput::Packet { from, bytes }),
             Frame::Call { call, kind: CallKind::Objects, body } => {
                 let mut body = work::serve(&node.disk, body);
-                if self.chance(self.network.weather.lies_per_mille) {
-                    body = self.falsify(&body);
+                if self.chance(self.network.faults.corrupt_pulls_per_mille) {
+                    body = self.flip_bit(&body);
                 }
                 self.send(node.id, from, Frame::Answer { call, body });
             }
             Frame::Call { call, kind: CallKind::Rpc, body } => match PeerRequest::decode(body) {
-                Ok(request) => self.serve(node, running, from, call, request),
-                Err(error) => panic!("a request of {from} does not parse: {error}"),
+                Ok(request) => self.serve_request(node, running, from, call, request),
+                Err(error) => panic!("a request from {from} does not parse: {error}"),
             },
             Frame::Answer { call, body } => {
                 if let Some(call) = running.calls.remove(&call) {
-                    self.called(node, running, call.calling, Ok(body));
+                    self.call_finished(node, running, call.purpose, Ok(body));
                 }
             }
         }
     }
 
-    fn falsify(&mut self, body: &[u8]) -> Bytes {
+    fn flip_bit(&mut self, body: &[u8]) -> Bytes {
         let mut body = body.to_vec();
         let at = self.rng.random_range(0..body.len().max(1));
         if let Some(byte) = body.get_mut(at) {
@@ -149,20 +157,20 @@ impl World {
         body.into()
     }
 
-    fn serve(&mut self, node: &mut Node, running: &mut Running, from: NodeId, call: u64, request: PeerRequest) {
+    fn serve_request(&mut self, node: &mut Node, running: &mut Running, from: NodeId, call: u64, request: PeerRequest) {
         match request {
-            PeerRequest::Ask { ask, shard, range_epoch, payload, timeout_ms } => {
+            PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms } => {
                 let waiter = Waiter::Peer { node: from, call };
-                self.ask_host(node, running, ask, shard, range_epoch, payload, timeout_ms.into(), waiter);
+                self.submit_to_host(node, running, kind, shard, range_epoch, payload, timeout_ms.into(), waiter);
             }
             PeerRequest::Feed { version, wait_ms } => match feed_wait_ms(&running.core.status(), wait_ms) {
-                Ok(_) if has_news(running.control.known.meta(), version) => {
-                    self.tell_news(node, running, Following { node: from, call, version });
+                Ok(_) if has_changes_since(running.control.cluster.meta(), version) => {
+                    self.answer_feed(node, running, FeedWaiter { node: from, call, version });
                 }
                 Ok(wait_ms) => {
-                    running.control.following.push(Following { node: from, call, version });
+                    running.control.feed_waiters.push(FeedWaiter { node: from, call, version });
                     let wait_us = node.clock.true_us(wait_ms);
-                    self.later(node, wait_us, Happening::FeedDue { from, call });
+                    self.schedule_on(node, wait_us, NodeEvent::FeedDue { from, call });
                 }
                 Err(error) => self.answer(node, from, call, Err(error)),
             },
@@ -174,44 +182,44 @@ impl World {
     }
 
     fn answer(&mut self, node: &Node, to: NodeId, call: u64, answer: Answer) {
-        self.send(node.id, to, Frame::Answer { call, body: response_of(answer) });
+        self.send(node.id, to, Frame::Answer { call, body: encode_answer(answer) });
     }
 
-    /// Followers of the feed that have waited for what there is now.
-    pub(super) fn tell_followers(&mut self, node: &mut Node, running: &mut Running) {
-        let meta = running.control.known.meta().clone();
-        let waiting = std::mem::take(&mut running.control.following);
-        let (due, waiting) = waiting.into_iter().partition(|follower| has_news(&meta, follower.version));
-        running.control.following = waiting;
-        let due: Vec<Following> = due;
+    /// Answers the feed's long polls that the current metadata satisfies.
+    pub(super) fn answer_feed_waiters(&mut self, node: &mut Node, running: &mut Running) {
+        let meta = running.control.cluster.meta().clone();
+        let waiting = std::mem::take(&mut running.control.feed_waiters);
+        let (due, waiting) = waiting.into_iter().partition(|follower| has_changes_since(&meta, follower.version));
+        running.control.feed_waiters = waiting;
+        let due: Vec<FeedWaiter> = due;
         for follower in due {
-            self.tell_news(node, running, follower);
+            self.answer_feed(node, running, follower);
         }
     }
 
     pub(super) fn feed_due(&mut self, node: &mut Node, running: &mut Running, from: NodeId, call: u64) {
-        let waiting = &mut running.control.following;
+        let waiting = &mut running.control.feed_waiters;
         let Some(at) = waiting.iter().position(|follower| follower.node == from && follower.call == call) else {
             return;
         };
         let follower = waiting.remove(at);
-        self.tell_news(node, running, follower);
+        self.answer_feed(node, running, follower);
     }
 
-    fn tell_news(&mut self, node: &mut Node, running: &mut Running, follower: Following) {
+    fn answer_feed(&mut self, node: &mut Node, running: &mut Running, follower: FeedWaiter) {
         let waiter = Waiter::Peer { node: follower.node, call: follower.call };
         let payload = MetaQuery::FeedSince(follower.version).encode();
         let request = self.request(node, running, ShardId::META, None, payload, 1_000, waiter);
-        self.take(node, running, Input::Read(request, Freshness::Local));
+        self.enqueue(node, running, Input::Read(request, Freshness::Local));
     }
 
-    /// Something for a shard, for this node's own host.
+    /// Submits a request to this node's own shard host.
     #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
-    pub(super) fn ask_host(
+    pub(super) fn submit_to_host(
         &mut self,
         node: &mut Node,
         running: &mut Running,
-        ask: Ask,
+        kind: RequestKind,
         shard: ShardId,
         range_epoch: Option<u64>,
         payload: Bytes,
@@ -219,11 +227,11 @@ impl World {
         waiter: Waiter,
     ) {
         let request = self.request(node, running, shard, range_epoch, payload, timeout_ms, waiter);
-        let input = match ask {
-            Ask::Propose => Input::Propose(request),
-            Ask::Query => Input::Read(request, Freshness::Strong),
+        let input = match kind {
+            RequestKind::Propose => Input::Propose(request),
+            RequestKind::Query => Input::Read(request, Freshness::Strong),
         };
-        self.take(node, running, input);
+        self.enqueue(node, running, input);
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
@@ -237,22 +245,25 @@ impl World {
         timeout_ms: u64,
         waiter: Waiter,
     ) -> Request<u64> {
-        let reply = running.number();
+        let reply = running.next_id();
         running.waiters.insert(reply, waiter);
         let deadline_ms = node.clock.mono_ms(self.now_us) + timeout_ms;
         Request { shard, range_epoch, payload, deadline_ms, reply }
     }
 
-    /// The host answers.
+    /// Passes an answer of the host to its receiver.
     pub(super) fn replied(&mut self, node: &mut Node, running: &mut Running, reply: u64, answer: Answer) {
         match running.waiters.remove(&reply) {
             Some(Waiter::Peer { node: peer, call }) => self.answer(node, peer, call, answer),
-            Some(Waiter::Ask { ask, turn }) => self.ask_answered(node, running, ask, turn, answer),
+            Some(Waiter::Request { request, attempt }) => {
+                self.attempt_finished(node, running, request, attempt, answer)
+            }
             None => panic!("{}: a request was answered twice: {answer:?}", node.id),
         }
     }
 
-    /// A connection may have come or gone.
+    /// Re-evaluates the connection to a peer. A restarted peer has a new `life`: the old connection breaks
+    /// first.
     pub(super) fn link(&mut self, node: &mut Node, running: &mut Running, peer: NodeId) {
         let other = self.nodes.get(&peer);
         let refused = running.refused.contains(&peer);
@@ -266,7 +277,7 @@ impl World {
         }
         if before.is_some() {
             running.links.remove(&peer);
-            self.take(node, running, Input::Peer { node: peer, connected: false });
+            self.enqueue(node, running, Input::Peer { node: peer, connected: false });
             let broken: Vec<_> =
                 running.calls.iter().filter(|(_, call)| call.to == peer).map(|(number, _)| *number).collect();
             for call in broken {
@@ -275,15 +286,15 @@ impl World {
         }
         if let Some(life) = life {
             running.links.insert(peer, life);
-            self.take(node, running, Input::Peer { node: peer, connected: true });
+            self.enqueue(node, running, Input::Peer { node: peer, connected: true });
         }
     }
 
-    /// What a question counts as that this node's own host did not answer in time.
-    pub(super) fn unanswered_here(ask: Ask) -> RequestError {
-        match ask {
-            Ask::Propose => RequestError::Unknown,
-            Ask::Query => RequestError::Deadline,
+    /// The error of a request that this node's own host did not answer in time.
+    pub(super) fn local_timeout_error(kind: RequestKind) -> RequestError {
+        match kind {
+            RequestKind::Propose => RequestError::Unknown,
+            RequestKind::Query => RequestError::Deadline,
         }
     }
 }

@@ -1,18 +1,18 @@
-//! A filter that says which keys a piece certainly does not hold.
+//! A Bloom filter that tells which keys a piece certainly does not hold.
 //!
-//! A blocked Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom Filters, 2007, §3): all bits of a key lie
-//! in one block of 512 bits, so that asking costs one cache miss. With 10 bits for each key about one answer in eighty is wrong,
-//! and only in the harmless direction.
+//! A blocked Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom Filters, 2007,
+//! §3): all bits of a key lie in one block of 512 bits, so that a lookup costs one cache miss. With 10 bits
+//! per key the false positive rate is about 1 in 80.
 
 const BITS_PER_KEY: usize = 10;
 const BLOCK_WORDS: usize = 8;
 const BLOCK_BITS: usize = 64 * BLOCK_WORDS;
-/// Bits set for each key, taken nine at a time from its hash.
+/// Bits set per key; each takes nine bits of the hash.
 const PROBES: u32 = 6;
-/// Spreads a hash anew, so that the bits in a block do not follow from the block's number.
+/// Remixes the hash, so that the bits within a block are independent of the block's number.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Built from the hashes of all keys; the same hash function must be used to ask.
+/// Built from the hashes of all keys. Lookups must use the same hash function.
 #[derive(Debug)]
 pub(super) struct Filter(Box<[[u64; BLOCK_WORDS]]>);
 
@@ -29,7 +29,7 @@ impl Filter {
         filter
     }
 
-    /// `false`: no key with this hash is there.
+    /// Returns `false` only if no key has this hash.
     pub(super) fn may_hold(&self, hash: u64) -> bool {
         let block = &self.0[self.block_of(hash)];
         bits(hash).all(|bit| block[bit / 64] & (1 << (bit % 64)) != 0)
@@ -57,13 +57,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_found_and_few_others_seem_to_be_there() {
+    fn no_false_negatives_and_few_false_positives() {
         let hasher = RandomState::new();
         let hash = |i: u32| hasher.hash_one(i);
         let filter = Filter::of(&(0..4_000).map(hash).collect::<Vec<_>>());
         assert!((0..4_000).all(|i| filter.may_hold(hash(i))));
         let wrong = (4_000..44_000).filter(|i| filter.may_hold(hash(*i))).count();
-        assert!(wrong < 1_200, "{wrong} of 40,000 are wrong");
+        assert!(wrong < 1_200, "{wrong} of 40,000 are false positives");
         assert!(filter.len_bytes() < 6_000);
         assert!(!Filter::of(&[]).may_hold(hash(1)));
     }

@@ -1,7 +1,8 @@
-//! What is kept in memory of a piece whose bytes were seen to match its id: enough to find a record with one small read.
+//! The in-memory index of a verified piece: enough to find a record with one small read.
 //!
-//! The records of a piece are taken as blocks of about [`BLOCK_BYTES`]. For each block the index knows where it is, its first
-//! key and a checksum, so that a later read of that block alone is verified too; for the piece, its last key and a filter.
+//! The records of a piece are grouped into blocks of about [`BLOCK_BYTES`]. For each block the index has its
+//! offset, its first key and a checksum, so that a later read of that block alone is verified too; for the
+//! piece, its last key and a filter.
 
 use std::hash::BuildHasher;
 
@@ -13,7 +14,7 @@ use crate::{
     piece::{PIECE_HEADER_BYTES, PieceKind, PieceReader, record_bytes, split_record},
 };
 
-/// A block is closed once it holds so many bytes.
+/// A block ends after the record with which it reaches this size.
 const BLOCK_BYTES: usize = 4096;
 
 /// The index of one piece.
@@ -27,25 +28,26 @@ pub(super) struct PieceIndex {
     filter: Filter,
 }
 
-/// Where a block's records are in the piece.
+/// The position and checksum of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Block {
-    /// Where its first key ends in `keys`.
+    /// End of its first key in `keys`.
     key_end: u32,
     pub(super) offset: u32,
     pub(super) len: u32,
-    check: u32,
+    crc: u32,
 }
 
 impl Block {
-    /// Whether these are the bytes that the piece had here.
+    /// Whether these bytes match the block's length and checksum.
     pub(super) fn matches(&self, bytes: &[u8]) -> bool {
-        bytes.len() == self.len as usize && crc32c::crc32c(bytes) == self.check
+        bytes.len() == self.len as usize && crc32c::crc32c(bytes) == self.crc
     }
 }
 
 impl PieceIndex {
-    /// Reads a whole piece. An error says what does not fit: bytes that match an id may still come from a mad peer.
+    /// Indexes a whole piece. Fails when it is malformed: bytes that match an id may still come from a
+    /// malicious peer.
     pub(super) fn of(piece: &Bytes, hasher: &impl BuildHasher) -> Result<Self, &'static str> {
         let reader = PieceReader::new(piece.clone())?;
         let kind = reader.kind();
@@ -58,7 +60,7 @@ impl PieceIndex {
             if open.is_none() {
                 keys.extend_from_slice(&record.0);
                 // Objects are at most 4 GiB − 1 long.
-                blocks.push(Block { key_end: keys.len() as u32, offset: offset as u32, len: 0, check: 0 });
+                blocks.push(Block { key_end: keys.len() as u32, offset: offset as u32, len: 0, crc: 0 });
             }
             hashes.push(hasher.hash_one(&record.0[..]));
             offset += record_bytes(&record);
@@ -67,13 +69,13 @@ impl PieceIndex {
         let ends: Vec<u32> = blocks.iter().skip(1).map(|block| block.offset).chain([offset as u32]).collect();
         for (block, end) in blocks.iter_mut().zip(ends) {
             block.len = end - block.offset;
-            block.check = crc32c::crc32c(&piece[block.offset as usize..end as usize]);
+            block.crc = crc32c::crc32c(&piece[block.offset as usize..end as usize]);
         }
         let filter = Filter::of(&hashes);
         Ok(Self { kind, keys: keys.into(), blocks: blocks.into(), last_key: last_key.as_ref().into(), filter })
     }
 
-    /// Memory it takes.
+    /// Memory that the index takes.
     pub(super) fn len_bytes(&self) -> usize {
         size_of::<Self>() + self.keys.len() + size_of_val(&*self.blocks) + self.last_key.len() + self.filter.len_bytes()
     }
@@ -92,20 +94,20 @@ impl PieceIndex {
         if !self.filter.may_hold(hash) || *key > *self.last_key {
             return None;
         }
-        self.blocks.get(self.behind(key).checked_sub(1)?).copied()
+        self.blocks.get(self.blocks_up_to(key).checked_sub(1)?).copied()
     }
 
     /// The number of the first block that may hold a key or a greater one.
     pub(super) fn seek(&self, key: &[u8]) -> usize {
-        self.behind(key).saturating_sub(1)
+        self.blocks_up_to(key).saturating_sub(1)
     }
 
     pub(super) fn block(&self, number: usize) -> Option<Block> {
         self.blocks.get(number).copied()
     }
 
-    /// Blocks that begin at or before a key.
-    fn behind(&self, key: &[u8]) -> usize {
+    /// Number of blocks that begin at or before a key.
+    fn blocks_up_to(&self, key: &[u8]) -> usize {
         let (mut low, mut high) = (0, self.blocks.len());
         while low < high {
             let middle = low.midpoint(high);
@@ -120,7 +122,7 @@ impl PieceIndex {
     }
 }
 
-/// The record under a key among those of a block.
+/// The record of a key in a block: `None` when absent, `Some(None)` when deleted.
 pub(super) fn record_in(block: &[u8], key: &[u8]) -> Result<Option<Option<Bytes>>, &'static str> {
     let mut rest = block;
     while !rest.is_empty() {
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_without_records_has_an_index_that_finds_nothing() {
+    fn the_index_of_an_empty_piece_finds_nothing() {
         let index = PieceIndex::of(&piece(&[]), &RandomState::new()).unwrap();
         assert_eq!((index.first_key(), index.block(0).is_none()), (None, true));
         assert!(index.find(b"a", 1).is_none());

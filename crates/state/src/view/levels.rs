@@ -1,9 +1,9 @@
-//! A checkpoint's own objects as the place where its records are found: runs, newest first, over the base.
+//! Reads records directly from a checkpoint's objects: runs, newest first, over the base.
 //!
-//! Nothing has to be fed or rebuilt, and nothing is trusted that was not seen to match its id: a piece is read whole and indexed
-//! before the first of its records is believed, and every later read of a block of it is checked against that index. Indexes are
-//! kept in a cache of bounded size. Where pieces begin is known from a first glance at each, which is not verified: that a key is
-//! *not* there is only believed once the pieces on both sides have been indexed.
+//! Invariant: no record is used that was not verified. A piece is read whole, compared with its id and
+//! indexed before any of its records is used, and every later read of a block is checked against that index.
+//! Indexes are kept in a cache of bounded size. The first key of each piece is read in advance without
+//! verification, so that a key counts as absent only after the pieces on both sides of it have been indexed.
 
 use std::{
     fmt,
@@ -28,13 +28,13 @@ use crate::{
     sorted::{Cut, Pinned, run_groups},
 };
 
-/// Bytes of a piece read at first glance; enough for its first key unless that is long.
-const GLANCE_BYTES: u32 = 256;
-/// What the cache expects one index to take, for its own bookkeeping.
+/// Bytes of a piece that are read to find its first key; enough unless the key is long.
+const PEEK_BYTES: u32 = 256;
+/// Expected size of one index, from which the cache sizes its tables.
 const INDEX_BYTES_EXPECTED: u64 = 8 << 10;
 
-/// The indexes of all pieces on a node that were used of late.
-pub(crate) struct Indexes {
+/// A cache of the indexes of recently used pieces, for the whole node.
+pub(crate) struct IndexCache {
     objects: Arc<ObjectStore>,
     cache: Cache<ObjectId, Arc<PieceIndex>, Weight>,
     hasher: RandomState,
@@ -49,21 +49,21 @@ impl Weighter<ObjectId, Arc<PieceIndex>> for Weight {
     }
 }
 
-impl fmt::Debug for Indexes {
+impl fmt::Debug for IndexCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Indexes").field("cached", &self.cache.len()).finish_non_exhaustive()
+        f.debug_struct("IndexCache").field("cached", &self.cache.len()).finish_non_exhaustive()
     }
 }
 
-impl Indexes {
+impl IndexCache {
     pub(super) fn new(objects: Arc<ObjectStore>, bytes_max: u64) -> Self {
         let expected = usize::try_from(bytes_max / INDEX_BYTES_EXPECTED).unwrap_or(usize::MAX).max(1);
         let cache = Cache::with_weighter(expected, bytes_max, Weight);
         Self { objects, cache, hasher: RandomState::new() }
     }
 
-    /// The index of a piece, read anew when it is not cached.
-    fn of(&self, replica: ReplicaId, id: ObjectId) -> Result<Arc<PieceIndex>, EngineError> {
+    /// The index of a piece; reads the piece when it is not cached.
+    fn get(&self, replica: ReplicaId, id: ObjectId) -> Result<Arc<PieceIndex>, EngineError> {
         if let Some(index) = self.cache.get(&id) {
             return Ok(index);
         }
@@ -74,13 +74,13 @@ impl Indexes {
         Ok(index)
     }
 
-    /// A block of a piece, verified.
+    /// Reads and verifies a block of a piece.
     fn block(&self, id: ObjectId, block: Block) -> Result<Bytes, EngineError> {
         let bytes = self.objects.slice(id, block.offset, block.len).map_err(failure::of_objects)?;
         if block.matches(&bytes) {
             return Ok(bytes);
         }
-        // The whole object tells whether it is damaged for good, and is then known to be missing.
+        // Reading the whole object verifies it; if it is damaged, the store marks it as missing.
         let piece = self.objects.get(id).map_err(failure::of_objects)?;
         Ok(piece.slice(block.offset as usize..(block.offset + block.len) as usize))
     }
@@ -97,20 +97,20 @@ struct Table {
 #[derive(Debug)]
 struct Piece {
     id: ObjectId,
-    /// The first key, as a glance showed it.
+    /// The first key, unverified until `verified` is set.
     first: Bytes,
-    /// Whether the piece has been read whole and the glance was right.
-    confirmed: AtomicBool,
+    /// Whether the piece has been read whole and `first` was right.
+    verified: AtomicBool,
 }
 
 impl Table {
-    fn open(indexes: &Indexes, replica: ReplicaId, cut: Cut, ids: &[ObjectId]) -> Result<Self, EngineError> {
-        let pinned = Pinned::keep(&indexes.objects, ids)?;
-        let glance = |id: &ObjectId| {
+    fn open(indexes: &IndexCache, replica: ReplicaId, cut: Cut, ids: &[ObjectId]) -> Result<Self, EngineError> {
+        let pinned = Pinned::pin(&indexes.objects, ids)?;
+        let open_piece = |id: &ObjectId| {
             let first = first_key(&indexes.objects, replica, *id)?;
-            Ok(Piece { id: *id, first, confirmed: AtomicBool::new(false) })
+            Ok(Piece { id: *id, first, verified: AtomicBool::new(false) })
         };
-        let pieces = ids.iter().map(glance).collect::<Result<_, EngineError>>()?;
+        let pieces = ids.iter().map(open_piece).collect::<Result<_, EngineError>>()?;
         Ok(Self { cut, pieces, _pinned: pinned })
     }
 
@@ -118,44 +118,45 @@ impl Table {
         self.pieces.iter().map(|piece| &piece.id).eq(ids)
     }
 
-    /// The index of the piece with this number, whose place among its neighbours is confirmed.
-    fn index(&self, indexes: &Indexes, replica: ReplicaId, number: usize) -> Result<Arc<PieceIndex>, EngineError> {
+    /// The index of the piece with this number. Verifies its kind, its first key and the order to the next
+    /// piece.
+    fn index(&self, indexes: &IndexCache, replica: ReplicaId, number: usize) -> Result<Arc<PieceIndex>, EngineError> {
         let piece = &self.pieces[number];
-        let index = indexes.of(replica, piece.id)?;
-        if !piece.confirmed.load(Ordering::Acquire) {
+        let index = indexes.get(replica, piece.id)?;
+        if !piece.verified.load(Ordering::Acquire) {
             let corrupt = |reason| Err(EngineError::Corrupt { replica, reason });
             if index.kind != self.cut.kind(number == 0) {
-                return corrupt("an object is a piece of another kind than its place says");
+                return corrupt("an object is a piece of the wrong kind for its position");
             }
             if index.first_key() != Some(&piece.first[..]) {
-                return corrupt("a piece does not begin with the key that was read first");
+                return corrupt("the first key of a piece has changed between two reads");
             }
             if self.pieces.get(number + 1).is_some_and(|next| *index.last_key() >= next.first[..]) {
                 return corrupt("pieces do not ascend");
             }
-            piece.confirmed.store(true, Ordering::Release);
+            piece.verified.store(true, Ordering::Release);
         }
         Ok(index)
     }
 
-    /// Reads every piece that was not read yet.
-    fn confirm(&self, indexes: &Indexes, replica: ReplicaId) -> Result<(), EngineError> {
+    /// Verifies every piece that was not read yet.
+    fn verify(&self, indexes: &IndexCache, replica: ReplicaId) -> Result<(), EngineError> {
         (0..self.pieces.len()).try_for_each(|number| self.index(indexes, replica, number).map(drop))
     }
 
-    /// `None` when this table knows nothing of the key, `Some(None)` when it was deleted here.
+    /// `None` when the table does not have the key, `Some(None)` when it has its deletion.
     fn get(
         &self,
-        indexes: &Indexes,
+        indexes: &IndexCache,
         replica: ReplicaId,
         key: &[u8],
         hash: u64,
     ) -> Result<Option<Option<Bytes>>, EngineError> {
-        let behind = self.pieces.partition_point(|piece| piece.first[..] <= *key);
-        if self.pieces.get(behind).is_some_and(|next| !next.confirmed.load(Ordering::Acquire)) {
-            self.index(indexes, replica, behind)?;
+        let next = self.pieces.partition_point(|piece| piece.first[..] <= *key);
+        if self.pieces.get(next).is_some_and(|piece| !piece.verified.load(Ordering::Acquire)) {
+            self.index(indexes, replica, next)?;
         }
-        let Some(number) = behind.checked_sub(1) else { return Ok(None) };
+        let Some(number) = next.checked_sub(1) else { return Ok(None) };
         let index = self.index(indexes, replica, number)?;
         let Some(block) = index.find(key, hash) else { return Ok(None) };
         let bytes = indexes.block(self.pieces[number].id, block)?;
@@ -163,18 +164,18 @@ impl Table {
     }
 }
 
-/// The first key of a piece by a glance at its first bytes.
+/// Reads the first key of a piece, unverified.
 fn first_key(objects: &ObjectStore, replica: ReplicaId, id: ObjectId) -> Result<Bytes, EngineError> {
-    let mut glance = GLANCE_BYTES;
+    let mut peek_bytes = PEEK_BYTES;
     loop {
-        let head = objects.slice(id, 0, glance).map_err(failure::of_objects)?;
+        let head = objects.slice(id, 0, peek_bytes).map_err(failure::of_objects)?;
         let corrupt = |reason| EngineError::Corrupt { replica, reason };
-        PieceKind::of(&head).ok_or(corrupt("an object is not a piece of records known here"))?;
+        PieceKind::of(&head).ok_or(corrupt("an object is not a piece of a known version"))?;
         let record = &head[PIECE_HEADER_BYTES..];
         match split_key(record) {
             Some(key) => return Ok(Bytes::copy_from_slice(key)),
-            None if head.len() < glance as usize => return Err(corrupt("a piece ends inside its first record")),
-            None => glance = glance.saturating_mul(16),
+            None if head.len() < peek_bytes as usize => return Err(corrupt("a piece ends inside its first record")),
+            None => peek_bytes = peek_bytes.saturating_mul(16),
         }
     }
 }
@@ -182,7 +183,7 @@ fn first_key(objects: &ObjectStore, replica: ReplicaId, id: ObjectId) -> Result<
 /// The records of one replica's checkpoint.
 #[derive(Debug)]
 pub(crate) struct Levels {
-    indexes: Arc<Indexes>,
+    indexes: Arc<IndexCache>,
     replica: ReplicaId,
     /// Newest first.
     runs: Vec<Arc<Table>>,
@@ -190,9 +191,9 @@ pub(crate) struct Levels {
 }
 
 impl Levels {
-    /// The records of a checkpoint whose objects are all here. Tables that `before` has open are shared.
+    /// Opens a checkpoint whose objects are all present. Tables that `before` has open are shared.
     pub(super) fn open(
-        indexes: &Arc<Indexes>,
+        indexes: &Arc<IndexCache>,
         replica: ReplicaId,
         checkpoint: &Checkpoint,
         before: Option<&Self>,
@@ -200,7 +201,10 @@ impl Levels {
         let open = |cut, ids: &[ObjectId]| {
             let tables = before.into_iter().flat_map(|levels| levels.runs.iter().chain([&levels.base]));
             let same = tables.into_iter().find(|table| table.cut == cut && table.holds(ids));
-            same.map_or_else(|| Table::open(indexes, replica, cut, ids).map(Arc::new), |table| Ok(table.clone()))
+            match same {
+                Some(table) => Ok(table.clone()),
+                None => Table::open(indexes, replica, cut, ids).map(Arc::new),
+            }
         };
         let groups = run_groups(&indexes.objects, &checkpoint.runs)?;
         let runs = groups.iter().rev().map(|group| open(Cut::Size, group)).collect::<Result<_, _>>()?;
@@ -208,9 +212,9 @@ impl Levels {
         Ok(Self { indexes: indexes.clone(), replica, runs, base })
     }
 
-    /// Reads and verifies whatever was not read yet. Takes a while; reads meanwhile do not wait for it.
-    pub(super) fn confirm(&self) -> Result<(), EngineError> {
-        self.tables().try_for_each(|table| table.confirm(&self.indexes, self.replica))
+    /// Verifies all pieces that were not read yet. May take long; concurrent reads do not wait for it.
+    pub(super) fn verify(&self) -> Result<(), EngineError> {
+        self.tables().try_for_each(|table| table.verify(&self.indexes, self.replica))
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -225,8 +229,8 @@ impl Levels {
 
     /// Records of a range, deletions included.
     pub(super) fn records<'a>(&'a self, range: &'a KeyRange) -> Source<'a> {
-        let walk = |table: &'a Arc<Table>| -> Source<'a> { Box::new(Walk::new(self, table, range)) };
-        Box::new(Merge::new(self.tables().map(walk)))
+        let scan = |table: &'a Arc<Table>| -> Source<'a> { Box::new(TableScan::new(self, table, range)) };
+        Box::new(Merge::new(self.tables().map(scan)))
     }
 
     fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
@@ -235,22 +239,22 @@ impl Levels {
 }
 
 /// Reads a range of a table, block by block.
-struct Walk<'a> {
+struct TableScan<'a> {
     levels: &'a Levels,
     table: &'a Table,
     range: &'a KeyRange,
-    /// The piece that is read, or the next one.
+    /// The current piece, or the next one when `index` is `None`.
     number: usize,
     index: Option<Arc<PieceIndex>>,
     next_block: usize,
     records: std::vec::IntoIter<Record>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> TableScan<'a> {
     fn new(levels: &'a Levels, table: &'a Table, range: &'a KeyRange) -> Self {
-        let behind = table.pieces.partition_point(|piece| piece.first <= range.start);
+        let next = table.pieces.partition_point(|piece| piece.first <= range.start);
         let records = Vec::new().into_iter();
-        Self { levels, table, range, number: behind.saturating_sub(1), index: None, next_block: 0, records }
+        Self { levels, table, range, number: next.saturating_sub(1), index: None, next_block: 0, records }
     }
 
     fn advance(&mut self) -> Result<Option<Record>, EngineError> {
@@ -290,7 +294,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-impl Iterator for Walk<'_> {
+impl Iterator for TableScan<'_> {
     type Item = Result<Record, EngineError>;
 
     fn next(&mut self) -> Option<Self::Item> {

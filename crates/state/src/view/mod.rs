@@ -1,4 +1,5 @@
-//! How the records of checkpoints are found: in their own objects, or in sled, which is filled from them.
+//! The view: reads the records of checkpoints, from their own objects or from sled, which is filled from
+//! them.
 
 mod filter;
 mod index;
@@ -14,7 +15,7 @@ use flotilla_storage::EngineError;
 use flotilla_types::{Checkpoint, KeyRange, ReplicaId};
 
 use self::{
-    levels::{Indexes, Levels},
+    levels::{IndexCache, Levels},
     sled::SledView,
 };
 use crate::{ViewOptions, failure::ViewFailure, memtable::Frozen, merge::Source};
@@ -22,15 +23,15 @@ use crate::{ViewOptions, failure::ViewFailure, memtable::Frozen, merge::Source};
 /// The view of a node: all replicas.
 #[derive(Debug, Clone)]
 pub(crate) enum View {
-    Objects(Arc<Indexes>),
+    Objects(Arc<IndexCache>),
     Sled { view: Arc<SledView>, objects: Arc<ObjectStore> },
 }
 
 /// The records of one replica's checkpoint.
 #[derive(Debug, Clone)]
-pub(crate) enum Found {
+pub(crate) enum ReplicaView {
     Objects(Arc<Levels>),
-    /// What is in sled at the moment: between two checkpoints while the second is fed.
+    /// The current content of sled: between two checkpoints while the second one is written.
     Sled(Arc<SledView>),
 }
 
@@ -39,9 +40,9 @@ impl View {
     pub(crate) fn open(dir: &Path, options: &ViewOptions, objects: &Arc<ObjectStore>) -> Result<Self, EngineError> {
         match options {
             ViewOptions::Objects { index_bytes } => {
-                // One that an earlier start used would only take space.
+                // A sled folder of an earlier start would only take space.
                 SledView::remove(dir)?;
-                Ok(Self::Objects(Arc::new(Indexes::new(objects.clone(), *index_bytes))))
+                Ok(Self::Objects(Arc::new(IndexCache::new(objects.clone(), *index_bytes))))
             }
             ViewOptions::Sled { cache_bytes } => {
                 let view = Arc::new(SledView::open(dir, *cache_bytes)?);
@@ -50,55 +51,56 @@ impl View {
         }
     }
 
-    /// Finds the records of a checkpoint whose objects are all here. Those that came from elsewhere are read through
-    /// first: they match their ids, but whoever made them may have been mad.
+    /// Opens a checkpoint whose objects are all present. Objects from a peer are read completely first: they
+    /// match their ids, but the peer may be faulty or malicious.
     pub(crate) fn load(
         &self,
         replica: ReplicaId,
         checkpoint: &Checkpoint,
-        from_elsewhere: bool,
-    ) -> Result<Found, EngineError> {
+        from_peer: bool,
+    ) -> Result<ReplicaView, EngineError> {
         match self {
             Self::Objects(indexes) => {
                 let levels = Levels::open(indexes, replica, checkpoint, None)?;
-                if from_elsewhere {
-                    levels.confirm()?;
+                if from_peer {
+                    levels.verify()?;
                 }
-                Ok(Found::Objects(Arc::new(levels)))
+                Ok(ReplicaView::Objects(Arc::new(levels)))
             }
             Self::Sled { view, objects } => {
                 view.load(objects, replica, checkpoint)?;
-                Ok(Found::Sled(view.clone()))
+                Ok(ReplicaView::Sled(view.clone()))
             }
         }
     }
 
-    /// Goes on to a checkpoint that adds what was frozen to the one before. `fence` waits for scans under way.
+    /// Opens the checkpoint that adds the frozen records to the previous one. `wait_for_scans` waits for
+    /// scans in progress.
     pub(crate) fn advance(
         &self,
         replica: ReplicaId,
-        before: &Found,
+        before: &ReplicaView,
         frozen: &Frozen,
         checkpoint: &Checkpoint,
-        fence: impl FnOnce(),
-    ) -> Result<Found, EngineError> {
+        wait_for_scans: impl FnOnce(),
+    ) -> Result<ReplicaView, EngineError> {
         match self {
             Self::Objects(indexes) => {
-                let before = if let Found::Objects(levels) = before { Some(&**levels) } else { None };
+                let before = if let ReplicaView::Objects(levels) = before { Some(&**levels) } else { None };
                 let levels = Levels::open(indexes, replica, checkpoint, before)?;
-                // Here and not when the first reader comes by: that would be the thread that applies.
-                levels.confirm()?;
-                Ok(Found::Objects(Arc::new(levels)))
+                // Verify now: the first reader would be the apply thread, which must not wait for this.
+                levels.verify()?;
+                Ok(ReplicaView::Objects(Arc::new(levels)))
             }
             Self::Sled { view, .. } => {
-                fence();
+                wait_for_scans();
                 view.advance(replica, frozen, checkpoint)?;
-                Ok(Found::Sled(view.clone()))
+                Ok(ReplicaView::Sled(view.clone()))
             }
         }
     }
 
-    /// Forgets a replica.
+    /// Removes a replica.
     pub(crate) fn clear(&self, replica: ReplicaId) -> Result<(), EngineError> {
         match self {
             Self::Objects(_) => Ok(()),
@@ -106,17 +108,17 @@ impl View {
         }
     }
 
-    /// The node stops in order.
+    /// Closes the view in an orderly shutdown.
     pub(crate) fn close(self) -> Result<(), EngineError> {
         match self {
-            // Whoever still holds it is about to write: then it is not closed in order, and the next start sees that.
+            // A remaining holder may still write: then the close is not clean, and the next start notices.
             Self::Objects(_) => Ok(()),
             Self::Sled { view, .. } => Arc::into_inner(view).ok_or(ViewFailure::InUse)?.close(),
         }
     }
 }
 
-impl Found {
+impl ReplicaView {
     pub(crate) fn get(&self, replica: ReplicaId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         match self {
             Self::Objects(levels) => levels.get(key),
@@ -124,7 +126,7 @@ impl Found {
         }
     }
 
-    /// Records of a range that is not empty; deletions may be among them.
+    /// Records of a non-empty range, possibly with deletions.
     pub(crate) fn records<'a>(&'a self, replica: ReplicaId, range: &'a KeyRange, items_max: usize) -> Source<'a> {
         match self {
             Self::Objects(levels) => levels.records(range),

@@ -1,12 +1,15 @@
-//! sled as a view of the checkpoints' records: quick to search, free to lose.
+//! sled as a view of the checkpoints' records: fast to search, and it may be lost at any time.
 //!
-//! One tree. `0 ‖ replica` holds the replica's marker, `1 ‖ replica ‖ key` its records, `2` the identity of the view.
-//! sled recovers a prefix of what was written to it, so that order is what the markers rest on: what is about to be fed is
-//! announced first, then fed, then confirmed. A view that has seen any part of a stage says so, and is redone or
-//! discarded when the checkpoint at hand does not contain that stage.
+//! One tree: `0 ‖ replica` holds the replica's marker, `1 ‖ replica ‖ key` its records, `2` the identity of
+//! the view.
 //!
-//! sled may also fail or panic: every call into it is caught, and the first failure withdraws the trust in the folder, so
-//! that the next start builds it anew.
+//! Invariant: sled recovers a prefix of what was written to it, so the markers rely on order. A stage (the
+//! records of a checkpoint) is announced in the marker first, then its records are written ("fed"), then it
+//! is confirmed. So a view that holds any part of a stage has it in its marker, and is reloaded when the
+//! checkpoint to open does not contain that stage.
+//!
+//! sled may also fail or panic: every call into it is guarded, and the first failure removes the trust file,
+//! so that the next start rebuilds the view.
 
 use std::{
     fs::{self, File},
@@ -29,7 +32,7 @@ use flotilla_storage::EngineError;
 use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
 use rustix::fs::{FlockOperation, flock};
 
-use super::trust::{Place, Trust, sync_tree};
+use super::trust::{BootAndMount, Trust, sync_tree};
 use crate::{
     build::{checkpoint_sources, is_live},
     failure::ViewFailure,
@@ -38,17 +41,17 @@ use crate::{
     sorted::{Cut, pieces, run_groups},
 };
 
-/// Writes to sled go in batches of at most so many records: a batch takes a lock that every reader needs.
+/// Maximum records in a batch of writes: a batch holds a lock that every reader needs.
 const BATCH_RECORDS_MAX: usize = 128;
-/// … and of about so many bytes.
+/// A batch of writes is closed once it has this many bytes.
 const BATCH_BYTES_MAX: usize = 64 * 1024;
-/// A page of a scan holds at most so many records.
+/// Maximum records in a page of a scan.
 const PAGE_RECORDS_MAX: usize = 512;
-/// … and stops once it has so many bytes.
+/// A page of a scan is closed once it has this many bytes.
 const PAGE_BYTES_MAX: usize = 256 * 1024;
-/// How often sled writes out its buffers; shortens what has to be redone after a kill.
+/// How often sled writes out its buffers; bounds the work to be repeated after a crash.
 const FLUSH_EVERY_MS: u64 = 500;
-/// sled's threads may hold its folder for a moment after it was dropped in the same process.
+/// sled's threads may hold its folder for a short time after it was dropped in the same process.
 const LOCK_ATTEMPTS_MAX: u32 = 250;
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
@@ -70,7 +73,7 @@ pub(crate) struct SledView {
     failed: AtomicBool,
 }
 
-/// The records a replica's part of the view holds, named by the objects they came from.
+/// The records in a replica's part of the view, identified by the objects they came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stage {
     base: [u8; 32],
@@ -78,23 +81,23 @@ pub(super) struct Stage {
     runs: [u8; 32],
 }
 
-/// What a replica's part of the view says of itself.
+/// The marker of a replica's part of the view.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Marker {
-    /// Everything of this stage is in.
+    /// All records of this stage are present.
     complete: Option<Stage>,
-    /// Any part of this stage may be in as well.
+    /// Some records of this stage may be present as well.
     announced: Option<Stage>,
 }
 
-/// What it takes to make a replica's part of the view equal to a checkpoint.
+/// The work that makes a replica's part of the view equal to a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plan {
-    /// Nothing.
+    /// None.
     Current,
-    /// Feed the runs from this one on.
+    /// Feed the runs from this index on.
     Runs(usize),
-    /// Clear it and load everything.
+    /// Clear it and feed everything.
     Reload,
 }
 
@@ -114,7 +117,7 @@ impl Stage {
         Self { base: digest(base), runs_len: runs.len() as u32, runs: digest(runs) }
     }
 
-    /// Whether the checkpoint holds this stage's records, and perhaps later runs.
+    /// Whether the checkpoint contains this stage, possibly with later runs.
     fn is_within(&self, checkpoint: &Checkpoint) -> bool {
         let first_runs = checkpoint.runs.get(..self.runs_len as usize);
         first_runs.is_some_and(|runs| Self::of_parts(&checkpoint.base, runs) == *self)
@@ -125,7 +128,7 @@ impl Marker {
     fn plan(self, checkpoint: &Checkpoint) -> Plan {
         let Some(complete) = self.complete.filter(|stage| stage.is_within(checkpoint)) else { return Plan::Reload };
         match self.announced {
-            // Records of a stage behind this checkpoint may be in, and nothing says which.
+            // Records of a stage after this checkpoint may be present, and it is unknown which.
             Some(announced) if !announced.is_within(checkpoint) => Plan::Reload,
             None if complete.runs_len as usize == checkpoint.runs.len() => Plan::Current,
             _ => Plan::Runs(complete.runs_len as usize),
@@ -145,7 +148,7 @@ impl Marker {
         bytes
     }
 
-    /// `None` when the bytes are not a marker known here: the replica is then loaded anew.
+    /// `None` when the bytes are not a marker of a known version: the replica is then reloaded.
     fn decode(bytes: &[u8]) -> Option<Self> {
         fn stage(bytes: &mut &[u8]) -> Option<Option<Stage>> {
             let (present, rest) = bytes.split_first()?;
@@ -166,24 +169,24 @@ impl Marker {
 }
 
 impl SledView {
-    /// Opens the view in `dir/view`, or an empty one in its place when it is not there, not to be trusted or broken.
+    /// Opens the view in `dir/view`, or replaces it by an empty one when it is absent, not trusted or broken.
     pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, EngineError> {
         let (folder, trust_path) = (dir.join(FOLDER), dir.join(TRUST));
-        let place = Place::of(dir);
-        if let Some(old) = Trust::read(&trust_path)?.filter(|trust| trust.holds_at(place.as_ref())) {
+        let place = BootAndMount::of(dir);
+        if let Some(old) = Trust::read(&trust_path)?.filter(|trust| trust.is_valid_at(place.as_ref())) {
             let trust = Trust { clean: false, place: place.clone(), ..old };
-            // Before sled touches a file: from here on only this boot and mount vouch for the folder.
+            // Before sled touches a file: from here on the folder is trusted on this boot and mount only.
             trust.write(&trust_path)?;
             match open_sled(&folder, cache_bytes) {
                 Ok(db) if stored_identity(&db).as_deref() == Some(trust.identity.as_bytes()) => {
                     return Ok(Self { db, folder, trust_path, trust, failed: AtomicBool::new(false) });
                 }
-                Ok(_) => tracing::warn!("the view is not the one that was here before; it is rebuilt"),
+                Ok(_) => tracing::warn!("the view was swapped; rebuilding it"),
                 Err(OpenError::InUse) => return Err(ViewFailure::InUse.into()),
-                Err(OpenError::Broken(error)) => tracing::warn!(%error, "the view does not open; it is rebuilt"),
+                Err(OpenError::Broken(error)) => tracing::warn!(%error, "the view does not open; rebuilding it"),
             }
         } else if folder.exists() {
-            tracing::info!("the view was not closed in order on this boot; it is rebuilt");
+            tracing::info!("the view was neither closed cleanly nor last used on this boot; rebuilding it");
         }
         Self::remove(dir)?;
         let trust = Trust::of_new_view(place);
@@ -212,7 +215,7 @@ impl SledView {
         Box::new(Pages { view: self, start, end, items_max, page: Vec::new().into_iter(), done: false })
     }
 
-    /// Makes a replica's part of the view equal to a checkpoint, whose objects are all here.
+    /// Makes a replica's part of the view equal to a checkpoint, whose objects are all present.
     pub(super) fn load(
         &self,
         objects: &ObjectStore,
@@ -223,7 +226,7 @@ impl SledView {
         match self.plan(replica, checkpoint)? {
             Plan::Current => return Ok(()),
             Plan::Runs(first) => {
-                tracing::debug!(%replica, runs = checkpoint.runs.len() - first, "the view is behind its checkpoint");
+                tracing::debug!(%replica, runs = checkpoint.runs.len() - first, "the view lacks runs of its checkpoint");
                 self.announce(replica, stage)?;
                 for group in run_groups(objects, &checkpoint.runs[first..])? {
                     self.feed(replica, pieces(objects, replica, Cut::Size, group))?;
@@ -240,7 +243,7 @@ impl SledView {
         self.confirm(replica, stage)
     }
 
-    /// Adds what was frozen to the checkpoint before, which amounts to this one.
+    /// Adds the frozen records, which lead from the previous checkpoint to this one.
     pub(super) fn advance(
         &self,
         replica: ReplicaId,
@@ -262,23 +265,23 @@ impl SledView {
         Ok(remove_folder(&dir.join(FOLDER))?)
     }
 
-    /// How the replica's part of the view relates to a checkpoint.
+    /// The work that makes the replica's part of the view equal to a checkpoint.
     fn plan(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Plan, EngineError> {
         Ok(self.marker(replica)?.map_or(Plan::Reload, |marker| marker.plan(checkpoint)))
     }
 
-    /// Says that records of this stage are about to be fed on top of what is there.
+    /// Records in the marker that this stage is about to be fed.
     fn announce(&self, replica: ReplicaId, stage: Stage) -> Result<(), EngineError> {
         let complete = self.marker(replica)?.and_then(|marker| marker.complete);
         self.set_marker(replica, Marker { complete, announced: Some(stage) })
     }
 
-    /// Says that everything of this stage has been fed.
+    /// Records in the marker that this stage has been fed completely.
     fn confirm(&self, replica: ReplicaId, stage: Stage) -> Result<(), EngineError> {
         self.set_marker(replica, Marker { complete: Some(stage), announced: None })
     }
 
-    /// Feeds records in small batches; deletions delete.
+    /// Writes records to sled in small batches; deletions remove their key.
     fn feed(
         &self,
         replica: ReplicaId,
@@ -302,7 +305,7 @@ impl SledView {
         if len > 0 { self.guard(|| self.db.apply_batch(batch)) } else { Ok(()) }
     }
 
-    /// Removes a replica's marker, then its records.
+    /// Removes a replica's marker first, then its records.
     pub(super) fn clear(&self, replica: ReplicaId) -> Result<(), EngineError> {
         self.guard(|| self.db.remove(marker_key(replica)))?;
         let mut start = Bound::Included(record_key(replica, &[]));
@@ -324,7 +327,7 @@ impl SledView {
         }
     }
 
-    /// Closes the view so that the next start may trust it, whatever happens to the machine in between.
+    /// Closes the view so that the next start trusts it, even after a restart of the machine.
     pub(super) fn close(self) -> Result<(), EngineError> {
         self.guard(|| self.db.flush())?;
         let Self { db, folder, trust_path, trust, failed } = self;
@@ -333,7 +336,7 @@ impl SledView {
             return Err(ViewFailure::Panicked.into());
         }
         wait_until_released(&folder)?;
-        // sled's own flush does not reach the disk's platter or flash; fsync does, now that nothing writes any more.
+        // sled's flush does not fsync. Nothing writes any more, so fsync makes everything durable.
         sync_tree(&folder)?;
         Ok(Trust { clean: true, ..trust }.write(&trust_path)?)
     }
@@ -347,7 +350,7 @@ impl SledView {
         self.guard(|| self.db.insert(marker_key(replica), marker.encode())).map(drop)
     }
 
-    /// Calls into sled. After a failure the folder is not trusted again.
+    /// Calls into sled and catches panics. After a failure the folder is not trusted again.
     fn guard<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, EngineError> {
         let error = match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(value)) => return Ok(value),
@@ -355,9 +358,9 @@ impl SledView {
             Err(_panic) => ViewFailure::Panicked.into(),
         };
         if !self.failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(%error, "the view failed; it will be rebuilt at the next start");
+            tracing::error!(%error, "the view failed; the next start rebuilds it");
             if let Err(error) = Trust::remove(&self.trust_path) {
-                tracing::error!(%error, "the failed view could not be marked");
+                tracing::error!(%error, "the trust file of the failed view could not be removed");
             }
         }
         Err(error)
@@ -379,7 +382,7 @@ fn open_sled(folder: &Path, cache_bytes: u64) -> Result<sled::Db, OpenError> {
     }
 }
 
-/// Waits until no thread of an earlier sled in this process holds the folder's data file: sled finishes work in the
+/// Waits until no earlier sled in this process holds the folder's data file: sled finishes work in the
 /// background after it was dropped, and keeps its lock until then.
 fn wait_until_released(folder: &Path) -> Result<(), EngineError> {
     let data = match File::open(folder.join("db")) {
@@ -422,7 +425,7 @@ fn record_key(replica: ReplicaId, key: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Behind the last record of a replica.
+/// The exclusive end of a replica's records.
 fn replica_end(replica: ReplicaId) -> Bound<Vec<u8>> {
     let next = replica.0.checked_add(1);
     Bound::Excluded(next.map_or(vec![RECORD + 1], |next| record_key(ReplicaId(next), &[])))
@@ -438,7 +441,7 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    fn turn(&mut self) -> Result<(), EngineError> {
+    fn read_page(&mut self) -> Result<(), EngineError> {
         let range = (self.start.clone(), self.end.clone());
         let (page, last) = self.view.guard(|| {
             let (mut page, mut bytes, mut last) = (Vec::new(), 0, None);
@@ -473,7 +476,7 @@ impl Iterator for Pages<'_> {
             if self.done {
                 return None;
             }
-            if let Err(error) = self.turn() {
+            if let Err(error) = self.read_page() {
                 self.done = true;
                 return Some(Err(error));
             }
@@ -501,13 +504,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_known_to_be_whole_is_kept() {
+    fn only_complete_stages_within_the_checkpoint_are_kept() {
         let now = checkpoint(b"ab", b"12");
         let plan = |complete, announced| marker(complete, announced).plan(&now);
         assert_eq!(plan(Some(checkpoint(b"ab", b"12")), None), Plan::Current);
         assert_eq!(plan(Some(checkpoint(b"ab", b"1")), None), Plan::Runs(1));
         assert_eq!(plan(Some(checkpoint(b"ab", b"")), Some(checkpoint(b"ab", b"1"))), Plan::Runs(0));
-        // Fed on towards a checkpoint that the log no longer knows.
+        // Partly fed for a checkpoint that the log no longer has.
         assert_eq!(plan(Some(checkpoint(b"ab", b"12")), Some(checkpoint(b"ab", b"123"))), Plan::Reload);
         assert_eq!(plan(Some(checkpoint(b"ab", b"123")), None), Plan::Reload);
         // Another base, other runs, an interrupted load.
@@ -517,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marker_reads_back_and_damage_reads_as_none() {
+    fn markers_round_trip_and_damaged_ones_are_rejected() {
         for marker in [
             Marker::default(),
             marker(Some(checkpoint(b"a", b"1")), None),
@@ -547,14 +550,14 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_half_way_through_feeding_what_the_log_then_lost_leaves_no_trace() {
+    fn a_half_fed_stage_that_the_log_lost_is_rebuilt() {
         let dir = tempfile::tempdir().unwrap();
-        let (checkpoint, records) = crate::tests::two_feedings(dir.path());
+        let (checkpoint, records) = crate::tests::two_flushes_with_sled(dir.path());
         let view = SledView::open(dir.path(), 1 << 20).unwrap();
         let replica = checkpoint.position.conf.voters[0];
         view.announce(replica, Stage::of(&self::checkpoint(b"other", b"runs"))).unwrap();
         view.feed(replica, [Ok(("key00030".into(), Some("lost".into())))].into_iter()).unwrap();
         drop(view);
-        assert_eq!(crate::tests::all(&crate::tests::open_fed(dir.path(), &checkpoint)), records);
+        assert_eq!(crate::tests::all(&crate::tests::open_replica_with_sled(dir.path(), &checkpoint)), records);
     }
 }

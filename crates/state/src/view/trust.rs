@@ -1,77 +1,79 @@
-//! Whether the view on disk may be believed.
+//! The trust file: whether the view on disk can be used after a restart.
 //!
-//! A small file beside the view says which view it is, whether it was closed cleanly, and on which boot and mount it was
-//! last used. After a clean close the view is on disk whole. After the process alone died, what it had written is still
-//! in the page cache, provided that neither the machine nor the file system was restarted: same boot, same mount. In all
-//! other cases, and when the file is absent or does not parse, the view is not trusted.
+//! A small file beside the view has the view's identity, whether it was closed cleanly, and the boot and
+//! mount on which it was last used. After a clean close the whole view is on disk. After a crash of the
+//! process alone, its writes are still in the page cache, provided that neither the machine nor the file
+//! system was restarted: same boot, same mount. In all other cases, and when the file is absent or malformed,
+//! the view is not trusted.
 //!
-//! It does not judge what is inside the view: that is for the markers of its replicas.
+//! The content of the view is not judged here: the markers of its replicas tell what it holds.
 
 use std::{
     fmt::Write as _,
     fs::{self, File},
     hash::{BuildHasher, RandomState},
-    io::{self, Write as _},
+    io,
     path::Path,
     time::SystemTime,
 };
 
+use flotilla_storage::{replace_file, sync_dir};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 const FORMAT: &str = "flotilla-view 1";
 
-/// `STATX_MNT_ID_UNIQUE` of Linux 6.8: a mount's number that is never used again, unlike the older one.
+/// `STATX_MNT_ID_UNIQUE` of Linux 6.8: a mount id that is never reused, unlike the older one.
 const MOUNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
-/// Where and since when the page cache vouches for what was written.
+/// The boot and mount within which the page cache keeps everything that was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct BootAndMount {
     boot: String,
     device: String,
     mount: u64,
 }
 
-impl Place {
-    /// `None` when the system does not say; nothing is then vouched for.
+impl BootAndMount {
+    /// `None` when the system does not provide them; then only a clean close is trusted.
     pub(super) fn of(dir: &Path) -> Option<Self> {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
         let stat = statx(CWD, dir, AtFlags::empty(), StatxFlags::BASIC_STATS | MOUNT_ID_UNIQUE).ok()?;
-        let vouched = !boot.is_empty() && stat.stx_mask & MOUNT_ID_UNIQUE.bits() != 0;
+        let known = !boot.is_empty() && stat.stx_mask & MOUNT_ID_UNIQUE.bits() != 0;
         let device = format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor);
-        vouched.then_some(Self { boot, device, mount: stat.stx_mnt_id })
+        known.then_some(Self { boot, device, mount: stat.stx_mnt_id })
     }
 }
 
-/// What the file beside the view says.
+/// The content of the trust file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trust {
-    /// Also stored in the view: tells it from another one put in its place.
+    /// Random; also stored in the view, to detect a view that was swapped.
     pub(super) identity: String,
-    /// Closed in order, everything on disk.
+    /// Closed cleanly: everything is on disk.
     pub(super) clean: bool,
-    /// Where it was last used.
-    pub(super) place: Option<Place>,
+    /// The boot and mount of its last use.
+    pub(super) place: Option<BootAndMount>,
 }
 
 impl Trust {
-    /// A view that nobody has seen before.
-    pub(super) fn of_new_view(place: Option<Place>) -> Self {
+    /// The trust of a new view, with a new identity.
+    pub(super) fn of_new_view(place: Option<BootAndMount>) -> Self {
         let mut seed = blake3::Hasher::new();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         seed.update(&now.as_nanos().to_le_bytes());
         seed.update(&std::process::id().to_le_bytes());
-        // The only source of randomness in the standard library; uniqueness is all that is asked for.
+        // The standard library's only source of randomness; the identity only needs to be unique.
         seed.update(&RandomState::new().hash_one(0_u8).to_le_bytes());
         let identity = seed.finalize().to_hex()[..32].to_owned();
         Self { identity, clean: false, place }
     }
 
-    /// Whether the view may be believed by a process at this place.
-    pub(super) fn holds_at(&self, place: Option<&Place>) -> bool {
+    /// Whether a process on this boot and mount can use the view.
+    pub(super) fn is_valid_at(&self, place: Option<&BootAndMount>) -> bool {
         self.clean || (place.is_some() && self.place.as_ref() == place)
     }
 
-    /// Reads the file; `None` when it is absent or does not parse.
+    /// Reads the file; `None` when it is absent or malformed.
     pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
         match fs::read_to_string(path) {
             Ok(text) => Ok(Self::parse(&text)),
@@ -88,7 +90,7 @@ impl Trust {
         let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
         let (identity, clean) = (field("identity")?, field("clean")? == "yes");
         let place = match (field("boot"), field("device"), field("mount")) {
-            (Some(boot), Some(device), Some(mount)) => Some(Place { boot, device, mount: mount.parse().ok()? }),
+            (Some(boot), Some(device), Some(mount)) => Some(BootAndMount { boot, device, mount: mount.parse().ok()? }),
             _ => None,
         };
         Some(Self { identity, clean, place })
@@ -98,28 +100,19 @@ impl Trust {
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         let mut text =
             format!("{FORMAT}\nidentity={}\nclean={}\n", self.identity, if self.clean { "yes" } else { "no" });
-        if let Some(Place { boot, device, mount }) = &self.place {
+        if let Some(BootAndMount { boot, device, mount }) = &self.place {
             let _infallible = write!(text, "boot={boot}\ndevice={device}\nmount={mount}\n");
         }
-        let scratch = path.with_extension("new");
-        let mut file = File::create(&scratch)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&scratch, path)?;
-        sync_parent(path)
+        replace_file(path, text.as_bytes(), 0o666, |_| Ok(()))
     }
 
-    /// Removes the file, durably: nothing will trust the view any more.
+    /// Removes the file, durably: the view is no longer trusted.
     pub(super) fn remove(path: &Path) -> io::Result<()> {
         match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.and_then(|()| sync_parent(path)),
+            removed => removed.and_then(|()| path.parent().map_or(Ok(()), sync_dir)),
         }
     }
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// Makes every file of a folder durable.
@@ -128,31 +121,31 @@ pub(super) fn sync_tree(dir: &Path) -> io::Result<()> {
         let path = file?.path();
         if path.is_dir() { sync_tree(&path)? } else { File::open(path)?.sync_all()? }
     }
-    File::open(dir)?.sync_all()
+    sync_dir(dir)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn place(boot: &str) -> Option<Place> {
-        Some(Place { boot: boot.to_owned(), device: "8:1".to_owned(), mount: 7 })
+    fn place(boot: &str) -> Option<BootAndMount> {
+        Some(BootAndMount { boot: boot.to_owned(), device: "8:1".to_owned(), mount: 7 })
     }
 
     #[test]
     fn trust_needs_a_clean_close_or_the_same_boot_and_mount() {
         let mut trust = Trust::of_new_view(place("boot1"));
-        assert!(trust.holds_at(place("boot1").as_ref()));
-        assert!(!trust.holds_at(place("boot2").as_ref()));
-        assert!(!trust.holds_at(None));
+        assert!(trust.is_valid_at(place("boot1").as_ref()));
+        assert!(!trust.is_valid_at(place("boot2").as_ref()));
+        assert!(!trust.is_valid_at(None));
         trust.place = None;
-        assert!(!trust.holds_at(None), "unknown is not equal to unknown");
+        assert!(!trust.is_valid_at(None), "unknown is not equal to unknown");
         trust.clean = true;
-        assert!(trust.holds_at(place("boot2").as_ref()));
+        assert!(trust.is_valid_at(place("boot2").as_ref()));
     }
 
     #[test]
-    fn the_file_reads_back_and_damage_means_no_trust() {
+    fn the_file_round_trips_and_a_damaged_one_is_not_trusted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("view.trust");
         assert_eq!(Trust::read(&path).unwrap(), None);
@@ -167,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_marks_of_trust_are_believed_or_not() {
+    fn hostile_trust_files_never_panic() {
         use flotilla_hostile::{Proportion, attack, mutated};
         use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! The suite for [`Log`]: every sentence of its contract, on one storage, each case on replicas of its own.
+//! The suite for [`Log`]: covers its whole contract on one storage. Each case has its own replicas.
 
 use std::cell::Cell;
 
@@ -8,11 +8,11 @@ use flotilla_types::{
 };
 
 use super::{bytes, empty_checkpoint};
-use crate::{Log, LogBatch, LogError, NodeMark, ReplicaLog, ReplicaWrite};
+use crate::{Log, LogBatch, LogError, PeerSequence, ReplicaLog, ReplicaWrite};
 
 type Open<'a> = dyn FnMut() -> Box<dyn Log> + 'a;
 
-/// Runs the suite. `open` opens the same log again and again; the storage behind it must be empty at the first call.
+/// Runs the suite. Each call of `open` opens the same log; its storage must be empty at the first call.
 ///
 /// # Panics
 /// When the log breaks its contract.
@@ -23,14 +23,14 @@ pub fn log(open: &mut dyn FnMut() -> Box<dyn Log>) {
     a_conflicting_suffix_is_replaced(open);
     truncated_entries_are_gone(open);
     a_snapshot_replaces_the_whole_log(open);
-    a_snapshot_may_lie_before_the_end_of_the_log(open);
-    parts_and_shares_take_effect_in_order(open);
-    entries_stop_at_their_bound_in_bytes(open);
-    reading_outside_the_log_is_typed(open);
+    a_snapshot_before_the_end_of_the_log_replaces_the_suffix(open);
+    writes_of_one_replica_take_effect_in_order(open);
+    reads_stop_at_their_bound_in_bytes(open);
+    reads_outside_the_log_return_specific_errors(open);
     refused_batches_change_nothing(open);
     a_destroyed_replica_stays_destroyed(open);
-    marks_and_sequence_are_remembered(open);
-    reclaim_takes_nothing_that_is_needed(open);
+    peer_sequences_and_batch_sequence_are_remembered(open);
+    reclaim_keeps_live_entries_and_tombstones(open);
 }
 
 /// A log under test, with the numbering of its batches.
@@ -56,13 +56,13 @@ impl<'a> Fixture<'a> {
         self.log = Some((self.open)());
     }
 
-    fn write_marks(&self, replicas: Vec<ReplicaWrite>, marks: Vec<NodeMark>) -> Result<(), LogError> {
+    fn write_batch(&self, replicas: Vec<ReplicaWrite>, peer_sequences: Vec<PeerSequence>) -> Result<(), LogError> {
         self.sequence.set(self.sequence.get().next());
-        self.log().write(LogBatch { sequence: self.sequence.get(), replicas, marks })
+        self.log().write(LogBatch { sequence: self.sequence.get(), replicas, peer_sequences })
     }
 
     fn write(&self, replicas: Vec<ReplicaWrite>) -> Result<(), LogError> {
-        self.write_marks(replicas, Vec::new())
+        self.write_batch(replicas, Vec::new())
     }
 
     fn must_write(&self, replicas: Vec<ReplicaWrite>) {
@@ -137,7 +137,7 @@ fn destroy(id: u64) -> ReplicaWrite {
 fn a_new_log_is_empty(open: &mut Open<'_>) {
     let test = Fixture::new(open);
     assert_eq!(test.log().recovered(), WalSequence(0));
-    assert!(test.log().marks().is_empty());
+    assert!(test.log().peer_sequences().is_empty());
     assert!(test.log().replicas().expect("an empty log lists no replicas").is_empty());
     assert!(!test.log().is_tombstone(ReplicaId(1)));
 }
@@ -153,7 +153,7 @@ fn writes_survive_reopening(open: &mut Open<'_>) {
     let replica = test.replica(101).expect("the replica is there");
     assert_eq!(replica.hard_state, hard_state);
     assert_eq!((replica.shard, replica.truncated), (ShardId(101), (LogIndex(0), Term(0))));
-    // A share that writes entries only keeps the hard state, and the other way round.
+    // A write of entries alone keeps the hard state, and a write of the hard state alone keeps the entries.
     test.must_write(vec![append(101, &[(4, 2)])]);
     let moved = HardState { commit: LogIndex(4), ..hard_state };
     test.must_write(vec![ReplicaWrite { hard_state: Some(moved), ..ReplicaWrite::new(ReplicaId(101)) }]);
@@ -206,7 +206,7 @@ fn truncated_entries_are_gone(open: &mut Open<'_>) {
     test.must_write(vec![truncate(105, 2, 1)]);
     test.assert_entries(105, &[(3, 2), (4, 2)]);
     assert_eq!(test.replica(105).expect("the replica is there").truncated, (LogIndex(2), Term(1)));
-    // Truncating as far again, or less far, changes nothing.
+    // Truncating to the same index again changes nothing.
     test.must_write(vec![truncate(105, 2, 1)]);
     test.assert_entries(105, &[(3, 2), (4, 2)]);
     test.must_write(vec![truncate(105, 4, 2)]);
@@ -228,18 +228,18 @@ fn a_snapshot_replaces_the_whole_log(open: &mut Open<'_>) {
     test.assert_entries(106, &[(21, 4), (22, 5)]);
 }
 
-fn a_snapshot_may_lie_before_the_end_of_the_log(open: &mut Open<'_>) {
+fn a_snapshot_before_the_end_of_the_log_replaces_the_suffix(open: &mut Open<'_>) {
     let mut test = Fixture::new(open);
     let hard_state = HardState { term: Term(6), vote: ReplicaId(107), commit: LogIndex(2) };
     let write = ReplicaWrite { hard_state: Some(hard_state), ..append(107, &[(1, 1), (2, 1), (3, 1), (4, 1)]) };
     test.must_write(vec![create(107, 0, 0), write]);
-    // Snapshot and the first entries behind it in one share: the old suffix must not show through.
+    // A snapshot and the first entries after it in one write: the old suffix must be gone.
     test.must_write(vec![ReplicaWrite { entries: vec![entry(3, 6)], ..clear(107, 2, 5) }]);
     test.assert_entries(107, &[(3, 6)]);
     assert_eq!(test.replica(107).expect("the replica is there").hard_state, hard_state);
 }
 
-fn parts_and_shares_take_effect_in_order(open: &mut Open<'_>) {
+fn writes_of_one_replica_take_effect_in_order(open: &mut Open<'_>) {
     let mut test = Fixture::new(open);
     let everything = ReplicaWrite {
         entries: vec![entry(11, 2), entry(12, 2)],
@@ -252,7 +252,7 @@ fn parts_and_shares_take_effect_in_order(open: &mut Open<'_>) {
     assert_eq!((replica.truncated, replica.hard_state.commit), ((LogIndex(12), Term(3)), LogIndex(11)));
 }
 
-fn entries_stop_at_their_bound_in_bytes(open: &mut Open<'_>) {
+fn reads_stop_at_their_bound_in_bytes(open: &mut Open<'_>) {
     let mut test = Fixture::new(open);
     test.must_write(vec![create(109, 0, 0), append(109, &[(1, 1), (2, 1), (3, 1), (4, 1)])]);
     test.reopen();
@@ -268,13 +268,13 @@ fn entries_stop_at_their_bound_in_bytes(open: &mut Open<'_>) {
     assert_eq!(read(1, usize::MAX), 0, "an empty range has no entries");
 }
 
-fn reading_outside_the_log_is_typed(open: &mut Open<'_>) {
+fn reads_outside_the_log_return_specific_errors(open: &mut Open<'_>) {
     let mut test = Fixture::new(open);
     test.must_write(vec![create(110, 5, 1), append(110, &[(6, 1), (7, 1)])]);
     for _ in 0..2 {
         let compacted = test.entries(110, 5, 7).expect_err("truncated entries are not readable");
         assert!(matches!(compacted, LogError::Compacted { truncated: LogIndex(5), .. }), "{compacted}");
-        let missing = test.entries(110, 6, 9).expect_err("entries behind the end are not readable");
+        let missing = test.entries(110, 6, 9).expect_err("entries after the end are not readable");
         assert!(matches!(missing, LogError::Missing { index: LogIndex(8), .. }), "{missing}");
         let term = |index: u64| test.log().term(ReplicaId(110), LogIndex(index));
         assert_eq!(term(5).expect("the last truncated term is kept"), Term(1));
@@ -290,15 +290,15 @@ fn refused_batches_change_nothing(open: &mut Open<'_>) {
     let mut test = Fixture::new(open);
     test.must_write(vec![create(111, 5, 1), append(111, &[(6, 1)]), create(112, 0, 0)]);
     let refused = [
-        ("hole", append(111, &[(8, 1)])),
-        ("behind the truncated part", append(111, &[(5, 1)])),
+        ("gap before", append(111, &[(8, 1)])),
+        ("in the truncated part", append(111, &[(5, 1)])),
         ("gap inside", append(111, &[(7, 1), (9, 1)])),
-        ("truncation behind the end", truncate(111, 7, 1)),
+        ("truncation beyond the end", truncate(111, 7, 1)),
         ("clear without checkpoint", ReplicaWrite { clear: true, ..ReplicaWrite::new(ReplicaId(111)) }),
         ("never created", append(113, &[(1, 1)])),
         ("new without checkpoint", ReplicaWrite { create: Some(ShardId(1)), ..ReplicaWrite::new(ReplicaId(113)) }),
         ("another shard", ReplicaWrite { create: Some(ShardId(1)), ..ReplicaWrite::new(ReplicaId(111)) }),
-        ("no replica", create(0, 0, 0)),
+        ("invalid id", create(0, 0, 0)),
     ];
     for (what, write) in refused {
         let result = test.write(vec![append(112, &[(1, 1)]), write]);
@@ -323,35 +323,35 @@ fn a_destroyed_replica_stays_destroyed(open: &mut Open<'_>) {
         assert!(matches!(test.entries(114, 1, 2), Err(LogError::Missing { .. })));
         assert!(matches!(test.write(vec![create(114, 0, 0)]), Err(LogError::Corrupt { .. })));
         assert!(matches!(test.write(vec![append(114, &[(2, 1)])]), Err(LogError::Corrupt { .. })));
-        // Again, and for a replica that never was here: harmless, and the tombstone stands.
+        // Destroying again, or a replica that never existed, is harmless and leaves a tombstone.
         test.must_write(vec![destroy(114), destroy(115)]);
         assert!(test.log().is_tombstone(ReplicaId(115)));
         test.reopen();
     }
-    // Destroyed and created within one batch is refused as well.
+    // Destroying and creating within one batch is refused as well.
     let result = test.write(vec![create(116, 0, 0), destroy(116), create(116, 0, 0)]);
     assert!(matches!(result, Err(LogError::Corrupt { .. })));
     assert!(!test.log().is_tombstone(ReplicaId(116)), "a refused batch leaves no tombstone");
 }
 
-fn marks_and_sequence_are_remembered(open: &mut Open<'_>) {
+fn peer_sequences_and_batch_sequence_are_remembered(open: &mut Open<'_>) {
     let mut test = Fixture::new(open);
-    let mark = |node, sequence| NodeMark { node: NodeId(node), sequence: WalSequence(sequence) };
+    let peer = |node, sequence| PeerSequence { node: NodeId(node), sequence: WalSequence(sequence) };
     let before = test.log().recovered();
-    test.write_marks(Vec::new(), vec![mark(2, 5), mark(1, 9)]).expect("marks are written");
-    test.write_marks(Vec::new(), vec![mark(2, 6)]).expect("marks are written");
-    // Batches need not be numbered without gaps, and one that holds nothing still moves the sequence.
+    test.write_batch(Vec::new(), vec![peer(2, 5), peer(1, 9)]).expect("peer sequences are written");
+    test.write_batch(Vec::new(), vec![peer(2, 6)]).expect("peer sequences are written");
+    // Batch numbers may have gaps, and an empty batch moves the sequence too.
     test.sequence.set(WalSequence(test.sequence.get().0 + 4));
     test.must_write(Vec::new());
-    assert_eq!(test.log().recovered(), before, "what was recovered does not move with writes");
+    assert_eq!(test.log().recovered(), before, "writes do not change the recovered sequence");
     test.reopen();
     assert_eq!(test.log().recovered(), test.sequence.get());
-    let mut marks = test.log().marks();
-    marks.sort_by_key(|mark| mark.node);
-    assert_eq!(marks, [mark(1, 9), mark(2, 6)]);
+    let mut peer_sequences = test.log().peer_sequences();
+    peer_sequences.sort_by_key(|peer| peer.node);
+    assert_eq!(peer_sequences, [peer(1, 9), peer(2, 6)]);
 }
 
-fn reclaim_takes_nothing_that_is_needed(open: &mut Open<'_>) {
+fn reclaim_keeps_live_entries_and_tombstones(open: &mut Open<'_>) {
     let mut test = Fixture::new(open);
     test.must_write(vec![create(117, 0, 0), append(117, &[(1, 1), (2, 1), (3, 1)])]);
     test.must_write(vec![truncate(117, 1, 1)]);

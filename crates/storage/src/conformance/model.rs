@@ -1,6 +1,6 @@
-//! A model of one replica's records, and a small generator of choices for walks over it.
+//! A model of one replica's records, and a small pseudo-random generator for random walks.
 //!
-//! The generator is not random: the same seed gives the same walk on every machine.
+//! The same seed gives the same walk on every machine.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use flotilla_types::KeyRange;
 
 use crate::WriteSet;
 
-/// What the records of a replica should be.
+/// The expected records of a replica.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Model(BTreeMap<Bytes, Bytes>);
 
@@ -32,7 +32,7 @@ impl Model {
     }
 }
 
-/// Numbers that look random (Marsaglia, "Xorshift RNGs", 2003).
+/// A pseudo-random generator (Marsaglia, "Xorshift RNGs", 2003).
 pub(super) struct Choices(u64);
 
 impl Choices {

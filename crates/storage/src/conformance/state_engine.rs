@@ -1,4 +1,4 @@
-//! The suite for [`StateEngine`]: every sentence of its contract, each case on replicas of its own.
+//! The suite for [`StateEngine`]: covers its whole contract. Each case has its own replicas.
 //!
 //! A crash is modelled by dropping the engine without [`StateEngine::close`].
 
@@ -14,34 +14,34 @@ use crate::{EngineError, StateEngine, WriteSet};
 
 type Open<'a> = dyn FnMut() -> Box<dyn StateEngine> + 'a;
 
-/// Flushes of the longest case: more than any sane number of runs before they are folded.
+/// Flushes in the longest case: enough for every implementation to fold several times.
 const FLUSHES: u64 = 24;
-/// Steps of each walk.
+/// Steps of each random walk.
 const WALK_STEPS: u64 = 300;
 
-/// Runs the suite. `open` opens the same engine again and again; the storage behind it must be empty at the first call.
+/// Runs the suite. Each call of `open` opens the same engine; its storage must be empty at the first call.
 ///
 /// # Panics
 /// When the engine breaks its contract.
 pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
     a_new_replica_is_empty(open);
     writes_are_visible_at_once(open);
-    a_flush_changes_nothing_that_readers_see(open);
-    one_flush_at_a_time(open);
+    a_flush_does_not_change_what_readers_see(open);
+    only_one_memtable_is_frozen_at_a_time(open);
     an_empty_memtable_may_be_checkpointed(open);
-    scans_see_through_all_layers(open);
+    scans_merge_all_layers(open);
     scans_stop_at_their_bounds(open);
     reopening_and_replaying_equals_never_crashing(open);
-    a_crash_around_the_pointer_loses_nothing(open);
+    a_crash_before_or_after_the_pointer_write_loses_nothing(open);
     many_flushes_keep_every_record_and_object(open);
-    a_checkpoint_can_be_installed_elsewhere(open);
+    a_snapshot_can_be_installed_on_other_replicas(open);
     a_destroyed_replica_is_closed_and_others_keep_their_objects(open);
     objects_are_verified_pinned_and_durable(open);
-    what_two_pulls_wait_for_stays_until_both_let_go(open);
-    what_a_replica_that_is_still_closed_needs_stays(open);
-    a_missing_object_is_named(open);
+    objects_pinned_by_two_pulls_stay_until_both_release_them(open);
+    objects_claimed_by_a_replica_not_yet_open_are_kept(open);
+    a_missing_object_is_named_in_the_error(open);
     for seed in 1..=3 {
-        walks_match_a_model(open, seed);
+        random_walks_match_a_model(open, seed);
     }
 }
 
@@ -50,7 +50,7 @@ struct Fixture<'a> {
     open: &'a mut Open<'a>,
     engine: Option<Box<dyn StateEngine>>,
     replica: ReplicaId,
-    /// As the host's log would have it.
+    /// The durable checkpoint, as the host's log would hold it.
     durable: Checkpoint,
     index: u64,
 }
@@ -98,15 +98,15 @@ impl<'a> Fixture<'a> {
         self.engine().build(self.replica).expect("a frozen memtable is built")
     }
 
-    fn settle(&mut self, checkpoint: Checkpoint) {
+    fn install(&mut self, checkpoint: Checkpoint) {
         self.durable = checkpoint;
-        self.engine().settle(self.replica, &self.durable).expect("a built checkpoint settles");
+        self.engine().install_checkpoint(self.replica, &self.durable).expect("a built checkpoint is installed");
     }
 
     fn flush(&mut self, system: &str) {
         assert!(self.freeze(system), "nothing else is frozen");
         let checkpoint = self.build();
-        self.settle(checkpoint);
+        self.install(checkpoint);
     }
 
     fn get(&self, key: &str) -> Option<Bytes> {
@@ -157,7 +157,7 @@ fn writes_are_visible_at_once(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 202);
     let reader = test.engine().reader(test.replica).expect("an open replica is readable");
     test.write(&[("a", Some("1")), ("b", Some("2")), ("c", Some(""))]);
-    assert_eq!(reader.get(b"a").expect("readable"), Some(bytes("1")), "by readers taken before");
+    assert_eq!(reader.get(b"a").expect("readable"), Some(bytes("1")), "readers opened earlier see it");
     assert_eq!(test.get("c"), Some(Bytes::new()), "an empty value is a value");
     test.write(&[("a", None), ("b", Some("3")), ("b", Some("4")), ("d", Some("5")), ("d", None)]);
     assert_eq!((test.get("a"), test.get("b"), test.get("d")), (None, Some(bytes("4")), None), "later writes win");
@@ -165,7 +165,7 @@ fn writes_are_visible_at_once(open: &mut Open<'_>) {
     assert!(test.engine().usage(test.replica).active_bytes > 0);
 }
 
-fn a_flush_changes_nothing_that_readers_see(open: &mut Open<'_>) {
+fn a_flush_does_not_change_what_readers_see(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 203);
     let reader = test.engine().reader(test.replica).expect("an open replica is readable");
     test.write(&[("a", Some("1")), ("b", Some("2"))]);
@@ -173,42 +173,42 @@ fn a_flush_changes_nothing_that_readers_see(open: &mut Open<'_>) {
     assert_eq!(test.keys(), "ab");
     let usage = test.engine().usage(test.replica);
     assert!(usage.frozen_bytes > 0, "the memtable is frozen");
-    // A write after the freeze shows, and is not part of the checkpoint.
+    // A write after the freeze is visible, but not part of the checkpoint.
     test.write(&[("a", None), ("c", Some("3"))]);
     assert_eq!(test.keys(), "bc");
     let checkpoint = test.build();
     assert_eq!(test.keys(), "bc");
     assert_eq!(checkpoint.position, position(test.replica, 1, 1));
     assert_eq!(test.engine().system(&checkpoint).expect("just built"), bytes("system 1"));
-    test.settle(checkpoint);
+    test.install(checkpoint);
     assert_eq!(test.keys(), "bc");
-    assert_eq!(reader.get(b"c").expect("readable"), Some(bytes("3")), "readers taken before go on");
+    assert_eq!(reader.get(b"c").expect("readable"), Some(bytes("3")), "readers opened earlier stay valid");
     let usage = test.engine().usage(test.replica);
     assert!(usage.frozen_bytes == 0 && usage.active_bytes > 0 && usage.checkpoint_bytes > 0, "{usage:?}");
     drop(reader);
     test.crash();
-    assert_eq!(test.keys(), "ab", "the checkpoint holds what was frozen");
+    assert_eq!(test.keys(), "ab", "the checkpoint contains the frozen records only");
 }
 
-fn one_flush_at_a_time(open: &mut Open<'_>) {
+fn only_one_memtable_is_frozen_at_a_time(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 204);
     test.write(&[("a", Some("1"))]);
     assert!(test.freeze("first"));
     test.write(&[("b", Some("2"))]);
-    assert!(!test.freeze("second"), "while one is frozen");
+    assert!(!test.freeze("second"), "one is frozen already");
     let before = test.build();
-    assert!(!test.freeze("second"), "while one is built");
+    assert!(!test.freeze("second"), "one is being built");
     let again = test.build();
     assert_eq!(again.position, before.position, "build may be called again");
-    test.settle(again);
+    test.install(again);
     assert_eq!(
         test.engine().system(&test.durable).expect("durable"),
         bytes("first"),
         "a refused freeze changes nothing"
     );
-    assert!(test.freeze("second"), "once it is settled");
+    assert!(test.freeze("second"), "the first one is installed");
     let checkpoint = test.build();
-    test.settle(checkpoint);
+    test.install(checkpoint);
     test.stop_and_start();
     assert_eq!(test.keys(), "ab");
 }
@@ -227,7 +227,7 @@ fn an_empty_memtable_may_be_checkpointed(open: &mut Open<'_>) {
     assert_eq!(test.engine().system(&test.durable).expect("durable"), bytes("nine"));
 }
 
-fn scans_see_through_all_layers(open: &mut Open<'_>) {
+fn scans_merge_all_layers(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 206);
     test.write(&[
         ("a", Some("base")),
@@ -256,7 +256,7 @@ fn scans_see_through_all_layers(open: &mut Open<'_>) {
     assert!(test.scan("i", "", 10, 1_000).is_empty());
     assert!(test.scan("c", "c", 10, 1_000).is_empty() && test.scan("f", "b", 10, 1_000).is_empty(), "empty ranges");
     let checkpoint = test.build();
-    test.settle(checkpoint);
+    test.install(checkpoint);
     assert_eq!(test.all(), expected);
 }
 
@@ -277,24 +277,24 @@ fn reopening_and_replaying_equals_never_crashing(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 208);
     test.write(&[("a", Some("1")), ("b", Some("1"))]);
     test.flush("at 1");
-    let behind: &[(&str, Option<&str>)] = &[("a", None), ("c", Some("2"))];
-    test.write(behind);
+    let later: &[(&str, Option<&str>)] = &[("a", None), ("c", Some("2"))];
+    test.write(later);
     let before = test.all();
     for _ in 0..2 {
         test.crash();
         assert_eq!(test.keys(), "ab", "memtables do not survive");
         assert_eq!(test.engine().system(&test.durable).expect("durable"), bytes("at 1"));
         test.index = 1;
-        test.write(behind);
+        test.write(later);
         assert_eq!(test.all(), before);
     }
     test.stop_and_start();
     test.index = 1;
-    test.write(behind);
+    test.write(later);
     assert_eq!(test.all(), before, "after a clean stop too");
 }
 
-fn a_crash_around_the_pointer_loses_nothing(open: &mut Open<'_>) {
+fn a_crash_before_or_after_the_pointer_write_loses_nothing(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 209);
     test.write(&[("a", Some("1"))]);
     test.flush("");
@@ -302,13 +302,13 @@ fn a_crash_around_the_pointer_loses_nothing(open: &mut Open<'_>) {
     test.write(&[("b", Some("2")), ("a", None)]);
     assert!(test.freeze("new"));
     let new = test.build();
-    // Built, and the pointer never became durable.
+    // Built, but the pointer never became durable.
     test.crash();
     assert_eq!((test.keys().as_str(), &test.durable), ("a", &old));
     test.write(&[("b", Some("2")), ("a", None)]);
     assert!(test.freeze("new"));
     let new = Checkpoint { position: new.position, ..test.build() };
-    // Durable, and never settled.
+    // Durable, but never installed.
     test.durable = new;
     test.crash();
     assert_eq!(test.keys(), "b");
@@ -342,14 +342,14 @@ fn many_flushes_keep_every_record_and_object(open: &mut Open<'_>) {
     test.assert_objects();
 }
 
-fn a_checkpoint_can_be_installed_elsewhere(open: &mut Open<'_>) {
+fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 211);
     test.write(&[("a", Some("1")), ("b", Some("2"))]);
     test.flush("source");
     let source = test.durable.clone();
     let objects: Vec<_> = source.objects().collect();
     assert!(test.engine().missing(&objects).is_empty(), "a node holds the objects of its own checkpoints");
-    // Onto a replica that holds something else, part of it frozen.
+    // On a replica with other records, part of them frozen.
     let target = ReplicaId(212);
     let engine = test.engine();
     engine.open(target, &empty_checkpoint(target, 0, 0)).expect("a new replica opens");
@@ -361,20 +361,20 @@ fn a_checkpoint_can_be_installed_elsewhere(open: &mut Open<'_>) {
     assert!(engine.freeze(target, position(target, 1, 1), Bytes::new()).expect("an open replica freezes"));
     write("y", 2);
     let moved = Checkpoint { position: position(target, 50, 3), ..source.clone() };
-    engine.install(target, &moved).expect("all objects are here");
+    engine.install_snapshot(target, &moved).expect("all objects are here");
     engine.release(&objects);
     let all = reader.scan(&KeyRange::all(), 10, 1_000).expect("an installed replica is readable");
-    assert_eq!(all, test.all(), "by readers taken before");
+    assert_eq!(all, test.all(), "readers opened earlier see the snapshot");
     assert_eq!(engine.system(&moved).expect("installed"), bytes("source"));
     let usage = engine.usage(target);
     assert_eq!(usage.frozen_bytes, 0);
     write("c", 51);
     assert!(engine.freeze(target, position(target, 51, 3), Bytes::new()).expect("nothing is frozen after an install"));
     let next = engine.build(target).expect("a frozen memtable is built");
-    engine.settle(target, &next).expect("a built checkpoint settles");
-    // Onto a replica that was never open.
+    engine.install_checkpoint(target, &next).expect("a built checkpoint is installed");
+    // On a replica that was never open.
     let third = ReplicaId(213);
-    engine.install(third, &next).expect("all objects are here");
+    engine.install_snapshot(third, &next).expect("all objects are here");
     let all = engine.reader(third).expect("installed").scan(&KeyRange::all(), 10, 1_000).expect("readable");
     assert_eq!(all.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>(), ["a", "b", "c"].map(bytes));
     test.assert_objects();
@@ -391,7 +391,7 @@ fn a_destroyed_replica_is_closed_and_others_keep_their_objects(open: &mut Open<'
     test.write(&[("a", Some("1"))]);
     test.flush("shared");
     let twin = ReplicaId(215);
-    test.engine().install(twin, &test.durable).expect("all objects are here");
+    test.engine().install_snapshot(twin, &test.durable).expect("all objects are here");
     let reader = test.engine().reader(twin).expect("an installed replica is readable");
     test.engine().destroy(twin).expect("an open replica is destroyed");
     assert!(matches!(reader.get(b"a"), Err(EngineError::NotOpen(_))));
@@ -418,14 +418,14 @@ fn objects_are_verified_pinned_and_durable(open: &mut Open<'_>) {
     assert!(test.engine().missing(&[object]).is_empty());
     assert_eq!(test.engine().object(object).expect("stored"), content);
     test.crash();
-    // A restart drops pins, so the object may be gone; what the engine says and what it holds must agree.
+    // A restart drops pins, so the object may be gone; `missing` and `object` must agree.
     let held = test.engine().missing(&[object]).is_empty();
     assert_eq!(test.engine().object(object).ok(), held.then_some(content));
     test.engine().release(&[object]);
     test.engine().release(&[object, ObjectId::of(b"never here")]);
 }
 
-fn what_two_pulls_wait_for_stays_until_both_let_go(open: &mut Open<'_>) {
+fn objects_pinned_by_two_pulls_stay_until_both_release_them(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 219);
     test.write(&[("a", Some("1"))]);
     test.flush("the same in two replicas");
@@ -434,26 +434,26 @@ fn what_two_pulls_wait_for_stays_until_both_let_go(open: &mut Open<'_>) {
     let (first, second) = (ReplicaId(220), ReplicaId(221));
     let engine = test.engine();
     assert!(engine.missing(&objects).is_empty() && engine.missing(&objects).is_empty());
-    engine.install(first, &shared).expect("all objects are here");
+    engine.install_snapshot(first, &shared).expect("all objects are here");
     engine.release(&objects);
-    // Nobody but the second pull needs them any more.
+    // Only the second pull needs them now.
     engine.destroy(first).expect("an open replica is destroyed");
     engine.destroy(test.replica).expect("an open replica is destroyed");
-    engine.install(second, &shared).expect("all objects are still here");
+    engine.install_snapshot(second, &shared).expect("all objects are still here");
     engine.release(&objects);
     let reader = engine.reader(second).expect("an installed replica is readable");
     assert_eq!(reader.get(b"a").expect("readable"), Some(bytes("1")));
 }
 
-fn what_a_replica_that_is_still_closed_needs_stays(open: &mut Open<'_>) {
+fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 222);
     test.write(&[("a", Some("1"))]);
     test.flush("the same in two replicas");
     let shared = test.durable.clone();
     let twin = ReplicaId(223);
-    test.engine().install(twin, &shared).expect("all objects are here");
+    test.engine().install_snapshot(twin, &shared).expect("all objects are here");
     test.engine = None;
-    // Both are there again, and one of them is quick.
+    // Both are claimed after a restart, and one of them is destroyed before the other is open.
     let engine = (test.open)();
     engine.claim(test.replica, &shared);
     engine.claim(twin, &shared);
@@ -462,7 +462,7 @@ fn what_a_replica_that_is_still_closed_needs_stays(open: &mut Open<'_>) {
     engine.open(twin, &shared).expect("its objects are still here");
 }
 
-fn a_missing_object_is_named(open: &mut Open<'_>) {
+fn a_missing_object_is_named_in_the_error(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 217);
     test.write(&[("a", Some("1"))]);
     test.flush("here");
@@ -474,8 +474,8 @@ fn a_missing_object_is_named(open: &mut Open<'_>) {
     ] {
         let result = test.engine().open(replica, &checkpoint);
         assert!(matches!(result, Err(EngineError::Object(id)) if id == absent), "{result:?}");
-        // A replica that is open keeps what it has.
-        let result = test.engine().install(test.replica, &checkpoint);
+        // An open replica keeps its records.
+        let result = test.engine().install_snapshot(test.replica, &checkpoint);
         assert!(matches!(result, Err(EngineError::Object(id)) if id == absent), "{result:?}");
         assert_eq!(test.keys(), "a");
     }
@@ -483,12 +483,12 @@ fn a_missing_object_is_named(open: &mut Open<'_>) {
     assert!(matches!(test.engine().system(&system), Err(EngineError::Object(id)) if id == absent));
 }
 
-fn walks_match_a_model(open: &mut Open<'_>, seed: u64) {
+fn random_walks_match_a_model(open: &mut Open<'_>, seed: u64) {
     let mut test = Fixture::new(open, 220 + seed);
     let mut choices = Choices::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     let mut model = Model::default();
-    // What the log would replay: the write sets behind the durable checkpoint, with their indexes.
-    let mut behind: Vec<(u64, WriteSet)> = Vec::new();
+    // The write sets that the log would replay, those after the durable checkpoint, with their indexes.
+    let mut replayed: Vec<(u64, WriteSet)> = Vec::new();
     let mut built: Option<Checkpoint> = None;
     let mut frozen = false;
     for _ in 0..WALK_STEPS {
@@ -502,20 +502,20 @@ fn walks_match_a_model(open: &mut Open<'_>, seed: u64) {
                     .collect();
                 model.write(&records);
                 test.write_set(records.clone());
-                behind.push((test.index, records));
+                replayed.push((test.index, records));
             }
             6 => frozen |= test.freeze("walk"),
             7 if frozen => built = Some(test.build()),
             8 | 9 if built.is_some() => {
                 let checkpoint = built.take().expect("checked above");
-                behind.retain(|(index, _)| *index > checkpoint.position.index.0);
-                test.settle(checkpoint);
+                replayed.retain(|(index, _)| *index > checkpoint.position.index.0);
+                test.install(checkpoint);
                 frozen = false;
             }
             10 if choices.below(4) == 0 => {
                 test.crash();
                 (built, frozen) = (None, false);
-                for (index, records) in &behind {
+                for (index, records) in &replayed {
                     test.index = index - 1;
                     test.write_set(records.clone());
                 }

@@ -9,7 +9,7 @@ use crate::harness::{Event, Node, authority, config, identity};
 #[tokio::test]
 async fn frames_arrive_whole_and_in_order_within_their_class() {
     let (one, mut two) = Node::pair(config()).await;
-    // Small ones, which share a write, and large ones, which do not.
+    // Small frames share a write; large ones do not.
     let sent: Vec<Bytes> = (0..600_usize).map(|i| vec![i as u8; (i % 7) * (i % 7) * 1000 + i % 3].into()).collect();
     for frame in &sent {
         one.transport.send(two.id(), Class::Bulk, frame.clone()).unwrap();
@@ -51,10 +51,10 @@ async fn datagrams_up_to_their_limit_arrive() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_busy_and_empties_again() {
+async fn a_full_queue_is_busy_until_it_drains() {
     let (one, mut two) = Node::pair(Config { queue_frames_max: 4, ..config() }).await;
     let frame = Bytes::from_static(b"frame");
-    // Nothing is awaited, so nothing can leave the queue.
+    // There is no await, so nothing can leave the queue.
     for _ in 0..4 {
         one.transport.send(two.id(), Class::Bulk, frame.clone()).unwrap();
     }
@@ -67,7 +67,7 @@ async fn a_full_queue_is_busy_and_empties_again() {
 }
 
 #[tokio::test]
-async fn a_queue_is_bounded_in_bytes_but_lets_a_lone_large_frame_pass() {
+async fn a_queue_is_bounded_in_bytes_but_an_empty_one_accepts_a_larger_frame() {
     let (one, mut two) = Node::pair(Config { queue_bytes_max: 1000, ..config() }).await;
     let large = Bytes::from(vec![1; 5000]);
     one.transport.send(two.id(), Class::Bulk, large.clone()).unwrap();
@@ -76,7 +76,7 @@ async fn a_queue_is_bounded_in_bytes_but_lets_a_lone_large_frame_pass() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_sent_is_refused_with_the_reason() {
+async fn invalid_sends_are_refused_with_the_reason() {
     let (one, mut two) = Node::pair(Config { frame_bytes_max: 2000, ..config() }).await;
     let send = |to: u64, class, bytes| one.transport.send(NodeId(to), class, Bytes::from(vec![0; bytes]));
     assert_eq!(send(9, Class::Bulk, 1), Err(SendError::UnknownPeer));
@@ -88,7 +88,7 @@ async fn what_cannot_be_sent_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn closing_delivers_what_is_queued() {
+async fn closing_delivers_queued_frames() {
     let (mut one, mut two) = Node::pair(config()).await;
     let frames: Vec<Bytes> = (0..200_u8).map(|i| vec![i; 3000].into()).collect();
     for frame in &frames {

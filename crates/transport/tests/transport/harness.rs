@@ -1,4 +1,4 @@
-//! A node whose handler records what arrives, and the raw QUIC client of someone who does not play by the rules.
+//! A node whose handler records what arrives, and a raw QUIC client that can violate the protocol.
 
 use std::{
     io::ErrorKind,
@@ -22,8 +22,8 @@ use tokio::{
 };
 
 pub(crate) const CLUSTER: ClusterId = ClusterId([7; 16]);
-/// Far above anything that happens on loopback; only a failing test takes so long.
-pub(crate) const BOUND: Duration = Duration::from_secs(20);
+/// Far above anything on loopback; only a failing test takes this long.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn authority() -> ClusterAuthority {
     ClusterAuthority::mint(CLUSTER).unwrap()
@@ -47,10 +47,11 @@ pub(crate) enum Event {
     Peer(NodeId, PeerState),
 }
 
-/// Records everything. Requests: `hold` waits for [`Node::release`], `big <n>` is answered by n bytes, others are echoed.
+/// Records everything. The request `hold` waits for [`Node::release`], `big <n>` is answered with n bytes,
+/// others are echoed.
 pub(crate) struct Recorder {
     events: mpsc::UnboundedSender<Event>,
-    gate: Arc<Semaphore>,
+    held_calls: Arc<Semaphore>,
     admits: Arc<AtomicBool>,
 }
 
@@ -65,10 +66,10 @@ impl Handler for Recorder {
 
     fn on_call(&self, from: NodeId, _: Class, request: Bytes) -> BoxFuture<'static, Bytes> {
         let _ = self.events.send(Event::Call(from, request.clone()));
-        let gate = self.gate.clone();
+        let held_calls = self.held_calls.clone();
         Box::pin(async move {
             if request == "hold" {
-                gate.acquire().await.unwrap().forget();
+                held_calls.acquire().await.unwrap().forget();
             }
             match std::str::from_utf8(&request).ok().and_then(|text| text.strip_prefix("big ")) {
                 Some(bytes) => vec![7; bytes.parse().unwrap()].into(),
@@ -93,7 +94,7 @@ impl Handler for Recorder {
 pub(crate) struct Node {
     pub(crate) transport: Transport,
     events: mpsc::UnboundedReceiver<Event>,
-    gate: Arc<Semaphore>,
+    held_calls: Arc<Semaphore>,
     admits: Arc<AtomicBool>,
     id: NodeId,
 }
@@ -101,15 +102,15 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) async fn start(identity: NodeIdentity, config: Config) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
-        let (gate, admits) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicBool::new(true)));
-        let recorder = Recorder { events: sender, gate: gate.clone(), admits: admits.clone() };
+        let (held_calls, admits) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicBool::new(true)));
+        let recorder = Recorder { events: sender, held_calls: held_calls.clone(), admits: admits.clone() };
         let id = identity.node();
         let recorder = Arc::new(recorder);
         let start = async {
             loop {
                 match Transport::start(config.clone(), identity.clone(), recorder.clone()).await {
                     Ok(transport) => break transport,
-                    // The port of a transport that was closed just now becomes free a moment later.
+                    // The port of a closed transport becomes free a moment later.
                     Err(TransportError::Bind(error)) if error.kind() == ErrorKind::AddrInUse => {
                         tokio::task::yield_now().await;
                     }
@@ -117,8 +118,8 @@ impl Node {
                 }
             }
         };
-        let transport = timeout(BOUND, start).await.expect("the port becomes free");
-        Self { transport, events, gate, admits, id }
+        let transport = timeout(TIMEOUT, start).await.expect("the port becomes free");
+        Self { transport, events, held_calls, admits, id }
     }
 
     /// Two connected nodes, 1 and 2; only 1 dials.
@@ -144,21 +145,21 @@ impl Node {
     }
 
     pub(crate) async fn next(&mut self) -> Event {
-        timeout(BOUND, self.events.recv()).await.expect("an event within the bound").unwrap()
+        timeout(TIMEOUT, self.events.recv()).await.expect("an event within the timeout").unwrap()
     }
 
     /// Waits for this event, skipping others.
-    pub(crate) async fn wait(&mut self, wanted: Event) {
-        while self.next().await != wanted {}
+    pub(crate) async fn wait(&mut self, expected: Event) {
+        while self.next().await != expected {}
     }
 
-    /// What has been recorded so far.
+    /// Takes the events recorded so far.
     pub(crate) fn drain(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }
 
     pub(crate) fn release(&self, holds: usize) {
-        self.gate.add_permits(holds);
+        self.held_calls.add_permits(holds);
     }
 
     pub(crate) fn stop_admitting(&self) {
@@ -169,18 +170,18 @@ impl Node {
         self.transport.peers().into_iter().find(|peer| peer.node == of).unwrap()
     }
 
-    /// Waits until the status of a peer is as wanted.
-    pub(crate) async fn wait_status(&self, of: NodeId, wanted: impl Fn(&PeerStatus) -> bool) -> PeerStatus {
+    /// Waits until the status of a peer matches.
+    pub(crate) async fn wait_status(&self, of: NodeId, matches: impl Fn(&PeerStatus) -> bool) -> PeerStatus {
         let poll = async {
             loop {
                 let status = self.status(of);
-                if wanted(&status) {
+                if matches(&status) {
                     return status;
                 }
                 tokio::task::yield_now().await;
             }
         };
-        timeout(BOUND, poll).await.unwrap_or_else(|_| panic!("status is {:?}", self.status(of)))
+        timeout(TIMEOUT, poll).await.unwrap_or_else(|_| panic!("status is {:?}", self.status(of)))
     }
 
     /// Waits until a dial has failed.
@@ -189,17 +190,17 @@ impl Node {
     }
 
     pub(crate) async fn call(&self, to: NodeId, request: &'static [u8]) -> Bytes {
-        self.transport.call(to, Class::Rpc, Bytes::from_static(request), BOUND).await.unwrap()
+        self.transport.call(to, Class::Rpc, Bytes::from_static(request), TIMEOUT).await.unwrap()
     }
 }
 
 /// A QUIC client that speaks `alpn`, trusts `authority`, and presents any certificate or none.
-pub(crate) struct Raw {
+pub(crate) struct RawClient {
     _endpoint: quinn::Endpoint,
     pub(crate) connection: quinn::Connection,
 }
 
-impl Raw {
+impl RawClient {
     pub(crate) async fn dial(
         to: &Node,
         identity: Option<&NodeIdentity>,
@@ -216,13 +217,13 @@ impl Raw {
         let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
         let client = quinn::ClientConfig::new(Arc::new(tls));
         let connecting = endpoint.connect_with(client, to.address(), &peer_name(to.id, CLUSTER)).unwrap();
-        let connection = timeout(BOUND, connecting).await.expect("a handshake within the bound")?;
+        let connection = timeout(TIMEOUT, connecting).await.expect("a handshake within the timeout")?;
         Ok(Self { _endpoint: endpoint, connection })
     }
 
-    /// How the other side closed the connection: `Ok` with our code, `Err` with QUIC's.
+    /// How the peer closed the connection: `Ok` with the transport's code, `Err` with QUIC's.
     pub(crate) async fn closed(&self) -> Result<u64, u64> {
-        close_code(&timeout(BOUND, self.connection.closed()).await.expect("a close within the bound"))
+        close_code(&timeout(TIMEOUT, self.connection.closed()).await.expect("a close within the timeout"))
     }
 
     /// Opens a one-way stream and writes these bytes to it.

@@ -1,5 +1,5 @@
-//! Transports in one process over loopback. Ports come from the system; nothing sleeps, everything waits for an event
-//! within a generous bound.
+//! Transports in one process over loopback. The system assigns the ports; nothing sleeps, every wait is for
+//! an event and has a generous timeout.
 
 mod calls;
 mod frames;

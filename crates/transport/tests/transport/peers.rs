@@ -1,4 +1,4 @@
-//! Who is connected, who is refused, and how connections come back.
+//! Which peers are connected or refused, and how connections are restored.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,7 +16,7 @@ const BAD_CERTIFICATE: u8 = 42;
 
 #[tokio::test]
 async fn a_node_of_another_authority_is_refused_by_both_sides() {
-    // One mints the same cluster id a second time, the other is quite foreign.
+    // The first mints the same cluster id a second time, the second another id.
     for (cluster, alert) in [(CLUSTER, DECRYPT_ERROR), (ClusterId([8; 16]), UNKNOWN_CA)] {
         let mut one = Node::start(identity(&authority(), 1), config()).await;
         let theirs = ClusterAuthority::mint(cluster).unwrap();
@@ -43,7 +43,7 @@ async fn another_node_at_the_address_is_refused() {
 }
 
 #[tokio::test]
-async fn a_removed_node_is_told_so_and_never_connected() {
+async fn a_removed_node_learns_of_its_removal_and_is_never_connected() {
     let authority = authority();
     let mut one = Node::start(identity(&authority, 1), config()).await;
     let two = Node::start(identity(&authority, 2), config()).await;
@@ -54,7 +54,7 @@ async fn a_removed_node_is_told_so_and_never_connected() {
 }
 
 #[tokio::test]
-async fn removing_a_connected_node_ends_its_connection() {
+async fn removing_a_connected_node_closes_its_connection() {
     let (mut one, two) = Node::pair(config()).await;
     two.stop_admitting();
     two.transport.remove_peer(one.id());
@@ -72,7 +72,7 @@ async fn forgetting_a_peer_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn a_peer_that_closed_and_came_back_is_connected_again() {
+async fn a_peer_that_closed_and_restarted_is_connected_again() {
     let authority = authority();
     let mut one = Node::start(identity(&authority, 1), config()).await;
     let two = Node::start(identity(&authority, 2), config()).await;
@@ -87,7 +87,8 @@ async fn a_peer_that_closed_and_came_back_is_connected_again() {
     two.wait(Event::Frame(NodeId(1), Class::Bulk, Bytes::from_static(b"again"))).await;
 }
 
-/// Runs a node in a thread and runtime of its own, lets `one` connect to it, and drops the runtime: no farewell is sent.
+/// Runs a node in its own thread and runtime, lets `one` connect to it, and drops the runtime, so that no
+/// close is sent.
 async fn connect_and_kill(one: &mut Node, two: NodeIdentity) -> SocketAddr {
     let (started, address) = oneshot::channel();
     let (kill, killed) = oneshot::channel::<()>();
@@ -108,14 +109,14 @@ async fn connect_and_kill(one: &mut Node, two: NodeIdentity) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_killed_peer_that_restarts_says_that_old_connections_are_dead() {
+async fn a_killed_peer_resets_old_connections_after_its_restart() {
     let authority = authority();
-    // Far beyond the test's bound: only the reset can tell.
+    // Far above the test's timeout, so that only the reset can end the connection.
     let patient = Config { idle_timeout: Duration::from_secs(300), ..config() };
     let mut one = Node::start(identity(&authority, 1), patient).await;
     let two = identity(&authority, 2);
     let address = connect_and_kill(&mut one, two.clone()).await;
-    assert_eq!(one.status(NodeId(2)).breaker, Breaker::Closed, "nobody has noticed yet");
+    assert_eq!(one.status(NodeId(2)).breaker, Breaker::Closed, "the loss is not detected yet");
     let _two = Node::start(two, Config { listen: address, ..config() }).await;
     one.transport.send(NodeId(2), Class::Urgent, Bytes::from_static(b"are you there")).unwrap();
     one.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
@@ -124,10 +125,10 @@ async fn a_killed_peer_that_restarts_says_that_old_connections_are_dead() {
 }
 
 #[tokio::test]
-async fn a_peer_that_dials_us_is_probed_at_once() {
+async fn a_peer_that_dials_this_node_is_dialled_back_at_once() {
     let authority = authority();
-    let sleepy = Config { backoff_min: Duration::from_secs(300), backoff_max: Duration::from_secs(300), ..config() };
-    let mut one = Node::start(identity(&authority, 1), sleepy).await;
+    let slow = Config { backoff_min: Duration::from_secs(300), backoff_max: Duration::from_secs(300), ..config() };
+    let mut one = Node::start(identity(&authority, 1), slow).await;
     let gone = Node::start(identity(&authority, 2), config()).await;
     one.connect(&gone).await;
     let address = gone.address();
@@ -156,7 +157,7 @@ async fn a_new_address_is_dialled_and_the_old_connection_closed() {
 }
 
 #[tokio::test]
-async fn a_newer_connection_of_the_same_node_takes_the_place_of_the_older() {
+async fn a_newer_connection_of_the_same_node_replaces_the_older() {
     let authority = authority();
     let two = Node::start(identity(&authority, 2), config()).await;
     let same = identity(&authority, 1);
@@ -179,7 +180,7 @@ async fn connected_peers_are_bounded() {
     three.transport.set_peer(NodeId(2), two.address());
     assert_eq!(three.wait_open(NodeId(2)).await.last_error, Some(PeerError::Busy));
     assert_eq!(one.call(two.id(), b"still here").await, "still here");
-    // A place that becomes free is given away.
+    // A slot that becomes free is reused.
     one.transport.close().await;
     three.wait_status(NodeId(2), |status| status.breaker == Breaker::Closed).await;
 }

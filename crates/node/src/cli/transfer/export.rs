@@ -12,39 +12,39 @@ use flotilla_client::{Client, ScanOptions, ScannedRecord};
 
 use super::{
     folder, lines,
-    patience::patiently,
     report::{Report, progress},
+    retry::with_retries,
 };
 use crate::cli::{
     failure::Failure,
     output::{Output, cell},
 };
 
-/// Records of one page: with values of the largest size, 256 MiB.
+/// Records per page: at most 256 MiB of values.
 const PAGE_RECORDS: usize = 64;
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
-    /// Write JSON lines to this file; without it and --dir, to stdout
+    /// Write JSON lines to this file [default: stdout]
     #[arg(long, value_name = "FILE.jsonl", conflicts_with = "dir")]
     out: Option<PathBuf>,
-    /// Write each value to a file below this folder; the key is the path
+    /// Write each value to a file below this folder, with the key as its path
     #[arg(long, value_name = "PATH")]
     dir: Option<PathBuf>,
     /// The collection
     #[arg(short, long, default_value = "default")]
     collection: String,
-    /// Only keys that start with this
+    /// Only keys with this prefix
     #[arg(long, default_value = "")]
     prefix: String,
 }
 
 pub(crate) async fn export(arguments: ExportArguments, client: &Client, output: Output) -> Result<(), Failure> {
     let ExportArguments { out, dir, collection, prefix } = arguments;
-    let quiet = out.is_none() && dir.is_none();
+    let to_stdout = out.is_none() && dir.is_none();
     let mut options = ScanOptions { prefix: Bytes::from(prefix), limit: PAGE_RECORDS, ..ScanOptions::default() };
-    // Asked before anything is created: a collection that is not there leaves no empty file behind.
-    let mut page = patiently(async || client.scan(&collection, &options).await).await?;
+    // The first page is fetched before a file is created, so that an unknown collection leaves no empty file.
+    let mut page = with_retries(async || client.scan(&collection, &options).await).await?;
     let mut sink = Sink::open(out, dir)?;
     let mut report = Report::default();
     let bar = progress();
@@ -63,14 +63,14 @@ pub(crate) async fn export(arguments: ExportArguments, client: &Client, output: 
         if options.cursor.is_none() {
             break;
         }
-        page = patiently(async || client.scan(&collection, &options).await).await?;
+        page = with_retries(async || client.scan(&collection, &options).await).await?;
     }
     sink.close()?;
     bar.finish_and_clear();
-    report.finish("exported", quiet, output)
+    report.finish("exported", to_stdout, output)
 }
 
-/// Where records go.
+/// The destination of exported records.
 enum Sink {
     Lines(BufWriter<Box<dyn Write>>),
     Folder(PathBuf),
@@ -91,7 +91,7 @@ impl Sink {
         }
     }
 
-    /// The inner error concerns this record alone.
+    /// Writes a record. The inner error concerns only this record.
     fn write(&mut self, record: &ScannedRecord) -> Result<Result<(), String>, Failure> {
         match self {
             Self::Folder(root) => Ok(folder::write(root, &record.key, &record.value)),

@@ -1,4 +1,4 @@
-//! Folders: a record is a file, its key the path below the root, byte for byte.
+//! Folders: each file is a record whose key is the path below the root, byte for byte.
 
 use std::{
     fs::{self, File},
@@ -10,29 +10,29 @@ use std::{
 use flotilla_api::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use walkdir::WalkDir;
 
-use super::{Content, Source, Step};
+use super::{Content, Entry, Source};
 use crate::cli::output::cell;
 
-/// Everything below a folder, in the order of names. Links are not followed.
-pub(super) fn steps(root: PathBuf) -> impl Iterator<Item = Step> {
+/// The entries below a folder, ordered by name. Symbolic links are not followed.
+pub(super) fn entries(root: PathBuf) -> impl Iterator<Item = Entry> {
     WalkDir::new(&root).sort_by_file_name().into_iter().filter_map(move |entry| match entry {
         Ok(entry) if entry.file_type().is_dir() => None,
-        Ok(entry) => Some(step(&root, &entry)),
+        Ok(entry) => Some(entry_of(&root, &entry)),
         Err(error) => {
             let name = error.path().map_or_else(|| "?".to_owned(), |path| cell(path.as_os_str().as_bytes()));
-            Some(Step::Refused { name, reason: format!("cannot be read: {error}") })
+            Some(Entry::Refused { name, reason: format!("cannot be read: {error}") })
         }
     })
 }
 
-fn step(root: &Path, entry: &walkdir::DirEntry) -> Step {
+fn entry_of(root: &Path, entry: &walkdir::DirEntry) -> Entry {
     let kind = entry.file_type();
     if kind.is_symlink() {
-        return Step::Link;
+        return Entry::Link;
     }
     let path = entry.path();
     let key = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes().to_vec();
-    let refused = |reason: String| Step::Refused { name: cell(&key), reason };
+    let refused = |reason: String| Entry::Refused { name: cell(&key), reason };
     if !kind.is_file() {
         return refused("not a file".to_owned());
     }
@@ -41,7 +41,7 @@ fn step(root: &Path, entry: &walkdir::DirEntry) -> Step {
     }
     match entry.metadata() {
         Ok(metadata) if metadata.len() > VALUE_BYTES_MAX as u64 => refused(too_large(metadata.len())),
-        Ok(_) => Step::Record(Source { key, value: Content::File(path.to_owned()), expires_at_ms: None }),
+        Ok(_) => Entry::Record(Source { key, value: Content::File(path.to_owned()), expires_at_ms: None }),
         Err(error) => refused(format!("cannot be read: {error}")),
     }
 }
@@ -50,7 +50,7 @@ fn too_large(bytes: u64) -> String {
     format!("{bytes} bytes are more than the limit of {VALUE_BYTES_MAX}")
 }
 
-/// A file's bytes, unless it has grown over the limit.
+/// Reads a file. Fails if it has grown over the limit.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut value = Vec::new();
     File::open(path)?.take(VALUE_BYTES_MAX as u64 + 1).read_to_end(&mut value)?;
@@ -60,15 +60,15 @@ pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(value)
 }
 
-/// Where a key's file goes, below the root; the reason when it cannot be a file there.
+/// The path of a key's file below the root, or the reason why there is none.
 pub(super) fn path_of(key: &[u8]) -> Result<PathBuf, &'static str> {
-    /// Linux file systems take no longer names.
+    /// Longest file name on Linux file systems.
     const NAME_BYTES_MAX: usize = 255;
     let mut path = PathBuf::new();
     for name in key.split(|byte| *byte == b'/') {
         match name {
             b"" => return Err("its key has an empty part between slashes"),
-            b"." | b".." => return Err("its key has a part that means another folder"),
+            b"." | b".." => return Err("its key contains `.` or `..` as a part"),
             _ if name.contains(&0) => return Err("its key has a zero byte"),
             _ if name.len() > NAME_BYTES_MAX => return Err("a part of its key is too long for a file name"),
             _ => path.push(std::ffi::OsStr::from_bytes(name)),
@@ -77,24 +77,24 @@ pub(super) fn path_of(key: &[u8]) -> Result<PathBuf, &'static str> {
     Ok(path)
 }
 
-/// Writes a value below the root. Never writes through a link, so that nothing outside is touched.
+/// Writes a value below the root. Never follows a symbolic link, so that nothing outside is written.
 pub(super) fn write(root: &Path, key: &[u8], value: &[u8]) -> Result<(), String> {
     let path = path_of(key)?;
-    let mut folder = root.to_owned();
+    let mut parent = root.to_owned();
     for part in path.parent().into_iter().flat_map(Path::components) {
-        folder.push(part);
-        match fs::symlink_metadata(&folder) {
+        parent.push(part);
+        match fs::symlink_metadata(&parent) {
             Ok(metadata) if metadata.is_dir() => {}
-            Ok(_) => return Err(format!("{} is not a folder", folder.display())),
+            Ok(_) => return Err(format!("{} is not a folder", parent.display())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+                fs::create_dir(&parent).map_err(|error| format!("{}: {error}", parent.display()))?;
             }
-            Err(error) => return Err(format!("{}: {error}", folder.display())),
+            Err(error) => return Err(format!("{}: {error}", parent.display())),
         }
     }
     let file = root.join(path);
     if fs::symlink_metadata(&file).is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(format!("{} is there and not a file", file.display()));
+        return Err(format!("{} exists and is not a file", file.display()));
     }
     fs::write(&file, value).map_err(|error| format!("{}: {error}", file.display()))
 }
@@ -106,10 +106,10 @@ mod tests {
     use super::*;
 
     fn keys(root: &Path) -> Vec<Vec<u8>> {
-        steps(root.to_owned())
-            .filter_map(|step| match step {
-                Step::Record(source) => Some(source.key),
-                Step::Link | Step::Refused { .. } => None,
+        entries(root.to_owned())
+            .filter_map(|entry_of| match entry_of {
+                Entry::Record(source) => Some(source.key),
+                Entry::Link | Entry::Refused { .. } => None,
             })
             .collect()
     }
@@ -129,9 +129,9 @@ mod tests {
         symlink("/etc", folder.path().join("link")).expect("a link");
         let large = File::create(folder.path().join("large")).expect("a file");
         large.set_len(VALUE_BYTES_MAX as u64 + 1).expect("a length");
-        let steps: Vec<Step> = steps(folder.path().to_owned()).collect();
-        assert!(matches!(&steps[0], Step::Refused { name, .. } if name == "large"), "{steps:?}");
-        assert!(matches!(&steps[1], Step::Link), "{steps:?}");
+        let entries: Vec<Entry> = entries(folder.path().to_owned()).collect();
+        assert!(matches!(&entries[0], Entry::Refused { name, .. } if name == "large"), "{entries:?}");
+        assert!(matches!(&entries[1], Entry::Link), "{entries:?}");
         assert!(read(&folder.path().join("large")).is_err());
     }
 
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_through_a_link() {
+    fn symbolic_links_are_not_followed_when_writing() {
         let (folder, outside) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         symlink(outside.path(), folder.path().join("link")).expect("a link");
         symlink(outside.path().join("file"), folder.path().join("file")).expect("a link");

@@ -1,4 +1,4 @@
-//! JSON lines: one record a line, `{"key","value","encoding"?,"expires_at_ms"?}`, other fields ignored.
+//! JSON lines: one record per line, `{"key","value","encoding"?,"expires_at_ms"?}`; other fields are ignored.
 
 use std::io::{self, BufRead, Read as _};
 
@@ -6,10 +6,10 @@ use bytes::Bytes;
 use flotilla_api::{Encoding, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
-use super::{Content, Source, Step};
+use super::{Content, Entry, Source};
 use crate::cli::output::cell;
 
-/// Longest line. JSON may need six characters for one byte of a value; more than that has no reason to be.
+/// Longest line, in bytes. JSON needs at most six characters for one byte of a value.
 const LINE_BYTES_MAX: usize = 6 * VALUE_BYTES_MAX + 64 * 1024;
 
 /// A record as a line.
@@ -23,7 +23,7 @@ struct Line {
     expires_at_ms: Option<u64>,
 }
 
-/// A record as a line, without the line's end.
+/// Formats a record as a line, without the line feed.
 pub(super) fn write(key: &[u8], value: &[u8], expires_at_ms: Option<u64>) -> Result<String, String> {
     let encoding = Encoding::for_all(&[key, value]);
     let text = |bytes| encoding.encode(bytes).map_err(|error| error.to_string());
@@ -31,8 +31,8 @@ pub(super) fn write(key: &[u8], value: &[u8], expires_at_ms: Option<u64>) -> Res
     serde_json::to_string(&line).map_err(|error| error.to_string())
 }
 
-/// Every line of a source. Ends at the first error of the source itself.
-pub(super) fn steps(source: impl BufRead) -> impl Iterator<Item = Step> {
+/// The entries of a source, one per line that is not empty. Ends at the first read error.
+pub(super) fn entries(source: impl BufRead) -> impl Iterator<Item = Entry> {
     let mut source = Some(source);
     let mut number = 0;
     std::iter::from_fn(move || {
@@ -45,7 +45,7 @@ pub(super) fn steps(source: impl BufRead) -> impl Iterator<Item = Step> {
                 Ok(Some(line)) => return Some(parse(&line, number)),
                 Err(error) => {
                     source = None;
-                    return Some(Step::Refused {
+                    return Some(Entry::Refused {
                         name: format!("line {number}"),
                         reason: format!("cannot be read: {error}"),
                     });
@@ -55,7 +55,7 @@ pub(super) fn steps(source: impl BufRead) -> impl Iterator<Item = Step> {
     })
 }
 
-/// A line of at most [`LINE_BYTES_MAX`] and a byte; the rest of a longer one is passed over.
+/// Reads a line, at most [`LINE_BYTES_MAX`] bytes and one more; the rest of a longer line is skipped.
 fn read_line(source: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     if source.by_ref().take(LINE_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
@@ -67,8 +67,8 @@ fn read_line(source: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(line))
 }
 
-fn parse(line: &[u8], number: u64) -> Step {
-    let refused = |name: String, reason: String| Step::Refused { name, reason };
+fn parse(line: &[u8], number: u64) -> Entry {
+    let refused = |name: String, reason: String| Entry::Refused { name, reason };
     let place = format!("line {number}");
     if line.len() > LINE_BYTES_MAX {
         return refused(place, format!("longer than {LINE_BYTES_MAX} bytes"));
@@ -88,7 +88,7 @@ fn parse(line: &[u8], number: u64) -> Step {
     if value.len() > VALUE_BYTES_MAX {
         return refused(name, format!("{} bytes are more than the limit of {VALUE_BYTES_MAX}", value.len()));
     }
-    Step::Record(Source { key, value: Content::Here(Bytes::from(value)), expires_at_ms })
+    Entry::Record(Source { key, value: Content::Inline(Bytes::from(value)), expires_at_ms })
 }
 
 #[cfg(test)]
@@ -99,17 +99,17 @@ mod tests {
     use super::*;
 
     fn outcomes(text: &[u8]) -> Vec<Result<(Vec<u8>, Bytes), String>> {
-        steps(text)
-            .map(|step| match step {
-                Step::Record(Source { key, value: Content::Here(value), .. }) => Ok((key, value)),
-                Step::Refused { name, .. } => Err(name),
+        entries(text)
+            .map(|entry| match entry {
+                Entry::Record(Source { key, value: Content::Inline(value), .. }) => Ok((key, value)),
+                Entry::Refused { name, .. } => Err(name),
                 other => panic!("{other:?}"),
             })
             .collect()
     }
 
     #[test]
-    fn records_survive_being_written_and_read() {
+    fn records_round_trip_through_lines() {
         for (key, value) in [(&b"k"[..], &b"v\n\""[..]), (b"\0", b""), (b"\xff", b"text"), (b"k", b"\xfe\n")] {
             let line = write(key, value, None).expect("a line");
             assert!(!line.contains('\n'));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_lines_are_refused_by_number_and_the_others_go() {
+    fn bad_lines_are_refused_by_number_and_the_others_are_read() {
         let text = b"{\"key\":\"a\",\"value\":\"1\"}\n\nnonsense\n{\"key\":\"\",\"value\":\"\"}\n\
                      {\"key\":\"b\",\"value\":\"?\",\"encoding\":\"base64\"}\n{\"key\":\"c\",\"value\":\"3\"}";
         let outcomes = outcomes(text);
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_line_is_passed_over_without_keeping_it() {
+    fn a_line_over_the_limit_is_skipped_without_being_buffered() {
         let mut text = vec![b'x'; LINE_BYTES_MAX + 10];
         text.extend_from_slice(b"\n{\"key\":\"a\",\"value\":\"1\"}\n");
         let outcomes = outcomes(&text);

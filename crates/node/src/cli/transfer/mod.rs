@@ -1,15 +1,15 @@
-//! `kv import` and `kv export`: many records, some at a time, with an account of each that did not go.
+//! `kv import` and `kv export`: bulk transfers with a report of every refused record.
 //!
-//! At most `--jobs` records are in memory. What is refused is counted and listed, and makes the exit code 1. An import
-//! that is run again skips what is there already. When the cluster stays away, the transfer stops instead of failing
-//! record by record.
+//! An import holds at most `--jobs` records in memory. Refused records are counted and listed, and make the
+//! exit code 1. A repeated import skips records that exist already. If the cluster stays unavailable, the
+//! transfer stops instead of failing record by record.
 
 mod export;
 mod folder;
 mod import;
 mod lines;
-mod patience;
 mod report;
+mod retry;
 
 pub(crate) use export::ExportArguments;
 pub(super) use export::export;
@@ -20,18 +20,18 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-/// One thing that a source has.
+/// One entry of a source.
 #[derive(Debug)]
-enum Step {
+enum Entry {
     /// A record.
     Record(Source),
     /// A symbolic link, which is not followed.
     Link,
-    /// Something that cannot be a record.
+    /// An entry that cannot be a record.
     Refused {
-        /// What it is called.
+        /// The entry's name.
         name: String,
-        /// Why not.
+        /// Why it is refused.
         reason: String,
     },
 }
@@ -45,9 +45,9 @@ struct Source {
     expires_at_ms: Option<u64>,
 }
 
-/// Where the value is.
+/// The value of a record, or the file that contains it.
 #[derive(Debug)]
 enum Content {
-    Here(Bytes),
+    Inline(Bytes),
     File(PathBuf),
 }

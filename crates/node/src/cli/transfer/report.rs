@@ -1,4 +1,4 @@
-//! The account of a transfer, and its progress on a terminal.
+//! The report of a transfer, and its progress on a terminal.
 
 use std::io::{IsTerminal as _, stderr};
 
@@ -7,71 +7,69 @@ use serde::Serialize;
 
 use crate::cli::{failure::Failure, output::Output};
 
-/// How many refused records are named; all are counted.
-const NAMED_MAX: usize = 1_000;
+/// Most refused records that are listed; all are counted.
+const REFUSALS_LISTED_MAX: usize = 1_000;
 
-/// What became of everything.
+/// The result of a transfer.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Report {
     /// Records written.
     pub(super) done: u64,
     /// Bytes of their values.
     pub(super) bytes: u64,
-    /// Records that were there already.
+    /// Records that existed already.
     pub(super) unchanged: u64,
-    /// Records whose time was over.
+    /// Records that had expired.
     pub(super) expired: u64,
     /// Links that were not followed.
     pub(super) links: u64,
-    /// Records that did not go.
+    /// Records that were refused.
     pub(super) refused: u64,
-    /// The first of them.
+    /// The first [`REFUSALS_LISTED_MAX`] of them.
     pub(super) refusals: Vec<Refusal>,
-    /// Whether the transfer stopped because the cluster stayed away.
+    /// Whether the transfer stopped because the cluster stayed unavailable.
     pub(super) gave_up: bool,
 }
 
-/// A record that did not go.
+/// A refused record.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Refusal {
-    /// What it is called.
+    /// Its name.
     pub(super) name: String,
-    /// Why not.
+    /// Why it was refused.
     pub(super) reason: String,
 }
 
 impl Report {
     pub(super) fn refuse(&mut self, name: String, reason: String) {
         self.refused += 1;
-        if self.refusals.len() < NAMED_MAX {
+        if self.refusals.len() < REFUSALS_LISTED_MAX {
             self.refusals.push(Refusal { name, reason });
         }
     }
 
-    /// Lists what did not go, prints the account, and fails when there is something to fix. `quiet`: the data went to
-    /// stdout, so the account goes to stderr.
-    pub(super) fn finish(&self, verb: &str, quiet: bool, output: Output) -> Result<(), Failure> {
+    /// Lists the refused records, prints the summary, and fails if a record was refused or the transfer
+    /// stopped. `stdout_has_data`: the summary goes to stderr, because stdout contains the records.
+    pub(super) fn finish(&self, verb: &str, stdout_has_data: bool, output: Output) -> Result<(), Failure> {
         for Refusal { name, reason } in &self.refusals {
             eprintln!("refused: {name}: {reason}");
         }
-        let unnamed = self.refused.saturating_sub(self.refusals.len() as u64);
-        if unnamed > 0 {
-            eprintln!("refused: {unnamed} more");
+        let unlisted = self.refused.saturating_sub(self.refusals.len() as u64);
+        if unlisted > 0 {
+            eprintln!("refused: {unlisted} more");
         }
-        if quiet {
+        if stdout_has_data {
             eprintln!("{}", self.summary(verb));
         } else {
             output.show(self, |report| report.summary(verb))?;
         }
         if self.gave_up {
-            return Err(Failure::unavailable("the cluster did not answer for too long, so the transfer stopped")
-                .hint("Run it again when `flotilla status` is well: an import goes on where it stopped."));
+            return Err(Failure::unavailable("the transfer stopped because the cluster stayed unavailable").hint(
+                "Run it again when `flotilla status` reports no problem; an import continues where it stopped.",
+            ));
         }
         if self.refused > 0 {
-            return Err(Failure::failed(format!(
-                "{} of the records were refused; they are listed above",
-                self.refused
-            )));
+            return Err(Failure::failed(format!("{} records were refused; they are listed above", self.refused)));
         }
         Ok(())
     }
@@ -91,7 +89,7 @@ impl Report {
     }
 }
 
-/// A counter on stderr when that is a terminal, else nothing.
+/// A progress counter on stderr, hidden if stderr is not a terminal.
 pub(super) fn progress() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {pos} records in {elapsed} ({per_sec})");
     match style {
@@ -105,12 +103,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_refusals_are_counted_and_the_first_are_named() {
+    fn all_refusals_are_counted_and_the_first_are_listed() {
         let mut report = Report { done: 5, bytes: 10, unchanged: 2, ..Report::default() };
-        for number in 0..NAMED_MAX as u64 + 7 {
+        for number in 0..REFUSALS_LISTED_MAX as u64 + 7 {
             report.refuse(number.to_string(), "why".to_owned());
         }
-        assert_eq!(report.refusals.len(), NAMED_MAX);
+        assert_eq!(report.refusals.len(), REFUSALS_LISTED_MAX);
         assert_eq!(report.summary("stored"), "stored 5 records (10 bytes); 2 already there, skipped; 1007 refused");
     }
 }

@@ -1,4 +1,5 @@
-//! What must hold at every moment, whatever happens: Raft's promises, and those of the host to its clients.
+//! Invariants that are checked continuously: Raft's safety properties, and the host's guarantees to its
+//! clients.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +8,7 @@ use flotilla_replication::{ApplyTask, ReplicaStatus, Role};
 use flotilla_storage::ReplicaLog;
 use flotilla_types::{LogIndex, NodeId, ReplicaId, ShardId, Term};
 
-/// What was seen so far.
+/// The observations so far.
 #[derive(Default)]
 pub(crate) struct Checks {
     committed: BTreeMap<(ShardId, LogIndex), (Term, Bytes, Bytes)>,
@@ -26,21 +27,21 @@ pub(crate) struct Checks {
 /// A key whose number only grows.
 #[derive(Default)]
 struct Register {
-    /// The highest number that anybody was told.
-    known: u64,
-    /// The highest number that anybody may have written.
-    asked: u64,
-    /// The sums that additions were told, each once.
+    /// The highest number in any answer.
+    observed: u64,
+    /// The highest number that may have been written.
+    requested: u64,
+    /// The sums that additions returned, each once.
     sums: BTreeSet<u64>,
 }
 
 impl Checks {
-    /// Looks at a node after each round.
+    /// Checks a node's status after each round.
     pub(crate) fn status(&mut self, node: NodeId, life: u64, replicas: &[ReplicaStatus]) {
         for replica in replicas {
             self.applied(replica.replica, life, replica.applied);
             let Some(group) = &replica.group else { continue };
-            assert!(replica.applied <= group.commit, "{} of {node} applied what is not committed", replica.replica);
+            assert!(replica.applied <= group.commit, "{} of {node} applied an uncommitted entry", replica.replica);
             if group.role == Role::Leader {
                 let leader = *self.leaders.entry((replica.shard, group.term)).or_insert(replica.replica);
                 assert_eq!(leader, replica.replica, "two leaders in {}", group.term);
@@ -48,7 +49,7 @@ impl Checks {
         }
     }
 
-    /// Looks at the shards of which a node would answer strong reads without asking: nobody else can have been elected.
+    /// Checks the leases of a node: no other leader can have been elected.
     pub(crate) fn leases(&self, node: NodeId, leases: &[(ShardId, Term)]) {
         for (shard, term) in leases {
             let newest = self.leaders.range((*shard, Term(0))..=(*shard, Term(u64::MAX))).next_back();
@@ -58,21 +59,21 @@ impl Checks {
         }
     }
 
-    /// Applying never goes back while a node lives.
+    /// Checks that the applied index never goes back before a restart.
     pub(crate) fn applied(&mut self, replica: ReplicaId, life: u64, index: LogIndex) {
         let before = self.applied.entry((replica, life)).or_default();
         assert!(*before <= index, "{replica} went back from {before} to {index}");
         *before = index;
     }
 
-    /// Looks at what a node is about to apply: all replicas apply the same.
+    /// Checks a task: all replicas apply the same entries.
     pub(crate) fn task(&mut self, task: &ApplyTask<u64>) {
         match task {
             ApplyTask::Apply { replica, entries, descriptor, .. } => {
                 for entry in entries {
                     let found = (entry.term, entry.data.clone(), entry.context.clone());
                     let first = self.committed.entry((descriptor.shard, entry.index)).or_insert_with(|| found.clone());
-                    assert_eq!(*first, found, "{replica} commits something else at {}", entry.index);
+                    assert_eq!(*first, found, "{replica} commits a different entry at {}", entry.index);
                 }
             }
             ApplyTask::Open { replica, replaces: true, .. } => {
@@ -82,18 +83,18 @@ impl Checks {
         }
     }
 
-    /// Looks at a log after each write.
+    /// Checks a log after each write.
     pub(crate) fn durable(&mut self, replicas: &[(ReplicaId, ReplicaLog)]) {
         for (id, log) in replicas {
             let index = log.checkpoint.position.index;
             let before = self.checkpoints.entry(*id).or_default();
             assert!(*before <= index, "the checkpoint of {id} went back from {before} to {index}");
             *before = index;
-            assert!(log.truncated.0 <= index, "{id} lacks entries that its checkpoint does not hold");
+            assert!(log.truncated.0 <= index, "{id} truncated entries that its checkpoint does not cover");
         }
     }
 
-    /// These replicas were put back to an earlier state, from outside.
+    /// These replicas were restored from a backup: their checkpoints may go back.
     pub(crate) fn forget(&mut self, replicas: Vec<(ReplicaId, ReplicaLog)>) {
         self.checkpoints.clear();
         self.durable(&replicas);
@@ -103,46 +104,47 @@ impl Checks {
         self.registers.entry(key.clone()).or_default()
     }
 
-    /// What somebody who starts now must at least see.
-    pub(crate) fn known(&mut self, key: &Bytes) -> u64 {
-        self.register(key).known
+    /// The least number that an operation starting now must see.
+    pub(crate) fn observed(&mut self, key: &Bytes) -> u64 {
+        self.register(key).observed
     }
 
-    /// What an operation on a growing number may write at most.
-    pub(crate) fn asked(&mut self, key: &Bytes, number: impl FnOnce(u64) -> u64) -> u64 {
+    /// Records the number that an operation may write, given the highest requested so far.
+    pub(crate) fn requested(&mut self, key: &Bytes, number: impl FnOnce(u64) -> u64) -> u64 {
         let register = self.register(key);
-        register.asked = register.asked.max(number(register.asked));
-        register.asked
+        register.requested = register.requested.max(number(register.requested));
+        register.requested
     }
 
-    /// An addition of one was told its sum.
-    pub(crate) fn added(&mut self, key: &Bytes, sum: u64, known: u64) {
+    /// Checks the sum that an addition of one returned. `observed` is from the start of the operation.
+    pub(crate) fn added(&mut self, key: &Bytes, sum: u64, observed: u64) {
         self.writes += 1;
-        self.seen(key, sum, known + 1);
-        assert!(self.register(key).sums.insert(sum), "two additions to {key:?} were told {sum}");
+        self.check_number(key, sum, observed + 1);
+        assert!(self.register(key).sums.insert(sum), "two additions to {key:?} returned {sum}");
     }
 
-    /// A store was acknowledged.
+    /// Records an acknowledged store.
     pub(crate) fn stored(&mut self, key: &Bytes, number: u64) {
         self.writes += 1;
-        self.seen(key, number, 0);
+        self.check_number(key, number, 0);
     }
 
-    /// A strong read was answered.
-    pub(crate) fn read(&mut self, key: &Bytes, number: u64, known: u64) {
+    /// Checks the answer to a strong read. `observed` is from the start of the operation.
+    pub(crate) fn read(&mut self, key: &Bytes, number: u64, observed: u64) {
         self.reads += 1;
-        self.seen(key, number, known);
+        self.check_number(key, number, observed);
     }
 
-    fn seen(&mut self, key: &Bytes, number: u64, known: u64) {
+    fn check_number(&mut self, key: &Bytes, number: u64, least: u64) {
         let register = self.register(key);
-        assert!(number >= known, "{key:?} is {number}, but {known} was there before");
-        assert!(number <= register.asked, "{key:?} is {number}, but nobody wrote more than {}", register.asked);
-        register.known = register.known.max(number);
+        assert!(number >= least, "{key:?} is {number}, but must be at least {least}");
+        let most = register.requested;
+        assert!(number <= most, "{key:?} is {number}, but at most {most} was ever written");
+        register.observed = register.observed.max(number);
     }
 
-    /// What each key must hold once nobody writes any more.
+    /// The number that each key must hold after all writes are done.
     pub(crate) fn totals(&self) -> BTreeMap<Bytes, u64> {
-        self.registers.iter().map(|(key, register)| (key.clone(), register.asked)).collect()
+        self.registers.iter().map(|(key, register)| (key.clone(), register.requested)).collect()
     }
 }

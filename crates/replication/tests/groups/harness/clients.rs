@@ -1,4 +1,4 @@
-//! Clients that add, store and read, one request at a time, and repeat each until it is answered.
+//! Clients that add, store and read, one operation at a time, and retry each until it succeeds.
 
 use bytes::Bytes;
 use flotilla_kv::{
@@ -11,25 +11,25 @@ use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use super::{Event, SHARD, WALL_MS, World};
 
-/// How long a client waits for one attempt, milliseconds.
+/// Timeout of one attempt, milliseconds.
 const TIMEOUT_MS: u64 = 500;
-/// Commands of these tests are valid for longer than any of them takes.
+/// Validity of a command: longer than any test takes, milliseconds.
 const VALID_MS: u64 = 3_600_000;
 const COUNTERS: usize = 2;
 
-/// What a client does next.
+/// An event of a client. Numbers are attempts.
 #[derive(Debug)]
 pub(crate) enum ClientEvent {
-    /// Thinks of something new, or asks again.
-    Ask,
+    /// The client starts an operation, or retries the current one.
+    Send,
     /// An answer arrives.
     Answered(u64, Answer),
-    /// Nothing came.
+    /// The attempt timed out.
     TimedOut(u64),
 }
 
 #[derive(Debug, Clone)]
-enum Wish {
+enum ClientOperation {
     Add { key: Bytes },
     Store { key: Bytes, number: u64 },
     Read { key: Bytes },
@@ -39,20 +39,21 @@ pub(crate) struct Client {
     session: SessionId,
     sequence: u64,
     stored: u64,
-    wish: Option<(Wish, u64)>,
+    /// The operation in progress, and the number of its key that was observed when it started.
+    operation: Option<(ClientOperation, u64)>,
     attempt: u64,
     target: NodeId,
-    /// Finishes what it has begun and then rests.
-    pub stops: bool,
+    /// Starts no further operation.
+    pub stopping: bool,
 }
 
 impl Client {
-    pub(crate) fn rests(&self) -> bool {
-        self.wish.is_none()
+    pub(crate) fn is_idle(&self) -> bool {
+        self.operation.is_none()
     }
 }
 
-/// A whole record key.
+/// A complete record key.
 pub(crate) fn key(name: &str) -> Bytes {
     RecordKey::new(CollectionId::DEFAULT, Bucket(0), name.as_bytes()).into_bytes()
 }
@@ -71,7 +72,7 @@ fn command(session: SessionId, sequence: u64, key: Bytes, action: Action) -> Byt
         expires_at_ms: WALL_MS + VALID_MS,
         acked_below: sequence,
         operations: vec![Operation { key, condition: None, otherwise: Otherwise::Refuse, action }],
-        ..Command::time()
+        ..Command::empty()
     })
 }
 
@@ -85,7 +86,7 @@ fn number(value: &[u8]) -> u64 {
 }
 
 impl World {
-    /// Lets so many clients begin.
+    /// Starts clients.
     pub(crate) fn add_clients(&mut self, count: usize) {
         for _ in 0..count {
             let client = self.clients.len();
@@ -93,12 +94,12 @@ impl World {
                 session: SessionId(100 + client as u64),
                 sequence: 0,
                 stored: 0,
-                wish: None,
+                operation: None,
                 attempt: 0,
                 target: NodeId(1),
-                stops: false,
+                stopping: false,
             });
-            self.schedule(1_000, Event::Client { client, event: ClientEvent::Ask });
+            self.schedule(1_000, Event::Client { client, event: ClientEvent::Send });
         }
     }
 
@@ -117,10 +118,10 @@ impl World {
 
     pub(super) fn act(&mut self, at: usize, event: ClientEvent) {
         match event {
-            ClientEvent::Ask => self.ask(at),
+            ClientEvent::Send => self.send_attempt(at),
             ClientEvent::TimedOut(attempt) => {
                 if self.clients[at].attempt == attempt {
-                    self.ask_elsewhere(at, None);
+                    self.retry_elsewhere(at, None);
                 }
             }
             ClientEvent::Answered(attempt, answer) => {
@@ -128,98 +129,100 @@ impl World {
                     return;
                 }
                 match answer {
-                    Ok(bytes) => self.fulfilled(at, bytes),
-                    Err(RequestError::NotLeader { leader }) => self.ask_elsewhere(at, leader),
-                    Err(_) => self.ask_elsewhere(at, None),
+                    Ok(bytes) => self.succeeded(at, bytes),
+                    Err(RequestError::NotLeader { leader }) => self.retry_elsewhere(at, leader),
+                    Err(_) => self.retry_elsewhere(at, None),
                 }
             }
         }
     }
 
-    fn ask_elsewhere(&mut self, at: usize, leader: Option<NodeId>) {
+    fn retry_elsewhere(&mut self, at: usize, leader: Option<NodeId>) {
         let nodes: Vec<_> = self.nodes.keys().copied().collect();
         let target = leader.or_else(|| nodes.choose(&mut self.rng).copied());
         let client = &mut self.clients[at];
         client.attempt = 0;
         client.target = target.unwrap_or(client.target);
         let delay_us = self.rng.random_range(1_000..20_000);
-        self.schedule(delay_us, Event::Client { client: at, event: ClientEvent::Ask });
+        self.schedule(delay_us, Event::Client { client: at, event: ClientEvent::Send });
     }
 
-    fn ask(&mut self, at: usize) {
-        if self.clients[at].wish.is_none() {
-            if self.clients[at].stops {
+    fn send_attempt(&mut self, at: usize) {
+        if self.clients[at].operation.is_none() {
+            if self.clients[at].stopping {
                 return;
             }
-            let wish = self.wish(at);
-            self.clients[at].sequence += u64::from(!matches!(wish.0, Wish::Read { .. }));
-            self.clients[at].wish = Some(wish);
+            let operation = self.new_operation(at);
+            self.clients[at].sequence += u64::from(!matches!(operation.0, ClientOperation::Read { .. }));
+            self.clients[at].operation = Some(operation);
         }
-        let attempt = self.attempt();
+        let attempt = self.next_attempt();
         let deadline_ms = self.now_ms() + TIMEOUT_MS;
         let client = &mut self.clients[at];
         client.attempt = attempt;
-        let Some((wish, _)) = client.wish.clone() else { return };
+        let Some((operation, _)) = client.operation.clone() else { return };
         let (session, sequence, target) = (client.session, client.sequence, client.target);
         let request = |payload| Request { shard: SHARD, range_epoch: None, payload, deadline_ms, reply: attempt };
-        let input = match wish {
-            Wish::Add { key } => Input::Propose(request(command(session, sequence, key, Action::Add { delta: 1 }))),
-            Wish::Store { key, number } => {
-                // Some are large, so that bounds on bytes matter too.
+        let input = match operation {
+            ClientOperation::Add { key } => {
+                Input::Propose(request(command(session, sequence, key, Action::Add { delta: 1 })))
+            }
+            ClientOperation::Store { key, number } => {
+                // Some are large, to reach bounds in bytes.
                 let padding = if number.is_multiple_of(7) { 600 } else { 0 };
                 let value = Bytes::from(format!("{number}{}", ".".repeat(padding)));
                 let action = Action::Put { value, expiry: Expiry::Never, return_old: false };
                 Input::Propose(request(command(session, sequence, key, action)))
             }
-            Wish::Read { key } => Input::Read(request(get(key)), Freshness::Strong),
+            ClientOperation::Read { key } => Input::Read(request(get(key)), Freshness::Strong),
         };
         self.input(target, input);
         self.schedule(TIMEOUT_MS * 1_000, Event::Client { client: at, event: ClientEvent::TimedOut(attempt) });
     }
 
-    /// Something new, and what is known of its key at this moment.
-    fn wish(&mut self, at: usize) -> (Wish, u64) {
+    /// A new operation, and the number of its key that has been observed so far.
+    fn new_operation(&mut self, at: usize) -> (ClientOperation, u64) {
         let counter = key(&format!("counter {}", self.rng.random_range(0..COUNTERS)));
         let own = key(&format!("own {at}"));
         match self.rng.random_range(0..6) {
             0 | 1 => {
-                let known = self.checks.known(&counter);
-                self.checks.asked(&counter, |asked| asked + 1);
-                (Wish::Add { key: counter }, known)
+                let observed = self.checks.observed(&counter);
+                self.checks.requested(&counter, |requested| requested + 1);
+                (ClientOperation::Add { key: counter }, observed)
             }
             2 | 3 => {
                 self.clients[at].stored += 1;
                 let number = self.clients[at].stored;
-                self.checks.asked(&own, |_| number);
-                (Wish::Store { key: own, number }, 0)
+                self.checks.requested(&own, |_| number);
+                (ClientOperation::Store { key: own, number }, 0)
             }
             4 => {
-                let known = self.checks.known(&counter);
-                (Wish::Read { key: counter }, known)
+                let observed = self.checks.observed(&counter);
+                (ClientOperation::Read { key: counter }, observed)
             }
             _ => {
                 let other = key(&format!("own {}", self.rng.random_range(0..self.clients.len())));
-                let known = self.checks.known(&other);
-                (Wish::Read { key: other }, known)
+                let observed = self.checks.observed(&other);
+                (ClientOperation::Read { key: other }, observed)
             }
         }
     }
 
-    fn fulfilled(&mut self, at: usize, bytes: Bytes) {
-        let Some((wish, known)) = self.clients[at].wish.take() else { return };
-        match wish {
-            Wish::Read { key } => {
+    fn succeeded(&mut self, at: usize, bytes: Bytes) {
+        let Some((operation, observed)) = self.clients[at].operation.take() else { return };
+        match operation {
+            ClientOperation::Read { key } => {
                 let Ok(Found::Records(records)) = decode_answer(bytes) else { panic!("not records") };
                 let found = records[0].as_ref().map_or(0, |record| number(&record.value));
-                self.checks.read(&key, found, known);
+                self.checks.read(&key, found, observed);
             }
-            Wish::Add { key } => {
+            ClientOperation::Add { key } => {
                 let outcome = decode_outcome(bytes).unwrap();
                 let Outcome::Done { results, .. } = &outcome else { panic!("refused: {outcome:?}") };
                 let [OperationResult::Written { number, .. }] = results[..] else { panic!("not written") };
-                self.checks.added(&key, number.unsigned_abs(), known);
+                self.checks.added(&key, number.unsigned_abs(), observed);
             }
-            Wish::Store { key, number } => {
+            ClientOperation::Store { key, number } => {
                 let outcome = decode_outcome(bytes).unwrap();
                 assert!(matches!(outcome, Outcome::Done { .. }), "refused: {outcome:?}");
                 self.checks.stored(&key, number);
@@ -227,10 +230,10 @@ impl World {
         }
         self.clients[at].attempt = 0;
         let delay_us = self.rng.random_range(2_000..20_000);
-        self.schedule(delay_us, Event::Client { client: at, event: ClientEvent::Ask });
+        self.schedule(delay_us, Event::Client { client: at, event: ClientEvent::Send });
     }
 
-    /// Proposes or reads past all clients; the answer appears in `answers` under the number returned.
+    /// Proposes or reads without a client; the answer appears in `answers` under the returned id.
     pub(crate) fn request(
         &mut self,
         node: NodeId,
@@ -238,7 +241,7 @@ impl World {
         timeout_ms: u64,
         freshness: Option<Freshness>,
     ) -> u64 {
-        let reply = self.attempt();
+        let reply = self.next_attempt();
         let deadline_ms = self.now_ms() + timeout_ms;
         let request = Request { shard: SHARD, range_epoch: None, payload, deadline_ms, reply };
         let input = match freshness {

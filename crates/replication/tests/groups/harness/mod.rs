@@ -1,9 +1,9 @@
-//! A cluster of shard hosts in one thread, decided by a seed: cores, appliers, logs and engines are the real ones; clock,
-//! network, disk timing and threads are virtual.
+//! A deterministic cluster of shard hosts in one thread, driven by a seed. Cores and appliers are the real
+//! ones, logs and engines the in-memory ones; clock, network, disk timing and threads are virtual.
 //!
-//! What a host's threads do one after the other happens here as events in virtual time, in the same order: see
-//! `host/*.rs`. Invariants are checked while it runs (see `checks`). It does not model the wire format, a full inbox,
-//! or a disk that fails.
+//! The steps of a host's threads (`host/*.rs`) are events in virtual time here, in the same order. Invariants
+//! are checked while it runs (see `checks`). It does not model the wire format, a full inbox, or failing
+//! disks.
 
 mod checks;
 mod clients;
@@ -30,27 +30,27 @@ pub(crate) use script::descriptor;
 
 /// The one shard of these tests.
 pub(crate) const SHARD: ShardId = ShardId(1);
-/// The wall clock when the world begins, Unix milliseconds.
+/// The wall clock at the start, Unix milliseconds.
 pub(crate) const WALL_MS: u64 = 1_700_000_000_000;
-/// How often creations that were asked for are asked for again, microseconds.
+/// Interval at which missing replicas are requested again, microseconds.
 const RECONCILE_US: u64 = 100_000;
 
-/// The seeds of a test: the first few, or those that the environment names, as in `FLOTILLA_SEEDS=100..200`.
+/// The seeds of a test: the first few, or a range from the environment, as in `FLOTILLA_SEEDS=100..200`.
 pub(crate) fn seeds(few: u64) -> Range<u64> {
     let named = std::env::var("FLOTILLA_SEEDS").ok();
     let range = named.as_deref().and_then(|range| range.split_once(".."));
     range.map_or(0..few, |(from, to)| from.parse().expect("a number")..to.parse().expect("a number"))
 }
 
-/// What happens next.
+/// A scheduled event.
 pub(crate) enum Event {
-    /// Something on a node; void when the node's life has ended meanwhile.
-    Node { node: NodeId, life: u64, event: Box<node::Happening> },
-    /// A frame arrives; void when the link was cut meanwhile.
+    /// An event on a node; void if the node has crashed or restarted since.
+    Node { node: NodeId, life: u64, event: Box<node::NodeEvent> },
+    /// A frame arrives; void if the link has been cut since.
     Deliver { from: NodeId, to: NodeId, link: u64, frame: Frame },
     /// A client acts.
     Client { client: usize, event: ClientEvent },
-    /// Creations are asked for again.
+    /// Missing replicas are requested again.
     Reconcile,
 }
 
@@ -65,26 +65,26 @@ impl Event {
     }
 }
 
-/// Everything there is.
+/// The simulated cluster.
 pub(crate) struct World {
     pub now_us: u64,
     pub config: HostConfig,
     pub rng: ChaCha8Rng,
     pub nodes: BTreeMap<NodeId, Node>,
     pub network: Network,
-    /// Most writes of a log take less, microseconds.
+    /// Duration of a log write, at most, apart from rare slow ones; microseconds.
     pub disk_us_max: u64,
-    /// Most tasks of a state machine take less, microseconds.
+    /// Duration of a state machine's task, at most, apart from rare slow ones; microseconds.
     pub apply_us_max: u64,
-    /// Of a thousand background jobs so many take up to a second and a half.
+    /// Rate of background jobs that take up to a second and a half.
     pub work_slow_per_mille: u32,
     pub clients: Vec<Client>,
     pub checks: Checks,
-    /// Replicas that somebody wants to exist: where, as what, and whether as a founder.
-    pub wanted: BTreeMap<ReplicaId, (NodeId, ShardDescriptor, bool)>,
+    /// Desired replicas: node, descriptor, and whether it is a founder.
+    pub desired: BTreeMap<ReplicaId, (NodeId, ShardDescriptor, bool)>,
     /// Losses and destructions that nodes reported.
     pub notices: Vec<(NodeId, Notice)>,
-    /// Answers to requests that no client made.
+    /// Answers to requests made by tests directly.
     pub answers: BTreeMap<u64, Answer>,
     pub attempts: u64,
     queue: BTreeMap<(u64, u64), Event>,
@@ -107,7 +107,7 @@ impl World {
             work_slow_per_mille: 2,
             clients: Vec::new(),
             checks: Checks::default(),
-            wanted: BTreeMap::new(),
+            desired: BTreeMap::new(),
             notices: Vec::new(),
             answers: BTreeMap::new(),
             attempts: 0,
@@ -126,7 +126,7 @@ impl World {
         world
     }
 
-    /// Something happens `delay_us` from now.
+    /// Schedules an event `delay_us` from now.
     pub(crate) fn schedule(&mut self, delay_us: u64, event: Event) {
         self.scheduled += 1;
         self.queue.insert((self.now_us + delay_us, self.scheduled), event);
@@ -136,12 +136,12 @@ impl World {
         self.now_us / 1_000
     }
 
-    /// Everything that happened so far, as one number.
+    /// A hash of all events so far.
     pub(crate) fn trace(&self) -> u64 {
         self.trace.finish()
     }
 
-    /// Lets the next thing happen.
+    /// Runs the next event.
     fn advance(&mut self) {
         let Some(((at_us, _), event)) = self.queue.pop_first() else { return };
         self.now_us = at_us;
@@ -161,7 +161,7 @@ impl World {
         }
     }
 
-    /// Runs for so long.
+    /// Runs for this long.
     pub(crate) fn run_ms(&mut self, ms: u64) {
         let until_us = self.now_us + ms * 1_000;
         while self.queue.first_key_value().is_some_and(|((at_us, _), _)| *at_us <= until_us) {
@@ -170,13 +170,13 @@ impl World {
         self.now_us = until_us;
     }
 
-    /// Runs for less than so long.
+    /// Runs for a random time below `ms_max`.
     pub(crate) fn run_some_ms(&mut self, ms_max: u64) {
         let ms = self.rng.random_range(0..ms_max);
         self.run_ms(ms);
     }
 
-    /// Runs until `reached`, at most so long; `what` says what never came.
+    /// Runs until `reached`, and panics after `limit_ms`; `what` names the awaited condition.
     pub(crate) fn run_until(&mut self, limit_ms: u64, what: &str, reached: impl Fn(&Self) -> bool) {
         let until_us = self.now_us + limit_ms * 1_000;
         while !reached(self) {
@@ -185,14 +185,14 @@ impl World {
         }
     }
 
-    /// A number for somebody who waits for an answer.
-    pub(crate) fn attempt(&mut self) -> u64 {
+    /// A new id for a request.
+    pub(crate) fn next_attempt(&mut self) -> u64 {
         self.attempts += 1;
         self.attempts
     }
 }
 
-/// Bounds so small that checkpoints, snapshots and refusals happen all the time.
+/// Bounds so small that checkpoints, snapshots and refusals are frequent.
 pub(crate) fn small_bounds() -> HostConfig {
     HostConfig {
         raft: RaftConfig {

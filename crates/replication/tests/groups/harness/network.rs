@@ -1,20 +1,21 @@
 //! Links between nodes: delay, loss, duplication, reordering, partitions.
 //!
-//! A link that is cut loses what is under way, as a connection does, and both ends hear of it when it comes back or goes.
+//! Cutting a link drops the frames in flight, as a closed connection does. Both ends are notified when it
+//! goes down or comes up.
 
 use std::collections::BTreeMap;
 
-use flotilla_replication::{Beat, Input, Outgoing};
+use flotilla_replication::{Input, NodeHeartbeat, Outgoing};
 use flotilla_types::NodeId;
 use rand::RngExt as _;
 
-use super::{Event, World, node::Happening};
+use super::{Event, World, node::NodeEvent};
 
-/// What travels.
+/// A frame between nodes.
 #[derive(Clone)]
 pub(crate) enum Frame {
     Raft(Box<Outgoing>),
-    Beat(Beat),
+    NodeHeartbeat(NodeHeartbeat),
 }
 
 impl std::fmt::Debug for Frame {
@@ -35,34 +36,39 @@ impl std::fmt::Debug for Frame {
                     message.reject,
                 )
             }
-            Self::Beat(beat) => write!(
+            Self::NodeHeartbeat(heartbeat) => write!(
                 f,
-                "Beat {} recovered {} synced {} settled {} you {} lost {:?}",
-                beat.incarnation, beat.recovered, beat.synced, beat.settled, beat.your_incarnation, beat.you_lost_up_to
+                "heartbeat {} recovered {} synced {} recovery_complete {} you {} lost {:?}",
+                heartbeat.incarnation,
+                heartbeat.recovered,
+                heartbeat.synced,
+                heartbeat.recovery_complete,
+                heartbeat.your_incarnation,
+                heartbeat.you_lost_up_to
             ),
         }
     }
 }
 
-/// How links behave.
+/// The links and their fault rates.
 pub(crate) struct Network {
-    /// Of a thousand frames so many are lost.
+    /// Rate of lost frames.
     pub lost_per_mille: u32,
-    /// Of a thousand frames so many arrive twice.
-    pub doubled_per_mille: u32,
-    /// Most frames take less than this, microseconds.
+    /// Rate of duplicated frames.
+    pub duplicated_per_mille: u32,
+    /// Delay of a frame, at most, apart from slow ones; microseconds.
     pub delay_us_max: u64,
-    /// Of a thousand frames so many take up to fifty times as long, overtaken by others.
+    /// Rate of slow frames, which take up to fifty times as long and are overtaken by others.
     pub slow_per_mille: u32,
-    /// Whether beats are lost, and nothing else.
-    pub beats_lost: bool,
+    /// Whether all node heartbeats are lost.
+    pub node_heartbeats_lost: bool,
     links: BTreeMap<(NodeId, NodeId), Link>,
 }
 
 #[derive(Default)]
 struct Link {
     cut: bool,
-    /// Grows whenever the link is cut or restored.
+    /// Incremented whenever the link is cut or restored.
     number: u64,
 }
 
@@ -70,10 +76,10 @@ impl Default for Network {
     fn default() -> Self {
         Self {
             lost_per_mille: 0,
-            doubled_per_mille: 0,
+            duplicated_per_mille: 0,
             delay_us_max: 2_000,
             slow_per_mille: 5,
-            beats_lost: false,
+            node_heartbeats_lost: false,
             links: BTreeMap::new(),
         }
     }
@@ -84,20 +90,20 @@ impl Network {
         self.links.entry((a.min(b), a.max(b))).or_default()
     }
 
-    /// Whether a frame may set out.
+    /// Whether frames can be sent.
     pub(crate) fn is_up(&mut self, a: NodeId, b: NodeId) -> bool {
         !self.link(a, b).cut
     }
 }
 
 impl World {
-    /// Sends a frame; one that cannot set out is lost.
+    /// Sends a frame; it is lost if the link or the receiver is down.
     pub(crate) fn send(&mut self, from: NodeId, to: NodeId, frame: Frame) {
         let up = self.network.is_up(from, to) && self.nodes.get(&to).is_none_or(|node| node.running.is_some());
-        if !up || (self.network.beats_lost && matches!(frame, Frame::Beat(_))) {
+        if !up || (self.network.node_heartbeats_lost && matches!(frame, Frame::NodeHeartbeat(_))) {
             return;
         }
-        let copies = if self.rng.random_range(0..1_000) < self.network.doubled_per_mille { 2 } else { 1 };
+        let copies = if self.rng.random_range(0..1_000) < self.network.duplicated_per_mille { 2 } else { 1 };
         for _ in 0..copies {
             if self.rng.random_range(0..1_000) < self.network.lost_per_mille {
                 continue;
@@ -117,7 +123,7 @@ impl World {
             Frame::Raft(outgoing) => {
                 self.input(to, Input::Raft { from, shard: outgoing.shard, message: outgoing.message });
             }
-            Frame::Beat(beat) => self.input(to, Input::Beat { from, beat }),
+            Frame::NodeHeartbeat(heartbeat) => self.input(to, Input::NodeHeartbeat { from, heartbeat }),
         }
     }
 
@@ -129,7 +135,7 @@ impl World {
         }
     }
 
-    /// The connection ends; another one follows when both ends are there.
+    /// Closes the connection, and opens another if both ends are up.
     pub(crate) fn renew_link(&mut self, a: NodeId, b: NodeId) {
         let link = self.network.link(a, b);
         link.number += 1;
@@ -140,12 +146,12 @@ impl World {
                     continue;
                 }
                 let delay_us = if connected { 5_000 } else { 1_000 };
-                self.happen_soon(node, delay_us, Happening::Link { peer, connected });
+                self.happen_soon(node, delay_us, NodeEvent::Link { peer, connected });
             }
         }
     }
 
-    /// Nobody reaches this node, and it reaches nobody.
+    /// Cuts all links of a node.
     pub(crate) fn isolate(&mut self, node: NodeId) {
         let others: Vec<_> = self.nodes.keys().copied().filter(|other| *other != node).collect();
         for other in others {
@@ -153,7 +159,7 @@ impl World {
         }
     }
 
-    /// Every link works again, and well.
+    /// Restores all links and stops all faults.
     pub(crate) fn heal(&mut self) {
         let ids: Vec<_> = self.nodes.keys().copied().collect();
         for (at, a) in ids.iter().enumerate() {
@@ -162,7 +168,7 @@ impl World {
             }
         }
         self.network.lost_per_mille = 0;
-        self.network.doubled_per_mille = 0;
-        self.network.beats_lost = false;
+        self.network.duplicated_per_mille = 0;
+        self.network.node_heartbeats_lost = false;
     }
 }

@@ -1,4 +1,4 @@
-//! One node: what a host's threads do, as events.
+//! One simulated node: the steps of a host's threads as events.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,15 +10,15 @@ use flotilla_replication::{
     Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Notice, Outgoing, ReplicaStatus,
     first_sequence,
 };
-use flotilla_storage::{EngineError, Log as _, LogBatch, MemoryEngine, MemoryLog, NodeMark, StateEngine as _};
+use flotilla_storage::{EngineError, Log as _, LogBatch, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _};
 use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ObjectId, ReplicaId, WalSequence};
 use rand::RngExt as _;
 
 use super::{Event, Frame, WALL_MS, World};
 
-/// As in the host.
+/// Background jobs that run at a time, as in the host.
 const WORKERS: usize = 2;
-/// Objects that one answer of a pull carries.
+/// Objects in one response of a pull.
 const OBJECTS_PER_ANSWER: usize = 2;
 
 /// A copy of a node's data folder.
@@ -33,13 +33,13 @@ pub(crate) struct Node {
     pub log: MemoryLog,
     pub engine: MemoryEngine,
     pub running: Option<Box<Running>>,
-    /// Counts starts and ends, to tell events of an earlier life.
+    /// Counts starts and crashes, to recognise events from before.
     pub life: u64,
     incarnation: Incarnation,
     skew_ms: u64,
 }
 
-/// A node's memory.
+/// The volatile state of a running node.
 pub(crate) struct Running {
     pub core: Core<u64>,
     applier: Applier<u64>,
@@ -54,18 +54,18 @@ pub(crate) struct Running {
 struct Wal {
     next: WalSequence,
     written: WalSequence,
-    marks: BTreeMap<NodeId, WalSequence>,
+    peer_sequences: BTreeMap<NodeId, WalSequence>,
     waiting: Vec<WalJob>,
-    under_way: Option<UnderWay>,
+    in_flight: Option<WriteInFlight>,
 }
 
 struct WalJob {
     writes: Vec<flotilla_replication::Write>,
-    marks: Vec<(NodeId, WalSequence)>,
+    peer_sequences: Vec<(NodeId, WalSequence)>,
     floor: Option<WalSequence>,
 }
 
-struct UnderWay {
+struct WriteInFlight {
     batch: Option<LogBatch>,
     done: Vec<Done>,
     after: Vec<Outgoing>,
@@ -79,23 +79,23 @@ enum Task {
 #[derive(Clone)]
 pub(crate) enum Job {
     Build(ReplicaId),
-    Settle(ReplicaId, Checkpoint),
+    InstallCheckpoint(ReplicaId, Checkpoint),
     Release(Vec<ObjectId>),
     Load(Load),
 }
 
-/// Something on a node.
-pub(crate) enum Happening {
+/// An event on a node.
+pub(crate) enum NodeEvent {
     Tick,
-    /// The raft thread takes its inbox.
+    /// The raft thread processes its inbox.
     Wake,
-    /// The fsync under way is done.
+    /// The fsync in flight is done.
     Synced,
-    /// The apply thread is done with its first task.
+    /// The apply thread completes its first task.
     Applied,
     /// A background job is done.
     Worked(Job),
-    /// The next objects of a pull arrive, or nothing any more.
+    /// The next response of a pull arrives.
     Pulled {
         replica: ReplicaId,
         from: NodeId,
@@ -108,7 +108,7 @@ pub(crate) enum Happening {
     },
 }
 
-impl std::fmt::Debug for Happening {
+impl std::fmt::Debug for NodeEvent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tick => f.write_str("tick"),
@@ -116,8 +116,8 @@ impl std::fmt::Debug for Happening {
             Self::Synced => f.write_str("synced"),
             Self::Applied => f.write_str("applied"),
             Self::Worked(Job::Build(replica)) => write!(f, "built {replica}"),
-            Self::Worked(Job::Settle(replica, checkpoint)) => {
-                write!(f, "settled {replica} {}", checkpoint.position.index)
+            Self::Worked(Job::InstallCheckpoint(replica, checkpoint)) => {
+                write!(f, "installed {replica} {}", checkpoint.position.index)
             }
             Self::Worked(Job::Release(_)) => f.write_str("released"),
             Self::Worked(Job::Load(load)) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
@@ -146,7 +146,7 @@ impl Node {
 }
 
 impl World {
-    /// Starts a node on what its disk holds.
+    /// Starts a node from its disk.
     pub(crate) fn start(&mut self, id: NodeId) {
         let seed = self.rng.random();
         let config = self.config.clone();
@@ -165,7 +165,13 @@ impl World {
             applier: Applier::new(engine, machines),
             inbox: Vec::new(),
             awake: false,
-            wal: Wal { next, written: WalSequence(0), marks: BTreeMap::new(), waiting: Vec::new(), under_way: None },
+            wal: Wal {
+                next,
+                written: WalSequence(0),
+                peer_sequences: BTreeMap::new(),
+                waiting: Vec::new(),
+                in_flight: None,
+            },
             tasks: VecDeque::new(),
             jobs: VecDeque::new(),
             working: 0,
@@ -176,16 +182,17 @@ impl World {
         });
         self.input(id, Input::Peers(peers));
         let tick_us = self.rng.random_range(0..self.config.tick_ms * 1_000);
-        self.happen_soon(id, tick_us, Happening::Tick);
+        self.happen_soon(id, tick_us, NodeEvent::Tick);
         self.renew_links(id);
     }
 
-    /// The node stops at once and loses all that is not durable. A write under way may or may not have been made.
+    /// Crashes a node: it loses everything that is not durable. A write in flight may or may not have been
+    /// made.
     pub(crate) fn crash(&mut self, id: NodeId) {
         let written = self.rng.random_bool(0.5);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(running) = node.running.take() else { return };
-        if let Some(batch) = running.wal.under_way.and_then(|under_way| under_way.batch)
+        if let Some(batch) = running.wal.in_flight.and_then(|in_flight| in_flight.batch)
             && written
         {
             node.log.write(batch).unwrap();
@@ -196,13 +203,13 @@ impl World {
         self.renew_links(id);
     }
 
-    /// A copy of what is durable on a node.
+    /// A copy of a node's durable state.
     pub(crate) fn backup(&self, id: NodeId) -> Backup {
         let node = &self.nodes[&id];
         Backup { log: node.log.reopen(), engine: node.engine.reopen() }
     }
 
-    /// Puts a stopped node back to a copy; an empty one wipes it.
+    /// Restores a stopped node from a backup; an empty one wipes it.
     pub(crate) fn restore(&mut self, id: NodeId, backup: &Backup) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         assert!(node.running.is_none(), "{id} runs");
@@ -218,19 +225,19 @@ impl World {
         }
     }
 
-    pub(super) fn happen_soon(&mut self, id: NodeId, delay_us: u64, event: Happening) {
-        // A node that is borrowed right now schedules for itself in `later`.
+    pub(super) fn happen_soon(&mut self, id: NodeId, delay_us: u64, event: NodeEvent) {
+        // A node that is borrowed at the moment uses `later` instead.
         if let Some(node) = self.nodes.get(&id) {
             let life = node.life;
             self.schedule(delay_us, Event::Node { node: id, life, event: Box::new(event) });
         }
     }
 
-    fn later(&mut self, node: &Node, delay_us: u64, event: Happening) {
+    fn later(&mut self, node: &Node, delay_us: u64, event: NodeEvent) {
         self.schedule(delay_us, Event::Node { node: node.id, life: node.life, event: Box::new(event) });
     }
 
-    /// Something for the raft thread of a node.
+    /// Sends an input to the raft thread of a node.
     pub(crate) fn input(&mut self, id: NodeId, input: Input<u64>) {
         self.with(id, |world, node, running| world.take(node, running, input));
     }
@@ -239,11 +246,11 @@ impl World {
         running.inbox.push(input);
         if !std::mem::replace(&mut running.awake, true) {
             let delay_us = self.rng.random_range(10..200);
-            self.later(node, delay_us, Happening::Wake);
+            self.later(node, delay_us, NodeEvent::Wake);
         }
     }
 
-    /// Takes a running node out of the world, so that both can be changed.
+    /// Takes a running node out of the world, so that both can be borrowed mutably.
     fn with(&mut self, id: NodeId, act: impl FnOnce(&mut Self, &mut Node, &mut Running)) {
         let Some(mut node) = self.nodes.remove(&id) else { return };
         if let Some(mut running) = node.running.take() {
@@ -253,24 +260,24 @@ impl World {
         self.nodes.insert(id, node);
     }
 
-    pub(super) fn happen(&mut self, id: NodeId, life: u64, event: Happening) {
+    pub(super) fn happen(&mut self, id: NodeId, life: u64, event: NodeEvent) {
         if self.nodes.get(&id).is_none_or(|node| node.life != life) {
             return;
         }
         self.with(id, |world, node, running| match event {
-            Happening::Tick => {
+            NodeEvent::Tick => {
                 world.take(node, running, Input::Tick);
-                world.later(node, world.config.tick_ms * 1_000, Happening::Tick);
+                world.later(node, world.config.tick_ms * 1_000, NodeEvent::Tick);
             }
-            Happening::Wake => world.wake(node, running),
-            Happening::Synced => world.synced(node, running),
-            Happening::Applied => world.applied(node, running),
-            Happening::Worked(job) => world.worked(node, running, job),
-            Happening::Pulled { replica, from, checkpoint, missing } => {
+            NodeEvent::Wake => world.wake(node, running),
+            NodeEvent::Synced => world.synced(node, running),
+            NodeEvent::Applied => world.applied(node, running),
+            NodeEvent::Worked(job) => world.worked(node, running, job),
+            NodeEvent::Pulled { replica, from, checkpoint, missing } => {
                 world.pull(node, running, replica, from, checkpoint, missing);
             }
-            Happening::Link { peer, connected } => {
-                // The other end may be gone again.
+            NodeEvent::Link { peer, connected } => {
+                // The link may be down again.
                 let connected = connected && world.network.is_up(node.id, peer);
                 world.take(node, running, Input::Peer { node: peer, connected });
             }
@@ -296,15 +303,25 @@ impl World {
     }
 
     fn perform(&mut self, node: &mut Node, running: &mut Running, effects: Effects<u64>) {
-        let Effects { sends, beats, writes, sequence_floor, marks, apply, background, replies, notices } = effects;
+        let Effects {
+            sends,
+            node_heartbeats,
+            writes,
+            sequence_floor,
+            peer_sequences,
+            apply,
+            background,
+            replies,
+            notices,
+        } = effects;
         for outgoing in sends {
             self.transmit(node, running, outgoing);
         }
-        for (to, beat) in beats {
-            self.send(node.id, to, Frame::Beat(beat));
+        for (to, heartbeat) in node_heartbeats {
+            self.send(node.id, to, Frame::NodeHeartbeat(heartbeat));
         }
-        if !writes.is_empty() || sequence_floor.is_some() || !marks.is_empty() {
-            running.wal.waiting.push(WalJob { writes, marks, floor: sequence_floor });
+        if !writes.is_empty() || sequence_floor.is_some() || !peer_sequences.is_empty() {
+            running.wal.waiting.push(WalJob { writes, peer_sequences, floor: sequence_floor });
             self.write(node, running);
         }
         for task in apply {
@@ -315,14 +332,14 @@ impl World {
         for task in background {
             match task {
                 Background::Build { replica } => self.work(node, running, Job::Build(replica)),
-                Background::Settle { replica, checkpoint } => {
-                    self.work(node, running, Job::Settle(replica, checkpoint))
+                Background::InstallCheckpoint { replica, checkpoint } => {
+                    self.work(node, running, Job::InstallCheckpoint(replica, checkpoint))
                 }
                 Background::Release { objects } => self.work(node, running, Job::Release(objects)),
                 Background::Pull { replica, from, checkpoint } => {
                     let missing = node.engine.missing(&checkpoint.objects().collect::<Vec<_>>());
                     let delay_us = self.rng.random_range(500..5_000);
-                    self.later(node, delay_us, Happening::Pulled { replica, from, checkpoint, missing });
+                    self.later(node, delay_us, NodeEvent::Pulled { replica, from, checkpoint, missing });
                 }
             }
         }
@@ -333,7 +350,7 @@ impl World {
         self.notices.extend(notices.into_iter().filter(kept).map(|notice| (node.id, notice)));
     }
 
-    /// Like [`World::send`], for a node that is borrowed.
+    /// As [`World::send`], for a node that is borrowed; reports failures as the host does.
     fn transmit(&mut self, node: &Node, running: &mut Running, outgoing: Outgoing) {
         let to = outgoing.node;
         let up = self.network.is_up(node.id, to) && self.nodes.get(&to).is_some_and(|node| node.running.is_some());
@@ -350,10 +367,10 @@ impl World {
         }
     }
 
-    /// Starts the next batch, if none is under way.
+    /// Starts the next batch, if none is in flight.
     fn write(&mut self, node: &Node, running: &mut Running) {
         let wal = &mut running.wal;
-        if wal.under_way.is_some() || wal.waiting.is_empty() {
+        if wal.in_flight.is_some() || wal.waiting.is_empty() {
             return;
         }
         let mut batch = LogBatch::default();
@@ -362,7 +379,7 @@ impl World {
             if let Some(floor) = job.floor {
                 wal.next = wal.next.max(floor.next());
             }
-            wal.marks.extend(job.marks);
+            wal.peer_sequences.extend(job.peer_sequences);
             for write in job.writes {
                 batch.replicas.extend(write.write);
                 done.push(write.done);
@@ -372,21 +389,22 @@ impl World {
         let writes = !batch.replicas.is_empty();
         if writes {
             batch.sequence = wal.next;
-            let marks = std::mem::take(&mut wal.marks);
-            batch.marks = marks.into_iter().map(|(node, sequence)| NodeMark { node, sequence }).collect();
+            let peer_sequences = std::mem::take(&mut wal.peer_sequences);
+            batch.peer_sequences =
+                peer_sequences.into_iter().map(|(node, sequence)| PeerSequence { node, sequence }).collect();
             wal.next = wal.next.next();
         }
-        wal.under_way = Some(UnderWay { batch: writes.then_some(batch), done, after });
+        wal.in_flight = Some(WriteInFlight { batch: writes.then_some(batch), done, after });
         let delay_us = match self.rng.random_range(0..200) {
             _ if !writes => 0,
             0 => 40_000,
             _ => self.rng.random_range(100..self.disk_us_max),
         };
-        self.later(node, delay_us, Happening::Synced);
+        self.later(node, delay_us, NodeEvent::Synced);
     }
 
     fn synced(&mut self, node: &mut Node, running: &mut Running) {
-        let Some(UnderWay { batch, done, after }) = running.wal.under_way.take() else { return };
+        let Some(WriteInFlight { batch, done, after }) = running.wal.in_flight.take() else { return };
         if let Some(batch) = batch {
             running.wal.written = batch.sequence;
             if let Err(error) = node.log.write(batch.clone()) {
@@ -404,7 +422,7 @@ impl World {
     }
 
     fn apply(&mut self, node: &Node, running: &mut Running) {
-        // Whoever adds the first task starts it; later ones follow on.
+        // Adding the first task starts it; each later one starts when the one before is done.
         if running.tasks.len() == 1 {
             self.start_task(node, running);
         }
@@ -414,7 +432,7 @@ impl World {
         if !running.tasks.is_empty() {
             let delay_us =
                 if self.rng.random_range(0..500) == 0 { 30_000 } else { self.rng.random_range(10..self.apply_us_max) };
-            self.later(node, delay_us, Happening::Applied);
+            self.later(node, delay_us, NodeEvent::Applied);
         }
     }
 
@@ -453,7 +471,7 @@ impl World {
             running.working += 1;
             let slow = self.rng.random_range(0..1_000) < self.work_slow_per_mille;
             let delay_us = self.rng.random_range(200..if slow { 1_500_000 } else { 20_000 });
-            self.later(node, delay_us, Happening::Worked(job));
+            self.later(node, delay_us, NodeEvent::Worked(job));
         }
     }
 
@@ -464,12 +482,12 @@ impl World {
                 Err(EngineError::NotOpen(_)) => {}
                 Err(error) => panic!("{replica}: {error}"),
             },
-            Job::Settle(replica, checkpoint) => {
-                match node.engine.settle(replica, &checkpoint) {
+            Job::InstallCheckpoint(replica, checkpoint) => {
+                match node.engine.install_checkpoint(replica, &checkpoint) {
                     Ok(()) | Err(EngineError::NotOpen(_)) => {}
                     Err(error) => panic!("{replica}: {error}"),
                 }
-                self.take(node, running, Input::Settled { replica });
+                self.take(node, running, Input::CheckpointInstalled { replica });
             }
             Job::Release(objects) => node.engine.release(&objects),
             Job::Load(load) => {
@@ -482,7 +500,7 @@ impl World {
         self.start_jobs(node, running);
     }
 
-    /// One answer of a pull: a few objects, or the end of it.
+    /// Processes one response of a pull: a few objects, or the end of the pull.
     fn pull(
         &mut self,
         node: &mut Node,
@@ -511,11 +529,11 @@ impl World {
             self.take(node, running, Input::Pulled { replica, checkpoint, complete: true });
         } else {
             let delay_us = self.rng.random_range(500..5_000);
-            self.later(node, delay_us, Happening::Pulled { replica, from, checkpoint, missing });
+            self.later(node, delay_us, NodeEvent::Pulled { replica, from, checkpoint, missing });
         }
     }
 
-    /// Every node's replicas at a glance.
+    /// The status of all replicas as text.
     pub(crate) fn describe(&self) -> String {
         let mut lines = format!("at {} ms\n", self.now_ms());
         for node in self.nodes.values() {

@@ -1,4 +1,4 @@
-//! What tests do to a world, in their own words, and what must be true in the end.
+//! The vocabulary of the tests: operator actions, faults, and the final checks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,10 +10,10 @@ use rand::RngExt as _;
 
 use super::{Node, SHARD, World, clients::get, node::Backup};
 
-/// Anything that a healthy cluster does takes less than this, milliseconds.
-const PATIENCE_MS: u64 = 20_000;
+/// Deadline for anything that a healthy cluster does, milliseconds.
+const DEADLINE_MS: u64 = 20_000;
 
-/// A replica with the node's number on each of these nodes, all of them voters.
+/// A descriptor with one voter on each of these nodes; a replica's id is its node's number.
 pub(crate) fn descriptor(nodes: &[u64]) -> ShardDescriptor {
     let voter = |id: &u64| ReplicaDescriptor { replica: ReplicaId(*id), node: NodeId(*id), role: ReplicaRole::Voter };
     ShardDescriptor {
@@ -25,32 +25,38 @@ pub(crate) fn descriptor(nodes: &[u64]) -> ShardDescriptor {
 }
 
 impl World {
-    /// A world whose first `founders` nodes found the shard together, with a leader.
+    /// A world whose first `founders` nodes have founded the shard and elected a leader.
     pub(crate) fn founded(seed: u64, nodes: u64, founders: u64) -> Self {
         let mut world = Self::new(seed, nodes);
         let founders: Vec<_> = (1..=founders).collect();
         for node in &founders {
-            world.want(ReplicaId(*node), NodeId(*node), descriptor(&founders), true);
+            world.request_replica(ReplicaId(*node), NodeId(*node), descriptor(&founders), true);
         }
-        world.run_until(PATIENCE_MS, "a leader", |world| world.leader().is_some());
+        world.run_until(DEADLINE_MS, "a leader", |world| world.leader().is_some());
         world
     }
 
-    /// Has a replica created, as soon as the node does.
-    pub(crate) fn want(&mut self, replica: ReplicaId, node: NodeId, descriptor: ShardDescriptor, founding: bool) {
-        self.wanted.insert(replica, (node, descriptor, founding));
+    /// Requests a replica, repeatedly until the node has created it.
+    pub(crate) fn request_replica(
+        &mut self,
+        replica: ReplicaId,
+        node: NodeId,
+        descriptor: ShardDescriptor,
+        founding: bool,
+    ) {
+        self.desired.insert(replica, (node, descriptor, founding));
     }
 
     pub(super) fn reconcile(&mut self) {
         let here: BTreeSet<_> = self.nodes.values().flat_map(Node::status).map(|replica| replica.replica).collect();
-        for (replica, (node, descriptor, founding)) in self.wanted.clone() {
+        for (replica, (node, descriptor, founding)) in self.desired.clone() {
             if !here.contains(&replica) {
                 self.input(node, Input::Create { replica, descriptor, founding });
             }
         }
     }
 
-    /// The leader of the highest term, if it runs and is followed by a quorum.
+    /// The leader of the highest term among running nodes.
     pub(crate) fn leader(&self) -> Option<(NodeId, ReplicaStatus)> {
         let replicas = self.nodes.values().flat_map(|node| node.status().into_iter().map(|replica| (node.id, replica)));
         let groups = replicas.filter(|(_, replica)| replica.group.is_some());
@@ -59,14 +65,14 @@ impl World {
         newest.group.as_ref().is_some_and(|group| group.role == Role::Leader).then_some((node, newest))
     }
 
-    /// The configuration as the leader knows it.
+    /// The leader's configuration.
     pub(crate) fn conf(&self) -> ConfState {
         self.leader().and_then(|(_, replica)| replica.group).map(|group| group.conf).unwrap_or_default()
     }
 
-    /// Asks the leader for a change until it has been made.
+    /// Proposes a change to the leader, repeatedly until it has been made.
     pub(crate) fn change(&mut self, change: &ConfChange, made: impl Fn(&ConfState) -> bool) {
-        let until_ms = self.now_ms() + PATIENCE_MS;
+        let until_ms = self.now_ms() + DEADLINE_MS;
         while !made(&self.conf()) {
             assert!(self.now_ms() < until_ms, "{change:?} was not made\n{}", self.describe());
             if let Some((node, _)) = self.leader() {
@@ -78,7 +84,7 @@ impl World {
 
     /// Adds a learner on a node.
     pub(crate) fn add_learner(&mut self, replica: ReplicaId, node: NodeId) {
-        self.want(replica, node, descriptor(&[]), false);
+        self.request_replica(replica, node, descriptor(&[]), false);
         self.change(&ConfChange::AddLearner { replica, node }, |conf| conf.contains(replica));
     }
 
@@ -87,7 +93,7 @@ impl World {
         for (replica, node) in learners {
             self.add_learner(*replica, *node);
         }
-        self.run_until(PATIENCE_MS, "learners catch up", |world| {
+        self.run_until(DEADLINE_MS, "learners catch up", |world| {
             let Some((_, leader)) = world.leader() else { return false };
             let Some(group) = leader.group else { return false };
             learners.iter().all(|(replica, _)| {
@@ -97,7 +103,7 @@ impl World {
         });
     }
 
-    /// Learners become voters and voters become learners, through a joint configuration.
+    /// Promotes learners to voters and demotes voters to learners, through a joint configuration.
     pub(crate) fn swap(&mut self, promote: &[ReplicaId], demote: &[ReplicaId]) {
         let swap = ConfChange::Swap { promote: promote.to_vec(), demote: demote.to_vec() };
         self.change(&swap, |conf| promote.iter().all(|replica| conf.voters.contains(replica)));
@@ -105,21 +111,21 @@ impl World {
         self.change(&ConfChange::LeaveJoint, |conf| !conf.voters.is_empty() && !conf.is_joint() && voters_left(conf));
     }
 
-    /// A learner leaves the group; its replica is destroyed if its node is there.
+    /// Removes a learner from the group, and destroys its replica if its node is up.
     pub(crate) fn remove(&mut self, replica: ReplicaId, node: NodeId) {
         self.change(&ConfChange::RemoveLearner { replica }, |conf| !conf.voters.is_empty() && !conf.contains(replica));
-        self.wanted.remove(&replica);
+        self.desired.remove(&replica);
         self.input(node, Input::Destroy { replica });
     }
 
-    /// The voter on a node, if the leader knows one.
+    /// The voter on a node, according to the leader.
     pub(crate) fn voter_on(&self, node: NodeId) -> Option<ReplicaId> {
         let (_, leader) = self.leader()?;
         let voter = leader.descriptor.replica_on(node)?;
         (voter.role == ReplicaRole::Voter).then_some(voter.replica)
     }
 
-    /// Some node crashes some time from now, and starts again some time later.
+    /// Crashes a random node after a random time, and restarts it after another.
     pub(crate) fn crash_and_start_one(&mut self) {
         let node = NodeId(self.rng.random_range(1..=self.nodes.len() as u64));
         self.run_some_ms(300);
@@ -128,14 +134,14 @@ impl World {
         self.start(node);
     }
 
-    /// A stopped or crashed node loses its disk.
+    /// Crashes a node and wipes its disk.
     pub(crate) fn wipe(&mut self, node: NodeId) {
         self.crash(node);
         self.restore(node, &Backup::default());
     }
 
-    /// Whatever is stopped starts, whatever is cut is joined; clients finish, all replicas come to hold the same, and
-    /// that is what clients were told. A write succeeds.
+    /// Ends the faults and checks convergence: all nodes start, all links are restored, a write succeeds,
+    /// clients finish, and all replicas hold the same records, which match the clients' operations.
     pub(crate) fn finish(&mut self) {
         self.heal();
         let stopped: Vec<_> = self.nodes.values().filter(|node| node.running.is_none()).map(|node| node.id).collect();
@@ -144,13 +150,15 @@ impl World {
         }
         let writes = self.checks.writes;
         if !self.clients.is_empty() {
-            self.run_until(PATIENCE_MS, "a write", |world| world.checks.writes > writes);
+            self.run_until(DEADLINE_MS, "a write", |world| world.checks.writes > writes);
         }
         for client in &mut self.clients {
-            client.stops = true;
+            client.stopping = true;
         }
-        self.run_until(PATIENCE_MS, "answers for all clients", |world| world.clients.iter().all(super::Client::rests));
-        self.run_until(PATIENCE_MS, "all replicas apply the same", |world| {
+        self.run_until(DEADLINE_MS, "answers for all clients", |world| {
+            world.clients.iter().all(super::Client::is_idle)
+        });
+        self.run_until(DEADLINE_MS, "all replicas apply the same", |world| {
             let Some((_, leader)) = world.leader() else { return false };
             let Some(group) = leader.group else { return false };
             let applied = world.applied_by();
@@ -167,18 +175,18 @@ impl World {
         }
         let first = records.values().next().cloned().unwrap_or_default();
         for (replica, records) in &records {
-            assert_eq!(*records, first, "{replica} holds other records");
+            assert_eq!(*records, first, "{replica} holds different records");
         }
         self.check_totals();
     }
 
-    /// Each key holds exactly what clients wrote, no addition lost or made twice.
+    /// Checks that each key holds what clients wrote, with no addition lost or applied twice.
     fn check_totals(&mut self) {
         let Some((node, _)) = self.leader() else { panic!("no leader\n{}", self.describe()) };
         for (key, total) in self.checks.totals() {
             let asked =
-                self.request(node, get(key.clone()), PATIENCE_MS, Some(flotilla_replication::Freshness::Strong));
-            self.run_until(PATIENCE_MS, "an answer", |world| world.answers.contains_key(&asked));
+                self.request(node, get(key.clone()), DEADLINE_MS, Some(flotilla_replication::Freshness::Strong));
+            self.run_until(DEADLINE_MS, "an answer", |world| world.answers.contains_key(&asked));
             let answer = self.answers.remove(&asked).unwrap().unwrap();
             let Ok(flotilla_kv::Answer::Records(records)) = flotilla_kv::decode_answer(answer) else {
                 panic!("{key:?}")

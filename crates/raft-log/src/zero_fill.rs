@@ -1,11 +1,12 @@
-//! The engine's files, with zeros written ahead of the log.
+//! The engine's file system, with zeros written ahead of the log.
 //!
-//! An fsync is quick when it finds nothing to say about the file itself: neither a new length, nor blocks that were reserved and never
-//! written. The engine reserves; here the reserved space is written as well, a little ahead of the log, so that most syncs carry
-//! nothing but the log's own bytes and wait for no commit of the file system's journal.
+//! An fsync is fast if the file's metadata is unchanged: same length, no allocated block that was never
+//! written. The engine only allocates; this module also writes zeros into the allocated space, a little ahead
+//! of the log, so that most syncs write the log's own bytes only and wait for no commit of the file system's
+//! journal.
 //!
-//! What a reader finds is the same as before: zeros behind the last batch, which the engine cuts when it closes a file and
-//! passes over when it opens one. Zeros that cannot be written are done without.
+//! A reader sees the same as without it: zeros after the last batch, which the engine truncates when it
+//! closes a file and skips when it opens one. If zeros cannot be written, the log works without them.
 
 use std::{
     io::{self, Seek, SeekFrom, Write},
@@ -15,19 +16,19 @@ use std::{
 
 use raft_engine::env::{DefaultFileSystem as System, FileSystem, Permission, WriteExt};
 
-/// How far zeros go ahead, in bytes. One sync in so many bytes of log is slow.
-const AHEAD_BYTES: u64 = 256 << 10;
-/// Zeros are written page by page: what is written at once may become one large page of the system's cache, and a few bytes that
-/// are written into that later would count as all of it.
+/// Bytes of zeros written ahead. One sync per this many bytes of log is slow.
+const ZERO_FILL_BYTES: u64 = 256 << 10;
+/// Bytes per write of zeros. One large write could become one large folio of the page cache, and a few bytes
+/// written into it later would dirty all of it.
 const PAGE_BYTES: u64 = 4 << 10;
 
-/// The system's files, see the module's text.
-pub(crate) struct LogFiles;
+/// The system's files, with zeros ahead of every writer.
+pub(crate) struct ZeroFillFileSystem;
 
-impl FileSystem for LogFiles {
+impl FileSystem for ZeroFillFileSystem {
     type Handle = <System as FileSystem>::Handle;
     type Reader = <System as FileSystem>::Reader;
-    type Writer = Ahead<<System as FileSystem>::Writer>;
+    type Writer = ZeroFillWriter<<System as FileSystem>::Writer>;
 
     fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<Self::Handle> {
         System.create(path)
@@ -50,44 +51,44 @@ impl FileSystem for LogFiles {
     }
 
     fn new_writer(&self, handle: Arc<Self::Handle>) -> io::Result<Self::Writer> {
-        Ok(Ahead { file: System.new_writer(handle)?, at: 0, zeros_to: 0, allocated_to: 0 })
+        Ok(ZeroFillWriter { file: System.new_writer(handle)?, at: 0, zeroed_to: 0, allocated_to: 0 })
     }
 }
 
-/// Writes a file, and zeros ahead within what is allocated.
-pub(crate) struct Ahead<W> {
+/// Writes a file, and zeros ahead within the allocated space.
+pub(crate) struct ZeroFillWriter<W> {
     file: W,
-    /// Where the next bytes go.
+    /// The position of the next write.
     at: u64,
-    /// Up to here nothing is left to be said about the file.
-    zeros_to: u64,
-    /// The engine cuts no zeros beyond this.
+    /// Blocks up to this position are written.
+    zeroed_to: u64,
+    /// The end of the allocated space; the engine does not truncate zeros beyond it.
     allocated_to: u64,
 }
 
-impl<W: Write + Seek> Ahead<W> {
-    /// Writes the next zeros.
+impl<W: Write + Seek> ZeroFillWriter<W> {
+    /// Writes the next zeros, as far as possible.
     fn extend(&mut self) -> io::Result<()> {
-        let end = self.allocated_to.min(self.at + AHEAD_BYTES);
-        self.zeros_to = self.at;
-        while self.zeros_to < end {
-            let next = end.min((self.zeros_to / PAGE_BYTES + 1) * PAGE_BYTES);
-            let zeros = &[0; PAGE_BYTES as usize][..(next - self.zeros_to) as usize];
+        let end = self.allocated_to.min(self.at + ZERO_FILL_BYTES);
+        self.zeroed_to = self.at;
+        while self.zeroed_to < end {
+            let next = end.min((self.zeroed_to / PAGE_BYTES + 1) * PAGE_BYTES);
+            let zeros = &[0; PAGE_BYTES as usize][..(next - self.zeroed_to) as usize];
             if self.file.write_all(zeros).is_err() {
                 break;
             }
-            self.zeros_to = next;
+            self.zeroed_to = next;
         }
         self.file.seek(SeekFrom::Start(self.at))?;
         Ok(())
     }
 }
 
-impl<W: Write + Seek> Write for Ahead<W> {
+impl<W: Write + Seek> Write for ZeroFillWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
         self.at += written as u64;
-        if self.at > self.zeros_to {
+        if self.at > self.zeroed_to {
             self.extend()?;
         }
         Ok(written)
@@ -98,18 +99,18 @@ impl<W: Write + Seek> Write for Ahead<W> {
     }
 }
 
-impl<W: Seek> Seek for Ahead<W> {
+impl<W: Seek> Seek for ZeroFillWriter<W> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.at = self.file.seek(to)?;
         Ok(self.at)
     }
 }
 
-impl<W: WriteExt> WriteExt for Ahead<W> {
+impl<W: WriteExt> WriteExt for ZeroFillWriter<W> {
     fn truncate(&mut self, len: usize) -> io::Result<()> {
         self.file.truncate(len)?;
         self.at = len as u64;
-        self.zeros_to = self.at;
+        self.zeroed_to = self.at;
         self.allocated_to = self.at;
         Ok(())
     }
@@ -124,9 +125,9 @@ impl<W: WriteExt> WriteExt for Ahead<W> {
 mod tests {
     use super::*;
 
-    const AHEAD: usize = AHEAD_BYTES as usize;
+    const ZERO_FILL: usize = ZERO_FILL_BYTES as usize;
 
-    /// A file that takes so many bytes.
+    /// A file of at most `bytes_max` bytes.
     #[derive(Default)]
     struct Memory {
         bytes: Vec<u8>,
@@ -153,7 +154,7 @@ mod tests {
 
     impl Seek for Memory {
         fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-            let SeekFrom::Start(at) = to else { unreachable!("files are only sought from their start") };
+            let SeekFrom::Start(at) = to else { unreachable!("files are only seeked from their start") };
             self.at = at as usize;
             Ok(at)
         }
@@ -171,27 +172,27 @@ mod tests {
         }
     }
 
-    fn file(bytes_max: usize) -> Ahead<Memory> {
-        Ahead { file: Memory { bytes_max, ..Memory::default() }, at: 0, zeros_to: 0, allocated_to: 0 }
+    fn file(bytes_max: usize) -> ZeroFillWriter<Memory> {
+        ZeroFillWriter { file: Memory { bytes_max, ..Memory::default() }, at: 0, zeroed_to: 0, allocated_to: 0 }
     }
 
-    /// What is written, and how many zeros follow. Nothing else may.
+    /// Asserts that the file holds exactly these bytes and this many zeros.
     #[track_caller]
-    fn holds(file: &Ahead<Memory>, written: &[u8], zeros: usize) {
+    fn holds(file: &ZeroFillWriter<Memory>, written: &[u8], zeros: usize) {
         let (found, ahead) = file.file.bytes.split_at(written.len());
         assert_eq!(found, written);
         assert_eq!(ahead, vec![0; zeros]);
     }
 
     #[test]
-    fn zeros_go_ahead_by_steps_and_never_beyond_what_is_allocated() {
+    fn zeros_are_written_in_steps_and_never_beyond_the_allocated_space() {
         let mut file = file(usize::MAX);
-        file.allocate(0, AHEAD + 12).unwrap();
+        file.allocate(0, ZERO_FILL + 12).unwrap();
         file.write_all(b"ab").unwrap();
-        holds(&file, b"ab", AHEAD);
+        holds(&file, b"ab", ZERO_FILL);
         file.write_all(b"cd").unwrap();
-        holds(&file, b"abcd", AHEAD - 2);
-        let mut written = [&b"abcd"[..], &[7; AHEAD - 1]].concat();
+        holds(&file, b"abcd", ZERO_FILL - 2);
+        let mut written = [&b"abcd"[..], &[7; ZERO_FILL - 1]].concat();
         file.write_all(&written[4..]).unwrap();
         holds(&file, &written, 9);
         file.allocate(written.len(), 10).unwrap();
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_and_written_anew_holds_nothing_else() {
+    fn a_file_that_is_truncated_and_rewritten_holds_nothing_else() {
         let mut file = file(usize::MAX);
         file.allocate(0, 100).unwrap();
         file.write_all(b"abcdef").unwrap();
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_that_find_no_room_are_done_without() {
+    fn writes_succeed_when_zeros_do_not_fit() {
         let mut file = file(10);
         file.allocate(0, 100).unwrap();
         file.write_all(b"abc").unwrap();

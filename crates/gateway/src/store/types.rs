@@ -1,10 +1,10 @@
-//! What goes into the store and what comes out, in the user's keys.
+//! Arguments and results of the store's calls. Keys are the user's keys.
 
 use bytes::Bytes;
 use flotilla_kv::OperationResult;
 use flotilla_types::{NodeId, ShardId, Timestamp};
 
-/// How fresh a read must be.
+/// Consistency of a read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Consistency {
     /// Linearizable.
@@ -15,7 +15,7 @@ pub enum Consistency {
 /// What a write did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// One for each operation.
+    /// One result for each operation.
     pub results: Vec<OperationResult>,
     /// The version of every record written, and its hybrid time.
     pub timestamp: Timestamp,
@@ -28,7 +28,7 @@ pub struct Written {
 pub struct Found {
     /// The user's key.
     pub key: Bytes,
-    /// The value; empty when values were not asked for.
+    /// The value; empty when values were not requested.
     pub value: Bytes,
     /// The version.
     pub version: Timestamp,
@@ -49,13 +49,13 @@ pub struct Scan {
     pub prefix: Bytes,
     /// First key, included.
     pub start: Bytes,
-    /// First key behind; empty for none.
+    /// End of the range, exclusive; empty for no bound.
     pub end: Bytes,
-    /// Only keys after this one: the cursor of the page before.
+    /// Only keys after this one: the cursor of the previous page.
     pub after: Option<Bytes>,
-    /// At most so many records, 1 to 10,000.
+    /// At most this many records: 1 to 10,000.
     pub items_max: usize,
-    /// Whether values are wanted.
+    /// Whether to return values.
     pub values: bool,
 }
 
@@ -64,6 +64,6 @@ pub struct Scan {
 pub struct Page {
     /// In key order.
     pub records: Vec<Found>,
-    /// The last key seen, to go on with; `None` when there is nothing more.
+    /// The last key of the page, at which the next page continues; `None` at the end.
     pub cursor: Option<Bytes>,
 }

@@ -1,8 +1,10 @@
-//! Messages that no correct peer sends. raft-rs takes some of them for impossible and panics, which costs the replica; others
-//! it would believe. They are dropped before it sees them, as the network may have done.
+//! Detects messages that no correct peer sends, so that they are dropped before raft-rs sees them.
 //!
-//! Deliberately absent: lies that could be true (a vote, an acknowledgement, an entry with other content). Raft trusts its
-//! members; this keeps a broken one from breaking others.
+//! raft-rs considers some of them impossible and panics, which would fail the replica; others it would
+//! accept.
+//!
+//! Not detected: false messages that could be true (a vote, an acknowledgement, an entry with other content).
+//! Raft trusts its members; this module only keeps a broken member from breaking others.
 
 use std::collections::BTreeSet;
 
@@ -10,33 +12,33 @@ use flotilla_types::{ConfState, LogIndex, Message, MessageKind, ReplicaId, Term}
 
 use super::Group;
 
-/// No group gets there by itself; numbers beyond would overflow when they are counted on.
+/// The highest valid term or index: no group reaches it, and sums with larger numbers could overflow.
 const NUMBER_MAX: u64 = 1 << 62;
-/// Replicas that a configuration may name: many times what placement makes.
+/// Replicas that a configuration may name: many times as many as placement assigns.
 const CONF_REPLICAS_MAX: usize = 64;
 
 impl Group {
-    /// Whether raft-rs must not see this message.
-    pub(super) fn would_misuse(&self, message: &Message) -> bool {
+    /// Whether the message must be dropped.
+    pub(super) fn is_invalid(&self, message: &Message) -> bool {
         let numbers = [message.term.0, message.index.0, message.commit.0];
-        // Term 0 marks what a replica says to itself.
+        // Term 0 marks local messages.
         if message.term == Term(0) || message.from == self.replica || numbers.iter().any(|number| *number > NUMBER_MAX)
         {
             return true;
         }
         match message.kind {
-            // Nobody has a priority here; a new replica that refuses a vote for want of one panics.
+            // Priorities are not used here; a new replica panics when it rejects a vote because of one.
             MessageKind::RequestVote | MessageKind::RequestPreVote => message.priority != 0,
-            // A commit index beyond our log is fatal to raft-rs, unless the whole message is too old to be looked at.
+            // raft-rs panics on a commit index beyond the log, unless the message's term is stale.
             MessageKind::Heartbeat => message.commit > self.last() && message.term.0 >= self.node.raft.term,
-            MessageKind::Append => !follows(message),
-            // Nobody can have what the leader does not have.
+            MessageKind::Append => !is_contiguous(message),
+            // No follower can hold entries that the leader does not.
             MessageKind::AppendResponse => !message.reject && message.index > self.last(),
-            // Followers do not ask for read indexes here.
+            // Followers do not request read indexes here.
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => true,
             MessageKind::Snapshot => !self.may_install(message),
-            // Also to a leader: the message may demote it first.
-            MessageKind::TimeoutNow => self.is_alone_and_writing(),
+            // For a leader too: the message may demote it first.
+            MessageKind::TimeoutNow => self.is_lone_voter_with_unsynced_log(),
             _ => false,
         }
     }
@@ -44,18 +46,18 @@ impl Group {
     fn may_install(&self, message: &Message) -> bool {
         message.snapshot.as_ref().is_some_and(|snapshot| {
             let position = &snapshot.checkpoint.position;
-            let possible =
+            let in_bounds =
                 (1..=message.term.0).contains(&position.term.0) && (1..=NUMBER_MAX).contains(&position.index.0);
-            // A snapshot of a configuration that does not know us would be ignored for ever.
-            possible && position.conf.contains(self.replica) && is_possible(&position.conf)
+            // raft-rs would never install a snapshot whose configuration does not name this replica.
+            in_bounds && position.conf.contains(self.replica) && is_valid(&position.conf)
         })
     }
 }
 
-/// Whether an append's entries follow its index without a hole (it would be acknowledged for entries that it does not carry), with
-/// terms that only grow and end at the leader's. Term 0 is that of the place before all entries; raft-rs also takes it for that of
-/// places that a log does not reach.
-fn follows(append: &Message) -> bool {
+/// Whether an append's entries follow its index without a gap and with non-decreasing terms up to the
+/// leader's. After a gap the follower would acknowledge entries that the message does not carry. Term 0
+/// belongs to the position before the first entry; raft-rs also uses it for positions beyond the log.
+fn is_contiguous(append: &Message) -> bool {
     if (append.log_term == Term(0)) != (append.index == LogIndex(0)) {
         return false;
     }
@@ -70,8 +72,8 @@ fn follows(append: &Message) -> bool {
     term <= append.term
 }
 
-/// Whether changes could have led to this configuration; raft-rs panics when it installs another one.
-fn is_possible(conf: &ConfState) -> bool {
+/// Whether configuration changes can lead to this configuration; raft-rs panics when it installs any other.
+fn is_valid(conf: &ConfState) -> bool {
     let lists = [&conf.voters, &conf.voters_outgoing, &conf.learners, &conf.learners_next];
     let named: usize = lists.iter().map(|list| list.len()).sum();
     let distinct = |list: &Vec<ReplicaId>| list.iter().collect::<BTreeSet<_>>().len() == list.len();
@@ -79,6 +81,6 @@ fn is_possible(conf: &ConfState) -> bool {
         && !conf.voters.is_empty()
         && lists.iter().all(|list| distinct(list) && !list.contains(&ReplicaId::NONE))
         && !conf.learners.iter().any(|learner| conf.is_voter(*learner))
-        // Whoever becomes a learner still votes in the outgoing half, and only there.
+        // A voter that becomes a learner still votes in the outgoing half, and only there.
         && conf.learners_next.iter().all(|next| conf.voters_outgoing.contains(next) && !conf.voters.contains(next))
 }

@@ -1,4 +1,5 @@
-//! The end of a run: everything is put right, and then the cluster must be whole, alike and truthful within a bound.
+//! The end of a run: all faults are healed, and the cluster must converge within a time limit: no replica
+//! missing or surplus, writes succeed, and all replicas of a shard hold the same records.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,16 +9,18 @@ use flotilla_types::{KeyRange, NodeId, ShardId};
 
 use crate::world::World;
 
-/// Clients finish what they do within this time: their longest deadline, and slack.
-const REST_MS: u64 = 12_000;
-/// A cluster that is put right is whole within this time.
-const WHOLE_MS: u64 = 60_000;
-/// Writes succeed again within this time.
-const SERVE_MS: u64 = 20_000;
-/// So many of them.
-const SERVE_WRITES: usize = 20;
-/// How long a resting cluster may take until all replicas have applied the same.
-const ALIKE_MS: u64 = 20_000;
+/// A replica that lacks at most this many entries counts as caught up while clients are writing.
+pub(crate) const LAG_MAX: u64 = 64;
+
+/// Time for clients to finish their operations: their longest deadline, and slack.
+const DRAIN_MS_MAX: u64 = 12_000;
+/// Time for a healed cluster to converge.
+const CONVERGE_MS_MAX: u64 = 60_000;
+/// Time for [`WRITES_MIN`] writes to succeed in a converged cluster.
+const WRITES_MS_MAX: u64 = 20_000;
+const WRITES_MIN: usize = 20;
+/// Time for all replicas of an idle cluster to apply the same entries.
+const CATCH_UP_MS_MAX: u64 = 20_000;
 
 impl World {
     /// The replica that leads a shard in the highest term.
@@ -28,29 +31,32 @@ impl World {
         led.max_by_key(|(_, replica)| replica.group.as_ref().map(|group| group.term))
     }
 
-    /// Why the cluster is not whole, if it is not: every live node runs, knows the metadata, and holds what it should; every shard
-    /// has its replicas, as intended, none of them more than `lag_max` entries behind.
-    pub(crate) fn unsettled(&self, lag_max: u64) -> Option<String> {
+    /// Why the cluster has not converged; `None` when it has. Then every live node runs, has the newest
+    /// metadata and holds no surplus replica, and every shard has its desired replicas, none of them lagging
+    /// by more than `lag_max` entries.
+    pub(crate) fn unconverged(&self, lag_max: u64) -> Option<String> {
         let Some((node, _)) = self.leader(ShardId::META) else { return Some("no metadata leader".to_owned()) };
         let Some(running) = self.nodes.get(&node).and_then(|node| node.running.as_ref()) else {
-            return Some("no metadata".to_owned());
+            return Some("the metadata leader does not run".to_owned());
         };
-        let meta = running.control.known.meta().clone();
-        self.unsettled_node(&meta)
-            .or_else(|| meta.shards().find_map(|record| self.unsettled_shard(&meta, record.id, lag_max)))
+        let meta = running.control.cluster.meta().clone();
+        self.unconverged_node(&meta)
+            .or_else(|| meta.shards().find_map(|record| self.unconverged_shard(&meta, record.id, lag_max)))
     }
 
-    fn unsettled_node(&self, meta: &MetaState) -> Option<String> {
+    fn unconverged_node(&self, meta: &MetaState) -> Option<String> {
         for node in self.nodes.values() {
             let active = meta.node(node.id).is_some_and(|record| record.state == NodeState::Active);
             match &node.running {
-                _ if node.retired && active => return Some(format!("{} is gone and still active", node.id)),
+                _ if node.retired && active => {
+                    return Some(format!("{} is retired and still active in the metadata", node.id));
+                }
                 _ if node.retired => {}
                 None => return Some(format!("{} does not run", node.id)),
                 Some(_) if !active => {}
                 Some(_) if node.paused_until_us > self.now_us => return Some(format!("{} is paused", node.id)),
-                Some(running) if running.control.known.meta().version() != meta.version() => {
-                    return Some(format!("{} does not know the newest metadata", node.id));
+                Some(running) if running.control.cluster.meta().version() != meta.version() => {
+                    return Some(format!("{} has stale metadata", node.id));
                 }
                 Some(_) => {}
             }
@@ -58,67 +64,71 @@ impl World {
         None
     }
 
-    fn unsettled_shard(&self, meta: &MetaState, shard: ShardId, lag_max: u64) -> Option<String> {
+    fn unconverged_shard(&self, meta: &MetaState, shard: ShardId, lag_max: u64) -> Option<String> {
         let record = meta.shard(shard)?;
         let Some((_, leader)) = self.leader(shard) else { return Some(format!("{shard} has no leader")) };
         let Some(group) = &leader.group else { return Some(format!("{shard} has no group")) };
         let live = meta.nodes().filter(|node| node.state == NodeState::Active).count();
-        // One, three or five: an even number would tolerate no more failures.
         let wanted = usize::from(record.replicas_desired.max(3)).min(if live < 3 { 1 } else { live });
         let intent: BTreeSet<_> = record.intent.iter().map(|held| held.replica).collect();
         let voters: BTreeSet<_> = group.conf.voters.iter().copied().collect();
         if group.conf.is_joint() || !group.conf.learners.is_empty() || voters != intent || voters.len() < wanted.min(3)
         {
-            return Some(format!("{shard} is {:?}, and {intent:?} are wanted of {live} nodes", group.conf));
+            return Some(format!("{shard} has {:?}, and {intent:?} is desired on {live} nodes", group.conf));
         }
         if record.descriptor.epoch != leader.descriptor.epoch {
-            return Some(format!("{shard} was not reported"));
+            return Some(format!("the metadata has an older epoch of {shard}"));
         }
         for node in self.nodes.values() {
             for replica in node.status().iter().filter(|replica| replica.shard == shard) {
                 if !voters.contains(&replica.replica) {
-                    return Some(format!("{} of {} is of no use and still there", replica.replica, node.id));
+                    return Some(format!("{} of {} is surplus and still exists", replica.replica, node.id));
                 }
             }
         }
         let held: Vec<_> = self.nodes.values().flat_map(crate::node::Node::status).collect();
-        let behind = |voter: &&flotilla_types::ReplicaId| {
+        let lags = |voter: &&flotilla_types::ReplicaId| {
             let replica = held.iter().find(|replica| replica.replica == **voter);
             replica.is_none_or(|replica| replica.group.is_none() || replica.applied.0 + lag_max < group.commit.0)
         };
-        voters.iter().find(behind).map(|voter| format!("{voter} of {shard} is behind"))
+        voters.iter().find(lags).map(|voter| format!("{voter} of {shard} lags"))
     }
 
-    /// Puts everything right and sees whether the cluster recovers. Panics when it does not.
-    pub(crate) fn finish(&mut self) {
+    /// Heals all faults and checks that the cluster recovers. Panics when it does not.
+    pub(crate) fn check_convergence(&mut self) {
         self.heal();
-        self.workload.rest(true);
-        let rests = self.run_until(REST_MS, |world| world.workload.is_at_rest());
-        assert!(rests, "clients wait for answers beyond their deadlines\n{}", self.describe());
-        self.go_on();
-        let whole = self.run_until(WHOLE_MS, |world| world.operator.is_idle() && world.unsettled(64).is_none());
+        self.drain_clients();
+        self.resume_clients();
+        let converged =
+            self.run_until(CONVERGE_MS_MAX, |world| world.operator.is_idle() && world.unconverged(LAG_MAX).is_none());
         assert!(
-            whole,
-            "not whole within {WHOLE_MS} ms: {}\n{}",
-            self.unsettled(64).unwrap_or_else(|| "orders are open".to_owned()),
+            converged,
+            "not converged within {CONVERGE_MS_MAX} ms: {}\n{}",
+            self.unconverged(LAG_MAX).unwrap_or_else(|| "orders are pending".to_owned()),
             self.describe()
         );
         let before = self.workload.acknowledged();
-        let serves = self.run_until(SERVE_MS, |world| world.workload.acknowledged() >= before + SERVE_WRITES);
-        assert!(serves, "no writes within {SERVE_MS} ms after everything was put right\n{}", self.describe());
-        self.workload.rest(true);
-        assert!(self.run_until(REST_MS, |world| world.workload.is_at_rest()), "clients wait\n{}", self.describe());
-        let alike = self.run_until(ALIKE_MS, |world| world.unsettled(0).is_none());
-        assert!(alike, "replicas do not catch up: {:?}\n{}", self.unsettled(0), self.describe());
-        self.compare();
+        let writes = self.run_until(WRITES_MS_MAX, |world| world.workload.acknowledged() >= before + WRITES_MIN);
+        assert!(writes, "too few writes within {WRITES_MS_MAX} ms after convergence\n{}", self.describe());
+        self.drain_clients();
+        let caught_up = self.run_until(CATCH_UP_MS_MAX, |world| world.unconverged(0).is_none());
+        assert!(caught_up, "replicas do not catch up: {:?}\n{}", self.unconverged(0), self.describe());
+        self.compare_replicas();
     }
 
-    /// All replicas of a shard hold the same.
-    fn compare(&self) {
+    /// Pauses all clients and waits until no operation is in flight.
+    fn drain_clients(&mut self) {
+        self.workload.set_paused(true);
+        let idle = self.run_until(DRAIN_MS_MAX, |world| world.workload.is_idle());
+        assert!(idle, "clients wait for answers beyond their deadlines\n{}", self.describe());
+    }
+
+    /// Asserts that all replicas of a shard hold the same records and system state.
+    fn compare_replicas(&self) {
         let mut first = BTreeMap::new();
         for node in self.nodes.values().filter(|node| node.running.is_some()) {
             for replica in node.status() {
-                let held = node.running.as_ref().and_then(|running| running.applier.look(replica.replica));
+                let held = node.running.as_ref().and_then(|running| running.applier.contents(replica.replica));
                 let Some(held) = held else { panic!("{} of {} cannot be read", replica.replica, node.id) };
                 let Ok(records) = held.records.scan(&KeyRange::all(), usize::MAX, usize::MAX) else {
                     panic!("{} of {} cannot be scanned", replica.replica, node.id)
@@ -126,19 +136,23 @@ impl World {
                 let found = (held.system, records);
                 let (other, others) = first.entry(replica.shard).or_insert_with(|| (replica.replica, found.clone()));
                 let (other, shard) = (*other, replica.shard);
-                assert_eq!(others.0, found.0, "{other} and {} of {shard} differ in what is theirs", replica.replica);
-                assert_eq!(others.1, found.1, "{other} and {} of {shard} differ", replica.replica);
+                assert_eq!(
+                    others.0, found.0,
+                    "{other} and {} of {shard} differ in their system state",
+                    replica.replica
+                );
+                assert_eq!(others.1, found.1, "{other} and {} of {shard} differ in their records", replica.replica);
             }
         }
     }
 
-    /// Every node's replicas at a glance.
+    /// The replicas of every node as text, for failure messages.
     pub(crate) fn describe(&self) -> String {
         let mut lines = format!("at {} ms\n", self.now_ms());
         for node in self.nodes.values() {
             let state = match &node.running {
-                Some(running) => format!("up, metadata version {}", running.control.known.meta().version()),
-                None if node.retired => "gone".to_owned(),
+                Some(running) => format!("up, metadata version {}", running.control.cluster.meta().version()),
+                None if node.retired => "retired".to_owned(),
                 None => "down".to_owned(),
             };
             lines += &format!("{} {state} {}\n", node.id, node.incarnation);

@@ -1,4 +1,4 @@
-//! The least of an HTTP/1.1 client. Answers come in the order of requests.
+//! A minimal HTTP/1.1 client. Responses arrive in the order of requests.
 
 use std::collections::VecDeque;
 
@@ -9,18 +9,18 @@ use super::{
     workload::Operation,
 };
 
-/// Longest body, in bytes. Values are ours, so this is only a guard.
+/// Longest body, in bytes: a safeguard, since the values are our own.
 const BODY_BYTES_MAX: usize = 16 << 20;
 /// Longest head, in bytes.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// One connection.
 #[derive(Debug, Default)]
-pub(super) struct Web {
-    waiting: VecDeque<Ticket>,
+pub(super) struct Http {
+    pending: VecDeque<Ticket>,
 }
 
-impl Protocol for Web {
+impl Protocol for Http {
     fn request(&mut self, request: &Request<'_>, out: &mut Vec<u8>) -> Admission {
         let operation = request.ticket.operation;
         out.extend_from_slice(match operation {
@@ -40,7 +40,7 @@ impl Protocol for Web {
         } else {
             out.extend_from_slice(b"\r\n");
         }
-        self.waiting.push_back(request.ticket);
+        self.pending.push_back(request.ticket);
         Admission::Sent
     }
 
@@ -48,30 +48,30 @@ impl Protocol for Web {
         let mut used = 0;
         while let Some((length, refusal)) = answer(&input[used..])? {
             used += length;
-            on_answer(self.waiting.pop_front().context("an answer to nothing")?, refusal);
+            on_answer(self.pending.pop_front().context("a response without a request")?, refusal);
         }
         Ok(used)
     }
 }
 
-/// The first answer's length, and why it is a refusal; `None` while it is not whole.
+/// The first response's length, and the reason if it is a refusal; `None` while it is incomplete.
 fn answer(input: &[u8]) -> Result<Option<(usize, Option<String>)>> {
     let Some(head) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
-        ensure!(input.len() <= HEAD_BYTES_MAX, "an answer's head is longer than {HEAD_BYTES_MAX} bytes");
+        ensure!(input.len() <= HEAD_BYTES_MAX, "a response head of more than {HEAD_BYTES_MAX} bytes");
         return Ok(None);
     };
     let mut lines = input[..head].split(|&byte| byte == b'\n');
     let status = lines.next().and_then(|line| line.split(|&byte| byte == b' ').nth(1));
-    let status: u16 = std::str::from_utf8(status.context("no status in the answer")?)?.parse()?;
-    let length = lines.find_map(content_length).context("an answer without content-length")?;
+    let status: u16 = std::str::from_utf8(status.context("a response without a status")?)?.parse()?;
+    let length = lines.find_map(content_length).context("a response without content-length")?;
     let length: usize = std::str::from_utf8(length)?.trim().parse()?;
-    ensure!(length <= BODY_BYTES_MAX, "an answer of {length} bytes");
-    let whole = head + 4 + length;
-    if input.len() < whole {
+    ensure!(length <= BODY_BYTES_MAX, "a response of {length} bytes");
+    let end = head + 4 + length;
+    if input.len() < end {
         return Ok(None);
     }
-    let refusal = || format!("{status} {}", String::from_utf8_lossy(&input[head + 4..whole]));
-    Ok(Some((whole, (!(200..300).contains(&status)).then(refusal))))
+    let refusal = || format!("{status} {}", String::from_utf8_lossy(&input[head + 4..end]));
+    Ok(Some((end, (!(200..300).contains(&status)).then(refusal))))
 }
 
 fn content_length(line: &[u8]) -> Option<&[u8]> {
@@ -88,8 +88,8 @@ mod tests {
     use crate::bench::keys;
 
     #[test]
-    fn requests_are_what_the_interface_asks_for() {
-        let (mut client, mut out) = (Web::default(), Vec::new());
+    fn requests_match_the_http_api() {
+        let (mut client, mut out) = (Http::default(), Vec::new());
         for operation in [Operation::Set, Operation::GetLocal] {
             let ticket = Ticket { operation, sent: Instant::now() };
             client.request(&Request { key: keys::name(1), value: b"v", ticket }, &mut out);
@@ -100,13 +100,13 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told_from_answers_wherever_they_are_cut() {
+    fn refusals_are_recognised_wherever_the_input_is_split() {
         let input =
             b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nx: y\r\n\r\nhiHTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
         for cut in 0..=input.len() {
-            let (mut client, mut refusals) = (Web::default(), Vec::new());
+            let (mut client, mut refusals) = (Http::default(), Vec::new());
             let ticket = Ticket { operation: Operation::Get, sent: Instant::now() };
-            client.waiting.extend([ticket, ticket]);
+            client.pending.extend([ticket, ticket]);
             let mut on_answer = |_, refusal| refusals.push(refusal);
             let used = client.answers(&input[..cut], &mut Vec::new(), &mut on_answer).expect("sound answers");
             let rest = client.answers(&input[used..], &mut Vec::new(), &mut on_answer).expect("sound answers");

@@ -1,7 +1,7 @@
-//! What a node knows of the cluster at the moment: metadata, shard map, leader hints, liveness.
+//! A node's cached view of the cluster: metadata, shard map, leader hints, liveness.
 //!
-//! Invariants: metadata only moves forward, and the map is always the one of the metadata. The metadata group's log is
-//! authoritative; hints are only hints, and so is liveness.
+//! Invariants: metadata only moves forward, and the map always belongs to the metadata. The metadata group's
+//! log is authoritative; leader hints and liveness are only hints.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,16 +10,16 @@ use flotilla_meta::MetaState;
 use flotilla_placement::{LeaderHints, ShardMap};
 use flotilla_types::{NodeId, ShardId, Term};
 
-/// Which nodes are heard of.
+/// Liveness of the other nodes.
 #[derive(Debug, Clone)]
 pub struct Members {
     me: NodeId,
-    /// State and when it began, monotonic milliseconds.
+    /// Each node's state and when it began (monotonic milliseconds).
     states: BTreeMap<NodeId, (NodeState, u64)>,
 }
 
 impl Members {
-    /// Whether a node is heard of, and since when (monotonic milliseconds). This node always is.
+    /// A node's state and when it began (monotonic milliseconds). This node is always alive.
     #[must_use]
     pub fn liveness(&self, node: NodeId) -> (NodeState, u64) {
         if node == self.me {
@@ -29,18 +29,18 @@ impl Members {
     }
 }
 
-/// What one node knows of the cluster. [`crate::Topology`] shares it between threads.
+/// One node's view of the cluster. [`crate::Topology`] shares it between threads.
 #[derive(Debug, Clone)]
-pub struct Known {
+pub struct ClusterView {
     meta: Arc<MetaState>,
     map: Arc<ShardMap>,
     hints: LeaderHints,
-    /// Shared, so that a view of many members costs a pointer.
+    /// Shared, so that copying the view of many members costs a pointer.
     members: Arc<Members>,
 }
 
-impl Known {
-    /// Starts from metadata that was kept, or from nothing.
+impl ClusterView {
+    /// Starts from cached metadata, or from the default when there is none.
     #[must_use]
     pub fn new(me: NodeId, meta: MetaState) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Known {
         }
     }
 
-    /// The node that knows it.
+    /// The node whose view this is.
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.members.me
@@ -69,38 +69,38 @@ impl Known {
         &self.map
     }
 
-    /// Which nodes are heard of.
+    /// Liveness of the nodes.
     #[must_use]
     pub fn members(&self) -> &Arc<Members> {
         &self.members
     }
 
-    /// The node that leads a shard, as far as is known.
+    /// The shard's leader, if a hint exists.
     #[must_use]
     pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
         self.hints.leader(shard)
     }
 
-    /// Whether a shard is known to have another leader than `node`.
+    /// Whether the hinted leader is a node other than `node`.
     #[must_use]
     pub fn is_led_by_another(&self, shard: ShardId, node: NodeId) -> bool {
         self.leader(shard).is_some_and(|leader| leader != node)
     }
 
-    /// Whether so new a metadata would be taken.
+    /// Whether `meta` is newer than the metadata here.
     #[must_use]
-    pub fn wants(&self, meta: &MetaState) -> bool {
+    pub fn is_newer(&self, meta: &MetaState) -> bool {
         meta.version() > self.meta.version()
     }
 
-    /// Takes metadata that may be newer. Returns whether it was.
+    /// Installs metadata if it is newer. Returns whether it was.
     pub fn offer(&mut self, meta: &Arc<MetaState>) -> bool {
-        self.wants(meta) && self.take(meta, meta.shard_map())
+        self.is_newer(meta) && self.install(meta, meta.shard_map())
     }
 
-    /// The same, with the map of the metadata built beforehand.
-    pub(crate) fn take(&mut self, meta: &Arc<MetaState>, map: ShardMap) -> bool {
-        let newer = self.wants(meta);
+    /// Like [`ClusterView::offer`], with the shard map built by the caller.
+    pub(crate) fn install(&mut self, meta: &Arc<MetaState>, map: ShardMap) -> bool {
+        let newer = self.is_newer(meta);
         if newer {
             self.meta = meta.clone();
             self.map = Arc::new(map);
@@ -109,24 +109,24 @@ impl Known {
         newer
     }
 
-    /// Whether [`Known::observe_leader`] would change anything.
+    /// Whether [`ClusterView::observe_leader`] would change anything.
     #[must_use]
     pub fn is_new_leader(&self, shard: ShardId, term: Term, node: NodeId) -> bool {
         self.hints.get(shard) != Some((term, node))
     }
 
-    /// Somebody leads a shard since this term. Returns whether that is news.
+    /// Records that `node` leads the shard in this term. Returns whether the hint changed.
     pub fn observe_leader(&mut self, shard: ShardId, term: Term, node: NodeId) -> bool {
         self.hints.observe(shard, term, node)
     }
 
-    /// A node is gone or silent: nobody should be sent to it as a leader.
+    /// Clears the leader hints that name a node which is gone or unreachable.
     pub fn clear_leader(&mut self, node: NodeId) {
         self.hints.clear_node(node);
     }
 
-    /// Membership sees a node in another state. Returns whether that is news: what others still say of a node that is gone
-    /// for ever is none, and changes nothing.
+    /// Records a node's new membership state. Returns whether it was recorded: late gossip about a removed
+    /// node is ignored.
     pub fn member_changed(&mut self, node: NodeId, state: NodeState, now_ms: u64) -> bool {
         if self.meta.node(node).is_some_and(|record| record.state.is_gone()) {
             return false;
@@ -145,29 +145,29 @@ mod tests {
     use crate::core::testing::{Meta, node};
 
     #[test]
-    fn metadata_never_goes_back() {
+    fn metadata_never_goes_backwards() {
         let old = Meta::of_nodes(1).state();
         let new = Meta::of_nodes(3).state();
-        let mut known = Known::new(node(1), MetaState::default());
-        assert!(known.offer(&new));
-        assert!(!known.offer(&old));
-        assert!(!known.take(&old, old.shard_map()), "somebody else was faster with something newer");
-        assert_eq!((known.meta().version(), known.map().version()), (new.version(), new.version()));
+        let mut cluster = ClusterView::new(node(1), MetaState::default());
+        assert!(cluster.offer(&new));
+        assert!(!cluster.offer(&old));
+        assert!(!cluster.install(&old, old.shard_map()), "newer metadata was installed first");
+        assert_eq!((cluster.meta().version(), cluster.map().version()), (new.version(), new.version()));
     }
 
     #[test]
-    fn a_silent_node_is_no_leader_and_a_gone_node_is_no_news() {
+    fn down_node_loses_its_leader_hints_and_removed_node_is_ignored() {
         let mut meta = Meta::of_nodes(3);
-        let mut known = Known::new(node(1), MetaState::clone(&meta.state()));
-        known.observe_leader(ShardId::META, Term(2), node(2));
-        assert!(known.is_led_by_another(ShardId::META, node(1)));
-        assert!(known.member_changed(node(2), NodeState::Down, 7));
-        assert_eq!((known.leader(ShardId::META), known.members().liveness(node(2))), (None, (NodeState::Down, 7)));
+        let mut cluster = ClusterView::new(node(1), MetaState::clone(&meta.state()));
+        cluster.observe_leader(ShardId::META, Term(2), node(2));
+        assert!(cluster.is_led_by_another(ShardId::META, node(1)));
+        assert!(cluster.member_changed(node(2), NodeState::Down, 7));
+        assert_eq!((cluster.leader(ShardId::META), cluster.members().liveness(node(2))), (None, (NodeState::Down, 7)));
 
         meta.remove(3);
-        known.offer(&meta.state());
-        assert!(!known.member_changed(node(3), NodeState::Down, 8));
-        assert_eq!(known.members().liveness(node(3)), (NodeState::Unknown, 0));
-        assert_eq!(known.members().liveness(node(1)), (NodeState::Alive, 0), "this node always hears itself");
+        cluster.offer(&meta.state());
+        assert!(!cluster.member_changed(node(3), NodeState::Down, 8));
+        assert_eq!(cluster.members().liveness(node(3)), (NodeState::Unknown, 0));
+        assert_eq!(cluster.members().liveness(node(1)), (NodeState::Alive, 0), "this node is always alive");
     }
 }

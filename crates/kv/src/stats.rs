@@ -1,8 +1,8 @@
-//! What is known of all records without reading them: how many there are, how many bytes, and which expire when.
+//! Statistics of all stored records: their number, their bytes, and an index of those that expire.
 //!
-//! Invariant: the ledger agrees with the stored records after every command. It counts what is stored; records that are
-//! due and not yet removed are taken off when somebody asks. The index is not part of checkpoints: it is rebuilt from
-//! the records, its order is that of (expiry, key), and so it is equal on every replica.
+//! Invariant: the statistics agree with the stored records after every command. They count stored records;
+//! reads subtract those that have expired and are not removed yet. The index is not part of checkpoints: it
+//! is rebuilt from the records, and ordered by (expiry, key), so it is equal on every replica.
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -11,10 +11,10 @@ use flotilla_storage::MachineError;
 
 use crate::record::StoredRecord;
 
-/// What the ledger remembers of one stored record.
+/// The share of one stored record in the statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Footprint {
-    /// Whole record key and value.
+    /// Bytes of the whole record key and the value.
     pub(crate) bytes: u64,
     pub(crate) expires_at_ms: Option<u64>,
 }
@@ -27,7 +27,7 @@ impl Footprint {
 
 /// Counts of all stored records and an index of those that expire.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
+pub(crate) struct RecordStats {
     records: u64,
     bytes: u64,
     /// Bytes of each expiring record under (Unix milliseconds, whole record key).
@@ -36,13 +36,13 @@ pub(crate) struct Ledger {
 
 const DISAGREES: MachineError = MachineError::Corrupt("the counts of records disagree with the records");
 
-impl Ledger {
-    /// A ledger with counts from a checkpoint; [`insert_expiring`](Self::insert_expiring) completes it.
+impl RecordStats {
+    /// Statistics with the counts of a checkpoint; [`insert_expiring`](Self::insert_expiring) completes them.
     pub(crate) fn of_counts(records: u64, bytes: u64) -> Self {
         Self { records, bytes, expiring: BTreeMap::new() }
     }
 
-    /// Puts a record that is already counted into the index.
+    /// Adds an already counted record to the index.
     pub(crate) fn insert_expiring(&mut self, key: &[u8], at_ms: u64, bytes: u64) {
         self.expiring.insert((at_ms, Bytes::copy_from_slice(key)), bytes);
     }
@@ -72,7 +72,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// Takes the record that has been due longest out of the ledger.
+    /// Removes the record with the earliest expiry at or before `now_ms` from the statistics, and returns its
+    /// key.
     pub(crate) fn take_due(&mut self, now_ms: u64) -> Result<Option<Bytes>, MachineError> {
         match self.expiring.first_key_value() {
             Some(((at_ms, _), _)) if *at_ms <= now_ms => {}
@@ -84,17 +85,18 @@ impl Ledger {
         Ok(Some(key))
     }
 
-    /// Stored records and their bytes.
+    /// The number of stored records, and their bytes.
     pub(crate) fn stored(&self) -> (u64, u64) {
         (self.records, self.bytes)
     }
 
-    /// Stored records that expire at some time.
+    /// The number of stored records with an expiry.
     pub(crate) fn expiring(&self) -> u64 {
         self.expiring.len() as u64
     }
 
-    /// Live records and their bytes at this time. Costs a step in memory for each record that is due and not yet removed.
+    /// The number of live records at this time, and their bytes. Linear in the records that have expired and
+    /// are not removed.
     pub(crate) fn live(&self, now_ms: u64) -> (u64, u64) {
         let due = self.expiring.range(..(now_ms.saturating_add(1), Bytes::new()));
         due.fold((self.records, self.bytes), |(records, all), (_, bytes)| {
@@ -121,26 +123,26 @@ mod tests {
     }
 
     #[test]
-    fn due_records_leave_in_order_of_expiry_then_key() {
-        let mut ledger = Ledger::default();
+    fn due_records_are_removed_in_order_of_expiry_then_key() {
+        let mut stats = RecordStats::default();
         for (name, at_ms) in [("b", 5), ("a", 5), ("z", 1), ("later", 9)] {
-            ledger.replace(&key(name), None, Some(Footprint { bytes: 10, expires_at_ms: Some(at_ms) })).unwrap();
+            stats.replace(&key(name), None, Some(Footprint { bytes: 10, expires_at_ms: Some(at_ms) })).unwrap();
         }
-        assert_eq!((ledger.live(0), ledger.live(5), ledger.stored()), ((4, 40), (1, 10), (4, 40)));
-        assert!(ledger.expires_between(5, 9) && !ledger.expires_between(5, 8) && !ledger.expires_between(9, 20));
+        assert_eq!((stats.live(0), stats.live(5), stats.stored()), ((4, 40), (1, 10), (4, 40)));
+        assert!(stats.expires_between(5, 9) && !stats.expires_between(5, 8) && !stats.expires_between(9, 20));
         let mut taken = Vec::new();
-        while let Some(key) = ledger.take_due(5).unwrap() {
+        while let Some(key) = stats.take_due(5).unwrap() {
             taken.push(key);
         }
         assert_eq!(taken, [key("z"), key("a"), key("b")]);
-        assert_eq!((ledger.stored(), ledger.expiring()), ((1, 10), 1));
+        assert_eq!((stats.stored(), stats.expiring()), ((1, 10), 1));
     }
 
     #[test]
-    fn a_ledger_that_disagrees_with_the_records_is_an_error() {
+    fn counts_that_disagree_with_the_records_are_an_error() {
         let footprint = Footprint { bytes: 1, expires_at_ms: None };
-        assert!(Ledger::default().replace(&key("a"), Some(footprint), None).is_err());
+        assert!(RecordStats::default().replace(&key("a"), Some(footprint), None).is_err());
         let expiring = Footprint { bytes: 1, expires_at_ms: Some(1) };
-        assert!(Ledger::of_counts(1, 1).replace(&key("a"), Some(expiring), None).is_err());
+        assert!(RecordStats::of_counts(1, 1).replace(&key("a"), Some(expiring), None).is_err());
     }
 }

@@ -1,0 +1,236 @@
+//! The attempts of one request to a shard: which node to send it to, what a failure means, which error the
+//! caller gets.
+//!
+//! Invariant: once an attempt may have been proposed, the request never fails with an error that claims
+//! nothing was written: it ends with [`ShardError::Unknown`]. Retries are harmless, because state machines
+//! recognize a repeated command.
+
+use flotilla_replication::RequestError;
+use flotilla_route::{Attempts, Failure, Step};
+use flotilla_types::{NodeId, ShardId};
+
+use super::ClusterView;
+
+/// Longest attempt, so that a node that died does not use up the whole deadline.
+const ATTEMPT_MS_MAX: u64 = 1_500;
+
+/// Why a request to a shard failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ShardError {
+    /// No leader was reached before the deadline. Nothing was written.
+    #[error("the shard has no reachable leader")]
+    Unavailable,
+    /// The leader had no capacity until the deadline. Nothing was written.
+    #[error("the shard is busy")]
+    Busy,
+    /// The shard changed its range or is gone. Nothing was written; refresh the map and route again.
+    #[error("the shard map is outdated")]
+    Stale,
+    /// A write may or may not have taken effect.
+    #[error("the outcome is unknown")]
+    Unknown,
+}
+
+/// What kind of request a shard gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestKind {
+    /// A command. Safe to repeat, because the state machine recognizes it.
+    Propose,
+    /// A linearizable query.
+    Query,
+}
+
+impl RequestKind {
+    /// The error of an attempt that reached a node and got no answer: the connection broke, the attempt timed
+    /// out, or another node turned out to lead the shard ([`ClusterView::is_led_by_another`]), which ends an
+    /// attempt at once.
+    #[must_use]
+    pub fn error_without_answer(self) -> RequestError {
+        match self {
+            Self::Propose => RequestError::Unknown,
+            Self::Query => RequestError::Stopped,
+        }
+    }
+}
+
+/// What to do next about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryStep {
+    /// Send the request to this node, then report a failure to [`RequestRetry::on_failure`]. An answer ends
+    /// the request.
+    Send {
+        /// The node, possibly this one.
+        node: NodeId,
+        /// How long the attempt may take, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Call [`RequestRetry::next`] again after this many milliseconds.
+    Wait(u64),
+    /// The deadline has passed.
+    GiveUp(ShardError),
+}
+
+/// What follows from a failed attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryDecision {
+    /// Continue with [`RequestRetry::next`].
+    Retry,
+    /// Clear this node as a leader hint ([`ClusterView::clear_leader`]), then continue.
+    RetryWithoutLeader(NodeId),
+    /// Retrying would not help.
+    GiveUp(ShardError),
+}
+
+/// The retry state of one request to a shard, until it is answered or its deadline passes.
+#[derive(Debug, Clone)]
+pub struct RequestRetry {
+    kind: RequestKind,
+    shard: ShardId,
+    deadline_ms: u64,
+    attempts: Attempts,
+    /// The target of the attempt in flight.
+    in_flight: Option<NodeId>,
+    /// Whether an attempt may have been proposed.
+    maybe_proposed: bool,
+    last_error: ShardError,
+}
+
+impl RequestRetry {
+    /// Retries until `deadline_ms` on the caller's monotonic clock.
+    #[must_use]
+    pub fn new(kind: RequestKind, shard: ShardId, deadline_ms: u64) -> Self {
+        Self {
+            kind,
+            shard,
+            deadline_ms,
+            attempts: Attempts::new(deadline_ms),
+            in_flight: None,
+            maybe_proposed: false,
+            last_error: ShardError::Unavailable,
+        }
+    }
+
+    /// What to do next, given the current view of the cluster.
+    pub fn next(&mut self, now_ms: u64, cluster: &ClusterView) -> RetryStep {
+        let replicas = cluster.map().shard(self.shard).map(|shard| &shard.descriptor.replicas[..]).unwrap_or_default();
+        let nodes = replicas.iter().map(|replica| replica.node);
+        match self.attempts.next(now_ms, cluster.leader(self.shard), nodes) {
+            Step::Try(node) => {
+                self.in_flight = Some(node);
+                RetryStep::Send { node, timeout_ms: (self.deadline_ms - now_ms).min(ATTEMPT_MS_MAX) }
+            }
+            Step::Wait(pause_ms) => RetryStep::Wait(pause_ms),
+            Step::GiveUp if self.maybe_proposed => RetryStep::GiveUp(ShardError::Unknown),
+            Step::GiveUp => RetryStep::GiveUp(self.last_error),
+        }
+    }
+
+    /// Records that the last attempt failed.
+    pub fn on_failure(&mut self, error: RequestError, cluster: &ClusterView) -> RetryDecision {
+        let failure = match error {
+            RequestError::NotLeader { leader } => Failure::NotLeader(leader),
+            RequestError::Busy => {
+                self.last_error = ShardError::Busy;
+                Failure::Later
+            }
+            RequestError::StaleEpoch if !self.maybe_proposed => return RetryDecision::GiveUp(ShardError::Stale),
+            RequestError::Unknown => {
+                self.maybe_proposed |= self.kind == RequestKind::Propose;
+                Failure::Later
+            }
+            RequestError::UnknownShard | RequestError::Stopped | RequestError::Deadline | RequestError::StaleEpoch => {
+                Failure::Unreachable
+            }
+        };
+        self.attempts.on_failure(failure);
+        // Hints that name this node are kept: they come from its own shard host, which is authoritative.
+        let hinted_peer =
+            self.in_flight.take().filter(|node| *node != cluster.node() && cluster.leader(self.shard) == Some(*node));
+        match hinted_peer {
+            Some(node) if failure == Failure::Unreachable => RetryDecision::RetryWithoutLeader(node),
+            _ => RetryDecision::Retry,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_meta::MetaState;
+    use flotilla_types::Term;
+
+    use super::*;
+    use crate::core::testing::{Meta, node};
+
+    const SHARD: ShardId = ShardId(1);
+
+    /// The view of node 9: a shard on nodes 1 to 3, led by node 2.
+    fn cluster_view() -> ClusterView {
+        let mut meta = Meta::of_nodes(3);
+        assert_eq!(meta.collection(&[&[1, 2, 3]]), [SHARD]);
+        let mut cluster = ClusterView::new(node(9), MetaState::clone(&meta.state()));
+        cluster.observe_leader(SHARD, Term(2), node(2));
+        cluster
+    }
+
+    fn send(id: u64, timeout_ms: u64) -> RetryStep {
+        RetryStep::Send { node: node(id), timeout_ms }
+    }
+
+    #[test]
+    fn hinted_leader_is_tried_first_and_a_redirect_is_followed() {
+        let cluster = cluster_view();
+        let mut retry = RequestRetry::new(RequestKind::Query, SHARD, 5_000);
+        assert_eq!(retry.next(0, &cluster), send(2, ATTEMPT_MS_MAX));
+        assert_eq!(retry.on_failure(RequestError::NotLeader { leader: Some(node(3)) }, &cluster), RetryDecision::Retry);
+        assert_eq!(retry.next(4_900, &cluster), send(3, 100));
+        assert_eq!(
+            retry.on_failure(RequestError::UnknownShard, &cluster),
+            RetryDecision::Retry,
+            "it was not the hinted leader"
+        );
+        assert_eq!(retry.next(4_950, &cluster), send(1, 50));
+        assert_eq!(retry.next(5_000, &cluster), RetryStep::GiveUp(ShardError::Unavailable));
+    }
+
+    #[test]
+    fn unreachable_leader_hint_is_cleared_unless_it_names_this_node() {
+        let mut cluster = cluster_view();
+        let mut retry = RequestRetry::new(RequestKind::Query, SHARD, 5_000);
+        retry.next(0, &cluster);
+        assert_eq!(
+            retry.on_failure(RequestKind::Query.error_without_answer(), &cluster),
+            RetryDecision::RetryWithoutLeader(node(2))
+        );
+        cluster.observe_leader(SHARD, Term(3), node(9));
+        assert_eq!(retry.next(1, &cluster), send(9, ATTEMPT_MS_MAX));
+        assert_eq!(retry.on_failure(RequestError::Stopped, &cluster), RetryDecision::Retry);
+    }
+
+    #[test]
+    fn every_failure_after_a_possible_proposal_is_unknown() {
+        let cluster = cluster_view();
+        for (kind, end) in [(RequestKind::Propose, ShardError::Unknown), (RequestKind::Query, ShardError::Busy)] {
+            let mut retry = RequestRetry::new(kind, SHARD, 100);
+            retry.next(0, &cluster);
+            assert_eq!(retry.on_failure(RequestError::Unknown, &cluster), RetryDecision::Retry);
+            assert!(matches!(retry.next(1, &cluster), RetryStep::Wait(_)), "the same node, after a pause");
+            assert_eq!(retry.next(10, &cluster), send(2, 90));
+            assert_eq!(retry.on_failure(RequestError::Busy, &cluster), RetryDecision::Retry);
+            assert_eq!(retry.next(100, &cluster), RetryStep::GiveUp(end));
+        }
+    }
+
+    #[test]
+    fn stale_map_is_reported_only_while_nothing_was_proposed() {
+        let cluster = cluster_view();
+        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, 100);
+        retry.next(0, &cluster);
+        assert_eq!(retry.on_failure(RequestError::StaleEpoch, &cluster), RetryDecision::GiveUp(ShardError::Stale));
+        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, 100);
+        retry.next(0, &cluster);
+        retry.on_failure(RequestError::Unknown, &cluster);
+        retry.next(1, &cluster);
+        retry.next(10, &cluster);
+        assert_eq!(retry.on_failure(RequestError::StaleEpoch, &cluster), RetryDecision::RetryWithoutLeader(node(2)));
+    }
+}

@@ -1,0 +1,403 @@
+//! Node heartbeats and the recovery handshake: after a restart, peers verify that this node's log did not go
+//! backwards.
+//!
+//! A restored or damaged data folder forgets acknowledged entries and votes, and cannot know it. Every synced
+//! log batch carries a node-wide sequence. Node heartbeats advertise it, and each peer remembers the highest
+//! one durably, with its own next write. A node that starts keeps its replicas unverified (no votes, no
+//! acknowledgements) until a majority of each replica's group has confirmed that the node recovered at least
+//! as much as they remember.
+//!
+//! Not covered: batches synced after the last heartbeat to a peer, and sequences that peers received but had
+//! not written when they crashed as well. Heartbeats go out several times a second.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flotilla_consensus::{ConfChange, Role};
+use flotilla_storage::{PeerSequence, ReplicaLog};
+use flotilla_types::{ConfState, EntryKind, Incarnation, NodeId, ReplicaId, WalSequence};
+
+use super::{Core, Effects, LostReason, NodeHeartbeat, Notice};
+
+/// Low bits of a [`WalSequence`], which count batches within one incarnation; the high bits are the
+/// incarnation.
+const BATCH_BITS: u32 = 34;
+/// A peer's clock reading counts for this many heartbeat intervals.
+const CLOCK_HEARTBEATS: u64 = 8;
+/// The peer sequence that a node stores for itself while its data folder is trusted.
+const TRUSTED: WalSequence = WalSequence(0);
+/// Bytes of a log that are scanned per read.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// First sequence of the last incarnation that fits. No log reaches it; counting on from beyond would
+/// overflow.
+const SEQUENCE_END: WalSequence = first_sequence(Incarnation(u64::MAX >> BATCH_BITS));
+
+/// The first sequence of an incarnation.
+#[must_use]
+pub const fn first_sequence(incarnation: Incarnation) -> WalSequence {
+    WalSequence(incarnation.0 << BATCH_BITS)
+}
+
+/// What this node knows of its peers' logs and clocks, and what they said of its own log.
+pub(super) struct RecoveryHandshake {
+    incarnation: Incarnation,
+    recovered: WalSequence,
+    synced: WalSequence,
+    /// `None` until the peer set is known; until then this node is not verified.
+    peers: Option<Vec<NodeId>>,
+    /// Peers that have checked this node in this incarnation, and the last sequence advertised to each since.
+    advertised: BTreeMap<NodeId, WalSequence>,
+    /// Peers that verified this node in this incarnation.
+    verified_by: BTreeSet<NodeId>,
+    /// The highest sequence that each peer advertised.
+    peer_sequences: BTreeMap<NodeId, WalSequence>,
+    /// The result of checking each peer at its last heartbeat: its incarnation, and what it lost, if
+    /// anything.
+    peer_checks: BTreeMap<NodeId, (Incarnation, Option<WalSequence>)>,
+    /// Peers whose clock is too far ahead.
+    ahead: BTreeSet<NodeId>,
+    /// Each peer's wall clock, and our monotonic clock when it arrived. Milliseconds.
+    clocks: BTreeMap<NodeId, (u64, u64)>,
+    rolled_back: bool,
+    /// Whether this node may have forgotten whole replicas. It creates none until those have tombstones.
+    /// Survives restarts as this node's own peer sequence in the log.
+    may_have_forgotten_replicas: bool,
+}
+
+impl RecoveryHandshake {
+    pub(super) fn new(
+        me: NodeId,
+        incarnation: Incarnation,
+        recovered: WalSequence,
+        peer_sequences: Vec<PeerSequence>,
+    ) -> Self {
+        let may_have_forgotten_replicas = peer_sequences.iter().any(|peer| peer.node == me && peer.sequence > TRUSTED);
+        Self {
+            incarnation,
+            recovered,
+            synced: recovered,
+            peers: None,
+            advertised: BTreeMap::new(),
+            verified_by: BTreeSet::new(),
+            peer_sequences: peer_sequences.into_iter().map(|peer| (peer.node, peer.sequence)).collect(),
+            peer_checks: BTreeMap::new(),
+            ahead: BTreeSet::new(),
+            clocks: BTreeMap::new(),
+            rolled_back: false,
+            may_have_forgotten_replicas,
+        }
+    }
+
+    pub(super) fn set_peers(&mut self, peers: Vec<NodeId>) {
+        self.clocks.retain(|peer, _| peers.contains(peer));
+        self.peers = Some(peers);
+    }
+
+    pub(super) fn is_ahead(&self, node: NodeId) -> bool {
+        self.ahead.contains(&node)
+    }
+
+    /// Whether our wall clock is more than `ahead_ms_max` ahead of most peers that sent a heartbeat since
+    /// `since_ms`. Timestamps from such a clock would bind the whole cluster to its error: a shard's time
+    /// never goes back.
+    pub(super) fn is_clock_ahead(&self, now_ms: u64, wall_ms: u64, since_ms: u64, ahead_ms_max: u64) -> bool {
+        let recent = self.clocks.values().filter(|(_, received_ms)| *received_ms >= since_ms);
+        let (mut peers, mut behind) = (0, 0);
+        for (peer_wall_ms, received_ms) in recent {
+            peers += 1;
+            let peer_now_ms = peer_wall_ms.saturating_add(now_ms.saturating_sub(*received_ms));
+            behind += usize::from(wall_ms.saturating_sub(ahead_ms_max) > peer_now_ms);
+        }
+        2 * behind > peers
+    }
+
+    pub(super) fn synced(&mut self, sequence: WalSequence) {
+        self.synced = self.synced.max(sequence);
+    }
+
+    /// Whether this node may create replicas: its data folder is trusted and a majority of the nodes verified
+    /// it.
+    pub(super) fn may_create(&self) -> bool {
+        !self.may_have_forgotten_replicas && self.is_verified()
+    }
+
+    /// Whether a majority of the nodes, this one included, verified this node's log.
+    fn is_verified(&self) -> bool {
+        self.peers.as_ref().is_some_and(|peers| {
+            let verified = peers.iter().filter(|peer| self.verified_by.contains(peer)).count();
+            2 * verified >= peers.len()
+        })
+    }
+
+    /// Whether a majority of the voters of this configuration (of both halves, if joint) verified this node.
+    fn is_verified_by(&self, me: NodeId, conf: &ConfState, node_of: impl Fn(ReplicaId) -> Option<NodeId>) -> bool {
+        let verified = |replica: &ReplicaId| match node_of(*replica) {
+            Some(node) => node == me || self.verified_by.contains(&node),
+            None => false,
+        };
+        let majority = |voters: &[ReplicaId]| {
+            voters.is_empty() || voters.iter().filter(|voter| verified(voter)).count() > voters.len() / 2
+        };
+        majority(&conf.voters) && majority(&conf.voters_outgoing)
+    }
+
+    /// Checks a peer's log against what we remember of it; returns what it lost. Until it is checked, a node
+    /// advertises only what it recovered; once its recovery is complete, it has abandoned what it lost.
+    fn check_peer(&mut self, from: NodeId, heartbeat: &NodeHeartbeat) -> Option<WalSequence> {
+        let remembered = self.peer_sequences.get(&from).copied().unwrap_or_default();
+        let lost = (!heartbeat.recovery_complete && remembered > heartbeat.synced).then_some(remembered);
+        self.peer_checks.insert(from, (heartbeat.incarnation, lost));
+        lost
+    }
+
+    /// A connection came up or went down: the peer may have restarted and must be checked again.
+    fn forget_check(&mut self, node: NodeId) {
+        self.peer_checks.remove(&node);
+    }
+
+    /// What a peer remembers of our log beyond what we recovered; `None` when it verifies us. Sequences
+    /// advertised to it since its first check are not losses: an old heartbeat of ours arrived late.
+    fn lost_according_to(&mut self, peer: NodeId, remembered: Option<WalSequence>) -> Option<WalSequence> {
+        let advertised = *self.advertised.entry(peer).or_insert(self.recovered);
+        remembered.filter(|remembered| *remembered > advertised)
+    }
+
+    fn heartbeat_for(&mut self, peer: NodeId, wall_ms: u64, recovery_complete: bool) -> NodeHeartbeat {
+        let (your_incarnation, you_lost_up_to) = self.peer_checks.get(&peer).copied().unwrap_or_default();
+        let synced = match self.advertised.get_mut(&peer) {
+            Some(advertised) => {
+                *advertised = (*advertised).max(self.synced);
+                *advertised
+            }
+            None => self.recovered,
+        };
+        NodeHeartbeat {
+            incarnation: self.incarnation,
+            recovered: self.recovered,
+            synced,
+            wall_ms,
+            recovery_complete,
+            your_incarnation,
+            you_lost_up_to,
+            leaders: Vec::new(),
+        }
+    }
+}
+
+impl NodeHeartbeat {
+    /// Whether all sequences are ones a log can reach. An accepted sequence is stored durably, and may become
+    /// the floor that later batches are numbered from.
+    fn is_possible(&self) -> bool {
+        let named = [self.recovered, self.synced, self.you_lost_up_to.unwrap_or_default()];
+        named.iter().all(|sequence| *sequence < SEQUENCE_END)
+    }
+}
+
+impl<T> Core<T> {
+    /// Whether each replica was verified or abandoned, so that nothing lost can do harm any more. A node that
+    /// recovered nothing must be checked too: it may have lost everything.
+    fn is_recovery_complete(&self) -> bool {
+        let checked = self.handshake.rolled_back || self.handshake.is_verified();
+        checked && !self.replicas.values().any(|replica| replica.unverified)
+    }
+
+    pub(super) fn send_node_heartbeats(&mut self, effects: &mut Effects<T>) {
+        for peer in self.handshake.peers.clone().unwrap_or_default() {
+            self.send_node_heartbeat(peer, effects);
+        }
+    }
+
+    fn send_node_heartbeat(&mut self, peer: NodeId, effects: &mut Effects<T>) {
+        let recovery_complete = self.is_recovery_complete();
+        let mut heartbeat = self.handshake.heartbeat_for(peer, self.wall_ms, recovery_complete);
+        let led = self.raft.groups().filter(|group| group.role().0 == Role::Leader);
+        heartbeat.leaders = led.map(|group| (group.shard(), group.role().1)).collect();
+        effects.node_heartbeats.push((peer, heartbeat));
+    }
+
+    pub(super) fn on_peer_changed(&mut self, node: NodeId, connected: bool, effects: &mut Effects<T>) {
+        self.handshake.forget_check(node);
+        if connected {
+            self.send_node_heartbeat(node, effects);
+        }
+    }
+
+    /// Whether this node's wall clock is too far ahead to timestamp commands.
+    pub(super) fn is_clock_ahead(&self) -> bool {
+        let since_ms =
+            self.now_ms.saturating_sub(CLOCK_HEARTBEATS * self.config.node_heartbeat_ticks * self.config.tick_ms);
+        self.handshake.is_clock_ahead(self.now_ms, self.wall_ms, since_ms, self.config.clock_ahead_ms_max)
+    }
+
+    pub(super) fn on_node_heartbeat(&mut self, from: NodeId, heartbeat: NodeHeartbeat, effects: &mut Effects<T>) {
+        if !heartbeat.is_possible() {
+            tracing::debug!(peer = %from, "a node heartbeat names a log sequence that no log can reach");
+            return;
+        }
+        self.handshake.clocks.insert(from, (heartbeat.wall_ms, self.now_ms));
+        if heartbeat.wall_ms > self.wall_ms + self.config.clock_ahead_ms_max {
+            if self.handshake.ahead.insert(from) {
+                let ahead_ms = heartbeat.wall_ms - self.wall_ms;
+                tracing::warn!(peer = %from, ahead_ms, "a peer's clock is too far ahead; ignoring it. Check NTP on both");
+            }
+            return;
+        }
+        self.handshake.ahead.remove(&from);
+        let checked = self.handshake.peer_checks.get(&from);
+        let is_first_check = checked.is_none_or(|(incarnation, _)| *incarnation != heartbeat.incarnation);
+        let lost = self.handshake.check_peer(from, &heartbeat);
+        if lost.is_none() && heartbeat.synced > self.handshake.peer_sequences.get(&from).copied().unwrap_or_default() {
+            self.handshake.peer_sequences.insert(from, heartbeat.synced);
+            effects.peer_sequences.push((from, heartbeat.synced));
+        }
+        if is_first_check {
+            // The peer may be waiting for the result.
+            self.send_node_heartbeat(from, effects);
+        }
+        for (shard, term) in &heartbeat.leaders {
+            effects.notices.push(Notice::Leader { shard: *shard, term: *term, node: Some(from) });
+        }
+        if heartbeat.your_incarnation == self.handshake.incarnation {
+            match self.handshake.lost_according_to(from, heartbeat.you_lost_up_to) {
+                None => {
+                    if self.handshake.verified_by.insert(from) {
+                        self.open_verified(effects);
+                    }
+                }
+                Some(remembered) => self.on_rollback(from, remembered, effects),
+            }
+        }
+    }
+
+    /// Opens the group of every unverified replica that enough peers have verified by now.
+    pub(super) fn open_verified(&mut self, effects: &mut Effects<T>) {
+        if !self.replicas.values().any(|replica| replica.unverified) {
+            return;
+        }
+        let states = match self.log.replicas() {
+            Ok(states) => states,
+            Err(error) => {
+                tracing::error!(%error, "the log cannot be read");
+                return;
+            }
+        };
+        for (id, state) in states {
+            if self.replicas.get(&id).is_some_and(|replica| replica.unverified) && self.is_verified_by_group(id, &state)
+            {
+                self.open_group(id, &state, effects);
+            }
+        }
+    }
+
+    fn is_verified_by_group(&mut self, id: ReplicaId, state: &ReplicaLog) -> bool {
+        let position = &state.checkpoint.position;
+        if self.replicas.get(&id).is_some_and(|replica| replica.sole_voter) {
+            return true;
+        }
+        if position.conf.voters == [id] && !position.conf.is_joint() {
+            // It was the only voter at its checkpoint, but others may have joined since.
+            return !self.handshake.verified_by.is_empty();
+        }
+        self.handshake.is_verified_by(self.node, &position.conf, |id| position.descriptor.node_of(id))
+            || self.is_verified_by_latest_conf(id, state)
+    }
+
+    /// Asks the configuration at the end of the log: voters of the checkpoint may be gone for good, and later
+    /// ones know at least as much.
+    fn is_verified_by_latest_conf(&mut self, id: ReplicaId, state: &ReplicaLog) -> bool {
+        if self.replicas.get(&id).is_some_and(|replica| replica.latest_conf.is_none()) {
+            let latest = self.latest_conf(id, state);
+            if let Some(replica) = self.replicas.get_mut(&id) {
+                replica.latest_conf = latest;
+            }
+        }
+        let latest = self.replicas.get(&id).and_then(|replica| replica.latest_conf.as_ref());
+        latest.is_some_and(|(conf, nodes)| self.handshake.is_verified_by(self.node, conf, |id| nodes.get(&id).copied()))
+    }
+
+    /// The configuration at the end of a log, committed or not, and the nodes of its replicas.
+    fn latest_conf(&self, id: ReplicaId, state: &ReplicaLog) -> Option<(ConfState, BTreeMap<ReplicaId, NodeId>)> {
+        let position = &state.checkpoint.position;
+        let mut conf = position.conf.clone();
+        let mut nodes: BTreeMap<_, _> =
+            position.descriptor.replicas.iter().map(|replica| (replica.replica, replica.node)).collect();
+        for change in self.logged_changes(id, state)? {
+            if let ConfChange::AddLearner { replica, node } = change {
+                nodes.insert(replica, node);
+            }
+            conf = change.after(&conf);
+        }
+        Some((conf, nodes))
+    }
+
+    /// Whether a recovered replica is its group's only voter: its checkpoint says so, and its log adds no
+    /// other voter.
+    pub(super) fn is_sole_voter(&self, id: ReplicaId, state: &ReplicaLog) -> bool {
+        let conf = &state.checkpoint.position.conf;
+        if conf.voters != [id] || conf.is_joint() {
+            return false;
+        }
+        let keeps_voters =
+            |change: &ConfChange| matches!(change, ConfChange::AddLearner { .. } | ConfChange::RemoveLearner { .. });
+        self.logged_changes(id, state).is_some_and(|changes| changes.iter().all(keeps_voters))
+    }
+
+    /// The configuration changes in a log after its checkpoint; `None` when they cannot be read.
+    fn logged_changes(&self, id: ReplicaId, state: &ReplicaLog) -> Option<Vec<ConfChange>> {
+        let mut changes = Vec::new();
+        let mut next = state.truncated.0.max(state.checkpoint.position.index).next();
+        while next <= state.last {
+            let entries = self.log.entries(id, next, state.last.next(), READ_BYTES_MAX).ok()?;
+            for entry in entries.iter().filter(|entry| entry.kind == EntryKind::ConfChange) {
+                changes.push(ConfChange::decode(&entry.context).ok()?);
+            }
+            next = entries.last()?.index.next();
+        }
+        Some(changes)
+    }
+
+    /// Reports replicas forgotten in an earlier incarnation: the metadata group must still find out which
+    /// they are.
+    pub(super) fn report_forgotten_replicas(&self, effects: &mut Effects<T>) {
+        if self.handshake.may_have_forgotten_replicas {
+            effects.notices.push(Notice::Lost { replicas: Vec::new(), reason: LostReason::RolledBack });
+        }
+    }
+
+    /// Trusts the data folder again: every replica that it forgot has a tombstone by now.
+    pub(super) fn trust_folder(&mut self, effects: &mut Effects<T>) {
+        if std::mem::take(&mut self.handshake.may_have_forgotten_replicas) {
+            effects.peer_sequences.push((self.node, TRUSTED));
+        }
+    }
+
+    /// A peer remembers more of our log than we recovered, so recovered replicas may have forgotten votes and
+    /// acknowledgements. Their ids get tombstones, and they come back under new ids, as learners. The only
+    /// voter of a group stays: no other replica has anything better.
+    fn on_rollback(&mut self, peer: NodeId, remembered: WalSequence, effects: &mut Effects<T>) {
+        if std::mem::replace(&mut self.handshake.rolled_back, true) {
+            return;
+        }
+        tracing::error!(
+            %peer, %remembered, recovered = %self.handshake.recovered,
+            "this node's log went backwards: a peer remembers more than this data folder holds; abandoning its replicas"
+        );
+        effects.sequence_floor = Some(remembered);
+        self.handshake.may_have_forgotten_replicas = true;
+        effects.peer_sequences.push((self.node, remembered));
+        let recovered: Vec<_> = self
+            .replicas
+            .iter()
+            .filter(|(_, replica)| replica.recovered && !replica.sole_voter)
+            .map(|(id, _)| *id)
+            .collect();
+        let mut lost = Vec::new();
+        for id in recovered {
+            if let Some(replica) = self.replicas.get(&id) {
+                lost.push((replica.shard, id));
+            }
+            self.destroy(id, effects);
+        }
+        effects.notices.push(Notice::Lost { replicas: lost, reason: LostReason::RolledBack });
+    }
+}
