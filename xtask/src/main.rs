@@ -9,6 +9,8 @@ mod bench;
 #[path = "bench_build.rs"]
 mod bench;
 mod cluster;
+#[cfg(test)]
+mod docs;
 mod fuzz;
 mod layers;
 mod lint;
