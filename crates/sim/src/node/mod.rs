@@ -82,7 +82,7 @@ pub(crate) struct Running {
     calls: BTreeMap<u64, rpc::Call>,
     /// Receivers of answers of the host.
     waiters: BTreeMap<u64, rpc::Waiter>,
-    /// The last id given to a call, pull, waiter or request.
+    /// The last id given to a call, pull, waiter or request. Ids of two lives never meet.
     last_id: u64,
     pub(crate) gateway: gateway::Gateway,
     pub(crate) control: control::Control,
@@ -179,7 +179,7 @@ impl World {
             }
         };
         let published = Arc::new(Mutex::new(None));
-        let (incarnation, wal) = (node.incarnation, work::Wal::new(&disk, node.incarnation));
+        let (life, incarnation, wal) = (node.life, node.incarnation, work::Wal::new(&disk, node.incarnation));
         let control = control::Control::new(node, seed);
         node.running = Some(Box::new(Running {
             core,
@@ -197,7 +197,8 @@ impl World {
             links: BTreeMap::new(),
             calls: BTreeMap::new(),
             waiters: BTreeMap::new(),
-            last_id: 0,
+            // Answers to calls of an earlier life may still arrive, although their connection is gone.
+            last_id: life << 32,
             gateway: gateway::Gateway::new(seed),
             control,
             refused: BTreeSet::new(),
@@ -348,4 +349,27 @@ fn machines(published: Arc<Mutex<Option<Arc<MetaState>>>>) -> flotilla_replicati
             Box::new(KvMachine::new(Limits::default()))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+
+    #[test]
+    fn an_answer_to_an_earlier_life_is_no_answer_to_the_next() {
+        let mut world = World::new(Plan { faults: Vec::new(), ..Plan::draw(1) }, false);
+        let me = NodeId(1);
+        let next_id = |world: &mut World| {
+            let mut id = 0;
+            world.with_node(me, |_, _, running| id = running.next_id());
+            id
+        };
+        world.found_cluster();
+        world.run_ms(500);
+        let last = next_id(&mut world);
+        world.crash(me);
+        world.start(me);
+        assert!(next_id(&mut world) > last);
+    }
 }
