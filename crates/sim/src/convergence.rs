@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{ReplicaStatus, Role};
 use flotilla_types::{KeyRange, NodeId, ShardId};
+use rand::RngExt as _;
 
 use crate::world::World;
 
@@ -87,9 +88,12 @@ impl World {
             }
         }
         let held: Vec<_> = self.nodes.values().flat_map(crate::node::Node::status).collect();
+        // A leader that was just elected may not know all that is committed.
+        let groups = held.iter().filter(|replica| replica.shard == shard).filter_map(|replica| replica.group.as_ref());
+        let commit = groups.map(|group| group.commit.0).max().unwrap_or_default();
         let lags = |voter: &&flotilla_types::ReplicaId| {
             let replica = held.iter().find(|replica| replica.replica == **voter);
-            replica.is_none_or(|replica| replica.group.is_none() || replica.applied.0 + lag_max < group.commit.0)
+            replica.is_none_or(|replica| replica.group.is_none() || replica.applied.0 + lag_max < commit)
         };
         voters.iter().find(lags).map(|voter| format!("{voter} of {shard} lags"))
     }
@@ -111,6 +115,9 @@ impl World {
         let writes = self.run_until(WRITES_MS_MAX, |world| world.workload.acknowledged() >= before + WRITES_MIN);
         assert!(writes, "too few writes within {WRITES_MS_MAX} ms after convergence\n{}", self.describe());
         self.drain_clients();
+        // A leader that is elected now knows less than its predecessor of what is committed.
+        let pick = self.rng.random();
+        self.transfer_leader(pick);
         let caught_up = self.run_until(CATCH_UP_MS_MAX, |world| world.unconverged(0).is_none());
         assert!(caught_up, "replicas do not catch up: {:?}\n{}", self.unconverged(0), self.describe());
         self.compare_replicas();
@@ -191,5 +198,43 @@ impl World {
             }
         }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+
+    /// A cluster of three that has formed.
+    fn formed(plan: Plan) -> World {
+        let mut world = World::new(Plan { nodes: 3, load_while_forming: false, faults: Vec::new(), ..plan }, false);
+        world.found_cluster();
+        for _ in 1..3 {
+            let port = world.next_port();
+            world.join(port);
+        }
+        let is_formed = |world: &mut World| world.nodes.len() == 3 && world.unconverged(LAG_MAX).is_none();
+        assert!(world.run_until(60_000, is_formed), "{}", world.describe());
+        world
+    }
+
+    #[test]
+    fn replicas_that_count_as_equal_are_equal_during_a_leader_transfer() {
+        for seed in 0..8 {
+            let mut world = formed(Plan::draw(seed));
+            world.start_clients();
+            world.run_ms(500);
+            world.drain_clients();
+            for pick in 0..8 {
+                world.transfer_leader(pick << 16 | pick);
+            }
+            for _ in 0..200 {
+                world.run_ms(1);
+                if world.unconverged(0).is_none() {
+                    world.compare_replicas();
+                }
+            }
+        }
     }
 }

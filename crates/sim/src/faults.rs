@@ -180,7 +180,7 @@ impl World {
                 self.nodes.get_mut(&id)?.clock.set_drift(now_us, DRIFTS_PPM[which as usize % DRIFTS_PPM.len()]);
                 Active::Clock(id)
             }
-            Fault::TransferLeader => self.transfer_one(planned.pick)?,
+            Fault::TransferLeader => self.transfer_leader(planned.pick).map(|()| Active::Nothing)?,
             Fault::Join => self.join_one()?,
             Fault::Remove => self.remove(id, running.len())?,
             Fault::Wipe => {
@@ -334,7 +334,7 @@ impl World {
     }
 
     /// Tells one leader to transfer its leadership to another voter.
-    fn transfer_one(&mut self, pick: u64) -> Option<Active> {
+    pub(crate) fn transfer_leader(&mut self, pick: u64) -> Option<()> {
         let led: Vec<_> = self
             .nodes
             .values()
@@ -346,7 +346,7 @@ impl World {
         let to = others.get((pick >> 16) as usize % others.len().max(1))?.node;
         let shard: ShardId = replica.shard;
         self.send_input(*node, Input::Transfer { shard, to });
-        Some(Active::Nothing)
+        Some(())
     }
 
     /// Ends all active faults; no more begin.
