@@ -138,7 +138,7 @@ impl Membership {
         })
     }
 
-    /// Handles one input. `now_ms` is any monotonic clock; it is only used to date changes.
+    /// Handles one input. `now_ms` is any monotonic clock; it dates changes and ends stale suspicions.
     ///
     /// Effects are appended to `effects`, also when the step fails: foca may refuse a packet after applying
     /// part of it. Perform them all.
@@ -156,7 +156,7 @@ impl Membership {
         let result = match input {
             Input::Packet { from, bytes } => self.packet(from, &bytes, effects),
             Input::Timer(Timer(Due::Foca(timer))) => self.timer(timer, effects),
-            Input::Timer(Timer(Due::Announce)) => self.announce_if_alone(effects),
+            Input::Timer(Timer(Due::Announce)) => self.announce_if_alone(now_ms, effects),
             Input::Announce(member) => self.announce(&member, effects),
             Input::Gossip => self.foca.gossip(Outbox { me: self.me().node, effects }).map_err(StepError::from),
             Input::Forget(node) => self.forget(node, effects),
@@ -277,8 +277,9 @@ impl Membership {
     }
 
     /// Announces this node while no member is present, because foca then stops all its timers.
-    fn announce_if_alone(&mut self, effects: &mut Vec<Effect>) -> Result<(), StepError> {
+    fn announce_if_alone(&mut self, now_ms: u64, effects: &mut Vec<Effect>) -> Result<(), StepError> {
         self.start_announce_timer(effects);
+        self.end_stale_suspicions(now_ms, effects)?;
         let me = self.me().node;
         if self.foca.num_members() > 0 {
             return Ok(());
@@ -292,6 +293,24 @@ impl Membership {
             self.foca.announce(identity, Outbox { me, effects })?;
         }
         Ok(())
+    }
+
+    /// Declares members down that have been suspect for twice the usual time.
+    ///
+    /// A suspicion ends when the suspect refutes it, or by a timer of the node that raised it. If that node crashed or
+    /// was itself declared down (foca then voids its timers), and the suspect never heard of the suspicion, neither
+    /// happens. Once declared down, a live member objects when it is heard next.
+    fn end_stale_suspicions(&mut self, now_ms: u64, effects: &mut Vec<Effect>) -> Result<(), StepError> {
+        let since_ms = now_ms.saturating_sub(2 * self.config.suspect_after_ms);
+        let is_stale = |member: &&foca::Member<Identity>| {
+            let record = self.known.get(&member.id().node());
+            record.is_some_and(|record| record.state == NodeState::Suspect && record.since_ms < since_ms)
+        };
+        let stale = self.foca.iter_membership_state().filter(is_stale);
+        let down: Vec<_> =
+            stale.map(|member| foca::Member::new(member.id().clone(), member.incarnation(), State::Down)).collect();
+        let me = self.me().node;
+        Ok(self.foca.apply_many(down.into_iter(), true, Outbox { me, effects })?)
     }
 
     fn start_announce_timer(&self, effects: &mut Vec<Effect>) {
