@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{ReplicaStatus, Role};
 use flotilla_types::{KeyRange, NodeId, ShardId};
@@ -98,17 +99,33 @@ impl World {
         voters.iter().find(lags).map(|voter| format!("{voter} of {shard} lags"))
     }
 
+    /// Which active node another one does not consider alive.
+    fn unheard(&self) -> Option<String> {
+        let running = || self.nodes.values().filter_map(|node| Some((node.id, &node.running.as_ref()?.control.cluster)));
+        for (id, cluster) in running() {
+            let is_active = |id| cluster.meta().node(id).is_some_and(|record| record.state == NodeState::Active);
+            for (other, _) in running() {
+                let (state, _) = cluster.members().liveness(other);
+                if is_active(id) && is_active(other) && state != membership::NodeState::Alive {
+                    return Some(format!("{other} is {state} to {id}"));
+                }
+            }
+        }
+        None
+    }
+
     /// Heals all faults and checks that the cluster recovers. Panics when it does not.
     pub(crate) fn check_convergence(&mut self) {
         self.heal();
         self.drain_clients();
         self.resume_clients();
+        let lacking = |world: &Self| world.unconverged(LAG_MAX).or_else(|| world.unheard());
         let converged =
-            self.run_until(CONVERGE_MS_MAX, |world| world.operator.is_idle() && world.unconverged(LAG_MAX).is_none());
+            self.run_until(CONVERGE_MS_MAX, |world| world.operator.is_idle() && lacking(world).is_none());
         assert!(
             converged,
             "not converged within {CONVERGE_MS_MAX} ms: {}\n{}",
-            self.unconverged(LAG_MAX).unwrap_or_else(|| "orders are pending".to_owned()),
+            lacking(self).unwrap_or_else(|| "orders are pending".to_owned()),
             self.describe()
         );
         let before = self.workload.acknowledged();
