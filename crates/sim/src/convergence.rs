@@ -95,6 +95,7 @@ impl World {
         let lags = |voter: &&flotilla_types::ReplicaId| {
             let replica = held.iter().find(|replica| replica.replica == **voter);
             replica.is_none_or(|replica| replica.group.is_none() || replica.applied.0 + lag_max < commit)
+                || !self.nodes.values().any(|node| node.has_loaded(**voter))
         };
         voters.iter().find(lags).map(|voter| format!("{voter} of {shard} lags"))
     }
@@ -234,6 +235,21 @@ mod tests {
         let is_formed = |world: &mut World| world.nodes.len() == 3 && world.unconverged(LAG_MAX).is_none();
         assert!(world.run_until(60_000, is_formed), "{}", world.describe());
         world
+    }
+
+    /// Damage that a restart is about to find must not look like a replica that can be spared.
+    #[test]
+    fn a_cluster_has_not_converged_while_a_replica_loads_its_records() {
+        let mut world = formed(Plan { work_slow_per_mille: 1_000, ..Plan::draw(1) });
+        let id = NodeId(2);
+        world.crash(id);
+        world.start(id);
+        for _ in 0..300 {
+            world.run_ms(5);
+            let node = &world.nodes[&id];
+            let loads = node.status().iter().any(|replica| !node.has_loaded(replica.replica));
+            assert!(!loads || world.unconverged(LAG_MAX).is_some(), "{}", world.describe());
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use flotilla_replication::{
     Applier, Core, Effects, Input, ReplicaStatus,
     work::{self, Job},
 };
-use flotilla_types::{Incarnation, NodeId, ShardId};
+use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId};
 use parking_lot::Mutex;
 use rand::RngExt as _;
 
@@ -149,6 +149,11 @@ impl Node {
 
     pub(crate) fn status(&self) -> Vec<ReplicaStatus> {
         self.running.as_ref().map(|running| running.core.status()).unwrap_or_default()
+    }
+
+    /// Whether a replica here has its records, and is neither loading them nor broken.
+    pub(crate) fn has_loaded(&self, replica: ReplicaId) -> bool {
+        self.running.as_ref().is_some_and(|running| running.applier.contents(replica).is_some())
     }
 }
 
