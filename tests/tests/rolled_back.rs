@@ -64,11 +64,11 @@ async fn a_rolled_back_node_does_not_vote_away_what_it_acknowledged() {
     cluster.resume(3).expect("a stopped node");
     wait_detected(&cluster, 2).await;
     for i in [2, 3] {
+        let answer = put_within(&cluster, i, SHORT_MS).await;
+        assert_ne!(write_outcome(&answer), WriteOutcome::Acknowledged, "node 2 has voted");
         let mut options = ClientOptions::new([cluster.http(i).expect("a node")]);
         options.timeout = std::time::Duration::from_millis(SHORT_MS);
         let client = Client::new(options).expect("a client");
-        let answer = client.put("default", b"vote", "x".into(), &PutOptions::default()).await;
-        assert_ne!(write_outcome(&answer), WriteOutcome::Acknowledged, "node 2 has voted");
         assert!(client.get("default", b"two/0").await.is_err(), "a strong read without a quorum");
     }
 
@@ -83,6 +83,69 @@ async fn a_rolled_back_node_does_not_vote_away_what_it_acknowledged() {
             assert!(found.is_some_and(|found| found.value == key), "{key} is lost");
         }
     }
+}
+
+/// Node 3 is down while nodes 1 and 2 acknowledge writes; then node 1 is down and node 2 has forgotten them, on
+/// a machine that remembers nothing of it. Nodes 2 and 3 are a majority, and must not serve.
+#[tokio::test]
+async fn a_node_that_was_down_cannot_verify_a_rolled_back_one() {
+    let mut cluster = start(3).await;
+    back_up_and_restart(&mut cluster, 2).await;
+    put_all(&client(&cluster, 1), "both").await;
+    cluster.kill(3).expect("a running node");
+    put_all_with_retries(&client(&cluster, 1), "two").await;
+
+    let id = status(&cluster, 2).await.node;
+    let before = replicas_of(&cluster, 1, id).await;
+    cluster.kill(1).expect("a running node");
+    cluster.kill(2).expect("a running node");
+    cluster.restore(2).expect("a copy");
+    cluster.forget_witness(2).expect("a log");
+    for i in [2, 3] {
+        cluster.start_node(i).await.expect("a start on its data");
+    }
+    for _ in 0..3 {
+        for i in [2, 3] {
+            let answer = put_within(&cluster, i, SHORT_MS).await;
+            assert_ne!(write_outcome(&answer), WriteOutcome::Acknowledged, "nodes 2 and 3 serve");
+        }
+    }
+
+    cluster.start_node(1).await.expect("a start on its data");
+    wait_detected(&cluster, 2).await;
+    wait_replaced(&cluster, 1, id, &before).await;
+    wait_replicated(&cluster, &[1, 2, 3]).await;
+    for number in 0..KEYS {
+        let key = format!("two/{number}");
+        let found = client(&cluster, 2).get("default", key.as_bytes()).await.expect("a read");
+        assert!(found.is_some_and(|found| found.value == key), "{key} is lost");
+    }
+}
+
+/// The machine itself remembers what was synced since it booted: no peer is needed to detect an old copy.
+#[tokio::test]
+async fn a_rolled_back_folder_is_detected_without_any_peer() {
+    let mut cluster = start(3).await;
+    back_up_and_restart(&mut cluster, 2).await;
+    put_all(&client(&cluster, 1), "all").await;
+    for i in 1..=3 {
+        cluster.kill(i).expect("a running node");
+    }
+    cluster.restore(2).expect("a copy");
+    cluster.start_node(2).await.expect("a start on the old data");
+    wait_detected(&cluster, 2).await;
+}
+
+/// A write through node `i`, with a deadline.
+async fn put_within(
+    cluster: &Cluster,
+    i: usize,
+    timeout_ms: u64,
+) -> Result<flotilla_api::PutReply, flotilla_client::ClientError> {
+    let mut options = ClientOptions::new([cluster.http(i).expect("a node")]);
+    options.timeout = std::time::Duration::from_millis(timeout_ms);
+    let client = Client::new(options).expect("a client");
+    client.put("default", b"vote", "x".into(), &PutOptions::default()).await
 }
 
 /// Enough keys for every shard to hold some.

@@ -430,7 +430,7 @@ impl Cluster {
         i.checked_sub(1).and_then(|i| self.members.get_mut(i)).ok_or(ClusterError::NoNode(i))
     }
 
-    fn data_of_stopped(&mut self, i: usize) -> Result<PathBuf, ClusterError> {
+    pub(crate) fn data_of_stopped(&mut self, i: usize) -> Result<PathBuf, ClusterError> {
         let member = self.member(i)?;
         if member.is_running() { Err(ClusterError::Running(i)) } else { Ok(member.node.data_dir.clone()) }
     }

@@ -103,6 +103,21 @@ impl Cluster {
         }
     }
 
+    /// Removes what this boot of the machine remembers of the log of stopped node `i`, as a reboot does. A restored
+    /// folder then has no evidence against it, and none for it.
+    ///
+    /// # Errors
+    /// The node runs, or has no log.
+    pub fn forget_witness(&mut self, i: usize) -> Result<(), ClusterError> {
+        let format = fs::read_to_string(self.data_of_stopped(i)?.join("log").join("FORMAT"))?;
+        let log_number = format.split_whitespace().last().unwrap_or_default();
+        let dir = format!("/dev/shm/flotilla-{}", rustix::process::getuid().as_raw());
+        match fs::remove_file(Path::new(&dir).join(log_number)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Sets an environment variable of node `i`, effective from its next start; an empty value unsets it.
     ///
     /// # Errors

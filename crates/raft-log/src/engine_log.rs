@@ -8,13 +8,15 @@ use std::{
     collections::BTreeMap,
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
 
 use flotilla_failpoints::{Place, io as failpoint, reached};
-use flotilla_storage::{Log, LogBatch, LogError, PeerSequence, ReplicaBounds, ReplicaLog, ReplicaWrite, sync_dir};
+use flotilla_storage::{
+    Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaBounds, ReplicaLog, ReplicaWrite, sync_dir,
+};
 use flotilla_types::{Entry, LogIndex, ReplicaId, Term, WalSequence};
 use parking_lot::{Mutex, RwLock};
 use raft_engine::{Command, Engine};
@@ -23,6 +25,7 @@ use crate::{
     OpenError, Options,
     entry::{Stored, to_stored},
     error::{Panicked, Stopped, from_engine},
+    evidence::{self, Doubt, Evidence, Findings, Witness},
     format::LockedFolder,
     reader::{Range, Reader},
     record::{self, CHECKPOINT_KEY, NODE_REGION, REPLICA_KEY, SEQUENCE_KEY},
@@ -45,14 +48,16 @@ pub struct EngineLog {
     purge_threshold_bytes: u64,
     /// Declared after the engine: the folder stays locked until the engine's files are closed.
     folder: LockedFolder,
+    dir: PathBuf,
     recovered: WalSequence,
+    evidence: Result<Evidence, Doubt>,
     contents: RwLock<Contents>,
     writer: Mutex<Writer>,
 }
 
-#[derive(Default)]
 struct Writer {
     failed: bool,
+    witness: Witness,
 }
 
 /// A validated batch, and the resulting state of each replica that it touches (`None`: destroyed).
@@ -72,6 +77,7 @@ impl EngineLog {
         let path = dir.to_str().ok_or_else(|| OpenError::Path(dir.to_owned()))?;
         fs::create_dir_all(dir)?;
         let folder = LockedFolder::open(dir)?;
+        let findings = Findings::gather(dir, folder.nonce(), Path::new(options.witness_dir))?;
         tail::check(dir, folder.nonce())?;
         tail::remove_file_without_header(dir)?;
         reached(Place::RaftLogOpen);
@@ -96,6 +102,11 @@ impl EngineLog {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_dir(parent)?;
         }
+        let evidence = findings.judge(contents.sequence);
+        if evidence.is_err() {
+            evidence::set_doubt(dir, true)?;
+        }
+        let writer = Writer { failed: false, witness: findings.into_witness(contents.sequence) };
         let relocation_lock = Arc::new(RwLock::new(()));
         Ok(Self {
             reader: Reader::start(engine.clone(), relocation_lock.clone())?,
@@ -103,10 +114,32 @@ impl EngineLog {
             relocation_lock,
             purge_threshold_bytes: options.purge_threshold_bytes,
             folder,
+            dir: dir.to_owned(),
             recovered: contents.sequence,
+            evidence,
             contents: RwLock::new(contents),
-            writer: Mutex::default(),
+            writer: Mutex::new(writer),
         })
+    }
+
+    /// Why the log is trusted to be complete, or why not.
+    pub fn evidence(&self) -> &Result<Evidence, Doubt> {
+        &self.evidence
+    }
+
+    /// Closes the log and leaves a marker of the clean stop, which the next opening takes as evidence.
+    ///
+    /// # Errors
+    /// Those of the file system. The next opening then has no such evidence.
+    pub fn close(self) -> io::Result<()> {
+        let Self { reader, engine, folder, dir, contents, writer, .. } = self;
+        let failed = writer.into_inner().failed;
+        drop((reader, engine));
+        if !failed {
+            evidence::mark_clean_stop(&dir, contents.into_inner().sequence)?;
+        }
+        drop(folder);
+        Ok(())
     }
 
     /// Bytes of the log's files, in whole files.
@@ -213,6 +246,18 @@ impl Log for EngineLog {
         self.recovered
     }
 
+    fn evidence(&self) -> LogEvidence {
+        match &self.evidence {
+            Ok(_) => LogEvidence::Complete,
+            Err(Doubt::WentBack { synced, .. }) => LogEvidence::WentBack { synced: *synced },
+            Err(_) => LogEvidence::Unknown,
+        }
+    }
+
+    fn set_complete(&self) -> Result<(), LogError> {
+        Ok(evidence::set_doubt(&self.dir, false)?)
+    }
+
     fn peer_sequences(&self) -> Vec<PeerSequence> {
         self.contents.read().peer_sequences.iter().map(|(&node, &sequence)| PeerSequence { node, sequence }).collect()
     }
@@ -281,6 +326,9 @@ impl Log for EngineLog {
             Ok::<_, raft_engine::Error>(written)
         }));
         writer.failed = !matches!(written, Ok(Ok(_)));
+        if !writer.failed {
+            writer.witness.record(batch.sequence);
+        }
         match written {
             Ok(result) => result.map_err(from_engine)?,
             Err(_) => return Err(LogError::Engine(Arc::new(Panicked))),

@@ -7,6 +7,7 @@
 mod engine_log;
 mod entry;
 mod error;
+mod evidence;
 mod format;
 mod options;
 mod reader;
@@ -20,6 +21,7 @@ mod zero_fill;
 
 pub use engine_log::EngineLog;
 pub use error::OpenError;
+pub use evidence::{Doubt, Evidence};
 pub use options::Options;
 
 #[cfg(doctest)]

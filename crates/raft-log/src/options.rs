@@ -5,7 +5,7 @@
 
 use raft_engine::{Config, ReadableSize, RecoveryMode};
 
-use crate::OpenError;
+use crate::{OpenError, evidence};
 
 /// Threads that read the log's files while it is opened.
 const RECOVERY_THREADS: usize = 2;
@@ -20,11 +20,15 @@ pub struct Options {
     /// Bytes of log above which space is reclaimed; at least four files, 256 MiB by default. Choose it well
     /// above what all replicas keep since their checkpoints, or live entries are copied repeatedly.
     pub purge_threshold_bytes: u64,
+    /// A folder on a memory-backed file system, `/dev/shm` by default, in which the log records what it synced
+    /// (see `evidence`). It must survive the process and not the machine. In a container, mount one that outlives
+    /// the container.
+    pub witness_dir: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { target_file_size_bytes: 16 << 20, purge_threshold_bytes: 256 << 20 }
+        Self { target_file_size_bytes: 16 << 20, purge_threshold_bytes: 256 << 20, witness_dir: evidence::WITNESS_DIR }
     }
 }
 

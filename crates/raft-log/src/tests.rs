@@ -16,7 +16,11 @@ use flotilla_types::{
 use crate::{EngineLog, OpenError, Options};
 
 /// The smallest files allowed, so that a test writes many of them.
-const SMALL: Options = Options { target_file_size_bytes: 4 << 10, purge_threshold_bytes: 16 << 10 };
+const SMALL: Options = Options {
+    target_file_size_bytes: 4 << 10,
+    purge_threshold_bytes: 16 << 10,
+    witness_dir: crate::evidence::WITNESS_DIR,
+};
 
 fn open(dir: &Path) -> EngineLog {
     EngineLog::open(dir, SMALL).expect("an intact folder opens")

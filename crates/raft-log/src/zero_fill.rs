@@ -14,6 +14,7 @@ use std::{
     sync::Arc,
 };
 
+use crate::evidence;
 use raft_engine::env::{DefaultFileSystem as System, FileSystem, Permission, WriteExt};
 
 /// Bytes of zeros written ahead. One sync per this many bytes of log is slow.
@@ -31,7 +32,9 @@ impl FileSystem for ZeroFillFileSystem {
     type Writer = ZeroFillWriter<<System as FileSystem>::Writer>;
 
     fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<Self::Handle> {
-        System.create(path)
+        let handle = System.create(&path)?;
+        evidence::mark_birth(path.as_ref());
+        Ok(handle)
     }
 
     fn open<P: AsRef<Path>>(&self, path: P, permission: Permission) -> io::Result<Self::Handle> {

@@ -39,6 +39,22 @@ pub struct HostConfig {
     pub clock_ahead_ms_max: u64,
     /// Whether strong reads may use a lease.
     pub leases: Leases,
+    /// When a log is trusted to be complete without asking peers.
+    pub folder_trust: FolderTrust,
+}
+
+/// When a node trusts its log to hold everything that was synced to it, without asking its peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FolderTrust {
+    /// Never. For machines that may be set back as a whole: after every restart, replicas wait for n − q + 1 other
+    /// voters, which with three voters are both of them.
+    Never,
+    /// If the log has evidence.
+    #[default]
+    Evidence,
+    /// Always, unless the log has evidence against it: the operator vouches that the folder is the newest. For a
+    /// node without evidence whose peers are gone for good.
+    Always,
 }
 
 /// Whether a leader that a quorum has confirmed may answer strong reads for a while without another round.
@@ -79,6 +95,7 @@ impl Default for HostConfig {
             log_tail_entries: 1_024,
             clock_ahead_ms_max: 500,
             leases: Leases::On { drift_percent: 10 },
+            folder_trust: FolderTrust::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ pub mod work;
 
 pub use applier::{Applied, Applier, Load, MachineFactory, ReplicaContents};
 pub use batch::{Batch, BatchError};
-pub use config::{HostConfig, HostConfigError, Leases};
+pub use config::{FolderTrust, HostConfig, HostConfigError, Leases};
 pub use core::{
     Answer, ApplyTask, Background, Core, Done, Effects, Freshness, Input, LostReason, NodeHeartbeat, Notice, Outgoing,
     ReadCounts, ReplicaStatus, Request, RequestError, Write, first_sequence,

@@ -102,7 +102,8 @@ impl World {
 
     /// Which active node another one does not consider alive.
     fn unheard(&self) -> Option<String> {
-        let running = || self.nodes.values().filter_map(|node| Some((node.id, &node.running.as_ref()?.control.cluster)));
+        let running =
+            || self.nodes.values().filter_map(|node| Some((node.id, &node.running.as_ref()?.control.cluster)));
         for (id, cluster) in running() {
             let is_active = |id| cluster.meta().node(id).is_some_and(|record| record.state == NodeState::Active);
             for (other, _) in running() {
@@ -121,8 +122,7 @@ impl World {
         self.drain_clients();
         self.resume_clients();
         let lacking = |world: &Self| world.unconverged(LAG_MAX).or_else(|| world.unheard());
-        let converged =
-            self.run_until(CONVERGE_MS_MAX, |world| world.operator.is_idle() && lacking(world).is_none());
+        let converged = self.run_until(CONVERGE_MS_MAX, |world| world.operator.is_idle() && lacking(world).is_none());
         assert!(
             converged,
             "not converged within {CONVERGE_MS_MAX} ms: {}\n{}",

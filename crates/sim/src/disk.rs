@@ -12,8 +12,8 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_storage::{
-    EngineError, Log, LogBatch, LogError, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, StateEngine, StateReader,
-    Usage, WriteSet,
+    EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, StateEngine,
+    StateReader, Usage, WriteSet,
 };
 use flotilla_types::{Checkpoint, Entry, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
 use parking_lot::Mutex;
@@ -37,10 +37,15 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// The disk after a crash, or an independent copy of it.
+    /// The disk as found after a crash, or a copy of it at this moment.
     pub(crate) fn reopen(&self) -> Self {
+        self.reopen_with(LogEvidence::Complete)
+    }
+
+    /// The same, with other evidence about the log.
+    pub(crate) fn reopen_with(&self, evidence: LogEvidence) -> Self {
         let damage = self.damage.lock().clone();
-        Self { log: self.log.reopen(), engine: self.engine.reopen(), damage: Arc::new(Mutex::new(damage)) }
+        Self { log: self.log.reopen_with(evidence), engine: self.engine.reopen(), damage: Arc::new(Mutex::new(damage)) }
     }
 
     /// Whether the node finds damage when it opens its log.
@@ -91,6 +96,14 @@ impl Disk {
 impl Log for Disk {
     fn recovered(&self) -> WalSequence {
         self.log.recovered()
+    }
+
+    fn evidence(&self) -> LogEvidence {
+        self.log.evidence()
+    }
+
+    fn set_complete(&self) -> Result<(), LogError> {
+        self.log.set_complete()
     }
 
     fn peer_sequences(&self) -> Vec<PeerSequence> {

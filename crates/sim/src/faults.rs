@@ -4,11 +4,11 @@
 //! its majority can spare: a cluster promises nothing beyond that. All other faults may overlap in any
 //! mixture.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_meta::MetaCommand;
 use flotilla_replication::{Input, Role};
-use flotilla_storage::Log as _;
+use flotilla_storage::{Log as _, LogEvidence};
 use flotilla_types::{LogIndex, NodeId, ShardId};
 use rand::RngExt as _;
 
@@ -61,6 +61,8 @@ enum Active {
         disk: Box<Disk>,
         folder: Box<Folder>,
         incarnation: flotilla_types::Incarnation,
+        /// A node that is down until then, and so knows nothing of what the copy lacks.
+        away: Option<NodeId>,
     },
     Restart(NodeId),
     /// Nothing: the fault took effect at once, or ends by itself.
@@ -190,7 +192,11 @@ impl World {
             Fault::RollBack => {
                 let node = self.nodes.get(&id)?;
                 let (disk, folder) = (Box::new(node.disk.reopen()), Box::new(node.folder.clone()));
-                Active::Backup { node: id, disk, folder, incarnation: node.incarnation }
+                let incarnation = node.incarnation;
+                let others: Vec<_> = running.iter().copied().filter(|other| *other != id).collect();
+                let away = others.get(which as usize % (2 * others.len()).max(1)).copied();
+                away.into_iter().for_each(|away| self.crash(away));
+                Active::Backup { node: id, disk, folder, incarnation, away }
             }
             Fault::LogBitRot => self.damage_log(id, which)?,
             Fault::ObjectBitRot => self.damage_object(id, which)?,
@@ -280,7 +286,10 @@ impl World {
                     node.retired = true;
                 }
             }
-            Active::Backup { node, disk, folder, incarnation } => self.roll_back(node, *disk, *folder, incarnation),
+            Active::Backup { node, disk, folder, incarnation, away } => {
+                self.roll_back(node, *disk, *folder, incarnation, away);
+                away.into_iter().for_each(|away| self.start(away));
+            }
             Active::Nothing => {}
             Active::Restart(id) => {
                 self.crash(id);
@@ -289,29 +298,64 @@ impl World {
         }
     }
 
-    /// Restores an older copy of a disk, if the cluster can spare the node and every peer has seen a later
+    /// Restores an older copy of a disk, if the cluster can spare the node and enough peers have seen a later
     /// sequence than the copy holds. A roll-back that no peer can notice is documented as undetectable.
-    fn roll_back(&mut self, id: NodeId, disk: Disk, folder: Folder, incarnation: flotilla_types::Incarnation) {
+    ///
+    /// If a node is `away`, all the others stop with the rolled-back one, so that only these two can verify each
+    /// other for a while.
+    fn roll_back(
+        &mut self,
+        id: NodeId,
+        disk: Disk,
+        folder: Folder,
+        incarnation: flotilla_types::Incarnation,
+        away: Option<NodeId>,
+    ) {
         let copied = disk.recovered();
         let has_seen_more = |node: &crate::node::Node| {
             node.disk.peer_sequences().iter().any(|peer| peer.node == id && peer.sequence > copied)
         };
-        let mut others = self.nodes.values().filter(|node| node.id != id && !node.retired);
-        let noticeable = others.all(has_seen_more);
-        if !noticeable || self.unconverged(LAG_MAX).is_some() || self.nodes.get(&id).is_none_or(|node| node.retired) {
+        let others: Vec<_> = self.nodes.values().filter(|node| node.id != id && !node.retired).collect();
+        let present: Vec<_> = others.iter().filter(|node| Some(node.id) != away).collect();
+        // Every node that may have acknowledged something together with this one.
+        let copied_replicas = disk.replicas().unwrap_or_default();
+        let mut voters: BTreeSet<NodeId> = BTreeSet::new();
+        for (_, log) in &copied_replicas {
+            let led = self.leader(log.shard).map(|(_, replica)| replica.descriptor.replicas).unwrap_or_default();
+            let copied = &log.checkpoint.position.descriptor.replicas;
+            voters.extend(copied.iter().chain(&led).map(|replica| replica.node));
+        }
+        let noticeable = present.iter().filter(|node| voters.contains(&node.id)).all(|node| has_seen_more(node));
+        let spared = match away {
+            None => self.unconverged(LAG_MAX).is_none(),
+            // Enough for any group: all but one of its other voters remember.
+            Some(away) => {
+                self.nodes.get(&away).is_some_and(|node| node.running.is_none() && !node.retired)
+                    && present.iter().all(|node| node.running.is_some())
+                    && !self.is_losing_data()
+            }
+        };
+        let retired = self.nodes.get(&id).is_none_or(|node| node.retired);
+        if !noticeable || !spared || retired || others.len() < 2 {
             self.note(format!("{id} is not rolled back: not possible now"));
             return;
         }
+        let stopped: Vec<_> = present.iter().map(|node| node.id).filter(|_| away.is_some()).collect();
         self.crash(id);
+        stopped.iter().for_each(|node| self.crash(*node));
         self.note(format!("{id} restarts on an older copy of its disk, up to {copied}"));
         self.checks.damaged_nodes.insert(id);
         self.checks.rolled_back(&disk);
         if let Some(node) = self.nodes.get_mut(&id) {
             // The copy restores the content of the disk, not its free space.
             disk.set_full(node.disk.is_full());
-            (node.disk, node.folder, node.incarnation) = (disk, folder, incarnation);
+            (node.disk, node.folder, node.incarnation) = (disk.reopen_with(LogEvidence::Unknown), folder, incarnation);
         }
         self.start(id);
+        for node in stopped {
+            let delay_us = self.rng.random_range(1_000_000..6_000_000);
+            self.schedule(delay_us, Event::Fault(FaultStep::Restart(node)));
+        }
     }
 
     /// The directions that a partition cuts.

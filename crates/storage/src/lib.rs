@@ -19,7 +19,7 @@ mod replace;
 
 pub use bounds::ReplicaBounds;
 pub use engine::{EngineError, StateEngine, StateReader, Usage, WriteSet};
-pub use log::{Log, LogBatch, LogError, PeerSequence, ReplicaLog, ReplicaWrite};
+pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;

@@ -109,6 +109,22 @@ pub struct PeerSequence {
     pub sequence: WalSequence,
 }
 
+/// Whether a log still holds every batch that was synced to it, as far as that can be known when it is opened.
+///
+/// The content of a restored copy does not show that it is old. An implementation may have other evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogEvidence {
+    /// Nothing that was synced is missing.
+    Complete,
+    /// Unknown. Peers must be asked.
+    Unknown,
+    /// Batches up to this sequence were synced, and the last ones are missing.
+    WentBack {
+        /// The last batch that was synced.
+        synced: WalSequence,
+    },
+}
+
 /// Writes of any number of replicas, written and fsynced together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogBatch {
@@ -132,6 +148,14 @@ pub struct LogBatch {
 pub trait Log: Send + Sync + 'static {
     /// The sequence of the last batch found when the log was opened; zero for a new one.
     fn recovered(&self) -> WalSequence;
+
+    /// Whether the log that was opened is complete. Without evidence it stays [`LogEvidence::Unknown`] at
+    /// every later opening, until [`set_complete`](Self::set_complete).
+    fn evidence(&self) -> LogEvidence;
+
+    /// Declares, durably, that the node answers for everything in this log: peers verified it, or what it
+    /// lost was destroyed.
+    fn set_complete(&self) -> Result<(), LogError>;
 
     /// The last written sequence of each peer.
     fn peer_sequences(&self) -> Vec<PeerSequence>;

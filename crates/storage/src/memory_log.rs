@@ -11,17 +11,20 @@ use std::{
 use flotilla_types::{Checkpoint, Entry, LogIndex, NodeId, ReplicaId, Term, WalSequence};
 use parking_lot::Mutex;
 
-use crate::{Log, LogBatch, LogError, PeerSequence, ReplicaBounds, ReplicaLog, ReplicaWrite};
+use crate::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaBounds, ReplicaLog, ReplicaWrite};
 
 /// An in-memory log. Clones share the contents.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MemoryLog {
     recovered: WalSequence,
+    evidence: LogEvidence,
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct State {
+    /// Opened without evidence, and not declared complete since.
+    in_doubt: bool,
     sequence: WalSequence,
     peer_sequences: BTreeMap<NodeId, WalSequence>,
     tombstones: BTreeSet<ReplicaId>,
@@ -36,18 +39,42 @@ struct Replica {
     entries: VecDeque<Entry>,
 }
 
+impl Default for MemoryLog {
+    fn default() -> Self {
+        Self { recovered: WalSequence(0), evidence: LogEvidence::Complete, state: Arc::default() }
+    }
+}
+
 impl MemoryLog {
     /// The log as a restarted node would find it: a copy, which later writes to `self` do not change.
     #[must_use]
     pub fn reopen(&self) -> Self {
-        let state = self.state.lock().clone();
-        Self { recovered: state.sequence, state: Arc::new(Mutex::new(state)) }
+        self.reopen_with(LogEvidence::Complete)
+    }
+
+    /// The log as found after a restart with other evidence, such as a copy that was restored.
+    #[must_use]
+    pub fn reopen_with(&self, evidence: LogEvidence) -> Self {
+        let mut state = self.state.lock().clone();
+        let evidence =
+            if state.in_doubt && evidence == LogEvidence::Complete { LogEvidence::Unknown } else { evidence };
+        state.in_doubt = evidence != LogEvidence::Complete;
+        Self { recovered: state.sequence, evidence, state: Arc::new(Mutex::new(state)) }
     }
 }
 
 impl Log for MemoryLog {
     fn recovered(&self) -> WalSequence {
         self.recovered
+    }
+
+    fn evidence(&self) -> LogEvidence {
+        self.evidence
+    }
+
+    fn set_complete(&self) -> Result<(), LogError> {
+        self.state.lock().in_doubt = false;
+        Ok(())
     }
 
     fn peer_sequences(&self) -> Vec<PeerSequence> {

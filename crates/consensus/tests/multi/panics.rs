@@ -1,6 +1,6 @@
 //! A log that panics, to simulate a defect.
 
-use flotilla_storage::{Log, LogBatch, LogError, MemoryLog, PeerSequence, ReplicaLog};
+use flotilla_storage::{Log, LogBatch, LogError, LogEvidence, MemoryLog, PeerSequence, ReplicaLog};
 use flotilla_types::{Entry, LogIndex, ReplicaId, Term, WalSequence};
 
 /// A log that panics when entries are read.
@@ -9,6 +9,14 @@ pub(crate) struct PanickingLog(pub(crate) MemoryLog);
 impl Log for PanickingLog {
     fn recovered(&self) -> WalSequence {
         self.0.recovered()
+    }
+
+    fn evidence(&self) -> LogEvidence {
+        self.0.evidence()
+    }
+
+    fn set_complete(&self) -> Result<(), LogError> {
+        self.0.set_complete()
     }
 
     fn peer_sequences(&self) -> Vec<PeerSequence> {

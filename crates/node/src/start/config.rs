@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use flotilla_replication::{HostConfig, Leases, RaftConfig};
+use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig};
 use flotilla_state::ViewOptions;
 use flotilla_types::Locality;
 use serde::Deserialize;
@@ -52,6 +52,29 @@ impl View {
         match self {
             Self::Objects => ViewOptions::default(),
             Self::Sled => ViewOptions::Sled { cache_bytes: Self::SLED_CACHE_BYTES },
+        }
+    }
+}
+
+/// When the log is trusted to be complete at start, without asking peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TrustFolder {
+    /// Never: every start waits for its peers. For machines or block devices that may be set back as a whole.
+    Never,
+    /// If there is evidence that the folder is the newest.
+    #[default]
+    Evidence,
+    /// You vouch that the folder is the newest: for a node without evidence whose peers are gone for good.
+    Always,
+}
+
+impl TrustFolder {
+    fn folder_trust(self) -> FolderTrust {
+        match self {
+            Self::Never => FolderTrust::Never,
+            Self::Evidence => FolderTrust::Evidence,
+            Self::Always => FolderTrust::Always,
         }
     }
 }
@@ -117,8 +140,8 @@ pub(crate) struct Settings {
     /// Milliseconds per Raft tick [default: 50]
     #[arg(long, env = "FLOTILLA_TICK_MS", value_name = "MS")]
     tick_ms: Option<u64>,
-    /// Ticks without a leader before an election; each replica waits a random 1 to 2 times as long
-    /// [default: 8]
+    /// Ticks without a leader before an election; each replica waits a random 1 to 1.5 times as
+    /// long [default: 8]
     #[arg(long, env = "FLOTILLA_ELECTION_TICKS", value_name = "N")]
     election_ticks: Option<usize>,
     /// Ticks between Raft heartbeats; at most a third of the election ticks [default: 2]
@@ -128,6 +151,9 @@ pub(crate) struct Settings {
     /// all nodes [default: true]
     #[arg(long, env = "FLOTILLA_LEASES", value_name = "BOOL")]
     leases: Option<bool>,
+    /// When the log is trusted to be complete at start, without asking peers [default: evidence]
+    #[arg(long, env = "FLOTILLA_TRUST_FOLDER", value_name = "WHEN")]
+    trust_folder: Option<TrustFolder>,
     /// Memtable size of a replica, in bytes, that triggers a checkpoint [default: 33554432]
     #[arg(long, env = "FLOTILLA_MEMTABLE_BYTES", value_name = "BYTES")]
     memtable_bytes: Option<usize>,
@@ -223,6 +249,7 @@ impl Settings {
             election_ticks: self.election_ticks.or(file.election_ticks),
             heartbeat_ticks: self.heartbeat_ticks.or(file.heartbeat_ticks),
             leases: self.leases.or(file.leases),
+            trust_folder: self.trust_folder.or(file.trust_folder),
             memtable_bytes: self.memtable_bytes.or(file.memtable_bytes),
             view: self.view.or(file.view),
             log_bytes: self.log_bytes.or(file.log_bytes),
@@ -256,6 +283,7 @@ impl Settings {
                 ..defaults.raft
             },
             leases: if self.leases.unwrap_or(true) { defaults.leases } else { Leases::Off },
+            folder_trust: self.trust_folder.map_or(defaults.folder_trust, TrustFolder::folder_trust),
             ..HostConfig::default()
         };
         host.validate()?;

@@ -94,10 +94,15 @@ fn start(config: Config) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.spawn(metrics::upkeep(metrics.clone()));
-    let host = runtime.block_on(serve(config, folder, metrics, runtime.handle().clone()))?;
+    let (host, log) = runtime.block_on(serve(config, folder, metrics))?;
     // Stopped while the runtime still exists, because the host's threads may wait for its tasks.
     host.stop();
     runtime.shutdown_timeout(Duration::from_secs(1));
+    match Arc::into_inner(log).map(EngineLog::close) {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::warn!(%error, "no marker of the clean stop; the next start asks peers"),
+        None => tracing::warn!("the log is still in use; no marker of the clean stop"),
+    }
     Ok(())
 }
 
@@ -127,8 +132,7 @@ async fn serve(
     config: Config,
     folder: Arc<Folder>,
     metrics: PrometheusHandle,
-    runtime: tokio::runtime::Handle,
-) -> anyhow::Result<Host> {
+) -> anyhow::Result<(Host, Arc<EngineLog>)> {
     let (identity, seeds) = identity(&config, &folder).await?;
     let me = local_node(&config, &folder, &identity)?;
     let topology = Arc::new(Topology::new(me.node, folder.metadata()));
@@ -151,7 +155,8 @@ async fn serve(
         Arc::new(move |event| events.push(event))
     };
     let (notices, losses) = notices(topology.clone(), publish.clone());
-    let host = open_host(&config, &folder, &me, topology.clone(), network.clone(), notices, runtime)?;
+    let log = open_log(&folder)?;
+    let host = open_host(&config, &folder, &me, log.clone(), topology.clone(), network.clone(), notices)?;
     let control = Control::start(ControlParts {
         me: me.clone(),
         topology: topology.clone(),
@@ -203,7 +208,7 @@ async fn serve(
     let _ = stop.send(true);
     let _ = tokio::time::timeout(LEADERSHIP_TRANSFER_TIMEOUT, gateways).await;
     network.close().await;
-    Ok(host)
+    Ok((host, log))
 }
 
 /// Describes this node for this start, which is counted durably.
@@ -257,24 +262,32 @@ fn metadata_writer(folder: Arc<Folder>) -> Arc<dyn Fn(&MetaState) + Send + Sync>
     })
 }
 
+fn open_log(folder: &Folder) -> anyhow::Result<Arc<EngineLog>> {
+    let options = flotilla_raft_log::Options::default();
+    let log = EngineLog::open(&folder.log_dir(), options).context("cannot open the log")?;
+    match log.evidence() {
+        Ok(evidence) => tracing::info!(?evidence, "the log is complete"),
+        Err(doubt) => tracing::info!(reason = %doubt, "the log may be incomplete; peers are asked to verify it"),
+    }
+    Ok(Arc::new(log))
+}
+
 fn open_host(
     config: &Config,
     folder: &Folder,
     me: &LocalNode,
+    log: Arc<EngineLog>,
     topology: Arc<Topology>,
     network: Arc<Transport>,
     notices: Box<dyn Fn(flotilla_replication::Notice) + Send>,
-    runtime: tokio::runtime::Handle,
 ) -> anyhow::Result<Host> {
-    let log =
-        EngineLog::open(&folder.log_dir(), flotilla_raft_log::Options::default()).context("cannot open the log")?;
     let options = flotilla_state::Options { view: config.view.options(), ..flotilla_state::Options::default() };
     let engine = Engine::open(folder.state_dir(), options).context("cannot open the state")?;
     let parts = HostParts {
         node: me.node,
         incarnation: me.incarnation,
         config: config.host.clone(),
-        log: Arc::new(log),
+        log,
         engine: Arc::new(engine),
         machines: machines::machines(topology),
         seed: rand::random(),
@@ -285,7 +298,7 @@ fn open_host(
             std::process::exit(EXIT_FATAL);
         }),
     };
-    Ok(Host::start(parts, network, runtime)?)
+    Ok(Host::start(parts, network, tokio::runtime::Handle::current())?)
 }
 
 /// Accepts the cluster authority from the metadata group's leader, if it is this cluster's, and stores it

@@ -160,6 +160,8 @@ pub struct Effects<T> {
     pub sequence_floor: Option<WalSequence>,
     /// Log sequences of peers, to be stored with the next write.
     pub peer_sequences: Vec<(NodeId, WalSequence)>,
+    /// The log may be trusted again when it is opened, once the writes so far are durable.
+    pub log_complete: bool,
     /// Work for the state machines.
     pub apply: Vec<ApplyTask<T>>,
     /// Slow work.
@@ -178,6 +180,7 @@ impl<T> Default for Effects<T> {
             writes: Vec::new(),
             sequence_floor: None,
             peer_sequences: Vec::new(),
+            log_complete: false,
             apply: Vec::new(),
             background: Vec::new(),
             replies: Vec::new(),

@@ -1,11 +1,16 @@
 //! Node heartbeats and the recovery handshake: after a restart, peers verify that this node's log did not go
 //! backwards.
 //!
-//! A restored or damaged data folder forgets acknowledged entries and votes, and cannot know it. Every synced
-//! log batch carries a node-wide sequence. Node heartbeats advertise it, and each peer remembers the highest
-//! one durably, with its own next write. A node that starts keeps its replicas unverified (no votes, no
-//! acknowledgements) until a majority of each replica's group has confirmed that the node recovered at least
-//! as much as they remember.
+//! A restored or damaged data folder forgets acknowledged entries and votes. A log with evidence that it is
+//! complete ([`flotilla_storage::LogEvidence`]) is trusted at once. Without evidence the node must ask: every synced log batch
+//! carries a node-wide sequence, node heartbeats advertise it, and each peer remembers the highest one durably,
+//! with its own next write. The node keeps its replicas unverified (no votes, no acknowledgements) until enough
+//! peers have confirmed that it recovered at least as much as they remember.
+//!
+//! Enough are n − q + 1 voters *other than this node*, with n voters and commit quorums of q. An entry that this
+//! node acknowledged and forgot was committed by q − 1 others with it, and so many others are too many to miss
+//! all of them. A majority that counts the node itself is not enough: with three voters it could consist of the
+//! node that forgot and of one that was down at the time.
 //!
 //! Not covered: batches synced after the last heartbeat to a peer, and sequences that peers received but had
 //! not written when they crashed as well. Heartbeats go out several times a second.
@@ -14,9 +19,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_consensus::{ConfChange, Role};
 use flotilla_storage::{PeerSequence, ReplicaLog};
-use flotilla_types::{ConfState, EntryKind, Incarnation, NodeId, ReplicaId, WalSequence};
+use flotilla_types::{
+    ConfState, EntryKind, Incarnation, LogIndex, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, WalSequence,
+};
 
-use super::{Core, Effects, LostReason, NodeHeartbeat, Notice};
+use super::{Core, Effects, LostReason, NodeHeartbeat, Notice, replica::RecentConfs};
 
 /// Low bits of a [`WalSequence`], which count batches within one incarnation; the high bits are the
 /// incarnation.
@@ -59,6 +66,10 @@ pub(super) struct RecoveryHandshake {
     /// Each peer's wall clock, and our monotonic clock when it arrived. Milliseconds.
     clocks: BTreeMap<NodeId, (u64, u64)>,
     rolled_back: bool,
+    /// Whether the log was opened with evidence that it is complete.
+    trusted: bool,
+    /// Whether the log is, durably, to be opened without evidence again.
+    in_doubt: bool,
     /// Whether this node may have forgotten whole replicas. It creates none until those have tombstones.
     /// Survives restarts as this node's own peer sequence in the log.
     may_have_forgotten_replicas: bool,
@@ -69,6 +80,7 @@ impl RecoveryHandshake {
         me: NodeId,
         incarnation: Incarnation,
         recovered: WalSequence,
+        trusted: bool,
         peer_sequences: Vec<PeerSequence>,
     ) -> Self {
         let may_have_forgotten_replicas = peer_sequences.iter().any(|peer| peer.node == me && peer.sequence > TRUSTED);
@@ -84,6 +96,8 @@ impl RecoveryHandshake {
             ahead: BTreeSet::new(),
             clocks: BTreeMap::new(),
             rolled_back: false,
+            trusted,
+            in_doubt: !trusted,
             may_have_forgotten_replicas,
         }
     }
@@ -115,10 +129,15 @@ impl RecoveryHandshake {
         self.synced = self.synced.max(sequence);
     }
 
-    /// Whether this node may create replicas: its data folder is trusted and a majority of the nodes verified
-    /// it.
-    pub(super) fn may_create(&self) -> bool {
-        !self.may_have_forgotten_replicas && self.is_verified()
+    /// Whether this node may create a replica of this shard. A node whose disk was wiped under its old identity
+    /// would recreate its old replicas and break their promises.
+    pub(super) fn may_create(&self, me: NodeId, descriptor: &ShardDescriptor) -> bool {
+        if self.may_have_forgotten_replicas {
+            return false;
+        }
+        let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
+        let others: Vec<_> = voters.map(|voter| voter.node).filter(|node| *node != me).collect();
+        self.trusted || (self.is_verified() && (others.is_empty() || self.enough_verified(&others)))
     }
 
     /// Whether a majority of the nodes, this one included, verified this node's log.
@@ -129,16 +148,28 @@ impl RecoveryHandshake {
         })
     }
 
-    /// Whether a majority of the voters of this configuration (of both halves, if joint) verified this node.
-    fn is_verified_by(&self, me: NodeId, conf: &ConfState, node_of: impl Fn(ReplicaId) -> Option<NodeId>) -> bool {
-        let verified = |replica: &ReplicaId| match node_of(*replica) {
-            Some(node) => node == me || self.verified_by.contains(&node),
-            None => false,
+    /// Whether every other node verified this node's log.
+    fn is_verified_by_all(&self) -> bool {
+        self.peers.as_ref().is_some_and(|peers| peers.iter().all(|peer| self.verified_by.contains(peer)))
+    }
+
+    /// Whether n − q + 1 of these voters, all on other nodes, verified this node, which is the n-th voter.
+    fn enough_verified(&self, others: &[NodeId]) -> bool {
+        let (voters, verified) =
+            (others.len() + 1, others.iter().filter(|node| self.verified_by.contains(node)).count());
+        let quorum = voters / 2 + 1;
+        verified > voters - quorum
+    }
+
+    /// Whether enough other voters of a configuration (of both halves, if joint) verified this node.
+    fn is_verified_by(&self, me: NodeId, conf: &ConfState, nodes: &BTreeMap<ReplicaId, NodeId>) -> bool {
+        let enough = |voters: &[ReplicaId]| {
+            // A voter whose node is unknown counts as one that did not answer.
+            let node_of = |voter: &ReplicaId| nodes.get(voter).copied().unwrap_or(NodeId(0));
+            let others: Vec<_> = voters.iter().map(node_of).filter(|node| *node != me).collect();
+            voters.is_empty() || self.enough_verified(&others)
         };
-        let majority = |voters: &[ReplicaId]| {
-            voters.is_empty() || voters.iter().filter(|voter| verified(voter)).count() > voters.len() / 2
-        };
-        majority(&conf.voters) && majority(&conf.voters_outgoing)
+        enough(&conf.voters) && enough(&conf.voters_outgoing)
     }
 
     /// Checks a peer's log against what we remember of it; returns what it lost. Until it is checked, a node
@@ -195,7 +226,8 @@ impl NodeHeartbeat {
 
 impl<T> Core<T> {
     /// Whether each replica was verified or abandoned, so that nothing lost can do harm any more. A node that
-    /// recovered nothing must be checked too: it may have lost everything.
+    /// recovered nothing must be checked too: it may have lost everything. Evidence does not replace the check
+    /// here: a peer that remembers more is still heard.
     fn is_recovery_complete(&self) -> bool {
         let checked = self.handshake.rolled_back || self.handshake.is_verified();
         checked && !self.replicas.values().any(|replica| replica.unverified)
@@ -271,6 +303,21 @@ impl<T> Core<T> {
 
     /// Opens the group of every unverified replica that enough peers have verified by now.
     pub(super) fn open_verified(&mut self, effects: &mut Effects<T>) {
+        self.open_verified_groups(effects);
+        let handshake = &self.handshake;
+        let none_forgotten = if handshake.rolled_back {
+            !handshake.may_have_forgotten_replicas
+        } else {
+            // Any node may remember a replica that this one forgot altogether. Without peers nobody has said so.
+            handshake.is_verified_by_all() && !handshake.verified_by.is_empty()
+        };
+        if handshake.in_doubt && none_forgotten && !self.replicas.values().any(|replica| replica.unverified) {
+            self.handshake.in_doubt = false;
+            effects.log_complete = true;
+        }
+    }
+
+    fn open_verified_groups(&mut self, effects: &mut Effects<T>) {
         if !self.replicas.values().any(|replica| replica.unverified) {
             return;
         }
@@ -290,44 +337,44 @@ impl<T> Core<T> {
     }
 
     fn is_verified_by_group(&mut self, id: ReplicaId, state: &ReplicaLog) -> bool {
-        let position = &state.checkpoint.position;
-        if self.replicas.get(&id).is_some_and(|replica| replica.sole_voter) {
+        if self.handshake.trusted {
             return true;
         }
-        if position.conf.voters == [id] && !position.conf.is_joint() {
-            // It was the only voter at its checkpoint, but others may have joined since.
-            return !self.handshake.verified_by.is_empty();
+        if self.replicas.get(&id).is_some_and(|replica| replica.sole_voter) {
+            // Others may have become voters since. If they did, some node knows of later batches.
+            return self.handshake.rolled_back || self.handshake.is_verified_by_all();
         }
-        self.handshake.is_verified_by(self.node, &position.conf, |id| position.descriptor.node_of(id))
-            || self.is_verified_by_latest_conf(id, state)
-    }
-
-    /// Asks the configuration at the end of the log: voters of the checkpoint may be gone for good, and later
-    /// ones know at least as much.
-    fn is_verified_by_latest_conf(&mut self, id: ReplicaId, state: &ReplicaLog) -> bool {
-        if self.replicas.get(&id).is_some_and(|replica| replica.latest_conf.is_none()) {
-            let latest = self.latest_conf(id, state);
+        if self.replicas.get(&id).is_some_and(|replica| replica.recent_confs.is_none()) {
+            let confs = self.recent_confs(id, state);
             if let Some(replica) = self.replicas.get_mut(&id) {
-                replica.latest_conf = latest;
+                replica.recent_confs = confs;
             }
         }
-        let latest = self.replicas.get(&id).and_then(|replica| replica.latest_conf.as_ref());
-        latest.is_some_and(|(conf, nodes)| self.handshake.is_verified_by(self.node, conf, |id| nodes.get(&id).copied()))
+        let recent = self.replicas.get(&id).and_then(|replica| replica.recent_confs.as_ref());
+        recent.is_some_and(|recent| {
+            recent.confs.iter().all(|conf| self.handshake.is_verified_by(self.node, conf, &recent.nodes))
+        })
     }
 
-    /// The configuration at the end of a log, committed or not, and the nodes of its replicas.
-    fn latest_conf(&self, id: ReplicaId, state: &ReplicaLog) -> Option<(ConfState, BTreeMap<ReplicaId, NodeId>)> {
+    /// The configurations that may be in force at the end of a log: the last one that is known to be committed,
+    /// and those after it.
+    fn recent_confs(&self, id: ReplicaId, state: &ReplicaLog) -> Option<RecentConfs> {
         let position = &state.checkpoint.position;
         let mut conf = position.conf.clone();
+        let mut confs = vec![conf.clone()];
         let mut nodes: BTreeMap<_, _> =
             position.descriptor.replicas.iter().map(|replica| (replica.replica, replica.node)).collect();
-        for change in self.logged_changes(id, state)? {
+        for (index, change) in self.logged_changes(id, state)? {
             if let ConfChange::AddLearner { replica, node } = change {
                 nodes.insert(replica, node);
             }
             conf = change.after(&conf);
+            if index <= state.hard_state.commit {
+                confs.clear();
+            }
+            confs.push(conf.clone());
         }
-        Some((conf, nodes))
+        Some(RecentConfs { confs, nodes })
     }
 
     /// Whether a recovered replica is its group's only voter: its checkpoint says so, and its log adds no
@@ -339,17 +386,17 @@ impl<T> Core<T> {
         }
         let keeps_voters =
             |change: &ConfChange| matches!(change, ConfChange::AddLearner { .. } | ConfChange::RemoveLearner { .. });
-        self.logged_changes(id, state).is_some_and(|changes| changes.iter().all(keeps_voters))
+        self.logged_changes(id, state).is_some_and(|changes| changes.iter().all(|(_, change)| keeps_voters(change)))
     }
 
-    /// The configuration changes in a log after its checkpoint; `None` when they cannot be read.
-    fn logged_changes(&self, id: ReplicaId, state: &ReplicaLog) -> Option<Vec<ConfChange>> {
+    /// The configuration changes in a log after its checkpoint, with their indexes; `None` when they cannot be read.
+    fn logged_changes(&self, id: ReplicaId, state: &ReplicaLog) -> Option<Vec<(LogIndex, ConfChange)>> {
         let mut changes = Vec::new();
         let mut next = state.truncated.0.max(state.checkpoint.position.index).next();
         while next <= state.last {
             let entries = self.log.entries(id, next, state.last.next(), READ_BYTES_MAX).ok()?;
             for entry in entries.iter().filter(|entry| entry.kind == EntryKind::ConfChange) {
-                changes.push(ConfChange::decode(&entry.context).ok()?);
+                changes.push((entry.index, ConfChange::decode(&entry.context).ok()?));
             }
             next = entries.last()?.index.next();
         }
@@ -368,19 +415,24 @@ impl<T> Core<T> {
     pub(super) fn trust_folder(&mut self, effects: &mut Effects<T>) {
         if std::mem::take(&mut self.handshake.may_have_forgotten_replicas) {
             effects.peer_sequences.push((self.node, TRUSTED));
+            self.open_verified(effects);
         }
     }
 
     /// A peer remembers more of our log than we recovered, so recovered replicas may have forgotten votes and
     /// acknowledgements. Their ids get tombstones, and they come back under new ids, as learners. The only
     /// voter of a group stays: no other replica has anything better.
-    fn on_rollback(&mut self, peer: NodeId, remembered: WalSequence, effects: &mut Effects<T>) {
+    ///
+    /// `witness` is the node that remembers: a peer, or this node itself if its log has evidence.
+    pub(super) fn on_rollback(&mut self, witness: NodeId, remembered: WalSequence, effects: &mut Effects<T>) {
         if std::mem::replace(&mut self.handshake.rolled_back, true) {
             return;
         }
+        self.handshake.trusted = false;
+        self.handshake.in_doubt = true;
         tracing::error!(
-            %peer, %remembered, recovered = %self.handshake.recovered,
-            "this node's log went backwards: a peer remembers more than this data folder holds; abandoning its replicas"
+            %witness, %remembered, recovered = %self.handshake.recovered,
+            "this node's log went backwards: more was synced than this data folder holds; abandoning its replicas"
         );
         effects.sequence_floor = Some(remembered);
         self.handshake.may_have_forgotten_replicas = true;
@@ -399,5 +451,6 @@ impl<T> Core<T> {
             self.destroy(id, effects);
         }
         effects.notices.push(Notice::Lost { replicas: lost, reason: LostReason::RolledBack });
+        self.open_verified(effects);
     }
 }

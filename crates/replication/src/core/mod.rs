@@ -20,13 +20,13 @@ use std::{
 };
 
 use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin, Role};
-use flotilla_storage::{Log, LogError, ReplicaLog, ReplicaWrite};
+use flotilla_storage::{Log, LogError, LogEvidence, ReplicaLog, ReplicaWrite};
 use flotilla_types::{
     Checkpoint, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position, ReplicaId,
     ReplicaRole, ShardDescriptor, ShardId, Term,
 };
 
-use crate::HostConfig;
+use crate::{FolderTrust, HostConfig};
 pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
@@ -75,6 +75,12 @@ impl<T> Core<T> {
         effects: &mut Effects<T>,
     ) -> Result<Self, LogError> {
         let recovered = log.replicas()?;
+        let evidence = match (config.folder_trust, log.evidence()) {
+            (FolderTrust::Never, LogEvidence::Complete) => LogEvidence::Unknown,
+            (FolderTrust::Always, LogEvidence::Unknown) => LogEvidence::Complete,
+            (_, evidence) => evidence,
+        };
+        let trusted = evidence == LogEvidence::Complete;
         let mut core = Self {
             node,
             raft: MultiRaft::new(config.raft.clone(), log.clone()),
@@ -82,7 +88,7 @@ impl<T> Core<T> {
             replicas: BTreeMap::new(),
             serving: BTreeMap::new(),
             touched: BTreeSet::new(),
-            handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), log.peer_sequences()),
+            handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
             config,
             log,
             being_destroyed: BTreeSet::new(),
@@ -98,6 +104,9 @@ impl<T> Core<T> {
         for (replica, state) in recovered {
             core.add_replica(replica, &state, true, effects);
         }
+        if let LogEvidence::WentBack { synced } = evidence {
+            core.on_rollback(node, synced, effects);
+        }
         core.open_verified(effects);
         core.report_forgotten_replicas(effects);
         Ok(core)
@@ -111,7 +120,10 @@ impl<T> Core<T> {
             Input::Tick => self.tick(effects),
             Input::Raft { from, shard, message } => self.receive(from, shard, message, effects),
             Input::NodeHeartbeat { from, heartbeat } => self.on_node_heartbeat(from, heartbeat, effects),
-            Input::Peers(peers) => self.handshake.set_peers(peers),
+            Input::Peers(peers) => {
+                self.handshake.set_peers(peers);
+                self.open_verified(effects);
+            }
             Input::Peer { node, connected } => self.on_peer_changed(node, connected, effects),
             Input::Propose(request) => self.propose(request, effects),
             Input::Read(request, freshness) => self.read(request, freshness, effects),
@@ -258,12 +270,10 @@ impl<T> Core<T> {
         }
     }
 
-    /// Creates a replica, if peers have verified this node: a node whose disk was wiped under its old
-    /// identity would recreate its old replicas and break their promises. A refused creation is requested
-    /// again.
+    /// Creates a replica, if this node may not have forgotten it. A refused creation is requested again.
     fn create(&mut self, id: ReplicaId, descriptor: ShardDescriptor, founding: bool, effects: &mut Effects<T>) {
         let gone = self.being_destroyed.contains(&id) || self.log.is_tombstone(id);
-        if gone || self.replicas.contains_key(&id) || !self.handshake.may_create() {
+        if gone || self.replicas.contains_key(&id) || !self.handshake.may_create(self.node, &descriptor) {
             return;
         }
         // Founders start after one imaginary entry, so that a later replica always needs a snapshot, which

@@ -34,6 +34,13 @@ pub(super) struct PendingSnapshot {
     pub(super) complete: bool,
 }
 
+/// The configurations that may be in force at the end of a log.
+pub(super) struct RecentConfs {
+    pub(super) confs: Vec<ConfState>,
+    /// The nodes of their replicas.
+    pub(super) nodes: BTreeMap<ReplicaId, NodeId>,
+}
+
 pub(super) struct Replica<T> {
     pub(super) shard: ShardId,
     /// Recovered from disk and not yet verified by its group's voters: it has no group, and neither votes nor
@@ -45,9 +52,8 @@ pub(super) struct Replica<T> {
     pub(super) abandoned: bool,
     /// According to its log, the only voter of its group since the checkpoint.
     pub(super) sole_voter: bool,
-    /// While it is unverified: the configuration at the end of its log with the nodes of its replicas,
-    /// cached.
-    pub(super) latest_conf: Option<(ConfState, BTreeMap<ReplicaId, NodeId>)>,
+    /// While it is unverified: the configurations at the end of its log, cached.
+    pub(super) recent_confs: Option<RecentConfs>,
     pub(super) descriptor: ShardDescriptor,
     /// Nodes of replicas that the descriptor does not contain yet, learned from their messages.
     pub(super) routes: BTreeMap<ReplicaId, NodeId>,
@@ -100,7 +106,7 @@ impl<T> Replica<T> {
             recovered,
             abandoned: false,
             sole_voter: false,
-            latest_conf: None,
+            recent_confs: None,
             descriptor: state.checkpoint.position.descriptor.clone(),
             routes: BTreeMap::new(),
             role: Role::Follower,

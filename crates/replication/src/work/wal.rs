@@ -17,6 +17,7 @@ pub struct WalJob {
     writes: Vec<Write>,
     peer_sequences: Vec<(NodeId, WalSequence)>,
     floor: Option<WalSequence>,
+    log_complete: bool,
 }
 
 impl WalJob {
@@ -26,8 +27,11 @@ impl WalJob {
             writes: std::mem::take(&mut effects.writes),
             peer_sequences: std::mem::take(&mut effects.peer_sequences),
             floor: effects.sequence_floor.take(),
+            log_complete: std::mem::take(&mut effects.log_complete),
         };
-        (!job.writes.is_empty() || job.floor.is_some() || !job.peer_sequences.is_empty()).then_some(job)
+        let is_empty =
+            job.writes.is_empty() && job.floor.is_none() && job.peer_sequences.is_empty() && !job.log_complete;
+        (!is_empty).then_some(job)
     }
 
     /// Whether messages to peers wait for it.
@@ -51,6 +55,7 @@ pub struct Wal {
 #[derive(Debug)]
 pub struct Merged {
     batch: Option<LogBatch>,
+    log_complete: bool,
     done: Vec<Done>,
     after: Vec<Outgoing>,
 }
@@ -79,7 +84,9 @@ impl Wal {
     pub fn merge(&mut self, jobs: impl IntoIterator<Item = WalJob>) -> Merged {
         let mut batch = LogBatch::default();
         let (mut done, mut after) = (Vec::new(), Vec::new());
+        let mut log_complete = false;
         for job in jobs {
+            log_complete |= job.log_complete;
             if let Some(floor) = job.floor {
                 self.next = self.next.max(floor.next());
             }
@@ -98,7 +105,7 @@ impl Wal {
                 peer_sequences.into_iter().map(|(node, sequence)| PeerSequence { node, sequence }).collect();
             self.next = self.next.next();
         }
-        Merged { batch: writes.then_some(batch), done, after }
+        Merged { batch: writes.then_some(batch), log_complete, done, after }
     }
 
     /// Writes and fsyncs a batch. After an error the state of the disk is unknown: the node must stop.
@@ -107,6 +114,9 @@ impl Wal {
             let sequence = batch.sequence;
             log.write(batch)?;
             self.written = sequence;
+        }
+        if merged.log_complete {
+            log.set_complete()?;
         }
         Ok(Durable { sequence: self.written, done: merged.done, after: merged.after })
     }

@@ -199,3 +199,82 @@ fn a_node_that_lost_nothing_reports_no_loss() {
         assert!(!reported, "{:?}", world.notices);
     }
 }
+
+/// The node that was down remembers nothing, and the node that forgot cannot verify itself: together they
+/// would be a majority that lacks acknowledged writes.
+#[test]
+fn a_rolled_back_node_needs_more_than_one_that_was_away() {
+    for seed in seeds(8) {
+        let mut world = World::founded(seed, 3, 3);
+        world.run_ms(1_000);
+        let (leader, _) = world.leader().unwrap();
+        let (rolled, away) = (NodeId(leader.0 % 3 + 1), NodeId((leader.0 + 1) % 3 + 1));
+        let backup = world.backup(rolled);
+        world.crash(away);
+        world.add_clients(3);
+        world.run_ms(1_500);
+        assert!(world.checks.writes > 20);
+        world.crash(leader);
+        world.crash(rolled);
+        world.restore(rolled, &backup);
+        let (first, second) = if seed % 2 == 0 { (rolled, away) } else { (away, rolled) };
+        world.start(first);
+        world.run_some_ms(1_000);
+        world.start(second);
+        world.run_ms(3_000);
+        assert!(world.leader().is_none(), "these two lack acknowledged writes\n{}", world.describe());
+        assert_eq!(lost(&world, rolled), None, "nobody who remembers is there");
+        world.start(leader);
+        world.run_until(3_000, "the node reports a loss", |world| lost(world, rolled).is_some());
+        world.input(rolled, Input::TrustFolder);
+        let (old, new) = (ReplicaId(rolled.0), ReplicaId(9));
+        world.desired.remove(&old);
+        world.add_learners(&[(new, rolled)]);
+        world.swap(&[new], &[old]);
+        world.remove(old, rolled);
+        world.finish();
+    }
+}
+
+/// Evidence stands for the peers: two of three serve after all were killed, whoever comes back.
+#[test]
+fn two_of_three_serve_after_all_were_killed() {
+    for seed in seeds(6) {
+        let mut world = World::founded(seed, 3, 3);
+        world.add_clients(2);
+        world.run_ms(1_000);
+        for node in 1..=3 {
+            world.crash(NodeId(node));
+        }
+        let away = NodeId(1 + seed % 3);
+        for node in (1..=3).map(NodeId).filter(|node| *node != away) {
+            world.start(node);
+        }
+        world.run_until(5_000, "two of three elect a leader", |world| world.leader().is_some());
+        world.start(away);
+        world.finish();
+    }
+}
+
+/// Without evidence, n − q + 1 other voters must answer: with three voters both of them.
+#[test]
+fn a_replica_without_evidence_waits_for_both_others() {
+    for seed in seeds(4) {
+        let mut world = World::founded(seed, 3, 3);
+        world.add_clients(2);
+        world.run_ms(1_000);
+        let node = NodeId(1 + seed % 3);
+        let away = NodeId(1 + (seed + 1) % 3);
+        world.crash(node);
+        let same = world.backup(node);
+        world.restore(node, &same);
+        world.crash(away);
+        world.start(node);
+        world.run_ms(3_000);
+        assert!(world.leader().is_none(), "one of two others verified it\n{}", world.describe());
+        world.start(away);
+        world.run_until(3_000, "all three serve", |world| world.leader().is_some());
+        assert_eq!(lost(&world, node), None);
+        world.finish();
+    }
+}

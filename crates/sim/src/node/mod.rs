@@ -17,12 +17,14 @@ use flotilla_replication::{
     Applier, Core, Effects, Input, ReplicaStatus,
     work::{self, Job},
 };
+use flotilla_storage::LogEvidence;
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId};
 use parking_lot::Mutex;
 use rand::RngExt as _;
 
 use crate::{
     clock::Clock,
+    convergence::LAG_MAX,
     disk::Disk,
     world::{Event, World},
 };
@@ -222,6 +224,10 @@ impl World {
     /// Kills the process. A write in flight happens or not, by chance.
     pub(crate) fn crash(&mut self, id: NodeId) {
         let written = self.rng.random_bool(0.5);
+        // The machine may have restarted on a file system that keeps no evidence. A replica then needs both others of
+        // three, so none of them may be lost for good.
+        let may_doubt = self.rng.random_bool(0.25) && self.unconverged(LAG_MAX).is_none();
+        let evidence = if may_doubt { LogEvidence::Unknown } else { LogEvidence::Complete };
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(mut running) = node.running.take() else { return };
         if let Some(merged) = running.wal_in_flight.take()
@@ -237,7 +243,7 @@ impl World {
         }
         node.life += 1;
         node.fsync_fails = false;
-        node.disk = node.disk.reopen();
+        node.disk = node.disk.reopen_with(evidence);
         for completion in running.gateway.into_unfinished() {
             self.complete(completion);
         }

@@ -10,7 +10,9 @@ use flotilla_replication::{
     Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Notice, Outgoing, ReplicaStatus,
     first_sequence,
 };
-use flotilla_storage::{EngineError, Log as _, LogBatch, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _};
+use flotilla_storage::{
+    EngineError, Log as _, LogBatch, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _,
+};
 use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ObjectId, ReplicaId, WalSequence};
 use rand::RngExt as _;
 
@@ -63,10 +65,12 @@ struct WalJob {
     writes: Vec<flotilla_replication::Write>,
     peer_sequences: Vec<(NodeId, WalSequence)>,
     floor: Option<WalSequence>,
+    log_complete: bool,
 }
 
 struct WriteInFlight {
     batch: Option<LogBatch>,
+    log_complete: bool,
     done: Vec<Done>,
     after: Vec<Outgoing>,
 }
@@ -213,7 +217,7 @@ impl World {
     pub(crate) fn restore(&mut self, id: NodeId, backup: &Backup) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         assert!(node.running.is_none(), "{id} runs");
-        node.log = backup.log.reopen();
+        node.log = backup.log.reopen_with(LogEvidence::Unknown);
         node.engine = backup.engine.reopen();
         self.checks.forget(node.log.replicas().unwrap());
     }
@@ -309,6 +313,7 @@ impl World {
             writes,
             sequence_floor,
             peer_sequences,
+            log_complete,
             apply,
             background,
             replies,
@@ -320,8 +325,8 @@ impl World {
         for (to, heartbeat) in node_heartbeats {
             self.send(node.id, to, Frame::NodeHeartbeat(heartbeat));
         }
-        if !writes.is_empty() || sequence_floor.is_some() || !peer_sequences.is_empty() {
-            running.wal.waiting.push(WalJob { writes, peer_sequences, floor: sequence_floor });
+        if !writes.is_empty() || sequence_floor.is_some() || !peer_sequences.is_empty() || log_complete {
+            running.wal.waiting.push(WalJob { writes, peer_sequences, floor: sequence_floor, log_complete });
             self.write(node, running);
         }
         for task in apply {
@@ -375,7 +380,9 @@ impl World {
         }
         let mut batch = LogBatch::default();
         let (mut done, mut after) = (Vec::new(), Vec::new());
+        let mut log_complete = false;
         for job in std::mem::take(&mut wal.waiting) {
+            log_complete |= job.log_complete;
             if let Some(floor) = job.floor {
                 wal.next = wal.next.max(floor.next());
             }
@@ -394,7 +401,7 @@ impl World {
                 peer_sequences.into_iter().map(|(node, sequence)| PeerSequence { node, sequence }).collect();
             wal.next = wal.next.next();
         }
-        wal.in_flight = Some(WriteInFlight { batch: writes.then_some(batch), done, after });
+        wal.in_flight = Some(WriteInFlight { batch: writes.then_some(batch), log_complete, done, after });
         let delay_us = match self.rng.random_range(0..200) {
             _ if !writes => 0,
             0 => 40_000,
@@ -404,13 +411,16 @@ impl World {
     }
 
     fn synced(&mut self, node: &mut Node, running: &mut Running) {
-        let Some(WriteInFlight { batch, done, after }) = running.wal.in_flight.take() else { return };
+        let Some(WriteInFlight { batch, log_complete, done, after }) = running.wal.in_flight.take() else { return };
         if let Some(batch) = batch {
             running.wal.written = batch.sequence;
             if let Err(error) = node.log.write(batch.clone()) {
                 panic!("{}: {error}: {batch:?}", node.id);
             }
             self.checks.durable(&node.log.replicas().unwrap());
+        }
+        if log_complete {
+            node.log.set_complete().unwrap();
         }
         if !done.is_empty() {
             self.take(node, running, Input::Written { sequence: running.wal.written, done });
