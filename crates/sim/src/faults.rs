@@ -123,7 +123,7 @@ impl World {
     }
 
     /// Whether a fault that loses data is in progress; the cluster may not have noticed it yet.
-    fn is_losing_data(&self) -> bool {
+    pub(crate) fn is_losing_data(&self) -> bool {
         let mut active = self.faults.active.keys().filter_map(|at| self.plan.faults.get(*at));
         active.any(|planned| loses_data(planned.fault))
     }
