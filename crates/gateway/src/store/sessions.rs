@@ -1,15 +1,15 @@
-//! Sequence numbers of this gateway's commands in every shard.
+//! Numbers this gateway's commands: one session for each shard.
 
 use std::collections::BTreeMap;
 
 use flotilla_replication::clock;
-use flotilla_route::{Sequence, ShardSession};
+use flotilla_route::{GatewayStart, Sequence, ShardSession};
 use flotilla_types::{SessionId, ShardId};
 use parking_lot::Mutex;
 
-/// One session, with a window of sequence numbers for each shard.
+/// The sessions of one gateway start.
 pub(super) struct Sessions {
-    session: SessionId,
+    start: GatewayStart,
     shards: Mutex<BTreeMap<ShardId, ShardSession>>,
 }
 
@@ -25,18 +25,18 @@ pub(super) struct Ticket<'a> {
 }
 
 impl Sessions {
-    pub(super) fn new(session: SessionId) -> Self {
-        Self { session, shards: Mutex::default() }
+    pub(super) fn new(start: GatewayStart) -> Self {
+        Self { start, shards: Mutex::default() }
     }
 
     /// Takes a sequence number for a new command; `None` while too many commands are outstanding in this
     /// shard.
     pub(super) fn begin(&self, shard: ShardId) -> Option<Ticket<'_>> {
         let mut shards = self.shards.lock();
-        let window = shards.entry(shard).or_default();
+        let window = shards.entry(shard).or_insert_with(|| ShardSession::new(self.start, shard));
         let (sequence, acked_below) = window.begin()?;
         let now_ms = window.now_ms(clock::wall_ms());
-        Some(Ticket { sessions: self, shard, session: self.session, sequence, acked_below, now_ms })
+        Some(Ticket { sessions: self, shard, session: window.id(), sequence, acked_below, now_ms })
     }
 }
 

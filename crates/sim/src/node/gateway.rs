@@ -1,5 +1,5 @@
-//! The gateway of a node: routes requests to shard leaders, retries them, and numbers the writes of its
-//! session.
+//! The gateway of a node: routes requests to shard leaders, retries them, and numbers writes in a session for
+//! each shard.
 //!
 //! [`flotilla_control::RequestRetry`] decides which node to ask, when to retry and when to give up.
 
@@ -10,8 +10,8 @@ use flotilla_control::{PeerRequest, RequestKind, RequestRetry, RetryDecision, Re
 use flotilla_kv::{Command, Outcome, Refusal, decode_outcome, encode_command};
 use flotilla_meta::MetaCommand;
 use flotilla_replication::Answer;
-use flotilla_route::{Sequence, ShardSession};
-use flotilla_types::{NodeId, SessionId, ShardId, Term};
+use flotilla_route::{GatewayStart, Sequence, ShardSession};
+use flotilla_types::{NodeId, ShardId, Term};
 use rand::RngExt as _;
 
 use super::{
@@ -47,9 +47,9 @@ pub(crate) struct Completion {
     pub(crate) result: Result<Bytes, ShardError>,
 }
 
-/// Pending requests, and the session with its sequence numbers per shard.
+/// Pending requests, and the sessions of the shards.
 pub(crate) struct Gateway {
-    session: SessionId,
+    start: GatewayStart,
     sessions: BTreeMap<ShardId, ShardSession>,
     requests: BTreeMap<u64, PendingRequest>,
 }
@@ -69,8 +69,8 @@ struct PendingRequest {
 }
 
 impl Gateway {
-    pub(super) fn new(session: u64) -> Self {
-        Self { session: SessionId(session | 1), sessions: BTreeMap::new(), requests: BTreeMap::new() }
+    pub(super) fn new(start: u64) -> Self {
+        Self { start: GatewayStart(start), sessions: BTreeMap::new(), requests: BTreeMap::new() }
     }
 
     /// The requests that were pending when the process ended, with unknown outcome.
@@ -94,7 +94,7 @@ impl World {
         self.start_request(node, running, RequestKind::Query, shard, Some(epoch), payload, None, within_ms, caller);
     }
 
-    /// Sends a write to a shard, with a sequence number of this gateway's session.
+    /// Sends a write to a shard, with a sequence number of this gateway's session there.
     pub(crate) fn command(
         &mut self,
         node: &mut Node,
@@ -104,17 +104,19 @@ impl World {
         within_ms: u64,
         caller: Caller,
     ) {
-        let session = running.gateway.sessions.entry(shard).or_default();
+        let start = running.gateway.start;
+        let session = running.gateway.sessions.entry(shard).or_insert_with(|| ShardSession::new(start, shard));
         let now_ms = session.now_ms(node.clock.wall_ms(self.now_us));
         let Some((sequence, acked_below)) = session.begin() else {
             self.complete(Completion { caller, result: Err(ShardError::Busy) });
             return;
         };
-        command.session = running.gateway.session;
+        command.session = session.id();
         command.sequence = sequence.0;
         command.acked_below = acked_below;
         command.expires_at_ms = now_ms + within_ms + EXPIRY_SLACK_MS;
         let payload = encode_command(&command);
+        self.checks.numbered(command.session, sequence, &payload);
         self.start_request(
             node,
             running,
