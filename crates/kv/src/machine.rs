@@ -318,6 +318,15 @@ mod tests {
     }
 
     #[test]
+    fn a_command_without_a_session_takes_no_place_in_the_table() {
+        let mut replica = Replica::with_limits(Limits { sessions_max: 1, ..Limits::default() });
+        for at_ms in 1..20 {
+            replica.run(at_ms, Command { expires_at_ms: at_ms + 5_000, ..Command::empty() });
+        }
+        assert!(matches!(replica.run(20, in_session(put("a", "1"), 1, 0, 1_000)), Outcome::Done { .. }));
+    }
+
+    #[test]
     fn a_refusal_stays_a_refusal_for_duplicates() {
         let mut replica = Replica::default();
         let mut command = in_session(put("a", "1"), 1, 0, 1_000);

@@ -21,6 +21,8 @@ use super::{
 
 /// How long after its deadline a command may still apply: the clocks of gateway and leader differ.
 const EXPIRY_SLACK_MS: u64 = 1_000;
+/// Longest time for which a command may apply, besides the slack: the longest deadline of any protocol.
+const LIFETIME_MS_MAX: u64 = 600_000;
 /// How long after its deadline a request waits for the answer of a shared command, whose deadline is the
 /// earliest of its requests'.
 const ANSWER_SLACK: Duration = Duration::from_millis(5);
@@ -80,11 +82,10 @@ impl Store {
         let Some(ticket) = self.inner.sessions.begin(shard) else {
             return (Err(StoreError::Busy { retry_after_ms: RETRY_AFTER_MS }), conditions, operations);
         };
-        let left_ms = deadline_ms.saturating_sub(clock::monotonic_ms());
         let command = Command {
             session: ticket.session,
             sequence: ticket.sequence.0,
-            expires_at_ms: ticket.now_ms + left_ms + EXPIRY_SLACK_MS,
+            expires_at_ms: expires_at_ms(ticket.now_ms, deadline_ms, clock::monotonic_ms()),
             acked_below: ticket.acked_below,
             conditions,
             operations,
@@ -165,20 +166,24 @@ impl Store {
 
     /// Commits an empty command, which advances the shard's clock to the present.
     pub(super) async fn advance_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<(), StoreError> {
-        let ticket = self.inner.sessions.begin(shard).ok_or(StoreError::Busy { retry_after_ms: RETRY_AFTER_MS })?;
-        let command = Command {
-            session: ticket.session,
-            sequence: ticket.sequence.0,
-            expires_at_ms: u64::MAX >> 16,
-            acked_below: ticket.acked_below,
-            conditions: Vec::new(),
-            operations: Vec::new(),
-        };
+        let command = clock_command(clock::wall_ms(), deadline_ms, clock::monotonic_ms());
         let answer =
             self.inner.shards.request(RequestKind::Propose, shard, None, encode_command(&command), deadline_ms).await;
         // An empty command changes no record, so its outcome does not matter.
         answer.map(|_| ()).map_err(|error| self.read_error(error, shard, deadline_ms))
     }
+}
+
+/// An empty command that a shard forgets as soon as it is applied: it has no session, because applying it
+/// twice does no harm. A session per gateway start would take places in the shard's table.
+fn clock_command(now_ms: u64, deadline_ms: u64, monotonic_ms: u64) -> Command {
+    Command { expires_at_ms: expires_at_ms(now_ms, deadline_ms, monotonic_ms), ..Command::empty() }
+}
+
+/// When a command expires that is sent from now until a deadline (monotonic). Shards remember its session
+/// until then, so it is never later than the longest deadline allows.
+fn expires_at_ms(now_ms: u64, deadline_ms: u64, monotonic_ms: u64) -> u64 {
+    now_ms.saturating_add(deadline_ms.saturating_sub(monotonic_ms).min(LIFETIME_MS_MAX) + EXPIRY_SLACK_MS)
 }
 
 fn check_limits(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<(), StoreError> {
@@ -328,5 +333,28 @@ impl Batchable for PendingWrite {
 fn fail(requests: Vec<PendingWrite>, error: &StoreError) {
     for request in requests {
         let _ = request.reply.send(Err(error.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::SessionId;
+
+    use super::*;
+
+    #[test]
+    fn a_clock_command_expires_like_others_and_leaves_no_session() {
+        let (now_ms, monotonic_ms) = (1_700_000_000_000, 77);
+        let command = clock_command(now_ms, monotonic_ms + 5_000, monotonic_ms);
+        assert_eq!(command.expires_at_ms, now_ms + 5_000 + EXPIRY_SLACK_MS);
+        assert_eq!(command.session, SessionId(0));
+        assert!(command.operations.is_empty() && command.conditions.is_empty());
+    }
+
+    #[test]
+    fn no_deadline_keeps_a_session_for_long() {
+        assert_eq!(expires_at_ms(1_000, 70, 80), 1_000 + EXPIRY_SLACK_MS, "the deadline has passed");
+        assert_eq!(expires_at_ms(1_000, u64::MAX, 0), 1_000 + LIFETIME_MS_MAX + EXPIRY_SLACK_MS);
+        assert_eq!(expires_at_ms(u64::MAX, u64::MAX, 0), u64::MAX);
     }
 }
