@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flotilla_control::{PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardError};
+use flotilla_control::{
+    PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, meta_reply,
+};
 use flotilla_kv::{Command, Outcome, Refusal, decode_outcome, encode_command};
 use flotilla_meta::MetaCommand;
 use flotilla_replication::Answer;
@@ -44,7 +46,7 @@ pub(crate) enum Caller {
 #[derive(Debug, Clone)]
 pub(crate) struct Completion {
     pub(crate) caller: Caller,
-    pub(crate) result: Result<Bytes, ShardError>,
+    pub(crate) result: Result<ShardAnswer, ShardError>,
 }
 
 /// Pending requests, and the sessions of the shards.
@@ -224,11 +226,12 @@ impl World {
         else {
             return;
         };
-        if pending.target.take().is_none() {
-            return;
-        }
+        let Some(target) = pending.target.take() else { return };
         let error = match answer {
-            Ok(bytes) => return self.request_finished(running, number, Ok(bytes)),
+            Ok(payload) => {
+                let answer = ShardAnswer { payload, node: target, earlier: pending.retry.earlier() };
+                return self.request_finished(running, number, Ok(answer));
+            }
             Err(error) => error,
         };
         pending.attempt += 1;
@@ -265,13 +268,13 @@ impl World {
         }
     }
 
-    fn request_finished(&mut self, running: &mut Running, number: u64, result: Result<Bytes, ShardError>) {
+    fn request_finished(&mut self, running: &mut Running, number: u64, result: Result<ShardAnswer, ShardError>) {
         let Some(pending) = running.gateway.requests.remove(&number) else { return };
         if let Some(sequence) = pending.sequence
             && let Some(session) = running.gateway.sessions.get_mut(&pending.shard)
         {
             session.finish(sequence);
-            match result.as_ref().map(|bytes| decode_outcome(bytes.clone())) {
+            match result.as_ref().map(|answer| decode_outcome(answer.payload.clone())) {
                 Ok(Ok(Outcome::Done { timestamp, .. })) => session.observe_clock(timestamp.millis()),
                 Ok(Ok(Outcome::Refused(Refusal::Expired { clock_ms }))) => session.observe_clock(clock_ms),
                 _ => {}
@@ -293,7 +296,8 @@ impl World {
                 self.schedule(delay_us, Event::Client { client, event: ClientEvent::OpDone(Box::new(completion)) });
             }
             Caller::Operator(order) => {
-                self.schedule(delay_us, Event::Operator { order, result: Some(completion.result) })
+                let reply = completion.result.and_then(|answer| meta_reply(&answer.payload, answer.earlier));
+                self.schedule(delay_us, Event::Operator { order, result: Some(reply) });
             }
             Caller::Task(..) | Caller::FreshMeta(_) => {}
         }
