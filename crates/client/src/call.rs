@@ -165,7 +165,7 @@ impl Client {
         if status.is_success() {
             return Ok(Answer { endpoint: endpoint.to_owned(), headers, body });
         }
-        Err(ClientError::Refused(Box::new(problem(status, &body))))
+        Err(ClientError::Refused(Box::new(problem(call.kind, status, &body))))
     }
 }
 
@@ -179,10 +179,12 @@ fn may_try_next(error: &ClientError) -> bool {
 }
 
 /// The problem document, or one derived from the status when there is none (answers to `HEAD` have no body).
-pub(crate) fn problem(status: StatusCode, body: &[u8]) -> Problem {
+/// A node always sends one, but a proxy before it may not, after the node received the request.
+pub(crate) fn problem(kind: Kind, status: StatusCode, body: &[u8]) -> Problem {
     serde_json::from_slice(body).unwrap_or_else(|_| {
         let kind = match status {
             StatusCode::NOT_FOUND => ProblemType::NotFound,
+            _ if kind == Kind::Write && status.is_server_error() => ProblemType::OutcomeUnknown,
             _ => ProblemType::Unknown,
         };
         let mut problem = Problem::new(kind, format!("the node answered {status}"));
@@ -255,6 +257,19 @@ mod tests {
         assert!(put.is_err_and(|error| error.is_outcome_unknown() && !error.is_retryable()));
         assert!(!served.is_finished(), "the second endpoint was tried");
         served.abort();
+    }
+
+    #[tokio::test]
+    async fn an_error_without_a_problem_document_leaves_a_write_unknown() {
+        const BAD_GATEWAY: &str = "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 5\r\n\r\nproxy";
+        let (first, _served) = node(BAD_GATEWAY).await;
+        let (second, served) = node(STORED).await;
+        let put = client([&first, &second]).put("default", b"k", Bytes::new(), &Default::default()).await;
+        assert!(put.is_err_and(|error| error.is_outcome_unknown() && !error.is_retryable()));
+        assert!(!served.is_finished(), "the second endpoint was tried");
+        served.abort();
+        assert_eq!(problem(Kind::Read, StatusCode::BAD_GATEWAY, b"").kind, ProblemType::Unknown);
+        assert_eq!(problem(Kind::Write, StatusCode::PAYLOAD_TOO_LARGE, b"").kind, ProblemType::Unknown);
     }
 
     #[tokio::test]

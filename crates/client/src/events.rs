@@ -4,7 +4,10 @@ use bytes::{Buf as _, BytesMut};
 use flotilla_api::Event;
 use reqwest::Response;
 
-use crate::{Client, ClientError, call::problem};
+use crate::{
+    Client, ClientError,
+    call::{Kind, problem},
+};
 
 /// Longest line, and longest data of one event. An event usually has a few hundred bytes.
 const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -32,7 +35,7 @@ impl EventStream {
                 Ok(response) => {
                     let status = response.status();
                     let body = response.bytes().await.unwrap_or_default();
-                    return Err(ClientError::Refused(Box::new(problem(status, &body))));
+                    return Err(ClientError::Refused(Box::new(problem(Kind::Read, status, &body))));
                 }
                 Err(source) => last = ClientError::Unreachable { endpoint: endpoint.clone(), source },
             }

@@ -169,9 +169,8 @@ impl Context {
     async fn fetch_meta(&self) -> Option<Outcome> {
         let deadline_ms = clock::monotonic_ms() + PROPOSE_TIMEOUT_MS;
         let query = MetaQuery::State.encode();
-        let (answer, _) =
-            self.shards.request(RequestKind::Query, ShardId::META, None, query, deadline_ms).await.ok()?;
-        let meta = Arc::new(core::decode_snapshot(&answer)?);
+        let answer = self.shards.request(RequestKind::Query, ShardId::META, None, query, deadline_ms).await.ok()?;
+        let meta = Arc::new(core::decode_snapshot(&answer.payload)?);
         self.topology.offer(&meta);
         Some(Outcome::FreshMeta(meta))
     }

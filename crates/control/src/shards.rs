@@ -9,7 +9,9 @@ use flotilla_replication::{Answer, Freshness, Handle, RequestError, clock};
 use flotilla_transport::{CallError, Class, NotSent, Transport};
 use flotilla_types::{NodeId, ShardId};
 
-use crate::{PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardError, Topology, core};
+use crate::{
+    Earlier, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, Topology, core,
+};
 
 /// A client of every shard. Cheap to clone.
 #[derive(Clone)]
@@ -32,8 +34,10 @@ impl Shards {
         &self.topology
     }
 
-    /// Sends a request to a shard's leader, retrying until `deadline_ms` (monotonic). Returns the answer and
-    /// the node that gave it.
+    /// Sends a request to a shard's leader, retrying until `deadline_ms` (monotonic).
+    ///
+    /// # Errors
+    /// See [`ShardError`].
     pub async fn request(
         &self,
         kind: RequestKind,
@@ -41,8 +45,35 @@ impl Shards {
         range_epoch: Option<u64>,
         payload: Bytes,
         deadline_ms: u64,
-    ) -> Result<(Bytes, NodeId), ShardError> {
-        let mut retry = RequestRetry::new(kind, shard, deadline_ms);
+    ) -> Result<ShardAnswer, ShardError> {
+        let retry = RequestRetry::new(kind, shard, deadline_ms);
+        self.request_after(retry, kind, shard, range_epoch, payload).await
+    }
+
+    /// Sends a command that was sent before, perhaps to another shard, with earlier attempts of this state.
+    ///
+    /// # Errors
+    /// See [`ShardError`].
+    pub async fn propose_after(
+        &self,
+        earlier: Earlier,
+        shard: ShardId,
+        range_epoch: Option<u64>,
+        command: Bytes,
+        deadline_ms: u64,
+    ) -> Result<ShardAnswer, ShardError> {
+        let retry = RequestRetry::new(RequestKind::Propose, shard, deadline_ms).after(earlier);
+        self.request_after(retry, RequestKind::Propose, shard, range_epoch, command).await
+    }
+
+    async fn request_after(
+        &self,
+        mut retry: RequestRetry,
+        kind: RequestKind,
+        shard: ShardId,
+        range_epoch: Option<u64>,
+        payload: Bytes,
+    ) -> Result<ShardAnswer, ShardError> {
         loop {
             let now_ms = clock::monotonic_ms();
             let (node, timeout_ms) = match self.topology.with(|cluster| retry.next(now_ms, cluster)) {
@@ -55,7 +86,7 @@ impl Shards {
             };
             let timeout = Duration::from_millis(timeout_ms);
             let error = match self.send(node, kind, shard, range_epoch, payload.clone(), timeout).await {
-                Ok(answer) => return Ok((answer, node)),
+                Ok(payload) => return Ok(ShardAnswer { payload, node, earlier: retry.earlier() }),
                 Err(error) => error,
             };
             match self.topology.with(|cluster| retry.on_failure(error, cluster)) {
@@ -98,9 +129,12 @@ impl Shards {
     }
 
     /// Proposes to the metadata group.
+    ///
+    /// # Errors
+    /// See [`ShardError`]. A refusal after an attempt in doubt is [`ShardError::Unknown`].
     pub async fn propose_meta(&self, command: &MetaCommand, timeout: Duration) -> Result<MetaReply, ShardError> {
         let deadline_ms = clock::monotonic_ms() + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
-        let (reply, _) = self.request(RequestKind::Propose, ShardId::META, None, command.encode(), deadline_ms).await?;
-        MetaReply::decode(&reply).map_err(|_| ShardError::Unknown)
+        let answer = self.request(RequestKind::Propose, ShardId::META, None, command.encode(), deadline_ms).await?;
+        core::meta_reply(&answer.payload, answer.earlier)
     }
 }

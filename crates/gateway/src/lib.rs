@@ -4,6 +4,8 @@ mod admin;
 mod http;
 mod store;
 
+pub use flotilla_route::GatewayStart;
+
 pub use admin::{Admin, AdminError, AdminFuture};
 pub use http::{HttpConfig, HttpConfigError, serve};
 pub use store::{Consistency, Found, Page, READ_KEYS_MAX, Scan, Store, StoreError, Written};

@@ -17,7 +17,8 @@ pub struct Command {
     /// The session of the sender, which remembers outcomes. `SessionId(0)` is no session: nothing is
     /// remembered, and a duplicate is applied again.
     pub session: SessionId,
-    /// The number of the command in its session: starts at 1, never reused for another command.
+    /// The number of the command in its session: starts at 1, never reused for another command, in whatever
+    /// shard.
     pub sequence: u64,
     /// Unix milliseconds in hybrid time. The command is refused as [`Refusal::Expired`] if its entry is
     /// later.
@@ -235,6 +236,26 @@ pub enum Refusal {
     /// The command does not parse. Nothing was written.
     #[error("the command does not parse")]
     Malformed,
+}
+
+impl Refusal {
+    /// Whether the session remembers this refusal as the command's outcome, so that no attempt of the command
+    /// was or will be applied. Any other refusal is about its own attempt only: an earlier one that got no
+    /// answer may have been applied, or may still be.
+    #[must_use]
+    pub fn is_remembered(&self) -> bool {
+        match self {
+            Self::ConditionFailed { .. }
+            | Self::NotAnInteger
+            | Self::Overflow
+            | Self::TooLarge { .. }
+            | Self::TooManyOperations { .. } => true,
+            // A command that does not parse is refused before its session is known.
+            Self::WrongShard | Self::Expired { .. } | Self::OutcomeForgotten | Self::SessionFull | Self::Malformed => {
+                false
+            }
+        }
+    }
 }
 
 /// The outcome of a command.

@@ -318,6 +318,62 @@ mod tests {
     }
 
     #[test]
+    fn a_command_without_a_session_takes_no_place_in_the_table() {
+        let mut replica = Replica::with_limits(Limits { sessions_max: 1, ..Limits::default() });
+        for at_ms in 1..20 {
+            replica.run(at_ms, Command { expires_at_ms: at_ms + 5_000, ..Command::empty() });
+        }
+        assert!(matches!(replica.run(20, in_session(put("a", "1"), 1, 0, 1_000)), Outcome::Done { .. }));
+    }
+
+    /// What each kind of refusal promises about later attempts of the same command.
+    #[test]
+    fn only_remembered_refusals_hold_for_every_attempt() {
+        let limits = Limits { value_bytes_max: 20, operations_max: 2, sessions_max: 1, ..Limits::default() };
+        let conditional = {
+            let mut command = put("a", "1");
+            command.operations[0].condition = Some(Condition::Present);
+            command
+        };
+        let elsewhere = {
+            let mut command = put("a", "1");
+            command.operations[0].key = Bytes::from_static(b"\xff\xff\xff\xff\xff\xff");
+            command
+        };
+        let mut refusals = Vec::new();
+        for (command, expires_at_ms) in [
+            (conditional, 1_000),
+            (add("text", 1), 1_000),
+            (add("max", 1), 1_000),
+            (put("a", "123456789_123456789_1"), 1_000),
+            (of(vec![delete("b", false), delete("c", false), delete("d", false)]), 1_000),
+            (elsewhere, 1_000),
+            (put("a", "1"), 5),
+            // Another session holds the only place.
+            (put("a", "1"), 999),
+        ] {
+            let mut replica = Replica::with_limits(limits);
+            replica.run(1, put("text", "x"));
+            replica.run(2, put("max", &i64::MAX.to_string()));
+            if expires_at_ms == 999 {
+                let other = Command { session: SessionId(8), ..in_session(put("z", "1"), 1, 0, 100) };
+                replica.run(3, other);
+            }
+            let command = in_session(command, 1, 0, expires_at_ms);
+            let Outcome::Refused(refusal) = replica.run(10, command.clone()) else { panic!("{command:?} applied") };
+            // Now everything that stood in the way is gone, except the session's memory.
+            replica.run(200, of(vec![delete("text", false), delete("max", false)]));
+            replica.run(201, put("a", "0"));
+            let again = replica.run(202, command);
+            assert!(!refusal.is_remembered() || again == refused(refusal.clone()), "{refusal}: then {again:?}");
+            refusals.push((refusal, matches!(again, Outcome::Done { .. })));
+        }
+        let forgotten = |refusal| refusals.iter().any(|(other, applied)| *other == refusal && *applied);
+        assert!(forgotten(Refusal::SessionFull), "a later attempt applied: {refusals:?}");
+        assert_eq!(refusals.iter().filter(|(refusal, _)| refusal.is_remembered()).count(), 5);
+    }
+
+    #[test]
     fn a_refusal_stays_a_refusal_for_duplicates() {
         let mut replica = Replica::default();
         let mut command = in_session(put("a", "1"), 1, 0, 1_000);

@@ -7,7 +7,7 @@ mod attempts;
 mod session;
 
 pub use attempts::{Attempts, Failure, Step};
-pub use session::{Sequence, ShardSession, WINDOW_MAX};
+pub use session::{GatewayStart, Sequence, ShardSession, WINDOW_MAX};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -12,10 +12,11 @@ use std::{
 
 use flotilla_meta::MetaState;
 use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role};
+use flotilla_route::Sequence;
 use flotilla_storage::{Log as _, LogBatch, ReplicaWrite};
 use flotilla_types::{
-    ConfState, Entry, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardDescriptor, ShardId,
-    Term,
+    ConfState, Entry, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, SessionId, ShardDescriptor,
+    ShardId, Term,
 };
 
 use crate::{disk::Disk, node::Node};
@@ -30,6 +31,9 @@ pub(crate) struct Checks {
     leaders: BTreeMap<(ShardId, Term), ReplicaId>,
     applied: BTreeMap<(ReplicaId, u64), LogIndex>,
     descriptors: BTreeMap<ShardId, Descriptors>,
+    /// The command, as a hash, that each number of each session names. Over all shards, because shards that
+    /// split or merge copy and unite their sessions.
+    commands: BTreeMap<(SessionId, Sequence), u64>,
     /// The newest configuration of each shard and the one before: entries proposed before a change was
     /// applied may be committed by a quorum of either.
     confs: BTreeMap<ShardId, [ConfState; 2]>,
@@ -127,6 +131,16 @@ impl Checks {
         );
         self.leaders.insert((shard, term), replica);
         self.counts.elections += 1;
+    }
+
+    /// Checks that a number which a gateway is about to propose names no other command.
+    pub(crate) fn numbered(&mut self, session: SessionId, sequence: Sequence, command: &[u8]) {
+        assert!(session != SessionId(0) && sequence.0 != 0, "a command of a gateway has no number");
+        let mut hasher = DefaultHasher::new();
+        command.hash(&mut hasher);
+        let hash = hasher.finish();
+        let first = *self.commands.entry((session, sequence)).or_insert(hash);
+        assert_eq!(first, hash, "number {} of session {session} names two commands", sequence.0);
     }
 
     /// Checks the leases that a node holds at this moment by its own clock: no other replica may have been

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use flotilla_control::ShardError;
 use flotilla_meta::{JoinRequest, MetaCommand, MetaRefusal, MetaReply, TokenId};
 use flotilla_types::NodeId;
@@ -89,7 +88,7 @@ impl World {
     }
 
     /// Sends an order when there is no result, and handles its result otherwise.
-    pub(crate) fn operator_event(&mut self, order: u64, result: Option<Result<Bytes, ShardError>>) {
+    pub(crate) fn operator_event(&mut self, order: u64, result: Option<Result<MetaReply, ShardError>>) {
         let Some((command, follow_up)) = self.operator.orders.get(&order).cloned() else { return };
         match result {
             None => {
@@ -103,27 +102,24 @@ impl World {
                 }
             }
             Some(Err(_)) => self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None }),
-            Some(Ok(bytes)) => {
-                let reply = MetaReply::decode(&bytes).unwrap_or_else(|error| panic!("{command:?}: {error}"));
-                match (reply, follow_up) {
-                    (MetaReply::Refused(refusal), _) if is_transient(&refusal) => {
-                        self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None });
-                    }
-                    (MetaReply::Refused(refusal), _) => {
-                        self.operator.orders.remove(&order);
-                        self.note(format!("an order was refused: {refusal}"));
-                    }
-                    (MetaReply::Node(id), FollowUp::Start(port)) => {
-                        self.operator.orders.remove(&order);
-                        self.note(format!("{id} joins at port {port}"));
-                        self.add_node(id, port);
-                        self.start(id);
-                    }
-                    _ => {
-                        self.operator.orders.remove(&order);
-                    }
+            Some(Ok(reply)) => match (reply, follow_up) {
+                (MetaReply::Refused(refusal), _) if is_transient(&refusal) => {
+                    self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None });
                 }
-            }
+                (MetaReply::Refused(refusal), _) => {
+                    self.operator.orders.remove(&order);
+                    self.note(format!("an order was refused: {refusal}"));
+                }
+                (MetaReply::Node(id), FollowUp::Start(port)) => {
+                    self.operator.orders.remove(&order);
+                    self.note(format!("{id} joins at port {port}"));
+                    self.add_node(id, port);
+                    self.start(id);
+                }
+                _ => {
+                    self.operator.orders.remove(&order);
+                }
+            },
         }
     }
 }

@@ -5,6 +5,7 @@
 //! both rare mixtures and long runs of one kind occur. The plan is complete before anything runs, so that
 //! faults can be left out one by one while the others stay the same.
 
+use flotilla_kv::Limits;
 use flotilla_replication::{HostConfig, Leases, RaftConfig};
 use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +22,8 @@ pub(crate) struct Plan {
     /// Upper end of a client's pause between two operations, microseconds.
     pub(crate) think_us_max: u64,
     pub(crate) host: HostConfig,
+    /// The limits of key-value shards.
+    pub(crate) kv: Limits,
     pub(crate) network: NetworkFaults,
     /// Upper end of the usual duration of a task of a state machine, microseconds.
     pub(crate) apply_us_max: u64,
@@ -146,6 +149,7 @@ impl Plan {
             clients: rng.random_range(2..=6),
             think_us_max: *[5_000, 20_000, 60_000].choose(&mut rng).unwrap_or(&20_000),
             host: if rng.random_bool(0.8) { small_limits() } else { HostConfig::default() },
+            kv: Limits::default(),
             network: NetworkFaults {
                 lost_per_mille: *[0, 0, 0, 5, 30].choose(&mut rng).unwrap_or(&0),
                 duplicated_per_mille: *[0, 0, 10, 100].choose(&mut rng).unwrap_or(&0),
@@ -160,6 +164,12 @@ impl Plan {
         };
         if rng.random_bool(0.15) {
             plan.host.leases = Leases::Off;
+        }
+        // A gateway whose clock is far ahead dates its commands by it, and its session then takes a place for
+        // as long: a table this small would stay full.
+        let clock_jumps = plan.faults.iter().any(|planned| planned.fault == Fault::ClockJump);
+        if rng.random_bool(0.25) && !clock_jumps {
+            plan.kv = few_sessions();
         }
         plan
     }
@@ -191,6 +201,11 @@ fn small_limits() -> HostConfig {
         log_tail_entries: 16,
         ..HostConfig::default()
     }
+}
+
+/// Limits so small that shards often have no room for one more session or outcome.
+fn few_sessions() -> Limits {
+    Limits { sessions_max: 2, outcomes_per_session_max: 3, outcomes_max: 4, ..Limits::default() }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! the history: the checker does (see `linearizability`).
 
 use bytes::Bytes;
-use flotilla_control::ShardError;
+use flotilla_control::{Earlier, ShardAnswer, ShardError};
 use flotilla_kv::{
     Action, Answer as Found, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Query,
     Refusal, decode_answer, decode_outcome, encode_query,
@@ -287,7 +287,7 @@ impl World {
         let Some(at) = self.workload.clients[client].in_flight.take() else { return };
         let is_read = matches!(self.workload.history[at].op, ClientOp::Get { .. });
         let result = match completion.result {
-            Ok(bytes) => self.decode_result(client, at, bytes),
+            Ok(answer) => self.decode_result(client, at, answer),
             Err(ShardError::Unknown) if !is_read => OpResult::Unknown,
             Err(_) => OpResult::Refused,
         };
@@ -298,7 +298,8 @@ impl World {
         self.schedule_next_op(client);
     }
 
-    fn decode_result(&mut self, client: usize, at: usize, bytes: Bytes) -> OpResult {
+    fn decode_result(&mut self, client: usize, at: usize, answer: ShardAnswer) -> OpResult {
+        let ShardAnswer { payload: bytes, earlier, .. } = answer;
         let op = self.workload.history[at].op.clone();
         if let ClientOp::Get { keys } = &op {
             let records = match decode_answer(bytes) {
@@ -330,8 +331,10 @@ impl World {
                 (_, other) => panic!("{other:?} is not a result of {op:?}"),
             },
             Outcome::Refused(Refusal::ConditionFailed { .. }) => OpResult::ConditionFailed,
-            Outcome::Refused(Refusal::Expired { .. } | Refusal::OutcomeForgotten) => OpResult::Unknown,
-            Outcome::Refused(Refusal::SessionFull | Refusal::WrongShard) => OpResult::Refused,
+            Outcome::Refused(Refusal::OutcomeForgotten) => OpResult::Unknown,
+            // As in the real gateway: a refusal that is not remembered says nothing about earlier attempts.
+            Outcome::Refused(refusal) if earlier == Earlier::InDoubt && !refusal.is_remembered() => OpResult::Unknown,
+            Outcome::Refused(Refusal::Expired { .. } | Refusal::SessionFull | Refusal::WrongShard) => OpResult::Refused,
             Outcome::Refused(other) => panic!("{op:?} was refused: {other}"),
         }
     }

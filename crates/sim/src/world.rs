@@ -8,8 +8,8 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use bytes::Bytes;
 use flotilla_control::ShardError;
+use flotilla_meta::MetaReply;
 use flotilla_replication::HostConfig;
 use flotilla_types::NodeId;
 use rand::{RngExt as _, SeedableRng as _};
@@ -36,7 +36,7 @@ pub(crate) enum Event {
     /// A fault begins or ends.
     Fault(FaultStep),
     /// The operator gives an order (no result), or an order was answered.
-    Operator { order: u64, result: Option<Result<Bytes, ShardError>> },
+    Operator { order: u64, result: Option<Result<MetaReply, ShardError>> },
 }
 
 impl Event {

@@ -89,8 +89,8 @@ number!(
     CollectionId, u32, "c", "collection id"
 );
 number!(
-    /// One run of a gateway, or one client with its own sequence numbers. Random, never reused. `0` is no
-    /// session.
+    /// One start of a gateway in one shard, or one client with its own sequence numbers. Random, never
+    /// reused, and different for each shard. `0` is no session.
     SessionId, u64, "x", "session id"
 );
 number!(

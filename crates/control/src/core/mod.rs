@@ -33,6 +33,6 @@ pub use peers::Peers;
 pub use placement::{Placement, liveness};
 pub use reconciler::{Action, LocalNode, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, Reconciler, View};
 pub use request::{MalformedRequest, PeerRequest, decode_answer, encode_answer};
-pub use retry::{RequestKind, RequestRetry, RetryDecision, RetryStep, ShardError};
+pub use retry::{Earlier, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, meta_reply};
 pub use shards_led::ShardsLed;
 pub use step::{ShardStep, next_shard_step};

@@ -3,8 +3,11 @@
 //!
 //! Invariant: once an attempt may have been proposed, the request never fails with an error that claims
 //! nothing was written: it ends with [`ShardError::Unknown`]. Retries are harmless, because state machines
-//! recognize a repeated command.
+//! recognize a repeated command. An answer can be a refusal that the state machine does not remember; whoever
+//! reads it needs to know whether earlier attempts are [in doubt](Earlier).
 
+use bytes::Bytes;
+use flotilla_meta::MetaReply;
 use flotilla_replication::RequestError;
 use flotilla_route::{Attempts, Failure, Step};
 use flotilla_types::{NodeId, ShardId};
@@ -53,6 +56,41 @@ impl RequestKind {
     }
 }
 
+/// What is known about the attempts of a request before the one that was answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Earlier {
+    /// None of them was proposed: a refusal holds for the whole request.
+    #[default]
+    Unproposed,
+    /// One may have been proposed, and may still be applied: a refusal that the state machine does not
+    /// remember says nothing about the request.
+    InDoubt,
+}
+
+/// A shard's answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardAnswer {
+    /// What the state machine answered.
+    pub payload: Bytes,
+    /// The node that gave the answer.
+    pub node: NodeId,
+    /// What is known about earlier attempts.
+    pub earlier: Earlier,
+}
+
+/// Reads the metadata group's answer to a command. The group has no sessions and remembers no refusal: after
+/// an attempt in doubt, a refusal may be the consequence of that attempt.
+///
+/// # Errors
+/// The outcome is unknown.
+pub fn meta_reply(answer: &[u8], earlier: Earlier) -> Result<MetaReply, ShardError> {
+    match MetaReply::decode(answer) {
+        Ok(MetaReply::Refused(_)) if earlier == Earlier::InDoubt => Err(ShardError::Unknown),
+        Ok(reply) => Ok(reply),
+        Err(_) => Err(ShardError::Unknown),
+    }
+}
+
 /// What to do next about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryStep {
@@ -90,8 +128,8 @@ pub struct RequestRetry {
     attempts: Attempts,
     /// The target of the attempt in flight.
     in_flight: Option<NodeId>,
-    /// Whether an attempt may have been proposed.
-    maybe_proposed: bool,
+    /// What is known about all attempts so far.
+    earlier: Earlier,
     last_error: ShardError,
 }
 
@@ -105,9 +143,21 @@ impl RequestRetry {
             deadline_ms,
             attempts: Attempts::new(deadline_ms),
             in_flight: None,
-            maybe_proposed: false,
+            earlier: Earlier::Unproposed,
             last_error: ShardError::Unavailable,
         }
+    }
+
+    /// The same, for a command that was sent to another shard before, with attempts of this state.
+    #[must_use]
+    pub fn after(self, earlier: Earlier) -> Self {
+        Self { earlier, ..self }
+    }
+
+    /// What is known about all attempts that failed.
+    #[must_use]
+    pub fn earlier(&self) -> Earlier {
+        self.earlier
     }
 
     /// What to do next, given the current view of the cluster.
@@ -120,7 +170,7 @@ impl RequestRetry {
                 RetryStep::Send { node, timeout_ms: (self.deadline_ms - now_ms).min(ATTEMPT_MS_MAX) }
             }
             Step::Wait(pause_ms) => RetryStep::Wait(pause_ms),
-            Step::GiveUp if self.maybe_proposed => RetryStep::GiveUp(ShardError::Unknown),
+            Step::GiveUp if self.earlier == Earlier::InDoubt => RetryStep::GiveUp(ShardError::Unknown),
             Step::GiveUp => RetryStep::GiveUp(self.last_error),
         }
     }
@@ -133,9 +183,13 @@ impl RequestRetry {
                 self.last_error = ShardError::Busy;
                 Failure::Later
             }
-            RequestError::StaleEpoch if !self.maybe_proposed => return RetryDecision::GiveUp(ShardError::Stale),
+            RequestError::StaleEpoch if self.earlier == Earlier::Unproposed => {
+                return RetryDecision::GiveUp(ShardError::Stale);
+            }
             RequestError::Unknown => {
-                self.maybe_proposed |= self.kind == RequestKind::Propose;
+                if self.kind == RequestKind::Propose {
+                    self.earlier = Earlier::InDoubt;
+                }
                 Failure::Later
             }
             RequestError::UnknownShard | RequestError::Stopped | RequestError::Deadline | RequestError::StaleEpoch => {
@@ -155,7 +209,7 @@ impl RequestRetry {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_meta::MetaState;
+    use flotilla_meta::{MetaRefusal, MetaState};
     use flotilla_types::Term;
 
     use super::*;
@@ -218,6 +272,31 @@ mod tests {
             assert_eq!(retry.on_failure(RequestError::Busy, &cluster), RetryDecision::Retry);
             assert_eq!(retry.next(100, &cluster), RetryStep::GiveUp(end));
         }
+    }
+
+    #[test]
+    fn doubt_lasts_to_the_answer_and_into_another_shard() {
+        let cluster = cluster_view();
+        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, 100);
+        retry.next(0, &cluster);
+        retry.on_failure(RequestError::Busy, &cluster);
+        assert_eq!(retry.earlier(), Earlier::Unproposed, "a busy leader proposed nothing");
+        retry.on_failure(RequestError::Unknown, &cluster);
+        retry.on_failure(RequestError::Busy, &cluster);
+        assert_eq!(retry.earlier(), Earlier::InDoubt);
+        let mut elsewhere = RequestRetry::new(RequestKind::Propose, ShardId(9), 100).after(retry.earlier());
+        assert_eq!(elsewhere.next(100, &cluster), RetryStep::GiveUp(ShardError::Unknown));
+    }
+
+    #[test]
+    fn a_refusal_of_the_metadata_group_counts_only_while_no_attempt_is_in_doubt() {
+        let refused = MetaReply::Refused(MetaRefusal::UnknownToken);
+        let answer = refused.encode();
+        assert_eq!(meta_reply(&answer, Earlier::Unproposed), Ok(refused));
+        assert_eq!(meta_reply(&answer, Earlier::InDoubt), Err(ShardError::Unknown));
+        let done = MetaReply::Node(node(1));
+        assert_eq!(meta_reply(&done.encode(), Earlier::InDoubt), Ok(done));
+        assert_eq!(meta_reply(b"\xff\xff", Earlier::Unproposed), Err(ShardError::Unknown));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `SCAN`: pages in key order, over all shards.
 //!
 //! A key that exists during the whole scan is returned exactly once; Redis promises at least once. Cursors
-//! are kept in this process (see `cursors`), so a scan must continue on the node where it started.
+//! are kept in this process (see `cursors`), so a scan must continue on the node where it started. As in
+//! Redis, a cursor may be used with another pattern: the scan goes on after its position, and ends if no key
+//! that the pattern matches can follow.
 
 use std::time::Instant;
 
@@ -29,14 +31,7 @@ pub(crate) async fn scan(shared: &Shared, scan: Scan, deadline: Instant) -> Resu
     if !scan.type_exists {
         return Ok(page(0, Vec::new()));
     }
-    let prefix = scan.pattern.as_ref().map(|glob| Bytes::copy_from_slice(glob.literal_prefix())).unwrap_or_default();
-    let query = flotilla_gateway::Scan {
-        prefix,
-        after,
-        items_max: scan.count.min(SCAN_KEYS_MAX) as usize,
-        values: false,
-        ..flotilla_gateway::Scan::default()
-    };
+    let query = query(&scan, after);
     let found = shared.store.scan(COLLECTION, query, Consistency::Strong, deadline).await?;
     let cursor = found.cursor.map_or(0, |key| shared.cursors.lock().insert(&key));
     let matches = |key: &Bytes| scan.pattern.as_ref().is_none_or(|glob| glob.matches(key));
@@ -44,6 +39,71 @@ pub(crate) async fn scan(shared: &Shared, scan: Scan, deadline: Instant) -> Resu
     Ok(page(cursor, keys.map(Reply::Bulk).collect()))
 }
 
+/// The query for the keys after a position.
+fn query(scan: &Scan, after: Option<Bytes>) -> flotilla_gateway::Scan {
+    let prefix = scan.pattern.as_ref().map(|glob| Bytes::copy_from_slice(glob.literal_prefix())).unwrap_or_default();
+    flotilla_gateway::Scan {
+        prefix,
+        after,
+        items_max: scan.count.clamp(1, SCAN_KEYS_MAX) as usize,
+        values: false,
+        ..flotilla_gateway::Scan::default()
+    }
+}
+
 fn page(cursor: u64, keys: Vec<Reply>) -> Reply {
     Reply::Array(vec![Reply::text(cursor.to_string()), Reply::Array(keys)])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, option, prelude::*};
+
+    use super::*;
+    use crate::{Command, parse::testing::parsed};
+
+    fn scan_of(line: &str) -> Scan {
+        match parsed(line) {
+            Ok(Command::Scan(scan)) => scan,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_cursor_goes_on_under_another_pattern() {
+        let after = Some(Bytes::from_static(b"b"));
+        let query = query(&scan_of("SCAN 7 MATCH a*"), after.clone());
+        assert_eq!((&query.prefix[..], query.after), (&b"a"[..], after));
+    }
+
+    proptest! {
+        /// Whatever a client sends, the store gets limits that it accepts, and misses no key that matches.
+        #[test]
+        fn every_scan_is_valid_for_the_store(
+            pattern in option::of("[ab*?\\[\\]^\\\\-]{0,7}"),
+            count in prop_oneof![Just(1), 1..u64::from(u32::MAX), Just(i64::MAX as u64)],
+            after in option::of(vec(any::<u8>(), 0..5).prop_map(Bytes::from)),
+            key in "[ab\\]-]{0,5}",
+        ) {
+            let pattern = pattern.filter(|pattern| !pattern.is_empty());
+            let matching = pattern.as_ref().map(|pattern| format!(" MATCH {pattern}")).unwrap_or_default();
+            let scan = scan_of(&format!("SCAN 0{matching} COUNT {count}"));
+            let query = query(&scan, after.clone());
+            prop_assert!((1..=SCAN_KEYS_MAX as usize).contains(&query.items_max));
+            prop_assert_eq!(&query.after, &after);
+            let matches = scan.pattern.is_none_or(|glob| glob.matches(key.as_bytes()));
+            prop_assert!(!matches || key.as_bytes().starts_with(&query.prefix));
+        }
+
+        #[test]
+        fn hostile_cursors_and_counts_are_refused_or_bounded(
+            cursor in "[0-9+-]{0,21}",
+            count in "[0-9+-]{1,21}",
+        ) {
+            if let Ok(Command::Scan(scan)) = parsed(&format!("SCAN {cursor} COUNT {count}")) {
+                prop_assert_eq!(cursor.parse(), Ok(scan.cursor));
+                prop_assert!((1..=SCAN_KEYS_MAX as usize).contains(&query(&scan, None).items_max));
+            }
+        }
+    }
 }

@@ -10,7 +10,7 @@ use axum::{
 use bytes::Bytes;
 use flotilla_api::{DeleteReply, ProblemType, PutReply, VALUE_BYTES_MAX, header};
 use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwise};
-use flotilla_types::Timestamp;
+use flotilla_types::{ShardId, Timestamp};
 
 use super::{
     App, body, deadline,
@@ -18,7 +18,7 @@ use super::{
     raw::{Query, Target, invalid},
     routes, scan, unix_ms,
 };
-use crate::{Found, Written};
+use crate::{Found, StoreError, Written};
 
 /// The path before the collection.
 const PREFIX: &str = "/v1/kv/";
@@ -69,10 +69,10 @@ async fn put(app: App, collection: String, key: Bytes, request: Request) -> Resu
     let action = Action::Put { value: body.bytes.clone(), expiry, return_old: false };
     let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
     let written = app.store.write(&collection, Vec::new(), vec![operation], deadline.into_std()).await?;
-    let Written { timestamp, results, .. } = written;
+    let Written { timestamp, results, shard } = written;
     match results.first() {
         Some(&OperationResult::Written { version, .. }) => Ok(Json(PutReply { version, timestamp }).into_response()),
-        _ => Err(unexpected_result()),
+        _ => Err(unexpected_result(shard)),
     }
 }
 
@@ -82,12 +82,12 @@ async fn delete(app: App, collection: String, key: Bytes, request: Request) -> R
     let deadline = deadline(request.headers())?.into_std();
     let action = Action::Delete { return_old: false };
     let operation = Operation { key, condition, otherwise: Otherwise::Refuse, action };
-    let Written { timestamp, results, .. } =
+    let Written { timestamp, results, shard } =
         app.store.write(&collection, Vec::new(), vec![operation], deadline).await?;
     match results.first() {
         Some(&OperationResult::Deleted { version, .. }) => Ok(Json(DeleteReply { version, timestamp }).into_response()),
         Some(OperationResult::Absent) => Err(key_not_found()),
-        _ => Err(unexpected_result()),
+        _ => Err(unexpected_result(shard)),
     }
 }
 
@@ -112,8 +112,8 @@ pub(super) fn expires_in(ttl_ms: u64) -> Result<Expiry, Refusal> {
 }
 
 /// The store's result does not match the operation: a bug. The write may have taken effect.
-fn unexpected_result() -> Refusal {
-    Refusal::new(ProblemType::Internal, "the store's result does not match the operation")
+fn unexpected_result(shard: ShardId) -> Refusal {
+    StoreError::OutcomeUnknown { shard }.into()
 }
 
 fn key_not_found() -> Refusal {
@@ -140,7 +140,7 @@ fn response(found: Found, include: Include) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::{NodeId, ShardId};
+    use flotilla_types::NodeId;
 
     use super::*;
 

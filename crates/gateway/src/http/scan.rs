@@ -1,7 +1,8 @@
 //! `GET /v1/kv/{collection}`: a page of records in key order.
 //!
 //! `prefix`, `start` and `end` are always percent-encoded bytes; `encoding` applies to the answer only. The
-//! cursor is the last key of the page in URL-safe base64, and opaque to clients.
+//! cursor is the last key of the page in URL-safe base64, and opaque to clients. Bounds between which no key
+//! lies are no error: the page is empty.
 
 use axum::{
     Json,
@@ -93,6 +94,7 @@ fn to_json(page: Page, encoding: Encoding, values: bool) -> Result<ScanPage, Ref
 mod tests {
     use flotilla_api::ProblemType;
     use flotilla_types::{NodeId, ShardId, Timestamp};
+    use proptest::{collection::vec, prelude::*};
 
     use super::*;
     use crate::Found;
@@ -112,6 +114,54 @@ mod tests {
     fn limits_encodings_and_cursors_out_of_range_are_refused() {
         for bad in ["limit=0", "limit=10001", "limit=x", "encoding=hex", "cursor=%21"] {
             assert!(Parameters::parse(Some(bad)).is_err_and(|r| r.kind() == ProblemType::InvalidArgument), "{bad}");
+        }
+    }
+
+    /// Bytes of a bound: short ones, the ends, and ones at and beyond the limit.
+    fn bound() -> impl Strategy<Value = Vec<u8>> {
+        let long = prop_oneof![Just(KEY_BYTES_MAX - 1), Just(KEY_BYTES_MAX), Just(KEY_BYTES_MAX + 1)];
+        prop_oneof![
+            4 => vec(any::<u8>(), 0..4),
+            1 => (long, any::<u8>()).prop_map(|(len, byte)| std::vec![byte; len]),
+        ]
+    }
+
+    proptest! {
+        /// Bounds in any order are parsed as they are; only their length and the limit decide.
+        #[test]
+        fn bounds_in_any_order_are_accepted_up_to_the_length_of_a_key(
+            bounds in [bound(), bound(), bound(), bound()],
+            limit in prop_oneof![Just(0), 1..=SCAN_ITEMS_MAX, Just(SCAN_ITEMS_MAX + 1), Just(usize::MAX)],
+        ) {
+            let encode = |bytes: &[u8]| bytes.iter().map(|byte| format!("%{byte:02x}")).collect::<String>();
+            let [prefix, start, end, after] = &bounds;
+            let query = format!(
+                "prefix={}&start={}&end={}&limit={limit}&cursor={}",
+                encode(prefix),
+                encode(start),
+                encode(end),
+                URL_SAFE_NO_PAD.encode(after),
+            );
+            let is_valid =
+                bounds.iter().all(|bound| bound.len() <= KEY_BYTES_MAX) && (1..=SCAN_ITEMS_MAX).contains(&limit);
+            match Parameters::parse(Some(&query)) {
+                Ok(Parameters { scan, .. }) => {
+                    prop_assert!(is_valid);
+                    let after = Some(&after[..]).filter(|after| !after.is_empty());
+                    prop_assert_eq!((&scan.prefix[..], &scan.start[..], &scan.end[..]), (&prefix[..], &start[..], &end[..]));
+                    prop_assert_eq!((scan.after.as_deref(), scan.items_max), (after, limit));
+                }
+                Err(refusal) => prop_assert!(!is_valid && refusal.kind() == ProblemType::InvalidArgument),
+            }
+        }
+
+        #[test]
+        fn any_text_as_a_cursor_is_a_position_or_refused(text in "[A-Za-z0-9_=+/-]{0,40}") {
+            let query = format!("cursor={}", text.replace('+', "%2b").replace('=', "%3d"));
+            match Parameters::parse(Some(&query)) {
+                Ok(Parameters { scan, .. }) => prop_assert_eq!(scan.after.is_none(), text.is_empty()),
+                Err(refusal) => prop_assert_eq!(refusal.kind(), ProblemType::InvalidArgument),
+            }
         }
     }
 

@@ -22,7 +22,8 @@ use flotilla_api::KEY_BYTES_MAX;
 use flotilla_control::{ShardError, Shards};
 use flotilla_placement::{Collection, ShardMap};
 use flotilla_replication::clock;
-use flotilla_types::{NodeId, SessionId, ShardId};
+use flotilla_route::GatewayStart;
+use flotilla_types::{NodeId, ShardId};
 
 use batcher::Batchers;
 use read::PendingRead;
@@ -53,10 +54,10 @@ struct Inner {
 }
 
 impl Store {
-    /// Creates a store over this node's access to the shards. `session` is random, and new at every start.
+    /// Creates a store over this node's access to the shards. `start` is random, and new at every start.
     #[must_use]
-    pub fn new(shards: Shards, session: SessionId) -> Self {
-        let sessions = sessions::Sessions::new(session);
+    pub fn new(shards: Shards, start: GatewayStart) -> Self {
+        let sessions = sessions::Sessions::new(start);
         Self { inner: Arc::new(Inner { shards, sessions, writes: Batchers::default(), reads: Batchers::default() }) }
     }
 

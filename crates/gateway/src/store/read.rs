@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use bytes::Bytes;
-use flotilla_control::RequestKind;
+use flotilla_control::{RequestKind, ShardAnswer};
 use flotilla_kv::{Answer, Query, Record, decode_answer, encode_query};
 use flotilla_replication::clock;
 use flotilla_types::{NodeId, RecordKey, ShardId};
@@ -137,7 +137,8 @@ impl Store {
                 .shards
                 .request(RequestKind::Query, shard, Some(range_epoch), payload.clone(), deadline_ms)
                 .await;
-            let (answer, node) = result.map_err(|error| self.read_error(error, shard, deadline_ms))?;
+            let ShardAnswer { payload: answer, node, .. } =
+                result.map_err(|error| self.read_error(error, shard, deadline_ms))?;
             let answer = decode_answer(answer)
                 .map_err(|_| StoreError::Invalid("the answer does not parse; gateway and shard differ in version"))?;
             if answer != Answer::ClockAdvanceNeeded {

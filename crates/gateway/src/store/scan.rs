@@ -1,11 +1,14 @@
 //! Ordered scans: every bucket is scanned for its next records, and the results are merged by the user's key.
+//!
+//! Invariants: bounds are any bytes in any order, and those between which no key lies give an empty page. A
+//! page never lacks records because their shard is unknown here: that scan fails as unavailable.
 
 use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_api::SCAN_ITEMS_MAX;
 use flotilla_kv::{Answer, Query};
-use flotilla_placement::Sharding;
+use flotilla_placement::{Collection, ShardMap, Sharding};
 use flotilla_types::{Bucket, KeyRange, NodeId, RecordKey, ShardId};
 use futures_util::future::try_join_all;
 
@@ -44,42 +47,14 @@ impl Store {
             return Err(StoreError::Invalid("`limit` must be between 1 and 10,000"));
         }
         let deadline_ms = deadline_ms(deadline);
-        let ranges = self.bucket_ranges(collection, &scan)?;
-        // With many buckets, each is scanned for twice its likely share only: the merged page ends early
-        // where one of them was not scanned far enough.
-        let items_max = if ranges.len() == 1 { scan.items_max } else { 2 * scan.items_max / ranges.len() + 16 };
-        let items_max = items_max.min(scan.items_max);
+        let ranges = {
+            let map = self.map();
+            bucket_ranges(&map, collection_of(&map, collection)?, &user_range(&scan))?
+        };
+        let items_max = bucket_items_max(scan.items_max, ranges.len());
         let scans = ranges.iter().map(|range| self.scan_bucket(range, items_max, scan.values, deadline_ms));
         let pages = try_join_all(scans).await?;
         Ok(merge(pages, scan.items_max))
-    }
-
-    fn bucket_ranges(&self, collection: &str, scan: &Scan) -> Result<Vec<BucketRange>, StoreError> {
-        let map = self.map();
-        let collection = collection_of(&map, collection)?;
-        let keys = user_range(scan);
-        let buckets = match collection.sharding {
-            Sharding::Hash => collection.buckets,
-            Sharding::Range => 1,
-        };
-        let mut ranges = Vec::new();
-        for bucket in (0..buckets).map(Bucket) {
-            let whole = KeyRange::of_buckets(collection.id, bucket, bucket);
-            let start = RecordKey::new(collection.id, bucket, &keys.start).into_bytes();
-            let end = match &keys.end[..] {
-                [] => whole.end,
-                end => RecordKey::new(collection.id, bucket, end).into_bytes(),
-            };
-            let requested = KeyRange { start, end };
-            for shard in map.shards_in(&requested) {
-                let range = requested.intersection(&shard.descriptor.range);
-                if !range.is_empty() {
-                    let range_epoch = shard.descriptor.epoch.range;
-                    ranges.push(BucketRange { shard: shard.descriptor.shard, range_epoch, range });
-                }
-            }
-        }
-        Ok(ranges)
     }
 
     async fn scan_bucket(
@@ -139,7 +114,53 @@ impl Store {
     }
 }
 
-/// The range of user's keys that a scan covers.
+/// The parts of a range of user's keys, by bucket and shard. None if the range is empty.
+fn bucket_ranges(map: &ShardMap, collection: &Collection, keys: &KeyRange) -> Result<Vec<BucketRange>, StoreError> {
+    let mut ranges = Vec::new();
+    if keys.is_empty() {
+        return Ok(ranges);
+    }
+    let buckets = match collection.sharding {
+        Sharding::Hash => collection.buckets,
+        Sharding::Range => 1,
+    };
+    for bucket in (0..buckets).map(Bucket) {
+        let whole = KeyRange::of_buckets(collection.id, bucket, bucket);
+        let start = RecordKey::new(collection.id, bucket, &keys.start).into_bytes();
+        let end = match &keys.end[..] {
+            [] => whole.end,
+            end => RecordKey::new(collection.id, bucket, end).into_bytes(),
+        };
+        let mut rest = KeyRange { start, end };
+        for shard in map.shards_in(&rest.clone()) {
+            let range = rest.intersection(&shard.descriptor.range);
+            if range.is_empty() {
+                continue;
+            }
+            if range.start > rest.start {
+                break;
+            }
+            rest.start = range.end.clone();
+            let range_epoch = shard.descriptor.epoch.range;
+            ranges.push(BucketRange { shard: shard.descriptor.shard, range_epoch, range });
+        }
+        if !rest.is_empty() {
+            return Err(StoreError::Unavailable { shard: None, leader: None });
+        }
+    }
+    Ok(ranges)
+}
+
+/// Records to request from each of `ranges` ranges. Of many, each is scanned for twice its likely share only:
+/// the merged page ends early where one of them was not scanned far enough.
+fn bucket_items_max(items_max: usize, ranges: usize) -> usize {
+    match ranges {
+        0 | 1 => items_max,
+        many => (2 * items_max / many + 16).min(items_max),
+    }
+}
+
+/// The range of user's keys that a scan covers. It may be empty, also inverted.
 fn user_range(scan: &Scan) -> KeyRange {
     let prefix = KeyRange::of_prefix(&scan.prefix);
     let bounds = KeyRange { start: scan.start.clone(), end: scan.end.clone() };
@@ -179,7 +200,10 @@ fn merge(pages: Vec<BucketPage>, items_max: usize) -> Page {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::Timestamp;
+    use flotilla_api::KEY_BYTES_MAX;
+    use flotilla_placement::Shard;
+    use flotilla_types::{CollectionId, Epoch, ShardDescriptor, Timestamp};
+    use proptest::{collection::vec, prelude::*};
 
     use super::*;
 
@@ -230,5 +254,109 @@ mod tests {
         let scan = Scan { after: Some(Bytes::from_static(b"k")), items_max: 1, ..Scan::default() };
         let range = user_range(&scan);
         assert!(!range.contains(b"k") && range.contains(b"k\0"));
+    }
+
+    const RANGE: CollectionId = CollectionId(7);
+
+    fn shard(id: u64, collection: CollectionId, range: KeyRange) -> Shard {
+        let descriptor =
+            ShardDescriptor { shard: ShardId(id), range, epoch: Epoch { range: 1, config: 1 }, replicas: Vec::new() };
+        Shard { collection, descriptor }
+    }
+
+    fn collection(id: CollectionId, sharding: Sharding, buckets: u16) -> Collection {
+        Collection { id, name: id.to_string(), sharding, buckets, replicas: 3 }
+    }
+
+    /// A hash collection of three buckets in two shards, and a range collection that is cut at `b`.
+    fn map(missing: Option<u64>) -> (ShardMap, [Collection; 2]) {
+        let hash = CollectionId::DEFAULT;
+        let whole = KeyRange::of_buckets(RANGE, Bucket(0), Bucket(u16::MAX));
+        let cut = RecordKey::new(RANGE, Bucket(0), b"b").into_bytes();
+        let shards = [
+            shard(1, hash, KeyRange::of_buckets(hash, Bucket(0), Bucket(1))),
+            shard(2, hash, KeyRange::of_buckets(hash, Bucket(2), Bucket(u16::MAX))),
+            shard(3, RANGE, KeyRange { start: whole.start, end: cut.clone() }),
+            shard(4, RANGE, KeyRange { start: cut, end: whole.end }),
+        ];
+        let shards = shards.into_iter().filter(|shard| Some(shard.descriptor.shard.0) != missing);
+        let collections = [collection(hash, Sharding::Hash, 3), collection(RANGE, Sharding::Range, 1)];
+        (ShardMap::new(1, collections.clone(), shards), collections)
+    }
+
+    #[test]
+    fn a_scan_fails_while_a_shard_in_its_range_is_unknown() {
+        for missing in 1..=4 {
+            let (map, [hash, range]) = map(Some(missing));
+            let whole = [&hash, &range].map(|all| bucket_ranges(&map, all, &KeyRange::all()).is_ok());
+            assert_eq!(whole, if missing < 3 { [false, true] } else { [true, false] }, "without {missing}");
+        }
+        let (map, [_, range]) = map(Some(4));
+        let below = KeyRange { start: Bytes::from_static(b"a"), end: Bytes::from_static(b"b") };
+        assert_eq!(bucket_ranges(&map, &range, &below).map(|ranges| ranges.len()), Ok(1));
+    }
+
+    #[test]
+    fn an_empty_range_is_an_empty_page() {
+        let (map, collections) = map(None);
+        let bytes = Bytes::from_static;
+        for scan in [
+            Scan { start: bytes(b"b"), end: bytes(b"a"), ..Scan::default() },
+            Scan { start: bytes(b"a"), end: bytes(b"a"), ..Scan::default() },
+            Scan { prefix: bytes(b"b"), end: bytes(b"a"), ..Scan::default() },
+            Scan { prefix: bytes(b"a"), start: bytes(b"b"), ..Scan::default() },
+            Scan { prefix: bytes(b"a"), after: Some(bytes(b"b")), ..Scan::default() },
+            Scan { end: bytes(b"b"), after: Some(bytes(b"b")), ..Scan::default() },
+        ] {
+            for collection in &collections {
+                let ranges = bucket_ranges(&map, collection, &user_range(&scan)).expect("every shard is known");
+                assert!(ranges.is_empty(), "{scan:?}");
+                assert!(bucket_items_max(10, ranges.len()) > 0);
+            }
+            let page = merge(Vec::new(), 10);
+            assert_eq!((page.records.len(), page.cursor), (0, None));
+        }
+    }
+
+    /// Bounds that meet: short ones over few letters, the ends, and ones at and beyond the limit of keys.
+    fn bound() -> impl Strategy<Value = Bytes> {
+        let long = prop_oneof![Just(KEY_BYTES_MAX - 1), Just(KEY_BYTES_MAX), Just(KEY_BYTES_MAX + 1)];
+        prop_oneof![
+            2 => Just(Bytes::new()),
+            6 => vec(prop_oneof![Just(0), Just(b'a'), Just(b'b'), Just(u8::MAX)], 0..4).prop_map(Bytes::from),
+            1 => (long, prop_oneof![Just(b'a'), Just(u8::MAX)]).prop_map(|(len, byte)| std::vec![byte; len].into()),
+        ]
+    }
+
+    proptest! {
+        /// The parts of a scan hold exactly the keys that match it by the definition, each once.
+        #[test]
+        fn every_matching_key_lies_in_exactly_one_part(
+            prefix in bound(),
+            start in bound(),
+            end in bound(),
+            after in proptest::option::of(bound()),
+            items_max in 1..=SCAN_ITEMS_MAX,
+            keys in vec(bound().prop_filter("a key", |key| !key.is_empty()), 1..8),
+        ) {
+            let (map, collections) = map(None);
+            let scan = Scan { prefix, start, end, after, items_max, values: true };
+            for collection in &collections {
+                let ranges = bucket_ranges(&map, collection, &user_range(&scan)).expect("every shard is known");
+                let share = bucket_items_max(items_max, ranges.len());
+                prop_assert!((1..=items_max).contains(&share));
+                for key in &keys {
+                    let matches = key.starts_with(&scan.prefix)
+                        && *key >= scan.start
+                        && (scan.end.is_empty() || *key < scan.end)
+                        && scan.after.as_ref().is_none_or(|after| key > after);
+                    let record_key = collection.record_key(key).into_bytes();
+                    let parts: Vec<_> = ranges.iter().filter(|part| part.range.contains(&record_key)).collect();
+                    prop_assert_eq!(parts.len(), usize::from(matches), "{:?} in {:?}", key, scan);
+                    let home = map.shard_of(&record_key).map(|shard| shard.descriptor.shard);
+                    prop_assert!(parts.iter().all(|part| Some(part.shard) == home));
+                }
+            }
+        }
     }
 }

@@ -1,10 +1,14 @@
 //! Writes: one atomic command to the shard that holds all its keys.
+//!
+//! Invariant: once an attempt may have been proposed, only what the shard remembers as the command's outcome
+//! is reported as such. Every other refusal is `outcome_unknown`, and the command is never sent under another
+//! number.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flotilla_api::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, VALUE_BYTES_MAX};
-use flotilla_control::{RequestKind, ShardError};
+use flotilla_control::{Earlier, RequestKind, ShardError};
 use flotilla_kv::{
     Action, Command, Condition, OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, Operation, Otherwise, Outcome, Refusal,
     decode_outcome, encode_command,
@@ -21,17 +25,29 @@ use super::{
 
 /// How long after its deadline a command may still apply: the clocks of gateway and leader differ.
 const EXPIRY_SLACK_MS: u64 = 1_000;
+/// Longest time for which a command may apply, besides the slack: the longest deadline of any protocol.
+const LIFETIME_MS_MAX: u64 = 600_000;
 /// How long after its deadline a request waits for the answer of a shared command, whose deadline is the
 /// earliest of its requests'.
 const ANSWER_SLACK: Duration = Duration::from_millis(5);
 /// Pause before a request that was routed by an outdated map is routed again.
 const STALE_ROUTE_PAUSE: Duration = Duration::from_millis(20);
 
-/// What a command that was not refused did.
+/// Conditions and operations of a command, in record keys.
+type Parts = (Vec<(Bytes, Condition)>, Vec<Operation>);
+
+/// What one attempt of a command did.
 enum Attempt {
     Written(Written),
-    /// It was routed by an outdated map; nothing was written.
+    /// It was routed by an outdated map and wrote nothing.
     StaleRoute,
+}
+
+/// What a command did.
+enum Proposed {
+    Written(Written),
+    /// Nothing was written or will be, and its keys no longer live in one shard.
+    Split,
 }
 
 impl Store {
@@ -46,69 +62,91 @@ impl Store {
         check_limits(&conditions, &operations)?;
         let deadline_ms = deadline_ms(deadline);
         self.to_record_keys(collection, &mut conditions, &mut operations)?;
+        if !conditions.is_empty() || !operations.iter().all(may_share) {
+            let route = self.route(&conditions, &operations)?;
+            return match self.propose(route, (conditions, operations), deadline_ms).await.0? {
+                Proposed::Written(written) => Ok(written),
+                Proposed::Split => Err(StoreError::CrossShard),
+            };
+        }
         loop {
             let (shard, range_epoch) = self.route(&conditions, &operations)?;
-            if conditions.is_empty() && operations.iter().all(may_share) {
-                match self.write_shared(shard, range_epoch, operations, deadline_ms).await? {
-                    SharedAttempt::Written(written) => return Ok(written),
-                    SharedAttempt::StaleRoute(returned) => operations = returned,
-                }
-            } else {
-                let attempt;
-                (attempt, conditions, operations) =
-                    self.propose(shard, range_epoch, conditions, operations, deadline_ms).await;
-                if let Attempt::Written(written) = attempt? {
-                    return Ok(written);
-                }
+            match self.write_shared(shard, range_epoch, operations, deadline_ms).await? {
+                SharedAttempt::Written(written) => return Ok(written),
+                // The command was split only because others' keys went elsewhere.
+                SharedAttempt::Split(returned) => operations = returned,
             }
             if clock::monotonic_ms() >= deadline_ms {
                 return Err(StoreError::DeadlineExceeded { shard: Some(shard) });
             }
-            tokio::time::sleep(STALE_ROUTE_PAUSE).await;
         }
     }
 
-    /// Proposes one command. Returns conditions and operations, in record keys, for another attempt.
+    /// Proposes one command, under one number to whatever shard holds its keys. Returns conditions and
+    /// operations for other commands.
     async fn propose(
         &self,
-        shard: ShardId,
-        range_epoch: u64,
-        conditions: Vec<(Bytes, Condition)>,
-        operations: Vec<Operation>,
+        (mut shard, mut range_epoch): (ShardId, u64),
+        (conditions, operations): Parts,
         deadline_ms: u64,
-    ) -> (Result<Attempt, StoreError>, Vec<(Bytes, Condition)>, Vec<Operation>) {
+    ) -> (Result<Proposed, StoreError>, Parts) {
         let Some(ticket) = self.inner.sessions.begin(shard) else {
-            return (Err(StoreError::Busy { retry_after_ms: RETRY_AFTER_MS }), conditions, operations);
+            return (Err(StoreError::Busy { retry_after_ms: RETRY_AFTER_MS }), (conditions, operations));
         };
-        let left_ms = deadline_ms.saturating_sub(clock::monotonic_ms());
         let command = Command {
             session: ticket.session,
             sequence: ticket.sequence.0,
-            expires_at_ms: ticket.now_ms + left_ms + EXPIRY_SLACK_MS,
+            expires_at_ms: expires_at_ms(ticket.now_ms, deadline_ms, clock::monotonic_ms()),
             acked_below: ticket.acked_below,
             conditions,
             operations,
         };
-        let payload = encode_command(&command);
-        let Command { conditions, operations, .. } = command;
-        let answer =
-            self.inner.shards.request(RequestKind::Propose, shard, Some(range_epoch), payload, deadline_ms).await;
-        let attempt = match answer {
-            Ok((bytes, _)) => match decode_outcome(bytes) {
-                Ok(outcome) => {
-                    match &outcome {
-                        Outcome::Done { timestamp, .. } => ticket.observe_clock(timestamp.millis()),
-                        Outcome::Refused(Refusal::Expired { clock_ms }) => ticket.observe_clock(*clock_ms),
-                        Outcome::Refused(_) => {}
-                    }
-                    attempt_of(outcome, shard)
-                }
-                Err(_) => Err(StoreError::OutcomeUnknown { shard }),
-            },
-            Err(ShardError::Stale) if clock::monotonic_ms() < deadline_ms => Ok(Attempt::StaleRoute),
-            Err(error) => Err(self.write_error(error, shard, deadline_ms)),
+        let mut earlier = Earlier::Unproposed;
+        let proposed = loop {
+            match self.attempt(&command, &mut earlier, shard, range_epoch, deadline_ms).await {
+                Ok(Attempt::Written(written)) => break Ok(Proposed::Written(written)),
+                Ok(Attempt::StaleRoute) => {}
+                Err(error) => break Err(error),
+            }
+            if clock::monotonic_ms() >= deadline_ms {
+                break Err(in_doubt(earlier, shard, StoreError::DeadlineExceeded { shard: Some(shard) }));
+            }
+            tokio::time::sleep(STALE_ROUTE_PAUSE).await;
+            match self.route(&command.conditions, &command.operations) {
+                Ok(route) => (shard, range_epoch) = route,
+                // Parts would be other commands, and an attempt in doubt may still write what they write.
+                Err(StoreError::CrossShard) if earlier == Earlier::Unproposed => break Ok(Proposed::Split),
+                Err(error) => break Err(in_doubt(earlier, shard, error)),
+            }
         };
-        (attempt, conditions, operations)
+        // Only now may the shard forget the outcome: the command is not sent again.
+        drop(ticket);
+        (proposed, (command.conditions, command.operations))
+    }
+
+    /// Sends a command to one shard. Updates what is known about its attempts.
+    async fn attempt(
+        &self,
+        command: &Command,
+        earlier: &mut Earlier,
+        shard: ShardId,
+        range_epoch: u64,
+        deadline_ms: u64,
+    ) -> Result<Attempt, StoreError> {
+        let (shards, payload) = (&self.inner.shards, encode_command(command));
+        let answer = match shards.propose_after(*earlier, shard, Some(range_epoch), payload, deadline_ms).await {
+            Ok(answer) => answer,
+            Err(ShardError::Stale) => return Ok(Attempt::StaleRoute),
+            Err(error) => return Err(self.write_error(error, shard, deadline_ms)),
+        };
+        *earlier = answer.earlier;
+        let Ok(outcome) = decode_outcome(answer.payload) else { return Err(StoreError::OutcomeUnknown { shard }) };
+        match &outcome {
+            Outcome::Done { timestamp, .. } => self.inner.sessions.observe_clock(shard, timestamp.millis()),
+            Outcome::Refused(Refusal::Expired { clock_ms }) => self.inner.sessions.observe_clock(shard, *clock_ms),
+            Outcome::Refused(_) => {}
+        }
+        attempt_of(outcome, shard, answer.earlier)
     }
 
     /// Writes by a command that it may share with other callers' operations.
@@ -165,19 +203,31 @@ impl Store {
 
     /// Commits an empty command, which advances the shard's clock to the present.
     pub(super) async fn advance_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<(), StoreError> {
-        let ticket = self.inner.sessions.begin(shard).ok_or(StoreError::Busy { retry_after_ms: RETRY_AFTER_MS })?;
-        let command = Command {
-            session: ticket.session,
-            sequence: ticket.sequence.0,
-            expires_at_ms: u64::MAX >> 16,
-            acked_below: ticket.acked_below,
-            conditions: Vec::new(),
-            operations: Vec::new(),
-        };
+        let command = clock_command(self.inner.sessions.now_ms(shard), deadline_ms, clock::monotonic_ms());
         let answer =
             self.inner.shards.request(RequestKind::Propose, shard, None, encode_command(&command), deadline_ms).await;
         // An empty command changes no record, so its outcome does not matter.
         answer.map(|_| ()).map_err(|error| self.read_error(error, shard, deadline_ms))
+    }
+}
+
+/// An empty command that a shard forgets as soon as it is applied: it has no session, because applying it
+/// twice does no harm. A session per gateway start would take places in the shard's table.
+fn clock_command(now_ms: u64, deadline_ms: u64, monotonic_ms: u64) -> Command {
+    Command { expires_at_ms: expires_at_ms(now_ms, deadline_ms, monotonic_ms), ..Command::empty() }
+}
+
+/// When a command expires that is sent from now until a deadline (monotonic). Shards remember its session
+/// until then, so it is never later than the longest deadline allows.
+fn expires_at_ms(now_ms: u64, deadline_ms: u64, monotonic_ms: u64) -> u64 {
+    now_ms.saturating_add(deadline_ms.saturating_sub(monotonic_ms).min(LIFETIME_MS_MAX) + EXPIRY_SLACK_MS)
+}
+
+/// The error of a command that was not written by its last attempt.
+fn in_doubt(earlier: Earlier, shard: ShardId, error: StoreError) -> StoreError {
+    match earlier {
+        Earlier::Unproposed => error,
+        Earlier::InDoubt => StoreError::OutcomeUnknown { shard },
     }
 }
 
@@ -205,25 +255,30 @@ fn check_limits(conditions: &[(Bytes, Condition)], operations: &[Operation]) -> 
     Ok(())
 }
 
-fn attempt_of(outcome: Outcome, shard: ShardId) -> Result<Attempt, StoreError> {
+/// What an outcome says about the command, of which earlier attempts may be in doubt.
+fn attempt_of(outcome: Outcome, shard: ShardId, earlier: Earlier) -> Result<Attempt, StoreError> {
     let refusal = match outcome {
         Outcome::Done { results, timestamp } => return Ok(Attempt::Written(Written { results, timestamp, shard })),
         Outcome::Refused(refusal) => refusal,
     };
-    Err(match refusal {
+    let is_remembered = refusal.is_remembered();
+    let error = match refusal {
+        // The command goes on under its number, which stays recognizable wherever its keys are.
         Refusal::WrongShard => return Ok(Attempt::StaleRoute),
         Refusal::ConditionFailed { operation, found } => StoreError::ConditionFailed { operation, found },
         Refusal::NotAnInteger => StoreError::NotAnInteger,
         Refusal::Overflow => StoreError::Overflow,
         Refusal::TooLarge { limit_bytes } => StoreError::ValueTooLarge { limit_bytes },
         Refusal::SessionFull => StoreError::Busy { retry_after_ms: RETRY_AFTER_MS },
-        // An earlier attempt of the same command may have been applied.
-        Refusal::Expired { .. } | Refusal::OutcomeForgotten => StoreError::OutcomeUnknown { shard },
+        Refusal::Expired { .. } => StoreError::DeadlineExceeded { shard: Some(shard) },
+        // It was applied.
+        Refusal::OutcomeForgotten => StoreError::OutcomeUnknown { shard },
         Refusal::TooManyOperations { .. } => {
             StoreError::BatchTooLarge { operations_max: BATCH_OPERATIONS_MAX, bytes_max: BATCH_BYTES_MAX }
         }
         Refusal::Malformed => StoreError::Invalid("the command does not parse; gateway and shard differ in version"),
-    })
+    };
+    Err(if is_remembered { error } else { in_doubt(earlier, shard, error) })
 }
 
 /// Whether an operation may share its command with those of other callers. One that is refused when its
@@ -235,8 +290,8 @@ fn may_share(operation: &Operation) -> bool {
 /// What a shared command did for one request.
 enum SharedAttempt {
     Written(Written),
-    /// Nothing was written; these operations, in record keys, must be routed again.
-    StaleRoute(Vec<Operation>),
+    /// Nothing was written or will be; these operations, in record keys, must be routed again.
+    Split(Vec<Operation>),
 }
 
 /// One caller's operations, waiting for a command to share.
@@ -292,26 +347,28 @@ impl Batchable for PendingWrite {
             else {
                 continue;
             };
-            let (attempt, _, operations) = store.propose(shard, range_epoch, Vec::new(), operations, deadline_ms).await;
-            match attempt {
-                Ok(Attempt::Written(mut written)) if written.results.len() == operations.len() => {
+            let (proposed, (_, operations)) =
+                store.propose((shard, range_epoch), (Vec::new(), operations), deadline_ms).await;
+            match proposed {
+                Ok(Proposed::Written(mut written)) if written.results.len() == operations.len() => {
                     let mut results = written.results.drain(..);
                     for (request, count) in requests.into_iter().zip(counts) {
                         let results = results.by_ref().take(count).collect();
-                        let own = Written { results, timestamp: written.timestamp, shard };
+                        let own = Written { results, ..written };
                         let _ = request.reply.send(Ok(SharedAttempt::Written(own)));
                     }
                 }
-                Ok(Attempt::Written(_)) => fail(requests, &StoreError::OutcomeUnknown { shard }),
-                Ok(Attempt::StaleRoute) => {
+                Ok(Proposed::Written(_)) => fail(requests, &StoreError::OutcomeUnknown { shard }),
+                Ok(Proposed::Split) => {
                     let mut operations = operations.into_iter();
                     for (request, count) in requests.into_iter().zip(counts) {
                         let returned = operations.by_ref().take(count).collect();
-                        let _ = request.reply.send(Ok(SharedAttempt::StaleRoute(returned)));
+                        let _ = request.reply.send(Ok(SharedAttempt::Split(returned)));
                     }
                 }
                 Err(error) if requests.len() > 1 && error.is_request_error() => {
-                    // Nothing was written. Tries halves, in order, until the request at fault is alone.
+                    // The command was refused for good, so nothing of it was or will be written. Tries
+                    // halves, as other commands, in order, until the request at fault is alone.
                     let mut operations = operations.into_iter();
                     for (request, count) in requests.iter_mut().zip(counts) {
                         request.operations = operations.by_ref().take(count).collect();
@@ -328,5 +385,83 @@ impl Batchable for PendingWrite {
 fn fail(requests: Vec<PendingWrite>, error: &StoreError) {
     for request in requests {
         let _ = request.reply.send(Err(error.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::{SessionId, Timestamp};
+
+    use super::*;
+
+    const SHARD: ShardId = ShardId(4);
+    const UNKNOWN: StoreError = StoreError::OutcomeUnknown { shard: SHARD };
+
+    fn error(refusal: Refusal, earlier: Earlier) -> Option<StoreError> {
+        attempt_of(Outcome::Refused(refusal), SHARD, earlier).err()
+    }
+
+    /// The first attempt sits in a paused node, the second one is refused; then the first one applies.
+    #[test]
+    fn a_refusal_that_is_not_remembered_is_unknown_after_an_attempt_in_doubt() {
+        for (refusal, otherwise) in [
+            (Refusal::SessionFull, StoreError::Busy { retry_after_ms: RETRY_AFTER_MS }),
+            (Refusal::Expired { clock_ms: 9 }, StoreError::DeadlineExceeded { shard: Some(SHARD) }),
+            (Refusal::OutcomeForgotten, UNKNOWN),
+        ] {
+            assert_eq!(error(refusal.clone(), Earlier::InDoubt), Some(UNKNOWN), "{refusal}");
+            assert_eq!(error(refusal, Earlier::Unproposed), Some(otherwise));
+        }
+        assert_eq!(error(Refusal::Malformed, Earlier::InDoubt), Some(UNKNOWN));
+        assert!(error(Refusal::Malformed, Earlier::Unproposed).is_some_and(|error| error.is_request_error()));
+    }
+
+    #[test]
+    fn a_remembered_refusal_holds_for_attempts_in_doubt_too() {
+        for refusal in [
+            Refusal::ConditionFailed { operation: 1, found: Some(Timestamp(5)) },
+            Refusal::NotAnInteger,
+            Refusal::Overflow,
+            Refusal::TooLarge { limit_bytes: 1 },
+            Refusal::TooManyOperations { limit: 1 },
+        ] {
+            let refused = error(refusal.clone(), Earlier::InDoubt);
+            assert_eq!(refused, error(refusal, Earlier::Unproposed));
+            assert!(refused.is_some_and(|error| error != UNKNOWN));
+        }
+    }
+
+    /// The halves of a command are other commands: none is tried while the whole may still be written.
+    #[test]
+    fn no_command_is_split_while_it_may_still_be_written() {
+        let all = [
+            Refusal::WrongShard,
+            Refusal::Expired { clock_ms: 9 },
+            Refusal::OutcomeForgotten,
+            Refusal::SessionFull,
+            Refusal::Malformed,
+        ];
+        for refusal in all {
+            let splits = error(refusal.clone(), Earlier::InDoubt).is_some_and(|error| error.is_request_error());
+            assert!(!splits, "{refusal}");
+        }
+        assert_eq!(in_doubt(Earlier::InDoubt, SHARD, StoreError::CrossShard), UNKNOWN);
+        assert_eq!(in_doubt(Earlier::Unproposed, SHARD, StoreError::CrossShard), StoreError::CrossShard);
+    }
+
+    #[test]
+    fn a_clock_command_expires_like_others_and_leaves_no_session() {
+        let (now_ms, monotonic_ms) = (1_700_000_000_000, 77);
+        let command = clock_command(now_ms, monotonic_ms + 5_000, monotonic_ms);
+        assert_eq!(command.expires_at_ms, now_ms + 5_000 + EXPIRY_SLACK_MS);
+        assert_eq!(command.session, SessionId(0));
+        assert!(command.operations.is_empty() && command.conditions.is_empty());
+    }
+
+    #[test]
+    fn no_deadline_keeps_a_session_for_long() {
+        assert_eq!(expires_at_ms(1_000, 70, 80), 1_000 + EXPIRY_SLACK_MS, "the deadline has passed");
+        assert_eq!(expires_at_ms(1_000, u64::MAX, 0), 1_000 + LIFETIME_MS_MAX + EXPIRY_SLACK_MS);
+        assert_eq!(expires_at_ms(u64::MAX, u64::MAX, 0), u64::MAX);
     }
 }

@@ -104,8 +104,8 @@ impl NodeAdmin {
         match self.propose(command, deadline).await {
             Ok(_) => {}
             // A retry, after the reply to an earlier attempt was lost.
-            Err(AdminError::Store(StoreError::Refused(_))) if self.find(&name).is_some_and(|found| matches(&found)) => {
-            }
+            Err(AdminError::Store(StoreError::Refused(_) | StoreError::OutcomeUnknown { .. }))
+                if self.find(&name).is_some_and(|found| matches(&found)) => {}
             Err(error) => return Err(error),
         }
         self.wait_until(deadline, |meta| meta.collection(&name).is_some()).await;

@@ -24,14 +24,14 @@ use std::{
 use anyhow::Context as _;
 use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcServer, Topology, notices};
 use flotilla_failpoints::{Place, reached};
-use flotilla_gateway::{HttpConfig, Store};
+use flotilla_gateway::{GatewayStart, HttpConfig, Store};
 use flotilla_identity::NodeIdentity;
 use flotilla_meta::MetaState;
 use flotilla_raft_log::EngineLog;
 use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;
 use flotilla_transport::Transport;
-use flotilla_types::{NodeId, SessionId};
+use flotilla_types::NodeId;
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch};
@@ -186,7 +186,7 @@ async fn serve(
     }
 
     let draining = Arc::new(AtomicBool::new(false));
-    let store = Store::new(shards.clone(), SessionId(rand::random()));
+    let store = Store::new(shards.clone(), GatewayStart(rand::random()));
     let admin = NodeAdmin {
         identity,
         topology,

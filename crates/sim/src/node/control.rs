@@ -7,10 +7,10 @@ use bytes::Bytes;
 use flotilla_control::{
     Action, AnnounceNode, ClusterView, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode, Lost, MembershipConfig,
     Outcome, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler as _, RequestKind, ShardsLed, View,
-    decode_snapshot,
+    decode_snapshot, meta_reply,
 };
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
-use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaReply, MetaState, NewNode};
+use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Input, LostReason};
 use flotilla_types::{
@@ -254,7 +254,7 @@ impl World {
             match caller {
                 Caller::Task(ControlTask::Bootstrap, _) => {}
                 Caller::Task(task, command) => {
-                    if let Some(reply) = result.ok().and_then(|bytes| MetaReply::decode(&bytes).ok())
+                    if let Some(reply) = result.ok().and_then(|answer| meta_reply(&answer.payload, answer.earlier).ok())
                         && let Some(reconciler) = running.control.reconciler(task)
                     {
                         reconciler.on_outcome(Outcome::Answered(command, reply));
@@ -262,7 +262,7 @@ impl World {
                     self.action_done(node, running, task);
                 }
                 Caller::FreshMeta(task) => {
-                    if let Some(meta) = result.ok().and_then(|bytes| decode_snapshot(&bytes)) {
+                    if let Some(meta) = result.ok().and_then(|answer| decode_snapshot(&answer.payload)) {
                         let meta = Arc::new(meta);
                         self.offer_metadata(node, running, &meta);
                         if let Some(reconciler) = running.control.reconciler(task) {

@@ -1,17 +1,19 @@
-//! The gateway of a node: routes requests to shard leaders, retries them, and numbers the writes of its
-//! session.
+//! The gateway of a node: routes requests to shard leaders, retries them, and numbers writes in a session for
+//! each shard.
 //!
 //! [`flotilla_control::RequestRetry`] decides which node to ask, when to retry and when to give up.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flotilla_control::{PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardError};
+use flotilla_control::{
+    PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, meta_reply,
+};
 use flotilla_kv::{Command, Outcome, Refusal, decode_outcome, encode_command};
 use flotilla_meta::MetaCommand;
 use flotilla_replication::Answer;
-use flotilla_route::{Sequence, ShardSession};
-use flotilla_types::{NodeId, SessionId, ShardId, Term};
+use flotilla_route::{GatewayStart, Sequence, ShardSession};
+use flotilla_types::{NodeId, ShardId, Term};
 use rand::RngExt as _;
 
 use super::{
@@ -44,12 +46,12 @@ pub(crate) enum Caller {
 #[derive(Debug, Clone)]
 pub(crate) struct Completion {
     pub(crate) caller: Caller,
-    pub(crate) result: Result<Bytes, ShardError>,
+    pub(crate) result: Result<ShardAnswer, ShardError>,
 }
 
-/// Pending requests, and the session with its sequence numbers per shard.
+/// Pending requests, and the sessions of the shards.
 pub(crate) struct Gateway {
-    session: SessionId,
+    start: GatewayStart,
     sessions: BTreeMap<ShardId, ShardSession>,
     requests: BTreeMap<u64, PendingRequest>,
 }
@@ -69,8 +71,8 @@ struct PendingRequest {
 }
 
 impl Gateway {
-    pub(super) fn new(session: u64) -> Self {
-        Self { session: SessionId(session | 1), sessions: BTreeMap::new(), requests: BTreeMap::new() }
+    pub(super) fn new(start: u64) -> Self {
+        Self { start: GatewayStart(start), sessions: BTreeMap::new(), requests: BTreeMap::new() }
     }
 
     /// The requests that were pending when the process ended, with unknown outcome.
@@ -94,7 +96,7 @@ impl World {
         self.start_request(node, running, RequestKind::Query, shard, Some(epoch), payload, None, within_ms, caller);
     }
 
-    /// Sends a write to a shard, with a sequence number of this gateway's session.
+    /// Sends a write to a shard, with a sequence number of this gateway's session there.
     pub(crate) fn command(
         &mut self,
         node: &mut Node,
@@ -104,17 +106,19 @@ impl World {
         within_ms: u64,
         caller: Caller,
     ) {
-        let session = running.gateway.sessions.entry(shard).or_default();
+        let start = running.gateway.start;
+        let session = running.gateway.sessions.entry(shard).or_insert_with(|| ShardSession::new(start, shard));
         let now_ms = session.now_ms(node.clock.wall_ms(self.now_us));
         let Some((sequence, acked_below)) = session.begin() else {
             self.complete(Completion { caller, result: Err(ShardError::Busy) });
             return;
         };
-        command.session = running.gateway.session;
+        command.session = session.id();
         command.sequence = sequence.0;
         command.acked_below = acked_below;
         command.expires_at_ms = now_ms + within_ms + EXPIRY_SLACK_MS;
         let payload = encode_command(&command);
+        self.checks.numbered(command.session, sequence, &payload);
         self.start_request(
             node,
             running,
@@ -222,11 +226,12 @@ impl World {
         else {
             return;
         };
-        if pending.target.take().is_none() {
-            return;
-        }
+        let Some(target) = pending.target.take() else { return };
         let error = match answer {
-            Ok(bytes) => return self.request_finished(running, number, Ok(bytes)),
+            Ok(payload) => {
+                let answer = ShardAnswer { payload, node: target, earlier: pending.retry.earlier() };
+                return self.request_finished(running, number, Ok(answer));
+            }
             Err(error) => error,
         };
         pending.attempt += 1;
@@ -263,13 +268,13 @@ impl World {
         }
     }
 
-    fn request_finished(&mut self, running: &mut Running, number: u64, result: Result<Bytes, ShardError>) {
+    fn request_finished(&mut self, running: &mut Running, number: u64, result: Result<ShardAnswer, ShardError>) {
         let Some(pending) = running.gateway.requests.remove(&number) else { return };
         if let Some(sequence) = pending.sequence
             && let Some(session) = running.gateway.sessions.get_mut(&pending.shard)
         {
             session.finish(sequence);
-            match result.as_ref().map(|bytes| decode_outcome(bytes.clone())) {
+            match result.as_ref().map(|answer| decode_outcome(answer.payload.clone())) {
                 Ok(Ok(Outcome::Done { timestamp, .. })) => session.observe_clock(timestamp.millis()),
                 Ok(Ok(Outcome::Refused(Refusal::Expired { clock_ms }))) => session.observe_clock(clock_ms),
                 _ => {}
@@ -291,7 +296,8 @@ impl World {
                 self.schedule(delay_us, Event::Client { client, event: ClientEvent::OpDone(Box::new(completion)) });
             }
             Caller::Operator(order) => {
-                self.schedule(delay_us, Event::Operator { order, result: Some(completion.result) })
+                let reply = completion.result.and_then(|answer| meta_reply(&answer.payload, answer.earlier));
+                self.schedule(delay_us, Event::Operator { order, result: Some(reply) });
             }
             Caller::Task(..) | Caller::FreshMeta(_) => {}
         }

@@ -190,7 +190,7 @@ impl World {
         let control = control::Control::new(node, seed);
         node.running = Some(Box::new(Running {
             core,
-            applier: Applier::new(Arc::new(disk), machines(published.clone())),
+            applier: Applier::new(Arc::new(disk), machines(published.clone(), self.plan.kv)),
             published,
             inbox: Vec::new(),
             wake_scheduled: false,
@@ -352,13 +352,13 @@ impl World {
     }
 }
 
-fn machines(published: Arc<Mutex<Option<Arc<MetaState>>>>) -> flotilla_replication::MachineFactory {
+fn machines(published: Arc<Mutex<Option<Arc<MetaState>>>>, limits: Limits) -> flotilla_replication::MachineFactory {
     Box::new(move |shard| {
         if shard == ShardId::META {
             let published = published.clone();
             Box::new(MetaMachine::new(Box::new(move |state| *published.lock() = Some(state))))
         } else {
-            Box::new(KvMachine::new(Limits::default()))
+            Box::new(KvMachine::new(limits))
         }
     })
 }

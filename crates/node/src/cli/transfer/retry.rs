@@ -46,7 +46,10 @@ pub(super) async fn put(
             return Ok(());
         }
         let put = client.put(collection, key, value.clone(), options).await;
-        outcome_unknown.set(put.as_ref().is_err_and(ClientError::is_outcome_unknown));
+        // Stays set: a later refusal says nothing about this attempt.
+        if put.as_ref().is_err_and(ClientError::is_outcome_unknown) {
+            outcome_unknown.set(true);
+        }
         put.map(drop)
     })
     .await
