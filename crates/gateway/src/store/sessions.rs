@@ -1,6 +1,9 @@
 //! Sequence numbers of this gateway's commands in every shard.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use flotilla_replication::clock;
 use flotilla_route::{Sequence, ShardSession};
@@ -11,6 +14,9 @@ use parking_lot::Mutex;
 pub(super) struct Sessions {
     session: SessionId,
     shards: Mutex<BTreeMap<ShardId, ShardSession>>,
+    /// The highest number that was taken for a shard since forgotten. A caller with an old map may return to
+    /// such a shard, and must not use a number twice.
+    forgotten: AtomicU64,
 }
 
 /// A sequence number in use. Dropping it acknowledges the outcome: the command is not sent again.
@@ -26,17 +32,32 @@ pub(super) struct Ticket<'a> {
 
 impl Sessions {
     pub(super) fn new(session: SessionId) -> Self {
-        Self { session, shards: Mutex::default() }
+        Self { session, shards: Mutex::default(), forgotten: AtomicU64::new(0) }
     }
 
     /// Takes a sequence number for a new command; `None` while too many commands are outstanding in this
     /// shard.
     pub(super) fn begin(&self, shard: ShardId) -> Option<Ticket<'_>> {
         let mut shards = self.shards.lock();
-        let window = shards.entry(shard).or_default();
+        let window = shards.entry(shard).or_insert_with(|| {
+            let mut session = ShardSession::default();
+            session.skip(Sequence(self.forgotten.load(Ordering::Relaxed)));
+            session
+        });
         let (sequence, acked_below) = window.begin()?;
         let now_ms = window.now_ms(clock::wall_ms());
         Some(Ticket { sessions: self, shard, session: self.session, sequence, acked_below, now_ms })
+    }
+
+    /// Forgets shards that are gone and have no command outstanding.
+    pub(super) fn retain(&self, exists: impl Fn(ShardId) -> bool) {
+        self.shards.lock().retain(|shard, session| {
+            let keep = exists(*shard) || !session.is_idle();
+            if !keep {
+                self.forgotten.fetch_max(session.last().0, Ordering::Relaxed);
+            }
+            keep
+        });
     }
 }
 
@@ -54,5 +75,24 @@ impl Drop for Ticket<'_> {
         if let Some(shard) = self.sessions.shards.lock().get_mut(&self.shard) {
             shard.finish(self.sequence);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_shard_is_forgotten_when_idle_and_its_numbers_are_never_used_again() {
+        let sessions = Sessions::new(SessionId(1));
+        let numbers = |shard: u64| sessions.begin(ShardId(shard)).expect("room").sequence;
+        assert_eq!((numbers(1), numbers(1), numbers(2)), (Sequence(1), Sequence(2), Sequence(1)));
+        let outstanding = sessions.begin(ShardId(1)).expect("room");
+        sessions.retain(|_| false);
+        assert_eq!(sessions.shards.lock().len(), 1, "a command is outstanding");
+        drop(outstanding);
+        sessions.retain(|shard| shard == ShardId(3));
+        assert!(sessions.shards.lock().is_empty());
+        assert_eq!((numbers(1), numbers(2)), (Sequence(4), Sequence(4)), "also for a shard that returns");
     }
 }
