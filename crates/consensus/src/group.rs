@@ -5,7 +5,10 @@
 mod invalid;
 mod lease;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use flotilla_storage::{Log, LogError, ReplicaLog};
@@ -84,10 +87,14 @@ pub struct Group {
     election_ticks: usize,
     /// The last timeout drawn here. raft-rs draws its own at every reset, which is overwritten with this one.
     election_timeout: usize,
+    /// The tick of the node up to which this group has counted.
+    counted_ticks: usize,
     /// Ticks since the last message of a leader, or since the latest time a previous run may have received
     /// one.
     ticks_since_leader: usize,
     lease_state: LeaseState,
+    /// Followers of this leader that did not respond between the last two checks of its quorum.
+    silent: BTreeSet<ReplicaId>,
     role: (Role, Term, ReplicaId),
     /// The checkpoint of the snapshot that raft-rs has accepted and not yet returned in a `Ready`.
     incoming: Option<Checkpoint>,
@@ -102,14 +109,15 @@ pub struct Group {
 }
 
 impl Group {
-    /// Opens a replica from its log. `seed` determines its election timeouts; `ticks_since_leader` is how
-    /// long it certainly has not heard from a leader.
+    /// Opens a replica from its log at a tick of the node. `seed` determines its election timeouts;
+    /// `ticks_since_leader` is how long it certainly has not heard from a leader.
     pub fn open(
         config: &Config,
         replica: ReplicaId,
         log: Arc<dyn Log>,
         state: &ReplicaLog,
         seed: u64,
+        tick: usize,
         ticks_since_leader: usize,
     ) -> Result<Self, GroupError> {
         let applied = state.checkpoint.position.index;
@@ -149,8 +157,10 @@ impl Group {
             rng: ChaCha8Rng::seed_from_u64(seed),
             election_ticks: config.election_ticks,
             election_timeout: config.election_ticks,
+            counted_ticks: tick,
             ticks_since_leader,
             lease_state: LeaseState::default(),
+            silent: BTreeSet::new(),
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,
             unpersisted: VecDeque::new(),
@@ -229,11 +239,55 @@ impl Group {
         self.incoming.is_some()
     }
 
-    pub(crate) fn tick(&mut self) {
-        self.ticks_since_leader = self.ticks_since_leader.saturating_add(1);
-        if !self.must_not_campaign() {
+    /// Counts the ticks up to `tick` that were not counted yet. Only the last of them may end a timer.
+    pub(crate) fn advance_to(&mut self, tick: usize) {
+        let passed = tick.saturating_sub(self.counted_ticks);
+        self.counted_ticks = tick;
+        self.ticks_since_leader = self.ticks_since_leader.saturating_add(passed);
+        if self.must_not_campaign() {
+            return;
+        }
+        let raft = &mut self.node.raft;
+        if raft.state != StateRole::Leader && !raft.promotable() {
+            // A learner only counts, and may have been at rest for days.
+            raft.election_elapsed = raft.election_elapsed.saturating_add(passed);
+            return;
+        }
+        for _ in 0..passed {
+            self.observe_silence();
             self.node.tick();
         }
+    }
+
+    /// Notes which followers are silent before a check of the quorum forgets it.
+    fn observe_silence(&mut self) {
+        let raft = &self.node.raft;
+        if raft.state == StateRole::Leader && raft.election_elapsed + 1 >= raft.election_timeout() {
+            let silent = raft.prs().iter().filter(|(_, progress)| !progress.recent_active);
+            self.silent = silent.map(|(id, _)| ReplicaId(*id)).collect();
+        }
+    }
+
+    /// Whether a follower of this leader has been silent for at least one election timeout.
+    #[must_use]
+    pub fn is_silent(&self, follower: ReplicaId) -> bool {
+        let progress = self.node.raft.prs().get(follower.0);
+        self.silent.contains(&follower) && progress.is_some_and(|progress| !progress.recent_active)
+    }
+
+    /// The tick at which raft-rs acts without other input: it campaigns, sends heartbeats or checks its
+    /// quorum. `None` if no number of ticks makes it act.
+    pub(crate) fn timer_ends_at(&self) -> Option<usize> {
+        let raft = &self.node.raft;
+        let left = if raft.state == StateRole::Leader {
+            let heartbeat = raft.heartbeat_timeout().saturating_sub(raft.heartbeat_elapsed());
+            heartbeat.min(raft.election_timeout().saturating_sub(raft.election_elapsed))
+        } else if raft.promotable() && !self.must_not_campaign() {
+            raft.randomized_election_timeout().saturating_sub(raft.election_elapsed)
+        } else {
+            return None;
+        };
+        Some(self.counted_ticks.saturating_add(left.max(1)))
     }
 
     /// raft-rs makes a lone voter the leader at once and assumes that its whole log is durable.
@@ -358,6 +412,10 @@ impl Group {
         }
     }
 
+    pub(crate) fn truncate(&mut self, to: (LogIndex, Term)) {
+        self.node.mut_store().truncate(to);
+    }
+
     /// Whether a follower needs a snapshot newer than the current checkpoint. Clears the flag.
     pub(crate) fn take_wants_checkpoint(&mut self) -> bool {
         self.node.store().take_wants_checkpoint()
@@ -377,6 +435,7 @@ impl Group {
         let role = (Role::of(self.node.raft.state), Term(self.node.raft.term), ReplicaId(self.node.raft.leader_id));
         if role != self.role {
             self.role = role;
+            self.silent.clear();
             round.role = Some(role);
             self.draw_election_timeout();
         }
@@ -498,6 +557,30 @@ impl Group {
             conf: self.conf.clone(),
             followers,
         }
+    }
+
+    /// Whether [`status`](Self::status) would return this, without building it.
+    #[must_use]
+    pub fn has_status(&self, status: &GroupStatus) -> bool {
+        let raft = &self.node.raft;
+        let follows = |(id, progress): (&u64, &raft::Progress)| {
+            let follower = Follower::of(*id, progress);
+            let at = status.followers.binary_search_by_key(&follower.replica, |known| known.replica);
+            follower.replica == self.replica || at.is_ok_and(|at| status.followers[at] == follower)
+        };
+        let same_followers = match raft.state {
+            StateRole::Leader => {
+                let others = raft.prs().iter().filter(|(id, _)| **id != self.replica.0).count();
+                status.followers.len() == others && raft.prs().iter().all(follows)
+            }
+            _ => status.followers.is_empty(),
+        };
+        same_followers
+            && (status.role, status.term, status.leader)
+                == (Role::of(raft.state), Term(raft.term), ReplicaId(raft.leader_id))
+            && (status.commit, status.last, status.truncated)
+                == (LogIndex(raft.raft_log.committed), self.last(), self.truncated().0)
+            && status.conf == self.conf
     }
 
     /// The node that holds a replica of this group, if the descriptor names it.

@@ -1,7 +1,8 @@
 //! A pure multi-raft core over raft-rs: inputs in, effects out.
 //!
 //! [`Group`] is one replica of one shard; [`MultiRaft`] owns all groups of a node and collects their effects.
-//! The caller counts ticks and provides the seed of all randomness. Log writes are effects; log reads are
+//! The caller counts ticks and provides the seed of all randomness; a tick visits only the groups whose timers
+//! end with it. Log writes are effects; log reads are
 //! synchronous calls of [`flotilla_storage::Log`], because raft-rs reads synchronously.
 //!
 //! raft-rs and protobuf types stay inside this crate, and protobuf 2 never parses bytes from a peer.
@@ -13,6 +14,7 @@ mod group;
 mod multi;
 mod status;
 mod store;
+mod timers;
 
 pub use change::{ChangeError, ConfChange};
 pub use config::{Config, ConfigError};

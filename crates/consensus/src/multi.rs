@@ -1,4 +1,8 @@
 //! All groups of a node. A panic in one group fails that group only.
+//!
+//! Invariants: every group counts every tick, at the latest before its next input; a tick visits the groups
+//! whose timers end with it, in the order of their ids. Nothing that is done for one input grows with the
+//! number of groups.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +16,7 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, HardState, LogIndex, Message, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-use crate::{ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round};
+use crate::{ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round, timers::Timers};
 
 /// An event that the caller feeds into the groups.
 #[derive(Debug)]
@@ -43,6 +47,13 @@ pub enum Input {
         checkpoint: Checkpoint,
         /// The last truncated entry.
         truncate: Option<(LogIndex, Term)>,
+    },
+    /// The log is truncated, under the same checkpoint.
+    Truncated {
+        /// The replica.
+        replica: ReplicaId,
+        /// The last truncated entry.
+        to: (LogIndex, Term),
     },
     /// A message could not be delivered.
     Unreachable {
@@ -153,16 +164,34 @@ pub struct MultiRaft {
     config: Config,
     log: Arc<dyn Log>,
     groups: BTreeMap<ReplicaId, Group>,
+    /// Groups with input since the last drain.
     dirty: BTreeSet<ReplicaId>,
+    timers: Timers,
     /// Ticks since the process started.
     ticks: usize,
+    /// Groups that ticks have visited since then.
+    visits: u64,
+    /// Leaders as of the last drain.
+    leaders: BTreeSet<ReplicaId>,
+    /// Groups that were drained since the caller last asked.
+    drained: BTreeSet<ReplicaId>,
 }
 
 impl MultiRaft {
     /// Creates a core without groups.
     #[must_use]
     pub fn new(config: Config, log: Arc<dyn Log>) -> Self {
-        Self { config, log, groups: BTreeMap::new(), dirty: BTreeSet::new(), ticks: 0 }
+        Self {
+            config,
+            log,
+            groups: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            timers: Timers::default(),
+            ticks: 0,
+            visits: 0,
+            leaders: BTreeSet::new(),
+            drained: BTreeSet::new(),
+        }
     }
 
     /// Opens a replica from its log. `seed` determines its election timeouts.
@@ -173,12 +202,12 @@ impl MultiRaft {
         origin: Origin,
         seed: u64,
     ) -> Result<(), GroupError> {
-        let (config, log) = (&self.config, self.log.clone());
+        let (config, log, tick) = (&self.config, self.log.clone(), self.ticks);
         let ticks_since_leader = match origin {
             Origin::Created => usize::MAX,
             Origin::Recovered => self.ticks,
         };
-        let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, ticks_since_leader));
+        let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, tick, ticks_since_leader));
         let group = catch_unwind(open).unwrap_or(Err(GroupError::Library))?;
         self.groups.insert(replica, group);
         self.dirty.insert(replica);
@@ -189,6 +218,8 @@ impl MultiRaft {
     pub fn close(&mut self, replica: ReplicaId) {
         self.groups.remove(&replica);
         self.dirty.remove(&replica);
+        self.timers.remove(replica);
+        self.leaders.remove(&replica);
     }
 
     /// A replica of this node.
@@ -202,16 +233,29 @@ impl MultiRaft {
         self.groups.values()
     }
 
+    /// The groups that this node leads as of the last drain, ordered.
+    pub fn led(&self) -> impl Iterator<Item = &Group> {
+        self.leaders.iter().filter_map(|replica| self.groups.get(replica))
+    }
+
+    /// The replicas whose status may have changed since the last call.
+    pub fn take_drained(&mut self) -> BTreeSet<ReplicaId> {
+        std::mem::take(&mut self.drained)
+    }
+
+    /// Groups that ticks have visited so far. It grows by the timers that end, not by the groups there are.
+    #[must_use]
+    pub fn tick_visits(&self) -> u64 {
+        self.visits
+    }
+
     /// Feeds an input. [`drain`](Self::drain) collects the resulting work, so that many inputs share one
     /// round; `effects` only reports failed replicas here.
     pub fn step(&mut self, input: Input, effects: &mut Effects) {
         match input {
             Input::Tick => {
                 self.ticks = self.ticks.saturating_add(1);
-                let replicas: Vec<_> = self.groups.keys().copied().collect();
-                for replica in replicas {
-                    self.with(replica, effects, Group::tick);
-                }
+                self.end_timers(effects);
             }
             Input::Message(message) => self.with(message.to, effects, |group| group.step(message)),
             Input::Persisted { replica, number } => self.with(replica, effects, |group| group.persisted(number)),
@@ -219,12 +263,31 @@ impl MultiRaft {
             Input::Checkpointed { replica, checkpoint, truncate } => {
                 self.with(replica, effects, |group| group.set_checkpoint(checkpoint, truncate));
             }
+            Input::Truncated { replica, to } => self.with(replica, effects, |group| group.truncate(to)),
             Input::Unreachable { replica, to } => self.with(replica, effects, |group| group.unreachable(to)),
             Input::SnapshotSent { replica, to, delivered } => {
                 self.with(replica, effects, |group| group.snapshot_sent(to, delivered));
             }
             Input::Transfer { replica, to } => self.with(replica, effects, |group| group.transfer(to)),
             Input::Campaign { replica } => self.with(replica, effects, Group::campaign),
+        }
+    }
+
+    /// Visits the groups whose timers end with this tick, and those with undrained input, whose timers are
+    /// not queued yet.
+    fn end_timers(&mut self, effects: &mut Effects) {
+        let mut due = self.timers.take_due(self.ticks);
+        due.extend(&self.dirty);
+        self.visits += due.len() as u64;
+        for replica in due {
+            let Some(group) = self.groups.get(&replica) else { continue };
+            match group.timer_ends_at() {
+                // Input has postponed it.
+                Some(tick) if tick > self.ticks && !self.dirty.contains(&replica) => {
+                    self.timers.visit_at(replica, tick);
+                }
+                _ => self.with(replica, effects, |_| {}),
+            }
         }
     }
 
@@ -276,7 +339,12 @@ impl MultiRaft {
     /// must fail one replica and not the node.
     fn with(&mut self, replica: ReplicaId, effects: &mut Effects, act: impl FnOnce(&mut Group)) {
         let Some(group) = self.groups.get_mut(&replica) else { return };
-        let failure = match catch_unwind(AssertUnwindSafe(|| act(group))) {
+        let tick = self.ticks;
+        let act = || {
+            group.advance_to(tick);
+            act(group);
+        };
+        let failure = match catch_unwind(AssertUnwindSafe(act)) {
             Ok(()) => group.take_failure().map(GroupError::Log),
             Err(_) => Some(GroupError::Library),
         };
@@ -302,8 +370,18 @@ impl MultiRaft {
                 Ok(()) => group.take_failure().map(GroupError::Log),
                 Err(_) => Some(GroupError::Library),
             };
+            self.drained.insert(replica);
             if let Some(error) = failure {
                 self.fail(replica, error, effects);
+                continue;
+            }
+            if group.role().0 == Role::Leader {
+                self.leaders.insert(replica);
+            } else {
+                self.leaders.remove(&replica);
+            }
+            if let Some(tick) = group.timer_ends_at() {
+                self.timers.visit_at(replica, tick);
             }
         }
     }

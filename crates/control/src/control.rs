@@ -57,6 +57,7 @@ pub fn notices(
             topology.observe_leader(shard, term, node);
             let is_new_term = changes.lock().observe(shard, term);
             if is_new_term {
+                changes.lock().forget_dropped(&topology.map());
                 events(Event::Leader { shard, term, node });
             }
         }

@@ -5,7 +5,7 @@
 //! [`Answer::ClockAdvanceNeeded`]. [`Limits`] bound the work and the size of every answer.
 
 use bytes::Bytes;
-use flotilla_storage::{MachineError, ReadContext, StateReader};
+use flotilla_storage::{MachineError, ReadContext, ScanBounds, StateReader};
 use flotilla_types::{KeyRange, RecordKey};
 
 use crate::{Answer, Limits, Query, Record, record::StoredRecord, stats::RecordStats};
@@ -103,9 +103,14 @@ impl Reading<'_> {
         let mut records = Vec::new();
         let mut bytes = 0;
         // Reading one more record than requested tells whether there is a next page, and where it starts.
-        while let Some((key, stored)) = walk.next(items_max - records.len() + 1, bytes_max.saturating_sub(bytes))? {
-            let full = records.len() >= items_max || (bytes >= bytes_max && !records.is_empty());
-            if full || walk.is_over_budget() {
+        loop {
+            let step = walk.next(items_max - records.len() + 1, bytes_max.saturating_sub(bytes))?;
+            let (key, stored) = match step {
+                Step::Record(key, stored) => (key, stored),
+                Step::OverBudget(next) => return Ok(Answer::Page { records, next: Some(next) }),
+                Step::End => return Ok(Answer::Page { records, next: None }),
+            };
+            if records.len() >= items_max || (bytes >= bytes_max && !records.is_empty()) {
                 return Ok(Answer::Page { records, next: Some(key) });
             }
             match self.visibility(stored)? {
@@ -118,7 +123,6 @@ impl Reading<'_> {
                 Visibility::ClockDependent => return Ok(Answer::ClockAdvanceNeeded),
             }
         }
-        Ok(Answer::Page { records, next: None })
     }
 
     fn count(&self, range: KeyRange) -> Result<Answer, MachineError> {
@@ -138,10 +142,12 @@ impl Reading<'_> {
         }
         let mut walk = Walk::new(self, range);
         let (mut records, mut bytes) = (0, 0);
-        while let Some((key, stored)) = walk.next(BATCH_ITEMS, EXAMINED_BYTES_MAX)? {
-            if walk.is_over_budget() {
-                return Ok(Answer::TooLarge);
-            }
+        loop {
+            let (key, stored) = match walk.next(BATCH_ITEMS, EXAMINED_BYTES_MAX)? {
+                Step::Record(key, stored) => (key, stored),
+                Step::OverBudget(_) => return Ok(Answer::TooLarge),
+                Step::End => return Ok(Answer::Count { records, bytes }),
+            };
             match self.visibility(stored)? {
                 Visibility::Live(record) => {
                     records += 1;
@@ -151,7 +157,6 @@ impl Reading<'_> {
                 Visibility::ClockDependent => return Ok(Answer::ClockAdvanceNeeded),
             }
         }
-        Ok(Answer::Count { records, bytes })
     }
 }
 
@@ -170,10 +175,22 @@ fn to_record(key: Bytes, record: StoredRecord, values: bool) -> Record {
     }
 }
 
-/// Iterates over the stored records of a range in batches, within the budget of one read.
+/// What comes next in a range.
+enum Step {
+    /// A stored record.
+    Record(Bytes, Bytes),
+    /// The budget is used up; the rest of the range starts here.
+    OverBudget(Bytes),
+    /// The end of the range.
+    End,
+}
+
+/// Iterates over the stored records of a range in batches, within the budget of one read. Records that were
+/// deleted and are still stored count: reading past them costs as much.
 struct Walk<'a> {
     records: &'a dyn StateReader,
-    rest: KeyRange,
+    /// What no batch has covered yet; `None` at the end of the range.
+    rest: Option<KeyRange>,
     batch: std::vec::IntoIter<(Bytes, Bytes)>,
     examined: usize,
     examined_max: usize,
@@ -184,7 +201,7 @@ impl<'a> Walk<'a> {
     fn new(reading: &Reading<'a>, range: KeyRange) -> Self {
         Self {
             records: reading.records,
-            rest: range,
+            rest: Some(range).filter(|range| !range.is_empty()),
             batch: Vec::new().into_iter(),
             examined: 0,
             examined_max: reading.limits.scan_examined_max as usize,
@@ -193,30 +210,106 @@ impl<'a> Walk<'a> {
     }
 
     /// The next record. `items_max` and `bytes_max` bound the batch that is read for it, if one is.
-    fn next(&mut self, items_max: usize, bytes_max: usize) -> Result<Option<(Bytes, Bytes)>, MachineError> {
-        if self.batch.len() == 0 {
-            if self.rest.is_empty() {
-                return Ok(None);
+    fn next(&mut self, items_max: usize, bytes_max: usize) -> Result<Step, MachineError> {
+        loop {
+            if let Some((key, stored)) = self.batch.next() {
+                self.examined += 1;
+                self.examined_bytes += key.len() + stored.len();
+                let is_over_budget = self.examined > self.examined_max
+                    || (self.examined > 1 && self.examined_bytes > EXAMINED_BYTES_MAX);
+                return Ok(if is_over_budget { Step::OverBudget(key) } else { Step::Record(key, stored) });
             }
-            let items_max = items_max.clamp(1, BATCH_ITEMS);
-            let bytes_max = bytes_max.min(EXAMINED_BYTES_MAX.saturating_sub(self.examined_bytes));
-            let batch = self.records.scan(&self.rest, items_max, bytes_max)?;
-            if let Some((last, _)) = batch.last() {
-                self.rest.start = [last.as_ref(), &[0]].concat().into();
+            let Some(rest) = &mut self.rest else { return Ok(Step::End) };
+            // The first batch is always read, so that every page makes progress.
+            if self.examined > 0 && self.examined >= self.examined_max {
+                return Ok(Step::OverBudget(rest.start.clone()));
             }
-            self.batch = batch.into_iter();
+            let bounds = ScanBounds {
+                items_max: items_max.clamp(1, BATCH_ITEMS),
+                bytes_max: bytes_max.min(EXAMINED_BYTES_MAX.saturating_sub(self.examined_bytes)),
+                examined_max: (self.examined_max - self.examined).max(1),
+            };
+            let page = self.records.scan_page(rest, bounds)?;
+            // Those that were returned count when they are taken.
+            self.examined += page.examined.saturating_sub(page.items.len());
+            match page.next {
+                Some(next) => rest.start = next,
+                None => self.rest = None,
+            }
+            if self.rest.as_ref().is_some_and(KeyRange::is_empty) {
+                self.rest = None;
+            }
+            self.batch = page.items.into_iter();
         }
-        let item = self.batch.next();
-        if let Some((key, stored)) = &item {
-            self.examined += 1;
-            self.examined_bytes += key.len() + stored.len();
-        }
-        Ok(item)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_storage::{EngineError, ScanPage, StateMachine as _};
+
+    use super::*;
+    use crate::{
+        KvMachine, decode_answer, encode_query,
+        testing::{Records, Replica, key, put},
+    };
+
+    /// Records of which only one in a hundred is left; the others were deleted and are still stored.
+    struct MostlyDeleted {
+        records: Records,
+        deleted: u64,
     }
 
-    /// Whether the record just returned exceeds the budget. The first one never does, so that every page
-    /// makes progress.
-    fn is_over_budget(&self) -> bool {
-        self.examined > self.examined_max || (self.examined > 1 && self.examined_bytes > EXAMINED_BYTES_MAX)
+    impl StateReader for MostlyDeleted {
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+            self.records.get(key)
+        }
+
+        fn scan(&self, _: &KeyRange, _: usize, _: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+            unreachable!("a read must bound what it examines")
+        }
+
+        fn scan_page(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+            let mut page = ScanPage::default();
+            for name in (0..self.deleted).map(|number| key(&format!("{number:06}"))) {
+                if !range.contains(&name) {
+                    continue;
+                }
+                if page.examined == bounds.examined_max || page.items.len() == bounds.items_max {
+                    page.next = Some(name);
+                    break;
+                }
+                page.examined += 1;
+                page.items.extend(self.records.get(&name)?.map(|stored| (name, stored)));
+            }
+            Ok(page)
+        }
+    }
+
+    #[test]
+    fn a_scan_counts_deleted_records_against_its_budget() {
+        let limits = Limits { scan_examined_max: 250, scan_items_max: 100, ..Limits::default() };
+        let mut replica = Replica::with_limits(limits);
+        replica.apply(1, &(0..50).map(|hundred| put(&format!("{:06}", hundred * 100 + 99), "1")).collect::<Vec<_>>());
+        let Replica { machine, records, descriptor, .. } = replica;
+        let reader = MostlyDeleted { records, deleted: 5_000 };
+        let context = ReadContext { descriptor: &descriptor, now: flotilla_types::Timestamp::from_millis(1) };
+        let read = |machine: &KvMachine, query: &Query| {
+            decode_answer(machine.read(&context, &encode_query(query), &reader).unwrap()).unwrap()
+        };
+        let (mut range, mut found, mut pages) = (descriptor.range.clone(), 0, 0);
+        loop {
+            let query = Query::Scan { range: range.clone(), items_max: 100, bytes_max: 1 << 20, values: true };
+            let Answer::Page { records, next } = read(&machine, &query) else { panic!("no page") };
+            assert!(records.len() <= 3, "a page examines at most 250 records");
+            (found, pages) = (found + records.len(), pages + 1);
+            let Some(next) = next else { break };
+            assert!(next > range.start);
+            range.start = next;
+        }
+        assert_eq!(found, 50);
+        assert!((20..=25).contains(&pages), "{pages}");
+        let part = KeyRange { start: key("000001"), end: descriptor.range.end.clone() };
+        assert_eq!(read(&machine, &Query::Count { range: part }), Answer::TooLarge);
     }
 }

@@ -2,6 +2,7 @@
 
 mod crash;
 mod hostile;
+mod reclaim;
 mod walk;
 
 use std::{fs, path::Path};

@@ -81,6 +81,23 @@ impl ShardSession {
         Some((Sequence(self.last), self.outstanding.first().copied().unwrap_or(self.last)))
     }
 
+    /// Whether no command awaits an outcome.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.outstanding.is_empty()
+    }
+
+    /// The number that was taken last; zero before the first.
+    #[must_use]
+    pub fn last(&self) -> Sequence {
+        Sequence(self.last)
+    }
+
+    /// Takes no number up to this one, in a session that has not begun a command yet.
+    pub fn skip(&mut self, up_to: Sequence) {
+        self.last = self.last.max(up_to.0);
+    }
+
     /// Records the shard's time when it answered (Unix milliseconds of its hybrid clock).
     pub fn observe_clock(&mut self, clock_ms: u64) {
         self.clock_ms = self.clock_ms.max(clock_ms);

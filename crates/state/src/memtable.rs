@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_storage::WriteSet;
+use flotilla_storage::{ScanBounds, WriteSet};
 use flotilla_types::{KeyRange, Position};
 use parking_lot::Mutex;
 
@@ -38,6 +38,14 @@ struct Order {
     sorted: BTreeSet<Bytes>,
     /// Keys that are not in `sorted` yet.
     unsorted: Vec<Bytes>,
+}
+
+/// A copy of the first records of a range.
+#[derive(Debug, Default)]
+pub(crate) struct Capture {
+    pub(crate) records: Vec<Record>,
+    /// The first key that was not copied; `None` if all were.
+    pub(crate) end: Option<Bytes>,
 }
 
 /// A memtable that takes no more writes, with its position in the log.
@@ -78,25 +86,27 @@ impl Memtable {
         self.bytes
     }
 
-    /// Copies as much of a non-empty range as a scan with these limits can need: up to the point where the
-    /// live records here alone reach a limit. Everything the scan returns is at or before that point.
-    pub(crate) fn capture(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Vec<Record> {
+    /// Copies as much of a non-empty range as a scan with these bounds can need: up to the point where the
+    /// records here alone reach a bound. Everything the scan returns is before that point.
+    pub(crate) fn capture(&self, range: &KeyRange, bounds: ScanBounds) -> Capture {
         let mut order = self.order.lock();
         let Order { sorted, unsorted } = &mut *order;
         sorted.extend(unsorted.drain(..));
         let end = if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(&range.end[..]) };
         let (mut items, mut bytes) = (0, 0);
-        let mut captured = Vec::new();
+        let mut captured = Capture::default();
         for key in sorted.range::<[u8], _>((Bound::Included(&range.start[..]), end)) {
+            let is_full = items > 0 && (items >= bounds.items_max || bytes >= bounds.bytes_max);
+            if is_full || captured.records.len() >= bounds.examined_max {
+                captured.end = Some(key.clone());
+                break;
+            }
             let value = self.records.get(key).cloned().flatten();
             if let Some(value) = &value {
                 items += 1;
                 bytes += key.len() + value.len();
             }
-            captured.push((key.clone(), value));
-            if items > 0 && (items >= items_max || bytes >= bytes_max) {
-                break;
-            }
+            captured.records.push((key.clone(), value));
         }
         captured
     }
@@ -177,6 +187,10 @@ mod tests {
         (Bytes::from_static(key.as_bytes()), Some(Bytes::from_static(value.as_bytes())))
     }
 
+    fn bounds(items_max: usize, bytes_max: usize) -> ScanBounds {
+        ScanBounds { items_max, bytes_max, examined_max: usize::MAX }
+    }
+
     #[test]
     fn overwriting_counts_the_new_size_only() {
         let mut memtable = Memtable::default();
@@ -192,9 +206,9 @@ mod tests {
         let mut memtable = Memtable::default();
         let keys = |records: &[Record]| records.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
         memtable.write(vec![put("c", "1"), put("a", "1")]);
-        assert_eq!(keys(&memtable.capture(&KeyRange::all(), 9, 100)), ["a", "c"]);
+        assert_eq!(keys(&memtable.capture(&KeyRange::all(), bounds(9, 100)).records), ["a", "c"]);
         memtable.write(vec![put("b", "1"), put("a", "2"), ("d".into(), None)]);
-        assert_eq!(keys(&memtable.capture(&KeyRange::all(), 9, 100)), ["a", "b", "c", "d"]);
+        assert_eq!(keys(&memtable.capture(&KeyRange::all(), bounds(9, 100)).records), ["a", "b", "c", "d"]);
         let position = crate::tests::empty_checkpoint(flotilla_types::ReplicaId(1)).position;
         let frozen = Frozen::new(memtable, position, Bytes::new());
         let expected = [put("a", "2"), put("b", "1"), put("c", "1"), ("d".into(), None)];
@@ -234,8 +248,16 @@ mod tests {
     fn a_capture_goes_past_deletions_until_live_records_fill_the_page() {
         let mut memtable = Memtable::default();
         memtable.write(vec![("a".into(), None), put("b", "1"), ("c".into(), None), put("d", "1"), put("e", "1")]);
-        assert_eq!(memtable.capture(&KeyRange::all(), 2, 100).len(), 4);
-        assert_eq!(memtable.capture(&KeyRange::all(), 9, 2).len(), 2);
-        assert_eq!(memtable.capture(&KeyRange { start: "b".into(), end: "d".into() }, 9, 100).len(), 2);
+        assert_eq!(memtable.capture(&KeyRange::all(), bounds(2, 100)).records.len(), 4);
+        assert_eq!(memtable.capture(&KeyRange::all(), bounds(9, 2)).records.len(), 2);
+        assert_eq!(memtable.capture(&KeyRange { start: "b".into(), end: "d".into() }, bounds(9, 100)).records.len(), 2);
+    }
+
+    #[test]
+    fn a_capture_of_deletions_ends_with_the_budget() {
+        let mut memtable = Memtable::default();
+        memtable.write((0..100u8).map(|key| (Bytes::from(vec![key]), None)).collect());
+        let captured = memtable.capture(&KeyRange::all(), ScanBounds { examined_max: 10, ..bounds(5, 100) });
+        assert_eq!((captured.records.len(), captured.end), (10, Some(Bytes::from(vec![10]))));
     }
 }

@@ -19,13 +19,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, StateReader, Usage, WriteSet};
+use flotilla_storage::{EngineError, ScanBounds, ScanPage, StateReader, Usage, WriteSet, successor};
 use flotilla_types::{Checkpoint, KeyRange, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
     build::Built,
-    memtable::{Frozen, Memtable},
+    memtable::{Capture, Frozen, Memtable},
     merge::{Merge, Source},
     view::ReplicaView,
 };
@@ -165,33 +165,47 @@ impl StateReader for Reader {
     }
 
     fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        Ok(self.scan_page(range, ScanBounds { items_max, bytes_max, examined_max: usize::MAX })?.items)
+    }
+
+    fn scan_page(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
         let replica = &self.0;
         let _view_lock = replica.view_lock.read();
         let _feed_lock = replica.feed_lock.read();
-        let (captured, frozen, view) = {
+        let (Capture { records: captured, end }, frozen, view) = {
             let tables = replica.tables.read();
             let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
             if range.is_empty() {
-                return Ok(Vec::new());
+                return Ok(ScanPage::default());
             }
-            (tables.active.capture(range, items_max, bytes_max), tables.frozen.clone(), tables.view.clone())
+            (tables.active.capture(range, bounds), tables.frozen.clone(), tables.view.clone())
         };
         let mut sources: Vec<Source<'_>> = vec![Box::new(captured.into_iter().map(Ok))];
         if let Some(frozen) = &frozen {
             sources.push(Box::new(frozen.range(range).map(Ok)));
         }
-        sources.push(view.records(replica.id, range, items_max));
-        let (mut items, mut bytes) = (Vec::new(), 0);
+        sources.push(view.records(replica.id, range, bounds.items_max));
+        let (mut page, mut bytes) = (ScanPage::default(), 0);
         for record in Merge::new(sources) {
             let (key, value) = record?;
-            let Some(value) = value else { continue };
-            bytes += key.len() + value.len();
-            items.push((key, value));
-            if items.len() >= items_max || bytes >= bytes_max {
-                break;
+            if end.as_ref().is_some_and(|end| key >= *end) {
+                page.next = end;
+                return Ok(page);
+            }
+            page.examined += 1;
+            let next = successor(&key);
+            if let Some(value) = value {
+                bytes += key.len() + value.len();
+                page.items.push((key, value));
+            }
+            let is_full = !page.items.is_empty() && (page.items.len() >= bounds.items_max || bytes >= bounds.bytes_max);
+            if is_full || page.examined >= bounds.examined_max {
+                page.next = Some(next);
+                return Ok(page);
             }
         }
-        Ok(items)
+        page.next = end;
+        Ok(page)
     }
 }
 

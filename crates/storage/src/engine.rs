@@ -54,6 +54,28 @@ pub struct Usage {
     pub checkpoint_bytes: u64,
 }
 
+/// Where a page of a scan ends. Each bound is at least 1.
+#[derive(Debug, Clone, Copy)]
+pub struct ScanBounds {
+    /// Records in the page.
+    pub items_max: usize,
+    /// Bytes of keys and values, besides the last record.
+    pub bytes_max: usize,
+    /// Records to examine, deleted ones included: what the page costs.
+    pub examined_max: usize,
+}
+
+/// A page of a scan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScanPage {
+    /// Records in key order.
+    pub items: Vec<(Bytes, Bytes)>,
+    /// Where the next page starts; `None` at the end of the range. A page without records may have one.
+    pub next: Option<Bytes>,
+    /// Records that were examined, deleted ones included.
+    pub examined: usize,
+}
+
 /// The applied records of one replica, readable from any thread during writes.
 pub trait StateReader: Send + Sync {
     /// The value under a key.
@@ -63,6 +85,21 @@ pub trait StateReader: Send + Sync {
     /// bytes (keys and values) are collected, whichever is first, but returns at least one record if there is
     /// one. Sees each write set completely or not at all.
     fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError>;
+
+    /// As [`scan`](Self::scan), but also ends after so many records, deleted ones included: a page costs no
+    /// more however many records of the range were deleted. This implementation is for readers that keep
+    /// nothing of deleted records.
+    fn scan_page(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        let items = self.scan(range, bounds.items_max.min(bounds.examined_max), bounds.bytes_max)?;
+        let next = items.last().map(|(last, _)| successor(last));
+        Ok(ScanPage { examined: items.len(), items, next })
+    }
+}
+
+/// The first key after this one.
+#[must_use]
+pub fn successor(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
 }
 
 /// The applied records of every replica on a node.

@@ -18,7 +18,7 @@ mod records;
 mod replace;
 
 pub use bounds::ReplicaBounds;
-pub use engine::{EngineError, StateEngine, StateReader, Usage, WriteSet};
+pub use engine::{EngineError, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet, successor};
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
 pub use memory_engine::MemoryEngine;

@@ -182,6 +182,6 @@ pub trait Log: Send + Sync + 'static {
     fn write(&self, batch: LogBatch) -> Result<(), LogError>;
 
     /// Reclaims disk space of truncated entries. Called every few seconds from a background thread; may do
-    /// nothing. Returns replicas that hold back space and should checkpoint and truncate soon.
+    /// nothing. Returns replicas that hold back space and should truncate soon, after a checkpoint if need be.
     fn reclaim(&self) -> Result<Vec<ReplicaId>, LogError>;
 }

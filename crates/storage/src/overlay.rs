@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_types::KeyRange;
 
-use crate::{EngineError, StateReader, WriteSet, page::Page};
+use crate::{EngineError, StateReader, WriteSet, engine::successor, page::Page};
 
 /// A reader with pending writes on top. `None` in `pending` is a deletion.
 ///
@@ -117,14 +117,6 @@ impl<'a> Overlay<'a> {
     pub fn into_writes(self) -> WriteSet {
         self.pending.into_iter().collect()
     }
-}
-
-/// The first key after this one.
-fn successor(key: &[u8]) -> Bytes {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    next.push(0);
-    next.into()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod driver;
 mod hostile;
 mod leases;
 mod panics;
+mod timers;
 
 use std::sync::Arc;
 

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_placement::ShardMap;
 use flotilla_types::{ShardId, Term};
+
+/// Terms that may be kept beyond two for each shard, before dropped shards are looked for.
+const SPARE_TERMS: usize = 64;
 
 /// The last reported term of each shard. Separate from the leader hints, which are cleared when a leader is
 /// unreachable.
@@ -21,6 +25,13 @@ impl LeaderChanges {
         }
         newer
     }
+
+    /// Forgets shards that the map does not have, once they may be more than those that it has.
+    pub(crate) fn forget_dropped(&mut self, map: &ShardMap) {
+        if self.terms.len() > 2 * map.shards().len() + SPARE_TERMS {
+            self.terms.retain(|shard, _| map.shard(*shard).is_some());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -32,5 +43,15 @@ mod tests {
         let mut changes = LeaderChanges::default();
         let reported = [2, 2, 3, 2].map(|term| changes.observe(ShardId(1), Term(term)));
         assert_eq!(reported, [true, false, true, false]);
+    }
+
+    #[test]
+    fn dropped_shards_do_not_accumulate() {
+        let mut changes = LeaderChanges::default();
+        for shard in 0..10_000 {
+            changes.observe(ShardId(shard), Term(1));
+            changes.forget_dropped(&ShardMap::default());
+            assert!(changes.terms.len() <= SPARE_TERMS);
+        }
     }
 }

@@ -9,13 +9,18 @@
 //! Invariants: requests that touch the same key exclusively never share a call, because a call's writes share
 //! one version; a request whose caller has gone is never sent. What a call does is up to the request type:
 //! see [`Batchable`].
+//!
+//! Each batcher has its own lock, and nothing under it grows with the number of pending requests, except by
+//! what a call takes. The lock of the table of batchers is held only to find one.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashSet},
     future::Future,
-    marker::PhantomData,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -92,14 +97,19 @@ pub(super) trait Batchable: Send + Sized + 'static {
 
 /// The batchers of all shards.
 #[derive(Debug)]
-pub(super) struct Batchers<R>(Mutex<BTreeMap<ShardId, Batcher<R>>>);
+pub(super) struct Batchers<R> {
+    by_shard: Mutex<BTreeMap<ShardId, SharedBatcher<R>>>,
+    /// Unique over all batchers: a ticket must name no other request after its batcher was dropped.
+    next_ticket: AtomicU64,
+}
+
+type SharedBatcher<R> = Arc<Mutex<Batcher<R>>>;
 
 /// The pending requests of one shard, and how many calls are in flight.
 #[derive(Debug)]
 struct Batcher<R> {
-    /// Requests with their tickets, oldest first.
-    pending: VecDeque<(u64, R)>,
-    next_ticket: u64,
+    /// Requests by ticket, oldest first.
+    pending: BTreeMap<u64, R>,
     calls: usize,
     /// Calls in flight that pending requests still wait for: they started less than [`JOIN_WAIT`] ago.
     recent_calls: usize,
@@ -155,24 +165,23 @@ pub(super) struct QueueFull;
 
 impl<R> Default for Batchers<R> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self { by_shard: Mutex::default(), next_ticket: AtomicU64::new(0) }
     }
 }
 
 impl<R> Default for Batcher<R> {
     fn default() -> Self {
-        Self { pending: VecDeque::new(), next_ticket: 0, calls: 0, recent_calls: 0, gathering: Gathering::default() }
+        Self { pending: BTreeMap::new(), calls: 0, recent_calls: 0, gathering: Gathering::default() }
     }
 }
 
 impl<R: Batchable> Batcher<R> {
-    fn push(&mut self, request: R) -> Result<u64, QueueFull> {
+    /// Queues a request under a ticket above all earlier ones.
+    fn push(&mut self, ticket: u64, request: R) -> Result<u64, QueueFull> {
         if self.pending.len() >= PENDING_MAX {
             return Err(QueueFull);
         }
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.pending.push_back((ticket, request));
+        self.pending.insert(ticket, request);
         self.gathering.on_pending(self.pending.len());
         Ok(ticket)
     }
@@ -193,16 +202,16 @@ impl<R: Batchable> Batcher<R> {
         let mut batch: Vec<R> = Vec::new();
         let mut cost = Cost::default();
         let mut keys = HashSet::new();
-        let mut skipped = VecDeque::new();
+        let mut skipped = Vec::new();
         let mut conflicts = false;
         for _ in 0..EXAMINED_MAX {
-            let Some((ticket, request)) = self.pending.pop_front() else { break };
+            let Some((ticket, request)) = self.pending.pop_first() else { break };
             if request.is_abandoned() {
                 continue;
             }
             let sum = cost.plus(request.cost());
             if !batch.is_empty() && !sum.fits(R::RESULT_BYTES_MAX) {
-                skipped.push_back((ticket, request));
+                skipped.push((ticket, request));
                 break;
             }
             let is_compatible = batch.first().is_none_or(|first| {
@@ -211,16 +220,14 @@ impl<R: Batchable> Batcher<R> {
             });
             if !is_compatible || request.exclusive_keys().any(|key| keys.contains(key)) {
                 conflicts = true;
-                skipped.push_back((ticket, request));
+                skipped.push((ticket, request));
                 continue;
             }
             keys.extend(request.exclusive_keys().cloned());
             cost = sum;
             batch.push(request);
         }
-        while let Some(request) = skipped.pop_back() {
-            self.pending.push_front(request);
-        }
+        self.pending.extend(skipped);
         (batch, conflicts)
     }
 }
@@ -229,38 +236,47 @@ impl<R: Batchable> Batchers<R> {
     /// Queues a request for a shard. Returns its ticket.
     pub(super) fn submit(store: &Store, shard: ShardId, request: R) -> Result<u64, QueueFull> {
         let batchers = R::batchers(store);
-        let (ticket, begins) = {
-            let mut all = batchers.0.lock();
-            let batcher = all.entry(shard).or_default();
-            (batcher.push(request)?, batcher.begin_call())
-        };
-        if begins {
-            spawn_call::<R>(store, shard);
-        }
-        Ok(ticket)
+        let batcher = batchers.batcher(shard);
+        // The ticket is taken under the batcher's lock, so that tickets order its requests.
+        update(store, shard, &batcher, |batcher| {
+            batcher.push(batchers.next_ticket.fetch_add(1, Ordering::Relaxed), request)
+        })
+    }
+
+    fn batcher(&self, shard: ShardId) -> SharedBatcher<R> {
+        self.by_shard.lock().entry(shard).or_default().clone()
     }
 
     /// Removes a pending request. `false` if it was already sent or answered.
     pub(super) fn cancel(&self, shard: ShardId, ticket: u64) -> bool {
-        let mut all = self.0.lock();
-        let Some(batcher) = all.get_mut(&shard) else { return false };
-        let before = batcher.pending.len();
-        batcher.pending.retain(|(pending, _)| *pending != ticket);
-        batcher.pending.len() < before
+        let batcher = self.by_shard.lock().get(&shard).cloned();
+        batcher.is_some_and(|batcher| batcher.lock().pending.remove(&ticket).is_some())
     }
 
-    /// Changes a batcher, then starts another call beside those in flight if one is due.
-    fn update<T>(store: &Store, shard: ShardId, change: impl FnOnce(&mut Batcher<R>) -> T) -> T {
-        let (changed, begins) = {
-            let mut all = R::batchers(store).0.lock();
-            let batcher = all.entry(shard).or_default();
-            (change(batcher), batcher.begin_call())
-        };
-        if begins {
-            spawn_call::<R>(store, shard);
-        }
-        changed
+    /// Drops the batchers of shards that are gone and that nobody uses.
+    pub(super) fn retain(&self, exists: impl Fn(ShardId) -> bool) {
+        // Calls and submitting callers hold a batcher; under this lock nobody else can get hold of it.
+        self.by_shard.lock().retain(|shard, batcher| {
+            exists(*shard) || Arc::strong_count(batcher) > 1 || !batcher.lock().pending.is_empty()
+        });
     }
+}
+
+/// Changes a batcher, then starts another call beside those in flight if one is due.
+fn update<R: Batchable, T>(
+    store: &Store,
+    shard: ShardId,
+    batcher: &SharedBatcher<R>,
+    change: impl FnOnce(&mut Batcher<R>) -> T,
+) -> T {
+    let (changed, begins) = {
+        let mut batcher = batcher.lock();
+        (change(&mut batcher), batcher.begin_call())
+    };
+    if begins {
+        spawn_call::<R>(store, shard, batcher);
+    }
+    changed
 }
 
 /// A call in flight. Dropping it frees its slot, even after a panic, so that a batcher never waits for a lost
@@ -268,29 +284,33 @@ impl<R: Batchable> Batchers<R> {
 struct InFlightCall<R: Batchable> {
     store: Store,
     shard: ShardId,
+    batcher: SharedBatcher<R>,
     is_recent: bool,
-    kind: PhantomData<fn() -> R>,
 }
 
 impl<R: Batchable> InFlightCall<R> {
+    fn update<T>(&self, change: impl FnOnce(&mut Batcher<R>) -> T) -> T {
+        update(&self.store, self.shard, &self.batcher, change)
+    }
+
     /// Lets pending requests start a call of their own.
     fn release_pending(&mut self) {
         let was_recent = std::mem::take(&mut self.is_recent);
-        Batchers::<R>::update(&self.store, self.shard, |batcher| batcher.recent_calls -= usize::from(was_recent));
+        self.update(|batcher| batcher.recent_calls -= usize::from(was_recent));
     }
 
     /// Waits for the callers of a call that took `took` to return, unless they recently did not.
     async fn gather(&self, answered: usize, took: Duration) {
         let begin = |batcher: &mut Batcher<R>| batcher.gathering.begin(batcher.pending.len(), answered);
-        let Some(complete) = Batchers::<R>::update(&self.store, self.shard, begin) else { return };
+        let Some(complete) = self.update(begin) else { return };
         let all_returned = tokio::time::timeout(took.min(GATHER_WAIT_MAX), complete.notified()).await.is_ok();
-        Batchers::<R>::update(&self.store, self.shard, |batcher| batcher.gathering.end(all_returned));
+        self.update(|batcher| batcher.gathering.end(all_returned));
     }
 }
 
 impl<R: Batchable> Drop for InFlightCall<R> {
     fn drop(&mut self) {
-        Batchers::<R>::update(&self.store, self.shard, |batcher| {
+        self.update(|batcher| {
             batcher.calls -= 1;
             batcher.recent_calls -= usize::from(self.is_recent);
         });
@@ -299,10 +319,10 @@ impl<R: Batchable> Drop for InFlightCall<R> {
 
 /// Makes one call after another with the pending requests, until there are none or a call exceeds
 /// [`JOIN_WAIT`].
-async fn run_calls<R: Batchable>(store: Store, shard: ShardId) {
-    let mut in_flight = InFlightCall::<R> { store: store.clone(), shard, is_recent: true, kind: PhantomData };
+async fn run_calls<R: Batchable>(store: Store, shard: ShardId, batcher: SharedBatcher<R>) {
+    let mut in_flight = InFlightCall::<R> { store: store.clone(), shard, batcher, is_recent: true };
     while in_flight.is_recent {
-        let (batch, leaves_others) = Batchers::<R>::update(&store, shard, Batcher::take_batch);
+        let (batch, leaves_others) = in_flight.update(Batcher::take_batch);
         if batch.is_empty() {
             return;
         }
@@ -327,10 +347,11 @@ async fn run_calls<R: Batchable>(store: Store, shard: ShardId) {
 }
 
 /// Starts a call. The future is boxed because its type is recursive: a call that ends starts the next one.
-fn spawn_call<R: Batchable>(store: &Store, shard: ShardId) {
+fn spawn_call<R: Batchable>(store: &Store, shard: ShardId, batcher: &SharedBatcher<R>) {
     // Without a runtime the node is stopping, and no caller waits for an answer.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-    let call: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(run_calls::<R>(store.clone(), shard));
+    let call: Pin<Box<dyn Future<Output = ()> + Send>> =
+        Box::pin(run_calls::<R>(store.clone(), shard, batcher.clone()));
     runtime.spawn(call);
 }
 
@@ -391,10 +412,16 @@ mod tests {
         Request { name, key: Bytes::from_static(key.as_bytes()), cost, deadline_ms: 1_000, is_abandoned: false }
     }
 
+    /// Queues a request under the next ticket.
+    fn push(batcher: &mut Batcher<Request>, request: Request) -> Result<u64, QueueFull> {
+        let next = batcher.pending.last_key_value().map_or(0, |(last, _)| last + 1);
+        batcher.push(next, request)
+    }
+
     fn batcher(requests: impl IntoIterator<Item = Request>) -> Batcher<Request> {
         let mut batcher = Batcher::default();
         for request in requests {
-            batcher.push(request).expect("room");
+            push(&mut batcher, request).expect("room");
         }
         batcher
     }
@@ -408,12 +435,12 @@ mod tests {
     fn gathering_ends_when_the_answered_callers_have_joined_the_pending_ones() {
         let mut batcher = batcher([request("pending", "a")]);
         let complete = batcher.gathering.begin(batcher.pending.len(), 2).expect("no backoff yet");
-        batcher.push(request("returned", "b")).expect("room");
+        push(&mut batcher, request("returned", "b")).expect("room");
         assert!(!is_complete(&complete));
-        batcher.push(request("returned too", "c")).expect("room");
+        push(&mut batcher, request("returned too", "c")).expect("room");
         assert!(is_complete(&complete));
         batcher.gathering.end(true);
-        batcher.push(request("later", "d")).expect("room");
+        push(&mut batcher, request("later", "d")).expect("room");
         assert!(!is_complete(&complete), "no call is gathering");
     }
 
@@ -441,7 +468,7 @@ mod tests {
         assert!(batcher.begin_call());
         assert_eq!(names(&batcher.take_batch().0), ["first"]);
         for (name, key) in [("second", "b"), ("third", "c")] {
-            batcher.push(request(name, key)).expect("room");
+            push(&mut batcher, request(name, key)).expect("room");
             assert!(!batcher.begin_call(), "a call has just started");
         }
         // The call ended, or took too long to be waited for.
@@ -502,6 +529,48 @@ mod tests {
     #[test]
     fn a_full_batcher_refuses() {
         let mut batcher = batcher((0..PENDING_MAX).map(|_| request("one of many", "a")));
-        assert!(batcher.push(request("one too many", "a")).is_err());
+        assert!(push(&mut batcher, request("one too many", "a")).is_err());
+    }
+
+    /// One shard's batchers with a full queue of requests that conflict.
+    fn full() -> Batchers<Request> {
+        let batchers = Batchers::default();
+        *batchers.batcher(ShardId(1)).lock() = batcher((0..PENDING_MAX).map(|_| request("one of many", "a")));
+        batchers
+    }
+
+    #[test]
+    fn a_cancelled_request_is_not_sent_and_others_keep_their_order() {
+        let batchers = Batchers::default();
+        *batchers.batcher(ShardId(1)).lock() = batcher([request("1", "a"), request("2", "b"), request("3", "c")]);
+        assert!(batchers.cancel(ShardId(1), 1));
+        assert!(!batchers.cancel(ShardId(1), 1), "it is gone");
+        assert!(!batchers.cancel(ShardId(2), 0), "another shard's requests are not touched");
+        assert_eq!(names(&batchers.batcher(ShardId(1)).lock().take_batch().0), ["1", "3"]);
+        assert!(!batchers.cancel(ShardId(1), 0), "it was sent");
+    }
+
+    #[test]
+    fn a_shard_whose_lock_is_held_does_not_hold_up_others() {
+        let batchers = full();
+        let held = batchers.batcher(ShardId(1));
+        let _lock = held.lock();
+        *batchers.batcher(ShardId(2)).lock() = batcher([request("1", "a")]);
+        assert!(batchers.cancel(ShardId(2), 0));
+    }
+
+    #[test]
+    fn batchers_of_dropped_shards_are_dropped_once_nobody_uses_them() {
+        let batchers = full();
+        let in_use = batchers.batcher(ShardId(2));
+        batchers.batcher(ShardId(3));
+        batchers.batcher(ShardId(4));
+        let shards = || batchers.by_shard.lock().keys().map(|shard| shard.0).collect::<Vec<_>>();
+        batchers.retain(|shard| shard == ShardId(4));
+        assert_eq!(shards(), [1, 2, 4], "the first has pending requests, a call uses the second");
+        drop(in_use);
+        (0..PENDING_MAX as u64).for_each(|ticket| assert!(batchers.cancel(ShardId(1), ticket)));
+        batchers.retain(|_| false);
+        assert!(shards().is_empty());
     }
 }

@@ -13,7 +13,10 @@ mod types;
 mod write;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -51,6 +54,8 @@ struct Inner {
     writes: Batchers<PendingWrite>,
     /// Reads that share queries.
     reads: Batchers<PendingRead>,
+    /// The latest version of the shard map whose dropped shards were forgotten.
+    swept_version: AtomicU64,
 }
 
 impl Store {
@@ -58,7 +63,8 @@ impl Store {
     #[must_use]
     pub fn new(shards: Shards, start: GatewayStart) -> Self {
         let sessions = sessions::Sessions::new(start);
-        Self { inner: Arc::new(Inner { shards, sessions, writes: Batchers::default(), reads: Batchers::default() }) }
+        let (writes, reads) = (Batchers::default(), Batchers::default());
+        Self { inner: Arc::new(Inner { shards, sessions, writes, reads, swept_version: AtomicU64::new(0) }) }
     }
 
     /// The shard of each key, or `None` where no shard is known. A write may name keys of one shard only.
@@ -74,7 +80,21 @@ impl Store {
     }
 
     fn map(&self) -> Arc<ShardMap> {
-        self.inner.shards.topology().map()
+        let map = self.inner.shards.topology().map();
+        self.forget_dropped_shards(&map);
+        map
+    }
+
+    /// Forgets the shards that the map no longer has, once for each version of the map.
+    fn forget_dropped_shards(&self, map: &ShardMap) {
+        let Inner { sessions, writes, reads, swept_version, .. } = &*self.inner;
+        let is_swept = || swept_version.load(Ordering::Relaxed) >= map.version();
+        if !is_swept() && swept_version.fetch_max(map.version(), Ordering::Relaxed) < map.version() {
+            let exists = |shard: ShardId| map.shard(shard).is_some();
+            sessions.retain(exists);
+            writes.retain(exists);
+            reads.retain(exists);
+        }
     }
 
     fn leader(&self, shard: ShardId) -> Option<NodeId> {

@@ -1,9 +1,12 @@
 //! Checkpoints, log truncation, and snapshots.
 //!
 //! Invariants: entries are truncated only when a durable checkpoint covers them; a snapshot is stepped only
-//! when its objects are durable here; at most one job at a time works on a replica's records.
+//! when its objects are durable here; at most one job at a time works on a replica's records; a checkpoint
+//! that would repeat the last one is not made.
 
-use flotilla_consensus::{self as consensus, Role};
+use std::ops::Bound;
+
+use flotilla_consensus::{self as consensus, Follower, Group, Role};
 use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{Checkpoint, LogIndex, Message, NodeId, ReplicaId, Term, Timestamp};
 
@@ -16,6 +19,15 @@ use super::{
 /// follower's pull was lost, or its node has not created the replica yet. A follower that is still pulling
 /// ignores it.
 const SNAPSHOT_RETRY_MS: u64 = 500;
+
+/// What a truncation keeps of the entries that the checkpoint covers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    /// Up to `log_tail_entries`, for followers that lag behind.
+    Kept,
+    /// Only what a follower that responds still needs: the log cannot free space because of the others.
+    Released,
+}
 
 impl<T> Core<T> {
     pub(super) fn on_applied(
@@ -32,6 +44,12 @@ impl<T> Core<T> {
         replica.clock = replica.clock.max(clock);
         replica.unapplied_bytes = replica.unapplied_bytes.saturating_sub(bytes);
         replica.usage = usage;
+        if matches!(replica.checkpointing, Checkpointing::Idle | Checkpointing::Truncating) {
+            // It was measured before a checkpoint was installed, and arrives after it.
+            replica.usage.frozen_bytes = 0;
+        }
+        self.schedule.memtables.set(id, usage.active_bytes);
+        self.schedule.changed.insert(id);
         self.touched.insert(id);
         self.raft.step(consensus::Input::Applied { replica: id, index }, &mut self.raft_effects);
         self.checkpoint_if_due(id, effects);
@@ -46,44 +64,51 @@ impl<T> Core<T> {
         self.step_pending_snapshot(id, effects);
     }
 
+    /// Starts a checkpoint if it is due. One that cannot start yet is scheduled, and starts with a later tick
+    /// or when another one ends.
     fn checkpoint_if_due(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
-        let running = self.replicas.values().filter(|replica| replica.checkpointing != Checkpointing::Idle).count();
+        self.schedule.checkpoints.remove(&id);
         let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if replica.is_checkpoint_current() {
+            replica.checkpoint_wanted = false;
+        }
         let due = replica.checkpoint_wanted
             || replica.usage.active_bytes >= self.config.memtable_bytes_max
             || replica.log_bytes >= self.config.log_bytes_max;
-        if !due
-            || replica.unverified
-            || replica.abandoned
-            || replica.loading
-            || replica.checkpointing != Checkpointing::Idle
-            || running >= self.config.checkpoints_parallel_max
-        {
+        if !due || replica.abandoned || replica.is_checkpoint_current() {
+            return;
+        }
+        if !replica.may_checkpoint() || self.schedule.checkpointing.len() >= self.config.checkpoints_parallel_max {
+            self.schedule.checkpoints.insert(id);
             return;
         }
         replica.checkpointing = Checkpointing::Freezing;
         replica.checkpoint_wanted = false;
         replica.log_bytes = 0;
+        self.schedule.checkpointing.insert(id);
         effects.apply.push(ApplyTask::Freeze { replica: id });
     }
 
     /// Requests a checkpoint of the largest memtable if all together exceed their bound, and starts
     /// checkpoints that had to wait.
     pub(super) fn start_due_checkpoints(&mut self, effects: &mut Effects<T>) {
-        // Usage measured before a checkpoint was installed may arrive after it.
-        for idle in self.replicas.values_mut().filter(|replica| replica.checkpointing == Checkpointing::Idle) {
-            idle.usage.frozen_bytes = 0;
-        }
-        let total: usize = self.replicas.values().map(|replica| replica.usage.active_bytes).sum();
-        if total > self.config.memtables_bytes_max {
-            let idle = self.replicas.values_mut().filter(|replica| replica.checkpointing == Checkpointing::Idle);
-            if let Some(largest) = idle.max_by_key(|replica| replica.usage.active_bytes) {
-                largest.checkpoint_wanted = true;
+        if self.schedule.memtables.total() > self.config.memtables_bytes_max {
+            let may_checkpoint = |id: &ReplicaId| self.replicas.get(id).is_some_and(Replica::may_checkpoint);
+            let largest = self.schedule.memtables.largest_first().find(may_checkpoint);
+            if let Some(id) = largest
+                && let Some(replica) = self.replicas.get_mut(&id)
+            {
+                replica.checkpoint_wanted = true;
+                self.schedule.checkpoints.insert(id);
             }
         }
-        let ids: Vec<_> = self.replicas.keys().copied().collect();
-        for id in ids {
+        let mut next = self.schedule.checkpoints.first().copied();
+        while let Some(id) = next
+            && self.schedule.checkpointing.len() < self.config.checkpoints_parallel_max
+        {
+            self.schedule.visits += 1;
             self.checkpoint_if_due(id, effects);
+            next = self.schedule.checkpoints.range((Bound::Excluded(id), Bound::Unbounded)).next().copied();
         }
     }
 
@@ -94,20 +119,78 @@ impl<T> Core<T> {
         }
     }
 
+    /// The log cannot free space because of this replica. Entries that its checkpoint covers go first: that
+    /// costs one small write, and is enough for a replica that is seldom written to. Named again without such
+    /// entries, it needs a checkpoint, if there is anything to add to the last one.
+    pub(super) fn release_log(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        match replica.checkpointing {
+            Checkpointing::Idle => {}
+            Checkpointing::Freezing | Checkpointing::Building => {
+                replica.releases_log = true;
+                return;
+            }
+            // A truncation is on its way. If it is not enough, the log names the replica again.
+            Checkpointing::Truncating | Checkpointing::Writing | Checkpointing::Installing => return,
+        }
+        if !self.truncate_tail(id, effects)
+            && let Some(replica) = self.replicas.get_mut(&id)
+            && !replica.is_checkpoint_current()
+        {
+            replica.releases_log = true;
+            self.want_checkpoint(id, effects);
+        }
+    }
+
+    /// Truncates the entries that the checkpoint covers and no follower needs. Returns whether there are any.
+    fn truncate_tail(&mut self, id: ReplicaId, effects: &mut Effects<T>) -> bool {
+        let Some(group) = self.raft.group(id) else { return false };
+        let Some(replica) = self.replicas.get_mut(&id) else { return false };
+        if replica.loading || replica.abandoned {
+            return false;
+        }
+        let to = truncation(group, replica.checkpoint, Tail::Released, self.config.log_tail_entries);
+        if to.0 <= group.truncated().0 {
+            return false;
+        }
+        // Nothing else may write this replica's checkpoint or truncation meanwhile.
+        replica.checkpointing = Checkpointing::Truncating;
+        effects.writes.push(Write {
+            write: Some(ReplicaWrite { truncate: Some(to), ..ReplicaWrite::new(id) }),
+            done: Done::Truncated { replica: id, to },
+            after: Vec::new(),
+        });
+        true
+    }
+
+    pub(super) fn on_truncated(&mut self, id: ReplicaId, to: (LogIndex, Term), effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        if replica.checkpointing == Checkpointing::Truncating {
+            replica.checkpointing = Checkpointing::Idle;
+        }
+        self.raft.step(consensus::Input::Truncated { replica: id, to }, &mut self.raft_effects);
+        self.step_pending_snapshot(id, effects);
+        self.checkpoint_if_due(id, effects);
+    }
+
     pub(super) fn on_frozen(&mut self, id: ReplicaId, frozen: bool, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if replica.checkpointing != Checkpointing::Freezing {
             return;
         }
+        self.schedule.changed.insert(id);
         if frozen {
             replica.checkpointing = Checkpointing::Building;
             // The engine reports this with the next entry, but a leader that refuses for lack of memory may
             // see none.
             replica.usage.frozen_bytes += std::mem::take(&mut replica.usage.active_bytes);
+            self.schedule.memtables.set(id, 0);
             effects.background.push(Background::Build { replica: id });
         } else {
             replica.checkpointing = Checkpointing::Idle;
             replica.checkpoint_wanted = true;
+            self.schedule.checkpointing.remove(&id);
+            self.schedule.checkpoints.insert(id);
             self.step_pending_snapshot(id, effects);
         }
     }
@@ -125,15 +208,8 @@ impl<T> Core<T> {
             effects.background.push(Background::Build { replica: id });
             return;
         };
-        let kept_from = checkpoint.position.index.0.saturating_sub(self.config.log_tail_entries);
-        // Only a leader knows what its followers need; other replicas may lead later and keep the whole tail.
-        let slowest = if group.role().0 == Role::Leader {
-            group.status().followers.iter().map(|follower| follower.matched.0).min().unwrap_or(u64::MAX)
-        } else {
-            0
-        };
-        let to = LogIndex(checkpoint.position.index.0.min(slowest.max(kept_from)).max(group.truncated().0.0));
-        let truncate = group.term_of(to).map_or(group.truncated(), |term| (to, term));
+        let tail = if std::mem::take(&mut replica.releases_log) { Tail::Released } else { Tail::Kept };
+        let truncate = truncation(group, checkpoint.position.index, tail, self.config.log_tail_entries);
         replica.checkpointing = Checkpointing::Writing;
         effects.writes.push(Write {
             write: Some(ReplicaWrite {
@@ -156,6 +232,7 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpoint = checkpoint.position.index;
         replica.checkpointing = Checkpointing::Installing;
+        self.schedule.changed.insert(id);
         effects.background.push(Background::InstallCheckpoint { replica: id, checkpoint: checkpoint.clone() });
         let input = consensus::Input::Checkpointed { replica: id, checkpoint, truncate: Some(truncate) };
         self.raft.step(input, &mut self.raft_effects);
@@ -165,6 +242,8 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpointing = Checkpointing::Idle;
         replica.usage.frozen_bytes = 0;
+        self.schedule.checkpointing.remove(&id);
+        self.schedule.changed.insert(id);
         self.step_pending_snapshot(id, effects);
         self.start_due_checkpoints(effects);
     }
@@ -252,15 +331,15 @@ impl<T> Core<T> {
             return;
         };
         replica.checkpoint = checkpoint.position.index;
+        self.schedule.changed.insert(id);
         let shard = replica.shard;
         effects.apply.push(ApplyTask::Open { replica: id, shard, checkpoint, replaces: true });
     }
 
     pub(super) fn retry_snapshots(&mut self) {
-        for (id, replica) in &mut self.replicas {
-            if replica.snapshots_sent.is_empty() {
-                continue;
-            }
+        self.schedule.visits += self.schedule.snapshots.len() as u64;
+        self.schedule.snapshots.retain(|id| {
+            let Some(replica) = self.replicas.get_mut(id) else { return false };
             let followers: Vec<_> = match self.raft.group(*id) {
                 Some(group) if replica.leads() => group.status().followers,
                 _ => Vec::new(),
@@ -279,6 +358,25 @@ impl<T> Core<T> {
                 }
                 !timed_out
             });
-        }
+            !replica.snapshots_sent.is_empty()
+        });
     }
+}
+
+/// The last entry to truncate after a checkpoint at `index`, with its term.
+fn truncation(group: &Group, index: LogIndex, tail: Tail, tail_entries: u64) -> (LogIndex, Term) {
+    let kept_from = index.0.saturating_sub(tail_entries);
+    // Only a leader knows what its followers need.
+    let needed_from = match (group.role().0, tail) {
+        (Role::Leader, _) => {
+            let followers = group.status().followers.into_iter();
+            let needs = |follower: &Follower| tail == Tail::Kept || !group.is_silent(follower.replica);
+            followers.filter(needs).map(|follower| follower.matched.0).min().unwrap_or(u64::MAX)
+        }
+        // It may lead later.
+        (_, Tail::Kept) => 0,
+        (_, Tail::Released) => u64::MAX,
+    };
+    let to = LogIndex(index.0.min(needed_from.max(kept_from)).max(group.truncated().0.0));
+    group.term_of(to).map_or(group.truncated(), |term| (to, term))
 }

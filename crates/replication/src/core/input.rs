@@ -193,8 +193,9 @@ pub enum Input<T> {
         /// The sending and the receiving replica of each message.
         replicas: Vec<(ReplicaId, ReplicaId)>,
     },
-    /// The log cannot reclaim space because of this replica: checkpoint it.
-    WantCheckpoint {
+    /// The log cannot free space because of this replica's oldest entries: truncate what its checkpoint
+    /// covers, or else checkpoint it.
+    ReleaseLog {
         /// The replica.
         replica: ReplicaId,
     },
@@ -264,6 +265,13 @@ pub enum Done {
         checkpoint: Checkpoint,
         /// The last truncated entry.
         truncate: (LogIndex, Term),
+    },
+    /// A truncation without a new checkpoint.
+    Truncated {
+        /// The replica.
+        replica: ReplicaId,
+        /// The last truncated entry.
+        to: (LogIndex, Term),
     },
     /// A tombstone.
     Destroyed {

@@ -13,13 +13,15 @@ mod lease;
 mod outcome;
 mod replica;
 mod requests;
+mod schedule;
+mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin, Role};
+use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin};
 use flotilla_storage::{Log, LogError, LogEvidence, ReplicaLog, ReplicaWrite};
 use flotilla_types::{
     Checkpoint, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position, ReplicaId,
@@ -33,6 +35,8 @@ pub use handshake::first_sequence;
 pub use input::{Answer, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
 pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
+use schedule::Schedule;
+pub use status::StatusUpdates;
 
 /// Bound on the senders that a replica knows from their messages only: replicas that a newer configuration
 /// added.
@@ -48,8 +52,11 @@ pub struct Core<T> {
     replicas: BTreeMap<ReplicaId, Replica<T>>,
     /// The replica that serves a shard here: the newest one that is not abandoned.
     serving: BTreeMap<ShardId, ReplicaId>,
+    /// All replicas by shard.
+    by_shard: BTreeSet<(ShardId, ReplicaId)>,
     /// Replicas whose requests the next flush must process.
     touched: BTreeSet<ReplicaId>,
+    schedule: Schedule,
     handshake: RecoveryHandshake,
     /// Replicas whose tombstone is being written: they must never be created again.
     being_destroyed: BTreeSet<ReplicaId>,
@@ -87,7 +94,9 @@ impl<T> Core<T> {
             raft_effects: consensus::Effects::default(),
             replicas: BTreeMap::new(),
             serving: BTreeMap::new(),
+            by_shard: BTreeSet::new(),
             touched: BTreeSet::new(),
+            schedule: Schedule::default(),
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
             config,
             log,
@@ -147,7 +156,7 @@ impl<T> Core<T> {
                     self.raft.step(consensus::Input::Unreachable { replica, to }, &mut self.raft_effects);
                 }
             }
-            Input::WantCheckpoint { replica } => self.want_checkpoint(replica, effects),
+            Input::ReleaseLog { replica } => self.release_log(replica, effects),
             Input::Broken { replica } => self.abandon(replica, LostReason::Broken, effects),
             Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
             Input::Destroy { replica } => self.destroy(replica, effects),
@@ -175,21 +184,6 @@ impl<T> Core<T> {
             self.start_reads(replica, effects);
         }
         self.drain(effects);
-    }
-
-    /// The status of every replica.
-    #[must_use]
-    pub fn status(&self) -> Vec<ReplicaStatus> {
-        let status = |(replica, state): (&ReplicaId, &Replica<T>)| ReplicaStatus {
-            shard: state.shard,
-            replica: *replica,
-            descriptor: state.descriptor.clone(),
-            group: self.raft.group(*replica).map(flotilla_consensus::Group::status),
-            applied: state.applied,
-            checkpoint: state.checkpoint,
-            usage: state.usage,
-        };
-        self.replicas.iter().map(status).collect()
     }
 
     fn tick(&mut self, effects: &mut Effects<T>) {
@@ -251,6 +245,8 @@ impl<T> Core<T> {
         });
         self.replicas.insert(id, replica);
         self.serving.insert(state.shard, id);
+        self.by_shard.insert((state.shard, id));
+        self.schedule.changed.insert(id);
         if !recovered {
             self.open_group(id, state, effects);
         }
@@ -315,6 +311,9 @@ impl<T> Core<T> {
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
             Self::drop_pending_snapshot(&mut replica, effects);
+            self.by_shard.remove(&(replica.shard, id));
+            self.schedule.remove(id);
+            self.schedule.memtables.set(id, 0);
             self.stop_serving(id, replica.shard);
         }
         effects.writes.push(Write {
@@ -327,9 +326,10 @@ impl<T> Core<T> {
     fn stop_serving(&mut self, id: ReplicaId, shard: ShardId) {
         if self.serving.get(&shard) == Some(&id) {
             self.serving.remove(&shard);
-            let next = self.replicas.iter().rev().find(|(_, other)| other.shard == shard && !other.abandoned);
-            if let Some((other, _)) = next {
-                self.serving.insert(shard, *other);
+            let others = self.by_shard.range((shard, ReplicaId::NONE)..=(shard, ReplicaId(u64::MAX)));
+            let usable = |other: &ReplicaId| self.replicas.get(other).is_some_and(|replica| !replica.abandoned);
+            if let Some(next) = others.rev().map(|(_, other)| *other).find(usable) {
+                self.serving.insert(shard, next);
             }
         }
     }
@@ -352,6 +352,7 @@ impl<T> Core<T> {
         replica.fail_all(RequestError::Stopped, effects);
         Self::drop_pending_snapshot(replica, effects);
         let shard = replica.shard;
+        self.schedule.remove(id);
         self.stop_serving(id, shard);
         effects.notices.push(Notice::Lost { replicas: vec![(shard, id)], reason });
     }
@@ -367,8 +368,7 @@ impl<T> Core<T> {
 
     /// Transfers each leadership to the active voter with the longest matching log.
     fn transfer_leaderships(&mut self) {
-        let led: Vec<_> = self.raft.groups().filter(|group| group.role().0 == Role::Leader).collect();
-        let best = |group: &&consensus::Group| {
+        let best = |group: &consensus::Group| {
             let status = group.status();
             let voters = status.followers.iter().filter(|follower| {
                 follower.recently_active && !follower.in_snapshot && status.conf.voters.contains(&follower.replica)
@@ -376,7 +376,7 @@ impl<T> Core<T> {
             let target = voters.max_by_key(|follower| follower.matched)?.replica;
             Some(consensus::Input::Transfer { replica: group.replica(), to: target })
         };
-        let transfers: Vec<_> = led.iter().filter_map(best).collect();
+        let transfers: Vec<_> = self.raft.led().filter_map(best).collect();
         for transfer in transfers {
             self.raft.step(transfer, &mut self.raft_effects);
         }

@@ -22,6 +22,7 @@ impl<T> Core<T> {
                 Done::Checkpointed { replica, checkpoint, truncate } => {
                     self.on_checkpointed(replica, checkpoint, truncate, effects);
                 }
+                Done::Truncated { replica, to } => self.on_truncated(replica, to, effects),
                 Done::Destroyed { replica } => {
                     self.being_destroyed.remove(&replica);
                     effects.apply.push(ApplyTask::Close { replica });
@@ -88,6 +89,7 @@ impl<T> Core<T> {
         let node = known.or_else(|| replica.routes.get(&message.to).copied())?;
         if message.kind == MessageKind::Snapshot {
             replica.snapshots_sent.insert(message.to, self.now_ms);
+            self.schedule.snapshots.insert(message.from);
         }
         Some(Outgoing { node, shard, message })
     }
@@ -96,6 +98,9 @@ impl<T> Core<T> {
         let after: Vec<_> = persist.after.into_iter().filter_map(|message| self.outgoing(shard, message)).collect();
         let Some(replica) = self.replicas.get_mut(&persist.replica) else { return };
         replica.log_bytes += persist.entries.iter().map(|entry| entry.size_bytes() as u64).sum::<u64>();
+        if replica.log_bytes >= self.config.log_bytes_max {
+            self.schedule.checkpoints.insert(persist.replica);
+        }
         let mut write = ReplicaWrite::new(persist.replica);
         write.hard_state = persist.hard_state;
         write.entries = persist.entries;
@@ -106,6 +111,7 @@ impl<T> Core<T> {
             replica.delivered = checkpoint.position.index;
             replica.log_bytes = 0;
             replica.descriptor = checkpoint.position.descriptor.clone();
+            self.schedule.changed.insert(persist.replica);
         }
         let writes = write.hard_state.is_some() || !write.entries.is_empty() || persist.install.is_some();
         effects.writes.push(Write {
@@ -127,6 +133,8 @@ impl<T> Core<T> {
             // After a restart, the voters of the checkpoint's configuration verify the replica: keep it
             // current.
             replica.checkpoint_wanted = true;
+            self.schedule.checkpoints.insert(id);
+            self.schedule.changed.insert(id);
             if replica.leads() {
                 effects.notices.push(Notice::Descriptor(committed.descriptor.clone()));
             }

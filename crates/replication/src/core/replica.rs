@@ -21,6 +21,8 @@ pub(super) struct ReadRound<T> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Checkpointing {
     Idle,
+    /// No checkpoint is made: only entries that the last one covers are being truncated.
+    Truncating,
     Freezing,
     Building,
     Writing,
@@ -90,6 +92,8 @@ pub(super) struct Replica<T> {
     pub(super) checkpoint: LogIndex,
     pub(super) checkpointing: Checkpointing,
     pub(super) checkpoint_wanted: bool,
+    /// The log cannot free space because of this replica: its next checkpoint keeps no tail of entries.
+    pub(super) releases_log: bool,
     /// Log bytes written since the last checkpoint began.
     pub(super) log_bytes: u64,
     pub(super) pending_snapshot: Option<PendingSnapshot>,
@@ -129,6 +133,7 @@ impl<T> Replica<T> {
             checkpoint: index,
             checkpointing: Checkpointing::Idle,
             checkpoint_wanted: false,
+            releases_log: false,
             log_bytes: 0,
             pending_snapshot: None,
             snapshots_sent: BTreeMap::new(),
@@ -137,6 +142,21 @@ impl<T> Replica<T> {
 
     pub(super) fn leads(&self) -> bool {
         self.role == Role::Leader
+    }
+
+    /// Whether the checkpoint has every entry that was delivered to the state machine: another one would be
+    /// the same.
+    pub(super) fn is_checkpoint_current(&self) -> bool {
+        self.delivered <= self.checkpoint
+    }
+
+    /// Whether a checkpoint can be made now, as far as this replica is concerned.
+    pub(super) fn may_checkpoint(&self) -> bool {
+        !self.unverified
+            && !self.abandoned
+            && !self.loading
+            && self.checkpointing == Checkpointing::Idle
+            && !self.is_checkpoint_current()
     }
 
     /// Whether commands may be proposed: the clock of all earlier entries is known.

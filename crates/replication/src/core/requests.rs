@@ -33,6 +33,7 @@ impl<T> Core<T> {
             replica.pending_bytes += bytes;
             replica.pending.push_back(request);
             self.touched.insert(id);
+            self.schedule.waiting.insert(id);
         }
     }
 
@@ -50,6 +51,7 @@ impl<T> Core<T> {
             replica.reads_waiting += 1;
             replica.reads.push(request);
             self.touched.insert(id);
+            self.schedule.waiting.insert(id);
         }
     }
 
@@ -139,6 +141,7 @@ impl<T> Core<T> {
                 let Some(replica) = self.replicas.get_mut(&id) else { return };
                 let reads = std::mem::take(&mut replica.reads);
                 replica.read_rounds.push_back(ReadRound { context, started_ms: self.now_ms, reads });
+                self.schedule.waiting.insert(id);
             }
             // The first entry of the term is not committed yet; `on_applied` touches the replica again.
             Err(ProposeError::Busy | ProposeError::Configuration) => {}
@@ -189,7 +192,9 @@ impl<T> Core<T> {
     pub(super) fn expire_requests(&mut self, effects: &mut Effects<T>) {
         let now_ms = self.now_ms;
         let retry_ms = READ_RETRY_TICKS * self.config.tick_ms;
-        for (id, replica) in &mut self.replicas {
+        self.schedule.visits += self.schedule.waiting.len() as u64;
+        self.schedule.waiting.retain(|id| {
+            let Some(replica) = self.replicas.get_mut(id) else { return false };
             // Deadlines are nearly in order; one that is queued after a later deadline waits a little longer.
             while replica.pending.front().is_some_and(|request| request.deadline_ms <= now_ms) {
                 if let Some(request) = replica.pending.pop_front() {
@@ -210,7 +215,8 @@ impl<T> Core<T> {
             if !replica.reads.is_empty() || !replica.pending.is_empty() {
                 self.touched.insert(*id);
             }
-        }
+            !replica.reads.is_empty() || !replica.pending.is_empty() || !replica.read_rounds.is_empty()
+        });
     }
 }
 

@@ -121,7 +121,7 @@ impl Shared {
             Ok(holding) if !holding.is_empty() => {
                 tracing::debug!(?holding, "replicas hold back log space");
                 for replica in holding {
-                    self.inbox.send(Input::WantCheckpoint { replica });
+                    self.inbox.send(Input::ReleaseLog { replica });
                 }
             }
             Ok(_) => {}

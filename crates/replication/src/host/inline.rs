@@ -4,7 +4,8 @@
 //! Handing a job over costs two wake-ups and two context switches, often more than the job itself. So a job
 //! runs inline if recent ones were fast and none is queued; otherwise it goes to the thread, and the raft
 //! thread continues. Only a job that is unexpectedly slow blocks the raft thread, and the node is silent for
-//! that time, as if paused.
+//! that time, as if paused. A disk that stalls does so again, however fast it is in between: after each stall
+//! no job runs inline for a while, and longer when the last stall was not long ago.
 //!
 //! Invariant: jobs of one sender run in the order in which it submitted them.
 
@@ -22,6 +23,13 @@ use parking_lot::Mutex;
 const INLINE_MEAN_MAX: Duration = Duration::from_micros(400);
 /// Divisor of the moving average: each duration has a weight of one in this many.
 const MEAN_WEIGHT: u64 = 8;
+/// Duration from which a job is a stall: it delays the heartbeats of every group, which leave every 100 ms by
+/// default.
+const STALL: Duration = Duration::from_millis(100);
+/// Time without inline jobs after the first stall; doubles with each further one.
+const STALL_PAUSE_MIN: Duration = Duration::from_secs(10);
+/// Upper bound of that time. After as much time without a stall, the next one counts as the first again.
+const STALL_PAUSE_MAX: Duration = Duration::from_secs(640);
 
 /// Performs the jobs of an executor.
 pub(super) trait Worker: Send {
@@ -57,13 +65,42 @@ pub(super) struct InlineExecutor<W: Worker> {
     /// Jobs that are queued, or were taken from the queue and are not done yet.
     queued: AtomicUsize,
     mean_ns: AtomicU64,
+    created: Instant,
+    stalls: Mutex<Stalls>,
+    /// No job runs inline before this time, milliseconds since `created`.
+    inline_from_ms: AtomicU64,
+}
+
+/// How long jobs stay off the raft thread because earlier ones stalled. Times count from any fixed moment.
+#[derive(Debug, Default)]
+struct Stalls {
+    last: Option<Duration>,
+    pause: Duration,
+}
+
+impl Stalls {
+    /// Counts a stall that has just ended. Returns until when no job runs inline.
+    fn stalled(&mut self, now: Duration) -> Duration {
+        let repeated = self.last.is_some_and(|last| now.saturating_sub(last) < STALL_PAUSE_MAX);
+        self.pause = if repeated { (2 * self.pause).min(STALL_PAUSE_MAX) } else { STALL_PAUSE_MIN };
+        self.last = Some(now);
+        now + self.pause
+    }
 }
 
 impl<W: Worker> InlineExecutor<W> {
     pub(super) fn new(worker: W) -> Self {
         let (queue, jobs) = mpsc::channel();
-        let (queued, mean_ns) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { worker: Mutex::new(worker), queue, jobs: Mutex::new(jobs), queued, mean_ns }
+        Self {
+            worker: Mutex::new(worker),
+            queue,
+            jobs: Mutex::new(jobs),
+            queued: AtomicUsize::new(0),
+            mean_ns: AtomicU64::new(0),
+            created: Instant::now(),
+            stalls: Mutex::default(),
+            inline_from_ms: AtomicU64::new(0),
+        }
     }
 
     /// Queues a job for the thread.
@@ -80,8 +117,7 @@ impl<W: Worker> InlineExecutor<W> {
     /// Runs a job inline if that is likely fast, else queues it. Returns `false` if the worker ended while
     /// running it.
     pub(super) fn run_or_enqueue(&self, job: W::Job) -> bool {
-        let is_fast = u128::from(self.mean_ns.load(Ordering::Relaxed)) < INLINE_MEAN_MAX.as_nanos();
-        if is_fast
+        if self.expects_fast(self.created.elapsed())
             && W::may_run_inline(&job)
             && self.queued.load(Ordering::Acquire) == 0
             && let Some(mut worker) = self.worker.try_lock()
@@ -90,6 +126,12 @@ impl<W: Worker> InlineExecutor<W> {
         }
         self.enqueue(job);
         true
+    }
+
+    /// Whether recent jobs were fast and none has stalled lately.
+    fn expects_fast(&self, now: Duration) -> bool {
+        u128::from(self.mean_ns.load(Ordering::Relaxed)) < INLINE_MEAN_MAX.as_nanos()
+            && now.as_millis() >= u128::from(self.inline_from_ms.load(Ordering::Relaxed))
     }
 
     /// The body of the thread: runs queued jobs until the executor is closed or the worker ends.
@@ -117,13 +159,17 @@ impl<W: Worker> InlineExecutor<W> {
         let start = Instant::now();
         let progress = worker.work(jobs);
         if progress == Progress::Done {
-            self.record_duration(start.elapsed());
+            self.record_duration(start.elapsed(), self.created.elapsed());
         }
         progress != Progress::Ended
     }
 
-    /// Adds a duration to the moving average. The caller must hold the worker's lock.
-    fn record_duration(&self, duration: Duration) {
+    /// Adds a duration to the moving average, and counts a stall. The caller must hold the worker's lock.
+    fn record_duration(&self, duration: Duration, now: Duration) {
+        if duration >= STALL {
+            let inline_from = self.stalls.lock().stalled(now);
+            self.inline_from_ms.store(u64::try_from(inline_from.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
         let duration_ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let mean_ns = self.mean_ns.load(Ordering::Relaxed);
         self.mean_ns.store(mean_ns - mean_ns / MEAN_WEIGHT + duration_ns / MEAN_WEIGHT, Ordering::Relaxed);
@@ -182,7 +228,7 @@ mod tests {
 
     /// Resets the mean to about zero, whatever was slow before.
     fn record_fast_jobs(executor: &InlineExecutor<Recorder>) {
-        (0..16 * MEAN_WEIGHT).for_each(|_| executor.record_duration(Duration::ZERO));
+        (0..16 * MEAN_WEIGHT).for_each(|_| executor.record_duration(Duration::ZERO, executor.created.elapsed()));
     }
 
     /// Runs the executor's thread until it ends.
@@ -250,6 +296,35 @@ mod tests {
         }
         assert!(executor.run_or_enqueue(1));
         assert_eq!(done.lock().last().map(|(_, job)| *job), Some(TRIVIAL), "the next job is queued");
+    }
+
+    #[test]
+    fn a_disk_that_stalls_every_half_minute_gets_no_inline_jobs_however_fast_it_is_in_between() {
+        let (executor, _) = executor();
+        let (mut inline, mut now) = (Vec::new(), Duration::ZERO);
+        for _ in 0..20 {
+            executor.record_duration(Duration::from_secs(1), now);
+            // Fast jobs for half a minute, one every 10 ms.
+            let fast = (0..3_000).filter(|_| {
+                now += Duration::from_millis(10);
+                executor.record_duration(Duration::from_micros(100), now);
+                executor.expects_fast(now)
+            });
+            inline.push(fast.count());
+        }
+        assert!(inline[0] > 0 && inline[1] > 0, "one stall is forgiven: {inline:?}");
+        assert!(inline[2..].iter().all(|jobs| *jobs == 0), "no job is at risk of the next stall: {inline:?}");
+        assert!(executor.expects_fast(now + STALL_PAUSE_MAX), "a disk that has recovered is trusted again");
+    }
+
+    #[test]
+    fn stalls_far_apart_are_each_the_first() {
+        let mut stalls = Stalls::default();
+        let mut now = Duration::ZERO;
+        for _ in 0..5 {
+            assert_eq!(stalls.stalled(now), now + STALL_PAUSE_MIN);
+            now += STALL_PAUSE_MAX;
+        }
     }
 
     #[test]

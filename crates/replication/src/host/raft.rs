@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use flotilla_consensus::Role;
 use flotilla_failpoints::{Place, reached};
 use parking_lot::RwLock;
 
@@ -134,15 +133,17 @@ impl Raft {
         }
     }
 
-    fn publish_status(&self) {
-        let status = self.core.status();
-        let shared = status.iter().filter_map(|replica| replica.group.as_ref());
-        let led = shared.filter(|group| group.role == Role::Leader && group.conf.voters.len() > 1).count();
-        self.transferable_leaderships.store(led, Ordering::Relaxed);
+    fn publish_status(&mut self) {
+        let updates = self.core.status_updates(&self.status.read());
+        self.transferable_leaderships.store(self.core.transferable_leaderships(), Ordering::Relaxed);
+        if !updates.is_empty() {
+            // Copies the list only while a reader still holds the last one.
+            updates.apply(Arc::make_mut(&mut self.status.write()));
+        }
+        metrics::counter!("flotilla_tick_visits_total").absolute(self.core.visits());
         let reads = self.core.read_counts();
         metrics::counter!("flotilla_reads_by_lease_total").absolute(reads.by_lease);
         metrics::counter!("flotilla_reads_by_round_total").absolute(reads.by_round);
-        *self.status.write() = Arc::new(status);
     }
 }
 

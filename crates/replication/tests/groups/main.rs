@@ -5,4 +5,6 @@ mod hostile;
 mod leases;
 mod losses;
 mod membership;
+mod release;
 mod serving;
+mod ticks;

@@ -15,7 +15,7 @@ fn a_new_learner_catches_up_by_snapshot_after_truncation() {
             world.leader().is_some_and(|(_, leader)| leader.group.is_some_and(|group| group.truncated.0 > 10))
         });
         world.add_learners(&[(ReplicaId(2), NodeId(2))]);
-        assert!(world.checks.installed.contains(&ReplicaId(2)));
+        world.run_until(5_000, "a snapshot", |world| world.checks.installed.contains(&ReplicaId(2)));
         world.run_ms(500);
         world.finish();
         assert_eq!(world.applied_by().len(), 2);

@@ -27,6 +27,9 @@ pub(super) enum ApplyJob {
     Loaded(Load, Result<(), EngineError>),
 }
 
+/// Ticks between two replicas of a node that hold back its log, on average.
+const LOG_RELEASE_TICKS: u32 = 100;
+
 /// A pull in flight.
 pub(super) struct Pulling {
     replica: ReplicaId,
@@ -40,6 +43,17 @@ impl World {
         if !std::mem::replace(&mut running.wake_scheduled, true) {
             let delay_us = self.rng.random_range(10..200);
             self.schedule_on(node, delay_us, NodeEvent::Wake);
+        }
+    }
+
+    /// Now and then the log cannot free space because of some replica.
+    pub(super) fn release_some_log(&mut self, node: &Node, running: &mut Running) {
+        if self.rng.random_ratio(1, LOG_RELEASE_TICKS) {
+            let replicas = running.core.status();
+            if !replicas.is_empty() {
+                let replica = replicas[self.rng.random_range(0..replicas.len())].replica;
+                self.enqueue(node, running, Input::ReleaseLog { replica });
+            }
         }
     }
 

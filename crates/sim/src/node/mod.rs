@@ -321,6 +321,7 @@ impl World {
         self.with_node(id, |world, node, running| match event {
             NodeEvent::Tick => {
                 world.enqueue(node, running, Input::Tick);
+                world.release_some_log(node, running);
                 let tick_us = node.clock.true_us(world.config.tick_ms);
                 world.schedule_on(node, tick_us, NodeEvent::Tick);
             }

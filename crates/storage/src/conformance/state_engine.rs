@@ -10,7 +10,7 @@ use super::{
     model::{Choices, Model},
     position,
 };
-use crate::{EngineError, StateEngine, WriteSet};
+use crate::{EngineError, ScanBounds, StateEngine, WriteSet};
 
 type Open<'a> = dyn FnMut() -> Box<dyn StateEngine> + 'a;
 
@@ -31,6 +31,7 @@ pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
     an_empty_memtable_may_be_checkpointed(open);
     scans_merge_all_layers(open);
     scans_stop_at_their_bounds(open);
+    pages_of_a_scan_are_bounded_by_what_they_examine(open);
     reopening_and_replaying_equals_never_crashing(open);
     a_crash_before_or_after_the_pointer_write_loses_nothing(open);
     many_flushes_keep_every_record_and_object(open);
@@ -271,6 +272,38 @@ fn scans_stop_at_their_bounds(open: &mut Open<'_>) {
     assert_eq!(test.scan("", "", 10, 6).len(), 2, "stops once the bytes are collected");
     assert_eq!(test.scan("", "", 10, 10).len(), 2);
     assert_eq!(test.scan("", "", 10, 11).len(), 3);
+}
+
+fn pages_of_a_scan_are_bounded_by_what_they_examine(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 240);
+    let keys: Vec<String> = (10..70).map(|number| number.to_string()).collect();
+    for (number, key) in keys.iter().enumerate() {
+        test.write(&[(key, Some("1"))]);
+        // Records and deletions end up in the base, in runs, frozen and in the memtable.
+        if number % 20 == 19 {
+            test.flush("");
+            test.write(&keys[number - 15..number - 5].iter().map(|key| (&**key, None)).collect::<Vec<_>>());
+        }
+    }
+    assert!(test.freeze(""));
+    test.write(&[("15", Some("2")), ("30", None)]);
+    let reader = test.engine().reader(test.replica).expect("an open replica is readable");
+    for examined_max in [1, 2, 7, 1_000] {
+        let (mut range, mut found, mut more) = (KeyRange { start: bytes("12"), end: bytes("68") }, Vec::new(), true);
+        while more {
+            let bounds = ScanBounds { items_max: 5, bytes_max: 1_000, examined_max };
+            let page = reader.scan_page(&range, bounds).expect("an open replica is readable");
+            assert!((page.items.len()..=examined_max).contains(&page.examined), "{page:?}");
+            assert!(page.items.len() <= 5, "{page:?}");
+            more = page.next.is_some();
+            if let Some(next) = page.next {
+                assert!(next > range.start && page.items.iter().all(|(key, _)| *key < next), "progress without gaps");
+                range.start = next;
+            }
+            found.extend(page.items);
+        }
+        assert_eq!(found, test.scan("12", "68", usize::MAX, usize::MAX), "{examined_max}");
+    }
 }
 
 fn reopening_and_replaying_equals_never_crashing(open: &mut Open<'_>) {

@@ -78,6 +78,8 @@ pub(crate) struct World {
     pub apply_us_max: u64,
     /// Rate of background jobs that take up to a second and a half.
     pub work_slow_per_mille: u32,
+    /// Rate at which, ten times a second, the log of a node cannot free space because of one of its replicas.
+    pub log_release_per_mille: u32,
     pub clients: Vec<Client>,
     pub checks: Checks,
     /// Desired replicas: node, descriptor, and whether it is a founder.
@@ -105,6 +107,7 @@ impl World {
             disk_us_max: 2_000,
             apply_us_max: 300,
             work_slow_per_mille: 2,
+            log_release_per_mille: 100,
             clients: Vec::new(),
             checks: Checks::default(),
             desired: BTreeMap::new(),

@@ -44,6 +44,8 @@ pub(crate) struct Node {
 /// The volatile state of a running node.
 pub(crate) struct Running {
     pub core: Core<u64>,
+    /// The status of its replicas, published by updates.
+    published: Vec<ReplicaStatus>,
     applier: Applier<u64>,
     inbox: Vec<Input<u64>>,
     awake: bool,
@@ -167,6 +169,7 @@ impl World {
         node.running = Some(Box::new(Running {
             core,
             applier: Applier::new(engine, machines),
+            published: Vec::new(),
             inbox: Vec::new(),
             awake: false,
             wal: Wal {
@@ -296,7 +299,11 @@ impl World {
             running.core.step(self.now_ms(), wall_ms, input, &mut effects);
         }
         running.core.flush(self.now_ms(), &mut effects);
-        self.checks.status(node.id, node.life, &running.core.status());
+        let status = running.core.status();
+        let updates = running.core.status_updates(&running.published);
+        updates.apply(&mut running.published);
+        assert_eq!(running.published, status, "{}: the published status", node.id);
+        self.checks.status(node.id, node.life, &status);
         self.checks.leases(node.id, &running.core.leases(self.now_ms()));
         for other in self.nodes.values() {
             if let Some(running) = &other.running {

@@ -54,6 +54,15 @@ impl World {
                 self.input(node, Input::Create { replica, descriptor, founding });
             }
         }
+        if self.rng.random_range(0..1_000) >= self.log_release_per_mille {
+            return;
+        }
+        let node = NodeId(self.rng.random_range(1..=self.nodes.len() as u64));
+        let replicas = self.nodes[&node].status();
+        if !replicas.is_empty() {
+            let replica = replicas[self.rng.random_range(0..replicas.len())].replica;
+            self.input(node, Input::ReleaseLog { replica });
+        }
     }
 
     /// The leader of the highest term among running nodes.
