@@ -20,7 +20,10 @@ mod replace;
 pub use bounds::ReplicaBounds;
 pub use engine::{EngineError, StateEngine, StateReader, Usage, WriteSet};
 pub use log::{Log, LogBatch, LogError, PeerSequence, ReplicaLog, ReplicaWrite};
-pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
+pub use machine::{
+    ApplyContext, MachineError, ReadContext, StateMachine, VersionNeed, switch_command, switched_version, version_byte,
+    version_need,
+};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;

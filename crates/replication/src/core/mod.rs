@@ -13,6 +13,7 @@ mod lease;
 mod outcome;
 mod replica;
 mod requests;
+mod versions;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,8 +23,8 @@ use std::{
 use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin, Role};
 use flotilla_storage::{Log, LogError, ReplicaLog, ReplicaWrite};
 use flotilla_types::{
-    Checkpoint, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position, ReplicaId,
-    ReplicaRole, ShardDescriptor, ShardId, Term,
+    Checkpoint, ClusterVersion, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
 };
 
 use crate::HostConfig;
@@ -48,6 +49,10 @@ pub struct Core<T> {
     replicas: BTreeMap<ReplicaId, Replica<T>>,
     /// The replica that serves a shard here: the newest one that is not abandoned.
     serving: BTreeMap<ShardId, ReplicaId>,
+    /// The cluster version in force.
+    cluster_version: ClusterVersion,
+    /// Replicas whose state machines are at an earlier version than the one in force.
+    to_switch: BTreeSet<ReplicaId>,
     /// Replicas whose requests the next flush must process.
     touched: BTreeSet<ReplicaId>,
     handshake: RecoveryHandshake,
@@ -81,6 +86,8 @@ impl<T> Core<T> {
             raft_effects: consensus::Effects::default(),
             replicas: BTreeMap::new(),
             serving: BTreeMap::new(),
+            cluster_version: ClusterVersion::FIRST,
+            to_switch: BTreeSet::new(),
             touched: BTreeSet::new(),
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), log.peer_sequences()),
             config,
@@ -111,15 +118,20 @@ impl<T> Core<T> {
             Input::Tick => self.tick(effects),
             Input::Raft { from, shard, message } => self.receive(from, shard, message, effects),
             Input::NodeHeartbeat { from, heartbeat } => self.on_node_heartbeat(from, heartbeat, effects),
+            Input::ClusterVersion(version) => self.on_cluster_version(version),
             Input::Peers(peers) => self.handshake.set_peers(peers),
             Input::Peer { node, connected } => self.on_peer_changed(node, connected, effects),
             Input::Propose(request) => self.propose(request, effects),
             Input::Read(request, freshness) => self.read(request, freshness, effects),
             Input::Written { sequence, done } => self.on_written(sequence, done, effects),
-            Input::Applied { replica, index, clock, bytes, usage } => {
+            Input::Applied { replica, index, clock, version, bytes, usage } => {
+                self.on_machine_version(replica, version);
                 self.on_applied(replica, index, clock, bytes, usage, effects);
             }
-            Input::Opened { replica, index, clock } => self.on_opened(replica, index, clock, effects),
+            Input::Opened { replica, index, clock, version } => {
+                self.on_machine_version(replica, version);
+                self.on_opened(replica, index, clock, effects);
+            }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
             Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
             Input::CheckpointInstalled { replica } => self.on_checkpoint_installed(replica, effects),
@@ -159,6 +171,7 @@ impl<T> Core<T> {
     pub fn flush(&mut self, now_ms: u64, effects: &mut Effects<T>) {
         self.now_ms = now_ms;
         while let Some(replica) = self.touched.pop_first() {
+            self.propose_switch(replica);
             self.propose_pending(replica, effects);
             self.start_reads(replica, effects);
         }
@@ -174,6 +187,7 @@ impl<T> Core<T> {
             descriptor: state.descriptor.clone(),
             group: self.raft.group(*replica).map(flotilla_consensus::Group::status),
             applied: state.applied,
+            version: state.version,
             checkpoint: state.checkpoint,
             usage: state.usage,
         };
@@ -188,6 +202,8 @@ impl<T> Core<T> {
         self.start_due_checkpoints(effects);
         if self.ticks.is_multiple_of(self.config.node_heartbeat_ticks) {
             self.send_node_heartbeats(effects);
+            // A switch that could not be proposed, or was lost with its leader, is proposed again.
+            self.touched.extend(&self.to_switch);
             if self.stepping_down {
                 self.transfer_leaderships();
             }

@@ -6,3 +6,4 @@ mod leases;
 mod losses;
 mod membership;
 mod serving;
+mod versions;
