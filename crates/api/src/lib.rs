@@ -26,11 +26,13 @@ pub use limits::{
     BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX, TIMEOUT_MS_DEFAULT,
     TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
 };
-pub use operator::{InvalidTokenId, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList};
+pub use operator::{
+    InvalidTokenId, NodeUpgrade, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList, UpgradeStatus,
+};
 pub use problem::{Problem, ProblemType};
 pub use status::{
     ClusterStatus, DigestList, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo,
-    PeerState, RecordsDigest, ReplicaDigest, ReplicaInfo, ShardInfo,
+    PeerState, RecordsDigest, ReplicaDigest, ReplicaInfo, ShardInfo, Versions,
 };
 pub use text::{Encoding, TextError};
 

@@ -1,7 +1,8 @@
-//! Cluster settings and join tokens.
+//! Cluster settings, join tokens and the cluster version.
 
 use std::{fmt, str::FromStr};
 
+use flotilla_types::NodeId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// A cluster-wide setting. All are whole numbers.
@@ -30,6 +31,38 @@ pub struct SettingList {
 pub struct SettingRequest {
     /// The new value.
     pub value: u64,
+}
+
+/// Answer to `GET` and `POST /v1/cluster/upgrade`: the cluster version, and who keeps it from rising.
+///
+/// The version fixes which formats and meanings of replicated data are in force. New binaries work at the old
+/// version until an operator finishes the upgrade; from then on, old binaries cannot take part any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeStatus {
+    /// The version in force.
+    pub cluster_version: u32,
+    /// The version that `POST` would put in force; absent when the answering node's binary supports no later
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u32>,
+    /// Whether every node is ready for it.
+    pub ready: bool,
+    /// The nodes that are part of the cluster, in the order of their ids.
+    pub nodes: Vec<NodeUpgrade>,
+}
+
+/// One node's part in an upgrade.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeUpgrade {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The versions that its binary supports, if the answering node has seen it since it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<crate::Versions>,
+    /// Whether it was seen, since its last recorded start, with a binary that supports the next version.
+    pub ready: bool,
 }
 
 /// Id of a join token; not a secret. In JSON and in paths it is 16 hexadecimal digits, because many readers

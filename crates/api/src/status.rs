@@ -15,6 +15,9 @@ pub struct ClusterStatus {
     pub node: NodeId,
     /// Its software version.
     pub version: String,
+    /// The cluster version in force (see [`crate::UpgradeStatus`]); 0 from nodes that do not report it.
+    #[serde(default)]
+    pub cluster_version: u32,
     /// When it started, in Unix milliseconds.
     pub started_ms: u64,
     /// Whether it is draining.
@@ -75,6 +78,18 @@ pub struct NodeInfo {
     pub replicas: u32,
     /// Number of shards that it leads, as far as is known.
     pub leaders: u32,
+    /// The cluster versions that its binary supports, if the answering node has seen it since it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<Versions>,
+}
+
+/// A range of cluster versions that a binary supports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// The lowest.
+    pub min: u32,
+    /// The highest.
+    pub max: u32,
 }
 
 /// State of a node in the metadata.
@@ -292,6 +307,7 @@ mod tests {
             cluster_id: ClusterId([0xab; 16]),
             node: NodeId(7),
             version: "0.1.0".to_owned(),
+            cluster_version: 2,
             started_ms: 1,
             draining: false,
             metadata_leader: None,

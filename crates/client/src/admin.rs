@@ -2,7 +2,7 @@
 
 use flotilla_api::{
     ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, Setting, SettingList,
-    SettingRequest, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest,
+    SettingRequest, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::NodeId;
 use reqwest::Method;
@@ -94,6 +94,22 @@ impl Client {
     pub async fn put_setting(&self, key: &str, value: u64) -> Result<Setting, ClientError> {
         let path = format!("/v1/cluster/settings/{}", url::encode(key.as_bytes()));
         self.call(Call::write(Method::PUT, path).json(&SettingRequest { value })).await?.json()
+    }
+
+    /// The cluster version and which nodes are ready for the next one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn upgrade_status(&self) -> Result<UpgradeStatus, ClientError> {
+        self.call(Call::read(Method::GET, "/v1/cluster/upgrade")).await?.json()
+    }
+
+    /// Puts the next cluster version in force, if every node is ready for it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn finish_upgrade(&self) -> Result<UpgradeStatus, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/cluster/upgrade")).await?.json()
     }
 
     /// Removes a node permanently. `force` also removes one that is alive or holds replicas.

@@ -65,6 +65,7 @@ pub fn notices(
             events(Event::Lost { replicas: replicas.clone(), reason });
             let _ = lost.send(Lost { replicas, reason });
         }
+        Notice::PeerVersions { node, incarnation, versions } => topology.observe_versions(node, incarnation, versions),
         Notice::Leader { .. } | Notice::Descriptor(_) | Notice::Destroyed { .. } => {}
     };
     (Box::new(forward), losses)
@@ -80,6 +81,7 @@ pub struct Control {
 impl Control {
     /// Starts the loops on the current runtime.
     pub fn start(parts: ControlParts) -> Result<Self, flotilla_membership::ConfigError> {
+        parts.topology.observe_versions(parts.me.node, parts.me.incarnation, parts.me.versions);
         let shards = Shards::new(parts.topology.clone(), parts.host.clone(), parts.network.clone());
         let (gossip, messages) = gossip::channel();
         let me = Member { node: parts.me.node, addr: parts.listen, generation: parts.me.incarnation.0 };

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flotilla_meta::Feed;
+use flotilla_meta::{CodecError, Feed, FeedError};
 use flotilla_transport::Class;
 use flotilla_types::NodeId;
 
@@ -21,6 +21,11 @@ pub(crate) async fn follow(context: Arc<Context>) {
                 match fetch(&context, source, request, Duration::from_millis(timeout_ms)).await {
                     Some(feed) => match follower.on_answer(&feed) {
                         Ok(meta) => context.topology.offer(meta),
+                        Err(FeedError::Codec(CodecError::Version { found, known })) => tracing::error!(
+                            %source,
+                            "the metadata has version {found} and this binary supports {known}: \
+                             install a binary that supports version {found} and start the node again"
+                        ),
                         Err(error) => tracing::debug!(%source, %error, "the metadata feed restarts from a snapshot"),
                     },
                     None => follower.on_failure(),

@@ -151,6 +151,7 @@ impl Context {
             Action::FetchMeta => return self.fetch_meta().await,
             Action::Connect { node, addr } => self.network.set_peer(node, addr),
             Action::Disconnect { node } => self.network.remove_peer(node),
+            Action::SetClusterVersion(version) => self.host.set_cluster_version(version),
             Action::SetHeartbeatPeers { peers } => self.host.set_peers(peers),
             Action::AddMember { node, addr } => {
                 self.gossip.input(Input::Announce(Member { node, addr, generation: 0 }));

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use flotilla_membership::NodeState;
-use flotilla_meta::MetaState;
+use flotilla_meta::{MetaState, SeenNode};
 use flotilla_placement::ShardMap;
-use flotilla_types::{NodeId, ShardId, Term};
+use flotilla_types::{Incarnation, NodeId, ShardId, Term, VersionRange};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -92,6 +92,17 @@ impl Topology {
         {
             self.hints_moved.send_modify(|moves| *moves += 1);
         }
+    }
+
+    /// Records a start of a node and which cluster versions its binary supports.
+    pub fn observe_versions(&self, node: NodeId, incarnation: Incarnation, versions: VersionRange) {
+        self.cluster.write().observe_versions(node, incarnation, versions);
+    }
+
+    /// Every node that was seen since this node started, with its last start.
+    #[must_use]
+    pub fn seen(&self) -> Vec<SeenNode> {
+        self.cluster.read().seen()
     }
 
     /// Returns once a shard has another leader than `node`.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use flotilla_api::{
     Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Setting, TokenId, TokenInfo, TokenReply,
-    TokenRequest,
+    TokenRequest, UpgradeStatus,
 };
 use flotilla_types::NodeId;
 use futures_util::future::BoxFuture;
@@ -56,6 +56,9 @@ pub trait Admin: Send + Sync + 'static {
     /// The join tokens, in the order of their ids. Never waits.
     fn list_tokens(&self) -> Vec<TokenInfo>;
 
+    /// The cluster version and which nodes are ready for the next one. Never waits.
+    fn upgrade_status(&self) -> UpgradeStatus;
+
     /// The conditions under which the node can serve, and whether they hold. Never waits.
     fn readiness(&self) -> Vec<Check>;
 
@@ -91,6 +94,10 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Changes a setting and returns it.
     fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, Setting>;
+
+    /// Puts the next cluster version in force, if every node is ready for it; does nothing if this node's binary
+    /// supports no later one.
+    fn finish_upgrade(&self, deadline: Instant) -> AdminFuture<'_, UpgradeStatus>;
 
     /// Removes a node permanently. `force` also removes one that is alive, or that still holds replicas.
     fn remove_node(&self, node: NodeId, force: bool, deadline: Instant) -> AdminFuture<'_, ()>;

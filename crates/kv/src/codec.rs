@@ -12,6 +12,7 @@ mod outcome;
 mod query;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flotilla_types::VersionRange;
 use prost::{
     Message,
     encoding::{DecodeContext, decode_key, skip_field},
@@ -21,8 +22,12 @@ pub use command::{decode_command, encode_command};
 pub use outcome::{decode_outcome, encode_outcome};
 pub use query::{decode_answer, decode_query, encode_answer, encode_query};
 
-/// The format that this crate writes, and the newest it reads.
+/// The format of all messages but the switch of a machine to a later version, and that of a system state
+/// after a switch.
 pub const FORMAT_VERSION: u8 = 1;
+
+/// The newest version byte that this crate reads: the highest cluster version of this binary.
+const NEWEST_VERSION: u8 = VersionRange::SUPPORTED.max.0 as u8;
 
 /// The highest version byte that will ever be used. Higher ones are malformed rather than newer, and need not
 /// stop a replica.
@@ -56,8 +61,13 @@ pub enum DecodeError {
 
 /// Encodes the version and the message.
 pub(crate) fn seal(message: &impl Message) -> Bytes {
+    seal_at(FORMAT_VERSION, message)
+}
+
+/// As [`seal`], with another version byte.
+pub(crate) fn seal_at(version: u8, message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::with_capacity(1 + message.encoded_len());
-    bytes.put_u8(FORMAT_VERSION);
+    bytes.put_u8(version);
     message.encode(&mut bytes).expect("a growable buffer fits any message");
     bytes.freeze()
 }
@@ -70,12 +80,13 @@ pub(crate) fn unseal<M: Message + Default>(what: &'static str, mut bytes: Bytes)
     M::decode(bytes).map_err(|_| DecodeError::Malformed(what))
 }
 
-/// Whether bytes that start with `version` can be read here.
+/// Whether bytes that start with `version` are a message of format 1. Messages of later formats, which this
+/// binary reads too, are not: their readers look at the version first.
 pub(crate) fn check_version(what: &'static str, version: Option<u8>) -> Result<(), DecodeError> {
     match version {
         Some(FORMAT_VERSION) => Ok(()),
-        Some(newer @ FORMAT_VERSION..=FORMAT_VERSION_MAX) => {
-            Err(DecodeError::Version { found: newer.into(), known: FORMAT_VERSION.into() })
+        Some(newer @ FORMAT_VERSION..=FORMAT_VERSION_MAX) if newer > NEWEST_VERSION => {
+            Err(DecodeError::Version { found: newer.into(), known: NEWEST_VERSION.into() })
         }
         _ => Err(DecodeError::Malformed(what)),
     }
@@ -106,7 +117,8 @@ mod tests {
         let decode = |bytes: &'static [u8]| decode_command(Bytes::from_static(bytes));
         assert_eq!(decode(b""), Err(DecodeError::Malformed("command")));
         assert_eq!(decode(b"\x00"), Err(DecodeError::Malformed("command")));
-        assert_eq!(decode(b"\x02"), Err(DecodeError::Version { found: 2, known: 1 }));
+        assert_eq!(decode(b"\x02"), Err(DecodeError::Malformed("command")), "version 2 has only the switch");
+        assert_eq!(decode(b"\x03"), Err(DecodeError::Version { found: 3, known: 2 }));
         assert_eq!(decode(b"\xff"), Err(DecodeError::Malformed("command")));
     }
 

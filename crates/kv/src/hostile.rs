@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
 use flotilla_storage::{MachineError, StateMachine, WriteSet};
-use flotilla_types::{KeyRange, SessionId, Timestamp};
+use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp};
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::{
@@ -137,12 +137,15 @@ fn hostile_system_states_are_refused_or_round_trip() {
         for (session, sequence, expires_at_ms, outcome) in remembered {
             sessions.remember(SessionId(session), sequence, 0, expires_at_ms, &Bytes::from(outcome));
         }
-        System { clock: Timestamp(clock), records: number, bytes: number, expiring: number }.encode(&sessions)
+        let version = ClusterVersion(1 + (number % 2) as u32);
+        System { version, clock: Timestamp(clock), records: number, bytes: number, expiring: number }.encode(&sessions)
     });
     attack(500, mutated(valid), |bytes| {
         if let Ok((system, mut sessions)) = MESSAGES.of(bytes.len(), || System::decode(&bytes)) {
             let encoded = system.encode(&sessions);
-            assert!(System::decode(&encoded).is_ok() && (bytes.is_empty() || encoded[0] == FORMAT_VERSION));
+            assert!(
+                System::decode(&encoded).is_ok() && (bytes.is_empty() || (FORMAT_VERSION..=2).contains(&encoded[0]))
+            );
             sessions.expire(u64::MAX);
         }
         let mut machine = KvMachine::new(Limits::default());

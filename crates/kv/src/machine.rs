@@ -5,11 +5,16 @@
 //! remember its outcome. Expiry therefore takes effect only through the log, at the same entry on every
 //! replica.
 //!
+//! What a command means depends on the machine's version, which a command of its own log raises: so all replicas
+//! change the meaning at the same entry, whatever binaries their nodes run.
+//!
 //! It knows nothing of Raft, networks or disks, and reads no clock.
 
 use bytes::Bytes;
-use flotilla_storage::{ApplyContext, MachineError, Overlay, ReadContext, StateMachine, StateReader, WriteSet};
-use flotilla_types::{KeyRange, SessionId, Timestamp};
+use flotilla_storage::{
+    ApplyContext, MachineError, Overlay, ReadContext, StateMachine, StateReader, WriteSet, switched_version,
+};
+use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp, VersionRange};
 
 use crate::{
     Answer, Command, DecodeError, Limits, Outcome, Refusal,
@@ -26,6 +31,11 @@ use crate::{
 /// expiring records than it has operations, so removal keeps up with writes.
 const REMOVALS_PER_ENTRY: usize = 16;
 
+/// How long after its command's entry a session is remembered at most, in milliseconds, from
+/// [`ClusterVersion::BOUNDED_SESSIONS`] on. A duplicate that arrives later is applied again, so senders stop
+/// repeating a command long before: gateways after a minute.
+const SESSION_MS_MAX: u64 = 3_600_000;
+
 /// Records read at once when the index of expiring records is rebuilt.
 const REBUILD_BATCH_ITEMS: usize = 4_096;
 /// Bytes read at once when the index of expiring records is rebuilt.
@@ -37,6 +47,8 @@ const REBUILD_BATCH_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub struct KvMachine {
     limits: Limits,
+    /// The version that its log has switched to.
+    version: ClusterVersion,
     /// Timestamp of the last applied entry.
     clock: Timestamp,
     sessions: Sessions,
@@ -47,7 +59,13 @@ impl KvMachine {
     /// A machine for a new replica. `limits` must be valid, and the same on every node of the cluster.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, clock: Timestamp::ZERO, sessions: Sessions::default(), stats: RecordStats::default() }
+        Self {
+            limits,
+            version: ClusterVersion::FIRST,
+            clock: Timestamp::ZERO,
+            sessions: Sessions::default(),
+            stats: RecordStats::default(),
+        }
     }
 
     /// Timestamp of the last applied entry; records that expire at or before it are absent.
@@ -56,16 +74,15 @@ impl KvMachine {
         self.clock
     }
 
-    /// Applies one command and returns its encoded outcome. `None` stands for a command that did not parse.
+    /// Applies one command and returns its encoded outcome.
     fn command(
         &mut self,
         range: &KeyRange,
         version: Timestamp,
-        command: Option<Command>,
+        command: Command,
         overlay: &mut Overlay<'_>,
     ) -> Result<Bytes, MachineError> {
         let refuse = |refusal| Ok(encode_outcome(&Outcome::Refused(refusal)));
-        let Some(command) = command else { return refuse(Refusal::Malformed) };
         let Command { session, sequence, expires_at_ms, acked_below, .. } = command;
         // Checked first, because the session may have dropped the outcome of an expired command.
         if self.clock.millis() > expires_at_ms {
@@ -93,9 +110,26 @@ impl KvMachine {
         };
         let outcome = encode_outcome(&outcome);
         if in_session {
-            self.sessions.remember(session, sequence, acked_below, expires_at_ms, &outcome);
+            let keep_until_ms = expires_at_ms.min(self.session_end_ms_max());
+            self.sessions.remember(session, sequence, acked_below, keep_until_ms, &outcome);
         }
         Ok(outcome)
+    }
+
+    /// The latest time at which a session that is used now may end.
+    fn session_end_ms_max(&self) -> u64 {
+        let bounded = self.version >= ClusterVersion::BOUNDED_SESSIONS;
+        if bounded { self.clock.millis().saturating_add(SESSION_MS_MAX) } else { u64::MAX }
+    }
+
+    /// Switches to a version; one that is not higher changes nothing.
+    fn switch(&mut self, to: ClusterVersion) {
+        if to <= self.version {
+            return;
+        }
+        self.version = to;
+        // Earlier commands may have left sessions that never end, which fill the table.
+        self.sessions.end_by(self.session_end_ms_max());
     }
 
     fn remove_due(&mut self, removals_max: usize, overlay: &mut Overlay<'_>) -> Result<(), MachineError> {
@@ -117,7 +151,11 @@ impl StateMachine for KvMachine {
     ) -> Result<Vec<Bytes>, MachineError> {
         // All are decoded before anything changes: a newer format must stop the replica before this entry.
         let commands = commands.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
-        let operations = commands.iter().flatten().map(|command| command.operations.len()).sum::<usize>();
+        let count = |request: &Request| match request {
+            Request::Command(command) => command.operations.len(),
+            Request::Switch(_) | Request::Malformed => 0,
+        };
+        let operations = commands.iter().map(count).sum::<usize>();
         self.clock = self.clock.max(context.timestamp);
         self.sessions.expire(self.clock.millis());
         let mut overlay = Overlay::new(records);
@@ -125,7 +163,14 @@ impl StateMachine for KvMachine {
         let mut outcomes = Vec::with_capacity(commands.len());
         for (ordinal, command) in (0..).zip(commands) {
             let version = context.timestamp.plus(ordinal);
-            outcomes.push(self.command(&context.descriptor.range, version, command, &mut overlay)?);
+            outcomes.push(match command {
+                Request::Command(command) => self.command(&context.descriptor.range, version, command, &mut overlay)?,
+                Request::Switch(to) => {
+                    self.switch(to);
+                    encode_outcome(&Outcome::Done { results: Vec::new(), timestamp: version })
+                }
+                Request::Malformed => encode_outcome(&Outcome::Refused(Refusal::Malformed)),
+            });
         }
         writes.extend(overlay.into_writes());
         Ok(outcomes)
@@ -142,26 +187,42 @@ impl StateMachine for KvMachine {
         Ok(encode_answer(&answer))
     }
 
+    fn version(&self) -> Option<ClusterVersion> {
+        Some(self.version)
+    }
+
     fn system(&self) -> Bytes {
         let (records, bytes) = self.stats.stored();
-        System { clock: self.clock, records, bytes, expiring: self.stats.expiring() }.encode(&self.sessions)
+        let (version, clock, expiring) = (self.version, self.clock, self.stats.expiring());
+        System { version, clock, records, bytes, expiring }.encode(&self.sessions)
     }
 
     fn restore(&mut self, system: &[u8], records: &dyn StateReader) -> Result<(), MachineError> {
         let (system, sessions) = System::decode(system)?;
         let mut stats = RecordStats::of_counts(system.records, system.bytes);
         index_expiring(&mut stats, system.expiring, records)?;
-        *self = Self { limits: self.limits, clock: system.clock, sessions, stats };
+        *self = Self { limits: self.limits, version: system.version, clock: system.clock, sessions, stats };
         Ok(())
     }
 }
 
-/// Decodes a command; `None` for bytes that no version decodes.
-fn decode(bytes: &Bytes) -> Result<Option<Command>, MachineError> {
+/// One command of an entry.
+enum Request {
+    Command(Command),
+    /// Switch to this version.
+    Switch(ClusterVersion),
+    /// Bytes that no version decodes.
+    Malformed,
+}
+
+fn decode(bytes: &Bytes) -> Result<Request, MachineError> {
+    if let Some(version) = switched_version(bytes).filter(|version| *version <= VersionRange::SUPPORTED.max) {
+        return Ok(Request::Switch(version));
+    }
     match decode_command(bytes.clone()) {
-        Ok(command) => Ok(Some(command)),
+        Ok(command) => Ok(Request::Command(command)),
         Err(DecodeError::Version { found, known }) => Err(MachineError::Version { found, known }),
-        Err(DecodeError::Malformed(_) | DecodeError::TooManyElements { .. }) => Ok(None),
+        Err(DecodeError::Malformed(_) | DecodeError::TooManyElements { .. }) => Ok(Request::Malformed),
     }
 }
 
@@ -543,9 +604,9 @@ mod tests {
         assert_eq!((&outcomes[0], &outcomes[2]), (&refused(Refusal::Malformed), &refused(Refusal::Malformed)));
         assert!(matches!(outcomes[1], Outcome::Done { .. }));
         let before = replica.machine.system();
-        let newer = [good, Bytes::from_static(b"\x02")];
+        let newer = [good, Bytes::from_static(b"\x03")];
         let error = replica.machine.apply(&context, &newer, &replica.records, &mut writes).unwrap_err();
-        assert!(matches!(error, MachineError::Version { found: 2, known: 1 }));
+        assert!(matches!(error, MachineError::Version { found: 3, known: 2 }));
         assert_eq!(replica.machine.system(), before);
     }
 
@@ -560,5 +621,83 @@ mod tests {
         assert_eq!(other.machine.system(), system);
         assert!(other.machine.restore(b"", &replica.records).is_ok());
         assert_eq!(other.machine.system(), KvMachine::new(Limits::default()).system());
+    }
+
+    /// What a gateway sends, once for each of its starts, to advance the clock of a shard.
+    fn clock_command(session: u64) -> Command {
+        let mut command = in_session(Command::empty(), 1, 1, u64::MAX >> 16);
+        command.session = SessionId(session);
+        command
+    }
+
+    const START_MS: u64 = 1_700_000_000_000;
+
+    /// A shard whose session table is full of sessions that never end.
+    fn full_of_endless_sessions() -> Replica {
+        let mut replica = Replica::with_limits(Limits { sessions_max: 8, ..Limits::default() });
+        for session in 1..=8 {
+            assert!(matches!(replica.run(START_MS + session, clock_command(100 + session)), Outcome::Done { .. }));
+        }
+        replica
+    }
+
+    /// When a command was applied, milliseconds.
+    fn written_at(outcome: &Outcome) -> u64 {
+        let Outcome::Done { timestamp, .. } = outcome else { panic!("{outcome:?}") };
+        timestamp.millis()
+    }
+
+    fn new_gateway_writes(replica: &mut Replica, now_ms: u64) -> Outcome {
+        replica.run(now_ms, in_session(put("k", "v"), 1, 1, now_ms + 6_000))
+    }
+
+    #[test]
+    fn a_switch_lets_sessions_that_never_end_end_within_an_hour() {
+        let mut replica = full_of_endless_sessions();
+        let later_ms = START_MS + 10 * 365 * 86_400_000;
+        let restored = || {
+            let mut restored = full_of_endless_sessions();
+            let system = restored.machine.system();
+            restored.machine.restore(&system, &restored.records).unwrap();
+            restored
+        };
+        for mut replica in [full_of_endless_sessions(), restored()] {
+            assert_eq!(
+                new_gateway_writes(&mut replica, later_ms),
+                refused(Refusal::SessionFull),
+                "not before the switch"
+            );
+        }
+        assert!(matches!(replica.switch(later_ms, 2), Ok(Outcome::Done { .. })));
+        assert_eq!(new_gateway_writes(&mut replica, later_ms), refused(Refusal::SessionFull));
+        // A duplicate is recognized as before.
+        assert_eq!(written_at(&replica.run(later_ms, clock_command(103))), START_MS + 3);
+        let healed_ms = later_ms + SESSION_MS_MAX + 1;
+        assert!(matches!(new_gateway_writes(&mut replica, healed_ms), Outcome::Done { .. }));
+        let full_ms = healed_ms + 10_000;
+        for session in 1..=8 {
+            assert!(matches!(replica.run(full_ms, clock_command(200 + session)), Outcome::Done { .. }));
+        }
+        assert_eq!(new_gateway_writes(&mut replica, full_ms), refused(Refusal::SessionFull));
+        let again_ms = full_ms + SESSION_MS_MAX + 1;
+        assert!(matches!(new_gateway_writes(&mut replica, again_ms), Outcome::Done { .. }), "new ones end too");
+    }
+
+    #[test]
+    fn a_switch_moves_forward_only_and_survives_a_checkpoint() {
+        let mut replica = full_of_endless_sessions();
+        assert_eq!(replica.machine.version(), Some(ClusterVersion::FIRST));
+        let before = replica.machine.system();
+        assert_eq!(before[0], 1, "binaries of the first version read it");
+        assert!(matches!(replica.switch(START_MS, 3), Err(MachineError::Version { found: 3, known: 2 })));
+        assert_eq!(replica.machine.system(), before, "the replica stops before the entry");
+        replica.switch(START_MS, 2).unwrap();
+        let system = replica.machine.system();
+        assert_eq!((system[0], replica.machine.version()), (2, Some(ClusterVersion(2))));
+        replica.switch(START_MS, 2).unwrap();
+        assert_eq!(replica.machine.system(), system);
+        let mut restored = Replica::with_limits(Limits { sessions_max: 8, ..Limits::default() });
+        restored.machine.restore(&system, &restored.records).unwrap();
+        assert_eq!((restored.machine.version(), restored.machine.system()), (Some(ClusterVersion(2)), system));
     }
 }

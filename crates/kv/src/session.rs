@@ -134,6 +134,18 @@ impl Sessions {
         }
     }
 
+    /// Lets sessions and outcomes that would be kept for longer end at `end_ms`.
+    pub(crate) fn end_by(&mut self, end_ms: u64) {
+        let sessions = std::mem::take(self).sessions;
+        for (id, mut session) in sessions {
+            session.keep_until_ms = session.keep_until_ms.min(end_ms);
+            for outcome in session.outcomes.values_mut() {
+                outcome.expires_at_ms = outcome.expires_at_ms.min(end_ms);
+            }
+            self.restore(id, session);
+        }
+    }
+
     /// Every session, ascending, for a checkpoint.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
         self.sessions.iter().map(|(id, session)| (*id, session))

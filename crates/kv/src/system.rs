@@ -1,6 +1,6 @@
 //! The encoding of the machine's own state in checkpoints: the clock, the counts, the sessions.
 //!
-//! Format: one version byte, then a protobuf message with sessions and sequence numbers in ascending order,
+//! Format: one version byte (2 once the machine has switched to a later version than the first), then a protobuf message with sessions and sequence numbers in ascending order,
 //! so that equal states give equal bytes. Of the index of expiring records it holds only the length, which
 //! tells whether the index must be rebuilt by a scan.
 
@@ -8,20 +8,22 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_storage::MachineError;
-use flotilla_types::{SessionId, Timestamp};
+use flotilla_types::{ClusterVersion, SessionId, Timestamp, VersionRange};
 use prost::Message;
 
 use crate::{
     DecodeError, OUTCOME_BYTES_MAX,
-    codec::{check_version, seal},
+    codec::{FORMAT_VERSION, check_version, seal_at},
     session::{Remembered, Session, Sessions},
 };
 
 const MALFORMED: MachineError = MachineError::Corrupt("the system state does not parse");
 
 /// The state in a checkpoint besides the records and sessions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct System {
+    /// The version that the machine has switched to.
+    pub(crate) version: ClusterVersion,
     pub(crate) clock: Timestamp,
     /// Stored records, due ones included.
     pub(crate) records: u64,
@@ -31,25 +33,49 @@ pub(crate) struct System {
     pub(crate) expiring: u64,
 }
 
+/// The version byte of a state that names the machine's version. Until the switch, binaries that know only the
+/// first version read the state.
+const SWITCHED: u8 = 2;
+
+impl Default for System {
+    fn default() -> Self {
+        Self { version: ClusterVersion::FIRST, clock: Timestamp::ZERO, records: 0, bytes: 0, expiring: 0 }
+    }
+}
+
 impl System {
     pub(crate) fn encode(&self, sessions: &Sessions) -> Bytes {
-        seal(&SystemMessage {
+        let switched = self.version > ClusterVersion::FIRST;
+        let message = SystemMessage {
             clock: self.clock.0,
             records: self.records,
             bytes: self.bytes,
             expiring: self.expiring,
             sessions: sessions.iter().map(|(id, session)| session_message(id, session)).collect(),
-        })
+            version: if switched { self.version.0 } else { 0 },
+        };
+        seal_at(if switched { SWITCHED } else { FORMAT_VERSION }, &message)
     }
 
     /// Decodes the state; empty bytes are the state of a new replica.
     pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, Sessions), MachineError> {
-        let Some((version, message)) = bytes.split_first() else { return Ok(Default::default()) };
-        check_version("system state", Some(*version)).map_err(|error| match error {
-            DecodeError::Version { found, known } => MachineError::Version { found, known },
-            _ => MALFORMED,
-        })?;
+        let Some((format, message)) = bytes.split_first() else { return Ok(Default::default()) };
+        if *format != SWITCHED {
+            check_version("system state", Some(*format)).map_err(|error| match error {
+                DecodeError::Version { found, known } => MachineError::Version { found, known },
+                _ => MALFORMED,
+            })?;
+        }
         let message = SystemMessage::decode(message).map_err(|_| MALFORMED)?;
+        let version = match *format {
+            SWITCHED if message.version > ClusterVersion::FIRST.0 => ClusterVersion(message.version),
+            SWITCHED => return Err(MALFORMED),
+            _ => ClusterVersion::FIRST,
+        };
+        let known = VersionRange::SUPPORTED.max;
+        if version > known {
+            return Err(MachineError::Version { found: version.0, known: known.0 });
+        }
         let mut sessions = Sessions::default();
         let mut previous = None;
         for message in message.sessions {
@@ -61,6 +87,7 @@ impl System {
             sessions.restore(id, session(message)?);
         }
         let system = Self {
+            version,
             clock: Timestamp(message.clock),
             records: message.records,
             bytes: message.bytes,
@@ -82,6 +109,9 @@ struct SystemMessage {
     expiring: u64,
     #[prost(message, repeated, tag = "5")]
     sessions: Vec<SessionMessage>,
+    /// Only in a state of a machine that has switched.
+    #[prost(uint32, tag = "6")]
+    version: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -141,6 +171,20 @@ fn session(message: SessionMessage) -> Result<Session, MachineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::seal;
+
+    #[test]
+    fn only_a_switched_state_has_a_format_that_old_binaries_refuse() {
+        let sessions = Sessions::default();
+        let first = System { clock: Timestamp(5), ..System::default() };
+        assert_eq!(first.encode(&sessions)[..], *b"\x01\x08\x05");
+        let switched = System { version: ClusterVersion(2), ..first };
+        let bytes = switched.encode(&sessions);
+        assert_eq!(bytes[0], SWITCHED);
+        assert_eq!(System::decode(&bytes).unwrap().0.version, ClusterVersion(2));
+        let later = System { version: ClusterVersion(99), ..switched };
+        assert!(matches!(System::decode(&later.encode(&sessions)), Err(MachineError::Version { found: 99, .. })));
+    }
 
     #[test]
     fn sessions_round_trip() {
@@ -148,7 +192,7 @@ mod tests {
         sessions.remember(SessionId(9), 3, 2, 50, &Bytes::from_static(b"small"));
         sessions.remember(SessionId(9), 4, 2, 60, &Bytes::from(vec![0; OUTCOME_BYTES_MAX + 1]));
         sessions.remember(SessionId(1), 1, 0, 70, &Bytes::new());
-        let system = System { clock: Timestamp(5), records: 1, bytes: 2, expiring: 0 };
+        let system = System { clock: Timestamp(5), records: 1, bytes: 2, ..System::default() };
         let bytes = system.encode(&sessions);
         let (restored, mut restored_sessions) = System::decode(&bytes).unwrap();
         assert_eq!(restored.encode(&restored_sessions), bytes);
@@ -161,7 +205,8 @@ mod tests {
     #[test]
     fn damage_and_newer_versions_are_typed_errors() {
         assert!(System::decode(b"").is_ok());
-        assert!(matches!(System::decode(b"\x02"), Err(MachineError::Version { found: 2, known: 1 })));
+        assert!(matches!(System::decode(b"\x02"), Err(MachineError::Corrupt(_))), "it names no version");
+        assert!(matches!(System::decode(b"\x03"), Err(MachineError::Version { found: 3, known: 2 })));
         assert!(matches!(System::decode(b"\x00"), Err(MachineError::Corrupt(_))));
         let twice = vec![SessionMessage::default(), SessionMessage::default()];
         let bytes = seal(&SystemMessage { sessions: twice, ..SystemMessage::default() });

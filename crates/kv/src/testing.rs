@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flotilla_storage::{ApplyContext, EngineError, ReadContext, StateMachine, StateReader, WriteSet};
+use flotilla_storage::{
+    ApplyContext, EngineError, MachineError, ReadContext, StateMachine, StateReader, WriteSet, switch_command,
+};
 use flotilla_types::{
-    Bucket, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, SessionId, ShardDescriptor, ShardId, Term, Timestamp,
+    Bucket, ClusterVersion, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, SessionId, ShardDescriptor, ShardId,
+    Term, Timestamp,
 };
 use proptest::prelude::*;
 
@@ -90,6 +93,15 @@ impl Replica {
         let outcomes = self.machine.apply(&context, &commands, &self.records, &mut writes).unwrap();
         self.records.write(writes);
         outcomes.into_iter().map(|outcome| decode_outcome(outcome).unwrap()).collect()
+    }
+
+    /// Applies an entry that switches to a version.
+    pub(crate) fn switch(&mut self, at_ms: u64, version: u32) -> Result<Outcome, MachineError> {
+        self.index += 1;
+        let context = Self::context(&self.descriptor, self.index, at_ms);
+        let command = switch_command(ClusterVersion(version));
+        let outcomes = self.machine.apply(&context, &[command], &self.records, &mut WriteSet::new())?;
+        Ok(decode_outcome(outcomes[0].clone()).unwrap())
     }
 
     /// Applies an entry of one command.

@@ -83,6 +83,7 @@ fn status() -> ClusterStatus {
         cluster_id: ClusterId([0; 16]),
         node,
         version: String::new(),
+        cluster_version: 0,
         started_ms: 0,
         draining: false,
         metadata_leader: Some(node),

@@ -6,7 +6,8 @@
 
 use flotilla_placement::Sharding;
 use flotilla_types::{
-    ClusterId, CollectionId, Epoch, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId,
+    ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId,
+    VersionRange,
 };
 
 use crate::{Addresses, NodeState, TokenId};
@@ -51,6 +52,8 @@ pub enum MetaCommand {
         addresses: Addresses,
         /// Its locality labels.
         locality: Locality,
+        /// The versions that its binary supports, as for [`JoinRequest::versions`].
+        versions: Option<VersionRange>,
     },
     /// Changes a node's administrative state. A removed node stays removed.
     SetNodeState {
@@ -121,6 +124,15 @@ pub enum MetaCommand {
         /// Its value.
         value: String,
     },
+    /// Puts the next cluster version in force. Refused unless the proposer has seen, of every node that is not
+    /// gone, a start at least as late as the recorded one with a binary that supports the version. So a node
+    /// that joined or restarted in the meantime is noticed.
+    SetClusterVersion {
+        /// The version.
+        version: ClusterVersion,
+        /// What the proposer has seen.
+        seen: Vec<SeenNode>,
+    },
     /// All of these in order, or none. Not nested; at most [`crate::BATCH_COMMANDS_MAX`].
     Batch(Vec<MetaCommand>),
 }
@@ -138,6 +150,17 @@ pub struct NewNode {
     pub key_digest: [u8; 32],
 }
 
+/// A start of a node, as another node has seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenNode {
+    /// The node.
+    pub node: NodeId,
+    /// Its start.
+    pub incarnation: Incarnation,
+    /// The versions that its binary supports.
+    pub versions: VersionRange,
+}
+
 /// A node's request to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinRequest {
@@ -147,6 +170,9 @@ pub struct JoinRequest {
     pub secret_hash: [u8; 32],
     /// The node.
     pub node: NewNode,
+    /// The versions that its binary supports. Given once [`ClusterVersion::NODE_VERSIONS`] is in force (see
+    /// [`crate::MetaState::announced`]): binaries of earlier versions would not record them.
+    pub versions: Option<VersionRange>,
 }
 
 /// The result of a command.
@@ -253,6 +279,39 @@ pub enum MetaRefusal {
     StaleEpoch {
         /// The recorded epoch.
         known: Epoch,
+    },
+    /// A binary does not support the version in force. Install one that does.
+    #[error(
+        "the cluster is at version {in_force} and this binary supports {supported}; install a binary that supports {in_force}"
+    )]
+    VersionNotSupported {
+        /// The version in force.
+        in_force: ClusterVersion,
+        /// What the binary supports.
+        supported: VersionRange,
+    },
+    /// The node was not seen, since its last recorded start, with a binary that supports the version. Ask
+    /// again when it was.
+    #[error("{node} was not seen with a binary that supports version {version}")]
+    VersionNotSeen {
+        /// The first such node.
+        node: NodeId,
+        /// The version.
+        version: ClusterVersion,
+    },
+    /// Versions rise one step at a time.
+    #[error("the cluster is at version {in_force}; the next is {}", in_force.next())]
+    VersionNotNext {
+        /// The version in force.
+        in_force: ClusterVersion,
+    },
+    /// The command needs a later version than the one in force.
+    #[error("the command needs version {needed}, and the cluster is at version {in_force}")]
+    VersionNotInForce {
+        /// The version that it needs.
+        needed: ClusterVersion,
+        /// The version in force.
+        in_force: ClusterVersion,
     },
     /// No such setting.
     #[error("there is no such setting")]

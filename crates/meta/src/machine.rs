@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_storage::{ApplyContext, MachineError, ReadContext, StateMachine, StateReader, WriteSet};
-use flotilla_types::Timestamp;
+use flotilla_types::{ClusterVersion, Timestamp};
 
 use crate::{
     CodecError, Feed, Increment, MetaQuery, MetaReply, MetaState,
@@ -97,6 +97,11 @@ impl StateMachine for MetaMachine {
             Err(CodecError::Malformed | CodecError::Version { .. }) => Feed::Refused,
         };
         Ok(feed.encode())
+    }
+
+    /// The version in force is part of the metadata itself: it rises with the entry that says so.
+    fn version(&self) -> Option<ClusterVersion> {
+        None
     }
 
     fn system(&self) -> Bytes {

@@ -6,7 +6,7 @@ use std::fmt;
 
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
-    CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
+    CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange,
 };
 
 /// A node's addresses, each as `host:port`.
@@ -71,6 +71,11 @@ pub struct NodeRecord {
     pub key_digest: [u8; 32],
     /// When it joined, in Unix milliseconds of hybrid time.
     pub joined_at_ms: u64,
+    /// The versions that its binary supports, as last announced; the first only before [`NODE_VERSIONS`] was
+    /// in force.
+    ///
+    /// [`NODE_VERSIONS`]: flotilla_types::ClusterVersion::NODE_VERSIONS
+    pub versions: VersionRange,
 }
 
 /// A shard: its placement intent and its last report.

@@ -4,6 +4,8 @@
 
 use std::{fmt, str::FromStr};
 
+use flotilla_types::ClusterVersion;
+
 use crate::{Field, MetaRefusal};
 
 /// A setting. All are whole numbers.
@@ -33,6 +35,16 @@ impl Setting {
             Self::MetaReplicas => "meta_replicas",
             Self::BalanceThreshold => "balance_threshold",
             Self::BalanceMovesMax => "balance_moves_max",
+        }
+    }
+
+    /// The cluster version that introduced it: earlier binaries refuse its key.
+    #[must_use]
+    pub fn since(self) -> ClusterVersion {
+        match self {
+            Self::DeadNodeGraceMs | Self::MetaReplicas | Self::BalanceThreshold | Self::BalanceMovesMax => {
+                ClusterVersion::FIRST
+            }
         }
     }
 

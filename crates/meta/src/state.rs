@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use flotilla_placement::Collection;
-use flotilla_types::{ClusterId, CollectionId, NodeId, ReplicaId, ShardId};
+use flotilla_types::{ClusterId, ClusterVersion, CollectionId, NodeId, ReplicaId, ShardId, VersionRange};
 
 use crate::{NodeRecord, Setting, ShardRecord, TokenId, TokenRecord};
 
@@ -27,6 +27,7 @@ pub struct MetaState {
 pub(crate) struct Header {
     pub(crate) cluster: Option<ClusterId>,
     pub(crate) version: u64,
+    pub(crate) cluster_version: ClusterVersion,
     pub(crate) next_node: NodeId,
     pub(crate) next_collection: CollectionId,
     pub(crate) next_shard: ShardId,
@@ -38,6 +39,7 @@ impl Default for Header {
         Self {
             cluster: None,
             version: 0,
+            cluster_version: ClusterVersion::FIRST,
             next_node: NodeId(1),
             next_collection: CollectionId::DEFAULT,
             next_shard: ShardId::META.next(),
@@ -68,6 +70,19 @@ impl MetaState {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.header.version
+    }
+
+    /// The cluster version in force.
+    #[must_use]
+    pub fn cluster_version(&self) -> ClusterVersion {
+        self.header.cluster_version
+    }
+
+    /// What a `Join` or an `UpdateNode` says of the versions that a binary supports, under the version in
+    /// force.
+    #[must_use]
+    pub fn announced(&self, versions: VersionRange) -> Option<VersionRange> {
+        (self.cluster_version() >= ClusterVersion::NODE_VERSIONS).then_some(versions)
     }
 
     /// A node.

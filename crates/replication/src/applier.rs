@@ -157,7 +157,8 @@ impl<T> Applier<T> {
         let restored = result.map_err(MachineError::from).and_then(|()| self.restore(replica, shard, &checkpoint));
         match restored {
             Ok(ready) => {
-                out.inputs.push(Input::Opened { replica, index: ready.position.index, clock: ready.clock });
+                let version = ready.machine.version();
+                out.inputs.push(Input::Opened { replica, index: ready.position.index, clock: ready.clock, version });
                 self.slots.insert(replica, Slot::Ready(Box::new(ready)));
                 for task in waiting {
                     self.run(wall_ms, task, out);
@@ -290,6 +291,7 @@ impl Ready {
             replica,
             index: self.position.index,
             clock: self.clock,
+            version: self.machine.version(),
             bytes,
             usage: engine.usage(replica),
         });

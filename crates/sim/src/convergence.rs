@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{ReplicaStatus, Role};
-use flotilla_types::{KeyRange, NodeId, ShardId};
+use flotilla_types::{KeyRange, NodeId, ShardId, VersionRange};
 use rand::RngExt as _;
 
 use crate::world::World;
@@ -116,12 +116,26 @@ impl World {
         None
     }
 
+    /// What is not at the last cluster version yet: the cluster, or the state machine of a replica.
+    fn unswitched(&self) -> Option<String> {
+        let last = VersionRange::SUPPORTED.max;
+        let (node, _) = self.leader(ShardId::META)?;
+        let meta = self.nodes.get(&node)?.running.as_ref()?.control.cluster.meta();
+        if meta.cluster_version() != last {
+            return Some(format!("the cluster is at version {}", meta.cluster_version()));
+        }
+        let held = self.nodes.values().flat_map(crate::node::Node::status);
+        let mut behind = held.filter(|replica| replica.shard != ShardId::META && replica.version != Some(last));
+        behind.next().map(|replica| format!("{} of {} is at {:?}", replica.replica, replica.shard, replica.version))
+    }
+
     /// Heals all faults and checks that the cluster recovers. Panics when it does not.
     pub(crate) fn check_convergence(&mut self) {
         self.heal();
         self.drain_clients();
         self.resume_clients();
-        let lacking = |world: &Self| world.unconverged(LAG_MAX).or_else(|| world.unheard());
+        let lacking =
+            |world: &Self| world.unconverged(LAG_MAX).or_else(|| world.unheard()).or_else(|| world.unswitched());
         let converged = self.run_until(CONVERGE_MS_MAX, |world| world.operator.is_idle() && lacking(world).is_none());
         assert!(
             converged,

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_control::ShardError;
+use flotilla_control::{ShardError, UpgradeError, next_version};
 use flotilla_meta::{JoinRequest, MetaCommand, MetaRefusal, MetaReply, TokenId};
-use flotilla_types::NodeId;
+use flotilla_types::{NodeId, VersionRange};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
@@ -18,6 +18,8 @@ const SECRET_HASH: [u8; 32] = [7; 32];
 /// Pause before an order without an answer is repeated, microseconds.
 const ORDER_RETRY_US: u64 = 300_000;
 const ORDER_TIMEOUT_MS: u64 = 2_000;
+/// Pause between attempts to raise the cluster version, microseconds.
+const UPGRADE_RETRY_US: u64 = 500_000;
 /// The port of the first node.
 const FIRST_PORT: u16 = 7_000;
 const PORT_STEP: u16 = 10;
@@ -77,8 +79,26 @@ impl World {
     /// A new node joins at a port and displaces the node that had it before.
     pub(crate) fn join(&mut self, port: u16) {
         let node = new_node(port, self.rng.random());
-        let request = JoinRequest { token: TOKEN, secret_hash: SECRET_HASH, node };
+        let request = JoinRequest { token: TOKEN, secret_hash: SECRET_HASH, node, versions: None };
         self.order(MetaCommand::Join(request), FollowUp::Start(port));
+    }
+
+    pub(crate) fn schedule_upgrade(&mut self) {
+        self.schedule(self.plan.upgrade_at_ms.unwrap_or_default() * 1_000, Event::Upgrade);
+    }
+
+    /// Raises the cluster version through any node, as soon as that node has seen that all support the next.
+    pub(crate) fn upgrade(&mut self) {
+        let live: Vec<_> = self.nodes.values().filter_map(|node| node.running.as_ref()).collect();
+        let cluster = live.choose(&mut self.rng).map(|running| &running.control.cluster);
+        let next = cluster.map(|cluster| next_version(cluster.meta(), VersionRange::SUPPORTED, cluster.seen()));
+        let pending = |(command, _): &(MetaCommand, FollowUp)| matches!(command, MetaCommand::SetClusterVersion { .. });
+        match next {
+            Some(Err(UpgradeError::NothingLater { .. })) => return,
+            Some(Ok(raise)) if !self.operator.orders.values().any(pending) => self.order(raise, FollowUp::Nothing),
+            Some(Ok(_) | Err(UpgradeError::Missing { .. })) | None => {}
+        }
+        self.schedule(UPGRADE_RETRY_US, Event::Upgrade);
     }
 
     fn add_node(&mut self, id: NodeId, port: u16) {
@@ -89,13 +109,17 @@ impl World {
 
     /// Sends an order when there is no result, and handles its result otherwise.
     pub(crate) fn operator_event(&mut self, order: u64, result: Option<Result<MetaReply, ShardError>>) {
-        let Some((command, follow_up)) = self.operator.orders.get(&order).cloned() else { return };
+        let Some((mut command, follow_up)) = self.operator.orders.get(&order).cloned() else { return };
         match result {
             None => {
                 let live: Vec<_> =
                     self.nodes.values().filter(|node| node.running.is_some()).map(|node| node.id).collect();
                 match live.choose(&mut self.rng).copied() {
                     Some(node) => self.with_node(node, |world, node, running| {
+                        // As a node that admits another does.
+                        if let MetaCommand::Join(join) = &mut command {
+                            join.versions = running.control.cluster.meta().announced(VersionRange::SUPPORTED);
+                        }
                         world.propose_meta(node, running, &command, ORDER_TIMEOUT_MS, Caller::Operator(order));
                     }),
                     None => self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None }),
@@ -124,7 +148,11 @@ impl World {
     }
 }
 
-/// Whether an order may succeed later: the cluster or the token does not exist yet.
+/// Whether an order may succeed later: the cluster or the token does not exist yet, or the cluster version rose
+/// in between.
 fn is_transient(refusal: &MetaRefusal) -> bool {
-    matches!(refusal, MetaRefusal::NotBootstrapped | MetaRefusal::UnknownToken)
+    matches!(
+        refusal,
+        MetaRefusal::NotBootstrapped | MetaRefusal::UnknownToken | MetaRefusal::VersionNotSupported { .. }
+    )
 }

@@ -34,6 +34,9 @@ pub(crate) struct Plan {
     /// Duration of the load, milliseconds.
     pub(crate) load_ms: u64,
     pub(crate) faults: Vec<Planned>,
+    /// When the operator begins to raise the cluster version, milliseconds after the clients start. `None`: when
+    /// the cluster is founded.
+    pub(crate) upgrade_at_ms: Option<u64>,
 }
 
 /// One fault of a plan.
@@ -161,6 +164,7 @@ impl Plan {
             load_while_forming: rng.random_bool(0.3),
             load_ms,
             faults,
+            upgrade_at_ms: None,
         };
         if rng.random_bool(0.15) {
             plan.host.leases = Leases::Off;
@@ -170,6 +174,9 @@ impl Plan {
         let clock_jumps = plan.faults.iter().any(|planned| planned.fault == Fault::ClockJump);
         if rng.random_bool(0.25) && !clock_jumps {
             plan.kv = few_sessions();
+        }
+        if rng.random_bool(0.5) {
+            plan.upgrade_at_ms = Some(rng.random_range(0..load_ms));
         }
         plan
     }

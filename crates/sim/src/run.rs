@@ -144,6 +144,9 @@ pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failure>> {
 
 fn execute(world: &mut World) {
     world.found_cluster();
+    if world.plan.upgrade_at_ms.is_none() {
+        world.schedule_upgrade();
+    }
     for _ in 1..world.plan.nodes {
         let port = world.next_port();
         world.join(port);
@@ -155,6 +158,9 @@ fn execute(world: &mut World) {
     }
     world.start_clients();
     world.schedule_faults();
+    if world.plan.upgrade_at_ms.is_some() {
+        world.schedule_upgrade();
+    }
     world.run_ms(world.plan.load_ms);
     world.check_convergence();
 }

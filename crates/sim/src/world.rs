@@ -37,6 +37,8 @@ pub(crate) enum Event {
     Fault(FaultStep),
     /// The operator gives an order (no result), or an order was answered.
     Operator { order: u64, result: Option<Result<MetaReply, ShardError>> },
+    /// The operator tries to raise the cluster version.
+    Upgrade,
 }
 
 impl Event {
@@ -57,6 +59,7 @@ impl Event {
             Self::Client { client, event } => (2_u8, client, std::mem::discriminant(event)).hash(hasher),
             Self::Fault(step) => (3_u8, step).hash(hasher),
             Self::Operator { order, result } => (4_u8, order, result.is_some()).hash(hasher),
+            Self::Upgrade => 5_u8.hash(hasher),
         }
     }
 
@@ -66,6 +69,7 @@ impl Event {
             Self::Deliver { from, to, frame } => format!("{from}→{to} {}", crate::trace::describe(*from, frame)),
             Self::Client { client, event } => format!("client {client} {event:?}"),
             Self::Fault(step) => format!("{step:?}"),
+            Self::Upgrade => "upgrade".to_owned(),
             Self::Operator { order, result } => {
                 format!("order {order} {}", if result.is_some() { "answered" } else { "given" })
             }
@@ -173,6 +177,7 @@ impl World {
             Event::Deliver { from, to, frame } => self.deliver(from, to, frame),
             Event::Client { client, event } => self.client_event(client, event),
             Event::Fault(step) => self.fault_step(step),
+            Event::Upgrade => self.upgrade(),
             Event::Operator { order, result } => self.operator_event(order, result),
         }
     }

@@ -20,7 +20,10 @@ mod replace;
 pub use bounds::ReplicaBounds;
 pub use engine::{EngineError, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet, successor};
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
-pub use machine::{ApplyContext, MachineError, ReadContext, StateMachine};
+pub use machine::{
+    ApplyContext, MachineError, ReadContext, StateMachine, VersionNeed, switch_command, switched_version, version_byte,
+    version_need,
+};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;

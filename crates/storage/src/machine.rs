@@ -1,7 +1,7 @@
 //! The interface of a replicated state machine.
 
 use bytes::Bytes;
-use flotilla_types::{LogIndex, ShardDescriptor, Term, Timestamp};
+use flotilla_types::{ClusterVersion, LogIndex, ShardDescriptor, Term, Timestamp};
 
 use crate::{EngineError, StateReader, WriteSet};
 
@@ -22,6 +22,60 @@ pub enum MachineError {
         /// Newest known version.
         known: u32,
     },
+}
+
+/// Set in the first byte of a command that raises the version in force; the other bits are the new version.
+const RAISES: u8 = 0x80;
+/// After the version byte: the command switches its machine to that version. No protobuf message begins so.
+const SWITCH: u8 = 0;
+
+/// What a command needs of the cluster version in force before a leader may propose it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VersionNeed {
+    /// This version must be in force: a replica on an older binary could not decode the command, or would give
+    /// it another meaning.
+    InForce(ClusterVersion),
+    /// The command puts this version in force, which must be the next one. The proposer has seen that every
+    /// node supports it, or old replicas would stop at the command.
+    Raises(ClusterVersion),
+}
+
+/// What a command needs, by its first byte, which every machine's commands begin with: the version of its
+/// format, that is, the lowest cluster version that has it.
+#[must_use]
+pub fn version_need(command: &[u8]) -> VersionNeed {
+    let byte = command.first().copied().unwrap_or_default();
+    let version = ClusterVersion(u32::from(byte & !RAISES));
+    if byte & RAISES == 0 { VersionNeed::InForce(version) } else { VersionNeed::Raises(version) }
+}
+
+/// The first byte of a command.
+///
+/// # Panics
+/// The version is above [`ClusterVersion::LAST`].
+#[must_use]
+pub fn version_byte(need: VersionNeed) -> u8 {
+    let (version, flag) = match need {
+        VersionNeed::InForce(version) => (version, 0),
+        VersionNeed::Raises(version) => (version, RAISES),
+    };
+    assert!(version <= ClusterVersion::LAST, "version {version} does not fit into a command");
+    u8::try_from(version.0).unwrap_or_default() | flag
+}
+
+/// The command that switches a machine with a version of its own to `version`.
+#[must_use]
+pub fn switch_command(version: ClusterVersion) -> Bytes {
+    Bytes::copy_from_slice(&[version_byte(VersionNeed::InForce(version)), SWITCH])
+}
+
+/// The version to which a command switches its machine; `None` for every other command.
+#[must_use]
+pub fn switched_version(command: &[u8]) -> Option<ClusterVersion> {
+    match (command, version_need(command)) {
+        ([_, SWITCH], VersionNeed::InForce(version)) if version > ClusterVersion::FIRST => Some(version),
+        _ => None,
+    }
 }
 
 /// The log position and time at which commands apply; equal on every replica.
@@ -53,6 +107,7 @@ pub struct ReadContext<'a> {
 ///   replica. No clock, no randomness, no iteration over unordered maps that reaches the state.
 /// - A command that does not parse or is refused yields an outcome that says so; it never fails `apply`. An
 ///   error stops the replica and is reserved for damaged state.
+/// - The first byte of a command is its version; see [`version_need`].
 /// - State lives in records (through `records` and `writes`) and in the machine's own fields; `system`
 ///   returns the latter and `restore` restores them.
 pub trait StateMachine: Send + 'static {
@@ -71,10 +126,34 @@ pub trait StateMachine: Send + 'static {
     /// that does not parse yields an answer that says so.
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError>;
 
+    /// The version of the formats and meanings by which this machine applies commands, if it has one of its
+    /// own: it then starts at [`ClusterVersion::FIRST`] and obeys [`switch_command`], so that all replicas
+    /// change the meaning of their commands at the same entry.
+    fn version(&self) -> Option<ClusterVersion>;
+
     /// The machine's own state, for a checkpoint. Equal states give equal bytes.
     fn system(&self) -> Bytes;
 
     /// Restores the state that `system` returned (empty for a new replica), with the records of the same
     /// checkpoint.
     fn restore(&mut self, system: &[u8], records: &dyn StateReader) -> Result<(), MachineError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_byte_tells_what_a_command_needs() {
+        let two = ClusterVersion(2);
+        assert_eq!(version_need(b""), VersionNeed::InForce(ClusterVersion(0)));
+        for need in [VersionNeed::InForce(two), VersionNeed::Raises(two), VersionNeed::Raises(ClusterVersion::LAST)] {
+            assert_eq!(version_need(&[version_byte(need), 7]), need);
+        }
+        assert_eq!(switched_version(&switch_command(two)), Some(two));
+        assert_eq!(version_need(&switch_command(two)), VersionNeed::InForce(two));
+        for other in [&[1, SWITCH][..], &[2], &[2, SWITCH, 1], &[2 | RAISES, SWITCH]] {
+            assert_eq!(switched_version(other), None);
+        }
+    }
 }

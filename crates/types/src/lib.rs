@@ -9,6 +9,7 @@ mod raft;
 mod range;
 mod shard;
 mod time;
+mod version;
 
 pub use ids::{
     ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
@@ -19,3 +20,4 @@ pub use raft::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, Sna
 pub use range::{Bucket, KeyRange, RecordKey};
 pub use shard::{Checkpoint, Epoch, Locality, Position, ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 pub use time::Timestamp;
+pub use version::{ClusterVersion, VersionRange};

@@ -1,4 +1,5 @@
-//! Announces this node's addresses, incarnation and locality to the metadata group, once after each start.
+//! Announces this node's addresses, incarnation, locality and supported versions to the metadata group, once
+//! after each start.
 
 use flotilla_meta::MetaCommand;
 
@@ -22,8 +23,11 @@ impl Reconciler for AnnounceNode {
         }
         // The node has only just joined when the metadata has no record of it.
         let Some(record) = view.meta.node(me.node) else { return Vec::new() };
-        self.announced =
-            record.incarnation == me.incarnation && record.addresses == me.addresses && record.locality == me.locality;
+        let versions = view.meta.announced(me.versions);
+        self.announced = record.incarnation == me.incarnation
+            && record.addresses == me.addresses
+            && record.locality == me.locality
+            && versions.is_none_or(|versions| record.versions == versions);
         if self.announced {
             return Vec::new();
         }
@@ -32,6 +36,7 @@ impl Reconciler for AnnounceNode {
             incarnation: me.incarnation,
             addresses: me.addresses.clone(),
             locality: me.locality.clone(),
+            versions,
         })]
     }
 }

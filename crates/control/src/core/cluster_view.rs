@@ -6,9 +6,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use flotilla_membership::NodeState;
-use flotilla_meta::MetaState;
+use flotilla_meta::{MetaState, SeenNode};
 use flotilla_placement::{LeaderHints, ShardMap};
-use flotilla_types::{NodeId, ShardId, Term};
+use flotilla_types::{Incarnation, NodeId, ShardId, Term, VersionRange};
 
 /// Liveness of the other nodes.
 #[derive(Debug, Clone)]
@@ -37,6 +37,8 @@ pub struct ClusterView {
     hints: LeaderHints,
     /// Shared, so that copying the view of many members costs a pointer.
     members: Arc<Members>,
+    /// The last start of each node that was seen since this node started, and what its binary supports.
+    starts: BTreeMap<NodeId, (Incarnation, VersionRange)>,
 }
 
 impl ClusterView {
@@ -48,6 +50,7 @@ impl ClusterView {
             meta: Arc::new(meta),
             hints: LeaderHints::default(),
             members: Arc::new(Members { me, states: BTreeMap::new() }),
+            starts: BTreeMap::new(),
         }
     }
 
@@ -123,6 +126,26 @@ impl ClusterView {
     /// Clears the leader hints that name a node which is gone or unreachable.
     pub fn clear_leader(&mut self, node: NodeId) {
         self.hints.clear_node(node);
+    }
+
+    /// Records a start of a node and which cluster versions its binary supports. An earlier start than the last
+    /// one says nothing: its message is late.
+    pub fn observe_versions(&mut self, node: NodeId, incarnation: Incarnation, versions: VersionRange) {
+        let start = self.starts.entry(node).or_insert((incarnation, versions));
+        if incarnation >= start.0 {
+            *start = (incarnation, versions);
+        }
+    }
+
+    /// Every node that was seen since this node started, with its last start.
+    #[must_use]
+    pub fn seen(&self) -> Vec<SeenNode> {
+        let seen = |(node, start): (&NodeId, &(Incarnation, VersionRange))| SeenNode {
+            node: *node,
+            incarnation: start.0,
+            versions: start.1,
+        };
+        self.starts.iter().map(seen).collect()
     }
 
     /// Records a node's new membership state. Returns whether it was recorded: late gossip about a removed

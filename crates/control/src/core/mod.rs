@@ -22,6 +22,7 @@ mod shards_led;
 mod step;
 #[cfg(test)]
 mod testing;
+mod upgrade;
 
 pub use announce::AnnounceNode;
 pub use cluster_view::{ClusterView, Members};
@@ -36,3 +37,4 @@ pub use request::{MalformedRequest, PeerRequest, decode_answer, encode_answer};
 pub use retry::{Earlier, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, meta_reply};
 pub use shards_led::ShardsLed;
 pub use step::{ShardStep, next_shard_step};
+pub use upgrade::{UpgradeError, next_version};

@@ -1,4 +1,5 @@
-//! Which nodes to connect to, which get heartbeats, and which membership adds or forgets.
+//! Which nodes to connect to, which get heartbeats, and which membership adds or forgets; and which cluster
+//! version is in force, which the host must know as soon as the metadata does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +7,7 @@ use std::{
 };
 
 use flotilla_membership::NodeState;
-use flotilla_types::NodeId;
+use flotilla_types::{ClusterVersion, NodeId};
 
 use super::{Action, Reconciler, View};
 
@@ -36,6 +37,9 @@ impl Peers {
         }
         let gone = self.connected.keys().filter(|node| !peers.contains_key(node));
         actions.extend(gone.map(|node| Action::Disconnect { node: *node }));
+        if view.meta.cluster_version() > ClusterVersion::FIRST {
+            actions.push(Action::SetClusterVersion(view.meta.cluster_version()));
+        }
         actions.push(Action::SetHeartbeatPeers { peers: peers.keys().copied().collect() });
         self.connected = peers;
     }

@@ -7,7 +7,9 @@ use std::{net::SocketAddr, sync::Arc};
 
 use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState};
 use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Role};
-use flotilla_types::{Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId};
+use flotilla_types::{
+    ClusterVersion, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
+};
 
 use super::Members;
 
@@ -27,6 +29,8 @@ pub struct LocalNode {
     pub addresses: Addresses,
     /// Its locality labels.
     pub locality: Locality,
+    /// The cluster versions that its binary supports.
+    pub versions: VersionRange,
 }
 
 /// The input of one pass: what the node sees.
@@ -114,6 +118,8 @@ pub enum Action {
         /// The node.
         node: NodeId,
     },
+    /// Tell the host which cluster version is in force.
+    SetClusterVersion(ClusterVersion),
     /// Send node heartbeats to exactly these nodes.
     SetHeartbeatPeers {
         /// The nodes, in order.

@@ -13,7 +13,7 @@ use super::RequestKind;
 /// Longest timeout of a request; longer ones are cut to it.
 const TIMEOUT_MS_MAX: u32 = 60_000;
 
-const CODES: [RequestError; 7] = [
+const CODES: [RequestError; 8] = [
     RequestError::UnknownShard,
     RequestError::NotLeader { leader: None },
     RequestError::Busy,
@@ -21,6 +21,7 @@ const CODES: [RequestError; 7] = [
     RequestError::Deadline,
     RequestError::Unknown,
     RequestError::Stopped,
+    RequestError::VersionNotInForce,
 ];
 
 /// A request from one node to another. No `Debug`, because it may hold the authority's key.

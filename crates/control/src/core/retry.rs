@@ -179,7 +179,8 @@ impl RequestRetry {
     pub fn on_failure(&mut self, error: RequestError, cluster: &ClusterView) -> RetryDecision {
         let failure = match error {
             RequestError::NotLeader { leader } => Failure::NotLeader(leader),
-            RequestError::Busy => {
+            // The leader's metadata may lag behind that of the sender, by which the command was made.
+            RequestError::Busy | RequestError::VersionNotInForce => {
                 self.last_error = ShardError::Busy;
                 Failure::Later
             }

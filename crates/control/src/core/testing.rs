@@ -10,7 +10,7 @@ use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Role};
 use flotilla_types::{
     ClusterId, ConfState, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaDescriptor, ReplicaId,
-    ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp,
+    ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, VersionRange,
 };
 
 use super::{Action, ClusterView, LocalNode, Reconciler, View};
@@ -73,7 +73,7 @@ impl Meta {
 
     pub(crate) fn join(&mut self, id: u64) {
         let node = Self::new_node(id);
-        self.apply(&MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node }));
+        self.apply(&MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node, versions: None }));
         assert!(self.state().node(NodeId(id)).is_some(), "nodes are numbered in order");
     }
 
@@ -134,6 +134,7 @@ impl World {
             incarnation: Incarnation(7),
             addresses: addresses(me),
             locality: Locality::default(),
+            versions: VersionRange::SUPPORTED,
         };
         let cluster = ClusterView::new(me.node, MetaState::default());
         Self { me, meta, replicas: Vec::new(), now_ms: 1_000_000, wall_ms: THEN_MS, cluster }
@@ -171,6 +172,7 @@ pub(crate) fn replica(shard: u64, id: u64) -> ReplicaStatus {
         descriptor,
         group: None,
         applied: LogIndex(0),
+        version: None,
         checkpoint: LogIndex(0),
         usage: flotilla_storage::Usage::default(),
     }

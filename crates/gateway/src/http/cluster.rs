@@ -6,7 +6,7 @@ use axum::{
 };
 use flotilla_api::{
     ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, InvalidTokenId, NodeList, ProblemType,
-    Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest,
+    Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::NodeId;
 use serde_json::{Value, json};
@@ -98,6 +98,15 @@ pub(super) async fn put_setting(State(app): State<App>, request: Request) -> Res
     let deadline = deadline(request.headers())?;
     let SettingRequest { value } = body::read_json(&app, request, deadline).await?;
     Ok(Json(app.admin.put_setting(key, value, deadline.into_std()).await?))
+}
+
+pub(super) async fn upgrade_status(State(app): State<App>) -> Json<UpgradeStatus> {
+    Json(app.admin.upgrade_status())
+}
+
+pub(super) async fn finish_upgrade(State(app): State<App>, request: Request) -> Result<Json<UpgradeStatus>, Refusal> {
+    let deadline = deadline(request.headers())?;
+    Ok(Json(app.admin.finish_upgrade(deadline.into_std()).await?))
 }
 
 pub(super) async fn remove_node(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {

@@ -47,6 +47,11 @@ fn table() -> Vec<Route> {
         route("/v1/cluster/tokens/{id}", &[("/v1/cluster/tokens/{id}", &["delete"])], delete(cluster::revoke_token)),
         route("/v1/cluster/settings", &[("/v1/cluster/settings", &["get"])], get(cluster::list_settings)),
         route("/v1/cluster/settings/{key}", &[("/v1/cluster/settings/{key}", &["put"])], put(cluster::put_setting)),
+        route(
+            "/v1/cluster/upgrade",
+            &[("/v1/cluster/upgrade", &["get", "post"])],
+            get(cluster::upgrade_status).post(cluster::finish_upgrade),
+        ),
         route("/v1/rpc", &[("/v1/rpc", &["post"])], post(rpc::call)),
         route("/health/live", &[("/health/live", &["get"])], get(health::live)),
         route("/health/drain", &[("/health/drain", &["post"])], post(health::drain)),

@@ -8,6 +8,7 @@ mod nodes;
 mod shards;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use bytes::Bytes;
 use flotilla_types::{LogIndex, NodeId, Timestamp};
@@ -88,8 +89,8 @@ impl MetaState {
             }
             MetaCommand::RevokeToken { id } => self.revoke_token(*id),
             MetaCommand::Join(request) => self.join(now_ms, request),
-            MetaCommand::UpdateNode { node, incarnation, addresses, locality } => {
-                self.update_node(*node, *incarnation, addresses, locality)
+            MetaCommand::UpdateNode { node, incarnation, addresses, locality, versions } => {
+                self.update_node(*node, *incarnation, addresses, locality, *versions)
             }
             MetaCommand::SetNodeState { node, state } => self.set_node_state(*node, *state),
             MetaCommand::RemoveNode { node } => self.set_node_state(*node, crate::NodeState::Removed),
@@ -104,6 +105,7 @@ impl MetaState {
             MetaCommand::ReplaceReplica { shard, replica } => self.replace_replica(*shard, *replica),
             MetaCommand::ReportShard { descriptor } => self.report_shard(descriptor),
             MetaCommand::PutSetting { key, value } => self.put_setting(key, value),
+            MetaCommand::SetClusterVersion { version, seen } => self.set_cluster_version(*version, seen),
         }
     }
 
@@ -115,7 +117,9 @@ impl MetaState {
         let mut replies = Vec::with_capacity(commands.len());
         for (command, position) in commands.iter().zip(0..) {
             let applied = match command {
-                MetaCommand::Batch(_) | MetaCommand::Bootstrap { .. } => Err(MetaRefusal::Malformed),
+                MetaCommand::Batch(_) | MetaCommand::Bootstrap { .. } | MetaCommand::SetClusterVersion { .. } => {
+                    Err(MetaRefusal::Malformed)
+                }
                 command => trial.execute(now_ms, command),
             };
             replies.push(applied.map_err(|refusal| MetaRefusal::InBatch { position, refusal: Box::new(refusal) })?);
@@ -126,6 +130,7 @@ impl MetaState {
 
     fn put_setting(&mut self, key: &str, value: &str) -> ApplyResult {
         let setting: Setting = key.parse()?;
+        self.check_in_force(setting.since())?;
         let value = setting.parse(value)?;
         self.settings.insert(setting.key().to_owned(), value.to_string().into());
         Ok(MetaReply::Done)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
     Bucket, ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaRole,
-    ShardDescriptor, ShardId,
+    ShardDescriptor, ShardId, VersionRange,
 };
 
 use super::{
@@ -30,7 +30,7 @@ impl MetaState {
         }
         check_node(node)?;
         self.header.cluster = Some(cluster);
-        let id = self.add_node(now_ms, node);
+        let id = self.add_node(now_ms, node, VersionRange::FIRST_ONLY);
         let replica = self.allocate_replica();
         let descriptor = ShardDescriptor {
             shard: ShardId::META,
@@ -86,6 +86,7 @@ impl MetaState {
 
     pub(super) fn join(&mut self, now_ms: u64, request: &JoinRequest) -> ApplyResult {
         check_node(&request.node)?;
+        self.check_announced(request.versions)?;
         let mut token =
             self.tokens.get(&request.token).map(|token| TokenRecord::clone(token)).ok_or(MetaRefusal::UnknownToken)?;
         if token.hash != request.secret_hash {
@@ -121,7 +122,8 @@ impl MetaState {
         token.uses_left -= 1;
         self.tokens.insert(token.id, Arc::new(token));
         self.prune_gone_nodes();
-        Ok(MetaReply::Node(self.add_node(now_ms, &request.node)))
+        let versions = request.versions.unwrap_or(VersionRange::FIRST_ONLY);
+        Ok(MetaReply::Node(self.add_node(now_ms, &request.node, versions)))
     }
 
     pub(super) fn update_node(
@@ -130,16 +132,19 @@ impl MetaState {
         incarnation: Incarnation,
         addresses: &Addresses,
         locality: &Locality,
+        versions: Option<VersionRange>,
     ) -> ApplyResult {
         check_addresses(addresses)?;
         check_locality(locality)?;
+        self.check_announced(versions)?;
         let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?;
         if known.state.is_gone() {
             return Err(MetaRefusal::NodeGone { node, state: known.state });
         }
         // Two starts with the same number come from two copies of a folder, unless the report is a
         // repetition.
-        let same = known.addresses == *addresses && known.locality == *locality;
+        let versions = versions.unwrap_or(known.versions);
+        let same = known.addresses == *addresses && known.locality == *locality && known.versions == versions;
         if incarnation < known.incarnation || (incarnation == known.incarnation && !same) {
             return Err(MetaRefusal::StaleIncarnation { known: known.incarnation });
         }
@@ -147,6 +152,7 @@ impl MetaState {
             record.incarnation = incarnation;
             record.addresses = addresses.clone();
             record.locality = locality.clone();
+            record.versions = versions;
         });
         Ok(MetaReply::Done)
     }
@@ -167,7 +173,7 @@ impl MetaState {
         Ok(MetaReply::Done)
     }
 
-    fn add_node(&mut self, now_ms: u64, node: &NewNode) -> NodeId {
+    fn add_node(&mut self, now_ms: u64, node: &NewNode, versions: VersionRange) -> NodeId {
         let id = self.header.next_node;
         self.header.next_node = id.next();
         let record = NodeRecord {
@@ -179,12 +185,13 @@ impl MetaState {
             incarnation: Incarnation(0),
             key_digest: node.key_digest,
             joined_at_ms: now_ms,
+            versions,
         };
         self.nodes.insert(id, Arc::new(record));
         id
     }
 
-    fn change_node(&mut self, node: NodeId, change: impl FnOnce(&mut NodeRecord)) {
+    pub(super) fn change_node(&mut self, node: NodeId, change: impl FnOnce(&mut NodeRecord)) {
         if let Some(record) = self.nodes.get_mut(&node) {
             change(Arc::make_mut(record));
         }

@@ -2,12 +2,12 @@
 
 use flotilla_placement::{Sharding, plan};
 use flotilla_types::{
-    Bucket, ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaId,
-    ReplicaRole, ShardDescriptor, ShardId, Timestamp,
+    Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp, VersionRange,
 };
 
 use super::*;
-use crate::{Addresses, Field, JoinRequest, Liveness, NewNode, NodeState, ReplicaStatus, TokenId};
+use crate::{Addresses, Field, JoinRequest, Liveness, NewNode, NodeState, ReplicaStatus, SeenNode, TokenId};
 
 const CLUSTER: ClusterId = ClusterId([9; 16]);
 const TOKEN: TokenId = TokenId(77);
@@ -43,8 +43,12 @@ fn refused(state: &mut MetaState, command: &MetaCommand) -> MetaRefusal {
     }
 }
 
+fn joins(node: NewNode, versions: Option<VersionRange>) -> MetaCommand {
+    MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node, versions })
+}
+
 fn join(number: u8) -> MetaCommand {
-    MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node: new_node(number) })
+    joins(new_node(number), None)
 }
 
 fn token(uses: u32) -> MetaCommand {
@@ -123,7 +127,8 @@ fn invalid_token_admits_no_node() {
     let mut state = bootstrapped();
     assert_eq!(refused(&mut state, &join(2)), MetaRefusal::UnknownToken);
     apply(&mut state, &token(5));
-    let wrong = MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: [6; 32], node: new_node(2) });
+    let wrong =
+        MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: [6; 32], node: new_node(2), versions: None });
     assert_eq!(refused(&mut state, &wrong), MetaRefusal::WrongSecret);
     assert_eq!(at(&mut state, 5_000, &join(2)), MetaReply::Refused(MetaRefusal::TokenExpired));
     assert_eq!(at(&mut state, 4_999, &join(2)), MetaReply::Node(NodeId(2)));
@@ -156,8 +161,7 @@ fn joining_at_the_address_of_a_node_makes_that_node_lost() {
     let mut state = cluster_of(3);
     let mut fresh = new_node(4);
     fresh.addresses.quic = new_node(2).addresses.quic;
-    let request = JoinRequest { token: TOKEN, secret_hash: SECRET, node: fresh };
-    assert_eq!(apply(&mut state, &MetaCommand::Join(request)), MetaReply::Node(NodeId(4)));
+    assert_eq!(apply(&mut state, &joins(fresh, None)), MetaReply::Node(NodeId(4)));
     assert_eq!(node_state(&state, 2), NodeState::Lost);
     assert_eq!(node_state(&state, 3), NodeState::Active);
     // The old folder reappears.
@@ -167,6 +171,7 @@ fn joining_at_the_address_of_a_node_makes_that_node_lost() {
         incarnation: Incarnation(7),
         addresses: new_node(2).addresses,
         locality: Locality::default(),
+        versions: None,
     };
     assert_eq!(refused(&mut state, &back), MetaRefusal::NodeGone { node: NodeId(2), state: NodeState::Lost });
 }
@@ -203,6 +208,7 @@ fn earlier_incarnation_is_refused() {
         incarnation: Incarnation(incarnation),
         addresses: Addresses { quic: format!("10.0.0.1:{port}"), ..Addresses::default() },
         locality: Locality::default(),
+        versions: None,
     };
     assert_eq!(apply(&mut state, &start(3, 1)), MetaReply::Done);
     assert_eq!(apply(&mut state, &start(3, 1)), MetaReply::Done);
@@ -430,7 +436,7 @@ fn node_fields_are_validated() {
     let mut check = |change: &dyn Fn(&mut NewNode), field: Field| {
         let mut node = new_node(2);
         change(&mut node);
-        let command = MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node });
+        let command = joins(node, None);
         assert_eq!(refused(&mut state, &command), MetaRefusal::Invalid(field));
     };
     check(&|node| node.name.clear(), Field::NodeName);
@@ -449,7 +455,7 @@ fn gone_nodes_are_kept_up_to_a_limit() {
     for i in 0..NODES_GONE_MAX as u32 + 5 {
         let mut node = new_node(2);
         node.key_digest[..4].copy_from_slice(&(i + 1_000_000).to_be_bytes());
-        let request = JoinRequest { token: TokenId(1), secret_hash: SECRET, node };
+        let request = JoinRequest { token: TokenId(1), secret_hash: SECRET, node, versions: None };
         let reply = state.apply(Timestamp::from_millis(1_000), &MetaCommand::Join(request));
         assert_eq!(reply, MetaReply::Node(NodeId(u64::from(i) + 2)));
     }
@@ -487,4 +493,83 @@ fn plans_become_batches_that_apply() {
     }
     assert_eq!(state.desired_on(NodeId(2)).count(), 0);
     assert_eq!(state.desired_on(NodeId(4)).count(), 5);
+}
+
+const OLD: VersionRange = VersionRange::FIRST_ONLY;
+const NEW: VersionRange = VersionRange { min: ClusterVersion(1), max: ClusterVersion(2) };
+
+fn started(node: u64, incarnation: u64, versions: Option<VersionRange>) -> MetaCommand {
+    MetaCommand::UpdateNode {
+        node: NodeId(node),
+        incarnation: Incarnation(incarnation),
+        addresses: new_node(u8::try_from(node).expect("few nodes")).addresses,
+        locality: Locality::default(),
+        versions,
+    }
+}
+
+/// Raises the version by what was seen of nodes: id, start, and what the binary supports.
+fn raise(version: u32, seen: &[(u64, u64, VersionRange)]) -> MetaCommand {
+    let seen = seen.iter().map(|(node, incarnation, versions)| SeenNode {
+        node: NodeId(*node),
+        incarnation: Incarnation(*incarnation),
+        versions: *versions,
+    });
+    MetaCommand::SetClusterVersion { version: ClusterVersion(version), seen: seen.collect() }
+}
+
+#[test]
+fn version_rises_one_step_when_the_last_start_of_every_node_supports_it() {
+    let mut state = cluster_of(3);
+    let in_force = ClusterVersion::FIRST;
+    assert_eq!(state.cluster_version(), in_force);
+    for (node, start) in [(1, 4), (2, 5), (3, 6)] {
+        assert_eq!(apply(&mut state, &started(node, start, None)), MetaReply::Done);
+    }
+    let all = [(1, 4, NEW), (2, 5, NEW), (3, 7, NEW)];
+    assert_eq!(refused(&mut state, &raise(3, &all)), MetaRefusal::VersionNotNext { in_force });
+    let lacks = |node| MetaRefusal::VersionNotSeen { node: NodeId(node), version: ClusterVersion(2) };
+    assert_eq!(refused(&mut state, &raise(2, &[])), lacks(1));
+    assert_eq!(refused(&mut state, &raise(2, &[(1, 4, NEW), (2, 4, NEW), (3, 6, NEW)])), lacks(2), "it restarted");
+    assert_eq!(refused(&mut state, &raise(2, &[(1, 4, NEW), (2, 5, NEW), (3, 6, OLD)])), lacks(3));
+    // A node that joins between the check and the command is noticed.
+    let mut joined = state.clone();
+    apply(&mut joined, &join(4));
+    assert_eq!(refused(&mut joined, &raise(2, &all)), lacks(4));
+    // Removed and lost nodes never come back, so they are in nobody's way.
+    apply(&mut joined, &MetaCommand::RemoveNode { node: NodeId(4) });
+    assert_eq!(apply(&mut joined, &raise(2, &all)), MetaReply::Done);
+
+    assert_eq!(apply(&mut state, &raise(2, &all)), MetaReply::Done);
+    let raised = state.clone();
+    assert_eq!(apply(&mut state, &raise(2, &[])), MetaReply::Done, "the answer to the first may have been lost");
+    assert_eq!(state, raised);
+    let in_force = ClusterVersion(2);
+    assert_eq!(refused(&mut state, &raise(1, &all)), MetaRefusal::VersionNotNext { in_force }, "it never falls");
+    assert_eq!(state.node(NodeId(3)).expect("node").versions, NEW);
+    assert_eq!(
+        refused(&mut state, &MetaCommand::Batch(vec![raise(2, &all)])),
+        MetaRefusal::InBatch { position: 0, refusal: Box::new(MetaRefusal::Malformed) }
+    );
+}
+
+#[test]
+fn only_binaries_that_support_the_version_in_force_join_and_start() {
+    let mut state = cluster_of(1);
+    let early = MetaRefusal::VersionNotInForce { needed: ClusterVersion(2), in_force: ClusterVersion(1) };
+    assert_eq!(refused(&mut state, &joins(new_node(2), Some(NEW))), early, "old replicas would not record it");
+    assert_eq!(refused(&mut state, &started(1, 3, Some(NEW))), early);
+    assert_eq!(apply(&mut state, &raise(2, &[(1, 0, NEW)])), MetaReply::Done);
+    let in_force = ClusterVersion(2);
+    let unsupported = MetaRefusal::VersionNotSupported { in_force, supported: OLD };
+    for versions in [None, Some(OLD)] {
+        assert_eq!(refused(&mut state, &joins(new_node(2), versions)), unsupported);
+        assert_eq!(refused(&mut state, &started(1, 3, versions)), unsupported);
+    }
+    assert_eq!(apply(&mut state, &joins(new_node(2), Some(NEW))), MetaReply::Node(NodeId(2)));
+    let later = VersionRange { min: in_force, max: ClusterVersion(3) };
+    assert_eq!(apply(&mut state, &started(2, 3, Some(later))), MetaReply::Done);
+    assert_eq!(state.node(NodeId(2)).expect("node").versions, later);
+    // Another binary needs another start.
+    assert_eq!(refused(&mut state, &started(2, 3, Some(NEW))), MetaRefusal::StaleIncarnation { known: Incarnation(3) });
 }

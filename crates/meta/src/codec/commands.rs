@@ -3,18 +3,22 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flotilla_types::{Incarnation, Locality, NodeId};
+use flotilla_storage::VersionNeed;
+use flotilla_types::{ClusterVersion, Incarnation, Locality, NodeId, VersionRange};
 
 use super::{
-    COMMAND_BYTES_MAX, CodecError, decode_versioned, encode_versioned, hash, number,
-    records::{AddressesPb, DescriptorPb, cluster, collection_id, node_state, sharding, sharding_number, state_number},
+    COMMAND_BYTES_MAX, CodecError, decode_with_need, encode_at, hash, number,
+    records::{
+        AddressesPb, DescriptorPb, VersionsPb, cluster, collection_id, node_state, sharding, sharding_number,
+        state_number, version, versions,
+    },
     required,
 };
-use crate::{JoinRequest, MetaCommand, NewNode, TokenId};
+use crate::{JoinRequest, MetaCommand, NewNode, SeenNode, Setting, TokenId};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
     kind: Option<Kind>,
 }
 
@@ -50,6 +54,8 @@ enum Kind {
     PutSetting(PutSettingPb),
     #[prost(message, tag = "15")]
     Batch(BatchPb),
+    #[prost(message, tag = "16")]
+    SetClusterVersion(SetClusterVersionPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -92,6 +98,8 @@ struct JoinPb {
     secret_hash: Vec<u8>,
     #[prost(message, optional, tag = "3")]
     node: Option<NewNodePb>,
+    #[prost(message, optional, tag = "4")]
+    versions: Option<VersionsPb>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -104,6 +112,8 @@ struct UpdateNodePb {
     addresses: Option<AddressesPb>,
     #[prost(btree_map = "string, string", tag = "4")]
     locality: BTreeMap<String, String>,
+    #[prost(message, optional, tag = "5")]
+    versions: Option<VersionsPb>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -160,6 +170,24 @@ struct PutSettingPb {
     value: String,
 }
 
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct SeenPb {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    incarnation: u64,
+    #[prost(message, optional, tag = "3")]
+    versions: Option<VersionsPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SetClusterVersionPb {
+    #[prost(uint32, tag = "1")]
+    version: u32,
+    #[prost(message, repeated, tag = "2")]
+    seen: Vec<SeenPb>,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 struct BatchPb {
     #[prost(message, repeated, tag = "1")]
@@ -170,16 +198,55 @@ impl MetaCommand {
     /// Encodes the command.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        encode_versioned(&CommandPb::from(self))
+        encode_at(self.need(), &CommandPb::from(self))
     }
 
-    /// Decodes the output of [`MetaCommand::encode`]. A leader decodes each proposal, so that bytes of a
-    /// newer format are refused before they reach the log, where they would stop this binary.
+    /// What the command needs of the version in force.
+    fn need(&self) -> VersionNeed {
+        match self {
+            Self::SetClusterVersion { version, .. } => VersionNeed::Raises(*version),
+            other => VersionNeed::InForce(other.version()),
+        }
+    }
+
+    /// The lowest version in which the command has its format and meaning.
+    fn version(&self) -> ClusterVersion {
+        match self {
+            Self::Join(JoinRequest { versions: Some(_), .. })
+            | Self::UpdateNode { versions: Some(_), .. }
+            | Self::SetClusterVersion { .. } => ClusterVersion::NODE_VERSIONS,
+            Self::PutSetting { key, .. } => key.parse().map_or(ClusterVersion::FIRST, Setting::since),
+            Self::Batch(commands) => commands.iter().map(Self::version).max().unwrap_or(ClusterVersion::FIRST),
+            _ => ClusterVersion::FIRST,
+        }
+    }
+
+    /// The command as a binary of `version` reads it: without the fields that came later.
+    pub(super) fn as_of(self, read: ClusterVersion) -> Self {
+        let keeps = read >= ClusterVersion::NODE_VERSIONS;
+        match self {
+            Self::Join(join) => Self::Join(JoinRequest { versions: join.versions.filter(|_| keeps), ..join }),
+            Self::UpdateNode { node, incarnation, addresses, locality, versions } => {
+                Self::UpdateNode { node, incarnation, addresses, locality, versions: versions.filter(|_| keeps) }
+            }
+            Self::Batch(commands) => Self::Batch(commands.into_iter().map(|command| command.as_of(read)).collect()),
+            other => other,
+        }
+    }
+
+    /// Decodes the output of [`MetaCommand::encode`]. Fails with [`CodecError::Version`] only for a command
+    /// that no leader of a supported version proposes.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         if bytes.len() > COMMAND_BYTES_MAX {
             return Err(CodecError::Malformed);
         }
-        decode_versioned::<CommandPb>(bytes)?.try_into()
+        let (need, command) = decode_with_need::<CommandPb>(bytes)?;
+        let command = Self::try_from(command)?;
+        match (need, &command) {
+            (VersionNeed::Raises(raised), Self::SetClusterVersion { version, .. }) if raised == *version => Ok(command),
+            (VersionNeed::Raises(_), _) | (_, Self::SetClusterVersion { .. }) => Err(CodecError::Malformed),
+            (VersionNeed::InForce(read), _) => Ok(command.as_of(read)),
+        }
     }
 }
 
@@ -200,13 +267,17 @@ impl From<&MetaCommand> for CommandPb {
                 token: request.token.0,
                 secret_hash: request.secret_hash.to_vec(),
                 node: Some((&request.node).into()),
+                versions: request.versions.map(VersionsPb::from),
             }),
-            MetaCommand::UpdateNode { node, incarnation, addresses, locality } => Kind::UpdateNode(UpdateNodePb {
-                node: node.0,
-                incarnation: incarnation.0,
-                addresses: Some(addresses.into()),
-                locality: locality.0.clone(),
-            }),
+            MetaCommand::UpdateNode { node, incarnation, addresses, locality, versions } => {
+                Kind::UpdateNode(UpdateNodePb {
+                    node: node.0,
+                    incarnation: incarnation.0,
+                    addresses: Some(addresses.into()),
+                    locality: locality.0.clone(),
+                    versions: versions.map(VersionsPb::from),
+                })
+            }
             MetaCommand::SetNodeState { node, state } => {
                 Kind::SetNodeState(SetNodeStatePb { node: node.0, state: state_number(*state) })
             }
@@ -235,6 +306,14 @@ impl From<&MetaCommand> for CommandPb {
             MetaCommand::PutSetting { key, value } => {
                 Kind::PutSetting(PutSettingPb { key: key.clone(), value: value.clone() })
             }
+            MetaCommand::SetClusterVersion { version, seen } => {
+                let seen = seen.iter().map(|seen| SeenPb {
+                    node: seen.node.0,
+                    incarnation: seen.incarnation.0,
+                    versions: Some(seen.versions.into()),
+                });
+                Kind::SetClusterVersion(SetClusterVersionPb { version: version.0, seen: seen.collect() })
+            }
             MetaCommand::Batch(commands) => {
                 Kind::Batch(BatchPb { commands: commands.iter().map(Self::from).collect() })
             }
@@ -249,7 +328,8 @@ impl TryFrom<CommandPb> for MetaCommand {
     fn try_from(command: CommandPb) -> Result<Self, CodecError> {
         match required(command.kind)? {
             Kind::Batch(batch) => {
-                let nested = |command: &CommandPb| matches!(command.kind, Some(Kind::Batch(_)));
+                let nested =
+                    |command: &CommandPb| matches!(command.kind, Some(Kind::Batch(_) | Kind::SetClusterVersion(_)));
                 if batch.commands.iter().any(nested) {
                     return Err(CodecError::Malformed);
                 }
@@ -278,12 +358,14 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             token: TokenId(pb.token),
             secret_hash: hash(&pb.secret_hash)?,
             node: required(pb.node)?.try_into()?,
+            versions: optional_versions(pb.versions)?,
         }),
         Kind::UpdateNode(pb) => MetaCommand::UpdateNode {
             node: number(pb.node)?,
             incarnation: number::<Incarnation>(pb.incarnation)?,
             addresses: required(pb.addresses)?.into(),
             locality: Locality(pb.locality),
+            versions: optional_versions(pb.versions)?,
         },
         Kind::SetNodeState(pb) => MetaCommand::SetNodeState { node: number(pb.node)?, state: node_state(pb.state)? },
         Kind::RemoveNode(node) => MetaCommand::RemoveNode { node: number(node)? },
@@ -302,6 +384,22 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
         }
         Kind::ReportShard(pb) => MetaCommand::ReportShard { descriptor: pb.try_into_descriptor()? },
         Kind::PutSetting(pb) => MetaCommand::PutSetting { key: pb.key, value: pb.value },
+        Kind::SetClusterVersion(pb) => MetaCommand::SetClusterVersion {
+            version: version(pb.version)?,
+            seen: pb.seen.into_iter().map(seen).collect::<Result<_, _>>()?,
+        },
+    })
+}
+
+fn optional_versions(pb: Option<VersionsPb>) -> Result<Option<VersionRange>, CodecError> {
+    pb.map(versions).transpose()
+}
+
+fn seen(pb: SeenPb) -> Result<SeenNode, CodecError> {
+    Ok(SeenNode {
+        node: number(pb.node)?,
+        incarnation: number(pb.incarnation)?,
+        versions: versions(required(pb.versions)?)?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The binary format of commands, replies, records and snapshots.
 //!
-//! Invariants: every encoding starts with one byte, the format version; equal values give equal bytes; any
+//! Invariants: every encoding starts with one byte, the cluster version that has its format (see
+//! `flotilla_types::ClusterVersion`), so that a binary that does not support it stops there; equal values give equal bytes; any
 //! bytes that this module did not write are refused with a typed error. The protobuf messages stay private.
 
 mod commands;
@@ -10,13 +11,15 @@ mod replies;
 mod tests;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use flotilla_storage::{VersionNeed, version_byte, version_need};
+use flotilla_types::{ClusterVersion, VersionRange};
 use prost::Message;
 
 pub(crate) use records::{decode_collection, decode_header, decode_node, decode_shard, decode_token};
 pub(crate) use records::{encode_collection, encode_header, encode_node, encode_shard, encode_token};
 
-/// The format version of every encoding.
-const FORMAT_VERSION: u8 = 1;
+/// The newest format that this binary reads.
+const NEWEST: ClusterVersion = VersionRange::SUPPORTED.max;
 
 /// Limit on the bytes of one command; a longer one is malformed.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
@@ -40,20 +43,38 @@ pub enum CodecError {
     },
 }
 
-/// Encodes a message after a version byte.
+/// Encodes a message of the first version.
 pub(crate) fn encode_versioned(message: &impl Message) -> Bytes {
+    encode_at(VersionNeed::InForce(ClusterVersion::FIRST), message)
+}
+
+/// Encodes a message after its version.
+fn encode_at(need: VersionNeed, message: &impl Message) -> Bytes {
     let mut bytes = BytesMut::with_capacity(1 + message.encoded_len());
-    bytes.put_u8(FORMAT_VERSION);
+    bytes.put_u8(version_byte(need));
     bytes.put_slice(&message.encode_to_vec());
     bytes.freeze()
 }
 
-/// Checks the version byte and decodes the message after it.
+/// Checks the version and decodes the message after it.
 pub(crate) fn decode_versioned<M: Message + Default>(bytes: &[u8]) -> Result<M, CodecError> {
-    match bytes.split_first() {
-        None | Some((0, _)) => Err(CodecError::Malformed),
-        Some((&FORMAT_VERSION, rest)) => M::decode(rest).map_err(|_| CodecError::Malformed),
-        Some((&found, _)) => Err(CodecError::Version { found: found.into(), known: FORMAT_VERSION.into() }),
+    match decode_with_need(bytes)? {
+        (VersionNeed::InForce(_), message) => Ok(message),
+        (VersionNeed::Raises(_), _) => Err(CodecError::Malformed),
+    }
+}
+
+/// As [`decode_versioned`], with the version. A field that its version does not have must be ignored by the
+/// caller, as binaries of that version ignore it.
+fn decode_with_need<M: Message + Default>(bytes: &[u8]) -> Result<(VersionNeed, M), CodecError> {
+    let need = version_need(bytes);
+    let (VersionNeed::InForce(version) | VersionNeed::Raises(version)) = need;
+    match bytes {
+        [0, ..] | [] => Err(CodecError::Malformed),
+        [_, rest @ ..] if version <= NEWEST => {
+            M::decode(rest).map(|message| (need, message)).map_err(|_| CodecError::Malformed)
+        }
+        _ => Err(CodecError::Version { found: version.0, known: NEWEST.0 }),
     }
 }
 

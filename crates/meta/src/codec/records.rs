@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_placement::{Collection, PlanReplica, Sharding};
+use flotilla_storage::VersionNeed;
 use flotilla_types::{
-    ClusterId, CollectionId, Epoch, KeyRange, Locality, ReplicaDescriptor, ReplicaRole, ShardDescriptor,
+    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, ReplicaDescriptor, ReplicaRole,
+    ShardDescriptor, VersionRange,
 };
 
-use super::{CodecError, decode_versioned, encode_versioned, hash, number, required};
+use super::{CodecError, decode_versioned, encode_at, encode_versioned, hash, number, required};
 use crate::{Addresses, MetaState, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord, state::Header};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -39,6 +41,17 @@ struct NodePb {
     key_digest: Vec<u8>,
     #[prost(uint64, tag = "8")]
     joined_at_ms: u64,
+    /// None for the first version only.
+    #[prost(message, optional, tag = "9")]
+    versions: Option<VersionsPb>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct VersionsPb {
+    #[prost(uint32, tag = "1")]
+    min: u32,
+    #[prost(uint32, tag = "2")]
+    max: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -130,6 +143,9 @@ struct HeaderPb {
     next_shard: u64,
     #[prost(uint64, tag = "6")]
     next_replica: u64,
+    /// Zero for the first.
+    #[prost(uint32, tag = "7")]
+    cluster_version: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -152,14 +168,15 @@ impl MetaState {
     /// Encodes the whole state. Equal states give equal bytes.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        encode_versioned(&SnapshotPb {
+        let snapshot = SnapshotPb {
             header: Some(HeaderPb::from(&self.header)),
             nodes: self.nodes().map(NodePb::from).collect(),
             collections: self.collections().map(CollectionPb::from).collect(),
             shards: self.shards().map(ShardPb::from).collect(),
             tokens: self.tokens().map(TokenPb::from).collect(),
             settings: self.settings.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
-        })
+        };
+        encode_at(VersionNeed::InForce(self.cluster_version()), &snapshot)
     }
 
     /// Decodes the output of [`MetaState::encode`].
@@ -201,8 +218,28 @@ macro_rules! stored {
     };
 }
 
-stored!(Header, HeaderPb, encode_header, decode_header, Header::try_from);
-stored!(NodeRecord, NodePb, encode_node, decode_node, NodeRecord::try_from);
+/// Encodes the header. It has the version in force, so that a binary that does not support it reads no further.
+pub(crate) fn encode_header(header: &Header) -> Bytes {
+    encode_at(VersionNeed::InForce(header.cluster_version), &HeaderPb::from(header))
+}
+
+/// Decodes the header.
+pub(crate) fn decode_header(bytes: &[u8]) -> Result<Header, CodecError> {
+    decode_versioned::<HeaderPb>(bytes)?.try_into()
+}
+
+/// Encodes a node.
+pub(crate) fn encode_node(node: &NodeRecord) -> Bytes {
+    let first = node.versions == VersionRange::FIRST_ONLY;
+    let version = if first { ClusterVersion::FIRST } else { ClusterVersion::NODE_VERSIONS };
+    encode_at(VersionNeed::InForce(version), &NodePb::from(node))
+}
+
+/// Decodes a node.
+pub(crate) fn decode_node(bytes: &[u8]) -> Result<NodeRecord, CodecError> {
+    decode_versioned::<NodePb>(bytes)?.try_into()
+}
+
 stored!(Collection, CollectionPb, encode_collection, decode_collection, Collection::from_pb);
 stored!(ShardRecord, ShardPb, encode_shard, decode_shard, ShardRecord::try_from);
 stored!(TokenRecord, TokenPb, encode_token, decode_token, TokenRecord::try_from);
@@ -216,6 +253,10 @@ impl From<&Header> for HeaderPb {
             next_collection: header.next_collection.0,
             next_shard: header.next_shard.0,
             next_replica: header.next_replica.0,
+            cluster_version: match header.cluster_version {
+                ClusterVersion::FIRST => 0,
+                later => later.0,
+            },
         }
     }
 }
@@ -235,6 +276,10 @@ impl TryFrom<HeaderPb> for Header {
             next_collection: collection_id(header.next_collection)?,
             next_shard: number(header.next_shard)?,
             next_replica: number(header.next_replica)?,
+            cluster_version: match header.cluster_version {
+                0 => ClusterVersion::FIRST,
+                later => version(later)?,
+            },
         })
     }
 }
@@ -250,6 +295,7 @@ impl From<&NodeRecord> for NodePb {
             incarnation: node.incarnation.0,
             key_digest: node.key_digest.to_vec(),
             joined_at_ms: node.joined_at_ms,
+            versions: (node.versions != VersionRange::FIRST_ONLY).then(|| node.versions.into()),
         }
     }
 }
@@ -267,6 +313,7 @@ impl TryFrom<NodePb> for NodeRecord {
             incarnation: number(node.incarnation)?,
             key_digest: hash(&node.key_digest)?,
             joined_at_ms: node.joined_at_ms,
+            versions: node.versions.map_or(Ok(VersionRange::FIRST_ONLY), versions)?,
         })
     }
 }
@@ -405,6 +452,21 @@ impl From<AddressesPb> for Addresses {
         let AddressesPb { quic, http, redis } = addresses;
         Self { quic, http, redis }
     }
+}
+
+impl From<VersionRange> for VersionsPb {
+    fn from(range: VersionRange) -> Self {
+        Self { min: range.min.0, max: range.max.0 }
+    }
+}
+
+pub(super) fn versions(pb: VersionsPb) -> Result<VersionRange, CodecError> {
+    let range = VersionRange { min: version(pb.min)?, max: version(pb.max)? };
+    if range.min <= range.max { Ok(range) } else { Err(CodecError::Malformed) }
+}
+
+pub(super) fn version(number: u32) -> Result<ClusterVersion, CodecError> {
+    if (1..=ClusterVersion::LAST.0).contains(&number) { Ok(ClusterVersion(number)) } else { Err(CodecError::Malformed) }
 }
 
 pub(super) fn cluster(bytes: &[u8]) -> Result<ClusterId, CodecError> {

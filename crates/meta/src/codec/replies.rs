@@ -3,11 +3,11 @@
 //! A refusal is a code and up to two numbers. Codes are never reused.
 
 use bytes::Bytes;
-use flotilla_types::{CollectionId, Epoch, ShardId};
+use flotilla_types::{CollectionId, Epoch, ShardId, VersionRange};
 
 use super::{
     CodecError, decode_versioned, encode_versioned, number,
-    records::{cluster, collection_id, node_state, state_number},
+    records::{cluster, collection_id, node_state, state_number, version},
     required,
 };
 use crate::{Field, Limit, MetaRefusal, MetaReply};
@@ -142,6 +142,12 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::LimitReached(limit) => (25, limit.number(), 0),
             MetaRefusal::Malformed => (26, 0, 0),
             MetaRefusal::InBatch { position, .. } => (27, position.into(), 0),
+            MetaRefusal::VersionNotSupported { in_force, supported } => {
+                (28, in_force.0.into(), u64::from(supported.min.0) << 32 | u64::from(supported.max.0))
+            }
+            MetaRefusal::VersionNotSeen { node, version } => (29, node.0, version.0.into()),
+            MetaRefusal::VersionNotNext { in_force } => (30, in_force.0.into(), 0),
+            MetaRefusal::VersionNotInForce { needed, in_force } => (31, needed.0.into(), in_force.0.into()),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -189,6 +195,16 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             27 => {
                 Self::InBatch { position: small(pb.first)?, refusal: Box::new(Self::try_from(*required(pb.inner)?)?) }
             }
+            28 => Self::VersionNotSupported {
+                in_force: version(small(pb.first)?)?,
+                supported: VersionRange {
+                    min: version(small(pb.second >> 32)?)?,
+                    max: version(small(pb.second & u64::from(u32::MAX))?)?,
+                },
+            },
+            29 => Self::VersionNotSeen { node: number(pb.first)?, version: version(small(pb.second)?)? },
+            30 => Self::VersionNotNext { in_force: version(small(pb.first)?)? },
+            31 => Self::VersionNotInForce { needed: version(small(pb.first)?)?, in_force: version(small(pb.second)?)? },
             _ => return Err(CodecError::Malformed),
         })
     }

@@ -2,12 +2,19 @@
 
 use flotilla_placement::Sharding;
 use flotilla_types::{
-    Bucket, ClusterId, CollectionId, Epoch, Incarnation, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
-    ShardDescriptor, ShardId,
+    Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, NodeId, ReplicaDescriptor,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, VersionRange,
 };
 
 use super::*;
-use crate::{Addresses, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState, TokenId};
+use crate::{
+    Addresses, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState, SeenNode, TokenId,
+};
+
+fn raise() -> MetaCommand {
+    let seen = SeenNode { node: NodeId(4), incarnation: Incarnation(5), versions: VersionRange::SUPPORTED };
+    MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: vec![seen] }
+}
 
 fn commands() -> Vec<MetaCommand> {
     let addresses = Addresses { quic: "a:1".to_owned(), http: "a:2".to_owned(), redis: "a:3".to_owned() };
@@ -24,12 +31,21 @@ fn commands() -> Vec<MetaCommand> {
         ],
     };
     let (shard, replica) = (ShardId(0), ReplicaId(2));
+    let versions = Some(VersionRange { min: ClusterVersion(2), max: ClusterVersion(5) });
     let mut commands = vec![
         MetaCommand::Bootstrap { cluster: ClusterId([7; 16]), node: node.clone() },
         MetaCommand::CreateToken { id: TokenId(u64::MAX), hash: [1; 32], expires_at_ms: 5, uses: 2 },
         MetaCommand::RevokeToken { id: TokenId(0) },
-        MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node }),
-        MetaCommand::UpdateNode { node: NodeId(1), incarnation: Incarnation(2), addresses, locality },
+        MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node: node.clone(), versions: None }),
+        MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node, versions }),
+        MetaCommand::UpdateNode {
+            node: NodeId(1),
+            incarnation: Incarnation(2),
+            addresses: addresses.clone(),
+            locality: locality.clone(),
+            versions,
+        },
+        MetaCommand::UpdateNode { node: NodeId(1), incarnation: Incarnation(2), addresses, locality, versions: None },
         MetaCommand::RemoveNode { node: NodeId(1) },
         MetaCommand::DropCollection { collection: CollectionId(1) },
         MetaCommand::AssignReplica { shard, node: NodeId(1), intent_version: 3 },
@@ -52,6 +68,7 @@ fn commands() -> Vec<MetaCommand> {
         });
     }
     commands.push(MetaCommand::Batch(commands.clone()));
+    commands.push(raise());
     commands
 }
 
@@ -90,10 +107,14 @@ fn replies_round_trip() {
         MetaRefusal::StaleEpoch { known: epoch },
         MetaRefusal::UnknownSetting,
         MetaRefusal::Malformed,
+        MetaRefusal::VersionNotSupported { in_force: ClusterVersion(3), supported: VersionRange::SUPPORTED },
+        MetaRefusal::VersionNotSeen { node: NodeId(12), version: ClusterVersion(4) },
+        MetaRefusal::VersionNotNext { in_force: ClusterVersion(5) },
+        MetaRefusal::VersionNotInForce { needed: ClusterVersion(7), in_force: ClusterVersion(6) },
     ];
     refusals.extend((1..=11).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=6).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 24 + 11 + 6);
+    assert_eq!(refusals.len(), 28 + 11 + 6);
     let nested = refusals
         .iter()
         .cloned()
@@ -127,7 +148,43 @@ fn oversized_and_nested_commands_are_malformed() {
 fn format_versions_are_distinguished() {
     let mut bytes = MetaCommand::RevokeToken { id: TokenId(1) }.encode().to_vec();
     bytes[0] = 9;
-    assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Version { found: 9, known: 1 }));
+    assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Version { found: 9, known: 2 }));
     bytes[0] = 0;
     assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Malformed));
+}
+
+#[test]
+fn commands_name_the_version_that_they_need() {
+    let need = |command: &MetaCommand| version_need(&command.encode());
+    for command in commands() {
+        let later = match &command {
+            MetaCommand::SetClusterVersion { version, .. } => {
+                assert_eq!(need(&command), VersionNeed::Raises(*version));
+                continue;
+            }
+            MetaCommand::Join(JoinRequest { versions, .. }) | MetaCommand::UpdateNode { versions, .. } => {
+                versions.is_some()
+            }
+            MetaCommand::Batch(_) => true,
+            _ => false,
+        };
+        assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion(if later { 2 } else { 1 })), "{command:?}");
+    }
+}
+
+#[test]
+fn a_command_is_read_as_binaries_of_its_version_read_it() {
+    // They ignore fields that they do not know, and refuse commands that they do not know.
+    for command in commands() {
+        let mut bytes = command.encode().to_vec();
+        bytes[0] = 1;
+        let expected = match command {
+            MetaCommand::SetClusterVersion { .. } => Err(CodecError::Malformed),
+            command => Ok(command.as_of(ClusterVersion::FIRST)),
+        };
+        assert_eq!(MetaCommand::decode(&bytes), expected);
+    }
+    let mut bytes = raise().encode().to_vec();
+    bytes[0] = 0x80 | 1;
+    assert_eq!(MetaCommand::decode(&bytes), Err(CodecError::Malformed), "it raises to another version than it says");
 }

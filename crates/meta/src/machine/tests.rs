@@ -7,15 +7,17 @@ use std::{
 
 use flotilla_hostile::{Proportion, attack, mutated};
 use flotilla_placement::Sharding;
-use flotilla_storage::EngineError;
+use flotilla_storage::{EngineError, VersionNeed, version_need};
 use flotilla_types::{
     ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaId, ShardDescriptor,
-    ShardId, Term,
+    ShardId, Term, VersionRange,
 };
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Addresses, FeedError, JoinRequest, MetaCommand, MetaFollower, MetaRefusal, NewNode, NodeState, TokenId};
+use crate::{
+    Addresses, FeedError, JoinRequest, MetaCommand, MetaFollower, MetaRefusal, NewNode, NodeState, SeenNode, TokenId,
+};
 
 /// Records in a map, with small pages so that loading needs several.
 #[derive(Default)]
@@ -108,8 +110,9 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         1 => Just(bootstrap()),
         2 => (0_u64..3, 1_u32..4, 0_u64..6_000).prop_map(|(id, uses, expires_at_ms)| MetaCommand::CreateToken { id: TokenId(id), hash: [3; 32], expires_at_ms, uses }),
         1 => (0_u64..3).prop_map(|id| MetaCommand::RevokeToken { id: TokenId(id) }),
-        4 => (0_u64..3, 0_u8..8).prop_map(|(token, number)| MetaCommand::Join(JoinRequest { token: TokenId(token), secret_hash: [3; 32], node: new_node(number) })),
-        2 => (0_u64..6, 0_u64..4).prop_map(|(node, incarnation)| MetaCommand::UpdateNode { node: NodeId(node), incarnation: Incarnation(incarnation), addresses: new_node(9).addresses, locality: Locality::default() }),
+        4 => (0_u64..3, 0_u8..8).prop_map(|(token, number)| MetaCommand::Join(JoinRequest { token: TokenId(token), secret_hash: [3; 32], node: new_node(number), versions: None })),
+        2 => (0_u64..6, 0_u64..4).prop_map(|(node, incarnation)| MetaCommand::UpdateNode { node: NodeId(node), incarnation: Incarnation(incarnation), addresses: new_node(9).addresses, locality: Locality::default(), versions: (incarnation == 3).then_some(VersionRange::SUPPORTED) }),
+        1 => (0_u64..8).prop_map(|nodes| MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: (1..=nodes).map(|node| SeenNode { node: NodeId(node), incarnation: Incarnation(9), versions: VersionRange::SUPPORTED }).collect() }),
         1 => (0_u64..6, 0_usize..4).prop_map(|(node, state)| MetaCommand::SetNodeState { node: NodeId(node), state: [NodeState::Active, NodeState::Draining, NodeState::Removed, NodeState::Lost][state] }),
         2 => (0_usize..3, 1_u16..4, 1_u64..4).prop_map(|(name, buckets, node)| MetaCommand::CreateCollection { name: ["a", "b", "c"][name].to_owned(), sharding: Sharding::Hash, buckets, replicas: 3, initial_nodes: vec![vec![NodeId(node)]; buckets.into()] }),
         1 => (1_u32..5).prop_map(|collection| MetaCommand::DropCollection { collection: CollectionId(collection) }),
@@ -191,7 +194,7 @@ fn hostile_commands_are_answered_and_leave_a_valid_state() {
         });
         for mut command in commands {
             // A newer format must stop the replica.
-            if command.first().is_some_and(|format| *format > 1) {
+            if command.first().is_some_and(|format| *format > 2) {
                 command[0] = 1;
             }
             let _ = TABLES.of(command.len(), || MetaCommand::decode(&command));
@@ -341,8 +344,8 @@ fn newer_format_stops_the_replica_and_garbage_does_not() {
     let garbage = [&b""[..], &[0], &[1], &[1, 0xff, 0xff]].map(Bytes::from_static);
     let replies = host.apply(&garbage).expect("answered");
     assert_eq!(replies, vec![MetaReply::Refused(MetaRefusal::Malformed); 4]);
-    let newer = host.apply(&[Bytes::from_static(&[2, 1])]);
-    assert!(matches!(newer, Err(MachineError::Version { found: 2, known: 1 })));
+    let newer = host.apply(&[Bytes::from_static(&[3, 1])]);
+    assert!(matches!(newer, Err(MachineError::Version { found: 3, known: 2 })));
     assert_eq!(host.read(&[9, 9]), Feed::Refused);
 }
 
@@ -358,4 +361,22 @@ fn records_of_another_position_are_refused() {
     let header = host.records.0.keys().find(|key| key.ends_with(b"header")).expect("header").clone();
     host.records.0.remove(&header);
     assert!(matches!(other.restore(&host.machine.system(), &host.records), Err(MachineError::Corrupt(_))));
+}
+
+#[test]
+fn only_a_raised_cluster_writes_what_old_binaries_refuse() {
+    let mut host = Host::new();
+    host.run(&[bootstrap()]);
+    let first =
+        |host: &Host| host.records.0.values().all(|value| value[0] == 1) && host.machine.state().encode()[0] == 1;
+    assert!(first(&host));
+    let seen = vec![SeenNode { node: NodeId(1), incarnation: Incarnation(0), versions: VersionRange::SUPPORTED }];
+    let raise = MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen };
+    assert_eq!(version_need(&raise.encode()), VersionNeed::Raises(ClusterVersion(2)));
+    assert_eq!(host.run(&[raise]), [MetaReply::Done]);
+    let header = host.records.0.iter().find(|(key, _)| key.ends_with(b"header")).expect("a header").1;
+    assert_eq!((header[0], host.machine.state().encode()[0]), (2, 2));
+    let mut restored = MetaMachine::new(Box::new(|_| ()));
+    restored.restore(&host.machine.system(), &host.records).expect("restores");
+    assert_eq!(restored.state(), host.machine.state());
 }

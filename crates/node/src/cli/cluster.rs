@@ -6,6 +6,7 @@ use flotilla_client::Client;
 use super::{
     failure::Failure,
     output::{Output, or_dash, table},
+    upgrade::range,
 };
 
 pub(super) async fn status(client: &Client, output: Output) -> Result<(), Failure> {
@@ -31,6 +32,7 @@ fn summary(status: &ClusterStatus) -> String {
             (true, None) => "Metadata group: electing a leader".to_owned(),
             (false, _) => "Metadata group: NO QUORUM; what follows is this node's last known state".to_owned(),
         },
+        format!("Cluster version: {}", status.cluster_version),
         format!("Shards: {healthy} of {} healthy", status.shards.len()),
     ];
     if status.draining {
@@ -54,8 +56,10 @@ fn summary(status: &ClusterStatus) -> String {
 }
 
 fn node_table(nodes: &[NodeInfo]) -> String {
-    let header =
-        ["ID", "NAME", "STATE", "LIVENESS", "METADATA", "REPLICAS", "LEADS", "HTTP", "REDIS", "PEERS", "PLACE"];
+    let header = [
+        "ID", "NAME", "STATE", "LIVENESS", "METADATA", "REPLICAS", "LEADS", "HTTP", "REDIS", "PEERS", "VERSIONS",
+        "PLACE",
+    ];
     let rows = nodes.iter().map(|node| {
         [
             format!("{}{}", node.id, if node.is_self { "*" } else { "" }),
@@ -68,6 +72,7 @@ fn node_table(nodes: &[NodeInfo]) -> String {
             node.http.clone(),
             node.redis.clone(),
             node.quic.clone(),
+            range(node.versions),
             node.locality.to_string(),
         ]
     });

@@ -14,6 +14,7 @@ mod output;
 mod settings;
 mod tokens;
 mod transfer;
+mod upgrade;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -83,6 +84,9 @@ pub(crate) enum ClientCommand {
     /// Drain or remove a node
     #[command(subcommand)]
     Node(nodes::NodeCommand),
+    /// Show and raise the cluster version, after all nodes run a new binary
+    #[command(subcommand)]
+    Upgrade(upgrade::UpgradeCommand),
     /// Show recent events of the cluster as one node saw them
     Events(events::Arguments),
     /// Print a completion script for a shell
@@ -129,6 +133,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Token(command) => tokens::run(command, &client, output).await,
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, &options.addr, output).await,
+        ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,
         ClientCommand::Events(arguments) => events::run(&arguments, &client, output).await,
         ClientCommand::Completions { .. } => Ok(()),
     }

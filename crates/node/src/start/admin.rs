@@ -11,16 +11,16 @@ use std::{
 
 use flotilla_api::{
     Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, RecordsDigest, ReplicaDigest,
-    Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
+    Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
-use flotilla_control::{MemberState, ShardError, Shards, Topology};
+use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};
 use flotilla_identity::{JoinToken, NodeIdentity, TokenId};
 use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, Setting};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, clock};
 use flotilla_transport::Transport;
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::{NodeId, ShardId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
@@ -135,6 +135,28 @@ impl NodeAdmin {
         Ok(())
     }
 
+    async fn finish(&self, deadline: Instant) -> Result<UpgradeStatus, AdminError> {
+        let meta = self.topology.meta();
+        match next_version(&meta, VersionRange::SUPPORTED, self.topology.seen()) {
+            Ok(command) => {
+                self.propose(command, deadline).await?;
+                let raised = meta.cluster_version().next();
+                self.wait_until(deadline, |meta| meta.cluster_version() >= raised).await;
+            }
+            Err(UpgradeError::NothingLater { .. }) => {}
+            Err(UpgradeError::Missing { next, nodes }) => {
+                let nodes: Vec<_> = nodes.iter().map(NodeId::to_string).collect();
+                return Err(StoreError::Refused(format!(
+                    "these nodes were not seen with a binary that supports version {next} since their last start: {}; \
+                     start each with such a binary, or remove it",
+                    nodes.join(", ")
+                ))
+                .into());
+            }
+        }
+        Ok(self.upgrade_status())
+    }
+
     async fn revoke(&self, token: flotilla_api::TokenId, deadline: Instant) -> Result<(), AdminError> {
         let id = flotilla_meta::TokenId(token.0);
         // The command is sent without a local check: this node may not know the token yet.
@@ -202,6 +224,10 @@ impl Admin for NodeAdmin {
 
     fn list_tokens(&self) -> Vec<TokenInfo> {
         self.topology.meta().tokens().map(status::token).collect()
+    }
+
+    fn upgrade_status(&self) -> UpgradeStatus {
+        status::upgrade(&self.topology.meta(), &self.topology.seen())
     }
 
     fn readiness(&self) -> Vec<Check> {
@@ -280,6 +306,10 @@ impl Admin for NodeAdmin {
 
     fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, ApiSetting> {
         Box::pin(self.set(key, value, deadline))
+    }
+
+    fn finish_upgrade(&self, deadline: Instant) -> AdminFuture<'_, UpgradeStatus> {
+        Box::pin(self.finish(deadline))
     }
 
     fn remove_node(&self, node: NodeId, force: bool, deadline: Instant) -> AdminFuture<'_, ()> {

@@ -16,9 +16,9 @@ use std::{
 use anyhow::{Context as _, bail};
 use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_identity::{ClusterAuthority, IdentityPem, NodeIdentity, NodeKey};
-use flotilla_meta::MetaState;
+use flotilla_meta::{CodecError, MetaState};
 use flotilla_storage::{ReplaceStep, replace_file, sync_dir};
-use flotilla_types::{Incarnation, NodeId};
+use flotilla_types::{ClusterVersion, Incarnation, NodeId, VersionRange};
 use serde::{Deserialize, Serialize};
 
 /// Incarnations start from the seconds since 2026, so that a node restored from a copy of its folder does not
@@ -28,6 +28,18 @@ const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
 /// Largest incarnation, reached in 2060. It is the prefix of the log's sequences, which have no room for a
 /// larger one.
 const INCARNATION_MAX: u64 = (1 << 30) - 2;
+
+/// Refuses a cluster version that this binary does not support: it would misread or stop at what others write.
+pub(crate) fn check_cluster_version(in_force: ClusterVersion) -> anyhow::Result<()> {
+    let supported = VersionRange::SUPPORTED;
+    if supported.supports(in_force) {
+        return Ok(());
+    }
+    bail!(
+        "the cluster is at version {in_force} and this binary supports {supported}: \
+         install a binary that supports version {in_force} and start the node again"
+    )
+}
 
 /// The data folder, locked by this process.
 pub(crate) struct Folder {
@@ -130,9 +142,18 @@ impl Folder {
     }
 
     /// The cached metadata. The default state when there is none or it does not parse.
-    pub(crate) fn metadata(&self) -> MetaState {
-        let cached = self.read("metadata").ok().flatten();
-        cached.and_then(|bytes| MetaState::decode(&bytes).ok()).unwrap_or_default()
+    ///
+    /// # Errors
+    /// The cluster is at a version that this binary does not support.
+    pub(crate) fn metadata(&self) -> anyhow::Result<MetaState> {
+        let Some(bytes) = self.read("metadata").ok().flatten() else { return Ok(MetaState::default()) };
+        match MetaState::decode(&bytes) {
+            Ok(meta) => check_cluster_version(meta.cluster_version()).map(|()| meta),
+            Err(CodecError::Version { found, .. }) => {
+                check_cluster_version(ClusterVersion(found)).map(|()| MetaState::default())
+            }
+            Err(CodecError::Malformed) => Ok(MetaState::default()),
+        }
     }
 
     pub(crate) fn set_metadata(&self, state: &MetaState) -> io::Result<()> {
@@ -224,6 +245,18 @@ mod tests {
         fs::remove_file(dir.path().join("incarnation")).unwrap();
         assert!(folder.next_incarnation(u64::MAX).is_err(), "a clock that far ahead is refused too");
         assert!(folder.next_incarnation(0).is_ok(), "the refused incarnation is not stored");
+    }
+
+    #[test]
+    fn metadata_of_a_version_that_this_binary_does_not_support_is_refused_with_advice() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        let above = VersionRange::SUPPORTED.max.next();
+        fs::write(dir.path().join("metadata"), [u8::try_from(above.0).unwrap()]).unwrap();
+        let error = folder.metadata().unwrap_err().to_string();
+        assert!(error.contains(&format!("install a binary that supports version {above}")), "{error}");
+        fs::write(dir.path().join("metadata"), [1, 0xff]).unwrap();
+        assert_eq!(folder.metadata().unwrap(), MetaState::default(), "a damaged cache is ignored");
     }
 
     #[test]

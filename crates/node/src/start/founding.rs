@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flotilla_control::Shards;
+use flotilla_control::{Shards, next_version};
 use flotilla_failpoints::{Place, reached};
 use flotilla_identity::NodeIdentity;
 use flotilla_meta::{Addresses, Liveness, MetaCommand, MetaReply, NewNode};
@@ -10,7 +10,7 @@ use flotilla_placement::Sharding;
 use flotilla_replication::Handle;
 use flotilla_types::{
     Bucket, ClusterId, CollectionId, Epoch, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
-    ShardDescriptor, ShardId,
+    ShardDescriptor, ShardId, VersionRange,
 };
 
 use super::{
@@ -61,7 +61,15 @@ impl Founding {
         if !matches!(shards.propose_meta(&bootstrap, PROPOSE_TIMEOUT).await, Ok(MetaReply::Node(_))) {
             return false;
         }
-        let meta = shards.topology().meta();
+        // A new cluster starts at the highest version of its founder. Only a node that joined in between, after
+        // a crash of the founder, can be in the way: then an operator finishes the upgrade.
+        let topology = shards.topology();
+        while let Ok(raise) = next_version(&topology.meta(), VersionRange::SUPPORTED, topology.seen()) {
+            if !matches!(shards.propose_meta(&raise, PROPOSE_TIMEOUT).await, Ok(MetaReply::Done)) {
+                return false;
+            }
+        }
+        let meta = topology.meta();
         if meta.collection("default").is_some() {
             return true;
         }

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use flotilla_control::{MemberState, ShardError, Shards};
 use flotilla_failpoints::{Place, reached};
 use flotilla_identity::{ClusterAuthority, JoinToken, NodeIdentity, NodeKey, csr_public_key_digest};
-use flotilla_meta::{Addresses, JoinRequest, MetaCommand, MetaReply, NewNode, TokenId};
+use flotilla_meta::{Addresses, JoinRequest, MetaCommand, MetaRefusal, MetaReply, NewNode, TokenId};
 use flotilla_transport::{PeerError, TransportError, join_call};
-use flotilla_types::{ClusterId, NodeId, ShardId};
+use flotilla_types::{ClusterId, NodeId, ShardId, VersionRange};
 use flotilla_wire::{decode, encode, peer};
 use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
@@ -72,6 +72,8 @@ pub(crate) async fn join_cluster(
         http: addresses.http,
         redis: addresses.redis,
         locality: config.locality.to_string(),
+        version_min: VersionRange::SUPPORTED.min.0,
+        version_max: VersionRange::SUPPORTED.max.0,
     });
     let mut round = 0_u32;
     loop {
@@ -199,6 +201,12 @@ impl JoinAdmission {
         if self.authority.read().is_none() {
             return self.redirect();
         }
+        let meta = self.shards.topology().meta();
+        let (in_force, supported) =
+            (meta.cluster_version(), VersionRange::announced(request.version_min, request.version_max));
+        if !supported.supports(in_force) {
+            return refused(&MetaRefusal::VersionNotSupported { in_force, supported }.to_string());
+        }
         if self.address_in_use(&request.quic, &digest) {
             return peer::join_response::Kind::Retry("another live node has this address".to_owned());
         }
@@ -208,7 +216,12 @@ impl JoinAdmission {
             locality,
             key_digest: digest,
         };
-        let join = JoinRequest { token: TokenId(token.id().0), secret_hash: token.hash().0, node };
+        let join = JoinRequest {
+            token: TokenId(token.id().0),
+            secret_hash: token.hash().0,
+            node,
+            versions: meta.announced(supported),
+        };
         match self.shards.propose_meta(&MetaCommand::Join(join), ADMIT_TIMEOUT).await {
             Ok(MetaReply::Node(node)) => {
                 tracing::info!(%node, %remote, "admitted a node");

@@ -31,7 +31,7 @@ use flotilla_raft_log::EngineLog;
 use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;
 use flotilla_transport::Transport;
-use flotilla_types::NodeId;
+use flotilla_types::{NodeId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch};
@@ -135,7 +135,8 @@ async fn serve(
 ) -> anyhow::Result<(Host, Arc<EngineLog>)> {
     let (identity, seeds) = identity(&config, &folder).await?;
     let me = local_node(&config, &folder, &identity)?;
-    let topology = Arc::new(Topology::new(me.node, folder.metadata()));
+    let topology = Arc::new(Topology::new(me.node, folder.metadata()?));
+    tokio::spawn(stop_at_unsupported_version(topology.clone()));
     let authority: SharedAuthority = Arc::new(RwLock::new(folder.authority()?));
 
     // Ports are bound before the log and state are opened, so that a port conflict fails at once.
@@ -219,9 +220,24 @@ fn local_node(config: &Config, folder: &Folder, identity: &NodeIdentity) -> anyh
         incarnation,
         addresses: join::addresses_of(config),
         locality: config.locality.clone(),
+        versions: VersionRange::SUPPORTED,
     };
     tracing::info!(node = %me.node, cluster = %identity.cluster(), %incarnation, name = config.name, "starting");
     Ok(me)
+}
+
+/// Ends the process when the metadata shows a cluster version that this binary does not support.
+async fn stop_at_unsupported_version(topology: Arc<Topology>) {
+    let mut metadata = topology.watch();
+    // The sender lives as long as the topology.
+    while metadata.changed().await.is_ok() {
+        let in_force = metadata.borrow_and_update().cluster_version();
+        if let Err(error) = folder::check_cluster_version(in_force) {
+            tracing::error!("{error:#}");
+            eprintln!("flotilla: fatal error: {error:#}");
+            std::process::exit(EXIT_FATAL);
+        }
+    }
 }
 
 /// Binds the HTTP and Redis ports.

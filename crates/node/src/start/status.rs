@@ -1,14 +1,15 @@
 //! The cluster's status as this node sees it, from local state only: it is available without a quorum.
 
 use flotilla_api::{
-    ClusterStatus, Collection, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo,
-    PeerState, ReplicaInfo, Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo,
+    ClusterStatus, Collection, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState,
+    NodeUpgrade, PeerInfo, PeerState, ReplicaInfo, Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo,
+    UpgradeStatus, Versions,
 };
 use flotilla_control::{MemberState, Topology};
-use flotilla_meta::{MetaState, NodeRecord, NodeState as RecordState, Setting, ShardRecord, TokenRecord};
+use flotilla_meta::{MetaState, NodeRecord, NodeState as RecordState, SeenNode, Setting, ShardRecord, TokenRecord};
 use flotilla_replication::{Handle, ReplicaStatus, Role};
 use flotilla_transport::{Breaker, PeerStatus, Transport};
-use flotilla_types::{ClusterId, CollectionId, NodeId, ReplicaRole, ShardId};
+use flotilla_types::{ClusterId, CollectionId, NodeId, ReplicaRole, ShardId, VersionRange};
 
 /// The local state from which a status is built.
 pub(crate) struct Sources<'a> {
@@ -27,16 +28,18 @@ impl Sources<'_> {
         let here = self.host.status();
         let shards: Vec<_> = meta.shards().map(|record| self.shard(&meta, record, &here)).collect();
         let metadata_leader = self.leader(ShardId::META, &here);
+        let seen = self.topology.seen();
         let nodes: Vec<_> = meta
             .nodes()
             .filter(|node| node.state != RecordState::Removed)
-            .map(|node| self.node(node, &shards, metadata_leader))
+            .map(|node| self.node(node, &shards, metadata_leader, &seen))
             .collect();
         let quorum = metadata_leader.is_some();
         ClusterStatus {
             cluster_id: self.cluster,
             node: self.topology.node(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_version: meta.cluster_version().0,
             started_ms: self.started_ms,
             draining: self.draining,
             metadata_leader,
@@ -92,7 +95,13 @@ impl Sources<'_> {
         }
     }
 
-    fn node(&self, record: &NodeRecord, shards: &[ShardInfo], metadata_leader: Option<NodeId>) -> NodeInfo {
+    fn node(
+        &self,
+        record: &NodeRecord,
+        shards: &[ShardInfo],
+        metadata_leader: Option<NodeId>,
+        seen: &[SeenNode],
+    ) -> NodeInfo {
         let holds = |shard: &&ShardInfo| shard.replicas.iter().any(|replica| replica.node == record.id);
         let metadata = shards.iter().find(|shard| shard.id == ShardId::META);
         let metadata = metadata.and_then(|shard| shard.replicas.iter().find(|replica| replica.node == record.id));
@@ -125,7 +134,33 @@ impl Sources<'_> {
             },
             replicas: shards.iter().filter(holds).count() as u32,
             leaders: shards.iter().filter(|shard| shard.leader == Some(record.id)).count() as u32,
+            versions: versions_of(record.id, seen),
         }
+    }
+}
+
+/// The versions that a node's binary supports, if the node was seen.
+fn versions_of(node: NodeId, seen: &[SeenNode]) -> Option<Versions> {
+    let versions = seen.iter().find(|seen| seen.node == node)?.versions;
+    Some(Versions { min: versions.min.0, max: versions.max.0 })
+}
+
+/// The cluster version, and which nodes are ready for the next one.
+pub(crate) fn upgrade(meta: &MetaState, seen: &[SeenNode]) -> UpgradeStatus {
+    let in_force = meta.cluster_version();
+    let next = Some(in_force.next()).filter(|next| VersionRange::SUPPORTED.supports(*next));
+    let missing = next.map(|next| meta.nodes_without(next, seen)).unwrap_or_default();
+    let nodes = meta.nodes().filter(|node| !node.state.is_gone()).map(|node| NodeUpgrade {
+        node: node.id,
+        name: node.name.clone(),
+        versions: versions_of(node.id, seen),
+        ready: next.is_some() && !missing.contains(&node.id),
+    });
+    UpgradeStatus {
+        cluster_version: in_force.0,
+        next: next.map(|next| next.0),
+        ready: next.is_some() && missing.is_empty(),
+        nodes: nodes.collect(),
     }
 }
 

@@ -15,7 +15,8 @@ struct Fixture {
 
 impl Fixture {
     fn new(dir: &Path) -> Self {
-        let options = Options { target_file_size_bytes: 16 << 10, purge_threshold_bytes: 64 << 10 };
+        let options =
+            Options { target_file_size_bytes: 16 << 10, purge_threshold_bytes: 64 << 10, ..Options::default() };
         let log = EngineLog::open(dir, options).unwrap();
         let mut fixture = Self { log, sequence: 0, hot: 0 };
         fixture.write(create(1));

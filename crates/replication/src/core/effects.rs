@@ -4,8 +4,8 @@ use bytes::Bytes;
 use flotilla_consensus::GroupStatus;
 use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, LogIndex, Message, NodeId, ObjectId, ReplicaId, ShardDescriptor, ShardId, Term,
-    WalSequence,
+    Checkpoint, ClusterVersion, ConfState, Entry, Incarnation, LogIndex, Message, NodeId, ObjectId, ReplicaId,
+    ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
 };
 
 use super::{Answer, Done, NodeHeartbeat};
@@ -122,6 +122,15 @@ pub enum Notice {
         /// The leader's node; `None` when a replica here has no leader any more.
         node: Option<NodeId>,
     },
+    /// A peer's start, by its first node heartbeat, and the cluster versions that its binary supports.
+    PeerVersions {
+        /// The peer.
+        node: NodeId,
+        /// Its start.
+        incarnation: Incarnation,
+        /// The versions.
+        versions: VersionRange,
+    },
     /// The current descriptor of a shard led here.
     Descriptor(ShardDescriptor),
     /// Replicas that this node must not use any more.
@@ -202,6 +211,8 @@ pub struct ReplicaStatus {
     pub group: Option<GroupStatus>,
     /// The last applied entry.
     pub applied: LogIndex,
+    /// The version of its state machine, if it has one of its own; `None` also while it is not loaded.
+    pub version: Option<ClusterVersion>,
     /// The last entry that its durable checkpoint covers.
     pub checkpoint: LogIndex,
     /// Memory and disk that its records take.

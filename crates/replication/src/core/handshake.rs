@@ -20,7 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_consensus::{ConfChange, Role};
 use flotilla_storage::{PeerSequence, ReplicaLog};
 use flotilla_types::{
-    ConfState, EntryKind, Incarnation, LogIndex, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, WalSequence,
+    ConfState, EntryKind, Incarnation, LogIndex, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, VersionRange,
+    WalSequence,
 };
 
 use super::{Core, Effects, LostReason, NodeHeartbeat, Notice, replica::RecentConfs};
@@ -65,6 +66,8 @@ pub(super) struct RecoveryHandshake {
     ahead: BTreeSet<NodeId>,
     /// Each peer's wall clock, and our monotonic clock when it arrived. Milliseconds.
     clocks: BTreeMap<NodeId, (u64, u64)>,
+    /// The last start of each peer and the cluster versions that its binary supports.
+    pub(super) peer_versions: BTreeMap<NodeId, (Incarnation, VersionRange)>,
     rolled_back: bool,
     /// Whether the log was opened with evidence that it is complete.
     trusted: bool,
@@ -95,6 +98,7 @@ impl RecoveryHandshake {
             peer_checks: BTreeMap::new(),
             ahead: BTreeSet::new(),
             clocks: BTreeMap::new(),
+            peer_versions: BTreeMap::new(),
             rolled_back: false,
             trusted,
             in_doubt: !trusted,
@@ -104,6 +108,7 @@ impl RecoveryHandshake {
 
     pub(super) fn set_peers(&mut self, peers: Vec<NodeId>) {
         self.clocks.retain(|peer, _| peers.contains(peer));
+        self.peer_versions.retain(|peer, _| peers.contains(peer));
         self.peers = Some(peers);
     }
 
@@ -211,6 +216,7 @@ impl RecoveryHandshake {
             your_incarnation,
             you_lost_up_to,
             leaders: Vec::new(),
+            versions: VersionRange::SUPPORTED,
         }
     }
 }
@@ -275,6 +281,7 @@ impl<T> Core<T> {
             return;
         }
         self.handshake.ahead.remove(&from);
+        self.note_peer_versions(from, &heartbeat, effects);
         let checked = self.handshake.peer_checks.get(&from);
         let is_first_check = checked.is_none_or(|(incarnation, _)| *incarnation != heartbeat.incarnation);
         let lost = self.handshake.check_peer(from, &heartbeat);

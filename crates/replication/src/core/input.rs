@@ -4,8 +4,8 @@ use bytes::Bytes;
 use flotilla_consensus::ConfChange;
 use flotilla_storage::Usage;
 use flotilla_types::{
-    Checkpoint, Incarnation, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp,
-    WalSequence,
+    Checkpoint, ClusterVersion, Incarnation, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
+    Timestamp, VersionRange, WalSequence,
 };
 
 /// Why a request to a shard was not answered. `Unknown` sole_voter means that state may have changed.
@@ -29,6 +29,10 @@ pub enum RequestError {
     /// The deadline passed before anything was proposed. Nothing changed.
     #[error("the deadline passed")]
     Deadline,
+    /// The command needs a later cluster version than the one in force, as far as this node knows. Nothing
+    /// changed; a node whose metadata lags may accept it later.
+    #[error("the command needs a later version than the cluster's")]
+    VersionNotInForce,
     /// The command was proposed and leadership was lost: it may or may not take effect.
     #[error("the outcome is not known")]
     Unknown,
@@ -84,6 +88,8 @@ pub struct NodeHeartbeat {
     pub you_lost_up_to: Option<WalSequence>,
     /// Shards that it leads.
     pub leaders: Vec<(ShardId, Term)>,
+    /// The cluster versions that its binary supports.
+    pub versions: VersionRange,
 }
 
 /// An event for the core.
@@ -107,6 +113,9 @@ pub enum Input<T> {
         /// The heartbeat.
         heartbeat: NodeHeartbeat,
     },
+    /// The cluster version in force, by newer metadata. Until the first of these it is
+    /// [`ClusterVersion::FIRST`].
+    ClusterVersion(ClusterVersion),
     /// The peers to send node heartbeats to.
     Peers(Vec<NodeId>),
     /// A connection to a peer came up or went down.
@@ -135,6 +144,8 @@ pub enum Input<T> {
         index: LogIndex,
         /// Hybrid time of the last applied command.
         clock: Timestamp,
+        /// The version of the state machine, if it has one of its own.
+        version: Option<ClusterVersion>,
         /// Bytes of the entries applied.
         bytes: usize,
         /// Memory and disk that its records take now.
@@ -148,6 +159,8 @@ pub enum Input<T> {
         index: LogIndex,
         /// Hybrid time of the last applied command.
         clock: Timestamp,
+        /// The version of the state machine, if it has one of its own.
+        version: Option<ClusterVersion>,
     },
     /// A memtable was frozen for a checkpoint, or could not be for now.
     Frozen {

@@ -15,6 +15,7 @@ mod replica;
 mod requests;
 mod schedule;
 mod status;
+mod versions;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,8 +25,8 @@ use std::{
 use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin};
 use flotilla_storage::{Log, LogError, LogEvidence, ReplicaLog, ReplicaWrite};
 use flotilla_types::{
-    Checkpoint, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position, ReplicaId,
-    ReplicaRole, ShardDescriptor, ShardId, Term,
+    Checkpoint, ClusterVersion, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
 };
 
 use crate::{FolderTrust, HostConfig};
@@ -54,6 +55,10 @@ pub struct Core<T> {
     serving: BTreeMap<ShardId, ReplicaId>,
     /// All replicas by shard.
     by_shard: BTreeSet<(ShardId, ReplicaId)>,
+    /// The cluster version in force.
+    cluster_version: ClusterVersion,
+    /// Replicas whose state machines are at an earlier version than the one in force.
+    to_switch: BTreeSet<ReplicaId>,
     /// Replicas whose requests the next flush must process.
     touched: BTreeSet<ReplicaId>,
     schedule: Schedule,
@@ -95,6 +100,8 @@ impl<T> Core<T> {
             replicas: BTreeMap::new(),
             serving: BTreeMap::new(),
             by_shard: BTreeSet::new(),
+            cluster_version: ClusterVersion::FIRST,
+            to_switch: BTreeSet::new(),
             touched: BTreeSet::new(),
             schedule: Schedule::default(),
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
@@ -133,14 +140,19 @@ impl<T> Core<T> {
                 self.handshake.set_peers(peers);
                 self.open_verified(effects);
             }
+            Input::ClusterVersion(version) => self.on_cluster_version(version),
             Input::Peer { node, connected } => self.on_peer_changed(node, connected, effects),
             Input::Propose(request) => self.propose(request, effects),
             Input::Read(request, freshness) => self.read(request, freshness, effects),
             Input::Written { sequence, done } => self.on_written(sequence, done, effects),
-            Input::Applied { replica, index, clock, bytes, usage } => {
+            Input::Applied { replica, index, clock, version, bytes, usage } => {
+                self.on_machine_version(replica, version);
                 self.on_applied(replica, index, clock, bytes, usage, effects);
             }
-            Input::Opened { replica, index, clock } => self.on_opened(replica, index, clock, effects),
+            Input::Opened { replica, index, clock, version } => {
+                self.on_machine_version(replica, version);
+                self.on_opened(replica, index, clock, effects);
+            }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
             Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
             Input::CheckpointInstalled { replica } => self.on_checkpoint_installed(replica, effects),
@@ -180,6 +192,7 @@ impl<T> Core<T> {
     pub fn flush(&mut self, now_ms: u64, effects: &mut Effects<T>) {
         self.now_ms = now_ms;
         while let Some(replica) = self.touched.pop_first() {
+            self.propose_switch(replica);
             self.propose_pending(replica, effects);
             self.start_reads(replica, effects);
         }
@@ -194,6 +207,8 @@ impl<T> Core<T> {
         self.start_due_checkpoints(effects);
         if self.ticks.is_multiple_of(self.config.node_heartbeat_ticks) {
             self.send_node_heartbeats(effects);
+            // A switch that could not be proposed, or was lost with its leader, is proposed again.
+            self.touched.extend(&self.to_switch);
             if self.stepping_down {
                 self.transfer_leaderships();
             }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use flotilla_consensus::Role;
 use flotilla_storage::{ReplicaLog, Usage};
-use flotilla_types::{ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp};
+use flotilla_types::{
+    ClusterVersion, ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp,
+};
 
 use super::{Effects, Request, RequestError};
 use crate::HostConfig;
@@ -69,6 +71,8 @@ pub(super) struct Replica<T> {
     /// Hybrid time of the last command, applied or proposed here.
     pub(super) clock: Timestamp,
 
+    /// The term in which this leader proposed its shard's switch to a version.
+    pub(super) switch_proposed: Option<(Term, ClusterVersion)>,
     pub(super) pending: VecDeque<Request<T>>,
     pub(super) pending_bytes: usize,
     /// Entries proposed here and not yet committed, with the callers that wait for their commands.
@@ -84,6 +88,8 @@ pub(super) struct Replica<T> {
     /// The last committed entry delivered to the state machine.
     pub(super) delivered: LogIndex,
     pub(super) applied: LogIndex,
+    /// The version of its state machine, if it has one of its own.
+    pub(super) version: Option<ClusterVersion>,
     pub(super) unapplied_bytes: usize,
     pub(super) usage: Usage,
 
@@ -118,6 +124,7 @@ impl<T> Replica<T> {
             leader: ReplicaId::NONE,
             first_of_term: LogIndex(u64::MAX),
             clock: Timestamp::ZERO,
+            switch_proposed: None,
             pending: VecDeque::new(),
             pending_bytes: 0,
             inflight: VecDeque::new(),
@@ -127,6 +134,7 @@ impl<T> Replica<T> {
             confirmed: VecDeque::new(),
             delivered: index,
             applied: index,
+            version: None,
             unapplied_bytes: 0,
             usage: Usage::default(),
             loading: true,

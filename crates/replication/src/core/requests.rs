@@ -18,6 +18,7 @@ const READ_ROUNDS_MAX: usize = 4;
 impl<T> Core<T> {
     pub(super) fn propose(&mut self, request: Request<T>, effects: &mut Effects<T>) {
         let Some((id, request)) = self.admit_request(request, effects) else { return };
+        let admitted = self.admits_version(request.shard, &request.payload);
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let bytes = request.payload.len();
         let full = replica.pending.len() >= self.config.pending_commands_max
@@ -27,6 +28,8 @@ impl<T> Core<T> {
         if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
+        } else if !admitted {
+            effects.replies.push((request.reply, Err(RequestError::VersionNotInForce)));
         } else if full {
             effects.replies.push((request.reply, Err(RequestError::Busy)));
         } else {

@@ -96,6 +96,7 @@ impl<T> Core<T> {
             descriptor: replica.descriptor.clone(),
             group: self.raft.group(id).map(Group::status),
             applied: replica.applied,
+            version: replica.version,
             checkpoint: replica.checkpoint,
             usage: replica.usage,
         }
@@ -110,6 +111,7 @@ impl<T> Core<T> {
         };
         same_group
             && (replica.applied, replica.checkpoint, replica.usage) == (known.applied, known.checkpoint, known.usage)
+            && replica.version == known.version
             && replica.descriptor == known.descriptor
     }
 }

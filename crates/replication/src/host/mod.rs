@@ -33,7 +33,7 @@ use bytes::Bytes;
 use flotilla_consensus::ConfChange;
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{Log, LogError, StateEngine};
-use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
+use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
@@ -314,6 +314,11 @@ impl Handle {
     /// Transfers every leadership to other nodes, repeatedly until the node stops.
     pub fn step_down(&self) {
         self.inbox.send(Input::StepDown);
+    }
+
+    /// Sets the cluster version in force; a lower one than before is ignored.
+    pub fn set_cluster_version(&self, version: ClusterVersion) {
+        self.inbox.send(Input::ClusterVersion(version));
     }
 
     /// Sets the peers to send node heartbeats to.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_transport::Class;
-use flotilla_types::{Incarnation, Message, MessageKind, NodeId, ReplicaId, ShardId, Term, WalSequence};
+use flotilla_types::{Incarnation, Message, MessageKind, NodeId, ReplicaId, ShardId, Term, VersionRange, WalSequence};
 use flotilla_wire::{FRAME_ENVELOPES_MAX, WireError, decode_frame, encode, envelope_from_wire, envelope_to_wire, peer};
 
 use crate::{Input, NodeHeartbeat, Outgoing};
@@ -78,6 +78,8 @@ pub fn pack_node_heartbeat(heartbeat: &NodeHeartbeat) -> Bytes {
         you_lost_up_to: heartbeat.you_lost_up_to.map_or(0, |sequence| sequence.0),
         leaders,
         recovery_complete: heartbeat.recovery_complete,
+        version_min: heartbeat.versions.min.0,
+        version_max: heartbeat.versions.max.0,
     };
     encode(&peer::Frame { raft: Vec::new(), heartbeat: Some(heartbeat) })
 }
@@ -117,6 +119,7 @@ pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError>
             your_incarnation: Incarnation(heartbeat.your_incarnation),
             you_lost_up_to: (heartbeat.you_lost_up_to != 0).then_some(WalSequence(heartbeat.you_lost_up_to)),
             leaders,
+            versions: VersionRange::announced(heartbeat.version_min, heartbeat.version_max),
         };
         inputs.push(Input::NodeHeartbeat { from, heartbeat });
     }

@@ -17,7 +17,7 @@ use flotilla_replication::{
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, Epoch, Incarnation, LogIndex, Message, MessageKind, NodeId, ObjectId,
-    Position, ReplicaId, ShardId, Snapshot, Term, Timestamp, WalSequence,
+    Position, ReplicaId, ShardId, Snapshot, Term, Timestamp, VersionRange, WalSequence,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -99,6 +99,7 @@ impl Victim {
             your_incarnation: self.incarnation,
             you_lost_up_to: None,
             leaders: Vec::new(),
+            versions: VersionRange::SUPPORTED,
         }
     }
 
@@ -476,6 +477,7 @@ fn act(victim: &mut Victim, action: HostileAction) {
                 your_incarnation: if known { victim.incarnation } else { Incarnation(yours) },
                 you_lost_up_to: lost.map(WalSequence),
                 leaders: vec![(SHARD, Term(yours)), (ShardId(wall_ms), Term(0))],
+                versions: VersionRange::announced(yours as u32, synced as u32),
             };
             receive(victim, pack_node_heartbeat(&heartbeat));
         }

@@ -8,3 +8,4 @@ mod membership;
 mod release;
 mod serving;
 mod ticks;
+mod versions;

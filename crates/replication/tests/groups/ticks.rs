@@ -6,7 +6,7 @@ use flotilla_replication::{Core, Effects, HostConfig, Input, NodeHeartbeat, Repl
 use flotilla_storage::{Log as _, LogBatch, MemoryLog, ReplicaWrite, Usage};
 use flotilla_types::{
     Checkpoint, ConfState, Epoch, HardState, Incarnation, KeyRange, LogIndex, NodeId, Position, ReplicaDescriptor,
-    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, WalSequence,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, VersionRange, WalSequence,
 };
 
 const INCARNATION: Incarnation = Incarnation(9);
@@ -73,6 +73,7 @@ impl Many {
             your_incarnation: INCARNATION,
             you_lost_up_to: None,
             leaders: Vec::new(),
+            versions: VersionRange::SUPPORTED,
         };
         many.input(Input::NodeHeartbeat { from: NodeId(2), heartbeat });
         many.publish();
@@ -106,7 +107,14 @@ impl Many {
     fn applied(&mut self, shard: u64, active_bytes: usize) -> Effects<u64> {
         let usage = Usage { active_bytes, ..Usage::default() };
         let index = LogIndex(1);
-        self.input(Input::Applied { replica: replica(shard, 1), index, clock: Timestamp::ZERO, bytes: 0, usage })
+        self.input(Input::Applied {
+            replica: replica(shard, 1),
+            index,
+            clock: Timestamp::ZERO,
+            bytes: 0,
+            usage,
+            version: None,
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use flotilla_placement::Sharding;
 use flotilla_replication::{Input, LostReason};
 use flotilla_types::{
     Bucket, ClusterId, CollectionId, Epoch, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
-    ShardDescriptor, ShardId,
+    ShardDescriptor, ShardId, VersionRange,
 };
 use std::sync::Arc;
 
@@ -96,13 +96,16 @@ impl Control {
             Ok(membership) => membership,
             Err(error) => panic!("the default settings of membership are rejected: {error}"),
         };
+        let mut cluster = ClusterView::new(node.id, node.folder.meta.clone());
+        cluster.observe_versions(node.id, node.incarnation, VersionRange::SUPPORTED);
         Self {
-            cluster: ClusterView::new(node.id, node.folder.meta.clone()),
+            cluster,
             me: LocalNode {
                 node: node.id,
                 incarnation: node.incarnation,
                 addresses: addresses(node.port),
                 locality: Locality::default(),
+                versions: VersionRange::SUPPORTED,
             },
             lifecycle: Lifecycle::default(),
             shards_led: ShardsLed::default(),
@@ -240,6 +243,7 @@ impl World {
                 self.link(node, running, peer);
                 self.link_changed(peer, node.id);
             }
+            Action::SetClusterVersion(version) => self.enqueue(node, running, Input::ClusterVersion(version)),
             Action::SetHeartbeatPeers { peers } => self.enqueue(node, running, Input::Peers(peers)),
             Action::AddMember { node: peer, addr } => {
                 self.member_input(node, running, MemberInput::Announce(Member { node: peer, addr, generation: 0 }));

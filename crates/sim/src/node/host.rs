@@ -304,6 +304,9 @@ impl World {
                 self.checks.replicas_lost(node, &replicas, reason);
                 running.control.lost(replicas, reason);
             }
+            Notice::PeerVersions { node: peer, incarnation, versions } => {
+                running.control.cluster.observe_versions(peer, incarnation, versions);
+            }
             Notice::Leader { .. } | Notice::Descriptor(_) | Notice::Destroyed { .. } => {}
         }
     }

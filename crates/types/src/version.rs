@@ -1,0 +1,108 @@
+//! The cluster version: which formats and which meanings of replicated data are in force.
+//!
+//! Replicas of one group must give each entry the same meaning, also while their nodes run different
+//! binaries. So the metadata group fixes one version for the whole cluster. A binary reads and writes a range
+//! of versions; whatever needs a version above the one in force is not proposed. The version rises one step
+//! at a time, after every node was seen with a binary that supports the next one, and never falls.
+//!
+//! What each version introduced; a change of a command, record, entry, setting or rule of `apply` adds a line:
+//!
+//! | version | what needs it | where |
+//! |---|---|---|
+//! | 1 | entries, configuration changes | `replication/src/batch.rs`, `consensus/src/change.rs` |
+//! | 1 | kv commands, outcomes, records, system state | `kv/src/codec`, `kv/src/record.rs`, `kv/src/system.rs` |
+//! | 1 | meta commands and records, all settings | `meta/src/codec`, `meta/src/settings.rs` |
+//! | 2 | versions in `Join`, `UpdateNode` and node records; the version in force | [`ClusterVersion::NODE_VERSIONS`] |
+//! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
+//!
+//! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
+//! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
+//! binaries that do not know them.
+
+use std::fmt;
+
+/// A version of the cluster's replicated formats and meanings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterVersion(pub u32);
+
+impl ClusterVersion {
+    /// The first version; clusters that record none are at it.
+    pub const FIRST: Self = Self(1);
+    /// The metadata records the version in force and which versions each node supports.
+    pub const NODE_VERSIONS: Self = Self(2);
+    /// A key-value shard remembers no session for longer than an hour after its last command.
+    pub const BOUNDED_SESSIONS: Self = Self(2);
+    /// The last version that the formats can name.
+    pub const LAST: Self = Self(127);
+
+    /// The version after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for ClusterVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The versions that a binary reads and writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VersionRange {
+    /// The lowest.
+    pub min: ClusterVersion,
+    /// The highest.
+    pub max: ClusterVersion,
+}
+
+impl VersionRange {
+    /// The versions that this binary supports. A new cluster is founded at the highest.
+    pub const SUPPORTED: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(2) };
+    /// The versions of binaries that announce none.
+    pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
+
+    /// The range of these numbers, as announced. Binaries that do not know of versions announce zeros; numbers
+    /// that make no range are taken for such an announcement.
+    #[must_use]
+    pub fn announced(min: u32, max: u32) -> Self {
+        let valid = (1..=max).contains(&min) && max <= ClusterVersion::LAST.0;
+        if valid { Self { min: ClusterVersion(min), max: ClusterVersion(max) } } else { Self::FIRST_ONLY }
+    }
+
+    /// Whether a binary of this range can run in a cluster at `version`.
+    #[must_use]
+    pub fn supports(self, version: ClusterVersion) -> bool {
+        (self.min..=self.max).contains(&version)
+    }
+}
+
+impl fmt::Display for VersionRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.min == self.max { self.min.fmt(f) } else { write!(f, "{} to {}", self.min, self.max) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announcements_that_make_no_range_stand_for_the_first_version() {
+        for (min, max) in [(0, 0), (0, 2), (2, 1), (1, 128)] {
+            assert_eq!(VersionRange::announced(min, max), VersionRange::FIRST_ONLY);
+        }
+        let announced = VersionRange::announced(2, 3);
+        assert!(announced.supports(ClusterVersion(2)) && announced.supports(ClusterVersion(3)));
+        assert!(!announced.supports(ClusterVersion(1)) && !announced.supports(ClusterVersion(4)));
+        assert_eq!(announced.to_string(), "2 to 3");
+    }
+
+    #[test]
+    fn this_binary_supports_every_version_that_it_names() {
+        for version in [ClusterVersion::FIRST, ClusterVersion::NODE_VERSIONS, ClusterVersion::BOUNDED_SESSIONS] {
+            assert!(VersionRange::SUPPORTED.supports(version));
+        }
+    }
+}
