@@ -181,43 +181,6 @@ pub struct LocalReplica {
     pub memtable_bytes: u64,
 }
 
-/// Answer to `GET /v1/cluster/digests`: digests of the answering node's replicas.
-///
-/// Two replicas of a shard with the same last applied entry must have the same digest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DigestList {
-    /// The node that answers.
-    pub node: NodeId,
-    /// Its replicas, in the order of their shards.
-    pub replicas: Vec<ReplicaDigest>,
-}
-
-/// Digest of one replica.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaDigest {
-    /// The shard.
-    pub shard: ShardId,
-    /// The replica.
-    pub replica: ReplicaId,
-    /// The digest; absent if it could not be computed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<RecordsDigest>,
-    /// Why there is no digest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
-
-/// A digest over all records of a replica.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordsDigest {
-    /// Last entry applied.
-    pub applied: u64,
-    /// Number of records.
-    pub records: u64,
-    /// BLAKE3 over the records in key order, as 64 hexadecimal digits.
-    pub digest: String,
-}
-
 /// Current role of a replica in its Raft group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

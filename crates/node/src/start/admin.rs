@@ -2,6 +2,7 @@
 //! settings.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +19,7 @@ use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};
 use flotilla_identity::{JoinToken, NodeIdentity, TokenId};
 use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, Setting};
 use flotilla_placement::Sharding;
-use flotilla_replication::{Handle, clock};
+use flotilla_replication::{Handle, ReplicaStatus, clock};
 use flotilla_transport::Transport;
 use flotilla_types::{NodeId, ShardId};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -147,11 +148,12 @@ impl NodeAdmin {
         Ok(())
     }
 
-    /// The digests of the local replicas. Replicas that do not answer before the deadline get a reason
-    /// instead.
-    async fn local_digests(&self, deadline: Instant) -> DigestList {
+    /// The digests of the local replicas, or of those of some shards. Replicas that do not answer before the
+    /// deadline get a reason instead.
+    async fn local_digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> DigestList {
         let mut replicas = Vec::new();
-        for status in self.host.status().iter() {
+        let is_asked = |status: &&ReplicaStatus| only.as_ref().is_none_or(|only| only.contains(&status.shard));
+        for status in self.host.status().iter().filter(is_asked) {
             let digest = tokio::time::timeout_at(deadline.into(), self.host.digest(status.replica)).await;
             let (held, reason) = match digest {
                 Ok(Ok(digest)) => {
@@ -238,8 +240,8 @@ impl Admin for NodeAdmin {
         self.events.recent()
     }
 
-    fn digests(&self, deadline: Instant) -> AdminFuture<'_, DigestList> {
-        Box::pin(async move { Ok(self.local_digests(deadline).await) })
+    fn digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> AdminFuture<'_, DigestList> {
+        Box::pin(async move { Ok(self.local_digests(only, deadline).await) })
     }
 
     fn create_collection(&self, request: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection> {
