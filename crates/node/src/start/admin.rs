@@ -208,14 +208,14 @@ impl Admin for NodeAdmin {
 
     fn readiness(&self) -> Vec<Check> {
         let status = self.status();
-        let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
         let check = |name: &str, ok, detail: String| Check { name: name.to_owned(), ok, detail };
         vec![
             check("metadata", !status.nodes.is_empty(), format!("version {}", self.topology.meta().version())),
+            // Lost redundancy is shown and does not make a node unready: it serves.
             check(
-                "leaders",
-                !status.shards.is_empty() && leaderless == 0,
-                format!("{leaderless} of {} shards without a known leader", status.shards.len()),
+                "available",
+                !status.shards.is_empty() && status.available_shards == status.shards_total,
+                status.redundancy(),
             ),
             check("collection", !status.collections.is_empty(), format!("{} collections", status.collections.len())),
             check("draining", !status.draining, format!("draining: {}", status.draining)),
