@@ -1,12 +1,12 @@
 //! Checks of a cluster after its faults are healed: writable, replicas equal, no acknowledged write lost.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
-use flotilla_api::{DigestList, LocalRole, RecordsDigest};
+use flotilla_api::{DigestComparison, ShardVerdict, Verdict};
 use flotilla_client::{Client, ClientOptions, PutOptions, ScanOptions};
 use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ReplicaRole, ShardId};
@@ -90,9 +90,6 @@ pub(crate) async fn wait_writable(cluster: &mut Cluster, healed: Instant) -> any
     Ok(())
 }
 
-/// The digests of one node's replicas, by shard.
-type Digests = BTreeMap<ShardId, (NodeId, Option<RecordsDigest>)>;
-
 /// Waits until all replicas of each shard have equal digests. Returns the time since `healed`.
 ///
 /// # Errors
@@ -109,22 +106,19 @@ pub(crate) async fn wait_replicas_equal(cluster: &mut Cluster, healed: Instant) 
     }
 }
 
-/// The first difference between the replicas of a shard, if any.
+/// Why the replicas are not all equal, if they are not.
 async fn find_difference(cluster: &mut Cluster) -> anyhow::Result<Option<String>> {
-    let (mut digests, mut statuses) = (Vec::<Digests>::new(), Vec::new());
+    let mut statuses = Vec::new();
+    // A new comparison each time, so that what a replica held before it was replaced does not count.
+    let mut comparison = DigestComparison::default();
     for i in 1..=cluster.len() {
         if !cluster.is_running(i)? {
             continue;
         }
-        let client = Client::new(ClientOptions::new([cluster.http(i)?]))?;
+        let http = cluster.http(i)?;
+        let client = Client::new(ClientOptions::new([&http]))?;
         let status = client.status().await?;
-        let DigestList { node, replicas } = client.digests().await?;
-        let is_active = |id: ShardId| {
-            let local = status.shards.iter().find(|shard| shard.id == id).and_then(|shard| shard.local.as_ref());
-            local.is_some_and(|local| !matches!(local.role, LocalRole::Quarantined | LocalRole::Stopped))
-        };
-        let active = replicas.into_iter().filter(|replica| is_active(replica.shard));
-        digests.push(active.map(|replica| (replica.shard, (node, replica.held))).collect());
+        comparison.add(&http, &status, client.digests().await?);
         statuses.push(status);
     }
     let Some(status) = statuses.first() else { bail!("no node is running") };
@@ -140,12 +134,14 @@ async fn find_difference(cluster: &mut Cluster) -> anyhow::Result<Option<String>
         if voters.len() < desired || !voters.is_subset(&live) {
             return Ok(Some(format!("{} has voters on {voters:?}, desired are {desired}", shard.id)));
         }
-        let held: Vec<_> =
-            digests.iter().filter_map(|node| node.get(&shard.id)).filter(|it| voters.contains(&it.0)).collect();
-        let equal = held.iter().all(|(_, digest)| digest.is_some() && *digest == held[0].1);
-        if held.len() != voters.len() || !equal {
-            return Ok(Some(format!("{} has digests {held:?}", shard.id)));
-        }
     }
-    Ok(if status.shards.is_empty() { Some("no shards".to_owned()) } else { None })
+    let report = comparison.report();
+    // A single voter is all there is to read in a cluster that is too small for more.
+    let is_alone = |shard: ShardId| {
+        let found = status.shards.iter().find(|found| found.id == shard);
+        found.is_some_and(|found| found.replicas.len() == 1)
+    };
+    let is_equal = |shard: &ShardVerdict| shard.verdict == Verdict::Equal || is_alone(shard.shard);
+    let is_pass = !report.shards.is_empty() && report.shards.iter().all(is_equal);
+    Ok(if is_pass { None } else { Some(format!("{:?}: {:?}", report.verdict, report.reasons)) })
 }

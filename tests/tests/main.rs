@@ -12,6 +12,7 @@ mod checker;
 mod crash;
 mod faults;
 mod forming;
+mod health;
 mod hostile;
 mod leaving;
 mod minority;

@@ -23,7 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use flotilla_local_cluster::{
-    Layout, Node, READY_WITHIN, Start, command, is_fully_replicated, is_ready, log_tail, token,
+    Layout, Node, READY_WITHIN, Start, command, has_possible_replicas, is_ready, log_tail, token,
 };
 
 use crate::workspace;
@@ -147,14 +147,14 @@ impl Fleet {
         Ok(self.layout.save(&self.dir)?)
     }
 
-    /// Waits until every running node is ready and every shard is fully replicated.
+    /// Waits until every running node is ready and every shard has the replicas that these nodes allow.
     fn wait_ready(&mut self) -> Result<()> {
         let running = self.layout.nodes.iter().filter(|node| node.is_running());
         let urls: Vec<String> = running.map(Node::http_url).collect();
         let start = Instant::now();
         self.wait("the cluster", async || {
             for url in &urls {
-                if !is_fully_replicated(url, urls.len()).await {
+                if !has_possible_replicas(url, urls.len()).await {
                     return false;
                 }
             }

@@ -1,12 +1,16 @@
 //! JSON types of the HTTP interface, shared by gateway, client and command line.
 //!
 //! Plain data with serde: nothing here does I/O, validates a request as a whole or depends on an HTTP
-//! library. Replies may gain fields, so readers ignore unknown ones; requests refuse unknown fields, because
-//! a mistyped condition must never be ignored. Ids are JSON numbers. Times end in `_ms` and are Unix
+//! library. The one computation is [`DigestComparison`], which every reader of digests must do alike.
+//!
+//! Replies may gain fields, so readers ignore unknown ones; requests refuse unknown fields, because a
+//! mistyped condition must never be ignored. Ids are JSON numbers. Times end in `_ms` and are Unix
 //! milliseconds or durations, as documented.
 
 mod batch;
 mod cluster;
+mod comparison;
+mod digests;
 mod event;
 mod kv;
 mod limits;
@@ -20,19 +24,21 @@ pub use cluster::{
     Check, Collection, CollectionList, CreateCollection, NodeList, Readiness, ShardList, Sharding, TokenReply,
     TokenRequest,
 };
+pub use comparison::DigestComparison;
+pub use digests::{DigestList, DigestReport, RecordsDigest, ReplicaDigest, ShardVerdict, Verdict};
 pub use event::{Event, EventList};
 pub use kv::{DeleteReply, PutReply, ScanItem, ScanPage};
 pub use limits::{
-    BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX, TIMEOUT_MS_DEFAULT,
-    TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
+    BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX,
+    TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
 };
 pub use operator::{
     InvalidTokenId, NodeUpgrade, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList, UpgradeStatus,
 };
 pub use problem::{Problem, ProblemType};
 pub use status::{
-    ClusterStatus, DigestList, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo,
-    PeerState, RecordsDigest, ReplicaDigest, ReplicaInfo, ShardInfo, Versions,
+    ClusterStatus, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo, PeerState,
+    ReplicaInfo, ShardInfo, Versions,
 };
 pub use text::{Encoding, TextError};
 

@@ -12,6 +12,8 @@ pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub const SCAN_ITEMS_MAX: usize = 10_000;
 /// Items in a page of a scan without `limit`.
 pub const SCAN_ITEMS_DEFAULT: usize = 1_000;
+/// Maximum number of shards that a request for digests may name.
+pub const DIGEST_SHARDS_MAX: usize = 256;
 /// Timeout of a request that specifies none, in milliseconds.
 pub const TIMEOUT_MS_DEFAULT: u64 = 5_000;
 /// Longest timeout that a request may specify, in milliseconds.

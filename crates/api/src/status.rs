@@ -24,10 +24,23 @@ pub struct ClusterStatus {
     pub draining: bool,
     /// The node that leads the metadata group, as far as is known.
     pub metadata_leader: Option<NodeId>,
-    /// Whether the metadata group has a leader that this node hears from.
+    /// Whether the metadata group is available: it has a leader that a quorum supports.
     pub quorum: bool,
     /// Whether there are problems, and which.
     pub health: Health,
+    /// Number of shards that are available (see [`ShardInfo::available`]).
+    #[serde(default)]
+    pub available_shards: u32,
+    /// Number of shards that are fully replicated (see [`ShardInfo::fully_replicated`]).
+    #[serde(default)]
+    pub replicated_shards: u32,
+    /// Number of all shards, the metadata group among them. Zero from a node that does not report these
+    /// counts.
+    #[serde(default)]
+    pub shards_total: u32,
+    /// How many more nodes, whichever they are, can fail without a shard losing its quorum.
+    #[serde(default)]
+    pub failures_survivable: u32,
     /// All nodes that were not removed, in the order of their ids.
     pub nodes: Vec<NodeInfo>,
     /// All collections, in the order of their names.
@@ -39,6 +52,25 @@ pub struct ClusterStatus {
     /// What this node found at its start and an operator should know, such as a rebuilt view or a quarantine.
     #[serde(default)]
     pub notes: Vec<String>,
+}
+
+impl ClusterStatus {
+    /// Availability and redundancy in one sentence, the same in every place that shows them.
+    #[must_use]
+    pub fn redundancy(&self) -> String {
+        let (total, available, replicated) = (self.shards_total, self.available_shards, self.replicated_shards);
+        if total == 0 && !self.shards.is_empty() {
+            return format!("{} shards; this node does not report how many are available", self.shards.len());
+        }
+        let failures = match self.failures_survivable {
+            0 => "no more node failure".to_owned(),
+            1 => "1 more node failure".to_owned(),
+            more => format!("{more} more node failures"),
+        };
+        format!(
+            "{available} of {total} available, {replicated} of {total} fully replicated; {failures} can be survived"
+        )
+    }
 }
 
 /// Health of the cluster, with the problems found.
@@ -156,8 +188,18 @@ pub struct ShardInfo {
     pub epoch: Epoch,
     /// Desired number of replicas.
     pub desired_replicas: u8,
-    /// Whether it has a leader and the desired number of live voters.
+    /// Whether it is available and fully replicated.
     pub healthy: bool,
+    /// Whether it has a leader that a quorum of its own voters supports: it takes reads and writes.
+    #[serde(default)]
+    pub available: bool,
+    /// Whether it has its desired number of replicas, and each of its own voters is on a live node that is
+    /// neither draining nor lost nor removed.
+    #[serde(default)]
+    pub fully_replicated: bool,
+    /// How many more nodes can fail before it loses its quorum.
+    #[serde(default)]
+    pub failures_survivable: u32,
     /// This node's replica, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalReplica>,
@@ -194,43 +236,6 @@ pub struct LocalReplica {
     pub log_bytes: Option<u64>,
     /// Bytes in its memtable.
     pub memtable_bytes: u64,
-}
-
-/// Answer to `GET /v1/cluster/digests`: digests of the answering node's replicas.
-///
-/// Two replicas of a shard with the same last applied entry must have the same digest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DigestList {
-    /// The node that answers.
-    pub node: NodeId,
-    /// Its replicas, in the order of their shards.
-    pub replicas: Vec<ReplicaDigest>,
-}
-
-/// Digest of one replica.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaDigest {
-    /// The shard.
-    pub shard: ShardId,
-    /// The replica.
-    pub replica: ReplicaId,
-    /// The digest; absent if it could not be computed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held: Option<RecordsDigest>,
-    /// Why there is no digest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-}
-
-/// A digest over all records of a replica.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordsDigest {
-    /// Last entry applied.
-    pub applied: u64,
-    /// Number of records.
-    pub records: u64,
-    /// BLAKE3 over the records in key order, as 64 hexadecimal digits.
-    pub digest: String,
 }
 
 /// Current role of a replica in its Raft group.
@@ -313,6 +318,10 @@ mod tests {
             metadata_leader: None,
             quorum: false,
             health: Health::default(),
+            available_shards: 1,
+            replicated_shards: 2,
+            shards_total: 3,
+            failures_survivable: 4,
             nodes: Vec::new(),
             collections: Vec::new(),
             shards: Vec::new(),
@@ -322,5 +331,9 @@ mod tests {
         let text = serde_json::to_string(&status).expect("JSON");
         assert!(text.contains(&format!(r#""cluster_id":"{}","node":7"#, "ab".repeat(16))), "{text}");
         assert_eq!(serde_json::from_str::<ClusterStatus>(&text).expect("a status"), status);
+        let counts = r#""available_shards":1,"replicated_shards":2,"shards_total":3,"failures_survivable":4"#;
+        assert!(text.contains(counts), "{text}");
+        let sentence = "1 of 3 available, 2 of 3 fully replicated; 4 more node failures can be survived";
+        assert_eq!(status.redundancy(), sentence);
     }
 }

@@ -4,7 +4,7 @@ use flotilla_api::{
     ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, Setting, SettingList,
     SettingRequest, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
-use flotilla_types::NodeId;
+use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
 
 use crate::{Client, ClientError, EventStream, call::Call, url};
@@ -25,6 +25,15 @@ impl Client {
     /// See [`ClientError`].
     pub async fn digests(&self) -> Result<DigestList, ClientError> {
         self.call(Call::read(Method::GET, "/v1/cluster/digests")).await?.json()
+    }
+
+    /// As [`digests`](Self::digests), of these shards only: one to [`flotilla_api::DIGEST_SHARDS_MAX`].
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn digests_of(&self, shards: &[ShardId]) -> Result<DigestList, ClientError> {
+        let ids: Vec<String> = shards.iter().map(|shard| shard.0.to_string()).collect();
+        self.call(Call::read(Method::GET, format!("/v1/cluster/digests?shards={}", ids.join(",")))).await?.json()
     }
 
     /// All collections.

@@ -4,13 +4,13 @@
 //! The node implements [`Admin`]; the gateway only calls it. Queries return at once from the node's local
 //! state, so that they work without a quorum. Changes wait for the metadata group, until a deadline.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use flotilla_api::{
     Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Setting, TokenId, TokenInfo, TokenReply,
     TokenRequest, UpgradeStatus,
 };
-use flotilla_types::NodeId;
+use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
 
@@ -76,9 +76,10 @@ pub trait Admin: Send + Sync + 'static {
     /// The most recent events, oldest first, without gaps: a bounded ring that ends with the newest event.
     fn recent(&self) -> Vec<Event>;
 
-    /// Digests of this node's replicas. Reads all their records without blocking other requests. A replica
-    /// that is not done by the deadline has a reason in place of its digest.
-    fn digests(&self, deadline: Instant) -> AdminFuture<'_, DigestList>;
+    /// Digests of this node's replicas, or of those of the shards in `only`. Reads all their records without
+    /// blocking other requests. A replica that is not done by the deadline has a reason in place of its
+    /// digest.
+    fn digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> AdminFuture<'_, DigestList>;
 
     /// Creates a collection. If it exists with the same properties, returns it.
     fn create_collection(&self, request: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection>;

@@ -77,6 +77,9 @@ fn status() -> ClusterStatus {
         epoch: Epoch::default(),
         desired_replicas: 1,
         healthy: true,
+        available: true,
+        fully_replicated: true,
+        failures_survivable: 0,
         local: None,
     };
     ClusterStatus {
@@ -89,6 +92,10 @@ fn status() -> ClusterStatus {
         metadata_leader: Some(node),
         quorum: true,
         health: Health { ok: true, reasons: Vec::new() },
+        available_shards: 1,
+        replicated_shards: 1,
+        shards_total: 1,
+        failures_survivable: 0,
         nodes: Vec::new(),
         collections: Vec::new(),
         shards: vec![shard],

@@ -374,7 +374,7 @@ impl Cluster {
     /// A node exited, or [`READY_WITHIN`] has passed.
     pub async fn wait_ready(&mut self) -> Result<(), ClusterError> {
         let start = Instant::now();
-        while !self.is_fully_replicated().await? {
+        while !self.has_possible_replicas().await? {
             if start.elapsed() > READY_WITHIN {
                 return Err(ClusterError::TimedOut { what: "a ready cluster", within: READY_WITHIN });
             }
@@ -399,7 +399,7 @@ impl Cluster {
         Ok(())
     }
 
-    async fn is_fully_replicated(&mut self) -> Result<bool, ClusterError> {
+    async fn has_possible_replicas(&mut self) -> Result<bool, ClusterError> {
         let mut urls = Vec::new();
         for member in &mut self.members {
             member.check_running()?;
@@ -408,7 +408,7 @@ impl Cluster {
             }
         }
         for url in &urls {
-            if !http::is_fully_replicated(url, urls.len()).await {
+            if !http::has_possible_replicas(url, urls.len()).await {
                 return Ok(false);
             }
         }

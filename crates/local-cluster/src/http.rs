@@ -21,21 +21,22 @@ pub async fn is_ready(http: &str) -> bool {
     answer.await.is_ok_and(|answer| answer.status().is_success())
 }
 
-/// Whether the node at `http` is ready and reports for every shard a leader and as many voters as `nodes`
-/// running nodes allow. False if it does not respond, or while no collection has a shard.
-pub async fn is_fully_replicated(http: &str, nodes: usize) -> bool {
-    is_ready(http).await && status(http).await.is_ok_and(|status| has_all_replicas(&status.shards, nodes))
+/// Whether the node at `http` is ready and reports every shard as available, with as many voters as `nodes`
+/// running nodes allow: fewer than desired in a small cluster, which then is not fully replicated. False if
+/// it does not respond, or while no collection has a shard.
+pub async fn has_possible_replicas(http: &str, nodes: usize) -> bool {
+    is_ready(http).await && status(http).await.is_ok_and(|status| has_voters(&status.shards, nodes))
 }
 
-fn has_all_replicas(shards: &[ShardInfo], nodes: usize) -> bool {
+fn has_voters(shards: &[ShardInfo], nodes: usize) -> bool {
     // Two voters do not survive a failure any more than one does, so shards keep one voter until there are
     // three nodes.
     let voters_max = if nodes >= REPLICAS { nodes } else { 1 };
-    let is_fully_replicated = |shard: &ShardInfo| {
+    let is_grown = |shard: &ShardInfo| {
         let voters = shard.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter).count();
-        shard.leader.is_some() && voters >= voters_max.min(shard.desired_replicas.into())
+        shard.available && voters >= voters_max.min(shard.desired_replicas.into())
     };
-    shards.iter().any(|shard| shard.collection.is_some()) && shards.iter().all(is_fully_replicated)
+    shards.iter().any(|shard| shard.collection.is_some()) && shards.iter().all(is_grown)
 }
 
 /// The cluster's status as the node at `http` reports it.
@@ -70,7 +71,7 @@ mod tests {
 
     use super::*;
 
-    fn shard(collection: Option<&str>, leader: Option<u64>, roles: &[ReplicaRole]) -> ShardInfo {
+    fn shard(collection: Option<&str>, available: bool, roles: &[ReplicaRole]) -> ShardInfo {
         let replica = |(i, role): (usize, &ReplicaRole)| {
             let number = i as u64 + 1;
             ReplicaInfo { replica: ReplicaId(number), node: NodeId(number), role: *role }
@@ -79,27 +80,30 @@ mod tests {
             id: ShardId(1),
             collection: collection.map(str::to_owned),
             range: String::new(),
-            leader: leader.map(NodeId),
+            leader: Some(NodeId(1)),
             replicas: roles.iter().enumerate().map(replica).collect(),
             epoch: Epoch::default(),
             desired_replicas: 3,
             healthy: true,
+            available,
+            fully_replicated: true,
+            failures_survivable: 1,
             local: None,
         }
     }
 
     #[test]
-    fn every_shard_needs_a_leader_and_all_its_voters() {
+    fn every_shard_must_be_available_and_have_all_its_voters() {
         use ReplicaRole::{Learner, Voter};
         let three = [Voter, Voter, Voter];
-        assert!(!has_all_replicas(&[], 3));
-        assert!(!has_all_replicas(&[shard(None, Some(1), &three)], 3), "no collection yet");
-        assert!(has_all_replicas(&[shard(Some("default"), Some(1), &three)], 5));
-        assert!(!has_all_replicas(&[shard(Some("default"), None, &three)], 3), "no leader");
+        assert!(!has_voters(&[], 3));
+        assert!(!has_voters(&[shard(None, true, &three)], 3), "no collection yet");
+        assert!(has_voters(&[shard(Some("default"), true, &three)], 5));
+        assert!(!has_voters(&[shard(Some("default"), false, &three)], 3), "not available");
         let joining = [Voter, Voter, Learner];
-        assert!(!has_all_replicas(&[shard(Some("default"), Some(1), &joining)], 3), "a learner does not count");
-        assert!(has_all_replicas(&[shard(Some("default"), Some(1), &[Voter])], 2));
-        let both = [shard(None, Some(1), &three), shard(Some("default"), Some(1), &[Voter])];
-        assert!(!has_all_replicas(&both, 3), "one shard lacks replicas");
+        assert!(!has_voters(&[shard(Some("default"), true, &joining)], 3), "a learner does not count");
+        assert!(has_voters(&[shard(Some("default"), true, &[Voter])], 2));
+        let both = [shard(None, true, &three), shard(Some("default"), true, &[Voter])];
+        assert!(!has_voters(&both, 3), "one shard lacks replicas");
     }
 }

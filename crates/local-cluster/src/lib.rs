@@ -1,9 +1,9 @@
 //! Clusters of real node processes on one machine: starts them, waits for them, and injects faults.
 //!
-//! [`Cluster`] is for tests: it owns its processes and its folder, and removes both when dropped. [`Layout`] is
-//! for `cargo xtask cluster-*`: a file that lists processes which outlive the command that started them. Both
-//! use the same command line ([`command`]) and HTTP calls ([`is_ready`], [`is_fully_replicated`], [`status`],
-//! [`token`]).
+//! [`Cluster`] is for tests: it owns its processes and its folder, and removes both when dropped. [`Layout`]
+//! is for `cargo xtask cluster-*`: a file that lists processes which outlive the command that started them.
+//! Both use the same command line ([`command`]) and HTTP calls ([`is_ready`], [`has_possible_replicas`],
+//! [`status`], [`token`]).
 //!
 //! Faults beyond signals: a [`Proxy`] between nodes, network namespaces and small disks ([`ClusterOptions`]),
 //! failpoints, [`flip_bit`]. Faults that need root say so ([`missing_privilege`]) and clean up after
@@ -31,7 +31,7 @@ pub use disk::{DISK_TOOLS, POWER_TOOLS};
 pub use error::ClusterError;
 pub use faults::flip_bit;
 pub use folder::WipeScope;
-pub use http::{TOKEN_TTL, is_fully_replicated, is_ready, status, token};
+pub use http::{TOKEN_TTL, has_possible_replicas, is_ready, status, token};
 pub use launch::{Start, built_binary, command};
 pub use layout::{LAYOUT_FILE, Layout, Node};
 pub use namespaces::NAMESPACE_TOOLS;

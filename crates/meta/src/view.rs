@@ -3,7 +3,7 @@
 use flotilla_placement::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanShard, Shard, ShardMap, place};
 use flotilla_types::{NodeId, ShardId};
 
-use crate::{MetaCommand, MetaState, NodeState, Setting};
+use crate::{MetaCommand, MetaState, NodeState, Setting, ShardRecord};
 
 /// The weight of every node; capacity is not recorded.
 const WEIGHT: u32 = 100;
@@ -28,6 +28,17 @@ impl MetaState {
         ShardMap::new(self.version(), self.collections().cloned(), shards)
     }
 
+    /// The desired number of a shard's replicas, once there are enough nodes. For the metadata group it is a
+    /// setting.
+    #[must_use]
+    pub fn replicas_desired(&self, shard: &ShardRecord) -> u8 {
+        if shard.id == ShardId::META {
+            u8::try_from(self.setting(Setting::MetaReplicas)).unwrap_or(u8::MAX)
+        } else {
+            shard.replicas_desired
+        }
+    }
+
     /// The input of a placement plan.
     #[must_use]
     pub fn plan_input(&self, liveness: impl Fn(NodeId) -> Liveness) -> PlanInput {
@@ -43,11 +54,7 @@ impl MetaState {
         });
         let shards = self.shards().map(|shard| PlanShard {
             id: shard.id,
-            replicas_desired: if shard.id == ShardId::META {
-                u8::try_from(self.setting(Setting::MetaReplicas)).unwrap_or(u8::MAX)
-            } else {
-                shard.replicas_desired
-            },
+            replicas_desired: self.replicas_desired(shard),
             intent: shard.intent.clone(),
             actual: shard.descriptor.replicas.clone(),
         });

@@ -23,7 +23,7 @@ pub fn applied(status: &ClusterStatus) -> BTreeMap<ShardId, u64> {
 }
 
 /// Checks that every shard is led by one of `live` and has exactly three replicas, all of them voters on
-/// `live`.
+/// `live`, and that the node says so too.
 fn check_replicated(status: &ClusterStatus, live: &BTreeSet<NodeId>) -> Result<(), String> {
     if status.shards.is_empty() {
         return Err("no shards".to_owned());
@@ -36,7 +36,9 @@ fn check_replicated(status: &ClusterStatus, live: &BTreeSet<NodeId>) -> Result<(
             return Err(format!("{}: leader {:?}, replicas {:?}", shard.id, shard.leader, shard.replicas));
         }
     }
-    Ok(())
+    let counts = (status.available_shards, status.replicated_shards, status.failures_survivable);
+    let total = status.shards.len() as u32;
+    if status.shards_total != total || counts != (total, total, 1) { Err(status.redundancy()) } else { Ok(()) }
 }
 
 /// Waits until each of these nodes reports that every shard has a leader and three voters, all on these

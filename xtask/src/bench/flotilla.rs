@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use flotilla_api::{CreateCollection, Sharding};
 use flotilla_client::{Client, ClientOptions};
-use flotilla_local_cluster::{Cluster, ClusterOptions, is_fully_replicated, status};
+use flotilla_local_cluster::{Cluster, ClusterOptions, has_possible_replicas, status};
 use flotilla_placement::bucket_of;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -77,7 +77,8 @@ impl Flotilla {
         self.shards.max(BUCKETS)
     }
 
-    /// Waits until every shard is fully replicated and leaders have been stable for a while.
+    /// Waits until every shard has the replicas that the nodes allow, and leaders have been stable for a
+    /// while.
     pub(super) fn settle(&self) -> Result<()> {
         let (start, nodes) = (Instant::now(), self.cluster.len());
         // Buckets of an equal share of the shards, rounded down.
@@ -85,9 +86,9 @@ impl Flotilla {
         let (mut since, mut last) = (Instant::now(), Vec::new());
         loop {
             let http = self.cluster.http(1)?;
-            let is_fully_replicated = self.runtime.block_on(is_fully_replicated(&http, nodes));
+            let has_replicas = self.runtime.block_on(has_possible_replicas(&http, nodes));
             let leaders = self.leaders().unwrap_or_default();
-            if !is_fully_replicated || leaders != last || leaders.len() != usize::from(self.buckets()) {
+            if !has_replicas || leaders != last || leaders.len() != usize::from(self.buckets()) {
                 (since, last) = (Instant::now(), leaders);
             } else if since.elapsed() >= STABLE_FOR
                 && (is_balanced(&last, nodes, share) || start.elapsed() >= BALANCED_WITHIN)

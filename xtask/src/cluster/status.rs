@@ -5,11 +5,14 @@
 //! what another node reports.
 
 use anyhow::Result;
-use flotilla_api::{ClusterStatus, MetadataRole, NodeInfo};
+use flotilla_api::{ClusterStatus, MetadataRole, NodeInfo, ShardInfo};
 use flotilla_local_cluster::{Node, is_ready, status};
 
 use super::{Folder, table};
 use crate::workspace;
+
+/// Shards with a problem that are listed.
+const SHARDS_SHOWN_MAX: usize = 20;
 
 /// Arguments of `cluster-status`.
 #[derive(clap::Args)]
@@ -81,21 +84,23 @@ fn describe(info: Option<&NodeInfo>) -> [String; 4] {
 }
 
 fn summary(status: &ClusterStatus) -> String {
-    let total = status.shards.len();
-    let ids_where = |is_match: &dyn Fn(&flotilla_api::ShardInfo) -> bool| {
-        let ids: Vec<String> =
-            status.shards.iter().filter(|shard| is_match(shard)).map(|shard| shard.id.to_string()).collect();
-        ids.join(", ")
+    let ids_where = |is_match: fn(&ShardInfo) -> bool| {
+        let found = status.shards.iter().filter(|shard| is_match(shard));
+        let ids: Vec<String> = found.clone().take(SHARDS_SHOWN_MAX).map(|shard| shard.id.to_string()).collect();
+        let more = found.count().saturating_sub(SHARDS_SHOWN_MAX);
+        if more > 0 { format!("{} and {more} more", ids.join(", ")) } else { ids.join(", ") }
     };
-    let mut lines =
-        vec![format!("{total} shards; metadata group: {}.", if status.quorum { "quorum" } else { "NO QUORUM" })];
-    let leaderless = ids_where(&|shard| shard.leader.is_none());
-    if !leaderless.is_empty() {
-        lines.push(format!("Without a leader: {leaderless}."));
+    let mut lines = vec![
+        format!("Metadata group: {}.", if status.quorum { "quorum" } else { "NO QUORUM" }),
+        format!("Shards: {}.", status.redundancy()),
+    ];
+    let unavailable = ids_where(|shard| !shard.available);
+    if !unavailable.is_empty() {
+        lines.push(format!("Not available: {unavailable}."));
     }
-    let under_replicated = ids_where(&|shard| shard.leader.is_some() && !shard.healthy);
-    if !under_replicated.is_empty() {
-        lines.push(format!("Under-replicated: {under_replicated}."));
+    let incomplete = ids_where(|shard| !shard.fully_replicated);
+    if !incomplete.is_empty() {
+        lines.push(format!("Not fully replicated: {incomplete}."));
     }
     lines.extend(status.health.reasons.iter().cloned());
     lines.join("\n")
@@ -109,7 +114,8 @@ mod tests {
         let text = format!(
             r#"{{"cluster_id": "00000000000000000000000000000000", "node": 1, "version": "0", "started_ms": 0,
                 "draining": false, "metadata_leader": null, "quorum": false, "peers": [], "collections": [],
-                "health": {{"ok": false, "reasons": ["two of three nodes are down"]}},
+                "health": {{"ok": false, "reasons": ["two of three nodes are down"]}}, "available_shards": 2,
+                "replicated_shards": 1, "shards_total": 3, "failures_survivable": 0,
                 "nodes": [{nodes}], "shards": [{shards}]}}"#
         );
         serde_json::from_str(&text).expect("a status")
@@ -117,16 +123,20 @@ mod tests {
 
     #[test]
     fn unhealthy_shards_are_listed() {
-        let shard = |id, leader, healthy| {
+        let shard = |id, available, replicated| {
             format!(
-                r#"{{"id": {id}, "collection": "default", "range": "", "leader": {leader}, "replicas": [],
-                    "epoch": {{"range": 1, "config": 1}}, "desired_replicas": 3, "healthy": {healthy}}}"#
+                r#"{{"id": {id}, "collection": "default", "range": "", "leader": 1, "replicas": [],
+                    "epoch": {{"range": 1, "config": 1}}, "desired_replicas": 3, "healthy": false,
+                    "available": {available}, "fully_replicated": {replicated}}}"#
             )
         };
-        let shards = [shard(1, "1", true), shard(2, "null", false), shard(3, "1", false)].join(",");
-        let expected = "3 shards; metadata group: NO QUORUM.\nWithout a leader: s2.\nUnder-replicated: s3.\n\
-                        two of three nodes are down";
-        assert_eq!(summary(&status_of(&shards, "")), expected);
+        let mut shards = vec![shard(1, true, true), shard(2, false, false), shard(3, true, false)];
+        let expected = "Metadata group: NO QUORUM.\n\
+                        Shards: 2 of 3 available, 1 of 3 fully replicated; no more node failure can be survived.\n\
+                        Not available: s2.\nNot fully replicated: s2, s3.\ntwo of three nodes are down";
+        assert_eq!(summary(&status_of(&shards.join(","), "")), expected);
+        shards.extend((4..1_004).map(|id| shard(id, true, false)));
+        assert!(summary(&status_of(&shards.join(","), "")).contains("s21 and 982 more."));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! Collections, nodes, shards, tokens and settings.
 
+use std::collections::BTreeSet;
+
 use axum::{
     Json,
     extract::{Request, State},
 };
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, InvalidTokenId, NodeList, ProblemType,
-    Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UpgradeStatus,
+    ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList, InvalidTokenId,
+    NodeList, ProblemType, Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply,
+    TokenRequest, UpgradeStatus,
 };
-use flotilla_types::NodeId;
+use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -35,10 +38,21 @@ pub(super) async fn shards(State(app): State<App>) -> Json<ShardList> {
     Json(ShardList { shards: app.admin.status().shards })
 }
 
-/// Subject to the limit on requests, because it reads every record of this node.
+/// Subject to the limit on requests, because it reads every record of this node, or of `?shards=1,2`.
 pub(super) async fn digests(State(app): State<App>, request: Request) -> Result<Json<DigestList>, Refusal> {
+    let only = Query::parse(request.uri().query(), &["shards"])?.text("shards")?;
+    let only = only.map(|text| shard_list(&text)).transpose()?;
     let deadline = deadline(request.headers())?;
-    Ok(Json(app.admin.digests(deadline.into_std()).await?))
+    Ok(Json(app.admin.digests(only, deadline.into_std()).await?))
+}
+
+/// Parses a comma list of shards within its limit.
+fn shard_list(text: &str) -> Result<BTreeSet<ShardId>, Refusal> {
+    if text.split(',').count() > DIGEST_SHARDS_MAX {
+        return Err(invalid(format!("`shards` may name {DIGEST_SHARDS_MAX} shards")));
+    }
+    let parse = |id: &str| id.parse().map_err(|_| invalid("`shards` must be a comma list of shard ids"));
+    text.split(',').map(parse).collect()
 }
 
 pub(super) async fn list_collections(State(app): State<App>) -> Json<CollectionList> {
@@ -115,4 +129,20 @@ pub(super) async fn remove_node(State(app): State<App>, request: Request) -> Res
     let deadline = deadline(request.headers())?.into_std();
     app.admin.remove_node(node, force, deadline).await?;
     Ok(Json(json!({ "removed": node })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_shards_is_bounded_and_every_id_must_parse() {
+        let ids: Vec<String> = (0..=DIGEST_SHARDS_MAX).map(|id| id.to_string()).collect();
+        assert_eq!(shard_list(&ids[1..].join(",")).map(|shards| shards.len()).ok(), Some(DIGEST_SHARDS_MAX));
+        assert_eq!(shard_list("s4,4,0").ok(), Some([ShardId(0), ShardId(4)].into()));
+        assert!(shard_list(&ids.join(",")).is_err(), "too many");
+        for bad in ["", "4,", ",", "x", "-1", "99999999999999999999"] {
+            assert!(shard_list(bad).is_err(), "{bad}");
+        }
+    }
 }

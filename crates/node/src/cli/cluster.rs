@@ -9,6 +9,9 @@ use super::{
     upgrade::range,
 };
 
+/// Shards with a problem that `status` lists.
+const SHARDS_SHOWN_MAX: usize = 20;
+
 pub(super) async fn status(client: &Client, output: Output) -> Result<(), Failure> {
     output.show(&client.status().await?, summary)
 }
@@ -24,7 +27,6 @@ pub(super) async fn shards(client: &Client, output: Output) -> Result<(), Failur
 }
 
 fn summary(status: &ClusterStatus) -> String {
-    let healthy = status.shards.iter().filter(|shard| shard.healthy).count();
     let mut lines = vec![
         format!("Cluster {}, seen by {} (version {})", status.cluster_id, status.node, status.version),
         match (status.quorum, status.metadata_leader) {
@@ -33,7 +35,7 @@ fn summary(status: &ClusterStatus) -> String {
             (false, _) => "Metadata group: NO QUORUM; what follows is this node's last known state".to_owned(),
         },
         format!("Cluster version: {}", status.cluster_version),
-        format!("Shards: {healthy} of {} healthy", status.shards.len()),
+        format!("Shards: {}", status.redundancy()),
     ];
     if status.draining {
         lines.push("This node is draining.".to_owned());
@@ -47,12 +49,35 @@ fn summary(status: &ClusterStatus) -> String {
     lines.extend(status.notes.iter().map(|note| format!("Note: {note}")));
     lines.push(String::new());
     lines.push(node_table(&status.nodes));
-    let unhealthy: Vec<ShardInfo> = status.shards.iter().filter(|shard| !shard.healthy).cloned().collect();
+    // Without counts, the answer is of an older node, which says nothing of single shards either.
+    let is_listed = |shard: &&ShardInfo| !shard.healthy && status.shards_total > 0;
+    let mut unhealthy: Vec<ShardInfo> = status.shards.iter().filter(is_listed).cloned().collect();
     if !unhealthy.is_empty() {
+        unhealthy.sort_by_key(|shard| shard.available);
+        let more = unhealthy.len().saturating_sub(SHARDS_SHOWN_MAX);
+        unhealthy.truncate(SHARDS_SHOWN_MAX);
         lines.push(String::new());
         lines.push(shard_table(&unhealthy));
+        if more > 0 {
+            lines.push(format!("and {more} more, which `flotilla shards` lists"));
+        }
     }
     lines.join("\n")
+}
+
+/// The health of a shard in words: both facts, and what it can still lose.
+fn shard_health(shard: &ShardInfo) -> String {
+    match (shard.available, shard.fully_replicated) {
+        (true, true) => format!("available, fully replicated, survives {}", shard.failures_survivable),
+        (true, false) => {
+            format!(
+                "available, NOT FULLY REPLICATED (wants {}), survives {}",
+                shard.desired_replicas, shard.failures_survivable
+            )
+        }
+        (false, true) => "NOT AVAILABLE, fully replicated".to_owned(),
+        (false, false) => format!("NOT AVAILABLE, NOT FULLY REPLICATED (wants {})", shard.desired_replicas),
+    }
 }
 
 fn node_table(nodes: &[NodeInfo]) -> String {
@@ -96,7 +121,7 @@ fn shard_table(shards: &[ShardInfo]) -> String {
             or_dash(shard.leader),
             replicas.join(","),
             format!("{}.{}", shard.epoch.range, shard.epoch.config),
-            if shard.healthy { "ok".to_owned() } else { format!("NOT OK (wants {})", shard.desired_replicas) },
+            shard_health(shard),
             shard.local.as_ref().map_or_else(
                 || "-".to_owned(),
                 |local| format!("{} t{} {}/{}", word(&local.role), local.term, local.applied, local.commit),
@@ -121,10 +146,36 @@ mod tests {
             "draining":false,"metadata_leader":null,"quorum":false,"health":{"ok":false,"reasons":["n1 is down"]},
             "nodes":[],"collections":[],"peers":[],"shards":[{"id":4,"collection":"default","range":"buckets 0-3",
             "leader":null,"replicas":[{"replica":9,"node":2,"role":"learner"}],"epoch":{"range":1,"config":2},
-            "desired_replicas":3,"healthy":false}]}"#;
-        let text = summary(&serde_json::from_str(status).expect("a status"));
-        for part in ["NO QUORUM", "n1 is down", "0 of 1 healthy", "s4", "n2(learner)", "wants 3"] {
+            "desired_replicas":3,"healthy":false,"available":false,"fully_replicated":false,
+            "failures_survivable":0}],"available_shards":0,"replicated_shards":0,"shards_total":1,
+            "failures_survivable":0}"#;
+        let mut status: ClusterStatus = serde_json::from_str(status).expect("a status");
+        let text = summary(&status);
+        let counts = "0 of 1 available, 0 of 1 fully replicated; no more node failure can be survived";
+        for part in ["NO QUORUM", "n1 is down", counts, "s4", "n2(learner)", "NOT AVAILABLE", "wants 3"] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
+        // With very many such shards, the unavailable ones come first and the rest is only counted.
+        let degraded = ShardInfo { id: flotilla_types::ShardId(5), available: true, ..status.shards[0].clone() };
+        status.shards.splice(0..0, vec![degraded; 1_030]);
+        let text = summary(&status);
+        assert!(text.contains("s4") && text.contains("and 1011 more"), "{text}");
+        assert!(text.lines().count() < 40, "{text}");
+    }
+
+    #[test]
+    fn both_facts_are_shown_for_each_shard() {
+        let shard = |available, fully_replicated| {
+            let text = format!(
+                r#"{{"id":4,"collection":null,"range":"","leader":1,"replicas":[],"epoch":{{"range":1,"config":2}},
+                "desired_replicas":3,"healthy":false,"available":{available},"fully_replicated":{fully_replicated},
+                "failures_survivable":1}}"#
+            );
+            shard_health(&serde_json::from_str(&text).expect("a shard"))
+        };
+        assert_eq!(shard(true, true), "available, fully replicated, survives 1");
+        assert_eq!(shard(true, false), "available, NOT FULLY REPLICATED (wants 3), survives 1");
+        assert_eq!(shard(false, true), "NOT AVAILABLE, fully replicated");
+        assert_eq!(shard(false, false), "NOT AVAILABLE, NOT FULLY REPLICATED (wants 3)");
     }
 }

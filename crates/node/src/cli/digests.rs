@@ -1,39 +1,119 @@
-//! `digests`: whether the replicas of each shard hold the same records. Every endpoint is asked for its own
-//! replicas, because a node knows only the digests of its own.
+//! `digests`: whether the replicas of each shard hold the same records, with a verdict. Every endpoint is
+//! asked for its own replicas, because a node knows only the digests of its own.
+//!
+//! Replicas are compared at the same applied entry. While some were read at different ones, the shards
+//! without a verdict are read again, for a bounded time. What could not be compared by then is
+//! `inconclusive`, which is not a pass.
 
-use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
-use flotilla_api::DigestList;
-use flotilla_client::{Client, ClientOptions};
+use clap::Args;
+use flotilla_api::{
+    ClusterStatus, DIGEST_SHARDS_MAX, DigestComparison, DigestList, DigestReport, ShardVerdict, Verdict,
+};
+use flotilla_client::{Client, ClientError, ClientOptions};
+use flotilla_types::ShardId;
+use futures_util::future::join_all;
 
 use super::{
-    failure::Failure,
+    failure::{Failure, describe},
     output::{Output, or_dash, table},
 };
 
 /// Digits of a digest in a table; JSON contains all.
 const DIGITS: usize = 16;
+/// Pause before shards are read again: some heartbeats, so that followers learn what is committed.
+const PAUSE: Duration = Duration::from_millis(200);
 
-pub(super) async fn run(options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
-    let mut lists = Vec::new();
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// How long to read again while replicas were read at different entries
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s")]
+    wait: Duration,
+}
+
+pub(super) async fn run(arguments: &Arguments, options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
+    let mut nodes = Vec::new();
     for endpoint in &options.addr {
-        let client = Client::new(ClientOptions { endpoints: vec![endpoint.clone()], timeout: options.timeout })?;
-        lists.push(client.digests().await?);
+        let options = ClientOptions { endpoints: vec![endpoint.clone()], timeout: options.timeout };
+        nodes.push((endpoint.as_str(), Client::new(options)?));
     }
-    output.show(&lists, |lists| digest_table(lists))?;
-    match difference(&lists) {
-        Some(difference) => Err(Failure::failed(difference)),
-        None => Ok(()),
+    let mut comparison = DigestComparison::default();
+    let began = Instant::now();
+    read(&nodes, None, &mut comparison).await;
+    loop {
+        let undecided = comparison.undecided();
+        if undecided.is_empty() || began.elapsed() + PAUSE >= arguments.wait {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+        for shards in undecided.chunks(DIGEST_SHARDS_MAX) {
+            if began.elapsed() < arguments.wait {
+                read(&nodes, Some(shards), &mut comparison).await;
+            }
+        }
+    }
+    let report = comparison.report();
+    output.show(&report, text)?;
+    conclude(&report)
+}
+
+/// Asks all nodes at once, so that replicas are read at nearly the same time.
+async fn read(nodes: &[(&str, Client)], shards: Option<&[ShardId]>, comparison: &mut DigestComparison) {
+    let answers = join_all(nodes.iter().map(|(_, client)| answer(client, shards))).await;
+    for ((endpoint, _), answer) in nodes.iter().zip(answers) {
+        match answer {
+            Ok((status, digests)) => comparison.add(endpoint, &status, digests),
+            Err(error) => comparison.add_silent(endpoint, describe(&error)),
+        }
     }
 }
 
-fn digest_table(lists: &[DigestList]) -> String {
+async fn answer(client: &Client, shards: Option<&[ShardId]>) -> Result<(ClusterStatus, DigestList), ClientError> {
+    let status = client.status().await?;
+    let digests = match shards {
+        Some(shards) => client.digests_of(shards).await?,
+        None => client.digests().await?,
+    };
+    Ok((status, digests))
+}
+
+fn conclude(report: &DigestReport) -> Result<(), Failure> {
+    let because = report.reasons.first().map_or("", String::as_str);
+    match report.verdict {
+        Verdict::Equal => Ok(()),
+        Verdict::Different => Err(Failure::failed(format!("replicas are different: {because}"))),
+        Verdict::Inconclusive => Err(Failure::unavailable(format!("inconclusive: {because}"))
+            .hint("List every node in --addr; while clients write, use a longer --wait or try again later.")),
+    }
+}
+
+fn text(report: &DigestReport) -> String {
+    let count = |verdict| report.shards.iter().filter(|shard| shard.verdict == verdict).count();
+    let mut lines = vec![digest_table(report), String::new()];
+    lines.push(format!(
+        "Verdict: {} ({} shards equal, {} different, {} inconclusive)",
+        word(report.verdict),
+        count(Verdict::Equal),
+        count(Verdict::Different),
+        count(Verdict::Inconclusive)
+    ));
+    lines.extend(report.reasons.iter().map(|reason| format!("  - {reason}")));
+    lines.join("\n")
+}
+
+fn digest_table(report: &DigestReport) -> String {
+    let verdict_of = |id: ShardId| {
+        let at = report.shards.binary_search_by_key(&id, |shard: &ShardVerdict| shard.shard).ok()?;
+        Some(word(report.shards[at].verdict))
+    };
     let mut rows = Vec::new();
-    for list in lists {
+    for list in &report.nodes {
         for replica in &list.replicas {
             let held = replica.held.as_ref();
-            rows.push([
+            let cells = [
                 replica.shard.to_string(),
+                verdict_of(replica.shard).unwrap_or("-").to_owned(),
                 list.node.to_string(),
                 replica.replica.to_string(),
                 or_dash(held.map(|held| held.applied)),
@@ -42,47 +122,64 @@ fn digest_table(lists: &[DigestList]) -> String {
                     || replica.reason.clone().unwrap_or_default(),
                     |held| held.digest.chars().take(DIGITS).collect(),
                 ),
-            ]);
+            ];
+            rows.push(((replica.shard, list.node, replica.replica), cells));
         }
     }
     // Groups the replicas of a shard.
-    rows.sort_by_key(|row| (row[0].trim_start_matches('s').parse::<u64>().unwrap_or(u64::MAX), row[1].clone()));
-    table(["SHARD", "NODE", "REPLICA", "APPLIED", "RECORDS", "DIGEST"], rows)
+    rows.sort_by_key(|(order, _)| *order);
+    let header = ["SHARD", "VERDICT", "NODE", "REPLICA", "APPLIED", "RECORDS", "DIGEST"];
+    table(header, rows.into_iter().map(|(_, cells)| cells))
 }
 
-/// Describes the first two replicas of a shard that have applied the same entries and hold different records.
-fn difference(lists: &[DigestList]) -> Option<String> {
-    let mut seen = BTreeMap::new();
-    for list in lists {
-        for replica in &list.replicas {
-            let Some(held) = &replica.held else { continue };
-            let (node, first) = seen.entry((replica.shard, held.applied)).or_insert((list.node, &held.digest));
-            if *first != &held.digest {
-                let shard = replica.shard;
-                return Some(format!("{shard} differs on {node} and {} after entry {}", list.node, held.applied));
-            }
-        }
+/// The verdict as JSON writes it.
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Equal => "equal",
+        Verdict::Different => "different",
+        Verdict::Inconclusive => "inconclusive",
     }
-    None
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn list(node: u64, applied: u64, digest: &str) -> DigestList {
-        let text = format!(
-            r#"{{"node":{node},"replicas":[{{"shard":7,"replica":{node},"held":{{"applied":{applied},"records":1,"digest":"{digest}"}}}},
-                {{"shard":8,"replica":9,"reason":"the replica takes writes"}}]}}"#
-        );
-        serde_json::from_str(&text).unwrap()
+    fn report(verdict: Verdict) -> DigestReport {
+        let reasons = if verdict == Verdict::Equal { json!([]) } else { json!(["s7: the reason"]) };
+        serde_json::from_value(json!({
+            "verdict": verdict, "reasons": reasons,
+            "shards": [{ "shard": 7, "verdict": verdict }, { "shard": 10, "verdict": "equal", "applied": 3 }],
+            "nodes": [
+                { "node": 1, "replicas": [
+                    { "shard": 10, "replica": 3, "reason": "the replica takes writes" },
+                    { "shard": 7, "replica": 1, "held": { "applied": 5, "records": 1, "digest": "aa".repeat(32) } },
+                ] },
+            ],
+        }))
+        .expect("a report")
     }
 
     #[test]
-    fn only_replicas_at_the_same_entry_are_compared() {
-        assert_eq!(difference(&[list(1, 5, "aa"), list(2, 6, "bb"), list(3, 5, "aa")]), None);
-        let differs = difference(&[list(1, 5, "aa"), list(2, 6, "bb"), list(3, 6, "cc")]).unwrap();
-        assert_eq!(differs, "s7 differs on n2 and n3 after entry 6");
-        assert!(digest_table(&[list(1, 5, "aa")]).contains("takes writes"));
+    fn only_equal_is_a_pass_and_each_verdict_has_its_exit_code() {
+        assert_eq!(conclude(&report(Verdict::Equal)), Ok(()));
+        let code = |verdict| conclude(&report(verdict)).map_err(|failure| failure.code());
+        assert_eq!(code(Verdict::Different), Err(1));
+        assert_eq!(code(Verdict::Inconclusive), Err(4));
+        assert_eq!(conclude(&DigestReport::default()).map_err(|failure| failure.code()), Err(4), "nothing was read");
+    }
+
+    #[test]
+    fn the_table_groups_replicas_and_names_the_verdicts() {
+        let text = text(&report(Verdict::Inconclusive));
+        for part in
+            ["takes writes", "Verdict: inconclusive (1 shards equal, 0 different, 1 incon", "  - s7: the reason"]
+        {
+            assert!(text.contains(part), "{part} is missing in\n{text}");
+        }
+        assert!(text.find("s7 ") < text.find("s10 "), "by number, not by text:\n{text}");
+        assert!(!text.contains(&"aa".repeat(9)), "{text}");
     }
 }

@@ -56,7 +56,7 @@ impl Failure {
         Self { kind, ..Self::io("cannot write to stdout", error) }
     }
 
-    fn code(&self) -> u8 {
+    pub(super) fn code(&self) -> u8 {
         match self.kind {
             Kind::OutputClosed => 0,
             Kind::Failed => 1,

@@ -67,8 +67,9 @@ pub(crate) enum ClientCommand {
     Nodes,
     /// List the shards with their leaders and replicas
     Shards,
-    /// Compare the replicas by digests of their records; list every node in --addr; fails if two differ
-    Digests,
+    /// Compare the replicas by digests of their records; list every node in --addr. Exit code 0: equal;
+    /// 1: two differ; 4: inconclusive
+    Digests(digests::Arguments),
     /// Read and write records
     #[command(subcommand)]
     Kv(kv::KvCommand),
@@ -127,7 +128,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Status => cluster::status(&client, output).await,
         ClientCommand::Nodes => cluster::nodes(&client, output).await,
         ClientCommand::Shards => cluster::shards(&client, output).await,
-        ClientCommand::Digests => digests::run(options, output).await,
+        ClientCommand::Digests(arguments) => digests::run(&arguments, options, output).await,
         ClientCommand::Kv(command) => kv::run(command, &client, output).await,
         ClientCommand::Collection(command) => collections::run(command, &client, output).await,
         ClientCommand::Token(command) => tokens::run(command, &client, output).await,

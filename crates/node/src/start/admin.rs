@@ -2,6 +2,7 @@
 //! settings.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +19,7 @@ use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};
 use flotilla_identity::{JoinToken, NodeIdentity, TokenId};
 use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, Setting};
 use flotilla_placement::Sharding;
-use flotilla_replication::{Handle, clock};
+use flotilla_replication::{Handle, ReplicaStatus, clock};
 use flotilla_transport::Transport;
 use flotilla_types::{NodeId, ShardId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -169,11 +170,12 @@ impl NodeAdmin {
         Ok(())
     }
 
-    /// The digests of the local replicas. Replicas that do not answer before the deadline get a reason
-    /// instead.
-    async fn local_digests(&self, deadline: Instant) -> DigestList {
+    /// The digests of the local replicas, or of those of some shards. Replicas that do not answer before the
+    /// deadline get a reason instead.
+    async fn local_digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> DigestList {
         let mut replicas = Vec::new();
-        for status in self.host.status().iter() {
+        let is_asked = |status: &&ReplicaStatus| only.as_ref().is_none_or(|only| only.contains(&status.shard));
+        for status in self.host.status().iter().filter(is_asked) {
             let digest = tokio::time::timeout_at(deadline.into(), self.host.digest(status.replica)).await;
             let (held, reason) = match digest {
                 Ok(Ok(digest)) => {
@@ -232,14 +234,14 @@ impl Admin for NodeAdmin {
 
     fn readiness(&self) -> Vec<Check> {
         let status = self.status();
-        let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
         let check = |name: &str, ok, detail: String| Check { name: name.to_owned(), ok, detail };
         vec![
             check("metadata", !status.nodes.is_empty(), format!("version {}", self.topology.meta().version())),
+            // Lost redundancy is shown and does not make a node unready: it serves.
             check(
-                "leaders",
-                !status.shards.is_empty() && leaderless == 0,
-                format!("{leaderless} of {} shards without a known leader", status.shards.len()),
+                "available",
+                !status.shards.is_empty() && status.available_shards == status.shards_total,
+                status.redundancy(),
             ),
             check("collection", !status.collections.is_empty(), format!("{} collections", status.collections.len())),
             check("draining", !status.draining, format!("draining: {}", status.draining)),
@@ -264,8 +266,8 @@ impl Admin for NodeAdmin {
         self.events.recent()
     }
 
-    fn digests(&self, deadline: Instant) -> AdminFuture<'_, DigestList> {
-        Box::pin(async move { Ok(self.local_digests(deadline).await) })
+    fn digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> AdminFuture<'_, DigestList> {
+        Box::pin(async move { Ok(self.local_digests(only, deadline).await) })
     }
 
     fn create_collection(&self, request: CreateCollection, deadline: Instant) -> AdminFuture<'_, Collection> {

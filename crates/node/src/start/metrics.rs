@@ -84,9 +84,24 @@ fn node(text: &mut Text, status: &ClusterStatus) {
     text.family("flotilla_nodes", GAUGE, "Nodes of the cluster by liveness, as seen by this node", nodes);
     let leaderless = status.shards.iter().filter(|shard| shard.leader.is_none()).count();
     let unhealthy = status.shards.iter().filter(|shard| !shard.healthy).count();
-    text.one("flotilla_shards", "Shards of the cluster", status.shards.len());
+    text.one("flotilla_shards", "Shards of the cluster", status.shards_total);
+    text.one(
+        "flotilla_shards_available",
+        "Shards with a leader that a quorum of their own voters supports",
+        status.available_shards,
+    );
+    text.one(
+        "flotilla_shards_fully_replicated",
+        "Shards with their desired number of replicas and all their own voters on active, live nodes",
+        status.replicated_shards,
+    );
+    text.one(
+        "flotilla_failures_survivable",
+        "Node failures after which every shard still has a quorum",
+        status.failures_survivable,
+    );
     text.one("flotilla_shards_leaderless", "Shards without a known leader", leaderless);
-    text.one("flotilla_shards_unhealthy", "Shards without a leader or with too few live replicas", unhealthy);
+    text.one("flotilla_shards_unhealthy", "Shards that are not available or not fully replicated", unhealthy);
 }
 
 fn shards(text: &mut Text, shards: &[ShardInfo]) {
@@ -191,7 +206,8 @@ mod tests {
             "nodes":[],"collections":[],"peers":[{"node":3,"addr":"h:1","state":"backoff"}],
             "shards":[{"id":4,"collection":"default","range":"bucket 0","leader":null,"replicas":[],
             "epoch":{"range":1,"config":2},"desired_replicas":3,"healthy":false,"local":{"replica":9,"role":"follower",
-            "term":7,"commit":12,"applied":11,"checkpoint":3,"memtable_bytes":640}}]}"#;
+            "term":7,"commit":12,"applied":11,"checkpoint":3,"memtable_bytes":640}}],
+            "available_shards":9,"replicated_shards":8,"shards_total":10,"failures_survivable":2}"#;
         serde_json::from_str(text).expect("a status")
     }
 
@@ -210,6 +226,10 @@ mod tests {
             r#"flotilla_shard_memtable_bytes{shard="s4"} 640"#,
             r#"flotilla_peer_state{peer="n3",state="backoff"} 1"#,
             "flotilla_shards_leaderless 1",
+            "flotilla_shards 10",
+            "flotilla_shards_available 9",
+            "flotilla_shards_fully_replicated 8",
+            "flotilla_failures_survivable 2",
             "flotilla_metadata_quorum 0",
             "flotilla_start_time_seconds 5",
         ] {

@@ -5,10 +5,12 @@ mod config;
 mod events;
 mod folder;
 mod founding;
+mod health;
 mod inbound;
 mod join;
 mod machines;
 mod metrics;
+mod shard_view;
 mod status;
 
 use std::{

@@ -1,0 +1,256 @@
+//! Judges the health of shards, in two words for two facts.
+//!
+//! A shard is *available* when it has a leader that a quorum of its own voters supports. It is *fully
+//! replicated* when it has its desired number of replicas and all its own voters are on active, live nodes. A
+//! shard can be the one without the other: with one of three nodes down it is available and not fully
+//! replicated. The voters are those of the shard's own configuration, never those that placement wants: a
+//! node that was removed by force stays a voter, and a missing one, until the shard itself has replaced it.
+//!
+//! Pure: facts go in, verdicts come out. The work is linear in voters.
+
+use std::collections::BTreeMap;
+
+use flotilla_api::{Liveness, NodeInfo, NodeState, ShardInfo};
+use flotilla_types::{NodeId, ReplicaRole, ShardId};
+
+/// What is known about the leader of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leadership {
+    /// None is known.
+    Unknown,
+    /// This node votes in the shard and hears from its leader, or leads it: Raft itself ends such a
+    /// leadership within an election timeout after its quorum is lost.
+    Confirmed,
+    /// Another node said that it leads, some time ago. It need not have noticed the loss of its quorum, nor
+    /// said so.
+    Reported {
+        /// Whether that node is live.
+        is_live: bool,
+    },
+}
+
+/// A voter of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Voter {
+    /// Whether its node is live and holds this replica.
+    pub(super) is_live: bool,
+    /// Whether its node is a regular member, neither draining nor lost nor removed.
+    pub(super) is_on_active_node: bool,
+}
+
+/// What is known about a shard.
+#[derive(Debug, Clone)]
+pub(super) struct ShardFacts {
+    pub(super) leadership: Leadership,
+    /// The voters of its configuration: one list, or the two halves of a joint one, each of which needs a
+    /// quorum.
+    pub(super) halves: Vec<Vec<Voter>>,
+    /// Its desired number of replicas.
+    pub(super) desired: usize,
+}
+
+/// The health of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ShardHealth {
+    pub(super) is_available: bool,
+    pub(super) is_fully_replicated: bool,
+    /// Live voters beyond a quorum.
+    pub(super) failures_survivable: usize,
+}
+
+impl ShardFacts {
+    pub(super) fn judge(&self) -> ShardHealth {
+        // `None`: there is no quorum, which is less than any number to spare.
+        let spare = |voters: &Vec<Voter>| {
+            let live = voters.iter().filter(|voter| voter.is_live).count();
+            live.checked_sub(voters.len() / 2 + 1)
+        };
+        let spare = self.halves.iter().map(spare).min().flatten();
+        let is_complete = |voters: &Vec<Voter>| {
+            voters.len() >= self.desired.max(1) && voters.iter().all(|voter| voter.is_live && voter.is_on_active_node)
+        };
+        ShardHealth {
+            is_available: match self.leadership {
+                Leadership::Unknown => false,
+                Leadership::Confirmed => true,
+                Leadership::Reported { is_live } => is_live && spare.is_some(),
+            },
+            is_fully_replicated: !self.halves.is_empty() && self.halves.iter().all(is_complete),
+            failures_survivable: spare.unwrap_or(0),
+        }
+    }
+}
+
+/// Counts over all shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) available: u32,
+    pub(super) replicated: u32,
+    pub(super) shards: u32,
+    /// Failures that every shard survives; none without a shard.
+    pub(super) failures_survivable: u32,
+}
+
+impl Totals {
+    pub(super) fn of(shards: &[ShardInfo]) -> Self {
+        let count = |is_counted: fn(&ShardInfo) -> bool| shards.iter().filter(|shard| is_counted(shard)).count() as u32;
+        Self {
+            available: count(|shard| shard.available),
+            replicated: count(|shard| shard.fully_replicated),
+            shards: shards.len() as u32,
+            failures_survivable: shards.iter().map(|shard| shard.failures_survivable).min().unwrap_or(0),
+        }
+    }
+}
+
+/// The problems of a cluster, the worst first.
+pub(super) fn problems(has_metadata_leader: bool, nodes: &[NodeInfo], shards: &[ShardInfo]) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !has_metadata_leader {
+        problems.push("the metadata group has no leader: nodes and collections cannot change".to_owned());
+    }
+    let totals = Totals::of(shards);
+    let unavailable = totals.shards - totals.available;
+    if unavailable > 0 {
+        let total = totals.shards;
+        problems.push(format!("{unavailable} of {total} shards are not available: no quorum supports a leader"));
+    }
+    let incomplete = totals.shards - totals.replicated;
+    if incomplete > 0 {
+        problems.push(format!("{incomplete} of {} shards are not fully replicated", totals.shards));
+    }
+    for (node, count) in voters_on_gone_nodes(nodes, shards) {
+        problems.push(format!("{count} shards still have a voter on {node}, which was removed or lost"));
+    }
+    for node in nodes.iter().filter(|node| node.state != NodeState::Lost) {
+        if matches!(node.liveness, Liveness::Down | Liveness::Suspect | Liveness::Left) {
+            problems.push(format!("node {} ({}) does not answer", node.id, node.name));
+        }
+    }
+    problems
+}
+
+/// How many shards have a voter on each node that never returns. `nodes` has every node that was not removed.
+fn voters_on_gone_nodes(nodes: &[NodeInfo], shards: &[ShardInfo]) -> BTreeMap<NodeId, usize> {
+    let states: BTreeMap<NodeId, NodeState> = nodes.iter().map(|node| (node.id, node.state)).collect();
+    let mut gone = BTreeMap::new();
+    let voters = shards.iter().flat_map(|shard| &shard.replicas).filter(|replica| replica.role == ReplicaRole::Voter);
+    for voter in voters {
+        if states.get(&voter.node).is_none_or(|state| matches!(state, NodeState::Lost | NodeState::Removed)) {
+            *gone.entry(voter.node).or_default() += 1;
+        }
+    }
+    gone
+}
+
+/// Replicas and leaderships of each node.
+pub(super) fn loads(shards: &[ShardInfo]) -> BTreeMap<NodeId, (u32, u32)> {
+    let mut loads = BTreeMap::<NodeId, (u32, u32)>::new();
+    for shard in shards {
+        // A node that replaces a replica has two in the shard; they count once.
+        let mut nodes: Vec<NodeId> = shard.replicas.iter().map(|replica| replica.node).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        for node in nodes {
+            loads.entry(node).or_default().0 += 1;
+        }
+        if let Some(leader) = shard.leader {
+            loads.entry(leader).or_default().1 += 1;
+        }
+    }
+    loads
+}
+
+/// The shard of the metadata group.
+pub(super) fn metadata(shards: &[ShardInfo]) -> Option<&ShardInfo> {
+    shards.iter().find(|shard| shard.id == ShardId::META)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    const LIVE: Voter = Voter { is_live: true, is_on_active_node: true };
+    const DOWN: Voter = Voter { is_live: false, is_on_active_node: true };
+    const DRAINING: Voter = Voter { is_live: true, is_on_active_node: false };
+
+    fn judge(leadership: Leadership, halves: &[&[Voter]], desired: usize) -> (bool, bool, usize) {
+        let halves = halves.iter().map(|half| half.to_vec()).collect();
+        let health = ShardFacts { leadership, halves, desired }.judge();
+        (health.is_available, health.is_fully_replicated, health.failures_survivable)
+    }
+
+    #[test]
+    fn redundancy_and_availability_are_two_facts() {
+        use Leadership::{Confirmed, Reported, Unknown};
+        assert_eq!(judge(Confirmed, &[&[LIVE; 3]], 3), (true, true, 1));
+        assert_eq!(judge(Confirmed, &[&[LIVE, LIVE, DOWN]], 3), (true, false, 0));
+        assert_eq!(judge(Confirmed, &[&[LIVE, LIVE, DRAINING]], 3), (true, false, 1), "it is moving away");
+        assert_eq!(judge(Unknown, &[&[LIVE; 3]], 3), (false, true, 1), "an election");
+        assert_eq!(judge(Unknown, &[&[LIVE, DOWN, DOWN]], 3), (false, false, 0));
+        assert_eq!(judge(Confirmed, &[&[LIVE]], 3), (true, false, 0), "no redundancy, as desired or not");
+        assert_eq!(judge(Confirmed, &[&[LIVE]], 1), (true, true, 0));
+        assert_eq!(judge(Confirmed, &[&[LIVE; 5]], 5), (true, true, 2));
+        assert_eq!(judge(Reported { is_live: true }, &[&[LIVE, LIVE, DOWN]], 3), (true, false, 0));
+        assert_eq!(judge(Reported { is_live: true }, &[&[LIVE, DOWN, DOWN]], 3), (false, false, 0), "an old report");
+        assert_eq!(judge(Reported { is_live: false }, &[&[LIVE, LIVE, DOWN]], 3), (false, false, 0));
+        assert_eq!(judge(Reported { is_live: true }, &[&[]], 3), (false, false, 0), "no voter is known");
+        assert_eq!(judge(Reported { is_live: true }, &[], 3), (false, false, 0));
+    }
+
+    #[test]
+    fn both_halves_of_a_joint_configuration_need_a_quorum() {
+        let reported = Leadership::Reported { is_live: true };
+        assert_eq!(judge(reported, &[&[LIVE; 3], &[LIVE, DOWN, DOWN]], 3), (false, false, 0));
+        assert_eq!(judge(reported, &[&[LIVE; 3], &[LIVE]], 3), (true, false, 0), "the old half has one voter");
+        assert_eq!(judge(reported, &[&[LIVE; 3], &[LIVE, LIVE, LIVE, DOWN, LIVE]], 3), (true, false, 1));
+    }
+
+    fn any_voter() -> impl Strategy<Value = Voter> {
+        (any::<bool>(), any::<bool>()).prop_map(|(is_live, is_on_active_node)| Voter { is_live, is_on_active_node })
+    }
+
+    proptest! {
+        /// Whichever `failures_survivable` live voters fail, a quorum of each half stays; with one more, some
+        /// choice breaks one.
+        #[test]
+        fn exactly_the_promised_failures_are_survived(halves in vec(vec(any_voter(), 1..6), 1..3)) {
+            let leadership = Leadership::Reported { is_live: true };
+            let facts = ShardFacts { leadership, halves, desired: 3 };
+            let health = facts.judge();
+            let has_quorum_after = |failures: usize| facts.halves.iter().all(|half| {
+                let live = half.iter().filter(|voter| voter.is_live).count();
+                2 * live.saturating_sub(failures) > half.len()
+            });
+            prop_assert_eq!(health.is_available, has_quorum_after(0));
+            if health.is_available {
+                prop_assert!(has_quorum_after(health.failures_survivable));
+                prop_assert!(!has_quorum_after(health.failures_survivable + 1));
+            } else {
+                prop_assert_eq!(health.failures_survivable, 0);
+            }
+        }
+
+        /// A failure never makes health look better, and three complete replicas always survive one failure.
+        #[test]
+        fn a_failure_never_improves_health(voters in vec(any_voter(), 1..6), failing in 0_usize..6, desired in 1_usize..6) {
+            let judge = |voters: &[Voter]| {
+                let leadership = Leadership::Reported { is_live: true };
+                ShardFacts { leadership, halves: vec![voters.to_vec()], desired }.judge()
+            };
+            let before = judge(&voters);
+            let mut fewer = voters.clone();
+            let index = failing % voters.len();
+            fewer[index].is_live = false;
+            let after = judge(&fewer);
+            prop_assert!(!after.is_fully_replicated);
+            prop_assert!(before.is_available || !after.is_available);
+            prop_assert!(after.failures_survivable <= before.failures_survivable);
+            if before.is_fully_replicated && desired >= 3 {
+                prop_assert!(before.is_available && before.failures_survivable >= 1 && after.is_available);
+            }
+        }
+    }
+}

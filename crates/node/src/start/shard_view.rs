@@ -1,0 +1,185 @@
+//! Shards as this node sees them: from the metadata, its own replicas, leader hints and membership.
+//!
+//! The work of one view is linear in shards and replicas; nothing here runs per tick.
+
+use std::collections::BTreeMap;
+
+use flotilla_api::{LocalReplica, LocalRole, ReplicaInfo, ShardInfo};
+use flotilla_control::MemberState;
+use flotilla_meta::{MetaState, NodeState as RecordState, ShardRecord};
+use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
+use flotilla_types::{CollectionId, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId};
+
+use super::health::{Leadership, ShardFacts, Voter};
+
+/// What this node knows, arranged for one pass over the shards.
+pub(super) struct ShardView<'a> {
+    me: NodeId,
+    meta: &'a MetaState,
+    nodes: BTreeMap<NodeId, NodeFacts>,
+    /// The replicas on this node, in the order in which the host reports them: the newest of a shard last.
+    here: BTreeMap<ShardId, Vec<&'a ReplicaStatus>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct NodeFacts {
+    is_live: bool,
+    is_active: bool,
+}
+
+impl<'a> ShardView<'a> {
+    pub(super) fn new(
+        me: NodeId,
+        meta: &'a MetaState,
+        replicas: &'a [ReplicaStatus],
+        liveness: impl Fn(NodeId) -> MemberState,
+    ) -> Self {
+        // Membership keeps the last state of a node that is gone; no peer talks to it any more.
+        let facts = |state: RecordState, id| NodeFacts {
+            is_live: !state.is_gone() && liveness(id) == MemberState::Alive,
+            is_active: state == RecordState::Active,
+        };
+        let nodes = meta.nodes().map(|node| (node.id, facts(node.state, node.id))).collect();
+        let mut here = BTreeMap::<ShardId, Vec<&ReplicaStatus>>::new();
+        for replica in replicas {
+            here.entry(replica.shard).or_default().push(replica);
+        }
+        Self { me, meta, nodes, here }
+    }
+
+    /// All shards, in the order of their ids.
+    pub(super) fn shards(&self, hint: impl Fn(ShardId) -> Option<NodeId>) -> Vec<ShardInfo> {
+        self.meta.shards().map(|record| self.shard(record, hint(record.id))).collect()
+    }
+
+    /// A shard whose leader is `hint`, unless a replica here knows better.
+    fn shard(&self, record: &ShardRecord, hint: Option<NodeId>) -> ShardInfo {
+        let replicas = self.here.get(&record.id).map_or(&[][..], Vec::as_slice);
+        let local = replicas.last().copied();
+        // The local replica's descriptor can be newer than the one that its leader reported to the metadata
+        // group.
+        let own = local.filter(|replica| replica.descriptor.epoch >= record.descriptor.epoch);
+        let descriptor = own.map_or(&record.descriptor, |replica| &replica.descriptor);
+        let (leader, leadership) = self.leader(descriptor, replicas, hint);
+        let facts = ShardFacts {
+            leadership,
+            halves: self.halves(descriptor, own.and_then(|replica| replica.group.as_ref()), replicas),
+            desired: self.meta.replicas_desired(record).into(),
+        };
+        let health = facts.judge();
+        let collection = self.meta.collection_with_id(record.collection);
+        ShardInfo {
+            id: record.id,
+            collection: collection.map(|collection| collection.name.clone()),
+            range: range_of(record),
+            leader,
+            replicas: descriptor
+                .replicas
+                .iter()
+                .map(|held| ReplicaInfo { replica: held.replica, node: held.node, role: held.role })
+                .collect(),
+            epoch: descriptor.epoch,
+            desired_replicas: self.meta.replicas_desired(record),
+            healthy: health.is_available && health.is_fully_replicated,
+            available: health.is_available,
+            fully_replicated: health.is_fully_replicated,
+            failures_survivable: health.failures_survivable as u32,
+            local: local.map(local_replica),
+        }
+    }
+
+    /// The leader: by this node's own vote if it has one in the shard, else by the hint. A learner or a
+    /// replica that was removed may remember a leader forever, so it does not count.
+    fn leader(
+        &self,
+        descriptor: &ShardDescriptor,
+        replicas: &[&ReplicaStatus],
+        hint: Option<NodeId>,
+    ) -> (Option<NodeId>, Leadership) {
+        let voting = replicas.iter().find_map(|replica| {
+            let group = replica.group.as_ref().filter(|group| group.conf.is_voter(replica.replica))?;
+            descriptor.node_of(replica.replica).map(|_| replica.descriptor.node_of(group.leader))
+        });
+        match voting {
+            Some(None) => (None, Leadership::Unknown),
+            Some(leader) => (leader, Leadership::Confirmed),
+            None => {
+                let reported = |node| Leadership::Reported { is_live: self.node(node).is_live };
+                (hint, hint.map_or(Leadership::Unknown, reported))
+            }
+        }
+    }
+
+    /// The voters of the shard's own configuration.
+    fn halves(
+        &self,
+        descriptor: &ShardDescriptor,
+        group: Option<&GroupStatus>,
+        replicas: &[&ReplicaStatus],
+    ) -> Vec<Vec<Voter>> {
+        let voters = |ids: &mut dyn Iterator<Item = ReplicaId>| {
+            ids.map(|id| self.voter(descriptor, id, replicas)).collect::<Vec<_>>()
+        };
+        let described = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
+        match group.map(|group| &group.conf) {
+            None => vec![voters(&mut described.map(|replica| replica.replica))],
+            Some(conf) if conf.is_joint() => {
+                vec![voters(&mut conf.voters.iter().copied()), voters(&mut conf.voters_outgoing.iter().copied())]
+            }
+            Some(conf) => vec![voters(&mut conf.voters.iter().copied())],
+        }
+    }
+
+    fn voter(&self, descriptor: &ShardDescriptor, id: ReplicaId, replicas: &[&ReplicaStatus]) -> Voter {
+        let Some(node) = descriptor.node_of(id) else {
+            return Voter { is_live: false, is_on_active_node: false };
+        };
+        let facts = self.node(node);
+        // A node that has a newer replica of the shard gave this one up.
+        let is_newest = descriptor.replica_on(node).is_some_and(|newest| newest.replica == id);
+        // Of its own replicas this node knows whether they take part.
+        let takes_part =
+            node != self.me || replicas.iter().any(|replica| replica.replica == id && replica.group.is_some());
+        Voter { is_live: facts.is_live && is_newest && takes_part, is_on_active_node: facts.is_active }
+    }
+
+    /// A node that the metadata does not know is gone.
+    fn node(&self, node: NodeId) -> NodeFacts {
+        self.nodes.get(&node).copied().unwrap_or(NodeFacts { is_live: false, is_active: false })
+    }
+}
+
+fn range_of(record: &ShardRecord) -> String {
+    if record.collection == CollectionId::SYSTEM {
+        return "metadata".to_owned();
+    }
+    let bucket = |key: &bytes::Bytes| flotilla_types::RecordKey::from_bytes(key.clone()).map(|key| key.bucket().0);
+    match (bucket(&record.initial.range.start), bucket(&record.initial.range.end)) {
+        (Some(first), Some(end)) if end > first + 1 => format!("buckets {first}–{}", end - 1),
+        (Some(first), Some(_)) => format!("bucket {first}"),
+        _ => "all keys".to_owned(),
+    }
+}
+
+fn local_replica(replica: &ReplicaStatus) -> LocalReplica {
+    let group = replica.group.as_ref();
+    LocalReplica {
+        replica: replica.replica,
+        role: match group {
+            None => LocalRole::Quarantined,
+            Some(group) if group.role == Role::Leader => LocalRole::Leader,
+            Some(group) if group.role == Role::Candidate => LocalRole::Candidate,
+            Some(group) if group.conf.is_voter(replica.replica) => LocalRole::Follower,
+            Some(_) => LocalRole::Learner,
+        },
+        term: group.map_or(0, |group| group.term.0),
+        commit: group.map_or(0, |group| group.commit.0),
+        applied: replica.applied.0,
+        checkpoint: replica.checkpoint.0,
+        log_bytes: None,
+        memtable_bytes: (replica.usage.active_bytes + replica.usage.frozen_bytes) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests;
