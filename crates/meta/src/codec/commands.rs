@@ -222,14 +222,14 @@ impl MetaCommand {
     }
 
     /// The command as a binary of `version` reads it: without the fields that came later.
-    pub(super) fn as_of(self, read: ClusterVersion) -> Self {
+    pub(super) fn known_to(self, read: ClusterVersion) -> Self {
         let keeps = read >= ClusterVersion::NODE_VERSIONS;
         match self {
             Self::Join(join) => Self::Join(JoinRequest { versions: join.versions.filter(|_| keeps), ..join }),
             Self::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 Self::UpdateNode { node, incarnation, addresses, locality, versions: versions.filter(|_| keeps) }
             }
-            Self::Batch(commands) => Self::Batch(commands.into_iter().map(|command| command.as_of(read)).collect()),
+            Self::Batch(commands) => Self::Batch(commands.into_iter().map(|command| command.known_to(read)).collect()),
             other => other,
         }
     }
@@ -245,7 +245,7 @@ impl MetaCommand {
         match (need, &command) {
             (VersionNeed::Raises(raised), Self::SetClusterVersion { version, .. }) if raised == *version => Ok(command),
             (VersionNeed::Raises(_), _) | (_, Self::SetClusterVersion { .. }) => Err(CodecError::Malformed),
-            (VersionNeed::InForce(read), _) => Ok(command.as_of(read)),
+            (VersionNeed::InForce(read), _) => Ok(command.known_to(read)),
         }
     }
 }

@@ -180,7 +180,7 @@ fn a_command_is_read_as_binaries_of_its_version_read_it() {
         bytes[0] = 1;
         let expected = match command {
             MetaCommand::SetClusterVersion { .. } => Err(CodecError::Malformed),
-            command => Ok(command.as_of(ClusterVersion::FIRST)),
+            command => Ok(command.known_to(ClusterVersion::FIRST)),
         };
         assert_eq!(MetaCommand::decode(&bytes), expected);
     }
