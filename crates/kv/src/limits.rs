@@ -31,8 +31,8 @@ pub struct Limits {
     pub answer_bytes_max: u32,
     /// Records in a page of a scan. 1 to 32,768.
     pub scan_items_max: u32,
-    /// Stored records that one scan or count reads, deleted ones included. At least `scan_items_max`; a read of that many delays
-    /// other work of the shard.
+    /// Stored records that one scan or count reads, deleted ones included. At least `scan_items_max`; a read
+    /// of that many delays other work of the shard.
     pub scan_examined_max: u32,
 }
 
