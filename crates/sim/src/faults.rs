@@ -53,6 +53,7 @@ enum Active {
     Network(NetworkFaults),
     SlowDisk(NodeId),
     FullDisk(NodeId),
+    BrokenDisk(NodeId),
     Clock(NodeId),
     Removed(NodeId),
     /// A copy of a disk, to be restored at the end of the fault.
@@ -174,6 +175,10 @@ impl World {
                 self.nodes.get_mut(&id)?.disk.set_full(true);
                 Active::FullDisk(id)
             }
+            Fault::DiskFails => {
+                self.nodes.get_mut(&id)?.disk.set_broken(true);
+                Active::BrokenDisk(id)
+            }
             Fault::ClockJump => self.jump_clock(id, which)?,
             Fault::ClockDrift => {
                 let now_us = self.now_us;
@@ -267,6 +272,11 @@ impl World {
                     node.disk.set_full(false);
                 }
             }
+            Active::BrokenDisk(id) => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.disk.set_broken(false);
+                }
+            }
             Active::Clock(id) => {
                 let now_us = self.now_us;
                 if let Some(node) = self.nodes.get_mut(&id) {
@@ -307,8 +317,9 @@ impl World {
         self.checks.damaged_nodes.insert(id);
         self.checks.rolled_back(&disk);
         if let Some(node) = self.nodes.get_mut(&id) {
-            // The copy restores the content of the disk, not its free space.
+            // The copy restores the content of the disk, neither its free space nor its health.
             disk.set_full(node.disk.is_full());
+            disk.set_broken(node.disk.is_broken());
             (node.disk, node.folder, node.incarnation) = (disk, folder, incarnation);
         }
         self.start(id);

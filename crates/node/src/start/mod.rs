@@ -50,7 +50,7 @@ use join::{JoinAdmission, SharedAuthority};
 
 /// How long a stopping node waits for the transfer of its leaderships.
 const LEADERSHIP_TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Exit code after a fatal error, such as a failed log.
+/// Exit code after a fatal error, such as a failed disk.
 const EXIT_FATAL: i32 = 70;
 
 type PublishEvent = Arc<dyn Fn(flotilla_control::Event) + Send + Sync>;
@@ -266,10 +266,13 @@ fn open_host(
     notices: Box<dyn Fn(flotilla_replication::Notice) + Send>,
     runtime: tokio::runtime::Handle,
 ) -> anyhow::Result<Host> {
-    let log =
-        EngineLog::open(&folder.log_dir(), flotilla_raft_log::Options::default()).context("cannot open the log")?;
+    let log_dir = folder.log_dir();
+    let log = EngineLog::open(&log_dir, flotilla_raft_log::Options::default())
+        .with_context(|| format!("cannot open the log in {}", log_dir.display()))?;
     let options = flotilla_state::Options { view: config.view.options(), ..flotilla_state::Options::default() };
-    let engine = Engine::open(folder.state_dir(), options).context("cannot open the state")?;
+    let state_dir = folder.state_dir();
+    let engine = Engine::open(&state_dir, options)
+        .with_context(|| format!("cannot open the state in {}", state_dir.display()))?;
     let parts = HostParts {
         node: me.node,
         incarnation: me.incarnation,
@@ -279,13 +282,18 @@ fn open_host(
         machines: machines::machines(topology),
         seed: rand::random(),
         notices,
-        fatal: Arc::new(|reason| {
-            tracing::error!(reason, "fatal error: the node stops");
-            eprintln!("flotilla: fatal error: {reason}");
-            std::process::exit(EXIT_FATAL);
-        }),
+        fatal: end_process(config.data_dir.display().to_string()),
     };
     Ok(Host::start(parts, network, runtime)?)
+}
+
+/// Ends the process after a fatal error. Everything that was acknowledged is durable.
+fn end_process(data_dir: String) -> Arc<dyn Fn(&str) + Send + Sync> {
+    Arc::new(move |reason| {
+        tracing::error!(reason, data_dir, "fatal error: the node ends");
+        eprintln!("flotilla: fatal error: {reason} (data directory {data_dir})");
+        std::process::exit(EXIT_FATAL);
+    })
 }
 
 /// Accepts the cluster authority from the metadata group's leader, if it is this cluster's, and stores it

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flotilla_consensus::GroupStatus;
-use flotilla_storage::{ReplicaWrite, Usage};
+use flotilla_storage::{LogError, ReplicaWrite, Usage};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, LogIndex, Message, NodeId, ObjectId, ReplicaId, ShardDescriptor, ShardId, Term,
     WalSequence,
@@ -168,6 +168,8 @@ pub struct Effects<T> {
     pub replies: Vec<(T, Answer)>,
     /// Notices for the rest of the node.
     pub notices: Vec<Notice>,
+    /// The log cannot be read: nothing is lost, but the node must end, and perform no other effect.
+    pub fatal: Option<LogError>,
 }
 
 impl<T> Default for Effects<T> {
@@ -182,6 +184,7 @@ impl<T> Default for Effects<T> {
             background: Vec::new(),
             replies: Vec::new(),
             notices: Vec::new(),
+            fatal: None,
         }
     }
 }
