@@ -2,6 +2,7 @@
 
 mod admin;
 mod config;
+mod descriptors;
 mod events;
 mod folder;
 mod founding;
@@ -42,6 +43,7 @@ use tracing_subscriber::{
 use admin::NodeAdmin;
 pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
+use descriptors::ConnectionLimits;
 use events::Events;
 use folder::Folder;
 use founding::Founding;
@@ -86,6 +88,7 @@ fn init_logging(config: &Config) {
 
 fn start(config: Config) -> anyhow::Result<()> {
     let metrics = metrics::install().context("cannot set up metrics")?;
+    descriptors::raise_limit();
     let folder = Arc::new(Folder::open(&config.data_dir)?);
     #[cfg(feature = "failpoints")]
     {
@@ -330,8 +333,12 @@ fn serve_clients(
         let _ = stopping.wait_for(|stop| *stop).await;
     };
     let http_config = HttpConfig { cors_origins: config.cors_origins.clone(), ..HttpConfig::default() };
-    http_config.validate()?;
     let redis_config = flotilla_gateway_redis::ServerConfig::default();
+    let wanted = ConnectionLimits { http: http_config.connections_max, redis: redis_config.connections_max };
+    let limits = wanted.within_process();
+    let http_config = HttpConfig { connections_max: limits.http, ..http_config };
+    http_config.validate()?;
+    let redis_config = flotilla_gateway_redis::ServerConfig { connections_max: limits.redis, ..redis_config };
     let http_task =
         tokio::spawn(flotilla_gateway::serve(http, store.clone(), admin, http_config, stopped(stopping.clone())));
     let redis_task = tokio::spawn(flotilla_gateway_redis::serve(redis, store, redis_config, stopped(stopping.clone())));
