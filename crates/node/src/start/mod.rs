@@ -1,6 +1,7 @@
 //! `flotilla start`: assembles a node from the other crates and runs it until it is told to stop.
 
 mod admin;
+mod ballast;
 mod config;
 mod descriptors;
 mod events;
@@ -90,6 +91,8 @@ fn start(config: Config) -> anyhow::Result<()> {
     let metrics = metrics::install().context("cannot set up metrics")?;
     descriptors::raise_limit();
     let folder = Arc::new(Folder::open(&config.data_dir)?);
+    // Before anything is written.
+    ballast::prepare(&config.data_dir, config.ballast_bytes);
     #[cfg(feature = "failpoints")]
     {
         tracing::warn!("this build has failpoints; use it for tests only");
