@@ -10,6 +10,7 @@
 
 mod checker;
 mod crash;
+mod descriptors;
 mod faults;
 mod forming;
 mod health;

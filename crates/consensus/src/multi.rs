@@ -208,7 +208,11 @@ impl MultiRaft {
             Origin::Recovered => self.ticks,
         };
         let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, tick, ticks_since_leader));
-        let group = catch_unwind(open).unwrap_or(Err(GroupError::Library))?;
+        let group = catch_unwind(open).unwrap_or_else(|_| {
+            // What the group's store has noted is lost with it. raft-rs reads this term when it begins.
+            let unreadable = self.log.term(replica, state.last).err();
+            Err(unreadable.map_or(GroupError::Library, GroupError::Log))
+        })?;
         self.groups.insert(replica, group);
         self.dirty.insert(replica);
         Ok(())
@@ -346,7 +350,7 @@ impl MultiRaft {
         };
         let failure = match catch_unwind(AssertUnwindSafe(act)) {
             Ok(()) => group.take_failure().map(GroupError::Log),
-            Err(_) => Some(GroupError::Library),
+            Err(_) => Some(after_panic(group)),
         };
         match failure {
             None => {
@@ -368,7 +372,7 @@ impl MultiRaft {
             let drained = catch_unwind(AssertUnwindSafe(|| drain_group(group, effects)));
             let failure = match drained {
                 Ok(()) => group.take_failure().map(GroupError::Log),
-                Err(_) => Some(GroupError::Library),
+                Err(_) => Some(after_panic(group)),
             };
             self.drained.insert(replica);
             if let Some(error) = failure {
@@ -385,6 +389,11 @@ impl MultiRaft {
             }
         }
     }
+}
+
+/// Why raft-rs panicked. It panics when the log cannot be read, which is no fault of the replica.
+fn after_panic(group: &mut Group) -> GroupError {
+    group.take_failure().map_or(GroupError::Library, GroupError::Log)
 }
 
 fn drain_group(group: &mut Group, effects: &mut Effects) {

@@ -17,7 +17,7 @@ use crate::{
     faults,
     folder::{self, WipeScope},
     http,
-    launch::{Start, command},
+    launch::{Start, limited_command},
     layout::Node,
     namespaces::Namespaces,
     ports::Ports,
@@ -68,6 +68,8 @@ pub struct ClusterOptions {
     pub network: Network,
     /// Size in bytes of each node's own disk, which needs root. `None`: all nodes share the machine's disk.
     pub disk_bytes: Option<u64>,
+    /// Files that each node may open: its soft and its hard limit. `None`: the limits of this process.
+    pub descriptors_max: Option<u64>,
 }
 
 impl ClusterOptions {
@@ -82,6 +84,7 @@ impl ClusterOptions {
             variables: Vec::new(),
             network: Network::Loopback,
             disk_bytes: None,
+            descriptors_max: None,
         }
     }
 }
@@ -416,8 +419,12 @@ impl Cluster {
     }
 
     fn launch(&mut self, i: usize, start: Start<'_>) -> Result<(), ClusterError> {
-        let mut command = command(&self.options.binary, self.node(i)?, start)?;
-        command.args(&self.options.arguments).envs(self.options.variables.iter().cloned());
+        let mut command = limited_command(&self.options.binary, self.node(i)?, start, self.options.descriptors_max)?;
+        // Clusters of tests share one disk, which need not hold a ballast for each of their nodes.
+        command
+            .args(&self.options.arguments)
+            .env("FLOTILLA_BALLAST_BYTES", "0")
+            .envs(self.options.variables.iter().cloned());
         let member = self.member(i)?;
         command.envs(member.variables.iter().cloned());
         let child = command.spawn()?;

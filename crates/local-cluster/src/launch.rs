@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     fs::OpenOptions,
     io,
     net::SocketAddr,
@@ -36,16 +37,30 @@ pub enum Start<'a> {
 /// # Errors
 /// The log cannot be opened.
 pub fn command(binary: &Path, node: &Node, start: Start<'_>) -> io::Result<Command> {
+    limited_command(binary, node, start, None)
+}
+
+/// [`command`], for a process that may open no more than `descriptors_max` files.
+pub(crate) fn limited_command(
+    binary: &Path,
+    node: &Node,
+    start: Start<'_>,
+    descriptors_max: Option<u64>,
+) -> io::Result<Command> {
     let log = OpenOptions::new().create(true).append(true).open(&node.log)?;
-    let mut command = match &node.namespace {
-        // `ip netns exec` replaces itself by the node, so the pid is the node's.
-        Some(namespace) => {
-            let mut command = Command::new("ip");
-            command.args(["netns", "exec", namespace]).arg(binary);
-            command
-        }
-        None => Command::new(binary),
-    };
+    // Each of these programs replaces itself by the next, so the pid is the node's.
+    let mut words: Vec<OsString> = Vec::new();
+    if let Some(descriptors_max) = descriptors_max {
+        // Set before the node runs: a limit that is set from outside may come after it has read another one.
+        words.extend(["sh", "-c", "ulimit -n \"$0\" && exec \"$@\""].map(OsString::from));
+        words.push(descriptors_max.to_string().into());
+    }
+    if let Some(namespace) = &node.namespace {
+        words.extend(["ip", "netns", "exec", namespace].map(OsString::from));
+    }
+    words.push(binary.into());
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
     command.arg("start").arg("--data-dir").arg(&node.data_dir);
     command.arg("--listen").arg(node.quic.to_string());
     command.arg("--http").arg(node.http.to_string());
@@ -100,6 +115,19 @@ mod tests {
         let command = command(Path::new("flotilla"), &node, start).expect("a writable folder");
         let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
         arguments.join(" ")
+    }
+
+    #[test]
+    fn a_limit_of_descriptors_is_in_force_when_the_program_begins() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let node = Node::new(dir.path(), 1, Ports::fixed(7_100, 1).expect("ports below the last"));
+        let program = dir.path().join("program");
+        std::fs::write(&program, "#!/bin/sh\nulimit -Sn; ulimit -Hn; echo $1\n").expect("a writable folder");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&program, mode).expect("a file of this process");
+        let mut command = limited_command(&program, &node, Start::Resume, Some(99)).expect("a writable folder");
+        assert!(command.status().expect("a shell").success());
+        assert_eq!(std::fs::read_to_string(&node.log).expect("a log"), "99\n99\nstart\n");
     }
 
     #[test]

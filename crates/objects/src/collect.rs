@@ -43,7 +43,7 @@ impl ObjectStore {
         let mut done = Collected::default();
         let Some(_guard) = self.collecting.try_lock() else { return Ok(done) };
         self.check_healthy()?;
-        let candidates: Vec<_> = {
+        let mut candidates: Vec<_> = {
             let writer = self.writer.lock();
             let since_open = scope == Scope::SinceOpen;
             let eligible = writer.segments.iter().filter(|(_, segment)| !(since_open && segment.found_at_open));
@@ -60,6 +60,8 @@ impl ObjectStore {
                 }
             }
         }
+        // Dead segments first: on a full disk nothing can be copied before something was deleted.
+        candidates.sort_by_key(|(number, _)| live_bytes.get(number).copied().unwrap_or(0));
         for (number, bytes) in candidates {
             let objects = by_segment.remove(&number).unwrap_or_default();
             let live = live_bytes.get(&number).copied().unwrap_or(0);

@@ -1,6 +1,10 @@
 //! The errors of the store.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use flotilla_types::ObjectId;
 
@@ -37,13 +41,27 @@ pub enum ObjectError {
         /// Newest version known here.
         known: u32,
     },
-    /// An earlier fsync failed, so what is durable is unknown. Every call fails until the store is reopened.
-    #[error("an earlier fsync failed; the store refuses work until it is reopened")]
-    Poisoned,
+    /// An fsync failed, now or earlier, so what is durable is unknown. Every call fails until the store is
+    /// reopened.
+    #[error("an fsync of objects failed; the store refuses work until it is reopened: {0}")]
+    Poisoned(Arc<io::Error>),
 }
 
 impl From<io::Error> for ObjectError {
     fn from(source: io::Error) -> Self {
         Self::Io(Arc::new(source))
     }
+}
+
+/// An I/O error and the file that it concerns.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+struct AtPath {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Adds a path to an I/O error. The kind stays, and the operating system's error is its source.
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error + use<'_> {
+    |source| io::Error::new(source.kind(), AtPath { path: path.to_owned(), source })
 }

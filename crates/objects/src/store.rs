@@ -10,19 +10,18 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_types::ObjectId;
 use parking_lot::{Mutex, RwLock};
+use rustix::io::Errno;
 
 use crate::{
     ObjectError,
+    error::at,
     index::{Entry, Index, Location},
     segment::{
         RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader, encode_record_header,
@@ -77,6 +76,8 @@ pub struct StoreUsage {
 #[derive(Debug)]
 pub struct ObjectStore {
     dir: PathBuf,
+    /// Open from the start: a sync must not fail for lack of a descriptor.
+    folder: File,
     pub(crate) options: Options,
     pub(crate) index: RwLock<Index>,
     pub(crate) writer: Mutex<Writer>,
@@ -84,9 +85,12 @@ pub struct ObjectStore {
     syncing: Mutex<()>,
     /// Files open for reading. This lock is taken last, and held while a file is opened.
     files: Mutex<HashMap<u64, Arc<File>>>,
-    poisoned: AtomicBool,
+    /// The fsync that failed.
+    poisoned: OnceLock<Arc<io::Error>>,
     #[cfg(test)]
-    pub(crate) fail_next_sync: AtomicBool,
+    pub(crate) fail_next_sync: std::sync::atomic::AtomicBool,
+    #[cfg(test)]
+    pub(crate) opens_to_fail: std::sync::atomic::AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -129,21 +133,25 @@ impl ObjectStore {
                 writer.segments.insert(number, Segment { bytes, found_at_open: true });
             }
         }
-        File::open(&dir)?.sync_all()?;
+        let folder = File::open(&dir)?;
+        folder.sync_all()?;
         if let Some(parent) = dir.canonicalize()?.parent() {
             File::open(parent)?.sync_all()?;
         }
         Ok(Self {
             dir,
+            folder,
             options,
             index: RwLock::new(index),
             writer: Mutex::new(writer),
             collecting: Mutex::new(()),
             syncing: Mutex::new(()),
             files: Mutex::default(),
-            poisoned: AtomicBool::new(false),
+            poisoned: OnceLock::new(),
             #[cfg(test)]
-            fail_next_sync: AtomicBool::new(false),
+            fail_next_sync: false.into(),
+            #[cfg(test)]
+            opens_to_fail: 0.into(),
         })
     }
 
@@ -181,10 +189,11 @@ impl ObjectStore {
         let result = failpoint(Place::ObjectsBeforeSync)
             .and_then(|()| files.iter().try_for_each(|file| self.fsync(file)))
             .inspect(|()| reached(Place::ObjectsFilesSynced))
-            .and_then(|()| if folder { self.fsync(&File::open(&self.dir)?) } else { Ok(()) });
+            .and_then(|()| if folder { self.fsync(&self.folder) } else { Ok(()) });
         if let Err(error) = result {
-            self.poisoned.store(true, Ordering::Release);
-            return Err(error.into());
+            // Only one sync runs at a time, so this is the first failure.
+            let error = self.poisoned.get_or_init(|| Arc::new(at(&self.dir)(error)));
+            return Err(ObjectError::Poisoned(error.clone()));
         }
         reached(Place::ObjectsSynced);
         let mut index = self.index.write();
@@ -242,7 +251,8 @@ impl ObjectStore {
         Err(ObjectError::Missing(id))
     }
 
-    /// Whether the object is present and durable.
+    /// Whether the object is present and durable. A poisoned store finds nothing:
+    /// [`check_healthy`](Self::check_healthy).
     #[must_use]
     pub fn contains(&self, id: ObjectId) -> bool {
         self.check_healthy().is_ok() && self.index.read().entry(id).is_some_and(|entry| entry.synced)
@@ -288,8 +298,10 @@ impl ObjectStore {
         StoreUsage { objects: self.index.read().len() as u64, segments, disk_bytes }
     }
 
-    pub(crate) fn check_healthy(&self) -> Result<(), ObjectError> {
-        if self.poisoned.load(Ordering::Acquire) { Err(ObjectError::Poisoned) } else { Ok(()) }
+    /// Fails once an fsync has failed. Ask before an object that [`contains`](Self::contains) or
+    /// [`pin`](Self::pin) does not find is taken as lost: a poisoned store finds none.
+    pub fn check_healthy(&self) -> Result<(), ObjectError> {
+        self.poisoned.get().map_or(Ok(()), |error| Err(ObjectError::Poisoned(error.clone())))
     }
 
     fn store(&self, id: ObjectId, bytes: &[u8]) -> Result<(), ObjectError> {
@@ -351,9 +363,10 @@ impl ObjectStore {
             return Err(io::Error::other("no active segment").into());
         };
         let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-        failpoint(Place::ObjectsBeforeAppend)?;
-        active.file.write_all_at(&encode_record_header(id, len), active.end)?;
-        active.file.write_all_at(bytes, active.end + RECORD_HEADER_BYTES)?;
+        let written = failpoint(Place::ObjectsBeforeAppend)
+            .and_then(|()| active.file.write_all_at(&encode_record_header(id, len), active.end))
+            .and_then(|()| active.file.write_all_at(bytes, active.end + RECORD_HEADER_BYTES));
+        written.map_err(at(&self.segment_path(active.number)))?;
         if !active.dirty {
             active.dirty = true;
             dirty.push(active.file.clone());
@@ -366,8 +379,14 @@ impl ObjectStore {
     fn start_segment(&self, writer: &mut Writer) -> Result<Active, ObjectError> {
         let number = writer.next_segment;
         writer.next_segment += 1;
-        let file = OpenOptions::new().write(true).create_new(true).open(self.segment_path(number))?;
-        file.write_all_at(&encode_segment_header(), 0)?;
+        let path = self.segment_path(number);
+        let create = || OpenOptions::new().write(true).create_new(true).open(&path);
+        let file = self.open_freeing(&mut self.files.lock(), create).map_err(at(&path))?;
+        if let Err(error) = file.write_all_at(&encode_segment_header(), 0) {
+            // On a full disk each retry would leave one more empty file.
+            let _ = fs::remove_file(&path);
+            return Err(at(&path)(error).into());
+        }
         writer.dirty_folder = true;
         reached(Place::ObjectsSegmentBegun);
         Ok(Active { number, file: Arc::new(file), end: SEGMENT_HEADER_BYTES, dirty: false })
@@ -375,7 +394,8 @@ impl ObjectStore {
 
     fn read(&self, segment: u64, offset: u64, len: u32) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len as usize];
-        self.file(segment)?.read_exact_at(&mut bytes, offset)?;
+        let read = self.file(segment).and_then(|file| file.read_exact_at(&mut bytes, offset));
+        read.map_err(at(&self.segment_path(segment)))?;
         Ok(bytes)
     }
 
@@ -384,7 +404,7 @@ impl ObjectStore {
         if let Some(file) = files.get(&segment) {
             return Ok(file.clone());
         }
-        let file = Arc::new(File::open(self.segment_path(segment))?);
+        let file = Arc::new(self.open_freeing(&mut files, || File::open(self.segment_path(segment)))?);
         if files.len() >= FILES_OPEN_MAX
             && let Some(any) = files.keys().next().copied()
         {
@@ -392,6 +412,34 @@ impl ObjectStore {
         }
         files.insert(segment, file.clone());
         Ok(file)
+    }
+
+    /// Opens a file. While descriptors have run out, closes files that are kept open for reading.
+    fn open_freeing(
+        &self,
+        files: &mut HashMap<u64, Arc<File>>,
+        mut open: impl FnMut() -> io::Result<File>,
+    ) -> io::Result<File> {
+        loop {
+            let exhausted = match self.fail_open().and_then(|()| open()) {
+                Err(error) if is_out_of_descriptors(&error) => error,
+                opened => return opened,
+            };
+            let Some(any) = files.keys().next().copied() else { return Err(exhausted) };
+            files.remove(&any);
+        }
+    }
+
+    /// An error that a test injects.
+    fn fail_open(&self) -> io::Result<()> {
+        #[cfg(test)]
+        {
+            use std::sync::atomic::Ordering::Relaxed;
+            if self.opens_to_fail.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+                return Err(Errno::MFILE.into());
+            }
+        }
+        Ok(())
     }
 
     /// Deletes a segment's file. Reads in progress still succeed; the space is freed when they end.
@@ -411,11 +459,16 @@ impl ObjectStore {
 
     fn fsync(&self, file: &File) -> io::Result<()> {
         #[cfg(test)]
-        if self.fail_next_sync.swap(false, Ordering::AcqRel) {
+        if self.fail_next_sync.swap(false, std::sync::atomic::Ordering::AcqRel) {
             return Err(io::Error::other("injected"));
         }
         file.sync_all()
     }
+}
+
+/// Whether the process, or the machine, has no file descriptor left.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE)
 }
 
 fn segment_path(dir: &Path, number: u64) -> PathBuf {

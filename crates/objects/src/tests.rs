@@ -161,11 +161,56 @@ fn a_failed_fsync_poisons_the_store() {
     let id = put_all(&store, 0..1)[0];
     store.put(b"next").unwrap();
     store.fail_next_sync.store(true, Ordering::Release);
-    assert!(matches!(store.sync(), Err(ObjectError::Io(_))));
-    assert!(matches!(store.sync(), Err(ObjectError::Poisoned)));
-    assert!(matches!(store.put(b"y"), Err(ObjectError::Poisoned)));
-    assert!(matches!(store.get(id), Err(ObjectError::Poisoned)));
+    assert!(store.check_healthy().is_ok());
+    assert!(matches!(store.sync(), Err(ObjectError::Poisoned(_))));
+    assert!(store.check_healthy().is_err());
+    assert!(matches!(store.sync(), Err(ObjectError::Poisoned(_))));
+    assert!(matches!(store.put(b"y"), Err(ObjectError::Poisoned(_))));
+    assert!(matches!(store.get(id), Err(ObjectError::Poisoned(_))));
     assert!(!store.contains(id) && !store.pin(id));
+}
+
+#[test]
+fn an_exhausted_process_closes_files_of_its_own_before_a_read_or_a_write_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let ids = put_all(&store, 0..9);
+    assert!(segment_files(dir.path()).len() > 2);
+    let get = |n: usize| store.get(ids[n]).map(drop);
+    // With no file of its own to close, the store reports the error and stays as it was.
+    store.opens_to_fail.store(1, Ordering::Release);
+    assert!(matches!(get(0), Err(ObjectError::Io(_))));
+    get(0).unwrap();
+    store.opens_to_fail.store(1, Ordering::Release);
+    get(4).unwrap();
+    store.opens_to_fail.store(1, Ordering::Release);
+    put_all(&store, 9..14);
+    assert!(store.check_healthy().is_ok());
+}
+
+#[test]
+fn an_error_names_the_file_and_keeps_the_systems_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let ids = put_all(&store, 0..1);
+    store.opens_to_fail.store(1, Ordering::Release);
+    let Err(ObjectError::Io(error)) = store.get(ids[0]) else { panic!("an I/O error") };
+    assert!(error.to_string().contains(".segment: "), "{error}");
+    let source = std::error::Error::source(&*error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    assert_eq!(source.and_then(std::io::Error::raw_os_error), Some(rustix::io::Errno::MFILE.raw_os_error()));
+}
+
+#[test]
+fn dead_segments_are_deleted_before_live_objects_are_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let ids = put_all(&store, 0..12);
+    // The first segment is sparse, later ones are dead.
+    ids[1..].iter().for_each(|id| store.unpin(*id));
+    store.opens_to_fail.store(usize::MAX, Ordering::Release);
+    let before = store.usage().segments;
+    assert!(store.collect(Scope::All).is_err(), "the sparse segment cannot be copied");
+    assert!(store.usage().segments < before, "but dead ones are gone");
 }
 
 #[test]

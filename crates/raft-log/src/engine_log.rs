@@ -365,7 +365,14 @@ impl Log for EngineLog {
             self.writer.lock().failed = true;
             return Err(LogError::Engine(Arc::new(Panicked)));
         };
-        let regions = result.map_err(from_engine)?;
+        // An entry that is to be moved is damaged. The engine does not say whose it is.
+        let regions = result.map_err(|error| match error {
+            raft_engine::Error::Corruption(_) => LogError::Corrupt {
+                replica: ReplicaId::NONE,
+                reason: "entries to be moved do not match their checksum",
+            },
+            error => from_engine(error),
+        })?;
         let contents = self.contents.read();
         Ok(regions.into_iter().map(ReplicaId).filter(|id| contents.replicas.contains_key(id)).collect())
     }

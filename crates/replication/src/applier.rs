@@ -10,7 +10,9 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use flotilla_storage::{ApplyContext, EngineError, MachineError, ReadContext, StateEngine, StateMachine, StateReader};
+use flotilla_storage::{
+    ApplyContext, EngineError, MachineError, ReadContext, Remedy, StateEngine, StateMachine, StateReader, remedy,
+};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Timestamp,
 };
@@ -32,15 +34,20 @@ pub struct Load {
     pub checkpoint: Checkpoint,
     /// Whether the checkpoint is a snapshot that replaces the replica's records.
     pub replaces: bool,
+    /// How often this has failed already.
+    pub failures: u32,
 }
 
 impl Load {
     /// Loads the records; slow. The engine claims the objects of an installed snapshot, so the pull's pins
-    /// are released.
+    /// are released, unless the load is to be repeated.
     pub fn run(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
         if self.replaces {
             let installed = engine.install_snapshot(self.replica, &self.checkpoint);
-            engine.release(&self.checkpoint.objects().collect::<Vec<_>>());
+            let repeated = matches!(&installed, Err(error) if remedy(error) == Remedy::Retry);
+            if !repeated {
+                engine.release(&self.checkpoint.objects().collect::<Vec<_>>());
+            }
             installed
         } else {
             engine.open(self.replica, &self.checkpoint)
@@ -57,7 +64,8 @@ pub struct Applied<T> {
     pub replies: Vec<(T, Answer)>,
     /// Loads to run on another thread and report to [`Applier::loaded`].
     pub loads: Vec<Load>,
-    /// The view failed: nothing is lost, but only a restart rebuilds it. The node must stop.
+    /// The disk or the view failed: nothing is lost, and the next start goes on from what is durable. The node
+    /// must end.
     pub fatal: Option<MachineError>,
 }
 
@@ -113,7 +121,7 @@ impl<T> Applier<T> {
                 if let Some(Slot::Loading { waiting, .. }) = self.slots.remove(&replica) {
                     drop_tasks(waiting, out);
                 }
-                self.destroy(replica);
+                self.destroy(replica, out);
             }
             (slot, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
                 // This load supersedes the pending one, and tasks that waited for that are outdated.
@@ -123,7 +131,7 @@ impl<T> Applier<T> {
                 if !replaces {
                     self.engine.claim(replica, &checkpoint);
                 }
-                out.loads.push(Load { replica, checkpoint: checkpoint.clone(), replaces });
+                out.loads.push(Load { replica, checkpoint: checkpoint.clone(), replaces, failures: 0 });
                 self.slots.insert(replica, Slot::Loading { shard, checkpoint, waiting: VecDeque::new() });
             }
             // Only reads are bounded here; the core bounds waiting entries.
@@ -132,9 +140,9 @@ impl<T> Applier<T> {
             }
             (Some(Slot::Loading { waiting, .. }), task) => waiting.push_back(task),
             (Some(Slot::Ready(ready)), task) => {
-                if !ready.run(replica, wall_ms, task, &*self.engine, out) {
+                if let Err(error) = ready.run(replica, wall_ms, task, &*self.engine, out) {
                     self.slots.insert(replica, Slot::Broken);
-                    out.inputs.push(Input::Broken { replica });
+                    on_failure(replica, error, out);
                 }
             }
             (Some(Slot::Broken) | None, task) => drop_tasks([task], out),
@@ -146,7 +154,7 @@ impl<T> Applier<T> {
         let replica = load.replica;
         if !self.slots.contains_key(&replica) {
             // Closed while it was loading: the load has opened it in the engine again.
-            self.destroy(replica);
+            self.destroy(replica, out);
         }
         let Some(Slot::Loading { checkpoint, .. }) = self.slots.get(&replica) else { return };
         // A newer load is in flight.
@@ -168,7 +176,7 @@ impl<T> Applier<T> {
                 tracing::error!(%replica, %shard, %error, "a replica's records cannot be loaded");
                 drop_tasks(waiting, out);
                 self.slots.insert(replica, Slot::Broken);
-                out.inputs.push(Input::Broken { replica });
+                on_failure(replica, error, out);
             }
         }
     }
@@ -185,9 +193,10 @@ impl<T> Applier<T> {
         }
     }
 
-    fn destroy(&self, replica: ReplicaId) {
+    fn destroy(&self, replica: ReplicaId, out: &mut Applied<T>) {
         if let Err(error) = self.engine.destroy(replica) {
             tracing::warn!(%replica, %error, "records of a destroyed replica could not be removed");
+            end_if_disk_failed(error.into(), out);
         }
     }
 
@@ -201,7 +210,7 @@ impl<T> Applier<T> {
 }
 
 impl Ready {
-    /// Runs one task. Returns `false` if the replica failed.
+    /// Runs one task. After an error the replica takes no more of them.
     fn run<T>(
         &mut self,
         replica: ReplicaId,
@@ -209,16 +218,13 @@ impl Ready {
         task: ApplyTask<T>,
         engine: &dyn StateEngine,
         out: &mut Applied<T>,
-    ) -> bool {
+    ) -> Result<(), MachineError> {
         match task {
             ApplyTask::Apply { entries, conf, descriptor, waiters, .. } => {
                 let applied = self.apply(replica, entries, conf, descriptor, waiters, engine, out);
-                let Err(error) = applied else { return true };
-                tracing::error!(%replica, shard = %self.shard, %error, "a replica failed to apply an entry");
-                if matches!(error, MachineError::Engine(EngineError::View(_))) {
-                    out.fatal = Some(error);
-                }
-                false
+                applied.inspect_err(|error| {
+                    tracing::error!(%replica, shard = %self.shard, %error, "a replica failed to apply an entry");
+                })
             }
             ApplyTask::Read { queries, .. } => {
                 let now = Timestamp::from_millis(wall_ms).max(self.clock);
@@ -227,22 +233,25 @@ impl Ready {
                     let answer = self.machine.read(&context, &query, &*self.reader);
                     let answer = answer.map_err(|error| {
                         tracing::error!(%replica, %error, "a read failed");
+                        end_if_disk_failed(error, out);
                         RequestError::Stopped
                     });
                     out.replies.push((reply, answer));
                 }
-                true
+                Ok(())
             }
             ApplyTask::Freeze { .. } => {
                 let system = join_system(self.clock, &self.machine.system());
                 let frozen = engine.freeze(replica, self.position.clone(), system);
-                if let Err(error) = &frozen {
+                let frozen = frozen.unwrap_or_else(|error| {
                     tracing::warn!(%replica, %error, "a memtable could not be frozen");
-                }
-                out.inputs.push(Input::Frozen { replica, frozen: frozen.unwrap_or(false) });
-                true
+                    end_if_disk_failed(error.into(), out);
+                    false
+                });
+                out.inputs.push(Input::Frozen { replica, frozen });
+                Ok(())
             }
-            ApplyTask::Open { .. } | ApplyTask::Close { .. } => true,
+            ApplyTask::Open { .. } | ApplyTask::Close { .. } => Ok(()),
         }
     }
 
@@ -328,6 +337,23 @@ impl Ready {
         let last = batch.timestamp.plus((batch.commands.len() as u64).saturating_sub(1));
         self.clock = self.clock.max(last);
         Ok(outcomes)
+    }
+}
+
+/// Reports that a replica failed: it is abandoned, or the node ends. The apply thread can wait for nothing, so
+/// what could be retried elsewhere ends the node here. An entry must not be applied twice anyway: the state
+/// machine may have changed before it met the error.
+fn on_failure<T>(replica: ReplicaId, error: MachineError, out: &mut Applied<T>) {
+    match remedy(&error) {
+        Remedy::AbandonReplica => out.inputs.push(Input::Broken { replica }),
+        Remedy::Retry | Remedy::EndNode => out.fatal = Some(error),
+    }
+}
+
+/// After a failure that costs no replica, such as that of a read.
+fn end_if_disk_failed<T>(error: MachineError, out: &mut Applied<T>) {
+    if remedy(&error) == Remedy::EndNode {
+        out.fatal = Some(error);
     }
 }
 

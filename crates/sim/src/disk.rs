@@ -15,7 +15,7 @@ use flotilla_storage::{
     EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, StateEngine,
     StateReader, Usage, WriteSet,
 };
-use flotilla_types::{Checkpoint, Entry, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
+use flotilla_types::{Checkpoint, Entry, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
 use parking_lot::Mutex;
 
 /// The injected failures of a disk.
@@ -26,6 +26,10 @@ struct Damage {
     objects: BTreeSet<ObjectId>,
     /// Checkpoints cannot be written.
     full: bool,
+    /// Objects can be neither read nor written, and log entries cannot be read.
+    broken: bool,
+    /// An operation has failed because the disk is broken.
+    met_io_error: bool,
 }
 
 /// A node's disk. Clones share it.
@@ -44,7 +48,7 @@ impl Disk {
 
     /// The same, with other evidence about the log.
     pub(crate) fn reopen_with(&self, evidence: LogEvidence) -> Self {
-        let damage = self.damage.lock().clone();
+        let damage = Damage { met_io_error: false, ..self.damage.lock().clone() };
         Self { log: self.log.reopen_with(evidence), engine: self.engine.reopen(), damage: Arc::new(Mutex::new(damage)) }
     }
 
@@ -76,9 +80,33 @@ impl Disk {
         self.damage.lock().full = full;
     }
 
+    pub(crate) fn is_broken(&self) -> bool {
+        self.damage.lock().broken
+    }
+
+    /// Whether every operation on objects and every read of log entries fails with an I/O error.
+    pub(crate) fn set_broken(&self, broken: bool) {
+        self.damage.lock().broken = broken;
+    }
+
+    /// Whether an operation on objects has failed with an I/O error since the disk was opened.
+    pub(crate) fn met_io_error(&self) -> bool {
+        self.damage.lock().met_io_error
+    }
+
     /// Objects that a checkpoint names and the disk does not have.
     pub(crate) fn missing_from(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
         checkpoint.objects().filter(|object| self.engine.object(*object).is_err()).collect()
+    }
+
+    fn check_io(&self) -> Result<(), EngineError> {
+        let mut damage = self.damage.lock();
+        damage.met_io_error |= damage.broken;
+        if damage.broken { Err(io::Error::other("a simulated I/O error").into()) } else { Ok(()) }
+    }
+
+    fn check_space(&self) -> Result<(), EngineError> {
+        if self.is_full() { Err(io::Error::from(io::ErrorKind::StorageFull).into()) } else { Ok(()) }
     }
 
     fn is_damaged(&self, object: ObjectId) -> bool {
@@ -86,6 +114,7 @@ impl Disk {
     }
 
     fn check_objects(&self, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.check_io()?;
         match checkpoint.objects().find(|object| self.is_damaged(*object)) {
             Some(object) => Err(EngineError::Object(object)),
             None => Ok(()),
@@ -125,6 +154,10 @@ impl Log for Disk {
         to: LogIndex,
         bytes_max: usize,
     ) -> Result<Vec<Entry>, LogError> {
+        if self.is_broken() {
+            // Not every reader of the log acts on an error at once, as the recovery handshake of a start does not.
+            return Err(io::Error::other("a simulated I/O error").into());
+        }
         let entries = self.log.entries(replica, from, to, bytes_max)?;
         let damaged = self.damage.lock().entries.get(&replica).copied();
         match damaged {
@@ -168,7 +201,7 @@ impl StateEngine for Disk {
     }
 
     fn reader(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
-        self.engine.reader(replica)
+        Ok(Arc::new(Reader { disk: self.clone(), records: self.engine.reader(replica)? }))
     }
 
     fn write(&self, replica: ReplicaId, records: WriteSet, applied: LogIndex) -> Result<(), EngineError> {
@@ -184,13 +217,13 @@ impl StateEngine for Disk {
     }
 
     fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError> {
-        if self.damage.lock().full {
-            return Err(io::Error::from(io::ErrorKind::StorageFull).into());
-        }
+        self.check_io()?;
+        self.check_space()?;
         self.engine.build(replica)
     }
 
     fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.check_io()?;
         self.engine.install_checkpoint(replica, checkpoint)
     }
 
@@ -212,19 +245,20 @@ impl StateEngine for Disk {
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
+        self.check_io()?;
         if self.is_damaged(object) { Err(EngineError::Object(object)) } else { self.engine.object(object) }
     }
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
-        if self.damage.lock().full {
-            return Err(io::Error::from(io::ErrorKind::StorageFull).into());
-        }
+        self.check_io()?;
+        self.check_space()?;
         self.engine.import(object, bytes)?;
         self.damage.lock().objects.remove(&object);
         Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {
+        self.check_io()?;
         self.engine.sync()
     }
 
@@ -234,5 +268,23 @@ impl StateEngine for Disk {
 
     fn close(&self) -> Result<(), EngineError> {
         self.engine.close()
+    }
+}
+
+/// Reads records from a disk that may break.
+struct Reader {
+    disk: Disk,
+    records: Arc<dyn StateReader>,
+}
+
+impl StateReader for Reader {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.disk.check_io()?;
+        self.records.get(key)
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        self.disk.check_io()?;
+        self.records.scan(range, items_max, bytes_max)
     }
 }

@@ -53,6 +53,7 @@ enum Active {
     Network(NetworkFaults),
     SlowDisk(NodeId),
     FullDisk(NodeId),
+    BrokenDisk(NodeId),
     Clock(NodeId),
     Removed(NodeId),
     /// A copy of a disk, to be restored at the end of the fault.
@@ -176,6 +177,10 @@ impl World {
                 self.nodes.get_mut(&id)?.disk.set_full(true);
                 Active::FullDisk(id)
             }
+            Fault::DiskFails => {
+                self.nodes.get_mut(&id)?.disk.set_broken(true);
+                Active::BrokenDisk(id)
+            }
             Fault::ClockJump => self.jump_clock(id, which)?,
             Fault::ClockDrift => {
                 let now_us = self.now_us;
@@ -273,6 +278,11 @@ impl World {
                     node.disk.set_full(false);
                 }
             }
+            Active::BrokenDisk(id) => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.disk.set_broken(false);
+                }
+            }
             Active::Clock(id) => {
                 let now_us = self.now_us;
                 if let Some(node) = self.nodes.get_mut(&id) {
@@ -347,8 +357,9 @@ impl World {
         self.checks.damaged_nodes.insert(id);
         self.checks.rolled_back(&disk);
         if let Some(node) = self.nodes.get_mut(&id) {
-            // The copy restores the content of the disk, not its free space.
+            // The copy restores the content of the disk, neither its free space nor its health.
             disk.set_full(node.disk.is_full());
+            disk.set_broken(node.disk.is_broken());
             (node.disk, node.folder, node.incarnation) = (disk.reopen_with(LogEvidence::Unknown), folder, incarnation);
         }
         self.start(id);

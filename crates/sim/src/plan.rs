@@ -97,11 +97,14 @@ pub enum Fault {
     LogBitRot,
     /// An object is damaged, and the node restarts.
     ObjectBitRot,
+    /// Reads and writes of objects, and reads of log entries, fail with an I/O error, which ends the process,
+    /// also right after each start.
+    DiskFails,
 }
 
 impl Fault {
     /// Every kind. The order matters: seeds draw from it.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::CrashAll,
         Self::Pause,
@@ -123,6 +126,7 @@ impl Fault {
         Self::RollBack,
         Self::LogBitRot,
         Self::ObjectBitRot,
+        Self::DiskFails,
     ];
 }
 

@@ -108,6 +108,16 @@ fn damaged_bytes_are_detected_and_replaced() {
     survives(&[repeated(Fault::CorruptPulls, 3_000), repeated(Fault::Wipe, 100)].concat(), 3);
 }
 
+/// A disk that fails says nothing about the bytes on it.
+#[test]
+fn an_io_error_ends_the_node_and_costs_no_replica() {
+    let broken = survives(&repeated(Fault::DiskFails, 1_500), 4);
+    assert!(count_notes(&broken, "exits after a fatal error") >= 4);
+    assert_eq!(sum(&broken).replicas_lost, 0);
+    // While one node is broken, another loses its disk.
+    survives(&[repeated(Fault::DiskFails, 2_500), repeated(Fault::Wipe, 100)].concat(), 3);
+}
+
 #[test]
 fn nodes_join_and_leave_under_load() {
     let reports = survives(&[repeated(Fault::Join, 0), repeated(Fault::Remove, 1_000)].concat(), 3);

@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_failpoints::{Place, number};
 use flotilla_objects::{ObjectStore, Scope};
-use flotilla_storage::{EngineError, Pins, StateEngine, StateReader, Usage, WriteSet};
+use flotilla_storage::{EngineError, Pins, Remedy, StateEngine, StateReader, Usage, WriteSet, remedy};
 use flotilla_types::{Checkpoint, LogIndex, ObjectId, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
@@ -94,7 +94,7 @@ impl Engine {
                 // Keeps the objects that are present, so that a retry need not fetch them again.
                 self.objects.set_roots(replica.0, checkpoint.objects());
             }
-            return Err(EngineError::Object(absent));
+            return Err(failure::absent(&self.objects, absent));
         }
         self.objects.set_roots(replica.0, checkpoint.objects());
         let entry = self.replicas.write().entry(replica).or_insert_with(|| Arc::new(Replica::new(replica))).clone();
@@ -106,16 +106,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Frees disk space. A failure is only logged: a broken disk also fails the next write.
-    fn collect(&self) {
+    /// Frees disk space. Fails if the disk did: any other failure is logged, and met again by the next
+    /// collection.
+    fn collect(&self) -> Result<(), EngineError> {
         let grace = number(Place::ObjectsGrace).map(|ms| Duration::from_millis(ms.unsigned_abs()));
         let settled = self.last_opened.lock().elapsed() >= grace.unwrap_or(self.options.inherited_grace);
         let scope = if settled { Scope::All } else { Scope::SinceOpen };
-        match self.objects.collect(scope) {
+        match self.objects.collect(scope).map_err(failure::of_objects) {
             Ok(done) if done.segments > 0 => tracing::debug!(?done, "garbage-collected objects"),
             Ok(_) => {}
+            Err(error) if remedy(&error) == Remedy::EndNode => return Err(error),
             Err(error) => tracing::warn!(%error, "garbage collection of objects failed"),
         }
+        Ok(())
     }
 
     fn detach_all(&self) {
@@ -216,7 +219,7 @@ impl StateEngine for Engine {
         *work = None;
         drop(work);
         if folded || self.installs.fetch_add(1, Ordering::Relaxed).is_multiple_of(INSTALLS_PER_COLLECTION) {
-            self.collect();
+            self.collect()?;
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ impl Pinned {
         let mut pinned = Self::none(objects);
         for id in ids {
             if !objects.pin(*id) {
-                return Err(EngineError::Object(*id));
+                return Err(failure::absent(objects, *id));
             }
             pinned.ids.push(*id);
         }

@@ -8,9 +8,14 @@ use flotilla_types::{Checkpoint, KeyRange, LogIndex, ObjectId, Position, Replica
 /// The state engine failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EngineError {
-    /// The disk failed or is full. Applied state in memory is intact; the caller decides whether to stop.
+    /// The disk failed or is full. Applied state in memory is intact; [`remedy`](crate::remedy) says what
+    /// follows.
     #[error("the state could not be written or read; check the disk: {0}")]
     Io(Arc<io::Error>),
+    /// An fsync failed, now or earlier, so what is durable is unknown. The engine refuses all work: end the
+    /// node.
+    #[error("an fsync of the state failed, so what is durable is unknown; check the disk: {0}")]
+    Unsynced(Arc<io::Error>),
     /// An object that a checkpoint names is missing or does not match its hash. The replica must fetch it
     /// from a peer.
     #[error("object {0} is missing or damaged")]

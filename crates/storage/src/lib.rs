@@ -1,7 +1,8 @@
 //! The storage interfaces: [`Log`], [`StateEngine`] and [`StateMachine`].
 //!
 //! [`Log`] and [`StateEngine`] come with an in-memory implementation (for the simulator and for tests) and a
-//! conformance suite that every implementation runs. [`replace_file`] replaces a small file durably.
+//! conformance suite that every implementation runs. [`remedy`] says what a node does about a failure.
+//! [`replace_file`] replaces a small file durably.
 //! Deliberately absent: any dependency on raft-rs, raft-engine or sled.
 
 mod bounds;
@@ -15,6 +16,7 @@ mod overlay;
 mod page;
 mod pins;
 mod records;
+mod remedy;
 mod replace;
 
 pub use bounds::ReplicaBounds;
@@ -28,6 +30,7 @@ pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;
 pub use pins::Pins;
+pub use remedy::{Failure, Remedy, remedy};
 pub use replace::{ReplaceStep, replace_file, sync_dir};
 
 #[cfg(doctest)]

@@ -8,11 +8,11 @@ use flotilla_types::{Checkpoint, Entry, HardState, LogIndex, NodeId, ReplicaId, 
 /// The log failed. After an error from [`Log::write`] it is unknown what is durable: stop the node.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LogError {
-    /// The disk failed or is full. State is unknown; stop the node.
+    /// The disk failed or is full. After a write the state is unknown: stop the node.
     #[error("the log could not be written or read; check the disk: {0}")]
     Io(Arc<io::Error>),
     /// Stored bytes are not what was written, or a write does not fit the log. The replica must be
-    /// quarantined.
+    /// abandoned. Replica 0 when it is not known whose bytes they are.
     #[error("the log of replica {replica} is damaged: {reason}")]
     Corrupt {
         /// The replica.

@@ -5,7 +5,7 @@ use flotilla_types::{ClusterVersion, LogIndex, ShardDescriptor, Term, Timestamp}
 
 use crate::{EngineError, StateReader, WriteSet};
 
-/// A state machine failed. Its replica stops; other replicas are not affected.
+/// A state machine failed. [`remedy`](crate::remedy) says what follows.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum MachineError {
     /// The records could not be read.

@@ -1,6 +1,6 @@
 //! Disk faults: power cuts, full and slow disks, failed writes and fsyncs.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, ensure};
 
@@ -110,16 +110,46 @@ pub(super) async fn written_but_failed(testbed: &mut Testbed) -> anyhow::Result<
 
 pub(super) async fn object_sync_fails(testbed: &mut Testbed) -> anyhow::Result<()> {
     let i = testbed.any_node();
-    testbed.cluster.set_failpoints(i, "objects::before_sync=1*return(error)")?;
-    // From then on no checkpoint can be built; the node serves for a while and may then exit.
-    testbed.wait_completed(300).await?;
-    let exited = testbed.cluster.wait_exit(i, Duration::from_secs(90)).await;
-    testbed.note(format!("n{i}: {exited:?}"));
-    testbed.cluster.clear_failpoints(i)?;
-    if exited.is_err() {
+    expect_exit(testbed, i, "objects::before_sync=1*return(error)").await?;
+    ensure_nothing_given_up(testbed, i)
+}
+
+pub(super) async fn objects_fail(testbed: &mut Testbed) -> anyhow::Result<()> {
+    for i in 1..=3 {
+        expect_exit(testbed, i, "objects::before_append=return(error)").await?;
+        ensure_nothing_given_up(testbed, i)?;
+    }
+    Ok(())
+}
+
+/// A failing disk must not cost a replica.
+fn ensure_nothing_given_up(testbed: &Testbed, i: usize) -> anyhow::Result<()> {
+    let log = fs::read(testbed.cluster.log(i)?)?;
+    let log = String::from_utf8_lossy(&log);
+    let given_up = log.lines().find(|line| line.contains("are damaged") || line.contains("a replica failed"));
+    ensure!(given_up.is_none(), "n{i}: {}", given_up.unwrap_or_default());
+    Ok(())
+}
+
+pub(super) async fn full_at_start(testbed: &mut Testbed) -> anyhow::Result<()> {
+    let i = testbed.any_node();
+    let ballast = testbed.cluster.node(i)?.data_dir.join("ballast");
+    ensure!(ballast.exists(), "n{i} has no ballast file");
+    testbed.cluster.fill_disk(i)?;
+    if testbed.cluster.is_running(i)? {
         testbed.cluster.kill(i)?;
     }
-    testbed.restart(i).await
+    testbed.cluster.start_node(i).await?;
+    testbed.cluster.wait_node(i).await?;
+    ensure!(!ballast.exists(), "n{i} started on a full disk and kept its ballast file");
+    testbed.wait_completed(150).await?;
+    testbed.cluster.free_disk(i)?;
+    if testbed.cluster.is_running(i)? {
+        testbed.cluster.kill(i)?;
+    }
+    testbed.restart(i).await?;
+    ensure!(ballast.exists(), "n{i} has room and made no ballast file");
+    ensure_nothing_given_up(testbed, i)
 }
 
 pub(super) async fn slow(testbed: &mut Testbed) -> anyhow::Result<()> {

@@ -195,10 +195,26 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "an_fsync_of_objects_fails",
-        about: "an fsync of objects fails: the object store refuses all further work",
+        about: "an fsync of objects fails: the node must exit, keeps its replicas and can be restarted",
         needs: Needs::Failpoints,
         arguments: &SMALL_LIMITS,
         fault: fault!(disks::object_sync_fails),
+        ..BASE
+    },
+    Scenario {
+        name: "objects_fail_with_an_io_error",
+        about: "a write of objects fails: the node must exit, keeps its replicas and can be restarted",
+        needs: Needs::Failpoints,
+        arguments: &SMALL_LIMITS,
+        fault: fault!(disks::objects_fail),
+        ..BASE
+    },
+    Scenario {
+        name: "a_node_restarts_on_a_full_disk",
+        about: "a node on a full disk is killed and starts again, in the space of its ballast file",
+        needs: Needs::SmallDisk,
+        arguments: &["--ballast-bytes", "33554432"],
+        fault: fault!(disks::full_at_start),
         ..BASE
     },
     Scenario {

@@ -1,19 +1,20 @@
 //! Behaviour of groups of replicas, driven by inputs and observed by effects.
 
 mod driver;
+mod failing;
 mod hostile;
 mod leases;
-mod panics;
 mod timers;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_consensus::{ConfChange, Config, Effects, Input, MultiRaft, Origin, ProposeError};
-use flotilla_storage::Log as _;
+use flotilla_consensus::{ConfChange, Config, Effects, GroupError, Input, MultiRaft, Origin, ProposeError};
+use flotilla_storage::{Log as _, LogError};
 use flotilla_types::{Entry, EntryKind, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardId, Snapshot, Term};
 
 use driver::Driver;
+use failing::{FailingLog, Fails};
 
 fn elected(voters: &[u64]) -> Driver {
     elect(Driver::of_voters(voters))
@@ -344,7 +345,7 @@ fn a_panic_in_one_group_does_not_affect_others() {
     // No known message makes raft-rs panic any more; a panicking log has the same effect.
     let node = driver.node(2);
     let (log, state) = (node.log.clone(), node.log.replicas().unwrap()[0].1.clone());
-    node.raft = MultiRaft::new(Config::default(), Arc::new(panics::PanickingLog(log)));
+    node.raft = MultiRaft::new(Config::default(), Arc::new(FailingLog(log, Fails::EntriesPanic)));
     node.raft.open(ReplicaId(9), &lone, Origin::Recovered, 9).unwrap();
     node.raft.open(ReplicaId(2), &state, Origin::Recovered, 2).unwrap();
     driver.drain(2);
@@ -354,6 +355,27 @@ fn a_panic_in_one_group_does_not_affect_others() {
     driver.propose(1, "two");
     driver.heartbeat();
     assert_eq!(driver.applied(3), [&b"one"[..], b"two"], "the other replicas commit");
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_reported_even_where_raft_panics() {
+    let mut driver = elected(&[1, 2, 3]);
+    driver.propose(1, "one");
+    driver.settle();
+    let log = driver.node(2).log.clone();
+    let state = log.replicas().unwrap()[0].1.clone();
+    for fails in [Fails::Entries, Fails::Terms] {
+        let mut raft = MultiRaft::new(Config::default(), Arc::new(FailingLog(log.clone(), fails)));
+        let mut effects = Effects::default();
+        let failed = match raft.open(ReplicaId(2), &state, Origin::Recovered, 2) {
+            Ok(()) => {
+                raft.drain(&mut effects);
+                effects.failed.pop().map(|(_, error)| error)
+            }
+            Err(error) => Some(error),
+        };
+        assert!(matches!(failed, Some(GroupError::Log(LogError::Io(_)))), "{fails:?}: {failed:?}");
+    }
 }
 
 #[test]

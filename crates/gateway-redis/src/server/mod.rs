@@ -14,14 +14,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_gateway::Store;
+use flotilla_gateway::{AcceptBackoff, Store};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 pub use config::{ServerConfig, ServerConfigError};
@@ -35,9 +35,6 @@ use crate::{
 
 /// The version of Redis that clients see; options and errors follow this version.
 pub(crate) const REDIS_VERSION: &str = "7.2.0";
-
-/// Pause after a failed accept (out of file descriptors, say), so that the loop does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Idle time after which TCP probes whether the client's host is still reachable.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -91,21 +88,29 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
     });
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
+    let mut backoff = AcceptBackoff::default();
     tokio::pin!(shutdown);
     loop {
+        let accepted = async {
+            backoff.wait().await;
+            listener.accept().await
+        };
         tokio::select! {
             () = &mut shutdown => break,
             // Removes ended connections from the set, which would otherwise only grow.
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if shared.clients.count() >= shared.config.connections_max => refuse(&stream),
+            accepted = accepted => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, shared.clone(), stopping.clone()));
+                    backoff.accepted();
+                    while connections.try_join_next().is_some() {}
+                    // Not the number of registered clients: a connection registers when its task first runs.
+                    if connections.len() < shared.config.connections_max {
+                        connections.spawn(connection(stream, shared.clone(), stopping.clone()));
+                    } else {
+                        refuse(&stream);
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => backoff.failed(&error, tokio::time::Instant::now()),
             },
         }
     }

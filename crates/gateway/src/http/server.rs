@@ -12,15 +12,13 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{Duration, sleep, timeout},
+    time::{Duration, Instant, sleep, timeout},
 };
 use tower::ServiceExt as _;
 
 use super::{App, HttpConfig, routes};
-use crate::{Admin, Store};
+use crate::{AcceptBackoff, Admin, Store};
 
-/// Pause after a failed accept (out of file descriptors, say), so that the loop does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long after the stop idle connections stay open, while answers say `connection: close`. A client whose
 /// request crosses the close on the wire cannot know whether it ran; a client that got the header does not
 /// send another.
@@ -52,9 +50,11 @@ async fn accept(
 ) {
     let slots = Arc::new(Semaphore::new(config.connections_max));
     let mut connections = JoinSet::new();
+    let mut backoff = AcceptBackoff::default();
     tokio::pin!(shutdown);
     loop {
         let accepted = async {
+            backoff.wait().await;
             let slot = slots.clone().acquire_owned().await;
             (slot, listener.accept().await)
         };
@@ -64,16 +64,14 @@ async fn accept(
             Some(_) = connections.join_next() => {}
             (slot, accepted) = accepted => match (slot, accepted) {
                 (Ok(slot), Ok((stream, _))) => {
+                    backoff.accepted();
                     let connection = connection(stream, router.clone(), config.clone(), stop.subscribe());
                     connections.spawn(async move {
                         connection.await;
                         drop(slot);
                     });
                 }
-                (_, Err(error)) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                (_, Err(error)) => backoff.failed(&error, Instant::now()),
                 (Err(_), _) => break,
             },
         }

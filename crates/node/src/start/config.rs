@@ -22,6 +22,9 @@ pub(crate) const BUCKETS_DEFAULT: u16 = 16;
 /// Default replicas of a new collection, and those of the collection `default`.
 pub(crate) const REPLICAS_DEFAULT: u8 = 3;
 
+/// Default size of the ballast file: enough to start, and for the first checkpoints.
+const BALLAST_BYTES_DEFAULT: u64 = 64 << 20;
+
 /// The format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -166,6 +169,10 @@ pub(crate) struct Settings {
     /// Log entries that a checkpoint leaves in the log, for followers that lag slightly [default: 1024]
     #[arg(long, env = "FLOTILLA_LOG_TAIL_ENTRIES", value_name = "N")]
     log_tail_entries: Option<u64>,
+    /// Bytes of a file that only takes up space; a start on a full disk deletes it, so that the node can start;
+    /// 0 for none [default: 67108864]
+    #[arg(long, env = "FLOTILLA_BALLAST_BYTES", value_name = "BYTES")]
+    ballast_bytes: Option<u64>,
     /// Origins from which browsers may call the HTTP interface (comma-separated) [default: none]
     #[arg(long, env = "FLOTILLA_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
@@ -210,6 +217,8 @@ pub(crate) struct Config {
     pub(crate) shards: u16,
     pub(crate) host: HostConfig,
     pub(crate) view: View,
+    /// Size of the ballast file; 0 for none.
+    pub(crate) ballast_bytes: u64,
     pub(crate) cors_origins: Vec<String>,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
@@ -254,6 +263,7 @@ impl Settings {
             view: self.view.or(file.view),
             log_bytes: self.log_bytes.or(file.log_bytes),
             log_tail_entries: self.log_tail_entries.or(file.log_tail_entries),
+            ballast_bytes: self.ballast_bytes.or(file.ballast_bytes),
             cors_origins: self.cors_origins.or(file.cors_origins),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
@@ -304,6 +314,7 @@ impl Settings {
             shards,
             host,
             view: self.view.unwrap_or_default(),
+            ballast_bytes: self.ballast_bytes.unwrap_or(BALLAST_BYTES_DEFAULT),
             cors_origins: self.cors_origins.unwrap_or_default(),
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
@@ -380,6 +391,7 @@ mod tests {
             ("--memtable-bytes", config.host.memtable_bytes_max.to_string()),
             ("--log-bytes", config.host.log_bytes_max.to_string()),
             ("--log-tail-entries", config.host.log_tail_entries.to_string()),
+            ("--ballast-bytes", config.ballast_bytes.to_string()),
             ("--log", config.log),
         ] {
             let (_, after) = help.split_once(&format!("{flag} <")).expect(flag);

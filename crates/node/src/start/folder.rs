@@ -170,15 +170,18 @@ impl Folder {
 
     /// Replaces a file durably. Only the owner may read it.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        failpoint(Place::FolderBeforeWrite)?;
-        replace_file(&self.dir.join(name), bytes, 0o600, |step| match step {
-            ReplaceStep::Written => {
-                reached(Place::FolderBeside);
-                Ok(())
-            }
-            ReplaceStep::Synced => failpoint(Place::FolderSynced),
-            ReplaceStep::Renamed => failpoint(Place::FolderRenamed),
-        })?;
+        let path = self.dir.join(name);
+        let replaced = failpoint(Place::FolderBeforeWrite).and_then(|()| {
+            replace_file(&path, bytes, 0o600, |step| match step {
+                ReplaceStep::Written => {
+                    reached(Place::FolderBeside);
+                    Ok(())
+                }
+                ReplaceStep::Synced => failpoint(Place::FolderSynced),
+                ReplaceStep::Renamed => failpoint(Place::FolderRenamed),
+            })
+        });
+        replaced.map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display())))?;
         reached(Place::FolderReplaced);
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! `flotilla start`: assembles a node from the other crates and runs it until it is told to stop.
 
 mod admin;
+mod ballast;
 mod config;
+mod descriptors;
 mod events;
 mod folder;
 mod founding;
@@ -44,6 +46,7 @@ use tracing_subscriber::{
 use admin::NodeAdmin;
 pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
+use descriptors::ConnectionLimits;
 use events::Events;
 use folder::Folder;
 use founding::Founding;
@@ -52,7 +55,7 @@ use join::{JoinAdmission, SharedAuthority};
 
 /// How long a stopping node waits for the transfer of its leaderships.
 const LEADERSHIP_TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Exit code after a fatal error, such as a failed log.
+/// Exit code after a fatal error, such as a failed disk.
 const EXIT_FATAL: i32 = 70;
 
 type PublishEvent = Arc<dyn Fn(flotilla_control::Event) + Send + Sync>;
@@ -88,7 +91,10 @@ fn init_logging(config: &Config) {
 
 fn start(config: Config) -> anyhow::Result<()> {
     let metrics = metrics::install().context("cannot set up metrics")?;
+    descriptors::raise_limit();
     let folder = Arc::new(Folder::open(&config.data_dir)?);
+    // Before anything is written.
+    ballast::prepare(&config.data_dir, config.ballast_bytes);
     #[cfg(feature = "failpoints")]
     {
         tracing::warn!("this build has failpoints; use it for tests only");
@@ -282,7 +288,9 @@ fn metadata_writer(folder: Arc<Folder>) -> Arc<dyn Fn(&MetaState) + Send + Sync>
 
 fn open_log(folder: &Folder) -> anyhow::Result<Arc<EngineLog>> {
     let options = flotilla_raft_log::Options::default();
-    let log = EngineLog::open(&folder.log_dir(), options).context("cannot open the log")?;
+    let log_dir = folder.log_dir();
+    let log =
+        EngineLog::open(&log_dir, options).with_context(|| format!("cannot open the log in {}", log_dir.display()))?;
     match log.evidence() {
         Ok(evidence) => tracing::info!(?evidence, "the log is complete"),
         Err(doubt) => tracing::info!(reason = %doubt, "the log may be incomplete; peers are asked to verify it"),
@@ -300,7 +308,9 @@ fn open_host(
     notices: Box<dyn Fn(flotilla_replication::Notice) + Send>,
 ) -> anyhow::Result<Host> {
     let options = flotilla_state::Options { view: config.view.options(), ..flotilla_state::Options::default() };
-    let engine = Engine::open(folder.state_dir(), options).context("cannot open the state")?;
+    let state_dir = folder.state_dir();
+    let engine = Engine::open(&state_dir, options)
+        .with_context(|| format!("cannot open the state in {}", state_dir.display()))?;
     let parts = HostParts {
         node: me.node,
         incarnation: me.incarnation,
@@ -310,13 +320,18 @@ fn open_host(
         machines: machines::machines(topology),
         seed: rand::random(),
         notices,
-        fatal: Arc::new(|reason| {
-            tracing::error!(reason, "fatal error: the node stops");
-            eprintln!("flotilla: fatal error: {reason}");
-            std::process::exit(EXIT_FATAL);
-        }),
+        fatal: end_process(config.data_dir.display().to_string()),
     };
     Ok(Host::start(parts, network, tokio::runtime::Handle::current())?)
+}
+
+/// Ends the process after a fatal error. Everything that was acknowledged is durable.
+fn end_process(data_dir: String) -> Arc<dyn Fn(&str) + Send + Sync> {
+    Arc::new(move |reason| {
+        tracing::error!(reason, data_dir, "fatal error: the node ends");
+        eprintln!("flotilla: fatal error: {reason} (data directory {data_dir})");
+        std::process::exit(EXIT_FATAL);
+    })
 }
 
 /// Accepts the cluster authority from the metadata group's leader, if it is this cluster's, and stores it
@@ -353,8 +368,12 @@ fn serve_clients(
         let _ = stopping.wait_for(|stop| *stop).await;
     };
     let http_config = HttpConfig { cors_origins: config.cors_origins.clone(), ..HttpConfig::default() };
-    http_config.validate()?;
     let redis_config = flotilla_gateway_redis::ServerConfig::default();
+    let wanted = ConnectionLimits { http: http_config.connections_max, redis: redis_config.connections_max };
+    let limits = wanted.within_process();
+    let http_config = HttpConfig { connections_max: limits.http, ..http_config };
+    http_config.validate()?;
+    let redis_config = flotilla_gateway_redis::ServerConfig { connections_max: limits.redis, ..redis_config };
     let http_task =
         tokio::spawn(flotilla_gateway::serve(http, store.clone(), admin, http_config, stopped(stopping.clone())));
     let redis_task = tokio::spawn(flotilla_gateway_redis::serve(redis, store, redis_config, stopped(stopping.clone())));

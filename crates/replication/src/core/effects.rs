@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flotilla_consensus::GroupStatus;
-use flotilla_storage::{ReplicaWrite, Usage};
+use flotilla_storage::{LogError, ReplicaWrite, Usage};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, Entry, Incarnation, LogIndex, Message, NodeId, ObjectId, ReplicaId,
     ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
@@ -179,6 +179,8 @@ pub struct Effects<T> {
     pub replies: Vec<(T, Answer)>,
     /// Notices for the rest of the node.
     pub notices: Vec<Notice>,
+    /// The log cannot be read: nothing is lost, but the node must end, and perform no other effect.
+    pub fatal: Option<LogError>,
 }
 
 impl<T> Default for Effects<T> {
@@ -194,6 +196,7 @@ impl<T> Default for Effects<T> {
             background: Vec::new(),
             replies: Vec::new(),
             notices: Vec::new(),
+            fatal: None,
         }
     }
 }

@@ -23,7 +23,7 @@ use std::{
 };
 
 use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin};
-use flotilla_storage::{Log, LogError, LogEvidence, ReplicaLog, ReplicaWrite};
+use flotilla_storage::{Log, LogError, LogEvidence, Remedy, ReplicaLog, ReplicaWrite, remedy};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position,
     ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
@@ -277,7 +277,7 @@ impl<T> Core<T> {
                     replica.unverified = false;
                 }
             }
-            Err(error) => self.on_group_failed(id, &error, effects),
+            Err(error) => self.on_group_failed(id, error, effects),
         }
     }
 
@@ -349,9 +349,14 @@ impl<T> Core<T> {
         }
     }
 
-    fn on_group_failed(&mut self, id: ReplicaId, error: &GroupError, effects: &mut Effects<T>) {
+    /// Abandons a replica whose group failed, unless its log could not be read: then the disk failed, and the
+    /// node ends.
+    fn on_group_failed(&mut self, id: ReplicaId, error: GroupError, effects: &mut Effects<T>) {
         tracing::error!(replica = %id, %error, "a replica failed");
-        self.abandon(id, LostReason::Broken, effects);
+        match error {
+            GroupError::Log(error) if remedy(&error) != Remedy::AbandonReplica => effects.fatal = Some(error),
+            _ => self.abandon(id, LostReason::Broken, effects),
+        }
     }
 
     /// Stops using a replica. It stays on disk until the metadata group has replaced it.

@@ -4,7 +4,7 @@ use flotilla_consensus::{self as consensus, CommittedEntries, Persist, Role, Rol
 use flotilla_storage::ReplicaWrite;
 use flotilla_types::{EntryKind, Message, MessageKind, ShardId, WalSequence};
 
-use super::{ApplyTask, Core, Done, Effects, LostReason, Notice, Outgoing, RequestError, Write};
+use super::{ApplyTask, Core, Done, Effects, Notice, Outgoing, RequestError, Write};
 
 impl<T> Core<T> {
     pub(super) fn on_written(&mut self, sequence: WalSequence, done: Vec<Done>, effects: &mut Effects<T>) {
@@ -57,8 +57,7 @@ impl<T> Core<T> {
             self.want_checkpoint(replica, effects);
         }
         for (replica, error) in ready.failed {
-            tracing::error!(%replica, %error, "a replica failed");
-            self.abandon(replica, LostReason::Broken, effects);
+            self.on_group_failed(replica, error, effects);
         }
     }
 

@@ -63,7 +63,7 @@ impl Worker for Apply {
                 }
             }
             if let Some(error) = applied.fatal {
-                (self.fatal)(&format!("{error}; the next start rebuilds the view"));
+                (self.fatal)(&error.to_string());
                 return Progress::Ended;
             }
             for load in applied.loads {

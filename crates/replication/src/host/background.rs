@@ -7,13 +7,13 @@ use std::{
 };
 
 use flotilla_failpoints::{Place, is_enabled, reached};
-use flotilla_storage::{Log, StateEngine};
+use flotilla_storage::{Log, LogError, Remedy, StateEngine, remedy};
 use parking_lot::Mutex;
 
 use super::{Inbox, Reply, apply, inline::InlineExecutor};
 use crate::{
     Input,
-    work::{BUILD_RETRY_MS, Job, JobResult},
+    work::{Job, JobResult},
 };
 
 /// Number of threads. Two, so that a long load does not hold back every checkpoint.
@@ -22,11 +22,50 @@ const RECLAIM_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) enum Order {
     Work(Box<Job>),
+    /// Not before this time; other orders meanwhile.
+    WorkAt(Instant, Box<Job>),
     Stop,
+}
+
+/// The orders that wait. A replica has one job at a time, so at most one for each replica is delayed.
+struct Queue {
+    orders: mpsc::Receiver<Order>,
+    delayed: Vec<(Instant, Box<Job>)>,
+}
+
+#[derive(Debug)]
+enum Next {
+    Work(Box<Job>),
+    /// Nothing was due.
+    Nothing,
+    Stop,
+}
+
+impl Queue {
+    /// Waits for the next order, or for a job that was delayed, but no longer than `wait_max`.
+    fn next(&mut self, wait_max: Duration) -> Next {
+        let until = Instant::now() + wait_max;
+        loop {
+            let now = Instant::now();
+            if let Some(due) = self.delayed.iter().position(|(at, _)| *at <= now) {
+                return Next::Work(self.delayed.swap_remove(due).1);
+            }
+            let wake = self.delayed.iter().map(|(at, _)| *at).min().map_or(until, |at| at.min(until));
+            match self.orders.recv_timeout(wake.saturating_duration_since(now)) {
+                Ok(Order::Work(job)) => return Next::Work(job),
+                Ok(Order::WorkAt(at, job)) => self.delayed.push((at, job)),
+                Ok(Order::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return Next::Stop,
+                Err(mpsc::RecvTimeoutError::Timeout) if wake < until => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => return Next::Nothing,
+            }
+        }
+    }
 }
 
 pub(super) struct Workers {
     pub(super) orders: mpsc::Receiver<Order>,
+    /// Sends an order to itself. A thread that waits for orders wakes up and learns of the delay.
+    pub(super) delayed: mpsc::Sender<Order>,
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) log: Arc<dyn Log>,
     pub(super) inbox: Inbox,
@@ -35,7 +74,8 @@ pub(super) struct Workers {
 }
 
 pub(super) struct Shared {
-    orders: Mutex<mpsc::Receiver<Order>>,
+    queue: Mutex<Queue>,
+    delayed: mpsc::Sender<Order>,
     engine: Arc<dyn StateEngine>,
     log: Arc<dyn Log>,
     inbox: Inbox,
@@ -47,7 +87,8 @@ pub(super) struct Shared {
 impl Workers {
     pub(super) fn share(self) -> Shared {
         Shared {
-            orders: Mutex::new(self.orders),
+            queue: Mutex::new(Queue { orders: self.orders, delayed: Vec::new() }),
+            delayed: self.delayed,
             engine: self.engine,
             log: self.log,
             inbox: self.inbox,
@@ -62,11 +103,11 @@ impl Shared {
     pub(super) fn run(&self) {
         loop {
             // One thread waits for the next job under the lock, while the other works.
-            let order = self.orders.lock().recv_timeout(RECLAIM_EVERY);
-            match order {
-                Ok(Order::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Ok(Order::Work(job)) => self.work(*job),
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            let next = self.queue.lock().next(RECLAIM_EVERY);
+            match next {
+                Next::Work(job) => self.work(*job),
+                Next::Nothing => {}
+                Next::Stop => return,
             }
             self.reclaim_if_due();
         }
@@ -83,7 +124,7 @@ impl Shared {
         before.into_iter().for_each(reached);
         let started = Instant::now();
         let result = job.run::<Reply>(&*self.engine);
-        after.filter(|_| !matches!(result, JobResult::Retry(_))).into_iter().for_each(reached);
+        after.filter(|_| !matches!(result, JobResult::Retry { .. })).into_iter().for_each(reached);
         match kind {
             Some("build") if matches!(result, JobResult::Report(_)) => {
                 metrics::histogram!("flotilla_checkpoint_seconds").record(started.elapsed().as_secs_f64());
@@ -97,12 +138,12 @@ impl Shared {
             JobResult::Loaded(load, result) => {
                 self.apply.enqueue(apply::Job::Loaded(load, result));
             }
-            JobResult::Retry(job) => {
-                std::thread::sleep(Duration::from_millis(BUILD_RETRY_MS));
-                self.work(job);
+            JobResult::Retry { job, after_ms } => {
+                let at = Instant::now() + Duration::from_millis(after_ms);
+                let _ = self.delayed.send(Order::WorkAt(at, Box::new(job)));
             }
             JobResult::Fatal { replica, error } => {
-                (self.fatal)(&format!("replica {replica} can no longer be checkpointed: {error}"));
+                (self.fatal)(&format!("replica {replica} can be neither loaded nor checkpointed: {error}"));
             }
         }
     }
@@ -125,7 +166,15 @@ impl Shared {
                 }
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "log space could not be reclaimed"),
+            Err(error) => self.on_reclaim_failure(&error),
+        }
+    }
+
+    /// Damage is only reported: it costs its replica once a read needs the damaged entries.
+    fn on_reclaim_failure(&self, error: &LogError) {
+        tracing::warn!(%error, "log space could not be reclaimed");
+        if remedy(error) == Remedy::EndNode {
+            (self.fatal)(&error.to_string());
         }
     }
 }
@@ -138,5 +187,48 @@ fn places(job: &Job) -> (Option<Place>, Option<Place>) {
         Job::Load(load) if load.replaces => (Some(Place::SnapshotBeforeInstall), Some(Place::SnapshotInstalled)),
         Job::Load(_) => (Some(Place::SnapshotBeforeLoad), None),
         Job::Release { .. } => (None, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::ReplicaId;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3_600);
+
+    fn job(replica: u64) -> Box<Job> {
+        Box::new(Job::Build { replica: ReplicaId(replica), failures: 0 })
+    }
+
+    #[track_caller]
+    fn is_build_of(next: &Next, expected: u64) {
+        assert!(
+            matches!(next, Next::Work(job) if matches!(**job, Job::Build { replica, .. } if replica.0 == expected))
+        );
+    }
+
+    #[test]
+    fn a_job_that_waits_to_be_retried_holds_back_no_other() {
+        let (sender, orders) = mpsc::channel();
+        let mut queue = Queue { orders, delayed: Vec::new() };
+        sender.send(Order::WorkAt(Instant::now() + LONG, job(1))).unwrap();
+        sender.send(Order::Work(job(2))).unwrap();
+        is_build_of(&queue.next(LONG), 2);
+        assert!(matches!(queue.next(Duration::ZERO), Next::Nothing));
+        sender.send(Order::Stop).unwrap();
+        assert!(matches!(queue.next(LONG), Next::Stop));
+    }
+
+    #[test]
+    fn a_delayed_job_runs_when_it_is_due() {
+        let (sender, orders) = mpsc::channel();
+        let mut queue = Queue { orders, delayed: Vec::new() };
+        sender.send(Order::WorkAt(Instant::now() + Duration::from_millis(20), job(1))).unwrap();
+        sender.send(Order::WorkAt(Instant::now(), job(2))).unwrap();
+        is_build_of(&queue.next(LONG), 2);
+        assert!(matches!(queue.next(Duration::ZERO), Next::Nothing));
+        is_build_of(&queue.next(LONG), 1);
     }
 }

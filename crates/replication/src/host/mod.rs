@@ -32,7 +32,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_consensus::ConfChange;
 use flotilla_failpoints::{Place, reached};
-use flotilla_storage::{Log, LogError, StateEngine};
+use flotilla_storage::{EngineError, Log, LogError, Remedy, StateEngine, remedy};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
@@ -70,7 +70,7 @@ pub struct HostParts {
     pub seed: u64,
     /// Called on the raft thread with each notice; must not block.
     pub notices: Box<dyn Fn(Notice) + Send>,
-    /// Called when the node cannot continue (the log failed, a thread panicked); must end the process.
+    /// Called when the node cannot continue (the disk failed, a thread panicked); must end the process.
     pub fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -121,6 +121,7 @@ pub struct Handle {
     engine: Arc<dyn StateEngine>,
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
+    fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Host {
@@ -147,7 +148,7 @@ impl Host {
             &mut effects,
         )?;
         let sender = frames::Sender::new(network.clone(), inbox.clone());
-        let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone());
+        let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone(), parts.fatal.clone());
         let wal = wal::Wal {
             wal: work::Wal::new(&*parts.log, parts.incarnation),
             log: parts.log.clone(),
@@ -175,11 +176,13 @@ impl Host {
             background: background_tx.clone(),
             puller,
             notices: parts.notices,
+            fatal: parts.fatal.clone(),
             status: status.clone(),
             transferable_leaderships: transferable_leaderships.clone(),
         };
         let workers = background::Workers {
             orders: background_rx,
+            delayed: background_tx.clone(),
             engine: parts.engine.clone(),
             log: parts.log,
             inbox: inbox.clone(),
@@ -199,8 +202,14 @@ impl Host {
             let workers = workers.clone();
             threads.push(spawn("background", fatal, move || workers.run())?);
         }
-        let handle =
-            Handle { inbox, status, engine: parts.engine.clone(), apply: apply.clone(), transferable_leaderships };
+        let handle = Handle {
+            inbox,
+            status,
+            engine: parts.engine.clone(),
+            apply: apply.clone(),
+            transferable_leaderships,
+            fatal: parts.fatal,
+        };
         Ok(Self { handle, threads, apply, background: background_tx, engine: parts.engine })
     }
 
@@ -354,7 +363,9 @@ impl Handle {
     #[must_use]
     pub fn objects(&self, request: Bytes) -> Bytes {
         reached(Place::SnapshotServe);
-        work::serve(&*self.engine, request)
+        let served = work::serve(&*self.engine, request);
+        self.end_if_disk_failed(served.failure.as_ref());
+        served.response
     }
 
     /// The digest of a replica here. Reads all its records, without holding up writes.
@@ -364,7 +375,17 @@ impl Handle {
     pub async fn digest(&self, replica: ReplicaId) -> Result<Digest, DigestError> {
         let status = self.status();
         let found = status.iter().find(|status| status.replica == replica).ok_or(DigestError::NotServing)?;
-        digest::of(&self.apply, replica, found.descriptor.range.clone()).await
+        let digest = digest::of(&self.apply, replica, found.descriptor.range.clone()).await;
+        if let Err(DigestError::Engine(error)) = &digest {
+            self.end_if_disk_failed(Some(error));
+        }
+        digest
+    }
+
+    fn end_if_disk_failed(&self, error: Option<&EngineError>) {
+        if let Some(error) = error.filter(|error| remedy(*error) == Remedy::EndNode) {
+            (self.fatal)(&error.to_string());
+        }
     }
 
     /// The status of every replica, at most a few ticks old.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, reached};
-use flotilla_storage::{EngineError, StateEngine};
+use flotilla_storage::StateEngine;
 use flotilla_transport::{CallError, Class, Transport};
 use flotilla_types::{Checkpoint, NodeId, ReplicaId};
 use tokio::{
@@ -30,6 +30,7 @@ pub(super) struct Puller {
     engine: Arc<dyn StateEngine>,
     inbox: Inbox,
     permits: Arc<Semaphore>,
+    fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -38,10 +39,14 @@ enum Failure {
     Call(#[from] CallError),
     #[error(transparent)]
     Answer(#[from] PullError),
-    #[error(transparent)]
-    Engine(#[from] EngineError),
     #[error("the pull was cancelled")]
     Cancelled(#[from] JoinError),
+}
+
+impl Failure {
+    fn ends_node(&self) -> bool {
+        matches!(self, Self::Answer(error) if error.ends_node())
+    }
 }
 
 impl Puller {
@@ -50,8 +55,9 @@ impl Puller {
         network: Arc<Transport>,
         engine: Arc<dyn StateEngine>,
         inbox: Inbox,
+        fatal: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> Self {
-        Self { runtime, network, engine, inbox, permits: Arc::new(Semaphore::new(PULLS_MAX)) }
+        Self { runtime, network, engine, inbox, permits: Arc::new(Semaphore::new(PULLS_MAX)), fatal }
     }
 
     /// Fetches the missing objects of a checkpoint, makes them durable, and reports to the core.
@@ -64,6 +70,9 @@ impl Puller {
             let result = puller.fetch_all(from, checkpoint.clone()).await;
             if let Err(error) = &result {
                 tracing::warn!(%replica, %from, %error, "a snapshot's objects could not be fetched");
+                if error.ends_node() {
+                    (puller.fatal)(&error.to_string());
+                }
             }
             reached(Place::SnapshotSynced);
             puller.inbox.send(Input::Pulled { replica, checkpoint, complete: result.is_ok() });
@@ -85,6 +94,7 @@ impl Puller {
             let Err(error) = taken else { continue };
             let backoff_ms = match error {
                 Failure::Answer(PullError::Gone(_)) => None,
+                _ if error.ends_node() => None,
                 _ => pull.on_failure(),
             };
             match backoff_ms {

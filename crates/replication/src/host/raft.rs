@@ -34,6 +34,7 @@ pub(super) struct Raft {
     pub(super) background: mpsc::Sender<background::Order>,
     pub(super) puller: pull::Puller,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
+    pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
     pub(super) status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
     pub(super) transferable_leaderships: Arc<AtomicUsize>,
 }
@@ -92,8 +93,12 @@ impl Raft {
     }
 
     /// Performs effects. Leaders send before their own fsync (Raft dissertation, §10.2.1); work that may run
-    /// inline comes last. Returns `false` if a worker has ended and the node must stop.
+    /// inline comes last. Returns `false` if the core or a worker has failed and the node must stop.
     fn perform(&mut self, mut effects: Effects<Reply>) -> bool {
+        if let Some(error) = &effects.fatal {
+            (self.fatal)(&error.to_string());
+            return false;
+        }
         if !effects.sends.is_empty() {
             reached(Place::RaftBeforeSend);
         }
@@ -107,7 +112,9 @@ impl Raft {
         for task in effects.background {
             let job = match task {
                 Background::Build { replica } => Job::Build { replica, failures: 0 },
-                Background::InstallCheckpoint { replica, checkpoint } => Job::InstallCheckpoint { replica, checkpoint },
+                Background::InstallCheckpoint { replica, checkpoint } => {
+                    Job::InstallCheckpoint { replica, checkpoint, failures: 0 }
+                }
                 Background::Release { objects } => Job::Release { objects },
                 Background::Pull { replica, from, checkpoint } => {
                     reached(Place::RaftSnapshotParked);

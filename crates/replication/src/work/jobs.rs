@@ -1,14 +1,17 @@
 //! Slow jobs on the state engine, and what follows from their results.
 
-use flotilla_storage::{EngineError, StateEngine};
+use flotilla_storage::{EngineError, Remedy, StateEngine, remedy};
 use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
 
 use crate::{Input, Load};
 
-/// Milliseconds before a failed build of a checkpoint is retried.
-pub const BUILD_RETRY_MS: u64 = 1_000;
-/// Attempts to build a checkpoint before the node stops: without checkpoints its log would only grow.
-pub const BUILD_TRIES_MAX: u32 = 60;
+/// Milliseconds before a failed job is repeated for the first time. Each further pause is twice as long.
+const PAUSE_FIRST_MS: u64 = 200;
+/// Milliseconds between two tries of a job, at most: soon after space or descriptors are back.
+const PAUSE_MS_MAX: u64 = 5_000;
+/// Tries of a job, over about a minute, before the node ends: without checkpoints its log and its memtables
+/// would only grow.
+pub const TRIES_MAX: u32 = 17;
 
 /// Work that must not block the raft or the apply thread.
 #[derive(Debug, Clone)]
@@ -26,6 +29,8 @@ pub enum Job {
         replica: ReplicaId,
         /// The checkpoint.
         checkpoint: Checkpoint,
+        /// How often this has failed already.
+        failures: u32,
     },
     /// Unpin pulled objects.
     Release {
@@ -45,9 +50,14 @@ pub enum JobResult<T> {
     Report(Input<T>),
     /// A completed load for [`crate::Applier::loaded`].
     Loaded(Load, Result<(), EngineError>),
-    /// Run the job again after [`BUILD_RETRY_MS`].
-    Retry(Job),
-    /// The node must stop: nothing is lost, and the next start rebuilds the view.
+    /// Run the job again after a pause, and other jobs meanwhile.
+    Retry {
+        /// The job.
+        job: Job,
+        /// The pause in milliseconds.
+        after_ms: u64,
+    },
+    /// The node must end: nothing is lost, and it goes on at the next start.
     Fatal {
         /// The replica whose job failed.
         replica: ReplicaId,
@@ -62,61 +72,118 @@ impl Job {
         match self {
             Self::Build { replica, failures } => match engine.build(replica) {
                 Ok(checkpoint) => JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint) }),
-                Err(error) => on_build_failure(replica, failures, error),
+                // Destroyed in the meantime.
+                Err(EngineError::NotOpen(_)) => JobResult::Done,
+                Err(error) => {
+                    let again = |failures| Self::Build { replica, failures };
+                    // The checkpoint's base is damaged, on this node only. A retry would read the same bytes,
+                    // and so would every restart.
+                    let damaged = |_| JobResult::Report(Input::Broken { replica });
+                    after_failure(replica, error, failures, again, damaged)
+                }
             },
-            Self::InstallCheckpoint { replica, checkpoint } => match engine.install_checkpoint(replica, &checkpoint) {
-                // Not open: destroyed in the meantime.
-                Ok(()) | Err(EngineError::NotOpen(_)) => JobResult::Report(Input::CheckpointInstalled { replica }),
-                // All data is in the log and in objects; only the view is stale, and the next start rebuilds
-                // it.
-                Err(error) => JobResult::Fatal { replica, error },
-            },
+            Self::InstallCheckpoint { replica, checkpoint, failures } => {
+                match engine.install_checkpoint(replica, &checkpoint) {
+                    // Not open: destroyed in the meantime.
+                    Ok(()) | Err(EngineError::NotOpen(_)) => JobResult::Report(Input::CheckpointInstalled { replica }),
+                    Err(error) => {
+                        let again = |failures| Self::InstallCheckpoint { replica, checkpoint, failures };
+                        let damaged = |_| JobResult::Report(Input::Broken { replica });
+                        after_failure(replica, error, failures, again, damaged)
+                    }
+                }
+            }
             Self::Release { objects } => {
                 engine.release(&objects);
                 JobResult::Done
             }
-            Self::Load(load) => {
-                let result = load.run(engine);
-                JobResult::Loaded(load, result)
-            }
+            Self::Load(load) => match load.run(engine) {
+                Ok(()) => JobResult::Loaded(load, Ok(())),
+                Err(error) => {
+                    let again = |failures| Self::Load(Load { failures, ..load.clone() });
+                    let damaged = |error| JobResult::Loaded(load.clone(), Err(error));
+                    after_failure(load.replica, error, load.failures, again, damaged)
+                }
+            },
         }
     }
 }
 
-/// Decides what follows from a failed build of a checkpoint.
-fn on_build_failure<T>(replica: ReplicaId, failures: u32, error: EngineError) -> JobResult<T> {
-    match error {
-        // Destroyed in the meantime.
-        EngineError::NotOpen(_) => JobResult::Done,
-        // The checkpoint's base is damaged, on this node only: the replica must be replaced from its peers. A
-        // retry would read the same bytes and hold back other checkpoints, and so would every restart.
-        EngineError::Object(_) | EngineError::Mismatch(_) | EngineError::Corrupt { .. } => {
-            tracing::error!(%replica, %error, "a replica's records are damaged, so no checkpoint can be built");
-            JobResult::Report(Input::Broken { replica })
+/// What follows from a job that has failed: it is run `again`, or the bytes of its replica are `damaged`, or
+/// the node ends.
+fn after_failure<T>(
+    replica: ReplicaId,
+    error: EngineError,
+    failures: u32,
+    again: impl FnOnce(u32) -> Job,
+    damaged: impl FnOnce(EngineError) -> JobResult<T>,
+) -> JobResult<T> {
+    match remedy(&error) {
+        Remedy::AbandonReplica => {
+            tracing::error!(%replica, %error, "the records of a replica are damaged");
+            damaged(error)
         }
-        // The disk may recover.
-        EngineError::Io(_) | EngineError::View(_) if failures + 1 < BUILD_TRIES_MAX => {
-            tracing::warn!(%replica, %error, failures, "a checkpoint could not be built; retrying");
-            JobResult::Retry(Job::Build { replica, failures: failures + 1 })
+        Remedy::Retry if failures + 1 < TRIES_MAX => {
+            let after_ms = pause_ms(failures);
+            tracing::warn!(%replica, %error, failures, after_ms, "a job on the records of a replica failed; retrying");
+            JobResult::Retry { job: again(failures + 1), after_ms }
         }
-        EngineError::Io(_) | EngineError::View(_) => JobResult::Fatal { replica, error },
+        Remedy::Retry | Remedy::EndNode => JobResult::Fatal { replica, error },
     }
+}
+
+/// The pause after a job has failed once more than `failures` times.
+fn pause_ms(failures: u32) -> u64 {
+    PAUSE_FIRST_MS.saturating_mul(1_u64.checked_shl(failures).unwrap_or(u64::MAX)).min(PAUSE_MS_MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
+    const REPLICA: ReplicaId = ReplicaId(1);
+
+    fn after(failures: u32, error: EngineError) -> JobResult<()> {
+        let again = |failures| Job::Build { replica: REPLICA, failures };
+        after_failure(REPLICA, error, failures, again, |_| JobResult::Report(Input::Broken { replica: REPLICA }))
+    }
+
+    fn full() -> EngineError {
+        io::Error::from(io::ErrorKind::StorageFull).into()
+    }
+
     #[test]
-    fn a_damaged_object_fails_the_replica_and_a_persistent_disk_error_stops_the_node() {
-        let replica = ReplicaId(1);
-        let io = || EngineError::from(std::io::Error::other("full"));
-        let after = |failures, error| on_build_failure::<()>(replica, failures, error);
-        assert!(matches!(after(0, io()), JobResult::Retry(Job::Build { failures: 1, .. })));
-        assert!(matches!(after(BUILD_TRIES_MAX - 1, io()), JobResult::Fatal { .. }));
+    fn a_damaged_object_fails_the_replica_and_a_broken_disk_ends_the_node() {
         let fails_replica = |result| matches!(result, JobResult::Report(Input::Broken { .. }));
         assert!(fails_replica(after(0, EngineError::Object(ObjectId::of(b"x")))));
-        assert!(fails_replica(after(0, EngineError::Corrupt { replica, reason: "damaged" })));
-        assert!(matches!(after(0, EngineError::NotOpen(replica)), JobResult::Done));
+        assert!(fails_replica(after(0, EngineError::Corrupt { replica: REPLICA, reason: "damaged" })));
+        assert!(matches!(after(0, io::Error::other("broken").into()), JobResult::Fatal { .. }));
+    }
+
+    #[test]
+    fn a_full_disk_is_retried_for_a_minute_with_growing_pauses_and_then_ends_the_node() {
+        let mut pauses_ms = Vec::new();
+        for failures in 0.. {
+            match after(failures, full()) {
+                JobResult::Retry { job: Job::Build { failures: next, .. }, after_ms } => {
+                    assert_eq!(next, failures + 1);
+                    pauses_ms.push(after_ms);
+                }
+                JobResult::Fatal { .. } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(pauses_ms[..6], [200, 400, 800, 1_600, 3_200, 5_000]);
+        assert!(pauses_ms.is_sorted() && pauses_ms.last() == Some(&PAUSE_MS_MAX));
+        assert!((45_000..90_000).contains(&pauses_ms.iter().sum::<u64>()), "{pauses_ms:?}");
+    }
+
+    #[test]
+    fn pauses_do_not_overflow() {
+        for failures in [6, 63, 64, u32::MAX] {
+            assert_eq!(pause_ms(failures), PAUSE_MS_MAX);
+        }
     }
 }

@@ -10,6 +10,6 @@ mod pull;
 mod wal;
 
 pub use frames::{PackedFrame, pack, pack_node_heartbeat, unpack};
-pub use jobs::{BUILD_RETRY_MS, BUILD_TRIES_MAX, Job, JobResult};
-pub use pull::{Pull, PullError, serve};
+pub use jobs::{Job, JobResult, TRIES_MAX};
+pub use pull::{Pull, PullError, Served, serve};
 pub use wal::{Durable, Merged, Wal, WalJob};

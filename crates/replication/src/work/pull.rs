@@ -2,7 +2,7 @@
 //! hash.
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, StateEngine};
+use flotilla_storage::{EngineError, Remedy, StateEngine, remedy};
 use flotilla_types::{Checkpoint, ObjectId};
 use flotilla_wire::{WireError, decode, encode, peer};
 
@@ -30,6 +30,14 @@ pub enum PullError {
     /// An object does not match its id, or could not be stored.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+impl PullError {
+    /// Whether the disk failed here, so that the node must end.
+    #[must_use]
+    pub fn ends_node(&self) -> bool {
+        matches!(self, Self::Engine(error) if remedy(error) == Remedy::EndNode)
+    }
 }
 
 /// A pull of the objects of one snapshot.
@@ -101,8 +109,8 @@ impl Pull {
     }
 
     /// Makes the pulled objects durable.
-    pub fn finish(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
-        engine.sync()
+    pub fn finish(&self, engine: &dyn StateEngine) -> Result<(), PullError> {
+        Ok(engine.sync()?)
     }
 
     /// Unpins the objects: the snapshot will not be used.
@@ -112,9 +120,19 @@ impl Pull {
     }
 }
 
+/// The answer to a peer's request.
+#[derive(Debug)]
+pub struct Served {
+    /// The answer. Without objects and without one that is named as missing, the peer asks again.
+    pub response: Bytes,
+    /// Why not all objects that would fit are in it, other than that one is missing or damaged.
+    pub failure: Option<EngineError>,
+}
+
 /// Answers a peer's request with as many objects as fit. Reads the disk.
 #[must_use]
-pub fn serve(engine: &dyn StateEngine, request: Bytes) -> Bytes {
+pub fn serve(engine: &dyn StateEngine, request: Bytes) -> Served {
+    let mut failure = None;
     let mut response = peer::ObjectsResponse::default();
     if let Ok(request) = decode::<peer::ObjectsRequest>(request) {
         let mut bytes = 0;
@@ -127,6 +145,10 @@ pub fn serve(engine: &dyn StateEngine, request: Bytes) -> Bytes {
                     }
                     response.objects.push(object);
                 }
+                Some(Err(error)) if remedy(&error) != Remedy::AbandonReplica => {
+                    failure = Some(error);
+                    break;
+                }
                 _ => {
                     response.missing = at as u32 + 1;
                     break;
@@ -134,5 +156,5 @@ pub fn serve(engine: &dyn StateEngine, request: Bytes) -> Bytes {
             }
         }
     }
-    encode(&response)
+    Served { response: encode(&response), failure }
 }

@@ -159,7 +159,7 @@ impl Victim {
             match task {
                 Background::Build { replica } => self.work(Job::Build { replica, failures: 0 }, &mut inputs),
                 Background::InstallCheckpoint { replica, checkpoint } => {
-                    self.work(Job::InstallCheckpoint { replica, checkpoint }, &mut inputs);
+                    self.work(Job::InstallCheckpoint { replica, checkpoint, failures: 0 }, &mut inputs);
                 }
                 Background::Release { objects } => self.work(Job::Release { objects }, &mut inputs),
                 Background::Pull { replica, checkpoint, .. } => {
@@ -168,6 +168,7 @@ impl Victim {
                 }
             }
         }
+        assert!(effects.fatal.is_none(), "{:?}", effects.fatal);
         self.answers.extend(effects.replies);
         for notice in effects.notices {
             if let Notice::Lost { replicas, reason: LostReason::Broken } = notice {
@@ -205,7 +206,7 @@ impl Victim {
                 self.applier.loaded(WALL_MS + self.now_ms, &load, result, &mut out);
                 self.applied(out, inputs);
             }
-            JobResult::Retry(job) => panic!("{job:?} failed"),
+            JobResult::Retry { job, .. } => panic!("{job:?} failed"),
             JobResult::Fatal { replica, error } => panic!("{replica}: {error}"),
         }
     }
@@ -218,8 +219,8 @@ impl Victim {
             for (id, object) in &self.objects {
                 source.import(*id, object.clone()).unwrap();
             }
-            let answer = flotilla_replication::work::serve(&source, request);
-            if pull.on_response(&self.engine, answer).is_err() {
+            let served = flotilla_replication::work::serve(&source, request);
+            if pull.on_response(&self.engine, served.response).is_err() {
                 pull.abandon(&self.engine);
                 return false;
             }

@@ -1,5 +1,6 @@
 //! Tests of replica groups on simulated nodes, under faults of network and disks and under operator actions.
 
+mod broken_disk;
 mod harness;
 mod hostile;
 mod leases;

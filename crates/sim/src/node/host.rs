@@ -3,7 +3,7 @@
 
 use flotilla_replication::{
     Applied, ApplyTask, Background, Effects, Input, Load, Notice, Outgoing,
-    work::{self, BUILD_RETRY_MS, Job, JobResult, Pull, PullError},
+    work::{self, Job, JobResult, Pull, PullError},
 };
 use flotilla_storage::EngineError;
 use flotilla_types::{NodeId, ReplicaId};
@@ -85,6 +85,10 @@ impl World {
     }
 
     pub(super) fn perform(&mut self, node: &mut Node, running: &mut Running, mut effects: Effects<u64>) {
+        if effects.fatal.is_some() {
+            running.control.fatal = true;
+            return;
+        }
         self.send_all(node, running, std::mem::take(&mut effects.sends));
         for (to, heartbeat) in std::mem::take(&mut effects.node_heartbeats) {
             if running.links.contains_key(&to) {
@@ -104,7 +108,7 @@ impl World {
             match task {
                 Background::Build { replica } => self.work(node, running, Job::Build { replica, failures: 0 }),
                 Background::InstallCheckpoint { replica, checkpoint } => {
-                    self.work(node, running, Job::InstallCheckpoint { replica, checkpoint });
+                    self.work(node, running, Job::InstallCheckpoint { replica, checkpoint, failures: 0 });
                 }
                 Background::Release { objects } => self.work(node, running, Job::Release { objects }),
                 Background::Pull { replica, from, checkpoint } => {
@@ -200,7 +204,10 @@ impl World {
             Some(ApplyJob::Loaded(load, result)) => running.applier.loaded(wall_ms, &load, result, &mut out),
             None => return,
         }
-        assert!(out.fatal.is_none(), "{}: {:?}", node.id, out.fatal);
+        if out.fatal.is_some() {
+            running.control.fatal = true;
+            return;
+        }
         for load in out.loads {
             self.work(node, running, Job::Load(load));
         }
@@ -243,8 +250,8 @@ impl World {
                 running.tasks.push_back(ApplyJob::Loaded(load, result));
                 self.apply(node, running);
             }
-            JobResult::Retry(job) => {
-                let delay_us = node.clock.true_us(BUILD_RETRY_MS);
+            JobResult::Retry { job, after_ms } => {
+                let delay_us = node.clock.true_us(after_ms);
                 self.schedule_on(node, delay_us, NodeEvent::JobRetry(job));
             }
             JobResult::Fatal { .. } => running.control.fatal = true,
@@ -262,7 +269,9 @@ impl World {
                 self.call(node, running, from, CallKind::Objects, body, PULL_TIMEOUT_MS, CallPurpose::Pull(number));
             }
             None => {
-                let complete = pull.finish(&node.disk).inspect_err(|_| pull.abandon(&node.disk)).is_ok();
+                let finished = pull.finish(&node.disk).inspect_err(|_| pull.abandon(&node.disk));
+                running.control.fatal |= matches!(&finished, Err(error) if error.ends_node());
+                let complete = finished.is_ok();
                 self.pull_ended(node, running, number, complete);
             }
         }
@@ -274,6 +283,10 @@ impl World {
         let taken = answer.map(|answer| pulling.pull.on_response(&node.disk, answer));
         let again_ms = match taken {
             Some(Ok(_)) => Some(0),
+            Some(Err(error)) if error.ends_node() => {
+                running.control.fatal = true;
+                None
+            }
             Some(Err(PullError::Gone(_))) => None,
             Some(Err(_)) | None => pulling.pull.on_failure(),
         };

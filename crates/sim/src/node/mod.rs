@@ -294,6 +294,7 @@ impl World {
             act(self, &mut node, &mut running);
             self.deliver_outcomes(&mut node, &mut running);
             fatal = std::mem::take(&mut running.control.fatal);
+            assert!(fatal || !node.disk.met_io_error(), "{id} goes on although its disk failed");
             node.running = Some(running);
         }
         self.nodes.insert(id, node);

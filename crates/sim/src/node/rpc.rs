@@ -5,6 +5,7 @@ use flotilla_control::{PeerRequest, RequestKind, decode_answer, encode_answer, f
 use flotilla_membership::Input as MemberInput;
 use flotilla_meta::MetaQuery;
 use flotilla_replication::{Answer, Freshness, Input, Request, RequestError, work};
+use flotilla_storage::{Remedy, remedy};
 use flotilla_types::{NodeId, ShardId};
 use rand::RngExt as _;
 
@@ -130,7 +131,9 @@ impl World {
             },
             Frame::Member(bytes) => self.member_input(node, running, MemberInput::Packet { from, bytes }),
             Frame::Call { call, kind: CallKind::Objects, body } => {
-                let mut body = work::serve(&node.disk, body);
+                let served = work::serve(&node.disk, body);
+                running.control.fatal |= served.failure.is_some_and(|error| remedy(&error) == Remedy::EndNode);
+                let mut body = served.response;
                 if self.chance(self.network.faults.corrupt_pulls_per_mille) {
                     body = self.flip_bit(&body);
                 }

@@ -29,7 +29,7 @@ impl Metadata {
                 token,
                 secret_hash,
                 node: new_node(id),
-                versions: VersionRange::SUPPORTED,
+                versions: Some(VersionRange::SUPPORTED),
             }));
         }
         metadata

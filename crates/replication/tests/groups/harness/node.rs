@@ -325,7 +325,9 @@ impl World {
             background,
             replies,
             notices,
+            fatal,
         } = effects;
+        assert!(fatal.is_none(), "{}: {fatal:?}", node.id);
         for outgoing in sends {
             self.transmit(node, running, outgoing);
         }
