@@ -323,10 +323,9 @@ impl Witness {
 
     /// Records what was synced. A witness that cannot be written vouches for nothing any more.
     pub(crate) fn record(&mut self, sequence: WalSequence) {
-        if self.0.as_ref().is_some_and(|file| file.write_all_at(&sequence.0.to_le_bytes(), 0).is_err()) {
-            if let Some(file) = self.0.take() {
-                let _ = file.set_len(0);
-            }
+        let fails = |file: &mut File| file.write_all_at(&sequence.0.to_le_bytes(), 0).is_err();
+        if let Some(file) = self.0.take_if(fails) {
+            let _ = file.set_len(0);
         }
     }
 }

@@ -46,7 +46,6 @@ pub(crate) struct Faults {
 }
 
 /// What must be undone when a fault ends.
-
 enum Active {
     Down(Vec<NodeId>),
     Cut(Cut),
