@@ -33,6 +33,8 @@ fn rolling_back_all_nodes_is_detected_as_lost_writes() {
         for i in 1..=3 {
             testbed.cluster.kill(i)?;
             testbed.cluster.restore(i)?;
+            // Not even the machine remembers.
+            testbed.cluster.forget_witness(i)?;
         }
         for i in 1..=3 {
             testbed.cluster.start_node(i).await?;

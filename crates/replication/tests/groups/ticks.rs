@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flotilla_replication::{Core, Effects, HostConfig, Input, NodeHeartbeat, ReplicaStatus};
-use flotilla_storage::{Log as _, LogBatch, MemoryLog, ReplicaWrite, Usage};
+use flotilla_storage::{Log as _, LogBatch, LogEvidence, MemoryLog, ReplicaWrite, Usage};
 use flotilla_types::{
     Checkpoint, ConfState, Epoch, HardState, Incarnation, KeyRange, LogIndex, NodeId, Position, ReplicaDescriptor,
     ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, VersionRange, WalSequence,
@@ -53,8 +53,15 @@ impl Many {
         let replicas = (1..=count).map(recovered).collect();
         log.write(LogBatch { sequence: WalSequence(1), replicas, peer_sequences: Vec::new() }).unwrap();
         let mut effects = Effects::default();
-        let core =
-            Core::open(NodeId(1), INCARNATION, HostConfig::default(), Arc::new(log.reopen()), 1, &mut effects).unwrap();
+        let core = Core::open(
+            NodeId(1),
+            INCARNATION,
+            HostConfig::default(),
+            Arc::new(log.reopen_with(LogEvidence::Unknown)),
+            1,
+            &mut effects,
+        )
+        .unwrap();
         let mut many = Self { core, published: Vec::new(), now_ms: 1_000 };
         many.input(Input::Peers(vec![NodeId(2), NodeId(3)]));
         many.publish();
@@ -75,7 +82,9 @@ impl Many {
             leaders: Vec::new(),
             versions: VersionRange::SUPPORTED,
         };
-        many.input(Input::NodeHeartbeat { from: NodeId(2), heartbeat });
+        for from in [NodeId(2), NodeId(3)] {
+            many.input(Input::NodeHeartbeat { from, heartbeat: heartbeat.clone() });
+        }
         many.publish();
         assert!(many.published.iter().all(|status| status.group.is_some()));
         many

@@ -6,9 +6,7 @@ use flotilla_meta::{
     Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, NewNode, Setting, TokenId as JoinTokenId,
 };
 use flotilla_placement::Sharding;
-use flotilla_types::{
-    ClusterId, ConfState, Epoch, Locality, LogIndex, ReplicaDescriptor, Term, Timestamp, VersionRange,
-};
+use flotilla_types::{ClusterId, ConfState, Epoch, Locality, LogIndex, ReplicaDescriptor, Term, Timestamp};
 
 use super::{super::health::Totals, *};
 
@@ -25,12 +23,7 @@ impl Metadata {
         let (token, secret_hash) = (JoinTokenId(1), [1; 32]);
         metadata.apply(&MetaCommand::CreateToken { id: token, hash: secret_hash, expires_at_ms: 1 << 40, uses: 100 });
         for id in 2..=nodes {
-            metadata.apply(&MetaCommand::Join(JoinRequest {
-                token,
-                secret_hash,
-                node: new_node(id),
-                versions: Some(VersionRange::SUPPORTED),
-            }));
+            metadata.apply(&MetaCommand::Join(JoinRequest { token, secret_hash, node: new_node(id), versions: None }));
         }
         metadata
     }
