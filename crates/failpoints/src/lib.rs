@@ -4,8 +4,8 @@
 //! place is a variant of [`Place`], so the list is complete by construction.
 //!
 //! With the feature `enabled` the settings are global state of the process, in the registry of the crate
-//! `fail`. This is the one exception to the rule against global state. Deliberately absent: any effect
-//! without the feature.
+//! `fail`. Besides metrics and logging this is the one exception to the rule against global state.
+//! Deliberately absent: any effect without the feature.
 
 mod place;
 #[cfg(feature = "enabled")]

@@ -1,4 +1,5 @@
-//! The gateway: admission, forwarding and the HTTP interface.
+//! The layer between clients and shards: `Store`, the typed calls that every protocol makes, its admission
+//! and batching, and the HTTP interface. `flotilla_control` finds the leader and forwards.
 
 mod accept;
 mod admin;

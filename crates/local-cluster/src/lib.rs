@@ -9,7 +9,7 @@
 //! failpoints, [`flip_bit`]. Faults that need root say so ([`missing_privilege`]) and clean up after
 //! themselves, and after test processes that were killed.
 //!
-//! Deliberately absent: anything that reads or writes stored data, and any knowledge of the contents of a
+//! Deliberately absent: anything that reads or writes records, and any knowledge of the contents of a
 //! data folder, except that the view is a folder called `view`.
 
 mod cluster;

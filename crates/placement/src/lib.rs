@@ -1,8 +1,8 @@
 //! Pure placement: which bucket and shard a key belongs to, which nodes hold a shard, who should lead it.
 //!
 //! Invariants: everything here is a function of its arguments. The same input gives the same answer on every
-//! machine (integer arithmetic, ordered iteration), so two nodes with the same metadata
-//! make the same decisions.
+//! machine (integer arithmetic, ordered iteration), so two nodes with the same metadata make the same
+//! decisions.
 //!
 //! Deliberately absent: liveness detection, proposing, waiting. A [`Plan`] is advice; the metadata group
 //! decides.

@@ -293,7 +293,9 @@ fn open_log(folder: &Folder) -> anyhow::Result<Arc<EngineLog>> {
         EngineLog::open(&log_dir, options).with_context(|| format!("cannot open the log in {}", log_dir.display()))?;
     match log.evidence() {
         Ok(evidence) => tracing::info!(?evidence, "the log is complete"),
-        Err(doubt) => tracing::info!(reason = %doubt, "the log may be incomplete; peers are asked to verify it"),
+        Err(doubt) => {
+            tracing::warn!(reason = %doubt, "the log may be incomplete; replicas wait until peers verify it (see --trust-folder)");
+        }
     }
     Ok(Arc::new(log))
 }
