@@ -1,4 +1,4 @@
-//! `lint`: formatting, lints, layer rules, licences and advisories. Runs all steps and lists the failed ones.
+//! `lint`: formatting, lints, documents, layer rules, licences and advisories. Runs all steps and lists the failed ones.
 
 use anyhow::{Result, bail};
 
@@ -18,6 +18,11 @@ pub(crate) fn run() -> Result<()> {
     step("formatting", workspace::run(cargo().args(["fmt", "--all", "--check"])));
     let clippy = ["clippy", "--workspace", "--all-targets", "--features", "xtask/bench", "--", "-D", "warnings"];
     step("clippy", workspace::run(cargo().args(clippy)));
+    let mut documents = cargo();
+    step(
+        "documents",
+        workspace::run(documents.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"])),
+    );
     step("layers", layers::check_workspace());
     if workspace::is_installed("cargo", &["deny", "--version"]) {
         step("cargo-deny", workspace::run(cargo().args(["deny", "check"])));

@@ -112,7 +112,7 @@ pub(crate) struct Settings {
     /// TCP address to listen on for the Redis protocol [default: 127.0.0.1:7112]
     #[arg(long, env = "FLOTILLA_REDIS", value_name = "ADDR")]
     redis: Option<SocketAddr>,
-    /// Display name of this node [default: node-<port>]
+    /// Display name of this node [default: `node-PORT`]
     #[arg(long, env = "FLOTILLA_NAME", value_name = "NAME")]
     name: Option<String>,
     /// Location of this node: key=value labels, from the largest area to the smallest, such as

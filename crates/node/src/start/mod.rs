@@ -294,7 +294,7 @@ fn open_log(folder: &Folder) -> anyhow::Result<Arc<EngineLog>> {
     match log.evidence() {
         Ok(evidence) => tracing::info!(?evidence, "the log is complete"),
         Err(doubt) => {
-            tracing::warn!(reason = %doubt, "the log may be incomplete; replicas wait until peers verify it (see --trust-folder)");
+            tracing::info!(reason = %doubt, "no evidence that the log is complete: replicas wait for peers, if any (see --trust-folder)");
         }
     }
     Ok(Arc::new(log))
