@@ -85,8 +85,8 @@ async fn a_rolled_back_node_does_not_vote_away_what_it_acknowledged() {
     }
 }
 
-/// Node 3 is down while nodes 1 and 2 acknowledge writes; then node 1 is down and node 2 has forgotten them, on
-/// a machine that remembers nothing of it. Nodes 2 and 3 are a majority, and must not serve.
+/// Node 3 is down while nodes 1 and 2 acknowledge writes; then node 1 is down and node 2 has forgotten them,
+/// on a machine that remembers nothing of it. Nodes 2 and 3 are a majority, and must not serve.
 #[tokio::test]
 async fn a_node_that_was_down_cannot_verify_a_rolled_back_one() {
     let mut cluster = start(3).await;

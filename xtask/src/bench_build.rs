@@ -1,6 +1,7 @@
 //! `bench`, as the ordinary xtask has it: builds the one with the load generator, optimised, and runs that.
 //!
-//! The load generator is a cargo feature, because most commands do not need it and every command waits for its build.
+//! The load generator is a cargo feature, because most commands do not need it and every command waits for
+//! its build.
 
 use anyhow::Result;
 

@@ -1,4 +1,5 @@
-//! `lint`: formatting, lints, documents, layer rules, licences and advisories. Runs all steps and lists the failed ones.
+//! `lint`: formatting, lints, documents, layer rules, licences and advisories. Runs all steps and lists the
+//! failed ones.
 
 use anyhow::{Result, bail};
 

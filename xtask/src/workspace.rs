@@ -53,8 +53,8 @@ const OWN_CRATE: &[&str] =
 /// The cargo that runs this, in the workspace's root, as if called from a shell.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Some build scripts (ring's) run again when these change: a build from here and one from a shell would each undo
-    // the other's work, minutes at a time.
+    // Some build scripts (ring's) run again when these change: a build from here and one from a shell would
+    // each undo the other's work, minutes at a time.
     let own = |name: &str| OWN_CRATE.iter().any(|prefix| name.starts_with(prefix));
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_str().is_some_and(own)) {
         command.env_remove(name);
@@ -96,8 +96,8 @@ pub(crate) fn build_node(profile: Profile) -> Result<PathBuf> {
     binary(profile, "flotilla")
 }
 
-/// What selects the build that tests run: all crates, with failpoints. Every command that compiles tests passes
-/// exactly this, because cargo compiles a library once for each set of features that it is asked for.
+/// What selects the build that tests run: all crates, with failpoints. Every command that compiles tests
+/// passes exactly this, because cargo compiles a library once for each set of features that it is asked for.
 pub(crate) const TEST_BUILD: [&str; 3] = ["--workspace", "--features", "flotilla-node/failpoints,xtask/bench"];
 
 /// Builds all binaries and tests with failpoints.

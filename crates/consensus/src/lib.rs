@@ -1,8 +1,8 @@
 //! A pure multi-raft core over raft-rs: inputs in, effects out.
 //!
 //! [`Group`] is one replica of one shard; [`MultiRaft`] owns all groups of a node and collects their effects.
-//! The caller counts ticks and provides the seed of all randomness; a tick visits only the groups whose timers
-//! end with it. Log writes are effects; log reads, the only I/O, are synchronous calls of
+//! The caller counts ticks and provides the seed of all randomness; a tick visits only the groups whose
+//! timers end with it. Log writes are effects; log reads, the only I/O, are synchronous calls of
 //! [`flotilla_storage::Log`], because raft-rs reads synchronously.
 //!
 //! raft-rs and protobuf types stay inside this crate, and the crate `protobuf` 2 (raft-rs uses it) never

@@ -33,8 +33,8 @@ impl AcceptBackoff {
         *self = Self::default();
     }
 
-    /// An accept failed: each pause is twice as long as the one before, up to a second. Only the first failure
-    /// is logged. Connections that the client gave up before they were accepted need no pause.
+    /// An accept failed: each pause is twice as long as the one before, up to a second. Only the first
+    /// failure is logged. Connections that the client gave up before they were accepted need no pause.
     pub fn failed(&mut self, error: &io::Error, now: Instant) {
         if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
             return;

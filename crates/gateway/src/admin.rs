@@ -1,5 +1,5 @@
-//! What the HTTP interface needs from the node in addition to the store: status, collections, tokens, settings,
-//! drain, events.
+//! What the HTTP interface needs from the node in addition to the store: status, collections, tokens,
+//! settings, drain, events.
 //!
 //! The node implements [`Admin`]; the gateway only calls it. Queries return at once from the node's local
 //! state, so that they work without a quorum. Changes wait for the metadata group, until a deadline.
@@ -96,8 +96,8 @@ pub trait Admin: Send + Sync + 'static {
     /// Changes a setting and returns it.
     fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, Setting>;
 
-    /// Puts the next cluster version in force, if every node is ready for it; does nothing if this node's binary
-    /// supports no later one.
+    /// Puts the next cluster version in force, if every node is ready for it; does nothing if this node's
+    /// binary supports no later one.
     fn finish_upgrade(&self, deadline: Instant) -> AdminFuture<'_, UpgradeStatus>;
 
     /// Removes a node permanently. `force` also removes one that is alive, or that still holds replicas.

@@ -5,8 +5,8 @@
 //! remember its outcome. Expiry therefore takes effect only through the log, at the same entry on every
 //! replica.
 //!
-//! What a command means depends on the machine's version, which a command of its own log raises: so all replicas
-//! change the meaning at the same entry, whatever binaries their nodes run.
+//! What a command means depends on the machine's version, which a command of its own log raises: so all
+//! replicas change the meaning at the same entry, whatever binaries their nodes run.
 //!
 //! It knows nothing of Raft, networks or disks, and reads no clock.
 

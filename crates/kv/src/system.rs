@@ -1,8 +1,9 @@
 //! The encoding of the machine's own state in checkpoints: the clock, the counts, the sessions.
 //!
-//! Format: one version byte (2 once the machine has switched to a later version than the first), then a protobuf message with sessions and sequence numbers in ascending order,
-//! so that equal states give equal bytes. Of the index of expiring records it holds only the length, which
-//! tells whether the index must be rebuilt by a scan.
+//! Format: one version byte (2 once the machine has switched to a later version than the first), then a
+//! protobuf message with sessions and sequence numbers in ascending order, so that equal states give equal
+//! bytes. Of the index of expiring records it holds only the length, which tells whether the index must be
+//! rebuilt by a scan.
 
 use std::collections::BTreeMap;
 
@@ -33,8 +34,8 @@ pub(crate) struct System {
     pub(crate) expiring: u64,
 }
 
-/// The version byte of a state that names the machine's version. Until the switch, binaries that know only the
-/// first version read the state.
+/// The version byte of a state that names the machine's version. Until the switch, binaries that know only
+/// the first version read the state.
 const SWITCHED: u8 = 2;
 
 impl Default for System {

@@ -103,8 +103,8 @@ impl Cluster {
         }
     }
 
-    /// Removes what this boot of the machine remembers of the log of stopped node `i`, as a reboot does. A restored
-    /// folder then has no evidence against it, and none for it.
+    /// Removes what this boot of the machine remembers of the log of stopped node `i`, as a reboot does. A
+    /// restored folder then has no evidence against it, and none for it.
     ///
     /// # Errors
     /// The node runs, or has no log.

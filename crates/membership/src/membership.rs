@@ -297,9 +297,9 @@ impl Membership {
 
     /// Declares members down that have been suspect for twice the usual time.
     ///
-    /// A suspicion ends when the suspect refutes it, or by a timer of the node that raised it. If that node crashed or
-    /// was itself declared down (foca then voids its timers), and the suspect never heard of the suspicion, neither
-    /// happens. Once declared down, a live member objects when it is heard next.
+    /// A suspicion ends when the suspect refutes it, or by a timer of the node that raised it. If that node
+    /// crashed or was itself declared down (foca then voids its timers), and the suspect never heard of the
+    /// suspicion, neither happens. Once declared down, a live member objects when it is heard next.
     fn end_stale_suspicions(&mut self, now_ms: u64, effects: &mut Vec<Effect>) -> Result<(), StepError> {
         let since_ms = now_ms.saturating_sub(2 * self.config.suspect_after_ms);
         let is_stale = |member: &&foca::Member<Identity>| {

@@ -272,7 +272,8 @@ fn suspicion_after_a_short_pause_is_refuted() {
     assert!(!down, "a suspect that answers in time is not down");
 }
 
-/// A node that was cut off long enough to be declared down suspects others when it returns, and they never hear of it.
+/// A node that was cut off long enough to be declared down suspects others when it returns, and they never
+/// hear of it.
 #[test]
 fn a_suspicion_ends_although_the_node_that_raised_it_was_declared_down() {
     for (seed, cut_ms) in (30..35).flat_map(|seed| (3..9).map(move |seconds| (seed, seconds * SECOND))) {

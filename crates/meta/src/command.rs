@@ -124,9 +124,9 @@ pub enum MetaCommand {
         /// Its value.
         value: String,
     },
-    /// Puts the next cluster version in force. Refused unless the proposer has seen, of every node that is not
-    /// gone, a start at least as late as the recorded one with a binary that supports the version. So a node
-    /// that joined or restarted in the meantime is noticed.
+    /// Puts the next cluster version in force. Refused unless the proposer has seen, of every node that is
+    /// not gone, a start at least as late as the recorded one with a binary that supports the version. So a
+    /// node that joined or restarted in the meantime is noticed.
     SetClusterVersion {
         /// The version.
         version: ClusterVersion,

@@ -1,20 +1,22 @@
 //! Evidence that a log folder still holds everything that was synced to it.
 //!
-//! A folder that was restored from a copy has forgotten acknowledged entries and votes, and nothing in its content shows
-//! that. What shows it lies outside the content:
+//! A folder that was restored from a copy has forgotten acknowledged entries and votes, and nothing in its
+//! content shows that. What shows it lies outside the content:
 //!
-//! - **Same boot.** After every sync the sequence is written to a *witness*, a file on a memory-backed file system. A
-//!   killed process leaves it behind, a reboot removes it. A folder that recovers less than its witness went back.
-//! - **Clean stop.** A closed log leaves a marker with its sequence, and with inode and change time of every log file. The
-//!   kernel sets a change time and no program can, so any restore of files gives them another one.
-//! - **Reboot.** Every log file carries its own inode number and birth time in an extended attribute, which a copy does not
-//!   match; and neither the files nor the folder changed since the machine booted.
+//! - **Same boot.** After every sync the sequence is written to a *witness*, a file on a memory-backed file
+//!   system. A killed process leaves it behind, a reboot removes it. A folder that recovers less than its
+//!   witness went back.
+//! - **Clean stop.** A closed log leaves a marker with its sequence, and with inode and change time of every
+//!   log file. The kernel sets a change time and no program can, so any restore of files gives them another
+//!   one.
+//! - **Reboot.** Every log file carries its own inode number and birth time in an extended attribute, which a
+//!   copy does not match; and neither the files nor the folder changed since the machine booted.
 //!
 //! A folder without evidence is in doubt, durably (the file `DOUBT`), until its peers have verified it.
 //!
-//! What no evidence here detects: a whole block device or virtual machine that is set back, memory included; and after a
-//! crash of the machine without a clean stop, files whose content was overwritten in place before the next boot, or while
-//! the wall clock was wrong.
+//! What no evidence here detects: a whole block device or virtual machine that is set back, memory included;
+//! and after a crash of the machine without a clean stop, files whose content was overwritten in place before
+//! the next boot, or while the wall clock was wrong.
 
 use std::{
     fs::{self, File},
@@ -100,7 +102,8 @@ impl FileFacts {
     }
 }
 
-/// Records in a log file itself which file it is. Without support by the file system there is no evidence after a reboot.
+/// Records in a log file itself which file it is. Without support by the file system there is no evidence
+/// after a reboot.
 pub(crate) fn mark_birth(path: &Path) {
     let marked = FileFacts::of(path).and_then(|facts| {
         let Some(facts) = facts else { return Ok(()) };

@@ -20,9 +20,9 @@ pub struct Options {
     /// Bytes of log above which space is reclaimed; at least four files, 256 MiB by default. Choose it well
     /// above what all replicas keep since their checkpoints, or live entries are copied repeatedly.
     pub purge_threshold_bytes: u64,
-    /// A folder on a memory-backed file system, `/dev/shm` by default, in which the log records what it synced
-    /// (see `evidence`). It must survive the process and not the machine. In a container, mount one that outlives
-    /// the container.
+    /// A folder on a memory-backed file system, `/dev/shm` by default, in which the log records what it
+    /// synced (see `evidence`). It must survive the process and not the machine. In a container, mount one
+    /// that outlives the container.
     pub witness_dir: &'static str,
 }
 

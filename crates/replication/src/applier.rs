@@ -64,8 +64,8 @@ pub struct Applied<T> {
     pub replies: Vec<(T, Answer)>,
     /// Loads to run on another thread and report to [`Applier::loaded`].
     pub loads: Vec<Load>,
-    /// The disk or the view failed: nothing is lost, and the next start goes on from what is durable. The node
-    /// must end.
+    /// The disk or the view failed: nothing is lost, and the next start goes on from what is durable. The
+    /// node must end.
     pub fatal: Option<MachineError>,
 }
 
@@ -340,9 +340,9 @@ impl Ready {
     }
 }
 
-/// Reports that a replica failed: it is abandoned, or the node ends. The apply thread can wait for nothing, so
-/// what could be retried elsewhere ends the node here. An entry must not be applied twice anyway: the state
-/// machine may have changed before it met the error.
+/// Reports that a replica failed: it is abandoned, or the node ends. The apply thread can wait for nothing,
+/// so what could be retried elsewhere ends the node here. An entry must not be applied twice anyway: the
+/// state machine may have changed before it met the error.
 fn on_failure<T>(replica: ReplicaId, error: MachineError, out: &mut Applied<T>) {
     match remedy(&error) {
         Remedy::AbandonReplica => out.inputs.push(Input::Broken { replica }),

@@ -46,14 +46,14 @@ pub struct HostConfig {
 /// When a node trusts its log to hold everything that was synced to it, without asking its peers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum FolderTrust {
-    /// Never. For machines that may be set back as a whole: after every restart, replicas wait for n − q + 1 other
-    /// voters, which with three voters are both of them.
+    /// Never. For machines that may be set back as a whole: after every restart, replicas wait for n − q + 1
+    /// other voters, which with three voters are both of them.
     Never,
     /// If the log has evidence.
     #[default]
     Evidence,
-    /// Always, unless the log has evidence against it: the operator vouches that the folder is the newest. For a
-    /// node without evidence whose peers are gone for good.
+    /// Always, unless the log has evidence against it: the operator vouches that the folder is the newest.
+    /// For a node without evidence whose peers are gone for good.
     Always,
 }
 

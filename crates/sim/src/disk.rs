@@ -155,7 +155,8 @@ impl Log for Disk {
         bytes_max: usize,
     ) -> Result<Vec<Entry>, LogError> {
         if self.is_broken() {
-            // Not every reader of the log acts on an error at once, as the recovery handshake of a start does not.
+            // Not every reader of the log acts on an error at once, as the recovery handshake of a start does
+            // not.
             return Err(io::Error::other("a simulated I/O error").into());
         }
         let entries = self.log.entries(replica, from, to, bytes_max)?;

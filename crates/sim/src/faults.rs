@@ -310,8 +310,8 @@ impl World {
     /// Restores an older copy of a disk, if the cluster can spare the node and enough peers have seen a later
     /// sequence than the copy holds. A roll-back that no peer can notice is documented as undetectable.
     ///
-    /// If a node is `away`, all the others stop with the rolled-back one, so that only these two can verify each
-    /// other for a while.
+    /// If a node is `away`, all the others stop with the rolled-back one, so that only these two can verify
+    /// each other for a while.
     fn roll_back(
         &mut self,
         id: NodeId,

@@ -148,8 +148,8 @@ impl World {
     }
 }
 
-/// Whether an order may succeed later: the cluster or the token does not exist yet, or the cluster version rose
-/// in between.
+/// Whether an order may succeed later: the cluster or the token does not exist yet, or the cluster version
+/// rose in between.
 fn is_transient(refusal: &MetaRefusal) -> bool {
     matches!(
         refusal,

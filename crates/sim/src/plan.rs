@@ -34,8 +34,8 @@ pub(crate) struct Plan {
     /// Duration of the load, milliseconds.
     pub(crate) load_ms: u64,
     pub(crate) faults: Vec<Planned>,
-    /// When the operator begins to raise the cluster version, milliseconds after the clients start. `None`: when
-    /// the cluster is founded.
+    /// When the operator begins to raise the cluster version, milliseconds after the clients start. `None`:
+    /// when the cluster is founded.
     pub(crate) upgrade_at_ms: Option<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! Runs 500 seeds, each with its own cluster and mixture of faults: other seeds each week, so that not the same
-//! ones pass forever. A failure names its seed. Ten tests, so that they run in parallel.
+//! Runs 500 seeds, each with its own cluster and mixture of faults: other seeds each week, so that not the
+//! same ones pass forever. A failure names its seed. Ten tests, so that they run in parallel.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

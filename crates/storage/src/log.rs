@@ -109,7 +109,8 @@ pub struct PeerSequence {
     pub sequence: WalSequence,
 }
 
-/// Whether a log still holds every batch that was synced to it, as far as that can be known when it is opened.
+/// Whether a log still holds every batch that was synced to it, as far as that can be known when it is
+/// opened.
 ///
 /// The content of a restored copy does not show that it is old. An implementation may have other evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +183,7 @@ pub trait Log: Send + Sync + 'static {
     fn write(&self, batch: LogBatch) -> Result<(), LogError>;
 
     /// Reclaims disk space of truncated entries. Called every few seconds from a background thread; may do
-    /// nothing. Returns replicas that hold back space and should truncate soon, after a checkpoint if need be.
+    /// nothing. Returns replicas that hold back space and should truncate soon, after a checkpoint if need
+    /// be.
     fn reclaim(&self) -> Result<Vec<ReplicaId>, LogError>;
 }

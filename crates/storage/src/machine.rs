@@ -32,8 +32,8 @@ const SWITCH: u8 = 0;
 /// What a command needs of the cluster version in force before a leader may propose it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VersionNeed {
-    /// This version must be in force: a replica on an older binary could not decode the command, or would give
-    /// it another meaning.
+    /// This version must be in force: a replica on an older binary could not decode the command, or would
+    /// give it another meaning.
     InForce(ClusterVersion),
     /// The command puts this version in force, which must be the next one. The proposer has seen that every
     /// node supports it, or old replicas would stop at the command.

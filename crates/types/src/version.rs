@@ -5,7 +5,8 @@
 //! of versions; whatever needs a version above the one in force is not proposed. The version rises one step
 //! at a time, after every node was seen with a binary that supports the next one, and never falls.
 //!
-//! What each version introduced; a change of a command, record, entry, setting or rule of `apply` adds a line:
+//! What each version introduced; a change of a command, record, entry, setting or rule of `apply` adds a
+//! line:
 //!
 //! | version | what needs it | where |
 //! |---|---|---|
@@ -63,8 +64,8 @@ impl VersionRange {
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
 
-    /// The range of these numbers, as announced. Binaries that do not know of versions announce zeros; numbers
-    /// that make no range are taken for such an announcement.
+    /// The range of these numbers, as announced. Binaries that do not know of versions announce zeros;
+    /// numbers that make no range are taken for such an announcement.
     #[must_use]
     pub fn announced(min: u32, max: u32) -> Self {
         let valid = (1..=max).contains(&min) && max <= ClusterVersion::LAST.0;

@@ -24,11 +24,13 @@
 //!
 //! - Before the round's heartbeats are created or sent: voters receive them after the start of the lease, so
 //!   the promise outlasts the lease.
-//! - Between the responses and their being counted: the lease still starts when the round did, and has expired.
-//! - Between accepting a request and reading the clock: the clock includes the pause, so the lease has expired
-//!   and the read goes through a round.
+//! - Between the responses and their being counted: the lease still starts when the round did, and has
+//!   expired.
+//! - Between accepting a request and reading the clock: the clock includes the pause, so the lease has
+//!   expired and the read goes through a round.
 //! - Between reading the clock and responding: no other replica led *when the clock was read*, which is after
-//!   the request arrived. The read may be ordered at that moment; later writes of others are concurrent with it.
+//!   the request arrived. The read may be ordered at that moment; later writes of others are concurrent with
+//!   it.
 //! - A voter, at any point: its ticks are skipped, so its promise lasts longer.
 //!
 //! A lease belongs to one term. Every access asks raft-rs whether this replica still leads that term, so a

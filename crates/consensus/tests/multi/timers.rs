@@ -8,8 +8,8 @@ use flotilla_types::{Checkpoint, ConfState, HardState, LogIndex, Position, Repli
 
 use crate::driver::{Driver, descriptor};
 
-/// Elections, heartbeats, partitions, a restart and a learner, over 500 ticks. With `counts_each`, every group
-/// is touched before every tick, so that it counts each one at once.
+/// Elections, heartbeats, partitions, a restart and a learner, over 500 ticks. With `counts_each`, every
+/// group is touched before every tick, so that it counts each one at once.
 fn transcript(counts_each: bool) -> String {
     let mut driver = Driver::of_voters(&[1, 2, 3]);
     driver.create(4, &[]);

@@ -128,8 +128,8 @@ impl ClusterView {
         self.hints.clear_node(node);
     }
 
-    /// Records a start of a node and which cluster versions its binary supports. An earlier start than the last
-    /// one says nothing: its message is late.
+    /// Records a start of a node and which cluster versions its binary supports. An earlier start than the
+    /// last one says nothing: its message is late.
     pub fn observe_versions(&mut self, node: NodeId, incarnation: Incarnation, versions: VersionRange) {
         let start = self.starts.entry(node).or_insert((incarnation, versions));
         if incarnation >= start.0 {

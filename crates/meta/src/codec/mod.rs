@@ -1,8 +1,9 @@
 //! The binary format of commands, replies, records and snapshots.
 //!
 //! Invariants: every encoding starts with one byte, the cluster version that has its format (see
-//! `flotilla_types::ClusterVersion`), so that a binary that does not support it stops there; equal values give equal bytes; any
-//! bytes that this module did not write are refused with a typed error. The protobuf messages stay private.
+//! `flotilla_types::ClusterVersion`), so that a binary that does not support it stops there; equal values
+//! give equal bytes; any bytes that this module did not write are refused with a typed error. The protobuf
+//! messages stay private.
 
 mod commands;
 mod records;

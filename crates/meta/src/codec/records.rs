@@ -218,7 +218,8 @@ macro_rules! stored {
     };
 }
 
-/// Encodes the header. It has the version in force, so that a binary that does not support it reads no further.
+/// Encodes the header. It has the version in force, so that a binary that does not support it reads no
+/// further.
 pub(crate) fn encode_header(header: &Header) -> Bytes {
     encode_at(VersionNeed::InForce(header.cluster_version), &HeaderPb::from(header))
 }

@@ -169,8 +169,8 @@ pub(crate) struct Settings {
     /// Log entries that a checkpoint leaves in the log, for followers that lag slightly [default: 1024]
     #[arg(long, env = "FLOTILLA_LOG_TAIL_ENTRIES", value_name = "N")]
     log_tail_entries: Option<u64>,
-    /// Bytes of a file that only takes up space; a start on a full disk deletes it, so that the node can start;
-    /// 0 for none [default: 67108864]
+    /// Bytes of a file that only takes up space; a start on a full disk deletes it, so that the node can
+    /// start; 0 for none [default: 67108864]
     #[arg(long, env = "FLOTILLA_BALLAST_BYTES", value_name = "BYTES")]
     ballast_bytes: Option<u64>,
     /// Origins from which browsers may call the HTTP interface (comma-separated) [default: none]

@@ -29,7 +29,8 @@ const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
 /// larger one.
 const INCARNATION_MAX: u64 = (1 << 30) - 2;
 
-/// Refuses a cluster version that this binary does not support: it would misread or stop at what others write.
+/// Refuses a cluster version that this binary does not support: it would misread or stop at what others
+/// write.
 pub(crate) fn check_cluster_version(in_force: ClusterVersion) -> anyhow::Result<()> {
     let supported = VersionRange::SUPPORTED;
     if supported.supports(in_force) {

@@ -35,8 +35,8 @@ impl Fixture {
         self.log.write(LogBatch { sequence, replicas: vec![write], peer_sequences: Vec::new() }).unwrap();
     }
 
-    /// Writes to the hot replica, which truncates its log, and reclaims. Returns whether the log names the cold
-    /// one.
+    /// Writes to the hot replica, which truncates its log, and reclaims. Returns whether the log names the
+    /// cold one.
     fn names_cold(&mut self) -> bool {
         for _ in 0..10 {
             self.hot += 1;

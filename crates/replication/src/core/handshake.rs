@@ -2,15 +2,15 @@
 //! backwards.
 //!
 //! A restored or damaged data folder forgets acknowledged entries and votes. A log with evidence that it is
-//! complete ([`flotilla_storage::LogEvidence`]) is trusted at once. Without evidence the node must ask: every synced log batch
-//! carries a node-wide sequence, node heartbeats advertise it, and each peer remembers the highest one durably,
-//! with its own next write. The node keeps its replicas unverified (no votes, no acknowledgements) until enough
-//! peers have confirmed that it recovered at least as much as they remember.
+//! complete ([`flotilla_storage::LogEvidence`]) is trusted at once. Without evidence the node must ask: every
+//! synced log batch carries a node-wide sequence, node heartbeats advertise it, and each peer remembers the
+//! highest one durably, with its own next write. The node keeps its replicas unverified (no votes, no
+//! acknowledgements) until enough peers have confirmed that it recovered at least as much as they remember.
 //!
-//! Enough are n − q + 1 voters *other than this node*, with n voters and commit quorums of q. An entry that this
-//! node acknowledged and forgot was committed by q − 1 others with it, and so many others are too many to miss
-//! all of them. A majority that counts the node itself is not enough: with three voters it could consist of the
-//! node that forgot and of one that was down at the time.
+//! Enough are n − q + 1 voters *other than this node*, with n voters and commit quorums of q. An entry that
+//! this node acknowledged and forgot was committed by q − 1 others with it, and so many others are too many
+//! to miss all of them. A majority that counts the node itself is not enough: with three voters it could
+//! consist of the node that forgot and of one that was down at the time.
 //!
 //! Not covered: batches synced after the last heartbeat to a peer, and sequences that peers received but had
 //! not written when they crashed as well. Heartbeats go out several times a second.
@@ -134,8 +134,8 @@ impl RecoveryHandshake {
         self.synced = self.synced.max(sequence);
     }
 
-    /// Whether this node may create a replica of this shard. A node whose disk was wiped under its old identity
-    /// would recreate its old replicas and break their promises.
+    /// Whether this node may create a replica of this shard. A node whose disk was wiped under its old
+    /// identity would recreate its old replicas and break their promises.
     pub(super) fn may_create(&self, me: NodeId, descriptor: &ShardDescriptor) -> bool {
         if self.may_have_forgotten_replicas {
             return false;
@@ -232,8 +232,8 @@ impl NodeHeartbeat {
 
 impl<T> Core<T> {
     /// Whether each replica was verified or abandoned, so that nothing lost can do harm any more. A node that
-    /// recovered nothing must be checked too: it may have lost everything. Evidence does not replace the check
-    /// here: a peer that remembers more is still heard.
+    /// recovered nothing must be checked too: it may have lost everything. Evidence does not replace the
+    /// check here: a peer that remembers more is still heard.
     fn is_recovery_complete(&self) -> bool {
         let checked = self.handshake.rolled_back || self.handshake.is_verified();
         checked && !self.replicas.values().any(|replica| replica.unverified)
@@ -315,7 +315,8 @@ impl<T> Core<T> {
         let none_forgotten = if handshake.rolled_back {
             !handshake.may_have_forgotten_replicas
         } else {
-            // Any node may remember a replica that this one forgot altogether. Without peers nobody has said so.
+            // Any node may remember a replica that this one forgot altogether. Without peers nobody has said
+            // so.
             handshake.is_verified_by_all() && !handshake.verified_by.is_empty()
         };
         if handshake.in_doubt && none_forgotten && !self.replicas.values().any(|replica| replica.unverified) {
@@ -363,8 +364,8 @@ impl<T> Core<T> {
         })
     }
 
-    /// The configurations that may be in force at the end of a log: the last one that is known to be committed,
-    /// and those after it.
+    /// The configurations that may be in force at the end of a log: the last one that is known to be
+    /// committed, and those after it.
     fn recent_confs(&self, id: ReplicaId, state: &ReplicaLog) -> Option<RecentConfs> {
         let position = &state.checkpoint.position;
         let mut conf = position.conf.clone();
@@ -396,7 +397,8 @@ impl<T> Core<T> {
         self.logged_changes(id, state).is_some_and(|changes| changes.iter().all(|(_, change)| keeps_voters(change)))
     }
 
-    /// The configuration changes in a log after its checkpoint, with their indexes; `None` when they cannot be read.
+    /// The configuration changes in a log after its checkpoint, with their indexes; `None` when they cannot
+    /// be read.
     fn logged_changes(&self, id: ReplicaId, state: &ReplicaLog) -> Option<Vec<(LogIndex, ConfChange)>> {
         let mut changes = Vec::new();
         let mut next = state.truncated.0.max(state.checkpoint.position.index).next();

@@ -1,4 +1,5 @@
-//! Which replicas the next tick must visit, kept up to date as inputs arrive, and what several replicas share.
+//! Which replicas the next tick must visit, kept up to date as inputs arrive, and what several replicas
+//! share.
 //!
 //! Invariants: a replica with a request or a read round that may expire is in `waiting`; one that was sent a
 //! snapshot and has not acknowledged it is in `snapshots`; one whose checkpoint is due and not running is in

@@ -82,8 +82,8 @@ impl<T> Core<T> {
         self.schedule.transferable.len()
     }
 
-    /// Replicas that ticks and published updates have visited since the start: it grows with what happens, not
-    /// with the number of replicas.
+    /// Replicas that ticks and published updates have visited since the start: it grows with what happens,
+    /// not with the number of replicas.
     #[must_use]
     pub fn visits(&self) -> u64 {
         self.schedule.visits + self.raft.tick_visits()

@@ -153,7 +153,7 @@ fn without_a_leader_each_replica_is_visited_when_its_election_timeout_ends() {
     let count = 500;
     let ticks = 80;
     let visits = Many::verified(count).tick(ticks);
-    // An election timeout is at least 8 ticks. Each end of one is a visit, which changes the status; input that
-    // postpones it costs one visit more.
+    // An election timeout is at least 8 ticks. Each end of one is a visit, which changes the status; input
+    // that postpones it costs one visit more.
     assert!((count..=3 * count * (ticks / 8)).contains(&visits), "{visits}");
 }

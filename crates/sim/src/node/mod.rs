@@ -224,8 +224,8 @@ impl World {
     /// Kills the process. A write in flight happens or not, by chance.
     pub(crate) fn crash(&mut self, id: NodeId) {
         let written = self.rng.random_bool(0.5);
-        // The machine may have restarted on a file system that keeps no evidence. A replica then needs both others of
-        // three, so none of them may be lost for good.
+        // The machine may have restarted on a file system that keeps no evidence. A replica then needs both
+        // others of three, so none of them may be lost for good.
         let may_doubt = self.rng.random_bool(0.25) && !self.is_losing_data() && self.unconverged(LAG_MAX).is_none();
         let evidence = if may_doubt { LogEvidence::Unknown } else { LogEvidence::Complete };
         let Some(node) = self.nodes.get_mut(&id) else { return };
