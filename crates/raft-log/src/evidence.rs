@@ -20,13 +20,13 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use flotilla_storage::sync_dir;
+use flotilla_storage::{replace_file, sync_dir};
 use flotilla_types::WalSequence;
 use rustix::fs::{AtFlags, CWD, StatxFlags, XattrFlags, statx};
 
@@ -289,10 +289,7 @@ pub(crate) fn mark_clean_stop(dir: &Path, sequence: WalSequence) -> io::Result<(
     for (name, inode, changed_ns) in clean.files {
         text.push_str(&format!("{name} {inode} {changed_ns}\n"));
     }
-    let mut file = File::create(dir.join(CLEAN_FILE))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    sync_dir(dir)
+    replace_file(&dir.join(CLEAN_FILE), text.as_bytes(), 0o600, |_| Ok(()))
 }
 
 /// The highest sequence that was synced since this boot, on a memory-backed file system.

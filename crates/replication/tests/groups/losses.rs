@@ -16,6 +16,16 @@ fn lost(world: &World, node: NodeId) -> Option<Vec<ReplicaId>> {
     })
 }
 
+/// Replaces the first replica of a node, which it lost, by a new one that joins as a learner.
+fn replace_lost(world: &mut World, node: NodeId) {
+    let (old, new) = (ReplicaId(node.0), ReplicaId(9));
+    world.input(node, Input::TrustFolder);
+    world.desired.remove(&old);
+    world.add_learners(&[(new, node)]);
+    world.swap(&[new], &[old]);
+    world.remove(old, node);
+}
+
 #[test]
 fn a_rolled_back_node_abandons_its_replicas_and_no_write_is_lost() {
     for seed in seeds(6) {
@@ -85,12 +95,7 @@ fn a_rolled_back_node_does_not_vote_before_it_is_verified() {
         world.run_until(1_000, "the node reports a loss", |world| lost(world, rolled).is_some());
         world.heal();
         world.start(leader);
-        world.input(rolled, Input::TrustFolder);
-        let (old, new) = (ReplicaId(rolled.0), ReplicaId(9));
-        world.desired.remove(&old);
-        world.add_learners(&[(new, rolled)]);
-        world.swap(&[new], &[old]);
-        world.remove(old, rolled);
+        replace_lost(&mut world, rolled);
         world.finish();
     }
 }
@@ -111,11 +116,7 @@ fn a_rolled_back_node_that_was_the_only_voter_does_not_fork_its_group() {
         world.start(NodeId(1));
         world.run_until(3_000, "the node reports a loss", |world| lost(world, NodeId(1)).is_some());
         assert_eq!(lost(&world, NodeId(1)), Some(vec![ReplicaId(1)]));
-        world.input(NodeId(1), Input::TrustFolder);
-        world.desired.remove(&ReplicaId(1));
-        world.add_learners(&[(ReplicaId(9), NodeId(1))]);
-        world.swap(&[ReplicaId(9)], &[ReplicaId(1)]);
-        world.remove(ReplicaId(1), NodeId(1));
+        replace_lost(&mut world, NodeId(1));
         world.finish();
     }
 }
@@ -226,12 +227,7 @@ fn a_rolled_back_node_needs_more_than_one_that_was_away() {
         assert_eq!(lost(&world, rolled), None, "nobody who remembers is there");
         world.start(leader);
         world.run_until(3_000, "the node reports a loss", |world| lost(world, rolled).is_some());
-        world.input(rolled, Input::TrustFolder);
-        let (old, new) = (ReplicaId(rolled.0), ReplicaId(9));
-        world.desired.remove(&old);
-        world.add_learners(&[(new, rolled)]);
-        world.swap(&[new], &[old]);
-        world.remove(old, rolled);
+        replace_lost(&mut world, rolled);
         world.finish();
     }
 }
