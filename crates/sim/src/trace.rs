@@ -36,6 +36,7 @@ fn input(input: &Input<u64>) -> String {
             message.entries.len(),
             if message.reject { " rejects" } else { "" },
         ),
+        Input::PeerSynced { sequence, .. } => format!("peer synced {sequence}"),
         Input::NodeHeartbeat { heartbeat, .. } => format!(
             "heartbeat {} recovered {} synced {} recovery_complete {} of you {} lost {:?}",
             heartbeat.incarnation,

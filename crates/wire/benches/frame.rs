@@ -34,7 +34,7 @@ fn read(bencher: Bencher, entry_bytes: usize) {
 
 fn framed(messages: Vec<Message>) -> Bytes {
     let envelopes = messages.into_iter().zip(1..).map(|(message, shard)| envelope_to_wire(ShardId(shard), message));
-    encode(&peer::Frame { raft: envelopes.collect(), heartbeat: None })
+    encode(&peer::Frame { raft: envelopes.collect(), heartbeat: None, synced: 0 })
 }
 
 fn messages(entry_bytes: usize) -> Vec<Message> {

@@ -63,7 +63,7 @@ mod tests {
 
     fn frame_of(envelopes: usize) -> Bytes {
         let envelope = peer::Envelope { from: 1, to: 2, ..Default::default() };
-        encode(&peer::Frame { raft: vec![envelope; envelopes], heartbeat: None })
+        encode(&peer::Frame { raft: vec![envelope; envelopes], heartbeat: None, synced: 0 })
     }
 
     #[test]
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(decode_frame(envelopes.into()), Err(WireError::OutOfRange("length")));
         let entries = vec![peer::Entry::default(); 1_000];
         let envelope = peer::Envelope { from: 1, to: 2, entries, ..Default::default() };
-        let frame = peer::Frame { raft: vec![envelope], heartbeat: None };
+        let frame = peer::Frame { raft: vec![envelope], heartbeat: None, synced: 0 };
         assert_eq!(decode_frame(encode(&frame)), Err(WireError::OutOfRange("length")));
     }
 }

@@ -107,10 +107,12 @@ fn frame() -> impl Strategy<Value = Bytes> {
             ..Default::default()
         },
     );
-    (vec((extreme_u64(), message()), 0..4), option::of(heartbeat)).prop_map(|(messages, heartbeat)| {
-        let raft = messages.into_iter().map(|(shard, message)| envelope_to_wire(ShardId(shard), message)).collect();
-        encode(&peer::Frame { raft, heartbeat })
-    })
+    (vec((extreme_u64(), message()), 0..4), option::of(heartbeat), extreme_u64()).prop_map(
+        |(messages, heartbeat, synced)| {
+            let raft = messages.into_iter().map(|(shard, message)| envelope_to_wire(ShardId(shard), message)).collect();
+            encode(&peer::Frame { raft, heartbeat, synced })
+        },
+    )
 }
 
 /// A flood of empty parts, which cost the sender two bytes each, at nesting depths from one to three.
@@ -137,7 +139,7 @@ fn read(frame: Bytes) -> Result<Vec<(ShardId, Message)>, WireError> {
 fn extreme_messages_round_trip() {
     attack(128, (extreme_u64(), message()), |(shard, message)| {
         let raft = vec![envelope_to_wire(ShardId(shard), message.clone())];
-        let frame = encode(&peer::Frame { raft, heartbeat: None });
+        let frame = encode(&peer::Frame { raft, heartbeat: None, synced: 0 });
         assert_eq!(read(frame.clone()), Ok(vec![(ShardId(shard), message.clone())]));
         // A truncated frame gives an error or no messages, never other messages.
         at_every_cut(&frame, |cut| {

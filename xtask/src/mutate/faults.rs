@@ -606,4 +606,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "promises-name-no-batch",
+        what: "acknowledgements do not say which log batch they rest on; only node heartbeats do",
+        file: "crates/replication/src/core/handshake.rs",
+        before: "            return;\n        }\n        self.remember(from, sequence);",
+        after: "            return;\n        }\n        let _ = sequence;",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];

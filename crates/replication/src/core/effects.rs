@@ -30,6 +30,9 @@ pub struct Outgoing {
     pub shard: ShardId,
     /// The message.
     pub message: Message,
+    /// The log batch that the message waited for, if it is a promise; zero otherwise. The receiver remembers
+    /// it, as what this node must still hold after a restart.
+    pub synced: WalSequence,
 }
 
 /// Work for the thread that owns the state machines. Tasks of one replica run in order.

@@ -3,8 +3,8 @@
 //!
 //! A restored or damaged data folder forgets acknowledged entries and votes. A log with evidence that it is
 //! complete ([`flotilla_storage::LogEvidence`]) is trusted at once. Without evidence the node must ask: every
-//! synced log batch carries a node-wide sequence, node heartbeats advertise it, and each peer remembers the
-//! highest one durably, with its own next write. The node keeps its replicas unverified (no votes, no
+//! synced log batch carries a node-wide sequence, node heartbeats and the messages that wait for the batch
+//! name it, and each peer remembers the highest one durably, with its own next write. The node keeps its replicas unverified (no votes, no
 //! acknowledgements) until enough peers have confirmed that it recovered at least as much as they remember.
 //!
 //! Enough are n − q + 1 voters *other than this node*, with n voters and commit quorums of q. An entry that
@@ -12,8 +12,8 @@
 //! to miss all of them. A majority that counts the node itself is not enough: with three voters it could
 //! consist of the node that forgot and of one that was down at the time.
 //!
-//! Not covered: batches synced after the last heartbeat to a peer, and sequences that peers received but had
-//! not written when they crashed as well. Heartbeats go out several times a second.
+//! Not covered: sequences that peers received but had not written when they crashed as well, between a
+//! promise of this node and their own next write.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,6 +59,8 @@ pub(super) struct RecoveryHandshake {
     verified_by: BTreeSet<NodeId>,
     /// The highest sequence that each peer advertised.
     peer_sequences: BTreeMap<NodeId, WalSequence>,
+    /// Those of them that the next log write must record.
+    unrecorded: BTreeMap<NodeId, WalSequence>,
     /// The result of checking each peer at its last heartbeat: its incarnation, and what it lost, if
     /// anything.
     peer_checks: BTreeMap<NodeId, (Incarnation, Option<WalSequence>)>,
@@ -95,6 +97,7 @@ impl RecoveryHandshake {
             advertised: BTreeMap::new(),
             verified_by: BTreeSet::new(),
             peer_sequences: peer_sequences.into_iter().map(|peer| (peer.node, peer.sequence)).collect(),
+            unrecorded: BTreeMap::new(),
             peer_checks: BTreeMap::new(),
             ahead: BTreeSet::new(),
             clocks: BTreeMap::new(),
@@ -186,16 +189,39 @@ impl RecoveryHandshake {
         lost
     }
 
+    /// Remembers what a peer has synced, unless it lost something or was not checked in this incarnation.
+    pub(super) fn note_synced(&mut self, from: NodeId, sequence: WalSequence) {
+        let Some((incarnation, None)) = self.peer_checks.get(&from) else { return };
+        if sequence < first_sequence(*incarnation) || sequence >= SEQUENCE_END {
+            return;
+        }
+        self.remember(from, sequence);
+    }
+
+    fn remember(&mut self, peer: NodeId, sequence: WalSequence) {
+        let remembered = self.peer_sequences.entry(peer).or_default();
+        if sequence > *remembered {
+            *remembered = sequence;
+            self.unrecorded.insert(peer, sequence);
+        }
+    }
+
+    pub(super) fn take_unrecorded(&mut self) -> BTreeMap<NodeId, WalSequence> {
+        std::mem::take(&mut self.unrecorded)
+    }
+
     /// A connection came up or went down: the peer may have restarted and must be checked again.
     fn forget_check(&mut self, node: NodeId) {
         self.peer_checks.remove(&node);
     }
 
-    /// What a peer remembers of our log beyond what we recovered; `None` when it verifies us. Sequences
-    /// advertised to it since its first check are not losses: an old heartbeat of ours arrived late.
+    /// What a peer remembers of our log beyond what we recovered; `None` when it verifies us. Sequences of
+    /// this incarnation, and those advertised to it since its first check, are not losses: it accepts them only
+    /// after a check that found none, and an older heartbeat of ours arrived late.
     fn lost_according_to(&mut self, peer: NodeId, remembered: Option<WalSequence>) -> Option<WalSequence> {
         let advertised = *self.advertised.entry(peer).or_insert(self.recovered);
-        remembered.filter(|remembered| *remembered > advertised)
+        let ours = first_sequence(self.incarnation)..=self.synced;
+        remembered.filter(|remembered| *remembered > advertised && !ours.contains(remembered))
     }
 
     fn heartbeat_for(&mut self, peer: NodeId, wall_ms: u64, recovery_complete: bool) -> NodeHeartbeat {
@@ -285,9 +311,8 @@ impl<T> Core<T> {
         let checked = self.handshake.peer_checks.get(&from);
         let is_first_check = checked.is_none_or(|(incarnation, _)| *incarnation != heartbeat.incarnation);
         let lost = self.handshake.check_peer(from, &heartbeat);
-        if lost.is_none() && heartbeat.synced > self.handshake.peer_sequences.get(&from).copied().unwrap_or_default() {
-            self.handshake.peer_sequences.insert(from, heartbeat.synced);
-            effects.peer_sequences.push((from, heartbeat.synced));
+        if lost.is_none() {
+            self.handshake.remember(from, heartbeat.synced);
         }
         if is_first_check {
             // The peer may be waiting for the result.

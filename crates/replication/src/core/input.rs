@@ -106,6 +106,13 @@ pub enum Input<T> {
         /// The message.
         message: Message,
     },
+    /// A peer made promises in messages that follow: its log is synced up to this batch.
+    PeerSynced {
+        /// The peer.
+        from: NodeId,
+        /// The batch.
+        sequence: WalSequence,
+    },
     /// A node heartbeat arrived.
     NodeHeartbeat {
         /// The sender.

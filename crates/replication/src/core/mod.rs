@@ -135,6 +135,7 @@ impl<T> Core<T> {
         match input {
             Input::Tick => self.tick(effects),
             Input::Raft { from, shard, message } => self.receive(from, shard, message, effects),
+            Input::PeerSynced { from, sequence } => self.handshake.note_synced(from, sequence),
             Input::NodeHeartbeat { from, heartbeat } => self.on_node_heartbeat(from, heartbeat, effects),
             Input::Peers(peers) => {
                 self.handshake.set_peers(peers);
@@ -197,6 +198,9 @@ impl<T> Core<T> {
             self.start_reads(replica, effects);
         }
         self.drain(effects);
+        if !effects.writes.is_empty() {
+            effects.peer_sequences.extend(self.handshake.take_unrecorded());
+        }
     }
 
     fn tick(&mut self, effects: &mut Effects<T>) {

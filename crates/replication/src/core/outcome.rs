@@ -90,7 +90,7 @@ impl<T> Core<T> {
             replica.snapshots_sent.insert(message.to, self.now_ms);
             self.schedule.snapshots.insert(message.from);
         }
-        Some(Outgoing { node, shard, message })
+        Some(Outgoing { node, shard, message, synced: WalSequence(0) })
     }
 
     fn persist(&mut self, shard: ShardId, persist: Persist, effects: &mut Effects<T>) {

@@ -41,7 +41,7 @@ impl PackedFrame {
 pub fn pack(messages: Vec<Outgoing>) -> Vec<PackedFrame> {
     let mut packed = Vec::new();
     let mut frames: BTreeMap<(NodeId, bool), Pending> = BTreeMap::new();
-    for Outgoing { node, shard, message } in messages {
+    for Outgoing { node, shard, message, synced } in messages {
         let bulk = is_bulk(&message);
         let bytes: usize = message.entries.iter().map(flotilla_types::Entry::size_bytes).sum();
         let pending = frames.entry((node, bulk)).or_default();
@@ -50,6 +50,7 @@ pub fn pack(messages: Vec<Outgoing>) -> Vec<PackedFrame> {
             packed.push(std::mem::take(pending).close(node, bulk));
         }
         pending.bytes += bytes;
+        pending.synced = pending.synced.max(synced);
         pending.endpoints.push((message.from, message.to));
         if message.snapshot.is_some() {
             pending.snapshots.push((message.from, message.to));
@@ -81,7 +82,7 @@ pub fn pack_node_heartbeat(heartbeat: &NodeHeartbeat) -> Bytes {
         version_min: heartbeat.versions.min.0,
         version_max: heartbeat.versions.max.0,
     };
-    encode(&peer::Frame { raft: Vec::new(), heartbeat: Some(heartbeat) })
+    encode(&peer::Frame { raft: Vec::new(), heartbeat: Some(heartbeat), synced: 0 })
 }
 
 #[derive(Default)]
@@ -90,6 +91,7 @@ struct Pending {
     endpoints: Vec<(ReplicaId, ReplicaId)>,
     snapshots: Vec<(ReplicaId, ReplicaId)>,
     bytes: usize,
+    synced: WalSequence,
 }
 
 impl Pending {
@@ -97,7 +99,7 @@ impl Pending {
         PackedFrame {
             node,
             class: if bulk { Class::Bulk } else { Class::Urgent },
-            frame: encode(&peer::Frame { raft: self.envelopes, heartbeat: None }),
+            frame: encode(&peer::Frame { raft: self.envelopes, heartbeat: None, synced: self.synced.0 }),
             endpoints: self.endpoints,
             snapshots: self.snapshots,
         }
@@ -107,7 +109,7 @@ impl Pending {
 /// Decodes a peer's frame into inputs for the core.
 pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError> {
     let frame = decode_frame(frame)?;
-    let mut inputs = Vec::with_capacity(frame.raft.len() + 1);
+    let mut inputs = Vec::with_capacity(frame.raft.len() + 2);
     if let Some(heartbeat) = frame.heartbeat {
         let leaders = heartbeat.leaders.iter().map(|leader| (ShardId(leader.shard), Term(leader.term))).collect();
         let heartbeat = NodeHeartbeat {
@@ -122,6 +124,9 @@ pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError>
             versions: VersionRange::announced(heartbeat.version_min, heartbeat.version_max),
         };
         inputs.push(Input::NodeHeartbeat { from, heartbeat });
+    }
+    if frame.synced != 0 {
+        inputs.push(Input::PeerSynced { from, sequence: WalSequence(frame.synced) });
     }
     for envelope in frame.raft {
         let (shard, message) = envelope_from_wire(envelope)?;

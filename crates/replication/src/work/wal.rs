@@ -118,7 +118,9 @@ impl Wal {
         if merged.log_complete {
             log.set_complete()?;
         }
-        Ok(Durable { sequence: self.written, done: merged.done, after: merged.after })
+        let mut after = merged.after;
+        after.iter_mut().for_each(|outgoing| outgoing.synced = self.written);
+        Ok(Durable { sequence: self.written, done: merged.done, after })
     }
 }
 

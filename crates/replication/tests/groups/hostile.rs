@@ -381,7 +381,14 @@ enum HostileAction {
 fn hostile_action() -> impl Strategy<Value = HostileAction> {
     let frame = hostile_message().prop_map(|hostile_message| {
         let victim = Victim::new();
-        pack(vec![Outgoing { node: ME, shard: SHARD, message: hostile_message.message(&victim).0 }]).remove(0).frame
+        pack(vec![Outgoing {
+            node: ME,
+            shard: SHARD,
+            message: hostile_message.message(&victim).0,
+            synced: WalSequence(0),
+        }])
+        .remove(0)
+        .frame
     });
     let wall = prop_oneof![Just(WALL_MS), extreme_u64()];
     let heartbeat =
@@ -462,7 +469,7 @@ fn act(victim: &mut Victim, action: HostileAction) {
         HostileAction::Raft(hostile_message) => {
             let (message, objects) = hostile_message.message(victim);
             victim.objects.extend(objects.into_iter().map(|object| (ObjectId::of(&object), object)));
-            let frames = pack(vec![Outgoing { node: ME, shard: SHARD, message }]);
+            let frames = pack(vec![Outgoing { node: ME, shard: SHARD, message, synced: WalSequence(0) }]);
             for packed in frames {
                 receive(victim, packed.frame);
             }

@@ -100,6 +100,36 @@ fn a_rolled_back_node_does_not_vote_before_it_is_verified() {
     }
 }
 
+/// Node heartbeats come twice a second, and writes by the thousand: acknowledgements themselves say what a
+/// node must not forget.
+#[test]
+fn a_roll_back_to_after_the_last_heartbeat_is_noticed() {
+    for seed in seeds(4) {
+        let mut world = World::founded(seed, 3, 3);
+        world.run_ms(1_000);
+        let (leader, _) = world.leader().unwrap();
+        let (rolled, down) = (NodeId(leader.0 % 3 + 1), NodeId((leader.0 + 1) % 3 + 1));
+        world.crash(down);
+        world.network.node_heartbeats_lost = true;
+        let backup = world.backup(rolled);
+        world.add_clients(3);
+        world.run_ms(1_500);
+        assert!(world.checks.writes > 20);
+        world.crash(leader);
+        world.crash(rolled);
+        world.restore(rolled, &backup);
+        world.network.node_heartbeats_lost = false;
+        world.start(rolled);
+        world.start(down);
+        world.run_ms(3_000);
+        assert!(world.leader().is_none(), "these two lack acknowledged writes\n{}", world.describe());
+        world.start(leader);
+        world.run_until(3_000, "the node reports a loss", |world| lost(world, rolled).is_some());
+        replace_lost(&mut world, rolled);
+        world.finish();
+    }
+}
+
 #[test]
 fn a_rolled_back_node_that_was_the_only_voter_does_not_fork_its_group() {
     for seed in seeds(4) {

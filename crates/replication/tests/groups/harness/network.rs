@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_replication::{Input, NodeHeartbeat, Outgoing};
-use flotilla_types::NodeId;
+use flotilla_types::{NodeId, WalSequence};
 use rand::RngExt as _;
 
 use super::{Event, World, node::NodeEvent};
@@ -121,6 +121,9 @@ impl World {
         }
         match frame {
             Frame::Raft(outgoing) => {
+                if outgoing.synced > WalSequence(0) {
+                    self.input(to, Input::PeerSynced { from, sequence: outgoing.synced });
+                }
                 self.input(to, Input::Raft { from, shard: outgoing.shard, message: outgoing.message });
             }
             Frame::NodeHeartbeat(heartbeat) => self.input(to, Input::NodeHeartbeat { from, heartbeat }),

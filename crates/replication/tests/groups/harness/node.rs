@@ -434,7 +434,8 @@ impl World {
         if !done.is_empty() {
             self.take(node, running, Input::Written { sequence: running.wal.written, done });
         }
-        for outgoing in after {
+        for mut outgoing in after {
+            outgoing.synced = running.wal.written;
             self.transmit(node, running, outgoing);
         }
         self.write(node, running);
