@@ -23,5 +23,6 @@ mod snapshot;
 mod takeover;
 mod tokens;
 mod transfer;
+mod upgrade;
 mod view;
 mod wiped;

@@ -38,6 +38,17 @@ pub enum GroupError {
     /// sends, or this replica's log went backwards.
     #[error("the Raft library failed for this replica")]
     Library,
+    /// A committed configuration change has a format that this binary does not know.
+    #[error(
+        "a configuration change has format {found} and this binary knows {known}: \
+         install a newer binary and start the node again"
+    )]
+    Version {
+        /// Format of the change.
+        found: u8,
+        /// Newest format that this binary reads.
+        known: u8,
+    },
 }
 
 /// A proposal was refused. Nothing was appended.

@@ -16,7 +16,7 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, HardState, LogIndex, Message, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-use crate::{ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round, timers::Timers};
+use crate::{ChangeError, ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round, timers::Timers};
 
 /// An event that the caller feeds into the groups.
 #[derive(Debug)]
@@ -444,8 +444,12 @@ fn deliver_committed(group: &mut Group, committed: Vec<Entry>, effects: &mut Eff
     for entry in committed {
         let is_change = entry.kind == EntryKind::ConfChange;
         if is_change {
-            // A change that does not apply has no effect, on any replica.
-            let _ = group.apply_change(&entry);
+            // A change that does not apply has no effect, on any replica. One that this binary does not know
+            // may have an effect on others.
+            if let Err(ChangeError::Version { found, known }) = group.apply_change(&entry) {
+                effects.failed.push((group.replica(), GroupError::Version { found, known }));
+                return;
+            }
         }
         batch.push(entry);
         if is_change {

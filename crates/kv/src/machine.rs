@@ -216,7 +216,7 @@ enum Request {
 }
 
 fn decode(bytes: &Bytes) -> Result<Request, MachineError> {
-    if let Some(version) = switched_version(bytes).filter(|version| *version <= VersionRange::SUPPORTED.max) {
+    if let Some(version) = switched_version(bytes).filter(|version| *version <= VersionRange::supported().max) {
         return Ok(Request::Switch(version));
     }
     match decode_command(bytes.clone()) {

@@ -105,6 +105,8 @@ pub struct Cluster {
 pub(crate) struct Member {
     pub(crate) node: Node,
     pub(crate) child: Option<Child>,
+    /// The binary of this node, if it is not the cluster's.
+    pub(crate) binary: Option<PathBuf>,
     /// Environment variables of this node, in addition to the cluster's.
     pub(crate) variables: Vec<(String, String)>,
     disk: Option<Disk>,
@@ -331,7 +333,7 @@ impl Cluster {
         node.namespace = namespace;
         node.advertise = self.proxy.as_ref().map(|proxy| proxy.add(node.quic)).transpose()?;
         let disk = self.options.disk_bytes.map(|bytes| Disk::mount(&node.data_dir, bytes)).transpose()?;
-        self.members.push(Member { node, child: None, variables: Vec::new(), disk, peak_bytes: 0 });
+        self.members.push(Member { node, child: None, binary: None, variables: Vec::new(), disk, peak_bytes: 0 });
         Ok(())
     }
 
@@ -419,7 +421,8 @@ impl Cluster {
     }
 
     fn launch(&mut self, i: usize, start: Start<'_>) -> Result<(), ClusterError> {
-        let mut command = limited_command(&self.options.binary, self.node(i)?, start, self.options.descriptors_max)?;
+        let binary = self.member(i)?.binary.clone().unwrap_or_else(|| self.options.binary.clone());
+        let mut command = limited_command(&binary, self.node(i)?, start, self.options.descriptors_max)?;
         // Clusters of tests share one disk, which need not hold a ballast for each of their nodes.
         command
             .args(&self.options.arguments)

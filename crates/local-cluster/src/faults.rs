@@ -131,6 +131,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Makes node `i` run this binary from its next start on, as an upgrade or its roll back does.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn set_binary(&mut self, i: usize, binary: &Path) -> Result<(), ClusterError> {
+        self.member(i)?.binary = Some(binary.to_owned());
+        Ok(())
+    }
+
     /// Clears the environment variables that the options set for all nodes.
     pub fn clear_variables(&mut self) {
         self.options.variables.clear();

@@ -34,7 +34,8 @@ fn has_voters(shards: &[ShardInfo], nodes: usize) -> bool {
     let voters_max = if nodes >= REPLICAS { nodes } else { 1 };
     let is_grown = |shard: &ShardInfo| {
         let voters = shard.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter).count();
-        shard.available && voters >= voters_max.min(shard.desired_replicas.into())
+        // Earlier releases report only `healthy`, which says more.
+        (shard.available || shard.healthy) && voters >= voters_max.min(shard.desired_replicas.into())
     };
     shards.iter().any(|shard| shard.collection.is_some()) && shards.iter().all(is_grown)
 }

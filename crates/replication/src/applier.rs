@@ -17,7 +17,7 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Timestamp,
 };
 
-use crate::{Answer, ApplyTask, Batch, Input, RequestError};
+use crate::{Answer, ApplyTask, Batch, BatchError, Input, RequestError};
 
 /// Tasks of one replica that may wait for a load; beyond it reads are refused as busy.
 const WAITING_MAX: usize = 4_096;
@@ -319,7 +319,12 @@ impl Ready {
         if entry.kind == EntryKind::ConfChange || entry.data.is_empty() {
             return Ok(Vec::new());
         }
-        let batch = Batch::decode(entry.data.clone()).map_err(|_| MachineError::Corrupt("an entry is not a batch"))?;
+        let batch = Batch::decode(entry.data.clone()).map_err(|error| match error {
+            BatchError::Malformed => MachineError::Corrupt("an entry is not a batch"),
+            BatchError::Version { found, known } => {
+                MachineError::Version { found: found.into(), known: known.into() }
+            }
+        })?;
         let context = ApplyContext {
             index: entry.index,
             term: entry.term,

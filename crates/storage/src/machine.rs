@@ -14,10 +14,13 @@ pub enum MachineError {
     /// A stored record or the system state does not parse.
     #[error("the applied state does not parse: {0}")]
     Corrupt(&'static str),
-    /// A committed command has a version that this binary does not know. Upgrade the binary.
-    #[error("a committed command has format version {found}, newer than {known}")]
+    /// A committed command or the stored state has a version that this binary does not know.
+    #[error(
+        "a replica has commands or state of version {found} and this binary supports {known}: \
+         install a binary that supports version {found} and start the node again"
+    )]
     Version {
-        /// Version in the command.
+        /// Version in the command or the state.
         found: u32,
         /// Newest known version.
         known: u32,

@@ -21,7 +21,8 @@ pub enum Remedy {
     /// Repeat the work later: it changed nothing, and what it lacked (space, descriptors) may come back.
     /// Where work cannot wait, end the node.
     Retry,
-    /// End the process. All replicas stay as they are, and go on when the node starts again.
+    /// End the process. All replicas stay as they are, and go on when the node starts again (with the binary
+    /// that the error asks for, if it does).
     EndNode,
     /// Give up this one replica: its stored bytes are not what was written. Its peers have them.
     AbandonReplica,
@@ -81,9 +82,10 @@ pub fn remedy<'a>(failure: impl Into<Failure<'a>>) -> Remedy {
             Remedy::AbandonReplica
         }
         Failure::Machine(MachineError::Engine(error)) => remedy(error),
-        // A command that this binary does not know stops the replicas of its shard only. If it ended nodes,
-        // it would stop every shard of every node that holds this one.
-        Failure::Machine(MachineError::Corrupt(_) | MachineError::Version { .. }) => Remedy::AbandonReplica,
+        Failure::Machine(MachineError::Corrupt(_)) => Remedy::AbandonReplica,
+        // The replica is intact, and a newer binary goes on with it. Leaders propose nothing above the version
+        // in force, which every node supports; so this is one node on an old binary.
+        Failure::Machine(MachineError::Version { .. }) => Remedy::EndNode,
     }
 }
 
@@ -158,7 +160,7 @@ mod tests {
         engine(EngineError::NotOpen(replica), Remedy::AbandonReplica);
         for (machine, expected) in [
             (MachineError::Corrupt(reason), Remedy::AbandonReplica),
-            (MachineError::Version { found: 2, known: 1 }, Remedy::AbandonReplica),
+            (MachineError::Version { found: 2, known: 1 }, Remedy::EndNode),
         ] {
             assert_eq!(remedy(&machine), expected, "{machine}");
         }

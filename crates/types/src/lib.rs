@@ -20,4 +20,6 @@ pub use raft::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, Sna
 pub use range::{Bucket, KeyRange, RecordKey};
 pub use shard::{Checkpoint, Epoch, Locality, Position, ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 pub use time::Timestamp;
+#[cfg(feature = "version-limit")]
+pub use version::limit_supported;
 pub use version::{ClusterVersion, VersionRange};

@@ -21,6 +21,19 @@
 //! binaries that do not know them.
 
 use std::fmt;
+#[cfg(feature = "version-limit")]
+use std::sync::OnceLock;
+
+/// The highest version that this process supports, if a test has limited it.
+#[cfg(feature = "version-limit")]
+static LIMIT: OnceLock<ClusterVersion> = OnceLock::new();
+
+/// Makes this process support no version above `max`, as the binaries did that knew none. Tests of upgrades
+/// do this before anything else; only the first call counts.
+#[cfg(feature = "version-limit")]
+pub fn limit_supported(max: ClusterVersion) {
+    let _ = LIMIT.set(max.max(ClusterVersion::FIRST));
+}
 
 /// A version of the cluster's replicated formats and meanings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,10 +72,26 @@ pub struct VersionRange {
 }
 
 impl VersionRange {
-    /// The versions that this binary supports. A new cluster is founded at the highest.
-    pub const SUPPORTED: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(2) };
+    /// The versions that these sources know.
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(2) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
+
+    /// The versions that this binary supports. A new cluster is founded at the highest.
+    #[cfg(not(feature = "version-limit"))]
+    #[must_use]
+    pub const fn supported() -> Self {
+        Self::KNOWN
+    }
+
+    /// The versions that this binary supports, as far as [`limit_supported`] left them. A new cluster is
+    /// founded at the highest.
+    #[cfg(feature = "version-limit")]
+    #[must_use]
+    pub fn supported() -> Self {
+        let max = LIMIT.get().map_or(Self::KNOWN.max, |limit| Self::KNOWN.max.min(*limit));
+        Self { max, ..Self::KNOWN }
+    }
 
     /// The range of these numbers, as announced. Binaries that do not know of versions announce zeros;
     /// numbers that make no range are taken for such an announcement.
@@ -103,7 +132,7 @@ mod tests {
     #[test]
     fn this_binary_supports_every_version_that_it_names() {
         for version in [ClusterVersion::FIRST, ClusterVersion::NODE_VERSIONS, ClusterVersion::BOUNDED_SESSIONS] {
-            assert!(VersionRange::SUPPORTED.supports(version));
+            assert!(VersionRange::supported().supports(version));
         }
     }
 }

@@ -17,7 +17,9 @@ use flotilla_client::{Client, ClientOptions};
 use flotilla_local_cluster::{Cluster, ClusterOptions, built_binary};
 use tokio::time::sleep;
 
-pub use shape::{applied, checkpoints, led_shards, wait_caught_up, wait_checkpoints, wait_liveness, wait_replicated};
+pub use shape::{
+    applied, checkpoints, led_shards, replicas_of, wait_caught_up, wait_checkpoints, wait_liveness, wait_replicated,
+};
 pub use verify::History;
 pub use workload::{Workload, WriteOutcome, write_outcome};
 

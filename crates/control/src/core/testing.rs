@@ -134,7 +134,7 @@ impl World {
             incarnation: Incarnation(7),
             addresses: addresses(me),
             locality: Locality::default(),
-            versions: VersionRange::SUPPORTED,
+            versions: VersionRange::supported(),
         };
         let cluster = ClusterView::new(me.node, MetaState::default());
         Self { me, meta, replicas: Vec::new(), now_ms: 1_000_000, wall_ms: THEN_MS, cluster }

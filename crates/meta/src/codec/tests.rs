@@ -12,7 +12,7 @@ use crate::{
 };
 
 fn raise() -> MetaCommand {
-    let seen = SeenNode { node: NodeId(4), incarnation: Incarnation(5), versions: VersionRange::SUPPORTED };
+    let seen = SeenNode { node: NodeId(4), incarnation: Incarnation(5), versions: VersionRange::supported() };
     MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: vec![seen] }
 }
 
@@ -107,7 +107,7 @@ fn replies_round_trip() {
         MetaRefusal::StaleEpoch { known: epoch },
         MetaRefusal::UnknownSetting,
         MetaRefusal::Malformed,
-        MetaRefusal::VersionNotSupported { in_force: ClusterVersion(3), supported: VersionRange::SUPPORTED },
+        MetaRefusal::VersionNotSupported { in_force: ClusterVersion(3), supported: VersionRange::supported() },
         MetaRefusal::VersionNotSeen { node: NodeId(12), version: ClusterVersion(4) },
         MetaRefusal::VersionNotNext { in_force: ClusterVersion(5) },
         MetaRefusal::VersionNotInForce { needed: ClusterVersion(7), in_force: ClusterVersion(6) },

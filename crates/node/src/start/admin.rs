@@ -138,7 +138,7 @@ impl NodeAdmin {
 
     async fn finish(&self, deadline: Instant) -> Result<UpgradeStatus, AdminError> {
         let meta = self.topology.meta();
-        match next_version(&meta, VersionRange::SUPPORTED, self.topology.seen()) {
+        match next_version(&meta, VersionRange::supported(), self.topology.seen()) {
             Ok(command) => {
                 self.propose(command, deadline).await?;
                 let raised = meta.cluster_version().next();

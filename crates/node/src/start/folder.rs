@@ -32,7 +32,7 @@ const INCARNATION_MAX: u64 = (1 << 30) - 2;
 /// Refuses a cluster version that this binary does not support: it would misread or stop at what others
 /// write.
 pub(crate) fn check_cluster_version(in_force: ClusterVersion) -> anyhow::Result<()> {
-    let supported = VersionRange::SUPPORTED;
+    let supported = VersionRange::supported();
     if supported.supports(in_force) {
         return Ok(());
     }
@@ -255,7 +255,7 @@ mod tests {
     fn metadata_of_a_version_that_this_binary_does_not_support_is_refused_with_advice() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
-        let above = VersionRange::SUPPORTED.max.next();
+        let above = VersionRange::supported().max.next();
         fs::write(dir.path().join("metadata"), [u8::try_from(above.0).unwrap()]).unwrap();
         let error = folder.metadata().unwrap_err().to_string();
         assert!(error.contains(&format!("install a binary that supports version {above}")), "{error}");

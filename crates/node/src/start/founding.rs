@@ -64,7 +64,7 @@ impl Founding {
         // A new cluster starts at the highest version of its founder. Only a node that joined in between,
         // after a crash of the founder, can be in the way: then an operator finishes the upgrade.
         let topology = shards.topology();
-        while let Ok(raise) = next_version(&topology.meta(), VersionRange::SUPPORTED, topology.seen()) {
+        while let Ok(raise) = next_version(&topology.meta(), VersionRange::supported(), topology.seen()) {
             if !matches!(shards.propose_meta(&raise, PROPOSE_TIMEOUT).await, Ok(MetaReply::Done)) {
                 return false;
             }

@@ -72,8 +72,8 @@ pub(crate) async fn join_cluster(
         http: addresses.http,
         redis: addresses.redis,
         locality: config.locality.to_string(),
-        version_min: VersionRange::SUPPORTED.min.0,
-        version_max: VersionRange::SUPPORTED.max.0,
+        version_min: VersionRange::supported().min.0,
+        version_max: VersionRange::supported().max.0,
     });
     let mut round = 0_u32;
     loop {

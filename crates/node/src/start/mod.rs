@@ -62,6 +62,8 @@ type PublishEvent = Arc<dyn Fn(flotilla_control::Event) + Send + Sync>;
 
 /// Runs a node. Returns after it was told to stop.
 pub(crate) fn run(args: StartArgs) -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    limit_versions();
     let config = match args.resolve() {
         Ok(config) => config,
         Err(error) => {
@@ -76,6 +78,15 @@ pub(crate) fn run(args: StartArgs) -> ExitCode {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Makes this node as old as a test wants it.
+#[cfg(feature = "failpoints")]
+fn limit_versions() {
+    let max = std::env::var(flotilla_failpoints::VERSION_VARIABLE).ok().and_then(|max| max.parse().ok());
+    if let Some(max) = max {
+        flotilla_types::limit_supported(flotilla_types::ClusterVersion(max));
     }
 }
 
@@ -228,7 +239,7 @@ fn local_node(config: &Config, folder: &Folder, identity: &NodeIdentity) -> anyh
         incarnation,
         addresses: join::addresses_of(config),
         locality: config.locality.clone(),
-        versions: VersionRange::SUPPORTED,
+        versions: VersionRange::supported(),
     };
     tracing::info!(node = %me.node, cluster = %identity.cluster(), %incarnation, name = config.name, "starting");
     Ok(me)

@@ -120,7 +120,7 @@ fn versions_of(node: NodeId, seen: &[SeenNode]) -> Option<Versions> {
 /// The cluster version, and which nodes are ready for the next one.
 pub(crate) fn upgrade(meta: &MetaState, seen: &[SeenNode]) -> UpgradeStatus {
     let in_force = meta.cluster_version();
-    let next = Some(in_force.next()).filter(|next| VersionRange::SUPPORTED.supports(*next));
+    let next = Some(in_force.next()).filter(|next| VersionRange::supported().supports(*next));
     let missing = next.map(|next| meta.nodes_without(next, seen)).unwrap_or_default();
     let nodes = meta.nodes().filter(|node| !node.state.is_gone()).map(|node| NodeUpgrade {
         node: node.id,

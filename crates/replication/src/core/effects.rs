@@ -1,8 +1,8 @@
 //! Effects of the core: plain data, so that a simulator can perform them.
 
 use bytes::Bytes;
-use flotilla_consensus::GroupStatus;
-use flotilla_storage::{LogError, ReplicaWrite, Usage};
+use flotilla_consensus::{GroupError, GroupStatus};
+use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, Entry, Incarnation, LogIndex, Message, NodeId, ObjectId, ReplicaId,
     ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
@@ -182,8 +182,9 @@ pub struct Effects<T> {
     pub replies: Vec<(T, Answer)>,
     /// Notices for the rest of the node.
     pub notices: Vec<Notice>,
-    /// The log cannot be read: nothing is lost, but the node must end, and perform no other effect.
-    pub fatal: Option<LogError>,
+    /// The log cannot be read, or not by this binary: nothing is lost, but the node must end, and perform no
+    /// other effect.
+    pub fatal: Option<GroupError>,
 }
 
 impl<T> Default for Effects<T> {

@@ -242,7 +242,7 @@ impl RecoveryHandshake {
             your_incarnation,
             you_lost_up_to,
             leaders: Vec::new(),
-            versions: VersionRange::SUPPORTED,
+            versions: VersionRange::supported(),
         }
     }
 }

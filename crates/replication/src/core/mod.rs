@@ -353,12 +353,13 @@ impl<T> Core<T> {
         }
     }
 
-    /// Abandons a replica whose group failed, unless its log could not be read: then the disk failed, and the
-    /// node ends.
+    /// Abandons a replica whose group failed, unless its log could not be read (the disk failed) or has what
+    /// only a newer binary knows: then the node ends.
     fn on_group_failed(&mut self, id: ReplicaId, error: GroupError, effects: &mut Effects<T>) {
         tracing::error!(replica = %id, %error, "a replica failed");
         match error {
-            GroupError::Log(error) if remedy(&error) != Remedy::AbandonReplica => effects.fatal = Some(error),
+            GroupError::Log(ref log) if remedy(log) != Remedy::AbandonReplica => effects.fatal = Some(error),
+            GroupError::Version { .. } => effects.fatal = Some(error),
             _ => self.abandon(id, LostReason::Broken, effects),
         }
     }

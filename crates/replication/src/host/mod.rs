@@ -382,6 +382,11 @@ impl Handle {
         digest
     }
 
+    /// Ends the node for a reason outside of its replicas. Everything that was acknowledged is durable.
+    pub fn end_node(&self, reason: &str) {
+        (self.fatal)(reason);
+    }
+
     fn end_if_disk_failed(&self, error: Option<&EngineError>) {
         if let Some(error) = error.filter(|error| remedy(*error) == Remedy::EndNode) {
             (self.fatal)(&error.to_string());

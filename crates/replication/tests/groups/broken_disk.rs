@@ -1,4 +1,4 @@
-//! A disk that fails: the node ends, and no replica is given up.
+//! A disk that fails, or a binary that is too old: the node ends, and no replica is given up.
 
 use std::{
     io,
@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use flotilla_consensus::GroupError;
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{Applied, Applier, ApplyTask, Core, Effects, Input, Notice};
 use flotilla_storage::{
@@ -113,7 +114,7 @@ fn a_log_that_cannot_be_read_ends_the_node_and_abandons_no_replica() {
     let mut core = Core::open(NodeId(1), Incarnation(2), small_bounds(), shared, 7, &mut effects).unwrap();
     log.broken.store(true, Ordering::Relaxed);
     core.flush(0, &mut effects);
-    assert!(matches!(effects.fatal, Some(LogError::Io(_))), "{:?}", effects.fatal);
+    assert!(matches!(effects.fatal, Some(GroupError::Log(LogError::Io(_)))), "{:?}", effects.fatal);
     assert!(!effects.notices.iter().any(|notice| matches!(notice, Notice::Lost { .. })), "{:?}", effects.notices);
 }
 
@@ -137,4 +138,30 @@ fn records_that_cannot_be_read_end_the_node_and_damaged_ones_cost_the_replica() 
     }
     let out = after_load(Err(EngineError::Object(ObjectId::of(b"x"))));
     assert!(out.fatal.is_none() && matches!(out.inputs[..], [Input::Broken { replica: REPLICA }]), "{out:?}");
+}
+
+#[test]
+fn what_only_a_newer_binary_knows_ends_the_node_and_costs_no_replica() {
+    let newest = VersionRange::supported().max;
+    let newer = Batch { timestamp: Timestamp(1), commands: vec![switch_command(newest.next())] }.encode();
+    let mut other_format = newer.to_vec();
+    other_format[0] += 1;
+    for data in [newer, other_format.into()] {
+        let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let mut applier = Applier::new(Arc::new(MemoryEngine::default()), machines);
+        let mut out = Applied::<u64>::default();
+        let checkpoint = checkpoint();
+        let open = ApplyTask::Open { replica: REPLICA, shard: SHARD, checkpoint: checkpoint.clone(), replaces: false };
+        applier.run(0, open, &mut out);
+        let load = out.loads.remove(0);
+        applier.loaded(0, &load, load.run(&MemoryEngine::default()), &mut out);
+        assert!(out.fatal.is_none(), "{out:?}");
+        out.inputs.clear();
+        let entry = Entry { index: LogIndex(2), term: Term(1), kind: EntryKind::Normal, data, context: Bytes::new() };
+        let Position { conf, descriptor, .. } = checkpoint.position;
+        applier.run(0, ApplyTask::Apply { replica: REPLICA, entries: vec![entry], conf, descriptor, waiters: Vec::new() }, &mut out);
+        let reason = out.fatal.as_ref().map(ToString::to_string).unwrap_or_default();
+        assert!(reason.contains("install a binary that supports"), "{out:?}");
+        assert!(!out.inputs.iter().any(|input| matches!(input, Input::Broken { .. })), "{out:?}");
+    }
 }

@@ -99,7 +99,7 @@ impl Victim {
             your_incarnation: self.incarnation,
             you_lost_up_to: None,
             leaders: Vec::new(),
-            versions: VersionRange::SUPPORTED,
+            versions: VersionRange::supported(),
         }
     }
 

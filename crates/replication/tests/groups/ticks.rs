@@ -80,7 +80,7 @@ impl Many {
             your_incarnation: INCARNATION,
             you_lost_up_to: None,
             leaders: Vec::new(),
-            versions: VersionRange::SUPPORTED,
+            versions: VersionRange::supported(),
         };
         for from in [NodeId(2), NodeId(3)] {
             many.input(Input::NodeHeartbeat { from, heartbeat: heartbeat.clone() });
