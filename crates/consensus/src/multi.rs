@@ -16,7 +16,9 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, HardState, LogIndex, Message, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-use crate::{ChangeError, ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round, timers::Timers};
+use crate::{
+    ChangeError, ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round, timers::Timers,
+};
 
 /// An event that the caller feeds into the groups.
 #[derive(Debug)]

@@ -141,8 +141,9 @@ impl<T> Applier<T> {
             (Some(Slot::Loading { waiting, .. }), task) => waiting.push_back(task),
             (Some(Slot::Ready(ready)), task) => {
                 if let Err(error) = ready.run(replica, wall_ms, task, &*self.engine, out) {
+                    let shard = ready.shard;
                     self.slots.insert(replica, Slot::Broken);
-                    on_failure(replica, error, out);
+                    on_failure(replica, shard, error, out);
                 }
             }
             (Some(Slot::Broken) | None, task) => drop_tasks([task], out),
@@ -176,7 +177,7 @@ impl<T> Applier<T> {
                 tracing::error!(%replica, %shard, %error, "a replica's records cannot be loaded");
                 drop_tasks(waiting, out);
                 self.slots.insert(replica, Slot::Broken);
-                on_failure(replica, error, out);
+                on_failure(replica, shard, error, out);
             }
         }
     }
@@ -321,9 +322,7 @@ impl Ready {
         }
         let batch = Batch::decode(entry.data.clone()).map_err(|error| match error {
             BatchError::Malformed => MachineError::Corrupt("an entry is not a batch"),
-            BatchError::Version { found, known } => {
-                MachineError::Version { found: found.into(), known: known.into() }
-            }
+            BatchError::Version { found, known } => MachineError::Version { found: found.into(), known: known.into() },
         })?;
         let context = ApplyContext {
             index: entry.index,
@@ -345,12 +344,14 @@ impl Ready {
     }
 }
 
-/// Reports that a replica failed: it is abandoned, or the node ends. The apply thread can wait for nothing,
+/// Reports that a replica failed: it is abandoned or waits for an upgrade, or the node ends. The apply thread can wait for nothing,
 /// so what could be retried elsewhere ends the node here. An entry must not be applied twice anyway: the
 /// state machine may have changed before it met the error.
-fn on_failure<T>(replica: ReplicaId, error: MachineError, out: &mut Applied<T>) {
+fn on_failure<T>(replica: ReplicaId, shard: ShardId, error: MachineError, out: &mut Applied<T>) {
     match remedy(&error) {
         Remedy::AbandonReplica => out.inputs.push(Input::Broken { replica }),
+        Remedy::AwaitUpgrade if shard == ShardId::META => out.fatal = Some(error),
+        Remedy::AwaitUpgrade => {}
         Remedy::Retry | Remedy::EndNode => out.fatal = Some(error),
     }
 }

@@ -21,9 +21,12 @@ pub enum Remedy {
     /// Repeat the work later: it changed nothing, and what it lacked (space, descriptors) may come back.
     /// Where work cannot wait, end the node.
     Retry,
-    /// End the process. All replicas stay as they are, and go on when the node starts again (with the binary
-    /// that the error asks for, if it does).
+    /// End the process. All replicas stay as they are, and go on when the node starts again.
     EndNode,
+    /// Stop this one replica and keep it: a newer binary goes on with it. A replica of the metadata group ends
+    /// the node, because that group alone decides which binaries are too old. Others wait for its word, so
+    /// that what a malicious peer appends to one shard stops no other.
+    AwaitUpgrade,
     /// Give up this one replica: its stored bytes are not what was written. Its peers have them.
     AbandonReplica,
 }
@@ -83,9 +86,7 @@ pub fn remedy<'a>(failure: impl Into<Failure<'a>>) -> Remedy {
         }
         Failure::Machine(MachineError::Engine(error)) => remedy(error),
         Failure::Machine(MachineError::Corrupt(_)) => Remedy::AbandonReplica,
-        // The replica is intact, and a newer binary goes on with it. Leaders propose nothing above the version
-        // in force, which every node supports; so this is one node on an old binary.
-        Failure::Machine(MachineError::Version { .. }) => Remedy::EndNode,
+        Failure::Machine(MachineError::Version { .. }) => Remedy::AwaitUpgrade,
     }
 }
 
@@ -160,7 +161,7 @@ mod tests {
         engine(EngineError::NotOpen(replica), Remedy::AbandonReplica);
         for (machine, expected) in [
             (MachineError::Corrupt(reason), Remedy::AbandonReplica),
-            (MachineError::Version { found: 2, known: 1 }, Remedy::EndNode),
+            (MachineError::Version { found: 2, known: 1 }, Remedy::AwaitUpgrade),
         ] {
             assert_eq!(remedy(&machine), expected, "{machine}");
         }

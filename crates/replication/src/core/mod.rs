@@ -353,25 +353,36 @@ impl<T> Core<T> {
         }
     }
 
-    /// Abandons a replica whose group failed, unless its log could not be read (the disk failed) or has what
-    /// only a newer binary knows: then the node ends.
+    /// Abandons a replica whose group failed, unless its log could not be read (the disk failed, and the node
+    /// ends) or has what only a newer binary knows (see [`Remedy::AwaitUpgrade`]).
     fn on_group_failed(&mut self, id: ReplicaId, error: GroupError, effects: &mut Effects<T>) {
         tracing::error!(replica = %id, %error, "a replica failed");
         match error {
             GroupError::Log(ref log) if remedy(log) != Remedy::AbandonReplica => effects.fatal = Some(error),
-            GroupError::Version { .. } => effects.fatal = Some(error),
+            GroupError::Version { .. } => match self.replicas.get(&id).map(|replica| replica.shard) {
+                Some(ShardId::META) => effects.fatal = Some(error),
+                _ => self.stop_using(id, effects),
+            },
             _ => self.abandon(id, LostReason::Broken, effects),
         }
     }
 
     /// Stops using a replica. It stays on disk until the metadata group has replaced it.
     fn abandon(&mut self, id: ReplicaId, reason: LostReason, effects: &mut Effects<T>) {
-        self.raft.close(id);
-        let Some(replica) = self.replicas.get_mut(&id) else { return };
-        if std::mem::replace(&mut replica.abandoned, true) {
+        if self.replicas.get(&id).is_none_or(|replica| replica.abandoned) {
             return;
         }
-        replica.unverified = false;
+        self.stop_using(id, effects);
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            replica.unverified = false;
+            effects.notices.push(Notice::Lost { replicas: vec![(replica.shard, id)], reason });
+        }
+    }
+
+    fn stop_using(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        self.raft.close(id);
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        replica.abandoned = true;
         // Its unfinished checkpoint must not hold back others.
         replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);
@@ -379,7 +390,6 @@ impl<T> Core<T> {
         let shard = replica.shard;
         self.schedule.remove(id);
         self.stop_serving(id, shard);
-        effects.notices.push(Notice::Lost { replicas: vec![(shard, id)], reason });
     }
 
     fn transfer(&mut self, shard: ShardId, to: NodeId) {

@@ -128,7 +128,7 @@ fn after_failure<T>(
             tracing::warn!(%replica, %error, failures, after_ms, "a job on the records of a replica failed; retrying");
             JobResult::Retry { job: again(failures + 1), after_ms }
         }
-        Remedy::Retry | Remedy::EndNode => JobResult::Fatal { replica, error },
+        Remedy::Retry | Remedy::AwaitUpgrade | Remedy::EndNode => JobResult::Fatal { replica, error },
     }
 }
 
