@@ -76,7 +76,8 @@ impl ClusterStatus {
 /// Health of the cluster, with the problems found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// Whether there is nothing to report.
+    /// Whether there is nothing to report. A small cluster that cannot hold all desired replicas is as it can
+    /// be; `replicated_shards` and `failures_survivable` say what it survives.
     pub ok: bool,
     /// Problems: one sentence each, the worst first.
     pub reasons: Vec<String>,

@@ -5,7 +5,7 @@
 
 use raft_engine::{Config, ReadableSize, RecoveryMode};
 
-use crate::{OpenError, evidence};
+use crate::{OpenError, witness};
 
 /// Threads that read the log's files while it is opened.
 const RECOVERY_THREADS: usize = 2;
@@ -28,7 +28,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { target_file_size_bytes: 16 << 20, purge_threshold_bytes: 256 << 20, witness_dir: evidence::WITNESS_DIR }
+        Self { target_file_size_bytes: 16 << 20, purge_threshold_bytes: 256 << 20, witness_dir: witness::WITNESS_DIR }
     }
 }
 

@@ -20,8 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_consensus::{ConfChange, Role};
 use flotilla_storage::{PeerSequence, ReplicaLog};
 use flotilla_types::{
-    ConfState, EntryKind, Incarnation, LogIndex, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, VersionRange,
-    WalSequence,
+    ConfState, EntryKind, Incarnation, LogIndex, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
+    VersionRange, WalSequence,
 };
 
 use super::{Core, Effects, LostReason, NodeHeartbeat, Notice, replica::RecentConfs};
@@ -340,14 +340,20 @@ impl<T> Core<T> {
         let none_forgotten = if handshake.rolled_back {
             !handshake.may_have_forgotten_replicas
         } else {
-            // Any node may remember a replica that this one forgot altogether. Without peers nobody has said
-            // so.
-            handshake.is_verified_by_all() && !handshake.verified_by.is_empty()
+            // Any node may remember a replica that this one forgot altogether.
+            handshake.is_verified_by_all() && (!handshake.verified_by.is_empty() || self.is_alone())
         };
         if handshake.in_doubt && none_forgotten && !self.replicas.values().any(|replica| replica.unverified) {
             self.handshake.in_doubt = false;
             effects.log_complete = true;
         }
+    }
+
+    /// Whether there is nobody to ask: no other node is known, and this one alone votes in the metadata group,
+    /// which would name one. A wiped or foreign folder has no such replica.
+    fn is_alone(&self) -> bool {
+        let votes_alone = |replica: &super::Replica<T>| replica.shard == ShardId::META && replica.sole_voter;
+        self.handshake.peers.as_ref().is_some_and(Vec::is_empty) && self.replicas.values().any(votes_alone)
     }
 
     fn open_verified_groups(&mut self, effects: &mut Effects<T>) {
