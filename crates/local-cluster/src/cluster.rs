@@ -19,6 +19,7 @@ use crate::{
     http,
     launch::{Start, limited_command},
     layout::Node,
+    memory::MemoryLimit,
     namespaces::Namespaces,
     ports::Ports,
     process::{Signal, log_tail},
@@ -110,6 +111,8 @@ pub(crate) struct Member {
     /// Environment variables of this node, in addition to the cluster's.
     pub(crate) variables: Vec<(String, String)>,
     disk: Option<Disk>,
+    /// A bound on the memory of its process.
+    pub(crate) memory: Option<MemoryLimit>,
     /// Peak memory in bytes over those of its processes that [`Cluster::kill`] ended.
     pub(crate) peak_bytes: u64,
 }
@@ -333,7 +336,15 @@ impl Cluster {
         node.namespace = namespace;
         node.advertise = self.proxy.as_ref().map(|proxy| proxy.add(node.quic)).transpose()?;
         let disk = self.options.disk_bytes.map(|bytes| Disk::mount(&node.data_dir, bytes)).transpose()?;
-        self.members.push(Member { node, child: None, binary: None, variables: Vec::new(), disk, peak_bytes: 0 });
+        self.members.push(Member {
+            node,
+            child: None,
+            binary: None,
+            variables: Vec::new(),
+            disk,
+            memory: None,
+            peak_bytes: 0,
+        });
         Ok(())
     }
 
