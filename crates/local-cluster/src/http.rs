@@ -85,7 +85,7 @@ mod tests {
             replicas: roles.iter().enumerate().map(replica).collect(),
             epoch: Epoch::default(),
             desired_replicas: 3,
-            healthy: true,
+            healthy: available,
             available,
             fully_replicated: true,
             failures_survivable: 1,
