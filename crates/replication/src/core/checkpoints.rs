@@ -14,6 +14,7 @@ use super::{
     ApplyTask, Background, Core, Done, Effects, Write,
     replica::{Checkpointing, PendingSnapshot, Replica},
 };
+use crate::HostConfig;
 
 /// Milliseconds until a snapshot that a follower did not acknowledge is sent again: the message or the
 /// follower's pull was lost, or its node has not created the replica yet. A follower that is still pulling
@@ -23,7 +24,7 @@ const SNAPSHOT_RETRY_MS: u64 = 500;
 /// What a truncation keeps of the entries that the checkpoint covers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tail {
-    /// Up to `log_tail_entries`, for followers that lag behind.
+    /// Up to `log_tail_entries` of at most `log_tail_bytes_max`, for followers that lag behind.
     Kept,
     /// Only what a follower that responds still needs: the log cannot free space because of the others.
     Released,
@@ -149,7 +150,7 @@ impl<T> Core<T> {
         if replica.loading || replica.abandoned {
             return false;
         }
-        let to = truncation(group, replica.checkpoint, Tail::Released, self.config.log_tail_entries);
+        let to = truncation(group, replica, replica.checkpoint, Tail::Released, &self.config);
         if to.0 <= group.truncated().0 {
             return false;
         }
@@ -168,6 +169,7 @@ impl<T> Core<T> {
         if replica.checkpointing == Checkpointing::Truncating {
             replica.checkpointing = Checkpointing::Idle;
         }
+        replica.entry_bytes.forget(to.0);
         self.raft.step(consensus::Input::Truncated { replica: id, to }, &mut self.raft_effects);
         self.step_pending_snapshot(id, effects);
         self.checkpoint_if_due(id, effects);
@@ -209,7 +211,7 @@ impl<T> Core<T> {
             return;
         };
         let tail = if std::mem::take(&mut replica.releases_log) { Tail::Released } else { Tail::Kept };
-        let truncate = truncation(group, checkpoint.position.index, tail, self.config.log_tail_entries);
+        let truncate = truncation(group, replica, checkpoint.position.index, tail, &self.config);
         replica.checkpointing = Checkpointing::Writing;
         effects.writes.push(Write {
             write: Some(ReplicaWrite {
@@ -232,6 +234,7 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpoint = checkpoint.position.index;
         replica.checkpointing = Checkpointing::Installing;
+        replica.entry_bytes.forget(truncate.0);
         self.schedule.changed.insert(id);
         effects.background.push(Background::InstallCheckpoint { replica: id, checkpoint: checkpoint.clone() });
         let input = consensus::Input::Checkpointed { replica: id, checkpoint, truncate: Some(truncate) };
@@ -364,8 +367,15 @@ impl<T> Core<T> {
 }
 
 /// The last entry to truncate after a checkpoint at `index`, with its term.
-fn truncation(group: &Group, index: LogIndex, tail: Tail, tail_entries: u64) -> (LogIndex, Term) {
-    let kept_from = index.0.saturating_sub(tail_entries);
+fn truncation<T>(
+    group: &Group,
+    replica: &Replica<T>,
+    index: LogIndex,
+    tail: Tail,
+    config: &HostConfig,
+) -> (LogIndex, Term) {
+    let tail_from = replica.entry_bytes.tail(index, config.log_tail_bytes_max());
+    let kept_from = index.0.saturating_sub(config.log_tail_entries).max(tail_from.0);
     // Only a leader knows what its followers need.
     let needed_from = match (group.role().0, tail) {
         (Role::Leader, _) => {

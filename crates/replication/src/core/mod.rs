@@ -7,6 +7,7 @@
 
 mod checkpoints;
 mod effects;
+mod entry_bytes;
 mod handshake;
 mod input;
 mod lease;

@@ -4,7 +4,10 @@ use flotilla_consensus::{self as consensus, CommittedEntries, Persist, Role, Rol
 use flotilla_storage::ReplicaWrite;
 use flotilla_types::{EntryKind, Message, MessageKind, ShardId, WalSequence};
 
-use super::{ApplyTask, Core, Done, Effects, Notice, Outgoing, RequestError, Write};
+use super::{ApplyTask, Core, Done, Effects, Notice, Outgoing, RequestError, Write, entry_bytes::EntryBytes};
+
+/// Steps in which the bytes of a log's tail are counted.
+const TAIL_STEPS: u64 = 16;
 
 impl<T> Core<T> {
     pub(super) fn on_written(&mut self, sequence: WalSequence, done: Vec<Done>, effects: &mut Effects<T>) {
@@ -109,6 +112,7 @@ impl<T> Core<T> {
             write.checkpoint = Some(checkpoint.clone());
             replica.delivered = checkpoint.position.index;
             replica.log_bytes = 0;
+            replica.entry_bytes = EntryBytes::after(checkpoint.position.index);
             replica.descriptor = checkpoint.position.descriptor.clone();
             self.schedule.changed.insert(persist.replica);
         }
@@ -126,6 +130,10 @@ impl<T> Core<T> {
         let Some(last) = committed.entries.last() else { return };
         replica.delivered = last.index;
         replica.unapplied_bytes += committed.entries.iter().map(flotilla_types::Entry::size_bytes).sum::<usize>();
+        let step = self.config.log_tail_bytes_max() / TAIL_STEPS;
+        for entry in &committed.entries {
+            replica.entry_bytes.add(entry.index, entry.size_bytes() as u64, step);
+        }
         let changed = committed.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange);
         if changed {
             replica.descriptor = committed.descriptor.clone();

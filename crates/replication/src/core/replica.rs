@@ -9,7 +9,7 @@ use flotilla_types::{
     ClusterVersion, ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp,
 };
 
-use super::{Effects, Request, RequestError};
+use super::{Effects, Request, RequestError, entry_bytes::EntryBytes};
 use crate::HostConfig;
 
 /// Reads that share one confirmation of leadership by a quorum.
@@ -102,6 +102,8 @@ pub(super) struct Replica<T> {
     pub(super) releases_log: bool,
     /// Log bytes written since the last checkpoint began.
     pub(super) log_bytes: u64,
+    /// The bytes of committed entries that are still in the log.
+    pub(super) entry_bytes: EntryBytes,
     pub(super) pending_snapshot: Option<PendingSnapshot>,
     /// When each follower was last sent a snapshot, milliseconds.
     pub(super) snapshots_sent: BTreeMap<ReplicaId, u64>,
@@ -143,6 +145,7 @@ impl<T> Replica<T> {
             checkpoint_wanted: false,
             releases_log: false,
             log_bytes: 0,
+            entry_bytes: EntryBytes::after(index),
             pending_snapshot: None,
             snapshots_sent: BTreeMap::new(),
         }
