@@ -166,6 +166,12 @@ impl HostConfig {
         self.log_bytes_max / 4
     }
 
+    /// Bytes of one replica's log that are kept for followers that receive snapshots.
+    #[must_use]
+    pub fn offer_log_bytes_max(&self) -> u64 {
+        self.log_bytes_max.saturating_mul(4)
+    }
+
     /// Length of a lease in milliseconds of the leader's clock, from when its heartbeats were made; `None`
     /// without leases.
     ///

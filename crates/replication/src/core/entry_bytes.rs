@@ -47,6 +47,12 @@ impl EntryBytes {
         self.steps.iter().find(fits).map_or(index, |(last, _)| (*last).min(index))
     }
 
+    /// Bytes of the entries after `index`; those of its step count.
+    pub(super) fn since(&self, index: LogIndex) -> u64 {
+        let before = self.steps.iter().rev().find(|(last, _)| *last <= index).map_or(0, |(_, total)| *total);
+        self.total - before
+    }
+
     /// Forgets entries up to `index`: they were truncated.
     pub(super) fn forget(&mut self, index: LogIndex) {
         while self.steps.get(1).is_some_and(|(last, _)| *last <= index) {
@@ -79,6 +85,8 @@ mod tests {
             prop_assert!(bytes(from, at) <= bytes_max);
             // A step may end with an entry that is larger than itself.
             prop_assert!(from == 0 || bytes(from, at) + 2 * (step + 200) > bytes_max);
+            let since = counted.since(LogIndex(10 + at as u64));
+            prop_assert!(since >= bytes(at, count) && since < bytes(at, count) + step + 200);
 
             counted.forget(LogIndex(10 + from as u64));
             prop_assert_eq!(counted.tail(LogIndex(10 + at as u64), bytes_max).0, 10 + from as u64, "what is kept still counts");
@@ -91,6 +99,7 @@ mod tests {
         for index in [6, 7, 6, 7, 8] {
             counted.add(LogIndex(index), 100, 1);
         }
+        assert_eq!(counted.since(LogIndex(5)), 300);
         assert_eq!(counted.tail(LogIndex(8), 250), LogIndex(6));
     }
 
