@@ -74,6 +74,7 @@ fn large_shard(seed: u64) -> World {
     let mut world = World::founded(seed, 4, 3);
     world.log_release_per_mille = 0;
     world.config.log_bytes_max = 256 << 10;
+    world.config.memtable_bytes_max = 400;
     restart(&mut world);
     for number in 1..=120 {
         let (name, value) = (format!("large {number}"), "x".repeat(500));
@@ -148,6 +149,7 @@ fn a_learner_of_a_large_shard_catches_up_under_load() {
 fn a_pull_that_is_interrupted_fetches_little_twice() {
     for seed in seeds(6) {
         let mut world = large_shard(seed);
+        world.add_clients(4);
         let takes_ms = begin_to_add(&mut world);
         for _ in 0..3 {
             world.run_ms(takes_ms / 6);
