@@ -73,6 +73,14 @@ pub enum Input {
         /// Whether it was delivered.
         delivered: bool,
     },
+    /// A follower has the snapshot that it was sent, or needs another one: until then it is sent the same one
+    /// again, whatever the newest checkpoint is.
+    OfferEnded {
+        /// The sender.
+        replica: ReplicaId,
+        /// The receiver.
+        to: ReplicaId,
+    },
     /// Transfers leadership.
     Transfer {
         /// The leader.
@@ -274,6 +282,7 @@ impl MultiRaft {
             Input::SnapshotSent { replica, to, delivered } => {
                 self.with(replica, effects, |group| group.snapshot_sent(to, delivered));
             }
+            Input::OfferEnded { replica, to } => self.with(replica, effects, |group| group.end_offer(to)),
             Input::Transfer { replica, to } => self.with(replica, effects, |group| group.transfer(to)),
             Input::Campaign { replica } => self.with(replica, effects, Group::campaign),
         }

@@ -39,16 +39,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Loads the records; slow. The engine claims the objects of an installed snapshot, so the pull's pins
-    /// are released, unless the load is to be repeated.
+    /// Loads the records; slow.
     pub fn run(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
         if self.replaces {
-            let installed = engine.install_snapshot(self.replica, &self.checkpoint);
-            let repeated = matches!(&installed, Err(error) if remedy(error) == Remedy::Retry);
-            if !repeated {
-                engine.release(&self.checkpoint.objects().collect::<Vec<_>>());
-            }
-            installed
+            engine.install_snapshot(self.replica, &self.checkpoint)
         } else {
             engine.open(self.replica, &self.checkpoint)
         }

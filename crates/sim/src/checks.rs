@@ -53,6 +53,8 @@ pub struct Counts {
     pub checkpoints: u64,
     /// Snapshots that replaced a replica's state.
     pub snapshots: u64,
+    /// Answers to pulls that lacked an object.
+    pub objects_gone: u64,
     /// Shard descriptors with a new epoch that were applied.
     pub config_changes: u64,
     /// Replicas that nodes abandoned.
@@ -70,6 +72,7 @@ impl Counts {
         self.commits += other.commits;
         self.checkpoints += other.checkpoints;
         self.snapshots += other.snapshots;
+        self.objects_gone += other.objects_gone;
         self.config_changes += other.config_changes;
         self.replicas_lost += other.replicas_lost;
         self.leased_reads += other.leased_reads;

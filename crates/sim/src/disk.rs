@@ -15,7 +15,7 @@ use flotilla_storage::{
     EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, StateEngine,
     StateReader, Usage, WriteSet,
 };
-use flotilla_types::{Checkpoint, Entry, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
+use flotilla_types::{Checkpoint, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
 use parking_lot::Mutex;
 
 /// The injected failures of a disk.
@@ -233,13 +233,14 @@ impl StateEngine for Disk {
         self.engine.system(checkpoint)
     }
 
+    fn hold(&self, holder: Holder, objects: &[ObjectId]) {
+        self.engine.hold(holder, objects);
+    }
+
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
         // The real store notices damage when it reads an object, and then reports it as missing.
         let mut missing = self.engine.missing(objects);
-        let here = objects.iter().copied().filter(|object| !missing.contains(object));
-        let damaged: Vec<_> = here.filter(|object| self.is_damaged(*object)).collect();
-        self.engine.release(&damaged);
-        missing.extend(damaged);
+        missing.extend(objects.iter().copied().filter(|object| self.is_damaged(*object)));
         missing.sort_unstable();
         missing.dedup();
         missing
@@ -261,10 +262,6 @@ impl StateEngine for Disk {
     fn sync(&self) -> Result<(), EngineError> {
         self.check_io()?;
         self.engine.sync()
-    }
-
-    fn release(&self, objects: &[ObjectId]) {
-        self.engine.release(objects);
     }
 
     fn close(&self) -> Result<(), EngineError> {

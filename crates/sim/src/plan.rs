@@ -25,6 +25,9 @@ pub(crate) struct Plan {
     /// The limits of key-value shards.
     pub(crate) kv: Limits,
     pub(crate) network: NetworkFaults,
+    /// Bytes of objects that pass through a link in a millisecond: with a few, a shard takes seconds to
+    /// transfer, while it is written to. `None` for no bound.
+    pub(crate) object_bytes_per_ms: Option<u64>,
     /// Upper end of the usual duration of a task of a state machine, microseconds.
     pub(crate) apply_us_max: u64,
     /// Background jobs per thousand that take up to 1.5 s.
@@ -163,6 +166,7 @@ impl Plan {
                 delay_us_max: *[500, 2_000, 2_000, 20_000].choose(&mut rng).unwrap_or(&2_000),
                 ..NetworkFaults::healthy()
             },
+            object_bytes_per_ms: None,
             apply_us_max: *[100, 300, 300, 10_000].choose(&mut rng).unwrap_or(&300),
             work_slow_per_mille: *[2, 2, 100].choose(&mut rng).unwrap_or(&2),
             load_while_forming: rng.random_bool(0.3),
@@ -181,6 +185,9 @@ impl Plan {
         }
         if rng.random_bool(0.5) {
             plan.upgrade_at_ms = Some(rng.random_range(0..load_ms));
+        }
+        if rng.random_bool(0.25) {
+            plan.object_bytes_per_ms = [2, 5, 20].choose(&mut rng).copied();
         }
         plan
     }

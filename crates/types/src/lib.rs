@@ -15,7 +15,7 @@ pub use ids::{
     ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
     WalSequence,
 };
-pub use object::ObjectId;
+pub use object::{Holder, ObjectId};
 pub use raft::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, Snapshot};
 pub use range::{Bucket, KeyRange, RecordKey};
 pub use shard::{Checkpoint, Epoch, Locality, Position, ReplicaDescriptor, ReplicaRole, ShardDescriptor};

@@ -185,7 +185,7 @@ fn hostile_requests_and_responses_decode_within_proportional_memory() {
                 let failure = peer::Failure { code: 1, leader: number };
                 encode(&peer::Response { kind: Some(response::Kind::Failure(failure)) })
             }
-            3 => encode(&peer::ObjectsRequest { need: many }),
+            3 => encode(&peer::ObjectsRequest { need: many, replica: 7 }),
             4 => encode(&peer::ObjectsResponse { objects: many, missing: 3 }),
             5 => encode(&peer::JoinRequest { token: text.clone(), csr: payload, name: text, ..Default::default() }),
             _ => {

@@ -175,7 +175,7 @@ async fn serve(
         Arc::new(move |event| events.push(event))
     };
     let (notices, losses) = notices(topology.clone(), publish.clone());
-    let log = open_log(&folder)?;
+    let log = open_log(&config, &folder)?;
     let host = open_host(&config, &folder, &me, log.clone(), topology.clone(), network.clone(), notices)?;
     let control = Control::start(ControlParts {
         me: me.clone(),
@@ -297,8 +297,8 @@ fn metadata_writer(folder: Arc<Folder>) -> Arc<dyn Fn(&MetaState) + Send + Sync>
     })
 }
 
-fn open_log(folder: &Folder) -> anyhow::Result<Arc<EngineLog>> {
-    let options = flotilla_raft_log::Options::default();
+fn open_log(config: &Config, folder: &Folder) -> anyhow::Result<Arc<EngineLog>> {
+    let options = flotilla_raft_log::Options::for_replica_log_bytes(config.host.log_bytes_max);
     let log_dir = folder.log_dir();
     let log =
         EngineLog::open(&log_dir, options).with_context(|| format!("cannot open the log in {}", log_dir.display()))?;

@@ -281,6 +281,7 @@ impl<T> Core<T> {
 
     pub(super) fn on_peer_changed(&mut self, node: NodeId, connected: bool, effects: &mut Effects<T>) {
         self.handshake.forget_check(node);
+        self.forget_fetches(node);
         if connected {
             self.send_node_heartbeat(node, effects);
         }

@@ -197,6 +197,15 @@ pub enum Input<T> {
         /// Whether its objects are here, durable and pinned.
         complete: bool,
     },
+    /// A peer was served objects of the snapshot that its replica was offered.
+    ObjectsServed {
+        /// The peer.
+        node: NodeId,
+        /// Its replica.
+        to: ReplicaId,
+        /// Whether none of the objects is missing or damaged here.
+        complete: bool,
+    },
     /// A snapshot message was sent, or could not be.
     SnapshotSent {
         /// The sending replica.

@@ -7,13 +7,16 @@
 
 mod checkpoints;
 mod effects;
+mod entry_bytes;
 mod handshake;
 mod input;
 mod lease;
+mod offers;
 mod outcome;
 mod replica;
 mod requests;
 mod schedule;
+mod snapshots;
 mod status;
 mod versions;
 
@@ -30,7 +33,7 @@ use flotilla_types::{
 };
 
 use crate::{FolderTrust, HostConfig};
-pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, ReplicaStatus, Write};
+pub use effects::{ApplyTask, Background, Effects, Hold, LostReason, Notice, Outgoing, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
 pub use input::{Answer, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
@@ -62,6 +65,8 @@ pub struct Core<T> {
     /// Replicas whose requests the next flush must process.
     touched: BTreeSet<ReplicaId>,
     schedule: Schedule,
+    /// The replica here that has offered a snapshot to this one.
+    offers_to: BTreeMap<ReplicaId, ReplicaId>,
     handshake: RecoveryHandshake,
     /// Replicas whose tombstone is being written: they must never be created again.
     being_destroyed: BTreeSet<ReplicaId>,
@@ -104,6 +109,7 @@ impl<T> Core<T> {
             to_switch: BTreeSet::new(),
             touched: BTreeSet::new(),
             schedule: Schedule::default(),
+            offers_to: BTreeMap::new(),
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
             config,
             log,
@@ -158,6 +164,7 @@ impl<T> Core<T> {
             Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
             Input::CheckpointInstalled { replica } => self.on_checkpoint_installed(replica, effects),
             Input::Pulled { replica, checkpoint, complete } => self.on_pulled(replica, &checkpoint, complete, effects),
+            Input::ObjectsServed { node, to, complete } => self.on_objects_served(node, to, complete),
             Input::SnapshotSent { replica, to, sent } => {
                 if !sent {
                     self.raft
@@ -207,7 +214,7 @@ impl<T> Core<T> {
         self.ticks += 1;
         self.raft.step(consensus::Input::Tick, &mut self.raft_effects);
         self.expire_requests(effects);
-        self.retry_snapshots();
+        self.visit_offers(effects);
         self.start_due_checkpoints(effects);
         if self.ticks.is_multiple_of(self.config.node_heartbeat_ticks) {
             self.send_node_heartbeats(effects);
@@ -326,10 +333,11 @@ impl<T> Core<T> {
         if self.log.is_tombstone(id) || !self.being_destroyed.insert(id) {
             return;
         }
+        self.end_offers(id, effects);
         if let Some(mut replica) = self.replicas.remove(&id) {
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
-            Self::drop_pending_snapshot(&mut replica, effects);
+            Self::end_receiving(id, &mut replica, effects);
             self.by_shard.remove(&(replica.shard, id));
             self.schedule.remove(id);
             self.schedule.memtables.set(id, 0);
@@ -386,8 +394,9 @@ impl<T> Core<T> {
         // Its unfinished checkpoint must not hold back others.
         replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);
-        Self::drop_pending_snapshot(replica, effects);
+        Self::end_receiving(id, replica, effects);
         let shard = replica.shard;
+        self.end_offers(id, effects);
         self.schedule.remove(id);
         self.stop_serving(id, shard);
     }

@@ -6,10 +6,11 @@ use bytes::Bytes;
 use flotilla_consensus::Role;
 use flotilla_storage::{ReplicaLog, Usage};
 use flotilla_types::{
-    ClusterVersion, ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp,
+    Checkpoint, ClusterVersion, ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
+    Timestamp,
 };
 
-use super::{Effects, Request, RequestError};
+use super::{Effects, Request, RequestError, entry_bytes::EntryBytes, offers::Offer};
 use crate::HostConfig;
 
 /// Reads that share one confirmation of leadership by a quorum.
@@ -36,6 +37,17 @@ pub(super) struct PendingSnapshot {
     pub(super) message: Message,
     /// Whether its objects are here, durable and pinned.
     pub(super) complete: bool,
+}
+
+impl PendingSnapshot {
+    pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.message.snapshot.as_ref().map(|snapshot| &snapshot.checkpoint)
+    }
+
+    /// Orders offers: those of a later term, and newer ones of a term, are greater.
+    pub(super) fn offer(&self) -> (Term, LogIndex) {
+        (self.message.term, self.checkpoint().map_or(LogIndex(0), |checkpoint| checkpoint.position.index))
+    }
 }
 
 /// The configurations that may be in force at the end of a log.
@@ -102,9 +114,15 @@ pub(super) struct Replica<T> {
     pub(super) releases_log: bool,
     /// Log bytes written since the last checkpoint began.
     pub(super) log_bytes: u64,
+    /// The bytes of committed entries that are still in the log.
+    pub(super) entry_bytes: EntryBytes,
     pub(super) pending_snapshot: Option<PendingSnapshot>,
-    /// When each follower was last sent a snapshot, milliseconds.
-    pub(super) snapshots_sent: BTreeMap<ReplicaId, u64>,
+    /// A snapshot was accepted and is not loaded yet.
+    pub(super) installing: bool,
+    /// Objects may be held for it that were fetched for a snapshot.
+    pub(super) receives: bool,
+    /// The snapshots that its followers were offered, if it leads.
+    pub(super) offers: BTreeMap<ReplicaId, Offer>,
 }
 
 impl<T> Replica<T> {
@@ -143,8 +161,11 @@ impl<T> Replica<T> {
             checkpoint_wanted: false,
             releases_log: false,
             log_bytes: 0,
+            entry_bytes: EntryBytes::after(index),
             pending_snapshot: None,
-            snapshots_sent: BTreeMap::new(),
+            installing: false,
+            receives: false,
+            offers: BTreeMap::new(),
         }
     }
 

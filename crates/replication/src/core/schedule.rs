@@ -1,8 +1,8 @@
 //! Which replicas the next tick must visit, kept up to date as inputs arrive, and what several replicas
 //! share.
 //!
-//! Invariants: a replica with a request or a read round that may expire is in `waiting`; one that was sent a
-//! snapshot and has not acknowledged it is in `snapshots`; one whose checkpoint is due and not running is in
+//! Invariants: a replica with a request or a read round that may expire is in `waiting`; one that has
+//! offered snapshots is in `offers`; one whose checkpoint is due and not running is in
 //! `checkpoints`. Sets may also hold replicas that need no visit any more: the visit finds out and removes
 //! them. Ordered, because a visit has effects.
 
@@ -15,8 +15,8 @@ use flotilla_types::ReplicaId;
 pub(super) struct Schedule {
     /// Writes, reads or read rounds wait, and have deadlines.
     pub(super) waiting: BTreeSet<ReplicaId>,
-    /// Followers of these were sent snapshots.
-    pub(super) snapshots: BTreeSet<ReplicaId>,
+    /// These have offered snapshots to followers.
+    pub(super) offers: BTreeSet<ReplicaId>,
     /// A checkpoint is due and could not start yet.
     pub(super) checkpoints: BTreeSet<ReplicaId>,
     /// A checkpoint is being made: bounded by `checkpoints_parallel_max`.
@@ -34,7 +34,7 @@ impl Schedule {
     /// Forgets a replica that is not used any more.
     pub(super) fn remove(&mut self, replica: ReplicaId) {
         self.waiting.remove(&replica);
-        self.snapshots.remove(&replica);
+        self.offers.remove(&replica);
         self.checkpoints.remove(&replica);
         self.checkpointing.remove(&replica);
         self.changed.insert(replica);

@@ -175,6 +175,7 @@ impl Host {
             apply: apply.clone(),
             background: background_tx.clone(),
             puller,
+            engine: parts.engine.clone(),
             notices: parts.notices,
             fatal: parts.fatal.clone(),
             status: status.clone(),
@@ -361,9 +362,13 @@ impl Handle {
 
     /// Answers a peer's request for objects; reads the disk.
     #[must_use]
-    pub fn objects(&self, request: Bytes) -> Bytes {
+    pub fn objects(&self, from: NodeId, request: Bytes) -> Bytes {
         reached(Place::SnapshotServe);
-        let served = work::serve(&*self.engine, request);
+        let served = work::serve(&*self.engine, request, work::PullBounds::default());
+        if let Some(to) = served.replica {
+            // One that is dropped only means that the list of objects is sent again.
+            self.inbox.try_send(Input::ObjectsServed { node: from, to, complete: served.complete });
+        }
         self.end_if_disk_failed(served.failure.as_ref());
         served.response
     }

@@ -8,5 +8,6 @@ mod losses;
 mod membership;
 mod release;
 mod serving;
+mod tails;
 mod ticks;
 mod versions;

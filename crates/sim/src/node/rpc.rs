@@ -9,7 +9,7 @@ use flotilla_storage::{Remedy, remedy};
 use flotilla_types::{NodeId, ShardId};
 use rand::RngExt as _;
 
-use super::{Node, NodeEvent, Running};
+use super::{Node, NodeEvent, Running, host::PULL_BOUNDS};
 use crate::{
     network::{CallKind, Frame},
     world::World,
@@ -18,7 +18,7 @@ use crate::{
 /// The purpose of a call: decides who handles its answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum CallPurpose {
-    Pull(u64),
+    Pull { pull: u64, request: u64 },
     Request { request: u64, attempt: u64, kind: RequestKind },
     Feed,
     Authority(NodeId),
@@ -96,7 +96,7 @@ impl World {
         answer: Result<Bytes, CallFailure>,
     ) {
         match purpose {
-            CallPurpose::Pull(pull) => self.pulled(node, running, pull, answer.ok()),
+            CallPurpose::Pull { pull, request } => self.pulled(node, running, (pull, request), answer.ok()),
             CallPurpose::Request { request, attempt, kind } => {
                 let answer = match answer {
                     Ok(answer) => decode_answer(answer),
@@ -131,13 +131,19 @@ impl World {
             },
             Frame::Member(bytes) => self.member_input(node, running, MemberInput::Packet { from, bytes }),
             Frame::Call { call, kind: CallKind::Objects, body } => {
-                let served = work::serve(&node.disk, body);
+                let served = work::serve(&node.disk, body, PULL_BOUNDS);
+                self.checks.counts.objects_gone += u64::from(!served.complete);
+                if let Some(to) = served.replica {
+                    let served = Input::ObjectsServed { node: from, to, complete: served.complete };
+                    self.enqueue(node, running, served);
+                }
                 running.control.fatal |= served.failure.is_some_and(|error| remedy(&error) == Remedy::EndNode);
                 let mut body = served.response;
+                let len_bytes = body.len();
                 if self.chance(self.network.faults.corrupt_pulls_per_mille) {
                     body = self.flip_bit(&body);
                 }
-                self.send(node.id, from, Frame::Answer { call, body });
+                self.send_objects(node.id, from, Frame::Answer { call, body }, len_bytes);
             }
             Frame::Call { call, kind: CallKind::Rpc, body } => match PeerRequest::decode(body) {
                 Ok(request) => self.serve_request(node, running, from, call, request),
