@@ -615,4 +615,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "leaders-move-without-need",
+        what: "a node hands over every leadership that another should have, not only what it has beyond its share",
+        file: "crates/control/src/core/leaders.rs",
+        before: "(mine / SHARE).clamp(TRANSFERS_MIN, TRANSFERS_MAX).min(mine);",
+        after: "TRANSFERS_MAX.max(mine);",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
+    Fault {
+        name: "leaders-go-to-replaced-voters",
+        what: "leaderships go to voters that are about to be replaced, and come back at once",
+        file: "crates/control/src/core/leaders.rs",
+        before: "(intent.is_empty() || intent.iter().any(|held| held.node == to)).then_some(to)",
+        after: "(intent.is_empty() || !intent.is_empty()).then_some(to)",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
 ];
