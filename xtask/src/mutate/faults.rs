@@ -633,4 +633,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-control"),
         also: None,
     },
+    Fault {
+        name: "new-leaders-wait-their-turn",
+        what: "node heartbeats name a new leader only when its turn comes among those that are repeated",
+        file: "crates/replication/src/core/announced.rs",
+        before: "let mut named = std::mem::take(&mut self.new);",
+        after: "let mut named = BTreeSet::new();",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
+    Fault {
+        name: "unverified-replicas-count-as-verified",
+        what: "a node claims that its recovery is complete while it has unverified replicas",
+        file: "crates/replication/src/core/handshake.rs",
+        before: "checked && self.unverified == 0\n    }",
+        after: "checked\n    }",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];

@@ -86,7 +86,7 @@ pub struct NodeHeartbeat {
     pub your_incarnation: Incarnation,
     /// The receiver's log sequence that the sender remembers, if the receiver recovered less.
     pub you_lost_up_to: Option<WalSequence>,
-    /// Shards that it leads.
+    /// Shards that it leads: those that are new, and some of the others in turn.
     pub leaders: Vec<(ShardId, Term)>,
     /// The cluster versions that its binary supports.
     pub versions: VersionRange,

@@ -5,6 +5,7 @@
 //! is no clock, lock, thread, randomness or I/O inside, except synchronous log reads through
 //! [`flotilla_storage::Log`], which raft-rs needs.
 
+mod announced;
 mod checkpoints;
 mod effects;
 mod handshake;
@@ -30,6 +31,7 @@ use flotilla_types::{
 };
 
 use crate::{FolderTrust, HostConfig};
+pub use announced::LEADERS_PER_ROUND;
 pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
@@ -51,6 +53,8 @@ pub struct Core<T> {
     raft: MultiRaft,
     raft_effects: consensus::Effects,
     replicas: BTreeMap<ReplicaId, Replica<T>>,
+    /// How many of them are unverified.
+    unverified: usize,
     /// The replica that serves a shard here: the newest one that is not abandoned.
     serving: BTreeMap<ShardId, ReplicaId>,
     /// All replicas by shard.
@@ -98,6 +102,7 @@ impl<T> Core<T> {
             raft: MultiRaft::new(config.raft.clone(), log.clone()),
             raft_effects: consensus::Effects::default(),
             replicas: BTreeMap::new(),
+            unverified: 0,
             serving: BTreeMap::new(),
             by_shard: BTreeSet::new(),
             cluster_version: ClusterVersion::FIRST,
@@ -262,6 +267,7 @@ impl<T> Core<T> {
             checkpoint: state.checkpoint.clone(),
             replaces: false,
         });
+        self.unverified += usize::from(replica.unverified);
         self.replicas.insert(id, replica);
         self.serving.insert(state.shard, id);
         self.by_shard.insert((state.shard, id));
@@ -276,12 +282,15 @@ impl<T> Core<T> {
         let recovered = self.replicas.get(&id).is_none_or(|replica| replica.recovered);
         let origin = if recovered { Origin::Recovered } else { Origin::Created };
         match self.raft.open(id, state, origin, seed) {
-            Ok(()) => {
-                if let Some(replica) = self.replicas.get_mut(&id) {
-                    replica.unverified = false;
-                }
-            }
+            Ok(()) => self.end_doubt(id),
             Err(error) => self.on_group_failed(id, error, effects),
+        }
+    }
+
+    /// A replica has been verified.
+    fn end_doubt(&mut self, id: ReplicaId) {
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
         }
     }
 
@@ -327,6 +336,7 @@ impl<T> Core<T> {
             return;
         }
         if let Some(mut replica) = self.replicas.remove(&id) {
+            self.unverified -= usize::from(replica.unverified);
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
             Self::drop_pending_snapshot(&mut replica, effects);
@@ -370,7 +380,7 @@ impl<T> Core<T> {
         if std::mem::replace(&mut replica.abandoned, true) {
             return;
         }
-        replica.unverified = false;
+        self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
         // Its unfinished checkpoint must not hold back others.
         replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);

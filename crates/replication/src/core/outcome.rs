@@ -75,6 +75,7 @@ impl<T> Core<T> {
             && let Some(last) = last
         {
             replica.first_of_term = last;
+            self.schedule.announced.new.insert(change.replica);
             replica.snapshots_sent.clear();
             effects.notices.push(Notice::Descriptor(replica.descriptor.clone()));
         }

@@ -5,6 +5,7 @@ mod harness;
 mod hostile;
 mod leases;
 mod losses;
+mod many;
 mod membership;
 mod release;
 mod serving;
