@@ -153,6 +153,8 @@ pub enum Input<T> {
         clock: Timestamp,
         /// The version of the state machine, if it has one of its own.
         version: Option<ClusterVersion>,
+        /// When its upkeep is due, Unix milliseconds of hybrid time.
+        upkeep_due_ms: Option<u64>,
         /// Bytes of the entries applied.
         bytes: usize,
         /// Memory and disk that its records take now.
@@ -168,6 +170,8 @@ pub enum Input<T> {
         clock: Timestamp,
         /// The version of the state machine, if it has one of its own.
         version: Option<ClusterVersion>,
+        /// When its upkeep is due, Unix milliseconds of hybrid time.
+        upkeep_due_ms: Option<u64>,
     },
     /// A memtable was frozen for a checkpoint, or could not be for now.
     Frozen {

@@ -16,6 +16,7 @@ mod replica;
 mod requests;
 mod schedule;
 mod status;
+mod upkeep;
 mod versions;
 
 use std::{
@@ -151,12 +152,14 @@ impl<T> Core<T> {
             Input::Propose(request) => self.propose(request, effects),
             Input::Read(request, freshness) => self.read(request, freshness, effects),
             Input::Written { sequence, done } => self.on_written(sequence, done, effects),
-            Input::Applied { replica, index, clock, version, bytes, usage } => {
+            Input::Applied { replica, index, clock, version, upkeep_due_ms, bytes, usage } => {
                 self.on_machine_version(replica, version);
+                self.on_upkeep_due(replica, upkeep_due_ms);
                 self.on_applied(replica, index, clock, bytes, usage, effects);
             }
-            Input::Opened { replica, index, clock, version } => {
+            Input::Opened { replica, index, clock, version, upkeep_due_ms } => {
                 self.on_machine_version(replica, version);
+                self.on_upkeep_due(replica, upkeep_due_ms);
                 self.on_opened(replica, index, clock, effects);
             }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
@@ -214,6 +217,7 @@ impl<T> Core<T> {
         self.expire_requests(effects);
         self.retry_snapshots();
         self.start_due_checkpoints(effects);
+        self.propose_due_upkeep();
         if self.ticks.is_multiple_of(self.config.node_heartbeat_ticks) {
             self.send_node_heartbeats(effects);
             // A switch that could not be proposed, or was lost with its leader, is proposed again.

@@ -10,4 +10,5 @@ mod membership;
 mod release;
 mod serving;
 mod ticks;
+mod upkeep;
 mod versions;

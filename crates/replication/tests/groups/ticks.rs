@@ -26,6 +26,7 @@ fn applied(many: &mut Many, shard: u64, active_bytes: usize) -> Effects<u64> {
         bytes: 0,
         usage: Usage { active_bytes, ..Usage::default() },
         version: None,
+        upkeep_due_ms: None,
     })
 }
 
@@ -102,4 +103,37 @@ fn the_next_heartbeat_names_every_new_leader() {
         many.answer(effects);
         many.publish();
     }
+}
+
+#[test]
+fn a_tick_proposes_upkeep_for_a_bounded_number_of_shards() {
+    let count = 50;
+    let mut many = Many::leading(count);
+    for shard in 1..=count {
+        many.input(Input::Applied {
+            replica: replica_of(shard, 1),
+            // The first entry of the leader's term.
+            index: LogIndex(2),
+            clock: Timestamp::ZERO,
+            bytes: 0,
+            usage: Usage::default(),
+            version: None,
+            upkeep_due_ms: Some(0),
+        });
+    }
+    let mut proposed = Vec::new();
+    for _ in 0..20 {
+        let effects = many.next_tick();
+        proposed.push(
+            effects
+                .writes
+                .iter()
+                .filter_map(|write| write.write.as_ref())
+                .map(|write| write.entries.len())
+                .sum::<usize>(),
+        );
+        many.answer(effects);
+    }
+    assert_eq!(proposed.iter().sum::<usize>() as u64, count, "each once: none was applied yet");
+    assert!(proposed.iter().all(|entries| *entries <= 4), "{proposed:?}");
 }
