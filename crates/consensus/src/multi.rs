@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -250,6 +251,11 @@ impl MultiRaft {
     /// The groups that this node leads as of the last drain, ordered.
     pub fn led(&self) -> impl Iterator<Item = &Group> {
         self.leaders.iter().filter_map(|replica| self.groups.get(replica))
+    }
+
+    /// As [`led`](Self::led), those after a replica only.
+    pub fn led_after(&self, replica: ReplicaId) -> impl Iterator<Item = &Group> {
+        self.leaders.range((Bound::Excluded(replica), Bound::Unbounded)).filter_map(|replica| self.groups.get(replica))
     }
 
     /// The replicas whose status may have changed since the last call.

@@ -160,8 +160,9 @@ impl<T> Applier<T> {
         let restored = result.map_err(MachineError::from).and_then(|()| self.restore(replica, shard, &checkpoint));
         match restored {
             Ok(ready) => {
-                let version = ready.machine.version();
-                out.inputs.push(Input::Opened { replica, index: ready.position.index, clock: ready.clock, version });
+                let (version, upkeep_due_ms) = (ready.machine.version(), ready.machine.upkeep_due_ms());
+                let (index, clock) = (ready.position.index, ready.clock);
+                out.inputs.push(Input::Opened { replica, index, clock, version, upkeep_due_ms });
                 self.slots.insert(replica, Slot::Ready(Box::new(ready)));
                 for task in waiting {
                     self.run(wall_ms, task, out);
@@ -296,6 +297,7 @@ impl Ready {
             index: self.position.index,
             clock: self.clock,
             version: self.machine.version(),
+            upkeep_due_ms: self.machine.upkeep_due_ms(),
             bytes,
             usage: engine.usage(replica),
         });

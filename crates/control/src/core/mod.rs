@@ -28,7 +28,7 @@ pub use announce::AnnounceNode;
 pub use cluster_view::{ClusterView, Members};
 pub use feed::{FeedFollower, FeedStep, decode_snapshot, feed_wait_ms, has_changes_since, serves_feed};
 pub(crate) use leader_changes::LeaderChanges;
-pub use leaders::Leaders;
+pub use leaders::{Leaders, TRANSFERS_MAX};
 pub use lifecycle::{Lifecycle, Lost};
 pub use peers::Peers;
 pub use placement::{Placement, liveness};

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Instant};
 
 use bytes::Bytes;
 use flotilla_control::{RequestKind, ShardAnswer};
-use flotilla_kv::{Answer, Query, Record, decode_answer, encode_query};
+use flotilla_kv::{Answer, Query, Record, decode_answer, encode_query, encode_query_as_of};
 use flotilla_replication::clock;
 use flotilla_types::{NodeId, RecordKey, ShardId};
 use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
@@ -122,7 +122,7 @@ impl Store {
     }
 
     /// Queries one shard. Advances its clock when a record has expired by the wall clock and not yet by the
-    /// log's.
+    /// log's; once is enough, because the query then names the time to which it advanced the clock.
     pub(super) async fn query(
         &self,
         shard: ShardId,
@@ -130,7 +130,7 @@ impl Store {
         query: &Query,
         deadline_ms: u64,
     ) -> Result<(Answer, NodeId), StoreError> {
-        let payload = encode_query(query);
+        let mut payload = encode_query(query);
         loop {
             let result = self
                 .inner
@@ -147,7 +147,8 @@ impl Store {
             if clock::monotonic_ms() >= deadline_ms {
                 return Err(StoreError::DeadlineExceeded { shard: Some(shard) });
             }
-            self.advance_clock(shard, deadline_ms).await?;
+            let advanced_to_ms = self.advance_clock(shard, deadline_ms).await?;
+            payload = encode_query_as_of(query, advanced_to_ms);
         }
     }
 }

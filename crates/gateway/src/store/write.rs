@@ -201,13 +201,18 @@ impl Store {
         route.ok_or(StoreError::Invalid("a batch must have at least one operation or condition"))
     }
 
-    /// Commits an empty command, which advances the shard's clock to the present.
-    pub(super) async fn advance_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<(), StoreError> {
+    /// Commits an empty command, which advances the shard's clock to the present. Returns the time at which it
+    /// applied, in Unix milliseconds of hybrid time, if it did.
+    pub(super) async fn advance_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<Option<u64>, StoreError> {
         let command = clock_command(self.inner.sessions.now_ms(shard), deadline_ms, clock::monotonic_ms());
         let answer =
             self.inner.shards.request(RequestKind::Propose, shard, None, encode_command(&command), deadline_ms).await;
-        // An empty command changes no record, so its outcome does not matter.
-        answer.map(|_| ()).map_err(|error| self.read_error(error, shard, deadline_ms))
+        let outcome = answer.map_err(|error| self.read_error(error, shard, deadline_ms))?.payload;
+        Ok(match decode_outcome(outcome) {
+            Ok(Outcome::Done { timestamp, .. }) => Some(timestamp.millis()),
+            // The query finds out whether the clock has advanced.
+            Ok(Outcome::Refused(_)) | Err(_) => None,
+        })
     }
 }
 

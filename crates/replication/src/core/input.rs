@@ -86,7 +86,7 @@ pub struct NodeHeartbeat {
     pub your_incarnation: Incarnation,
     /// The receiver's log sequence that the sender remembers, if the receiver recovered less.
     pub you_lost_up_to: Option<WalSequence>,
-    /// Shards that it leads.
+    /// Shards that it leads: those that are new, and some of the others in turn.
     pub leaders: Vec<(ShardId, Term)>,
     /// The cluster versions that its binary supports.
     pub versions: VersionRange,
@@ -153,6 +153,8 @@ pub enum Input<T> {
         clock: Timestamp,
         /// The version of the state machine, if it has one of its own.
         version: Option<ClusterVersion>,
+        /// When its upkeep is due, Unix milliseconds of hybrid time.
+        upkeep_due_ms: Option<u64>,
         /// Bytes of the entries applied.
         bytes: usize,
         /// Memory and disk that its records take now.
@@ -168,6 +170,8 @@ pub enum Input<T> {
         clock: Timestamp,
         /// The version of the state machine, if it has one of its own.
         version: Option<ClusterVersion>,
+        /// When its upkeep is due, Unix milliseconds of hybrid time.
+        upkeep_due_ms: Option<u64>,
     },
     /// A memtable was frozen for a checkpoint, or could not be for now.
     Frozen {

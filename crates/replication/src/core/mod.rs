@@ -5,6 +5,7 @@
 //! is no clock, lock, thread, randomness or I/O inside, except synchronous log reads through
 //! [`flotilla_storage::Log`], which raft-rs needs.
 
+mod announced;
 mod checkpoints;
 mod effects;
 mod entry_bytes;
@@ -18,6 +19,7 @@ mod requests;
 mod schedule;
 mod snapshots;
 mod status;
+mod upkeep;
 mod versions;
 
 use std::{
@@ -33,6 +35,7 @@ use flotilla_types::{
 };
 
 use crate::{FolderTrust, HostConfig};
+pub use announced::LEADERS_PER_ROUND;
 pub use effects::{ApplyTask, Background, Effects, Hold, LostReason, Notice, Outgoing, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
@@ -54,6 +57,8 @@ pub struct Core<T> {
     raft: MultiRaft,
     raft_effects: consensus::Effects,
     replicas: BTreeMap<ReplicaId, Replica<T>>,
+    /// How many of them are unverified.
+    unverified: usize,
     /// The replica that serves a shard here: the newest one that is not abandoned.
     serving: BTreeMap<ShardId, ReplicaId>,
     /// All replicas by shard.
@@ -103,6 +108,7 @@ impl<T> Core<T> {
             raft: MultiRaft::new(config.raft.clone(), log.clone()),
             raft_effects: consensus::Effects::default(),
             replicas: BTreeMap::new(),
+            unverified: 0,
             serving: BTreeMap::new(),
             by_shard: BTreeSet::new(),
             cluster_version: ClusterVersion::FIRST,
@@ -152,12 +158,14 @@ impl<T> Core<T> {
             Input::Propose(request) => self.propose(request, effects),
             Input::Read(request, freshness) => self.read(request, freshness, effects),
             Input::Written { sequence, done } => self.on_written(sequence, done, effects),
-            Input::Applied { replica, index, clock, version, bytes, usage } => {
+            Input::Applied { replica, index, clock, version, upkeep_due_ms, bytes, usage } => {
                 self.on_machine_version(replica, version);
+                self.on_upkeep_due(replica, upkeep_due_ms);
                 self.on_applied(replica, index, clock, bytes, usage, effects);
             }
-            Input::Opened { replica, index, clock, version } => {
+            Input::Opened { replica, index, clock, version, upkeep_due_ms } => {
                 self.on_machine_version(replica, version);
+                self.on_upkeep_due(replica, upkeep_due_ms);
                 self.on_opened(replica, index, clock, effects);
             }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
@@ -216,6 +224,7 @@ impl<T> Core<T> {
         self.expire_requests(effects);
         self.visit_offers(effects);
         self.start_due_checkpoints(effects);
+        self.propose_due_upkeep();
         if self.ticks.is_multiple_of(self.config.node_heartbeat_ticks) {
             self.send_node_heartbeats(effects);
             // A switch that could not be proposed, or was lost with its leader, is proposed again.
@@ -269,6 +278,7 @@ impl<T> Core<T> {
             checkpoint: state.checkpoint.clone(),
             replaces: false,
         });
+        self.unverified += usize::from(replica.unverified);
         self.replicas.insert(id, replica);
         self.serving.insert(state.shard, id);
         self.by_shard.insert((state.shard, id));
@@ -283,12 +293,15 @@ impl<T> Core<T> {
         let recovered = self.replicas.get(&id).is_none_or(|replica| replica.recovered);
         let origin = if recovered { Origin::Recovered } else { Origin::Created };
         match self.raft.open(id, state, origin, seed) {
-            Ok(()) => {
-                if let Some(replica) = self.replicas.get_mut(&id) {
-                    replica.unverified = false;
-                }
-            }
+            Ok(()) => self.end_doubt(id),
             Err(error) => self.on_group_failed(id, error, effects),
+        }
+    }
+
+    /// A replica has been verified.
+    fn end_doubt(&mut self, id: ReplicaId) {
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
         }
     }
 
@@ -335,6 +348,7 @@ impl<T> Core<T> {
         }
         self.end_offers(id, effects);
         if let Some(mut replica) = self.replicas.remove(&id) {
+            self.unverified -= usize::from(replica.unverified);
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
             Self::end_receiving(id, &mut replica, effects);
@@ -382,7 +396,7 @@ impl<T> Core<T> {
         }
         self.stop_using(id, effects);
         if let Some(replica) = self.replicas.get_mut(&id) {
-            replica.unverified = false;
+            self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
             effects.notices.push(Notice::Lost { replicas: vec![(replica.shard, id)], reason });
         }
     }

@@ -80,6 +80,7 @@ impl<T> Core<T> {
             && let Some(last) = last
         {
             replica.first_of_term = last;
+            self.schedule.announced.new.insert(change.replica);
             effects.notices.push(Notice::Descriptor(replica.descriptor.clone()));
         }
         effects.notices.push(Notice::Leader { shard: replica.shard, term: change.term, node: replica.leader_node() });

@@ -188,6 +188,12 @@ impl<T> Replica<T> {
             && !self.is_checkpoint_current()
     }
 
+    /// Whether so much waits to be applied or checkpointed that nothing more may be proposed.
+    pub(super) fn is_backlogged(&self, config: &HostConfig) -> bool {
+        self.unapplied_bytes > config.unapplied_bytes_max
+            || self.usage.active_bytes + self.usage.frozen_bytes > 4 * config.memtable_bytes_max
+    }
+
     /// Whether commands may be proposed: the clock of all earlier entries is known.
     pub(super) fn may_propose(&self) -> bool {
         self.leads() && self.applied >= self.first_of_term

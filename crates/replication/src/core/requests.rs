@@ -23,8 +23,7 @@ impl<T> Core<T> {
         let bytes = request.payload.len();
         let full = replica.pending.len() >= self.config.pending_commands_max
             || replica.pending_bytes + bytes > self.config.pending_bytes_max.max(bytes)
-            || replica.unapplied_bytes > self.config.unapplied_bytes_max
-            || replica.usage.active_bytes + replica.usage.frozen_bytes > 4 * self.config.memtable_bytes_max;
+            || replica.is_backlogged(&self.config);
         if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));

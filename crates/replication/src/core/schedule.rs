@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_types::ReplicaId;
 
+use super::{announced::Announced, upkeep::UpkeepQueue};
+
 /// The replicas that need a visit, by reason, and the counters that decide about checkpoints.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
@@ -26,6 +28,9 @@ pub(super) struct Schedule {
     pub(super) changed: BTreeSet<ReplicaId>,
     /// Replicas that lead a group of several voters, as of the last publication.
     pub(super) transferable: BTreeSet<ReplicaId>,
+    pub(super) upkeep: UpkeepQueue,
+    /// Leaders that the next round of node heartbeats names.
+    pub(super) announced: Announced,
     /// Replicas that ticks and publications have visited.
     pub(super) visits: u64,
 }
@@ -37,6 +42,8 @@ impl Schedule {
         self.offers.remove(&replica);
         self.checkpoints.remove(&replica);
         self.checkpointing.remove(&replica);
+        self.announced.new.remove(&replica);
+        self.upkeep.set(replica, None);
         self.changed.insert(replica);
     }
 }
