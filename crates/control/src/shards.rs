@@ -46,8 +46,8 @@ impl Shards {
         payload: Bytes,
         deadline_ms: u64,
     ) -> Result<ShardAnswer, ShardError> {
-        let retry = RequestRetry::new(kind, shard, deadline_ms);
-        self.request_after(retry, kind, shard, range_epoch, payload).await
+        let retry = RequestRetry::new(kind, shard, range_epoch, deadline_ms);
+        self.request_after(retry, kind, shard, payload).await
     }
 
     /// Sends a command that was sent before, perhaps to another shard, with earlier attempts of this state.
@@ -62,8 +62,8 @@ impl Shards {
         command: Bytes,
         deadline_ms: u64,
     ) -> Result<ShardAnswer, ShardError> {
-        let retry = RequestRetry::new(RequestKind::Propose, shard, deadline_ms).after(earlier);
-        self.request_after(retry, RequestKind::Propose, shard, range_epoch, command).await
+        let retry = RequestRetry::new(RequestKind::Propose, shard, range_epoch, deadline_ms).after(earlier);
+        self.request_after(retry, RequestKind::Propose, shard, command).await
     }
 
     async fn request_after(
@@ -71,13 +71,12 @@ impl Shards {
         mut retry: RequestRetry,
         kind: RequestKind,
         shard: ShardId,
-        range_epoch: Option<u64>,
         payload: Bytes,
     ) -> Result<ShardAnswer, ShardError> {
         loop {
             let now_ms = clock::monotonic_ms();
-            let (node, timeout_ms) = match self.topology.with(|cluster| retry.next(now_ms, cluster)) {
-                RetryStep::Send { node, timeout_ms } => (node, timeout_ms),
+            let (node, range_epoch, timeout_ms) = match self.topology.with(|cluster| retry.next(now_ms, cluster)) {
+                RetryStep::Send { node, range_epoch, timeout_ms } => (node, range_epoch, timeout_ms),
                 RetryStep::Wait(pause_ms) => {
                     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
                     continue;
@@ -89,7 +88,10 @@ impl Shards {
                 Ok(payload) => return Ok(ShardAnswer { payload, node, earlier: retry.earlier() }),
                 Err(error) => error,
             };
-            match self.topology.with(|cluster| retry.on_failure(error, cluster)) {
+            if let RequestError::StaleEpoch { now } = &error {
+                self.topology.learn(shard, now);
+            }
+            match self.topology.with(|cluster| retry.on_failure(&error, cluster)) {
                 RetryDecision::Retry => {}
                 RetryDecision::RetryWithoutLeader(leader) => self.topology.clear_leader(leader),
                 RetryDecision::GiveUp(error) => return Err(error),

@@ -4,9 +4,11 @@
 //! Time comes in as milliseconds; nothing here waits, sends or draws random numbers.
 
 mod attempts;
+mod refusals;
 mod session;
 
 pub use attempts::{Attempts, Failure, Step};
+pub use refusals::{Route, RouteRefusals};
 pub use session::{GatewayStart, Sequence, ShardSession, WINDOW_MAX};
 
 #[doc = include_str!("../README.md")]

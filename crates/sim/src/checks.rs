@@ -61,6 +61,10 @@ pub struct Counts {
     pub leased_reads: u64,
     /// Strong reads confirmed by a quorum round.
     pub quorum_reads: u64,
+    /// Routes of clients' requests that a shard refused as outdated.
+    pub stale_routes: u64,
+    /// Attempts of writes in doubt that went to a shard whose range had changed.
+    pub asked_again: u64,
 }
 
 impl Counts {
@@ -74,6 +78,8 @@ impl Counts {
         self.replicas_lost += other.replicas_lost;
         self.leased_reads += other.leased_reads;
         self.quorum_reads += other.quorum_reads;
+        self.stale_routes += other.stale_routes;
+        self.asked_again += other.asked_again;
     }
 }
 
@@ -261,7 +267,8 @@ impl Checks {
             assert_eq!(first, descriptor, "two descriptors have the same epoch");
             return;
         }
-        let newest = known.by_epoch.last_key_value().is_none_or(|(newest, _)| *newest < descriptor.epoch);
+        // A change of the range alone leaves the replicas as they are.
+        let newest = known.by_epoch.keys().all(|known| known.config < descriptor.epoch.config);
         known.by_epoch.insert(descriptor.epoch, descriptor.clone());
         self.counts.config_changes += 1;
         if !newest {

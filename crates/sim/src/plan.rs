@@ -100,10 +100,13 @@ pub enum Fault {
     /// Reads and writes of objects, and reads of log entries, fail with an I/O error, which ends the process,
     /// also right after each start.
     DiskFails,
+    /// The range epoch of a shard grows, while the nodes that hold it are down: after a change of ranges, the
+    /// maps of all gateways are outdated.
+    RangeChange,
 }
 
 impl Fault {
-    /// Every kind. The order matters: seeds draw from it.
+    /// Every kind but [`Fault::RangeChange`], which is drawn apart. The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::CrashAll,
@@ -181,6 +184,15 @@ impl Plan {
         }
         if rng.random_bool(0.5) {
             plan.upgrade_at_ms = Some(rng.random_range(0..load_ms));
+        }
+        if rng.random_bool(0.3) {
+            plan.faults.extend((0..rng.random_range(1..4)).map(|_| Planned {
+                at_ms: rng.random_range(0..load_ms),
+                lasts_ms: *[50, 200, 1_000].choose(&mut rng).unwrap_or(&200),
+                fault: Fault::RangeChange,
+                pick: rng.random(),
+            }));
+            plan.faults.sort_by_key(|planned| planned.at_ms);
         }
         plan
     }

@@ -182,7 +182,8 @@ fn hostile_requests_and_responses_decode_within_proportional_memory() {
                 encode(&peer::Request { kind: Some(request::Kind::Feed(feed)) })
             }
             2 => {
-                let failure = peer::Failure { code: 1, leader: number };
+                let now = vec![peer::Descriptor { shard: number, range_start: payload, ..Default::default() }; 2];
+                let failure = peer::Failure { code: 3, leader: number, now };
                 encode(&peer::Response { kind: Some(response::Kind::Failure(failure)) })
             }
             3 => encode(&peer::ObjectsRequest { need: many }),

@@ -6,23 +6,15 @@
 use bytes::Bytes;
 use flotilla_replication::{Answer, RequestError};
 use flotilla_types::{NodeId, ShardId};
-use flotilla_wire::{decode, encode, peer};
+use flotilla_wire::{decode, descriptor_from_wire, descriptor_to_wire, encode, peer};
 
 use super::RequestKind;
 
 /// Longest timeout of a request; longer ones are cut to it.
 const TIMEOUT_MS_MAX: u32 = 60_000;
 
-const CODES: [RequestError; 8] = [
-    RequestError::UnknownShard,
-    RequestError::NotLeader { leader: None },
-    RequestError::Busy,
-    RequestError::StaleEpoch,
-    RequestError::Deadline,
-    RequestError::Unknown,
-    RequestError::Stopped,
-    RequestError::VersionNotInForce,
-];
+/// Descriptors that are taken from one refusal, at most.
+const DESCRIPTORS_MAX: usize = 64;
 
 /// A request from one node to another. No `Debug`, because it may hold the authority's key.
 #[derive(Clone, PartialEq, Eq)]
@@ -115,18 +107,46 @@ impl PeerRequest {
 pub fn encode_answer(answer: Answer) -> Bytes {
     let kind = match answer {
         Ok(value) => peer::response::Kind::Value(value),
-        Err(error) => {
-            let (plain, leader) = match error {
-                RequestError::NotLeader { leader } => {
-                    (RequestError::NotLeader { leader: None }, leader.map_or(0, |node| node.0))
-                }
-                other => (other, 0),
-            };
-            let code = CODES.iter().position(|code| *code == plain).unwrap_or(CODES.len()) as u32;
-            peer::response::Kind::Failure(peer::Failure { code, leader })
-        }
+        Err(error) => peer::response::Kind::Failure(failure_to_wire(&error)),
     };
     encode(&peer::Response { kind: Some(kind) })
+}
+
+fn failure_to_wire(error: &RequestError) -> peer::Failure {
+    let mut failure = peer::Failure::default();
+    failure.code = match error {
+        RequestError::UnknownShard => 0,
+        RequestError::NotLeader { leader } => {
+            failure.leader = leader.map_or(0, |node| node.0);
+            1
+        }
+        RequestError::Busy => 2,
+        RequestError::StaleEpoch { now } => {
+            failure.now = now.iter().take(DESCRIPTORS_MAX).map(descriptor_to_wire).collect();
+            3
+        }
+        RequestError::Deadline => 4,
+        RequestError::Unknown => 5,
+        RequestError::Stopped => 6,
+        RequestError::VersionNotInForce => 7,
+    };
+    failure
+}
+
+fn failure_from_wire(failure: peer::Failure) -> RequestError {
+    match failure.code {
+        0 => RequestError::UnknownShard,
+        1 => RequestError::NotLeader { leader: (failure.leader != 0).then_some(NodeId(failure.leader)) },
+        2 => RequestError::Busy,
+        3 => RequestError::StaleEpoch {
+            now: failure.now.into_iter().take(DESCRIPTORS_MAX).map(descriptor_from_wire).collect(),
+        },
+        4 => RequestError::Deadline,
+        6 => RequestError::Stopped,
+        7 => RequestError::VersionNotInForce,
+        // Errors of later versions may mean anything.
+        _ => RequestError::Unknown,
+    }
 }
 
 /// Decodes a peer's answer. One that does not parse is [`RequestError::Unknown`]: the request may have been
@@ -134,13 +154,7 @@ pub fn encode_answer(answer: Answer) -> Bytes {
 pub fn decode_answer(response: Bytes) -> Answer {
     match decode::<peer::Response>(response).ok().and_then(|response| response.kind) {
         Some(peer::response::Kind::Value(value)) => Ok(value),
-        Some(peer::response::Kind::Failure(failure)) => Err(match CODES.get(failure.code as usize) {
-            Some(RequestError::NotLeader { .. }) => {
-                RequestError::NotLeader { leader: (failure.leader != 0).then_some(NodeId(failure.leader)) }
-            }
-            Some(error) => *error,
-            None => RequestError::Unknown,
-        }),
+        Some(peer::response::Kind::Failure(failure)) => Err(failure_from_wire(failure)),
         None => Err(RequestError::Unknown),
     }
 }
@@ -148,17 +162,51 @@ pub fn decode_answer(response: Bytes) -> Answer {
 #[cfg(test)]
 mod tests {
     use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
+    use flotilla_types::{Epoch, KeyRange, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor};
     use proptest::{collection::vec, option, prelude::*, sample::select};
 
     use super::*;
 
+    fn stale(shards: impl Iterator<Item = u64>) -> RequestError {
+        let descriptor = |shard| ShardDescriptor {
+            shard: ShardId(shard),
+            range: KeyRange::of_prefix(b"k"),
+            epoch: Epoch { range: shard, config: 2 },
+            replicas: vec![ReplicaDescriptor { replica: ReplicaId(shard), node: NodeId(3), role: ReplicaRole::Voter }],
+        };
+        RequestError::StaleEpoch { now: shards.map(descriptor).collect() }
+    }
+
+    fn errors() -> Vec<RequestError> {
+        vec![
+            RequestError::UnknownShard,
+            RequestError::NotLeader { leader: None },
+            RequestError::NotLeader { leader: Some(NodeId(3)) },
+            RequestError::Busy,
+            stale(std::iter::empty()),
+            stale(1..4),
+            RequestError::Deadline,
+            RequestError::Unknown,
+            RequestError::Stopped,
+            RequestError::VersionNotInForce,
+        ]
+    }
+
     #[test]
     fn every_answer_survives_the_wire() {
-        let named = RequestError::NotLeader { leader: Some(NodeId(3)) };
-        for error in CODES.into_iter().chain([named]) {
-            assert_eq!(decode_answer(encode_answer(Err(error))), Err(error));
+        for error in errors() {
+            assert_eq!(decode_answer(encode_answer(Err(error.clone()))), Err(error));
         }
         assert_eq!(decode_answer(encode_answer(Ok(Bytes::from_static(b"value")))), Ok(Bytes::from_static(b"value")));
+    }
+
+    #[test]
+    fn descriptors_of_a_refusal_are_bounded_on_both_sides() {
+        let bounded = stale(0..DESCRIPTORS_MAX as u64);
+        let RequestError::StaleEpoch { now } = stale(0..9_999) else { unreachable!() };
+        let flood = peer::Failure { code: 3, leader: 0, now: now.iter().map(descriptor_to_wire).collect() };
+        assert_eq!(failure_from_wire(flood), bounded);
+        assert_eq!(failure_from_wire(failure_to_wire(&RequestError::StaleEpoch { now })), bounded);
     }
 
     #[test]
@@ -231,7 +279,7 @@ mod tests {
     fn hostile_answers_decode_to_an_unknown_outcome_at_worst() {
         let valid = prop_oneof![
             vec(any::<u8>(), 0..40).prop_map(|value| encode_answer(Ok(value.into()))),
-            (select(CODES.to_vec()), extreme_u64()).prop_map(|(error, node)| match error {
+            (select(errors()), extreme_u64()).prop_map(|(error, node)| match error {
                 RequestError::NotLeader { .. } => {
                     encode_answer(Err(RequestError::NotLeader { leader: Some(NodeId(node)) }))
                 }

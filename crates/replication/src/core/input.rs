@@ -8,8 +8,8 @@ use flotilla_types::{
     Timestamp, VersionRange, WalSequence,
 };
 
-/// Why a request to a shard was not answered. `Unknown` sole_voter means that state may have changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Why a request to a shard was not answered. Only `Unknown` means that state may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The shard has no replica on this node. Nothing changed; route again.
     #[error("this node holds no replica of the shard")]
@@ -23,9 +23,13 @@ pub enum RequestError {
     /// A bound is reached. Nothing changed; try again later.
     #[error("the shard is busy; try again")]
     Busy,
-    /// The caller's shard map is older than the shard's descriptor. Nothing changed; refresh and route again.
+    /// The caller's shard map is older than the shard's descriptor. Nothing changed; route again.
     #[error("the request was routed by an outdated shard map")]
-    StaleEpoch,
+    StaleEpoch {
+        /// The descriptors that replaced the one that the caller routed by: the shard's own, and those of
+        /// shards that took over a part of its keys.
+        now: Box<[ShardDescriptor]>,
+    },
     /// The deadline passed before anything was proposed. Nothing changed.
     #[error("the deadline passed")]
     Deadline,

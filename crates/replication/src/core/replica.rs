@@ -221,10 +221,10 @@ impl<T> Replica<T> {
         self.pending_bytes = 0;
         self.reads_waiting = 0;
         let inflight = self.inflight.drain(..).flat_map(|(_, _, waiters)| waiters);
-        effects.replies.extend(inflight.map(|reply| (reply, Err(proposed))));
+        effects.replies.extend(inflight.map(|reply| (reply, Err(proposed.clone()))));
         let rounds = self.read_rounds.drain(..).flat_map(|round| round.reads);
         let confirmed = self.confirmed.drain(..).flat_map(|(_, reads)| reads);
         let rest = self.pending.drain(..).chain(self.reads.drain(..)).chain(rounds).chain(confirmed);
-        effects.replies.extend(rest.map(|request| (request.reply, Err(unproposed))));
+        effects.replies.extend(rest.map(|request| (request.reply, Err(unproposed.clone()))));
     }
 }

@@ -62,8 +62,10 @@ impl<T> Core<T> {
         let replica = self.serving.get(&request.shard).and_then(|id| Some((*id, self.replicas.get(id)?)));
         let error = match replica {
             None => RequestError::UnknownShard,
-            Some((_, replica)) if request.range_epoch.is_some_and(|epoch| epoch != replica.descriptor.epoch.range) => {
-                RequestError::StaleEpoch
+            // A later epoch than this replica's is no reason to refuse: the replica lags. If it leads, it
+            // applies what it lacks before the request.
+            Some((_, replica)) if request.range_epoch.is_some_and(|epoch| epoch < replica.descriptor.epoch.range) => {
+                RequestError::StaleEpoch { now: Box::new([replica.descriptor.clone()]) }
             }
             Some(_) if request.deadline_ms <= self.now_ms => RequestError::Deadline,
             Some((id, _)) => return Some((id, request)),
@@ -112,7 +114,7 @@ impl<T> Core<T> {
                         ProposeError::NotLeader => RequestError::NotLeader { leader: None },
                         ProposeError::Busy | ProposeError::Configuration => RequestError::Busy,
                     };
-                    effects.replies.extend(waiters.into_iter().map(|reply| (reply, Err(error))));
+                    effects.replies.extend(waiters.into_iter().map(|reply| (reply, Err(error.clone()))));
                 }
             }
         }
