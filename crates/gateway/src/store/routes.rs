@@ -1,7 +1,7 @@
 //! Routing by the newest shard map, again whenever a shard refuses a route as outdated.
 //!
 //! Every request goes on until its deadline: a refusal brings a newer map, so that a change of ranges costs
-//! one more try and no error.
+//! one more try and no error. Without any metadata a request fails at once ([`super::collection_of`]).
 
 use std::time::Duration;
 
@@ -33,11 +33,11 @@ impl<'a> Rerouting<'a> {
         self.last_refused = Some(route);
     }
 
-    /// Routes by the newest map. Waits before a route that was refused repeatedly, and while keys have no
-    /// shard because ranges are changing.
+    /// Routes by the newest map. Waits before a route that was refused repeatedly, and while a key has no
+    /// shard: then its range has just changed, and its new shard is not known here yet.
     ///
     /// # Errors
-    /// `route` failed for another reason, or the deadline has passed since a refusal.
+    /// `route` failed for another reason, or the deadline has passed.
     pub(super) async fn route<T>(
         &self,
         route: impl Fn(&ShardMap) -> Result<Vec<(Route, T)>, StoreError>,
@@ -45,20 +45,23 @@ impl<'a> Rerouting<'a> {
         let mut paused = false;
         loop {
             let routed = route(&self.store.map());
-            let Some(last_refused) = self.last_refused else { return routed };
-            if clock::monotonic_ms() >= self.deadline_ms {
-                return Err(self.store.read_error(ShardError::Stale, last_refused.shard, self.deadline_ms));
-            }
             let pause_ms = match &routed {
-                Ok(routed) if paused || routed.is_empty() => 0,
-                Ok(routed) => self.refusals.pause_ms(routed.iter().map(|(route, _)| Some(*route))),
                 Err(StoreError::Unavailable { shard: None, .. }) => self.refusals.pause_ms([None]),
-                Err(_) => 0,
+                Ok(routed) if !paused => self.refusals.pause_ms(routed.iter().map(|(route, _)| Some(*route))),
+                Ok(_) | Err(_) => 0,
             };
-            if pause_ms == 0 {
-                return routed;
+            let left_ms = match (self.last_refused, pause_ms) {
+                (None, 0) => return routed,
+                _ => self.deadline_ms.saturating_sub(clock::monotonic_ms()),
+            };
+            match self.last_refused {
+                Some(Route { shard, .. }) if left_ms == 0 => {
+                    return Err(self.store.read_error(ShardError::Stale, shard, self.deadline_ms));
+                }
+                None if left_ms == 0 => return routed,
+                _ if pause_ms == 0 => return routed,
+                _ => tokio::time::sleep(Duration::from_millis(pause_ms.min(left_ms))).await,
             }
-            tokio::time::sleep(Duration::from_millis(pause_ms)).await;
             paused = true;
         }
     }

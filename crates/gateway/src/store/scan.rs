@@ -1,8 +1,8 @@
 //! Ordered scans: every bucket is scanned for its next records, and the results are merged by the user's key.
 //!
 //! Invariants: bounds are any bytes in any order, and those between which no key lies give an empty page. A
-//! page never lacks records because their shard is unknown here: that scan fails as unavailable. What a shard
-//! refuses because its range has changed is asked of the shards that hold it now.
+//! page never lacks records because their shard is unknown here: that scan waits, and fails as unavailable at
+//! its deadline. What a shard refuses because its range has changed is asked of the shards that hold it now.
 
 use std::time::Instant;
 
@@ -47,12 +47,11 @@ impl Store {
             return Err(StoreError::Invalid("`limit` must be between 1 and 10,000"));
         }
         let deadline_ms = deadline_ms(deadline);
-        let ranges = {
-            let map = self.map();
-            bucket_ranges(&map, collection_of(&map, collection)?, &user_range(&scan))?
-        };
+        let collection = collection_of(&self.map(), collection)?.clone();
+        let parts_of = |map: &ShardMap| bucket_ranges(map, &collection, &user_range(&scan));
+        let ranges = Rerouting::new(self, deadline_ms).route(parts_of).await?;
         let items_max = bucket_items_max(scan.items_max, ranges.len());
-        let scans = ranges.into_iter().map(|range| self.scan_bucket(range, items_max, scan.values, deadline_ms));
+        let scans = ranges.into_iter().map(|(_, range)| self.scan_bucket(range, items_max, scan.values, deadline_ms));
         let pages = try_join_all(scans).await?;
         Ok(merge(pages, scan.items_max))
     }
@@ -110,7 +109,11 @@ impl Store {
     /// Counts the live records of a collection, over all its shards.
     pub async fn count(&self, collection: &str, deadline: Instant) -> Result<u64, StoreError> {
         let deadline_ms = deadline_ms(deadline);
-        let mut uncounted = vec![collection_of(&self.map(), collection)?.range()];
+        let mut uncounted = {
+            let map = self.map();
+            let Collection { id, buckets, .. } = collection_of(&map, collection)?;
+            vec![KeyRange::of_buckets(*id, Bucket(0), Bucket(buckets.saturating_sub(1)))]
+        };
         let mut rerouting = Rerouting::new(self, deadline_ms);
         let mut total = 0;
         while !uncounted.is_empty() {
@@ -151,7 +154,11 @@ fn first_part(map: &ShardMap, range: &KeyRange) -> Result<Vec<(Route, KeyRange)>
 }
 
 /// The parts of a range of user's keys, by bucket and shard. None if the range is empty.
-fn bucket_ranges(map: &ShardMap, collection: &Collection, keys: &KeyRange) -> Result<Vec<KeyRange>, StoreError> {
+fn bucket_ranges(
+    map: &ShardMap,
+    collection: &Collection,
+    keys: &KeyRange,
+) -> Result<Vec<(Route, KeyRange)>, StoreError> {
     let mut ranges = Vec::new();
     if keys.is_empty() {
         return Ok(ranges);
@@ -167,7 +174,7 @@ fn bucket_ranges(map: &ShardMap, collection: &Collection, keys: &KeyRange) -> Re
             [] => whole.end,
             end => RecordKey::new(collection.id, bucket, end).into_bytes(),
         };
-        ranges.extend(parts(map, &KeyRange { start, end })?.into_iter().map(|(_, range)| range));
+        ranges.extend(parts(map, &KeyRange { start, end })?);
     }
     Ok(ranges)
 }
@@ -372,13 +379,13 @@ mod tests {
                         && (scan.end.is_empty() || *key < scan.end)
                         && scan.after.as_ref().is_none_or(|after| key > after);
                     let record_key = collection.record_key(key).into_bytes();
-                    let parts: Vec<_> = ranges.iter().filter(|part| part.contains(&record_key)).collect();
+                    let parts: Vec<_> = ranges.iter().filter(|(_, part)| part.contains(&record_key)).collect();
                     prop_assert_eq!(parts.len(), usize::from(matches), "{:?} in {:?}", key, scan);
                     let home = map.shard_of(&record_key).map(|shard| shard.descriptor.shard);
-                    for part in parts {
+                    for (route, part) in parts {
+                        prop_assert_eq!(Some(route.shard), home);
                         let first = first_part(&map, part).expect("every shard is known");
-                        let routes: Vec<_> = first.iter().map(|(route, range)| (Some(route.shard), range)).collect();
-                        prop_assert_eq!(routes, [(home, part)], "each part lies in one shard");
+                        prop_assert_eq!(first, [(*route, part.clone())], "each part lies in one shard");
                     }
                 }
             }

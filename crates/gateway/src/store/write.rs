@@ -34,6 +34,8 @@ const LIFETIME_MS_MAX: u64 = 600_000;
 /// earliest of its requests'.
 const ANSWER_SLACK: Duration = Duration::from_millis(5);
 
+const EMPTY_BATCH: StoreError = StoreError::Invalid("a batch must have at least one operation or condition");
+
 /// Conditions and operations of a command, in record keys.
 type Parts = (Vec<(Bytes, Condition)>, Vec<Operation>);
 
@@ -64,14 +66,14 @@ impl Store {
         let deadline_ms = deadline_ms(deadline);
         self.to_record_keys(collection, &mut conditions, &mut operations)?;
         if !conditions.is_empty() || !operations.iter().all(may_share) {
-            let route = write_route(&self.map(), &conditions, &operations)?;
+            let route = self.write_route(&conditions, &operations, deadline_ms).await?;
             return match self.propose(route, (conditions, operations), deadline_ms).await.0? {
                 Proposed::Written(written) => Ok(written),
                 Proposed::Split => Err(StoreError::CrossShard),
             };
         }
         loop {
-            let route = write_route(&self.map(), &conditions, &operations)?;
+            let route = self.write_route(&conditions, &operations, deadline_ms).await?;
             match self.write_shared(route, operations, deadline_ms).await? {
                 SharedAttempt::Written(written) => return Ok(written),
                 // The command was split only because others' keys went elsewhere.
@@ -110,8 +112,7 @@ impl Store {
                 Ok(Attempt::StaleRoute) => rerouting.refused(route),
                 Err(error) => break Err(error),
             }
-            let again = |map: &ShardMap| Ok(vec![(write_route(map, &command.conditions, &command.operations)?, ())]);
-            match rerouting.route(again).await {
+            match rerouting.route(|map| write_route(map, &command.conditions, &command.operations)).await {
                 Ok(routes) => route = routes.first().map_or(route, |(route, ())| *route),
                 // Parts would be other commands, and an attempt in doubt may still write what they write.
                 Err(StoreError::CrossShard) if earlier == Earlier::Unproposed => break Ok(Proposed::Split),
@@ -183,6 +184,17 @@ impl Store {
         Ok(())
     }
 
+    /// The one shard that holds all keys, once it is known.
+    async fn write_route(
+        &self,
+        conditions: &[(Bytes, Condition)],
+        operations: &[Operation],
+        deadline_ms: u64,
+    ) -> Result<Route, StoreError> {
+        let routes = Rerouting::new(self, deadline_ms).route(|map| write_route(map, conditions, operations)).await?;
+        routes.first().map(|(route, ())| *route).ok_or(EMPTY_BATCH)
+    }
+
     /// Commits an empty command, which advances the shard's clock to the present.
     pub(super) async fn advance_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<(), StoreError> {
         let command = clock_command(self.inner.sessions.now_ms(shard), deadline_ms, clock::monotonic_ms());
@@ -198,7 +210,7 @@ fn write_route(
     map: &ShardMap,
     conditions: &[(Bytes, Condition)],
     operations: &[Operation],
-) -> Result<Route, StoreError> {
+) -> Result<Vec<(Route, ())>, StoreError> {
     let mut route = None;
     let keys = conditions.iter().map(|(key, _)| key).chain(operations.iter().map(|operation| &operation.key));
     for key in keys {
@@ -207,7 +219,7 @@ fn write_route(
             return Err(StoreError::CrossShard);
         }
     }
-    route.ok_or(StoreError::Invalid("a batch must have at least one operation or condition"))
+    route.map(|route| vec![(route, ())]).ok_or(EMPTY_BATCH)
 }
 
 /// An empty command that a shard forgets as soon as it is applied: it has no session, because applying it

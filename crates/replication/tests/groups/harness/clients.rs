@@ -241,9 +241,21 @@ impl World {
         timeout_ms: u64,
         freshness: Option<Freshness>,
     ) -> u64 {
+        self.request_routed(node, None, payload, timeout_ms, freshness)
+    }
+
+    /// The same, routed by a descriptor with this range epoch.
+    pub(crate) fn request_routed(
+        &mut self,
+        node: NodeId,
+        range_epoch: Option<u64>,
+        payload: Bytes,
+        timeout_ms: u64,
+        freshness: Option<Freshness>,
+    ) -> u64 {
         let reply = self.next_attempt();
         let deadline_ms = self.now_ms() + timeout_ms;
-        let request = Request { shard: SHARD, range_epoch: None, payload, deadline_ms, reply };
+        let request = Request { shard: SHARD, range_epoch, payload, deadline_ms, reply };
         let input = match freshness {
             Some(freshness) => Input::Read(request, freshness),
             None => Input::Propose(request),
