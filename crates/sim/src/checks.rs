@@ -16,7 +16,7 @@ use flotilla_route::Sequence;
 use flotilla_storage::{Log as _, LogBatch, ReplicaWrite};
 use flotilla_types::{
     ConfState, Entry, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, SessionId, ShardDescriptor,
-    ShardId, Term,
+    ShardId, Term, Timestamp,
 };
 
 use crate::{disk::Disk, node::Node};
@@ -147,6 +147,11 @@ impl Checks {
         let hash = hasher.finish();
         let first = *self.commands.entry((session, sequence)).or_insert(hash);
         assert_eq!(first, hash, "number {} of session {session} names two commands", sequence.0);
+    }
+
+    /// Checks that a write is later than what its gateway had seen of any shard.
+    pub(crate) fn caused(&self, seen: Timestamp, version: Timestamp) {
+        assert!(seen < version, "a write got {version:?} although its gateway had seen {seen:?} before");
     }
 
     /// Checks the leases that a node holds at this moment by its own clock: no other replica may have been

@@ -198,6 +198,13 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Whether wall clocks may differ by more than nodes tolerate: then a write may not follow what was seen.
+    pub(crate) fn disturbs_clocks(&self) -> bool {
+        self.faults.iter().any(|planned| matches!(planned.fault, Fault::ClockJump | Fault::ClockDrift))
+    }
+}
+
 /// Clock drifts that [`Fault::ClockDrift`] uses, parts per million.
 pub(crate) const DRIFTS_PPM: [i64; 4] = [-100_000, -10_000, 10_000, 100_000];
 

@@ -182,9 +182,10 @@ fn hostile_requests_and_responses_decode_within_proportional_memory() {
                 encode(&peer::Request { kind: Some(request::Kind::Feed(feed)) })
             }
             2 => {
-                let now = vec![peer::Descriptor { shard: number, range_start: payload, ..Default::default() }; 2];
+                let descriptor = peer::Descriptor { shard: number, range_start: payload, ..Default::default() };
+                let now = vec![encode(&descriptor); 2];
                 let failure = peer::Failure { code: 3, leader: number, now };
-                encode(&peer::Response { kind: Some(response::Kind::Failure(failure)) })
+                encode(&peer::Response { kind: Some(response::Kind::Failure(failure)), clock: number })
             }
             3 => encode(&peer::ObjectsRequest { need: many }),
             4 => encode(&peer::ObjectsResponse { objects: many, missing: 3 }),

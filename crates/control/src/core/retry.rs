@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flotilla_meta::MetaReply;
 use flotilla_replication::RequestError;
 use flotilla_route::{Attempts, Failure, Step};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::{NodeId, ShardId, Timestamp};
 
 use super::ClusterView;
 
@@ -101,6 +101,8 @@ pub enum RetryStep {
         node: NodeId,
         /// The range epoch to send; `None` to skip the check.
         range_epoch: Option<u64>,
+        /// Hybrid time that a command must follow; zero for none.
+        after: Timestamp,
         /// How long the attempt may take, in milliseconds.
         timeout_ms: u64,
     },
@@ -128,6 +130,7 @@ pub struct RequestRetry {
     shard: ShardId,
     /// The range epoch that attempts are checked for.
     range_epoch: Option<u64>,
+    after: Timestamp,
     deadline_ms: u64,
     attempts: Attempts,
     /// The target of the attempt in flight.
@@ -146,12 +149,19 @@ impl RequestRetry {
             kind,
             shard,
             range_epoch,
+            after: Timestamp::ZERO,
             deadline_ms,
             attempts: Attempts::new(deadline_ms),
             in_flight: None,
             earlier: Earlier::Unproposed,
             last_error: ShardError::Unavailable,
         }
+    }
+
+    /// The same, for a command whose time must be later than `heard`.
+    #[must_use]
+    pub fn following(self, heard: Timestamp) -> Self {
+        Self { after: heard, ..self }
     }
 
     /// The same, for a command that was sent to another shard before, with attempts of this state.
@@ -174,7 +184,7 @@ impl RequestRetry {
             Step::Try(node) => {
                 self.in_flight = Some(node);
                 let timeout_ms = (self.deadline_ms - now_ms).min(ATTEMPT_MS_MAX);
-                RetryStep::Send { node, range_epoch: self.range_epoch, timeout_ms }
+                RetryStep::Send { node, range_epoch: self.range_epoch, after: self.after, timeout_ms }
             }
             Step::Wait(pause_ms) => RetryStep::Wait(pause_ms),
             Step::GiveUp if self.earlier == Earlier::InDoubt => RetryStep::GiveUp(ShardError::Unknown),
@@ -204,7 +214,14 @@ impl RequestRetry {
                 }
                 Failure::Later
             }
+            // The clocks of this node and the leader differ by more than they may. Causal order is lost then,
+            // service is not.
+            RequestError::AfterAhead if self.after > Timestamp::ZERO => {
+                self.after = Timestamp::ZERO;
+                Failure::Again
+            }
             RequestError::UnknownShard
+            | RequestError::AfterAhead
             | RequestError::Stopped
             | RequestError::Deadline
             | RequestError::StaleEpoch { .. } => Failure::Unreachable,
@@ -240,7 +257,7 @@ mod tests {
     }
 
     fn send(id: u64, timeout_ms: u64) -> RetryStep {
-        RetryStep::Send { node: node(id), range_epoch: Some(1), timeout_ms }
+        RetryStep::Send { node: node(id), range_epoch: Some(1), after: Timestamp::ZERO, timeout_ms }
     }
 
     #[test]
@@ -334,6 +351,21 @@ mod tests {
         assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::GiveUp(ShardError::Stale));
     }
 
+    #[test]
+    fn a_command_follows_what_was_heard_unless_the_leader_finds_it_too_far_ahead() {
+        let cluster = cluster_view();
+        let heard = Timestamp(77);
+        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, Some(1), 100).following(heard);
+        let following =
+            |id, after, timeout_ms| RetryStep::Send { node: node(id), range_epoch: Some(1), after, timeout_ms };
+        assert_eq!(retry.next(0, &cluster), following(2, heard, 100));
+        retry.on_failure(&RequestError::NotLeader { leader: Some(node(3)) }, &cluster);
+        assert_eq!(retry.next(1, &cluster), following(3, heard, 99));
+        assert_eq!(retry.on_failure(&RequestError::AfterAhead, &cluster), RetryDecision::Retry);
+        assert_eq!(retry.next(2, &cluster), following(3, Timestamp::ZERO, 98), "the same node, at once");
+        assert_eq!(retry.earlier(), Earlier::Unproposed);
+    }
+
     /// The first attempt was applied and its answer lost; then the shard changed its range.
     #[test]
     fn a_write_in_doubt_asks_the_session_of_a_shard_that_changed_its_range() {
@@ -344,7 +376,8 @@ mod tests {
         retry.next(1, &cluster);
         assert_eq!(retry.next(10, &cluster), send(2, 90));
         assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::Retry);
-        let unchecked = |id, timeout_ms| RetryStep::Send { node: node(id), range_epoch: None, timeout_ms };
+        let after = Timestamp::ZERO;
+        let unchecked = |id, timeout_ms| RetryStep::Send { node: node(id), range_epoch: None, after, timeout_ms };
         assert_eq!(retry.next(11, &cluster), unchecked(2, 89), "the same node, at once, in whatever range");
         retry.on_failure(&RequestError::NotLeader { leader: Some(node(3)) }, &cluster);
         assert_eq!(retry.next(12, &cluster), unchecked(3, 88));

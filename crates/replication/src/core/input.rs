@@ -37,6 +37,10 @@ pub enum RequestError {
     /// changed; a node whose metadata lags may accept it later.
     #[error("the command needs a later version than the cluster's")]
     VersionNotInForce,
+    /// The command must follow a time that is too far ahead of this node's clock, which would bind the shard
+    /// to it. Nothing changed; send it without that time, or when the clock has come closer.
+    #[error("the command must follow a time that is too far ahead")]
+    AfterAhead,
     /// The command was proposed and leadership was lost: it may or may not take effect.
     #[error("the outcome is not known")]
     Unknown,
@@ -46,8 +50,17 @@ pub enum RequestError {
     Stopped,
 }
 
+/// What a shard answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// The outcome or answer, in the state machine's format.
+    pub payload: Bytes,
+    /// Hybrid time of the last entry that the answer can depend on.
+    pub clock: Timestamp,
+}
+
 /// The answer to a request.
-pub type Answer = Result<Bytes, RequestError>;
+pub type Answer = Result<Answered, RequestError>;
 
 /// A write or a read of a state machine. `T` is what the caller needs to deliver the answer.
 #[derive(Debug)]
@@ -56,6 +69,8 @@ pub struct Request<T> {
     pub shard: ShardId,
     /// The range epoch that the caller routed by, or `None` not to check it.
     pub range_epoch: Option<u64>,
+    /// Hybrid time that a command must follow: its own is later. Zero for none, and for a query.
+    pub after: Timestamp,
     /// The command or query, in the state machine's format.
     pub payload: Bytes,
     /// When to give up, on the core's monotonic clock, milliseconds.

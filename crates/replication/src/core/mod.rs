@@ -33,7 +33,7 @@ use crate::{FolderTrust, HostConfig};
 pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
-pub use input::{Answer, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
+pub use input::{Answer, Answered, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
 pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 use schedule::Schedule;

@@ -172,15 +172,15 @@ impl<T> Replica<T> {
         self.leads() && self.applied >= self.first_of_term
     }
 
-    /// Takes the commands of the next entry off the queue, with their callers. Expired ones are answered
-    /// instead.
+    /// Takes the commands of the next entry off the queue, with their callers and the latest time that one of
+    /// them must follow. Expired ones are answered instead.
     pub(super) fn take_batch(
         &mut self,
         config: &HostConfig,
         now_ms: u64,
         effects: &mut Effects<T>,
-    ) -> (Vec<Bytes>, Vec<T>) {
-        let (mut commands, mut waiters) = (Vec::new(), Vec::new());
+    ) -> (Vec<Bytes>, Vec<T>, Timestamp) {
+        let (mut commands, mut waiters, mut after) = (Vec::new(), Vec::new(), Timestamp::ZERO);
         let mut bytes = 0;
         while let Some(next) = self.pending.front() {
             let size = next.payload.len();
@@ -196,10 +196,11 @@ impl<T> Replica<T> {
                 continue;
             }
             bytes += size;
+            after = after.max(request.after);
             commands.push(request.payload);
             waiters.push(request.reply);
         }
-        (commands, waiters)
+        (commands, waiters, after)
     }
 
     pub(super) fn leader_node(&self) -> Option<NodeId> {

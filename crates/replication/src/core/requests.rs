@@ -28,6 +28,8 @@ impl<T> Core<T> {
         if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
+        } else if request.after.millis() > self.wall_ms + self.config.clock_ahead_ms_max {
+            effects.replies.push((request.reply, Err(RequestError::AfterAhead)));
         } else if !admitted {
             effects.replies.push((request.reply, Err(RequestError::VersionNotInForce)));
         } else if full {
@@ -96,11 +98,11 @@ impl<T> Core<T> {
                 return;
             }
             let term = replica.term;
-            let (commands, waiters) = replica.take_batch(&self.config, self.now_ms, effects);
+            let (commands, waiters, after) = replica.take_batch(&self.config, self.now_ms, effects);
             if commands.is_empty() {
                 continue;
             }
-            let timestamp = replica.clock.advance(self.wall_ms);
+            let timestamp = replica.clock.max(after).advance(self.wall_ms);
             let last = timestamp.plus(commands.len() as u64 - 1);
             let payload = Batch { timestamp, commands }.encode();
             match self.raft.propose(id, payload, &mut self.raft_effects) {

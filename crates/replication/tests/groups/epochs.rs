@@ -1,7 +1,7 @@
 //! Requests that were routed by another descriptor than the replica's.
 
 use flotilla_replication::{Answer, Freshness, RequestError};
-use flotilla_types::NodeId;
+use flotilla_types::{NodeId, Timestamp};
 
 use crate::harness::{World, get, key, seeds, store};
 
@@ -9,8 +9,9 @@ use crate::harness::{World, get, key, seeds, store};
 fn ask(world: &mut World, node: NodeId, range_epoch: u64) -> [Answer; 2] {
     let sequence = world.attempts + 1;
     let requests = [(store(9, sequence, "key", "1"), None), (get(key("key")), Some(Freshness::Strong))];
-    let asked =
-        requests.map(|(payload, freshness)| world.request_routed(node, Some(range_epoch), payload, 1_000, freshness));
+    let asked = requests.map(|(payload, freshness)| {
+        world.request_with(node, (Some(range_epoch), Timestamp::ZERO), payload, 1_000, freshness)
+    });
     world.run_until(1_500, "answers", |world| asked.iter().all(|asked| world.answers.contains_key(asked)));
     asked.map(|asked| world.answers.remove(&asked).unwrap())
 }

@@ -1,6 +1,7 @@
 //! Tests of replica groups on simulated nodes, under faults of network and disks and under operator actions.
 
 mod broken_disk;
+mod causality;
 mod epochs;
 mod harness;
 mod hostile;

@@ -8,16 +8,17 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_control::{
-    Earlier, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, meta_reply,
+    Earlier, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, ShardRequest,
+    meta_reply,
 };
 use flotilla_kv::{
     Answer as Found, Command, Outcome, Refusal, decode_answer as decode_found, decode_outcome, encode_command,
 };
 use flotilla_meta::MetaCommand;
 use flotilla_placement::Shard;
-use flotilla_replication::{Answer, RequestError};
-use flotilla_route::{GatewayStart, Route, RouteRefusals, Sequence, ShardSession};
-use flotilla_types::{NodeId, ShardId, Term};
+use flotilla_replication::{Answer, Answered, RequestError};
+use flotilla_route::{GatewayStart, Heard, Route, RouteRefusals, Sequence, ShardSession};
+use flotilla_types::{NodeId, ShardId, Term, Timestamp};
 use rand::RngExt as _;
 
 use super::{
@@ -57,6 +58,9 @@ pub(crate) struct Completion {
 pub(crate) struct Gateway {
     start: GatewayStart,
     sessions: BTreeMap<ShardId, ShardSession>,
+    heard: Heard,
+    /// The latest version of a write that this gateway has reported to a client.
+    reported: Timestamp,
     requests: BTreeMap<u64, PendingRequest>,
 }
 
@@ -70,6 +74,11 @@ struct PendingRequest {
     routed: Option<Routed>,
     /// The shard in whose session a write has this number.
     number: Option<(ShardId, Sequence)>,
+    /// The time that it must follow, and whether every attempt so far asked for that.
+    after: Timestamp,
+    follows: bool,
+    /// What the gateway had reported when it began.
+    reported: Timestamp,
     /// Counts attempts, to ignore answers to earlier ones.
     attempt: u64,
     /// The node of the attempt in flight.
@@ -98,7 +107,13 @@ fn is_wrong_shard(kind: RequestKind, answer: &ShardAnswer) -> bool {
 
 impl Gateway {
     pub(super) fn new(start: u64) -> Self {
-        Self { start: GatewayStart(start), sessions: BTreeMap::new(), requests: BTreeMap::new() }
+        Self {
+            start: GatewayStart(start),
+            sessions: BTreeMap::new(),
+            heard: Heard::default(),
+            reported: Timestamp::ZERO,
+            requests: BTreeMap::new(),
+        }
     }
 
     /// The requests that were pending when the process ended, with unknown outcome.
@@ -172,9 +187,35 @@ impl World {
         let deadline_ms = node.clock.mono_ms(self.now_us) + within_ms;
         let retry = RequestRetry::new(kind, route.shard, Some(route.range_epoch), deadline_ms);
         let routed = Some(Routed { key, route, refusals: RouteRefusals::default(), deadline_ms });
-        let (shard, target) = (route.shard, None);
-        let pending = PendingRequest { caller, kind, shard, payload, retry, routed, number, attempt: 0, target };
+        let pending = self.pending(node, running, caller, payload, retry);
+        let pending = PendingRequest { kind, shard: route.shard, routed, number, ..pending };
         self.start_pending(node, running, pending);
+    }
+
+    /// A request that is not routed, and that follows what this gateway has heard.
+    fn pending(
+        &self,
+        node: &Node,
+        running: &Running,
+        caller: Caller,
+        payload: Bytes,
+        retry: RequestRetry,
+    ) -> PendingRequest {
+        let after = running.gateway.heard.after(node.clock.wall_ms(self.now_us));
+        PendingRequest {
+            caller,
+            kind: RequestKind::Query,
+            shard: ShardId::META,
+            payload,
+            retry: retry.following(after),
+            routed: None,
+            number: None,
+            after,
+            follows: true,
+            reported: running.gateway.reported,
+            attempt: 0,
+            target: None,
+        }
     }
 
     fn start_pending(&mut self, node: &mut Node, running: &mut Running, pending: PendingRequest) {
@@ -209,8 +250,7 @@ impl World {
         caller: Caller,
     ) {
         let retry = RequestRetry::new(kind, shard, None, node.clock.mono_ms(self.now_us) + within_ms);
-        let (routed, number, target) = (None, None, None);
-        let pending = PendingRequest { caller, kind, shard, payload, retry, routed, number, attempt: 0, target };
+        let pending = PendingRequest { kind, shard, ..self.pending(node, running, caller, payload, retry) };
         self.start_pending(node, running, pending);
     }
 
@@ -233,19 +273,21 @@ impl World {
                 self.schedule_on(node, wait_us, NodeEvent::RequestDue { request: number, attempt });
             }
             RetryStep::GiveUp(error) => self.request_finished(running, number, Err(error)),
-            RetryStep::Send { node: target, range_epoch, timeout_ms } => {
+            RetryStep::Send { node: target, range_epoch, after, timeout_ms } => {
                 pending.target = Some(target);
                 self.checks.counts.asked_again += u64::from(range_epoch.is_none() && pending.routed.is_some());
+                pending.follows &= after == pending.after;
                 let (kind, shard) = (pending.kind, pending.shard);
                 let payload = pending.payload.clone();
+                let within_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
+                let request = ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms: within_ms };
                 if target == node.id {
                     let waiter = Waiter::Request { request: number, attempt };
-                    self.submit_to_host(node, running, kind, shard, range_epoch, payload, timeout_ms, waiter);
+                    self.submit_to_host(node, running, request, waiter);
                     let wait_us = node.clock.true_us(timeout_ms);
                     self.schedule_on(node, wait_us, NodeEvent::RequestDue { request: number, attempt });
                 } else {
-                    let within_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
-                    let request = PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms: within_ms };
+                    let request = PeerRequest::Shard(request);
                     let purpose = CallPurpose::Request { request: number, attempt, kind };
                     self.call(node, running, target, CallKind::Rpc, request.encode(), timeout_ms, purpose);
                 }
@@ -268,7 +310,8 @@ impl World {
         };
         let Some(target) = pending.target.take() else { return };
         let error = match answer {
-            Ok(payload) => {
+            Ok(Answered { payload, clock }) => {
+                running.gateway.heard.observe(clock, node.clock.wall_ms(self.now_us));
                 let answer = ShardAnswer { payload, node: target, earlier: pending.retry.earlier() };
                 if pending.routed.is_some() && is_wrong_shard(pending.kind, &answer) {
                     return self.route_again(node, running, number, ShardError::Stale);
@@ -311,7 +354,9 @@ impl World {
         routed.route = route.unwrap_or(routed.route);
         let Route { shard, range_epoch } = routed.route;
         pending.shard = shard;
-        pending.retry = RequestRetry::new(pending.kind, shard, Some(range_epoch), routed.deadline_ms).after(earlier);
+        pending.retry = RequestRetry::new(pending.kind, shard, Some(range_epoch), routed.deadline_ms)
+            .after(earlier)
+            .following(pending.after);
         pending.attempt += 1;
         let attempt = pending.attempt;
         let wait_us = node.clock.true_us(pause_ms);
@@ -349,7 +394,16 @@ impl World {
         {
             session.finish(sequence);
             match result.as_ref().map(|answer| decode_outcome(answer.payload.clone())) {
-                Ok(Ok(Outcome::Done { timestamp, .. })) => session.observe_clock(timestamp.millis()),
+                Ok(Ok(Outcome::Done { timestamp, .. })) => {
+                    session.observe_clock(timestamp.millis());
+                    if pending.follows {
+                        self.checks.caused(pending.after, timestamp);
+                    }
+                    if !self.plan.disturbs_clocks() {
+                        self.checks.caused(pending.reported, timestamp);
+                    }
+                    running.gateway.reported = running.gateway.reported.max(timestamp);
+                }
                 Ok(Ok(Outcome::Refused(Refusal::Expired { clock_ms }))) => session.observe_clock(clock_ms),
                 _ => {}
             }

@@ -1,7 +1,7 @@
-//! The store of a node whose shard map is outdated, over a real shard host in one process.
+//! The store over a real shard host, in one process: outdated shard maps and causal time.
 //!
 //! The metadata has one shard of one collection at its first range epoch. The shard host has what became of
-//! it, so every request is first refused.
+//! it, so whoever knows no more than the metadata is first refused.
 
 use std::{
     net::SocketAddr,
@@ -13,10 +13,11 @@ use bytes::Bytes;
 use flotilla_control::{Shards, Topology};
 use flotilla_gateway::{Consistency, GatewayStart, Scan, Store, StoreError};
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
-use flotilla_kv::{Action, Expiry, KvMachine, Limits, Operation, Otherwise};
+use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
 use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode};
 use flotilla_placement::{Collection, Sharding};
-use flotilla_replication::{Host, HostConfig, HostParts};
+use flotilla_replication::{Host, HostConfig, HostParts, clock};
+use flotilla_route::AHEAD_MS_MAX;
 use flotilla_storage::{MemoryEngine, MemoryLog};
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
@@ -167,6 +168,12 @@ impl Gateway {
         self.store.write("c", Vec::new(), operations, deadline()).await.map(|written| written.shard)
     }
 
+    /// Writes a key and returns its version.
+    async fn version_of_write(&self, key: &str) -> Timestamp {
+        let written = self.store.write("c", Vec::new(), vec![put(key)], deadline()).await;
+        written.expect("it is written").timestamp
+    }
+
     async fn write_one(&self, number: u32) -> Result<(), StoreError> {
         self.write(&[&format!("many {number}")]).await.map(|_| ())
     }
@@ -254,5 +261,25 @@ async fn requests_for_keys_that_went_elsewhere_wait_until_their_shard_is_known()
         }
     };
     tokio::join!(requests, tell);
+    node.host.stop();
+}
+
+/// The time of one shard runs ahead of the wall clock, as it does after many writes within a millisecond.
+#[tokio::test]
+async fn a_write_is_later_than_what_its_gateway_has_read_in_another_shard() {
+    let node = Node::start().await;
+    let ranges = [node.create(SHARD, 2, "", "m"), node.create(HEIR, 2, "m", "")];
+    let gateway = node.outdated();
+    gateway.topology.learn(SHARD, &ranges);
+    gateway.version_of_write("a").await;
+    let ahead = Timestamp::from_millis(clock::wall_ms() + AHEAD_MS_MAX - 100);
+    let moved = encode_command(&Command::empty());
+    let moved = node.host.handle().propose(SHARD, None, ahead, moved, Duration::from_secs(20)).await;
+    assert!(moved.is_ok_and(|moved| moved.clock > ahead));
+    let reader = node.outdated();
+    reader.topology.learn(SHARD, &ranges);
+    assert_eq!(reader.get(&["a"]).await, values(&["a"]));
+    let version = reader.version_of_write("z").await;
+    assert!(version > ahead, "{version:?} follows {ahead:?}, which the reader has seen");
     node.host.stop();
 }
