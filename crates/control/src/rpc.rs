@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_meta::MetaQuery;
-use flotilla_replication::{Answer, Freshness, Handle, RequestError};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError};
+use flotilla_types::{NodeId, ShardId, Timestamp};
 
-use crate::{MalformedRequest, PeerRequest, RequestKind, Topology, core};
+use crate::{MalformedRequest, PeerRequest, Topology, core, shards::ask_host};
 
 /// Timeout of the feed's query at the local replica.
 const FEED_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,21 +44,14 @@ impl RpcServer {
 
     async fn run(&self, from: NodeId, request: PeerRequest) -> Answer {
         match request {
-            PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms } => {
-                let timeout = Duration::from_millis(timeout_ms.into());
-                match kind {
-                    RequestKind::Propose => self.host.propose(shard, range_epoch, payload, timeout).await,
-                    RequestKind::Query => {
-                        self.host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await
-                    }
-                }
-            }
+            PeerRequest::Shard(request) => ask_host(&self.host, request).await,
             PeerRequest::Feed { version, wait_ms } => self.feed(version, wait_ms).await,
             PeerRequest::Authority(authority) => {
                 let take = self.take_authority.clone();
                 let taken = tokio::task::spawn_blocking(move || take(&authority)).await.unwrap_or(false);
                 tracing::info!(%from, taken, "received the cluster authority");
-                if taken { Ok(Bytes::new()) } else { Err(RequestError::Stopped) }
+                let done = Answered { payload: Bytes::new(), clock: Timestamp::ZERO };
+                if taken { Ok(done) } else { Err(RequestError::Stopped) }
             }
         }
     }

@@ -500,6 +500,27 @@ mod tests {
         assert!(matches!(replica.run(2, command), Outcome::Done { .. }));
     }
 
+    /// A sender whose attempt is in doubt asks again after the range has changed.
+    #[test]
+    fn a_duplicate_gets_its_outcome_whatever_the_range_is_by_then() {
+        let mut replica = Replica::default();
+        let command = in_session(add("n", 1), 1, 0, 1_000);
+        let outcome = replica.run(1, command.clone());
+        assert!(matches!(outcome, Outcome::Done { .. }));
+        replica.descriptor.range = KeyRange::of_prefix(b"elsewhere");
+        assert_eq!(replica.run(2, command), outcome);
+    }
+
+    #[test]
+    fn a_count_of_more_than_the_shard_holds_is_refused() {
+        let mut replica = Replica::default();
+        replica.apply(1, &[put("a", "1"), put("b", "1")]);
+        let before = replica.descriptor.range.clone();
+        replica.descriptor.range.end = key("b");
+        assert_eq!(replica.read(1, &Query::Count { range: before }), Answer::WrongShard);
+        assert!(matches!(replica.count(1), Answer::Count { .. }));
+    }
+
     #[test]
     fn expiry_takes_effect_only_through_the_log() {
         let mut replica = Replica::default();

@@ -17,7 +17,7 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Timestamp,
 };
 
-use crate::{Answer, ApplyTask, Batch, BatchError, Input, RequestError};
+use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, RequestError};
 
 /// Tasks of one replica that may wait for a load; beyond it reads are refused as busy.
 const WAITING_MAX: usize = 4_096;
@@ -232,7 +232,8 @@ impl Ready {
                         end_if_disk_failed(error, out);
                         RequestError::Stopped
                     });
-                    out.replies.push((reply, answer));
+                    let clock = self.clock;
+                    out.replies.push((reply, answer.map(|payload| Answered { payload, clock })));
                 }
                 Ok(())
             }
@@ -282,7 +283,9 @@ impl Ready {
             if waiters.front().is_some_and(|(index, _)| *index == entry.index)
                 && let Some((_, replies)) = waiters.pop_front()
             {
-                out.replies.extend(replies.into_iter().zip(outcomes.into_iter().map(Ok)));
+                let clock = self.clock;
+                let answers = outcomes.into_iter().map(|payload| Ok(Answered { payload, clock }));
+                out.replies.extend(replies.into_iter().zip(answers));
             }
         }
         if let Some(error) = failure {

@@ -18,7 +18,7 @@ pub use applier::{Applied, Applier, Load, MachineFactory, ReplicaContents};
 pub use batch::{Batch, BatchError};
 pub use config::{FolderTrust, HostConfig, HostConfigError, Leases};
 pub use core::{
-    Answer, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND, LostReason, NodeHeartbeat, Notice,
+    Answer, Answered, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND, LostReason, NodeHeartbeat, Notice,
     Outgoing, ReadCounts, ReplicaStatus, Request, RequestError, StatusUpdates, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};

@@ -103,10 +103,13 @@ pub enum Fault {
     /// Reads and writes of objects, and reads of log entries, fail with an I/O error, which ends the process,
     /// also right after each start.
     DiskFails,
+    /// The range epoch of a shard grows, while the nodes that hold it are down: after a change of ranges, the
+    /// maps of all gateways are outdated.
+    RangeChange,
 }
 
 impl Fault {
-    /// Every kind. The order matters: seeds draw from it.
+    /// Every kind but [`Fault::RangeChange`], which is drawn apart. The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::CrashAll,
@@ -189,7 +192,23 @@ impl Plan {
         if rng.random_bool(0.25) {
             plan.object_bytes_per_ms = [2, 5, 20].choose(&mut rng).copied();
         }
+        if rng.random_bool(0.3) {
+            plan.faults.extend((0..rng.random_range(1..4)).map(|_| Planned {
+                at_ms: rng.random_range(0..load_ms),
+                lasts_ms: *[50, 200, 1_000].choose(&mut rng).unwrap_or(&200),
+                fault: Fault::RangeChange,
+                pick: rng.random(),
+            }));
+            plan.faults.sort_by_key(|planned| planned.at_ms);
+        }
         plan
+    }
+}
+
+impl Plan {
+    /// Whether wall clocks may differ by more than nodes tolerate: then a write may not follow what was seen.
+    pub(crate) fn disturbs_clocks(&self) -> bool {
+        self.faults.iter().any(|planned| matches!(planned.fault, Fault::ClockJump | Fault::ClockDrift))
     }
 }
 

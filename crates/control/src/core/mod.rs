@@ -18,6 +18,7 @@ mod placement;
 mod reconciler;
 mod request;
 mod retry;
+mod routing;
 mod shards_led;
 mod step;
 #[cfg(test)]
@@ -33,8 +34,9 @@ pub use lifecycle::{Lifecycle, Lost};
 pub use peers::Peers;
 pub use placement::{Placement, liveness};
 pub use reconciler::{Action, LocalNode, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, Reconciler, View};
-pub use request::{MalformedRequest, PeerRequest, decode_answer, encode_answer};
+pub use request::{MalformedRequest, PeerRequest, ShardRequest, decode_answer, encode_answer};
 pub use retry::{Earlier, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, meta_reply};
+pub(crate) use routing::Routing;
 pub use shards_led::ShardsLed;
 pub use step::{ShardStep, next_shard_step};
 pub use upgrade::{UpgradeError, next_version};

@@ -7,6 +7,7 @@
 mod batcher;
 mod error;
 mod read;
+mod routes;
 mod scan;
 mod sessions;
 mod types;

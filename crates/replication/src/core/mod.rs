@@ -39,7 +39,7 @@ pub use announced::LEADERS_PER_ROUND;
 pub use effects::{ApplyTask, Background, Effects, Hold, LostReason, Notice, Outgoing, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
-pub use input::{Answer, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
+pub use input::{Answer, Answered, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
 pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 use schedule::Schedule;

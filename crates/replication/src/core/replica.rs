@@ -199,15 +199,15 @@ impl<T> Replica<T> {
         self.leads() && self.applied >= self.first_of_term
     }
 
-    /// Takes the commands of the next entry off the queue, with their callers. Expired ones are answered
-    /// instead.
+    /// Takes the commands of the next entry off the queue, with their callers and the latest time that one of
+    /// them must follow. Expired ones are answered instead.
     pub(super) fn take_batch(
         &mut self,
         config: &HostConfig,
         now_ms: u64,
         effects: &mut Effects<T>,
-    ) -> (Vec<Bytes>, Vec<T>) {
-        let (mut commands, mut waiters) = (Vec::new(), Vec::new());
+    ) -> (Vec<Bytes>, Vec<T>, Timestamp) {
+        let (mut commands, mut waiters, mut after) = (Vec::new(), Vec::new(), Timestamp::ZERO);
         let mut bytes = 0;
         while let Some(next) = self.pending.front() {
             let size = next.payload.len();
@@ -223,10 +223,11 @@ impl<T> Replica<T> {
                 continue;
             }
             bytes += size;
+            after = after.max(request.after);
             commands.push(request.payload);
             waiters.push(request.reply);
         }
-        (commands, waiters)
+        (commands, waiters, after)
     }
 
     pub(super) fn leader_node(&self) -> Option<NodeId> {
@@ -248,10 +249,10 @@ impl<T> Replica<T> {
         self.pending_bytes = 0;
         self.reads_waiting = 0;
         let inflight = self.inflight.drain(..).flat_map(|(_, _, waiters)| waiters);
-        effects.replies.extend(inflight.map(|reply| (reply, Err(proposed))));
+        effects.replies.extend(inflight.map(|reply| (reply, Err(proposed.clone()))));
         let rounds = self.read_rounds.drain(..).flat_map(|round| round.reads);
         let confirmed = self.confirmed.drain(..).flat_map(|(_, reads)| reads);
         let rest = self.pending.drain(..).chain(self.reads.drain(..)).chain(rounds).chain(confirmed);
-        effects.replies.extend(rest.map(|request| (request.reply, Err(unproposed))));
+        effects.replies.extend(rest.map(|request| (request.reply, Err(unproposed.clone()))));
     }
 }

@@ -237,7 +237,8 @@ impl Victim {
     fn ask(&mut self, shard: ShardId, payload: Bytes, read: bool) -> Option<Answer> {
         self.asked += 1;
         let reply = self.asked;
-        let request = Request { shard, range_epoch: None, payload, deadline_ms: self.now_ms + 1_000, reply };
+        let (range_epoch, after, deadline_ms) = (None, Timestamp::ZERO, self.now_ms + 1_000);
+        let request = Request { shard, range_epoch, after, payload, deadline_ms, reply };
         self.input(if read { Input::Read(request, Freshness::Strong) } else { Input::Propose(request) });
         self.answers.remove(&reply)
     }
@@ -249,9 +250,9 @@ impl Victim {
         let sequence = self.asked + 1;
         let write = self.ask(LONE, store(1, sequence, "key", "value"), false);
         let outcome = write.expect("an answer").expect("a write that is applied");
-        assert!(matches!(decode_outcome(outcome), Ok(Outcome::Done { .. })), "a write that is done");
+        assert!(matches!(decode_outcome(outcome.payload), Ok(Outcome::Done { .. })), "a write that is done");
         let read = self.ask(LONE, get(key("key")), true).expect("an answer").expect("a read");
-        assert!(read.windows(5).any(|part| part == b"value"), "the written value is there");
+        assert!(read.payload.windows(5).any(|part| part == b"value"), "the written value is there");
     }
 }
 
