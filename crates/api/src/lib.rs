@@ -12,6 +12,7 @@ mod cluster;
 mod comparison;
 mod digests;
 mod event;
+mod keys;
 mod kv;
 mod limits;
 mod operator;
@@ -27,6 +28,7 @@ pub use cluster::{
 pub use comparison::DigestComparison;
 pub use digests::{DigestList, DigestReport, RecordsDigest, ReplicaDigest, ShardVerdict, Verdict};
 pub use event::{Event, EventList};
+pub use keys::{InvalidKeyId, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest};
 pub use kv::{DeleteReply, PutReply, ScanItem, ScanPage};
 pub use limits::{
     BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX,

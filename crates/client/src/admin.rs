@@ -1,8 +1,9 @@
 //! Collections, nodes, tokens, settings and status.
 
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, Setting, SettingList,
-    SettingRequest, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
+    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, KeyId, KeyInfo, KeyList,
+    KeyReply, KeyRequest, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList, TokenReply,
+    TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -85,6 +86,31 @@ impl Client {
     /// See [`ClientError`].
     pub async fn revoke_token(&self, token: TokenId) -> Result<(), ClientError> {
         self.call(Call::write(Method::DELETE, format!("/v1/cluster/tokens/{token}"))).await.map(drop)
+    }
+
+    /// Creates a client key.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_key(&self, request: &KeyRequest) -> Result<KeyReply, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/cluster/keys").json(request)).await?.json()
+    }
+
+    /// The client keys, without their secrets.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn keys(&self) -> Result<Vec<KeyInfo>, ClientError> {
+        let list: KeyList = self.call(Call::read(Method::GET, "/v1/cluster/keys")).await?.json()?;
+        Ok(list.keys)
+    }
+
+    /// Revokes a client key. Every node refuses it within two seconds.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn revoke_key(&self, key: KeyId) -> Result<(), ClientError> {
+        self.call(Call::write(Method::DELETE, format!("/v1/cluster/keys/{key}"))).await.map(drop)
     }
 
     /// All settings of the cluster.

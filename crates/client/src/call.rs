@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_api::{Problem, ProblemType, TIMEOUT_MS_MAX, header};
-use reqwest::{Method, StatusCode, header as names, header::HeaderMap};
+use reqwest::{
+    Method, StatusCode, header as names,
+    header::{HeaderMap, HeaderValue},
+};
 use serde::de::DeserializeOwned;
 
 use crate::{ClientError, ClientOptions, url};
@@ -101,6 +104,7 @@ impl Client {
         let first = endpoints.first().ok_or(ClientError::NoEndpoint)?.clone();
         let http = reqwest::Client::builder()
             .no_proxy()
+            .default_headers(authorization(options.key.as_deref())?)
             .retry(reqwest::retry::never())
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -167,6 +171,18 @@ impl Client {
         }
         Err(ClientError::Refused(Box::new(problem(call.kind, status, &body))))
     }
+}
+
+/// The header that carries the key.
+fn authorization(key: Option<&str>) -> Result<HeaderMap, ClientError> {
+    let mut headers = HeaderMap::new();
+    if let Some(key) = key {
+        let mut value =
+            HeaderValue::from_str(&format!("Bearer {}", key.trim())).map_err(|_| ClientError::MalformedKey)?;
+        value.set_sensitive(true);
+        headers.insert(names::AUTHORIZATION, value);
+    }
+    Ok(headers)
 }
 
 /// Whether another node may succeed, and trying it is harmless.

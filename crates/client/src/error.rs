@@ -12,6 +12,9 @@ pub enum ClientError {
     /// An endpoint is not `http://host:port` or `host:port`.
     #[error("`{0}` is not an endpoint; write http://host:port")]
     InvalidEndpoint(String),
+    /// The client key holds characters that no key has.
+    #[error("the client key is malformed; copy the whole key again")]
+    MalformedKey,
     /// The node refused.
     #[error(transparent)]
     Refused(#[from] Box<Problem>),

@@ -29,6 +29,7 @@ pub use shards::Shards;
 pub use topology::Topology;
 
 pub use flotilla_membership::{Config as MembershipConfig, NodeState as MemberState};
+pub use flotilla_replication::clock;
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

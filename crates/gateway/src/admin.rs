@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Setting, TokenId, TokenInfo, TokenReply,
-    TokenRequest, UpgradeStatus,
+    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
+    Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -34,6 +34,9 @@ pub enum AdminError {
     /// There is no such join token.
     #[error("there is no join token {0}: it was never created, was revoked, or expired long ago")]
     TokenNotFound(TokenId),
+    /// There is no such client key.
+    #[error("there is no client key {0}: it was never created, was revoked, or expired long ago")]
+    KeyNotFound(KeyId),
     /// Everything else, with the same meaning as for the store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -55,6 +58,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The join tokens, in the order of their ids. Never waits.
     fn list_tokens(&self) -> Vec<TokenInfo>;
+
+    /// The client keys, in the order of their ids. Never waits.
+    fn list_keys(&self) -> Vec<KeyInfo>;
 
     /// The cluster version and which nodes are ready for the next one. Never waits.
     fn upgrade_status(&self) -> UpgradeStatus;
@@ -92,6 +98,12 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Revokes a join token. Nodes that joined with it stay.
     fn revoke_token(&self, token: TokenId, deadline: Instant) -> AdminFuture<'_, ()>;
+
+    /// Creates a client key.
+    fn create_key(&self, request: KeyRequest, deadline: Instant) -> AdminFuture<'_, KeyReply>;
+
+    /// Revokes a client key.
+    fn revoke_key(&self, key: KeyId, deadline: Instant) -> AdminFuture<'_, ()>;
 
     /// Changes a setting and returns it.
     fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, Setting>;

@@ -167,6 +167,9 @@ impl Connection {
     }
 
     fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
+        if let Err(refusal) = self.session.authorize(&request, &self.shared.access, now_ms) {
+            return self.answer_now(refusal);
+        }
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
         let command = match parse(request) {
             Ok(command) => command,
@@ -180,7 +183,7 @@ impl Connection {
                 self.window.push(footprint, pending, bytes + self.reply_bytes);
             }
             Err(command) => {
-                let reply = self.session.answer(command, &self.shared.clients, now);
+                let reply = self.session.answer(command, &self.shared.clients, &self.shared.access, now, now_ms);
                 self.answer_now(reply);
                 self.is_closing |= self.session.has_quit;
             }

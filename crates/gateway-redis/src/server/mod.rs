@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_gateway::{AcceptBackoff, Store};
+use flotilla_gateway::{AcceptBackoff, Access, Store};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -42,6 +42,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// State shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
+    pub(crate) access: Arc<Access>,
     pub(crate) config: ServerConfig,
     pub(crate) clients: Clients,
     pub(crate) cursors: Mutex<Cursors>,
@@ -74,10 +75,17 @@ impl Shared {
 /// Serves until `shutdown` resolves, then lets open requests finish within [`ServerConfig::stop_grace`].
 ///
 /// `config` must be valid. The future must run on a Tokio runtime with time and network enabled.
-pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    store: Store,
+    access: Arc<Access>,
+    config: ServerConfig,
+    shutdown: impl Future<Output = ()>,
+) {
     let stop_grace = config.stop_grace;
     let shared = Arc::new(Shared {
         store,
+        access,
         config,
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),

@@ -7,9 +7,9 @@ use axum::{
     extract::{Request, State},
 };
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList, InvalidTokenId,
-    NodeList, ProblemType, Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply,
-    TokenRequest, UpgradeStatus,
+    ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList, InvalidKeyId,
+    InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeList, ProblemType, Setting, SettingList, SettingRequest,
+    ShardList, TokenId, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -100,6 +100,23 @@ pub(super) async fn revoke_token(State(app): State<App>, request: Request) -> Re
     let token: TokenId = last_segment(&request)?.parse().map_err(|error: InvalidTokenId| invalid(error.to_string()))?;
     app.admin.revoke_token(token, deadline(request.headers())?.into_std()).await?;
     Ok(Json(json!({ "revoked": token })))
+}
+
+pub(super) async fn create_key(State(app): State<App>, request: Request) -> Result<Json<KeyReply>, Refusal> {
+    let deadline = deadline(request.headers())?;
+    let request: KeyRequest = body::read_json(&app, request, deadline).await?;
+    Ok(Json(app.admin.create_key(request, deadline.into_std()).await?))
+}
+
+pub(super) async fn list_keys(State(app): State<App>) -> Json<KeyList> {
+    Json(KeyList { keys: app.admin.list_keys() })
+}
+
+/// `DELETE /v1/cluster/keys/{id}`.
+pub(super) async fn revoke_key(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
+    let key: KeyId = last_segment(&request)?.parse().map_err(|error: InvalidKeyId| invalid(error.to_string()))?;
+    app.admin.revoke_key(key, deadline(request.headers())?.into_std()).await?;
+    Ok(Json(json!({ "revoked": key })))
 }
 
 pub(super) async fn list_settings(State(app): State<App>) -> Json<SettingList> {

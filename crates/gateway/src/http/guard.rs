@@ -1,6 +1,6 @@
-//! Middleware around every request: origin check, admission limit, metrics.
+//! Middleware around every request: origin check, keys, admission limit, metrics.
 
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -8,9 +8,11 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flotilla_api::ProblemType;
 
-use super::{App, problem::Refusal};
+use super::{App, problem::Refusal, routes::Rights, unix_ms};
+use crate::{Denied, Grant, Right};
 
 /// Routes exempt from the limit on requests, so that an operator can inspect an overloaded node. Their
 /// handlers never wait. Event streams have a limit of their own.
@@ -30,7 +32,7 @@ const UNLIMITED_ROUTES: &[&str] = &[
 /// Methods that pages of allowed origins may use.
 const CORS_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 /// Request headers that they may send, beyond those that CORS always allows.
-const CORS_REQUEST_HEADERS: &str = "content-type, flotilla-timeout-ms, last-event-id";
+const CORS_REQUEST_HEADERS: &str = "authorization, content-type, flotilla-timeout-ms, last-event-id";
 /// Response headers that they may read, likewise.
 const CORS_REPLY_HEADERS: &str = "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms";
 
@@ -55,7 +57,7 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     response
 }
 
-async fn admit(app: App, route: &str, origin: &Origin, request: Request, next: Next) -> Response {
+async fn admit(app: App, route: &str, origin: &Origin, mut request: Request, next: Next) -> Response {
     if *request.method() == Method::OPTIONS && matches!(origin, Origin::Allowed(_)) {
         return preflight();
     }
@@ -65,6 +67,11 @@ async fn admit(app: App, route: &str, origin: &Origin, request: Request, next: N
         let detail = "pages of other origins may not change anything here; see the setting `cors_origins`";
         return Refusal::new(ProblemType::ForbiddenOrigin, detail).into_response();
     }
+    let grant = match authorize(&app, route, &request) {
+        Ok(grant) => grant,
+        Err(denied) => return refuse(denied),
+    };
+    request.extensions_mut().insert(grant);
     if UNLIMITED_ROUTES.contains(&route) {
         return next.run(request).await;
     }
@@ -72,6 +79,62 @@ async fn admit(app: App, route: &str, origin: &Origin, request: Request, next: N
         Ok(_permit) => next.run(request).await,
         Err(_) => Refusal::busy("too many requests are in progress on this node").into_response(),
     }
+}
+
+/// The address that a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Remote(pub(super) IpAddr);
+
+/// What the sender of a request may do, once its key has the right that the route needs. `None` for probes,
+/// which need no key.
+fn authorize(app: &App, route: &str, request: &Request) -> Result<Option<Grant>, Denied> {
+    let rights = app.rights.get(route).copied().unwrap_or(Rights::INSPECT);
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let right = if reads { rights.reads } else { rights.changes };
+    if right == Right::Probe {
+        return Ok(None);
+    }
+    let grant = match key_of(request.headers()) {
+        None => app.access.anonymous()?,
+        Some(key) => {
+            let Remote(address) = request.extensions().get().copied().ok_or(Denied::NoKey)?;
+            app.access.authenticate(&key, address, unix_ms())?
+        }
+    };
+    grant.check(right)?;
+    Ok(Some(grant))
+}
+
+/// The key in `Authorization`: as a bearer token, or as the password of basic authentication, which browsers
+/// and many tools offer. Another scheme is a key that is not valid.
+fn key_of(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, rest) = value.split_at(value.iter().position(|byte| *byte == b' ').unwrap_or(value.len()));
+    let rest = rest.trim_ascii();
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(rest.to_vec());
+    }
+    let decoded = scheme.eq_ignore_ascii_case(b"basic").then(|| STANDARD.decode(rest).ok()).flatten();
+    let password = decoded.and_then(|pair| {
+        let colon = pair.iter().position(|byte| *byte == b':')?;
+        Some(pair[colon + 1..].to_vec())
+    });
+    Some(password.unwrap_or_default())
+}
+
+fn refuse(denied: Denied) -> Response {
+    let asks_for_key = matches!(denied, Denied::NoKey | Denied::BadKey);
+    let mut response = Refusal::from(denied).into_response();
+    if asks_for_key {
+        let schemes = HeaderValue::from_static("Bearer realm=\"flotilla\", Basic realm=\"flotilla\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, schemes);
+    }
+    response
+}
+
+/// What the sender of an authorized request may do.
+pub(super) fn grant_of(request: &Request) -> Result<Grant, Denied> {
+    request.extensions().get::<Option<Grant>>().cloned().flatten().ok_or(Denied::NoKey)
 }
 
 /// The origin of a request, as stated by a browser.
@@ -150,5 +213,21 @@ mod tests {
     #[test]
     fn unknown_methods_share_one_label() {
         assert_eq!(method_label(&Method::from_bytes(b"BREW").expect("a method")), "other");
+    }
+
+    #[test]
+    fn a_key_is_a_bearer_token_or_a_password() {
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("a value"));
+            key_of(&headers).map(|key| String::from_utf8_lossy(&key).into_owned())
+        };
+        assert_eq!(key_of(&HeaderMap::new()), None);
+        assert_eq!(of("Bearer flk1.x").as_deref(), Some("flk1.x"));
+        assert_eq!(of("bearer  flk1.x ").as_deref(), Some("flk1.x"));
+        assert_eq!(of(&format!("Basic {}", STANDARD.encode("me:flk1.x"))).as_deref(), Some("flk1.x"));
+        for bad in ["Basic !", "Digest x", "", "Bearer", &format!("Basic {}", STANDARD.encode("nocolon"))] {
+            assert_eq!(of(bad).as_deref(), Some(""), "{bad}");
+        }
     }
 }

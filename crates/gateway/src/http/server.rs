@@ -1,6 +1,6 @@
 //! The accept loop, with bounds on connections, on request heads and on the time that stopping takes.
 
-use std::{convert::Infallible, future::Future, sync::Arc};
+use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -16,8 +16,8 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::{App, HttpConfig, routes};
-use crate::{AcceptBackoff, Admin, Store};
+use super::{App, HttpConfig, guard::Remote, routes};
+use crate::{AcceptBackoff, Access, Admin, Store};
 
 /// How long after the stop idle connections stay open, while answers say `connection: close`. A client whose
 /// request crosses the close on the wire cannot know whether it ran; a client that got the header does not
@@ -31,12 +31,13 @@ pub async fn serve(
     listener: TcpListener,
     store: Store,
     admin: Arc<dyn Admin>,
+    access: Arc<Access>,
     config: HttpConfig,
     shutdown: impl Future<Output = ()>,
 ) {
     let config = Arc::new(config);
     let (stop, stopping) = watch::channel(false);
-    let router = routes::router(App::new(store, admin, config.clone(), stopping));
+    let router = routes::router(App::new(store, admin, access, config.clone(), stopping));
     accept(listener, router, config, stop, shutdown).await;
 }
 
@@ -63,9 +64,9 @@ async fn accept(
             // Removes ended connections from the set, which would otherwise only grow.
             Some(_) = connections.join_next() => {}
             (slot, accepted) = accepted => match (slot, accepted) {
-                (Ok(slot), Ok((stream, _))) => {
+                (Ok(slot), Ok((stream, remote))) => {
                     backoff.accepted();
-                    let connection = connection(stream, router.clone(), config.clone(), stop.subscribe());
+                    let connection = connection(stream, remote, router.clone(), config.clone(), stop.subscribe());
                     connections.spawn(async move {
                         connection.await;
                         drop(slot);
@@ -88,6 +89,7 @@ async fn accept(
 /// Serves one connection.
 async fn connection(
     stream: TcpStream,
+    remote: SocketAddr,
     router: axum::Router,
     config: Arc<HttpConfig>,
     mut stopping: watch::Receiver<bool>,
@@ -97,7 +99,8 @@ async fn connection(
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let is_stopping = stopping.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Remote(remote.ip()));
         let (router, is_stopping) = (router.clone(), is_stopping.clone());
         async move {
             let mut response = answer(router, request).await;
@@ -139,8 +142,6 @@ async fn answer(router: axum::Router, request: Request<Incoming>) -> axum::respo
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use axum::routing::get;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use bytes::Bytes;
-use flotilla_control::{RequestKind, ShardAnswer};
+use flotilla_control::{RequestKind, ShardAnswer, clock};
 use flotilla_kv::{Answer, Query, Record, decode_answer, encode_query};
-use flotilla_replication::clock;
 use flotilla_types::{NodeId, RecordKey, ShardId};
 use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
 use tokio::sync::oneshot;

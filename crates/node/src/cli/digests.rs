@@ -35,7 +35,8 @@ pub(crate) struct Arguments {
 pub(super) async fn run(arguments: &Arguments, options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
     let mut nodes = Vec::new();
     for endpoint in &options.addr {
-        let options = ClientOptions { endpoints: vec![endpoint.clone()], timeout: options.timeout };
+        let options =
+            ClientOptions { endpoints: vec![endpoint.clone()], key: options.key.clone(), timeout: options.timeout };
         nodes.push((endpoint.as_str(), Client::new(options)?));
     }
     let mut comparison = DigestComparison::default();

@@ -8,6 +8,7 @@ mod collections;
 mod digests;
 mod events;
 mod failure;
+mod keys;
 mod kv;
 mod nodes;
 mod output;
@@ -40,6 +41,17 @@ pub(crate) struct ClientOptions {
         default_value = "http://127.0.0.1:7111"
     )]
     addr: Vec<String>,
+    /// Client key, if the cluster needs one
+    // Some verbs have an argument `key`.
+    #[arg(
+        id = "client_key",
+        long = "key",
+        global = true,
+        env = "FLOTILLA_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    key: Option<String>,
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
@@ -79,6 +91,9 @@ pub(crate) enum ClientCommand {
     /// Create, list and revoke join tokens
     #[command(subcommand)]
     Token(tokens::TokenCommand),
+    /// Create, list and revoke client keys
+    #[command(subcommand)]
+    Key(keys::KeyCommand),
     /// Show and change settings of the whole cluster
     #[command(subcommand)]
     Setting(settings::SettingCommand),
@@ -122,8 +137,11 @@ fn exit(done: Result<(), Failure>) -> ExitCode {
 
 async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(), Failure> {
     let output = Output::new(options.output);
-    let client =
-        Client::new(flotilla_client::ClientOptions { endpoints: options.addr.clone(), timeout: options.timeout })?;
+    let client = Client::new(flotilla_client::ClientOptions {
+        endpoints: options.addr.clone(),
+        key: options.key.clone(),
+        timeout: options.timeout,
+    })?;
     match command {
         ClientCommand::Status => cluster::status(&client, output).await,
         ClientCommand::Nodes => cluster::nodes(&client, output).await,
@@ -132,6 +150,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Kv(command) => kv::run(command, &client, output).await,
         ClientCommand::Collection(command) => collections::run(command, &client, output).await,
         ClientCommand::Token(command) => tokens::run(command, &client, output).await,
+        ClientCommand::Key(command) => keys::run(command, &client, output).await,
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, &options.addr, output).await,
         ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,

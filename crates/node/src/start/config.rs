@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig};
 use flotilla_state::ViewOptions;
 use flotilla_types::Locality;
@@ -121,11 +121,11 @@ pub(crate) struct Settings {
     locality: Option<String>,
 
     /// Found a new cluster with this node; ignored if the data directory already holds an identity
-    #[arg(long, env = "FLOTILLA_BOOTSTRAP", conflicts_with = "join")]
+    #[arg(long, env = "FLOTILLA_BOOTSTRAP", conflicts_with = "join", value_parser = BoolishValueParser::new())]
     #[serde(default)]
     bootstrap: bool,
     /// Run a single node without further configuration; found a cluster if the data directory is empty
-    #[arg(long, env = "FLOTILLA_SINGLE", conflicts_with = "join")]
+    #[arg(long, env = "FLOTILLA_SINGLE", conflicts_with = "join", value_parser = BoolishValueParser::new())]
     #[serde(default)]
     single: bool,
     /// Join the cluster of these peers (their --listen addresses, comma-separated)
@@ -173,6 +173,15 @@ pub(crate) struct Settings {
     /// start; 0 for none [default: 67108864]
     #[arg(long, env = "FLOTILLA_BALLAST_BYTES", value_name = "BYTES")]
     ballast_bytes: Option<u64>,
+    /// Serve clients only over TLS and with keys (`flotilla key create`) [default: true if --http or --redis
+    /// is not a loopback address]
+    #[arg(long, env = "FLOTILLA_SECURE", conflicts_with = "insecure", value_parser = BoolishValueParser::new())]
+    #[serde(default)]
+    secure: bool,
+    /// Serve anybody, without TLS and keys, on any address
+    #[arg(long, env = "FLOTILLA_INSECURE", value_parser = BoolishValueParser::new())]
+    #[serde(default)]
+    insecure: bool,
     /// Origins from which browsers may call the HTTP interface (comma-separated) [default: none]
     #[arg(long, env = "FLOTILLA_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
@@ -184,6 +193,15 @@ pub(crate) struct Settings {
     /// [default: info]
     #[arg(long, env = "FLOTILLA_LOG", value_name = "FILTER")]
     log: Option<String>,
+}
+
+/// How this node serves clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClientMode {
+    /// Anybody may do everything, in clear text.
+    Open,
+    /// Over TLS, with keys.
+    Secure,
 }
 
 /// How this node gets an identity if the data folder holds none.
@@ -219,6 +237,7 @@ pub(crate) struct Config {
     pub(crate) view: View,
     /// Size of the ballast file; 0 for none.
     pub(crate) ballast_bytes: u64,
+    pub(crate) clients: ClientMode,
     pub(crate) cors_origins: Vec<String>,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
@@ -264,6 +283,8 @@ impl Settings {
             log_bytes: self.log_bytes.or(file.log_bytes),
             log_tail_entries: self.log_tail_entries.or(file.log_tail_entries),
             ballast_bytes: self.ballast_bytes.or(file.ballast_bytes),
+            secure: self.secure || (file.secure && !self.insecure),
+            insecure: self.insecure || (file.insecure && !self.secure),
             cors_origins: self.cors_origins.or(file.cors_origins),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
@@ -301,13 +322,22 @@ impl Settings {
         if !(1..=BUCKETS_DEFAULT).contains(&shards) {
             bail!("--shards must be 1 to {BUCKETS_DEFAULT}: the collection `default` has {BUCKETS_DEFAULT} buckets");
         }
+        let (http, redis) = (self.http.unwrap_or(HTTP_DEFAULT), self.redis.unwrap_or(REDIS_DEFAULT));
+        let clients = match (self.secure, self.insecure) {
+            (true, true) => bail!("a node is either --secure or --insecure"),
+            (false, true) => ClientMode::Open,
+            (true, false) => ClientMode::Secure,
+            (false, false) if http.ip().is_loopback() && redis.ip().is_loopback() => ClientMode::Open,
+            (false, false) => ClientMode::Secure,
+        };
         let locality = self.locality.unwrap_or_default().parse()?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| "flotilla-data".into()),
             listen,
             advertise: self.advertise.unwrap_or(listen),
-            http: self.http.unwrap_or(HTTP_DEFAULT),
-            redis: self.redis.unwrap_or(REDIS_DEFAULT),
+            http,
+            redis,
+            clients,
             name: self.name.unwrap_or_else(|| format!("node-{}", listen.port())),
             locality,
             origin,

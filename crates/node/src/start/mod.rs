@@ -12,6 +12,7 @@ mod inbound;
 mod join;
 mod machines;
 mod metrics;
+mod security;
 mod shard_view;
 mod status;
 
@@ -28,7 +29,7 @@ use std::{
 use anyhow::Context as _;
 use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcServer, Topology, notices};
 use flotilla_failpoints::{Place, reached};
-use flotilla_gateway::{GatewayStart, HttpConfig, Store};
+use flotilla_gateway::{Access, GatewayStart, HttpConfig, Store};
 use flotilla_identity::NodeIdentity;
 use flotilla_meta::MetaState;
 use flotilla_raft_log::EngineLog;
@@ -190,12 +191,13 @@ async fn serve(
         join_admission: Arc::new(join_admission),
     });
     if folder.is_founding() {
-        let founding = Founding::new(&config, &identity, me.addresses);
+        let founding = Founding::new(&config, &identity, me.addresses, &folder)?;
         tokio::spawn(founding.run(folder.clone(), host.handle(), shards.clone()));
     }
 
     let draining = Arc::new(AtomicBool::new(false));
     let store = Store::new(shards.clone(), GatewayStart(rand::random()));
+    let access = security::access(config.clients, topology.clone());
     let admin = NodeAdmin {
         identity,
         topology,
@@ -208,7 +210,7 @@ async fn serve(
         started_ms: clock::wall_ms(),
     };
     let (stop, stopping) = watch::channel(false);
-    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), &stopping)?;
+    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), access, &stopping)?;
 
     wait_for_stop().await?;
     tracing::info!("stopping: transferring leaderships");
@@ -364,6 +366,7 @@ fn serve_clients(
     redis: TcpListener,
     store: Store,
     admin: Arc<NodeAdmin>,
+    access: Arc<Access>,
     stopping: &watch::Receiver<bool>,
 ) -> anyhow::Result<impl Future<Output = ()> + use<>> {
     let stopped = |mut stopping: watch::Receiver<bool>| async move {
@@ -376,9 +379,16 @@ fn serve_clients(
     let http_config = HttpConfig { connections_max: limits.http, ..http_config };
     http_config.validate()?;
     let redis_config = flotilla_gateway_redis::ServerConfig { connections_max: limits.redis, ..redis_config };
-    let http_task =
-        tokio::spawn(flotilla_gateway::serve(http, store.clone(), admin, http_config, stopped(stopping.clone())));
-    let redis_task = tokio::spawn(flotilla_gateway_redis::serve(redis, store, redis_config, stopped(stopping.clone())));
+    let http_task = tokio::spawn(flotilla_gateway::serve(
+        http,
+        store.clone(),
+        admin,
+        access.clone(),
+        http_config,
+        stopped(stopping.clone()),
+    ));
+    let redis_task =
+        tokio::spawn(flotilla_gateway_redis::serve(redis, store, access, redis_config, stopped(stopping.clone())));
     tracing::info!(http = %config.http, redis = %config.redis, quic = %config.listen, "serving");
     Ok(async move {
         let _ = http_task.await;
