@@ -98,11 +98,22 @@ impl Client {
     /// Creates a client of these endpoints without connecting yet.
     ///
     /// # Errors
-    /// There is no endpoint, or one is not plain HTTP.
+    /// There is no endpoint, or one is not an origin of HTTP.
     pub fn new(options: ClientOptions) -> Result<Self, ClientError> {
-        let endpoints = options.endpoints.iter().map(|text| url::endpoint(text)).collect::<Result<Arc<[_]>, _>>()?;
+        let endpoints = options
+            .endpoints
+            .iter()
+            .map(|text| url::endpoint(text, options.authority.is_some()))
+            .collect::<Result<Arc<[_]>, _>>()?;
         let first = endpoints.first().ok_or(ClientError::NoEndpoint)?.clone();
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder();
+        if let Some(authority) = &options.authority {
+            let authority = reqwest::Certificate::from_pem(authority).map_err(|_| ClientError::MalformedAuthority)?;
+            builder = builder.tls_certs_only([authority]);
+        }
+        // Fails if the process has one, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = builder
             .no_proxy()
             .default_headers(authorization(options.key.as_deref())?)
             .retry(reqwest::retry::never())

@@ -12,6 +12,9 @@ pub struct ClientOptions {
     pub endpoints: Vec<String>,
     /// The client key to authenticate with, if the cluster needs one.
     pub key: Option<String>,
+    /// The authority that signed the nodes' certificates (PEM), for `https` endpoints. Without one, only
+    /// certificates that the system trusts are accepted.
+    pub authority: Option<Vec<u8>>,
     /// How long the node may take for one call: 1 ms to 60 s.
     pub timeout: Duration,
 }
@@ -20,7 +23,7 @@ impl ClientOptions {
     /// Creates options with these endpoints and a timeout of 5 s.
     pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
         let timeout = Duration::from_millis(flotilla_api::TIMEOUT_MS_DEFAULT);
-        Self { endpoints: endpoints.into_iter().map(Into::into).collect(), key: None, timeout }
+        Self { endpoints: endpoints.into_iter().map(Into::into).collect(), key: None, authority: None, timeout }
     }
 }
 

@@ -24,7 +24,7 @@ pub use core::{
 };
 pub use events::Event;
 pub use gossip::Gossip;
-pub use rpc::{RpcServer, TakeAuthority};
+pub use rpc::{Certify, RpcServer, TakeAuthority};
 pub use shards::Shards;
 pub use topology::Topology;
 

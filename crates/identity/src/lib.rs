@@ -26,7 +26,9 @@ pub use client_key::{ClientKey, KeyError, KeyHash};
 pub use error::{IdentityError, Part};
 pub use name::{peer_name, peer_of};
 pub use node::{IdentityPem, NodeIdentity, NodeKey};
-pub use tls::{ALPN_JOIN, ALPN_PEER, JOIN_SERVER_NAME, join_client_config, peer_client_config, server_config};
+pub use tls::{
+    ALPN_JOIN, ALPN_PEER, JOIN_SERVER_NAME, client_port_config, join_client_config, peer_client_config, server_config,
+};
 pub use token::{JoinToken, TokenError, TokenHash, TokenId};
 
 #[doc = include_str!("../README.md")]

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_gateway::{AcceptBackoff, Access, Store};
+use flotilla_gateway::{AcceptBackoff, Access, ClientStream, Security, Store, Tls};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -78,14 +78,14 @@ impl Shared {
 pub async fn serve(
     listener: TcpListener,
     store: Store,
-    access: Arc<Access>,
+    security: Security,
     config: ServerConfig,
     shutdown: impl Future<Output = ()>,
 ) {
     let stop_grace = config.stop_grace;
     let shared = Arc::new(Shared {
         store,
-        access,
+        access: security.access,
         config,
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
@@ -113,7 +113,7 @@ pub async fn serve(
                     while connections.try_join_next().is_some() {}
                     // Not the number of registered clients: a connection registers when its task first runs.
                     if connections.len() < shared.config.connections_max {
-                        connections.spawn(connection(stream, shared.clone(), stopping.clone()));
+                        connections.spawn(connection(stream, security.tls.clone(), shared.clone(), stopping.clone()));
                     } else {
                         refuse(&stream);
                     }
@@ -138,7 +138,7 @@ fn refuse(stream: &TcpStream) {
 }
 
 /// Serves one connection.
-async fn connection(stream: TcpStream, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, tls: Option<Tls>, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
     // Without `TCP_NODELAY` a small answer may wait for the client's delayed acknowledgement.
     let tuned = stream
         .set_nodelay(true)
@@ -146,6 +146,16 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>, stopping: watch::Rec
     if let Err(error) = tuned {
         tracing::debug!(%error, "cannot set socket options");
     }
+    let stream: ClientStream = match tls {
+        None => stream.into(),
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => stream.into(),
+            Err(error) => {
+                tracing::debug!(%error, "no TLS connection");
+                return;
+            }
+        },
+    };
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let registered = Registered { client: shared.clients.open(peer, local, Instant::now()), shared };
     let connection = connection::Connection::new(stream, registered.shared.clone(), registered.client.clone());

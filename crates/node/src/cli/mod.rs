@@ -17,7 +17,7 @@ mod tokens;
 mod transfer;
 mod upgrade;
 
-use std::{process::ExitCode, time::Duration};
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -52,12 +52,28 @@ pub(crate) struct ClientOptions {
         hide_env_values = true
     )]
     key: Option<String>,
+    /// The authority that signed the nodes' certificates (PEM): `ca.pem` in the data folder of any node
+    #[arg(long, global = true, env = "FLOTILLA_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
     /// Timeout of one call to the cluster, at most 60s
     #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
     timeout: Duration,
+}
+
+impl ClientOptions {
+    /// The options of a client of these endpoints.
+    fn for_endpoints(&self, endpoints: Vec<String>) -> Result<flotilla_client::ClientOptions, Failure> {
+        let read = |path: &PathBuf| fs::read(path).map_err(|error| Failure::io(path.display(), &error));
+        Ok(flotilla_client::ClientOptions {
+            endpoints,
+            key: self.key.clone(),
+            authority: self.ca.as_ref().map(read).transpose()?,
+            timeout: self.timeout,
+        })
+    }
 }
 
 /// The output format.
@@ -137,11 +153,7 @@ fn exit(done: Result<(), Failure>) -> ExitCode {
 
 async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(), Failure> {
     let output = Output::new(options.output);
-    let client = Client::new(flotilla_client::ClientOptions {
-        endpoints: options.addr.clone(),
-        key: options.key.clone(),
-        timeout: options.timeout,
-    })?;
+    let client = Client::new(options.for_endpoints(options.addr.clone())?)?;
     match command {
         ClientCommand::Status => cluster::status(&client, output).await,
         ClientCommand::Nodes => cluster::nodes(&client, output).await,

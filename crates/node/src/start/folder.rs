@@ -3,7 +3,8 @@
 //! `identity.json` (certificates and key), `authority.json` (only on voters of the metadata group),
 //! `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding`
 //! (until the cluster is founded), `admin.key`
-//! (the first admin key, on the node that founded the cluster), `metadata` (a cache), and the folders `log` and `state`. Every file is
+//! (the first admin key, on the node that founded the cluster), `ca.pem` (the authority's certificate, for
+//! clients), `client-ports.json` (certificate and key of the client ports), `metadata` (a cache), and the folders `log` and `state`. Every file is
 //! replaced as a whole and durably; a crash leaves the old or the new content. A lock makes the folder
 //! exclusive to one process.
 
@@ -22,6 +23,8 @@ use flotilla_storage::{ReplaceStep, replace_file, sync_dir};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, VersionRange};
 use serde::{Deserialize, Serialize};
 
+use super::client_tls::ClientCertificate;
+
 /// Incarnations start from the seconds since 2026, so that a node restored from a copy of its folder does not
 /// reuse one.
 const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
@@ -32,6 +35,9 @@ const INCARNATION_MAX: u64 = (1 << 30) - 2;
 
 /// The file with the first admin key.
 const ADMIN_KEY_FILE: &str = "admin.key";
+
+/// The file with the authority's certificate.
+const CA_FILE: &str = "ca.pem";
 
 /// Refuses a cluster version that this binary does not support: it would misread or stop at what others
 /// write.
@@ -134,6 +140,23 @@ impl Folder {
     /// Where [`admin_key`](Self::admin_key) keeps it.
     pub(crate) fn admin_key_path(&self) -> PathBuf {
         self.dir.join(ADMIN_KEY_FILE)
+    }
+
+    /// The certificate of the client ports; `None` when there is none or it does not parse.
+    pub(crate) fn client_certificate(&self) -> Option<ClientCertificate> {
+        serde_json::from_slice(&self.read("client-ports.json").ok()??).ok()
+    }
+
+    pub(crate) fn set_client_certificate(&self, certificate: &ClientCertificate) -> anyhow::Result<()> {
+        Ok(self.write("client-ports.json", &serde_json::to_vec(certificate)?)?)
+    }
+
+    /// Puts the authority's certificate where clients can read it (`--ca`). It is not secret.
+    pub(crate) fn set_ca_pem(&self, pem: &str) -> io::Result<()> {
+        if self.read(CA_FILE)?.as_deref() != Some(pem.as_bytes()) {
+            replace_file(&self.dir.join(CA_FILE), pem.as_bytes(), 0o644, |_| Ok(()))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn is_founding(&self) -> bool {

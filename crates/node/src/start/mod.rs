@@ -2,6 +2,7 @@
 
 mod admin;
 mod ballast;
+mod client_tls;
 mod config;
 mod descriptors;
 mod events;
@@ -29,7 +30,7 @@ use std::{
 use anyhow::Context as _;
 use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcServer, Topology, notices};
 use flotilla_failpoints::{Place, reached};
-use flotilla_gateway::{Access, GatewayStart, HttpConfig, Store};
+use flotilla_gateway::{GatewayStart, HttpConfig, Security, Store};
 use flotilla_identity::NodeIdentity;
 use flotilla_meta::MetaState;
 use flotilla_raft_log::EngineLog;
@@ -45,6 +46,7 @@ use tracing_subscriber::{
 };
 
 use admin::NodeAdmin;
+use client_tls::CertificateSource;
 pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
 use descriptors::ConnectionLimits;
@@ -186,18 +188,36 @@ async fn serve(
         JoinAdmission { identity: identity.clone(), authority: authority.clone(), shards: shards.clone() };
     inbound.set_services(Services {
         host: host.handle(),
-        rpc: RpcServer::new(topology.clone(), host.handle(), take_authority(folder.clone(), authority, &identity)),
+        rpc: RpcServer::new(
+            topology.clone(),
+            host.handle(),
+            take_authority(folder.clone(), authority.clone(), &identity),
+            client_tls::certify(authority.clone(), topology.clone()),
+        ),
         gossip: control.gossip().clone(),
         join_admission: Arc::new(join_admission),
     });
     if folder.is_founding() {
-        let founding = Founding::new(&config, &identity, me.addresses, &folder)?;
+        let founding = Founding::new(&config, &identity, me.addresses.clone(), &folder)?;
         tokio::spawn(founding.run(folder.clone(), host.handle(), shards.clone()));
     }
 
     let draining = Arc::new(AtomicBool::new(false));
     let store = Store::new(shards.clone(), GatewayStart(rand::random()));
-    let access = security::access(config.clients, topology.clone());
+    let security = Security {
+        access: security::access(config.clients, topology.clone()),
+        tls: security::tls(&config, || CertificateSource {
+            identity: identity.clone(),
+            folder: folder.clone(),
+            authority: authority.clone(),
+            topology: topology.clone(),
+            network: network.clone(),
+            hosts: client_tls::client_hosts([&me.addresses.http, &me.addresses.redis]).into_iter().collect(),
+            valid: config.certificate_ttl,
+            client_authorities: Vec::new(),
+        })?,
+    };
+    folder.set_ca_pem(&identity.ca_pem())?;
     let admin = NodeAdmin {
         identity,
         topology,
@@ -210,7 +230,7 @@ async fn serve(
         started_ms: clock::wall_ms(),
     };
     let (stop, stopping) = watch::channel(false);
-    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), access, &stopping)?;
+    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), security, &stopping)?;
 
     wait_for_stop().await?;
     tracing::info!("stopping: transferring leaderships");
@@ -366,7 +386,7 @@ fn serve_clients(
     redis: TcpListener,
     store: Store,
     admin: Arc<NodeAdmin>,
-    access: Arc<Access>,
+    security: Security,
     stopping: &watch::Receiver<bool>,
 ) -> anyhow::Result<impl Future<Output = ()> + use<>> {
     let stopped = |mut stopping: watch::Receiver<bool>| async move {
@@ -383,12 +403,12 @@ fn serve_clients(
         http,
         store.clone(),
         admin,
-        access.clone(),
+        security.clone(),
         http_config,
         stopped(stopping.clone()),
     ));
     let redis_task =
-        tokio::spawn(flotilla_gateway_redis::serve(redis, store, access, redis_config, stopped(stopping.clone())));
+        tokio::spawn(flotilla_gateway_redis::serve(redis, store, security, redis_config, stopped(stopping.clone())));
     tracing::info!(http = %config.http, redis = %config.redis, quic = %config.listen, "serving");
     Ok(async move {
         let _ = http_task.await;

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use flotilla_control::Topology;
-use flotilla_gateway::{Access, KeyFacts, Keys};
+use flotilla_gateway::{Access, KeyFacts, Keys, Tls};
 use flotilla_meta::KeyId;
 
-use super::config::ClientMode;
+use super::{
+    client_tls::{self, CertificateSource},
+    config::{ClientMode, Config},
+};
 
 /// Who may do what on this node.
 pub(crate) fn access(mode: ClientMode, topology: Arc<Topology>) -> Arc<Access> {
@@ -14,6 +17,22 @@ pub(crate) fn access(mode: ClientMode, topology: Arc<Topology>) -> Arc<Access> {
         ClientMode::Open => Access::open(),
         ClientMode::Secure => Access::by_keys(Arc::new(MetadataKeys(topology))),
     })
+}
+
+/// TLS of the client ports, unless they are open.
+///
+/// # Errors
+/// A file with certificates cannot be used.
+pub(crate) fn tls(config: &Config, source: impl FnOnce() -> CertificateSource) -> anyhow::Result<Option<Tls>> {
+    if config.clients == ClientMode::Open {
+        return Ok(None);
+    }
+    let authorities =
+        config.tls_client_ca.as_deref().map(client_tls::read_certificates).transpose()?.unwrap_or_default();
+    Ok(Some(match config.tls_files.clone() {
+        Some(files) => client_tls::from_files(files, authorities)?,
+        None => client_tls::from_authority(CertificateSource { client_authorities: authorities, ..source() }),
+    }))
 }
 
 /// The client keys in the metadata as this node knows it.
