@@ -93,7 +93,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("rcgen", &["identity"]),
     // The node installs the crypto provider.
     ("rustls", &["identity", "transport", "node", "client"]),
-    ("tokio-rustls", &["gateway"]),
+    ("tokio-rustls", &["gateway", "tests"]),
     ("rustls-webpki", &["identity"]),
     ("axum", &["gateway"]),
     ("redis-protocol", &["gateway-redis"]),

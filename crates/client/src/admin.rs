@@ -19,6 +19,11 @@ impl Client {
         self.call(Call::read(Method::GET, "/v1/cluster/status")).await?.json()
     }
 
+    /// Whether a node answers that it is ready. Needs no key.
+    pub async fn is_ready(&self) -> bool {
+        self.call(Call::read(Method::GET, "/readyz")).await.is_ok()
+    }
+
     /// Digests of the replicas of the node that answers. Use a client with a single endpoint to choose the
     /// node.
     ///

@@ -225,7 +225,7 @@ pub(crate) struct TlsFiles {
 }
 
 /// The shortest life of a certificate: renewals take seconds.
-const CERTIFICATE_TTL_MIN: Duration = Duration::from_secs(30);
+const CERTIFICATE_TTL_MIN: Duration = Duration::from_secs(10);
 
 /// How this node serves clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -431,7 +431,7 @@ fn certificate_ttl(text: Option<&str>) -> anyhow::Result<Duration> {
     let Some(text) = text else { return Ok(VALID_MAX) };
     let ttl = humantime::parse_duration(text).context("--certificate-ttl is not a duration")?;
     if !(CERTIFICATE_TTL_MIN..=VALID_MAX).contains(&ttl) {
-        bail!("--certificate-ttl must be 30s to 90days");
+        bail!("--certificate-ttl must be 10s to 90days");
     }
     Ok(ttl)
 }
