@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use flotilla_api::{ClusterStatus, KeyRequest};
+use flotilla_api::{ClusterStatus, Event, KeyRequest};
 use flotilla_client::{Client, PutOptions};
 use flotilla_local_cluster::{Cluster, ClusterOptions};
 use flotilla_types::Role;
@@ -74,7 +74,11 @@ fn allowed(method: &str, path: &str) -> Option<Vec<Role>> {
     let (admin, operators) = (vec![Role::Admin], vec![Role::Operator, Role::Admin]);
     Some(match path {
         "/health/live" | "/healthz" | "/readyz" => return None,
-        "/v1/cluster/tokens" | "/v1/cluster/tokens/{id}" | "/v1/cluster/keys" | "/v1/cluster/keys/{id}" => admin,
+        "/v1/cluster/tokens"
+        | "/v1/cluster/tokens/{id}"
+        | "/v1/cluster/keys"
+        | "/v1/cluster/keys/{id}"
+        | "/v1/cluster/audit" => admin,
         path if path.starts_with("/v1/kv/") && reads => vec![Role::Reader, Role::Writer, Role::Admin],
         path if path.starts_with("/v1/kv/") || path == "/v1/batch" => vec![Role::Writer, Role::Admin],
         "/v1/rpc" => Role::ALL.to_vec(),
@@ -121,6 +125,7 @@ async fn without_the_right_that_the_table_says_nothing_answers() {
     }
     assert!(requests > 80, "only {requests} requests were made");
     redis_commands(&cluster, &keys).await;
+    audit_log_tells_who(&cluster, &admin).await;
 }
 
 /// Every route that the node describes, with its methods.
@@ -170,6 +175,28 @@ async fn redis_commands(cluster: &Cluster, keys: &BTreeMap<Role, String>) {
         assert_eq!(redis(&mut connection, "RESET").await, "+RESET");
         assert!(redis(&mut connection, "PING").await.starts_with("-NOAUTH"), "a reset forgets the key");
     }
+}
+
+/// The audit log has changes with the key that made them, and refused tries; over HTTP and in the data folder.
+async fn audit_log_tells_who(cluster: &Cluster, admin: &Client) {
+    let entries = admin.recent_audit().await.expect("the log");
+    let is = |entry: &Event, name: &str, value: &str| entry.detail.get(name).is_some_and(|found| found == value);
+    let created = |entry: &&Event| is(entry, "action", "POST /v1/cluster/keys") && is(entry, "status", "200");
+    assert!(entries.iter().filter(created).all(|entry| !is(entry, "key", "none")), "{entries:?}");
+    assert!(entries.iter().filter(created).count() >= Role::ALL.len());
+    for (status, with_key) in [("401", false), ("403", true)] {
+        let refused = |entry: &Event| is(entry, "status", status) && is(entry, "key", "none") != with_key;
+        assert!(entries.iter().any(refused), "no {status}: {entries:?}");
+    }
+    // Requests for records are not about the cluster.
+    assert!(!entries.iter().any(|entry| is(entry, "status", "404") && is(entry, "action", "GET /v1/kv/default/nope")));
+    let path = cluster.node(1).expect("node 1").data_dir.join("audit.log");
+    eventually("the log is on disk", async || {
+        let lines = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+        let found = lines.lines().any(|line| line.contains("POST /v1/cluster/keys") && line.contains("role reader"));
+        if found { Ok(()) } else { Err(format!("{} lines", lines.lines().count())) }
+    })
+    .await;
 }
 
 /// A key for one collection opens no other, neither in the path nor in a batch.

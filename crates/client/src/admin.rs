@@ -184,6 +184,23 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn follow_events(&self, after: Option<u64>) -> Result<EventStream, ClientError> {
-        EventStream::open(self, after).await
+        EventStream::open(self, "/v1/cluster/events", after).await
+    }
+
+    /// Recent entries of the answering node's audit log, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn recent_audit(&self) -> Result<Vec<Event>, ClientError> {
+        let list: EventList = self.call(Call::read(Method::GET, "/v1/cluster/audit?follow=false")).await?.json()?;
+        Ok(list.events)
+    }
+
+    /// As [`follow_events`](Self::follow_events), for the audit log.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn follow_audit(&self, after: Option<u64>) -> Result<EventStream, ClientError> {
+        EventStream::open(self, "/v1/cluster/audit", after).await
     }
 }

@@ -4,7 +4,7 @@
 //! The node implements [`Admin`]; the gateway only calls it. Queries return at once from the node's local
 //! state, so that they work without a quorum. Changes wait for the metadata group, until a deadline.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
     Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
@@ -40,6 +40,21 @@ pub enum AdminError {
     /// Everything else, with the same meaning as for the store.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// One entry of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// The client key; `None` when none was given, or none is needed.
+    pub key: Option<u64>,
+    /// Where the request came from.
+    pub address: Option<IpAddr>,
+    /// Method and path.
+    pub action: String,
+    /// What the path does not say.
+    pub detail: Option<String>,
+    /// Status of the answer.
+    pub status: u16,
 }
 
 /// A change in progress.
@@ -81,6 +96,15 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The most recent events, oldest first, without gaps: a bounded ring that ends with the newest event.
     fn recent(&self) -> Vec<Event>;
+
+    /// Records an entry of the audit log. Never waits.
+    fn audit(&self, entry: AuditEntry);
+
+    /// As [`subscribe`](Self::subscribe), for the audit log.
+    fn subscribe_audit(&self) -> broadcast::Receiver<Event>;
+
+    /// As [`recent`](Self::recent), for the audit log.
+    fn recent_audit(&self) -> Vec<Event>;
 
     /// Digests of this node's replicas, or of those of the shards in `only`. Reads all their records without
     /// blocking other requests. A replica that is not done by the deadline has a reason in place of its

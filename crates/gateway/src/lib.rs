@@ -10,7 +10,7 @@ mod tls;
 
 pub use accept::AcceptBackoff;
 pub use access::{Access, Denied, Grant, KeyFacts, Keys, Right, TABLE as RIGHTS};
-pub use admin::{Admin, AdminError, AdminFuture};
+pub use admin::{Admin, AdminError, AdminFuture, AuditEntry};
 pub use flotilla_route::GatewayStart;
 pub use http::{HttpConfig, HttpConfigError, serve};
 pub use store::{Consistency, Found, Page, READ_KEYS_MAX, Scan, Store, StoreError, Written};

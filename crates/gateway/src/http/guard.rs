@@ -11,7 +11,13 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flotilla_api::ProblemType;
 
-use super::{App, problem::Refusal, routes::Rights, unix_ms};
+use super::{
+    App,
+    audit::{self, Subject},
+    problem::Refusal,
+    routes::Rights,
+    unix_ms,
+};
 use crate::{Denied, Grant, Right};
 
 /// Routes exempt from the limit on requests, so that an operator can inspect an overloaded node. Their
@@ -26,6 +32,7 @@ const UNLIMITED_ROUTES: &[&str] = &[
     "/v1/cluster/nodes",
     "/v1/cluster/shards",
     "/v1/cluster/events",
+    "/v1/cluster/audit",
     "/openapi.json",
     "/",
 ];
@@ -67,11 +74,22 @@ async fn admit(app: App, route: &str, origin: &Origin, mut request: Request, nex
         let detail = "pages of other origins may not change anything here; see the setting `cors_origins`";
         return Refusal::new(ProblemType::ForbiddenOrigin, detail).into_response();
     }
-    let grant = match authorize(&app, route, &request) {
+    let (subject, right) = (Subject::of(&request), right_of(&app, route, request.method()));
+    let grant = match authorize(&app, right, &request) {
         Ok(grant) => grant,
-        Err(denied) => return refuse(denied),
+        Err((key, denied)) => {
+            let response = refuse(denied);
+            audit::record(&app, subject, right, key, &response);
+            return response;
+        }
     };
-    request.extensions_mut().insert(grant);
+    request.extensions_mut().insert(grant.clone());
+    let response = run(&app, route, request, next).await;
+    audit::record(&app, subject, right, grant.and_then(|grant| grant.key()), &response);
+    response
+}
+
+async fn run(app: &App, route: &str, request: Request, next: Next) -> Response {
     if UNLIMITED_ROUTES.contains(&route) {
         return next.run(request).await;
     }
@@ -85,24 +103,28 @@ async fn admit(app: App, route: &str, origin: &Origin, mut request: Request, nex
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Remote(pub(super) IpAddr);
 
-/// What the sender of a request may do, once its key has the right that the route needs. `None` for probes,
-/// which need no key.
-fn authorize(app: &App, route: &str, request: &Request) -> Result<Option<Grant>, Denied> {
+/// The right that a route needs for a method.
+fn right_of(app: &App, route: &str, method: &Method) -> Right {
     let rights = app.rights.get(route).copied().unwrap_or(Rights::INSPECT);
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let right = if reads { rights.reads } else { rights.changes };
+    if matches!(*method, Method::GET | Method::HEAD) { rights.reads } else { rights.changes }
+}
+
+/// What the sender of a request may do, once its key has the right that the route needs. `None` for probes,
+/// which need no key. A refusal comes with the id of the key, if there is a valid one.
+fn authorize(app: &App, right: Right, request: &Request) -> Result<Option<Grant>, (Option<u64>, Denied)> {
     if right == Right::Probe {
         return Ok(None);
     }
-    let grant = match key_of(request.headers()) {
-        None => app.access.anonymous()?,
-        Some(key) => {
-            let Remote(address) = request.extensions().get().copied().ok_or(Denied::NoKey)?;
-            app.access.authenticate(&key, address, unix_ms())?
-        }
+    let remote: Option<Remote> = request.extensions().get().copied();
+    let grant = match (key_of(request.headers()), remote) {
+        (Some(key), Some(Remote(address))) => app.access.authenticate(&key, address, unix_ms()),
+        _ => app.access.anonymous(),
     };
-    grant.check(right)?;
-    Ok(Some(grant))
+    let grant = grant.map_err(|denied| (None, denied))?;
+    match grant.check(right) {
+        Ok(()) => Ok(Some(grant)),
+        Err(denied) => Err((grant.key(), denied)),
+    }
 }
 
 /// The key in `Authorization`: as a bearer token, or as the password of basic authentication, which browsers

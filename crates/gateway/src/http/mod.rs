@@ -5,6 +5,7 @@
 //! all bounded (see [`HttpConfig`]). Deliberately absent: TLS, HTTP/2, and any knowledge of shards beyond
 //! what errors carry.
 
+mod audit;
 mod batch;
 mod body;
 mod cluster;

@@ -8,7 +8,7 @@ use axum::{
 };
 use flotilla_api::ProblemType;
 
-use super::{App, batch, cluster, events, guard, health, page, problem::Refusal, records, rpc};
+use super::{App, audit, batch, cluster, events, guard, health, page, problem::Refusal, records, rpc};
 use crate::Right;
 
 /// One entry of the route table.
@@ -120,6 +120,7 @@ fn table() -> Vec<Route> {
             Rights::ADMINISTER,
             delete(cluster::revoke_key),
         ),
+        route("/v1/cluster/audit", &[("/v1/cluster/audit", &["get"])], Rights::ADMINISTER, get(audit::audit)),
         route("/v1/rpc", &[("/v1/rpc", &["post"])], Rights::INSPECT, post(rpc::call)),
         route("/health/live", &[("/health/live", &["get"])], Rights::PROBE, get(health::live)),
         route("/health/drain", &[("/health/drain", &["post"])], Rights::OPERATE, post(health::drain)),

@@ -12,7 +12,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{App, body, deadline, guard, problem::Refusal};
+use super::{App, audit, body, deadline, guard, problem::Refusal};
 use crate::{Grant, Right};
 
 /// Calls in one request.
@@ -29,6 +29,8 @@ pub(super) async fn call(State(app): State<App>, request: Request) -> Result<Res
     let deadline = deadline(request.headers())?;
     let grant = guard::grant_of(&request)?;
     let body = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    // The methods that the audit log is about.
+    let mut audited = Vec::new();
     let answer = match serde_json::from_slice(&body.bytes) {
         Err(_) => Some(error_response(Value::Null, &Failure::new(PARSE_ERROR, "the body is not JSON"))),
         Ok(Value::Array(calls)) if calls.is_empty() || calls.len() > CALLS_MAX => {
@@ -37,17 +39,18 @@ pub(super) async fn call(State(app): State<App>, request: Request) -> Result<Res
         Ok(Value::Array(calls)) => {
             let mut answers = Vec::with_capacity(calls.len());
             for call in calls {
-                answers.extend(answer(&app, &grant, call, deadline).await);
+                answers.extend(answer(&app, &grant, call, &mut audited, deadline).await);
             }
             if answers.is_empty() { None } else { Some(Value::Array(answers)) }
         }
-        Ok(call) => answer(&app, &grant, call, deadline).await,
+        Ok(call) => answer(&app, &grant, call, &mut audited, deadline).await,
     };
-    Ok(match answer {
+    let response = match answer {
         Some(answer) => Json(answer).into_response(),
         // Only notifications, which get no answer.
         None => StatusCode::NO_CONTENT.into_response(),
-    })
+    };
+    Ok(if audited.is_empty() { response } else { audit::with_detail(response, audited.join(", ")) })
 }
 
 /// Why a call failed.
@@ -94,12 +97,16 @@ impl Call {
     }
 }
 
-async fn answer(app: &App, grant: &Grant, value: Value, deadline: Instant) -> Option<Value> {
+async fn answer(app: &App, grant: &Grant, value: Value, audited: &mut Vec<String>, deadline: Instant) -> Option<Value> {
     let call = match Call::parse(value) {
         Ok(call) => call,
         Err(failure) => return Some(error_response(Value::Null, &failure)),
     };
-    let result = match grant.check(right_of(&call.method)) {
+    let right = right_of(&call.method);
+    if right != Right::Inspect {
+        audited.push(format!("{} {}", call.method, call.parameters));
+    }
+    let result = match grant.check(right) {
         Ok(()) => dispatch(app, &call.method, call.parameters, deadline).await,
         Err(denied) => Err(Failure::from(Refusal::from(denied))),
     };

@@ -121,6 +121,8 @@ pub(crate) enum ClientCommand {
     Upgrade(upgrade::UpgradeCommand),
     /// Show recent events of the cluster as one node saw them
     Events(events::Arguments),
+    /// Show who changed the cluster through one node, and which tries were refused
+    Audit(events::Arguments),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -166,7 +168,8 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, &options.addr, output).await,
         ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,
-        ClientCommand::Events(arguments) => events::run(&arguments, &client, output).await,
+        ClientCommand::Events(arguments) => events::run(events::Log::Events, &arguments, &client, output).await,
+        ClientCommand::Audit(arguments) => events::run(events::Log::Audit, &arguments, &client, output).await,
         ClientCommand::Completions { .. } => Ok(()),
     }
 }

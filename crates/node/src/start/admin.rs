@@ -16,7 +16,7 @@ use flotilla_api::{
     UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
-use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};
+use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, StoreError};
 use flotilla_identity::{ClientKey, JoinToken, NodeIdentity, TokenId};
 use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, Setting};
 use flotilla_placement::Sharding;
@@ -27,6 +27,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
 use super::{
+    audit::Audit,
     config::{BUCKETS_DEFAULT, REPLICAS_DEFAULT, SHARDS_DEFAULT},
     events::Events,
     metrics, status,
@@ -43,6 +44,9 @@ pub(crate) struct NodeAdmin {
     pub(crate) network: Arc<Transport>,
     pub(crate) shards: Shards,
     pub(crate) events: Arc<Events>,
+    pub(crate) audit: Audit,
+    /// Remarks for operators in the status.
+    pub(crate) notes: Vec<String>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) started_ms: u64,
@@ -240,7 +244,7 @@ impl Admin for NodeAdmin {
             network: &self.network,
             started_ms: self.started_ms,
             draining: self.is_draining(),
-            notes: Vec::new(),
+            notes: self.notes.clone(),
         };
         sources.status()
     }
@@ -298,6 +302,18 @@ impl Admin for NodeAdmin {
 
     fn recent(&self) -> Vec<Event> {
         self.events.recent()
+    }
+
+    fn audit(&self, entry: AuditEntry) {
+        self.audit.record(entry);
+    }
+
+    fn subscribe_audit(&self) -> broadcast::Receiver<Event> {
+        self.audit.subscribe()
+    }
+
+    fn recent_audit(&self) -> Vec<Event> {
+        self.audit.recent()
     }
 
     fn digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> AdminFuture<'_, DigestList> {

@@ -1,6 +1,7 @@
 //! `flotilla start`: assembles a node from the other crates and runs it until it is told to stop.
 
 mod admin;
+mod audit;
 mod ballast;
 mod client_tls;
 mod config;
@@ -46,6 +47,7 @@ use tracing_subscriber::{
 };
 
 use admin::NodeAdmin;
+use audit::Audit;
 use client_tls::CertificateSource;
 pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
@@ -219,6 +221,8 @@ async fn serve(
     };
     folder.set_ca_pem(&identity.ca_pem())?;
     let admin = NodeAdmin {
+        audit: Audit::open(&config.data_dir, identity.node())?,
+        notes: security::notes(&config),
         identity,
         topology,
         host: host.handle(),

@@ -19,6 +19,18 @@ pub(crate) fn access(mode: ClientMode, topology: Arc<Topology>) -> Arc<Access> {
     })
 }
 
+/// What an operator must know of the client ports.
+pub(crate) fn notes(config: &Config) -> Vec<String> {
+    let is_open = config.clients == ClientMode::Open;
+    let beyond = [config.http, config.redis].iter().any(|address| !address.ip().is_loopback());
+    if is_open && beyond {
+        tracing::warn!("--insecure: anybody who reaches the client ports may read, write and administer everything");
+        vec!["clients are served without TLS and keys (--insecure)".to_owned()]
+    } else {
+        Vec::new()
+    }
+}
+
 /// TLS of the client ports, unless they are open.
 ///
 /// # Errors
