@@ -4,8 +4,8 @@
 //! library. The one computation is [`DigestComparison`], which every reader of digests must do alike.
 //!
 //! Replies may gain fields, so readers ignore unknown ones; requests refuse unknown fields, because a
-//! mistyped condition must never be ignored. Ids are JSON numbers. Times end in `_ms` and are Unix
-//! milliseconds or durations, as documented.
+//! mistyped condition must never be ignored. Ids of nodes, shards and replicas are texts such as `n4`, `s5`,
+//! `r6`; other ids are numbers. Times end in `_ms` and are Unix milliseconds or durations, as documented.
 
 mod batch;
 mod cluster;

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod collections;
+mod confirm;
 mod digests;
 mod events;
 mod failure;

@@ -123,7 +123,9 @@ impl Folder {
     }
 
     pub(crate) fn set_seeds(&self, seeds: &[(NodeId, SocketAddr)]) -> anyhow::Result<()> {
-        Ok(self.write("seeds.json", &serde_json::to_vec(seeds)?)?)
+        // Numbers, as earlier versions read them.
+        let seeds: Vec<_> = seeds.iter().map(|(node, address)| (node.0, *address)).collect();
+        Ok(self.write("seeds.json", &serde_json::to_vec(&seeds)?)?)
     }
 
     /// The first admin key of a cluster that this node founds, created at the first call. A repeated founding
