@@ -15,19 +15,23 @@ const FEED_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Stores the cluster's authority. Returns whether it is now durable here.
 pub type TakeAuthority = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
+/// Certifies a peer's client ports: node, signing request, hosts, seconds. `None` if this node cannot.
+pub type Certify = Arc<dyn Fn(NodeId, &[u8], &[String], u64) -> Option<Vec<u8>> + Send + Sync>;
+
 /// Answers requests from peers.
 #[derive(Clone)]
 pub struct RpcServer {
     topology: Arc<Topology>,
     host: Handle,
     take_authority: TakeAuthority,
+    certify: Certify,
 }
 
 impl RpcServer {
     /// Answers from this node's host.
     #[must_use]
-    pub fn new(topology: Arc<Topology>, host: Handle, take_authority: TakeAuthority) -> Self {
-        Self { topology, host, take_authority }
+    pub fn new(topology: Arc<Topology>, host: Handle, take_authority: TakeAuthority, certify: Certify) -> Self {
+        Self { topology, host, take_authority, certify }
     }
 
     /// Answers one request.
@@ -52,6 +56,10 @@ impl RpcServer {
                 tracing::info!(%from, taken, "received the cluster authority");
                 let done = Answered { payload: Bytes::new(), clock: Timestamp::ZERO };
                 if taken { Ok(done) } else { Err(RequestError::Stopped) }
+            }
+            PeerRequest::CertifyClientPorts { csr, hosts, valid_s } => {
+                let certified = (self.certify)(from, &csr, &hosts, valid_s);
+                certified.map(Bytes::from).ok_or(RequestError::Stopped)
             }
         }
     }

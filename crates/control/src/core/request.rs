@@ -31,6 +31,16 @@ pub enum PeerRequest {
     /// The cluster's authority, for a node that is about to become a voter of the metadata group. The answer
     /// is empty and comes once the authority is durable.
     Authority(Bytes),
+    /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
+    /// holds the authority and the metadata has these hosts among the sender's addresses.
+    CertifyClientPorts {
+        /// Signing request in DER.
+        csr: Bytes,
+        /// The hosts at which clients reach the sender.
+        hosts: Vec<String>,
+        /// How long the certificate is to be valid, in seconds.
+        valid_s: u64,
+    },
 }
 
 /// A command or query for a shard.
@@ -77,6 +87,9 @@ impl PeerRequest {
             }
             Self::Feed { version, wait_ms } => Kind::Feed(peer::Feed { version, wait_ms }),
             Self::Authority(authority) => Kind::Authority(authority),
+            Self::CertifyClientPorts { csr, hosts, valid_s } => {
+                Kind::CertifyClientPorts(peer::CertifyClientPorts { csr, hosts, valid_s })
+            }
         };
         encode(&peer::Request { kind: Some(kind) })
     }
@@ -107,6 +120,9 @@ impl PeerRequest {
             }),
             Kind::Feed(feed) => Self::Feed { version: feed.version, wait_ms: feed.wait_ms },
             Kind::Authority(authority) => Self::Authority(authority),
+            Kind::CertifyClientPorts(certify) => {
+                Self::CertifyClientPorts { csr: certify.csr, hosts: certify.hosts, valid_s: certify.valid_s }
+            }
         })
     }
 }
@@ -242,6 +258,11 @@ mod tests {
             shard(RequestKind::Query, Some(0), 0),
             PeerRequest::Feed { version: 3, wait_ms: 9 },
             PeerRequest::Authority(Bytes::from_static(b"key")),
+            PeerRequest::CertifyClientPorts {
+                csr: Bytes::from_static(b"csr"),
+                hosts: vec!["h".to_owned()],
+                valid_s: 5,
+            },
         ];
         for request in requests {
             assert!(PeerRequest::decode(request.clone().encode()).is_ok_and(|decoded| decoded == request));

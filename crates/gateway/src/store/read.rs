@@ -4,10 +4,9 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use bytes::Bytes;
-use flotilla_control::{RequestKind, ShardAnswer, ShardError};
+use flotilla_control::{RequestKind, ShardAnswer, ShardError, clock};
 use flotilla_kv::{Answer, Query, Record, decode_answer, encode_query, encode_query_as_of};
 use flotilla_placement::ShardMap;
-use flotilla_replication::clock;
 use flotilla_route::Route;
 use flotilla_types::{NodeId, RecordKey, ShardId};
 use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};

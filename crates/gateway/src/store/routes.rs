@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use flotilla_control::ShardError;
 use flotilla_placement::{Shard, ShardMap};
-use flotilla_replication::clock;
 use flotilla_route::{Route, RouteRefusals};
 use flotilla_types::KeyRange;
 

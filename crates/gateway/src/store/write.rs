@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flotilla_api::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, VALUE_BYTES_MAX};
-use flotilla_control::{Earlier, RequestKind, ShardError};
+use flotilla_control::{Earlier, RequestKind, ShardError, clock};
 use flotilla_kv::{
     Action, Command, Condition, OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, Operation, Otherwise, Outcome, Refusal,
     decode_outcome, encode_command,
 };
 use flotilla_placement::ShardMap;
-use flotilla_replication::clock;
 use flotilla_route::Route;
 use flotilla_types::ShardId;
 use tokio::sync::oneshot;

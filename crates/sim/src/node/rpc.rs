@@ -187,6 +187,8 @@ impl World {
                 }
                 Err(error) => self.answer(node, from, call, Err(error)),
             },
+            // Client ports have no certificates here.
+            PeerRequest::CertifyClientPorts { .. } => self.answer(node, from, call, Err(RequestError::Stopped)),
             PeerRequest::Authority(_) => {
                 node.folder.has_authority = true;
                 let done = Answered { payload: Bytes::new(), clock: Timestamp::ZERO };
