@@ -59,7 +59,8 @@ impl RpcServer {
             }
             PeerRequest::CertifyClientPorts { csr, hosts, valid_s } => {
                 let certified = (self.certify)(from, &csr, &hosts, valid_s);
-                certified.map(Bytes::from).ok_or(RequestError::Stopped)
+                let certified = certified.map(|cert| Answered { payload: cert.into(), clock: Timestamp::ZERO });
+                certified.ok_or(RequestError::Stopped)
             }
         }
     }

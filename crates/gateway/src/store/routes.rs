@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_control::ShardError;
+use flotilla_control::{ShardError, clock};
 use flotilla_placement::{Shard, ShardMap};
 use flotilla_route::{Route, RouteRefusals};
 use flotilla_types::KeyRange;

@@ -201,8 +201,8 @@ impl CertificateSource {
             let request =
                 PeerRequest::CertifyClientPorts { csr: csr.to_vec().into(), hosts: self.hosts.clone(), valid_s };
             let answer = self.network.call(node, Class::Rpc, request.encode(), CALL_TIMEOUT).await;
-            if let Ok(Ok(cert)) = answer.map(decode_answer) {
-                return Ok(cert.to_vec());
+            if let Ok(Ok(answered)) = answer.map(decode_answer) {
+                return Ok(answered.payload.to_vec());
             }
         }
         bail!("no node that holds the authority has certified the client ports")
