@@ -82,12 +82,12 @@ pub enum Command {
         /// What to add.
         delta: i64,
     },
-    /// `EXPIRE` and `PEXPIRE`.
+    /// `EXPIRE`, `PEXPIRE`, `EXPIREAT` and `PEXPIREAT`.
     Expire {
         /// The key.
         key: Bytes,
-        /// Milliseconds from now; the key is removed at once when it is not positive.
-        after_ms: i64,
+        /// The expiry; the key is removed at once when it is in the past.
+        when: When,
         /// The condition for the change.
         condition: ExpireCondition,
     },
@@ -102,6 +102,70 @@ pub enum Command {
     Persist(Bytes),
     /// `TYPE key`: `string` or `none`.
     Type(Bytes),
+    /// `MULTI`: the following commands are queued.
+    Multi,
+    /// `EXEC`: runs the queued commands as one.
+    Exec,
+    /// `DISCARD`: forgets the queued commands.
+    Discard,
+    /// `WATCH key …`: `EXEC` does nothing if one of them has changed by then.
+    Watch(Vec<Bytes>),
+    /// `UNWATCH`.
+    Unwatch,
+}
+
+impl Command {
+    /// The keys that it reads or writes, as often as it names them; none for a command that is not about
+    /// particular keys.
+    #[must_use]
+    pub fn keys(&self) -> Vec<Bytes> {
+        match self {
+            Self::Get(key)
+            | Self::GetDel(key)
+            | Self::StrLen(key)
+            | Self::Persist(key)
+            | Self::Type(key)
+            | Self::Set(Set { key, .. })
+            | Self::SetNx { key, .. }
+            | Self::GetEx { key, .. }
+            | Self::Append { key, .. }
+            | Self::Add { key, .. }
+            | Self::Expire { key, .. }
+            | Self::Ttl { key, .. } => vec![key.clone()],
+            Self::MGet(keys) | Self::Del(keys) | Self::Exists(keys) | Self::Watch(keys) => keys.clone(),
+            Self::MSet(pairs) => pairs.iter().map(|(key, _)| key.clone()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether it never writes. Others may find that there is nothing to write.
+    pub(crate) fn only_reads(&self) -> bool {
+        matches!(
+            self,
+            Self::Get(_)
+                | Self::MGet(_)
+                | Self::StrLen(_)
+                | Self::Type(_)
+                | Self::Exists(_)
+                | Self::Ttl { .. }
+                | Self::GetEx { expiry: None, .. }
+        )
+    }
+
+    /// Whether it needs the values of its keys, rather than only their lengths and expiries.
+    pub(crate) fn needs_values(&self) -> bool {
+        let attributes_only = matches!(
+            self,
+            Self::StrLen(_)
+                | Self::Persist(_)
+                | Self::Type(_)
+                | Self::Expire { .. }
+                | Self::Ttl { .. }
+                | Self::Del(_)
+                | Self::Exists(_)
+        );
+        !attributes_only
+    }
 }
 
 /// `HELLO`.
@@ -215,6 +279,26 @@ pub enum Deadline {
     After(u64),
     /// Unix milliseconds. At most 2^62.
     At(u64),
+}
+
+/// The expiry of an `EXPIRE`: any number, in milliseconds of at most 2^62.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// From now.
+    After(i64),
+    /// Unix time.
+    At(i64),
+}
+
+impl When {
+    /// The Unix time in milliseconds, at `now_ms`; `None` in the past.
+    pub(crate) fn at_ms(self, now_ms: u64) -> Option<u64> {
+        let positive = |ms: i64| u64::try_from(ms).ok().filter(|ms| *ms > 0);
+        match self {
+            Self::After(after_ms) => positive(after_ms).map(|after_ms| now_ms.saturating_add(after_ms)),
+            Self::At(at_ms) => positive(at_ms).filter(|at_ms| *at_ms > now_ms),
+        }
+    }
 }
 
 /// The condition of an `EXPIRE`.

@@ -83,6 +83,14 @@ pub enum CommandError {
     ClientOptionValue(&'static str),
 }
 
+impl CommandError {
+    /// Whether there is no such command, or not with this number of arguments. Other errors are about the
+    /// values of arguments.
+    pub(crate) fn is_about_the_command(&self) -> bool {
+        matches!(self, Self::UnknownCommand { .. } | Self::UnknownSubcommand { .. } | Self::Arity { .. })
+    }
+}
+
 /// Bytes of a client's text that an error quotes at most.
 const SHOWN_BYTES_MAX: usize = 128;
 

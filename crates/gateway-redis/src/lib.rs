@@ -10,6 +10,7 @@ mod command;
 mod cursors;
 mod decode;
 mod error;
+mod evaluate;
 mod execute;
 mod glob;
 mod introspection;
@@ -17,12 +18,14 @@ mod parse;
 mod plan;
 mod reply;
 mod server;
+mod stripes;
 mod table;
+mod view;
 mod window;
 
 pub use command::{
     ClientCommand, ClientInfo, Command, Deadline, ExpireCondition, Hello, Introspection, Scan, Set, SetCondition,
-    SetExpiry, TimeUnit,
+    SetExpiry, TimeUnit, When,
 };
 pub use decode::{Decoder, DecoderLimits, ProtocolError, Request};
 pub use error::CommandError;

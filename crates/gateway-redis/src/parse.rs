@@ -14,8 +14,9 @@ use flotilla_kv::parse_integer;
 
 pub(crate) use connection::{auth, client, config, echo, hello, info, introspection, ping, quit, reset, select};
 pub(crate) use data::{
-    append, db_size, decr, decr_by, del, exists, expire, get, get_del, get_ex, get_set, incr, incr_by, mget, mset,
-    persist, pexpire, pset_ex, pttl, scan, set, set_ex, set_nx, str_len, ttl, type_of,
+    append, db_size, decr, decr_by, del, discard, exec, exists, expire, get, get_del, get_ex, get_set, incr, incr_by,
+    mget, mset, multi, persist, pexpire, pset_ex, pttl, scan, set, set_ex, set_nx, str_len, ttl, type_of, unwatch,
+    watch,
 };
 
 use crate::{Command, CommandError, Request, Spec};

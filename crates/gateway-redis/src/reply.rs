@@ -44,6 +44,8 @@ pub enum Reply {
     Verbatim(String),
     /// No value.
     Null,
+    /// No list.
+    NullArray,
     /// A boolean; 1 or 0 in RESP2.
     Boolean(bool),
     /// A list.
@@ -94,6 +96,7 @@ impl Reply {
             }
             Self::Verbatim(text) => put_bulk(output, text.as_bytes()),
             Self::Null => output.extend_from_slice(if resp3 { b"_\r\n" } else { b"$-1\r\n" }),
+            Self::NullArray => output.extend_from_slice(if resp3 { b"_\r\n" } else { b"*-1\r\n" }),
             Self::Boolean(yes) if resp3 => output.extend_from_slice(if *yes { b"#t\r\n" } else { b"#f\r\n" }),
             Self::Boolean(yes) => put_number(output, b':', (*yes).into()),
             Self::Array(items) => put_items(output, b'*', items, protocol),
@@ -155,6 +158,7 @@ mod tests {
             (Reply::text("a\r\nb"), "$4\r\na\r\nb\r\n", "$4\r\na\r\nb\r\n"),
             (Reply::text(""), "$0\r\n\r\n", "$0\r\n\r\n"),
             (Reply::bulk_or_null(None), "$-1\r\n", "_\r\n"),
+            (Reply::NullArray, "*-1\r\n", "_\r\n"),
             (Reply::Boolean(true), ":1\r\n", "#t\r\n"),
             (Reply::Boolean(false), ":0\r\n", "#f\r\n"),
             (Reply::Verbatim("hi".into()), "$2\r\nhi\r\n", "=6\r\ntxt:hi\r\n"),

@@ -43,6 +43,7 @@ const READ: &[&str] = &["readonly", "fast"];
 const WRITE: &[&str] = &["write", "denyoom", "fast"];
 const REMOVE: &[&str] = &["write", "fast"];
 const CONNECTION: &[&str] = &["noscript", "loading", "stale", "fast"];
+const TRANSACTION: &[&str] = &["noscript", "loading", "stale", "fast"];
 const ADMIN: &[&str] = &["loading", "stale"];
 
 const NO_KEYS: (i32, i32, i32) = (0, 0, 0);
@@ -73,7 +74,9 @@ pub const TABLE: &[Spec] = &[
     spec("decr", 2, WRITE, ONE_KEY, "Subtracts one from a number.", parse::decr),
     spec("decrby", 3, WRITE, ONE_KEY, "Subtracts from a number.", parse::decr_by),
     spec("del", -2, REMOVE, ALL_KEYS, "Removes keys.", parse::del),
+    spec("discard", 1, TRANSACTION, NO_KEYS, "Forgets the queued commands.", parse::discard),
     spec("echo", 2, CONNECTION, NO_KEYS, "Answers with the message.", parse::echo),
+    spec("exec", 1, &["noscript", "loading", "stale"], NO_KEYS, "Runs the queued commands.", parse::exec),
     spec("exists", -2, READ, ALL_KEYS, "Counts which keys exist.", parse::exists),
     spec("expire", -3, REMOVE, ONE_KEY, "Sets an expiry in seconds.", parse::expire),
     spec("get", 2, READ, ONE_KEY, "Reads a value.", parse::get),
@@ -86,6 +89,7 @@ pub const TABLE: &[Spec] = &[
     spec("info", -1, ADMIN, NO_KEYS, "Describes the server.", parse::info),
     spec("mget", -2, READ, ALL_KEYS, "Reads several values.", parse::mget),
     spec("mset", -3, WRITE, (1, -1, 2), "Stores several values at once.", parse::mset),
+    spec("multi", 1, TRANSACTION, NO_KEYS, "Queues the commands that follow.", parse::multi),
     spec("persist", 2, REMOVE, ONE_KEY, "Removes an expiry.", parse::persist),
     spec("pexpire", -3, REMOVE, ONE_KEY, "Sets an expiry in milliseconds.", parse::pexpire),
     spec("ping", -1, CONNECTION, NO_KEYS, "Answers PONG or the message.", parse::ping),
@@ -102,6 +106,8 @@ pub const TABLE: &[Spec] = &[
     spec("ttl", 2, READ, ONE_KEY, "Seconds until a key expires.", parse::ttl),
     spec("type", 2, READ, ONE_KEY, "The type of a value.", parse::type_of),
     spec("unlink", -2, REMOVE, ALL_KEYS, "Removes keys.", parse::del),
+    spec("unwatch", 1, TRANSACTION, NO_KEYS, "Forgets the watched keys.", parse::unwatch),
+    spec("watch", -2, TRANSACTION, ALL_KEYS, "Makes EXEC depend on keys.", parse::watch),
 ];
 
 #[cfg(test)]

@@ -4,12 +4,14 @@ mod batch;
 mod info;
 mod scan;
 mod task;
+mod transaction;
 
 use std::time::Instant;
 
 pub(crate) use batch::{Chain, read_all, write_all};
 pub(crate) use info::{Facts, info_text, wants_keyspace};
 pub(crate) use task::run;
+pub(crate) use transaction::{Step, Watch, exec, watch};
 
 use crate::{Protocol, Reply, window::Ordinal};
 

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::{Arguments, integer};
-use crate::{Command, CommandError, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit};
+use crate::{
+    Command, CommandError, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit, When,
+};
 
 /// The latest point in time and the longest duration that a client may specify, in milliseconds: far enough
 /// below 2^63 that adding the clock does not overflow.
@@ -53,6 +55,26 @@ pub(crate) fn del(arguments: Arguments) -> Result<Command, CommandError> {
 
 pub(crate) fn exists(arguments: Arguments) -> Result<Command, CommandError> {
     Ok(Command::Exists(arguments.remaining()))
+}
+
+pub(crate) fn multi(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Multi)
+}
+
+pub(crate) fn exec(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Exec)
+}
+
+pub(crate) fn discard(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Discard)
+}
+
+pub(crate) fn watch(arguments: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Watch(arguments.remaining()))
+}
+
+pub(crate) fn unwatch(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Unwatch)
 }
 
 pub(crate) fn db_size(_: Arguments) -> Result<Command, CommandError> {
@@ -209,19 +231,19 @@ pub(crate) fn get_ex(mut arguments: Arguments) -> Result<Command, CommandError> 
 }
 
 pub(crate) fn expire(arguments: Arguments) -> Result<Command, CommandError> {
-    expire_in(arguments, TimeUnit::Seconds)
+    expire_when(arguments, TimeUnit::Seconds, When::After)
 }
 
 pub(crate) fn pexpire(arguments: Arguments) -> Result<Command, CommandError> {
-    expire_in(arguments, TimeUnit::Milliseconds)
+    expire_when(arguments, TimeUnit::Milliseconds, When::After)
 }
 
-fn expire_in(mut arguments: Arguments, unit: TimeUnit) -> Result<Command, CommandError> {
+fn expire_when(mut arguments: Arguments, unit: TimeUnit, when: fn(i64) -> When) -> Result<Command, CommandError> {
     let (key, time) = (arguments.required()?, arguments.required()?);
     let command = arguments.command;
     let condition = expire_condition(&mut arguments)?;
-    let after_ms = in_ms(integer(&time)?, unit).ok_or(CommandError::ExpireTime { command })?;
-    Ok(Command::Expire { key, after_ms, condition })
+    let when = in_ms(integer(&time)?, unit).map(when).ok_or(CommandError::ExpireTime { command })?;
+    Ok(Command::Expire { key, when, condition })
 }
 
 fn expire_condition(arguments: &mut Arguments) -> Result<ExpireCondition, CommandError> {
@@ -341,7 +363,7 @@ mod tests {
     #[test]
     fn keys_and_numbers_parse() {
         let k = || bytes("k");
-        let expire = |after_ms, condition| Command::Expire { key: bytes("k"), after_ms, condition };
+        let expire = |after_ms, condition| Command::Expire { key: bytes("k"), when: When::After(after_ms), condition };
         for (line, command) in [
             ("GET k", Command::Get(k())),
             ("GETDEL k", Command::GetDel(k())),

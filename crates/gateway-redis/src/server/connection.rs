@@ -7,7 +7,7 @@
 //! sent in one write.
 
 use std::{
-    future::{pending, poll_fn},
+    future::{Future, pending, poll_fn},
     io,
     sync::{Arc, atomic::Ordering},
     task::Poll,
@@ -23,16 +23,20 @@ use futures_util::{
 };
 use tokio::{io::Interest, net::TcpStream, sync::watch};
 
-use super::{Shared, session::Session};
+use super::{
+    Shared,
+    multi::{Admitted, Multi, Queued},
+    session::Session,
+};
 use crate::{
-    Decoder, DecoderLimits, Protocol, Reply,
+    Command, Decoder, DecoderLimits, Protocol, Reply,
     answer::{error_reply, held_bytes},
     clients::Client,
     clock,
-    execute::{Answered, Chain, Job, read_all, run, write_all},
+    execute::{Answered, COLLECTION, Chain, Job, Step, Watch, exec, read_all, run, watch, write_all},
     parse,
     plan::Plan,
-    window::{Ordinal, Window},
+    window::{Access, Footprint, Ordinal, Window},
 };
 
 /// Capacity reserved before a read.
@@ -48,15 +52,23 @@ const IDLE_OUTPUT_BYTES_MAX: usize = 64 << 10;
 
 /// A request that waits until it may run.
 struct Pending {
-    plan: Plan,
+    work: Work,
     protocol: Protocol,
     deadline: Instant,
+}
+
+/// What a request does.
+enum Work {
+    Plan(Plan),
+    Watch(Vec<Bytes>, Arc<Watch>),
+    Exec(Vec<Step>, Option<Arc<Watch>>),
 }
 
 pub(super) struct Connection {
     shared: Arc<Shared>,
     stream: TcpStream,
     session: Session,
+    multi: Multi,
     decoder: Decoder,
     input: BytesMut,
     output: BytesMut,
@@ -80,6 +92,7 @@ impl Connection {
             shared,
             stream,
             session: Session::new(client),
+            multi: Multi::default(),
             decoder: Decoder::new(DecoderLimits::default()),
             input: BytesMut::new(),
             output: BytesMut::new(),
@@ -123,7 +136,15 @@ impl Connection {
     }
 
     fn held_bytes(&self) -> usize {
-        self.window.held_bytes() + self.output.len()
+        self.window.held_bytes() + self.output.len() + self.multi.held_bytes()
+    }
+
+    /// Bytes that a transaction may still queue. Half of the connection's own are left for everything else.
+    fn queue_room(&self) -> usize {
+        let config = &self.shared.config;
+        let others = self.shared.buffered_bytes.load(Ordering::Relaxed).saturating_sub(self.counted_bytes);
+        let total = config.buffered_bytes_total_max.saturating_sub(others.saturating_add(self.held_bytes()));
+        total.min((config.buffered_bytes_max / 2).saturating_sub(self.multi.held_bytes()))
     }
 
     /// Updates this connection's share of the shared byte count.
@@ -168,23 +189,45 @@ impl Connection {
 
     fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
-        let command = match parse(request) {
-            Ok(command) => command,
-            Err(error) => return self.answer_now(Reply::error(error)),
-        };
+        let request = parse(request);
+        let (room, store) = (self.queue_room(), &self.shared.store);
+        // Without a shard map, `EXEC` reports the error.
+        let shards_of = |keys: &[Bytes]| store.shards_of(COLLECTION, keys.iter()).unwrap_or_default();
+        match self.multi.admit(request, bytes, room, shards_of) {
+            Admitted::Answer(reply) => self.answer_now(reply),
+            Admitted::Run(command) => self.run_command(command, bytes, now, now_ms),
+            // Later requests may rely on what was read before them, so they wait for the versions.
+            Admitted::Watch(keys, watch) => self.push(Footprint::Everything, Work::Watch(keys, watch), bytes, now),
+            Admitted::Exec { queued, bytes, watch } => self.exec(queued, bytes, watch, now),
+        }
+    }
+
+    fn run_command(&mut self, command: Command, bytes: usize, now: Instant, now_ms: u64) {
         match Plan::of(command, now_ms) {
-            Ok(plan) => {
-                let deadline = now + self.shared.config.request_timeout;
-                let footprint = plan.footprint();
-                let pending = Pending { plan, protocol: self.session.protocol, deadline };
-                self.window.push(footprint, pending, bytes + self.reply_bytes);
-            }
+            Ok(plan) => self.push(plan.footprint(), Work::Plan(plan), bytes, now),
             Err(command) => {
                 let reply = self.session.answer(command, &self.shared.clients, now);
                 self.answer_now(reply);
                 self.is_closing |= self.session.has_quit;
             }
         }
+    }
+
+    /// Adds a transaction, in which commands about the connection are answered at once.
+    fn exec(&mut self, queued: Vec<Queued>, bytes: usize, watch: Option<Arc<Watch>>, now: Instant) {
+        let (session, clients) = (&mut self.session, &self.shared.clients);
+        let mut answer = |command| session.answer(command, clients, now);
+        let steps: Vec<Step> = queued.into_iter().map(|queued| queued.step(&mut answer)).collect();
+        let keys =
+            steps.iter().flat_map(|step| if let Step::Run(command) = step { command.keys() } else { Vec::new() });
+        let keys = keys.collect();
+        self.push(Footprint::Keys(keys, Access::Write), Work::Exec(steps, watch), bytes, now);
+    }
+
+    fn push(&mut self, footprint: Footprint, work: Work, bytes: usize, now: Instant) {
+        let deadline = now + self.shared.config.request_timeout;
+        let pending = Pending { work, protocol: self.session.protocol, deadline };
+        self.window.push(footprint, pending, bytes + self.reply_bytes);
     }
 
     fn answer_now(&mut self, reply: Reply) {
@@ -196,20 +239,28 @@ impl Connection {
     fn start(&mut self) {
         let now = Instant::now();
         let (mut chains, mut reads) = (Vec::new(), Vec::new());
-        while let Some((ordinal, Pending { plan, protocol, deadline })) = self.window.take_ready() {
+        while let Some((ordinal, Pending { work, protocol, deadline })) = self.window.take_ready() {
             if deadline <= now {
                 let reply = error_reply(&StoreError::DeadlineExceeded { shard: None });
                 self.finish(Answered { ordinal, protocol, reply });
                 continue;
             }
+            let plan = match work {
+                Work::Plan(plan) => plan,
+                Work::Watch(keys, of) => {
+                    self.spawn(ordinal, protocol, |shared| async move { watch(&shared, keys, &of, deadline).await });
+                    continue;
+                }
+                Work::Exec(steps, watch) => {
+                    self.spawn(ordinal, protocol, |shared| async move { exec(&shared, steps, watch, deadline).await });
+                    continue;
+                }
+            };
             match plan {
                 Plan::Write(work) => chains.push(self.chain(Job { ordinal, protocol, deadline, work }, now)),
                 Plan::Read(work) => reads.push(Job { ordinal, protocol, deadline, work }),
                 Plan::Task(task) => {
-                    let shared = self.shared.clone();
-                    let reply = async move { run(&shared, task, deadline).await };
-                    let answered = reply.map(move |reply| vec![Answered { ordinal, protocol, reply }]);
-                    self.running.push(answered.boxed());
+                    self.spawn(ordinal, protocol, |shared| async move { run(&shared, task, deadline).await });
                 }
             }
         }
@@ -217,14 +268,23 @@ impl Connection {
         self.running.extend(read_all(&self.shared.store, reads));
     }
 
+    /// Starts a call of its own for a request.
+    fn spawn<F>(&self, ordinal: Ordinal, protocol: Protocol, call: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        let answered = call(self.shared.clone()).map(move |reply| vec![Answered { ordinal, protocol, reply }]);
+        self.running.push(answered.boxed());
+    }
+
     /// A write, together with the writes of the same key that follow it.
     fn chain(&mut self, first: Job<crate::plan::Write>, now: Instant) -> Chain {
         let mut last: Ordinal = first.ordinal;
         let mut chain = Chain::new(first);
         let joins = |chain: &Chain, next: &Pending| {
-            next.deadline > now && matches!(&next.plan, Plan::Write(write) if chain.accepts(write))
+            next.deadline > now && matches!(&next.work, Work::Plan(Plan::Write(write)) if chain.accepts(write))
         };
-        while let Some((ordinal, Pending { plan: Plan::Write(work), protocol, deadline })) =
+        while let Some((ordinal, Pending { work: Work::Plan(Plan::Write(work)), protocol, deadline })) =
             self.window.take_follower(last, |next| joins(&chain, next))
         {
             chain.push(Job { ordinal, protocol, deadline, work });

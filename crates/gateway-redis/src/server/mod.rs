@@ -2,6 +2,7 @@
 
 mod config;
 mod connection;
+mod multi;
 mod session;
 
 use std::{
@@ -31,6 +32,7 @@ use crate::{
     clients::Clients,
     cursors::{CURSORS_MAX, Cursors},
     execute::{COLLECTION, Facts, info_text, wants_keyspace},
+    stripes::Stripes,
 };
 
 /// The version of Redis that clients see; options and errors follow this version.
@@ -45,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     pub(crate) clients: Clients,
     pub(crate) cursors: Mutex<Cursors>,
+    pub(crate) stripes: Stripes,
     pub(crate) commands: AtomicU64,
     /// Bytes that all connections hold, as [`ServerConfig::buffered_bytes_total_max`] counts them.
     pub(crate) buffered_bytes: AtomicUsize,
@@ -81,6 +84,7 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
         config,
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
+        stripes: Stripes::default(),
         commands: AtomicU64::new(0),
         buffered_bytes: AtomicUsize::new(0),
         started: Instant::now(),

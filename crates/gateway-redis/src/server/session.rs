@@ -46,7 +46,7 @@ impl Session {
                 Ok(()) => Reply::OK,
                 Err(refusal) => refusal,
             },
-            Command::Select => Reply::OK,
+            Command::Select | Command::Unwatch => Reply::OK,
             Command::Quit => {
                 self.has_quit = true;
                 Reply::OK

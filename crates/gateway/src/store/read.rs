@@ -72,6 +72,47 @@ impl Store {
         Ok(records)
     }
 
+    /// Reads records of one shard as of one moment, in the order of the keys. `None`: they are too much for
+    /// one answer.
+    pub async fn get_at_once(
+        &self,
+        collection: &str,
+        keys: Vec<Bytes>,
+        values: bool,
+        deadline: Instant,
+    ) -> Result<Option<Vec<Option<Found>>>, StoreError> {
+        if keys.len() > READ_KEYS_MAX {
+            return Err(StoreError::Invalid("a read may name at most 4,096 keys"));
+        }
+        let deadline_ms = deadline_ms(deadline);
+        let (shard, range_epoch, keys) = {
+            let map = self.map();
+            let collection = collection_of(&map, collection)?;
+            let (mut route, mut record_keys) = (None, Vec::with_capacity(keys.len()));
+            for key in &keys {
+                check_key(key)?;
+                let record_key = collection.record_key(key).into_bytes();
+                let shard = map.shard_of(&record_key).ok_or(StoreError::Unavailable { shard: None, leader: None })?;
+                let found = (shard.descriptor.shard, shard.descriptor.epoch.range);
+                if *route.get_or_insert(found) != found {
+                    return Err(StoreError::CrossShard);
+                }
+                record_keys.push(record_key);
+            }
+            let Some((shard, range_epoch)) = route else { return Ok(Some(Vec::new())) };
+            (shard, range_epoch, record_keys)
+        };
+        let count = keys.len();
+        match self.query(shard, range_epoch, &Query::Get { keys, values }, deadline_ms).await? {
+            (Answer::Records(records), node) if records.len() == count => {
+                Ok(Some(records.into_iter().map(|record| Some(found(record?, node, shard))).collect()))
+            }
+            (Answer::TooLarge, _) => Ok(None),
+            (Answer::WrongShard, _) => Err(StoreError::Unavailable { shard: Some(shard), leader: None }),
+            _ => Err(UNEXPECTED_ANSWER),
+        }
+    }
+
     /// Reads from one shard by a query that it may share with other callers' keys.
     async fn get_shared(
         &self,
