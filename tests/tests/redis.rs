@@ -20,7 +20,14 @@ use tokio::{
     time::timeout,
 };
 
-const TABLES: &[(&str, &str)] = &[("multi", include_str!("redis/multi.txt"))];
+const TABLES: &[(&str, &str)] = &[
+    ("strings", include_str!("redis/strings.txt")),
+    ("expire", include_str!("redis/expire.txt")),
+    ("bits", include_str!("redis/bits.txt")),
+    ("keyspace", include_str!("redis/keyspace.txt")),
+    ("multi", include_str!("redis/multi.txt")),
+    ("protocol", include_str!("redis/protocol.txt")),
+];
 
 /// One line of a table.
 struct Row<'a> {
@@ -107,7 +114,7 @@ impl Redis {
     async fn read(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).await.expect("an answer");
-        let line = line.trim_end();
+        let line = line.trim_end_matches(['\r', '\n']);
         let number = || line[1..].parse::<i64>().expect("a length");
         match line.as_bytes().first() {
             Some(b'$') if number() < 0 => "nil".into(),

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Glob, Protocol};
+use crate::{Compute, Glob, Protocol};
 
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +112,18 @@ pub enum Command {
     Watch(Vec<Bytes>),
     /// `UNWATCH`.
     Unwatch,
+    /// A command that is evaluated on the records of its keys.
+    Compute(Compute),
+    /// `KEYS pattern`.
+    Keys(Glob),
+    /// `RANDOMKEY`.
+    RandomKey,
+    /// `FLUSHDB` and `FLUSHALL`: removes all keys.
+    Flush,
+    /// `TIME`: seconds and microseconds.
+    Time,
+    /// `HELP` of the command with this name.
+    Help(&'static str),
 }
 
 impl Command {
@@ -133,6 +145,7 @@ impl Command {
             | Self::Expire { key, .. }
             | Self::Ttl { key, .. } => vec![key.clone()],
             Self::MGet(keys) | Self::Del(keys) | Self::Exists(keys) | Self::Watch(keys) => keys.clone(),
+            Self::Compute(command) => command.keys(),
             Self::MSet(pairs) => pairs.iter().map(|(key, _)| key.clone()).collect(),
             _ => Vec::new(),
         }
@@ -140,20 +153,25 @@ impl Command {
 
     /// Whether it never writes. Others may find that there is nothing to write.
     pub(crate) fn only_reads(&self) -> bool {
-        matches!(
-            self,
-            Self::Get(_)
-                | Self::MGet(_)
-                | Self::StrLen(_)
-                | Self::Type(_)
-                | Self::Exists(_)
-                | Self::Ttl { .. }
-                | Self::GetEx { expiry: None, .. }
-        )
+        let computes = matches!(self, Self::Compute(command) if command.only_reads());
+        computes
+            || matches!(
+                self,
+                Self::Get(_)
+                    | Self::MGet(_)
+                    | Self::StrLen(_)
+                    | Self::Type(_)
+                    | Self::Exists(_)
+                    | Self::Ttl { .. }
+                    | Self::GetEx { expiry: None, .. }
+            )
     }
 
     /// Whether it needs the values of its keys, rather than only their lengths and expiries.
     pub(crate) fn needs_values(&self) -> bool {
+        if let Self::Compute(command) = self {
+            return command.needs_values();
+        }
         let attributes_only = matches!(
             self,
             Self::StrLen(_)

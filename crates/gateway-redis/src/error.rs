@@ -54,6 +54,9 @@ pub enum CommandError {
     /// `EXPIRE` with an option that does not exist.
     #[error("ERR Unsupported option {}", Shown(.0))]
     ExpireOption(Bytes),
+    /// An argument or a combination that one command refuses, with the whole text.
+    #[error("{0}")]
+    Invalid(&'static str),
     /// `SELECT` of a database other than 0.
     #[error("ERR DB index is out of range")]
     Database,

@@ -22,6 +22,32 @@ pub fn introspection_reply(query: &Introspection) -> Reply {
     }
 }
 
+/// The subcommands of commands that have some, with their summaries.
+const SUBCOMMANDS: &[(&str, &[(&str, &str)])] = &[
+    ("memory", &[("USAGE <key> [SAMPLES <count>]", "Bytes of key, value and header.")]),
+    (
+        "object",
+        &[
+            ("ENCODING <key>", "How Redis would store the value."),
+            ("FREQ <key>", "Not counted; an error."),
+            ("IDLETIME <key>", "Seconds since the last write."),
+            ("REFCOUNT <key>", "Always 1."),
+        ],
+    ),
+];
+
+/// The reply to `… HELP`.
+#[must_use]
+pub fn help_reply(command: &str) -> Reply {
+    let line = |line: &str| Reply::text(line);
+    let mut lines = vec![line(&format!("{} <subcommand> [<arg> ...]. Subcommands are:", command.to_ascii_uppercase()))];
+    let subcommands = SUBCOMMANDS.iter().filter(|(name, _)| *name == command).flat_map(|(_, subcommands)| *subcommands);
+    for (usage, summary) in subcommands.chain(&[("HELP", "Prints this help.")]) {
+        lines.extend([line(usage), line(&format!("    {summary}"))]);
+    }
+    Reply::Array(lines)
+}
+
 /// The reply to `HELLO` on a connection that now speaks `protocol`. `version` is the version of Redis to
 /// report.
 #[must_use]

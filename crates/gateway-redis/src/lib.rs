@@ -7,11 +7,13 @@ mod answer;
 mod clients;
 mod clock;
 mod command;
+mod compute;
 mod cursors;
 mod decode;
 mod error;
 mod evaluate;
 mod execute;
+mod float;
 mod glob;
 mod introspection;
 mod parse;
@@ -27,10 +29,14 @@ pub use command::{
     ClientCommand, ClientInfo, Command, Deadline, ExpireCondition, Hello, Introspection, Scan, Set, SetCondition,
     SetExpiry, TimeUnit, When,
 };
+pub use compute::{
+    BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Compute, Lcs, LcsReply, ObjectQuery,
+};
 pub use decode::{Decoder, DecoderLimits, ProtocolError, Request};
 pub use error::CommandError;
+pub use float::Float;
 pub use glob::Glob;
-pub use introspection::{config_reply, hello_reply, introspection_reply};
+pub use introspection::{config_reply, hello_reply, help_reply, introspection_reply};
 pub use parse::parse;
 pub use reply::{Protocol, Reply};
 pub use server::{ServerConfig, ServerConfigError, serve};

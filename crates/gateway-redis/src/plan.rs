@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flotilla_kv::{Action, Condition, Expiry, Operation, Otherwise};
 
 use crate::{
-    Command, Deadline, ExpireCondition, Scan, Set, SetCondition, SetExpiry, TimeUnit,
+    Command, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit,
     window::{Access, Footprint},
 };
 
@@ -66,6 +66,9 @@ pub(crate) enum Task {
     /// A command whose writes are computed from what it reads.
     Evaluate(Command),
     Scan(Scan),
+    Keys(Glob),
+    RandomKey,
+    Flush,
     DbSize,
     Info(Vec<Bytes>),
 }
@@ -106,7 +109,11 @@ impl Plan {
             },
             Command::MGet(keys) => Self::Task(Task::MGet(keys)),
             Command::MSet(pairs) => Self::Task(Task::MSet(pairs)),
+            Command::Compute(_) => Self::Task(Task::Evaluate(command)),
             Command::Scan(scan) => Self::Task(Task::Scan(scan)),
+            Command::Keys(pattern) => Self::Task(Task::Keys(pattern)),
+            Command::RandomKey => Self::Task(Task::RandomKey),
+            Command::Flush => Self::Task(Task::Flush),
             Command::DbSize => Self::Task(Task::DbSize),
             Command::Info(sections) => Self::Task(Task::Info(sections)),
             other => return Err(other),
@@ -123,8 +130,13 @@ impl Plan {
             Self::Task(Task::MSet(pairs)) => {
                 Footprint::Keys(pairs.iter().map(|(key, _)| key.clone()).collect(), Access::Write)
             }
+            Self::Task(Task::Evaluate(command)) if command.only_reads() => {
+                Footprint::Keys(command.keys(), Access::Read)
+            }
             Self::Task(Task::Evaluate(command)) => Footprint::Keys(command.keys(), Access::Write),
-            Self::Task(Task::Scan(_) | Task::DbSize | Task::Info(_)) => Footprint::Everything,
+            Self::Task(
+                Task::Scan(_) | Task::Keys(_) | Task::RandomKey | Task::Flush | Task::DbSize | Task::Info(_),
+            ) => Footprint::Everything,
         }
     }
 }

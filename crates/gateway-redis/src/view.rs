@@ -130,6 +130,12 @@ impl View {
         self.record(key).and_then(|record| record.expires_at_ms)
     }
 
+    /// When the record was last written; now if the transaction wrote it.
+    pub(crate) fn written_at_ms(&self, key: &Bytes) -> u64 {
+        let unchanged = self.records.get(key).filter(|entry| entry.change == Change::None);
+        unchanged.and_then(|entry| entry.found).map_or(self.now_ms, Timestamp::millis)
+    }
+
     /// Sets value and expiry.
     pub(crate) fn put(&mut self, key: &Bytes, value: Bytes, expires_at_ms: Option<u64>) -> Result<(), TooMuch> {
         check_length(value.len())?;

@@ -3,12 +3,15 @@
 //! Pure, so a transaction can be evaluated again when another client wrote one of its keys before the commit.
 //! A command that fails changes nothing; those after it in a transaction still run, as in Redis.
 
+mod bits;
+mod keyspace;
+mod lcs;
 mod strings;
 
 use bytes::Bytes;
 
 use crate::{
-    Command, Deadline, ExpireCondition, Reply, Set, SetCondition, SetExpiry,
+    Command, Compute, Deadline, ExpireCondition, Reply, Set, SetCondition, SetExpiry,
     answer::{ttl_reply, type_reply},
     view::View,
 };
@@ -62,8 +65,30 @@ fn run(command: &Command, view: &mut View) -> Result<Reply, Reply> {
             }
             Reply::Integer(had_expiry.into())
         }
+        Command::Compute(command) => compute(command, view)?,
         _ => return Err(Reply::Error("ERR Command not allowed inside a transaction".into())),
     })
+}
+
+fn compute(command: &Compute, view: &mut View) -> Result<Reply, Reply> {
+    match command {
+        Compute::GetRange { key, start, end } => strings::get_range(key, *start, *end, view),
+        Compute::SetRange { key, offset, value } => strings::set_range(key, *offset, value, view),
+        Compute::AddFloat { key, delta } => strings::add_float(key, *delta, view),
+        Compute::MSetNx(pairs) => strings::mset_nx(pairs, view),
+        Compute::Lcs(query) => lcs::lcs(query, view),
+        Compute::SetBit { key, at, bit } => bits::set(key, *at, *bit, view),
+        Compute::GetBit { key, at } => Ok(bits::get(key, *at, view)),
+        Compute::BitCount { key, range, unit } => bits::count(key, *range, *unit, view),
+        Compute::BitPos { key, bit, start, end, unit } => bits::position(key, *bit, (*start, *end), *unit, view),
+        Compute::BitOp { operation, to, from } => bits::combine(*operation, to, from, view),
+        Compute::BitField { key, steps } => bits::field(key, steps, view),
+        Compute::Rename { from, to, if_absent } => keyspace::rename(from, to, *if_absent, view),
+        Compute::Copy { from, to, replace } => keyspace::copy(from, to, *replace, view),
+        Compute::ExpireTime { key, unit } => Ok(keyspace::expire_time(key, *unit, view)),
+        Compute::Object(query, key) => keyspace::object(*query, key, view),
+        Compute::MemoryUsage(key) => Ok(keyspace::memory_usage(key, view)),
+    }
 }
 
 fn get(key: &Bytes, view: &mut View) -> Result<Reply, Reply> {

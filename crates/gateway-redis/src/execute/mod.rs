@@ -2,6 +2,7 @@
 
 mod batch;
 mod info;
+mod keyspace;
 mod scan;
 mod task;
 mod transaction;
@@ -10,6 +11,7 @@ use std::time::Instant;
 
 pub(crate) use batch::{Chain, read_all, write_all};
 pub(crate) use info::{Facts, info_text, wants_keyspace};
+pub(crate) use keyspace::time_reply;
 pub(crate) use task::run;
 pub(crate) use transaction::{Step, Watch, exec, watch};
 

@@ -7,7 +7,7 @@ use flotilla_gateway::{Consistency, Found, READ_KEYS_MAX, Store, StoreError};
 use flotilla_kv::{Action, Expiry, Operation, OperationResult};
 use futures_util::future::join_all;
 
-use super::{COLLECTION, batch::by_shard, scan::scan, transaction::run_alone};
+use super::{COLLECTION, batch::by_shard, keyspace, scan::scan, transaction::run_alone};
 use crate::{
     Reply,
     answer::{error_reply, integer},
@@ -32,10 +32,18 @@ pub(crate) async fn run(shared: &Shared, task: Task, deadline: Instant) -> Reply
         Task::Exists(keys) => calls.exists(keys).await,
         Task::Evaluate(command) => return run_alone(shared, &command, deadline).await,
         Task::Scan(query) => scan(shared, query, deadline).await,
+        Task::Keys(pattern) => keyspace::keys(shared, &pattern, deadline).await,
+        Task::RandomKey => keyspace::random_key(shared, deadline).await,
+        Task::Flush => return keyspace::flush(shared).await,
         Task::DbSize => shared.store.count(COLLECTION, deadline).await.map(|count| Reply::Integer(integer(count))),
         Task::Info(sections) => Ok(shared.info(&sections, deadline).await),
     };
     reply.unwrap_or_else(|error| error_reply(&error))
+}
+
+/// Removes keys, atomically within each shard only.
+pub(super) async fn del(store: &Store, keys: Vec<Bytes>, deadline: Instant) -> Reply {
+    Calls { store, deadline }.del(keys).await
 }
 
 /// The calls of one task.

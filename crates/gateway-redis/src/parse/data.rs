@@ -81,7 +81,38 @@ pub(crate) fn db_size(_: Arguments) -> Result<Command, CommandError> {
     Ok(Command::DbSize)
 }
 
-pub(crate) fn mset(mut arguments: Arguments) -> Result<Command, CommandError> {
+pub(crate) fn random_key(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::RandomKey)
+}
+
+pub(crate) fn time(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Time)
+}
+
+pub(crate) fn keys(mut arguments: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Keys(glob(arguments.required()?)?))
+}
+
+fn glob(pattern: Bytes) -> Result<Glob, CommandError> {
+    if pattern.len() > PATTERN_BYTES_MAX { Err(CommandError::PatternTooLong) } else { Ok(Glob::new(pattern)) }
+}
+
+pub(crate) fn flush(mut arguments: Arguments) -> Result<Command, CommandError> {
+    match (arguments.next(), arguments.next()) {
+        (None, _) => Ok(Command::Flush),
+        (Some(mode), None) if mode.eq_ignore_ascii_case(b"async") || mode.eq_ignore_ascii_case(b"sync") => {
+            Ok(Command::Flush)
+        }
+        _ => Err(CommandError::Syntax),
+    }
+}
+
+pub(crate) fn mset(arguments: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::MSet(pairs(arguments)?))
+}
+
+/// Keys with their values.
+pub(super) fn pairs(mut arguments: Arguments) -> Result<Vec<(Bytes, Bytes)>, CommandError> {
     if !arguments.len().is_multiple_of(2) {
         return Err(CommandError::Arity { command: arguments.command });
     }
@@ -89,7 +120,7 @@ pub(crate) fn mset(mut arguments: Arguments) -> Result<Command, CommandError> {
     while let Some((key, value)) = arguments.next().zip(arguments.next()) {
         pairs.push((key, value));
     }
-    Ok(Command::MSet(pairs))
+    Ok(pairs)
 }
 
 pub(crate) fn append(mut arguments: Arguments) -> Result<Command, CommandError> {
@@ -238,6 +269,14 @@ pub(crate) fn pexpire(arguments: Arguments) -> Result<Command, CommandError> {
     expire_when(arguments, TimeUnit::Milliseconds, When::After)
 }
 
+pub(crate) fn expire_at(arguments: Arguments) -> Result<Command, CommandError> {
+    expire_when(arguments, TimeUnit::Seconds, When::At)
+}
+
+pub(crate) fn pexpire_at(arguments: Arguments) -> Result<Command, CommandError> {
+    expire_when(arguments, TimeUnit::Milliseconds, When::At)
+}
+
 fn expire_when(mut arguments: Arguments, unit: TimeUnit, when: fn(i64) -> When) -> Result<Command, CommandError> {
     let (key, time) = (arguments.required()?, arguments.required()?);
     let command = arguments.command;
@@ -275,8 +314,7 @@ pub(crate) fn scan(mut arguments: Arguments) -> Result<Command, CommandError> {
     while let Some(option) = arguments.next() {
         let value = arguments.option_value()?;
         match option.to_ascii_lowercase().as_slice() {
-            b"match" if value.len() > PATTERN_BYTES_MAX => return Err(CommandError::PatternTooLong),
-            b"match" => scan.pattern = Some(Glob::new(value)),
+            b"match" => scan.pattern = Some(glob(value)?),
             b"count" => {
                 let count = u64::try_from(integer(&value)?).map_err(|_| CommandError::Syntax)?;
                 if count == 0 {

@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) clients: Clients,
     pub(crate) cursors: Mutex<Cursors>,
     pub(crate) stripes: Stripes,
+    /// The last answer of `RANDOMKEY`, after which the next one is searched.
+    pub(crate) last_random_key: Mutex<Option<Bytes>>,
     pub(crate) commands: AtomicU64,
     /// Bytes that all connections hold, as [`ServerConfig::buffered_bytes_total_max`] counts them.
     pub(crate) buffered_bytes: AtomicUsize,
@@ -85,6 +87,7 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
         stripes: Stripes::default(),
+        last_random_key: Mutex::default(),
         commands: AtomicU64::new(0),
         buffered_bytes: AtomicUsize::new(0),
         started: Instant::now(),

@@ -228,6 +228,8 @@ fn may_queue(command: &Command) -> bool {
             | Command::Client(_)
             | Command::Introspection(_)
             | Command::ConfigGet(_)
+            | Command::Time
+            | Command::Help(_)
             | Command::Unwatch
     );
     about_connection || !command.keys().is_empty()

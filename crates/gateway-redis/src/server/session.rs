@@ -9,8 +9,12 @@ use bytes::Bytes;
 
 use super::REDIS_VERSION;
 use crate::{
-    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply, answer::integer, clients::Client, clients::Clients,
-    clients::Profile, config_reply, hello_reply, introspection_reply,
+    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply,
+    answer::integer,
+    clients::{Client, Clients, Profile},
+    clock, config_reply,
+    execute::time_reply,
+    hello_reply, help_reply, introspection_reply,
 };
 
 /// Longest name or version that a client may set, in bytes.
@@ -47,6 +51,8 @@ impl Session {
                 Err(refusal) => refusal,
             },
             Command::Select | Command::Unwatch => Reply::OK,
+            Command::Time => time_reply(clock::wall_us()),
+            Command::Help(command) => help_reply(command),
             Command::Quit => {
                 self.has_quit = true;
                 Reply::OK
