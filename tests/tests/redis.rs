@@ -26,6 +26,7 @@ const TABLES: &[(&str, &str)] = &[
     ("bits", include_str!("redis/bits.txt")),
     ("keyspace", include_str!("redis/keyspace.txt")),
     ("multi", include_str!("redis/multi.txt")),
+    ("script", include_str!("redis/script.txt")),
     ("protocol", include_str!("redis/protocol.txt")),
 ];
 

@@ -106,7 +106,7 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
 pub(crate) fn held_bytes(reply: &Reply) -> usize {
     let content: usize = match reply {
         Reply::Bulk(bytes) => bytes.len(),
-        Reply::Verbatim(text) => text.len(),
+        Reply::Verbatim(text) | Reply::Status(text) => text.len(),
         Reply::Error(text) => text.len(),
         Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => items.iter().map(held_bytes).sum(),
         Reply::Map(pairs) => pairs.iter().map(|(key, value)| held_bytes(key) + held_bytes(value)).sum(),

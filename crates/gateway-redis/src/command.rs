@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Compute, Glob, Protocol};
+use crate::{Compute, Eval, Glob, Protocol};
 
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +114,10 @@ pub enum Command {
     Unwatch,
     /// A command that is evaluated on the records of its keys.
     Compute(Compute),
+    /// `EVAL` and its variants.
+    Eval(Eval),
+    /// `SCRIPT …`.
+    Script(ScriptCommand),
     /// `KEYS pattern`.
     Keys(Glob),
     /// `RANDOMKEY`.
@@ -146,6 +150,7 @@ impl Command {
             | Self::Ttl { key, .. } => vec![key.clone()],
             Self::MGet(keys) | Self::Del(keys) | Self::Exists(keys) | Self::Watch(keys) => keys.clone(),
             Self::Compute(command) => command.keys(),
+            Self::Eval(eval) => eval.keys.clone(),
             Self::MSet(pairs) => pairs.iter().map(|(key, _)| key.clone()).collect(),
             _ => Vec::new(),
         }
@@ -164,6 +169,7 @@ impl Command {
                     | Self::Exists(_)
                     | Self::Ttl { .. }
                     | Self::GetEx { expiry: None, .. }
+                    | Self::Eval(Eval { only_reads: true, .. })
             )
     }
 
@@ -223,6 +229,19 @@ pub enum ClientInfo {
     LibraryName,
     /// Its version.
     LibraryVersion,
+}
+
+/// `SCRIPT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScriptCommand {
+    /// `LOAD text`: remembers a script, and replies with its digest.
+    Load(Bytes),
+    /// `EXISTS digest …`.
+    Exists(Vec<Bytes>),
+    /// `FLUSH`: forgets all scripts.
+    Flush,
+    /// `KILL`: a script ends by itself.
+    Kill,
 }
 
 /// `COMMAND`.

@@ -54,6 +54,9 @@ pub enum CommandError {
     /// `EXPIRE` with an option that does not exist.
     #[error("ERR Unsupported option {}", Shown(.0))]
     ExpireOption(Bytes),
+    /// `EVALSHA` of a script that this node does not know.
+    #[error("NOSCRIPT No matching script. Please use EVAL.")]
+    NoScript,
     /// An argument or a combination that one command refuses, with the whole text.
     #[error("{0}")]
     Invalid(&'static str),

@@ -34,6 +34,15 @@ const SUBCOMMANDS: &[(&str, &[(&str, &str)])] = &[
             ("REFCOUNT <key>", "Always 1."),
         ],
     ),
+    (
+        "script",
+        &[
+            ("EXISTS <sha1> [<sha1> ...]", "Which scripts this node knows."),
+            ("FLUSH [ASYNC|SYNC]", "Forgets all scripts."),
+            ("KILL", "Nothing to do: scripts end by themselves."),
+            ("LOAD <script>", "Remembers a script on this node."),
+        ],
+    ),
 ];
 
 /// The reply to `… HELP`.

@@ -19,6 +19,7 @@ mod introspection;
 mod parse;
 mod plan;
 mod reply;
+mod script;
 mod server;
 mod stripes;
 mod table;
@@ -26,8 +27,8 @@ mod view;
 mod window;
 
 pub use command::{
-    ClientCommand, ClientInfo, Command, Deadline, ExpireCondition, Hello, Introspection, Scan, Set, SetCondition,
-    SetExpiry, TimeUnit, When,
+    ClientCommand, ClientInfo, Command, Deadline, ExpireCondition, Hello, Introspection, Scan, ScriptCommand, Set,
+    SetCondition, SetExpiry, TimeUnit, When,
 };
 pub use compute::{
     BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Compute, Lcs, LcsReply, ObjectQuery,
@@ -39,6 +40,7 @@ pub use glob::Glob;
 pub use introspection::{config_reply, hello_reply, help_reply, introspection_reply};
 pub use parse::parse;
 pub use reply::{Protocol, Reply};
+pub use script::{Eval, Script};
 pub use server::{ServerConfig, ServerConfigError, serve};
 pub use table::{Spec, TABLE};
 

@@ -7,6 +7,7 @@
 mod compute;
 mod connection;
 mod data;
+mod script;
 
 use std::vec::IntoIter;
 
@@ -23,6 +24,7 @@ pub(crate) use data::{
     get_set, incr, incr_by, keys, mget, mset, multi, persist, pexpire, pexpire_at, pset_ex, pttl, random_key, scan,
     set, set_ex, set_nx, str_len, time, ttl, type_of, unwatch, watch,
 };
+pub(crate) use script::{eval, eval_ro, eval_sha, eval_sha_ro, script};
 
 use crate::{Command, CommandError, Request, Spec};
 

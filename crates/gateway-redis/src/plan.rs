@@ -109,7 +109,7 @@ impl Plan {
             },
             Command::MGet(keys) => Self::Task(Task::MGet(keys)),
             Command::MSet(pairs) => Self::Task(Task::MSet(pairs)),
-            Command::Compute(_) => Self::Task(Task::Evaluate(command)),
+            Command::Compute(_) | Command::Eval(_) => Self::Task(Task::Evaluate(command)),
             Command::Scan(scan) => Self::Task(Task::Scan(scan)),
             Command::Keys(pattern) => Self::Task(Task::Keys(pattern)),
             Command::RandomKey => Self::Task(Task::RandomKey),

@@ -34,6 +34,8 @@ impl Protocol {
 pub enum Reply {
     /// A short text of the server's own, like `OK`.
     Simple(&'static str),
+    /// A short text of a script's. Line ends in it are replaced by blanks.
+    Status(String),
     /// An error; the text starts with its code, like `ERR`. Line ends in it are replaced by blanks.
     Error(Cow<'static, str>),
     /// A number.
@@ -85,6 +87,7 @@ impl Reply {
         let resp3 = protocol == Protocol::Resp3;
         match self {
             Self::Simple(text) => put_line(output, b'+', text),
+            Self::Status(text) => put_line(output, b'+', text),
             Self::Error(text) => put_line(output, b'-', text),
             Self::Integer(number) => put_number(output, b':', *number),
             Self::Bulk(bytes) => put_bulk(output, bytes),
@@ -153,6 +156,7 @@ mod tests {
         let list = || vec![Reply::Integer(1), Reply::Null];
         for (reply, resp2, resp3) in [
             (Reply::OK, "+OK\r\n", "+OK\r\n"),
+            (Reply::Status("a\r\nb".into()), "+a  b\r\n", "+a  b\r\n"),
             (Reply::error("ERR no"), "-ERR no\r\n", "-ERR no\r\n"),
             (Reply::Integer(i64::MIN), ":-9223372036854775808\r\n", ":-9223372036854775808\r\n"),
             (Reply::text("a\r\nb"), "$4\r\na\r\nb\r\n", "$4\r\na\r\nb\r\n"),

@@ -44,6 +44,8 @@ const WRITE: &[&str] = &["write", "denyoom", "fast"];
 const REMOVE: &[&str] = &["write", "fast"];
 const CONNECTION: &[&str] = &["noscript", "loading", "stale", "fast"];
 const TRANSACTION: &[&str] = &["noscript", "loading", "stale", "fast"];
+const SCRIPT: &[&str] = &["noscript", "stale", "skip_monitor", "no_mandatory_keys", "movablekeys"];
+const SCRIPT_RO: &[&str] = &["readonly", "noscript", "stale", "skip_monitor", "no_mandatory_keys", "movablekeys"];
 const ADMIN: &[&str] = &["loading", "stale"];
 
 const NO_KEYS: (i32, i32, i32) = (0, 0, 0);
@@ -83,6 +85,10 @@ pub const TABLE: &[Spec] = &[
     spec("del", -2, REMOVE, ALL_KEYS, "Removes keys.", parse::del),
     spec("discard", 1, TRANSACTION, NO_KEYS, "Forgets the queued commands.", parse::discard),
     spec("echo", 2, CONNECTION, NO_KEYS, "Answers with the message.", parse::echo),
+    spec("eval", -3, SCRIPT, NO_KEYS, "Runs a script.", parse::eval),
+    spec("eval_ro", -3, SCRIPT_RO, NO_KEYS, "Runs a script that only reads.", parse::eval_ro),
+    spec("evalsha", -3, SCRIPT, NO_KEYS, "Runs a script by its digest.", parse::eval_sha),
+    spec("evalsha_ro", -3, SCRIPT_RO, NO_KEYS, "Runs a script that only reads by its digest.", parse::eval_sha_ro),
     spec("exec", 1, &["noscript", "loading", "stale"], NO_KEYS, "Runs the queued commands.", parse::exec),
     spec("exists", -2, READ, ALL_KEYS, "Counts which keys exist.", parse::exists),
     spec("expire", -3, REMOVE, ONE_KEY, "Sets an expiry in seconds.", parse::expire),
@@ -122,6 +128,7 @@ pub const TABLE: &[Spec] = &[
     spec("renamenx", 3, REMOVE, TWO_KEYS, "Renames a key unless the new name exists.", parse::rename_nx),
     spec("reset", 1, CONNECTION, NO_KEYS, "Resets the connection.", parse::reset),
     spec("scan", -2, &["readonly"], NO_KEYS, "Iterates over the keys.", parse::scan),
+    spec("script", -2, &["noscript"], NO_KEYS, "Remembers and forgets scripts.", parse::script),
     spec("select", 2, CONNECTION, NO_KEYS, "Selects database 0.", parse::select),
     spec("set", -3, WRITE, ONE_KEY, "Stores a value.", parse::set),
     spec("setbit", 4, WRITE, ONE_KEY, "Sets a bit of a value.", parse::set_bit),

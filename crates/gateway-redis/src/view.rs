@@ -18,14 +18,14 @@ use crate::Reply;
 pub(crate) const WORK_BYTES_MAX: usize = 64 << 20;
 
 /// The records of some keys.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct View {
     records: BTreeMap<Bytes, Entry>,
     now_ms: u64,
     work_left: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     /// The version that was found; `None` if there was no record.
     found: Option<Timestamp>,
@@ -189,6 +189,10 @@ impl View {
     pub(crate) fn spend(&mut self, bytes: usize) -> Result<(), TooMuch> {
         self.work_left = self.work_left.checked_sub(bytes).ok_or(TooMuch::Work)?;
         Ok(())
+    }
+
+    pub(crate) fn work_left(&self) -> usize {
+        self.work_left
     }
 
     /// The versions that were found, as conditions.

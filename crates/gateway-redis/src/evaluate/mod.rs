@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crate::{
     Command, Compute, Deadline, ExpireCondition, Reply, Set, SetCondition, SetExpiry,
     answer::{ttl_reply, type_reply},
+    script,
     view::View,
 };
 
@@ -66,6 +67,7 @@ fn run(command: &Command, view: &mut View) -> Result<Reply, Reply> {
             Reply::Integer(had_expiry.into())
         }
         Command::Compute(command) => compute(command, view)?,
+        Command::Eval(eval) => script::run(eval, view)?,
         _ => return Err(Reply::Error("ERR Command not allowed inside a transaction".into())),
     })
 }

@@ -21,6 +21,7 @@ use flotilla_gateway::{Consistency, Found, READ_KEYS_MAX, StoreError};
 use flotilla_kv::{Condition, OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, Operation};
 use flotilla_types::Timestamp;
 use parking_lot::Mutex;
+use tokio::{task::spawn_blocking, time::timeout_at};
 
 use super::COLLECTION;
 use crate::{
@@ -193,8 +194,8 @@ impl<'a> Transaction<'a> {
             return Ok(Attempt::Ended(None));
         }
         let found = found.into_iter().filter(|(key, _)| keys.contains(key));
-        let mut view = View::new(found, values, self.now_ms);
-        let replies = self.commands.iter().map(|command| evaluate(command, &mut view)).collect();
+        let view = View::new(found, values, self.now_ms);
+        let (replies, view) = self.evaluate(view).await?;
         let mut conditions = self.watch_conditions();
         let watch_conditions = conditions.len();
         conditions.extend(view.conditions().filter(|(key, _)| !self.watched.contains_key(key)));
@@ -210,6 +211,23 @@ impl<'a> Transaction<'a> {
             Err(StoreError::ConditionFailed { .. }) => Ok(Attempt::Changed),
             Err(error) => Err(error),
         }
+    }
+
+    /// The replies, and what was changed. Scripts run apart from the thread that serves everybody.
+    async fn evaluate(&self, mut view: View) -> Result<(Vec<Reply>, View), StoreError> {
+        if !self.commands.iter().any(|command| matches!(command, Command::Eval(_))) {
+            let replies = self.commands.iter().map(|command| evaluate(command, &mut view)).collect();
+            return Ok((replies, view));
+        }
+        let late = StoreError::DeadlineExceeded { shard: None };
+        let permit = timeout_at(self.deadline.into(), self.shared.script_permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else { return Err(late) };
+        let commands: Vec<Command> = self.commands.iter().map(|command| (*command).clone()).collect();
+        let evaluated = spawn_blocking(move || {
+            let replies = commands.iter().map(|command| evaluate(command, &mut view)).collect();
+            (replies, view)
+        });
+        evaluated.await.map_err(|_| StoreError::Invalid("the script ended the thread that ran it"))
     }
 
     /// The records of all keys and watched keys, and whether they are of one moment.

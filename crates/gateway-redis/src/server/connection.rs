@@ -29,7 +29,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    Command, Decoder, DecoderLimits, Protocol, Reply,
+    Command, CommandError, Decoder, DecoderLimits, Protocol, Reply, Script,
     answer::{error_reply, held_bytes},
     clients::Client,
     clock,
@@ -189,7 +189,7 @@ impl Connection {
 
     fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
-        let request = parse(request);
+        let request = parse(request).and_then(|command| self.with_script(command));
         let (room, store) = (self.queue_room(), &self.shared.store);
         // Without a shard map, `EXEC` reports the error.
         let shards_of = |keys: &[Bytes]| store.shards_of(COLLECTION, keys.iter()).unwrap_or_default();
@@ -202,11 +202,24 @@ impl Connection {
         }
     }
 
+    /// Finds the text of a script that is named by its digest, and remembers one that is given.
+    fn with_script(&self, mut command: Command) -> Result<Command, CommandError> {
+        if let Command::Eval(eval) = &mut command {
+            match &eval.script {
+                Script::Text(text) => drop(self.shared.scripts.insert(text)),
+                Script::Digest(digest) => {
+                    eval.script = Script::Text(self.shared.scripts.find(digest).ok_or(CommandError::NoScript)?);
+                }
+            }
+        }
+        Ok(command)
+    }
+
     fn run_command(&mut self, command: Command, bytes: usize, now: Instant, now_ms: u64) {
         match Plan::of(command, now_ms) {
             Ok(plan) => self.push(plan.footprint(), Work::Plan(plan), bytes, now),
             Err(command) => {
-                let reply = self.session.answer(command, &self.shared.clients, now);
+                let reply = self.session.answer(command, &self.shared.clients, &self.shared.scripts, now);
                 self.answer_now(reply);
                 self.is_closing |= self.session.has_quit;
             }
@@ -215,8 +228,8 @@ impl Connection {
 
     /// Adds a transaction, in which commands about the connection are answered at once.
     fn exec(&mut self, queued: Vec<Queued>, bytes: usize, watch: Option<Arc<Watch>>, now: Instant) {
-        let (session, clients) = (&mut self.session, &self.shared.clients);
-        let mut answer = |command| session.answer(command, clients, now);
+        let (session, shared) = (&mut self.session, &self.shared);
+        let mut answer = |command| session.answer(command, &shared.clients, &shared.scripts, now);
         let steps: Vec<Step> = queued.into_iter().map(|queued| queued.step(&mut answer)).collect();
         let keys =
             steps.iter().flat_map(|step| if let Step::Run(command) = step { command.keys() } else { Vec::new() });

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -32,6 +32,7 @@ use crate::{
     clients::Clients,
     cursors::{CURSORS_MAX, Cursors},
     execute::{COLLECTION, Facts, info_text, wants_keyspace},
+    script::Scripts,
     stripes::Stripes,
 };
 
@@ -41,6 +42,9 @@ pub(crate) const REDIS_VERSION: &str = "7.2.0";
 /// Idle time after which TCP probes whether the client's host is still reachable.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
+/// Scripts that run at once.
+const SCRIPTS_RUNNING_MAX: usize = 2;
+
 /// State shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
@@ -48,6 +52,9 @@ pub(crate) struct Shared {
     pub(crate) clients: Clients,
     pub(crate) cursors: Mutex<Cursors>,
     pub(crate) stripes: Stripes,
+    pub(crate) scripts: Scripts,
+    /// Each running script has a permit: scripts use a processor for long.
+    pub(crate) script_permits: Semaphore,
     /// The last answer of `RANDOMKEY`, after which the next one is searched.
     pub(crate) last_random_key: Mutex<Option<Bytes>>,
     pub(crate) commands: AtomicU64,
@@ -87,6 +94,8 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
         stripes: Stripes::default(),
+        scripts: Scripts::default(),
+        script_permits: Semaphore::new(SCRIPTS_RUNNING_MAX),
         last_random_key: Mutex::default(),
         commands: AtomicU64::new(0),
         buffered_bytes: AtomicUsize::new(0),

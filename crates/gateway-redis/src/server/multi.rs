@@ -80,6 +80,7 @@ impl Queued {
     /// What `EXEC` runs. `answer` answers commands that are about the connection.
     pub(super) fn step(self, answer: &mut impl FnMut(Command) -> Reply) -> Step {
         match self {
+            Self::Command(command @ Command::Eval(_)) => Step::Run(command),
             Self::Command(command) if command.keys().is_empty() => Step::Done(answer(command)),
             Self::Command(command) => Step::Run(command),
             Self::Invalid(error) => Step::Done(Reply::error(error)),
@@ -230,6 +231,8 @@ fn may_queue(command: &Command) -> bool {
             | Command::ConfigGet(_)
             | Command::Time
             | Command::Help(_)
+            | Command::Script(_)
+            | Command::Eval(_)
             | Command::Unwatch
     );
     about_connection || !command.keys().is_empty()

@@ -9,12 +9,13 @@ use bytes::Bytes;
 
 use super::REDIS_VERSION;
 use crate::{
-    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply,
+    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply, ScriptCommand,
     answer::integer,
     clients::{Client, Clients, Profile},
     clock, config_reply,
     execute::time_reply,
     hello_reply, help_reply, introspection_reply,
+    script::{Scripts, check},
 };
 
 /// Longest name or version that a client may set, in bytes.
@@ -40,7 +41,7 @@ impl Session {
     }
 
     /// The reply to a command that does not use the store.
-    pub(super) fn answer(&mut self, command: Command, clients: &Clients, now: Instant) -> Reply {
+    pub(super) fn answer(&mut self, command: Command, clients: &Clients, scripts: &Scripts, now: Instant) -> Reply {
         match command {
             Command::Ping(None) => Reply::Simple("PONG"),
             Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
@@ -53,6 +54,7 @@ impl Session {
             Command::Select | Command::Unwatch => Reply::OK,
             Command::Time => time_reply(clock::wall_us()),
             Command::Help(command) => help_reply(command),
+            Command::Script(command) => script(command, scripts),
             Command::Quit => {
                 self.has_quit = true;
                 Reply::OK
@@ -121,6 +123,24 @@ impl Session {
     }
 }
 
+fn script(command: ScriptCommand, scripts: &Scripts) -> Reply {
+    match command {
+        ScriptCommand::Load(text) => match check(&text) {
+            Ok(()) => Reply::text(scripts.insert(&text)),
+            Err(refusal) => refusal,
+        },
+        ScriptCommand::Exists(digests) => {
+            let known = |digest: &Bytes| Reply::Integer(scripts.find(digest).is_some().into());
+            Reply::Array(digests.iter().map(known).collect())
+        }
+        ScriptCommand::Flush => {
+            scripts.clear();
+            Reply::OK
+        }
+        ScriptCommand::Kill => Reply::Error("NOTBUSY No scripts in execution right now.".into()),
+    }
+}
+
 /// Only the default user exists, and any password is accepted for it.
 fn authenticate(user: &[u8]) -> Result<(), Reply> {
     if user == b"default" { Ok(()) } else { Err(Reply::Error(WRONG_PASSWORD.into())) }
@@ -147,7 +167,7 @@ mod tests {
         }
 
         fn answer(&mut self, line: &str) -> Reply {
-            self.session.answer(parsed(line).unwrap(), &self.clients, Instant::now())
+            self.session.answer(parsed(line).unwrap(), &self.clients, &Scripts::default(), Instant::now())
         }
     }
 
