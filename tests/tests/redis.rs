@@ -291,3 +291,49 @@ async fn a_pipeline_after_a_refused_multi_changes_nothing() {
         assert_eq!(answers[5], "nil", "{answers:?}");
     }
 }
+
+#[tokio::test]
+async fn clients_are_paused_silenced_and_ended() {
+    let cluster = start(1).await;
+    let at = cluster.redis(1).expect("a node");
+    let (mut one, mut two) = (Redis::connect(at).await, Redis::connect(at).await);
+
+    // Two answers arrive for four requests and the last `ON`.
+    for line in
+        ["CLIENT REPLY OFF", "SET silent 1", "CLIENT REPLY ON", "CLIENT REPLY SKIP", "SET silent 2", "GET silent"]
+    {
+        one.send(&words(line)).await;
+    }
+    assert_eq!((one.answer().await, one.answer().await), ("+OK".into(), "\"2\"".into()));
+
+    assert_eq!(one.line("CLIENT PAUSE 60000 WRITE").await, "+OK");
+    two.send(&words("SET paused 1")).await;
+    assert_eq!(one.line("GET paused").await, "nil");
+    assert_eq!(one.line("CLIENT UNPAUSE").await, "+OK");
+    assert_eq!(two.answer().await, "+OK");
+
+    let id = two.line("CLIENT ID").await;
+    assert!(one.line(&format!("CLIENT LIST ID {}", &id[1..])).await.contains("cmd=client"));
+    assert_eq!(one.line(&format!("CLIENT KILL ID {}", &id[1..])).await, ":1");
+    let ended = timeout(WITHIN, two.0.read(&mut [0])).await.expect("the connection ends");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn large_requests_are_served_or_refused_with_a_text() {
+    const VALUE_BYTES_MAX: usize = 4 << 20;
+    let cluster = start(1).await;
+    let at = cluster.redis(1).expect("a node");
+    let mut redis = Redis::connect(at).await;
+    let set = |bytes: usize| vec![b"SET".to_vec(), b"large".to_vec(), vec![b'x'; bytes]];
+    assert_eq!(redis.call(&set(VALUE_BYTES_MAX)).await, "+OK");
+    let too_long = "-ERR string exceeds maximum allowed size (proto-max-bulk-len)";
+    assert_eq!(redis.call(&set(VALUE_BYTES_MAX + 1)).await, too_long);
+    let mut many = vec![b"EXISTS".to_vec()];
+    many.resize(100_001, b"none".to_vec());
+    assert_eq!(redis.call(&many).await, ":0");
+    // Far above the limit the rest of the request cannot be told apart, but the client reads why.
+    assert_eq!(redis.call(&set(2 * VALUE_BYTES_MAX)).await, "-ERR Protocol error: invalid bulk length");
+    let ended = timeout(WITHIN, redis.0.read(&mut [0])).await.expect("the connection ends");
+    assert_eq!(ended.expect("no reset"), 0);
+}

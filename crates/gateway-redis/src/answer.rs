@@ -9,6 +9,7 @@ use flotilla_kv::OperationResult;
 use crate::{
     Reply, TimeUnit,
     plan::{ReadAnswer, WriteAnswer},
+    view::TooMuch,
 };
 
 impl WriteAnswer {
@@ -91,11 +92,11 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
         }
         StoreError::NotAnInteger => Reply::Error(NOT_AN_INTEGER.into()),
         StoreError::Overflow => Reply::Error(OVERFLOW.into()),
+        StoreError::ValueTooLarge { .. } => Reply::error(TooMuch::Value),
         StoreError::CollectionNotFound(_)
         | StoreError::CollectionExists(_)
         | StoreError::Invalid(_)
         | StoreError::KeySize { .. }
-        | StoreError::ValueTooLarge { .. }
         | StoreError::BatchTooLarge { .. }
         | StoreError::ConditionFailed { .. }
         | StoreError::Refused(_) => Reply::error(format_args!("ERR {error}")),

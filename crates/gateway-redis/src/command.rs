@@ -216,10 +216,67 @@ pub enum ClientCommand {
     Id,
     /// `INFO`: this connection.
     Info,
-    /// `LIST`: all connections.
-    List,
+    /// `LIST`: all connections that match.
+    List(Box<ClientFilter>),
+    /// `KILL`: ends the connections that match.
+    Kill {
+        /// Which.
+        filter: Box<ClientFilter>,
+        /// `SKIPME no`: this one too.
+        also_own: bool,
+        /// The form with an address alone, which replies `OK` or an error rather than a number.
+        by_address: bool,
+    },
+    /// `PAUSE milliseconds [WRITE|ALL]`.
+    Pause {
+        /// How long.
+        for_ms: u64,
+        /// Whether only writes wait.
+        only_writes: bool,
+    },
+    /// `UNPAUSE`.
+    Unpause,
+    /// `REPLY ON|OFF|SKIP`.
+    Reply(ReplyMode),
+    /// `GETREDIR`: -1, because nothing is tracked.
+    GetRedirection,
     /// `NO-EVICT` and `NO-TOUCH`: nothing is ever evicted here, so there is nothing to do.
     NoEffect,
+}
+
+/// Which connections a `CLIENT` command is about. The default is all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientFilter {
+    /// Those with one of these ids.
+    pub ids: Option<Vec<u64>>,
+    /// The one from this address.
+    pub address: Option<Bytes>,
+    /// Those to this address.
+    pub local_address: Option<Bytes>,
+    /// Those of this user.
+    pub user: Option<Bytes>,
+    /// Whether normal clients are meant; there are no others.
+    pub is_normal: bool,
+    /// Those of at least this age, in seconds.
+    pub age_s: Option<u64>,
+}
+
+impl Default for ClientFilter {
+    fn default() -> Self {
+        Self { ids: None, address: None, local_address: None, user: None, is_normal: true, age_s: None }
+    }
+}
+
+/// Which requests a connection answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ReplyMode {
+    /// All.
+    #[default]
+    On,
+    /// None.
+    Off,
+    /// Not the next one.
+    Skip,
 }
 
 /// An attribute that a client library sets.
@@ -253,8 +310,29 @@ pub enum Introspection {
     Docs(Vec<Bytes>),
     /// `COMMAND COUNT`.
     Count,
-    /// `COMMAND LIST`.
-    List,
+    /// `COMMAND LIST [FILTERBY …]`.
+    List(CommandFilter),
+    /// `COMMAND GETKEYS command …`, and whether with flags.
+    GetKeys {
+        /// The request.
+        request: Vec<Bytes>,
+        /// `GETKEYSANDFLAGS`.
+        with_flags: bool,
+    },
+}
+
+/// Which commands `COMMAND LIST` lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CommandFilter {
+    /// All.
+    #[default]
+    All,
+    /// Those of a module; there are none.
+    Module,
+    /// Those of a category.
+    Category(Bytes),
+    /// Those whose names match.
+    Pattern(Glob),
 }
 
 /// `SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]`.

@@ -81,6 +81,9 @@ pub enum CommandError {
     /// A client name that would break lists of clients.
     #[error("ERR Client names cannot contain spaces, newlines or special characters.")]
     ClientName,
+    /// A kind of client that does not exist.
+    #[error("ERR Unknown client type '{}'", Shown(.0))]
+    ClientType(Bytes),
     /// `CLIENT SETINFO` of something that does not exist.
     #[error("ERR Unrecognized option '{}'", Shown(.0))]
     ClientOption(Bytes),

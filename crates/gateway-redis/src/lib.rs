@@ -18,6 +18,7 @@ mod glob;
 mod introspection;
 mod parse;
 mod plan;
+mod process;
 mod reply;
 mod script;
 mod server;
@@ -27,8 +28,8 @@ mod view;
 mod window;
 
 pub use command::{
-    ClientCommand, ClientInfo, Command, Deadline, ExpireCondition, Hello, Introspection, Scan, ScriptCommand, Set,
-    SetCondition, SetExpiry, TimeUnit, When,
+    ClientCommand, ClientFilter, ClientInfo, Command, CommandFilter, Deadline, ExpireCondition, Hello, Introspection,
+    ReplyMode, Scan, ScriptCommand, Set, SetCondition, SetExpiry, TimeUnit, When,
 };
 pub use compute::{
     BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Compute, Lcs, LcsReply, ObjectQuery,

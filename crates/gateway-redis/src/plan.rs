@@ -11,6 +11,9 @@ use crate::{
     window::{Access, Footprint},
 };
 
+/// Keys of one request that are told apart from others.
+const FOOTPRINT_KEYS_MAX: usize = 4_096;
+
 /// How a command runs on the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Plan {
@@ -120,8 +123,15 @@ impl Plan {
         })
     }
 
-    /// The keys that it touches.
+    /// The keys that it touches. So many that each would cost memory count as everything.
     pub(crate) fn footprint(&self) -> Footprint {
+        match self.exact_footprint() {
+            Footprint::Keys(keys, _) if keys.len() > FOOTPRINT_KEYS_MAX => Footprint::Everything,
+            footprint => footprint,
+        }
+    }
+
+    fn exact_footprint(&self) -> Footprint {
         match self {
             Self::Write(write) => Footprint::Key(write.operation.key.clone(), Access::Write),
             Self::Read(read) => Footprint::Key(read.key.clone(), Access::Read),
@@ -134,9 +144,11 @@ impl Plan {
                 Footprint::Keys(command.keys(), Access::Read)
             }
             Self::Task(Task::Evaluate(command)) => Footprint::Keys(command.keys(), Access::Write),
-            Self::Task(
-                Task::Scan(_) | Task::Keys(_) | Task::RandomKey | Task::Flush | Task::DbSize | Task::Info(_),
-            ) => Footprint::Everything,
+            Self::Task(Task::Scan(_) | Task::Keys(_) | Task::RandomKey | Task::Flush | Task::DbSize) => {
+                Footprint::Everything
+            }
+            // It describes the node, whatever else is in flight.
+            Self::Task(Task::Info(_)) => Footprint::Keys(Vec::new(), Access::Read),
         }
     }
 }

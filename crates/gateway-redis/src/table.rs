@@ -2,6 +2,9 @@
 //!
 //! Sorted by name. A command that is not in it is unknown.
 
+use bytes::Bytes;
+use flotilla_kv::parse_integer;
+
 use crate::{
     Command, CommandError,
     parse::{self, Arguments},
@@ -30,6 +33,67 @@ impl Spec {
         let lower = |byte: &u8| byte.to_ascii_lowercase();
         let found = TABLE.binary_search_by(|spec| spec.name.bytes().cmp(name.iter().map(lower)));
         found.ok().map(|at| &TABLE[at])
+    }
+
+    /// Whether it may write.
+    pub(crate) fn writes(&self) -> bool {
+        self.flags.contains(&"write") || matches!(self.name, "exec" | "eval" | "evalsha")
+    }
+
+    /// The keys in a request of this command, by their positions.
+    pub(crate) fn keys_in<'a>(&self, request: &'a [Bytes]) -> Vec<&'a Bytes> {
+        if self.flags.contains(&"movablekeys") {
+            let count =
+                request.get(2).and_then(|count| parse_integer(count)).and_then(|count| usize::try_from(count).ok());
+            return request.iter().skip(3).take(count.unwrap_or(0)).collect();
+        }
+        let (first, last, step) = self.keys;
+        let (Ok(first), Ok(step)) = (usize::try_from(first), usize::try_from(step)) else { return Vec::new() };
+        let end = usize::try_from(last).map_or(request.len(), |last| (last + 1).min(request.len()));
+        if first == 0 || step == 0 || first >= end {
+            return Vec::new();
+        }
+        request[first..end].iter().step_by(step).collect()
+    }
+
+    /// Its categories, as access control lists name them.
+    pub(crate) fn categories(&self) -> Vec<&'static str> {
+        let has = |flag| self.flags.contains(&flag);
+        let group = match self.name {
+            "multi" | "exec" | "discard" | "watch" | "unwatch" => "@transaction",
+            "eval" | "eval_ro" | "evalsha" | "evalsha_ro" | "script" => "@scripting",
+            name if name.contains("bit") => "@bitmap",
+            _ if self.group() == "connection" => "@connection",
+            _ if self.group() == "generic" => "@keyspace",
+            _ => "@string",
+        };
+        let dangerous = matches!(self.name, "flushall" | "flushdb" | "keys" | "config" | "client" | "info");
+        [
+            (has("write"), "@write"),
+            (has("readonly"), "@read"),
+            (true, group),
+            (has("fast"), "@fast"),
+            (!has("fast"), "@slow"),
+            (dangerous, "@dangerous"),
+        ]
+        .into_iter()
+        .filter_map(|(holds, category)| holds.then_some(category))
+        .collect()
+    }
+
+    /// The group under which Redis documents it.
+    pub(crate) fn group(&self) -> &'static str {
+        match self.name {
+            "multi" | "exec" | "discard" | "watch" | "unwatch" => "transactions",
+            "eval" | "eval_ro" | "evalsha" | "evalsha_ro" | "script" => "scripting",
+            "command" | "config" | "dbsize" | "flushall" | "flushdb" | "info" | "memory" | "time" => "server",
+            "auth" | "client" | "echo" | "hello" | "ping" | "quit" | "reset" | "select" => "connection",
+            "copy" | "del" | "exists" | "expire" | "expireat" | "expiretime" | "keys" | "object" | "persist"
+            | "pexpire" | "pexpireat" | "pexpiretime" | "pttl" | "randomkey" | "rename" | "renamenx" | "scan"
+            | "touch" | "ttl" | "type" | "unlink" => "generic",
+            name if name.contains("bit") => "bitmap",
+            _ => "string",
+        }
     }
 
     /// Whether the command accepts this number of arguments, including the name.
@@ -157,5 +221,39 @@ mod tests {
             assert_eq!(Spec::find(spec.name.to_uppercase().as_bytes()).map(|found| found.name), Some(spec.name));
         }
         assert!(Spec::find(b"").is_none() && Spec::find(b"getx").is_none());
+    }
+
+    /// A request of each command that has keys: the table's positions and the parsed command name the same.
+    #[test]
+    fn positions_of_keys_agree_with_what_commands_touch() {
+        let special = [
+            ("bitfield", "a GET u8 0"),
+            ("bitop", "AND a b c"),
+            ("eval", "s 2 a b x"),
+            ("eval_ro", "s 2 a b x"),
+            ("evalsha", "s 1 a x"),
+            ("evalsha_ro", "s 0 a x"),
+            ("memory", "USAGE a"),
+            ("object", "ENCODING a"),
+            ("setbit", "a 1 1"),
+        ];
+        for spec in TABLE.iter().filter(|spec| spec.keys.0 > 0 || spec.flags.contains(&"movablekeys")) {
+            let least = spec.arity.unsigned_abs() as usize - 1;
+            let mut line = ["a", "1", "1"][..least].join(" ");
+            if spec.keys.2 == 2 {
+                line = "a 1 b 2".into();
+            } else if spec.keys.1 != 1 || spec.keys == TWO_KEYS {
+                line = "a b".into();
+            }
+            let arguments = special.iter().find(|(name, _)| *name == spec.name).map_or(&line[..], |(_, line)| line);
+            let request: Vec<_> = format!("{} {arguments}", spec.name)
+                .split(' ')
+                .map(|word| Bytes::copy_from_slice(word.as_bytes()))
+                .collect();
+            let command =
+                crate::parse(request.clone()).unwrap_or_else(|error| panic!("{} {arguments}: {error}", spec.name));
+            let keys: Vec<Bytes> = spec.keys_in(&request).into_iter().cloned().collect();
+            assert_eq!(command.keys(), keys, "{} {arguments}", spec.name);
+        }
     }
 }

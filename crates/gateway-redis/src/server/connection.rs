@@ -7,11 +7,12 @@
 //! sent in one write.
 
 use std::{
+    collections::VecDeque,
     future::{Future, pending, poll_fn},
     io,
     sync::{Arc, atomic::Ordering},
     task::Poll,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -21,7 +22,12 @@ use futures_util::{
     future::{BoxFuture, FutureExt as _},
     stream::FuturesUnordered,
 };
-use tokio::{io::Interest, net::TcpStream, sync::watch};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    net::TcpStream,
+    sync::watch,
+    time::timeout,
+};
 
 use super::{
     Shared,
@@ -29,7 +35,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    Command, CommandError, Decoder, DecoderLimits, Protocol, Reply, Script,
+    Command, CommandError, Decoder, DecoderLimits, Protocol, Reply, ReplyMode, Script, Spec,
     answer::{error_reply, held_bytes},
     clients::Client,
     clock,
@@ -47,6 +53,9 @@ const READ_BYTES_MIN: usize = 4 << 10;
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Expected size of the first reply. Large, so that a long pipeline starts only once a real size is known.
 const REPLY_BYTES_INITIAL: usize = 256 << 10;
+/// How long, and how many bytes, are read after a violation of the protocol, so that the client sees the error.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 64 << 20;
 /// Capacity that an empty output buffer may keep.
 const IDLE_OUTPUT_BYTES_MAX: usize = 64 << 10;
 
@@ -74,6 +83,10 @@ pub(super) struct Connection {
     output: BytesMut,
     window: Window<Pending, (Protocol, Reply)>,
     running: FuturesUnordered<BoxFuture<'static, Vec<Answered>>>,
+    /// Requests that are not to be answered.
+    silent: VecDeque<Ordinal>,
+    /// A request that waits for the end of a pause.
+    postponed: Option<Vec<Bytes>>,
     /// Approximately the largest of the recent replies.
     reply_bytes: usize,
     /// This connection's share of [`Shared::buffered_bytes`].
@@ -84,6 +97,8 @@ pub(super) struct Connection {
     is_eof: bool,
     /// No further requests are taken: the client quit or violated the protocol, or the server stops.
     is_closing: bool,
+    /// The client violated the protocol, perhaps in the middle of a request that it still sends.
+    has_erred: bool,
 }
 
 impl Connection {
@@ -98,11 +113,14 @@ impl Connection {
             output: BytesMut::new(),
             window: Window::default(),
             running: FuturesUnordered::new(),
+            silent: VecDeque::new(),
+            postponed: None,
             reply_bytes: REPLY_BYTES_INITIAL,
             counted_bytes: 0,
             needs_input: true,
             is_eof: false,
             is_closing: false,
+            has_erred: false,
         }
     }
 
@@ -115,9 +133,9 @@ impl Connection {
             if self.takes_requests() && !self.needs_input {
                 continue;
             }
-            let is_last = self.is_closing || self.is_eof && self.needs_input;
+            let is_last = self.is_closing || self.is_eof && self.needs_input && self.postponed.is_none();
             if is_last && self.window.is_empty() && self.output.is_empty() {
-                return Ok(());
+                return if self.has_erred { self.linger().await } else { Ok(()) };
             }
             self.count_bytes();
             self.wait(&mut stopping).await?;
@@ -130,6 +148,7 @@ impl Connection {
         let others = self.shared.buffered_bytes.load(Ordering::Relaxed).saturating_sub(self.counted_bytes);
         let own = self.held_bytes();
         !self.is_closing
+            && self.postponed.is_none()
             && self.window.len() < config.in_flight_max
             && own < config.buffered_bytes_max
             && (self.window.is_empty() || own.saturating_add(others) < config.buffered_bytes_total_max)
@@ -160,16 +179,20 @@ impl Connection {
 
     /// Moves requests from the input to the window.
     fn decode(&mut self) {
-        if self.needs_input {
+        let postponed = self.postponed.take();
+        if self.needs_input && postponed.is_none() {
             return;
         }
         let (now, now_ms) = (Instant::now(), clock::wall_ms());
         let mut commands = 0;
-        while self.takes_requests() {
+        if let Some(request) = postponed {
+            self.take(request, now, now_ms);
+        }
+        while self.takes_requests() && !self.needs_input {
             match self.decoder.decode(&mut self.input) {
                 Ok(Some(request)) => {
                     commands += 1;
-                    self.accept(request, now, now_ms);
+                    self.take(request, now, now_ms);
                 }
                 Ok(None) => {
                     self.needs_input = true;
@@ -177,13 +200,33 @@ impl Connection {
                 }
                 Err(error) => {
                     self.answer_now(Reply::error(error));
-                    self.is_closing = true;
+                    (self.is_closing, self.has_erred) = (true, true);
                 }
             }
         }
         if commands > 0 {
             self.shared.commands.fetch_add(commands, Ordering::Relaxed);
             metrics::counter!("flotilla_redis_commands_total").increment(commands);
+        }
+    }
+
+    /// Accepts a request, unless it must wait for the end of a pause.
+    fn take(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
+        let spec = request.first().and_then(|name| Spec::find(name));
+        // A server that stops answers what was read.
+        if !self.is_closing && self.shared.pause.holds(spec.is_some_and(Spec::writes), now) {
+            self.postponed = Some(request);
+            return;
+        }
+        let ordinal = self.window.first() + self.window.len() as u64;
+        let before = self.session.reply_mode;
+        self.accept(request, now, now_ms);
+        self.session.connection().used(spec.map_or("unknown", |spec| spec.name), self.multi.queued(), now);
+        if self.session.reply_mode != ReplyMode::On {
+            self.silent.push_back(ordinal);
+        }
+        if before == ReplyMode::Skip && self.session.reply_mode == ReplyMode::Skip {
+            self.session.reply_mode = ReplyMode::On;
         }
     }
 
@@ -219,7 +262,7 @@ impl Connection {
         match Plan::of(command, now_ms) {
             Ok(plan) => self.push(plan.footprint(), Work::Plan(plan), bytes, now),
             Err(command) => {
-                let reply = self.session.answer(command, &self.shared.clients, &self.shared.scripts, now);
+                let reply = self.session.answer(command, &self.shared.context(now));
                 self.answer_now(reply);
                 self.is_closing |= self.session.has_quit;
             }
@@ -229,7 +272,7 @@ impl Connection {
     /// Adds a transaction, in which commands about the connection are answered at once.
     fn exec(&mut self, queued: Vec<Queued>, bytes: usize, watch: Option<Arc<Watch>>, now: Instant) {
         let (session, shared) = (&mut self.session, &self.shared);
-        let mut answer = |command| session.answer(command, &shared.clients, &shared.scripts, now);
+        let mut answer = |command| session.answer(command, &shared.context(now));
         let steps: Vec<Step> = queued.into_iter().map(|queued| queued.step(&mut answer)).collect();
         let keys =
             steps.iter().flat_map(|step| if let Step::Run(command) = step { command.keys() } else { Vec::new() });
@@ -316,10 +359,14 @@ impl Connection {
     /// Sends the replies that are ready, as far as the socket accepts them.
     fn send(&mut self) -> io::Result<()> {
         loop {
-            while self.output.len() < OUTPUT_BYTES_MAX
-                && let Some((protocol, reply)) = self.window.pop()
-            {
-                reply.encode(protocol, &mut self.output);
+            while self.output.len() < OUTPUT_BYTES_MAX {
+                let ordinal = self.window.first();
+                let Some((protocol, reply)) = self.window.pop() else { break };
+                if self.silent.front() == Some(&ordinal) {
+                    self.silent.pop_front();
+                } else {
+                    reply.encode(protocol, &mut self.output);
+                }
             }
             if self.output.is_empty() {
                 if self.output.capacity() > IDLE_OUTPUT_BYTES_MAX {
@@ -333,6 +380,23 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Reads what the client still sends, for a while. Closing at once would reset the connection, and the
+    /// client might never see the error.
+    async fn linger(&mut self) -> io::Result<()> {
+        let drained = async {
+            self.stream.shutdown().await?;
+            let (mut buffer, mut left) = (vec![0; READ_BYTES], LINGER_BYTES_MAX);
+            while left > 0 {
+                match self.stream.read(&mut buffer).await? {
+                    0 => break,
+                    bytes => left = left.saturating_sub(bytes),
+                }
+            }
+            Ok(())
+        };
+        timeout(LINGER, drained).await.unwrap_or(Ok(()))
     }
 
     /// Waits until something can be read or written, a call has finished, or the server stops.
@@ -365,6 +429,8 @@ impl Connection {
                     self.read()?;
                 }
             }
+            () = self.session.connection().killed() => return Err(io::ErrorKind::ConnectionAborted.into()),
+            () = self.shared.pause.changed(), if self.postponed.is_some() => {}
             answered = finished => answered.into_iter().for_each(|answered| self.finish(answered)),
             // An error means that the sender was dropped: the server has stopped, too.
             _ = stopping.wait_for(|stop| *stop), if !self.is_closing => self.is_closing = true,

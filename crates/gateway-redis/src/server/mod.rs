@@ -3,6 +3,7 @@
 mod config;
 mod connection;
 mod multi;
+mod pause;
 mod session;
 
 use std::{
@@ -26,12 +27,15 @@ use tokio::{
 };
 
 pub use config::{ServerConfig, ServerConfigError};
+use pause::Pause;
+use session::Context;
 
 use crate::{
     Reply,
     clients::Clients,
     cursors::{CURSORS_MAX, Cursors},
     execute::{COLLECTION, Facts, info_text, wants_keyspace},
+    process,
     script::Scripts,
     stripes::Stripes,
 };
@@ -41,6 +45,9 @@ pub(crate) const REDIS_VERSION: &str = "7.2.0";
 
 /// Idle time after which TCP probes whether the client's host is still reachable.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+
+/// How long `INFO` waits for the number of keys.
+const KEYSPACE_WITHIN: Duration = Duration::from_millis(200);
 
 /// Scripts that run at once.
 const SCRIPTS_RUNNING_MAX: usize = 2;
@@ -53,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) cursors: Mutex<Cursors>,
     pub(crate) stripes: Stripes,
     pub(crate) scripts: Scripts,
+    pause: Pause,
     /// Each running script has a permit: scripts use a processor for long.
     pub(crate) script_permits: Semaphore,
     /// The last answer of `RANDOMKEY`, after which the next one is searched.
@@ -65,8 +73,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn context(&self, now: Instant) -> Context<'_> {
+        Context { clients: &self.clients, scripts: &self.scripts, pause: &self.pause, now }
+    }
+
     /// The reply to `INFO`.
     pub(crate) async fn info(&self, sections: &[Bytes], deadline: Instant) -> Reply {
+        // Without a quorum, clients that wait for `INFO` before anything else must not wait for a count.
+        let deadline = deadline.min(Instant::now() + KEYSPACE_WITHIN);
         let keys = if wants_keyspace(sections) { self.store.count(COLLECTION, deadline).await.ok() } else { None };
         let facts = Facts {
             redis_version: REDIS_VERSION,
@@ -78,6 +92,8 @@ impl Shared {
             accepted: self.clients.accepted(),
             commands: self.commands.load(Ordering::Relaxed),
             keys,
+            memory: process::memory(),
+            cpu_s: process::cpu_s(),
         };
         Reply::Verbatim(info_text(sections, &facts))
     }
@@ -95,6 +111,7 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
         stripes: Stripes::default(),
         scripts: Scripts::default(),
+        pause: Pause::default(),
         script_permits: Semaphore::new(SCRIPTS_RUNNING_MAX),
         last_random_key: Mutex::default(),
         commands: AtomicU64::new(0),

@@ -95,6 +95,15 @@ impl Multi {
         queued + self.watched_bytes
     }
 
+    /// Queued commands; -1 outside a transaction.
+    pub(super) fn queued(&self) -> i64 {
+        match &self.state {
+            State::Outside => -1,
+            State::Queuing { steps, .. } => steps.len() as i64,
+            State::Aborted | State::Refused => 0,
+        }
+    }
+
     /// Decides about a request of `bytes`, of which `room` may still be queued. `shards_of` looks up keys.
     pub(super) fn admit(
         &mut self,

@@ -7,9 +7,9 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 
-use super::REDIS_VERSION;
+use super::{REDIS_VERSION, pause::Pause};
 use crate::{
-    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply, ScriptCommand,
+    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply, ReplyMode, ScriptCommand,
     answer::integer,
     clients::{Client, Clients, Profile},
     clock, config_reply,
@@ -26,22 +26,36 @@ const NO_PASSWORD: &str = "ERR AUTH <password> called without any password confi
                            Are you sure your configuration is correct?";
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
+/// What a session may look at besides its own connection.
+pub(super) struct Context<'a> {
+    pub(super) clients: &'a Clients,
+    pub(super) scripts: &'a Scripts,
+    pub(super) pause: &'a Pause,
+    pub(super) now: Instant,
+}
+
 /// A connection's state.
 pub(super) struct Session {
     client: Arc<Client>,
     /// Encodes the following replies.
     pub(super) protocol: Protocol,
-    /// The client sent `QUIT`: nothing further is read.
+    /// Which requests are answered.
+    pub(super) reply_mode: ReplyMode,
+    /// The client sent `QUIT`, or ended its own connection: nothing further is read.
     pub(super) has_quit: bool,
 }
 
 impl Session {
     pub(super) fn new(client: Arc<Client>) -> Self {
-        Self { client, protocol: Protocol::default(), has_quit: false }
+        Self { client, protocol: Protocol::default(), reply_mode: ReplyMode::On, has_quit: false }
+    }
+
+    pub(super) fn connection(&self) -> &Arc<Client> {
+        &self.client
     }
 
     /// The reply to a command that does not use the store.
-    pub(super) fn answer(&mut self, command: Command, clients: &Clients, scripts: &Scripts, now: Instant) -> Reply {
+    pub(super) fn answer(&mut self, command: Command, context: &Context<'_>) -> Reply {
         match command {
             Command::Ping(None) => Reply::Simple("PONG"),
             Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
@@ -54,20 +68,21 @@ impl Session {
             Command::Select | Command::Unwatch => Reply::OK,
             Command::Time => time_reply(clock::wall_us()),
             Command::Help(command) => help_reply(command),
-            Command::Script(command) => script(command, scripts),
+            Command::Script(command) => script(command, context.scripts),
             Command::Quit => {
                 self.has_quit = true;
                 Reply::OK
             }
             Command::Reset => {
                 self.protocol = Protocol::default();
+                self.reply_mode = ReplyMode::On;
                 self.client.update(|profile| {
                     profile.name = Bytes::new();
                     profile.protocol = Protocol::default();
                 });
                 Reply::Simple("RESET")
             }
-            Command::Client(command) => self.client(command, clients, now),
+            Command::Client(command) => self.client(command, context),
             Command::Introspection(query) => introspection_reply(&query),
             Command::ConfigGet(patterns) => config_reply(&patterns),
             // All other commands use the store and are never passed to a session.
@@ -93,7 +108,8 @@ impl Session {
         hello_reply(REDIS_VERSION, self.protocol, self.client.id)
     }
 
-    fn client(&mut self, command: ClientCommand, clients: &Clients, now: Instant) -> Reply {
+    fn client(&mut self, command: ClientCommand, context: &Context<'_>) -> Reply {
+        let Context { clients, pause, now, .. } = *context;
         match command {
             ClientCommand::SetName(name) => self.set_profile(name, |profile, name| profile.name = name),
             ClientCommand::SetInfo(ClientInfo::LibraryName, name) => {
@@ -107,7 +123,30 @@ impl Session {
             }
             ClientCommand::Id => Reply::Integer(integer(self.client.id)),
             ClientCommand::Info => Reply::Verbatim(self.client.describe(now)),
-            ClientCommand::List => Reply::Verbatim(clients.list(now)),
+            ClientCommand::List(filter) => Reply::Verbatim(clients.list(&filter, now)),
+            ClientCommand::Kill { filter, also_own, by_address } => {
+                let own = also_own && self.client.matches(&filter);
+                self.has_quit |= own;
+                match clients.kill(&filter, self.client.id) + usize::from(own) {
+                    0 if by_address => Reply::Error("ERR No such client".into()),
+                    _ if by_address => Reply::OK,
+                    count => Reply::Integer(count as i64),
+                }
+            }
+            ClientCommand::Pause { for_ms, only_writes } => {
+                pause.begin(for_ms, only_writes, now);
+                Reply::OK
+            }
+            ClientCommand::Unpause => {
+                pause.end();
+                Reply::OK
+            }
+            ClientCommand::Reply(ReplyMode::Skip) if self.reply_mode == ReplyMode::Off => Reply::OK,
+            ClientCommand::Reply(mode) => {
+                self.reply_mode = mode;
+                Reply::OK
+            }
+            ClientCommand::GetRedirection => Reply::Integer(-1),
             ClientCommand::NoEffect => Reply::OK,
         }
     }
@@ -167,7 +206,9 @@ mod tests {
         }
 
         fn answer(&mut self, line: &str) -> Reply {
-            self.session.answer(parsed(line).unwrap(), &self.clients, &Scripts::default(), Instant::now())
+            let (scripts, pause) = (Scripts::default(), Pause::default());
+            let context = Context { clients: &self.clients, scripts: &scripts, pause: &pause, now: Instant::now() };
+            self.session.answer(parsed(line).unwrap(), &context)
         }
     }
 
@@ -195,6 +236,21 @@ mod tests {
         let long = "x".repeat(CLIENT_TEXT_BYTES_MAX + 1);
         assert_eq!(server.answer(&format!("HELLO 3 SETNAME {long}")), Reply::Error(TEXT_TOO_LONG.into()));
         assert_eq!(server.session.protocol, Protocol::Resp2);
+    }
+
+    #[test]
+    fn a_client_ends_connections_and_its_own_only_when_asked() {
+        let mut server = Server::new();
+        let address = SocketAddr::from(([127, 0, 0, 1], 2));
+        let other = server.clients.open(address, address, Instant::now());
+        assert_eq!(server.answer("CLIENT KILL TYPE normal"), Reply::Integer(1));
+        assert_eq!(server.answer("CLIENT KILL 127.0.0.1:9"), Reply::Error("ERR No such client".into()));
+        assert_eq!(server.answer("CLIENT KILL 127.0.0.1:2"), Reply::OK);
+        assert!(!server.session.has_quit);
+        assert_eq!(server.answer("CLIENT KILL SKIPME no TYPE normal"), Reply::Integer(2));
+        assert!(server.session.has_quit);
+        let list = server.answer(&format!("CLIENT LIST ID {}", other.id));
+        assert!(matches!(list, Reply::Verbatim(text) if text.lines().count() == 1));
     }
 
     #[test]
