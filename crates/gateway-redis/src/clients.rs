@@ -112,11 +112,15 @@ impl Client {
         change(&mut self.profile.lock());
     }
 
+    /// Notes how many commands are queued.
+    pub(crate) fn set_queued(&self, queued: i64) {
+        self.queued.store(queued, Ordering::Relaxed);
+    }
+
     /// Notes a request.
-    pub(crate) fn used(&self, command: &'static str, queued: i64, now: Instant) {
+    pub(crate) fn used(&self, command: &'static str, now: Instant) {
         let since = now.saturating_duration_since(self.connected_at).as_millis();
         self.active_ms.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.queued.store(queued, Ordering::Relaxed);
         self.profile.lock().command = command;
     }
 
@@ -171,7 +175,8 @@ mod tests {
         let (one, two) = (clients.open(address, address, now), clients.open(address, address, now));
         two.update(|profile| profile.name = Bytes::from_static(b"me"));
         clients.close(one.id);
-        two.used("get", 4, now + Duration::from_secs(1));
+        two.set_queued(4);
+        two.used("get", now + Duration::from_secs(1));
         let list = clients.list(&ClientFilter::default(), now + Duration::from_secs(3));
         let expected =
             "id=2 addr=127.0.0.1:5 laddr=127.0.0.1:5 name=me age=3 idle=2 flags=x db=0 sub=0 psub=0 multi=4 cmd=get ";

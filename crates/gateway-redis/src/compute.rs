@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Float, TimeUnit};
+use crate::{Float, SetExpiry, TimeUnit};
 
 /// A command that is evaluated on the records of its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +117,19 @@ pub enum Compute {
     },
     /// `OBJECT subcommand key`.
     Object(ObjectQuery, Bytes),
+    /// `DUMP key`: the value in Redis's own format.
+    Dump(Bytes),
+    /// `RESTORE key ttl payload [REPLACE] [ABSTTL]`.
+    Restore {
+        /// The key.
+        key: Bytes,
+        /// The value of the payload.
+        value: Bytes,
+        /// Its expiry.
+        expiry: SetExpiry,
+        /// Whether an existing record is replaced.
+        replace: bool,
+    },
     /// `MEMORY USAGE key`: bytes of key, value and header.
     MemoryUsage(Bytes),
 }
@@ -234,6 +247,8 @@ impl Compute {
             | Self::BitField { key, .. }
             | Self::ExpireTime { key, .. }
             | Self::Object(_, key)
+            | Self::Dump(key)
+            | Self::Restore { key, .. }
             | Self::MemoryUsage(key) => vec![key.clone()],
             Self::MSetNx(pairs) => pairs.iter().map(|(key, _)| key.clone()).collect(),
             Self::Lcs(Lcs { keys, .. }) => keys.to_vec(),
@@ -252,6 +267,7 @@ impl Compute {
             | Self::Lcs(_)
             | Self::ExpireTime { .. }
             | Self::Object(..)
+            | Self::Dump(_)
             | Self::MemoryUsage(_) => true,
             Self::BitField { steps, .. } => steps.iter().all(|step| step.action == BitFieldAction::Get),
             _ => false,

@@ -4,6 +4,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::PayloadError;
+
 /// A request is not a valid command. Nothing was executed, and the connection stays open. The text is the
 /// whole error reply, starting with its code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +59,9 @@ pub enum CommandError {
     /// `EVALSHA` of a script that this node does not know.
     #[error("NOSCRIPT No matching script. Please use EVAL.")]
     NoScript,
+    /// `RESTORE` of something that is no payload of `DUMP`.
+    #[error(transparent)]
+    Payload(PayloadError),
     /// An argument or a combination that one command refuses, with the whole text.
     #[error("{0}")]
     Invalid(&'static str),

@@ -10,6 +10,7 @@ mod command;
 mod compute;
 mod cursors;
 mod decode;
+mod dump;
 mod error;
 mod evaluate;
 mod execute;
@@ -35,6 +36,7 @@ pub use compute::{
     BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Compute, Lcs, LcsReply, ObjectQuery,
 };
 pub use decode::{Decoder, DecoderLimits, ProtocolError, Request};
+pub use dump::PayloadError;
 pub use error::CommandError;
 pub use float::Float;
 pub use glob::Glob;

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use flotilla_kv::parse_integer;
 
 pub(crate) use compute::{
-    bit_count, bit_field, bit_field_ro, bit_op, bit_pos, copy, expire_time, get_bit, get_range, incr_by_float, lcs,
-    memory, mset_nx, object, pexpire_time, rename, rename_nx, set_bit, set_range,
+    bit_count, bit_field, bit_field_ro, bit_op, bit_pos, copy, dump, expire_time, get_bit, get_range, incr_by_float,
+    lcs, memory, mset_nx, object, pexpire_time, rename, rename_nx, restore, set_bit, set_range,
 };
 pub(crate) use connection::{auth, client, config, echo, hello, info, introspection, ping, quit, reset, select};
 pub(crate) use data::{

@@ -88,9 +88,9 @@ impl Spec {
             "eval" | "eval_ro" | "evalsha" | "evalsha_ro" | "script" => "scripting",
             "command" | "config" | "dbsize" | "flushall" | "flushdb" | "info" | "memory" | "time" => "server",
             "auth" | "client" | "echo" | "hello" | "ping" | "quit" | "reset" | "select" => "connection",
-            "copy" | "del" | "exists" | "expire" | "expireat" | "expiretime" | "keys" | "object" | "persist"
-            | "pexpire" | "pexpireat" | "pexpiretime" | "pttl" | "randomkey" | "rename" | "renamenx" | "scan"
-            | "touch" | "ttl" | "type" | "unlink" => "generic",
+            "copy" | "del" | "dump" | "exists" | "expire" | "expireat" | "expiretime" | "keys" | "object"
+            | "persist" | "pexpire" | "pexpireat" | "pexpiretime" | "pttl" | "randomkey" | "rename" | "renamenx"
+            | "restore" | "scan" | "touch" | "ttl" | "type" | "unlink" => "generic",
             name if name.contains("bit") => "bitmap",
             _ => "string",
         }
@@ -148,6 +148,7 @@ pub const TABLE: &[Spec] = &[
     spec("decrby", 3, WRITE, ONE_KEY, "Subtracts from a number.", parse::decr_by),
     spec("del", -2, REMOVE, ALL_KEYS, "Removes keys.", parse::del),
     spec("discard", 1, TRANSACTION, NO_KEYS, "Forgets the queued commands.", parse::discard),
+    spec("dump", 2, &["readonly"], ONE_KEY, "The value in the format of RESTORE.", parse::dump),
     spec("echo", 2, CONNECTION, NO_KEYS, "Answers with the message.", parse::echo),
     spec("eval", -3, SCRIPT, NO_KEYS, "Runs a script.", parse::eval),
     spec("eval_ro", -3, SCRIPT_RO, NO_KEYS, "Runs a script that only reads.", parse::eval_ro),
@@ -191,6 +192,7 @@ pub const TABLE: &[Spec] = &[
     spec("rename", 3, &["write"], TWO_KEYS, "Renames a key.", parse::rename),
     spec("renamenx", 3, REMOVE, TWO_KEYS, "Renames a key unless the new name exists.", parse::rename_nx),
     spec("reset", 1, CONNECTION, NO_KEYS, "Resets the connection.", parse::reset),
+    spec("restore", -4, &["write", "denyoom"], ONE_KEY, "Stores a value from the format of DUMP.", parse::restore),
     spec("scan", -2, &["readonly"], NO_KEYS, "Iterates over the keys.", parse::scan),
     spec("script", -2, &["noscript"], NO_KEYS, "Remembers and forgets scripts.", parse::script),
     spec("select", 2, CONNECTION, NO_KEYS, "Selects database 0.", parse::select),
@@ -235,6 +237,7 @@ mod tests {
             ("evalsha_ro", "s 0 a x"),
             ("memory", "USAGE a"),
             ("object", "ENCODING a"),
+            ("restore", "a 0 PAYLOAD"),
             ("setbit", "a 1 1"),
         ];
         for spec in TABLE.iter().filter(|spec| spec.keys.0 > 0 || spec.flags.contains(&"movablekeys")) {
@@ -248,7 +251,10 @@ mod tests {
             let arguments = special.iter().find(|(name, _)| *name == spec.name).map_or(&line[..], |(_, line)| line);
             let request: Vec<_> = format!("{} {arguments}", spec.name)
                 .split(' ')
-                .map(|word| Bytes::copy_from_slice(word.as_bytes()))
+                .map(|word| match word {
+                    "PAYLOAD" => crate::dump::dump(b"x"),
+                    word => Bytes::copy_from_slice(word.as_bytes()),
+                })
                 .collect();
             let command =
                 crate::parse(request.clone()).unwrap_or_else(|error| panic!("{} {arguments}: {error}", spec.name));

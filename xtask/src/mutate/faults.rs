@@ -642,4 +642,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-gateway-redis"),
         also: None,
     },
+    Fault {
+        name: "failed-script-writes",
+        what: "a script that fails keeps what it wrote before",
+        file: "crates/gateway-redis/src/script/mod.rs",
+        before: "        *view = before;\n",
+        after: "        drop(before);\n",
+        runner: Runner::Tests("flotilla-gateway-redis"),
+        also: None,
+    },
 ];

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crate::{
     Command, Compute, Deadline, ExpireCondition, Reply, Set, SetCondition, SetExpiry,
     answer::{ttl_reply, type_reply},
+    dump::dump,
     script,
     view::View,
 };
@@ -89,6 +90,18 @@ fn compute(command: &Compute, view: &mut View) -> Result<Reply, Reply> {
         Compute::Copy { from, to, replace } => keyspace::copy(from, to, *replace, view),
         Compute::ExpireTime { key, unit } => Ok(keyspace::expire_time(key, *unit, view)),
         Compute::Object(query, key) => keyspace::object(*query, key, view),
+        Compute::Dump(key) => {
+            view.spend(view.value_bytes(key))?;
+            Ok(Reply::bulk_or_null(view.shared_value(key).map(|value| dump(&value))))
+        }
+        Compute::Restore { key, value, expiry, replace } => {
+            if view.exists(key) && !replace {
+                return Err(Reply::Error("BUSYKEY Target key name already exists.".into()));
+            }
+            let expires_at_ms = resolve(*expiry, key, view);
+            view.put(key, value.clone(), expires_at_ms)?;
+            Ok(Reply::OK)
+        }
         Compute::MemoryUsage(key) => Ok(keyspace::memory_usage(key, view)),
     }
 }

@@ -5,8 +5,8 @@ use flotilla_api::VALUE_BYTES_MAX;
 
 use super::{Arguments, integer};
 use crate::{
-    BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Command, CommandError, Compute, Float, Lcs,
-    LcsReply, ObjectQuery, TimeUnit,
+    BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Command, CommandError, Compute, Deadline,
+    Float, Lcs, LcsReply, ObjectQuery, SetExpiry, TimeUnit,
 };
 
 const BIT_OFFSET: CommandError = CommandError::Invalid("ERR bit offset is not an integer or out of range");
@@ -225,6 +225,32 @@ pub(crate) fn expire_time(mut arguments: Arguments) -> Result<Command, CommandEr
 
 pub(crate) fn pexpire_time(mut arguments: Arguments) -> Result<Command, CommandError> {
     of(Compute::ExpireTime { key: arguments.required()?, unit: TimeUnit::Milliseconds })
+}
+
+pub(crate) fn dump(mut arguments: Arguments) -> Result<Command, CommandError> {
+    of(Compute::Dump(arguments.required()?))
+}
+
+pub(crate) fn restore(mut arguments: Arguments) -> Result<Command, CommandError> {
+    let (key, expiry, payload) = (arguments.required()?, arguments.required()?, arguments.required()?);
+    let (mut replace, mut absolute) = (false, false);
+    while let Some(option) = arguments.next() {
+        match option.to_ascii_lowercase().as_slice() {
+            b"replace" => replace = true,
+            b"absttl" => absolute = true,
+            // Neither is recorded here.
+            b"idletime" | b"freq" => drop(integer(&arguments.option_value()?)?),
+            _ => return Err(CommandError::Syntax),
+        }
+    }
+    let expiry = match u64::try_from(integer(&expiry)?) {
+        Ok(0) => SetExpiry::Never,
+        Ok(at_ms) if absolute => SetExpiry::At(Deadline::At(at_ms)),
+        Ok(after_ms) => SetExpiry::At(Deadline::After(after_ms)),
+        Err(_) => return Err(CommandError::Invalid("ERR Invalid TTL value, must be >= 0")),
+    };
+    let value = crate::dump::restore(&payload).map_err(CommandError::Payload)?;
+    of(Compute::Restore { key, value, expiry, replace })
 }
 
 pub(crate) fn object(mut arguments: Arguments) -> Result<Command, CommandError> {

@@ -220,8 +220,9 @@ impl Connection {
         }
         let ordinal = self.window.first() + self.window.len() as u64;
         let before = self.session.reply_mode;
+        self.session.connection().used(spec.map_or("unknown", |spec| spec.name), now);
         self.accept(request, now, now_ms);
-        self.session.connection().used(spec.map_or("unknown", |spec| spec.name), self.multi.queued(), now);
+        self.session.connection().set_queued(self.multi.queued());
         if self.session.reply_mode != ReplyMode::On {
             self.silent.push_back(ordinal);
         }
