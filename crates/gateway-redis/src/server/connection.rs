@@ -97,7 +97,7 @@ pub(super) struct Connection {
     is_eof: bool,
     /// No further requests are taken: the client quit or violated the protocol, or the server stops.
     is_closing: bool,
-    /// The client violated the protocol, perhaps in the middle of a request that it still sends.
+    /// The connection ends because of an error, perhaps in the middle of requests that the client still sends.
     has_erred: bool,
 }
 
@@ -234,6 +234,12 @@ impl Connection {
     fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
         let request = parse(request).and_then(|command| self.with_script(command));
+        if matches!(request, Err(CommandError::Database)) {
+            // What follows is meant for another database, and must not reach this one.
+            self.answer_now(Reply::error(CommandError::Database));
+            (self.is_closing, self.has_erred) = (true, true);
+            return;
+        }
         let (room, store) = (self.queue_room(), &self.shared.store);
         // Without a shard map, `EXEC` reports the error.
         let shards_of = |keys: &[Bytes]| store.shards_of(COLLECTION, keys.iter()).unwrap_or_default();
