@@ -155,7 +155,8 @@ impl Connection {
     }
 
     fn held_bytes(&self) -> usize {
-        self.window.held_bytes() + self.output.len() + self.multi.held_bytes()
+        let postponed = self.postponed.iter().flatten().map(Bytes::len).sum::<usize>();
+        self.window.held_bytes() + self.output.len() + self.multi.held_bytes() + postponed
     }
 
     /// Bytes that a transaction may still queue. Half of the connection's own are left for everything else.
