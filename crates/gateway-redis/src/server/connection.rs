@@ -35,12 +35,12 @@ use super::{
     session::Session,
 };
 use crate::{
-    Command, CommandError, Decoder, DecoderLimits, Protocol, Reply, ReplyMode, Script, Spec,
+    Command, CommandError, Decoder, DecoderLimits, Protocol, Reply, ReplyMode, Script, Spec, TABLE,
     answer::{error_reply, held_bytes},
     clients::Client,
     clock,
     execute::{Answered, COLLECTION, Chain, Job, Step, Watch, exec, read_all, run, watch, write_all},
-    parse,
+    parse::parse_as,
     plan::Plan,
     window::{Access, Footprint, Ordinal, Window},
 };
@@ -213,7 +213,8 @@ impl Connection {
 
     /// Accepts a request, unless it must wait for the end of a pause.
     fn take(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
-        let spec = request.first().and_then(|name| Spec::find(name));
+        let place = request.first().and_then(|name| Spec::place_of(name));
+        let spec = place.map(|place| &TABLE[place]);
         // A server that stops answers what was read.
         if !self.is_closing && self.shared.pause.holds(spec.is_some_and(Spec::writes), now) {
             self.postponed = Some(request);
@@ -221,8 +222,8 @@ impl Connection {
         }
         let ordinal = self.window.first() + self.window.len() as u64;
         let before = self.session.reply_mode;
-        self.session.connection().used(spec.map_or("unknown", |spec| spec.name), now);
-        self.accept(request, now, now_ms);
+        self.session.connection().used(place, now);
+        self.accept(spec, request, now, now_ms);
         self.session.connection().set_queued(self.multi.queued());
         if self.session.reply_mode != ReplyMode::On {
             self.silent.push_back(ordinal);
@@ -232,16 +233,17 @@ impl Connection {
         }
     }
 
-    fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
+    fn accept(&mut self, spec: Option<&'static Spec>, request: Vec<Bytes>, now: Instant, now_ms: u64) {
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
-        let request = parse(request).and_then(|command| self.with_script(command));
+        let request = parse_as(spec, request).and_then(|command| self.with_script(command));
         if matches!(request, Err(CommandError::Database)) {
             // What follows is meant for another database, and must not reach this one.
             self.answer_now(Reply::error(CommandError::Database));
             (self.is_closing, self.has_erred) = (true, true);
             return;
         }
-        let (room, store) = (self.queue_room(), &self.shared.store);
+        let may_queue = self.multi.queued() >= 0 || matches!(request, Ok(Command::Watch(_)));
+        let (room, store) = (if may_queue { self.queue_room() } else { 0 }, &self.shared.store);
         // Without a shard map, `EXEC` reports the error.
         let shards_of = |keys: &[Bytes]| store.shards_of(COLLECTION, keys.iter()).unwrap_or_default();
         match self.multi.admit(request, bytes, room, shards_of) {
