@@ -337,3 +337,20 @@ async fn large_requests_are_served_or_refused_with_a_text() {
     let ended = timeout(WITHIN, redis.0.read(&mut [0])).await.expect("the connection ends");
     assert_eq!(ended.expect("no reset"), 0);
 }
+
+#[tokio::test]
+async fn commands_for_another_database_do_not_reach_this_one() {
+    let cluster = start(1).await;
+    let at = cluster.redis(1).expect("a node");
+    for before in ["PING", "MULTI"] {
+        let mut redis = Redis::connect(at).await;
+        for line in [before, "SELECT 1", "SET misplaced 1", "EXEC"] {
+            redis.send(&words(line)).await;
+        }
+        redis.answer().await;
+        assert_eq!(redis.answer().await, "-ERR DB index is out of range");
+        let ended = timeout(WITHIN, redis.0.read(&mut [0])).await.expect("the connection ends");
+        assert_eq!(ended.expect("no reset"), 0);
+    }
+    assert_eq!(Redis::connect(at).await.line("EXISTS misplaced").await, ":0");
+}

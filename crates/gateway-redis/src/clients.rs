@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::{ClientFilter, Protocol};
+use crate::{ClientFilter, Protocol, TABLE};
 
 /// All connections of a server.
 #[derive(Debug, Default)]
@@ -36,6 +36,8 @@ pub(crate) struct Client {
     active_ms: AtomicU64,
     /// Commands queued since `MULTI`; -1 outside a transaction.
     queued: AtomicI64,
+    /// The last command, by its place in the table; beyond its end if there was none or it is unknown.
+    command: AtomicUsize,
     profile: Mutex<Profile>,
     /// Another client ended this one.
     killed: Notify,
@@ -48,8 +50,6 @@ pub(crate) struct Profile {
     pub(crate) library_name: Bytes,
     pub(crate) library_version: Bytes,
     pub(crate) protocol: Protocol,
-    /// The last command.
-    pub(crate) command: &'static str,
 }
 
 impl Clients {
@@ -63,6 +63,7 @@ impl Clients {
             connected_at: now,
             active_ms: AtomicU64::new(0),
             queued: AtomicI64::new(-1),
+            command: AtomicUsize::new(usize::MAX),
             profile: Mutex::default(),
             killed: Notify::new(),
         });
@@ -117,11 +118,11 @@ impl Client {
         self.queued.store(queued, Ordering::Relaxed);
     }
 
-    /// Notes a request.
-    pub(crate) fn used(&self, command: &'static str, now: Instant) {
+    /// Notes a request of the command at this place in the table.
+    pub(crate) fn used(&self, command: Option<usize>, now: Instant) {
         let since = now.saturating_duration_since(self.connected_at).as_millis();
         self.active_ms.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.profile.lock().command = command;
+        self.command.store(command.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
     /// Waits until another client ends this one.
@@ -147,7 +148,8 @@ impl Client {
         let age_ms = u64::try_from(now.saturating_duration_since(self.connected_at).as_millis()).unwrap_or(u64::MAX);
         let idle = age_ms.saturating_sub(self.active_ms.load(Ordering::Relaxed)) / 1_000;
         let (age, queued) = (age_ms / 1_000, self.queued.load(Ordering::Relaxed));
-        let (flags, command) = (if queued >= 0 { "x" } else { "N" }, profile.command);
+        let flags = if queued >= 0 { "x" } else { "N" };
+        let command = TABLE.get(self.command.load(Ordering::Relaxed)).map_or("unknown", |spec| spec.name);
         let protocol = profile.protocol.number();
         let (library, version) =
             (String::from_utf8_lossy(&profile.library_name), String::from_utf8_lossy(&profile.library_version));
@@ -176,7 +178,7 @@ mod tests {
         two.update(|profile| profile.name = Bytes::from_static(b"me"));
         clients.close(one.id);
         two.set_queued(4);
-        two.used("get", now + Duration::from_secs(1));
+        two.used(crate::Spec::place_of(b"get"), now + Duration::from_secs(1));
         let list = clients.list(&ClientFilter::default(), now + Duration::from_secs(3));
         let expected =
             "id=2 addr=127.0.0.1:5 laddr=127.0.0.1:5 name=me age=3 idle=2 flags=x db=0 sub=0 psub=0 multi=4 cmd=get ";

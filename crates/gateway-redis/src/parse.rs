@@ -33,10 +33,16 @@ use crate::{Command, CommandError, Request, Spec};
 /// # Errors
 /// There is no such command, or its arguments are not valid. The error's text is the reply.
 pub fn parse(request: Request) -> Result<Command, CommandError> {
+    let spec = request.first().and_then(|name| Spec::find(name));
+    parse_as(spec, request)
+}
+
+/// Parses a request of the command that its name was found to be.
+pub(crate) fn parse_as(spec: Option<&'static Spec>, request: Request) -> Result<Command, CommandError> {
     let count = request.len();
     let mut rest = request.into_iter();
     let name = rest.next().unwrap_or_default();
-    let Some(spec) = Spec::find(&name) else {
+    let Some(spec) = spec else {
         return Err(CommandError::UnknownCommand { name, arguments: rest.collect() });
     };
     if !spec.accepts(count) {

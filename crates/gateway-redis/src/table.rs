@@ -31,9 +31,13 @@ impl Spec {
     /// Finds the command with this name, ignoring case.
     #[must_use]
     pub fn find(name: &[u8]) -> Option<&'static Self> {
+        Self::place_of(name).map(|place| &TABLE[place])
+    }
+
+    /// The place in the table of the command with this name, ignoring case.
+    pub(crate) fn place_of(name: &[u8]) -> Option<usize> {
         let lower = |byte: &u8| byte.to_ascii_lowercase();
-        let found = TABLE.binary_search_by(|spec| spec.name.bytes().cmp(name.iter().map(lower)));
-        found.ok().map(|at| &TABLE[at])
+        TABLE.binary_search_by(|spec| spec.name.bytes().cmp(name.iter().map(lower))).ok()
     }
 
     /// The right that a client's key needs for this command, by its flags.

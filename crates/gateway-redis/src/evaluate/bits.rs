@@ -85,6 +85,8 @@ pub(super) fn combine(operation: BitOperation, to: &Bytes, from: &[Bytes], view:
 }
 
 pub(super) fn field(key: &Bytes, steps: &[BitFieldStep], view: &mut View) -> Result<Reply, Reply> {
+    // Each bit is looked at, a few times if it is written.
+    view.spend(steps.iter().map(|step| step.bits as usize).sum())?;
     let writes = steps.iter().filter(|step| step.action != BitFieldAction::Get);
     let highest = writes.map(|step| (step.at + u64::from(step.bits)).div_ceil(8)).max();
     if let Some(length) = highest {

@@ -208,7 +208,7 @@ pub(crate) fn copy(mut arguments: Arguments) -> Result<Command, CommandError> {
             b"replace" => replace = true,
             b"db" => match integer(&arguments.option_value()?)? {
                 0 => {}
-                _ => return Err(CommandError::Database),
+                _ => return Err(CommandError::Invalid("ERR DB index is out of range")),
             },
             _ => return Err(CommandError::Syntax),
         }

@@ -30,12 +30,12 @@ use super::{
     session::Session,
 };
 use crate::{
-    Command, CommandError, Decoder, DecoderLimits, Protocol, Reply, ReplyMode, Script, Spec,
+    Command, CommandError, Decoder, DecoderLimits, Protocol, Reply, ReplyMode, Script, Spec, TABLE,
     answer::{error_reply, held_bytes},
     clients::Client,
     clock,
     execute::{Answered, COLLECTION, Chain, Job, Step, Watch, exec, read_all, run, watch, write_all},
-    parse,
+    parse::parse_as,
     plan::Plan,
     window::{Access, Footprint, Ordinal, Window},
 };
@@ -92,7 +92,7 @@ pub(super) struct Connection {
     is_eof: bool,
     /// No further requests are taken: the client quit or violated the protocol, or the server stops.
     is_closing: bool,
-    /// The client violated the protocol, perhaps in the middle of a request that it still sends.
+    /// The connection ends because of an error, perhaps in the middle of requests that the client still sends.
     has_erred: bool,
 }
 
@@ -150,7 +150,8 @@ impl Connection {
     }
 
     fn held_bytes(&self) -> usize {
-        self.window.held_bytes() + self.output.len() + self.multi.held_bytes()
+        let postponed = self.postponed.iter().flatten().map(Bytes::len).sum::<usize>();
+        self.window.held_bytes() + self.output.len() + self.multi.held_bytes() + postponed
     }
 
     /// Bytes that a transaction may still queue. Half of the connection's own are left for everything else.
@@ -207,7 +208,8 @@ impl Connection {
 
     /// Accepts a request, unless it must wait for the end of a pause.
     fn take(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
-        let spec = request.first().and_then(|name| Spec::find(name));
+        let place = request.first().and_then(|name| Spec::place_of(name));
+        let spec = place.map(|place| &TABLE[place]);
         // A server that stops answers what was read.
         if !self.is_closing && self.shared.pause.holds(spec.is_some_and(Spec::writes), now) {
             self.postponed = Some(request);
@@ -215,8 +217,8 @@ impl Connection {
         }
         let ordinal = self.window.first() + self.window.len() as u64;
         let before = self.session.reply_mode;
-        self.session.connection().used(spec.map_or("unknown", |spec| spec.name), now);
-        self.accept(request, now, now_ms);
+        self.session.connection().used(place, now);
+        self.accept(spec, request, now, now_ms);
         self.session.connection().set_queued(self.multi.queued());
         if self.session.reply_mode != ReplyMode::On {
             self.silent.push_back(ordinal);
@@ -226,12 +228,22 @@ impl Connection {
         }
     }
 
-    fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
+    fn accept(&mut self, spec: Option<&'static Spec>, request: Vec<Bytes>, now: Instant, now_ms: u64) {
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
         // A refusal inside a transaction aborts it, as an unknown command does.
-        let allowed = self.session.authorize(&request, &self.shared.access, now_ms);
-        let request = allowed.and_then(|()| parse(request)).and_then(|command| self.with_script(command));
-        let (room, store) = (self.queue_room(), &self.shared.store);
+        let allowed = self.session.authorize(spec, &request, &self.shared.access, now_ms);
+        if allowed.is_err() && spec.is_some_and(|spec| spec.name == "multi") {
+            self.multi.refused();
+        }
+        let request = allowed.and_then(|()| parse_as(spec, request)).and_then(|command| self.with_script(command));
+        if matches!(request, Err(CommandError::Database)) {
+            // What follows is meant for another database, and must not reach this one.
+            self.answer_now(Reply::error(CommandError::Database));
+            (self.is_closing, self.has_erred) = (true, true);
+            return;
+        }
+        let may_queue = self.multi.queued() >= 0 || matches!(request, Ok(Command::Watch(_)));
+        let (room, store) = (if may_queue { self.queue_room() } else { 0 }, &self.shared.store);
         // Without a shard map, `EXEC` reports the error.
         let shards_of = |keys: &[Bytes]| store.shards_of(COLLECTION, keys.iter()).unwrap_or_default();
         match self.multi.admit(request, bytes, room, shards_of) {

@@ -1,6 +1,9 @@
 //! `CLIENT PAUSE`: a time during which this node takes no requests, or no writes.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::watch, time::sleep_until};
 
@@ -9,7 +12,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// The pause of a server, if there is one.
 #[derive(Debug)]
-pub(crate) struct Pause(watch::Sender<Option<Paused>>);
+pub(crate) struct Pause {
+    paused: watch::Sender<Option<Paused>>,
+    /// Whether there may be a pause: what each request asks first.
+    exists: AtomicBool,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Paused {
@@ -19,7 +26,7 @@ struct Paused {
 
 impl Default for Pause {
     fn default() -> Self {
-        Self(watch::Sender::new(None))
+        Self { paused: watch::Sender::new(None), exists: AtomicBool::new(false) }
     }
 }
 
@@ -27,7 +34,8 @@ impl Pause {
     /// Starts a pause, or makes the present one longer or stricter.
     pub(super) fn begin(&self, for_ms: u64, only_writes: bool, now: Instant) {
         let until = now + Duration::from_millis(for_ms).min(PAUSE_MAX);
-        self.0.send_modify(|paused| {
+        self.exists.store(true, Ordering::Release);
+        self.paused.send_modify(|paused| {
             let before = paused.filter(|paused| paused.until > now);
             *paused = Some(Paused {
                 until: before.map_or(until, |before| before.until.max(until)),
@@ -37,17 +45,19 @@ impl Pause {
     }
 
     pub(super) fn end(&self) {
-        self.0.send_replace(None);
+        self.paused.send_replace(None);
+        self.exists.store(false, Ordering::Release);
     }
 
     /// Whether a request must wait.
     pub(super) fn holds(&self, writes: bool, now: Instant) -> bool {
-        self.0.borrow().is_some_and(|paused| paused.until > now && (writes || !paused.only_writes))
+        let exists = self.exists.load(Ordering::Acquire);
+        exists && self.paused.borrow().is_some_and(|paused| paused.until > now && (writes || !paused.only_writes))
     }
 
     /// Waits until the pause ends or changes.
     pub(super) async fn changed(&self) {
-        let mut pauses = self.0.subscribe();
+        let mut pauses = self.paused.subscribe();
         let paused = *pauses.borrow_and_update();
         let Some(paused) = paused else { return };
         tokio::select! {

@@ -72,11 +72,16 @@ impl Session {
 
     /// Whether the client may send this request: its key is still valid and has the right that the command
     /// needs.
-    pub(super) fn authorize(&mut self, request: &[Bytes], access: &Access, now_ms: u64) -> Result<(), CommandError> {
+    pub(super) fn authorize(
+        &mut self,
+        spec: Option<&Spec>,
+        request: &[Bytes],
+        access: &Access,
+        now_ms: u64,
+    ) -> Result<(), CommandError> {
         if !access.needs_key() {
             return Ok(());
         }
-        let spec = request.first().and_then(|name| Spec::find(name));
         if spec.is_some_and(|spec| NEEDS_NO_KEY.contains(&spec.name)) {
             return Ok(());
         }
