@@ -11,7 +11,8 @@ use std::{
 use bytes::Bytes;
 use flotilla_storage::{EngineError, StateEngine, conformance};
 use flotilla_types::{
-    Checkpoint, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Term,
+    Checkpoint, ConfState, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, ShardDescriptor, ShardId,
+    Term,
 };
 
 use crate::{Engine, Options, ViewOptions};
@@ -250,6 +251,33 @@ fn only_missing_objects_of_a_checkpoint_are_transferred() {
     }
     drop(target);
     drop(source);
+}
+
+#[test]
+fn what_a_receiver_has_fetched_survives_collections_until_it_is_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    let receiver = ReplicaId(8);
+    let objects: Vec<Bytes> = (0..40).map(|n| vec![n; 4 << 10].into()).collect();
+    let ids: Vec<_> = objects.iter().map(|object| ObjectId::of(object)).collect();
+    engine.hold(Holder::Receiver(receiver), &ids);
+    for (id, object) in ids.iter().zip(objects) {
+        engine.import(*id, object).unwrap();
+    }
+    engine.sync().unwrap();
+    // The new replica is opened while it receives the snapshot.
+    engine.open(receiver, &empty_checkpoint(receiver)).unwrap();
+    let collect = |rounds: std::ops::Range<u64>| {
+        for index in rounds {
+            write(&engine, 0..200, &format!("{index}"));
+            flush(&engine, index);
+        }
+    };
+    collect(1..40);
+    assert!(engine.missing(&ids).is_empty());
+    engine.hold(Holder::Receiver(receiver), &[]);
+    collect(40..80);
+    assert_eq!(engine.missing(&ids).len(), ids.len());
 }
 
 #[test]

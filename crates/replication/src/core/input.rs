@@ -217,7 +217,7 @@ pub enum Input<T> {
         replica: ReplicaId,
         /// The snapshot's checkpoint.
         checkpoint: Checkpoint,
-        /// Whether its objects are here, durable and pinned.
+        /// Whether its objects are here, durable and held.
         complete: bool,
     },
     /// A peer was served objects of the snapshot that its replica was offered.

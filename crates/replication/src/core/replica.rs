@@ -35,7 +35,7 @@ pub(super) enum Checkpointing {
 /// A snapshot message that waits for its objects, and then for other jobs on the replica's records to end.
 pub(super) struct PendingSnapshot {
     pub(super) message: Message,
-    /// Whether its objects are here, durable and pinned.
+    /// Whether its objects are here, durable and held.
     pub(super) complete: bool,
 }
 

@@ -102,6 +102,11 @@ impl World {
         for hold in std::mem::take(&mut effects.holds) {
             node.disk.hold(hold.holder, &hold.objects);
         }
+        // Also one that is sent again, after many checkpoints.
+        for snapshot in effects.sends.iter().filter_map(|outgoing| outgoing.message.snapshot.as_ref()) {
+            let missing = node.disk.missing_from(&snapshot.checkpoint);
+            assert!(missing.is_empty(), "{} offers a snapshot without its objects {missing:?}", node.id);
+        }
         self.send_all(node, running, std::mem::take(&mut effects.sends));
         for (to, heartbeat) in std::mem::take(&mut effects.node_heartbeats) {
             if running.links.contains_key(&to) {
