@@ -19,6 +19,7 @@ mod leaving;
 mod minority;
 mod pause;
 mod rolled_back;
+mod secure;
 mod snapshot;
 mod takeover;
 mod tokens;

@@ -92,7 +92,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("foca", &["membership"]),
     ("rcgen", &["identity"]),
     // The node installs the crypto provider.
-    ("rustls", &["identity", "transport", "node"]),
+    ("rustls", &["identity", "transport", "node", "client"]),
+    ("tokio-rustls", &["gateway", "tests"]),
     ("rustls-webpki", &["identity"]),
     ("axum", &["gateway"]),
     ("redis-protocol", &["gateway-redis"]),

@@ -37,5 +37,5 @@ pub(crate) async fn follow(context: Arc<Context>) {
 
 async fn fetch(context: &Context, source: NodeId, request: PeerRequest, timeout: Duration) -> Option<Feed> {
     let response = context.network.call(source, Class::Rpc, request.encode(), timeout).await.ok()?;
-    Feed::decode(&core::decode_answer(response).ok()?).ok()
+    Feed::decode(&core::decode_answer(response).ok()?.payload).ok()
 }

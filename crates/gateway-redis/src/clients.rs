@@ -28,7 +28,7 @@ pub(crate) struct Clients {
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) id: u64,
-    peer: SocketAddr,
+    pub(crate) peer: SocketAddr,
     local: SocketAddr,
     connected_at: Instant,
     profile: Mutex<Profile>,

@@ -2,6 +2,8 @@
 //!
 //! Sorted by name. A command that is not in it is unknown.
 
+use flotilla_gateway::Right;
+
 use crate::{
     Command, CommandError,
     parse::{self, Arguments},
@@ -30,6 +32,18 @@ impl Spec {
         let lower = |byte: &u8| byte.to_ascii_lowercase();
         let found = TABLE.binary_search_by(|spec| spec.name.bytes().cmp(name.iter().map(lower)));
         found.ok().map(|at| &TABLE[at])
+    }
+
+    /// The right that a client's key needs for this command, by its flags.
+    #[must_use]
+    pub fn right(&self) -> Right {
+        if self.flags.contains(&"write") {
+            Right::Write
+        } else if self.flags.contains(&"readonly") {
+            Right::Read
+        } else {
+            Right::Inspect
+        }
     }
 
     /// Whether the command accepts this number of arguments, including the name.

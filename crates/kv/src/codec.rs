@@ -20,7 +20,8 @@ use prost::{
 
 pub use command::{decode_command, encode_command};
 pub use outcome::{decode_outcome, encode_outcome};
-pub use query::{decode_answer, decode_query, encode_answer, encode_query};
+pub(crate) use query::decode_query_as_of;
+pub use query::{decode_answer, decode_query, encode_answer, encode_query, encode_query_as_of};
 
 /// The format of all messages but the switch of a machine to a later version, and that of a system state
 /// after a switch.

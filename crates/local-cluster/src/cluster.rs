@@ -16,7 +16,7 @@ use crate::{
     error::ClusterError,
     faults,
     folder::{self, WipeScope},
-    http,
+    http::{self, Credentials},
     launch::{Start, limited_command},
     layout::Node,
     memory::MemoryLimit,
@@ -65,6 +65,8 @@ pub struct ClusterOptions {
     pub arguments: Vec<String>,
     /// Additional environment variables of each node.
     pub variables: Vec<(String, String)>,
+    /// Whether clients need TLS and keys.
+    pub secure: bool,
     /// How nodes reach each other.
     pub network: Network,
     /// Size in bytes of each node's own disk, which needs root. `None`: all nodes share the machine's disk.
@@ -83,6 +85,7 @@ impl ClusterOptions {
             dir: None,
             arguments: Vec::new(),
             variables: Vec::new(),
+            secure: false,
             network: Network::Loopback,
             disk_bytes: None,
             descriptors_max: None,
@@ -126,7 +129,7 @@ impl Cluster {
         let mut cluster = Self::start_bootstrap(options)?;
         cluster.wait_node(1).await?;
         if cluster.members.len() > 1 {
-            let token = http::token(&cluster.http(1)?, TOKEN_USES).await?;
+            let token = http::token(&cluster.http(1)?, &cluster.credentials(), TOKEN_USES).await?;
             let peers = [cluster.quic(1)?];
             for i in 2..=cluster.members.len() {
                 cluster.launch(i, Start::Join { peers: &peers, token: &token })?;
@@ -169,6 +172,13 @@ impl Cluster {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
+    }
+
+    /// How to authenticate at the nodes.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        let founder = self.members.first().filter(|_| self.options.secure);
+        Credentials::new(founder.map(|member| member.node.data_dir.clone()))
     }
 
     /// HTTP base URL of node `i`: `http://…`.
@@ -302,10 +312,11 @@ impl Cluster {
                 others.push(member.node.clone());
             }
         }
+        let credentials = self.credentials();
         let mut token = Err(ClusterError::NoNodeAnswers);
         for other in &others {
             if token.is_err() {
-                token = http::token(&other.http_url(), 1).await;
+                token = http::token(&other.http_url(), &credentials, 1).await;
             }
         }
         let peers: Vec<SocketAddr> = others.iter().map(Node::peer_addr).collect();
@@ -334,6 +345,7 @@ impl Cluster {
         }
         let mut node = Node::new(&self.dir, i, ports);
         node.namespace = namespace;
+        node.secure = self.options.secure;
         node.advertise = self.proxy.as_ref().map(|proxy| proxy.add(node.quic)).transpose()?;
         let disk = self.options.disk_bytes.map(|bytes| Disk::mount(&node.data_dir, bytes)).transpose()?;
         self.members.push(Member {
@@ -405,7 +417,7 @@ impl Cluster {
     /// It exited, or did not become ready within [`READY_WITHIN`].
     pub async fn wait_node(&mut self, i: usize) -> Result<(), ClusterError> {
         let start = Instant::now();
-        while !http::is_ready(&self.http(i)?).await {
+        while !http::is_ready(&self.http(i)?, &self.credentials()).await {
             self.member(i)?.check_running()?;
             if start.elapsed() > READY_WITHIN {
                 return Err(ClusterError::TimedOut { what: "a ready node", within: READY_WITHIN });
@@ -424,7 +436,7 @@ impl Cluster {
             }
         }
         for url in &urls {
-            if !http::has_possible_replicas(url, urls.len()).await {
+            if !http::has_possible_replicas(url, &self.credentials(), urls.len()).await {
                 return Ok(false);
             }
         }

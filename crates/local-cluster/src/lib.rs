@@ -32,7 +32,7 @@ pub use disk::{DISK_TOOLS, POWER_TOOLS};
 pub use error::ClusterError;
 pub use faults::flip_bit;
 pub use folder::WipeScope;
-pub use http::{TOKEN_TTL, has_possible_replicas, is_ready, status, token};
+pub use http::{Credentials, TOKEN_TTL, has_possible_replicas, is_ready, status, token};
 pub use launch::{Start, built_binary, command};
 pub use layout::{LAYOUT_FILE, Layout, Node};
 pub use memory::missing_memory_limit;

@@ -17,7 +17,7 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Timestamp,
 };
 
-use crate::{Answer, ApplyTask, Batch, BatchError, Input, RequestError};
+use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, RequestError};
 
 /// Tasks of one replica that may wait for a load; beyond it reads are refused as busy.
 const WAITING_MAX: usize = 4_096;
@@ -39,16 +39,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Loads the records; slow. The engine claims the objects of an installed snapshot, so the pull's pins
-    /// are released, unless the load is to be repeated.
+    /// Loads the records; slow.
     pub fn run(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
         if self.replaces {
-            let installed = engine.install_snapshot(self.replica, &self.checkpoint);
-            let repeated = matches!(&installed, Err(error) if remedy(error) == Remedy::Retry);
-            if !repeated {
-                engine.release(&self.checkpoint.objects().collect::<Vec<_>>());
-            }
-            installed
+            engine.install_snapshot(self.replica, &self.checkpoint)
         } else {
             engine.open(self.replica, &self.checkpoint)
         }
@@ -166,8 +160,9 @@ impl<T> Applier<T> {
         let restored = result.map_err(MachineError::from).and_then(|()| self.restore(replica, shard, &checkpoint));
         match restored {
             Ok(ready) => {
-                let version = ready.machine.version();
-                out.inputs.push(Input::Opened { replica, index: ready.position.index, clock: ready.clock, version });
+                let (version, upkeep_due_ms) = (ready.machine.version(), ready.machine.upkeep_due_ms());
+                let (index, clock) = (ready.position.index, ready.clock);
+                out.inputs.push(Input::Opened { replica, index, clock, version, upkeep_due_ms });
                 self.slots.insert(replica, Slot::Ready(Box::new(ready)));
                 for task in waiting {
                     self.run(wall_ms, task, out);
@@ -237,7 +232,8 @@ impl Ready {
                         end_if_disk_failed(error, out);
                         RequestError::Stopped
                     });
-                    out.replies.push((reply, answer));
+                    let clock = self.clock;
+                    out.replies.push((reply, answer.map(|payload| Answered { payload, clock })));
                 }
                 Ok(())
             }
@@ -287,7 +283,9 @@ impl Ready {
             if waiters.front().is_some_and(|(index, _)| *index == entry.index)
                 && let Some((_, replies)) = waiters.pop_front()
             {
-                out.replies.extend(replies.into_iter().zip(outcomes.into_iter().map(Ok)));
+                let clock = self.clock;
+                let answers = outcomes.into_iter().map(|payload| Ok(Answered { payload, clock }));
+                out.replies.extend(replies.into_iter().zip(answers));
             }
         }
         if let Some(error) = failure {
@@ -302,6 +300,7 @@ impl Ready {
             index: self.position.index,
             clock: self.clock,
             version: self.machine.version(),
+            upkeep_due_ms: self.machine.upkeep_due_ms(),
             bytes,
             usage: engine.usage(replica),
         });

@@ -116,7 +116,7 @@ pub struct ReadContext<'a> {
 pub trait StateMachine: Send + 'static {
     /// Applies the commands of one entry in order and returns one outcome for each. `records` shows the state
     /// before the entry; the machine pushes changes to `writes`, where a later command must see the changes
-    /// of an earlier one.
+    /// of an earlier one. An entry without commands is upkeep: see [`upkeep_due_ms`](Self::upkeep_due_ms).
     fn apply(
         &mut self,
         context: &ApplyContext<'_>,
@@ -133,6 +133,13 @@ pub trait StateMachine: Send + 'static {
     /// own: it then starts at [`ClusterVersion::FIRST`] and obeys [`switch_command`], so that all replicas
     /// change the meaning of their commands at the same entry.
     fn version(&self) -> Option<ClusterVersion>;
+
+    /// When upkeep is due, in Unix milliseconds of hybrid time; `None` if there is nothing to do. A while later
+    /// the leader proposes an entry without commands, so that work which depends on time is done also in a
+    /// shard that nobody writes to.
+    fn upkeep_due_ms(&self) -> Option<u64> {
+        None
+    }
 
     /// The machine's own state, for a checkpoint. Equal states give equal bytes.
     fn system(&self) -> Bytes;

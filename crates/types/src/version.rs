@@ -14,7 +14,9 @@
 //! | 1 | kv commands, outcomes, records, system state | `kv/src/codec`, `kv/src/record.rs`, `kv/src/system.rs` |
 //! | 1 | meta commands and records, all settings | `meta/src/codec`, `meta/src/settings.rs` |
 //! | 2 | versions in `Join`, `UpdateNode` and node records; the version in force | [`ClusterVersion::NODE_VERSIONS`] |
+//! | 2 | client keys: their commands and records | [`ClusterVersion::CLIENT_KEYS`] |
 //! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
+//! | 2 | entries without commands, which remove due records | [`ClusterVersion::UPKEEP`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -46,6 +48,10 @@ impl ClusterVersion {
     pub const NODE_VERSIONS: Self = Self(2);
     /// A key-value shard remembers no session for longer than an hour after its last command.
     pub const BOUNDED_SESSIONS: Self = Self(2);
+    /// An entry without commands removes many due records of a key-value shard.
+    pub const UPKEEP: Self = Self(2);
+    /// The metadata holds client keys.
+    pub const CLIENT_KEYS: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -131,7 +137,13 @@ mod tests {
 
     #[test]
     fn this_binary_supports_every_version_that_it_names() {
-        for version in [ClusterVersion::FIRST, ClusterVersion::NODE_VERSIONS, ClusterVersion::BOUNDED_SESSIONS] {
+        for version in [
+            ClusterVersion::FIRST,
+            ClusterVersion::NODE_VERSIONS,
+            ClusterVersion::BOUNDED_SESSIONS,
+            ClusterVersion::UPKEEP,
+            ClusterVersion::CLIENT_KEYS,
+        ] {
             assert!(VersionRange::supported().supports(version));
         }
     }

@@ -66,7 +66,9 @@ pub fn client_at(url: &str) -> Client {
 
 /// A client of node `i` alone.
 pub fn client(cluster: &Cluster, i: usize) -> Client {
-    client_at(&cluster.http(i).expect("a node of the cluster"))
+    let http = cluster.http(i).expect("a node of the cluster");
+    let options = cluster.credentials().client_options(&http).expect("the files of a running cluster");
+    Client::new(options).expect("a client of one endpoint")
 }
 
 /// The cluster's status as node `i` reports it.

@@ -15,13 +15,13 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use flotilla_gateway::StoreError;
+use flotilla_gateway::{ClientStream, StoreError};
 use futures_util::{
     StreamExt as _,
     future::{BoxFuture, FutureExt as _},
     stream::FuturesUnordered,
 };
-use tokio::{io::Interest, net::TcpStream, sync::watch};
+use tokio::{io::Interest, sync::watch};
 
 use super::{Shared, session::Session};
 use crate::{
@@ -55,7 +55,7 @@ struct Pending {
 
 pub(super) struct Connection {
     shared: Arc<Shared>,
-    stream: TcpStream,
+    stream: ClientStream,
     session: Session,
     decoder: Decoder,
     input: BytesMut,
@@ -75,7 +75,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>) -> Self {
+    pub(super) fn new(stream: ClientStream, shared: Arc<Shared>, client: Arc<Client>) -> Self {
         Self {
             shared,
             stream,
@@ -103,7 +103,7 @@ impl Connection {
                 continue;
             }
             let is_last = self.is_closing || self.is_eof && self.needs_input;
-            if is_last && self.window.is_empty() && self.output.is_empty() {
+            if is_last && self.window.is_empty() && self.output.is_empty() && !self.stream.wants_write() {
                 return Ok(());
             }
             self.count_bytes();
@@ -167,6 +167,9 @@ impl Connection {
     }
 
     fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
+        if let Err(refusal) = self.session.authorize(&request, &self.shared.access, now_ms) {
+            return self.answer_now(refusal);
+        }
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
         let command = match parse(request) {
             Ok(command) => command,
@@ -180,7 +183,7 @@ impl Connection {
                 self.window.push(footprint, pending, bytes + self.reply_bytes);
             }
             Err(command) => {
-                let reply = self.session.answer(command, &self.shared.clients, now);
+                let reply = self.session.answer(command, &self.shared.clients, &self.shared.access, now, now_ms);
                 self.answer_now(reply);
                 self.is_closing |= self.session.has_quit;
             }
@@ -265,13 +268,14 @@ impl Connection {
     /// Waits until something can be read or written, a call has finished, or the server stops.
     async fn wait(&mut self, stopping: &mut watch::Receiver<bool>) -> io::Result<()> {
         let reads = self.takes_requests() && !self.is_eof;
-        let interest = match (reads, !self.output.is_empty()) {
+        let writes = !self.output.is_empty() || self.stream.wants_write();
+        let interest = match (reads, writes) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
             (true, false) => Some(Interest::READABLE),
             (false, true) => Some(Interest::WRITABLE),
             (false, false) => None,
         };
-        let (stream, running) = (&self.stream, &mut self.running);
+        let (stream, running) = (&mut self.stream, &mut self.running);
         let socket = async {
             match interest {
                 Some(interest) => stream.ready(interest).await,

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_gateway::{AcceptBackoff, Store};
+use flotilla_gateway::{AcceptBackoff, Access, ClientStream, Security, Store, Tls};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -42,6 +42,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// State shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
+    pub(crate) access: Arc<Access>,
     pub(crate) config: ServerConfig,
     pub(crate) clients: Clients,
     pub(crate) cursors: Mutex<Cursors>,
@@ -74,10 +75,17 @@ impl Shared {
 /// Serves until `shutdown` resolves, then lets open requests finish within [`ServerConfig::stop_grace`].
 ///
 /// `config` must be valid. The future must run on a Tokio runtime with time and network enabled.
-pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    store: Store,
+    security: Security,
+    config: ServerConfig,
+    shutdown: impl Future<Output = ()>,
+) {
     let stop_grace = config.stop_grace;
     let shared = Arc::new(Shared {
         store,
+        access: security.access,
         config,
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
@@ -105,7 +113,7 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
                     while connections.try_join_next().is_some() {}
                     // Not the number of registered clients: a connection registers when its task first runs.
                     if connections.len() < shared.config.connections_max {
-                        connections.spawn(connection(stream, shared.clone(), stopping.clone()));
+                        connections.spawn(connection(stream, security.tls.clone(), shared.clone(), stopping.clone()));
                     } else {
                         refuse(&stream);
                     }
@@ -130,7 +138,7 @@ fn refuse(stream: &TcpStream) {
 }
 
 /// Serves one connection.
-async fn connection(stream: TcpStream, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, tls: Option<Tls>, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
     // Without `TCP_NODELAY` a small answer may wait for the client's delayed acknowledgement.
     let tuned = stream
         .set_nodelay(true)
@@ -138,6 +146,16 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>, stopping: watch::Rec
     if let Err(error) = tuned {
         tracing::debug!(%error, "cannot set socket options");
     }
+    let stream: ClientStream = match tls {
+        None => stream.into(),
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => stream.into(),
+            Err(error) => {
+                tracing::debug!(%error, "no TLS connection");
+                return;
+            }
+        },
+    };
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let registered = Registered { client: shared.clients.open(peer, local, Instant::now()), shared };
     let connection = connection::Connection::new(stream, registered.shared.clone(), registered.client.clone());

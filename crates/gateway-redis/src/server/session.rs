@@ -1,16 +1,18 @@
 //! State of a connection: its protocol and its name. Commands about the connection are answered here, without
 //! the store.
 //!
-//! There are no passwords: the default user may do everything, as in Redis without `requirepass`.
+//! A password is a client key, for the user `default`. While access is open there are no passwords: everybody
+//! may do everything, as in Redis without `requirepass`.
 
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
+use flotilla_gateway::{Access, Denied, Grant, Right};
 
 use super::REDIS_VERSION;
 use crate::{
-    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply, answer::integer, clients::Client, clients::Clients,
-    clients::Profile, config_reply, hello_reply, introspection_reply,
+    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply, Spec, answer::integer, clients::Client,
+    clients::Clients, clients::Profile, config_reply, execute::COLLECTION, hello_reply, introspection_reply,
 };
 
 /// Longest name or version that a client may set, in bytes.
@@ -19,6 +21,13 @@ const CLIENT_TEXT_BYTES_MAX: usize = 256;
 const TEXT_TOO_LONG: &str = "ERR names and versions of clients are limited to 256 bytes";
 const NO_PASSWORD: &str = "ERR AUTH <password> called without any password configured for the default user. \
                            Are you sure your configuration is correct?";
+const NO_AUTH: &str = "NOAUTH Authentication required.";
+const HELLO_NO_AUTH: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO \
+                             <proto> AUTH <user> <pass> option can be used to authenticate the client and select the \
+                             RESP protocol version at the same time";
+const TOO_MANY_TRIES: &str = "ERR too many wrong keys came from this address; wait";
+/// Commands that a client may send before it authenticates, as in Redis.
+const NEEDS_NO_KEY: [&str; 4] = ["auth", "hello", "quit", "reset"];
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 
 /// A connection's state.
@@ -26,26 +35,53 @@ pub(super) struct Session {
     client: Arc<Client>,
     /// Encodes the following replies.
     pub(super) protocol: Protocol,
+    /// What the client's key allows; `None` before it authenticates.
+    grant: Option<Grant>,
     /// The client sent `QUIT`: nothing further is read.
     pub(super) has_quit: bool,
 }
 
 impl Session {
     pub(super) fn new(client: Arc<Client>) -> Self {
-        Self { client, protocol: Protocol::default(), has_quit: false }
+        Self { client, protocol: Protocol::default(), grant: None, has_quit: false }
+    }
+
+    /// Whether the client may send this request: its key is still valid and has the right that the command
+    /// needs. Otherwise the reply.
+    pub(super) fn authorize(&mut self, request: &[Bytes], access: &Access, now_ms: u64) -> Result<(), Reply> {
+        if !access.needs_key() {
+            return Ok(());
+        }
+        let spec = request.first().and_then(|name| Spec::find(name));
+        if spec.is_some_and(|spec| NEEDS_NO_KEY.contains(&spec.name)) {
+            return Ok(());
+        }
+        self.grant.take_if(|grant| !access.is_current(grant, now_ms));
+        let grant = self.grant.as_ref().ok_or_else(|| Reply::Error(NO_AUTH.into()))?;
+        let checked = match spec.map_or(Right::Inspect, Spec::right) {
+            right @ (Right::Read | Right::Write) => grant.check_collection(right, COLLECTION),
+            right => grant.check(right),
+        };
+        checked.map_err(|denied| Reply::Error(format!("NOPERM {denied}").into()))
     }
 
     /// The reply to a command that does not use the store.
-    pub(super) fn answer(&mut self, command: Command, clients: &Clients, now: Instant) -> Reply {
+    pub(super) fn answer(
+        &mut self,
+        command: Command,
+        clients: &Clients,
+        access: &Access,
+        now: Instant,
+        now_ms: u64,
+    ) -> Reply {
         match command {
             Command::Ping(None) => Reply::Simple("PONG"),
             Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
-            Command::Hello(hello) => self.hello(hello),
-            Command::Auth { user: None, .. } => Reply::Error(NO_PASSWORD.into()),
-            Command::Auth { user: Some(user), .. } => match authenticate(&user) {
-                Ok(()) => Reply::OK,
-                Err(refusal) => refusal,
-            },
+            Command::Hello(hello) => self.hello(hello, access, now_ms),
+            Command::Auth { user: None, .. } if !access.needs_key() => Reply::Error(NO_PASSWORD.into()),
+            Command::Auth { user, password } => {
+                self.authenticate(user.as_deref(), &password, access, now_ms).err().unwrap_or(Reply::OK)
+            }
             Command::Select => Reply::OK,
             Command::Quit => {
                 self.has_quit = true;
@@ -53,6 +89,7 @@ impl Session {
             }
             Command::Reset => {
                 self.protocol = Protocol::default();
+                self.grant = None;
                 self.client.update(|profile| {
                     profile.name = Bytes::new();
                     profile.protocol = Protocol::default();
@@ -68,11 +105,14 @@ impl Session {
     }
 
     /// Changes nothing if any part of the command is refused.
-    fn hello(&mut self, hello: Hello) -> Reply {
-        if let Some((user, _)) = &hello.auth
-            && let Err(refusal) = authenticate(user)
+    fn hello(&mut self, hello: Hello, access: &Access, now_ms: u64) -> Reply {
+        if let Some((user, password)) = &hello.auth
+            && let Err(refusal) = self.authenticate(Some(user), password, access, now_ms)
         {
             return refusal;
+        }
+        if access.needs_key() && self.grant.is_none() {
+            return Reply::Error(HELLO_NO_AUTH.into());
         }
         if let Some(name) = hello.name {
             let reply = self.set_profile(name, |profile, name| profile.name = name);
@@ -83,6 +123,27 @@ impl Session {
         self.protocol = hello.protocol.unwrap_or(self.protocol);
         self.client.update(|profile| profile.protocol = self.protocol);
         hello_reply(REDIS_VERSION, self.protocol, self.client.id)
+    }
+
+    /// Accepts a key as the password of the user `default`; while access is open, any password.
+    fn authenticate(
+        &mut self,
+        user: Option<&[u8]>,
+        password: &[u8],
+        access: &Access,
+        now_ms: u64,
+    ) -> Result<(), Reply> {
+        if user.is_some_and(|user| user != b"default") {
+            return Err(Reply::Error(WRONG_PASSWORD.into()));
+        }
+        match access.authenticate(password, self.client.peer.ip(), now_ms) {
+            Ok(grant) => {
+                self.grant = Some(grant);
+                Ok(())
+            }
+            Err(Denied::TooManyTries { .. }) => Err(Reply::Error(TOO_MANY_TRIES.into())),
+            Err(_) => Err(Reply::Error(WRONG_PASSWORD.into())),
+        }
     }
 
     fn client(&mut self, command: ClientCommand, clients: &Clients, now: Instant) -> Reply {
@@ -115,11 +176,6 @@ impl Session {
     }
 }
 
-/// Only the default user exists, and any password is accepted for it.
-fn authenticate(user: &[u8]) -> Result<(), Reply> {
-    if user == b"default" { Ok(()) } else { Err(Reply::Error(WRONG_PASSWORD.into())) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -128,6 +184,7 @@ mod tests {
     use crate::parse::testing::parsed;
 
     struct Server {
+        access: Access,
         clients: Clients,
         session: Session,
     }
@@ -137,11 +194,11 @@ mod tests {
             let clients = Clients::default();
             let address = SocketAddr::from(([127, 0, 0, 1], 1));
             let session = Session::new(clients.open(address, address, Instant::now()));
-            Self { clients, session }
+            Self { access: Access::open(), clients, session }
         }
 
         fn answer(&mut self, line: &str) -> Reply {
-            self.session.answer(parsed(line).unwrap(), &self.clients, Instant::now())
+            self.session.answer(parsed(line).unwrap(), &self.clients, &self.access, Instant::now(), 0)
         }
     }
 

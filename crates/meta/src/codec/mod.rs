@@ -16,8 +16,8 @@ use flotilla_storage::{VersionNeed, version_byte, version_need};
 use flotilla_types::{ClusterVersion, VersionRange};
 use prost::Message;
 
-pub(crate) use records::{decode_collection, decode_header, decode_node, decode_shard, decode_token};
-pub(crate) use records::{encode_collection, encode_header, encode_node, encode_shard, encode_token};
+pub(crate) use records::{decode_collection, decode_header, decode_key, decode_node, decode_shard, decode_token};
+pub(crate) use records::{encode_collection, encode_header, encode_key, encode_node, encode_shard, encode_token};
 
 /// Limit on the bytes of one command; a longer one is malformed.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;

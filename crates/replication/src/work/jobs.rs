@@ -1,7 +1,7 @@
 //! Slow jobs on the state engine, and what follows from their results.
 
 use flotilla_storage::{EngineError, Remedy, StateEngine, remedy};
-use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
+use flotilla_types::{Checkpoint, ReplicaId};
 
 use crate::{Input, Load};
 
@@ -31,11 +31,6 @@ pub enum Job {
         checkpoint: Checkpoint,
         /// How often this has failed already.
         failures: u32,
-    },
-    /// Unpin pulled objects.
-    Release {
-        /// The objects.
-        objects: Vec<ObjectId>,
     },
     /// Load a replica's records.
     Load(Load),
@@ -93,10 +88,6 @@ impl Job {
                     }
                 }
             }
-            Self::Release { objects } => {
-                engine.release(&objects);
-                JobResult::Done
-            }
             Self::Load(load) => match load.run(engine) {
                 Ok(()) => JobResult::Loaded(load, Ok(())),
                 Err(error) => {
@@ -140,6 +131,8 @@ fn pause_ms(failures: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::io;
+
+    use flotilla_types::ObjectId;
 
     use super::*;
 

@@ -1,12 +1,17 @@
 //! Tests of replica groups on simulated nodes, under faults of network and disks and under operator actions.
 
 mod broken_disk;
+mod causality;
+mod epochs;
 mod harness;
 mod hostile;
 mod leases;
 mod losses;
+mod many;
 mod membership;
 mod release;
 mod serving;
+mod tails;
 mod ticks;
+mod upkeep;
 mod versions;

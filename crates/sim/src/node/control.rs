@@ -223,7 +223,7 @@ impl World {
                 count_pending(running);
                 let (payload, caller) = (MetaQuery::State.encode(), Caller::FreshMeta(task));
                 let (kind, shard) = (RequestKind::Query, ShardId::META);
-                self.start_request(node, running, kind, shard, None, payload, None, PROPOSE_TIMEOUT_MS, caller);
+                self.start_request(node, running, kind, shard, payload, PROPOSE_TIMEOUT_MS, caller);
             }
             Action::GiveAuthority { to } => {
                 if node.folder.has_authority {
