@@ -18,6 +18,7 @@ mod hostile;
 mod leaving;
 mod minority;
 mod pause;
+mod redis;
 mod rolled_back;
 mod secure;
 mod snapshot;

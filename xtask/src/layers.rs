@@ -97,6 +97,8 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("rustls-webpki", &["identity"]),
     ("axum", &["gateway"]),
     ("redis-protocol", &["gateway-redis"]),
+    ("mlua", &["gateway-redis"]),
+    ("sha1_smol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
     ("fastcdc", &["objects"]),
     // Its registry is global, so only one crate accesses it.

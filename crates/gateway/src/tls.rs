@@ -12,7 +12,7 @@ use std::{
 
 use bytes::BytesMut;
 use tokio::{
-    io::{Interest, Ready},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, Ready},
     net::TcpStream,
     sync::watch,
     time::timeout,
@@ -118,6 +118,30 @@ impl ClientStream {
         let ready = self.tcp.ready(interest).await?;
         unless_blocked(flush(tls, &self.tcp))?;
         Ok(ready)
+    }
+
+    /// Ends the answers, and reads what the client still sends, for a while: closing at once would reset the
+    /// connection, and the client might never see the last answer.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn linger(&mut self, bytes_max: usize, within: Duration) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            unless_blocked(flush(tls, &self.tcp))?;
+        }
+        let drained = async {
+            self.tcp.shutdown().await?;
+            let (mut buffer, mut left) = (vec![0; READ_BYTES], bytes_max);
+            while left > 0 {
+                match self.tcp.read(&mut buffer).await? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            Ok(())
+        };
+        timeout(within, drained).await.unwrap_or(Ok(()))
     }
 
     /// Writes what the socket takes.

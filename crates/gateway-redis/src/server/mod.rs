@@ -2,6 +2,8 @@
 
 mod config;
 mod connection;
+mod multi;
+mod pause;
 mod session;
 
 use std::{
@@ -19,18 +21,23 @@ use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::timeout,
 };
 
 pub use config::{ServerConfig, ServerConfigError};
+use pause::Pause;
+use session::Context;
 
 use crate::{
     Reply,
     clients::Clients,
     cursors::{CURSORS_MAX, Cursors},
     execute::{COLLECTION, Facts, info_text, wants_keyspace},
+    process,
+    script::Scripts,
+    stripes::Stripes,
 };
 
 /// The version of Redis that clients see; options and errors follow this version.
@@ -39,6 +46,12 @@ pub(crate) const REDIS_VERSION: &str = "7.2.0";
 /// Idle time after which TCP probes whether the client's host is still reachable.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
+/// How long `INFO` waits for the number of keys.
+const KEYSPACE_WITHIN: Duration = Duration::from_millis(200);
+
+/// Scripts that run at once.
+const SCRIPTS_RUNNING_MAX: usize = 2;
+
 /// State shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
@@ -46,6 +59,13 @@ pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
     pub(crate) clients: Clients,
     pub(crate) cursors: Mutex<Cursors>,
+    pub(crate) stripes: Stripes,
+    pub(crate) scripts: Scripts,
+    pause: Pause,
+    /// Each running script has a permit: scripts use a processor for long.
+    pub(crate) script_permits: Semaphore,
+    /// The last answer of `RANDOMKEY`, after which the next one is searched.
+    pub(crate) last_random_key: Mutex<Option<Bytes>>,
     pub(crate) commands: AtomicU64,
     /// Bytes that all connections hold, as [`ServerConfig::buffered_bytes_total_max`] counts them.
     pub(crate) buffered_bytes: AtomicUsize,
@@ -54,8 +74,21 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn context(&self, now: Instant, now_ms: u64) -> Context<'_> {
+        Context {
+            clients: &self.clients,
+            scripts: &self.scripts,
+            pause: &self.pause,
+            access: &self.access,
+            now,
+            now_ms,
+        }
+    }
+
     /// The reply to `INFO`.
     pub(crate) async fn info(&self, sections: &[Bytes], deadline: Instant) -> Reply {
+        // Without a quorum, clients that wait for `INFO` before anything else must not wait for a count.
+        let deadline = deadline.min(Instant::now() + KEYSPACE_WITHIN);
         let keys = if wants_keyspace(sections) { self.store.count(COLLECTION, deadline).await.ok() } else { None };
         let facts = Facts {
             redis_version: REDIS_VERSION,
@@ -67,6 +100,8 @@ impl Shared {
             accepted: self.clients.accepted(),
             commands: self.commands.load(Ordering::Relaxed),
             keys,
+            memory: process::memory(),
+            cpu_s: process::cpu_s(),
         };
         Reply::Verbatim(info_text(sections, &facts))
     }
@@ -89,6 +124,11 @@ pub async fn serve(
         config,
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
+        stripes: Stripes::default(),
+        scripts: Scripts::default(),
+        pause: Pause::default(),
+        script_permits: Semaphore::new(SCRIPTS_RUNNING_MAX),
+        last_random_key: Mutex::default(),
         commands: AtomicU64::new(0),
         buffered_bytes: AtomicUsize::new(0),
         started: Instant::now(),

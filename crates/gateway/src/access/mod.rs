@@ -100,6 +100,14 @@ impl Grant {
         if right.is_held_by(self.role) { Ok(()) } else { Err(Denied::Right { role: self.role, right }) }
     }
 
+    /// Checks that the key opens all collections.
+    ///
+    /// # Errors
+    /// [`Denied::Collection`].
+    pub fn check_all_collections(&self) -> Result<(), Denied> {
+        if self.collections.is_empty() { Ok(()) } else { Err(Denied::Collection) }
+    }
+
     /// Checks a right to the records of a collection.
     ///
     /// # Errors

@@ -79,6 +79,50 @@ impl Store {
         Ok(records)
     }
 
+    /// Reads records of one shard as of one moment, in the order of the keys. `None`: they are too much for
+    /// one answer.
+    pub async fn get_at_once(
+        &self,
+        collection: &str,
+        keys: Vec<Bytes>,
+        values: bool,
+        deadline: Instant,
+    ) -> Result<Option<Vec<Option<Found>>>, StoreError> {
+        if keys.len() > READ_KEYS_MAX {
+            return Err(StoreError::Invalid("a read may name at most 4,096 keys"));
+        }
+        let deadline_ms = deadline_ms(deadline);
+        let keys = {
+            let map = self.map();
+            let collection = collection_of(&map, collection)?;
+            let record_key = |key: &Bytes| check_key(key).map(|()| collection.record_key(key).into_bytes());
+            keys.iter().map(record_key).collect::<Result<Vec<_>, _>>()?
+        };
+        let all: Vec<usize> = (0..keys.len()).collect();
+        let mut rerouting = Rerouting::new(self, deadline_ms);
+        loop {
+            let mut groups = rerouting.route(|map| by_shard(map, &keys, &all)).await?.into_iter();
+            let (route, _) = match (groups.next(), groups.next()) {
+                (None, _) => return Ok(Some(Vec::new())),
+                (Some(one), None) => one,
+                (Some(_), Some(_)) => return Err(StoreError::CrossShard),
+            };
+            let query = Query::Get { keys: keys.clone(), values };
+            return match self.query(route, &query, deadline_ms).await {
+                Ok((Answer::Records(records), node)) if records.len() == keys.len() => {
+                    Ok(Some(records.into_iter().map(|record| Some(found(record?, node, route.shard))).collect()))
+                }
+                Ok((Answer::TooLarge, _)) => Ok(None),
+                Ok(_) => Err(UNEXPECTED_ANSWER),
+                Err(ReadError::Failed(error)) => Err(error),
+                Err(ReadError::Stale) => {
+                    rerouting.refused(route);
+                    continue;
+                }
+            };
+        }
+    }
+
     /// Reads from one shard by a query that it may share with other callers' keys.
     async fn get_shared(
         &self,
