@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::workspace::{self, cargo};
-use faults::{FAULTS, Fault, Runner};
+use faults::{Fault, Runner};
 
 /// Files and folders that are copied.
 const COPIED: &[&str] = &["Cargo.toml", "Cargo.lock", "rust-toolchain.toml", "README.md", "crates", "xtask", "tests"];
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let named = |fault: &&Fault| arguments.names.is_empty() || arguments.names.iter().any(|name| name == fault.name);
-    let chosen: Vec<_> = FAULTS.iter().filter(named).collect();
+    let chosen: Vec<_> = faults::all().filter(named).collect();
     ensure!(!chosen.is_empty(), "no fault with this name; `cargo xtask mutate --list` shows all");
     if arguments.list {
         for fault in chosen {
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn every_fault_applies_to_the_sources() {
-        for fault in FAULTS {
+        for fault in faults::all() {
             planted(workspace::root(), fault).unwrap();
         }
     }

@@ -1,7 +1,7 @@
 //! Strong reads by lease: served at once while no other leader is possible, and never later.
 
 use flotilla_kv::Answer;
-use flotilla_replication::{ApplyTask, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request};
+use flotilla_replication::{ApplyTask, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request, RequestError};
 use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, Timestamp, WalSequence};
 use rand::RngExt as _;
 
@@ -119,6 +119,20 @@ fn without_leases_every_read_needs_a_quorum_round() {
     world.read_for_ms(leader, 500);
     let reads = world.reads_of(leader);
     assert!(reads.by_round > 30 && reads.by_lease == 0, "{reads:?}");
+}
+
+/// Ticks visit it, although nothing arrives any more.
+#[test]
+fn a_read_that_no_quorum_confirms_is_answered_at_its_deadline() {
+    for seed in seeds(3) {
+        let (mut world, leader) = world_with_leader(seed);
+        assert!(!world.has_lease(leader));
+        world.isolate(leader);
+        let asked = world.request(leader, get(key("read")), 100, Some(Freshness::Strong));
+        world.run_ms(300);
+        assert_eq!(world.leader().map(|(node, _)| node), Some(leader), "it has not noticed the isolation");
+        assert_eq!(world.answers.get(&asked), Some(&Err(RequestError::Deadline)));
+    }
 }
 
 /// The lease is checked after the read was received, so a process that was stopped in between starts a round.
