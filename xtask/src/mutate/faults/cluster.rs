@@ -33,9 +33,9 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "stale-metadata-accepted",
         what: "a node accepts stale metadata",
-        file: "crates/control/src/core/cluster_view.rs",
-        before: "        meta.version() > self.meta.version()",
-        after: "        meta.version() != self.meta.version()",
+        file: "crates/control/src/core/routing.rs",
+        before: "        if meta.version() <= self.meta.version() {",
+        after: "        if meta.version() == self.meta.version() {",
         runner: Runner::Simulator,
         also: None,
     },
