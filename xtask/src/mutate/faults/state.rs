@@ -157,15 +157,6 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
-        name: "pins-not-counted",
-        what: "an object that one pull releases is deleted although another pull needs it",
-        file: "crates/storage/src/pins.rs",
-        before: "        *pins.get_mut() -= 1;",
-        after: "        *pins.get_mut() = 0;",
-        runner: Runner::Tests("flotilla-storage"),
-        also: None,
-    },
-    Fault {
         name: "upkeep-before-its-version",
         what: "an entry without commands removes many records although the shard has not switched to version 2",
         file: "crates/kv/src/machine.rs",
