@@ -21,7 +21,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) context: &'a ReadContext<'a>,
     pub(crate) records: &'a dyn StateReader,
-    pub(crate) stats: &'a RecordStats,
+    /// The statistics of that state, if it is the machine's current one.
+    pub(crate) stats: Option<&'a RecordStats>,
     /// The shard's clock.
     pub(crate) clock_ms: u64,
 }
@@ -125,17 +126,20 @@ impl Reading<'_> {
         }
     }
 
-    fn count(&self, range: KeyRange) -> Result<Answer, MachineError> {
+    fn count(&self, mut range: KeyRange) -> Result<Answer, MachineError> {
         if range.is_empty() {
             return Ok(Answer::Count { records: 0, bytes: 0 });
         }
         let shard = &self.context.descriptor.range;
         if covers(&range, shard) {
-            if self.stats.expires_between(self.clock_ms, self.context.now.millis()) {
-                return Ok(Answer::ClockAdvanceNeeded);
+            if let Some(stats) = self.stats {
+                if stats.expires_between(self.clock_ms, self.context.now.millis()) {
+                    return Ok(Answer::ClockAdvanceNeeded);
+                }
+                let (records, bytes) = stats.live(self.clock_ms);
+                return Ok(Answer::Count { records, bytes });
             }
-            let (records, bytes) = self.stats.live(self.clock_ms);
-            return Ok(Answer::Count { records, bytes });
+            range = shard.clone();
         }
         if !covers(shard, &range) {
             return Ok(Answer::WrongShard);
