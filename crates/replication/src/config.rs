@@ -32,6 +32,10 @@ pub struct HostConfig {
     pub log_bytes_max: u64,
     /// Checkpoints in progress at a time.
     pub checkpoints_parallel_max: usize,
+    /// Threads for reads that may wait for the disk, of queries and of entries; at least 1. With one, a query
+    /// can hold up cold writes. Choose more when the disk serves several reads at a time, or when many
+    /// records are larger than memory.
+    pub read_threads: usize,
     /// Checkpointed entries kept in the log for followers that lag a little.
     pub log_tail_entries: u64,
     /// Milliseconds that a peer's wall clock may be ahead of ours; beyond it, the peer's messages are
@@ -92,6 +96,7 @@ impl Default for HostConfig {
             memtables_bytes_max: 128 << 20,
             log_bytes_max: 64 << 20,
             checkpoints_parallel_max: 2,
+            read_threads: 4,
             log_tail_entries: 1_024,
             clock_ahead_ms_max: 500,
             leases: Leases::On { drift_percent: 10 },
@@ -143,6 +148,7 @@ impl HostConfig {
             ("memtable_bytes_max", self.memtable_bytes_max as u64),
             ("log_bytes_max", self.log_bytes_max),
             ("checkpoints_parallel_max", self.checkpoints_parallel_max as u64),
+            ("read_threads", self.read_threads as u64),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(HostConfigError::Zero(name));

@@ -30,7 +30,7 @@ use flotilla_types::{
 };
 
 use crate::{FolderTrust, HostConfig};
-pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, ReplicaStatus, Write};
+pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
 pub use input::{Answer, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};

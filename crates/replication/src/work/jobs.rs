@@ -39,6 +39,13 @@ pub enum Job {
     },
     /// Load a replica's records.
     Load(Load),
+    /// Remove the records of a destroyed replica.
+    Destroy {
+        /// The replica.
+        replica: ReplicaId,
+        /// How often this has failed already.
+        failures: u32,
+    },
 }
 
 /// What follows from a job.
@@ -97,6 +104,13 @@ impl Job {
                 engine.release(&objects);
                 JobResult::Done
             }
+            Self::Destroy { replica, failures } => match engine.destroy(replica) {
+                Ok(()) => JobResult::Done,
+                Err(error) => {
+                    let again = |failures| Self::Destroy { replica, failures };
+                    after_failure(replica, error, failures, again, |_| JobResult::Done)
+                }
+            },
             Self::Load(load) => match load.run(engine) {
                 Ok(()) => JobResult::Loaded(load, Ok(())),
                 Err(error) => {

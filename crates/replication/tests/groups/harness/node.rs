@@ -8,7 +8,7 @@ use std::{
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
     Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Notice, Outgoing, ReplicaStatus,
-    first_sequence,
+    Returned, Slow, first_sequence,
 };
 use flotilla_storage::{
     EngineError, Log as _, LogBatch, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _,
@@ -22,6 +22,9 @@ use super::{Event, Frame, WALL_MS, World};
 const WORKERS: usize = 2;
 /// Objects in one response of a pull.
 const OBJECTS_PER_ANSWER: usize = 2;
+
+/// Records that are not in memory when they are read.
+const MISSES_PERCENT: u32 = 10;
 
 /// A copy of a node's data folder.
 #[derive(Default)]
@@ -51,6 +54,9 @@ pub(crate) struct Running {
     awake: bool,
     wal: Wal,
     tasks: VecDeque<Task>,
+    /// Work of the pool, by number.
+    slow: BTreeMap<u64, Slow<u64>>,
+    slow_started: u64,
     jobs: VecDeque<Job>,
     working: usize,
 }
@@ -80,6 +86,7 @@ struct WriteInFlight {
 enum Task {
     Run(ApplyTask<u64>),
     Loaded(Load, Result<(), EngineError>),
+    Returned(Returned<u64>),
 }
 
 #[derive(Clone)]
@@ -88,6 +95,7 @@ pub(crate) enum Job {
     InstallCheckpoint(ReplicaId, Checkpoint),
     Release(Vec<ObjectId>),
     Load(Load),
+    Destroy(ReplicaId),
 }
 
 /// An event on a node.
@@ -99,6 +107,8 @@ pub(crate) enum NodeEvent {
     Synced,
     /// The apply thread completes its first task.
     Applied,
+    /// A thread of the pool does this work.
+    Slow(u64),
     /// A background job is done.
     Worked(Job),
     /// The next response of a pull arrives.
@@ -121,6 +131,8 @@ impl std::fmt::Debug for NodeEvent {
             Self::Wake => f.write_str("wake"),
             Self::Synced => f.write_str("synced"),
             Self::Applied => f.write_str("applied"),
+            Self::Slow(number) => write!(f, "slow {number}"),
+            Self::Worked(Job::Destroy(replica)) => write!(f, "removed {replica}"),
             Self::Worked(Job::Build(replica)) => write!(f, "built {replica}"),
             Self::Worked(Job::InstallCheckpoint(replica, checkpoint)) => {
                 write!(f, "installed {replica} {}", checkpoint.position.index)
@@ -135,15 +147,9 @@ impl std::fmt::Debug for NodeEvent {
 
 impl Node {
     pub(crate) fn new(id: NodeId, skew_ms: u64) -> Self {
-        Self {
-            id,
-            log: MemoryLog::default(),
-            engine: MemoryEngine::default(),
-            running: None,
-            life: 0,
-            incarnation: Incarnation(0),
-            skew_ms,
-        }
+        let engine = MemoryEngine::default();
+        engine.set_misses(MISSES_PERCENT);
+        Self { id, log: MemoryLog::default(), engine, running: None, life: 0, incarnation: Incarnation(0), skew_ms }
     }
 
     pub(crate) fn status(&self) -> Vec<ReplicaStatus> {
@@ -180,6 +186,8 @@ impl World {
                 in_flight: None,
             },
             tasks: VecDeque::new(),
+            slow: BTreeMap::new(),
+            slow_started: 0,
             jobs: VecDeque::new(),
             working: 0,
         }));
@@ -222,6 +230,7 @@ impl World {
         assert!(node.running.is_none(), "{id} runs");
         node.log = backup.log.reopen_with(LogEvidence::Unknown);
         node.engine = backup.engine.reopen();
+        node.engine.set_misses(MISSES_PERCENT);
         self.checks.forget(node.log.replicas().unwrap());
     }
 
@@ -279,6 +288,7 @@ impl World {
             NodeEvent::Wake => world.wake(node, running),
             NodeEvent::Synced => world.synced(node, running),
             NodeEvent::Applied => world.applied(node, running),
+            NodeEvent::Slow(number) => world.do_slow(node, running, number),
             NodeEvent::Worked(job) => world.worked(node, running, job),
             NodeEvent::Pulled { replica, from, checkpoint, missing } => {
                 world.pull(node, running, replica, from, checkpoint, missing);
@@ -462,11 +472,22 @@ impl World {
         match running.tasks.pop_front() {
             Some(Task::Run(task)) => running.applier.run(wall_ms, task, &mut out),
             Some(Task::Loaded(load, result)) => running.applier.loaded(wall_ms, &load, result, &mut out),
+            Some(Task::Returned(returned)) => running.applier.returned(wall_ms, returned, &mut out),
             None => return,
         }
         assert!(out.fatal.is_none(), "{}: {:?}", node.id, out.fatal);
         for load in out.loads {
             self.work(node, running, Job::Load(load));
+        }
+        for replica in out.destroyed {
+            self.work(node, running, Job::Destroy(replica));
+        }
+        for slow in out.slow {
+            running.slow_started += 1;
+            running.slow.insert(running.slow_started, slow);
+            let delay_us_max = if self.rng.random_bool(0.1) { 100_000 } else { 5_000 };
+            let delay_us = self.rng.random_range(10..delay_us_max);
+            self.later(node, delay_us, NodeEvent::Slow(running.slow_started));
         }
         for (reply, answer) in out.replies {
             self.answered(reply, answer);
@@ -478,6 +499,19 @@ impl World {
             self.take(node, running, input);
         }
         self.start_task(node, running);
+    }
+
+    fn do_slow(&mut self, node: &Node, running: &mut Running, number: u64) {
+        let Some(slow) = running.slow.remove(&number) else { return };
+        let done = slow.run(self.now_ms(), &node.engine);
+        assert!(done.fatal.is_none(), "{}: {:?}", node.id, done.fatal);
+        for (reply, answer) in done.replies {
+            self.answered(reply, answer);
+        }
+        if let Some(returned) = done.returned {
+            running.tasks.push_back(Task::Returned(returned));
+            self.apply(node, running);
+        }
     }
 
     fn work(&mut self, node: &Node, running: &mut Running, job: Job) {
@@ -510,6 +544,7 @@ impl World {
                 self.take(node, running, Input::CheckpointInstalled { replica });
             }
             Job::Release(objects) => node.engine.release(&objects),
+            Job::Destroy(replica) => node.engine.destroy(replica).unwrap(),
             Job::Load(load) => {
                 let result = load.run(&node.engine);
                 running.tasks.push_back(Task::Loaded(load, result));
