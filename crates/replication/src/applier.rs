@@ -11,6 +11,7 @@ mod slow;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     sync::{Arc, atomic::AtomicUsize},
 };
 
@@ -33,25 +34,62 @@ use crate::{Answer, ApplyTask, Batch, Input, Query, RequestError};
 const WAITING_MAX: usize = 4_096;
 
 /// Makes the state machine of a shard.
-pub type MachineFactory = Box<dyn Fn(ShardId) -> Box<dyn StateMachine> + Send>;
+pub type MachineFactory = Arc<dyn Fn(ShardId) -> Box<dyn StateMachine> + Send + Sync>;
 
-/// A replica's records that must be loaded before its tasks continue.
-#[derive(Debug, Clone)]
+/// A replica's records and its state machine, which must be loaded before its tasks continue.
+#[derive(Clone)]
 pub struct Load {
     /// The replica.
     pub replica: ReplicaId,
+    /// Its shard.
+    pub shard: ShardId,
     /// The checkpoint that names them.
     pub checkpoint: Checkpoint,
     /// Whether the checkpoint is a snapshot that replaces the replica's records.
     pub replaces: bool,
     /// How often this has failed already.
     pub failures: u32,
+    machines: MachineFactory,
+}
+
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { replica, shard, checkpoint, replaces, failures, .. } = self;
+        write!(f, "Load {replica} of {shard} at {} replaces {replaces} ", checkpoint.position.index)?;
+        write!(f, "failures {failures}")
+    }
+}
+
+/// What a load has made.
+pub struct Loaded(Box<Ready>);
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Loaded at {}", self.0.position.index)
+    }
 }
 
 impl Load {
-    /// Loads the records; slow. The engine claims the objects of an installed snapshot, so the pull's pins
-    /// are released, unless the load is to be repeated.
-    pub fn run(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
+    /// Loads the records and restores the state machine; slow.
+    pub fn run(&self, engine: &dyn StateEngine) -> Result<Loaded, MachineError> {
+        self.load_records(engine)?;
+        let Self { replica, shard, checkpoint, .. } = self;
+        let reader = engine.reader(*replica)?;
+        let (clock, system) = split_system(engine.system(checkpoint)?)?;
+        let mut machine = (self.machines)(*shard);
+        machine.restore(&system, &*reader)?;
+        let position = checkpoint.position.clone();
+        Ok(Loaded(Box::new(Ready { shard: *shard, machine, reader, position, clock, slow_reads: Arc::default() })))
+    }
+
+    /// The same load after so many failures.
+    pub(crate) fn again(&self, failures: u32) -> Self {
+        Self { failures, ..self.clone() }
+    }
+
+    /// The engine claims the objects of an installed snapshot, so the pull's pins are released, unless the
+    /// load is to be repeated.
+    fn load_records(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
         if self.replaces {
             let installed = engine.install_snapshot(self.replica, &self.checkpoint);
             let repeated = matches!(&installed, Err(error) if remedy(error) == Remedy::Retry);
@@ -99,7 +137,6 @@ impl<T> Default for Applied<T> {
 #[expect(clippy::large_enum_variant, reason = "one per replica, seldom in the large variant")]
 enum Slot<T> {
     Loading {
-        shard: ShardId,
         checkpoint: Checkpoint,
         waiting: VecDeque<ApplyTask<T>>,
     },
@@ -184,8 +221,16 @@ impl<T> Applier<T> {
                 if !replaces {
                     self.engine.claim(replica, &checkpoint);
                 }
-                out.loads.push(Load { replica, checkpoint: checkpoint.clone(), replaces, failures: 0 });
-                self.slots.insert(replica, Slot::Loading { shard, checkpoint, waiting: VecDeque::new() });
+                let machines = self.machines.clone();
+                out.loads.push(Load {
+                    replica,
+                    shard,
+                    checkpoint: checkpoint.clone(),
+                    replaces,
+                    failures: 0,
+                    machines,
+                });
+                self.slots.insert(replica, Slot::Loading { checkpoint, waiting: VecDeque::new() });
             }
             // Only reads are bounded here; the core bounds waiting entries.
             (Some(Slot::Loading { waiting, .. }), task) => wait(waiting, task, out),
@@ -214,8 +259,8 @@ impl<T> Applier<T> {
         }
     }
 
-    /// Completes a load: restores the state machine and runs the tasks that waited.
-    pub fn loaded(&mut self, wall_ms: u64, load: &Load, result: Result<(), EngineError>, out: &mut Applied<T>) {
+    /// Completes a load: runs the tasks that waited.
+    pub fn loaded(&mut self, wall_ms: u64, load: &Load, result: Result<Loaded, MachineError>, out: &mut Applied<T>) {
         let replica = load.replica;
         if !self.slots.contains_key(&replica) {
             // Closed while it was loading: the load has opened it in the engine again.
@@ -226,19 +271,18 @@ impl<T> Applier<T> {
         if *checkpoint != load.checkpoint {
             return;
         }
-        let Some(Slot::Loading { shard, checkpoint, waiting }) = self.slots.remove(&replica) else { return };
-        let restored = result.map_err(MachineError::from).and_then(|()| self.restore(replica, shard, &checkpoint));
-        match restored {
-            Ok(ready) => {
+        let Some(Slot::Loading { waiting, .. }) = self.slots.remove(&replica) else { return };
+        match result {
+            Ok(Loaded(ready)) => {
                 let version = ready.machine.version();
                 out.inputs.push(Input::Opened { replica, index: ready.position.index, clock: ready.clock, version });
-                self.slots.insert(replica, Slot::Ready(Box::new(ready)));
+                self.slots.insert(replica, Slot::Ready(ready));
                 for task in waiting {
                     self.run(wall_ms, task, out);
                 }
             }
             Err(error) => {
-                tracing::error!(%replica, %shard, %error, "a replica's records cannot be loaded");
+                tracing::error!(%replica, shard = %load.shard, %error, "a replica's records cannot be loaded");
                 drop_tasks(waiting, out);
                 self.slots.insert(replica, Slot::Broken);
                 on_failure(replica, error, out);
@@ -276,15 +320,6 @@ impl<T> Applier<T> {
             Some(Slot::Away { .. }) => Contents::Moving,
             Some(Slot::Loading { .. } | Slot::Broken) | None => Contents::NotServing,
         }
-    }
-
-    fn restore(&self, replica: ReplicaId, shard: ShardId, checkpoint: &Checkpoint) -> Result<Ready, MachineError> {
-        let reader = self.engine.reader(replica)?;
-        let (clock, system) = split_system(self.engine.system(checkpoint)?)?;
-        let mut machine = (self.machines)(shard);
-        machine.restore(&system, &*reader)?;
-        let position = checkpoint.position.clone();
-        Ok(Ready { shard, machine, reader, position, clock, slow_reads: Arc::default() })
     }
 }
 

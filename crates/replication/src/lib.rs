@@ -15,7 +15,7 @@ mod host;
 pub mod work;
 
 pub use applier::{
-    Applied, Applier, Contents, Load, MachineFactory, ReplicaContents, Returned, SLOW_READS_MAX,
+    Applied, Applier, Contents, Load, Loaded, MachineFactory, ReplicaContents, Returned, SLOW_READS_MAX,
     SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead,
 };
 pub use batch::{Batch, BatchError};

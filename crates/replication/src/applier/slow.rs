@@ -171,8 +171,14 @@ impl<T> SlowApply<T> {
         let Self { replica, mut ready, committed } = self;
         let mut out = Applied::default();
         let result = ready.apply(replica, committed, Recalled::default(), engine, &mut out);
-        let Applied { inputs, replies, fatal, .. } = out;
-        SlowDone { replies, returned: Some(Returned { replica, ready, result, inputs }), fatal }
+        let Applied { inputs, replies, .. } = out;
+        match result {
+            // At once, and not only when the replica is back.
+            Err(error) if remedy(&error) != Remedy::AbandonReplica => {
+                SlowDone { replies, returned: None, fatal: Some(error) }
+            }
+            result => SlowDone { replies, returned: Some(Returned { replica, ready, result, inputs }), fatal: None },
+        }
     }
 }
 

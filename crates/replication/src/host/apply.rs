@@ -4,7 +4,7 @@
 use std::sync::{Arc, mpsc};
 
 use flotilla_failpoints::{Place, is_enabled, reached};
-use flotilla_storage::EngineError;
+use flotilla_storage::MachineError;
 use flotilla_types::{Entry, EntryKind, ReplicaId};
 use tokio::sync::oneshot;
 
@@ -13,11 +13,11 @@ use super::{
     inline::{Progress, Worker},
     pool::Pool,
 };
-use crate::{Applied, Applier, ApplyTask, Contents, Load, Returned, clock, work};
+use crate::{Applied, Applier, ApplyTask, Contents, Load, Loaded, Returned, clock, work};
 
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
-    Loaded(Load, Result<(), EngineError>),
+    Loaded(Load, Result<Loaded, MachineError>),
     Returned(Returned<Reply>),
     /// Report a replica's contents.
     Contents(ReplicaId, oneshot::Sender<Contents>),

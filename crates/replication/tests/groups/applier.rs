@@ -21,7 +21,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::harness::{SHARD, WALL_MS, descriptor, key, seeds};
 
 const REPLICA: ReplicaId = ReplicaId(1);
-/// All of them are written by each entry.
+/// Counters, to all of which each entry adds one: their values are the entry's index.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 /// A deadline that no test reaches.
 const LATER_MS: u64 = 1_000_000;
@@ -42,7 +42,7 @@ impl Bench {
     fn new(misses_percent: u32) -> Self {
         let engine = MemoryEngine::default();
         engine.set_misses(misses_percent);
-        let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
         let mut bench = Self {
             applier: Applier::new(Arc::new(engine.clone()), machines),
             engine,
@@ -111,11 +111,11 @@ impl Bench {
         self.next_caller
     }
 
-    /// Passes on an entry that stores its index under every name, and what its caller will be answered.
-    fn write(&mut self) -> u64 {
-        self.index += 1;
+    /// Passes on so many entries in one task, and returns the caller of the last one.
+    fn write(&mut self, count: u64) -> u64 {
+        let entries = (1..=count).map(|n| entry(self.index + n)).collect();
+        self.index += count;
         let caller = self.caller();
-        let entries = vec![entry(self.index)];
         self.run(ApplyTask::Apply {
             replica: REPLICA,
             entries,
@@ -142,20 +142,26 @@ impl Bench {
     }
 }
 
-/// A command without a session that stores one value under some names.
-pub(crate) fn put(names: &[&str], value: &str) -> Bytes {
+/// A command without a session that does this with some records.
+fn command(names: &[&str], action: &Action) -> Bytes {
     let operation = |name: &&str| Operation {
         key: key(name),
         condition: None,
         otherwise: Otherwise::Refuse,
-        action: Action::Put { value: Bytes::from(value.to_owned()), expiry: Expiry::Never, return_old: false },
+        action: action.clone(),
     };
     let operations = names.iter().map(operation).collect();
     encode_command(&Command { expires_at_ms: u64::MAX >> 16, operations, ..Command::empty() })
 }
 
+/// A command without a session that stores a value.
+pub(crate) fn put(name: &str, value: &'static str) -> Bytes {
+    let value = Bytes::from_static(value.as_bytes());
+    command(&[name], &Action::Put { value, expiry: Expiry::Never, return_old: false })
+}
+
 fn entry(index: u64) -> Entry {
-    let command = put(&NAMES, &index.to_string());
+    let command = command(&NAMES, &Action::Add { delta: 1 });
     let timestamp = Timestamp::from_millis(WALL_MS + index);
     Entry {
         index: LogIndex(index),
@@ -195,7 +201,7 @@ fn reads_see_the_entries_before_them_and_none_after() {
         let mut writers = Vec::new();
         for _ in 0..300 {
             match rng.random_range(0..20) {
-                0..7 => writers.push(bench.write()),
+                0..7 => writers.push(bench.write(rng.random_range(1..=3))),
                 7..12 => {
                     let query = if rng.random_bool(0.5) { get() } else { scan() };
                     let index = bench.index;
@@ -254,7 +260,7 @@ fn reads_see_the_entries_before_them_and_none_after() {
 #[test]
 fn what_memory_answers_waits_for_nothing() {
     let mut bench = Bench::new(0);
-    let (writer, reader) = (bench.write(), bench.read(&get(), LATER_MS));
+    let (writer, reader) = (bench.write(1), bench.read(&get(), LATER_MS));
     assert!(bench.slow.is_empty() && bench.answers[&writer].is_ok());
     assert_eq!(values(bench.answers[&reader].as_ref().unwrap()), ["1"; 4]);
 }
@@ -262,7 +268,7 @@ fn what_memory_answers_waits_for_nothing() {
 #[test]
 fn tasks_wait_for_a_replica_that_is_away_and_reads_only_up_to_a_bound() {
     let mut bench = Bench::new(100);
-    let writers = [bench.write(), bench.write()];
+    let writers = [bench.write(1), bench.write(1)];
     assert!(matches!(bench.slow[..], [Slow::Apply(_)]), "one task of entries at a time: {:?}", bench.slow);
     assert!(matches!(bench.applier.contents(REPLICA), Contents::Moving));
     let readers: Vec<_> = (0..4_200).map(|_| bench.read(&get(), LATER_MS)).collect();
@@ -277,7 +283,7 @@ fn tasks_wait_for_a_replica_that_is_away_and_reads_only_up_to_a_bound() {
 #[test]
 fn slow_reads_are_bounded_and_keep_their_deadlines() {
     let mut bench = Bench::new(0);
-    bench.write();
+    bench.write(1);
     bench.engine.set_misses(100);
     let readers: Vec<_> = (0..=SLOW_READS_PER_REPLICA_MAX).map(|_| bench.read(&get(), 1_000)).collect();
     assert_eq!(bench.slow.len(), SLOW_READS_PER_REPLICA_MAX);

@@ -210,7 +210,7 @@ async fn start(disk: &Arc<HangingDisk>, read_threads: usize) -> Host {
         config: HostConfig { read_threads, ..HostConfig::default() },
         log: Arc::new(MemoryLog::default()),
         engine: Arc::new(Engine { memory: MemoryEngine::default(), disk: disk.clone() }),
-        machines: Box::new(|_| Box::new(KvMachine::new(Limits::default()))),
+        machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
         seed: 7,
         notices: Box::new(|_| {}),
         fatal: Arc::new(|reason| panic!("{reason}")),
@@ -228,7 +228,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
 }
 
 async fn put(host: &Handle, shard: ShardId, name: &str) -> Result<Bytes, RequestError> {
-    let outcome = host.propose(shard, None, applier::put(&[name], "value"), TIMEOUT).await?;
+    let outcome = host.propose(shard, None, applier::put(name, "value"), TIMEOUT).await?;
     assert!(matches!(decode_outcome(outcome.clone()), Ok(Outcome::Done { .. })));
     Ok(outcome)
 }

@@ -2,10 +2,10 @@
 //! order of work.
 
 use flotilla_replication::{
-    Applied, ApplyTask, Background, Effects, Input, Load, Notice, Outgoing, Returned,
+    Applied, ApplyTask, Background, Effects, Input, Load, Loaded, Notice, Outgoing, Returned,
     work::{self, Job, JobResult, Pull, PullError},
 };
-use flotilla_storage::EngineError;
+use flotilla_storage::MachineError;
 use flotilla_types::{NodeId, ReplicaId};
 use rand::RngExt as _;
 
@@ -24,7 +24,7 @@ const PULL_TIMEOUT_MS: u64 = 20_000;
 /// A task in the queue of the apply thread.
 pub(super) enum ApplyJob {
     Run(ApplyTask<u64>),
-    Loaded(Load, Result<(), EngineError>),
+    Loaded(Load, Result<Loaded, MachineError>),
     Returned(Returned<u64>),
 }
 

@@ -362,7 +362,7 @@ impl World {
 }
 
 fn machines(published: Arc<Mutex<Option<Arc<MetaState>>>>, limits: Limits) -> flotilla_replication::MachineFactory {
-    Box::new(move |shard| {
+    Arc::new(move |shard| {
         if shard == ShardId::META {
             let published = published.clone();
             Box::new(MetaMachine::new(Box::new(move |state| *published.lock() = Some(state))))

@@ -7,11 +7,11 @@ use std::{
 
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
-    Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Notice, Outgoing, ReplicaStatus,
+    Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Loaded, Notice, Outgoing, ReplicaStatus,
     Returned, Slow, first_sequence,
 };
 use flotilla_storage::{
-    EngineError, Log as _, LogBatch, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _,
+    EngineError, Log as _, LogBatch, LogEvidence, MachineError, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _,
 };
 use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ObjectId, ReplicaId, WalSequence};
 use rand::RngExt as _;
@@ -85,7 +85,7 @@ struct WriteInFlight {
 
 enum Task {
     Run(ApplyTask<u64>),
-    Loaded(Load, Result<(), EngineError>),
+    Loaded(Load, Result<Loaded, MachineError>),
     Returned(Returned<u64>),
 }
 
@@ -170,7 +170,7 @@ impl World {
         let (log, engine) = (Arc::new(node.log.clone()), Arc::new(node.engine.clone()));
         let mut effects = Effects::default();
         let core = Core::open(id, node.incarnation, config, log.clone(), seed, &mut effects).unwrap();
-        let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
         let next = first_sequence(node.incarnation).max(log.recovered()).next();
         node.running = Some(Box::new(Running {
             core,
