@@ -169,6 +169,9 @@ pub(crate) struct Settings {
     /// Log entries that a checkpoint leaves in the log, for followers that lag slightly [default: 1024]
     #[arg(long, env = "FLOTILLA_LOG_TAIL_ENTRIES", value_name = "N")]
     log_tail_entries: Option<u64>,
+    /// Threads for reads that may wait for the disk [default: 4]
+    #[arg(long, env = "FLOTILLA_READ_THREADS", value_name = "N")]
+    read_threads: Option<usize>,
     /// Bytes of a file that only takes up space; a start on a full disk deletes it, so that the node can
     /// start; 0 for none [default: 67108864]
     #[arg(long, env = "FLOTILLA_BALLAST_BYTES", value_name = "BYTES")]
@@ -263,6 +266,7 @@ impl Settings {
             view: self.view.or(file.view),
             log_bytes: self.log_bytes.or(file.log_bytes),
             log_tail_entries: self.log_tail_entries.or(file.log_tail_entries),
+            read_threads: self.read_threads.or(file.read_threads),
             ballast_bytes: self.ballast_bytes.or(file.ballast_bytes),
             cors_origins: self.cors_origins.or(file.cors_origins),
             log_format: self.log_format.or(file.log_format),
@@ -287,6 +291,7 @@ impl Settings {
             memtable_bytes_max: self.memtable_bytes.unwrap_or(defaults.memtable_bytes_max),
             log_bytes_max: self.log_bytes.unwrap_or(defaults.log_bytes_max),
             log_tail_entries: self.log_tail_entries.unwrap_or(defaults.log_tail_entries),
+            read_threads: self.read_threads.unwrap_or(defaults.read_threads),
             raft: RaftConfig {
                 election_ticks: self.election_ticks.unwrap_or(defaults.raft.election_ticks),
                 heartbeat_ticks: self.heartbeat_ticks.unwrap_or(defaults.raft.heartbeat_ticks),
@@ -391,6 +396,7 @@ mod tests {
             ("--memtable-bytes", config.host.memtable_bytes_max.to_string()),
             ("--log-bytes", config.host.log_bytes_max.to_string()),
             ("--log-tail-entries", config.host.log_tail_entries.to_string()),
+            ("--read-threads", config.host.read_threads.to_string()),
             ("--ballast-bytes", config.ballast_bytes.to_string()),
             ("--log", config.log),
         ] {
