@@ -136,8 +136,11 @@ impl<T> Default for Applied<T> {
 
 #[expect(clippy::large_enum_variant, reason = "one per replica, seldom in the large variant")]
 enum Slot<T> {
+    /// Loads of one replica run one after the other: an earlier one that is retried must not replace what a
+    /// later one has loaded.
     Loading {
-        checkpoint: Checkpoint,
+        /// The load that follows and makes this one outdated.
+        next: Option<ApplyTask<T>>,
         waiting: VecDeque<ApplyTask<T>>,
     },
     Ready(Box<Ready>),
@@ -206,31 +209,31 @@ impl<T> Applier<T> {
         let replica = replica_of(&task);
         match (self.slots.get_mut(&replica), task) {
             // Everything waits for a replica that is away, so that no change of the engine meets its writes.
-            (Some(Slot::Away { waiting }), task) => wait_for_return(waiting, task, out),
+            (Some(Slot::Away { waiting }), task) => {
+                if matches!(task, ApplyTask::Close { .. }) {
+                    release_snapshots(&*self.engine, &*waiting);
+                    drop_tasks(std::mem::take(waiting), out);
+                }
+                wait(waiting, task, out);
+            }
             (_, ApplyTask::Close { .. }) => {
-                if let Some(Slot::Loading { waiting, .. }) = self.slots.remove(&replica) {
+                if let Some(Slot::Loading { next, waiting }) = self.slots.remove(&replica) {
+                    release_snapshots(&*self.engine, &next);
                     drop_tasks(waiting, out);
                 }
                 out.destroyed.push(replica);
             }
-            (slot, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
-                // This load supersedes the pending one, and tasks that waited for that are outdated.
-                if let Some(Slot::Loading { waiting, .. }) = slot {
-                    drop_tasks(std::mem::take(waiting), out);
-                }
+            (Some(Slot::Loading { next, waiting }), open @ ApplyTask::Open { .. }) => {
+                drop_tasks(std::mem::take(waiting), out);
+                release_snapshots(&*self.engine, &next.replace(open));
+            }
+            (_, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
                 if !replaces {
                     self.engine.claim(replica, &checkpoint);
                 }
                 let machines = self.machines.clone();
-                out.loads.push(Load {
-                    replica,
-                    shard,
-                    checkpoint: checkpoint.clone(),
-                    replaces,
-                    failures: 0,
-                    machines,
-                });
-                self.slots.insert(replica, Slot::Loading { checkpoint, waiting: VecDeque::new() });
+                out.loads.push(Load { replica, shard, checkpoint, replaces, failures: 0, machines });
+                self.slots.insert(replica, Slot::Loading { next: None, waiting: VecDeque::new() });
             }
             // Only reads are bounded here; the core bounds waiting entries.
             (Some(Slot::Loading { waiting, .. }), task) => wait(waiting, task, out),
@@ -266,12 +269,15 @@ impl<T> Applier<T> {
             // Closed while it was loading: the load has opened it in the engine again.
             out.destroyed.push(replica);
         }
-        let Some(Slot::Loading { checkpoint, .. }) = self.slots.get(&replica) else { return };
-        // A newer load is in flight.
-        if *checkpoint != load.checkpoint {
+        if !matches!(self.slots.get(&replica), Some(Slot::Loading { .. })) {
             return;
         }
-        let Some(Slot::Loading { waiting, .. }) = self.slots.remove(&replica) else { return };
+        let Some(Slot::Loading { next, waiting }) = self.slots.remove(&replica) else { return };
+        if let Some(open) = next {
+            self.run(wall_ms, open, out);
+            waiting.into_iter().for_each(|task| self.run(wall_ms, task, out));
+            return;
+        }
         match result {
             Ok(Loaded(ready)) => {
                 let version = ready.machine.version();
@@ -512,12 +518,13 @@ fn wait<T>(waiting: &mut VecDeque<ApplyTask<T>>, task: ApplyTask<T>, out: &mut A
     }
 }
 
-/// Lets a task wait for its replica to come back. A replica that is to be closed need not run the others.
-fn wait_for_return<T>(waiting: &mut VecDeque<ApplyTask<T>>, task: ApplyTask<T>, out: &mut Applied<T>) {
-    if matches!(task, ApplyTask::Close { .. }) {
-        drop_tasks(std::mem::take(waiting), out);
+/// Removes the pins on objects of snapshots that will not be loaded.
+fn release_snapshots<'a, T: 'a>(engine: &dyn StateEngine, tasks: impl IntoIterator<Item = &'a ApplyTask<T>>) {
+    for task in tasks {
+        if let ApplyTask::Open { checkpoint, replaces: true, .. } = task {
+            engine.release(&checkpoint.objects().collect::<Vec<_>>());
+        }
     }
-    wait(waiting, task, out);
 }
 
 fn replica_of<T>(task: &ApplyTask<T>) -> ReplicaId {
