@@ -1,5 +1,7 @@
 //! Bounds and timing of a shard host.
 
+use std::{num::NonZero, thread};
+
 /// Settings of a shard host: timing, batches, checkpoints, queues. Byte bounds may be exceeded by one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostConfig {
@@ -33,8 +35,9 @@ pub struct HostConfig {
     /// Checkpoints in progress at a time.
     pub checkpoints_parallel_max: usize,
     /// Threads for reads that may wait for the disk, of queries and of entries; at least 1. With one, a query
-    /// can hold up cold writes. Choose more when the disk serves several reads at a time, or when many
-    /// records are larger than memory.
+    /// can hold up cold writes. By default as many as processors, 2 to 8: a read that misses the index cache
+    /// computes more than it waits, so that more threads would take processors from the raft thread. Choose
+    /// more for a disk that is slow and serves many reads at a time.
     pub read_threads: usize,
     /// Checkpointed entries kept in the log for followers that lag a little.
     pub log_tail_entries: u64,
@@ -96,7 +99,7 @@ impl Default for HostConfig {
             memtables_bytes_max: 128 << 20,
             log_bytes_max: 64 << 20,
             checkpoints_parallel_max: 2,
-            read_threads: 4,
+            read_threads: thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8),
             log_tail_entries: 1_024,
             clock_ahead_ms_max: 500,
             leases: Leases::On { drift_percent: 10 },

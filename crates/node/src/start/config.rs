@@ -169,7 +169,7 @@ pub(crate) struct Settings {
     /// Log entries that a checkpoint leaves in the log, for followers that lag slightly [default: 1024]
     #[arg(long, env = "FLOTILLA_LOG_TAIL_ENTRIES", value_name = "N")]
     log_tail_entries: Option<u64>,
-    /// Threads for reads that may wait for the disk [default: 4]
+    /// Threads for reads that may wait for the disk [default: as many as processors, 2 to 8]
     #[arg(long, env = "FLOTILLA_READ_THREADS", value_name = "N")]
     read_threads: Option<usize>,
     /// Bytes of a file that only takes up space; a start on a full disk deletes it, so that the node can
