@@ -16,7 +16,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use flotilla_client::{Client, ClientOptions};
 use flotilla_local_cluster::{
-    Cluster, ClusterError, ClusterOptions, DISK_TOOLS, NAMESPACE_TOOLS, Network, POWER_TOOLS, missing_privilege,
+    Cluster, ClusterError, ClusterOptions, DISK_TOOLS, NAMESPACE_TOOLS, Network, POWER_TOOLS, missing_memory_limit,
+    missing_privilege,
 };
 use serde::Serialize;
 
@@ -58,6 +59,8 @@ pub enum Needs {
     Namespaces,
     /// A node built with failpoints.
     Failpoints,
+    /// Root: a limit on the memory of a process.
+    MemoryLimit,
 }
 
 /// A running fault.
@@ -301,7 +304,7 @@ fn options(scenario: &Scenario, seed: u64, dir: &Path) -> ClusterOptions {
         Needs::Proxy => options.network = Network::Proxied { seed },
         Needs::Namespaces => options.network = Network::Namespaces,
         Needs::SmallDisk | Needs::PowerCut => options.disk_bytes = Some(DISK_BYTES),
-        Needs::Nothing | Needs::Failpoints => {}
+        Needs::Nothing | Needs::Failpoints | Needs::MemoryLimit => {}
     }
     options
 }
@@ -312,6 +315,7 @@ fn missing_requirement(scenario: &Scenario) -> Option<String> {
         Needs::SmallDisk => missing_privilege(DISK_TOOLS),
         Needs::PowerCut => missing_privilege(POWER_TOOLS),
         Needs::Namespaces => missing_privilege(NAMESPACE_TOOLS),
+        Needs::MemoryLimit => missing_memory_limit(),
         Needs::Nothing | Needs::Proxy | Needs::Failpoints => None,
     }
 }

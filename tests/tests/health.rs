@@ -51,6 +51,19 @@ async fn a_node_removed_by_force_is_missed_until_another_one_replaces_it() {
     wait_replicated(&cluster, &[1, 2, fourth]).await;
 }
 
+/// What it survives and whether something is wrong are two facts.
+#[tokio::test]
+async fn a_cluster_that_is_too_small_for_redundancy_has_no_problem_until_a_node_is_down() {
+    let is_small = |status: &ClusterStatus| status.replicated_shards == 0 && status.failures_survivable == 0;
+    let mut cluster = start(1).await;
+    wait_redundancy(&cluster, |status| is_small(status) && status.health.ok).await;
+    let second = cluster.add_node().await.expect("one more node");
+    cluster.wait_node(second).await.expect("a ready node");
+    wait_redundancy(&cluster, |status| is_small(status) && status.health.ok && status.nodes.len() == 2).await;
+    cluster.kill(second).expect("a running node");
+    wait_redundancy(&cluster, |status| is_small(status) && !status.health.ok).await;
+}
+
 /// Runs `flotilla digests` against these nodes; returns its exit code and report.
 fn digests(cluster: &Cluster, nodes: &[usize]) -> (Option<i32>, DigestReport) {
     let addresses: Vec<String> = nodes.iter().map(|i| cluster.http(*i).expect("a node")).collect();

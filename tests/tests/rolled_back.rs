@@ -8,7 +8,8 @@ use flotilla_local_cluster::Cluster;
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
 use flotilla_tests::support::{
-    Workload, WriteOutcome, client, eventually, start, status, wait_caught_up, wait_replicated, write_outcome,
+    Workload, WriteOutcome, client, eventually, replicas_of, start, status, wait_caught_up, wait_replicated,
+    write_outcome,
 };
 
 /// Deadline of a write that cannot succeed.
@@ -177,13 +178,6 @@ async fn back_up_and_restart(cluster: &mut Cluster, i: usize) {
     cluster.start_node(i).await.expect("a start on its data");
     cluster.wait_ready().await.expect("a ready cluster");
     wait_caught_up(cluster, i, i % 3 + 1).await;
-}
-
-/// The replicas on `node`, as node `i` reports them.
-async fn replicas_of(cluster: &Cluster, i: usize, node: NodeId) -> BTreeSet<(ShardId, ReplicaId)> {
-    let status = status(cluster, i).await;
-    let held = status.shards.iter().flat_map(|shard| shard.replicas.iter().map(|replica| (shard.id, replica)));
-    held.filter(|(_, replica)| replica.node == node).map(|(shard, replica)| (shard, replica.replica)).collect()
 }
 
 /// Waits until node `i` reports that its log went backwards.

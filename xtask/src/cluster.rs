@@ -109,10 +109,11 @@ impl Fleet {
         if i == 0 && !self.layout.nodes.iter().any(|node| has_data(&node.data_dir)) {
             return self.spawn(i, Start::Bootstrap);
         }
+        let credentials = self.layout.credentials();
         let running: Vec<Node> = self.layout.nodes.iter().filter(|node| node.is_running()).cloned().collect();
         self.wait("a node to join", async || {
             for node in &running {
-                if is_ready(&node.http_url()).await {
+                if is_ready(&node.http_url(), &credentials).await {
                     return true;
                 }
             }
@@ -127,7 +128,7 @@ impl Fleet {
     async fn token(&self) -> Result<String> {
         let mut last = None;
         for node in self.layout.nodes.iter().filter(|node| node.is_running()) {
-            match token(&node.http_url(), 1).await {
+            match token(&node.http_url(), &self.layout.credentials(), 1).await {
                 Ok(token) => return Ok(token),
                 Err(error) => last = Some(error),
             }
@@ -151,10 +152,11 @@ impl Fleet {
     fn wait_ready(&mut self) -> Result<()> {
         let running = self.layout.nodes.iter().filter(|node| node.is_running());
         let urls: Vec<String> = running.map(Node::http_url).collect();
+        let credentials = self.layout.credentials();
         let start = Instant::now();
         self.wait("the cluster", async || {
             for url in &urls {
-                if !has_possible_replicas(url, urls.len()).await {
+                if !has_possible_replicas(url, &credentials, urls.len()).await {
                     return false;
                 }
             }

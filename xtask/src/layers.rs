@@ -92,10 +92,13 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("foca", &["membership"]),
     ("rcgen", &["identity"]),
     // The node installs the crypto provider.
-    ("rustls", &["identity", "transport", "node"]),
+    ("rustls", &["identity", "transport", "node", "client"]),
+    ("tokio-rustls", &["gateway", "tests"]),
     ("rustls-webpki", &["identity"]),
     ("axum", &["gateway"]),
     ("redis-protocol", &["gateway-redis"]),
+    ("mlua", &["gateway-redis"]),
+    ("sha1_smol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
     ("fastcdc", &["objects"]),
     // Its registry is global, so only one crate accesses it.
@@ -183,10 +186,12 @@ mod tests {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             // raft-engine always depends on `fail`, but only our feature enables its failpoints.
-            text.lines().any(|line| line.starts_with("fail v") && line.contains("failpoints"))
+            let has =
+                |name: &str, feature: &str| text.lines().any(|line| line.starts_with(name) && line.contains(feature));
+            [has("fail v", "failpoints"), has("flotilla-types v", "version-limit")]
         };
-        assert!(tree(&["--features", "failpoints"]), "the feature enables the registry");
-        assert!(!tree(&[]), "without the feature it must be disabled");
+        assert_eq!(tree(&["--features", "failpoints"]), [true; 2], "the feature enables the registry and the limit");
+        assert_eq!(tree(&[]), [false; 2], "without the feature both must be disabled");
     }
 
     #[test]

@@ -4,14 +4,15 @@
 //! library. The one computation is [`DigestComparison`], which every reader of digests must do alike.
 //!
 //! Replies may gain fields, so readers ignore unknown ones; requests refuse unknown fields, because a
-//! mistyped condition must never be ignored. Ids are JSON numbers. Times end in `_ms` and are Unix
-//! milliseconds or durations, as documented.
+//! mistyped condition must never be ignored. Ids of nodes, shards and replicas are texts such as `n4`, `s5`,
+//! `r6`; other ids are numbers. Times end in `_ms` and are Unix milliseconds or durations, as documented.
 
 mod batch;
 mod cluster;
 mod comparison;
 mod digests;
 mod event;
+mod keys;
 mod kv;
 mod limits;
 mod operator;
@@ -27,6 +28,7 @@ pub use cluster::{
 pub use comparison::DigestComparison;
 pub use digests::{DigestList, DigestReport, RecordsDigest, ReplicaDigest, ShardVerdict, Verdict};
 pub use event::{Event, EventList};
+pub use keys::{InvalidKeyId, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest};
 pub use kv::{DeleteReply, PutReply, ScanItem, ScanPage};
 pub use limits::{
     BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX,

@@ -104,6 +104,10 @@ problem_types! {
     Overflow = "overflow", 400, false, "The sum does not fit into 64 bits";
     /// The keys of a batch live in more than one shard.
     CrossShard = "cross_shard", 400, false, "The keys live in more than one shard";
+    /// The request has no key, or one that is not valid.
+    Unauthenticated = "unauthenticated", 401, false, "A valid key is needed";
+    /// The key's role or collections do not cover this.
+    Forbidden = "forbidden", 403, false, "The key does not allow this";
     /// A web page of another origin may not make this request.
     ForbiddenOrigin = "forbidden_origin", 403, false, "The origin is not allowed";
     /// There is no such route.
@@ -118,6 +122,8 @@ problem_types! {
     SettingNotFound = "setting_not_found", 404, false, "There is no such setting";
     /// There is no such join token.
     TokenNotFound = "token_not_found", 404, false, "There is no such join token";
+    /// There is no such client key.
+    ClientKeyNotFound = "client_key_not_found", 404, false, "There is no such client key";
     /// The route exists, but not with this method.
     MethodNotAllowed = "method_not_allowed", 405, false, "The method is not allowed here";
     /// The bytes are not UTF-8 text.
@@ -138,6 +144,8 @@ problem_types! {
     BodyTooLarge = "body_too_large", 413, false, "The body is too long";
     /// The headers are too long.
     HeadersTooLarge = "headers_too_large", 431, false, "The headers are too long";
+    /// The address has sent too many wrong keys.
+    TooManyTries = "too_many_tries", 429, true, "Too many wrong keys came from this address";
     /// The consistency level exists, but this node does not support it.
     UnsupportedConsistency = "unsupported_consistency", 501, false, "The consistency level is not supported";
     /// A limit is reached. Nothing was written.

@@ -76,7 +76,8 @@ impl ClusterStatus {
 /// Health of the cluster, with the problems found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// Whether there is nothing to report.
+    /// Whether there is nothing to report. A small cluster that cannot hold all desired replicas is as it can
+    /// be; `replicated_shards` and `failures_survivable` say what it survives.
     pub ok: bool,
     /// Problems: one sentence each, the worst first.
     pub reasons: Vec<String>,
@@ -307,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_numbers_and_the_cluster_id_is_text() {
+    fn ids_are_texts() {
         let status = ClusterStatus {
             cluster_id: ClusterId([0xab; 16]),
             node: NodeId(7),
@@ -329,7 +330,7 @@ mod tests {
             notes: Vec::new(),
         };
         let text = serde_json::to_string(&status).expect("JSON");
-        assert!(text.contains(&format!(r#""cluster_id":"{}","node":7"#, "ab".repeat(16))), "{text}");
+        assert!(text.contains(&format!(r#""cluster_id":"{}","node":"n7""#, "ab".repeat(16))), "{text}");
         assert_eq!(serde_json::from_str::<ClusterStatus>(&text).expect("a status"), status);
         let counts = r#""available_shards":1,"replicated_shards":2,"shards_total":3,"failures_survivable":4"#;
         assert!(text.contains(counts), "{text}");

@@ -1,8 +1,9 @@
 //! Collections, nodes, tokens, settings and status.
 
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, Setting, SettingList,
-    SettingRequest, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
+    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, KeyId, KeyInfo, KeyList,
+    KeyReply, KeyRequest, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList, TokenReply,
+    TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -16,6 +17,11 @@ impl Client {
     /// See [`ClientError`].
     pub async fn status(&self) -> Result<ClusterStatus, ClientError> {
         self.call(Call::read(Method::GET, "/v1/cluster/status")).await?.json()
+    }
+
+    /// Whether a node answers that it is ready. Needs no key.
+    pub async fn is_ready(&self) -> bool {
+        self.call(Call::read(Method::GET, "/readyz")).await.is_ok()
     }
 
     /// Digests of the replicas of the node that answers. Use a client with a single endpoint to choose the
@@ -87,6 +93,31 @@ impl Client {
         self.call(Call::write(Method::DELETE, format!("/v1/cluster/tokens/{token}"))).await.map(drop)
     }
 
+    /// Creates a client key.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn create_key(&self, request: &KeyRequest) -> Result<KeyReply, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/cluster/keys").json(request)).await?.json()
+    }
+
+    /// The client keys, without their secrets.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn keys(&self) -> Result<Vec<KeyInfo>, ClientError> {
+        let list: KeyList = self.call(Call::read(Method::GET, "/v1/cluster/keys")).await?.json()?;
+        Ok(list.keys)
+    }
+
+    /// Revokes a client key. Every node refuses it within two seconds.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn revoke_key(&self, key: KeyId) -> Result<(), ClientError> {
+        self.call(Call::write(Method::DELETE, format!("/v1/cluster/keys/{key}"))).await.map(drop)
+    }
+
     /// All settings of the cluster.
     ///
     /// # Errors
@@ -153,6 +184,23 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn follow_events(&self, after: Option<u64>) -> Result<EventStream, ClientError> {
-        EventStream::open(self, after).await
+        EventStream::open(self, "/v1/cluster/events", after).await
+    }
+
+    /// Recent entries of the answering node's audit log, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn recent_audit(&self) -> Result<Vec<Event>, ClientError> {
+        let list: EventList = self.call(Call::read(Method::GET, "/v1/cluster/audit?follow=false")).await?.json()?;
+        Ok(list.events)
+    }
+
+    /// As [`follow_events`](Self::follow_events), for the audit log.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn follow_audit(&self, after: Option<u64>) -> Result<EventStream, ClientError> {
+        EventStream::open(self, "/v1/cluster/audit", after).await
     }
 }

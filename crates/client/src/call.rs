@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_api::{Problem, ProblemType, TIMEOUT_MS_MAX, header};
-use reqwest::{Method, StatusCode, header as names, header::HeaderMap};
+use reqwest::{
+    Method, StatusCode, header as names,
+    header::{HeaderMap, HeaderValue},
+};
 use serde::de::DeserializeOwned;
 
 use crate::{ClientError, ClientOptions, url};
@@ -95,12 +98,24 @@ impl Client {
     /// Creates a client of these endpoints without connecting yet.
     ///
     /// # Errors
-    /// There is no endpoint, or one is not plain HTTP.
+    /// There is no endpoint, or one is not an origin of HTTP.
     pub fn new(options: ClientOptions) -> Result<Self, ClientError> {
-        let endpoints = options.endpoints.iter().map(|text| url::endpoint(text)).collect::<Result<Arc<[_]>, _>>()?;
+        let endpoints = options
+            .endpoints
+            .iter()
+            .map(|text| url::endpoint(text, options.authority.is_some()))
+            .collect::<Result<Arc<[_]>, _>>()?;
         let first = endpoints.first().ok_or(ClientError::NoEndpoint)?.clone();
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder();
+        if let Some(authority) = &options.authority {
+            let authority = reqwest::Certificate::from_pem(authority).map_err(|_| ClientError::MalformedAuthority)?;
+            builder = builder.tls_certs_only([authority]);
+        }
+        // Fails if the process has one, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = builder
             .no_proxy()
+            .default_headers(authorization(options.key.as_deref())?)
             .retry(reqwest::retry::never())
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -167,6 +182,18 @@ impl Client {
         }
         Err(ClientError::Refused(Box::new(problem(call.kind, status, &body))))
     }
+}
+
+/// The header that carries the key.
+fn authorization(key: Option<&str>) -> Result<HeaderMap, ClientError> {
+    let mut headers = HeaderMap::new();
+    if let Some(key) = key {
+        let mut value =
+            HeaderValue::from_str(&format!("Bearer {}", key.trim())).map_err(|_| ClientError::MalformedKey)?;
+        value.set_sensitive(true);
+        headers.insert(names::AUTHORIZATION, value);
+    }
+    Ok(headers)
 }
 
 /// Whether another node may succeed, and trying it is harmless.

@@ -9,9 +9,15 @@ pub enum ClientError {
     /// No endpoint was given.
     #[error("no endpoint was given")]
     NoEndpoint,
-    /// An endpoint is not `http://host:port` or `host:port`.
-    #[error("`{0}` is not an endpoint; write http://host:port")]
+    /// An endpoint is not `http://host:port`, `https://host:port` or `host:port`.
+    #[error("`{0}` is not an endpoint; write http://host:port or https://host:port")]
     InvalidEndpoint(String),
+    /// The client key holds characters that no key has.
+    #[error("the client key is malformed; copy the whole key again")]
+    MalformedKey,
+    /// The authority is not a PEM certificate.
+    #[error("the authority is not a certificate in PEM")]
+    MalformedAuthority,
     /// The node refused.
     #[error(transparent)]
     Refused(#[from] Box<Problem>),

@@ -21,10 +21,10 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    pub(crate) async fn open(client: &Client, after: Option<u64>) -> Result<Self, ClientError> {
+    pub(crate) async fn open(client: &Client, path: &str, after: Option<u64>) -> Result<Self, ClientError> {
         let mut last = ClientError::NoEndpoint;
         for (_, endpoint) in client.endpoints() {
-            let mut request = client.http.get(format!("{endpoint}/v1/cluster/events"));
+            let mut request = client.http.get(format!("{endpoint}{path}"));
             if let Some(id) = after {
                 request = request.header("last-event-id", id);
             }

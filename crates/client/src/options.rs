@@ -10,6 +10,11 @@ use flotilla_types::Timestamp;
 pub struct ClientOptions {
     /// `http://host:port` or `host:port`, in the order of preference. At least one.
     pub endpoints: Vec<String>,
+    /// The client key to authenticate with, if the cluster needs one.
+    pub key: Option<String>,
+    /// The authority that signed the nodes' certificates (PEM), for `https` endpoints. Without one, only
+    /// certificates that the system trusts are accepted.
+    pub authority: Option<Vec<u8>>,
     /// How long the node may take for one call: 1 ms to 60 s.
     pub timeout: Duration,
 }
@@ -18,7 +23,7 @@ impl ClientOptions {
     /// Creates options with these endpoints and a timeout of 5 s.
     pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Self {
         let timeout = Duration::from_millis(flotilla_api::TIMEOUT_MS_DEFAULT);
-        Self { endpoints: endpoints.into_iter().map(Into::into).collect(), timeout }
+        Self { endpoints: endpoints.into_iter().map(Into::into).collect(), key: None, authority: None, timeout }
     }
 }
 

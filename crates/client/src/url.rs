@@ -27,13 +27,16 @@ pub(crate) fn is_dot_segment(key: &[u8]) -> bool {
     key == b"." || key == b".."
 }
 
-/// Normalizes `host:port` or `http://host:port`, with or without a trailing slash, to `http://host:port`.
-pub(crate) fn endpoint(text: &str) -> Result<String, ClientError> {
+/// Normalizes `host:port`, `http://host:port` or `https://host:port`, with or without a trailing slash, to an
+/// origin. Without a scheme it is `https` if `tls`, else `http`.
+pub(crate) fn endpoint(text: &str, tls: bool) -> Result<String, ClientError> {
     let invalid = || ClientError::InvalidEndpoint(text.to_owned());
     let text = text.trim();
-    let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let full =
+        if text.contains("://") { text.to_owned() } else { format!("{}://{text}", if tls { "https" } else { "http" }) };
     let url = reqwest::Url::parse(&full).map_err(|_| invalid())?;
-    let is_valid = url.scheme() == "http" && url.path() == "/" && url.query().is_none() && url.username().is_empty();
+    let is_http = matches!(url.scheme(), "http" | "https");
+    let is_valid = is_http && url.path() == "/" && url.query().is_none() && url.username().is_empty();
     if is_valid { Ok(url.origin().ascii_serialization()) } else { Err(invalid()) }
 }
 
@@ -64,11 +67,12 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_plain_http() {
-        assert_eq!(endpoint(" 127.0.0.1:7111 ").expect("an endpoint"), "http://127.0.0.1:7111");
-        assert_eq!(endpoint("http://[::1]:7111/").expect("an endpoint"), "http://[::1]:7111");
-        for bad in ["", "https://h:1", "http://h:1/path", "http://"] {
-            assert!(matches!(endpoint(bad), Err(ClientError::InvalidEndpoint(_))), "{bad}");
+    fn endpoints_are_origins_of_http() {
+        assert_eq!(endpoint(" 127.0.0.1:7111 ", false).expect("an endpoint"), "http://127.0.0.1:7111");
+        assert_eq!(endpoint("127.0.0.1:7111", true).expect("an endpoint"), "https://127.0.0.1:7111");
+        assert_eq!(endpoint("http://[::1]:7111/", true).expect("an endpoint"), "http://[::1]:7111");
+        for bad in ["", "ftp://h:1", "http://h:1/path", "http://"] {
+            assert!(matches!(endpoint(bad, false), Err(ClientError::InvalidEndpoint(_))), "{bad}");
         }
     }
 }

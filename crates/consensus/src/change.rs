@@ -40,8 +40,7 @@ pub enum ConfChange {
     LeaveJoint,
 }
 
-/// A committed change does not parse or does not apply to the current configuration. The entry changes
-/// nothing.
+/// A committed change was not applied. The entry changes nothing, on any replica, unless its format is newer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
     /// The bytes are not a change.
@@ -50,6 +49,14 @@ pub enum ChangeError {
     /// It does not apply to the current configuration, on any replica.
     #[error("the configuration change does not apply to the current configuration")]
     NotApplicable,
+    /// Its format is newer: other replicas may apply it, so this one must stop before it.
+    #[error("the configuration change has format {found}, newer than {known}")]
+    Version {
+        /// Format of the change.
+        found: u8,
+        /// Newest format that this binary reads.
+        known: u8,
+    },
 }
 
 impl ConfChange {
@@ -152,10 +159,14 @@ impl ConfChange {
     /// Decodes a change from the log.
     pub fn decode(mut bytes: &[u8]) -> Result<Self, ChangeError> {
         let short = |_| ChangeError::Malformed;
-        let format = bytes.try_get_u8().map_err(short)?;
+        match bytes.try_get_u8().map_err(short)? {
+            FORMAT => {}
+            0 => return Err(ChangeError::Malformed),
+            found => return Err(ChangeError::Version { found, known: FORMAT }),
+        }
         let kind = bytes.try_get_u8().map_err(short)?;
         let count = usize::from(bytes.try_get_u8().map_err(short)?);
-        if format != FORMAT || count > PARTS_MAX {
+        if count > PARTS_MAX {
             return Err(ChangeError::Malformed);
         }
         let mut parts = Vec::with_capacity(count);
@@ -220,6 +231,13 @@ mod tests {
         for change in changes {
             assert_eq!(ConfChange::decode(&change.encode()), Ok(change));
         }
+    }
+
+    #[test]
+    fn a_change_of_a_newer_format_is_not_taken_for_one_without_effect() {
+        let mut bytes = ConfChange::LeaveJoint.encode().to_vec();
+        bytes[0] = FORMAT + 1;
+        assert_eq!(ConfChange::decode(&bytes), Err(ChangeError::Version { found: FORMAT + 1, known: FORMAT }));
     }
 
     #[test]

@@ -38,6 +38,17 @@ pub enum GroupError {
     /// sends, or this replica's log went backwards.
     #[error("the Raft library failed for this replica")]
     Library,
+    /// A committed configuration change has a format that this binary does not know.
+    #[error(
+        "a configuration change has format {found} and this binary knows {known}: \
+         install a newer binary and start the node again"
+    )]
+    Version {
+        /// Format of the change.
+        found: u8,
+        /// Newest format that this binary reads.
+        known: u8,
+    },
 }
 
 /// A proposal was refused. Nothing was appended.
@@ -365,6 +376,11 @@ impl Group {
         self.node.report_snapshot(replica.0, status);
     }
 
+    /// The next snapshot for this follower is the newest checkpoint, not the one that it was sent before.
+    pub(crate) fn end_offer(&mut self, to: ReplicaId) {
+        self.node.mut_store().end_offer(to);
+    }
+
     /// The state machine has applied every entry up to `index`.
     pub(crate) fn applied(&mut self, index: LogIndex) {
         if index > self.applied {
@@ -436,6 +452,7 @@ impl Group {
         if role != self.role {
             self.role = role;
             self.silent.clear();
+            self.node.mut_store().end_offers();
             round.role = Some(role);
             self.draw_election_timeout();
         }

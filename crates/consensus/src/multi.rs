@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -16,7 +17,9 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, HardState, LogIndex, Message, ReplicaId, ShardDescriptor, ShardId, Term,
 };
 
-use crate::{ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round, timers::Timers};
+use crate::{
+    ChangeError, ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round, timers::Timers,
+};
 
 /// An event that the caller feeds into the groups.
 #[derive(Debug)]
@@ -70,6 +73,14 @@ pub enum Input {
         to: ReplicaId,
         /// Whether it was delivered.
         delivered: bool,
+    },
+    /// A follower has the snapshot that it was sent, or needs another one: until then it is sent the same one
+    /// again, whatever the newest checkpoint is.
+    OfferEnded {
+        /// The sender.
+        replica: ReplicaId,
+        /// The receiver.
+        to: ReplicaId,
     },
     /// Transfers leadership.
     Transfer {
@@ -242,6 +253,11 @@ impl MultiRaft {
         self.leaders.iter().filter_map(|replica| self.groups.get(replica))
     }
 
+    /// As [`led`](Self::led), those after a replica only.
+    pub fn led_after(&self, replica: ReplicaId) -> impl Iterator<Item = &Group> {
+        self.leaders.range((Bound::Excluded(replica), Bound::Unbounded)).filter_map(|replica| self.groups.get(replica))
+    }
+
     /// The replicas whose status may have changed since the last call.
     pub fn take_drained(&mut self) -> BTreeSet<ReplicaId> {
         std::mem::take(&mut self.drained)
@@ -272,6 +288,7 @@ impl MultiRaft {
             Input::SnapshotSent { replica, to, delivered } => {
                 self.with(replica, effects, |group| group.snapshot_sent(to, delivered));
             }
+            Input::OfferEnded { replica, to } => self.with(replica, effects, |group| group.end_offer(to)),
             Input::Transfer { replica, to } => self.with(replica, effects, |group| group.transfer(to)),
             Input::Campaign { replica } => self.with(replica, effects, Group::campaign),
         }
@@ -444,8 +461,12 @@ fn deliver_committed(group: &mut Group, committed: Vec<Entry>, effects: &mut Eff
     for entry in committed {
         let is_change = entry.kind == EntryKind::ConfChange;
         if is_change {
-            // A change that does not apply has no effect, on any replica.
-            let _ = group.apply_change(&entry);
+            // A change that does not apply has no effect, on any replica. One that this binary does not know
+            // may have an effect on others.
+            if let Err(ChangeError::Version { found, known }) = group.apply_change(&entry) {
+                effects.failed.push((group.replica(), GroupError::Version { found, known }));
+                return;
+            }
         }
         batch.push(entry);
         if is_change {

@@ -30,8 +30,10 @@ pub(crate) struct Store {
     /// Whether a follower needs a snapshot that the checkpoint cannot serve. A cell, because
     /// [`Storage::snapshot`] takes `&self`.
     wants_checkpoint: Cell<bool>,
-    /// The checkpoints of this round's snapshot messages, by index: the checkpoint may change between two
-    /// messages.
+    /// The snapshot that each follower was sent. It is sent the same one again, however often the checkpoint
+    /// moves meanwhile, until the caller ends the offer.
+    offers: RefCell<BTreeMap<ReplicaId, Checkpoint>>,
+    /// The checkpoints of this round's snapshot messages, by index.
     offered: RefCell<BTreeMap<u64, Checkpoint>>,
     /// Why the log could not be read. raft-rs gets a harmless error, and the group fails right after the
     /// call.
@@ -56,6 +58,7 @@ impl Store {
             last: state.last,
             checkpoint: state.checkpoint.clone(),
             wants_checkpoint: Cell::new(false),
+            offers: RefCell::default(),
             offered: RefCell::default(),
             failure: RefCell::new(None),
         }
@@ -121,6 +124,14 @@ impl Store {
 
     pub(crate) fn truncated(&self) -> (LogIndex, Term) {
         self.truncated
+    }
+
+    pub(crate) fn end_offer(&mut self, to: ReplicaId) {
+        self.offers.get_mut().remove(&to);
+    }
+
+    pub(crate) fn end_offers(&mut self) {
+        self.offers.get_mut().clear();
     }
 
     pub(crate) fn take_offered(&self) -> BTreeMap<u64, Checkpoint> {
@@ -228,13 +239,19 @@ impl Storage for Store {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<eraftpb::Snapshot> {
-        let usable = self.checkpoint.position.index.0 >= request_index.max(self.truncated.0.0)
-            && self.checkpoint.position.conf.contains(ReplicaId(to));
-        if !usable {
+        let to = ReplicaId(to);
+        let usable = |checkpoint: &&Checkpoint| {
+            let position = &checkpoint.position;
+            position.index.0 >= request_index.max(self.truncated.0.0) && position.conf.contains(to)
+        };
+        let mut offers = self.offers.borrow_mut();
+        let Some(checkpoint) = offers.get(&to).filter(usable).or(Some(&self.checkpoint).filter(usable)).cloned() else {
             self.wants_checkpoint.set(true);
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
-        }
-        self.offered.borrow_mut().insert(self.checkpoint.position.index.0, self.checkpoint.clone());
-        Ok(convert::snapshot_to_raft(&self.checkpoint))
+        };
+        let snapshot = convert::snapshot_to_raft(&checkpoint);
+        self.offered.borrow_mut().insert(checkpoint.position.index.0, checkpoint.clone());
+        offers.insert(to, checkpoint);
+        Ok(snapshot)
     }
 }

@@ -21,11 +21,11 @@ pub(crate) async fn follow(context: Arc<Context>) {
                 match fetch(&context, source, request, Duration::from_millis(timeout_ms)).await {
                     Some(feed) => match follower.on_answer(&feed) {
                         Ok(meta) => context.topology.offer(meta),
-                        Err(FeedError::Codec(CodecError::Version { found, known })) => tracing::error!(
-                            %source,
-                            "the metadata has version {found} and this binary supports {known}: \
+                        // This node would never learn of the version in force, and serve by old metadata.
+                        Err(FeedError::Codec(CodecError::Version { found, known })) => context.host.end_node(&format!(
+                            "the metadata of {source} has version {found} and this binary supports {known}: \
                              install a binary that supports version {found} and start the node again"
-                        ),
+                        )),
                         Err(error) => tracing::debug!(%source, %error, "the metadata feed restarts from a snapshot"),
                     },
                     None => follower.on_failure(),
@@ -37,5 +37,5 @@ pub(crate) async fn follow(context: Arc<Context>) {
 
 async fn fetch(context: &Context, source: NodeId, request: PeerRequest, timeout: Duration) -> Option<Feed> {
     let response = context.network.call(source, Class::Rpc, request.encode(), timeout).await.ok()?;
-    Feed::decode(&core::decode_answer(response).ok()?).ok()
+    Feed::decode(&core::decode_answer(response).ok()?.payload).ok()
 }

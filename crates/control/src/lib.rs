@@ -18,17 +18,18 @@ pub use control::{Control, ControlParts, notices};
 pub use core::{
     Action, AnnounceNode, ClusterView, Earlier, FeedFollower, FeedStep, Leaders, Lifecycle, LocalNode, Lost,
     MalformedRequest, Members, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler,
-    RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, ShardStep, ShardsLed, UpgradeError,
-    View, decode_answer, decode_snapshot, encode_answer, feed_wait_ms, has_changes_since, liveness, meta_reply,
-    next_shard_step, next_version, serves_feed,
+    RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, ShardRequest, ShardStep, ShardsLed,
+    TRANSFERS_MAX, UpgradeError, View, decode_answer, decode_snapshot, encode_answer, feed_wait_ms, has_changes_since,
+    liveness, meta_reply, next_shard_step, next_version, serves_feed,
 };
 pub use events::Event;
 pub use gossip::Gossip;
-pub use rpc::{RpcServer, TakeAuthority};
+pub use rpc::{Certify, RpcServer, TakeAuthority};
 pub use shards::Shards;
 pub use topology::Topology;
 
 pub use flotilla_membership::{Config as MembershipConfig, NodeState as MemberState};
+pub use flotilla_replication::clock;
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_meta::MetaQuery;
-use flotilla_replication::{Answer, Freshness, Handle, RequestError};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError};
+use flotilla_types::{NodeId, ShardId, Timestamp};
 
-use crate::{MalformedRequest, PeerRequest, RequestKind, Topology, core};
+use crate::{MalformedRequest, PeerRequest, Topology, core, shards::ask_host};
 
 /// Timeout of the feed's query at the local replica.
 const FEED_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -15,19 +15,23 @@ const FEED_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Stores the cluster's authority. Returns whether it is now durable here.
 pub type TakeAuthority = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
+/// Certifies a peer's client ports: node, signing request, hosts, seconds. `None` if this node cannot.
+pub type Certify = Arc<dyn Fn(NodeId, &[u8], &[String], u64) -> Option<Vec<u8>> + Send + Sync>;
+
 /// Answers requests from peers.
 #[derive(Clone)]
 pub struct RpcServer {
     topology: Arc<Topology>,
     host: Handle,
     take_authority: TakeAuthority,
+    certify: Certify,
 }
 
 impl RpcServer {
     /// Answers from this node's host.
     #[must_use]
-    pub fn new(topology: Arc<Topology>, host: Handle, take_authority: TakeAuthority) -> Self {
-        Self { topology, host, take_authority }
+    pub fn new(topology: Arc<Topology>, host: Handle, take_authority: TakeAuthority, certify: Certify) -> Self {
+        Self { topology, host, take_authority, certify }
     }
 
     /// Answers one request.
@@ -44,21 +48,19 @@ impl RpcServer {
 
     async fn run(&self, from: NodeId, request: PeerRequest) -> Answer {
         match request {
-            PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms } => {
-                let timeout = Duration::from_millis(timeout_ms.into());
-                match kind {
-                    RequestKind::Propose => self.host.propose(shard, range_epoch, payload, timeout).await,
-                    RequestKind::Query => {
-                        self.host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await
-                    }
-                }
-            }
+            PeerRequest::Shard(request) => ask_host(&self.host, request).await,
             PeerRequest::Feed { version, wait_ms } => self.feed(version, wait_ms).await,
             PeerRequest::Authority(authority) => {
                 let take = self.take_authority.clone();
                 let taken = tokio::task::spawn_blocking(move || take(&authority)).await.unwrap_or(false);
                 tracing::info!(%from, taken, "received the cluster authority");
-                if taken { Ok(Bytes::new()) } else { Err(RequestError::Stopped) }
+                let done = Answered { payload: Bytes::new(), clock: Timestamp::ZERO };
+                if taken { Ok(done) } else { Err(RequestError::Stopped) }
+            }
+            PeerRequest::CertifyClientPorts { csr, hosts, valid_s } => {
+                let certified = (self.certify)(from, &csr, &hosts, valid_s);
+                let certified = certified.map(|cert| Answered { payload: cert.into(), clock: Timestamp::ZERO });
+                certified.ok_or(RequestError::Stopped)
             }
         }
     }

@@ -5,13 +5,26 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_meta::{MetaCommand, MetaReply};
-use flotilla_replication::{Answer, Freshness, Handle, RequestError, clock};
+use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError, clock};
+use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
 use flotilla_types::{NodeId, ShardId};
+use parking_lot::Mutex;
 
 use crate::{
-    Earlier, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, Topology, core,
+    Earlier, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, ShardRequest,
+    Topology, core,
 };
+
+/// Asks this node's host.
+pub(crate) async fn ask_host(host: &Handle, request: ShardRequest) -> Answer {
+    let ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms } = request;
+    let timeout = Duration::from_millis(timeout_ms.into());
+    match kind {
+        RequestKind::Propose => host.propose(shard, range_epoch, after, payload, timeout).await,
+        RequestKind::Query => host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await,
+    }
+}
 
 /// A client of every shard. Cheap to clone.
 #[derive(Clone)]
@@ -19,13 +32,15 @@ pub struct Shards {
     topology: Arc<Topology>,
     host: Handle,
     network: Arc<Transport>,
+    /// What any shard told this node, so that later commands to other shards follow it.
+    heard: Arc<Mutex<Heard>>,
 }
 
 impl Shards {
     /// Sends requests through this node's host and transport.
     #[must_use]
     pub fn new(topology: Arc<Topology>, host: Handle, network: Arc<Transport>) -> Self {
-        Self { topology, host, network }
+        Self { topology, host, network, heard: Arc::default() }
     }
 
     /// This node's view of the cluster.
@@ -46,8 +61,8 @@ impl Shards {
         payload: Bytes,
         deadline_ms: u64,
     ) -> Result<ShardAnswer, ShardError> {
-        let retry = RequestRetry::new(kind, shard, deadline_ms);
-        self.request_after(retry, kind, shard, range_epoch, payload).await
+        let retry = RequestRetry::new(kind, shard, range_epoch, deadline_ms);
+        self.request_after(retry, kind, shard, payload).await
     }
 
     /// Sends a command that was sent before, perhaps to another shard, with earlier attempts of this state.
@@ -62,8 +77,8 @@ impl Shards {
         command: Bytes,
         deadline_ms: u64,
     ) -> Result<ShardAnswer, ShardError> {
-        let retry = RequestRetry::new(RequestKind::Propose, shard, deadline_ms).after(earlier);
-        self.request_after(retry, RequestKind::Propose, shard, range_epoch, command).await
+        let retry = RequestRetry::new(RequestKind::Propose, shard, range_epoch, deadline_ms).after(earlier);
+        self.request_after(retry, RequestKind::Propose, shard, command).await
     }
 
     async fn request_after(
@@ -71,25 +86,35 @@ impl Shards {
         mut retry: RequestRetry,
         kind: RequestKind,
         shard: ShardId,
-        range_epoch: Option<u64>,
         payload: Bytes,
     ) -> Result<ShardAnswer, ShardError> {
+        if kind == RequestKind::Propose {
+            retry = retry.following(self.heard.lock().after(clock::wall_ms()));
+        }
         loop {
             let now_ms = clock::monotonic_ms();
-            let (node, timeout_ms) = match self.topology.with(|cluster| retry.next(now_ms, cluster)) {
-                RetryStep::Send { node, timeout_ms } => (node, timeout_ms),
+            let step = self.topology.with(|cluster| retry.next(now_ms, cluster));
+            let (node, range_epoch, after, timeout_ms) = match step {
+                RetryStep::Send { node, range_epoch, after, timeout_ms } => (node, range_epoch, after, timeout_ms),
                 RetryStep::Wait(pause_ms) => {
                     tokio::time::sleep(Duration::from_millis(pause_ms)).await;
                     continue;
                 }
                 RetryStep::GiveUp(error) => return Err(error),
             };
-            let timeout = Duration::from_millis(timeout_ms);
-            let error = match self.send(node, kind, shard, range_epoch, payload.clone(), timeout).await {
-                Ok(payload) => return Ok(ShardAnswer { payload, node, earlier: retry.earlier() }),
+            let timeout_ms = u32::try_from(timeout_ms).unwrap_or(u32::MAX);
+            let request = ShardRequest { kind, shard, range_epoch, after, payload: payload.clone(), timeout_ms };
+            let error = match self.send(node, request).await {
+                Ok(Answered { payload, clock }) => {
+                    self.heard.lock().observe(clock, clock::wall_ms());
+                    return Ok(ShardAnswer { payload, node, earlier: retry.earlier() });
+                }
                 Err(error) => error,
             };
-            match self.topology.with(|cluster| retry.on_failure(error, cluster)) {
+            if let RequestError::StaleEpoch { now } = &error {
+                self.topology.learn(shard, now);
+            }
+            match self.topology.with(|cluster| retry.on_failure(&error, cluster)) {
                 RetryDecision::Retry => {}
                 RetryDecision::RetryWithoutLeader(leader) => self.topology.clear_leader(leader),
                 RetryDecision::GiveUp(error) => return Err(error),
@@ -97,24 +122,13 @@ impl Shards {
         }
     }
 
-    async fn send(
-        &self,
-        node: NodeId,
-        kind: RequestKind,
-        shard: ShardId,
-        range_epoch: Option<u64>,
-        payload: Bytes,
-        timeout: Duration,
-    ) -> Answer {
+    async fn send(&self, node: NodeId, request: ShardRequest) -> Answer {
         if node == self.topology.node() {
-            return match kind {
-                RequestKind::Propose => self.host.propose(shard, range_epoch, payload, timeout).await,
-                RequestKind::Query => self.host.query(shard, range_epoch, payload, Freshness::Strong, timeout).await,
-            };
+            return ask_host(&self.host, request).await;
         }
-        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
-        let request = PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms };
-        let call = self.network.call(node, Class::Rpc, request.encode(), timeout);
+        let ShardRequest { kind, shard, timeout_ms, .. } = request;
+        let timeout = Duration::from_millis(timeout_ms.into());
+        let call = self.network.call(node, Class::Rpc, PeerRequest::Shard(request).encode(), timeout);
         // A leader that died cannot redirect the request: the first sign of its successor ends the wait.
         let outcome = tokio::select! {
             outcome = call => outcome,

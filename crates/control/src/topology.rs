@@ -7,11 +7,11 @@ use std::sync::Arc;
 use flotilla_membership::NodeState;
 use flotilla_meta::{MetaState, SeenNode};
 use flotilla_placement::ShardMap;
-use flotilla_types::{Incarnation, NodeId, ShardId, Term, VersionRange};
+use flotilla_types::{Incarnation, NodeId, ShardDescriptor, ShardId, Term, VersionRange};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::{ClusterView, Members};
+use crate::{ClusterView, Members, core::Routing};
 
 /// The shared view of the cluster. Its metadata only moves forward.
 pub struct Topology {
@@ -62,11 +62,7 @@ impl Topology {
 
     /// Installs metadata if it is newer. Versions never go backwards.
     pub fn offer(&self, state: &Arc<MetaState>) {
-        if !self.cluster.read().is_newer(state) {
-            return;
-        }
-        let map = state.shard_map();
-        if self.cluster.write().install(state, map) {
+        if self.advance(|routing| routing.offered(state)) {
             self.meta.send_if_modified(|sent| {
                 // Another thread may have sent something newer first.
                 let newer = state.version() > sent.version();
@@ -75,6 +71,22 @@ impl Topology {
                 }
                 newer
             });
+        }
+    }
+
+    /// Takes the descriptors with which a shard refused a route. Most refusals tell many requests the same.
+    pub fn learn(&self, refused_by: ShardId, now: &[ShardDescriptor]) {
+        self.advance(|routing| routing.learned(refused_by, now));
+    }
+
+    /// Installs what follows from the current routing, if anything does.
+    fn advance(&self, step: impl Fn(&Routing) -> Option<Routing>) -> bool {
+        loop {
+            let base = self.cluster.read().routing().clone();
+            let Some(next) = step(&base) else { return false };
+            if self.cluster.write().install(&base, next) {
+                return true;
+            }
         }
     }
 

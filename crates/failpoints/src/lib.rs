@@ -21,6 +21,9 @@ pub use settings::{SettingsError, configure, watch};
 pub const FILE: &str = "failpoints";
 /// The environment variable with the settings in force while there is no [`FILE`].
 pub const VARIABLE: &str = "FAILPOINTS";
+/// The environment variable that limits a node to the cluster versions up to this number, as an older binary
+/// is. A node reads it once, when it starts.
+pub const VERSION_VARIABLE: &str = "FAILPOINTS_CLUSTER_VERSION_MAX";
 /// The counter of how often each place was reached, with the label `place`.
 pub const COUNTER: &str = "flotilla_failpoint_reached_total";
 

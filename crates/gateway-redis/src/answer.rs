@@ -9,6 +9,7 @@ use flotilla_kv::OperationResult;
 use crate::{
     Reply, TimeUnit,
     plan::{ReadAnswer, WriteAnswer},
+    view::TooMuch,
 };
 
 impl WriteAnswer {
@@ -44,14 +45,24 @@ impl ReadAnswer {
             (Self::Value, found) => Reply::bulk_or_null(found.map(|found| found.value)),
             (Self::Length, found) => Reply::Integer(found.map_or(0, |found| integer(found.value_bytes))),
             (Self::Exists, found) => Reply::Integer(found.is_some().into()),
-            (Self::Type, found) => Reply::Simple(if found.is_some() { "string" } else { "none" }),
-            (Self::Ttl(_), None) => Reply::Integer(-2),
-            (Self::Ttl(unit), Some(found)) => Reply::Integer(match found.expires_at_ms {
-                None => -1,
-                Some(at_ms) => time_left(at_ms.saturating_sub(now_ms), unit),
-            }),
+            (Self::Type, found) => type_reply(found.is_some()),
+            (Self::Ttl(unit), found) => ttl_reply(found.map(|found| found.expires_at_ms), unit, now_ms),
         }
     }
+}
+
+/// The type of a record that exists or not.
+pub(crate) fn type_reply(exists: bool) -> Reply {
+    Reply::Simple(if exists { "string" } else { "none" })
+}
+
+/// The time left of a record with this expiry, if there is a record.
+pub(crate) fn ttl_reply(record: Option<Option<u64>>, unit: TimeUnit, now_ms: u64) -> Reply {
+    Reply::Integer(match record {
+        None => -2,
+        Some(None) => -1,
+        Some(Some(at_ms)) => time_left(at_ms.saturating_sub(now_ms), unit),
+    })
 }
 
 /// Time left in a unit; seconds are rounded, as in Redis.
@@ -67,6 +78,9 @@ pub(crate) fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+pub(crate) const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
+pub(crate) const OVERFLOW: &str = "ERR increment or decrement would overflow";
+
 /// The reply to a command that failed.
 pub(crate) fn error_reply(error: &StoreError) -> Reply {
     match error {
@@ -76,13 +90,13 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
         StoreError::Unavailable { .. } | StoreError::DeadlineExceeded { .. } | StoreError::Draining => {
             Reply::error(format_args!("CLUSTERDOWN {error}"))
         }
-        StoreError::NotAnInteger => Reply::Error("ERR value is not an integer or out of range".into()),
-        StoreError::Overflow
-        | StoreError::CollectionNotFound(_)
+        StoreError::NotAnInteger => Reply::Error(NOT_AN_INTEGER.into()),
+        StoreError::Overflow => Reply::Error(OVERFLOW.into()),
+        StoreError::ValueTooLarge { .. } => Reply::error(TooMuch::Value),
+        StoreError::CollectionNotFound(_)
         | StoreError::CollectionExists(_)
         | StoreError::Invalid(_)
         | StoreError::KeySize { .. }
-        | StoreError::ValueTooLarge { .. }
         | StoreError::BatchTooLarge { .. }
         | StoreError::ConditionFailed { .. }
         | StoreError::Refused(_) => Reply::error(format_args!("ERR {error}")),
@@ -93,11 +107,11 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
 pub(crate) fn held_bytes(reply: &Reply) -> usize {
     let content: usize = match reply {
         Reply::Bulk(bytes) => bytes.len(),
-        Reply::Verbatim(text) => text.len(),
+        Reply::Verbatim(text) | Reply::Status(text) => text.len(),
         Reply::Error(text) => text.len(),
         Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => items.iter().map(held_bytes).sum(),
         Reply::Map(pairs) => pairs.iter().map(|(key, value)| held_bytes(key) + held_bytes(value)).sum(),
-        Reply::Simple(_) | Reply::Integer(_) | Reply::Null | Reply::Boolean(_) => 0,
+        Reply::Simple(_) | Reply::Integer(_) | Reply::Null | Reply::NullArray | Reply::Boolean(_) => 0,
     };
     size_of::<Reply>() + content
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Glob, Protocol};
+use crate::{Compute, Eval, Glob, Protocol};
 
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,12 +82,12 @@ pub enum Command {
         /// What to add.
         delta: i64,
     },
-    /// `EXPIRE` and `PEXPIRE`.
+    /// `EXPIRE`, `PEXPIRE`, `EXPIREAT` and `PEXPIREAT`.
     Expire {
         /// The key.
         key: Bytes,
-        /// Milliseconds from now; the key is removed at once when it is not positive.
-        after_ms: i64,
+        /// The expiry; the key is removed at once when it is in the past.
+        when: When,
         /// The condition for the change.
         condition: ExpireCondition,
     },
@@ -102,6 +102,94 @@ pub enum Command {
     Persist(Bytes),
     /// `TYPE key`: `string` or `none`.
     Type(Bytes),
+    /// `MULTI`: the following commands are queued.
+    Multi,
+    /// `EXEC`: runs the queued commands as one.
+    Exec,
+    /// `DISCARD`: forgets the queued commands.
+    Discard,
+    /// `WATCH key …`: `EXEC` does nothing if one of them has changed by then.
+    Watch(Vec<Bytes>),
+    /// `UNWATCH`.
+    Unwatch,
+    /// A command that is evaluated on the records of its keys.
+    Compute(Compute),
+    /// `EVAL` and its variants.
+    Eval(Eval),
+    /// `SCRIPT …`.
+    Script(ScriptCommand),
+    /// `KEYS pattern`.
+    Keys(Glob),
+    /// `RANDOMKEY`.
+    RandomKey,
+    /// `FLUSHDB` and `FLUSHALL`: removes all keys.
+    Flush,
+    /// `TIME`: seconds and microseconds.
+    Time,
+    /// `HELP` of the command with this name.
+    Help(&'static str),
+}
+
+impl Command {
+    /// The keys that it reads or writes, as often as it names them; none for a command that is not about
+    /// particular keys.
+    #[must_use]
+    pub fn keys(&self) -> Vec<Bytes> {
+        match self {
+            Self::Get(key)
+            | Self::GetDel(key)
+            | Self::StrLen(key)
+            | Self::Persist(key)
+            | Self::Type(key)
+            | Self::Set(Set { key, .. })
+            | Self::SetNx { key, .. }
+            | Self::GetEx { key, .. }
+            | Self::Append { key, .. }
+            | Self::Add { key, .. }
+            | Self::Expire { key, .. }
+            | Self::Ttl { key, .. } => vec![key.clone()],
+            Self::MGet(keys) | Self::Del(keys) | Self::Exists(keys) | Self::Watch(keys) => keys.clone(),
+            Self::Compute(command) => command.keys(),
+            Self::Eval(eval) => eval.keys.clone(),
+            Self::MSet(pairs) => pairs.iter().map(|(key, _)| key.clone()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether it never writes. Others may find that there is nothing to write.
+    pub(crate) fn only_reads(&self) -> bool {
+        let computes = matches!(self, Self::Compute(command) if command.only_reads());
+        computes
+            || matches!(
+                self,
+                Self::Get(_)
+                    | Self::MGet(_)
+                    | Self::StrLen(_)
+                    | Self::Type(_)
+                    | Self::Exists(_)
+                    | Self::Ttl { .. }
+                    | Self::GetEx { expiry: None, .. }
+                    | Self::Eval(Eval { only_reads: true, .. })
+            )
+    }
+
+    /// Whether it needs the values of its keys, rather than only their lengths and expiries.
+    pub(crate) fn needs_values(&self) -> bool {
+        if let Self::Compute(command) = self {
+            return command.needs_values();
+        }
+        let attributes_only = matches!(
+            self,
+            Self::StrLen(_)
+                | Self::Persist(_)
+                | Self::Type(_)
+                | Self::Expire { .. }
+                | Self::Ttl { .. }
+                | Self::Del(_)
+                | Self::Exists(_)
+        );
+        !attributes_only
+    }
 }
 
 /// `HELLO`.
@@ -128,10 +216,67 @@ pub enum ClientCommand {
     Id,
     /// `INFO`: this connection.
     Info,
-    /// `LIST`: all connections.
-    List,
+    /// `LIST`: all connections that match.
+    List(Box<ClientFilter>),
+    /// `KILL`: ends the connections that match.
+    Kill {
+        /// Which.
+        filter: Box<ClientFilter>,
+        /// `SKIPME no`: this one too.
+        also_own: bool,
+        /// The form with an address alone, which replies `OK` or an error rather than a number.
+        by_address: bool,
+    },
+    /// `PAUSE milliseconds [WRITE|ALL]`.
+    Pause {
+        /// How long.
+        for_ms: u64,
+        /// Whether only writes wait.
+        only_writes: bool,
+    },
+    /// `UNPAUSE`.
+    Unpause,
+    /// `REPLY ON|OFF|SKIP`.
+    Reply(ReplyMode),
+    /// `GETREDIR`: -1, because nothing is tracked.
+    GetRedirection,
     /// `NO-EVICT` and `NO-TOUCH`: nothing is ever evicted here, so there is nothing to do.
     NoEffect,
+}
+
+/// Which connections a `CLIENT` command is about. The default is all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientFilter {
+    /// Those with one of these ids.
+    pub ids: Option<Vec<u64>>,
+    /// The one from this address.
+    pub address: Option<Bytes>,
+    /// Those to this address.
+    pub local_address: Option<Bytes>,
+    /// Those of this user.
+    pub user: Option<Bytes>,
+    /// Whether normal clients are meant; there are no others.
+    pub is_normal: bool,
+    /// Those of at least this age, in seconds.
+    pub age_s: Option<u64>,
+}
+
+impl Default for ClientFilter {
+    fn default() -> Self {
+        Self { ids: None, address: None, local_address: None, user: None, is_normal: true, age_s: None }
+    }
+}
+
+/// Which requests a connection answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ReplyMode {
+    /// All.
+    #[default]
+    On,
+    /// None.
+    Off,
+    /// Not the next one.
+    Skip,
 }
 
 /// An attribute that a client library sets.
@@ -143,6 +288,19 @@ pub enum ClientInfo {
     LibraryVersion,
 }
 
+/// `SCRIPT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScriptCommand {
+    /// `LOAD text`: remembers a script, and replies with its digest.
+    Load(Bytes),
+    /// `EXISTS digest …`.
+    Exists(Vec<Bytes>),
+    /// `FLUSH`: forgets all scripts.
+    Flush,
+    /// `KILL`: a script ends by itself.
+    Kill,
+}
+
 /// `COMMAND`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Introspection {
@@ -152,8 +310,29 @@ pub enum Introspection {
     Docs(Vec<Bytes>),
     /// `COMMAND COUNT`.
     Count,
-    /// `COMMAND LIST`.
-    List,
+    /// `COMMAND LIST [FILTERBY …]`.
+    List(CommandFilter),
+    /// `COMMAND GETKEYS command …`, and whether with flags.
+    GetKeys {
+        /// The request.
+        request: Vec<Bytes>,
+        /// `GETKEYSANDFLAGS`.
+        with_flags: bool,
+    },
+}
+
+/// Which commands `COMMAND LIST` lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CommandFilter {
+    /// All.
+    #[default]
+    All,
+    /// Those of a module; there are none.
+    Module,
+    /// Those of a category.
+    Category(Bytes),
+    /// Those whose names match.
+    Pattern(Glob),
 }
 
 /// `SCAN cursor [MATCH pattern] [COUNT count] [TYPE type]`.
@@ -215,6 +394,26 @@ pub enum Deadline {
     After(u64),
     /// Unix milliseconds. At most 2^62.
     At(u64),
+}
+
+/// The expiry of an `EXPIRE`: any number, in milliseconds of at most 2^62.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// From now.
+    After(i64),
+    /// Unix time.
+    At(i64),
+}
+
+impl When {
+    /// The Unix time in milliseconds, at `now_ms`; `None` in the past.
+    pub(crate) fn at_ms(self, now_ms: u64) -> Option<u64> {
+        let positive = |ms: i64| u64::try_from(ms).ok().filter(|ms| *ms > 0);
+        match self {
+            Self::After(after_ms) => positive(after_ms).map(|after_ms| now_ms.saturating_add(after_ms)),
+            Self::At(at_ms) => positive(at_ms).filter(|at_ms| *at_ms > now_ms),
+        }
+    }
 }
 
 /// The condition of an `EXPIRE`.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::PayloadError;
+
 /// A request is not a valid command. Nothing was executed, and the connection stays open. The text is the
 /// whole error reply, starting with its code.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +18,9 @@ pub enum CommandError {
         /// Its arguments.
         arguments: Vec<Bytes>,
     },
+    /// The client's key does not allow the command, or there is none.
+    #[error("{0}")]
+    Denied(String),
     /// The command has no such subcommand.
     #[error("ERR unknown subcommand '{}'. Try {} HELP.", Shown(.name), .command.to_ascii_uppercase())]
     UnknownSubcommand {
@@ -54,6 +59,15 @@ pub enum CommandError {
     /// `EXPIRE` with an option that does not exist.
     #[error("ERR Unsupported option {}", Shown(.0))]
     ExpireOption(Bytes),
+    /// `EVALSHA` of a script that this node does not know.
+    #[error("NOSCRIPT No matching script. Please use EVAL.")]
+    NoScript,
+    /// `RESTORE` of something that is no payload of `DUMP`.
+    #[error(transparent)]
+    Payload(PayloadError),
+    /// An argument or a combination that one command refuses, with the whole text.
+    #[error("{0}")]
+    Invalid(&'static str),
     /// `SELECT` of a database other than 0.
     #[error("ERR DB index is out of range")]
     Database,
@@ -75,12 +89,26 @@ pub enum CommandError {
     /// A client name that would break lists of clients.
     #[error("ERR Client names cannot contain spaces, newlines or special characters.")]
     ClientName,
+    /// A kind of client that does not exist.
+    #[error("ERR Unknown client type '{}'", Shown(.0))]
+    ClientType(Bytes),
     /// `CLIENT SETINFO` of something that does not exist.
     #[error("ERR Unrecognized option '{}'", Shown(.0))]
     ClientOption(Bytes),
     /// `CLIENT SETINFO` with a value that would break lists of clients.
     #[error("ERR {} cannot contain spaces, newlines or special characters.", .0)]
     ClientOptionValue(&'static str),
+}
+
+impl CommandError {
+    /// Whether there is no such command, not with this number of arguments, or not for this client. Other errors are about the
+    /// values of arguments.
+    pub(crate) fn is_about_the_command(&self) -> bool {
+        matches!(
+            self,
+            Self::UnknownCommand { .. } | Self::UnknownSubcommand { .. } | Self::Arity { .. } | Self::Denied(_)
+        )
+    }
 }
 
 /// Bytes of a client's text that an error quotes at most.

@@ -7,29 +7,43 @@ mod answer;
 mod clients;
 mod clock;
 mod command;
+mod compute;
 mod cursors;
 mod decode;
+mod dump;
 mod error;
+mod evaluate;
 mod execute;
+mod float;
 mod glob;
 mod introspection;
 mod parse;
 mod plan;
+mod process;
 mod reply;
+mod script;
 mod server;
+mod stripes;
 mod table;
+mod view;
 mod window;
 
 pub use command::{
-    ClientCommand, ClientInfo, Command, Deadline, ExpireCondition, Hello, Introspection, Scan, Set, SetCondition,
-    SetExpiry, TimeUnit,
+    ClientCommand, ClientFilter, ClientInfo, Command, CommandFilter, Deadline, ExpireCondition, Hello, Introspection,
+    ReplyMode, Scan, ScriptCommand, Set, SetCondition, SetExpiry, TimeUnit, When,
+};
+pub use compute::{
+    BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Compute, Lcs, LcsReply, ObjectQuery,
 };
 pub use decode::{Decoder, DecoderLimits, ProtocolError, Request};
+pub use dump::PayloadError;
 pub use error::CommandError;
+pub use float::Float;
 pub use glob::Glob;
-pub use introspection::{config_reply, hello_reply, introspection_reply};
+pub use introspection::{config_reply, hello_reply, help_reply, introspection_reply};
 pub use parse::parse;
 pub use reply::{Protocol, Reply};
+pub use script::{Eval, Script};
 pub use server::{ServerConfig, ServerConfigError, serve};
 pub use table::{Spec, TABLE};
 

@@ -4,19 +4,27 @@
 //! client libraries depend on which error is reported first. Nothing is executed and no clock is read:
 //! relative times stay relative.
 
+mod compute;
 mod connection;
 mod data;
+mod script;
 
 use std::vec::IntoIter;
 
 use bytes::Bytes;
 use flotilla_kv::parse_integer;
 
+pub(crate) use compute::{
+    bit_count, bit_field, bit_field_ro, bit_op, bit_pos, copy, dump, expire_time, get_bit, get_range, incr_by_float,
+    lcs, memory, mset_nx, object, pexpire_time, rename, rename_nx, restore, set_bit, set_range,
+};
 pub(crate) use connection::{auth, client, config, echo, hello, info, introspection, ping, quit, reset, select};
 pub(crate) use data::{
-    append, db_size, decr, decr_by, del, exists, expire, get, get_del, get_ex, get_set, incr, incr_by, mget, mset,
-    persist, pexpire, pset_ex, pttl, scan, set, set_ex, set_nx, str_len, ttl, type_of,
+    append, db_size, decr, decr_by, del, discard, exec, exists, expire, expire_at, flush, get, get_del, get_ex,
+    get_set, incr, incr_by, keys, mget, mset, multi, persist, pexpire, pexpire_at, pset_ex, pttl, random_key, scan,
+    set, set_ex, set_nx, str_len, time, ttl, type_of, unwatch, watch,
 };
+pub(crate) use script::{eval, eval_ro, eval_sha, eval_sha_ro, script};
 
 use crate::{Command, CommandError, Request, Spec};
 

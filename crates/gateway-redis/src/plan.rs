@@ -7,9 +7,12 @@ use bytes::Bytes;
 use flotilla_kv::{Action, Condition, Expiry, Operation, Otherwise};
 
 use crate::{
-    Command, Deadline, ExpireCondition, Scan, Set, SetCondition, SetExpiry, TimeUnit,
+    Command, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit,
     window::{Access, Footprint},
 };
+
+/// Keys of one request that are told apart from others.
+const FOOTPRINT_KEYS_MAX: usize = 4_096;
 
 /// How a command runs on the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,18 +66,12 @@ pub(crate) enum Task {
     MSet(Vec<(Bytes, Bytes)>),
     Del(Vec<Bytes>),
     Exists(Vec<Bytes>),
-    /// `EXPIRE` with a condition: reads the expiry, then changes it if the record has not changed.
-    Expire {
-        key: Bytes,
-        at_ms: Option<u64>,
-        condition: ExpireCondition,
-    },
-    /// `GETEX` with a change.
-    GetEx {
-        key: Bytes,
-        expiry: Expiry,
-    },
+    /// A command whose writes are computed from what it reads.
+    Evaluate(Command),
     Scan(Scan),
+    Keys(Glob),
+    RandomKey,
+    Flush,
     DbSize,
     Info(Vec<Bytes>),
 }
@@ -85,14 +82,13 @@ impl Plan {
     /// # Errors
     /// Returns the command itself if it does not use the store.
     pub(crate) fn of(command: Command, now_ms: u64) -> Result<Self, Command> {
-        let at = |deadline| expiry(deadline, now_ms);
         Ok(match command {
             Command::Get(key) => read(key, ReadAnswer::Value),
             Command::StrLen(key) => read(key, ReadAnswer::Length),
             Command::Ttl { key, unit } => read(key, ReadAnswer::Ttl(unit)),
             Command::Type(key) => read(key, ReadAnswer::Type),
             Command::GetEx { key, expiry: None } => read(key, ReadAnswer::Value),
-            Command::GetEx { key, expiry: Some(expiry) } => Self::Task(Task::GetEx { key, expiry: at(expiry) }),
+            Command::GetEx { expiry: Some(_), .. } => Self::Task(Task::Evaluate(command)),
             Command::Set(set) => set_plan(set, now_ms),
             Command::SetNx { key, value } => {
                 let action = Action::Put { value, expiry: Expiry::Never, return_old: false };
@@ -102,7 +98,10 @@ impl Plan {
             Command::Append { key, value } => write(key, None, Action::Append { bytes: value }, WriteAnswer::Number),
             Command::Add { key, delta } => write(key, None, Action::Add { delta }, WriteAnswer::Number),
             Command::Persist(key) => write(key, None, Action::Expire { expiry: Expiry::Never }, WriteAnswer::Number),
-            Command::Expire { key, after_ms, condition } => expire_plan(key, after_ms, condition, now_ms),
+            Command::Expire { key, when, condition: ExpireCondition::Always } => {
+                write(key, None, expire_action(when.at_ms(now_ms)), WriteAnswer::Changed)
+            }
+            Command::Expire { .. } => Self::Task(Task::Evaluate(command)),
             Command::Del(keys) => match <[Bytes; 1]>::try_from(keys) {
                 Ok([key]) => write(key, None, Action::Delete { return_old: false }, WriteAnswer::Changed),
                 Err(keys) => Self::Task(Task::Del(keys)),
@@ -113,15 +112,26 @@ impl Plan {
             },
             Command::MGet(keys) => Self::Task(Task::MGet(keys)),
             Command::MSet(pairs) => Self::Task(Task::MSet(pairs)),
+            Command::Compute(_) | Command::Eval(_) => Self::Task(Task::Evaluate(command)),
             Command::Scan(scan) => Self::Task(Task::Scan(scan)),
+            Command::Keys(pattern) => Self::Task(Task::Keys(pattern)),
+            Command::RandomKey => Self::Task(Task::RandomKey),
+            Command::Flush => Self::Task(Task::Flush),
             Command::DbSize => Self::Task(Task::DbSize),
             Command::Info(sections) => Self::Task(Task::Info(sections)),
             other => return Err(other),
         })
     }
 
-    /// The keys that it touches.
+    /// The keys that it touches. So many that each would cost memory count as everything.
     pub(crate) fn footprint(&self) -> Footprint {
+        match self.exact_footprint() {
+            Footprint::Keys(keys, _) if keys.len() > FOOTPRINT_KEYS_MAX => Footprint::Everything,
+            footprint => footprint,
+        }
+    }
+
+    fn exact_footprint(&self) -> Footprint {
         match self {
             Self::Write(write) => Footprint::Key(write.operation.key.clone(), Access::Write),
             Self::Read(read) => Footprint::Key(read.key.clone(), Access::Read),
@@ -130,10 +140,15 @@ impl Plan {
             Self::Task(Task::MSet(pairs)) => {
                 Footprint::Keys(pairs.iter().map(|(key, _)| key.clone()).collect(), Access::Write)
             }
-            Self::Task(Task::Expire { key, .. } | Task::GetEx { key, .. }) => {
-                Footprint::Key(key.clone(), Access::Write)
+            Self::Task(Task::Evaluate(command)) if command.only_reads() => {
+                Footprint::Keys(command.keys(), Access::Read)
             }
-            Self::Task(Task::Scan(_) | Task::DbSize | Task::Info(_)) => Footprint::Everything,
+            Self::Task(Task::Evaluate(command)) => Footprint::Keys(command.keys(), Access::Write),
+            Self::Task(Task::Scan(_) | Task::Keys(_) | Task::RandomKey | Task::Flush | Task::DbSize) => {
+                Footprint::Everything
+            }
+            // It describes the node, whatever else is in flight.
+            Self::Task(Task::Info(_)) => Footprint::Keys(Vec::new(), Access::Read),
         }
     }
 }
@@ -162,22 +177,15 @@ fn set_plan(set: Set, now_ms: u64) -> Plan {
     write(set.key, condition, Action::Put { value: set.value, expiry, return_old: set.returns_old }, answer)
 }
 
-fn expire_plan(key: Bytes, after_ms: i64, condition: ExpireCondition, now_ms: u64) -> Plan {
-    let at_ms = u64::try_from(after_ms).ok().filter(|after_ms| *after_ms > 0).map(|after_ms| now_ms + after_ms);
-    match condition {
-        ExpireCondition::Always => write(key, None, expire_action(at_ms), WriteAnswer::Changed),
-        condition => Plan::Task(Task::Expire { key, at_ms, condition }),
-    }
-}
-
 /// Sets an expiry; one in the past (`None`) removes the key.
-pub(crate) fn expire_action(at_ms: Option<u64>) -> Action {
+fn expire_action(at_ms: Option<u64>) -> Action {
     match at_ms {
         Some(at_ms) => Action::Expire { expiry: Expiry::At(at_ms) },
         None => Action::Delete { return_old: false },
     }
 }
 
+/// The expiry to store, at `now_ms`.
 fn expiry(expiry: SetExpiry, now_ms: u64) -> Expiry {
     match expiry {
         SetExpiry::Never => Expiry::Never,
@@ -235,16 +243,12 @@ mod tests {
     fn conditional_expiries_and_several_keys_are_tasks() {
         let keys = || vec![key(), Bytes::from_static(b"l")];
         for (line, task, footprint) in [
-            (
-                "EXPIRE k -1 GT",
-                Task::Expire { key: key(), at_ms: None, condition: ExpireCondition::IfLater },
-                Footprint::Key(key(), Access::Write),
-            ),
-            (
-                "GETEX k PX 5",
-                Task::GetEx { key: key(), expiry: Expiry::At(1_005) },
-                Footprint::Key(key(), Access::Write),
-            ),
+            ("EXPIRE k -1 GT", Task::Evaluate(parsed("EXPIRE k -1 GT").unwrap()), {
+                Footprint::Keys(vec![key()], Access::Write)
+            }),
+            ("GETEX k PX 5", Task::Evaluate(parsed("GETEX k PX 5").unwrap()), {
+                Footprint::Keys(vec![key()], Access::Write)
+            }),
             ("MGET k l", Task::MGet(keys()), Footprint::Keys(keys(), Access::Read)),
             ("UNLINK k l", Task::Del(keys()), Footprint::Keys(keys(), Access::Write)),
             ("MSET k 1 l 2", Task::MSet(keys().into_iter().zip(["1", "2"].map(Bytes::from)).collect()), {

@@ -34,6 +34,8 @@ impl Protocol {
 pub enum Reply {
     /// A short text of the server's own, like `OK`.
     Simple(&'static str),
+    /// A short text of a script's. Line ends in it are replaced by blanks.
+    Status(String),
     /// An error; the text starts with its code, like `ERR`. Line ends in it are replaced by blanks.
     Error(Cow<'static, str>),
     /// A number.
@@ -44,6 +46,8 @@ pub enum Reply {
     Verbatim(String),
     /// No value.
     Null,
+    /// No list.
+    NullArray,
     /// A boolean; 1 or 0 in RESP2.
     Boolean(bool),
     /// A list.
@@ -83,6 +87,7 @@ impl Reply {
         let resp3 = protocol == Protocol::Resp3;
         match self {
             Self::Simple(text) => put_line(output, b'+', text),
+            Self::Status(text) => put_line(output, b'+', text),
             Self::Error(text) => put_line(output, b'-', text),
             Self::Integer(number) => put_number(output, b':', *number),
             Self::Bulk(bytes) => put_bulk(output, bytes),
@@ -94,6 +99,7 @@ impl Reply {
             }
             Self::Verbatim(text) => put_bulk(output, text.as_bytes()),
             Self::Null => output.extend_from_slice(if resp3 { b"_\r\n" } else { b"$-1\r\n" }),
+            Self::NullArray => output.extend_from_slice(if resp3 { b"_\r\n" } else { b"*-1\r\n" }),
             Self::Boolean(yes) if resp3 => output.extend_from_slice(if *yes { b"#t\r\n" } else { b"#f\r\n" }),
             Self::Boolean(yes) => put_number(output, b':', (*yes).into()),
             Self::Array(items) => put_items(output, b'*', items, protocol),
@@ -150,11 +156,13 @@ mod tests {
         let list = || vec![Reply::Integer(1), Reply::Null];
         for (reply, resp2, resp3) in [
             (Reply::OK, "+OK\r\n", "+OK\r\n"),
+            (Reply::Status("a\r\nb".into()), "+a  b\r\n", "+a  b\r\n"),
             (Reply::error("ERR no"), "-ERR no\r\n", "-ERR no\r\n"),
             (Reply::Integer(i64::MIN), ":-9223372036854775808\r\n", ":-9223372036854775808\r\n"),
             (Reply::text("a\r\nb"), "$4\r\na\r\nb\r\n", "$4\r\na\r\nb\r\n"),
             (Reply::text(""), "$0\r\n\r\n", "$0\r\n\r\n"),
             (Reply::bulk_or_null(None), "$-1\r\n", "_\r\n"),
+            (Reply::NullArray, "*-1\r\n", "_\r\n"),
             (Reply::Boolean(true), ":1\r\n", "#t\r\n"),
             (Reply::Boolean(false), ":0\r\n", "#f\r\n"),
             (Reply::Verbatim("hi".into()), "$2\r\nhi\r\n", "=6\r\ntxt:hi\r\n"),

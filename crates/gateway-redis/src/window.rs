@@ -114,6 +114,11 @@ impl<W, A> Window<W, A> {
         self.slots.len()
     }
 
+    /// The ordinal of the request whose answer is taken next.
+    pub(crate) fn first(&self) -> Ordinal {
+        self.first
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }

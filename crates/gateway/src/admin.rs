@@ -4,11 +4,11 @@
 //! The node implements [`Admin`]; the gateway only calls it. Queries return at once from the node's local
 //! state, so that they work without a quorum. Changes wait for the metadata group, until a deadline.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, Setting, TokenId, TokenInfo, TokenReply,
-    TokenRequest, UpgradeStatus,
+    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
+    Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -34,9 +34,27 @@ pub enum AdminError {
     /// There is no such join token.
     #[error("there is no join token {0}: it was never created, was revoked, or expired long ago")]
     TokenNotFound(TokenId),
+    /// There is no such client key.
+    #[error("there is no client key {0}: it was never created, was revoked, or expired long ago")]
+    KeyNotFound(KeyId),
     /// Everything else, with the same meaning as for the store.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// One entry of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// The client key; `None` when none was given, or none is needed.
+    pub key: Option<u64>,
+    /// Where the request came from.
+    pub address: Option<IpAddr>,
+    /// Method and path.
+    pub action: String,
+    /// What the path does not say.
+    pub detail: Option<String>,
+    /// Status of the answer.
+    pub status: u16,
 }
 
 /// A change in progress.
@@ -55,6 +73,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// The join tokens, in the order of their ids. Never waits.
     fn list_tokens(&self) -> Vec<TokenInfo>;
+
+    /// The client keys, in the order of their ids. Never waits.
+    fn list_keys(&self) -> Vec<KeyInfo>;
 
     /// The cluster version and which nodes are ready for the next one. Never waits.
     fn upgrade_status(&self) -> UpgradeStatus;
@@ -76,6 +97,15 @@ pub trait Admin: Send + Sync + 'static {
     /// The most recent events, oldest first, without gaps: a bounded ring that ends with the newest event.
     fn recent(&self) -> Vec<Event>;
 
+    /// Records an entry of the audit log. Never waits.
+    fn audit(&self, entry: AuditEntry);
+
+    /// As [`subscribe`](Self::subscribe), for the audit log.
+    fn subscribe_audit(&self) -> broadcast::Receiver<Event>;
+
+    /// As [`recent`](Self::recent), for the audit log.
+    fn recent_audit(&self) -> Vec<Event>;
+
     /// Digests of this node's replicas, or of those of the shards in `only`. Reads all their records without
     /// blocking other requests. A replica that is not done by the deadline has a reason in place of its
     /// digest.
@@ -92,6 +122,12 @@ pub trait Admin: Send + Sync + 'static {
 
     /// Revokes a join token. Nodes that joined with it stay.
     fn revoke_token(&self, token: TokenId, deadline: Instant) -> AdminFuture<'_, ()>;
+
+    /// Creates a client key.
+    fn create_key(&self, request: KeyRequest, deadline: Instant) -> AdminFuture<'_, KeyReply>;
+
+    /// Revokes a client key.
+    fn revoke_key(&self, key: KeyId, deadline: Instant) -> AdminFuture<'_, ()>;
 
     /// Changes a setting and returns it.
     fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, Setting>;

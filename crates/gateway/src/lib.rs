@@ -2,15 +2,28 @@
 //! and batching, and the HTTP interface. `flotilla_control` finds the leader and forwards.
 
 mod accept;
+mod access;
 mod admin;
 mod http;
 mod store;
+mod tls;
 
 pub use accept::AcceptBackoff;
-pub use admin::{Admin, AdminError, AdminFuture};
+pub use access::{Access, Denied, Grant, KeyFacts, Keys, Right, TABLE as RIGHTS};
+pub use admin::{Admin, AdminError, AdminFuture, AuditEntry};
 pub use flotilla_route::GatewayStart;
 pub use http::{HttpConfig, HttpConfigError, serve};
 pub use store::{Consistency, Found, Page, READ_KEYS_MAX, Scan, Store, StoreError, Written};
+pub use tls::{ClientStream, Tls};
+
+/// How client ports are guarded.
+#[derive(Clone)]
+pub struct Security {
+    /// Who may do what.
+    pub access: std::sync::Arc<Access>,
+    /// TLS; `None` for clear text.
+    pub tls: Option<Tls>,
+}
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -3,7 +3,7 @@
 //! The authority alone decides a certificate's content: node id, cluster, usage and dates. A signing request
 //! contributes only its public key and the proof that the requester holds the private key.
 
-use std::fmt;
+use std::{fmt, net::IpAddr, ops::Range, time::Duration};
 
 use flotilla_types::{ClusterId, NodeId};
 use rcgen::{
@@ -23,6 +23,8 @@ pub const CSR_BYTES_MAX: usize = 4096;
 
 /// Certificates are valid from this past year, so that a node with a slow clock can still connect.
 const VALID_FROM_YEAR: i32 = 2020;
+/// The last time that a certificate can name, in Unix seconds (end of the year 9999).
+const TIME_MAX_S: u64 = 253_402_300_799;
 /// Certificates are valid until this year. Membership, not expiry, decides who belongs to a cluster.
 const VALID_UNTIL_YEAR: i32 = 2120;
 
@@ -108,6 +110,41 @@ impl ClusterAuthority {
         params.use_authority_key_identifier_extension = true;
         let cert = params.signed_by(&request.public_key, &self.issuer).map_err(IdentityError::Crypto)?;
         Ok(cert.into())
+    }
+}
+
+impl ClusterAuthority {
+    /// Certifies the client ports of a node, for clients that reach it at these hosts (addresses or names).
+    /// `valid` is in Unix seconds.
+    ///
+    /// # Errors
+    /// As [`issue`](Self::issue); [`IdentityError::Crypto`] also when a host is no DNS name.
+    pub fn issue_client_ports(
+        &self,
+        node: NodeId,
+        hosts: &[String],
+        csr_der: &[u8],
+        valid: Range<u64>,
+    ) -> Result<CertificateDer<'static>, IdentityError> {
+        if node == NodeId::NONE {
+            return Err(IdentityError::Malformed(Part::NodeId));
+        }
+        let request = parse_request(csr_der)?;
+        let mut params = params(&peer_name(node, self.cluster), format!("flotilla node {node}, client ports"))?;
+        for host in hosts {
+            params.subject_alt_names.push(match host.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(host.as_str().try_into().map_err(IdentityError::Crypto)?),
+            });
+        }
+        let at = |seconds| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+        params.not_before = at(valid.start.min(TIME_MAX_S));
+        params.not_after = at(valid.end.min(TIME_MAX_S));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // Not for clients: a certificate of client ports must not pass for a node's.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(&request.public_key, &self.issuer).map_err(IdentityError::Crypto)?.into())
     }
 }
 

@@ -1,5 +1,5 @@
 //! Node identities: the cluster's certificate authority, node keys and certificates, TLS configurations, join
-//! tokens.
+//! tokens, client keys.
 //!
 //! Invariants:
 //! - A certificate names exactly one node of one cluster, as one DNS name (`n7.<cluster id>.flotilla`). The
@@ -11,6 +11,7 @@
 //! revocation lists (the transport's admission refuses a removed node), rotation of the authority.
 
 mod authority;
+mod client_key;
 mod error;
 #[cfg(test)]
 mod hostile;
@@ -21,10 +22,13 @@ mod tls;
 mod token;
 
 pub use authority::{CSR_BYTES_MAX, CaFingerprint, ClusterAuthority, csr_public_key_digest};
+pub use client_key::{ClientKey, KeyError, KeyHash};
 pub use error::{IdentityError, Part};
 pub use name::{peer_name, peer_of};
 pub use node::{IdentityPem, NodeIdentity, NodeKey};
-pub use tls::{ALPN_JOIN, ALPN_PEER, JOIN_SERVER_NAME, join_client_config, peer_client_config, server_config};
+pub use tls::{
+    ALPN_JOIN, ALPN_PEER, JOIN_SERVER_NAME, client_port_config, join_client_config, peer_client_config, server_config,
+};
 pub use token::{JoinToken, TokenError, TokenHash, TokenId};
 
 #[doc = include_str!("../README.md")]

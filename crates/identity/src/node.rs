@@ -73,7 +73,8 @@ impl NodeKey {
     }
 
     /// The private key for TLS.
-    pub(crate) fn private_key_der(&self) -> PrivateKeyDer<'static> {
+    #[must_use]
+    pub fn private_key_der(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.0.serialize_der()))
     }
 }
@@ -176,6 +177,12 @@ impl NodeIdentity {
     #[must_use]
     pub fn ca_fingerprint(&self) -> CaFingerprint {
         CaFingerprint::of(&self.ca_cert)
+    }
+
+    /// The authority's certificate as PEM text.
+    #[must_use]
+    pub fn ca_pem(&self) -> String {
+        cert_to_pem(self.ca_cert())
     }
 
     /// The identity as strings for storage. They contain the private key.

@@ -12,9 +12,9 @@ use rustls::{
     client::Resumption,
     crypto::{CryptoProvider, ring},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
-    version::TLS13,
+    version::{TLS12, TLS13},
 };
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::{CaFingerprint, IdentityError, NodeIdentity, Part, pin::PinnedAuthority};
 
@@ -78,6 +78,33 @@ pub fn join_client_config(pinned: CaFingerprint) -> Result<ClientConfig, Identit
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN_JOIN.to_vec()];
     disable_resumption(&mut config);
+    Ok(config)
+}
+
+/// The configuration with which client ports accept connections: TLS 1.2 or 1.3, because many Redis clients
+/// speak no 1.3. With `client_authorities` only clients with a certificate of one of them are served.
+///
+/// # Errors
+/// [`IdentityError::Malformed`], [`IdentityError::Tls`].
+pub fn client_port_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    client_authorities: &[CertificateDer<'static>],
+) -> Result<ServerConfig, IdentityError> {
+    let provider = provider();
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13, &TLS12])?;
+    let builder = if client_authorities.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let mut roots = RootCertStore::empty();
+        for authority in client_authorities {
+            roots.add(authority.clone())?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        builder.with_client_cert_verifier(verifier.map_err(|_| IdentityError::Malformed(Part::CaCertificate))?)
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 

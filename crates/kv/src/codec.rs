@@ -20,14 +20,12 @@ use prost::{
 
 pub use command::{decode_command, encode_command};
 pub use outcome::{decode_outcome, encode_outcome};
-pub use query::{decode_answer, decode_query, encode_answer, encode_query};
+pub(crate) use query::decode_query_as_of;
+pub use query::{decode_answer, decode_query, encode_answer, encode_query, encode_query_as_of};
 
 /// The format of all messages but the switch of a machine to a later version, and that of a system state
 /// after a switch.
 pub const FORMAT_VERSION: u8 = 1;
-
-/// The newest version byte that this crate reads: the highest cluster version of this binary.
-const NEWEST_VERSION: u8 = VersionRange::SUPPORTED.max.0 as u8;
 
 /// The highest version byte that will ever be used. Higher ones are malformed rather than newer, and need not
 /// stop a replica.
@@ -83,10 +81,11 @@ pub(crate) fn unseal<M: Message + Default>(what: &'static str, mut bytes: Bytes)
 /// Whether bytes that start with `version` are a message of format 1. Messages of later formats, which this
 /// binary reads too, are not: their readers look at the version first.
 pub(crate) fn check_version(what: &'static str, version: Option<u8>) -> Result<(), DecodeError> {
+    let known = VersionRange::supported().max.0;
     match version {
         Some(FORMAT_VERSION) => Ok(()),
-        Some(newer @ FORMAT_VERSION..=FORMAT_VERSION_MAX) if newer > NEWEST_VERSION => {
-            Err(DecodeError::Version { found: newer.into(), known: NEWEST_VERSION.into() })
+        Some(newer @ FORMAT_VERSION..=FORMAT_VERSION_MAX) if u32::from(newer) > known => {
+            Err(DecodeError::Version { found: newer.into(), known })
         }
         _ => Err(DecodeError::Malformed(what)),
     }

@@ -293,10 +293,10 @@ pub enum Query {
         /// Whether to return values.
         values: bool,
     },
-    /// The number of live records in a range, and their bytes. Cheap if the range covers the whole shard;
+    /// The number of live records in a range, and their bytes. Cheap if the range is that of the whole shard;
     /// otherwise it reads every record of the range.
     Count {
-        /// Whole record keys. Must lie inside the shard's range, or cover it.
+        /// Whole record keys. Must lie inside the shard's range.
         range: KeyRange,
     },
 }

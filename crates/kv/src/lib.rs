@@ -23,7 +23,7 @@ mod testing;
 
 pub use codec::{
     DecodeError, ELEMENTS_MAX, FORMAT_VERSION, decode_answer, decode_command, decode_outcome, decode_query,
-    encode_answer, encode_command, encode_outcome, encode_query,
+    encode_answer, encode_command, encode_outcome, encode_query, encode_query_as_of,
 };
 pub use command::{
     Action, Answer, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Query, Record, Refusal,

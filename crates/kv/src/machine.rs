@@ -21,7 +21,7 @@ use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp, VersionRang
 
 use crate::{
     Answer, Command, DecodeError, Limits, Outcome, Refusal,
-    codec::{decode_command, decode_query, encode_answer, encode_outcome},
+    codec::{decode_command, decode_query_as_of, encode_answer, encode_outcome},
     read::Reading,
     record::StoredRecord,
     session::{Admission, Sessions},
@@ -33,6 +33,10 @@ use crate::{
 /// Due records that an entry removes, in addition to one per operation in it. An entry cannot write more
 /// expiring records than it has operations, so removal keeps up with writes.
 const REMOVALS_PER_ENTRY: usize = 16;
+
+/// Due records that an entry without commands removes, from [`ClusterVersion::UPKEEP`] on. Other work of the
+/// shard waits for it.
+const REMOVALS_PER_UPKEEP: usize = 512;
 
 /// How long after its command's entry a session is remembered at most, in milliseconds, from
 /// [`ClusterVersion::BOUNDED_SESSIONS`] on. A duplicate that arrives later is applied again, so senders stop
@@ -137,7 +141,7 @@ impl KvMachine {
 
     fn remove_due(&mut self, removals_max: usize, overlay: &mut Overlay<'_>) -> Result<(), MachineError> {
         for _ in 0..removals_max {
-            let Some(key) = self.stats.take_due(self.clock.millis())? else { break };
+            let Some(key) = self.stats.take_due()? else { break };
             overlay.delete(key);
         }
         Ok(())
@@ -161,8 +165,11 @@ impl StateMachine for KvMachine {
         let operations = commands.iter().map(count).sum::<usize>();
         self.clock = self.clock.max(context.timestamp);
         self.sessions.expire(self.clock.millis());
+        self.stats.advance(self.clock.millis());
         let mut overlay = Overlay::new(records);
-        self.remove_due(REMOVALS_PER_ENTRY + operations, &mut overlay)?;
+        let is_upkeep = commands.is_empty() && self.version >= ClusterVersion::UPKEEP;
+        let removals_max = if is_upkeep { REMOVALS_PER_UPKEEP } else { REMOVALS_PER_ENTRY + operations };
+        self.remove_due(removals_max, &mut overlay)?;
         let mut outcomes = Vec::with_capacity(commands.len());
         for (ordinal, command) in (0..).zip(commands) {
             let version = context.timestamp.plus(ordinal);
@@ -180,10 +187,11 @@ impl StateMachine for KvMachine {
     }
 
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError> {
-        let answer = match decode_query(Bytes::copy_from_slice(query)) {
-            Ok(query) => {
+        let answer = match decode_query_as_of(Bytes::copy_from_slice(query)) {
+            Ok((query, as_of_ms)) => {
                 let (limits, stats, clock_ms) = (&self.limits, Some(&self.stats), self.clock.millis());
-                Reading { limits, context, records, stats, clock_ms }.answer(query)?
+                let now_ms = context.now.millis().min(as_of_ms.unwrap_or(u64::MAX));
+                Reading { limits, context, records, stats, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
         };
@@ -207,6 +215,10 @@ impl StateMachine for KvMachine {
         Some(self.version)
     }
 
+    fn upkeep_due_ms(&self) -> Option<u64> {
+        self.stats.first_expiry_ms().filter(|_| self.version >= ClusterVersion::UPKEEP)
+    }
+
     fn system(&self) -> Bytes {
         let (records, bytes) = self.stats.stored();
         let (version, clock, expiring) = (self.version, self.clock, self.stats.expiring());
@@ -217,6 +229,7 @@ impl StateMachine for KvMachine {
         let (system, sessions) = System::decode(system)?;
         let mut stats = RecordStats::of_counts(system.records, system.bytes);
         index_expiring(&mut stats, system.expiring, records)?;
+        stats.advance(system.clock.millis());
         *self = Self { limits: self.limits, version: system.version, clock: system.clock, sessions, stats };
         Ok(())
     }
@@ -230,10 +243,11 @@ struct Deferred {
 
 impl DeferredRead for Deferred {
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError> {
-        let answer = match decode_query(Bytes::copy_from_slice(query)) {
-            Ok(query) => {
-                let Self { limits, clock_ms } = self;
-                Reading { limits, context, records, stats: None, clock_ms: *clock_ms }.answer(query)?
+        let answer = match decode_query_as_of(Bytes::copy_from_slice(query)) {
+            Ok((query, as_of_ms)) => {
+                let (limits, clock_ms) = (&self.limits, self.clock_ms);
+                let now_ms = context.now.millis().min(as_of_ms.unwrap_or(u64::MAX));
+                Reading { limits, context, records, stats: None, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
         };
@@ -251,7 +265,7 @@ enum Request {
 }
 
 fn decode(bytes: &Bytes) -> Result<Request, MachineError> {
-    if let Some(version) = switched_version(bytes).filter(|version| *version <= VersionRange::SUPPORTED.max) {
+    if let Some(version) = switched_version(bytes).filter(|version| *version <= VersionRange::supported().max) {
         return Ok(Request::Switch(version));
     }
     match decode_command(bytes.clone()) {
@@ -286,6 +300,7 @@ mod tests {
     use super::*;
     use crate::{
         Action, Condition, Expiry, OUTCOME_BYTES_MAX, Operation, OperationResult, Otherwise, Query, encode_command,
+        encode_query_as_of,
         testing::{Replica, key, operation, put, put_expiring, written},
     };
 
@@ -521,6 +536,27 @@ mod tests {
         assert!(matches!(replica.run(2, command), Outcome::Done { .. }));
     }
 
+    /// A sender whose attempt is in doubt asks again after the range has changed.
+    #[test]
+    fn a_duplicate_gets_its_outcome_whatever_the_range_is_by_then() {
+        let mut replica = Replica::default();
+        let command = in_session(add("n", 1), 1, 0, 1_000);
+        let outcome = replica.run(1, command.clone());
+        assert!(matches!(outcome, Outcome::Done { .. }));
+        replica.descriptor.range = KeyRange::of_prefix(b"elsewhere");
+        assert_eq!(replica.run(2, command), outcome);
+    }
+
+    #[test]
+    fn a_count_of_more_than_the_shard_holds_is_refused() {
+        let mut replica = Replica::default();
+        replica.apply(1, &[put("a", "1"), put("b", "1")]);
+        let before = replica.descriptor.range.clone();
+        replica.descriptor.range.end = key("b");
+        assert_eq!(replica.read(1, &Query::Count { range: before }), Answer::WrongShard);
+        assert!(matches!(replica.count(1), Answer::Count { .. }));
+    }
+
     #[test]
     fn expiry_takes_effect_only_through_the_log() {
         let mut replica = Replica::default();
@@ -556,6 +592,105 @@ mod tests {
         replica.apply(6, &[]);
         replica.apply(7, &[]);
         assert_eq!(replica.records.0.len(), 1);
+    }
+
+    /// A shard at version 2 with this many records that expire at 5 ms.
+    fn with_due_records(many: usize) -> Replica {
+        let mut replica = Replica::default();
+        replica.switch(1, 2).unwrap();
+        let puts = |part: &[usize]| {
+            of(part.iter().flat_map(|n| put_expiring(&format!("k{n:06}"), "v", 5).operations).collect())
+        };
+        for part in (0..many).collect::<Vec<_>>().chunks(1_000) {
+            assert!(matches!(replica.run(1, puts(part)), Outcome::Done { .. }));
+        }
+        replica
+    }
+
+    #[test]
+    fn upkeep_removes_due_records_in_bounded_steps_once_the_version_says_so() {
+        let many = REMOVALS_PER_UPKEEP * 2 + 10;
+        let mut replica = with_due_records(many);
+        assert_eq!(replica.machine.upkeep_due_ms(), Some(5));
+        replica.apply(4, &[]);
+        assert_eq!(replica.records.0.len(), many, "nothing is due yet");
+        for left in [many - REMOVALS_PER_UPKEEP, 10, 0] {
+            assert_eq!(replica.machine.upkeep_due_ms(), Some(5));
+            replica.apply(6, &[]);
+            assert_eq!(replica.records.0.len(), left);
+            assert_eq!(replica.count(6), Answer::Count { records: 0, bytes: 0 });
+        }
+        assert_eq!(replica.machine.upkeep_due_ms(), None, "nothing is left to do");
+
+        let mut first = Replica::default();
+        (0..100).for_each(|n| drop(first.run(1, put_expiring(&format!("k{n}"), "v", 5))));
+        assert_eq!(first.machine.upkeep_due_ms(), None, "binaries of the first version would not follow");
+        first.apply(6, &[]);
+        assert_eq!(first.records.0.len(), 100 - REMOVALS_PER_ENTRY);
+    }
+
+    #[test]
+    fn upkeep_is_due_as_before_after_a_restart() {
+        let mut replica = with_due_records(REMOVALS_PER_UPKEEP + 10);
+        replica.apply(6, &[]);
+        let system = replica.machine.system();
+        let mut restored = Replica::default();
+        restored.machine.restore(&system, &replica.records).unwrap();
+        restored.records = replica.records.clone();
+        assert_eq!(restored.machine.upkeep_due_ms(), Some(5));
+        assert_eq!(restored.count(6), Answer::Count { records: 0, bytes: 0 });
+        restored.apply(7, &[]);
+        assert!(restored.records.0.is_empty());
+    }
+
+    #[test]
+    fn reads_that_advanced_the_clock_end_although_records_become_due_all_the_time() {
+        let mut replica = Replica::default();
+        for n in 0..100 {
+            replica.run(1, put_expiring(&format!("k{n:02}"), "v", 100 + n));
+        }
+        let range = replica.descriptor.range.clone();
+        let scan = Query::Scan { range: range.clone(), items_max: 1_000, bytes_max: 1 << 20, values: false };
+        let get = Query::Get { keys: vec![key("k50")], values: false };
+        let as_of = |replica: &Replica, query: &Query, now_ms, as_of_ms| {
+            let query = encode_query_as_of(query, as_of_ms);
+            let answer = replica.machine.read(&replica.read_context(now_ms), &query, &replica.records).unwrap();
+            crate::decode_answer(answer).unwrap()
+        };
+        for query in [&scan, &get, &Query::Count { range }] {
+            assert_eq!(as_of(&replica, query, 150, None), Answer::ClockAdvanceNeeded);
+        }
+        replica.run(150, Command::empty());
+        // More records are due by the time at which the reads come again.
+        assert!(matches!(replica.count(160), Answer::ClockAdvanceNeeded));
+        assert!(matches!(
+            as_of(&replica, &Query::Count { range: KeyRange::all() }, 160, Some(150)),
+            Answer::Count { records: 49, .. }
+        ));
+        assert_eq!(as_of(&replica, &get, 160, Some(150)), Answer::Records(vec![None]));
+        let Answer::Page { records, next: None } = as_of(&replica, &scan, 160, Some(150)) else { panic!("no page") };
+        assert_eq!(records.len(), 49);
+        // Without it, a page still gets as far as it can.
+        let Answer::Page { records, next: Some(next) } = as_of(&replica, &scan, 160, None) else { panic!("no page") };
+        assert_eq!((records.len(), next), (0, key("k51")));
+        assert!(matches!(as_of(&replica, &get, 160, Some(140)), Answer::Records(found) if found == [None]));
+    }
+
+    #[test]
+    fn a_page_passes_over_a_bounded_number_of_due_records() {
+        let mut replica = with_due_records(10_000);
+        replica.run(1, put("z", "live"));
+        replica.run(6, Command::empty());
+        let mut range = replica.descriptor.range.clone();
+        let (mut pages, mut found) = (0, 0);
+        loop {
+            let query = Query::Scan { range: range.clone(), items_max: 10, bytes_max: 1 << 20, values: true };
+            let Answer::Page { records, next } = replica.read(6, &query) else { panic!("no page") };
+            (pages, found) = (pages + 1, found + records.len());
+            let Some(next) = next else { break };
+            range.start = next;
+        }
+        assert_eq!((pages, found), (3, 1));
     }
 
     #[test]

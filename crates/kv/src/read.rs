@@ -2,7 +2,9 @@
 //!
 //! Invariants: a record is absent if it expires at or before the shard's clock, which only the log advances.
 //! If an answer would depend on a record that is due by the reader's clock and not yet by the shard's, it is
-//! [`Answer::ClockAdvanceNeeded`]. [`Limits`] bound the work and the size of every answer.
+//! [`Answer::ClockAdvanceNeeded`], or the page ends before that record. A reader that has advanced the clock
+//! names the time at which it did ([`crate::encode_query_as_of`]), and is not asked again, however many
+//! records become due meanwhile. [`Limits`] bound the work and the size of every answer.
 
 use bytes::Bytes;
 use flotilla_storage::{MachineError, ReadContext, ScanBounds, StateReader};
@@ -12,6 +14,10 @@ use crate::{Answer, Limits, Query, Record, record::StoredRecord, stats::RecordSt
 
 /// Records read from the engine at once.
 const BATCH_ITEMS: usize = 512;
+
+/// Records that a page of a scan passes over, deleted or expired: the page then ends, also without records, so
+/// that other work of the shard does not wait for a long range of them.
+const SKIPPED_MAX: usize = 4_096;
 
 /// Bytes of keys and values that a scan or count reads, at most, besides one record.
 const EXAMINED_BYTES_MAX: usize = 64 << 20;
@@ -25,6 +31,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) stats: Option<&'a RecordStats>,
     /// The shard's clock.
     pub(crate) clock_ms: u64,
+    /// The reader's clock.
+    pub(crate) now_ms: u64,
 }
 
 /// Whether a stored record is visible to a reader.
@@ -48,7 +56,7 @@ impl Reading<'_> {
         let record = StoredRecord::decode(stored)?;
         Ok(if record.is_due(self.clock_ms) {
             Visibility::Expired
-        } else if record.is_due(self.context.now.millis()) {
+        } else if record.is_due(self.now_ms) {
             Visibility::ClockDependent
         } else {
             Visibility::Live(record)
@@ -100,9 +108,10 @@ impl Reading<'_> {
         }
         let items_max = items_max.min(self.limits.scan_items_max) as usize;
         let bytes_max = bytes_max.min(self.limits.answer_bytes_max) as usize;
-        let mut walk = Walk::new(self, range);
-        let mut records = Vec::new();
-        let mut bytes = 0;
+        let examined_max = (self.limits.scan_examined_max as usize).min(items_max + SKIPPED_MAX);
+        let mut walk = Walk::new(self, range, examined_max);
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let mut has_passed_any = false;
         // Reading one more record than requested tells whether there is a next page, and where it starts.
         loop {
             let step = walk.next(items_max - records.len() + 1, bytes_max.saturating_sub(bytes))?;
@@ -121,30 +130,32 @@ impl Reading<'_> {
                     records.push(record);
                 }
                 Visibility::Expired => {}
+                Visibility::ClockDependent if has_passed_any => return Ok(Answer::Page { records, next: Some(key) }),
                 Visibility::ClockDependent => return Ok(Answer::ClockAdvanceNeeded),
             }
+            has_passed_any = true;
         }
     }
 
-    fn count(&self, mut range: KeyRange) -> Result<Answer, MachineError> {
+    fn count(&self, range: KeyRange) -> Result<Answer, MachineError> {
         if range.is_empty() {
             return Ok(Answer::Count { records: 0, bytes: 0 });
         }
         let shard = &self.context.descriptor.range;
-        if covers(&range, shard) {
-            if let Some(stats) = self.stats {
-                if stats.expires_between(self.clock_ms, self.context.now.millis()) {
-                    return Ok(Answer::ClockAdvanceNeeded);
-                }
-                let (records, bytes) = stats.live(self.clock_ms);
-                return Ok(Answer::Count { records, bytes });
-            }
-            range = shard.clone();
-        }
+        // Whoever counts more than this shard holds has an outdated map, and would take a part for the whole.
         if !covers(shard, &range) {
             return Ok(Answer::WrongShard);
         }
-        let mut walk = Walk::new(self, range);
+        if range == *shard
+            && let Some(stats) = self.stats
+        {
+            if stats.expires_between(self.clock_ms, self.now_ms) {
+                return Ok(Answer::ClockAdvanceNeeded);
+            }
+            let (records, bytes) = stats.live();
+            return Ok(Answer::Count { records, bytes });
+        }
+        let mut walk = Walk::new(self, range, self.limits.scan_examined_max as usize);
         let (mut records, mut bytes) = (0, 0);
         loop {
             let (key, stored) = match walk.next(BATCH_ITEMS, EXAMINED_BYTES_MAX)? {
@@ -202,13 +213,13 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(reading: &Reading<'a>, range: KeyRange) -> Self {
+    fn new(reading: &Reading<'a>, range: KeyRange, examined_max: usize) -> Self {
         Self {
             records: reading.records,
             rest: Some(range).filter(|range| !range.is_empty()),
             batch: Vec::new().into_iter(),
             examined: 0,
-            examined_max: reading.limits.scan_examined_max as usize,
+            examined_max,
             examined_bytes: 0,
         }
     }

@@ -1,8 +1,8 @@
 //! Statistics of all stored records: their number, their bytes, and an index of those that expire.
 //!
-//! Invariant: the statistics agree with the stored records after every command. They count stored records;
-//! reads subtract those that have expired and are not removed yet. The index is not part of checkpoints: it
-//! is rebuilt from the records, and ordered by (expiry, key), so it is equal on every replica.
+//! Invariant: the statistics agree with the stored records after every command. They count stored records,
+//! and apart from them those that are due at the shard's clock and not removed yet. The index is not part of
+//! checkpoints: it is rebuilt from the records, and ordered by (expiry, key), so it is equal on every replica.
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -32,6 +32,10 @@ pub(crate) struct RecordStats {
     bytes: u64,
     /// Bytes of each expiring record under (Unix milliseconds, whole record key).
     expiring: BTreeMap<(u64, Bytes), u64>,
+    /// The shard's clock.
+    clock_ms: u64,
+    /// Stored records that are due at the clock, and their bytes.
+    due: (u64, u64),
 }
 
 const DISAGREES: MachineError = MachineError::Corrupt("the counts of records disagree with the records");
@@ -39,12 +43,35 @@ const DISAGREES: MachineError = MachineError::Corrupt("the counts of records dis
 impl RecordStats {
     /// Statistics with the counts of a checkpoint; [`insert_expiring`](Self::insert_expiring) completes them.
     pub(crate) fn of_counts(records: u64, bytes: u64) -> Self {
-        Self { records, bytes, expiring: BTreeMap::new() }
+        Self { records, bytes, ..Self::default() }
+    }
+
+    /// The shard's clock has reached this time. Costs what has become due by it.
+    pub(crate) fn advance(&mut self, clock_ms: u64) {
+        let range = (after(self.clock_ms), after(clock_ms));
+        if self.clock_ms >= clock_ms {
+            return;
+        }
+        for bytes in self.expiring.range(range.0..range.1).map(|(_, bytes)| bytes) {
+            self.due = (self.due.0 + 1, self.due.1 + bytes);
+        }
+        self.clock_ms = clock_ms;
     }
 
     /// Adds an already counted record to the index.
     pub(crate) fn insert_expiring(&mut self, key: &[u8], at_ms: u64, bytes: u64) {
-        self.expiring.insert((at_ms, Bytes::copy_from_slice(key)), bytes);
+        if self.expiring.insert((at_ms, Bytes::copy_from_slice(key)), bytes).is_none() && at_ms <= self.clock_ms {
+            self.due = (self.due.0 + 1, self.due.1 + bytes);
+        }
+    }
+
+    fn remove_expiring(&mut self, key: &Bytes, at_ms: u64) -> Result<(), MachineError> {
+        let bytes = self.expiring.remove(&(at_ms, key.clone())).ok_or(DISAGREES)?;
+        if at_ms <= self.clock_ms {
+            let (records, all) = self.due;
+            self.due = (records.saturating_sub(1), all.saturating_sub(bytes));
+        }
+        Ok(())
     }
 
     /// A record changed, appeared (`before` is `None`) or disappeared (`after` is `None`).
@@ -58,7 +85,7 @@ impl RecordStats {
             self.records = self.records.checked_sub(1).ok_or(DISAGREES)?;
             self.bytes = self.bytes.checked_sub(before.bytes).ok_or(DISAGREES)?;
             if let Some(at_ms) = before.expires_at_ms {
-                self.expiring.remove(&(at_ms, key.clone())).ok_or(DISAGREES)?;
+                self.remove_expiring(key, at_ms)?;
             }
         }
         if let Some(after) = after {
@@ -72,14 +99,14 @@ impl RecordStats {
         Ok(())
     }
 
-    /// Removes the record with the earliest expiry at or before `now_ms` from the statistics, and returns its
-    /// key.
-    pub(crate) fn take_due(&mut self, now_ms: u64) -> Result<Option<Bytes>, MachineError> {
-        match self.expiring.first_key_value() {
-            Some(((at_ms, _), _)) if *at_ms <= now_ms => {}
-            _ => return Ok(None),
-        }
-        let Some(((_, key), bytes)) = self.expiring.pop_first() else { return Ok(None) };
+    /// Removes the record with the earliest expiry from the statistics, if it is due at the clock, and returns
+    /// its key.
+    pub(crate) fn take_due(&mut self) -> Result<Option<Bytes>, MachineError> {
+        let Some(at_ms) = self.first_expiry_ms().filter(|at_ms| *at_ms <= self.clock_ms) else { return Ok(None) };
+        let Some(((_, key), bytes)) = self.expiring.first_key_value().map(|(key, bytes)| (key.clone(), *bytes)) else {
+            return Ok(None);
+        };
+        self.remove_expiring(&key, at_ms)?;
         self.records = self.records.checked_sub(1).ok_or(DISAGREES)?;
         self.bytes = self.bytes.checked_sub(bytes).ok_or(DISAGREES)?;
         Ok(Some(key))
@@ -95,13 +122,14 @@ impl RecordStats {
         self.expiring.len() as u64
     }
 
-    /// The number of live records at this time, and their bytes. Linear in the records that have expired and
-    /// are not removed.
-    pub(crate) fn live(&self, now_ms: u64) -> (u64, u64) {
-        let due = self.expiring.range(..(now_ms.saturating_add(1), Bytes::new()));
-        due.fold((self.records, self.bytes), |(records, all), (_, bytes)| {
-            (records.saturating_sub(1), all.saturating_sub(*bytes))
-        })
+    /// The earliest expiry of a stored record.
+    pub(crate) fn first_expiry_ms(&self) -> Option<u64> {
+        self.expiring.first_key_value().map(|((at_ms, _), _)| *at_ms)
+    }
+
+    /// The number of records that are live at the clock, and their bytes.
+    pub(crate) fn live(&self) -> (u64, u64) {
+        (self.records.saturating_sub(self.due.0), self.bytes.saturating_sub(self.due.1))
     }
 
     /// Whether a record expires after `from_ms` and at or before `to_ms`.
@@ -112,6 +140,11 @@ impl RecordStats {
             .next()
             .is_some_and(|((at_ms, _), _)| *at_ms <= to_ms)
     }
+}
+
+/// The smallest key of the index after all that expire at this time.
+fn after(at_ms: u64) -> (u64, Bytes) {
+    (at_ms.saturating_add(1), Bytes::new())
 }
 
 #[cfg(test)]
@@ -128,11 +161,14 @@ mod tests {
         for (name, at_ms) in [("b", 5), ("a", 5), ("z", 1), ("later", 9)] {
             stats.replace(&key(name), None, Some(Footprint { bytes: 10, expires_at_ms: Some(at_ms) })).unwrap();
         }
-        assert_eq!((stats.live(0), stats.live(5), stats.stored()), ((4, 40), (1, 10), (4, 40)));
+        assert_eq!((stats.live(), stats.first_expiry_ms()), ((4, 40), Some(1)));
+        stats.advance(5);
+        assert_eq!((stats.live(), stats.stored()), ((1, 10), (4, 40)));
         assert!(stats.expires_between(5, 9) && !stats.expires_between(5, 8) && !stats.expires_between(9, 20));
         let mut taken = Vec::new();
-        while let Some(key) = stats.take_due(5).unwrap() {
+        while let Some(key) = stats.take_due().unwrap() {
             taken.push(key);
+            assert_eq!(stats.live(), (1, 10));
         }
         assert_eq!(taken, [key("z"), key("a"), key("b")]);
         assert_eq!((stats.stored(), stats.expiring()), ((1, 10), 1));

@@ -61,7 +61,8 @@ impl System {
     /// Decodes the state; empty bytes are the state of a new replica.
     pub(crate) fn decode(bytes: &[u8]) -> Result<(Self, Sessions), MachineError> {
         let Some((format, message)) = bytes.split_first() else { return Ok(Default::default()) };
-        if *format != SWITCHED {
+        let known = VersionRange::supported().max;
+        if *format != SWITCHED || known < ClusterVersion(SWITCHED.into()) {
             check_version("system state", Some(*format)).map_err(|error| match error {
                 DecodeError::Version { found, known } => MachineError::Version { found, known },
                 _ => MALFORMED,
@@ -73,7 +74,6 @@ impl System {
             SWITCHED => return Err(MALFORMED),
             _ => ClusterVersion::FIRST,
         };
-        let known = VersionRange::SUPPORTED.max;
         if version > known {
             return Err(MachineError::Version { found: version.0, known: known.0 });
         }

@@ -120,7 +120,7 @@ impl Replica {
     }
 
     pub(crate) fn count(&self, now_ms: u64) -> Answer {
-        self.read(now_ms, &Query::Count { range: KeyRange::all() })
+        self.read(now_ms, &Query::Count { range: self.descriptor.range.clone() })
     }
 
     pub(crate) fn scan(&self, now_ms: u64) -> Answer {

@@ -16,9 +16,10 @@ use crate::{
     error::ClusterError,
     faults,
     folder::{self, WipeScope},
-    http,
+    http::{self, Credentials},
     launch::{Start, limited_command},
     layout::Node,
+    memory::MemoryLimit,
     namespaces::Namespaces,
     ports::Ports,
     process::{Signal, log_tail},
@@ -64,6 +65,8 @@ pub struct ClusterOptions {
     pub arguments: Vec<String>,
     /// Additional environment variables of each node.
     pub variables: Vec<(String, String)>,
+    /// Whether clients need TLS and keys.
+    pub secure: bool,
     /// How nodes reach each other.
     pub network: Network,
     /// Size in bytes of each node's own disk, which needs root. `None`: all nodes share the machine's disk.
@@ -82,6 +85,7 @@ impl ClusterOptions {
             dir: None,
             arguments: Vec::new(),
             variables: Vec::new(),
+            secure: false,
             network: Network::Loopback,
             disk_bytes: None,
             descriptors_max: None,
@@ -105,9 +109,13 @@ pub struct Cluster {
 pub(crate) struct Member {
     pub(crate) node: Node,
     pub(crate) child: Option<Child>,
+    /// The binary of this node, if it is not the cluster's.
+    pub(crate) binary: Option<PathBuf>,
     /// Environment variables of this node, in addition to the cluster's.
     pub(crate) variables: Vec<(String, String)>,
     disk: Option<Disk>,
+    /// A bound on the memory of its process.
+    pub(crate) memory: Option<MemoryLimit>,
     /// Peak memory in bytes over those of its processes that [`Cluster::kill`] ended.
     pub(crate) peak_bytes: u64,
 }
@@ -121,7 +129,7 @@ impl Cluster {
         let mut cluster = Self::start_bootstrap(options)?;
         cluster.wait_node(1).await?;
         if cluster.members.len() > 1 {
-            let token = http::token(&cluster.http(1)?, TOKEN_USES).await?;
+            let token = http::token(&cluster.http(1)?, &cluster.credentials(), TOKEN_USES).await?;
             let peers = [cluster.quic(1)?];
             for i in 2..=cluster.members.len() {
                 cluster.launch(i, Start::Join { peers: &peers, token: &token })?;
@@ -164,6 +172,13 @@ impl Cluster {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
+    }
+
+    /// How to authenticate at the nodes.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        let founder = self.members.first().filter(|_| self.options.secure);
+        Credentials::new(founder.map(|member| member.node.data_dir.clone()))
     }
 
     /// HTTP base URL of node `i`: `http://…`.
@@ -297,10 +312,11 @@ impl Cluster {
                 others.push(member.node.clone());
             }
         }
+        let credentials = self.credentials();
         let mut token = Err(ClusterError::NoNodeAnswers);
         for other in &others {
             if token.is_err() {
-                token = http::token(&other.http_url(), 1).await;
+                token = http::token(&other.http_url(), &credentials, 1).await;
             }
         }
         let peers: Vec<SocketAddr> = others.iter().map(Node::peer_addr).collect();
@@ -329,9 +345,18 @@ impl Cluster {
         }
         let mut node = Node::new(&self.dir, i, ports);
         node.namespace = namespace;
+        node.secure = self.options.secure;
         node.advertise = self.proxy.as_ref().map(|proxy| proxy.add(node.quic)).transpose()?;
         let disk = self.options.disk_bytes.map(|bytes| Disk::mount(&node.data_dir, bytes)).transpose()?;
-        self.members.push(Member { node, child: None, variables: Vec::new(), disk, peak_bytes: 0 });
+        self.members.push(Member {
+            node,
+            child: None,
+            binary: None,
+            variables: Vec::new(),
+            disk,
+            memory: None,
+            peak_bytes: 0,
+        });
         Ok(())
     }
 
@@ -392,7 +417,7 @@ impl Cluster {
     /// It exited, or did not become ready within [`READY_WITHIN`].
     pub async fn wait_node(&mut self, i: usize) -> Result<(), ClusterError> {
         let start = Instant::now();
-        while !http::is_ready(&self.http(i)?).await {
+        while !http::is_ready(&self.http(i)?, &self.credentials()).await {
             self.member(i)?.check_running()?;
             if start.elapsed() > READY_WITHIN {
                 return Err(ClusterError::TimedOut { what: "a ready node", within: READY_WITHIN });
@@ -411,7 +436,7 @@ impl Cluster {
             }
         }
         for url in &urls {
-            if !http::has_possible_replicas(url, urls.len()).await {
+            if !http::has_possible_replicas(url, &self.credentials(), urls.len()).await {
                 return Ok(false);
             }
         }
@@ -419,7 +444,8 @@ impl Cluster {
     }
 
     fn launch(&mut self, i: usize, start: Start<'_>) -> Result<(), ClusterError> {
-        let mut command = limited_command(&self.options.binary, self.node(i)?, start, self.options.descriptors_max)?;
+        let binary = self.member(i)?.binary.clone().unwrap_or_else(|| self.options.binary.clone());
+        let mut command = limited_command(&binary, self.node(i)?, start, self.options.descriptors_max)?;
         // Clusters of tests share one disk, which need not hold a ballast for each of their nodes.
         command
             .args(&self.options.arguments)

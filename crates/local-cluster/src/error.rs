@@ -52,7 +52,7 @@ pub enum ClusterError {
     NoDisk(usize),
     /// An HTTP request failed, or its response could not be decoded.
     #[error("request failed: {0}")]
-    Http(#[from] reqwest::Error),
+    Client(#[from] flotilla_client::ClientError),
     /// A file or process operation failed.
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::sleep;
 
-use crate::{cluster::Cluster, error::ClusterError, proxy::Proxy};
+use crate::{cluster::Cluster, error::ClusterError, memory::MemoryLimit, proxy::Proxy};
 
 /// The file in a data folder from which a node built with failpoints reads their settings.
 const FAILPOINTS_FILE: &str = "failpoints";
@@ -128,6 +128,28 @@ impl Cluster {
         if !value.is_empty() {
             variables.push((name.to_owned(), value.to_owned()));
         }
+        Ok(())
+    }
+
+    /// Lets node `i`, which runs, allocate `bytes` more; then the kernel kills it for lack of memory. Needs root
+    /// and control groups: see [`crate::missing_memory_limit`]. Its next start has no limit.
+    ///
+    /// # Errors
+    /// It is not running, or the limit cannot be set.
+    pub fn limit_memory(&mut self, i: usize, bytes: u64) -> Result<(), ClusterError> {
+        let member = self.member(i)?;
+        let pid = member.child.as_ref().ok_or(ClusterError::NoNode(i))?.id();
+        member.memory = None;
+        member.memory = Some(MemoryLimit::set(pid, bytes)?);
+        Ok(())
+    }
+
+    /// Makes node `i` run this binary from its next start on, as an upgrade or its roll back does.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn set_binary(&mut self, i: usize, binary: &Path) -> Result<(), ClusterError> {
+        self.member(i)?.binary = Some(binary.to_owned());
         Ok(())
     }
 

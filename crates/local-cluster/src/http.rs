@@ -1,8 +1,9 @@
 //! The HTTP calls needed while a cluster starts: readiness, status, join tokens.
 
-use std::time::Duration;
+use std::{fs, io, path::PathBuf, time::Duration};
 
-use flotilla_api::{ClusterStatus, ShardInfo, TokenReply, TokenRequest};
+use flotilla_api::{ClusterStatus, ShardInfo, TokenRequest};
+use flotilla_client::{Client, ClientOptions};
 use flotilla_types::ReplicaRole;
 
 use crate::error::ClusterError;
@@ -15,17 +16,68 @@ pub const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 /// Voters of a shard once there are enough nodes.
 const REPLICAS: usize = 3;
 
+/// How to authenticate at the nodes of a local cluster: by the first admin key, which lies in the data folder of
+/// the node that founded it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    founder: Option<PathBuf>,
+}
+
+impl Credentials {
+    /// Of the cluster that the node with this data folder founded; `None` for one that serves anybody.
+    #[must_use]
+    pub fn new(founder: Option<PathBuf>) -> Self {
+        Self { founder }
+    }
+
+    /// Where the authority's certificate lies.
+    #[must_use]
+    pub fn ca(&self) -> Option<PathBuf> {
+        self.founder.as_ref().map(|folder| folder.join("ca.pem"))
+    }
+
+    /// The admin key, once the cluster is founded.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn admin_key(&self) -> io::Result<Option<String>> {
+        let path = self.founder.as_ref().map(|folder| folder.join("admin.key"));
+        Ok(path.map(fs::read_to_string).transpose()?.map(|key| key.trim().to_owned()))
+    }
+
+    /// The options of a client of one node.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn client_options(&self, http: &str) -> io::Result<ClientOptions> {
+        let mut options = ClientOptions::new([http]);
+        options.key = self.admin_key()?;
+        options.authority = self.ca().map(fs::read).transpose()?;
+        Ok(options)
+    }
+
+    /// A client of one node. It is used for one call: by the next one the node may be another process.
+    fn client(&self, http: &str) -> Result<Client, ClusterError> {
+        let mut options = self.client_options(http)?;
+        options.timeout = REQUEST_TIMEOUT;
+        Ok(Client::new(options)?)
+    }
+}
+
 /// Whether the node at `http` (`http://…`) reports that it is ready. False if it does not respond.
-pub async fn is_ready(http: &str) -> bool {
-    let answer = async { client()?.get(format!("{http}/readyz")).send().await };
-    answer.await.is_ok_and(|answer| answer.status().is_success())
+pub async fn is_ready(http: &str, credentials: &Credentials) -> bool {
+    match credentials.client(http) {
+        Ok(client) => client.is_ready().await,
+        Err(_) => false,
+    }
 }
 
 /// Whether the node at `http` is ready and reports every shard as available, with as many voters as `nodes`
 /// running nodes allow: fewer than desired in a small cluster, which then is not fully replicated. False if
 /// it does not respond, or while no collection has a shard.
-pub async fn has_possible_replicas(http: &str, nodes: usize) -> bool {
-    is_ready(http).await && status(http).await.is_ok_and(|status| has_voters(&status.shards, nodes))
+pub async fn has_possible_replicas(http: &str, credentials: &Credentials, nodes: usize) -> bool {
+    is_ready(http, credentials).await
+        && status(http, credentials).await.is_ok_and(|status| has_voters(&status.shards, nodes))
 }
 
 fn has_voters(shards: &[ShardInfo], nodes: usize) -> bool {
@@ -34,7 +86,8 @@ fn has_voters(shards: &[ShardInfo], nodes: usize) -> bool {
     let voters_max = if nodes >= REPLICAS { nodes } else { 1 };
     let is_grown = |shard: &ShardInfo| {
         let voters = shard.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter).count();
-        shard.available && voters >= voters_max.min(shard.desired_replicas.into())
+        // Earlier releases report only `healthy`, which says more.
+        (shard.available || shard.healthy) && voters >= voters_max.min(shard.desired_replicas.into())
     };
     shards.iter().any(|shard| shard.collection.is_some()) && shards.iter().all(is_grown)
 }
@@ -43,25 +96,17 @@ fn has_voters(shards: &[ShardInfo], nodes: usize) -> bool {
 ///
 /// # Errors
 /// The request failed, or its response could not be decoded.
-pub async fn status(http: &str) -> Result<ClusterStatus, ClusterError> {
-    let answer = client()?.get(format!("{http}/v1/cluster/status")).send().await?;
-    Ok(answer.error_for_status()?.json().await?)
+pub async fn status(http: &str, credentials: &Credentials) -> Result<ClusterStatus, ClusterError> {
+    Ok(credentials.client(http)?.status().await?)
 }
 
 /// Creates a join token for `uses` nodes at the node at `http`, valid for [`TOKEN_TTL`].
 ///
 /// # Errors
 /// The request failed or was refused, for example without a quorum.
-pub async fn token(http: &str, uses: u32) -> Result<String, ClusterError> {
-    let body = TokenRequest { ttl_ms: Some(TOKEN_TTL.as_millis() as u64), uses: Some(uses) };
-    let answer = client()?.post(format!("{http}/v1/cluster/tokens")).json(&body).send().await?;
-    let answer: TokenReply = answer.error_for_status()?.json().await?;
-    Ok(answer.token)
-}
-
-fn client() -> Result<reqwest::Client, reqwest::Error> {
-    // No connection is pooled: by the next request the node may be another process.
-    reqwest::Client::builder().no_proxy().timeout(REQUEST_TIMEOUT).pool_max_idle_per_host(0).build()
+pub async fn token(http: &str, credentials: &Credentials, uses: u32) -> Result<String, ClusterError> {
+    let request = TokenRequest { ttl_ms: Some(TOKEN_TTL.as_millis() as u64), uses: Some(uses) };
+    Ok(credentials.client(http)?.create_token(&request).await?.token)
 }
 
 #[cfg(test)]
@@ -84,7 +129,7 @@ mod tests {
             replicas: roles.iter().enumerate().map(replica).collect(),
             epoch: Epoch::default(),
             desired_replicas: 3,
-            healthy: true,
+            healthy: available,
             available,
             fully_replicated: true,
             failures_survivable: 1,

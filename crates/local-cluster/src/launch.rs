@@ -69,6 +69,12 @@ pub(crate) fn limited_command(
     if let Some(advertise) = node.advertise {
         command.arg("--advertise").arg(advertise.to_string());
     }
+    if node.secure {
+        command.arg("--secure");
+    } else if !node.http.ip().is_loopback() {
+        // The network namespaces of tests are their own loopback.
+        command.arg("--insecure");
+    }
     match start {
         Start::Bootstrap => {
             command.arg("--bootstrap");

@@ -1,14 +1,16 @@
 //! `cluster.json`: the nodes in a folder, their addresses and their processes.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     net::SocketAddr,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{error::ClusterError, ports::Ports, process};
+use crate::{error::ClusterError, http::Credentials, ports::Ports, process};
 
 /// File name in the cluster's folder.
 pub const LAYOUT_FILE: &str = "cluster.json";
@@ -36,6 +38,9 @@ pub struct Node {
     /// Network namespace it runs in, if not the current one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// Whether clients need TLS and keys.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secure: bool,
 }
 
 impl Node {
@@ -45,7 +50,7 @@ impl Node {
         let name = format!("n{number}");
         let Ports { quic, http, redis } = ports;
         let (data_dir, log) = (dir.join(&name), dir.join(format!("{name}.log")));
-        Self { pid: 0, quic, http, redis, data_dir, log, name, advertise: None, namespace: None }
+        Self { pid: 0, quic, http, redis, data_dir, log, name, advertise: None, namespace: None, secure: false }
     }
 
     /// Address at which peers reach it.
@@ -54,10 +59,10 @@ impl Node {
         self.advertise.unwrap_or(self.quic)
     }
 
-    /// `http://…`
+    /// `http://…` or `https://…`
     #[must_use]
     pub fn http_url(&self) -> String {
-        format!("http://{}", self.http)
+        format!("{}://{}", if self.secure { "https" } else { "http" }, self.http)
     }
 
     /// Whether its process is running. A pid that was reused by another program does not count.
@@ -72,6 +77,12 @@ impl Node {
 pub struct Layout {
     /// In the order of their numbers.
     pub nodes: Vec<Node>,
+    /// The authority that signed the nodes' certificates, if clients need TLS and keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// The first admin key, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_key: Option<String>,
 }
 
 impl Layout {
@@ -98,8 +109,17 @@ impl Layout {
         let text =
             serde_json::to_string_pretty(self).map_err(|source| ClusterError::Layout { path: path.clone(), source })?;
         let new = dir.join(format!("{LAYOUT_FILE}.new"));
-        fs::write(&new, text + "\n")?;
+        // It may hold a key.
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all((text + "\n").as_bytes())?;
         Ok(fs::rename(new, path)?)
+    }
+
+    /// How to authenticate at the nodes.
+    #[must_use]
+    pub fn credentials(&self) -> Credentials {
+        let founder = self.nodes.first().filter(|node| node.secure);
+        Credentials::new(founder.map(|node| node.data_dir.clone()))
     }
 
     /// The node of that name.
@@ -118,7 +138,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         assert_eq!(Layout::load(dir.path()).expect("no file is no error"), None);
         let ports = Ports::fixed(7_100, 1).expect("ports below the last");
-        let layout = Layout { nodes: vec![Node::new(dir.path(), 1, ports)] };
+        let layout = Layout { nodes: vec![Node::new(dir.path(), 1, ports)], ..Layout::default() };
         layout.save(dir.path()).expect("a writable folder");
         assert_eq!(Layout::load(dir.path()).expect("the file just written"), Some(layout));
         fs::write(dir.path().join(LAYOUT_FILE), "{").expect("a writable folder");
@@ -128,7 +148,7 @@ mod tests {
     #[test]
     fn the_file_has_the_names_that_scripts_rely_on() {
         let node = Node::new(Path::new("/c"), 1, Ports::fixed(7_100, 1).expect("ports below the last"));
-        let json = serde_json::to_value(Layout { nodes: vec![node] }).expect("plain data");
+        let json = serde_json::to_value(Layout { nodes: vec![node], ..Layout::default() }).expect("plain data");
         let expected = serde_json::json!({"nodes": [{
             "name": "n1", "pid": 0, "quic": "127.0.0.1:7110", "http": "127.0.0.1:7111", "redis": "127.0.0.1:7112",
             "data_dir": "/c/n1", "log": "/c/n1.log",

@@ -18,10 +18,10 @@ fn current_thread() -> tokio::runtime::Runtime {
 fn a_node_can_be_killed_started_wiped_and_restored() {
     current_thread().block_on(async {
         let mut cluster = cluster(3).await;
-        assert!(is_ready(&cluster.http(2).expect("node 2")).await);
+        assert!(is_ready(&cluster.http(2).expect("node 2"), &cluster.credentials()).await);
         assert!(matches!(cluster.wipe(2, WipeScope::All), Err(ClusterError::Running(2))));
         cluster.kill(2).expect("a running node");
-        assert!(!is_ready(&cluster.http(2).expect("node 2")).await);
+        assert!(!is_ready(&cluster.http(2).expect("node 2"), &cluster.credentials()).await);
         assert!(matches!(cluster.kill(2), Err(ClusterError::NoNode(2))));
         // The fake refuses to start if the command line does not match the state of the data folder.
         cluster.backup(2).expect("data");
@@ -46,7 +46,7 @@ fn a_paused_node_responds_again_after_it_is_resumed() {
     current_thread().block_on(async {
         let mut cluster = cluster(1).await;
         cluster.pause(1).expect("a running node");
-        assert!(!is_ready(&cluster.http(1).expect("node 1")).await);
+        assert!(!is_ready(&cluster.http(1).expect("node 1"), &cluster.credentials()).await);
         cluster.resume(1).expect("a running node");
         cluster.wait_node(1).await.expect("a ready node");
         // Dropping the cluster kills a paused node as well.

@@ -6,11 +6,11 @@
 
 use flotilla_placement::Sharding;
 use flotilla_types::{
-    ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId,
-    VersionRange,
+    ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, Locality, NodeId, ReplicaId, Role, ShardDescriptor,
+    ShardId, VersionRange,
 };
 
-use crate::{Addresses, NodeState, TokenId};
+use crate::{Addresses, KeyId, NodeState, TokenId};
 
 /// One change of the metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,25 @@ pub enum MetaCommand {
     RevokeToken {
         /// Its id.
         id: TokenId,
+    },
+    /// Records a client key. The proposer has generated its id and secret.
+    CreateKey {
+        /// Its id.
+        id: KeyId,
+        /// Hash of its secret.
+        hash: [u8; 32],
+        /// What its holder may do.
+        role: Role,
+        /// The collections whose records it opens, by name; empty for all. At most
+        /// [`crate::KEY_COLLECTIONS_MAX`].
+        collections: Vec<String>,
+        /// The time from which it is refused, in Unix milliseconds; 0 for never.
+        expires_at_ms: u64,
+    },
+    /// Deletes a client key.
+    RevokeKey {
+        /// Its id.
+        id: KeyId,
     },
     /// Admits a node. Answered by [`MetaReply::Node`]; a key that was admitted before gets its id back
     /// without spending a use. A node that was active at the same QUIC address becomes [`NodeState::Lost`].
@@ -313,6 +332,15 @@ pub enum MetaRefusal {
         /// The version in force.
         in_force: ClusterVersion,
     },
+    /// No such client key.
+    #[error("there is no such client key")]
+    UnknownKey,
+    /// Another client key has this id.
+    #[error("another client key has this id")]
+    KeyExists,
+    /// Without this key nobody could create another one.
+    #[error("this is the last admin key; create another one first")]
+    LastAdminKey,
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,
@@ -393,6 +421,11 @@ numbered_enum! {
         Setting = 10, "value of the setting";
         /// A state that is not reachable from the node's current state.
         NodeState = 11, "node state";
+        /// A client key's expiry: never or after now.
+        KeyExpiry = 12, "expiry of the key";
+        /// A client key's collections: valid names, at most [`crate::KEY_COLLECTIONS_MAX`], none for roles that
+        /// see no records.
+        KeyCollections = 13, "list of collections";
     }
 }
 
@@ -411,5 +444,7 @@ numbered_enum! {
         Replicas = 5, "replicas of a shard";
         /// [`crate::BATCH_COMMANDS_MAX`].
         Batch = 6, "commands in a batch";
+        /// [`crate::KEYS_MAX`].
+        Keys = 7, "client keys";
     }
 }

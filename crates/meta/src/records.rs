@@ -6,7 +6,8 @@ use std::fmt;
 
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
-    CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange,
+    CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, Role, ShardDescriptor, ShardId, Term,
+    VersionRange,
 };
 
 /// A node's addresses, each as `host:port`.
@@ -141,4 +142,39 @@ pub struct TokenRecord {
     pub uses_max: u32,
     /// When it was created, in Unix milliseconds of hybrid time.
     pub created_at_ms: u64,
+}
+
+/// The id of a client key. Part of the key's text, not secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(pub u64);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A client key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRecord {
+    /// Its id.
+    pub id: KeyId,
+    /// Hash of its secret.
+    pub hash: [u8; 32],
+    /// What its holder may do.
+    pub role: Role,
+    /// The collections whose records it opens, by name, in order; empty for all.
+    pub collections: Vec<String>,
+    /// The time from which it is refused, in Unix milliseconds of hybrid time; 0 for never.
+    pub expires_at_ms: u64,
+    /// When it was created, in Unix milliseconds of hybrid time.
+    pub created_at_ms: u64,
+}
+
+impl KeyRecord {
+    /// Whether it is refused for its age.
+    #[must_use]
+    pub fn is_expired(&self, now_ms: u64) -> bool {
+        self.expires_at_ms != 0 && now_ms >= self.expires_at_ms
+    }
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use flotilla_placement::Collection;
 use flotilla_types::{ClusterId, ClusterVersion, CollectionId, NodeId, ReplicaId, ShardId, VersionRange};
 
-use crate::{NodeRecord, Setting, ShardRecord, TokenId, TokenRecord};
+use crate::{KeyId, KeyRecord, NodeRecord, Setting, ShardRecord, TokenId, TokenRecord};
 
 /// All metadata at one version.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub struct MetaState {
     pub(crate) collections: BTreeMap<CollectionId, Arc<Collection>>,
     pub(crate) shards: BTreeMap<ShardId, Arc<ShardRecord>>,
     pub(crate) tokens: BTreeMap<TokenId, Arc<TokenRecord>>,
+    pub(crate) keys: BTreeMap<KeyId, Arc<KeyRecord>>,
     pub(crate) settings: BTreeMap<String, Arc<str>>,
 }
 
@@ -144,6 +145,17 @@ impl MetaState {
     /// Every join token, by id.
     pub fn tokens(&self) -> impl Iterator<Item = &TokenRecord> {
         self.tokens.values().map(Arc::as_ref)
+    }
+
+    /// A client key.
+    #[must_use]
+    pub fn key(&self, key: KeyId) -> Option<&KeyRecord> {
+        self.keys.get(&key).map(Arc::as_ref)
+    }
+
+    /// Every client key, by id.
+    pub fn keys(&self) -> impl Iterator<Item = &KeyRecord> {
+        self.keys.values().map(Arc::as_ref)
     }
 
     /// The value of a setting, or its default.

@@ -12,8 +12,8 @@ use flotilla_types::{Bucket, CollectionId, KeyRange, NodeId, RecordKey, ShardId}
 use crate::{
     CodecError, MetaState, TokenId,
     codec::{
-        decode_collection, decode_header, decode_node, decode_shard, decode_token, encode_collection, encode_header,
-        encode_node, encode_shard, encode_token,
+        decode_collection, decode_header, decode_key, decode_node, decode_shard, decode_token, encode_collection,
+        encode_header, encode_key, encode_node, encode_shard, encode_token,
     },
 };
 
@@ -22,6 +22,7 @@ const NODE: &[u8] = b"node/";
 const COLLECTION: &[u8] = b"collection/";
 const SHARD: &[u8] = b"shard/";
 const TOKEN: &[u8] = b"token/";
+const KEY: &[u8] = b"key/";
 const SETTING: &[u8] = b"setting/";
 
 /// Records read at a time while loading.
@@ -38,6 +39,7 @@ pub(crate) fn write_changes(old: &MetaState, new: &MetaState, writes: &mut Write
     changes(&old.collections, &new.collections, |id| key(COLLECTION, &id.0.to_be_bytes()), encode_collection, writes);
     changes(&old.shards, &new.shards, |id| key(SHARD, &id.0.to_be_bytes()), encode_shard, writes);
     changes(&old.tokens, &new.tokens, |id| key(TOKEN, &id.0.to_be_bytes()), encode_token, writes);
+    changes(&old.keys, &new.keys, |id| key(KEY, &id.0.to_be_bytes()), encode_key, writes);
     changes(
         &old.settings,
         &new.settings,
@@ -94,6 +96,10 @@ fn load_record(state: &mut MetaState, name: &[u8], value: &[u8]) -> Result<bool,
         let token = decode_token(value).map_err(corrupt)?;
         check_key(id == token.id.0.to_be_bytes())?;
         state.tokens.insert(TokenId(token.id.0), Arc::new(token));
+    } else if let Some(id) = name.strip_prefix(KEY) {
+        let key = decode_key(value).map_err(corrupt)?;
+        check_key(id == key.id.0.to_be_bytes())?;
+        state.keys.insert(key.id, Arc::new(key));
     } else if let Some(setting) = name.strip_prefix(SETTING) {
         let setting = str::from_utf8(setting).map_err(|_| MachineError::Corrupt("setting name"))?;
         let value = str::from_utf8(value).map_err(|_| MachineError::Corrupt("setting value"))?;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use flotilla_types::ObjectId;
+use flotilla_types::{Holder, ObjectId};
 
 /// The location of an object's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) struct Entry {
 #[derive(Debug, Default)]
 struct Holds {
     pins: u32,
-    owners: u32,
+    holders: u32,
 }
 
 /// Every object of the store.
@@ -40,7 +40,7 @@ pub(crate) struct Index {
     entries: HashMap<ObjectId, Entry>,
     /// Counts for every id that is pinned or rooted, whether or not the object is present.
     holds: HashMap<ObjectId, Holds>,
-    roots: HashMap<u64, BTreeSet<ObjectId>>,
+    roots: HashMap<Holder, BTreeSet<ObjectId>>,
 }
 
 impl Index {
@@ -107,21 +107,21 @@ impl Index {
         }
     }
 
-    pub(crate) fn set_roots(&mut self, owner: u64, ids: BTreeSet<ObjectId>) {
+    pub(crate) fn set_roots(&mut self, holder: Holder, ids: BTreeSet<ObjectId>) {
         for id in &ids {
-            self.holds.entry(*id).or_default().owners += 1;
+            self.holds.entry(*id).or_default().holders += 1;
         }
-        let before = if ids.is_empty() { self.roots.remove(&owner) } else { self.roots.insert(owner, ids) };
+        let before = if ids.is_empty() { self.roots.remove(&holder) } else { self.roots.insert(holder, ids) };
         for id in before.unwrap_or_default() {
             if let Some(holds) = self.holds.get_mut(&id) {
-                holds.owners = holds.owners.saturating_sub(1);
+                holds.holders = holds.holders.saturating_sub(1);
                 self.drop_unheld(id);
             }
         }
     }
 
     fn drop_unheld(&mut self, id: ObjectId) {
-        if self.holds.get(&id).is_some_and(|holds| holds.pins == 0 && holds.owners == 0) {
+        if self.holds.get(&id).is_some_and(|holds| holds.pins == 0 && holds.holders == 0) {
             self.holds.remove(&id);
         }
     }
@@ -129,7 +129,12 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_types::ReplicaId;
+
     use super::*;
+
+    const FIRST: Holder = Holder::Checkpoint(ReplicaId(1));
+    const SECOND: Holder = Holder::Receiver(ReplicaId(1));
 
     #[test]
     fn an_object_is_held_until_its_last_pin_and_last_root_are_removed() {
@@ -137,14 +142,14 @@ mod tests {
         let mut index = Index::default();
         index.pin(id);
         index.pin(id);
-        index.set_roots(1, [id].into());
-        index.set_roots(2, [id].into());
+        index.set_roots(FIRST, [id].into());
+        index.set_roots(SECOND, [id].into());
         index.unpin(id);
         index.unpin(id);
         index.unpin(id);
         assert!(index.is_held(id));
-        index.set_roots(1, BTreeSet::new());
-        index.set_roots(2, [ObjectId::of(b"y")].into());
+        index.set_roots(FIRST, BTreeSet::new());
+        index.set_roots(SECOND, [ObjectId::of(b"y")].into());
         assert!(!index.is_held(id) && index.is_held(ObjectId::of(b"y")));
     }
 

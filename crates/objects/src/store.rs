@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, io as failpoint, reached};
-use flotilla_types::ObjectId;
+use flotilla_types::{Holder, ObjectId};
 use parking_lot::{Mutex, RwLock};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
@@ -298,10 +298,10 @@ impl ObjectStore {
         self.index.write().unpin(id);
     }
 
-    /// Replaces the set of objects that an owner needs. An empty set removes the owner. The objects need not
+    /// Replaces the set of objects that a holder needs. An empty set removes the holder. The objects need not
     /// be present yet.
-    pub fn set_roots(&self, owner: u64, ids: impl IntoIterator<Item = ObjectId>) {
-        self.index.write().set_roots(owner, ids.into_iter().collect());
+    pub fn set_roots(&self, holder: Holder, ids: impl IntoIterator<Item = ObjectId>) {
+        self.index.write().set_roots(holder, ids.into_iter().collect());
     }
 
     /// Disk usage of the store.

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path, sync::atomic::Ordering};
 
-use flotilla_types::ObjectId;
+use flotilla_types::{Holder, ObjectId, ReplicaId};
 use rustix::{
     fs::{Advice, fadvise},
     io::{Errno, ReadWriteFlags, preadv2},
@@ -125,7 +125,7 @@ fn collection_keeps_pinned_rooted_and_unsynced_objects() {
     let store = open(dir.path());
     let ids = put_all(&store, 0..30);
     let rooted: Vec<_> = ids.iter().copied().step_by(7).collect();
-    store.set_roots(1, rooted.clone());
+    store.set_roots(Holder::Checkpoint(ReplicaId(1)), rooted.clone());
     for id in ids.iter().skip(1) {
         store.unpin(*id);
     }
@@ -263,7 +263,7 @@ fn readers_never_miss_a_rooted_object_while_segments_are_compacted() {
     let store = open(dir.path());
     let ids = put_all(&store, 0..60);
     let rooted: Vec<_> = ids.iter().copied().step_by(5).collect();
-    store.set_roots(1, rooted.clone());
+    store.set_roots(Holder::Checkpoint(ReplicaId(1)), rooted.clone());
     ids.iter().for_each(|id| store.unpin(*id));
     std::thread::scope(|threads| {
         threads.spawn(|| {

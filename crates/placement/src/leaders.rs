@@ -37,8 +37,8 @@ pub fn preferred_leaders<'a>(
             for &node in &nodes {
                 assignment.led.entry(node).or_default();
             }
-            assignment.assign(descriptor.shard, first);
             assignment.candidates.insert(descriptor.shard, nodes);
+            assignment.assign(descriptor.shard, first);
         }
     }
     assignment.balance();
@@ -47,17 +47,29 @@ pub fn preferred_leaders<'a>(
 
 #[derive(Default)]
 struct Assignment {
+    /// The nodes that may lead each shard, best first.
     candidates: BTreeMap<ShardId, Vec<NodeId>>,
     leaders: BTreeMap<ShardId, NodeId>,
     led: BTreeMap<NodeId, BTreeSet<ShardId>>,
+    /// The shards that a node leads and another may lead, so that a search for a chain visits nodes only.
+    transferable: BTreeMap<NodeId, BTreeMap<NodeId, BTreeSet<ShardId>>>,
 }
 
 impl Assignment {
     fn assign(&mut self, shard: ShardId, node: NodeId) {
+        let candidates = self.candidates.get(&shard).map_or(&[][..], Vec::as_slice);
         if let Some(before) = self.leaders.insert(shard, node) {
             self.led.entry(before).or_default().remove(&shard);
+            let transferable = self.transferable.entry(before).or_default();
+            for other in candidates.iter().filter(|other| **other != before) {
+                transferable.entry(*other).or_default().remove(&shard);
+            }
         }
         self.led.entry(node).or_default().insert(shard);
+        let transferable = self.transferable.entry(node).or_default();
+        for other in candidates.iter().filter(|other| **other != node) {
+            transferable.entry(*other).or_default().insert(shard);
+        }
     }
 
     fn load(&self, node: NodeId) -> usize {
@@ -91,16 +103,24 @@ impl Assignment {
                 }
                 return Some(chain);
             }
-            for &shard in self.led.get(&node)? {
-                for &next in self.candidates.get(&shard)? {
-                    reached.entry(next).or_insert_with(|| {
-                        queue.push_back(next);
-                        Some((shard, node))
-                    });
-                }
+            for (shard, next) in self.transfers_from(node) {
+                reached.entry(next).or_insert_with(|| {
+                    queue.push_back(next);
+                    Some((shard, node))
+                });
             }
         }
         None
+    }
+
+    /// For each node that could take a shard from this one, the first such shard; in the order of the shards,
+    /// and of preference among the nodes that could take the same one.
+    fn transfers_from(&self, node: NodeId) -> Vec<(ShardId, NodeId)> {
+        let position = |shard, node| self.candidates.get(&shard)?.iter().position(|other| *other == node);
+        let transferable = self.transferable.get(&node).into_iter().flatten();
+        let mut transfers: Vec<_> = transferable.filter_map(|(next, shards)| Some((*shards.first()?, *next))).collect();
+        transfers.sort_by_key(|&(shard, next)| (shard, position(shard, next)));
+        transfers
     }
 }
 
@@ -157,7 +177,38 @@ mod tests {
         assert!(moved <= 25, "{moved} of 80 leaders moved unnecessarily");
     }
 
+    /// The transfers of [`Assignment::transfers_from`], found by a walk over all shards of a node.
+    fn transfers_by_walk(assignment: &Assignment, node: NodeId) -> Vec<(ShardId, NodeId)> {
+        let mut transfers: Vec<(ShardId, NodeId)> = Vec::new();
+        for shard in &assignment.led[&node] {
+            for next in assignment.candidates[shard].iter().filter(|next| **next != node) {
+                if !transfers.iter().any(|(_, found)| found == next) {
+                    transfers.push((*shard, *next));
+                }
+            }
+        }
+        transfers
+    }
+
     proptest! {
+        #[test]
+        fn the_index_of_transfers_agrees_with_the_leaders(
+            moves in proptest::collection::vec((0_u64..8, 0_usize..3), 1..40),
+        ) {
+            let mut assignment = Assignment::default();
+            for shard in 0..8 {
+                let nodes: Vec<_> = (0..3).map(|at| NodeId(1 + (shard * 3 + at * (1 + shard % 2)) % 5)).collect();
+                assignment.candidates.insert(ShardId(shard), nodes);
+            }
+            for (shard, at) in moves {
+                let node = assignment.candidates[&ShardId(shard)][at];
+                assignment.assign(ShardId(shard), node);
+                for node in assignment.led.keys() {
+                    prop_assert_eq!(assignment.transfers_from(*node), transfers_by_walk(&assignment, *node));
+                }
+            }
+        }
+
         #[test]
         fn leaders_differ_by_at_most_one_when_all_nodes_hold_all_shards(shards in 0_u64..60, nodes in 1_u64..6) {
             let all: Vec<u64> = (1..=nodes).collect();

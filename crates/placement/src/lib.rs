@@ -24,6 +24,7 @@ pub use map::{Collection, Shard, ShardMap, Sharding};
 pub use plan::{
     Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Reason, place, plan,
 };
+pub use planner::replicas_possible;
 pub use score::rendezvous_score;
 
 #[doc = include_str!("../README.md")]

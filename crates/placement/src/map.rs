@@ -77,11 +77,13 @@ struct Inner {
     /// Ordered by the start of the range.
     shards: Vec<Shard>,
     positions: BTreeMap<ShardId, usize>,
+    /// For each shard: which of its collection's shards up to it ends last.
+    furthest: Vec<usize>,
 }
 
 impl ShardMap {
-    /// Builds a map. If two shards contain a key, which can happen while a split is being reported, lookups
-    /// find the one whose range starts later.
+    /// Builds a map. If two shards contain a key, which can happen while a change of ranges becomes known,
+    /// lookups find the one with the higher range epoch, or else the one whose range starts later.
     #[must_use]
     pub fn new(
         version: u64,
@@ -89,12 +91,32 @@ impl ShardMap {
         shards: impl IntoIterator<Item = Shard>,
     ) -> Self {
         let collections = collections.into_iter().map(|collection| (collection.name.clone(), collection)).collect();
-        let mut shards: Vec<Shard> = shards.into_iter().collect();
+        Self::build(version, collections, shards.into_iter().collect())
+    }
+
+    /// The same metadata with these shards, each in place of the one with its id if there is one.
+    #[must_use]
+    pub fn with<'a>(&self, newer: impl IntoIterator<Item = &'a Shard>) -> Self {
+        let newer: BTreeMap<_, _> = newer.into_iter().map(|shard| (shard.descriptor.shard, shard)).collect();
+        let kept = self.0.shards.iter().filter(|shard| !newer.contains_key(&shard.descriptor.shard));
+        let shards = kept.chain(newer.values().copied()).cloned().collect();
+        Self::build(self.0.version, self.0.collections.clone(), shards)
+    }
+
+    fn build(version: u64, collections: BTreeMap<String, Collection>, mut shards: Vec<Shard>) -> Self {
         shards.sort_by(|a, b| {
             (&a.descriptor.range.start, a.descriptor.shard).cmp(&(&b.descriptor.range.start, b.descriptor.shard))
         });
         let positions = shards.iter().enumerate().map(|(i, shard)| (shard.descriptor.shard, i)).collect();
-        Self(Arc::new(Inner { version, collections, shards, positions }))
+        let mut furthest: Vec<usize> = Vec::with_capacity(shards.len());
+        for (at, shard) in shards.iter().enumerate() {
+            let before = furthest.last().copied().filter(|before| {
+                let before = &shards[*before];
+                before.collection == shard.collection && ends_later(&before.descriptor.range, &shard.descriptor.range)
+            });
+            furthest.push(before.unwrap_or(at));
+        }
+        Self(Arc::new(Inner { version, collections, shards, positions, furthest }))
     }
 
     /// The version of the metadata it was built from; zero before any was received.
@@ -135,35 +157,30 @@ impl ShardMap {
     /// The shard that holds a record key.
     #[must_use]
     pub fn shard_of(&self, record_key: &[u8]) -> Option<&Shard> {
-        let end = self.0.shards.partition_point(|shard| &shard.descriptor.range.start[..] <= record_key);
-        // Normally the last candidate contains the key; in an overlap a shorter range may come after the
-        // right one.
-        self.0.shards[..end]
-            .iter()
-            .rev()
-            .take_while(|shard| shard.collection == self.0.shards[end - 1].collection)
-            .find(|shard| shard.descriptor.range.contains(record_key))
+        let Inner { shards, furthest, .. } = &*self.0;
+        let end = shards.partition_point(|shard| &shard.descriptor.range.start[..] <= record_key);
+        let collection = shards[..end].last()?.collection;
+        let mut found: Option<&Shard> = None;
+        for (shard, furthest) in shards[..end].iter().zip(furthest).rev() {
+            let reach = &shards[*furthest].descriptor.range;
+            if shard.collection != collection || !reach.contains(record_key) {
+                break;
+            }
+            let is_newer = |found: &Shard| found.descriptor.epoch.range < shard.descriptor.epoch.range;
+            if shard.descriptor.range.contains(record_key) && found.is_none_or(is_newer) {
+                found = Some(shard);
+            }
+        }
+        found
     }
+}
 
-    /// The shards whose range intersects a range of record keys, in key order.
-    pub fn shards_in(&self, range: &KeyRange) -> impl Iterator<Item = &Shard> {
-        let range = range.clone();
-        let end =
-            self.0.shards.partition_point(|shard| range.end.is_empty() || shard.descriptor.range.start < range.end);
-        self.0.shards[..end].iter().filter(move |shard| !shard.descriptor.range.intersection(&range).is_empty())
-    }
-
-    /// The shards of a collection, in key order.
-    pub fn shards_of_collection(&self, collection: CollectionId) -> impl Iterator<Item = &Shard> {
-        let range = KeyRange::of_buckets(collection, Bucket(0), Bucket(u16::MAX));
-        let first = self.0.shards.partition_point(|shard| shard.descriptor.range.start < range.start);
-        self.0.shards[first..].iter().take_while(move |shard| shard.collection == collection)
-    }
+fn ends_later(range: &KeyRange, other: &KeyRange) -> bool {
+    !other.end.is_empty() && (range.end.is_empty() || range.end > other.end)
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use flotilla_types::Epoch;
 
     use super::*;
@@ -224,17 +241,62 @@ mod tests {
         assert_eq!(map.shard_of(gap.as_bytes()), None);
     }
 
+    /// A shard of the range collection: its id, range epoch, and range of user's keys.
+    fn piece(id: u64, range_epoch: u64, start: &str, end: &str) -> Shard {
+        let bound = |key: &str| RecordKey::new(CollectionId(2), Bucket(0), key.as_bytes()).into_bytes();
+        let mut shard = shard(id, 2, KeyRange { start: bound(start), end: bound(end) });
+        shard.descriptor.epoch.range = range_epoch;
+        shard
+    }
+
+    fn homes(map: &ShardMap, keys: &str) -> Vec<Option<u64>> {
+        let record = |key: char| RecordKey::new(CollectionId(2), Bucket(0), key.to_string().as_bytes());
+        keys.chars().map(|key| map.shard_of(record(key).as_bytes()).map(|shard| shard.descriptor.shard.0)).collect()
+    }
+
     #[test]
-    fn shards_in_a_range_are_listed_in_key_order() {
+    fn the_newest_shard_that_contains_a_key_is_found() {
+        let of = |shards: Vec<Shard>| ShardMap::new(7, [collection(2, "r", Sharding::Range, 1)], shards);
+        let reported_split = of(vec![piece(1, 1, "a", "z"), piece(2, 2, "m", "z")]);
+        assert_eq!(homes(&reported_split, "bmy"), [Some(1), Some(2), Some(2)]);
+        let merged = of(vec![piece(1, 3, "a", "z"), piece(2, 2, "m", "p"), piece(3, 2, "p", "z")]);
+        assert_eq!(homes(&merged, "bmpy"), [Some(1); 4]);
+        let merged_and_split = of(vec![piece(1, 4, "a", "p"), piece(2, 1, "m", "z")]);
+        assert_eq!(homes(&merged_and_split, "bnq"), [Some(1), Some(1), Some(2)]);
+        let same_epoch = of(vec![piece(1, 1, "a", "z"), piece(2, 1, "m", "p")]);
+        assert_eq!(homes(&same_epoch, "bmq"), [Some(1), Some(2), Some(1)]);
+    }
+
+    #[test]
+    fn newer_shards_replace_or_join_those_of_the_metadata() {
         let map = map();
-        let ids = |range: &KeyRange| map.shards_in(range).map(|shard| shard.descriptor.shard.0).collect::<Vec<_>>();
-        assert_eq!(ids(&KeyRange::all()), [10, 11, 12, 13, 20, 21]);
-        assert_eq!(ids(&KeyRange::of_buckets(CollectionId(1), Bucket(1), Bucket(2))), [11, 12]);
-        let from_n = RecordKey::new(CollectionId(2), Bucket(0), b"n").into_bytes();
-        assert_eq!(ids(&KeyRange { start: from_n, end: Bytes::new() }), [21]);
-        let collection: Vec<_> =
-            map.shards_of_collection(CollectionId(2)).map(|shard| shard.descriptor.shard.0).collect();
-        assert_eq!(collection, [20, 21]);
-        assert_eq!(map.shards_of_collection(CollectionId(3)).count(), 0);
+        let before = homes(&map, "an");
+        let after = map.with(&[piece(21, 2, "m", "t"), piece(30, 2, "t", "zz")]);
+        assert_eq!((before, homes(&after, "anu")), (vec![Some(20), Some(21)], vec![Some(20), Some(21), Some(30)]));
+        assert_eq!(after.shard(ShardId(21)).map(|shard| shard.descriptor.epoch.range), Some(2));
+        assert_eq!((after.version(), after.shards().len()), (map.version(), map.shards().len() + 1));
+        assert_eq!(homes(&map.with(&[piece(21, 2, "m", "t")]), "u"), [None], "the new owner is not known yet");
+    }
+
+    proptest::proptest! {
+        /// Against the definition: of all shards that contain a key, the newest.
+        #[test]
+        fn lookups_agree_with_a_search_of_all_shards(
+            ranges in proptest::collection::vec((0_u8..12, 1_u8..6, 1_u64..4), 0..10),
+            key in 0_u8..20,
+        ) {
+            let letter = |at: u8| char::from(b'a' + at).to_string();
+            let pieces = ranges.iter().zip(1..);
+            let shards: Vec<_> = pieces
+                .map(|((start, length, epoch), id)| piece(id, *epoch, &letter(*start), &letter(start + length)))
+                .collect();
+            let map = ShardMap::new(1, [], shards.clone());
+            let record = RecordKey::new(CollectionId(2), Bucket(0), letter(key).as_bytes()).into_bytes();
+            let holders = shards.iter().filter(|shard| shard.descriptor.range.contains(&record));
+            let rank = |shard: &&Shard| {
+                (shard.descriptor.epoch.range, shard.descriptor.range.start.clone(), shard.descriptor.shard)
+            };
+            proptest::prop_assert_eq!(map.shard_of(&record), holders.max_by_key(rank));
+        }
     }
 }

@@ -70,7 +70,7 @@ impl<'a> Planner<'a> {
 
         let mut placed: Vec<NodeId> = kept.iter().map(|replica| replica.node).collect();
         let reachable = placed.len() + self.candidates(&held).count();
-        let target = at_most_odd(desired.min(reachable));
+        let target = replicas_possible(desired, reachable);
         let mut count = kept.len() + failing.len();
         for (replica, reason) in failing {
             let Some(node) = self.choose(shard, &placed, &held) else { break };
@@ -288,6 +288,13 @@ impl<'a> Planner<'a> {
             self.count_total += change;
         }
     }
+}
+
+/// How many replicas a shard can have on so many nodes, when this number of them is desired: two replicas
+/// survive no failure more than one does.
+#[must_use]
+pub fn replicas_possible(desired: usize, nodes: usize) -> usize {
+    at_most_odd(desired.min(nodes))
 }
 
 /// The largest odd number that is at most `count`, but at least one.

@@ -25,13 +25,14 @@ use crate::{
     OpenError, Options,
     entry::{Stored, to_stored},
     error::{Panicked, Stopped, from_engine},
-    evidence::{self, Doubt, Evidence, Findings, Witness},
+    evidence::{self, Doubt, Evidence, Findings},
     format::LockedFolder,
     reader::{Range, Reader},
     record::{self, CHECKPOINT_KEY, NODE_REGION, REPLICA_KEY, SEQUENCE_KEY},
     recovery::{Contents, Replica},
     tail,
     terms::Terms,
+    witness::Witness,
     zero_fill::ZeroFillFileSystem,
 };
 

@@ -20,8 +20,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -30,8 +29,8 @@ use flotilla_storage::{replace_file, sync_dir};
 use flotilla_types::WalSequence;
 use rustix::fs::{AtFlags, CWD, StatxFlags, XattrFlags, statx};
 
-/// Where witnesses lie unless the options say otherwise.
-pub(crate) const WITNESS_DIR: &str = "/dev/shm";
+use crate::witness::Witness;
+
 const DOUBT_FILE: &str = "DOUBT";
 const CLEAN_FILE: &str = "CLEAN";
 const CLEAN_TITLE: &str = "flotilla-clean-stop 1";
@@ -154,7 +153,7 @@ pub(crate) struct Findings {
 impl Findings {
     /// Looks at the folder, and takes its clean-stop marker away: the engine changes files from here on.
     pub(crate) fn gather(dir: &Path, nonce: u64, witness_dir: &Path) -> io::Result<Self> {
-        let witness = Witness::open(witness_dir, nonce);
+        let witness = Witness::open(witness_dir, dir, nonce);
         let clean = CleanStop::read(dir)?.filter(|clean| clean.files_are_unchanged(dir));
         let findings = Self {
             synced: witness.synced(),
@@ -292,44 +291,6 @@ pub(crate) fn mark_clean_stop(dir: &Path, sequence: WalSequence) -> io::Result<(
     replace_file(&dir.join(CLEAN_FILE), text.as_bytes(), 0o600, |_| Ok(()))
 }
 
-/// The highest sequence that was synced since this boot, on a memory-backed file system.
-#[derive(Debug)]
-pub(crate) struct Witness(Option<File>);
-
-impl Witness {
-    /// The witness of the folder with this number. A witness that cannot be had vouches for nothing.
-    fn open(dir: &Path, nonce: u64) -> Self {
-        let open = || -> io::Result<File> {
-            let dir = dir.join(format!("flotilla-{}", rustix::process::getuid().as_raw()));
-            match fs::DirBuilder::new().mode(0o700).create(&dir) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
-            let found = fs::symlink_metadata(&dir)?;
-            if !found.is_dir() || found.uid() != rustix::process::getuid().as_raw() || found.mode() & 0o077 != 0 {
-                return Err(io::ErrorKind::PermissionDenied.into());
-            }
-            let path = dir.join(format!("{nonce:016x}"));
-            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-        };
-        Self(open().inspect_err(|error| tracing::info!(%error, "no witness in {}", dir.display())).ok())
-    }
-
-    fn synced(&self) -> Option<WalSequence> {
-        let mut bytes = Vec::new();
-        self.0.as_ref()?.read_to_end(&mut bytes).ok()?;
-        Some(WalSequence(u64::from_le_bytes(bytes.try_into().ok()?)))
-    }
-
-    /// Records what was synced. A witness that cannot be written vouches for nothing any more.
-    pub(crate) fn record(&mut self, sequence: WalSequence) {
-        let fails = |file: &mut File| file.write_all_at(&sequence.0.to_le_bytes(), 0).is_err();
-        if let Some(file) = self.0.take_if(fails) {
-            let _ = file.set_len(0);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -359,7 +320,7 @@ mod tests {
         }
 
         fn record(&mut self, sequence: WalSequence) {
-            Witness::open(&self.witness_dir, 1).record(sequence);
+            Witness::open(&self.witness_dir, &self.dir, 1).record(sequence);
         }
 
         /// The machine restarts.

@@ -6,7 +6,7 @@
 //! Content: `flotilla-raft-log <version> <nonce, 16 hexadecimal digits>` and a line feed.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     hash::{BuildHasher, RandomState},
     io::{self, Read},
     path::Path,
@@ -66,6 +66,11 @@ impl LockedFolder {
     }
 }
 
+/// The nonce of a log folder that may be in use; `None` when its file does not parse.
+pub(crate) fn nonce_of(dir: &Path) -> io::Result<Option<u64>> {
+    Ok(parse(&fs::read(dir.join(FILE_NAME))?).map(|(_, nonce)| nonce))
+}
+
 fn parse(content: &[u8]) -> Option<(u32, u64)> {
     let mut words = std::str::from_utf8(content).ok()?.strip_suffix('\n')?.split(' ');
     let (title, version, nonce) = (words.next()?, words.next()?, words.next()?);
@@ -77,8 +82,6 @@ fn parse(content: &[u8]) -> Option<(u32, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn nonce(dir: &Path) -> Result<u64, LogError> {

@@ -17,6 +17,7 @@ mod tail;
 mod terms;
 #[cfg(test)]
 mod tests;
+mod witness;
 mod zero_fill;
 
 pub use engine_log::EngineLog;

@@ -5,10 +5,13 @@
 
 use raft_engine::{Config, ReadableSize, RecoveryMode};
 
-use crate::{OpenError, evidence};
+use crate::{OpenError, witness};
 
 /// Threads that read the log's files while it is opened.
 const RECOVERY_THREADS: usize = 2;
+
+/// A log below this is not worth the copying.
+const PURGE_THRESHOLD_BYTES_MIN: u64 = 8 << 20;
 
 /// Settings of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +31,24 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { target_file_size_bytes: 16 << 20, purge_threshold_bytes: 256 << 20, witness_dir: evidence::WITNESS_DIR }
+        Self { target_file_size_bytes: 16 << 20, purge_threshold_bytes: 256 << 20, witness_dir: witness::WITNESS_DIR }
     }
 }
 
 impl Options {
+    /// Settings for a node whose replicas checkpoint after this many bytes of log each: space is reclaimed
+    /// above four times as much, and above 8 MiB. With 64 MiB, the defaults.
+    #[must_use]
+    pub fn for_replica_log_bytes(log_bytes: u64) -> Self {
+        let defaults = Self::default();
+        let purge_threshold_bytes = log_bytes.saturating_mul(4).clamp(PURGE_THRESHOLD_BYTES_MIN, u64::MAX / 2);
+        Self {
+            target_file_size_bytes: (purge_threshold_bytes / 16).min(defaults.target_file_size_bytes),
+            purge_threshold_bytes,
+            ..defaults
+        }
+    }
+
     /// The smallest file worth a sync of the folder, in bytes.
     pub const TARGET_FILE_SIZE_BYTES_MIN: u64 = 4 << 10;
     /// The minimum of `purge_threshold_bytes`, in files: one file is always being written.
@@ -68,6 +84,16 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_size_of_the_folder_follows_from_the_log_of_a_replica() {
+        assert_eq!(Options::for_replica_log_bytes(64 << 20), Options::default());
+        let small = Options::for_replica_log_bytes(4 << 20);
+        assert_eq!((small.target_file_size_bytes, small.purge_threshold_bytes), (1 << 20, 16 << 20));
+        for log_bytes in [0, 1, 2 << 20, 1 << 30, u64::MAX] {
+            assert!(Options::for_replica_log_bytes(log_bytes).validate().is_ok());
+        }
+    }
 
     #[test]
     fn invalid_settings_are_refused() {

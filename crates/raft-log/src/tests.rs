@@ -20,7 +20,7 @@ use crate::{EngineLog, OpenError, Options};
 const SMALL: Options = Options {
     target_file_size_bytes: 4 << 10,
     purge_threshold_bytes: 16 << 10,
-    witness_dir: crate::evidence::WITNESS_DIR,
+    witness_dir: crate::witness::WITNESS_DIR,
 };
 
 fn open(dir: &Path) -> EngineLog {

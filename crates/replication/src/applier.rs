@@ -28,7 +28,7 @@ use recalled::Recalled;
 use slow::{ReadState, on_read_failure};
 pub use slow::{Returned, SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead};
 
-use crate::{Answer, ApplyTask, Batch, Input, Query, RequestError};
+use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, Query, RequestError};
 
 /// Tasks of one replica that may wait while it is loaded or away; beyond it reads are refused as busy.
 const WAITING_MAX: usize = 4_096;
@@ -87,16 +87,9 @@ impl Load {
         Self { failures, ..self.clone() }
     }
 
-    /// The engine claims the objects of an installed snapshot, so the pull's pins are released, unless the
-    /// load is to be repeated.
     fn load_records(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
         if self.replaces {
-            let installed = engine.install_snapshot(self.replica, &self.checkpoint);
-            let repeated = matches!(&installed, Err(error) if remedy(error) == Remedy::Retry);
-            if !repeated {
-                engine.release(&self.checkpoint.objects().collect::<Vec<_>>());
-            }
-            installed
+            engine.install_snapshot(self.replica, &self.checkpoint)
         } else {
             engine.open(self.replica, &self.checkpoint)
         }
@@ -211,21 +204,19 @@ impl<T> Applier<T> {
             // Everything waits for a replica that is away, so that no change of the engine meets its writes.
             (Some(Slot::Away { waiting }), task) => {
                 if matches!(task, ApplyTask::Close { .. }) {
-                    release_snapshots(&*self.engine, &*waiting);
                     drop_tasks(std::mem::take(waiting), out);
                 }
                 wait(waiting, task, out);
             }
             (_, ApplyTask::Close { .. }) => {
-                if let Some(Slot::Loading { next, waiting }) = self.slots.remove(&replica) {
-                    release_snapshots(&*self.engine, &next);
+                if let Some(Slot::Loading { waiting, .. }) = self.slots.remove(&replica) {
                     drop_tasks(waiting, out);
                 }
                 out.destroyed.push(replica);
             }
             (Some(Slot::Loading { next, waiting }), open @ ApplyTask::Open { .. }) => {
                 drop_tasks(std::mem::take(waiting), out);
-                release_snapshots(&*self.engine, &next.replace(open));
+                *next = Some(open);
             }
             (_, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
                 if !replaces {
@@ -243,8 +234,9 @@ impl<T> Applier<T> {
                 match Recalled::of(&*ready.machine, &*ready.reader, new) {
                     Some(recalled) => {
                         if let Err(error) = ready.apply(replica, committed, recalled, &*self.engine, out) {
+                            let shard = ready.shard;
                             self.slots.insert(replica, Slot::Broken);
-                            on_failure(replica, error, out);
+                            on_failure(replica, shard, error, out);
                         }
                     }
                     None => {
@@ -280,8 +272,9 @@ impl<T> Applier<T> {
         }
         match result {
             Ok(Loaded(ready)) => {
-                let version = ready.machine.version();
-                out.inputs.push(Input::Opened { replica, index: ready.position.index, clock: ready.clock, version });
+                let (version, upkeep_due_ms) = (ready.machine.version(), ready.machine.upkeep_due_ms());
+                let (index, clock) = (ready.position.index, ready.clock);
+                out.inputs.push(Input::Opened { replica, index, clock, version, upkeep_due_ms });
                 self.slots.insert(replica, Slot::Ready(ready));
                 for task in waiting {
                     self.run(wall_ms, task, out);
@@ -291,7 +284,7 @@ impl<T> Applier<T> {
                 tracing::error!(%replica, shard = %load.shard, %error, "a replica's records cannot be loaded");
                 drop_tasks(waiting, out);
                 self.slots.insert(replica, Slot::Broken);
-                on_failure(replica, error, out);
+                on_failure(replica, load.shard, error, out);
             }
         }
     }
@@ -299,6 +292,7 @@ impl<T> Applier<T> {
     /// Takes back a replica that has applied entries in the pool, and runs the tasks that waited.
     pub fn returned(&mut self, wall_ms: u64, returned: Returned<T>, out: &mut Applied<T>) {
         let Returned { replica, ready, result, inputs } = returned;
+        let shard = ready.shard;
         let Some(Slot::Away { waiting }) = self.slots.remove(&replica) else { return };
         match result {
             Ok(()) => {
@@ -307,7 +301,7 @@ impl<T> Applier<T> {
             }
             Err(error) => {
                 self.slots.insert(replica, Slot::Broken);
-                on_failure(replica, error, out);
+                on_failure(replica, shard, error, out);
             }
         }
         for task in waiting {
@@ -397,7 +391,8 @@ impl Ready {
                 on_read_failure(replica, error, &mut out.fatal);
                 RequestError::Stopped
             });
-            out.replies.push((query.reply, answer));
+            let clock = self.clock;
+            out.replies.push((query.reply, answer.map(|payload| Answered { payload, clock })));
         }
     }
 
@@ -431,7 +426,9 @@ impl Ready {
             if waiters.front().is_some_and(|(index, _)| *index == entry.index)
                 && let Some((_, replies)) = waiters.pop_front()
             {
-                out.replies.extend(replies.into_iter().zip(outcomes.into_iter().map(Ok)));
+                let clock = self.clock;
+                let answers = outcomes.into_iter().map(|payload| Ok(Answered { payload, clock }));
+                out.replies.extend(replies.into_iter().zip(answers));
             }
         }
         if let Some(error) = failure {
@@ -447,6 +444,7 @@ impl Ready {
             index: self.position.index,
             clock: self.clock,
             version: self.machine.version(),
+            upkeep_due_ms: self.machine.upkeep_due_ms(),
             bytes,
             usage: engine.usage(replica),
         });
@@ -466,7 +464,10 @@ impl Ready {
         if entry.kind == EntryKind::ConfChange || entry.data.is_empty() {
             return Ok(Vec::new());
         }
-        let batch = Batch::decode(entry.data.clone()).map_err(|_| MachineError::Corrupt("an entry is not a batch"))?;
+        let batch = Batch::decode(entry.data.clone()).map_err(|error| match error {
+            BatchError::Malformed => MachineError::Corrupt("an entry is not a batch"),
+            BatchError::Version { found, known } => MachineError::Version { found: found.into(), known: known.into() },
+        })?;
         let context = ApplyContext {
             index: entry.index,
             term: entry.term,
@@ -491,12 +492,14 @@ impl Ready {
     }
 }
 
-/// Reports that a replica failed: it is abandoned, or the node ends. The apply thread can wait for nothing,
+/// Reports that a replica failed: it is abandoned or waits for an upgrade, or the node ends. The apply thread can wait for nothing,
 /// so what could be retried elsewhere ends the node here. An entry must not be applied twice anyway: the
 /// state machine may have changed before it met the error.
-fn on_failure<T>(replica: ReplicaId, error: MachineError, out: &mut Applied<T>) {
+fn on_failure<T>(replica: ReplicaId, shard: ShardId, error: MachineError, out: &mut Applied<T>) {
     match remedy(&error) {
         Remedy::AbandonReplica => out.inputs.push(Input::Broken { replica }),
+        Remedy::AwaitUpgrade if shard == ShardId::META => out.fatal = Some(error),
+        Remedy::AwaitUpgrade => {}
         Remedy::Retry | Remedy::EndNode => out.fatal = Some(error),
     }
 }
@@ -515,15 +518,6 @@ fn wait<T>(waiting: &mut VecDeque<ApplyTask<T>>, task: ApplyTask<T>, out: &mut A
             out.replies.extend(queries.into_iter().map(|query| (query.reply, Err(RequestError::Busy))));
         }
         task => waiting.push_back(task),
-    }
-}
-
-/// Removes the pins on objects of snapshots that will not be loaded.
-fn release_snapshots<'a, T: 'a>(engine: &dyn StateEngine, tasks: impl IntoIterator<Item = &'a ApplyTask<T>>) {
-    for task in tasks {
-        if let ApplyTask::Open { checkpoint, replaces: true, .. } = task {
-            engine.release(&checkpoint.objects().collect::<Vec<_>>());
-        }
     }
 }
 

@@ -18,10 +18,21 @@ pub struct Batch {
     pub commands: Vec<Bytes>,
 }
 
-/// A committed entry does not parse: the log is damaged, or written by a newer version.
+/// A committed entry is not a batch that this binary reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the entry is not a batch of commands of a known version")]
-pub struct BatchError;
+pub enum BatchError {
+    /// It does not parse: the log is damaged.
+    #[error("the entry is not a batch of commands")]
+    Malformed,
+    /// Its format is newer. Upgrade the binary.
+    #[error("the entry has format {found}, newer than {known}")]
+    Version {
+        /// Format of the entry.
+        found: u8,
+        /// Newest format that this binary reads.
+        known: u8,
+    },
+}
 
 impl Batch {
     /// The entry's payload.
@@ -41,19 +52,22 @@ impl Batch {
 
     /// Reads an entry's payload.
     pub fn decode(mut bytes: Bytes) -> Result<Self, BatchError> {
-        if bytes.try_get_u8().map_err(|_| BatchError)? != FORMAT {
-            return Err(BatchError);
+        let short = |_| BatchError::Malformed;
+        match bytes.try_get_u8().map_err(short)? {
+            FORMAT => {}
+            0 => return Err(BatchError::Malformed),
+            found => return Err(BatchError::Version { found, known: FORMAT }),
         }
-        let timestamp = Timestamp(bytes.try_get_u64().map_err(|_| BatchError)?);
-        let count = bytes.try_get_u32().map_err(|_| BatchError)? as usize;
+        let timestamp = Timestamp(bytes.try_get_u64().map_err(short)?);
+        let count = bytes.try_get_u32().map_err(short)? as usize;
         if timestamp >= Timestamp::MAX || count > bytes.len() / 4 {
-            return Err(BatchError);
+            return Err(BatchError::Malformed);
         }
         let mut commands = Vec::with_capacity(count);
         for _ in 0..count {
-            let length = bytes.try_get_u32().map_err(|_| BatchError)? as usize;
+            let length = bytes.try_get_u32().map_err(short)? as usize;
             if length > bytes.len() {
-                return Err(BatchError);
+                return Err(BatchError::Malformed);
             }
             commands.push(bytes.split_to(length));
         }
@@ -75,8 +89,14 @@ mod tests {
     fn a_truncated_batch_is_refused() {
         let whole = Batch { timestamp: Timestamp(7), commands: vec![Bytes::from_static(b"one")] }.encode();
         for cut in 0..whole.len() {
-            assert_eq!(Batch::decode(whole.slice(..cut)), Err(BatchError));
+            assert_eq!(Batch::decode(whole.slice(..cut)), Err(BatchError::Malformed));
         }
+    }
+
+    #[test]
+    fn a_batch_of_a_newer_format_is_not_taken_for_damage() {
+        assert_eq!(Batch::decode(Bytes::from_static(&[2, 0])), Err(BatchError::Version { found: 2, known: FORMAT }));
+        assert_eq!(Batch::decode(Bytes::from_static(&[0, 0])), Err(BatchError::Malformed));
     }
 
     #[test]
@@ -84,7 +104,7 @@ mod tests {
         // The timestamps of later commands are added to the batch's own and would overflow.
         let batch = |timestamp| Batch { timestamp, commands: vec![Bytes::new(), Bytes::new()] }.encode();
         for timestamp in [Timestamp(u64::MAX), Timestamp::MAX] {
-            assert_eq!(Batch::decode(batch(timestamp)), Err(BatchError));
+            assert_eq!(Batch::decode(batch(timestamp)), Err(BatchError::Malformed));
         }
         assert!(Batch::decode(batch(Timestamp(Timestamp::MAX.0 - 1))).is_ok());
     }

@@ -30,7 +30,8 @@ pub struct HostConfig {
     pub memtable_bytes_max: usize,
     /// Bytes of all memtables together beyond which the largest is checkpointed.
     pub memtables_bytes_max: usize,
-    /// Bytes in one replica's log since its last checkpoint that trigger the next one.
+    /// Bytes in one replica's log since its last checkpoint that trigger the next one. Other bounds of the log
+    /// follow from it: [`log_tail_bytes_max`](Self::log_tail_bytes_max).
     pub log_bytes_max: u64,
     /// Checkpoints in progress at a time.
     pub checkpoints_parallel_max: usize,
@@ -39,7 +40,8 @@ pub struct HostConfig {
     /// computes more than it waits, so that more threads would take processors from the raft thread. Choose
     /// more for a disk that is slow and serves many reads at a time.
     pub read_threads: usize,
-    /// Checkpointed entries kept in the log for followers that lag a little.
+    /// Checkpointed entries kept in the log for followers that lag a little, if they are within
+    /// [`log_tail_bytes_max`](Self::log_tail_bytes_max).
     pub log_tail_entries: u64,
     /// Milliseconds that a peer's wall clock may be ahead of ours; beyond it, the peer's messages are
     /// ignored.
@@ -165,6 +167,18 @@ impl HostConfig {
             Leases::On { .. } if self.lease_ms().is_none() => Err(HostConfigError::NoLease),
             _ => Ok(()),
         }
+    }
+
+    /// Bytes of checkpointed entries kept in one replica's log for followers that lag a little.
+    #[must_use]
+    pub fn log_tail_bytes_max(&self) -> u64 {
+        self.log_bytes_max / 4
+    }
+
+    /// Bytes of one replica's log that are kept for followers that receive snapshots.
+    #[must_use]
+    pub fn offer_log_bytes_max(&self) -> u64 {
+        self.log_bytes_max.saturating_mul(4)
     }
 
     /// Length of a lease in milliseconds of the leader's clock, from when its heartbeats were made; `None`

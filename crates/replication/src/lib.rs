@@ -21,8 +21,9 @@ pub use applier::{
 pub use batch::{Batch, BatchError};
 pub use config::{FolderTrust, HostConfig, HostConfigError, Leases};
 pub use core::{
-    Answer, ApplyTask, Background, Core, Done, Effects, Freshness, Input, LostReason, NodeHeartbeat, Notice, Outgoing,
-    Query, ReadCounts, ReplicaStatus, Request, RequestError, StatusUpdates, Write, first_sequence,
+    Answer, Answered, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND,
+    LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Request, RequestError,
+    StatusUpdates, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};
 pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX};

@@ -30,6 +30,8 @@ pub enum Failure {
     Unreachable,
     /// The node leads and is busy, or its replica is not ready: try the same node later.
     Later,
+    /// The node answers the request in another form: try it at once.
+    Again,
 }
 
 /// The attempts of one request.
@@ -38,6 +40,7 @@ pub struct Attempts {
     deadline_ms: u64,
     /// Tried since the last pause.
     tried: BTreeSet<NodeId>,
+    last: Option<NodeId>,
     /// The leader named by the last refusal.
     redirect: Option<NodeId>,
     pause_ms: u64,
@@ -48,7 +51,14 @@ impl Attempts {
     /// Retries until `deadline_ms` on the caller's monotonic clock.
     #[must_use]
     pub fn new(deadline_ms: u64) -> Self {
-        Self { deadline_ms, tried: BTreeSet::new(), redirect: None, pause_ms: PAUSE_MS_MIN, wait_first: false }
+        Self {
+            deadline_ms,
+            tried: BTreeSet::new(),
+            last: None,
+            redirect: None,
+            pause_ms: PAUSE_MS_MIN,
+            wait_first: false,
+        }
     }
 
     /// The next step. Candidates are the node that the last refusal named, then the hinted leader, then any
@@ -61,6 +71,7 @@ impl Attempts {
             let mut candidates = self.redirect.take().into_iter().chain(hint).chain(replicas);
             if let Some(node) = candidates.find(|node| !self.tried.contains(node)) {
                 self.tried.insert(node);
+                self.last = Some(node);
                 return Step::Try(node);
             }
         }
@@ -76,6 +87,10 @@ impl Attempts {
             Failure::NotLeader(leader) => self.redirect = leader,
             Failure::Unreachable => {}
             Failure::Later => self.wait_first = true,
+            Failure::Again => {
+                self.redirect = self.last;
+                self.tried.retain(|node| Some(*node) != self.last);
+            }
         }
     }
 }
@@ -113,6 +128,16 @@ mod tests {
         attempts.on_failure(Failure::Later);
         assert!(matches!(attempts.next(0, Some(NodeId(1)), REPLICAS), Step::Wait(_)));
         assert_eq!(attempts.next(0, Some(NodeId(1)), REPLICAS), Step::Try(NodeId(1)));
+    }
+
+    #[test]
+    fn node_that_wants_another_form_is_tried_again_at_once() {
+        let mut attempts = Attempts::new(1_000);
+        assert_eq!(attempts.next(0, Some(NodeId(2)), REPLICAS), Step::Try(NodeId(2)));
+        attempts.on_failure(Failure::Again);
+        assert_eq!(attempts.next(0, Some(NodeId(3)), REPLICAS), Step::Try(NodeId(2)));
+        attempts.on_failure(Failure::Unreachable);
+        assert_eq!(attempts.next(0, Some(NodeId(3)), REPLICAS), Step::Try(NodeId(3)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use flotilla_route::Sequence;
 use flotilla_storage::{Log as _, LogBatch, ReplicaWrite};
 use flotilla_types::{
     ConfState, Entry, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, SessionId, ShardDescriptor,
-    ShardId, Term,
+    ShardId, Term, Timestamp,
 };
 
 use crate::{disk::Disk, node::Node};
@@ -53,6 +53,8 @@ pub struct Counts {
     pub checkpoints: u64,
     /// Snapshots that replaced a replica's state.
     pub snapshots: u64,
+    /// Answers to pulls that lacked an object.
+    pub objects_gone: u64,
     /// Shard descriptors with a new epoch that were applied.
     pub config_changes: u64,
     /// Replicas that nodes abandoned.
@@ -61,6 +63,10 @@ pub struct Counts {
     pub leased_reads: u64,
     /// Strong reads confirmed by a quorum round.
     pub quorum_reads: u64,
+    /// Routes of clients' requests that a shard refused as outdated.
+    pub stale_routes: u64,
+    /// Attempts of writes in doubt that went to a shard whose range had changed.
+    pub asked_again: u64,
 }
 
 impl Counts {
@@ -70,10 +76,13 @@ impl Counts {
         self.commits += other.commits;
         self.checkpoints += other.checkpoints;
         self.snapshots += other.snapshots;
+        self.objects_gone += other.objects_gone;
         self.config_changes += other.config_changes;
         self.replicas_lost += other.replicas_lost;
         self.leased_reads += other.leased_reads;
         self.quorum_reads += other.quorum_reads;
+        self.stale_routes += other.stale_routes;
+        self.asked_again += other.asked_again;
     }
 }
 
@@ -141,6 +150,11 @@ impl Checks {
         let hash = hasher.finish();
         let first = *self.commands.entry((session, sequence)).or_insert(hash);
         assert_eq!(first, hash, "number {} of session {session} names two commands", sequence.0);
+    }
+
+    /// Checks that a write is later than what its gateway had seen of any shard.
+    pub(crate) fn caused(&self, seen: Timestamp, version: Timestamp) {
+        assert!(seen < version, "a write got {version:?} although its gateway had seen {seen:?} before");
     }
 
     /// Checks the leases that a node holds at this moment by its own clock: no other replica may have been
@@ -261,7 +275,8 @@ impl Checks {
             assert_eq!(first, descriptor, "two descriptors have the same epoch");
             return;
         }
-        let newest = known.by_epoch.last_key_value().is_none_or(|(newest, _)| *newest < descriptor.epoch);
+        // A change of the range alone leaves the replicas as they are.
+        let newest = known.by_epoch.keys().all(|known| known.config < descriptor.epoch.config);
         known.by_epoch.insert(descriptor.epoch, descriptor.clone());
         self.counts.config_changes += 1;
         if !newest {

@@ -118,7 +118,7 @@ impl World {
 
     /// What is not at the last cluster version yet: the cluster, or the state machine of a replica.
     fn unswitched(&self) -> Option<String> {
-        let last = VersionRange::SUPPORTED.max;
+        let last = VersionRange::supported().max;
         let (node, _) = self.leader(ShardId::META)?;
         let meta = self.nodes.get(&node)?.running.as_ref()?.control.cluster.meta();
         if meta.cluster_version() != last {

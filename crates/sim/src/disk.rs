@@ -12,10 +12,12 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_storage::{
-    EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, ScanBounds,
-    ScanPage, StateEngine, StateReader, Usage, WriteSet,
+    EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, ReplicaWrite,
+    ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
 };
-use flotilla_types::{Checkpoint, Entry, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
+use flotilla_types::{
+    Checkpoint, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, ShardId, Term, WalSequence,
+};
 use parking_lot::Mutex;
 
 /// The injected failures of a disk.
@@ -74,6 +76,21 @@ impl Disk {
     /// Damages an object.
     pub(crate) fn damage_object(&self, object: ObjectId) {
         self.damage.lock().objects.insert(object);
+    }
+
+    /// Raises the range epoch in the checkpoints of a shard's replicas, while no process uses the disk.
+    pub(crate) fn raise_range_epoch(&mut self, shard: ShardId) {
+        let held = self.log.replicas().expect("a log in memory");
+        let raise = |(replica, log): (ReplicaId, ReplicaLog)| {
+            let mut checkpoint = log.checkpoint;
+            checkpoint.position.descriptor.epoch.range += 1;
+            ReplicaWrite { checkpoint: Some(checkpoint), ..ReplicaWrite::new(replica) }
+        };
+        let replicas = held.into_iter().filter(|(_, log)| log.shard == shard).map(raise).collect();
+        let sequence = WalSequence(self.log.recovered().0 + 1);
+        let batch = LogBatch { sequence, replicas, peer_sequences: Vec::new() };
+        self.log.write(batch).expect("a log in memory");
+        *self = self.reopen_with(self.log.evidence());
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -242,13 +259,14 @@ impl StateEngine for Disk {
         self.engine.system(checkpoint)
     }
 
+    fn hold(&self, holder: Holder, objects: &[ObjectId]) {
+        self.engine.hold(holder, objects);
+    }
+
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
         // The real store notices damage when it reads an object, and then reports it as missing.
         let mut missing = self.engine.missing(objects);
-        let here = objects.iter().copied().filter(|object| !missing.contains(object));
-        let damaged: Vec<_> = here.filter(|object| self.is_damaged(*object)).collect();
-        self.engine.release(&damaged);
-        missing.extend(damaged);
+        missing.extend(objects.iter().copied().filter(|object| self.is_damaged(*object)));
         missing.sort_unstable();
         missing.dedup();
         missing
@@ -270,10 +288,6 @@ impl StateEngine for Disk {
     fn sync(&self) -> Result<(), EngineError> {
         self.check_io()?;
         self.engine.sync()
-    }
-
-    fn release(&self, objects: &[ObjectId]) {
-        self.engine.release(objects);
     }
 
     fn close(&self) -> Result<(), EngineError> {

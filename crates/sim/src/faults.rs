@@ -204,6 +204,7 @@ impl World {
             }
             Fault::LogBitRot => self.damage_log(id, which)?,
             Fault::ObjectBitRot => self.damage_object(id, which)?,
+            Fault::RangeChange => self.change_range(which)?,
         })
     }
 
@@ -260,6 +261,31 @@ impl World {
         node.disk.damage_object(*objects.get(which as usize % objects.len().max(1))?);
         self.checks.damaged_nodes.insert(id);
         Some(Active::Restart(id))
+    }
+
+    /// Stops the nodes that hold a shard and raises its range epoch in each replica's checkpoint, as if a change
+    /// of the range had been applied there. Only in a converged cluster: no replica may be created with the
+    /// old epoch later, or return with it.
+    fn change_range(&mut self, which: u64) -> Option<Active> {
+        let forming = (self.nodes.len() as u64) < self.plan.nodes || !self.operator.is_idle();
+        if forming || self.is_losing_data() || self.unconverged(LAG_MAX).is_some() {
+            return None;
+        }
+        let (_, meta) = self.leader(ShardId::META)?;
+        let running = self.nodes.get(&meta.descriptor.node_of(meta.replica)?)?.running.as_ref()?;
+        let shards: Vec<_> =
+            running.control.cluster.meta().shards().map(|shard| shard.id).filter(|id| *id != ShardId::META).collect();
+        let shard = *shards.get(which as usize % shards.len().max(1))?;
+        let holds = |node: &&crate::node::Node| {
+            node.disk.replicas().is_ok_and(|held| held.iter().any(|(_, log)| log.shard == shard))
+        };
+        let holders: Vec<_> = self.nodes.values().filter(holds).map(|node| node.id).collect();
+        self.note(format!("the range epoch of {shard} grows"));
+        for id in &holders {
+            self.crash(*id);
+            self.nodes.get_mut(id)?.disk.raise_range_epoch(shard);
+        }
+        Some(Active::Down(holders))
     }
 
     fn end(&mut self, active: Active) {

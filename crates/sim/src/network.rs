@@ -65,14 +65,18 @@ pub(crate) struct Network {
     pub(crate) faults: NetworkFaults,
     /// Directions that are cut, with the number of partitions that cut them.
     cuts: BTreeMap<(NodeId, NodeId), u32>,
+    /// Bytes of objects that pass through a link in a millisecond; `None` for no bound.
+    object_bytes_per_ms: Option<u64>,
+    /// When the objects on their way through a link will have passed, microseconds.
+    objects_until_us: BTreeMap<(NodeId, NodeId), u64>,
 }
 
 /// Directed links that a partition cuts.
 pub(crate) type Cut = Vec<(NodeId, NodeId)>;
 
 impl Network {
-    pub(crate) fn new(faults: NetworkFaults) -> Self {
-        Self { faults, cuts: BTreeMap::new() }
+    pub(crate) fn new(faults: NetworkFaults, object_bytes_per_ms: Option<u64>) -> Self {
+        Self { faults, cuts: BTreeMap::new(), object_bytes_per_ms, objects_until_us: BTreeMap::new() }
     }
 
     /// Whether frames pass in this direction.
@@ -103,6 +107,17 @@ impl World {
             let slow = if self.chance(faults.slow_per_mille) { 50 } else { 1 };
             let delay_us = self.rng.random_range(50..=slow * faults.delay_us_max);
             self.schedule(delay_us, Event::Deliver { from, to, frame: frame.clone() });
+        }
+    }
+
+    /// Sends a frame with objects, which takes as long as the link's rate says.
+    pub(crate) fn send_objects(&mut self, from: NodeId, to: NodeId, frame: Frame, bytes: usize) {
+        let Some(rate) = self.network.object_bytes_per_ms else { return self.send(from, to, frame) };
+        let until_us = self.network.objects_until_us.entry((from, to)).or_default();
+        *until_us = (*until_us).max(self.now_us) + bytes as u64 * 1_000 / rate;
+        let delay_us = *until_us - self.now_us;
+        if self.network.passes(from, to) {
+            self.schedule(delay_us, Event::Deliver { from, to, frame });
         }
     }
 

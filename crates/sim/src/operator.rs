@@ -91,7 +91,7 @@ impl World {
     pub(crate) fn upgrade(&mut self) {
         let live: Vec<_> = self.nodes.values().filter_map(|node| node.running.as_ref()).collect();
         let cluster = live.choose(&mut self.rng).map(|running| &running.control.cluster);
-        let next = cluster.map(|cluster| next_version(cluster.meta(), VersionRange::SUPPORTED, cluster.seen()));
+        let next = cluster.map(|cluster| next_version(cluster.meta(), VersionRange::supported(), cluster.seen()));
         let pending = |(command, _): &(MetaCommand, FollowUp)| matches!(command, MetaCommand::SetClusterVersion { .. });
         match next {
             Some(Err(UpgradeError::NothingLater { .. })) => return,
@@ -118,7 +118,7 @@ impl World {
                     Some(node) => self.with_node(node, |world, node, running| {
                         // As a node that admits another does.
                         if let MetaCommand::Join(join) = &mut command {
-                            join.versions = running.control.cluster.meta().announced(VersionRange::SUPPORTED);
+                            join.versions = running.control.cluster.meta().announced(VersionRange::supported());
                         }
                         world.propose_meta(node, running, &command, ORDER_TIMEOUT_MS, Caller::Operator(order));
                     }),

@@ -25,6 +25,9 @@ pub(crate) struct Plan {
     /// The limits of key-value shards.
     pub(crate) kv: Limits,
     pub(crate) network: NetworkFaults,
+    /// Bytes of objects that pass through a link in a millisecond: with a few, a shard takes seconds to
+    /// transfer, while it is written to. `None` for no bound.
+    pub(crate) object_bytes_per_ms: Option<u64>,
     /// Upper end of the usual duration of a task of a state machine, microseconds.
     pub(crate) apply_us_max: u64,
     /// Background jobs per thousand that take up to 1.5 s.
@@ -102,10 +105,13 @@ pub enum Fault {
     /// Reads and writes of objects, and reads of log entries, fail with an I/O error, which ends the process,
     /// also right after each start.
     DiskFails,
+    /// The range epoch of a shard grows, while the nodes that hold it are down: after a change of ranges, the
+    /// maps of all gateways are outdated.
+    RangeChange,
 }
 
 impl Fault {
-    /// Every kind. The order matters: seeds draw from it.
+    /// Every kind but [`Fault::RangeChange`], which is drawn apart. The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::CrashAll,
@@ -165,6 +171,7 @@ impl Plan {
                 delay_us_max: *[500, 2_000, 2_000, 20_000].choose(&mut rng).unwrap_or(&2_000),
                 ..NetworkFaults::healthy()
             },
+            object_bytes_per_ms: None,
             apply_us_max: *[100, 300, 300, 10_000].choose(&mut rng).unwrap_or(&300),
             work_slow_per_mille: *[2, 2, 100].choose(&mut rng).unwrap_or(&2),
             misses_percent: 0,
@@ -185,8 +192,27 @@ impl Plan {
         if rng.random_bool(0.5) {
             plan.upgrade_at_ms = Some(rng.random_range(0..load_ms));
         }
+        if rng.random_bool(0.25) {
+            plan.object_bytes_per_ms = [2, 5, 20].choose(&mut rng).copied();
+        }
+        if rng.random_bool(0.3) {
+            plan.faults.extend((0..rng.random_range(1..4)).map(|_| Planned {
+                at_ms: rng.random_range(0..load_ms),
+                lasts_ms: *[50, 200, 1_000].choose(&mut rng).unwrap_or(&200),
+                fault: Fault::RangeChange,
+                pick: rng.random(),
+            }));
+            plan.faults.sort_by_key(|planned| planned.at_ms);
+        }
         plan.misses_percent = *[0, 3, 30].choose(&mut rng).unwrap_or(&3);
         plan
+    }
+}
+
+impl Plan {
+    /// Whether wall clocks may differ by more than nodes tolerate: then a write may not follow what was seen.
+    pub(crate) fn disturbs_clocks(&self) -> bool {
+        self.faults.iter().any(|planned| matches!(planned.fault, Fault::ClockJump | Fault::ClockDrift))
     }
 }
 

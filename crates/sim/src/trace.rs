@@ -57,5 +57,6 @@ fn request(kind: &peer::request::Kind) -> String {
         Kind::Query(ask) => format!("query of s{}", ask.shard),
         Kind::Feed(feed) => format!("feed from version {}", feed.version),
         Kind::Authority(_) => "the authority".to_owned(),
+        Kind::CertifyClientPorts(certify) => format!("certify {}", certify.hosts.join(",")),
     }
 }

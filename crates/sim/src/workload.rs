@@ -10,7 +10,7 @@ use flotilla_kv::{
     Action, Answer as Found, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Query,
     Refusal, decode_answer, decode_outcome, encode_query,
 };
-use flotilla_types::{KeyRange, NodeId, SessionId, ShardId, Timestamp};
+use flotilla_types::{KeyRange, NodeId, SessionId, Timestamp};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
@@ -196,8 +196,7 @@ impl World {
         };
         let record_key = |key: &str| collection.record_key(key.as_bytes()).into_bytes();
         let drawn = self.draw_op(client, &record_key);
-        let home = |key: &String| map.shard_of(&record_key(key)).map(|shard| &shard.descriptor);
-        let Some(shard) = drawn.keys.first().and_then(home).map(|shard| (shard.shard, shard.epoch.range)) else {
+        let Some(key) = drawn.keys.first().map(|key| record_key(key)).filter(|key| map.shard_of(key).is_some()) else {
             self.schedule_next_op(client);
             return;
         };
@@ -211,13 +210,13 @@ impl World {
             result: OpResult::Unknown,
         });
         self.workload.clients[client].in_flight = Some(at);
-        self.submit(gateway, shard, drawn.request, deadline_ms, Caller::Client(client));
+        self.submit(gateway, key, drawn.request, deadline_ms, Caller::Client(client));
     }
 
-    fn submit(&mut self, gateway: NodeId, shard: (ShardId, u64), request: Request, deadline_ms: u64, caller: Caller) {
+    fn submit(&mut self, gateway: NodeId, key: Bytes, request: Request, deadline_ms: u64, caller: Caller) {
         self.with_node(gateway, |world, node, running| match request {
             Request::Query(query) => {
-                world.query(node, running, shard, encode_query(&query), deadline_ms, caller);
+                world.query(node, running, key, encode_query(&query), deadline_ms, caller);
             }
             Request::Command { conditions, operations } => {
                 let command = Command {
@@ -228,7 +227,7 @@ impl World {
                     conditions,
                     operations,
                 };
-                world.command(node, running, shard, command, deadline_ms, caller);
+                world.command(node, running, key, command, deadline_ms, caller);
             }
         });
     }
@@ -308,7 +307,7 @@ impl World {
                     .iter()
                     .map(|key| records.iter().find(|record| record.key.ends_with(key.as_bytes())).cloned())
                     .collect(),
-                Ok(Found::WrongShard | Found::ClockAdvanceNeeded) => return OpResult::Refused,
+                Ok(Found::ClockAdvanceNeeded) => return OpResult::Refused,
                 other => panic!("{other:?} is not an answer to {op:?}"),
             };
             let seen = &mut self.workload.clients[client].seen;
@@ -334,7 +333,7 @@ impl World {
             Outcome::Refused(Refusal::OutcomeForgotten) => OpResult::Unknown,
             // As in the real gateway: a refusal that is not remembered says nothing about earlier attempts.
             Outcome::Refused(refusal) if earlier == Earlier::InDoubt && !refusal.is_remembered() => OpResult::Unknown,
-            Outcome::Refused(Refusal::Expired { .. } | Refusal::SessionFull | Refusal::WrongShard) => OpResult::Refused,
+            Outcome::Refused(Refusal::Expired { .. } | Refusal::SessionFull) => OpResult::Refused,
             Outcome::Refused(other) => panic!("{op:?} was refused: {other}"),
         }
     }

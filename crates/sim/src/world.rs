@@ -108,7 +108,7 @@ impl World {
             config: plan.host.clone(),
             rng,
             nodes: BTreeMap::new(),
-            network: Network::new(plan.network.clone()),
+            network: Network::new(plan.network.clone(), plan.object_bytes_per_ms),
             faults: Faults::default(),
             operator: Operator::default(),
             workload: Workload::default(),

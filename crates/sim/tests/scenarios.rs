@@ -118,6 +118,15 @@ fn an_io_error_ends_the_node_and_costs_no_replica() {
     survives(&[repeated(Fault::DiskFails, 2_500), repeated(Fault::Wipe, 100)].concat(), 3);
 }
 
+/// Gateways whose maps are outdated go on with what the refusals tell them; writes in doubt learn their outcome.
+#[test]
+fn requests_go_on_when_range_epochs_grow() {
+    let grown = survives(&repeated(Fault::RangeChange, 200), 10);
+    assert!(count_notes(&grown, "range epoch") >= 30);
+    let counts = sum(&grown);
+    assert!(counts.stale_routes >= 30 && counts.asked_again >= 1, "{counts:?}");
+}
+
 #[test]
 fn nodes_join_and_leave_under_load() {
     let reports = survives(&[repeated(Fault::Join, 0), repeated(Fault::Remove, 1_000)].concat(), 3);

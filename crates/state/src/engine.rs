@@ -19,8 +19,8 @@ use std::{
 use bytes::Bytes;
 use flotilla_failpoints::{Place, number};
 use flotilla_objects::{ObjectStore, Scope};
-use flotilla_storage::{EngineError, Pins, Remedy, StateEngine, StateReader, Usage, WriteSet, remedy};
-use flotilla_types::{Checkpoint, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_storage::{EngineError, Remedy, StateEngine, StateReader, Usage, WriteSet, remedy};
+use flotilla_types::{Checkpoint, Holder, LogIndex, ObjectId, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
 
@@ -43,8 +43,6 @@ pub struct Engine {
     /// `None` after `close`.
     view: RwLock<Option<View>>,
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
-    /// Objects pinned by `missing` and `import`.
-    transfers: Mutex<Pins>,
     last_opened: Mutex<Instant>,
     installs: AtomicU32,
     _lock: File,
@@ -70,7 +68,6 @@ impl Engine {
             objects,
             view: RwLock::new(Some(view)),
             replicas: RwLock::default(),
-            transfers: Mutex::default(),
             last_opened: Mutex::new(Instant::now()),
             installs: AtomicU32::new(0),
             _lock: lock,
@@ -92,11 +89,11 @@ impl Engine {
         if let Some(absent) = checkpoint.objects().find(|id| !self.objects.contains(*id)) {
             if !self.replica(replica).is_ok_and(|entry| entry.is_open()) {
                 // Keeps the objects that are present, so that a retry need not fetch them again.
-                self.objects.set_roots(replica.0, checkpoint.objects());
+                self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
             }
             return Err(failure::absent(&self.objects, absent));
         }
-        self.objects.set_roots(replica.0, checkpoint.objects());
+        self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
         let entry = self.replicas.write().entry(replica).or_insert_with(|| Arc::new(Replica::new(replica))).clone();
         let mut work = entry.work.lock();
         entry.detach();
@@ -137,7 +134,7 @@ impl Drop for Engine {
 
 impl StateEngine for Engine {
     fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.objects.set_roots(replica.0, checkpoint.objects());
+        self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
@@ -145,7 +142,9 @@ impl StateEngine for Engine {
     }
 
     fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.replace(replica, checkpoint, true)
+        self.replace(replica, checkpoint, true)?;
+        self.objects.set_roots(Holder::Receiver(replica), []);
+        Ok(())
     }
 
     fn destroy(&self, replica: ReplicaId) -> Result<(), EngineError> {
@@ -156,7 +155,8 @@ impl StateEngine for Engine {
             entry.detach();
             *work = None;
         }
-        self.objects.set_roots(replica.0, []);
+        self.objects.set_roots(Holder::Checkpoint(replica), []);
+        self.objects.set_roots(Holder::Receiver(replica), []);
         view.clear(replica)
     }
 
@@ -218,7 +218,7 @@ impl StateEngine for Engine {
         };
         let bytes = build::total_bytes(&self.objects, checkpoint.objects());
         replica.install_checkpoint(view, checkpoint.clone(), bytes);
-        self.objects.set_roots(replica.id.0, checkpoint.objects());
+        self.objects.set_roots(Holder::Checkpoint(replica.id), checkpoint.objects());
         let folded = built.folded;
         *work = None;
         drop(work);
@@ -232,17 +232,14 @@ impl StateEngine for Engine {
         checkpoint.system.map_or(Ok(Bytes::new()), |id| self.object(id))
     }
 
+    fn hold(&self, holder: Holder, objects: &[ObjectId]) {
+        self.objects.set_roots(holder, objects.iter().copied());
+    }
+
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        let mut transfers = self.transfers.lock();
         let distinct: BTreeSet<_> = objects.iter().copied().collect();
-        let absent = |id: &ObjectId| {
-            let present = self.objects.pin(*id);
-            if present {
-                transfers.add(*id);
-            }
-            !present
-        };
-        distinct.into_iter().filter(absent).collect()
+        let healthy = self.objects.check_healthy().is_ok();
+        distinct.into_iter().filter(|id| !healthy || self.objects.len_bytes(*id).is_none()).collect()
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
@@ -251,17 +248,12 @@ impl StateEngine for Engine {
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
         self.objects.import(object, &bytes).map_err(failure::of_objects)?;
-        self.transfers.lock().add(object);
+        self.objects.unpin(object);
         Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {
         self.objects.sync().map_err(failure::of_objects)
-    }
-
-    fn release(&self, objects: &[ObjectId]) {
-        let mut transfers = self.transfers.lock();
-        transfers.take(objects).into_iter().for_each(|id| self.objects.unpin(id));
     }
 
     fn close(&self) -> Result<(), EngineError> {

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_types::{Checkpoint, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
 
 /// The state engine failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -159,8 +159,9 @@ pub fn successor(key: &[u8]) -> Bytes {
 /// # Contract
 /// - All calls are safe from any thread; calls that change one replica are made by one thread at a time,
 ///   except that `build` and `install_checkpoint` run beside `write` and reads.
-/// - Objects that the durable checkpoint of an open replica names are never deleted. Neither are objects
-///   imported or built since, until the next `install_checkpoint`, `install_snapshot`, `release` or restart.
+/// - Objects that the durable checkpoint of an open replica names are never deleted. Neither are objects built
+///   since, until the next `install_checkpoint`, or objects that a holder named by [`hold`](Self::hold).
+///   Holders are kept in memory only.
 /// - After a crash the host first calls [`claim`](Self::claim) with the durable checkpoint of every replica:
 ///   replicas share objects, and opening is slow.
 /// - After a crash the host calls [`open`](Self::open) with the durable checkpoint and then repeats all later
@@ -174,10 +175,10 @@ pub trait StateEngine: Send + Sync + 'static {
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;
 
     /// Replaces the contents of an open (or new) replica by a snapshot's checkpoint, whose objects are all
-    /// present and which is already durable in the log.
+    /// present and which is already durable in the log. Ends the hold of [`Holder::Receiver`].
     fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;
 
-    /// Removes a replica: its memtable, its records in the view, its claim on objects.
+    /// Removes a replica: its memtable, its records in the view, its claim on objects, its hold as a receiver.
     fn destroy(&self, replica: ReplicaId) -> Result<(), EngineError>;
 
     /// A reader of the replica's records. It stays valid, and fails with [`EngineError::NotOpen`] after
@@ -213,23 +214,23 @@ pub trait StateEngine: Send + Sync + 'static {
     /// The state machine's own state in a checkpoint; empty when the checkpoint has none.
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError>;
 
-    /// The objects among these that this node does not hold. Adds a pin to each of the others, until
-    /// `release`.
+    /// Keeps these objects for a holder from now on, in place of those that it named before; none ends the
+    /// hold. They need not be here yet: whatever of them is imported later is kept too. Memory only.
+    fn hold(&self, holder: Holder, objects: &[ObjectId]);
+
+    /// The objects among these that are not here. Others may not be durable before the next
+    /// [`sync`](Self::sync).
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId>;
 
     /// The bytes of an object, verified against its id.
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError>;
 
-    /// Stores an object from a peer after verifying its hash, and adds a pin until `release`. Durable only
-    /// after [`sync`](Self::sync).
+    /// Stores an object from a peer after verifying its hash. It may be deleted again unless a holder names
+    /// it. Durable only after [`sync`](Self::sync).
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError>;
 
     /// Makes imported objects durable.
     fn sync(&self) -> Result<(), EngineError>;
-
-    /// Removes one pin, added by `missing` or `import`, from each of these objects. Pins are counted:
-    /// replicas share objects, and an object that one pull releases may be needed by another.
-    fn release(&self, objects: &[ObjectId]);
 
     /// Closes the engine cleanly: leaves its view, if it has one, in a state that the next start can trust.
     fn close(&self) -> Result<(), EngineError>;

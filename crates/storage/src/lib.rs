@@ -14,7 +14,6 @@ mod memory_engine;
 mod memory_log;
 mod overlay;
 mod page;
-mod pins;
 mod records;
 mod remedy;
 mod replace;
@@ -29,7 +28,6 @@ pub use machine::{
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;
-pub use pins::Pins;
 pub use remedy::{Failure, Remedy, remedy};
 pub use replace::{ReplaceStep, replace_file, sync_dir};
 

@@ -16,10 +16,13 @@ pub enum MachineError {
     /// A stored record or the system state does not parse.
     #[error("the applied state does not parse: {0}")]
     Corrupt(&'static str),
-    /// A committed command has a version that this binary does not know. Upgrade the binary.
-    #[error("a committed command has format version {found}, newer than {known}")]
+    /// A committed command or the stored state has a version that this binary does not know.
+    #[error(
+        "a replica has commands or state of version {found} and this binary supports {known}: \
+         install a binary that supports version {found} and start the node again"
+    )]
     Version {
-        /// Version in the command.
+        /// Version in the command or the state.
         found: u32,
         /// Newest known version.
         known: u32,
@@ -121,7 +124,7 @@ pub trait DeferredRead: Send + Sync {
 pub trait StateMachine: Send + 'static {
     /// Applies the commands of one entry in order and returns one outcome for each. `records` shows the state
     /// before the entry; the machine pushes changes to `writes`, where a later command must see the changes
-    /// of an earlier one.
+    /// of an earlier one. An entry without commands is upkeep: see [`upkeep_due_ms`](Self::upkeep_due_ms).
     fn apply(
         &mut self,
         context: &ApplyContext<'_>,
@@ -150,6 +153,13 @@ pub trait StateMachine: Send + 'static {
     /// own: it then starts at [`ClusterVersion::FIRST`] and obeys [`switch_command`], so that all replicas
     /// change the meaning of their commands at the same entry.
     fn version(&self) -> Option<ClusterVersion>;
+
+    /// When upkeep is due, in Unix milliseconds of hybrid time; `None` if there is nothing to do. A while later
+    /// the leader proposes an entry without commands, so that work which depends on time is done also in a
+    /// shard that nobody writes to.
+    fn upkeep_due_ms(&self) -> Option<u64> {
+        None
+    }
 
     /// The machine's own state, for a checkpoint. Equal states give equal bytes.
     fn system(&self) -> Bytes;

@@ -5,7 +5,7 @@
 //! `MemoryEngine`.
 //!
 //! Invariants: a replica's records are its base overlaid by the frozen and then the active memtable; an
-//! object is deleted only when it has no pin and no replica claims it. It models neither a slow disk nor a
+//! object is deleted when the last holder that named it lets go of it. It models neither a slow disk nor a
 //! stale view; reads that must not wait for a disk fail as often as [`MemoryEngine::set_misses`] says.
 
 use std::{
@@ -17,11 +17,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_types::{Checkpoint, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    EngineError, Pins, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
+    EngineError, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
     records::{self, Memtable, Records},
 };
 
@@ -62,9 +62,8 @@ impl Misses {
 #[derive(Debug, Default)]
 struct Store {
     objects: HashMap<ObjectId, Object>,
-    pins: Pins,
-    /// The objects of each open replica's durable checkpoint, and of those built since.
-    claims: HashMap<ReplicaId, BTreeSet<ObjectId>>,
+    /// What each holder named; for a replica's checkpoint also what was built since.
+    held: HashMap<Holder, BTreeSet<ObjectId>>,
 }
 
 #[derive(Debug, Clone)]
@@ -130,14 +129,10 @@ impl MemoryEngine {
 
 impl StateEngine for MemoryEngine {
     fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.store.lock().claim(replica, checkpoint.objects().collect());
+        self.store.lock().hold(Holder::Checkpoint(replica), checkpoint.objects().collect());
     }
 
-    fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.install_snapshot(replica, checkpoint)
-    }
-
-    fn install_snapshot(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+    fn open(&self, id: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let state = {
             let mut store = self.store.lock();
             let state = State {
@@ -149,7 +144,7 @@ impl StateEngine for MemoryEngine {
                 frozen: None,
                 active: Memtable::default(),
             };
-            store.claim(id, checkpoint.objects().collect());
+            store.hold(Holder::Checkpoint(id), checkpoint.objects().collect());
             state
         };
         let mut replicas = self.replicas.write();
@@ -162,6 +157,12 @@ impl StateEngine for MemoryEngine {
         Ok(())
     }
 
+    fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
+        self.open(replica, checkpoint)?;
+        self.hold(Holder::Receiver(replica), &[]);
+        Ok(())
+    }
+
     fn destroy(&self, id: ReplicaId) -> Result<(), EngineError> {
         if let Some(replica) = self.replicas.write().remove(&id) {
             let mut state = replica.state.write();
@@ -170,7 +171,9 @@ impl StateEngine for MemoryEngine {
             state.frozen = None;
             state.active = Memtable::default();
         }
-        self.store.lock().claim(id, BTreeSet::new());
+        let mut store = self.store.lock();
+        store.hold(Holder::Checkpoint(id), BTreeSet::new());
+        store.hold(Holder::Receiver(id), BTreeSet::new());
         Ok(())
     }
 
@@ -237,7 +240,7 @@ impl StateEngine for MemoryEngine {
         } else if !frozen.records.is_empty() {
             checkpoint.runs.push(put(frozen.records.encode()));
         }
-        store.claims.entry(id).or_default().append(&mut built);
+        store.held.entry(Holder::Checkpoint(id)).or_default().append(&mut built);
         Ok(checkpoint)
     }
 
@@ -250,7 +253,7 @@ impl StateEngine for MemoryEngine {
         let mut store = self.store.lock();
         state.checkpoint_bytes = store.size_bytes(checkpoint);
         state.checkpoint = checkpoint.clone();
-        store.claim(id, checkpoint.objects().collect());
+        store.hold(Holder::Checkpoint(id), checkpoint.objects().collect());
         Ok(())
     }
 
@@ -258,12 +261,14 @@ impl StateEngine for MemoryEngine {
         checkpoint.system.map_or_else(|| Ok(Bytes::new()), |object| self.object(object))
     }
 
+    fn hold(&self, holder: Holder, objects: &[ObjectId]) {
+        self.store.lock().hold(holder, objects.iter().copied().collect());
+    }
+
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        let mut store = self.store.lock();
+        let store = self.store.lock();
         let distinct: BTreeSet<_> = objects.iter().copied().collect();
-        let (held, missing) = distinct.into_iter().partition::<Vec<_>, _>(|object| store.objects.contains_key(object));
-        held.into_iter().for_each(|object| store.pins.add(object));
-        missing
+        distinct.into_iter().filter(|object| !store.objects.contains_key(object)).collect()
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
@@ -274,21 +279,13 @@ impl StateEngine for MemoryEngine {
         if ObjectId::of(&bytes) != object {
             return Err(EngineError::Mismatch(object));
         }
-        let mut store = self.store.lock();
-        store.put(bytes, false);
-        store.pins.add(object);
+        self.store.lock().put(bytes, false);
         Ok(())
     }
 
     fn sync(&self) -> Result<(), EngineError> {
         self.store.lock().objects.values_mut().for_each(|object| object.synced = true);
         Ok(())
-    }
-
-    fn release(&self, objects: &[ObjectId]) {
-        let mut store = self.store.lock();
-        store.pins.take(objects);
-        store.collect(objects);
     }
 
     fn close(&self) -> Result<(), EngineError> {
@@ -329,17 +326,12 @@ impl Store {
         Ok(records)
     }
 
-    /// Replaces a replica's claim by these objects, and deletes those that no replica claims any more.
-    fn claim(&mut self, replica: ReplicaId, objects: BTreeSet<ObjectId>) {
-        let before = self.claims.insert(replica, objects).unwrap_or_default();
-        self.collect(&Vec::from_iter(before));
-    }
-
-    /// Deletes those of `candidates` that are neither pinned nor claimed.
-    fn collect(&mut self, candidates: &[ObjectId]) {
-        for object in candidates {
-            if !self.pins.holds(*object) && !self.claims.values().any(|claimed| claimed.contains(object)) {
-                self.objects.remove(object);
+    /// Replaces what a holder named by these objects, and deletes those that no holder names any more.
+    fn hold(&mut self, holder: Holder, objects: BTreeSet<ObjectId>) {
+        let before = if objects.is_empty() { self.held.remove(&holder) } else { self.held.insert(holder, objects) };
+        for object in before.unwrap_or_default() {
+            if !self.held.values().any(|held| held.contains(&object)) {
+                self.objects.remove(&object);
             }
         }
     }
@@ -467,7 +459,6 @@ mod tests {
             target.import(object, source.object(object).unwrap()).unwrap();
         }
         target.install_snapshot(ReplicaId(2), &built).unwrap();
-        target.release(&objects);
         let all = |engine: &MemoryEngine, id| engine.reader(id).unwrap().scan(&KeyRange::all(), 99, 9_999).unwrap();
         assert_eq!(all(&source, ReplicaId(1)), all(&target, ReplicaId(2)));
         assert_eq!(target.system(&built).unwrap(), "g");
@@ -489,14 +480,15 @@ mod tests {
         let engine = MemoryEngine::default();
         engine.open(ReplicaId(1), &checkpoint()).unwrap();
         let first = flush(&engine, ReplicaId(1), "a");
-        let pinned = ObjectId::of(b"b");
+        let held = ObjectId::of(b"b");
         flush(&engine, ReplicaId(1), "b");
         assert!(engine.object(first.system.unwrap()).is_err(), "the next checkpoint has its own");
         assert!(engine.object(first.runs[0]).is_ok(), "the next checkpoint names it as well");
-        assert!(engine.missing(&[pinned]).is_empty());
+        let offer = Holder::Offer { from: ReplicaId(1), to: ReplicaId(2) };
+        engine.hold(offer, &[held]);
         flush(&engine, ReplicaId(1), "c");
-        assert!(engine.object(pinned).is_ok(), "while it is pinned");
-        engine.release(&[pinned]);
-        assert!(engine.object(pinned).is_err());
+        assert!(engine.object(held).is_ok(), "while it is held");
+        engine.hold(offer, &[]);
+        assert!(engine.object(held).is_err());
     }
 }

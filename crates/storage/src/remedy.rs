@@ -23,6 +23,10 @@ pub enum Remedy {
     Retry,
     /// End the process. All replicas stay as they are, and go on when the node starts again.
     EndNode,
+    /// Stop this one replica and keep it: a newer binary goes on with it. A replica of the metadata group ends
+    /// the node, because that group alone decides which binaries are too old. Others wait for its word, so
+    /// that what a malicious peer appends to one shard stops no other.
+    AwaitUpgrade,
     /// Give up this one replica: its stored bytes are not what was written. Its peers have them.
     AbandonReplica,
 }
@@ -82,9 +86,8 @@ pub fn remedy<'a>(failure: impl Into<Failure<'a>>) -> Remedy {
             Remedy::AbandonReplica
         }
         Failure::Machine(MachineError::Engine(error)) => remedy(error),
-        // A command that this binary does not know stops the replicas of its shard only. If it ended nodes,
-        // it would stop every shard of every node that holds this one.
-        Failure::Machine(MachineError::Corrupt(_) | MachineError::Version { .. }) => Remedy::AbandonReplica,
+        Failure::Machine(MachineError::Corrupt(_)) => Remedy::AbandonReplica,
+        Failure::Machine(MachineError::Version { .. }) => Remedy::AwaitUpgrade,
     }
 }
 
@@ -160,7 +163,7 @@ mod tests {
         engine(EngineError::NotOpen(replica), Remedy::AbandonReplica);
         for (machine, expected) in [
             (MachineError::Corrupt(reason), Remedy::AbandonReplica),
-            (MachineError::Version { found: 2, known: 1 }, Remedy::AbandonReplica),
+            (MachineError::Version { found: 2, known: 1 }, Remedy::AwaitUpgrade),
         ] {
             assert_eq!(remedy(&machine), expected, "{machine}");
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// An id or number did not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,8 +17,7 @@ pub struct ParseIdError {
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $repr:ty, $prefix:literal, $what:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(transparent)]
+        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(pub $repr);
 
         impl $name {
@@ -107,6 +106,85 @@ number!(
     WalSequence, u64, "w", "log sequence"
 );
 
+/// Ids of things that operators name are texts such as `n4` in JSON, as everywhere else. Plain numbers are read as
+/// well: earlier versions wrote them.
+macro_rules! text_in_json {
+    ($($name:ident),*) => {
+        $(
+            impl Serialize for $name {
+                fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                    serializer.collect_str(self)
+                }
+            }
+
+            impl<'de> Deserialize<'de> for $name {
+                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                    deserializer.deserialize_any(IdVisitor).and_then(|id| match id {
+                        Id::Number(number) => Ok(Self(number)),
+                        Id::Text(text) => text.parse().map_err(de::Error::custom),
+                    })
+                }
+            }
+        )*
+    };
+}
+
+macro_rules! number_in_json {
+    ($($name:ident),*) => {
+        $(
+            impl Serialize for $name {
+                fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                    self.0.serialize(serializer)
+                }
+            }
+
+            impl<'de> Deserialize<'de> for $name {
+                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                    Deserialize::deserialize(deserializer).map(Self)
+                }
+            }
+        )*
+    };
+}
+
+text_in_json!(NodeId, ShardId, ReplicaId);
+number_in_json!(Incarnation, CollectionId, SessionId, Term, LogIndex, WalSequence);
+
+/// An id as it was read.
+enum Id {
+    Number(u64),
+    Text(String),
+}
+
+struct IdVisitor;
+
+impl de::Visitor<'_> for IdVisitor {
+    type Value = Id;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an id such as n4, or its number")
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Id, E> {
+        Ok(Id::Number(number))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Id, E> {
+        Ok(Id::Text(text.to_owned()))
+    }
+}
+
+impl NodeId {
+    /// No node.
+    pub const NONE: Self = Self(0);
+
+    /// Whether a text has the form of a node id, `n` and digits, and so can never be the name of a node.
+    #[must_use]
+    pub fn is_written_as(text: &str) -> bool {
+        text.strip_prefix('n').is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+    }
+}
+
 impl ShardId {
     /// The metadata group.
     pub const META: Self = Self(0);
@@ -117,11 +195,6 @@ impl CollectionId {
     pub const SYSTEM: Self = Self(0);
     /// The collection `default`.
     pub const DEFAULT: Self = Self(1);
-}
-
-impl NodeId {
-    /// No node.
-    pub const NONE: Self = Self(0);
 }
 
 impl ReplicaId {

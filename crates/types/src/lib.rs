@@ -7,6 +7,7 @@ mod ids;
 mod object;
 mod raft;
 mod range;
+mod role;
 mod shard;
 mod time;
 mod version;
@@ -15,9 +16,12 @@ pub use ids::{
     ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
     WalSequence,
 };
-pub use object::ObjectId;
+pub use object::{Holder, ObjectId};
 pub use raft::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, Snapshot};
 pub use range::{Bucket, KeyRange, RecordKey};
+pub use role::{Role, UnknownRole};
 pub use shard::{Checkpoint, Epoch, Locality, Position, ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 pub use time::Timestamp;
+#[cfg(feature = "version-limit")]
+pub use version::limit_supported;
 pub use version::{ClusterVersion, VersionRange};

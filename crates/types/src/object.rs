@@ -2,11 +2,27 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::ParseIdError;
+use crate::{ParseIdError, ReplicaId};
 
 /// The id of an object: the BLAKE3 hash of its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId(pub [u8; 32]);
+
+/// Who needs objects on a node. Objects that no holder names may be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Holder {
+    /// The durable checkpoint of a replica here.
+    Checkpoint(ReplicaId),
+    /// A replica here that receives a snapshot.
+    Receiver(ReplicaId),
+    /// A snapshot that a leader here has offered to a follower.
+    Offer {
+        /// The leader.
+        from: ReplicaId,
+        /// The follower.
+        to: ReplicaId,
+    },
+}
 
 impl ObjectId {
     /// The id of these bytes.

@@ -14,13 +14,28 @@
 //! | 1 | kv commands, outcomes, records, system state | `kv/src/codec`, `kv/src/record.rs`, `kv/src/system.rs` |
 //! | 1 | meta commands and records, all settings | `meta/src/codec`, `meta/src/settings.rs` |
 //! | 2 | versions in `Join`, `UpdateNode` and node records; the version in force | [`ClusterVersion::NODE_VERSIONS`] |
+//! | 2 | client keys: their commands and records | [`ClusterVersion::CLIENT_KEYS`] |
 //! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
+//! | 2 | entries without commands, which remove due records | [`ClusterVersion::UPKEEP`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
 //! binaries that do not know them.
 
 use std::fmt;
+#[cfg(feature = "version-limit")]
+use std::sync::OnceLock;
+
+/// The highest version that this process supports, if a test has limited it.
+#[cfg(feature = "version-limit")]
+static LIMIT: OnceLock<ClusterVersion> = OnceLock::new();
+
+/// Makes this process support no version above `max`, as the binaries did that knew none. Tests of upgrades
+/// do this before anything else; only the first call counts.
+#[cfg(feature = "version-limit")]
+pub fn limit_supported(max: ClusterVersion) {
+    let _ = LIMIT.set(max.max(ClusterVersion::FIRST));
+}
 
 /// A version of the cluster's replicated formats and meanings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +48,10 @@ impl ClusterVersion {
     pub const NODE_VERSIONS: Self = Self(2);
     /// A key-value shard remembers no session for longer than an hour after its last command.
     pub const BOUNDED_SESSIONS: Self = Self(2);
+    /// An entry without commands removes many due records of a key-value shard.
+    pub const UPKEEP: Self = Self(2);
+    /// The metadata holds client keys.
+    pub const CLIENT_KEYS: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -59,10 +78,26 @@ pub struct VersionRange {
 }
 
 impl VersionRange {
-    /// The versions that this binary supports. A new cluster is founded at the highest.
-    pub const SUPPORTED: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(2) };
+    /// The versions that these sources know.
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(2) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
+
+    /// The versions that this binary supports. A new cluster is founded at the highest.
+    #[cfg(not(feature = "version-limit"))]
+    #[must_use]
+    pub const fn supported() -> Self {
+        Self::KNOWN
+    }
+
+    /// The versions that this binary supports, as far as [`limit_supported`] left them. A new cluster is
+    /// founded at the highest.
+    #[cfg(feature = "version-limit")]
+    #[must_use]
+    pub fn supported() -> Self {
+        let max = LIMIT.get().map_or(Self::KNOWN.max, |limit| Self::KNOWN.max.min(*limit));
+        Self { max, ..Self::KNOWN }
+    }
 
     /// The range of these numbers, as announced. Binaries that do not know of versions announce zeros;
     /// numbers that make no range are taken for such an announcement.
@@ -102,8 +137,14 @@ mod tests {
 
     #[test]
     fn this_binary_supports_every_version_that_it_names() {
-        for version in [ClusterVersion::FIRST, ClusterVersion::NODE_VERSIONS, ClusterVersion::BOUNDED_SESSIONS] {
-            assert!(VersionRange::SUPPORTED.supports(version));
+        for version in [
+            ClusterVersion::FIRST,
+            ClusterVersion::NODE_VERSIONS,
+            ClusterVersion::BOUNDED_SESSIONS,
+            ClusterVersion::UPKEEP,
+            ClusterVersion::CLIENT_KEYS,
+        ] {
+            assert!(VersionRange::supported().supports(version));
         }
     }
 }

@@ -182,10 +182,12 @@ fn hostile_requests_and_responses_decode_within_proportional_memory() {
                 encode(&peer::Request { kind: Some(request::Kind::Feed(feed)) })
             }
             2 => {
-                let failure = peer::Failure { code: 1, leader: number };
-                encode(&peer::Response { kind: Some(response::Kind::Failure(failure)) })
+                let descriptor = peer::Descriptor { shard: number, range_start: payload, ..Default::default() };
+                let now = vec![encode(&descriptor); 2];
+                let failure = peer::Failure { code: 3, leader: number, now };
+                encode(&peer::Response { kind: Some(response::Kind::Failure(failure)), clock: number })
             }
-            3 => encode(&peer::ObjectsRequest { need: many }),
+            3 => encode(&peer::ObjectsRequest { need: many, replica: 7 }),
             4 => encode(&peer::ObjectsResponse { objects: many, missing: 3 }),
             5 => encode(&peer::JoinRequest { token: text.clone(), csr: payload, name: text, ..Default::default() }),
             _ => {

@@ -123,7 +123,7 @@ pub(super) async fn objects_fail(testbed: &mut Testbed) -> anyhow::Result<()> {
 }
 
 /// A failing disk must not cost a replica.
-fn ensure_nothing_given_up(testbed: &Testbed, i: usize) -> anyhow::Result<()> {
+pub(super) fn ensure_nothing_given_up(testbed: &Testbed, i: usize) -> anyhow::Result<()> {
     let log = fs::read(testbed.cluster.log(i)?)?;
     let log = String::from_utf8_lossy(&log);
     let given_up = log.lines().find(|line| line.contains("are damaged") || line.contains("a replica failed"));

@@ -69,6 +69,21 @@ pub const ALL: &[Scenario] = &[
         fault: fault!(processes::kill_while_starting),
         ..BASE
     },
+    Scenario {
+        name: "memory_runs_out",
+        about: "the kernel kills a node for lack of memory: it keeps its replicas and can be restarted",
+        needs: Needs::MemoryLimit,
+        fault: fault!(processes::lack_of_memory),
+        ..BASE
+    },
+    Scenario {
+        name: "entries_are_not_applied",
+        about: "one node applies nothing for a while: it bounds what waits, and catches up by itself",
+        needs: Needs::Failpoints,
+        arguments: &["--unapplied-bytes", "65536"],
+        fault: fault!(processes::apply_stalls),
+        ..BASE
+    },
     // ── network ────────────────────────────────────────────────────────────
     Scenario {
         name: "a_node_is_partitioned",

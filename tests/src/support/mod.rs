@@ -17,7 +17,9 @@ use flotilla_client::{Client, ClientOptions};
 use flotilla_local_cluster::{Cluster, ClusterOptions, built_binary};
 use tokio::time::sleep;
 
-pub use shape::{applied, checkpoints, led_shards, wait_caught_up, wait_checkpoints, wait_liveness, wait_replicated};
+pub use shape::{
+    applied, checkpoints, led_shards, replicas_of, wait_caught_up, wait_checkpoints, wait_liveness, wait_replicated,
+};
 pub use verify::History;
 pub use workload::{Workload, WriteOutcome, write_outcome};
 
@@ -64,7 +66,9 @@ pub fn client_at(url: &str) -> Client {
 
 /// A client of node `i` alone.
 pub fn client(cluster: &Cluster, i: usize) -> Client {
-    client_at(&cluster.http(i).expect("a node of the cluster"))
+    let http = cluster.http(i).expect("a node of the cluster");
+    let options = cluster.credentials().client_options(&http).expect("the files of a running cluster");
+    Client::new(options).expect("a client of one endpoint")
 }
 
 /// The cluster's status as node `i` reports it.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_api::{ClusterStatus, Liveness, LocalRole};
 use flotilla_local_cluster::Cluster;
-use flotilla_types::{NodeId, ReplicaRole, ShardId};
+use flotilla_types::{NodeId, ReplicaId, ReplicaRole, ShardId};
 
 use super::{client, eventually, status};
 
@@ -68,6 +68,13 @@ pub async fn wait_liveness(cluster: &Cluster, i: usize, node: NodeId, expected: 
         }
     })
     .await;
+}
+
+/// The replicas on `node`, as node `i` reports them.
+pub async fn replicas_of(cluster: &Cluster, i: usize, node: NodeId) -> BTreeSet<(ShardId, ReplicaId)> {
+    let status = status(cluster, i).await;
+    let held = status.shards.iter().flat_map(|shard| shard.replicas.iter().map(|replica| (shard.id, replica)));
+    held.filter(|(_, replica)| replica.node == node).map(|(shard, replica)| (shard, replica.replica)).collect()
 }
 
 /// Checks that a node has applied every shard in `target` at least that far.

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use flotilla_api::{CreateCollection, Sharding};
 use flotilla_client::{Client, ClientOptions};
-use flotilla_local_cluster::{Cluster, ClusterOptions, has_possible_replicas, status};
+use flotilla_local_cluster::{Cluster, ClusterOptions, Credentials, has_possible_replicas, status};
 use flotilla_placement::bucket_of;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -86,7 +86,7 @@ impl Flotilla {
         let (mut since, mut last) = (Instant::now(), Vec::new());
         loop {
             let http = self.cluster.http(1)?;
-            let has_replicas = self.runtime.block_on(has_possible_replicas(&http, nodes));
+            let has_replicas = self.runtime.block_on(has_possible_replicas(&http, &Credentials::default(), nodes));
             let leaders = self.leaders().unwrap_or_default();
             if !has_replicas || leaders != last || leaders.len() != usize::from(self.buckets()) {
                 (since, last) = (Instant::now(), leaders);
@@ -121,7 +121,7 @@ impl Flotilla {
     /// The number of the node that leads each bucket, as the first responding node reports it.
     pub(super) fn leaders(&self) -> Result<Vec<usize>> {
         let leaders_by = |i| -> Result<Vec<usize>> {
-            let status = self.runtime.block_on(status(&self.cluster.http(i)?))?;
+            let status = self.runtime.block_on(status(&self.cluster.http(i)?, &Credentials::default()))?;
             let of_keys = status.shards.iter().filter(|shard| shard.collection.as_deref() == Some(COLLECTION));
             let mut led = BTreeMap::new();
             let leader = |shard: &&flotilla_api::ShardInfo| {

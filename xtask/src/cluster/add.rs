@@ -28,7 +28,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .checked_sub(BASE_STEP * u16::try_from(number - 1)?)
         .context("the last node does not use the fixed port layout")?;
     let ports = Ports::fixed(base, number).context("no ports left above those of the last node")?;
-    fleet.layout.nodes.push(Node::new(&fleet.dir, number, ports));
+    let secure = last.secure;
+    fleet.layout.nodes.push(Node { secure, ..Node::new(&fleet.dir, number, ports) });
     fleet.start(number - 1)?;
     fleet.wait_ready()?;
     println!();

@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 use flotilla_api::{ClusterStatus, MetadataRole, NodeInfo, ShardInfo};
-use flotilla_local_cluster::{Node, is_ready, status};
+use flotilla_local_cluster::{Credentials, Node, is_ready, status};
 
 use super::{Folder, table};
 use crate::workspace;
@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let answers = workspace::runtime()?.block_on(async {
         let mut answers = Vec::new();
         for node in &layout.nodes {
-            answers.push(if node.is_running() { Some(query(node).await) } else { None });
+            answers.push(if node.is_running() { Some(query(node, &layout.credentials()).await) } else { None });
         }
         answers
     });
@@ -57,9 +57,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-async fn query(node: &Node) -> Answer {
+async fn query(node: &Node, credentials: &Credentials) -> Answer {
     let url = node.http_url();
-    Answer { ready: is_ready(&url).await, status: status(&url).await.ok() }
+    Answer { ready: is_ready(&url, credentials).await, status: status(&url, credentials).await.ok() }
 }
 
 /// The node by address and name: the one with the highest id, because a node that lost its data gets a new

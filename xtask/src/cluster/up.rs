@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     base_port: u16,
     #[command(flatten)]
     folder: Folder,
+    /// Serve clients only over TLS and with keys
+    #[arg(long)]
+    secure: bool,
     /// Stop and delete the cluster in the folder first
     #[arg(long)]
     fresh: bool,
@@ -56,6 +59,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     let mut fleet = Fleet::new(dir, layout, binary)?;
     fleet.start_all()?;
+    let credentials = fleet.layout.credentials();
+    fleet.layout.ca = credentials.ca();
+    fleet.layout.admin_key = credentials.admin_key()?;
+    fleet.layout.save(&fleet.dir)?;
     println!();
     table::nodes(&fleet.layout);
     let dir = arguments.folder.dir.as_ref().map(|dir| format!(" --dir {}", dir.display()));
@@ -68,22 +75,38 @@ fn plan(dir: &Path, arguments: &Arguments) -> Result<Layout> {
     ensure!(is_empty, "{} has no {LAYOUT_FILE} and is not empty: choose another --dir", dir.display());
     let node = |number| {
         let ports = Ports::fixed(arguments.base_port, number);
-        Ok(Node::new(dir, number, ports.context("--base-port is too high for this many nodes")?))
+        let ports = ports.context("--base-port is too high for this many nodes")?;
+        Ok(Node { secure: arguments.secure, ..Node::new(dir, number, ports) })
     };
     let nodes: Result<Vec<Node>> = (1..=usize::from(arguments.nodes)).map(node).collect();
-    Ok(Layout { nodes: nodes? })
+    Ok(Layout { nodes: nodes?, ..Layout::default() })
 }
 
 /// Prints example commands. `dir` is the `--dir` option that further commands need to find the cluster.
 fn usage(fleet: &Fleet, dir: &str) {
     let (Some(first), Some(last)) = (fleet.layout.nodes.first(), fleet.layout.nodes.last()) else { return };
+    let credentials = fleet.layout.credentials();
+    // Options of the examples, which read the key from its file rather than show it.
+    let (curl, redis) = match credentials.ca() {
+        None => Default::default(),
+        Some(ca) => {
+            let ca = ca.display();
+            println!(
+                "\nClients need TLS and a key. The first admin key is in {}; for the examples:\n  \
+                 export FLOTILLA_KEY=$(cat {0}) FLOTILLA_CA={ca}",
+                first.data_dir.join("admin.key").display(),
+            );
+            let curl = format!(" --cacert {ca} -H \"Authorization: Bearer $FLOTILLA_KEY\"");
+            (curl, format!(" --tls --cacert {ca} -a $FLOTILLA_KEY"))
+        }
+    };
     let (binary, second) = (fleet.binary.display(), fleet.layout.nodes.get(1).unwrap_or(first));
     println!(
         "
 Any node serves everything. For example:
-  curl -X PUT {first}/v1/kv/default/hello -d world
-  curl {last}/v1/kv/default/hello
-  redis-cli -h {ip} -p {port} SET hello hi
+  curl{curl} -X PUT {first}/v1/kv/default/hello -d world
+  curl{curl} {last}/v1/kv/default/hello
+  redis-cli{redis} -h {ip} -p {port} SET hello hi
   {binary} status --addr {first}
 
 Kill a node, and see that the cluster keeps serving:

@@ -378,6 +378,19 @@ fn a_log_that_cannot_be_read_is_reported_even_where_raft_panics() {
     }
 }
 
+/// Another replica, on a newer binary, may apply the change: this one must not continue without it.
+#[test]
+fn a_committed_change_of_a_newer_format_stops_its_replica() {
+    let mut driver = Driver::of_voters(&[1, 2, 3]);
+    let mut newer = ConfChange::RemoveLearner { replica: ReplicaId(8) }.encode().to_vec();
+    newer[0] += 1;
+    let change = Entry { kind: EntryKind::ConfChange, context: newer.into(), ..entry(2, 2, "") };
+    let entries = vec![change, entry(3, 2, "after")];
+    driver.input(2, Input::Message(Message { commit: LogIndex(3), ..append(1, 2, 2, (1, 1), entries) }));
+    assert_eq!(driver.node(2).failed, [ReplicaId(2)]);
+    assert_eq!(driver.applied(2), Vec::<&[u8]>::new());
+}
+
 #[test]
 fn a_lone_voter_does_not_win_before_its_log_is_durable() {
     let mut driver = Driver::of_voters(&[1]);

@@ -1,14 +1,16 @@
 //! A node's cached view of the cluster: metadata, shard map, leader hints, liveness.
 //!
-//! Invariants: metadata only moves forward, and the map always belongs to the metadata. The metadata group's
-//! log is authoritative; leader hints and liveness are only hints.
+//! Invariants: metadata only moves forward, and the map is never older than the metadata ([`Routing`]). The
+//! logs of the metadata group and of the shards are authoritative; leader hints and liveness are only hints.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{MetaState, SeenNode};
 use flotilla_placement::{LeaderHints, ShardMap};
-use flotilla_types::{Incarnation, NodeId, ShardId, Term, VersionRange};
+use flotilla_types::{Incarnation, NodeId, ShardDescriptor, ShardId, Term, VersionRange};
+
+use super::Routing;
 
 /// Liveness of the other nodes.
 #[derive(Debug, Clone)]
@@ -32,8 +34,7 @@ impl Members {
 /// One node's view of the cluster. [`crate::Topology`] shares it between threads.
 #[derive(Debug, Clone)]
 pub struct ClusterView {
-    meta: Arc<MetaState>,
-    map: Arc<ShardMap>,
+    routing: Arc<Routing>,
     hints: LeaderHints,
     /// Shared, so that copying the view of many members costs a pointer.
     members: Arc<Members>,
@@ -46,8 +47,7 @@ impl ClusterView {
     #[must_use]
     pub fn new(me: NodeId, meta: MetaState) -> Self {
         Self {
-            map: Arc::new(meta.shard_map()),
-            meta: Arc::new(meta),
+            routing: Arc::new(Routing::new(Arc::new(meta))),
             hints: LeaderHints::default(),
             members: Arc::new(Members { me, states: BTreeMap::new() }),
             starts: BTreeMap::new(),
@@ -63,13 +63,13 @@ impl ClusterView {
     /// The newest metadata.
     #[must_use]
     pub fn meta(&self) -> &Arc<MetaState> {
-        &self.meta
+        self.routing.meta()
     }
 
     /// The newest shard map.
     #[must_use]
     pub fn map(&self) -> &Arc<ShardMap> {
-        &self.map
+        self.routing.map()
     }
 
     /// Liveness of the nodes.
@@ -90,26 +90,31 @@ impl ClusterView {
         self.leader(shard).is_some_and(|leader| leader != node)
     }
 
-    /// Whether `meta` is newer than the metadata here.
-    #[must_use]
-    pub fn is_newer(&self, meta: &MetaState) -> bool {
-        meta.version() > self.meta.version()
-    }
-
     /// Installs metadata if it is newer. Returns whether it was.
     pub fn offer(&mut self, meta: &Arc<MetaState>) -> bool {
-        self.is_newer(meta) && self.install(meta, meta.shard_map())
+        let base = self.routing.clone();
+        base.offered(meta).is_some_and(|next| self.install(&base, next))
     }
 
-    /// Like [`ClusterView::offer`], with the shard map built by the caller.
-    pub(crate) fn install(&mut self, meta: &Arc<MetaState>, map: ShardMap) -> bool {
-        let newer = self.is_newer(meta);
-        if newer {
-            self.meta = meta.clone();
-            self.map = Arc::new(map);
-            self.hints.retain_known(&self.map);
+    /// Takes the descriptors with which a shard refused a route. Returns whether they say anything new.
+    pub fn learn(&mut self, refused_by: ShardId, now: &[ShardDescriptor]) -> bool {
+        let base = self.routing.clone();
+        base.learned(refused_by, now).is_some_and(|next| self.install(&base, next))
+    }
+
+    /// What is known of the shards, to derive the next version from it outside of any lock.
+    pub(crate) fn routing(&self) -> &Arc<Routing> {
+        &self.routing
+    }
+
+    /// Installs the version that follows `base`. Returns whether it did: another one may have come first.
+    pub(crate) fn install(&mut self, base: &Arc<Routing>, next: Routing) -> bool {
+        let follows = Arc::ptr_eq(base, &self.routing);
+        if follows {
+            self.routing = Arc::new(next);
+            self.hints.retain_known(self.routing.map());
         }
-        newer
+        follows
     }
 
     /// Whether [`ClusterView::observe_leader`] would change anything.
@@ -151,7 +156,7 @@ impl ClusterView {
     /// Records a node's new membership state. Returns whether it was recorded: late gossip about a removed
     /// node is ignored.
     pub fn member_changed(&mut self, node: NodeId, state: NodeState, now_ms: u64) -> bool {
-        if self.meta.node(node).is_some_and(|record| record.state.is_gone()) {
+        if self.meta().node(node).is_some_and(|record| record.state.is_gone()) {
             return false;
         }
         Arc::make_mut(&mut self.members).states.insert(node, (state, now_ms));
@@ -174,7 +179,14 @@ mod tests {
         let mut cluster = ClusterView::new(node(1), MetaState::default());
         assert!(cluster.offer(&new));
         assert!(!cluster.offer(&old));
-        assert!(!cluster.install(&old, old.shard_map()), "newer metadata was installed first");
+        let base = cluster.routing().clone();
+        let mut newest = Meta::of_nodes(3);
+        newest.join(4);
+        let late = base.offered(&newest.state()).expect("newer metadata");
+        newest.join(5);
+        assert!(cluster.offer(&newest.state()));
+        assert!(!cluster.install(&base, late), "newer metadata was installed first");
+        let new = newest.state();
         assert_eq!((cluster.meta().version(), cluster.map().version()), (new.version(), new.version()));
     }
 

@@ -1,18 +1,46 @@
-//! Balances leaderships: each node transfers, one shard at a time, the leaderships that another node should
-//! hold.
+//! Balances leaderships: each node transfers those that another node should hold.
+//!
+//! Who should lead each shard is a function of the metadata and of which nodes are up, so nodes that see the
+//! same agree. A node that leads more shards than it should transfers the excess, each to the node that
+//! should lead it, and first to those that lead too few: no leadership moves twice, and none moves between
+//! nodes that lead as many as they should. While nodes do not agree, a shard that came back waits twice as
+//! long each time.
+//!
+//! How many transfers are in flight follows from the excess, up to [`TRANSFERS_MAX`]: thousands move within
+//! seconds, and a few cause no burst. A pass costs what the replicas here cost to look at; the preferred
+//! leaders are computed again only when what they depend on has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_membership::NodeState;
 use flotilla_meta::NodeState as AdminState;
 use flotilla_placement::preferred_leaders;
-use flotilla_types::{NodeId, ShardId};
+use flotilla_replication::GroupStatus;
+use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId};
 
 use super::{Action, Reconciler, View};
 
-/// Minimum time between two transfers of one shard, in milliseconds.
+/// Transfers that a node has in flight, at most. Divided among the nodes that leaderships may move to, so
+/// that about as many are in flight to a node that all others transfer to. Each stops its shard for a vote.
+pub const TRANSFERS_MAX: usize = 256;
+/// Transfers that may be in flight however small the excess is.
+const TRANSFERS_MIN: usize = 4;
+/// The excess divided by this is how many leaderships are in flight together.
+const SHARE: usize = 4;
+
+/// Interval while leaderships move, in milliseconds.
+const BUSY_MS: u64 = 100;
+/// Interval at other times, in milliseconds; also between two looks at changed metadata.
+const IDLE_MS: u64 = 1_000;
+/// How long a transfer counts as in flight at most, in milliseconds: Raft gives it up after an election
+/// timeout.
+const IN_FLIGHT_MS: u64 = 1_000;
+/// Minimum time between the first two transfers of one shard, in milliseconds; it doubles with each further
+/// one.
 const TRANSFER_AGAIN_MS: u64 = 10_000;
-/// How long a node must be alive before it gets leaderships, in milliseconds.
+/// How often that time doubles at most.
+const DOUBLINGS_MAX: u32 = 6;
+/// How long a node must be up before it gets leaderships, in milliseconds: it may have to load its shards.
 const PREFERRED_AFTER_MS: u64 = 3_000;
 /// How many committed entries the new leader may lack.
 const LAG_ENTRIES_MAX: u64 = 64;
@@ -20,146 +48,191 @@ const LAG_ENTRIES_MAX: u64 = 64;
 /// Transfers leaderships that other nodes should hold.
 #[derive(Debug, Default)]
 pub struct Leaders {
-    /// When each shard's leadership was last transferred from here.
-    moved: BTreeMap<ShardId, u64>,
+    preferred: Preferred,
+    /// The last transfer of each shard from here, for twice as long as it delays the next one.
+    moved: BTreeMap<ShardId, Transfer>,
+    /// The last start of each node and when it was noticed: 0 if before this reconciler began.
+    starts: BTreeMap<NodeId, (Incarnation, u64)>,
+    busy: bool,
 }
 
-impl Reconciler for Leaders {
-    fn interval_ms(&self) -> u64 {
-        1_000
+/// Who should lead, and what that was computed from.
+#[derive(Debug, Default)]
+struct Preferred {
+    leaders: BTreeMap<ShardId, NodeId>,
+    usable: BTreeSet<NodeId>,
+    meta_version: u64,
+    computed_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Transfer {
+    to: NodeId,
+    at_ms: u64,
+    /// Transfers of the shard before, each soon after the last.
+    repeated: u32,
+}
+
+impl Transfer {
+    fn wait_ms(&self) -> u64 {
+        TRANSFER_AGAIN_MS << self.repeated.min(DOUBLINGS_MAX)
+    }
+}
+
+impl Leaders {
+    /// The nodes that may lead: in service, and up for a while since they started.
+    fn usable(&mut self, view: &View<'_>) -> BTreeSet<NodeId> {
+        let me = view.me.node;
+        let is_first_pass = self.starts.is_empty();
+        let mut usable = BTreeSet::new();
+        self.starts.retain(|node, _| view.meta.node(*node).is_some());
+        for node in view.meta.nodes() {
+            let noticed_ms = if is_first_pass { 0 } else { view.now_ms };
+            let start = self.starts.entry(node.id).or_insert((node.incarnation, noticed_ms));
+            if start.0 != node.incarnation {
+                *start = (node.incarnation, view.now_ms);
+            }
+            let (state, since_ms) = view.members.liveness(node.id);
+            let up_ms = view.now_ms.saturating_sub(since_ms.max(start.1));
+            let up = state == NodeState::Alive && (node.id == me || up_ms >= PREFERRED_AFTER_MS);
+            if up && node.state == AdminState::Active {
+                usable.insert(node.id);
+            }
+        }
+        usable
     }
 
-    fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
-        self.moved.retain(|_, at_ms| *at_ms + TRANSFER_AGAIN_MS > view.now_ms);
-        let me = view.me.node;
-        let up = |node: &NodeId| {
-            let (state, since_ms) = view.members.liveness(*node);
-            state == NodeState::Alive && (*node == me || since_ms + PREFERRED_AFTER_MS <= view.now_ms)
-        };
-        let usable: BTreeSet<_> =
-            view.meta.nodes().filter(|node| node.state == AdminState::Active).map(|node| node.id).filter(up).collect();
+    /// The leaderships here that another node should hold and can take over, and how many transfers are in
+    /// flight to each node.
+    fn candidates(&self, view: &View<'_>) -> (Vec<(ShardId, NodeId)>, BTreeMap<NodeId, usize>) {
+        let (mut ready, mut in_flight) = (Vec::new(), BTreeMap::new());
+        for (replica, group) in view.led() {
+            let Some(to) = self.preferred.other_leader(view, replica.shard) else { continue };
+            match self.moved.get(&replica.shard) {
+                Some(last) if last.at_ms + IN_FLIGHT_MS > view.now_ms => *in_flight.entry(last.to).or_default() += 1,
+                Some(last) if last.at_ms + last.wait_ms() > view.now_ms => {}
+                _ if replica.descriptor.replica_on(to).is_some_and(|held| is_ready(group, held.replica)) => {
+                    ready.push((replica.shard, to));
+                }
+                _ => {}
+            }
+        }
+        (ready, in_flight)
+    }
+}
+
+impl Preferred {
+    fn update(&mut self, view: &View<'_>, usable: BTreeSet<NodeId>) {
+        let is_due = self.meta_version != view.meta.version() && self.computed_ms + IDLE_MS <= view.now_ms;
+        if !is_due && self.usable == usable {
+            return;
+        }
         // Balanced separately, because leading the metadata group is almost no work: counted together, a node
         // would lose a shard to it.
         let (meta, shards): (Vec<_>, Vec<_>) =
             view.meta.shards().map(|shard| &shard.descriptor).partition(|shard| shard.shard == ShardId::META);
-        let mut preferred = preferred_leaders(shards, &usable);
-        preferred.extend(preferred_leaders(meta, &usable));
-        let candidate = view.led().filter(|(_, group)| !group.conf.is_joint()).find_map(|(replica, group)| {
-            let to = *preferred.get(&replica.shard)?;
-            let successor = replica.descriptor.replica_on(to)?.replica;
-            let ready = group.conf.voters.contains(&successor)
-                && group.followers.iter().any(|follower| {
-                    follower.replica == successor
-                        && follower.recently_active
-                        && follower.matched.0 + LAG_ENTRIES_MAX >= group.commit.0
-                });
-            (to != me && !self.moved.contains_key(&replica.shard) && ready).then_some((replica.shard, to))
-        });
-        let Some((shard, to)) = candidate else { return Vec::new() };
-        self.moved.insert(shard, view.now_ms);
-        vec![Action::Transfer { shard, to }]
+        let mut leaders = preferred_leaders(shards, &usable);
+        leaders.extend(preferred_leaders(meta, &usable));
+        *self = Self { leaders, usable, meta_version: view.meta.version(), computed_ms: view.now_ms };
     }
+
+    /// The node that should lead this shard, if it is another one. A voter that the shard is about to replace
+    /// should not: it would have to pass the leadership on.
+    fn other_leader(&self, view: &View<'_>, shard: ShardId) -> Option<NodeId> {
+        let to = *self.leaders.get(&shard).filter(|to| **to != view.me.node)?;
+        let intent = &view.meta.shard(shard)?.intent;
+        (intent.is_empty() || intent.iter().any(|held| held.node == to)).then_some(to)
+    }
+
+    /// By how much each node leads more shards than it should, among those with a replica here. The metadata
+    /// group does not count.
+    fn excess(&self, view: &View<'_>) -> BTreeMap<NodeId, i64> {
+        let mut excess: BTreeMap<_, i64> = BTreeMap::new();
+        for replica in view.replicas.iter().filter(|replica| replica.shard != ShardId::META) {
+            let leader = replica.group.as_ref().and_then(|group| replica.descriptor.node_of(group.leader));
+            if let (Some(leader), Some(preferred)) = (leader, self.leaders.get(&replica.shard)) {
+                *excess.entry(leader).or_default() += 1;
+                *excess.entry(*preferred).or_default() -= 1;
+            }
+        }
+        excess
+    }
+
+    /// Which of the leaderships that are ready to move are transferred now.
+    fn choose(
+        &self,
+        view: &View<'_>,
+        ready: &[(ShardId, NodeId)],
+        mut in_flight: BTreeMap<NodeId, usize>,
+    ) -> Vec<(ShardId, NodeId)> {
+        let (meta, ready): (Vec<_>, Vec<_>) = ready.iter().partition(|(shard, _)| *shard == ShardId::META);
+        if ready.is_empty() {
+            return meta;
+        }
+        let excess = self.excess(view);
+        let excess_of = |node: NodeId| excess.get(&node).copied().unwrap_or(0);
+        let mine = usize::try_from(excess_of(view.me.node)).unwrap_or(0);
+        let moving: usize = in_flight.values().sum();
+        let together_max = (mine / SHARE).clamp(TRANSFERS_MIN, TRANSFERS_MAX).min(mine);
+        let mut budget = together_max.saturating_sub(moving);
+        let others = self.usable.iter().filter(|node| **node != view.me.node).count();
+        let to_each_max = (TRANSFERS_MAX / others.max(1)).max(1);
+        let mut chosen = Vec::new();
+        // Those to nodes that lead too few come first. Where there are none, the excess goes through nodes that
+        // lead enough and share shards with those that do not.
+        for only_to_needy in [true, false] {
+            for &(shard, to) in &ready {
+                let to_this = in_flight.entry(to).or_default();
+                let needs_more = excess_of(to) + (*to_this as i64) < 0;
+                if budget > 0 && *to_this < to_each_max && (needs_more || !only_to_needy) {
+                    (budget, *to_this) = (budget - 1, *to_this + 1);
+                    chosen.push((shard, to));
+                }
+            }
+            if moving > 0 || !chosen.is_empty() {
+                break;
+            }
+        }
+        chosen.extend(meta);
+        chosen
+    }
+}
+
+impl Reconciler for Leaders {
+    fn interval_ms(&self) -> u64 {
+        if self.busy { BUSY_MS } else { IDLE_MS }
+    }
+
+    fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
+        let now_ms = view.now_ms;
+        let usable = self.usable(view);
+        self.preferred.update(view, usable);
+        self.moved.retain(|_, transfer| transfer.at_ms + 2 * transfer.wait_ms() > now_ms);
+        let (ready, in_flight) = self.candidates(view);
+        let moving = !in_flight.is_empty();
+        let chosen = self.preferred.choose(view, &ready, in_flight);
+        for (shard, to) in &chosen {
+            let repeated = self.moved.get(shard).map_or(0, |last| last.repeated + 1);
+            self.moved.insert(*shard, Transfer { to: *to, at_ms: now_ms, repeated });
+        }
+        self.busy = moving || !chosen.is_empty();
+        chosen.into_iter().map(|(shard, to)| Action::Transfer { shard, to }).collect()
+    }
+}
+
+/// Whether a voter can take over at once.
+fn is_ready(group: &GroupStatus, successor: ReplicaId) -> bool {
+    !group.conf.is_joint()
+        && group.conf.voters.contains(&successor)
+        && group.followers.iter().any(|follower| {
+            follower.replica == successor
+                && follower.recently_active
+                && !follower.in_snapshot
+                && follower.matched.0 > 0
+                && follower.matched.0 + LAG_ENTRIES_MAX >= group.commit.0
+        })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::testing::{Meta, World, leads, node};
-
-    /// Node 1 leads four shards that it shares with node 2 and 3.
-    fn world() -> World {
-        let mut meta = Meta::of_nodes(3);
-        let shards = meta.collection(&[&[1, 2, 3][..]; 4]);
-        let mut world = World::new(1, meta);
-        let state = world.meta.state();
-        let replicas =
-            |shard| state.shard(shard).expect("a shard").intent.iter().map(|held| (held.node.0, held.replica.0));
-        world.replicas =
-            shards.iter().map(|shard| leads(shard.0, &replicas(*shard).collect::<Vec<_>>(), &[])).collect();
-        world
-    }
-
-    fn moved(actions: &[Action]) -> BTreeSet<ShardId> {
-        let shard = |action: &Action| match action {
-            Action::Transfer { shard, to } if *to != node(1) => *shard,
-            other => panic!("{other:?}"),
-        };
-        actions.iter().map(shard).collect()
-    }
-
-    #[test]
-    fn leaderships_move_one_by_one_to_nodes_that_have_been_up_for_a_while() {
-        let mut world = world();
-        let mut leaders = Leaders::default();
-        world.hears(2, NodeState::Alive);
-        world.hears(3, NodeState::Alive);
-        assert_eq!(world.reconcile(&mut leaders), []);
-        world.now_ms += PREFERRED_AFTER_MS;
-        let first = moved(&world.reconcile(&mut leaders));
-        let second = moved(&world.reconcile(&mut leaders));
-        assert_eq!((first.len(), second.len()), (1, 1));
-        assert_ne!(first, second, "a recently moved shard is left alone");
-        world.now_ms += TRANSFER_AGAIN_MS;
-        assert_eq!(moved(&world.reconcile(&mut leaders)), first, "the transfer did not succeed, so it is tried again");
-    }
-
-    /// The shards a node keeps when it leads all three of them, among three nodes that also hold the metadata
-    /// group.
-    fn kept_by(me: u64) -> BTreeSet<ShardId> {
-        let mut meta = Meta::of_nodes(3);
-        (2..=3).for_each(|other| meta.assign(ShardId::META, other));
-        let shards = meta.collection(&[&[1, 2, 3][..]; 3]);
-        let mut world = World::new(me, meta);
-        (1..=3).filter(|other| *other != me).for_each(|other| world.hears(other, NodeState::Alive));
-        world.now_ms += PREFERRED_AFTER_MS;
-        let state = world.meta.state();
-        let led = |shard: &ShardId| {
-            let intent = state.shard(*shard).expect("a shard").intent.iter();
-            leads(shard.0, &intent.map(|held| (held.node.0, held.replica.0)).collect::<Vec<_>>(), &[])
-        };
-        world.replicas = shards.iter().map(led).collect();
-        let mut leaders = Leaders::default();
-        let mut kept = BTreeSet::from_iter(shards);
-        while let [Action::Transfer { shard, .. }] = world.reconcile(&mut leaders)[..] {
-            kept.remove(&shard);
-        }
-        kept
-    }
-
-    #[test]
-    fn each_of_three_nodes_leads_one_of_three_shards_besides_the_metadata() {
-        let kept = (1..=3).map(kept_by).collect::<Vec<_>>();
-        assert!(kept.iter().all(|kept| kept.len() == 1), "{kept:?}");
-        assert_eq!(kept.into_iter().flatten().collect::<BTreeSet<_>>().len(), 3);
-    }
-
-    #[test]
-    fn a_shard_on_its_way_to_other_voters_keeps_its_leader() {
-        let mut world = world();
-        world.hears(2, NodeState::Alive);
-        world.hears(3, NodeState::Alive);
-        world.now_ms += PREFERRED_AFTER_MS;
-        assert_eq!(world.reconcile(&mut Leaders::default()).len(), 1);
-        for replica in &mut world.replicas {
-            let conf = &mut replica.group.as_mut().expect("a group").conf;
-            conf.voters_outgoing = conf.voters.clone();
-        }
-        assert_eq!(world.reconcile(&mut Leaders::default()), []);
-    }
-
-    #[test]
-    fn a_follower_that_lags_or_is_silent_inherits_nothing() {
-        let mut world = world();
-        world.hears(2, NodeState::Alive);
-        world.hears(3, NodeState::Alive);
-        world.now_ms += PREFERRED_AFTER_MS;
-        for follower in world.replicas.iter_mut().flat_map(|replica| &mut replica.group.as_mut().unwrap().followers) {
-            follower.matched.0 -= LAG_ENTRIES_MAX + 1;
-        }
-        assert_eq!(world.reconcile(&mut Leaders::default()), []);
-        for follower in world.replicas.iter_mut().flat_map(|replica| &mut replica.group.as_mut().unwrap().followers) {
-            follower.matched.0 += 1;
-        }
-        assert_eq!(world.reconcile(&mut Leaders::default()).len(), 1);
-    }
-}
+#[path = "leaders_tests.rs"]
+mod tests;

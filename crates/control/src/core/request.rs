@@ -4,42 +4,23 @@
 //! here. A request whose answer does not parse may have been executed.
 
 use bytes::Bytes;
-use flotilla_replication::{Answer, RequestError};
-use flotilla_types::{NodeId, ShardId};
-use flotilla_wire::{decode, encode, peer};
+use flotilla_replication::{Answer, Answered, RequestError};
+use flotilla_types::{NodeId, ShardId, Timestamp};
+use flotilla_wire::{decode, descriptor_from_wire, descriptor_to_wire, encode, peer};
 
 use super::RequestKind;
 
 /// Longest timeout of a request; longer ones are cut to it.
 const TIMEOUT_MS_MAX: u32 = 60_000;
 
-const CODES: [RequestError; 8] = [
-    RequestError::UnknownShard,
-    RequestError::NotLeader { leader: None },
-    RequestError::Busy,
-    RequestError::StaleEpoch,
-    RequestError::Deadline,
-    RequestError::Unknown,
-    RequestError::Stopped,
-    RequestError::VersionNotInForce,
-];
+/// Descriptors that are taken from one refusal, at most.
+const DESCRIPTORS_MAX: usize = 64;
 
 /// A request from one node to another. No `Debug`, because it may hold the authority's key.
 #[derive(Clone, PartialEq, Eq)]
 pub enum PeerRequest {
     /// A command or query for a shard that the receiver leads.
-    Shard {
-        /// Command or query.
-        kind: RequestKind,
-        /// The shard.
-        shard: ShardId,
-        /// The range epoch by which the sender routed; `None` skips the check.
-        range_epoch: Option<u64>,
-        /// The command or query, in the state machine's format.
-        payload: Bytes,
-        /// How long the receiver may take, in milliseconds, at most one minute.
-        timeout_ms: u32,
-    },
+    Shard(ShardRequest),
     /// The metadata changes after a version ([`super::feed_wait_ms`]).
     Feed {
         /// The version.
@@ -50,6 +31,33 @@ pub enum PeerRequest {
     /// The cluster's authority, for a node that is about to become a voter of the metadata group. The answer
     /// is empty and comes once the authority is durable.
     Authority(Bytes),
+    /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
+    /// holds the authority and the metadata has these hosts among the sender's addresses.
+    CertifyClientPorts {
+        /// Signing request in DER.
+        csr: Bytes,
+        /// The hosts at which clients reach the sender.
+        hosts: Vec<String>,
+        /// How long the certificate is to be valid, in seconds.
+        valid_s: u64,
+    },
+}
+
+/// A command or query for a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardRequest {
+    /// Command or query.
+    pub kind: RequestKind,
+    /// The shard.
+    pub shard: ShardId,
+    /// The range epoch by which the sender routed; `None` skips the check.
+    pub range_epoch: Option<u64>,
+    /// Hybrid time that a command must follow; zero for none, and for a query.
+    pub after: Timestamp,
+    /// The command or query, in the state machine's format.
+    pub payload: Bytes,
+    /// How long the receiver may take, in milliseconds; a peer may ask for at most one minute.
+    pub timeout_ms: u32,
 }
 
 /// The request does not parse, or its kind is unknown to this version. Nothing was done; the answer is
@@ -64,12 +72,13 @@ impl PeerRequest {
     pub fn encode(self) -> Bytes {
         use peer::request::Kind;
         let kind = match self {
-            Self::Shard { kind, shard, range_epoch, payload, timeout_ms } => {
+            Self::Shard(ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms }) => {
                 let range_epoch_plus_one = range_epoch.map_or(0, |epoch| epoch + 1);
                 let (shard, deadline_ms) = (shard.0, timeout_ms);
                 match kind {
                     RequestKind::Propose => {
-                        Kind::Propose(peer::Propose { shard, range_epoch_plus_one, command: payload, deadline_ms })
+                        let (command, after) = (payload, after.0);
+                        Kind::Propose(peer::Propose { shard, range_epoch_plus_one, command, deadline_ms, after })
                     }
                     RequestKind::Query => {
                         Kind::Query(peer::Query { shard, range_epoch_plus_one, query: payload, deadline_ms })
@@ -78,6 +87,9 @@ impl PeerRequest {
             }
             Self::Feed { version, wait_ms } => Kind::Feed(peer::Feed { version, wait_ms }),
             Self::Authority(authority) => Kind::Authority(authority),
+            Self::CertifyClientPorts { csr, hosts, valid_s } => {
+                Kind::CertifyClientPorts(peer::CertifyClientPorts { csr, hosts, valid_s })
+            }
         };
         encode(&peer::Request { kind: Some(kind) })
     }
@@ -90,22 +102,27 @@ impl PeerRequest {
         use peer::request::Kind;
         let request: peer::Request = decode(bytes).map_err(|_| MalformedRequest)?;
         Ok(match request.kind.ok_or(MalformedRequest)? {
-            Kind::Propose(propose) => Self::Shard {
+            Kind::Propose(propose) => Self::Shard(ShardRequest {
                 kind: RequestKind::Propose,
                 shard: ShardId(propose.shard),
                 range_epoch: propose.range_epoch_plus_one.checked_sub(1),
+                after: Timestamp(propose.after),
                 payload: propose.command,
                 timeout_ms: propose.deadline_ms.min(TIMEOUT_MS_MAX),
-            },
-            Kind::Query(query) => Self::Shard {
+            }),
+            Kind::Query(query) => Self::Shard(ShardRequest {
                 kind: RequestKind::Query,
                 shard: ShardId(query.shard),
                 range_epoch: query.range_epoch_plus_one.checked_sub(1),
+                after: Timestamp::ZERO,
                 payload: query.query,
                 timeout_ms: query.deadline_ms.min(TIMEOUT_MS_MAX),
-            },
+            }),
             Kind::Feed(feed) => Self::Feed { version: feed.version, wait_ms: feed.wait_ms },
             Kind::Authority(authority) => Self::Authority(authority),
+            Kind::CertifyClientPorts(certify) => {
+                Self::CertifyClientPorts { csr: certify.csr, hosts: certify.hosts, valid_s: certify.valid_s }
+            }
         })
     }
 }
@@ -113,34 +130,60 @@ impl PeerRequest {
 /// Encodes an answer.
 #[must_use]
 pub fn encode_answer(answer: Answer) -> Bytes {
-    let kind = match answer {
-        Ok(value) => peer::response::Kind::Value(value),
-        Err(error) => {
-            let (plain, leader) = match error {
-                RequestError::NotLeader { leader } => {
-                    (RequestError::NotLeader { leader: None }, leader.map_or(0, |node| node.0))
-                }
-                other => (other, 0),
-            };
-            let code = CODES.iter().position(|code| *code == plain).unwrap_or(CODES.len()) as u32;
-            peer::response::Kind::Failure(peer::Failure { code, leader })
-        }
+    let (kind, clock) = match answer {
+        Ok(answered) => (peer::response::Kind::Value(answered.payload), answered.clock.0),
+        Err(error) => (peer::response::Kind::Failure(failure_to_wire(&error)), 0),
     };
-    encode(&peer::Response { kind: Some(kind) })
+    encode(&peer::Response { kind: Some(kind), clock })
+}
+
+fn failure_to_wire(error: &RequestError) -> peer::Failure {
+    let mut failure = peer::Failure::default();
+    failure.code = match error {
+        RequestError::UnknownShard => 0,
+        RequestError::NotLeader { leader } => {
+            failure.leader = leader.map_or(0, |node| node.0);
+            1
+        }
+        RequestError::Busy => 2,
+        RequestError::StaleEpoch { now } => {
+            failure.now = now.iter().take(DESCRIPTORS_MAX).map(|now| encode(&descriptor_to_wire(now))).collect();
+            3
+        }
+        RequestError::Deadline => 4,
+        RequestError::Unknown => 5,
+        RequestError::Stopped => 6,
+        RequestError::VersionNotInForce => 7,
+        RequestError::AfterAhead => 8,
+    };
+    failure
+}
+
+fn failure_from_wire(failure: peer::Failure) -> RequestError {
+    match failure.code {
+        0 => RequestError::UnknownShard,
+        1 => RequestError::NotLeader { leader: (failure.leader != 0).then_some(NodeId(failure.leader)) },
+        2 => RequestError::Busy,
+        3 => {
+            let descriptors = failure.now.into_iter().take(DESCRIPTORS_MAX).filter_map(|bytes| decode(bytes).ok());
+            RequestError::StaleEpoch { now: descriptors.map(descriptor_from_wire).collect() }
+        }
+        4 => RequestError::Deadline,
+        6 => RequestError::Stopped,
+        7 => RequestError::VersionNotInForce,
+        8 => RequestError::AfterAhead,
+        // Errors of later versions may mean anything.
+        _ => RequestError::Unknown,
+    }
 }
 
 /// Decodes a peer's answer. One that does not parse is [`RequestError::Unknown`]: the request may have been
 /// executed.
 pub fn decode_answer(response: Bytes) -> Answer {
-    match decode::<peer::Response>(response).ok().and_then(|response| response.kind) {
-        Some(peer::response::Kind::Value(value)) => Ok(value),
-        Some(peer::response::Kind::Failure(failure)) => Err(match CODES.get(failure.code as usize) {
-            Some(RequestError::NotLeader { .. }) => {
-                RequestError::NotLeader { leader: (failure.leader != 0).then_some(NodeId(failure.leader)) }
-            }
-            Some(error) => *error,
-            None => RequestError::Unknown,
-        }),
+    let Ok(response) = decode::<peer::Response>(response) else { return Err(RequestError::Unknown) };
+    match response.kind {
+        Some(peer::response::Kind::Value(payload)) => Ok(Answered { payload, clock: Timestamp(response.clock) }),
+        Some(peer::response::Kind::Failure(failure)) => Err(failure_from_wire(failure)),
         None => Err(RequestError::Unknown),
     }
 }
@@ -148,33 +191,78 @@ pub fn decode_answer(response: Bytes) -> Answer {
 #[cfg(test)]
 mod tests {
     use flotilla_hostile::{Proportion, attack, extreme_u64, mutated};
+    use flotilla_types::{Epoch, KeyRange, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor};
     use proptest::{collection::vec, option, prelude::*, sample::select};
 
     use super::*;
 
+    fn stale(shards: impl Iterator<Item = u64>) -> RequestError {
+        let descriptor = |shard| ShardDescriptor {
+            shard: ShardId(shard),
+            range: KeyRange::of_prefix(b"k"),
+            epoch: Epoch { range: shard, config: 2 },
+            replicas: vec![ReplicaDescriptor { replica: ReplicaId(shard), node: NodeId(3), role: ReplicaRole::Voter }],
+        };
+        RequestError::StaleEpoch { now: shards.map(descriptor).collect() }
+    }
+
+    fn errors() -> Vec<RequestError> {
+        vec![
+            RequestError::UnknownShard,
+            RequestError::NotLeader { leader: None },
+            RequestError::NotLeader { leader: Some(NodeId(3)) },
+            RequestError::Busy,
+            stale(std::iter::empty()),
+            stale(1..4),
+            RequestError::Deadline,
+            RequestError::Unknown,
+            RequestError::Stopped,
+            RequestError::VersionNotInForce,
+            RequestError::AfterAhead,
+        ]
+    }
+
     #[test]
     fn every_answer_survives_the_wire() {
-        let named = RequestError::NotLeader { leader: Some(NodeId(3)) };
-        for error in CODES.into_iter().chain([named]) {
-            assert_eq!(decode_answer(encode_answer(Err(error))), Err(error));
+        for error in errors() {
+            assert_eq!(decode_answer(encode_answer(Err(error.clone()))), Err(error));
         }
-        assert_eq!(decode_answer(encode_answer(Ok(Bytes::from_static(b"value")))), Ok(Bytes::from_static(b"value")));
+        let answered = Answered { payload: Bytes::from_static(b"value"), clock: Timestamp(7) };
+        assert_eq!(decode_answer(encode_answer(Ok(answered.clone()))), Ok(answered));
+    }
+
+    #[test]
+    fn descriptors_of_a_refusal_are_bounded_on_both_sides() {
+        let bounded = stale(0..DESCRIPTORS_MAX as u64);
+        let RequestError::StaleEpoch { now } = stale(0..9_999) else { unreachable!() };
+        let flood =
+            peer::Failure { code: 3, leader: 0, now: now.iter().map(|now| encode(&descriptor_to_wire(now))).collect() };
+        assert_eq!(failure_from_wire(flood), bounded);
+        assert_eq!(failure_from_wire(failure_to_wire(&RequestError::StaleEpoch { now })), bounded);
     }
 
     #[test]
     fn every_request_survives_the_wire() {
-        let shard = |kind, range_epoch| PeerRequest::Shard {
-            kind,
-            shard: ShardId(4),
-            range_epoch,
-            payload: Bytes::from_static(b"payload"),
-            timeout_ms: 7,
+        let shard = |kind, range_epoch, after| {
+            PeerRequest::Shard(ShardRequest {
+                kind,
+                shard: ShardId(4),
+                range_epoch,
+                after: Timestamp(after),
+                payload: Bytes::from_static(b"payload"),
+                timeout_ms: 7,
+            })
         };
         let requests = [
-            shard(RequestKind::Propose, None),
-            shard(RequestKind::Query, Some(0)),
+            shard(RequestKind::Propose, None, 9),
+            shard(RequestKind::Query, Some(0), 0),
             PeerRequest::Feed { version: 3, wait_ms: 9 },
             PeerRequest::Authority(Bytes::from_static(b"key")),
+            PeerRequest::CertifyClientPorts {
+                csr: Bytes::from_static(b"csr"),
+                hosts: vec!["h".to_owned()],
+                valid_s: 5,
+            },
         ];
         for request in requests {
             assert!(PeerRequest::decode(request.clone().encode()).is_ok_and(|decoded| decoded == request));
@@ -183,15 +271,16 @@ mod tests {
 
     #[test]
     fn timeouts_are_cut_to_a_minute_and_garbage_is_an_error() {
-        let long = PeerRequest::Shard {
+        let long = PeerRequest::Shard(ShardRequest {
             kind: RequestKind::Query,
             shard: ShardId(1),
             range_epoch: None,
+            after: Timestamp::ZERO,
             payload: Bytes::new(),
             timeout_ms: u32::MAX,
-        };
+        });
         let decoded = PeerRequest::decode(long.encode());
-        assert!(matches!(decoded, Ok(PeerRequest::Shard { timeout_ms: TIMEOUT_MS_MAX, .. })));
+        assert!(matches!(decoded, Ok(PeerRequest::Shard(ShardRequest { timeout_ms: TIMEOUT_MS_MAX, .. }))));
         assert!(PeerRequest::decode(Bytes::new()).is_err());
         assert!(PeerRequest::decode(Bytes::from_static(b"\xff\xff")).is_err());
         assert_eq!(decode_answer(Bytes::from_static(b"\xff\xff")), Err(RequestError::Unknown));
@@ -201,10 +290,12 @@ mod tests {
     fn requests() -> impl Strategy<Value = Bytes> {
         let payload = || vec(any::<u8>(), 0..40).prop_map(Bytes::from);
         let range_epoch = option::of(0..u64::MAX);
-        let shard = (any::<bool>(), extreme_u64(), range_epoch, payload(), 0..=TIMEOUT_MS_MAX).prop_map(
-            |(propose, id, range_epoch, payload, timeout_ms)| {
+        let shard = (any::<bool>(), extreme_u64(), range_epoch, extreme_u64(), payload(), 0..=TIMEOUT_MS_MAX).prop_map(
+            |(propose, id, range_epoch, after, payload, timeout_ms)| {
                 let kind = if propose { RequestKind::Propose } else { RequestKind::Query };
-                PeerRequest::Shard { kind, shard: ShardId(id), range_epoch, payload, timeout_ms }.encode()
+                let after = if propose { Timestamp(after) } else { Timestamp::ZERO };
+                let shard = ShardId(id);
+                PeerRequest::Shard(ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms }).encode()
             },
         );
         let feed = (extreme_u64(), any::<u32>())
@@ -219,7 +310,7 @@ mod tests {
         });
         attack(1_000, mutated(requests()), |bytes| {
             let bytes = Bytes::from(bytes);
-            if let Ok(PeerRequest::Shard { timeout_ms, .. }) =
+            if let Ok(PeerRequest::Shard(ShardRequest { timeout_ms, .. })) =
                 Proportion::DEFAULT.of(bytes.len(), || PeerRequest::decode(bytes))
             {
                 assert!(timeout_ms <= TIMEOUT_MS_MAX);
@@ -230,8 +321,10 @@ mod tests {
     #[test]
     fn hostile_answers_decode_to_an_unknown_outcome_at_worst() {
         let valid = prop_oneof![
-            vec(any::<u8>(), 0..40).prop_map(|value| encode_answer(Ok(value.into()))),
-            (select(CODES.to_vec()), extreme_u64()).prop_map(|(error, node)| match error {
+            (vec(any::<u8>(), 0..40), extreme_u64()).prop_map(|(value, clock)| {
+                encode_answer(Ok(Answered { payload: value.into(), clock: Timestamp(clock) }))
+            }),
+            (select(errors()), extreme_u64()).prop_map(|(error, node)| match error {
                 RequestError::NotLeader { .. } => {
                     encode_answer(Err(RequestError::NotLeader { leader: Some(NodeId(node)) }))
                 }

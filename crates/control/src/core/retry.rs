@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flotilla_meta::MetaReply;
 use flotilla_replication::RequestError;
 use flotilla_route::{Attempts, Failure, Step};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::{NodeId, ShardId, Timestamp};
 
 use super::ClusterView;
 
@@ -26,7 +26,7 @@ pub enum ShardError {
     /// The leader had no capacity until the deadline. Nothing was written.
     #[error("the shard is busy")]
     Busy,
-    /// The shard changed its range or is gone. Nothing was written; refresh the map and route again.
+    /// The shard changed its range. Nothing was written; route again.
     #[error("the shard map is outdated")]
     Stale,
     /// A write may or may not have taken effect.
@@ -99,6 +99,10 @@ pub enum RetryStep {
     Send {
         /// The node, possibly this one.
         node: NodeId,
+        /// The range epoch to send; `None` to skip the check.
+        range_epoch: Option<u64>,
+        /// Hybrid time that a command must follow; zero for none.
+        after: Timestamp,
         /// How long the attempt may take, in milliseconds.
         timeout_ms: u64,
     },
@@ -124,6 +128,9 @@ pub enum RetryDecision {
 pub struct RequestRetry {
     kind: RequestKind,
     shard: ShardId,
+    /// The range epoch that attempts are checked for.
+    range_epoch: Option<u64>,
+    after: Timestamp,
     deadline_ms: u64,
     attempts: Attempts,
     /// The target of the attempt in flight.
@@ -134,18 +141,27 @@ pub struct RequestRetry {
 }
 
 impl RequestRetry {
-    /// Retries until `deadline_ms` on the caller's monotonic clock.
+    /// Retries until `deadline_ms` on the caller's monotonic clock. `range_epoch` is that of the descriptor by
+    /// which the caller routed; `None` for a request that no range concerns.
     #[must_use]
-    pub fn new(kind: RequestKind, shard: ShardId, deadline_ms: u64) -> Self {
+    pub fn new(kind: RequestKind, shard: ShardId, range_epoch: Option<u64>, deadline_ms: u64) -> Self {
         Self {
             kind,
             shard,
+            range_epoch,
+            after: Timestamp::ZERO,
             deadline_ms,
             attempts: Attempts::new(deadline_ms),
             in_flight: None,
             earlier: Earlier::Unproposed,
             last_error: ShardError::Unavailable,
         }
+    }
+
+    /// The same, for a command whose time must be later than `heard`.
+    #[must_use]
+    pub fn following(self, heard: Timestamp) -> Self {
+        Self { after: heard, ..self }
     }
 
     /// The same, for a command that was sent to another shard before, with attempts of this state.
@@ -167,7 +183,8 @@ impl RequestRetry {
         match self.attempts.next(now_ms, cluster.leader(self.shard), nodes) {
             Step::Try(node) => {
                 self.in_flight = Some(node);
-                RetryStep::Send { node, timeout_ms: (self.deadline_ms - now_ms).min(ATTEMPT_MS_MAX) }
+                let timeout_ms = (self.deadline_ms - now_ms).min(ATTEMPT_MS_MAX);
+                RetryStep::Send { node, range_epoch: self.range_epoch, after: self.after, timeout_ms }
             }
             Step::Wait(pause_ms) => RetryStep::Wait(pause_ms),
             Step::GiveUp if self.earlier == Earlier::InDoubt => RetryStep::GiveUp(ShardError::Unknown),
@@ -175,27 +192,39 @@ impl RequestRetry {
         }
     }
 
-    /// Records that the last attempt failed.
-    pub fn on_failure(&mut self, error: RequestError, cluster: &ClusterView) -> RetryDecision {
+    /// Records that the last attempt failed. What a refusal says of the shards is taken first
+    /// ([`ClusterView::learn`]).
+    pub fn on_failure(&mut self, error: &RequestError, cluster: &ClusterView) -> RetryDecision {
         let failure = match error {
-            RequestError::NotLeader { leader } => Failure::NotLeader(leader),
+            RequestError::NotLeader { leader } => Failure::NotLeader(*leader),
             // The leader's metadata may lag behind that of the sender, by which the command was made.
             RequestError::Busy | RequestError::VersionNotInForce => {
                 self.last_error = ShardError::Busy;
                 Failure::Later
             }
-            RequestError::StaleEpoch if self.earlier == Earlier::Unproposed => {
+            RequestError::StaleEpoch { .. } if self.earlier == Earlier::Unproposed => {
                 return RetryDecision::GiveUp(ShardError::Stale);
             }
+            // The shard's session knows whether the attempt in doubt was applied, and is asked before the
+            // range is checked; so the command goes there once more, whatever the shard's range is now.
+            RequestError::StaleEpoch { .. } if self.range_epoch.take().is_some() => Failure::Again,
             RequestError::Unknown => {
                 if self.kind == RequestKind::Propose {
                     self.earlier = Earlier::InDoubt;
                 }
                 Failure::Later
             }
-            RequestError::UnknownShard | RequestError::Stopped | RequestError::Deadline | RequestError::StaleEpoch => {
-                Failure::Unreachable
+            // The clocks of this node and the leader differ by more than they may. Causal order is lost then,
+            // service is not.
+            RequestError::AfterAhead if self.after > Timestamp::ZERO => {
+                self.after = Timestamp::ZERO;
+                Failure::Again
             }
+            RequestError::UnknownShard
+            | RequestError::AfterAhead
+            | RequestError::Stopped
+            | RequestError::Deadline
+            | RequestError::StaleEpoch { .. } => Failure::Unreachable,
         };
         self.attempts.on_failure(failure);
         // Hints that name this node are kept: they come from its own shard host, which is authoritative.
@@ -228,18 +257,21 @@ mod tests {
     }
 
     fn send(id: u64, timeout_ms: u64) -> RetryStep {
-        RetryStep::Send { node: node(id), timeout_ms }
+        RetryStep::Send { node: node(id), range_epoch: Some(1), after: Timestamp::ZERO, timeout_ms }
     }
 
     #[test]
     fn hinted_leader_is_tried_first_and_a_redirect_is_followed() {
         let cluster = cluster_view();
-        let mut retry = RequestRetry::new(RequestKind::Query, SHARD, 5_000);
+        let mut retry = RequestRetry::new(RequestKind::Query, SHARD, Some(1), 5_000);
         assert_eq!(retry.next(0, &cluster), send(2, ATTEMPT_MS_MAX));
-        assert_eq!(retry.on_failure(RequestError::NotLeader { leader: Some(node(3)) }, &cluster), RetryDecision::Retry);
+        assert_eq!(
+            retry.on_failure(&RequestError::NotLeader { leader: Some(node(3)) }, &cluster),
+            RetryDecision::Retry
+        );
         assert_eq!(retry.next(4_900, &cluster), send(3, 100));
         assert_eq!(
-            retry.on_failure(RequestError::UnknownShard, &cluster),
+            retry.on_failure(&RequestError::UnknownShard, &cluster),
             RetryDecision::Retry,
             "it was not the hinted leader"
         );
@@ -250,27 +282,27 @@ mod tests {
     #[test]
     fn unreachable_leader_hint_is_cleared_unless_it_names_this_node() {
         let mut cluster = cluster_view();
-        let mut retry = RequestRetry::new(RequestKind::Query, SHARD, 5_000);
+        let mut retry = RequestRetry::new(RequestKind::Query, SHARD, Some(1), 5_000);
         retry.next(0, &cluster);
         assert_eq!(
-            retry.on_failure(RequestKind::Query.error_without_answer(), &cluster),
+            retry.on_failure(&RequestKind::Query.error_without_answer(), &cluster),
             RetryDecision::RetryWithoutLeader(node(2))
         );
         cluster.observe_leader(SHARD, Term(3), node(9));
         assert_eq!(retry.next(1, &cluster), send(9, ATTEMPT_MS_MAX));
-        assert_eq!(retry.on_failure(RequestError::Stopped, &cluster), RetryDecision::Retry);
+        assert_eq!(retry.on_failure(&RequestError::Stopped, &cluster), RetryDecision::Retry);
     }
 
     #[test]
     fn every_failure_after_a_possible_proposal_is_unknown() {
         let cluster = cluster_view();
         for (kind, end) in [(RequestKind::Propose, ShardError::Unknown), (RequestKind::Query, ShardError::Busy)] {
-            let mut retry = RequestRetry::new(kind, SHARD, 100);
+            let mut retry = RequestRetry::new(kind, SHARD, Some(1), 100);
             retry.next(0, &cluster);
-            assert_eq!(retry.on_failure(RequestError::Unknown, &cluster), RetryDecision::Retry);
+            assert_eq!(retry.on_failure(&RequestError::Unknown, &cluster), RetryDecision::Retry);
             assert!(matches!(retry.next(1, &cluster), RetryStep::Wait(_)), "the same node, after a pause");
             assert_eq!(retry.next(10, &cluster), send(2, 90));
-            assert_eq!(retry.on_failure(RequestError::Busy, &cluster), RetryDecision::Retry);
+            assert_eq!(retry.on_failure(&RequestError::Busy, &cluster), RetryDecision::Retry);
             assert_eq!(retry.next(100, &cluster), RetryStep::GiveUp(end));
         }
     }
@@ -278,14 +310,14 @@ mod tests {
     #[test]
     fn doubt_lasts_to_the_answer_and_into_another_shard() {
         let cluster = cluster_view();
-        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, 100);
+        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, Some(1), 100);
         retry.next(0, &cluster);
-        retry.on_failure(RequestError::Busy, &cluster);
+        retry.on_failure(&RequestError::Busy, &cluster);
         assert_eq!(retry.earlier(), Earlier::Unproposed, "a busy leader proposed nothing");
-        retry.on_failure(RequestError::Unknown, &cluster);
-        retry.on_failure(RequestError::Busy, &cluster);
+        retry.on_failure(&RequestError::Unknown, &cluster);
+        retry.on_failure(&RequestError::Busy, &cluster);
         assert_eq!(retry.earlier(), Earlier::InDoubt);
-        let mut elsewhere = RequestRetry::new(RequestKind::Propose, ShardId(9), 100).after(retry.earlier());
+        let mut elsewhere = RequestRetry::new(RequestKind::Propose, ShardId(9), Some(1), 100).after(retry.earlier());
         assert_eq!(elsewhere.next(100, &cluster), RetryStep::GiveUp(ShardError::Unknown));
     }
 
@@ -300,17 +332,57 @@ mod tests {
         assert_eq!(meta_reply(b"\xff\xff", Earlier::Unproposed), Err(ShardError::Unknown));
     }
 
+    fn stale() -> RequestError {
+        RequestError::StaleEpoch { now: Box::new([]) }
+    }
+
     #[test]
-    fn stale_map_is_reported_only_while_nothing_was_proposed() {
+    fn a_request_that_wrote_nothing_is_routed_again_when_its_map_is_outdated() {
         let cluster = cluster_view();
-        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, 100);
+        for kind in [RequestKind::Propose, RequestKind::Query] {
+            let mut retry = RequestRetry::new(kind, SHARD, Some(1), 100);
+            retry.next(0, &cluster);
+            assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::GiveUp(ShardError::Stale));
+        }
+        let mut retry = RequestRetry::new(RequestKind::Query, SHARD, Some(1), 100);
         retry.next(0, &cluster);
-        assert_eq!(retry.on_failure(RequestError::StaleEpoch, &cluster), RetryDecision::GiveUp(ShardError::Stale));
-        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, 100);
-        retry.next(0, &cluster);
-        retry.on_failure(RequestError::Unknown, &cluster);
+        retry.on_failure(&RequestKind::Query.error_without_answer(), &cluster);
         retry.next(1, &cluster);
-        retry.next(10, &cluster);
-        assert_eq!(retry.on_failure(RequestError::StaleEpoch, &cluster), RetryDecision::RetryWithoutLeader(node(2)));
+        assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::GiveUp(ShardError::Stale));
+    }
+
+    #[test]
+    fn a_command_follows_what_was_heard_unless_the_leader_finds_it_too_far_ahead() {
+        let cluster = cluster_view();
+        let heard = Timestamp(77);
+        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, Some(1), 100).following(heard);
+        let following =
+            |id, after, timeout_ms| RetryStep::Send { node: node(id), range_epoch: Some(1), after, timeout_ms };
+        assert_eq!(retry.next(0, &cluster), following(2, heard, 100));
+        retry.on_failure(&RequestError::NotLeader { leader: Some(node(3)) }, &cluster);
+        assert_eq!(retry.next(1, &cluster), following(3, heard, 99));
+        assert_eq!(retry.on_failure(&RequestError::AfterAhead, &cluster), RetryDecision::Retry);
+        assert_eq!(retry.next(2, &cluster), following(3, Timestamp::ZERO, 98), "the same node, at once");
+        assert_eq!(retry.earlier(), Earlier::Unproposed);
+    }
+
+    /// The first attempt was applied and its answer lost; then the shard changed its range.
+    #[test]
+    fn a_write_in_doubt_asks_the_session_of_a_shard_that_changed_its_range() {
+        let cluster = cluster_view();
+        let mut retry = RequestRetry::new(RequestKind::Propose, SHARD, Some(1), 100);
+        retry.next(0, &cluster);
+        retry.on_failure(&RequestError::Unknown, &cluster);
+        retry.next(1, &cluster);
+        assert_eq!(retry.next(10, &cluster), send(2, 90));
+        assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::Retry);
+        let after = Timestamp::ZERO;
+        let unchecked = |id, timeout_ms| RetryStep::Send { node: node(id), range_epoch: None, after, timeout_ms };
+        assert_eq!(retry.next(11, &cluster), unchecked(2, 89), "the same node, at once, in whatever range");
+        retry.on_failure(&RequestError::NotLeader { leader: Some(node(3)) }, &cluster);
+        assert_eq!(retry.next(12, &cluster), unchecked(3, 88));
+        // No node refuses a request without an epoch; a faulty one costs no more than one that is down.
+        assert_eq!(retry.on_failure(&stale(), &cluster), RetryDecision::Retry);
+        assert_eq!(retry.next(13, &cluster), unchecked(1, 87));
     }
 }

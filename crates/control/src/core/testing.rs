@@ -1,6 +1,6 @@
 //! Test fixtures: metadata built by commands, and replicas as a host would report them.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{
@@ -90,6 +90,26 @@ impl Meta {
         self.apply(&MetaCommand::AssignReplica { shard, node: NodeId(node), intent_version });
     }
 
+    pub(crate) fn unassign(&mut self, shard: ShardId, node: u64) {
+        let state = self.state();
+        let record = state.shard(shard).expect("a shard");
+        let replica = record.desired_on(NodeId(node)).expect("a replica");
+        self.apply(&MetaCommand::UnassignReplica { shard, replica });
+    }
+
+    /// The node announces another start.
+    pub(crate) fn restart(&mut self, id: u64) {
+        let state = self.state();
+        let record = state.node(NodeId(id)).expect("a node");
+        self.apply(&MetaCommand::UpdateNode {
+            node: record.id,
+            incarnation: Incarnation(record.incarnation.0 + 1),
+            addresses: record.addresses.clone(),
+            locality: record.locality.clone(),
+            versions: None,
+        });
+    }
+
     pub(crate) fn report(&mut self, descriptor: ShardDescriptor) {
         let config = descriptor.epoch.config + 1;
         let epoch = Epoch { config, ..descriptor.epoch };
@@ -99,21 +119,35 @@ impl Meta {
 
     /// A collection with a shard on each of these sets of nodes.
     pub(crate) fn collection(&mut self, nodes: &[&[u64]]) -> Vec<ShardId> {
-        let before: Vec<_> = self.state().shards().map(|shard| shard.id).collect();
+        self.collection_named("c", nodes)
+    }
+
+    pub(crate) fn collection_named(&mut self, name: &str, nodes: &[&[u64]]) -> Vec<ShardId> {
+        let before: BTreeSet<_> = self.state().shards().map(|shard| shard.id).collect();
         self.apply(&MetaCommand::CreateCollection {
-            name: "c".to_owned(),
+            name: name.to_owned(),
             sharding: Sharding::Hash,
             buckets: u16::try_from(nodes.len()).expect("few shards"),
             replicas: u8::try_from(nodes[0].len()).expect("few replicas"),
             initial_nodes: nodes.iter().map(|shard| shard.iter().copied().map(NodeId).collect()).collect(),
         });
-        self.collection = self.state().collection("c").map(|collection| collection.id);
+        self.collection = self.state().collection(name).map(|collection| collection.id);
         self.state().shards().map(|shard| shard.id).filter(|shard| !before.contains(shard)).collect()
     }
 
     pub(crate) fn drop_collection(&mut self) {
         let collection = self.collection.take().expect("a collection");
         self.apply(&MetaCommand::DropCollection { collection });
+    }
+}
+
+pub(crate) fn local_node(id: u64) -> LocalNode {
+    LocalNode {
+        node: NodeId(id),
+        incarnation: Incarnation(7),
+        addresses: addresses(id),
+        locality: Locality::default(),
+        versions: VersionRange::supported(),
     }
 }
 
@@ -129,13 +163,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(me: u64, meta: Meta) -> Self {
-        let me = LocalNode {
-            node: NodeId(me),
-            incarnation: Incarnation(7),
-            addresses: addresses(me),
-            locality: Locality::default(),
-            versions: VersionRange::SUPPORTED,
-        };
+        let me = local_node(me);
         let cluster = ClusterView::new(me.node, MetaState::default());
         Self { me, meta, replicas: Vec::new(), now_ms: 1_000_000, wall_ms: THEN_MS, cluster }
     }

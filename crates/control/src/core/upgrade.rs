@@ -60,7 +60,7 @@ mod tests {
     };
 
     const OLD: VersionRange = VersionRange::FIRST_ONLY;
-    const NEW: VersionRange = VersionRange::SUPPORTED;
+    const NEW: VersionRange = VersionRange { min: ClusterVersion(1), max: ClusterVersion(2) };
 
     #[test]
     fn version_rises_only_when_the_last_start_of_every_node_supports_the_next() {

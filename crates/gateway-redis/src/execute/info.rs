@@ -6,8 +6,10 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 
+use crate::process::Memory;
+
 /// The values that `INFO` reports.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Facts {
     /// The version of Redis to report.
     pub(crate) redis_version: &'static str,
@@ -20,9 +22,14 @@ pub(crate) struct Facts {
     pub(crate) commands: u64,
     /// The number of keys; absent when not requested, or when a shard did not answer.
     pub(crate) keys: Option<u64>,
+    /// Absent where it is not known, like the next one.
+    pub(crate) memory: Option<Memory>,
+    /// Seconds in user mode and in the kernel.
+    pub(crate) cpu_s: Option<(f64, f64)>,
 }
 
-const SECTIONS: &[&str] = &["server", "clients", "stats", "replication", "cluster", "keyspace"];
+const SECTIONS: &[&str] =
+    &["server", "clients", "memory", "persistence", "stats", "replication", "cpu", "cluster", "keyspace"];
 
 /// Whether the number of keys is requested.
 pub(crate) fn wants_keyspace(sections: &[Bytes]) -> bool {
@@ -50,7 +57,7 @@ fn wants(sections: &[Bytes], section: &str) -> bool {
 }
 
 fn lines(section: &str, facts: &Facts) -> String {
-    let Facts { redis_version, port, process, uptime_s, clients, clients_max, accepted, commands, keys } = facts;
+    let Facts { redis_version, port, process, uptime_s, clients, clients_max, accepted, commands, keys, .. } = facts;
     match section {
         "server" => format!(
             "# Server\nredis_version:{redis_version}\nredis_mode:standalone\nserver_name:flotilla\n\
@@ -62,6 +69,14 @@ fn lines(section: &str, facts: &Facts) -> String {
             uptime_s / 86_400,
         ),
         "clients" => format!("# Clients\nconnected_clients:{clients}\nmaxclients:{clients_max}\nblocked_clients:0"),
+        "memory" => facts.memory.map_or("# Memory".to_owned(), memory_lines),
+        // Every acknowledged write is in the logs of a majority.
+        "persistence" => {
+            "# Persistence\nloading:0\nasync_loading:0\nrdb_bgsave_in_progress:0\naof_enabled:1".to_owned()
+        }
+        "cpu" => facts.cpu_s.map_or("# CPU".to_owned(), |(user, system)| {
+            format!("# CPU\nused_cpu_sys:{system:.6}\nused_cpu_user:{user:.6}")
+        }),
         "stats" => {
             format!("# Stats\ntotal_connections_received:{accepted}\ntotal_commands_processed:{commands}")
         }
@@ -75,6 +90,17 @@ fn lines(section: &str, facts: &Facts) -> String {
         },
         _ => String::new(),
     }
+}
+
+fn memory_lines(Memory { resident, peak }: Memory) -> String {
+    let human = |bytes: u64| format!("{:.2}M", bytes as f64 / f64::from(1 << 20));
+    format!(
+        "# Memory\nused_memory:{resident}\nused_memory_human:{}\nused_memory_rss:{resident}\n\
+         used_memory_peak:{peak}\nused_memory_peak_human:{}\nmaxmemory:0\nmaxmemory_human:0B\n\
+         maxmemory_policy:noeviction",
+        human(resident),
+        human(peak),
+    )
 }
 
 #[cfg(test)]
@@ -92,6 +118,8 @@ mod tests {
             accepted: 3,
             commands: 4,
             keys: Some(5),
+            memory: Some(Memory { resident: 3 << 19, peak: 2 << 20 }),
+            cpu_s: Some((1.5, 0.25)),
         }
     }
 
@@ -104,7 +132,15 @@ mod tests {
         assert_eq!(text(&["Keyspace"]), "# Keyspace\r\ndb0:keys=5,expires=0,avg_ttl=0\r\n");
         assert_eq!(text(&["nothing"]), "");
         assert_eq!(text(&[]), text(&["all"]));
-        for line in ["redis_version:7.2.0\r\n", "uptime_in_days:1\r\n", "role:master\r\n", "connected_clients:2\r\n"] {
+        for line in [
+            "redis_version:7.2.0\r\n",
+            "uptime_in_days:1\r\n",
+            "role:master\r\n",
+            "connected_clients:2\r\n",
+            "used_memory_human:1.50M\r\n",
+            "used_cpu_sys:0.250000\r\n",
+            "loading:0\r\n",
+        ] {
             assert!(text(&[]).contains(line), "{line}");
         }
     }

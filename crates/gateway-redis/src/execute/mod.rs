@@ -2,14 +2,18 @@
 
 mod batch;
 mod info;
+mod keyspace;
 mod scan;
 mod task;
+mod transaction;
 
 use std::time::Instant;
 
 pub(crate) use batch::{Chain, read_all, write_all};
 pub(crate) use info::{Facts, info_text, wants_keyspace};
+pub(crate) use keyspace::time_reply;
 pub(crate) use task::run;
+pub(crate) use transaction::{Step, Watch, exec, watch};
 
 use crate::{Protocol, Reply, window::Ordinal};
 

@@ -4,14 +4,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use flotilla_gateway::{Consistency, Found, READ_KEYS_MAX, Store, StoreError};
-use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult};
+use flotilla_kv::{Action, Expiry, Operation, OperationResult};
 use futures_util::future::join_all;
 
-use super::{COLLECTION, batch::by_shard, scan::scan};
+use super::{COLLECTION, batch::by_shard, keyspace, scan::scan, transaction::run_alone};
 use crate::{
-    ExpireCondition, Reply,
+    Reply,
     answer::{error_reply, integer},
-    plan::{Task, expire_action, operation},
+    plan::{Task, operation},
     server::Shared,
 };
 
@@ -21,8 +21,6 @@ const WRITE_KEYS_MAX: usize = 1_024;
 const MGET_KEYS_UNMEASURED_MAX: usize = 64;
 /// Bytes of values in the reply to one `MGET` of many keys.
 const MGET_BYTES_MAX: u64 = 64 << 20;
-/// Attempts of a read-modify-write command when other clients write the key in between.
-const VERSION_ATTEMPTS_MAX: usize = 16;
 
 /// Runs a task to its reply.
 pub(crate) async fn run(shared: &Shared, task: Task, deadline: Instant) -> Reply {
@@ -32,13 +30,20 @@ pub(crate) async fn run(shared: &Shared, task: Task, deadline: Instant) -> Reply
         Task::MSet(pairs) => calls.mset(pairs).await,
         Task::Del(keys) => return calls.del(keys).await,
         Task::Exists(keys) => calls.exists(keys).await,
-        Task::Expire { key, at_ms, condition } => calls.expire(key, at_ms, condition).await,
-        Task::GetEx { key, expiry } => calls.get_ex(key, expiry).await,
+        Task::Evaluate(command) => return run_alone(shared, &command, deadline).await,
         Task::Scan(query) => scan(shared, query, deadline).await,
+        Task::Keys(pattern) => keyspace::keys(shared, &pattern, deadline).await,
+        Task::RandomKey => keyspace::random_key(shared, deadline).await,
+        Task::Flush => return keyspace::flush(shared).await,
         Task::DbSize => shared.store.count(COLLECTION, deadline).await.map(|count| Reply::Integer(integer(count))),
         Task::Info(sections) => Ok(shared.info(&sections, deadline).await),
     };
     reply.unwrap_or_else(|error| error_reply(&error))
+}
+
+/// Removes keys, atomically within each shard only.
+pub(super) async fn del(store: &Store, keys: Vec<Bytes>, deadline: Instant) -> Reply {
+    Calls { store, deadline }.del(keys).await
 }
 
 /// The calls of one task.
@@ -109,58 +114,6 @@ impl Calls<'_> {
         }
         tally
     }
-
-    async fn expire(&self, key: Bytes, at_ms: Option<u64>, condition: ExpireCondition) -> Result<Reply, StoreError> {
-        for _ in 0..VERSION_ATTEMPTS_MAX {
-            let Some(found) = self.get_one(&key, false).await? else { return Ok(Reply::Integer(0)) };
-            if !allows(condition, found.expires_at_ms, at_ms) {
-                return Ok(Reply::Integer(0));
-            }
-            if self.write_unchanged(&key, &found, expire_action(at_ms)).await? {
-                return Ok(Reply::Integer(1));
-            }
-        }
-        Ok(contended())
-    }
-
-    async fn get_ex(&self, key: Bytes, expiry: Expiry) -> Result<Reply, StoreError> {
-        for _ in 0..VERSION_ATTEMPTS_MAX {
-            let Some(found) = self.get_one(&key, true).await? else { return Ok(Reply::Null) };
-            let is_unchanged = expiry == Expiry::Never && found.expires_at_ms.is_none();
-            if is_unchanged || self.write_unchanged(&key, &found, Action::Expire { expiry }).await? {
-                return Ok(Reply::Bulk(found.value));
-            }
-        }
-        Ok(contended())
-    }
-
-    async fn get_one(&self, key: &Bytes, value: bool) -> Result<Option<Found>, StoreError> {
-        Ok(self.get(std::slice::from_ref(key), value).await?.pop().flatten())
-    }
-
-    /// Writes if the record still has the version that was found.
-    async fn write_unchanged(&self, key: &Bytes, found: &Found, action: Action) -> Result<bool, StoreError> {
-        let operation = operation(key.clone(), Some(Condition::Version(found.version)), action);
-        let results = self.write(vec![operation]).await?;
-        Ok(!matches!(results.first(), Some(OperationResult::Skipped { .. })))
-    }
-}
-
-fn contended() -> Reply {
-    Reply::Error("TRYAGAIN too many concurrent writes of the key; try again".into())
-}
-
-/// Whether `EXPIRE` may replace an expiry. `None` as the new one means a time in the past.
-fn allows(condition: ExpireCondition, current_ms: Option<u64>, new_ms: Option<u64>) -> bool {
-    let new_ms = new_ms.unwrap_or(0);
-    match condition {
-        ExpireCondition::Always => true,
-        ExpireCondition::IfNone => current_ms.is_none(),
-        ExpireCondition::IfAny => current_ms.is_some(),
-        ExpireCondition::IfLater => current_ms.is_some_and(|current_ms| new_ms > current_ms),
-        ExpireCondition::IfEarlier => current_ms.is_none_or(|current_ms| new_ms < current_ms),
-        ExpireCondition::IfAnyAndEarlier => current_ms.is_some_and(|current_ms| new_ms < current_ms),
-    }
 }
 
 /// Result of the removals in one shard.
@@ -192,25 +145,6 @@ mod tests {
     use flotilla_types::ShardId;
 
     use super::*;
-
-    #[test]
-    fn conditions_of_an_expiry_follow_redis() {
-        use ExpireCondition::{Always, IfAny, IfAnyAndEarlier, IfEarlier, IfLater, IfNone};
-        for (condition, none, later, earlier) in [
-            (Always, true, true, true),
-            (IfNone, true, false, false),
-            (IfAny, false, true, true),
-            (IfLater, false, true, false),
-            (IfEarlier, true, false, true),
-            (IfAnyAndEarlier, false, false, true),
-        ] {
-            assert_eq!(allows(condition, None, Some(5)), none, "{condition:?} without an expiry");
-            assert_eq!(allows(condition, Some(4), Some(5)), later, "{condition:?} to a later one");
-            assert_eq!(allows(condition, Some(6), Some(5)), earlier, "{condition:?} to an earlier one");
-            assert_eq!(allows(condition, Some(5), None), earlier, "{condition:?} into the past");
-        }
-        assert!(!allows(IfLater, Some(5), Some(5)) && !allows(IfEarlier, Some(5), Some(5)));
-    }
 
     #[test]
     fn a_partial_removal_is_never_a_plain_failure() {

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use flotilla_kv::parse_integer;
 
 use super::{Arguments, integer};
-use crate::{ClientCommand, ClientInfo, Command, CommandError, Hello, Introspection, Protocol};
+use crate::{
+    ClientCommand, ClientFilter, ClientInfo, Command, CommandError, CommandFilter, Glob, Hello, Introspection,
+    Protocol, ReplyMode,
+};
 
 pub(crate) fn ping(mut arguments: Arguments) -> Result<Command, CommandError> {
     if arguments.len() > 1 {
@@ -75,13 +78,93 @@ pub(crate) fn client(mut arguments: Arguments) -> Result<Command, CommandError> 
         b"getname" => arguments.exactly(0, "client|getname").map(|()| ClientCommand::GetName)?,
         b"id" => arguments.exactly(0, "client|id").map(|()| ClientCommand::Id)?,
         b"info" => arguments.exactly(0, "client|info").map(|()| ClientCommand::Info)?,
-        b"list" if arguments.len() > 0 => return Err(CommandError::Syntax),
-        b"list" => ClientCommand::List,
+        b"list" => ClientCommand::List(list_filter(arguments)?.into()),
+        b"kill" => kill(arguments)?,
+        b"pause" => pause(arguments)?,
+        b"unpause" => arguments.exactly(0, "client|unpause").map(|()| ClientCommand::Unpause)?,
+        b"getredir" => arguments.exactly(0, "client|getredir").map(|()| ClientCommand::GetRedirection)?,
+        b"reply" => {
+            arguments.exactly(1, "client|reply")?;
+            ClientCommand::Reply(match arguments.required()?.to_ascii_lowercase().as_slice() {
+                b"on" => ReplyMode::On,
+                b"off" => ReplyMode::Off,
+                b"skip" => ReplyMode::Skip,
+                _ => return Err(CommandError::Syntax),
+            })
+        }
+        b"help" => return arguments.exactly(0, "client|help").map(|()| Command::Help("client")),
         b"no-evict" => on_or_off(arguments, "client|no-evict")?,
         b"no-touch" => on_or_off(arguments, "client|no-touch")?,
         _ => return Err(CommandError::UnknownSubcommand { command: arguments.command, name }),
     };
     Ok(Command::Client(command))
+}
+
+fn client_id(text: &[u8]) -> Result<u64, CommandError> {
+    let id = parse_integer(text).and_then(|id| u64::try_from(id).ok()).filter(|id| *id > 0);
+    id.ok_or(CommandError::Invalid("ERR client-id should be greater than 0"))
+}
+
+fn is_normal(kind: &Bytes) -> Result<bool, CommandError> {
+    match kind.to_ascii_lowercase().as_slice() {
+        b"normal" => Ok(true),
+        b"master" | b"replica" | b"slave" | b"pubsub" => Ok(false),
+        _ => Err(CommandError::ClientType(kind.clone())),
+    }
+}
+
+fn list_filter(mut arguments: Arguments) -> Result<ClientFilter, CommandError> {
+    let mut filter = ClientFilter::default();
+    let Some(option) = arguments.next() else { return Ok(filter) };
+    match option.to_ascii_lowercase().as_slice() {
+        b"type" if arguments.len() == 1 => filter.is_normal = is_normal(&arguments.required()?)?,
+        b"id" if arguments.len() > 0 => {
+            let ids = arguments.remaining();
+            filter.ids = Some(ids.iter().map(|id| client_id(id)).collect::<Result<_, _>>()?);
+        }
+        _ => return Err(CommandError::Syntax),
+    }
+    Ok(filter)
+}
+
+fn kill(mut arguments: Arguments) -> Result<ClientCommand, CommandError> {
+    let mut filter = ClientFilter::default();
+    if arguments.len() == 1 {
+        filter.address = arguments.next();
+        return Ok(ClientCommand::Kill { filter: filter.into(), also_own: true, by_address: true });
+    }
+    if arguments.len() == 0 {
+        return Err(CommandError::Arity { command: "client|kill" });
+    }
+    let mut also_own = false;
+    while let Some(option) = arguments.next() {
+        let value = arguments.option_value()?;
+        match option.to_ascii_lowercase().as_slice() {
+            b"id" => filter.ids = Some(vec![client_id(&value)?]),
+            b"addr" => filter.address = Some(value),
+            b"laddr" => filter.local_address = Some(value),
+            b"user" => filter.user = Some(value),
+            b"type" => filter.is_normal = is_normal(&value)?,
+            b"maxage" => filter.age_s = u64::try_from(integer(&value)?).ok(),
+            b"skipme" if value.eq_ignore_ascii_case(b"yes") => also_own = false,
+            b"skipme" if value.eq_ignore_ascii_case(b"no") => also_own = true,
+            _ => return Err(CommandError::Syntax),
+        }
+    }
+    Ok(ClientCommand::Kill { filter: filter.into(), also_own, by_address: false })
+}
+
+fn pause(mut arguments: Arguments) -> Result<ClientCommand, CommandError> {
+    const TIMEOUT: CommandError = CommandError::Invalid("ERR timeout is not an integer or out of range");
+    let Some(for_ms) = arguments.next() else { return Err(CommandError::Arity { command: "client|pause" }) };
+    let only_writes = match (arguments.next().map(|mode| mode.to_ascii_lowercase()).as_deref(), arguments.len()) {
+        (None | Some(b"all"), 0) => false,
+        (Some(b"write"), 0) => true,
+        _ => return Err(CommandError::Syntax),
+    };
+    let for_ms = parse_integer(&for_ms).ok_or(TIMEOUT)?;
+    let for_ms = u64::try_from(for_ms).map_err(|_| CommandError::Invalid("ERR timeout is negative"))?;
+    Ok(ClientCommand::Pause { for_ms, only_writes })
 }
 
 fn set_info(option: Bytes, value: Bytes) -> Result<ClientCommand, CommandError> {
@@ -120,10 +203,29 @@ pub(crate) fn introspection(mut arguments: Arguments) -> Result<Command, Command
         b"info" => Introspection::Info(arguments.remaining()),
         b"docs" => Introspection::Docs(arguments.remaining()),
         b"count" => arguments.exactly(0, "command|count").map(|()| Introspection::Count)?,
-        b"list" if arguments.len() > 0 => return Err(CommandError::Syntax),
-        b"list" => Introspection::List,
+        b"list" => Introspection::List(command_filter(arguments)?),
+        b"getkeys" | b"getkeysandflags" if arguments.len() == 0 => {
+            return Err(CommandError::Arity { command: "command|getkeys" });
+        }
+        b"getkeys" => Introspection::GetKeys { request: arguments.remaining(), with_flags: false },
+        b"getkeysandflags" => Introspection::GetKeys { request: arguments.remaining(), with_flags: true },
+        b"help" => return arguments.exactly(0, "command|help").map(|()| Command::Help("command")),
         _ => return Err(CommandError::UnknownSubcommand { command: arguments.command, name }),
     }))
+}
+
+fn command_filter(mut arguments: Arguments) -> Result<CommandFilter, CommandError> {
+    let Some(option) = arguments.next() else { return Ok(CommandFilter::All) };
+    if !option.eq_ignore_ascii_case(b"filterby") || arguments.len() != 2 {
+        return Err(CommandError::Syntax);
+    }
+    let (by, value) = (arguments.required()?, arguments.required()?);
+    match by.to_ascii_lowercase().as_slice() {
+        b"module" => Ok(CommandFilter::Module),
+        b"aclcat" => Ok(CommandFilter::Category(value)),
+        b"pattern" => Ok(CommandFilter::Pattern(Glob::new(value))),
+        _ => Err(CommandError::Syntax),
+    }
 }
 
 pub(crate) fn info(arguments: Arguments) -> Result<Command, CommandError> {
@@ -132,6 +234,9 @@ pub(crate) fn info(arguments: Arguments) -> Result<Command, CommandError> {
 
 pub(crate) fn config(mut arguments: Arguments) -> Result<Command, CommandError> {
     let name = arguments.required()?;
+    if name.eq_ignore_ascii_case(b"help") {
+        return arguments.exactly(0, "config|help").map(|()| Command::Help("config"));
+    }
     if !name.eq_ignore_ascii_case(b"get") {
         return Err(CommandError::UnknownSubcommand { command: arguments.command, name });
     }
@@ -174,7 +279,7 @@ mod tests {
             ("CLIENT GETNAME", Command::Client(ClientCommand::GetName)),
             ("CLIENT ID", Command::Client(ClientCommand::Id)),
             ("CLIENT INFO", Command::Client(ClientCommand::Info)),
-            ("CLIENT LIST", Command::Client(ClientCommand::List)),
+            ("CLIENT LIST", Command::Client(ClientCommand::List(ClientFilter::default().into()))),
             ("CLIENT NO-EVICT on", Command::Client(ClientCommand::NoEffect)),
             ("CLIENT SETINFO lib-name x", Command::Client(ClientCommand::SetInfo(ClientInfo::LibraryName, bytes("x")))),
             ("COMMAND", Command::Introspection(Introspection::Info(vec![]))),
@@ -197,12 +302,20 @@ mod tests {
             ("HELLO 4", "NOPROTO unsupported protocol version"),
             ("HELLO 3 AUTH u", "ERR Syntax error in HELLO option 'AUTH'"),
             ("AUTH a b c", "ERR syntax error"),
-            ("CLIENT KILL x", "ERR unknown subcommand 'KILL'. Try CLIENT HELP."),
+            ("CLIENT KILL", "ERR wrong number of arguments for 'client|kill' command"),
+            ("CLIENT KILL ID x", "ERR client-id should be greater than 0"),
+            ("CLIENT KILL TYPE x", "ERR Unknown client type 'x'"),
+            ("CLIENT KILL SKIPME maybe", "ERR syntax error"),
+            ("CLIENT PAUSE x", "ERR timeout is not an integer or out of range"),
+            ("CLIENT PAUSE -1", "ERR timeout is negative"),
+            ("CLIENT REPLY maybe", "ERR syntax error"),
+            ("CLIENT LIST TYPE", "ERR syntax error"),
             ("CLIENT SETNAME", "ERR wrong number of arguments for 'client|setname' command"),
             ("CLIENT SETNAME \u{7f}", "ERR Client names cannot contain spaces, newlines or special characters."),
             ("CLIENT SETINFO x y", "ERR Unrecognized option 'x'"),
             ("CLIENT NO-EVICT maybe", "ERR syntax error"),
-            ("COMMAND GETKEYS x", "ERR unknown subcommand 'GETKEYS'. Try COMMAND HELP."),
+            ("COMMAND NOPE", "ERR unknown subcommand 'NOPE'. Try COMMAND HELP."),
+            ("COMMAND GETKEYS", "ERR wrong number of arguments for 'command|getkeys' command"),
             ("CONFIG SET a b", "ERR unknown subcommand 'SET'. Try CONFIG HELP."),
             ("CONFIG GET", "ERR wrong number of arguments for 'config|get' command"),
         ] {

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::{Arguments, integer};
-use crate::{Command, CommandError, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit};
+use crate::{
+    Command, CommandError, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit, When,
+};
 
 /// The latest point in time and the longest duration that a client may specify, in milliseconds: far enough
 /// below 2^63 that adding the clock does not overflow.
@@ -55,11 +57,62 @@ pub(crate) fn exists(arguments: Arguments) -> Result<Command, CommandError> {
     Ok(Command::Exists(arguments.remaining()))
 }
 
+pub(crate) fn multi(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Multi)
+}
+
+pub(crate) fn exec(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Exec)
+}
+
+pub(crate) fn discard(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Discard)
+}
+
+pub(crate) fn watch(arguments: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Watch(arguments.remaining()))
+}
+
+pub(crate) fn unwatch(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Unwatch)
+}
+
 pub(crate) fn db_size(_: Arguments) -> Result<Command, CommandError> {
     Ok(Command::DbSize)
 }
 
-pub(crate) fn mset(mut arguments: Arguments) -> Result<Command, CommandError> {
+pub(crate) fn random_key(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::RandomKey)
+}
+
+pub(crate) fn time(_: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Time)
+}
+
+pub(crate) fn keys(mut arguments: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::Keys(glob(arguments.required()?)?))
+}
+
+fn glob(pattern: Bytes) -> Result<Glob, CommandError> {
+    if pattern.len() > PATTERN_BYTES_MAX { Err(CommandError::PatternTooLong) } else { Ok(Glob::new(pattern)) }
+}
+
+pub(crate) fn flush(mut arguments: Arguments) -> Result<Command, CommandError> {
+    match (arguments.next(), arguments.next()) {
+        (None, _) => Ok(Command::Flush),
+        (Some(mode), None) if mode.eq_ignore_ascii_case(b"async") || mode.eq_ignore_ascii_case(b"sync") => {
+            Ok(Command::Flush)
+        }
+        _ => Err(CommandError::Syntax),
+    }
+}
+
+pub(crate) fn mset(arguments: Arguments) -> Result<Command, CommandError> {
+    Ok(Command::MSet(pairs(arguments)?))
+}
+
+/// Keys with their values.
+pub(super) fn pairs(mut arguments: Arguments) -> Result<Vec<(Bytes, Bytes)>, CommandError> {
     if !arguments.len().is_multiple_of(2) {
         return Err(CommandError::Arity { command: arguments.command });
     }
@@ -67,7 +120,7 @@ pub(crate) fn mset(mut arguments: Arguments) -> Result<Command, CommandError> {
     while let Some((key, value)) = arguments.next().zip(arguments.next()) {
         pairs.push((key, value));
     }
-    Ok(Command::MSet(pairs))
+    Ok(pairs)
 }
 
 pub(crate) fn append(mut arguments: Arguments) -> Result<Command, CommandError> {
@@ -209,19 +262,27 @@ pub(crate) fn get_ex(mut arguments: Arguments) -> Result<Command, CommandError> 
 }
 
 pub(crate) fn expire(arguments: Arguments) -> Result<Command, CommandError> {
-    expire_in(arguments, TimeUnit::Seconds)
+    expire_when(arguments, TimeUnit::Seconds, When::After)
 }
 
 pub(crate) fn pexpire(arguments: Arguments) -> Result<Command, CommandError> {
-    expire_in(arguments, TimeUnit::Milliseconds)
+    expire_when(arguments, TimeUnit::Milliseconds, When::After)
 }
 
-fn expire_in(mut arguments: Arguments, unit: TimeUnit) -> Result<Command, CommandError> {
+pub(crate) fn expire_at(arguments: Arguments) -> Result<Command, CommandError> {
+    expire_when(arguments, TimeUnit::Seconds, When::At)
+}
+
+pub(crate) fn pexpire_at(arguments: Arguments) -> Result<Command, CommandError> {
+    expire_when(arguments, TimeUnit::Milliseconds, When::At)
+}
+
+fn expire_when(mut arguments: Arguments, unit: TimeUnit, when: fn(i64) -> When) -> Result<Command, CommandError> {
     let (key, time) = (arguments.required()?, arguments.required()?);
     let command = arguments.command;
     let condition = expire_condition(&mut arguments)?;
-    let after_ms = in_ms(integer(&time)?, unit).ok_or(CommandError::ExpireTime { command })?;
-    Ok(Command::Expire { key, after_ms, condition })
+    let when = in_ms(integer(&time)?, unit).map(when).ok_or(CommandError::ExpireTime { command })?;
+    Ok(Command::Expire { key, when, condition })
 }
 
 fn expire_condition(arguments: &mut Arguments) -> Result<ExpireCondition, CommandError> {
@@ -253,8 +314,7 @@ pub(crate) fn scan(mut arguments: Arguments) -> Result<Command, CommandError> {
     while let Some(option) = arguments.next() {
         let value = arguments.option_value()?;
         match option.to_ascii_lowercase().as_slice() {
-            b"match" if value.len() > PATTERN_BYTES_MAX => return Err(CommandError::PatternTooLong),
-            b"match" => scan.pattern = Some(Glob::new(value)),
+            b"match" => scan.pattern = Some(glob(value)?),
             b"count" => {
                 let count = u64::try_from(integer(&value)?).map_err(|_| CommandError::Syntax)?;
                 if count == 0 {
@@ -341,7 +401,7 @@ mod tests {
     #[test]
     fn keys_and_numbers_parse() {
         let k = || bytes("k");
-        let expire = |after_ms, condition| Command::Expire { key: bytes("k"), after_ms, condition };
+        let expire = |after_ms, condition| Command::Expire { key: bytes("k"), when: When::After(after_ms), condition };
         for (line, command) in [
             ("GET k", Command::Get(k())),
             ("GETDEL k", Command::GetDel(k())),

@@ -7,32 +7,37 @@
 //! sent in one write.
 
 use std::{
-    future::{pending, poll_fn},
+    collections::VecDeque,
+    future::{Future, pending, poll_fn},
     io,
     sync::{Arc, atomic::Ordering},
     task::Poll,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use flotilla_gateway::StoreError;
+use flotilla_gateway::{ClientStream, StoreError};
 use futures_util::{
     StreamExt as _,
     future::{BoxFuture, FutureExt as _},
     stream::FuturesUnordered,
 };
-use tokio::{io::Interest, net::TcpStream, sync::watch};
+use tokio::{io::Interest, sync::watch};
 
-use super::{Shared, session::Session};
+use super::{
+    Shared,
+    multi::{Admitted, Multi, Queued},
+    session::Session,
+};
 use crate::{
-    Decoder, DecoderLimits, Protocol, Reply,
+    Command, CommandError, Decoder, DecoderLimits, Protocol, Reply, ReplyMode, Script, Spec,
     answer::{error_reply, held_bytes},
     clients::Client,
     clock,
-    execute::{Answered, Chain, Job, read_all, run, write_all},
+    execute::{Answered, COLLECTION, Chain, Job, Step, Watch, exec, read_all, run, watch, write_all},
     parse,
     plan::Plan,
-    window::{Ordinal, Window},
+    window::{Access, Footprint, Ordinal, Window},
 };
 
 /// Capacity reserved before a read.
@@ -43,25 +48,40 @@ const READ_BYTES_MIN: usize = 4 << 10;
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Expected size of the first reply. Large, so that a long pipeline starts only once a real size is known.
 const REPLY_BYTES_INITIAL: usize = 256 << 10;
+/// How long, and how many bytes, are read after a violation of the protocol, so that the client sees the error.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 64 << 20;
 /// Capacity that an empty output buffer may keep.
 const IDLE_OUTPUT_BYTES_MAX: usize = 64 << 10;
 
 /// A request that waits until it may run.
 struct Pending {
-    plan: Plan,
+    work: Work,
     protocol: Protocol,
     deadline: Instant,
 }
 
+/// What a request does.
+enum Work {
+    Plan(Plan),
+    Watch(Vec<Bytes>, Arc<Watch>),
+    Exec(Vec<Step>, Option<Arc<Watch>>),
+}
+
 pub(super) struct Connection {
     shared: Arc<Shared>,
-    stream: TcpStream,
+    stream: ClientStream,
     session: Session,
+    multi: Multi,
     decoder: Decoder,
     input: BytesMut,
     output: BytesMut,
     window: Window<Pending, (Protocol, Reply)>,
     running: FuturesUnordered<BoxFuture<'static, Vec<Answered>>>,
+    /// Requests that are not to be answered.
+    silent: VecDeque<Ordinal>,
+    /// A request that waits for the end of a pause.
+    postponed: Option<Vec<Bytes>>,
     /// Approximately the largest of the recent replies.
     reply_bytes: usize,
     /// This connection's share of [`Shared::buffered_bytes`].
@@ -72,24 +92,30 @@ pub(super) struct Connection {
     is_eof: bool,
     /// No further requests are taken: the client quit or violated the protocol, or the server stops.
     is_closing: bool,
+    /// The client violated the protocol, perhaps in the middle of a request that it still sends.
+    has_erred: bool,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>) -> Self {
+    pub(super) fn new(stream: ClientStream, shared: Arc<Shared>, client: Arc<Client>) -> Self {
         Self {
             shared,
             stream,
             session: Session::new(client),
+            multi: Multi::default(),
             decoder: Decoder::new(DecoderLimits::default()),
             input: BytesMut::new(),
             output: BytesMut::new(),
             window: Window::default(),
             running: FuturesUnordered::new(),
+            silent: VecDeque::new(),
+            postponed: None,
             reply_bytes: REPLY_BYTES_INITIAL,
             counted_bytes: 0,
             needs_input: true,
             is_eof: false,
             is_closing: false,
+            has_erred: false,
         }
     }
 
@@ -102,9 +128,9 @@ impl Connection {
             if self.takes_requests() && !self.needs_input {
                 continue;
             }
-            let is_last = self.is_closing || self.is_eof && self.needs_input;
-            if is_last && self.window.is_empty() && self.output.is_empty() {
-                return Ok(());
+            let is_last = self.is_closing || self.is_eof && self.needs_input && self.postponed.is_none();
+            if is_last && self.window.is_empty() && self.output.is_empty() && !self.stream.wants_write() {
+                return if self.has_erred { self.stream.linger(LINGER_BYTES_MAX, LINGER).await } else { Ok(()) };
             }
             self.count_bytes();
             self.wait(&mut stopping).await?;
@@ -117,13 +143,22 @@ impl Connection {
         let others = self.shared.buffered_bytes.load(Ordering::Relaxed).saturating_sub(self.counted_bytes);
         let own = self.held_bytes();
         !self.is_closing
+            && self.postponed.is_none()
             && self.window.len() < config.in_flight_max
             && own < config.buffered_bytes_max
             && (self.window.is_empty() || own.saturating_add(others) < config.buffered_bytes_total_max)
     }
 
     fn held_bytes(&self) -> usize {
-        self.window.held_bytes() + self.output.len()
+        self.window.held_bytes() + self.output.len() + self.multi.held_bytes()
+    }
+
+    /// Bytes that a transaction may still queue. Half of the connection's own are left for everything else.
+    fn queue_room(&self) -> usize {
+        let config = &self.shared.config;
+        let others = self.shared.buffered_bytes.load(Ordering::Relaxed).saturating_sub(self.counted_bytes);
+        let total = config.buffered_bytes_total_max.saturating_sub(others.saturating_add(self.held_bytes()));
+        total.min((config.buffered_bytes_max / 2).saturating_sub(self.multi.held_bytes()))
     }
 
     /// Updates this connection's share of the shared byte count.
@@ -139,16 +174,20 @@ impl Connection {
 
     /// Moves requests from the input to the window.
     fn decode(&mut self) {
-        if self.needs_input {
+        let postponed = self.postponed.take();
+        if self.needs_input && postponed.is_none() {
             return;
         }
         let (now, now_ms) = (Instant::now(), clock::wall_ms());
         let mut commands = 0;
-        while self.takes_requests() {
+        if let Some(request) = postponed {
+            self.take(request, now, now_ms);
+        }
+        while self.takes_requests() && !self.needs_input {
             match self.decoder.decode(&mut self.input) {
                 Ok(Some(request)) => {
                     commands += 1;
-                    self.accept(request, now, now_ms);
+                    self.take(request, now, now_ms);
                 }
                 Ok(None) => {
                     self.needs_input = true;
@@ -156,7 +195,7 @@ impl Connection {
                 }
                 Err(error) => {
                     self.answer_now(Reply::error(error));
-                    self.is_closing = true;
+                    (self.is_closing, self.has_erred) = (true, true);
                 }
             }
         }
@@ -166,25 +205,84 @@ impl Connection {
         }
     }
 
+    /// Accepts a request, unless it must wait for the end of a pause.
+    fn take(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
+        let spec = request.first().and_then(|name| Spec::find(name));
+        // A server that stops answers what was read.
+        if !self.is_closing && self.shared.pause.holds(spec.is_some_and(Spec::writes), now) {
+            self.postponed = Some(request);
+            return;
+        }
+        let ordinal = self.window.first() + self.window.len() as u64;
+        let before = self.session.reply_mode;
+        self.session.connection().used(spec.map_or("unknown", |spec| spec.name), now);
+        self.accept(request, now, now_ms);
+        self.session.connection().set_queued(self.multi.queued());
+        if self.session.reply_mode != ReplyMode::On {
+            self.silent.push_back(ordinal);
+        }
+        if before == ReplyMode::Skip && self.session.reply_mode == ReplyMode::Skip {
+            self.session.reply_mode = ReplyMode::On;
+        }
+    }
+
     fn accept(&mut self, request: Vec<Bytes>, now: Instant, now_ms: u64) {
         let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
-        let command = match parse(request) {
-            Ok(command) => command,
-            Err(error) => return self.answer_now(Reply::error(error)),
-        };
-        match Plan::of(command, now_ms) {
-            Ok(plan) => {
-                let deadline = now + self.shared.config.request_timeout;
-                let footprint = plan.footprint();
-                let pending = Pending { plan, protocol: self.session.protocol, deadline };
-                self.window.push(footprint, pending, bytes + self.reply_bytes);
+        // A refusal inside a transaction aborts it, as an unknown command does.
+        let allowed = self.session.authorize(&request, &self.shared.access, now_ms);
+        let request = allowed.and_then(|()| parse(request)).and_then(|command| self.with_script(command));
+        let (room, store) = (self.queue_room(), &self.shared.store);
+        // Without a shard map, `EXEC` reports the error.
+        let shards_of = |keys: &[Bytes]| store.shards_of(COLLECTION, keys.iter()).unwrap_or_default();
+        match self.multi.admit(request, bytes, room, shards_of) {
+            Admitted::Answer(reply) => self.answer_now(reply),
+            Admitted::Run(command) => self.run_command(command, bytes, now, now_ms),
+            // Later requests may rely on what was read before them, so they wait for the versions.
+            Admitted::Watch(keys, watch) => self.push(Footprint::Everything, Work::Watch(keys, watch), bytes, now),
+            Admitted::Exec { queued, bytes, watch } => self.exec(queued, bytes, watch, now),
+        }
+    }
+
+    /// Finds the text of a script that is named by its digest, and remembers one that is given.
+    fn with_script(&self, mut command: Command) -> Result<Command, CommandError> {
+        if let Command::Eval(eval) = &mut command {
+            match &eval.script {
+                Script::Text(text) => drop(self.shared.scripts.insert(text)),
+                Script::Digest(digest) => {
+                    eval.script = Script::Text(self.shared.scripts.find(digest).ok_or(CommandError::NoScript)?);
+                }
             }
+        }
+        Ok(command)
+    }
+
+    fn run_command(&mut self, command: Command, bytes: usize, now: Instant, now_ms: u64) {
+        match Plan::of(command, now_ms) {
+            Ok(plan) => self.push(plan.footprint(), Work::Plan(plan), bytes, now),
             Err(command) => {
-                let reply = self.session.answer(command, &self.shared.clients, now);
+                let reply = self.session.answer(command, &self.shared.context(now, now_ms));
                 self.answer_now(reply);
                 self.is_closing |= self.session.has_quit;
             }
         }
+    }
+
+    /// Adds a transaction, in which commands about the connection are answered at once.
+    fn exec(&mut self, queued: Vec<Queued>, bytes: usize, watch: Option<Arc<Watch>>, now: Instant) {
+        let (session, shared) = (&mut self.session, &self.shared);
+        let now_ms = clock::wall_ms();
+        let mut answer = |command| session.answer(command, &shared.context(now, now_ms));
+        let steps: Vec<Step> = queued.into_iter().map(|queued| queued.step(&mut answer)).collect();
+        let keys =
+            steps.iter().flat_map(|step| if let Step::Run(command) = step { command.keys() } else { Vec::new() });
+        let keys = keys.collect();
+        self.push(Footprint::Keys(keys, Access::Write), Work::Exec(steps, watch), bytes, now);
+    }
+
+    fn push(&mut self, footprint: Footprint, work: Work, bytes: usize, now: Instant) {
+        let deadline = now + self.shared.config.request_timeout;
+        let pending = Pending { work, protocol: self.session.protocol, deadline };
+        self.window.push(footprint, pending, bytes + self.reply_bytes);
     }
 
     fn answer_now(&mut self, reply: Reply) {
@@ -196,20 +294,28 @@ impl Connection {
     fn start(&mut self) {
         let now = Instant::now();
         let (mut chains, mut reads) = (Vec::new(), Vec::new());
-        while let Some((ordinal, Pending { plan, protocol, deadline })) = self.window.take_ready() {
+        while let Some((ordinal, Pending { work, protocol, deadline })) = self.window.take_ready() {
             if deadline <= now {
                 let reply = error_reply(&StoreError::DeadlineExceeded { shard: None });
                 self.finish(Answered { ordinal, protocol, reply });
                 continue;
             }
+            let plan = match work {
+                Work::Plan(plan) => plan,
+                Work::Watch(keys, of) => {
+                    self.spawn(ordinal, protocol, |shared| async move { watch(&shared, keys, &of, deadline).await });
+                    continue;
+                }
+                Work::Exec(steps, watch) => {
+                    self.spawn(ordinal, protocol, |shared| async move { exec(&shared, steps, watch, deadline).await });
+                    continue;
+                }
+            };
             match plan {
                 Plan::Write(work) => chains.push(self.chain(Job { ordinal, protocol, deadline, work }, now)),
                 Plan::Read(work) => reads.push(Job { ordinal, protocol, deadline, work }),
                 Plan::Task(task) => {
-                    let shared = self.shared.clone();
-                    let reply = async move { run(&shared, task, deadline).await };
-                    let answered = reply.map(move |reply| vec![Answered { ordinal, protocol, reply }]);
-                    self.running.push(answered.boxed());
+                    self.spawn(ordinal, protocol, |shared| async move { run(&shared, task, deadline).await });
                 }
             }
         }
@@ -217,14 +323,23 @@ impl Connection {
         self.running.extend(read_all(&self.shared.store, reads));
     }
 
+    /// Starts a call of its own for a request.
+    fn spawn<F>(&self, ordinal: Ordinal, protocol: Protocol, call: impl FnOnce(Arc<Shared>) -> F)
+    where
+        F: Future<Output = Reply> + Send + 'static,
+    {
+        let answered = call(self.shared.clone()).map(move |reply| vec![Answered { ordinal, protocol, reply }]);
+        self.running.push(answered.boxed());
+    }
+
     /// A write, together with the writes of the same key that follow it.
     fn chain(&mut self, first: Job<crate::plan::Write>, now: Instant) -> Chain {
         let mut last: Ordinal = first.ordinal;
         let mut chain = Chain::new(first);
         let joins = |chain: &Chain, next: &Pending| {
-            next.deadline > now && matches!(&next.plan, Plan::Write(write) if chain.accepts(write))
+            next.deadline > now && matches!(&next.work, Work::Plan(Plan::Write(write)) if chain.accepts(write))
         };
-        while let Some((ordinal, Pending { plan: Plan::Write(work), protocol, deadline })) =
+        while let Some((ordinal, Pending { work: Work::Plan(Plan::Write(work)), protocol, deadline })) =
             self.window.take_follower(last, |next| joins(&chain, next))
         {
             chain.push(Job { ordinal, protocol, deadline, work });
@@ -243,10 +358,14 @@ impl Connection {
     /// Sends the replies that are ready, as far as the socket accepts them.
     fn send(&mut self) -> io::Result<()> {
         loop {
-            while self.output.len() < OUTPUT_BYTES_MAX
-                && let Some((protocol, reply)) = self.window.pop()
-            {
-                reply.encode(protocol, &mut self.output);
+            while self.output.len() < OUTPUT_BYTES_MAX {
+                let ordinal = self.window.first();
+                let Some((protocol, reply)) = self.window.pop() else { break };
+                if self.silent.front() == Some(&ordinal) {
+                    self.silent.pop_front();
+                } else {
+                    reply.encode(protocol, &mut self.output);
+                }
             }
             if self.output.is_empty() {
                 if self.output.capacity() > IDLE_OUTPUT_BYTES_MAX {
@@ -265,13 +384,14 @@ impl Connection {
     /// Waits until something can be read or written, a call has finished, or the server stops.
     async fn wait(&mut self, stopping: &mut watch::Receiver<bool>) -> io::Result<()> {
         let reads = self.takes_requests() && !self.is_eof;
-        let interest = match (reads, !self.output.is_empty()) {
+        let writes = !self.output.is_empty() || self.stream.wants_write();
+        let interest = match (reads, writes) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
             (true, false) => Some(Interest::READABLE),
             (false, true) => Some(Interest::WRITABLE),
             (false, false) => None,
         };
-        let (stream, running) = (&self.stream, &mut self.running);
+        let (stream, running) = (&mut self.stream, &mut self.running);
         let socket = async {
             match interest {
                 Some(interest) => stream.ready(interest).await,
@@ -292,6 +412,8 @@ impl Connection {
                     self.read()?;
                 }
             }
+            () = self.session.connection().killed() => return Err(io::ErrorKind::ConnectionAborted.into()),
+            () = self.shared.pause.changed(), if self.postponed.is_some() => {}
             answered = finished => answered.into_iter().for_each(|answered| self.finish(answered)),
             // An error means that the sender was dropped: the server has stopped, too.
             _ = stopping.wait_for(|stop| *stop), if !self.is_closing => self.is_closing = true,

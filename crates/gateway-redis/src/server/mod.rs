@@ -2,6 +2,8 @@
 
 mod config;
 mod connection;
+mod multi;
+mod pause;
 mod session;
 
 use std::{
@@ -14,23 +16,28 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_gateway::{AcceptBackoff, Store};
+use flotilla_gateway::{AcceptBackoff, Access, ClientStream, Security, Store, Tls};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::timeout,
 };
 
 pub use config::{ServerConfig, ServerConfigError};
+use pause::Pause;
+use session::Context;
 
 use crate::{
     Reply,
     clients::Clients,
     cursors::{CURSORS_MAX, Cursors},
     execute::{COLLECTION, Facts, info_text, wants_keyspace},
+    process,
+    script::Scripts,
+    stripes::Stripes,
 };
 
 /// The version of Redis that clients see; options and errors follow this version.
@@ -39,12 +46,26 @@ pub(crate) const REDIS_VERSION: &str = "7.2.0";
 /// Idle time after which TCP probes whether the client's host is still reachable.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 
+/// How long `INFO` waits for the number of keys.
+const KEYSPACE_WITHIN: Duration = Duration::from_millis(200);
+
+/// Scripts that run at once.
+const SCRIPTS_RUNNING_MAX: usize = 2;
+
 /// State shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
+    pub(crate) access: Arc<Access>,
     pub(crate) config: ServerConfig,
     pub(crate) clients: Clients,
     pub(crate) cursors: Mutex<Cursors>,
+    pub(crate) stripes: Stripes,
+    pub(crate) scripts: Scripts,
+    pause: Pause,
+    /// Each running script has a permit: scripts use a processor for long.
+    pub(crate) script_permits: Semaphore,
+    /// The last answer of `RANDOMKEY`, after which the next one is searched.
+    pub(crate) last_random_key: Mutex<Option<Bytes>>,
     pub(crate) commands: AtomicU64,
     /// Bytes that all connections hold, as [`ServerConfig::buffered_bytes_total_max`] counts them.
     pub(crate) buffered_bytes: AtomicUsize,
@@ -53,8 +74,21 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn context(&self, now: Instant, now_ms: u64) -> Context<'_> {
+        Context {
+            clients: &self.clients,
+            scripts: &self.scripts,
+            pause: &self.pause,
+            access: &self.access,
+            now,
+            now_ms,
+        }
+    }
+
     /// The reply to `INFO`.
     pub(crate) async fn info(&self, sections: &[Bytes], deadline: Instant) -> Reply {
+        // Without a quorum, clients that wait for `INFO` before anything else must not wait for a count.
+        let deadline = deadline.min(Instant::now() + KEYSPACE_WITHIN);
         let keys = if wants_keyspace(sections) { self.store.count(COLLECTION, deadline).await.ok() } else { None };
         let facts = Facts {
             redis_version: REDIS_VERSION,
@@ -66,6 +100,8 @@ impl Shared {
             accepted: self.clients.accepted(),
             commands: self.commands.load(Ordering::Relaxed),
             keys,
+            memory: process::memory(),
+            cpu_s: process::cpu_s(),
         };
         Reply::Verbatim(info_text(sections, &facts))
     }
@@ -74,13 +110,25 @@ impl Shared {
 /// Serves until `shutdown` resolves, then lets open requests finish within [`ServerConfig::stop_grace`].
 ///
 /// `config` must be valid. The future must run on a Tokio runtime with time and network enabled.
-pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    store: Store,
+    security: Security,
+    config: ServerConfig,
+    shutdown: impl Future<Output = ()>,
+) {
     let stop_grace = config.stop_grace;
     let shared = Arc::new(Shared {
         store,
+        access: security.access,
         config,
         clients: Clients::default(),
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
+        stripes: Stripes::default(),
+        scripts: Scripts::default(),
+        pause: Pause::default(),
+        script_permits: Semaphore::new(SCRIPTS_RUNNING_MAX),
+        last_random_key: Mutex::default(),
         commands: AtomicU64::new(0),
         buffered_bytes: AtomicUsize::new(0),
         started: Instant::now(),
@@ -105,7 +153,7 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
                     while connections.try_join_next().is_some() {}
                     // Not the number of registered clients: a connection registers when its task first runs.
                     if connections.len() < shared.config.connections_max {
-                        connections.spawn(connection(stream, shared.clone(), stopping.clone()));
+                        connections.spawn(connection(stream, security.tls.clone(), shared.clone(), stopping.clone()));
                     } else {
                         refuse(&stream);
                     }
@@ -130,7 +178,7 @@ fn refuse(stream: &TcpStream) {
 }
 
 /// Serves one connection.
-async fn connection(stream: TcpStream, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, tls: Option<Tls>, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
     // Without `TCP_NODELAY` a small answer may wait for the client's delayed acknowledgement.
     let tuned = stream
         .set_nodelay(true)
@@ -138,6 +186,16 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>, stopping: watch::Rec
     if let Err(error) = tuned {
         tracing::debug!(%error, "cannot set socket options");
     }
+    let stream: ClientStream = match tls {
+        None => stream.into(),
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => stream.into(),
+            Err(error) => {
+                tracing::debug!(%error, "no TLS connection");
+                return;
+            }
+        },
+    };
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let registered = Registered { client: shared.clients.open(peer, local, Instant::now()), shared };
     let connection = connection::Connection::new(stream, registered.shared.clone(), registered.client.clone());

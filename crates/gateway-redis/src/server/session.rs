@@ -1,16 +1,23 @@
 //! State of a connection: its protocol and its name. Commands about the connection are answered here, without
 //! the store.
 //!
-//! There are no passwords: the default user may do everything, as in Redis without `requirepass`.
+//! A password is a client key, for the user `default`. While access is open there are no passwords: everybody
+//! may do everything, as in Redis without `requirepass`.
 
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
+use flotilla_gateway::{Access, Denied, Grant, Right};
 
-use super::REDIS_VERSION;
+use super::{REDIS_VERSION, pause::Pause};
 use crate::{
-    ClientCommand, ClientInfo, Command, Hello, Protocol, Reply, answer::integer, clients::Client, clients::Clients,
-    clients::Profile, config_reply, hello_reply, introspection_reply,
+    ClientCommand, ClientInfo, Command, CommandError, Hello, Protocol, Reply, ReplyMode, ScriptCommand, Spec,
+    answer::integer,
+    clients::{Client, Clients, Profile},
+    clock, config_reply,
+    execute::{COLLECTION, time_reply},
+    hello_reply, help_reply, introspection_reply,
+    script::{Scripts, check},
 };
 
 /// Longest name or version that a client may set, in bytes.
@@ -19,47 +26,106 @@ const CLIENT_TEXT_BYTES_MAX: usize = 256;
 const TEXT_TOO_LONG: &str = "ERR names and versions of clients are limited to 256 bytes";
 const NO_PASSWORD: &str = "ERR AUTH <password> called without any password configured for the default user. \
                            Are you sure your configuration is correct?";
+const NO_AUTH: &str = "NOAUTH Authentication required.";
+const HELLO_NO_AUTH: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO \
+                             <proto> AUTH <user> <pass> option can be used to authenticate the client and select the \
+                             RESP protocol version at the same time";
+const TOO_MANY_TRIES: &str = "ERR too many wrong keys came from this address; wait";
+/// Commands that a client may send before it authenticates, as in Redis.
+const NEEDS_NO_KEY: [&str; 4] = ["auth", "hello", "quit", "reset"];
+/// Commands that touch every key, and so need a key for all collections.
+const NEEDS_ALL: [&str; 2] = ["flushall", "flushdb"];
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
+
+/// What a session may look at besides its own connection.
+pub(super) struct Context<'a> {
+    pub(super) clients: &'a Clients,
+    pub(super) scripts: &'a Scripts,
+    pub(super) pause: &'a Pause,
+    pub(super) access: &'a Access,
+    pub(super) now: Instant,
+    /// Unix milliseconds.
+    pub(super) now_ms: u64,
+}
 
 /// A connection's state.
 pub(super) struct Session {
     client: Arc<Client>,
     /// Encodes the following replies.
     pub(super) protocol: Protocol,
-    /// The client sent `QUIT`: nothing further is read.
+    /// What the client's key allows; `None` before it authenticates.
+    grant: Option<Grant>,
+    /// Which requests are answered.
+    pub(super) reply_mode: ReplyMode,
+    /// The client sent `QUIT`, or ended its own connection: nothing further is read.
     pub(super) has_quit: bool,
 }
 
 impl Session {
     pub(super) fn new(client: Arc<Client>) -> Self {
-        Self { client, protocol: Protocol::default(), has_quit: false }
+        Self { client, protocol: Protocol::default(), grant: None, reply_mode: ReplyMode::On, has_quit: false }
+    }
+
+    pub(super) fn connection(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// Whether the client may send this request: its key is still valid and has the right that the command
+    /// needs.
+    pub(super) fn authorize(&mut self, request: &[Bytes], access: &Access, now_ms: u64) -> Result<(), CommandError> {
+        if !access.needs_key() {
+            return Ok(());
+        }
+        let spec = request.first().and_then(|name| Spec::find(name));
+        if spec.is_some_and(|spec| NEEDS_NO_KEY.contains(&spec.name)) {
+            return Ok(());
+        }
+        self.grant.take_if(|grant| !access.is_current(grant, now_ms));
+        let grant = self.grant.as_ref().ok_or_else(|| CommandError::Denied(NO_AUTH.to_owned()))?;
+        let needs_all = spec.is_some_and(|spec| NEEDS_ALL.contains(&spec.name));
+        // Clients of others are not a client's own business.
+        let ends_others = spec.is_some_and(|spec| spec.name == "client")
+            && request.get(1).is_some_and(|name| {
+                ["kill", "pause", "unpause"].iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
+            });
+        let right = if ends_others { Right::Operate } else { spec.map_or(Right::Inspect, Spec::right) };
+        let checked = match right {
+            right if needs_all => grant.check(right).and_then(|()| grant.check_all_collections()),
+            right @ (Right::Read | Right::Write) => grant.check_collection(right, COLLECTION),
+            right => grant.check(right),
+        };
+        checked.map_err(|denied| CommandError::Denied(format!("NOPERM {denied}")))
     }
 
     /// The reply to a command that does not use the store.
-    pub(super) fn answer(&mut self, command: Command, clients: &Clients, now: Instant) -> Reply {
+    pub(super) fn answer(&mut self, command: Command, context: &Context<'_>) -> Reply {
         match command {
             Command::Ping(None) => Reply::Simple("PONG"),
             Command::Ping(Some(message)) | Command::Echo(message) => Reply::Bulk(message),
-            Command::Hello(hello) => self.hello(hello),
-            Command::Auth { user: None, .. } => Reply::Error(NO_PASSWORD.into()),
-            Command::Auth { user: Some(user), .. } => match authenticate(&user) {
-                Ok(()) => Reply::OK,
-                Err(refusal) => refusal,
-            },
-            Command::Select => Reply::OK,
+            Command::Hello(hello) => self.hello(hello, context),
+            Command::Auth { user: None, .. } if !context.access.needs_key() => Reply::Error(NO_PASSWORD.into()),
+            Command::Auth { user, password } => {
+                self.authenticate(user.as_deref(), &password, context).err().unwrap_or(Reply::OK)
+            }
+            Command::Select | Command::Unwatch => Reply::OK,
+            Command::Time => time_reply(clock::wall_us()),
+            Command::Help(command) => help_reply(command),
+            Command::Script(command) => script(command, context.scripts),
             Command::Quit => {
                 self.has_quit = true;
                 Reply::OK
             }
             Command::Reset => {
                 self.protocol = Protocol::default();
+                self.reply_mode = ReplyMode::On;
+                self.grant = None;
                 self.client.update(|profile| {
                     profile.name = Bytes::new();
                     profile.protocol = Protocol::default();
                 });
                 Reply::Simple("RESET")
             }
-            Command::Client(command) => self.client(command, clients, now),
+            Command::Client(command) => self.client(command, context),
             Command::Introspection(query) => introspection_reply(&query),
             Command::ConfigGet(patterns) => config_reply(&patterns),
             // All other commands use the store and are never passed to a session.
@@ -68,11 +134,14 @@ impl Session {
     }
 
     /// Changes nothing if any part of the command is refused.
-    fn hello(&mut self, hello: Hello) -> Reply {
-        if let Some((user, _)) = &hello.auth
-            && let Err(refusal) = authenticate(user)
+    fn hello(&mut self, hello: Hello, context: &Context<'_>) -> Reply {
+        if let Some((user, password)) = &hello.auth
+            && let Err(refusal) = self.authenticate(Some(user), password, context)
         {
             return refusal;
+        }
+        if context.access.needs_key() && self.grant.is_none() {
+            return Reply::Error(HELLO_NO_AUTH.into());
         }
         if let Some(name) = hello.name {
             let reply = self.set_profile(name, |profile, name| profile.name = name);
@@ -85,7 +154,23 @@ impl Session {
         hello_reply(REDIS_VERSION, self.protocol, self.client.id)
     }
 
-    fn client(&mut self, command: ClientCommand, clients: &Clients, now: Instant) -> Reply {
+    /// Accepts a key as the password of the user `default`; while access is open, any password.
+    fn authenticate(&mut self, user: Option<&[u8]>, password: &[u8], context: &Context<'_>) -> Result<(), Reply> {
+        if user.is_some_and(|user| user != b"default") {
+            return Err(Reply::Error(WRONG_PASSWORD.into()));
+        }
+        match context.access.authenticate(password, self.client.peer.ip(), context.now_ms) {
+            Ok(grant) => {
+                self.grant = Some(grant);
+                Ok(())
+            }
+            Err(Denied::TooManyTries { .. }) => Err(Reply::Error(TOO_MANY_TRIES.into())),
+            Err(_) => Err(Reply::Error(WRONG_PASSWORD.into())),
+        }
+    }
+
+    fn client(&mut self, command: ClientCommand, context: &Context<'_>) -> Reply {
+        let Context { clients, pause, now, .. } = *context;
         match command {
             ClientCommand::SetName(name) => self.set_profile(name, |profile, name| profile.name = name),
             ClientCommand::SetInfo(ClientInfo::LibraryName, name) => {
@@ -99,7 +184,30 @@ impl Session {
             }
             ClientCommand::Id => Reply::Integer(integer(self.client.id)),
             ClientCommand::Info => Reply::Verbatim(self.client.describe(now)),
-            ClientCommand::List => Reply::Verbatim(clients.list(now)),
+            ClientCommand::List(filter) => Reply::Verbatim(clients.list(&filter, now)),
+            ClientCommand::Kill { filter, also_own, by_address } => {
+                let own = also_own && self.client.matches(&filter);
+                self.has_quit |= own;
+                match clients.kill(&filter, self.client.id) + usize::from(own) {
+                    0 if by_address => Reply::Error("ERR No such client".into()),
+                    _ if by_address => Reply::OK,
+                    count => Reply::Integer(count as i64),
+                }
+            }
+            ClientCommand::Pause { for_ms, only_writes } => {
+                pause.begin(for_ms, only_writes, now);
+                Reply::OK
+            }
+            ClientCommand::Unpause => {
+                pause.end();
+                Reply::OK
+            }
+            ClientCommand::Reply(ReplyMode::Skip) if self.reply_mode == ReplyMode::Off => Reply::OK,
+            ClientCommand::Reply(mode) => {
+                self.reply_mode = mode;
+                Reply::OK
+            }
+            ClientCommand::GetRedirection => Reply::Integer(-1),
             ClientCommand::NoEffect => Reply::OK,
         }
     }
@@ -115,9 +223,22 @@ impl Session {
     }
 }
 
-/// Only the default user exists, and any password is accepted for it.
-fn authenticate(user: &[u8]) -> Result<(), Reply> {
-    if user == b"default" { Ok(()) } else { Err(Reply::Error(WRONG_PASSWORD.into())) }
+fn script(command: ScriptCommand, scripts: &Scripts) -> Reply {
+    match command {
+        ScriptCommand::Load(text) => match check(&text) {
+            Ok(()) => Reply::text(scripts.insert(&text)),
+            Err(refusal) => refusal,
+        },
+        ScriptCommand::Exists(digests) => {
+            let known = |digest: &Bytes| Reply::Integer(scripts.find(digest).is_some().into());
+            Reply::Array(digests.iter().map(known).collect())
+        }
+        ScriptCommand::Flush => {
+            scripts.clear();
+            Reply::OK
+        }
+        ScriptCommand::Kill => Reply::Error("NOTBUSY No scripts in execution right now.".into()),
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +262,11 @@ mod tests {
         }
 
         fn answer(&mut self, line: &str) -> Reply {
-            self.session.answer(parsed(line).unwrap(), &self.clients, Instant::now())
+            let (scripts, pause) = (Scripts::default(), Pause::default());
+            let (now, access) = (Instant::now(), Access::open());
+            let context =
+                Context { clients: &self.clients, scripts: &scripts, pause: &pause, access: &access, now, now_ms: 0 };
+            self.session.answer(parsed(line).unwrap(), &context)
         }
     }
 
@@ -169,6 +294,21 @@ mod tests {
         let long = "x".repeat(CLIENT_TEXT_BYTES_MAX + 1);
         assert_eq!(server.answer(&format!("HELLO 3 SETNAME {long}")), Reply::Error(TEXT_TOO_LONG.into()));
         assert_eq!(server.session.protocol, Protocol::Resp2);
+    }
+
+    #[test]
+    fn a_client_ends_connections_and_its_own_only_when_asked() {
+        let mut server = Server::new();
+        let address = SocketAddr::from(([127, 0, 0, 1], 2));
+        let other = server.clients.open(address, address, Instant::now());
+        assert_eq!(server.answer("CLIENT KILL TYPE normal"), Reply::Integer(1));
+        assert_eq!(server.answer("CLIENT KILL 127.0.0.1:9"), Reply::Error("ERR No such client".into()));
+        assert_eq!(server.answer("CLIENT KILL 127.0.0.1:2"), Reply::OK);
+        assert!(!server.session.has_quit);
+        assert_eq!(server.answer("CLIENT KILL SKIPME no TYPE normal"), Reply::Integer(2));
+        assert!(server.session.has_quit);
+        let list = server.answer(&format!("CLIENT LIST ID {}", other.id));
+        assert!(matches!(list, Reply::Verbatim(text) if text.lines().count() == 1));
     }
 
     #[test]

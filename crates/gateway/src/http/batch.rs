@@ -13,18 +13,20 @@ use flotilla_api::{
 use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwise};
 
 use super::{
-    App, body, deadline,
+    App, body, deadline, guard,
     problem::Refusal,
     raw::{checked_key, invalid},
     records::{condition, expires_in},
 };
-use crate::StoreError;
+use crate::{Right, StoreError};
 
 pub(super) async fn apply(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
+    let grant = guard::grant_of(&request)?;
     let body = body::read(&app, request, body::BATCH_BODY_BYTES_MAX, ProblemType::BatchTooLarge, deadline).await?;
     let request: BatchRequest = body::parse_json(&body.bytes)?;
     let collection = request.collection.clone();
+    grant.check_collection(Right::Write, &collection)?;
     let (conditions, operations) = decode(request)?;
     let returns_number: Vec<_> = operations.iter().map(|operation| returns_number(&operation.action)).collect();
     let written = app.store.write(&collection, conditions, operations, deadline.into_std()).await?;

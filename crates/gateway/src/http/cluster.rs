@@ -5,18 +5,19 @@ use std::collections::BTreeSet;
 use axum::{
     Json,
     extract::{Request, State},
+    response::Response,
 };
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList, InvalidTokenId,
-    NodeList, ProblemType, Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply,
-    TokenRequest, UpgradeStatus,
+    ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList, InvalidKeyId,
+    InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeList, ProblemType, Setting, SettingList, SettingRequest,
+    ShardList, TokenId, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    App, body, deadline,
+    App, audit, body, deadline,
     problem::Refusal,
     raw::{Query, invalid, segment},
 };
@@ -59,10 +60,12 @@ pub(super) async fn list_collections(State(app): State<App>) -> Json<CollectionL
     Json(CollectionList { collections: app.admin.list_collections() })
 }
 
-pub(super) async fn create_collection(State(app): State<App>, request: Request) -> Result<Json<Collection>, Refusal> {
+pub(super) async fn create_collection(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
     let request: CreateCollection = body::read_json(&app, request, deadline).await?;
-    Ok(Json(app.admin.create_collection(request, deadline.into_std()).await?))
+    let created: Collection = app.admin.create_collection(request, deadline.into_std()).await?;
+    let detail = created.name.clone();
+    Ok(audit::with_detail(Json(created), detail))
 }
 
 /// `DELETE /v1/collections/{name}`.
@@ -82,13 +85,15 @@ async fn drop_named(app: &App, name: String, deadline: Instant) -> Result<Json<V
     Ok(Json(json!({ "dropped": name })))
 }
 
-pub(super) async fn create_token(State(app): State<App>, request: Request) -> Result<Json<TokenReply>, Refusal> {
+pub(super) async fn create_token(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
     let body = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
     // Every field has a default, so an empty body is valid too.
     let bytes: &[u8] = if body.bytes.is_empty() { b"{}" } else { &body.bytes };
     let request: TokenRequest = body::parse_json(bytes)?;
-    Ok(Json(app.admin.create_token(request, deadline.into_std()).await?))
+    let reply: TokenReply = app.admin.create_token(request, deadline.into_std()).await?;
+    let detail = format!("id {}, {} uses", reply.id, reply.uses);
+    Ok(audit::with_detail(Json(reply), detail))
 }
 
 pub(super) async fn list_tokens(State(app): State<App>) -> Json<TokenList> {
@@ -102,16 +107,36 @@ pub(super) async fn revoke_token(State(app): State<App>, request: Request) -> Re
     Ok(Json(json!({ "revoked": token })))
 }
 
+pub(super) async fn create_key(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let deadline = deadline(request.headers())?;
+    let request: KeyRequest = body::read_json(&app, request, deadline).await?;
+    let reply: KeyReply = app.admin.create_key(request, deadline.into_std()).await?;
+    let detail = format!("id {}, role {}, collections {:?}", reply.info.id, reply.info.role, reply.info.collections);
+    Ok(audit::with_detail(Json(reply), detail))
+}
+
+pub(super) async fn list_keys(State(app): State<App>) -> Json<KeyList> {
+    Json(KeyList { keys: app.admin.list_keys() })
+}
+
+/// `DELETE /v1/cluster/keys/{id}`.
+pub(super) async fn revoke_key(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
+    let key: KeyId = last_segment(&request)?.parse().map_err(|error: InvalidKeyId| invalid(error.to_string()))?;
+    app.admin.revoke_key(key, deadline(request.headers())?.into_std()).await?;
+    Ok(Json(json!({ "revoked": key })))
+}
+
 pub(super) async fn list_settings(State(app): State<App>) -> Json<SettingList> {
     Json(SettingList { settings: app.admin.list_settings() })
 }
 
 /// `PUT /v1/cluster/settings/{key}`.
-pub(super) async fn put_setting(State(app): State<App>, request: Request) -> Result<Json<Setting>, Refusal> {
+pub(super) async fn put_setting(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let key = last_segment(&request)?;
     let deadline = deadline(request.headers())?;
     let SettingRequest { value } = body::read_json(&app, request, deadline).await?;
-    Ok(Json(app.admin.put_setting(key, value, deadline.into_std()).await?))
+    let setting: Setting = app.admin.put_setting(key, value, deadline.into_std()).await?;
+    Ok(audit::with_detail(Json(setting), format!("value {value}")))
 }
 
 pub(super) async fn upgrade_status(State(app): State<App>) -> Json<UpgradeStatus> {

@@ -4,7 +4,7 @@
 //! those that the reader has seen. When events in between are lost, the stream sends `gap` and ends: no
 //! reader misses events silently.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -16,21 +16,42 @@ use axum::{
 };
 use flotilla_api::{Event, EventList};
 use futures_util::{Stream, stream};
-use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
-
-use super::{
-    App,
-    problem::Refusal,
-    raw::{Query, invalid},
+use tokio::{
+    sync::{OwnedSemaphorePermit, broadcast, watch},
+    time::sleep,
 };
 
+use super::{
+    App, guard,
+    problem::Refusal,
+    raw::{Query, invalid},
+    unix_ms,
+};
+use crate::{Access, Grant};
+
+/// How often the key of a reader is checked.
+const KEY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// An idle stream sends a comment this often, so that both ends notice a dead connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// A log of events that can be listed and followed.
+pub(super) struct Source {
+    /// Subscribed before `recent` was read: an event in between is in both, and is sent once.
+    pub(super) live: broadcast::Receiver<Event>,
+    pub(super) recent: Vec<Event>,
+}
+
 pub(super) async fn events(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let source = Source { live: app.admin.subscribe(), recent: app.admin.recent() };
+    serve(&app, request, source)
+}
+
+/// Lists the remembered events, or follows them.
+pub(super) fn serve(app: &App, request: Request, source: Source) -> Result<Response, Refusal> {
+    let grant = guard::grant_of(&request)?;
     let follow = Query::parse(request.uri().query(), &["follow"])?.flag("follow")?.unwrap_or(true);
     if !follow {
-        return Ok(Json(EventList { events: app.admin.recent() }).into_response());
+        return Ok(Json(EventList { events: source.recent }).into_response());
     }
     let last = match request.headers().get("last-event-id") {
         None => None,
@@ -41,13 +62,22 @@ pub(super) async fn events(State(app): State<App>, request: Request) -> Result<R
     };
     let permit =
         app.streams.clone().try_acquire_owned().map_err(|_| Refusal::busy("too many event streams are open"))?;
-    // Subscribes before reading past events: an event in between is in both, and is sent once.
-    let live = app.admin.subscribe();
-    let (backlog, gap) = match backlog(app.admin.recent(), last) {
+    let (backlog, gap) = match backlog(source.recent, last) {
         Ok(events) => (events.into(), None),
         Err(gap) => (VecDeque::new(), Some(gap)),
     };
-    let tail = Tail { backlog, live, last, gap, ended: false, stopping: app.stopping.clone(), _permit: permit };
+    let watched = Watched { access: app.access.clone(), grant };
+    let live = source.live;
+    let tail = Tail {
+        backlog,
+        live,
+        last,
+        gap,
+        ended: false,
+        stopping: app.stopping.clone(),
+        watched: Some(watched),
+        _permit: permit,
+    };
     Ok(Sse::new(tail.into_stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
@@ -70,6 +100,20 @@ fn backlog(recent: Vec<Event>, last: Option<u64>) -> Result<Vec<Event>, Gap> {
     Ok(recent.into_iter().filter(|event| event.id > last).collect())
 }
 
+/// The key of a reader: the stream ends when it is revoked or expires.
+struct Watched {
+    access: Arc<Access>,
+    grant: Grant,
+}
+
+impl Watched {
+    async fn ended(&self) {
+        while self.access.is_current(&self.grant, unix_ms()) {
+            sleep(KEY_CHECK_INTERVAL).await;
+        }
+    }
+}
+
 /// One reader's position in the stream.
 struct Tail {
     backlog: VecDeque<Event>,
@@ -78,6 +122,7 @@ struct Tail {
     gap: Option<Gap>,
     ended: bool,
     stopping: watch::Receiver<bool>,
+    watched: Option<Watched>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -102,8 +147,15 @@ impl Tail {
                 // A dropped sender means that the server has stopped, too.
                 let _ = self.stopping.wait_for(|stopping| *stopping).await;
             };
+            let revoked = async {
+                match &self.watched {
+                    Some(watched) => watched.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
             let received = tokio::select! {
                 () = stopped => return None,
+                () = revoked => return None,
                 received = self.live.recv() => received,
             };
             match received {
@@ -160,8 +212,16 @@ mod tests {
         let (sender, live) = broadcast::channel(2);
         let (_stop, stopping) = watch::channel(false);
         let permit = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.expect("a permit");
-        let mut tail =
-            Tail { backlog: events(1..2).into(), live, last: None, gap: None, ended: false, stopping, _permit: permit };
+        let mut tail = Tail {
+            backlog: events(1..2).into(),
+            live,
+            last: None,
+            gap: None,
+            ended: false,
+            stopping,
+            watched: None,
+            _permit: permit,
+        };
         for event in events(1..6) {
             sender.send(event).expect("a reader");
         }
@@ -175,8 +235,16 @@ mod tests {
         let (_sender, live) = broadcast::channel(2);
         let (stop, stopping) = watch::channel(false);
         let permit = std::sync::Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.expect("a permit");
-        let mut tail =
-            Tail { backlog: VecDeque::new(), live, last: None, gap: None, ended: false, stopping, _permit: permit };
+        let mut tail = Tail {
+            backlog: VecDeque::new(),
+            live,
+            last: None,
+            gap: None,
+            ended: false,
+            stopping,
+            watched: None,
+            _permit: permit,
+        };
         stop.send_replace(true);
         assert!(tail.next().await.is_none());
     }

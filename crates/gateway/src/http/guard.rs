@@ -1,6 +1,6 @@
-//! Middleware around every request: origin check, admission limit, metrics.
+//! Middleware around every request: origin check, keys, admission limit, metrics.
 
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -8,9 +8,17 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flotilla_api::ProblemType;
 
-use super::{App, problem::Refusal};
+use super::{
+    App,
+    audit::{self, Subject},
+    problem::Refusal,
+    routes::Rights,
+    unix_ms,
+};
+use crate::{Denied, Grant, Right};
 
 /// Routes exempt from the limit on requests, so that an operator can inspect an overloaded node. Their
 /// handlers never wait. Event streams have a limit of their own.
@@ -24,13 +32,14 @@ const UNLIMITED_ROUTES: &[&str] = &[
     "/v1/cluster/nodes",
     "/v1/cluster/shards",
     "/v1/cluster/events",
+    "/v1/cluster/audit",
     "/openapi.json",
     "/",
 ];
 /// Methods that pages of allowed origins may use.
 const CORS_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 /// Request headers that they may send, beyond those that CORS always allows.
-const CORS_REQUEST_HEADERS: &str = "content-type, flotilla-timeout-ms, last-event-id";
+const CORS_REQUEST_HEADERS: &str = "authorization, content-type, flotilla-timeout-ms, last-event-id";
 /// Response headers that they may read, likewise.
 const CORS_REPLY_HEADERS: &str = "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms";
 
@@ -55,7 +64,7 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     response
 }
 
-async fn admit(app: App, route: &str, origin: &Origin, request: Request, next: Next) -> Response {
+async fn admit(app: App, route: &str, origin: &Origin, mut request: Request, next: Next) -> Response {
     if *request.method() == Method::OPTIONS && matches!(origin, Origin::Allowed(_)) {
         return preflight();
     }
@@ -65,6 +74,22 @@ async fn admit(app: App, route: &str, origin: &Origin, request: Request, next: N
         let detail = "pages of other origins may not change anything here; see the setting `cors_origins`";
         return Refusal::new(ProblemType::ForbiddenOrigin, detail).into_response();
     }
+    let (subject, right) = (Subject::of(&request), right_of(&app, route, request.method()));
+    let grant = match authorize(&app, right, &request) {
+        Ok(grant) => grant,
+        Err((key, denied)) => {
+            let response = refuse(denied);
+            audit::record(&app, subject, right, key, &response);
+            return response;
+        }
+    };
+    request.extensions_mut().insert(grant.clone());
+    let response = run(&app, route, request, next).await;
+    audit::record(&app, subject, right, grant.and_then(|grant| grant.key()), &response);
+    response
+}
+
+async fn run(app: &App, route: &str, request: Request, next: Next) -> Response {
     if UNLIMITED_ROUTES.contains(&route) {
         return next.run(request).await;
     }
@@ -72,6 +97,66 @@ async fn admit(app: App, route: &str, origin: &Origin, request: Request, next: N
         Ok(_permit) => next.run(request).await,
         Err(_) => Refusal::busy("too many requests are in progress on this node").into_response(),
     }
+}
+
+/// The address that a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Remote(pub(super) IpAddr);
+
+/// The right that a route needs for a method.
+fn right_of(app: &App, route: &str, method: &Method) -> Right {
+    let rights = app.rights.get(route).copied().unwrap_or(Rights::INSPECT);
+    if matches!(*method, Method::GET | Method::HEAD) { rights.reads } else { rights.changes }
+}
+
+/// What the sender of a request may do, once its key has the right that the route needs. `None` for probes,
+/// which need no key. A refusal comes with the id of the key, if there is a valid one.
+fn authorize(app: &App, right: Right, request: &Request) -> Result<Option<Grant>, (Option<u64>, Denied)> {
+    if right == Right::Probe {
+        return Ok(None);
+    }
+    let remote: Option<Remote> = request.extensions().get().copied();
+    let grant = match (key_of(request.headers()), remote) {
+        (Some(key), Some(Remote(address))) => app.access.authenticate(&key, address, unix_ms()),
+        _ => app.access.anonymous(),
+    };
+    let grant = grant.map_err(|denied| (None, denied))?;
+    match grant.check(right) {
+        Ok(()) => Ok(Some(grant)),
+        Err(denied) => Err((grant.key(), denied)),
+    }
+}
+
+/// The key in `Authorization`: as a bearer token, or as the password of basic authentication, which browsers
+/// and many tools offer. Another scheme is a key that is not valid.
+fn key_of(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, rest) = value.split_at(value.iter().position(|byte| *byte == b' ').unwrap_or(value.len()));
+    let rest = rest.trim_ascii();
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(rest.to_vec());
+    }
+    let decoded = scheme.eq_ignore_ascii_case(b"basic").then(|| STANDARD.decode(rest).ok()).flatten();
+    let password = decoded.and_then(|pair| {
+        let colon = pair.iter().position(|byte| *byte == b':')?;
+        Some(pair[colon + 1..].to_vec())
+    });
+    Some(password.unwrap_or_default())
+}
+
+fn refuse(denied: Denied) -> Response {
+    let asks_for_key = matches!(denied, Denied::NoKey | Denied::BadKey);
+    let mut response = Refusal::from(denied).into_response();
+    if asks_for_key {
+        let schemes = HeaderValue::from_static("Bearer realm=\"flotilla\", Basic realm=\"flotilla\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, schemes);
+    }
+    response
+}
+
+/// What the sender of an authorized request may do.
+pub(super) fn grant_of(request: &Request) -> Result<Grant, Denied> {
+    request.extensions().get::<Option<Grant>>().cloned().flatten().ok_or(Denied::NoKey)
 }
 
 /// The origin of a request, as stated by a browser.
@@ -150,5 +235,21 @@ mod tests {
     #[test]
     fn unknown_methods_share_one_label() {
         assert_eq!(method_label(&Method::from_bytes(b"BREW").expect("a method")), "other");
+    }
+
+    #[test]
+    fn a_key_is_a_bearer_token_or_a_password() {
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("a value"));
+            key_of(&headers).map(|key| String::from_utf8_lossy(&key).into_owned())
+        };
+        assert_eq!(key_of(&HeaderMap::new()), None);
+        assert_eq!(of("Bearer flk1.x").as_deref(), Some("flk1.x"));
+        assert_eq!(of("bearer  flk1.x ").as_deref(), Some("flk1.x"));
+        assert_eq!(of(&format!("Basic {}", STANDARD.encode("me:flk1.x"))).as_deref(), Some("flk1.x"));
+        for bad in ["Basic !", "Digest x", "", "Bearer", &format!("Basic {}", STANDARD.encode("nocolon"))] {
+            assert_eq!(of(bad).as_deref(), Some(""), "{bad}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! all bounded (see [`HttpConfig`]). Deliberately absent: TLS, HTTP/2, and any knowledge of shards beyond
 //! what errors carry.
 
+mod audit;
 mod batch;
 mod body;
 mod cluster;
@@ -23,7 +24,7 @@ mod rpc;
 mod scan;
 mod server;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use axum::http::HeaderMap;
 use flotilla_api::{ProblemType, TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, header};
@@ -32,7 +33,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use crate::{Admin, Store};
+use crate::{Access, Admin, Store};
 pub use config::{HttpConfig, HttpConfigError};
 use problem::Refusal;
 pub use server::serve;
@@ -43,6 +44,8 @@ struct App {
     store: Store,
     admin: Arc<dyn Admin>,
     config: Arc<HttpConfig>,
+    access: Arc<Access>,
+    rights: Arc<HashMap<&'static str, routes::Rights>>,
     /// One permit for each request in progress.
     requests: Arc<Semaphore>,
     /// One permit for each KiB of a large body in memory.
@@ -54,10 +57,18 @@ struct App {
 }
 
 impl App {
-    fn new(store: Store, admin: Arc<dyn Admin>, config: Arc<HttpConfig>, stopping: watch::Receiver<bool>) -> Self {
+    fn new(
+        store: Store,
+        admin: Arc<dyn Admin>,
+        access: Arc<Access>,
+        config: Arc<HttpConfig>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
         Self {
             store,
             admin,
+            access,
+            rights: Arc::new(routes::rights()),
             requests: Arc::new(Semaphore::new(config.requests_max)),
             body_kib: Arc::new(Semaphore::new(config.body_bytes_in_flight_max / 1024)),
             streams: Arc::new(Semaphore::new(config.streams_max)),

@@ -8,7 +8,7 @@ use axum::{
 use flotilla_api::{Problem, ProblemType, TextError};
 use flotilla_types::{NodeId, ShardId};
 
-use crate::{AdminError, StoreError, store::RETRY_AFTER_MS};
+use crate::{AdminError, Denied, StoreError, store::RETRY_AFTER_MS};
 
 /// A problem document to answer with. Boxed to keep the `Result`s that carry it small.
 #[derive(Debug)]
@@ -96,9 +96,25 @@ impl From<AdminError> for Refusal {
             AdminError::SettingNotFound => ProblemType::SettingNotFound,
             AdminError::SettingValue { .. } => ProblemType::InvalidArgument,
             AdminError::TokenNotFound(_) => ProblemType::TokenNotFound,
+            AdminError::KeyNotFound(_) => ProblemType::ClientKeyNotFound,
             AdminError::Store(error) => return error.into(),
         };
         Self::new(kind, error.to_string())
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        let kind = match denied {
+            Denied::NoKey | Denied::BadKey => ProblemType::Unauthenticated,
+            Denied::TooManyTries { .. } => ProblemType::TooManyTries,
+            Denied::Right { .. } | Denied::Collection => ProblemType::Forbidden,
+        };
+        let mut refusal = Self::new(kind, denied.to_string());
+        if let Denied::TooManyTries { retry_after_ms } = denied {
+            refusal.0.retry_after_ms = Some(retry_after_ms);
+        }
+        refusal
     }
 }
 

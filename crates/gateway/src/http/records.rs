@@ -13,12 +13,12 @@ use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwi
 use flotilla_types::{ShardId, Timestamp};
 
 use super::{
-    App, body, deadline,
+    App, body, deadline, guard,
     problem::Refusal,
     raw::{Query, Target, invalid},
     routes, scan, unix_ms,
 };
-use crate::{Found, StoreError, Written};
+use crate::{Found, Right, StoreError, Written};
 
 /// The path before the collection.
 const PREFIX: &str = "/v1/kv/";
@@ -26,6 +26,8 @@ const PREFIX: &str = "/v1/kv/";
 /// Handles everything below [`PREFIX`]. Parses the raw path itself, because keys are arbitrary bytes.
 pub(super) async fn dispatch(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let Target { collection, key } = Target::parse(request.uri().path().strip_prefix(PREFIX).unwrap_or_default())?;
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    guard::grant_of(&request)?.check_collection(if reads { Right::Read } else { Right::Write }, &collection)?;
     match (request.method(), key) {
         (&Method::GET, None) => scan::page(app, collection, request).await,
         (&Method::GET, Some(key)) => get(app, collection, key, request, Include::Value).await,

@@ -1,12 +1,15 @@
 //! All routes, in one table against which a test checks the OpenAPI description.
 
+use std::collections::HashMap;
+
 use axum::{
     Router, middleware,
     routing::{MethodRouter, any, delete, get, post, put},
 };
 use flotilla_api::ProblemType;
 
-use super::{App, batch, cluster, events, guard, health, page, problem::Refusal, records, rpc};
+use super::{App, audit, batch, cluster, events, guard, health, page, problem::Refusal, records, rpc};
+use crate::Right;
 
 /// One entry of the route table.
 struct Route {
@@ -15,52 +18,123 @@ struct Route {
     /// The same in the OpenAPI description: paths with their methods.
     #[cfg_attr(not(test), expect(dead_code, reason = "the description is checked by a test"))]
     described: &'static [(&'static str, &'static [&'static str])],
+    rights: Rights,
     handler: MethodRouter<App>,
 }
 
+/// The rights that the requests of one route need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rights {
+    /// For `GET` and `HEAD`.
+    pub(super) reads: Right,
+    /// For all other methods.
+    pub(super) changes: Right,
+}
+
+impl Rights {
+    const fn new(reads: Right, changes: Right) -> Self {
+        Self { reads, changes }
+    }
+
+    /// For routes that change nothing, and for paths that are no route.
+    pub(super) const INSPECT: Self = Self::new(Right::Inspect, Right::Inspect);
+    const PROBE: Self = Self::new(Right::Probe, Right::Probe);
+    const OPERATE: Self = Self::new(Right::Inspect, Right::Operate);
+    const ADMINISTER: Self = Self::new(Right::Administer, Right::Administer);
+    /// The handlers also check the collection.
+    const RECORDS: Self = Self::new(Right::Read, Right::Write);
+}
+
 fn table() -> Vec<Route> {
-    let route = |path, described, handler| Route { path, described, handler };
+    let route = |path, described, rights, handler| Route { path, described, rights, handler };
     vec![
         route(
             "/v1/kv/{*rest}",
             &[("/v1/kv/{collection}/{key}", &["get", "head", "put", "delete"]), ("/v1/kv/{collection}", &["get"])],
+            Rights::RECORDS,
             any(records::dispatch),
         ),
-        route("/v1/batch", &[("/v1/batch", &["post"])], post(batch::apply)),
+        route("/v1/batch", &[("/v1/batch", &["post"])], Rights::RECORDS, post(batch::apply)),
         route(
             "/v1/collections",
             &[("/v1/collections", &["get", "post", "delete"])],
+            Rights::OPERATE,
             get(cluster::list_collections).post(cluster::create_collection).delete(cluster::drop_collection_by_query),
         ),
-        route("/v1/collections/{name}", &[("/v1/collections/{name}", &["delete"])], delete(cluster::drop_collection)),
-        route("/v1/cluster/status", &[("/v1/cluster/status", &["get"])], get(cluster::status)),
-        route("/v1/cluster/nodes", &[("/v1/cluster/nodes", &["get"])], get(cluster::nodes)),
-        route("/v1/cluster/nodes/{id}", &[("/v1/cluster/nodes/{id}", &["delete"])], delete(cluster::remove_node)),
-        route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], get(cluster::shards)),
-        route("/v1/cluster/digests", &[("/v1/cluster/digests", &["get"])], get(cluster::digests)),
-        route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], get(events::events)),
+        route(
+            "/v1/collections/{name}",
+            &[("/v1/collections/{name}", &["delete"])],
+            Rights::OPERATE,
+            delete(cluster::drop_collection),
+        ),
+        route("/v1/cluster/status", &[("/v1/cluster/status", &["get"])], Rights::INSPECT, get(cluster::status)),
+        route("/v1/cluster/nodes", &[("/v1/cluster/nodes", &["get"])], Rights::INSPECT, get(cluster::nodes)),
+        route(
+            "/v1/cluster/nodes/{id}",
+            &[("/v1/cluster/nodes/{id}", &["delete"])],
+            Rights::OPERATE,
+            delete(cluster::remove_node),
+        ),
+        route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], Rights::INSPECT, get(cluster::shards)),
+        route("/v1/cluster/digests", &[("/v1/cluster/digests", &["get"])], Rights::INSPECT, get(cluster::digests)),
+        route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], Rights::INSPECT, get(events::events)),
         route(
             "/v1/cluster/tokens",
             &[("/v1/cluster/tokens", &["get", "post"])],
+            Rights::ADMINISTER,
             get(cluster::list_tokens).post(cluster::create_token),
         ),
-        route("/v1/cluster/tokens/{id}", &[("/v1/cluster/tokens/{id}", &["delete"])], delete(cluster::revoke_token)),
-        route("/v1/cluster/settings", &[("/v1/cluster/settings", &["get"])], get(cluster::list_settings)),
-        route("/v1/cluster/settings/{key}", &[("/v1/cluster/settings/{key}", &["put"])], put(cluster::put_setting)),
+        route(
+            "/v1/cluster/tokens/{id}",
+            &[("/v1/cluster/tokens/{id}", &["delete"])],
+            Rights::ADMINISTER,
+            delete(cluster::revoke_token),
+        ),
+        route(
+            "/v1/cluster/settings",
+            &[("/v1/cluster/settings", &["get"])],
+            Rights::OPERATE,
+            get(cluster::list_settings),
+        ),
+        route(
+            "/v1/cluster/settings/{key}",
+            &[("/v1/cluster/settings/{key}", &["put"])],
+            Rights::OPERATE,
+            put(cluster::put_setting),
+        ),
         route(
             "/v1/cluster/upgrade",
             &[("/v1/cluster/upgrade", &["get", "post"])],
+            Rights::OPERATE,
             get(cluster::upgrade_status).post(cluster::finish_upgrade),
         ),
-        route("/v1/rpc", &[("/v1/rpc", &["post"])], post(rpc::call)),
-        route("/health/live", &[("/health/live", &["get"])], get(health::live)),
-        route("/health/drain", &[("/health/drain", &["post"])], post(health::drain)),
-        route("/healthz", &[("/healthz", &["get"])], get(health::healthy)),
-        route("/readyz", &[("/readyz", &["get"])], get(health::ready)),
-        route("/metrics", &[("/metrics", &["get"])], get(health::metrics)),
-        route("/openapi.json", &[("/openapi.json", &["get"])], get(page::openapi)),
-        route("/", &[("/", &["get"])], get(page::admin)),
+        route(
+            "/v1/cluster/keys",
+            &[("/v1/cluster/keys", &["get", "post"])],
+            Rights::ADMINISTER,
+            get(cluster::list_keys).post(cluster::create_key),
+        ),
+        route(
+            "/v1/cluster/keys/{id}",
+            &[("/v1/cluster/keys/{id}", &["delete"])],
+            Rights::ADMINISTER,
+            delete(cluster::revoke_key),
+        ),
+        route("/v1/cluster/audit", &[("/v1/cluster/audit", &["get"])], Rights::ADMINISTER, get(audit::audit)),
+        route("/v1/rpc", &[("/v1/rpc", &["post"])], Rights::INSPECT, post(rpc::call)),
+        route("/health/live", &[("/health/live", &["get"])], Rights::PROBE, get(health::live)),
+        route("/health/drain", &[("/health/drain", &["post"])], Rights::OPERATE, post(health::drain)),
+        route("/healthz", &[("/healthz", &["get"])], Rights::PROBE, get(health::healthy)),
+        route("/readyz", &[("/readyz", &["get"])], Rights::PROBE, get(health::ready)),
+        route("/metrics", &[("/metrics", &["get"])], Rights::INSPECT, get(health::metrics)),
+        route("/openapi.json", &[("/openapi.json", &["get"])], Rights::INSPECT, get(page::openapi)),
+        route("/", &[("/", &["get"])], Rights::INSPECT, get(page::admin)),
     ]
+}
+
+/// The rights that each route needs, by the path as the router matches it.
+pub(super) fn rights() -> HashMap<&'static str, Rights> {
+    table().into_iter().map(|route| (route.path, route.rights)).collect()
 }
 
 /// The router of the whole interface.

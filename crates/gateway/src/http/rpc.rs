@@ -12,7 +12,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{App, body, deadline, problem::Refusal};
+use super::{App, audit, body, deadline, guard, problem::Refusal};
+use crate::{Grant, Right};
 
 /// Calls in one request.
 const CALLS_MAX: usize = 64;
@@ -26,7 +27,10 @@ const REFUSED: i32 = -32_000;
 
 pub(super) async fn call(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
+    let grant = guard::grant_of(&request)?;
     let body = body::read(&app, request, body::JSON_BYTES_MAX, ProblemType::BodyTooLarge, deadline).await?;
+    // The methods that the audit log is about.
+    let mut audited = Vec::new();
     let answer = match serde_json::from_slice(&body.bytes) {
         Err(_) => Some(error_response(Value::Null, &Failure::new(PARSE_ERROR, "the body is not JSON"))),
         Ok(Value::Array(calls)) if calls.is_empty() || calls.len() > CALLS_MAX => {
@@ -35,17 +39,18 @@ pub(super) async fn call(State(app): State<App>, request: Request) -> Result<Res
         Ok(Value::Array(calls)) => {
             let mut answers = Vec::with_capacity(calls.len());
             for call in calls {
-                answers.extend(answer(&app, call, deadline).await);
+                answers.extend(answer(&app, &grant, call, &mut audited, deadline).await);
             }
             if answers.is_empty() { None } else { Some(Value::Array(answers)) }
         }
-        Ok(call) => answer(&app, call, deadline).await,
+        Ok(call) => answer(&app, &grant, call, &mut audited, deadline).await,
     };
-    Ok(match answer {
+    let response = match answer {
         Some(answer) => Json(answer).into_response(),
         // Only notifications, which get no answer.
         None => StatusCode::NO_CONTENT.into_response(),
-    })
+    };
+    Ok(if audited.is_empty() { response } else { audit::with_detail(response, audited.join(", ")) })
 }
 
 /// Why a call failed.
@@ -92,12 +97,19 @@ impl Call {
     }
 }
 
-async fn answer(app: &App, value: Value, deadline: Instant) -> Option<Value> {
+async fn answer(app: &App, grant: &Grant, value: Value, audited: &mut Vec<String>, deadline: Instant) -> Option<Value> {
     let call = match Call::parse(value) {
         Ok(call) => call,
         Err(failure) => return Some(error_response(Value::Null, &failure)),
     };
-    let result = dispatch(app, &call.method, call.parameters, deadline).await;
+    let right = right_of(&call.method);
+    if right != Right::Inspect {
+        audited.push(format!("{} {}", call.method, call.parameters));
+    }
+    let result = match grant.check(right) {
+        Ok(()) => dispatch(app, &call.method, call.parameters, deadline).await,
+        Err(denied) => Err(Failure::from(Refusal::from(denied))),
+    };
     let id = call.id?;
     Some(match result {
         Ok(result) => json!({ "jsonrpc": "2.0", "id": id, "result": result }),
@@ -124,6 +136,15 @@ struct RemoveNode {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoParameters {}
+
+/// The right that a method needs.
+fn right_of(method: &str) -> Right {
+    match method {
+        "cluster.join_token.create" => Right::Administer,
+        "cluster.node.remove" => Right::Operate,
+        _ => Right::Inspect,
+    }
+}
 
 async fn dispatch(app: &App, method: &str, parameters: Value, deadline: Instant) -> Result<Value, Failure> {
     let deadline = deadline.into_std();

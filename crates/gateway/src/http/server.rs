@@ -1,6 +1,6 @@
 //! The accept loop, with bounds on connections, on request heads and on the time that stopping takes.
 
-use std::{convert::Infallible, future::Future, sync::Arc};
+use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -9,6 +9,7 @@ use axum::{
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -16,8 +17,8 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use super::{App, HttpConfig, routes};
-use crate::{AcceptBackoff, Admin, Store};
+use super::{App, HttpConfig, guard::Remote, routes};
+use crate::{AcceptBackoff, Admin, Security, Store, Tls};
 
 /// How long after the stop idle connections stay open, while answers say `connection: close`. A client whose
 /// request crosses the close on the wire cannot know whether it ran; a client that got the header does not
@@ -31,19 +32,21 @@ pub async fn serve(
     listener: TcpListener,
     store: Store,
     admin: Arc<dyn Admin>,
+    security: Security,
     config: HttpConfig,
     shutdown: impl Future<Output = ()>,
 ) {
     let config = Arc::new(config);
     let (stop, stopping) = watch::channel(false);
-    let router = routes::router(App::new(store, admin, config.clone(), stopping));
-    accept(listener, router, config, stop, shutdown).await;
+    let router = routes::router(App::new(store, admin, security.access, config.clone(), stopping));
+    accept(listener, router, security.tls, config, stop, shutdown).await;
 }
 
 /// Accepts connections until `shutdown`, then signals `stop` and lets open connections finish.
 async fn accept(
     listener: TcpListener,
     router: axum::Router,
+    tls: Option<Tls>,
     config: Arc<HttpConfig>,
     stop: watch::Sender<bool>,
     shutdown: impl Future<Output = ()>,
@@ -63,9 +66,9 @@ async fn accept(
             // Removes ended connections from the set, which would otherwise only grow.
             Some(_) = connections.join_next() => {}
             (slot, accepted) = accepted => match (slot, accepted) {
-                (Ok(slot), Ok((stream, _))) => {
+                (Ok(slot), Ok((stream, remote))) => {
                     backoff.accepted();
-                    let connection = connection(stream, router.clone(), config.clone(), stop.subscribe());
+                    let connection = connection(stream, remote, router.clone(), tls.clone(), config.clone(), stop.subscribe());
                     connections.spawn(async move {
                         connection.await;
                         drop(slot);
@@ -88,16 +91,36 @@ async fn accept(
 /// Serves one connection.
 async fn connection(
     stream: TcpStream,
+    remote: SocketAddr,
     router: axum::Router,
+    tls: Option<Tls>,
     config: Arc<HttpConfig>,
-    mut stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
 ) {
     // Without this option a small answer may wait for the client's delayed acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    match tls {
+        None => requests(stream, remote, router, config, stopping).await,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => requests(stream, remote, router, config, stopping).await,
+            Err(error) => tracing::debug!(%error, "no TLS connection"),
+        },
+    }
+}
+
+/// Serves the requests of one connection.
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    remote: SocketAddr,
+    router: axum::Router,
+    config: Arc<HttpConfig>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let is_stopping = stopping.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Remote(remote.ip()));
         let (router, is_stopping) = (router.clone(), is_stopping.clone());
         async move {
             let mut response = answer(router, request).await;
@@ -139,8 +162,6 @@ async fn answer(router: axum::Router, request: Request<Incoming>) -> axum::respo
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use axum::routing::get;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -166,7 +187,7 @@ mod tests {
         let (stop, stopped) = oneshot::channel();
         let shutdown = async { drop(stopped.await) };
         let (sender, _) = watch::channel(false);
-        let ended = tokio::spawn(accept(listener, router, Arc::new(config), sender, shutdown));
+        let ended = tokio::spawn(accept(listener, router, None, Arc::new(config), sender, shutdown));
         Server { addr, stop, ended }
     }
 

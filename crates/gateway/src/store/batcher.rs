@@ -25,7 +25,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_replication::clock;
+use flotilla_control::clock;
 use flotilla_types::ShardId;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};

@@ -2,6 +2,21 @@
 
 use flotilla_types::{NodeId, ShardId, Timestamp};
 
+/// Why a shard did not answer a read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ReadError {
+    /// It was routed by an outdated map: route it again.
+    Stale,
+    /// It failed.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for ReadError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// Why a call failed. [`StoreError::OutcomeUnknown`] alone means that state may have changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {

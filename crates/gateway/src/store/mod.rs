@@ -7,6 +7,7 @@
 mod batcher;
 mod error;
 mod read;
+mod routes;
 mod scan;
 mod sessions;
 mod types;
@@ -22,9 +23,8 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_api::KEY_BYTES_MAX;
-use flotilla_control::{ShardError, Shards};
+use flotilla_control::{ShardError, Shards, clock};
 use flotilla_placement::{Collection, ShardMap};
-use flotilla_replication::clock;
 use flotilla_route::GatewayStart;
 use flotilla_types::{NodeId, ShardId};
 

@@ -1,7 +1,8 @@
 //! Ordered scans: every bucket is scanned for its next records, and the results are merged by the user's key.
 //!
 //! Invariants: bounds are any bytes in any order, and those between which no key lies give an empty page. A
-//! page never lacks records because their shard is unknown here: that scan fails as unavailable.
+//! page never lacks records because their shard is unknown here: that scan waits, and fails as unavailable at
+//! its deadline. What a shard refuses because its range has changed is asked of the shards that hold it now.
 
 use std::time::Instant;
 
@@ -9,24 +10,23 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_api::SCAN_ITEMS_MAX;
 use flotilla_kv::{Answer, Query};
 use flotilla_placement::{Collection, ShardMap, Sharding};
-use flotilla_types::{Bucket, KeyRange, NodeId, RecordKey, ShardId};
+use flotilla_route::Route;
+use flotilla_types::{Bucket, KeyRange, NodeId, RecordKey};
 use futures_util::future::try_join_all;
 
-use super::{Consistency, Found, Page, Scan, Store, StoreError, collection_of, deadline_ms, read::found};
+use super::{
+    Consistency, Found, Page, Scan, Store, StoreError, collection_of, deadline_ms,
+    error::ReadError,
+    read::found,
+    routes::{Rerouting, home, parts, route_to},
+};
 
 /// Bytes of records in one page, which ends with the record that reaches them.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 /// Bytes that one bucket contributes to a page at a time.
 const BUCKET_BYTES_MAX: usize = 512 << 10;
 
-/// The keys of one bucket that live in one shard and match a scan.
-struct BucketRange {
-    shard: ShardId,
-    range_epoch: u64,
-    range: KeyRange,
-}
-
-/// The first records of a [`BucketRange`].
+/// The first records of a part of a bucket.
 struct BucketPage {
     records: Vec<Found>,
     /// The user's key from which the range may have more; `None` at its end.
@@ -47,50 +47,61 @@ impl Store {
             return Err(StoreError::Invalid("`limit` must be between 1 and 10,000"));
         }
         let deadline_ms = deadline_ms(deadline);
-        let ranges = {
-            let map = self.map();
-            bucket_ranges(&map, collection_of(&map, collection)?, &user_range(&scan))?
-        };
+        let collection = collection_of(&self.map(), collection)?.clone();
+        let parts_of = |map: &ShardMap| bucket_ranges(map, &collection, &user_range(&scan));
+        let ranges = Rerouting::new(self, deadline_ms).route(parts_of).await?;
         let items_max = bucket_items_max(scan.items_max, ranges.len());
-        let scans = ranges.iter().map(|range| self.scan_bucket(range, items_max, scan.values, deadline_ms));
+        let scans = ranges.into_iter().map(|(_, range)| self.scan_bucket(range, items_max, scan.values, deadline_ms));
         let pages = try_join_all(scans).await?;
         Ok(merge(pages, scan.items_max))
     }
 
+    /// Scans a range of one bucket, shard by shard.
     async fn scan_bucket(
         &self,
-        bucket: &BucketRange,
+        mut rest: KeyRange,
         items_max: usize,
         values: bool,
         deadline_ms: u64,
     ) -> Result<BucketPage, StoreError> {
-        let mut range = bucket.range.clone();
+        let mut rerouting = Rerouting::new(self, deadline_ms);
         let mut records: Vec<Found> = Vec::new();
         let mut bytes = 0;
         loop {
+            let first = rerouting.route(|map| first_part(map, &rest)).await?;
+            let Some((route, range)) = first.into_iter().next() else {
+                return Ok(BucketPage { records, more_from: None });
+            };
+            let end = range.end.clone();
             let query = Query::Scan {
-                range: range.clone(),
+                range,
                 items_max: u32::try_from(items_max - records.len()).unwrap_or(u32::MAX),
                 bytes_max: (BUCKET_BYTES_MAX - bytes.min(BUCKET_BYTES_MAX - 1)) as u32,
                 values,
             };
-            let (page, next, node): (_, _, NodeId) =
-                match self.query(bucket.shard, bucket.range_epoch, &query, deadline_ms).await? {
-                    (Answer::Page { records, next }, node) => (records, next, node),
-                    _ => return Err(StoreError::Unavailable { shard: Some(bucket.shard), leader: None }),
-                };
+            let (page, next, node): (_, _, NodeId) = match self.query(route, &query, deadline_ms).await {
+                Ok((Answer::Page { records, next }, node)) => (records, next, node),
+                Ok(_) => return Err(StoreError::Unavailable { shard: Some(route.shard), leader: None }),
+                Err(ReadError::Failed(error)) => return Err(error),
+                Err(ReadError::Stale) => {
+                    rerouting.refused(route);
+                    continue;
+                }
+            };
             for record in page {
                 bytes += record.key.len() + record.value.len();
-                records.push(found(record, node, bucket.shard));
+                records.push(found(record, node, route.shard));
             }
-            match next {
-                None => return Ok(BucketPage { records, more_from: None }),
-                Some(next) if records.len() >= items_max || bytes >= BUCKET_BYTES_MAX => {
-                    let more_from = next.slice(RecordKey::PREFIX_BYTES.min(next.len())..);
-                    return Ok(BucketPage { records, more_from: Some(more_from) });
-                }
-                // Only expired records so far.
-                Some(next) => range.start = next,
+            // Without a `next`, the rest is in other shards, if there is any. With one and room for more
+            // records, all others so far had expired.
+            rest = match next {
+                Some(next) => KeyRange { start: next, ..rest },
+                None if end == rest.end => return Ok(BucketPage { records, more_from: None }),
+                None => KeyRange { start: end, ..rest },
+            };
+            if records.len() >= items_max || bytes >= BUCKET_BYTES_MAX {
+                let more_from = rest.start.slice(RecordKey::PREFIX_BYTES.min(rest.start.len())..);
+                return Ok(BucketPage { records, more_from: Some(more_from) });
             }
         }
     }
@@ -98,24 +109,56 @@ impl Store {
     /// Counts the live records of a collection, over all its shards.
     pub async fn count(&self, collection: &str, deadline: Instant) -> Result<u64, StoreError> {
         let deadline_ms = deadline_ms(deadline);
-        let shards: Vec<_> = {
+        let mut uncounted = {
             let map = self.map();
-            let id = collection_of(&map, collection)?.id;
-            map.shards_of_collection(id).map(|shard| shard.descriptor.clone()).collect()
+            let Collection { id, buckets, .. } = collection_of(&map, collection)?;
+            vec![KeyRange::of_buckets(*id, Bucket(0), Bucket(buckets.saturating_sub(1)))]
         };
-        let counts = shards.iter().map(|shard| async move {
-            let query = Query::Count { range: shard.range.clone() };
-            match self.query(shard.shard, shard.epoch.range, &query, deadline_ms).await? {
-                (Answer::Count { records, .. }, _) => Ok(records),
-                _ => Err(StoreError::Unavailable { shard: Some(shard.shard), leader: None }),
+        let mut rerouting = Rerouting::new(self, deadline_ms);
+        let mut total = 0;
+        while !uncounted.is_empty() {
+            let whole = |map: &ShardMap| -> Result<Vec<_>, StoreError> {
+                let parts = uncounted.iter().map(|range| parts(map, range)).collect::<Result<Vec<_>, _>>()?;
+                Ok(parts.into_iter().flatten().collect())
+            };
+            let counts = rerouting.route(whole).await?.into_iter().map(|(route, range)| async move {
+                let query = Query::Count { range: range.clone() };
+                match self.query(route, &query, deadline_ms).await {
+                    Ok((Answer::Count { records, .. }, _)) => Ok((route, range, Some(records))),
+                    Ok(_) => Err(StoreError::Unavailable { shard: Some(route.shard), leader: None }),
+                    Err(ReadError::Stale) => Ok((route, range, None)),
+                    Err(ReadError::Failed(error)) => Err(error),
+                }
+            });
+            let counts = try_join_all(counts).await?;
+            uncounted.clear();
+            for (route, range, count) in counts {
+                total += count.unwrap_or(0);
+                if count.is_none() {
+                    rerouting.refused(route);
+                    uncounted.push(range);
+                }
             }
-        });
-        Ok(try_join_all(counts).await?.into_iter().sum())
+        }
+        Ok(total)
     }
 }
 
+/// The part of a range that its first shard holds; none if it is empty.
+fn first_part(map: &ShardMap, range: &KeyRange) -> Result<Vec<(Route, KeyRange)>, StoreError> {
+    if range.is_empty() {
+        return Ok(Vec::new());
+    }
+    let shard = home(map, &range.start)?;
+    Ok(vec![(route_to(shard), range.intersection(&shard.descriptor.range))])
+}
+
 /// The parts of a range of user's keys, by bucket and shard. None if the range is empty.
-fn bucket_ranges(map: &ShardMap, collection: &Collection, keys: &KeyRange) -> Result<Vec<BucketRange>, StoreError> {
+fn bucket_ranges(
+    map: &ShardMap,
+    collection: &Collection,
+    keys: &KeyRange,
+) -> Result<Vec<(Route, KeyRange)>, StoreError> {
     let mut ranges = Vec::new();
     if keys.is_empty() {
         return Ok(ranges);
@@ -131,22 +174,7 @@ fn bucket_ranges(map: &ShardMap, collection: &Collection, keys: &KeyRange) -> Re
             [] => whole.end,
             end => RecordKey::new(collection.id, bucket, end).into_bytes(),
         };
-        let mut rest = KeyRange { start, end };
-        for shard in map.shards_in(&rest.clone()) {
-            let range = rest.intersection(&shard.descriptor.range);
-            if range.is_empty() {
-                continue;
-            }
-            if range.start > rest.start {
-                break;
-            }
-            rest.start = range.end.clone();
-            let range_epoch = shard.descriptor.epoch.range;
-            ranges.push(BucketRange { shard: shard.descriptor.shard, range_epoch, range });
-        }
-        if !rest.is_empty() {
-            return Err(StoreError::Unavailable { shard: None, leader: None });
-        }
+        ranges.extend(parts(map, &KeyRange { start, end })?);
     }
     Ok(ranges)
 }
@@ -202,7 +230,7 @@ fn merge(pages: Vec<BucketPage>, items_max: usize) -> Page {
 mod tests {
     use flotilla_api::KEY_BYTES_MAX;
     use flotilla_placement::Shard;
-    use flotilla_types::{CollectionId, Epoch, ShardDescriptor, Timestamp};
+    use flotilla_types::{CollectionId, Epoch, ShardDescriptor, ShardId, Timestamp};
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
@@ -351,10 +379,14 @@ mod tests {
                         && (scan.end.is_empty() || *key < scan.end)
                         && scan.after.as_ref().is_none_or(|after| key > after);
                     let record_key = collection.record_key(key).into_bytes();
-                    let parts: Vec<_> = ranges.iter().filter(|part| part.range.contains(&record_key)).collect();
+                    let parts: Vec<_> = ranges.iter().filter(|(_, part)| part.contains(&record_key)).collect();
                     prop_assert_eq!(parts.len(), usize::from(matches), "{:?} in {:?}", key, scan);
                     let home = map.shard_of(&record_key).map(|shard| shard.descriptor.shard);
-                    prop_assert!(parts.iter().all(|part| Some(part.shard) == home));
+                    for (route, part) in parts {
+                        prop_assert_eq!(Some(route.shard), home);
+                        let first = first_part(&map, part).expect("every shard is known");
+                        prop_assert_eq!(first, [(*route, part.clone())], "each part lies in one shard");
+                    }
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use flotilla_replication::clock;
+use flotilla_control::clock;
 use flotilla_route::{GatewayStart, Sequence, ShardSession};
 use flotilla_types::{SessionId, ShardId};
 use parking_lot::Mutex;

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flotilla_api::{BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, VALUE_BYTES_MAX};
-use flotilla_control::{Earlier, RequestKind, ShardError};
+use flotilla_control::{Earlier, RequestKind, ShardError, clock};
 use flotilla_kv::{
     Action, Command, Condition, OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, Operation, Otherwise, Outcome, Refusal,
     decode_outcome, encode_command,
 };
-use flotilla_replication::clock;
+use flotilla_placement::ShardMap;
+use flotilla_route::Route;
 use flotilla_types::ShardId;
 use tokio::sync::oneshot;
 
@@ -21,6 +22,7 @@ use super::{
     RETRY_AFTER_MS, Store, StoreError, Written,
     batcher::{Batchable, Batchers, Cost, QueueFull, time_left},
     check_key, collection_of, deadline_ms,
+    routes::{Rerouting, home, route_to},
 };
 
 /// How long after its deadline a command may still apply: the clocks of gateway and leader differ.
@@ -30,8 +32,8 @@ const LIFETIME_MS_MAX: u64 = 600_000;
 /// How long after its deadline a request waits for the answer of a shared command, whose deadline is the
 /// earliest of its requests'.
 const ANSWER_SLACK: Duration = Duration::from_millis(5);
-/// Pause before a request that was routed by an outdated map is routed again.
-const STALE_ROUTE_PAUSE: Duration = Duration::from_millis(20);
+
+const EMPTY_BATCH: StoreError = StoreError::Invalid("a batch must have at least one operation or condition");
 
 /// Conditions and operations of a command, in record keys.
 type Parts = (Vec<(Bytes, Condition)>, Vec<Operation>);
@@ -63,21 +65,21 @@ impl Store {
         let deadline_ms = deadline_ms(deadline);
         self.to_record_keys(collection, &mut conditions, &mut operations)?;
         if !conditions.is_empty() || !operations.iter().all(may_share) {
-            let route = self.route(&conditions, &operations)?;
+            let route = self.write_route(&conditions, &operations, deadline_ms).await?;
             return match self.propose(route, (conditions, operations), deadline_ms).await.0? {
                 Proposed::Written(written) => Ok(written),
                 Proposed::Split => Err(StoreError::CrossShard),
             };
         }
         loop {
-            let (shard, range_epoch) = self.route(&conditions, &operations)?;
-            match self.write_shared(shard, range_epoch, operations, deadline_ms).await? {
+            let route = self.write_route(&conditions, &operations, deadline_ms).await?;
+            match self.write_shared(route, operations, deadline_ms).await? {
                 SharedAttempt::Written(written) => return Ok(written),
                 // The command was split only because others' keys went elsewhere.
                 SharedAttempt::Split(returned) => operations = returned,
             }
             if clock::monotonic_ms() >= deadline_ms {
-                return Err(StoreError::DeadlineExceeded { shard: Some(shard) });
+                return Err(StoreError::DeadlineExceeded { shard: Some(route.shard) });
             }
         }
     }
@@ -86,11 +88,11 @@ impl Store {
     /// operations for other commands.
     async fn propose(
         &self,
-        (mut shard, mut range_epoch): (ShardId, u64),
+        mut route: Route,
         (conditions, operations): Parts,
         deadline_ms: u64,
     ) -> (Result<Proposed, StoreError>, Parts) {
-        let Some(ticket) = self.inner.sessions.begin(shard) else {
+        let Some(ticket) = self.inner.sessions.begin(route.shard) else {
             return (Err(StoreError::Busy { retry_after_ms: RETRY_AFTER_MS }), (conditions, operations));
         };
         let command = Command {
@@ -102,21 +104,18 @@ impl Store {
             operations,
         };
         let mut earlier = Earlier::Unproposed;
+        let mut rerouting = Rerouting::new(self, deadline_ms);
         let proposed = loop {
-            match self.attempt(&command, &mut earlier, shard, range_epoch, deadline_ms).await {
+            match self.attempt(&command, &mut earlier, route, deadline_ms).await {
                 Ok(Attempt::Written(written)) => break Ok(Proposed::Written(written)),
-                Ok(Attempt::StaleRoute) => {}
+                Ok(Attempt::StaleRoute) => rerouting.refused(route),
                 Err(error) => break Err(error),
             }
-            if clock::monotonic_ms() >= deadline_ms {
-                break Err(in_doubt(earlier, shard, StoreError::DeadlineExceeded { shard: Some(shard) }));
-            }
-            tokio::time::sleep(STALE_ROUTE_PAUSE).await;
-            match self.route(&command.conditions, &command.operations) {
-                Ok(route) => (shard, range_epoch) = route,
+            match rerouting.route(|map| write_route(map, &command.conditions, &command.operations)).await {
+                Ok(routes) => route = routes.first().map_or(route, |(route, ())| *route),
                 // Parts would be other commands, and an attempt in doubt may still write what they write.
                 Err(StoreError::CrossShard) if earlier == Earlier::Unproposed => break Ok(Proposed::Split),
-                Err(error) => break Err(in_doubt(earlier, shard, error)),
+                Err(error) => break Err(in_doubt(earlier, route.shard, error)),
             }
         };
         // Only now may the shard forget the outcome: the command is not sent again.
@@ -129,8 +128,7 @@ impl Store {
         &self,
         command: &Command,
         earlier: &mut Earlier,
-        shard: ShardId,
-        range_epoch: u64,
+        Route { shard, range_epoch }: Route,
         deadline_ms: u64,
     ) -> Result<Attempt, StoreError> {
         let (shards, payload) = (&self.inner.shards, encode_command(command));
@@ -152,8 +150,7 @@ impl Store {
     /// Writes by a command that it may share with other callers' operations.
     async fn write_shared(
         &self,
-        shard: ShardId,
-        range_epoch: u64,
+        Route { shard, range_epoch }: Route,
         operations: Vec<Operation>,
         deadline_ms: u64,
     ) -> Result<SharedAttempt, StoreError> {
@@ -186,29 +183,47 @@ impl Store {
         Ok(())
     }
 
-    /// The one shard that holds all keys, and its range epoch.
-    fn route(&self, conditions: &[(Bytes, Condition)], operations: &[Operation]) -> Result<(ShardId, u64), StoreError> {
-        let map = self.map();
-        let mut route = None;
-        let keys = conditions.iter().map(|(key, _)| key).chain(operations.iter().map(|operation| &operation.key));
-        for key in keys {
-            let shard = map.shard_of(key).ok_or(StoreError::Unavailable { shard: None, leader: None })?;
-            let found = (shard.descriptor.shard, shard.descriptor.epoch.range);
-            if *route.get_or_insert(found) != found {
-                return Err(StoreError::CrossShard);
-            }
-        }
-        route.ok_or(StoreError::Invalid("a batch must have at least one operation or condition"))
+    /// The one shard that holds all keys, once it is known.
+    async fn write_route(
+        &self,
+        conditions: &[(Bytes, Condition)],
+        operations: &[Operation],
+        deadline_ms: u64,
+    ) -> Result<Route, StoreError> {
+        let routes = Rerouting::new(self, deadline_ms).route(|map| write_route(map, conditions, operations)).await?;
+        routes.first().map(|(route, ())| *route).ok_or(EMPTY_BATCH)
     }
 
-    /// Commits an empty command, which advances the shard's clock to the present.
-    pub(super) async fn advance_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<(), StoreError> {
+    /// Commits an empty command, which advances the shard's clock to the present. Returns the time at which it
+    /// applied, in Unix milliseconds of hybrid time, if it did.
+    pub(super) async fn advance_clock(&self, shard: ShardId, deadline_ms: u64) -> Result<Option<u64>, StoreError> {
         let command = clock_command(self.inner.sessions.now_ms(shard), deadline_ms, clock::monotonic_ms());
         let answer =
             self.inner.shards.request(RequestKind::Propose, shard, None, encode_command(&command), deadline_ms).await;
-        // An empty command changes no record, so its outcome does not matter.
-        answer.map(|_| ()).map_err(|error| self.read_error(error, shard, deadline_ms))
+        let outcome = answer.map_err(|error| self.read_error(error, shard, deadline_ms))?.payload;
+        Ok(match decode_outcome(outcome) {
+            Ok(Outcome::Done { timestamp, .. }) => Some(timestamp.millis()),
+            // The query finds out whether the clock has advanced.
+            Ok(Outcome::Refused(_)) | Err(_) => None,
+        })
     }
+}
+
+/// The one shard that holds all keys.
+fn write_route(
+    map: &ShardMap,
+    conditions: &[(Bytes, Condition)],
+    operations: &[Operation],
+) -> Result<Vec<(Route, ())>, StoreError> {
+    let mut route = None;
+    let keys = conditions.iter().map(|(key, _)| key).chain(operations.iter().map(|operation| &operation.key));
+    for key in keys {
+        let found = route_to(home(map, key)?);
+        if *route.get_or_insert(found) != found {
+            return Err(StoreError::CrossShard);
+        }
+    }
+    route.map(|route| vec![(route, ())]).ok_or(EMPTY_BATCH)
 }
 
 /// An empty command that a shard forgets as soon as it is applied: it has no session, because applying it
@@ -348,7 +363,7 @@ impl Batchable for PendingWrite {
                 continue;
             };
             let (proposed, (_, operations)) =
-                store.propose((shard, range_epoch), (Vec::new(), operations), deadline_ms).await;
+                store.propose(Route { shard, range_epoch }, (Vec::new(), operations), deadline_ms).await;
             match proposed {
                 Ok(Proposed::Written(mut written)) if written.results.len() == operations.len() => {
                     let mut results = written.results.drain(..);

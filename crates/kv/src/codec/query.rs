@@ -9,13 +9,21 @@ use crate::{Answer, Query, Record};
 /// Encodes a query.
 #[must_use]
 pub fn encode_query(query: &Query) -> Bytes {
+    encode_query_as_of(query, None)
+}
+
+/// Encodes a query of a reader that has advanced the shard's clock, after [`Answer::ClockAdvanceNeeded`], to
+/// this time (Unix milliseconds of hybrid time). Records that expire later count as live, unless the clock
+/// has passed them: the read takes effect at that time, which is after it began.
+#[must_use]
+pub fn encode_query_as_of(query: &Query, as_of_ms: Option<u64>) -> Bytes {
     let of_range = |kind, range: &KeyRange| QueryMessage {
         kind,
         start: range.start.clone(),
         end: range.end.clone(),
         ..QueryMessage::default()
     };
-    seal(&match query {
+    let message = match query {
         Query::Get { keys, values } => {
             QueryMessage { kind: GET, keys: keys.clone(), values: *values, ..QueryMessage::default() }
         }
@@ -23,7 +31,8 @@ pub fn encode_query(query: &Query) -> Bytes {
             QueryMessage { items_max: *items_max, bytes_max: *bytes_max, values: *values, ..of_range(SCAN, range) }
         }
         Query::Count { range } => of_range(COUNT, range),
-    })
+    };
+    seal(&QueryMessage { as_of_ms, ..message })
 }
 
 /// Decodes a query.
@@ -31,7 +40,18 @@ pub fn encode_query(query: &Query) -> Bytes {
 /// # Errors
 /// The bytes are not a query of a known version.
 pub fn decode_query(bytes: Bytes) -> Result<Query, DecodeError> {
+    decode_query_as_of(bytes).map(|(query, _)| query)
+}
+
+/// As [`decode_query`], with the time to which the reader has advanced the clock.
+pub(crate) fn decode_query_as_of(bytes: Bytes) -> Result<(Query, Option<u64>), DecodeError> {
     let message: QueryMessage = unseal("query", bytes)?;
+    let as_of_ms = message.as_of_ms;
+    let query = query_of(message)?;
+    Ok((query, as_of_ms))
+}
+
+fn query_of(message: QueryMessage) -> Result<Query, DecodeError> {
     let range = KeyRange { start: message.start, end: message.end };
     match message.kind {
         GET => Ok(Query::Get { keys: message.keys, values: message.values }),
@@ -116,6 +136,8 @@ struct QueryMessage {
     items_max: u32,
     #[prost(uint32, tag = "7")]
     bytes_max: u32,
+    #[prost(uint64, optional, tag = "8")]
+    as_of_ms: Option<u64>,
 }
 
 const RECORDS: u32 = 1;

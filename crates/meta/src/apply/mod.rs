@@ -4,6 +4,7 @@
 //! effect; a batch works on a copy for the same reason. Nothing here reads a clock: time is the entry's
 //! timestamp.
 
+mod keys;
 mod nodes;
 mod shards;
 #[cfg(test)]
@@ -24,6 +25,10 @@ pub const NODES_GONE_MAX: usize = 1_000;
 pub const TOKENS_MAX: usize = 1_000;
 /// Limit on uses of one join token.
 pub const TOKEN_USES_MAX: u32 = 1_000_000;
+/// Limit on client keys that have not expired.
+pub const KEYS_MAX: usize = 1_000;
+/// Limit on the collections that one client key names.
+pub const KEY_COLLECTIONS_MAX: usize = 64;
 /// Limit on collections.
 pub const COLLECTIONS_MAX: usize = 1_000;
 /// Limit on buckets of a collection.
@@ -88,6 +93,10 @@ impl MetaState {
                 self.create_token(now_ms, *id, *hash, *expires_at_ms, *uses)
             }
             MetaCommand::RevokeToken { id } => self.revoke_token(*id),
+            MetaCommand::CreateKey { id, hash, role, collections, expires_at_ms } => {
+                self.create_key(now_ms, *id, *hash, *role, collections, *expires_at_ms)
+            }
+            MetaCommand::RevokeKey { id } => self.revoke_key(now_ms, *id),
             MetaCommand::Join(request) => self.join(now_ms, request),
             MetaCommand::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 self.update_node(*node, *incarnation, addresses, locality, *versions)

@@ -186,9 +186,7 @@ impl MetaState {
 }
 
 fn check_collection(name: &str, sharding: Sharding, buckets: u16, replicas: u8) -> Result<(), MetaRefusal> {
-    let name_fits = (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-'));
-    if !name_fits {
+    if !is_collection_name(name) {
         return Err(MetaRefusal::Invalid(Field::CollectionName));
     }
     let buckets_max = match sharding {
@@ -202,4 +200,10 @@ fn check_collection(name: &str, sharding: Sharding, buckets: u16, replicas: u8) 
         return Err(MetaRefusal::Invalid(Field::Replicas));
     }
     Ok(())
+}
+
+/// Whether a text may name a collection.
+pub(super) fn is_collection_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits)
 }

@@ -3,11 +3,11 @@
 use flotilla_placement::{Sharding, plan};
 use flotilla_types::{
     Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor,
-    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp, VersionRange,
+    ReplicaId, ReplicaRole, Role, ShardDescriptor, ShardId, Timestamp, VersionRange,
 };
 
 use super::*;
-use crate::{Addresses, Field, JoinRequest, Liveness, NewNode, NodeState, ReplicaStatus, SeenNode, TokenId};
+use crate::{Addresses, Field, JoinRequest, KeyId, Liveness, NewNode, NodeState, ReplicaStatus, SeenNode, TokenId};
 
 const CLUSTER: ClusterId = ClusterId([9; 16]);
 const TOKEN: TokenId = TokenId(77);
@@ -572,4 +572,49 @@ fn only_binaries_that_support_the_version_in_force_join_and_start() {
     assert_eq!(state.node(NodeId(2)).expect("node").versions, later);
     // Another binary needs another start.
     assert_eq!(refused(&mut state, &started(2, 3, Some(NEW))), MetaRefusal::StaleIncarnation { known: Incarnation(3) });
+}
+
+fn key(id: u64, role: Role, expires_at_ms: u64) -> MetaCommand {
+    MetaCommand::CreateKey { id: KeyId(id), hash: [8; 32], role, collections: Vec::new(), expires_at_ms }
+}
+
+#[test]
+fn keys_are_created_once_listed_and_revoked_but_for_the_last_admin() {
+    let mut state = bootstrapped();
+    assert!(matches!(refused(&mut state, &key(1, Role::Admin, 0)), MetaRefusal::VersionNotInForce { .. }));
+    assert_eq!(apply(&mut state, &raise(2, &[(1, 0, NEW)])), MetaReply::Done);
+    assert_eq!(apply(&mut state, &key(1, Role::Admin, 0)), MetaReply::Done);
+    assert_eq!(apply(&mut state, &key(1, Role::Admin, 0)), MetaReply::Done, "proposed again");
+    assert_eq!(refused(&mut state, &key(1, Role::Reader, 0)), MetaRefusal::KeyExists);
+    assert_eq!(refused(&mut state, &MetaCommand::RevokeKey { id: KeyId(1) }), MetaRefusal::LastAdminKey);
+    assert_eq!(refused(&mut state, &MetaCommand::RevokeKey { id: KeyId(2) }), MetaRefusal::UnknownKey);
+    assert_eq!(refused(&mut state, &key(2, Role::Admin, 1_000)), MetaRefusal::Invalid(Field::KeyExpiry));
+    assert_eq!(apply(&mut state, &key(2, Role::Admin, 1_001)), MetaReply::Done);
+    // The other admin key has expired by then.
+    let revoke = MetaCommand::RevokeKey { id: KeyId(1) };
+    assert_eq!(at(&mut state, 1_001, &revoke), MetaReply::Refused(MetaRefusal::LastAdminKey));
+    assert_eq!(apply(&mut state, &revoke), MetaReply::Done);
+    assert_eq!(state.keys().map(|key| key.id).collect::<Vec<_>>(), [KeyId(2)]);
+}
+
+#[test]
+fn a_key_names_collections_only_where_it_sees_records() {
+    let mut state = bootstrapped();
+    assert_eq!(apply(&mut state, &raise(2, &[(1, 0, NEW)])), MetaReply::Done);
+    let named = |id, role, names: &[&str]| MetaCommand::CreateKey {
+        id: KeyId(id),
+        hash: [8; 32],
+        role,
+        collections: names.iter().map(|name| (*name).to_owned()).collect(),
+        expires_at_ms: 0,
+    };
+    let invalid = MetaRefusal::Invalid(Field::KeyCollections);
+    assert_eq!(refused(&mut state, &named(1, Role::Operator, &["a"])), invalid);
+    assert_eq!(refused(&mut state, &named(1, Role::Reader, &["A b"])), invalid);
+    let many: Vec<String> = (0..=KEY_COLLECTIONS_MAX).map(|number| format!("c{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(refused(&mut state, &named(1, Role::Reader, &many)), invalid);
+    assert_eq!(apply(&mut state, &named(1, Role::Reader, &["b", "a", "b"])), MetaReply::Done);
+    assert_eq!(state.key(KeyId(1)).map(|key| &key.collections[..]), Some(&["a".to_owned(), "b".to_owned()][..]));
+    assert!(MetaState::decode(&state.encode()).is_ok_and(|read| read == state));
 }

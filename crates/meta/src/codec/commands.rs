@@ -9,16 +9,16 @@ use flotilla_types::{ClusterVersion, Incarnation, Locality, NodeId, VersionRange
 use super::{
     COMMAND_BYTES_MAX, CodecError, decode_with_need, encode_at, hash, number,
     records::{
-        AddressesPb, DescriptorPb, VersionsPb, cluster, collection_id, node_state, sharding, sharding_number,
-        state_number, version, versions,
+        AddressesPb, DescriptorPb, VersionsPb, cluster, collection_id, node_state, role, role_number, sharding,
+        sharding_number, state_number, version, versions,
     },
     required,
 };
-use crate::{JoinRequest, MetaCommand, NewNode, SeenNode, Setting, TokenId};
+use crate::{JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
     kind: Option<Kind>,
 }
 
@@ -56,6 +56,10 @@ enum Kind {
     Batch(BatchPb),
     #[prost(message, tag = "16")]
     SetClusterVersion(SetClusterVersionPb),
+    #[prost(message, tag = "17")]
+    CreateKey(CreateKeyPb),
+    #[prost(fixed64, tag = "18")]
+    RevokeKey(u64),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -88,6 +92,20 @@ struct CreateTokenPb {
     expires_at_ms: u64,
     #[prost(uint32, tag = "4")]
     uses: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CreateKeyPb {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    hash: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    role: u32,
+    #[prost(string, repeated, tag = "4")]
+    collections: Vec<String>,
+    #[prost(uint64, tag = "5")]
+    expires_at_ms: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -217,6 +235,15 @@ impl MetaCommand {
             | Self::SetClusterVersion { .. } => ClusterVersion::NODE_VERSIONS,
             Self::PutSetting { key, .. } => key.parse().map_or(ClusterVersion::FIRST, Setting::since),
             Self::Batch(commands) => commands.iter().map(Self::version).max().unwrap_or(ClusterVersion::FIRST),
+            other => other.kind_since(),
+        }
+    }
+
+    /// The version that introduced the kind of command: binaries of earlier ones refuse it.
+    pub(super) fn kind_since(&self) -> ClusterVersion {
+        match self {
+            Self::CreateKey { .. } | Self::RevokeKey { .. } => ClusterVersion::CLIENT_KEYS,
+            Self::Batch(commands) => commands.iter().map(Self::kind_since).max().unwrap_or(ClusterVersion::FIRST),
             _ => ClusterVersion::FIRST,
         }
     }
@@ -245,6 +272,7 @@ impl MetaCommand {
         match (need, &command) {
             (VersionNeed::Raises(raised), Self::SetClusterVersion { version, .. }) if raised == *version => Ok(command),
             (VersionNeed::Raises(_), _) | (_, Self::SetClusterVersion { .. }) => Err(CodecError::Malformed),
+            (VersionNeed::InForce(read), command) if command.kind_since() > read => Err(CodecError::Malformed),
             (VersionNeed::InForce(read), _) => Ok(command.known_to(read)),
         }
     }
@@ -263,6 +291,14 @@ impl From<&MetaCommand> for CommandPb {
                 uses: *uses,
             }),
             MetaCommand::RevokeToken { id } => Kind::RevokeToken(id.0),
+            MetaCommand::CreateKey { id, hash, role, collections, expires_at_ms } => Kind::CreateKey(CreateKeyPb {
+                id: id.0,
+                hash: hash.to_vec(),
+                role: role_number(*role),
+                collections: collections.clone(),
+                expires_at_ms: *expires_at_ms,
+            }),
+            MetaCommand::RevokeKey { id } => Kind::RevokeKey(id.0),
             MetaCommand::Join(request) => Kind::Join(JoinPb {
                 token: request.token.0,
                 secret_hash: request.secret_hash.to_vec(),
@@ -354,6 +390,14 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             uses: pb.uses,
         },
         Kind::RevokeToken(id) => MetaCommand::RevokeToken { id: TokenId(id) },
+        Kind::CreateKey(pb) => MetaCommand::CreateKey {
+            id: KeyId(pb.id),
+            hash: hash(&pb.hash)?,
+            role: role(pb.role)?,
+            collections: pb.collections,
+            expires_at_ms: pb.expires_at_ms,
+        },
+        Kind::RevokeKey(id) => MetaCommand::RevokeKey { id: KeyId(id) },
         Kind::Join(pb) => MetaCommand::Join(JoinRequest {
             token: TokenId(pb.token),
             secret_hash: hash(&pb.secret_hash)?,

@@ -16,11 +16,8 @@ use flotilla_storage::{VersionNeed, version_byte, version_need};
 use flotilla_types::{ClusterVersion, VersionRange};
 use prost::Message;
 
-pub(crate) use records::{decode_collection, decode_header, decode_node, decode_shard, decode_token};
-pub(crate) use records::{encode_collection, encode_header, encode_node, encode_shard, encode_token};
-
-/// The newest format that this binary reads.
-const NEWEST: ClusterVersion = VersionRange::SUPPORTED.max;
+pub(crate) use records::{decode_collection, decode_header, decode_key, decode_node, decode_shard, decode_token};
+pub(crate) use records::{encode_collection, encode_header, encode_key, encode_node, encode_shard, encode_token};
 
 /// Limit on the bytes of one command; a longer one is malformed.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
@@ -69,13 +66,14 @@ pub(crate) fn decode_versioned<M: Message + Default>(bytes: &[u8]) -> Result<M, 
 /// caller, as binaries of that version ignore it.
 fn decode_with_need<M: Message + Default>(bytes: &[u8]) -> Result<(VersionNeed, M), CodecError> {
     let need = version_need(bytes);
+    let known = VersionRange::supported().max;
     let (VersionNeed::InForce(version) | VersionNeed::Raises(version)) = need;
     match bytes {
         [0, ..] | [] => Err(CodecError::Malformed),
-        [_, rest @ ..] if version <= NEWEST => {
+        [_, rest @ ..] if version <= known => {
             M::decode(rest).map(|message| (need, message)).map_err(|_| CodecError::Malformed)
         }
-        _ => Err(CodecError::Version { found: version.0, known: NEWEST.0 }),
+        _ => Err(CodecError::Version { found: version.0, known: known.0 }),
     }
 }
 

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use flotilla_placement::{Collection, PlanReplica, Sharding};
 use flotilla_storage::VersionNeed;
 use flotilla_types::{
-    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, ReplicaDescriptor, ReplicaRole,
+    ClusterId, ClusterVersion, CollectionId, Epoch, KeyRange, Locality, ReplicaDescriptor, ReplicaRole, Role,
     ShardDescriptor, VersionRange,
 };
 
 use super::{CodecError, decode_versioned, encode_at, encode_versioned, hash, number, required};
-use crate::{Addresses, MetaState, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord, state::Header};
+use crate::{
+    Addresses, KeyId, KeyRecord, MetaState, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord, state::Header,
+};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct AddressesPb {
@@ -129,6 +131,22 @@ struct TokenPb {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct KeyPb {
+    #[prost(fixed64, tag = "1")]
+    id: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    hash: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    role: u32,
+    #[prost(string, repeated, tag = "4")]
+    collections: Vec<String>,
+    #[prost(uint64, tag = "5")]
+    expires_at_ms: u64,
+    #[prost(uint64, tag = "6")]
+    created_at_ms: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct HeaderPb {
     /// Empty before bootstrap.
     #[prost(bytes = "vec", tag = "1")]
@@ -162,6 +180,8 @@ struct SnapshotPb {
     tokens: Vec<TokenPb>,
     #[prost(btree_map = "string, string", tag = "6")]
     settings: BTreeMap<String, String>,
+    #[prost(message, repeated, tag = "7")]
+    keys: Vec<KeyPb>,
 }
 
 impl MetaState {
@@ -175,6 +195,7 @@ impl MetaState {
             shards: self.shards().map(ShardPb::from).collect(),
             tokens: self.tokens().map(TokenPb::from).collect(),
             settings: self.settings.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
+            keys: self.keys().map(KeyPb::from).collect(),
         };
         encode_at(VersionNeed::InForce(self.cluster_version()), &snapshot)
     }
@@ -198,6 +219,10 @@ impl MetaState {
         for token in snapshot.tokens {
             let token = TokenRecord::try_from(token)?;
             state.tokens.insert(token.id, Arc::new(token));
+        }
+        for key in snapshot.keys {
+            let key = KeyRecord::try_from(key)?;
+            state.keys.insert(key.id, Arc::new(key));
         }
         state.settings = snapshot.settings.into_iter().map(|(key, value)| (key, value.into())).collect();
         Ok(state)
@@ -439,6 +464,57 @@ impl TryFrom<TokenPb> for TokenRecord {
             created_at_ms: token.created_at_ms,
         })
     }
+}
+
+/// Encodes a stored client key. Its version keeps older binaries from reading it.
+pub(crate) fn encode_key(record: &KeyRecord) -> Bytes {
+    encode_at(VersionNeed::InForce(ClusterVersion::CLIENT_KEYS), &KeyPb::from(record))
+}
+
+/// Decodes a stored client key.
+pub(crate) fn decode_key(bytes: &[u8]) -> Result<KeyRecord, CodecError> {
+    decode_versioned::<KeyPb>(bytes)?.try_into()
+}
+
+impl From<&KeyRecord> for KeyPb {
+    fn from(key: &KeyRecord) -> Self {
+        Self {
+            id: key.id.0,
+            hash: key.hash.to_vec(),
+            role: role_number(key.role),
+            collections: key.collections.clone(),
+            expires_at_ms: key.expires_at_ms,
+            created_at_ms: key.created_at_ms,
+        }
+    }
+}
+
+impl TryFrom<KeyPb> for KeyRecord {
+    type Error = CodecError;
+
+    fn try_from(key: KeyPb) -> Result<Self, CodecError> {
+        Ok(Self {
+            id: KeyId(key.id),
+            hash: hash(&key.hash)?,
+            role: role(key.role)?,
+            collections: key.collections,
+            expires_at_ms: key.expires_at_ms,
+            created_at_ms: key.created_at_ms,
+        })
+    }
+}
+
+pub(super) fn role_number(role: Role) -> u32 {
+    match role {
+        Role::Reader => 1,
+        Role::Writer => 2,
+        Role::Operator => 3,
+        Role::Admin => 4,
+    }
+}
+
+pub(super) fn role(number: u32) -> Result<Role, CodecError> {
+    Role::ALL.into_iter().find(|role| role_number(*role) == number).ok_or(CodecError::Malformed)
 }
 
 impl From<&Addresses> for AddressesPb {

@@ -148,6 +148,9 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::VersionNotSeen { node, version } => (29, node.0, version.0.into()),
             MetaRefusal::VersionNotNext { in_force } => (30, in_force.0.into(), 0),
             MetaRefusal::VersionNotInForce { needed, in_force } => (31, needed.0.into(), in_force.0.into()),
+            MetaRefusal::UnknownKey => (32, 0, 0),
+            MetaRefusal::KeyExists => (33, 0, 0),
+            MetaRefusal::LastAdminKey => (34, 0, 0),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -205,6 +208,9 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             29 => Self::VersionNotSeen { node: number(pb.first)?, version: version(small(pb.second)?)? },
             30 => Self::VersionNotNext { in_force: version(small(pb.first)?)? },
             31 => Self::VersionNotInForce { needed: version(small(pb.first)?)?, in_force: version(small(pb.second)?)? },
+            32 => Self::UnknownKey,
+            33 => Self::KeyExists,
+            34 => Self::LastAdminKey,
             _ => return Err(CodecError::Malformed),
         })
     }

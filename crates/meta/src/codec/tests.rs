@@ -3,16 +3,17 @@
 use flotilla_placement::Sharding;
 use flotilla_types::{
     Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, NodeId, ReplicaDescriptor,
-    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, VersionRange,
+    ReplicaId, ReplicaRole, Role, ShardDescriptor, ShardId, VersionRange,
 };
 
 use super::*;
 use crate::{
-    Addresses, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState, SeenNode, TokenId,
+    Addresses, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState, SeenNode,
+    TokenId,
 };
 
 fn raise() -> MetaCommand {
-    let seen = SeenNode { node: NodeId(4), incarnation: Incarnation(5), versions: VersionRange::SUPPORTED };
+    let seen = SeenNode { node: NodeId(4), incarnation: Incarnation(5), versions: VersionRange::supported() };
     MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: vec![seen] }
 }
 
@@ -36,6 +37,14 @@ fn commands() -> Vec<MetaCommand> {
         MetaCommand::Bootstrap { cluster: ClusterId([7; 16]), node: node.clone() },
         MetaCommand::CreateToken { id: TokenId(u64::MAX), hash: [1; 32], expires_at_ms: 5, uses: 2 },
         MetaCommand::RevokeToken { id: TokenId(0) },
+        MetaCommand::CreateKey {
+            id: KeyId(u64::MAX),
+            hash: [3; 32],
+            role: Role::Writer,
+            collections: vec!["a".to_owned(), "b".to_owned()],
+            expires_at_ms: 9,
+        },
+        MetaCommand::RevokeKey { id: KeyId(7) },
         MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node: node.clone(), versions: None }),
         MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node, versions }),
         MetaCommand::UpdateNode {
@@ -107,7 +116,7 @@ fn replies_round_trip() {
         MetaRefusal::StaleEpoch { known: epoch },
         MetaRefusal::UnknownSetting,
         MetaRefusal::Malformed,
-        MetaRefusal::VersionNotSupported { in_force: ClusterVersion(3), supported: VersionRange::SUPPORTED },
+        MetaRefusal::VersionNotSupported { in_force: ClusterVersion(3), supported: VersionRange::supported() },
         MetaRefusal::VersionNotSeen { node: NodeId(12), version: ClusterVersion(4) },
         MetaRefusal::VersionNotNext { in_force: ClusterVersion(5) },
         MetaRefusal::VersionNotInForce { needed: ClusterVersion(7), in_force: ClusterVersion(6) },
@@ -165,7 +174,7 @@ fn commands_name_the_version_that_they_need() {
             MetaCommand::Join(JoinRequest { versions, .. }) | MetaCommand::UpdateNode { versions, .. } => {
                 versions.is_some()
             }
-            MetaCommand::Batch(_) => true,
+            MetaCommand::Batch(_) | MetaCommand::CreateKey { .. } | MetaCommand::RevokeKey { .. } => true,
             _ => false,
         };
         assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion(if later { 2 } else { 1 })), "{command:?}");
@@ -180,6 +189,7 @@ fn a_command_is_read_as_binaries_of_its_version_read_it() {
         bytes[0] = 1;
         let expected = match command {
             MetaCommand::SetClusterVersion { .. } => Err(CodecError::Malformed),
+            command if command.kind_since() > ClusterVersion::FIRST => Err(CodecError::Malformed),
             command => Ok(command.known_to(ClusterVersion::FIRST)),
         };
         assert_eq!(MetaCommand::decode(&bytes), expected);

@@ -111,8 +111,8 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         2 => (0_u64..3, 1_u32..4, 0_u64..6_000).prop_map(|(id, uses, expires_at_ms)| MetaCommand::CreateToken { id: TokenId(id), hash: [3; 32], expires_at_ms, uses }),
         1 => (0_u64..3).prop_map(|id| MetaCommand::RevokeToken { id: TokenId(id) }),
         4 => (0_u64..3, 0_u8..8).prop_map(|(token, number)| MetaCommand::Join(JoinRequest { token: TokenId(token), secret_hash: [3; 32], node: new_node(number), versions: None })),
-        2 => (0_u64..6, 0_u64..4).prop_map(|(node, incarnation)| MetaCommand::UpdateNode { node: NodeId(node), incarnation: Incarnation(incarnation), addresses: new_node(9).addresses, locality: Locality::default(), versions: (incarnation == 3).then_some(VersionRange::SUPPORTED) }),
-        1 => (0_u64..8).prop_map(|nodes| MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: (1..=nodes).map(|node| SeenNode { node: NodeId(node), incarnation: Incarnation(9), versions: VersionRange::SUPPORTED }).collect() }),
+        2 => (0_u64..6, 0_u64..4).prop_map(|(node, incarnation)| MetaCommand::UpdateNode { node: NodeId(node), incarnation: Incarnation(incarnation), addresses: new_node(9).addresses, locality: Locality::default(), versions: (incarnation == 3).then_some(VersionRange::supported()) }),
+        1 => (0_u64..8).prop_map(|nodes| MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: (1..=nodes).map(|node| SeenNode { node: NodeId(node), incarnation: Incarnation(9), versions: VersionRange::supported() }).collect() }),
         1 => (0_u64..6, 0_usize..4).prop_map(|(node, state)| MetaCommand::SetNodeState { node: NodeId(node), state: [NodeState::Active, NodeState::Draining, NodeState::Removed, NodeState::Lost][state] }),
         2 => (0_usize..3, 1_u16..4, 1_u64..4).prop_map(|(name, buckets, node)| MetaCommand::CreateCollection { name: ["a", "b", "c"][name].to_owned(), sharding: Sharding::Hash, buckets, replicas: 3, initial_nodes: vec![vec![NodeId(node)]; buckets.into()] }),
         1 => (1_u32..5).prop_map(|collection| MetaCommand::DropCollection { collection: CollectionId(collection) }),
@@ -370,7 +370,7 @@ fn only_a_raised_cluster_writes_what_old_binaries_refuse() {
     let first =
         |host: &Host| host.records.0.values().all(|value| value[0] == 1) && host.machine.state().encode()[0] == 1;
     assert!(first(&host));
-    let seen = vec![SeenNode { node: NodeId(1), incarnation: Incarnation(0), versions: VersionRange::SUPPORTED }];
+    let seen = vec![SeenNode { node: NodeId(1), incarnation: Incarnation(0), versions: VersionRange::supported() }];
     let raise = MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen };
     assert_eq!(version_need(&raise.encode()), VersionNeed::Raises(ClusterVersion(2)));
     assert_eq!(host.run(&[raise]), [MetaReply::Done]);

@@ -6,6 +6,7 @@ use flotilla_client::Client;
 use serde_json::json;
 
 use super::{
+    confirm::Confirmation,
     failure::Failure,
     output::{Output, table},
 };
@@ -35,6 +36,8 @@ pub(crate) enum CollectionCommand {
     Drop {
         /// Name of the collection
         name: String,
+        #[command(flatten)]
+        confirmation: Confirmation,
     },
 }
 
@@ -63,7 +66,15 @@ pub(super) async fn run(command: CollectionCommand, client: &Client, output: Out
             let collections = client.collections().await?;
             output.show(&CollectionList { collections }, |list| rows(&list.collections))
         }
-        CollectionCommand::Drop { name } => {
+        CollectionCommand::Drop { name, confirmation } => {
+            let known = client.collections().await?.into_iter().any(|collection| collection.name == name);
+            if !known {
+                return Err(Failure::not_found(format!("there is no collection `{name}`")));
+            }
+            let plan = format!("Removes the collection `{name}` and all its records for good.");
+            if !confirmation.ask(&plan)? {
+                return Ok(());
+            }
             client.drop_collection(&name).await?;
             output.show(&json!({ "dropped": name }), |_| format!("dropped {name}"))
         }

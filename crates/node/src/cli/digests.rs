@@ -11,7 +11,7 @@ use clap::Args;
 use flotilla_api::{
     ClusterStatus, DIGEST_SHARDS_MAX, DigestComparison, DigestList, DigestReport, ShardVerdict, Verdict,
 };
-use flotilla_client::{Client, ClientError, ClientOptions};
+use flotilla_client::{Client, ClientError};
 use flotilla_types::ShardId;
 use futures_util::future::join_all;
 
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
 pub(super) async fn run(arguments: &Arguments, options: &super::ClientOptions, output: Output) -> Result<(), Failure> {
     let mut nodes = Vec::new();
     for endpoint in &options.addr {
-        let options = ClientOptions { endpoints: vec![endpoint.clone()], timeout: options.timeout };
+        let options = options.for_endpoints(vec![endpoint.clone()])?;
         nodes.push((endpoint.as_str(), Client::new(options)?));
     }
     let mut comparison = DigestComparison::default();

@@ -1,4 +1,4 @@
-//! `events`: the recent events of one node, and with `--follow` new ones.
+//! `events` and `audit`: the recent events of one node or of its audit log, and with `--follow` new ones.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -18,13 +18,26 @@ pub(crate) struct Arguments {
     after: Option<u64>,
 }
 
-pub(super) async fn run(arguments: &Arguments, client: &Client, output: Output) -> Result<(), Failure> {
+/// Which log to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Log {
+    Events,
+    Audit,
+}
+
+pub(super) async fn run(log: Log, arguments: &Arguments, client: &Client, output: Output) -> Result<(), Failure> {
     if !arguments.follow {
-        let events = client.recent_events().await?;
+        let events = match log {
+            Log::Events => client.recent_events().await?,
+            Log::Audit => client.recent_audit().await?,
+        };
         let newer = events.iter().filter(|event| arguments.after.is_none_or(|after| event.id > after));
         return newer.into_iter().try_for_each(|event| print(event, output));
     }
-    let mut events = client.follow_events(arguments.after).await?;
+    let mut events = match log {
+        Log::Events => client.follow_events(arguments.after).await?,
+        Log::Audit => client.follow_audit(arguments.after).await?,
+    };
     while let Some(event) = events.next().await? {
         print(&event, output)?;
     }

@@ -83,7 +83,10 @@ impl From<ClientError> for Failure {
         let message = describe(&error);
         let hint = hint(&error);
         let kind = match &error {
-            ClientError::NoEndpoint | ClientError::InvalidEndpoint(_) => Kind::Usage,
+            ClientError::NoEndpoint
+            | ClientError::InvalidEndpoint(_)
+            | ClientError::MalformedKey
+            | ClientError::MalformedAuthority => Kind::Usage,
             _ if error.is_not_found() => Kind::NotFound,
             _ if error.is_retryable() => Kind::Unavailable,
             _ => Kind::Failed,

@@ -5,9 +5,11 @@
 
 mod cluster;
 mod collections;
+mod confirm;
 mod digests;
 mod events;
 mod failure;
+mod keys;
 mod kv;
 mod nodes;
 mod output;
@@ -16,7 +18,7 @@ mod tokens;
 mod transfer;
 mod upgrade;
 
-use std::{process::ExitCode, time::Duration};
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -40,12 +42,39 @@ pub(crate) struct ClientOptions {
         default_value = "http://127.0.0.1:7111"
     )]
     addr: Vec<String>,
+    /// Client key, if the cluster needs one
+    // Some verbs have an argument `key`.
+    #[arg(
+        id = "client_key",
+        long = "key",
+        global = true,
+        env = "FLOTILLA_KEY",
+        value_name = "KEY",
+        hide_env_values = true
+    )]
+    key: Option<String>,
+    /// The authority that signed the nodes' certificates (PEM): `ca.pem` in the data folder of any node
+    #[arg(long, global = true, env = "FLOTILLA_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Format,
     /// Timeout of one call to the cluster, at most 60s
     #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
     timeout: Duration,
+}
+
+impl ClientOptions {
+    /// The options of a client of these endpoints.
+    fn for_endpoints(&self, endpoints: Vec<String>) -> Result<flotilla_client::ClientOptions, Failure> {
+        let read = |path: &PathBuf| fs::read(path).map_err(|error| Failure::io(path.display(), &error));
+        Ok(flotilla_client::ClientOptions {
+            endpoints,
+            key: self.key.clone(),
+            authority: self.ca.as_ref().map(read).transpose()?,
+            timeout: self.timeout,
+        })
+    }
 }
 
 /// The output format.
@@ -79,6 +108,9 @@ pub(crate) enum ClientCommand {
     /// Create, list and revoke join tokens
     #[command(subcommand)]
     Token(tokens::TokenCommand),
+    /// Create, list and revoke client keys
+    #[command(subcommand)]
+    Key(keys::KeyCommand),
     /// Show and change settings of the whole cluster
     #[command(subcommand)]
     Setting(settings::SettingCommand),
@@ -90,6 +122,8 @@ pub(crate) enum ClientCommand {
     Upgrade(upgrade::UpgradeCommand),
     /// Show recent events of the cluster as one node saw them
     Events(events::Arguments),
+    /// Show who changed the cluster through one node, and which tries were refused
+    Audit(events::Arguments),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -122,8 +156,7 @@ fn exit(done: Result<(), Failure>) -> ExitCode {
 
 async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(), Failure> {
     let output = Output::new(options.output);
-    let client =
-        Client::new(flotilla_client::ClientOptions { endpoints: options.addr.clone(), timeout: options.timeout })?;
+    let client = Client::new(options.for_endpoints(options.addr.clone())?)?;
     match command {
         ClientCommand::Status => cluster::status(&client, output).await,
         ClientCommand::Nodes => cluster::nodes(&client, output).await,
@@ -132,10 +165,12 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Kv(command) => kv::run(command, &client, output).await,
         ClientCommand::Collection(command) => collections::run(command, &client, output).await,
         ClientCommand::Token(command) => tokens::run(command, &client, output).await,
+        ClientCommand::Key(command) => keys::run(command, &client, output).await,
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, &options.addr, output).await,
         ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,
-        ClientCommand::Events(arguments) => events::run(&arguments, &client, output).await,
+        ClientCommand::Events(arguments) => events::run(events::Log::Events, &arguments, &client, output).await,
+        ClientCommand::Audit(arguments) => events::run(events::Log::Audit, &arguments, &client, output).await,
         ClientCommand::Completions { .. } => Ok(()),
     }
 }

@@ -1,6 +1,9 @@
 //! Output to stdout: aligned tables without lines or colours, or JSON.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::{Duration, UNIX_EPOCH},
+};
 
 use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
@@ -88,6 +91,16 @@ pub(super) fn cell(bytes: &[u8]) -> String {
 /// Formats an optional value; `-` if there is none.
 pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// Formats a time; `never` for one that the format cannot express.
+pub(super) fn time(unix_ms: u64) -> String {
+    /// The last second of the year 9999, the last that the format can express.
+    const LAST_MS: u64 = 253_402_300_799_000;
+    match UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms)) {
+        Some(time) if unix_ms <= LAST_MS => humantime::format_rfc3339_seconds(time).to_string(),
+        _ => "never".to_owned(),
+    }
 }
 
 #[cfg(test)]

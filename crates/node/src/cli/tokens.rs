@@ -1,6 +1,6 @@
 //! `token create|list|revoke`.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Subcommand;
 use flotilla_api::{TokenId, TokenInfo, TokenList, TokenRequest};
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     failure::Failure,
-    output::{Output, table},
+    output::{Output, table, time},
 };
 
 #[derive(Debug, Subcommand)]
@@ -61,16 +61,6 @@ fn rows(tokens: &[TokenInfo]) -> String {
         ]
     });
     table(["ID", "CREATED", "EXPIRES", "USES LEFT"], rows)
-}
-
-/// Formats a time; `never` for one that the format cannot express.
-fn time(unix_ms: u64) -> String {
-    /// The last second of the year 9999, the last that the format can express.
-    const LAST_MS: u64 = 253_402_300_799_000;
-    match UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms)) {
-        Some(time) if unix_ms <= LAST_MS => humantime::format_rfc3339_seconds(time).to_string(),
-        _ => "never".to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -11,12 +11,13 @@ use std::{
 };
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, RecordsDigest, ReplicaDigest,
-    Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
+    RecordsDigest, ReplicaDigest, Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
+    UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
-use flotilla_gateway::{Admin, AdminError, AdminFuture, StoreError};
-use flotilla_identity::{JoinToken, NodeIdentity, TokenId};
+use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, StoreError};
+use flotilla_identity::{ClientKey, JoinToken, NodeIdentity, TokenId};
 use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, Setting};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, ReplicaStatus, clock};
@@ -26,6 +27,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::broadcast;
 
 use super::{
+    audit::Audit,
     config::{BUCKETS_DEFAULT, REPLICAS_DEFAULT, SHARDS_DEFAULT},
     events::Events,
     metrics, status,
@@ -42,6 +44,9 @@ pub(crate) struct NodeAdmin {
     pub(crate) network: Arc<Transport>,
     pub(crate) shards: Shards,
     pub(crate) events: Arc<Events>,
+    pub(crate) audit: Audit,
+    /// Remarks for operators in the status.
+    pub(crate) notes: Vec<String>,
     pub(crate) metrics: PrometheusHandle,
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) started_ms: u64,
@@ -138,7 +143,7 @@ impl NodeAdmin {
 
     async fn finish(&self, deadline: Instant) -> Result<UpgradeStatus, AdminError> {
         let meta = self.topology.meta();
-        match next_version(&meta, VersionRange::SUPPORTED, self.topology.seen()) {
+        match next_version(&meta, VersionRange::supported(), self.topology.seen()) {
             Ok(command) => {
                 self.propose(command, deadline).await?;
                 let raised = meta.cluster_version().next();
@@ -167,6 +172,35 @@ impl NodeAdmin {
             _ => {}
         }
         self.wait_until(deadline, |meta| meta.token(id).is_none()).await;
+        Ok(())
+    }
+
+    async fn create_client_key(&self, request: KeyRequest, deadline: Instant) -> Result<KeyReply, AdminError> {
+        let key = ClientKey::mint(&mut rand::rng());
+        let id = flotilla_meta::KeyId(key.id());
+        let command = MetaCommand::CreateKey {
+            id,
+            hash: key.hash().0,
+            role: request.role,
+            collections: request.collections,
+            expires_at_ms: request.ttl_ms.map_or(0, |ttl_ms| clock::wall_ms().saturating_add(ttl_ms)),
+        };
+        self.propose(command, deadline).await?;
+        self.wait_until(deadline, |meta| meta.key(id).is_some()).await;
+        let meta = self.topology.meta();
+        let record = meta.key(id).ok_or(StoreError::OutcomeUnknown { shard: ShardId::META })?;
+        Ok(KeyReply { key: key.to_string(), info: status::key(record) })
+    }
+
+    async fn revoke_client_key(&self, key: KeyId, deadline: Instant) -> Result<(), AdminError> {
+        let id = flotilla_meta::KeyId(key.0);
+        // The command is sent without a local check: this node may not know the key yet.
+        match self.send_command(MetaCommand::RevokeKey { id }, deadline).await? {
+            MetaReply::Refused(MetaRefusal::UnknownKey) => return Err(AdminError::KeyNotFound(key)),
+            MetaReply::Refused(refusal) => return Err(StoreError::Refused(refusal.to_string()).into()),
+            _ => {}
+        }
+        self.wait_until(deadline, |meta| meta.key(id).is_none()).await;
         Ok(())
     }
 
@@ -210,7 +244,7 @@ impl Admin for NodeAdmin {
             network: &self.network,
             started_ms: self.started_ms,
             draining: self.is_draining(),
-            notes: Vec::new(),
+            notes: self.notes.clone(),
         };
         sources.status()
     }
@@ -226,6 +260,10 @@ impl Admin for NodeAdmin {
 
     fn list_tokens(&self) -> Vec<TokenInfo> {
         self.topology.meta().tokens().map(status::token).collect()
+    }
+
+    fn list_keys(&self) -> Vec<KeyInfo> {
+        self.topology.meta().keys().map(status::key).collect()
     }
 
     fn upgrade_status(&self) -> UpgradeStatus {
@@ -266,6 +304,18 @@ impl Admin for NodeAdmin {
         self.events.recent()
     }
 
+    fn audit(&self, entry: AuditEntry) {
+        self.audit.record(entry);
+    }
+
+    fn subscribe_audit(&self) -> broadcast::Receiver<Event> {
+        self.audit.subscribe()
+    }
+
+    fn recent_audit(&self) -> Vec<Event> {
+        self.audit.recent()
+    }
+
     fn digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> AdminFuture<'_, DigestList> {
         Box::pin(async move { Ok(self.local_digests(only, deadline).await) })
     }
@@ -304,6 +354,14 @@ impl Admin for NodeAdmin {
 
     fn revoke_token(&self, token: flotilla_api::TokenId, deadline: Instant) -> AdminFuture<'_, ()> {
         Box::pin(self.revoke(token, deadline))
+    }
+
+    fn create_key(&self, request: KeyRequest, deadline: Instant) -> AdminFuture<'_, KeyReply> {
+        Box::pin(self.create_client_key(request, deadline))
+    }
+
+    fn revoke_key(&self, key: KeyId, deadline: Instant) -> AdminFuture<'_, ()> {
+        Box::pin(self.revoke_client_key(key, deadline))
     }
 
     fn put_setting(&self, key: String, value: u64, deadline: Instant) -> AdminFuture<'_, ApiSetting> {

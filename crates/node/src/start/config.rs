@@ -1,13 +1,15 @@
 //! The configuration of a node: flags, then `FLOTILLA_*` variables, then a TOML file, then defaults.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig};
 use flotilla_state::ViewOptions;
 use flotilla_types::Locality;
 use serde::Deserialize;
+
+use super::client_tls::VALID_MAX;
 
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7110);
 const HTTP_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
@@ -112,6 +114,12 @@ pub(crate) struct Settings {
     /// TCP address to listen on for the Redis protocol [default: 127.0.0.1:7112]
     #[arg(long, env = "FLOTILLA_REDIS", value_name = "ADDR")]
     redis: Option<SocketAddr>,
+    /// Address (host:port) at which clients reach this node's HTTP port, if it differs from --http
+    #[arg(long, env = "FLOTILLA_ADVERTISE_HTTP", value_name = "ADDR")]
+    advertise_http: Option<String>,
+    /// Address (host:port) at which clients reach this node's Redis port, if it differs from --redis
+    #[arg(long, env = "FLOTILLA_ADVERTISE_REDIS", value_name = "ADDR")]
+    advertise_redis: Option<String>,
     /// Display name of this node [default: `node-PORT`]
     #[arg(long, env = "FLOTILLA_NAME", value_name = "NAME")]
     name: Option<String>,
@@ -121,11 +129,11 @@ pub(crate) struct Settings {
     locality: Option<String>,
 
     /// Found a new cluster with this node; ignored if the data directory already holds an identity
-    #[arg(long, env = "FLOTILLA_BOOTSTRAP", conflicts_with = "join")]
+    #[arg(long, env = "FLOTILLA_BOOTSTRAP", conflicts_with = "join", value_parser = BoolishValueParser::new())]
     #[serde(default)]
     bootstrap: bool,
     /// Run a single node without further configuration; found a cluster if the data directory is empty
-    #[arg(long, env = "FLOTILLA_SINGLE", conflicts_with = "join")]
+    #[arg(long, env = "FLOTILLA_SINGLE", conflicts_with = "join", value_parser = BoolishValueParser::new())]
     #[serde(default)]
     single: bool,
     /// Join the cluster of these peers (their --listen addresses, comma-separated)
@@ -172,10 +180,37 @@ pub(crate) struct Settings {
     /// Threads for reads that may wait for the disk [default: as many as processors, 2 to 8]
     #[arg(long, env = "FLOTILLA_READ_THREADS", value_name = "N")]
     read_threads: Option<usize>,
+    /// Committed bytes of a replica that may wait to be applied; beyond it, leaders refuse writes as busy and
+    /// followers take no more [default: 67108864]
+    #[arg(long, env = "FLOTILLA_UNAPPLIED_BYTES", value_name = "BYTES")]
+    unapplied_bytes: Option<usize>,
     /// Bytes of a file that only takes up space; a start on a full disk deletes it, so that the node can
     /// start; 0 for none [default: 67108864]
     #[arg(long, env = "FLOTILLA_BALLAST_BYTES", value_name = "BYTES")]
     ballast_bytes: Option<u64>,
+    /// Serve clients only over TLS and with keys (`flotilla key create`) [default: true if --http or --redis
+    /// is not a loopback address]
+    #[arg(long, env = "FLOTILLA_SECURE", conflicts_with = "insecure", value_parser = BoolishValueParser::new())]
+    #[serde(default)]
+    secure: bool,
+    /// Serve anybody, without TLS and keys, on any address
+    #[arg(long, env = "FLOTILLA_INSECURE", value_parser = BoolishValueParser::new())]
+    #[serde(default)]
+    insecure: bool,
+    /// Certificate chain of the client ports (PEM); read again when it changes [default: one of the cluster's
+    /// authority, renewed by the node]
+    #[arg(long, env = "FLOTILLA_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert (PEM)
+    #[arg(long, env = "FLOTILLA_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Serve only clients with a certificate that one of these authorities signed (PEM) [default: none needed]
+    #[arg(long, env = "FLOTILLA_TLS_CLIENT_CA", value_name = "FILE")]
+    tls_client_ca: Option<PathBuf>,
+    /// How long certificates of the cluster's authority for the client ports are valid, at most 90 days;
+    /// renewed at two thirds [default: 90days]
+    #[arg(long, env = "FLOTILLA_CERTIFICATE_TTL", value_name = "DURATION")]
+    certificate_ttl: Option<String>,
     /// Origins from which browsers may call the HTTP interface (comma-separated) [default: none]
     #[arg(long, env = "FLOTILLA_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
@@ -187,6 +222,25 @@ pub(crate) struct Settings {
     /// [default: info]
     #[arg(long, env = "FLOTILLA_LOG", value_name = "FILTER")]
     log: Option<String>,
+}
+
+/// Files with the certificate of the client ports and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TlsFiles {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// The shortest life of a certificate: renewals take seconds.
+const CERTIFICATE_TTL_MIN: Duration = Duration::from_secs(10);
+
+/// How this node serves clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClientMode {
+    /// Anybody may do everything, in clear text.
+    Open,
+    /// Over TLS, with keys.
+    Secure,
 }
 
 /// How this node gets an identity if the data folder holds none.
@@ -222,6 +276,13 @@ pub(crate) struct Config {
     pub(crate) view: View,
     /// Size of the ballast file; 0 for none.
     pub(crate) ballast_bytes: u64,
+    /// Where clients reach this node, if it differs from where it listens.
+    pub(crate) advertise_http: Option<String>,
+    pub(crate) advertise_redis: Option<String>,
+    pub(crate) clients: ClientMode,
+    pub(crate) tls_files: Option<TlsFiles>,
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    pub(crate) certificate_ttl: Duration,
     pub(crate) cors_origins: Vec<String>,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
@@ -267,7 +328,16 @@ impl Settings {
             log_bytes: self.log_bytes.or(file.log_bytes),
             log_tail_entries: self.log_tail_entries.or(file.log_tail_entries),
             read_threads: self.read_threads.or(file.read_threads),
+            unapplied_bytes: self.unapplied_bytes.or(file.unapplied_bytes),
             ballast_bytes: self.ballast_bytes.or(file.ballast_bytes),
+            secure: self.secure || (file.secure && !self.insecure),
+            insecure: self.insecure || (file.insecure && !self.secure),
+            advertise_http: self.advertise_http.or(file.advertise_http),
+            advertise_redis: self.advertise_redis.or(file.advertise_redis),
+            tls_cert: self.tls_cert.or(file.tls_cert),
+            tls_key: self.tls_key.or(file.tls_key),
+            tls_client_ca: self.tls_client_ca.or(file.tls_client_ca),
+            certificate_ttl: self.certificate_ttl.or(file.certificate_ttl),
             cors_origins: self.cors_origins.or(file.cors_origins),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
@@ -292,6 +362,7 @@ impl Settings {
             log_bytes_max: self.log_bytes.unwrap_or(defaults.log_bytes_max),
             log_tail_entries: self.log_tail_entries.unwrap_or(defaults.log_tail_entries),
             read_threads: self.read_threads.unwrap_or(defaults.read_threads),
+            unapplied_bytes_max: self.unapplied_bytes.unwrap_or(defaults.unapplied_bytes_max),
             raft: RaftConfig {
                 election_ticks: self.election_ticks.unwrap_or(defaults.raft.election_ticks),
                 heartbeat_ticks: self.heartbeat_ticks.unwrap_or(defaults.raft.heartbeat_ticks),
@@ -306,13 +377,35 @@ impl Settings {
         if !(1..=BUCKETS_DEFAULT).contains(&shards) {
             bail!("--shards must be 1 to {BUCKETS_DEFAULT}: the collection `default` has {BUCKETS_DEFAULT} buckets");
         }
+        let (http, redis) = (self.http.unwrap_or(HTTP_DEFAULT), self.redis.unwrap_or(REDIS_DEFAULT));
+        let clients = match (self.secure, self.insecure) {
+            (true, true) => bail!("a node is either --secure or --insecure"),
+            (false, true) => ClientMode::Open,
+            (true, false) => ClientMode::Secure,
+            (false, false) if http.ip().is_loopback() && redis.ip().is_loopback() => ClientMode::Open,
+            (false, false) => ClientMode::Secure,
+        };
+        let tls_files = match (self.tls_cert, self.tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
+            (None, None) => None,
+            _ => bail!("--tls-cert and --tls-key go together"),
+        };
+        if clients == ClientMode::Open && (tls_files.is_some() || self.tls_client_ca.is_some()) {
+            bail!("--tls-cert and --tls-client-ca need --secure: without it clients are served in clear text");
+        }
         let locality = self.locality.unwrap_or_default().parse()?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| "flotilla-data".into()),
             listen,
             advertise: self.advertise.unwrap_or(listen),
-            http: self.http.unwrap_or(HTTP_DEFAULT),
-            redis: self.redis.unwrap_or(REDIS_DEFAULT),
+            http,
+            redis,
+            advertise_http: advertised("--advertise-http", self.advertise_http, http)?,
+            advertise_redis: advertised("--advertise-redis", self.advertise_redis, redis)?,
+            clients,
+            tls_files,
+            tls_client_ca: self.tls_client_ca,
+            certificate_ttl: certificate_ttl(self.certificate_ttl.as_deref())?,
             name: self.name.unwrap_or_else(|| format!("node-{}", listen.port())),
             locality,
             origin,
@@ -325,6 +418,33 @@ impl Settings {
             log: self.log.unwrap_or_else(|| "info".to_owned()),
         })
     }
+}
+
+/// Checks an advertised address. A wildcard that a node listens on is nowhere to be reached.
+fn advertised(flag: &str, address: Option<String>, listen: SocketAddr) -> anyhow::Result<Option<String>> {
+    match &address {
+        None if listen.ip().is_unspecified() => {
+            bail!("{listen} is every address of this machine; name one at which clients reach it with {flag}")
+        }
+        None => {}
+        Some(address) => {
+            let parts = address.rsplit_once(':');
+            let valid = parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+            if !valid {
+                bail!("{flag} must be host:port, not `{address}`");
+            }
+        }
+    }
+    Ok(address)
+}
+
+fn certificate_ttl(text: Option<&str>) -> anyhow::Result<Duration> {
+    let Some(text) = text else { return Ok(VALID_MAX) };
+    let ttl = humantime::parse_duration(text).context("--certificate-ttl is not a duration")?;
+    if !(CERTIFICATE_TTL_MIN..=VALID_MAX).contains(&ttl) {
+        bail!("--certificate-ttl must be 10s to 90days");
+    }
+    Ok(ttl)
 }
 
 #[cfg(test)]
@@ -397,6 +517,7 @@ mod tests {
             ("--log-bytes", config.host.log_bytes_max.to_string()),
             ("--log-tail-entries", config.host.log_tail_entries.to_string()),
             ("--read-threads", config.host.read_threads.to_string()),
+            ("--unapplied-bytes", config.host.unapplied_bytes_max.to_string()),
             ("--ballast-bytes", config.ballast_bytes.to_string()),
             ("--log", config.log),
         ] {

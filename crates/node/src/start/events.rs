@@ -33,6 +33,11 @@ impl Events {
 
     pub(crate) fn push(&self, event: Event) {
         let (kind, detail) = describe(event);
+        self.push_named(kind, detail);
+    }
+
+    /// Adds an event and returns it with its id.
+    pub(crate) fn push_named(&self, kind: &str, detail: BTreeMap<String, String>) -> ApiEvent {
         let mut recent = self.recent.lock();
         recent.last_id += 1;
         let event = ApiEvent { id: recent.last_id, time_ms: clock::wall_ms(), kind: kind.to_owned(), detail };
@@ -41,7 +46,8 @@ impl Events {
         }
         recent.events.push_back(event.clone());
         // Sent under the lock, so that subscribers get the events in the order of their ids.
-        let _ = self.live.send(event);
+        let _ = self.live.send(event.clone());
+        event
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<ApiEvent> {

@@ -2,7 +2,9 @@
 //!
 //! `identity.json` (certificates and key), `authority.json` (only on voters of the metadata group),
 //! `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding`
-//! (until the cluster is founded), `metadata` (a cache), and the folders `log` and `state`. Every file is
+//! (until the cluster is founded), `admin.key`
+//! (the first admin key, on the node that founded the cluster), `ca.pem` (the authority's certificate, for
+//! clients), `client-ports.json` (certificate and key of the client ports), `audit.log`, `metadata` (a cache), and the folders `log` and `state`. Every file is
 //! replaced as a whole and durably; a crash leaves the old or the new content. A lock makes the folder
 //! exclusive to one process.
 
@@ -15,11 +17,13 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use flotilla_failpoints::{Place, io as failpoint, reached};
-use flotilla_identity::{ClusterAuthority, IdentityPem, NodeIdentity, NodeKey};
+use flotilla_identity::{ClientKey, ClusterAuthority, IdentityPem, NodeIdentity, NodeKey};
 use flotilla_meta::{CodecError, MetaState};
 use flotilla_storage::{ReplaceStep, replace_file, sync_dir};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, VersionRange};
 use serde::{Deserialize, Serialize};
+
+use super::client_tls::ClientCertificate;
 
 /// Incarnations start from the seconds since 2026, so that a node restored from a copy of its folder does not
 /// reuse one.
@@ -29,10 +33,16 @@ const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
 /// larger one.
 const INCARNATION_MAX: u64 = (1 << 30) - 2;
 
+/// The file with the first admin key.
+const ADMIN_KEY_FILE: &str = "admin.key";
+
+/// The file with the authority's certificate.
+const CA_FILE: &str = "ca.pem";
+
 /// Refuses a cluster version that this binary does not support: it would misread or stop at what others
 /// write.
 pub(crate) fn check_cluster_version(in_force: ClusterVersion) -> anyhow::Result<()> {
-    let supported = VersionRange::SUPPORTED;
+    let supported = VersionRange::supported();
     if supported.supports(in_force) {
         return Ok(());
     }
@@ -113,7 +123,42 @@ impl Folder {
     }
 
     pub(crate) fn set_seeds(&self, seeds: &[(NodeId, SocketAddr)]) -> anyhow::Result<()> {
-        Ok(self.write("seeds.json", &serde_json::to_vec(seeds)?)?)
+        // Numbers, as earlier versions read them.
+        let seeds: Vec<_> = seeds.iter().map(|(node, address)| (node.0, *address)).collect();
+        Ok(self.write("seeds.json", &serde_json::to_vec(&seeds)?)?)
+    }
+
+    /// The first admin key of a cluster that this node founds, created at the first call. A repeated founding
+    /// must propose the same one. The file stays: whoever may read this folder runs the node anyway.
+    pub(crate) fn admin_key(&self) -> anyhow::Result<ClientKey> {
+        if let Some(text) = self.read(ADMIN_KEY_FILE)? {
+            return Ok(ClientKey::parse(std::str::from_utf8(&text)?)?);
+        }
+        let key = ClientKey::mint(&mut rand::rng());
+        self.write(ADMIN_KEY_FILE, format!("{key}\n").as_bytes())?;
+        Ok(key)
+    }
+
+    /// Where [`admin_key`](Self::admin_key) keeps it.
+    pub(crate) fn admin_key_path(&self) -> PathBuf {
+        self.dir.join(ADMIN_KEY_FILE)
+    }
+
+    /// The certificate of the client ports; `None` when there is none or it does not parse.
+    pub(crate) fn client_certificate(&self) -> Option<ClientCertificate> {
+        serde_json::from_slice(&self.read("client-ports.json").ok()??).ok()
+    }
+
+    pub(crate) fn set_client_certificate(&self, certificate: &ClientCertificate) -> anyhow::Result<()> {
+        Ok(self.write("client-ports.json", &serde_json::to_vec(certificate)?)?)
+    }
+
+    /// Puts the authority's certificate where clients can read it (`--ca`). It is not secret.
+    pub(crate) fn set_ca_pem(&self, pem: &str) -> io::Result<()> {
+        if self.read(CA_FILE)?.as_deref() != Some(pem.as_bytes()) {
+            replace_file(&self.dir.join(CA_FILE), pem.as_bytes(), 0o644, |_| Ok(()))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn is_founding(&self) -> bool {
@@ -255,7 +300,7 @@ mod tests {
     fn metadata_of_a_version_that_this_binary_does_not_support_is_refused_with_advice() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
-        let above = VersionRange::SUPPORTED.max.next();
+        let above = VersionRange::supported().max.next();
         fs::write(dir.path().join("metadata"), [u8::try_from(above.0).unwrap()]).unwrap();
         let error = folder.metadata().unwrap_err().to_string();
         assert!(error.contains(&format!("install a binary that supports version {above}")), "{error}");

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_api::{Liveness, NodeInfo, NodeState, ShardInfo};
+use flotilla_placement::replicas_possible;
 use flotilla_types::{NodeId, ReplicaRole, ShardId};
 
 /// What is known about the leader of a shard.
@@ -115,7 +116,7 @@ pub(super) fn problems(has_metadata_leader: bool, nodes: &[NodeInfo], shards: &[
         let total = totals.shards;
         problems.push(format!("{unavailable} of {total} shards are not available: no quorum supports a leader"));
     }
-    let incomplete = totals.shards - totals.replicated;
+    let incomplete = incomplete(nodes, shards);
     if incomplete > 0 {
         problems.push(format!("{incomplete} of {} shards are not fully replicated", totals.shards));
     }
@@ -128,6 +129,21 @@ pub(super) fn problems(has_metadata_leader: bool, nodes: &[NodeInfo], shards: &[
         }
     }
     problems
+}
+
+/// How many shards have fewer replicas, or worse ones, than the cluster's nodes could hold. That a small
+/// cluster cannot hold all desired replicas is a fact (`replicated_shards`) and no problem: nothing is wrong
+/// with it, and only more nodes change it.
+fn incomplete(nodes: &[NodeInfo], shards: &[ShardInfo]) -> usize {
+    let active: BTreeMap<NodeId, Liveness> =
+        nodes.iter().filter(|node| node.state == NodeState::Active).map(|node| (node.id, node.liveness)).collect();
+    let is_complete = |shard: &&ShardInfo| {
+        let mut voters = shard.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
+        let possible = replicas_possible(shard.desired_replicas.into(), active.len());
+        voters.clone().count() >= possible
+            && voters.all(|voter| active.get(&voter.node).is_some_and(|liveness| *liveness == Liveness::Alive))
+    };
+    shards.iter().filter(|shard| !shard.fully_replicated).filter(|shard| !is_complete(shard)).count()
 }
 
 /// How many shards have a voter on each node that never returns. `nodes` has every node that was not removed.
@@ -168,6 +184,8 @@ pub(super) fn metadata(shards: &[ShardInfo]) -> Option<&ShardInfo> {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::{MetadataRole, ReplicaInfo};
+    use flotilla_types::{Epoch, Locality, ReplicaId};
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
@@ -206,6 +224,60 @@ mod tests {
         assert_eq!(judge(reported, &[&[LIVE; 3], &[LIVE, DOWN, DOWN]], 3), (false, false, 0));
         assert_eq!(judge(reported, &[&[LIVE; 3], &[LIVE]], 3), (true, false, 0), "the old half has one voter");
         assert_eq!(judge(reported, &[&[LIVE; 3], &[LIVE, LIVE, LIVE, DOWN, LIVE]], 3), (true, false, 1));
+    }
+
+    /// The problems of a cluster whose nodes have these states, with one shard that has voters on the nodes
+    /// with these numbers.
+    fn problems_of(states: &[(NodeState, Liveness)], voters: &[u64], fully_replicated: bool) -> Vec<String> {
+        let node = |(number, (state, liveness)): (u64, &(NodeState, Liveness))| NodeInfo {
+            id: NodeId(number),
+            name: String::new(),
+            quic: String::new(),
+            http: String::new(),
+            redis: String::new(),
+            locality: Locality::default(),
+            state: *state,
+            liveness: *liveness,
+            is_self: false,
+            metadata_role: MetadataRole::Voter,
+            replicas: 0,
+            leaders: 0,
+            versions: None,
+        };
+        let nodes: Vec<_> = (1..).zip(states).map(node).collect();
+        let voter =
+            |number: &u64| ReplicaInfo { replica: ReplicaId(*number), node: NodeId(*number), role: ReplicaRole::Voter };
+        let shard = ShardInfo {
+            id: ShardId(1),
+            collection: None,
+            range: String::new(),
+            leader: Some(NodeId(1)),
+            replicas: voters.iter().map(voter).collect(),
+            epoch: Epoch::default(),
+            desired_replicas: 3,
+            healthy: fully_replicated,
+            available: true,
+            fully_replicated,
+            failures_survivable: 0,
+            local: None,
+        };
+        problems(true, &nodes, &[shard])
+    }
+
+    #[test]
+    fn a_cluster_that_is_too_small_for_more_replicas_has_no_problem() {
+        const UP: (NodeState, Liveness) = (NodeState::Active, Liveness::Alive);
+        const DEAD: (NodeState, Liveness) = (NodeState::Active, Liveness::Down);
+        const LEAVING: (NodeState, Liveness) = (NodeState::Draining, Liveness::Alive);
+        let is_fine = |states: &[_], voters: &[u64]| problems_of(states, voters, false).is_empty();
+        assert!(is_fine(&[UP], &[1]));
+        assert!(is_fine(&[UP, UP], &[1]));
+        assert!(!is_fine(&[UP, UP, UP], &[1]), "replicas are missing");
+        assert!(!is_fine(&[UP, DEAD], &[1]), "a node does not answer");
+        assert!(!is_fine(&[UP, LEAVING], &[2]), "its only voter is leaving");
+        assert!(!is_fine(&[UP, UP, DEAD], &[1, 2, 3]));
+        assert!(!is_fine(&[UP, UP], &[1, 2, 3]), "a voter is on a node that was removed");
+        assert!(problems_of(&[UP, UP, UP], &[1, 2, 3], true).is_empty());
     }
 
     fn any_voter() -> impl Strategy<Value = Voter> {

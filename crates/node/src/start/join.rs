@@ -72,8 +72,8 @@ pub(crate) async fn join_cluster(
         http: addresses.http,
         redis: addresses.redis,
         locality: config.locality.to_string(),
-        version_min: VersionRange::SUPPORTED.min.0,
-        version_max: VersionRange::SUPPORTED.max.0,
+        version_min: VersionRange::supported().min.0,
+        version_max: VersionRange::supported().max.0,
     });
     let mut round = 0_u32;
     loop {
@@ -162,7 +162,12 @@ fn verify_admission(token: &JoinToken, key: NodeKey, joined: peer::Joined) -> an
 
 /// The addresses at which others reach this node.
 pub(crate) fn addresses_of(config: &Config) -> Addresses {
-    Addresses { quic: config.advertise.to_string(), http: config.http.to_string(), redis: config.redis.to_string() }
+    let or_listen = |advertised: &Option<String>, listen: SocketAddr| advertised.clone().unwrap_or(listen.to_string());
+    Addresses {
+        quic: config.advertise.to_string(),
+        http: or_listen(&config.advertise_http, config.http),
+        redis: or_listen(&config.advertise_redis, config.redis),
+    }
 }
 
 /// The cluster's authority, on nodes that hold it.

@@ -1,7 +1,9 @@
 //! `flotilla start`: assembles a node from the other crates and runs it until it is told to stop.
 
 mod admin;
+mod audit;
 mod ballast;
+mod client_tls;
 mod config;
 mod descriptors;
 mod events;
@@ -12,6 +14,7 @@ mod inbound;
 mod join;
 mod machines;
 mod metrics;
+mod security;
 mod shard_view;
 mod status;
 
@@ -28,7 +31,7 @@ use std::{
 use anyhow::Context as _;
 use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcServer, Topology, notices};
 use flotilla_failpoints::{Place, reached};
-use flotilla_gateway::{GatewayStart, HttpConfig, Store};
+use flotilla_gateway::{GatewayStart, HttpConfig, Security, Store};
 use flotilla_identity::NodeIdentity;
 use flotilla_meta::MetaState;
 use flotilla_raft_log::EngineLog;
@@ -44,6 +47,8 @@ use tracing_subscriber::{
 };
 
 use admin::NodeAdmin;
+use audit::Audit;
+use client_tls::CertificateSource;
 pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
 use descriptors::ConnectionLimits;
@@ -62,6 +67,8 @@ type PublishEvent = Arc<dyn Fn(flotilla_control::Event) + Send + Sync>;
 
 /// Runs a node. Returns after it was told to stop.
 pub(crate) fn run(args: StartArgs) -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    limit_versions();
     let config = match args.resolve() {
         Ok(config) => config,
         Err(error) => {
@@ -76,6 +83,15 @@ pub(crate) fn run(args: StartArgs) -> ExitCode {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Makes this node as old as a test wants it.
+#[cfg(feature = "failpoints")]
+fn limit_versions() {
+    let max = std::env::var(flotilla_failpoints::VERSION_VARIABLE).ok().and_then(|max| max.parse().ok());
+    if let Some(max) = max {
+        flotilla_types::limit_supported(flotilla_types::ClusterVersion(max));
     }
 }
 
@@ -164,7 +180,7 @@ async fn serve(
         Arc::new(move |event| events.push(event))
     };
     let (notices, losses) = notices(topology.clone(), publish.clone());
-    let log = open_log(&folder)?;
+    let log = open_log(&config, &folder)?;
     let host = open_host(&config, &folder, &me, log.clone(), topology.clone(), network.clone(), notices)?;
     let control = Control::start(ControlParts {
         me: me.clone(),
@@ -185,18 +201,39 @@ async fn serve(
         JoinAdmission { identity: identity.clone(), authority: authority.clone(), shards: shards.clone() };
     inbound.set_services(Services {
         host: host.handle(),
-        rpc: RpcServer::new(topology.clone(), host.handle(), take_authority(folder.clone(), authority, &identity)),
+        rpc: RpcServer::new(
+            topology.clone(),
+            host.handle(),
+            take_authority(folder.clone(), authority.clone(), &identity),
+            client_tls::certify(authority.clone(), topology.clone()),
+        ),
         gossip: control.gossip().clone(),
         join_admission: Arc::new(join_admission),
     });
     if folder.is_founding() {
-        let founding = Founding::new(&config, &identity, me.addresses);
+        let founding = Founding::new(&config, &identity, me.addresses.clone(), &folder)?;
         tokio::spawn(founding.run(folder.clone(), host.handle(), shards.clone()));
     }
 
     let draining = Arc::new(AtomicBool::new(false));
     let store = Store::new(shards.clone(), GatewayStart(rand::random()));
+    let security = Security {
+        access: security::access(config.clients, topology.clone()),
+        tls: security::tls(&config, || CertificateSource {
+            identity: identity.clone(),
+            folder: folder.clone(),
+            authority: authority.clone(),
+            topology: topology.clone(),
+            network: network.clone(),
+            hosts: client_tls::client_hosts([&me.addresses.http, &me.addresses.redis]).into_iter().collect(),
+            valid: config.certificate_ttl,
+            client_authorities: Vec::new(),
+        })?,
+    };
+    folder.set_ca_pem(&identity.ca_pem())?;
     let admin = NodeAdmin {
+        audit: Audit::open(&config.data_dir, identity.node())?,
+        notes: security::notes(&config),
         identity,
         topology,
         host: host.handle(),
@@ -208,7 +245,7 @@ async fn serve(
         started_ms: clock::wall_ms(),
     };
     let (stop, stopping) = watch::channel(false);
-    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), &stopping)?;
+    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), security, &stopping)?;
 
     wait_for_stop().await?;
     tracing::info!("stopping: transferring leaderships");
@@ -228,7 +265,7 @@ fn local_node(config: &Config, folder: &Folder, identity: &NodeIdentity) -> anyh
         incarnation,
         addresses: join::addresses_of(config),
         locality: config.locality.clone(),
-        versions: VersionRange::SUPPORTED,
+        versions: VersionRange::supported(),
     };
     tracing::info!(node = %me.node, cluster = %identity.cluster(), %incarnation, name = config.name, "starting");
     Ok(me)
@@ -286,8 +323,8 @@ fn metadata_writer(folder: Arc<Folder>) -> Arc<dyn Fn(&MetaState) + Send + Sync>
     })
 }
 
-fn open_log(folder: &Folder) -> anyhow::Result<Arc<EngineLog>> {
-    let options = flotilla_raft_log::Options::default();
+fn open_log(config: &Config, folder: &Folder) -> anyhow::Result<Arc<EngineLog>> {
+    let options = flotilla_raft_log::Options::for_replica_log_bytes(config.host.log_bytes_max);
     let log_dir = folder.log_dir();
     let log =
         EngineLog::open(&log_dir, options).with_context(|| format!("cannot open the log in {}", log_dir.display()))?;
@@ -364,6 +401,7 @@ fn serve_clients(
     redis: TcpListener,
     store: Store,
     admin: Arc<NodeAdmin>,
+    security: Security,
     stopping: &watch::Receiver<bool>,
 ) -> anyhow::Result<impl Future<Output = ()> + use<>> {
     let stopped = |mut stopping: watch::Receiver<bool>| async move {
@@ -376,9 +414,16 @@ fn serve_clients(
     let http_config = HttpConfig { connections_max: limits.http, ..http_config };
     http_config.validate()?;
     let redis_config = flotilla_gateway_redis::ServerConfig { connections_max: limits.redis, ..redis_config };
-    let http_task =
-        tokio::spawn(flotilla_gateway::serve(http, store.clone(), admin, http_config, stopped(stopping.clone())));
-    let redis_task = tokio::spawn(flotilla_gateway_redis::serve(redis, store, redis_config, stopped(stopping.clone())));
+    let http_task = tokio::spawn(flotilla_gateway::serve(
+        http,
+        store.clone(),
+        admin,
+        security.clone(),
+        http_config,
+        stopped(stopping.clone()),
+    ));
+    let redis_task =
+        tokio::spawn(flotilla_gateway_redis::serve(redis, store, security, redis_config, stopped(stopping.clone())));
     tracing::info!(http = %config.http, redis = %config.redis, quic = %config.listen, "serving");
     Ok(async move {
         let _ = http_task.await;

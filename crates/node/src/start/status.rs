@@ -1,11 +1,11 @@
 //! The cluster's status as this node sees it, from local state only: it is available without a quorum.
 
 use flotilla_api::{
-    ClusterStatus, Collection, Health, Liveness, MetadataRole, NodeInfo, NodeState, NodeUpgrade, PeerInfo, PeerState,
-    Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo, UpgradeStatus, Versions,
+    ClusterStatus, Collection, Health, KeyId, KeyInfo, Liveness, MetadataRole, NodeInfo, NodeState, NodeUpgrade,
+    PeerInfo, PeerState, Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo, UpgradeStatus, Versions,
 };
 use flotilla_control::{MemberState, Topology};
-use flotilla_meta::{MetaState, NodeRecord, NodeState as RecordState, SeenNode, Setting, TokenRecord};
+use flotilla_meta::{KeyRecord, MetaState, NodeRecord, NodeState as RecordState, SeenNode, Setting, TokenRecord};
 use flotilla_replication::Handle;
 use flotilla_transport::{Breaker, PeerStatus, Transport};
 use flotilla_types::{ClusterId, NodeId, ReplicaRole, ShardId, VersionRange};
@@ -120,7 +120,7 @@ fn versions_of(node: NodeId, seen: &[SeenNode]) -> Option<Versions> {
 /// The cluster version, and which nodes are ready for the next one.
 pub(crate) fn upgrade(meta: &MetaState, seen: &[SeenNode]) -> UpgradeStatus {
     let in_force = meta.cluster_version();
-    let next = Some(in_force.next()).filter(|next| VersionRange::SUPPORTED.supports(*next));
+    let next = Some(in_force.next()).filter(|next| VersionRange::supported().supports(*next));
     let missing = next.map(|next| meta.nodes_without(next, seen)).unwrap_or_default();
     let nodes = meta.nodes().filter(|node| !node.state.is_gone()).map(|node| NodeUpgrade {
         node: node.id,
@@ -170,6 +170,16 @@ pub(crate) fn token(record: &TokenRecord) -> TokenInfo {
         expires_at_ms: record.expires_at_ms,
         uses_left: record.uses_left,
         uses: record.uses_max,
+    }
+}
+
+pub(crate) fn key(record: &KeyRecord) -> KeyInfo {
+    KeyInfo {
+        id: KeyId(record.id.0),
+        role: record.role,
+        collections: record.collections.clone(),
+        created_at_ms: record.created_at_ms,
+        expires_at_ms: Some(record.expires_at_ms).filter(|at| *at != 0),
     }
 }
 

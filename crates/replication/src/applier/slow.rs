@@ -20,7 +20,7 @@ use flotilla_storage::{
 use flotilla_types::{ReplicaId, ShardDescriptor, Timestamp};
 
 use super::{Applied, Committed, Ready, Recalled};
-use crate::{Answer, Input, Query, RequestError};
+use crate::{Answer, Answered, Input, Query, RequestError};
 
 /// Queries of all replicas that may wait for the pool or run in it; further ones are refused as busy.
 pub const SLOW_READS_MAX: usize = 8_192;
@@ -81,6 +81,7 @@ pub(super) struct ReadState {
     records: Arc<dyn StateReader>,
     descriptor: ShardDescriptor,
     now: Timestamp,
+    clock: Timestamp,
 }
 
 impl ReadState {
@@ -93,7 +94,8 @@ impl ReadState {
     ) -> Result<Option<Arc<Self>>, EngineError> {
         let Some(machine) = ready.machine.deferred() else { return Ok(None) };
         let records = engine.snapshot(replica)?;
-        Ok(Some(Arc::new(Self { machine, records, descriptor: ready.position.descriptor.clone(), now })))
+        let descriptor = ready.position.descriptor.clone();
+        Ok(Some(Arc::new(Self { machine, records, descriptor, now, clock: ready.clock })))
     }
 }
 
@@ -145,10 +147,11 @@ impl<T> SlowRead<T> {
             Err(RequestError::Deadline)
         } else {
             let context = ReadContext { descriptor: &state.descriptor, now: state.now };
-            state.machine.read(&context, &query.payload, &*state.records).map_err(|error| {
+            let answer = state.machine.read(&context, &query.payload, &*state.records).map_err(|error| {
                 on_read_failure(replica, error, &mut fatal);
                 RequestError::Stopped
-            })
+            });
+            answer.map(|payload| Answered { payload, clock: state.clock })
         };
         SlowDone { replies: vec![(query.reply, answer)], returned: None, fatal }
     }
@@ -174,7 +177,7 @@ impl<T> SlowApply<T> {
         let Applied { inputs, replies, .. } = out;
         match result {
             // At once, and not only when the replica is back.
-            Err(error) if remedy(&error) != Remedy::AbandonReplica => {
+            Err(error) if matches!(remedy(&error), Remedy::EndNode | Remedy::Retry) => {
                 SlowDone { replies, returned: None, fatal: Some(error) }
             }
             result => SlowDone { replies, returned: Some(Returned { replica, ready, result, inputs }), fatal: None },

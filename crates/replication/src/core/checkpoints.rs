@@ -1,29 +1,25 @@
-//! Checkpoints, log truncation, and snapshots.
+//! Checkpoints and log truncation.
 //!
-//! Invariants: entries are truncated only when a durable checkpoint covers them; a snapshot is stepped only
-//! when its objects are durable here; at most one job at a time works on a replica's records; a checkpoint
-//! that would repeat the last one is not made.
+//! Invariants: entries are truncated only when a durable checkpoint covers them; at most one job at a time
+//! works on a replica's records; a checkpoint that would repeat the last one is not made.
 
 use std::ops::Bound;
 
 use flotilla_consensus::{self as consensus, Follower, Group, Role};
 use flotilla_storage::{ReplicaWrite, Usage};
-use flotilla_types::{Checkpoint, LogIndex, Message, NodeId, ReplicaId, Term, Timestamp};
+use flotilla_types::{Checkpoint, LogIndex, ReplicaId, Term, Timestamp};
 
 use super::{
     ApplyTask, Background, Core, Done, Effects, Write,
-    replica::{Checkpointing, PendingSnapshot, Replica},
+    offers::kept_from_by_offers,
+    replica::{Checkpointing, Replica},
 };
-
-/// Milliseconds until a snapshot that a follower did not acknowledge is sent again: the message or the
-/// follower's pull was lost, or its node has not created the replica yet. A follower that is still pulling
-/// ignores it.
-const SNAPSHOT_RETRY_MS: u64 = 500;
+use crate::HostConfig;
 
 /// What a truncation keeps of the entries that the checkpoint covers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tail {
-    /// Up to `log_tail_entries`, for followers that lag behind.
+    /// Up to `log_tail_entries` of at most `log_tail_bytes_max`, for followers that lag behind.
     Kept,
     /// Only what a follower that responds still needs: the log cannot free space because of the others.
     Released,
@@ -59,6 +55,7 @@ impl<T> Core<T> {
     pub(super) fn on_opened(&mut self, id: ReplicaId, index: LogIndex, clock: Timestamp, effects: &mut Effects<T>) {
         if let Some(replica) = self.replicas.get_mut(&id) {
             replica.loading = false;
+            replica.installing = false;
         }
         self.on_applied(id, index, clock, 0, Usage::default(), effects);
         self.step_pending_snapshot(id, effects);
@@ -134,6 +131,7 @@ impl<T> Core<T> {
             Checkpointing::Truncating | Checkpointing::Writing | Checkpointing::Installing => return,
         }
         if !self.truncate_tail(id, effects)
+            && !self.is_held_by_offers(id)
             && let Some(replica) = self.replicas.get_mut(&id)
             && !replica.is_checkpoint_current()
         {
@@ -149,7 +147,7 @@ impl<T> Core<T> {
         if replica.loading || replica.abandoned {
             return false;
         }
-        let to = truncation(group, replica.checkpoint, Tail::Released, self.config.log_tail_entries);
+        let to = truncation(group, replica, replica.checkpoint, Tail::Released, &self.config);
         if to.0 <= group.truncated().0 {
             return false;
         }
@@ -163,11 +161,18 @@ impl<T> Core<T> {
         true
     }
 
+    /// Whether the log is kept for a follower that receives a snapshot: another checkpoint would free nothing.
+    fn is_held_by_offers(&self, id: ReplicaId) -> bool {
+        let (Some(group), Some(replica)) = (self.raft.group(id), self.replicas.get(&id)) else { return false };
+        kept_from_by_offers(&replica.offers, &group.status().followers) < replica.checkpoint
+    }
+
     pub(super) fn on_truncated(&mut self, id: ReplicaId, to: (LogIndex, Term), effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if replica.checkpointing == Checkpointing::Truncating {
             replica.checkpointing = Checkpointing::Idle;
         }
+        replica.entry_bytes.forget(to.0);
         self.raft.step(consensus::Input::Truncated { replica: id, to }, &mut self.raft_effects);
         self.step_pending_snapshot(id, effects);
         self.checkpoint_if_due(id, effects);
@@ -209,7 +214,7 @@ impl<T> Core<T> {
             return;
         };
         let tail = if std::mem::take(&mut replica.releases_log) { Tail::Released } else { Tail::Kept };
-        let truncate = truncation(group, checkpoint.position.index, tail, self.config.log_tail_entries);
+        let truncate = truncation(group, replica, checkpoint.position.index, tail, &self.config);
         replica.checkpointing = Checkpointing::Writing;
         effects.writes.push(Write {
             write: Some(ReplicaWrite {
@@ -232,6 +237,7 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpoint = checkpoint.position.index;
         replica.checkpointing = Checkpointing::Installing;
+        replica.entry_bytes.forget(truncate.0);
         self.schedule.changed.insert(id);
         effects.background.push(Background::InstallCheckpoint { replica: id, checkpoint: checkpoint.clone() });
         let input = consensus::Input::Checkpointed { replica: id, checkpoint, truncate: Some(truncate) };
@@ -244,139 +250,38 @@ impl<T> Core<T> {
         replica.usage.frozen_bytes = 0;
         self.schedule.checkpointing.remove(&id);
         self.schedule.changed.insert(id);
+        if replica.pending_snapshot.is_none() {
+            // It goes on by the log.
+            Self::end_receiving(id, replica, effects);
+        }
         self.step_pending_snapshot(id, effects);
         self.start_due_checkpoints(effects);
-    }
-
-    /// Holds a snapshot message back until its objects are durable here, and starts to pull them.
-    pub(super) fn receive_snapshot(&mut self, from: NodeId, message: Message, effects: &mut Effects<T>) {
-        let id = message.to;
-        let Some(replica) = self.replicas.get_mut(&id) else { return };
-        let Some(snapshot) = &message.snapshot else { return };
-        let position = &snapshot.checkpoint.position;
-        if !position.conf.contains(id)
-            || position.descriptor.shard != replica.shard
-            || replica.unverified
-            || replica.abandoned
-        {
-            return;
-        }
-        if position.index <= replica.delivered {
-            // Outdated, so it needs no objects: the group refuses it and tells the leader its position.
-            self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
-            return;
-        }
-        // One pull at a time; the leader offers again if this one fails.
-        if replica.pending_snapshot.is_some() {
-            return;
-        }
-        let checkpoint = snapshot.checkpoint.clone();
-        replica.pending_snapshot = Some(PendingSnapshot { message, complete: false });
-        effects.background.push(Background::Pull { replica: id, from, checkpoint });
-    }
-
-    pub(super) fn on_pulled(
-        &mut self,
-        id: ReplicaId,
-        checkpoint: &Checkpoint,
-        complete: bool,
-        effects: &mut Effects<T>,
-    ) {
-        let pending = self.replicas.get_mut(&id).map(|replica| &mut replica.pending_snapshot);
-        if !complete {
-            if let Some(pending) = pending {
-                *pending = None;
-            }
-            return;
-        }
-        match pending.and_then(Option::as_mut) {
-            Some(snapshot) => {
-                snapshot.complete = true;
-                self.step_pending_snapshot(id, effects);
-            }
-            None => effects.background.push(Background::Release { objects: checkpoint.objects().collect() }),
-        }
-    }
-
-    /// Steps a snapshot whose objects are here, once no other job works on the records that it replaces: a
-    /// checkpoint built or installed at the same time would bring the old records back.
-    fn step_pending_snapshot(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
-        let Some(replica) = self.replicas.get_mut(&id) else { return };
-        if replica.loading || replica.checkpointing != Checkpointing::Idle {
-            return;
-        }
-        let Some(pending) = replica.pending_snapshot.take_if(|pending| pending.complete) else { return };
-        let objects = pending.message.snapshot.iter().flat_map(|snapshot| snapshot.checkpoint.objects()).collect();
-        self.raft.step(consensus::Input::Message(pending.message), &mut self.raft_effects);
-        if self.raft.group(id).is_some_and(consensus::Group::has_incoming_snapshot) {
-            replica.loading = true;
-        } else {
-            effects.background.push(Background::Release { objects });
-        }
-    }
-
-    /// Drops a snapshot that will not be stepped, and the pins on its objects.
-    pub(super) fn drop_pending_snapshot(replica: &mut Replica<T>, effects: &mut Effects<T>) {
-        if let Some(pending) = replica.pending_snapshot.take_if(|pending| pending.complete)
-            && let Some(snapshot) = pending.message.snapshot
-        {
-            effects.background.push(Background::Release { objects: snapshot.checkpoint.objects().collect() });
-        }
-    }
-
-    /// A snapshot is durable in the log: load its records in place of the replica's own.
-    pub(super) fn on_snapshot_persisted(&mut self, id: ReplicaId, checkpoint: Checkpoint, effects: &mut Effects<T>) {
-        let Some(replica) = self.replicas.get_mut(&id) else {
-            effects.background.push(Background::Release { objects: checkpoint.objects().collect() });
-            return;
-        };
-        replica.checkpoint = checkpoint.position.index;
-        self.schedule.changed.insert(id);
-        let shard = replica.shard;
-        effects.apply.push(ApplyTask::Open { replica: id, shard, checkpoint, replaces: true });
-    }
-
-    pub(super) fn retry_snapshots(&mut self) {
-        self.schedule.visits += self.schedule.snapshots.len() as u64;
-        self.schedule.snapshots.retain(|id| {
-            let Some(replica) = self.replicas.get_mut(id) else { return false };
-            let followers: Vec<_> = match self.raft.group(*id) {
-                Some(group) if replica.leads() => group.status().followers,
-                _ => Vec::new(),
-            };
-            let now_ms = self.now_ms;
-            let needs_snapshot =
-                |to: &ReplicaId| followers.iter().any(|follower| follower.replica == *to && follower.in_snapshot);
-            replica.snapshots_sent.retain(|to, sent_ms| {
-                if !needs_snapshot(to) {
-                    return false;
-                }
-                let timed_out = *sent_ms + SNAPSHOT_RETRY_MS <= now_ms;
-                if timed_out {
-                    let failed = consensus::Input::SnapshotSent { replica: *id, to: *to, delivered: false };
-                    self.raft.step(failed, &mut self.raft_effects);
-                }
-                !timed_out
-            });
-            !replica.snapshots_sent.is_empty()
-        });
     }
 }
 
 /// The last entry to truncate after a checkpoint at `index`, with its term.
-fn truncation(group: &Group, index: LogIndex, tail: Tail, tail_entries: u64) -> (LogIndex, Term) {
-    let kept_from = index.0.saturating_sub(tail_entries);
+fn truncation<T>(
+    group: &Group,
+    replica: &Replica<T>,
+    index: LogIndex,
+    tail: Tail,
+    config: &HostConfig,
+) -> (LogIndex, Term) {
+    let tail_from = replica.entry_bytes.tail(index, config.log_tail_bytes_max());
+    let kept_from = index.0.saturating_sub(config.log_tail_entries).max(tail_from.0);
     // Only a leader knows what its followers need.
-    let needed_from = match (group.role().0, tail) {
+    let status = group.status();
+    let needed_from = match (status.role, tail) {
         (Role::Leader, _) => {
-            let followers = group.status().followers.into_iter();
-            let needs = |follower: &Follower| tail == Tail::Kept || !group.is_silent(follower.replica);
+            let followers = status.followers.iter();
+            let needs = |follower: &&Follower| tail == Tail::Kept || !group.is_silent(follower.replica);
             followers.filter(needs).map(|follower| follower.matched.0).min().unwrap_or(u64::MAX)
         }
         // It may lead later.
         (_, Tail::Kept) => 0,
         (_, Tail::Released) => u64::MAX,
     };
-    let to = LogIndex(index.0.min(needed_from.max(kept_from)).max(group.truncated().0.0));
+    let offered_from = kept_from_by_offers(&replica.offers, &status.followers).0;
+    let to = LogIndex(index.0.min(needed_from.max(kept_from)).min(offered_from).max(group.truncated().0.0));
     group.term_of(to).map_or(group.truncated(), |term| (to, term))
 }

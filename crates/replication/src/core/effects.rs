@@ -1,10 +1,10 @@
 //! Effects of the core: plain data, so that a simulator can perform them.
 
 use bytes::Bytes;
-use flotilla_consensus::GroupStatus;
-use flotilla_storage::{LogError, ReplicaWrite, Usage};
+use flotilla_consensus::{GroupError, GroupStatus};
+use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{
-    Checkpoint, ClusterVersion, ConfState, Entry, Incarnation, LogIndex, Message, NodeId, ObjectId, ReplicaId,
+    Checkpoint, ClusterVersion, ConfState, Entry, Holder, Incarnation, LogIndex, Message, NodeId, ObjectId, ReplicaId,
     ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
 };
 
@@ -19,6 +19,22 @@ pub struct Write {
     pub done: Done,
     /// Messages to send when durable.
     pub after: Vec<Outgoing>,
+}
+
+/// Objects that a holder needs from now on, in place of those that it needed before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The holder.
+    pub holder: Holder,
+    /// The objects; none ends the hold.
+    pub objects: Vec<ObjectId>,
+}
+
+impl Hold {
+    /// The end of a hold.
+    pub(super) fn end(holder: Holder) -> Self {
+        Self { holder, objects: Vec::new() }
+    }
 }
 
 /// A Raft message to a node.
@@ -118,7 +134,7 @@ pub enum Background {
         /// The checkpoint.
         checkpoint: Checkpoint,
     },
-    /// Fetch the objects of a snapshot from a node.
+    /// Fetch the objects of a snapshot from a node, in place of those of an earlier one for the same replica.
     Pull {
         /// The replica that needs it.
         replica: ReplicaId,
@@ -126,11 +142,6 @@ pub enum Background {
         from: NodeId,
         /// The snapshot's checkpoint.
         checkpoint: Checkpoint,
-    },
-    /// Unpin the objects of a pulled snapshot that is no longer needed.
-    Release {
-        /// The objects.
-        objects: Vec<ObjectId>,
     },
 }
 
@@ -183,6 +194,9 @@ pub enum LostReason {
 /// The effects that the shell must perform, in the order of the fields; each list in its own order.
 #[derive(Debug)]
 pub struct Effects<T> {
+    /// Changes of what the engine must keep. Memory only, and done at once: before a later effect of the core
+    /// can let objects go.
+    pub holds: Vec<Hold>,
     /// Raft messages.
     pub sends: Vec<Outgoing>,
     /// Node heartbeats.
@@ -203,13 +217,15 @@ pub struct Effects<T> {
     pub replies: Vec<(T, Answer)>,
     /// Notices for the rest of the node.
     pub notices: Vec<Notice>,
-    /// The log cannot be read: nothing is lost, but the node must end, and perform no other effect.
-    pub fatal: Option<LogError>,
+    /// The log cannot be read, or not by this binary: nothing is lost, but the node must end, and perform no
+    /// other effect.
+    pub fatal: Option<GroupError>,
 }
 
 impl<T> Default for Effects<T> {
     fn default() -> Self {
         Self {
+            holds: Vec::new(),
             sends: Vec::new(),
             node_heartbeats: Vec::new(),
             writes: Vec::new(),

@@ -17,14 +17,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_consensus::{ConfChange, Role};
+use flotilla_consensus::ConfChange;
 use flotilla_storage::{PeerSequence, ReplicaLog};
 use flotilla_types::{
-    ConfState, EntryKind, Incarnation, LogIndex, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, VersionRange,
-    WalSequence,
+    ConfState, EntryKind, Incarnation, LogIndex, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
+    VersionRange, WalSequence,
 };
 
-use super::{Core, Effects, LostReason, NodeHeartbeat, Notice, replica::RecentConfs};
+use super::{Core, Effects, LostReason, NodeHeartbeat, Notice, announced::Announced, replica::RecentConfs};
 
 /// Low bits of a [`WalSequence`], which count batches within one incarnation; the high bits are the
 /// incarnation.
@@ -242,7 +242,7 @@ impl RecoveryHandshake {
             your_incarnation,
             you_lost_up_to,
             leaders: Vec::new(),
-            versions: VersionRange::SUPPORTED,
+            versions: VersionRange::supported(),
         }
     }
 }
@@ -262,27 +262,36 @@ impl<T> Core<T> {
     /// check here: a peer that remembers more is still heard.
     fn is_recovery_complete(&self) -> bool {
         let checked = self.handshake.rolled_back || self.handshake.is_verified();
-        checked && !self.replicas.values().any(|replica| replica.unverified)
+        checked && self.unverified == 0
     }
 
+    /// Sends the heartbeats of a round. They name the leaders that are new since the last round, and some of
+    /// the others in turn.
     pub(super) fn send_node_heartbeats(&mut self, effects: &mut Effects<T>) {
-        for peer in self.handshake.peers.clone().unwrap_or_default() {
-            self.send_node_heartbeat(peer, effects);
+        let peers = self.handshake.peers.clone().unwrap_or_default();
+        let leaders = self.schedule.announced.next_round(&self.raft);
+        for peer in peers {
+            self.send_node_heartbeat(peer, leaders.clone(), effects);
         }
     }
 
-    fn send_node_heartbeat(&mut self, peer: NodeId, effects: &mut Effects<T>) {
+    /// Sends a heartbeat that names every shard led here, to a peer that may know none of them.
+    fn send_whole_heartbeat(&mut self, peer: NodeId, effects: &mut Effects<T>) {
+        let leaders = self.raft.led().filter_map(Announced::leader_of).collect();
+        self.send_node_heartbeat(peer, leaders, effects);
+    }
+
+    fn send_node_heartbeat(&mut self, peer: NodeId, leaders: Vec<(ShardId, Term)>, effects: &mut Effects<T>) {
         let recovery_complete = self.is_recovery_complete();
-        let mut heartbeat = self.handshake.heartbeat_for(peer, self.wall_ms, recovery_complete);
-        let led = self.raft.groups().filter(|group| group.role().0 == Role::Leader);
-        heartbeat.leaders = led.map(|group| (group.shard(), group.role().1)).collect();
-        effects.node_heartbeats.push((peer, heartbeat));
+        let heartbeat = self.handshake.heartbeat_for(peer, self.wall_ms, recovery_complete);
+        effects.node_heartbeats.push((peer, NodeHeartbeat { leaders, ..heartbeat }));
     }
 
     pub(super) fn on_peer_changed(&mut self, node: NodeId, connected: bool, effects: &mut Effects<T>) {
         self.handshake.forget_check(node);
+        self.forget_fetches(node);
         if connected {
-            self.send_node_heartbeat(node, effects);
+            self.send_whole_heartbeat(node, effects);
         }
     }
 
@@ -316,7 +325,7 @@ impl<T> Core<T> {
         }
         if is_first_check {
             // The peer may be waiting for the result.
-            self.send_node_heartbeat(from, effects);
+            self.send_whole_heartbeat(from, effects);
         }
         for (shard, term) in &heartbeat.leaders {
             effects.notices.push(Notice::Leader { shard: *shard, term: *term, node: Some(from) });
@@ -340,18 +349,24 @@ impl<T> Core<T> {
         let none_forgotten = if handshake.rolled_back {
             !handshake.may_have_forgotten_replicas
         } else {
-            // Any node may remember a replica that this one forgot altogether. Without peers nobody has said
-            // so.
-            handshake.is_verified_by_all() && !handshake.verified_by.is_empty()
+            // Any node may remember a replica that this one forgot altogether.
+            handshake.is_verified_by_all() && (!handshake.verified_by.is_empty() || self.is_alone())
         };
-        if handshake.in_doubt && none_forgotten && !self.replicas.values().any(|replica| replica.unverified) {
+        if handshake.in_doubt && none_forgotten && self.unverified == 0 {
             self.handshake.in_doubt = false;
             effects.log_complete = true;
         }
     }
 
+    /// Whether there is nobody to ask: no other node is known, and this one alone votes in the metadata group,
+    /// which would name one. A wiped or foreign folder has no such replica.
+    fn is_alone(&self) -> bool {
+        let votes_alone = |replica: &super::Replica<T>| replica.shard == ShardId::META && replica.sole_voter;
+        self.handshake.peers.as_ref().is_some_and(Vec::is_empty) && self.replicas.values().any(votes_alone)
+    }
+
     fn open_verified_groups(&mut self, effects: &mut Effects<T>) {
-        if !self.replicas.values().any(|replica| replica.unverified) {
+        if self.unverified == 0 {
             return;
         }
         let states = match self.log.replicas() {

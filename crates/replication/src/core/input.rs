@@ -8,8 +8,8 @@ use flotilla_types::{
     Timestamp, VersionRange, WalSequence,
 };
 
-/// Why a request to a shard was not answered. `Unknown` sole_voter means that state may have changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// Why a request to a shard was not answered. Only `Unknown` means that state may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The shard has no replica on this node. Nothing changed; route again.
     #[error("this node holds no replica of the shard")]
@@ -23,9 +23,13 @@ pub enum RequestError {
     /// A bound is reached. Nothing changed; try again later.
     #[error("the shard is busy; try again")]
     Busy,
-    /// The caller's shard map is older than the shard's descriptor. Nothing changed; refresh and route again.
+    /// The caller's shard map is older than the shard's descriptor. Nothing changed; route again.
     #[error("the request was routed by an outdated shard map")]
-    StaleEpoch,
+    StaleEpoch {
+        /// The descriptors that replaced the one that the caller routed by: the shard's own, and those of
+        /// shards that took over a part of its keys.
+        now: Box<[ShardDescriptor]>,
+    },
     /// The deadline passed before anything was proposed. Nothing changed.
     #[error("the deadline passed")]
     Deadline,
@@ -33,6 +37,10 @@ pub enum RequestError {
     /// changed; a node whose metadata lags may accept it later.
     #[error("the command needs a later version than the cluster's")]
     VersionNotInForce,
+    /// The command must follow a time that is too far ahead of this node's clock, which would bind the shard
+    /// to it. Nothing changed; send it without that time, or when the clock has come closer.
+    #[error("the command must follow a time that is too far ahead")]
+    AfterAhead,
     /// The command was proposed and leadership was lost: it may or may not take effect.
     #[error("the outcome is not known")]
     Unknown,
@@ -42,8 +50,17 @@ pub enum RequestError {
     Stopped,
 }
 
+/// What a shard answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// The outcome or answer, in the state machine's format.
+    pub payload: Bytes,
+    /// Hybrid time of the last entry that the answer can depend on.
+    pub clock: Timestamp,
+}
+
 /// The answer to a request.
-pub type Answer = Result<Bytes, RequestError>;
+pub type Answer = Result<Answered, RequestError>;
 
 /// A write or a read of a state machine. `T` is what the caller needs to deliver the answer.
 #[derive(Debug)]
@@ -52,6 +69,8 @@ pub struct Request<T> {
     pub shard: ShardId,
     /// The range epoch that the caller routed by, or `None` not to check it.
     pub range_epoch: Option<u64>,
+    /// Hybrid time that a command must follow: its own is later. Zero for none, and for a query.
+    pub after: Timestamp,
     /// The command or query, in the state machine's format.
     pub payload: Bytes,
     /// When to give up, on the core's monotonic clock, milliseconds.
@@ -86,7 +105,7 @@ pub struct NodeHeartbeat {
     pub your_incarnation: Incarnation,
     /// The receiver's log sequence that the sender remembers, if the receiver recovered less.
     pub you_lost_up_to: Option<WalSequence>,
-    /// Shards that it leads.
+    /// Shards that it leads: those that are new, and some of the others in turn.
     pub leaders: Vec<(ShardId, Term)>,
     /// The cluster versions that its binary supports.
     pub versions: VersionRange,
@@ -153,6 +172,8 @@ pub enum Input<T> {
         clock: Timestamp,
         /// The version of the state machine, if it has one of its own.
         version: Option<ClusterVersion>,
+        /// When its upkeep is due, Unix milliseconds of hybrid time.
+        upkeep_due_ms: Option<u64>,
         /// Bytes of the entries applied.
         bytes: usize,
         /// Memory and disk that its records take now.
@@ -168,6 +189,8 @@ pub enum Input<T> {
         clock: Timestamp,
         /// The version of the state machine, if it has one of its own.
         version: Option<ClusterVersion>,
+        /// When its upkeep is due, Unix milliseconds of hybrid time.
+        upkeep_due_ms: Option<u64>,
     },
     /// A memtable was frozen for a checkpoint, or could not be for now.
     Frozen {
@@ -195,6 +218,15 @@ pub enum Input<T> {
         /// The snapshot's checkpoint.
         checkpoint: Checkpoint,
         /// Whether its objects are here, durable and pinned.
+        complete: bool,
+    },
+    /// A peer was served objects of the snapshot that its replica was offered.
+    ObjectsServed {
+        /// The peer.
+        node: NodeId,
+        /// Its replica.
+        to: ReplicaId,
+        /// Whether none of the objects is missing or damaged here.
         complete: bool,
     },
     /// A snapshot message was sent, or could not be.

@@ -5,16 +5,21 @@
 //! is no clock, lock, thread, randomness or I/O inside, except synchronous log reads through
 //! [`flotilla_storage::Log`], which raft-rs needs.
 
+mod announced;
 mod checkpoints;
 mod effects;
+mod entry_bytes;
 mod handshake;
 mod input;
 mod lease;
+mod offers;
 mod outcome;
 mod replica;
 mod requests;
 mod schedule;
+mod snapshots;
 mod status;
+mod upkeep;
 mod versions;
 
 use std::{
@@ -30,10 +35,11 @@ use flotilla_types::{
 };
 
 use crate::{FolderTrust, HostConfig};
-pub use effects::{ApplyTask, Background, Effects, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write};
+pub use announced::LEADERS_PER_ROUND;
+pub use effects::{ApplyTask, Background, Effects, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
-pub use input::{Answer, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
+pub use input::{Answer, Answered, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
 pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 use schedule::Schedule;
@@ -51,6 +57,8 @@ pub struct Core<T> {
     raft: MultiRaft,
     raft_effects: consensus::Effects,
     replicas: BTreeMap<ReplicaId, Replica<T>>,
+    /// How many of them are unverified.
+    unverified: usize,
     /// The replica that serves a shard here: the newest one that is not abandoned.
     serving: BTreeMap<ShardId, ReplicaId>,
     /// All replicas by shard.
@@ -62,6 +70,8 @@ pub struct Core<T> {
     /// Replicas whose requests the next flush must process.
     touched: BTreeSet<ReplicaId>,
     schedule: Schedule,
+    /// The replica here that has offered a snapshot to this one.
+    offers_to: BTreeMap<ReplicaId, ReplicaId>,
     handshake: RecoveryHandshake,
     /// Replicas whose tombstone is being written: they must never be created again.
     being_destroyed: BTreeSet<ReplicaId>,
@@ -98,12 +108,14 @@ impl<T> Core<T> {
             raft: MultiRaft::new(config.raft.clone(), log.clone()),
             raft_effects: consensus::Effects::default(),
             replicas: BTreeMap::new(),
+            unverified: 0,
             serving: BTreeMap::new(),
             by_shard: BTreeSet::new(),
             cluster_version: ClusterVersion::FIRST,
             to_switch: BTreeSet::new(),
             touched: BTreeSet::new(),
             schedule: Schedule::default(),
+            offers_to: BTreeMap::new(),
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
             config,
             log,
@@ -146,18 +158,21 @@ impl<T> Core<T> {
             Input::Propose(request) => self.propose(request, effects),
             Input::Read(request, freshness) => self.read(request, freshness, effects),
             Input::Written { sequence, done } => self.on_written(sequence, done, effects),
-            Input::Applied { replica, index, clock, version, bytes, usage } => {
+            Input::Applied { replica, index, clock, version, upkeep_due_ms, bytes, usage } => {
                 self.on_machine_version(replica, version);
+                self.on_upkeep_due(replica, upkeep_due_ms);
                 self.on_applied(replica, index, clock, bytes, usage, effects);
             }
-            Input::Opened { replica, index, clock, version } => {
+            Input::Opened { replica, index, clock, version, upkeep_due_ms } => {
                 self.on_machine_version(replica, version);
+                self.on_upkeep_due(replica, upkeep_due_ms);
                 self.on_opened(replica, index, clock, effects);
             }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
             Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
             Input::CheckpointInstalled { replica } => self.on_checkpoint_installed(replica, effects),
             Input::Pulled { replica, checkpoint, complete } => self.on_pulled(replica, &checkpoint, complete, effects),
+            Input::ObjectsServed { node, to, complete } => self.on_objects_served(node, to, complete),
             Input::SnapshotSent { replica, to, sent } => {
                 if !sent {
                     self.raft
@@ -207,8 +222,9 @@ impl<T> Core<T> {
         self.ticks += 1;
         self.raft.step(consensus::Input::Tick, &mut self.raft_effects);
         self.expire_requests(effects);
-        self.retry_snapshots();
+        self.visit_offers(effects);
         self.start_due_checkpoints(effects);
+        self.propose_due_upkeep();
         if self.ticks.is_multiple_of(self.config.node_heartbeat_ticks) {
             self.send_node_heartbeats(effects);
             // A switch that could not be proposed, or was lost with its leader, is proposed again.
@@ -262,6 +278,7 @@ impl<T> Core<T> {
             checkpoint: state.checkpoint.clone(),
             replaces: false,
         });
+        self.unverified += usize::from(replica.unverified);
         self.replicas.insert(id, replica);
         self.serving.insert(state.shard, id);
         self.by_shard.insert((state.shard, id));
@@ -276,12 +293,15 @@ impl<T> Core<T> {
         let recovered = self.replicas.get(&id).is_none_or(|replica| replica.recovered);
         let origin = if recovered { Origin::Recovered } else { Origin::Created };
         match self.raft.open(id, state, origin, seed) {
-            Ok(()) => {
-                if let Some(replica) = self.replicas.get_mut(&id) {
-                    replica.unverified = false;
-                }
-            }
+            Ok(()) => self.end_doubt(id),
             Err(error) => self.on_group_failed(id, error, effects),
+        }
+    }
+
+    /// A replica has been verified.
+    fn end_doubt(&mut self, id: ReplicaId) {
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
         }
     }
 
@@ -326,10 +346,12 @@ impl<T> Core<T> {
         if self.log.is_tombstone(id) || !self.being_destroyed.insert(id) {
             return;
         }
+        self.end_offers(id, effects);
         if let Some(mut replica) = self.replicas.remove(&id) {
+            self.unverified -= usize::from(replica.unverified);
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
-            Self::drop_pending_snapshot(&mut replica, effects);
+            Self::end_receiving(id, &mut replica, effects);
             self.by_shard.remove(&(replica.shard, id));
             self.schedule.remove(id);
             self.schedule.memtables.set(id, 0);
@@ -353,32 +375,44 @@ impl<T> Core<T> {
         }
     }
 
-    /// Abandons a replica whose group failed, unless its log could not be read: then the disk failed, and the
-    /// node ends.
+    /// Abandons a replica whose group failed, unless its log could not be read (the disk failed, and the node
+    /// ends) or has what only a newer binary knows (see [`Remedy::AwaitUpgrade`]).
     fn on_group_failed(&mut self, id: ReplicaId, error: GroupError, effects: &mut Effects<T>) {
         tracing::error!(replica = %id, %error, "a replica failed");
         match error {
-            GroupError::Log(error) if remedy(&error) != Remedy::AbandonReplica => effects.fatal = Some(error),
+            GroupError::Log(ref log) if remedy(log) != Remedy::AbandonReplica => effects.fatal = Some(error),
+            GroupError::Version { .. } => match self.replicas.get(&id).map(|replica| replica.shard) {
+                Some(ShardId::META) => effects.fatal = Some(error),
+                _ => self.stop_using(id, effects),
+            },
             _ => self.abandon(id, LostReason::Broken, effects),
         }
     }
 
     /// Stops using a replica. It stays on disk until the metadata group has replaced it.
     fn abandon(&mut self, id: ReplicaId, reason: LostReason, effects: &mut Effects<T>) {
-        self.raft.close(id);
-        let Some(replica) = self.replicas.get_mut(&id) else { return };
-        if std::mem::replace(&mut replica.abandoned, true) {
+        if self.replicas.get(&id).is_none_or(|replica| replica.abandoned) {
             return;
         }
-        replica.unverified = false;
+        self.stop_using(id, effects);
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            self.unverified -= usize::from(std::mem::take(&mut replica.unverified));
+            effects.notices.push(Notice::Lost { replicas: vec![(replica.shard, id)], reason });
+        }
+    }
+
+    fn stop_using(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        self.raft.close(id);
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        replica.abandoned = true;
         // Its unfinished checkpoint must not hold back others.
         replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);
-        Self::drop_pending_snapshot(replica, effects);
+        Self::end_receiving(id, replica, effects);
         let shard = replica.shard;
+        self.end_offers(id, effects);
         self.schedule.remove(id);
         self.stop_serving(id, shard);
-        effects.notices.push(Notice::Lost { replicas: vec![(shard, id)], reason });
     }
 
     fn transfer(&mut self, shard: ShardId, to: NodeId) {

@@ -2,9 +2,12 @@
 
 use flotilla_consensus::{self as consensus, CommittedEntries, Persist, Role, RoleChange};
 use flotilla_storage::ReplicaWrite;
-use flotilla_types::{EntryKind, Message, MessageKind, ShardId, WalSequence};
+use flotilla_types::{EntryKind, Message, ShardId, WalSequence};
 
-use super::{ApplyTask, Core, Done, Effects, Notice, Outgoing, RequestError, Write};
+use super::{ApplyTask, Core, Done, Effects, Notice, Outgoing, RequestError, Write, entry_bytes::EntryBytes};
+
+/// Steps in which the bytes of a log's tail are counted.
+const TAIL_STEPS: u64 = 16;
 
 impl<T> Core<T> {
     pub(super) fn on_written(&mut self, sequence: WalSequence, done: Vec<Done>, effects: &mut Effects<T>) {
@@ -40,7 +43,7 @@ impl<T> Core<T> {
             self.on_role_changed(change, effects);
         }
         for (shard, message) in ready.sends {
-            if let Some(outgoing) = self.outgoing(shard, message) {
+            if let Some(outgoing) = self.outgoing(shard, message, effects) {
                 effects.sends.push(outgoing);
             }
         }
@@ -70,31 +73,33 @@ impl<T> Core<T> {
         replica.leader = change.leader;
         if led {
             replica.fail_leader_requests(effects);
+            self.end_offers(change.replica, effects);
         }
+        let Some(replica) = self.replicas.get_mut(&change.replica) else { return };
         if change.role == Role::Leader
             && let Some(last) = last
         {
             replica.first_of_term = last;
-            replica.snapshots_sent.clear();
+            self.schedule.announced.new.insert(change.replica);
             effects.notices.push(Notice::Descriptor(replica.descriptor.clone()));
         }
         effects.notices.push(Notice::Leader { shard: replica.shard, term: change.term, node: replica.leader_node() });
     }
 
-    fn outgoing(&mut self, shard: ShardId, message: Message) -> Option<Outgoing> {
+    fn outgoing(&mut self, shard: ShardId, message: Message, effects: &mut Effects<T>) -> Option<Outgoing> {
         let group = self.raft.group(message.from);
         let replica = self.replicas.get_mut(&message.from)?;
         let known = group.and_then(|group| group.node_of(message.to));
         let node = known.or_else(|| replica.routes.get(&message.to).copied())?;
-        if message.kind == MessageKind::Snapshot {
-            replica.snapshots_sent.insert(message.to, self.now_ms);
-            self.schedule.snapshots.insert(message.from);
+        if let Some(snapshot) = &message.snapshot {
+            self.on_offer_sent(message.from, message.to, &snapshot.checkpoint, effects);
         }
         Some(Outgoing { node, shard, message, synced: WalSequence(0) })
     }
 
     fn persist(&mut self, shard: ShardId, persist: Persist, effects: &mut Effects<T>) {
-        let after: Vec<_> = persist.after.into_iter().filter_map(|message| self.outgoing(shard, message)).collect();
+        let after = persist.after.into_iter();
+        let after: Vec<_> = after.filter_map(|message| self.outgoing(shard, message, effects)).collect();
         let Some(replica) = self.replicas.get_mut(&persist.replica) else { return };
         replica.log_bytes += persist.entries.iter().map(|entry| entry.size_bytes() as u64).sum::<u64>();
         if replica.log_bytes >= self.config.log_bytes_max {
@@ -109,6 +114,7 @@ impl<T> Core<T> {
             write.checkpoint = Some(checkpoint.clone());
             replica.delivered = checkpoint.position.index;
             replica.log_bytes = 0;
+            replica.entry_bytes = EntryBytes::after(checkpoint.position.index);
             replica.descriptor = checkpoint.position.descriptor.clone();
             self.schedule.changed.insert(persist.replica);
         }
@@ -126,6 +132,10 @@ impl<T> Core<T> {
         let Some(last) = committed.entries.last() else { return };
         replica.delivered = last.index;
         replica.unapplied_bytes += committed.entries.iter().map(flotilla_types::Entry::size_bytes).sum::<usize>();
+        let step = self.config.log_tail_bytes_max() / TAIL_STEPS;
+        for entry in &committed.entries {
+            replica.entry_bytes.add(entry.index, entry.size_bytes() as u64, step);
+        }
         let changed = committed.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange);
         if changed {
             replica.descriptor = committed.descriptor.clone();

@@ -6,10 +6,11 @@ use bytes::Bytes;
 use flotilla_consensus::Role;
 use flotilla_storage::{ReplicaLog, Usage};
 use flotilla_types::{
-    ClusterVersion, ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term, Timestamp,
+    Checkpoint, ClusterVersion, ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
+    Timestamp,
 };
 
-use super::{Effects, Request, RequestError};
+use super::{Effects, Request, RequestError, entry_bytes::EntryBytes, offers::Offer};
 use crate::HostConfig;
 
 /// Reads that share one confirmation of leadership by a quorum.
@@ -36,6 +37,17 @@ pub(super) struct PendingSnapshot {
     pub(super) message: Message,
     /// Whether its objects are here, durable and pinned.
     pub(super) complete: bool,
+}
+
+impl PendingSnapshot {
+    pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.message.snapshot.as_ref().map(|snapshot| &snapshot.checkpoint)
+    }
+
+    /// Orders offers: those of a later term, and newer ones of a term, are greater.
+    pub(super) fn offer(&self) -> (Term, LogIndex) {
+        (self.message.term, self.checkpoint().map_or(LogIndex(0), |checkpoint| checkpoint.position.index))
+    }
 }
 
 /// The configurations that may be in force at the end of a log.
@@ -102,9 +114,15 @@ pub(super) struct Replica<T> {
     pub(super) releases_log: bool,
     /// Log bytes written since the last checkpoint began.
     pub(super) log_bytes: u64,
+    /// The bytes of committed entries that are still in the log.
+    pub(super) entry_bytes: EntryBytes,
     pub(super) pending_snapshot: Option<PendingSnapshot>,
-    /// When each follower was last sent a snapshot, milliseconds.
-    pub(super) snapshots_sent: BTreeMap<ReplicaId, u64>,
+    /// A snapshot was accepted and is not loaded yet.
+    pub(super) installing: bool,
+    /// Objects may be held for it that were fetched for a snapshot.
+    pub(super) receives: bool,
+    /// The snapshots that its followers were offered, if it leads.
+    pub(super) offers: BTreeMap<ReplicaId, Offer>,
 }
 
 impl<T> Replica<T> {
@@ -143,8 +161,11 @@ impl<T> Replica<T> {
             checkpoint_wanted: false,
             releases_log: false,
             log_bytes: 0,
+            entry_bytes: EntryBytes::after(index),
             pending_snapshot: None,
-            snapshots_sent: BTreeMap::new(),
+            installing: false,
+            receives: false,
+            offers: BTreeMap::new(),
         }
     }
 
@@ -167,20 +188,26 @@ impl<T> Replica<T> {
             && !self.is_checkpoint_current()
     }
 
+    /// Whether so much waits to be applied or checkpointed that nothing more may be proposed.
+    pub(super) fn is_backlogged(&self, config: &HostConfig) -> bool {
+        self.unapplied_bytes > config.unapplied_bytes_max
+            || self.usage.active_bytes + self.usage.frozen_bytes > 4 * config.memtable_bytes_max
+    }
+
     /// Whether commands may be proposed: the clock of all earlier entries is known.
     pub(super) fn may_propose(&self) -> bool {
         self.leads() && self.applied >= self.first_of_term
     }
 
-    /// Takes the commands of the next entry off the queue, with their callers. Expired ones are answered
-    /// instead.
+    /// Takes the commands of the next entry off the queue, with their callers and the latest time that one of
+    /// them must follow. Expired ones are answered instead.
     pub(super) fn take_batch(
         &mut self,
         config: &HostConfig,
         now_ms: u64,
         effects: &mut Effects<T>,
-    ) -> (Vec<Bytes>, Vec<T>) {
-        let (mut commands, mut waiters) = (Vec::new(), Vec::new());
+    ) -> (Vec<Bytes>, Vec<T>, Timestamp) {
+        let (mut commands, mut waiters, mut after) = (Vec::new(), Vec::new(), Timestamp::ZERO);
         let mut bytes = 0;
         while let Some(next) = self.pending.front() {
             let size = next.payload.len();
@@ -196,10 +223,11 @@ impl<T> Replica<T> {
                 continue;
             }
             bytes += size;
+            after = after.max(request.after);
             commands.push(request.payload);
             waiters.push(request.reply);
         }
-        (commands, waiters)
+        (commands, waiters, after)
     }
 
     pub(super) fn leader_node(&self) -> Option<NodeId> {
@@ -221,10 +249,10 @@ impl<T> Replica<T> {
         self.pending_bytes = 0;
         self.reads_waiting = 0;
         let inflight = self.inflight.drain(..).flat_map(|(_, _, waiters)| waiters);
-        effects.replies.extend(inflight.map(|reply| (reply, Err(proposed))));
+        effects.replies.extend(inflight.map(|reply| (reply, Err(proposed.clone()))));
         let rounds = self.read_rounds.drain(..).flat_map(|round| round.reads);
         let confirmed = self.confirmed.drain(..).flat_map(|(_, reads)| reads);
         let rest = self.pending.drain(..).chain(self.reads.drain(..)).chain(rounds).chain(confirmed);
-        effects.replies.extend(rest.map(|request| (request.reply, Err(unproposed))));
+        effects.replies.extend(rest.map(|request| (request.reply, Err(unproposed.clone()))));
     }
 }

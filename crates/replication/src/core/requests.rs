@@ -23,11 +23,12 @@ impl<T> Core<T> {
         let bytes = request.payload.len();
         let full = replica.pending.len() >= self.config.pending_commands_max
             || replica.pending_bytes + bytes > self.config.pending_bytes_max.max(bytes)
-            || replica.unapplied_bytes > self.config.unapplied_bytes_max
-            || replica.usage.active_bytes + replica.usage.frozen_bytes > 4 * self.config.memtable_bytes_max;
+            || replica.is_backlogged(&self.config);
         if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
+        } else if request.after.millis() > self.wall_ms + self.config.clock_ahead_ms_max {
+            effects.replies.push((request.reply, Err(RequestError::AfterAhead)));
         } else if !admitted {
             effects.replies.push((request.reply, Err(RequestError::VersionNotInForce)));
         } else if full {
@@ -63,8 +64,10 @@ impl<T> Core<T> {
         let replica = self.serving.get(&request.shard).and_then(|id| Some((*id, self.replicas.get(id)?)));
         let error = match replica {
             None => RequestError::UnknownShard,
-            Some((_, replica)) if request.range_epoch.is_some_and(|epoch| epoch != replica.descriptor.epoch.range) => {
-                RequestError::StaleEpoch
+            // A later epoch than this replica's is no reason to refuse: the replica lags. If it leads, it
+            // applies what it lacks before the request.
+            Some((_, replica)) if request.range_epoch.is_some_and(|epoch| epoch < replica.descriptor.epoch.range) => {
+                RequestError::StaleEpoch { now: Box::new([replica.descriptor.clone()]) }
             }
             Some(_) if request.deadline_ms <= self.now_ms => RequestError::Deadline,
             Some((id, _)) => return Some((id, request)),
@@ -95,11 +98,11 @@ impl<T> Core<T> {
                 return;
             }
             let term = replica.term;
-            let (commands, waiters) = replica.take_batch(&self.config, self.now_ms, effects);
+            let (commands, waiters, after) = replica.take_batch(&self.config, self.now_ms, effects);
             if commands.is_empty() {
                 continue;
             }
-            let timestamp = replica.clock.advance(self.wall_ms);
+            let timestamp = replica.clock.max(after).advance(self.wall_ms);
             let last = timestamp.plus(commands.len() as u64 - 1);
             let payload = Batch { timestamp, commands }.encode();
             match self.raft.propose(id, payload, &mut self.raft_effects) {
@@ -113,7 +116,7 @@ impl<T> Core<T> {
                         ProposeError::NotLeader => RequestError::NotLeader { leader: None },
                         ProposeError::Busy | ProposeError::Configuration => RequestError::Busy,
                     };
-                    effects.replies.extend(waiters.into_iter().map(|reply| (reply, Err(error))));
+                    effects.replies.extend(waiters.into_iter().map(|reply| (reply, Err(error.clone()))));
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! Which replicas the next tick must visit, kept up to date as inputs arrive, and what several replicas
 //! share.
 //!
-//! Invariants: a replica with a request or a read round that may expire is in `waiting`; one that was sent a
-//! snapshot and has not acknowledged it is in `snapshots`; one whose checkpoint is due and not running is in
+//! Invariants: a replica with a request or a read round that may expire is in `waiting`; one that has
+//! offered snapshots is in `offers`; one whose checkpoint is due and not running is in
 //! `checkpoints`. Sets may also hold replicas that need no visit any more: the visit finds out and removes
 //! them. Ordered, because a visit has effects.
 
@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_types::ReplicaId;
 
+use super::{announced::Announced, upkeep::UpkeepQueue};
+
 /// The replicas that need a visit, by reason, and the counters that decide about checkpoints.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     /// Writes, reads or read rounds wait, and have deadlines.
     pub(super) waiting: BTreeSet<ReplicaId>,
-    /// Followers of these were sent snapshots.
-    pub(super) snapshots: BTreeSet<ReplicaId>,
+    /// These have offered snapshots to followers.
+    pub(super) offers: BTreeSet<ReplicaId>,
     /// A checkpoint is due and could not start yet.
     pub(super) checkpoints: BTreeSet<ReplicaId>,
     /// A checkpoint is being made: bounded by `checkpoints_parallel_max`.
@@ -26,6 +28,9 @@ pub(super) struct Schedule {
     pub(super) changed: BTreeSet<ReplicaId>,
     /// Replicas that lead a group of several voters, as of the last publication.
     pub(super) transferable: BTreeSet<ReplicaId>,
+    pub(super) upkeep: UpkeepQueue,
+    /// Leaders that the next round of node heartbeats names.
+    pub(super) announced: Announced,
     /// Replicas that ticks and publications have visited.
     pub(super) visits: u64,
 }
@@ -34,9 +39,11 @@ impl Schedule {
     /// Forgets a replica that is not used any more.
     pub(super) fn remove(&mut self, replica: ReplicaId) {
         self.waiting.remove(&replica);
-        self.snapshots.remove(&replica);
+        self.offers.remove(&replica);
         self.checkpoints.remove(&replica);
         self.checkpointing.remove(&replica);
+        self.announced.new.remove(&replica);
+        self.upkeep.set(replica, None);
         self.changed.insert(replica);
     }
 }

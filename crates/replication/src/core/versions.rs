@@ -19,7 +19,7 @@ impl<T> Core<T> {
             VersionNeed::Raises(version) => {
                 shard == ShardId::META
                     && version <= self.cluster_version.next()
-                    && version <= VersionRange::SUPPORTED.max
+                    && version <= VersionRange::supported().max
             }
         }
     }

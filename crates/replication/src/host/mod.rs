@@ -35,7 +35,7 @@ use bytes::Bytes;
 use flotilla_consensus::ConfChange;
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, Log, LogError, Remedy, StateEngine, remedy};
-use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId};
+use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId, Timestamp};
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
@@ -180,6 +180,7 @@ impl Host {
             apply: apply.clone(),
             background: background_tx.clone(),
             puller,
+            engine: parts.engine.clone(),
             notices: parts.notices,
             fatal: parts.fatal.clone(),
             status: status.clone(),
@@ -265,9 +266,16 @@ fn spawn(
 }
 
 impl Handle {
-    /// Proposes a command to a shard that this node leads.
-    pub async fn propose(&self, shard: ShardId, range_epoch: Option<u64>, command: Bytes, timeout: Duration) -> Answer {
-        self.request(shard, range_epoch, command, timeout, Input::Propose, RequestError::Unknown).await
+    /// Proposes a command to a shard that this node leads. Its time will be later than `after`.
+    pub async fn propose(
+        &self,
+        shard: ShardId,
+        range_epoch: Option<u64>,
+        after: Timestamp,
+        command: Bytes,
+        timeout: Duration,
+    ) -> Answer {
+        self.request((shard, range_epoch, after), command, timeout, Input::Propose, RequestError::Unknown).await
     }
 
     /// Queries a shard that this node leads, or any replica here with [`Freshness::Local`].
@@ -280,13 +288,12 @@ impl Handle {
         timeout: Duration,
     ) -> Answer {
         let read = |request| Input::Read(request, freshness);
-        self.request(shard, range_epoch, query, timeout, read, RequestError::Deadline).await
+        self.request((shard, range_epoch, Timestamp::ZERO), query, timeout, read, RequestError::Deadline).await
     }
 
     async fn request(
         &self,
-        shard: ShardId,
-        range_epoch: Option<u64>,
+        (shard, range_epoch, after): (ShardId, Option<u64>, Timestamp),
         payload: Bytes,
         timeout: Duration,
         input: impl FnOnce(Request<Reply>) -> Input<Reply>,
@@ -294,7 +301,7 @@ impl Handle {
     ) -> Answer {
         let (reply, answer) = oneshot::channel();
         let deadline_ms = clock::monotonic_ms() + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
-        let request = Request { shard, range_epoch, payload, deadline_ms, reply };
+        let request = Request { shard, range_epoch, after, payload, deadline_ms, reply };
         if !self.inbox.try_send(input(request)) {
             return Err(RequestError::Busy);
         }
@@ -372,9 +379,13 @@ impl Handle {
 
     /// Answers a peer's request for objects; reads the disk.
     #[must_use]
-    pub fn objects(&self, request: Bytes) -> Bytes {
+    pub fn objects(&self, from: NodeId, request: Bytes) -> Bytes {
         reached(Place::SnapshotServe);
-        let served = work::serve(&*self.engine, request);
+        let served = work::serve(&*self.engine, request, work::PullBounds::default());
+        if let Some(to) = served.replica {
+            // One that is dropped only means that the list of objects is sent again.
+            self.inbox.try_send(Input::ObjectsServed { node: from, to, complete: served.complete });
+        }
         self.end_if_disk_failed(served.failure.as_ref());
         served.response
     }
@@ -391,6 +402,11 @@ impl Handle {
             self.end_if_disk_failed(Some(error));
         }
         digest
+    }
+
+    /// Ends the node for a reason outside of its replicas. Everything that was acknowledged is durable.
+    pub fn end_node(&self, reason: &str) {
+        (self.fatal)(reason);
     }
 
     fn end_if_disk_failed(&self, error: Option<&EngineError>) {

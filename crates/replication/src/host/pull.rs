@@ -1,27 +1,35 @@
-//! Pulls the objects of snapshots, as tasks on the network's runtime.
+//! Pulls the objects of snapshots, as tasks on the network's runtime: one for each replica that receives one.
+//!
+//! An order for a replica whose pull is running replaces that pull, in the same task: what two pulls hold
+//! for one replica would replace each other.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::StateEngine;
 use flotilla_transport::{CallError, Class, Transport};
 use flotilla_types::{Checkpoint, NodeId, ReplicaId};
+use parking_lot::Mutex;
 use tokio::{
-    sync::Semaphore,
-    task::{JoinError, spawn_blocking},
+    sync::{Notify, Semaphore, SemaphorePermit},
+    task::{JoinError, JoinSet, spawn_blocking},
 };
 
 use super::Inbox;
 use crate::{
     Input,
-    work::{Pull, PullError},
+    work::{Pull, PullBounds, PullError, PullRequest, PullState, Stored, waiting_request},
 };
 
 /// Timeout of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-/// Pulls in flight at a time, below the transport's bound on calls. Further pulls wait.
+/// Pulls that fetch at a time. Further pulls wait.
 const PULLS_MAX: usize = 4;
+/// Calls in flight at a time, of all pulls: no more than the transport's bound for one peer.
+const CALLS_MAX: usize = 8;
+/// How often a pull that waits tells its source so. Sooner than the source would offer the snapshot again.
+const WAITING_EVERY: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 pub(super) struct Puller {
@@ -29,8 +37,24 @@ pub(super) struct Puller {
     network: Arc<Transport>,
     engine: Arc<dyn StateEngine>,
     inbox: Inbox,
-    permits: Arc<Semaphore>,
+    /// The replicas with a task.
+    tasks: Arc<Mutex<BTreeMap<ReplicaId, Task>>>,
+    pulls: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+/// A snapshot to fetch.
+struct Order {
+    from: NodeId,
+    checkpoint: Checkpoint,
+}
+
+/// What a running task does next.
+#[derive(Default)]
+struct Task {
+    next: Option<Order>,
+    has_next: Arc<Notify>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +63,10 @@ enum Failure {
     Call(#[from] CallError),
     #[error(transparent)]
     Answer(#[from] PullError),
+    #[error("the peer does not hold all objects any more")]
+    Gone,
+    #[error("a newer snapshot is offered")]
+    Replaced,
     #[error("the pull was cancelled")]
     Cancelled(#[from] JoinError),
 }
@@ -57,72 +85,135 @@ impl Puller {
         inbox: Inbox,
         fatal: Arc<dyn Fn(&str) + Send + Sync>,
     ) -> Self {
-        Self { runtime, network, engine, inbox, permits: Arc::new(Semaphore::new(PULLS_MAX)), fatal }
+        let (pulls, calls) = (Arc::new(Semaphore::new(PULLS_MAX)), Arc::new(Semaphore::new(CALLS_MAX)));
+        Self { runtime, network, engine, inbox, tasks: Arc::default(), pulls, calls, fatal }
     }
 
     /// Fetches the missing objects of a checkpoint, makes them durable, and reports to the core.
     pub(super) fn pull(&self, replica: ReplicaId, from: NodeId, checkpoint: Checkpoint) {
+        let order = Order { from, checkpoint };
+        let mut tasks = self.tasks.lock();
+        if let Some(task) = tasks.get_mut(&replica) {
+            task.next = Some(order);
+            task.has_next.notify_one();
+            return;
+        }
+        let task = Task::default();
+        let has_next = task.has_next.clone();
+        tasks.insert(replica, task);
+        drop(tasks);
         let puller = self.clone();
-        self.runtime.spawn(async move {
-            // The semaphore is never closed; an error would only mean one pull too many.
-            let _permit = puller.permits.acquire().await;
-            reached(Place::SnapshotBeforePull);
-            let result = puller.fetch_all(from, checkpoint.clone()).await;
-            if let Err(error) = &result {
-                tracing::warn!(%replica, %from, %error, "a snapshot's objects could not be fetched");
-                if error.ends_node() {
-                    (puller.fatal)(&error.to_string());
-                }
-            }
-            reached(Place::SnapshotSynced);
-            puller.inbox.send(Input::Pulled { replica, checkpoint, complete: result.is_ok() });
-        });
+        self.runtime.spawn(async move { puller.run(replica, order, &has_next).await });
     }
 
-    async fn fetch_all(&self, from: NodeId, checkpoint: Checkpoint) -> Result<(), Failure> {
+    async fn run(&self, replica: ReplicaId, mut order: Order, has_next: &Notify) {
+        loop {
+            reached(Place::SnapshotBeforePull);
+            let Order { from, checkpoint } = order;
+            let result = self.fetch_all(replica, from, checkpoint.clone(), has_next).await;
+            match &result {
+                Err(error) if error.ends_node() => (self.fatal)(&error.to_string()),
+                Err(error) => tracing::info!(%replica, %from, %error, "a snapshot's objects were not all fetched"),
+                Ok(()) => {}
+            }
+            reached(Place::SnapshotSynced);
+            self.inbox.send(Input::Pulled { replica, checkpoint, complete: result.is_ok() });
+            let mut tasks = self.tasks.lock();
+            let Some(next) = tasks.get_mut(&replica).and_then(|task| task.next.take()) else {
+                tasks.remove(&replica);
+                return;
+            };
+            order = next;
+        }
+    }
+
+    /// The node of the order that replaces this one.
+    fn next_source(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.tasks.lock().get(&replica).and_then(|task| task.next.as_ref()).map(|next| next.from)
+    }
+
+    async fn fetch_all(
+        &self,
+        replica: ReplicaId,
+        from: NodeId,
+        checkpoint: Checkpoint,
+        has_next: &Notify,
+    ) -> Result<(), Failure> {
+        let _permit = self.wait_for_turn(replica, from).await;
         let engine = self.engine.clone();
-        let mut pull = spawn_blocking(move || Pull::start(&*engine, checkpoint)).await?;
+        let start = move || Pull::start(&*engine, replica, checkpoint, PullBounds::default());
+        let mut pull = spawn_blocking(start).await?;
         let (total, missing) = pull.progress();
         metrics::counter!("flotilla_objects_reused_total").increment((total - missing) as u64);
-        while let Some(request) = pull.request() {
-            let answer = self.network.call(from, Class::Objects, request, CALL_TIMEOUT).await;
-            let taken;
-            (pull, taken) = match answer {
-                Ok(answer) => self.store(pull, answer).await?,
-                Err(error) => (pull, Err(error.into())),
+        let mut calls = JoinSet::new();
+        let mut last = Failure::Gone;
+        loop {
+            match self.next_source(replica) {
+                Some(next) if next != from => return Err(Failure::Replaced),
+                Some(_) => pull.stop(),
+                None => {}
+            }
+            while let Some(request) = pull.next_request() {
+                let puller = self.clone();
+                calls.spawn(async move {
+                    let stored = puller.fetch(from, request.clone()).await;
+                    (request, stored)
+                });
+            }
+            let call = tokio::select! {
+                call = calls.join_next() => call,
+                () = has_next.notified() => continue,
             };
-            let Err(error) = taken else { continue };
-            let backoff_ms = match error {
-                Failure::Answer(PullError::Gone(_)) => None,
-                _ if error.ends_node() => None,
-                _ => pull.on_failure(),
-            };
-            match backoff_ms {
-                Some(backoff_ms) => tokio::time::sleep(Duration::from_millis(backoff_ms)).await,
-                None => {
-                    pull.abandon(&*self.engine);
-                    return Err(error);
+            let Some(call) = call else { break };
+            match call? {
+                (request, Ok(stored)) => {
+                    if pull.on_stored(request, stored) {
+                        pull = self.sync(pull).await?;
+                    }
+                }
+                (_, Err(error)) if error.ends_node() => return Err(error),
+                (request, Err(error)) => {
+                    last = error;
+                    tokio::time::sleep(Duration::from_millis(pull.on_failure(request))).await;
                 }
             }
         }
-        let engine = self.engine.clone();
-        spawn_blocking(move || pull.finish(&*engine).inspect_err(|_| pull.abandon(&*engine))).await??;
+        if pull.state() != PullState::Fetched {
+            return Err(if self.next_source(replica).is_some() { Failure::Replaced } else { last });
+        }
+        self.sync(pull).await?;
         Ok(())
     }
 
-    async fn store(&self, mut pull: Pull, answer: Bytes) -> Result<(Pull, Result<(), Failure>), Failure> {
+    async fn sync(&self, pull: Pull) -> Result<Pull, Failure> {
+        let engine = self.engine.clone();
+        let synced = spawn_blocking(move || pull.sync(&*engine).map(|()| pull)).await?;
+        Ok(synced?)
+    }
+
+    /// Waits until fewer pulls fetch. Meanwhile the source learns that the snapshot need not be offered again.
+    async fn wait_for_turn(&self, replica: ReplicaId, from: NodeId) -> Option<SemaphorePermit<'_>> {
+        loop {
+            if let Ok(permit) = self.pulls.try_acquire() {
+                return Some(permit);
+            }
+            let _ = self.network.call(from, Class::Objects, waiting_request(replica), CALL_TIMEOUT).await;
+            if let Ok(permit) = tokio::time::timeout(WAITING_EVERY, self.pulls.acquire()).await {
+                // The semaphore is never closed; an error would only mean one pull too many.
+                return permit.ok();
+            }
+        }
+    }
+
+    async fn fetch(&self, from: NodeId, request: PullRequest) -> Result<Stored, Failure> {
+        let _permit = self.calls.acquire().await;
+        let answer: Bytes = self.network.call(from, Class::Objects, request.encode(), CALL_TIMEOUT).await?;
         reached(Place::SnapshotFetched);
         let engine = self.engine.clone();
-        let stored = spawn_blocking(move || {
-            let taken = pull.on_response(&*engine, answer);
-            (pull, taken)
-        });
-        let (pull, taken) = stored.await?;
+        let stored = spawn_blocking(move || request.store(&*engine, answer)).await??;
         reached(Place::SnapshotImported);
-        let taken = taken.map(|(objects, bytes)| {
-            metrics::counter!("flotilla_objects_pulled_total").increment(objects as u64);
-            metrics::counter!("flotilla_objects_pulled_bytes_total").increment(bytes as u64);
-        });
-        Ok((pull, taken.map_err(Failure::from)))
+        metrics::counter!("flotilla_objects_pulled_total").increment(stored.objects as u64);
+        metrics::counter!("flotilla_objects_pulled_bytes_total").increment(stored.bytes as u64);
+        Ok(stored)
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use flotilla_failpoints::{Place, reached};
+use flotilla_storage::StateEngine;
 use parking_lot::RwLock;
 
 use super::{Event, Reply, apply, background, frames, inline::InlineExecutor, pull, wal};
@@ -33,6 +34,7 @@ pub(super) struct Raft {
     pub(super) apply: Arc<InlineExecutor<apply::Apply>>,
     pub(super) background: mpsc::Sender<background::Order>,
     pub(super) puller: pull::Puller,
+    pub(super) engine: Arc<dyn StateEngine>,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
     pub(super) status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
@@ -99,6 +101,9 @@ impl Raft {
             (self.fatal)(&error.to_string());
             return false;
         }
+        for hold in std::mem::take(&mut effects.holds) {
+            self.engine.hold(hold.holder, &hold.objects);
+        }
         if !effects.sends.is_empty() {
             reached(Place::RaftBeforeSend);
         }
@@ -115,7 +120,6 @@ impl Raft {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     Job::InstallCheckpoint { replica, checkpoint, failures: 0 }
                 }
-                Background::Release { objects } => Job::Release { objects },
                 Background::Pull { replica, from, checkpoint } => {
                     reached(Place::RaftSnapshotParked);
                     self.puller.pull(replica, from, checkpoint);

@@ -10,8 +10,11 @@ use flotilla_wire::{FRAME_ENVELOPES_MAX, WireError, decode_frame, encode, envelo
 
 use crate::{Input, NodeHeartbeat, Outgoing};
 
-/// Entry bytes in one frame; a single larger message gets its own. Well below the transport's bound.
+/// Bytes of entries and of lists of objects in one frame; a single larger message gets its own. Well below the
+/// transport's bound.
 const FRAME_BYTES_MAX: usize = 2 << 20;
+/// An object's id in a list, with its field and length.
+const OBJECT_ID_BYTES: usize = 34;
 
 /// One frame for a node.
 #[derive(Debug)]
@@ -43,7 +46,9 @@ pub fn pack(messages: Vec<Outgoing>) -> Vec<PackedFrame> {
     let mut frames: BTreeMap<(NodeId, bool), Pending> = BTreeMap::new();
     for Outgoing { node, shard, message, synced } in messages {
         let bulk = is_bulk(&message);
-        let bytes: usize = message.entries.iter().map(flotilla_types::Entry::size_bytes).sum();
+        let entries: usize = message.entries.iter().map(flotilla_types::Entry::size_bytes).sum();
+        let objects = message.snapshot.as_ref().map_or(0, |snapshot| snapshot.checkpoint.objects().count());
+        let bytes = entries + objects * OBJECT_ID_BYTES;
         let pending = frames.entry((node, bulk)).or_default();
         let full = pending.envelopes.len() == FRAME_ENVELOPES_MAX || pending.bytes + bytes > FRAME_BYTES_MAX;
         if full && !pending.envelopes.is_empty() {
@@ -133,4 +138,57 @@ pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError>
         inputs.push(Input::Raft { from, shard, message });
     }
     Ok(inputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_types::{
+        Checkpoint, ConfState, Epoch, KeyRange, LogIndex, ObjectId, Position, ShardDescriptor, Snapshot,
+    };
+
+    use super::*;
+
+    fn snapshot(to: u64, objects: u32) -> Outgoing {
+        let descriptor = ShardDescriptor {
+            shard: ShardId(to),
+            range: KeyRange::all(),
+            epoch: Epoch::default(),
+            replicas: Vec::new(),
+        };
+        let position = Position { index: LogIndex(9), term: Term(1), conf: ConfState::default(), descriptor };
+        let base = (0..objects).map(|n| ObjectId::of(&n.to_be_bytes())).collect();
+        let checkpoint = Checkpoint { position, system: None, base, runs: Vec::new() };
+        let message = Message {
+            kind: MessageKind::Snapshot,
+            from: ReplicaId(1),
+            to: ReplicaId(to),
+            term: Term(1),
+            log_term: Term(0),
+            index: LogIndex(0),
+            entries: Vec::new(),
+            commit: LogIndex(0),
+            commit_term: Term(0),
+            snapshot: Some(Snapshot { checkpoint }),
+            reject: false,
+            reject_hint: LogIndex(0),
+            context: Bytes::new(),
+            priority: 0,
+        };
+        Outgoing { node: NodeId(2), shard: ShardId(to), message, synced: WalSequence(0) }
+    }
+
+    #[test]
+    fn several_snapshots_of_one_flush_do_not_exceed_the_bound_of_a_frame() {
+        let bytes_max = flotilla_transport::Config::new(([127, 0, 0, 1], 0).into()).frame_bytes_max;
+        // Together 30 MiB; the last ones share a frame.
+        let sizes = [200_000, 200_000, 200_000, 200_000, 100_000, 10_000, 10_000, 10];
+        let frames = pack((1..).zip(sizes).map(|(to, objects)| snapshot(to, objects)).collect());
+        assert!(frames.len() < sizes.len());
+        for packed in &frames {
+            assert!(packed.frame.len() <= bytes_max, "{} of {bytes_max} bytes", packed.frame.len());
+        }
+        let received: usize =
+            frames.into_iter().map(|packed| unpack::<()>(NodeId(1), packed.frame).unwrap().len()).sum();
+        assert_eq!(received, sizes.len());
+    }
 }

@@ -1,7 +1,7 @@
 //! Slow jobs on the state engine, and what follows from their results.
 
 use flotilla_storage::{EngineError, MachineError, Remedy, StateEngine, remedy};
-use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
+use flotilla_types::{Checkpoint, ReplicaId};
 
 use crate::{Input, Load, Loaded};
 
@@ -31,11 +31,6 @@ pub enum Job {
         checkpoint: Checkpoint,
         /// How often this has failed already.
         failures: u32,
-    },
-    /// Unpin pulled objects.
-    Release {
-        /// The objects.
-        objects: Vec<ObjectId>,
     },
     /// Load a replica's records and its state machine.
     Load(Load),
@@ -100,10 +95,6 @@ impl Job {
                     }
                 }
             }
-            Self::Release { objects } => {
-                engine.release(&objects);
-                JobResult::Done
-            }
             Self::Destroy { replica, failures } => match engine.destroy(replica) {
                 Ok(()) => JobResult::Done,
                 Err(error) => {
@@ -113,6 +104,8 @@ impl Job {
             },
             Self::Load(load) => match load.run(engine) {
                 Ok(loaded) => JobResult::Loaded(load, Ok(loaded)),
+                // The shard decides whether the replica waits or the node ends.
+                Err(error) if remedy(&error) == Remedy::AwaitUpgrade => JobResult::Loaded(load, Err(error)),
                 Err(error) => {
                     let again = |failures| Self::Load(load.again(failures));
                     let damaged = |error| JobResult::Loaded(load.clone(), Err(error));
@@ -143,7 +136,7 @@ fn after_failure<T>(
             tracing::warn!(%replica, %error, failures, after_ms, "a job on the records of a replica failed; retrying");
             JobResult::Retry { job: again(failures + 1), after_ms }
         }
-        Remedy::Retry | Remedy::EndNode => JobResult::Fatal { replica, error },
+        Remedy::Retry | Remedy::AwaitUpgrade | Remedy::EndNode => JobResult::Fatal { replica, error },
     }
 }
 
@@ -155,6 +148,8 @@ fn pause_ms(failures: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::io;
+
+    use flotilla_types::ObjectId;
 
     use super::*;
 

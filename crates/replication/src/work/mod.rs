@@ -11,5 +11,5 @@ mod wal;
 
 pub use frames::{PackedFrame, pack, pack_node_heartbeat, unpack};
 pub use jobs::{Job, JobResult, TRIES_MAX};
-pub use pull::{Pull, PullError, Served, serve};
+pub use pull::{Pull, PullBounds, PullError, PullRequest, PullState, Served, Stored, serve, waiting_request};
 pub use wal::{Durable, Merged, Wal, WalJob};

@@ -1,19 +1,42 @@
 //! The object protocol: a snapshot names objects, and only missing ones are transferred, each verified by its
 //! hash.
+//!
+//! A pull keeps a few requests in flight. What it has stored is held for the receiving replica, so a pull
+//! that ends early, or is replaced by one for a newer snapshot, has fetched nothing in vain.
+
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use flotilla_storage::{EngineError, Remedy, StateEngine, remedy};
-use flotilla_types::{Checkpoint, ObjectId};
+use flotilla_types::{Checkpoint, Holder, ObjectId, ReplicaId};
 use flotilla_wire::{WireError, decode, encode, peer};
 
-/// Objects per request.
-const REQUEST_OBJECTS_MAX: usize = 64;
-/// Bytes of objects in one response, unless the first alone is larger.
-const RESPONSE_BYTES_MAX: usize = 4 << 20;
-/// Failed calls after which a pull is abandoned; the leader will offer another snapshot.
+/// Bounds of a pull, and of the answers to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PullBounds {
+    /// Requests in flight.
+    pub requests_max: usize,
+    /// Objects per request.
+    pub objects_max: usize,
+    /// Bytes of objects in one response, unless the first alone is larger.
+    pub response_bytes_max: usize,
+    /// Bytes that may be stored before they are made durable: what a power failure costs.
+    pub unsynced_bytes_max: usize,
+}
+
+impl Default for PullBounds {
+    fn default() -> Self {
+        Self { requests_max: 3, objects_max: 64, response_bytes_max: 4 << 20, unsynced_bytes_max: 64 << 20 }
+    }
+}
+
+/// Calls that failed one after the other, without a successful one, after which a pull ends; the leader will
+/// offer the snapshot again.
 const FAILURES_MAX: u32 = 5;
 /// Base of the exponential backoff after a failed call, milliseconds: twice this after the first failure.
 const BACKOFF_MS: u64 = 50;
+/// Objects that the peer does not hold any more after which a pull ends. Each costs a round trip.
+const GONE_MAX: usize = 64;
 
 /// Why a response made no progress. No object that does not match its id was stored.
 #[derive(Debug, thiserror::Error)]
@@ -21,9 +44,6 @@ pub enum PullError {
     /// The response does not parse.
     #[error("the peer's response does not parse")]
     Malformed(#[from] WireError),
-    /// The offered checkpoint is outdated. Do not retry.
-    #[error("the peer does not hold object {0} any more")]
-    Gone(ObjectId),
     /// The response has no object and names none as gone.
     #[error("the peer's response contains none of the requested objects")]
     Empty,
@@ -40,28 +60,80 @@ impl PullError {
     }
 }
 
+/// A request of a pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullRequest {
+    /// Which of the pull's requests it is.
+    number: u64,
+    objects: Vec<ObjectId>,
+    replica: ReplicaId,
+}
+
+/// What an answer brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Objects stored, the first ones of the request.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Whether the peer does not hold the object after them.
+    pub next_is_gone: bool,
+}
+
+/// How a pull stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullState {
+    /// Objects are missing.
+    Working,
+    /// No object is missing, and [`Pull::sync`] is due.
+    Fetched,
+    /// It ends without the rest.
+    Failed,
+}
+
 /// A pull of the objects of one snapshot.
 #[derive(Debug)]
 pub struct Pull {
+    replica: ReplicaId,
     checkpoint: Checkpoint,
-    /// In reverse order: the next one is the last.
-    missing: Vec<ObjectId>,
+    bounds: PullBounds,
+    /// Objects to request.
+    waiting: VecDeque<ObjectId>,
+    /// Requests without an answer.
+    in_flight: BTreeMap<u64, usize>,
+    requests: u64,
+    /// Objects that the peer does not hold.
+    gone: usize,
     failures: u32,
+    unsynced_bytes: usize,
+    /// Sends no further requests.
+    stopping: bool,
 }
 
 impl Pull {
-    /// Finds out which objects are missing, and pins the others. Reads the disk.
+    /// Holds the objects for the receiving replica, and finds out which are missing.
     #[must_use]
-    pub fn start(engine: &dyn StateEngine, checkpoint: Checkpoint) -> Self {
-        let mut missing = engine.missing(&checkpoint.objects().collect::<Vec<_>>());
-        missing.reverse();
-        Self { checkpoint, missing, failures: 0 }
+    pub fn start(engine: &dyn StateEngine, replica: ReplicaId, checkpoint: Checkpoint, bounds: PullBounds) -> Self {
+        let objects: Vec<_> = checkpoint.objects().collect();
+        engine.hold(Holder::Receiver(replica), &objects);
+        Self {
+            replica,
+            bounds,
+            waiting: engine.missing(&objects).into(),
+            checkpoint,
+            in_flight: BTreeMap::new(),
+            requests: 0,
+            gone: 0,
+            failures: 0,
+            unsynced_bytes: 0,
+            stopping: false,
+        }
     }
 
     /// The number of objects that the checkpoint names, and how many of them are still missing.
     #[must_use]
     pub fn progress(&self) -> (usize, usize) {
-        (self.checkpoint.objects().count(), self.missing.len())
+        (self.checkpoint.objects().count(), self.waiting.len() + self.in_flight.values().sum::<usize>() + self.gone)
     }
 
     /// The snapshot's checkpoint.
@@ -70,54 +142,102 @@ impl Pull {
         self.checkpoint
     }
 
-    fn requested(&self) -> impl Iterator<Item = ObjectId> + use<'_> {
-        self.missing.iter().rev().take(REQUEST_OBJECTS_MAX).copied()
-    }
-
-    /// The next request; `None` when no object is missing and [`Pull::finish`] is due.
+    /// How it stands.
     #[must_use]
-    pub fn request(&self) -> Option<Bytes> {
-        let need: Vec<_> = self.requested().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();
-        (!need.is_empty()).then(|| encode(&peer::ObjectsRequest { need }))
+    pub fn state(&self) -> PullState {
+        if !self.in_flight.is_empty() {
+            PullState::Working
+        } else if self.waiting.is_empty() && self.gone == 0 {
+            PullState::Fetched
+        } else if self.waiting.is_empty() || self.ends() {
+            PullState::Failed
+        } else {
+            PullState::Working
+        }
     }
 
-    /// Stores the objects of a response after verifying their hashes. Returns their number and bytes. Writes
-    /// the disk.
-    pub fn on_response(&mut self, engine: &dyn StateEngine, answer: Bytes) -> Result<(usize, usize), PullError> {
-        let answer: peer::ObjectsResponse = decode(answer)?;
-        if answer.objects.is_empty() {
-            let gone = (answer.missing as usize).checked_sub(1).and_then(|at| self.requested().nth(at));
-            return Err(gone.map_or(PullError::Empty, PullError::Gone));
-        }
-        let pairs: Vec<_> = self.requested().zip(answer.objects).collect();
-        let (mut taken, mut bytes) = (0, 0);
-        for (id, object) in pairs {
-            let size = object.len();
-            engine.import(id, object)?;
-            self.missing.pop();
-            taken += 1;
-            bytes += size;
-        }
-        Ok((taken, bytes))
+    fn ends(&self) -> bool {
+        self.failures >= FAILURES_MAX || self.gone > GONE_MAX || self.stopping
     }
 
-    /// Counts a failed call or response. Returns the backoff before the next call in milliseconds; `None`
-    /// when the pull must be abandoned.
-    pub fn on_failure(&mut self) -> Option<u64> {
+    /// The next request, if one may be sent now.
+    pub fn next_request(&mut self) -> Option<PullRequest> {
+        let count = self.waiting.len().min(self.bounds.objects_max);
+        if self.ends() || count == 0 || self.in_flight.len() >= self.bounds.requests_max {
+            return None;
+        }
+        self.requests += 1;
+        self.in_flight.insert(self.requests, count);
+        let objects = self.waiting.drain(..count).collect();
+        Some(PullRequest { number: self.requests, objects, replica: self.replica })
+    }
+
+    /// Sends no further requests; it ends when those in flight are answered. For a pull that another one from
+    /// the same peer replaces: the peer sends the answers anyway.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// An answer was stored. What it did not bring is requested again, except what is gone: the rest is of use
+    /// for the next snapshot, too. Returns whether it is time for [`Pull::sync`].
+    #[must_use]
+    pub fn on_stored(&mut self, request: PullRequest, stored: Stored) -> bool {
+        self.in_flight.remove(&request.number);
+        self.failures = 0;
+        self.unsynced_bytes += stored.bytes;
+        self.gone += usize::from(stored.next_is_gone);
+        let rest = request.objects.into_iter().skip(stored.objects + usize::from(stored.next_is_gone));
+        rest.rev().for_each(|object| self.waiting.push_front(object));
+        let syncs = self.unsynced_bytes >= self.bounds.unsynced_bytes_max;
+        if syncs {
+            self.unsynced_bytes = 0;
+        }
+        syncs
+    }
+
+    /// A call failed, or its answer could not be stored. Returns the pause before the next request,
+    /// milliseconds.
+    pub fn on_failure(&mut self, request: PullRequest) -> u64 {
+        self.in_flight.remove(&request.number);
         self.failures += 1;
-        (self.failures < FAILURES_MAX).then(|| BACKOFF_MS << self.failures)
+        request.objects.into_iter().rev().for_each(|object| self.waiting.push_front(object));
+        BACKOFF_MS << self.failures.min(FAILURES_MAX)
     }
 
-    /// Makes the pulled objects durable.
-    pub fn finish(&self, engine: &dyn StateEngine) -> Result<(), PullError> {
+    /// Makes the pulled objects durable. Before the snapshot may be stepped, too.
+    pub fn sync(&self, engine: &dyn StateEngine) -> Result<(), PullError> {
         Ok(engine.sync()?)
     }
+}
 
-    /// Unpins the objects: the snapshot will not be used.
-    pub fn abandon(&self, engine: &dyn StateEngine) {
-        let here: Vec<_> = self.checkpoint.objects().filter(|id| !self.missing.contains(id)).collect();
-        engine.release(&here);
+impl PullRequest {
+    /// The request as bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let need = self.objects.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();
+        encode(&peer::ObjectsRequest { need, replica: self.replica.0 })
     }
+
+    /// Stores the objects of an answer after verifying their hashes. Writes the disk.
+    pub fn store(&self, engine: &dyn StateEngine, answer: Bytes) -> Result<Stored, PullError> {
+        let answer: peer::ObjectsResponse = decode(answer)?;
+        let mut stored = Stored::default();
+        for (id, object) in self.objects.iter().zip(answer.objects) {
+            let bytes = object.len();
+            engine.import(*id, object)?;
+            stored.objects += 1;
+            stored.bytes += bytes;
+        }
+        let next = stored.objects as u64 + 1;
+        stored.next_is_gone = u64::from(answer.missing) == next && stored.objects < self.objects.len();
+        if stored.objects == 0 && !stored.next_is_gone { Err(PullError::Empty) } else { Ok(stored) }
+    }
+}
+
+/// A request that asks for no objects: it tells the leader that the replica still waits for its turn.
+#[must_use]
+pub fn waiting_request(replica: ReplicaId) -> Bytes {
+    encode(&peer::ObjectsRequest { need: Vec::new(), replica: replica.0 })
 }
 
 /// The answer to a peer's request.
@@ -125,36 +245,162 @@ impl Pull {
 pub struct Served {
     /// The answer. Without objects and without one that is named as missing, the peer asks again.
     pub response: Bytes,
+    /// The peer's replica, if it says so.
+    pub replica: Option<ReplicaId>,
+    /// Whether none of the objects is missing or damaged here.
+    pub complete: bool,
     /// Why not all objects that would fit are in it, other than that one is missing or damaged.
     pub failure: Option<EngineError>,
 }
 
 /// Answers a peer's request with as many objects as fit. Reads the disk.
 #[must_use]
-pub fn serve(engine: &dyn StateEngine, request: Bytes) -> Served {
+pub fn serve(engine: &dyn StateEngine, request: Bytes, bounds: PullBounds) -> Served {
     let mut failure = None;
     let mut response = peer::ObjectsResponse::default();
-    if let Ok(request) = decode::<peer::ObjectsRequest>(request) {
-        let mut bytes = 0;
-        for (at, id) in request.need.iter().take(REQUEST_OBJECTS_MAX).enumerate() {
-            match ObjectId::from_slice(id).map(|id| engine.object(id)) {
-                Some(Ok(object)) => {
-                    bytes += object.len();
-                    if bytes > RESPONSE_BYTES_MAX && !response.objects.is_empty() {
-                        break;
-                    }
-                    response.objects.push(object);
-                }
-                Some(Err(error)) if remedy(&error) != Remedy::AbandonReplica => {
-                    failure = Some(error);
+    let request = decode::<peer::ObjectsRequest>(request).unwrap_or_default();
+    let mut bytes = 0;
+    for (at, id) in request.need.iter().take(bounds.objects_max).enumerate() {
+        match ObjectId::from_slice(id).map(|id| engine.object(id)) {
+            Some(Ok(object)) => {
+                bytes += object.len();
+                if bytes > bounds.response_bytes_max && !response.objects.is_empty() {
                     break;
                 }
-                _ => {
-                    response.missing = at as u32 + 1;
-                    break;
-                }
+                response.objects.push(object);
+            }
+            Some(Err(error)) if remedy(&error) != Remedy::AbandonReplica => {
+                failure = Some(error);
+                break;
+            }
+            _ => {
+                response.missing = at as u32 + 1;
+                break;
             }
         }
     }
-    Served { response: encode(&response), failure }
+    let replica = (request.replica != 0).then_some(ReplicaId(request.replica));
+    Served { complete: response.missing == 0, response: encode(&response), replica, failure }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_storage::MemoryEngine;
+    use flotilla_types::{ConfState, Epoch, KeyRange, LogIndex, Position, ShardDescriptor, ShardId, Term};
+
+    use super::*;
+
+    const REPLICA: ReplicaId = ReplicaId(7);
+    /// Three of these objects fit in a response.
+    const BOUNDS: PullBounds =
+        PullBounds { requests_max: 3, objects_max: 4, response_bytes_max: 30, unsynced_bytes_max: 50 };
+
+    /// An engine with objects of ten bytes, and a checkpoint that names them.
+    fn source(count: u64) -> (MemoryEngine, Checkpoint) {
+        let engine = MemoryEngine::default();
+        let object = |n: u64| Bytes::from(format!("object {n:>3}"));
+        let base: Vec<_> = (0..count).map(|n| ObjectId::of(&object(n))).collect();
+        for (n, id) in (0..).zip(&base) {
+            engine.import(*id, object(n)).unwrap();
+        }
+        let descriptor = ShardDescriptor {
+            shard: ShardId(1),
+            range: KeyRange::all(),
+            epoch: Epoch::default(),
+            replicas: Vec::new(),
+        };
+        let position = Position { index: LogIndex(9), term: Term(1), conf: ConfState::default(), descriptor };
+        (engine, Checkpoint { position, system: None, base, runs: Vec::new() })
+    }
+
+    fn answer(pull: &mut Pull, target: &MemoryEngine, source: &MemoryEngine, request: PullRequest) -> usize {
+        let served = serve(source, request.encode(), BOUNDS);
+        assert_eq!(served.replica, Some(REPLICA));
+        let stored = request.store(target, served.response).unwrap();
+        if pull.on_stored(request, stored) {
+            pull.sync(target).unwrap();
+        }
+        stored.objects
+    }
+
+    #[test]
+    fn a_few_requests_are_in_flight_and_every_object_is_fetched_once() {
+        let (source, checkpoint) = source(50);
+        let target = MemoryEngine::default();
+        let mut pull = Pull::start(&target, REPLICA, checkpoint, BOUNDS);
+        let (mut in_flight, mut fetched) = (VecDeque::new(), 0);
+        while pull.state() == PullState::Working {
+            while let Some(request) = pull.next_request() {
+                in_flight.push_back(request);
+            }
+            assert!(in_flight.len() <= BOUNDS.requests_max);
+            let request = in_flight.pop_front().expect("a pull that works has a request in flight");
+            fetched += answer(&mut pull, &target, &source, request);
+        }
+        assert_eq!((pull.state(), fetched, pull.progress()), (PullState::Fetched, 50, (50, 0)));
+    }
+
+    #[test]
+    fn an_interrupted_pull_keeps_what_it_stored_even_over_a_restart() {
+        let (source, checkpoint) = source(40);
+        let target = MemoryEngine::default();
+        let mut pull = Pull::start(&target, REPLICA, checkpoint.clone(), BOUNDS);
+        for _ in 0..8 {
+            let request = pull.next_request().unwrap();
+            answer(&mut pull, &target, &source, request);
+        }
+        let (_, missing) = pull.progress();
+        assert_eq!(missing, 40 - 8 * 3);
+        let again = Pull::start(&target, REPLICA, checkpoint.clone(), BOUNDS);
+        assert_eq!(again.progress(), (40, missing));
+        let restarted = Pull::start(&target.reopen(), REPLICA, checkpoint, BOUNDS);
+        assert!(restarted.progress().1 <= missing + 5, "{:?} after a power failure", restarted.progress());
+    }
+
+    #[test]
+    fn a_pull_that_is_stopped_ends_with_the_answers_in_flight() {
+        let (source, checkpoint) = source(40);
+        let target = MemoryEngine::default();
+        let mut pull = Pull::start(&target, REPLICA, checkpoint, BOUNDS);
+        let in_flight = [pull.next_request().unwrap(), pull.next_request().unwrap()];
+        pull.stop();
+        assert_eq!((pull.next_request(), pull.state()), (None, PullState::Working));
+        for request in in_flight {
+            answer(&mut pull, &target, &source, request);
+        }
+        assert_eq!((pull.state(), pull.progress()), (PullState::Failed, (40, 34)));
+    }
+
+    #[test]
+    fn a_pull_goes_on_without_an_object_that_is_gone() {
+        let (source, mut checkpoint) = source(20);
+        checkpoint.base.insert(5, ObjectId::of(b"gone"));
+        let target = MemoryEngine::default();
+        let mut pull = Pull::start(&target, REPLICA, checkpoint, BOUNDS);
+        let mut fetched = 0;
+        while let Some(request) = pull.next_request() {
+            fetched += answer(&mut pull, &target, &source, request);
+        }
+        assert_eq!((pull.state(), fetched, pull.progress()), (PullState::Failed, 20, (21, 1)));
+    }
+
+    #[test]
+    fn failures_end_a_pull_only_if_nothing_succeeds_in_between() {
+        let (source, checkpoint) = source(50);
+        let target = MemoryEngine::default();
+        let mut pull = Pull::start(&target, REPLICA, checkpoint, BOUNDS);
+        for _ in 0..3 {
+            for failed in 1..FAILURES_MAX {
+                let request = pull.next_request().unwrap();
+                assert_eq!(pull.on_failure(request), BACKOFF_MS << failed);
+            }
+            let request = pull.next_request().unwrap();
+            answer(&mut pull, &target, &source, request);
+        }
+        for _ in 0..FAILURES_MAX {
+            let request = pull.next_request().unwrap();
+            pull.on_failure(request);
+        }
+        assert_eq!((pull.state(), pull.next_request()), (PullState::Failed, None));
+    }
 }

@@ -1,4 +1,4 @@
-//! A disk that fails: the node ends, and no replica is given up.
+//! A disk that fails, or a binary that is too old: the node ends, and no replica is given up.
 
 use std::{
     io,
@@ -8,14 +8,17 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+use flotilla_consensus::GroupError;
 use flotilla_kv::{KvMachine, Limits};
-use flotilla_replication::{Applied, Applier, ApplyTask, Core, Effects, Input, Notice};
+use flotilla_replication::{Applied, Applier, ApplyTask, Batch, Core, Effects, Input, Notice, RequestError};
 use flotilla_storage::{
     EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, ReplicaWrite,
+    switch_command,
 };
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, HardState, Incarnation, LogIndex, NodeId, ObjectId, Position, ReplicaId,
-    Term, WalSequence,
+    ShardId, Term, Timestamp, VersionRange, WalSequence,
 };
 
 use crate::harness::{SHARD, descriptor, small_bounds};
@@ -113,7 +116,7 @@ fn a_log_that_cannot_be_read_ends_the_node_and_abandons_no_replica() {
     let mut core = Core::open(NodeId(1), Incarnation(2), small_bounds(), shared, 7, &mut effects).unwrap();
     log.broken.store(true, Ordering::Relaxed);
     core.flush(0, &mut effects);
-    assert!(matches!(effects.fatal, Some(LogError::Io(_))), "{:?}", effects.fatal);
+    assert!(matches!(effects.fatal, Some(GroupError::Log(LogError::Io(_)))), "{:?}", effects.fatal);
     assert!(!effects.notices.iter().any(|notice| matches!(notice, Notice::Lost { .. })), "{:?}", effects.notices);
 }
 
@@ -137,4 +140,40 @@ fn records_that_cannot_be_read_end_the_node_and_damaged_ones_cost_the_replica() 
     }
     let out = after_load(EngineError::Object(ObjectId::of(b"x")));
     assert!(out.fatal.is_none() && matches!(out.inputs[..], [Input::Broken { replica: REPLICA }]), "{out:?}");
+}
+
+#[test]
+fn what_only_a_newer_binary_knows_costs_no_replica_and_ends_the_node_if_the_metadata_group_says_so() {
+    let newer = switch_command(VersionRange::supported().max.next());
+    let newer = Batch { timestamp: Timestamp(1), commands: vec![newer] }.encode();
+    let mut other_format = newer.to_vec();
+    other_format[0] += 1;
+    for (shard, data) in [
+        (SHARD, newer.clone()),
+        (SHARD, other_format.clone().into()),
+        (ShardId::META, newer),
+        (ShardId::META, other_format.into()),
+    ] {
+        let engine = Arc::new(MemoryEngine::default());
+        let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let mut applier = Applier::new(engine.clone(), machines);
+        let mut out = Applied::<u64>::default();
+        let checkpoint = checkpoint();
+        let open = ApplyTask::Open { replica: REPLICA, shard, checkpoint: checkpoint.clone(), replaces: false };
+        applier.run(0, open, &mut out);
+        let load = out.loads.remove(0);
+        applier.loaded(0, &load, load.run(&*engine), &mut out);
+        assert!(matches!(out.inputs[..], [Input::Opened { .. }]) && out.fatal.is_none(), "{out:?}");
+        out.inputs.clear();
+
+        let entry = Entry { index: LogIndex(2), term: Term(1), kind: EntryKind::Normal, data, context: Bytes::new() };
+        let Position { conf, descriptor, .. } = checkpoint.position;
+        let waiters = vec![(LogIndex(2), vec![7])];
+        let task = ApplyTask::Apply { replica: REPLICA, entries: vec![entry], conf, descriptor, waiters };
+        applier.run(0, task, &mut out);
+        assert!(out.inputs.is_empty(), "{out:?}");
+        assert!(matches!(out.replies[..], [(7, Err(RequestError::Unknown))]), "{out:?}");
+        let reason = out.fatal.as_ref().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(reason.contains("install a binary that supports"), shard == ShardId::META, "{out:?}");
+    }
 }

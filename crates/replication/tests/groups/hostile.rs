@@ -12,7 +12,7 @@ use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{
     Answer, Applied, Applier, Background, Batch, ConfChange, Core, Effects, Freshness, Input, LostReason,
     NodeHeartbeat, Notice, Outgoing, Request,
-    work::{Job, JobResult, Pull, Wal, WalJob, pack, pack_node_heartbeat, unpack},
+    work::{Job, JobResult, Pull, PullBounds, PullState, Wal, WalJob, pack, pack_node_heartbeat, serve, unpack},
 };
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
 use flotilla_types::{
@@ -99,7 +99,7 @@ impl Victim {
             your_incarnation: self.incarnation,
             you_lost_up_to: None,
             leaders: Vec::new(),
-            versions: VersionRange::SUPPORTED,
+            versions: VersionRange::supported(),
         }
     }
 
@@ -138,6 +138,9 @@ impl Victim {
 
     fn perform(&mut self, mut effects: Effects<u64>) -> Vec<Input<u64>> {
         let mut inputs = Vec::new();
+        for hold in std::mem::take(&mut effects.holds) {
+            self.engine.hold(hold.holder, &hold.objects);
+        }
         // Everything that is sent must parse.
         let mut sends = std::mem::take(&mut effects.sends);
         for (_, heartbeat) in std::mem::take(&mut effects.node_heartbeats) {
@@ -161,9 +164,8 @@ impl Victim {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(Job::InstallCheckpoint { replica, checkpoint, failures: 0 }, &mut inputs);
                 }
-                Background::Release { objects } => self.work(Job::Release { objects }, &mut inputs),
                 Background::Pull { replica, checkpoint, .. } => {
-                    let complete = self.pull(&checkpoint);
+                    let complete = self.pull(replica, &checkpoint);
                     inputs.push(Input::Pulled { replica, checkpoint, complete });
                 }
             }
@@ -215,27 +217,31 @@ impl Victim {
     }
 
     /// Pulls from the malicious peer, which serves what it has.
-    fn pull(&self, checkpoint: &Checkpoint) -> bool {
-        let mut pull = Pull::start(&self.engine, checkpoint.clone());
-        while let Some(request) = pull.request() {
+    fn pull(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> bool {
+        let bounds = PullBounds::default();
+        let mut pull = Pull::start(&self.engine, replica, checkpoint.clone(), bounds);
+        while let Some(request) = pull.next_request() {
             let source = MemoryEngine::default();
             for (id, object) in &self.objects {
                 source.import(*id, object.clone()).unwrap();
             }
-            let served = flotilla_replication::work::serve(&source, request);
-            if pull.on_response(&self.engine, served.response).is_err() {
-                pull.abandon(&self.engine);
-                return false;
+            let served = serve(&source, request.encode(), bounds);
+            match request.store(&self.engine, served.response) {
+                Ok(stored) => {
+                    let _ = pull.on_stored(request, stored);
+                }
+                Err(_) => return false,
             }
         }
-        pull.finish(&self.engine).unwrap();
-        true
+        pull.sync(&self.engine).unwrap();
+        pull.state() == PullState::Fetched
     }
 
     fn ask(&mut self, shard: ShardId, payload: Bytes, read: bool) -> Option<Answer> {
         self.asked += 1;
         let reply = self.asked;
-        let request = Request { shard, range_epoch: None, payload, deadline_ms: self.now_ms + 1_000, reply };
+        let (range_epoch, after, deadline_ms) = (None, Timestamp::ZERO, self.now_ms + 1_000);
+        let request = Request { shard, range_epoch, after, payload, deadline_ms, reply };
         self.input(if read { Input::Read(request, Freshness::Strong) } else { Input::Propose(request) });
         self.answers.remove(&reply)
     }
@@ -247,9 +253,9 @@ impl Victim {
         let sequence = self.asked + 1;
         let write = self.ask(LONE, store(1, sequence, "key", "value"), false);
         let outcome = write.expect("an answer").expect("a write that is applied");
-        assert!(matches!(decode_outcome(outcome), Ok(Outcome::Done { .. })), "a write that is done");
+        assert!(matches!(decode_outcome(outcome.payload), Ok(Outcome::Done { .. })), "a write that is done");
         let read = self.ask(LONE, get(key("key")), true).expect("an answer").expect("a read");
-        assert!(read.windows(5).any(|part| part == b"value"), "the written value is there");
+        assert!(read.payload.windows(5).any(|part| part == b"value"), "the written value is there");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use flotilla_kv::Answer;
 use flotilla_replication::{ApplyTask, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request};
-use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, WalSequence};
+use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, Timestamp, WalSequence};
 use rand::RngExt as _;
 
 use crate::harness::{SHARD, World, get, key, seeds, store};
@@ -24,7 +24,8 @@ impl World {
     /// A strong read whose answer is not awaited.
     fn read_request(&mut self) -> Input<u64> {
         let (reply, deadline_ms) = (self.next_attempt(), self.now_ms() + 60_000);
-        let request = Request { shard: SHARD, range_epoch: None, payload: get(key("read")), deadline_ms, reply };
+        let (range_epoch, after, payload) = (None, Timestamp::ZERO, get(key("read")));
+        let request = Request { shard: SHARD, range_epoch, after, payload, deadline_ms, reply };
         Input::Read(request, Freshness::Strong)
     }
 
@@ -287,7 +288,8 @@ fn a_read_by_lease_is_queued_after_all_committed_entries() {
     let group = status.group.unwrap();
     let (read, now_ms) = (world.read_request(), world.now_ms());
     let payload = store(7, 1, "read", "new");
-    let write = Request { shard: SHARD, range_epoch: None, payload, deadline_ms: now_ms + 1_000, reply: 0 };
+    let (range_epoch, after, deadline_ms) = (None, Timestamp::ZERO, now_ms + 1_000);
+    let write = Request { shard: SHARD, range_epoch, after, payload, deadline_ms, reply: 0 };
     let running = world.nodes.get_mut(&leader).and_then(|node| node.running.as_mut()).unwrap();
     let (mut effects, mut later) = (Effects::default(), Effects::default());
     running.core.step(now_ms, 0, Input::Propose(write), &mut effects);
@@ -320,7 +322,8 @@ fn a_read_by_lease_returns_the_written_value() {
     let asked = world.request(leader, get(key("read")), 1_000, Some(Freshness::Strong));
     world.run_until(1_000, "an answer", |world| world.answers.contains_key(&asked));
     assert_eq!(world.reads_of(leader).by_lease, before.by_lease + 1);
-    let Ok(Answer::Records(records)) = flotilla_kv::decode_answer(world.answers[&asked].clone().unwrap()) else {
+    let Ok(Answer::Records(records)) = flotilla_kv::decode_answer(world.answers[&asked].clone().unwrap().payload)
+    else {
         panic!("not records")
     };
     assert_eq!(records[0].as_ref().unwrap().value, "new");

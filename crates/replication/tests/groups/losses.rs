@@ -1,10 +1,14 @@
 //! Data folders that were rolled back or wiped.
 
-use flotilla_replication::{ConfChange, Input, LostReason, Notice};
-use flotilla_storage::Log as _;
-use flotilla_types::{NodeId, ReplicaId};
+use std::sync::Arc;
 
-use crate::harness::{SHARD, World, descriptor, seeds};
+use flotilla_replication::{ConfChange, Core, Effects, Input, LostReason, Notice};
+use flotilla_storage::{Log as _, LogBatch, LogEvidence, MemoryLog, ReplicaWrite};
+use flotilla_types::{
+    Checkpoint, ConfState, Incarnation, LogIndex, NodeId, Position, ReplicaId, ShardId, Term, WalSequence,
+};
+
+use crate::harness::{SHARD, World, descriptor, seeds, small_bounds};
 
 /// The replicas that a node reported as lost after a roll-back; `None` when it reported nothing.
 fn lost(world: &World, node: NodeId) -> Option<Vec<ReplicaId>> {
@@ -303,4 +307,39 @@ fn a_replica_without_evidence_waits_for_both_others() {
         assert_eq!(lost(&world, node), None);
         world.finish();
     }
+}
+
+/// A lone node has nobody to ask, and is not in doubt forever.
+#[test]
+fn a_log_is_complete_if_its_node_is_alone_in_the_metadata_group() {
+    let replica = |number: u64, shard: ShardId, voters: &[u64]| {
+        let position = Position {
+            index: LogIndex(1),
+            term: Term(1),
+            conf: ConfState::of_voters(voters.iter().map(|voter| ReplicaId(*voter))),
+            descriptor: descriptor(voters),
+        };
+        let checkpoint = Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() };
+        ReplicaWrite {
+            create: Some(shard),
+            checkpoint: Some(checkpoint),
+            truncate: Some((LogIndex(1), Term(1))),
+            ..ReplicaWrite::new(ReplicaId(number))
+        }
+    };
+    let becomes_complete = |replicas: Vec<ReplicaWrite>, peers: &[u64]| {
+        let log = MemoryLog::default();
+        log.write(LogBatch { sequence: WalSequence(1), replicas, peer_sequences: Vec::new() }).unwrap();
+        let log = Arc::new(log.reopen_with(LogEvidence::Unknown));
+        let mut effects = Effects::<u64>::default();
+        let mut core = Core::open(NodeId(1), Incarnation(2), small_bounds(), log, 7, &mut effects).unwrap();
+        core.step(0, 0, Input::Peers(peers.iter().map(|peer| NodeId(*peer)).collect()), &mut effects);
+        effects.log_complete
+    };
+    let meta = || replica(1, ShardId::META, &[1]);
+    assert!(becomes_complete(vec![meta(), replica(2, SHARD, &[2])], &[]));
+    assert!(!becomes_complete(vec![meta()], &[2]), "a peer was not heard");
+    assert!(!becomes_complete(vec![replica(2, SHARD, &[2])], &[]), "others hold the metadata");
+    assert!(!becomes_complete(vec![meta(), replica(2, SHARD, &[2, 3, 4])], &[]), "others vote");
+    assert!(!becomes_complete(Vec::new(), &[]), "a wiped folder");
 }

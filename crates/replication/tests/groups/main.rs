@@ -2,13 +2,18 @@
 
 mod applier;
 mod broken_disk;
+mod causality;
+mod epochs;
 mod harness;
 mod hostile;
 mod leases;
 mod losses;
+mod many;
 mod membership;
 mod release;
 mod serving;
 mod slow_disk;
+mod tails;
 mod ticks;
+mod upkeep;
 mod versions;

@@ -148,7 +148,7 @@ fn minority_cannot_commit() {
         let (new, _) = world.leader().unwrap();
         let read = world.request(new, get(key("minority")), 1_000, Some(Freshness::Strong));
         world.run_until(1_000, "an answer", |world| world.answers.contains_key(&read));
-        let answer = world.answers[&read].clone().unwrap();
+        let answer = world.answers[&read].clone().unwrap().payload;
         assert_eq!(flotilla_kv::decode_answer(answer), Ok(flotilla_kv::Answer::Records(vec![None])));
         world.finish();
     }

@@ -9,14 +9,14 @@ use std::{
 use bytes::Bytes;
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
-use flotilla_replication::{Freshness, Handle, Host, HostConfig, HostParts, RequestError};
+use flotilla_replication::{Answer, Freshness, Handle, Host, HostConfig, HostParts};
 use flotilla_storage::{
     EngineError, MemoryEngine, MemoryLog, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
 };
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
-    Checkpoint, ClusterId, Epoch, Incarnation, KeyRange, LogIndex, NodeId, ObjectId, Position, ReplicaDescriptor,
-    ReplicaId, ReplicaRole, ShardDescriptor, ShardId,
+    Checkpoint, ClusterId, Epoch, Holder, Incarnation, KeyRange, LogIndex, NodeId, ObjectId, Position,
+    ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -164,8 +164,8 @@ impl StateEngine for Engine {
         self.memory.sync()
     }
 
-    fn release(&self, objects: &[ObjectId]) {
-        self.memory.release(objects);
+    fn hold(&self, holder: Holder, objects: &[ObjectId]) {
+        self.memory.hold(holder, objects);
     }
 
     fn close(&self) -> Result<(), EngineError> {
@@ -227,13 +227,13 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
     }
 }
 
-async fn put(host: &Handle, shard: ShardId, name: &str) -> Result<Bytes, RequestError> {
-    let outcome = host.propose(shard, None, applier::put(name, "value"), TIMEOUT).await?;
-    assert!(matches!(decode_outcome(outcome.clone()), Ok(Outcome::Done { .. })));
+async fn put(host: &Handle, shard: ShardId, name: &str) -> Answer {
+    let outcome = host.propose(shard, None, Timestamp::ZERO, applier::put(name, "value"), TIMEOUT).await?;
+    assert!(matches!(decode_outcome(outcome.payload.clone()), Ok(Outcome::Done { .. })));
     Ok(outcome)
 }
 
-async fn read(host: &Handle, shard: ShardId, name: &str) -> Result<Bytes, RequestError> {
+async fn read(host: &Handle, shard: ShardId, name: &str) -> Answer {
     host.query(shard, None, get(key(name)), Freshness::Strong, TIMEOUT).await
 }
 

@@ -1,136 +1,39 @@
-//! What a tick costs on a node with many replicas, counted in replicas visited.
+//! What a tick costs on a node with many replicas, counted in replicas visited and in leaders named.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use flotilla_replication::{Core, Effects, HostConfig, Input, NodeHeartbeat, ReplicaStatus};
-use flotilla_storage::{Log as _, LogBatch, LogEvidence, MemoryLog, ReplicaWrite, Usage};
-use flotilla_types::{
-    Checkpoint, ConfState, Epoch, HardState, Incarnation, KeyRange, LogIndex, NodeId, Position, ReplicaDescriptor,
-    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, VersionRange, WalSequence,
-};
+use flotilla_replication::{Effects, Input, LEADERS_PER_ROUND};
+use flotilla_storage::Usage;
+use flotilla_types::{LogIndex, NodeId, ShardId, Timestamp};
 
-const INCARNATION: Incarnation = Incarnation(9);
+use crate::many::{Many, replica_of};
 
-/// A node that has started with one replica of each of `count` shards.
-struct Many {
-    core: Core<u64>,
-    published: Vec<ReplicaStatus>,
-    now_ms: u64,
-}
-
-/// The replica of a shard on a node.
-fn replica(shard: u64, node: u64) -> ReplicaId {
-    ReplicaId(shard * 10 + node)
-}
-
-fn recovered(shard: u64) -> ReplicaWrite {
-    let replicas = [1, 2, 3].map(|node| ReplicaDescriptor {
-        replica: replica(shard, node),
-        node: NodeId(node),
-        role: ReplicaRole::Voter,
-    });
-    let conf = ConfState::of_voters(replicas.iter().map(|replica| replica.replica));
-    let descriptor = ShardDescriptor {
-        shard: ShardId(shard),
-        range: KeyRange::all(),
-        epoch: Epoch { range: 1, config: 1 },
-        replicas: replicas.to_vec(),
-    };
-    let (index, term) = (LogIndex(1), Term(1));
-    let position = Position { index, term, conf, descriptor };
-    ReplicaWrite {
-        create: Some(ShardId(shard)),
-        checkpoint: Some(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }),
-        truncate: Some((index, term)),
-        hard_state: Some(HardState { term, vote: ReplicaId::NONE, commit: index }),
-        ..ReplicaWrite::new(replica(shard, 1))
-    }
-}
-
-impl Many {
-    fn new(count: u64) -> Self {
-        let log = MemoryLog::default();
-        let replicas = (1..=count).map(recovered).collect();
-        log.write(LogBatch { sequence: WalSequence(1), replicas, peer_sequences: Vec::new() }).unwrap();
-        let mut effects = Effects::default();
-        let core = Core::open(
-            NodeId(1),
-            INCARNATION,
-            HostConfig::default(),
-            Arc::new(log.reopen_with(LogEvidence::Unknown)),
-            1,
-            &mut effects,
-        )
-        .unwrap();
-        let mut many = Self { core, published: Vec::new(), now_ms: 1_000 };
-        many.input(Input::Peers(vec![NodeId(2), NodeId(3)]));
+/// Ticks and publishes; returns how many replicas that visited.
+fn tick(many: &mut Many, times: u64) -> u64 {
+    let before = many.core.visits();
+    for _ in 0..times {
+        many.next_tick();
         many.publish();
-        many
     }
+    many.core.visits() - before
+}
 
-    /// Peers verify the node, and its groups open.
-    fn verified(count: u64) -> Self {
-        let mut many = Self::new(count);
-        let heartbeat = NodeHeartbeat {
-            incarnation: Incarnation(1),
-            recovered: WalSequence(0),
-            synced: WalSequence(0),
-            wall_ms: many.now_ms,
-            recovery_complete: true,
-            your_incarnation: INCARNATION,
-            you_lost_up_to: None,
-            leaders: Vec::new(),
-            versions: VersionRange::SUPPORTED,
-        };
-        for from in [NodeId(2), NodeId(3)] {
-            many.input(Input::NodeHeartbeat { from, heartbeat: heartbeat.clone() });
-        }
-        many.publish();
-        assert!(many.published.iter().all(|status| status.group.is_some()));
-        many
-    }
-
-    fn input(&mut self, input: Input<u64>) -> Effects<u64> {
-        let mut effects = Effects::default();
-        self.core.step(self.now_ms, self.now_ms, input, &mut effects);
-        self.core.flush(self.now_ms, &mut effects);
-        effects
-    }
-
-    fn publish(&mut self) {
-        let updates = self.core.status_updates(&self.published);
-        updates.apply(&mut self.published);
-    }
-
-    /// Ticks and publishes; returns how many replicas that visited.
-    fn tick(&mut self, times: u64) -> u64 {
-        let before = self.core.visits();
-        for _ in 0..times {
-            self.now_ms += 50;
-            self.input(Input::Tick);
-            self.publish();
-        }
-        self.core.visits() - before
-    }
-
-    fn applied(&mut self, shard: u64, active_bytes: usize) -> Effects<u64> {
-        let usage = Usage { active_bytes, ..Usage::default() };
-        let index = LogIndex(1);
-        self.input(Input::Applied {
-            replica: replica(shard, 1),
-            index,
-            clock: Timestamp::ZERO,
-            bytes: 0,
-            usage,
-            version: None,
-        })
-    }
+fn applied(many: &mut Many, shard: u64, active_bytes: usize) -> Effects<u64> {
+    many.input(Input::Applied {
+        replica: replica_of(shard, 1),
+        index: LogIndex(1),
+        clock: Timestamp::ZERO,
+        bytes: 0,
+        usage: Usage { active_bytes, ..Usage::default() },
+        version: None,
+        upkeep_due_ms: None,
+    })
 }
 
 #[test]
 fn ticks_do_not_visit_replicas_at_rest() {
-    assert_eq!(Many::new(1_000).tick(100), 0, "unverified");
-    assert_eq!(Many::verified(1_000).tick(7), 0, "no election timeout has ended");
+    assert_eq!(tick(&mut Many::new(1_000), 100), 0, "unverified");
+    assert_eq!(tick(&mut Many::verified(1_000), 7), 0, "no election timeout has ended");
 }
 
 #[test]
@@ -139,9 +42,9 @@ fn ticks_visit_what_is_busy_however_many_others_there_are() {
         let mut many = Many::verified(count);
         let before = many.core.visits();
         for shard in 1..=5 {
-            many.applied(shard, 100);
+            applied(&mut many, shard, 100);
         }
-        many.tick(7);
+        tick(&mut many, 7);
         many.core.visits() - before
     });
     assert!((1..=20).contains(&visits[0]), "{visits:?}");
@@ -152,8 +55,85 @@ fn ticks_visit_what_is_busy_however_many_others_there_are() {
 fn without_a_leader_each_replica_is_visited_when_its_election_timeout_ends() {
     let count = 500;
     let ticks = 80;
-    let visits = Many::verified(count).tick(ticks);
+    let visits = tick(&mut Many::verified(count), ticks);
     // An election timeout is at least 8 ticks. Each end of one is a visit, which changes the status; input
     // that postpones it costs one visit more.
     assert!((count..=3 * count * (ticks / 8)).contains(&visits), "{visits}");
+}
+
+/// The leaders that the heartbeats of the next round name; both peers get the same.
+fn round(many: &mut Many) -> BTreeSet<ShardId> {
+    let mut named = Vec::new();
+    while named.is_empty() {
+        let mut effects = many.next_tick();
+        named = std::mem::take(&mut effects.node_heartbeats);
+        many.answer(effects);
+    }
+    assert_eq!(named.len(), 2);
+    assert_eq!(named[0].1.leaders, named[1].1.leaders);
+    named.remove(0).1.leaders.into_iter().map(|(shard, _)| shard).collect()
+}
+
+#[test]
+fn heartbeats_name_a_bounded_number_of_leaders_and_all_in_turn() {
+    let count = 2 * LEADERS_PER_ROUND + 500;
+    let mut many = Many::leading(count as u64);
+    // It names the leaders that are new.
+    round(&mut many);
+    let whole = many.input(Input::Peer { node: NodeId(2), connected: true }).node_heartbeats;
+    assert_eq!(whole[0].1.leaders.len(), count, "a peer that connects may know no leader");
+    let rounds: Vec<_> = (0..3).map(|_| round(&mut many)).collect();
+    assert!(rounds.iter().all(|named| named.len() == LEADERS_PER_ROUND));
+    assert_eq!(rounds.into_iter().flatten().collect::<BTreeSet<_>>().len(), count);
+}
+
+#[test]
+fn the_next_heartbeat_names_every_new_leader() {
+    let count = 3 * LEADERS_PER_ROUND;
+    let mut many = Many::verified(count as u64);
+    let (mut named, mut rounds) = (BTreeSet::new(), 0);
+    while many.led().len() < count || rounds < 2 {
+        let led = many.led();
+        let effects = many.next_tick();
+        if let Some((_, heartbeat)) = effects.node_heartbeats.first() {
+            named.extend(heartbeat.leaders.iter().map(|(shard, _)| *shard));
+            assert!(led.is_subset(&named), "{:?} are led and were not named", led.difference(&named));
+            rounds += usize::from(led.len() == count);
+        }
+        many.answer(effects);
+        many.publish();
+    }
+}
+
+#[test]
+fn a_tick_proposes_upkeep_for_a_bounded_number_of_shards() {
+    let count = 50;
+    let mut many = Many::leading(count);
+    for shard in 1..=count {
+        many.input(Input::Applied {
+            replica: replica_of(shard, 1),
+            // The first entry of the leader's term.
+            index: LogIndex(2),
+            clock: Timestamp::ZERO,
+            bytes: 0,
+            usage: Usage::default(),
+            version: None,
+            upkeep_due_ms: Some(0),
+        });
+    }
+    let mut proposed = Vec::new();
+    for _ in 0..20 {
+        let effects = many.next_tick();
+        proposed.push(
+            effects
+                .writes
+                .iter()
+                .filter_map(|write| write.write.as_ref())
+                .map(|write| write.entries.len())
+                .sum::<usize>(),
+        );
+        many.answer(effects);
+    }
+    assert_eq!(proposed.iter().sum::<usize>() as u64, count, "each once: none was applied yet");
+    assert!(proposed.iter().all(|entries| *entries <= 4), "{proposed:?}");
 }

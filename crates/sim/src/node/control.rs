@@ -97,7 +97,7 @@ impl Control {
             Err(error) => panic!("the default settings of membership are rejected: {error}"),
         };
         let mut cluster = ClusterView::new(node.id, node.folder.meta.clone());
-        cluster.observe_versions(node.id, node.incarnation, VersionRange::SUPPORTED);
+        cluster.observe_versions(node.id, node.incarnation, VersionRange::supported());
         Self {
             cluster,
             me: LocalNode {
@@ -105,7 +105,7 @@ impl Control {
                 incarnation: node.incarnation,
                 addresses: addresses(node.port),
                 locality: Locality::default(),
-                versions: VersionRange::SUPPORTED,
+                versions: VersionRange::supported(),
             },
             lifecycle: Lifecycle::default(),
             shards_led: ShardsLed::default(),
@@ -223,7 +223,7 @@ impl World {
                 count_pending(running);
                 let (payload, caller) = (MetaQuery::State.encode(), Caller::FreshMeta(task));
                 let (kind, shard) = (RequestKind::Query, ShardId::META);
-                self.start_request(node, running, kind, shard, None, payload, None, PROPOSE_TIMEOUT_MS, caller);
+                self.start_request(node, running, kind, shard, payload, PROPOSE_TIMEOUT_MS, caller);
             }
             Action::GiveAuthority { to } => {
                 if node.folder.has_authority {

@@ -1,12 +1,14 @@
 //! The threads of a shard host as events of virtual time: same code ([`flotilla_replication::work`]), same
 //! order of work.
 
+use std::collections::BTreeMap;
+
 use flotilla_replication::{
     Applied, ApplyTask, Background, Effects, Input, Load, Loaded, Notice, Outgoing, Returned,
-    work::{self, Job, JobResult, Pull, PullError},
+    work::{self, Job, JobResult, Pull, PullBounds, PullRequest, PullState},
 };
-use flotilla_storage::MachineError;
-use flotilla_types::{NodeId, ReplicaId};
+use flotilla_storage::{MachineError, StateEngine as _};
+use flotilla_types::{Checkpoint, NodeId, ReplicaId};
 use rand::RngExt as _;
 
 use super::{Node, NodeEvent, Running};
@@ -31,11 +33,19 @@ pub(super) enum ApplyJob {
 /// Ticks between two replicas of a node that hold back its log, on average.
 const LOG_RELEASE_TICKS: u32 = 100;
 
+/// Bounds so small that a pull takes several requests.
+pub(super) const PULL_BOUNDS: PullBounds =
+    PullBounds { requests_max: 3, objects_max: 4, response_bytes_max: 1 << 10, unsynced_bytes_max: 2 << 10 };
+
 /// A pull in flight.
 pub(super) struct Pulling {
     replica: ReplicaId,
     from: NodeId,
     pull: Pull,
+    /// Its requests in flight, by number.
+    requests: BTreeMap<u64, PullRequest>,
+    /// What replaces it.
+    next: Option<Checkpoint>,
 }
 
 impl World {
@@ -90,6 +100,9 @@ impl World {
             running.control.fatal = true;
             return;
         }
+        for hold in std::mem::take(&mut effects.holds) {
+            node.disk.hold(hold.holder, &hold.objects);
+        }
         self.send_all(node, running, std::mem::take(&mut effects.sends));
         for (to, heartbeat) in std::mem::take(&mut effects.node_heartbeats) {
             if running.links.contains_key(&to) {
@@ -111,12 +124,8 @@ impl World {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint { replica, checkpoint, failures: 0 });
                 }
-                Background::Release { objects } => self.work(node, running, Job::Release { objects }),
                 Background::Pull { replica, from, checkpoint } => {
-                    let pull = Pull::start(&node.disk, checkpoint);
-                    let number = running.next_id();
-                    running.pulls.insert(number, Pulling { replica, from, pull });
-                    self.advance_pull(node, running, number);
+                    self.start_pull(node, running, replica, from, checkpoint);
                 }
             }
         }
@@ -289,51 +298,80 @@ impl World {
         self.start_jobs(node, running);
     }
 
-    /// Requests the next objects of a pull, or finishes it.
+    /// Starts a pull, in place of one for the same replica.
+    fn start_pull(
+        &mut self,
+        node: &mut Node,
+        running: &mut Running,
+        replica: ReplicaId,
+        from: NodeId,
+        checkpoint: Checkpoint,
+    ) {
+        let same = running.pulls.values_mut().find(|pulling| (pulling.replica, pulling.from) == (replica, from));
+        if let Some(pulling) = same {
+            pulling.pull.stop();
+            pulling.next = Some(checkpoint);
+            return;
+        }
+        running.pulls.retain(|_, pulling| pulling.replica != replica);
+        let pull = Pull::start(&node.disk, replica, checkpoint, PULL_BOUNDS);
+        let number = running.next_id();
+        running.pulls.insert(number, Pulling { replica, from, pull, requests: BTreeMap::new(), next: None });
+        self.advance_pull(node, running, number);
+    }
+
+    /// Sends the requests of a pull that may be sent now, or ends it.
     pub(super) fn advance_pull(&mut self, node: &mut Node, running: &mut Running, number: u64) {
-        let Some(Pulling { from, pull, .. }) = running.pulls.get(&number) else { return };
-        let from = *from;
-        match pull.request() {
-            Some(body) => {
-                self.call(node, running, from, CallKind::Objects, body, PULL_TIMEOUT_MS, CallPurpose::Pull(number));
-            }
-            None => {
-                let finished = pull.finish(&node.disk).inspect_err(|_| pull.abandon(&node.disk));
-                running.control.fatal |= matches!(&finished, Err(error) if error.ends_node());
-                let complete = finished.is_ok();
-                self.pull_ended(node, running, number, complete);
+        loop {
+            let id = running.next_id();
+            let Some(pulling) = running.pulls.get_mut(&number) else { return };
+            let Some(request) = pulling.pull.next_request() else { break };
+            let (from, body) = (pulling.from, request.encode());
+            pulling.requests.insert(id, request);
+            let purpose = CallPurpose::Pull { pull: number, request: id };
+            self.call(node, running, from, CallKind::Objects, body, PULL_TIMEOUT_MS, purpose);
+        }
+        let ended = |pulling: &mut Pulling| pulling.pull.state() != PullState::Working;
+        if running.pulls.get_mut(&number).is_some_and(ended)
+            && let Some(Pulling { replica, from, pull, next, .. }) = running.pulls.remove(&number)
+        {
+            let complete = pull.state() == PullState::Fetched && self.sync_pull(node, running, &pull);
+            self.enqueue(node, running, Input::Pulled { replica, checkpoint: pull.into_checkpoint(), complete });
+            if let Some(checkpoint) = next {
+                self.start_pull(node, running, replica, from, checkpoint);
             }
         }
+    }
+
+    fn sync_pull(&self, node: &Node, running: &mut Running, pull: &Pull) -> bool {
+        let synced = pull.sync(&node.disk);
+        running.control.fatal |= matches!(&synced, Err(error) if error.ends_node());
+        synced.is_ok()
     }
 
     /// Handles the answer, or the failure, of a call for objects.
-    pub(super) fn pulled(&mut self, node: &mut Node, running: &mut Running, number: u64, answer: Option<bytes::Bytes>) {
+    pub(super) fn pulled(
+        &mut self,
+        node: &mut Node,
+        running: &mut Running,
+        (number, request): (u64, u64),
+        answer: Option<bytes::Bytes>,
+    ) {
         let Some(pulling) = running.pulls.get_mut(&number) else { return };
-        let taken = answer.map(|answer| pulling.pull.on_response(&node.disk, answer));
-        let again_ms = match taken {
-            Some(Ok(_)) => Some(0),
-            Some(Err(error)) if error.ends_node() => {
-                running.control.fatal = true;
-                None
+        let Some(request) = pulling.requests.remove(&request) else { return };
+        let mut pause_ms = 0;
+        match answer.map(|answer| request.store(&node.disk, answer)) {
+            Some(Ok(stored)) => {
+                if pulling.pull.on_stored(request, stored) {
+                    let synced = pulling.pull.sync(&node.disk);
+                    running.control.fatal |= matches!(synced, Err(error) if error.ends_node());
+                }
             }
-            Some(Err(PullError::Gone(_))) => None,
-            Some(Err(_)) | None => pulling.pull.on_failure(),
-        };
-        match again_ms {
-            Some(pause_ms) => {
-                let delay_us = node.clock.true_us(pause_ms) + 100;
-                self.schedule_on(node, delay_us, NodeEvent::PullRetry(number));
-            }
-            None => {
-                pulling.pull.abandon(&node.disk);
-                self.pull_ended(node, running, number, false);
-            }
+            Some(Err(error)) if error.ends_node() => running.control.fatal = true,
+            Some(Err(_)) | None => pause_ms = pulling.pull.on_failure(request),
         }
-    }
-
-    fn pull_ended(&mut self, node: &mut Node, running: &mut Running, number: u64, complete: bool) {
-        let Some(Pulling { replica, pull, .. }) = running.pulls.remove(&number) else { return };
-        self.enqueue(node, running, Input::Pulled { replica, checkpoint: pull.into_checkpoint(), complete });
+        let delay_us = node.clock.true_us(pause_ms) + 100;
+        self.schedule_on(node, delay_us, NodeEvent::PullRetry(number));
     }
 
     fn notice(&mut self, node: &mut Node, running: &mut Running, notice: Notice) {

@@ -1,15 +1,17 @@
 //! Calls between nodes: pending calls, the server side, and timeouts.
 
 use bytes::Bytes;
-use flotilla_control::{PeerRequest, RequestKind, decode_answer, encode_answer, feed_wait_ms, has_changes_since};
+use flotilla_control::{
+    PeerRequest, RequestKind, ShardRequest, decode_answer, encode_answer, feed_wait_ms, has_changes_since,
+};
 use flotilla_membership::Input as MemberInput;
 use flotilla_meta::MetaQuery;
-use flotilla_replication::{Answer, Freshness, Input, Request, RequestError, work};
+use flotilla_replication::{Answer, Answered, Freshness, Input, Request, RequestError, work};
 use flotilla_storage::{Remedy, remedy};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::{NodeId, ShardId, Timestamp};
 use rand::RngExt as _;
 
-use super::{Node, NodeEvent, Running};
+use super::{Node, NodeEvent, Running, host::PULL_BOUNDS};
 use crate::{
     network::{CallKind, Frame},
     world::World,
@@ -18,7 +20,7 @@ use crate::{
 /// The purpose of a call: decides who handles its answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum CallPurpose {
-    Pull(u64),
+    Pull { pull: u64, request: u64 },
     Request { request: u64, attempt: u64, kind: RequestKind },
     Feed,
     Authority(NodeId),
@@ -96,7 +98,7 @@ impl World {
         answer: Result<Bytes, CallFailure>,
     ) {
         match purpose {
-            CallPurpose::Pull(pull) => self.pulled(node, running, pull, answer.ok()),
+            CallPurpose::Pull { pull, request } => self.pulled(node, running, (pull, request), answer.ok()),
             CallPurpose::Request { request, attempt, kind } => {
                 let answer = match answer {
                     Ok(answer) => decode_answer(answer),
@@ -105,9 +107,11 @@ impl World {
                 };
                 self.attempt_finished(node, running, request, attempt, answer);
             }
-            CallPurpose::Feed => {
-                self.feed_answered(node, running, answer.ok().and_then(|answer| decode_answer(answer).ok()))
-            }
+            CallPurpose::Feed => self.feed_answered(
+                node,
+                running,
+                answer.ok().and_then(|answer| Some(decode_answer(answer).ok()?.payload)),
+            ),
             CallPurpose::Authority(to) => {
                 let taken = answer.is_ok_and(|answer| decode_answer(answer).is_ok());
                 self.authority_given(node, running, to, taken);
@@ -131,13 +135,19 @@ impl World {
             },
             Frame::Member(bytes) => self.member_input(node, running, MemberInput::Packet { from, bytes }),
             Frame::Call { call, kind: CallKind::Objects, body } => {
-                let served = work::serve(&node.disk, body);
+                let served = work::serve(&node.disk, body, PULL_BOUNDS);
+                self.checks.counts.objects_gone += u64::from(!served.complete);
+                if let Some(to) = served.replica {
+                    let served = Input::ObjectsServed { node: from, to, complete: served.complete };
+                    self.enqueue(node, running, served);
+                }
                 running.control.fatal |= served.failure.is_some_and(|error| remedy(&error) == Remedy::EndNode);
                 let mut body = served.response;
+                let len_bytes = body.len();
                 if self.chance(self.network.faults.corrupt_pulls_per_mille) {
                     body = self.flip_bit(&body);
                 }
-                self.send(node.id, from, Frame::Answer { call, body });
+                self.send_objects(node.id, from, Frame::Answer { call, body }, len_bytes);
             }
             Frame::Call { call, kind: CallKind::Rpc, body } => match PeerRequest::decode(body) {
                 Ok(request) => self.serve_request(node, running, from, call, request),
@@ -162,9 +172,9 @@ impl World {
 
     fn serve_request(&mut self, node: &mut Node, running: &mut Running, from: NodeId, call: u64, request: PeerRequest) {
         match request {
-            PeerRequest::Shard { kind, shard, range_epoch, payload, timeout_ms } => {
+            PeerRequest::Shard(request) => {
                 let waiter = Waiter::Peer { node: from, call };
-                self.submit_to_host(node, running, kind, shard, range_epoch, payload, timeout_ms.into(), waiter);
+                self.submit_to_host(node, running, request, waiter);
             }
             PeerRequest::Feed { version, wait_ms } => match feed_wait_ms(&running.core.status(), wait_ms) {
                 Ok(_) if has_changes_since(running.control.cluster.meta(), version) => {
@@ -177,9 +187,12 @@ impl World {
                 }
                 Err(error) => self.answer(node, from, call, Err(error)),
             },
+            // Client ports have no certificates here.
+            PeerRequest::CertifyClientPorts { .. } => self.answer(node, from, call, Err(RequestError::Stopped)),
             PeerRequest::Authority(_) => {
                 node.folder.has_authority = true;
-                self.answer(node, from, call, Ok(Bytes::new()));
+                let done = Answered { payload: Bytes::new(), clock: Timestamp::ZERO };
+                self.answer(node, from, call, Ok(done));
             }
         }
     }
@@ -211,25 +224,24 @@ impl World {
 
     fn answer_feed(&mut self, node: &mut Node, running: &mut Running, follower: FeedWaiter) {
         let waiter = Waiter::Peer { node: follower.node, call: follower.call };
-        let payload = MetaQuery::FeedSince(follower.version).encode();
-        let request = self.request(node, running, ShardId::META, None, payload, 1_000, waiter);
+        let (kind, shard, payload) =
+            (RequestKind::Query, ShardId::META, MetaQuery::FeedSince(follower.version).encode());
+        let (range_epoch, after, timeout_ms) = (None, Timestamp::ZERO, 1_000);
+        let request = ShardRequest { kind, shard, range_epoch, after, payload, timeout_ms };
+        let request = self.request(node, running, request, waiter);
         self.enqueue(node, running, Input::Read(request, Freshness::Local));
     }
 
     /// Submits a request to this node's own shard host.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
     pub(super) fn submit_to_host(
         &mut self,
         node: &mut Node,
         running: &mut Running,
-        kind: RequestKind,
-        shard: ShardId,
-        range_epoch: Option<u64>,
-        payload: Bytes,
-        timeout_ms: u64,
+        request: ShardRequest,
         waiter: Waiter,
     ) {
-        let request = self.request(node, running, shard, range_epoch, payload, timeout_ms, waiter);
+        let kind = request.kind;
+        let request = self.request(node, running, request, waiter);
         let input = match kind {
             RequestKind::Propose => Input::Propose(request),
             RequestKind::Query => Input::Read(request, Freshness::Strong),
@@ -237,21 +249,12 @@ impl World {
         self.enqueue(node, running, input);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
-    fn request(
-        &self,
-        node: &Node,
-        running: &mut Running,
-        shard: ShardId,
-        range_epoch: Option<u64>,
-        payload: Bytes,
-        timeout_ms: u64,
-        waiter: Waiter,
-    ) -> Request<u64> {
+    fn request(&self, node: &Node, running: &mut Running, request: ShardRequest, waiter: Waiter) -> Request<u64> {
+        let ShardRequest { shard, range_epoch, after, payload, timeout_ms, .. } = request;
         let reply = running.next_id();
         running.waiters.insert(reply, waiter);
-        let deadline_ms = node.clock.mono_ms(self.now_us) + timeout_ms;
-        Request { shard, range_epoch, payload, deadline_ms, reply }
+        let deadline_ms = node.clock.mono_ms(self.now_us) + u64::from(timeout_ms);
+        Request { shard, range_epoch, after, payload, deadline_ms, reply }
     }
 
     /// Passes an answer of the host to its receiver.

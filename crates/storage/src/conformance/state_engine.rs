@@ -3,7 +3,7 @@
 //! A crash is modelled by dropping the engine without [`StateEngine::close`].
 
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, KeyRange, LogIndex, ObjectId, ReplicaId};
+use flotilla_types::{Checkpoint, Holder, KeyRange, LogIndex, ObjectId, ReplicaId};
 
 use super::{
     bytes, empty_checkpoint,
@@ -38,8 +38,9 @@ pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
     many_flushes_keep_every_record_and_object(open);
     a_snapshot_can_be_installed_on_other_replicas(open);
     a_destroyed_replica_is_closed_and_others_keep_their_objects(open);
-    objects_are_verified_pinned_and_durable(open);
-    objects_pinned_by_two_pulls_stay_until_both_release_them(open);
+    objects_are_verified_and_durable(open);
+    objects_of_two_holders_stay_until_both_let_go(open);
+    what_a_receiver_imports_is_kept_until_it_is_installed(open);
     objects_claimed_by_a_replica_not_yet_open_are_kept(open);
     a_missing_object_is_named_in_the_error(open);
     for seed in 1..=3 {
@@ -396,7 +397,6 @@ fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Open<'_>) {
     write("y", 2);
     let moved = Checkpoint { position: position(target, 50, 3), ..source.clone() };
     engine.install_snapshot(target, &moved).expect("all objects are here");
-    engine.release(&objects);
     let all = reader.scan(&KeyRange::all(), 10, 1_000).expect("an installed replica is readable");
     assert_eq!(all, test.all(), "readers opened earlier see the snapshot");
     assert_eq!(engine.system(&moved).expect("installed"), bytes("source"));
@@ -486,10 +486,11 @@ fn a_destroyed_replica_is_closed_and_others_keep_their_objects(open: &mut Open<'
     assert_eq!(test.keys(), "a");
 }
 
-fn objects_are_verified_pinned_and_durable(open: &mut Open<'_>) {
+fn objects_are_verified_and_durable(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 216);
     let content = bytes("an object from a peer");
     let object = ObjectId::of(&content);
+    test.engine().hold(Holder::Receiver(ReplicaId(218)), &[object, ObjectId::of(b"never here")]);
     assert_eq!(test.engine().missing(&[object]), [object]);
     assert!(matches!(test.engine().object(object), Err(EngineError::Object(id)) if id == object));
     let wrong = test.engine().import(object, bytes("something else"));
@@ -501,14 +502,13 @@ fn objects_are_verified_pinned_and_durable(open: &mut Open<'_>) {
     assert!(test.engine().missing(&[object]).is_empty());
     assert_eq!(test.engine().object(object).expect("stored"), content);
     test.crash();
-    // A restart drops pins, so the object may be gone; `missing` and `object` must agree.
+    // A restart forgets holders, so the object may be gone; `missing` and `object` must agree.
     let held = test.engine().missing(&[object]).is_empty();
     assert_eq!(test.engine().object(object).ok(), held.then_some(content));
-    test.engine().release(&[object]);
-    test.engine().release(&[object, ObjectId::of(b"never here")]);
+    test.engine().hold(Holder::Receiver(ReplicaId(218)), &[]);
 }
 
-fn objects_pinned_by_two_pulls_stay_until_both_release_them(open: &mut Open<'_>) {
+fn objects_of_two_holders_stay_until_both_let_go(open: &mut Open<'_>) {
     let mut test = Fixture::new(open, 219);
     test.write(&[("a", Some("1"))]);
     test.flush("the same in two replicas");
@@ -516,16 +516,40 @@ fn objects_pinned_by_two_pulls_stay_until_both_release_them(open: &mut Open<'_>)
     let objects: Vec<_> = shared.objects().collect();
     let (first, second) = (ReplicaId(220), ReplicaId(221));
     let engine = test.engine();
-    assert!(engine.missing(&objects).is_empty() && engine.missing(&objects).is_empty());
+    let offer = |to| Holder::Offer { from: test.replica, to };
+    engine.hold(offer(first), &objects);
+    engine.hold(Holder::Receiver(second), &objects);
     engine.install_snapshot(first, &shared).expect("all objects are here");
-    engine.release(&objects);
-    // Only the second pull needs them now.
+    engine.hold(offer(first), &[]);
+    // Only the second receiver needs them now.
     engine.destroy(first).expect("an open replica is destroyed");
     engine.destroy(test.replica).expect("an open replica is destroyed");
+    assert!(engine.missing(&objects).is_empty());
     engine.install_snapshot(second, &shared).expect("all objects are still here");
-    engine.release(&objects);
     let reader = engine.reader(second).expect("an installed replica is readable");
     assert_eq!(reader.get(b"a").expect("readable"), Some(bytes("1")));
+}
+
+fn what_a_receiver_imports_is_kept_until_it_is_installed(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 224);
+    let receiver = ReplicaId(225);
+    let objects: Vec<_> = (0..3).map(|n| bytes(&format!("object {n} from a peer"))).collect();
+    let ids: Vec<_> = objects.iter().map(|object| ObjectId::of(object)).collect();
+    test.engine().hold(Holder::Receiver(receiver), &ids[..2]);
+    test.engine().import(ids[0], objects[0].clone()).expect("the right bytes are stored");
+    // A newer offer names others. What both name stays, before it is durable and after.
+    test.engine().hold(Holder::Receiver(receiver), &ids);
+    assert_eq!(test.engine().missing(&ids).len(), 2);
+    // The replica itself may be opened meanwhile.
+    test.engine().open(receiver, &empty_checkpoint(receiver, 0, 0)).expect("a new replica opens");
+    test.engine().sync().expect("imports become durable");
+    for round in 0..FLUSHES {
+        test.write(&[("a", Some(&format!("{round}")))]);
+        test.flush(&format!("round {round}"));
+    }
+    assert_eq!(test.engine().object(ids[0]).expect("held"), objects[0]);
+    test.engine().destroy(receiver).expect("an open replica is destroyed");
+    test.assert_objects();
 }
 
 fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Open<'_>) {

@@ -18,6 +18,12 @@ pub(crate) struct Checks {
     registers: BTreeMap<Bytes, Register>,
     /// Replicas that installed a snapshot.
     pub installed: BTreeSet<ReplicaId>,
+    /// Snapshot messages that were sent.
+    pub snapshots_sent: u64,
+    /// Bytes of objects that were stored from peers.
+    pub pulled_bytes: usize,
+    /// Answers that lacked an object.
+    pub objects_gone: u64,
     /// Strong reads that were answered.
     pub reads: u64,
     /// Writes that were acknowledged.

@@ -6,7 +6,7 @@ use flotilla_kv::{
     decode_outcome, encode_command, encode_query,
 };
 use flotilla_replication::{Answer, Freshness, Input, Request, RequestError};
-use flotilla_types::{Bucket, CollectionId, NodeId, RecordKey, SessionId};
+use flotilla_types::{Bucket, CollectionId, NodeId, RecordKey, SessionId, Timestamp};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use super::{Event, SHARD, WALL_MS, World};
@@ -129,7 +129,7 @@ impl World {
                     return;
                 }
                 match answer {
-                    Ok(bytes) => self.succeeded(at, bytes),
+                    Ok(answered) => self.succeeded(at, answered.payload),
                     Err(RequestError::NotLeader { leader }) => self.retry_elsewhere(at, leader),
                     Err(_) => self.retry_elsewhere(at, None),
                 }
@@ -162,7 +162,9 @@ impl World {
         client.attempt = attempt;
         let Some((operation, _)) = client.operation.clone() else { return };
         let (session, sequence, target) = (client.session, client.sequence, client.target);
-        let request = |payload| Request { shard: SHARD, range_epoch: None, payload, deadline_ms, reply: attempt };
+        let after = Timestamp::ZERO;
+        let request =
+            |payload| Request { shard: SHARD, range_epoch: None, after, payload, deadline_ms, reply: attempt };
         let input = match operation {
             ClientOperation::Add { key } => {
                 Input::Propose(request(command(session, sequence, key, Action::Add { delta: 1 })))
@@ -241,9 +243,21 @@ impl World {
         timeout_ms: u64,
         freshness: Option<Freshness>,
     ) -> u64 {
+        self.request_with(node, (None, Timestamp::ZERO), payload, timeout_ms, freshness)
+    }
+
+    /// The same, routed by a descriptor with this range epoch, and to follow this time.
+    pub(crate) fn request_with(
+        &mut self,
+        node: NodeId,
+        (range_epoch, after): (Option<u64>, Timestamp),
+        payload: Bytes,
+        timeout_ms: u64,
+        freshness: Option<Freshness>,
+    ) -> u64 {
         let reply = self.next_attempt();
         let deadline_ms = self.now_ms() + timeout_ms;
-        let request = Request { shard: SHARD, range_epoch: None, payload, deadline_ms, reply };
+        let request = Request { shard: SHARD, range_epoch, after, payload, deadline_ms, reply };
         let input = match freshness {
             Some(freshness) => Input::Read(request, freshness),
             None => Input::Propose(request),

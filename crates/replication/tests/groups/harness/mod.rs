@@ -9,6 +9,7 @@ mod checks;
 mod clients;
 mod network;
 mod node;
+mod pulls;
 mod script;
 
 use std::{

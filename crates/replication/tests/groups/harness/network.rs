@@ -60,6 +60,10 @@ pub(crate) struct Network {
     pub delay_us_max: u64,
     /// Rate of slow frames, which take up to fifty times as long and are overtaken by others.
     pub slow_per_mille: u32,
+    /// Bytes of objects that pass to one node in a millisecond; `None` for no bound.
+    pub object_bytes_per_ms: Option<u64>,
+    /// When the answers that are on their way to a node will have arrived, microseconds.
+    pub objects_until_us: BTreeMap<NodeId, u64>,
     /// Whether all node heartbeats are lost.
     pub node_heartbeats_lost: bool,
     links: BTreeMap<(NodeId, NodeId), Link>,
@@ -79,6 +83,8 @@ impl Default for Network {
             duplicated_per_mille: 0,
             delay_us_max: 2_000,
             slow_per_mille: 5,
+            object_bytes_per_ms: None,
+            objects_until_us: BTreeMap::new(),
             node_heartbeats_lost: false,
             links: BTreeMap::new(),
         }

@@ -5,23 +5,22 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
     Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Loaded, Notice, Outgoing, ReplicaStatus,
-    Returned, Slow, first_sequence,
+    Returned, Slow, first_sequence, work::PullRequest,
 };
 use flotilla_storage::{
     EngineError, Log as _, LogBatch, LogEvidence, MachineError, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _,
 };
-use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ObjectId, ReplicaId, WalSequence};
+use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
 use rand::RngExt as _;
 
-use super::{Event, Frame, WALL_MS, World};
+use super::{Event, Frame, WALL_MS, World, pulls};
 
 /// Background jobs that run at a time, as in the host.
 const WORKERS: usize = 2;
-/// Objects in one response of a pull.
-const OBJECTS_PER_ANSWER: usize = 2;
 
 /// Records that are not in memory when they are read.
 const MISSES_PERCENT: u32 = 10;
@@ -59,6 +58,7 @@ pub(crate) struct Running {
     slow_started: u64,
     jobs: VecDeque<Job>,
     working: usize,
+    pub(super) pulls: BTreeMap<u64, pulls::Pulling>,
 }
 
 struct Wal {
@@ -93,7 +93,6 @@ enum Task {
 pub(crate) enum Job {
     Build(ReplicaId),
     InstallCheckpoint(ReplicaId, Checkpoint),
-    Release(Vec<ObjectId>),
     Load(Load),
     Destroy(ReplicaId),
 }
@@ -110,14 +109,13 @@ pub(crate) enum NodeEvent {
     /// A thread of the pool does this work.
     Slow(u64),
     /// A background job is done.
-    Worked(Job),
-    /// The next response of a pull arrives.
-    Pulled {
-        replica: ReplicaId,
-        from: NodeId,
-        checkpoint: Checkpoint,
-        missing: Vec<ObjectId>,
-    },
+    Worked(Box<Job>),
+    /// A pull sends what it may send, or ends.
+    PullGoesOn(u64),
+    /// A request of a pull reaches its source.
+    PullAsked(u64, PullRequest),
+    /// The answer arrives; `None` if the source cannot be reached.
+    PullAnswered(u64, PullRequest, Option<Bytes>),
     Link {
         peer: NodeId,
         connected: bool,
@@ -132,14 +130,19 @@ impl std::fmt::Debug for NodeEvent {
             Self::Synced => f.write_str("synced"),
             Self::Applied => f.write_str("applied"),
             Self::Slow(number) => write!(f, "slow {number}"),
-            Self::Worked(Job::Destroy(replica)) => write!(f, "removed {replica}"),
-            Self::Worked(Job::Build(replica)) => write!(f, "built {replica}"),
-            Self::Worked(Job::InstallCheckpoint(replica, checkpoint)) => {
-                write!(f, "installed {replica} {}", checkpoint.position.index)
+            Self::Worked(job) => match &**job {
+                Job::Build(replica) => write!(f, "built {replica}"),
+                Job::InstallCheckpoint(replica, checkpoint) => {
+                    write!(f, "installed {replica} {}", checkpoint.position.index)
+                }
+                Job::Destroy(replica) => write!(f, "removed {replica}"),
+                Job::Load(load) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
+            },
+            Self::PullGoesOn(pull) => write!(f, "pull {pull} goes on"),
+            Self::PullAsked(pull, _) => write!(f, "pull {pull} asks"),
+            Self::PullAnswered(pull, _, answer) => {
+                write!(f, "pull {pull} is answered by {:?} bytes", answer.as_ref().map(Bytes::len))
             }
-            Self::Worked(Job::Release(_)) => f.write_str("released"),
-            Self::Worked(Job::Load(load)) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
-            Self::Pulled { replica, missing, .. } => write!(f, "pulls {replica}, {} to go", missing.len()),
             Self::Link { peer, connected } => write!(f, "link to {peer} {connected}"),
         }
     }
@@ -190,6 +193,7 @@ impl World {
             slow_started: 0,
             jobs: VecDeque::new(),
             working: 0,
+            pulls: BTreeMap::new(),
         }));
         self.with(id, |world, node, running| {
             running.core.flush(world.now_ms(), &mut effects);
@@ -249,7 +253,7 @@ impl World {
         }
     }
 
-    fn later(&mut self, node: &Node, delay_us: u64, event: NodeEvent) {
+    pub(super) fn later(&mut self, node: &Node, delay_us: u64, event: NodeEvent) {
         self.schedule(delay_us, Event::Node { node: node.id, life: node.life, event: Box::new(event) });
     }
 
@@ -258,7 +262,7 @@ impl World {
         self.with(id, |world, node, running| world.take(node, running, input));
     }
 
-    fn take(&mut self, node: &Node, running: &mut Running, input: Input<u64>) {
+    pub(super) fn take(&mut self, node: &Node, running: &mut Running, input: Input<u64>) {
         running.inbox.push(input);
         if !std::mem::replace(&mut running.awake, true) {
             let delay_us = self.rng.random_range(10..200);
@@ -289,9 +293,11 @@ impl World {
             NodeEvent::Synced => world.synced(node, running),
             NodeEvent::Applied => world.applied(node, running),
             NodeEvent::Slow(number) => world.do_slow(node, running, number),
-            NodeEvent::Worked(job) => world.worked(node, running, job),
-            NodeEvent::Pulled { replica, from, checkpoint, missing } => {
-                world.pull(node, running, replica, from, checkpoint, missing);
+            NodeEvent::Worked(job) => world.worked(node, running, *job),
+            NodeEvent::PullGoesOn(pull) => world.advance_pull(node, running, pull),
+            NodeEvent::PullAsked(pull, request) => world.serve_pull(node, running, pull, request),
+            NodeEvent::PullAnswered(pull, request, answer) => {
+                world.pull_answered(node, running, pull, request, answer);
             }
             NodeEvent::Link { peer, connected } => {
                 // The link may be down again.
@@ -325,6 +331,7 @@ impl World {
 
     fn perform(&mut self, node: &mut Node, running: &mut Running, effects: Effects<u64>) {
         let Effects {
+            holds,
             sends,
             node_heartbeats,
             writes,
@@ -338,6 +345,9 @@ impl World {
             fatal,
         } = effects;
         assert!(fatal.is_none(), "{}: {fatal:?}", node.id);
+        for hold in holds {
+            node.engine.hold(hold.holder, &hold.objects);
+        }
         for outgoing in sends {
             self.transmit(node, running, outgoing);
         }
@@ -359,11 +369,8 @@ impl World {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint(replica, checkpoint))
                 }
-                Background::Release { objects } => self.work(node, running, Job::Release(objects)),
                 Background::Pull { replica, from, checkpoint } => {
-                    let missing = node.engine.missing(&checkpoint.objects().collect::<Vec<_>>());
-                    let delay_us = self.rng.random_range(500..5_000);
-                    self.later(node, delay_us, NodeEvent::Pulled { replica, from, checkpoint, missing });
+                    self.start_pull(node, running, replica, from, checkpoint);
                 }
             }
         }
@@ -381,6 +388,7 @@ impl World {
         let endpoints = (outgoing.message.from, outgoing.message.to);
         let is_snapshot = outgoing.message.snapshot.is_some();
         if up {
+            self.checks.snapshots_sent += u64::from(is_snapshot);
             self.send(node.id, to, Frame::Raft(Box::new(outgoing)));
         } else if self.rng.random_bool(0.5) {
             let (replica, to_replica) = endpoints;
@@ -525,7 +533,7 @@ impl World {
             running.working += 1;
             let slow = self.rng.random_range(0..1_000) < self.work_slow_per_mille;
             let delay_us = self.rng.random_range(200..if slow { 1_500_000 } else { 20_000 });
-            self.later(node, delay_us, NodeEvent::Worked(job));
+            self.later(node, delay_us, NodeEvent::Worked(Box::new(job)));
         }
     }
 
@@ -543,7 +551,6 @@ impl World {
                 }
                 self.take(node, running, Input::CheckpointInstalled { replica });
             }
-            Job::Release(objects) => node.engine.release(&objects),
             Job::Destroy(replica) => node.engine.destroy(replica).unwrap(),
             Job::Load(load) => {
                 let result = load.run(&node.engine);
@@ -553,39 +560,6 @@ impl World {
         }
         running.working -= 1;
         self.start_jobs(node, running);
-    }
-
-    /// Processes one response of a pull: a few objects, or the end of the pull.
-    fn pull(
-        &mut self,
-        node: &mut Node,
-        running: &mut Running,
-        replica: ReplicaId,
-        from: NodeId,
-        checkpoint: Checkpoint,
-        mut missing: Vec<ObjectId>,
-    ) {
-        let up = self.network.is_up(node.id, from);
-        let source = self.nodes.get(&from).filter(|source| up && source.running.is_some());
-        let (mut gone, ask) = (Vec::new(), missing.len().min(OBJECTS_PER_ANSWER));
-        for id in missing.drain(..ask) {
-            match source.map(|source| source.engine.object(id)) {
-                Some(Ok(bytes)) => node.engine.import(id, bytes).unwrap(),
-                _ => gone.push(id),
-            }
-        }
-        if !gone.is_empty() {
-            missing.extend(gone);
-            let here = checkpoint.objects().filter(|id| !missing.contains(id)).collect::<Vec<_>>();
-            node.engine.release(&here);
-            self.take(node, running, Input::Pulled { replica, checkpoint, complete: false });
-        } else if missing.is_empty() {
-            node.engine.sync().unwrap();
-            self.take(node, running, Input::Pulled { replica, checkpoint, complete: true });
-        } else {
-            let delay_us = self.rng.random_range(500..5_000);
-            self.later(node, delay_us, NodeEvent::Pulled { replica, from, checkpoint, missing });
-        }
     }
 
     /// The status of all replicas as text.

@@ -196,7 +196,7 @@ impl World {
             let asked =
                 self.request(node, get(key.clone()), DEADLINE_MS, Some(flotilla_replication::Freshness::Strong));
             self.run_until(DEADLINE_MS, "an answer", |world| world.answers.contains_key(&asked));
-            let answer = self.answers.remove(&asked).unwrap().unwrap();
+            let answer = self.answers.remove(&asked).unwrap().unwrap().payload;
             let Ok(flotilla_kv::Answer::Records(records)) = flotilla_kv::decode_answer(answer) else {
                 panic!("{key:?}")
             };

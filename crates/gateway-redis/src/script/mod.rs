@@ -1,0 +1,364 @@
+//! Scripts: `EVAL`, `EVALSHA` and `SCRIPT`, in Lua 5.1.
+//!
+//! A script is one command of a transaction: it runs on the view of the keys that it names, and only what it
+//! wrote is committed, on the condition that none of the keys has changed. So replicas never run scripts, and
+//! a script need not be deterministic. A script that fails writes nothing.
+//!
+//! Invariants: each run has a Lua state of its own, which nothing outlives; instructions, time and memory are
+//! bounded, and a script cannot catch the end of its budget; a script reaches no file, no clock, no process,
+//! and no code other than its own text.
+
+mod convert;
+mod library;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mlua::{Function, HookTriggers, Lua, LuaOptions, StdLib, Table, Value, VmState, chunk::ChunkMode};
+use parking_lot::Mutex;
+
+use crate::{Reply, view::View};
+use convert::{reply_of, reply_table};
+
+/// Bytes of one script's memory.
+const MEMORY_BYTES_MAX: usize = 32 << 20;
+/// Instructions between two checks of the budget.
+const STEP_INSTRUCTIONS: u32 = 1_000;
+/// Work that one instruction counts for, in the bytes of [`crate::view::WORK_BYTES_MAX`]: about 16 million
+/// instructions in all.
+const INSTRUCTION_WORK: usize = 4;
+/// How long a script may run. Functions of the library count as one instruction, however long they take.
+const RUN_TIME_MAX: Duration = Duration::from_millis(500);
+/// Work that a caught error counts for: its traceback is costly.
+const ERROR_WORK: usize = 100_000;
+/// Scripts that a node remembers, and their bytes; the oldest are forgotten first.
+const SCRIPTS_MAX: usize = 4_096;
+const SCRIPTS_BYTES_MAX: usize = 16 << 20;
+
+const PRELUDE: &str = include_str!("prelude.lua");
+const TOO_LONG: &str = "ERR the script runs too long or uses too much memory; nothing was written";
+const NOT_LUA: &str = "ERR the script cannot run";
+
+/// `EVAL` and its variants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eval {
+    /// The script.
+    pub script: Script,
+    /// The keys that it may use.
+    pub keys: Vec<Bytes>,
+    /// Its other arguments.
+    pub arguments: Vec<Bytes>,
+    /// `EVAL_RO` and `EVALSHA_RO`: it may not write.
+    pub only_reads: bool,
+}
+
+/// How a request names a script.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Script {
+    /// By its text.
+    Text(Bytes),
+    /// By the SHA-1 of its text, in hexadecimal digits.
+    Digest(Bytes),
+}
+
+/// The scripts that this node has seen.
+#[derive(Debug, Default)]
+pub(crate) struct Scripts(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    texts: BTreeMap<String, Bytes>,
+    /// From the oldest on.
+    order: VecDeque<String>,
+    bytes: usize,
+}
+
+/// The digest by which a script is called.
+pub(crate) fn digest_of(text: &[u8]) -> String {
+    sha1_smol::Sha1::from(text).digest().to_string()
+}
+
+impl Scripts {
+    /// Remembers a script; returns its digest.
+    pub(crate) fn insert(&self, text: &Bytes) -> String {
+        let digest = digest_of(text);
+        let mut known = self.0.lock();
+        if !known.texts.contains_key(&digest) && text.len() <= SCRIPTS_BYTES_MAX {
+            known.bytes += text.len();
+            // Copied, because it is a slice of an input buffer.
+            known.texts.insert(digest.clone(), Bytes::copy_from_slice(text));
+            known.order.push_back(digest.clone());
+            while known.order.len() > SCRIPTS_MAX || known.bytes > SCRIPTS_BYTES_MAX {
+                let Some(oldest) = known.order.pop_front() else { break };
+                known.bytes -= known.texts.remove(&oldest).map_or(0, |text| text.len());
+            }
+        }
+        digest
+    }
+
+    /// The text of a script with this digest, in any case.
+    pub(crate) fn find(&self, digest: &[u8]) -> Option<Bytes> {
+        let digest = String::from_utf8_lossy(digest).to_ascii_lowercase();
+        self.0.lock().texts.get(&digest).cloned()
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.0.lock() = Known::default();
+    }
+}
+
+/// Whether a text is a script, or the reply that says why not.
+pub(crate) fn check(text: &[u8]) -> Result<(), Reply> {
+    let lua = state().map_err(|_| Reply::Error(NOT_LUA.into()))?;
+    match lua.load(text).set_name("@user_script").set_mode(ChunkMode::Text).into_function() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(Reply::error(format_args!("ERR Error compiling script (new function): {}", first_line(&error))))
+        }
+    }
+}
+
+fn state() -> mlua::Result<Lua> {
+    let lua = Lua::new_with(StdLib::TABLE | StdLib::STRING | StdLib::MATH, LuaOptions::new())?;
+    lua.set_memory_limit(MEMORY_BYTES_MAX)?;
+    Ok(lua)
+}
+
+/// The first line of an error; the others are a traceback.
+fn first_line(error: &mlua::Error) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// Runs a script on a view of its keys. When it fails, the view is as before.
+pub(crate) fn run(eval: &Eval, view: &mut View) -> Result<Reply, Reply> {
+    let Script::Text(text) = &eval.script else {
+        return Err(Reply::Error("NOSCRIPT No matching script. Please use EVAL.".into()));
+    };
+    let until = Instant::now() + RUN_TIME_MAX;
+    let budget = Rc::new(Budget { left: Cell::new(view.work_left()), until, exceeded: Cell::new(false) });
+    let before = view.clone();
+    let ended = run_in(text, eval, view, &budget);
+    let used = view.work_left().saturating_sub(budget.left.get());
+    let reply = match ended {
+        _ if budget.exceeded.get() => Reply::Error(TOO_LONG.into()),
+        Ok(reply) => reply,
+        Err(mlua::Error::MemoryError(_)) => Reply::Error(TOO_LONG.into()),
+        Err(error) => Reply::error(format_args!("ERR {}", first_line(&error))),
+    };
+    if let Reply::Error(_) = reply {
+        *view = before;
+        return Err(reply);
+    }
+    view.spend(used)?;
+    Ok(reply)
+}
+
+/// Work that a script may still do.
+struct Budget {
+    left: Cell<usize>,
+    until: Instant,
+    exceeded: Cell<bool>,
+}
+
+impl Budget {
+    fn spend(&self, work: usize) -> mlua::Result<()> {
+        match self.left.get().checked_sub(work) {
+            Some(left) if Instant::now() < self.until => {
+                self.left.set(left);
+                Ok(())
+            }
+            _ => {
+                self.exceeded.set(true);
+                Err(mlua::Error::runtime(TOO_LONG))
+            }
+        }
+    }
+}
+
+fn run_in(text: &Bytes, eval: &Eval, view: &mut View, budget: &Rc<Budget>) -> mlua::Result<Reply> {
+    let lua = state()?;
+    let script = match lua.load(&text[..]).set_name("@user_script").set_mode(ChunkMode::Text).into_function() {
+        Ok(script) => script,
+        Err(error) => {
+            let text = format!("ERR Error compiling script (new function): {}", first_line(&error));
+            return Ok(Reply::Error(text.into()));
+        }
+    };
+    let hooked = budget.clone();
+    let every = HookTriggers::new().every_nth_instruction(STEP_INSTRUCTIONS);
+    lua.set_hook(every, move |_, _| {
+        hooked.spend(STEP_INSTRUCTIONS as usize * INSTRUCTION_WORK).map(|()| VmState::Continue)
+    })?;
+    let list = |items: &[Bytes]| -> mlua::Result<Table> {
+        let table = lua.create_table()?;
+        for item in items {
+            table.raw_push(lua.create_string(&item[..])?)?;
+        }
+        Ok(table)
+    };
+    let (keys, arguments) = (list(&eval.keys)?, list(&eval.arguments)?);
+    let view = RefCell::new(view);
+    lua.scope(|scope| {
+        let call = scope.create_function(|lua, words: mlua::Variadic<Value>| {
+            let reply = match view.try_borrow_mut() {
+                Ok(mut view) => library::call(&words, eval, &mut view),
+                Err(_) => Reply::Error("ERR a command is running already".into()),
+            };
+            reply_table(lua, reply)
+        })?;
+        let charged = budget.clone();
+        let caught = scope.create_function(move |_, ()| charged.spend(ERROR_WORK))?;
+        let exceeded = budget.clone();
+        let is_over = scope.create_function(move |_, ()| Ok(exceeded.exceeded.get()))?;
+        let sha1hex =
+            scope.create_function(|lua, text: mlua::LuaString| lua.create_string(digest_of(&text.as_bytes())))?;
+        let prelude: Function = lua.load(PRELUDE).set_name("@prelude").eval()?;
+        let result: Value = prelude.call((script, keys, arguments, call, caught, is_over, sha1hex))?;
+        reply_of(&result, &mut |work| budget.spend(work))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::testing::{absent, found};
+
+    fn eval_on(view: &mut View, text: &str) -> Reply {
+        let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+        let eval = Eval {
+            script: Script::Text(bytes(text)),
+            keys: vec![bytes("k"), bytes("n")],
+            arguments: vec![bytes("v"), bytes("2")],
+            only_reads: false,
+        };
+        run(&eval, view).unwrap_or_else(|refusal| refusal)
+    }
+
+    fn view() -> View {
+        View::new([found("k", b"5", None), absent("n"), found("other", b"x", None)], true, 0)
+    }
+
+    fn eval(text: &str) -> Reply {
+        eval_on(&mut view(), text)
+    }
+
+    fn error(text: &str) -> String {
+        match eval(text) {
+            Reply::Error(text) => text.into_owned(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn values_are_converted_as_in_redis() {
+        for (text, reply) in [
+            ("return 3.99", Reply::Integer(3)),
+            ("return 'text'", Reply::text("text")),
+            ("return true", Reply::Integer(1)),
+            ("return false", Reply::Null),
+            ("return nil", Reply::Null),
+            ("return", Reply::Null),
+            ("return {1, 'a', {2}}", {
+                Reply::Array(vec![Reply::Integer(1), Reply::text("a"), Reply::Array(vec![Reply::Integer(2)])])
+            }),
+            ("return {1, nil, 3}", Reply::Array(vec![Reply::Integer(1)])),
+            ("return {ok='FINE'}", Reply::Status("FINE".into())),
+            ("return redis.status_reply('FINE')", Reply::Status("FINE".into())),
+            ("return {KEYS[1], KEYS[2], ARGV[1], #KEYS, #ARGV}", {
+                let items = [Reply::text("k"), Reply::text("n"), Reply::text("v")];
+                Reply::Array(items.into_iter().chain([Reply::Integer(2), Reply::Integer(2)]).collect())
+            }),
+            ("return redis.sha1hex('')", Reply::text("da39a3ee5e6b4b0d3255bfef95601890afd80709")),
+            ("return tostring(redis.call('GET', KEYS[2]))", Reply::text("false")),
+            ("return redis.call('MGET', KEYS[1], KEYS[2])[1]", Reply::text("5")),
+            ("return redis.call('SET', KEYS[2], ARGV[1])", Reply::Status("OK".into())),
+            ("return type(redis.pcall('INCRBY', KEYS[1], 'x').err)", Reply::text("string")),
+            ("return redis.call('INCRBY', KEYS[1], 2)", Reply::Integer(7)),
+        ] {
+            assert_eq!(eval(text), reply, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_script_sees_its_own_writes_and_one_that_fails_writes_nothing() {
+        let mut view = view();
+        let key = Bytes::from_static(b"n");
+        assert_eq!(
+            eval_on(&mut view, "redis.call('SET', KEYS[2], 1); return redis.call('INCR', KEYS[2])"),
+            Reply::Integer(2)
+        );
+        assert_eq!(view.value(&key), b"2");
+        let failed = eval_on(&mut view, "redis.call('SET', KEYS[2], 9); error('no')");
+        assert!(matches!(failed, Reply::Error(_)));
+        assert_eq!(view.value(&key), b"2");
+    }
+
+    #[test]
+    fn what_a_script_may_not_do_is_refused() {
+        for (text, part) in [
+            ("return redis.call('GET', 'other')", "not among its KEYS"),
+            ("return redis.call('SCAN', 0)", "not allowed from script"),
+            ("return redis.call('EVAL', 'return 1', 0)", "not allowed from script"),
+            ("return redis.call('NOPE')", "Unknown Redis command called from script"),
+            ("return redis.call('GET')", "Wrong number of args"),
+            ("return redis.call()", "at least one argument"),
+            ("return redis.call('GET', {})", "must be strings or integers"),
+            ("return redis.call('INCR', KEYS[1], 1, 2)", "Wrong number of args"),
+            ("return {err='MINE text'}", "MINE text"),
+            ("return redis.error_reply('MINE text')", "MINE text"),
+            ("error('mine')", "mine"),
+            ("error({err='MINE table'})", "MINE table"),
+            ("return undefined", "nonexistent global variable 'undefined'"),
+            ("x = 1", "readonly"),
+            ("return )", "Error compiling script"),
+            ("\x1bLua", "Error compiling script"),
+            ("return load('return 1')", "nonexistent global variable 'load'"),
+            ("return os.time()", "nonexistent global variable 'os'"),
+            ("return io.open('x')", "nonexistent global variable 'io'"),
+            ("return require('x')", "nonexistent global variable 'require'"),
+            ("return getfenv(0)", "nonexistent global variable 'getfenv'"),
+            ("return ('').dump(function() end)", "nil"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_script_escapes_its_budget() {
+        for text in [
+            "while true do end",
+            "while true do pcall(function() while true do end end) end",
+            "local function f() return pcall(f) or f() end f()",
+            "local t = {} for i = 1, 1e9 do t[i] = ('x'):rep(1000) end",
+            "local t = {} while true do pcall(function() for i = 1, 1e9 do t[#t + 1] = ('x'):rep(1000) end end) end",
+            "local t = {} t[1] = t return t",
+            "for i = 1, 1e9 do redis.call('APPEND', KEYS[1], ('x'):rep(100000)) end",
+            "return ('x'):rep(1e9)",
+        ] {
+            let mut view = view();
+            let reply = eval_on(&mut view, text);
+            assert!(matches!(reply, Reply::Error(_)), "{text}: {reply:?}");
+            assert_eq!(view.value(&Bytes::from_static(b"k")), b"5", "{text}");
+        }
+    }
+
+    #[test]
+    fn scripts_are_found_by_their_digest_and_the_oldest_is_forgotten_first() {
+        let scripts = Scripts::default();
+        let first = scripts.insert(&Bytes::from_static(b"return 1"));
+        assert_eq!(scripts.find(first.to_uppercase().as_bytes()).as_deref(), Some(&b"return 1"[..]));
+        for number in 0..SCRIPTS_MAX {
+            scripts.insert(&format!("return {number} + 1").into());
+        }
+        assert!(scripts.find(first.as_bytes()).is_none());
+        scripts.clear();
+        assert!(scripts.0.lock().texts.is_empty() && scripts.0.lock().bytes == 0);
+    }
+}

@@ -1,0 +1,339 @@
+//! Tables of Redis commands and their answers, over the Redis ports of a real cluster.
+//!
+//! The tables are text files beside this one. A line is `command -> answer`; `2> ` in front sends it over a
+//! second connection, which is to another node. An answer is `+simple`, `-error`, `:number`, `"bulk"`, `nil`,
+//! `[list]`; a `*` at its end stands for anything. `~>` instead of `->` marks an answer that differs from
+//! Redis's, which the crate's README explains.
+//!
+//! Where a `redis-server` is found, the same tables are compared with it.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use flotilla_tests::support::{POLL_EVERY, WITHIN, eventually, start};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpStream,
+    time::timeout,
+};
+
+const TABLES: &[(&str, &str)] = &[
+    ("strings", include_str!("redis/strings.txt")),
+    ("expire", include_str!("redis/expire.txt")),
+    ("bits", include_str!("redis/bits.txt")),
+    ("keyspace", include_str!("redis/keyspace.txt")),
+    ("multi", include_str!("redis/multi.txt")),
+    ("script", include_str!("redis/script.txt")),
+    ("protocol", include_str!("redis/protocol.txt")),
+];
+
+/// One line of a table.
+struct Row<'a> {
+    number: usize,
+    /// 0 for the first connection, 1 for the second one.
+    connection: usize,
+    words: Vec<Vec<u8>>,
+    expected: &'a str,
+    /// Whether Redis answers the same.
+    is_redis: bool,
+}
+
+fn rows(table: &str) -> impl Iterator<Item = Row<'_>> {
+    let lines = (1..).zip(table.lines()).filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|(number, line)| {
+        let (is_redis, parts) = match line.split_once(" ~> ") {
+            Some(parts) => (false, Some(parts)),
+            None => (true, line.split_once(" -> ")),
+        };
+        let (command, expected) = parts.unwrap_or_else(|| panic!("line {number} has no answer: {line}"));
+        let (connection, command) = command.strip_prefix("2> ").map_or((0, command), |command| (1, command));
+        Row { number, connection, words: words(command), expected, is_redis }
+    })
+}
+
+/// Splits a command at blanks; `"…"` may contain blanks and `\xHH`.
+fn words(command: &str) -> Vec<Vec<u8>> {
+    let mut words = Vec::new();
+    let mut rest = command.trim_start();
+    while !rest.is_empty() {
+        let (word, after) = match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').expect("a closing quote"),
+            None => rest.split_once(' ').unwrap_or((rest, "")),
+        };
+        words.push(unescaped(word));
+        rest = after.trim_start();
+    }
+    words
+}
+
+fn unescaped(word: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = word;
+    while let Some((before, escape)) = rest.split_once("\\x") {
+        bytes.extend_from_slice(before.as_bytes());
+        bytes.push(u8::from_str_radix(&escape[..2], 16).expect("two hexadecimal digits"));
+        rest = &escape[2..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    bytes
+}
+
+/// A connection that renders answers as the tables write them.
+struct Redis(BufReader<TcpStream>);
+
+impl Redis {
+    async fn connect(at: SocketAddr) -> Self {
+        Self(BufReader::new(TcpStream::connect(at).await.expect("a connection")))
+    }
+
+    async fn send(&mut self, words: &[Vec<u8>]) {
+        let mut request = format!("*{}\r\n", words.len()).into_bytes();
+        for word in words {
+            request.extend(format!("${}\r\n", word.len()).into_bytes());
+            request.extend_from_slice(word);
+            request.extend_from_slice(b"\r\n");
+        }
+        self.0.get_mut().write_all(&request).await.expect("a request is sent");
+    }
+
+    async fn call(&mut self, words: &[Vec<u8>]) -> String {
+        self.send(words).await;
+        self.answer().await
+    }
+
+    async fn line(&mut self, line: &str) -> String {
+        self.call(&words(line)).await
+    }
+
+    async fn answer(&mut self) -> String {
+        timeout(WITHIN, self.read()).await.expect("an answer in time")
+    }
+
+    async fn read(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).await.expect("an answer");
+        let line = line.trim_end_matches(['\r', '\n']);
+        let number = || line[1..].parse::<i64>().expect("a length");
+        match line.as_bytes().first() {
+            Some(b'$') if number() < 0 => "nil".into(),
+            Some(b'*') if number() < 0 => "nil-list".into(),
+            Some(b'$') => {
+                let mut bytes = vec![0; usize::try_from(number()).expect("a length") + 2];
+                self.0.read_exact(&mut bytes).await.expect("a bulk string");
+                format!("\"{}\"", bytes[..bytes.len() - 2].escape_ascii())
+            }
+            Some(b'*') => {
+                let mut items = Vec::new();
+                for _ in 0..number() {
+                    items.push(Box::pin(self.read()).await);
+                }
+                format!("[{}]", items.join(", "))
+            }
+            Some(_) => line.to_owned(),
+            None => panic!("the connection was closed"),
+        }
+    }
+}
+
+fn matches(expected: &str, answer: &str) -> bool {
+    match expected.strip_suffix('*') {
+        Some(prefix) => answer.starts_with(prefix),
+        None => answer == expected,
+    }
+}
+
+/// Runs a table; returns what was not as expected.
+async fn differences(name: &str, table: &str, at: [SocketAddr; 2], is_redis: bool) -> Vec<String> {
+    let mut connections = [Redis::connect(at[0]).await, Redis::connect(at[1]).await];
+    let mut different = Vec::new();
+    for row in rows(table) {
+        let answer = connections[row.connection].call(&row.words).await;
+        if (row.is_redis || !is_redis) && !matches(row.expected, &answer) {
+            different.push(format!("{name}.txt:{}: expected {}, got {answer}", row.number, row.expected));
+        }
+    }
+    different
+}
+
+#[tokio::test]
+async fn commands_answer_as_their_tables_say() {
+    let cluster = start(3).await;
+    let at = [cluster.redis(1), cluster.redis(2)].map(|at| at.expect("a node"));
+    let mut different = Vec::new();
+    for (name, table) in TABLES {
+        different.extend(differences(name, table, at, false).await);
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+/// A server that ends with the test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn redis_itself_answers_as_the_tables_say() {
+    let Some(binary) = redis_server() else {
+        eprintln!("skipped: no `redis-server` was found in PATH");
+        return;
+    };
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
+    let port = free.port().to_string();
+    let mut command = Command::new(binary);
+    command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).stdout(Stdio::null());
+    command.args(["--proto-max-bulk-len", "4194304"]);
+    let _server = Server(command.spawn().expect("redis-server starts"));
+    eventually("redis-server listens", async || {
+        TcpStream::connect(free).await.map(|_| ()).map_err(|error| format!("{error}, asked every {POLL_EVERY:?}"))
+    })
+    .await;
+    let mut different = Vec::new();
+    for (name, table) in TABLES {
+        different.extend(differences(name, table, [free; 2], true).await);
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+fn redis_server() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|binary| binary.is_file())
+}
+
+/// Increments by `MULTI` with a read, over all nodes at once: each commits once or is refused, and none is
+/// lost.
+#[tokio::test]
+async fn transactions_of_many_clients_lose_no_update() {
+    const CLIENTS: usize = 12;
+    const ROUNDS: usize = 20;
+    let cluster = start(3).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for client in 0..CLIENTS {
+        let at = cluster.redis(client % 3 + 1).expect("a node");
+        tasks.spawn(async move {
+            let mut redis = Redis::connect(at).await;
+            for _ in 0..ROUNDS {
+                for line in ["MULTI", "GET {t}n", "INCR {t}n"] {
+                    redis.line(line).await;
+                }
+                let answer = redis.line("EXEC").await;
+                let both = answer.trim_matches(['[', ']']).split_once(", ");
+                let (before, after) = both.unwrap_or_else(|| panic!("not two replies: {answer}"));
+                let before: i64 = before.trim_matches('"').parse().unwrap_or(0);
+                assert_eq!(after, format!(":{}", before + 1), "torn: {answer}");
+            }
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.expect("a client");
+    }
+    let mut redis = Redis::connect(cluster.redis(1).expect("a node")).await;
+    assert_eq!(redis.line("GET {t}n").await, format!("\"{}\"", CLIENTS * ROUNDS));
+}
+
+/// A compare-and-set loop by `WATCH`, the way client libraries write it.
+#[tokio::test]
+async fn watched_keys_that_change_refuse_the_transaction() {
+    const CLIENTS: usize = 6;
+    const ROUNDS: usize = 10;
+    let cluster = start(3).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for client in 0..CLIENTS {
+        let at = cluster.redis(client % 3 + 1).expect("a node");
+        tasks.spawn(async move {
+            let mut redis = Redis::connect(at).await;
+            let (mut done, mut refused) = (0, 0);
+            while done < ROUNDS {
+                assert_eq!(redis.line("WATCH {w}n").await, "+OK");
+                let before: u64 = redis.line("GET {w}n").await.trim_matches('"').parse().unwrap_or(0);
+                redis.line("MULTI").await;
+                redis.line(&format!("SET {{w}}n {}", before + 1)).await;
+                match redis.line("EXEC").await.as_str() {
+                    "[+OK]" => done += 1,
+                    "nil-list" => refused += 1,
+                    other => panic!("{other}"),
+                }
+            }
+            refused
+        });
+    }
+    let mut refused = 0;
+    while let Some(ended) = tasks.join_next().await {
+        refused += ended.expect("a client");
+    }
+    let mut redis = Redis::connect(cluster.redis(1).expect("a node")).await;
+    assert_eq!(redis.line("GET {w}n").await, format!("\"{}\"", CLIENTS * ROUNDS));
+    assert!(refused > 0, "no transaction met another one");
+}
+
+/// A pipeline whose `MULTI` is refused: nothing of it happens, as with one whose command is refused.
+#[tokio::test]
+async fn a_pipeline_after_a_refused_multi_changes_nothing() {
+    let cluster = start(1).await;
+    let mut redis = Redis::connect(cluster.redis(1).expect("a node")).await;
+    for (first, refused) in [("MULTI now", "MULTI"), ("MULTI", "NOPE")] {
+        let pipeline = [first, "INCR {p}n", refused, "INCR {p}n", "EXEC", "GET {p}n"];
+        for line in pipeline {
+            redis.send(&words(line)).await;
+        }
+        let mut answers = Vec::new();
+        for _ in pipeline {
+            answers.push(redis.answer().await);
+        }
+        assert!(answers[4].starts_with("-EXECABORT"), "{answers:?}");
+        assert_eq!(answers[5], "nil", "{answers:?}");
+    }
+}
+
+#[tokio::test]
+async fn clients_are_paused_silenced_and_ended() {
+    let cluster = start(1).await;
+    let at = cluster.redis(1).expect("a node");
+    let (mut one, mut two) = (Redis::connect(at).await, Redis::connect(at).await);
+
+    // Two answers arrive for four requests and the last `ON`.
+    for line in
+        ["CLIENT REPLY OFF", "SET silent 1", "CLIENT REPLY ON", "CLIENT REPLY SKIP", "SET silent 2", "GET silent"]
+    {
+        one.send(&words(line)).await;
+    }
+    assert_eq!((one.answer().await, one.answer().await), ("+OK".into(), "\"2\"".into()));
+
+    assert_eq!(one.line("CLIENT PAUSE 60000 WRITE").await, "+OK");
+    two.send(&words("SET paused 1")).await;
+    assert_eq!(one.line("GET paused").await, "nil");
+    assert_eq!(one.line("CLIENT UNPAUSE").await, "+OK");
+    assert_eq!(two.answer().await, "+OK");
+
+    let id = two.line("CLIENT ID").await;
+    assert!(one.line(&format!("CLIENT LIST ID {}", &id[1..])).await.contains("cmd=client"));
+    assert_eq!(one.line(&format!("CLIENT KILL ID {}", &id[1..])).await, ":1");
+    let ended = timeout(WITHIN, two.0.read(&mut [0])).await.expect("the connection ends");
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+}
+
+#[tokio::test]
+async fn large_requests_are_served_or_refused_with_a_text() {
+    const VALUE_BYTES_MAX: usize = 4 << 20;
+    let cluster = start(1).await;
+    let at = cluster.redis(1).expect("a node");
+    let mut redis = Redis::connect(at).await;
+    let set = |bytes: usize| vec![b"SET".to_vec(), b"large".to_vec(), vec![b'x'; bytes]];
+    assert_eq!(redis.call(&set(VALUE_BYTES_MAX)).await, "+OK");
+    let too_long = "-ERR string exceeds maximum allowed size (proto-max-bulk-len)";
+    assert_eq!(redis.call(&set(VALUE_BYTES_MAX + 1)).await, too_long);
+    let mut many = vec![b"EXISTS".to_vec()];
+    many.resize(100_001, b"none".to_vec());
+    assert_eq!(redis.call(&many).await, ":0");
+    // Far above the limit the rest of the request cannot be told apart, but the client reads why.
+    assert_eq!(redis.call(&set(2 * VALUE_BYTES_MAX)).await, "-ERR Protocol error: invalid bulk length");
+    let ended = timeout(WITHIN, redis.0.read(&mut [0])).await.expect("the connection ends");
+    assert_eq!(ended.expect("no reset"), 0);
+}
