@@ -10,9 +10,12 @@
 //!
 //! It knows nothing of Raft, networks or disks, and reads no clock.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flotilla_storage::{
-    ApplyContext, MachineError, Overlay, ReadContext, StateMachine, StateReader, WriteSet, switched_version,
+    ApplyContext, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, WriteSet,
+    switched_version,
 };
 use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp, VersionRange};
 
@@ -186,13 +189,26 @@ impl StateMachine for KvMachine {
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError> {
         let answer = match decode_query_as_of(Bytes::copy_from_slice(query)) {
             Ok((query, as_of_ms)) => {
-                let (limits, stats, clock_ms) = (&self.limits, &self.stats, self.clock.millis());
+                let (limits, stats, clock_ms) = (&self.limits, Some(&self.stats), self.clock.millis());
                 let now_ms = context.now.millis().min(as_of_ms.unwrap_or(u64::MAX));
                 Reading { limits, context, records, stats, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
         };
         Ok(encode_answer(&answer))
+    }
+
+    fn keys_read(&self, commands: &[Bytes], keys: &mut Vec<Bytes>) {
+        for command in commands {
+            if let Ok(Request::Command(command)) = decode(command) {
+                keys.extend(command.conditions.into_iter().map(|(key, _)| key));
+                keys.extend(command.operations.into_iter().map(|operation| operation.key));
+            }
+        }
+    }
+
+    fn deferred(&self) -> Option<Arc<dyn DeferredRead>> {
+        Some(Arc::new(Deferred { limits: self.limits, clock_ms: self.clock.millis() }))
     }
 
     fn version(&self) -> Option<ClusterVersion> {
@@ -216,6 +232,26 @@ impl StateMachine for KvMachine {
         stats.advance(system.clock.millis());
         *self = Self { limits: self.limits, version: system.version, clock: system.clock, sessions, stats };
         Ok(())
+    }
+}
+
+/// What queries need of a machine that has gone on since.
+struct Deferred {
+    limits: Limits,
+    clock_ms: u64,
+}
+
+impl DeferredRead for Deferred {
+    fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError> {
+        let answer = match decode_query_as_of(Bytes::copy_from_slice(query)) {
+            Ok((query, as_of_ms)) => {
+                let (limits, clock_ms) = (&self.limits, self.clock_ms);
+                let now_ms = context.now.millis().min(as_of_ms.unwrap_or(u64::MAX));
+                Reading { limits, context, records, stats: None, clock_ms, now_ms }.answer(query)?
+            }
+            Err(_) => Answer::Malformed,
+        };
+        Ok(encode_answer(&answer))
     }
 }
 

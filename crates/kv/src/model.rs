@@ -6,14 +6,14 @@
 use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
-use flotilla_storage::StateMachine;
-use flotilla_types::{SessionId, Timestamp};
+use flotilla_storage::{EngineError, StateMachine, StateReader};
+use flotilla_types::{KeyRange, SessionId, Timestamp};
 use proptest::prelude::*;
 
 use crate::{
-    Action, Answer, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Refusal,
-    encode_outcome,
-    testing::{Replica, command},
+    Action, Answer, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Query, Refusal,
+    decode_answer, encode_command, encode_outcome, encode_query,
+    testing::{self, Replica, command, key},
 };
 
 #[derive(Debug, Clone)]
@@ -183,6 +183,23 @@ fn with_consistent_retries(log: Vec<(u64, Vec<Command>)>) -> Vec<(u64, Vec<Comma
         .collect()
 }
 
+/// Records of which only some may be read.
+struct Named {
+    records: testing::Records,
+    named: Vec<Bytes>,
+}
+
+impl StateReader for Named {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        assert!(self.named.iter().any(|named| *named == key), "{key:?} was not named");
+        self.records.get(key)
+    }
+
+    fn scan(&self, range: &KeyRange, _: usize, _: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        panic!("a command scans {range:?}")
+    }
+}
+
 proptest! {
     #[test]
     fn machine_and_model_agree(log in log().prop_map(with_consistent_retries)) {
@@ -208,6 +225,47 @@ proptest! {
                 .collect();
             prop_assert_eq!(records, live);
         }
+    }
+
+    #[test]
+    fn commands_read_no_other_records_than_those_they_name(log in log()) {
+        let mut replica = Replica::default();
+        let mut now_ms = 0;
+        for (wait_ms, commands) in log {
+            now_ms += wait_ms;
+            let (mut named, encoded) = (Vec::new(), commands.iter().map(encode_command).collect::<Vec<_>>());
+            replica.machine.keys_read(&encoded, &mut named);
+            let read = Named { records: replica.records.clone(), named };
+            replica.apply_reading(now_ms, &encoded, &read);
+        }
+    }
+
+    #[test]
+    fn a_deferred_read_answers_from_the_state_that_it_was_taken_of(log in log(), at in any::<prop::sample::Index>()) {
+        prop_assume!(!log.is_empty());
+        let defer_at = at.index(log.len());
+        let mut replica = Replica::default();
+        let (mut now_ms, mut deferred) = (0, None);
+        let range = replica.descriptor.range.clone();
+        let part = KeyRange { start: key("b"), end: key("c") };
+        let queries = [
+            Query::Get { keys: ["a", "b", "c", "d"].map(key).into(), values: true },
+            Query::Scan { range, items_max: 2, bytes_max: 1 << 20, values: true },
+            Query::Count { range: part },
+            Query::Count { range: KeyRange::all() },
+        ];
+        for (n, (wait_ms, commands)) in log.iter().enumerate() {
+            now_ms += wait_ms;
+            replica.apply(now_ms, commands);
+            if n == defer_at {
+                let answers = queries.each_ref().map(|query| replica.read(now_ms, query));
+                deferred = Some((replica.machine.deferred().unwrap(), replica.records.clone(), now_ms, answers));
+            }
+        }
+        let (deferred, records, at_ms, expected) = deferred.unwrap();
+        let answer = |query| deferred.read(&replica.read_context(at_ms), &encode_query(query), &records).unwrap();
+        let answers = queries.each_ref().map(|query| decode_answer(answer(query)).unwrap());
+        prop_assert_eq!(answers, expected);
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub(crate) struct Reading<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) context: &'a ReadContext<'a>,
     pub(crate) records: &'a dyn StateReader,
-    pub(crate) stats: &'a RecordStats,
+    /// The statistics of that state, if it is the machine's current one.
+    pub(crate) stats: Option<&'a RecordStats>,
     /// The shard's clock.
     pub(crate) clock_ms: u64,
     /// The reader's clock.
@@ -145,11 +146,13 @@ impl Reading<'_> {
         if !covers(shard, &range) {
             return Ok(Answer::WrongShard);
         }
-        if range == *shard {
-            if self.stats.expires_between(self.clock_ms, self.now_ms) {
+        if range == *shard
+            && let Some(stats) = self.stats
+        {
+            if stats.expires_between(self.clock_ms, self.now_ms) {
                 return Ok(Answer::ClockAdvanceNeeded);
             }
-            let (records, bytes) = self.stats.live();
+            let (records, bytes) = stats.live();
             return Ok(Answer::Count { records, bytes });
         }
         let mut walk = Walk::new(self, range, self.limits.scan_examined_max as usize);

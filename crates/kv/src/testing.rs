@@ -87,10 +87,15 @@ impl Replica {
     /// Applies one entry.
     pub(crate) fn apply(&mut self, at_ms: u64, commands: &[Command]) -> Vec<Outcome> {
         let commands: Vec<_> = commands.iter().map(encode_command).collect();
+        self.apply_reading(at_ms, &commands, &self.records.clone())
+    }
+
+    /// Applies one entry of encoded commands, which reads through this reader.
+    pub(crate) fn apply_reading(&mut self, at_ms: u64, commands: &[Bytes], reader: &dyn StateReader) -> Vec<Outcome> {
         let mut writes = WriteSet::new();
         self.index += 1;
         let context = Self::context(&self.descriptor, self.index, at_ms);
-        let outcomes = self.machine.apply(&context, &commands, &self.records, &mut writes).unwrap();
+        let outcomes = self.machine.apply(&context, commands, reader, &mut writes).unwrap();
         self.records.write(writes);
         outcomes.into_iter().map(|outcome| decode_outcome(outcome).unwrap()).collect()
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_storage::{ApplyContext, MachineError, ReadContext, StateMachine, StateReader, WriteSet};
+use flotilla_storage::{ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, WriteSet};
 use flotilla_types::{ClusterVersion, Timestamp};
 
 use crate::{
@@ -97,6 +97,13 @@ impl StateMachine for MetaMachine {
             Err(CodecError::Malformed | CodecError::Version { .. }) => Feed::Refused,
         };
         Ok(feed.encode())
+    }
+
+    /// Commands change the value in memory; records are only written.
+    fn keys_read(&self, _commands: &[Bytes], _keys: &mut Vec<Bytes>) {}
+
+    fn deferred(&self) -> Option<Arc<dyn DeferredRead>> {
+        None
     }
 
     /// The version in force is part of the metadata itself: it rises with the entry that says so.

@@ -1,13 +1,13 @@
 //! The store: writes, reads, syncs and holds objects.
 //!
-//! Locks are taken in the order sync, writer, index; no file is read or fsynced under the writer or index
-//! lock. Segments found at open are never appended to, so only the last run of the process can have left a
+//! Locks are taken in the order sync, writer, index, opening, files; no file is read or fsynced under the
+//! writer or index lock, and the lock of open files is held over no I/O at all. Segments found at open are never appended to, so only the last run of the process can have left a
 //! torn end. A bounded number of files stays open for reading.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, IoSliceMut},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_types::{Holder, ObjectId};
 use parking_lot::{Mutex, RwLock};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::{
     ObjectError,
@@ -83,7 +83,9 @@ pub struct ObjectStore {
     pub(crate) writer: Mutex<Writer>,
     pub(crate) collecting: Mutex<()>,
     syncing: Mutex<()>,
-    /// Files open for reading. This lock is taken last, and held while a file is opened.
+    /// Held while a file is opened for reading.
+    opening: Mutex<()>,
+    /// Files open for reading.
     files: Mutex<HashMap<u64, Arc<File>>>,
     /// The fsync that failed.
     poisoned: OnceLock<Arc<io::Error>>,
@@ -146,6 +148,7 @@ impl ObjectStore {
             writer: Mutex::new(writer),
             collecting: Mutex::new(()),
             syncing: Mutex::new(()),
+            opening: Mutex::default(),
             files: Mutex::default(),
             poisoned: OnceLock::new(),
             #[cfg(test)]
@@ -226,6 +229,21 @@ impl ObjectStore {
     pub fn slice(&self, id: ObjectId, offset: u32, len: u32) -> Result<Bytes, ObjectError> {
         let (_, bytes) = self.read_entry(id, offset, len)?;
         bytes.map(Bytes::from).ok_or(ObjectError::Damaged(id))
+    }
+
+    /// As [`slice`](Self::slice), but only what needs no wait for the disk: `None` if a byte of it is not in
+    /// the page cache, its file is not open, or the file system cannot tell (`RWF_NOWAIT`). Failures are
+    /// `None` too; [`slice`](Self::slice) says which.
+    #[must_use]
+    pub fn slice_in_memory(&self, id: ObjectId, offset: u32, len: u32) -> Option<Bytes> {
+        self.check_healthy().ok()?;
+        let Location { segment, offset: start, len: whole } = self.index.read().entry(id)?.location;
+        let file = self.files.lock().get(&segment)?.clone();
+        let offset = offset.min(whole);
+        let mut bytes = vec![0; len.min(whole - offset) as usize];
+        let buffers = &mut [IoSliceMut::new(&mut bytes)];
+        let read = preadv2(&file, buffers, start + u64::from(offset), ReadWriteFlags::NOWAIT).ok()?;
+        (read == bytes.len()).then(|| bytes.into())
     }
 
     /// Reads part of an object, together with its index entry; no bytes if the file is missing or too short.
@@ -381,7 +399,7 @@ impl ObjectStore {
         writer.next_segment += 1;
         let path = self.segment_path(number);
         let create = || OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = self.open_freeing(&mut self.files.lock(), create).map_err(at(&path))?;
+        let file = self.open_freeing(create).map_err(at(&path))?;
         if let Err(error) = file.write_all_at(&encode_segment_header(), 0) {
             // On a full disk each retry would leave one more empty file.
             let _ = fs::remove_file(&path);
@@ -400,11 +418,16 @@ impl ObjectStore {
     }
 
     fn file(&self, segment: u64) -> io::Result<Arc<File>> {
-        let mut files = self.files.lock();
-        if let Some(file) = files.get(&segment) {
-            return Ok(file.clone());
+        let opened = || self.files.lock().get(&segment).cloned();
+        if let Some(file) = opened() {
+            return Ok(file);
         }
-        let file = Arc::new(self.open_freeing(&mut files, || File::open(self.segment_path(segment)))?);
+        let _opening = self.opening.lock();
+        if let Some(file) = opened() {
+            return Ok(file);
+        }
+        let file = Arc::new(self.open_freeing(|| File::open(self.segment_path(segment)))?);
+        let mut files = self.files.lock();
         if files.len() >= FILES_OPEN_MAX
             && let Some(any) = files.keys().next().copied()
         {
@@ -415,16 +438,13 @@ impl ObjectStore {
     }
 
     /// Opens a file. While descriptors have run out, closes files that are kept open for reading.
-    fn open_freeing(
-        &self,
-        files: &mut HashMap<u64, Arc<File>>,
-        mut open: impl FnMut() -> io::Result<File>,
-    ) -> io::Result<File> {
+    fn open_freeing(&self, mut open: impl FnMut() -> io::Result<File>) -> io::Result<File> {
         loop {
             let exhausted = match self.fail_open().and_then(|()| open()) {
                 Err(error) if is_out_of_descriptors(&error) => error,
                 opened => return opened,
             };
+            let mut files = self.files.lock();
             let Some(any) = files.keys().next().copied() else { return Err(exhausted) };
             files.remove(&any);
         }
@@ -448,7 +468,8 @@ impl ObjectStore {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         });
-        // After the deletion, so that no reader opens it again in between.
+        // After the deletion and after readers that may have opened it before, so that none keeps it open.
+        let _opening = self.opening.lock();
         self.files.lock().remove(&segment);
         deleted
     }

@@ -1,8 +1,12 @@
 //! Tests of the store on real files: durability, damage, holds, collection.
 
-use std::{fs, path::Path, sync::atomic::Ordering};
+use std::{fs, io, path::Path, sync::atomic::Ordering};
 
 use flotilla_types::{Holder, ObjectId, ReplicaId};
+use rustix::{
+    fs::{Advice, fadvise},
+    io::{Errno, ReadWriteFlags, preadv2},
+};
 
 use crate::{ObjectError, ObjectStore, Options, Scope};
 
@@ -186,6 +190,36 @@ fn an_exhausted_process_closes_files_of_its_own_before_a_read_or_a_write_fails()
     store.opens_to_fail.store(1, Ordering::Release);
     put_all(&store, 9..14);
     assert!(store.check_healthy().is_ok());
+}
+
+/// Drops a segment's pages from the page cache. Returns whether the file system can say what is in it.
+fn evict(path: &Path) -> bool {
+    let file = fs::File::open(path).unwrap();
+    file.sync_all().unwrap();
+    let mut byte = [0];
+    let knows = preadv2(&file, &mut [io::IoSliceMut::new(&mut byte)], 0, ReadWriteFlags::NOWAIT);
+    fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    !matches!(knows, Err(Errno::OPNOTSUPP))
+}
+
+#[test]
+fn a_slice_that_must_not_wait_comes_from_the_page_cache_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ObjectStore::open(dir.path(), Options::default()).unwrap();
+    let bytes = vec![7; 300_000];
+    let id = store.put(&bytes).unwrap();
+    store.sync().unwrap();
+    assert_eq!(store.slice_in_memory(id, 0, 10), None, "the file was not opened yet");
+    assert_eq!(store.slice_in_memory(ObjectId::of(b"absent"), 0, 10), None);
+    assert_eq!(store.slice(id, 100, 4_096).unwrap().len(), 4_096);
+    let segment = &segment_files(dir.path())[0];
+    if evict(segment) {
+        assert_eq!(store.slice_in_memory(id, 200_000, 4_096), None, "it is on the disk only");
+        assert_eq!(store.slice(id, 200_000, 4_096).unwrap(), bytes[..4_096]);
+        assert_eq!(store.slice_in_memory(id, 200_000, 4_096).unwrap(), bytes[..4_096]);
+        assert_eq!(store.slice(id, 299_999, 4_096).unwrap().len(), 1);
+        assert_eq!(store.slice_in_memory(id, 299_999, 4_096).unwrap().len(), 1);
+    }
 }
 
 #[test]

@@ -1,46 +1,93 @@
 //! The state machines of a node: applies committed entries, answers queries, freezes memtables.
 //!
-//! Synchronous and deterministic: the host runs it on its own thread, a simulator inline. Loading records may
-//! take long, so it is emitted as a [`Load`] and completed by [`Applier::loaded`]; meanwhile the tasks of
-//! that replica wait in order.
+//! Synchronous and deterministic: the host runs it on its own thread, a simulator inline. It never waits for
+//! a disk. Loading records is emitted as a [`Load`] and completed by [`Applier::loaded`]; entries that read a
+//! record which is not in memory are emitted as [`Slow`] and completed by [`Applier::returned`]. Meanwhile
+//! the tasks of that replica wait in order. Queries that need the disk are emitted as [`Slow`] too, and
+//! nothing waits for them.
+
+mod recalled;
+mod slow;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    fmt,
+    sync::{Arc, atomic::AtomicUsize},
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_storage::{
-    ApplyContext, EngineError, MachineError, ReadContext, Remedy, StateEngine, StateMachine, StateReader, remedy,
+    ApplyContext, EngineError, InMemory, MachineError, ReadContext, Remedy, StateEngine, StateMachine, StateReader,
+    remedy,
 };
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Timestamp,
 };
 
-use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, RequestError};
+use recalled::Recalled;
+use slow::{ReadState, on_read_failure};
+pub use slow::{Returned, SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead};
 
-/// Tasks of one replica that may wait for a load; beyond it reads are refused as busy.
+use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, Query, RequestError};
+
+/// Tasks of one replica that may wait while it is loaded or away; beyond it reads are refused as busy.
 const WAITING_MAX: usize = 4_096;
 
 /// Makes the state machine of a shard.
-pub type MachineFactory = Box<dyn Fn(ShardId) -> Box<dyn StateMachine> + Send>;
+pub type MachineFactory = Arc<dyn Fn(ShardId) -> Box<dyn StateMachine> + Send + Sync>;
 
-/// A replica's records that must be loaded before its tasks continue.
-#[derive(Debug, Clone)]
+/// A replica's records and its state machine, which must be loaded before its tasks continue.
+#[derive(Clone)]
 pub struct Load {
     /// The replica.
     pub replica: ReplicaId,
+    /// Its shard.
+    pub shard: ShardId,
     /// The checkpoint that names them.
     pub checkpoint: Checkpoint,
     /// Whether the checkpoint is a snapshot that replaces the replica's records.
     pub replaces: bool,
     /// How often this has failed already.
     pub failures: u32,
+    machines: MachineFactory,
+}
+
+impl fmt::Debug for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { replica, shard, checkpoint, replaces, failures, .. } = self;
+        write!(f, "Load {replica} of {shard} at {} replaces {replaces} ", checkpoint.position.index)?;
+        write!(f, "failures {failures}")
+    }
+}
+
+/// What a load has made.
+pub struct Loaded(Box<Ready>);
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Loaded at {}", self.0.position.index)
+    }
 }
 
 impl Load {
-    /// Loads the records; slow.
-    pub fn run(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
+    /// Loads the records and restores the state machine; slow.
+    pub fn run(&self, engine: &dyn StateEngine) -> Result<Loaded, MachineError> {
+        self.load_records(engine)?;
+        let Self { replica, shard, checkpoint, .. } = self;
+        let reader = engine.reader(*replica)?;
+        let (clock, system) = split_system(engine.system(checkpoint)?)?;
+        let mut machine = (self.machines)(*shard);
+        machine.restore(&system, &*reader)?;
+        let position = checkpoint.position.clone();
+        Ok(Loaded(Box::new(Ready { shard: *shard, machine, reader, position, clock, slow_reads: Arc::default() })))
+    }
+
+    /// The same load after so many failures.
+    pub(crate) fn again(&self, failures: u32) -> Self {
+        Self { failures, ..self.clone() }
+    }
+
+    fn load_records(&self, engine: &dyn StateEngine) -> Result<(), EngineError> {
         if self.replaces {
             engine.install_snapshot(self.replica, &self.checkpoint)
         } else {
@@ -58,6 +105,10 @@ pub struct Applied<T> {
     pub replies: Vec<(T, Answer)>,
     /// Loads to run on another thread and report to [`Applier::loaded`].
     pub loads: Vec<Load>,
+    /// Work that may wait for the disk, to run on other threads.
+    pub slow: Vec<Slow<T>>,
+    /// Replicas whose records are to be removed from the engine, on another thread.
+    pub destroyed: Vec<ReplicaId>,
     /// The disk or the view failed: nothing is lost, and the next start goes on from what is durable. The
     /// node must end.
     pub fatal: Option<MachineError>,
@@ -65,14 +116,31 @@ pub struct Applied<T> {
 
 impl<T> Default for Applied<T> {
     fn default() -> Self {
-        Self { inputs: Vec::new(), replies: Vec::new(), loads: Vec::new(), fatal: None }
+        Self {
+            inputs: Vec::new(),
+            replies: Vec::new(),
+            loads: Vec::new(),
+            slow: Vec::new(),
+            destroyed: Vec::new(),
+            fatal: None,
+        }
     }
 }
 
 #[expect(clippy::large_enum_variant, reason = "one per replica, seldom in the large variant")]
 enum Slot<T> {
-    Loading { shard: ShardId, checkpoint: Checkpoint, waiting: VecDeque<ApplyTask<T>> },
+    /// Loads of one replica run one after the other: an earlier one that is retried must not replace what a
+    /// later one has loaded.
+    Loading {
+        /// The load that follows and makes this one outdated.
+        next: Option<ApplyTask<T>>,
+        waiting: VecDeque<ApplyTask<T>>,
+    },
     Ready(Box<Ready>),
+    /// It applies entries in the pool.
+    Away {
+        waiting: VecDeque<ApplyTask<T>>,
+    },
     Broken,
 }
 
@@ -82,6 +150,26 @@ struct Ready {
     reader: Arc<dyn StateReader>,
     position: Position,
     clock: Timestamp,
+    /// Its queries that wait for the pool or run in it.
+    slow_reads: Arc<AtomicUsize>,
+}
+
+/// Committed entries, and what holds after them.
+struct Committed<T> {
+    entries: Vec<Entry>,
+    conf: ConfState,
+    descriptor: ShardDescriptor,
+    waiters: Vec<(LogIndex, Vec<T>)>,
+}
+
+/// What is known of a replica's contents at the moment.
+pub enum Contents {
+    /// They are at rest until the next task.
+    AtRest(ReplicaContents),
+    /// Entries are being applied.
+    Moving,
+    /// The replica is not loaded, or failed.
+    NotServing,
 }
 
 /// The contents of a replica.
@@ -99,143 +187,157 @@ pub struct Applier<T> {
     engine: Arc<dyn StateEngine>,
     machines: MachineFactory,
     slots: BTreeMap<ReplicaId, Slot<T>>,
+    /// Queries of all replicas that wait for the pool or run in it.
+    slow_reads: Arc<AtomicUsize>,
 }
 
 impl<T> Applier<T> {
     /// An applier without replicas.
     pub fn new(engine: Arc<dyn StateEngine>, machines: MachineFactory) -> Self {
-        Self { engine, machines, slots: BTreeMap::new() }
+        Self { engine, machines, slots: BTreeMap::new(), slow_reads: Arc::default() }
     }
 
     /// Runs one task. `wall_ms` is Unix milliseconds.
     pub fn run(&mut self, wall_ms: u64, task: ApplyTask<T>, out: &mut Applied<T>) {
         let replica = replica_of(&task);
         match (self.slots.get_mut(&replica), task) {
+            // Everything waits for a replica that is away, so that no change of the engine meets its writes.
+            (Some(Slot::Away { waiting }), task) => {
+                if matches!(task, ApplyTask::Close { .. }) {
+                    drop_tasks(std::mem::take(waiting), out);
+                }
+                wait(waiting, task, out);
+            }
             (_, ApplyTask::Close { .. }) => {
                 if let Some(Slot::Loading { waiting, .. }) = self.slots.remove(&replica) {
                     drop_tasks(waiting, out);
                 }
-                self.destroy(replica, out);
+                out.destroyed.push(replica);
             }
-            (slot, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
-                // This load supersedes the pending one, and tasks that waited for that are outdated.
-                if let Some(Slot::Loading { waiting, .. }) = slot {
-                    drop_tasks(std::mem::take(waiting), out);
-                }
+            (Some(Slot::Loading { next, waiting }), open @ ApplyTask::Open { .. }) => {
+                drop_tasks(std::mem::take(waiting), out);
+                *next = Some(open);
+            }
+            (_, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
                 if !replaces {
                     self.engine.claim(replica, &checkpoint);
                 }
-                out.loads.push(Load { replica, checkpoint: checkpoint.clone(), replaces, failures: 0 });
-                self.slots.insert(replica, Slot::Loading { shard, checkpoint, waiting: VecDeque::new() });
+                let machines = self.machines.clone();
+                out.loads.push(Load { replica, shard, checkpoint, replaces, failures: 0, machines });
+                self.slots.insert(replica, Slot::Loading { next: None, waiting: VecDeque::new() });
             }
             // Only reads are bounded here; the core bounds waiting entries.
-            (Some(Slot::Loading { waiting, .. }), ApplyTask::Read { queries, .. }) if waiting.len() >= WAITING_MAX => {
-                out.replies.extend(queries.into_iter().map(|(_, reply)| (reply, Err(RequestError::Busy))));
-            }
-            (Some(Slot::Loading { waiting, .. }), task) => waiting.push_back(task),
-            (Some(Slot::Ready(ready)), task) => {
-                if let Err(error) = ready.run(replica, wall_ms, task, &*self.engine, out) {
-                    let shard = ready.shard;
-                    self.slots.insert(replica, Slot::Broken);
-                    on_failure(replica, shard, error, out);
+            (Some(Slot::Loading { waiting, .. }), task) => wait(waiting, task, out),
+            (Some(Slot::Ready(ready)), ApplyTask::Apply { entries, conf, descriptor, waiters, .. }) => {
+                let committed = Committed { entries, conf, descriptor, waiters };
+                let new = committed.entries.iter().filter(|entry| entry.index > ready.position.index);
+                match Recalled::of(&*ready.machine, &*ready.reader, new) {
+                    Some(recalled) => {
+                        if let Err(error) = ready.apply(replica, committed, recalled, &*self.engine, out) {
+                            let shard = ready.shard;
+                            self.slots.insert(replica, Slot::Broken);
+                            on_failure(replica, shard, error, out);
+                        }
+                    }
+                    None => {
+                        let away = Slot::Away { waiting: VecDeque::new() };
+                        if let Some(Slot::Ready(ready)) = self.slots.insert(replica, away) {
+                            out.slow.push(Slow::Apply(SlowApply { replica, ready, committed }));
+                        }
+                    }
                 }
+            }
+            (Some(Slot::Ready(ready)), task) => {
+                ready.run(replica, wall_ms, task, &*self.engine, &self.slow_reads, out);
             }
             (Some(Slot::Broken) | None, task) => drop_tasks([task], out),
         }
     }
 
-    /// Completes a load: restores the state machine and runs the tasks that waited.
-    pub fn loaded(&mut self, wall_ms: u64, load: &Load, result: Result<(), EngineError>, out: &mut Applied<T>) {
+    /// Completes a load: runs the tasks that waited.
+    pub fn loaded(&mut self, wall_ms: u64, load: &Load, result: Result<Loaded, MachineError>, out: &mut Applied<T>) {
         let replica = load.replica;
         if !self.slots.contains_key(&replica) {
             // Closed while it was loading: the load has opened it in the engine again.
-            self.destroy(replica, out);
+            out.destroyed.push(replica);
         }
-        let Some(Slot::Loading { checkpoint, .. }) = self.slots.get(&replica) else { return };
-        // A newer load is in flight.
-        if *checkpoint != load.checkpoint {
+        if !matches!(self.slots.get(&replica), Some(Slot::Loading { .. })) {
             return;
         }
-        let Some(Slot::Loading { shard, checkpoint, waiting }) = self.slots.remove(&replica) else { return };
-        let restored = result.map_err(MachineError::from).and_then(|()| self.restore(replica, shard, &checkpoint));
-        match restored {
-            Ok(ready) => {
+        let Some(Slot::Loading { next, waiting }) = self.slots.remove(&replica) else { return };
+        if let Some(open) = next {
+            self.run(wall_ms, open, out);
+            waiting.into_iter().for_each(|task| self.run(wall_ms, task, out));
+            return;
+        }
+        match result {
+            Ok(Loaded(ready)) => {
                 let (version, upkeep_due_ms) = (ready.machine.version(), ready.machine.upkeep_due_ms());
                 let (index, clock) = (ready.position.index, ready.clock);
                 out.inputs.push(Input::Opened { replica, index, clock, version, upkeep_due_ms });
-                self.slots.insert(replica, Slot::Ready(Box::new(ready)));
+                self.slots.insert(replica, Slot::Ready(ready));
                 for task in waiting {
                     self.run(wall_ms, task, out);
                 }
             }
             Err(error) => {
-                tracing::error!(%replica, %shard, %error, "a replica's records cannot be loaded");
+                tracing::error!(%replica, shard = %load.shard, %error, "a replica's records cannot be loaded");
                 drop_tasks(waiting, out);
+                self.slots.insert(replica, Slot::Broken);
+                on_failure(replica, load.shard, error, out);
+            }
+        }
+    }
+
+    /// Takes back a replica that has applied entries in the pool, and runs the tasks that waited.
+    pub fn returned(&mut self, wall_ms: u64, returned: Returned<T>, out: &mut Applied<T>) {
+        let Returned { replica, ready, result, inputs } = returned;
+        let shard = ready.shard;
+        let Some(Slot::Away { waiting }) = self.slots.remove(&replica) else { return };
+        match result {
+            Ok(()) => {
+                out.inputs.extend(inputs);
+                self.slots.insert(replica, Slot::Ready(ready));
+            }
+            Err(error) => {
                 self.slots.insert(replica, Slot::Broken);
                 on_failure(replica, shard, error, out);
             }
         }
+        for task in waiting {
+            self.run(wall_ms, task, out);
+        }
     }
 
-    /// The contents of a replica at the moment; `None` while it is not loaded.
-    pub fn contents(&self, replica: ReplicaId) -> Option<ReplicaContents> {
+    /// The contents of a replica at the moment.
+    pub fn contents(&self, replica: ReplicaId) -> Contents {
         match self.slots.get(&replica) {
-            Some(Slot::Ready(ready)) => Some(ReplicaContents {
+            Some(Slot::Ready(ready)) => Contents::AtRest(ReplicaContents {
                 applied: ready.position.index,
                 system: ready.machine.system(),
                 records: ready.reader.clone(),
             }),
-            _ => None,
+            Some(Slot::Away { .. }) => Contents::Moving,
+            Some(Slot::Loading { .. } | Slot::Broken) | None => Contents::NotServing,
         }
-    }
-
-    fn destroy(&self, replica: ReplicaId, out: &mut Applied<T>) {
-        if let Err(error) = self.engine.destroy(replica) {
-            tracing::warn!(%replica, %error, "records of a destroyed replica could not be removed");
-            end_if_disk_failed(error.into(), out);
-        }
-    }
-
-    fn restore(&self, replica: ReplicaId, shard: ShardId, checkpoint: &Checkpoint) -> Result<Ready, MachineError> {
-        let reader = self.engine.reader(replica)?;
-        let (clock, system) = split_system(self.engine.system(checkpoint)?)?;
-        let mut machine = (self.machines)(shard);
-        machine.restore(&system, &*reader)?;
-        Ok(Ready { shard, machine, reader, position: checkpoint.position.clone(), clock })
     }
 }
 
 impl Ready {
-    /// Runs one task. After an error the replica takes no more of them.
+    /// Answers queries or freezes.
     fn run<T>(
-        &mut self,
+        &self,
         replica: ReplicaId,
         wall_ms: u64,
         task: ApplyTask<T>,
         engine: &dyn StateEngine,
+        slow_reads: &Arc<AtomicUsize>,
         out: &mut Applied<T>,
-    ) -> Result<(), MachineError> {
+    ) {
         match task {
-            ApplyTask::Apply { entries, conf, descriptor, waiters, .. } => {
-                let applied = self.apply(replica, entries, conf, descriptor, waiters, engine, out);
-                applied.inspect_err(|error| {
-                    tracing::error!(%replica, shard = %self.shard, %error, "a replica failed to apply an entry");
-                })
-            }
-            ApplyTask::Read { queries, .. } => {
-                let now = Timestamp::from_millis(wall_ms).max(self.clock);
-                let context = ReadContext { descriptor: &self.position.descriptor, now };
-                for (query, reply) in queries {
-                    let answer = self.machine.read(&context, &query, &*self.reader);
-                    let answer = answer.map_err(|error| {
-                        tracing::error!(%replica, %error, "a read failed");
-                        end_if_disk_failed(error, out);
-                        RequestError::Stopped
-                    });
-                    let clock = self.clock;
-                    out.replies.push((reply, answer.map(|payload| Answered { payload, clock })));
-                }
-                Ok(())
+            ApplyTask::Read { index, queries, .. } => {
+                assert!(self.position.index >= index, "{replica} reads at {index} before it has applied that entry");
+                self.read(replica, wall_ms, queries, engine, slow_reads, out);
             }
             ApplyTask::Freeze { .. } => {
                 let system = join_system(self.clock, &self.machine.system());
@@ -246,23 +348,64 @@ impl Ready {
                     false
                 });
                 out.inputs.push(Input::Frozen { replica, frozen });
-                Ok(())
             }
-            ApplyTask::Open { .. } | ApplyTask::Close { .. } => Ok(()),
+            ApplyTask::Open { .. } | ApplyTask::Apply { .. } | ApplyTask::Close { .. } => {}
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one task")]
+    /// Answers the queries that memory can answer, and hands over the others.
+    fn read<T>(
+        &self,
+        replica: ReplicaId,
+        wall_ms: u64,
+        queries: Vec<Query<T>>,
+        engine: &dyn StateEngine,
+        slow_reads: &Arc<AtomicUsize>,
+        out: &mut Applied<T>,
+    ) {
+        let now = Timestamp::from_millis(wall_ms).max(self.clock);
+        let context = ReadContext { descriptor: &self.position.descriptor, now };
+        // The same state for all of them, taken once.
+        let mut state = None;
+        for query in queries {
+            let mut answer = self.machine.read(&context, &query.payload, &InMemory(&*self.reader));
+            if matches!(answer, Err(MachineError::Engine(EngineError::NotInMemory))) {
+                let taken = match &state {
+                    Some(taken) => Ok(Some(Arc::clone(taken))),
+                    None => ReadState::of(self, replica, now, engine),
+                };
+                answer = match taken {
+                    Ok(Some(taken)) => {
+                        state = Some(taken.clone());
+                        match SlowRead::new(replica, query, taken, slow_reads, &self.slow_reads) {
+                            Ok(read) => out.slow.push(Slow::Read(read)),
+                            Err(query) => out.replies.push((query.reply, Err(RequestError::Busy))),
+                        }
+                        continue;
+                    }
+                    Ok(None) => self.machine.read(&context, &query.payload, &*self.reader),
+                    Err(error) => Err(error.into()),
+                };
+            }
+            let answer = answer.map_err(|error| {
+                on_read_failure(replica, error, &mut out.fatal);
+                RequestError::Stopped
+            });
+            let clock = self.clock;
+            out.replies.push((query.reply, answer.map(|payload| Answered { payload, clock })));
+        }
+    }
+
+    /// Applies entries. After an error the replica takes no more of them.
     fn apply<T>(
         &mut self,
         replica: ReplicaId,
-        entries: Vec<Entry>,
-        conf: ConfState,
-        descriptor: ShardDescriptor,
-        waiters: Vec<(LogIndex, Vec<T>)>,
+        committed: Committed<T>,
+        mut recalled: Recalled,
         engine: &dyn StateEngine,
         out: &mut Applied<T>,
     ) -> Result<(), MachineError> {
+        let Committed { entries, conf, descriptor, waiters } = committed;
         let mut waiters: VecDeque<_> = waiters.into();
         let mut bytes = 0;
         let mut failure = None;
@@ -271,7 +414,7 @@ impl Ready {
             if entry.index <= self.position.index {
                 continue;
             }
-            let outcomes = match self.apply_entry(replica, &entry, engine) {
+            let outcomes = match self.apply_entry(replica, &entry, &mut recalled, engine) {
                 Ok(outcomes) => outcomes,
                 Err(error) => {
                     failure = Some(error);
@@ -289,6 +432,7 @@ impl Ready {
             }
         }
         if let Some(error) = failure {
+            tracing::error!(%replica, shard = %self.shard, %error, "a replica failed to apply an entry");
             let unknown = waiters.into_iter().flat_map(|(_, replies)| replies);
             out.replies.extend(unknown.map(|reply| (reply, Err(RequestError::Unknown))));
             return Err(error);
@@ -311,6 +455,7 @@ impl Ready {
         &mut self,
         replica: ReplicaId,
         entry: &Entry,
+        recalled: &mut Recalled,
         engine: &dyn StateEngine,
     ) -> Result<Vec<Bytes>, MachineError> {
         if entry.index != self.position.index.next() {
@@ -330,11 +475,15 @@ impl Ready {
             descriptor: &self.position.descriptor,
         };
         let mut writes = Vec::new();
-        let outcomes = self.machine.apply(&context, &batch.commands, &*self.reader, &mut writes)?;
+        let outcomes = {
+            let records = recalled.over(&*self.reader);
+            self.machine.apply(&context, &batch.commands, &records, &mut writes)?
+        };
         if outcomes.len() != batch.commands.len() {
             return Err(MachineError::Corrupt("the state machine did not answer each command"));
         }
         if !writes.is_empty() {
+            recalled.forget(&writes);
             engine.write(replica, writes, entry.index)?;
         }
         let last = batch.timestamp.plus((batch.commands.len() as u64).saturating_sub(1));
@@ -362,6 +511,16 @@ fn end_if_disk_failed<T>(error: MachineError, out: &mut Applied<T>) {
     }
 }
 
+/// Lets a task wait. Only reads are bounded here; the core bounds waiting entries.
+fn wait<T>(waiting: &mut VecDeque<ApplyTask<T>>, task: ApplyTask<T>, out: &mut Applied<T>) {
+    match task {
+        ApplyTask::Read { queries, .. } if waiting.len() >= WAITING_MAX => {
+            out.replies.extend(queries.into_iter().map(|query| (query.reply, Err(RequestError::Busy))));
+        }
+        task => waiting.push_back(task),
+    }
+}
+
 fn replica_of<T>(task: &ApplyTask<T>) -> ReplicaId {
     match task {
         ApplyTask::Open { replica, .. }
@@ -381,7 +540,7 @@ fn drop_tasks<T>(tasks: impl IntoIterator<Item = ApplyTask<T>>, out: &mut Applie
                 out.replies.extend(waiters.map(|reply| (reply, Err(RequestError::Unknown))));
             }
             ApplyTask::Read { queries, .. } => {
-                out.replies.extend(queries.into_iter().map(|(_, reply)| (reply, Err(RequestError::Stopped))));
+                out.replies.extend(queries.into_iter().map(|query| (query.reply, Err(RequestError::Stopped))));
             }
             ApplyTask::Freeze { replica } => out.inputs.push(Input::Frozen { replica, frozen: false }),
             ApplyTask::Open { .. } | ApplyTask::Close { .. } => {}

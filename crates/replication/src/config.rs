@@ -1,5 +1,7 @@
 //! Bounds and timing of a shard host.
 
+use std::{num::NonZero, thread};
+
 /// Settings of a shard host: timing, batches, checkpoints, queues. Byte bounds may be exceeded by one entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostConfig {
@@ -33,6 +35,11 @@ pub struct HostConfig {
     pub log_bytes_max: u64,
     /// Checkpoints in progress at a time.
     pub checkpoints_parallel_max: usize,
+    /// Threads for reads that may wait for the disk, of queries and of entries; at least 1. With one, a query
+    /// can hold up cold writes. By default as many as processors, 2 to 8: a read that misses the index cache
+    /// computes more than it waits, so that more threads would take processors from the raft thread. Choose
+    /// more for a disk that is slow and serves many reads at a time.
+    pub read_threads: usize,
     /// Checkpointed entries kept in the log for followers that lag a little, if they are within
     /// [`log_tail_bytes_max`](Self::log_tail_bytes_max).
     pub log_tail_entries: u64,
@@ -94,6 +101,7 @@ impl Default for HostConfig {
             memtables_bytes_max: 128 << 20,
             log_bytes_max: 64 << 20,
             checkpoints_parallel_max: 2,
+            read_threads: thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8),
             log_tail_entries: 1_024,
             clock_ahead_ms_max: 500,
             leases: Leases::On { drift_percent: 10 },
@@ -145,6 +153,7 @@ impl HostConfig {
             ("memtable_bytes_max", self.memtable_bytes_max as u64),
             ("log_bytes_max", self.log_bytes_max),
             ("checkpoints_parallel_max", self.checkpoints_parallel_max as u64),
+            ("read_threads", self.read_threads as u64),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(HostConfigError::Zero(name));

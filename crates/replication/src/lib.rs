@@ -14,13 +14,16 @@ mod host;
 /// The work of the host's threads, without the threads, for other shells such as a simulator.
 pub mod work;
 
-pub use applier::{Applied, Applier, Load, MachineFactory, ReplicaContents};
+pub use applier::{
+    Applied, Applier, Contents, Load, Loaded, MachineFactory, ReplicaContents, Returned, SLOW_READS_MAX,
+    SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead,
+};
 pub use batch::{Batch, BatchError};
 pub use config::{FolderTrust, HostConfig, HostConfigError, Leases};
 pub use core::{
     Answer, Answered, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND,
-    LostReason, NodeHeartbeat, Notice, Outgoing, ReadCounts, ReplicaStatus, Request, RequestError, StatusUpdates,
-    Write, first_sequence,
+    LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Request, RequestError,
+    StatusUpdates, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};
 pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX};

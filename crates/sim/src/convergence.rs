@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
-use flotilla_replication::{ReplicaStatus, Role};
+use flotilla_replication::{Contents, ReplicaStatus, Role};
 use flotilla_types::{KeyRange, NodeId, ShardId, VersionRange};
 use rand::RngExt as _;
 
@@ -167,8 +167,10 @@ impl World {
         let mut first = BTreeMap::new();
         for node in self.nodes.values().filter(|node| node.running.is_some()) {
             for replica in node.status() {
-                let held = node.running.as_ref().and_then(|running| running.applier.contents(replica.replica));
-                let Some(held) = held else { panic!("{} of {} cannot be read", replica.replica, node.id) };
+                let held = node.running.as_ref().map(|running| running.applier.contents(replica.replica));
+                let Some(Contents::AtRest(held)) = held else {
+                    panic!("{} of {} cannot be read", replica.replica, node.id)
+                };
                 let Ok(records) = held.records.scan(&KeyRange::all(), usize::MAX, usize::MAX) else {
                     panic!("{} of {} cannot be scanned", replica.replica, node.id)
                 };

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_storage::{
     EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, ReplicaWrite,
-    StateEngine, StateReader, Usage, WriteSet,
+    ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
 };
 use flotilla_types::{
     Checkpoint, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, ShardId, Term, WalSequence,
@@ -61,6 +61,11 @@ impl Disk {
             self.log.replicas().is_ok_and(|all| all.iter().any(|(id, log)| id == replica && log.truncated.0 < *to))
         };
         damage.entries.iter().any(still_there)
+    }
+
+    /// How many percent of the reads miss memory.
+    pub(crate) fn set_misses(&self, percent: u32) {
+        self.engine.set_misses(percent);
     }
 
     /// Damages entries of a replica, both ends included.
@@ -222,6 +227,10 @@ impl StateEngine for Disk {
         Ok(Arc::new(Reader { disk: self.clone(), records: self.engine.reader(replica)? }))
     }
 
+    fn snapshot(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
+        Ok(Arc::new(Reader { disk: self.clone(), records: self.engine.snapshot(replica)? }))
+    }
+
     fn write(&self, replica: ReplicaId, records: WriteSet, applied: LogIndex) -> Result<(), EngineError> {
         StateEngine::write(&self.engine, replica, records, applied)
     }
@@ -301,5 +310,14 @@ impl StateReader for Reader {
     fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         self.disk.check_io()?;
         self.records.scan(range, items_max, bytes_max)
+    }
+
+    // A broken disk does not harm what is in memory.
+    fn get_in_memory(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.records.get_in_memory(key)
+    }
+
+    fn scan_page_in_memory(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        self.records.scan_page_in_memory(range, bounds)
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) apply_us_max: u64,
     /// Background jobs per thousand that take up to 1.5 s.
     pub(crate) work_slow_per_mille: u32,
+    /// Records per hundred that are not in memory when a state machine reads them.
+    pub(crate) misses_percent: u32,
     /// Whether clients and faults start while the cluster is still forming.
     pub(crate) load_while_forming: bool,
     /// Duration of the load, milliseconds.
@@ -172,6 +174,7 @@ impl Plan {
             object_bytes_per_ms: None,
             apply_us_max: *[100, 300, 300, 10_000].choose(&mut rng).unwrap_or(&300),
             work_slow_per_mille: *[2, 2, 100].choose(&mut rng).unwrap_or(&2),
+            misses_percent: 0,
             load_while_forming: rng.random_bool(0.3),
             load_ms,
             faults,
@@ -201,6 +204,7 @@ impl Plan {
             }));
             plan.faults.sort_by_key(|planned| planned.at_ms);
         }
+        plan.misses_percent = *[0, 3, 30].choose(&mut rng).unwrap_or(&3);
         plan
     }
 }

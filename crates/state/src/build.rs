@@ -124,7 +124,7 @@ mod tests {
                         Some(value) => model.insert(key.clone(), value),
                         None => model.remove(&key),
                     };
-                    memtable.write(vec![(key, value)]);
+                    memtable.write(vec![(key, value)], None);
                 }
                 let mut position = checkpoint.position.clone();
                 position.index = LogIndex(index as u64 + 1);
@@ -146,7 +146,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let objects = Arc::new(ObjectStore::open(dir.path(), flotilla_objects::Options::default()).unwrap());
         let mut memtable = Memtable::default();
-        memtable.write(vec![("a".into(), Some("1".into()))]);
+        memtable.write(vec![("a".into(), Some("1".into()))], None);
         let mut before = empty_checkpoint(ReplicaId(1));
         let frozen = Frozen::new(memtable, before.position.clone(), Bytes::new());
         before = build(&objects, &Options::default(), ReplicaId(1), &before, &frozen).unwrap().checkpoint.clone();

@@ -168,6 +168,10 @@ impl StateEngine for Engine {
         Ok(Arc::new(Reader(replica)))
     }
 
+    fn snapshot(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
+        Ok(Arc::new(self.replica(replica)?.snapshot()?))
+    }
+
     fn write(&self, replica: ReplicaId, records: WriteSet, _applied: LogIndex) -> Result<(), EngineError> {
         self.replica(replica)?.write(records)
     }

@@ -11,6 +11,7 @@
 mod build;
 mod engine;
 mod failure;
+mod gate;
 #[cfg(test)]
 mod hostile;
 mod memtable;

@@ -3,6 +3,9 @@
 //! Most workloads read and write single keys, where hashing is much cheaper than a tree lookup. A scan of the
 //! active memtable inserts the keys that were added since the last scan into the sorted set; a frozen
 //! memtable is sorted once, by the thread that writes it out.
+//!
+//! A snapshot is a number of write sets. While snapshots are open, a write keeps what it replaces, once for
+//! the newest of them: what a snapshot sees of a key is what the first later write replaced.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -29,6 +32,28 @@ const COPY_BYTES_MAX: usize = 64 * 1024;
 pub(crate) struct Memtable {
     records: HashMap<Bytes, Option<Bytes>>,
     order: Mutex<Order>,
+    bytes: usize,
+    history: History,
+}
+
+/// What a memtable has under a key: nothing, a deletion or a value.
+type Held = Option<Option<Bytes>>;
+
+/// The state after so many write sets of a memtable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(u64);
+
+impl Version {
+    /// The latest.
+    pub(crate) const LATEST: Self = Self(u64::MAX);
+}
+
+/// What open snapshots see of keys that were written since.
+#[derive(Debug, Default)]
+struct History {
+    write_sets: u64,
+    /// What each write replaced, with the write's number, ascending.
+    replaced: HashMap<Bytes, Vec<(Version, Held)>>,
     bytes: usize,
 }
 
@@ -58,7 +83,17 @@ pub(crate) struct Frozen {
 }
 
 impl Memtable {
-    pub(crate) fn write(&mut self, records: WriteSet) {
+    /// Writes records. `snapshots` are the oldest and the newest open one.
+    pub(crate) fn write(&mut self, records: WriteSet, snapshots: Option<(Version, Version)>) {
+        self.history.write_sets += 1;
+        match snapshots {
+            Some((oldest, newest)) => records.iter().for_each(|(key, _)| self.keep(key, oldest, newest)),
+            None if self.history.replaced.is_empty() => {}
+            None => {
+                self.history.replaced = HashMap::new();
+                self.history.bytes = 0;
+            }
+        }
         for (key, value) in records {
             let new = record_bytes(&key, value.as_ref());
             match self.records.get_mut(&key) {
@@ -76,19 +111,59 @@ impl Memtable {
         }
     }
 
+    /// Keeps what the current write set is about to replace, if an open snapshot sees it.
+    fn keep(&mut self, key: &Bytes, oldest: Version, newest: Version) {
+        let History { write_sets, replaced, bytes } = &mut self.history;
+        let kept = replaced.get_mut(key);
+        // Earlier writes have kept what every open snapshot sees.
+        if kept.as_ref().and_then(|kept| kept.last()).is_some_and(|(number, _)| *number > newest) {
+            return;
+        }
+        let held = self.records.get(key).cloned();
+        *bytes += record_bytes(key, held.as_ref().and_then(Option::as_ref));
+        let entry = (Version(*write_sets), held);
+        match kept {
+            Some(kept) => {
+                kept.retain(|(number, held)| {
+                    let is_seen = *number > oldest;
+                    if !is_seen {
+                        *bytes -= record_bytes(key, held.as_ref().and_then(Option::as_ref));
+                    }
+                    is_seen
+                });
+                kept.push(entry);
+            }
+            None => {
+                replaced.insert(unshare(key.clone()), vec![entry]);
+            }
+        }
+    }
+
+    /// The state as it is now.
+    pub(crate) fn version(&self) -> Version {
+        Version(self.history.write_sets)
+    }
+
     /// `None` when the memtable does not have the key, `Some(None)` when it has its deletion.
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
+    pub(crate) fn get(&self, key: &[u8]) -> Held {
         self.records.get(key).cloned()
+    }
+
+    /// What [`get`](Self::get) returned at a version of which a snapshot is open.
+    pub(crate) fn get_at(&self, version: Version, key: &[u8]) -> Held {
+        let later = self.history.replaced.get(key).into_iter().flatten().find(|(number, _)| *number > version);
+        later.map_or_else(|| self.get(key), |(_, held)| held.clone())
     }
 
     /// Estimated memory, bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.history.bytes
     }
 
     /// Copies as much of a non-empty range as a scan with these bounds can need: up to the point where the
-    /// records here alone reach a bound. Everything the scan returns is before that point.
-    pub(crate) fn capture(&self, range: &KeyRange, bounds: ScanBounds) -> Capture {
+    /// records here alone reach a bound. Everything the scan returns is before that point. The records are
+    /// those of a version of which a snapshot is open, or the latest ones.
+    pub(crate) fn capture(&self, version: Version, range: &KeyRange, bounds: ScanBounds) -> Capture {
         let mut order = self.order.lock();
         let Order { sorted, unsorted } = &mut *order;
         sorted.extend(unsorted.drain(..));
@@ -101,7 +176,7 @@ impl Memtable {
                 captured.end = Some(key.clone());
                 break;
             }
-            let value = self.records.get(key).cloned().flatten();
+            let Some(value) = self.get_at(version, key) else { continue };
             if let Some(value) = &value {
                 items += 1;
                 bytes += key.len() + value.len();
@@ -118,8 +193,13 @@ impl Frozen {
     }
 
     /// As [`Memtable::get`].
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
+    pub(crate) fn get(&self, key: &[u8]) -> Held {
         self.memtable.get(key)
+    }
+
+    /// The memtable, for snapshots that were taken before it was frozen.
+    pub(crate) fn memtable(&self) -> &Memtable {
+        &self.memtable
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -194,21 +274,45 @@ mod tests {
     #[test]
     fn overwriting_counts_the_new_size_only() {
         let mut memtable = Memtable::default();
-        memtable.write(vec![put("a", "12345678")]);
-        memtable.write(vec![put("a", "1"), ("a".into(), None), put("a", "12")]);
+        memtable.write(vec![put("a", "12345678")], None);
+        memtable.write(vec![put("a", "1"), ("a".into(), None), put("a", "12")], None);
         assert_eq!(memtable.bytes(), 1 + 2 + RECORD_OVERHEAD_BYTES);
         assert_eq!(memtable.get(b"a"), Some(Some("12".into())));
         assert_eq!(memtable.get(b"b"), None);
     }
 
     #[test]
+    fn history_is_kept_once_for_the_open_snapshots_and_dropped_with_the_last() {
+        let mut memtable = Memtable::default();
+        memtable.write(vec![put("a", "1")], None);
+        let (first, size) = (memtable.version(), memtable.bytes());
+        let lengths = |memtable: &Memtable| memtable.history.replaced.get(&b"a"[..]).map_or(0, Vec::len);
+        for _ in 0..9 {
+            memtable.write(vec![put("a", "2")], Some((first, first)));
+        }
+        assert_eq!((lengths(&memtable), memtable.get_at(first, b"a")), (1, Some(Some("1".into()))));
+        assert!(memtable.bytes() > size, "history counts as memory");
+        let second = memtable.version();
+        memtable.write(vec![put("a", "3")], Some((first, second)));
+        assert_eq!((lengths(&memtable), memtable.get_at(second, b"a")), (2, Some(Some("2".into()))));
+        assert_eq!(memtable.get_at(first, b"a"), Some(Some("1".into())));
+        memtable.write(vec![put("a", "4")], Some((second, memtable.version())));
+        assert_eq!(lengths(&memtable), 2, "no snapshot sees the oldest any more");
+        memtable.write(vec![put("a", "5")], None);
+        assert_eq!((lengths(&memtable), memtable.bytes()), (0, size));
+    }
+
+    #[test]
     fn scans_see_keys_in_order_of_any_insertion() {
         let mut memtable = Memtable::default();
         let keys = |records: &[Record]| records.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
-        memtable.write(vec![put("c", "1"), put("a", "1")]);
-        assert_eq!(keys(&memtable.capture(&KeyRange::all(), bounds(9, 100)).records), ["a", "c"]);
-        memtable.write(vec![put("b", "1"), put("a", "2"), ("d".into(), None)]);
-        assert_eq!(keys(&memtable.capture(&KeyRange::all(), bounds(9, 100)).records), ["a", "b", "c", "d"]);
+        memtable.write(vec![put("c", "1"), put("a", "1")], None);
+        assert_eq!(keys(&memtable.capture(Version::LATEST, &KeyRange::all(), bounds(9, 100)).records), ["a", "c"]);
+        memtable.write(vec![put("b", "1"), put("a", "2"), ("d".into(), None)], None);
+        assert_eq!(
+            keys(&memtable.capture(Version::LATEST, &KeyRange::all(), bounds(9, 100)).records),
+            ["a", "b", "c", "d"]
+        );
         let position = crate::tests::empty_checkpoint(flotilla_types::ReplicaId(1)).position;
         let frozen = Frozen::new(memtable, position, Bytes::new());
         let expected = [put("a", "2"), put("b", "1"), put("c", "1"), ("d".into(), None)];
@@ -240,24 +344,31 @@ mod tests {
     fn small_slices_do_not_keep_their_log_entry_in_memory() {
         let entry = Bytes::from(vec![7; 100_000]);
         let mut memtable = Memtable::default();
-        memtable.write(vec![(entry.slice(..8), Some(entry.slice(8..16)))]);
+        memtable.write(vec![(entry.slice(..8), Some(entry.slice(8..16)))], None);
         assert!(entry.is_unique());
     }
 
     #[test]
     fn a_capture_goes_past_deletions_until_live_records_fill_the_page() {
         let mut memtable = Memtable::default();
-        memtable.write(vec![("a".into(), None), put("b", "1"), ("c".into(), None), put("d", "1"), put("e", "1")]);
-        assert_eq!(memtable.capture(&KeyRange::all(), bounds(2, 100)).records.len(), 4);
-        assert_eq!(memtable.capture(&KeyRange::all(), bounds(9, 2)).records.len(), 2);
-        assert_eq!(memtable.capture(&KeyRange { start: "b".into(), end: "d".into() }, bounds(9, 100)).records.len(), 2);
+        memtable.write(vec![("a".into(), None), put("b", "1"), ("c".into(), None), put("d", "1"), put("e", "1")], None);
+        assert_eq!(memtable.capture(Version::LATEST, &KeyRange::all(), bounds(2, 100)).records.len(), 4);
+        assert_eq!(memtable.capture(Version::LATEST, &KeyRange::all(), bounds(9, 2)).records.len(), 2);
+        assert_eq!(
+            memtable
+                .capture(Version::LATEST, &KeyRange { start: "b".into(), end: "d".into() }, bounds(9, 100))
+                .records
+                .len(),
+            2
+        );
     }
 
     #[test]
     fn a_capture_of_deletions_ends_with_the_budget() {
         let mut memtable = Memtable::default();
-        memtable.write((0..100u8).map(|key| (Bytes::from(vec![key]), None)).collect());
-        let captured = memtable.capture(&KeyRange::all(), ScanBounds { examined_max: 10, ..bounds(5, 100) });
+        memtable.write((0..100u8).map(|key| (Bytes::from(vec![key]), None)).collect(), None);
+        let captured =
+            memtable.capture(Version::LATEST, &KeyRange::all(), ScanBounds { examined_max: 10, ..bounds(5, 100) });
         assert_eq!((captured.records.len(), captured.end), (10, Some(Bytes::from(vec![10]))));
     }
 }

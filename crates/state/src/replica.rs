@@ -5,9 +5,9 @@
 //! one and on the checkpoint's view. Memtable copies, frozen memtables and objects never change, so that this
 //! is a snapshot.
 //!
-//! Only sled's records do change, while `install_checkpoint` feeds it, and a lock separates feeding from
-//! scans: `install_checkpoint` takes [`Replica::feed_lock`] exclusively for a moment before it feeds; a scan
-//! holds it shared from its snapshot to its end. So any feeding that overlaps a scan began before the scan's
+//! Only sled's records do change, while `install_checkpoint` feeds it, and a gate separates feeding from
+//! scans: a scan passes [`Replica::gate`] before its snapshot and leaves at its end; `install_checkpoint`
+//! waits for earlier passes before it feeds. So any feeding that overlaps a scan began before the scan's
 //! snapshot. At that time the fed memtable was still the frozen one, so it is in the snapshot and hides what
 //! is fed. Whatever was fed completely before the snapshot is older than it; whatever is frozen after it is
 //! fed only when the scan has ended. So the scan's result is the state at its snapshot.
@@ -16,7 +16,20 @@
 //! call. Neither may read a view that is being cleared: replacing a replica's records first closes it and
 //! then waits for its readers.
 
-use std::sync::Arc;
+//!
+//! # Why a snapshot sees no later write
+//! A snapshot keeps handles on the frozen memtable and on the view, as a scan does, and the version of the
+//! active memtable. While it is registered in [`Tables::snapshots`], writes keep what they replace. When that
+//! memtable is frozen, the snapshot gets a handle on it under the lock that its reads take. With sled it
+//! holds a pass of the gate, so nothing is fed that it does not know.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use flotilla_storage::{EngineError, ScanBounds, ScanPage, StateReader, Usage, WriteSet, successor};
@@ -25,9 +38,10 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::{
     build::Built,
-    memtable::{Capture, Frozen, Memtable},
+    gate::{Gate, Pass},
+    memtable::{Capture, Frozen, Memtable, Version},
     merge::{Merge, Source},
-    view::ReplicaView,
+    view::{Reach, ReplicaView},
 };
 
 /// A replica, open or not. Readers hold it; after it is closed their reads fail.
@@ -37,20 +51,34 @@ pub(crate) struct Replica {
     tables: RwLock<Option<Tables>>,
     /// Held shared by every read, and exclusively for a moment before the replica's records are replaced.
     view_lock: RwLock<()>,
-    /// Held shared by every scan, and exclusively for a moment before a frozen memtable is fed to sled.
-    feed_lock: RwLock<()>,
+    /// Passed by every scan and snapshot, and waited at before a frozen memtable is fed to sled.
+    gate: Arc<Gate>,
     /// Serialises background changes of the replica, and holds the checkpoint that was built until it is
     /// installed.
     pub(crate) work: Mutex<Option<Built>>,
+    /// Counts how often the replica was opened, or its records replaced.
+    attached: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Tables {
+    /// The value of [`Replica::attached`] when they were made.
+    number: u64,
     active: Memtable,
     frozen: Option<Arc<Frozen>>,
     view: ReplicaView,
     checkpoint: Arc<Checkpoint>,
     checkpoint_bytes: u64,
+    /// Snapshots of the active memtable in the order of their versions. Those of the ends are open.
+    snapshots: VecDeque<Weak<Pinned>>,
+}
+
+/// The active memtable as a snapshot sees it.
+#[derive(Debug)]
+struct Pinned {
+    version: Version,
+    /// Set when the memtable is frozen.
+    frozen: OnceLock<Arc<Frozen>>,
 }
 
 /// The input for building a checkpoint.
@@ -67,15 +95,23 @@ impl Replica {
             id,
             tables: RwLock::new(None),
             view_lock: RwLock::new(()),
-            feed_lock: RwLock::new(()),
+            gate: Arc::default(),
             work: Mutex::new(None),
+            attached: AtomicU64::new(0),
         }
     }
 
     /// Starts serving the records of a checkpoint.
     pub(crate) fn attach(&self, view: ReplicaView, checkpoint: Checkpoint, checkpoint_bytes: u64) {
-        let checkpoint = Arc::new(checkpoint);
-        let tables = Tables { active: Memtable::default(), frozen: None, view, checkpoint, checkpoint_bytes };
+        let tables = Tables {
+            number: self.attached.fetch_add(1, Ordering::Relaxed),
+            active: Memtable::default(),
+            frozen: None,
+            view,
+            checkpoint: Arc::new(checkpoint),
+            checkpoint_bytes,
+            snapshots: VecDeque::new(),
+        };
         *self.tables.write() = Some(tables);
     }
 
@@ -91,8 +127,30 @@ impl Replica {
     }
 
     pub(crate) fn write(&self, records: WriteSet) -> Result<(), EngineError> {
-        self.tables.write().as_mut().ok_or(EngineError::NotOpen(self.id))?.active.write(records);
+        let mut tables = self.tables.write();
+        let tables = tables.as_mut().ok_or(EngineError::NotOpen(self.id))?;
+        let snapshots = tables.open_snapshots();
+        tables.active.write(records, snapshots);
         Ok(())
+    }
+
+    /// The records as they are now.
+    pub(crate) fn snapshot(self: Arc<Self>) -> Result<Snapshot, EngineError> {
+        // Before the snapshot is taken, as in a scan.
+        let pass = self.gate.enter();
+        let mut tables = self.tables.write();
+        let tables = tables.as_mut().ok_or(EngineError::NotOpen(self.id))?;
+        let pinned = Arc::new(Pinned { version: tables.active.version(), frozen: OnceLock::new() });
+        tables.open_snapshots();
+        tables.snapshots.push_back(Arc::downgrade(&pinned));
+        Ok(Snapshot {
+            tables: tables.number,
+            pinned,
+            frozen: tables.frozen.clone(),
+            view: tables.view.is_immutable().then(|| tables.view.clone()),
+            replica: self.clone(),
+            _pass: pass,
+        })
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -110,7 +168,11 @@ impl Replica {
             return Ok(false);
         }
         let memtable = std::mem::take(&mut tables.active);
-        tables.frozen = Some(Arc::new(Frozen::new(memtable, position, system)));
+        let frozen = Arc::new(Frozen::new(memtable, position, system));
+        for snapshot in tables.snapshots.drain(..).filter_map(|snapshot| snapshot.upgrade()) {
+            snapshot.frozen.get_or_init(|| frozen.clone());
+        }
+        tables.frozen = Some(frozen);
         Ok(true)
     }
 
@@ -124,9 +186,9 @@ impl Replica {
         })
     }
 
-    /// Waits until every scan in progress has ended; see the argument above.
+    /// Waits until every scan in progress and every open snapshot has ended; see the argument above.
     pub(crate) fn wait_for_scans(&self) {
-        drop(self.feed_lock.write());
+        self.gate.wait_for_earlier();
     }
 
     /// Replaces the frozen memtable by the checkpoint that includes it.
@@ -144,47 +206,69 @@ impl Replica {
     }
 }
 
-/// A reader; it may outlive the open replica.
-#[derive(Debug)]
-pub(crate) struct Reader(pub(crate) Arc<Replica>);
-
-impl StateReader for Reader {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let replica = &self.0;
-        let _view_lock = replica.view_lock.read();
-        let view = {
-            let tables = replica.tables.read();
-            let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
-            let in_frozen = || tables.frozen.as_ref().and_then(|frozen| frozen.get(key));
-            if let Some(value) = tables.active.get(key).or_else(in_frozen) {
-                return Ok(value);
-            }
-            tables.view.clone()
+impl Tables {
+    /// The versions of the oldest and of the newest open snapshot of the active memtable.
+    fn open_snapshots(&mut self) -> Option<(Version, Version)> {
+        let snapshots = &mut self.snapshots;
+        let oldest = loop {
+            match snapshots.front()?.upgrade() {
+                Some(open) => break open.version,
+                None => snapshots.pop_front(),
+            };
         };
-        view.get(replica.id, key)
+        let newest = loop {
+            match snapshots.back()?.upgrade() {
+                Some(open) => break open.version,
+                None => snapshots.pop_back(),
+            };
+        };
+        Some((oldest, newest))
     }
 
-    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        Ok(self.scan_page(range, ScanBounds { items_max, bytes_max, examined_max: usize::MAX })?.items)
+    /// What a read sees now.
+    fn layers(&self) -> Layers<'_> {
+        let Self { active, frozen, view, .. } = self;
+        Layers { active, version: Version::LATEST, frozen: frozen.as_ref(), view }
+    }
+}
+
+/// The layers of records that a read searches, newest first.
+struct Layers<'a> {
+    active: &'a Memtable,
+    version: Version,
+    frozen: Option<&'a Arc<Frozen>>,
+    view: &'a ReplicaView,
+}
+
+impl Layers<'_> {
+    /// What the memtables have under a key.
+    fn find(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        let in_frozen = || self.frozen.and_then(|frozen| frozen.get(key));
+        self.active.get_at(self.version, key).or_else(in_frozen)
     }
 
-    fn scan_page(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
-        let replica = &self.0;
-        let _view_lock = replica.view_lock.read();
-        let _feed_lock = replica.feed_lock.read();
-        let (Capture { records: captured, end }, frozen, view) = {
-            let tables = replica.tables.read();
-            let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
-            if range.is_empty() {
-                return Ok(ScanPage::default());
-            }
-            (tables.active.capture(range, bounds), tables.frozen.clone(), tables.view.clone())
-        };
-        let mut sources: Vec<Source<'_>> = vec![Box::new(captured.into_iter().map(Ok))];
+    /// Copies and takes handles on what a page needs.
+    fn capture(&self, range: &KeyRange, bounds: ScanBounds) -> Captured {
+        let active = self.active.capture(self.version, range, bounds);
+        Captured { active, frozen: self.frozen.cloned(), view: self.view.clone() }
+    }
+}
+
+/// The layers of a page, which do not change any more.
+struct Captured {
+    active: Capture,
+    frozen: Option<Arc<Frozen>>,
+    view: ReplicaView,
+}
+
+impl Captured {
+    fn page(self, replica: ReplicaId, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        let Self { active: Capture { records, end }, frozen, view } = self;
+        let mut sources: Vec<Source<'_>> = vec![Box::new(records.into_iter().map(Ok))];
         if let Some(frozen) = &frozen {
             sources.push(Box::new(frozen.range(range).map(Ok)));
         }
-        sources.push(view.records(replica.id, range, bounds.items_max));
+        sources.push(view.records(replica, range, bounds.items_max));
         let (mut page, mut bytes) = (ScanPage::default(), 0);
         for record in Merge::new(sources) {
             let (key, value) = record?;
@@ -206,6 +290,115 @@ impl StateReader for Reader {
         }
         page.next = end;
         Ok(page)
+    }
+}
+
+fn all_items(items_max: usize, bytes_max: usize) -> ScanBounds {
+    ScanBounds { items_max, bytes_max, examined_max: usize::MAX }
+}
+
+/// A reader; it may outlive the open replica.
+#[derive(Debug)]
+pub(crate) struct Reader(pub(crate) Arc<Replica>);
+
+impl Reader {
+    fn find(&self, key: &[u8], reach: Reach) -> Result<Option<Bytes>, EngineError> {
+        let replica = &self.0;
+        let _view_lock = replica.view_lock.read();
+        let view = {
+            let tables = replica.tables.read();
+            let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
+            if let Some(value) = tables.layers().find(key) {
+                return Ok(value);
+            }
+            tables.view.clone()
+        };
+        view.get(replica.id, key, reach)
+    }
+}
+
+impl StateReader for Reader {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.find(key, Reach::Disk)
+    }
+
+    fn get_in_memory(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.find(key, Reach::Memory)
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        Ok(self.scan_page(range, all_items(items_max, bytes_max))?.items)
+    }
+
+    fn scan_page(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        let replica = &self.0;
+        let _view_lock = replica.view_lock.read();
+        let _pass = replica.gate.enter();
+        let captured = {
+            let tables = replica.tables.read();
+            let tables = tables.as_ref().ok_or(EngineError::NotOpen(replica.id))?;
+            if range.is_empty() {
+                return Ok(ScanPage::default());
+            }
+            tables.layers().capture(range, bounds)
+        };
+        captured.page(replica.id, range, bounds)
+    }
+
+    /// Reads the active memtable only: a frozen one may have to be sorted first, and a page of a checkpoint
+    /// may need many blocks.
+    fn scan_page_in_memory(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        let is_in_memory = |tables: &Tables| tables.frozen.is_none() && tables.view.is_empty();
+        if self.0.tables.read().as_ref().is_some_and(|tables| !is_in_memory(tables)) {
+            return Err(EngineError::NotInMemory);
+        }
+        self.scan_page(range, bounds)
+    }
+}
+
+/// The records of a replica at one time; it may outlive the open replica.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    replica: Arc<Replica>,
+    /// The tables that it is of.
+    tables: u64,
+    pinned: Arc<Pinned>,
+    /// The memtable that was frozen at that time.
+    frozen: Option<Arc<Frozen>>,
+    /// `None` for the current view, with sled: readers must not keep its folder open.
+    view: Option<ReplicaView>,
+    _pass: Pass,
+}
+
+impl Snapshot {
+    /// Reads the layers under the lock of the tables.
+    fn with_layers<T>(&self, read: impl FnOnce(&Layers<'_>) -> T) -> Result<T, EngineError> {
+        let tables = self.replica.tables.read();
+        let tables = tables.as_ref().filter(|tables| tables.number == self.tables);
+        let tables = tables.ok_or(EngineError::NotOpen(self.replica.id))?;
+        let active = self.pinned.frozen.get().map_or(&tables.active, |frozen| frozen.memtable());
+        let view = self.view.as_ref().unwrap_or(&tables.view);
+        Ok(read(&Layers { active, version: self.pinned.version, frozen: self.frozen.as_ref(), view }))
+    }
+}
+
+impl StateReader for Snapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let _view_lock = self.replica.view_lock.read();
+        let found = self.with_layers(|layers| layers.find(key).ok_or_else(|| layers.view.clone()))?;
+        found.or_else(|view| view.get(self.replica.id, key, Reach::Disk))
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        Ok(self.scan_page(range, all_items(items_max, bytes_max))?.items)
+    }
+
+    fn scan_page(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        let _view_lock = self.replica.view_lock.read();
+        if range.is_empty() {
+            return self.with_layers(|_| ScanPage::default());
+        }
+        self.with_layers(|layers| layers.capture(range, bounds))?.page(self.replica.id, range, bounds)
     }
 }
 
@@ -232,6 +425,25 @@ mod tests {
         engine
     }
 
+    #[test]
+    fn sled_is_not_fed_while_an_earlier_snapshot_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path());
+        let checkpoint = engine.build(ID).unwrap();
+        let snapshot = engine.snapshot(ID).unwrap();
+        engine.write(ID, vec![("a".into(), Some("2".into()))], LogIndex(2)).unwrap();
+        thread::scope(|threads| {
+            let installing = threads.spawn(|| engine.install_checkpoint(ID, &checkpoint).unwrap());
+            for _ in 0..1_000 {
+                assert_eq!(snapshot.get(b"a").unwrap(), Some("1".into()));
+                assert!(!installing.is_finished());
+                thread::yield_now();
+            }
+            drop(snapshot);
+        });
+        assert_eq!(engine.usage(ID).frozen_bytes, 0);
+    }
+
     /// Runs `change` in a thread and returns whether it waits for the lock while the lock is held shared.
     fn waits_for(lock: &RwLock<()>, change: impl FnOnce() + Send) -> bool {
         thread::scope(|threads| {
@@ -245,16 +457,6 @@ mod tests {
             drop(held);
             waits
         })
-    }
-
-    #[test]
-    fn sled_is_not_fed_while_an_earlier_scan_runs() {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = engine(dir.path());
-        let replica = engine.replica(ID).unwrap();
-        let checkpoint = engine.build(ID).unwrap();
-        assert!(waits_for(&replica.feed_lock, || engine.install_checkpoint(ID, &checkpoint).unwrap()));
-        assert_eq!(engine.usage(ID).frozen_bytes, 0);
     }
 
     #[test]

@@ -3,17 +3,19 @@
 
 use std::{
     fs,
+    io::IoSliceMut,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, StateEngine, conformance};
+use flotilla_storage::{EngineError, ScanBounds, StateEngine, conformance};
 use flotilla_types::{
     Checkpoint, ConfState, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, ShardDescriptor, ShardId,
     Term,
 };
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::{Engine, Options, ViewOptions};
 
@@ -481,4 +483,82 @@ fn a_checkpoint_that_was_not_built_is_refused() {
     assert!(matches!(engine.install_checkpoint(REPLICA, &other), Err(EngineError::Corrupt { .. })));
     engine.install_checkpoint(REPLICA, &built).unwrap();
     engine.install_checkpoint(REPLICA, &built).unwrap();
+}
+
+/// The small index cache holds few of the pieces.
+#[test]
+fn a_read_that_must_not_wait_finds_what_is_in_memory_and_misses_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    let reader = engine.reader(REPLICA).unwrap();
+    let misses = |key: &Bytes| matches!(reader.get_in_memory(key), Err(EngineError::NotInMemory));
+    let key = |i: u32| Bytes::from(format!("key{i:05}"));
+    let bounds = ScanBounds { items_max: 10, bytes_max: 1_000, examined_max: 10 };
+    let records = (0..400).map(|i| (key(i), Some(Bytes::from(vec![1; 100])))).collect();
+    engine.write(REPLICA, records, LogIndex(1)).unwrap();
+    assert_eq!(reader.get_in_memory(&key(1)).unwrap().unwrap().len(), 100);
+    assert_eq!(reader.get_in_memory(b"absent").unwrap(), None);
+    assert!(reader.scan_page_in_memory(&KeyRange::all(), bounds).is_ok());
+    assert!(engine.freeze(REPLICA, empty_checkpoint(REPLICA).position, Bytes::new()).unwrap());
+    assert!(!misses(&key(1)), "a frozen memtable is memory");
+    let checkpoint = engine.build(REPLICA).unwrap();
+    engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
+    assert!((0..400).any(|i| misses(&key(i))), "the index of most pieces is not cached");
+    assert!(matches!(reader.scan_page_in_memory(&KeyRange::all(), bounds), Err(EngineError::NotInMemory)));
+    // A read that waits brings the record's index, and its block, into memory.
+    let found = (0..400).filter(|i| reader.get(&key(*i)).unwrap().is_some() && !misses(&key(*i))).count();
+    assert!(found == 400 || !is_cache_visible(dir.path()), "{found}");
+    engine.write(REPLICA, vec![(key(1), None)], LogIndex(2)).unwrap();
+    assert_eq!(reader.get_in_memory(&key(1)).unwrap(), None);
+}
+
+/// Whether the file system tells what is in the page cache.
+fn is_cache_visible(dir: &Path) -> bool {
+    let path = dir.join("probe");
+    fs::write(&path, b"x").unwrap();
+    let (file, mut byte) = (fs::File::open(&path).unwrap(), [0]);
+    let read = preadv2(&file, &mut [IoSliceMut::new(&mut byte)], 0, ReadWriteFlags::NOWAIT);
+    !matches!(read, Err(Errno::OPNOTSUPP))
+}
+
+#[test]
+fn snapshots_are_whole_while_writes_freezes_and_installs_go_on() {
+    for sled in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = if sled { open_with_sled(dir.path()) } else { open(dir.path()) };
+        engine.open(REPLICA, &empty_checkpoint(REPLICA)).unwrap();
+        let key = |i: u32| Bytes::from(format!("key{i:02}"));
+        let write = |round: u32| {
+            let records = (0..20).map(|i| (key(i), Some(Bytes::from(round.to_string())))).collect();
+            engine.write(REPLICA, records, LogIndex(round.into())).unwrap();
+        };
+        write(0);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            for _ in 0..2 {
+                threads.spawn(|| {
+                    while !done.load(Ordering::Acquire) {
+                        let snapshot = engine.snapshot(REPLICA).unwrap();
+                        let first = snapshot.get(&key(0)).unwrap().unwrap();
+                        let all = snapshot.scan(&KeyRange::all(), 100, 10_000).unwrap();
+                        assert_eq!(all.len(), 20);
+                        assert!(all.iter().all(|(_, value)| *value == first), "{first:?}: {all:?}");
+                        assert!((1..20).all(|i| snapshot.get(&key(i)).unwrap().as_ref() == Some(&first)));
+                    }
+                });
+            }
+            threads.spawn(|| {
+                for round in 1..600 {
+                    write(round);
+                    if round % 7 == 0
+                        && engine.freeze(REPLICA, empty_checkpoint(REPLICA).position, Bytes::new()).unwrap()
+                    {
+                        let checkpoint = engine.build(REPLICA).unwrap();
+                        engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
+                    }
+                }
+                done.store(true, Ordering::Release);
+            });
+        });
+    }
 }

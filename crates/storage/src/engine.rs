@@ -37,6 +37,10 @@ pub enum EngineError {
     /// The engine's view, its index of the checkpoints' records, failed; the next start can rebuild it.
     #[error("the view failed: {0}")]
     View(Arc<dyn std::error::Error + Send + Sync>),
+    /// The record is not in memory. Only reads that must not wait for the disk fail so: repeat them where
+    /// waiting is allowed.
+    #[error("the record is not in memory")]
+    NotInMemory,
 }
 
 impl From<io::Error> for EngineError {
@@ -99,6 +103,36 @@ pub trait StateReader: Send + Sync {
         let next = items.last().map(|(last, _)| successor(last));
         Ok(ScanPage { examined: items.len(), items, next })
     }
+
+    /// As [`get`](Self::get), but never waits for a disk: fails with [`EngineError::NotInMemory`] instead.
+    /// This implementation is for readers that keep every record in memory.
+    fn get_in_memory(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.get(key)
+    }
+
+    /// As [`scan_page`](Self::scan_page), but never waits for a disk: fails with
+    /// [`EngineError::NotInMemory`] instead. This implementation is for readers that keep every record in
+    /// memory.
+    fn scan_page_in_memory(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        self.scan_page(range, bounds)
+    }
+}
+
+/// A reader that never waits for a disk: its reads fail with [`EngineError::NotInMemory`] instead.
+pub struct InMemory<'a>(pub &'a dyn StateReader);
+
+impl StateReader for InMemory<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.0.get_in_memory(key)
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        Ok(self.scan_page(range, ScanBounds { items_max, bytes_max, examined_max: usize::MAX })?.items)
+    }
+
+    fn scan_page(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        self.0.scan_page_in_memory(range, bounds)
+    }
 }
 
 /// The first key after this one.
@@ -150,6 +184,12 @@ pub trait StateEngine: Send + Sync + 'static {
     /// A reader of the replica's records. It stays valid, and fails with [`EngineError::NotOpen`] after
     /// `destroy`.
     fn reader(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError>;
+
+    /// A reader of the replica's records as they are now: it sees no later write. It does not copy them, so
+    /// it is quick; keep it for the time of a read, because [`install_checkpoint`](Self::install_checkpoint)
+    /// may wait until it is dropped. It fails with [`EngineError::NotOpen`] once the replica
+    /// is destroyed or its records are replaced.
+    fn snapshot(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError>;
 
     /// Applies records, visible to every reader at once. Memory only: bytes that are not shared are kept as
     /// they are, others may be copied. `applied` is the entry they come from.

@@ -19,11 +19,11 @@ mod remedy;
 mod replace;
 
 pub use bounds::ReplicaBounds;
-pub use engine::{EngineError, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet, successor};
+pub use engine::{EngineError, InMemory, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet, successor};
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{
-    ApplyContext, MachineError, ReadContext, StateMachine, VersionNeed, switch_command, switched_version, version_byte,
-    version_need,
+    ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, VersionNeed, switch_command, switched_version,
+    version_byte, version_need,
 };
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;

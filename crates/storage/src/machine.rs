@@ -1,5 +1,7 @@
 //! The interface of a replicated state machine.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flotilla_types::{ClusterVersion, LogIndex, ShardDescriptor, Term, Timestamp};
 
@@ -103,6 +105,12 @@ pub struct ReadContext<'a> {
     pub now: Timestamp,
 }
 
+/// Answers queries on a state that a machine had. See [`StateMachine::deferred`].
+pub trait DeferredRead: Send + Sync {
+    /// As [`StateMachine::read`]; `context` and `records` are of the same state.
+    fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError>;
+}
+
 /// A deterministic state machine, one per replica.
 ///
 /// # Contract
@@ -127,7 +135,19 @@ pub trait StateMachine: Send + 'static {
 
     /// Answers a query on the applied state. The format of query and answer is the machine's own; a query
     /// that does not parse yields an answer that says so.
+    ///
+    /// `records` may fail with [`EngineError::NotInMemory`], which `read` passes on: the host then repeats
+    /// the query on [`deferred`](Self::deferred).
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError>;
+
+    /// The keys of the records that `apply` of these commands reads, pushed to `keys`. The host brings them
+    /// into memory before, because an entry that waits for the disk holds up the entries of other replicas.
+    /// A key that is not named here is read by `apply` itself.
+    fn keys_read(&self, commands: &[Bytes], keys: &mut Vec<Bytes>);
+
+    /// What queries need of the machine's own state as it is now, to answer them while later entries are
+    /// applied. `None` if `read` uses no records.
+    fn deferred(&self) -> Option<Arc<dyn DeferredRead>>;
 
     /// The version of the formats and meanings by which this machine applies commands, if it has one of its
     /// own: it then starts at [`ClusterVersion::FIRST`] and obeys [`switch_command`], so that all replicas

@@ -6,11 +6,14 @@
 //!
 //! Invariants: a replica's records are its base overlaid by the frozen and then the active memtable; an
 //! object is deleted when the last holder that named it lets go of it. It models neither a slow disk nor a
-//! stale view.
+//! stale view; reads that must not wait for a disk fail as often as [`MemoryEngine::set_misses`] says.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -18,7 +21,7 @@ use flotilla_types::{Checkpoint, Holder, KeyRange, LogIndex, ObjectId, Position,
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    EngineError, StateEngine, StateReader, Usage, WriteSet,
+    EngineError, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
     records::{self, Memtable, Records},
 };
 
@@ -32,6 +35,28 @@ const CHUNKS: usize = 4;
 pub struct MemoryEngine {
     store: Arc<Mutex<Store>>,
     replicas: Arc<RwLock<HashMap<ReplicaId, Arc<Replica>>>>,
+    misses: Arc<Misses>,
+}
+
+/// Decides which reads miss. The same reads in the same order miss each time.
+#[derive(Debug, Default)]
+struct Misses {
+    percent: AtomicU32,
+    reads: AtomicU64,
+}
+
+impl Misses {
+    fn draw(&self) -> Result<(), EngineError> {
+        let percent = self.percent.load(Ordering::Relaxed);
+        if percent == 0 {
+            return Ok(());
+        }
+        // The finaliser of SplitMix64 (Steele et al., 2014) spreads the count.
+        let mut mixed = self.reads.fetch_add(1, Ordering::Relaxed).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        if (mixed ^ (mixed >> 31)) % 100 < u64::from(percent) { Err(EngineError::NotInMemory) } else { Ok(()) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -51,11 +76,22 @@ struct Object {
 struct Replica {
     id: ReplicaId,
     state: RwLock<State>,
+    misses: Arc<Misses>,
 }
 
+/// A replica's records at one time.
 #[derive(Debug)]
+struct Snapshot {
+    records: Replica,
+    /// The replica, and how often its records had been replaced.
+    of: (Arc<Replica>, u64),
+}
+
+#[derive(Debug, Clone)]
 struct State {
     open: bool,
+    /// Counts replacements of all records.
+    replaced: u64,
     checkpoint: Checkpoint,
     checkpoint_bytes: u64,
     base: Records,
@@ -63,7 +99,7 @@ struct State {
     active: Memtable,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Frozen {
     records: Memtable,
     position: Position,
@@ -78,7 +114,12 @@ impl MemoryEngine {
         let mut objects = self.store.lock().objects.clone();
         objects.retain(|_, object| object.synced);
         let store = Store { objects, ..Store::default() };
-        Self { store: Arc::new(Mutex::new(store)), replicas: Arc::default() }
+        Self { store: Arc::new(Mutex::new(store)), replicas: Arc::default(), misses: self.misses.clone() }
+    }
+
+    /// How many percent of the reads that must not wait for a disk fail; at first none.
+    pub fn set_misses(&self, percent: u32) {
+        self.misses.percent.store(percent, Ordering::Relaxed);
     }
 
     fn replica(&self, id: ReplicaId) -> Result<Arc<Replica>, EngineError> {
@@ -96,6 +137,7 @@ impl StateEngine for MemoryEngine {
             let mut store = self.store.lock();
             let state = State {
                 open: true,
+                replaced: 0,
                 base: store.load(id, checkpoint)?,
                 checkpoint_bytes: store.size_bytes(checkpoint),
                 checkpoint: checkpoint.clone(),
@@ -107,9 +149,10 @@ impl StateEngine for MemoryEngine {
         };
         let mut replicas = self.replicas.write();
         if let Some(replica) = replicas.get(&id) {
-            *replica.state.write() = state;
+            let mut current = replica.state.write();
+            *current = State { replaced: current.replaced + 1, ..state };
         } else {
-            replicas.insert(id, Arc::new(Replica { id, state: RwLock::new(state) }));
+            replicas.insert(id, Arc::new(Replica { id, state: RwLock::new(state), misses: self.misses.clone() }));
         }
         Ok(())
     }
@@ -136,6 +179,14 @@ impl StateEngine for MemoryEngine {
 
     fn reader(&self, id: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
         Ok(self.replica(id)?)
+    }
+
+    fn snapshot(&self, id: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
+        let replica = self.replica(id)?;
+        let state = replica.state.read().clone();
+        let replaced = state.replaced;
+        let records = Replica { id, state: RwLock::new(state), misses: self.misses.clone() };
+        Ok(Arc::new(Snapshot { records, of: (replica, replaced) }))
     }
 
     fn write(&self, id: ReplicaId, records: WriteSet, _applied: LogIndex) -> Result<(), EngineError> {
@@ -305,6 +356,36 @@ impl StateReader for Replica {
         let memtables = [Some(&state.active), state.frozen.as_ref().map(|frozen| &frozen.records)];
         Ok(records::scan(memtables.into_iter().flatten(), &state.base, range, items_max, bytes_max))
     }
+
+    fn get_in_memory(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.misses.draw()?;
+        self.get(key)
+    }
+
+    fn scan_page_in_memory(&self, range: &KeyRange, bounds: ScanBounds) -> Result<ScanPage, EngineError> {
+        self.misses.draw()?;
+        self.scan_page(range, bounds)
+    }
+}
+
+impl Snapshot {
+    fn check_open(&self) -> Result<(), EngineError> {
+        let (replica, replaced) = &self.of;
+        let state = replica.state.read();
+        if state.open && state.replaced == *replaced { Ok(()) } else { Err(EngineError::NotOpen(replica.id)) }
+    }
+}
+
+impl StateReader for Snapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.check_open()?;
+        self.records.get(key)
+    }
+
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        self.check_open()?;
+        self.records.scan(range, items_max, bytes_max)
+    }
 }
 
 /// Encodes the base as chunks, by hash of the key.
@@ -349,6 +430,19 @@ mod tests {
             engine = engine.reopen();
             Box::new(engine.clone())
         });
+    }
+
+    #[test]
+    fn reads_that_must_not_wait_miss_as_often_as_set() {
+        let engine = MemoryEngine::default();
+        engine.open(ReplicaId(1), &checkpoint()).unwrap();
+        let reader = engine.reader(ReplicaId(1)).unwrap();
+        let misses = |percent| {
+            engine.set_misses(percent);
+            (0..1_000).filter(|_| matches!(reader.get_in_memory(b"a"), Err(EngineError::NotInMemory))).count()
+        };
+        assert_eq!((misses(0), misses(100)), (0, 1_000));
+        assert!((150..350).contains(&misses(25)));
     }
 
     #[test]

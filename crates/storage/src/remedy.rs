@@ -74,6 +74,7 @@ pub fn remedy<'a>(failure: impl Into<Failure<'a>>) -> Remedy {
                 Remedy::EndNode
             }
         }
+        Failure::Engine(EngineError::NotInMemory) => Remedy::Retry,
         // What is durable is unknown, or an index must be rebuilt; the next start does both.
         Failure::Engine(EngineError::Unsynced(_) | EngineError::View(_)) | Failure::Log(LogError::Engine(_)) => {
             Remedy::EndNode
@@ -155,6 +156,7 @@ mod tests {
         // Delayed allocation: an fsync that fails for lack of space has lost writes that seemed to succeed.
         engine(EngineError::Unsynced(Arc::new(os(Errno::NOSPC))), Remedy::EndNode);
         engine(EngineError::View(Arc::new(io::Error::other("view"))), Remedy::EndNode);
+        engine(EngineError::NotInMemory, Remedy::Retry);
         engine(EngineError::Object(object), Remedy::AbandonReplica);
         engine(EngineError::Mismatch(object), Remedy::AbandonReplica);
         engine(EngineError::Corrupt { replica, reason }, Remedy::AbandonReplica);

@@ -177,6 +177,9 @@ pub(crate) struct Settings {
     /// Log entries that a checkpoint leaves in the log, for followers that lag slightly [default: 1024]
     #[arg(long, env = "FLOTILLA_LOG_TAIL_ENTRIES", value_name = "N")]
     log_tail_entries: Option<u64>,
+    /// Threads for reads that may wait for the disk [default: as many as processors, 2 to 8]
+    #[arg(long, env = "FLOTILLA_READ_THREADS", value_name = "N")]
+    read_threads: Option<usize>,
     /// Committed bytes of a replica that may wait to be applied; beyond it, leaders refuse writes as busy and
     /// followers take no more [default: 67108864]
     #[arg(long, env = "FLOTILLA_UNAPPLIED_BYTES", value_name = "BYTES")]
@@ -324,6 +327,7 @@ impl Settings {
             view: self.view.or(file.view),
             log_bytes: self.log_bytes.or(file.log_bytes),
             log_tail_entries: self.log_tail_entries.or(file.log_tail_entries),
+            read_threads: self.read_threads.or(file.read_threads),
             unapplied_bytes: self.unapplied_bytes.or(file.unapplied_bytes),
             ballast_bytes: self.ballast_bytes.or(file.ballast_bytes),
             secure: self.secure || (file.secure && !self.insecure),
@@ -357,6 +361,7 @@ impl Settings {
             memtable_bytes_max: self.memtable_bytes.unwrap_or(defaults.memtable_bytes_max),
             log_bytes_max: self.log_bytes.unwrap_or(defaults.log_bytes_max),
             log_tail_entries: self.log_tail_entries.unwrap_or(defaults.log_tail_entries),
+            read_threads: self.read_threads.unwrap_or(defaults.read_threads),
             unapplied_bytes_max: self.unapplied_bytes.unwrap_or(defaults.unapplied_bytes_max),
             raft: RaftConfig {
                 election_ticks: self.election_ticks.unwrap_or(defaults.raft.election_ticks),
@@ -511,6 +516,7 @@ mod tests {
             ("--memtable-bytes", config.host.memtable_bytes_max.to_string()),
             ("--log-bytes", config.host.log_bytes_max.to_string()),
             ("--log-tail-entries", config.host.log_tail_entries.to_string()),
+            ("--read-threads", config.host.read_threads.to_string()),
             ("--unapplied-bytes", config.host.unapplied_bytes_max.to_string()),
             ("--ballast-bytes", config.ballast_bytes.to_string()),
             ("--log", config.log),

@@ -10,7 +10,7 @@ use flotilla_types::ShardId;
 
 /// The metadata state machine for the metadata group, the key-value state machine for all other shards.
 pub(crate) fn machines(topology: Arc<Topology>) -> MachineFactory {
-    Box::new(move |shard| {
+    Arc::new(move |shard| {
         if shard == ShardId::META {
             let topology = topology.clone();
             Box::new(MetaMachine::new(Box::new(move |state| topology.offer(&state))))

@@ -8,7 +8,7 @@ use flotilla_types::{
     ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
 };
 
-use super::{Answer, Done, NodeHeartbeat};
+use super::{Answer, Done, NodeHeartbeat, Request};
 
 /// One log write, and the messages that wait for it.
 #[derive(Debug)]
@@ -51,6 +51,24 @@ pub struct Outgoing {
     pub synced: WalSequence,
 }
 
+/// A query whose read was admitted and confirmed.
+#[derive(Debug)]
+pub struct Query<T> {
+    /// The query, in the state machine's format.
+    pub payload: Bytes,
+    /// When to give up, on the core's monotonic clock, milliseconds.
+    pub deadline_ms: u64,
+    /// Given back with the answer.
+    pub reply: T,
+}
+
+impl<T> From<Request<T>> for Query<T> {
+    fn from(request: Request<T>) -> Self {
+        let Request { payload, deadline_ms, reply, .. } = request;
+        Self { payload, deadline_ms, reply }
+    }
+}
+
 /// Work for the thread that owns the state machines. Tasks of one replica run in order.
 #[derive(Debug)]
 pub enum ApplyTask<T> {
@@ -83,8 +101,11 @@ pub enum ApplyTask<T> {
     Read {
         /// The replica.
         replica: ReplicaId,
-        /// The queries with their callers.
-        queries: Vec<(Bytes, T)>,
+        /// The entry that must have been applied: the one at which the reads were confirmed. Zero for any
+        /// state.
+        index: LogIndex,
+        /// The queries.
+        queries: Vec<Query<T>>,
     },
     /// Freeze the memtable for a checkpoint.
     Freeze {

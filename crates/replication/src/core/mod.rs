@@ -36,7 +36,7 @@ use flotilla_types::{
 
 use crate::{FolderTrust, HostConfig};
 pub use announced::LEADERS_PER_ROUND;
-pub use effects::{ApplyTask, Background, Effects, Hold, LostReason, Notice, Outgoing, ReplicaStatus, Write};
+pub use effects::{ApplyTask, Background, Effects, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
 pub use input::{Answer, Answered, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};

@@ -45,7 +45,8 @@ impl<T> Core<T> {
         let Some((id, request)) = self.admit_request(request, effects) else { return };
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if freshness == Freshness::Local {
-            effects.apply.push(ApplyTask::Read { replica: id, queries: vec![(request.payload, request.reply)] });
+            let queries = vec![request.into()];
+            effects.apply.push(ApplyTask::Read { replica: id, index: LogIndex(0), queries });
         } else if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
@@ -188,8 +189,8 @@ impl<T> Core<T> {
                 return true;
             }
             replica.reads_waiting -= reads.len();
-            let queries = reads.drain(..).map(|read| (read.payload, read.reply)).collect();
-            effects.apply.push(ApplyTask::Read { replica: id, queries });
+            let queries = reads.drain(..).map(Into::into).collect();
+            effects.apply.push(ApplyTask::Read { replica: id, index: *index, queries });
             false
         });
         replica.confirmed = waiting;

@@ -1,34 +1,37 @@
 //! Runs the state machines: small entries inline on the raft thread, everything else on a thread of their
-//! own.
+//! own, and what may wait for the disk in the pool.
 
 use std::sync::{Arc, mpsc};
 
 use flotilla_failpoints::{Place, is_enabled, reached};
-use flotilla_storage::EngineError;
+use flotilla_storage::MachineError;
 use flotilla_types::{Entry, EntryKind, ReplicaId};
 use tokio::sync::oneshot;
 
 use super::{
     Inbox, Reply, background,
     inline::{Progress, Worker},
+    pool::Pool,
 };
-use crate::{Applied, Applier, ApplyTask, Load, ReplicaContents, clock, work};
+use crate::{Applied, Applier, ApplyTask, Contents, Load, Loaded, Returned, clock, work};
 
 pub(super) enum Job {
     Task(ApplyTask<Reply>),
-    Loaded(Load, Result<(), EngineError>),
-    /// Report a replica's contents; `None` while it is not loaded.
-    Contents(ReplicaId, oneshot::Sender<Option<ReplicaContents>>),
+    Loaded(Load, Result<Loaded, MachineError>),
+    Returned(Returned<Reply>),
+    /// Report a replica's contents.
+    Contents(ReplicaId, oneshot::Sender<Contents>),
 }
 
-/// Bytes of entries that may be applied inline; larger ones may touch many keys that must be read from disk.
-/// Queries are never run inline: they may read far more than their own size.
+/// Bytes of entries that may be applied inline; larger ones may touch many keys. Queries are never run inline:
+/// they may read far more than their own size.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
 pub(super) struct Apply {
     pub(super) applier: Applier<Reply>,
     pub(super) inbox: Inbox,
     pub(super) background: mpsc::Sender<background::Order>,
+    pub(super) pool: Arc<Pool>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -58,6 +61,9 @@ impl Worker for Apply {
                     reached(Place::ApplyLoaded);
                     self.applier.loaded(clock::wall_ms(), &load, result, &mut applied);
                 }
+                Job::Returned(returned) => {
+                    self.applier.returned(clock::wall_ms(), returned, &mut applied);
+                }
                 Job::Contents(replica, reply) => {
                     let _ = reply.send(self.applier.contents(replica));
                 }
@@ -66,9 +72,12 @@ impl Worker for Apply {
                 (self.fatal)(&error.to_string());
                 return Progress::Ended;
             }
-            for load in applied.loads {
-                let _ = self.background.send(background::Order::Work(Box::new(work::Job::Load(load))));
+            let loads = applied.loads.into_iter().map(work::Job::Load);
+            let destroyed = applied.destroyed.into_iter().map(|replica| work::Job::Destroy { replica, failures: 0 });
+            for job in loads.chain(destroyed) {
+                let _ = self.background.send(background::Order::Work(Box::new(job)));
             }
+            applied.slow.into_iter().for_each(|slow| self.pool.push(slow));
             let answers = !applied.replies.is_empty();
             for (reply, answer) in applied.replies {
                 let _ = reply.send(answer);

@@ -118,6 +118,7 @@ impl Shared {
             Job::Build { .. } => Some("build"),
             Job::InstallCheckpoint { .. } => Some("install"),
             Job::Load(_) => Some("load"),
+            Job::Destroy { .. } => None,
         };
         let (before, after) = if is_enabled() { places(&job) } else { Default::default() };
         before.into_iter().for_each(reached);
@@ -185,6 +186,7 @@ fn places(job: &Job) -> (Option<Place>, Option<Place>) {
         Job::InstallCheckpoint { .. } => (Some(Place::CheckpointBeforeInstall), Some(Place::CheckpointInstalled)),
         Job::Load(load) if load.replaces => (Some(Place::SnapshotBeforeInstall), Some(Place::SnapshotInstalled)),
         Job::Load(_) => (Some(Place::SnapshotBeforeLoad), None),
+        Job::Destroy { .. } => (None, None),
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     apply::{Apply, Job},
     inline::InlineExecutor,
 };
-use crate::ReplicaContents;
+use crate::{Contents, ReplicaContents};
 
 /// Attempts at a replica that applies entries while it is read.
 const ATTEMPTS_MAX: usize = 3;
@@ -69,7 +69,11 @@ pub(super) async fn of(
 async fn contents_of(apply: &InlineExecutor<Apply>, replica: ReplicaId) -> Result<ReplicaContents, DigestError> {
     let (reply, answer) = oneshot::channel();
     apply.enqueue(Job::Contents(replica, reply));
-    answer.await.ok().flatten().ok_or(DigestError::NotServing)
+    match answer.await {
+        Ok(Contents::AtRest(contents)) => Ok(contents),
+        Ok(Contents::Moving) => Err(DigestError::Moving),
+        Ok(Contents::NotServing) | Err(_) => Err(DigestError::NotServing),
+    }
 }
 
 fn hash(system: &[u8], reader: &dyn StateReader, range: &KeyRange) -> Result<([u8; 32], u64), EngineError> {

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | raft | owns the core: processes inputs, sends messages, and runs jobs inline or passes them on (`inline`) |
 //! | wal | one fsync for the waiting writes of all groups, then sends their messages |
-//! | apply | applies entries and answers queries |
+//! | apply | applies entries and answers queries, as far as memory suffices |
+//! | read (`read_threads`) | entries and queries that may wait for the disk |
 //! | background (2) | builds and installs checkpoints, loads records, reclaims log space |
 //!
 //! Pulls run as tasks on the network's runtime. A panic in any of the threads stops the node.
@@ -14,6 +15,7 @@ mod background;
 mod digest;
 mod frames;
 mod inline;
+mod pool;
 mod pull;
 mod raft;
 mod wal;
@@ -109,6 +111,7 @@ pub struct Host {
     handle: Handle,
     threads: Vec<thread::JoinHandle<()>>,
     apply: Arc<InlineExecutor<apply::Apply>>,
+    pool: Arc<pool::Pool>,
     background: mpsc::Sender<background::Order>,
     engine: Arc<dyn StateEngine>,
 }
@@ -158,10 +161,12 @@ impl Host {
         };
         let wal = Arc::new(InlineExecutor::new(wal));
         let applier = Applier::new(parts.engine.clone(), parts.machines);
+        let pool = Arc::new(pool::Pool::new(parts.config.read_threads));
         let apply = apply::Apply {
             applier,
             inbox: inbox.clone(),
             background: background_tx.clone(),
+            pool: pool.clone(),
             fatal: parts.fatal.clone(),
         };
         let apply = Arc::new(InlineExecutor::new(apply));
@@ -203,6 +208,11 @@ impl Host {
             let workers = workers.clone();
             threads.push(spawn("background", fatal, move || workers.run())?);
         }
+        for _ in 0..pool.threads() {
+            let (pool, engine, apply) = (pool.clone(), parts.engine.clone(), apply.clone());
+            let failed = fatal.clone();
+            threads.push(spawn("read", fatal, move || pool.run(&*engine, &apply, &failed))?);
+        }
         let handle = Handle {
             inbox,
             status,
@@ -211,7 +221,7 @@ impl Host {
             transferable_leaderships,
             fatal: parts.fatal,
         };
-        Ok(Self { handle, threads, apply, background: background_tx, engine: parts.engine })
+        Ok(Self { handle, threads, apply, pool, background: background_tx, engine: parts.engine })
     }
 
     /// A handle to this host.
@@ -222,9 +232,10 @@ impl Host {
 
     /// Stops the threads and closes the engine cleanly, so that the next start can trust the view.
     pub fn stop(self) {
-        let Self { handle, threads, apply, background, engine } = self;
+        let Self { handle, threads, apply, pool, background, engine } = self;
         let _ = handle.inbox.events.send(Event::Stop);
         apply.close();
+        pool.close();
         for _ in 0..background::THREADS {
             let _ = background.send(background::Order::Stop);
         }

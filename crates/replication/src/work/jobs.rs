@@ -1,9 +1,9 @@
 //! Slow jobs on the state engine, and what follows from their results.
 
-use flotilla_storage::{EngineError, Remedy, StateEngine, remedy};
+use flotilla_storage::{EngineError, MachineError, Remedy, StateEngine, remedy};
 use flotilla_types::{Checkpoint, ReplicaId};
 
-use crate::{Input, Load};
+use crate::{Input, Load, Loaded};
 
 /// Milliseconds before a failed job is repeated for the first time. Each further pause is twice as long.
 const PAUSE_FIRST_MS: u64 = 200;
@@ -32,8 +32,15 @@ pub enum Job {
         /// How often this has failed already.
         failures: u32,
     },
-    /// Load a replica's records.
+    /// Load a replica's records and its state machine.
     Load(Load),
+    /// Remove the records of a destroyed replica.
+    Destroy {
+        /// The replica.
+        replica: ReplicaId,
+        /// How often this has failed already.
+        failures: u32,
+    },
 }
 
 /// What follows from a job.
@@ -44,7 +51,7 @@ pub enum JobResult<T> {
     /// An input for the core.
     Report(Input<T>),
     /// A completed load for [`crate::Applier::loaded`].
-    Loaded(Load, Result<(), EngineError>),
+    Loaded(Load, Result<Loaded, MachineError>),
     /// Run the job again after a pause, and other jobs meanwhile.
     Retry {
         /// The job.
@@ -57,7 +64,7 @@ pub enum JobResult<T> {
         /// The replica whose job failed.
         replica: ReplicaId,
         /// The failure.
-        error: EngineError,
+        error: MachineError,
     },
 }
 
@@ -88,10 +95,19 @@ impl Job {
                     }
                 }
             }
-            Self::Load(load) => match load.run(engine) {
-                Ok(()) => JobResult::Loaded(load, Ok(())),
+            Self::Destroy { replica, failures } => match engine.destroy(replica) {
+                Ok(()) => JobResult::Done,
                 Err(error) => {
-                    let again = |failures| Self::Load(Load { failures, ..load.clone() });
+                    let again = |failures| Self::Destroy { replica, failures };
+                    after_failure(replica, error, failures, again, |_| JobResult::Done)
+                }
+            },
+            Self::Load(load) => match load.run(engine) {
+                Ok(loaded) => JobResult::Loaded(load, Ok(loaded)),
+                // The shard decides whether the replica waits or the node ends.
+                Err(error) if remedy(&error) == Remedy::AwaitUpgrade => JobResult::Loaded(load, Err(error)),
+                Err(error) => {
+                    let again = |failures| Self::Load(load.again(failures));
                     let damaged = |error| JobResult::Loaded(load.clone(), Err(error));
                     after_failure(load.replica, error, load.failures, again, damaged)
                 }
@@ -104,11 +120,12 @@ impl Job {
 /// the node ends.
 fn after_failure<T>(
     replica: ReplicaId,
-    error: EngineError,
+    error: impl Into<MachineError>,
     failures: u32,
     again: impl FnOnce(u32) -> Job,
-    damaged: impl FnOnce(EngineError) -> JobResult<T>,
+    damaged: impl FnOnce(MachineError) -> JobResult<T>,
 ) -> JobResult<T> {
+    let error = error.into();
     match remedy(&error) {
         Remedy::AbandonReplica => {
             tracing::error!(%replica, %error, "the records of a replica are damaged");

@@ -120,25 +120,25 @@ fn a_log_that_cannot_be_read_ends_the_node_and_abandons_no_replica() {
     assert!(!effects.notices.iter().any(|notice| matches!(notice, Notice::Lost { .. })), "{:?}", effects.notices);
 }
 
-/// What the applier does when a load ends so.
-fn after_load(result: Result<(), EngineError>) -> Applied<u64> {
-    let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+/// What the applier does when a load fails so.
+fn after_load(error: EngineError) -> Applied<u64> {
+    let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
     let mut applier = Applier::new(Arc::new(MemoryEngine::default()), machines);
     let mut out = Applied::default();
     let open = ApplyTask::Open { replica: REPLICA, shard: SHARD, checkpoint: checkpoint(), replaces: false };
     applier.run(0, open, &mut out);
     let load = out.loads.remove(0);
-    applier.loaded(0, &load, result, &mut out);
+    applier.loaded(0, &load, Err(error.into()), &mut out);
     out
 }
 
 #[test]
 fn records_that_cannot_be_read_end_the_node_and_damaged_ones_cost_the_replica() {
     for error in [broken().into(), EngineError::Unsynced(Arc::new(broken()))] {
-        let out = after_load(Err(error));
+        let out = after_load(error);
         assert!(out.fatal.is_some() && out.inputs.is_empty(), "{out:?}");
     }
-    let out = after_load(Err(EngineError::Object(ObjectId::of(b"x"))));
+    let out = after_load(EngineError::Object(ObjectId::of(b"x")));
     assert!(out.fatal.is_none() && matches!(out.inputs[..], [Input::Broken { replica: REPLICA }]), "{out:?}");
 }
 
@@ -155,7 +155,7 @@ fn what_only_a_newer_binary_knows_costs_no_replica_and_ends_the_node_if_the_meta
         (ShardId::META, other_format.into()),
     ] {
         let engine = Arc::new(MemoryEngine::default());
-        let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
         let mut applier = Applier::new(engine.clone(), machines);
         let mut out = Applied::<u64>::default();
         let checkpoint = checkpoint();

@@ -69,7 +69,7 @@ impl Victim {
         let mut effects = Effects::default();
         let config = crate::harness::small_bounds();
         let core = Core::open(ME, incarnation, config, Arc::new(log.clone()), incarnation.0, &mut effects).unwrap();
-        let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
         let applier = Applier::new(Arc::new(engine.clone()), machines);
         let wal = Wal::new(&log, incarnation);
         let (answers, objects) = (BTreeMap::new(), BTreeMap::new());
@@ -196,6 +196,9 @@ impl Victim {
         self.answers.extend(out.replies);
         for load in out.loads {
             self.work(Job::Load(load), inputs);
+        }
+        for replica in out.destroyed {
+            self.work(Job::Destroy { replica, failures: 0 }, inputs);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Tests of replica groups on simulated nodes, under faults of network and disks and under operator actions.
 
+mod applier;
 mod broken_disk;
 mod causality;
 mod epochs;
@@ -11,6 +12,7 @@ mod many;
 mod membership;
 mod release;
 mod serving;
+mod slow_disk;
 mod tails;
 mod ticks;
 mod upkeep;

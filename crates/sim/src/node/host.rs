@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use flotilla_replication::{
-    Applied, ApplyTask, Background, Effects, Input, Load, Notice, Outgoing,
+    Applied, ApplyTask, Background, Effects, Input, Load, Loaded, Notice, Outgoing, Returned,
     work::{self, Job, JobResult, Pull, PullBounds, PullRequest, PullState},
 };
-use flotilla_storage::{EngineError, StateEngine as _};
+use flotilla_storage::{MachineError, StateEngine as _};
 use flotilla_types::{Checkpoint, NodeId, ReplicaId};
 use rand::RngExt as _;
 
@@ -26,7 +26,8 @@ const PULL_TIMEOUT_MS: u64 = 20_000;
 /// A task in the queue of the apply thread.
 pub(super) enum ApplyJob {
     Run(ApplyTask<u64>),
-    Loaded(Load, Result<(), EngineError>),
+    Loaded(Load, Result<Loaded, MachineError>),
+    Returned(Returned<u64>),
 }
 
 /// Ticks between two replicas of a node that hold back its log, on average.
@@ -216,6 +217,7 @@ impl World {
         match running.tasks.pop_front() {
             Some(ApplyJob::Run(task)) => running.applier.run(wall_ms, task, &mut out),
             Some(ApplyJob::Loaded(load, result)) => running.applier.loaded(wall_ms, &load, result, &mut out),
+            Some(ApplyJob::Returned(returned)) => running.applier.returned(wall_ms, returned, &mut out),
             None => return,
         }
         if out.fatal.is_some() {
@@ -224,6 +226,16 @@ impl World {
         }
         for load in out.loads {
             self.work(node, running, Job::Load(load));
+        }
+        for replica in out.destroyed {
+            self.work(node, running, Job::Destroy { replica, failures: 0 });
+        }
+        for slow in out.slow {
+            let number = running.next_id();
+            running.slow.insert(number, slow);
+            let delay_us = if self.rng.random_ratio(1, 20) { 300_000 } else { 5_000 };
+            let delay_us = self.rng.random_range(10..delay_us);
+            self.schedule_on(node, delay_us, NodeEvent::Slow(number));
         }
         for (reply, answer) in out.replies {
             self.replied(node, running, reply, answer);
@@ -239,6 +251,23 @@ impl World {
             self.offer_metadata(node, running, &meta);
         }
         self.start_task(node, running);
+    }
+
+    /// Does work of the pool, in any order.
+    pub(super) fn do_slow(&mut self, node: &mut Node, running: &mut Running, number: u64) {
+        let Some(slow) = running.slow.remove(&number) else { return };
+        let done = slow.run(node.clock.mono_ms(self.now_us), &node.disk);
+        for (reply, answer) in done.replies {
+            self.replied(node, running, reply, answer);
+        }
+        if done.fatal.is_some() {
+            running.control.fatal = true;
+            return;
+        }
+        if let Some(returned) = done.returned {
+            running.tasks.push_back(ApplyJob::Returned(returned));
+            self.apply(node, running);
+        }
     }
 
     pub(super) fn work(&mut self, node: &Node, running: &mut Running, job: Job) {

@@ -14,7 +14,7 @@ use flotilla_kv::{KvMachine, Limits};
 use flotilla_membership::Timer;
 use flotilla_meta::{MetaMachine, MetaState};
 use flotilla_replication::{
-    Applier, Core, Effects, Input, ReplicaStatus,
+    Applier, Contents, Core, Effects, Input, ReplicaStatus, Slow,
     work::{self, Job},
 };
 use flotilla_storage::LogEvidence;
@@ -76,6 +76,8 @@ pub(crate) struct Running {
     wal_pending: Vec<work::WalJob>,
     wal_in_flight: Option<work::Merged>,
     tasks: VecDeque<host::ApplyJob>,
+    /// Work of the pool, by number.
+    slow: BTreeMap<u64, Slow<u64>>,
     jobs: VecDeque<Job>,
     jobs_running: usize,
     pulls: BTreeMap<u64, host::Pulling>,
@@ -110,6 +112,8 @@ pub(crate) enum NodeEvent {
     Synced,
     /// The apply thread has finished its first task.
     Applied,
+    /// A thread of the pool does this work.
+    Slow(u64),
     /// A background job is done.
     JobDone(Job),
     /// A background job is retried.
@@ -155,7 +159,8 @@ impl Node {
 
     /// Whether a replica here has its records, and is neither loading them nor broken.
     pub(crate) fn has_loaded(&self, replica: ReplicaId) -> bool {
-        self.running.as_ref().is_some_and(|running| running.applier.contents(replica).is_some())
+        let contents = self.running.as_ref().map(|running| running.applier.contents(replica));
+        matches!(contents, Some(Contents::AtRest(_) | Contents::Moving))
     }
 }
 
@@ -176,6 +181,7 @@ impl World {
         // As in the real folder: no two starts share an incarnation, even after a roll-back.
         node.incarnation = Incarnation((node.incarnation.0 + 1).max(now_us / 1_000 + 1));
         node.paused_until_us = 0;
+        node.disk.set_misses(self.plan.misses_percent);
         let disk = node.disk.clone();
         let mut effects = Effects::default();
         let core = match Core::open(id, node.incarnation, config, Arc::new(disk.clone()), seed, &mut effects) {
@@ -198,6 +204,7 @@ impl World {
             wal_pending: Vec::new(),
             wal_in_flight: None,
             tasks: VecDeque::new(),
+            slow: BTreeMap::new(),
             jobs: VecDeque::new(),
             jobs_running: 0,
             pulls: BTreeMap::new(),
@@ -328,6 +335,7 @@ impl World {
             NodeEvent::Wake => world.wake(node, running),
             NodeEvent::Synced => world.synced(node, running),
             NodeEvent::Applied => world.applied(node, running),
+            NodeEvent::Slow(number) => world.do_slow(node, running, number),
             NodeEvent::JobDone(job) => world.worked(node, running, job),
             NodeEvent::JobRetry(job) => world.work(node, running, job),
             NodeEvent::Link { peer } => world.link(node, running, peer),
@@ -354,7 +362,7 @@ impl World {
 }
 
 fn machines(published: Arc<Mutex<Option<Arc<MetaState>>>>, limits: Limits) -> flotilla_replication::MachineFactory {
-    Box::new(move |shard| {
+    Arc::new(move |shard| {
         if shard == ShardId::META {
             let published = published.clone();
             Box::new(MetaMachine::new(Box::new(move |state| *published.lock() = Some(state))))

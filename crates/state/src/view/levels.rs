@@ -20,7 +20,10 @@ use flotilla_storage::EngineError;
 use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
 use quick_cache::{Weighter, sync::Cache};
 
-use super::index::{Block, PieceIndex, record_in, records_in};
+use super::{
+    Reach,
+    index::{Block, PieceIndex, record_in, records_in},
+};
 use crate::{
     failure,
     merge::{Merge, Record, Source},
@@ -62,20 +65,25 @@ impl IndexCache {
         Self { objects, cache, hasher: RandomState::new() }
     }
 
-    /// The index of a piece; reads the piece when it is not cached.
-    fn get(&self, replica: ReplicaId, id: ObjectId) -> Result<Arc<PieceIndex>, EngineError> {
-        if let Some(index) = self.cache.get(&id) {
-            return Ok(index);
+    /// The index of a piece; reads the piece when it is not cached. Threads that need the same one wait for
+    /// one of them to read it.
+    fn get(&self, replica: ReplicaId, id: ObjectId, reach: Reach) -> Result<Arc<PieceIndex>, EngineError> {
+        if reach == Reach::Memory {
+            return self.cache.get(&id).ok_or(EngineError::NotInMemory);
         }
-        let piece = self.objects.get(id).map_err(failure::of_objects)?;
-        let index = PieceIndex::of(&piece, &self.hasher).map_err(|reason| EngineError::Corrupt { replica, reason })?;
-        let index = Arc::new(index);
-        self.cache.insert(id, index.clone());
-        Ok(index)
+        self.cache.get_or_insert_with(&id, || {
+            let piece = self.objects.get(id).map_err(failure::of_objects)?;
+            let index = PieceIndex::of(&piece, &self.hasher);
+            index.map(Arc::new).map_err(|reason| EngineError::Corrupt { replica, reason })
+        })
     }
 
     /// Reads and verifies a block of a piece.
-    fn block(&self, id: ObjectId, block: Block) -> Result<Bytes, EngineError> {
+    fn block(&self, id: ObjectId, block: Block, reach: Reach) -> Result<Bytes, EngineError> {
+        if reach == Reach::Memory {
+            let bytes = self.objects.slice_in_memory(id, block.offset, block.len);
+            return bytes.filter(|bytes| block.matches(bytes)).ok_or(EngineError::NotInMemory);
+        }
         let bytes = self.objects.slice(id, block.offset, block.len).map_err(failure::of_objects)?;
         if block.matches(&bytes) {
             return Ok(bytes);
@@ -120,9 +128,15 @@ impl Table {
 
     /// The index of the piece with this number. Verifies its kind, its first key and the order to the next
     /// piece.
-    fn index(&self, indexes: &IndexCache, replica: ReplicaId, number: usize) -> Result<Arc<PieceIndex>, EngineError> {
+    fn index(
+        &self,
+        indexes: &IndexCache,
+        replica: ReplicaId,
+        number: usize,
+        reach: Reach,
+    ) -> Result<Arc<PieceIndex>, EngineError> {
         let piece = &self.pieces[number];
-        let index = indexes.get(replica, piece.id)?;
+        let index = indexes.get(replica, piece.id, reach)?;
         if !piece.verified.load(Ordering::Acquire) {
             let corrupt = |reason| Err(EngineError::Corrupt { replica, reason });
             if index.kind != self.cut.kind(number == 0) {
@@ -141,7 +155,7 @@ impl Table {
 
     /// Verifies every piece that was not read yet.
     fn verify(&self, indexes: &IndexCache, replica: ReplicaId) -> Result<(), EngineError> {
-        (0..self.pieces.len()).try_for_each(|number| self.index(indexes, replica, number).map(drop))
+        (0..self.pieces.len()).try_for_each(|number| self.index(indexes, replica, number, Reach::Disk).map(drop))
     }
 
     /// `None` when the table does not have the key, `Some(None)` when it has its deletion.
@@ -151,15 +165,16 @@ impl Table {
         replica: ReplicaId,
         key: &[u8],
         hash: u64,
+        reach: Reach,
     ) -> Result<Option<Option<Bytes>>, EngineError> {
         let next = self.pieces.partition_point(|piece| piece.first[..] <= *key);
         if self.pieces.get(next).is_some_and(|piece| !piece.verified.load(Ordering::Acquire)) {
-            self.index(indexes, replica, next)?;
+            self.index(indexes, replica, next, reach)?;
         }
         let Some(number) = next.checked_sub(1) else { return Ok(None) };
-        let index = self.index(indexes, replica, number)?;
+        let index = self.index(indexes, replica, number, reach)?;
         let Some(block) = index.find(key, hash) else { return Ok(None) };
-        let bytes = indexes.block(self.pieces[number].id, block)?;
+        let bytes = indexes.block(self.pieces[number].id, block, reach)?;
         record_in(&bytes, key).map_err(|reason| EngineError::Corrupt { replica, reason })
     }
 }
@@ -217,10 +232,14 @@ impl Levels {
         self.tables().try_for_each(|table| table.verify(&self.indexes, self.replica))
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.tables().all(|table| table.pieces.is_empty())
+    }
+
+    pub(super) fn get(&self, key: &[u8], reach: Reach) -> Result<Option<Bytes>, EngineError> {
         let hash = self.indexes.hasher.hash_one(key);
         for table in self.tables() {
-            if let Some(value) = table.get(&self.indexes, self.replica, key, hash)? {
+            if let Some(value) = table.get(&self.indexes, self.replica, key, hash, reach)? {
                 return Ok(value);
             }
         }
@@ -272,14 +291,14 @@ impl<'a> TableScan<'a> {
                 Some(index) => index,
                 None if self.number >= self.table.pieces.len() => return Ok(None),
                 None => {
-                    let index = self.table.index(indexes, *replica, self.number)?;
+                    let index = self.table.index(indexes, *replica, self.number, Reach::Disk)?;
                     self.next_block = index.seek(&self.range.start);
                     self.index.insert(index)
                 }
             };
             match index.block(self.next_block) {
                 Some(block) => {
-                    let bytes = indexes.block(self.table.pieces[self.number].id, block)?;
+                    let bytes = indexes.block(self.table.pieces[self.number].id, block, Reach::Disk)?;
                     let records =
                         records_in(&bytes).map_err(|reason| EngineError::Corrupt { replica: *replica, reason })?;
                     self.records = records.into_iter();

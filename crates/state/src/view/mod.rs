@@ -20,6 +20,15 @@ use self::{
 };
 use crate::{ViewOptions, failure::ViewFailure, memtable::Frozen, merge::Source};
 
+/// How far a read may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// It may wait for the disk.
+    Disk,
+    /// It fails with [`EngineError::NotInMemory`] instead.
+    Memory,
+}
+
 /// The view of a node: all replicas.
 #[derive(Debug, Clone)]
 pub(crate) enum View {
@@ -119,11 +128,26 @@ impl View {
 }
 
 impl ReplicaView {
-    pub(crate) fn get(&self, replica: ReplicaId, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+    pub(crate) fn get(&self, replica: ReplicaId, key: &[u8], reach: Reach) -> Result<Option<Bytes>, EngineError> {
         match self {
-            Self::Objects(levels) => levels.get(key),
+            Self::Objects(levels) => levels.get(key, reach),
+            // sled does not say whether it would read a file.
+            Self::Sled(_) if reach == Reach::Memory => Err(EngineError::NotInMemory),
             Self::Sled(view) => view.get(replica, key),
         }
+    }
+
+    /// Whether it surely holds no records.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Objects(levels) => levels.is_empty(),
+            Self::Sled(_) => false,
+        }
+    }
+
+    /// Whether it always holds the same records.
+    pub(crate) fn is_immutable(&self) -> bool {
+        matches!(self, Self::Objects(_))
     }
 
     /// Records of a non-empty range, possibly with deletions.

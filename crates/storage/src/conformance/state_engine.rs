@@ -10,7 +10,7 @@ use super::{
     model::{Choices, Model},
     position,
 };
-use crate::{EngineError, ScanBounds, StateEngine, WriteSet};
+use crate::{EngineError, ScanBounds, StateEngine, StateReader, WriteSet};
 
 type Open<'a> = dyn FnMut() -> Box<dyn StateEngine> + 'a;
 
@@ -32,6 +32,7 @@ pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
     scans_merge_all_layers(open);
     scans_stop_at_their_bounds(open);
     pages_of_a_scan_are_bounded_by_what_they_examine(open);
+    a_snapshot_of_the_records_sees_no_later_write(open);
     reopening_and_replaying_equals_never_crashing(open);
     a_crash_before_or_after_the_pointer_write_loses_nothing(open);
     many_flushes_keep_every_record_and_object(open);
@@ -417,6 +418,55 @@ fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Open<'_>) {
     test.engine().open(target, &next).expect("opens from its durable checkpoint");
     let reader = test.engine().reader(target).expect("an open replica is readable");
     assert_eq!(reader.scan(&KeyRange::all(), 10, 1_000).expect("readable").len(), 3);
+}
+
+fn a_snapshot_of_the_records_sees_no_later_write(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 230);
+    let assert_sees = |snapshot: &dyn StateReader, model: &Model| {
+        let all = snapshot.scan(&KeyRange::all(), usize::MAX, usize::MAX).expect("the replica is open");
+        assert_eq!(all, model.range(&KeyRange::all()));
+        for key in "abcdefgh".chars().map(|key| bytes(&key.to_string())) {
+            assert_eq!(snapshot.get(&key).expect("the replica is open"), model.get(&key), "{key:?}");
+        }
+    };
+    let mut model = Model::default();
+    let mut open_snapshots = Vec::new();
+    let mut choices = Choices::new(7);
+    // Each write changes some keys; every few, the memtable is frozen, built or installed.
+    for step in 0..60 {
+        let snapshot = test.engine().snapshot(test.replica).expect("the replica is open");
+        open_snapshots.push((snapshot, model.clone()));
+        let value = choices.below(3).checked_sub(1).map(|_| format!("{step}"));
+        let keys =
+            [choices.below(8), choices.below(8)].map(|key| ["a", "b", "c", "d", "e", "f", "g", "h"][key as usize]);
+        let records: WriteSet = keys.map(|key| (bytes(key), value.as_deref().map(bytes))).into();
+        model.write(&records);
+        test.write_set(records);
+        match step % 9 {
+            3 => assert!(test.freeze("system"), "nothing else is frozen"),
+            7 => {
+                let checkpoint = test.build();
+                // An install may wait for open snapshots.
+                open_snapshots.clear();
+                test.install(checkpoint);
+            }
+            _ => {}
+        }
+        for (snapshot, model) in &open_snapshots {
+            assert_sees(&**snapshot, model);
+        }
+        if open_snapshots.len() > 5 {
+            open_snapshots.remove(choices.below(5) as usize);
+        }
+    }
+    let is_closed = |reader: &dyn StateReader| matches!(reader.get(b"a"), Err(EngineError::NotOpen(_)));
+    let (before, _) = open_snapshots.pop().expect("some are open");
+    test.engine().install_snapshot(test.replica, &test.durable).expect("all objects are here");
+    assert!(is_closed(&*before), "its records were replaced");
+    let before = test.engine().snapshot(test.replica).expect("the replica is open");
+    test.engine().destroy(test.replica).expect("an open replica is destroyed");
+    assert!(is_closed(&*before), "its replica was destroyed");
+    assert!(matches!(test.engine().snapshot(test.replica), Err(EngineError::NotOpen(_))));
 }
 
 fn a_destroyed_replica_is_closed_and_others_keep_their_objects(open: &mut Open<'_>) {

@@ -8,11 +8,11 @@ use std::{
 use bytes::Bytes;
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
-    Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Notice, Outgoing, ReplicaStatus,
-    first_sequence, work::PullRequest,
+    Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Loaded, Notice, Outgoing, ReplicaStatus,
+    Returned, Slow, first_sequence, work::PullRequest,
 };
 use flotilla_storage::{
-    EngineError, Log as _, LogBatch, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _,
+    EngineError, Log as _, LogBatch, LogEvidence, MachineError, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _,
 };
 use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
 use rand::RngExt as _;
@@ -21,6 +21,10 @@ use super::{Event, Frame, WALL_MS, World, pulls};
 
 /// Background jobs that run at a time, as in the host.
 const WORKERS: usize = 2;
+
+/// Records that are not in memory when they are read.
+const MISSES_PERCENT: u32 = 10;
+
 /// A copy of a node's data folder.
 #[derive(Default)]
 pub(crate) struct Backup {
@@ -49,6 +53,9 @@ pub(crate) struct Running {
     awake: bool,
     wal: Wal,
     tasks: VecDeque<Task>,
+    /// Work of the pool, by number.
+    slow: BTreeMap<u64, Slow<u64>>,
+    slow_started: u64,
     jobs: VecDeque<Job>,
     working: usize,
     pub(super) pulls: BTreeMap<u64, pulls::Pulling>,
@@ -78,7 +85,8 @@ struct WriteInFlight {
 
 enum Task {
     Run(ApplyTask<u64>),
-    Loaded(Load, Result<(), EngineError>),
+    Loaded(Load, Result<Loaded, MachineError>),
+    Returned(Returned<u64>),
 }
 
 #[derive(Clone)]
@@ -86,6 +94,7 @@ pub(crate) enum Job {
     Build(ReplicaId),
     InstallCheckpoint(ReplicaId, Checkpoint),
     Load(Load),
+    Destroy(ReplicaId),
 }
 
 /// An event on a node.
@@ -97,6 +106,8 @@ pub(crate) enum NodeEvent {
     Synced,
     /// The apply thread completes its first task.
     Applied,
+    /// A thread of the pool does this work.
+    Slow(u64),
     /// A background job is done.
     Worked(Box<Job>),
     /// A pull sends what it may send, or ends.
@@ -118,11 +129,13 @@ impl std::fmt::Debug for NodeEvent {
             Self::Wake => f.write_str("wake"),
             Self::Synced => f.write_str("synced"),
             Self::Applied => f.write_str("applied"),
+            Self::Slow(number) => write!(f, "slow {number}"),
             Self::Worked(job) => match &**job {
                 Job::Build(replica) => write!(f, "built {replica}"),
                 Job::InstallCheckpoint(replica, checkpoint) => {
                     write!(f, "installed {replica} {}", checkpoint.position.index)
                 }
+                Job::Destroy(replica) => write!(f, "removed {replica}"),
                 Job::Load(load) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
             },
             Self::PullGoesOn(pull) => write!(f, "pull {pull} goes on"),
@@ -137,15 +150,9 @@ impl std::fmt::Debug for NodeEvent {
 
 impl Node {
     pub(crate) fn new(id: NodeId, skew_ms: u64) -> Self {
-        Self {
-            id,
-            log: MemoryLog::default(),
-            engine: MemoryEngine::default(),
-            running: None,
-            life: 0,
-            incarnation: Incarnation(0),
-            skew_ms,
-        }
+        let engine = MemoryEngine::default();
+        engine.set_misses(MISSES_PERCENT);
+        Self { id, log: MemoryLog::default(), engine, running: None, life: 0, incarnation: Incarnation(0), skew_ms }
     }
 
     pub(crate) fn status(&self) -> Vec<ReplicaStatus> {
@@ -166,7 +173,7 @@ impl World {
         let (log, engine) = (Arc::new(node.log.clone()), Arc::new(node.engine.clone()));
         let mut effects = Effects::default();
         let core = Core::open(id, node.incarnation, config, log.clone(), seed, &mut effects).unwrap();
-        let machines = Box::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
         let next = first_sequence(node.incarnation).max(log.recovered()).next();
         node.running = Some(Box::new(Running {
             core,
@@ -182,6 +189,8 @@ impl World {
                 in_flight: None,
             },
             tasks: VecDeque::new(),
+            slow: BTreeMap::new(),
+            slow_started: 0,
             jobs: VecDeque::new(),
             working: 0,
             pulls: BTreeMap::new(),
@@ -225,6 +234,7 @@ impl World {
         assert!(node.running.is_none(), "{id} runs");
         node.log = backup.log.reopen_with(LogEvidence::Unknown);
         node.engine = backup.engine.reopen();
+        node.engine.set_misses(MISSES_PERCENT);
         self.checks.forget(node.log.replicas().unwrap());
     }
 
@@ -282,6 +292,7 @@ impl World {
             NodeEvent::Wake => world.wake(node, running),
             NodeEvent::Synced => world.synced(node, running),
             NodeEvent::Applied => world.applied(node, running),
+            NodeEvent::Slow(number) => world.do_slow(node, running, number),
             NodeEvent::Worked(job) => world.worked(node, running, *job),
             NodeEvent::PullGoesOn(pull) => world.advance_pull(node, running, pull),
             NodeEvent::PullAsked(pull, request) => world.serve_pull(node, running, pull, request),
@@ -469,11 +480,22 @@ impl World {
         match running.tasks.pop_front() {
             Some(Task::Run(task)) => running.applier.run(wall_ms, task, &mut out),
             Some(Task::Loaded(load, result)) => running.applier.loaded(wall_ms, &load, result, &mut out),
+            Some(Task::Returned(returned)) => running.applier.returned(wall_ms, returned, &mut out),
             None => return,
         }
         assert!(out.fatal.is_none(), "{}: {:?}", node.id, out.fatal);
         for load in out.loads {
             self.work(node, running, Job::Load(load));
+        }
+        for replica in out.destroyed {
+            self.work(node, running, Job::Destroy(replica));
+        }
+        for slow in out.slow {
+            running.slow_started += 1;
+            running.slow.insert(running.slow_started, slow);
+            let delay_us_max = if self.rng.random_bool(0.1) { 100_000 } else { 5_000 };
+            let delay_us = self.rng.random_range(10..delay_us_max);
+            self.later(node, delay_us, NodeEvent::Slow(running.slow_started));
         }
         for (reply, answer) in out.replies {
             self.answered(reply, answer);
@@ -485,6 +507,19 @@ impl World {
             self.take(node, running, input);
         }
         self.start_task(node, running);
+    }
+
+    fn do_slow(&mut self, node: &Node, running: &mut Running, number: u64) {
+        let Some(slow) = running.slow.remove(&number) else { return };
+        let done = slow.run(self.now_ms(), &node.engine);
+        assert!(done.fatal.is_none(), "{}: {:?}", node.id, done.fatal);
+        for (reply, answer) in done.replies {
+            self.answered(reply, answer);
+        }
+        if let Some(returned) = done.returned {
+            running.tasks.push_back(Task::Returned(returned));
+            self.apply(node, running);
+        }
     }
 
     fn work(&mut self, node: &Node, running: &mut Running, job: Job) {
@@ -516,6 +551,7 @@ impl World {
                 }
                 self.take(node, running, Input::CheckpointInstalled { replica });
             }
+            Job::Destroy(replica) => node.engine.destroy(replica).unwrap(),
             Job::Load(load) => {
                 let result = load.run(&node.engine);
                 running.tasks.push_back(Task::Loaded(load, result));
