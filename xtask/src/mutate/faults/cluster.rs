@@ -33,10 +33,10 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "stale-metadata-accepted",
         what: "a node accepts stale metadata",
-        file: "crates/control/src/core/cluster_view.rs",
-        before: "        meta.version() > self.meta.version()",
-        after: "        meta.version() != self.meta.version()",
-        runner: Runner::Simulator,
+        file: "crates/control/src/core/routing.rs",
+        before: "        if meta.version() <= self.meta.version() {",
+        after: "        if meta.version() == self.meta.version() {",
+        runner: Runner::Tests("flotilla-control"),
         also: None,
     },
     Fault {

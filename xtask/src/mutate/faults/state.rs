@@ -159,10 +159,10 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "pins-not-counted",
         what: "an object that one pull releases is deleted although another pull needs it",
-        file: "crates/storage/src/pins.rs",
-        before: "        *pins.get_mut() -= 1;",
-        after: "        *pins.get_mut() = 0;",
-        runner: Runner::Tests("flotilla-storage"),
+        file: "crates/objects/src/index.rs",
+        before: "            holds.pins = holds.pins.saturating_sub(1);",
+        after: "            holds.pins = 0;",
+        runner: Runner::Tests("flotilla-objects"),
         also: None,
     },
     Fault {
