@@ -102,7 +102,7 @@ impl Node {
             config: HostConfig::default(),
             log: Arc::new(MemoryLog::default()),
             engine: Arc::new(MemoryEngine::default()),
-            machines: Box::new(|_| Box::new(KvMachine::new(Limits::default()))),
+            machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
             seed: 1,
             notices: Box::new(|_| {}),
             fatal: Arc::new(|error| panic!("{error}")),

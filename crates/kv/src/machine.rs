@@ -190,7 +190,7 @@ impl StateMachine for KvMachine {
         let answer = match decode_query_as_of(Bytes::copy_from_slice(query)) {
             Ok((query, as_of_ms)) => {
                 let (limits, stats, clock_ms) = (&self.limits, Some(&self.stats), self.clock.millis());
-                let now_ms = context.now.millis().min(as_of_ms.unwrap_or(u64::MAX));
+                let now_ms = due_by_ms(context, as_of_ms);
                 Reading { limits, context, records, stats, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
@@ -241,12 +241,18 @@ struct Deferred {
     clock_ms: u64,
 }
 
+/// The wall clock time by which a read judges what is due: the time that it names, if that was reached, so that
+/// it is not asked again for what became due since.
+fn due_by_ms(context: &ReadContext<'_>, as_of_ms: Option<u64>) -> u64 {
+    context.now.millis().min(as_of_ms.unwrap_or(u64::MAX))
+}
+
 impl DeferredRead for Deferred {
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError> {
         let answer = match decode_query_as_of(Bytes::copy_from_slice(query)) {
             Ok((query, as_of_ms)) => {
                 let (limits, clock_ms) = (&self.limits, self.clock_ms);
-                let now_ms = context.now.millis().min(as_of_ms.unwrap_or(u64::MAX));
+                let now_ms = due_by_ms(context, as_of_ms);
                 Reading { limits, context, records, stats: None, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
