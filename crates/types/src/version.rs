@@ -15,6 +15,7 @@
 //! | 1 | meta commands and records, all settings | `meta/src/codec`, `meta/src/settings.rs` |
 //! | 2 | versions in `Join`, `UpdateNode` and node records; the version in force | [`ClusterVersion::NODE_VERSIONS`] |
 //! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
+//! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -33,6 +34,8 @@ impl ClusterVersion {
     pub const NODE_VERSIONS: Self = Self(2);
     /// A key-value shard remembers no session for longer than an hour after its last command.
     pub const BOUNDED_SESSIONS: Self = Self(2);
+    /// Metadata refuses names and localities of nodes with characters that a terminal would obey.
+    pub const PRINTABLE_LABELS: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -102,7 +105,12 @@ mod tests {
 
     #[test]
     fn this_binary_supports_every_version_that_it_names() {
-        for version in [ClusterVersion::FIRST, ClusterVersion::NODE_VERSIONS, ClusterVersion::BOUNDED_SESSIONS] {
+        for version in [
+            ClusterVersion::FIRST,
+            ClusterVersion::NODE_VERSIONS,
+            ClusterVersion::BOUNDED_SESSIONS,
+            ClusterVersion::PRINTABLE_LABELS,
+        ] {
             assert!(VersionRange::SUPPORTED.supports(version));
         }
     }
