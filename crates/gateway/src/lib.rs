@@ -3,13 +3,19 @@
 
 mod accept;
 mod admin;
+mod budget;
 mod http;
+mod linger;
+mod pace;
 mod store;
 
-pub use accept::AcceptBackoff;
+pub use accept::{AcceptBackoff, AddressLimit, AddressSlot};
 pub use admin::{Admin, AdminError, AdminFuture};
+pub use budget::{Account, CLIENT_BYTES_DEFAULT, CLIENT_BYTES_MIN, Charge, ClientBudget};
 pub use flotilla_route::GatewayStart;
 pub use http::{HttpConfig, HttpConfigError, serve};
+pub use linger::Linger;
+pub use pace::Pace;
 pub use store::{Consistency, Found, Page, READ_KEYS_MAX, Scan, Store, StoreError, Written};
 
 #[doc = include_str!("../README.md")]

@@ -2,6 +2,7 @@
 
 mod config;
 mod connection;
+mod deadlines;
 mod session;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_gateway::{AcceptBackoff, Store};
+use flotilla_gateway::{AcceptBackoff, AddressLimit, AddressSlot, ClientBudget, Store};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     pub(crate) commands: AtomicU64,
     /// Bytes that all connections hold, as [`ServerConfig::buffered_bytes_total_max`] counts them.
     pub(crate) buffered_bytes: AtomicUsize,
+    pub(crate) budget: ClientBudget,
     started: Instant,
     port: u16,
 }
@@ -73,8 +75,16 @@ impl Shared {
 
 /// Serves until `shutdown` resolves, then lets open requests finish within [`ServerConfig::stop_grace`].
 ///
-/// `config` must be valid. The future must run on a Tokio runtime with time and network enabled.
-pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, shutdown: impl Future<Output = ()>) {
+/// What clients hold counts on `budget`. `config` must be valid. The future must run on a Tokio runtime with
+/// time and network enabled.
+pub async fn serve(
+    listener: TcpListener,
+    store: Store,
+    budget: ClientBudget,
+    config: ServerConfig,
+    shutdown: impl Future<Output = ()>,
+) {
+    let addresses = AddressLimit::new(config.connections_per_address_max);
     let stop_grace = config.stop_grace;
     let shared = Arc::new(Shared {
         store,
@@ -83,6 +93,7 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
         cursors: Mutex::new(Cursors::new(CURSORS_MAX)),
         commands: AtomicU64::new(0),
         buffered_bytes: AtomicUsize::new(0),
+        budget,
         started: Instant::now(),
         port: listener.local_addr().map_or(0, |address| address.port()),
     });
@@ -100,14 +111,14 @@ pub async fn serve(listener: TcpListener, store: Store, config: ServerConfig, sh
             // Removes ended connections from the set, which would otherwise only grow.
             Some(_) = connections.join_next() => {}
             accepted = accepted => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     backoff.accepted();
                     while connections.try_join_next().is_some() {}
                     // Not the number of registered clients: a connection registers when its task first runs.
-                    if connections.len() < shared.config.connections_max {
-                        connections.spawn(connection(stream, shared.clone(), stopping.clone()));
-                    } else {
-                        refuse(&stream);
+                    let has_slot = connections.len() < shared.config.connections_max;
+                    match addresses.enter(peer.ip()).filter(|_| has_slot) {
+                        Some(slot) => drop(connections.spawn(connection(stream, slot, shared.clone(), stopping.clone()))),
+                        None => refuse(&stream),
                     }
                 }
                 Err(error) => backoff.failed(&error, tokio::time::Instant::now()),
@@ -130,7 +141,7 @@ fn refuse(stream: &TcpStream) {
 }
 
 /// Serves one connection.
-async fn connection(stream: TcpStream, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
+async fn connection(stream: TcpStream, _slot: AddressSlot, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
     // Without `TCP_NODELAY` a small answer may wait for the client's delayed acknowledgement.
     let tuned = stream
         .set_nodelay(true)

@@ -13,7 +13,9 @@ use flotilla_api::{
 use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwise};
 
 use super::{
-    App, body, deadline,
+    App, body,
+    client::ClientConnection,
+    deadline,
     problem::Refusal,
     raw::{checked_key, invalid},
     records::{condition, expires_in},
@@ -22,7 +24,11 @@ use crate::StoreError;
 
 pub(super) async fn apply(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
+    let client = ClientConnection::of(&request)?;
     let body = body::read(&app, request, body::BATCH_BODY_BYTES_MAX, ProblemType::BatchTooLarge, deadline).await?;
+    // The decoded batch is about as large as its text.
+    let _decoded = client.account.charge(body.bytes.len());
+    client.account.works();
     let request: BatchRequest = body::parse_json(&body.bytes)?;
     let collection = request.collection.clone();
     let (conditions, operations) = decode(request)?;
