@@ -11,6 +11,7 @@
 mod checker;
 mod crash;
 mod descriptors;
+mod doors;
 mod faults;
 mod forming;
 mod health;

@@ -49,7 +49,7 @@ async fn connect(cluster: &Cluster, at: SocketAddr) -> Connection {
 async fn http_status(cluster: &Cluster, method: &str, path: &str, key: Option<&str>) -> u16 {
     let mut connection = connect(cluster, cluster.node(1).expect("node 1").http).await;
     let authorization = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n{authorization}\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n{authorization}\r\n");
     connection.write_all(head.as_bytes()).await.expect("sent");
     let mut line = String::new();
     connection.read_line(&mut line).await.expect("an answer");
@@ -131,8 +131,9 @@ async fn without_the_right_that_the_table_says_nothing_answers() {
 /// Every route that the node describes, with its methods.
 async fn routes(cluster: &Cluster, key: &str) -> BTreeMap<String, Vec<String>> {
     let mut connection = connect(cluster, cluster.node(1).expect("node 1").http).await;
-    let head =
-        format!("GET /openapi.json HTTP/1.1\r\nhost: h\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n");
+    let head = format!(
+        "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n"
+    );
     connection.write_all(head.as_bytes()).await.expect("sent");
     let mut answer = Vec::new();
     connection.read_to_end(&mut answer).await.expect("an answer");
@@ -209,6 +210,25 @@ async fn collections_are_closed(cluster: &Cluster, admin: &Client) {
     let mut connection = connect(cluster, cluster.redis(1).expect("node 1")).await;
     assert_eq!(redis(&mut connection, &format!("AUTH {key}")).await, "+OK");
     assert!(redis(&mut connection, "GET k").await.starts_with("-NOPERM"));
+}
+
+#[tokio::test]
+async fn refusals_of_large_requests_reach_the_client() {
+    let cluster = start_secure(1, &[]).await;
+    let value = vec![b'v'; 5 << 20];
+    let (http, redis) = (cluster.node(1).expect("node 1").http, cluster.redis(1).expect("node 1"));
+    let put = format!("PUT /v1/kv/default/k HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", value.len());
+    let set = format!("*3\r\n$3\r\nSET\r\n$1\r\nk\r\n${}\r\n", value.len());
+    for (at, head, refusal) in [(http, put, "HTTP/1.1 401"), (redis, set, "-ERR Protocol error: invalid bulk length")] {
+        let mut connection = connect(&cluster, at).await;
+        connection.write_all(head.as_bytes()).await.expect("sent");
+        connection.write_all(&value).await.expect("no reset while the client sends");
+        connection.flush().await.expect("no reset while the client sends");
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).await.expect("an end, and no reset");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with(refusal), "{answer}");
+    }
 }
 
 #[tokio::test]

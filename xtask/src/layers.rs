@@ -76,7 +76,7 @@ const LAYERS: &[Row] = &[
     ("local-cluster", 6, May::Use(&["types", "api", "client"])),
     // Not part of the product: no crate may use these.
     ("tests", 7, May::Below(&[])),
-    ("xtask", 7, May::Use(&["api", "client", "local-cluster", "placement"])),
+    ("xtask", 7, May::Use(&["api", "client", "local-cluster", "placement", "types"])),
 ];
 
 /// Libraries that only the named crates may use, so that their types do not spread.

@@ -142,6 +142,10 @@ problem_types! {
     BatchTooLarge = "batch_too_large", 413, false, "The batch is too large";
     /// The body is too long (of a request whose body is not a value).
     BodyTooLarge = "body_too_large", 413, false, "The body is too long";
+    /// The content type is one that forms of web pages can send.
+    UnsupportedMediaType = "unsupported_media_type", 415, false, "The content type is not accepted";
+    /// The request names a host that is not this node.
+    UnknownHost = "unknown_host", 421, false, "The host is not this node";
     /// The headers are too long.
     HeadersTooLarge = "headers_too_large", 431, false, "The headers are too long";
     /// The address has sent too many wrong keys.

@@ -94,6 +94,8 @@ struct Partial {
     /// Length of the argument whose bytes come next, once its header is read.
     bulk_bytes: Option<usize>,
     request_bytes: usize,
+    /// The same, of the arguments that have arrived.
+    taken_bytes: usize,
 }
 
 impl Decoder {
@@ -107,6 +109,12 @@ impl Decoder {
     #[must_use]
     pub fn is_mid_request(&self) -> bool {
         self.partial.is_some()
+    }
+
+    /// Bytes of the arguments that were taken from the input for the request that is not complete.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| partial.taken_bytes)
     }
 
     /// Takes the next request from the front of `input`; `None` when more bytes are needed. Call again until
@@ -143,7 +151,7 @@ impl Decoder {
             return Err(ProtocolError::ArrayLength);
         }
         let arguments = Vec::with_capacity(missing.min(ARGUMENTS_RESERVED));
-        Ok((missing > 0).then_some(Partial { arguments, missing, bulk_bytes: None, request_bytes: 0 }))
+        Ok((missing > 0).then_some(Partial { arguments, missing, bulk_bytes: None, request_bytes: 0, taken_bytes: 0 }))
     }
 
     fn inline(&mut self, input: &mut BytesMut) -> Result<Option<Request>, ProtocolError> {
@@ -187,6 +195,7 @@ impl Partial {
                 return Err(ProtocolError::ExpectedLineEnd);
             }
             self.arguments.push(input.split_to(length).freeze());
+            self.taken_bytes += length + ARGUMENT_OVERHEAD_BYTES;
             input.advance(2);
             self.bulk_bytes = None;
             self.missing -= 1;

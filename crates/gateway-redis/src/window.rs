@@ -5,8 +5,8 @@
 //! earlier one that touches one of its keys has finished, unless both only read; a request that touches
 //! everything runs alone. Requests that share no key may run concurrently, in any order.
 //!
-//! It runs nothing itself and does not limit itself: its owner checks [`Window::len`] and
-//! [`Window::held_bytes`] before it pushes.
+//! It runs nothing itself and does not limit itself: its owner checks [`Window::len`],
+//! [`Window::held_bytes`] and [`Window::expected_bytes`] before it pushes.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -67,6 +67,7 @@ pub(crate) struct Window<W, A> {
     barrier: Option<Ordinal>,
     ready: VecDeque<Ordinal>,
     held_bytes: usize,
+    expected_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -78,6 +79,8 @@ struct Slot<W, A> {
     /// Requests that wait for this one.
     blocks: Vec<Ordinal>,
     bytes: usize,
+    /// Bytes of the answer, as far as they are only expected.
+    expected_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -104,6 +107,7 @@ impl<W, A> Default for Window<W, A> {
             barrier: None,
             ready: VecDeque::new(),
             held_bytes: 0,
+            expected_bytes: 0,
         }
     }
 }
@@ -128,8 +132,13 @@ impl<W, A> Window<W, A> {
         self.held_bytes
     }
 
-    /// Adds a request that takes `bytes`.
-    pub(crate) fn push(&mut self, footprint: Footprint, work: W, bytes: usize) {
+    /// Bytes of answers that are only expected.
+    pub(crate) fn expected_bytes(&self) -> usize {
+        self.expected_bytes
+    }
+
+    /// Adds a request that takes `bytes`, and whose answer will take about `expected_bytes`.
+    pub(crate) fn push(&mut self, footprint: Footprint, work: W, bytes: usize, expected_bytes: usize) {
         let ordinal = self.first + self.slots.len() as u64;
         let mut waits_for = 0;
         for before in self.predecessors(ordinal, &footprint) {
@@ -145,14 +154,17 @@ impl<W, A> Window<W, A> {
             self.ready.push_back(ordinal);
         }
         let footprint = Some(footprint);
-        self.slots.push_back(Slot { state: State::Waiting(work), footprint, waits_for, blocks: Vec::new(), bytes });
+        let (state, blocks) = (State::Waiting(work), Vec::new());
+        self.slots.push_back(Slot { state, footprint, waits_for, blocks, bytes, expected_bytes });
         self.held_bytes += bytes;
+        self.expected_bytes += expected_bytes;
     }
 
     /// Adds a request that touches no key and is already answered.
     pub(crate) fn push_done(&mut self, answer: A, bytes: usize) {
         let state = State::Done(answer);
-        self.slots.push_back(Slot { state, footprint: None, waits_for: 0, blocks: Vec::new(), bytes });
+        let slot = Slot { state, footprint: None, waits_for: 0, blocks: Vec::new(), bytes, expected_bytes: 0 };
+        self.slots.push_back(slot);
         self.held_bytes += bytes;
     }
 
@@ -184,9 +196,11 @@ impl<W, A> Window<W, A> {
         let Some(slot) = self.slot(ordinal) else { return };
         slot.state = State::Done(answer);
         let freed = std::mem::replace(&mut slot.bytes, bytes);
+        let came = std::mem::take(&mut slot.expected_bytes);
         let blocks = std::mem::take(&mut slot.blocks);
         let footprint = slot.footprint.take();
         self.held_bytes = self.held_bytes - freed + bytes;
+        self.expected_bytes -= came;
         for key in footprint.iter().flat_map(Footprint::keys) {
             self.release(key, ordinal);
         }
@@ -301,7 +315,7 @@ mod tests {
     fn window(footprints: impl IntoIterator<Item = Footprint>) -> Window<(), Ordinal> {
         let mut window = Window::default();
         for footprint in footprints {
-            window.push(footprint, (), 10);
+            window.push(footprint, (), 10, 5);
         }
         window
     }
@@ -321,7 +335,7 @@ mod tests {
         window.finish(0, 0, 1);
         let answers: Vec<_> = std::iter::from_fn(|| window.pop()).collect();
         assert_eq!(answers, [0, 1, 2, 3]);
-        assert!(window.is_empty() && window.held_bytes() == 0 && window.keys.is_empty());
+        assert!(window.is_empty() && window.held_bytes() + window.expected_bytes() == 0 && window.keys.is_empty());
     }
 
     #[test]
@@ -421,7 +435,7 @@ mod tests {
             while answers.len() < footprints.len() {
                 let (pick, pushes) = picks.next().unwrap();
                 if (*pushes || running.is_empty()) && let Some(footprint) = waiting.next() {
-                    window.push(footprint, (), 3);
+                    window.push(footprint, (), 3, 7);
                 }
                 for ordinal in ready(&mut window) {
                     for before in 0..ordinal as usize {
@@ -436,7 +450,7 @@ mod tests {
                 answers.extend(std::iter::from_fn(|| window.pop()));
             }
             prop_assert!(answers.iter().copied().eq(0..footprints.len() as u64), "{answers:?}");
-            prop_assert!(window.keys.is_empty() && window.held_bytes() == 0 && window.barrier.is_none());
+            prop_assert!(window.keys.is_empty() && window.held_bytes() + window.expected_bytes() == 0 && window.barrier.is_none());
         }
     }
 }

@@ -1,10 +1,17 @@
-//! Pauses after failed accepts.
+//! What every listener needs: pauses after failed accepts, and a limit on the connections of one address.
 //!
 //! While file descriptors have run out, `accept` fails at once, again and again: without a pause its loop
 //! would take a whole CPU, and without restraint the log would fill up.
 
-use std::{io, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 const PAUSE_FIRST: Duration = Duration::from_millis(20);
@@ -47,9 +54,88 @@ impl AcceptBackoff {
     }
 }
 
+/// Limits the open connections of each client address, so that one client cannot take them all.
+///
+/// An IPv6 client usually has a whole /64 network, which counts as one address.
+#[derive(Debug)]
+pub struct AddressLimit {
+    connections_max: usize,
+    open: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl AddressLimit {
+    /// A limit of `connections_max` for each address.
+    #[must_use]
+    pub fn new(connections_max: usize) -> Arc<Self> {
+        Arc::new(Self { connections_max, open: Mutex::default() })
+    }
+
+    /// Counts a connection from this address until the result is dropped; `None` at the limit.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>, address: IpAddr) -> Option<AddressSlot> {
+        let address = client_of(address);
+        let mut open = self.open.lock();
+        let count = open.entry(address).or_insert(0);
+        // An entry is never left at zero, so a refusal does not leave one behind.
+        if *count >= self.connections_max {
+            return None;
+        }
+        *count += 1;
+        Some(AddressSlot { limit: self.clone(), address })
+    }
+}
+
+/// One counted connection.
+#[derive(Debug)]
+pub struct AddressSlot {
+    limit: Arc<AddressLimit>,
+    address: IpAddr,
+}
+
+impl Drop for AddressSlot {
+    fn drop(&mut self) {
+        let mut open = self.limit.open.lock();
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// The address that stands for a client.
+fn client_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) >> 64 << 64;
+            Ipv6Addr::from(network).into()
+        }
+        address => address,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_connections_of_one_address_are_limited() {
+        let limit = AddressLimit::new(2);
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let first = limit.enter(address("10.0.0.1"));
+        let second = limit.enter(address("::ffff:10.0.0.1"));
+        assert!(first.is_some() && second.is_some());
+        assert!(limit.enter(address("10.0.0.1")).is_none());
+        let six = [limit.enter(address("2001:db8::1")), limit.enter(address("2001:db8::ffff:2"))];
+        assert!(six.iter().all(Option::is_some));
+        assert!(limit.enter(address("2001:db8::3")).is_none(), "a /64 network is one client");
+        assert!(limit.enter(address("2001:db8:0:1::3")).is_some());
+        drop(first);
+        assert!(limit.enter(address("10.0.0.1")).is_some());
+        drop((second, six));
+        assert!(limit.open.lock().is_empty());
+    }
 
     #[test]
     fn pauses_grow_up_to_a_second_and_end_with_a_success() {

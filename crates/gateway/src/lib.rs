@@ -4,15 +4,21 @@
 mod accept;
 mod access;
 mod admin;
+mod budget;
 mod http;
+mod linger;
+mod pace;
 mod store;
 mod tls;
 
-pub use accept::AcceptBackoff;
+pub use accept::{AcceptBackoff, AddressLimit, AddressSlot};
 pub use access::{Access, Denied, Grant, KeyFacts, Keys, Right, TABLE as RIGHTS};
 pub use admin::{Admin, AdminError, AdminFuture, AuditEntry};
+pub use budget::{Account, CLIENT_BYTES_DEFAULT, CLIENT_BYTES_MIN, Charge, ClientBudget};
 pub use flotilla_route::GatewayStart;
 pub use http::{HttpConfig, HttpConfigError, serve};
+pub use linger::Linger;
+pub use pace::Pace;
 pub use store::{Consistency, Found, Page, READ_KEYS_MAX, Scan, Store, StoreError, Written};
 pub use tls::{ClientStream, Tls};
 

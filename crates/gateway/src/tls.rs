@@ -4,6 +4,7 @@
 //! certificate is renewed without a restart.
 
 use std::{
+    future::poll_fn,
     io::{self, Read as _, Write as _},
     net::SocketAddr,
     sync::Arc,
@@ -12,7 +13,7 @@ use std::{
 
 use bytes::BytesMut;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest, Ready},
+    io::{Interest, Ready},
     net::TcpStream,
     sync::watch,
     time::timeout,
@@ -22,6 +23,8 @@ use tokio_rustls::{
     rustls::{ServerConfig, ServerConnection},
     server::TlsStream,
 };
+
+use crate::Linger;
 
 /// How long a handshake may take, the wait for a first certificate included.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,17 +44,17 @@ impl Tls {
         Self(config)
     }
 
-    /// Performs the server's side of a handshake.
+    /// Performs the server's side of a handshake, which may take as long as `within` at most.
     ///
     /// # Errors
     /// The client does not speak TLS, refuses the certificate, or is too slow.
-    pub async fn accept(mut self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub async fn accept(mut self, stream: TcpStream, within: Duration) -> io::Result<TlsStream<TcpStream>> {
         let handshake = async {
             let config = self.0.wait_for(Option::is_some).await.map_err(io::Error::other)?.clone();
             let config = config.ok_or(io::ErrorKind::NotConnected)?;
             TlsAcceptor::from(config).accept(stream).await
         };
-        let accepted = timeout(HANDSHAKE_TIMEOUT, handshake).await;
+        let accepted = timeout(HANDSHAKE_TIMEOUT.min(within), handshake).await;
         let accepted = accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if accepted.is_err() {
             metrics::counter!("flotilla_tls_handshakes_failed_total").increment(1);
@@ -121,27 +124,24 @@ impl ClientStream {
     }
 
     /// Ends the answers, and reads what the client still sends, for a while: closing at once would reset the
-    /// connection, and the client might never see the last answer.
+    /// connection, and the client might never see the last answer. What is read is not decrypted.
     ///
     /// # Errors
     /// The connection broke.
-    pub async fn linger(&mut self, bytes_max: usize, within: Duration) -> io::Result<()> {
+    pub async fn linger(&mut self) -> io::Result<()> {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
             unless_blocked(flush(tls, &self.tcp))?;
         }
-        let drained = async {
-            self.tcp.shutdown().await?;
-            let (mut buffer, mut left) = (vec![0; READ_BYTES], bytes_max);
-            while left > 0 {
-                match self.tcp.read(&mut buffer).await? {
-                    0 => break,
-                    read => left = left.saturating_sub(read),
-                }
-            }
-            Ok(())
-        };
-        timeout(within, drained).await.unwrap_or(Ok(()))
+        let mut linger = Linger::default();
+        poll_fn(|context| linger.poll(&mut self.tcp, context)).await;
+        Ok(())
+    }
+
+    /// Bytes that wait inside of TLS: encrypted ones for the socket, clear ones to be read.
+    pub fn held_bytes(&mut self) -> usize {
+        let state = self.tls.as_mut().and_then(|tls| tls.process_new_packets().ok());
+        state.map_or(0, |state| state.tls_bytes_to_write() + state.plaintext_bytes_to_read())
     }
 
     /// Writes what the socket takes.

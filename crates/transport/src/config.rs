@@ -46,8 +46,12 @@ pub struct Config {
     pub unauthenticated_per_address_max: usize,
     /// Join requests served concurrently (≥ 1).
     pub joins_max: usize,
+    /// The same, from one IP address (≥ 1).
+    pub joins_per_address_max: usize,
     /// Join requests accepted per second (≥ 1).
     pub joins_per_second_max: u32,
+    /// The same, from one IP address (≥ 1). A joiner that is refused tries again after half a second.
+    pub joins_per_second_per_address_max: u32,
     /// How long a join may take from the end of its handshake to the delivered answer.
     pub join_timeout: Duration,
     /// Receive window of one stream, in bytes (64 KiB – 64 MiB): bandwidth times round-trip time. A
@@ -87,7 +91,9 @@ impl Config {
             unauthenticated_max: 256,
             unauthenticated_per_address_max: 64,
             joins_max: 16,
+            joins_per_address_max: 4,
             joins_per_second_max: 32,
+            joins_per_second_per_address_max: 8,
             join_timeout: Duration::from_secs(30),
             stream_window_bytes: 2 * MIB as u32,
         }
@@ -118,7 +124,9 @@ impl Config {
             (self.unauthenticated_max > 0, "unauthenticated_max", "at least 1"),
             (self.unauthenticated_per_address_max > 0, "unauthenticated_per_address_max", "at least 1"),
             (self.joins_max > 0, "joins_max", "at least 1"),
+            (self.joins_per_address_max > 0, "joins_per_address_max", "at least 1"),
             (self.joins_per_second_max > 0, "joins_per_second_max", "at least 1"),
+            (self.joins_per_second_per_address_max > 0, "joins_per_second_per_address_max", "at least 1"),
             (!self.join_timeout.is_zero(), "join_timeout", "more than 0"),
             (window_range.contains(&self.stream_window_bytes), "stream_window_bytes", "64 KiB to 64 MiB"),
         ];

@@ -39,7 +39,7 @@ pub(crate) enum StreamError {
 #[derive(Debug)]
 pub(crate) struct Inbound {
     unauthenticated: Arc<UnauthenticatedLimits>,
-    pub(crate) joins: Semaphore,
+    pub(crate) joins: Arc<UnauthenticatedLimits>,
     pub(crate) join_rate: Rate,
     peers: Mutex<HashMap<NodeId, InboundPeer>>,
 }
@@ -65,8 +65,8 @@ impl Inbound {
                 config.unauthenticated_max,
                 config.unauthenticated_per_address_max,
             ),
-            joins: Semaphore::new(config.joins_max),
-            join_rate: Rate::new(config.joins_per_second_max, Instant::now()),
+            joins: UnauthenticatedLimits::new(config.joins_max, config.joins_per_address_max),
+            join_rate: Rate::new(config.joins_per_second_max, config.joins_per_second_per_address_max, Instant::now()),
             peers: Mutex::default(),
         }
     }

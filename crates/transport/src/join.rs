@@ -84,8 +84,9 @@ async fn exchange(connection: &Connection, request: Bytes) -> Result<Bytes, Peer
 /// Serves one join connection within the limits of number, rate, size and time.
 pub(crate) async fn serve(shared: &Shared, connection: &Connection, _guard: UnauthenticatedGuard) {
     let inbound = &shared.inbound;
-    let Ok(_permit) = inbound.joins.try_acquire() else { return reject(shared, connection) };
-    if !inbound.join_rate.allow(Instant::now()) {
+    let address = connection.remote_address().ip();
+    let Some(_slot) = inbound.joins.enter(address) else { return reject(shared, connection) };
+    if !inbound.join_rate.allow(address, Instant::now()) {
         return reject(shared, connection);
     }
     shared.meter.joins.increment(1);

@@ -1,4 +1,4 @@
-//! Limits on unauthenticated incoming connections, and on the rate of joins.
+//! Limits on unauthenticated incoming connections and on joins, in number and rate.
 //!
 //! Pure apart from a lock: the caller passes the time.
 
@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Limits the number of unauthenticated connections, in total and per IP address.
+/// Limits the number of unauthenticated connections, or of joins, in total and per IP address.
 #[derive(Debug)]
 pub(crate) struct UnauthenticatedLimits {
     total_max: usize,
@@ -70,26 +70,42 @@ impl Drop for UnauthenticatedGuard {
     }
 }
 
-/// Limits the events per second, in fixed windows of one second.
+/// Limits the events per second, in total and per IP address, in fixed windows of one second.
 #[derive(Debug)]
 pub(crate) struct Rate {
     per_second_max: u32,
-    window: Mutex<(Instant, u32)>,
+    per_address_max: u32,
+    window: Mutex<Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    since: Instant,
+    events: u32,
+    /// Of the addresses whose events were allowed, so that their number is bounded.
+    by_address: HashMap<IpAddr, u32>,
 }
 
 impl Rate {
-    pub(crate) fn new(per_second_max: u32, now: Instant) -> Self {
-        Self { per_second_max, window: Mutex::new((now, 0)) }
+    pub(crate) fn new(per_second_max: u32, per_address_max: u32, now: Instant) -> Self {
+        let window = Window { since: now, events: 0, by_address: HashMap::new() };
+        Self { per_second_max, per_address_max, window: Mutex::new(window) }
     }
 
-    /// Counts one event and returns whether it is within the limit.
-    pub(crate) fn allow(&self, now: Instant) -> bool {
+    /// Counts one event of an address if it is within the limits, and returns whether it is.
+    pub(crate) fn allow(&self, address: IpAddr, now: Instant) -> bool {
+        let address = address.to_canonical();
         let mut window = self.window.lock();
-        if now.duration_since(window.0) >= Duration::from_secs(1) {
-            *window = (now, 0);
+        if now.duration_since(window.since) >= Duration::from_secs(1) {
+            *window = Window { since: now, events: 0, by_address: HashMap::new() };
         }
-        window.1 += 1;
-        window.1 <= self.per_second_max
+        let of_address = window.by_address.get(&address).copied().unwrap_or(0);
+        if window.events >= self.per_second_max || of_address >= self.per_address_max {
+            return false;
+        }
+        window.events += 1;
+        window.by_address.insert(address, of_address + 1);
+        true
     }
 }
 
@@ -119,10 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn rate_resets_each_second() {
+    fn rate_is_bounded_per_address_and_resets_each_second() {
         let start = Instant::now();
-        let rate = Rate::new(2, start);
-        assert_eq!([rate.allow(start), rate.allow(start), rate.allow(start)], [true, true, false]);
-        assert!(rate.allow(start + Duration::from_secs(1)));
+        let rate = Rate::new(3, 2, start);
+        assert_eq!([A, A, A, B, B].map(|address| rate.allow(address, start)), [true, true, false, true, false]);
+        assert_eq!(rate.window.lock().by_address.len(), 2);
+        let later = start + Duration::from_secs(1);
+        assert!(rate.allow(A, later) && rate.allow(B, later));
     }
 }

@@ -4,6 +4,7 @@
 //! format. A type belongs here only if two layers that must not depend on each other share it.
 
 mod ids;
+mod label;
 mod object;
 mod raft;
 mod range;
@@ -16,6 +17,7 @@ pub use ids::{
     ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
     WalSequence,
 };
+pub use label::{escape_hidden, is_printable};
 pub use object::{Holder, ObjectId};
 pub use raft::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, Snapshot};
 pub use range::{Bucket, KeyRange, RecordKey};

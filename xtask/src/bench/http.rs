@@ -31,7 +31,7 @@ impl Protocol for Http {
         if operation == Operation::GetLocal {
             out.extend_from_slice(b"?consistency=eventual");
         }
-        out.extend_from_slice(b" HTTP/1.1\r\nhost: bench\r\n");
+        out.extend_from_slice(b" HTTP/1.1\r\nhost: localhost\r\n");
         if operation == Operation::Set {
             out.extend_from_slice(b"content-length: ");
             put_decimal(out, request.value.len());
@@ -94,8 +94,8 @@ mod tests {
             let ticket = Ticket { operation, sent: Instant::now() };
             client.request(&Request { key: keys::name(1), value: b"v", ticket }, &mut out);
         }
-        let put = "PUT /v1/kv/default/bench-00000001 HTTP/1.1\r\nhost: bench\r\ncontent-length: 1\r\n\r\nv";
-        let get = "GET /v1/kv/default/bench-00000001?consistency=eventual HTTP/1.1\r\nhost: bench\r\n\r\n";
+        let put = "PUT /v1/kv/default/bench-00000001 HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nv";
+        let get = "GET /v1/kv/default/bench-00000001?consistency=eventual HTTP/1.1\r\nhost: localhost\r\n\r\n";
         assert_eq!(String::from_utf8_lossy(&out), format!("{put}{get}"));
     }
 

@@ -7,6 +7,7 @@
 use anyhow::Result;
 use flotilla_api::{ClusterStatus, MetadataRole, NodeInfo, ShardInfo};
 use flotilla_local_cluster::{Credentials, Node, is_ready, status};
+use flotilla_types::escape_hidden;
 
 use super::{Folder, table};
 use crate::workspace;
@@ -102,7 +103,8 @@ fn summary(status: &ClusterStatus) -> String {
     if !incomplete.is_empty() {
         lines.push(format!("Not fully replicated: {incomplete}."));
     }
-    lines.extend(status.health.reasons.iter().cloned());
+    // They name nodes, whose names others chose.
+    lines.extend(status.health.reasons.iter().map(|reason| escape_hidden(reason)));
     lines.join("\n")
 }
 

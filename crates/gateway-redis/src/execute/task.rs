@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use flotilla_gateway::{Consistency, Found, READ_KEYS_MAX, Store, StoreError};
+use flotilla_gateway::{Account, Consistency, Found, READ_KEYS_MAX, Store, StoreError};
 use flotilla_kv::{Action, Expiry, Operation, OperationResult};
 use futures_util::future::join_all;
+use tokio::time::timeout_at;
 
 use super::{COLLECTION, batch::by_shard, keyspace, scan::scan, transaction::run_alone};
 use crate::{
@@ -17,16 +18,19 @@ use crate::{
 
 /// Keys of one writing call: the store's limit on operations.
 const WRITE_KEYS_MAX: usize = 1_024;
-/// `MGET` of more keys reads the lengths of their values first, so that its reply is bounded.
+/// `MGET` of more keys reads the lengths of their values first, so that its reply is bounded; so does one whose
+/// values turn out to be large.
 const MGET_KEYS_UNMEASURED_MAX: usize = 64;
-/// Bytes of values in the reply to one `MGET` of many keys.
-const MGET_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of values in the reply to one `MGET` that reads their lengths first.
+const MGET_BYTES_MAX: u64 = 32 << 20;
+/// When a client that found no room for its reply may try again.
+const RETRY_AFTER_MS: u64 = 100;
 
-/// Runs a task to its reply.
-pub(crate) async fn run(shared: &Shared, task: Task, deadline: Instant) -> Reply {
+/// Runs a task to its reply. What it holds for its client counts on `account`.
+pub(crate) async fn run(shared: &Shared, account: &Account, task: Task, deadline: Instant) -> Reply {
     let calls = Calls { store: &shared.store, deadline };
     let reply = match task {
-        Task::MGet(keys) => calls.mget(keys).await,
+        Task::MGet(keys) => calls.mget(keys, account).await,
         Task::MSet(pairs) => calls.mset(pairs).await,
         Task::Del(keys) => return calls.del(keys).await,
         Task::Exists(keys) => calls.exists(keys).await,
@@ -66,16 +70,25 @@ impl Calls<'_> {
         Ok(written.results)
     }
 
-    async fn mget(&self, keys: Vec<Bytes>) -> Result<Reply, StoreError> {
-        if keys.len() > MGET_KEYS_UNMEASURED_MAX {
-            let found = self.get(&keys, false).await?;
-            let bytes: u64 = found.iter().flatten().map(|found| found.value_bytes).sum();
-            if bytes > MGET_BYTES_MAX {
-                return Ok(Reply::Error("ERR the values are too large for one reply; ask for fewer keys".into()));
-            }
+    async fn mget(&self, keys: Vec<Bytes>, account: &Account) -> Result<Reply, StoreError> {
+        let small = if keys.len() > MGET_KEYS_UNMEASURED_MAX {
+            None
+        } else {
+            self.store.get_if_small(COLLECTION, keys.clone(), Consistency::Strong, self.deadline).await?
+        };
+        if let Some(found) = small {
+            return Ok(values(found));
         }
-        let found = self.get(&keys, true).await?;
-        Ok(Reply::Array(found.into_iter().map(|found| Reply::bulk_or_null(found.map(|found| found.value))).collect()))
+        let found = self.get(&keys, false).await?;
+        let bytes: u64 = found.iter().flatten().map(|found| found.value_bytes).sum();
+        if bytes > MGET_BYTES_MAX {
+            return Ok(Reply::Error("ERR the values are too large for one reply; ask for fewer keys".into()));
+        }
+        let room = account.reserve(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let room = timeout_at(self.deadline.into(), room).await;
+        account.works();
+        let _room = room.map_err(|_| StoreError::Busy { retry_after_ms: RETRY_AFTER_MS })?;
+        Ok(values(self.get(&keys, true).await?))
     }
 
     async fn exists(&self, keys: Vec<Bytes>) -> Result<Reply, StoreError> {
@@ -114,6 +127,11 @@ impl Calls<'_> {
         }
         tally
     }
+}
+
+/// The reply with the values of these records.
+fn values(found: Vec<Option<Found>>) -> Reply {
+    Reply::Array(found.into_iter().map(|found| Reply::bulk_or_null(found.map(|found| found.value))).collect())
 }
 
 /// Result of the removals in one shard.

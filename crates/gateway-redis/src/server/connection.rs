@@ -5,6 +5,9 @@
 //! bytes are held (see [`super::ServerConfig`]), so that a client that sends faster than it is served, or
 //! does not read its replies, is slowed down by its own socket. Replies that are ready at the same time are
 //! sent in one write.
+//!
+//! Everything that a connection holds counts on the node's budget. A connection that must close to relieve the
+//! budget, or whose request is overdue, gets an error first where that can be read.
 
 use std::{
     collections::VecDeque,
@@ -12,20 +15,21 @@ use std::{
     io,
     sync::{Arc, atomic::Ordering},
     task::Poll,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use flotilla_gateway::{ClientStream, StoreError};
+use flotilla_gateway::{Account, Charge, ClientStream, StoreError};
 use futures_util::{
     StreamExt as _,
     future::{BoxFuture, FutureExt as _},
     stream::FuturesUnordered,
 };
-use tokio::{io::Interest, sync::watch};
+use tokio::{io::Interest, sync::watch, task::yield_now, time::sleep_until};
 
 use super::{
     Shared,
+    deadlines::{Deadlines, Overdue},
     multi::{Admitted, Multi, Queued},
     session::Session,
 };
@@ -40,19 +44,19 @@ use crate::{
     window::{Access, Footprint, Ordinal, Window},
 };
 
-/// Capacity reserved before a read.
-const READ_BYTES: usize = 64 << 10;
-/// Spare capacity that is enough for a read.
+/// Capacity for a read: it doubles when a read fills it, so that quiet connections hold little.
 const READ_BYTES_MIN: usize = 4 << 10;
+/// Upper bound of that capacity.
+const READ_BYTES_MAX: usize = 64 << 10;
 /// Encoded bytes that wait for the socket; further replies are encoded once there is room.
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// Expected size of the first reply. Large, so that a long pipeline starts only once a real size is known.
 const REPLY_BYTES_INITIAL: usize = 256 << 10;
-/// How long, and how many bytes, are read after a violation of the protocol, so that the client sees the error.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES_MAX: usize = 64 << 20;
 /// Capacity that an empty output buffer may keep.
 const IDLE_OUTPUT_BYTES_MAX: usize = 64 << 10;
+
+const TOO_MANY_BYTES: &str = "TRYAGAIN the clients of this node hold too many bytes; this request was not executed";
+const OVERDUE: &str = "ERR the request did not arrive in time; it was not executed";
 
 /// A request that waits until it may run.
 struct Pending {
@@ -75,6 +79,10 @@ pub(super) struct Connection {
     multi: Multi,
     decoder: Decoder,
     input: BytesMut,
+    /// Capacity for the next read.
+    read_bytes: usize,
+    /// Bytes read since other tasks last had their turn.
+    unyielded_bytes: usize,
     output: BytesMut,
     window: Window<Pending, (Protocol, Reply)>,
     running: FuturesUnordered<BoxFuture<'static, Vec<Answered>>>,
@@ -86,18 +94,31 @@ pub(super) struct Connection {
     reply_bytes: usize,
     /// This connection's share of [`Shared::buffered_bytes`].
     counted_bytes: usize,
+    account: Arc<Account>,
+    /// What is really held, on the node's budget.
+    charge: Charge,
+    deadlines: Deadlines,
+    /// A request was taken since the bytes were last counted.
+    has_progressed: bool,
     /// The input holds no further complete request.
     needs_input: bool,
     /// The client has closed its side of the connection.
     is_eof: bool,
     /// No further requests are taken: the client quit or violated the protocol, or the server stops.
     is_closing: bool,
-    /// The connection ends because of an error, perhaps in the middle of requests that the client still sends.
-    has_erred: bool,
+    /// The client may still be sending when the connection closes.
+    lingers: bool,
 }
 
 impl Connection {
-    pub(super) fn new(stream: ClientStream, shared: Arc<Shared>, client: Arc<Client>) -> Self {
+    /// `opened`: when the connection was accepted, before a handshake.
+    pub(super) fn new(
+        stream: ClientStream,
+        opened: Instant,
+        account: Account,
+        shared: Arc<Shared>,
+        client: Arc<Client>,
+    ) -> Self {
         Self {
             shared,
             stream,
@@ -105,6 +126,8 @@ impl Connection {
             multi: Multi::default(),
             decoder: Decoder::new(DecoderLimits::default()),
             input: BytesMut::new(),
+            read_bytes: READ_BYTES_MIN,
+            unyielded_bytes: 0,
             output: BytesMut::new(),
             window: Window::default(),
             running: FuturesUnordered::new(),
@@ -112,10 +135,14 @@ impl Connection {
             postponed: None,
             reply_bytes: REPLY_BYTES_INITIAL,
             counted_bytes: 0,
+            charge: account.charge(0),
+            account: Arc::new(account),
+            deadlines: Deadlines::new(opened.into()),
+            has_progressed: false,
             needs_input: true,
             is_eof: false,
             is_closing: false,
-            has_erred: false,
+            lingers: false,
         }
     }
 
@@ -129,19 +156,47 @@ impl Connection {
                 continue;
             }
             let is_last = self.is_closing || self.is_eof && self.needs_input && self.postponed.is_none();
-            if is_last && self.window.is_empty() && self.output.is_empty() && !self.stream.wants_write() {
-                return if self.has_erred { self.stream.linger(LINGER_BYTES_MAX, LINGER).await } else { Ok(()) };
+            if is_last && self.window.is_empty() && !self.has_output() {
+                if self.lingers {
+                    self.release_requests();
+                    self.charge.set(0);
+                    self.stream.linger().await?;
+                }
+                return Ok(());
             }
             self.count_bytes();
             self.wait(&mut stopping).await?;
+            // A client that sends without a pause must not keep the thread from other connections and peers.
+            if self.unyielded_bytes >= READ_BYTES_MAX {
+                self.unyielded_bytes = 0;
+                yield_now().await;
+            }
         }
     }
 
-    /// Whether another request may start. One at a time is always allowed.
+    /// Whether another request that has arrived may start. One at a time also starts without room in the budget,
+    /// because that frees its bytes.
     fn takes_requests(&self) -> bool {
+        self.is_within_limits() && (self.window.is_empty() || self.account.has_room(0))
+    }
+
+    /// Whether more input is wanted.
+    fn wants_input(&self) -> bool {
+        self.is_within_limits() && self.needs_input && !self.is_eof
+    }
+
+    /// By how much the input buffer must grow before the next read. Buffers double.
+    fn growth(&self) -> usize {
+        let (capacity, len) = (self.input.capacity(), self.input.len());
+        if capacity - len >= READ_BYTES_MIN { 0 } else { (2 * capacity).max(len + self.read_bytes) - capacity }
+    }
+
+    /// Whether another request may start as far as the limits of connections go. One at a time is always
+    /// allowed.
+    fn is_within_limits(&self) -> bool {
         let config = &self.shared.config;
         let others = self.shared.buffered_bytes.load(Ordering::Relaxed).saturating_sub(self.counted_bytes);
-        let own = self.held_bytes();
+        let own = self.pipeline_bytes();
         !self.is_closing
             && self.postponed.is_none()
             && self.window.len() < config.in_flight_max
@@ -149,28 +204,76 @@ impl Connection {
             && (self.window.is_empty() || own.saturating_add(others) < config.buffered_bytes_total_max)
     }
 
-    fn held_bytes(&self) -> usize {
-        let postponed = self.postponed.iter().flatten().map(Bytes::len).sum::<usize>();
-        self.window.held_bytes() + self.output.len() + self.multi.held_bytes() + postponed
+    /// Bytes of requests in flight or queued, and of replies, also of those that are only expected.
+    fn pipeline_bytes(&self) -> usize {
+        self.window.held_bytes()
+            + self.window.expected_bytes()
+            + self.output.len()
+            + self.multi.held_bytes()
+            + self.postponed.as_deref().map_or(0, request_bytes)
+    }
+
+    /// Whether replies wait for the socket.
+    fn has_output(&self) -> bool {
+        !self.output.is_empty() || self.stream.wants_write()
     }
 
     /// Bytes that a transaction may still queue. Half of the connection's own are left for everything else.
     fn queue_room(&self) -> usize {
         let config = &self.shared.config;
         let others = self.shared.buffered_bytes.load(Ordering::Relaxed).saturating_sub(self.counted_bytes);
-        let total = config.buffered_bytes_total_max.saturating_sub(others.saturating_add(self.held_bytes()));
+        let total = config.buffered_bytes_total_max.saturating_sub(others.saturating_add(self.pipeline_bytes()));
         total.min((config.buffered_bytes_max / 2).saturating_sub(self.multi.held_bytes()))
     }
 
-    /// Updates this connection's share of the shared byte count.
+    /// Updates this connection's share of the shared byte count and of the node's budget.
     fn count_bytes(&mut self) {
-        let held = self.held_bytes();
-        if held > self.counted_bytes {
-            self.shared.buffered_bytes.fetch_add(held - self.counted_bytes, Ordering::Relaxed);
+        let pipeline = self.pipeline_bytes();
+        if pipeline > self.counted_bytes {
+            self.shared.buffered_bytes.fetch_add(pipeline - self.counted_bytes, Ordering::Relaxed);
         } else {
-            self.shared.buffered_bytes.fetch_sub(self.counted_bytes - held, Ordering::Relaxed);
+            self.shared.buffered_bytes.fetch_sub(self.counted_bytes - pipeline, Ordering::Relaxed);
         }
-        self.counted_bytes = held;
+        self.counted_bytes = pipeline;
+        if self.input.is_empty() {
+            // An idle connection keeps no buffer.
+            self.input = BytesMut::new();
+        }
+        let input = self.input.capacity() + self.decoder.held_bytes();
+        let output = self.output.capacity() + self.stream.held_bytes();
+        let waiting = self.multi.held_bytes() + self.postponed.as_deref().map_or(0, request_bytes);
+        self.charge.set(self.window.held_bytes() + output + input + waiting);
+        let is_partial = self.needs_input && (self.decoder.is_mid_request() || !self.input.is_empty());
+        let progressed = std::mem::take(&mut self.has_progressed);
+        self.deadlines.request(is_partial, progressed, Instant::now().into());
+        // A transaction that is queued waits for its client from the first of its commands to the last.
+        let is_queuing = self.multi.held_bytes() > 0 && self.window.is_empty();
+        let waits = self.deadlines.waits_for_client() || is_queuing;
+        if !waits || progressed && !is_queuing {
+            self.account.works();
+        }
+        if waits {
+            self.account.waits_for_client();
+        }
+    }
+
+    /// Drops what has arrived of requests that did not start.
+    fn release_requests(&mut self) {
+        self.decoder = Decoder::new(DecoderLimits::default());
+        self.input = BytesMut::new();
+        (self.multi, self.postponed) = (Multi::default(), None);
+        self.needs_input = true;
+    }
+
+    /// Drops an incomplete request and closes, with this error if the client can still read it.
+    fn give_up(&mut self, reason: &'static str) -> io::Result<()> {
+        if self.has_output() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.release_requests();
+        self.answer_now(Reply::Error(reason.into()));
+        (self.is_closing, self.lingers) = (true, true);
+        Ok(())
     }
 
     /// Moves requests from the input to the window.
@@ -196,11 +299,12 @@ impl Connection {
                 }
                 Err(error) => {
                     self.answer_now(Reply::error(error));
-                    (self.is_closing, self.has_erred) = (true, true);
+                    (self.is_closing, self.lingers) = (true, true);
                 }
             }
         }
         if commands > 0 {
+            self.has_progressed = true;
             self.shared.commands.fetch_add(commands, Ordering::Relaxed);
             metrics::counter!("flotilla_redis_commands_total").increment(commands);
         }
@@ -229,7 +333,7 @@ impl Connection {
     }
 
     fn accept(&mut self, spec: Option<&'static Spec>, request: Vec<Bytes>, now: Instant, now_ms: u64) {
-        let bytes: usize = request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum();
+        let bytes = request_bytes(&request);
         // A refusal inside a transaction aborts it, as an unknown command does.
         let allowed = self.session.authorize(spec, &request, &self.shared.access, now_ms);
         if allowed.is_err() && spec.is_some_and(|spec| spec.name == "multi") {
@@ -239,7 +343,7 @@ impl Connection {
         if matches!(request, Err(CommandError::Database)) {
             // What follows is meant for another database, and must not reach this one.
             self.answer_now(Reply::error(CommandError::Database));
-            (self.is_closing, self.has_erred) = (true, true);
+            (self.is_closing, self.lingers) = (true, true);
             return;
         }
         let may_queue = self.multi.queued() >= 0 || matches!(request, Ok(Command::Watch(_)));
@@ -294,7 +398,7 @@ impl Connection {
     fn push(&mut self, footprint: Footprint, work: Work, bytes: usize, now: Instant) {
         let deadline = now + self.shared.config.request_timeout;
         let pending = Pending { work, protocol: self.session.protocol, deadline };
-        self.window.push(footprint, pending, bytes + self.reply_bytes);
+        self.window.push(footprint, pending, bytes, self.reply_bytes);
     }
 
     fn answer_now(&mut self, reply: Reply) {
@@ -327,7 +431,8 @@ impl Connection {
                 Plan::Write(work) => chains.push(self.chain(Job { ordinal, protocol, deadline, work }, now)),
                 Plan::Read(work) => reads.push(Job { ordinal, protocol, deadline, work }),
                 Plan::Task(task) => {
-                    self.spawn(ordinal, protocol, |shared| async move { run(&shared, task, deadline).await });
+                    let account = self.account.clone();
+                    self.spawn(ordinal, protocol, |shared| async move { run(&shared, &account, task, deadline).await });
                 }
             }
         }
@@ -369,6 +474,7 @@ impl Connection {
 
     /// Sends the replies that are ready, as far as the socket accepts them.
     fn send(&mut self) -> io::Result<()> {
+        let mut sent = 0;
         loop {
             while self.output.len() < OUTPUT_BYTES_MAX {
                 let ordinal = self.window.first();
@@ -383,21 +489,41 @@ impl Connection {
                 if self.output.capacity() > IDLE_OUTPUT_BYTES_MAX {
                     self.output = BytesMut::new();
                 }
+                // A stream that encrypts may still hold some of them.
+                self.deadlines.replies(sent, self.stream.wants_write(), Instant::now().into());
                 return Ok(());
             }
             match self.stream.try_write(&self.output) {
-                Ok(written) => self.output.advance(written),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(written) => {
+                    self.output.advance(written);
+                    sent += written;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.deadlines.replies(sent, true, Instant::now().into());
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Waits until something can be read or written, a call has finished, or the server stops.
+    /// Waits until something can be read or written, a call has finished, there is room in the budget, a
+    /// deadline is over, the budget wants the connection closed, or the server stops.
     async fn wait(&mut self, stopping: &mut watch::Receiver<bool>) -> io::Result<()> {
-        let reads = self.takes_requests() && !self.is_eof;
-        let writes = !self.output.is_empty() || self.stream.wants_write();
-        let interest = match (reads, writes) {
+        let (growth, account) = (self.growth(), self.account.clone());
+        let reads = self.wants_input() && account.has_room(growth);
+        let lacks_room = self.wants_input() && !reads;
+        let overdue = self.deadlines.next(&self.shared.config);
+        let deadline = async {
+            match overdue {
+                Some((at, what)) => {
+                    sleep_until(at).await;
+                    what
+                }
+                None => pending().await,
+            }
+        };
+        let interest = match (reads, self.has_output()) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
             (true, false) => Some(Interest::READABLE),
             (false, true) => Some(Interest::WRITABLE),
@@ -427,6 +553,14 @@ impl Connection {
             () = self.session.connection().killed() => return Err(io::ErrorKind::ConnectionAborted.into()),
             () = self.shared.pause.changed(), if self.postponed.is_some() => {}
             answered = finished => answered.into_iter().for_each(|answered| self.finish(answered)),
+            () = account.room(growth), if lacks_room => {}
+            () = account.closing(), if !self.is_closing => self.give_up(TOO_MANY_BYTES)?,
+            what = deadline => match what {
+                Overdue::Request if !self.is_closing => self.give_up(OVERDUE)?,
+                Overdue::FirstByte | Overdue::Request | Overdue::Replies => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            },
             // An error means that the sender was dropped: the server has stopped, too.
             _ = stopping.wait_for(|stop| *stop), if !self.is_closing => self.is_closing = true,
         }
@@ -435,16 +569,29 @@ impl Connection {
 
     fn read(&mut self) -> io::Result<()> {
         if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
-            self.input.reserve(READ_BYTES);
+            self.input.reserve(self.read_bytes);
         }
+        let spare = self.input.capacity() - self.input.len();
         match self.stream.try_read_buf(&mut self.input) {
             Ok(0) => self.is_eof = true,
-            Ok(_) => self.needs_input = false,
+            Ok(bytes) => {
+                self.needs_input = false;
+                self.unyielded_bytes += bytes;
+                self.deadlines.received();
+                if bytes >= spare {
+                    self.read_bytes = (2 * self.read_bytes).min(READ_BYTES_MAX);
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
         Ok(())
     }
+}
+
+/// Bytes that a request takes.
+fn request_bytes(request: &[Bytes]) -> usize {
+    request.iter().map(|argument| argument.len() + size_of::<Bytes>()).sum()
 }
 
 impl Drop for Connection {

@@ -2,6 +2,7 @@
 
 mod config;
 mod connection;
+mod deadlines;
 mod multi;
 mod pause;
 mod session;
@@ -16,7 +17,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_gateway::{AcceptBackoff, Access, ClientStream, Security, Store, Tls};
+use flotilla_gateway::{
+    AcceptBackoff, Access, AddressLimit, AddressSlot, ClientBudget, ClientStream, Security, Store, Tls,
+};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -69,6 +72,7 @@ pub(crate) struct Shared {
     pub(crate) commands: AtomicU64,
     /// Bytes that all connections hold, as [`ServerConfig::buffered_bytes_total_max`] counts them.
     pub(crate) buffered_bytes: AtomicUsize,
+    pub(crate) budget: ClientBudget,
     started: Instant,
     port: u16,
 }
@@ -109,14 +113,17 @@ impl Shared {
 
 /// Serves until `shutdown` resolves, then lets open requests finish within [`ServerConfig::stop_grace`].
 ///
-/// `config` must be valid. The future must run on a Tokio runtime with time and network enabled.
+/// What clients hold counts on `budget`. `config` must be valid. The future must run on a Tokio runtime with
+/// time and network enabled.
 pub async fn serve(
     listener: TcpListener,
     store: Store,
     security: Security,
+    budget: ClientBudget,
     config: ServerConfig,
     shutdown: impl Future<Output = ()>,
 ) {
+    let addresses = AddressLimit::new(config.connections_per_address_max);
     let stop_grace = config.stop_grace;
     let shared = Arc::new(Shared {
         store,
@@ -131,6 +138,7 @@ pub async fn serve(
         last_random_key: Mutex::default(),
         commands: AtomicU64::new(0),
         buffered_bytes: AtomicUsize::new(0),
+        budget,
         started: Instant::now(),
         port: listener.local_addr().map_or(0, |address| address.port()),
     });
@@ -148,14 +156,17 @@ pub async fn serve(
             // Removes ended connections from the set, which would otherwise only grow.
             Some(_) = connections.join_next() => {}
             accepted = accepted => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     backoff.accepted();
                     while connections.try_join_next().is_some() {}
                     // Not the number of registered clients: a connection registers when its task first runs.
-                    if connections.len() < shared.config.connections_max {
-                        connections.spawn(connection(stream, security.tls.clone(), shared.clone(), stopping.clone()));
-                    } else {
-                        refuse(&stream);
+                    let has_slot = connections.len() < shared.config.connections_max;
+                    match addresses.enter(peer.ip()).filter(|_| has_slot) {
+                        Some(slot) => {
+                            let (tls, shared) = (security.tls.clone(), shared.clone());
+                            connections.spawn(connection(stream, slot, tls, shared, stopping.clone()));
+                        }
+                        None => refuse(&stream),
                     }
                 }
                 Err(error) => backoff.failed(&error, tokio::time::Instant::now()),
@@ -178,7 +189,14 @@ fn refuse(stream: &TcpStream) {
 }
 
 /// Serves one connection.
-async fn connection(stream: TcpStream, tls: Option<Tls>, shared: Arc<Shared>, stopping: watch::Receiver<bool>) {
+async fn connection(
+    stream: TcpStream,
+    _slot: AddressSlot,
+    tls: Option<Tls>,
+    shared: Arc<Shared>,
+    stopping: watch::Receiver<bool>,
+) {
+    let opened = Instant::now();
     // Without `TCP_NODELAY` a small answer may wait for the client's delayed acknowledgement.
     let tuned = stream
         .set_nodelay(true)
@@ -188,7 +206,7 @@ async fn connection(stream: TcpStream, tls: Option<Tls>, shared: Arc<Shared>, st
     }
     let stream: ClientStream = match tls {
         None => stream.into(),
-        Some(tls) => match tls.accept(stream).await {
+        Some(tls) => match tls.accept(stream, shared.config.first_byte_timeout).await {
             Ok(stream) => stream.into(),
             Err(error) => {
                 tracing::debug!(%error, "no TLS connection");
@@ -198,7 +216,9 @@ async fn connection(stream: TcpStream, tls: Option<Tls>, shared: Arc<Shared>, st
     };
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let registered = Registered { client: shared.clients.open(peer, local, Instant::now()), shared };
-    let connection = connection::Connection::new(stream, registered.shared.clone(), registered.client.clone());
+    let account = registered.shared.budget.open();
+    let connection =
+        connection::Connection::new(stream, opened, account, registered.shared.clone(), registered.client.clone());
     if let Err(error) = connection.run(stopping).await {
         // Clients that disconnect are no fault of the node.
         tracing::debug!(%error, "connection ended");

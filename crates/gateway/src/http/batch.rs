@@ -13,7 +13,9 @@ use flotilla_api::{
 use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwise};
 
 use super::{
-    App, body, deadline, guard,
+    App, body,
+    client::ClientConnection,
+    deadline, guard,
     problem::Refusal,
     raw::{checked_key, invalid},
     records::{condition, expires_in},
@@ -23,7 +25,11 @@ use crate::{Right, StoreError};
 pub(super) async fn apply(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let deadline = deadline(request.headers())?;
     let grant = guard::grant_of(&request)?;
+    let client = ClientConnection::of(&request)?;
     let body = body::read(&app, request, body::BATCH_BODY_BYTES_MAX, ProblemType::BatchTooLarge, deadline).await?;
+    // The decoded batch is about as large as its text.
+    let _decoded = client.account.charge(body.bytes.len());
+    client.account.works();
     let request: BatchRequest = body::parse_json(&body.bytes)?;
     let collection = request.collection.clone();
     grant.check_collection(Right::Write, &collection)?;

@@ -1,35 +1,37 @@
-//! Reads request bodies, bounded in bytes, in time and in memory over all requests.
+//! Reads request bodies, bounded in bytes, in time and in pace, and counted on the node's budget as they
+//! arrive.
+
+use std::sync::Arc;
 
 use axum::{body::BodyDataStream, extract::Request, http::header};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flotilla_api::ProblemType;
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout_at},
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    App,
+    client::{ClientConnection, Phase},
+    guard::RequestSlot,
+    problem::Refusal,
 };
+use crate::{Charge, Pace};
 
-use super::{App, problem::Refusal};
-
-/// Bodies up to this size do not draw on the shared budget; the bound on requests bounds them.
-const SMALL_BYTES: usize = 64 * 1024;
 /// Longest JSON body except a batch.
 pub(super) const JSON_BYTES_MAX: usize = 64 * 1024;
 /// Longest body of a batch. Its decoded bytes may be half of that, which leaves room for base64 and field
 /// names.
 pub(super) const BATCH_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How much of a body that is too long is read and discarded, so that a client that sends everything before
-/// it reads still gets the refusal. After that the connection is closed.
-const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// A body in memory, with its share of the memory budget.
+/// A body in memory, counted until it is dropped.
 pub(super) struct BufferedBody {
     pub(super) bytes: Bytes,
-    _budget: Option<OwnedSemaphorePermit>,
+    _charge: Charge,
 }
 
-/// Reads a body of at most `bytes_max`, or refuses it as `too_large`.
+/// Reads a body of at most `bytes_max`, or refuses it as `too_large`. What a refusal leaves unread is up to
+/// [`exchange`](super::exchange::exchange).
 pub(super) async fn read(
     app: &App,
     request: Request,
@@ -37,36 +39,51 @@ pub(super) async fn read(
     too_large: ProblemType,
     deadline: Instant,
 ) -> Result<BufferedBody, Refusal> {
-    let headers = request.headers();
-    let content_length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|text| text.parse::<u64>().ok())
-        .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    // Such a client does not send a body that was refused.
-    let expects_continue =
-        headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let client = ClientConnection::of(&request)?;
+    let slot = request.extensions().get::<Arc<RequestSlot>>().cloned();
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let refusal = || Refusal::new(too_large, format!("the body may have at most {bytes_max} bytes"));
-    let mut stream = request.into_body().into_data_stream();
-    if content_length.is_some_and(|bytes| bytes > bytes_max) {
-        if !expects_continue {
-            discard(&mut stream, deadline).await;
-        }
+    if length.is_some_and(|bytes: u64| bytes > bytes_max as u64) {
         return Err(refusal());
     }
-    let budget = reserve(app, content_length.unwrap_or(bytes_max), deadline).await?;
-    match timeout_at(deadline, collect(&mut stream, bytes_max)).await {
-        Ok(Ok(bytes)) => Ok(BufferedBody { bytes, _budget: budget }),
-        Ok(Err(ReadError::TooLong)) => {
-            drop(budget);
-            discard(&mut stream, deadline).await;
-            Err(refusal())
-        }
-        Ok(Err(ReadError::Broken)) => {
-            Err(Refusal::new(ProblemType::MalformedRequest, "the body ended early or is malformed"))
-        }
-        Err(_) => Err(Refusal::new(ProblemType::RequestTimeout, "the body did not arrive before the deadline")),
+    let length = length.and_then(|bytes| usize::try_from(bytes).ok());
+    if let Some(slot) = &slot {
+        slot.leave();
     }
+    client.set_phase(Phase::Body);
+    let mut arriving = Arriving {
+        client: &client,
+        bytes_max,
+        length: length.unwrap_or(bytes_max),
+        pace: app.config.body_pace,
+        deadline,
+        whole: Vec::new(),
+        charge: client.account.charge(0),
+    };
+    let mut stream = request.into_body().into_data_stream();
+    let ended = tokio::select! {
+        ended = arriving.collect(&mut stream) => ended,
+        () = client.account.closing() => Err(ReadError::Busy),
+    };
+    client.set_phase(Phase::Working);
+    match ended {
+        Ok(()) => {}
+        Err(ReadError::TooLong) => return Err(refusal()),
+        Err(ReadError::Broken) => {
+            return Err(Refusal::new(ProblemType::MalformedRequest, "the body ended early or is malformed"));
+        }
+        Err(ReadError::Late) => {
+            return Err(Refusal::new(ProblemType::RequestTimeout, "the body did not arrive before the deadline"));
+        }
+        Err(ReadError::Slow) => {
+            return Err(Refusal::new(ProblemType::RequestTimeout, "the body arrives too slowly"));
+        }
+        Err(ReadError::Busy) => return Err(Refusal::busy("the clients of this node hold too many bytes")),
+    }
+    if let Some(slot) = &slot {
+        slot.return_to()?;
+    }
+    Ok(BufferedBody { bytes: arriving.whole.into(), _charge: arriving.charge })
 }
 
 /// Reads a JSON body of at most [`JSON_BYTES_MAX`].
@@ -84,59 +101,147 @@ pub(super) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal
     serde_json::from_slice(bytes).map_err(|error| Refusal::new(ProblemType::MalformedRequest, format!("JSON: {error}")))
 }
 
-async fn reserve(app: &App, bytes: usize, deadline: Instant) -> Result<Option<OwnedSemaphorePermit>, Refusal> {
-    if bytes <= SMALL_BYTES {
-        return Ok(None);
-    }
-    let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-    match timeout_at(deadline, app.body_kib.clone().acquire_many_owned(kib)).await {
-        Ok(Ok(permit)) => Ok(Some(permit)),
-        Ok(Err(_)) | Err(_) => Err(Refusal::busy("too many large bodies are in progress")),
-    }
-}
-
+#[derive(Debug, PartialEq, Eq)]
 enum ReadError {
     TooLong,
     Broken,
+    Late,
+    Slow,
+    Busy,
 }
 
-async fn collect(stream: &mut BodyDataStream, bytes_max: usize) -> Result<Bytes, ReadError> {
-    let mut whole = BytesMut::new();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|_| ReadError::Broken)?;
-        if whole.len() + chunk.len() > bytes_max {
-            return Err(ReadError::TooLong);
-        }
-        whole.extend_from_slice(&chunk);
-    }
-    Ok(whole.freeze())
+/// A body as far as it has arrived.
+struct Arriving<'a> {
+    client: &'a ClientConnection,
+    bytes_max: usize,
+    /// Bytes that are expected, at most.
+    length: usize,
+    pace: Pace,
+    deadline: Instant,
+    whole: Vec<u8>,
+    /// The capacity of `whole`.
+    charge: Charge,
 }
 
-/// Reads and discards the rest of a body, up to [`DISCARD_BYTES_MAX`] and the deadline.
-async fn discard(stream: &mut BodyDataStream, deadline: Instant) {
-    let drained = async {
-        let mut bytes = 0;
-        while let Some(Ok(chunk)) = stream.next().await {
-            bytes += chunk.len();
-            if bytes > DISCARD_BYTES_MAX {
-                return;
+impl Arriving<'_> {
+    async fn collect(&mut self, stream: &mut BodyDataStream) -> Result<(), ReadError> {
+        let mut started = Instant::now();
+        self.client.account.waits_for_client();
+        loop {
+            let due = self.pace.deadline(started, self.whole.len());
+            let chunk = match timeout_at(due.min(self.deadline), stream.next()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(chunk)) => chunk.map_err(|_| ReadError::Broken)?,
+                Err(_) if due < self.deadline => return Err(ReadError::Slow),
+                Err(_) => return Err(ReadError::Late),
+            };
+            let needed = self.whole.len() + chunk.len();
+            if needed > self.bytes_max {
+                return Err(ReadError::TooLong);
             }
+            if needed > self.whole.capacity() {
+                let waits_since = Instant::now();
+                self.grow(needed).await?;
+                started += waits_since.elapsed();
+            }
+            self.whole.extend_from_slice(&chunk);
         }
-    };
-    // At the deadline the connection is closed while the client still sends.
-    let _ = timeout_at(deadline, drained).await;
+    }
+
+    /// Makes room in the budget, then in memory. Doubles, so that a large body is not copied often, but does
+    /// not go beyond what the client announced.
+    async fn grow(&mut self, needed: usize) -> Result<(), ReadError> {
+        let capacity = (2 * self.whole.capacity()).min(self.length).max(needed);
+        let more = capacity - self.whole.capacity();
+        timeout_at(self.deadline, self.client.account.room(more)).await.map_err(|_| ReadError::Busy)?;
+        self.charge.set(capacity);
+        self.whole.reserve_exact(capacity - self.whole.len());
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::body::Body;
+    use std::{net::Ipv4Addr, time::Duration};
 
-    use super::*;
+    use axum::body::Body;
+    use futures_util::stream;
+    use tokio::time::sleep;
+
+    use super::{
+        super::{HttpConfig, slots::Slots},
+        *,
+    };
+    use crate::{CLIENT_BYTES_MIN, ClientBudget};
+
+    const LENIENT: Pace = Pace { grace: Duration::from_secs(30), bytes_per_second_min: 1 };
+    const STRICT: Pace = Pace { grace: Duration::from_millis(50), bytes_per_second_min: 1 << 30 };
+
+    fn client(budget: &ClientBudget) -> Arc<ClientConnection> {
+        let slots = Slots::new(&HttpConfig::default());
+        slots.admit(budget, Ipv4Addr::LOCALHOST.into()).expect("a slot")
+    }
+
+    fn arriving(client: &ClientConnection, bytes_max: usize) -> Arriving<'_> {
+        Arriving {
+            client,
+            bytes_max,
+            length: bytes_max,
+            pace: LENIENT,
+            deadline: Instant::now() + Duration::from_secs(30),
+            whole: Vec::new(),
+            charge: client.account.charge(0),
+        }
+    }
+
+    /// A body of so many parts, one every 10 ms.
+    fn slow(parts: usize) -> BodyDataStream {
+        let parts = stream::iter(0..parts).then(|_| async {
+            sleep(Duration::from_millis(10)).await;
+            Ok::<_, std::io::Error>(Bytes::from_static(&[1; 5]))
+        });
+        Body::from_stream(parts).into_data_stream()
+    }
 
     #[tokio::test]
     async fn a_body_is_refused_above_its_limit_and_not_at_it() {
+        let budget = ClientBudget::new(CLIENT_BYTES_MIN);
+        let client = client(&budget);
         let stream = |bytes: usize| Body::from(vec![1; bytes]).into_data_stream();
-        assert!(collect(&mut stream(10), 10).await.is_ok_and(|bytes| bytes.len() == 10));
-        assert!(matches!(collect(&mut stream(11), 10).await, Err(ReadError::TooLong)));
+        let mut body = arriving(&client, 10);
+        assert_eq!(body.collect(&mut stream(10)).await, Ok(()));
+        assert_eq!((body.whole.len(), budget.held()), (10, 10));
+        assert_eq!(arriving(&client, 10).collect(&mut stream(11)).await, Err(ReadError::TooLong));
+        drop(body);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_body_must_keep_its_pace_and_its_deadline() {
+        let budget = ClientBudget::new(CLIENT_BYTES_MIN);
+        let client = client(&budget);
+        let endless = usize::MAX;
+        assert_eq!(arriving(&client, 1 << 20).collect(&mut slow(20)).await, Ok(()));
+        let mut strict = Arriving { pace: STRICT, ..arriving(&client, 1 << 20) };
+        assert_eq!(strict.collect(&mut slow(endless)).await, Err(ReadError::Slow));
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let mut late = Arriving { deadline, ..arriving(&client, 1 << 20) };
+        assert_eq!(late.collect(&mut slow(endless)).await, Err(ReadError::Late));
+    }
+
+    #[tokio::test]
+    async fn a_body_waits_for_room_in_the_budget() {
+        let budget = ClientBudget::new(CLIENT_BYTES_MIN);
+        let (client, other) = (client(&budget), budget.open());
+        let held = other.charge(CLIENT_BYTES_MIN);
+        other.works();
+        let mut body = arriving(&client, 1 << 20);
+        let mut stream = Body::from(vec![1; 1 << 20]).into_data_stream();
+        let collected = body.collect(&mut stream);
+        tokio::pin!(collected);
+        let soon = Instant::now() + Duration::from_millis(50);
+        assert!(timeout_at(soon, &mut collected).await.is_err(), "there is no room");
+        drop(held);
+        assert_eq!(collected.await, Ok(()));
     }
 }

@@ -1,6 +1,6 @@
-//! Middleware around every request: origin check, keys, admission limit, metrics.
+//! Middleware around every request: checks of host, origin and content type, keys, admission limits, metrics.
 
-use std::{net::IpAddr, time::Instant};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -10,16 +10,22 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use flotilla_api::ProblemType;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     App,
     audit::{self, Subject},
+    client::ClientConnection,
     problem::Refusal,
     routes::Rights,
+    slots::is_reserved_route,
     unix_ms,
 };
 use crate::{Denied, Grant, Right};
 
+/// Probes: they say nothing about the cluster, so they answer under any `Host`.
+const PROBES: &[&str] = &["/health/live", "/healthz", "/readyz"];
 /// Routes exempt from the limit on requests, so that an operator can inspect an overloaded node. Their
 /// handlers never wait. Event streams have a limit of their own.
 const UNLIMITED_ROUTES: &[&str] = &[
@@ -36,6 +42,8 @@ const UNLIMITED_ROUTES: &[&str] = &[
     "/openapi.json",
     "/",
 ];
+/// Routes for records. All other routes that are limited are of the administration.
+const RECORD_ROUTES: &[&str] = &["/v1/kv/{*rest}", "/v1/batch"];
 /// Methods that pages of allowed origins may use.
 const CORS_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 /// Request headers that they may send, beyond those that CORS always allows.
@@ -47,9 +55,14 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     let started = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
     let method = method_label(request.method());
-    let origin = Origin::of(request.headers(), &app.config.cors_origins);
+    let host_is_trusted = app.hosts.trust(request.headers());
+    let origin = Origin::of(request.headers(), &app.config.cors_origins, host_is_trusted);
     let allowed = origin.allowed();
-    let mut response = admit(app, &route, &origin, request, next).await;
+    let mut response = if host_is_trusted || PROBES.contains(&route.as_str()) {
+        admit(app, &route, &origin, request, next).await
+    } else {
+        unknown_host().into_response()
+    };
     if let Some(allowed) = allowed {
         let headers = response.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
@@ -74,6 +87,10 @@ async fn admit(app: App, route: &str, origin: &Origin, mut request: Request, nex
         let detail = "pages of other origins may not change anything here; see the setting `cors_origins`";
         return Refusal::new(ProblemType::ForbiddenOrigin, detail).into_response();
     }
+    if *request.method() == Method::POST && may_be_a_form(request.headers()) {
+        let detail = "send this as `content-type: application/json` (`curl --json`); forms of web pages cannot";
+        return Refusal::new(ProblemType::UnsupportedMediaType, detail).into_response();
+    }
     let (subject, right) = (Subject::of(&request), right_of(&app, route, request.method()));
     let grant = match authorize(&app, right, &request) {
         Ok(grant) => grant,
@@ -89,13 +106,90 @@ async fn admit(app: App, route: &str, origin: &Origin, mut request: Request, nex
     response
 }
 
-async fn run(app: &App, route: &str, request: Request, next: Next) -> Response {
+async fn run(app: &App, route: &str, mut request: Request, next: Next) -> Response {
+    let beyond_the_limits = match ClientConnection::of(&request) {
+        Ok(client) => !is_reserved_route(route) && !client.takes_general_slot(),
+        Err(refusal) => return refusal.into_response(),
+    };
+    if beyond_the_limits {
+        return Refusal::busy("too many connections are open, in total or from this address").into_response();
+    }
     if UNLIMITED_ROUTES.contains(&route) {
         return next.run(request).await;
     }
-    match app.requests.try_acquire() {
-        Ok(_permit) => next.run(request).await,
-        Err(_) => Refusal::busy("too many requests are in progress on this node").into_response(),
+    let limit = if RECORD_ROUTES.contains(&route) { &app.requests } else { &app.admin_requests };
+    match RequestSlot::take(limit.clone()) {
+        Some(slot) => {
+            let slot = Arc::new(slot);
+            request.extensions_mut().insert(slot.clone());
+            let response = next.run(request).await;
+            drop(slot);
+            response
+        }
+        None => too_many_requests().into_response(),
+    }
+}
+
+/// The place of a request among those in progress. It is given up while the body arrives, which takes as long
+/// as the client likes.
+pub(super) struct RequestSlot {
+    limit: Arc<Semaphore>,
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl RequestSlot {
+    fn take(limit: Arc<Semaphore>) -> Option<Self> {
+        let permit = limit.clone().try_acquire_owned().ok()?;
+        Some(Self { limit, permit: Mutex::new(Some(permit)) })
+    }
+
+    /// Gives the place up for a while.
+    pub(super) fn leave(&self) {
+        *self.permit.lock() = None;
+    }
+
+    /// Takes a place again.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn return_to(&self) -> Result<(), Refusal> {
+        *self.permit.lock() = Some(self.limit.clone().try_acquire_owned().map_err(|_| too_many_requests())?);
+        Ok(())
+    }
+}
+
+fn too_many_requests() -> Refusal {
+    Refusal::busy("too many requests are in progress on this node")
+}
+
+fn unknown_host() -> Refusal {
+    let detail = "the name in `Host` is none of this node's; use an address, or name it in the setting `host_names`";
+    Refusal::new(ProblemType::UnknownHost, detail)
+}
+
+/// Whether a form of a web page could have sent a request with these headers. Forms have three content types,
+/// and scripts without a preflight no others and no headers of their own. Without a body there is nothing to
+/// say, and browsers state the origin of every post.
+fn may_be_a_form(headers: &HeaderMap) -> bool {
+    let has_body = headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+    let is_json = |kind: &str| {
+        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+    };
+    let kind = headers.get(header::CONTENT_TYPE);
+    // Browsers add passwords that they know to requests of any page, but never a bearer token.
+    let is_bearer = |value: &HeaderValue| {
+        value.as_bytes().split(|byte| *byte == b' ').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer"))
+    };
+    let own_header = || {
+        headers.keys().any(|name| name.as_str().starts_with("flotilla-"))
+            || headers.get(header::AUTHORIZATION).is_some_and(is_bearer)
+    };
+    match kind {
+        Some(kind) if kind.to_str().is_ok_and(is_json) => false,
+        Some(_) => !own_header(),
+        None => has_body && !own_header(),
     }
 }
 
@@ -171,14 +265,15 @@ enum Origin {
 }
 
 impl Origin {
-    fn of(headers: &HeaderMap, configured: &[String]) -> Self {
+    /// The node's own page is known by its host, which must be trusted itself.
+    fn of(headers: &HeaderMap, configured: &[String], host_is_trusted: bool) -> Self {
         let Some(origin) = headers.get(header::ORIGIN) else { return Self::Own };
         if configured.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
             return Self::Allowed(origin.clone());
         }
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
         let own = origin.to_str().ok().and_then(|text| text.split_once("://")).map(|(_, host)| host);
-        if own.is_some() && own == host { Self::Own } else { Self::Foreign }
+        if host_is_trusted && own.is_some() && own == host { Self::Own } else { Self::Foreign }
     }
 
     fn allowed(&self) -> Option<HeaderValue> {
@@ -216,20 +311,44 @@ mod tests {
 
     #[test]
     fn only_own_and_configured_origins_are_trusted() {
-        let of = |origin: Option<&'static str>| {
+        let of_host = |origin: Option<&'static str>, host_is_trusted| {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:7111"));
             if let Some(origin) = origin {
                 headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
             }
-            Origin::of(&headers, &["https://ops.example".to_owned()])
+            Origin::of(&headers, &["https://ops.example".to_owned()], host_is_trusted)
         };
+        let of = |origin| of_host(origin, true);
         assert_eq!(of(None), Origin::Own);
         assert_eq!(of(Some("http://127.0.0.1:7111")), Origin::Own);
         assert_eq!(of(Some("https://ops.example")), Origin::Allowed(HeaderValue::from_static("https://ops.example")));
         for foreign in ["http://127.0.0.1:7112", "https://ops.example.evil", "null"] {
             assert_eq!(of(Some(foreign)), Origin::Foreign, "{foreign}");
         }
+        assert_eq!(of_host(Some("http://127.0.0.1:7111"), false), Origin::Foreign, "the host is not trusted");
+    }
+
+    #[test]
+    fn only_what_forms_cannot_send_is_no_form() {
+        let may_be = |pairs: &[(&'static str, &'static str)]| {
+            let pairs =
+                pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            may_be_a_form(&pairs.collect())
+        };
+        let body = ("content-length", "5");
+        for form in ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "text/json"]
+        {
+            assert!(may_be(&[body, ("content-type", form)]) && may_be(&[("content-type", form)]), "{form}");
+        }
+        assert!(may_be(&[body]) && may_be(&[("transfer-encoding", "chunked")]), "a script's blob without a type");
+        for json in ["application/json", "Application/JSON; charset=utf-8", "application/problem+json"] {
+            assert!(!may_be(&[body, ("content-type", json)]), "{json}");
+        }
+        assert!(!may_be(&[body, ("content-type", "text/plain"), ("flotilla-timeout-ms", "100")]));
+        assert!(!may_be(&[body, ("content-type", "text/plain"), ("authorization", "Bearer flk1.x")]));
+        assert!(may_be(&[body, ("content-type", "text/plain"), ("authorization", "Basic eDp5")]), "browsers add it");
+        assert!(!may_be(&[("content-length", "0")]) && !may_be(&[]), "no body and no type");
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! The HTTP interface: routes over a [`Store`] and an [`Admin`], and the server that runs them.
 //!
 //! Every refusal is a problem document, except where the bytes are not an HTTP request at all: then the
-//! connection gets a bare status and is closed. Connections, requests, headers, bodies and event streams are
-//! all bounded (see [`HttpConfig`]). Deliberately absent: TLS, HTTP/2, and any knowledge of shards beyond
-//! what errors carry.
+//! connection gets a bare status and is closed. Connections, requests, headers, bodies, answers and event
+//! streams are all bounded (see [`HttpConfig`]), and their bytes count on the node's
+//! [`ClientBudget`](crate::ClientBudget). Deliberately absent: HTTP/2, and any knowledge of shards beyond what
+//! errors carry.
 
 mod audit;
 mod batch;
 mod body;
+mod client;
 mod cluster;
 mod config;
 mod events;
+mod exchange;
 mod guard;
 mod health;
+mod host;
 #[cfg(test)]
 mod hostile;
 mod page;
@@ -23,6 +27,8 @@ mod routes;
 mod rpc;
 mod scan;
 mod server;
+mod slots;
+mod stream;
 
 use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
@@ -35,8 +41,12 @@ use tokio::{
 
 use crate::{Access, Admin, Store};
 pub use config::{HttpConfig, HttpConfigError};
+use host::HostNames;
 use problem::Refusal;
 pub use server::serve;
+
+/// Requests of the administration in progress at the same time.
+const ADMIN_REQUESTS_MAX: usize = 64;
 
 /// State shared by all handlers.
 #[derive(Clone)]
@@ -46,10 +56,11 @@ struct App {
     config: Arc<HttpConfig>,
     access: Arc<Access>,
     rights: Arc<HashMap<&'static str, routes::Rights>>,
-    /// One permit for each request in progress.
+    hosts: Arc<HostNames>,
+    /// One permit for each request for records in progress.
     requests: Arc<Semaphore>,
-    /// One permit for each KiB of a large body in memory.
-    body_kib: Arc<Semaphore>,
+    /// The same for the administration, which must work on a node that is busy with records.
+    admin_requests: Arc<Semaphore>,
     /// One permit for each open event stream.
     streams: Arc<Semaphore>,
     /// Becomes true when the server stops, which ends event streams.
@@ -69,8 +80,9 @@ impl App {
             admin,
             access,
             rights: Arc::new(routes::rights()),
+            hosts: Arc::new(HostNames::new(&config.host_names)),
             requests: Arc::new(Semaphore::new(config.requests_max)),
-            body_kib: Arc::new(Semaphore::new(config.body_bytes_in_flight_max / 1024)),
+            admin_requests: Arc::new(Semaphore::new(ADMIN_REQUESTS_MAX)),
             streams: Arc::new(Semaphore::new(config.streams_max)),
             stopping,
             config,

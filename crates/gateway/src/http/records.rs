@@ -13,7 +13,9 @@ use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwi
 use flotilla_types::{ShardId, Timestamp};
 
 use super::{
-    App, body, deadline, guard,
+    App, body,
+    client::ClientConnection,
+    deadline, guard,
     problem::Refusal,
     raw::{Query, Target, invalid},
     routes, scan, unix_ms,
@@ -56,9 +58,17 @@ async fn get(
     // `token` is accepted and not needed: a strong read sees every acknowledged write.
     let mut query = Query::parse(request.uri().query(), &["consistency", "token"])?;
     let consistency = query.consistency()?;
-    let deadline = deadline(request.headers())?.into_std();
-    let found = app.store.get(&collection, vec![key], include == Include::Value, consistency, deadline).await?;
+    let deadline = deadline(request.headers())?;
+    let client = ClientConnection::of(&request)?;
+    // Room for the value, until its own bytes are counted.
+    let _room = match include {
+        Include::Value => Some(client.expect_answer(deadline).await?),
+        Include::HeadersOnly => None,
+    };
+    let with_value = include == Include::Value;
+    let found = app.store.get(&collection, vec![key], with_value, consistency, deadline.into_std()).await?;
     let found = found.into_iter().next().flatten().ok_or_else(key_not_found)?;
+    client.answered(found.value.len());
     Ok(response(found, include))
 }
 

@@ -14,7 +14,9 @@ use bytes::Bytes;
 use flotilla_api::{Encoding, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX, ScanItem, ScanPage};
 
 use super::{
-    App, deadline,
+    App,
+    client::ClientConnection,
+    deadline,
     problem::Refusal,
     raw::{Query, invalid},
 };
@@ -26,8 +28,12 @@ const PARAMETER_NAMES: &[&str] =
 pub(super) async fn page(app: App, collection: String, request: Request) -> Result<Response, Refusal> {
     let Parameters { scan, encoding, consistency } = Parameters::parse(request.uri().query())?;
     let values = scan.values;
-    let deadline = deadline(request.headers())?.into_std();
-    let page = app.store.scan(&collection, scan, consistency, deadline).await?;
+    let deadline = deadline(request.headers())?;
+    let client = ClientConnection::of(&request)?;
+    // Room for the values, until the bytes of the answer are counted.
+    let _room = if values { Some(client.expect_answer(deadline).await?) } else { None };
+    let page = app.store.scan(&collection, scan, consistency, deadline.into_std()).await?;
+    client.answered(page.records.iter().map(|record| record.key.len() + record.value.len()).sum());
     Ok(Json(to_json(page, encoding, values)?).into_response())
 }
 

@@ -23,6 +23,12 @@ use super::{
 const UNEXPECTED_ANSWER: StoreError =
     StoreError::Invalid("the answer does not match the query; gateway and shard differ in version");
 
+/// Bytes of values that are read together after they did not fit into one answer: well below a shard's bound.
+const PART_BYTES_MAX: u64 = 4 << 20;
+
+/// What one query found; `None` if it is too large for one answer.
+type OneAnswer<E> = Result<Option<Vec<Option<Found>>>, E>;
+
 /// The keys of one read that live in one shard.
 #[derive(Default)]
 struct ShardKeys {
@@ -42,6 +48,31 @@ impl Store {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Vec<Option<Found>>, StoreError> {
+        let found = self.read(collection, keys, values, Size::Any, consistency, deadline).await?;
+        found.ok_or(UNEXPECTED_ANSWER)
+    }
+
+    /// As [`get`](Self::get) with values, but `None` if those of one shard are too large for one of its
+    /// answers: a caller that holds them all should know their sizes first.
+    pub async fn get_if_small(
+        &self,
+        collection: &str,
+        keys: Vec<Bytes>,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> OneAnswer<StoreError> {
+        self.read(collection, keys, true, Size::OneAnswer, consistency, deadline).await
+    }
+
+    async fn read(
+        &self,
+        collection: &str,
+        keys: Vec<Bytes>,
+        values: bool,
+        size: Size,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> OneAnswer<StoreError> {
         let Consistency::Strong = consistency;
         if keys.len() > READ_KEYS_MAX {
             return Err(StoreError::Invalid("a read may name at most 4,096 keys"));
@@ -59,16 +90,19 @@ impl Store {
         while !unread.is_empty() {
             let groups = rerouting.route(|map| by_shard(map, &keys, &unread)).await?;
             let reads = groups.into_iter().map(|(route, ShardKeys { indices, keys })| async move {
-                match self.get_shared(route, keys, values, deadline_ms).await {
+                match self.get_shared(route, keys, values, size, deadline_ms).await {
                     Ok(found) => Ok((route, indices, Some(found))),
                     Err(ReadError::Stale) => Ok((route, indices, None)),
                     Err(ReadError::Failed(error)) => Err(error),
                 }
             });
             unread.clear();
-            for (route, indices, found) in try_join_all(reads).await? {
-                match found {
-                    Some(found) => indices.into_iter().zip(found).for_each(|(index, found)| records[index] = found),
+            for (route, indices, answer) in try_join_all(reads).await? {
+                match answer {
+                    Some(Some(found)) => {
+                        indices.into_iter().zip(found).for_each(|(index, found)| records[index] = found);
+                    }
+                    Some(None) => return Ok(None),
                     None => {
                         rerouting.refused(route);
                         unread.extend(indices);
@@ -76,7 +110,7 @@ impl Store {
                 }
             }
         }
-        Ok(records)
+        Ok(Some(records))
     }
 
     /// Reads records of one shard as of one moment, in the order of the keys. `None`: they are too much for
@@ -129,11 +163,12 @@ impl Store {
         route: Route,
         keys: Vec<Bytes>,
         values: bool,
+        size: Size,
         deadline_ms: u64,
-    ) -> Result<Vec<Option<Found>>, ReadError> {
+    ) -> OneAnswer<ReadError> {
         let Route { shard, range_epoch } = route;
         let (reply, answer) = oneshot::channel();
-        let request = PendingRead { range_epoch, keys, values, deadline_ms, reply };
+        let request = PendingRead { range_epoch, keys, values, size, deadline_ms, reply };
         let busy = StoreError::Busy { retry_after_ms: RETRY_AFTER_MS };
         Batchers::submit(self, shard, request).map_err(|QueueFull| busy)?;
         match tokio::time::timeout(time_left(deadline_ms), answer).await {
@@ -142,8 +177,28 @@ impl Store {
         }
     }
 
-    /// Reads from one shard by one query, or by halves what is too much for one answer.
-    fn get_unshared(
+    /// Reads from one shard by one query. `None`: the values are too large for one answer.
+    async fn get_unshared(
+        &self,
+        route: Route,
+        keys: Vec<Bytes>,
+        values: bool,
+        deadline_ms: u64,
+    ) -> OneAnswer<ReadError> {
+        let query = Query::Get { keys, values };
+        let answer = self.query(route, &query, deadline_ms).await?;
+        let Query::Get { keys, .. } = query else { return Err(UNEXPECTED_ANSWER.into()) };
+        match answer {
+            (Answer::Records(records), node) if records.len() == keys.len() => {
+                Ok(Some(records.into_iter().map(|record| Some(found(record?, node, route.shard))).collect()))
+            }
+            (Answer::TooLarge, _) if keys.len() > 1 => Ok(None),
+            _ => Err(UNEXPECTED_ANSWER.into()),
+        }
+    }
+
+    /// Reads the keys of one request that are too large for one answer, in parts.
+    fn get_in_parts(
         &self,
         route: Route,
         keys: Vec<Bytes>,
@@ -151,21 +206,16 @@ impl Store {
         deadline_ms: u64,
     ) -> BoxFuture<'_, Result<Vec<Option<Found>>, ReadError>> {
         async move {
-            let query = Query::Get { keys, values };
-            let answer = self.query(route, &query, deadline_ms).await?;
-            let Query::Get { keys, .. } = query else { return Err(UNEXPECTED_ANSWER.into()) };
-            match answer {
-                (Answer::Records(records), node) if records.len() == keys.len() => {
-                    Ok(records.into_iter().map(|record| Some(found(record?, node, route.shard))).collect())
-                }
-                (Answer::TooLarge, _) if keys.len() > 1 => {
-                    let (left, right) = keys.split_at(keys.len() / 2);
-                    let mut records = self.get_unshared(route, left.to_vec(), values, deadline_ms).await?;
-                    records.extend(self.get_unshared(route, right.to_vec(), values, deadline_ms).await?);
-                    Ok(records)
-                }
-                _ => Err(UNEXPECTED_ANSWER.into()),
+            let (left, right) = keys.split_at(keys.len() / 2);
+            let mut records = Vec::with_capacity(keys.len());
+            for part in [left.to_vec(), right.to_vec()] {
+                let whole = self.get_unshared(route, part.clone(), values, deadline_ms).await?;
+                records.extend(match whole {
+                    Some(found) => found,
+                    None => self.get_in_parts(route, part, values, deadline_ms).await?,
+                });
             }
+            Ok(records)
         }
         .boxed()
     }
@@ -237,8 +287,17 @@ pub(super) struct PendingRead {
     /// Record keys.
     keys: Vec<Bytes>,
     values: bool,
+    size: Size,
     deadline_ms: u64,
-    reply: oneshot::Sender<Result<Vec<Option<Found>>, ReadError>>,
+    reply: oneshot::Sender<OneAnswer<ReadError>>,
+}
+
+/// How much a caller takes from one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    Any,
+    /// What fits into one answer, else nothing.
+    OneAnswer,
 }
 
 impl Batchable for PendingRead {
@@ -269,35 +328,152 @@ impl Batchable for PendingRead {
         self.reply.is_closed()
     }
 
+    /// What is too large for one answer is read again in parts, the smallest values first, and each part is
+    /// given to its callers before the next one is read: the call never holds more than one answer, and small
+    /// reads do not wait for large ones.
     async fn call(store: Store, shard: ShardId, requests: Vec<Self>) {
-        let keys: Vec<Bytes> = requests.iter().flat_map(|request| request.keys.iter().cloned()).collect();
-        let Some((range_epoch, values, deadline_ms)) = requests
-            .iter()
-            .map(|request| (request.range_epoch, request.values, request.deadline_ms))
-            .min_by_key(|(_, _, deadline_ms)| *deadline_ms)
-        else {
-            return;
-        };
-        let route = Route { shard, range_epoch };
-        match store.get_unshared(route, keys, values, deadline_ms).await {
-            Ok(found) => {
-                let mut found = found.into_iter();
-                for request in requests {
-                    let _ = request.reply.send(Ok(found.by_ref().take(request.keys.len()).collect()));
-                }
+        let mut groups = vec![requests];
+        while let Some(mut group) = groups.pop() {
+            group.retain(|request| !request.is_abandoned());
+            let Some(read) = Shared::of(&group) else { continue };
+            let answer = read.get(&store, shard, &group).await;
+            let concerns_one = match &answer {
+                Ok(found) => found.is_none(),
+                Err(ReadError::Failed(error)) => error.is_request_error(),
+                Err(ReadError::Stale) => false,
+            };
+            if concerns_one && group.len() > 1 {
+                let sizes = match &answer {
+                    Ok(_) => Shared { values: false, ..read }.get(&store, shard, &group).await.ok().flatten(),
+                    Err(_) => None,
+                };
+                groups.extend(parts(group, sizes.as_deref()).into_iter().rev());
+                continue;
             }
-            Err(ReadError::Failed(error)) if requests.len() > 1 && error.is_request_error() => {
-                // One value that is too large for any answer must not fail the other requests.
-                for request in requests {
-                    let found = store.get_unshared(route, request.keys, values, request.deadline_ms).await;
-                    let _ = request.reply.send(found);
+            match answer {
+                Ok(Some(found)) => {
+                    let mut found = found.into_iter();
+                    for request in group {
+                        let _ = request.reply.send(Ok(Some(found.by_ref().take(request.keys.len()).collect())));
+                    }
                 }
-            }
-            Err(error) => {
-                for request in requests {
-                    let _ = request.reply.send(Err(error.clone()));
+                Ok(None) => {
+                    let Shared { values, deadline_ms, .. } = read;
+                    for PendingRead { keys, size, reply, .. } in group {
+                        let _ = reply.send(match size {
+                            Size::OneAnswer => Ok(None),
+                            Size::Any => {
+                                store.get_in_parts(read.route(shard), keys, values, deadline_ms).await.map(Some)
+                            }
+                        });
+                    }
+                }
+                Err(error) => {
+                    for request in group {
+                        let _ = request.reply.send(Err(error.clone()));
+                    }
                 }
             }
         }
+    }
+}
+
+/// What requests of one query have in common.
+#[derive(Clone, Copy)]
+struct Shared {
+    range_epoch: u64,
+    values: bool,
+    /// The earliest of their deadlines.
+    deadline_ms: u64,
+}
+
+impl Shared {
+    /// `None` if there is no request.
+    fn of(requests: &[PendingRead]) -> Option<Self> {
+        let first = requests.iter().min_by_key(|request| request.deadline_ms)?;
+        Some(Self { range_epoch: first.range_epoch, values: first.values, deadline_ms: first.deadline_ms })
+    }
+
+    fn route(self, shard: ShardId) -> Route {
+        Route { shard, range_epoch: self.range_epoch }
+    }
+
+    /// Reads the keys of all requests by one query.
+    async fn get(self, store: &Store, shard: ShardId, requests: &[PendingRead]) -> OneAnswer<ReadError> {
+        let keys = requests.iter().flat_map(|request| request.keys.iter().cloned()).collect();
+        store.get_unshared(self.route(shard), keys, self.values, self.deadline_ms).await
+    }
+}
+
+/// Splits requests whose values do not fit into one answer: by their sizes, smallest first, or else in halves.
+fn parts(mut requests: Vec<PendingRead>, found: Option<&[Option<Found>]>) -> Vec<Vec<PendingRead>> {
+    let halves = |mut requests: Vec<PendingRead>| {
+        let second = requests.split_off(requests.len() / 2);
+        vec![requests, second]
+    };
+    let Some(found) = found else { return halves(requests) };
+    let mut sizes = found.iter().map(|found| found.as_ref().map_or(0, |found| found.value_bytes));
+    let mut sized: Vec<(u64, PendingRead)> =
+        requests.drain(..).map(|request| (sizes.by_ref().take(request.keys.len()).sum(), request)).collect();
+    sized.sort_by_key(|(bytes, _)| *bytes);
+    let mut parts: Vec<(u64, Vec<PendingRead>)> = Vec::new();
+    for (bytes, request) in sized {
+        match parts.last_mut().filter(|(sum, _)| *sum + bytes <= PART_BYTES_MAX) {
+            Some((sum, part)) => {
+                *sum += bytes;
+                part.push(request);
+            }
+            None => parts.push((bytes, vec![request])),
+        }
+    }
+    match <[_; 1]>::try_from(parts) {
+        // The values have changed in between.
+        Ok([(_, requests)]) => halves(requests),
+        Err(parts) => parts.into_iter().map(|(_, part)| part).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(key: &str) -> PendingRead {
+        let (reply, _) = oneshot::channel();
+        let keys = vec![Bytes::copy_from_slice(key.as_bytes())];
+        PendingRead { range_epoch: 1, keys, values: true, size: Size::Any, deadline_ms: 1, reply }
+    }
+
+    fn of_size(value_bytes: u64) -> Option<Found> {
+        Some(Found {
+            key: Bytes::new(),
+            value: Bytes::new(),
+            version: flotilla_types::Timestamp(1),
+            expires_at_ms: None,
+            value_bytes,
+            served_by: NodeId(1),
+            shard: ShardId(1),
+        })
+    }
+
+    fn names(parts: Vec<Vec<PendingRead>>) -> Vec<String> {
+        let name = |request: &PendingRead| String::from_utf8_lossy(&request.keys[0]).into_owned();
+        parts.iter().map(|part| part.iter().map(name).collect()).collect()
+    }
+
+    #[test]
+    fn small_reads_are_answered_before_the_large_ones_that_came_with_them() {
+        let requests = || ["a", "b", "c", "d", "e"].map(request).into();
+        let large = PART_BYTES_MAX - 10;
+        let found = [of_size(large), of_size(5), None, of_size(large), of_size(4)];
+        assert_eq!(names(parts(requests(), Some(&found))), ["ceba", "d"]);
+        let found = [of_size(large), of_size(5), None, of_size(large), of_size(6)];
+        assert_eq!(names(parts(requests(), Some(&found))), ["cbe", "a", "d"]);
+    }
+
+    #[test]
+    fn without_sizes_or_with_outdated_ones_requests_are_split_in_halves() {
+        let requests = || ["a", "b", "c"].map(request).into();
+        assert_eq!(names(parts(requests(), None)), ["a", "bc"]);
+        assert_eq!(names(parts(requests(), Some(&[None, None, None]))), ["a", "bc"]);
     }
 }

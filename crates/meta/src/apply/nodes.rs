@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
-    Bucket, ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaRole,
-    ShardDescriptor, ShardId, VersionRange,
+    Bucket, ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, KeyRange, Locality, NodeId, ReplicaDescriptor,
+    ReplicaRole, ShardDescriptor, ShardId, VersionRange, is_printable,
 };
 
 use super::{
@@ -86,6 +86,8 @@ impl MetaState {
 
     pub(super) fn join(&mut self, now_ms: u64, request: &JoinRequest) -> ApplyResult {
         check_node(&request.node)?;
+        self.check_printable([request.node.name.as_str()], Field::NodeName)?;
+        self.check_printable(labels(&request.node.locality), Field::Locality)?;
         self.check_announced(request.versions)?;
         let mut token =
             self.tokens.get(&request.token).map(|token| TokenRecord::clone(token)).ok_or(MetaRefusal::UnknownToken)?;
@@ -136,6 +138,7 @@ impl MetaState {
     ) -> ApplyResult {
         check_addresses(addresses)?;
         check_locality(locality)?;
+        self.check_printable(labels(locality), Field::Locality)?;
         self.check_announced(versions)?;
         let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?;
         if known.state.is_gone() {
@@ -171,6 +174,12 @@ impl MetaState {
         }
         self.change_node(node, |record| record.state = state);
         Ok(MetaReply::Done)
+    }
+
+    /// Checks that no terminal obeys these texts. A rule of a later version than the others.
+    fn check_printable<'a>(&self, texts: impl IntoIterator<Item = &'a str>, field: Field) -> Result<(), MetaRefusal> {
+        let in_force = self.cluster_version() >= ClusterVersion::PRINTABLE_LABELS;
+        if !in_force || texts.into_iter().all(is_printable) { Ok(()) } else { Err(MetaRefusal::Invalid(field)) }
     }
 
     fn add_node(&mut self, now_ms: u64, node: &NewNode, versions: VersionRange) -> NodeId {
@@ -229,6 +238,11 @@ fn check_addresses(addresses: &Addresses) -> Result<(), MetaRefusal> {
         .into_iter()
         .all(|address| address.len() <= ADDRESS_BYTES_MAX && address.bytes().all(|byte| byte.is_ascii_graphic()));
     if fit && !quic.is_empty() { Ok(()) } else { Err(MetaRefusal::Invalid(Field::Address)) }
+}
+
+/// Keys and values of a locality.
+fn labels(locality: &Locality) -> impl Iterator<Item = &str> {
+    locality.0.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()])
 }
 
 fn check_locality(locality: &Locality) -> Result<(), MetaRefusal> {

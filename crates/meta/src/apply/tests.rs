@@ -554,6 +554,32 @@ fn version_rises_one_step_when_the_last_start_of_every_node_supports_it() {
 }
 
 #[test]
+fn names_and_localities_that_a_terminal_would_obey_are_refused_from_the_second_version_on() {
+    let hostile = |name: &str, zone: &str| {
+        let mut node = new_node(2);
+        (node.name, node.locality.0) = (name.to_owned(), [("zone".to_owned(), zone.to_owned())].into());
+        node
+    };
+    let mut state = cluster_of(1);
+    let before = apply(&mut state.clone(), &joins(hostile("n\u{202e}2", "a\u{1b}[2J"), None));
+    assert_eq!(before, MetaReply::Node(NodeId(2)), "replicas of the first version accept them");
+
+    apply(&mut state, &started(1, 4, None));
+    assert_eq!(apply(&mut state, &raise(2, &[(1, 4, NEW)])), MetaReply::Done);
+    let invalid = |field| MetaRefusal::Invalid(field);
+    let joining = |name, zone| joins(hostile(name, zone), Some(NEW));
+    assert_eq!(refused(&mut state, &joining("n\u{202e}2", "a")), invalid(Field::NodeName));
+    assert_eq!(refused(&mut state, &joining("n2", "a\u{1b}[2J")), invalid(Field::Locality));
+    let MetaCommand::UpdateNode { node, incarnation, addresses, versions, .. } = started(1, 5, Some(NEW)) else {
+        panic!("an update")
+    };
+    let locality = hostile("", "a\nb").locality;
+    let update = MetaCommand::UpdateNode { node, incarnation, addresses, locality, versions };
+    assert_eq!(refused(&mut state, &update), invalid(Field::Locality));
+    assert_eq!(apply(&mut state, &joining("n2", "a")), MetaReply::Node(NodeId(2)));
+}
+
+#[test]
 fn only_binaries_that_support_the_version_in_force_join_and_start() {
     let mut state = cluster_of(1);
     let early = MetaRefusal::VersionNotInForce { needed: ClusterVersion(2), in_force: ClusterVersion(1) };

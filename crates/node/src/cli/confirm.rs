@@ -4,7 +4,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use clap::Args;
 
-use super::failure::Failure;
+use super::{failure::Failure, output::lines_escaped};
 
 // Options of destructive verbs. No doc comment: clap would show it as the help of the verb.
 #[derive(Debug, Clone, Copy, Args)]
@@ -26,7 +26,7 @@ impl Confirmation {
         if self.yes && !self.dry_run {
             return Ok(true);
         }
-        eprintln!("{plan}");
+        eprintln!("{}", lines_escaped(plan));
         if self.dry_run {
             return Ok(false);
         }

@@ -5,6 +5,8 @@ use std::{error::Error, io, process::ExitCode};
 use flotilla_api::ProblemType;
 use flotilla_client::ClientError;
 
+use super::output::lines_escaped;
+
 /// A verb's failure.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
@@ -69,7 +71,7 @@ impl Failure {
     /// Prints the failure to stderr and returns its exit code.
     pub(super) fn report(&self) -> ExitCode {
         if self.kind != Kind::OutputClosed {
-            eprintln!("error: {}", self.message);
+            eprintln!("error: {}", lines_escaped(&self.message));
             if let Some(hint) = self.hint {
                 eprintln!("  {hint}");
             }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use comfy_table::{Table, presets::NOTHING};
+use flotilla_types::{escape_hidden, is_printable};
 use serde::Serialize;
 
 use super::{Format, failure::Failure};
@@ -42,20 +43,21 @@ impl Output {
     /// Prints indented JSON.
     pub(super) fn json(self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value).map_err(|error| Failure::failed(error.to_string()))?;
-        self.line(&text)
+        self.line(&json_escaped(&text))
     }
 
     /// Prints JSON on one line, for streams.
     pub(super) fn json_line(self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string(value).map_err(|error| Failure::failed(error.to_string()))?;
-        self.line(&text)
+        self.line(&json_escaped(&text))
     }
 
-    /// Prints one or more lines.
+    /// Prints one or more lines. Other control characters are escaped: names and messages were written by
+    /// others.
     pub(super) fn line(self, text: &str) -> Result<(), Failure> {
-        let mut bytes = text.as_bytes().to_vec();
-        bytes.push(b'\n');
-        self.bytes(&bytes)
+        let mut lines = lines_escaped(text);
+        lines.push('\n');
+        self.bytes(lines.as_bytes())
     }
 
     /// Writes raw bytes.
@@ -70,9 +72,27 @@ pub(super) fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<I
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.map(|cell| escape_hidden(&cell)));
     }
     table.trim_fmt()
+}
+
+/// Text as it may be printed: every control character but the ends of lines escaped.
+pub(super) fn lines_escaped(text: &str) -> String {
+    text.split('\n').map(escape_hidden).collect::<Vec<_>>().join("\n")
+}
+
+/// JSON as it may be printed: control characters that JSON allows in strings escaped as JSON does it.
+fn json_escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for char in json.chars() {
+        if char == '\n' || is_printable(char.encode_utf8(&mut [0; 4])) {
+            escaped.push(char);
+        } else {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(char)));
+        }
+    }
+    escaped
 }
 
 /// Formats bytes as a table cell: control characters escaped, long text truncated.
@@ -111,6 +131,17 @@ mod tests {
     fn control_characters_are_escaped() {
         assert_eq!(cell(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert_eq!(cell("ü".as_bytes()), "ü");
+    }
+
+    #[test]
+    fn nothing_that_others_wrote_is_obeyed_by_the_terminal() {
+        let name = "n1\u{1b}]0;x\u{7}\n\u{9b}2J\u{202e}";
+        let rows = table(["NAME"], [[name.to_owned()]]);
+        assert!(rows.lines().count() == 2 && rows.lines().all(is_printable), "{rows:?}");
+        assert!(lines_escaped(&format!("{name}\nnext")).lines().all(is_printable));
+        let json = json_escaped(&serde_json::to_string(name).expect("JSON"));
+        assert!(is_printable(&json), "{json:?}");
+        assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), name);
     }
 
     #[test]

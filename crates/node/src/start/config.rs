@@ -4,9 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
+use flotilla_gateway::{CLIENT_BYTES_DEFAULT, CLIENT_BYTES_MIN};
 use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig};
 use flotilla_state::ViewOptions;
-use flotilla_types::Locality;
+use flotilla_types::{Locality, is_printable};
 use serde::Deserialize;
 
 use super::client_tls::VALID_MAX;
@@ -215,6 +216,17 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
 
+    /// Names by which clients reach this node over HTTP (comma-separated), besides addresses, localhost
+    /// and the name in --advertise-http; a request with another name in `Host` is refused; *.example.com for all
+    /// names below one, * for all [default: the host's name]
+    #[arg(long, env = "FLOTILLA_HOST_NAMES", value_name = "NAMES", value_delimiter = ',')]
+    host_names: Option<Vec<String>>,
+    /// Bytes that this node holds for its clients, at least 64 MiB: requests that have not arrived completely,
+    /// requests in progress and answers that were not read; beyond it, clients wait or are closed
+    /// [default: 100663296]
+    #[arg(long, env = "FLOTILLA_CLIENT_BYTES", value_name = "BYTES")]
+    client_bytes: Option<usize>,
+
     /// Format of log lines [default: text]
     #[arg(long, env = "FLOTILLA_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -284,6 +296,9 @@ pub(crate) struct Config {
     pub(crate) tls_client_ca: Option<PathBuf>,
     pub(crate) certificate_ttl: Duration,
     pub(crate) cors_origins: Vec<String>,
+    pub(crate) host_names: Vec<String>,
+    /// The budget of what clients hold.
+    pub(crate) client_bytes: usize,
     pub(crate) log_format: LogFormat,
     pub(crate) log: String,
 }
@@ -339,6 +354,8 @@ impl Settings {
             tls_client_ca: self.tls_client_ca.or(file.tls_client_ca),
             certificate_ttl: self.certificate_ttl.or(file.certificate_ttl),
             cors_origins: self.cors_origins.or(file.cors_origins),
+            host_names: self.host_names.or(file.host_names),
+            client_bytes: self.client_bytes.or(file.client_bytes),
             log_format: self.log_format.or(file.log_format),
             log: self.log.or(file.log),
         }
@@ -393,20 +410,32 @@ impl Settings {
         if clients == ClientMode::Open && (tls_files.is_some() || self.tls_client_ca.is_some()) {
             bail!("--tls-cert and --tls-client-ca need --secure: without it clients are served in clear text");
         }
-        let locality = self.locality.unwrap_or_default().parse()?;
+        let locality = self.locality.unwrap_or_default();
+        let name = self.name.unwrap_or_else(|| format!("node-{}", listen.port()));
+        if !is_printable(&locality) || !is_printable(&name) {
+            bail!("--name and --locality may not have control characters");
+        }
+        let locality = locality.parse()?;
+        let client_bytes = self.client_bytes.unwrap_or(CLIENT_BYTES_DEFAULT);
+        if client_bytes < CLIENT_BYTES_MIN {
+            bail!("--client-bytes must be at least {CLIENT_BYTES_MIN}");
+        }
+        let advertise_http = advertised("--advertise-http", self.advertise_http, http)?;
+        let mut host_names = self.host_names.unwrap_or_else(own_host_names);
+        host_names.extend(advertise_http.as_deref().and_then(name_of).map(str::to_owned));
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| "flotilla-data".into()),
             listen,
             advertise: self.advertise.unwrap_or(listen),
             http,
             redis,
-            advertise_http: advertised("--advertise-http", self.advertise_http, http)?,
+            advertise_http,
             advertise_redis: advertised("--advertise-redis", self.advertise_redis, redis)?,
             clients,
             tls_files,
             tls_client_ca: self.tls_client_ca,
             certificate_ttl: certificate_ttl(self.certificate_ttl.as_deref())?,
-            name: self.name.unwrap_or_else(|| format!("node-{}", listen.port())),
+            name,
             locality,
             origin,
             shards,
@@ -414,6 +443,8 @@ impl Settings {
             view: self.view.unwrap_or_default(),
             ballast_bytes: self.ballast_bytes.unwrap_or(BALLAST_BYTES_DEFAULT),
             cors_origins: self.cors_origins.unwrap_or_default(),
+            host_names,
+            client_bytes,
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.unwrap_or_else(|| "info".to_owned()),
         })
@@ -447,6 +478,22 @@ fn certificate_ttl(text: Option<&str>) -> anyhow::Result<Duration> {
     Ok(ttl)
 }
 
+/// The host of an address, if it is a name.
+fn name_of(address: &str) -> Option<&str> {
+    let (host, _) = address.rsplit_once(':')?;
+    is_plain_name(host).then_some(host)
+}
+
+/// The name of this host, if it is one that a client could use.
+fn own_host_names() -> Vec<String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if is_plain_name(&name) { vec![name] } else { Vec::new() }
+}
+
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
+}
+
 #[cfg(test)]
 mod tests {
     use flotilla_hostile::{attack, extreme_u64, mutated};
@@ -465,6 +512,19 @@ mod tests {
     #[test]
     fn a_mistyped_setting_is_refused() {
         assert!(toml::from_str::<Settings>("tick_mss = 20").is_err());
+    }
+
+    #[test]
+    fn a_name_or_locality_that_a_terminal_would_obey_is_refused() {
+        let hostile = || Some("zone=a\u{1b}[2J".to_owned());
+        assert!(Settings { name: hostile(), ..Settings::default() }.resolve().is_err());
+        assert!(Settings { locality: hostile(), ..Settings::default() }.resolve().is_err());
+    }
+
+    #[test]
+    fn a_budget_for_clients_below_the_largest_requests_is_refused() {
+        let small = Settings { client_bytes: Some(CLIENT_BYTES_MIN - 1), ..Settings::default() };
+        assert!(small.resolve().is_err());
     }
 
     #[test]
@@ -519,6 +579,7 @@ mod tests {
             ("--read-threads", "processors, 2 to 8".to_owned()),
             ("--unapplied-bytes", config.host.unapplied_bytes_max.to_string()),
             ("--ballast-bytes", config.ballast_bytes.to_string()),
+            ("--client-bytes", config.client_bytes.to_string()),
             ("--log", config.log),
         ] {
             let (_, after) = help.split_once(&format!("{flag} <")).expect(flag);

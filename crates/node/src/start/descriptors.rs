@@ -13,8 +13,10 @@ const OBJECT_FILES: u64 = 160;
 const PEER_SOCKETS: u64 = 16;
 /// Everything else: standard streams, the runtime, locks, small files that are replaced, refused connections.
 const OTHER_FILES: u64 = 32;
+/// HTTP connections beyond their limit, for probes and the administration.
+const RESERVED_CONNECTIONS: u64 = 16;
 /// Descriptors that clients never get.
-pub(super) const RESERVED: u64 = LOG_FILES + OBJECT_FILES + PEER_SOCKETS + OTHER_FILES;
+pub(super) const RESERVED: u64 = LOG_FILES + OBJECT_FILES + PEER_SOCKETS + OTHER_FILES + RESERVED_CONNECTIONS;
 
 /// Connections of each protocol that are allowed even if nothing is left for them: without any, nobody could
 /// find out what is wrong.
@@ -84,7 +86,7 @@ mod tests {
             (u64::MAX, 1_024, 4_096),
             (RESERVED + 5_120, 1_024, 4_096),
             (RESERVED + 5_119, 1_023, 4_095),
-            (1_024, 137, 550),
+            (1_024, 134, 537),
             (RESERVED + 100, 20, 80),
             (RESERVED, CONNECTIONS_MIN, CONNECTIONS_MIN),
             (0, CONNECTIONS_MIN, CONNECTIONS_MIN),

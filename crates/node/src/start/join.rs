@@ -7,12 +7,16 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use flotilla_control::{MemberState, ShardError, Shards};
+use flotilla_control::{MemberState, RequestKind, ShardError, Shards};
 use flotilla_failpoints::{Place, reached};
-use flotilla_identity::{ClusterAuthority, JoinToken, NodeIdentity, NodeKey, csr_public_key_digest};
-use flotilla_meta::{Addresses, JoinRequest, MetaCommand, MetaRefusal, MetaReply, NewNode, TokenId};
+use flotilla_identity::{ClusterAuthority, JoinToken, NodeIdentity, NodeKey, TokenHash, csr_public_key_digest};
+use flotilla_meta::{
+    Addresses, Feed, JoinRequest, MetaCommand, MetaFollower, MetaQuery, MetaRefusal, MetaReply, MetaState, NewNode,
+    TokenId, TokenRecord,
+};
+use flotilla_replication::clock;
 use flotilla_transport::{PeerError, TransportError, join_call};
-use flotilla_types::{ClusterId, NodeId, ShardId, VersionRange};
+use flotilla_types::{ClusterId, NodeId, ShardId, VersionRange, is_printable};
 use flotilla_wire::{decode, encode, peer};
 use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
@@ -198,11 +202,18 @@ impl JoinAdmission {
         if token.cluster() != self.identity.cluster() || token.fingerprint() != self.identity.ca_fingerprint() {
             return refused("the join token belongs to another cluster");
         }
+        // Checked before anything is told or proposed, because whoever knows the authority can make such tokens.
+        if let Err(answer) = self.check_token(&token).await {
+            return answer;
+        }
         let digest = csr_public_key_digest(&request.csr);
         let Some(digest) = digest.ok().filter(|digest| digest[..] == request.public_key_digest[..]) else {
             return refused("the certificate request does not match the key digest");
         };
         let Ok(locality) = request.locality.parse() else { return refused("the locality does not parse") };
+        if !is_printable(&request.name) || !is_printable(&request.locality) {
+            return refused("the name or the locality has control characters");
+        }
         if self.authority.read().is_none() {
             return self.redirect();
         }
@@ -241,6 +252,33 @@ impl JoinAdmission {
                 peer::join_response::Kind::Retry(error.to_string())
             }
         }
+    }
+
+    /// Checks that the cluster created this token. Expiry and uses are checked by the metadata group.
+    async fn check_token(&self, token: &JoinToken) -> Result<(), peer::join_response::Kind> {
+        let known = self.shards.topology().meta();
+        let id = TokenId(token.id().0);
+        let verdict = match known.token(id) {
+            Some(record) => verify(Some(record), token),
+            // This node's metadata may lag.
+            None => match self.newer(known).await {
+                Ok(newer) => verify(newer.token(id), token),
+                Err(reason) => return Err(peer::join_response::Kind::Retry(reason)),
+            },
+        };
+        verdict.map_err(|refusal| refused(&refusal.to_string()))
+    }
+
+    /// The metadata as the leader of the metadata group has it. A read, so that forged tokens write nothing.
+    async fn newer(&self, known: Arc<MetaState>) -> Result<Arc<MetaState>, String> {
+        let query = MetaQuery::FeedSince(known.version()).encode();
+        let deadline_ms = clock::monotonic_ms() + ADMIT_TIMEOUT.as_millis() as u64;
+        let answer = self.shards.request(RequestKind::Query, ShardId::META, None, query, deadline_ms).await;
+        let answer = answer.map_err(|error| error.to_string())?;
+        let mut follower = MetaFollower::new(known);
+        let feed = Feed::decode(&answer.payload).map_err(|error| error.to_string())?;
+        follower.apply(&feed).map_err(|error| error.to_string())?;
+        Ok(follower.state().clone())
     }
 
     /// Whether another live node has the joiner's address. Admitting the joiner would mark that node as lost.
@@ -288,6 +326,40 @@ impl JoinAdmission {
     }
 }
 
+/// Compares a token's secret with what the cluster knows of it.
+fn verify(known: Option<&TokenRecord>, token: &JoinToken) -> Result<(), MetaRefusal> {
+    match known {
+        Some(known) if TokenHash(known.hash) == token.hash() => Ok(()),
+        Some(_) => Err(MetaRefusal::WrongSecret),
+        None => Err(MetaRefusal::UnknownToken),
+    }
+}
+
 fn refused(reason: &str) -> peer::join_response::Kind {
     peer::join_response::Kind::Refused(reason.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_identity::CaFingerprint;
+
+    use super::*;
+
+    #[test]
+    fn only_a_token_with_the_secret_that_the_cluster_knows_is_genuine() {
+        let (cluster, authority, id) = (ClusterId([1; 16]), CaFingerprint([2; 32]), flotilla_identity::TokenId(3));
+        let mint = || JoinToken::mint(cluster, authority, id, &mut rand::rng());
+        let (genuine, forged) = (mint(), mint());
+        let record = TokenRecord {
+            id: TokenId(3),
+            hash: genuine.hash().0,
+            expires_at_ms: u64::MAX,
+            uses_left: 1,
+            uses_max: 1,
+            created_at_ms: 0,
+        };
+        assert_eq!(verify(Some(&record), &genuine), Ok(()));
+        assert_eq!(verify(Some(&record), &forged), Err(MetaRefusal::WrongSecret));
+        assert_eq!(verify(None, &genuine), Err(MetaRefusal::UnknownToken));
+    }
 }

@@ -31,7 +31,7 @@ use std::{
 use anyhow::Context as _;
 use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcServer, Topology, notices};
 use flotilla_failpoints::{Place, reached};
-use flotilla_gateway::{GatewayStart, HttpConfig, Security, Store};
+use flotilla_gateway::{ClientBudget, GatewayStart, HttpConfig, Security, Store};
 use flotilla_identity::NodeIdentity;
 use flotilla_meta::MetaState;
 use flotilla_raft_log::EngineLog;
@@ -407,23 +407,44 @@ fn serve_clients(
     let stopped = |mut stopping: watch::Receiver<bool>| async move {
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let http_config = HttpConfig { cors_origins: config.cors_origins.clone(), ..HttpConfig::default() };
+    let http_config = HttpConfig {
+        cors_origins: config.cors_origins.clone(),
+        host_names: config.host_names.clone(),
+        ..HttpConfig::default()
+    };
     let redis_config = flotilla_gateway_redis::ServerConfig::default();
+    let budget = ClientBudget::new(config.client_bytes);
     let wanted = ConnectionLimits { http: http_config.connections_max, redis: redis_config.connections_max };
     let limits = wanted.within_process();
-    let http_config = HttpConfig { connections_max: limits.http, ..http_config };
+    let per_address = |wanted: usize, connections_max: usize| wanted.min(connections_max * 3 / 4).max(1);
+    let http_config = HttpConfig {
+        connections_max: limits.http,
+        connections_per_address_max: per_address(http_config.connections_per_address_max, limits.http),
+        ..http_config
+    };
     http_config.validate()?;
-    let redis_config = flotilla_gateway_redis::ServerConfig { connections_max: limits.redis, ..redis_config };
+    let redis_config = flotilla_gateway_redis::ServerConfig {
+        connections_max: limits.redis,
+        connections_per_address_max: per_address(redis_config.connections_per_address_max, limits.redis),
+        ..redis_config
+    };
     let http_task = tokio::spawn(flotilla_gateway::serve(
         http,
         store.clone(),
         admin,
         security.clone(),
+        budget.clone(),
         http_config,
         stopped(stopping.clone()),
     ));
-    let redis_task =
-        tokio::spawn(flotilla_gateway_redis::serve(redis, store, security, redis_config, stopped(stopping.clone())));
+    let redis_task = tokio::spawn(flotilla_gateway_redis::serve(
+        redis,
+        store,
+        security,
+        budget,
+        redis_config,
+        stopped(stopping.clone()),
+    ));
     tracing::info!(http = %config.http, redis = %config.redis, quic = %config.listen, "serving");
     Ok(async move {
         let _ = http_task.await;

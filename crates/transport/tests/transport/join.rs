@@ -63,7 +63,8 @@ async fn a_joiner_can_only_join() {
 #[tokio::test]
 async fn joins_are_bounded_in_number_and_rate() {
     let authority = authority();
-    let narrow = Config { joins_max: 1, joins_per_second_max: u32::MAX, ..config() };
+    let narrow =
+        Config { joins_max: 1, joins_per_second_max: u32::MAX, joins_per_second_per_address_max: u32::MAX, ..config() };
     let node = Node::start(identity(&authority, 1), narrow).await;
     let idle = RawClient::dial(&node, None, &authority, ALPN_JOIN).await.unwrap();
     let ask = || join_call(node.address(), authority.fingerprint(), Bytes::new(), TIMEOUT);
@@ -76,4 +77,22 @@ async fn joins_are_bounded_in_number_and_rate() {
     let slow = Node::start(identity(&authority, 2), Config { joins_per_second_max: 1, ..config() }).await;
     let ask = || join_call(slow.address(), authority.fingerprint(), Bytes::new(), TIMEOUT);
     while ask().await.is_ok() {}
+}
+
+#[tokio::test]
+async fn one_address_cannot_hold_all_places_of_joins() {
+    let authority = authority();
+    let narrow = Config {
+        joins_max: 2,
+        joins_per_address_max: 1,
+        joins_per_second_max: u32::MAX,
+        joins_per_second_per_address_max: u32::MAX,
+        ..config()
+    };
+    let node = Node::start(identity(&authority, 1), narrow).await;
+    let _idle = RawClient::dial(&node, None, &authority, ALPN_JOIN).await.unwrap();
+    let ask = || join_call(node.address(), authority.fingerprint(), Bytes::new(), TIMEOUT);
+    // The idle join may not hold its place yet.
+    while ask().await.is_ok() {}
+    assert!(matches!(ask().await, Err(TransportError::JoinLost(PeerError::Busy))));
 }

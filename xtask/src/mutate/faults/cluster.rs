@@ -129,4 +129,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-route"),
         also: None,
     },
+    Fault {
+        name: "joins-of-one-address-are-unbounded",
+        what: "one address may make all the joins of a second",
+        file: "crates/transport/src/unauthenticated.rs",
+        before: " || of_address >= self.per_address_max {",
+        after: " {",
+        runner: Runner::Tests("flotilla-transport"),
+        also: None,
+    },
 ];

@@ -201,4 +201,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-objects"),
         also: None,
     },
+    Fault {
+        name: "labels-may-command-terminals",
+        what: "names and localities of nodes with control characters are accepted",
+        file: "crates/meta/src/apply/nodes.rs",
+        before: "if !in_force || texts",
+        after: "if in_force || texts",
+        runner: Runner::Tests("flotilla-meta"),
+        also: None,
+    },
 ];

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, stderr};
 
+use flotilla_types::escape_hidden;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -52,7 +53,7 @@ impl Report {
     /// stopped. `stdout_has_data`: the summary goes to stderr, because stdout contains the records.
     pub(super) fn finish(&self, verb: &str, stdout_has_data: bool, output: Output) -> Result<(), Failure> {
         for Refusal { name, reason } in &self.refusals {
-            eprintln!("refused: {name}: {reason}");
+            eprintln!("{}", escape_hidden(&format!("refused: {name}: {reason}")));
         }
         let unlisted = self.refused.saturating_sub(self.refusals.len() as u64);
         if unlisted > 0 {
