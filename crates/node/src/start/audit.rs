@@ -117,8 +117,8 @@ impl Audit {
 /// Writes entries as they come, and syncs once for all that wait. Ends with the last sender.
 fn write_all(mut file: LogFile, entries: &Receiver<ApiEvent>) {
     while let Ok(first) = entries.recv() {
-        let waiting = std::iter::once(first).chain(entries.try_iter().take(QUEUE_MAX));
-        let written = waiting.map(|entry| file.append(&entry)).collect::<io::Result<()>>();
+        let mut waiting = std::iter::once(first).chain(entries.try_iter().take(QUEUE_MAX));
+        let written = waiting.try_for_each(|entry| file.append(&entry));
         if let Err(error) = written.and_then(|()| file.file.sync_data()) {
             tracing::error!(%error, file = %file.path.display(), "the audit log cannot be written");
         }

@@ -576,7 +576,7 @@ mod tests {
             ("--memtable-bytes", config.host.memtable_bytes_max.to_string()),
             ("--log-bytes", config.host.log_bytes_max.to_string()),
             ("--log-tail-entries", config.host.log_tail_entries.to_string()),
-            ("--read-threads", "processors, 2 to 8".to_owned()),
+            ("--read-threads", "as many as processors, 2 to 8".to_owned()),
             ("--unapplied-bytes", config.host.unapplied_bytes_max.to_string()),
             ("--ballast-bytes", config.ballast_bytes.to_string()),
             ("--client-bytes", config.client_bytes.to_string()),
