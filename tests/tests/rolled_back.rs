@@ -113,6 +113,7 @@ async fn a_node_that_was_down_cannot_verify_a_rolled_back_one() {
     }
 
     cluster.start_node(1).await.expect("a start on its data");
+    cluster.wait_node(1).await.expect("a ready node");
     wait_detected(&cluster, 2).await;
     wait_replaced(&cluster, 1, id, &before).await;
     wait_replicated(&cluster, &[1, 2, 3]).await;
