@@ -74,16 +74,8 @@ impl Store {
         deadline: Instant,
     ) -> OneAnswer<StoreError> {
         let Consistency::Strong = consistency;
-        if keys.len() > READ_KEYS_MAX {
-            return Err(StoreError::Invalid("a read may name at most 4,096 keys"));
-        }
         let deadline_ms = deadline_ms(deadline);
-        let keys = {
-            let map = self.map();
-            let collection = collection_of(&map, collection)?;
-            let record_key = |key: &Bytes| check_key(key).map(|()| collection.record_key(key).into_bytes());
-            keys.iter().map(record_key).collect::<Result<Vec<_>, _>>()?
-        };
+        let keys = self.record_keys(collection, &keys)?;
         let mut records = vec![None; keys.len()];
         let mut unread: Vec<usize> = (0..keys.len()).collect();
         let mut rerouting = Rerouting::new(self, deadline_ms);
@@ -122,16 +114,8 @@ impl Store {
         values: bool,
         deadline: Instant,
     ) -> Result<Option<Vec<Option<Found>>>, StoreError> {
-        if keys.len() > READ_KEYS_MAX {
-            return Err(StoreError::Invalid("a read may name at most 4,096 keys"));
-        }
         let deadline_ms = deadline_ms(deadline);
-        let keys = {
-            let map = self.map();
-            let collection = collection_of(&map, collection)?;
-            let record_key = |key: &Bytes| check_key(key).map(|()| collection.record_key(key).into_bytes());
-            keys.iter().map(record_key).collect::<Result<Vec<_>, _>>()?
-        };
+        let keys = self.record_keys(collection, &keys)?;
         let all: Vec<usize> = (0..keys.len()).collect();
         let mut rerouting = Rerouting::new(self, deadline_ms);
         loop {
@@ -155,6 +139,16 @@ impl Store {
                 }
             };
         }
+    }
+
+    /// The record keys of the keys that one read names.
+    fn record_keys(&self, collection: &str, keys: &[Bytes]) -> Result<Vec<Bytes>, StoreError> {
+        if keys.len() > READ_KEYS_MAX {
+            return Err(StoreError::Invalid("a read may name at most 4,096 keys"));
+        }
+        let map = self.map();
+        let collection = collection_of(&map, collection)?;
+        keys.iter().map(|key| check_key(key).map(|()| collection.record_key(key).into_bytes())).collect()
     }
 
     /// Reads from one shard by a query that it may share with other callers' keys.
