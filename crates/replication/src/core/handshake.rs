@@ -10,7 +10,9 @@
 //! Enough are n − q + 1 voters *other than this node*, with n voters and commit quorums of q. An entry that
 //! this node acknowledged and forgot was committed by q − 1 others with it, and so many others are too many
 //! to miss all of them. A majority that counts the node itself is not enough: with three voters it could
-//! consist of the node that forgot and of one that was down at the time.
+//! consist of the node that forgot and of one that was down at the time. Voters beyond that number must answer
+//! as well while they are members of the cluster: between two heartbeats only a leader learns the sequence of an
+//! acknowledgement.
 //!
 //! Not covered: sequences that peers received but had not written when they crashed as well, between a
 //! promise of this node and their own next write.
@@ -145,7 +147,9 @@ impl RecoveryHandshake {
         }
         let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
         let others: Vec<_> = voters.map(|voter| voter.node).filter(|node| *node != me).collect();
-        self.trusted || (self.is_verified() && (others.is_empty() || self.enough_verified(&others)))
+        self.trusted
+            || (self.is_verified()
+                && (others.is_empty() || (self.enough_verified(&others) && self.none_to_wait_for(&others))))
     }
 
     /// Whether a majority of the nodes, this one included, verified this node's log.
@@ -169,15 +173,31 @@ impl RecoveryHandshake {
         verified > voters - quorum
     }
 
-    /// Whether enough other voters of a configuration (of both halves, if joint) verified this node.
+    /// Whether each of these nodes verified this one or is no member of the cluster any more.
+    fn none_to_wait_for(&self, others: &[NodeId]) -> bool {
+        self.peers
+            .as_ref()
+            .is_some_and(|members| others.iter().all(|node| self.verified_by.contains(node) || !members.contains(node)))
+    }
+
+    /// Whether all other voters of a configuration that are still members verified this node, and of one half
+    /// of it, if joint, enough: commits and elections need a quorum of each half.
     fn is_verified_by(&self, me: NodeId, conf: &ConfState, nodes: &BTreeMap<ReplicaId, NodeId>) -> bool {
-        let enough = |voters: &[ReplicaId]| {
+        let halves = [&conf.voters, &conf.voters_outgoing];
+        let halves = halves.into_iter().filter(|voters| !voters.is_empty()).map(|voters| {
             // A voter whose node is unknown counts as one that did not answer.
             let node_of = |voter: &ReplicaId| nodes.get(voter).copied().unwrap_or(NodeId(0));
-            let others: Vec<_> = voters.iter().map(node_of).filter(|node| *node != me).collect();
-            voters.is_empty() || self.enough_verified(&others)
-        };
-        enough(&conf.voters) && enough(&conf.voters_outgoing)
+            voters.iter().map(node_of).filter(|node| *node != me).collect::<Vec<_>>()
+        });
+        let mut enough = false;
+        for others in halves {
+            if !self.none_to_wait_for(&others) {
+                return false;
+            }
+            // The only voter has no other to ask. Others may have become voters since, and some node knows.
+            enough |= if others.is_empty() { self.is_verified_by_all() } else { self.enough_verified(&others) };
+        }
+        enough
     }
 
     /// Checks a peer's log against what we remember of it; returns what it lost. Until it is checked, a node
@@ -416,8 +436,10 @@ impl<T> Core<T> {
             if let ConfChange::AddLearner { replica, node } = change {
                 nodes.insert(replica, node);
             }
+            // What the only voter has in its log is committed.
+            let committed = index <= state.hard_state.commit || (conf.voters == [id] && !conf.is_joint());
             conf = change.after(&conf);
-            if index <= state.hard_state.commit {
+            if committed {
                 confs.clear();
             }
             confs.push(conf.clone());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flotilla_replication::{ConfChange, Core, Effects, Input, LostReason, Notice};
 use flotilla_storage::{Log as _, LogBatch, LogEvidence, MemoryLog, ReplicaWrite};
 use flotilla_types::{
-    Checkpoint, ConfState, Incarnation, LogIndex, NodeId, Position, ReplicaId, ShardId, Term, WalSequence,
+    Checkpoint, ConfState, EntryKind, Incarnation, LogIndex, NodeId, Position, ReplicaId, ShardId, Term, WalSequence,
 };
 
 use crate::harness::{SHARD, World, descriptor, seeds, small_bounds};
@@ -127,6 +127,36 @@ fn a_roll_back_to_after_the_last_heartbeat_is_noticed() {
         world.start(down);
         world.run_ms(3_000);
         assert!(world.leader().is_none(), "these two lack acknowledged writes\n{}", world.describe());
+        world.start(leader);
+        world.run_until(3_000, "the node reports a loss", |world| lost(world, rolled).is_some());
+        replace_lost(&mut world, rolled);
+        world.finish();
+    }
+}
+
+/// With five voters, three others can verify a node and yet not know what it told their last leader.
+#[test]
+fn a_roll_back_that_only_the_last_leader_can_notice_costs_no_write() {
+    for seed in seeds(30) {
+        let mut world = World::founded(seed, 5, 5);
+        world.run_ms(1_000);
+        let (leader, _) = world.leader().unwrap();
+        let [rolled, _, down, also_down] = [1, 2, 3, 4].map(|step| NodeId((leader.0 + step - 1) % 5 + 1));
+        world.crash(down);
+        world.crash(also_down);
+        world.network.node_heartbeats_lost = true;
+        let backup = world.backup(rolled);
+        world.add_clients(3);
+        world.run_until(5_000, "writes", |world| world.checks.writes > 20);
+        world.crash(leader);
+        world.crash(rolled);
+        world.restore(rolled, &backup);
+        world.network.node_heartbeats_lost = false;
+        for node in [down, also_down, rolled] {
+            world.start(node);
+        }
+        world.run_until(5_000, "the other three serve", |world| world.leader().is_some());
+        world.run_ms(500);
         world.start(leader);
         world.run_until(3_000, "the node reports a loss", |world| lost(world, rolled).is_some());
         replace_lost(&mut world, rolled);
@@ -307,6 +337,54 @@ fn a_replica_without_evidence_waits_for_both_others() {
         assert_eq!(lost(&world, node), None);
         world.finish();
     }
+}
+
+/// A group of one voter that becomes one of three, and back: whatever its log shows when the node loses the
+/// evidence for it, the replica is verified once all peers answer.
+#[test]
+fn a_replica_that_was_or_becomes_the_only_voter_is_verified_at_every_step() {
+    let (mut joint, mut alone_before_joint, mut alone_after_joint) = (0, 0, 0);
+    for seed in seeds(40) {
+        let grows = seed % 2 == 0;
+        let mut world = World::founded(seed, 3, if grows { 1 } else { 3 });
+        let others = [ReplicaId(2), ReplicaId(3)];
+        let change = if grows {
+            world.add_learners(&[(ReplicaId(2), NodeId(2)), (ReplicaId(3), NodeId(3))]);
+            ConfChange::Swap { promote: others.to_vec(), demote: vec![] }
+        } else {
+            ConfChange::Swap { promote: vec![], demote: others.to_vec() }
+        };
+        world.add_clients(1);
+        world.run_some_ms(300);
+        let (leader, _) = world.leader().unwrap();
+        for change in [change, ConfChange::LeaveJoint].into_iter().take(1 + (seed / 2 % 2) as usize) {
+            world.input(leader, Input::Change { shard: SHARD, change });
+            world.run_some_ms(40);
+        }
+        let node = NodeId(1);
+        world.crash(node);
+        let (id, state) = world.nodes[&node].log.replicas().unwrap().remove(0);
+        let position = &state.checkpoint.position;
+        let changes = world.nodes[&node].log.entries(id, position.index.next(), state.last.next(), 1 << 20).unwrap();
+        let changes = changes.iter().filter(|entry| entry.kind == EntryKind::ConfChange).count();
+        match (grows, position.conf.is_joint(), changes) {
+            (true, true, 0) => joint += 1,
+            (true, false, 1..) if position.conf.voters == [id] => alone_before_joint += 1,
+            (false, true, 1) => alone_after_joint += 1,
+            _ => {}
+        }
+        let same = world.backup(node);
+        world.restore(node, &same);
+        world.start(node);
+        world.run_until(5_000, "the replica is verified", |world| {
+            world.nodes[&node].status().iter().any(|replica| replica.group.is_some())
+        });
+        assert_eq!(lost(&world, node), None);
+    }
+    assert!(
+        joint > 0 && alone_before_joint > 0 && alone_after_joint > 0,
+        "a step was never drawn: {joint} {alone_before_joint} {alone_after_joint}"
+    );
 }
 
 /// A lone node has nobody to ask, and is not in doubt forever.
