@@ -21,10 +21,6 @@ use tracing_subscriber::{
     Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
 };
 
-/// Half of a run is small allocations of short lives.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Runs whole simulated clusters, each determined by one seed.
 #[derive(Debug, Parser)]
 #[command(name = "flotilla-sim", version)]
