@@ -21,8 +21,9 @@ const CONVERGE_MS_MAX: u64 = 60_000;
 /// Time for [`WRITES_MIN`] writes to succeed in a converged cluster.
 const WRITES_MS_MAX: u64 = 20_000;
 const WRITES_MIN: usize = 20;
-/// Time for all replicas of an idle cluster to apply the same entries.
-const CATCH_UP_MS_MAX: u64 = 20_000;
+/// Time for all replicas of an idle cluster to apply the same entries: longer than a pull waits for an answer
+/// that a partition swallowed.
+const CATCH_UP_MS_MAX: u64 = 40_000;
 
 impl World {
     /// The replica that leads a shard in the highest term.

@@ -439,7 +439,7 @@ impl World {
                 self.end(active);
             }
         }
-        self.network.faults = NetworkFaults::healthy();
+        self.network.heal();
         let now_us = self.now_us;
         for node in self.nodes.values_mut() {
             node.paused_until_us = 0;

@@ -59,6 +59,9 @@ impl NetworkFaults {
     }
 }
 
+/// Objects pass through a healed link at this rate at least: faster than clients write, so that a transfer can end.
+const HEALED_BYTES_PER_MS: u64 = 20;
+
 /// All links.
 #[derive(Debug)]
 pub(crate) struct Network {
@@ -77,6 +80,12 @@ pub(crate) type Cut = Vec<(NodeId, NodeId)>;
 impl Network {
     pub(crate) fn new(faults: NetworkFaults, object_bytes_per_ms: Option<u64>) -> Self {
         Self { faults, cuts: BTreeMap::new(), object_bytes_per_ms, objects_until_us: BTreeMap::new() }
+    }
+
+    /// Ends all faults but partitions, which end by themselves.
+    pub(crate) fn heal(&mut self) {
+        self.faults = NetworkFaults::healthy();
+        self.object_bytes_per_ms = self.object_bytes_per_ms.map(|rate| rate.max(HEALED_BYTES_PER_MS));
     }
 
     /// Whether frames pass in this direction.
