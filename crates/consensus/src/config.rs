@@ -10,6 +10,9 @@ pub struct Config {
     /// Ticks between heartbeats. At most a third of `election_ticks`, so that one lost heartbeat causes no
     /// election.
     pub heartbeat_ticks: usize,
+    /// Ticks without entries and reads after which a group rests: it sends no heartbeats until something wakes it.
+    /// 0 for never.
+    pub rest_after_ticks: usize,
     /// Bytes of entries in one append message, at most.
     pub append_bytes_max: usize,
     /// Append messages in flight to one follower, at most.
@@ -27,6 +30,7 @@ impl Default for Config {
         Self {
             election_ticks: 8,
             heartbeat_ticks: 2,
+            rest_after_ticks: 40,
             append_bytes_max: 1 << 20,
             append_inflight_max: 128,
             uncommitted_bytes_max: 16 << 20,

@@ -4,6 +4,7 @@
 
 mod invalid;
 mod lease;
+mod rest;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -13,7 +14,8 @@ use std::{
 use bytes::Bytes;
 use flotilla_storage::{Log, LogError, ReplicaLog};
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, HardState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
+    Checkpoint, ConfState, Entry, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardDescriptor,
+    ShardId, Term,
 };
 use raft::{RawNode, StateRole, eraftpb};
 use rand::{RngExt as _, SeedableRng as _};
@@ -24,6 +26,7 @@ use crate::{
 };
 use lease::LeaseState;
 pub use lease::{Lease, Origin};
+use rest::Rest;
 
 /// The replica failed and is closed; other replicas go on. Its durable state is unchanged.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -104,6 +107,7 @@ pub struct Group {
     /// one.
     ticks_since_leader: usize,
     lease_state: LeaseState,
+    rest: Rest,
     /// Followers of this leader that did not respond between the last two checks of its quorum.
     silent: BTreeSet<ReplicaId>,
     role: (Role, Term, ReplicaId),
@@ -171,6 +175,7 @@ impl Group {
             counted_ticks: tick,
             ticks_since_leader,
             lease_state: LeaseState::default(),
+            rest: Rest { after_ticks: config.rest_after_ticks, active_at: tick, resting: false, messages: Vec::new() },
             silent: BTreeSet::new(),
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,
@@ -255,7 +260,7 @@ impl Group {
         let passed = tick.saturating_sub(self.counted_ticks);
         self.counted_ticks = tick;
         self.ticks_since_leader = self.ticks_since_leader.saturating_add(passed);
-        if self.must_not_campaign() {
+        if self.rest.resting || self.must_not_campaign() {
             return;
         }
         let raft = &mut self.node.raft;
@@ -289,6 +294,9 @@ impl Group {
     /// The tick at which raft-rs acts without other input: it campaigns, sends heartbeats or checks its
     /// quorum. `None` if no number of ticks makes it act.
     pub(crate) fn timer_ends_at(&self) -> Option<usize> {
+        if self.rest.resting {
+            return None;
+        }
         let raft = &self.node.raft;
         let left = if raft.state == StateRole::Leader {
             let heartbeat = raft.heartbeat_timeout().saturating_sub(raft.heartbeat_elapsed());
@@ -317,6 +325,10 @@ impl Group {
         if message.to != self.replica || self.is_invalid(&message) || self.must_not_vote(&message) {
             return;
         }
+        if message.kind == MessageKind::Rest {
+            return self.on_rest(&message);
+        }
+        self.wake_for(message.kind);
         let leader_term = Self::leader_term_in(&message);
         let offered = message.snapshot.as_ref().map(|snapshot| snapshot.checkpoint.clone());
         let _ = self.node.step(convert::message_to_raft(message));
@@ -353,6 +365,7 @@ impl Group {
         if (self.role.0, self.role.1) != (Role::Leader, Term(self.node.raft.term)) {
             return Err(ProposeError::Busy);
         }
+        self.note_activity();
         let mut entry = eraftpb::Entry::default();
         entry.set_entry_type(kind);
         entry.data = data;
@@ -451,6 +464,7 @@ impl Group {
         let role = (Role::of(self.node.raft.state), Term(self.node.raft.term), ReplicaId(self.node.raft.leader_id));
         if role != self.role {
             self.role = role;
+            self.note_activity();
             self.silent.clear();
             self.node.mut_store().end_offers();
             round.role = Some(role);

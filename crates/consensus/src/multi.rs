@@ -89,6 +89,13 @@ pub enum Input {
         /// The voter that should lead.
         to: ReplicaId,
     },
+    /// Something happened to a node on which a resting replica depends.
+    Wake {
+        /// The replica.
+        replica: ReplicaId,
+        /// The node of its leader has sent nothing for at least an election timeout.
+        leader_is_silent: bool,
+    },
     /// Campaigns without waiting for the election timeout; pre-vote still applies. Ignored while a leader may
     /// rely on this replica's promise not to elect another one.
     Campaign {
@@ -166,6 +173,10 @@ pub struct Effects {
     pub committed: Vec<CommittedEntries>,
     /// Replicas with a follower that needs a newer checkpoint.
     pub wants_checkpoint: Vec<ReplicaId>,
+    /// Replicas that rest now, also those that had rested already: they may have another leader.
+    pub rests: Vec<ReplicaId>,
+    /// Replicas that rested and do not any more.
+    pub wakes: Vec<ReplicaId>,
     /// Replicas that failed and were removed from the [`MultiRaft`].
     pub failed: Vec<(ReplicaId, GroupError)>,
 }
@@ -186,6 +197,10 @@ pub struct MultiRaft {
     leaders: BTreeSet<ReplicaId>,
     /// Groups that were drained since the caller last asked.
     drained: BTreeSet<ReplicaId>,
+    /// Groups that rest, as of the last drain.
+    resting: BTreeSet<ReplicaId>,
+    /// Whether leaders may let their groups rest.
+    may_rest: bool,
 }
 
 impl MultiRaft {
@@ -202,7 +217,20 @@ impl MultiRaft {
             visits: 0,
             leaders: BTreeSet::new(),
             drained: BTreeSet::new(),
+            resting: BTreeSet::new(),
+            may_rest: false,
         }
+    }
+
+    /// From now on leaders may let their groups rest: every member understands [`MessageKind::Rest`](flotilla_types::MessageKind).
+    pub fn allow_rest(&mut self) {
+        self.may_rest = true;
+    }
+
+    /// The number of groups that rest.
+    #[must_use]
+    pub fn resting(&self) -> usize {
+        self.resting.len()
     }
 
     /// Opens a replica from its log. `seed` determines its election timeouts.
@@ -235,6 +263,7 @@ impl MultiRaft {
         self.dirty.remove(&replica);
         self.timers.remove(replica);
         self.leaders.remove(&replica);
+        self.resting.remove(&replica);
     }
 
     /// A replica of this node.
@@ -290,6 +319,9 @@ impl MultiRaft {
             }
             Input::OfferEnded { replica, to } => self.with(replica, effects, |group| group.end_offer(to)),
             Input::Transfer { replica, to } => self.with(replica, effects, |group| group.transfer(to)),
+            Input::Wake { replica, leader_is_silent } => {
+                self.with(replica, effects, |group| group.wake(leader_is_silent));
+            }
             Input::Campaign { replica } => self.with(replica, effects, Group::campaign),
         }
     }
@@ -301,7 +333,11 @@ impl MultiRaft {
         due.extend(&self.dirty);
         self.visits += due.len() as u64;
         for replica in due {
-            let Some(group) = self.groups.get(&replica) else { continue };
+            let Some(group) = self.groups.get_mut(&replica) else { continue };
+            if self.may_rest && group.try_rest(self.ticks) {
+                self.dirty.insert(replica);
+                continue;
+            }
             match group.timer_ends_at() {
                 // Input has postponed it.
                 Some(tick) if tick > self.ticks && !self.dirty.contains(&replica) => {
@@ -401,6 +437,12 @@ impl MultiRaft {
             } else {
                 self.leaders.remove(&replica);
             }
+            if group.is_resting() {
+                self.resting.insert(replica);
+                effects.rests.push(replica);
+            } else if self.resting.remove(&replica) {
+                effects.wakes.push(replica);
+            }
             if let Some(tick) = group.timer_ends_at() {
                 self.timers.visit_at(replica, tick);
             }
@@ -423,6 +465,8 @@ fn drain_group(group: &mut Group, effects: &mut Effects) {
         }
     }
     group.keep_election_timeout();
+    let shard = group.shard();
+    effects.sends.extend(group.take_rest_messages().into_iter().map(|message| (shard, message)));
     if group.take_wants_checkpoint() {
         effects.wants_checkpoint.push(group.replica());
     }

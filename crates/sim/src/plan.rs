@@ -195,6 +195,9 @@ impl Plan {
         if rng.random_bool(0.25) {
             plan.object_bytes_per_ms = [2, 5, 20].choose(&mut rng).copied();
         }
+        if let Some(ticks) = [0, 3, 10, 40].choose(&mut rng) {
+            plan.host.raft.rest_after_ticks = *ticks;
+        }
         if rng.random_bool(0.3) {
             plan.faults.extend((0..rng.random_range(1..4)).map(|_| Planned {
                 at_ms: rng.random_range(0..load_ms),

@@ -17,6 +17,7 @@
 //! | 2 | client keys: their commands and records | [`ClusterVersion::CLIENT_KEYS`] |
 //! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
 //! | 2 | entries without commands, which remove due records | [`ClusterVersion::UPKEEP`] |
+//! | 2 | messages that let an idle group rest | [`ClusterVersion::REST`] |
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -53,6 +54,8 @@ impl ClusterVersion {
     pub const UPKEEP: Self = Self(2);
     /// The metadata holds client keys.
     pub const CLIENT_KEYS: Self = Self(2);
+    /// Leaders let idle groups rest, and node heartbeats name shards that a node leads no more.
+    pub const REST: Self = Self(2);
     /// Metadata refuses names and localities of nodes with characters that a terminal would obey.
     pub const PRINTABLE_LABELS: Self = Self(2);
     /// The last version that the formats can name.

@@ -33,7 +33,7 @@ pub fn encode<M: prost::Message>(message: &M) -> Bytes {
     message.encode_to_vec().into()
 }
 
-const KINDS: [MessageKind; 12] = [
+const KINDS: [MessageKind; 13] = [
     MessageKind::Append,
     MessageKind::AppendResponse,
     MessageKind::RequestVote,
@@ -46,6 +46,7 @@ const KINDS: [MessageKind; 12] = [
     MessageKind::TimeoutNow,
     MessageKind::ReadIndex,
     MessageKind::ReadIndexResponse,
+    MessageKind::Rest,
 ];
 
 /// Converts a Raft message of one shard to its wire form.

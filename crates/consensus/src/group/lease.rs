@@ -149,6 +149,7 @@ impl Group {
         if !self.node.raft.commit_to_current_term() {
             return Err(ProposeError::Busy);
         }
+        self.note_activity();
         self.node.read_index(context.to_vec());
         self.lease_state.start_round(self.node.raft.term, context, now_ms);
         Ok(())
@@ -184,6 +185,7 @@ impl Group {
 
     pub(crate) fn transfer(&mut self, to: ReplicaId) {
         if self.node.raft.state == StateRole::Leader && to != self.replica && self.conf.voters.contains(&to) {
+            self.note_activity();
             self.lease_state.start_transfer(self.node.raft.term);
             self.node.transfer_leader(to.0);
         }
@@ -201,6 +203,7 @@ impl Group {
             && !self.must_not_campaign()
             && !self.owes_promise()
         {
+            self.note_activity();
             let _ = self.node.campaign();
         }
     }

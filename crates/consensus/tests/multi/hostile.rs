@@ -52,7 +52,7 @@ struct Hostile {
     priority: i64,
 }
 
-const KINDS: [MessageKind; 12] = [
+const KINDS: [MessageKind; 13] = [
     MessageKind::Append,
     MessageKind::AppendResponse,
     MessageKind::RequestVote,
@@ -65,6 +65,7 @@ const KINDS: [MessageKind; 12] = [
     MessageKind::TimeoutNow,
     MessageKind::ReadIndex,
     MessageKind::ReadIndexResponse,
+    MessageKind::Rest,
 ];
 
 fn replica() -> impl Strategy<Value = u64> {

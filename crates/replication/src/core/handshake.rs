@@ -262,6 +262,7 @@ impl RecoveryHandshake {
             your_incarnation,
             you_lost_up_to,
             leaders: Vec::new(),
+            not_led: Vec::new(),
             versions: VersionRange::supported(),
         }
     }
@@ -290,26 +291,34 @@ impl<T> Core<T> {
     pub(super) fn send_node_heartbeats(&mut self, effects: &mut Effects<T>) {
         let peers = self.handshake.peers.clone().unwrap_or_default();
         let leaders = self.schedule.announced.next_round(&self.raft);
+        let not_led = self.rest.next_not_led();
         for peer in peers {
-            self.send_node_heartbeat(peer, leaders.clone(), effects);
+            self.send_node_heartbeat(peer, leaders.clone(), not_led.clone(), effects);
         }
     }
 
     /// Sends a heartbeat that names every shard led here, to a peer that may know none of them.
     fn send_whole_heartbeat(&mut self, peer: NodeId, effects: &mut Effects<T>) {
         let leaders = self.raft.led().filter_map(Announced::leader_of).collect();
-        self.send_node_heartbeat(peer, leaders, effects);
+        self.send_node_heartbeat(peer, leaders, Vec::new(), effects);
     }
 
-    fn send_node_heartbeat(&mut self, peer: NodeId, leaders: Vec<(ShardId, Term)>, effects: &mut Effects<T>) {
+    fn send_node_heartbeat(
+        &mut self,
+        peer: NodeId,
+        leaders: Vec<(ShardId, Term)>,
+        not_led: Vec<ShardId>,
+        effects: &mut Effects<T>,
+    ) {
         let recovery_complete = self.is_recovery_complete();
         let heartbeat = self.handshake.heartbeat_for(peer, self.wall_ms, recovery_complete);
-        effects.node_heartbeats.push((peer, NodeHeartbeat { leaders, ..heartbeat }));
+        effects.node_heartbeats.push((peer, NodeHeartbeat { leaders, not_led, ..heartbeat }));
     }
 
     pub(super) fn on_peer_changed(&mut self, node: NodeId, connected: bool, effects: &mut Effects<T>) {
         self.handshake.forget_check(node);
         self.forget_fetches(node);
+        self.rest.node_changed(node);
         if connected {
             self.send_whole_heartbeat(node, effects);
         }
@@ -336,6 +345,8 @@ impl<T> Core<T> {
             return;
         }
         self.handshake.ahead.remove(&from);
+        self.rest.node_sent(from, self.ticks);
+        self.wake_not_led(from, &heartbeat.not_led);
         self.note_peer_versions(from, &heartbeat, effects);
         let checked = self.handshake.peer_checks.get(&from);
         let is_first_check = checked.is_none_or(|(incarnation, _)| *incarnation != heartbeat.incarnation);

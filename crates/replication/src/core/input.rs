@@ -107,6 +107,8 @@ pub struct NodeHeartbeat {
     pub you_lost_up_to: Option<WalSequence>,
     /// Shards that it leads: those that are new, and some of the others in turn.
     pub leaders: Vec<(ShardId, Term)>,
+    /// Shards whose groups rested under a leader here that is gone.
+    pub not_led: Vec<ShardId>,
     /// The cluster versions that its binary supports.
     pub versions: VersionRange,
 }

@@ -16,6 +16,7 @@ mod offers;
 mod outcome;
 mod replica;
 mod requests;
+mod rest;
 mod schedule;
 mod snapshots;
 mod status;
@@ -42,6 +43,7 @@ pub use handshake::first_sequence;
 pub use input::{Answer, Answered, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
 pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
+use rest::RestingReplicas;
 use schedule::Schedule;
 pub use status::StatusUpdates;
 
@@ -70,6 +72,7 @@ pub struct Core<T> {
     /// Replicas whose requests the next flush must process.
     touched: BTreeSet<ReplicaId>,
     schedule: Schedule,
+    rest: RestingReplicas,
     /// The replica here that has offered a snapshot to this one.
     offers_to: BTreeMap<ReplicaId, ReplicaId>,
     handshake: RecoveryHandshake,
@@ -115,6 +118,7 @@ impl<T> Core<T> {
             to_switch: BTreeSet::new(),
             touched: BTreeSet::new(),
             schedule: Schedule::default(),
+            rest: RestingReplicas::default(),
             offers_to: BTreeMap::new(),
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
             config,
@@ -150,6 +154,7 @@ impl<T> Core<T> {
             Input::PeerSynced { from, sequence } => self.handshake.note_synced(from, sequence),
             Input::NodeHeartbeat { from, heartbeat } => self.on_node_heartbeat(from, heartbeat, effects),
             Input::Peers(peers) => {
+                self.rest.set_peers(&peers);
                 self.handshake.set_peers(peers);
                 self.open_verified(effects);
             }
@@ -220,6 +225,7 @@ impl<T> Core<T> {
 
     fn tick(&mut self, effects: &mut Effects<T>) {
         self.ticks += 1;
+        self.wake_dependents();
         self.raft.step(consensus::Input::Tick, &mut self.raft_effects);
         self.expire_requests(effects);
         self.visit_offers(effects);
@@ -263,6 +269,7 @@ impl<T> Core<T> {
         if message.kind == MessageKind::Snapshot {
             self.receive_snapshot(from, message, effects);
         } else {
+            self.wake_if_silent(&message);
             self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
         }
     }
@@ -347,6 +354,7 @@ impl<T> Core<T> {
             return;
         }
         self.end_offers(id, effects);
+        self.end_rest(id);
         if let Some(mut replica) = self.replicas.remove(&id) {
             self.unverified -= usize::from(replica.unverified);
             self.raft.close(id);
@@ -402,6 +410,7 @@ impl<T> Core<T> {
     }
 
     fn stop_using(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        self.end_rest(id);
         self.raft.close(id);
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.abandoned = true;

@@ -56,6 +56,12 @@ impl<T> Core<T> {
         for read in ready.reads {
             self.on_read_confirmed(read.replica, &read.context, read.index, effects);
         }
+        for replica in ready.rests {
+            self.on_rests(replica);
+        }
+        for replica in ready.wakes {
+            self.rest.remove(replica);
+        }
         for replica in ready.wants_checkpoint {
             self.want_checkpoint(replica, effects);
         }

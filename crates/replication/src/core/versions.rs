@@ -29,6 +29,9 @@ impl<T> Core<T> {
             return;
         }
         self.cluster_version = version;
+        if version >= ClusterVersion::REST {
+            self.raft.allow_rest();
+        }
         let behind = |(id, replica): (&ReplicaId, &super::Replica<T>)| {
             replica.version.is_some_and(|machine| machine < version).then_some(*id)
         };

@@ -152,6 +152,7 @@ impl Raft {
             updates.apply(Arc::make_mut(&mut self.status.write()));
         }
         metrics::counter!("flotilla_tick_visits_total").absolute(self.core.visits());
+        metrics::gauge!("flotilla_resting_replicas").set(self.core.resting() as f64);
         let reads = self.core.read_counts();
         metrics::counter!("flotilla_reads_by_lease_total").absolute(reads.by_lease);
         metrics::counter!("flotilla_reads_by_round_total").absolute(reads.by_round);

@@ -86,6 +86,7 @@ pub fn pack_node_heartbeat(heartbeat: &NodeHeartbeat) -> Bytes {
         recovery_complete: heartbeat.recovery_complete,
         version_min: heartbeat.versions.min.0,
         version_max: heartbeat.versions.max.0,
+        not_led: heartbeat.not_led.iter().map(|shard| shard.0).collect(),
     };
     encode(&peer::Frame { raft: Vec::new(), heartbeat: Some(heartbeat), synced: 0 })
 }
@@ -126,6 +127,7 @@ pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError>
             your_incarnation: Incarnation(heartbeat.your_incarnation),
             you_lost_up_to: (heartbeat.you_lost_up_to != 0).then_some(WalSequence(heartbeat.you_lost_up_to)),
             leaders,
+            not_led: heartbeat.not_led.into_iter().map(ShardId).collect(),
             versions: VersionRange::announced(heartbeat.version_min, heartbeat.version_max),
         };
         inputs.push(Input::NodeHeartbeat { from, heartbeat });

@@ -99,6 +99,7 @@ impl Victim {
             your_incarnation: self.incarnation,
             you_lost_up_to: None,
             leaders: Vec::new(),
+            not_led: Vec::new(),
             versions: VersionRange::supported(),
         }
     }
@@ -343,6 +344,7 @@ fn hostile_message() -> impl Strategy<Value = HostileMessage> {
         MessageKind::HeartbeatResponse,
         MessageKind::Snapshot,
         MessageKind::TimeoutNow,
+        MessageKind::Rest,
     ];
     let numbers = (number(), number(), number(), number());
     let object = || mutated(Just(vec![0; 40]));
@@ -494,6 +496,7 @@ fn act(victim: &mut Victim, action: HostileAction) {
                 your_incarnation: if known { victim.incarnation } else { Incarnation(yours) },
                 you_lost_up_to: lost.map(WalSequence),
                 leaders: vec![(SHARD, Term(yours)), (ShardId(wall_ms), Term(0))],
+                not_led: vec![SHARD, ShardId(yours)],
                 versions: VersionRange::announced(yours as u32, synced as u32),
             };
             receive(victim, pack_node_heartbeat(&heartbeat));

@@ -11,6 +11,7 @@ mod losses;
 mod many;
 mod membership;
 mod release;
+mod rest;
 mod serving;
 mod slow_disk;
 mod tails;

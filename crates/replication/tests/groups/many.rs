@@ -81,6 +81,7 @@ impl Many {
             your_incarnation: INCARNATION,
             you_lost_up_to: None,
             leaders: Vec::new(),
+            not_led: Vec::new(),
             versions: VersionRange::supported(),
         };
         for from in [NodeId(2), NodeId(3)] {

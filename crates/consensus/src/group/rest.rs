@@ -1,0 +1,147 @@
+//! Rest: a group that has nothing to do sends no messages and counts no election timeouts.
+//!
+//! A leader whose group was idle for [`Config::rest_after_ticks`](crate::Config), and whose followers have
+//! everything and know it, sends [`MessageKind::Rest`] in place of its next heartbeat. A follower that agrees (same
+//! term, same last entry, everything committed) stops its election timer. From then on the node's heartbeats
+//! stand for the leader's: the caller wakes the replicas that depend on a node when that node falls silent,
+//! restarts, or says that it leads the shard no more ([`Input::Wake`](crate::Input)). Any other message, a
+//! proposal or a read wakes a replica as well.
+//!
+//! Why this is safe: rest only stops timers. A resting leader earns no leases, and those that it has end by
+//! the clock. The promise of a follower not to vote (see [`lease`](super::lease)) counts ticks also while it
+//! rests, so it ends no later than otherwise.
+//!
+//! Why a group does not sleep for ever: a `Rest` that was lost leaves the follower's election timer running;
+//! its pre-vote wakes the others, among them the leader, which sends heartbeats at once. A resting follower
+//! ignores that pre-vote, since its count of ticks since the last heartbeat stands still, as raft-rs demands of a
+//! follower of a live leader.
+//!
+//! After CockroachDB's quiescence and TiKV's hibernate regions. Theirs trust each follower's view of the leader's
+//! node as well; here a dead follower keeps its group awake until it was replaced or is back, so that nobody
+//! rests without having all entries.
+
+use bytes::Bytes;
+use flotilla_types::{LogIndex, Message, MessageKind, ReplicaId, ShardId, Term};
+use raft::{ProgressState, StateRole};
+
+use super::Group;
+
+/// What a replica needs to rest, and whether it does.
+#[derive(Debug)]
+pub(super) struct Rest {
+    /// Ticks without activity after which a leader rests; 0 for never.
+    pub(super) after_ticks: usize,
+    /// The tick of the last input other than ticks and responses to heartbeats.
+    pub(super) active_at: usize,
+    pub(super) resting: bool,
+    /// Messages that tell followers to rest, not yet collected.
+    pub(super) messages: Vec<Message>,
+}
+
+impl Group {
+    /// Whether its timers stand still.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        self.rest.resting
+    }
+
+    /// Something happened that timers and responses to heartbeats do not cause: the group is awake.
+    pub(super) fn note_activity(&mut self) {
+        self.rest.resting = false;
+        self.rest.active_at = self.counted_ticks;
+    }
+
+    /// Wakes the replica. If the node of its leader is silent, it need not wait for the leader any longer than for
+    /// one that sent no heartbeats for an election timeout. A leader that wakes sends heartbeats.
+    pub(crate) fn wake(&mut self, leader_is_silent: bool) {
+        if !self.rest.resting {
+            return;
+        }
+        self.note_activity();
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader {
+            raft.ping();
+        } else if leader_is_silent {
+            raft.election_elapsed = raft.election_elapsed.max(self.election_ticks);
+        }
+    }
+
+    /// What a message of this kind means for the rest of the replica, before it is stepped.
+    pub(super) fn wake_for(&mut self, kind: MessageKind) {
+        if kind == MessageKind::HeartbeatResponse {
+            return;
+        }
+        self.wake(false);
+        self.note_activity();
+    }
+
+    /// Rests, if this replica leads and its whole group was idle for long enough.
+    pub(crate) fn try_rest(&mut self, tick: usize) -> bool {
+        let idle = tick.saturating_sub(self.rest.active_at);
+        if self.rest.resting || self.rest.after_ticks == 0 || idle < self.rest.after_ticks || !self.may_rest() {
+            return false;
+        }
+        let (term, last) = (Term(self.node.raft.term), self.last());
+        let others: Vec<_> = self.node.raft.prs().iter().map(|(id, _)| ReplicaId(*id)).collect();
+        for to in others.into_iter().filter(|to| *to != self.replica) {
+            self.rest.messages.push(rest_message(self.replica, to, term, last));
+        }
+        self.rest.resting = true;
+        true
+    }
+
+    /// Whether a leader's followers have everything, know it, and respond.
+    fn may_rest(&self) -> bool {
+        let raft = &self.node.raft;
+        let last = raft.raft_log.last_index();
+        // Every node follows the metadata, and clients of it wait for nothing else.
+        self.shard != ShardId::META
+            && raft.state == StateRole::Leader
+            && (self.role.0, self.role.1) == (crate::Role::Leader, Term(raft.term))
+            && raft.commit_to_current_term()
+            && (raft.raft_log.committed, raft.raft_log.persisted) == (last, last)
+            && raft.lead_transferee.is_none()
+            && !raft.has_pending_conf()
+            && !self.conf.is_joint()
+            && self.unsynced_vote_round.is_none()
+            && raft.prs().iter().filter(|(id, _)| **id != self.replica.0).all(|(_, progress)| {
+                progress.recent_active
+                    && progress.state != ProgressState::Snapshot
+                    && (progress.matched, progress.committed_index) == (last, last)
+            })
+    }
+
+    /// A leader's message to rest. One that does not fit is ignored: the leader wakes when this replica's election
+    /// timeout ends.
+    pub(super) fn on_rest(&mut self, message: &Message) {
+        let raft = &self.node.raft;
+        let log = &raft.raft_log;
+        self.rest.resting = raft.state == StateRole::Follower
+            && (raft.term, raft.leader_id) == (message.term.0, message.from.0)
+            && (log.last_index(), log.committed) == (message.commit.0, message.commit.0)
+            && self.incoming.is_none();
+    }
+
+    pub(crate) fn take_rest_messages(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.rest.messages)
+    }
+}
+
+fn rest_message(from: ReplicaId, to: ReplicaId, term: Term, commit: LogIndex) -> Message {
+    Message {
+        kind: MessageKind::Rest,
+        from,
+        to,
+        term,
+        log_term: Term(0),
+        index: LogIndex(0),
+        entries: Vec::new(),
+        commit,
+        commit_term: Term(0),
+        snapshot: None,
+        reject: false,
+        reject_hint: LogIndex(0),
+        context: Bytes::new(),
+        priority: 0,
+    }
+}
