@@ -11,6 +11,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use flotilla_tests::support::{POLL_EVERY, WITHIN, eventually, start};
@@ -25,6 +26,7 @@ const TABLES: &[(&str, &str)] = &[
     ("expire", include_str!("redis/expire.txt")),
     ("bits", include_str!("redis/bits.txt")),
     ("keyspace", include_str!("redis/keyspace.txt")),
+    ("databases", include_str!("redis/databases.txt")),
     ("multi", include_str!("redis/multi.txt")),
     ("script", include_str!("redis/script.txt")),
     ("protocol", include_str!("redis/protocol.txt")),
@@ -338,19 +340,72 @@ async fn large_requests_are_served_or_refused_with_a_text() {
     assert_eq!(ended.expect("no reset"), 0);
 }
 
+/// A pipeline is read before its transaction is executed: what follows belongs to the database that is selected
+/// then, whether the transaction takes place or not.
 #[tokio::test]
-async fn commands_for_another_database_do_not_reach_this_one() {
+async fn what_follows_a_transaction_that_selects_waits_for_its_outcome() {
     let cluster = start(1).await;
     let at = cluster.redis(1).expect("a node");
-    for before in ["PING", "MULTI"] {
-        let mut redis = Redis::connect(at).await;
-        for line in [before, "SELECT 1", "SET misplaced 1", "EXEC"] {
-            redis.send(&words(line)).await;
+    let (mut one, mut two) = (Redis::connect(at).await, Redis::connect(at).await);
+    assert_eq!(one.line("SET {d}k zero").await, "+OK");
+    for (changes, after_exec) in [(false, "\"four\""), (true, "\"changed\"")] {
+        assert_eq!(one.line("SELECT 0").await, "+OK");
+        assert_eq!(one.line("WATCH {d}other").await, "+OK");
+        if changes {
+            assert_eq!(two.line("MSET {d}other 1 {d}k changed").await, "+OK");
         }
-        redis.answer().await;
-        assert_eq!(redis.answer().await, "-ERR DB index is out of range");
-        let ended = timeout(WITHIN, redis.0.read(&mut [0])).await.expect("the connection ends");
-        assert_eq!(ended.expect("no reset"), 0);
+        let pipeline = ["MULTI", "SELECT 4", "PING", "EXEC", "SETNX {d}k four", "GET {d}k"];
+        for line in pipeline {
+            one.send(&words(line)).await;
+        }
+        let mut answers = Vec::new();
+        for _ in pipeline {
+            answers.push(one.answer().await);
+        }
+        assert_eq!(answers[3] == "nil-list", changes, "{answers:?}");
+        assert_eq!(answers[5], after_exec, "{answers:?}");
     }
-    assert_eq!(Redis::connect(at).await.line("EXISTS misplaced").await, ":0");
+}
+
+/// What is acknowledged in a database that no node knew before is read on every node, at once.
+#[tokio::test]
+async fn the_first_write_of_a_database_is_seen_on_every_node() {
+    let cluster = start(3).await;
+    let mut nodes = Vec::new();
+    for node in 1..=3 {
+        nodes.push(Redis::connect(cluster.redis(node).expect("a node")).await);
+    }
+    for database in 1..=15_usize {
+        for redis in &mut nodes {
+            assert_eq!(redis.line(&format!("SELECT {database}")).await, "+OK");
+        }
+        assert_eq!(nodes[database % 3].line("GET {f}k").await, "nil");
+        assert_eq!(nodes[database % 3].line("INCRBY {f}k 7").await, ":7", "database {database}");
+        for other in [1, 2] {
+            assert_eq!(nodes[(database + other) % 3].line("GET {f}k").await, "\"7\"", "database {database}");
+        }
+    }
+    assert_eq!(nodes[0].line("FLUSHALL").await, "+OK");
+    assert_eq!(nodes[1].line("INFO keyspace").await, "\"# Keyspace\\r\\n\"");
+}
+
+/// Client libraries ask for `INFO` before anything else, and are not ready before it is answered.
+#[tokio::test]
+async fn without_a_quorum_info_is_answered_at_once() {
+    let mut cluster = start(3).await;
+    let at = cluster.redis(1).expect("a node");
+    let mut redis = Redis::connect(at).await;
+    assert_eq!(redis.line("SET k v").await, "+OK");
+    for node in [2, 3] {
+        cluster.kill(node).expect("a node is killed");
+    }
+    // Requests that need a quorum take until their deadline, which is seconds away.
+    let mut other = Redis::connect(at).await;
+    other.send(&words("SET k w")).await;
+    let began = Instant::now();
+    assert!(redis.line("INFO").await.contains("role:master"));
+    assert!(redis.line("INFO keyspace").await.starts_with("\"# Keyspace"));
+    assert_eq!(redis.line("SELECT 3").await, "+OK");
+    assert_eq!(redis.line("PING").await, "+PONG");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }

@@ -21,7 +21,7 @@ const CURSOR_BITS: u32 = 53;
 #[derive(Debug)]
 pub(crate) struct Cursors {
     secret: RandomState,
-    /// For each cursor, the last key returned and the time of its last use, counted in uses.
+    /// For each cursor, the key from which it continues and the time of its last use, counted in uses.
     positions: BTreeMap<u64, (Bytes, u64)>,
     /// Cursors by the time of their last use.
     by_use: BTreeMap<u64, u64>,
@@ -36,7 +36,7 @@ impl Cursors {
         Self { secret: RandomState::new(), positions, by_use, uses: 0, capacity: capacity.max(1) }
     }
 
-    /// Stores the position after this key and returns its cursor, which is never 0.
+    /// Stores the position of this key and returns its cursor, which is never 0.
     pub(crate) fn insert(&mut self, key: &Bytes) -> u64 {
         let cursor = self.cursor_of(key);
         if !self.touch(cursor) {
@@ -52,7 +52,7 @@ impl Cursors {
         cursor
     }
 
-    /// The key after which the scan of this cursor continues. A cursor may be used repeatedly.
+    /// The key from which the scan of this cursor continues. A cursor may be used repeatedly.
     pub(crate) fn find(&mut self, cursor: u64) -> Option<Bytes> {
         self.touch(cursor);
         self.positions.get(&cursor).map(|(key, _)| key.clone())

@@ -170,7 +170,7 @@ pub fn hello_reply(version: &'static str, protocol: Protocol, connection: u64) -
 const SETTINGS: &[(&str, &str)] = &[
     ("appendfsync", "always"),
     ("appendonly", "yes"),
-    ("databases", "1"),
+    ("databases", "16"),
     ("maxmemory", "0"),
     ("maxmemory-policy", "noeviction"),
     ("notify-keyspace-events", ""),

@@ -9,6 +9,7 @@ mod clock;
 mod command;
 mod compute;
 mod cursors;
+mod database;
 mod decode;
 mod dump;
 mod error;
@@ -17,6 +18,7 @@ mod execute;
 mod float;
 mod glob;
 mod introspection;
+mod keyspace;
 mod parse;
 mod plan;
 mod process;
@@ -35,6 +37,7 @@ pub use command::{
 pub use compute::{
     BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Compute, Lcs, LcsReply, ObjectQuery,
 };
+pub use database::Database;
 pub use decode::{Decoder, DecoderLimits, ProtocolError, Request};
 pub use dump::PayloadError;
 pub use error::CommandError;

@@ -8,17 +8,21 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use flotilla_gateway::{Consistency, StoreError};
+use flotilla_gateway::StoreError;
 
-use super::COLLECTION;
-use crate::{Reply, Scan, server::Shared};
+use crate::{Reply, Scan, keyspace::Keyspace, server::Shared};
 
 /// Maximum number of keys that one call examines.
 const SCAN_KEYS_MAX: u64 = 10_000;
 
 /// Returns one page.
-pub(crate) async fn scan(shared: &Shared, scan: Scan, deadline: Instant) -> Result<Reply, StoreError> {
-    let after = match scan.cursor {
+pub(crate) async fn scan(
+    shared: &Shared,
+    keyspace: &Keyspace,
+    scan: Scan,
+    deadline: Instant,
+) -> Result<Reply, StoreError> {
+    let from = match scan.cursor {
         0 => None,
         cursor => match shared.cursors.lock().find(cursor) {
             Some(key) => Some(key),
@@ -31,20 +35,20 @@ pub(crate) async fn scan(shared: &Shared, scan: Scan, deadline: Instant) -> Resu
     if !scan.type_exists {
         return Ok(page(0, Vec::new()));
     }
-    let query = query(&scan, after);
-    let found = shared.store.scan(COLLECTION, query, Consistency::Strong, deadline).await?;
+    let query = query(&scan, from);
+    let found = keyspace.scan(query, deadline).await?;
     let cursor = found.cursor.map_or(0, |key| shared.cursors.lock().insert(&key));
     let matches = |key: &Bytes| scan.pattern.as_ref().is_none_or(|glob| glob.matches(key));
     let keys = found.records.into_iter().map(|record| record.key).filter(matches);
     Ok(page(cursor, keys.map(Reply::Bulk).collect()))
 }
 
-/// The query for the keys after a position.
-fn query(scan: &Scan, after: Option<Bytes>) -> flotilla_gateway::Scan {
+/// The query for the keys from a position on.
+fn query(scan: &Scan, from: Option<Bytes>) -> flotilla_gateway::Scan {
     let prefix = scan.pattern.as_ref().map(|glob| Bytes::copy_from_slice(glob.literal_prefix())).unwrap_or_default();
     flotilla_gateway::Scan {
         prefix,
-        after,
+        from,
         items_max: scan.count.clamp(1, SCAN_KEYS_MAX) as usize,
         values: false,
         ..flotilla_gateway::Scan::default()
@@ -71,9 +75,9 @@ mod tests {
 
     #[test]
     fn a_cursor_goes_on_under_another_pattern() {
-        let after = Some(Bytes::from_static(b"b"));
-        let query = query(&scan_of("SCAN 7 MATCH a*"), after.clone());
-        assert_eq!((&query.prefix[..], query.after), (&b"a"[..], after));
+        let from = Some(Bytes::from_static(b"b"));
+        let query = query(&scan_of("SCAN 7 MATCH a*"), from.clone());
+        assert_eq!((&query.prefix[..], query.from), (&b"a"[..], from));
     }
 
     proptest! {
@@ -82,15 +86,15 @@ mod tests {
         fn every_scan_is_valid_for_the_store(
             pattern in option::of("[ab*?\\[\\]^\\\\-]{0,7}"),
             count in prop_oneof![Just(1), 1..u64::from(u32::MAX), Just(i64::MAX as u64)],
-            after in option::of(vec(any::<u8>(), 0..5).prop_map(Bytes::from)),
+            from in option::of(vec(any::<u8>(), 0..5).prop_map(Bytes::from)),
             key in "[ab\\]-]{0,5}",
         ) {
             let pattern = pattern.filter(|pattern| !pattern.is_empty());
             let matching = pattern.as_ref().map(|pattern| format!(" MATCH {pattern}")).unwrap_or_default();
             let scan = scan_of(&format!("SCAN 0{matching} COUNT {count}"));
-            let query = query(&scan, after.clone());
+            let query = query(&scan, from.clone());
             prop_assert!((1..=SCAN_KEYS_MAX as usize).contains(&query.items_max));
-            prop_assert_eq!(&query.after, &after);
+            prop_assert_eq!(&query.from, &from);
             let matches = scan.pattern.is_none_or(|glob| glob.matches(key.as_bytes()));
             prop_assert!(!matches || key.as_bytes().starts_with(&query.prefix));
         }
