@@ -8,6 +8,7 @@
 //! Where a `redis-server` is found, the same tables are compared with it.
 
 use std::{
+    collections::BTreeSet,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -365,6 +366,83 @@ async fn what_follows_a_transaction_that_selects_waits_for_its_outcome() {
         assert_eq!(answers[3] == "nil-list", changes, "{answers:?}");
         assert_eq!(answers[5], after_exec, "{answers:?}");
     }
+}
+
+/// Writes of one key that follow each other share a command, but not those of other databases.
+#[tokio::test]
+async fn a_pipeline_over_databases_writes_each_record_in_its_own() {
+    let cluster = start(1).await;
+    let mut redis = Redis::connect(cluster.redis(1).expect("a node")).await;
+    for database in [1, 2] {
+        // So that the writes below are not held up by the creation of the collections.
+        assert_eq!(redis.line(&format!("SELECT {database}")).await, "+OK");
+        assert_eq!(redis.line("SET other v").await, "+OK");
+    }
+    let pipeline = ["SELECT 0", "INCRBY k 1", "SELECT 1", "INCRBY k 10", "INCRBY k 10", "SELECT 2", "INCRBY k 300"];
+    for line in pipeline {
+        redis.send(&words(line)).await;
+    }
+    let mut answers = Vec::new();
+    for _ in pipeline {
+        answers.push(redis.answer().await);
+    }
+    assert_eq!(answers, ["+OK", ":1", "+OK", ":10", ":20", "+OK", ":300"]);
+    for (database, value) in [(0, "\"1\""), (1, "\"20\""), (2, "\"300\"")] {
+        redis.line(&format!("SELECT {database}")).await;
+        assert_eq!(redis.line("GET k").await, value, "in {database}");
+    }
+}
+
+/// A scan goes on on any node, and after its node was restarted.
+#[tokio::test]
+async fn a_scan_goes_on_on_another_node_and_after_a_restart() {
+    const KEYS: usize = 600;
+    let mut cluster = start(3).await;
+    let mut nodes = Vec::new();
+    for node in 1..=3 {
+        nodes.push(Redis::connect(cluster.redis(node).expect("a node")).await);
+    }
+    for key in 0..KEYS {
+        nodes[0].send(&words(&format!("SET key:{key} v"))).await;
+    }
+    for _ in 0..KEYS {
+        assert_eq!(nodes[0].answer().await, "+OK");
+    }
+    let mut seen = BTreeSet::new();
+    let (mut cursor, mut pages) = ("0".to_owned(), 0);
+    loop {
+        let page = nodes[pages % 3].line(&format!("SCAN {cursor} COUNT 100")).await;
+        cursor = keys_of(&page, &mut seen);
+        pages += 1;
+        if cursor == "0" {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), KEYS, "a key is missing");
+    assert!(pages >= 6, "only {pages} pages");
+
+    let mut seen = BTreeSet::new();
+    cursor = keys_of(&nodes[0].line("SCAN 0 COUNT 100").await, &mut seen);
+    cluster.kill(1).expect("node 1 is killed");
+    cluster.start_node(1).await.expect("node 1 starts");
+    cluster.wait_ready().await.expect("the cluster is ready");
+    let mut redis = Redis::connect(cluster.redis(1).expect("node 1")).await;
+    while cursor != "0" {
+        let page = redis.line(&format!("SCAN {cursor} COUNT 100")).await;
+        cursor = keys_of(&page, &mut seen);
+    }
+    assert_eq!(seen.len(), KEYS, "a key is missing after the restart");
+    assert!(redis.line("SCAN 12345").await.starts_with("-ERR invalid cursor"));
+    assert_eq!(redis.line("DBSIZE").await, format!(":{KEYS}"), "positions are no keys of a database");
+}
+
+/// Adds the keys of a page, of which none was there before. Returns the cursor.
+fn keys_of(page: &str, seen: &mut BTreeSet<String>) -> String {
+    let (cursor, keys) = page.split_once(", [").unwrap_or_else(|| panic!("no page: {page}"));
+    for key in keys.trim_end_matches(']').split(", ").filter(|key| !key.is_empty()) {
+        assert!(seen.insert(key.to_owned()), "{key} again");
+    }
+    cursor.trim_matches(['[', '"']).to_owned()
 }
 
 /// What is acknowledged in a database that no node knew before is read on every node, at once.

@@ -137,26 +137,34 @@ impl Keyspace {
     }
 
     async fn create(&self, deadline: Instant) -> Result<(), StoreError> {
-        let name = self.collection().to_owned();
-        let request =
-            CreateCollection { name, sharding: Sharding::default(), buckets: None, shards: None, replicas: None };
-        let created = self.admin.create_collection(request, deadline).await;
+        let created = create(&self.store, &*self.admin, self.collection(), Sharding::default(), deadline).await;
         let status = if created.is_ok() { 200 } else { 503 };
         let action = format!("SELECT {} and a first write", self.database);
         let detail = Some(format!("creates the collection {}", self.collection()));
         let Caller { key, address } = self.caller;
         self.admin.audit(AuditEntry { key, address: Some(address), action, detail, status });
-        match created {
-            // Another client may have created it, also with other properties.
-            Ok(_) | Err(AdminError::Store(StoreError::CollectionExists(_))) => Ok(()),
-            Err(_) if self.store.knows_collection(self.collection()) => Ok(()),
-            // What the client sent was not written.
-            Err(AdminError::Store(StoreError::OutcomeUnknown { .. })) => {
-                Err(StoreError::Unavailable { shard: Some(ShardId::META), leader: None })
-            }
-            Err(AdminError::Store(error)) => Err(error),
-            Err(error) => Err(StoreError::Refused(error.to_string())),
+        created
+    }
+}
+
+/// Creates a collection, unless there is one of this name. What needs it was not written if this fails.
+pub(crate) async fn create(
+    store: &Store,
+    admin: &dyn Admin,
+    name: &str,
+    sharding: Sharding,
+    deadline: Instant,
+) -> Result<(), StoreError> {
+    let request = CreateCollection { name: name.to_owned(), sharding, buckets: None, shards: None, replicas: None };
+    match admin.create_collection(request, deadline).await {
+        // Another client may have created it, also with other properties.
+        Ok(_) | Err(AdminError::Store(StoreError::CollectionExists(_))) => Ok(()),
+        Err(_) if store.knows_collection(name) => Ok(()),
+        Err(AdminError::Store(StoreError::OutcomeUnknown { .. })) => {
+            Err(StoreError::Unavailable { shard: Some(ShardId::META), leader: None })
         }
+        Err(AdminError::Store(error)) => Err(error),
+        Err(error) => Err(StoreError::Refused(error.to_string())),
     }
 }
 

@@ -3,6 +3,7 @@
 mod all_keys;
 mod batch;
 mod info;
+mod positions;
 mod scan;
 mod task;
 mod transaction;

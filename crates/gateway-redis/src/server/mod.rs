@@ -60,7 +60,7 @@ const SCRIPTS_RUNNING_MAX: usize = 2;
 /// State shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
-    admin: Arc<dyn Admin>,
+    pub(crate) admin: Arc<dyn Admin>,
     pub(crate) access: Arc<Access>,
     pub(crate) config: ServerConfig,
     pub(crate) clients: Clients,
