@@ -27,6 +27,7 @@ mod script;
 mod server;
 mod stripes;
 mod table;
+mod usage;
 mod view;
 mod window;
 
