@@ -8,9 +8,11 @@
 //! Where a `redis-server` is found, the same tables are compared with it.
 
 use std::{
+    collections::BTreeSet,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use flotilla_tests::support::{POLL_EVERY, WITHIN, eventually, start};
@@ -25,6 +27,7 @@ const TABLES: &[(&str, &str)] = &[
     ("expire", include_str!("redis/expire.txt")),
     ("bits", include_str!("redis/bits.txt")),
     ("keyspace", include_str!("redis/keyspace.txt")),
+    ("databases", include_str!("redis/databases.txt")),
     ("multi", include_str!("redis/multi.txt")),
     ("script", include_str!("redis/script.txt")),
     ("protocol", include_str!("redis/protocol.txt")),
@@ -338,19 +341,153 @@ async fn large_requests_are_served_or_refused_with_a_text() {
     assert_eq!(ended.expect("no reset"), 0);
 }
 
+/// A pipeline is read before its transaction is executed: what follows belongs to the database that is selected
+/// then, whether the transaction takes place or not.
 #[tokio::test]
-async fn commands_for_another_database_do_not_reach_this_one() {
+async fn what_follows_a_transaction_that_selects_waits_for_its_outcome() {
     let cluster = start(1).await;
     let at = cluster.redis(1).expect("a node");
-    for before in ["PING", "MULTI"] {
-        let mut redis = Redis::connect(at).await;
-        for line in [before, "SELECT 1", "SET misplaced 1", "EXEC"] {
-            redis.send(&words(line)).await;
+    let (mut one, mut two) = (Redis::connect(at).await, Redis::connect(at).await);
+    assert_eq!(one.line("SET {d}k zero").await, "+OK");
+    for (changes, after_exec) in [(false, "\"four\""), (true, "\"changed\"")] {
+        assert_eq!(one.line("SELECT 0").await, "+OK");
+        assert_eq!(one.line("WATCH {d}other").await, "+OK");
+        if changes {
+            assert_eq!(two.line("MSET {d}other 1 {d}k changed").await, "+OK");
         }
-        redis.answer().await;
-        assert_eq!(redis.answer().await, "-ERR DB index is out of range");
-        let ended = timeout(WITHIN, redis.0.read(&mut [0])).await.expect("the connection ends");
-        assert_eq!(ended.expect("no reset"), 0);
+        let pipeline = ["MULTI", "SELECT 4", "PING", "EXEC", "SETNX {d}k four", "GET {d}k"];
+        for line in pipeline {
+            one.send(&words(line)).await;
+        }
+        let mut answers = Vec::new();
+        for _ in pipeline {
+            answers.push(one.answer().await);
+        }
+        assert_eq!(answers[3] == "nil-list", changes, "{answers:?}");
+        assert_eq!(answers[5], after_exec, "{answers:?}");
     }
-    assert_eq!(Redis::connect(at).await.line("EXISTS misplaced").await, ":0");
+}
+
+/// Writes of one key that follow each other share a command, but not those of other databases.
+#[tokio::test]
+async fn a_pipeline_over_databases_writes_each_record_in_its_own() {
+    let cluster = start(1).await;
+    let mut redis = Redis::connect(cluster.redis(1).expect("a node")).await;
+    for database in [1, 2] {
+        // So that the writes below are not held up by the creation of the collections.
+        assert_eq!(redis.line(&format!("SELECT {database}")).await, "+OK");
+        assert_eq!(redis.line("SET other v").await, "+OK");
+    }
+    let pipeline = ["SELECT 0", "INCRBY k 1", "SELECT 1", "INCRBY k 10", "INCRBY k 10", "SELECT 2", "INCRBY k 300"];
+    for line in pipeline {
+        redis.send(&words(line)).await;
+    }
+    let mut answers = Vec::new();
+    for _ in pipeline {
+        answers.push(redis.answer().await);
+    }
+    assert_eq!(answers, ["+OK", ":1", "+OK", ":10", ":20", "+OK", ":300"]);
+    for (database, value) in [(0, "\"1\""), (1, "\"20\""), (2, "\"300\"")] {
+        redis.line(&format!("SELECT {database}")).await;
+        assert_eq!(redis.line("GET k").await, value, "in {database}");
+    }
+}
+
+/// A scan goes on on any node, and after its node was restarted.
+#[tokio::test]
+async fn a_scan_goes_on_on_another_node_and_after_a_restart() {
+    const KEYS: usize = 600;
+    let mut cluster = start(3).await;
+    let mut nodes = Vec::new();
+    for node in 1..=3 {
+        nodes.push(Redis::connect(cluster.redis(node).expect("a node")).await);
+    }
+    for key in 0..KEYS {
+        nodes[0].send(&words(&format!("SET key:{key} v"))).await;
+    }
+    for _ in 0..KEYS {
+        assert_eq!(nodes[0].answer().await, "+OK");
+    }
+    let mut seen = BTreeSet::new();
+    let (mut cursor, mut pages) = ("0".to_owned(), 0);
+    loop {
+        let page = nodes[pages % 3].line(&format!("SCAN {cursor} COUNT 100")).await;
+        cursor = keys_of(&page, &mut seen);
+        pages += 1;
+        if cursor == "0" {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), KEYS, "a key is missing");
+    assert!(pages >= 6, "only {pages} pages");
+
+    let mut seen = BTreeSet::new();
+    cursor = keys_of(&nodes[0].line("SCAN 0 COUNT 100").await, &mut seen);
+    cluster.kill(1).expect("node 1 is killed");
+    cluster.start_node(1).await.expect("node 1 starts");
+    cluster.wait_ready().await.expect("the cluster is ready");
+    let mut redis = Redis::connect(cluster.redis(1).expect("node 1")).await;
+    while cursor != "0" {
+        let page = redis.line(&format!("SCAN {cursor} COUNT 100")).await;
+        cursor = keys_of(&page, &mut seen);
+    }
+    assert_eq!(seen.len(), KEYS, "a key is missing after the restart");
+    assert!(redis.line("SCAN 12345").await.starts_with("-ERR invalid cursor"));
+    assert_eq!(redis.line("DBSIZE").await, format!(":{KEYS}"), "positions are no keys of a database");
+}
+
+/// Adds the keys of a page, of which none was there before. Returns the cursor.
+fn keys_of(page: &str, seen: &mut BTreeSet<String>) -> String {
+    let (cursor, keys) = page.split_once(", [").unwrap_or_else(|| panic!("no page: {page}"));
+    for key in keys.trim_end_matches(']').split(", ").filter(|key| !key.is_empty()) {
+        assert!(seen.insert(key.to_owned()), "{key} again");
+    }
+    cursor.trim_matches(['[', '"']).to_owned()
+}
+
+/// What is acknowledged in a database that no node knew before is read on every node at once, also on one that
+/// was paused meanwhile, so that its metadata lags behind.
+#[tokio::test]
+async fn the_first_write_of_a_database_is_seen_on_every_node() {
+    let mut cluster = start(3).await;
+    let mut nodes = Vec::new();
+    for node in 1..=3 {
+        nodes.push(Redis::connect(cluster.redis(node).expect("a node")).await);
+    }
+    for database in 1..=6_usize {
+        for redis in &mut nodes {
+            assert_eq!(redis.line(&format!("SELECT {database}")).await, "+OK");
+        }
+        assert_eq!(nodes[0].line("GET {f}k").await, "nil");
+        cluster.pause(3).expect("node 3 is paused");
+        assert_eq!(nodes[0].line("INCRBY {f}k 7").await, ":7", "database {database}");
+        nodes[2].send(&words("GET {f}k")).await;
+        cluster.resume(3).expect("node 3 goes on");
+        assert_eq!(nodes[2].answer().await, "\"7\"", "database {database}");
+        assert_eq!(nodes[1].line("GET {f}k").await, "\"7\"", "database {database}");
+        cluster.wait_ready().await.expect("the cluster is ready");
+    }
+    assert_eq!(nodes[0].line("FLUSHALL").await, "+OK");
+    assert_eq!(nodes[1].line("INFO keyspace").await, "\"# Keyspace\\r\\n\"");
+}
+
+/// Client libraries ask for `INFO` before anything else, and are not ready before it is answered.
+#[tokio::test]
+async fn without_a_quorum_info_is_answered_at_once() {
+    let mut cluster = start(3).await;
+    let at = cluster.redis(1).expect("a node");
+    let mut redis = Redis::connect(at).await;
+    assert_eq!(redis.line("SET k v").await, "+OK");
+    for node in [2, 3] {
+        cluster.kill(node).expect("a node is killed");
+    }
+    // Requests that need a quorum take until their deadline, which is seconds away.
+    let mut other = Redis::connect(at).await;
+    other.send(&words("SET k w")).await;
+    let began = Instant::now();
+    assert!(redis.line("INFO").await.contains("role:master"));
+    assert!(redis.line("INFO keyspace").await.starts_with("\"# Keyspace"));
+    assert_eq!(redis.line("SELECT 3").await, "+OK");
+    assert_eq!(redis.line("PING").await, "+PONG");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }

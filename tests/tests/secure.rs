@@ -210,6 +210,38 @@ async fn collections_are_closed(cluster: &Cluster, admin: &Client) {
     let mut connection = connect(cluster, cluster.redis(1).expect("node 1")).await;
     assert_eq!(redis(&mut connection, &format!("AUTH {key}")).await, "+OK");
     assert!(redis(&mut connection, "GET k").await.starts_with("-NOPERM"));
+    databases_are_closed(cluster, admin).await;
+}
+
+/// The databases of Redis are collections, each of which a key opens or not, also inside a transaction.
+async fn databases_are_closed(cluster: &Cluster, admin: &Client) {
+    for (collection, opened, closed) in [("default", 0, 3), ("db3", 3, 0)] {
+        let key = create_key(admin, Role::Writer, &[collection]).await;
+        let mut connection = connect(cluster, cluster.redis(1).expect("node 1")).await;
+        assert_eq!(redis(&mut connection, &format!("AUTH {key}")).await, "+OK");
+        for (database, may) in [(closed, false), (opened, true), (closed, false)] {
+            assert_eq!(redis(&mut connection, &format!("SELECT {database}")).await, "+OK");
+            for command in ["STRLEN k", "SET k v", "EXISTS k", "DBSIZE", "WATCH k"] {
+                let answer = redis(&mut connection, command).await;
+                assert_eq!(!answer.starts_with("-NOPERM"), may, "{collection} in {database}: {command}: {answer}");
+            }
+            assert_eq!(redis(&mut connection, "UNWATCH").await, "+OK");
+        }
+        assert_eq!(redis(&mut connection, &format!("SELECT {opened}")).await, "+OK");
+        for (line, answer) in [("MULTI", "+OK"), (&format!("SELECT {closed}"), "+QUEUED"), ("GET k", "-NOPERM")] {
+            assert!(redis(&mut connection, line).await.starts_with(answer), "{line}");
+        }
+        assert!(redis(&mut connection, "EXEC").await.starts_with("-EXECABORT"));
+        for command in ["FLUSHALL", "FLUSHDB"] {
+            assert!(redis(&mut connection, command).await.starts_with("-NOPERM"), "{command}");
+        }
+    }
+    let reader = create_key(admin, Role::Reader, &[]).await;
+    let mut connection = connect(cluster, cluster.redis(1).expect("node 1")).await;
+    assert_eq!(redis(&mut connection, &format!("AUTH {reader}")).await, "+OK");
+    assert_eq!(redis(&mut connection, "SELECT 4").await, "+OK");
+    assert!(redis(&mut connection, "SET k v").await.starts_with("-NOPERM"));
+    assert_eq!(http_status(cluster, "GET", "/v1/kv/db4", Some(&reader)).await, 404, "a reader creates nothing");
 }
 
 #[tokio::test]

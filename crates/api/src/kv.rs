@@ -3,6 +3,8 @@
 use flotilla_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::Encoding;
+
 /// Answer to `PUT /v1/kv/{collection}/{key}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutReply {
@@ -10,6 +12,9 @@ pub struct PutReply {
     pub version: Timestamp,
     /// Hybrid time of the write (see [`Timestamp`]).
     pub timestamp: Timestamp,
+    /// For `token=` of later reads, which then see this write. Opaque; empty from nodes of earlier releases.
+    #[serde(default)]
+    pub token: String,
 }
 
 /// Answer to `DELETE /v1/kv/{collection}/{key}`.
@@ -19,6 +24,9 @@ pub struct DeleteReply {
     pub version: Timestamp,
     /// Hybrid time of the removal.
     pub timestamp: Timestamp,
+    /// For `token=` of later reads, as after a put.
+    #[serde(default)]
+    pub token: String,
 }
 
 /// Answer to `GET /v1/kv/{collection}`: records in key order.
@@ -31,7 +39,8 @@ pub struct ScanPage {
     pub cursor: Option<String>,
 }
 
-/// One record of a [`ScanPage`]. Key and value are in the requested encoding.
+/// One record of a [`ScanPage`]. Key and value are in the requested encoding, or without one as text where
+/// both are UTF-8 and in base64 where not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanItem {
     /// Its key.
@@ -39,6 +48,10 @@ pub struct ScanItem {
     /// Its value; absent with `values=false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
+    /// The encoding of key and value, if it is not that which was requested: `base64` for a record that is not
+    /// UTF-8.
+    #[serde(default, skip_serializing_if = "Encoding::is_default")]
+    pub encoding: Encoding,
     /// Its version.
     pub version: Timestamp,
     /// Length of its value in bytes, before encoding.

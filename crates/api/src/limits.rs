@@ -31,4 +31,6 @@ pub mod header {
     pub const SERVED_BY: &str = "flotilla-served-by";
     /// Reply: when the record expires, in Unix milliseconds; absent when it does not.
     pub const EXPIRES_AT_MS: &str = "flotilla-expires-at-ms";
+    /// Reply: what `token=` of a later read takes, to see at least this state of the record.
+    pub const TOKEN: &str = "flotilla-token";
 }

@@ -93,8 +93,8 @@ impl Client {
                 if_absent: options.if_absent,
                 ..operation_on(key)
             };
-            let BatchReply { version, timestamp, .. } = self.batch(&batch_of(collection, operation)).await?;
-            return Ok(PutReply { version, timestamp });
+            let BatchReply { version, timestamp, token, .. } = self.batch(&batch_of(collection, operation)).await?;
+            return Ok(PutReply { version, timestamp, token });
         }
         let mut query = Vec::new();
         query.extend(options.if_version.map(|version| format!("if_version={version}")));
@@ -119,7 +119,8 @@ impl Client {
             let reply = self.batch(&batch_of(collection, operation)).await?;
             let removed = reply.results.first().filter(|result| result.outcome == Outcome::Deleted);
             let version = removed.and_then(|result| result.version);
-            return Ok(version.map(|version| DeleteReply { version, timestamp: reply.timestamp }));
+            let BatchReply { timestamp, token, .. } = reply;
+            return Ok(version.map(|version| DeleteReply { version, timestamp, token }));
         }
         let query: Vec<_> = if_version.map(|version| format!("if_version={version}")).into_iter().collect();
         match self.call(Call::write(Method::DELETE, with_query(url::record(collection, key), &query))).await {

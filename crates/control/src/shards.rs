@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flotilla_meta::{MetaCommand, MetaReply};
+use flotilla_meta::{Feed, MetaCommand, MetaQuery, MetaReply};
 use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError, clock};
 use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
@@ -150,5 +150,24 @@ impl Shards {
         let deadline_ms = clock::monotonic_ms() + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
         let answer = self.request(RequestKind::Propose, ShardId::META, None, command.encode(), deadline_ms).await?;
         core::meta_reply(&answer.payload, answer.earlier)
+    }
+
+    /// Brings this node's metadata to at least the state that its group had when this was called.
+    ///
+    /// # Errors
+    /// See [`ShardError`]; never [`ShardError::Unknown`] in effect, because nothing is changed.
+    pub async fn refresh(&self, deadline_ms: u64) -> Result<(), ShardError> {
+        let ask = async |query: MetaQuery| {
+            let answer = self.request(RequestKind::Query, ShardId::META, None, query.encode(), deadline_ms).await?;
+            Ok(answer.payload)
+        };
+        let newer = ask(MetaQuery::FeedSince(self.topology.meta().version())).await?;
+        if matches!(Feed::decode(&newer), Ok(Feed::UpToDate)) {
+            return Ok(());
+        }
+        let state = ask(MetaQuery::State).await?;
+        let state = core::decode_snapshot(&state).ok_or(ShardError::Unavailable)?;
+        self.topology.offer(&Arc::new(state));
+        Ok(())
     }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::{ClientFilter, Protocol, TABLE};
+use crate::{ClientFilter, Database, Protocol, TABLE};
 
 /// All connections of a server.
 #[derive(Debug, Default)]
@@ -50,6 +50,7 @@ pub(crate) struct Profile {
     pub(crate) library_name: Bytes,
     pub(crate) library_version: Bytes,
     pub(crate) protocol: Protocol,
+    pub(crate) database: Database,
 }
 
 impl Clients {
@@ -150,12 +151,12 @@ impl Client {
         let (age, queued) = (age_ms / 1_000, self.queued.load(Ordering::Relaxed));
         let flags = if queued >= 0 { "x" } else { "N" };
         let command = TABLE.get(self.command.load(Ordering::Relaxed)).map_or("unknown", |spec| spec.name);
-        let protocol = profile.protocol.number();
+        let (protocol, database) = (profile.protocol.number(), profile.database);
         let (library, version) =
             (String::from_utf8_lossy(&profile.library_name), String::from_utf8_lossy(&profile.library_version));
         writeln!(
             line,
-            " age={age} idle={idle} flags={flags} db=0 sub=0 psub=0 multi={queued} cmd={command} user=default \
+            " age={age} idle={idle} flags={flags} db={database} sub=0 psub=0 multi={queued} cmd={command} user=default \
              redir=-1 resp={protocol} lib-name={library} lib-ver={version}",
         )
         .expect("writing to a string cannot fail");

@@ -2,7 +2,13 @@
 
 use bytes::Bytes;
 
-use crate::{Compute, Eval, Glob, Protocol};
+use crate::{CommandError, Compute, Database, Eval, Glob, Protocol};
+
+/// The refusal of what Redis does atomically in two databases.
+pub(crate) const OTHER_DATABASE: &str = "ERR databases are collections of their own here, and nothing is atomic in two \
+                                         of them: use DUMP, SELECT and RESTORE, or GET and SET";
+
+pub(crate) const SAME_OBJECT: &str = "ERR source and destination objects are the same";
 
 /// One command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +26,8 @@ pub enum Command {
         /// The password.
         password: Bytes,
     },
-    /// `SELECT 0`; there are no other databases.
-    Select,
+    /// `SELECT`: the database of the following commands.
+    Select(Database),
     /// `QUIT`: answer and close.
     Quit,
     /// `RESET`: the connection returns to its initial state.
@@ -122,8 +128,10 @@ pub enum Command {
     Keys(Glob),
     /// `RANDOMKEY`.
     RandomKey,
-    /// `FLUSHDB` and `FLUSHALL`: removes all keys.
-    Flush,
+    /// `FLUSHDB`: removes all keys of the database.
+    FlushDb,
+    /// `FLUSHALL`: removes all keys of all databases.
+    FlushAll,
     /// `TIME`: seconds and microseconds.
     Time,
     /// `HELP` of the command with this name.
@@ -153,6 +161,17 @@ impl Command {
             Self::Eval(eval) => eval.keys.clone(),
             Self::MSet(pairs) => pairs.iter().map(|(key, _)| key.clone()).collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// The command itself, if it concerns no other database than this one.
+    pub(crate) fn within(self, database: Database) -> Result<Self, CommandError> {
+        match &self {
+            Self::Compute(Compute::Copy { to_database: Some(other), .. }) if *other != database => {
+                Err(CommandError::Invalid(OTHER_DATABASE))
+            }
+            Self::Compute(Compute::Copy { from, to, .. }) if from == to => Err(CommandError::Invalid(SAME_OBJECT)),
+            _ => Ok(self),
         }
     }
 

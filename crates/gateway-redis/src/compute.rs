@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{Float, SetExpiry, TimeUnit};
+use crate::{Database, Float, SetExpiry, TimeUnit};
 
 /// A command that is evaluated on the records of its keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ pub enum Compute {
         /// `RENAMENX`: only if there is no record of the new name.
         if_absent: bool,
     },
-    /// `COPY source destination [REPLACE]`.
+    /// `COPY source destination [DB number] [REPLACE]`.
     Copy {
         /// The key.
         from: Bytes,
@@ -107,6 +107,8 @@ pub enum Compute {
         to: Bytes,
         /// Whether an existing record is replaced.
         replace: bool,
+        /// The database of the copy, if one is named.
+        to_database: Option<Database>,
     },
     /// `EXPIRETIME` and `PEXPIRETIME`: the Unix time of the expiry; -2 for no key, -1 for no expiry.
     ExpireTime {

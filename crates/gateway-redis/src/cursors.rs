@@ -1,13 +1,14 @@
 //! Positions of scans. A cursor of `SCAN` is a number, but a position is a key.
 //!
-//! A bounded table from cursor to key that evicts the least recently used cursor. The cursor of a key is a
-//! hash with a secret of this process, so that equal positions share an entry, and a cursor from another node
-//! or from before a restart is not found rather than mistaken for another. Cursors have 53 bits, for clients
+//! A bounded table from cursor to key that evicts the least recently used cursor; what is not in it may be in the
+//! cluster (see `execute::positions`). The cursor of a key is a hash with a secret of this process, so that equal
+//! positions share an entry, and nobody can choose keys whose cursors collide. Cursors have 53 bits, for clients
 //! that store them as floats.
 
 use std::{
     collections::{BTreeMap, hash_map::RandomState},
     hash::BuildHasher,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -21,22 +22,33 @@ const CURSOR_BITS: u32 = 53;
 #[derive(Debug)]
 pub(crate) struct Cursors {
     secret: RandomState,
-    /// For each cursor, the last key returned and the time of its last use, counted in uses.
-    positions: BTreeMap<u64, (Bytes, u64)>,
+    positions: BTreeMap<u64, Position>,
     /// Cursors by the time of their last use.
     by_use: BTreeMap<u64, u64>,
     uses: u64,
     capacity: usize,
+    /// Until when positions are not shared.
+    paused_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Position {
+    /// The key from which its scan continues.
+    from: Bytes,
+    /// When it was last used, counted in uses.
+    used: u64,
+    /// Until when other nodes find it.
+    shared_until: Option<Instant>,
 }
 
 impl Cursors {
     /// Creates an empty table with a capacity of at least 1.
     pub(crate) fn new(capacity: usize) -> Self {
         let (positions, by_use) = (BTreeMap::new(), BTreeMap::new());
-        Self { secret: RandomState::new(), positions, by_use, uses: 0, capacity: capacity.max(1) }
+        Self { secret: RandomState::new(), positions, by_use, uses: 0, capacity: capacity.max(1), paused_until: None }
     }
 
-    /// Stores the position after this key and returns its cursor, which is never 0.
+    /// Stores the position of this key and returns its cursor, which is never 0.
     pub(crate) fn insert(&mut self, key: &Bytes) -> u64 {
         let cursor = self.cursor_of(key);
         if !self.touch(cursor) {
@@ -46,16 +58,39 @@ impl Cursors {
                 self.positions.remove(&oldest);
             }
             // Copies the key, which may be a slice of a whole page that it would keep in memory.
-            self.positions.insert(cursor, (Bytes::copy_from_slice(key), 0));
+            let position = Position { from: Bytes::copy_from_slice(key), used: 0, shared_until: None };
+            self.positions.insert(cursor, position);
             self.touch(cursor);
         }
         cursor
     }
 
-    /// The key after which the scan of this cursor continues. A cursor may be used repeatedly.
+    /// The key from which the scan of this cursor continues. A cursor may be used repeatedly.
     pub(crate) fn find(&mut self, cursor: u64) -> Option<Bytes> {
         self.touch(cursor);
-        self.positions.get(&cursor).map(|(key, _)| key.clone())
+        self.positions.get(&cursor).map(|position| position.from.clone())
+    }
+
+    /// Whether other nodes find this cursor, too.
+    pub(crate) fn is_shared(&self, cursor: u64, now: Instant) -> bool {
+        let until = self.positions.get(&cursor).and_then(|position| position.shared_until);
+        until.is_some_and(|until| now < until)
+    }
+
+    /// Other nodes find this cursor until then.
+    pub(crate) fn shared(&mut self, cursor: u64, until: Instant) {
+        if let Some(position) = self.positions.get_mut(&cursor) {
+            position.shared_until = Some(until);
+        }
+    }
+
+    /// Positions are not shared until then.
+    pub(crate) fn pause(&mut self, until: Instant) {
+        self.paused_until = Some(until);
+    }
+
+    pub(crate) fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
     }
 
     /// A cursor for this key that no other key has, even if their hashes collide.
@@ -63,7 +98,7 @@ impl Cursors {
         let mut salt = 0_u32;
         loop {
             let cursor = self.secret.hash_one((&key[..], salt)) >> (u64::BITS - CURSOR_BITS);
-            let taken = self.positions.get(&cursor).is_some_and(|(other, _)| other != key);
+            let taken = self.positions.get(&cursor).is_some_and(|other| other.from != key);
             if cursor != 0 && !taken {
                 return cursor;
             }
@@ -73,10 +108,10 @@ impl Cursors {
 
     /// Marks a cursor as just used. `false` if it is unknown.
     fn touch(&mut self, cursor: u64) -> bool {
-        let Some((_, used)) = self.positions.get_mut(&cursor) else { return false };
-        self.by_use.remove(used);
+        let Some(position) = self.positions.get_mut(&cursor) else { return false };
+        self.by_use.remove(&position.used);
         self.uses += 1;
-        *used = self.uses;
+        position.used = self.uses;
         self.by_use.insert(self.uses, cursor);
         true
     }
@@ -84,6 +119,8 @@ impl Cursors {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn key(number: usize) -> Bytes {
@@ -99,6 +136,18 @@ mod tests {
         assert_eq!(cursors.find(cursor), Some(key(1)));
         assert_eq!(cursors.insert(&key(1)), cursor);
         assert_eq!(cursors.find(cursor ^ 1), None);
+    }
+
+    #[test]
+    fn a_cursor_is_shared_until_a_time() {
+        let (mut cursors, now) = (Cursors::new(1), Instant::now());
+        let cursor = cursors.insert(&key(1));
+        assert!(!cursors.is_shared(cursor, now));
+        cursors.shared(cursor, now + Duration::from_secs(1));
+        assert_eq!(cursors.insert(&key(1)), cursor);
+        assert!(cursors.is_shared(cursor, now) && !cursors.is_shared(cursor, now + Duration::from_secs(1)));
+        cursors.insert(&key(2));
+        assert!(!cursors.is_shared(cursor, now), "it was evicted");
     }
 
     #[test]

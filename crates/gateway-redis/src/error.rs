@@ -68,7 +68,7 @@ pub enum CommandError {
     /// An argument or a combination that one command refuses, with the whole text.
     #[error("{0}")]
     Invalid(&'static str),
-    /// `SELECT` of a database other than 0. The connection ends.
+    /// A database that does not exist.
     #[error("ERR DB index is out of range")]
     Database,
     /// `SCAN` with a cursor that is not a number.

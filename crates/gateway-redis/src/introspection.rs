@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::{CommandFilter, Glob, Introspection, Protocol, Reply, Spec, TABLE};
+use crate::{CommandFilter, Glob, Introspection, Protocol, Reply, Spec, TABLE, usage::usage_of};
 
 /// The reply to `COMMAND …`.
 #[must_use]
@@ -170,7 +170,7 @@ pub fn hello_reply(version: &'static str, protocol: Protocol, connection: u64) -
 const SETTINGS: &[(&str, &str)] = &[
     ("appendfsync", "always"),
     ("appendonly", "yes"),
-    ("databases", "1"),
+    ("databases", "16"),
     ("maxmemory", "0"),
     ("maxmemory-policy", "noeviction"),
     ("notify-keyspace-events", ""),
@@ -211,8 +211,14 @@ fn info(spec: &Spec) -> Reply {
 }
 
 fn docs(spec: &Spec) -> (Reply, Reply) {
-    let group = spec.group();
-    (text(spec.name), Reply::Map(vec![(text("summary"), text(spec.summary)), (text("group"), text(group))]))
+    let mut facts = vec![(text("summary"), text(spec.summary))];
+    let (since, arguments) = usage_of(spec.name).unwrap_or_default();
+    facts.push((text("since"), text(since)));
+    facts.push((text("group"), text(spec.group())));
+    if !arguments.is_empty() {
+        facts.push((text("arguments"), Reply::Array(arguments)));
+    }
+    (text(spec.name), Reply::Map(facts))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod clock;
 mod command;
 mod compute;
 mod cursors;
+mod database;
 mod decode;
 mod dump;
 mod error;
@@ -17,6 +18,7 @@ mod execute;
 mod float;
 mod glob;
 mod introspection;
+mod keyspace;
 mod parse;
 mod plan;
 mod process;
@@ -25,6 +27,7 @@ mod script;
 mod server;
 mod stripes;
 mod table;
+mod usage;
 mod view;
 mod window;
 
@@ -35,6 +38,7 @@ pub use command::{
 pub use compute::{
     BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Compute, Lcs, LcsReply, ObjectQuery,
 };
+pub use database::Database;
 pub use decode::{Decoder, DecoderLimits, ProtocolError, Request};
 pub use dump::PayloadError;
 pub use error::CommandError;

@@ -20,13 +20,13 @@ pub(crate) use compute::{
 };
 pub(crate) use connection::{auth, client, config, echo, hello, info, introspection, ping, quit, reset, select};
 pub(crate) use data::{
-    append, db_size, decr, decr_by, del, discard, exec, exists, expire, expire_at, flush, get, get_del, get_ex,
-    get_set, incr, incr_by, keys, mget, mset, multi, persist, pexpire, pexpire_at, pset_ex, pttl, random_key, scan,
-    set, set_ex, set_nx, str_len, time, ttl, type_of, unwatch, watch,
+    append, db_size, decr, decr_by, del, discard, exec, exists, expire, expire_at, flush_all, flush_db, get, get_del,
+    get_ex, get_set, incr, incr_by, keys, mget, move_key, mset, multi, persist, pexpire, pexpire_at, pset_ex, pttl,
+    random_key, scan, set, set_ex, set_nx, str_len, swap_db, time, ttl, type_of, unwatch, watch,
 };
 pub(crate) use script::{eval, eval_ro, eval_sha, eval_sha_ro, script};
 
-use crate::{Command, CommandError, Request, Spec};
+use crate::{Command, CommandError, Database, Request, Spec};
 
 /// Parses a request into a command.
 ///
@@ -88,6 +88,11 @@ impl Arguments {
     pub(crate) fn exactly(&self, count: usize, command: &'static str) -> Result<(), CommandError> {
         if self.len() == count { Ok(()) } else { Err(CommandError::Arity { command }) }
     }
+}
+
+/// Parses the number of a database.
+pub(crate) fn database(text: &[u8]) -> Result<Database, CommandError> {
+    Database::parse(text).ok_or(CommandError::NotAnInteger)?.ok_or(CommandError::Database)
 }
 
 /// Parses a number as Redis does.

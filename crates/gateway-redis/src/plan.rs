@@ -71,7 +71,8 @@ pub(crate) enum Task {
     Scan(Scan),
     Keys(Glob),
     RandomKey,
-    Flush,
+    FlushDb,
+    FlushAll,
     DbSize,
     Info(Vec<Bytes>),
 }
@@ -116,7 +117,8 @@ impl Plan {
             Command::Scan(scan) => Self::Task(Task::Scan(scan)),
             Command::Keys(pattern) => Self::Task(Task::Keys(pattern)),
             Command::RandomKey => Self::Task(Task::RandomKey),
-            Command::Flush => Self::Task(Task::Flush),
+            Command::FlushDb => Self::Task(Task::FlushDb),
+            Command::FlushAll => Self::Task(Task::FlushAll),
             Command::DbSize => Self::Task(Task::DbSize),
             Command::Info(sections) => Self::Task(Task::Info(sections)),
             other => return Err(other),
@@ -144,9 +146,9 @@ impl Plan {
                 Footprint::Keys(command.keys(), Access::Read)
             }
             Self::Task(Task::Evaluate(command)) => Footprint::Keys(command.keys(), Access::Write),
-            Self::Task(Task::Scan(_) | Task::Keys(_) | Task::RandomKey | Task::Flush | Task::DbSize) => {
-                Footprint::Everything
-            }
+            Self::Task(
+                Task::Scan(_) | Task::Keys(_) | Task::RandomKey | Task::FlushDb | Task::FlushAll | Task::DbSize,
+            ) => Footprint::Everything,
             // It describes the node, whatever else is in flight.
             Self::Task(Task::Info(_)) => Footprint::Keys(Vec::new(), Access::Read),
         }

@@ -46,7 +46,8 @@ impl Spec {
         // The commands of a transaction are checked one by one.
         if self.writes() && self.name != "exec" {
             Right::Write
-        } else if self.flags.contains(&"readonly") || matches!(self.name, "eval_ro" | "evalsha_ro") {
+        } else if self.flags.contains(&"readonly") || matches!(self.name, "eval_ro" | "evalsha_ro" | "watch") {
+            // `WATCH` tells whether a key exists and changes.
             Right::Read
         } else {
             Right::Inspect
@@ -85,7 +86,7 @@ impl Spec {
             _ if self.group() == "generic" => "@keyspace",
             _ => "@string",
         };
-        let dangerous = matches!(self.name, "flushall" | "flushdb" | "keys" | "config" | "client" | "info");
+        let dangerous = matches!(self.name, "flushall" | "flushdb" | "keys" | "config" | "client" | "info" | "swapdb");
         [
             (has("write"), "@write"),
             (has("readonly"), "@read"),
@@ -104,11 +105,13 @@ impl Spec {
         match self.name {
             "multi" | "exec" | "discard" | "watch" | "unwatch" => "transactions",
             "eval" | "eval_ro" | "evalsha" | "evalsha_ro" | "script" => "scripting",
-            "command" | "config" | "dbsize" | "flushall" | "flushdb" | "info" | "memory" | "time" => "server",
+            "command" | "config" | "dbsize" | "flushall" | "flushdb" | "info" | "memory" | "swapdb" | "time" => {
+                "server"
+            }
             "auth" | "client" | "echo" | "hello" | "ping" | "quit" | "reset" | "select" => "connection",
             "copy" | "del" | "dump" | "exists" | "expire" | "expireat" | "expiretime" | "keys" | "object"
             | "persist" | "pexpire" | "pexpireat" | "pexpiretime" | "pttl" | "randomkey" | "rename" | "renamenx"
-            | "restore" | "scan" | "touch" | "ttl" | "type" | "unlink" => "generic",
+            | "move" | "restore" | "scan" | "touch" | "ttl" | "type" | "unlink" => "generic",
             name if name.contains("bit") => "bitmap",
             _ => "string",
         }
@@ -177,8 +180,8 @@ pub const TABLE: &[Spec] = &[
     spec("expire", -3, REMOVE, ONE_KEY, "Sets an expiry in seconds.", parse::expire),
     spec("expireat", -3, REMOVE, ONE_KEY, "Sets an expiry in Unix seconds.", parse::expire_at),
     spec("expiretime", 2, READ, ONE_KEY, "Unix seconds at which a key expires.", parse::expire_time),
-    spec("flushall", -1, &["write"], NO_KEYS, "Removes all keys.", parse::flush),
-    spec("flushdb", -1, &["write"], NO_KEYS, "Removes all keys.", parse::flush),
+    spec("flushall", -1, &["write"], NO_KEYS, "Removes all keys of all databases.", parse::flush_all),
+    spec("flushdb", -1, &["write"], NO_KEYS, "Removes all keys of the database.", parse::flush_db),
     spec("get", 2, READ, ONE_KEY, "Reads a value.", parse::get),
     spec("getbit", 3, READ, ONE_KEY, "Reads a bit of a value.", parse::get_bit),
     spec("getdel", 2, REMOVE, ONE_KEY, "Reads a value and removes its key.", parse::get_del),
@@ -194,6 +197,7 @@ pub const TABLE: &[Spec] = &[
     spec("lcs", -3, &["readonly"], TWO_KEYS, "The longest common subsequence of two values.", parse::lcs),
     spec("memory", -2, &["readonly"], (2, 2, 1), "Bytes that a key takes.", parse::memory),
     spec("mget", -2, READ, ALL_KEYS, "Reads several values.", parse::mget),
+    spec("move", 3, REMOVE, ONE_KEY, "Refused: nothing is atomic in two databases.", parse::move_key),
     spec("mset", -3, WRITE, (1, -1, 2), "Stores several values at once.", parse::mset),
     spec("msetnx", -3, WRITE, (1, -1, 2), "Stores several values if none of the keys exists.", parse::mset_nx),
     spec("multi", 1, TRANSACTION, NO_KEYS, "Queues the commands that follow.", parse::multi),
@@ -213,7 +217,7 @@ pub const TABLE: &[Spec] = &[
     spec("restore", -4, &["write", "denyoom"], ONE_KEY, "Stores a value from the format of DUMP.", parse::restore),
     spec("scan", -2, &["readonly"], NO_KEYS, "Iterates over the keys.", parse::scan),
     spec("script", -2, &["noscript"], NO_KEYS, "Remembers and forgets scripts.", parse::script),
-    spec("select", 2, CONNECTION, NO_KEYS, "Selects database 0.", parse::select),
+    spec("select", 2, CONNECTION, NO_KEYS, "Selects a database.", parse::select),
     spec("set", -3, WRITE, ONE_KEY, "Stores a value.", parse::set),
     spec("setbit", 4, WRITE, ONE_KEY, "Sets a bit of a value.", parse::set_bit),
     spec("setex", 4, WRITE, ONE_KEY, "Stores a value with an expiry in seconds.", parse::set_ex),
@@ -221,6 +225,7 @@ pub const TABLE: &[Spec] = &[
     spec("setrange", 4, WRITE, ONE_KEY, "Overwrites a part of a value.", parse::set_range),
     spec("strlen", 2, READ, ONE_KEY, "The length of a value.", parse::str_len),
     spec("substr", 4, READ, ONE_KEY, "Reads a part of a value.", parse::get_range),
+    spec("swapdb", 3, REMOVE, NO_KEYS, "Refused: nothing is atomic in two databases.", parse::swap_db),
     spec("time", 1, CONNECTION, NO_KEYS, "The time of this node's clock.", parse::time),
     spec("touch", -2, READ, ALL_KEYS, "Counts which keys exist.", parse::exists),
     spec("ttl", 2, READ, ONE_KEY, "Seconds until a key expires.", parse::ttl),
@@ -258,7 +263,9 @@ mod tests {
             ("restore", "a 0 PAYLOAD"),
             ("setbit", "a 1 1"),
         ];
-        for spec in TABLE.iter().filter(|spec| spec.keys.0 > 0 || spec.flags.contains(&"movablekeys")) {
+        let has_keys = |spec: &&Spec| spec.keys.0 > 0 || spec.flags.contains(&"movablekeys");
+        // `MOVE` never becomes a command.
+        for spec in TABLE.iter().filter(has_keys).filter(|spec| spec.name != "move") {
             let least = spec.arity.unsigned_abs() as usize - 1;
             let mut line = ["a", "1", "1"][..least].join(" ");
             if spec.keys.2 == 2 {

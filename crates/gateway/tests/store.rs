@@ -188,20 +188,20 @@ impl Gateway {
     /// All keys, in pages.
     async fn scan(&self, items_max: usize) -> Vec<Bytes> {
         let mut keys = Vec::new();
-        let mut after = None;
+        let mut from = None;
         loop {
-            let scan = Scan { after, items_max, ..Scan::default() };
+            let scan = Scan { from, items_max, ..Scan::default() };
             let page = self.store.scan("c", scan, Consistency::Strong, deadline()).await.expect("an answer");
             keys.extend(page.records.into_iter().map(|record| record.key));
-            after = page.cursor;
-            if after.is_none() {
+            from = page.cursor;
+            if from.is_none() {
                 return keys;
             }
         }
     }
 
     async fn count(&self) -> u64 {
-        self.store.count("c", deadline()).await.expect("an answer")
+        self.store.count("c", deadline()).await.expect("an answer").records
     }
 
     fn range_epoch(&self) -> Option<u64> {

@@ -334,6 +334,8 @@ pub enum Answer {
         records: u64,
         /// Bytes of their whole record keys and values.
         bytes: u64,
+        /// Those of them that have an expiry; 0 from a binary of an earlier release.
+        expiring: u64,
     },
     /// A record has expired by the reader's clock but not yet by the shard's: commit
     /// [`Command::empty`], then retry.

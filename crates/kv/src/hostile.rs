@@ -52,7 +52,11 @@ fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         vec(option::of(record()), 0..4).prop_map(Answer::Records),
         (vec(record(), 0..4), option::of(bytes())).prop_map(|(records, next)| Answer::Page { records, next }),
-        (extreme_u64(), extreme_u64()).prop_map(|(records, bytes)| Answer::Count { records, bytes }),
+        (extreme_u64(), extreme_u64(), extreme_u64()).prop_map(|(records, bytes, expiring)| Answer::Count {
+            records,
+            bytes,
+            expiring
+        }),
         Just(Answer::ClockAdvanceNeeded),
     ]
 }

@@ -218,7 +218,11 @@ proptest! {
             live.sort();
             let Answer::Page { records, next: None } = replica.scan(model.now_ms) else { panic!("no page") };
             let bytes = live.iter().map(|(key, _, _, value)| (key.len() + value.len()) as u64).sum::<u64>();
-            prop_assert_eq!(replica.count(model.now_ms), Answer::Count { records: live.len() as u64, bytes });
+            let expiring = live.iter().filter(|(_, _, expires, _)| expires.is_some()).count() as u64;
+            prop_assert_eq!(
+                replica.count(model.now_ms),
+                Answer::Count { records: live.len() as u64, bytes, expiring }
+            );
             let records: Vec<_> = records
                 .into_iter()
                 .map(|record| (record.key, record.version, record.expires_at_ms, record.value.to_vec()))

@@ -139,7 +139,7 @@ impl Reading<'_> {
 
     fn count(&self, range: KeyRange) -> Result<Answer, MachineError> {
         if range.is_empty() {
-            return Ok(Answer::Count { records: 0, bytes: 0 });
+            return Ok(Answer::Count { records: 0, bytes: 0, expiring: 0 });
         }
         let shard = &self.context.descriptor.range;
         // Whoever counts more than this shard holds has an outdated map, and would take a part for the whole.
@@ -153,19 +153,20 @@ impl Reading<'_> {
                 return Ok(Answer::ClockAdvanceNeeded);
             }
             let (records, bytes) = stats.live();
-            return Ok(Answer::Count { records, bytes });
+            return Ok(Answer::Count { records, bytes, expiring: stats.live_expiring() });
         }
         let mut walk = Walk::new(self, range, self.limits.scan_examined_max as usize);
-        let (mut records, mut bytes) = (0, 0);
+        let (mut records, mut bytes, mut expiring) = (0, 0, 0);
         loop {
             let (key, stored) = match walk.next(BATCH_ITEMS, EXAMINED_BYTES_MAX)? {
                 Step::Record(key, stored) => (key, stored),
                 Step::OverBudget(_) => return Ok(Answer::TooLarge),
-                Step::End => return Ok(Answer::Count { records, bytes }),
+                Step::End => return Ok(Answer::Count { records, bytes, expiring }),
             };
             match self.visibility(stored)? {
                 Visibility::Live(record) => {
                     records += 1;
+                    expiring += u64::from(record.expires_at_ms.is_some());
                     bytes += (key.len() + record.value.len()) as u64;
                 }
                 Visibility::Expired => {}

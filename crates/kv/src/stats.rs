@@ -132,6 +132,11 @@ impl RecordStats {
         (self.records.saturating_sub(self.due.0), self.bytes.saturating_sub(self.due.1))
     }
 
+    /// The number of records that are live at the clock and have an expiry.
+    pub(crate) fn live_expiring(&self) -> u64 {
+        self.expiring().saturating_sub(self.due.0)
+    }
+
     /// Whether a record expires after `from_ms` and at or before `to_ms`.
     pub(crate) fn expires_between(&self, from_ms: u64, to_ms: u64) -> bool {
         let Some(first_ms) = from_ms.checked_add(1) else { return false };
@@ -164,6 +169,7 @@ mod tests {
         assert_eq!((stats.live(), stats.first_expiry_ms()), ((4, 40), Some(1)));
         stats.advance(5);
         assert_eq!((stats.live(), stats.stored()), ((1, 10), (4, 40)));
+        assert_eq!((stats.expiring(), stats.live_expiring()), (4, 1));
         assert!(stats.expires_between(5, 9) && !stats.expires_between(5, 8) && !stats.expires_between(9, 20));
         let mut taken = Vec::new();
         while let Some(key) = stats.take_due().unwrap() {

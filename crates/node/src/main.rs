@@ -32,7 +32,10 @@ enum Command {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let Cli { options, command } = Cli::parse();
+    let Cli { options, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::refuse(&error, std::env::args_os()),
+    };
     match command {
         Command::Start(args) => start::run(*args),
         Command::Client(command) => cli::run(command, &options, Cli::command()),

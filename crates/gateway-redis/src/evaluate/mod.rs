@@ -87,7 +87,7 @@ fn compute(command: &Compute, view: &mut View) -> Result<Reply, Reply> {
         Compute::BitOp { operation, to, from } => bits::combine(*operation, to, from, view),
         Compute::BitField { key, steps } => bits::field(key, steps, view),
         Compute::Rename { from, to, if_absent } => keyspace::rename(from, to, *if_absent, view),
-        Compute::Copy { from, to, replace } => keyspace::copy(from, to, *replace, view),
+        Compute::Copy { from, to, replace, .. } => keyspace::copy(from, to, *replace, view),
         Compute::ExpireTime { key, unit } => Ok(keyspace::expire_time(key, *unit, view)),
         Compute::Object(query, key) => keyspace::object(*query, key, view),
         Compute::Dump(key) => {

@@ -13,15 +13,16 @@
 //! own.
 
 use bytes::Bytes;
-use flotilla_gateway::{Consistency, Store, StoreError};
+use flotilla_gateway::StoreError;
 use flotilla_kv::{OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES};
 use futures_util::future::{BoxFuture, FutureExt as _};
 
-use super::{Answered, COLLECTION, Job};
+use super::{Answered, Job};
 use crate::{
     Reply,
     answer::error_reply,
     clock,
+    keyspace::Keyspace,
     plan::{Read, Write},
 };
 
@@ -68,37 +69,43 @@ impl Chain {
 }
 
 /// The calls for these writes, to be run concurrently. No two chains may have the same key.
-pub(crate) fn write_all(store: &Store, chains: Vec<Chain>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
-    let groups = by_shard(store, chains, |chain: &Chain| &chain.jobs[0].work.operation.key);
+pub(crate) fn write_all(
+    keyspace: &Keyspace,
+    chains: Vec<Chain>,
+) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
+    let groups = by_shard(keyspace, chains, |chain: &Chain| &chain.jobs[0].work.operation.key);
     let calls: Vec<_> =
         groups.into_iter().flat_map(|group| split(group, Chain::cost, CALL_RESULT_BYTES_MAX, CALL_BYTES_MAX)).collect();
-    let store = store.clone();
+    let keyspace = keyspace.clone();
     calls.into_iter().map(move |chains| {
         let jobs = chains.into_iter().flat_map(|chain| chain.jobs).collect();
-        write_call(store.clone(), jobs).boxed()
+        write_call(keyspace.clone(), jobs).boxed()
     })
 }
 
 /// The calls for these reads, to be run concurrently.
-pub(crate) fn read_all(store: &Store, jobs: Vec<Job<Read>>) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
+pub(crate) fn read_all(
+    keyspace: &Keyspace,
+    jobs: Vec<Job<Read>>,
+) -> impl Iterator<Item = BoxFuture<'static, Vec<Answered>>> {
     let (with_value, without): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.work.answer.needs_value());
     let mut calls = Vec::new();
     for (jobs, values) in [(with_value, true), (without, false)] {
-        for group in by_shard(store, jobs, |job: &Job<Read>| &job.work.key) {
+        for group in by_shard(keyspace, jobs, |job: &Job<Read>| &job.work.key) {
             calls.extend(split(group, |_| (1, 0), CALL_READS_MAX, 0).into_iter().map(|jobs| (jobs, values)));
         }
     }
-    let store = store.clone();
-    calls.into_iter().map(move |(jobs, values)| read_call(store.clone(), jobs, values).boxed())
+    let keyspace = keyspace.clone();
+    calls.into_iter().map(move |(jobs, values)| read_call(keyspace.clone(), jobs, values).boxed())
 }
 
-async fn write_call(store: Store, jobs: Vec<Job<Write>>) -> Vec<Answered> {
+async fn write_call(keyspace: Keyspace, jobs: Vec<Job<Write>>) -> Vec<Answered> {
     let mut answered = Vec::with_capacity(jobs.len());
     let mut untried = Untried::new(jobs);
     while let Some(jobs) = untried.next() {
         let Some(deadline) = jobs.iter().map(|job| job.deadline).min() else { continue };
         let operations = jobs.iter().map(|job| job.work.operation.clone()).collect();
-        match store.write(COLLECTION, Vec::new(), operations, deadline).await {
+        match keyspace.write(Vec::new(), operations, deadline).await {
             Ok(written) if written.results.len() == jobs.len() => {
                 let pairs = jobs.iter().zip(written.results);
                 answered.extend(pairs.map(|(job, result)| job.answered(job.work.answer.reply(result))));
@@ -111,13 +118,13 @@ async fn write_call(store: Store, jobs: Vec<Job<Write>>) -> Vec<Answered> {
     answered
 }
 
-async fn read_call(store: Store, jobs: Vec<Job<Read>>, values: bool) -> Vec<Answered> {
+async fn read_call(keyspace: Keyspace, jobs: Vec<Job<Read>>, values: bool) -> Vec<Answered> {
     let mut answered = Vec::with_capacity(jobs.len());
     let mut untried = Untried::new(jobs);
     while let Some(jobs) = untried.next() {
         let Some(deadline) = jobs.iter().map(|job| job.deadline).min() else { continue };
         let keys = jobs.iter().map(|job| job.work.key.clone()).collect();
-        match store.get(COLLECTION, keys, values, Consistency::Strong, deadline).await {
+        match keyspace.get(keys, values, deadline).await {
             Ok(found) => {
                 let now_ms = clock::wall_ms();
                 let pairs = jobs.iter().zip(found);
@@ -157,11 +164,11 @@ impl<T> Untried<T> {
 
 /// Groups items by shard, keeping their order. Without a shard map they stay together, and the call reports
 /// the error.
-pub(super) fn by_shard<T>(store: &Store, items: Vec<T>, key: impl Fn(&T) -> &Bytes) -> Vec<Vec<T>> {
+pub(super) fn by_shard<T>(keyspace: &Keyspace, items: Vec<T>, key: impl Fn(&T) -> &Bytes) -> Vec<Vec<T>> {
     if items.len() <= 1 {
         return if items.is_empty() { Vec::new() } else { vec![items] };
     }
-    match store.shards_of(COLLECTION, items.iter().map(key)) {
+    match keyspace.shards_of(items.iter().map(key)) {
         Ok(shards) => group_by_label(items, &shards),
         Err(_) => vec![items],
     }

@@ -5,8 +5,9 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
+use flotilla_gateway::Counted;
 
-use crate::process::Memory;
+use crate::{Database, process::Memory};
 
 /// The values that `INFO` reports.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +21,8 @@ pub(crate) struct Facts {
     pub(crate) clients_max: usize,
     pub(crate) accepted: u64,
     pub(crate) commands: u64,
-    /// The number of keys; absent when not requested, or when a shard did not answer.
-    pub(crate) keys: Option<u64>,
+    /// What the databases hold; without those that were not requested or not counted.
+    pub(crate) databases: Vec<(Database, Counted)>,
     /// Absent where it is not known, like the next one.
     pub(crate) memory: Option<Memory>,
     /// Seconds in user mode and in the kernel.
@@ -57,7 +58,8 @@ fn wants(sections: &[Bytes], section: &str) -> bool {
 }
 
 fn lines(section: &str, facts: &Facts) -> String {
-    let Facts { redis_version, port, process, uptime_s, clients, clients_max, accepted, commands, keys, .. } = facts;
+    let Facts { redis_version, port, process, uptime_s, clients, clients_max, accepted, commands, databases, .. } =
+        facts;
     match section {
         "server" => format!(
             "# Server\nredis_version:{redis_version}\nredis_mode:standalone\nserver_name:flotilla\n\
@@ -84,10 +86,13 @@ fn lines(section: &str, facts: &Facts) -> String {
         "replication" => "# Replication\nrole:master\nconnected_slaves:0".to_owned(),
         // Clients must not use the cluster protocol's hash slots.
         "cluster" => "# Cluster\ncluster_enabled:0".to_owned(),
-        "keyspace" => match keys {
-            Some(keys) if *keys > 0 => format!("# Keyspace\ndb0:keys={keys},expires=0,avg_ttl=0"),
-            _ => "# Keyspace".to_owned(),
-        },
+        "keyspace" => {
+            let lines = databases.iter().filter(|(_, counted)| counted.records > 0).map(|(database, counted)| {
+                let Counted { records, expiring } = counted;
+                format!("\ndb{database}:keys={records},expires={expiring},avg_ttl=0")
+            });
+            format!("# Keyspace{}", lines.collect::<String>())
+        }
         _ => String::new(),
     }
 }
@@ -107,6 +112,10 @@ fn memory_lines(Memory { resident, peak }: Memory) -> String {
 mod tests {
     use super::*;
 
+    fn counted((records, expiring): (u64, u64)) -> Counted {
+        Counted { records, expiring }
+    }
+
     fn facts() -> Facts {
         Facts {
             redis_version: "7.2.0",
@@ -117,7 +126,7 @@ mod tests {
             clients_max: 10,
             accepted: 3,
             commands: 4,
-            keys: Some(5),
+            databases: Database::all().zip([(5, 2), (0, 0), (7, 7)].map(counted)).collect(),
             memory: Some(Memory { resident: 3 << 19, peak: 2 << 20 }),
             cpu_s: Some((1.5, 0.25)),
         }
@@ -129,7 +138,10 @@ mod tests {
             let sections: Vec<_> = sections.iter().map(|name| Bytes::from_static(name.as_bytes())).collect();
             info_text(&sections, &facts())
         };
-        assert_eq!(text(&["Keyspace"]), "# Keyspace\r\ndb0:keys=5,expires=0,avg_ttl=0\r\n");
+        assert_eq!(
+            text(&["Keyspace"]),
+            "# Keyspace\r\ndb0:keys=5,expires=2,avg_ttl=0\r\ndb2:keys=7,expires=7,avg_ttl=0\r\n"
+        );
         assert_eq!(text(&["nothing"]), "");
         assert_eq!(text(&[]), text(&["all"]));
         for line in [

@@ -1,24 +1,22 @@
 //! Runs commands on the store. Calls are plain futures inside their connection's task; nothing is spawned.
 
+mod all_keys;
 mod batch;
 mod info;
-mod keyspace;
+mod positions;
 mod scan;
 mod task;
 mod transaction;
 
 use std::time::Instant;
 
+pub(crate) use all_keys::time_reply;
 pub(crate) use batch::{Chain, read_all, write_all};
 pub(crate) use info::{Facts, info_text, wants_keyspace};
-pub(crate) use keyspace::time_reply;
 pub(crate) use task::run;
 pub(crate) use transaction::{Step, Watch, exec, watch};
 
 use crate::{Protocol, Reply, window::Ordinal};
-
-/// The collection that this protocol serves.
-pub(crate) const COLLECTION: &str = "default";
 
 /// A request that runs.
 #[derive(Debug)]

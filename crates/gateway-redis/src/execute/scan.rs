@@ -1,51 +1,57 @@
 //! `SCAN`: pages in key order, over all shards.
 //!
-//! A key that exists during the whole scan is returned exactly once; Redis promises at least once. Cursors
-//! are kept in this process (see `cursors`), so a scan must continue on the node where it started. As in
-//! Redis, a cursor may be used with another pattern: the scan goes on after its position, and ends if no key
-//! that the pattern matches can follow.
+//! A key that exists during the whole scan is returned exactly once; Redis promises at least once. Cursors are
+//! good on every node (see `positions`). As in Redis, a cursor may be used with another pattern: the scan goes on
+//! from its position, and ends if no key that the pattern matches can follow.
 
 use std::time::Instant;
 
 use bytes::Bytes;
-use flotilla_gateway::{Consistency, StoreError};
+use flotilla_gateway::StoreError;
 
-use super::COLLECTION;
-use crate::{Reply, Scan, server::Shared};
+use super::positions::{cursor_of, position_of};
+use crate::{Reply, Scan, keyspace::Keyspace, server::Shared};
 
 /// Maximum number of keys that one call examines.
 const SCAN_KEYS_MAX: u64 = 10_000;
+/// The least number, because a page has its price whatever it holds. To Redis, `COUNT` is a hint, too.
+const SCAN_KEYS_MIN: u64 = 100;
 
 /// Returns one page.
-pub(crate) async fn scan(shared: &Shared, scan: Scan, deadline: Instant) -> Result<Reply, StoreError> {
-    let after = match scan.cursor {
+pub(crate) async fn scan(
+    shared: &Shared,
+    keyspace: &Keyspace,
+    scan: Scan,
+    deadline: Instant,
+) -> Result<Reply, StoreError> {
+    let from = match scan.cursor {
         0 => None,
-        cursor => match shared.cursors.lock().find(cursor) {
-            Some(key) => Some(key),
-            None => {
-                let text = "ERR invalid cursor: it has expired or is from another node; restart from 0";
-                return Ok(Reply::Error(text.into()));
-            }
+        cursor => match position_of(shared, cursor, deadline).await? {
+            Some(from) => Some(from),
+            None => return Ok(Reply::Error("ERR invalid cursor: it is too old; restart from 0".into())),
         },
     };
     if !scan.type_exists {
         return Ok(page(0, Vec::new()));
     }
-    let query = query(&scan, after);
-    let found = shared.store.scan(COLLECTION, query, Consistency::Strong, deadline).await?;
-    let cursor = found.cursor.map_or(0, |key| shared.cursors.lock().insert(&key));
+    let query = query(&scan, from);
+    let found = keyspace.scan(query, deadline).await?;
+    let cursor = match &found.cursor {
+        Some(from) => cursor_of(shared, from, deadline).await,
+        None => 0,
+    };
     let matches = |key: &Bytes| scan.pattern.as_ref().is_none_or(|glob| glob.matches(key));
     let keys = found.records.into_iter().map(|record| record.key).filter(matches);
     Ok(page(cursor, keys.map(Reply::Bulk).collect()))
 }
 
-/// The query for the keys after a position.
-fn query(scan: &Scan, after: Option<Bytes>) -> flotilla_gateway::Scan {
+/// The query for the keys from a position on.
+fn query(scan: &Scan, from: Option<Bytes>) -> flotilla_gateway::Scan {
     let prefix = scan.pattern.as_ref().map(|glob| Bytes::copy_from_slice(glob.literal_prefix())).unwrap_or_default();
     flotilla_gateway::Scan {
         prefix,
-        after,
-        items_max: scan.count.clamp(1, SCAN_KEYS_MAX) as usize,
+        from,
+        items_max: scan.count.clamp(SCAN_KEYS_MIN, SCAN_KEYS_MAX) as usize,
         values: false,
         ..flotilla_gateway::Scan::default()
     }
@@ -71,9 +77,9 @@ mod tests {
 
     #[test]
     fn a_cursor_goes_on_under_another_pattern() {
-        let after = Some(Bytes::from_static(b"b"));
-        let query = query(&scan_of("SCAN 7 MATCH a*"), after.clone());
-        assert_eq!((&query.prefix[..], query.after), (&b"a"[..], after));
+        let from = Some(Bytes::from_static(b"b"));
+        let query = query(&scan_of("SCAN 7 MATCH a*"), from.clone());
+        assert_eq!((&query.prefix[..], query.from), (&b"a"[..], from));
     }
 
     proptest! {
@@ -82,15 +88,15 @@ mod tests {
         fn every_scan_is_valid_for_the_store(
             pattern in option::of("[ab*?\\[\\]^\\\\-]{0,7}"),
             count in prop_oneof![Just(1), 1..u64::from(u32::MAX), Just(i64::MAX as u64)],
-            after in option::of(vec(any::<u8>(), 0..5).prop_map(Bytes::from)),
+            from in option::of(vec(any::<u8>(), 0..5).prop_map(Bytes::from)),
             key in "[ab\\]-]{0,5}",
         ) {
             let pattern = pattern.filter(|pattern| !pattern.is_empty());
             let matching = pattern.as_ref().map(|pattern| format!(" MATCH {pattern}")).unwrap_or_default();
             let scan = scan_of(&format!("SCAN 0{matching} COUNT {count}"));
-            let query = query(&scan, after.clone());
-            prop_assert!((1..=SCAN_KEYS_MAX as usize).contains(&query.items_max));
-            prop_assert_eq!(&query.after, &after);
+            let query = query(&scan, from.clone());
+            prop_assert!((SCAN_KEYS_MIN as usize..=SCAN_KEYS_MAX as usize).contains(&query.items_max));
+            prop_assert_eq!(&query.from, &from);
             let matches = scan.pattern.is_none_or(|glob| glob.matches(key.as_bytes()));
             prop_assert!(!matches || key.as_bytes().starts_with(&query.prefix));
         }
@@ -102,7 +108,7 @@ mod tests {
         ) {
             if let Ok(Command::Scan(scan)) = parsed(&format!("SCAN {cursor} COUNT {count}")) {
                 prop_assert_eq!(cursor.parse(), Ok(scan.cursor));
-                prop_assert!((1..=SCAN_KEYS_MAX as usize).contains(&query(&scan, None).items_max));
+                prop_assert!((SCAN_KEYS_MIN as usize..=SCAN_KEYS_MAX as usize).contains(&query(&scan, None).items_max));
             }
         }
     }

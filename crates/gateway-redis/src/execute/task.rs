@@ -3,15 +3,16 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use flotilla_gateway::{Account, Consistency, Found, READ_KEYS_MAX, Store, StoreError};
+use flotilla_gateway::{Account, Found, READ_KEYS_MAX, StoreError};
 use flotilla_kv::{Action, Expiry, Operation, OperationResult};
 use futures_util::future::join_all;
 use tokio::time::timeout_at;
 
-use super::{COLLECTION, batch::by_shard, keyspace, scan::scan, transaction::run_alone};
+use super::{all_keys, batch::by_shard, scan::scan, transaction::run_alone};
 use crate::{
-    Reply,
+    Database, Reply,
     answer::{error_reply, integer},
+    keyspace::Keyspace,
     plan::{Task, operation},
     server::Shared,
 };
@@ -27,32 +28,39 @@ const MGET_BYTES_MAX: u64 = 32 << 20;
 const RETRY_AFTER_MS: u64 = 100;
 
 /// Runs a task to its reply. What it holds for its client counts on `account`.
-pub(crate) async fn run(shared: &Shared, account: &Account, task: Task, deadline: Instant) -> Reply {
-    let calls = Calls { store: &shared.store, deadline };
+pub(crate) async fn run(
+    shared: &Shared,
+    keyspace: &Keyspace,
+    account: &Account,
+    task: Task,
+    deadline: Instant,
+) -> Reply {
+    let calls = Calls { keyspace, deadline };
     let reply = match task {
         Task::MGet(keys) => calls.mget(keys, account).await,
         Task::MSet(pairs) => calls.mset(pairs).await,
         Task::Del(keys) => return calls.del(keys).await,
         Task::Exists(keys) => calls.exists(keys).await,
-        Task::Evaluate(command) => return run_alone(shared, &command, deadline).await,
-        Task::Scan(query) => scan(shared, query, deadline).await,
-        Task::Keys(pattern) => keyspace::keys(shared, &pattern, deadline).await,
-        Task::RandomKey => keyspace::random_key(shared, deadline).await,
-        Task::Flush => return keyspace::flush(shared).await,
-        Task::DbSize => shared.store.count(COLLECTION, deadline).await.map(|count| Reply::Integer(integer(count))),
+        Task::Evaluate(command) => return run_alone(shared, keyspace, &command, deadline).await,
+        Task::Scan(query) => scan(shared, keyspace, query, deadline).await,
+        Task::Keys(pattern) => all_keys::keys(keyspace, &pattern, deadline).await,
+        Task::RandomKey => all_keys::random_key(shared, keyspace, deadline).await,
+        Task::FlushDb => return all_keys::flush(keyspace, [keyspace.database()]).await,
+        Task::FlushAll => return all_keys::flush(keyspace, Database::all()).await,
+        Task::DbSize => keyspace.count(deadline).await.map(|count| Reply::Integer(integer(count.records))),
         Task::Info(sections) => Ok(shared.info(&sections, deadline).await),
     };
     reply.unwrap_or_else(|error| error_reply(&error))
 }
 
 /// Removes keys, atomically within each shard only.
-pub(super) async fn del(store: &Store, keys: Vec<Bytes>, deadline: Instant) -> Reply {
-    Calls { store, deadline }.del(keys).await
+pub(super) async fn del(keyspace: &Keyspace, keys: Vec<Bytes>, deadline: Instant) -> Reply {
+    Calls { keyspace, deadline }.del(keys).await
 }
 
 /// The calls of one task.
 struct Calls<'a> {
-    store: &'a Store,
+    keyspace: &'a Keyspace,
     deadline: Instant,
 }
 
@@ -60,13 +68,13 @@ impl Calls<'_> {
     async fn get(&self, keys: &[Bytes], values: bool) -> Result<Vec<Option<Found>>, StoreError> {
         let mut found = Vec::with_capacity(keys.len());
         for keys in keys.chunks(READ_KEYS_MAX) {
-            found.extend(self.store.get(COLLECTION, keys.to_vec(), values, Consistency::Strong, self.deadline).await?);
+            found.extend(self.keyspace.get(keys.to_vec(), values, self.deadline).await?);
         }
         Ok(found)
     }
 
     async fn write(&self, operations: Vec<Operation>) -> Result<Vec<OperationResult>, StoreError> {
-        let written = self.store.write(COLLECTION, Vec::new(), operations, self.deadline).await?;
+        let written = self.keyspace.write(Vec::new(), operations, self.deadline).await?;
         Ok(written.results)
     }
 
@@ -74,7 +82,7 @@ impl Calls<'_> {
         let small = if keys.len() > MGET_KEYS_UNMEASURED_MAX {
             None
         } else {
-            self.store.get_if_small(COLLECTION, keys.clone(), Consistency::Strong, self.deadline).await?
+            self.keyspace.get_if_small(keys.clone(), self.deadline).await?
         };
         if let Some(found) = small {
             return Ok(values(found));
@@ -105,7 +113,7 @@ impl Calls<'_> {
 
     /// Removes keys, atomically within each shard only.
     async fn del(&self, keys: Vec<Bytes>) -> Reply {
-        let groups = by_shard(self.store, keys, |key| key);
+        let groups = by_shard(self.keyspace, keys, |key| key);
         let tallies = join_all(groups.into_iter().map(|keys| self.del_in_shard(keys))).await;
         total(tallies)
     }

@@ -17,18 +17,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_gateway::{Consistency, Found, READ_KEYS_MAX, StoreError};
+use flotilla_gateway::{Found, READ_KEYS_MAX, StoreError};
 use flotilla_kv::{Condition, OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES, Operation};
 use flotilla_types::Timestamp;
 use parking_lot::Mutex;
 use tokio::{task::spawn_blocking, time::timeout_at};
 
-use super::COLLECTION;
 use crate::{
     Command, Reply,
     answer::error_reply,
     clock,
     evaluate::evaluate,
+    keyspace::Keyspace,
     plan::{Plan, Write},
     server::Shared,
     stripes::NoTurn,
@@ -61,8 +61,8 @@ pub(crate) enum Step {
 }
 
 /// Reads the versions of keys to watch.
-pub(crate) async fn watch(shared: &Shared, keys: Vec<Bytes>, watch: &Watch, deadline: Instant) -> Reply {
-    match shared.store.get(COLLECTION, keys.clone(), false, Consistency::Strong, deadline).await {
+pub(crate) async fn watch(keyspace: &Keyspace, keys: Vec<Bytes>, watch: &Watch, deadline: Instant) -> Reply {
+    match keyspace.get(keys.clone(), false, deadline).await {
         Ok(found) => {
             let mut watched = watch.0.lock();
             for (key, found) in keys.into_iter().zip(found) {
@@ -79,7 +79,13 @@ pub(crate) async fn watch(shared: &Shared, keys: Vec<Bytes>, watch: &Watch, dead
 }
 
 /// Runs the commands between `MULTI` and `EXEC`.
-pub(crate) async fn exec(shared: &Shared, steps: Vec<Step>, watch: Option<Arc<Watch>>, deadline: Instant) -> Reply {
+pub(crate) async fn exec(
+    shared: &Shared,
+    keyspace: &Keyspace,
+    steps: Vec<Step>,
+    watch: Option<Arc<Watch>>,
+    deadline: Instant,
+) -> Reply {
     let watched = match watch {
         None => BTreeMap::new(),
         Some(watch) => {
@@ -97,7 +103,7 @@ pub(crate) async fn exec(shared: &Shared, steps: Vec<Step>, watch: Option<Arc<Wa
             Step::Done(_) => None,
         })
         .collect();
-    let transaction = Transaction::new(shared, &commands, watched, deadline);
+    let transaction = Transaction::new(shared, keyspace, &commands, watched, deadline);
     let replies = match transaction.run().await {
         Ok(Some(replies)) => replies,
         Ok(None) => return Reply::NullArray,
@@ -112,9 +118,9 @@ pub(crate) async fn exec(shared: &Shared, steps: Vec<Step>, watch: Option<Arc<Wa
 }
 
 /// Runs one command whose writes depend on what it reads.
-pub(crate) async fn run_alone(shared: &Shared, command: &Command, deadline: Instant) -> Reply {
+pub(crate) async fn run_alone(shared: &Shared, keyspace: &Keyspace, command: &Command, deadline: Instant) -> Reply {
     let commands = [command];
-    match Transaction::new(shared, &commands, BTreeMap::new(), deadline).optimistic().await {
+    match Transaction::new(shared, keyspace, &commands, BTreeMap::new(), deadline).optimistic().await {
         Ok(replies) => replies.into_iter().flatten().next().unwrap_or(Reply::Null),
         Err(refusal) => refusal,
     }
@@ -125,6 +131,7 @@ type Ended = Result<Option<Vec<Reply>>, Reply>;
 
 struct Transaction<'a> {
     shared: &'a Shared,
+    keyspace: &'a Keyspace,
     commands: &'a [&'a Command],
     watched: BTreeMap<Bytes, Option<Timestamp>>,
     deadline: Instant,
@@ -134,11 +141,12 @@ struct Transaction<'a> {
 impl<'a> Transaction<'a> {
     fn new(
         shared: &'a Shared,
+        keyspace: &'a Keyspace,
         commands: &'a [&'a Command],
         watched: BTreeMap<Bytes, Option<Timestamp>>,
         deadline: Instant,
     ) -> Self {
-        Self { shared, commands, watched, deadline, now_ms: clock::wall_ms() }
+        Self { shared, keyspace, commands, watched, deadline, now_ms: clock::wall_ms() }
     }
 
     async fn run(self) -> Ended {
@@ -156,7 +164,7 @@ impl<'a> Transaction<'a> {
     /// Sends the writes as they are.
     async fn direct(&self, writes: &[Write]) -> Result<Option<Vec<Reply>>, StoreError> {
         let operations = writes.iter().map(|write| write.operation.clone()).collect();
-        match self.shared.store.write(COLLECTION, self.watch_conditions(), operations, self.deadline).await {
+        match self.keyspace.write(self.watch_conditions(), operations, self.deadline).await {
             Ok(written) if written.results.len() == writes.len() => {
                 Ok(Some(writes.iter().zip(written.results).map(|(write, result)| write.answer.reply(result)).collect()))
             }
@@ -203,7 +211,7 @@ impl<'a> Transaction<'a> {
         if at_once && operations.is_empty() {
             return Ok(Attempt::Ended(Some(replies)));
         }
-        match self.shared.store.write(COLLECTION, conditions, operations, self.deadline).await {
+        match self.keyspace.write(conditions, operations, self.deadline).await {
             Ok(_) => Ok(Attempt::Ended(Some(replies))),
             Err(StoreError::ConditionFailed { operation, .. }) if (operation as usize) < watch_conditions => {
                 Ok(Attempt::Ended(None))
@@ -236,19 +244,19 @@ impl<'a> Transaction<'a> {
         keys: &BTreeSet<Bytes>,
         values: bool,
     ) -> Result<(BTreeMap<Bytes, Option<Found>>, bool), StoreError> {
-        let (store, deadline) = (&self.shared.store, self.deadline);
+        let (keyspace, deadline) = (self.keyspace, self.deadline);
         let keys: Vec<Bytes> =
             keys.iter().chain(self.watched.keys().filter(|key| !keys.contains(*key))).cloned().collect();
         if keys.len() <= 1 {
-            let found = store.get(COLLECTION, keys.clone(), values, Consistency::Strong, deadline).await?;
+            let found = keyspace.get(keys.clone(), values, deadline).await?;
             return Ok((keys.into_iter().zip(found).collect(), true));
         }
-        if let Some(found) = store.get_at_once(COLLECTION, keys.clone(), values, deadline).await? {
+        if let Some(found) = keyspace.get_at_once(keys.clone(), values, deadline).await? {
             return Ok((keys.into_iter().zip(found).collect(), true));
         }
         let mut found = Vec::with_capacity(keys.len());
         for keys in keys.chunks(READ_KEYS_MAX) {
-            found.extend(store.get(COLLECTION, keys.to_vec(), values, Consistency::Strong, deadline).await?);
+            found.extend(keyspace.get(keys.to_vec(), values, deadline).await?);
         }
         Ok((keys.into_iter().zip(found).collect(), false))
     }

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use flotilla_api::VALUE_BYTES_MAX;
 
-use super::{Arguments, integer};
+use super::{Arguments, database, integer};
 use crate::{
     BitFieldAction, BitFieldOverflow, BitFieldStep, BitOperation, BitUnit, Command, CommandError, Compute, Deadline,
-    Float, Lcs, LcsReply, ObjectQuery, SetExpiry, TimeUnit,
+    Float, Lcs, LcsReply, ObjectQuery, SetExpiry, TimeUnit, command::SAME_OBJECT,
 };
 
 const BIT_OFFSET: CommandError = CommandError::Invalid("ERR bit offset is not an integer or out of range");
@@ -202,21 +202,19 @@ fn rename_to(mut arguments: Arguments, if_absent: bool) -> Result<Command, Comma
 
 pub(crate) fn copy(mut arguments: Arguments) -> Result<Command, CommandError> {
     let (from, to) = (arguments.required()?, arguments.required()?);
-    let mut replace = false;
+    let (mut replace, mut to_database) = (false, None);
     while let Some(option) = arguments.next() {
         match option.to_ascii_lowercase().as_slice() {
             b"replace" => replace = true,
-            b"db" => match integer(&arguments.option_value()?)? {
-                0 => {}
-                _ => return Err(CommandError::Invalid("ERR DB index is out of range")),
-            },
+            b"db" => to_database = Some(database(&arguments.option_value()?)?),
             _ => return Err(CommandError::Syntax),
         }
     }
-    if from == to {
-        return Err(CommandError::Invalid("ERR source and destination objects are the same"));
+    // With a database named, only its connection knows whether it is another one.
+    if from == to && to_database.is_none() {
+        return Err(CommandError::Invalid(SAME_OBJECT));
     }
-    of(Compute::Copy { from, to, replace })
+    of(Compute::Copy { from, to, replace, to_database })
 }
 
 pub(crate) fn expire_time(mut arguments: Arguments) -> Result<Command, CommandError> {
@@ -314,7 +312,7 @@ mod tests {
             ("BITFIELD k OVERFLOW up", "ERR Invalid OVERFLOW type specified"),
             ("BITFIELD_RO k SET u8 0 1", "ERR BITFIELD_RO only supports the GET subcommand"),
             ("COPY k k", "ERR source and destination objects are the same"),
-            ("COPY k l DB 1", "ERR DB index is out of range"),
+            ("COPY k l DB 16", "ERR DB index is out of range"),
             ("OBJECT NOPE k", "ERR unknown subcommand 'NOPE'. Try OBJECT HELP."),
             ("OBJECT FREQ", "ERR wrong number of arguments for 'object|freq' command"),
             ("MEMORY USAGE", "ERR wrong number of arguments for 'memory|usage' command"),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flotilla_kv::parse_integer;
 
-use super::{Arguments, integer};
+use super::{Arguments, database, integer};
 use crate::{
     ClientCommand, ClientFilter, ClientInfo, Command, CommandError, CommandFilter, Glob, Hello, Introspection,
     Protocol, ReplyMode,
@@ -29,10 +29,7 @@ pub(crate) fn reset(_: Arguments) -> Result<Command, CommandError> {
 }
 
 pub(crate) fn select(mut arguments: Arguments) -> Result<Command, CommandError> {
-    match integer(&arguments.required()?)? {
-        0 => Ok(Command::Select),
-        _ => Err(CommandError::Database),
-    }
+    Ok(Command::Select(database(&arguments.required()?)?))
 }
 
 pub(crate) fn auth(mut arguments: Arguments) -> Result<Command, CommandError> {
@@ -249,6 +246,7 @@ pub(crate) fn config(mut arguments: Arguments) -> Result<Command, CommandError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Database;
     use crate::parse::testing::{error, parsed};
 
     fn bytes(text: &'static str) -> Bytes {
@@ -261,7 +259,8 @@ mod tests {
             ("PING", Command::Ping(None)),
             ("ping hi", Command::Ping(Some(bytes("hi")))),
             ("ECHO hi", Command::Echo(bytes("hi"))),
-            ("SELECT 0", Command::Select),
+            ("SELECT 0", Command::Select(Database::default())),
+            ("SELECT 15", Command::Select(Database::new(15).expect("the last one"))),
             ("QUIT", Command::Quit),
             ("RESET", Command::Reset),
             ("AUTH p", Command::Auth { user: None, password: bytes("p") }),
@@ -297,7 +296,8 @@ mod tests {
         for (line, text) in [
             ("PING a b", "ERR wrong number of arguments for 'ping' command"),
             ("SELECT x", "ERR value is not an integer or out of range"),
-            ("SELECT 1", "ERR DB index is out of range"),
+            ("SELECT 16", "ERR DB index is out of range"),
+            ("SELECT -1", "ERR DB index is out of range"),
             ("HELLO x", "ERR Protocol version is not an integer or out of range"),
             ("HELLO 4", "NOPROTO unsupported protocol version"),
             ("HELLO 3 AUTH u", "ERR Syntax error in HELLO option 'AUTH'"),

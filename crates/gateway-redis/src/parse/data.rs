@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
-use super::{Arguments, integer};
+use super::{Arguments, database, integer};
 use crate::{
-    Command, CommandError, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit, When,
+    Command, CommandError, Database, Deadline, ExpireCondition, Glob, Scan, Set, SetCondition, SetExpiry, TimeUnit,
+    When, command::OTHER_DATABASE,
 };
 
 /// The latest point in time and the longest duration that a client may specify, in milliseconds: far enough
@@ -97,14 +98,34 @@ fn glob(pattern: Bytes) -> Result<Glob, CommandError> {
     if pattern.len() > PATTERN_BYTES_MAX { Err(CommandError::PatternTooLong) } else { Ok(Glob::new(pattern)) }
 }
 
-pub(crate) fn flush(mut arguments: Arguments) -> Result<Command, CommandError> {
+pub(crate) fn flush_db(arguments: Arguments) -> Result<Command, CommandError> {
+    flush(arguments, Command::FlushDb)
+}
+
+pub(crate) fn flush_all(arguments: Arguments) -> Result<Command, CommandError> {
+    flush(arguments, Command::FlushAll)
+}
+
+fn flush(mut arguments: Arguments, command: Command) -> Result<Command, CommandError> {
     match (arguments.next(), arguments.next()) {
-        (None, _) => Ok(Command::Flush),
-        (Some(mode), None) if mode.eq_ignore_ascii_case(b"async") || mode.eq_ignore_ascii_case(b"sync") => {
-            Ok(Command::Flush)
-        }
+        (None, _) => Ok(command),
+        (Some(mode), None) if mode.eq_ignore_ascii_case(b"async") || mode.eq_ignore_ascii_case(b"sync") => Ok(command),
         _ => Err(CommandError::Syntax),
     }
+}
+
+pub(crate) fn move_key(mut arguments: Arguments) -> Result<Command, CommandError> {
+    arguments.required()?;
+    database(&arguments.required()?)?;
+    Err(CommandError::Invalid(OTHER_DATABASE))
+}
+
+pub(crate) fn swap_db(mut arguments: Arguments) -> Result<Command, CommandError> {
+    for refusal in ["ERR invalid first DB index", "ERR invalid second DB index"] {
+        let number = Database::parse(&arguments.required()?).ok_or(CommandError::Invalid(refusal))?;
+        number.ok_or(CommandError::Database)?;
+    }
+    Err(CommandError::Invalid(OTHER_DATABASE))
 }
 
 pub(crate) fn mset(arguments: Arguments) -> Result<Command, CommandError> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use mlua::Value;
 
 use super::Eval;
-use crate::{Command, CommandError, Reply, evaluate::evaluate, parse, view::View};
+use crate::{Command, CommandError, Compute, Reply, evaluate::evaluate, parse, view::View};
 
 /// The reply to a command that a script calls.
 pub(super) fn call(words: &[Value], eval: &Eval, view: &mut View) -> Reply {
@@ -21,7 +21,8 @@ pub(super) fn call(words: &[Value], eval: &Eval, view: &mut View) -> Reply {
         Err(error) => return Reply::error(error),
     };
     let keys = command.keys();
-    if keys.is_empty() || matches!(command, Command::Eval(_) | Command::Watch(_)) {
+    let names_database = matches!(command, Command::Compute(Compute::Copy { to_database: Some(_), .. }));
+    if keys.is_empty() || names_database || matches!(command, Command::Eval(_) | Command::Watch(_)) {
         return refuse("ERR This Redis command is not allowed from script");
     }
     if !keys.iter().all(|key| eval.keys.contains(key)) {

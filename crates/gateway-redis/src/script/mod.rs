@@ -8,8 +8,12 @@
 //! bounded, and a script cannot catch the end of its budget; a script reaches no file, no clock, no process,
 //! and no code other than its own text.
 
+mod bit;
 mod convert;
+mod json;
+mod libraries;
 mod library;
+mod msgpack;
 
 use std::{
     cell::{Cell, RefCell},
@@ -218,8 +222,9 @@ fn run_in(text: &Bytes, eval: &Eval, view: &mut View, budget: &Rc<Budget>) -> ml
         let is_over = scope.create_function(move |_, ()| Ok(exceeded.exceeded.get()))?;
         let sha1hex =
             scope.create_function(|lua, text: mlua::LuaString| lua.create_string(digest_of(&text.as_bytes())))?;
+        let natives = libraries::natives(&lua, budget)?;
         let prelude: Function = lua.load(PRELUDE).set_name("@prelude").eval()?;
-        let result: Value = prelude.call((script, keys, arguments, call, caught, is_over, sha1hex))?;
+        let result: Value = prelude.call((script, keys, arguments, call, caught, is_over, sha1hex, natives))?;
         reply_of(&result, &mut |work| budget.spend(work))
     })
 }
@@ -286,6 +291,116 @@ mod tests {
     }
 
     #[test]
+    fn json_is_written_and_read_as_in_redis() {
+        for (text, reply) in [
+            ("return cjson.encode({1, 2.5, 'a', true, cjson.null})", "[1,2.5,\"a\",true,null]"),
+            ("return cjson.encode({})", "{}"),
+            ("return cjson.encode({a = {b = {}}})", "{\"a\":{\"b\":{}}}"),
+            ("return cjson.encode({[1] = 1, [3] = 3})", "[1,null,3]"),
+            ("return cjson.encode('\"\\\\/\\b\\f\\n\\r\\t\\0\\127')", "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u0000\\u007f\""),
+            ("return cjson.encode(2 ^ 53)", "9.007199254741e+15"),
+            ("return cjson.encode(1e14 / 10)", "10000000000000"),
+            ("return cjson.encode({[1.5] = 1})", "{\"1.5\":1}"),
+            ("return cjson.decode('[1,[2,{\"k\":[3,\"x\"]}]]')[2][2].k[2]", "x"),
+            ("return type(cjson.decode('null')) .. tostring(cjson.decode('[null]')[1] == cjson.null)", "userdatatrue"),
+            ("return cjson.encode(cjson.decode('{\"a\":[0.1,-5e3,\"\\\\u00fc\"]}'))", "{\"a\":[0.1,-5000,\"ü\"]}"),
+            ("return tostring(cjson.decode('9007199254740993'))", "9.007199254741e+15"),
+        ] {
+            assert_eq!(eval(text), Reply::text(reply), "{text}");
+        }
+        for (text, part) in [
+            ("return cjson.encode(0 / 0)", "must not be NaN or Inf"),
+            ("return cjson.encode({[100] = 1})", "excessively sparse array"),
+            ("return cjson.encode({[true] = 1})", "table key must be a number or string"),
+            ("return cjson.encode(print_nothing or tostring)", "nonexistent global"),
+            ("return cjson.encode(tostring)", "user_script:1: Cannot serialise function: type not supported"),
+            ("local t = {} t[1] = t return cjson.encode(t)", "excessive depth"),
+            ("return cjson.decode('[')", "user_script:1: Expected value but found invalid token"),
+            ("return cjson.decode('[1] x')", "Expected value but found invalid token"),
+            ("return cjson.decode(('['):rep(1000))", "recursion limit"),
+            ("return cjson.decode({})", "must be a string"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let caught = "local ok, why = pcall(cjson.decode, '{') return {tostring(ok), type(why)}";
+        assert_eq!(eval(caught), Reply::Array(vec![Reply::text("false"), Reply::text("string")]));
+    }
+
+    #[test]
+    fn message_pack_is_written_and_read_as_in_redis() {
+        let hex = |call: &str| {
+            eval(&format!("return (cmsgpack.pack({call}):gsub('.', function(c) return ('%02x'):format(c:byte()) end))"))
+        };
+        for (call, packed) in [
+            ("0, 127, 128, 255, 256, 65535, 65536", "007fcc80ccffcd0100cdffffce00010000"),
+            ("4294967295, 4294967296", "ceffffffffcf0000000100000000"),
+            ("-1, -32, -33, -128, -129, -32768, -32769", "ffe0d0dfd080d1ff7fd18000d2ffff7fff"),
+            ("-2147483648, -2147483649", "d280000000d3ffffffff7fffffff"),
+            ("0.5, 0.1", "ca3f000000cb3fb999999999999a"),
+            ("nil, true, false", "c0c3c2"),
+            ("'abc', ('x'):rep(32):sub(1, 0)", "a3616263a0"),
+            ("{}, {1, 2}, {a = 1}", "90920102 81a16101"),
+        ] {
+            assert_eq!(hex(call), Reply::text(packed.replace(' ', "")), "{call}");
+        }
+        for (text, reply) in [
+            ("local t = {1, -5, 'x', {a = {b = 0.1}}, true} return cjson.encode(cmsgpack.unpack(cmsgpack.pack(t)))", {
+                "[1,-5,\"x\",{\"a\":{\"b\":0.1}},true]"
+            }),
+            ("return cjson.encode({cmsgpack.unpack(cmsgpack.pack(1, 'b', {3}))})", "[1,\"b\",[3]]"),
+            ("return cjson.encode({cmsgpack.unpack_one(cmsgpack.pack(1, 2, 3), 1)})", "[2,2]"),
+            ("return cjson.encode({cmsgpack.unpack_limit(cmsgpack.pack(1, 2, 3), 9, 1)})", "[-1,2,3]"),
+            ("return cmsgpack.unpack(cmsgpack.pack(('y'):rep(300)))", &"y".repeat(300)),
+            ("return tostring(cmsgpack.unpack(cmsgpack.pack(2 ^ 53 + 2)) == 2 ^ 53 + 2)", "true"),
+            ("local t = {} t[1] = t return type(cmsgpack.pack(t))", "string"),
+        ] {
+            assert_eq!(eval(text), Reply::text(reply), "{text}");
+        }
+        for (text, part) in [
+            ("return cmsgpack.unpack('\\145')", "Missing bytes in input."),
+            ("return cmsgpack.unpack('\\145\\193')", "Bad data format in input."),
+            ("return cmsgpack.unpack('\\145\\199')", "Bad data format in input."),
+            ("return cmsgpack.unpack('\\145\\221\\255\\255\\255\\255')", "Missing bytes in input."),
+            ("return cmsgpack.unpack('\\129\\192\\1')", "Bad data format in input."),
+            ("return cmsgpack.unpack(('\\145'):rep(1000))", "Bad data format in input."),
+            ("return cmsgpack.unpack_one('\\1', 5)", "Start offset 5 greater than input length 1."),
+            ("return cmsgpack.unpack_limit('\\1', -1)", "Invalid request to unpack with offset of 0 and limit of -1."),
+            ("return cmsgpack.pack()", "MessagePack pack needs input."),
+        ] {
+            let error = error(text);
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn bits_are_combined_as_in_redis() {
+        for (text, reply) in [
+            ("return bit.band(0xff0, 0x0ff)", "240"),
+            ("return bit.bor(1, 2, '4')", "7"),
+            ("return bit.bxor(0xffffffff, 0)", "-1"),
+            ("return bit.bnot(0)", "-1"),
+            ("return bit.lshift(1, 31)", "-2147483648"),
+            ("return bit.lshift(1, 33)", "2"),
+            ("return bit.rshift(-1, 28)", "15"),
+            ("return bit.arshift(-256, 8)", "-1"),
+            ("return bit.tobit(0xffffffff + 2)", "1"),
+            ("return bit.bswap(0x12345678)", "2018915346"),
+            ("return bit.rol(0x12345678, 12) == bit.ror(0x12345678, 20) and 1 or 0", "1"),
+        ] {
+            assert_eq!(
+                eval(&format!("{} .. ''", text.replace("return ", "return (").trim_end().to_owned() + ")")),
+                { Reply::text(reply) },
+                "{text}"
+            );
+        }
+        assert_eq!(
+            eval("return bit.tohex(-1) .. bit.tohex(255, 4) .. bit.tohex(255, -2)"),
+            Reply::text("ffffffff00ffFF")
+        );
+    }
+
+    #[test]
     fn a_script_sees_its_own_writes_and_one_that_fails_writes_nothing() {
         let mut view = view();
         let key = Bytes::from_static(b"n");
@@ -341,6 +456,10 @@ mod tests {
             "local t = {} t[1] = t return t",
             "for i = 1, 1e9 do redis.call('APPEND', KEYS[1], ('x'):rep(100000)) end",
             "return ('x'):rep(1e9)",
+            "local t = {} for i = 1, 1e5 do t[i] = 'abcdefgh' end while true do cjson.encode(t) end",
+            "local t = {} for i = 1, 1e5 do t[i] = 'abcdefgh' end while true do cmsgpack.pack(t) end",
+            "local s = '[' .. ('[],'):rep(1e5) .. '1]' local t = {} while true do t[#t + 1] = cjson.decode(s) end",
+            "local s = cmsgpack.pack({('x'):rep(1e6)}) while true do pcall(cmsgpack.unpack, s) end",
         ] {
             let mut view = view();
             let reply = eval_on(&mut view, text);

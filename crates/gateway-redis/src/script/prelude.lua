@@ -1,7 +1,7 @@
 -- Prepares the state of one script and runs it. What it takes away could read files or bytecode, or catch the
 -- end of the budget. An error that is a table with `err` is a reply; any other one is described.
-return function(script, keys, arguments, call, caught, is_over, sha1hex)
-    local native, error, type, tostring = pcall, error, type, tostring
+return function(script, keys, arguments, call, caught, is_over, sha1hex, natives)
+    local native, error, type, tostring, describe = pcall, error, type, tostring, natives.describe
     for _, name in ipairs({ "load", "loadstring", "loadfile", "dofile", "collectgarbage", "print", "newproxy",
         "getfenv", "setfenv", "xpcall", "module", "require", "gcinfo", "package", "coroutine" }) do
         _G[name] = nil
@@ -11,6 +11,7 @@ return function(script, keys, arguments, call, caught, is_over, sha1hex)
     local function passed(ok, ...)
         if not ok then caught() end
         if is_over() then error("over", 0) end
+        if not ok then return ok, describe((...)) end
         return ok, ...
     end
     pcall = function(...) return passed(native(...)) end
@@ -35,6 +36,8 @@ return function(script, keys, arguments, call, caught, is_over, sha1hex)
     }
     KEYS, ARGV = keys, arguments
 
+    cjson, cmsgpack, bit = natives.cjson, natives.cmsgpack, natives.bit
+
     setmetatable(_G, {
         __index = function(_, name)
             error("Script attempted to access nonexistent global variable '" .. tostring(name) .. "'", 2)
@@ -45,5 +48,5 @@ return function(script, keys, arguments, call, caught, is_over, sha1hex)
     local ok, result = native(script)
     if ok then return result end
     if type(result) == "table" and result.err then return result end
-    return { err = "ERR " .. tostring(result) }
+    return { err = "ERR " .. tostring(describe(result)) }
 end

@@ -18,15 +18,16 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_gateway::{
-    AcceptBackoff, Access, AddressLimit, AddressSlot, ClientBudget, ClientStream, Security, Store, Tls,
+    AcceptBackoff, Access, AddressLimit, AddressSlot, Admin, ClientBudget, ClientStream, Counted, Security, Store, Tls,
 };
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 
 pub use config::{ServerConfig, ServerConfigError};
@@ -34,10 +35,11 @@ use pause::Pause;
 use session::Context;
 
 use crate::{
-    Reply,
+    Database, Reply,
     clients::Clients,
     cursors::{CURSORS_MAX, Cursors},
-    execute::{COLLECTION, Facts, info_text, wants_keyspace},
+    execute::{Facts, info_text, wants_keyspace},
+    keyspace::{Caller, Keyspace},
     process,
     script::Scripts,
     stripes::Stripes,
@@ -58,6 +60,7 @@ const SCRIPTS_RUNNING_MAX: usize = 2;
 /// State shared by all connections.
 pub(crate) struct Shared {
     pub(crate) store: Store,
+    pub(crate) admin: Arc<dyn Admin>,
     pub(crate) access: Arc<Access>,
     pub(crate) config: ServerConfig,
     pub(crate) clients: Clients,
@@ -67,8 +70,8 @@ pub(crate) struct Shared {
     pause: Pause,
     /// Each running script has a permit: scripts use a processor for long.
     pub(crate) script_permits: Semaphore,
-    /// The last answer of `RANDOMKEY`, after which the next one is searched.
-    pub(crate) last_random_key: Mutex<Option<Bytes>>,
+    /// The last answer of `RANDOMKEY` in each database, after which the next one is searched.
+    pub(crate) last_random_keys: Mutex<[Option<Bytes>; Database::COUNT]>,
     pub(crate) commands: AtomicU64,
     /// Bytes that all connections hold, as [`ServerConfig::buffered_bytes_total_max`] counts them.
     pub(crate) buffered_bytes: AtomicUsize,
@@ -89,11 +92,26 @@ impl Shared {
         }
     }
 
+    /// The records of a database, as a caller uses them.
+    pub(crate) fn keyspace(&self, database: Database, caller: Caller) -> Keyspace {
+        Keyspace::new(self.store.clone(), self.admin.clone(), database, caller)
+    }
+
+    /// What the databases that this node knows hold, as far as it is counted in a short time: without a quorum,
+    /// clients that wait for `INFO` before anything else must not wait for that.
+    async fn databases(&self, deadline: Instant) -> Vec<(Database, Counted)> {
+        let deadline = deadline.min(Instant::now() + KEYSPACE_WITHIN);
+        let known = Database::all().filter(|database| self.store.knows_collection(database.collection()));
+        let counts = known.map(|database| async move {
+            let counted = timeout_at(deadline.into(), self.store.count(database.collection(), deadline)).await;
+            Some((database, counted.ok()?.ok()?))
+        });
+        join_all(counts).await.into_iter().flatten().collect()
+    }
+
     /// The reply to `INFO`.
     pub(crate) async fn info(&self, sections: &[Bytes], deadline: Instant) -> Reply {
-        // Without a quorum, clients that wait for `INFO` before anything else must not wait for a count.
-        let deadline = deadline.min(Instant::now() + KEYSPACE_WITHIN);
-        let keys = if wants_keyspace(sections) { self.store.count(COLLECTION, deadline).await.ok() } else { None };
+        let databases = if wants_keyspace(sections) { self.databases(deadline).await } else { Vec::new() };
         let facts = Facts {
             redis_version: REDIS_VERSION,
             port: self.port,
@@ -103,7 +121,7 @@ impl Shared {
             clients_max: self.config.connections_max,
             accepted: self.clients.accepted(),
             commands: self.commands.load(Ordering::Relaxed),
-            keys,
+            databases,
             memory: process::memory(),
             cpu_s: process::cpu_s(),
         };
@@ -113,11 +131,13 @@ impl Shared {
 
 /// Serves until `shutdown` resolves, then lets open requests finish within [`ServerConfig::stop_grace`].
 ///
-/// What clients hold counts on `budget`. `config` must be valid. The future must run on a Tokio runtime with
+/// `admin` creates the collections of databases when they are first written. What clients hold counts on
+/// `budget`. `config` must be valid. The future must run on a Tokio runtime with
 /// time and network enabled.
 pub async fn serve(
     listener: TcpListener,
     store: Store,
+    admin: Arc<dyn Admin>,
     security: Security,
     budget: ClientBudget,
     config: ServerConfig,
@@ -127,6 +147,7 @@ pub async fn serve(
     let stop_grace = config.stop_grace;
     let shared = Arc::new(Shared {
         store,
+        admin,
         access: security.access,
         config,
         clients: Clients::default(),
@@ -135,7 +156,7 @@ pub async fn serve(
         scripts: Scripts::default(),
         pause: Pause::default(),
         script_permits: Semaphore::new(SCRIPTS_RUNNING_MAX),
-        last_random_key: Mutex::default(),
+        last_random_keys: Mutex::default(),
         commands: AtomicU64::new(0),
         buffered_bytes: AtomicUsize::new(0),
         budget,

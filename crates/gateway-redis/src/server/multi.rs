@@ -2,8 +2,8 @@
 //!
 //! Pure. Invariants: once a command was refused, `EXEC` executes nothing; a command that follows a refused
 //! `MULTI` is never executed either, up to the next `EXEC` or `DISCARD`, because its client may not have read
-//! the refusal. All keys of a transaction and all watched keys live in one shard, as far as is known when
-//! they are named.
+//! the refusal. All keys of a transaction and all watched keys are of one database, and live in one shard, as
+//! far as is known when they are named.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use flotilla_types::ShardId;
 
 use crate::{
-    Command, CommandError, Reply,
+    Command, CommandError, Database, Reply,
     execute::{Step, Watch},
 };
 
@@ -24,6 +24,7 @@ const COMMANDS_MAX: usize = 16_384;
 pub(super) const QUEUED_BYTES_MAX: usize = flotilla_api::BATCH_BYTES_MAX;
 
 const CROSS_SLOT: &str = "CROSSSLOT Keys in request don't hash to the same slot";
+const CROSS_DATABASE: &str = "CROSSSLOT Keys of a transaction must be of one database";
 const ABORTED: &str = "EXECABORT Transaction discarded because of previous errors.";
 const NOT_STARTED: &str = "EXECABORT MULTI was refused, so this command was not executed.";
 const NOT_ALLOWED: &str = "ERR Command not allowed inside a transaction";
@@ -36,8 +37,10 @@ pub(super) struct Multi {
     watch: Option<Arc<Watch>>,
     watched_keys: usize,
     watched_bytes: usize,
-    /// The shard of all keys so far.
-    shard: Option<ShardId>,
+    /// Database and shard of all keys so far.
+    home: Option<(Database, Option<ShardId>)>,
+    /// The database that a queued `SELECT` chose for what follows.
+    selected: Option<Database>,
 }
 
 #[derive(Debug, Default)]
@@ -69,11 +72,19 @@ pub(super) enum Admitted {
     Run(Command),
     Answer(Reply),
     Watch(Vec<Bytes>, Arc<Watch>),
-    Exec {
-        queued: Vec<Queued>,
-        bytes: usize,
-        watch: Option<Arc<Watch>>,
-    },
+    Exec(Transaction),
+}
+
+/// A transaction to execute.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    pub(super) queued: Vec<Queued>,
+    pub(super) bytes: usize,
+    pub(super) watch: Option<Arc<Watch>>,
+    /// The database of its keys, if it has any.
+    pub(super) database: Option<Database>,
+    /// The database of what follows it, if it is executed.
+    pub(super) selected: Option<Database>,
 }
 
 impl Queued {
@@ -104,10 +115,16 @@ impl Multi {
         }
     }
 
-    /// Decides about a request of `bytes`, of which `room` may still be queued. `shards_of` looks up keys.
+    /// The database that a queued `SELECT` chose.
+    pub(super) fn selected(&self) -> Option<Database> {
+        self.selected
+    }
+
+    /// Decides about a request for a database, of `bytes`, of which `room` may still be queued. `shards_of` looks up keys.
     pub(super) fn admit(
         &mut self,
         request: Result<Command, CommandError>,
+        database: Database,
         bytes: usize,
         room: usize,
         shards_of: impl FnOnce(&[Bytes]) -> Vec<Option<ShardId>>,
@@ -128,7 +145,7 @@ impl Multi {
                 self.state = State::Queuing { steps: Vec::new(), bytes: 0 };
                 Admitted::Answer(Reply::OK)
             }
-            (State::Outside, Ok(Command::Watch(keys))) => self.watch(keys, bytes, room, shards_of),
+            (State::Outside, Ok(Command::Watch(keys))) => self.watch(keys, database, bytes, room, shards_of),
             (State::Outside, Ok(Command::Unwatch)) => {
                 self.end();
                 Admitted::Answer(Reply::OK)
@@ -143,7 +160,7 @@ impl Multi {
             (State::Refused, _) => refuse(NOT_STARTED),
             (_, Ok(Command::Multi)) => refuse("ERR MULTI calls can not be nested"),
             (_, Ok(Command::Watch(_))) => refuse("ERR WATCH inside MULTI is not allowed"),
-            (_, request) => self.queue(request, bytes, room, shards_of),
+            (_, request) => self.queue(request, database, bytes, room, shards_of),
         }
     }
 
@@ -155,6 +172,7 @@ impl Multi {
     fn queue(
         &mut self,
         request: Result<Command, CommandError>,
+        database: Database,
         bytes: usize,
         room: usize,
         shards_of: impl FnOnce(&[Bytes]) -> Vec<Option<ShardId>>,
@@ -162,7 +180,7 @@ impl Multi {
         let refusal = match &request {
             Err(error) if error.is_about_the_command() => Some(Reply::error(error)),
             Ok(command) if !may_queue(command) => Some(Reply::Error(NOT_ALLOWED.into())),
-            Ok(command) => self.place(&command.keys(), shards_of).err(),
+            Ok(command) => self.place(&command.keys(), database, shards_of).err(),
             Err(_) => None,
         };
         if let Some(refusal) = refusal {
@@ -175,6 +193,9 @@ impl Multi {
                 return refuse(TOO_MUCH);
             }
             *queued += bytes;
+            if let Ok(Command::Select(database)) = &request {
+                self.selected = Some(*database);
+            }
             steps.push(request.map_or_else(Queued::Invalid, Queued::Command));
         }
         Admitted::Answer(Reply::Simple("QUEUED"))
@@ -183,6 +204,7 @@ impl Multi {
     fn watch(
         &mut self,
         keys: Vec<Bytes>,
+        database: Database,
         bytes: usize,
         room: usize,
         shards_of: impl FnOnce(&[Bytes]) -> Vec<Option<ShardId>>,
@@ -191,7 +213,7 @@ impl Multi {
         if watched_keys > WATCHED_KEYS_MAX || bytes > room {
             return refuse("ERR too many watched keys");
         }
-        if let Err(refusal) = self.place(&keys, shards_of) {
+        if let Err(refusal) = self.place(&keys, database, shards_of) {
             return Admitted::Answer(refusal);
         }
         self.watched_keys = watched_keys;
@@ -199,25 +221,35 @@ impl Multi {
         Admitted::Watch(keys, self.watch.get_or_insert_default().clone())
     }
 
-    /// Refuses keys of another shard than those before. Keys whose shard is not known are left to `EXEC`.
-    fn place(&mut self, keys: &[Bytes], shards_of: impl FnOnce(&[Bytes]) -> Vec<Option<ShardId>>) -> Result<(), Reply> {
+    /// Refuses keys of another database or shard than those before. Keys whose shard is not known are left to
+    /// `EXEC`.
+    fn place(
+        &mut self,
+        keys: &[Bytes],
+        database: Database,
+        shards_of: impl FnOnce(&[Bytes]) -> Vec<Option<ShardId>>,
+    ) -> Result<(), Reply> {
         if keys.is_empty() {
             return Ok(());
         }
-        let mut shard = self.shard;
+        let (of_others, mut shard) = self.home.unwrap_or((database, None));
+        if database != of_others {
+            return Err(Reply::Error(CROSS_DATABASE.into()));
+        }
         for of_key in shards_of(keys).into_iter().flatten() {
             if *shard.get_or_insert(of_key) != of_key {
                 return Err(Reply::Error(CROSS_SLOT.into()));
             }
         }
-        self.shard = shard;
+        self.home = Some((database, shard));
         Ok(())
     }
 
     fn exec(&mut self) -> Admitted {
         match std::mem::take(self) {
-            Self { state: State::Queuing { steps: queued, bytes }, watch, .. } => {
-                Admitted::Exec { queued, bytes, watch }
+            Self { state: State::Queuing { steps: queued, bytes }, watch, home, selected, .. } => {
+                let database = home.map(|(database, _)| database);
+                Admitted::Exec(Transaction { queued, bytes, watch, database, selected })
             }
             _ => refuse(ABORTED),
         }
@@ -234,7 +266,7 @@ fn may_queue(command: &Command) -> bool {
         command,
         Command::Ping(_)
             | Command::Echo(_)
-            | Command::Select
+            | Command::Select(_)
             | Command::Client(_)
             | Command::Introspection(_)
             | Command::ConfigGet(_)
@@ -262,7 +294,8 @@ mod tests {
     }
 
     fn admit(multi: &mut Multi, line: &str) -> Admitted {
-        multi.admit(parsed(line), 100, 1_000, shards_of)
+        let database = multi.selected().unwrap_or_default();
+        multi.admit(parsed(line), database, 100, 1_000, shards_of)
     }
 
     /// What becomes of each line, in one word or the error's text.
@@ -274,8 +307,10 @@ mod tests {
             Admitted::Answer(Reply::Simple(text)) => text.to_owned(),
             Admitted::Answer(other) => format!("{other:?}"),
             Admitted::Watch(..) => "watch".to_owned(),
-            Admitted::Exec { queued, watch, .. } => {
-                format!("exec {}{}", queued.len(), if watch.is_some() { " w" } else { "" })
+            Admitted::Exec(Transaction { queued, watch, database, selected, .. }) => {
+                let watches = if watch.is_some() { " w" } else { "" };
+                let selects = selected.map(|selected| format!(" in {} then {selected}", database.unwrap_or_default()));
+                format!("exec {}{watches}{}", queued.len(), selects.unwrap_or_default())
             }
         };
         lines.iter().map(outcome).collect()
@@ -336,17 +371,33 @@ mod tests {
     }
 
     #[test]
+    fn all_keys_of_a_transaction_and_all_watched_keys_are_of_one_database() {
+        assert_eq!(
+            outcomes(&["MULTI", "SELECT 2", "GET a", "SELECT 3", "EXEC"])[1..],
+            ["QUEUED", "QUEUED", "QUEUED", "exec 3 in 2 then 3"]
+        );
+        assert_eq!(outcomes(&["MULTI", "GET a", "SELECT 2", "GET a", "EXEC"])[3..], [CROSS_DATABASE, ABORTED]);
+        assert_eq!(outcomes(&["WATCH a", "MULTI", "SELECT 2", "GET a", "EXEC"])[3..], [CROSS_DATABASE, ABORTED]);
+        assert_eq!(
+            outcomes(&["MULTI", "SELECT 2", "DISCARD", "MULTI", "GET a", "EXEC"])[4..],
+            ["QUEUED", "exec 1"],
+            "what was discarded selects nothing"
+        );
+        assert_eq!(outcomes(&["MULTI", "SELECT 16", "GET a", "EXEC"])[1..], ["QUEUED", "QUEUED", "exec 2"]);
+    }
+
+    #[test]
     fn a_transaction_above_its_limits_is_discarded_and_its_memory_freed() {
         let mut multi = Multi::default();
         admit(&mut multi, "MULTI");
         admit(&mut multi, "SET a 1");
         assert_eq!(multi.held_bytes(), 100);
-        let too_much = multi.admit(parsed("SET a 2"), 1_001, 1_000, shards_of);
+        let too_much = multi.admit(parsed("SET a 2"), Database::default(), 1_001, 1_000, shards_of);
         assert!(matches!(too_much, Admitted::Answer(Reply::Error(text)) if text == TOO_MUCH));
         assert_eq!(multi.held_bytes(), 0);
         assert!(matches!(admit(&mut multi, "EXEC"), Admitted::Answer(Reply::Error(text)) if text == ABORTED));
         let keys = vec!["a"; WATCHED_KEYS_MAX + 1].join(" ");
-        let refused = multi.admit(parsed(&format!("WATCH {keys}")), 100, 1_000, shards_of);
+        let refused = multi.admit(parsed(&format!("WATCH {keys}")), Database::default(), 100, 1_000, shards_of);
         assert!(matches!(refused, Admitted::Answer(Reply::Error(_))));
     }
 }

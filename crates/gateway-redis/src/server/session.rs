@@ -11,12 +11,13 @@ use flotilla_gateway::{Access, Denied, Grant, Right};
 
 use super::{REDIS_VERSION, pause::Pause};
 use crate::{
-    ClientCommand, ClientInfo, Command, CommandError, Hello, Protocol, Reply, ReplyMode, ScriptCommand, Spec,
+    ClientCommand, ClientInfo, Command, CommandError, Database, Hello, Protocol, Reply, ReplyMode, ScriptCommand, Spec,
     answer::integer,
     clients::{Client, Clients, Profile},
     clock, config_reply,
-    execute::{COLLECTION, time_reply},
+    execute::time_reply,
     hello_reply, help_reply, introspection_reply,
+    keyspace::Caller,
     script::{Scripts, check},
 };
 
@@ -53,6 +54,8 @@ pub(super) struct Session {
     client: Arc<Client>,
     /// Encodes the following replies.
     pub(super) protocol: Protocol,
+    /// The database of the following commands.
+    database: Database,
     /// What the client's key allows; `None` before it authenticates.
     grant: Option<Grant>,
     /// Which requests are answered.
@@ -63,19 +66,34 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(client: Arc<Client>) -> Self {
-        Self { client, protocol: Protocol::default(), grant: None, reply_mode: ReplyMode::On, has_quit: false }
+        let (protocol, database) = (Protocol::default(), Database::default());
+        Self { client, protocol, database, grant: None, reply_mode: ReplyMode::On, has_quit: false }
     }
 
     pub(super) fn connection(&self) -> &Arc<Client> {
         &self.client
     }
 
-    /// Whether the client may send this request: its key is still valid and has the right that the command
-    /// needs.
+    pub(super) fn database(&self) -> Database {
+        self.database
+    }
+
+    pub(super) fn select(&mut self, database: Database) {
+        self.database = database;
+        self.client.update(|profile| profile.database = database);
+    }
+
+    pub(super) fn caller(&self) -> Caller {
+        Caller { key: self.grant.as_ref().and_then(Grant::key), address: self.client.peer.ip() }
+    }
+
+    /// Whether the client may send this request for this database: its key is still valid and has the right that
+    /// the command needs, to that collection.
     pub(super) fn authorize(
         &mut self,
         spec: Option<&Spec>,
         request: &[Bytes],
+        database: Database,
         access: &Access,
         now_ms: u64,
     ) -> Result<(), CommandError> {
@@ -96,7 +114,7 @@ impl Session {
         let right = if ends_others { Right::Operate } else { spec.map_or(Right::Inspect, Spec::right) };
         let checked = match right {
             right if needs_all => grant.check(right).and_then(|()| grant.check_all_collections()),
-            right @ (Right::Read | Right::Write) => grant.check_collection(right, COLLECTION),
+            right @ (Right::Read | Right::Write) => grant.check_collection(right, database.collection()),
             right => grant.check(right),
         };
         checked.map_err(|denied| CommandError::Denied(format!("NOPERM {denied}")))
@@ -112,7 +130,11 @@ impl Session {
             Command::Auth { user, password } => {
                 self.authenticate(user.as_deref(), &password, context).err().unwrap_or(Reply::OK)
             }
-            Command::Select | Command::Unwatch => Reply::OK,
+            Command::Unwatch => Reply::OK,
+            Command::Select(database) => {
+                self.select(database);
+                Reply::OK
+            }
             Command::Time => time_reply(clock::wall_us()),
             Command::Help(command) => help_reply(command),
             Command::Script(command) => script(command, context.scripts),
@@ -124,6 +146,7 @@ impl Session {
                 self.protocol = Protocol::default();
                 self.reply_mode = ReplyMode::On;
                 self.grant = None;
+                self.select(Database::default());
                 self.client.update(|profile| {
                     profile.name = Bytes::new();
                     profile.protocol = Protocol::default();
@@ -288,7 +311,10 @@ mod tests {
             matches!(&info, Reply::Verbatim(text) if text.contains("name=me ") && text.contains("resp=3 lib-name=x"))
         );
         assert_eq!(server.answer("CLIENT LIST"), info);
+        assert_eq!(server.answer("SELECT 15"), Reply::OK);
+        assert!(matches!(server.answer("CLIENT INFO"), Reply::Verbatim(text) if text.contains(" db=15 ")));
         assert_eq!(server.answer("RESET"), Reply::Simple("RESET"));
+        assert_eq!(server.session.database(), Database::default());
         assert_eq!((server.session.protocol, server.answer("CLIENT GETNAME")), (Protocol::Resp2, Reply::Null));
     }
 

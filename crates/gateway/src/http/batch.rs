@@ -18,7 +18,7 @@ use super::{
     deadline, guard,
     problem::Refusal,
     raw::{checked_key, invalid},
-    records::{condition, expires_in},
+    records::{condition, expires_in, token},
 };
 use crate::{Right, StoreError};
 
@@ -39,7 +39,8 @@ pub(super) async fn apply(State(app): State<App>, request: Request) -> Result<Re
     let timestamp = written.timestamp;
     let results = written.results.into_iter().zip(returns_number);
     let results = results.map(|(result, returns_number)| to_json(result, returns_number)).collect();
-    Ok(Json(BatchReply { timestamp, version: timestamp, results }).into_response())
+    let token = token(timestamp);
+    Ok(Json(BatchReply { timestamp, token, version: timestamp, results }).into_response())
 }
 
 type Decoded = (Vec<(Bytes, Condition)>, Vec<Operation>);

@@ -49,7 +49,8 @@ const CORS_METHODS: &str = "GET, HEAD, PUT, POST, DELETE";
 /// Request headers that they may send, beyond those that CORS always allows.
 const CORS_REQUEST_HEADERS: &str = "authorization, content-type, flotilla-timeout-ms, last-event-id";
 /// Response headers that they may read, likewise.
-const CORS_REPLY_HEADERS: &str = "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms";
+const CORS_REPLY_HEADERS: &str =
+    "flotilla-version, flotilla-timestamp, flotilla-served-by, flotilla-expires-at-ms, flotilla-token";
 
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();

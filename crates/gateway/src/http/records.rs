@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderValue, Method, header as names},
     response::{IntoResponse, Response},
 };
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use flotilla_api::{DeleteReply, ProblemType, PutReply, VALUE_BYTES_MAX, header};
 use flotilla_kv::{Action, Condition, Expiry, Operation, OperationResult, Otherwise};
@@ -36,8 +37,8 @@ pub(super) async fn dispatch(State(app): State<App>, request: Request) -> Result
         (&Method::HEAD, Some(key)) => get(app, collection, key, request, Include::HeadersOnly).await,
         (&Method::PUT, Some(key)) => put(app, collection, key, request).await,
         (&Method::DELETE, Some(key)) => delete(app, collection, key, request).await,
-        (_, None) => Err(routes::wrong_method("GET")),
-        (_, Some(_)) => Err(routes::wrong_method("GET, HEAD, PUT, DELETE")),
+        (_, None) => Ok(routes::wrong_method("GET")),
+        (_, Some(_)) => Ok(routes::wrong_method("GET, HEAD, PUT, DELETE")),
     }
 }
 
@@ -83,7 +84,9 @@ async fn put(app: App, collection: String, key: Bytes, request: Request) -> Resu
     let written = app.store.write(&collection, Vec::new(), vec![operation], deadline.into_std()).await?;
     let Written { timestamp, results, shard } = written;
     match results.first() {
-        Some(&OperationResult::Written { version, .. }) => Ok(Json(PutReply { version, timestamp }).into_response()),
+        Some(&OperationResult::Written { version, .. }) => {
+            Ok(Json(PutReply { version, timestamp, token: token(timestamp) }).into_response())
+        }
         _ => Err(unexpected_result(shard)),
     }
 }
@@ -97,10 +100,21 @@ async fn delete(app: App, collection: String, key: Bytes, request: Request) -> R
     let Written { timestamp, results, shard } =
         app.store.write(&collection, Vec::new(), vec![operation], deadline).await?;
     match results.first() {
-        Some(&OperationResult::Deleted { version, .. }) => Ok(Json(DeleteReply { version, timestamp }).into_response()),
+        Some(&OperationResult::Deleted { version, .. }) => {
+            Ok(Json(DeleteReply { version, timestamp, token: token(timestamp) }).into_response())
+        }
         Some(OperationResult::Absent) => Err(key_not_found()),
         _ => Err(unexpected_result(shard)),
     }
+}
+
+/// The token of a state at this time: a format byte and the time. A replica whose clock has reached the time has
+/// every write up to it, wherever the record has gone since. Strong reads need none.
+pub(super) fn token(timestamp: Timestamp) -> String {
+    const FORMAT: u8 = 1;
+    let mut bytes = [FORMAT; 1 + size_of::<u64>()];
+    bytes[1..].copy_from_slice(&timestamp.0.to_be_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// The condition of a write; there is at most one.
@@ -144,6 +158,9 @@ fn response(found: Found, include: Include) -> Response {
     headers.insert(header::VERSION, HeaderValue::from(found.version.0));
     headers.insert(header::TIMESTAMP, HeaderValue::from(found.version.0));
     headers.insert(header::SERVED_BY, HeaderValue::from(found.served_by.0));
+    if let Ok(token) = HeaderValue::from_str(&token(found.version)) {
+        headers.insert(header::TOKEN, token);
+    }
     if let Some(expires_at_ms) = found.expires_at_ms {
         headers.insert(header::EXPIRES_AT_MS, HeaderValue::from(expires_at_ms));
     }
@@ -185,5 +202,6 @@ mod tests {
         assert_eq!(response.headers()[names::CONTENT_LENGTH], "77");
         assert_eq!(response.headers()[header::VERSION], "9");
         assert_eq!(response.headers()[header::SERVED_BY], "3");
+        assert_eq!(response.headers()[header::TOKEN], "AQAAAAAAAAAJ");
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use axum::{
-    Router, middleware,
+    Router,
+    http::{HeaderValue, header},
+    middleware,
+    response::{IntoResponse as _, Response},
     routing::{MethodRouter, any, delete, get, post, put},
 };
 use flotilla_api::ProblemType;
@@ -143,13 +146,20 @@ pub(super) fn router(app: App) -> Router {
         .into_iter()
         .fold(Router::new(), |router, route| router.route(route.path, route.handler))
         .fallback(async || Refusal::new(ProblemType::NotFound, "there is no such route; /openapi.json lists them"))
-        .method_not_allowed_fallback(async || wrong_method("see /openapi.json"))
+        .method_not_allowed_fallback(async || method_not_allowed("see the header `allow`"))
         .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
         .with_state(app)
 }
 
 /// The path exists, but not with this method.
-pub(super) fn wrong_method(allowed: &str) -> Refusal {
+pub(super) fn wrong_method(allowed: &'static str) -> Response {
+    let mut response = method_not_allowed(allowed).into_response();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+/// The same where the router adds the header.
+fn method_not_allowed(allowed: &str) -> Refusal {
     Refusal::new(ProblemType::MethodNotAllowed, format!("this path allows other methods: {allowed}"))
 }
 

@@ -1,8 +1,11 @@
 //! `GET /v1/kv/{collection}`: a page of records in key order.
 //!
-//! `prefix`, `start` and `end` are always percent-encoded bytes; `encoding` applies to the answer only. The
-//! cursor is the last key of the page in URL-safe base64, and opaque to clients. Bounds between which no key
-//! lies are no error: the page is empty.
+//! `prefix`, `start` and `end` are always percent-encoded bytes; `encoding` applies to the answer only. Without
+//! it, records whose key and value are UTF-8 are text, and others base64, which their field `encoding` says; so
+//! one binary record costs no page. With `encoding=utf8` it does, with a typed error.
+//!
+//! The cursor is opaque to clients: the last key of the page in URL-safe base64, or after `~` the key from which
+//! the next page starts. Bounds between which no key lies are no error: the page is empty.
 
 use axum::{
     Json,
@@ -41,7 +44,8 @@ pub(super) async fn page(app: App, collection: String, request: Request) -> Resu
 #[derive(Debug)]
 pub(super) struct Parameters {
     pub(super) scan: Scan,
-    encoding: Encoding,
+    /// Absent: what fits each record.
+    encoding: Option<Encoding>,
     consistency: Consistency,
 }
 
@@ -53,8 +57,9 @@ impl Parameters {
             return Err(invalid(format!("`limit` must be 1 to {SCAN_ITEMS_MAX}")));
         }
         let encoding = match query.text("encoding")?.as_deref() {
-            None | Some("utf8") => Encoding::Utf8,
-            Some("base64") => Encoding::Base64,
+            None => None,
+            Some("utf8") => Some(Encoding::Utf8),
+            Some("base64") => Some(Encoding::Base64),
             Some(_) => return Err(invalid("`encoding` must be `utf8` or `base64`")),
         };
         let mut bound = |name: &str| {
@@ -65,35 +70,51 @@ impl Parameters {
             Ok(Bytes::from(bytes))
         };
         let (prefix, start, end) = (bound("prefix")?, bound("start")?, bound("end")?);
-        let after =
-            query.text("cursor")?.filter(|text| !text.is_empty()).map(|text| parse_cursor(&text)).transpose()?;
+        let from = query.text("cursor")?.filter(|text| !text.is_empty()).map(|text| parse_cursor(&text)).transpose()?;
         let values = query.flag("values")?.unwrap_or(true);
         let consistency = query.consistency()?;
-        Ok(Self { scan: Scan { prefix, start, end, after, items_max, values }, encoding, consistency })
+        Ok(Self { scan: Scan { prefix, start, end, from, items_max, values }, encoding, consistency })
+    }
+}
+
+/// Starts a cursor that is the key from which a page starts. Others are the key after which it does.
+const FROM: char = '~';
+
+fn cursor_text(from: &[u8]) -> String {
+    match from {
+        [key @ .., 0] => URL_SAFE_NO_PAD.encode(key),
+        from => format!("{FROM}{}", URL_SAFE_NO_PAD.encode(from)),
     }
 }
 
 fn parse_cursor(text: &str) -> Result<Bytes, Refusal> {
-    URL_SAFE_NO_PAD
-        .decode(text)
-        .ok()
-        .filter(|key| key.len() <= KEY_BYTES_MAX)
-        .map(Bytes::from)
-        .ok_or_else(|| invalid("`cursor` is not the cursor of a page"))
+    let (text, is_after) = text.strip_prefix(FROM).map_or((text, true), |text| (text, false));
+    let key = URL_SAFE_NO_PAD.decode(text).ok().filter(|key| key.len() <= KEY_BYTES_MAX);
+    let mut key = key.ok_or_else(|| invalid("`cursor` is not the cursor of a page"))?;
+    if is_after {
+        key.push(0);
+    }
+    Ok(key.into())
 }
 
-fn to_json(page: Page, encoding: Encoding, values: bool) -> Result<ScanPage, Refusal> {
+fn to_json(page: Page, encoding: Option<Encoding>, values: bool) -> Result<ScanPage, Refusal> {
     let mut items = Vec::with_capacity(page.records.len());
     for record in page.records {
+        let value = if values { &record.value[..] } else { &[] };
+        let (encoding, says) = match encoding {
+            Some(encoding) => (encoding, Encoding::default()),
+            None => [Encoding::for_all(&[&record.key, value]); 2].into(),
+        };
         items.push(ScanItem {
             key: encoding.encode(&record.key)?,
-            value: if values { Some(encoding.encode(&record.value)?) } else { None },
+            value: if values { Some(encoding.encode(value)?) } else { None },
+            encoding: says,
             version: record.version,
             value_bytes: record.value_bytes,
             expires_at_ms: record.expires_at_ms,
         });
     }
-    Ok(ScanPage { items, cursor: page.cursor.map(|key| URL_SAFE_NO_PAD.encode(key)) })
+    Ok(ScanPage { items, cursor: page.cursor.map(|from| cursor_text(&from)) })
 }
 
 #[cfg(test)]
@@ -111,14 +132,14 @@ mod tests {
         let query = format!("prefix=%ff&start=a%2Fb&limit=10000&values=false&encoding=base64&cursor={cursor}");
         let Parameters { scan, encoding, .. } = Parameters::parse(Some(&query)).expect("a scan");
         assert_eq!((&scan.prefix[..], &scan.start[..], scan.values), (&b"\xff"[..], &b"a/b"[..], false));
-        assert_eq!(scan.after.as_deref(), Some(&b"\xff\0"[..]));
-        assert_eq!(encoding, Encoding::Base64);
+        assert_eq!(scan.from.as_deref(), Some(&b"\xff\0\0"[..]));
+        assert_eq!(encoding, Some(Encoding::Base64));
         assert_eq!(Parameters::parse(None).expect("a scan").scan.items_max, SCAN_ITEMS_DEFAULT);
     }
 
     #[test]
     fn limits_encodings_and_cursors_out_of_range_are_refused() {
-        for bad in ["limit=0", "limit=10001", "limit=x", "encoding=hex", "cursor=%21"] {
+        for bad in ["limit=0", "limit=10001", "limit=x", "encoding=hex", "cursor=%21", "cursor=~%21", "cursor=~~"] {
             assert!(Parameters::parse(Some(bad)).is_err_and(|r| r.kind() == ProblemType::InvalidArgument), "{bad}");
         }
     }
@@ -153,9 +174,9 @@ mod tests {
             match Parameters::parse(Some(&query)) {
                 Ok(Parameters { scan, .. }) => {
                     prop_assert!(is_valid);
-                    let after = Some(&after[..]).filter(|after| !after.is_empty());
+                    let from = Some([&after[..], &[0]].concat()).filter(|_| !after.is_empty());
                     prop_assert_eq!((&scan.prefix[..], &scan.start[..], &scan.end[..]), (&prefix[..], &start[..], &end[..]));
-                    prop_assert_eq!((scan.after.as_deref(), scan.items_max), (after, limit));
+                    prop_assert_eq!((scan.from.as_deref(), scan.items_max), (from.as_deref(), limit));
                 }
                 Err(refusal) => prop_assert!(!is_valid && refusal.kind() == ProblemType::InvalidArgument),
             }
@@ -165,7 +186,7 @@ mod tests {
         fn any_text_as_a_cursor_is_a_position_or_refused(text in "[A-Za-z0-9_=+/-]{0,40}") {
             let query = format!("cursor={}", text.replace('+', "%2b").replace('=', "%3d"));
             match Parameters::parse(Some(&query)) {
-                Ok(Parameters { scan, .. }) => prop_assert_eq!(scan.after.is_none(), text.is_empty()),
+                Ok(Parameters { scan, .. }) => prop_assert_eq!(scan.from.is_none(), text.is_empty()),
                 Err(refusal) => prop_assert_eq!(refusal.kind(), ProblemType::InvalidArgument),
             }
         }
@@ -185,11 +206,41 @@ mod tests {
             }],
             cursor: Some(Bytes::from_static(b"k")),
         };
-        let refusal = to_json(page(), Encoding::Utf8, true).expect_err("not text").0;
+        let refusal = to_json(page(), Some(Encoding::Utf8), true).expect_err("not text").0;
         assert_eq!(refusal.kind, ProblemType::NotUtf8);
         assert!(refusal.detail.contains("encoding=base64"));
-        let json = to_json(page(), Encoding::Base64, true).expect("a page");
+        let json = to_json(page(), Some(Encoding::Base64), true).expect("a page");
         assert_eq!(json.items[0].value.as_deref(), Some("/w=="));
-        assert!(to_json(page(), Encoding::Utf8, false).expect("keys only").items[0].value.is_none());
+        assert!(to_json(page(), Some(Encoding::Utf8), false).expect("keys only").items[0].value.is_none());
+    }
+
+    #[test]
+    fn a_binary_record_costs_no_page() {
+        let record = |key, value| Found {
+            key: Bytes::from_static(key),
+            value: Bytes::from_static(value),
+            version: Timestamp(1),
+            expires_at_ms: None,
+            value_bytes: 1,
+            served_by: NodeId(1),
+            shard: ShardId(1),
+        };
+        let records = vec![record(b"k", b"text"), record(b"l", b"\xff"), record(b"\xfe", b"")];
+        let page = to_json(Page { records, cursor: None }, None, true).expect("a page");
+        let items: Vec<_> =
+            page.items.iter().map(|item| (&item.key[..], item.value.as_deref(), item.encoding)).collect();
+        let (text, base64) = (Encoding::Utf8, Encoding::Base64);
+        assert_eq!(items, [("k", Some("text"), text), ("bA==", Some("/w=="), base64), ("/g==", Some(""), base64)]);
+        let said = serde_json::to_string(&page.items).expect("JSON");
+        assert_eq!(said.matches(r#""encoding":"base64""#).count(), 2, "text needs no word: {said}");
+    }
+
+    #[test]
+    fn both_forms_of_a_cursor_are_read_back() {
+        for from in [&b"k\0"[..], b"k", b"\0", b"", b"\xff\xff", b"a\0\0"] {
+            let text = cursor_text(from);
+            assert_eq!(parse_cursor(&text).expect("a cursor"), from, "{text}");
+        }
+        assert_eq!(cursor_text(b"k\0"), URL_SAFE_NO_PAD.encode(b"k"), "as nodes of earlier releases write it");
     }
 }

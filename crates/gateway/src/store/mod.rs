@@ -5,6 +5,7 @@
 //! absent: transactions across shards, and any knowledge of a protocol.
 
 mod batcher;
+mod collections;
 mod error;
 mod read;
 mod routes;
@@ -33,7 +34,7 @@ use read::PendingRead;
 use write::PendingWrite;
 
 pub use error::StoreError;
-pub use types::{Consistency, Found, Page, Scan, Written};
+pub use types::{Consistency, Counted, Found, Page, Scan, Written};
 
 /// Keys of one read.
 pub const READ_KEYS_MAX: usize = 4_096;
@@ -56,6 +57,7 @@ struct Inner {
     reads: Batchers<PendingRead>,
     /// The latest version of the shard map whose dropped shards were forgotten.
     swept_version: AtomicU64,
+    refreshes: collections::Refreshes,
 }
 
 impl Store {
@@ -64,7 +66,8 @@ impl Store {
     pub fn new(shards: Shards, start: GatewayStart) -> Self {
         let sessions = sessions::Sessions::new(start);
         let (writes, reads) = (Batchers::default(), Batchers::default());
-        Self { inner: Arc::new(Inner { shards, sessions, writes, reads, swept_version: AtomicU64::new(0) }) }
+        let (swept_version, refreshes) = (AtomicU64::new(0), collections::Refreshes::default());
+        Self { inner: Arc::new(Inner { shards, sessions, writes, reads, swept_version, refreshes }) }
     }
 
     /// The shard of each key, or `None` where no shard is known. A write may name keys of one shard only.

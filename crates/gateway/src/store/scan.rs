@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_api::SCAN_ITEMS_MAX;
+use flotilla_control::clock;
 use flotilla_kv::{Answer, Query};
 use flotilla_placement::{Collection, ShardMap, Sharding};
 use flotilla_route::Route;
@@ -15,7 +16,7 @@ use flotilla_types::{Bucket, KeyRange, NodeId, RecordKey};
 use futures_util::future::try_join_all;
 
 use super::{
-    Consistency, Found, Page, Scan, Store, StoreError, collection_of, deadline_ms,
+    Consistency, Counted, Found, Page, Scan, Store, StoreError, collection_of, deadline_ms,
     error::ReadError,
     read::found,
     routes::{Rerouting, home, parts, route_to},
@@ -25,6 +26,9 @@ use super::{
 const PAGE_BYTES_MAX: usize = 4 << 20;
 /// Bytes that one bucket contributes to a page at a time.
 const BUCKET_BYTES_MAX: usize = 512 << 10;
+/// Answers that one bucket contributes to a page, which passes over at most thousands of records that are
+/// deleted or expired for each. A page that has too few records by then is returned as it is.
+const BUCKET_ANSWERS_MAX: usize = 8;
 
 /// The first records of a part of a bucket.
 struct BucketPage {
@@ -66,7 +70,9 @@ impl Store {
     ) -> Result<BucketPage, StoreError> {
         let mut rerouting = Rerouting::new(self, deadline_ms);
         let mut records: Vec<Found> = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut answers) = (0, 0);
+        // Whoever waits for a page gets what there is rather than an error, and goes on from there.
+        let late_ms = clock::monotonic_ms().midpoint(deadline_ms);
         loop {
             let first = rerouting.route(|map| first_part(map, &rest)).await?;
             let Some((route, range)) = first.into_iter().next() else {
@@ -99,7 +105,9 @@ impl Store {
                 None if end == rest.end => return Ok(BucketPage { records, more_from: None }),
                 None => KeyRange { start: end, ..rest },
             };
-            if records.len() >= items_max || bytes >= BUCKET_BYTES_MAX {
+            answers += 1;
+            let is_late = answers >= BUCKET_ANSWERS_MAX || clock::monotonic_ms() >= late_ms;
+            if records.len() >= items_max || bytes >= BUCKET_BYTES_MAX || is_late {
                 let more_from = rest.start.slice(RecordKey::PREFIX_BYTES.min(rest.start.len())..);
                 return Ok(BucketPage { records, more_from: Some(more_from) });
             }
@@ -107,7 +115,7 @@ impl Store {
     }
 
     /// Counts the live records of a collection, over all its shards.
-    pub async fn count(&self, collection: &str, deadline: Instant) -> Result<u64, StoreError> {
+    pub async fn count(&self, collection: &str, deadline: Instant) -> Result<Counted, StoreError> {
         let deadline_ms = deadline_ms(deadline);
         let mut uncounted = {
             let map = self.map();
@@ -115,7 +123,7 @@ impl Store {
             vec![KeyRange::of_buckets(*id, Bucket(0), Bucket(buckets.saturating_sub(1)))]
         };
         let mut rerouting = Rerouting::new(self, deadline_ms);
-        let mut total = 0;
+        let mut total = Counted::default();
         while !uncounted.is_empty() {
             let whole = |map: &ShardMap| -> Result<Vec<_>, StoreError> {
                 let parts = uncounted.iter().map(|range| parts(map, range)).collect::<Result<Vec<_>, _>>()?;
@@ -124,7 +132,9 @@ impl Store {
             let counts = rerouting.route(whole).await?.into_iter().map(|(route, range)| async move {
                 let query = Query::Count { range: range.clone() };
                 match self.query(route, &query, deadline_ms).await {
-                    Ok((Answer::Count { records, .. }, _)) => Ok((route, range, Some(records))),
+                    Ok((Answer::Count { records, expiring, .. }, _)) => {
+                        Ok((route, range, Some(Counted { records, expiring })))
+                    }
                     Ok(_) => Err(StoreError::Unavailable { shard: Some(route.shard), leader: None }),
                     Err(ReadError::Stale) => Ok((route, range, None)),
                     Err(ReadError::Failed(error)) => Err(error),
@@ -133,10 +143,15 @@ impl Store {
             let counts = try_join_all(counts).await?;
             uncounted.clear();
             for (route, range, count) in counts {
-                total += count.unwrap_or(0);
-                if count.is_none() {
-                    rerouting.refused(route);
-                    uncounted.push(range);
+                match count {
+                    Some(count) => {
+                        total.records += count.records;
+                        total.expiring += count.expiring;
+                    }
+                    None => {
+                        rerouting.refused(route);
+                        uncounted.push(range);
+                    }
                 }
             }
         }
@@ -193,14 +208,18 @@ fn user_range(scan: &Scan) -> KeyRange {
     let prefix = KeyRange::of_prefix(&scan.prefix);
     let bounds = KeyRange { start: scan.start.clone(), end: scan.end.clone() };
     let mut range = prefix.intersection(&bounds);
-    if let Some(after) = &scan.after {
-        // The smallest key greater than `after`.
-        let mut next = BytesMut::with_capacity(after.len() + 1);
-        next.put_slice(after);
-        next.put_u8(0);
-        range.start = range.start.max(next.freeze());
+    if let Some(from) = &scan.from {
+        range.start = range.start.max(from.clone());
     }
     range
+}
+
+/// The smallest key greater than this one.
+fn successor(key: &[u8]) -> Bytes {
+    let mut next = BytesMut::with_capacity(key.len() + 1);
+    next.put_slice(key);
+    next.put_u8(0);
+    next.freeze()
 }
 
 /// Merges the buckets' pages up to the first key that some bucket was not scanned for yet.
@@ -208,7 +227,6 @@ fn merge(pages: Vec<BucketPage>, items_max: usize) -> Page {
     let end = pages.iter().filter_map(|page| page.more_from.clone()).min();
     let mut records: Vec<_> = pages.into_iter().flat_map(|page| page.records).collect();
     records.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-    let mut has_more = end.is_some();
     if let Some(end) = &end {
         records.retain(|record| record.key < *end);
     }
@@ -220,9 +238,10 @@ fn merge(pages: Vec<BucketPage>, items_max: usize) -> Page {
         bytes += record.key.len() + record.value.len();
         fitting += 1;
     }
-    has_more |= fitting < records.len();
+    let is_cut = fitting < records.len();
     records.truncate(fitting);
-    let cursor = if has_more { records.last().map(|record| record.key.clone()) } else { None };
+    // Where buckets were not scanned further, also without a record, the next page goes on.
+    let cursor = if is_cut { records.last().map(|record| successor(&record.key)) } else { end };
     Page { records, cursor }
 }
 
@@ -260,7 +279,13 @@ mod tests {
     fn a_page_ends_where_some_bucket_was_not_scanned_further() {
         let page = merge(vec![bucket_page(&["a", "d"], Some("e")), bucket_page(&["b", "c"], Some("c1"))], 10);
         assert_eq!(keys(&page), [&b"a"[..], b"b", b"c"]);
-        assert_eq!(page.cursor, Some(Bytes::from_static(b"c")));
+        assert_eq!(page.cursor, Some(Bytes::from_static(b"c1")));
+    }
+
+    #[test]
+    fn a_page_without_records_is_not_the_last_one_while_some_bucket_has_more() {
+        let page = merge(vec![bucket_page(&[], Some("e")), bucket_page(&["f"], None)], 10);
+        assert_eq!((page.records.len(), page.cursor), (0, Some(Bytes::from_static(b"e"))));
     }
 
     #[test]
@@ -274,13 +299,13 @@ mod tests {
     fn a_limit_cuts_the_page_and_leaves_a_cursor() {
         let page = merge(vec![bucket_page(&["b", "c"], None), bucket_page(&["a"], None)], 2);
         assert_eq!(keys(&page), [&b"a"[..], b"b"]);
-        assert_eq!(page.cursor, Some(Bytes::from_static(b"b")));
+        assert_eq!(page.cursor, Some(Bytes::from_static(b"b\0")));
     }
 
     #[test]
     fn a_cursor_continues_right_after_its_key() {
-        let scan = Scan { after: Some(Bytes::from_static(b"k")), items_max: 1, ..Scan::default() };
-        let range = user_range(&scan);
+        let page = merge(vec![bucket_page(&["k", "l"], None)], 1);
+        let range = user_range(&Scan { from: page.cursor, items_max: 1, ..Scan::default() });
         assert!(!range.contains(b"k") && range.contains(b"k\0"));
     }
 
@@ -333,8 +358,8 @@ mod tests {
             Scan { start: bytes(b"a"), end: bytes(b"a"), ..Scan::default() },
             Scan { prefix: bytes(b"b"), end: bytes(b"a"), ..Scan::default() },
             Scan { prefix: bytes(b"a"), start: bytes(b"b"), ..Scan::default() },
-            Scan { prefix: bytes(b"a"), after: Some(bytes(b"b")), ..Scan::default() },
-            Scan { end: bytes(b"b"), after: Some(bytes(b"b")), ..Scan::default() },
+            Scan { prefix: bytes(b"a"), from: Some(bytes(b"b")), ..Scan::default() },
+            Scan { end: bytes(b"b"), from: Some(bytes(b"b")), ..Scan::default() },
         ] {
             for collection in &collections {
                 let ranges = bucket_ranges(&map, collection, &user_range(&scan)).expect("every shard is known");
@@ -363,12 +388,12 @@ mod tests {
             prefix in bound(),
             start in bound(),
             end in bound(),
-            after in proptest::option::of(bound()),
+            from in proptest::option::of(bound()),
             items_max in 1..=SCAN_ITEMS_MAX,
             keys in vec(bound().prop_filter("a key", |key| !key.is_empty()), 1..8),
         ) {
             let (map, collections) = map(None);
-            let scan = Scan { prefix, start, end, after, items_max, values: true };
+            let scan = Scan { prefix, start, end, from, items_max, values: true };
             for collection in &collections {
                 let ranges = bucket_ranges(&map, collection, &user_range(&scan)).expect("every shard is known");
                 let share = bucket_items_max(items_max, ranges.len());
@@ -377,7 +402,7 @@ mod tests {
                     let matches = key.starts_with(&scan.prefix)
                         && *key >= scan.start
                         && (scan.end.is_empty() || *key < scan.end)
-                        && scan.after.as_ref().is_none_or(|after| key > after);
+                        && scan.from.as_ref().is_none_or(|from| key >= from);
                     let record_key = collection.record_key(key).into_bytes();
                     let parts: Vec<_> = ranges.iter().filter(|(_, part)| part.contains(&record_key)).collect();
                     prop_assert_eq!(parts.len(), usize::from(matches), "{:?} in {:?}", key, scan);

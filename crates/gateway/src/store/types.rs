@@ -51,8 +51,8 @@ pub struct Scan {
     pub start: Bytes,
     /// End of the range, exclusive; empty for no bound.
     pub end: Bytes,
-    /// Only keys after this one: the cursor of the previous page.
-    pub after: Option<Bytes>,
+    /// Only keys from this one on: the cursor of the previous page.
+    pub from: Option<Bytes>,
     /// At most this many records: 1 to 10,000.
     pub items_max: usize,
     /// Whether to return values.
@@ -64,6 +64,16 @@ pub struct Scan {
 pub struct Page {
     /// In key order.
     pub records: Vec<Found>,
-    /// The last key of the page, at which the next page continues; `None` at the end.
+    /// Where the next page starts: the smallest key that it may have, which need not exist. `None` at the end.
+    /// A page without records may have one, after a long range of records that are deleted or expired.
     pub cursor: Option<Bytes>,
+}
+
+/// What a collection holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Live records.
+    pub records: u64,
+    /// Those of them that have an expiry. Shards whose nodes run a binary of an earlier release count none.
+    pub expiring: u64,
 }

@@ -81,9 +81,13 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
             next: next.clone(),
             ..AnswerMessage::default()
         },
-        Answer::Count { records, bytes } => {
-            AnswerMessage { kind: COUNTED, count: *records, bytes: *bytes, ..AnswerMessage::default() }
-        }
+        Answer::Count { records, bytes, expiring } => AnswerMessage {
+            kind: COUNTED,
+            count: *records,
+            bytes: *bytes,
+            expiring: *expiring,
+            ..AnswerMessage::default()
+        },
         Answer::ClockAdvanceNeeded => AnswerMessage { kind: TIME_NEEDED, ..AnswerMessage::default() },
         Answer::TooLarge => AnswerMessage { kind: TOO_LARGE, ..AnswerMessage::default() },
         Answer::WrongShard => AnswerMessage { kind: WRONG_SHARD, ..AnswerMessage::default() },
@@ -107,7 +111,7 @@ pub fn decode_answer(bytes: Bytes) -> Result<Answer, DecodeError> {
                 .collect::<Result<_, _>>()?,
             next: message.next,
         },
-        COUNTED => Answer::Count { records: message.count, bytes: message.bytes },
+        COUNTED => Answer::Count { records: message.count, bytes: message.bytes, expiring: message.expiring },
         TIME_NEEDED => Answer::ClockAdvanceNeeded,
         TOO_LARGE => Answer::TooLarge,
         WRONG_SHARD => Answer::WrongShard,
@@ -160,6 +164,8 @@ struct AnswerMessage {
     count: u64,
     #[prost(uint64, tag = "5")]
     bytes: u64,
+    #[prost(uint64, tag = "6")]
+    expiring: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -240,7 +246,7 @@ mod tests {
             Answer::Records(vec![Some(whole.clone()), None, Some(without_value.clone())]),
             Answer::Page { records: vec![whole, without_value], next: Some(bytes("z")) },
             Answer::Page { records: vec![], next: None },
-            Answer::Count { records: 3, bytes: 4 },
+            Answer::Count { records: 3, bytes: 4, expiring: 2 },
             Answer::ClockAdvanceNeeded,
             Answer::TooLarge,
             Answer::WrongShard,

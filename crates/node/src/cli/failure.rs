@@ -1,11 +1,18 @@
 //! Failures of verbs: an exit code, a message, and a hint what to do next.
+//!
+//! With `-o json` a failure is one problem document on stderr, with the members that the HTTP interface uses, and
+//! besides them `hint` and `exit_code`.
 
 use std::{error::Error, io, process::ExitCode};
 
-use flotilla_api::ProblemType;
+use flotilla_api::{Problem, ProblemType};
 use flotilla_client::ClientError;
+use serde::Serialize;
 
-use super::output::lines_escaped;
+use super::{
+    Format,
+    output::{json_escaped, lines_escaped},
+};
 
 /// A verb's failure.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,6 +20,31 @@ pub(super) struct Failure {
     kind: Kind,
     message: String,
     hint: Option<&'static str>,
+    /// What a node answered.
+    problem: Option<Box<Problem>>,
+}
+
+/// A failure as JSON.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    facts: Facts<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'static str>,
+    exit_code: u8,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Facts<'a> {
+    Answered(&'a Problem),
+    Local {
+        #[serde(rename = "type")]
+        kind: &'static str,
+        title: &'static str,
+        detail: &'a str,
+        retryable: bool,
+    },
 }
 
 /// The kind of a failure, which decides the exit code.
@@ -27,20 +59,24 @@ enum Kind {
 }
 
 impl Failure {
+    fn new(kind: Kind, message: String) -> Self {
+        Self { kind, message, hint: None, problem: None }
+    }
+
     pub(super) fn failed(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Failed, message: message.into(), hint: None }
+        Self::new(Kind::Failed, message.into())
     }
 
     pub(super) fn usage(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, message: message.into(), hint: None }
+        Self::new(Kind::Usage, message.into())
     }
 
     pub(super) fn not_found(message: impl Into<String>) -> Self {
-        Self { kind: Kind::NotFound, message: message.into(), hint: None }
+        Self::new(Kind::NotFound, message.into())
     }
 
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Unavailable, message: message.into(), hint: None }
+        Self::new(Kind::Unavailable, message.into())
     }
 
     pub(super) fn hint(self, hint: &'static str) -> Self {
@@ -69,14 +105,31 @@ impl Failure {
     }
 
     /// Prints the failure to stderr and returns its exit code.
-    pub(super) fn report(&self) -> ExitCode {
-        if self.kind != Kind::OutputClosed {
-            eprintln!("error: {}", lines_escaped(&self.message));
-            if let Some(hint) = self.hint {
-                eprintln!("  {hint}");
+    pub(super) fn report(&self, format: Format) -> ExitCode {
+        match (self.kind, format) {
+            (Kind::OutputClosed, _) => {}
+            (_, Format::Json) => eprintln!("{}", self.json()),
+            (_, Format::Table) => {
+                eprintln!("error: {}", lines_escaped(&self.message));
+                if let Some(hint) = self.hint {
+                    eprintln!("  {hint}");
+                }
             }
         }
         ExitCode::from(self.code())
+    }
+
+    fn json(&self) -> String {
+        let (kind, title) = match self.kind {
+            Kind::OutputClosed | Kind::Failed => ("failed", "Failed"),
+            Kind::Usage => ("usage", "Wrong use of the command"),
+            Kind::NotFound => ("not_found", "Not found"),
+            Kind::Unavailable => ("unavailable", "Not available"),
+        };
+        let local = Facts::Local { kind, title, detail: &self.message, retryable: self.kind == Kind::Unavailable };
+        let facts = self.problem.as_deref().map_or(local, Facts::Answered);
+        let document = Document { facts, hint: self.hint, exit_code: self.code() };
+        json_escaped(&serde_json::to_string(&document).unwrap_or_default())
     }
 }
 
@@ -93,7 +146,7 @@ impl From<ClientError> for Failure {
             _ if error.is_retryable() => Kind::Unavailable,
             _ => Kind::Failed,
         };
-        Self { kind, message, hint }
+        Self { hint, problem: error.problem().cloned().map(Box::new), ..Self::new(kind, message) }
     }
 }
 
@@ -154,5 +207,24 @@ mod tests {
         assert_eq!(code(ProblemType::ConditionFailed), 1);
         assert_eq!(Failure::from(ClientError::NoEndpoint).code(), 2);
         assert_eq!(Failure::stdout(&io::ErrorKind::BrokenPipe.into()).code(), 0);
+    }
+
+    #[test]
+    fn a_failure_in_json_is_a_problem_document_on_one_line() {
+        let parsed = |failure: Failure| -> serde_json::Value {
+            let text = failure.json();
+            assert_eq!(text.lines().count(), 1, "{text}");
+            serde_json::from_str(&text).expect("JSON")
+        };
+        let mut problem = Problem::new(ProblemType::ConditionFailed, "changed\u{1b}[2J");
+        problem.operation = Some(2);
+        let answered = parsed(ClientError::Refused(Box::new(problem)).into());
+        assert_eq!((&answered["type"], &answered["operation"]), (&"condition_failed".into(), &2.into()));
+        assert_eq!((&answered["status"], &answered["exit_code"]), (&412.into(), &1.into()));
+        assert!(answered["hint"].is_string() && answered["detail"] == "changed\u{1b}[2J");
+        let local = parsed(Failure::usage("two\nlines"));
+        assert_eq!((&local["type"], &local["detail"]), (&"usage".into(), &"two\nlines".into()));
+        assert_eq!((&local["retryable"], &local["exit_code"]), (&false.into(), &2.into()));
+        assert!(local.get("hint").is_none());
     }
 }

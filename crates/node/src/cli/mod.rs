@@ -18,7 +18,7 @@ mod tokens;
 mod transfer;
 mod upgrade;
 
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -137,21 +137,40 @@ pub(crate) fn run(command: ClientCommand, options: &ClientOptions, mut cli: clap
         let mut script = Vec::new();
         let name = cli.get_name().to_owned();
         clap_complete::generate(shell, &mut cli, name, &mut script);
-        return exit(Output::new(options.output).bytes(&script));
+        return exit(Output::new(options.output).bytes(&script), options.output);
     }
     let done = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))
         .and_then(|runtime| runtime.block_on(dispatch(command, options)));
-    exit(done)
+    exit(done, options.output)
 }
 
-fn exit(done: Result<(), Failure>) -> ExitCode {
+fn exit(done: Result<(), Failure>, format: Format) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(format),
     }
+}
+
+/// Ends the process because the command line cannot be used; help and version are no such case. As other
+/// failures, it is JSON if that was asked for, as far as a command line that does not parse says so.
+pub(crate) fn refuse(error: &clap::Error, arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    if !error.use_stderr() || !asks_for_json(arguments) {
+        error.exit();
+    }
+    let text = error.to_string();
+    Failure::usage(text.trim_end().trim_start_matches("error: ")).report(Format::Json)
+}
+
+fn asks_for_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    let mut is_format = false;
+    arguments.skip(1).any(|argument| {
+        let argument = argument.to_string_lossy().into_owned();
+        let is_value = std::mem::replace(&mut is_format, matches!(argument.as_str(), "-o" | "--output"));
+        is_value && argument == "json" || matches!(argument.as_str(), "-ojson" | "-o=json" | "--output=json")
+    })
 }
 
 async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(), Failure> {
@@ -202,6 +221,21 @@ mod tests {
                 (&cli.options.addr[..], cli.options.output),
                 (&["a:1".to_owned(), "b:2".to_owned()][..], Format::Json)
             );
+        }
+    }
+
+    #[test]
+    fn json_is_asked_for_in_every_form_of_the_option() {
+        for (line, asks) in [
+            ("flotilla -o json nope", true),
+            ("flotilla nope --output json", true),
+            ("flotilla nope --output=json", true),
+            ("flotilla -ojson nope", true),
+            ("flotilla kv put json -o table", false),
+            ("flotilla -o", false),
+            ("json", false),
+        ] {
+            assert_eq!(asks_for_json(line.split(' ').map(OsString::from)), asks, "{line}");
         }
     }
 

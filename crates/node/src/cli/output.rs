@@ -83,7 +83,7 @@ pub(super) fn lines_escaped(text: &str) -> String {
 }
 
 /// JSON as it may be printed: control characters that JSON allows in strings escaped as JSON does it.
-fn json_escaped(json: &str) -> String {
+pub(super) fn json_escaped(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for char in json.chars() {
         if char == '\n' || is_printable(char.encode_utf8(&mut [0; 4])) {

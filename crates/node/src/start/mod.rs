@@ -431,7 +431,7 @@ fn serve_clients(
     let http_task = tokio::spawn(flotilla_gateway::serve(
         http,
         store.clone(),
-        admin,
+        admin.clone(),
         security.clone(),
         budget.clone(),
         http_config,
@@ -440,6 +440,7 @@ fn serve_clients(
     let redis_task = tokio::spawn(flotilla_gateway_redis::serve(
         redis,
         store,
+        admin,
         security,
         budget,
         redis_config,

@@ -210,4 +210,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-meta"),
         also: None,
     },
+    Fault {
+        name: "expired-records-counted-as-expiring",
+        what: "the count of records with an expiry includes those that have expired and are not removed yet",
+        file: "crates/kv/src/stats.rs",
+        before: "        self.expiring().saturating_sub(self.due.0)",
+        after: "        self.expiring()",
+        runner: Runner::Tests("flotilla-kv"),
+        also: None,
+    },
 ];
