@@ -86,6 +86,12 @@ pub enum MetaCommand {
         /// The node.
         node: NodeId,
     },
+    /// Removes a node that was to leave ([`NodeState::Leaving`]) and of which no shard has a replica any more.
+    /// Refused for any other node, so that a late proposal does not remove one that was taken back.
+    CompleteLeave {
+        /// The node.
+        node: NodeId,
+    },
     /// Creates a collection and its shards. Answered by [`MetaReply::Collection`].
     CreateCollection {
         /// 1 to 64 characters of `a-z 0-9 _ -`.
@@ -341,6 +347,12 @@ pub enum MetaRefusal {
     /// Without this key nobody could create another one.
     #[error("this is the last admin key; create another one first")]
     LastAdminKey,
+    /// The node is not to leave, or not any more.
+    #[error("{0} is not leaving")]
+    NodeNotLeaving(NodeId),
+    /// A shard still has, or wants, a replica on the node.
+    #[error("{0} still holds replicas")]
+    NodeHoldsReplicas(NodeId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,

@@ -103,6 +103,7 @@ impl MetaState {
             }
             MetaCommand::SetNodeState { node, state } => self.set_node_state(*node, *state),
             MetaCommand::RemoveNode { node } => self.set_node_state(*node, crate::NodeState::Removed),
+            MetaCommand::CompleteLeave { node } => self.complete_leave(*node),
             MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes } => {
                 self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes)
             }

@@ -1,7 +1,8 @@
 //! Rules for nodes and join tokens.
 //!
 //! Invariants: a node id belongs to one public key permanently; a removed or lost node never returns; a join
-//! spends exactly one use of its token, however often it is proposed.
+//! spends exactly one use of its token, however often it is proposed; a node that leaves is removed only when no
+//! shard has a replica on it.
 
 use std::sync::Arc;
 
@@ -168,12 +169,22 @@ impl MetaState {
         if known == NodeState::Removed || (known == NodeState::Lost && state != NodeState::Removed) {
             return Err(MetaRefusal::NodeGone { node, state: known });
         }
+        self.check_in_force(state.since())?;
         let another = self.nodes().any(|other| other.id != node && other.state == NodeState::Active);
         if state != NodeState::Active && !another {
             return Err(MetaRefusal::LastNode);
         }
         self.change_node(node, |record| record.state = state);
         Ok(MetaReply::Done)
+    }
+
+    pub(super) fn complete_leave(&mut self, node: NodeId) -> ApplyResult {
+        match self.node(node).ok_or(MetaRefusal::UnknownNode(node))?.state {
+            NodeState::Removed => Ok(MetaReply::Done),
+            NodeState::Leaving if self.is_named_by_a_shard(node) => Err(MetaRefusal::NodeHoldsReplicas(node)),
+            NodeState::Leaving => self.set_node_state(node, NodeState::Removed),
+            _ => Err(MetaRefusal::NodeNotLeaving(node)),
+        }
     }
 
     /// Checks that no terminal obeys these texts. A rule of a later version than the others.
@@ -213,10 +224,8 @@ impl MetaState {
         if too_many == 0 {
             return;
         }
-        let named = |node: NodeId| {
-            self.shards().any(|shard| shard.desired_on(node).is_some() || shard.descriptor.replica_on(node).is_some())
-        };
-        let pruned: Vec<NodeId> = gone.into_iter().filter(|node| !named(*node)).take(too_many).collect();
+        let pruned: Vec<NodeId> =
+            gone.into_iter().filter(|node| !self.is_named_by_a_shard(*node)).take(too_many).collect();
         for node in pruned {
             self.nodes.remove(&node);
         }

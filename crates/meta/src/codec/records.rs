@@ -258,7 +258,7 @@ pub(crate) fn decode_header(bytes: &[u8]) -> Result<Header, CodecError> {
 pub(crate) fn encode_node(node: &NodeRecord) -> Bytes {
     let first = node.versions == VersionRange::FIRST_ONLY;
     let version = if first { ClusterVersion::FIRST } else { ClusterVersion::NODE_VERSIONS };
-    encode_at(VersionNeed::InForce(version), &NodePb::from(node))
+    encode_at(VersionNeed::InForce(version.max(node.state.since())), &NodePb::from(node))
 }
 
 /// Decodes a node.
@@ -559,18 +559,22 @@ pub(super) fn collection_id(id: u32) -> Result<CollectionId, CodecError> {
 pub(super) fn state_number(state: NodeState) -> u32 {
     match state {
         NodeState::Active => 1,
-        NodeState::Draining => 2,
+        NodeState::Decommissioning => 2,
         NodeState::Removed => 3,
         NodeState::Lost => 4,
+        NodeState::Draining => 5,
+        NodeState::Leaving => 6,
     }
 }
 
 pub(super) fn node_state(number: u32) -> Result<NodeState, CodecError> {
     match number {
         1 => Ok(NodeState::Active),
-        2 => Ok(NodeState::Draining),
+        2 => Ok(NodeState::Decommissioning),
         3 => Ok(NodeState::Removed),
         4 => Ok(NodeState::Lost),
+        5 => Ok(NodeState::Draining),
+        6 => Ok(NodeState::Leaving),
         _ => Err(CodecError::Malformed),
     }
 }

@@ -63,7 +63,9 @@ fn commands() -> Vec<MetaCommand> {
         MetaCommand::ReportShard { descriptor },
         MetaCommand::PutSetting { key: "k".to_owned(), value: "v".to_owned() },
     ];
-    for state in [NodeState::Active, NodeState::Draining, NodeState::Removed, NodeState::Lost] {
+    commands.push(MetaCommand::CompleteLeave { node: NodeId(1) });
+    use NodeState::{Active, Decommissioning, Draining, Leaving, Lost, Removed};
+    for state in [Active, Draining, Decommissioning, Leaving, Removed, Lost] {
         commands.push(MetaCommand::SetNodeState { node: NodeId(1), state });
     }
     for sharding in [Sharding::Hash, Sharding::Range] {
@@ -105,6 +107,8 @@ fn replies_round_trip() {
         MetaRefusal::NodeNotActive(NodeId(4)),
         MetaRefusal::StaleIncarnation { known: Incarnation(5) },
         MetaRefusal::LastNode,
+        MetaRefusal::NodeNotLeaving(NodeId(4)),
+        MetaRefusal::NodeHoldsReplicas(NodeId(5)),
         MetaRefusal::UnknownCollection(CollectionId(6)),
         MetaRefusal::CollectionExists(CollectionId(7)),
         MetaRefusal::BadPlacement,
@@ -123,7 +127,7 @@ fn replies_round_trip() {
     ];
     refusals.extend((1..=11).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=6).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 28 + 11 + 6);
+    assert_eq!(refusals.len(), 30 + 11 + 6);
     let nested = refusals
         .iter()
         .cloned()
@@ -174,7 +178,11 @@ fn commands_name_the_version_that_they_need() {
             MetaCommand::Join(JoinRequest { versions, .. }) | MetaCommand::UpdateNode { versions, .. } => {
                 versions.is_some()
             }
-            MetaCommand::Batch(_) | MetaCommand::CreateKey { .. } | MetaCommand::RevokeKey { .. } => true,
+            MetaCommand::SetNodeState { state, .. } => matches!(state, NodeState::Draining | NodeState::Leaving),
+            MetaCommand::Batch(_)
+            | MetaCommand::CreateKey { .. }
+            | MetaCommand::RevokeKey { .. }
+            | MetaCommand::CompleteLeave { .. } => true,
             _ => false,
         };
         assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion(if later { 2 } else { 1 })), "{command:?}");
