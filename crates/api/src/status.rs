@@ -20,7 +20,7 @@ pub struct ClusterStatus {
     pub cluster_version: u32,
     /// When it started, in Unix milliseconds.
     pub started_ms: u64,
-    /// Whether it is draining.
+    /// Whether it drains, leaves, is decommissioned or stops: new clients should use another node.
     pub draining: bool,
     /// The node that leads the metadata group, as far as is known.
     pub metadata_leader: Option<NodeId>,
@@ -132,8 +132,14 @@ pub enum NodeState {
     /// It is a regular member.
     #[default]
     Active,
-    /// Its replicas are moving away.
+    /// It keeps its replicas, gets no new ones, and hands its leaderships over.
     Draining,
+    /// As `draining`, and it leads nothing any more: it can be stopped.
+    Drained,
+    /// Its replicas are moving away; it stays a member.
+    Decommissioning,
+    /// Its replicas are moving away; then it is removed and its process ends.
+    Leaving,
     /// It was down for longer than the grace period; its replicas are being replaced.
     Lost,
     /// It was removed permanently.
@@ -195,7 +201,7 @@ pub struct ShardInfo {
     #[serde(default)]
     pub available: bool,
     /// Whether it has its desired number of replicas, and each of its own voters is on a live node that is
-    /// neither draining nor lost nor removed.
+    /// neither leaving nor decommissioned nor lost nor removed.
     #[serde(default)]
     pub fully_replicated: bool,
     /// How many more nodes can fail before it loses its quorum.

@@ -6,8 +6,8 @@ use std::fmt;
 
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
-    ClusterVersion, CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, Role, ShardDescriptor, ShardId, Term,
-    VersionRange,
+    ClusterVersion, CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, Role, ShardDescriptor, ShardId,
+    Term, VersionRange,
 };
 
 /// A node's addresses, each as `host:port`.

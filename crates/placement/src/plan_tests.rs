@@ -146,7 +146,8 @@ fn draining_node_keeps_its_replicas_gets_no_new_ones_and_stops_no_balancing() {
     let mut input = input((1..=4).map(|id| node(id, "")).collect(), shards);
     input.nodes[2].status = NodeStatus::Draining;
     converge(&mut input);
-    let on_it: Vec<_> = input.shards.iter().filter(|shard| nodes_of(shard).contains(&3)).map(|shard| shard.id).collect();
+    let on_it: Vec<_> =
+        input.shards.iter().filter(|shard| nodes_of(shard).contains(&3)).map(|shard| shard.id).collect();
     assert_eq!(on_it, [ShardId(1)]);
     assert_eq!(input.shards[1].intent.len(), 3);
     let counts = counts(&input);

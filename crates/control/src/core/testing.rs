@@ -10,8 +10,8 @@ use flotilla_meta::{
 use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Role};
 use flotilla_types::{
-    ClusterId, ClusterVersion, ConfState, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaDescriptor, ReplicaId,
-    ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, VersionRange,
+    ClusterId, ClusterVersion, ConfState, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaDescriptor,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, VersionRange,
 };
 
 use super::{Action, ClusterView, LocalNode, Reconciler, View};

@@ -699,7 +699,10 @@ fn only_a_node_that_leaves_and_holds_nothing_is_removed_by_its_departure() {
     assert_eq!(apply(&mut state, &complete), MetaReply::Done);
     assert_eq!(state.node(NodeId(1)).expect("a record").state, NodeState::Removed);
     assert_eq!(apply(&mut state, &complete), MetaReply::Done, "proposed again");
-    assert_eq!(refused(&mut state, &MetaCommand::CompleteLeave { node: NodeId(9) }), MetaRefusal::UnknownNode(NodeId(9)));
+    assert_eq!(
+        refused(&mut state, &MetaCommand::CompleteLeave { node: NodeId(9) }),
+        MetaRefusal::UnknownNode(NodeId(9))
+    );
 }
 
 #[test]
