@@ -12,6 +12,7 @@ mod checker;
 mod crash;
 mod descriptors;
 mod doors;
+mod draining;
 mod faults;
 mod forming;
 mod health;

@@ -1,5 +1,7 @@
 //! `GET /v1/cluster/status`: the cluster as one node knows it, without asking other nodes.
 
+use std::fmt;
+
 use flotilla_types::{ClusterId, Epoch, Locality, NodeId, ReplicaId, ReplicaRole, ShardId};
 use serde::{Deserialize, Serialize};
 
@@ -144,6 +146,20 @@ pub enum NodeState {
     Lost,
     /// It was removed permanently.
     Removed,
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Decommissioning => "decommissioning",
+            Self::Leaving => "leaving",
+            Self::Lost => "lost",
+            Self::Removed => "removed",
+        })
+    }
 }
 
 /// Liveness of a node according to membership.

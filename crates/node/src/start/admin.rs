@@ -153,6 +153,15 @@ impl NodeAdmin {
         plan()
     }
 
+    /// Whether new clients should use this node.
+    fn service(&self, status: &ClusterStatus) -> String {
+        match status.nodes.iter().find(|node| node.is_self).map(|node| node.state) {
+            _ if self.stopping.load(Ordering::Relaxed) => "this node is about to end; use another one".to_owned(),
+            Some(state) if status.draining => format!("this node is {state}; use another one"),
+            _ => "in service".to_owned(),
+        }
+    }
+
     /// The liveness of a node for placement, now.
     fn liveness(&self, node: NodeId) -> Liveness {
         match self.topology.liveness(node).0 {
@@ -302,7 +311,7 @@ impl Admin for NodeAdmin {
                 status.redundancy(),
             ),
             check("collection", !status.collections.is_empty(), format!("{} collections", status.collections.len())),
-            check("draining", !status.draining, format!("draining: {}", status.draining)),
+            check("draining", !status.draining, self.service(&status)),
         ]
     }
 

@@ -19,6 +19,8 @@ mod node_change;
 mod security;
 mod shard_view;
 mod status;
+#[cfg(test)]
+mod testing;
 
 use std::{
     net::SocketAddr,
@@ -221,7 +223,7 @@ async fn serve(
     }
 
     let stopping = Arc::new(AtomicBool::new(false));
-    let departure = Departure::new(&topology, &shards);
+    let departure = Departure::new(&topology, &shards, inbound.refused());
     let store = Store::new(shards.clone(), GatewayStart(rand::random()));
     let security = Security {
         access: security::access(config.clients, topology.clone()),

@@ -159,3 +159,97 @@ fn shards(shards: &[ShardId]) -> String {
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("{} {noun} ({}{more})", shards.len(), named.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::NodeState;
+    use flotilla_types::{Incarnation, VersionRange};
+
+    use super::*;
+    use crate::start::{
+        shard_view::ShardView,
+        testing::{Metadata, replica},
+    };
+    use flotilla_control::MemberState;
+
+    /// Nodes 1 to `nodes` at the second version, with a shard on each of these sets of nodes, led by the first.
+    fn cluster(nodes: u64, shards: &[Vec<u64>]) -> Metadata {
+        let mut metadata = Metadata::of_nodes(nodes);
+        metadata.collections(shards);
+        let versions = VersionRange::supported();
+        let seen = |node| flotilla_meta::SeenNode { node: NodeId(node), incarnation: Incarnation(0), versions };
+        let seen = (1..=nodes).map(seen).collect();
+        metadata.apply(&MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen });
+        metadata
+    }
+
+    /// What `verb` does to node 1, which leads all shards, while these nodes are down.
+    fn planned(metadata: &Metadata, verb: NodeVerb, down: &[u64]) -> NodeChange {
+        let meta = metadata.state();
+        let led: Vec<_> = meta.shards().map(|shard| replica(&meta, shard.id, 1, Some(1))).collect();
+        let alive = |node: NodeId| if down.contains(&node.0) { MemberState::Down } else { MemberState::Alive };
+        let shards = ShardView::new(NodeId(1), &meta, &led, alive).shards(|_| None);
+        let status: ClusterStatus = serde_json::from_value(serde_json::json!({
+            "cluster_id": "00112233445566778899aabbccddeeff", "node": "n1", "version": "", "started_ms": 0,
+            "draining": false, "metadata_leader": null, "quorum": true, "health": {"ok": true, "reasons": []},
+            "nodes": [], "collections": [], "shards": shards, "peers": [],
+        }))
+        .expect("a status");
+        let liveness = |node: NodeId| if down.contains(&node.0) { Liveness::Suspect } else { Liveness::Live };
+        let facts = Facts { meta: &meta, status: &status, liveness: &liveness };
+        facts.plan(meta.node(NodeId(1)).expect("node 1"), verb, true)
+    }
+
+    fn set(state: RecordState) -> MetaCommand {
+        MetaCommand::SetNodeState { node: NodeId(1), state }
+    }
+
+    #[test]
+    fn a_drain_is_refused_while_leaderships_have_nowhere_to_go() {
+        let mut metadata = cluster(3, &[vec![1, 2, 3], vec![1]]);
+        let plan = planned(&metadata, NodeVerb::Drain, &[]);
+        // The metadata group and the second shard have one voter here.
+        assert_eq!((plan.leaders, plan.remaining, plan.stuck_total), (3, 1, 2));
+        let refusal = plan.refusal.expect("a reason");
+        assert!(plan.force_helps && refusal.contains("2 shards (s0, s2)"), "{refusal}");
+        let plan = planned(&metadata, NodeVerb::Drain, &[2, 3]);
+        assert_eq!((plan.remaining, plan.stuck_total), (0, 3), "nodes that do not answer lead nothing");
+        metadata.apply(&set(RecordState::Draining));
+        let plan = planned(&metadata, NodeVerb::Drain, &[]);
+        assert_eq!((plan.state, plan.refusal), (NodeState::Draining, None), "it drains already");
+    }
+
+    #[test]
+    fn a_leave_is_refused_while_other_nodes_cannot_hold_the_replicas() {
+        let metadata = cluster(3, &[vec![1, 2, 3]]);
+        let plan = planned(&metadata, NodeVerb::Leave, &[]);
+        assert_eq!((plan.replicas, plan.stuck_total), (2, 1), "another node can take the metadata group");
+        let refusal = plan.refusal.expect("a reason");
+        assert!(plan.force_helps && refusal.contains("the 2 other active nodes"), "{refusal}");
+        let mut metadata = cluster(4, &[vec![1, 2, 3]]);
+        assert_eq!(planned(&metadata, NodeVerb::Leave, &[]).refusal, None);
+        assert!(planned(&metadata, NodeVerb::Leave, &[4]).refusal.is_some(), "node 4 does not answer");
+        metadata.apply(&set(RecordState::Leaving));
+        assert_eq!(planned(&metadata, NodeVerb::Leave, &[4]).refusal, None, "it leaves already");
+        let refusal = planned(&metadata, NodeVerb::Drain, &[]).refusal.expect("a reason");
+        assert!(refusal.contains("undrain"), "{refusal}");
+        metadata.apply(&MetaCommand::RemoveNode { node: NodeId(1) });
+        assert_eq!(planned(&metadata, NodeVerb::Leave, &[]).refusal, None, "it has left");
+        let plan = planned(&metadata, NodeVerb::Undrain, &[]);
+        assert!(plan.refusal.is_some() && !plan.force_helps, "it can never come back");
+    }
+
+    #[test]
+    fn the_last_active_node_and_the_first_version_are_refused_even_by_force() {
+        let plan = planned(&cluster(1, &[]), NodeVerb::Drain, &[]);
+        assert!(plan.refusal.is_some_and(|reason| reason.contains("last active node")) && !plan.force_helps);
+        let plan = planned(&Metadata::of_nodes(3), NodeVerb::Leave, &[]);
+        assert!(plan.refusal.is_some_and(|reason| reason.contains("upgrade finish")) && !plan.force_helps);
+    }
+
+    #[test]
+    fn a_removal_is_refused_unless_forced_while_the_node_lives_or_holds_replicas() {
+        let plan = planned(&cluster(3, &[vec![1, 2, 3]]), NodeVerb::Remove, &[]);
+        assert!(plan.refusal.is_some_and(|reason| reason.contains("node leave n1")) && plan.force_helps);
+    }
+}

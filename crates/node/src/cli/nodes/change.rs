@@ -95,14 +95,14 @@ fn describe(plan: &NodeChange, node: &NodeInfo) -> String {
     let what = match plan.verb {
         NodeVerb::Drain => {
             format!(
-                "Drains {id} (\"{name}\"): {leaders} leaderships move to other nodes; its {replicas} replicas stay."
+                "Drains {id} (\"{name}\"): its leaderships ({leaders}) move to other nodes, its replicas ({replicas}) stay."
             )
         }
         NodeVerb::Decommission => {
-            format!("Moves the {replicas} replicas of {id} (\"{name}\") to other nodes; it stays.")
+            format!("Moves the replicas ({replicas}) of {id} (\"{name}\") to other nodes; it stays.")
         }
         NodeVerb::Leave => format!(
-            "Lets {id} (\"{name}\") leave for good: its {replicas} replicas are replaced on other nodes while it \
+            "Lets {id} (\"{name}\") leave for good: its replicas ({replicas}) are replaced on other nodes while it \
              serves, then it is removed and its process ends. Until then `flotilla node undrain {id}` takes it back."
         ),
         NodeVerb::Undrain | NodeVerb::Recommission => format!("Puts {id} (\"{name}\") into service again."),
@@ -121,33 +121,21 @@ fn outcome(change: &NodeChange) -> String {
         0 => String::new(),
         total => {
             let named: Vec<_> = change.stuck.iter().map(ShardId::to_string).collect();
-            format!("; no other node can take {total} shards: {}", named.join(", "))
+            format!("; shards that no other node can take: {total} ({})", named.join(", "))
         }
     };
     match (change.verb, change.state, remaining) {
         (NodeVerb::Drain, _, 0) => format!("{node} is drained{stays}"),
-        (NodeVerb::Drain, ..) => format!("{node} drains: {remaining} leaderships are moving{stays}"),
+        (NodeVerb::Drain, ..) => format!("{node} drains: leaderships still to move: {remaining}{stays}"),
         (NodeVerb::Leave | NodeVerb::Remove, NodeState::Removed, _) => format!("{node} has left the cluster"),
-        (NodeVerb::Leave, ..) => format!("{node} is leaving: {remaining} replicas are still to be replaced{stays}"),
+        (NodeVerb::Leave, ..) => format!("{node} is leaving: replicas still to be replaced: {remaining}{stays}"),
         (NodeVerb::Decommission, _, 0) => format!("{node} holds no replicas any more"),
         (NodeVerb::Decommission, ..) => {
-            format!("{node} is decommissioned: {remaining} replicas are still to move{stays}")
+            format!("{node} is decommissioned: replicas still to move: {remaining}{stays}")
         }
         (NodeVerb::Undrain | NodeVerb::Recommission | NodeVerb::Remove, ..) => {
-            format!("{node} is {}", word(change.state))
+            format!("{node} is {}", change.state)
         }
-    }
-}
-
-fn word(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Active => "active",
-        NodeState::Draining => "draining",
-        NodeState::Drained => "drained",
-        NodeState::Decommissioning => "decommissioning",
-        NodeState::Leaving => "leaving",
-        NodeState::Lost => "lost",
-        NodeState::Removed => "removed",
     }
 }
 
