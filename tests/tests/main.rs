@@ -21,6 +21,7 @@ mod leaving;
 mod minority;
 mod pause;
 mod redis;
+mod restarting;
 mod rolled_back;
 mod secure;
 mod snapshot;

@@ -9,6 +9,8 @@
 //! Everything that a connection holds counts on the node's budget. A connection that must close to relieve the
 //! budget, or whose request is overdue, gets an error first where that can be read.
 
+mod ending;
+
 use std::{
     collections::VecDeque,
     future::{Future, pending, poll_fn},
@@ -104,10 +106,12 @@ pub(super) struct Connection {
     needs_input: bool,
     /// The client has closed its side of the connection.
     is_eof: bool,
-    /// No further requests are taken: the client quit or violated the protocol, or the server stops.
+    /// No further requests are taken: the client quit or violated the protocol, or got its last reply.
     is_closing: bool,
     /// The client may still be sending when the connection closes.
     lingers: bool,
+    /// The server stops; until then input is read.
+    read_until: Option<tokio::time::Instant>,
 }
 
 impl Connection {
@@ -143,6 +147,7 @@ impl Connection {
             is_eof: false,
             is_closing: false,
             lingers: false,
+            read_until: None,
         }
     }
 
@@ -315,7 +320,8 @@ impl Connection {
         let place = request.first().and_then(|name| Spec::place_of(name));
         let spec = place.map(|place| &TABLE[place]);
         // A server that stops answers what was read.
-        if !self.is_closing && self.shared.pause.holds(spec.is_some_and(Spec::writes), now) {
+        if !self.is_closing && self.read_until.is_none() && self.shared.pause.holds(spec.is_some_and(Spec::writes), now)
+        {
             self.postponed = Some(request);
             return;
         }
@@ -485,6 +491,7 @@ impl Connection {
                     reply.encode(protocol, &mut self.output);
                 }
             }
+            self.end_with_replies()?;
             if self.output.is_empty() {
                 if self.output.capacity() > IDLE_OUTPUT_BYTES_MAX {
                     self.output = BytesMut::new();
@@ -529,6 +536,13 @@ impl Connection {
             (false, true) => Some(Interest::WRITABLE),
             (false, false) => None,
         };
+        let read_until = self.read_until.filter(|_| !self.is_eof && !self.is_closing);
+        let last_read = async {
+            match read_until {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
         let (stream, running) = (&mut self.stream, &mut self.running);
         let socket = async {
             match interest {
@@ -562,7 +576,8 @@ impl Connection {
                 }
             },
             // An error means that the sender was dropped: the server has stopped, too.
-            _ = stopping.wait_for(|stop| *stop), if !self.is_closing => self.is_closing = true,
+            () = last_read => self.stop_reading(),
+            _ = stopping.wait_for(|stop| *stop), if self.read_until.is_none() => self.stop(),
         }
         Ok(())
     }

@@ -57,6 +57,7 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     let host_is_trusted = app.hosts.trust(request.headers());
     let origin = Origin::of(request.headers(), &app.config.cors_origins, host_is_trusted);
     let allowed = origin.allowed();
+    let client = ClientConnection::of(&request).ok();
     let mut response = if host_is_trusted || PROBES.contains(&route.as_str()) {
         admit(&app, &route, &origin, request, next).await
     } else {
@@ -69,7 +70,8 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
         headers.append(header::VARY, HeaderValue::from_static("origin"));
     }
     if app.admin.is_draining() {
-        // So that clients which keep their connections leave this node too.
+        // So that clients which keep their connections leave this node too. They may have sent further requests.
+        client.iter().for_each(|client| client.linger());
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status().as_u16().to_string();

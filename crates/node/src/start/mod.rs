@@ -65,8 +65,8 @@ use join::{JoinAdmission, SharedAuthority};
 
 /// How long a stopping node waits for the transfer of its leaderships.
 const LEADERSHIP_TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a stopping node waits for its gateways.
-const GATEWAYS_STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a stopping node waits for its gateways, which end earlier by themselves.
+const GATEWAYS_STOP_TIMEOUT: Duration = Duration::from_secs(8);
 /// Exit code after a fatal error, such as a failed disk.
 const EXIT_FATAL: i32 = 70;
 
