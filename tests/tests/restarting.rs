@@ -22,8 +22,8 @@ use tokio::{
 
 use flotilla_tests::support::{client, eventually, start, wait_replicated};
 
-/// Requests of one pipeline.
-const PIPELINE: usize = 16;
+/// Requests of one pipeline: more than a node works on at once for one connection, so that some are read and wait.
+const PIPELINE: usize = 400;
 /// Clients of each protocol and node.
 const CLIENTS: usize = 4;
 /// Answers to each client before and between restarts.
