@@ -41,8 +41,8 @@ pub use operator::{
 };
 pub use problem::{Problem, ProblemType};
 pub use status::{
-    ClusterStatus, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo, PeerState,
-    ReplicaInfo, ShardInfo, Versions,
+    ClusterStatus, FollowerInfo, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState,
+    PeerInfo, PeerState, ReplicaInfo, ShardInfo, Versions,
 };
 pub use text::{Encoding, TextError};
 

@@ -116,6 +116,12 @@ pub struct NodeInfo {
     /// The cluster versions that its binary supports, if the answering node has seen it since it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,
+    /// The version of its software, since its last start that was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// When it last started, in Unix milliseconds, as recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<u64>,
 }
 
 /// A range of cluster versions that a binary supports.
@@ -259,6 +265,24 @@ pub struct LocalReplica {
     pub log_bytes: Option<u64>,
     /// Bytes in its memtable.
     pub memtable_bytes: u64,
+    /// If it leads: how far the other replicas are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub followers: Vec<FollowerInfo>,
+}
+
+/// Another replica of a shard, as its leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowerInfo {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its node.
+    pub node: NodeId,
+    /// Committed entries that it is not known to have.
+    pub lag: u64,
+    /// Whether it answered recently.
+    pub active: bool,
+    /// Whether it is being sent a snapshot.
+    pub in_snapshot: bool,
 }
 
 /// Current role of a replica in its Raft group.

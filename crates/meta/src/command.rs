@@ -86,6 +86,15 @@ pub enum MetaCommand {
         /// The node.
         node: NodeId,
     },
+    /// Records a start of a node and its software.
+    ReportStart {
+        /// The node.
+        node: NodeId,
+        /// The count of its starts. Another one than the recorded is refused.
+        incarnation: Incarnation,
+        /// The version of its software: at most [`crate::NAME_BYTES_MAX`] bytes that no terminal obeys.
+        build: String,
+    },
     /// Removes a node that was to leave ([`NodeState::Leaving`]) and of which no shard has a replica any more.
     /// Refused for any other node, so that a late proposal does not remove one that was taken back.
     CompleteLeave {
@@ -438,6 +447,8 @@ numbered_enum! {
         /// A client key's collections: valid names, at most [`crate::KEY_COLLECTIONS_MAX`], none for roles that
         /// see no records.
         KeyCollections = 13, "list of collections";
+        /// The version of a node's software: at most 64 bytes that no terminal obeys.
+        Build = 14, "version of the software";
     }
 }
 

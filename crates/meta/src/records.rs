@@ -98,6 +98,19 @@ pub struct NodeRecord {
     ///
     /// [`NODE_VERSIONS`]: flotilla_types::ClusterVersion::NODE_VERSIONS
     pub versions: VersionRange,
+    /// Its last start that was reported; none before [`ClusterVersion::NODE_STARTS`] was in force.
+    pub start: Option<NodeStart>,
+}
+
+/// A start of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStart {
+    /// The count of its starts.
+    pub incarnation: Incarnation,
+    /// The version of its software, such as `0.1.0`.
+    pub build: String,
+    /// When it was recorded, in Unix milliseconds of hybrid time.
+    pub at_ms: u64,
 }
 
 /// A shard: its placement intent and its last report.

@@ -18,6 +18,7 @@
 //! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
 //! | 2 | entries without commands, which remove due records | [`ClusterVersion::UPKEEP`] |
 //! | 2 | nodes that drain or leave, and that have left | [`ClusterVersion::DRAINING`] |
+//! | 2 | starts of nodes, with the build of their binary | [`ClusterVersion::NODE_STARTS`] |
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -58,6 +59,8 @@ impl ClusterVersion {
     pub const PRINTABLE_LABELS: Self = Self(2);
     /// The metadata records which nodes drain or leave, and removes a node that has left.
     pub const DRAINING: Self = Self(2);
+    /// The metadata records when each node last started, and which build it runs.
+    pub const NODE_STARTS: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -151,6 +154,7 @@ mod tests {
             ClusterVersion::CLIENT_KEYS,
             ClusterVersion::PRINTABLE_LABELS,
             ClusterVersion::DRAINING,
+            ClusterVersion::NODE_STARTS,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -16,8 +16,8 @@ use super::{
     ADDRESS_BYTES_MAX, ApplyResult, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
 };
 use crate::{
-    Addresses, Field, JoinRequest, Limit, MetaRefusal, MetaReply, MetaState, NewNode, NodeRecord, NodeState, Setting,
-    ShardRecord, TokenId, TokenRecord,
+    Addresses, Field, JoinRequest, Limit, MetaRefusal, MetaReply, MetaState, NewNode, NodeRecord, NodeStart, NodeState,
+    Setting, ShardRecord, TokenId, TokenRecord,
 };
 
 impl MetaState {
@@ -178,6 +178,32 @@ impl MetaState {
         Ok(MetaReply::Done)
     }
 
+    pub(super) fn report_start(
+        &mut self,
+        now_ms: u64,
+        node: NodeId,
+        incarnation: Incarnation,
+        build: &str,
+    ) -> ApplyResult {
+        self.check_in_force(ClusterVersion::NODE_STARTS)?;
+        if build.len() > NAME_BYTES_MAX || !is_printable(build) {
+            return Err(MetaRefusal::Invalid(Field::Build));
+        }
+        let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?;
+        if known.state.is_gone() {
+            return Err(MetaRefusal::NodeGone { node, state: known.state });
+        }
+        if incarnation != known.incarnation {
+            return Err(MetaRefusal::StaleIncarnation { known: known.incarnation });
+        }
+        // Only once for each start, so that a repetition does not change its time.
+        if known.start.as_ref().is_none_or(|start| start.incarnation != incarnation) {
+            let start = NodeStart { incarnation, build: build.to_owned(), at_ms: now_ms };
+            self.change_node(node, |record| record.start = Some(start));
+        }
+        Ok(MetaReply::Done)
+    }
+
     pub(super) fn complete_leave(&mut self, node: NodeId) -> ApplyResult {
         match self.node(node).ok_or(MetaRefusal::UnknownNode(node))?.state {
             NodeState::Removed => Ok(MetaReply::Done),
@@ -206,6 +232,7 @@ impl MetaState {
             key_digest: node.key_digest,
             joined_at_ms: now_ms,
             versions,
+            start: None,
         };
         self.nodes.insert(id, Arc::new(record));
         id

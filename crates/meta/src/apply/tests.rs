@@ -721,3 +721,23 @@ fn placement_replaces_what_a_leaving_node_holds_and_leaves_what_a_draining_one_h
         assert_eq!(planned(&state), 2, "a replica on node 4 in place of the one on node 3");
     }
 }
+
+#[test]
+fn a_start_is_recorded_once_with_its_build_from_the_second_version_on() {
+    let report = |node, incarnation, build: &str| MetaCommand::ReportStart {
+        node: NodeId(node),
+        incarnation: Incarnation(incarnation),
+        build: build.to_owned(),
+    };
+    assert!(matches!(refused(&mut cluster_of(1), &report(1, 0, "1.0")), MetaRefusal::VersionNotInForce { .. }));
+    let mut state = second_version(2);
+    assert_eq!(apply(&mut state, &started(2, 5, Some(NEW))), MetaReply::Done);
+    assert_eq!(refused(&mut state, &report(2, 4, "1.0")), MetaRefusal::StaleIncarnation { known: Incarnation(5) });
+    assert_eq!(refused(&mut state, &report(2, 5, "\u{1b}[2J")), MetaRefusal::Invalid(Field::Build));
+    assert_eq!(refused(&mut state, &report(2, 5, &"1".repeat(NAME_BYTES_MAX + 1))), MetaRefusal::Invalid(Field::Build));
+    assert_eq!(at(&mut state, 2_000, &report(2, 5, "1.0")), MetaReply::Done);
+    assert_eq!(at(&mut state, 3_000, &report(2, 5, "1.0")), MetaReply::Done);
+    let start = state.node(NodeId(2)).and_then(|node| node.start.clone()).expect("a start");
+    assert_eq!((&start.build[..], start.at_ms), ("1.0", 2_000), "a repetition changes nothing");
+    assert_eq!(MetaState::decode(&state.encode()).as_ref(), Ok(&state));
+}

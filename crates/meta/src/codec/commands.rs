@@ -18,7 +18,7 @@ use crate::{JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     kind: Option<Kind>,
 }
 
@@ -62,6 +62,8 @@ enum Kind {
     RevokeKey(u64),
     #[prost(uint64, tag = "19")]
     CompleteLeave(u64),
+    #[prost(message, tag = "20")]
+    ReportStart(ReportStartPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -142,6 +144,16 @@ struct SetNodeStatePb {
     node: u64,
     #[prost(uint32, tag = "2")]
     state: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ReportStartPb {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    incarnation: u64,
+    #[prost(string, tag = "3")]
+    build: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -247,6 +259,7 @@ impl MetaCommand {
             Self::CreateKey { .. } | Self::RevokeKey { .. } => ClusterVersion::CLIENT_KEYS,
             Self::SetNodeState { state, .. } => state.since(),
             Self::CompleteLeave { .. } => ClusterVersion::DRAINING,
+            Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
             Self::Batch(commands) => commands.iter().map(Self::kind_since).max().unwrap_or(ClusterVersion::FIRST),
             _ => ClusterVersion::FIRST,
         }
@@ -323,6 +336,9 @@ impl From<&MetaCommand> for CommandPb {
             }
             MetaCommand::RemoveNode { node } => Kind::RemoveNode(node.0),
             MetaCommand::CompleteLeave { node } => Kind::CompleteLeave(node.0),
+            MetaCommand::ReportStart { node, incarnation, build } => {
+                Kind::ReportStart(ReportStartPb { node: node.0, incarnation: incarnation.0, build: build.clone() })
+            }
             MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes } => {
                 let nodes = |nodes: &Vec<NodeId>| NodesPb { nodes: nodes.iter().map(|node| node.0).collect() };
                 Kind::CreateCollection(CreateCollectionPb {
@@ -419,6 +435,11 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
         Kind::SetNodeState(pb) => MetaCommand::SetNodeState { node: number(pb.node)?, state: node_state(pb.state)? },
         Kind::RemoveNode(node) => MetaCommand::RemoveNode { node: number(node)? },
         Kind::CompleteLeave(node) => MetaCommand::CompleteLeave { node: number(node)? },
+        Kind::ReportStart(pb) => MetaCommand::ReportStart {
+            node: number(pb.node)?,
+            incarnation: number::<Incarnation>(pb.incarnation)?,
+            build: pb.build,
+        },
         Kind::CreateCollection(pb) => create_collection(pb)?,
         Kind::DropCollection(collection) => MetaCommand::DropCollection { collection: collection_id(collection)? },
         Kind::AssignReplica(pb) => MetaCommand::AssignReplica {

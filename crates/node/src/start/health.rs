@@ -248,6 +248,8 @@ mod tests {
             replicas: 0,
             leaders: 0,
             versions: None,
+            version: None,
+            started_ms: None,
         };
         let nodes: Vec<_> = (1..).zip(states).map(node).collect();
         let voter =

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_api::{LocalReplica, LocalRole, ReplicaInfo, ShardInfo};
+use flotilla_api::{FollowerInfo, LocalReplica, LocalRole, ReplicaInfo, ShardInfo};
 use flotilla_control::MemberState;
 use flotilla_meta::{MetaState, NodeState as RecordState, ShardRecord};
 use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
@@ -178,7 +178,26 @@ fn local_replica(replica: &ReplicaStatus) -> LocalReplica {
         checkpoint: replica.checkpoint.0,
         log_bytes: None,
         memtable_bytes: (replica.usage.active_bytes + replica.usage.frozen_bytes) as u64,
+        followers: group
+            .filter(|group| group.role == Role::Leader)
+            .map_or_else(Vec::new, |group| followers(replica, group)),
     }
+}
+
+/// How far the replicas are that follow the one here.
+fn followers(leader: &ReplicaStatus, group: &GroupStatus) -> Vec<FollowerInfo> {
+    let followers = group.followers.iter().filter(|follower| follower.replica != leader.replica);
+    followers
+        .filter_map(|follower| {
+            Some(FollowerInfo {
+                replica: follower.replica,
+                node: leader.descriptor.node_of(follower.replica)?,
+                lag: group.commit.0.saturating_sub(follower.matched.0),
+                active: follower.recently_active,
+                in_snapshot: follower.in_snapshot,
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -102,6 +102,8 @@ impl Sources<'_> {
             replicas,
             leaders,
             versions: versions_of(record.id, seen),
+            version: record.start.as_ref().map(|start| start.build.clone()),
+            started_ms: record.start.as_ref().map(|start| start.at_ms),
         }
     }
 }
