@@ -101,7 +101,11 @@ async fn without_the_right_that_the_table_says_nothing_answers() {
     for (path, methods) in routes(&cluster, &keys[&Role::Admin]).await {
         for method in methods {
             // `99`: no such node; `nope`: no such collection, setting or shard.
-            let concrete = path.replace("{collection}", "default").replace("{id}", "99").replace("{name}", "nope");
+            let concrete = path
+                .replace("{collection}", "default")
+                .replace("{id}", "99")
+                .replace("{name}", "nope")
+                .replace("{verb}", "drain");
             let concrete = concrete.replace("{key}", "nope");
             let status = async |key: Option<&str>| http_status(&cluster, &method.to_uppercase(), &concrete, key).await;
             let Some(allowed) = allowed(&method, &path) else {

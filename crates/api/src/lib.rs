@@ -15,6 +15,7 @@ mod event;
 mod keys;
 mod kv;
 mod limits;
+mod node_change;
 mod operator;
 mod problem;
 mod status;
@@ -34,13 +35,14 @@ pub use limits::{
     BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX,
     TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
 };
+pub use node_change::{NodeChange, NodeVerb, UnknownNodeVerb};
 pub use operator::{
     InvalidTokenId, NodeUpgrade, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList, UpgradeStatus,
 };
 pub use problem::{Problem, ProblemType};
 pub use status::{
-    ClusterStatus, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState, PeerInfo, PeerState,
-    ReplicaInfo, ShardInfo, Versions,
+    ClusterStatus, FollowerInfo, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState,
+    PeerInfo, PeerState, ReplicaInfo, ShardInfo, Versions,
 };
 pub use text::{Encoding, TextError};
 

@@ -1,5 +1,7 @@
 //! `GET /v1/cluster/status`: the cluster as one node knows it, without asking other nodes.
 
+use std::fmt;
+
 use flotilla_types::{ClusterId, Epoch, Locality, NodeId, ReplicaId, ReplicaRole, ShardId};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +22,7 @@ pub struct ClusterStatus {
     pub cluster_version: u32,
     /// When it started, in Unix milliseconds.
     pub started_ms: u64,
-    /// Whether it is draining.
+    /// Whether it drains, leaves, is decommissioned or stops: new clients should use another node.
     pub draining: bool,
     /// The node that leads the metadata group, as far as is known.
     pub metadata_leader: Option<NodeId>,
@@ -114,6 +116,12 @@ pub struct NodeInfo {
     /// The cluster versions that its binary supports, if the answering node has seen it since it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub versions: Option<Versions>,
+    /// The version of its software, since its last start that was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// When it last started, in Unix milliseconds, as recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<u64>,
 }
 
 /// A range of cluster versions that a binary supports.
@@ -132,12 +140,32 @@ pub enum NodeState {
     /// It is a regular member.
     #[default]
     Active,
-    /// Its replicas are moving away.
+    /// It keeps its replicas, gets no new ones, and hands its leaderships over.
     Draining,
+    /// As `draining`, and it leads nothing any more: it can be stopped.
+    Drained,
+    /// Its replicas are moving away; it stays a member.
+    Decommissioning,
+    /// Its replicas are moving away; then it is removed and its process ends.
+    Leaving,
     /// It was down for longer than the grace period; its replicas are being replaced.
     Lost,
     /// It was removed permanently.
     Removed,
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Decommissioning => "decommissioning",
+            Self::Leaving => "leaving",
+            Self::Lost => "lost",
+            Self::Removed => "removed",
+        })
+    }
 }
 
 /// Liveness of a node according to membership.
@@ -195,7 +223,7 @@ pub struct ShardInfo {
     #[serde(default)]
     pub available: bool,
     /// Whether it has its desired number of replicas, and each of its own voters is on a live node that is
-    /// neither draining nor lost nor removed.
+    /// neither leaving nor decommissioned nor lost nor removed.
     #[serde(default)]
     pub fully_replicated: bool,
     /// How many more nodes can fail before it loses its quorum.
@@ -237,6 +265,24 @@ pub struct LocalReplica {
     pub log_bytes: Option<u64>,
     /// Bytes in its memtable.
     pub memtable_bytes: u64,
+    /// If it leads: how far the other replicas are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub followers: Vec<FollowerInfo>,
+}
+
+/// Another replica of a shard, as its leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowerInfo {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its node.
+    pub node: NodeId,
+    /// Committed entries that it is not known to have.
+    pub lag: u64,
+    /// Whether it answered recently.
+    pub active: bool,
+    /// Whether it is being sent a snapshot.
+    pub in_snapshot: bool,
 }
 
 /// Current role of a replica in its Raft group.

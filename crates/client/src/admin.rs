@@ -2,8 +2,8 @@
 
 use flotilla_api::{
     ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, KeyId, KeyInfo, KeyList,
-    KeyReply, KeyRequest, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList, TokenReply,
-    TokenRequest, UpgradeStatus,
+    KeyReply, KeyRequest, NodeChange, NodeVerb, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList,
+    TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -161,12 +161,20 @@ impl Client {
         self.call(Call::write(Method::DELETE, path)).await.map(drop)
     }
 
-    /// Starts to drain the node that answers. Use a client with that node's endpoint only.
+    /// Changes a node's part in the cluster. `force` does it also where only that helps; a dry run only says
+    /// what would be done.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn drain(&self) -> Result<(), ClientError> {
-        self.call(Call::write(Method::POST, "/health/drain")).await.map(drop)
+    pub async fn change_node(
+        &self,
+        node: NodeId,
+        verb: NodeVerb,
+        force: bool,
+        dry_run: bool,
+    ) -> Result<NodeChange, ClientError> {
+        let path = format!("/v1/cluster/nodes/{node}/{verb}?force={force}&dry_run={dry_run}");
+        self.call(Call::write(Method::POST, path)).await?.json()
     }
 
     /// Recent events that the answering node remembers, oldest first.

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
     Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
-    Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    NodeChange, NodeVerb, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -57,6 +57,15 @@ pub struct AuditEntry {
     pub status: u16,
 }
 
+/// How a node's part in the cluster is changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChangeOptions {
+    /// Do it also where only `force` helps.
+    pub force: bool,
+    /// Do nothing, and say what would be done.
+    pub dry_run: bool,
+}
+
 /// A change in progress.
 pub type AdminFuture<'a, T> = BoxFuture<'a, Result<T, AdminError>>;
 
@@ -83,7 +92,7 @@ pub trait Admin: Send + Sync + 'static {
     /// The conditions under which the node can serve, and whether they hold. Never waits.
     fn readiness(&self) -> Vec<Check>;
 
-    /// Whether the node is draining.
+    /// Whether the node drains, leaves or stops, so that new clients should use another one. Cheap.
     fn is_draining(&self) -> bool;
 
     /// All metrics in the Prometheus text format.
@@ -136,9 +145,12 @@ pub trait Admin: Send + Sync + 'static {
     /// binary supports no later one.
     fn finish_upgrade(&self, deadline: Instant) -> AdminFuture<'_, UpgradeStatus>;
 
-    /// Removes a node permanently. `force` also removes one that is alive, or that still holds replicas.
-    fn remove_node(&self, node: NodeId, force: bool, deadline: Instant) -> AdminFuture<'_, ()>;
-
-    /// Starts to drain this node: leaders move away, `/healthz` answers 503. Returns once draining has begun.
-    fn drain(&self) -> AdminFuture<'_, ()>;
+    /// Changes a node's part in the cluster, as far as nothing speaks against it or `force` helps.
+    fn change_node(
+        &self,
+        node: NodeId,
+        verb: NodeVerb,
+        options: ChangeOptions,
+        deadline: Instant,
+    ) -> AdminFuture<'_, NodeChange>;
 }

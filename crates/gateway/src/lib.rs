@@ -13,7 +13,7 @@ mod tls;
 
 pub use accept::{AcceptBackoff, AddressLimit, AddressSlot};
 pub use access::{Access, Denied, Grant, KeyFacts, Keys, Right, TABLE as RIGHTS};
-pub use admin::{Admin, AdminError, AdminFuture, AuditEntry};
+pub use admin::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions};
 pub use budget::{Account, CLIENT_BYTES_DEFAULT, CLIENT_BYTES_MIN, Charge, ClientBudget};
 pub use flotilla_route::GatewayStart;
 pub use http::{HttpConfig, HttpConfigError, serve};

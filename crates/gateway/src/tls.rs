@@ -12,6 +12,8 @@ use std::{
 };
 
 use bytes::BytesMut;
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::{
     io::{Interest, Ready},
     net::TcpStream,
@@ -121,6 +123,15 @@ impl ClientStream {
         let ready = self.tcp.ready(interest).await?;
         unless_blocked(flush(tls, &self.tcp))?;
         Ok(ready)
+    }
+
+    /// Holds back what is written from now on until the end of the stream, which then arrives together with it. For
+    /// the last bytes only, because what is held back waits for up to 200 ms. Does nothing where the system cannot.
+    pub fn hold_back(&self) {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = SockRef::from(&self.tcp).set_tcp_cork(true) {
+            tracing::debug!(%error, "cannot set TCP_CORK");
+        }
     }
 
     /// Ends the answers, and reads what the client still sends, for a while: closing at once would reset the

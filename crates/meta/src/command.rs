@@ -86,6 +86,21 @@ pub enum MetaCommand {
         /// The node.
         node: NodeId,
     },
+    /// Records a start of a node and its software.
+    ReportStart {
+        /// The node.
+        node: NodeId,
+        /// The count of its starts. Another one than the recorded is refused.
+        incarnation: Incarnation,
+        /// The version of its software: at most [`crate::NAME_BYTES_MAX`] bytes that no terminal obeys.
+        build: String,
+    },
+    /// Removes a node that was to leave ([`NodeState::Leaving`]) and of which no shard has a replica any more.
+    /// Refused for any other node, so that a late proposal does not remove one that was taken back.
+    CompleteLeave {
+        /// The node.
+        node: NodeId,
+    },
     /// Creates a collection and its shards. Answered by [`MetaReply::Collection`].
     CreateCollection {
         /// 1 to 64 characters of `a-z 0-9 _ -`.
@@ -341,6 +356,12 @@ pub enum MetaRefusal {
     /// Without this key nobody could create another one.
     #[error("this is the last admin key; create another one first")]
     LastAdminKey,
+    /// The node is not to leave, or not any more.
+    #[error("{0} is not leaving")]
+    NodeNotLeaving(NodeId),
+    /// A shard still has, or wants, a replica on the node.
+    #[error("{0} still holds replicas")]
+    NodeHoldsReplicas(NodeId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,
@@ -426,6 +447,8 @@ numbered_enum! {
         /// A client key's collections: valid names, at most [`crate::KEY_COLLECTIONS_MAX`], none for roles that
         /// see no records.
         KeyCollections = 13, "list of collections";
+        /// The version of a node's software: at most 64 bytes that no terminal obeys.
+        Build = 14, "version of the software";
     }
 }
 

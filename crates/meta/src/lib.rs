@@ -28,7 +28,7 @@ pub use command::{Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply
 pub use feed::{FEED_BYTES_MAX, FEED_INCREMENTS_MAX, FEED_REPLY_BYTES_MAX, Feed, Increment, MetaQuery};
 pub use follower::{FeedError, MetaFollower};
 pub use machine::{MetaMachine, Publish};
-pub use records::{Addresses, KeyId, KeyRecord, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord};
+pub use records::{Addresses, KeyId, KeyRecord, NodeRecord, NodeStart, NodeState, ShardRecord, TokenId, TokenRecord};
 pub use settings::Setting;
 pub use state::{MetaState, ReplicaStatus};
 pub use view::Liveness;

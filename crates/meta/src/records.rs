@@ -6,8 +6,8 @@ use std::fmt;
 
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
-    CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, Role, ShardDescriptor, ShardId, Term,
-    VersionRange,
+    ClusterVersion, CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, Role, ShardDescriptor, ShardId,
+    Term, VersionRange,
 };
 
 /// A node's addresses, each as `host:port`.
@@ -26,8 +26,12 @@ pub struct Addresses {
 pub enum NodeState {
     /// Takes replicas and leaderships.
     Active,
-    /// Moves its replicas away; may return to [`NodeState::Active`].
+    /// Keeps its replicas, takes no new ones and no leaderships; may return to [`NodeState::Active`].
     Draining,
+    /// Moves its replicas away, leads nothing, and stays; may return to [`NodeState::Active`].
+    Decommissioning,
+    /// As [`NodeState::Decommissioning`], and is removed when it has no replicas left.
+    Leaving,
     /// Removed permanently. Its key is refused.
     Removed,
     /// Another node joined with a valid token at its address, so its folder is gone. Its key is refused.
@@ -40,6 +44,21 @@ impl NodeState {
     pub fn is_gone(self) -> bool {
         matches!(self, Self::Removed | Self::Lost)
     }
+
+    /// Whether its replicas are moved to other nodes.
+    #[must_use]
+    pub fn moves_replicas_away(self) -> bool {
+        matches!(self, Self::Decommissioning | Self::Leaving)
+    }
+
+    /// The cluster version that introduced it: earlier binaries do not know its number.
+    #[must_use]
+    pub fn since(self) -> ClusterVersion {
+        match self {
+            Self::Active | Self::Decommissioning | Self::Removed | Self::Lost => ClusterVersion::FIRST,
+            Self::Draining | Self::Leaving => ClusterVersion::DRAINING,
+        }
+    }
 }
 
 impl fmt::Display for NodeState {
@@ -47,6 +66,8 @@ impl fmt::Display for NodeState {
         f.write_str(match self {
             Self::Active => "active",
             Self::Draining => "draining",
+            Self::Decommissioning => "decommissioning",
+            Self::Leaving => "leaving",
             Self::Removed => "removed",
             Self::Lost => "lost",
         })
@@ -77,6 +98,19 @@ pub struct NodeRecord {
     ///
     /// [`NODE_VERSIONS`]: flotilla_types::ClusterVersion::NODE_VERSIONS
     pub versions: VersionRange,
+    /// Its last start that was reported; none before [`ClusterVersion::NODE_STARTS`] was in force.
+    pub start: Option<NodeStart>,
+}
+
+/// A start of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStart {
+    /// The count of its starts.
+    pub incarnation: Incarnation,
+    /// The version of its software, such as `0.1.0`.
+    pub build: String,
+    /// When it was recorded, in Unix milliseconds of hybrid time.
+    pub at_ms: u64,
 }
 
 /// A shard: its placement intent and its last report.

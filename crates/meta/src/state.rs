@@ -136,6 +136,12 @@ impl MetaState {
         self.shards().filter_map(move |shard| Some((shard, shard.desired_on(node)?)))
     }
 
+    /// Whether a shard has, or wants, a replica on this node, as far as was reported.
+    #[must_use]
+    pub fn is_named_by_a_shard(&self, node: NodeId) -> bool {
+        self.shards().any(|shard| shard.desired_on(node).is_some() || shard.descriptor.replica_on(node).is_some())
+    }
+
     /// A join token.
     #[must_use]
     pub fn token(&self, token: TokenId) -> Option<&TokenRecord> {

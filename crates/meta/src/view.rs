@@ -46,7 +46,9 @@ impl MetaState {
             let status = match (node.state, liveness(node.id)) {
                 (NodeState::Removed | NodeState::Lost, _) => NodeStatus::Removed,
                 (_, Liveness::Dead) => NodeStatus::Dead,
-                (NodeState::Draining, _) => NodeStatus::Draining,
+                (NodeState::Decommissioning | NodeState::Leaving, _) => NodeStatus::Leaving,
+                (NodeState::Draining, Liveness::Live) => NodeStatus::Draining,
+                (NodeState::Draining, Liveness::Suspect) => NodeStatus::Suspect,
                 (NodeState::Active, Liveness::Suspect) => NodeStatus::Suspect,
                 (NodeState::Active, Liveness::Live) => NodeStatus::Live,
             };

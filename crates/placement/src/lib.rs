@@ -23,6 +23,7 @@ pub use leaders::preferred_leaders;
 pub use map::{Collection, Shard, ShardMap, Sharding};
 pub use plan::{
     Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Reason, place, plan,
+    stuck_on,
 };
 pub use planner::replicas_possible;
 pub use score::rendezvous_score;

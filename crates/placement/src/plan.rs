@@ -24,8 +24,10 @@ pub enum NodeStatus {
     Suspect,
     /// Unreachable for longer than the grace period: its replicas are replaced.
     Dead,
-    /// Its replicas are moved away.
+    /// Keeps its replicas, also as a healthy node would, and gets no new ones.
     Draining,
+    /// Its replicas are moved away.
+    Leaving,
     /// Never returns.
     Removed,
 }
@@ -88,8 +90,8 @@ pub enum Reason {
     UnderReplicated,
     /// The replica's node is dead.
     NodeDead,
-    /// The replica's node is draining.
-    NodeDraining,
+    /// The replica's node is leaving.
+    NodeLeaving,
     /// The replica's node was removed.
     NodeRemoved,
     /// The shard has more replicas than desired.
@@ -173,6 +175,24 @@ pub fn plan(input: &PlanInput) -> Plan {
         changes = planner.moves(&shards, input.balance_threshold, input.moves_max.min(PLAN_CHANGES_MAX / 2));
     }
     Plan { changes }
+}
+
+/// The shards of a node whose replica no other node can take, if all its replicas had to move: what keeps it
+/// from leaving.
+#[must_use]
+pub fn stuck_on(input: &PlanInput, node: NodeId) -> Vec<ShardId> {
+    let status = |other: &PlanNode| if other.id == node { NodeStatus::Leaving } else { other.status };
+    let nodes: Vec<_> = input.nodes.iter().map(|other| PlanNode { status: status(other), ..other.clone() }).collect();
+    let mut planner = Planner::new(&nodes, &input.shards);
+    let mut stuck = Vec::new();
+    for shard in &input.shards {
+        let Some(held) = shard.intent.iter().find(|held| held.node == node) else { continue };
+        let moves = |change: &Change| matches!(change, Change::Unassign { replica, .. } if *replica == held.replica);
+        if !planner.repair(shard).iter().any(moves) {
+            stuck.push(shard.id);
+        }
+    }
+    stuck
 }
 
 /// Chooses nodes for shards that do not exist yet: one list for each of `new`, the shards and their desired

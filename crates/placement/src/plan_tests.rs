@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_types::{Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardId};
 use proptest::prelude::*;
 
-use crate::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Reason, place, plan};
+use crate::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Reason, place, plan, stuck_on};
 
 fn node(id: u64, zone: &str) -> PlanNode {
     let locality: Locality =
@@ -122,7 +122,8 @@ fn replica_on_a_dead_node_is_replaced_when_another_node_can_take_it() {
 
 #[test]
 fn without_a_replacement_every_replica_is_kept() {
-    for status in [NodeStatus::Suspect, NodeStatus::Dead, NodeStatus::Draining, NodeStatus::Removed] {
+    use NodeStatus::{Dead, Draining, Leaving, Removed, Suspect};
+    for status in [Suspect, Dead, Draining, Leaving, Removed] {
         let mut input = input((1..=3).map(|id| node(id, "")).collect(), vec![shard(1, 3, &[1, 2, 3])]);
         input.nodes[2].status = status;
         assert!(plan(&input).is_empty(), "{status:?}");
@@ -140,9 +141,38 @@ fn suspect_node_keeps_its_replicas_and_gets_no_new_ones() {
 }
 
 #[test]
-fn only_replica_moves_off_a_draining_node() {
+fn draining_node_keeps_its_replicas_gets_no_new_ones_and_stops_no_balancing() {
+    let shards = vec![shard(1, 3, &[1, 2, 3]), shard(2, 3, &[1]), shard(3, 1, &[1]), shard(4, 1, &[1])];
+    let mut input = input((1..=4).map(|id| node(id, "")).collect(), shards);
+    input.nodes[2].status = NodeStatus::Draining;
+    converge(&mut input);
+    let on_it: Vec<_> =
+        input.shards.iter().filter(|shard| nodes_of(shard).contains(&3)).map(|shard| shard.id).collect();
+    assert_eq!(on_it, [ShardId(1)]);
+    assert_eq!(input.shards[1].intent.len(), 3);
+    let counts = counts(&input);
+    assert!(counts[&NodeId(1)] < 4, "the others are balanced: {counts:?}");
+    let placed = place(&input.nodes, &input.shards, &[(ShardId(9), 5)]);
+    assert_eq!(placed[0].len(), 3);
+    assert!(!placed[0].contains(&NodeId(3)), "{placed:?}");
+}
+
+#[test]
+fn a_node_is_stuck_with_the_replicas_that_no_other_node_can_take() {
+    let shards = vec![shard(1, 3, &[1, 2, 3]), shard(2, 1, &[3]), shard(3, 1, &[1]), shard(4, 5, &[3])];
+    let mut input = input((1..=3).map(|id| node(id, "")).collect(), shards);
+    assert_eq!(stuck_on(&input, NodeId(3)), [ShardId(1)]);
+    input.nodes.push(node(4, ""));
+    assert_eq!(stuck_on(&input, NodeId(3)), []);
+    input.nodes[3].status = NodeStatus::Draining;
+    assert_eq!(stuck_on(&input, NodeId(3)), [ShardId(1)], "a draining node takes nothing");
+    assert_eq!(stuck_on(&input, NodeId(9)), [], "an unknown node holds nothing");
+}
+
+#[test]
+fn only_replica_moves_off_a_leaving_node() {
     let mut input = input(vec![node(1, ""), node(2, "")], vec![shard(1, 3, &[1])]);
-    input.nodes[0].status = NodeStatus::Draining;
+    input.nodes[0].status = NodeStatus::Leaving;
     let plan = plan(&input);
     apply(&mut input, &plan, &mut 1_000);
     assert_eq!(nodes_of(&input.shards[0]), BTreeSet::from([2]));
@@ -229,6 +259,7 @@ fn any_status() -> impl Strategy<Value = NodeStatus> {
         1 => Just(NodeStatus::Suspect),
         1 => Just(NodeStatus::Dead),
         1 => Just(NodeStatus::Draining),
+        1 => Just(NodeStatus::Leaving),
         1 => Just(NodeStatus::Removed),
     ]
 }

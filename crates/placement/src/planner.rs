@@ -89,13 +89,13 @@ impl<'a> Planner<'a> {
         changes
     }
 
-    /// Whether the shard matches its intent exactly, with all replicas voters on live nodes.
+    /// Whether the shard matches its intent exactly, with all replicas voters on nodes that serve.
     pub(crate) fn is_settled(&self, shard: &PlanShard) -> bool {
         let intended: BTreeSet<_> = shard.intent.iter().map(|replica| (replica.replica, replica.node)).collect();
         let found: BTreeSet<_> = shard.actual.iter().map(|replica| (replica.replica, replica.node)).collect();
         intended == found
             && shard.actual.iter().all(|replica| replica.role == ReplicaRole::Voter)
-            && intended.iter().all(|(_, node)| self.is_live(*node))
+            && intended.iter().all(|(_, node)| self.serves(*node))
     }
 
     /// Moves of healthy replicas, most useful first.
@@ -253,15 +253,20 @@ impl<'a> Planner<'a> {
 
     fn failure_reason(&self, node: NodeId) -> Option<Reason> {
         match self.nodes.get(&node).map_or(NodeStatus::Removed, |node| node.status) {
-            NodeStatus::Live | NodeStatus::Suspect => None,
+            NodeStatus::Live | NodeStatus::Suspect | NodeStatus::Draining => None,
             NodeStatus::Dead => Some(Reason::NodeDead),
-            NodeStatus::Draining => Some(Reason::NodeDraining),
+            NodeStatus::Leaving => Some(Reason::NodeLeaving),
             NodeStatus::Removed => Some(Reason::NodeRemoved),
         }
     }
 
     fn is_live(&self, node: NodeId) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.status == NodeStatus::Live)
+    }
+
+    fn serves(&self, node: NodeId) -> bool {
+        let status = self.nodes.get(&node).map(|node| node.status);
+        matches!(status, Some(NodeStatus::Live | NodeStatus::Draining))
     }
 
     fn may_take(&self, node: NodeId) -> bool {

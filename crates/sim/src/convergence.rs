@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{Contents, ReplicaStatus, Role};
-use flotilla_types::{KeyRange, NodeId, ShardId, VersionRange};
+use flotilla_types::{KeyRange, NodeId, ReplicaRole, ShardId, VersionRange};
 use rand::RngExt as _;
 
 use crate::world::World;
@@ -21,6 +21,12 @@ const CONVERGE_MS_MAX: u64 = 60_000;
 /// Time for [`WRITES_MIN`] writes to succeed in a converged cluster.
 const WRITES_MS_MAX: u64 = 20_000;
 const WRITES_MIN: usize = 20;
+/// Time for a drained node to hand everything over, elections included.
+const DRAINED_MS_MAX: u64 = 20_000;
+/// Time for the shards of a crashed node to elect other leaders.
+const ELECTION_MS: u64 = 2_000;
+/// Time in which a drained node must be left alone: others look for leaderships to move every second.
+const REST_MS: u64 = 5_000;
 /// Time for all replicas of an idle cluster to apply the same entries: longer than a pull waits for an answer
 /// that a partition swallowed.
 const CATCH_UP_MS_MAX: u64 = 40_000;
@@ -154,6 +160,72 @@ impl World {
         let caught_up = self.run_until(CATCH_UP_MS_MAX, |world| world.unconverged(0).is_none());
         assert!(caught_up, "replicas do not catch up: {:?}\n{}", self.unconverged(0), self.describe());
         self.compare_replicas();
+        if self.plan.drains_at_rest {
+            self.check_draining();
+        }
+    }
+
+    /// Drains a node of the converged cluster, brings elections about, and takes it back. Panics when it leads
+    /// shards that others can lead, or when a replica is placed on it.
+    fn check_draining(&mut self) {
+        let active = |meta: &MetaState| {
+            let nodes = meta.nodes().filter(|node| node.state == NodeState::Active);
+            nodes.map(|node| node.id).collect::<Vec<_>>()
+        };
+        let Some(meta) = self.newest_metadata() else { return };
+        let nodes = active(&meta);
+        if nodes.len() < 3 {
+            return;
+        }
+        let (drained, other) = (nodes[0], nodes[1]);
+        let held: BTreeSet<_> = meta.desired_on(drained).map(|(_, replica)| replica).collect();
+        self.set_node_state(drained, NodeState::Draining);
+        self.resume_clients();
+        let emptied = |world: &Self| world.operator.is_idle() && world.leads_in_vain(drained).is_none();
+        let drains = self.run_until(DRAINED_MS_MAX, |world| emptied(world));
+        assert!(drains, "{drained} is not drained: {:?}\n{}", self.leads_in_vain(drained), self.describe());
+        self.crash(other);
+        self.run_ms(ELECTION_MS);
+        self.start(other);
+        let drains = self.run_until(DRAINED_MS_MAX, |world| world.unheard().is_none() && emptied(world));
+        assert!(drains, "{drained} leads after elections: {:?}\n{}", self.leads_in_vain(drained), self.describe());
+        // Nothing brings a leadership back while nothing fails.
+        for _ in 0..REST_MS / 100 {
+            self.run_ms(100);
+            let back = self.leads_in_vain(drained);
+            assert_eq!(back, None, "{drained} is given a leadership\n{}", self.describe());
+        }
+        let placed = self.newest_metadata().is_none_or(|meta| {
+            let now: BTreeSet<_> = meta.desired_on(drained).map(|(_, replica)| replica).collect();
+            now.is_subset(&held)
+        });
+        assert!(placed, "a replica was placed on {drained}");
+        self.set_node_state(drained, NodeState::Active);
+        let back = self.run_until(CONVERGE_MS_MAX, |world| {
+            world.operator.is_idle()
+                && world.newest_metadata().is_some_and(|meta| active(&meta).contains(&drained))
+                && world.unconverged(LAG_MAX).is_none()
+        });
+        assert!(back, "{drained} is not taken back: {:?}\n{}", self.unconverged(LAG_MAX), self.describe());
+        self.drain_clients();
+    }
+
+    /// The metadata of the metadata group's leader.
+    fn newest_metadata(&self) -> Option<std::sync::Arc<MetaState>> {
+        let (node, _) = self.leader(ShardId::META)?;
+        Some(self.nodes.get(&node)?.running.as_ref()?.control.cluster.meta().clone())
+    }
+
+    /// A shard that the node leads while an active node holds another voter of it.
+    fn leads_in_vain(&self, node: NodeId) -> Option<ShardId> {
+        let meta = self.newest_metadata()?;
+        let is_active = |id| meta.node(id).is_some_and(|record| record.state == NodeState::Active);
+        let can_hand_over = |shard: &ShardId| {
+            let Some((leader, replica)) = self.leader(*shard) else { return false };
+            let mut others = replica.descriptor.replicas.iter().filter(|held| held.node != node);
+            leader == node && others.any(|held| held.role == ReplicaRole::Voter && is_active(held.node))
+        };
+        meta.shards().map(|shard| shard.id).find(can_hand_over)
     }
 
     /// Pauses all clients and waits until no operation is in flight.

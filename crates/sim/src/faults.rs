@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_meta::MetaCommand;
+use flotilla_meta::{MetaCommand, NodeState};
 use flotilla_replication::{Input, Role};
 use flotilla_storage::{Log as _, LogEvidence};
-use flotilla_types::{LogIndex, NodeId, ShardId};
+use flotilla_types::{ClusterVersion, LogIndex, NodeId, ShardId};
 use rand::RngExt as _;
 
 use crate::{
@@ -65,6 +65,7 @@ enum Active {
         away: Option<NodeId>,
     },
     Restart(NodeId),
+    Draining(NodeId),
     /// Nothing: the fault took effect at once, or ends by itself.
     Nothing,
 }
@@ -205,6 +206,7 @@ impl World {
             Fault::LogBitRot => self.damage_log(id, which)?,
             Fault::ObjectBitRot => self.damage_object(id, which)?,
             Fault::RangeChange => self.change_range(which)?,
+            Fault::Drain => self.drain(id)?,
         })
     }
 
@@ -241,6 +243,22 @@ impl World {
         self.checks.damaged_nodes.insert(id);
         self.order(MetaCommand::RemoveNode { node: id }, FollowUp::Nothing);
         Some(Active::Removed(id))
+    }
+
+    /// Drains a node, once nodes know how.
+    fn drain(&mut self, id: NodeId) -> Option<Active> {
+        let meta = self.nodes.get(&id)?.running.as_ref()?.control.cluster.meta();
+        if meta.cluster_version() < ClusterVersion::DRAINING {
+            return None;
+        }
+        self.set_node_state(id, NodeState::Draining);
+        Some(Active::Draining(id))
+    }
+
+    /// Orders another state of a node.
+    pub(crate) fn set_node_state(&mut self, node: NodeId, state: NodeState) {
+        self.note(format!("{node} is ordered to be {state}"));
+        self.order(MetaCommand::SetNodeState { node, state }, FollowUp::Nothing);
     }
 
     fn damage_log(&mut self, id: NodeId, which: u64) -> Option<Active> {
@@ -326,6 +344,7 @@ impl World {
                 away.into_iter().for_each(|away| self.start(away));
             }
             Active::Nothing => {}
+            Active::Draining(id) => self.set_node_state(id, NodeState::Active),
             Active::Restart(id) => {
                 self.crash(id);
                 self.start(id);

@@ -42,6 +42,8 @@ pub(crate) struct Plan {
     /// When the operator begins to raise the cluster version, milliseconds after the clients start. `None`:
     /// when the cluster is founded.
     pub(crate) upgrade_at_ms: Option<u64>,
+    /// Whether a node is drained, and taken back, when the cluster has converged.
+    pub drains_at_rest: bool,
 }
 
 /// One fault of a plan.
@@ -108,10 +110,13 @@ pub enum Fault {
     /// The range epoch of a shard grows, while the nodes that hold it are down: after a change of ranges, the
     /// maps of all gateways are outdated.
     RangeChange,
+    /// A node is drained, and taken back.
+    Drain,
 }
 
 impl Fault {
-    /// Every kind but [`Fault::RangeChange`], which is drawn apart. The order matters: seeds draw from it.
+    /// Every kind but [`Fault::RangeChange`] and [`Fault::Drain`], which are drawn apart. The order matters: seeds
+    /// draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::CrashAll,
@@ -179,6 +184,7 @@ impl Plan {
             load_ms,
             faults,
             upgrade_at_ms: None,
+            drains_at_rest: false,
         };
         if rng.random_bool(0.15) {
             plan.host.leases = Leases::Off;
@@ -208,6 +214,16 @@ impl Plan {
             plan.faults.sort_by_key(|planned| planned.at_ms);
         }
         plan.misses_percent = *[0, 3, 30].choose(&mut rng).unwrap_or(&3);
+        plan.drains_at_rest = rng.random_bool(0.25);
+        if rng.random_bool(0.25) {
+            plan.faults.extend((0..rng.random_range(1..4)).map(|_| Planned {
+                at_ms: rng.random_range(0..load_ms),
+                lasts_ms: *[300, 2_500, 6_000].choose(&mut rng).unwrap_or(&300),
+                fault: Fault::Drain,
+                pick: rng.random(),
+            }));
+            plan.faults.sort_by_key(|planned| planned.at_ms);
+        }
         plan
     }
 }

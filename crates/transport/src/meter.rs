@@ -1,8 +1,7 @@
-//! Counters and gauges of a transport. Their handles are created when it starts, so install the recorder
+//! Counters of a transport. Their handles are created when it starts, so install the recorder
 //! before.
 
-use flotilla_types::NodeId;
-use metrics::{Counter, Gauge, counter, gauge};
+use metrics::{Counter, counter};
 
 use crate::Class;
 
@@ -85,21 +84,5 @@ impl ClassMeter {
     /// Counts a frame that was not queued: peer down or queue full.
     pub(crate) fn dropped(&self) {
         self.dropped.increment(1);
-    }
-}
-
-/// Gauges of one peer.
-#[derive(Debug)]
-pub(crate) struct PeerMeter {
-    pub(crate) up: Gauge,
-    pub(crate) rtt_seconds: Gauge,
-}
-
-impl PeerMeter {
-    pub(crate) fn new(node: NodeId) -> Self {
-        Self {
-            up: gauge!("flotilla_transport_peer_up", "peer" => node.to_string()),
-            rtt_seconds: gauge!("flotilla_transport_peer_rtt_seconds", "peer" => node.to_string()),
-        }
     }
 }

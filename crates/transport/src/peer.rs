@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use quinn::Connection;
 use tokio::{
     sync::{Notify, watch},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -23,12 +23,9 @@ use crate::{
     endpoint::{CloseCode, classify, close},
     frame,
     link::Link,
-    meter::PeerMeter,
     transport::Shared,
 };
 
-/// How often the round-trip time is published in metrics.
-const RTT_INTERVAL: Duration = Duration::from_secs(5);
 /// A dial younger than this is not restarted when the peer turns out to be reachable.
 const DIAL_GRACE: Duration = Duration::from_millis(200);
 /// Largest welcome that is read. This version sends two bytes; later versions may send more.
@@ -103,7 +100,6 @@ impl Peer {
 
     /// The reconnect loop. Ends when the address is set to `None`.
     pub(crate) async fn run(self: Arc<Self>, shared: Arc<Shared>) {
-        let meter = PeerMeter::new(self.node);
         let mut address = self.address.subscribe();
         let mut delays = backoff(&shared);
         let mut refused = false;
@@ -120,7 +116,7 @@ impl Peer {
                 Ok(connection) => {
                     refused = false;
                     let connected_at = Instant::now();
-                    let error = self.use_connection(&shared, connection, &mut address, &meter).await;
+                    let error = self.use_connection(&shared, connection, &mut address).await;
                     // A short-lived connection does not reset the backoff.
                     if connected_at.elapsed() > shared.config.backoff_max {
                         delays = backoff(&shared);
@@ -151,29 +147,21 @@ impl Peer {
         shared: &Shared,
         connection: Connection,
         address: &mut watch::Receiver<Option<SocketAddr>>,
-        meter: &PeerMeter,
     ) -> PeerError {
         let (link, mut tasks) = Link::open(connection.clone(), &shared.config, &shared.meter);
         *self.link.write() = Some(link.clone());
         self.set_breaker(Breaker::Closed, None);
-        meter.up.set(1.0);
         shared.handler.on_peer(self.node, PeerState::Connected);
 
-        let mut rtt = interval(RTT_INTERVAL);
-        rtt.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let error = loop {
-            tokio::select! {
-                error = connection.closed() => break classify(&error),
-                _ = address.changed() => break PeerError::Local,
-                _ = rtt.tick() => meter.rtt_seconds.set(connection.rtt().as_secs_f64()),
-            }
+        let error = tokio::select! {
+            error = connection.closed() => classify(&error),
+            _ = address.changed() => PeerError::Local,
         };
         *self.link.write() = None;
         if error == PeerError::Local {
             link.flush_and_close(&mut tasks).await;
         }
         link.fail_calls();
-        meter.up.set(0.0);
         self.set_breaker(Breaker::Open, Some(error));
         shared.handler.on_peer(self.node, PeerState::Disconnected);
         error

@@ -18,6 +18,8 @@
 //! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
 //! | 2 | entries without commands, which remove due records | [`ClusterVersion::UPKEEP`] |
 //! | 2 | messages that let an idle group rest | [`ClusterVersion::REST`] |
+//! | 2 | nodes that drain or leave, and that have left | [`ClusterVersion::DRAINING`] |
+//! | 2 | starts of nodes, with the build of their binary | [`ClusterVersion::NODE_STARTS`] |
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -58,6 +60,10 @@ impl ClusterVersion {
     pub const REST: Self = Self(2);
     /// Metadata refuses names and localities of nodes with characters that a terminal would obey.
     pub const PRINTABLE_LABELS: Self = Self(2);
+    /// The metadata records which nodes drain or leave, and removes a node that has left.
+    pub const DRAINING: Self = Self(2);
+    /// The metadata records when each node last started, and which build it runs.
+    pub const NODE_STARTS: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -150,6 +156,8 @@ mod tests {
             ClusterVersion::UPKEEP,
             ClusterVersion::CLIENT_KEYS,
             ClusterVersion::PRINTABLE_LABELS,
+            ClusterVersion::DRAINING,
+            ClusterVersion::NODE_STARTS,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

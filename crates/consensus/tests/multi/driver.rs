@@ -166,7 +166,8 @@ impl Driver {
 
     /// Performs effects; returns whether there was anything to write or apply.
     pub(crate) fn perform(&mut self, id: u64, effects: Effects) -> bool {
-        let Effects { roles, sends, reads, persists, committed, wants_checkpoint, failed } = effects;
+        let Effects { roles, sends, reads, persists, committed, wants_checkpoint, failed, rests: _, wakes: _ } =
+            effects;
         let mut busy = false;
         for change in roles {
             self.transcript

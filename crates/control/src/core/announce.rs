@@ -1,14 +1,31 @@
 //! Announces this node's addresses, incarnation, locality and supported versions to the metadata group, once
-//! after each start.
+//! after each start; then the start itself, with the version of the software.
 
-use flotilla_meta::MetaCommand;
+use flotilla_meta::{MetaCommand, NodeRecord};
+use flotilla_types::ClusterVersion;
 
 use super::{Action, Reconciler, View};
 
-/// Announces this node until the metadata shows its current description; then it never acts again.
+/// The version of the software that this is built from.
+const BUILD: &str = env!("CARGO_PKG_VERSION");
+
+/// Announces this node until the metadata shows its current description and start; then it never acts again.
 #[derive(Debug, Default)]
 pub struct AnnounceNode {
     announced: bool,
+    reported: bool,
+}
+
+impl AnnounceNode {
+    /// Reports the start, which the metadata has a place for from a version on.
+    fn report(&mut self, view: &View<'_>, record: &NodeRecord) -> Vec<Action> {
+        let (node, incarnation) = (view.me.node, view.me.incarnation);
+        self.reported = record.start.as_ref().is_some_and(|start| start.incarnation == incarnation);
+        if self.reported || view.meta.cluster_version() < ClusterVersion::NODE_STARTS {
+            return Vec::new();
+        }
+        vec![Action::Propose(MetaCommand::ReportStart { node, incarnation, build: BUILD.to_owned() })]
+    }
 }
 
 impl Reconciler for AnnounceNode {
@@ -18,18 +35,21 @@ impl Reconciler for AnnounceNode {
 
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
         let me = view.me;
-        if self.announced {
+        if self.reported {
             return Vec::new();
         }
         // The node has only just joined when the metadata has no record of it.
         let Some(record) = view.meta.node(me.node) else { return Vec::new() };
+        if self.announced {
+            return self.report(view, record);
+        }
         let versions = view.meta.announced(me.versions);
         self.announced = record.incarnation == me.incarnation
             && record.addresses == me.addresses
             && record.locality == me.locality
             && versions.is_none_or(|versions| record.versions == versions);
         if self.announced {
-            return Vec::new();
+            return self.report(view, record);
         }
         vec![Action::Propose(MetaCommand::UpdateNode {
             node: me.node,
@@ -43,7 +63,7 @@ impl Reconciler for AnnounceNode {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::Incarnation;
+    use flotilla_types::{Incarnation, NodeId};
 
     use super::*;
     use crate::core::testing::{Meta, World};
@@ -59,6 +79,13 @@ mod tests {
         assert_eq!(world.reconcile(&mut announce), actions, "the proposal was not answered");
         world.meta.apply(update);
         assert_eq!(world.reconcile(&mut announce), []);
+        world.meta.raise();
+        let actions = world.reconcile(&mut announce);
+        let [Action::Propose(report @ MetaCommand::ReportStart { .. })] = &actions[..] else { panic!("{actions:?}") };
+        world.meta.apply(report);
+        assert_eq!(world.reconcile(&mut announce), []);
+        let start = world.meta.state().node(NodeId(2)).and_then(|node| node.start.clone()).expect("a start");
+        assert_eq!((start.incarnation, &start.build[..]), (world.me.incarnation, BUILD));
         world.me.incarnation = Incarnation(99);
         assert_eq!(world.reconcile(&mut announce), []);
     }

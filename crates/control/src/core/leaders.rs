@@ -6,6 +6,9 @@
 //! nodes that lead as many as they should. While nodes do not agree, a shard that came back waits twice as
 //! long each time.
 //!
+//! A node that drains or leaves should lead nothing. It hands over whatever another node can lead, also what an
+//! election brought back to it, and waits for none of it: nobody hands anything to it.
+//!
 //! How many transfers are in flight follows from the excess, up to [`TRANSFERS_MAX`]: thousands move within
 //! seconds, and a few cause no burst. A pass costs what the replicas here cost to look at; the preferred
 //! leaders are computed again only when what they depend on has changed.
@@ -102,15 +105,21 @@ impl Leaders {
         usable
     }
 
+    /// Whether another node should lead a shard that is led here.
+    fn leads_others(&self, view: &View<'_>) -> bool {
+        view.led().any(|(replica, _)| self.preferred.other_leader(view, replica.shard).is_some())
+    }
+
     /// The leaderships here that another node should hold and can take over, and how many transfers are in
     /// flight to each node.
     fn candidates(&self, view: &View<'_>) -> (Vec<(ShardId, NodeId)>, BTreeMap<NodeId, usize>) {
         let (mut ready, mut in_flight) = (Vec::new(), BTreeMap::new());
+        let empties = empties(view);
         for (replica, group) in view.led() {
             let Some(to) = self.preferred.other_leader(view, replica.shard) else { continue };
             match self.moved.get(&replica.shard) {
                 Some(last) if last.at_ms + IN_FLIGHT_MS > view.now_ms => *in_flight.entry(last.to).or_default() += 1,
-                Some(last) if last.at_ms + last.wait_ms() > view.now_ms => {}
+                Some(last) if !empties && last.at_ms + last.wait_ms() > view.now_ms => {}
                 _ if replica.descriptor.replica_on(to).is_some_and(|held| is_ready(group, held.replica)) => {
                     ready.push((replica.shard, to));
                 }
@@ -209,7 +218,7 @@ impl Reconciler for Leaders {
         self.preferred.update(view, usable);
         self.moved.retain(|_, transfer| transfer.at_ms + 2 * transfer.wait_ms() > now_ms);
         let (ready, in_flight) = self.candidates(view);
-        let moving = !in_flight.is_empty();
+        let moving = !in_flight.is_empty() || (empties(view) && self.leads_others(view));
         let chosen = self.preferred.choose(view, &ready, in_flight);
         for (shard, to) in &chosen {
             let repeated = self.moved.get(shard).map_or(0, |last| last.repeated + 1);
@@ -218,6 +227,11 @@ impl Reconciler for Leaders {
         self.busy = moving || !chosen.is_empty();
         chosen.into_iter().map(|(shard, to)| Action::Transfer { shard, to }).collect()
     }
+}
+
+/// Whether this node is to lead nothing.
+fn empties(view: &View<'_>) -> bool {
+    view.meta.node(view.me.node).is_some_and(|me| me.state != AdminState::Active)
 }
 
 /// Whether a voter can take over at once.

@@ -68,6 +68,44 @@ fn a_node_that_restarts_unnoticed_gets_nothing_before_it_could_load_its_shards()
 }
 
 #[test]
+fn a_node_that_drains_hands_over_everything_and_again_what_comes_back() {
+    let mut world = world();
+    world.meta.raise();
+    let mut leaders = Leaders::default();
+    (2..=3).for_each(|other| world.hears(other, NodeState::Alive));
+    world.now_ms += PREFERRED_AFTER_MS;
+    assert!(moved(&world.reconcile(&mut leaders)).len() < 4, "it keeps its share");
+    world.meta.set_state(1, AdminState::Draining);
+    world.now_ms += 2 * TRANSFER_AGAIN_MS << DOUBLINGS_MAX;
+    let all = moved(&world.reconcile(&mut leaders));
+    assert_eq!(all.len(), 4);
+    assert_eq!(leaders.interval_ms(), BUSY_MS);
+    for _ in 0..3 {
+        world.now_ms += IN_FLIGHT_MS;
+        assert_eq!(moved(&world.reconcile(&mut leaders)), all, "elections brought them back");
+    }
+    world.meta.set_state(1, AdminState::Active);
+    world.now_ms += IN_FLIGHT_MS;
+    assert_eq!(world.reconcile(&mut leaders), [], "it is in service again");
+}
+
+#[test]
+fn leaderships_go_to_no_node_that_drains_or_leaves() {
+    for state in [AdminState::Draining, AdminState::Leaving, AdminState::Decommissioning] {
+        let mut world = world();
+        world.meta.raise();
+        world.meta.set_state(2, state);
+        (2..=3).for_each(|other| world.hears(other, NodeState::Alive));
+        world.now_ms += PREFERRED_AFTER_MS;
+        let actions = world.reconcile(&mut Leaders::default());
+        let goes_to = |action: &Action| matches!(action, Action::Transfer { to, .. } if *to == node(3));
+        assert!(!actions.is_empty() && actions.iter().all(goes_to), "{state}: {actions:?}");
+        world.meta.set_state(3, state);
+        assert_eq!(world.reconcile(&mut Leaders::default()), [], "nobody else can lead");
+    }
+}
+
+#[test]
 fn a_voter_that_is_about_to_be_replaced_inherits_nothing() {
     let mut meta = Meta::of_nodes(3);
     let shards = meta.collection(&[&[1, 2, 3][..]; 16]);

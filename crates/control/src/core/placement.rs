@@ -1,12 +1,12 @@
-//! Decides where replicas should be, on the metadata group's leader.
+//! Decides where replicas should be, on the metadata group's leader, and removes nodes that left without a word.
 //!
 //! Invariants: no node counts as dead before this node has led, and watched, for a whole grace period itself;
 //! healthy replicas stay where they are until no node has joined for a while.
 
 use flotilla_membership::NodeState;
-use flotilla_meta::{Liveness, Setting};
+use flotilla_meta::{Liveness, MetaCommand, NodeState as AdminState, Setting};
 use flotilla_placement::plan;
-use flotilla_types::ShardId;
+use flotilla_types::{NodeId, ShardId};
 
 use super::{Action, Reconciler, View};
 
@@ -43,8 +43,21 @@ impl Reconciler for Placement {
         for change in &plan.changes {
             tracing::info!(?change, "placement");
         }
-        view.meta.commands_for(&plan).into_iter().map(Action::Propose).collect()
+        let mut commands = view.meta.commands_for(&plan);
+        commands.extend(departed(view));
+        commands.into_iter().map(Action::Propose).collect()
     }
+}
+
+/// Removes nodes that ended before they could say that they have left. A node that serves does it itself, after
+/// it has answered its clients.
+fn departed(view: &View<'_>) -> impl Iterator<Item = MetaCommand> {
+    let is_absent = |node: NodeId| matches!(view.members.liveness(node).0, NodeState::Down | NodeState::Left);
+    view.meta
+        .nodes()
+        .filter(move |node| node.state == AdminState::Leaving && is_absent(node.id))
+        .filter(|node| !view.meta.is_named_by_a_shard(node.id))
+        .map(|node| MetaCommand::CompleteLeave { node: node.id })
 }
 
 /// The liveness, for placement, of a node that membership has seen in `state` since `since_ms`. No node is
@@ -67,8 +80,6 @@ pub fn liveness(state: NodeState, since_ms: u64, watching_since_ms: u64, now_ms:
 
 #[cfg(test)]
 mod tests {
-    use flotilla_meta::MetaCommand;
-
     use super::*;
     use crate::core::testing::{Meta, World, leads, node};
 
@@ -138,5 +149,34 @@ mod tests {
         assert_eq!(world.reconcile(&mut Placement::default()), []);
         world.wall_ms += 1;
         assert_ne!(world.reconcile(&mut Placement::default()), []);
+    }
+
+    #[test]
+    fn a_node_that_leaves_and_ended_is_removed_once_no_shard_names_it() {
+        let mut meta = Meta::of_nodes(4);
+        let shard = meta.collection(&[&[2, 3, 4]])[0];
+        meta.setting(Setting::MetaReplicas, 1);
+        meta.raise();
+        meta.set_state(4, AdminState::Leaving);
+        let mut world = World::new(1, meta);
+        world.replicas = vec![leads(0, &[(1, 1)], &[])];
+        (2..=4).for_each(|id| world.hears(id, NodeState::Alive));
+        let mut placement = Placement::default();
+        let moves = world.reconcile(&mut placement);
+        assert!(matches!(&moves[..], [Action::Propose(MetaCommand::Batch(_))]), "{moves:?}");
+        world.meta.assign(shard, 1);
+        world.meta.unassign(shard, 4);
+        world.hears(4, NodeState::Left);
+        assert_eq!(world.reconcile(&mut placement), [], "the shard has not reported its change");
+        let mut descriptor = world.meta.state().shard(shard).expect("a shard").descriptor.clone();
+        descriptor.replicas.retain(|held| held.node != node(4));
+        world.meta.report(descriptor);
+        let complete = MetaCommand::CompleteLeave { node: node(4) };
+        assert_eq!(world.reconcile(&mut placement), [Action::Propose(complete.clone())]);
+        world.hears(4, NodeState::Alive);
+        assert_eq!(world.reconcile(&mut placement), [], "it says so itself");
+        world.meta.apply(&complete);
+        world.hears(4, NodeState::Left);
+        assert_eq!(world.reconcile(&mut placement), []);
     }
 }

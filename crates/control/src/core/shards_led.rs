@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use flotilla_meta::MetaCommand;
+use flotilla_meta::{MetaCommand, NodeState};
 use flotilla_replication::{ConfChange, ReplicaStatus};
 use flotilla_types::{NodeId, ShardId};
 
@@ -52,7 +52,8 @@ impl Reconciler for ShardsLed {
         for (replica, group) in view.led() {
             let Some(record) = view.meta.shard(replica.shard) else { continue };
             let unreported = replica.descriptor.epoch > record.descriptor.epoch;
-            let next = next_shard_step(replica.replica, group, &record.intent);
+            let may_lead = |node| view.meta.node(node).is_some_and(|node| node.state == NodeState::Active);
+            let next = next_shard_step(replica.replica, group, &record.intent, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
             match next {
                 _ if must_wait => {}

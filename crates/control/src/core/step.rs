@@ -3,13 +3,14 @@
 //!
 //! Invariants: a replica votes only after it has caught up; all promotions and demotions of a step happen in
 //! one joint change, so a group grows from one voter to three without ever having two; a leader that is to be
-//! demoted first transfers leadership to a caught-up voter that stays, if there is one.
+//! demoted first transfers leadership to a caught-up voter that stays, if there is one: rather to one on a node
+//! that may lead.
 
-use std::collections::BTreeSet;
+use std::{cmp::Reverse, collections::BTreeSet};
 
 use flotilla_placement::PlanReplica;
 use flotilla_replication::{ConfChange, GroupStatus};
-use flotilla_types::{LogIndex, ReplicaId};
+use flotilla_types::{LogIndex, NodeId, ReplicaId};
 
 /// A replica is caught up when it lacks at most this many committed entries.
 const CAUGHT_UP_ENTRIES: u64 = 512;
@@ -27,7 +28,12 @@ pub enum ShardStep {
 
 /// Decides the next step from the leader's status and the intent.
 #[must_use]
-pub fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> ShardStep {
+pub fn next_shard_step(
+    me: ReplicaId,
+    status: &GroupStatus,
+    intent: &[PlanReplica],
+    may_lead: impl Fn(NodeId) -> bool,
+) -> ShardStep {
     let conf = &status.conf;
     if conf.is_joint() {
         return ShardStep::Change(ConfChange::LeaveJoint);
@@ -59,9 +65,12 @@ pub fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplic
         return ShardStep::Nothing;
     }
     if demote.contains(&me)
-        && let Some(successor) = conf.voters.iter().find(|voter| wanted.contains(voter) && caught_up(voter))
+        && let Some(successor) = intent
+            .iter()
+            .filter(|held| conf.voters.contains(&held.replica) && caught_up(&held.replica))
+            .max_by_key(|held| (may_lead(held.node), Reverse(held.replica)))
     {
-        return ShardStep::TransferLeadership(*successor);
+        return ShardStep::TransferLeadership(successor.replica);
     }
     if promote.is_empty() && demote.is_empty() {
         return ShardStep::Nothing;
@@ -72,11 +81,16 @@ pub fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplic
 #[cfg(test)]
 mod tests {
     use flotilla_replication::{Follower, Role};
-    use flotilla_types::{ConfState, NodeId, Term};
+    use flotilla_types::{ConfState, Term};
 
     use super::*;
 
     const ME: ReplicaId = ReplicaId(1);
+
+    /// Where node 2 may not lead.
+    fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> ShardStep {
+        super::next_shard_step(me, status, intent, |node| node != NodeId(2))
+    }
 
     fn status(voters: &[u64], learners: &[u64], matched: &[(u64, u64)]) -> GroupStatus {
         let ids = |ids: &[u64]| ids.iter().copied().map(ReplicaId).collect::<Vec<_>>();
@@ -145,6 +159,13 @@ mod tests {
     fn leader_to_be_demoted_transfers_leadership_first() {
         let wanted = intent(&[2, 3, 4]);
         let status = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 10_000), (4, 10_000)]);
+        assert_eq!(next_shard_step(ME, &status, &wanted), ShardStep::TransferLeadership(ReplicaId(3)));
+    }
+
+    #[test]
+    fn a_node_that_may_not_lead_succeeds_only_when_no_other_can() {
+        let wanted = intent(&[2, 3, 4]);
+        let status = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 5), (4, 10_000)]);
         assert_eq!(next_shard_step(ME, &status, &wanted), ShardStep::TransferLeadership(ReplicaId(2)));
     }
 

@@ -4,13 +4,14 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{
-    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, Setting, TokenId,
+    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, NodeRecord,
+    NodeState as AdminState, SeenNode, Setting, TokenId,
 };
 use flotilla_placement::Sharding;
 use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Role};
 use flotilla_types::{
-    ClusterId, ConfState, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaDescriptor, ReplicaId,
-    ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, VersionRange,
+    ClusterId, ClusterVersion, ConfState, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaDescriptor,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp, VersionRange,
 };
 
 use super::{Action, ClusterView, LocalNode, Reconciler, View};
@@ -79,6 +80,19 @@ impl Meta {
 
     pub(crate) fn remove(&mut self, id: u64) {
         self.apply(&MetaCommand::RemoveNode { node: NodeId(id) });
+    }
+
+    /// Puts the second version in force.
+    pub(crate) fn raise(&mut self) {
+        let state = self.state();
+        let versions = VersionRange::supported();
+        let seen = |node: &NodeRecord| SeenNode { node: node.id, incarnation: node.incarnation, versions };
+        let seen = state.nodes().map(seen).collect();
+        self.apply(&MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen });
+    }
+
+    pub(crate) fn set_state(&mut self, id: u64, state: AdminState) {
+        self.apply(&MetaCommand::SetNodeState { node: NodeId(id), state });
     }
 
     pub(crate) fn setting(&mut self, setting: Setting, value: u64) {

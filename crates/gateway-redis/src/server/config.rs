@@ -31,7 +31,8 @@ pub struct ServerConfig {
     pub arrival_timeout: Duration,
     /// The slowest pace at which replies may be read.
     pub reply_pace: Pace,
-    /// How long open requests may still take when the server stops. At most 10 min.
+    /// How long connections may still take to end when the server stops. At most 10 min; longer than a request, so
+    /// that each is answered.
     pub stop_grace: Duration,
 }
 
@@ -57,7 +58,7 @@ impl Default for ServerConfig {
             first_byte_timeout: Duration::from_secs(60),
             arrival_timeout: Duration::from_secs(30),
             reply_pace: Pace { grace: Duration::from_secs(10), bytes_per_second_min: 16 << 10 },
-            stop_grace: Duration::from_secs(5),
+            stop_grace: Duration::from_secs(6),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! budget, or whose request is overdue, gets an error first where that can be read.
 
 mod calls;
+mod ending;
 mod limits;
 mod requests;
 
@@ -90,10 +91,12 @@ pub(super) struct Connection {
     needs_input: bool,
     /// The client has closed its side of the connection.
     is_eof: bool,
-    /// No further requests are taken: the client quit or violated the protocol, or the server stops.
+    /// No further requests are taken: the client quit or violated the protocol, or got its last reply.
     is_closing: bool,
     /// The client may still be sending when the connection closes.
     lingers: bool,
+    /// The server stops; until then input is read.
+    read_until: Option<tokio::time::Instant>,
 }
 
 impl Connection {
@@ -130,6 +133,7 @@ impl Connection {
             is_eof: false,
             is_closing: false,
             lingers: false,
+            read_until: None,
         }
     }
 
@@ -198,6 +202,7 @@ impl Connection {
                     reply.encode(protocol, &mut self.output);
                 }
             }
+            self.end_with_replies()?;
             if self.output.is_empty() {
                 if self.output.capacity() > IDLE_OUTPUT_BYTES_MAX {
                     self.output = BytesMut::new();
@@ -242,6 +247,13 @@ impl Connection {
             (false, true) => Some(Interest::WRITABLE),
             (false, false) => None,
         };
+        let read_until = self.read_until.filter(|_| !self.is_eof && !self.is_closing);
+        let last_read = async {
+            match read_until {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
         let (stream, running) = (&mut self.stream, &mut self.running);
         let socket = async {
             match interest {
@@ -275,7 +287,8 @@ impl Connection {
                 }
             },
             // An error means that the sender was dropped: the server has stopped, too.
-            _ = stopping.wait_for(|stop| *stop), if !self.is_closing => self.is_closing = true,
+            () = last_read => self.stop_reading(),
+            _ = stopping.wait_for(|stop| *stop), if self.read_until.is_none() => self.stop(),
         }
         Ok(())
     }

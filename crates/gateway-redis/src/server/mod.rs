@@ -8,7 +8,7 @@ mod pause;
 mod session;
 
 use std::{
-    future::Future,
+    future::{Future, ready},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -166,6 +166,7 @@ pub async fn serve(
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut backoff = AcceptBackoff::default();
+    let mut is_stopping = false;
     tokio::pin!(shutdown);
     loop {
         let accepted = async {
@@ -173,9 +174,9 @@ pub async fn serve(
             listener.accept().await
         };
         tokio::select! {
-            () = &mut shutdown => break,
-            // Removes ended connections from the set, which would otherwise only grow.
-            Some(_) = connections.join_next() => {}
+            biased;
+            () = &mut shutdown, if !is_stopping => is_stopping = true,
+            // Also those that the system has accepted before the stop: their clients may have sent requests.
             accepted = accepted => match accepted {
                 Ok((stream, peer)) => {
                     backoff.accepted();
@@ -192,6 +193,9 @@ pub async fn serve(
                 }
                 Err(error) => backoff.failed(&error, tokio::time::Instant::now()),
             },
+            () = ready(()), if is_stopping => break,
+            // Removes ended connections from the set, which would otherwise only grow.
+            Some(_) = connections.join_next() => {}
         }
     }
     drop(listener);

@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use axum::{
     Json,
     extract::{Request, State},
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use flotilla_api::{
     ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList, InvalidKeyId,
-    InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeList, ProblemType, Setting, SettingList, SettingRequest,
-    ShardList, TokenId, TokenList, TokenReply, TokenRequest, UpgradeStatus,
+    InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, ProblemType, Setting,
+    SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb,
+    UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use super::{
     problem::Refusal,
     raw::{Query, invalid, segment},
 };
+use crate::ChangeOptions;
 
 /// The last segment of the request's path, decoded.
 fn last_segment(request: &Request) -> Result<String, Refusal> {
@@ -148,12 +150,37 @@ pub(super) async fn finish_upgrade(State(app): State<App>, request: Request) -> 
     Ok(Json(app.admin.finish_upgrade(deadline.into_std()).await?))
 }
 
+/// `DELETE /v1/cluster/nodes/{id}`: the same as the verb `remove`.
 pub(super) async fn remove_node(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
-    let node: NodeId = last_segment(&request)?.parse().map_err(|_| invalid("the node id must be a number"))?;
+    let node = node_id(&last_segment(&request)?)?;
     let force = Query::parse(request.uri().query(), &["force"])?.flag("force")?.unwrap_or(false);
     let deadline = deadline(request.headers())?.into_std();
-    app.admin.remove_node(node, force, deadline).await?;
+    app.admin.change_node(node, NodeVerb::Remove, ChangeOptions { force, dry_run: false }, deadline).await?;
     Ok(Json(json!({ "removed": node })))
+}
+
+/// `POST /v1/cluster/nodes/{id}/{verb}`.
+pub(super) async fn change_node(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let mut segments = request.uri().path().rsplit('/');
+    let mut next = || segment(segments.next().unwrap_or_default());
+    let (verb, node) = (next()?, next()?);
+    let verb: NodeVerb = verb.parse().map_err(|error: UnknownNodeVerb| invalid(error.to_string()))?;
+    let node = node_id(&node)?;
+    let mut query = Query::parse(request.uri().query(), &["force", "dry_run"])?;
+    let mut flag = |name| query.flag(name).map(|flag| flag.unwrap_or(false));
+    let options = ChangeOptions { force: flag("force")?, dry_run: flag("dry_run")? };
+    let deadline = deadline(request.headers())?.into_std();
+    let change: NodeChange = app.admin.change_node(node, verb, options, deadline).await?;
+    let detail = match options {
+        ChangeOptions { dry_run: true, .. } => "dry run",
+        ChangeOptions { force: true, .. } => "forced",
+        ChangeOptions { .. } => return Ok(Json(change).into_response()),
+    };
+    Ok(audit::with_detail(Json(change), detail))
+}
+
+fn node_id(text: &str) -> Result<NodeId, Refusal> {
+    text.parse().map_err(|_| invalid("the id of a node must be `n` and a number, such as `n4`"))
 }
 
 #[cfg(test)]

@@ -30,7 +30,6 @@ const PROBES: &[&str] = &["/health/live", "/healthz", "/readyz"];
 /// handlers never wait. Event streams have a limit of their own.
 const UNLIMITED_ROUTES: &[&str] = &[
     "/health/live",
-    "/health/drain",
     "/healthz",
     "/readyz",
     "/metrics",
@@ -59,8 +58,9 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     let host_is_trusted = app.hosts.trust(request.headers());
     let origin = Origin::of(request.headers(), &app.config.cors_origins, host_is_trusted);
     let allowed = origin.allowed();
+    let client = ClientConnection::of(&request).ok();
     let mut response = if host_is_trusted || PROBES.contains(&route.as_str()) {
-        admit(app, &route, &origin, request, next).await
+        admit(&app, &route, &origin, request, next).await
     } else {
         unknown_host().into_response()
     };
@@ -70,6 +70,11 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(CORS_REPLY_HEADERS));
         headers.append(header::VARY, HeaderValue::from_static("origin"));
     }
+    if app.admin.is_draining() {
+        // So that clients which keep their connections leave this node too. They may have sent further requests.
+        client.iter().for_each(|client| client.linger());
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let status = response.status().as_u16().to_string();
     metrics::counter!("flotilla_http_requests_total", "route" => route.clone(), "method" => method, "status" => status)
         .increment(1);
@@ -78,7 +83,7 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
     response
 }
 
-async fn admit(app: App, route: &str, origin: &Origin, mut request: Request, next: Next) -> Response {
+async fn admit(app: &App, route: &str, origin: &Origin, mut request: Request, next: Next) -> Response {
     if *request.method() == Method::OPTIONS && matches!(origin, Origin::Allowed(_)) {
         return preflight();
     }
@@ -92,18 +97,18 @@ async fn admit(app: App, route: &str, origin: &Origin, mut request: Request, nex
         let detail = "send this as `content-type: application/json` (`curl --json`); forms of web pages cannot";
         return Refusal::new(ProblemType::UnsupportedMediaType, detail).into_response();
     }
-    let (subject, right) = (Subject::of(&request), right_of(&app, route, request.method()));
-    let grant = match authorize(&app, right, &request) {
+    let (subject, right) = (Subject::of(&request), right_of(app, route, request.method()));
+    let grant = match authorize(app, right, &request) {
         Ok(grant) => grant,
         Err((key, denied)) => {
             let response = refuse(denied);
-            audit::record(&app, subject, right, key, &response);
+            audit::record(app, subject, right, key, &response);
             return response;
         }
     };
     request.extensions_mut().insert(grant.clone());
-    let response = run(&app, route, request, next).await;
-    audit::record(&app, subject, right, grant.and_then(|grant| grant.key()), &response);
+    let response = run(app, route, request, next).await;
+    audit::record(app, subject, right, grant.and_then(|grant| grant.key()), &response);
     response
 }
 

@@ -6,10 +6,11 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use flotilla_api::{Check, ProblemType, Readiness};
+use flotilla_api::{Check, NodeVerb, ProblemType, Readiness};
 use serde_json::{Value, json};
 
-use super::{App, problem::Refusal, raw::Query};
+use super::{App, deadline, problem::Refusal, raw::Query};
+use crate::ChangeOptions;
 
 /// Liveness probe: succeeds while the process runs.
 pub(super) async fn live() -> Json<Value> {
@@ -44,8 +45,11 @@ fn failing(checks: &[Check]) -> String {
     failing.collect::<Vec<_>>().join("; ")
 }
 
-pub(super) async fn drain(State(app): State<App>) -> Result<Json<Value>, Refusal> {
-    app.admin.drain().await?;
+/// Drains this node. Forced, because the caller asks for what can be done: whatever another node can lead.
+pub(super) async fn drain(State(app): State<App>, request: Request) -> Result<Json<Value>, Refusal> {
+    let deadline = deadline(request.headers())?.into_std();
+    let options = ChangeOptions { force: true, dry_run: false };
+    app.admin.change_node(app.admin.status().node, NodeVerb::Drain, options, deadline).await?;
     Ok(Json(json!({ "draining": true })))
 }
 

@@ -78,6 +78,12 @@ fn table() -> Vec<Route> {
             Rights::OPERATE,
             delete(cluster::remove_node),
         ),
+        route(
+            "/v1/cluster/nodes/{id}/{verb}",
+            &[("/v1/cluster/nodes/{id}/{verb}", &["post"])],
+            Rights::OPERATE,
+            post(cluster::change_node),
+        ),
         route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], Rights::INSPECT, get(cluster::shards)),
         route("/v1/cluster/digests", &[("/v1/cluster/digests", &["get"])], Rights::INSPECT, get(cluster::digests)),
         route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], Rights::INSPECT, get(events::events)),

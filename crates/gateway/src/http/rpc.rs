@@ -6,14 +6,14 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use flotilla_api::{NodeList, ProblemType, TokenRequest};
+use flotilla_api::{NodeList, NodeVerb, ProblemType, TokenRequest};
 use flotilla_types::NodeId;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{App, audit, body, deadline, guard, problem::Refusal};
-use crate::{Grant, Right};
+use crate::{ChangeOptions, Grant, Right};
 
 /// Calls in one request.
 const CALLS_MAX: usize = 64;
@@ -163,7 +163,8 @@ async fn dispatch(app: &App, method: &str, parameters: Value, deadline: Instant)
         }
         "cluster.node.remove" => {
             let RemoveNode { id, force } = parse(parameters)?;
-            app.admin.remove_node(id, force, deadline).await.map_err(Refusal::from)?;
+            let options = ChangeOptions { force, dry_run: false };
+            app.admin.change_node(id, NodeVerb::Remove, options, deadline).await.map_err(Refusal::from)?;
             Ok(json!({ "removed": id }))
         }
         _ => Err(Failure::new(METHOD_NOT_FOUND, "there is no such method")),

@@ -1,8 +1,16 @@
 //! The accept loop, with bounds on connections, on request heads and on the time that stopping takes.
 
-use std::{convert::Infallible, future::Future, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::{Future, pending, ready},
+    sync::Arc,
+};
 
-use axum::http::{HeaderValue, Request, header::CONNECTION};
+use axum::{
+    http::{HeaderValue, Method, Request, header::CONNECTION},
+    response::IntoResponse as _,
+};
+use flotilla_api::ProblemType;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -18,6 +26,7 @@ use super::{
     client::{ClientConnection, Phase},
     exchange::exchange,
     guard::Remote,
+    problem::Refusal,
     routes,
     slots::Slots,
     stream::ClientStream,
@@ -28,6 +37,8 @@ use crate::{AcceptBackoff, Admin, ClientBudget, Security, Store, Tls};
 /// request crosses the close on the wire cannot know whether it ran; a client that got the header does not
 /// send another.
 const CLOSE_NOTICE: Duration = Duration::from_millis(200);
+/// How long the answers to requests that were given up may take.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// The answer to a connection for which there is no slot at all.
 const NO_SLOT: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
@@ -63,6 +74,7 @@ async fn accept(
     let slots = Slots::new(&config);
     let mut connections = JoinSet::new();
     let mut backoff = AcceptBackoff::default();
+    let mut is_stopping = false;
     tokio::pin!(shutdown);
     loop {
         let accepted = async {
@@ -70,9 +82,9 @@ async fn accept(
             listener.accept().await
         };
         tokio::select! {
-            () = &mut shutdown => break,
-            // Removes ended connections from the set, which would otherwise only grow.
-            Some(_) = connections.join_next() => {}
+            biased;
+            () = &mut shutdown, if !is_stopping => is_stopping = true,
+            // Also those that the system has accepted before the stop: their clients may have sent requests.
             accepted = accepted => match accepted {
                 Ok((stream, peer)) => {
                     backoff.accepted();
@@ -90,12 +102,15 @@ async fn accept(
                 }
                 Err(error) => backoff.failed(&error, Instant::now()),
             },
+            () = ready(()), if is_stopping => break,
+            // Removes ended connections from the set, which would otherwise only grow.
+            Some(_) = connections.join_next() => {}
         }
     }
     drop(listener);
     stop.send_replace(true);
     let all_ended = async { while connections.join_next().await.is_some() {} };
-    if timeout(config.stop_grace, all_ended).await.is_err() {
+    if timeout(config.stop_grace + LAST_ANSWERS, all_ended).await.is_err() {
         tracing::info!(connections = connections.len(), "closing connections that are still open");
         connections.shutdown().await;
     }
@@ -135,16 +150,22 @@ async fn requests(
     client: Arc<ClientConnection>,
     router: axum::Router,
     config: Arc<HttpConfig>,
-    mut stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
 ) {
     let is_stopping = stopping.clone();
-    let of_service = client.clone();
+    let (of_service, grace) = (client.clone(), config.stop_grace);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Remote(of_service.address()));
         let (router, client, is_stopping) = (router.clone(), of_service.clone(), is_stopping.clone());
         async move {
-            let mut response = exchange(router, request, client).await;
+            let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+            let mut response = tokio::select! {
+                response = exchange(router, request, client.clone()) => response,
+                () = after_stop(is_stopping.clone(), grace) => given_up(reads).into_response(),
+            };
             if *is_stopping.borrow() {
+                // A client may have sent further requests behind this one.
+                client.linger();
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -156,10 +177,7 @@ async fn requests(
         .max_buf_size(config.header_bytes_max)
         .serve_connection(TokioIo::new(ClientStream::new(stream, opened, client.clone(), &config)), service);
     tokio::pin!(connection);
-    let close_idle = async {
-        let _ = stopping.wait_for(|stopping| *stopping).await;
-        sleep(CLOSE_NOTICE).await;
-    };
+    let close_idle = after_stop(stopping, CLOSE_NOTICE);
     tokio::pin!(close_idle);
     let mut is_ending = false;
     let served = loop {
@@ -184,11 +202,29 @@ async fn requests(
     }
 }
 
+/// Returns some time after the server began to stop.
+async fn after_stop(mut stopping: watch::Receiver<bool>, time: Duration) {
+    if stopping.wait_for(|stopping| *stopping).await.is_err() {
+        pending::<()>().await;
+    }
+    sleep(time).await;
+}
+
+/// The answer to a request that did not end in time before the stop.
+fn given_up(reads: bool) -> Refusal {
+    if reads {
+        Refusal::new(ProblemType::Draining, "this node is about to end; use another one")
+    } else {
+        let detail = "this node ends before the outcome is known: the request may or may not have taken effect";
+        Refusal::new(ProblemType::OutcomeUnknown, detail)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
-    use axum::routing::{get, post};
+    use axum::routing::{any, get, post};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         sync::oneshot,
@@ -217,7 +253,7 @@ mod tests {
     async fn server_with(tls: Option<Tls>, config: HttpConfig) -> Server {
         let router = axum::Router::new()
             .route("/", get("hello"))
-            .route("/never", get(std::future::pending::<()>))
+            .route("/never", any(std::future::pending::<()>))
             .route("/big", get(async || vec![b'b'; BIG_BYTES]))
             .route("/refuse", post("no"));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -450,6 +486,24 @@ mod tests {
         let last = String::from_utf8_lossy(&last);
         assert!(last.contains("connection: close") && last.ends_with("hello"), "{last}");
         timeout(HANG, server.ended).await.expect("the server ends").expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_does_not_end_before_the_stop_is_answered_all_the_same() {
+        for (method, status, kind) in [("GET", "503", "draining"), ("POST", "503", "outcome_unknown")] {
+            let server = server(HttpConfig { stop_grace: Duration::from_millis(50), ..HttpConfig::default() }).await;
+            let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
+            let head = format!("{method} /never HTTP/1.1\r\nhost: h\r\n\r\n");
+            // The second one is behind the answer that says `connection: close`, and must not reset the connection.
+            stream.write_all(&[head.as_bytes(), GET].concat()).await.expect("sent");
+            server.stop.send(()).expect("the server runs");
+            let mut answer = String::new();
+            timeout(HANG, stream.read_to_string(&mut answer)).await.expect("an end").expect("no reset");
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(kind), "{answer}");
+            assert!(answer.contains("connection: close"), "{answer}");
+            drop(stream);
+            timeout(HANG, server.ended).await.expect("the server ends").expect("no panic");
+        }
     }
 
     #[tokio::test]

@@ -103,6 +103,10 @@ impl MetaState {
             }
             MetaCommand::SetNodeState { node, state } => self.set_node_state(*node, *state),
             MetaCommand::RemoveNode { node } => self.set_node_state(*node, crate::NodeState::Removed),
+            MetaCommand::CompleteLeave { node } => self.complete_leave(*node),
+            MetaCommand::ReportStart { node, incarnation, build } => {
+                self.report_start(now_ms, *node, *incarnation, build)
+            }
             MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes } => {
                 self.create_collection(name, *sharding, *buckets, *replicas, initial_nodes)
             }

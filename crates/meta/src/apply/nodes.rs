@@ -1,7 +1,8 @@
 //! Rules for nodes and join tokens.
 //!
 //! Invariants: a node id belongs to one public key permanently; a removed or lost node never returns; a join
-//! spends exactly one use of its token, however often it is proposed.
+//! spends exactly one use of its token, however often it is proposed; a node that leaves is removed only when no
+//! shard has a replica on it.
 
 use std::sync::Arc;
 
@@ -15,8 +16,8 @@ use super::{
     ADDRESS_BYTES_MAX, ApplyResult, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, TOKEN_USES_MAX, TOKENS_MAX,
 };
 use crate::{
-    Addresses, Field, JoinRequest, Limit, MetaRefusal, MetaReply, MetaState, NewNode, NodeRecord, NodeState, Setting,
-    ShardRecord, TokenId, TokenRecord,
+    Addresses, Field, JoinRequest, Limit, MetaRefusal, MetaReply, MetaState, NewNode, NodeRecord, NodeStart, NodeState,
+    Setting, ShardRecord, TokenId, TokenRecord,
 };
 
 impl MetaState {
@@ -168,12 +169,48 @@ impl MetaState {
         if known == NodeState::Removed || (known == NodeState::Lost && state != NodeState::Removed) {
             return Err(MetaRefusal::NodeGone { node, state: known });
         }
+        self.check_in_force(state.since())?;
         let another = self.nodes().any(|other| other.id != node && other.state == NodeState::Active);
         if state != NodeState::Active && !another {
             return Err(MetaRefusal::LastNode);
         }
         self.change_node(node, |record| record.state = state);
         Ok(MetaReply::Done)
+    }
+
+    pub(super) fn report_start(
+        &mut self,
+        now_ms: u64,
+        node: NodeId,
+        incarnation: Incarnation,
+        build: &str,
+    ) -> ApplyResult {
+        self.check_in_force(ClusterVersion::NODE_STARTS)?;
+        if build.len() > NAME_BYTES_MAX || !is_printable(build) {
+            return Err(MetaRefusal::Invalid(Field::Build));
+        }
+        let known = self.node(node).ok_or(MetaRefusal::UnknownNode(node))?;
+        if known.state.is_gone() {
+            return Err(MetaRefusal::NodeGone { node, state: known.state });
+        }
+        if incarnation != known.incarnation {
+            return Err(MetaRefusal::StaleIncarnation { known: known.incarnation });
+        }
+        // Only once for each start, so that a repetition does not change its time.
+        if known.start.as_ref().is_none_or(|start| start.incarnation != incarnation) {
+            let start = NodeStart { incarnation, build: build.to_owned(), at_ms: now_ms };
+            self.change_node(node, |record| record.start = Some(start));
+        }
+        Ok(MetaReply::Done)
+    }
+
+    pub(super) fn complete_leave(&mut self, node: NodeId) -> ApplyResult {
+        match self.node(node).ok_or(MetaRefusal::UnknownNode(node))?.state {
+            NodeState::Removed => Ok(MetaReply::Done),
+            NodeState::Leaving if self.is_named_by_a_shard(node) => Err(MetaRefusal::NodeHoldsReplicas(node)),
+            NodeState::Leaving => self.set_node_state(node, NodeState::Removed),
+            _ => Err(MetaRefusal::NodeNotLeaving(node)),
+        }
     }
 
     /// Checks that no terminal obeys these texts. A rule of a later version than the others.
@@ -195,6 +232,7 @@ impl MetaState {
             key_digest: node.key_digest,
             joined_at_ms: now_ms,
             versions,
+            start: None,
         };
         self.nodes.insert(id, Arc::new(record));
         id
@@ -213,10 +251,8 @@ impl MetaState {
         if too_many == 0 {
             return;
         }
-        let named = |node: NodeId| {
-            self.shards().any(|shard| shard.desired_on(node).is_some() || shard.descriptor.replica_on(node).is_some())
-        };
-        let pruned: Vec<NodeId> = gone.into_iter().filter(|node| !named(*node)).take(too_many).collect();
+        let pruned: Vec<NodeId> =
+            gone.into_iter().filter(|node| !self.is_named_by_a_shard(*node)).take(too_many).collect();
         for node in pruned {
             self.nodes.remove(&node);
         }

@@ -191,7 +191,7 @@ fn removed_node_cannot_return() {
 #[test]
 fn last_active_node_cannot_be_removed() {
     let mut state = cluster_of(2);
-    let drain = |node| MetaCommand::SetNodeState { node: NodeId(node), state: NodeState::Draining };
+    let drain = |node| MetaCommand::SetNodeState { node: NodeId(node), state: NodeState::Decommissioning };
     assert_eq!(apply(&mut state, &drain(1)), MetaReply::Done);
     assert_eq!(refused(&mut state, &drain(2)), MetaRefusal::LastNode);
     assert_eq!(refused(&mut state, &MetaCommand::RemoveNode { node: NodeId(2) }), MetaRefusal::LastNode);
@@ -643,4 +643,101 @@ fn a_key_names_collections_only_where_it_sees_records() {
     assert_eq!(apply(&mut state, &named(1, Role::Reader, &["b", "a", "b"])), MetaReply::Done);
     assert_eq!(state.key(KeyId(1)).map(|key| &key.collections[..]), Some(&["a".to_owned(), "b".to_owned()][..]));
     assert!(MetaState::decode(&state.encode()).is_ok_and(|read| read == state));
+}
+
+fn set(node: u64, state: NodeState) -> MetaCommand {
+    MetaCommand::SetNodeState { node: NodeId(node), state }
+}
+
+/// Of this many nodes, at the second version.
+fn second_version(nodes: u8) -> MetaState {
+    let mut state = cluster_of(nodes);
+    let seen: Vec<_> = (1..=nodes.into()).map(|node| (node, 0, NEW)).collect();
+    assert_eq!(apply(&mut state, &raise(2, &seen)), MetaReply::Done);
+    state
+}
+
+#[test]
+fn draining_waits_for_the_second_version_takes_nothing_new_and_can_be_taken_back() {
+    let needed = MetaRefusal::VersionNotInForce { needed: ClusterVersion(2), in_force: ClusterVersion(1) };
+    for state in [NodeState::Draining, NodeState::Leaving] {
+        assert_eq!(refused(&mut cluster_of(3), &set(2, state)), needed);
+    }
+    let mut state = second_version(3);
+    assert_eq!(apply(&mut state, &set(2, NodeState::Draining)), MetaReply::Done);
+    assert_eq!(MetaState::decode(&state.encode()).as_ref(), Ok(&state));
+    let assign = MetaCommand::AssignReplica { shard: ShardId::META, node: NodeId(2), intent_version: 1 };
+    assert_eq!(refused(&mut state, &assign), MetaRefusal::NodeNotActive(NodeId(2)));
+    assert_eq!(refused(&mut state, &collection("c", 4, 3, &[1, 2, 3])), MetaRefusal::BadPlacement);
+    assert_eq!(apply(&mut state, &set(3, NodeState::Draining)), MetaReply::Done);
+    assert_eq!(refused(&mut state, &set(1, NodeState::Draining)), MetaRefusal::LastNode);
+    assert_eq!(apply(&mut state, &set(2, NodeState::Active)), MetaReply::Done);
+    assert!(matches!(apply(&mut state, &assign), MetaReply::Replica(_)));
+}
+
+#[test]
+fn only_a_node_that_leaves_and_holds_nothing_is_removed_by_its_departure() {
+    let mut state = second_version(3);
+    let complete = MetaCommand::CompleteLeave { node: NodeId(1) };
+    assert_eq!(refused(&mut state, &complete), MetaRefusal::NodeNotLeaving(NodeId(1)));
+    assert_eq!(apply(&mut state, &set(1, NodeState::Leaving)), MetaReply::Done);
+    assert_eq!(refused(&mut state, &complete), MetaRefusal::NodeHoldsReplicas(NodeId(1)));
+    // Intended on node 2 alone, but the shard has not reported it yet.
+    let assign = MetaCommand::AssignReplica { shard: ShardId::META, node: NodeId(2), intent_version: 1 };
+    let MetaReply::Replica(replica) = apply(&mut state, &assign) else { panic!("refused") };
+    let unassign = MetaCommand::UnassignReplica { shard: ShardId::META, replica: ReplicaId(1) };
+    assert_eq!(apply(&mut state, &unassign), MetaReply::Done);
+    assert_eq!(refused(&mut state, &complete), MetaRefusal::NodeHoldsReplicas(NodeId(1)));
+    let mut descriptor = state.shard(ShardId::META).expect("metadata").descriptor.clone();
+    descriptor.epoch.config += 1;
+    descriptor.replicas = vec![ReplicaDescriptor { replica, node: NodeId(2), role: ReplicaRole::Voter }];
+    assert_eq!(apply(&mut state, &MetaCommand::ReportShard { descriptor }), MetaReply::Done);
+
+    let mut taken_back = state.clone();
+    assert_eq!(apply(&mut taken_back, &set(1, NodeState::Active)), MetaReply::Done);
+    assert_eq!(refused(&mut taken_back, &complete), MetaRefusal::NodeNotLeaving(NodeId(1)), "a late proposal");
+    assert_eq!(apply(&mut state, &complete), MetaReply::Done);
+    assert_eq!(state.node(NodeId(1)).expect("a record").state, NodeState::Removed);
+    assert_eq!(apply(&mut state, &complete), MetaReply::Done, "proposed again");
+    assert_eq!(
+        refused(&mut state, &MetaCommand::CompleteLeave { node: NodeId(9) }),
+        MetaRefusal::UnknownNode(NodeId(9))
+    );
+}
+
+#[test]
+fn placement_replaces_what_a_leaving_node_holds_and_leaves_what_a_draining_one_holds() {
+    let mut state = second_version(4);
+    assert!(matches!(apply(&mut state, &collection("c", 1, 3, &[1, 2, 3])), MetaReply::Collection { .. }));
+    let planned = |state: &MetaState| {
+        let plan = plan(&state.plan_input(|_| Liveness::Live));
+        plan.changes.iter().filter(|change| change.shard() != ShardId::META).count()
+    };
+    assert_eq!(planned(&state), 0);
+    assert_eq!(apply(&mut state, &set(3, NodeState::Draining)), MetaReply::Done);
+    assert_eq!(planned(&state), 0);
+    for leaving in [NodeState::Leaving, NodeState::Decommissioning] {
+        assert_eq!(apply(&mut state, &set(3, leaving)), MetaReply::Done);
+        assert_eq!(planned(&state), 2, "a replica on node 4 in place of the one on node 3");
+    }
+}
+
+#[test]
+fn a_start_is_recorded_once_with_its_build_from_the_second_version_on() {
+    let report = |node, incarnation, build: &str| MetaCommand::ReportStart {
+        node: NodeId(node),
+        incarnation: Incarnation(incarnation),
+        build: build.to_owned(),
+    };
+    assert!(matches!(refused(&mut cluster_of(1), &report(1, 0, "1.0")), MetaRefusal::VersionNotInForce { .. }));
+    let mut state = second_version(2);
+    assert_eq!(apply(&mut state, &started(2, 5, Some(NEW))), MetaReply::Done);
+    assert_eq!(refused(&mut state, &report(2, 4, "1.0")), MetaRefusal::StaleIncarnation { known: Incarnation(5) });
+    assert_eq!(refused(&mut state, &report(2, 5, "\u{1b}[2J")), MetaRefusal::Invalid(Field::Build));
+    assert_eq!(refused(&mut state, &report(2, 5, &"1".repeat(NAME_BYTES_MAX + 1))), MetaRefusal::Invalid(Field::Build));
+    assert_eq!(at(&mut state, 2_000, &report(2, 5, "1.0")), MetaReply::Done);
+    assert_eq!(at(&mut state, 3_000, &report(2, 5, "1.0")), MetaReply::Done);
+    let start = state.node(NodeId(2)).and_then(|node| node.start.clone()).expect("a start");
+    assert_eq!((&start.build[..], start.at_ms), ("1.0", 2_000), "a repetition changes nothing");
+    assert_eq!(MetaState::decode(&state.encode()).as_ref(), Ok(&state));
 }

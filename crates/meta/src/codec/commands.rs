@@ -18,7 +18,7 @@ use crate::{JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     kind: Option<Kind>,
 }
 
@@ -60,6 +60,10 @@ enum Kind {
     CreateKey(CreateKeyPb),
     #[prost(fixed64, tag = "18")]
     RevokeKey(u64),
+    #[prost(uint64, tag = "19")]
+    CompleteLeave(u64),
+    #[prost(message, tag = "20")]
+    ReportStart(ReportStartPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -140,6 +144,16 @@ struct SetNodeStatePb {
     node: u64,
     #[prost(uint32, tag = "2")]
     state: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ReportStartPb {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    incarnation: u64,
+    #[prost(string, tag = "3")]
+    build: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -243,6 +257,9 @@ impl MetaCommand {
     pub(super) fn kind_since(&self) -> ClusterVersion {
         match self {
             Self::CreateKey { .. } | Self::RevokeKey { .. } => ClusterVersion::CLIENT_KEYS,
+            Self::SetNodeState { state, .. } => state.since(),
+            Self::CompleteLeave { .. } => ClusterVersion::DRAINING,
+            Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
             Self::Batch(commands) => commands.iter().map(Self::kind_since).max().unwrap_or(ClusterVersion::FIRST),
             _ => ClusterVersion::FIRST,
         }
@@ -318,6 +335,10 @@ impl From<&MetaCommand> for CommandPb {
                 Kind::SetNodeState(SetNodeStatePb { node: node.0, state: state_number(*state) })
             }
             MetaCommand::RemoveNode { node } => Kind::RemoveNode(node.0),
+            MetaCommand::CompleteLeave { node } => Kind::CompleteLeave(node.0),
+            MetaCommand::ReportStart { node, incarnation, build } => {
+                Kind::ReportStart(ReportStartPb { node: node.0, incarnation: incarnation.0, build: build.clone() })
+            }
             MetaCommand::CreateCollection { name, sharding, buckets, replicas, initial_nodes } => {
                 let nodes = |nodes: &Vec<NodeId>| NodesPb { nodes: nodes.iter().map(|node| node.0).collect() };
                 Kind::CreateCollection(CreateCollectionPb {
@@ -413,6 +434,12 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
         },
         Kind::SetNodeState(pb) => MetaCommand::SetNodeState { node: number(pb.node)?, state: node_state(pb.state)? },
         Kind::RemoveNode(node) => MetaCommand::RemoveNode { node: number(node)? },
+        Kind::CompleteLeave(node) => MetaCommand::CompleteLeave { node: number(node)? },
+        Kind::ReportStart(pb) => MetaCommand::ReportStart {
+            node: number(pb.node)?,
+            incarnation: number::<Incarnation>(pb.incarnation)?,
+            build: pb.build,
+        },
         Kind::CreateCollection(pb) => create_collection(pb)?,
         Kind::DropCollection(collection) => MetaCommand::DropCollection { collection: collection_id(collection)? },
         Kind::AssignReplica(pb) => MetaCommand::AssignReplica {

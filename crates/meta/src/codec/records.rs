@@ -12,7 +12,8 @@ use flotilla_types::{
 
 use super::{CodecError, decode_versioned, encode_at, encode_versioned, hash, number, required};
 use crate::{
-    Addresses, KeyId, KeyRecord, MetaState, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord, state::Header,
+    Addresses, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, ShardRecord, TokenId, TokenRecord,
+    state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -46,6 +47,18 @@ struct NodePb {
     /// None for the first version only.
     #[prost(message, optional, tag = "9")]
     versions: Option<VersionsPb>,
+    #[prost(message, optional, tag = "10")]
+    start: Option<StartPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StartPb {
+    #[prost(uint64, tag = "1")]
+    incarnation: u64,
+    #[prost(string, tag = "2")]
+    build: String,
+    #[prost(uint64, tag = "3")]
+    at_ms: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -256,8 +269,12 @@ pub(crate) fn decode_header(bytes: &[u8]) -> Result<Header, CodecError> {
 
 /// Encodes a node.
 pub(crate) fn encode_node(node: &NodeRecord) -> Bytes {
-    let first = node.versions == VersionRange::FIRST_ONLY;
-    let version = if first { ClusterVersion::FIRST } else { ClusterVersion::NODE_VERSIONS };
+    let needs = [
+        (node.versions != VersionRange::FIRST_ONLY).then_some(ClusterVersion::NODE_VERSIONS),
+        node.start.is_some().then_some(ClusterVersion::NODE_STARTS),
+        Some(node.state.since()),
+    ];
+    let version = needs.into_iter().flatten().max().unwrap_or(ClusterVersion::FIRST);
     encode_at(VersionNeed::InForce(version), &NodePb::from(node))
 }
 
@@ -322,6 +339,11 @@ impl From<&NodeRecord> for NodePb {
             key_digest: node.key_digest.to_vec(),
             joined_at_ms: node.joined_at_ms,
             versions: (node.versions != VersionRange::FIRST_ONLY).then(|| node.versions.into()),
+            start: node.start.as_ref().map(|start| StartPb {
+                incarnation: start.incarnation.0,
+                build: start.build.clone(),
+                at_ms: start.at_ms,
+            }),
         }
     }
 }
@@ -340,8 +362,13 @@ impl TryFrom<NodePb> for NodeRecord {
             key_digest: hash(&node.key_digest)?,
             joined_at_ms: node.joined_at_ms,
             versions: node.versions.map_or(Ok(VersionRange::FIRST_ONLY), versions)?,
+            start: node.start.map(node_start).transpose()?,
         })
     }
+}
+
+fn node_start(start: StartPb) -> Result<NodeStart, CodecError> {
+    Ok(NodeStart { incarnation: number(start.incarnation)?, build: start.build, at_ms: start.at_ms })
 }
 
 impl From<&Collection> for CollectionPb {
@@ -559,18 +586,22 @@ pub(super) fn collection_id(id: u32) -> Result<CollectionId, CodecError> {
 pub(super) fn state_number(state: NodeState) -> u32 {
     match state {
         NodeState::Active => 1,
-        NodeState::Draining => 2,
+        NodeState::Decommissioning => 2,
         NodeState::Removed => 3,
         NodeState::Lost => 4,
+        NodeState::Draining => 5,
+        NodeState::Leaving => 6,
     }
 }
 
 pub(super) fn node_state(number: u32) -> Result<NodeState, CodecError> {
     match number {
         1 => Ok(NodeState::Active),
-        2 => Ok(NodeState::Draining),
+        2 => Ok(NodeState::Decommissioning),
         3 => Ok(NodeState::Removed),
         4 => Ok(NodeState::Lost),
+        5 => Ok(NodeState::Draining),
+        6 => Ok(NodeState::Leaving),
         _ => Err(CodecError::Malformed),
     }
 }

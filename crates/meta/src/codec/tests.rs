@@ -63,7 +63,10 @@ fn commands() -> Vec<MetaCommand> {
         MetaCommand::ReportShard { descriptor },
         MetaCommand::PutSetting { key: "k".to_owned(), value: "v".to_owned() },
     ];
-    for state in [NodeState::Active, NodeState::Draining, NodeState::Removed, NodeState::Lost] {
+    commands.push(MetaCommand::CompleteLeave { node: NodeId(1) });
+    commands.push(MetaCommand::ReportStart { node: NodeId(1), incarnation: Incarnation(2), build: "1.2".to_owned() });
+    use NodeState::{Active, Decommissioning, Draining, Leaving, Lost, Removed};
+    for state in [Active, Draining, Decommissioning, Leaving, Removed, Lost] {
         commands.push(MetaCommand::SetNodeState { node: NodeId(1), state });
     }
     for sharding in [Sharding::Hash, Sharding::Range] {
@@ -105,6 +108,8 @@ fn replies_round_trip() {
         MetaRefusal::NodeNotActive(NodeId(4)),
         MetaRefusal::StaleIncarnation { known: Incarnation(5) },
         MetaRefusal::LastNode,
+        MetaRefusal::NodeNotLeaving(NodeId(4)),
+        MetaRefusal::NodeHoldsReplicas(NodeId(5)),
         MetaRefusal::UnknownCollection(CollectionId(6)),
         MetaRefusal::CollectionExists(CollectionId(7)),
         MetaRefusal::BadPlacement,
@@ -121,9 +126,9 @@ fn replies_round_trip() {
         MetaRefusal::VersionNotNext { in_force: ClusterVersion(5) },
         MetaRefusal::VersionNotInForce { needed: ClusterVersion(7), in_force: ClusterVersion(6) },
     ];
-    refusals.extend((1..=11).filter_map(Field::from_number).map(MetaRefusal::Invalid));
+    refusals.extend((1..=14).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=6).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 28 + 11 + 6);
+    assert_eq!(refusals.len(), 30 + 14 + 6);
     let nested = refusals
         .iter()
         .cloned()
@@ -174,7 +179,12 @@ fn commands_name_the_version_that_they_need() {
             MetaCommand::Join(JoinRequest { versions, .. }) | MetaCommand::UpdateNode { versions, .. } => {
                 versions.is_some()
             }
-            MetaCommand::Batch(_) | MetaCommand::CreateKey { .. } | MetaCommand::RevokeKey { .. } => true,
+            MetaCommand::SetNodeState { state, .. } => matches!(state, NodeState::Draining | NodeState::Leaving),
+            MetaCommand::Batch(_)
+            | MetaCommand::CreateKey { .. }
+            | MetaCommand::RevokeKey { .. }
+            | MetaCommand::CompleteLeave { .. }
+            | MetaCommand::ReportStart { .. } => true,
             _ => false,
         };
         assert_eq!(need(&command), VersionNeed::InForce(ClusterVersion(if later { 2 } else { 1 })), "{command:?}");

@@ -5,7 +5,7 @@ use flotilla_client::Client;
 
 use super::{
     failure::Failure,
-    output::{Output, or_dash, table},
+    output::{Output, or_dash, table, time},
     upgrade::range,
 };
 
@@ -82,8 +82,8 @@ fn shard_health(shard: &ShardInfo) -> String {
 
 fn node_table(nodes: &[NodeInfo]) -> String {
     let header = [
-        "ID", "NAME", "STATE", "LIVENESS", "METADATA", "REPLICAS", "LEADS", "HTTP", "REDIS", "PEERS", "VERSIONS",
-        "PLACE",
+        "ID", "NAME", "STATE", "LIVENESS", "METADATA", "REPLICAS", "LEADS", "HTTP", "REDIS", "PEERS", "VERSION",
+        "STARTED", "SUPPORTS", "PLACE",
     ];
     let rows = nodes.iter().map(|node| {
         [
@@ -97,6 +97,8 @@ fn node_table(nodes: &[NodeInfo]) -> String {
             node.http.clone(),
             node.redis.clone(),
             node.quic.clone(),
+            or_dash(node.version.as_deref()),
+            or_dash(node.started_ms.map(time)),
             range(node.versions),
             node.locality.to_string(),
         ]
@@ -124,7 +126,11 @@ fn shard_table(shards: &[ShardInfo]) -> String {
             shard_health(shard),
             shard.local.as_ref().map_or_else(
                 || "-".to_owned(),
-                |local| format!("{} t{} {}/{}", word(&local.role), local.term, local.applied, local.commit),
+                |local| {
+                    let lag = local.followers.iter().map(|follower| follower.lag).max().filter(|lag| *lag > 0);
+                    let lag = lag.map_or_else(String::new, |lag| format!(" lag {lag}"));
+                    format!("{} t{} {}/{}{lag}", word(&local.role), local.term, local.applied, local.commit)
+                },
             ),
         ]
     });

@@ -18,6 +18,10 @@ pub(crate) struct Confirmation {
 }
 
 impl Confirmation {
+    pub(super) fn is_dry_run(self) -> bool {
+        self.dry_run
+    }
+
     /// Shows what will be done, and asks on a terminal. Returns whether to go on.
     ///
     /// # Errors

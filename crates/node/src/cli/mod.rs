@@ -114,7 +114,7 @@ pub(crate) enum ClientCommand {
     /// Show and change settings of the whole cluster
     #[command(subcommand)]
     Setting(settings::SettingCommand),
-    /// Drain or remove a node
+    /// Drain nodes, let them leave, remove them
     #[command(subcommand)]
     Node(nodes::NodeCommand),
     /// Show and raise the cluster version, after all nodes run a new binary
@@ -186,7 +186,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Token(command) => tokens::run(command, &client, output).await,
         ClientCommand::Key(command) => keys::run(command, &client, output).await,
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
-        ClientCommand::Node(command) => nodes::run(command, &client, &options.addr, output).await,
+        ClientCommand::Node(command) => nodes::run(command, &client, options, output).await,
         ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,
         ClientCommand::Events(arguments) => events::run(events::Log::Events, &arguments, &client, output).await,
         ClientCommand::Audit(arguments) => events::run(events::Log::Audit, &arguments, &client, output).await,

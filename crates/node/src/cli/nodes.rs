@@ -1,21 +1,34 @@
-//! `node drain`, `node remove`.
+//! `node drain`, `node undrain`, `node leave`, `node remove` and their kind.
+
+mod change;
 
 use clap::Subcommand;
-use flotilla_api::{Liveness, NodeInfo, ShardInfo};
+use flotilla_api::{Liveness, NodeInfo, NodeVerb, ShardInfo};
 use flotilla_client::Client;
 use flotilla_types::{NodeId, ReplicaRole, ShardId};
 use serde_json::json;
 
-use super::{confirm::Confirmation, failure::Failure, output::Output};
+use super::{ClientOptions, confirm::Confirmation, failure::Failure, output::Output};
+use change::ChangeArguments;
 
 /// Shards that a plan names.
 const SHARDS_SHOWN_MAX: usize = 10;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
-    /// Drain the node at --addr: its leaderships move to other nodes and it reports itself as not ready
-    Drain,
-    /// Remove a node permanently
+    /// Prepare nodes for a stop: their leaderships move to other nodes and do not come back, nothing new is placed
+    /// there, and load balancers are told to use other nodes. Their replicas stay
+    Drain(ChangeArguments),
+    /// Put drained or decommissioned nodes into service again, or take back an unfinished leave
+    Undrain(ChangeArguments),
+    /// Move all replicas to other nodes; the nodes stay members
+    Decommission(ChangeArguments),
+    /// The same as undrain
+    Recommission(ChangeArguments),
+    /// Let nodes leave for good: their replicas are replaced on other nodes while they still serve, then they are
+    /// removed and their processes end
+    Leave(ChangeArguments),
+    /// Remove a node at once and permanently; `leave` is the graceful way
     Remove {
         /// Id (such as n4) or name of the node; what looks like an id is an id
         node: String,
@@ -27,15 +40,19 @@ pub(crate) enum NodeCommand {
     },
 }
 
-pub(super) async fn run(command: NodeCommand, client: &Client, addr: &[String], output: Output) -> Result<(), Failure> {
+pub(super) async fn run(
+    command: NodeCommand,
+    client: &Client,
+    options: &ClientOptions,
+    output: Output,
+) -> Result<(), Failure> {
+    let change = async |verb, arguments| change::run(verb, arguments, client, options, output).await;
     match command {
-        NodeCommand::Drain => {
-            let [addr] = addr else {
-                return Err(Failure::usage("give exactly one --addr: the node to drain"));
-            };
-            client.drain().await?;
-            output.show(&json!({ "draining": addr }), |_| format!("{addr} is draining"))
-        }
+        NodeCommand::Drain(arguments) => change(NodeVerb::Drain, arguments).await,
+        NodeCommand::Undrain(arguments) => change(NodeVerb::Undrain, arguments).await,
+        NodeCommand::Decommission(arguments) => change(NodeVerb::Decommission, arguments).await,
+        NodeCommand::Recommission(arguments) => change(NodeVerb::Recommission, arguments).await,
+        NodeCommand::Leave(arguments) => change(NodeVerb::Leave, arguments).await,
         NodeCommand::Remove { node, force, confirmation } => {
             let status = client.status().await?;
             let removal = Removal::of(&status.nodes, &status.shards, resolve(&status.nodes, &node)?);

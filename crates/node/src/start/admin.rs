@@ -12,13 +12,13 @@ use std::{
 
 use flotilla_api::{
     Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
-    RecordsDigest, ReplicaDigest, Setting as ApiSetting, Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest,
-    UpgradeStatus,
+    NodeChange, NodeVerb, RecordsDigest, ReplicaDigest, Setting as ApiSetting, Sharding as ApiSharding, TokenInfo,
+    TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
-use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, StoreError};
+use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
 use flotilla_identity::{ClientKey, JoinToken, NodeIdentity, TokenId};
-use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, Setting};
+use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, ReplicaStatus, clock};
 use flotilla_transport::Transport;
@@ -30,7 +30,9 @@ use super::{
     audit::Audit,
     config::{BUCKETS_DEFAULT, REPLICAS_DEFAULT, SHARDS_DEFAULT},
     events::Events,
-    metrics, status,
+    metrics,
+    node_change::{self, Facts},
+    status,
 };
 
 /// Lifetime of a join token when the request names none.
@@ -48,7 +50,8 @@ pub(crate) struct NodeAdmin {
     /// Remarks for operators in the status.
     pub(crate) notes: Vec<String>,
     pub(crate) metrics: PrometheusHandle,
-    pub(crate) draining: Arc<AtomicBool>,
+    /// Whether the process is about to end.
+    pub(crate) stopping: Arc<AtomicBool>,
     pub(crate) started_ms: u64,
 }
 
@@ -95,16 +98,12 @@ impl NodeAdmin {
             return if matches(&found) { Ok(found) } else { Err(StoreError::CollectionExists(request.name).into()) };
         }
         let meta = self.topology.meta();
-        let alive = |node| match self.topology.liveness(node).0 {
-            MemberState::Alive => Liveness::Live,
-            _ => Liveness::Suspect,
-        };
         let command = MetaCommand::CreateCollection {
             name: request.name.clone(),
             sharding,
             buckets,
             replicas,
-            initial_nodes: meta.initial_nodes(shards, replicas, alive),
+            initial_nodes: meta.initial_nodes(shards, replicas, |node| self.liveness(node)),
         };
         let name = request.name.clone();
         match self.propose(command, deadline).await {
@@ -122,23 +121,53 @@ impl NodeAdmin {
         status::collections(&self.topology.meta()).into_iter().find(|collection| collection.name == name)
     }
 
-    async fn remove(&self, node: NodeId, force: bool, deadline: Instant) -> Result<(), AdminError> {
-        let meta = self.topology.meta();
-        if meta.node(node).is_none() {
-            return Err(AdminError::NodeNotFound(node));
+    async fn change(
+        &self,
+        node: NodeId,
+        verb: NodeVerb,
+        options: ChangeOptions,
+        deadline: Instant,
+    ) -> Result<NodeChange, AdminError> {
+        let plan = || {
+            let (meta, status) = (self.topology.meta(), self.status());
+            let record = meta.node(node).ok_or(AdminError::NodeNotFound(node))?;
+            let liveness = |node| self.liveness(node);
+            let facts = Facts { meta: &meta, status: &status, liveness: &liveness };
+            Ok::<_, AdminError>(facts.plan(record, verb, options.dry_run))
+        };
+        let planned = plan()?;
+        if options.dry_run {
+            return Ok(planned);
         }
-        let holds = meta.shards().filter(|shard| shard.descriptor.replica_on(node).is_some()).count();
-        let alive = self.topology.liveness(node).0 == MemberState::Alive;
-        if !force && (alive || holds > 0) {
-            let state = if alive { "alive" } else { "not alive" };
-            return Err(StoreError::Refused(format!(
-                "node {node} is {state} and holds {holds} replicas; stop it and wait until they are replaced, or use force \
-                 (a shard without another live majority would lose writes)"
-            ))
-            .into());
+        if let Some(refusal) = planned.refusal.filter(|_| !(options.force && planned.force_helps)) {
+            return Err(StoreError::Refused(refusal).into());
         }
-        self.propose(MetaCommand::RemoveNode { node }, deadline).await?;
-        Ok(())
+        let command = node_change::command(node, verb);
+        let wanted = match command {
+            MetaCommand::SetNodeState { state, .. } => state,
+            _ => NodeState::Removed,
+        };
+        self.propose(command, deadline).await?;
+        // A node that is taken back may be gone by then.
+        self.wait_until(deadline, |meta| meta.node(node).is_none_or(|node| node.state == wanted)).await;
+        plan()
+    }
+
+    /// Whether new clients should use this node.
+    fn service(&self, status: &ClusterStatus) -> String {
+        match status.nodes.iter().find(|node| node.is_self).map(|node| node.state) {
+            _ if self.stopping.load(Ordering::Relaxed) => "this node is about to end; use another one".to_owned(),
+            Some(state) if status.draining => format!("this node is {state}; use another one"),
+            _ => "in service".to_owned(),
+        }
+    }
+
+    /// The liveness of a node for placement, now.
+    fn liveness(&self, node: NodeId) -> Liveness {
+        match self.topology.liveness(node).0 {
+            MemberState::Alive => Liveness::Live,
+            _ => Liveness::Suspect,
+        }
     }
 
     async fn finish(&self, deadline: Instant) -> Result<UpgradeStatus, AdminError> {
@@ -282,12 +311,14 @@ impl Admin for NodeAdmin {
                 status.redundancy(),
             ),
             check("collection", !status.collections.is_empty(), format!("{} collections", status.collections.len())),
-            check("draining", !status.draining, format!("draining: {}", status.draining)),
+            check("draining", !status.draining, self.service(&status)),
         ]
     }
 
     fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        let me = self.identity.node();
+        let out_of_service = || self.topology.meta().node(me).is_some_and(|node| node.state != NodeState::Active);
+        self.stopping.load(Ordering::Relaxed) || out_of_service()
     }
 
     fn metrics_text(&self) -> String {
@@ -372,13 +403,13 @@ impl Admin for NodeAdmin {
         Box::pin(self.finish(deadline))
     }
 
-    fn remove_node(&self, node: NodeId, force: bool, deadline: Instant) -> AdminFuture<'_, ()> {
-        Box::pin(self.remove(node, force, deadline))
-    }
-
-    fn drain(&self) -> AdminFuture<'_, ()> {
-        self.draining.store(true, Ordering::Relaxed);
-        self.host.step_down();
-        Box::pin(async { Ok(()) })
+    fn change_node(
+        &self,
+        node: NodeId,
+        verb: NodeVerb,
+        options: ChangeOptions,
+        deadline: Instant,
+    ) -> AdminFuture<'_, NodeChange> {
+        Box::pin(self.change(node, verb, options, deadline))
     }
 }

@@ -1,7 +1,8 @@
 //! Judges the health of shards, in two words for two facts.
 //!
 //! A shard is *available* when it has a leader that a quorum of its own voters supports. It is *fully
-//! replicated* when it has its desired number of replicas and all its own voters are on active, live nodes. A
+//! replicated* when it has its desired number of replicas and all its own voters are on live nodes that keep
+//! them (a draining one does, a leaving one does not). A
 //! shard can be the one without the other: with one of three nodes down it is available and not fully
 //! replicated. The voters are those of the shard's own configuration, never those that placement wants: a
 //! node that was removed by force stays a voter, and a missing one, until the shard itself has replaced it.
@@ -35,8 +36,8 @@ pub(super) enum Leadership {
 pub(super) struct Voter {
     /// Whether its node is live and holds this replica.
     pub(super) is_live: bool,
-    /// Whether its node is a regular member, neither draining nor lost nor removed.
-    pub(super) is_on_active_node: bool,
+    /// Whether its node keeps its replicas: it is neither leaving nor decommissioned nor lost nor removed.
+    pub(super) is_on_lasting_node: bool,
 }
 
 /// What is known about a shard.
@@ -68,7 +69,7 @@ impl ShardFacts {
         };
         let spare = self.halves.iter().map(spare).min().flatten();
         let is_complete = |voters: &Vec<Voter>| {
-            voters.len() >= self.desired.max(1) && voters.iter().all(|voter| voter.is_live && voter.is_on_active_node)
+            voters.len() >= self.desired.max(1) && voters.iter().all(|voter| voter.is_live && voter.is_on_lasting_node)
         };
         ShardHealth {
             is_available: match self.leadership {
@@ -135,15 +136,19 @@ pub(super) fn problems(has_metadata_leader: bool, nodes: &[NodeInfo], shards: &[
 /// cluster cannot hold all desired replicas is a fact (`replicated_shards`) and no problem: nothing is wrong
 /// with it, and only more nodes change it.
 fn incomplete(nodes: &[NodeInfo], shards: &[ShardInfo]) -> usize {
-    let active: BTreeMap<NodeId, Liveness> =
-        nodes.iter().filter(|node| node.state == NodeState::Active).map(|node| (node.id, node.liveness)).collect();
+    let lasting: BTreeMap<NodeId, Liveness> =
+        nodes.iter().filter(|node| keeps_replicas(node.state)).map(|node| (node.id, node.liveness)).collect();
     let is_complete = |shard: &&ShardInfo| {
         let mut voters = shard.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
-        let possible = replicas_possible(shard.desired_replicas.into(), active.len());
+        let possible = replicas_possible(shard.desired_replicas.into(), lasting.len());
         voters.clone().count() >= possible
-            && voters.all(|voter| active.get(&voter.node).is_some_and(|liveness| *liveness == Liveness::Alive))
+            && voters.all(|voter| lasting.get(&voter.node).is_some_and(|liveness| *liveness == Liveness::Alive))
     };
     shards.iter().filter(|shard| !shard.fully_replicated).filter(|shard| !is_complete(shard)).count()
+}
+
+fn keeps_replicas(state: NodeState) -> bool {
+    matches!(state, NodeState::Active | NodeState::Draining | NodeState::Drained)
 }
 
 /// How many shards have a voter on each node that never returns. `nodes` has every node that was not removed.
@@ -190,9 +195,9 @@ mod tests {
 
     use super::*;
 
-    const LIVE: Voter = Voter { is_live: true, is_on_active_node: true };
-    const DOWN: Voter = Voter { is_live: false, is_on_active_node: true };
-    const DRAINING: Voter = Voter { is_live: true, is_on_active_node: false };
+    const LIVE: Voter = Voter { is_live: true, is_on_lasting_node: true };
+    const DOWN: Voter = Voter { is_live: false, is_on_lasting_node: true };
+    const LEAVING: Voter = Voter { is_live: true, is_on_lasting_node: false };
 
     fn judge(leadership: Leadership, halves: &[&[Voter]], desired: usize) -> (bool, bool, usize) {
         let halves = halves.iter().map(|half| half.to_vec()).collect();
@@ -205,7 +210,7 @@ mod tests {
         use Leadership::{Confirmed, Reported, Unknown};
         assert_eq!(judge(Confirmed, &[&[LIVE; 3]], 3), (true, true, 1));
         assert_eq!(judge(Confirmed, &[&[LIVE, LIVE, DOWN]], 3), (true, false, 0));
-        assert_eq!(judge(Confirmed, &[&[LIVE, LIVE, DRAINING]], 3), (true, false, 1), "it is moving away");
+        assert_eq!(judge(Confirmed, &[&[LIVE, LIVE, LEAVING]], 3), (true, false, 1), "it is moving away");
         assert_eq!(judge(Unknown, &[&[LIVE; 3]], 3), (false, true, 1), "an election");
         assert_eq!(judge(Unknown, &[&[LIVE, DOWN, DOWN]], 3), (false, false, 0));
         assert_eq!(judge(Confirmed, &[&[LIVE]], 3), (true, false, 0), "no redundancy, as desired or not");
@@ -243,6 +248,8 @@ mod tests {
             replicas: 0,
             leaders: 0,
             versions: None,
+            version: None,
+            started_ms: None,
         };
         let nodes: Vec<_> = (1..).zip(states).map(node).collect();
         let voter =
@@ -268,20 +275,22 @@ mod tests {
     fn a_cluster_that_is_too_small_for_more_replicas_has_no_problem() {
         const UP: (NodeState, Liveness) = (NodeState::Active, Liveness::Alive);
         const DEAD: (NodeState, Liveness) = (NodeState::Active, Liveness::Down);
-        const LEAVING: (NodeState, Liveness) = (NodeState::Draining, Liveness::Alive);
+        const LEAVING: (NodeState, Liveness) = (NodeState::Leaving, Liveness::Alive);
         let is_fine = |states: &[_], voters: &[u64]| problems_of(states, voters, false).is_empty();
         assert!(is_fine(&[UP], &[1]));
         assert!(is_fine(&[UP, UP], &[1]));
         assert!(!is_fine(&[UP, UP, UP], &[1]), "replicas are missing");
         assert!(!is_fine(&[UP, DEAD], &[1]), "a node does not answer");
         assert!(!is_fine(&[UP, LEAVING], &[2]), "its only voter is leaving");
+        let drained = (NodeState::Drained, Liveness::Alive);
+        assert!(is_fine(&[UP, UP, drained], &[1, 2, 3]), "a drained node keeps its replicas");
         assert!(!is_fine(&[UP, UP, DEAD], &[1, 2, 3]));
         assert!(!is_fine(&[UP, UP], &[1, 2, 3]), "a voter is on a node that was removed");
         assert!(problems_of(&[UP, UP, UP], &[1, 2, 3], true).is_empty());
     }
 
     fn any_voter() -> impl Strategy<Value = Voter> {
-        (any::<bool>(), any::<bool>()).prop_map(|(is_live, is_on_active_node)| Voter { is_live, is_on_active_node })
+        (any::<bool>(), any::<bool>()).prop_map(|(is_live, is_on_lasting_node)| Voter { is_live, is_on_lasting_node })
     }
 
     proptest! {

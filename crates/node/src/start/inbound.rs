@@ -10,6 +10,7 @@ use flotilla_control::{Gossip, RpcServer, Topology};
 use flotilla_replication::Handle;
 use flotilla_transport::{BoxFuture, Class, Handler, PeerState};
 use flotilla_types::NodeId;
+use tokio::sync::watch;
 
 use super::join::JoinAdmission;
 
@@ -19,6 +20,7 @@ use super::join::JoinAdmission;
 pub(crate) struct Inbound {
     services: OnceLock<Services>,
     topology: OnceLock<Arc<Topology>>,
+    refused: watch::Sender<bool>,
 }
 
 /// The services that receive traffic.
@@ -32,6 +34,11 @@ pub(crate) struct Services {
 impl Inbound {
     pub(crate) fn set_topology(&self, topology: Arc<Topology>) {
         let _ = self.topology.set(topology);
+    }
+
+    /// Whether a peer has said that this node was removed.
+    pub(crate) fn refused(&self) -> watch::Receiver<bool> {
+        self.refused.subscribe()
     }
 
     pub(crate) fn set_services(&self, services: Services) {
@@ -83,6 +90,7 @@ impl Handler for InboundHandler {
         }
         if state == PeerState::Refused {
             tracing::error!(%peer, "a peer says that this node was removed from the cluster");
+            self.0.refused.send_replace(true);
         }
     }
 

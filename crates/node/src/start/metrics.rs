@@ -1,9 +1,8 @@
 //! The text of `/metrics`: the counters of all crates, and gauges of this node's current status.
 //!
 //! The gauges are rendered from the node's status at each scrape, so that a shard or peer that is gone leaves
-//! no series: their number is bounded by the node's replicas and peers. Deliberately absent: round-trip times
-//! and bytes per peer, which the transport publishes, and names of collections, because users choose them and
-//! each would add a series.
+//! no series: their number is bounded by the node's replicas and peers. Deliberately absent: bytes per peer, and
+//! names of collections, because users choose them and each would add a series.
 
 use std::{
     fmt::{Display, Write as _},
@@ -11,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use flotilla_api::{ClusterStatus, Liveness, LocalReplica, LocalRole, PeerState, ShardInfo};
+use flotilla_api::{ClusterStatus, FollowerInfo, Liveness, LocalReplica, LocalRole, PeerInfo, PeerState, ShardInfo};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -57,6 +56,7 @@ pub(crate) fn text(status: &ClusterStatus) -> String {
     let mut text = Text(String::new());
     node(&mut text, status);
     shards(&mut text, &status.shards);
+    followers(&mut text, &status.shards);
     let peers = status.peers.iter().map(|peer| {
         let state = match peer.state {
             PeerState::Connected => "connected",
@@ -66,6 +66,11 @@ pub(crate) fn text(status: &ClusterStatus) -> String {
         (format!(r#"peer="{}",state="{state}""#, peer.node), 1)
     });
     text.family("flotilla_peer_state", GAUGE, "State of the connection to a peer: 1 for the current state", peers);
+    let up = |peer: &PeerInfo| (format!(r#"peer="{}""#, peer.node), u8::from(peer.state == PeerState::Connected));
+    text.family("flotilla_transport_peer_up", GAUGE, "Whether a peer is connected", status.peers.iter().map(up));
+    let rtt = |peer: &PeerInfo| Some((format!(r#"peer="{}""#, peer.node), peer.rtt_us? as f64 / 1e6));
+    let rtts = status.peers.iter().filter_map(rtt);
+    text.family("flotilla_transport_peer_rtt_seconds", GAUGE, "Round-trip time to a connected peer", rtts);
     process(&mut text);
     text.0
 }
@@ -122,7 +127,21 @@ fn shards(text: &mut Text, shards: &[ShardInfo]) {
     each("flotilla_shard_commit_index", "Last entry known to be committed", |replica| replica.commit);
     each("flotilla_shard_applied_index", "Last entry applied", |replica| replica.applied);
     each("flotilla_shard_checkpoint_index", "Last entry covered by the checkpoint", |replica| replica.checkpoint);
+    each("flotilla_shard_apply_lag_entries", "Committed entries that are not applied", |replica| {
+        replica.commit.saturating_sub(replica.applied)
+    });
     each("flotilla_shard_memtable_bytes", "Bytes in the memtable", |replica| replica.memtable_bytes);
+}
+
+/// How far the replicas are that follow a leader on this node.
+fn followers(text: &mut Text, shards: &[ShardInfo]) {
+    let led = shards.iter().filter_map(|shard| Some((shard.id, shard.local.as_ref()?)));
+    let lags = led.flat_map(|(shard, leader)| {
+        let lag = move |other: &FollowerInfo| (format!(r#"shard="{shard}",node="{}""#, other.node), other.lag);
+        leader.followers.iter().map(lag)
+    });
+    let help = "Committed entries that a replica of a shard led here is not known to have";
+    text.family("flotilla_shard_replica_lag_entries", GAUGE, help, lags);
 }
 
 fn process(text: &mut Text) {
@@ -203,10 +222,11 @@ mod tests {
     fn status() -> ClusterStatus {
         let text = r#"{"cluster_id":"00112233445566778899aabbccddeeff","node":2,"version":"0.1.0","started_ms":5000,
             "draining":false,"metadata_leader":null,"quorum":false,"health":{"ok":false,"reasons":["n1 is down"]},
-            "nodes":[],"collections":[],"peers":[{"node":3,"addr":"h:1","state":"backoff"}],
+            "nodes":[],"collections":[],"peers":[{"node":3,"addr":"h:1","state":"backoff"},{"node":5,"addr":"h:2","state":"connected","rtt_us":1500}],
             "shards":[{"id":4,"collection":"default","range":"bucket 0","leader":null,"replicas":[],
             "epoch":{"range":1,"config":2},"desired_replicas":3,"healthy":false,"local":{"replica":9,"role":"follower",
-            "term":7,"commit":12,"applied":11,"checkpoint":3,"memtable_bytes":640}}],
+            "term":7,"commit":12,"applied":11,"checkpoint":3,"memtable_bytes":640,
+            "followers":[{"replica":8,"node":5,"lag":7,"active":true,"in_snapshot":false}]}}],
             "available_shards":9,"replicated_shards":8,"shards_total":10,"failures_survivable":2}"#;
         serde_json::from_str(text).expect("a status")
     }
@@ -225,6 +245,11 @@ mod tests {
             r#"flotilla_shard_checkpoint_index{shard="s4"} 3"#,
             r#"flotilla_shard_memtable_bytes{shard="s4"} 640"#,
             r#"flotilla_peer_state{peer="n3",state="backoff"} 1"#,
+            r#"flotilla_transport_peer_up{peer="n3"} 0"#,
+            r#"flotilla_transport_peer_up{peer="n5"} 1"#,
+            r#"flotilla_transport_peer_rtt_seconds{peer="n5"} 0.0015"#,
+            r#"flotilla_shard_replica_lag_entries{shard="s4",node="n5"} 7"#,
+            r#"flotilla_shard_apply_lag_entries{shard="s4"} 1"#,
             "flotilla_shards_leaderless 1",
             "flotilla_shards 10",
             "flotilla_shards_available 9",
@@ -237,7 +262,8 @@ mod tests {
         }
         status.shards.clear();
         status.peers.clear();
-        assert!(!text(&status).contains("s4") && !text(&status).contains("n3"));
+        let shown = text(&status);
+        assert!(!["s4", "n3", "n5"].iter().any(|gone| shown.contains(gone)), "{shown}");
     }
 
     #[test]

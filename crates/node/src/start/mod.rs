@@ -5,6 +5,7 @@ mod audit;
 mod ballast;
 mod client_tls;
 mod config;
+mod departure;
 mod descriptors;
 mod events;
 mod folder;
@@ -14,9 +15,12 @@ mod inbound;
 mod join;
 mod machines;
 mod metrics;
+mod node_change;
 mod security;
 mod shard_view;
 mod status;
+#[cfg(test)]
+mod testing;
 
 use std::{
     net::SocketAddr,
@@ -51,6 +55,7 @@ use audit::Audit;
 use client_tls::CertificateSource;
 pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
+use departure::Departure;
 use descriptors::ConnectionLimits;
 use events::Events;
 use folder::Folder;
@@ -60,6 +65,8 @@ use join::{JoinAdmission, SharedAuthority};
 
 /// How long a stopping node waits for the transfer of its leaderships.
 const LEADERSHIP_TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a stopping node waits for its gateways, which end earlier by themselves.
+const GATEWAYS_STOP_TIMEOUT: Duration = Duration::from_secs(8);
 /// Exit code after a fatal error, such as a failed disk.
 const EXIT_FATAL: i32 = 70;
 
@@ -215,7 +222,8 @@ async fn serve(
         tokio::spawn(founding.run(folder.clone(), host.handle(), shards.clone()));
     }
 
-    let draining = Arc::new(AtomicBool::new(false));
+    let stopping = Arc::new(AtomicBool::new(false));
+    let departure = Departure::new(&topology, &shards, inbound.refused());
     let store = Store::new(shards.clone(), GatewayStart(rand::random()));
     let security = Security {
         access: security::access(config.clients, topology.clone()),
@@ -241,18 +249,32 @@ async fn serve(
         shards,
         events,
         metrics,
-        draining: draining.clone(),
+        stopping: stopping.clone(),
         started_ms: clock::wall_ms(),
     };
-    let (stop, stopping) = watch::channel(false);
-    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), security, &stopping)?;
+    let (stop, stopped) = watch::channel(false);
+    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), security, &stopped)?;
 
-    wait_for_stop().await?;
-    tracing::info!("stopping: transferring leaderships");
-    draining.store(true, Ordering::Relaxed);
-    leave(&host.handle(), &control).await;
-    let _ = stop.send(true);
-    let _ = tokio::time::timeout(LEADERSHIP_TRANSFER_TIMEOUT, gateways).await;
+    let ending = tokio::select! {
+        stopped = wait_for_stop() => stopped.map(|()| Ending::Stopped)?,
+        () = departure.is_due() => Ending::Leaving,
+    };
+    stopping.store(true, Ordering::Relaxed);
+    match ending {
+        Ending::Stopped => {
+            tracing::info!("stopping: transferring leaderships");
+            step_down(&host.handle()).await;
+            control.leave().await;
+            stop_gateways(&stop, gateways).await;
+        }
+        Ending::Leaving => {
+            tracing::info!("no shard has a replica here any more: leaving the cluster");
+            // First, because after its removal no peer takes the requests that clients still send here.
+            stop_gateways(&stop, gateways).await;
+            departure.complete().await;
+            control.leave().await;
+        }
+    }
     network.close().await;
     Ok((host, log))
 }
@@ -453,15 +475,27 @@ fn serve_clients(
     })
 }
 
-/// Transfers leaderships, then announces the departure to the members. A node whose transfers do not finish
-/// in time leaves all the same.
-async fn leave(host: &Handle, control: &Control) {
+/// Why the node ends.
+enum Ending {
+    /// It was told to stop.
+    Stopped,
+    /// It was to leave, and holds nothing any more.
+    Leaving,
+}
+
+/// Transfers leaderships. A node whose transfers do not finish in time leaves all the same.
+async fn step_down(host: &Handle) {
     host.step_down();
     let deadline = Instant::now() + LEADERSHIP_TRANSFER_TIMEOUT;
     while host.transferable_leaderships() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    control.leave().await;
+}
+
+/// Closes the client ports after the requests that were read are answered.
+async fn stop_gateways(stop: &watch::Sender<bool>, gateways: impl Future<Output = ()>) {
+    let _ = stop.send(true);
+    let _ = tokio::time::timeout(GATEWAYS_STOP_TIMEOUT, gateways).await;
 }
 
 async fn wait_for_stop() -> anyhow::Result<()> {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_api::{LocalReplica, LocalRole, ReplicaInfo, ShardInfo};
+use flotilla_api::{FollowerInfo, LocalReplica, LocalRole, ReplicaInfo, ShardInfo};
 use flotilla_control::MemberState;
 use flotilla_meta::{MetaState, NodeState as RecordState, ShardRecord};
 use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
@@ -24,7 +24,7 @@ pub(super) struct ShardView<'a> {
 #[derive(Debug, Clone, Copy)]
 struct NodeFacts {
     is_live: bool,
-    is_active: bool,
+    keeps_replicas: bool,
 }
 
 impl<'a> ShardView<'a> {
@@ -37,7 +37,7 @@ impl<'a> ShardView<'a> {
         // Membership keeps the last state of a node that is gone; no peer talks to it any more.
         let facts = |state: RecordState, id| NodeFacts {
             is_live: !state.is_gone() && liveness(id) == MemberState::Alive,
-            is_active: state == RecordState::Active,
+            keeps_replicas: matches!(state, RecordState::Active | RecordState::Draining),
         };
         let nodes = meta.nodes().map(|node| (node.id, facts(node.state, node.id))).collect();
         let mut here = BTreeMap::<ShardId, Vec<&ReplicaStatus>>::new();
@@ -132,7 +132,7 @@ impl<'a> ShardView<'a> {
 
     fn voter(&self, descriptor: &ShardDescriptor, id: ReplicaId, replicas: &[&ReplicaStatus]) -> Voter {
         let Some(node) = descriptor.node_of(id) else {
-            return Voter { is_live: false, is_on_active_node: false };
+            return Voter { is_live: false, is_on_lasting_node: false };
         };
         let facts = self.node(node);
         // A node that has a newer replica of the shard gave this one up.
@@ -140,12 +140,12 @@ impl<'a> ShardView<'a> {
         // Of its own replicas this node knows whether they take part.
         let takes_part =
             node != self.me || replicas.iter().any(|replica| replica.replica == id && replica.group.is_some());
-        Voter { is_live: facts.is_live && is_newest && takes_part, is_on_active_node: facts.is_active }
+        Voter { is_live: facts.is_live && is_newest && takes_part, is_on_lasting_node: facts.keeps_replicas }
     }
 
     /// A node that the metadata does not know is gone.
     fn node(&self, node: NodeId) -> NodeFacts {
-        self.nodes.get(&node).copied().unwrap_or(NodeFacts { is_live: false, is_active: false })
+        self.nodes.get(&node).copied().unwrap_or(NodeFacts { is_live: false, keeps_replicas: false })
     }
 }
 
@@ -178,7 +178,26 @@ fn local_replica(replica: &ReplicaStatus) -> LocalReplica {
         checkpoint: replica.checkpoint.0,
         log_bytes: None,
         memtable_bytes: (replica.usage.active_bytes + replica.usage.frozen_bytes) as u64,
+        followers: group
+            .filter(|group| group.role == Role::Leader)
+            .map_or_else(Vec::new, |group| followers(replica, group)),
     }
+}
+
+/// How far the replicas are that follow the one here.
+fn followers(leader: &ReplicaStatus, group: &GroupStatus) -> Vec<FollowerInfo> {
+    let followers = group.followers.iter().filter(|follower| follower.replica != leader.replica);
+    followers
+        .filter_map(|follower| {
+            Some(FollowerInfo {
+                replica: follower.replica,
+                node: leader.descriptor.node_of(follower.replica)?,
+                lag: group.commit.0.saturating_sub(follower.matched.0),
+                active: follower.recently_active,
+                in_snapshot: follower.in_snapshot,
+            })
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -84,12 +84,7 @@ impl Sources<'_> {
             http: record.addresses.http.clone(),
             redis: record.addresses.redis.clone(),
             locality: record.locality.clone(),
-            state: match record.state {
-                RecordState::Active => NodeState::Active,
-                RecordState::Draining => NodeState::Draining,
-                RecordState::Lost => NodeState::Lost,
-                RecordState::Removed => NodeState::Removed,
-            },
+            state: node_state(record.state, leaders as usize),
             liveness: match self.topology.liveness(record.id).0 {
                 MemberState::Alive => Liveness::Alive,
                 MemberState::Suspect => Liveness::Suspect,
@@ -107,7 +102,22 @@ impl Sources<'_> {
             replicas,
             leaders,
             versions: versions_of(record.id, seen),
+            version: record.start.as_ref().map(|start| start.build.clone()),
+            started_ms: record.start.as_ref().map(|start| start.at_ms),
         }
+    }
+}
+
+/// A node's state in words, given how many shards it leads.
+pub(crate) fn node_state(state: RecordState, leaders: usize) -> NodeState {
+    match state {
+        RecordState::Active => NodeState::Active,
+        RecordState::Draining if leaders == 0 => NodeState::Drained,
+        RecordState::Draining => NodeState::Draining,
+        RecordState::Decommissioning => NodeState::Decommissioning,
+        RecordState::Leaving => NodeState::Leaving,
+        RecordState::Lost => NodeState::Lost,
+        RecordState::Removed => NodeState::Removed,
     }
 }
 

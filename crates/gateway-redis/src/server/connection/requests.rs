@@ -60,7 +60,8 @@ impl Connection {
         let place = request.first().and_then(|name| Spec::place_of(name));
         let spec = place.map(|place| &TABLE[place]);
         // A server that stops answers what was read.
-        if !self.is_closing && self.shared.pause.holds(spec.is_some_and(Spec::writes), now) {
+        if !self.is_closing && self.read_until.is_none() && self.shared.pause.holds(spec.is_some_and(Spec::writes), now)
+        {
             self.postponed = Some(request);
             return;
         }

@@ -1,94 +1,12 @@
 //! Tests of the view of shards: metadata built by commands, replicas as a host reports them.
 
-use std::{cell::Cell, collections::BTreeSet, sync::Arc};
+use std::{cell::Cell, collections::BTreeSet};
 
-use flotilla_meta::{
-    Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, NewNode, Setting, TokenId as JoinTokenId,
-};
-use flotilla_placement::Sharding;
-use flotilla_types::{ClusterId, ConfState, Epoch, Locality, LogIndex, ReplicaDescriptor, Term, Timestamp};
+use flotilla_meta::{MetaCommand, Setting};
+use flotilla_types::{ConfState, Epoch, ReplicaDescriptor};
 
 use super::{super::health::Totals, *};
-
-/// Shards of one collection.
-const SHARDS_EACH: usize = 256;
-
-/// Metadata of nodes 1 to n.
-struct Metadata(MetaFollower);
-
-impl Metadata {
-    fn of_nodes(nodes: u64) -> Self {
-        let mut metadata = Self(MetaFollower::default());
-        metadata.apply(&MetaCommand::Bootstrap { cluster: ClusterId([1; 16]), node: new_node(1) });
-        let (token, secret_hash) = (JoinTokenId(1), [1; 32]);
-        metadata.apply(&MetaCommand::CreateToken { id: token, hash: secret_hash, expires_at_ms: 1 << 40, uses: 100 });
-        for id in 2..=nodes {
-            metadata.apply(&MetaCommand::Join(JoinRequest { token, secret_hash, node: new_node(id), versions: None }));
-        }
-        metadata
-    }
-
-    fn apply(&mut self, command: &MetaCommand) {
-        let previous = self.0.state().version();
-        let increment = Increment {
-            previous,
-            index: LogIndex(previous + 1),
-            timestamp: Timestamp::from_millis(1_000),
-            commands: vec![command.encode()],
-        };
-        assert_eq!(self.0.apply(&Feed::Increments(vec![increment])), Ok(true), "{command:?}");
-    }
-
-    /// A shard on each of these sets of nodes, in as many collections as needed.
-    fn collections(&mut self, shards: &[Vec<u64>]) -> Vec<ShardId> {
-        for (i, shards) in shards.chunks(SHARDS_EACH).enumerate() {
-            self.apply(&MetaCommand::CreateCollection {
-                name: format!("c{i}"),
-                sharding: Sharding::Hash,
-                buckets: u16::try_from(shards.len()).expect("few shards"),
-                replicas: 3,
-                initial_nodes: shards.iter().map(|nodes| nodes.iter().copied().map(NodeId).collect()).collect(),
-            });
-        }
-        self.state().shards().map(|shard| shard.id).filter(|shard| *shard != ShardId::META).collect()
-    }
-
-    fn state(&self) -> Arc<MetaState> {
-        self.0.state().clone()
-    }
-}
-
-fn new_node(id: u64) -> NewNode {
-    let addresses = Addresses { quic: format!("10.0.0.{id}:1"), ..Addresses::default() };
-    NewNode { name: format!("n{id}"), addresses, locality: Locality::default(), key_digest: [id as u8; 32] }
-}
-
-/// The replica of a shard on `node`, with this leader, in the configuration that the metadata names.
-fn replica(meta: &MetaState, shard: ShardId, node: u64, leader: Option<u64>) -> ReplicaStatus {
-    let descriptor = meta.shard(shard).expect("a shard").descriptor.clone();
-    let own = descriptor.replica_on(NodeId(node)).expect("a replica").replica;
-    let replica_of = |node| descriptor.replica_on(NodeId(node)).expect("a replica").replica;
-    let group = GroupStatus {
-        role: if leader == Some(node) { Role::Leader } else { Role::Follower },
-        term: Term(2),
-        leader: leader.map_or(ReplicaId::NONE, replica_of),
-        commit: LogIndex(9),
-        last: LogIndex(9),
-        truncated: LogIndex(0),
-        conf: ConfState::of_voters(descriptor.replicas.iter().map(|replica| replica.replica)),
-        followers: Vec::new(),
-    };
-    ReplicaStatus {
-        shard,
-        replica: own,
-        descriptor,
-        group: Some(group),
-        applied: LogIndex(9),
-        version: None,
-        checkpoint: LogIndex(1),
-        usage: flotilla_storage::Usage::default(),
-    }
-}
+use crate::start::testing::{Metadata, replica};
 
 /// The data shards as node `me` sees them, while these nodes are down.
 fn view(me: u64, meta: &MetaState, here: &[ReplicaStatus], hint: Option<u64>, down: &[u64]) -> Vec<ShardInfo> {
