@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
-    Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
+    KeyRequest, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -80,6 +80,9 @@ pub trait Admin: Send + Sync + 'static {
     /// The cluster version and which nodes are ready for the next one. Never waits.
     fn upgrade_status(&self) -> UpgradeStatus;
 
+    /// The cluster's authority and its rotation. Never waits.
+    fn authority_status(&self) -> AuthorityStatus;
+
     /// The conditions under which the node can serve, and whether they hold. Never waits.
     fn readiness(&self) -> Vec<Check>;
 
@@ -135,6 +138,9 @@ pub trait Admin: Send + Sync + 'static {
     /// Puts the next cluster version in force, if every node is ready for it; does nothing if this node's
     /// binary supports no later one.
     fn finish_upgrade(&self, deadline: Instant) -> AdminFuture<'_, UpgradeStatus>;
+
+    /// Replaces the cluster's authority. Returns once the new one is in force, beside the one before.
+    fn rotate_authority(&self, deadline: Instant) -> AdminFuture<'_, AuthorityStatus>;
 
     /// Removes a node permanently. `force` also removes one that is alive, or that still holds replicas.
     fn remove_node(&self, node: NodeId, force: bool, deadline: Instant) -> AdminFuture<'_, ()>;

@@ -17,6 +17,7 @@
 //! | 2 | client keys: their commands and records | [`ClusterVersion::CLIENT_KEYS`] |
 //! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
 //! | 2 | entries without commands, which remove due records | [`ClusterVersion::UPKEEP`] |
+//! | 2 | rotation of the authority: its commands and record | [`ClusterVersion::AUTHORITY_ROTATION`] |
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -55,6 +56,8 @@ impl ClusterVersion {
     pub const CLIENT_KEYS: Self = Self(2);
     /// Metadata refuses names and localities of nodes with characters that a terminal would obey.
     pub const PRINTABLE_LABELS: Self = Self(2);
+    /// The metadata holds the cluster's authority, and its rotation.
+    pub const AUTHORITY_ROTATION: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -147,6 +150,7 @@ mod tests {
             ClusterVersion::UPKEEP,
             ClusterVersion::CLIENT_KEYS,
             ClusterVersion::PRINTABLE_LABELS,
+            ClusterVersion::AUTHORITY_ROTATION,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

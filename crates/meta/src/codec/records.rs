@@ -12,7 +12,8 @@ use flotilla_types::{
 
 use super::{CodecError, decode_versioned, encode_at, encode_versioned, hash, number, required};
 use crate::{
-    Addresses, KeyId, KeyRecord, MetaState, NodeRecord, NodeState, ShardRecord, TokenId, TokenRecord, state::Header,
+    Addresses, AuthorityRecord, KeyId, KeyRecord, MetaState, NodeRecord, NodeState, PreparedAuthority, ShardRecord,
+    TokenId, TokenRecord, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -182,6 +183,33 @@ struct SnapshotPb {
     settings: BTreeMap<String, String>,
     #[prost(message, repeated, tag = "7")]
     keys: Vec<KeyPb>,
+    #[prost(message, optional, tag = "8")]
+    authority: Option<AuthorityPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AuthorityPb {
+    #[prost(uint64, tag = "1")]
+    serial: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    certificate: Bytes,
+    /// Empty for none; so are the next ones.
+    #[prost(bytes = "bytes", tag = "3")]
+    cross: Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    previous: Bytes,
+    #[prost(message, optional, tag = "5")]
+    prepared: Option<PreparedAuthorityPb>,
+    #[prost(uint64, repeated, tag = "6")]
+    certified: Vec<u64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct PreparedAuthorityPb {
+    #[prost(bytes = "bytes", tag = "1")]
+    certificate: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    cross: Bytes,
 }
 
 impl MetaState {
@@ -196,6 +224,7 @@ impl MetaState {
             tokens: self.tokens().map(TokenPb::from).collect(),
             settings: self.settings.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
             keys: self.keys().map(KeyPb::from).collect(),
+            authority: self.authority().map(AuthorityPb::from),
         };
         encode_at(VersionNeed::InForce(self.cluster_version()), &snapshot)
     }
@@ -224,6 +253,7 @@ impl MetaState {
             let key = KeyRecord::try_from(key)?;
             state.keys.insert(key.id, Arc::new(key));
         }
+        state.authority = snapshot.authority.map(AuthorityRecord::try_from).transpose()?.map(Arc::new);
         state.settings = snapshot.settings.into_iter().map(|(key, value)| (key, value.into())).collect();
         Ok(state)
     }
@@ -501,6 +531,57 @@ impl TryFrom<KeyPb> for KeyRecord {
             expires_at_ms: key.expires_at_ms,
             created_at_ms: key.created_at_ms,
         })
+    }
+}
+
+/// Encodes the stored authority. Its version keeps older binaries from reading it.
+pub(crate) fn encode_authority(record: &AuthorityRecord) -> Bytes {
+    encode_at(VersionNeed::InForce(ClusterVersion::AUTHORITY_ROTATION), &AuthorityPb::from(record))
+}
+
+/// Decodes the stored authority.
+pub(crate) fn decode_authority(bytes: &[u8]) -> Result<AuthorityRecord, CodecError> {
+    decode_versioned::<AuthorityPb>(bytes)?.try_into()
+}
+
+impl From<&AuthorityRecord> for AuthorityPb {
+    fn from(record: &AuthorityRecord) -> Self {
+        Self {
+            serial: record.serial,
+            certificate: record.certificate.clone(),
+            cross: record.cross.clone().unwrap_or_default(),
+            previous: record.previous.clone().unwrap_or_default(),
+            prepared: record.prepared.as_ref().map(PreparedAuthorityPb::from),
+            certified: record.certified.iter().map(|node| node.0).collect(),
+        }
+    }
+}
+
+impl TryFrom<AuthorityPb> for AuthorityRecord {
+    type Error = CodecError;
+
+    fn try_from(pb: AuthorityPb) -> Result<Self, CodecError> {
+        let filled = |bytes: Bytes| Some(bytes).filter(|bytes| !bytes.is_empty());
+        Ok(Self {
+            serial: number(pb.serial)?,
+            certificate: required(filled(pb.certificate))?,
+            cross: filled(pb.cross),
+            previous: filled(pb.previous),
+            prepared: pb.prepared.map(PreparedAuthority::from),
+            certified: pb.certified.into_iter().map(number).collect::<Result<_, CodecError>>()?,
+        })
+    }
+}
+
+impl From<&PreparedAuthority> for PreparedAuthorityPb {
+    fn from(next: &PreparedAuthority) -> Self {
+        Self { certificate: next.certificate.clone(), cross: next.cross.clone() }
+    }
+}
+
+impl From<PreparedAuthorityPb> for PreparedAuthority {
+    fn from(pb: PreparedAuthorityPb) -> Self {
+        Self { certificate: pb.certificate, cross: pb.cross }
     }
 }
 
