@@ -105,6 +105,12 @@ impl Life {
         self.issued_s.saturating_add(self.valid_s / 3 * 2)
     }
 
+    /// Whether it has ended, as far as this is known.
+    #[must_use]
+    pub fn is_over(self, now_s: u64) -> bool {
+        self.valid_s != 0 && now_s >= self.expires_s()
+    }
+
     /// When it ends.
     #[must_use]
     pub fn expires_s(self) -> u64 {
@@ -474,7 +480,7 @@ mod tests {
             fields.remove(name);
         }
         let read = NodeIdentity::from_pem(&serde_json::from_value(json).unwrap()).unwrap();
-        assert_eq!(read.life().renew_at_s(), 0);
+        assert!(read.life().renew_at_s() == 0 && !read.life().is_over(u64::MAX), "due, but not known to be over");
         assert_eq!(Life { issued_s: 100, valid_s: 90 }.renew_at_s(), 160);
     }
 

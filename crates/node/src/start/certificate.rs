@@ -141,7 +141,7 @@ impl Keeper {
                 None => {}
             }
         }
-        if identity.life().expires_s() > now_s() && !self.is_refused(identity) {
+        if !identity.life().is_over(now_s()) && !self.is_refused(identity) {
             bail!("no node that holds the authority has renewed the certificate");
         }
         let renewed = self.come_back(identity, &csr, life, meta, failures).await?;
