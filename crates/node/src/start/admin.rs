@@ -165,6 +165,15 @@ impl NodeAdmin {
         Ok(self.upgrade_status())
     }
 
+    /// Remarks for operators.
+    fn notes(&self) -> Vec<String> {
+        let life = self.identity.borrow().life();
+        let overdue = authority::is_overdue(life, authority::now_s());
+        let ends = life.expires_s().saturating_sub(authority::now_s());
+        let overdue = overdue.then(|| format!("this node's certificate ends in {ends} s and could not be renewed"));
+        self.notes.iter().cloned().chain(overdue).collect()
+    }
+
     async fn rotate(&self, deadline: Instant) -> Result<AuthorityStatus, AdminError> {
         let before = self.topology.meta().authority().map_or(0, |record| record.serial);
         match self.desk.rotate_anywhere(deadline).await {
@@ -257,7 +266,7 @@ impl Admin for NodeAdmin {
             network: &self.network,
             started_ms: self.started_ms,
             draining: self.is_draining(),
-            notes: self.notes.clone(),
+            notes: self.notes(),
         };
         sources.status()
     }

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_control::{AuthorityService, PeerRequest, Shards, Topology, decode_answer};
-use flotilla_identity::{Authorities, CaFingerprint, ClusterAuthority, NodeIdentity, csr_public_key_digest};
+use flotilla_identity::{Authorities, CaFingerprint, ClusterAuthority, Life, NodeIdentity, csr_public_key_digest};
 use flotilla_meta::{AuthorityRecord, MetaCommand, MetaReply, MetaState, PreparedAuthority};
 use flotilla_replication::clock;
 use flotilla_transport::{BoxFuture, Class, Transport};
@@ -392,7 +392,186 @@ impl AuthorityDesk {
     }
 }
 
+/// Whether a certificate should have been renewed long ago: after five sixths of its life.
+pub(crate) fn is_overdue(life: Life, now_s: u64) -> bool {
+    life.valid_s != 0 && now_s >= life.issued_s.saturating_add(life.valid_s / 6 * 5)
+}
+
 /// The fingerprint of an authority in force, for status pages.
 pub(crate) fn fingerprint(authorities: &Authorities) -> CaFingerprint {
     CaFingerprint::of(&authorities.current)
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_identity::NodeKey;
+    use flotilla_meta::{Addresses, Feed, Increment, MetaFollower, NewNode};
+    use flotilla_types::{ClusterId, Incarnation, Locality, LogIndex, Timestamp, VersionRange};
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId([7; 16]);
+    const ME: NodeId = NodeId(1);
+
+    /// A node that founded a cluster, alone in its metadata group, and what it holds.
+    struct World {
+        custody: Arc<Custody>,
+        topology: Arc<Topology>,
+        follower: MetaFollower,
+        authority: ClusterAuthority,
+        key: NodeKey,
+        _identity: watch::Sender<NodeIdentity>,
+        dir: tempfile::TempDir,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let (authority, key) = (ClusterAuthority::mint(CLUSTER).unwrap(), NodeKey::generate().unwrap());
+            let cert = authority.issue(ME, &key.csr_der().unwrap(), u64::MAX).unwrap();
+            let identity = NodeIdentity::new(CLUSTER, ME, authority.cert_der().clone(), cert, key.clone()).unwrap();
+            let identity = watch::Sender::new(identity);
+            let dir = tempfile::tempdir().unwrap();
+            let folder = Arc::new(Folder::open(dir.path()).unwrap());
+            let topology = Arc::new(Topology::new(ME, MetaState::default()));
+            let custody = Custody::open(folder, topology.clone(), identity.subscribe()).unwrap();
+            let follower = MetaFollower::default();
+            let mut world = Self { custody, topology, follower, authority, key, _identity: identity, dir };
+            let node = NewNode {
+                name: "n".to_owned(),
+                addresses: Addresses { quic: "a:1".to_owned(), ..Addresses::default() },
+                locality: Locality::default(),
+                key_digest: world.key.public_key_digest(),
+            };
+            world.apply(&MetaCommand::Bootstrap { cluster: CLUSTER, node });
+            let seen =
+                flotilla_meta::SeenNode { node: ME, incarnation: Incarnation(0), versions: VersionRange::supported() };
+            world.apply(&MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: vec![seen] });
+            assert!(world.take(&world.authority, 0));
+            world
+        }
+
+        fn apply(&mut self, command: &MetaCommand) {
+            let previous = self.follower.state().version();
+            let increment = Increment {
+                previous,
+                index: LogIndex(previous + 1),
+                timestamp: Timestamp::from_millis(1_000),
+                commands: vec![command.encode()],
+            };
+            assert_eq!(self.follower.apply(&Feed::Increments(vec![increment])), Ok(true), "{command:?}");
+            self.topology.offer(self.follower.state());
+        }
+
+        fn take(&self, authority: &ClusterAuthority, since: u64) -> bool {
+            self.custody.take(&HeldAuthority::encode(authority, since))
+        }
+
+        fn prepare(&mut self, next: &ClusterAuthority) {
+            let bytes = |der: &[u8]| Bytes::copy_from_slice(der);
+            let cross = self.authority.cross_sign(next).unwrap();
+            let prepared = PreparedAuthority { certificate: bytes(next.cert_der()), cross: bytes(&cross) };
+            let current = bytes(self.authority.cert_der());
+            self.apply(&MetaCommand::PrepareAuthority { current, next: prepared });
+        }
+
+        fn begin(&mut self, next: &ClusterAuthority) {
+            let certificate = Bytes::copy_from_slice(next.cert_der());
+            self.apply(&MetaCommand::BeginRotation { certificate, holders: vec![ME] });
+        }
+
+        /// The metadata group moves to other nodes; this one stays in the cluster.
+        fn move_metadata_group(&mut self) {
+            use flotilla_types::{Epoch, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor};
+            let token = flotilla_meta::TokenId(1);
+            let (hash, expires_at_ms) = ([1; 32], 5_000);
+            self.apply(&MetaCommand::CreateToken { id: token, hash, expires_at_ms, uses: 1 });
+            let node = NewNode {
+                name: "m".to_owned(),
+                addresses: Addresses { quic: "b:1".to_owned(), ..Addresses::default() },
+                locality: Locality::default(),
+                key_digest: [9; 32],
+            };
+            let versions = Some(VersionRange::supported());
+            let join = flotilla_meta::JoinRequest { token, secret_hash: hash, node, versions };
+            self.apply(&MetaCommand::Join(join));
+            let shard = ShardId::META;
+            self.apply(&MetaCommand::AssignReplica { shard, node: NodeId(2), intent_version: 1 });
+            self.apply(&MetaCommand::UnassignReplica { shard, replica: ReplicaId(1) });
+            let record = self.follower.state().shard(shard).unwrap().descriptor.clone();
+            let replica = ReplicaDescriptor { replica: ReplicaId(2), node: NodeId(2), role: ReplicaRole::Voter };
+            let epoch = Epoch { config: record.epoch.config + 1, ..record.epoch };
+            let descriptor = ShardDescriptor { epoch, replicas: vec![replica], ..record };
+            self.apply(&MetaCommand::ReportShard { descriptor });
+        }
+
+        fn has(&self, which: &str) -> bool {
+            self.dir.path().join(which).exists()
+        }
+    }
+
+    #[test]
+    fn a_node_is_certified_for_the_key_that_the_metadata_has_of_it_only() {
+        let world = World::new();
+        let csr = |key: &NodeKey| key.csr_der().unwrap();
+        let certified = world.custody.certify_node(ME, &csr(&world.key), 60).expect("a certificate");
+        let identity = world._identity.borrow().clone();
+        let renew = |valid_s| {
+            let life = Life { issued_s: now_s(), valid_s };
+            identity.renewed(certified.authorities.clone(), certified.certificate.clone(), life)
+        };
+        assert!(renew(60).is_ok());
+        assert!(renew(3_600).is_err(), "it is not valid for longer than asked for");
+        let other = NodeKey::generate().unwrap();
+        assert!(world.custody.certify_node(ME, &csr(&other), 60).is_none(), "a key that nobody admitted");
+        assert!(world.custody.certify_node(NodeId(2), &csr(&world.key), 60).is_none(), "no such node");
+    }
+
+    #[test]
+    fn a_node_takes_only_the_authorities_that_the_metadata_names() {
+        let mut world = World::new();
+        let next = ClusterAuthority::mint(CLUSTER).unwrap();
+        assert!(!world.take(&next, 9));
+        world.prepare(&next);
+        assert!(world.take(&next, 9) && world.has("authority-next.json"));
+        assert!(world.custody.certify_node(ME, &world.key.csr_der().unwrap(), 60).is_some());
+        assert_eq!(world.custody.authorities().current, *world.authority.cert_der(), "not in force yet");
+
+        world.begin(&next);
+        let csr = world.key.csr_der().unwrap();
+        let certified = world.custody.certify_node(ME, &csr, 60).expect("also before the file has its name");
+        assert_eq!(certified.authorities.current, *next.cert_der());
+        assert_eq!(certified.authorities.previous.as_ref(), Some(world.authority.cert_der()));
+        world.custody.tend().unwrap();
+        assert!(world.has("authority.json") && !world.has("authority-next.json"));
+        assert!(world.custody.holds());
+        assert!(!world.take(&world.authority, 99), "the last one is over");
+    }
+
+    #[test]
+    fn a_superseded_offer_is_deleted() {
+        let mut world = World::new();
+        let (first, second) = (ClusterAuthority::mint(CLUSTER).unwrap(), ClusterAuthority::mint(CLUSTER).unwrap());
+        world.prepare(&first);
+        assert!(world.take(&first, 3));
+        world.prepare(&second);
+        world.custody.tend().unwrap();
+        assert!(!world.has("authority-next.json") && world.custody.holds());
+    }
+
+    #[test]
+    fn a_former_member_of_the_metadata_group_deletes_the_key_by_newer_metadata_only() {
+        let mut world = World::new();
+        world.custody.tend().unwrap();
+        assert!(world.has("authority.json"), "it is a member");
+        world.move_metadata_group();
+        // Given again by a leader that knows newer metadata, for another replica.
+        let newer = world.follower.state().version() + 1;
+        assert!(world.take(&world.authority, newer));
+        world.custody.tend().unwrap();
+        assert!(world.has("authority.json"), "older metadata does not know of it");
+        assert!(world.take(&world.authority, newer - 2));
+        world.custody.tend().unwrap();
+        assert!(!world.has("authority.json") && !world.custody.holds());
+        assert!(world.custody.to_give().is_none());
+    }
 }
