@@ -7,10 +7,12 @@ use flotilla_storage::VersionNeed;
 use flotilla_types::{ClusterVersion, Incarnation, Locality, NodeId, VersionRange};
 
 use super::{
-    COMMAND_BYTES_MAX, CodecError, decode_with_need, encode_at, hash, number,
+    COMMAND_BYTES_MAX, CodecError,
+    authority::PreparedAuthorityPb,
+    decode_with_need, encode_at, hash, number,
     records::{
-        AddressesPb, DescriptorPb, PreparedAuthorityPb, VersionsPb, cluster, collection_id, node_state, role,
-        role_number, sharding, sharding_number, state_number, version, versions,
+        AddressesPb, DescriptorPb, VersionsPb, cluster, collection_id, node_state, role, role_number, sharding,
+        sharding_number, state_number, version, versions,
     },
     required,
 };
