@@ -135,7 +135,7 @@ mod tests {
         // Its replica was replaced by another one, and the node may have deleted the key in between.
         world.meta.unassign(ShardId::META, 2);
         world.meta.assign(ShardId::META, 2);
-        world.replicas = vec![leads(0, &[(1, 1)], &[(3, 2)])];
+        world.replicas = vec![leads(0, &[(1, 1)], &[(2, 3)])];
         assert_eq!(world.reconcile(&mut led), give);
     }
 
