@@ -36,7 +36,10 @@ type Connection = BufReader<TlsStream<TcpStream>>;
 async fn connect(cluster: &Cluster, at: SocketAddr) -> Connection {
     let ca = cluster.credentials().ca().expect("a secure cluster");
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca).expect("a certificate")).expect("an authority");
+    // Two while the authority is replaced.
+    for authority in CertificateDer::pem_file_iter(ca).expect("certificates") {
+        roots.add(authority.expect("a certificate")).expect("an authority");
+    }
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = config.expect("versions").with_root_certificates(roots).with_no_client_auth();
@@ -78,7 +81,8 @@ fn allowed(method: &str, path: &str) -> Option<Vec<Role>> {
         | "/v1/cluster/tokens/{id}"
         | "/v1/cluster/keys"
         | "/v1/cluster/keys/{id}"
-        | "/v1/cluster/audit" => admin,
+        | "/v1/cluster/audit"
+        | "/v1/cluster/authority/rotate" => admin,
         path if path.starts_with("/v1/kv/") && reads => vec![Role::Reader, Role::Writer, Role::Admin],
         path if path.starts_with("/v1/kv/") || path == "/v1/batch" => vec![Role::Writer, Role::Admin],
         "/v1/rpc" => Role::ALL.to_vec(),

@@ -7,6 +7,7 @@
 //! mistyped condition must never be ignored. Ids of nodes, shards and replicas are texts such as `n4`, `s5`,
 //! `r6`; other ids are numbers. Times end in `_ms` and are Unix milliseconds or durations, as documented.
 
+mod authority;
 mod batch;
 mod cluster;
 mod comparison;
@@ -21,6 +22,7 @@ mod problem;
 mod status;
 mod text;
 
+pub use authority::{AuthorityStatus, CertificateLife, NodeCertification};
 pub use batch::{BatchCondition, BatchOperation, BatchReply, BatchRequest, BatchResult, BatchVerb, Outcome};
 pub use cluster::{
     Check, Collection, CollectionList, CreateCollection, NodeList, Readiness, ShardList, Sharding, TokenReply,

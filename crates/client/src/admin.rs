@@ -1,9 +1,9 @@
 //! Collections, nodes, tokens, settings and status.
 
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, KeyId, KeyInfo, KeyList,
-    KeyReply, KeyRequest, NodeChange, NodeVerb, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList,
-    TokenReply, TokenRequest, UpgradeStatus,
+    AuthorityStatus, ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, KeyId,
+    KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, Setting, SettingList, SettingRequest, TokenId,
+    TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -150,6 +150,22 @@ impl Client {
     /// See [`ClientError`].
     pub async fn finish_upgrade(&self) -> Result<UpgradeStatus, ClientError> {
         self.call(Call::write(Method::POST, "/v1/cluster/upgrade")).await?.json()
+    }
+
+    /// The cluster's authority and its rotation.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn authority_status(&self) -> Result<AuthorityStatus, ClientError> {
+        self.call(Call::read(Method::GET, "/v1/cluster/authority")).await?.json()
+    }
+
+    /// Replaces the cluster's authority. Returns once the new one is in force, beside the one before.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn rotate_authority(&self) -> Result<AuthorityStatus, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/cluster/authority/rotate")).await?.json()
     }
 
     /// Removes a node permanently. `force` also removes one that is alive or holds replicas.

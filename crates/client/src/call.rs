@@ -108,8 +108,10 @@ impl Client {
         let first = endpoints.first().ok_or(ClientError::NoEndpoint)?.clone();
         let mut builder = reqwest::Client::builder();
         if let Some(authority) = &options.authority {
-            let authority = reqwest::Certificate::from_pem(authority).map_err(|_| ClientError::MalformedAuthority)?;
-            builder = builder.tls_certs_only([authority]);
+            // Two while the cluster replaces its authority.
+            let authorities = reqwest::Certificate::from_pem_bundle(authority);
+            let authorities = authorities.ok().filter(|authorities| !authorities.is_empty());
+            builder = builder.tls_certs_only(authorities.ok_or(ClientError::MalformedAuthority)?);
         }
         // Fails if the process has one, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -24,7 +24,7 @@ pub use core::{
 };
 pub use events::Event;
 pub use gossip::Gossip;
-pub use rpc::{Certify, RpcServer, TakeAuthority};
+pub use rpc::{AuthorityService, RpcServer};
 pub use shards::Shards;
 pub use topology::Topology;
 

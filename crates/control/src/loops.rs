@@ -65,6 +65,8 @@ pub(crate) async fn peers(context: Arc<Context>, save: Arc<dyn Fn(&MetaState) + 
     loop {
         let meta = updates.borrow_and_update().clone();
         context.pass(&mut reconciler).await;
+        // Also of nodes that this one never dialled.
+        context.network.close_refused();
         let save = save.clone();
         // One save at a time, so that an older version never overwrites a newer one.
         let _ = tokio::task::spawn_blocking(move || save(&meta)).await;

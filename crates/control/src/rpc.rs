@@ -1,10 +1,11 @@
-//! Serves the peer RPC stream: requests for shards led here, the metadata feed, and the authority's key.
+//! Serves the peer RPC stream: requests for shards led here, the metadata feed, and what needs the authority.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_meta::MetaQuery;
 use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError};
+use flotilla_transport::BoxFuture;
 use flotilla_types::{NodeId, ShardId, Timestamp};
 
 use crate::{MalformedRequest, PeerRequest, Topology, core, shards::ask_host};
@@ -12,26 +13,34 @@ use crate::{MalformedRequest, PeerRequest, Topology, core, shards::ask_host};
 /// Timeout of the feed's query at the local replica.
 const FEED_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Stores the cluster's authority. Returns whether it is now durable here.
-pub type TakeAuthority = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+/// The cluster's authority, as far as this node holds it.
+pub trait AuthorityService: Send + Sync + 'static {
+    /// Stores the authority, or the next one. Returns whether it is now durable here. May block.
+    fn take(&self, authority: &[u8]) -> bool;
 
-/// Certifies a peer's client ports: node, signing request, hosts, seconds. `None` if this node cannot.
-pub type Certify = Arc<dyn Fn(NodeId, &[u8], &[String], u64) -> Option<Vec<u8>> + Send + Sync>;
+    /// Certifies a peer's client ports for these hosts, for some seconds. `None` if this node cannot.
+    fn certify_client_ports(&self, node: NodeId, csr: &[u8], hosts: &[String], valid_s: u64) -> Option<Bytes>;
+
+    /// Certifies a peer for some seconds. `None` if this node cannot.
+    fn certify_node(&self, node: NodeId, csr: &[u8], valid_s: u64) -> Option<Bytes>;
+
+    /// Replaces the authority. The answer says why it was not replaced; `Ok` for nothing.
+    fn rotate(&self, timeout: Duration) -> BoxFuture<'static, Result<(), String>>;
+}
 
 /// Answers requests from peers.
 #[derive(Clone)]
 pub struct RpcServer {
     topology: Arc<Topology>,
     host: Handle,
-    take_authority: TakeAuthority,
-    certify: Certify,
+    authority: Arc<dyn AuthorityService>,
 }
 
 impl RpcServer {
     /// Answers from this node's host.
     #[must_use]
-    pub fn new(topology: Arc<Topology>, host: Handle, take_authority: TakeAuthority, certify: Certify) -> Self {
-        Self { topology, host, take_authority, certify }
+    pub fn new(topology: Arc<Topology>, host: Handle, authority: Arc<dyn AuthorityService>) -> Self {
+        Self { topology, host, authority }
     }
 
     /// Answers one request.
@@ -51,16 +60,19 @@ impl RpcServer {
             PeerRequest::Shard(request) => ask_host(&self.host, request).await,
             PeerRequest::Feed { version, wait_ms } => self.feed(version, wait_ms).await,
             PeerRequest::Authority(authority) => {
-                let take = self.take_authority.clone();
-                let taken = tokio::task::spawn_blocking(move || take(&authority)).await.unwrap_or(false);
+                let service = self.authority.clone();
+                let taken = tokio::task::spawn_blocking(move || service.take(&authority)).await.unwrap_or(false);
                 tracing::info!(%from, taken, "received the cluster authority");
-                let done = Answered { payload: Bytes::new(), clock: Timestamp::ZERO };
-                if taken { Ok(done) } else { Err(RequestError::Stopped) }
+                certified(taken.then(Bytes::new))
             }
             PeerRequest::CertifyClientPorts { csr, hosts, valid_s } => {
-                let certified = (self.certify)(from, &csr, &hosts, valid_s);
-                let certified = certified.map(|cert| Answered { payload: cert.into(), clock: Timestamp::ZERO });
-                certified.ok_or(RequestError::Stopped)
+                certified(self.authority.certify_client_ports(from, &csr, &hosts, valid_s))
+            }
+            PeerRequest::CertifyNode { csr, valid_s } => certified(self.authority.certify_node(from, &csr, valid_s)),
+            PeerRequest::RotateAuthority { timeout_ms } => {
+                let rotated = self.authority.rotate(Duration::from_millis(timeout_ms.into())).await;
+                tracing::info!(%from, ?rotated, "a node asked for a rotation of the authority");
+                certified(Some(rotated.map_or_else(Bytes::from, |()| Bytes::new())))
             }
         }
     }
@@ -74,4 +86,9 @@ impl RpcServer {
         let query = MetaQuery::FeedSince(version).encode();
         self.host.query(ShardId::META, None, query, Freshness::Local, FEED_QUERY_TIMEOUT).await
     }
+}
+
+/// The answer to a request that needs the authority. `None` if this node cannot serve it.
+fn certified(payload: Option<Bytes>) -> Answer {
+    payload.map(|payload| Answered { payload, clock: Timestamp::ZERO }).ok_or(RequestError::Stopped)
 }

@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
-    NodeChange, NodeVerb, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
+    KeyRequest, NodeChange, NodeVerb, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -89,6 +89,9 @@ pub trait Admin: Send + Sync + 'static {
     /// The cluster version and which nodes are ready for the next one. Never waits.
     fn upgrade_status(&self) -> UpgradeStatus;
 
+    /// The cluster's authority and its rotation. Never waits.
+    fn authority_status(&self) -> AuthorityStatus;
+
     /// The conditions under which the node can serve, and whether they hold. Never waits.
     fn readiness(&self) -> Vec<Check>;
 
@@ -153,4 +156,7 @@ pub trait Admin: Send + Sync + 'static {
         options: ChangeOptions,
         deadline: Instant,
     ) -> AdminFuture<'_, NodeChange>;
+
+    /// Replaces the cluster's authority. Returns once the new one is in force, beside the one before.
+    fn rotate_authority(&self, deadline: Instant) -> AdminFuture<'_, AuthorityStatus>;
 }

@@ -91,7 +91,7 @@ impl Node {
         let authority = ClusterAuthority::mint(CLUSTER).expect("an authority");
         let key = NodeKey::generate().expect("a key");
         let csr = key.csr_der().expect("a request");
-        let certificate = authority.issue(ME, &csr).expect("a certificate");
+        let certificate = authority.issue(ME, &csr, u64::MAX).expect("a certificate");
         let identity = NodeIdentity::new(CLUSTER, ME, authority.cert_der().clone(), certificate, key);
         let config = Config::new(([127, 0, 0, 1], 0).into());
         let network = Transport::start(config, identity.expect("an identity"), Arc::new(Alone)).await;

@@ -1,4 +1,5 @@
-//! The cluster's certificate authority: one key and one self-signed certificate, minted once at bootstrap.
+//! A cluster's certificate authority: one key and one self-signed certificate, minted when the cluster is founded
+//! and whenever the authority is rotated.
 //!
 //! The authority alone decides a certificate's content: node id, cluster, usage and dates. A signing request
 //! contributes only its public key and the proof that the requester holds the private key.
@@ -21,11 +22,13 @@ use crate::{
 /// bytes.
 pub const CSR_BYTES_MAX: usize = 4096;
 
-/// Certificates are valid from this past year, so that a node with a slow clock can still connect.
+/// Certificates of nodes are valid from this past year, so that a node with a slow clock can still connect.
 const VALID_FROM_YEAR: i32 = 2020;
+/// The same in Unix seconds.
+const VALID_FROM_S: u64 = 1_577_836_800;
 /// The last time that a certificate can name, in Unix seconds (end of the year 9999).
 const TIME_MAX_S: u64 = 253_402_300_799;
-/// Certificates are valid until this year. Membership, not expiry, decides who belongs to a cluster.
+/// An authority's own certificate is valid until this year: it ends by rotation.
 const VALID_UNTIL_YEAR: i32 = 2120;
 
 /// The cluster's certificate authority, with its private key.
@@ -42,9 +45,7 @@ impl ClusterAuthority {
     /// [`IdentityError::Crypto`] when the system has no random bytes.
     pub fn mint(cluster: ClusterId) -> Result<Self, IdentityError> {
         let key = KeyPair::generate().map_err(IdentityError::Crypto)?;
-        let mut params = params(&authority_name(cluster), format!("flotilla {cluster}"))?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let params = authority_params(cluster)?;
         let cert = params.self_signed(&key).map_err(IdentityError::Crypto)?;
         Ok(Self { cluster, cert: cert.into(), issuer: Issuer::new(params, key) })
     }
@@ -94,17 +95,37 @@ impl ClusterAuthority {
         CaFingerprint::of(&self.cert)
     }
 
-    /// Certifies that the holder of the request's key is `node`.
+    /// The certificate of the next authority, signed by this one: whoever trusts only this authority accepts the
+    /// certificates that the next one issues, if they come with it.
+    ///
+    /// # Errors
+    /// [`IdentityError::ForeignCluster`], [`IdentityError::Crypto`].
+    pub fn cross_sign(&self, next: &Self) -> Result<CertificateDer<'static>, IdentityError> {
+        if next.cluster != self.cluster {
+            return Err(IdentityError::ForeignCluster);
+        }
+        let mut params = authority_params(self.cluster)?;
+        params.use_authority_key_identifier_extension = true;
+        Ok(params.signed_by(next.issuer.key(), &self.issuer).map_err(IdentityError::Crypto)?.into())
+    }
+
+    /// Certifies until `expires_s` (Unix seconds) that the holder of the request's key is `node`.
     ///
     /// # Errors
     /// [`IdentityError::Malformed`] (a request that does not parse, is too large or is not signed by its own
     /// key; node 0), [`IdentityError::UnsupportedKey`], [`IdentityError::Crypto`].
-    pub fn issue(&self, node: NodeId, csr_der: &[u8]) -> Result<CertificateDer<'static>, IdentityError> {
+    pub fn issue(
+        &self,
+        node: NodeId,
+        csr_der: &[u8],
+        expires_s: u64,
+    ) -> Result<CertificateDer<'static>, IdentityError> {
         if node == NodeId::NONE {
             return Err(IdentityError::Malformed(Part::NodeId));
         }
         let request = parse_request(csr_der)?;
         let mut params = params(&peer_name(node, self.cluster), format!("flotilla node {node}"))?;
+        set_validity(&mut params, VALID_FROM_S..expires_s);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
@@ -137,9 +158,7 @@ impl ClusterAuthority {
                 Err(_) => SanType::DnsName(host.as_str().try_into().map_err(IdentityError::Crypto)?),
             });
         }
-        let at = |seconds| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
-        params.not_before = at(valid.start.min(TIME_MAX_S));
-        params.not_after = at(valid.end.min(TIME_MAX_S));
+        set_validity(&mut params, valid);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         // Not for clients: a certificate of client ports must not pass for a node's.
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -203,6 +222,20 @@ fn parse_request(csr_der: &[u8]) -> Result<CertificateSigningRequestParams, Iden
     Ok(request)
 }
 
+/// The parameters of an authority's certificate.
+fn authority_params(cluster: ClusterId) -> Result<CertificateParams, IdentityError> {
+    let mut params = params(&authority_name(cluster), format!("flotilla {cluster}"))?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    Ok(params)
+}
+
+/// A certificate's first second and the last, in Unix seconds, cut to what a certificate can name.
+fn set_validity(params: &mut CertificateParams, valid: Range<u64>) {
+    let at = |unix_s: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(unix_s.min(TIME_MAX_S));
+    (params.not_before, params.not_after) = (at(valid.start), at(valid.end));
+}
+
 /// The parameters that all certificates share.
 fn params(dns_name: &str, common_name: String) -> Result<CertificateParams, IdentityError> {
     let mut params = CertificateParams::default();
@@ -255,14 +288,14 @@ mod tests {
     fn issued_certificate_ignores_names_in_the_request() {
         let authority = ClusterAuthority::mint(CLUSTER).unwrap();
         let key = NodeKey::generate().unwrap();
-        let cert = authority.issue(NodeId(3), &key.csr_der().unwrap()).unwrap();
+        let cert = authority.issue(NodeId(3), &key.csr_der().unwrap(), u64::MAX).unwrap();
         assert_eq!(peer_of(&cert, CLUSTER).unwrap(), NodeId(3));
 
         // A request for another node's name gets the name that the authority chose.
         let pair = KeyPair::generate().unwrap();
         let greedy = CertificateParams::new(vec![peer_name(NodeId(1), CLUSTER)]).unwrap();
         let csr = greedy.serialize_request(&pair).unwrap();
-        let cert = authority.issue(NodeId(4), csr.der()).unwrap();
+        let cert = authority.issue(NodeId(4), csr.der(), u64::MAX).unwrap();
         assert_eq!(peer_of(&cert, CLUSTER).unwrap(), NodeId(4));
     }
 
@@ -270,9 +303,21 @@ mod tests {
     fn certificate_of_another_cluster_is_refused() {
         let authority = ClusterAuthority::mint(CLUSTER).unwrap();
         let csr = NodeKey::generate().unwrap().csr_der().unwrap();
-        let cert = authority.issue(NodeId(3), &csr).unwrap();
+        let cert = authority.issue(NodeId(3), &csr, u64::MAX).unwrap();
         assert!(matches!(peer_of(&cert, ClusterId([8; 16])), Err(IdentityError::ForeignCluster)));
         assert!(matches!(peer_of(authority.cert_der(), CLUSTER), Err(IdentityError::NoNodeName)));
+    }
+
+    #[test]
+    fn a_certificate_starts_early_and_expires_when_it_was_asked_to() {
+        let authority = ClusterAuthority::mint(CLUSTER).unwrap();
+        let key = NodeKey::generate().unwrap();
+        let expires_s = 1_800_000_000;
+        let cert = authority.issue(NodeId(3), &key.csr_der().unwrap(), expires_s).unwrap();
+        let anchors = [authority.cert_der().clone()];
+        let valid = |at_s| crate::node::verify(&cert, &anchors, &[], at_s).is_ok();
+        assert!(valid(VALID_FROM_S) && valid(expires_s));
+        assert!(!valid(VALID_FROM_S - 1) && !valid(expires_s + 1));
     }
 
     #[test]
@@ -291,7 +336,7 @@ mod tests {
     fn damaged_request_never_certifies_another_key() {
         let authority = ClusterAuthority::mint(CLUSTER).unwrap();
         let csr = NodeKey::generate().unwrap().csr_der().unwrap();
-        assert!(matches!(authority.issue(NodeId(0), &csr), Err(IdentityError::Malformed(Part::NodeId))));
+        assert!(matches!(authority.issue(NodeId(0), &csr, u64::MAX), Err(IdentityError::Malformed(Part::NodeId))));
         let genuine = csr_public_key_digest(&csr).unwrap();
         for position in 0..csr.len() {
             let mut damaged = csr.clone();
@@ -300,9 +345,9 @@ mod tests {
             // certified.
             let digest = csr_public_key_digest(&damaged);
             assert!(digest.is_err() || digest.is_ok_and(|digest| digest == genuine), "byte {position}");
-            assert!(authority.issue(NodeId(1), &csr[..position]).is_err(), "cut at {position}");
+            assert!(authority.issue(NodeId(1), &csr[..position], u64::MAX).is_err(), "cut at {position}");
         }
-        assert!(authority.issue(NodeId(1), &vec![0x30; CSR_BYTES_MAX + 1]).is_err());
+        assert!(authority.issue(NodeId(1), &vec![0x30; CSR_BYTES_MAX + 1], u64::MAX).is_err());
     }
 
     #[test]

@@ -64,7 +64,10 @@ fn hostile_requests_get_a_certificate_for_their_key_and_node_only() {
     let key = KeyPair::generate().unwrap();
     let plain = NodeKey::generate().unwrap().csr_der().unwrap();
     let greedy = greedy_request(&key);
-    assert!(authority.issue(NodeId(5), &signed(&info_of(&greedy), &key)).is_ok(), "the test signs requests correctly");
+    assert!(
+        authority.issue(NodeId(5), &signed(&info_of(&greedy), &key), u64::MAX).is_ok(),
+        "the test signs requests correctly"
+    );
     let requests = prop_oneof![
         1 => mutated(Just(plain)),
         1 => mutated(Just(greedy.clone())),
@@ -73,7 +76,7 @@ fn hostile_requests_get_a_certificate_for_their_key_and_node_only() {
     ];
     attack(1_000, requests, |request| {
         let digest = CERTIFICATE.of(request.len(), || csr_public_key_digest(&request));
-        match authority.issue(NodeId(5), &request) {
+        match authority.issue(NodeId(5), &request, u64::MAX) {
             Ok(cert) => {
                 assert!(digest.is_ok());
                 assert_eq!(peer_of(&cert, CLUSTER).ok(), Some(NodeId(5)), "the request does not choose its name");
@@ -88,7 +91,7 @@ fn hostile_requests_get_a_certificate_for_their_key_and_node_only() {
 fn hostile_certificates_give_no_other_identity() {
     let authority = ClusterAuthority::mint(CLUSTER).unwrap();
     let key = NodeKey::generate().unwrap();
-    let cert = authority.issue(NodeId(5), &key.csr_der().unwrap()).unwrap();
+    let cert = authority.issue(NodeId(5), &key.csr_der().unwrap(), u64::MAX).unwrap();
     attack(500, mutated(select(vec![cert.to_vec(), authority.cert_der().to_vec()])), |bytes| {
         let _ = CERTIFICATE.of(bytes.len(), || peer_of(&bytes, CLUSTER));
         let identity =
@@ -101,7 +104,7 @@ fn hostile_certificates_give_no_other_identity() {
 fn hostile_identity_files_are_refused_or_unchanged() {
     let authority = ClusterAuthority::mint(CLUSTER).unwrap();
     let key = NodeKey::generate().unwrap();
-    let cert = authority.issue(NodeId(5), &key.csr_der().unwrap()).unwrap();
+    let cert = authority.issue(NodeId(5), &key.csr_der().unwrap(), u64::MAX).unwrap();
     let identity = NodeIdentity::new(CLUSTER, NodeId(5), authority.cert_der().clone(), cert, key).unwrap();
     let pem = identity.to_pem();
     let fields = [pem.cluster, pem.node, pem.ca_cert, pem.cert, pem.key].map(String::into_bytes);
@@ -115,7 +118,9 @@ fn hostile_identity_files_are_refused_or_unchanged() {
     });
     attack(200, damage, |[cluster, node, ca_cert, cert, key]| {
         let _ = ClusterAuthority::from_pem(&ca_cert, &key);
-        if let Ok(read) = NodeIdentity::from_pem(&IdentityPem { cluster, node, ca_cert, cert, key }) {
+        if let Ok(read) =
+            NodeIdentity::from_pem(&IdentityPem { cluster, node, ca_cert, cert, key, ..identity.to_pem() })
+        {
             assert_eq!((read.cluster(), read.node()), (CLUSTER, NodeId(5)));
             assert_eq!(read.key().public_key_digest(), identity.key().public_key_digest());
         }

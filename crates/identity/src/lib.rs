@@ -8,7 +8,7 @@
 //!   verifiers.
 //!
 //! Deliberately absent: files and directories (callers store the strings), clocks (TLS reads its own),
-//! revocation lists (the transport's admission refuses a removed node), rotation of the authority.
+//! revocation lists (the transport's admission refuses a removed node).
 
 mod authority;
 mod client_key;
@@ -25,7 +25,8 @@ pub use authority::{CSR_BYTES_MAX, CaFingerprint, ClusterAuthority, csr_public_k
 pub use client_key::{ClientKey, KeyError, KeyHash};
 pub use error::{IdentityError, Part};
 pub use name::{peer_name, peer_of};
-pub use node::{IdentityPem, NodeIdentity, NodeKey};
+pub use node::{Authorities, IdentityPem, Life, NodeIdentity, NodeKey, serves_client_ports};
+pub use pin::JoinTrust;
 pub use tls::{
     ALPN_JOIN, ALPN_PEER, JOIN_SERVER_NAME, client_port_config, join_client_config, peer_client_config, server_config,
 };

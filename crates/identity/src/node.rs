@@ -1,6 +1,7 @@
 //! A node's key pair, and the identity that it gets with a certificate.
 //!
-//! A [`NodeIdentity`] is always consistent: its parts are checked against each other when it is built.
+//! A [`NodeIdentity`] is always consistent: its parts are checked against each other when it is built. Renewal
+//! replaces the certificate, never the key: the cluster knows a node by its key.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -85,14 +86,68 @@ impl fmt::Debug for NodeKey {
     }
 }
 
+/// When a certificate was issued and how long it is valid, in Unix seconds and seconds. Zero where this is not
+/// known: such a certificate is due for renewal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// When it was issued.
+    #[serde(default)]
+    pub issued_s: u64,
+    /// How long it is valid from then on.
+    #[serde(default)]
+    pub valid_s: u64,
+}
+
+impl Life {
+    /// When the certificate is to be replaced: at two thirds of its life.
+    #[must_use]
+    pub fn renew_at_s(self) -> u64 {
+        self.issued_s.saturating_add(self.valid_s / 3 * 2)
+    }
+
+    /// Whether it has ended, as far as this is known.
+    #[must_use]
+    pub fn is_over(self, now_s: u64) -> bool {
+        self.valid_s != 0 && now_s >= self.expires_s()
+    }
+
+    /// When it ends.
+    #[must_use]
+    pub fn expires_s(self) -> u64 {
+        self.issued_s.saturating_add(self.valid_s)
+    }
+}
+
+/// The authorities of a cluster, as those see them that certify a node. Certificates are DER.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Authorities {
+    /// The one that issues certificates now.
+    pub current: CertificateDer<'static>,
+    /// The certificate of `current`, signed by the authority before it ([`cross_sign`]).
+    ///
+    /// [`cross_sign`]: crate::ClusterAuthority::cross_sign
+    pub cross: Option<CertificateDer<'static>>,
+    /// The one before, while certificates that it issued are still accepted.
+    pub previous: Option<CertificateDer<'static>>,
+}
+
+impl Authorities {
+    /// A cluster whose authority was never rotated.
+    #[must_use]
+    pub fn only(current: CertificateDer<'static>) -> Self {
+        Self { current, cross: None, previous: None }
+    }
+}
+
 /// The identity of a certified node: what it needs to authenticate itself and to verify its peers.
 #[derive(Debug, Clone)]
 pub struct NodeIdentity {
     cluster: ClusterId,
     node: NodeId,
-    ca_cert: CertificateDer<'static>,
+    authorities: Authorities,
     cert: CertificateDer<'static>,
     key: NodeKey,
+    life: Life,
 }
 
 impl NodeIdentity {
@@ -107,9 +162,43 @@ impl NodeIdentity {
         cert: CertificateDer<'static>,
         key: NodeKey,
     ) -> Result<Self, IdentityError> {
-        let identity = Self { cluster, node, ca_cert, cert, key };
+        let authorities = Authorities::only(ca_cert);
+        let identity = Self { cluster, node, authorities, cert, key, life: Life::default() };
         identity.validate()?;
         Ok(identity)
+    }
+
+    /// The same with what is known of the certificate's life.
+    #[must_use]
+    pub fn with_life(self, life: Life) -> Self {
+        Self { life, ..self }
+    }
+
+    /// This node with a new certificate. A new authority is accepted only if an authority that this node trusts
+    /// has signed it.
+    ///
+    /// # Errors
+    /// Those of [`validate`](Self::validate); [`IdentityError::NotIssuedHere`] also when the certificate is not
+    /// valid in the middle of its life, because the clock of the issuer or of this node is wrong.
+    pub fn renewed(
+        &self,
+        authorities: Authorities,
+        cert: CertificateDer<'static>,
+        life: Life,
+    ) -> Result<Self, IdentityError> {
+        verify(&cert, &self.trusted(), authorities.cross.as_slice(), life.issued_s.saturating_add(life.valid_s / 2))?;
+        let renewed = Self { authorities, cert, life, key: self.key.clone(), ..*self };
+        renewed.validate()?;
+        Ok(renewed)
+    }
+
+    /// The same without the authority before the current one: certificates that it issued are refused from now
+    /// on.
+    #[must_use]
+    pub fn without_previous(&self) -> Self {
+        let mut identity = self.clone();
+        identity.authorities.previous = None;
+        identity
     }
 
     /// Checks that the authority is the cluster's, that it signed the certificate for use on both sides of a
@@ -119,8 +208,11 @@ impl NodeIdentity {
     /// One of [`IdentityError::Malformed`], [`IdentityError::ForeignCluster`], [`IdentityError::WrongNode`],
     /// [`IdentityError::KeyMismatch`], [`IdentityError::NotIssuedHere`].
     pub fn validate(&self) -> Result<(), IdentityError> {
-        if authority_of(&self.ca_cert)? != self.cluster {
-            return Err(IdentityError::ForeignCluster);
+        let others = self.authorities.cross.iter().chain(&self.authorities.previous);
+        for authority in std::iter::once(self.ca_cert()).chain(others) {
+            if authority_of(authority)? != self.cluster {
+                return Err(IdentityError::ForeignCluster);
+            }
         }
         let found = peer_of(&self.cert, self.cluster)?;
         if found != self.node {
@@ -129,18 +221,7 @@ impl NodeIdentity {
         if self.key.0.subject_public_key_info() != public_key_of(&self.cert, Part::Certificate)? {
             return Err(IdentityError::KeyMismatch(Part::Certificate));
         }
-        let anchor = webpki::anchor_from_trusted_cert(&self.ca_cert)
-            .map_err(|_| IdentityError::Malformed(Part::CaCertificate))?;
-        let anchors = [anchor];
-        let cert =
-            webpki::EndEntityCert::try_from(&self.cert).map_err(|_| IdentityError::Malformed(Part::Certificate))?;
-        let time = UnixTime::since_unix_epoch(Duration::from_secs(VALIDATION_TIME_UNIX_SECONDS));
-        let algorithms = provider().signature_verification_algorithms;
-        for usage in [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()] {
-            cert.verify_for_usage(algorithms.all, &anchors, &[], time, usage, None, None)
-                .map_err(|_| IdentityError::NotIssuedHere)?;
-        }
-        Ok(())
+        verify(&self.cert, std::slice::from_ref(self.ca_cert()), &[], VALIDATION_TIME_UNIX_SECONDS)
     }
 
     /// The node's cluster.
@@ -155,10 +236,28 @@ impl NodeIdentity {
         self.node
     }
 
-    /// The authority's certificate.
+    /// The certificate of the authority that issued the node's.
     #[must_use]
     pub fn ca_cert(&self) -> &CertificateDer<'static> {
-        &self.ca_cert
+        &self.authorities.current
+    }
+
+    /// The authorities as of the last renewal.
+    #[must_use]
+    pub fn authorities(&self) -> &Authorities {
+        &self.authorities
+    }
+
+    /// The authorities whose certificates are accepted.
+    #[must_use]
+    pub fn trusted(&self) -> Vec<CertificateDer<'static>> {
+        std::iter::once(self.ca_cert()).chain(&self.authorities.previous).cloned().collect()
+    }
+
+    /// What is known of the certificate's life.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        self.life
     }
 
     /// The node's certificate.
@@ -176,13 +275,13 @@ impl NodeIdentity {
     /// The fingerprint that join tokens of this cluster pin.
     #[must_use]
     pub fn ca_fingerprint(&self) -> CaFingerprint {
-        CaFingerprint::of(&self.ca_cert)
+        CaFingerprint::of(self.ca_cert())
     }
 
-    /// The authority's certificate as PEM text.
+    /// The certificates of the trusted authorities as PEM text, the current one first.
     #[must_use]
     pub fn ca_pem(&self) -> String {
-        cert_to_pem(self.ca_cert())
+        self.trusted().iter().map(cert_to_pem).collect()
     }
 
     /// The identity as strings for storage. They contain the private key.
@@ -191,9 +290,12 @@ impl NodeIdentity {
         IdentityPem {
             cluster: self.cluster.to_string(),
             node: self.node.to_string(),
-            ca_cert: cert_to_pem(&self.ca_cert),
+            ca_cert: cert_to_pem(self.ca_cert()),
             cert: cert_to_pem(&self.cert),
             key: self.key.to_pem(),
+            ca_cross: self.authorities.cross.as_ref().map(cert_to_pem),
+            ca_previous: self.authorities.previous.as_ref().map(cert_to_pem),
+            life: self.life,
         }
     }
 
@@ -202,14 +304,52 @@ impl NodeIdentity {
     /// # Errors
     /// Those of [`validate`](Self::validate).
     pub fn from_pem(pem: &IdentityPem) -> Result<Self, IdentityError> {
-        Self::new(
-            pem.cluster.parse().map_err(|_| IdentityError::Malformed(Part::ClusterId))?,
-            pem.node.parse().map_err(|_| IdentityError::Malformed(Part::NodeId))?,
-            cert_from_pem(&pem.ca_cert, Part::CaCertificate)?,
-            cert_from_pem(&pem.cert, Part::Certificate)?,
-            NodeKey::from_pem(&pem.key)?,
-        )
+        let authority = |pem: &String| cert_from_pem(pem, Part::CaCertificate);
+        let identity = Self {
+            cluster: pem.cluster.parse().map_err(|_| IdentityError::Malformed(Part::ClusterId))?,
+            node: pem.node.parse().map_err(|_| IdentityError::Malformed(Part::NodeId))?,
+            authorities: Authorities {
+                current: authority(&pem.ca_cert)?,
+                cross: pem.ca_cross.as_ref().map(authority).transpose()?,
+                previous: pem.ca_previous.as_ref().map(authority).transpose()?,
+            },
+            cert: cert_from_pem(&pem.cert, Part::Certificate)?,
+            key: NodeKey::from_pem(&pem.key)?,
+            life: pem.life,
+        };
+        identity.validate()?;
+        Ok(identity)
     }
+}
+
+/// Checks that one of the authorities, possibly by a certificate in between, signed a certificate for use on both
+/// sides of a connection, and that all of them are valid at a time.
+pub(crate) fn verify(
+    cert: &CertificateDer<'_>,
+    authorities: &[CertificateDer<'_>],
+    between: &[CertificateDer<'_>],
+    at_s: u64,
+) -> Result<(), IdentityError> {
+    let anchors = authorities.iter().map(webpki::anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>();
+    let anchors = anchors.map_err(|_| IdentityError::Malformed(Part::CaCertificate))?;
+    let cert = webpki::EndEntityCert::try_from(cert).map_err(|_| IdentityError::Malformed(Part::Certificate))?;
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(at_s));
+    let algorithms = provider().signature_verification_algorithms;
+    for usage in [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()] {
+        cert.verify_for_usage(algorithms.all, &anchors, between, time, usage, None, None)
+            .map_err(|_| IdentityError::NotIssuedHere)?;
+    }
+    Ok(())
+}
+
+/// Whether an authority signed a certificate of client ports that is valid at a time.
+#[must_use]
+pub fn serves_client_ports(cert: &CertificateDer<'_>, authority: &CertificateDer<'_>, at_s: u64) -> bool {
+    let Ok(anchor) = webpki::anchor_from_trusted_cert(authority) else { return false };
+    let Ok(cert) = webpki::EndEntityCert::try_from(cert) else { return false };
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(at_s));
+    let (algorithms, usage) = (provider().signature_verification_algorithms, webpki::KeyUsage::server_auth());
+    cert.verify_for_usage(algorithms.all, &[anchor], &[], time, usage, None, None).is_ok()
 }
 
 /// A [`NodeIdentity`] as strings. Store it where only the node can read it.
@@ -225,6 +365,15 @@ pub struct IdentityPem {
     pub cert: String,
     /// The node's private key (PEM, PKCS#8).
     pub key: String,
+    /// The authority's certificate, signed by the authority before it (PEM).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_cross: Option<String>,
+    /// The certificate of the authority before, while it is trusted (PEM).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_previous: Option<String>,
+    /// When the node's certificate was issued, and for how long.
+    #[serde(flatten)]
+    pub life: Life,
 }
 
 impl fmt::Debug for IdentityPem {
@@ -242,7 +391,7 @@ mod tests {
 
     fn identity(authority: &ClusterAuthority, node: u64) -> NodeIdentity {
         let key = NodeKey::generate().unwrap();
-        let cert = authority.issue(NodeId(node), &key.csr_der().unwrap()).unwrap();
+        let cert = authority.issue(NodeId(node), &key.csr_der().unwrap(), u64::MAX).unwrap();
         NodeIdentity::new(authority.cluster(), NodeId(node), authority.cert_der().clone(), cert, key).unwrap()
     }
 
@@ -277,6 +426,62 @@ mod tests {
         assert!(matches!(with(&|p| p.ca_cert = foreign.ca_cert.clone()), Err(IdentityError::ForeignCluster)));
         assert!(matches!(with(&|p| p.cert = foreign.cert.clone()), Err(IdentityError::ForeignCluster)));
         assert!(matches!(with(&|p| p.cert = "garbage".into()), Err(IdentityError::Malformed(Part::Certificate))));
+    }
+
+    /// The same node certified by `next` for an hour, with what proves that `signer` vouches for `next`.
+    fn succeed(
+        old: &NodeIdentity,
+        signer: &ClusterAuthority,
+        next: &ClusterAuthority,
+    ) -> Result<NodeIdentity, IdentityError> {
+        let life = Life { issued_s: 1_800_000_000, valid_s: 3_600 };
+        let cert = next.issue(old.node(), &old.key().csr_der().unwrap(), life.expires_s()).unwrap();
+        let authorities = Authorities {
+            current: next.cert_der().clone(),
+            cross: Some(signer.cross_sign(next).unwrap()),
+            previous: Some(old.ca_cert().clone()),
+        };
+        old.renewed(authorities, cert, life)
+    }
+
+    #[test]
+    fn only_an_authority_that_the_trusted_one_signed_replaces_it() {
+        let mint = || ClusterAuthority::mint(CLUSTER).unwrap();
+        let (old, next, stranger) = (mint(), mint(), mint());
+        let node = identity(&old, 5);
+        let renewed = succeed(&node, &old, &next).unwrap();
+        assert_eq!(renewed.trusted(), [next.cert_der().clone(), old.cert_der().clone()]);
+        assert_eq!(NodeIdentity::from_pem(&renewed.to_pem()).unwrap().to_pem(), renewed.to_pem());
+        assert_eq!(renewed.without_previous().trusted(), [next.cert_der().clone()]);
+        assert_eq!(renewed.key().public_key_digest(), node.key().public_key_digest());
+        assert!(matches!(succeed(&node, &stranger, &next), Err(IdentityError::NotIssuedHere)));
+        assert!(matches!(succeed(&renewed.without_previous(), &old, &stranger), Err(IdentityError::NotIssuedHere)));
+    }
+
+    #[test]
+    fn a_certificate_of_an_issuer_with_a_wrong_clock_is_not_taken() {
+        let authority = ClusterAuthority::mint(CLUSTER).unwrap();
+        let node = identity(&authority, 5);
+        let life = Life { issued_s: 1_800_000_000, valid_s: 3_600 };
+        let renew = |expires_s| {
+            let cert = authority.issue(node.node(), &node.key().csr_der().unwrap(), expires_s).unwrap();
+            node.renewed(node.authorities().clone(), cert, life)
+        };
+        assert_eq!(renew(life.expires_s()).unwrap().life(), life);
+        assert!(matches!(renew(life.issued_s), Err(IdentityError::NotIssuedHere)));
+    }
+
+    #[test]
+    fn an_identity_without_a_recorded_life_is_due() {
+        let old = identity(&ClusterAuthority::mint(CLUSTER).unwrap(), 5);
+        let mut json = serde_json::to_value(old.to_pem()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        for name in ["issued_s", "valid_s"] {
+            fields.remove(name);
+        }
+        let read = NodeIdentity::from_pem(&serde_json::from_value(json).unwrap()).unwrap();
+        assert!(read.life().renew_at_s() == 0 && !read.life().is_over(u64::MAX), "due, but not known to be over");
+        assert_eq!(Life { issued_s: 100, valid_s: 90 }.renew_at_s(), 160);
     }
 
     #[test]

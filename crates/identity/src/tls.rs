@@ -16,11 +16,15 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::{CaFingerprint, IdentityError, NodeIdentity, Part, pin::PinnedAuthority};
+use crate::{
+    IdentityError, NodeIdentity, Part,
+    pin::{JoinTrust, JoinVerifier},
+};
 
 /// The protocol between nodes of a cluster. Both sides present a certificate.
 pub const ALPN_PEER: &[u8] = b"flotilla-peer/1";
-/// The protocol of a node that is not yet a member of the cluster. Only the server presents a certificate.
+/// The protocol of a node that is not yet a member of the cluster, or whose certificate is no longer accepted.
+/// Only the server presents a certificate.
 pub const ALPN_JOIN: &[u8] = b"flotilla-join/1";
 /// The server name that a joiner sends, because it does not know which node it reaches. No certificate has
 /// this name.
@@ -63,14 +67,14 @@ pub fn peer_client_config(identity: &NodeIdentity) -> Result<ClientConfig, Ident
     Ok(config)
 }
 
-/// The configuration with which a joiner dials any node of the cluster whose authority it has pinned. Dial
-/// with [`JOIN_SERVER_NAME`].
+/// The configuration with which any node of the cluster is dialled without a certificate. Dial with
+/// [`JOIN_SERVER_NAME`].
 ///
 /// # Errors
 /// [`IdentityError::Tls`].
-pub fn join_client_config(pinned: CaFingerprint) -> Result<ClientConfig, IdentityError> {
+pub fn join_client_config(trust: JoinTrust) -> Result<ClientConfig, IdentityError> {
     let provider = provider();
-    let verifier = PinnedAuthority::new(pinned, provider.signature_verification_algorithms);
+    let verifier = JoinVerifier::new(trust, provider.signature_verification_algorithms);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
@@ -119,13 +123,17 @@ fn disable_resumption(config: &mut ClientConfig) {
     config.enable_early_data = false;
 }
 
-/// The node's certificate and the authority's: a joiner knows only the authority's hash.
+/// The node's certificate; the authority's, of which a joiner knows only the hash; and what convinces those who
+/// know only the authority before.
 fn chain(identity: &NodeIdentity) -> Vec<CertificateDer<'static>> {
-    vec![identity.cert().clone(), identity.ca_cert().clone()]
+    let cross = identity.authorities().cross.iter();
+    [identity.cert(), identity.ca_cert()].into_iter().chain(cross).cloned().collect()
 }
 
 fn roots(identity: &NodeIdentity) -> Result<Arc<RootCertStore>, IdentityError> {
     let mut roots = RootCertStore::empty();
-    roots.add(identity.ca_cert().clone())?;
+    for authority in identity.trusted() {
+        roots.add(authority)?;
+    }
     Ok(Arc::new(roots))
 }

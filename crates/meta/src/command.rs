@@ -4,13 +4,14 @@
 //! refused with a reason that shows it was applied. A command carries no current time; the entry's timestamp
 //! is used.
 
+use bytes::Bytes;
 use flotilla_placement::Sharding;
 use flotilla_types::{
     ClusterId, ClusterVersion, CollectionId, Epoch, Incarnation, Locality, NodeId, ReplicaId, Role, ShardDescriptor,
     ShardId, VersionRange,
 };
 
-use crate::{Addresses, KeyId, NodeState, TokenId};
+use crate::{Addresses, KeyId, NodeState, PreparedAuthority, TokenId};
 
 /// One change of the metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,29 @@ pub enum MetaCommand {
     RevokeKey {
         /// Its id.
         id: KeyId,
+    },
+    /// Records the authority that [`BeginRotation`](Self::BeginRotation) may put in force. Refused while a
+    /// rotation goes on.
+    PrepareAuthority {
+        /// Certificate of the authority in force (DER, at most [`crate::AUTHORITY_BYTES_MAX`]).
+        current: Bytes,
+        /// The next one. One that was prepared before is forgotten.
+        next: PreparedAuthority,
+    },
+    /// Puts the prepared authority in force, beside the one before. Refused unless every node of the metadata
+    /// group holds its key.
+    BeginRotation {
+        /// Certificate of the prepared authority.
+        certificate: Bytes,
+        /// The nodes that hold its key durably.
+        holders: Vec<NodeId>,
+    },
+    /// Records that a node has a certificate of the authority in force. The last node's ends the rotation.
+    NodeCertified {
+        /// The node.
+        node: NodeId,
+        /// [`crate::AuthorityRecord::serial`] of the authority.
+        serial: u64,
     },
     /// Admits a node. Answered by [`MetaReply::Node`]; a key that was admitted before gets its id back
     /// without spending a use. A node that was active at the same QUIC address becomes [`NodeState::Lost`].
@@ -362,6 +386,15 @@ pub enum MetaRefusal {
     /// A shard still has, or wants, a replica on the node.
     #[error("{0} still holds replicas")]
     NodeHoldsReplicas(NodeId),
+    /// The authority was replaced, or another one was prepared since. Start again from newer metadata.
+    #[error("the cluster's authority is another one, or another one was prepared")]
+    OtherAuthority,
+    /// The last rotation has not ended.
+    #[error("a rotation of the authority is in progress")]
+    RotationInProgress,
+    /// A node of the metadata group does not hold the key of the prepared authority. Give it the key.
+    #[error("{0} does not hold the key of the next authority")]
+    AuthorityNotHeld(NodeId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,
@@ -449,6 +482,8 @@ numbered_enum! {
         KeyCollections = 13, "list of collections";
         /// The version of a node's software: at most 64 bytes that no terminal obeys.
         Build = 14, "version of the software";
+        /// An authority's certificate: 1 to [`crate::AUTHORITY_BYTES_MAX`] bytes, and not the current one.
+        Authority = 15, "certificate of the authority";
     }
 }
 

@@ -5,7 +5,7 @@
 //! range and replicas: the metadata holds the highest epoch the shard reported, next to the intent.
 //!
 //! Deliberately absent: deciding what to propose (the reconcilers do, with `flotilla_placement`), liveness,
-//! certificates, transport. Secrets are never stored, only their hashes.
+//! checking or issuing certificates, transport. Secrets are never stored, only their hashes.
 
 mod apply;
 mod codec;
@@ -20,15 +20,19 @@ mod store;
 mod view;
 
 pub use apply::{
-    ADDRESS_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, KEY_COLLECTIONS_MAX, KEYS_MAX,
-    LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, SHARDS_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+    ADDRESS_BYTES_MAX, AUTHORITY_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX,
+    KEY_COLLECTIONS_MAX, KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_GONE_MAX, NODES_MAX, SHARDS_MAX, TOKEN_USES_MAX,
+    TOKENS_MAX,
 };
 pub use codec::{COMMAND_BYTES_MAX, CodecError};
 pub use command::{Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, SeenNode};
 pub use feed::{FEED_BYTES_MAX, FEED_INCREMENTS_MAX, FEED_REPLY_BYTES_MAX, Feed, Increment, MetaQuery};
 pub use follower::{FeedError, MetaFollower};
 pub use machine::{MetaMachine, Publish};
-pub use records::{Addresses, KeyId, KeyRecord, NodeRecord, NodeStart, NodeState, ShardRecord, TokenId, TokenRecord};
+pub use records::{
+    Addresses, AuthorityRecord, KeyId, KeyRecord, NodeRecord, NodeStart, NodeState, PreparedAuthority, ShardRecord,
+    TokenId, TokenRecord,
+};
 pub use settings::Setting;
 pub use state::{MetaState, ReplicaStatus};
 pub use view::Liveness;

@@ -2,8 +2,9 @@
 //!
 //! Invariants: plain data; all rules are in `apply`. Collections are [`flotilla_placement::Collection`].
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
+use bytes::Bytes;
 use flotilla_placement::PlanReplica;
 use flotilla_types::{
     ClusterVersion, CollectionId, Incarnation, Locality, LogIndex, NodeId, ReplicaId, Role, ShardDescriptor, ShardId,
@@ -186,6 +187,41 @@ impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
     }
+}
+
+/// The cluster's authority. Recorded from its first rotation on; before, there is only the one that each node
+/// knows. Certificates are DER.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AuthorityRecord {
+    /// How often the authority was replaced.
+    pub serial: u64,
+    /// The authority that issues certificates.
+    pub certificate: Bytes,
+    /// The same, signed by the authority before; kept after the rotation, for clients that trust that one.
+    pub cross: Option<Bytes>,
+    /// The authority before, while certificates that it issued are accepted.
+    pub previous: Option<Bytes>,
+    /// The authority that a rotation may put in force.
+    pub prepared: Option<PreparedAuthority>,
+    /// During a rotation, the nodes that have a certificate of the new authority.
+    pub certified: BTreeSet<NodeId>,
+}
+
+impl AuthorityRecord {
+    /// Whether certificates of two authorities are accepted.
+    #[must_use]
+    pub fn is_rotating(&self) -> bool {
+        self.previous.is_some()
+    }
+}
+
+/// An authority that is not in force yet. Certificates are DER.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedAuthority {
+    /// Its certificate.
+    pub certificate: Bytes,
+    /// The same, signed by the authority in force.
+    pub cross: Bytes,
 }
 
 /// A client key.

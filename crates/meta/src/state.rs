@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use flotilla_placement::Collection;
 use flotilla_types::{ClusterId, ClusterVersion, CollectionId, NodeId, ReplicaId, ShardId, VersionRange};
 
-use crate::{KeyId, KeyRecord, NodeRecord, Setting, ShardRecord, TokenId, TokenRecord};
+use crate::{AuthorityRecord, KeyId, KeyRecord, NodeRecord, Setting, ShardRecord, TokenId, TokenRecord};
 
 /// All metadata at one version.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +21,7 @@ pub struct MetaState {
     pub(crate) tokens: BTreeMap<TokenId, Arc<TokenRecord>>,
     pub(crate) keys: BTreeMap<KeyId, Arc<KeyRecord>>,
     pub(crate) settings: BTreeMap<String, Arc<str>>,
+    pub(crate) authority: Option<Arc<AuthorityRecord>>,
 }
 
 /// Identity, version, and the next ids to allocate.
@@ -95,6 +96,23 @@ impl MetaState {
     /// Every node by id, including removed and lost ones.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values().map(Arc::as_ref)
+    }
+
+    /// Whether a node is removed or lost, for ever. Every id that was given belongs to a recorded node or to one
+    /// that is gone: records of others are never deleted. So no record is needed to know that a node is gone,
+    /// and the list of gone ids is the gaps between the others.
+    #[must_use]
+    pub fn is_gone(&self, node: NodeId) -> bool {
+        match self.node(node) {
+            Some(record) => record.state.is_gone(),
+            None => node < self.header.next_node,
+        }
+    }
+
+    /// The cluster's authority; `None` if it was never rotated.
+    #[must_use]
+    pub fn authority(&self) -> Option<&AuthorityRecord> {
+        self.authority.as_deref()
     }
 
     /// The node with this public key.

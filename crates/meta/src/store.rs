@@ -12,8 +12,8 @@ use flotilla_types::{Bucket, CollectionId, KeyRange, NodeId, RecordKey, ShardId}
 use crate::{
     CodecError, MetaState, TokenId,
     codec::{
-        decode_collection, decode_header, decode_key, decode_node, decode_shard, decode_token, encode_collection,
-        encode_header, encode_key, encode_node, encode_shard, encode_token,
+        decode_authority, decode_collection, decode_header, decode_key, decode_node, decode_shard, decode_token,
+        encode_authority, encode_collection, encode_header, encode_key, encode_node, encode_shard, encode_token,
     },
 };
 
@@ -23,6 +23,7 @@ const COLLECTION: &[u8] = b"collection/";
 const SHARD: &[u8] = b"shard/";
 const TOKEN: &[u8] = b"token/";
 const KEY: &[u8] = b"key/";
+const AUTHORITY: &[u8] = b"authority";
 const SETTING: &[u8] = b"setting/";
 
 /// Records read at a time while loading.
@@ -34,6 +35,11 @@ const PAGE_BYTES: usize = 1 << 20;
 pub(crate) fn write_changes(old: &MetaState, new: &MetaState, writes: &mut WriteSet) {
     if old.header != new.header {
         writes.push((key(HEADER, &[]), Some(encode_header(&new.header))));
+    }
+    if let Some(authority) = &new.authority
+        && old.authority != new.authority
+    {
+        writes.push((key(AUTHORITY, &[]), Some(encode_authority(authority))));
     }
     changes(&old.nodes, &new.nodes, |id| key(NODE, &id.0.to_be_bytes()), encode_node, writes);
     changes(&old.collections, &new.collections, |id| key(COLLECTION, &id.0.to_be_bytes()), encode_collection, writes);
@@ -80,7 +86,9 @@ fn load_record(state: &mut MetaState, name: &[u8], value: &[u8]) -> Result<bool,
         state.header = decode_header(value).map_err(corrupt)?;
         return Ok(true);
     }
-    if let Some(id) = name.strip_prefix(NODE) {
+    if name == AUTHORITY {
+        state.authority = Some(Arc::new(decode_authority(value).map_err(corrupt)?));
+    } else if let Some(id) = name.strip_prefix(NODE) {
         let node = decode_node(value).map_err(corrupt)?;
         check_key(id == node.id.0.to_be_bytes())?;
         state.nodes.insert(NodeId(node.id.0), Arc::new(node));

@@ -125,6 +125,6 @@ impl Handler for Arrived {
 
 fn identity(authority: &ClusterAuthority, node: u64) -> NodeIdentity {
     let key = NodeKey::generate().expect("randomness");
-    let cert = authority.issue(NodeId(node), &key.csr_der().expect("a request")).expect("a certificate");
+    let cert = authority.issue(NodeId(node), &key.csr_der().expect("a request"), u64::MAX).expect("a certificate");
     NodeIdentity::new(authority.cluster(), NodeId(node), authority.cert_der().clone(), cert, key).expect("an identity")
 }

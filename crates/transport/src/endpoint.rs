@@ -118,6 +118,15 @@ pub(crate) fn node_endpoint(
     config: &Config,
     identity: &NodeIdentity,
 ) -> Result<(Endpoint, ClientConfig), TransportError> {
+    let socket = bind(config.listen).map_err(TransportError::Bind)?;
+    let server = accepting_config(config, identity)?;
+    let endpoint = Endpoint::new(endpoint_config(identity), Some(server), socket, Arc::new(TokioRuntime))
+        .map_err(TransportError::Bind)?;
+    Ok((endpoint, dialling_config(config, identity)?))
+}
+
+/// The settings for accepting under an identity.
+pub(crate) fn accepting_config(config: &Config, identity: &NodeIdentity) -> Result<ServerConfig, TransportError> {
     let crypto = QuicServerConfig::try_from(server_config(identity)?).map_err(|_| TransportError::CipherSuite)?;
     let mut server = ServerConfig::with_crypto(Arc::new(crypto));
     let mut accepting = transport_config(config);
@@ -133,7 +142,11 @@ pub(crate) fn node_endpoint(
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(INCOMING_BYTES_MAX)
         .incoming_buffer_size_total(INCOMING_BYTES_TOTAL_MAX);
+    Ok(server)
+}
 
+/// The settings for dialling under an identity.
+pub(crate) fn dialling_config(config: &Config, identity: &NodeIdentity) -> Result<ClientConfig, TransportError> {
     let crypto = QuicClientConfig::try_from(peer_client_config(identity)?).map_err(|_| TransportError::CipherSuite)?;
     let mut client = ClientConfig::new(Arc::new(crypto));
     let mut dialling = transport_config(config);
@@ -146,11 +159,7 @@ pub(crate) fn node_endpoint(
         // Nothing is received here, but without a receive buffer quinn disables sending too.
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES));
     client.transport_config(Arc::new(dialling));
-
-    let socket = bind(config.listen).map_err(TransportError::Bind)?;
-    let endpoint = Endpoint::new(endpoint_config(identity), Some(server), socket, Arc::new(TokioRuntime))
-        .map_err(TransportError::Bind)?;
-    Ok((endpoint, client))
+    Ok(client)
 }
 
 /// An endpoint that only dials, for a node without an identity.

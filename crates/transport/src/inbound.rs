@@ -78,6 +78,15 @@ impl Inbound {
         }
     }
 
+    /// Closes the connections of the peers that `is_refused` names.
+    pub(crate) fn disconnect_all(&self, is_refused: impl Fn(NodeId) -> bool) {
+        let connected: Vec<_> = self.peers.lock().keys().copied().collect();
+        // Without the lock: the handler may take its own.
+        for node in connected.into_iter().filter(|node| is_refused(*node)) {
+            self.disconnect(node);
+        }
+    }
+
     /// Registers a peer's new connection, replacing an older one. `None`: the limit of peers is reached.
     fn register(&self, node: NodeId, connection: &Connection, config: &crate::Config) -> Option<CallLimits> {
         let mut peers = self.peers.lock();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use flotilla_identity::{CaFingerprint, JOIN_SERVER_NAME, join_client_config};
+use flotilla_identity::{JOIN_SERVER_NAME, JoinTrust, join_client_config};
 use quinn::{ClientConfig, Connection, ConnectionError, TransportConfig, VarInt, crypto::rustls::QuicClientConfig};
 use tokio::time::timeout;
 
@@ -29,15 +29,15 @@ pub const JOIN_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// How long the close may take to reach the server.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Sends a join request to a node of the cluster whose authority hashes to `pinned`. Needs no identity. Takes
-/// at most `deadline` in total.
+/// Sends a join request to a node of the cluster whose authority is trusted. Needs no identity. Takes at most
+/// `deadline` in total.
 ///
 /// # Errors
 /// [`TransportError::JoinTooLarge`], [`TransportError::JoinConnect`] (not executed),
 /// [`TransportError::JoinLost`] (may have been executed), [`TransportError::Bind`].
 pub async fn join_call(
     remote: SocketAddr,
-    pinned: CaFingerprint,
+    trust: impl Into<JoinTrust>,
     request: Bytes,
     deadline: Duration,
 ) -> Result<Bytes, TransportError> {
@@ -45,7 +45,8 @@ pub async fn join_call(
         return Err(TransportError::JoinTooLarge { bytes_max: JOIN_REQUEST_BYTES_MAX });
     }
     let deadline_at = Instant::now() + deadline;
-    let crypto = QuicClientConfig::try_from(join_client_config(pinned)?).map_err(|_| TransportError::CipherSuite)?;
+    let crypto =
+        QuicClientConfig::try_from(join_client_config(trust.into())?).map_err(|_| TransportError::CipherSuite)?;
     let mut client = ClientConfig::new(Arc::new(crypto));
     let mut transport = TransportConfig::default();
     transport

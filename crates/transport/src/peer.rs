@@ -187,8 +187,8 @@ impl Peer {
 /// admitted it.
 async fn dial(shared: &Shared, node: NodeId, target: SocketAddr) -> Result<Connection, PeerError> {
     let name = peer_name(node, shared.cluster);
-    let connecting =
-        shared.endpoint.connect_with(shared.client.clone(), target, &name).map_err(|_| PeerError::Address)?;
+    let client = shared.client.read().clone();
+    let connecting = shared.endpoint.connect_with(client, target, &name).map_err(|_| PeerError::Address)?;
     let welcomed = async {
         let connection = connecting.await.map_err(|error| classify(&error))?;
         let mut stream = connection.accept_uni().await.map_err(|error| classify(&error))?;

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     CallError, Class, Config, Handler, NotSent, PeerStatus, SendError, TransportError,
-    endpoint::{CloseCode, node_endpoint},
+    endpoint::{CloseCode, accepting_config, dialling_config, node_endpoint},
     inbound::{self, Inbound},
     link::Link,
     meter::Meter,
@@ -48,7 +48,8 @@ pub(crate) struct Shared {
     pub(crate) handler: Arc<dyn Handler>,
     pub(crate) meter: Meter,
     pub(crate) endpoint: Endpoint,
-    pub(crate) client: quinn::ClientConfig,
+    /// For new connections; replaced when the identity is renewed.
+    pub(crate) client: RwLock<quinn::ClientConfig>,
     pub(crate) inbound: Inbound,
     /// Turns true once, when the transport closes.
     pub(crate) closing: watch::Sender<bool>,
@@ -109,7 +110,7 @@ impl Transport {
             handler,
             meter: Meter::new(),
             endpoint,
-            client,
+            client: RwLock::new(client),
             closing: watch::Sender::new(false),
             peers: RwLock::default(),
         });
@@ -121,6 +122,24 @@ impl Transport {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_address
+    }
+
+    /// Uses a renewed identity of this node for new connections, dialled and accepted. Those that exist go on.
+    ///
+    /// # Errors
+    /// [`TransportError::Identity`]; the last identity stays in use.
+    pub fn set_identity(&self, identity: &NodeIdentity) -> Result<(), TransportError> {
+        let shared = &self.shared;
+        let accepting = accepting_config(&shared.config, identity)?;
+        *shared.client.write() = dialling_config(&shared.config, identity)?;
+        shared.endpoint.set_server_config(Some(accepting));
+        Ok(())
+    }
+
+    /// Closes the connections that peers dialled and that the handler admits no longer.
+    pub fn close_refused(&self) {
+        let handler = &self.shared.handler;
+        self.shared.inbound.disconnect_all(|node| !handler.admit(node));
     }
 
     /// Keeps a connection to this peer from now on. If the address changed, the old connection is flushed and

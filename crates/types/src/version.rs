@@ -20,6 +20,7 @@
 //! | 2 | messages that let an idle group rest | [`ClusterVersion::REST`] |
 //! | 2 | nodes that drain or leave, and that have left | [`ClusterVersion::DRAINING`] |
 //! | 2 | starts of nodes, with the build of their binary | [`ClusterVersion::NODE_STARTS`] |
+//! | 2 | rotation of the authority: its commands and record | [`ClusterVersion::AUTHORITY_ROTATION`] |
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
@@ -64,6 +65,8 @@ impl ClusterVersion {
     pub const DRAINING: Self = Self(2);
     /// The metadata records when each node last started, and which build it runs.
     pub const NODE_STARTS: Self = Self(2);
+    /// The metadata holds the cluster's authority, and its rotation.
+    pub const AUTHORITY_ROTATION: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -158,6 +161,7 @@ mod tests {
             ClusterVersion::PRINTABLE_LABELS,
             ClusterVersion::DRAINING,
             ClusterVersion::NODE_STARTS,
+            ClusterVersion::AUTHORITY_ROTATION,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

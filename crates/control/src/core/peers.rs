@@ -54,7 +54,7 @@ impl Peers {
         }
         // Only once: other nodes keep gossiping about a removed node until they have forgotten it too.
         self.added.retain(|node| {
-            let gone = view.meta.node(*node).is_some_and(|record| record.state.is_gone());
+            let gone = view.meta.is_gone(*node);
             if gone {
                 actions.push(Action::ForgetMember { node: *node });
             }

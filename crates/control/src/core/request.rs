@@ -28,9 +28,23 @@ pub enum PeerRequest {
         /// How long the receiver may wait for changes, in milliseconds.
         wait_ms: u32,
     },
-    /// The cluster's authority, for a node that is about to become a voter of the metadata group. The answer
-    /// is empty and comes once the authority is durable.
+    /// The cluster's authority, for a node that is about to become a voter of the metadata group, or the next
+    /// authority, for one that may be. The answer is empty and comes once the authority is durable.
     Authority(Bytes),
+    /// A new certificate for the sender, whose key stays the same. The answer is a [`peer::Certified`], if the
+    /// receiver holds the authority and the metadata knows the sender by this key.
+    CertifyNode {
+        /// Signing request in DER.
+        csr: Bytes,
+        /// How long the certificate is to be valid, in seconds.
+        valid_s: u64,
+    },
+    /// Replace the cluster's authority, for which the receiver must hold it. The answer is empty, or says in words
+    /// why the authority was not replaced.
+    RotateAuthority {
+        /// How long the receiver may take, in milliseconds; a peer may ask for at most one minute.
+        timeout_ms: u32,
+    },
     /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
     /// holds the authority and the metadata has these hosts among the sender's addresses.
     CertifyClientPorts {
@@ -90,6 +104,10 @@ impl PeerRequest {
             Self::CertifyClientPorts { csr, hosts, valid_s } => {
                 Kind::CertifyClientPorts(peer::CertifyClientPorts { csr, hosts, valid_s })
             }
+            Self::CertifyNode { csr, valid_s } => Kind::CertifyNode(peer::CertifyNode { csr, valid_s }),
+            Self::RotateAuthority { timeout_ms } => {
+                Kind::RotateAuthority(peer::RotateAuthority { deadline_ms: timeout_ms })
+            }
         };
         encode(&peer::Request { kind: Some(kind) })
     }
@@ -122,6 +140,10 @@ impl PeerRequest {
             Kind::Authority(authority) => Self::Authority(authority),
             Kind::CertifyClientPorts(certify) => {
                 Self::CertifyClientPorts { csr: certify.csr, hosts: certify.hosts, valid_s: certify.valid_s }
+            }
+            Kind::CertifyNode(certify) => Self::CertifyNode { csr: certify.csr, valid_s: certify.valid_s },
+            Kind::RotateAuthority(rotate) => {
+                Self::RotateAuthority { timeout_ms: rotate.deadline_ms.min(TIMEOUT_MS_MAX) }
             }
         })
     }
@@ -258,6 +280,8 @@ mod tests {
             shard(RequestKind::Query, Some(0), 0),
             PeerRequest::Feed { version: 3, wait_ms: 9 },
             PeerRequest::Authority(Bytes::from_static(b"key")),
+            PeerRequest::CertifyNode { csr: Bytes::from_static(b"csr"), valid_s: 9 },
+            PeerRequest::RotateAuthority { timeout_ms: 5 },
             PeerRequest::CertifyClientPorts {
                 csr: Bytes::from_static(b"csr"),
                 hosts: vec!["h".to_owned()],

@@ -5,11 +5,11 @@
 //! older metadata, which a leader that was cut off or has just started may hold, may still want a replica
 //! that newer metadata had removed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_meta::{MetaCommand, NodeState};
 use flotilla_replication::{ConfChange, ReplicaStatus};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::{NodeId, ReplicaId, ShardId};
 
 use super::{Action, Outcome, Reconciler, ShardStep, View, next_shard_step};
 
@@ -22,22 +22,25 @@ const IDLE_MS: u64 = 200;
 #[derive(Debug, Default)]
 pub struct ShardsLed {
     busy: bool,
-    /// Nodes that have confirmed the cluster's authority since this node started.
-    has_authority: BTreeSet<NodeId>,
+    /// Whose nodes have confirmed the cluster's authority since this node started: replicas and serial numbers of
+    /// authorities. A node deletes the key when its replica is gone.
+    has_authority: BTreeSet<(ReplicaId, u64)>,
+    /// What nodes were last asked to confirm.
+    asked: BTreeMap<NodeId, (ReplicaId, u64)>,
 }
 
 impl ShardsLed {
     /// The nodes that need the authority before a change.
-    fn lacks_authority(&self, replica: &ReplicaStatus, change: &ConfChange) -> Vec<Action> {
-        match change {
-            ConfChange::Swap { promote, .. } if replica.shard == ShardId::META => promote
-                .iter()
-                .filter_map(|promoted| replica.descriptor.node_of(*promoted))
-                .filter(|node| !self.has_authority.contains(node))
-                .map(|to| Action::GiveAuthority { to })
-                .collect(),
-            _ => Vec::new(),
+    fn lacks_authority(&mut self, serial: u64, replica: &ReplicaStatus, change: &ConfChange) -> Vec<Action> {
+        let ConfChange::Swap { promote, .. } = change else { return Vec::new() };
+        if replica.shard != ShardId::META {
+            return Vec::new();
         }
+        let lacking = promote.iter().filter(|promoted| !self.has_authority.contains(&(**promoted, serial)));
+        let nodes = lacking.filter_map(|promoted| Some((replica.descriptor.node_of(*promoted)?, (*promoted, serial))));
+        let asked: Vec<_> = nodes.collect();
+        self.asked.extend(asked.iter().copied());
+        asked.into_iter().map(|(to, _)| Action::GiveAuthority { to }).collect()
     }
 }
 
@@ -63,7 +66,8 @@ impl Reconciler for ShardsLed {
                     actions.extend(to.map(|to| Action::Transfer { shard: replica.shard, to }));
                 }
                 ShardStep::Change(change) => {
-                    let lacking = self.lacks_authority(replica, &change);
+                    let serial = view.meta.authority().map_or(0, |authority| authority.serial);
+                    let lacking = self.lacks_authority(serial, replica, &change);
                     if lacking.is_empty() {
                         actions.push(Action::Change { shard: replica.shard, change });
                     } else {
@@ -83,7 +87,7 @@ impl Reconciler for ShardsLed {
 
     fn on_outcome(&mut self, outcome: Outcome) {
         if let Outcome::AuthorityTaken(node) = outcome {
-            self.has_authority.insert(node);
+            self.has_authority.extend(self.asked.remove(&node));
         }
     }
 }
@@ -116,6 +120,24 @@ mod tests {
         led.on_outcome(Outcome::AuthorityTaken(node(3)));
         let swap = ConfChange::Swap { promote: vec![ReplicaId(2), ReplicaId(3)], demote: vec![] };
         assert_eq!(world.reconcile(&mut led), change(swap));
+    }
+
+    #[test]
+    fn a_node_that_votes_again_gets_the_authority_again() {
+        let mut meta = Meta::of_nodes(2);
+        meta.assign(ShardId::META, 2);
+        let mut world = World::new(1, meta);
+        let mut led = ShardsLed::default();
+        let give = [Action::GiveAuthority { to: node(2) }];
+        world.replicas = vec![leads(0, &[(1, 1)], &[(2, 2)])];
+        assert_eq!(world.reconcile(&mut led), give);
+        led.on_outcome(Outcome::AuthorityTaken(node(2)));
+        assert!(matches!(world.reconcile(&mut led)[..], [Action::Change { .. }]));
+        // Its replica was replaced by another one, and the node may have deleted the key in between.
+        world.meta.unassign(ShardId::META, 2);
+        world.meta.assign(ShardId::META, 2);
+        world.replicas = vec![leads(0, &[(1, 1)], &[(2, 3)])];
+        assert_eq!(world.reconcile(&mut led), give);
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum Right {
     Write,
     /// Run the cluster: nodes, shards, collections, settings, upgrades.
     Operate,
-    /// Give and take access: client keys, join tokens.
+    /// Give and take access: client keys, join tokens, the authority.
     Administer,
 }
 
@@ -29,7 +29,7 @@ pub const TABLE: [(Right, &str, &[Role]); 6] = [
     (Right::Read, "read records of the key's collections", &[Role::Reader, Role::Writer, Role::Admin]),
     (Right::Write, "write records of the key's collections", &[Role::Writer, Role::Admin]),
     (Right::Operate, "nodes, shards, collections, settings, upgrades", &[Role::Operator, Role::Admin]),
-    (Right::Administer, "client keys, join tokens", &[Role::Admin]),
+    (Right::Administer, "client keys, join tokens, audit log, authority", &[Role::Admin]),
 ];
 
 impl Right {

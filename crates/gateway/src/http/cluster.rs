@@ -8,9 +8,9 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use flotilla_api::{
-    ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList, InvalidKeyId,
-    InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, ProblemType, Setting,
-    SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb,
+    AuthorityStatus, ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList,
+    InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, ProblemType,
+    Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb,
     UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
@@ -148,6 +148,18 @@ pub(super) async fn upgrade_status(State(app): State<App>) -> Json<UpgradeStatus
 pub(super) async fn finish_upgrade(State(app): State<App>, request: Request) -> Result<Json<UpgradeStatus>, Refusal> {
     let deadline = deadline(request.headers())?;
     Ok(Json(app.admin.finish_upgrade(deadline.into_std()).await?))
+}
+
+pub(super) async fn authority_status(State(app): State<App>) -> Json<AuthorityStatus> {
+    Json(app.admin.authority_status())
+}
+
+/// `POST /v1/cluster/authority/rotate`.
+pub(super) async fn rotate_authority(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let deadline = deadline(request.headers())?;
+    let status = app.admin.rotate_authority(deadline.into_std()).await?;
+    let detail = format!("authority {}", status.fingerprint);
+    Ok(audit::with_detail(Json(status), detail))
 }
 
 /// `DELETE /v1/cluster/nodes/{id}`: the same as the verb `remove`.

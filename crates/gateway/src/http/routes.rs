@@ -118,6 +118,18 @@ fn table() -> Vec<Route> {
             get(cluster::upgrade_status).post(cluster::finish_upgrade),
         ),
         route(
+            "/v1/cluster/authority",
+            &[("/v1/cluster/authority", &["get"])],
+            Rights::INSPECT,
+            get(cluster::authority_status),
+        ),
+        route(
+            "/v1/cluster/authority/rotate",
+            &[("/v1/cluster/authority/rotate", &["post"])],
+            Rights::ADMINISTER,
+            post(cluster::rotate_authority),
+        ),
+        route(
             "/v1/cluster/keys",
             &[("/v1/cluster/keys", &["get", "post"])],
             Rights::ADMINISTER,

@@ -4,6 +4,7 @@
 //! effect; a batch works on a copy for the same reason. Nothing here reads a clock: time is the entry's
 //! timestamp.
 
+mod authority;
 mod keys;
 mod nodes;
 mod shards;
@@ -18,8 +19,9 @@ use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, S
 
 /// Limit on nodes that are neither removed nor lost.
 pub const NODES_MAX: usize = 1_000;
-/// Limit on records of removed and lost nodes, which are kept so that their keys are refused. Above it the
-/// oldest ones that no shard names are deleted.
+/// Limit on records of removed and lost nodes, which are kept to be shown and so that their keys are refused by
+/// name. Above it the oldest ones that no shard names are deleted; their ids stay refused
+/// ([`MetaState::is_gone`]).
 pub const NODES_GONE_MAX: usize = 1_000;
 /// Limit on join tokens that have not expired.
 pub const TOKENS_MAX: usize = 1_000;
@@ -29,6 +31,8 @@ pub const TOKEN_USES_MAX: u32 = 1_000_000;
 pub const KEYS_MAX: usize = 1_000;
 /// Limit on the collections that one client key names.
 pub const KEY_COLLECTIONS_MAX: usize = 64;
+/// Limit on the bytes of an authority's certificate.
+pub const AUTHORITY_BYTES_MAX: usize = 4_096;
 /// Limit on collections.
 pub const COLLECTIONS_MAX: usize = 1_000;
 /// Limit on buckets of a collection.
@@ -97,6 +101,9 @@ impl MetaState {
                 self.create_key(now_ms, *id, *hash, *role, collections, *expires_at_ms)
             }
             MetaCommand::RevokeKey { id } => self.revoke_key(now_ms, *id),
+            MetaCommand::PrepareAuthority { current, next } => self.prepare_authority(current, next),
+            MetaCommand::BeginRotation { certificate, holders } => self.begin_rotation(certificate, holders),
+            MetaCommand::NodeCertified { node, serial } => self.node_certified(*node, *serial),
             MetaCommand::Join(request) => self.join(now_ms, request),
             MetaCommand::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 self.update_node(*node, *incarnation, addresses, locality, *versions)

@@ -126,7 +126,9 @@ impl MetaState {
         self.tokens.insert(token.id, Arc::new(token));
         self.prune_gone_nodes();
         let versions = request.versions.unwrap_or(VersionRange::FIRST_ONLY);
-        Ok(MetaReply::Node(self.add_node(now_ms, &request.node, versions)))
+        let id = self.add_node(now_ms, &request.node, versions);
+        self.settle_rotation();
+        Ok(MetaReply::Node(id))
     }
 
     pub(super) fn update_node(
@@ -175,6 +177,7 @@ impl MetaState {
             return Err(MetaRefusal::LastNode);
         }
         self.change_node(node, |record| record.state = state);
+        self.settle_rotation();
         Ok(MetaReply::Done)
     }
 
@@ -244,7 +247,8 @@ impl MetaState {
         }
     }
 
-    /// Bounds the number of gone nodes. Those that a shard still names are kept.
+    /// Bounds the number of records of gone nodes. Those that a shard still names are kept. The ids stay gone
+    /// ([`MetaState::is_gone`]).
     fn prune_gone_nodes(&mut self) {
         let gone: Vec<NodeId> = self.nodes().filter(|node| node.state.is_gone()).map(|node| node.id).collect();
         let too_many = gone.len().saturating_sub(NODES_GONE_MAX);

@@ -13,7 +13,7 @@ const CLUSTER: ClusterId = ClusterId([9; 16]);
 const TOKEN: TokenId = TokenId(77);
 const SECRET: [u8; 32] = [5; 32];
 
-fn new_node(number: u8) -> NewNode {
+pub(super) fn new_node(number: u8) -> NewNode {
     NewNode {
         name: format!("n{number}"),
         addresses: Addresses { quic: format!("10.0.0.{number}:1"), http: String::new(), redis: String::new() },
@@ -31,19 +31,19 @@ fn at(state: &mut MetaState, now_ms: u64, command: &MetaCommand) -> MetaReply {
     reply
 }
 
-fn apply(state: &mut MetaState, command: &MetaCommand) -> MetaReply {
+pub(super) fn apply(state: &mut MetaState, command: &MetaCommand) -> MetaReply {
     at(state, 1_000, command)
 }
 
 #[track_caller]
-fn refused(state: &mut MetaState, command: &MetaCommand) -> MetaRefusal {
+pub(super) fn refused(state: &mut MetaState, command: &MetaCommand) -> MetaRefusal {
     match apply(state, command) {
         MetaReply::Refused(refusal) => refusal,
         reply => panic!("{command:?} was accepted: {reply:?}"),
     }
 }
 
-fn joins(node: NewNode, versions: Option<VersionRange>) -> MetaCommand {
+pub(super) fn joins(node: NewNode, versions: Option<VersionRange>) -> MetaCommand {
     MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node, versions })
 }
 
@@ -62,7 +62,7 @@ fn bootstrapped() -> MetaState {
     state
 }
 
-fn cluster_of(nodes: u8) -> MetaState {
+pub(super) fn cluster_of(nodes: u8) -> MetaState {
     let mut state = bootstrapped();
     apply(&mut state, &token(100));
     for number in 2..=nodes {
@@ -460,6 +460,11 @@ fn gone_nodes_are_kept_up_to_a_limit() {
         assert_eq!(reply, MetaReply::Node(NodeId(u64::from(i) + 2)));
     }
     assert_eq!(state.nodes().filter(|node| node.state == NodeState::Lost).count(), NODES_GONE_MAX);
+    let given = |id: &u64| (1..state.header.next_node.0).contains(id);
+    let gone: Vec<u64> = (1..=2_000).filter(|id| state.is_gone(NodeId(*id))).collect();
+    let here: Vec<u64> = state.nodes().filter(|node| !node.state.is_gone()).map(|node| node.id.0).collect();
+    assert!(gone.len() > NODES_GONE_MAX, "ids without a record are gone too");
+    assert!((1..=2_000).all(|id| gone.contains(&id) == (given(&id) && !here.contains(&id))), "{here:?}");
     assert!(state.node(NodeId(2)).is_none(), "the oldest is pruned");
 }
 
@@ -496,7 +501,7 @@ fn plans_become_batches_that_apply() {
 }
 
 const OLD: VersionRange = VersionRange::FIRST_ONLY;
-const NEW: VersionRange = VersionRange { min: ClusterVersion(1), max: ClusterVersion(2) };
+pub(super) const NEW: VersionRange = VersionRange { min: ClusterVersion(1), max: ClusterVersion(2) };
 
 fn started(node: u64, incarnation: u64, versions: Option<VersionRange>) -> MetaCommand {
     MetaCommand::UpdateNode {
@@ -509,7 +514,7 @@ fn started(node: u64, incarnation: u64, versions: Option<VersionRange>) -> MetaC
 }
 
 /// Raises the version by what was seen of nodes: id, start, and what the binary supports.
-fn raise(version: u32, seen: &[(u64, u64, VersionRange)]) -> MetaCommand {
+pub(super) fn raise(version: u32, seen: &[(u64, u64, VersionRange)]) -> MetaCommand {
     let seen = seen.iter().map(|(node, incarnation, versions)| SeenNode {
         node: NodeId(*node),
         incarnation: Incarnation(*incarnation),

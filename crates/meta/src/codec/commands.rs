@@ -7,7 +7,9 @@ use flotilla_storage::VersionNeed;
 use flotilla_types::{ClusterVersion, Incarnation, Locality, NodeId, VersionRange};
 
 use super::{
-    COMMAND_BYTES_MAX, CodecError, decode_with_need, encode_at, hash, number,
+    COMMAND_BYTES_MAX, CodecError,
+    authority::PreparedAuthorityPb,
+    decode_with_need, encode_at, hash, number,
     records::{
         AddressesPb, DescriptorPb, VersionsPb, cluster, collection_id, node_state, role, role_number, sharding,
         sharding_number, state_number, version, versions,
@@ -18,7 +20,10 @@ use crate::{JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
+    #[prost(
+        oneof = "Kind",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23"
+    )]
     kind: Option<Kind>,
 }
 
@@ -64,6 +69,12 @@ enum Kind {
     CompleteLeave(u64),
     #[prost(message, tag = "20")]
     ReportStart(ReportStartPb),
+    #[prost(message, tag = "21")]
+    PrepareAuthority(PrepareAuthorityPb),
+    #[prost(message, tag = "22")]
+    BeginRotation(BeginRotationPb),
+    #[prost(message, tag = "23")]
+    NodeCertified(NodeCertifiedPb),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -110,6 +121,30 @@ struct CreateKeyPb {
     collections: Vec<String>,
     #[prost(uint64, tag = "5")]
     expires_at_ms: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PrepareAuthorityPb {
+    #[prost(bytes = "bytes", tag = "1")]
+    current: Bytes,
+    #[prost(message, optional, tag = "2")]
+    next: Option<PreparedAuthorityPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BeginRotationPb {
+    #[prost(bytes = "bytes", tag = "1")]
+    certificate: Bytes,
+    #[prost(uint64, repeated, tag = "2")]
+    holders: Vec<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct NodeCertifiedPb {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    serial: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -260,6 +295,9 @@ impl MetaCommand {
             Self::SetNodeState { state, .. } => state.since(),
             Self::CompleteLeave { .. } => ClusterVersion::DRAINING,
             Self::ReportStart { .. } => ClusterVersion::NODE_STARTS,
+            Self::PrepareAuthority { .. } | Self::BeginRotation { .. } | Self::NodeCertified { .. } => {
+                ClusterVersion::AUTHORITY_ROTATION
+            }
             Self::Batch(commands) => commands.iter().map(Self::kind_since).max().unwrap_or(ClusterVersion::FIRST),
             _ => ClusterVersion::FIRST,
         }
@@ -316,6 +354,16 @@ impl From<&MetaCommand> for CommandPb {
                 expires_at_ms: *expires_at_ms,
             }),
             MetaCommand::RevokeKey { id } => Kind::RevokeKey(id.0),
+            MetaCommand::PrepareAuthority { current, next } => {
+                Kind::PrepareAuthority(PrepareAuthorityPb { current: current.clone(), next: Some(next.into()) })
+            }
+            MetaCommand::BeginRotation { certificate, holders } => Kind::BeginRotation(BeginRotationPb {
+                certificate: certificate.clone(),
+                holders: holders.iter().map(|node| node.0).collect(),
+            }),
+            MetaCommand::NodeCertified { node, serial } => {
+                Kind::NodeCertified(NodeCertifiedPb { node: node.0, serial: *serial })
+            }
             MetaCommand::Join(request) => Kind::Join(JoinPb {
                 token: request.token.0,
                 secret_hash: request.secret_hash.to_vec(),
@@ -419,6 +467,14 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             expires_at_ms: pb.expires_at_ms,
         },
         Kind::RevokeKey(id) => MetaCommand::RevokeKey { id: KeyId(id) },
+        Kind::PrepareAuthority(pb) => {
+            MetaCommand::PrepareAuthority { current: pb.current, next: required(pb.next)?.into() }
+        }
+        Kind::BeginRotation(pb) => MetaCommand::BeginRotation {
+            certificate: pb.certificate,
+            holders: pb.holders.into_iter().map(number).collect::<Result<_, CodecError>>()?,
+        },
+        Kind::NodeCertified(pb) => MetaCommand::NodeCertified { node: number(pb.node)?, serial: number(pb.serial)? },
         Kind::Join(pb) => MetaCommand::Join(JoinRequest {
             token: TokenId(pb.token),
             secret_hash: hash(&pb.secret_hash)?,

@@ -5,6 +5,7 @@
 //! give equal bytes; any bytes that this module did not write are refused with a typed error. The protobuf
 //! messages stay private.
 
+mod authority;
 mod commands;
 mod records;
 mod replies;
@@ -16,6 +17,7 @@ use flotilla_storage::{VersionNeed, version_byte, version_need};
 use flotilla_types::{ClusterVersion, VersionRange};
 use prost::Message;
 
+pub(crate) use authority::{decode_authority, encode_authority};
 pub(crate) use records::{decode_collection, decode_header, decode_key, decode_node, decode_shard, decode_token};
 pub(crate) use records::{encode_collection, encode_header, encode_key, encode_node, encode_shard, encode_token};
 

@@ -10,10 +10,12 @@ use flotilla_types::{
     ShardDescriptor, VersionRange,
 };
 
-use super::{CodecError, decode_versioned, encode_at, encode_versioned, hash, number, required};
+use super::{
+    CodecError, authority::AuthorityPb, decode_versioned, encode_at, encode_versioned, hash, number, required,
+};
 use crate::{
-    Addresses, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, ShardRecord, TokenId, TokenRecord,
-    state::Header,
+    Addresses, AuthorityRecord, KeyId, KeyRecord, MetaState, NodeRecord, NodeStart, NodeState, ShardRecord, TokenId,
+    TokenRecord, state::Header,
 };
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -195,6 +197,8 @@ struct SnapshotPb {
     settings: BTreeMap<String, String>,
     #[prost(message, repeated, tag = "7")]
     keys: Vec<KeyPb>,
+    #[prost(message, optional, tag = "8")]
+    authority: Option<AuthorityPb>,
 }
 
 impl MetaState {
@@ -209,6 +213,7 @@ impl MetaState {
             tokens: self.tokens().map(TokenPb::from).collect(),
             settings: self.settings.iter().map(|(key, value)| (key.clone(), value.to_string())).collect(),
             keys: self.keys().map(KeyPb::from).collect(),
+            authority: self.authority().map(AuthorityPb::from),
         };
         encode_at(VersionNeed::InForce(self.cluster_version()), &snapshot)
     }
@@ -237,6 +242,7 @@ impl MetaState {
             let key = KeyRecord::try_from(key)?;
             state.keys.insert(key.id, Arc::new(key));
         }
+        state.authority = snapshot.authority.map(AuthorityRecord::try_from).transpose()?.map(Arc::new);
         state.settings = snapshot.settings.into_iter().map(|(key, value)| (key, value.into())).collect();
         Ok(state)
     }

@@ -153,6 +153,9 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::LastAdminKey => (34, 0, 0),
             MetaRefusal::NodeNotLeaving(node) => (35, node.0, 0),
             MetaRefusal::NodeHoldsReplicas(node) => (36, node.0, 0),
+            MetaRefusal::OtherAuthority => (37, 0, 0),
+            MetaRefusal::RotationInProgress => (38, 0, 0),
+            MetaRefusal::AuthorityNotHeld(node) => (39, node.0, 0),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -215,6 +218,9 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             34 => Self::LastAdminKey,
             35 => Self::NodeNotLeaving(number(pb.first)?),
             36 => Self::NodeHoldsReplicas(number(pb.first)?),
+            37 => Self::OtherAuthority,
+            38 => Self::RotationInProgress,
+            39 => Self::AuthorityNotHeld(number(pb.first)?),
             _ => return Err(CodecError::Malformed),
         })
     }

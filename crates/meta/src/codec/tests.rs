@@ -8,8 +8,8 @@ use flotilla_types::{
 
 use super::*;
 use crate::{
-    Addresses, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState, SeenNode,
-    TokenId,
+    Addresses, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState,
+    PreparedAuthority, SeenNode, TokenId,
 };
 
 fn raise() -> MetaCommand {
@@ -45,6 +45,12 @@ fn commands() -> Vec<MetaCommand> {
             expires_at_ms: 9,
         },
         MetaCommand::RevokeKey { id: KeyId(7) },
+        MetaCommand::PrepareAuthority {
+            current: Bytes::from_static(b"a"),
+            next: PreparedAuthority { certificate: Bytes::from_static(b"b"), cross: Bytes::from_static(b"c") },
+        },
+        MetaCommand::BeginRotation { certificate: Bytes::from_static(b"b"), holders: vec![NodeId(1), NodeId(3)] },
+        MetaCommand::NodeCertified { node: NodeId(3), serial: 1 },
         MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node: node.clone(), versions: None }),
         MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node, versions }),
         MetaCommand::UpdateNode {
@@ -125,10 +131,16 @@ fn replies_round_trip() {
         MetaRefusal::VersionNotSeen { node: NodeId(12), version: ClusterVersion(4) },
         MetaRefusal::VersionNotNext { in_force: ClusterVersion(5) },
         MetaRefusal::VersionNotInForce { needed: ClusterVersion(7), in_force: ClusterVersion(6) },
+        MetaRefusal::UnknownKey,
+        MetaRefusal::KeyExists,
+        MetaRefusal::LastAdminKey,
+        MetaRefusal::OtherAuthority,
+        MetaRefusal::RotationInProgress,
+        MetaRefusal::AuthorityNotHeld(NodeId(13)),
     ];
-    refusals.extend((1..=14).filter_map(Field::from_number).map(MetaRefusal::Invalid));
-    refusals.extend((1..=6).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 30 + 14 + 6);
+    refusals.extend((1..=15).filter_map(Field::from_number).map(MetaRefusal::Invalid));
+    refusals.extend((1..=7).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
+    assert_eq!(refusals.len(), 36 + 15 + 7);
     let nested = refusals
         .iter()
         .cloned()
@@ -181,6 +193,9 @@ fn commands_name_the_version_that_they_need() {
             }
             MetaCommand::SetNodeState { state, .. } => matches!(state, NodeState::Draining | NodeState::Leaving),
             MetaCommand::Batch(_)
+            | MetaCommand::PrepareAuthority { .. }
+            | MetaCommand::BeginRotation { .. }
+            | MetaCommand::NodeCertified { .. }
             | MetaCommand::CreateKey { .. }
             | MetaCommand::RevokeKey { .. }
             | MetaCommand::CompleteLeave { .. }

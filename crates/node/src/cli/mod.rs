@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4
 //! unavailable. Deliberately absent: anything that starts a node or reads a data folder.
 
+mod authority;
 mod cluster;
 mod collections;
 mod confirm;
@@ -120,6 +121,9 @@ pub(crate) enum ClientCommand {
     /// Show and raise the cluster version, after all nodes run a new binary
     #[command(subcommand)]
     Upgrade(upgrade::UpgradeCommand),
+    /// Show and replace the authority that certifies the nodes
+    #[command(subcommand)]
+    Authority(authority::AuthorityCommand),
     /// Show recent events of the cluster as one node saw them
     Events(events::Arguments),
     /// Show who changed the cluster through one node, and which tries were refused
@@ -188,6 +192,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, options, output).await,
         ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,
+        ClientCommand::Authority(command) => authority::run(command, &client, output).await,
         ClientCommand::Events(arguments) => events::run(events::Log::Events, &arguments, &client, output).await,
         ClientCommand::Audit(arguments) => events::run(events::Log::Audit, &arguments, &client, output).await,
         ClientCommand::Completions { .. } => Ok(()),

@@ -11,13 +11,13 @@ use std::{
 };
 
 use flotilla_api::{
-    Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply, KeyRequest,
-    NodeChange, NodeVerb, RecordsDigest, ReplicaDigest, Setting as ApiSetting, Sharding as ApiSharding, TokenInfo,
-    TokenReply, TokenRequest, UpgradeStatus,
+    AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
+    KeyRequest, NodeChange, NodeVerb, RecordsDigest, ReplicaDigest, Setting as ApiSetting, Sharding as ApiSharding,
+    TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
-use flotilla_identity::{ClientKey, JoinToken, NodeIdentity, TokenId};
+use flotilla_identity::{ClientKey, JoinToken, TokenId};
 use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, ReplicaStatus, clock};
@@ -28,6 +28,7 @@ use tokio::sync::broadcast;
 
 use super::{
     audit::Audit,
+    authority::{self, AuthorityDesk, IdentityWatch, RotateError},
     config::{BUCKETS_DEFAULT, REPLICAS_DEFAULT, SHARDS_DEFAULT},
     events::Events,
     metrics,
@@ -40,7 +41,8 @@ const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
 
 /// Implements [`Admin`] for a running node.
 pub(crate) struct NodeAdmin {
-    pub(crate) identity: NodeIdentity,
+    pub(crate) identity: IdentityWatch,
+    pub(crate) desk: AuthorityDesk,
     pub(crate) topology: Arc<Topology>,
     pub(crate) host: Handle,
     pub(crate) network: Arc<Transport>,
@@ -192,6 +194,26 @@ impl NodeAdmin {
         Ok(self.upgrade_status())
     }
 
+    /// Remarks for operators.
+    fn notes(&self) -> Vec<String> {
+        let life = self.identity.borrow().life();
+        let overdue = authority::is_overdue(life, authority::now_s());
+        let ends = life.expires_s().saturating_sub(authority::now_s());
+        let overdue = overdue.then(|| format!("this node's certificate ends in {ends} s and could not be renewed"));
+        self.notes.iter().cloned().chain(overdue).collect()
+    }
+
+    async fn rotate(&self, deadline: Instant) -> Result<AuthorityStatus, AdminError> {
+        let before = self.topology.meta().authority().map_or(0, |record| record.serial);
+        match self.desk.rotate_anywhere(deadline).await {
+            Ok(()) => {}
+            Err(RotateError::Refused(reason)) => return Err(StoreError::Refused(reason).into()),
+            Err(RotateError::Unknown) => return Err(StoreError::OutcomeUnknown { shard: ShardId::META }.into()),
+        }
+        self.wait_until(deadline, |meta| meta.authority().is_some_and(|record| record.serial > before)).await;
+        Ok(self.authority_status())
+    }
+
     async fn revoke(&self, token: flotilla_api::TokenId, deadline: Instant) -> Result<(), AdminError> {
         let id = flotilla_meta::TokenId(token.0);
         // The command is sent without a local check: this node may not know the token yet.
@@ -250,7 +272,7 @@ impl NodeAdmin {
             };
             replicas.push(ReplicaDigest { shard: status.shard, replica: status.replica, held, reason });
         }
-        DigestList { node: self.identity.node(), replicas }
+        DigestList { node: self.topology.node(), replicas }
     }
 
     async fn set(&self, key: String, value: u64, deadline: Instant) -> Result<ApiSetting, AdminError> {
@@ -267,13 +289,13 @@ impl NodeAdmin {
 impl Admin for NodeAdmin {
     fn status(&self) -> ClusterStatus {
         let sources = status::Sources {
-            cluster: self.identity.cluster(),
+            cluster: self.identity.borrow().cluster(),
             topology: &self.topology,
             host: &self.host,
             network: &self.network,
             started_ms: self.started_ms,
             draining: self.is_draining(),
-            notes: self.notes.clone(),
+            notes: self.notes(),
         };
         sources.status()
     }
@@ -299,6 +321,12 @@ impl Admin for NodeAdmin {
         status::upgrade(&self.topology.meta(), &self.topology.seen())
     }
 
+    fn authority_status(&self) -> AuthorityStatus {
+        let custody = &self.desk.custody;
+        let fingerprint = authority::fingerprint(&custody.authorities()).to_string();
+        status::authority(&self.topology.meta(), fingerprint, custody.holds(), self.identity.borrow().life())
+    }
+
     fn readiness(&self) -> Vec<Check> {
         let status = self.status();
         let check = |name: &str, ok, detail: String| Check { name: name.to_owned(), ok, detail };
@@ -316,7 +344,7 @@ impl Admin for NodeAdmin {
     }
 
     fn is_draining(&self) -> bool {
-        let me = self.identity.node();
+        let me = self.identity.borrow().node();
         let out_of_service = || self.topology.meta().node(me).is_some_and(|node| node.state != NodeState::Active);
         self.stopping.load(Ordering::Relaxed) || out_of_service()
     }
@@ -370,7 +398,9 @@ impl Admin for NodeAdmin {
             let uses = request.uses.unwrap_or(1);
             let expires_at_ms = clock::wall_ms().saturating_add(request.ttl_ms.unwrap_or(TOKEN_TTL_MS_DEFAULT));
             let id = TokenId(rand::random());
-            let token = JoinToken::mint(self.identity.cluster(), self.identity.ca_fingerprint(), id, &mut rand::rng());
+            let cluster = self.identity.borrow().cluster();
+            let pin = authority::fingerprint(&self.desk.custody.authorities());
+            let token = JoinToken::mint(cluster, pin, id, &mut rand::rng());
             let command = MetaCommand::CreateToken {
                 id: flotilla_meta::TokenId(id.0),
                 hash: token.hash().0,
@@ -411,5 +441,9 @@ impl Admin for NodeAdmin {
         deadline: Instant,
     ) -> AdminFuture<'_, NodeChange> {
         Box::pin(self.change(node, verb, options, deadline))
+    }
+
+    fn rotate_authority(&self, deadline: Instant) -> AdminFuture<'_, AuthorityStatus> {
+        Box::pin(self.rotate(deadline))
     }
 }

@@ -1,8 +1,9 @@
 //! The certificate of this node's client ports: from files of the operator, or from the cluster's authority.
 //! Either is replaced while the node runs.
 //!
-//! A certificate of the authority is requested again at two thirds of its life, and when the hosts at which
-//! clients reach this node change. Until the first one is there, connections wait for it.
+//! A certificate of the authority is requested again at two thirds of its life, when the hosts at which clients
+//! reach this node change, and when another authority is in force. It then comes with the signature of the
+//! authority before, for clients that know only that one. Until the first one is there, connections wait for it.
 
 use std::{
     collections::BTreeSet,
@@ -13,45 +14,47 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use flotilla_control::{PeerRequest, Topology, decode_answer};
 use flotilla_gateway::Tls;
-use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey, client_port_config};
+use flotilla_identity::{CaFingerprint, NodeKey, client_port_config, serves_client_ports};
 use flotilla_meta::MetaState;
-use flotilla_replication::clock;
 use flotilla_transport::{Class, Transport};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_types::NodeId;
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{config::TlsFiles, folder::Folder, join::SharedAuthority};
+use super::{
+    authority::{Custody, IdentityWatch, holders, now_s},
+    config::TlsFiles,
+    folder::Folder,
+};
 
-/// The longest life of a certificate that the authority issues.
-pub(crate) const VALID_MAX: Duration = Duration::from_secs(90 * 24 * 3_600);
-/// How far a certificate's validity starts in the past, for clients whose clocks are slow.
-const BACKDATED_S: u64 = 3_600;
 /// Pause between two tries to get a certificate.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often files are checked for changes, and hosts.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Hosts that a certificate names.
-const HOSTS_MAX: usize = 8;
+pub(crate) const HOSTS_MAX: usize = 8;
 
 type Sender = watch::Sender<Option<Arc<ServerConfig>>>;
 
 /// What the renewal of a certificate needs.
 pub(crate) struct CertificateSource {
-    pub(crate) identity: NodeIdentity,
+    pub(crate) identity: IdentityWatch,
     pub(crate) folder: Arc<Folder>,
-    pub(crate) authority: SharedAuthority,
+    pub(crate) custody: Arc<Custody>,
     pub(crate) topology: Arc<Topology>,
     pub(crate) network: Arc<Transport>,
     /// The hosts at which clients reach this node.
     pub(crate) hosts: Vec<String>,
     pub(crate) valid: Duration,
     pub(crate) client_authorities: Vec<CertificateDer<'static>>,
+    /// Told which authority issued the certificate in use.
+    pub(crate) issued_by: watch::Sender<Option<CaFingerprint>>,
 }
 
 /// Serves the operator's files, and reads them again when they change.
@@ -140,15 +143,20 @@ impl ClientCertificate {
     }
 }
 
-async fn keep_certified(source: CertificateSource, sender: Sender) {
+async fn keep_certified(mut source: CertificateSource, sender: Sender) {
     let mut held = source.folder.client_certificate().filter(|held| held.serves(&source.hosts, now_s()));
     if let Some(held) = &held {
         source.publish(held, &sender);
     }
     loop {
-        let due = held.as_ref().is_none_or(|held| now_s() >= held.renew_at_s());
+        let identity = source.identity.borrow_and_update().clone();
+        let is_of = |held: &ClientCertificate| {
+            serves_client_ports(&CertificateDer::from(&held.cert[..]), identity.ca_cert(), now_s())
+        };
+        let due = held.as_ref().is_none_or(|held| now_s() >= held.renew_at_s() || !is_of(held));
         if !due {
-            tokio::time::sleep(CHECK_INTERVAL.min(source.valid / 8)).await;
+            let renewed = source.identity.changed();
+            let _ = tokio::time::timeout(CHECK_INTERVAL.min(source.valid / 8), renewed).await;
             continue;
         }
         match source.request().await {
@@ -170,11 +178,23 @@ async fn keep_certified(source: CertificateSource, sender: Sender) {
 
 impl CertificateSource {
     fn publish(&self, held: &ClientCertificate, sender: &Sender) {
-        let chain = vec![CertificateDer::from(held.cert.clone()), self.identity.ca_cert().clone()];
+        let identity = self.identity.borrow().clone();
+        let cert = CertificateDer::from(held.cert.clone());
+        let mut trusted = identity.trusted().into_iter();
+        let Some(issuer) = trusted.find(|authority| serves_client_ports(&cert, authority, now_s())) else {
+            return tracing::warn!("the certificate of client ports is not of an authority that this node trusts");
+        };
+        let fingerprint = CaFingerprint::of(&issuer);
+        // Clients that know the authority before verify by what it signed. The others know the issuer.
+        let cross = identity.authorities().cross.clone().filter(|_| issuer == *identity.ca_cert());
+        let chain = vec![cert, cross.unwrap_or(issuer)];
         let config = NodeKey::from_pem(&held.key)
             .and_then(|key| client_port_config(chain, key.private_key_der(), &self.client_authorities));
         match config {
-            Ok(config) => drop(sender.send_replace(Some(Arc::new(config)))),
+            Ok(config) => {
+                sender.send_replace(Some(Arc::new(config)));
+                self.issued_by.send_replace(Some(fingerprint));
+            }
             Err(error) => tracing::error!(%error, "the certificate of client ports is not valid"),
         }
     }
@@ -183,60 +203,28 @@ impl CertificateSource {
     async fn request(&self) -> anyhow::Result<ClientCertificate> {
         let key = NodeKey::generate()?;
         let (csr, valid_s, issued_s) = (key.csr_der()?, self.valid.as_secs(), now_s());
-        let cert = match certify_here(&self.authority, self.identity.node(), &csr, &self.hosts, valid_s) {
+        let cert = match self.custody.certify_own_ports(&csr, &self.hosts, valid_s) {
             Some(cert) => cert,
             None => self.request_from_peers(&csr, valid_s).await?,
         };
-        Ok(ClientCertificate { hosts: self.hosts.clone(), issued_s, valid_s, cert, key: key.to_pem() })
+        Ok(ClientCertificate { hosts: self.hosts.clone(), issued_s, valid_s, cert: cert.to_vec(), key: key.to_pem() })
     }
 
-    async fn request_from_peers(&self, csr: &[u8], valid_s: u64) -> anyhow::Result<Vec<u8>> {
-        let meta = self.topology.meta();
-        let voters = meta.shard(ShardId::META).map(|shard| shard.descriptor.replicas.clone()).unwrap_or_default();
-        let leader = self.topology.leader(ShardId::META);
-        let candidates = leader.into_iter().chain(voters.iter().map(|replica| replica.node));
-        let me = self.identity.node();
-        let candidates: BTreeSet<NodeId> = candidates.filter(|node| *node != me).collect();
-        for node in candidates {
+    async fn request_from_peers(&self, csr: &[u8], valid_s: u64) -> anyhow::Result<Bytes> {
+        for node in holders(&self.topology) {
             let request =
                 PeerRequest::CertifyClientPorts { csr: csr.to_vec().into(), hosts: self.hosts.clone(), valid_s };
             let answer = self.network.call(node, Class::Rpc, request.encode(), CALL_TIMEOUT).await;
             if let Ok(Ok(answered)) = answer.map(decode_answer) {
-                return Ok(answered.payload.to_vec());
+                return Ok(answered.payload);
             }
         }
         bail!("no node that holds the authority has certified the client ports")
     }
 }
 
-fn certify_here(
-    authority: &SharedAuthority,
-    node: NodeId,
-    csr: &[u8],
-    hosts: &[String],
-    valid_s: u64,
-) -> Option<Vec<u8>> {
-    let authority = authority.read();
-    let authority: &ClusterAuthority = authority.as_ref()?;
-    let now_s = now_s();
-    let valid = now_s.saturating_sub(BACKDATED_S)..now_s.saturating_add(valid_s.min(VALID_MAX.as_secs()));
-    let issued = authority.issue_client_ports(node, hosts, csr, valid);
-    issued
-        .inspect_err(|error| tracing::warn!(%node, %error, "cannot certify client ports"))
-        .ok()
-        .map(|cert| cert.to_vec())
-}
-
-/// Certifies client ports of peers, for hosts that the metadata has among their addresses.
-pub(crate) fn certify(authority: SharedAuthority, topology: Arc<Topology>) -> flotilla_control::Certify {
-    Arc::new(move |node, csr, hosts, valid_s| {
-        let allowed = client_hosts_of(&topology.meta(), node);
-        let fits = hosts.len() <= HOSTS_MAX && hosts.iter().all(|host| allowed.contains(host));
-        fits.then(|| certify_here(&authority, node, csr, hosts, valid_s)).flatten()
-    })
-}
-
-fn client_hosts_of(meta: &MetaState, node: NodeId) -> BTreeSet<String> {
+/// The hosts at which clients reach a node, as the metadata has them.
+pub(crate) fn client_hosts_of(meta: &MetaState, node: NodeId) -> BTreeSet<String> {
     let record = meta.node(node).filter(|record| !record.state.is_gone());
     record.map(|record| client_hosts([&record.addresses.http, &record.addresses.redis])).unwrap_or_default()
 }
@@ -248,10 +236,6 @@ pub(crate) fn client_hosts(addresses: [&str; 2]) -> BTreeSet<String> {
         Some(host.trim_start_matches('[').trim_end_matches(']').to_owned())
     };
     addresses.iter().filter_map(host).filter(|host| !host.is_empty()).collect()
-}
-
-fn now_s() -> u64 {
-    clock::wall_ms() / 1_000
 }
 
 #[cfg(test)]

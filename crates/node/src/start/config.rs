@@ -10,7 +10,7 @@ use flotilla_state::ViewOptions;
 use flotilla_types::{Locality, is_printable};
 use serde::Deserialize;
 
-use super::client_tls::VALID_MAX;
+use super::authority::VALID_MAX;
 
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7110);
 const HTTP_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
@@ -208,8 +208,8 @@ pub(crate) struct Settings {
     /// Serve only clients with a certificate that one of these authorities signed (PEM) [default: none needed]
     #[arg(long, env = "FLOTILLA_TLS_CLIENT_CA", value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
-    /// How long certificates of the cluster's authority for the client ports are valid, at most 90 days;
-    /// renewed at two thirds [default: 90days]
+    /// How long this node's certificates of the cluster's authority are valid (for peers, and for the client
+    /// ports), at most 90 days; renewed at two thirds [default: 90days]
     #[arg(long, env = "FLOTILLA_CERTIFICATE_TTL", value_name = "DURATION")]
     certificate_ttl: Option<String>,
     /// Origins from which browsers may call the HTTP interface (comma-separated) [default: none]

@@ -1,7 +1,7 @@
 //! The data folder: the node's identity, its incarnation, and the metadata it last saw.
 //!
-//! `identity.json` (certificates and key), `authority.json` (only on voters of the metadata group),
-//! `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding`
+//! `identity.json` (certificates and key), `authority.json` and `authority-next.json` (only on nodes of the metadata
+//! group), `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding`
 //! (until the cluster is founded), `admin.key`
 //! (the first admin key, on the node that founded the cluster), `ca.pem` (the authority's certificate, for
 //! clients), `client-ports.json` (certificate and key of the client ports), `audit.log`, `metadata` (a cache), and the folders `log` and `state`. Every file is
@@ -62,6 +62,48 @@ pub(crate) struct Folder {
 struct AuthorityFile {
     cert: String,
     key: String,
+    #[serde(default)]
+    since: u64,
+}
+
+/// Which authority a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// The one in force.
+    Current,
+    /// The one that a rotation may put in force.
+    Next,
+}
+
+impl Which {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Current => "authority.json",
+            Self::Next => "authority-next.json",
+        }
+    }
+}
+
+/// An authority with its key.
+pub(crate) struct HeldAuthority {
+    pub(crate) authority: ClusterAuthority,
+    /// The version of the metadata by which this node was given it.
+    pub(crate) since: u64,
+}
+
+impl HeldAuthority {
+    /// Encodes an authority for a file or another node.
+    pub(crate) fn encode(authority: &ClusterAuthority, since: u64) -> Vec<u8> {
+        let file = AuthorityFile { cert: authority.cert_pem(), key: authority.key_pem(), since };
+        // Plain strings and a number: cannot fail.
+        serde_json::to_vec_pretty(&file).unwrap_or_default()
+    }
+
+    /// Decodes an authority from a file or a peer.
+    pub(crate) fn decode(bytes: &[u8]) -> anyhow::Result<Self> {
+        let file: AuthorityFile = serde_json::from_slice(bytes).context("the authority does not parse")?;
+        Ok(Self { authority: ClusterAuthority::from_pem(&file.cert, &file.key)?, since: file.since })
+    }
 }
 
 impl Folder {
@@ -92,12 +134,16 @@ impl Folder {
         Ok(self.write("identity.json", &serde_json::to_vec_pretty(&identity.to_pem())?)?)
     }
 
-    pub(crate) fn authority(&self) -> anyhow::Result<Option<ClusterAuthority>> {
-        self.read("authority.json")?.map(|text| decode_authority(&text)).transpose()
+    pub(crate) fn authority(&self, which: Which) -> anyhow::Result<Option<HeldAuthority>> {
+        self.read(which.file())?.map(|text| HeldAuthority::decode(&text)).transpose()
     }
 
-    pub(crate) fn set_authority(&self, authority: &ClusterAuthority) -> anyhow::Result<()> {
-        Ok(self.write("authority.json", &encode_authority(authority)?)?)
+    pub(crate) fn set_authority(&self, which: Which, held: &HeldAuthority) -> anyhow::Result<()> {
+        Ok(self.write(which.file(), &HeldAuthority::encode(&held.authority, held.since))?)
+    }
+
+    pub(crate) fn remove_authority(&self, which: Which) -> io::Result<()> {
+        self.remove(which.file())
     }
 
     /// The key for a join, created at the first call. A retried join must use the same key.
@@ -240,18 +286,6 @@ impl Folder {
     }
 }
 
-/// Encodes the authority for a file or another voter.
-pub(crate) fn encode_authority(authority: &ClusterAuthority) -> anyhow::Result<Vec<u8>> {
-    let file = AuthorityFile { cert: authority.cert_pem(), key: authority.key_pem() };
-    Ok(serde_json::to_vec_pretty(&file)?)
-}
-
-/// Decodes the authority from a file or a peer.
-pub(crate) fn decode_authority(bytes: &[u8]) -> anyhow::Result<ClusterAuthority> {
-    let file: AuthorityFile = serde_json::from_slice(bytes).context("the authority does not parse")?;
-    Ok(ClusterAuthority::from_pem(&file.cert, &file.key)?)
-}
-
 #[cfg(test)]
 mod tests {
     use flotilla_hostile::{attack, mutated};
@@ -312,7 +346,7 @@ mod tests {
     fn hostile_files_are_refused_by_name_or_read() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
-        let identity = crate::start::join::found_cluster(&folder).unwrap();
+        let identity = crate::start::join::found_cluster(&folder, std::time::Duration::from_secs(60)).unwrap();
         folder.set_seeds(&[(NodeId(2), ([127, 0, 0, 1], 7100).into())]).unwrap();
         folder.next_incarnation(0).unwrap();
         folder.set_metadata(&MetaState::default()).unwrap();
@@ -327,7 +361,7 @@ mod tests {
             if let Ok(Some(read)) = folder.identity() {
                 assert_eq!((read.node(), read.cluster()), (identity.node(), identity.cluster()));
             }
-            let _ = (folder.seeds(), folder.metadata(), folder.authority());
+            let _ = (folder.seeds(), folder.metadata(), folder.authority(Which::Current));
             if let Ok(next) = folder.next_incarnation(0) {
                 assert!(next.0 <= INCARNATION_MAX);
             }

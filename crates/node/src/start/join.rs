@@ -1,4 +1,4 @@
-//! Membership of this node: founding a cluster or joining one; and the admission of joining nodes.
+//! Membership of this node: founding a cluster or joining one; and the admission of nodes that join or return.
 //!
 //! A join is idempotent: the joiner stores its key before the first request, and the cluster answers a retry
 //! with the same key with the same node id.
@@ -9,7 +9,10 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use flotilla_control::{MemberState, RequestKind, ShardError, Shards};
 use flotilla_failpoints::{Place, reached};
-use flotilla_identity::{ClusterAuthority, JoinToken, NodeIdentity, NodeKey, TokenHash, csr_public_key_digest};
+use flotilla_identity::{
+    Authorities, CaFingerprint, ClusterAuthority, JoinToken, Life, NodeIdentity, NodeKey, TokenHash,
+    csr_public_key_digest,
+};
 use flotilla_meta::{
     Addresses, Feed, JoinRequest, MetaCommand, MetaFollower, MetaQuery, MetaRefusal, MetaReply, MetaState, NewNode,
     TokenId, TokenRecord,
@@ -18,10 +21,13 @@ use flotilla_replication::clock;
 use flotilla_transport::{PeerError, TransportError, join_call};
 use flotilla_types::{ClusterId, NodeId, ShardId, VersionRange, is_printable};
 use flotilla_wire::{decode, encode, peer};
-use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
 
-use super::{config::Config, folder::Folder};
+use super::{
+    authority::{Certified, Custody, authorities_from_wire, authorities_to_wire, now_s},
+    config::Config,
+    folder::{Folder, HeldAuthority, Which},
+};
 
 /// Timeout of one join request.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,14 +41,15 @@ const REDIRECTS_MAX: usize = 3;
 const ROUNDS_PER_WARNING: u32 = 20;
 
 /// Mints a new cluster's id and authority, and the identity of its first node.
-pub(crate) fn found_cluster(folder: &Folder) -> anyhow::Result<NodeIdentity> {
+pub(crate) fn found_cluster(folder: &Folder, valid: Duration) -> anyhow::Result<NodeIdentity> {
     let cluster = ClusterId(rand::random());
     let authority = ClusterAuthority::mint(cluster)?;
     let key = NodeKey::generate()?;
-    let cert = authority.issue(NodeId(1), &key.csr_der()?)?;
-    let identity = NodeIdentity::new(cluster, NodeId(1), authority.cert_der().clone(), cert, key)?;
+    let life = Life { issued_s: now_s(), valid_s: valid.as_secs() };
+    let cert = authority.issue(NodeId(1), &key.csr_der()?, life.expires_s())?;
+    let identity = NodeIdentity::new(cluster, NodeId(1), authority.cert_der().clone(), cert, key)?.with_life(life);
     // The identity is written last: its presence means that the other files exist.
-    folder.set_authority(&authority)?;
+    folder.set_authority(Which::Current, &HeldAuthority { authority, since: 0 })?;
     folder.set_founding()?;
     folder.set_identity(&identity)?;
     reached(Place::FoundIdentityKept);
@@ -78,6 +85,8 @@ pub(crate) async fn join_cluster(
         locality: config.locality.to_string(),
         version_min: VersionRange::supported().min.0,
         version_max: VersionRange::supported().max.0,
+        valid_s: config.certificate_ttl.as_secs(),
+        returning: 0,
     });
     let mut round = 0_u32;
     loop {
@@ -86,7 +95,8 @@ pub(crate) async fn join_cluster(
             match request_join(*peer, &parsed, &request).await {
                 Ok(peer::join_response::Kind::Joined(joined)) => {
                     reached(Place::JoinAnswered);
-                    let joined = verify_admission(&parsed, key, joined)?;
+                    let valid_s = config.certificate_ttl.as_secs();
+                    let joined = verify_admission(&parsed, key, joined, Life { issued_s: now_s(), valid_s })?;
                     folder.set_seeds(&joined.peers)?;
                     folder.set_identity(&joined.identity)?;
                     reached(Place::JoinIdentityKept);
@@ -109,7 +119,10 @@ pub(crate) async fn join_cluster(
         // A single foreign peer may be a mistake in the list; if all are foreign, the token is for another
         // cluster.
         if foreign == peers.len() {
-            bail!("the join token is for another cluster than the peers belong to");
+            bail!(
+                "the join token is for another cluster than the peers belong to, \
+                 or was created before the cluster's authority was rotated: create another one"
+            );
         }
         round += 1;
         tokio::time::sleep(JOIN_RETRY_INTERVAL).await;
@@ -152,14 +165,22 @@ async fn request_join(
 }
 
 /// Checks the identity that the cluster issued.
-fn verify_admission(token: &JoinToken, key: NodeKey, joined: peer::Joined) -> anyhow::Result<Joined> {
+fn verify_admission(token: &JoinToken, key: NodeKey, joined: peer::Joined, life: Life) -> anyhow::Result<Joined> {
     let authority = CertificateDer::from(joined.authority_certificate.to_vec());
     let cert = CertificateDer::from(joined.certificate.to_vec());
-    let identity = NodeIdentity::new(token.cluster(), NodeId(joined.node), authority, cert, key)
-        .context("the cluster issued an identity that is not valid")?;
-    if identity.ca_fingerprint() != token.fingerprint() {
+    let invalid = "the cluster issued an identity that is not valid";
+    let identity = NodeIdentity::new(token.cluster(), NodeId(joined.node), authority.clone(), cert.clone(), key);
+    let identity = identity.context(invalid)?;
+    // A server of the pinned authority has told the others.
+    let authorities = joined.authorities.as_ref().and_then(authorities_from_wire);
+    let pinned = |der: &CertificateDer<'_>| CaFingerprint::of(der) == token.fingerprint();
+    let known = authorities.as_ref().and_then(|authorities| authorities.previous.as_ref());
+    if !pinned(&authority) && !known.is_some_and(pinned) {
         bail!("the cluster's authority is not the one in the join token");
     }
+    let authorities = authorities.unwrap_or_else(|| Authorities::only(authority));
+    // Where the clocks of the two nodes differ much, the certificate is of no use.
+    let identity = identity.renewed(authorities, cert, life).context(invalid)?;
     let peers = joined.peers.iter().filter_map(|peer| Some((NodeId(peer.node), peer.quic.parse().ok()?))).collect();
     Ok(Joined { identity, peers })
 }
@@ -174,13 +195,10 @@ pub(crate) fn addresses_of(config: &Config) -> Addresses {
     }
 }
 
-/// The cluster's authority, on nodes that hold it.
-pub(crate) type SharedAuthority = Arc<RwLock<Option<ClusterAuthority>>>;
-
-/// Admits joining nodes.
+/// Admits nodes that join, and nodes that return.
 pub(crate) struct JoinAdmission {
-    pub(crate) identity: NodeIdentity,
-    pub(crate) authority: SharedAuthority,
+    pub(crate) cluster: ClusterId,
+    pub(crate) custody: Arc<Custody>,
     pub(crate) shards: Shards,
 }
 
@@ -188,10 +206,32 @@ impl JoinAdmission {
     /// Answers one join request from an unauthenticated node.
     pub(crate) async fn answer(&self, remote: SocketAddr, request: Bytes) -> Bytes {
         let kind = match decode::<peer::JoinRequest>(request) {
+            Ok(request) if request.returning != 0 => self.readmit(remote, &request),
             Ok(request) => self.admit(remote, request).await,
             Err(_) => refused("the request does not parse"),
         };
         encode(&peer::JoinResponse { kind: Some(kind) })
+    }
+
+    /// Certifies a node of the cluster whose certificate is no longer accepted. It proves by the signature of its
+    /// request that it has the key by which the metadata knows it; so an old request, sent again by anybody, gives
+    /// a certificate that only the node can use.
+    fn readmit(&self, remote: SocketAddr, request: &peer::JoinRequest) -> peer::join_response::Kind {
+        let meta = self.shards.topology().meta();
+        let node = NodeId(request.returning);
+        let digest = csr_public_key_digest(&request.csr);
+        let Some(record) = meta.node(node).filter(|record| digest.is_ok_and(|digest| digest == record.key_digest))
+        else {
+            return refused("this cluster has no node with this id and key");
+        };
+        if record.state.is_gone() {
+            return refused(&format!("{node} was removed from the cluster"));
+        }
+        if !self.custody.holds() {
+            return self.redirect();
+        }
+        tracing::info!(%node, %remote, "certifying a node that returns without a valid certificate");
+        self.certify(self.custody.certify_node(node, &request.csr, request.valid_s), node)
     }
 
     async fn admit(&self, remote: SocketAddr, request: peer::JoinRequest) -> peer::join_response::Kind {
@@ -199,8 +239,13 @@ impl JoinAdmission {
             Ok(token) => token,
             Err(error) => return refused(&error.to_string()),
         };
-        if token.cluster() != self.identity.cluster() || token.fingerprint() != self.identity.ca_fingerprint() {
+        if token.cluster() != self.cluster {
             return refused("the join token belongs to another cluster");
+        }
+        let authorities = self.custody.authorities();
+        let mut trusted = std::iter::once(&authorities.current).chain(&authorities.previous);
+        if !trusted.any(|authority| CaFingerprint::of(authority) == token.fingerprint()) {
+            return refused("the join token was created before the cluster's authority was rotated");
         }
         // Checked before anything is told or proposed, because whoever knows the authority can make such tokens.
         if let Err(answer) = self.check_token(&token).await {
@@ -214,7 +259,7 @@ impl JoinAdmission {
         if !is_printable(&request.name) || !is_printable(&request.locality) {
             return refused("the name or the locality has control characters");
         }
-        if self.authority.read().is_none() {
+        if !self.custody.holds() {
             return self.redirect();
         }
         let meta = self.shards.topology().meta();
@@ -241,7 +286,7 @@ impl JoinAdmission {
         match self.shards.propose_meta(&MetaCommand::Join(join), ADMIT_TIMEOUT).await {
             Ok(MetaReply::Node(node)) => {
                 tracing::info!(%node, %remote, "admitted a node");
-                self.certify(node, &request.csr)
+                self.certify(self.custody.certify_key(node, &request.csr, request.valid_s), node)
             }
             Ok(MetaReply::Refused(refusal)) => {
                 tracing::warn!(%remote, %refusal, "refused to admit a node");
@@ -292,12 +337,10 @@ impl JoinAdmission {
         })
     }
 
-    fn certify(&self, node: NodeId, csr: &[u8]) -> peer::join_response::Kind {
-        let issued = self.authority.read().as_ref().map(|authority| authority.issue(node, csr));
-        let certificate = match issued {
-            Some(Ok(certificate)) => Bytes::copy_from_slice(&certificate),
-            Some(Err(error)) => return refused(&error.to_string()),
-            None => return self.redirect(),
+    fn certify(&self, certified: Option<Certified>, node: NodeId) -> peer::join_response::Kind {
+        // A refusal is final for a joiner; that the authority was just replaced is not.
+        let Some(Certified { certificate, authorities }) = certified else {
+            return peer::join_response::Kind::Retry("this node cannot certify others now".to_owned());
         };
         let meta = self.shards.topology().meta();
         let others = meta.nodes().filter(|record| !record.state.is_gone() && record.id != node);
@@ -305,10 +348,11 @@ impl JoinAdmission {
             others.map(|record| peer::Peer { node: record.id.0, quic: record.addresses.quic.clone() }).collect();
         peer::join_response::Kind::Joined(peer::Joined {
             node: node.0,
-            cluster: Bytes::copy_from_slice(&self.identity.cluster().0),
-            authority_certificate: Bytes::copy_from_slice(self.identity.ca_cert()),
-            certificate,
+            cluster: Bytes::copy_from_slice(&self.cluster.0),
+            authority_certificate: Bytes::copy_from_slice(&authorities.current),
+            certificate: Bytes::copy_from_slice(&certificate),
             peers,
+            authorities: Some(authorities_to_wire(&authorities)),
         })
     }
 
@@ -318,7 +362,7 @@ impl JoinAdmission {
         let meta = topology.meta();
         let voters = meta.shard(ShardId::META).map(|shard| shard.descriptor.replicas.clone()).unwrap_or_default();
         let candidates = topology.leader(ShardId::META).into_iter().chain(voters.iter().map(|replica| replica.node));
-        let mut others = candidates.filter(|node| *node != self.identity.node());
+        let mut others = candidates.filter(|node| *node != topology.node());
         match others.find_map(|node| meta.node(node)) {
             Some(record) => peer::join_response::Kind::Redirect(record.addresses.quic.clone()),
             None => peer::join_response::Kind::Retry("no voter of the metadata group is known here".to_owned()),
@@ -341,8 +385,6 @@ fn refused(reason: &str) -> peer::join_response::Kind {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_identity::CaFingerprint;
-
     use super::*;
 
     #[test]

@@ -2,7 +2,9 @@
 
 mod admin;
 mod audit;
+mod authority;
 mod ballast;
+mod certificate;
 mod client_tls;
 mod config;
 mod departure;
@@ -44,7 +46,6 @@ use flotilla_state::Engine;
 use flotilla_transport::Transport;
 use flotilla_types::{NodeId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
-use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch};
 use tracing_subscriber::{
     Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
@@ -52,6 +53,8 @@ use tracing_subscriber::{
 
 use admin::NodeAdmin;
 use audit::Audit;
+use authority::{AuthorityDesk, Custody};
+use certificate::Keeper;
 use client_tls::CertificateSource;
 pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
@@ -61,7 +64,7 @@ use events::Events;
 use folder::Folder;
 use founding::Founding;
 use inbound::{Inbound, InboundHandler, Services};
-use join::{JoinAdmission, SharedAuthority};
+use join::JoinAdmission;
 
 /// How long a stopping node waits for the transfer of its leaderships.
 const LEADERSHIP_TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -144,7 +147,7 @@ async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdent
         return Ok((identity, folder.seeds()?));
     }
     match &config.origin {
-        Origin::Found => Ok((join::found_cluster(folder)?, Vec::new())),
+        Origin::Found => Ok((join::found_cluster(folder, config.certificate_ttl)?, Vec::new())),
         Origin::Join { peers, token } => {
             let joined = join::join_cluster(folder, config, peers, token).await?;
             Ok((joined.identity, joined.peers))
@@ -168,7 +171,8 @@ async fn serve(
     let me = local_node(&config, &folder, &identity)?;
     let topology = Arc::new(Topology::new(me.node, folder.metadata()?));
     tokio::spawn(stop_at_unsupported_version(topology.clone()));
-    let authority: SharedAuthority = Arc::new(RwLock::new(folder.authority()?));
+    let renewed = watch::Sender::new(identity.clone());
+    let custody = Custody::open(folder.clone(), topology.clone(), renewed.subscribe())?;
 
     // Ports are bound before the log and state are opened, so that a port conflict fails at once.
     let (http, redis) = bind_client_ports(&config).await?;
@@ -199,21 +203,22 @@ async fn serve(
         listen: config.advertise,
         seed: rand::random(),
         seeds: seeds.iter().map(|(node, _)| *node).collect(),
-        authority: authority_reader(authority.clone()),
+        authority: authority_reader(custody.clone()),
         events: publish,
         save_meta: metadata_writer(folder.clone()),
     })?;
     let shards = control.shards().clone();
     let join_admission =
-        JoinAdmission { identity: identity.clone(), authority: authority.clone(), shards: shards.clone() };
+        JoinAdmission { cluster: identity.cluster(), custody: custody.clone(), shards: shards.clone() };
+    let desk = AuthorityDesk {
+        custody: custody.clone(),
+        topology: topology.clone(),
+        network: network.clone(),
+        shards: shards.clone(),
+    };
     inbound.set_services(Services {
         host: host.handle(),
-        rpc: RpcServer::new(
-            topology.clone(),
-            host.handle(),
-            take_authority(folder.clone(), authority.clone(), &identity),
-            client_tls::certify(authority.clone(), topology.clone()),
-        ),
+        rpc: RpcServer::new(topology.clone(), host.handle(), Arc::new(desk.clone())),
         gossip: control.gossip().clone(),
         join_admission: Arc::new(join_admission),
     });
@@ -225,33 +230,49 @@ async fn serve(
     let stopping = Arc::new(AtomicBool::new(false));
     let departure = Departure::new(&topology, &shards, inbound.refused());
     let store = Store::new(shards.clone(), GatewayStart(rand::random()));
+    let ports_issued_by = watch::Sender::new(None);
+    let certified_ports = security::certifies_ports(&config).then(|| ports_issued_by.subscribe());
     let security = Security {
         access: security::access(config.clients, topology.clone()),
         tls: security::tls(&config, || CertificateSource {
-            identity: identity.clone(),
+            identity: renewed.subscribe(),
             folder: folder.clone(),
-            authority: authority.clone(),
+            custody: custody.clone(),
             topology: topology.clone(),
             network: network.clone(),
             hosts: client_tls::client_hosts([&me.addresses.http, &me.addresses.redis]).into_iter().collect(),
             valid: config.certificate_ttl,
             client_authorities: Vec::new(),
+            issued_by: ports_issued_by,
         })?,
     };
     folder.set_ca_pem(&identity.ca_pem())?;
     let admin = NodeAdmin {
         audit: Audit::open(&config.data_dir, identity.node())?,
         notes: security::notes(&config),
-        identity,
-        topology,
+        identity: renewed.subscribe(),
+        desk,
+        topology: topology.clone(),
         host: host.handle(),
         network: network.clone(),
-        shards,
+        shards: shards.clone(),
         events,
         metrics,
         stopping: stopping.clone(),
         started_ms: clock::wall_ms(),
     };
+    let keeper = Keeper {
+        identity: renewed,
+        folder,
+        custody,
+        topology,
+        network: network.clone(),
+        shards,
+        valid: config.certificate_ttl,
+        seeds: seeds.into_iter().map(|(_, address)| address).collect(),
+        client_ports: certified_ports,
+    };
+    tokio::spawn(keeper.run());
     let (stop, stopped) = watch::channel(false);
     let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), security, &stopped)?;
 
@@ -327,8 +348,8 @@ async fn start_network(
 }
 
 /// Reads the cluster authority, in the form in which it is sent to a new voter of the metadata group.
-fn authority_reader(authority: SharedAuthority) -> Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync> {
-    Arc::new(move || authority.read().as_ref().and_then(|authority| folder::encode_authority(authority).ok()))
+fn authority_reader(custody: Arc<Custody>) -> Arc<dyn Fn() -> Option<Vec<u8>> + Send + Sync> {
+    Arc::new(move || custody.to_give())
 }
 
 /// Writes new metadata to the cache in the data folder.
@@ -392,27 +413,6 @@ fn end_process(data_dir: String) -> Arc<dyn Fn(&str) + Send + Sync> {
         tracing::error!(reason, data_dir, "fatal error: the node ends");
         eprintln!("flotilla: fatal error: {reason} (data directory {data_dir})");
         std::process::exit(EXIT_FATAL);
-    })
-}
-
-/// Accepts the cluster authority from the metadata group's leader, if it is this cluster's, and stores it
-/// durably.
-fn take_authority(
-    folder: Arc<Folder>,
-    authority: SharedAuthority,
-    identity: &NodeIdentity,
-) -> flotilla_control::TakeAuthority {
-    let pinned = identity.ca_fingerprint();
-    Arc::new(move |bytes| match folder::decode_authority(bytes) {
-        Ok(taken) if taken.fingerprint() == pinned => {
-            if let Err(error) = folder.set_authority(&taken) {
-                tracing::error!(error = format!("{error:#}"), "the cluster authority could not be stored");
-                return false;
-            }
-            *authority.write() = Some(taken);
-            true
-        }
-        Ok(_) | Err(_) => false,
     })
 }
 

@@ -31,6 +31,11 @@ pub(crate) fn notes(config: &Config) -> Vec<String> {
     }
 }
 
+/// Whether the cluster's authority certifies the client ports.
+pub(crate) fn certifies_ports(config: &Config) -> bool {
+    config.clients != ClientMode::Open && config.tls_files.is_none()
+}
+
 /// TLS of the client ports, unless they are open.
 ///
 /// # Errors

@@ -1,11 +1,15 @@
 //! The cluster's status as this node sees it, from local state only: it is available without a quorum.
 
 use flotilla_api::{
-    ClusterStatus, Collection, Health, KeyId, KeyInfo, Liveness, MetadataRole, NodeInfo, NodeState, NodeUpgrade,
-    PeerInfo, PeerState, Setting as ApiSetting, ShardInfo, Sharding, TokenId, TokenInfo, UpgradeStatus, Versions,
+    AuthorityStatus, CertificateLife, ClusterStatus, Collection, Health, KeyId, KeyInfo, Liveness, MetadataRole,
+    NodeCertification, NodeInfo, NodeState, NodeUpgrade, PeerInfo, PeerState, Setting as ApiSetting, ShardInfo,
+    Sharding, TokenId, TokenInfo, UpgradeStatus, Versions,
 };
 use flotilla_control::{MemberState, Topology};
-use flotilla_meta::{KeyRecord, MetaState, NodeRecord, NodeState as RecordState, SeenNode, Setting, TokenRecord};
+use flotilla_identity::Life;
+use flotilla_meta::{
+    AuthorityRecord, KeyRecord, MetaState, NodeRecord, NodeState as RecordState, SeenNode, Setting, TokenRecord,
+};
 use flotilla_replication::Handle;
 use flotilla_transport::{Breaker, PeerStatus, Transport};
 use flotilla_types::{ClusterId, NodeId, ReplicaRole, ShardId, VersionRange};
@@ -143,6 +147,27 @@ pub(crate) fn upgrade(meta: &MetaState, seen: &[SeenNode]) -> UpgradeStatus {
         next: next.map(|next| next.0),
         ready: next.is_some() && missing.is_empty(),
         nodes: nodes.collect(),
+    }
+}
+
+/// The authority, and which nodes it has certified.
+pub(crate) fn authority(meta: &MetaState, fingerprint: String, holds_key: bool, life: Life) -> AuthorityStatus {
+    let uncertified = meta.uncertified();
+    let nodes = meta.nodes().filter(|node| !node.state.is_gone()).map(|node| NodeCertification {
+        node: node.id,
+        name: node.name.clone(),
+        certified: !uncertified.contains(&node.id),
+    });
+    AuthorityStatus {
+        serial: meta.authority().map_or(0, |record| record.serial),
+        fingerprint,
+        rotating: meta.authority().is_some_and(AuthorityRecord::is_rotating),
+        nodes: nodes.collect(),
+        certificate: CertificateLife {
+            issued_at_ms: life.issued_s.saturating_mul(1_000),
+            expires_at_ms: life.expires_s().saturating_mul(1_000),
+        },
+        holds_key,
     }
 }
 

@@ -198,7 +198,7 @@ impl Handler for Alone {
 async fn transport() -> Arc<Transport> {
     let authority = ClusterAuthority::mint(ClusterId([7; 16])).unwrap();
     let key = NodeKey::generate().unwrap();
-    let cert = authority.issue(NodeId(1), &key.csr_der().unwrap()).unwrap();
+    let cert = authority.issue(NodeId(1), &key.csr_der().unwrap(), u64::MAX).unwrap();
     let identity = NodeIdentity::new(authority.cluster(), NodeId(1), authority.cert_der().clone(), cert, key).unwrap();
     Arc::new(Transport::start(Config::new(([127, 0, 0, 1], 0).into()), identity, Arc::new(Alone)).await.unwrap())
 }

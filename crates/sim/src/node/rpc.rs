@@ -187,8 +187,10 @@ impl World {
                 }
                 Err(error) => self.answer(node, from, call, Err(error)),
             },
-            // Client ports have no certificates here.
-            PeerRequest::CertifyClientPorts { .. } => self.answer(node, from, call, Err(RequestError::Stopped)),
+            // There are no certificates here.
+            PeerRequest::CertifyClientPorts { .. }
+            | PeerRequest::CertifyNode { .. }
+            | PeerRequest::RotateAuthority { .. } => self.answer(node, from, call, Err(RequestError::Stopped)),
             PeerRequest::Authority(_) => {
                 node.folder.has_authority = true;
                 let done = Answered { payload: Bytes::new(), clock: Timestamp::ZERO };

@@ -31,7 +31,7 @@ pub(crate) fn authority() -> ClusterAuthority {
 
 pub(crate) fn identity(authority: &ClusterAuthority, node: u64) -> NodeIdentity {
     let key = NodeKey::generate().unwrap();
-    let cert = authority.issue(NodeId(node), &key.csr_der().unwrap()).unwrap();
+    let cert = authority.issue(NodeId(node), &key.csr_der().unwrap(), u64::MAX).unwrap();
     NodeIdentity::new(authority.cluster(), NodeId(node), authority.cert_der().clone(), cert, key).unwrap()
 }
 
@@ -207,7 +207,7 @@ impl RawClient {
         authority: &ClusterAuthority,
         alpn: &[u8],
     ) -> Result<Self, quinn::ConnectionError> {
-        let mut tls = flotilla_identity::join_client_config(authority.fingerprint()).unwrap();
+        let mut tls = flotilla_identity::join_client_config(authority.fingerprint().into()).unwrap();
         if let Some(identity) = identity {
             let resolver = flotilla_identity::peer_client_config(identity).unwrap().client_auth_cert_resolver;
             tls.client_auth_cert_resolver = resolver;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use flotilla_identity::{ClusterAuthority, NodeIdentity};
+use flotilla_identity::{Authorities, ClusterAuthority, Life, NodeIdentity, NodeKey};
 use flotilla_transport::{Breaker, Class, Config, PeerError, PeerState, SendError};
 use flotilla_types::{ClusterId, NodeId};
 use tokio::sync::oneshot;
@@ -13,6 +13,7 @@ use crate::harness::{CLUSTER, Event, Node, authority, config, identity};
 const UNKNOWN_CA: u8 = 48;
 const DECRYPT_ERROR: u8 = 51;
 const BAD_CERTIFICATE: u8 = 42;
+const CERTIFICATE_EXPIRED: u8 = 45;
 
 #[tokio::test]
 async fn a_node_of_another_authority_is_refused_by_both_sides() {
@@ -183,4 +184,68 @@ async fn connected_peers_are_bounded() {
     // A slot that becomes free is reused.
     one.transport.close().await;
     three.wait_status(NodeId(2), |status| status.breaker == Breaker::Closed).await;
+}
+
+/// The same node, certified by another authority that the last one has signed.
+fn moved(identity: &NodeIdentity, from: &ClusterAuthority, to: &ClusterAuthority) -> NodeIdentity {
+    let life = Life { issued_s: 1_800_000_000, valid_s: 3_600 };
+    let cert = to.issue(identity.node(), &identity.key().csr_der().unwrap(), u64::MAX).unwrap();
+    let authorities = Authorities {
+        current: to.cert_der().clone(),
+        cross: Some(from.cross_sign(to).unwrap()),
+        previous: Some(from.cert_der().clone()),
+    };
+    identity.renewed(authorities, cert, life).unwrap()
+}
+
+#[tokio::test]
+async fn a_new_identity_is_used_by_new_connections_while_the_others_go_on() {
+    let (old, new) = (authority(), authority());
+    let [first, second, third] = [1, 2, 3].map(|node| identity(&old, node));
+    let mut one = Node::start(first.clone(), config()).await;
+    let mut two = Node::start(second.clone(), config()).await;
+    let mut three = Node::start(third, config()).await;
+    one.connect(&two).await;
+
+    // During a rotation nodes of both authorities connect, also those that know only the old one.
+    let second = moved(&second, &old, &new);
+    two.transport.set_identity(&second).unwrap();
+    two.connect(&one).await;
+    three.connect(&two).await;
+    one.transport.set_identity(&moved(&first, &old, &new)).unwrap();
+    assert_eq!(one.call(NodeId(2), b"by the connection of before").await, "by the connection of before");
+
+    // Afterwards a certificate of the old one is refused by new connections.
+    two.transport.set_identity(&second.without_previous()).unwrap();
+    assert_eq!(three.call(NodeId(2), b"still open").await, "still open");
+    two.transport.close_refused();
+    assert_eq!(three.call(NodeId(2), b"and admitted").await, "and admitted");
+    assert!(!one.drain().contains(&Event::Peer(NodeId(2), PeerState::Disconnected)));
+    two.stop_admitting();
+    two.transport.close_refused();
+    three.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
+    let refused = |error| matches!(error, Some(PeerError::HandshakeRefused { .. }));
+    three.wait_status(NodeId(2), |status| refused(status.last_error)).await;
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused() {
+    let authority = authority();
+    let key = NodeKey::generate().unwrap();
+    // 2021.
+    let cert = authority.issue(NodeId(2), &key.csr_der().unwrap(), 1_609_459_200 + 31_536_000).unwrap();
+    let expired = NodeIdentity::new(CLUSTER, NodeId(2), authority.cert_der().clone(), cert, key);
+    assert!(expired.is_err(), "not even accepted from the disk, as it was issued before this program was written");
+
+    let key = NodeKey::generate().unwrap();
+    let cert = authority.issue(NodeId(2), &key.csr_der().unwrap(), 1_767_225_600).unwrap();
+    let expired = NodeIdentity::new(CLUSTER, NodeId(2), authority.cert_der().clone(), cert, key).unwrap();
+    let one = Node::start(identity(&authority, 1), config()).await;
+    let two = Node::start(expired, config()).await;
+    two.transport.set_peer(one.id(), one.address());
+    one.transport.set_peer(two.id(), two.address());
+    let refused = |error| matches!(error, Some(PeerError::HandshakeRefused { alert: CERTIFICATE_EXPIRED }));
+    two.wait_status(NodeId(1), |status| refused(status.last_error)).await;
+    let refuses = |error| matches!(error, Some(PeerError::Handshake { alert: CERTIFICATE_EXPIRED }));
+    one.wait_status(NodeId(2), |status| refuses(status.last_error)).await;
 }
