@@ -1,7 +1,8 @@
 //! What a tick costs on a node with many replicas, and what peers' answers to it cost: a table.
 //!
 //! *Unled*: the leaders are elsewhere and silent, so election timeouts end, and nobody grants a vote. *Led*:
-//! this node leads every shard of three replicas, and its peers answer every message.
+//! this node leads every shard of three replicas, is asked for each all the time, and its peers answer every
+//! message. *Resting*: it leads every shard, and nobody asks.
 
 use std::time::Duration;
 
@@ -16,19 +17,25 @@ use many::Many;
 const TICKS: u32 = 100;
 
 fn main() {
-    println!("| replicas | unled: mean tick | longest | led: mean tick | longest | answers | heartbeat, bytes |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "| replicas | unled: mean tick | longest | led: mean tick | longest | answers | heartbeat, bytes | \
+         resting: mean tick | longest |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
     for count in [1_000, 4_000, 8_000, 20_000] {
         let unled = measure(&mut Many::verified(count), false);
         let led = measure(&mut Many::leading(count), true);
+        let resting = measure(&mut Many::resting(count), true);
         println!(
-            "| {count} | {:.2?} | {:.2?} | {:.2?} | {:.2?} | {:.2?} | {} |",
+            "| {count} | {:.2?} | {:.2?} | {:.2?} | {:.2?} | {:.2?} | {} | {:.2?} | {:.2?} |",
             unled.tick / TICKS,
             unled.longest,
             led.tick / TICKS,
             led.longest,
             led.answers / TICKS,
             led.heartbeat_bytes,
+            resting.tick / TICKS,
+            resting.longest,
         );
     }
 }

@@ -8,8 +8,9 @@ use flotilla_replication::{
 };
 use flotilla_storage::{Log as _, LogBatch, LogEvidence, MemoryLog, ReplicaWrite};
 use flotilla_types::{
-    Checkpoint, ConfState, Epoch, HardState, Incarnation, KeyRange, LogIndex, Message, MessageKind, NodeId, Position,
-    ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
+    Checkpoint, ClusterVersion, ConfState, Epoch, HardState, Incarnation, KeyRange, LogIndex, Message, MessageKind,
+    NodeId, Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, VersionRange,
+    WalSequence,
 };
 
 const INCARNATION: Incarnation = Incarnation(9);
@@ -108,6 +109,19 @@ impl Many {
         }
         many.publish();
         assert_eq!(many.led().len() as u64, count);
+        many
+    }
+
+    /// The node leads every shard, and all groups rest.
+    pub(crate) fn resting(count: u64) -> Self {
+        let mut many = Self::leading(count);
+        many.input(Input::ClusterVersion(ClusterVersion::REST));
+        for _ in 0..200 {
+            let effects = many.next_tick();
+            many.answer(effects);
+        }
+        many.publish();
+        assert_eq!(many.core.resting() as u64, count);
         many
     }
 
