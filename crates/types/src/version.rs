@@ -18,6 +18,7 @@
 //! | 2 | a shard's switch, its version in the system state, sessions that end | [`ClusterVersion::BOUNDED_SESSIONS`] |
 //! | 2 | entries without commands, which remove due records | [`ClusterVersion::UPKEEP`] |
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
+//! | 2 | joins that name the nodes they displace | [`ClusterVersion::NAMED_DISPLACEMENT`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -55,6 +56,8 @@ impl ClusterVersion {
     pub const CLIENT_KEYS: Self = Self(2);
     /// Metadata refuses names and localities of nodes with characters that a terminal would obey.
     pub const PRINTABLE_LABELS: Self = Self(2);
+    /// A node that joins displaces only nodes that were found to be gone.
+    pub const NAMED_DISPLACEMENT: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -147,6 +150,7 @@ mod tests {
             ClusterVersion::UPKEEP,
             ClusterVersion::CLIENT_KEYS,
             ClusterVersion::PRINTABLE_LABELS,
+            ClusterVersion::NAMED_DISPLACEMENT,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

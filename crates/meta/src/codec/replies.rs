@@ -151,6 +151,7 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::UnknownKey => (32, 0, 0),
             MetaRefusal::KeyExists => (33, 0, 0),
             MetaRefusal::LastAdminKey => (34, 0, 0),
+            MetaRefusal::AddressInUse(node) => (35, node.0, 0),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -211,6 +212,7 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             32 => Self::UnknownKey,
             33 => Self::KeyExists,
             34 => Self::LastAdminKey,
+            35 => Self::AddressInUse(number(pb.first)?),
             _ => return Err(CodecError::Malformed),
         })
     }

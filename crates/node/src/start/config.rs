@@ -7,10 +7,14 @@ use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use flotilla_gateway::{CLIENT_BYTES_DEFAULT, CLIENT_BYTES_MIN};
 use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig};
 use flotilla_state::ViewOptions;
-use flotilla_types::{Locality, is_printable};
+use flotilla_types::{HostPort, Locality, is_printable};
 use serde::Deserialize;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use super::client_tls::VALID_MAX;
+use super::{
+    client_tls::VALID_MAX,
+    places::{Location, advertised, hints, to_bind},
+};
 
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7110);
 const HTTP_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
@@ -85,7 +89,7 @@ impl TrustFolder {
     }
 }
 
-/// Run a node until SIGTERM or Ctrl-C
+/// Run a node until SIGTERM, SIGHUP or Ctrl-C
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
     /// TOML file with any of these settings, named like the flags but with underscores
@@ -103,25 +107,26 @@ pub(crate) struct Settings {
     /// Directory for all data of this node [default: flotilla-data]
     #[arg(long, env = "FLOTILLA_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// UDP address to listen on for other nodes (QUIC) [default: 127.0.0.1:7110]
-    #[arg(long, env = "FLOTILLA_LISTEN", value_name = "ADDR")]
-    listen: Option<SocketAddr>,
-    /// Address at which other nodes reach this node, if it differs from --listen
-    #[arg(long, env = "FLOTILLA_ADVERTISE", value_name = "ADDR")]
-    advertise: Option<SocketAddr>,
-    /// TCP address to listen on for HTTP [default: 127.0.0.1:7111]
-    #[arg(long, env = "FLOTILLA_HTTP", value_name = "ADDR")]
-    http: Option<SocketAddr>,
-    /// TCP address to listen on for the Redis protocol [default: 127.0.0.1:7112]
-    #[arg(long, env = "FLOTILLA_REDIS", value_name = "ADDR")]
-    redis: Option<SocketAddr>,
+    /// UDP address to listen on for other nodes (QUIC), a host name or an address [default: 127.0.0.1:7110]
+    #[arg(long, env = "FLOTILLA_LISTEN", value_name = "HOST:PORT")]
+    listen: Option<Location>,
+    /// Where other nodes reach this node, if it differs from --listen; a name is resolved by them for every
+    /// connection. Needed if --listen is every address of the machine (0.0.0.0 or [::])
+    #[arg(long, env = "FLOTILLA_ADVERTISE", value_name = "HOST:PORT")]
+    advertise: Option<Location>,
+    /// TCP address to listen on for HTTP, a host name or an address [default: 127.0.0.1:7111]
+    #[arg(long, env = "FLOTILLA_HTTP", value_name = "HOST:PORT")]
+    http: Option<Location>,
+    /// TCP address to listen on for the Redis protocol, a host name or an address [default: 127.0.0.1:7112]
+    #[arg(long, env = "FLOTILLA_REDIS", value_name = "HOST:PORT")]
+    redis: Option<Location>,
     /// Address (host:port) at which clients reach this node's HTTP port, if it differs from --http
     #[arg(long, env = "FLOTILLA_ADVERTISE_HTTP", value_name = "ADDR")]
     advertise_http: Option<String>,
     /// Address (host:port) at which clients reach this node's Redis port, if it differs from --redis
     #[arg(long, env = "FLOTILLA_ADVERTISE_REDIS", value_name = "ADDR")]
     advertise_redis: Option<String>,
-    /// Display name of this node [default: `node-PORT`]
+    /// Display name of this node, for good: it is recorded when the node joins [default: `node-PORT`]
     #[arg(long, env = "FLOTILLA_NAME", value_name = "NAME")]
     name: Option<String>,
     /// Location of this node: key=value labels, from the largest area to the smallest, such as
@@ -137,10 +142,12 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_SINGLE", conflicts_with = "join", value_parser = BoolishValueParser::new())]
     #[serde(default)]
     single: bool,
-    /// Join the cluster of these peers (their --listen addresses, comma-separated)
-    #[arg(long, env = "FLOTILLA_JOIN", value_name = "ADDRS", value_delimiter = ',')]
-    join: Option<Vec<SocketAddr>>,
-    /// Join token, created with `flotilla token create` on the cluster
+    /// Where other nodes of the cluster are (their --advertise addresses, comma-separated). A new node asks
+    /// them to let it join; a node that has joined looks for the others there too, in case they have moved
+    #[arg(long, env = "FLOTILLA_JOIN", value_name = "HOST:PORT,…", value_delimiter = ',')]
+    join: Option<Vec<Location>>,
+    /// Join token, created with `flotilla token create` on the cluster; ignored if the data directory already
+    /// holds an identity
     #[arg(long, env = "FLOTILLA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
 
@@ -264,8 +271,6 @@ pub(crate) enum Origin {
     Found,
     /// It joins one.
     Join {
-        /// Peers to send the join request to, in any order.
-        peers: Vec<SocketAddr>,
         /// The join token.
         token: String,
     },
@@ -276,10 +281,14 @@ pub(crate) enum Origin {
 pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: SocketAddr,
-    pub(crate) advertise: SocketAddr,
+    pub(crate) advertise: HostPort,
+    /// Where other nodes may be.
+    pub(crate) hints: Vec<HostPort>,
     pub(crate) http: SocketAddr,
     pub(crate) redis: SocketAddr,
     pub(crate) name: String,
+    /// Whether an operator gave the name.
+    pub(crate) is_named: bool,
     pub(crate) locality: Locality,
     pub(crate) origin: Origin,
     /// Shards of the collection `default`, if this node founds a cluster.
@@ -300,7 +309,15 @@ pub(crate) struct Config {
     /// The budget of what clients hold.
     pub(crate) client_bytes: usize,
     pub(crate) log_format: LogFormat,
-    pub(crate) log: String,
+    /// Which events are logged.
+    pub(crate) log: Targets,
+}
+
+impl Config {
+    /// The name that an operator gave to this node.
+    pub(crate) fn given_name(&self) -> Option<&str> {
+        self.is_named.then_some(self.name.as_str())
+    }
 }
 
 impl StartArgs {
@@ -362,15 +379,15 @@ impl Settings {
     }
 
     fn resolve(self) -> anyhow::Result<Config> {
-        let listen = self.listen.unwrap_or(LISTEN_DEFAULT);
-        let origin = match (self.bootstrap || self.single, self.join, self.token) {
-            (true, None, _) => Origin::Found,
-            (false, Some(peers), Some(token)) if !peers.is_empty() => Origin::Join { peers, token },
-            (false, Some(_), None) => {
-                bail!("--join needs --token; create one with `flotilla token create` on the cluster")
-            }
-            (true, Some(_), _) => bail!("a node either founds a cluster or joins one, not both"),
-            _ => Origin::Resume,
+        let place = |place: Option<Location>, default: SocketAddr| place.map_or(default.into(), |place| place.0);
+        let listen_place = place(self.listen, LISTEN_DEFAULT);
+        let listen = to_bind("--listen", &listen_place)?;
+        let hints = hints(self.join)?;
+        let origin = match (self.bootstrap || self.single, hints.is_empty(), self.token) {
+            (true, true, _) => Origin::Found,
+            (true, false, _) => bail!("a node either founds a cluster or joins one, not both"),
+            (false, false, Some(token)) => Origin::Join { token },
+            (false, ..) => Origin::Resume,
         };
         let defaults = HostConfig::default();
         let host = HostConfig {
@@ -394,7 +411,8 @@ impl Settings {
         if !(1..=BUCKETS_DEFAULT).contains(&shards) {
             bail!("--shards must be 1 to {BUCKETS_DEFAULT}: the collection `default` has {BUCKETS_DEFAULT} buckets");
         }
-        let (http, redis) = (self.http.unwrap_or(HTTP_DEFAULT), self.redis.unwrap_or(REDIS_DEFAULT));
+        let (http_place, redis_place) = (place(self.http, HTTP_DEFAULT), place(self.redis, REDIS_DEFAULT));
+        let (http, redis) = (to_bind("--http", &http_place)?, to_bind("--redis", &redis_place)?);
         let clients = match (self.secure, self.insecure) {
             (true, true) => bail!("a node is either --secure or --insecure"),
             (false, true) => ClientMode::Open,
@@ -411,7 +429,11 @@ impl Settings {
             bail!("--tls-cert and --tls-client-ca need --secure: without it clients are served in clear text");
         }
         let locality = self.locality.unwrap_or_default();
+        let is_named = self.name.is_some();
         let name = self.name.unwrap_or_else(|| format!("node-{}", listen.port()));
+        if name.trim().is_empty() {
+            bail!("--name may not be empty");
+        }
         if !is_printable(&locality) || !is_printable(&name) {
             bail!("--name and --locality may not have control characters");
         }
@@ -420,22 +442,24 @@ impl Settings {
         if client_bytes < CLIENT_BYTES_MIN {
             bail!("--client-bytes must be at least {CLIENT_BYTES_MIN}");
         }
-        let advertise_http = advertised("--advertise-http", self.advertise_http, http)?;
+        let advertise_http = client_address("--advertise-http", self.advertise_http, &http_place)?;
         let mut host_names = self.host_names.unwrap_or_else(own_host_names);
         host_names.extend(advertise_http.as_deref().and_then(name_of).map(str::to_owned));
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| "flotilla-data".into()),
             listen,
-            advertise: self.advertise.unwrap_or(listen),
+            advertise: advertised(&listen_place, self.advertise.map(|place| place.0))?,
+            hints,
             http,
             redis,
             advertise_http,
-            advertise_redis: advertised("--advertise-redis", self.advertise_redis, redis)?,
+            advertise_redis: client_address("--advertise-redis", self.advertise_redis, &redis_place)?,
             clients,
             tls_files,
             tls_client_ca: self.tls_client_ca,
             certificate_ttl: certificate_ttl(self.certificate_ttl.as_deref())?,
             name,
+            is_named,
             locality,
             origin,
             shards,
@@ -446,18 +470,39 @@ impl Settings {
             host_names,
             client_bytes,
             log_format: self.log_format.unwrap_or_default(),
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log: log_filter(self.log.as_deref().unwrap_or(LOG_DEFAULT))?,
         })
     }
 }
 
-/// Checks an advertised address. A wildcard that a node listens on is nowhere to be reached.
-fn advertised(flag: &str, address: Option<String>, listen: SocketAddr) -> anyhow::Result<Option<String>> {
+/// The default filter of log lines.
+const LOG_DEFAULT: &str = "info";
+
+/// Reads a filter of log lines. A word that is no level would be taken for the name of a part of the program,
+/// so a mistyped level must not stand alone.
+fn log_filter(text: &str) -> anyhow::Result<Targets> {
+    let is_level = |text: &str| !text.is_empty() && text.parse::<LevelFilter>().is_ok();
+    let fits = |part: &str| match part.trim().split_once('=') {
+        None => is_level(part.trim()),
+        Some((target, level)) => !target.is_empty() && is_level(level),
+    };
+    match text.parse() {
+        Ok(filter) if text.split(',').all(fits) => Ok(filter),
+        Ok(_) | Err(_) => bail!(
+            "--log must be error, warn, info, debug, trace or off, or a filter such as info,flotilla_control=debug, \
+             not `{text}`"
+        ),
+    }
+}
+
+/// Checks where clients reach this node. A wildcard that a node listens on is nowhere to be reached; a name
+/// that it listens on is where clients reach it.
+fn client_address(flag: &str, address: Option<String>, listen: &HostPort) -> anyhow::Result<Option<String>> {
     match &address {
-        None if listen.ip().is_unspecified() => {
+        None if listen.ip().is_some_and(|ip| ip.is_unspecified()) => {
             bail!("{listen} is every address of this machine; name one at which clients reach it with {flag}")
         }
-        None => {}
+        None => return Ok(listen.address().is_none().then(|| listen.to_string())),
         Some(address) => {
             let parts = address.rsplit_once(':');
             let valid = parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
@@ -528,9 +573,69 @@ mod tests {
     }
 
     #[test]
-    fn joining_needs_a_token() {
-        let settings = Settings { join: Some(vec![LISTEN_DEFAULT]), ..Settings::default() };
-        assert!(settings.resolve().unwrap_err().to_string().contains("--token"));
+    fn addresses_of_other_nodes_are_hints_with_and_without_a_token() {
+        let settings = |token: Option<&str>| Settings {
+            join: Some(vec![LISTEN_DEFAULT.into(), "db-1:7110".parse().unwrap()]),
+            token: token.map(str::to_owned),
+            ..Settings::default()
+        };
+        let (joins, resumes) = (settings(Some("t")).resolve().unwrap(), settings(None).resolve().unwrap());
+        assert_eq!((joins.origin, resumes.origin), (Origin::Join { token: "t".to_owned() }, Origin::Resume));
+        assert_eq!((joins.hints.len(), &joins.hints), (2, &resumes.hints));
+        assert!(Settings { join: Some(vec!["0.0.0.0:1".parse().unwrap()]), ..Settings::default() }.resolve().is_err());
+        assert!(Settings { bootstrap: true, ..settings(None) }.resolve().is_err());
+    }
+
+    #[test]
+    fn a_wildcard_needs_an_address_for_others() {
+        let wildcard = || Settings { listen: Some("0.0.0.0:7110".parse().unwrap()), ..Settings::default() };
+        let refused = wildcard().resolve().unwrap_err().to_string();
+        assert!(refused.contains("--advertise"), "{refused}");
+        let named = Settings { advertise: Some("db-1:7110".parse().unwrap()), ..wildcard() }.resolve().unwrap();
+        assert_eq!(
+            (named.listen.to_string(), named.advertise.to_string()),
+            ("0.0.0.0:7110".into(), "db-1:7110".into())
+        );
+    }
+
+    #[test]
+    fn a_name_to_listen_on_is_what_others_are_told() {
+        let named = || Some("localhost:7000".parse().unwrap());
+        let settings = Settings { listen: named(), http: named(), redis: named(), ..Settings::default() };
+        let config = settings.resolve().unwrap();
+        assert!(config.listen.ip().is_loopback() && config.clients == ClientMode::Open);
+        let told = (config.advertise.to_string(), config.advertise_http.unwrap(), config.advertise_redis.unwrap());
+        assert_eq!(told, ("localhost:7000".into(), "localhost:7000".into(), "localhost:7000".into()));
+    }
+
+    #[test]
+    fn an_empty_name_is_refused() {
+        for name in ["", " "] {
+            assert!(Settings { name: Some(name.to_owned()), ..Settings::default() }.resolve().is_err());
+        }
+        assert_eq!(Settings::default().resolve().unwrap().given_name(), None);
+        let named = Settings { name: Some("a".to_owned()), ..Settings::default() };
+        assert_eq!(named.resolve().unwrap().given_name(), Some("a"));
+    }
+
+    #[test]
+    fn a_filter_that_names_no_level_is_refused() {
+        for (filter, fits) in [
+            ("info", true),
+            ("WARN", true),
+            ("off", true),
+            ("info,flotilla_control=debug", true),
+            ("info, flotilla_control=debug", true),
+            ("", false),
+            ("inf", false),
+            ("info,", false),
+            ("info,flotilla_control", false),
+            ("flotilla_control=verbose", false),
+            ("=debug", false),
+        ] {
+            let settings = Settings { log: Some(filter.to_owned()), ..Settings::default() };
+            assert_eq!(settings.resolve().is_ok(), fits, "{filter}");
+        }
     }
 
     #[test]
@@ -580,7 +685,7 @@ mod tests {
             ("--unapplied-bytes", config.host.unapplied_bytes_max.to_string()),
             ("--ballast-bytes", config.ballast_bytes.to_string()),
             ("--client-bytes", config.client_bytes.to_string()),
-            ("--log", config.log),
+            ("--log", LOG_DEFAULT.to_owned()),
         ] {
             let (_, after) = help.split_once(&format!("{flag} <")).expect(flag);
             let (_, stated) = after.split_once("[default: ").expect(flag);

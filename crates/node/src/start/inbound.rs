@@ -11,7 +11,7 @@ use flotilla_replication::Handle;
 use flotilla_transport::{BoxFuture, Class, Handler, PeerState};
 use flotilla_types::NodeId;
 
-use super::join::JoinAdmission;
+use super::{ending::Ending, join::JoinAdmission};
 
 /// The receivers of inbound traffic. The transport starts before them; until they are set, traffic is
 /// dropped.
@@ -19,6 +19,7 @@ use super::join::JoinAdmission;
 pub(crate) struct Inbound {
     services: OnceLock<Services>,
     topology: OnceLock<Arc<Topology>>,
+    pub(crate) ending: Ending,
 }
 
 /// The services that receive traffic.
@@ -82,7 +83,7 @@ impl Handler for InboundHandler {
             services.host.peer_changed(peer, state == PeerState::Connected);
         }
         if state == PeerState::Refused {
-            tracing::error!(%peer, "a peer says that this node was removed from the cluster");
+            self.0.ending.refused_by(peer);
         }
     }
 

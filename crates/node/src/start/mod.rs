@@ -6,6 +6,7 @@ mod ballast;
 mod client_tls;
 mod config;
 mod descriptors;
+mod ending;
 mod events;
 mod folder;
 mod founding;
@@ -14,12 +15,14 @@ mod inbound;
 mod join;
 mod machines;
 mod metrics;
+mod places;
 mod security;
 mod shard_view;
 mod status;
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc,
@@ -37,14 +40,16 @@ use flotilla_meta::MetaState;
 use flotilla_raft_log::EngineLog;
 use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;
-use flotilla_transport::Transport;
-use flotilla_types::{NodeId, VersionRange};
+use flotilla_transport::{BoundSocket, Transport};
+use flotilla_types::{HostPort, NodeId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
-use tokio::{net::TcpListener, sync::watch};
-use tracing_subscriber::{
-    Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
 };
+use tracing_subscriber::{Layer as _, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _};
 
 use admin::NodeAdmin;
 use audit::Audit;
@@ -52,6 +57,7 @@ use client_tls::CertificateSource;
 pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
 use descriptors::ConnectionLimits;
+use ending::{EXIT_REMOVED, EXIT_USAGE, Ended, Usage};
 use events::Events;
 use folder::Folder;
 use founding::Founding;
@@ -60,8 +66,18 @@ use join::{JoinAdmission, SharedAuthority};
 
 /// How long a stopping node waits for the transfer of its leaderships.
 const LEADERSHIP_TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long this node's own name may take to resolve.
+const OWN_NAME_TIMEOUT: Duration = Duration::from_secs(3);
 /// Exit code after a fatal error, such as a failed disk.
 const EXIT_FATAL: i32 = 70;
+/// The exit codes of a node, for `--help`.
+pub(crate) const EXIT_CODES_HELP: &str = "\
+Exit codes:
+   0  it was told to stop
+   1  it could not start
+   2  the flags are wrong, or do not fit the data directory
+  70  a fatal error, such as a failed disk; a supervisor may start it again
+  77  it was removed from the cluster; it must not be started again on this data directory";
 
 type PublishEvent = Arc<dyn Fn(flotilla_control::Event) + Send + Sync>;
 
@@ -73,15 +89,20 @@ pub(crate) fn run(args: StartArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("flotilla: {error:#}");
-            return ExitCode::from(2);
+            return ExitCode::from(EXIT_USAGE);
         }
     };
     init_logging(&config);
+    let data_dir = config.data_dir.clone();
     match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Stopped) => ExitCode::SUCCESS,
+        Ok(Ended::Removed) => ExitCode::from(EXIT_REMOVED),
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            if let Some(shortage) = ballast::shortage(&data_dir) {
+                tracing::error!("{shortage}");
+            }
+            if error.is::<Usage>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -96,7 +117,7 @@ fn limit_versions() {
 }
 
 fn init_logging(config: &Config) {
-    let filter: Targets = config.log.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
+    let filter = config.log.clone();
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
     let layer = fmt::layer().with_writer(std::io::stderr);
     match config.log_format {
@@ -105,7 +126,7 @@ fn init_logging(config: &Config) {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+fn start(config: Config) -> anyhow::Result<Ended> {
     let metrics = metrics::install().context("cannot set up metrics")?;
     descriptors::raise_limit();
     let folder = Arc::new(Folder::open(&config.data_dir)?);
@@ -118,7 +139,9 @@ fn start(config: Config) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.spawn(metrics::upkeep(metrics.clone()));
-    let (host, log) = runtime.block_on(serve(config, folder, metrics))?;
+    let Some((host, log, ended)) = runtime.block_on(serve(config, folder, metrics))? else {
+        return Ok(Ended::Removed);
+    };
     // Stopped while the runtime still exists, because the host's threads may wait for its tasks.
     host.stop();
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -127,20 +150,25 @@ fn start(config: Config) -> anyhow::Result<()> {
         Some(Err(error)) => tracing::warn!(%error, "no marker of the clean stop; the next start asks peers"),
         None => tracing::warn!("the log is still in use; no marker of the clean stop"),
     }
-    Ok(())
+    Ok(ended)
 }
 
 /// This node's identity, and the peers to fetch metadata from while there is none. Founds or joins a cluster
 /// if the data folder holds no identity.
-async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdentity, Vec<(NodeId, SocketAddr)>)> {
+async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdentity, Vec<(NodeId, HostPort)>)> {
     if let Some(identity) = folder.identity()? {
         return Ok((identity, folder.seeds()?));
     }
     match &config.origin {
         Origin::Found => Ok((join::found_cluster(folder)?, Vec::new())),
-        Origin::Join { peers, token } => {
-            let joined = join::join_cluster(folder, config, peers, token).await?;
+        Origin::Join { token } => {
+            let joined = join::join_cluster(folder, config, token).await?;
             Ok((joined.identity, joined.peers))
+        }
+        Origin::Resume if !config.hints.is_empty() => {
+            let dir = config.data_dir.display();
+            let text = "so --join needs --token; create one with `flotilla token create` on the cluster";
+            Err(Usage(format!("{dir} holds no identity, {text}")).into())
         }
         Origin::Resume => anyhow::bail!(
             "{} holds no identity: found a cluster with --bootstrap (or --single), \
@@ -150,27 +178,35 @@ async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdent
     }
 }
 
-/// Builds the node, runs it until it is told to stop, and shuts it down. Returns the host, whose threads
-/// still run.
+/// Builds the node, runs it until it is told to stop or was removed, and shuts it down. Returns the host, whose
+/// threads still run; `None` if it was clear before the start that the node was removed.
 async fn serve(
     config: Config,
     folder: Arc<Folder>,
     metrics: PrometheusHandle,
-) -> anyhow::Result<(Host, Arc<EngineLog>)> {
+) -> anyhow::Result<Option<(Host, Arc<EngineLog>, Ended)>> {
+    // Ports are bound before anything else, so that a port conflict neither founds a cluster nor uses a token.
+    let (http, redis) = bind_client_ports(&config).await?;
+    let socket = BoundSocket::bind(config.listen)
+        .with_context(|| format!("cannot listen on {} (UDP, for other nodes)", config.listen))?;
     let (identity, seeds) = identity(&config, &folder).await?;
+    let meta = folder.metadata()?;
+    ending::check_name(&meta, identity.node(), config.given_name())?;
+    if let Some(removal) = ending::recorded(&meta, identity.node()) {
+        ending::report(removal, identity.node(), &meta, &config.data_dir.display().to_string());
+        return Ok(None);
+    }
     let me = local_node(&config, &folder, &identity)?;
-    let topology = Arc::new(Topology::new(me.node, folder.metadata()?));
+    let topology = Arc::new(Topology::new(me.node, meta));
     tokio::spawn(stop_at_unsupported_version(topology.clone()));
     let authority: SharedAuthority = Arc::new(RwLock::new(folder.authority()?));
 
-    // Ports are bound before the log and state are opened, so that a port conflict fails at once.
-    let (http, redis) = bind_client_ports(&config).await?;
     let inbound = Arc::new(Inbound::default());
     inbound.set_topology(topology.clone());
-    let network = start_network(&config, &identity, inbound.clone()).await?;
+    let network = start_network(&config, socket, &identity, inbound.clone()).await?;
     if topology.meta().version() == 0 {
         for (node, address) in &seeds {
-            network.set_peer(*node, *address);
+            network.set_peer(*node, address.clone());
         }
     }
 
@@ -189,7 +225,8 @@ async fn serve(
         network: network.clone(),
         notices: losses,
         membership: MembershipConfig::default(),
-        listen: config.advertise,
+        located: located(&config.advertise).await,
+        hints: config.hints.clone(),
         seed: rand::random(),
         seeds: seeds.iter().map(|(node, _)| *node).collect(),
         authority: authority_reader(authority.clone()),
@@ -197,8 +234,12 @@ async fn serve(
         save_meta: metadata_writer(folder.clone()),
     })?;
     let shards = control.shards().clone();
-    let join_admission =
-        JoinAdmission { identity: identity.clone(), authority: authority.clone(), shards: shards.clone() };
+    let join_admission = JoinAdmission {
+        identity: identity.clone(),
+        authority: authority.clone(),
+        shards: shards.clone(),
+        network: network.clone(),
+    };
     inbound.set_services(Services {
         host: host.handle(),
         rpc: RpcServer::new(
@@ -235,7 +276,7 @@ async fn serve(
         audit: Audit::open(&config.data_dir, identity.node())?,
         notes: security::notes(&config),
         identity,
-        topology,
+        topology: topology.clone(),
         host: host.handle(),
         network: network.clone(),
         shards,
@@ -247,14 +288,34 @@ async fn serve(
     let (stop, stopping) = watch::channel(false);
     let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), security, &stopping)?;
 
-    wait_for_stop().await?;
+    let ended = tokio::select! {
+        stopped = wait_for_stop() => stopped.map(|()| Ended::Stopped)?,
+        removal = inbound.ending.wait(&topology, config.given_name()) => {
+            ending::report(removal?, me.node, &topology.meta(), &config.data_dir.display().to_string());
+            Ended::Removed
+        }
+    };
     tracing::info!("stopping: transferring leaderships");
     draining.store(true, Ordering::Relaxed);
     leave(&host.handle(), &control).await;
     let _ = stop.send(true);
     let _ = tokio::time::timeout(LEADERSHIP_TRANSFER_TIMEOUT, gateways).await;
     network.close().await;
-    Ok((host, log))
+    Ok(Some((host, log, ended)))
+}
+
+/// Where gossip says that this node is. A name may resolve here to an address that means another machine
+/// elsewhere, so a loopback address of a name is not passed on: others resolve the name.
+async fn located(advertise: &HostPort) -> SocketAddr {
+    let unspecified = SocketAddr::from(([0, 0, 0, 0], advertise.port()));
+    if let Some(address) = advertise.address() {
+        return address;
+    }
+    let found = flotilla_transport::resolve(advertise, OWN_NAME_TIMEOUT).await;
+    if found.is_empty() {
+        tracing::warn!("the name in --advertise {advertise} does not resolve here; other nodes need it to");
+    }
+    found.into_iter().find(|address| !address.ip().is_loopback()).unwrap_or(unspecified)
 }
 
 /// Describes this node for this start, which is counted durably.
@@ -296,11 +357,12 @@ async fn bind_client_ports(config: &Config) -> anyhow::Result<(TcpListener, TcpL
 
 async fn start_network(
     config: &Config,
+    socket: BoundSocket,
     identity: &NodeIdentity,
     inbound: Arc<Inbound>,
 ) -> anyhow::Result<Arc<Transport>> {
     let transport = flotilla_transport::Config::new(config.listen);
-    let network = Transport::start(transport, identity.clone(), Arc::new(InboundHandler(inbound))).await?;
+    let network = Transport::start_on(socket, transport, identity.clone(), Arc::new(InboundHandler(inbound))).await?;
     Ok(Arc::new(network))
 }
 
@@ -359,16 +421,20 @@ fn open_host(
         machines: machines::machines(topology),
         seed: rand::random(),
         notices,
-        fatal: end_process(config.data_dir.display().to_string()),
+        fatal: end_process(config.data_dir.clone()),
     };
     Ok(Host::start(parts, network, tokio::runtime::Handle::current())?)
 }
 
 /// Ends the process after a fatal error. Everything that was acknowledged is durable.
-fn end_process(data_dir: String) -> Arc<dyn Fn(&str) + Send + Sync> {
+fn end_process(data_dir: PathBuf) -> Arc<dyn Fn(&str) + Send + Sync> {
     Arc::new(move |reason| {
-        tracing::error!(reason, data_dir, "fatal error: the node ends");
-        eprintln!("flotilla: fatal error: {reason} (data directory {data_dir})");
+        let dir = data_dir.display();
+        tracing::error!(reason, data_dir = %dir, "fatal error: the node ends");
+        eprintln!("flotilla: fatal error: {reason} (data directory {dir})");
+        if let Some(shortage) = ballast::shortage(&data_dir) {
+            eprintln!("flotilla: {shortage}");
+        }
         std::process::exit(EXIT_FATAL);
     })
 }
@@ -463,10 +529,13 @@ async fn leave(host: &Handle, control: &Control) {
     control.leave().await;
 }
 
+/// Waits for a signal that stops the node. A hangup is one: the terminal of a node in the foreground is gone.
 async fn wait_for_stop() -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
     Ok(())
