@@ -271,7 +271,7 @@ impl Cluster {
     /// It is not running, or has not exited within [`STOP_WITHIN`]; in that case it keeps running.
     pub async fn stop(&mut self, i: usize) -> Result<ExitStatus, ClusterError> {
         self.signal(i, Signal::Term)?;
-        self.wait_exit(i).await
+        self.wait_exit(i, STOP_WITHIN).await
     }
 
     /// Starts node `i` again: on its data, or, if it has none, as a new node with a token from a running one.
@@ -334,25 +334,6 @@ impl Cluster {
             (node.quic, node.http, node.redis) = (ports.quic, ports.http, ports.redis);
         }
         Ok(())
-    }
-
-    /// Waits until node `i` has exited by itself.
-    ///
-    /// # Errors
-    /// It was not started, or still runs after [`STOP_WITHIN`].
-    pub async fn wait_exit(&mut self, i: usize) -> Result<ExitStatus, ClusterError> {
-        let start = Instant::now();
-        loop {
-            let member = self.member(i)?;
-            if let Some(status) = member.child.as_mut().ok_or(ClusterError::NoNode(i))?.try_wait()? {
-                member.child = None;
-                return Ok(status);
-            }
-            if start.elapsed() > STOP_WITHIN {
-                return Err(ClusterError::TimedOut { what: "an exit", within: STOP_WITHIN });
-            }
-            sleep(POLL_EVERY).await;
-        }
     }
 
     /// Adds a node and returns its number. Does not wait for it to become ready.

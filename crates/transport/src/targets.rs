@@ -95,12 +95,10 @@ where
     T: Send + 'static,
     D: Future<Output = Result<T, PeerError>> + Send + 'static,
 {
-    let mut waiting = targets.into_iter();
     // Dropping the set ends the dials that are not needed any more.
     let mut dials = JoinSet::new();
     let mut failed = PeerError::Address;
-    loop {
-        let Some(target) = waiting.next() else { break };
+    for target in targets {
         let dialling = dial(target);
         dials.spawn(async move { (target, dialling.await) });
         tokio::select! {

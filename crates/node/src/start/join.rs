@@ -4,7 +4,7 @@
 //! with the same key with the same node id.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use flotilla_replication::clock;
 use flotilla_transport::{PeerError, Transport, TransportError, join_call};
 use flotilla_types::{ClusterId, HostPort, NodeId, ShardId, VersionRange, is_printable};
 use flotilla_wire::{decode, encode, peer};
-use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use parking_lot::RwLock;
 use rustls_pki_types::CertificateDer;
 
@@ -33,7 +33,7 @@ use super::{config::Config, folder::Folder};
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of one join request.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after all peers were tried without success.
+/// Pause before a peer is asked again.
 const JOIN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the metadata group may take to admit a node.
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,8 +67,8 @@ pub(crate) struct Joined {
     pub(crate) peers: Vec<(NodeId, HostPort)>,
 }
 
-/// Sends join requests to all peers at once, again and again, until one admits this node: the same key gets
-/// the same answer. A refusal is final.
+/// Sends join requests to all peers at once, to each again and again, until one admits this node: the same
+/// key gets the same answer. A refusal is final.
 pub(crate) async fn join_cluster(folder: &Folder, config: &Config, token: &str) -> anyhow::Result<Joined> {
     let parsed = JoinToken::parse(token).context("the join token is not valid")?;
     let key = folder.joining_key()?;
@@ -89,40 +89,50 @@ pub(crate) async fn join_cluster(folder: &Folder, config: &Config, token: &str) 
     let peers = &config.hints;
     tracing::info!("joining the cluster {} through {}", parsed.cluster(), list(peers));
     let mut progress = Progress::default();
-    loop {
-        let mut foreign = 0;
-        let mut asking: FuturesUnordered<_> =
-            peers.iter().map(|peer| request_join(peer, &parsed, &request).map(move |answer| (peer, answer))).collect();
-        while let Some((peer, answer)) = asking.next().await {
-            match answer {
-                Ok(peer::join_response::Kind::Joined(joined)) => {
-                    reached(Place::JoinAnswered);
-                    let joined = verify_admission(&parsed, key, joined)?;
-                    folder.set_seeds(&joined.peers)?;
-                    folder.set_identity(&joined.identity)?;
-                    reached(Place::JoinIdentityKept);
-                    folder.remove_joining_key()?;
-                    let identity = &joined.identity;
-                    tracing::info!(node = %identity.node(), cluster = %identity.cluster(), %peer, "joined");
-                    return Ok(joined);
-                }
-                Ok(peer::join_response::Kind::Refused(reason)) => bail!("{peer} refused to admit this node: {reason}"),
-                Ok(peer::join_response::Kind::Retry(reason)) => progress.failed(peer, &reason),
-                Ok(peer::join_response::Kind::Redirect(_)) => {}
-                Err(RequestError::Foreign) => {
-                    foreign += 1;
-                    progress.failed(peer, "it belongs to another cluster than the token");
-                }
-                Err(RequestError::Other(error)) => progress.failed(peer, &format!("{error:#}")),
+    let mut foreign = BTreeSet::new();
+    // Each peer is asked again by itself, so that nobody waits for one that does not answer.
+    let ask = |peer, pause| ask_after(pause, peer, &parsed, &request);
+    let mut asking: FuturesUnordered<_> = peers.iter().map(|peer| ask(peer, Duration::ZERO)).collect();
+    while let Some((peer, answer)) = asking.next().await {
+        match answer {
+            Ok(peer::join_response::Kind::Joined(joined)) => {
+                reached(Place::JoinAnswered);
+                let joined = verify_admission(&parsed, key, joined)?;
+                folder.set_seeds(&joined.peers)?;
+                folder.set_identity(&joined.identity)?;
+                reached(Place::JoinIdentityKept);
+                folder.remove_joining_key()?;
+                let identity = &joined.identity;
+                tracing::info!(node = %identity.node(), cluster = %identity.cluster(), %peer, "joined");
+                return Ok(joined);
             }
+            Ok(peer::join_response::Kind::Refused(reason)) => bail!("{peer} refused to admit this node: {reason}"),
+            Ok(peer::join_response::Kind::Retry(reason)) => progress.failed(peer, &reason),
+            Ok(peer::join_response::Kind::Redirect(_)) => {}
+            Err(RequestError::Foreign) => {
+                foreign.insert(peer);
+                progress.failed(peer, "it belongs to another cluster than the token");
+            }
+            Err(RequestError::Other(error)) => progress.failed(peer, &format!("{error:#}")),
         }
         // A single foreign peer may be a mistake in the list; if all are foreign, the token is for another
         // cluster.
-        if foreign == peers.len() {
-            bail!("the join token is for another cluster than the peers belong to");
+        if peers.iter().all(|peer| foreign.contains(peer)) {
+            break;
         }
-        tokio::time::sleep(JOIN_RETRY_INTERVAL).await;
+        asking.push(ask(peer, JOIN_RETRY_INTERVAL));
     }
+    bail!("the join token is for another cluster than the peers belong to")
+}
+
+async fn ask_after<'a>(
+    pause: Duration,
+    peer: &'a HostPort,
+    token: &JoinToken,
+    request: &Bytes,
+) -> (&'a HostPort, Result<peer::join_response::Kind, RequestError>) {
+    tokio::time::sleep(pause).await;
+    (peer, request_join(peer, token, request).await)
 }
 
 fn list(peers: &[HostPort]) -> String {
