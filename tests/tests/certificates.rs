@@ -26,6 +26,10 @@ use flotilla_tests::support::{binary, client, eventually, log, status, wait_repl
 const RENEWALS: usize = 3;
 /// Writes that must have been acknowledged for the load to count.
 const WRITES_MIN: u64 = 200;
+/// How long a removed node may take to learn that and to end.
+const REMOVED_WITHIN: Duration = Duration::from_secs(30);
+/// Exit code of a node that was removed from the cluster.
+const REMOVED: i32 = 77;
 /// Life of certificates: short enough to wait for its end, long enough for a node that is restarted.
 const TTL: [&str; 2] = ["--certificate-ttl", "12s"];
 
@@ -289,11 +293,9 @@ async fn a_rotation_waits_for_a_node_that_is_down_and_a_removed_node_stays_refus
     wait_replicated(&cluster, &others).await;
     wait_expired(&cluster, outsider).await;
     cluster.start_node(outsider).await.expect("a start");
-    eventually("it is told that it was removed", async || {
-        let log = log(&cluster, outsider);
-        if log.contains(&format!("{id} was removed from the cluster")) { Ok(()) } else { Err("not yet".to_owned()) }
-    })
-    .await;
+    let exited = cluster.wait_exit(outsider, REMOVED_WITHIN).await.expect("an end by itself");
+    assert_eq!(exited.code(), Some(REMOVED));
+    assert!(log(&cluster, outsider).contains("was removed from the cluster"));
     for i in &others {
         let status = status(&cluster, *i).await;
         assert!(status.peers.iter().all(|peer| peer.node != id), "{:?}", status.peers);

@@ -231,6 +231,19 @@ pub struct JoinRequest {
     /// The versions that its binary supports. Given once [`ClusterVersion::NODE_VERSIONS`] is in force (see
     /// [`crate::MetaState::announced`]): binaries of earlier versions would not record them.
     pub versions: Option<VersionRange>,
+    /// The nodes at the same address that were found to be gone: they become lost. Counts only if `versions`
+    /// are given ([`ClusterVersion::NAMED_DISPLACEMENT`]); without them every node at the address becomes
+    /// lost.
+    pub displaced: Vec<Displaced>,
+}
+
+/// A node that another one displaces, and its start that was found to be over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Displaced {
+    /// The node.
+    pub node: NodeId,
+    /// Its start. After a later one the node is not displaced.
+    pub incarnation: Incarnation,
 }
 
 /// The result of a command.
@@ -395,6 +408,10 @@ pub enum MetaRefusal {
     /// A node of the metadata group does not hold the key of the prepared authority. Give it the key.
     #[error("{0} does not hold the key of the next authority")]
     AuthorityNotHeld(NodeId),
+    /// Another node is at the address, and was not found to be gone. Ask again when it is, or join from
+    /// another address.
+    #[error("{0} is at this address")]
+    AddressInUse(NodeId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,

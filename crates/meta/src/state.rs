@@ -115,6 +115,11 @@ impl MetaState {
         self.authority.as_deref()
     }
 
+    /// The nodes that are recorded at this address and are not gone.
+    pub fn nodes_at(&self, quic: &str) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes().filter(move |node| !node.state.is_gone() && node.addresses.quic == quic)
+    }
+
     /// The node with this public key.
     #[must_use]
     pub fn node_with_key(&self, key_digest: &[u8; 32]) -> Option<&NodeRecord> {

@@ -14,13 +14,14 @@ use bytes::Bytes;
 use flotilla_control::{PeerRequest, Shards, Topology, decode_answer};
 use flotilla_identity::{CaFingerprint, JoinTrust, Life, NodeIdentity};
 use flotilla_meta::{MetaCommand, MetaState};
-use flotilla_transport::{Breaker, Class, PeerError, Transport, join_call};
-use flotilla_types::NodeId;
+use flotilla_transport::{Breaker, Class, PeerError, Transport, join_call, resolve};
+use flotilla_types::{HostPort, NodeId};
 use flotilla_wire::{decode, encode, peer};
 use tokio::sync::watch;
 
 use super::{
     authority::{Certified, Custody, authorities_from_wire, holders, now_s},
+    ending::Ending,
     folder::Folder,
 };
 
@@ -29,6 +30,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node looks whether it has to renew.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the name of a node may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of one request over the joining protocol.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Age of a certificate in seconds from which refusals of peers count.
@@ -48,7 +51,11 @@ pub(crate) struct Keeper {
     pub(crate) shards: Shards,
     pub(crate) valid: Duration,
     /// Peers to ask while the metadata names none.
-    pub(crate) seeds: Vec<SocketAddr>,
+    pub(crate) seeds: Vec<HostPort>,
+    /// Where other nodes may be if they have moved.
+    pub(crate) hints: Vec<HostPort>,
+    /// Told if this node was removed.
+    pub(crate) ending: Ending,
     /// Which authority certified the client ports, if it is to certify them.
     pub(crate) client_ports: Option<watch::Receiver<Option<CaFingerprint>>>,
 }
@@ -170,24 +177,33 @@ impl Keeper {
         let count = addresses.len().max(1);
         addresses.rotate_left((failures as usize * RETURN_TRIES_MAX) % count);
         let mut last = anyhow::anyhow!("no address of a node is known");
-        for address in addresses.into_iter().take(RETURN_TRIES_MAX) {
-            match self.return_by(identity, address, &request, life).await {
-                Ok(renewed) => return Ok(renewed),
-                Err(error) => last = error.context(format!("asked {address} to certify this node again")),
+        for place in addresses.into_iter().take(RETURN_TRIES_MAX) {
+            last = anyhow::anyhow!("the name in {place} does not resolve");
+            for address in resolve(&place, RESOLVE_TIMEOUT).await {
+                match self.return_by(identity, address, &request, life).await {
+                    Ok(renewed) => return Ok(renewed),
+                    Err(error) => last = error.context(format!("asked {address} to certify this node again")),
+                }
             }
         }
         Err(last)
     }
 
-    /// Addresses of other nodes, those of the metadata group first.
-    fn addresses(&self, meta: &MetaState) -> Vec<SocketAddr> {
+    /// Places of other nodes, those of the metadata group first, and where they may have moved to last.
+    fn addresses(&self, meta: &MetaState) -> Vec<HostPort> {
         let me = self.topology.node();
         let group = holders(&self.topology);
         let others = meta.nodes().map(|record| record.id).filter(|node| *node != me && !group.contains(node));
         let nodes: Vec<NodeId> = group.iter().copied().chain(others).collect();
         let known = nodes.into_iter().filter_map(|node| meta.node(node)).filter(|record| !record.state.is_gone());
-        let known: Vec<SocketAddr> = known.filter_map(|record| record.addresses.quic.parse().ok()).collect();
-        if known.is_empty() { self.seeds.clone() } else { known }
+        let known: Vec<HostPort> = known.filter_map(|record| record.addresses.quic.parse().ok()).collect();
+        let mut places = if known.is_empty() { self.seeds.clone() } else { known };
+        for hint in &self.hints {
+            if !places.contains(hint) {
+                places.push(hint.clone());
+            }
+        }
+        places
     }
 
     async fn return_by(
@@ -206,6 +222,10 @@ impl Keeper {
                 Ok(identity.renewed(authorities, joined.certificate.to_vec().into(), life)?)
             }
             peer::join_response::Kind::Refused(reason) | peer::join_response::Kind::Retry(reason) => bail!("{reason}"),
+            peer::join_response::Kind::Removed(by) => {
+                self.ending.refused_by(NodeId(by));
+                bail!("this node was removed from the cluster")
+            }
             peer::join_response::Kind::Redirect(to) => bail!("it does not hold the authority; {to} may"),
         }
     }

@@ -219,4 +219,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-kv"),
         also: None,
     },
+    Fault {
+        name: "live-nodes-are-displaced",
+        what: "a joining node displaces whoever is recorded at its address, whether or not it was found to be gone",
+        file: "crates/meta/src/apply/nodes.rs",
+        before: "request.versions.is_some() && !is_named(node)",
+        after: "request.versions.is_some() && !is_named(node) && false",
+        runner: Runner::Tests("flotilla-meta"),
+        also: None,
+    },
+    Fault {
+        name: "restarted-nodes-are-displaced",
+        what: "a joining node displaces one that has started again since it was found to be gone",
+        file: "crates/meta/src/apply/nodes.rs",
+        before: "named.node == node.id && named.incarnation == node.incarnation",
+        after: "named.node == node.id",
+        runner: Runner::Tests("flotilla-meta"),
+        also: None,
+    },
 ];
