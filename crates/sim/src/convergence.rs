@@ -164,8 +164,8 @@ impl World {
         }
     }
 
-    /// Drains a node of the converged cluster, brings elections about, and takes it back. Panics when it leads
-    /// shards that others can lead, or when a replica is placed on it.
+    /// Drains a node of the converged cluster, brings elections about, and takes it back. Panics when it
+    /// leads shards that others can lead, or when a replica is placed on it.
     fn check_draining(&mut self) {
         let active = |meta: &MetaState| {
             let nodes = meta.nodes().filter(|node| node.state == NodeState::Active);
@@ -186,9 +186,8 @@ impl World {
             let record = meta.as_ref().and_then(|meta| meta.node(drained));
             record.is_none_or(|record| record.state == NodeState::Draining)
         };
-        let emptied = |world: &Self| {
-            world.operator.is_idle() && (world.leads_in_vain(drained).is_none() || !is_draining(world))
-        };
+        let emptied =
+            |world: &Self| world.operator.is_idle() && (world.leads_in_vain(drained).is_none() || !is_draining(world));
         let drains = self.run_until(DRAINED_MS_MAX, |world| emptied(world));
         assert!(drains, "{drained} is not drained: {:?}\n{}", self.leads_in_vain(drained), self.describe());
         self.crash(other);

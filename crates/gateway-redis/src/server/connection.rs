@@ -6,8 +6,8 @@
 //! does not read its replies, is slowed down by its own socket. Replies that are ready at the same time are
 //! sent in one write.
 //!
-//! Everything that a connection holds counts on the node's budget. A connection that must close to relieve the
-//! budget, or whose request is overdue, gets an error first where that can be read.
+//! Everything that a connection holds counts on the node's budget. A connection that must close to relieve
+//! the budget, or whose request is overdue, gets an error first where that can be read.
 
 mod ending;
 
@@ -179,8 +179,8 @@ impl Connection {
         }
     }
 
-    /// Whether another request that has arrived may start. One at a time also starts without room in the budget,
-    /// because that frees its bytes.
+    /// Whether another request that has arrived may start. One at a time also starts without room in the
+    /// budget, because that frees its bytes.
     fn takes_requests(&self) -> bool {
         self.is_within_limits() && (self.window.is_empty() || self.account.has_room(0))
     }

@@ -172,7 +172,8 @@ mod tests {
     };
     use flotilla_control::MemberState;
 
-    /// Nodes 1 to `nodes` at the second version, with a shard on each of these sets of nodes, led by the first.
+    /// Nodes 1 to `nodes` at the second version, with a shard on each of these sets of nodes, led by the
+    /// first.
     fn cluster(nodes: u64, shards: &[Vec<u64>]) -> Metadata {
         let mut metadata = Metadata::of_nodes(nodes);
         metadata.collections(shards);
