@@ -127,7 +127,7 @@ impl Facts<'_> {
             NodeVerb::Drain if !stuck.is_empty() && node.state == RecordState::Active => {
                 Some(Refusal::unless_forced(format!(
                     "no other active node that answers holds a voter of {}: {id} would go on leading {}; wait until \
-                     they are fully replicated, or use force",
+                     others can take over, or use force",
                     shards(stuck),
                     if stuck.len() == 1 { "it" } else { "them" }
                 )))
