@@ -119,8 +119,8 @@ pub enum MetaCommand {
         /// The version of its software: at most [`crate::NAME_BYTES_MAX`] bytes that no terminal obeys.
         build: String,
     },
-    /// Removes a node that was to leave ([`NodeState::Leaving`]) and of which no shard has a replica any more.
-    /// Refused for any other node, so that a late proposal does not remove one that was taken back.
+    /// Removes a node that was to leave ([`NodeState::Leaving`]) and of which no shard has a replica any
+    /// more. Refused for any other node, so that a late proposal does not remove one that was taken back.
     CompleteLeave {
         /// The node.
         node: NodeId,
@@ -494,8 +494,8 @@ numbered_enum! {
         NodeState = 11, "node state";
         /// A client key's expiry: never or after now.
         KeyExpiry = 12, "expiry of the key";
-        /// A client key's collections: valid names, at most [`crate::KEY_COLLECTIONS_MAX`], none for roles that
-        /// see no records.
+        /// A client key's collections: valid names, at most [`crate::KEY_COLLECTIONS_MAX`], none for roles
+        /// that see no records.
         KeyCollections = 13, "list of collections";
         /// The version of a node's software: at most 64 bytes that no terminal obeys.
         Build = 14, "version of the software";

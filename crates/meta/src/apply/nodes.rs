@@ -1,8 +1,8 @@
 //! Rules for nodes and join tokens.
 //!
 //! Invariants: a node id belongs to one public key permanently; a removed or lost node never returns; a join
-//! spends exactly one use of its token, however often it is proposed; a node that leaves is removed only when no
-//! shard has a replica on it.
+//! spends exactly one use of its token, however often it is proposed; a node that leaves is removed only when
+//! no shard has a replica on it.
 
 use std::sync::Arc;
 

@@ -761,6 +761,8 @@ fn placement_replaces_what_a_leaving_node_holds_and_leaves_what_a_draining_one_h
     assert_eq!(planned(&state), 0);
     assert_eq!(apply(&mut state, &set(3, NodeState::Draining)), MetaReply::Done);
     assert_eq!(planned(&state), 0);
+    let placed = state.initial_nodes(8, 3, |_| Liveness::Live);
+    assert!(placed.iter().all(|nodes| nodes.len() == 3 && !nodes.contains(&NodeId(3))), "{placed:?}");
     for leaving in [NodeState::Leaving, NodeState::Decommissioning] {
         assert_eq!(apply(&mut state, &set(3, leaving)), MetaReply::Done);
         assert_eq!(planned(&state), 2, "a replica on node 4 in place of the one on node 3");

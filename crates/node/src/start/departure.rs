@@ -1,8 +1,8 @@
 //! The end of a node that was told to leave the cluster.
 //!
-//! The metadata group records that the node leaves, and placement moves its replicas away while it serves. When no
-//! shard has or wants one here, the node answers its clients, tells the metadata group that it has left, and ends.
-//! If it ends earlier, the leader of the metadata group removes it.
+//! The metadata group records that the node leaves, and placement moves its replicas away while it serves.
+//! When no shard has or wants one here, the node answers its clients, tells the metadata group that it has
+//! left, and ends. If it ends earlier, the leader of the metadata group removes it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,9 +44,9 @@ impl Departure {
             .await;
     }
 
-    /// Tells the metadata group that the node has left, again until it answers or time is up. A peer that refuses
-    /// this node as removed says as much: the answer may be lost, because every peer closes its connection as soon
-    /// as it knows. Whether the node has left for good, as far as it was told.
+    /// Tells the metadata group that the node has left, again until it answers or time is up. A peer that
+    /// refuses this node as removed says as much: the answer may be lost, because every peer closes its
+    /// connection as soon as it knows. Whether the node has left for good, as far as it was told.
     pub(super) async fn complete(self) -> bool {
         let told = tokio::select! {
             told = tokio::time::timeout(TELL_TIMEOUT, self.tell()) => told,
