@@ -8,6 +8,7 @@
 //! Deliberately absent: retries, fixed sleeps, fixed ports, and assertions on durations. All waiting is
 //! polling with a timeout. `FLOTILLA_TEST_DIR=path` keeps data and logs in a folder for each test.
 
+mod answers;
 mod checker;
 mod crash;
 mod descriptors;
