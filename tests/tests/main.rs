@@ -9,6 +9,7 @@
 //! polling with a timeout. `FLOTILLA_TEST_DIR=path` keeps data and logs in a folder for each test.
 
 mod addresses;
+mod answers;
 mod certificates;
 mod checker;
 mod crash;
