@@ -1,5 +1,5 @@
-//! Certificates between nodes: renewal, return after they ran out, rotation of the authority, and who holds its
-//! key.
+//! Certificates between nodes: renewal, return after they ran out, rotation of the authority, and who holds
+//! its key.
 
 use std::{
     collections::BTreeSet,
