@@ -1,5 +1,5 @@
-//! Certificates between nodes: renewal, return after they ran out, rotation of the authority, and who holds its
-//! key.
+//! Certificates between nodes: renewal, return after they ran out, rotation of the authority, and who holds
+//! its key.
 
 use std::{
     collections::BTreeSet,
@@ -126,7 +126,8 @@ async fn metadata_group(cluster: &Cluster, i: usize) -> BTreeSet<NodeId> {
 async fn wait_expired(cluster: &Cluster, i: usize) {
     let identity = read_json(&data(cluster, i).join("identity.json"));
     let number = |name: &str| identity[name].as_u64().expect("a number");
-    let end = UNIX_EPOCH + Duration::from_secs(number("issued_s") + number("valid_s"));
+    // Its end is in whole seconds, and counted from when it was issued rather than asked for.
+    let end = UNIX_EPOCH + Duration::from_secs(number("issued_s") + number("valid_s") + 2);
     eventually("the certificate has run out", async || match end.duration_since(SystemTime::now()) {
         Ok(left) => Err(format!("{left:?} left")),
         Err(_) => Ok(()),

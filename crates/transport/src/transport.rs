@@ -157,7 +157,8 @@ impl Transport {
         self.local_address
     }
 
-    /// Uses a renewed identity of this node for new connections, dialled and accepted. Those that exist go on.
+    /// Uses a renewed identity of this node for new connections, dialled and accepted. Those that exist go
+    /// on.
     ///
     /// # Errors
     /// [`TransportError::Identity`]; the last identity stays in use.

@@ -1,11 +1,12 @@
-//! Keeps this node certified: renews its certificate, follows a rotation of the authority, and returns after the
-//! certificate has run out.
+//! Keeps this node certified: renews its certificate, follows a rotation of the authority, and returns after
+//! the certificate has run out.
 //!
 //! A certificate is renewed at two thirds of its life, and when another authority is in force, by a node that
-//! holds the authority, over the connection that the certificate authenticates. If peers refuse the certificate
-//! (because it ran out while this node was down, say), the node asks over the joining protocol, which needs none:
-//! a request is signed by the node's key, and only the key that the metadata has of the node is certified. The
-//! node itself trusts only nodes of the authority that it knows, or of one that this has signed.
+//! holds the authority, over the connection that the certificate authenticates. If peers refuse the
+//! certificate (because it ran out while this node was down, say), the node asks over the joining protocol,
+//! which needs none: a request is signed by the node's key, and only the key that the metadata has of the
+//! node is certified. The node itself trusts only nodes of the authority that it knows, or of one that this
+//! has signed.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -82,7 +83,8 @@ impl Keeper {
                     RETRY_INTERVAL
                 }
             };
-            // New metadata may bring another authority. After a failure it would only repeat the request sooner.
+            // New metadata may bring another authority. After a failure it would only repeat the request
+            // sooner.
             let changed = async {
                 if failures > 0 || metadata.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -230,8 +232,8 @@ impl Keeper {
         }
     }
 
-    /// Whether peers refuse this node's certificate, and none accepts it. Never so soon after it was issued that
-    /// they may have refused the one before.
+    /// Whether peers refuse this node's certificate, and none accepts it. Never so soon after it was issued
+    /// that they may have refused the one before.
     fn is_refused(&self, identity: &NodeIdentity) -> bool {
         let refused = |error: Option<PeerError>| matches!(error, Some(PeerError::HandshakeRefused { .. }));
         let peers = self.network.peers();
@@ -263,8 +265,8 @@ fn is_due(identity: &NodeIdentity, meta: &MetaState, now_s: u64) -> bool {
     now_s >= identity.life().renew_at_s() || other
 }
 
-/// The identity with the trust that the metadata asks for, if it differs: without the authority before, once the
-/// rotation is over.
+/// The identity with the trust that the metadata asks for, if it differs: without the authority before, once
+/// the rotation is over.
 fn trust_after_rotation(identity: &NodeIdentity, meta: &MetaState) -> Option<NodeIdentity> {
     let record = meta.authority().filter(|record| record.certificate[..] == identity.ca_cert()[..])?;
     let ended = !record.is_rotating() && identity.authorities().previous.is_some();

@@ -1,12 +1,12 @@
 //! The data folder: the node's identity, its incarnation, and the metadata it last saw.
 //!
-//! `identity.json` (certificates and key), `authority.json` and `authority-next.json` (only on nodes of the metadata
-//! group), `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding`
-//! (until the cluster is founded), `left` (once the node has left the cluster), `admin.key`
+//! `identity.json` (certificates and key), `authority.json` and `authority-next.json` (only on nodes of the
+//! metadata group), `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the
+//! join), `founding` (until the cluster is founded), `left` (once the node has left the cluster), `admin.key`
 //! (the first admin key, on the node that founded the cluster), `ca.pem` (the authority's certificate, for
-//! clients), `client-ports.json` (certificate and key of the client ports), `audit.log`, `metadata` (a cache), and the folders `log` and `state`. Every file is
-//! replaced as a whole and durably; a crash leaves the old or the new content. A lock makes the folder
-//! exclusive to one process.
+//! clients), `client-ports.json` (certificate and key of the client ports), `audit.log`, `metadata` (a
+//! cache), and the folders `log` and `state`. Every file is replaced as a whole and durably; a crash leaves
+//! the old or the new content. A lock makes the folder exclusive to one process.
 
 use std::{
     fs::{self, File},

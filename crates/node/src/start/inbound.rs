@@ -87,8 +87,8 @@ impl Handler for InboundHandler {
         }
     }
 
-    /// Refuses nodes that are lost or removed, for ever. A node above every id that this one knows of has just
-    /// joined, as its certificate proves.
+    /// Refuses nodes that are lost or removed, for ever. A node above every id that this one knows of has
+    /// just joined, as its certificate proves.
     fn admit(&self, peer: NodeId) -> bool {
         let meta = self.0.topology.get().map(|topology| topology.meta());
         meta.is_none_or(|meta| !meta.is_gone(peer))

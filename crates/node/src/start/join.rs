@@ -1,4 +1,5 @@
-//! Membership of this node: founding a cluster or joining one; and the admission of nodes that join or return.
+//! Membership of this node: founding a cluster or joining one; and the admission of nodes that join or
+//! return.
 //!
 //! A join is idempotent: the joiner stores its key before the first request, and the cluster answers a retry
 //! with the same key with the same node id.
@@ -275,9 +276,9 @@ impl JoinAdmission {
         encode(&peer::JoinResponse { kind: Some(kind) })
     }
 
-    /// Certifies a node of the cluster whose certificate is no longer accepted. It proves by the signature of its
-    /// request that it has the key by which the metadata knows it; so an old request, sent again by anybody, gives
-    /// a certificate that only the node can use.
+    /// Certifies a node of the cluster whose certificate is no longer accepted. It proves by the signature of
+    /// its request that it has the key by which the metadata knows it; so an old request, sent again by
+    /// anybody, gives a certificate that only the node can use.
     fn readmit(&self, remote: SocketAddr, request: &peer::JoinRequest) -> peer::join_response::Kind {
         let meta = self.shards.topology().meta();
         let node = NodeId(request.returning);
