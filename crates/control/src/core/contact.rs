@@ -8,7 +8,8 @@ use flotilla_types::NodeId;
 
 use super::View;
 
-/// How long after the start of this node another one may be silent before that is reported, in milliseconds.
+/// How long another node may be silent before that is reported, in milliseconds: after the start of this node,
+/// or after the other one joined.
 const SILENT_MS: u64 = 10_000;
 
 /// A change that an operator should know of.
@@ -28,6 +29,13 @@ pub(crate) enum Report {
     Rejoined,
 }
 
+/// A node of the metadata.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    since_ms: u64,
+    reported: Reported,
+}
+
 /// What was last reported of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reported {
@@ -40,37 +48,37 @@ enum Reported {
 /// Compares what membership says with what was reported.
 #[derive(Debug, Default)]
 pub(crate) struct Contact {
-    reported: BTreeMap<NodeId, Reported>,
+    known: BTreeMap<NodeId, Known>,
     isolated: bool,
-    started_ms: Option<u64>,
 }
 
 impl Contact {
     /// The reports that are due. Reports of single nodes are left out while this node is isolated.
     pub(crate) fn observe(&mut self, view: &View<'_>) -> Vec<Report> {
-        let silent = view.now_ms >= *self.started_ms.get_or_insert(view.now_ms) + SILENT_MS;
         let others = view.meta.nodes().filter(|record| record.id != view.me.node && !record.state.is_gone());
         let others: BTreeSet<NodeId> = others.map(|record| record.id).collect();
-        self.reported.retain(|node, _| others.contains(node));
+        self.known.retain(|node, _| others.contains(node));
         let mut reports = Vec::new();
         for node in &others {
-            let last = self.reported.entry(*node).or_insert(Reported::Nothing);
+            let new = Known { since_ms: view.now_ms, reported: Reported::Nothing };
+            let known = self.known.entry(*node).or_insert(new);
+            let is_silent = view.now_ms >= known.since_ms + SILENT_MS;
             let now = match view.members.liveness(*node).0 {
                 NodeState::Alive => Reported::Present,
                 // It may still answer.
                 NodeState::Suspect => continue,
                 NodeState::Down => Reported::Lost,
                 NodeState::Left => Reported::Left,
-                NodeState::Unknown if silent => Reported::Lost,
+                NodeState::Unknown if is_silent => Reported::Lost,
                 NodeState::Unknown => continue,
             };
-            if now != *last {
-                reports.push(report(*node, *last, now));
-                *last = now;
+            if now != known.reported {
+                reports.push(report(*node, known.reported, now));
+                known.reported = now;
             }
         }
-        let present = self.reported.values().any(|reported| *reported == Reported::Present);
-        let absent = self.reported.values().all(|reported| matches!(reported, Reported::Lost | Reported::Left));
+        let present = self.known.values().any(|known| known.reported == Reported::Present);
+        let absent = self.known.values().all(|known| matches!(known.reported, Reported::Lost | Reported::Left));
         if !self.isolated && absent && !others.is_empty() {
             self.isolated = true;
             reports.retain(|report| !matches!(report, Report::Lost(_)));
@@ -151,6 +159,19 @@ mod tests {
         world.now_ms += 1;
         assert_eq!(observed(&mut contact, &world), [Report::Isolated]);
         assert_eq!(observed(&mut contact, &world), []);
+    }
+
+    #[test]
+    fn a_node_that_joins_later_has_its_time_too() {
+        let mut world = World::new(1, Meta::of_nodes(2));
+        let mut contact = Contact::default();
+        world.hears(2, NodeState::Alive);
+        observed(&mut contact, &world);
+        world.now_ms += 10 * SILENT_MS;
+        world.meta.join(3);
+        assert_eq!(observed(&mut contact, &world), []);
+        world.now_ms += SILENT_MS;
+        assert_eq!(observed(&mut contact, &world), [Report::Lost(node(3))]);
     }
 
     #[test]

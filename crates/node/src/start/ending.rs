@@ -157,24 +157,73 @@ pub(crate) fn report(removal: Removal, node: NodeId, meta: &MetaState, data_dir:
 mod tests {
     use std::time::Duration;
 
-    use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, NewNode};
-    use flotilla_types::{ClusterId, Locality, LogIndex, Timestamp};
+    use flotilla_meta::{
+        Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, NewNode, SeenNode, TokenId,
+    };
+    use flotilla_types::{ClusterId, ClusterVersion, Incarnation, Locality, LogIndex, Timestamp, VersionRange};
 
     use super::*;
 
-    fn metadata() -> MetaState {
-        let node = NewNode {
-            name: "a".to_owned(),
-            addresses: Addresses { quic: "10.0.0.1:1".to_owned(), ..Addresses::default() },
-            locality: Locality::default(),
-            key_digest: [1; 32],
-        };
-        let command = MetaCommand::Bootstrap { cluster: ClusterId([1; 16]), node };
+    /// Metadata of a node named `a`, and of another one if there are more commands.
+    fn metadata_after(more: &[MetaCommand]) -> MetaState {
+        let command = MetaCommand::Bootstrap { cluster: ClusterId([1; 16]), node: new_node("a", 1) };
         let mut follower = MetaFollower::default();
+        let commands = std::iter::once(&command).chain(more).map(MetaCommand::encode).collect();
         let (index, timestamp) = (LogIndex(1), Timestamp::from_millis(1));
-        let increment = Increment { previous: 0, index, timestamp, commands: vec![command.encode()] };
+        let increment = Increment { previous: 0, index, timestamp, commands };
         follower.apply(&Feed::Increments(vec![increment])).expect("an increment");
         follower.state().as_ref().clone()
+    }
+
+    fn new_node(name: &str, number: u8) -> NewNode {
+        NewNode {
+            name: name.to_owned(),
+            addresses: Addresses { quic: format!("10.0.0.{number}:1"), ..Addresses::default() },
+            locality: Locality::default(),
+            key_digest: [number; 32],
+        }
+    }
+
+    fn metadata() -> MetaState {
+        metadata_after(&[])
+    }
+
+    /// The second of two nodes, in this state.
+    fn metadata_of_two(state: NodeState) -> MetaState {
+        let (token, secret_hash) = (TokenId(1), [1; 32]);
+        let versions = VersionRange::supported();
+        let seen = SeenNode { node: NodeId(1), incarnation: Incarnation(1), versions };
+        let join =
+            JoinRequest { token, secret_hash, node: new_node("b", 2), versions: Some(versions), displaced: Vec::new() };
+        metadata_after(&[
+            MetaCommand::UpdateNode {
+                node: NodeId(1),
+                incarnation: Incarnation(1),
+                addresses: new_node("a", 1).addresses,
+                locality: Locality::default(),
+                versions: None,
+            },
+            MetaCommand::SetClusterVersion { version: ClusterVersion(2), seen: vec![seen] },
+            MetaCommand::CreateToken { id: token, hash: secret_hash, expires_at_ms: 9_999, uses: 1 },
+            MetaCommand::Join(join),
+            MetaCommand::SetNodeState { node: NodeId(2), state },
+        ])
+    }
+
+    #[tokio::test]
+    async fn a_node_that_was_to_leave_has_left_when_it_is_removed() {
+        for (state, ends) in [(NodeState::Leaving, Removal::Left), (NodeState::Draining, Removal::RefusedBy(NodeId(1)))]
+        {
+            let topology = Arc::new(Topology::new(NodeId(2), metadata_of_two(state)));
+            assert_eq!(topology.meta().node(NodeId(2)).map(|record| record.state), Some(state));
+            let ending = Ending::default();
+            ending.refused_by(NodeId(1));
+            assert_eq!(ending.wait(&topology, None).await.expect("a removal"), ends);
+        }
+        let meta = metadata_of_two(NodeState::Removed);
+        assert_eq!(recorded(&meta, NodeId(2)), Some(Removal::Recorded(NodeState::Removed)));
+        assert_eq!(recorded(&meta, NodeId(0)), Some(Removal::Recorded(NodeState::Removed)), "its record was deleted");
+        assert_eq!((recorded(&meta, NodeId(1)), recorded(&meta, NodeId(3))), (None, None), "it has just joined");
     }
 
     #[test]

@@ -196,9 +196,7 @@ async fn serve(
     metrics: PrometheusHandle,
 ) -> anyhow::Result<Option<(Host, Arc<EngineLog>, Ended)>> {
     // Ports are bound before anything else, so that a port conflict neither founds a cluster nor uses a token.
-    let (http, redis) = bind_client_ports(&config).await?;
-    let socket = BoundSocket::bind(config.listen)
-        .with_context(|| format!("cannot listen on {} (UDP, for other nodes)", config.listen))?;
+    let ports = bind_ports(&config).await?;
     let (identity, seeds) = identity(&config, &folder).await?;
     let meta = folder.metadata()?;
     ending::check_name(&meta, identity.node(), config.given_name())?;
@@ -215,7 +213,7 @@ async fn serve(
 
     let inbound = Arc::new(Inbound::default());
     inbound.set_topology(topology.clone());
-    let network = start_network(&config, socket, &identity, inbound.clone()).await?;
+    let network = start_network(&config, ports.quic, &identity, inbound.clone()).await?;
     if topology.meta().version() == 0 {
         for (node, address) in &seeds {
             network.set_peer(*node, address.clone());
@@ -318,20 +316,9 @@ async fn serve(
     };
     tokio::spawn(keeper.run());
     let (stop, stopped) = watch::channel(false);
-    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), security, &stopped)?;
+    let gateways = serve_clients(&config, ports.http, ports.redis, store, Arc::new(admin), security, &stopped)?;
 
-    let data_dir = config.data_dir.display().to_string();
-    let ended = tokio::select! {
-        stopped = wait_for_stop() => stopped.map(|()| Ended::Stopped)?,
-        () = departure.is_due() => Ended::Left,
-        removal = inbound.ending.wait(&topology, config.given_name()) => match removal? {
-            Removal::Left => Ended::Left,
-            removal => {
-                ending::report(removal, me.node, &topology.meta(), &data_dir);
-                Ended::Removed
-            }
-        },
-    };
+    let ended = wait_for_end(&config, &departure, &inbound, &topology).await?;
     stopping.store(true, Ordering::Relaxed);
     if ended == Ended::Left {
         tracing::info!("leaving the cluster");
@@ -395,13 +382,21 @@ async fn stop_at_unsupported_version(topology: Arc<Topology>) {
     }
 }
 
-/// Binds the HTTP and Redis ports.
-async fn bind_client_ports(config: &Config) -> anyhow::Result<(TcpListener, TcpListener)> {
+/// The bound ports of this node.
+struct BoundPorts {
+    http: TcpListener,
+    redis: TcpListener,
+    quic: BoundSocket,
+}
+
+async fn bind_ports(config: &Config) -> anyhow::Result<BoundPorts> {
     let http =
         TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {} (HTTP)", config.http))?;
     let redis =
         TcpListener::bind(config.redis).await.with_context(|| format!("cannot listen on {} (Redis)", config.redis))?;
-    Ok((http, redis))
+    let quic = BoundSocket::bind(config.listen)
+        .with_context(|| format!("cannot listen on {} (UDP, for other nodes)", config.listen))?;
+    Ok(BoundPorts { http, redis, quic })
 }
 
 async fn start_network(
@@ -560,6 +555,25 @@ async fn step_down(host: &Handle) {
 async fn stop_gateways(stop: &watch::Sender<bool>, gateways: impl Future<Output = ()>) {
     let _ = stop.send(true);
     let _ = tokio::time::timeout(GATEWAYS_STOP_TIMEOUT, gateways).await;
+}
+
+/// Waits until the node is told to stop, has nothing left to do before it leaves, or turns out to be removed.
+async fn wait_for_end(
+    config: &Config,
+    departure: &Departure,
+    inbound: &Inbound,
+    topology: &Arc<Topology>,
+) -> anyhow::Result<Ended> {
+    let removal = tokio::select! {
+        stopped = wait_for_stop() => return stopped.map(|()| Ended::Stopped),
+        () = departure.is_due() => Removal::Left,
+        removal = inbound.ending.wait(topology, config.given_name()) => removal?,
+    };
+    if removal == Removal::Left {
+        return Ok(Ended::Left);
+    }
+    ending::report(removal, topology.node(), &topology.meta(), &config.data_dir.display().to_string());
+    Ok(Ended::Removed)
 }
 
 /// Waits for a signal that stops the node. A hangup is one: the terminal of a node in the foreground is gone.

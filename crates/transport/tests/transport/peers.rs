@@ -262,7 +262,11 @@ async fn a_new_identity_is_used_by_new_connections_while_the_others_go_on() {
     two.transport.set_identity(&second).unwrap();
     two.connect(&one).await;
     three.connect(&two).await;
-    one.transport.set_identity(&moved(&first, &old, &new)).unwrap();
+    // By the signature of the old authority, which is all that this one knows.
+    assert_eq!(one.transport.identify(two.address()).await, Ok(NodeId(2)));
+    let first = moved(&first, &old, &new);
+    one.transport.set_identity(&first).unwrap();
+    assert_eq!(one.transport.identify(three.address()).await, Ok(NodeId(3)), "certified by the old one still");
     assert_eq!(one.call(NodeId(2), b"by the connection of before").await, "by the connection of before");
 
     // Afterwards a certificate of the old one is refused by new connections.
@@ -276,6 +280,9 @@ async fn a_new_identity_is_used_by_new_connections_while_the_others_go_on() {
     three.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
     let refused = |error| matches!(error, Some(PeerError::HandshakeRefused { .. }));
     three.wait_status(NodeId(2), |status| refused(status.last_error)).await;
+    one.transport.set_identity(&first.without_previous()).unwrap();
+    assert_eq!(one.transport.identify(two.address()).await, Ok(NodeId(2)));
+    assert!(matches!(one.transport.identify(three.address()).await, Err(PeerError::Handshake { .. })));
 }
 
 #[tokio::test]

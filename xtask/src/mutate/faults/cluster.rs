@@ -363,4 +363,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-node"),
         also: None,
     },
+    Fault {
+        name: "identified-by-the-authority-before",
+        what: "a node is identified by the authorities that were trusted when this one started",
+        file: "crates/transport/src/transport.rs",
+        before: "        *shared.identify.write() = identify_config(identity)?;\n",
+        after: "",
+        runner: Runner::Tests("flotilla-transport"),
+        also: None,
+    },
+    Fault {
+        name: "removed-while-it-leaves",
+        what: "a node that was to leave ends as one that was removed",
+        file: "crates/node/src/start/ending.rs",
+        before: "if leaves { Removal::Left } else { removal }",
+        after: "if leaves && node == NodeId::NONE { Removal::Left } else { removal }",
+        runner: Runner::Tests("flotilla-node"),
+        also: None,
+    },
 ];
