@@ -1,5 +1,5 @@
-//! Certificates between nodes: renewal, return after they ran out, rotation of the authority, and who holds its
-//! key.
+//! Certificates between nodes: renewal, return after they ran out, rotation of the authority, and who holds
+//! its key.
 
 use std::{
     collections::BTreeSet,
@@ -26,6 +26,10 @@ use flotilla_tests::support::{binary, client, eventually, log, status, wait_repl
 const RENEWALS: usize = 3;
 /// Writes that must have been acknowledged for the load to count.
 const WRITES_MIN: u64 = 200;
+/// How long a removed node may take to learn that and to end.
+const REMOVED_WITHIN: Duration = Duration::from_secs(30);
+/// Exit code of a node that was removed from the cluster.
+const REMOVED: i32 = 77;
 /// Life of certificates: short enough to wait for its end, long enough for a node that is restarted.
 const TTL: [&str; 2] = ["--certificate-ttl", "12s"];
 
@@ -122,7 +126,8 @@ async fn metadata_group(cluster: &Cluster, i: usize) -> BTreeSet<NodeId> {
 async fn wait_expired(cluster: &Cluster, i: usize) {
     let identity = read_json(&data(cluster, i).join("identity.json"));
     let number = |name: &str| identity[name].as_u64().expect("a number");
-    let end = UNIX_EPOCH + Duration::from_secs(number("issued_s") + number("valid_s"));
+    // Its end is in whole seconds, and counted from when it was issued rather than asked for.
+    let end = UNIX_EPOCH + Duration::from_secs(number("issued_s") + number("valid_s") + 2);
     eventually("the certificate has run out", async || match end.duration_since(SystemTime::now()) {
         Ok(left) => Err(format!("{left:?} left")),
         Err(_) => Ok(()),
@@ -289,11 +294,9 @@ async fn a_rotation_waits_for_a_node_that_is_down_and_a_removed_node_stays_refus
     wait_replicated(&cluster, &others).await;
     wait_expired(&cluster, outsider).await;
     cluster.start_node(outsider).await.expect("a start");
-    eventually("it is told that it was removed", async || {
-        let log = log(&cluster, outsider);
-        if log.contains(&format!("{id} was removed from the cluster")) { Ok(()) } else { Err("not yet".to_owned()) }
-    })
-    .await;
+    let exited = cluster.wait_exit(outsider, REMOVED_WITHIN).await.expect("an end by itself");
+    assert_eq!(exited.code(), Some(REMOVED));
+    assert!(log(&cluster, outsider).contains("was removed from the cluster"));
     for i in &others {
         let status = status(&cluster, *i).await;
         assert!(status.peers.iter().all(|peer| peer.node != id), "{:?}", status.peers);

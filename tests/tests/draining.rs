@@ -11,6 +11,8 @@ use flotilla_tests::support::{Workload, client, eventually, led_shards, start, s
 
 /// How long the replicas of a node may take to move, on a busy machine.
 const LEAVES_WITHIN: Duration = Duration::from_secs(90);
+/// Exit code of a node that belongs to its cluster no more.
+const REMOVED: i32 = 77;
 
 /// Asks a node to change another one.
 async fn change(client: &Client, node: NodeId, verb: NodeVerb) -> Result<(), ClientError> {
@@ -120,6 +122,9 @@ async fn a_node_leaves_under_load_and_the_last_that_are_needed_may_not() {
     }
     wait_replicated(&cluster, &[2, 3, 4]).await;
     load.wait_acknowledged(100).await;
+    cluster.start_node(1).await.expect("a process");
+    let exited = cluster.wait_exit(1, LEAVES_WITHIN).await.expect("an end by itself");
+    assert_eq!(exited.code(), Some(REMOVED), "whoever started it again must not try for ever");
 
     let second = status(&cluster, 2).await.node;
     let refused = change(&client(&cluster, 3), second, NodeVerb::Leave).await.expect_err("no other node can take over");

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use flotilla_api::Liveness;
+use flotilla_local_cluster::{STOP_WITHIN, Signal};
 use flotilla_types::ShardId;
 use tokio::time::sleep;
 
@@ -60,7 +61,10 @@ async fn a_single_node_stops_and_starts_on_its_data() {
     let mut cluster = start(1).await;
     let load = Workload::start_warm(&cluster.http_all()).await;
     let history = load.finish().await;
-    assert_eq!(cluster.stop(1).await.expect("a stop").code(), Some(0));
+    // SIGHUP stops it as cleanly as SIGTERM does.
+    cluster.signal(1, Signal::Hup).expect("a running node");
+    let exited = cluster.wait_exit(1, STOP_WITHIN).await.expect("a stop");
+    assert_eq!(exited.code(), Some(0), "{exited}");
     cluster.start_node(1).await.expect("a start on its data");
     cluster.wait_ready().await.expect("a ready node");
     let status = status(&cluster, 1).await;

@@ -8,6 +8,8 @@
 //! Deliberately absent: retries, fixed sleeps, fixed ports, and assertions on durations. All waiting is
 //! polling with a timeout. `FLOTILLA_TEST_DIR=path` keeps data and logs in a folder for each test.
 
+mod addresses;
+mod answers;
 mod certificates;
 mod checker;
 mod crash;

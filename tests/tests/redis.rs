@@ -12,7 +12,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use flotilla_tests::support::{POLL_EVERY, WITHIN, eventually, start};
@@ -481,13 +481,13 @@ async fn without_a_quorum_info_is_answered_at_once() {
     for node in [2, 3] {
         cluster.kill(node).expect("a node is killed");
     }
-    // Requests that need a quorum take until their deadline, which is seconds away.
+    // Requests that need a quorum take until their deadline.
     let mut other = Redis::connect(at).await;
     other.send(&words("SET k w")).await;
-    let began = Instant::now();
     assert!(redis.line("INFO").await.contains("role:master"));
     assert!(redis.line("INFO keyspace").await.starts_with("\"# Keyspace"));
     assert_eq!(redis.line("SELECT 3").await, "+OK");
     assert_eq!(redis.line("PING").await, "+PONG");
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    let still_waits = timeout(Duration::ZERO, other.0.fill_buf()).await.is_err();
+    assert!(still_waits, "the answers above came after {}", other.answer().await);
 }

@@ -1,8 +1,9 @@
-//! A rolling restart under pipelined load: whatever a node has read, it answers before it closes the connection.
+//! A rolling restart under pipelined load: whatever a node has read, it answers before it closes the
+//! connection.
 //!
-//! Each client increments a counter of its own, so that a request which ran without an answer shows in the sum. The
-//! clients look whether the node has closed before they send, as pools of connections do; a connection that is
-//! closed before its first answer was never accepted, and counts as refused.
+//! Each client increments a counter of its own, so that a request which ran without an answer shows in the
+//! sum. The clients look whether the node has closed before they send, as pools of connections do; a
+//! connection that is closed before its first answer was never accepted, and counts as refused.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +23,8 @@ use tokio::{
 
 use flotilla_tests::support::{client, eventually, start, wait_replicated};
 
-/// Requests of one pipeline: more than a node works on at once for one connection, so that some are read and wait.
+/// Requests of one pipeline: more than a node works on at once for one connection, so that some are read and
+/// wait.
 const PIPELINE: usize = 400;
 /// Clients of each protocol and node.
 const CLIENTS: usize = 4;

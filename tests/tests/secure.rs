@@ -186,7 +186,8 @@ async fn redis_commands(cluster: &Cluster, keys: &BTreeMap<Role, String>) {
     }
 }
 
-/// The audit log has changes with the key that made them, and refused tries; over HTTP and in the data folder.
+/// The audit log has changes with the key that made them, and refused tries; over HTTP and in the data
+/// folder.
 async fn audit_log_tells_who(cluster: &Cluster, admin: &Client) {
     let entries = admin.recent_audit().await.expect("the log");
     let is = |entry: &Event, name: &str, value: &str| entry.detail.get(name).is_some_and(|found| found == value);

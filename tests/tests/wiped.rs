@@ -89,6 +89,8 @@ impl Ghost {
         let ports = Ports::free(1).expect("free ports");
         let mut node = Node::new(old.parent().expect("the cluster's folder"), 9, ports[0]);
         node.data_dir = old;
+        // A node keeps its name for good.
+        node.name.clone_from(&cluster.node(victim).expect("a node").name);
         let child = command(&binary(), &node, Start::Resume).expect("a log").spawn().expect("a process");
         Self { node, child }
     }

@@ -63,8 +63,8 @@ impl FromStr for NodeVerb {
     }
 }
 
-/// Answer to `POST /v1/cluster/nodes/{id}/{verb}`: what the verb does to the node, as the answering node sees it.
-/// With `?dry_run=true` nothing was done.
+/// Answer to `POST /v1/cluster/nodes/{id}/{verb}`: what the verb does to the node, as the answering node sees
+/// it. With `?dry_run=true` nothing was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeChange {
     /// The node.

@@ -6,13 +6,13 @@ use flotilla_membership::{Config as MembershipConfig, Member, Membership};
 use flotilla_meta::MetaState;
 use flotilla_replication::{Handle, Notice};
 use flotilla_transport::Transport;
-use flotilla_types::NodeId;
+use flotilla_types::{HostPort, NodeId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
     AnnounceNode, Event, Gossip, Leaders, LocalNode, Lost, Placement, Shards, ShardsLed, Topology, core::LeaderChanges,
-    feed, gossip, loops,
+    feed, gossip, hints, loops,
 };
 
 /// The dependencies of [`Control`].
@@ -29,8 +29,10 @@ pub struct ControlParts {
     pub notices: mpsc::UnboundedReceiver<Lost>,
     /// The failure detector's settings.
     pub membership: MembershipConfig,
-    /// Where this node listens for peers.
-    pub listen: std::net::SocketAddr,
+    /// Where this node is, as other nodes are told; unspecified if it does not know.
+    pub located: std::net::SocketAddr,
+    /// Where other nodes may be, besides what the metadata says.
+    pub hints: Vec<HostPort>,
     /// The seed of membership's random numbers.
     pub seed: u64,
     /// Sources of metadata while it names no node.
@@ -84,7 +86,7 @@ impl Control {
         parts.topology.observe_versions(parts.me.node, parts.me.incarnation, parts.me.versions);
         let shards = Shards::new(parts.topology.clone(), parts.host.clone(), parts.network.clone());
         let (gossip, messages) = gossip::channel();
-        let me = Member { node: parts.me.node, addr: parts.listen, generation: parts.me.incarnation.0 };
+        let me = Member { node: parts.me.node, addr: parts.located, generation: parts.me.incarnation.0 };
         let events = parts.events.clone();
         let runner = gossip::Runner {
             membership: Membership::new(me, parts.membership, parts.seed)?,
@@ -112,7 +114,9 @@ impl Control {
             tokio::spawn(loops::run(context.clone(), Placement::default())),
             tokio::spawn(loops::run(context.clone(), Leaders::default())),
             tokio::spawn(loops::run(context.clone(), AnnounceNode::default())),
-            tokio::spawn(feed::follow(context)),
+            tokio::spawn(feed::follow(context.clone())),
+            tokio::spawn(loops::contact(context.clone())),
+            tokio::spawn(hints::follow(context, parts.hints)),
         ];
         Ok(Self { shards, gossip, tasks })
     }

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flotilla_meta::{CodecError, Feed, FeedError};
+use flotilla_meta::{CodecError, Feed, FeedError, MetaState};
 use flotilla_transport::Class;
 use flotilla_types::NodeId;
 
@@ -14,7 +14,7 @@ pub(crate) async fn follow(context: Arc<Context>) {
     let mut follower = FeedFollower::default();
     loop {
         let meta = context.topology.meta();
-        match follower.next(context.me.node, &meta, &context.seeds, &context.host.status()) {
+        match follower.next(context.me.node, &meta, &seeds(&context, &meta), &context.host.status()) {
             FeedStep::Wait(pause_ms) => tokio::time::sleep(Duration::from_millis(pause_ms)).await,
             FeedStep::Fetch { source, version, wait_ms, timeout_ms } => {
                 let request = PeerRequest::Feed { version, wait_ms };
@@ -33,6 +33,13 @@ pub(crate) async fn follow(context: Arc<Context>) {
             }
         }
     }
+}
+
+/// Sources besides those that the metadata names: those of the start, and nodes that joined after it.
+fn seeds(context: &Context, meta: &MetaState) -> Vec<NodeId> {
+    let peers = context.network.peers().into_iter().map(|peer| peer.node);
+    let unknown = peers.filter(|peer| meta.node(*peer).is_none() && !context.seeds.contains(peer));
+    context.seeds.iter().copied().chain(unknown).collect()
 }
 
 async fn fetch(context: &Context, source: NodeId, request: PeerRequest, timeout: Duration) -> Option<Feed> {

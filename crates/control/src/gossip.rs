@@ -119,9 +119,10 @@ impl Runner {
                         if !self.topology.member_changed(node, new, clock::monotonic_ms()) {
                             continue;
                         }
-                        tracing::info!(%node, ?old, ?new, "membership changed");
+                        tracing::debug!(%node, %old, %new, "membership changed");
                         (self.changed)(node, old, new);
                     }
+                    Effect::Located { node, addr } => self.network.learn_address(node, addr),
                 }
             }
             if let Some(done) = left {

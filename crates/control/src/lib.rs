@@ -9,6 +9,7 @@ mod core;
 mod events;
 mod feed;
 mod gossip;
+mod hints;
 mod loops;
 mod rpc;
 mod shards;

@@ -5,18 +5,22 @@ use std::{sync::Arc, time::Duration};
 
 use flotilla_membership::{Input, Member};
 use flotilla_meta::{MetaCommand, MetaQuery, MetaReply, MetaState};
-use flotilla_replication::{Handle, clock};
-use flotilla_transport::{Class, Transport};
-use flotilla_types::{NodeId, ShardId};
+use flotilla_replication::{Handle, ReplicaStatus, clock};
+use flotilla_transport::{Class, PeerStatus, Transport};
+use flotilla_types::{NodeId, ShardId, escape_hidden};
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
 use crate::{
-    Action, Gossip, Lifecycle, LocalNode, Lost, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers,
-    Reconciler, RequestKind, Shards, Topology, View, core,
+    Action, Gossip, Lifecycle, LocalNode, Lost, Members, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest,
+    Peers, Reconciler, RequestKind, Shards, Topology, View,
+    core::{self, Contact, Report},
 };
 
 const PROPOSE_TIMEOUT: Duration = Duration::from_millis(PROPOSE_TIMEOUT_MS);
+
+/// How often contact with other nodes is looked at.
+const CONTACT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// State shared by all loops.
 pub(crate) struct Context {
@@ -76,22 +80,67 @@ pub(crate) async fn peers(context: Arc<Context>, save: Arc<dyn Fn(&MetaState) + 
     }
 }
 
+/// Tells the operator which nodes are lost, and when they are back.
+pub(crate) async fn contact(context: Arc<Context>) {
+    let mut contact = Contact::default();
+    loop {
+        let (meta, members) = context.topology.snapshot();
+        let reports = contact.observe(&context.view(&meta, &members, &[]));
+        if !reports.is_empty() {
+            let peers = context.network.peers();
+            for report in reports {
+                log_report(report, &meta, &peers);
+            }
+        }
+        tokio::time::sleep(CONTACT_INTERVAL).await;
+    }
+}
+
+fn log_report(report: Report, meta: &MetaState, peers: &[PeerStatus]) {
+    let describe = |node: NodeId| {
+        let peer = peers.iter().find(|peer| peer.node == node);
+        let at = peer.map(|peer| peer.connected.map_or_else(|| peer.address.to_string(), |at| at.to_string()));
+        let record = meta.node(node);
+        let name = record.map_or("", |record| record.name.as_str());
+        let at = at.or_else(|| record.map(|record| record.addresses.quic.clone())).unwrap_or_default();
+        format!("{node} ({}, {at})", escape_hidden(name))
+    };
+    let error = |node: NodeId| {
+        let peer = peers.iter().find(|peer| peer.node == node);
+        let peer = peer.filter(|peer| peer.connected.is_none());
+        peer.and_then(|peer| peer.last_error).map_or_else(|| "no answer".to_owned(), |error| error.to_string())
+    };
+    match report {
+        Report::Reached(node) => tracing::info!("reached {}", describe(node)),
+        Report::Back(node) => tracing::info!("reached {} again", describe(node)),
+        Report::Left(node) => tracing::info!("{} has stopped", describe(node)),
+        Report::Lost(node) => tracing::warn!("lost {}: {}", describe(node), error(node)),
+        Report::Isolated => {
+            let tried: Vec<_> =
+                peers.iter().map(|peer| format!("{}: {}", describe(peer.node), error(peer.node))).collect();
+            tracing::warn!(
+                "no other node is reached; tried {}. If they have moved, start this node with --join and the address of one",
+                tried.join(", ")
+            );
+        }
+        Report::Rejoined => tracing::info!("this node is no longer alone"),
+    }
+}
+
 fn pause(reconciler: &impl Reconciler) -> Duration {
     Duration::from_millis(reconciler.interval_ms())
 }
 
 impl Context {
+    fn view<'a>(&'a self, meta: &'a MetaState, members: &'a Members, replicas: &'a [ReplicaStatus]) -> View<'a> {
+        let (now_ms, wall_ms) = (clock::monotonic_ms(), clock::wall_ms());
+        View { me: &self.me, meta, members, replicas, now_ms, wall_ms }
+    }
+
     async fn pass(&self, reconciler: &mut impl Reconciler) {
         let (meta, members) = self.topology.snapshot();
         let replicas = self.host.status();
-        let mut actions = reconciler.reconcile(&View {
-            me: &self.me,
-            meta: &meta,
-            members: &members,
-            replicas: &replicas,
-            now_ms: clock::monotonic_ms(),
-            wall_ms: clock::wall_ms(),
-        });
+        let mut actions = reconciler.reconcile(&self.view(&meta, &members, &replicas));
         let mut actions = actions.drain(..).peekable();
         while let Some(action) = actions.next() {
             let Action::Propose(command) = action else {

@@ -125,8 +125,9 @@ impl ClientStream {
         Ok(ready)
     }
 
-    /// Holds back what is written from now on until the end of the stream, which then arrives together with it. For
-    /// the last bytes only, because what is held back waits for up to 200 ms. Does nothing where the system cannot.
+    /// Holds back what is written from now on until the end of the stream, which then arrives together with
+    /// it. For the last bytes only, because what is held back waits for up to 200 ms. Does nothing where the
+    /// system cannot.
     pub fn hold_back(&self) {
         #[cfg(target_os = "linux")]
         if let Err(error) = SockRef::from(&self.tcp).set_tcp_cork(true) {

@@ -264,6 +264,44 @@ async fn requests_for_keys_that_went_elsewhere_wait_until_their_shard_is_known()
     node.host.stop();
 }
 
+/// More expired records than a page may pass over: the page ends without a record, and others go on after it.
+#[tokio::test]
+async fn a_long_range_of_expired_records_costs_pages_and_no_error() {
+    const BATCHES: u32 = 45;
+    const BATCH: u32 = 1_000;
+    let node = Node::start().await;
+    node.create(SHARD, 1, "", "");
+    let gateway = node.outdated();
+    let expires_at_ms = clock::wall_ms() + 3_000;
+    for batch in 0..BATCHES {
+        let expiring = |number: u32| {
+            let key: Bytes = format!("e{:06}", batch * BATCH + number).into();
+            let action = Action::Put { value: key.clone(), expiry: Expiry::At(expires_at_ms), return_old: false };
+            Operation { key, condition: None, otherwise: Otherwise::Refuse, action }
+        };
+        let written = gateway.store.write("c", Vec::new(), (0..BATCH).map(expiring).collect(), deadline()).await;
+        written.expect("it is written");
+    }
+    gateway.write(&["z"]).await.expect("it is written");
+    while clock::wall_ms() <= expires_at_ms {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (mut from, mut empty_pages) = (None, 0);
+    let records = loop {
+        let scan = Scan { from, items_max: 10, ..Scan::default() };
+        let page = gateway.store.scan("c", scan, Consistency::Strong, deadline()).await.expect("an answer");
+        match page.cursor {
+            None => break page.records,
+            Some(cursor) => from = Some(cursor),
+        }
+        assert!(page.records.is_empty(), "{:?}", page.records);
+        empty_pages += 1;
+    };
+    assert_eq!(records.iter().map(|record| &record.key[..]).collect::<Vec<_>>(), [b"z"]);
+    assert!(empty_pages > 0, "one page passed over all of them");
+    node.host.stop();
+}
+
 /// The time of one shard runs ahead of the wall clock, as it does after many writes within a millisecond.
 #[tokio::test]
 async fn a_write_is_later_than_what_its_gateway_has_read_in_another_shard() {

@@ -1,5 +1,5 @@
-//! A cluster's certificate authority: one key and one self-signed certificate, minted when the cluster is founded
-//! and whenever the authority is rotated.
+//! A cluster's certificate authority: one key and one self-signed certificate, minted when the cluster is
+//! founded and whenever the authority is rotated.
 //!
 //! The authority alone decides a certificate's content: node id, cluster, usage and dates. A signing request
 //! contributes only its public key and the proof that the requester holds the private key.
@@ -95,8 +95,8 @@ impl ClusterAuthority {
         CaFingerprint::of(&self.cert)
     }
 
-    /// The certificate of the next authority, signed by this one: whoever trusts only this authority accepts the
-    /// certificates that the next one issues, if they come with it.
+    /// The certificate of the next authority, signed by this one: whoever trusts only this authority accepts
+    /// the certificates that the next one issues, if they come with it.
     ///
     /// # Errors
     /// [`IdentityError::ForeignCluster`], [`IdentityError::Crypto`].

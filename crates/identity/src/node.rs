@@ -1,7 +1,7 @@
 //! A node's key pair, and the identity that it gets with a certificate.
 //!
-//! A [`NodeIdentity`] is always consistent: its parts are checked against each other when it is built. Renewal
-//! replaces the certificate, never the key: the cluster knows a node by its key.
+//! A [`NodeIdentity`] is always consistent: its parts are checked against each other when it is built.
+//! Renewal replaces the certificate, never the key: the cluster knows a node by its key.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -86,8 +86,8 @@ impl fmt::Debug for NodeKey {
     }
 }
 
-/// When a certificate was issued and how long it is valid, in Unix seconds and seconds. Zero where this is not
-/// known: such a certificate is due for renewal.
+/// When a certificate was issued and how long it is valid, in Unix seconds and seconds. Zero where this is
+/// not known: such a certificate is due for renewal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
     /// When it was issued.
@@ -174,12 +174,12 @@ impl NodeIdentity {
         Self { life, ..self }
     }
 
-    /// This node with a new certificate. A new authority is accepted only if an authority that this node trusts
-    /// has signed it.
+    /// This node with a new certificate. A new authority is accepted only if an authority that this node
+    /// trusts has signed it.
     ///
     /// # Errors
-    /// Those of [`validate`](Self::validate); [`IdentityError::NotIssuedHere`] also when the certificate is not
-    /// valid in the middle of its life, because the clock of the issuer or of this node is wrong.
+    /// Those of [`validate`](Self::validate); [`IdentityError::NotIssuedHere`] also when the certificate is
+    /// not valid in the middle of its life, because the clock of the issuer or of this node is wrong.
     pub fn renewed(
         &self,
         authorities: Authorities,
@@ -192,8 +192,8 @@ impl NodeIdentity {
         Ok(renewed)
     }
 
-    /// The same without the authority before the current one: certificates that it issued are refused from now
-    /// on.
+    /// The same without the authority before the current one: certificates that it issued are refused from
+    /// now on.
     #[must_use]
     pub fn without_previous(&self) -> Self {
         let mut identity = self.clone();
@@ -322,8 +322,8 @@ impl NodeIdentity {
     }
 }
 
-/// Checks that one of the authorities, possibly by a certificate in between, signed a certificate for use on both
-/// sides of a connection, and that all of them are valid at a time.
+/// Checks that one of the authorities, possibly by a certificate in between, signed a certificate for use on
+/// both sides of a connection, and that all of them are valid at a time.
 pub(crate) fn verify(
     cert: &CertificateDer<'_>,
     authorities: &[CertificateDer<'_>],

@@ -1,5 +1,5 @@
-//! The certificate check of a node without a certificate: one that joins and knows only the hash of the cluster's
-//! authority, or one that returns and knows the authority itself.
+//! The certificate check of a node without a certificate: one that joins and knows only the hash of the
+//! cluster's authority, or one that returns and knows the authority itself.
 //!
 //! It accepts the certificate of any node of the cluster.
 

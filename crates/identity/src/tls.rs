@@ -23,8 +23,8 @@ use crate::{
 
 /// The protocol between nodes of a cluster. Both sides present a certificate.
 pub const ALPN_PEER: &[u8] = b"flotilla-peer/1";
-/// The protocol of a node that is not yet a member of the cluster, or whose certificate is no longer accepted.
-/// Only the server presents a certificate.
+/// The protocol of a node that is not yet a member of the cluster, or whose certificate is no longer
+/// accepted. Only the server presents a certificate.
 pub const ALPN_JOIN: &[u8] = b"flotilla-join/1";
 /// The server name that a joiner sends, because it does not know which node it reaches. No certificate has
 /// this name.
@@ -123,8 +123,8 @@ fn disable_resumption(config: &mut ClientConfig) {
     config.enable_early_data = false;
 }
 
-/// The node's certificate; the authority's, of which a joiner knows only the hash; and what convinces those who
-/// know only the authority before.
+/// The node's certificate; the authority's, of which a joiner knows only the hash; and what convinces those
+/// who know only the authority before.
 fn chain(identity: &NodeIdentity) -> Vec<CertificateDer<'static>> {
     let cross = identity.authorities().cross.iter();
     [identity.cert(), identity.ca_cert()].into_iter().chain(cross).cloned().collect()

@@ -271,18 +271,7 @@ impl Cluster {
     /// It is not running, or has not exited within [`STOP_WITHIN`]; in that case it keeps running.
     pub async fn stop(&mut self, i: usize) -> Result<ExitStatus, ClusterError> {
         self.signal(i, Signal::Term)?;
-        let start = Instant::now();
-        loop {
-            let member = self.member(i)?;
-            if let Some(status) = member.child.as_mut().ok_or(ClusterError::NoNode(i))?.try_wait()? {
-                member.child = None;
-                return Ok(status);
-            }
-            if start.elapsed() > STOP_WITHIN {
-                return Err(ClusterError::TimedOut { what: "a clean stop", within: STOP_WITHIN });
-            }
-            sleep(POLL_EVERY).await;
-        }
+        self.wait_exit(i, STOP_WITHIN).await
     }
 
     /// Starts node `i` again: on its data, or, if it has none, as a new node with a token from a running one.
@@ -321,6 +310,30 @@ impl Cluster {
         }
         let peers: Vec<SocketAddr> = others.iter().map(Node::peer_addr).collect();
         self.launch(i, Start::Join { peers: &peers, token: &token? })
+    }
+
+    /// Starts node `i` again on its data, with addresses at which other nodes may be.
+    ///
+    /// # Errors
+    /// It is already running.
+    pub fn start_among(&mut self, i: usize, peers: &[SocketAddr]) -> Result<(), ClusterError> {
+        if self.member(i)?.is_running() {
+            return Err(ClusterError::Running(i));
+        }
+        self.launch(i, Start::ResumeAmong { peers })
+    }
+
+    /// Gives the stopped node `i` other ports.
+    ///
+    /// # Errors
+    /// It is running, or there are no free ports.
+    pub fn move_node(&mut self, i: usize) -> Result<(), ClusterError> {
+        self.data_of_stopped(i)?;
+        for ports in Ports::free(1)? {
+            let node = &mut self.member(i)?.node;
+            (node.quic, node.http, node.redis) = (ports.quic, ports.http, ports.redis);
+        }
+        Ok(())
     }
 
     /// Adds a node and returns its number. Does not wait for it to become ready.

@@ -29,6 +29,11 @@ pub enum Start<'a> {
     },
     /// On its existing data.
     Resume,
+    /// On its existing data, with addresses at which other nodes may be.
+    ResumeAmong {
+        /// The addresses.
+        peers: &'a [SocketAddr],
+    },
 }
 
 /// The command that runs `node`, with its output appended to its log. It does not inherit `FLOTILLA_*`
@@ -80,8 +85,10 @@ pub(crate) fn limited_command(
             command.arg("--bootstrap");
         }
         Start::Join { peers, token } => {
-            let peers: Vec<String> = peers.iter().map(ToString::to_string).collect();
-            command.arg("--join").arg(peers.join(",")).arg("--token").arg(token);
+            command.arg("--join").arg(list(peers)).arg("--token").arg(token);
+        }
+        Start::ResumeAmong { peers } => {
+            command.arg("--join").arg(list(peers));
         }
         Start::Resume => {}
     }
@@ -90,6 +97,10 @@ pub(crate) fn limited_command(
     }
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     Ok(command)
+}
+
+fn list(peers: &[SocketAddr]) -> String {
+    peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// The `flotilla` binary of this build: `$FLOTILLA_BIN`, or the one in the target folder of the running
@@ -144,6 +155,8 @@ mod tests {
         assert_eq!(arguments(Start::Bootstrap), format!("{common} --bootstrap"));
         let peers = [([127, 0, 0, 1], 7_110).into(), ([127, 0, 0, 1], 7_130).into()];
         let join = arguments(Start::Join { peers: &peers, token: "flt1.x" });
+        let among = arguments(Start::ResumeAmong { peers: &peers });
+        assert_eq!(among, format!("{common} --join 127.0.0.1:7110,127.0.0.1:7130"));
         assert_eq!(join, format!("{common} --join 127.0.0.1:7110,127.0.0.1:7130 --token flt1.x"));
     }
 }

@@ -20,6 +20,8 @@ pub enum Signal {
     Term,
     /// Requests a clean shutdown, as Ctrl-C does.
     Int,
+    /// Requests a clean shutdown, as the end of a terminal does.
+    Hup,
     /// Suspends it.
     Stop,
     /// Continues it after [`Signal::Stop`].
@@ -36,6 +38,7 @@ impl std::str::FromStr for Signal {
             "KILL" => Self::Kill,
             "TERM" => Self::Term,
             "INT" => Self::Int,
+            "HUP" => Self::Hup,
             "STOP" => Self::Stop,
             "CONT" => Self::Cont,
             _ => return Err(()),
@@ -53,6 +56,7 @@ impl Signal {
             Self::Kill => rustix::process::Signal::KILL,
             Self::Term => rustix::process::Signal::TERM,
             Self::Int => rustix::process::Signal::INT,
+            Self::Hup => rustix::process::Signal::HUP,
             Self::Stop => rustix::process::Signal::STOP,
             Self::Cont => rustix::process::Signal::CONT,
         };

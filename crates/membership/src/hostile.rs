@@ -114,7 +114,9 @@ impl Victim {
                     assert!(packet.len() <= Config::default().packet_bytes_max);
                     Packet::decode(&packet).expect("a correct node sends valid packets");
                 }
-                Effect::Changed { node, .. } => assert_ne!(node, NodeId(1), "a node never reports itself"),
+                Effect::Changed { node, .. } | Effect::Located { node, .. } => {
+                    assert_ne!(node, NodeId(1), "a node never reports itself")
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 //! from a crash, and keeps announcing this node while it is alone. One comparison per step costs a walk over
 //! the member list: microseconds at hundreds of nodes.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_types::NodeId;
@@ -79,6 +79,13 @@ pub enum Effect {
         old: NodeState,
         /// Its new state, never equal to `old`.
         new: NodeState,
+    },
+    /// A node says that it is at this address, or another member passed that on. Not authenticated.
+    Located {
+        /// The node.
+        node: NodeId,
+        /// Where its transport listens.
+        addr: SocketAddr,
     },
 }
 
@@ -344,6 +351,7 @@ impl Membership {
     fn report(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let me = self.me().node;
         let mut changes = BTreeMap::new();
+        let mut located = Vec::new();
         let mut seen = 0;
         for member in self.foca.iter_membership_state() {
             let (identity, node) = (member.id(), member.id().node());
@@ -356,12 +364,16 @@ impl Membership {
                 Some(record) => {
                     seen += 1;
                     if record.identity != *identity {
+                        if record.identity.member.addr != identity.member.addr {
+                            located.push(&identity.member);
+                        }
                         record.identity = identity.clone();
                     }
                     std::mem::replace(&mut record.state, new)
                 }
                 None => {
                     seen += 1;
+                    located.push(&identity.member);
                     self.known.insert(node, Record { identity: identity.clone(), state: new, since_ms: now_ms });
                     NodeState::Unknown
                 }
@@ -370,6 +382,10 @@ impl Membership {
                 changes.insert(node, (old, new));
             }
         }
+        // A node that does not know its own address says none.
+        let located =
+            located.into_iter().filter(|member| !member.addr.ip().is_unspecified() && member.addr.port() != 0);
+        effects.extend(located.map(|member| Effect::Located { node: member.node, addr: member.addr }));
         if seen < self.known.len() {
             let present: Vec<NodeId> = self.foca.iter_membership_state().map(|member| member.id().node()).collect();
             self.known.retain(|node, record| {

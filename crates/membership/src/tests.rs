@@ -3,6 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
+    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
@@ -39,6 +40,8 @@ struct Net {
     rng: ChaCha8Rng,
     runs: u64,
     changes: Vec<(u64, NodeId, NodeId, NodeState, NodeState)>,
+    /// The last address that the first node heard of the second one.
+    located: BTreeMap<(NodeId, NodeId), SocketAddr>,
 }
 
 impl Net {
@@ -53,6 +56,7 @@ impl Net {
             rng: ChaCha8Rng::seed_from_u64(seed),
             runs: 0,
             changes: Vec::new(),
+            located: BTreeMap::new(),
         }
     }
 
@@ -67,9 +71,14 @@ impl Net {
     }
 
     fn start(&mut self, node: u64, generation: u64) {
+        self.start_as(member(node, generation));
+    }
+
+    fn start_as(&mut self, me: Member) {
         self.runs += 1;
-        let core = Membership::new(member(node, generation), Config::default(), self.rng.next_u64());
-        self.nodes.insert(NodeId(node), (self.runs, core.expect("the defaults are valid")));
+        let node = me.node;
+        let core = Membership::new(me, Config::default(), self.rng.next_u64());
+        self.nodes.insert(node, (self.runs, core.expect("the defaults are valid")));
     }
 
     fn step(&mut self, node: NodeId, input: Input) {
@@ -82,6 +91,10 @@ impl Net {
                     self.plan(after.as_millis() as u64, Event { node, run_id, input: Input::Timer(timer) });
                 }
                 Effect::Changed { node: other, old, new } => self.changes.push((self.now_ms, node, other, old, new)),
+                Effect::Located { node: other, addr } => {
+                    assert_ne!(other, node, "a node never reports itself");
+                    self.located.insert((node, other), addr);
+                }
                 Effect::Send { to, packet } => {
                     assert!(packet.len() <= Config::default().packet_bytes_max);
                     let cut = self.far.contains(&node) != self.far.contains(&to.node);
@@ -243,6 +256,25 @@ fn restart_with_a_higher_generation_is_alive_at_once() {
     net.start(3, 3);
     net.step(NodeId(3), Input::Announce(member(2, 0)));
     net.until(2 * SECOND, Net::all_alive);
+}
+
+#[test]
+fn all_hear_where_a_node_is_that_moved_and_told_one_of_them() {
+    let mut net = Net::cluster(8, 0, 5);
+    net.run(20 * SECOND);
+    let addr = |port| SocketAddr::from(([10, 0, 0, 9], port));
+    net.start_as(Member { addr: addr(7), ..member(5, 2) });
+    net.step(NodeId(5), Input::Announce(member(1, 0)));
+    net.run(5 * SECOND);
+    for other in 1..=4 {
+        assert_eq!(net.located.get(&(NodeId(other), NodeId(5))), Some(&addr(7)), "n{other}");
+        assert_eq!(net.located.get(&(NodeId(5), NodeId(other))), Some(&member(other, 1).addr));
+    }
+    // It does not know where it is: the others keep what they had.
+    net.start_as(Member { addr: ([0, 0, 0, 0], 8).into(), ..member(5, 3) });
+    net.step(NodeId(5), Input::Announce(member(1, 0)));
+    net.run(5 * SECOND);
+    assert!((1..=4).all(|other| net.located[&(NodeId(other), NodeId(5))] == addr(7)));
 }
 
 #[test]

@@ -119,8 +119,8 @@ pub enum MetaCommand {
         /// The version of its software: at most [`crate::NAME_BYTES_MAX`] bytes that no terminal obeys.
         build: String,
     },
-    /// Removes a node that was to leave ([`NodeState::Leaving`]) and of which no shard has a replica any more.
-    /// Refused for any other node, so that a late proposal does not remove one that was taken back.
+    /// Removes a node that was to leave ([`NodeState::Leaving`]) and of which no shard has a replica any
+    /// more. Refused for any other node, so that a late proposal does not remove one that was taken back.
     CompleteLeave {
         /// The node.
         node: NodeId,
@@ -231,6 +231,19 @@ pub struct JoinRequest {
     /// The versions that its binary supports. Given once [`ClusterVersion::NODE_VERSIONS`] is in force (see
     /// [`crate::MetaState::announced`]): binaries of earlier versions would not record them.
     pub versions: Option<VersionRange>,
+    /// The nodes at the same address that were found to be gone: they become lost. Counts only if `versions`
+    /// are given ([`ClusterVersion::NAMED_DISPLACEMENT`]); without them every node at the address becomes
+    /// lost.
+    pub displaced: Vec<Displaced>,
+}
+
+/// A node that another one displaces, and its start that was found to be over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Displaced {
+    /// The node.
+    pub node: NodeId,
+    /// Its start. After a later one the node is not displaced.
+    pub incarnation: Incarnation,
 }
 
 /// The result of a command.
@@ -395,6 +408,10 @@ pub enum MetaRefusal {
     /// A node of the metadata group does not hold the key of the prepared authority. Give it the key.
     #[error("{0} does not hold the key of the next authority")]
     AuthorityNotHeld(NodeId),
+    /// Another node is at the address, and was not found to be gone. Ask again when it is, or join from
+    /// another address.
+    #[error("{0} is at this address")]
+    AddressInUse(NodeId),
     /// No such setting.
     #[error("there is no such setting")]
     UnknownSetting,
@@ -477,8 +494,8 @@ numbered_enum! {
         NodeState = 11, "node state";
         /// A client key's expiry: never or after now.
         KeyExpiry = 12, "expiry of the key";
-        /// A client key's collections: valid names, at most [`crate::KEY_COLLECTIONS_MAX`], none for roles that
-        /// see no records.
+        /// A client key's collections: valid names, at most [`crate::KEY_COLLECTIONS_MAX`], none for roles
+        /// that see no records.
         KeyCollections = 13, "list of collections";
         /// The version of a node's software: at most 64 bytes that no terminal obeys.
         Build = 14, "version of the software";

@@ -25,7 +25,7 @@ pub use apply::{
     TOKENS_MAX,
 };
 pub use codec::{COMMAND_BYTES_MAX, CodecError};
-pub use command::{Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, SeenNode};
+pub use command::{Displaced, Field, JoinRequest, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, SeenNode};
 pub use feed::{FEED_BYTES_MAX, FEED_INCREMENTS_MAX, FEED_REPLY_BYTES_MAX, Feed, Increment, MetaQuery};
 pub use follower::{FeedError, MetaFollower};
 pub use machine::{MetaMachine, Publish};

@@ -98,9 +98,9 @@ impl MetaState {
         self.nodes.values().map(Arc::as_ref)
     }
 
-    /// Whether a node is removed or lost, for ever. Every id that was given belongs to a recorded node or to one
-    /// that is gone: records of others are never deleted. So no record is needed to know that a node is gone,
-    /// and the list of gone ids is the gaps between the others.
+    /// Whether a node is removed or lost, for ever. Every id that was given belongs to a recorded node or to
+    /// one that is gone: records of others are never deleted. So no record is needed to know that a node is
+    /// gone, and the list of gone ids is the gaps between the others.
     #[must_use]
     pub fn is_gone(&self, node: NodeId) -> bool {
         match self.node(node) {
@@ -113,6 +113,11 @@ impl MetaState {
     #[must_use]
     pub fn authority(&self) -> Option<&AuthorityRecord> {
         self.authority.as_deref()
+    }
+
+    /// The nodes that are recorded at this address and are not gone.
+    pub fn nodes_at(&self, quic: &str) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes().filter(move |node| !node.state.is_gone() && node.addresses.quic == quic)
     }
 
     /// The node with this public key.

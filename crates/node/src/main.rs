@@ -19,7 +19,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a node until SIGTERM or Ctrl-C
+    /// Run a node until SIGTERM, SIGHUP or Ctrl-C
+    #[command(after_help = start::EXIT_CODES_HELP)]
     Start(Box<start::StartArgs>),
     #[command(flatten)]
     Client(cli::ClientCommand),
@@ -51,6 +52,7 @@ mod tests {
         let mut cli = Cli::command();
         assert!(cli.render_long_help().to_string().starts_with("A distributed, replicated key-value store\n"));
         let start = cli.find_subcommand_mut("start").expect("the subcommand");
-        assert!(start.render_long_help().to_string().starts_with("Run a node until SIGTERM or Ctrl-C\n"));
+        assert!(start.render_help().to_string().contains("77  it was removed from the cluster"));
+        assert!(start.render_long_help().to_string().starts_with("Run a node until SIGTERM, SIGHUP or Ctrl-C\n"));
     }
 }

@@ -165,8 +165,8 @@ impl World {
         }
     }
 
-    /// Drains a node of the converged cluster, brings elections about, and takes it back. Panics when it leads
-    /// shards that others can lead, or when a replica is placed on it.
+    /// Drains a node of the converged cluster, brings elections about, and takes it back. Panics when it
+    /// leads shards that others can lead, or when a replica is placed on it.
     fn check_draining(&mut self) {
         let active = |meta: &MetaState| {
             let nodes = meta.nodes().filter(|node| node.state == NodeState::Active);
@@ -181,7 +181,14 @@ impl World {
         let held: BTreeSet<_> = meta.desired_on(drained).map(|(_, replica)| replica).collect();
         self.set_node_state(drained, NodeState::Draining);
         self.resume_clients();
-        let emptied = |world: &Self| world.operator.is_idle() && world.leads_in_vain(drained).is_none();
+        // A copy of an earlier order may arrive after this one, and take the node back.
+        let is_draining = |world: &Self| {
+            let meta = world.newest_metadata();
+            let record = meta.as_ref().and_then(|meta| meta.node(drained));
+            record.is_none_or(|record| record.state == NodeState::Draining)
+        };
+        let emptied =
+            |world: &Self| world.operator.is_idle() && (world.leads_in_vain(drained).is_none() || !is_draining(world));
         let drains = self.run_until(DRAINED_MS_MAX, |world| emptied(world));
         assert!(drains, "{drained} is not drained: {:?}\n{}", self.leads_in_vain(drained), self.describe());
         self.crash(other);
@@ -192,12 +199,15 @@ impl World {
         // Nothing brings a leadership back while nothing fails.
         for _ in 0..REST_MS / 100 {
             self.run_ms(100);
+            if !is_draining(self) {
+                break;
+            }
             let back = self.leads_in_vain(drained);
             assert_eq!(back, None, "{drained} is given a leadership\n{}", self.describe());
         }
         let placed = self.newest_metadata().is_none_or(|meta| {
             let now: BTreeSet<_> = meta.desired_on(drained).map(|(_, replica)| replica).collect();
-            now.is_subset(&held)
+            now.is_subset(&held) || !is_draining(self)
         });
         assert!(placed, "a replica was placed on {drained}");
         self.set_node_state(drained, NodeState::Active);

@@ -281,9 +281,9 @@ impl World {
         Some(Active::Restart(id))
     }
 
-    /// Stops the nodes that hold a shard and raises its range epoch in each replica's checkpoint, as if a change
-    /// of the range had been applied there. Only in a converged cluster: no replica may be created with the
-    /// old epoch later, or return with it.
+    /// Stops the nodes that hold a shard and raises its range epoch in each replica's checkpoint, as if a
+    /// change of the range had been applied there. Only in a converged cluster: no replica may be created
+    /// with the old epoch later, or return with it.
     fn change_range(&mut self, which: u64) -> Option<Active> {
         let forming = (self.nodes.len() as u64) < self.plan.nodes || !self.operator.is_idle();
         if forming || self.is_losing_data() || self.unconverged(LAG_MAX).is_some() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_control::{ShardError, UpgradeError, next_version};
-use flotilla_meta::{JoinRequest, MetaCommand, MetaRefusal, MetaReply, TokenId};
+use flotilla_meta::{Displaced, JoinRequest, MetaCommand, MetaRefusal, MetaReply, TokenId};
 use flotilla_types::{NodeId, VersionRange};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
@@ -79,7 +79,8 @@ impl World {
     /// A new node joins at a port and displaces the node that had it before.
     pub(crate) fn join(&mut self, port: u16) {
         let node = new_node(port, self.rng.random());
-        let request = JoinRequest { token: TOKEN, secret_hash: SECRET_HASH, node, versions: None };
+        let request =
+            JoinRequest { token: TOKEN, secret_hash: SECRET_HASH, node, versions: None, displaced: Vec::new() };
         self.order(MetaCommand::Join(request), FollowUp::Start(port));
     }
 
@@ -118,7 +119,13 @@ impl World {
                     Some(node) => self.with_node(node, |world, node, running| {
                         // As a node that admits another does.
                         if let MetaCommand::Join(join) = &mut command {
-                            join.versions = running.control.cluster.meta().announced(VersionRange::supported());
+                            let meta = running.control.cluster.meta();
+                            join.versions = meta.announced(VersionRange::supported());
+                            // The plan stops a node before another one takes its place.
+                            let displaced = meta.nodes_at(&join.node.addresses.quic);
+                            let displaced =
+                                displaced.map(|node| Displaced { node: node.id, incarnation: node.incarnation });
+                            join.displaced = displaced.filter(|_| join.versions.is_some()).collect();
                         }
                         world.propose_meta(node, running, &command, ORDER_TIMEOUT_MS, Caller::Operator(order));
                     }),
@@ -148,11 +155,14 @@ impl World {
     }
 }
 
-/// Whether an order may succeed later: the cluster or the token does not exist yet, or the cluster version
-/// rose in between.
+/// Whether an order may succeed later: the cluster or the token does not exist yet, the cluster version rose
+/// in between, or a displaced node had started again.
 fn is_transient(refusal: &MetaRefusal) -> bool {
     matches!(
         refusal,
-        MetaRefusal::NotBootstrapped | MetaRefusal::UnknownToken | MetaRefusal::VersionNotSupported { .. }
+        MetaRefusal::NotBootstrapped
+            | MetaRefusal::UnknownToken
+            | MetaRefusal::VersionNotSupported { .. }
+            | MetaRefusal::AddressInUse(_)
     )
 }

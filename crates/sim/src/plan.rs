@@ -115,8 +115,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Every kind but [`Fault::RangeChange`] and [`Fault::Drain`], which are drawn apart. The order matters: seeds
-    /// draw from it.
+    /// Every kind but [`Fault::RangeChange`] and [`Fault::Drain`], which are drawn apart. The order matters:
+    /// seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::CrashAll,

@@ -113,12 +113,12 @@ pub(crate) fn classify(error: &ConnectionError) -> PeerError {
     }
 }
 
-/// The endpoint of a node, and the settings for dialling.
+/// The endpoint of a node on a bound socket, and the settings for dialling.
 pub(crate) fn node_endpoint(
+    socket: std::net::UdpSocket,
     config: &Config,
     identity: &NodeIdentity,
 ) -> Result<(Endpoint, ClientConfig), TransportError> {
-    let socket = bind(config.listen).map_err(TransportError::Bind)?;
     let server = accepting_config(config, identity)?;
     let endpoint = Endpoint::new(endpoint_config(identity), Some(server), socket, Arc::new(TokioRuntime))
         .map_err(TransportError::Bind)?;
@@ -193,7 +193,7 @@ pub(crate) fn connection_window(config: &Config) -> VarInt {
     VarInt::from_u32(config.stream_window_bytes * 4)
 }
 
-fn bind(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
+pub(crate) fn bind(listen: SocketAddr) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
     if listen.is_ipv6() && listen.ip().is_unspecified() {
         socket.set_only_v6(false)?;

@@ -77,6 +77,9 @@ pub enum PeerError {
     /// The address cannot be dialled from this endpoint.
     #[error("the address cannot be dialled")]
     Address,
+    /// The peer's name does not resolve.
+    #[error("the name does not resolve")]
+    Unresolved,
     /// This side closed the connection: its address changed, or the transport closes.
     #[error("closed by this node")]
     Local,

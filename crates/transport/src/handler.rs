@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_types::NodeId;
+use flotilla_types::{HostPort, NodeId};
 
 use crate::PeerError;
 
@@ -90,12 +90,14 @@ pub enum Breaker {
 }
 
 /// The status of a peer, for status pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStatus {
     /// The peer.
     pub node: NodeId,
-    /// The address that is dialled.
-    pub address: SocketAddr,
+    /// Where the peer is said to be.
+    pub address: HostPort,
+    /// Where it is connected.
+    pub connected: Option<SocketAddr>,
     /// Whether it can be reached.
     pub breaker: Breaker,
     /// The smoothed round-trip time, while connected.

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use bytes::{Buf, Bytes};
 use flotilla_identity::{ALPN_JOIN, ALPN_PEER, peer_of};
-use flotilla_types::NodeId;
+use flotilla_types::{ClusterId, NodeId};
 use parking_lot::Mutex;
 use quinn::{Connection, Incoming, RecvStream, SendStream, crypto::rustls::HandshakeData};
 use rustls_pki_types::CertificateDer;
@@ -172,12 +172,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, guard: UnauthenticatedGu
 /// The authenticated peer of a connection, registered, if the handler admits it and the limit of peers allows
 /// it.
 fn authorize(shared: &Shared, connection: &Connection) -> Result<(NodeId, CallLimits), CloseCode> {
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or(CloseCode::Identity)?;
-    let cert = chain.first().ok_or(CloseCode::Identity)?;
-    let node = peer_of(cert, shared.cluster).map_err(|_| CloseCode::Identity)?;
+    let node = certified_node(connection, shared.cluster).ok_or(CloseCode::Identity)?;
     if node == shared.node {
         tracing::warn!(remote = %connection.remote_address(), "another process uses this node's identity");
         return Err(CloseCode::Identity);
@@ -187,6 +182,12 @@ fn authorize(shared: &Shared, connection: &Connection) -> Result<(NodeId, CallLi
     }
     let call_limits = shared.inbound.register(node, connection, &shared.config).ok_or(CloseCode::Busy)?;
     Ok((node, call_limits))
+}
+
+/// The node in the certificate of the other side of a connection.
+pub(crate) fn certified_node(connection: &Connection, cluster: ClusterId) -> Option<NodeId> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    peer_of(chain.first()?, cluster).ok()
 }
 
 /// Welcomes a peer and serves its streams and datagrams until the connection ends.
@@ -201,7 +202,7 @@ async fn serve_peer(shared: &Arc<Shared>, connection: &Connection, node: NodeId,
     if !matches!(timeout(shared.config.handshake_timeout, welcome).await, Ok(Ok(()))) {
         return close(connection, CloseCode::Protocol);
     }
-    shared.notify_reachable(node);
+    shared.learn_address(node, connection.remote_address());
 
     let mut streams = JoinSet::new();
     loop {

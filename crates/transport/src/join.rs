@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_identity::{JOIN_SERVER_NAME, JoinTrust, join_client_config};
+use flotilla_types::{ClusterId, NodeId};
 use quinn::{ClientConfig, Connection, ConnectionError, TransportConfig, VarInt, crypto::rustls::QuicClientConfig};
 use tokio::time::timeout;
 
@@ -18,6 +19,7 @@ use crate::{
     PeerError, TransportError,
     endpoint::{CloseCode, classify, close, joiner_endpoint},
     frame::VERSION,
+    inbound::certified_node,
     transport::Shared,
     unauthenticated::UnauthenticatedGuard,
 };
@@ -26,6 +28,8 @@ use crate::{
 pub const JOIN_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Largest answer to a join request, in bytes.
 pub const JOIN_ANSWER_BYTES_MAX: usize = 1024 * 1024;
+/// How long the handshake of a join may take. An address where nobody is costs as much.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the close may take to reach the server.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -45,22 +49,12 @@ pub async fn join_call(
         return Err(TransportError::JoinTooLarge { bytes_max: JOIN_REQUEST_BYTES_MAX });
     }
     let deadline_at = Instant::now() + deadline;
-    let crypto =
-        QuicClientConfig::try_from(join_client_config(trust.into())?).map_err(|_| TransportError::CipherSuite)?;
-    let mut client = ClientConfig::new(Arc::new(crypto));
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .receive_window(VarInt::from_u32(JOIN_ANSWER_BYTES_MAX as u32 + 1))
-        .keep_alive_interval(Some(Duration::from_secs(3)));
-    client.transport_config(Arc::new(transport));
-
+    let client = trusting_client(trust.into())?;
     let endpoint = joiner_endpoint(remote)?;
     let connecting = endpoint
         .connect_with(client, remote, JOIN_SERVER_NAME)
         .map_err(|_| TransportError::JoinConnect(PeerError::Address))?;
-    let connection = match timeout(deadline, connecting).await {
+    let connection = match timeout(deadline.min(CONNECT_TIMEOUT), connecting).await {
         Ok(connected) => connected.map_err(|error| TransportError::JoinConnect(classify(&error)))?,
         Err(_) => return Err(TransportError::JoinConnect(PeerError::TimedOut)),
     };
@@ -70,6 +64,35 @@ pub async fn join_call(
     // Deliver the close; otherwise the server would wait for its idle timeout.
     let _ = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
     answer.map_err(TransportError::JoinLost)
+}
+
+/// Settings for dialling any node of the cluster whose authority is trusted, without a certificate.
+pub(crate) fn trusting_client(trust: JoinTrust) -> Result<ClientConfig, TransportError> {
+    let crypto = QuicClientConfig::try_from(join_client_config(trust)?).map_err(|_| TransportError::CipherSuite)?;
+    let mut client = ClientConfig::new(Arc::new(crypto));
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(JOIN_ANSWER_BYTES_MAX as u32 + 1))
+        .keep_alive_interval(Some(Duration::from_secs(3)));
+    client.transport_config(Arc::new(transport));
+    Ok(client)
+}
+
+/// The node at an address, by the certificate that it shows in a handshake of this protocol. No request
+/// follows, and any node answers, whether or not it knows this one.
+pub(crate) async fn identify(
+    endpoint: &quinn::Endpoint,
+    client: ClientConfig,
+    address: SocketAddr,
+    cluster: ClusterId,
+) -> Result<NodeId, PeerError> {
+    let connecting = endpoint.connect_with(client, address, JOIN_SERVER_NAME).map_err(|_| PeerError::Address)?;
+    let connection = connecting.await.map_err(|error| classify(&error))?;
+    let node = certified_node(&connection, cluster);
+    close(&connection, CloseCode::Normal);
+    node.ok_or(PeerError::Protocol)
 }
 
 async fn exchange(connection: &Connection, request: Bytes) -> Result<Bytes, PeerError> {

@@ -28,6 +28,7 @@ mod link;
 mod meter;
 mod peer;
 mod pending;
+mod targets;
 mod transport;
 mod unauthenticated;
 mod writer;
@@ -36,7 +37,8 @@ pub use config::{Config, ConfigError};
 pub use error::{CallError, MaybeExecuted, NotSent, PeerError, SendError, TransportError};
 pub use handler::{BoxFuture, Breaker, Class, Handler, PeerState, PeerStatus};
 pub use join::{JOIN_ANSWER_BYTES_MAX, JOIN_REQUEST_BYTES_MAX, join_call};
-pub use transport::{DATAGRAM_BYTES_MAX, Transport};
+pub use targets::resolve;
+pub use transport::{BoundSocket, DATAGRAM_BYTES_MAX, Transport};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

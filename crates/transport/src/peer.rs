@@ -10,7 +10,7 @@ use std::{
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use flotilla_identity::peer_name;
-use flotilla_types::NodeId;
+use flotilla_types::{HostPort, NodeId};
 use parking_lot::{Mutex, RwLock};
 use quinn::Connection;
 use tokio::{
@@ -23,6 +23,7 @@ use crate::{
     endpoint::{CloseCode, classify, close},
     frame,
     link::Link,
+    targets::{Targets, dial_first, resolve},
     transport::Shared,
 };
 
@@ -35,8 +36,9 @@ const WELCOME_BYTES_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Peer {
     node: NodeId,
-    /// The address to dial; `None` ends the loop.
-    address: watch::Sender<Option<SocketAddr>>,
+    /// Where the peer is said to be; `None` ends the loop.
+    address: watch::Sender<Option<HostPort>>,
+    targets: Mutex<Targets>,
     link: RwLock<Option<Arc<Link>>>,
     status: Mutex<Status>,
     /// Notified when the peer turns out to be reachable.
@@ -47,15 +49,17 @@ pub(crate) struct Peer {
 struct Status {
     breaker: Breaker,
     since: Instant,
+    connected: Option<SocketAddr>,
     last_error: Option<PeerError>,
 }
 
 impl Peer {
-    pub(crate) fn new(node: NodeId, address: SocketAddr) -> Arc<Self> {
-        let status = Status { breaker: Breaker::HalfOpen, since: Instant::now(), last_error: None };
+    pub(crate) fn new(node: NodeId, address: HostPort) -> Arc<Self> {
+        let status = Status { breaker: Breaker::HalfOpen, since: Instant::now(), connected: None, last_error: None };
         Arc::new(Self {
             node,
             address: watch::Sender::new(Some(address)),
+            targets: Mutex::new(Targets::new()),
             link: RwLock::new(None),
             status: Mutex::new(status),
             reachable: Notify::new(),
@@ -68,16 +72,21 @@ impl Peer {
     }
 
     /// Sets the address to dial; a connection to another address is flushed and closed. `None` ends the loop.
-    pub(crate) fn set_address(&self, address: Option<SocketAddr>) {
+    pub(crate) fn set_address(&self, address: Option<HostPort>) {
         self.address.send_if_modified(|current| {
             let changed = *current != address;
             *current = address;
+            if changed {
+                self.targets.lock().renamed();
+            }
             changed
         });
     }
 
-    /// Called when the peer turns out to be reachable: if its connection is down, it is dialled at once.
-    pub(crate) fn notify_reachable(&self) {
+    /// Called when the peer seems to be reachable at this address: if its connection is down, it is dialled
+    /// at once, here and where it is said to be.
+    pub(crate) fn learn(&self, address: SocketAddr) {
+        self.targets.lock().learn(address);
         if self.status.lock().breaker != Breaker::Closed {
             self.reachable.notify_one();
         }
@@ -85,12 +94,13 @@ impl Peer {
 
     /// The status for status pages; `None` once the peer is removed.
     pub(crate) fn status(&self) -> Option<PeerStatus> {
-        let address = (*self.address.borrow())?;
+        let address = self.address.borrow().clone()?;
         let rtt = self.link().map(|link| link.connection().rtt());
         let status = self.status.lock();
         Some(PeerStatus {
             node: self.node,
             address,
+            connected: status.connected,
             breaker: status.breaker,
             rtt,
             since: status.since,
@@ -104,19 +114,19 @@ impl Peer {
         let mut delays = backoff(&shared);
         let mut refused = false;
         loop {
-            let Some(target) = *address.borrow_and_update() else { break };
+            let Some(target) = address.borrow_and_update().clone() else { break };
             self.set_breaker(Breaker::HalfOpen, None);
             let dialled = tokio::select! {
-                dialled = dial(&shared, self.node, target) => dialled,
+                dialled = self.dial_any(&shared, &target) => dialled,
                 _ = address.changed() => continue,
                 () = self.reachable_again() => continue,
             };
             let error = match dialled {
                 Err(error) => error,
-                Ok(connection) => {
+                Ok((at, connection)) => {
                     refused = false;
                     let connected_at = Instant::now();
-                    let error = self.use_connection(&shared, connection, &mut address).await;
+                    let error = self.use_connection(&shared, at, connection, &mut address).await;
                     // A short-lived connection does not reset the backoff.
                     if connected_at.elapsed() > shared.config.backoff_max {
                         delays = backoff(&shared);
@@ -132,6 +142,10 @@ impl Peer {
             if address.has_changed().unwrap_or(true) {
                 continue;
             }
+            // The loss was the change of the address, which was seen there.
+            if error == PeerError::Local {
+                continue;
+            }
             self.set_breaker(Breaker::Open, Some(error));
             tokio::select! {
                 () = sleep(delays.next().unwrap_or(shared.config.backoff_max)) => {}
@@ -141,27 +155,56 @@ impl Peer {
         }
     }
 
-    /// Uses a connection until it is lost or the address changes; returns why it ended.
+    /// Dials every address at which the peer may be, until one answers.
+    async fn dial_any(&self, shared: &Arc<Shared>, address: &HostPort) -> Result<(SocketAddr, Connection), PeerError> {
+        let named = resolve(address, shared.config.connect_timeout).await;
+        let targets = self.targets.lock().to_dial(&named);
+        if targets.is_empty() {
+            return Err(PeerError::Unresolved);
+        }
+        let node = self.node;
+        dial_first(targets, |target| {
+            let shared = shared.clone();
+            async move { dial(&shared, node, target).await }
+        })
+        .await
+    }
+
+    /// Uses a connection until it is lost or the peer is said to be elsewhere; returns why it ended.
     async fn use_connection(
         &self,
         shared: &Shared,
+        at: SocketAddr,
         connection: Connection,
-        address: &mut watch::Receiver<Option<SocketAddr>>,
+        address: &mut watch::Receiver<Option<HostPort>>,
     ) -> PeerError {
+        self.targets.lock().connected(at);
+        self.status.lock().connected = Some(at);
         let (link, mut tasks) = Link::open(connection.clone(), &shared.config, &shared.meter);
         *self.link.write() = Some(link.clone());
         self.set_breaker(Breaker::Closed, None);
         shared.handler.on_peer(self.node, PeerState::Connected);
 
-        let error = tokio::select! {
-            error = connection.closed() => classify(&error),
-            _ = address.changed() => PeerError::Local,
+        let error = loop {
+            tokio::select! {
+                error = connection.closed() => break classify(&error),
+                _ = address.changed() => {
+                    let now = address.borrow_and_update().clone();
+                    let Some(now) = now else { break PeerError::Local };
+                    // Where the peer was found before anybody said so.
+                    if !resolve(&now, shared.config.connect_timeout).await.contains(&at) {
+                        break PeerError::Local;
+                    }
+                    self.targets.lock().connected(at);
+                }
+            }
         };
         *self.link.write() = None;
         if error == PeerError::Local {
             link.flush_and_close(&mut tasks).await;
         }
         link.fail_calls();
+        self.status.lock().connected = None;
         self.set_breaker(Breaker::Open, Some(error));
         shared.handler.on_peer(self.node, PeerState::Disconnected);
         error

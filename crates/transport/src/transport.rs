@@ -3,8 +3,8 @@
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flotilla_identity::NodeIdentity;
-use flotilla_types::{ClusterId, NodeId};
+use flotilla_identity::{JoinTrust, NodeIdentity};
+use flotilla_types::{ClusterId, HostPort, NodeId};
 use parking_lot::RwLock;
 use quinn::{Endpoint, VarInt};
 use tokio::{
@@ -15,9 +15,10 @@ use tokio::{
 };
 
 use crate::{
-    CallError, Class, Config, Handler, NotSent, PeerStatus, SendError, TransportError,
+    CallError, Class, Config, Handler, NotSent, PeerError, PeerStatus, SendError, TransportError, endpoint,
     endpoint::{CloseCode, accepting_config, dialling_config, node_endpoint},
     inbound::{self, Inbound},
+    join,
     link::Link,
     meter::Meter,
     peer::Peer,
@@ -29,6 +30,20 @@ pub const DATAGRAM_BYTES_MAX: usize = 1100;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the endpoint may take to send its last packets.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A bound UDP socket, for a [`Transport`] that starts later.
+#[derive(Debug)]
+pub struct BoundSocket(std::net::UdpSocket);
+
+impl BoundSocket {
+    /// Binds the address.
+    ///
+    /// # Errors
+    /// [`TransportError::Bind`].
+    pub fn bind(listen: SocketAddr) -> Result<Self, TransportError> {
+        endpoint::bind(listen).map(Self).map_err(TransportError::Bind)
+    }
+}
 
 /// The network side of a node. Cheap to share in an `Arc`; all methods may be called from any thread.
 ///
@@ -50,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) endpoint: Endpoint,
     /// For new connections; replaced when the identity is renewed.
     pub(crate) client: RwLock<quinn::ClientConfig>,
+    /// For dialling an address whose node is not known; replaced likewise.
+    identify: RwLock<quinn::ClientConfig>,
     pub(crate) inbound: Inbound,
     /// Turns true once, when the transport closes.
     pub(crate) closing: watch::Sender<bool>,
@@ -70,11 +87,11 @@ impl Shared {
         }
     }
 
-    /// Called when a peer has connected to this node: if this node's own connection to it is down, it dials
-    /// now.
-    pub(crate) fn notify_reachable(&self, node: NodeId) {
+    /// Called when a peer has connected to this node, from this address, or seems to be there: if this node's
+    /// own connection to it is down, it dials now.
+    pub(crate) fn learn_address(&self, node: NodeId, address: SocketAddr) {
         if let Some(entry) = self.peers.read().get(&node) {
-            entry.peer.notify_reachable();
+            entry.peer.learn(address);
         }
     }
 
@@ -99,8 +116,23 @@ impl Transport {
         identity: NodeIdentity,
         handler: Arc<dyn Handler>,
     ) -> Result<Self, TransportError> {
+        let socket = BoundSocket::bind(config.listen)?;
+        Self::start_on(socket, config, identity, handler).await
+    }
+
+    /// [`start`](Self::start) on a socket that was bound before.
+    ///
+    /// # Errors
+    /// [`TransportError::Config`], [`TransportError::Bind`], [`TransportError::Identity`].
+    pub async fn start_on(
+        socket: BoundSocket,
+        config: Config,
+        identity: NodeIdentity,
+        handler: Arc<dyn Handler>,
+    ) -> Result<Self, TransportError> {
         config.validate()?;
-        let (endpoint, client) = node_endpoint(&config, &identity)?;
+        let (endpoint, client) = node_endpoint(socket.0, &config, &identity)?;
+        let identify = identify_config(&identity)?;
         let local_address = endpoint.local_addr().map_err(TransportError::Bind)?;
         let shared = Arc::new(Shared {
             node: identity.node(),
@@ -111,6 +143,7 @@ impl Transport {
             meter: Meter::new(),
             endpoint,
             client: RwLock::new(client),
+            identify: RwLock::new(identify),
             closing: watch::Sender::new(false),
             peers: RwLock::default(),
         });
@@ -124,14 +157,17 @@ impl Transport {
         self.local_address
     }
 
-    /// Uses a renewed identity of this node for new connections, dialled and accepted. Those that exist go on.
+    /// Uses a renewed identity of this node for new connections, dialled and accepted. Those that exist go
+    /// on.
     ///
     /// # Errors
     /// [`TransportError::Identity`]; the last identity stays in use.
     pub fn set_identity(&self, identity: &NodeIdentity) -> Result<(), TransportError> {
         let shared = &self.shared;
         let accepting = accepting_config(&shared.config, identity)?;
-        *shared.client.write() = dialling_config(&shared.config, identity)?;
+        let dialling = dialling_config(&shared.config, identity)?;
+        *shared.identify.write() = identify_config(identity)?;
+        *shared.client.write() = dialling;
         shared.endpoint.set_server_config(Some(accepting));
         Ok(())
     }
@@ -142,9 +178,11 @@ impl Transport {
         self.shared.inbound.disconnect_all(|node| !handler.admit(node));
     }
 
-    /// Keeps a connection to this peer from now on. If the address changed, the old connection is flushed and
-    /// closed, and the new address is dialled. This node's own id is ignored.
-    pub fn set_peer(&self, node: NodeId, address: SocketAddr) {
+    /// Keeps a connection to this peer from now on. If the address changed, a connection to another one is
+    /// flushed and closed, and the new address is dialled. A name is resolved for every dial. This node's own
+    /// id is ignored.
+    pub fn set_peer(&self, node: NodeId, address: impl Into<HostPort>) {
+        let address = address.into();
         if node == self.shared.node {
             return;
         }
@@ -159,6 +197,23 @@ impl Transport {
         let peer = Peer::new(node, address);
         let task = self.runtime.spawn(peer.clone().run(self.shared.clone()));
         peers.insert(node, Entry { peer, task });
+    }
+
+    /// Adds an address at which a peer may be, besides that of [`set_peer`](Self::set_peer). Connections from
+    /// a peer add theirs. The peer proves there who it is. Ignored if the peer was not set.
+    pub fn learn_address(&self, node: NodeId, address: SocketAddr) {
+        self.shared.learn_address(node, address);
+    }
+
+    /// Asks which node of this cluster is at an address, without becoming its peer. It may be this one.
+    ///
+    /// # Errors
+    /// Nobody answers there, or not with a certificate of this cluster.
+    pub async fn identify(&self, address: SocketAddr) -> Result<NodeId, PeerError> {
+        let shared = &self.shared;
+        let client = shared.identify.read().clone();
+        let identified = join::identify(&shared.endpoint, client, address, shared.cluster);
+        timeout(shared.config.connect_timeout, identified).await.unwrap_or(Err(PeerError::TimedOut))
     }
 
     /// Forgets a peer; flushes and closes the connection to it. If the handler no longer admits the peer, the
@@ -263,6 +318,12 @@ impl Transport {
         // Bounded: a peer that does not answer must not delay the shutdown.
         let _ = timeout(DRAIN_TIMEOUT, self.shared.endpoint.wait_idle()).await;
     }
+}
+
+/// The settings for identifying nodes: of every authority that this node trusts, as a node certified by the one
+/// before may answer while the authority is rotated.
+fn identify_config(identity: &NodeIdentity) -> Result<quinn::ClientConfig, TransportError> {
+    join::trusting_client(JoinTrust::Known(identity.trusted()))
 }
 
 impl Drop for Transport {

@@ -3,6 +3,7 @@
 //! Everything here is data with its own invariants; nothing here does I/O, reads a clock or knows a wire
 //! format. A type belongs here only if two layers that must not depend on each other share it.
 
+mod address;
 mod ids;
 mod label;
 mod object;
@@ -13,6 +14,7 @@ mod shard;
 mod time;
 mod version;
 
+pub use address::{HostPort, ParseHostPortError};
 pub use ids::{
     ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
     WalSequence,

@@ -22,6 +22,7 @@
 //! | 2 | starts of nodes, with the build of their binary | [`ClusterVersion::NODE_STARTS`] |
 //! | 2 | rotation of the authority: its commands and record | [`ClusterVersion::AUTHORITY_ROTATION`] |
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
+//! | 2 | joins that name the nodes they displace | [`ClusterVersion::NAMED_DISPLACEMENT`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -67,6 +68,8 @@ impl ClusterVersion {
     pub const NODE_STARTS: Self = Self(2);
     /// The metadata holds the cluster's authority, and its rotation.
     pub const AUTHORITY_ROTATION: Self = Self(2);
+    /// A node that joins displaces only nodes that were found to be gone.
+    pub const NAMED_DISPLACEMENT: Self = Self(2);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -162,6 +165,7 @@ mod tests {
             ClusterVersion::DRAINING,
             ClusterVersion::NODE_STARTS,
             ClusterVersion::AUTHORITY_ROTATION,
+            ClusterVersion::NAMED_DISPLACEMENT,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -6,8 +6,8 @@
 //! nodes that lead as many as they should. While nodes do not agree, a shard that came back waits twice as
 //! long each time.
 //!
-//! A node that drains or leaves should lead nothing. It hands over whatever another node can lead, also what an
-//! election brought back to it, and waits for none of it: nobody hands anything to it.
+//! A node that drains or leaves should lead nothing. It hands over whatever another node can lead, also what
+//! an election brought back to it, and waits for none of it: nobody hands anything to it.
 //!
 //! How many transfers are in flight follows from the excess, up to [`TRANSFERS_MAX`]: thousands move within
 //! seconds, and a few cause no burst. A pass costs what the replicas here cost to look at; the preferred
@@ -187,8 +187,8 @@ impl Preferred {
         let others = self.usable.iter().filter(|node| **node != view.me.node).count();
         let to_each_max = (TRANSFERS_MAX / others.max(1)).max(1);
         let mut chosen = Vec::new();
-        // Those to nodes that lead too few come first. Where there are none, the excess goes through nodes that
-        // lead enough and share shards with those that do not.
+        // Those to nodes that lead too few come first. Where there are none, the excess goes through nodes
+        // that lead enough and share shards with those that do not.
         for only_to_needy in [true, false] {
             for &(shard, to) in &ready {
                 let to_this = in_flight.entry(to).or_default();

@@ -9,6 +9,7 @@
 
 mod announce;
 mod cluster_view;
+mod contact;
 mod feed;
 mod leader_changes;
 mod leaders;
@@ -27,6 +28,7 @@ mod upgrade;
 
 pub use announce::AnnounceNode;
 pub use cluster_view::{ClusterView, Members};
+pub(crate) use contact::{Contact, Report};
 pub use feed::{FeedFollower, FeedStep, decode_snapshot, feed_wait_ms, has_changes_since, serves_feed};
 pub(crate) use leader_changes::LeaderChanges;
 pub use leaders::{Leaders, TRANSFERS_MAX};

@@ -3,11 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
 };
 
 use flotilla_membership::NodeState;
-use flotilla_types::{ClusterVersion, NodeId};
+use flotilla_types::{ClusterVersion, HostPort, NodeId};
 
 use super::{Action, Reconciler, View};
 
@@ -17,7 +17,7 @@ use super::{Action, Reconciler, View};
 pub struct Peers {
     /// The metadata version by which connections were last made.
     version: Option<u64>,
-    connected: BTreeMap<NodeId, SocketAddr>,
+    connected: BTreeMap<NodeId, HostPort>,
     added: BTreeSet<NodeId>,
 }
 
@@ -25,9 +25,9 @@ impl Peers {
     fn connect(&mut self, view: &View<'_>, actions: &mut Vec<Action>) {
         let mut peers = BTreeMap::new();
         for record in view.meta.nodes().filter(|record| record.id != view.me.node && !record.state.is_gone()) {
-            match record.addresses.quic.parse() {
+            match record.addresses.quic.parse::<HostPort>() {
                 Ok(addr) => {
-                    actions.push(Action::Connect { node: record.id, addr });
+                    actions.push(Action::Connect { node: record.id, addr: addr.clone() });
                     peers.insert(record.id, addr);
                 }
                 Err(_) => {
@@ -49,7 +49,8 @@ impl Peers {
     fn update_membership(&mut self, view: &View<'_>, actions: &mut Vec<Action>) {
         for (node, addr) in &self.connected {
             if self.added.insert(*node) || view.members.liveness(*node).0 == NodeState::Unknown {
-                actions.push(Action::AddMember { node: *node, addr: *addr });
+                let unspecified = SocketAddr::from((Ipv4Addr::UNSPECIFIED, addr.port()));
+                actions.push(Action::AddMember { node: *node, addr: addr.address().unwrap_or(unspecified) });
             }
         }
         // Only once: other nodes keep gossiping about a removed node until they have forgotten it too.
@@ -87,7 +88,7 @@ mod tests {
     fn every_node_is_connected_once_and_added_until_membership_hears_from_it() {
         let mut world = World::new(1, Meta::of_nodes(3));
         let mut peers = Peers::default();
-        let connect = |id| Action::Connect { node: node(id), addr: addr(id) };
+        let connect = |id| Action::Connect { node: node(id), addr: addr(id).into() };
         let add = |id| Action::AddMember { node: node(id), addr: addr(id) };
         let heartbeats = Action::SetHeartbeatPeers { peers: vec![node(2), node(3)] };
         assert_eq!(world.reconcile(&mut peers), [connect(2), connect(3), heartbeats, add(2), add(3)]);
@@ -105,7 +106,7 @@ mod tests {
         world.hears(2, NodeState::Alive);
         world.meta.remove(3);
         let gone = [
-            Action::Connect { node: node(2), addr: addr(2) },
+            Action::Connect { node: node(2), addr: addr(2).into() },
             Action::Disconnect { node: node(3) },
             Action::SetHeartbeatPeers { peers: vec![node(2)] },
             Action::ForgetMember { node: node(3) },

@@ -1,4 +1,5 @@
-//! Decides where replicas should be, on the metadata group's leader, and removes nodes that left without a word.
+//! Decides where replicas should be, on the metadata group's leader, and removes nodes that left without a
+//! word.
 //!
 //! Invariants: no node counts as dead before this node has led, and watched, for a whole grace period itself;
 //! healthy replicas stay where they are until no node has joined for a while.
@@ -49,8 +50,8 @@ impl Reconciler for Placement {
     }
 }
 
-/// Removes nodes that ended before they could say that they have left. A node that serves does it itself, after
-/// it has answered its clients.
+/// Removes nodes that ended before they could say that they have left. A node that serves does it itself,
+/// after it has answered its clients.
 fn departed(view: &View<'_>) -> impl Iterator<Item = MetaCommand> {
     let is_absent = |node: NodeId| matches!(view.members.liveness(node).0, NodeState::Down | NodeState::Left);
     view.meta

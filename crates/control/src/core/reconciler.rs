@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState};
 use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Role};
 use flotilla_types::{
-    ClusterVersion, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
+    ClusterVersion, HostPort, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
 };
 
 use super::Members;
@@ -110,8 +110,8 @@ pub enum Action {
     Connect {
         /// The node.
         node: NodeId,
-        /// Where it is.
-        addr: SocketAddr,
+        /// Where the metadata says it is.
+        addr: HostPort,
     },
     /// Close the connection to a node.
     Disconnect {
@@ -129,7 +129,8 @@ pub enum Action {
     AddMember {
         /// The node.
         node: NodeId,
-        /// Where it is.
+        /// Where it is; unspecified if the metadata has a name. Nothing is sent there: packets follow the
+        /// connection to the node.
         addr: SocketAddr,
     },
     /// Remove a node from membership permanently.

@@ -31,16 +31,16 @@ pub enum PeerRequest {
     /// The cluster's authority, for a node that is about to become a voter of the metadata group, or the next
     /// authority, for one that may be. The answer is empty and comes once the authority is durable.
     Authority(Bytes),
-    /// A new certificate for the sender, whose key stays the same. The answer is a [`peer::Certified`], if the
-    /// receiver holds the authority and the metadata knows the sender by this key.
+    /// A new certificate for the sender, whose key stays the same. The answer is a [`peer::Certified`], if
+    /// the receiver holds the authority and the metadata knows the sender by this key.
     CertifyNode {
         /// Signing request in DER.
         csr: Bytes,
         /// How long the certificate is to be valid, in seconds.
         valid_s: u64,
     },
-    /// Replace the cluster's authority, for which the receiver must hold it. The answer is empty, or says in words
-    /// why the authority was not replaced.
+    /// Replace the cluster's authority, for which the receiver must hold it. The answer is empty, or says in
+    /// words why the authority was not replaced.
     RotateAuthority {
         /// How long the receiver may take, in milliseconds; a peer may ask for at most one minute.
         timeout_ms: u32,

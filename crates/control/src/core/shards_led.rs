@@ -22,8 +22,8 @@ const IDLE_MS: u64 = 200;
 #[derive(Debug, Default)]
 pub struct ShardsLed {
     busy: bool,
-    /// Whose nodes have confirmed the cluster's authority since this node started: replicas and serial numbers of
-    /// authorities. A node deletes the key when its replica is gone.
+    /// Whose nodes have confirmed the cluster's authority since this node started: replicas and serial
+    /// numbers of authorities. A node deletes the key when its replica is gone.
     has_authority: BTreeSet<(ReplicaId, u64)>,
     /// What nodes were last asked to confirm.
     asked: BTreeMap<NodeId, (ReplicaId, u64)>,

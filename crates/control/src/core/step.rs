@@ -3,8 +3,8 @@
 //!
 //! Invariants: a replica votes only after it has caught up; all promotions and demotions of a step happen in
 //! one joint change, so a group grows from one voter to three without ever having two; a leader that is to be
-//! demoted first transfers leadership to a caught-up voter that stays, if there is one: rather to one on a node
-//! that may lead.
+//! demoted first transfers leadership to a caught-up voter that stays, if there is one: rather to one on a
+//! node that may lead.
 
 use std::{cmp::Reverse, collections::BTreeSet};
 

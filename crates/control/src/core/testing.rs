@@ -74,7 +74,13 @@ impl Meta {
 
     pub(crate) fn join(&mut self, id: u64) {
         let node = Self::new_node(id);
-        self.apply(&MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node, versions: None }));
+        self.apply(&MetaCommand::Join(JoinRequest {
+            token: TOKEN,
+            secret_hash: SECRET,
+            node,
+            versions: None,
+            displaced: Vec::new(),
+        }));
         assert!(self.state().node(NodeId(id)).is_some(), "nodes are numbered in order");
     }
 
@@ -189,7 +195,11 @@ impl World {
     }
 
     pub(crate) fn reconcile(&self, reconciler: &mut impl Reconciler) -> Vec<Action> {
-        reconciler.reconcile(&View {
+        self.observe(|view| reconciler.reconcile(view))
+    }
+
+    pub(crate) fn observe<R>(&self, look: impl FnOnce(&View<'_>) -> R) -> R {
+        look(&View {
             me: &self.me,
             meta: &self.meta.state(),
             members: self.cluster.members(),

@@ -2,6 +2,12 @@
 
 use mlua::{Lua, Table, Variadic};
 
+/// An operation by its name.
+type Named<F> = (&'static str, F);
+type One = fn(i32) -> i32;
+type Two = fn(i32, i32) -> i32;
+type Shift = fn(i32, u32) -> i32;
+
 /// The low 32 bits of a number, rounded.
 fn bits(number: f64) -> i32 {
     // NaN and infinities have none, and become 0.
@@ -15,12 +21,11 @@ fn number(bits: i32) -> f64 {
 /// The functions by their names.
 pub(super) fn library(lua: &Lua) -> mlua::Result<Table> {
     let library = lua.create_table()?;
-    let one: [(&str, fn(i32) -> i32); 3] = [("tobit", |bits| bits), ("bnot", |bits| !bits), ("bswap", i32::swap_bytes)];
+    let one: [Named<One>; 3] = [("tobit", |bits| bits), ("bnot", |bits| !bits), ("bswap", i32::swap_bytes)];
     for (name, operation) in one {
         library.raw_set(name, lua.create_function(move |_, of: f64| Ok(number(operation(bits(of)))))?)?;
     }
-    let many: [(&str, fn(i32, i32) -> i32); 3] =
-        [("band", |a, b| a & b), ("bor", |a, b| a | b), ("bxor", |a, b| a ^ b)];
+    let many: [Named<Two>; 3] = [("band", |a, b| a & b), ("bor", |a, b| a | b), ("bxor", |a, b| a ^ b)];
     for (name, operation) in many {
         let combine = move |_: &Lua, (first, rest): (f64, Variadic<f64>)| {
             Ok(number(rest.iter().fold(bits(first), |all, next| operation(all, bits(*next)))))
@@ -28,7 +33,7 @@ pub(super) fn library(lua: &Lua) -> mlua::Result<Table> {
         library.raw_set(name, lua.create_function(combine)?)?;
     }
     // Only the low five bits of a distance count.
-    let shifts: [(&str, fn(i32, u32) -> i32); 5] = [
+    let shifts: [Named<Shift>; 5] = [
         ("lshift", |bits, by| bits << by),
         ("rshift", |bits, by| ((bits as u32) >> by) as i32),
         ("arshift", |bits, by| bits >> by),

@@ -285,6 +285,10 @@ mod tests {
             ("return redis.call('SET', KEYS[2], ARGV[1])", Reply::Status("OK".into())),
             ("return type(redis.pcall('INCRBY', KEYS[1], 'x').err)", Reply::text("string")),
             ("return redis.call('INCRBY', KEYS[1], 2)", Reply::Integer(7)),
+            (
+                "local t = {} for i = 1, 1000 do t[i] = i end return select('#', pcall(unpack, t))",
+                Reply::Integer(1_001),
+            ),
         ] {
             assert_eq!(eval(text), reply, "{text}");
         }
@@ -371,6 +375,31 @@ mod tests {
             let error = error(text);
             assert!(error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn hostile_structures_are_read_or_refused_within_the_budget() {
+        use flotilla_hostile::{attack, mutated};
+        use proptest::sample::select;
+
+        let documents: &[&[u8]] = &[
+            b"{\"a\":[1,-2.5e3,\"\\u00fc\",null,true,{\"b\":{}}]}",
+            b"[[[[[[[[[[]]]]]]]]]]",
+            b"\x94\x01\xa3abc\x82\xa1k\xcb\x3f\xb9\x99\x99\x99\x99\x99\x9a\x01\xc0\xd2\xff\xff\xff\x00",
+            b"\xdd\x00\x00\x00\x02\xdb\x00\x00\x00\x01x\xdf\x00\x00\x00\x01\x01\x02",
+        ];
+        let text = "local ok = {pcall(cjson.decode, ARGV[1])} local also = {pcall(cmsgpack.unpack, ARGV[1])} \
+                    if ok[1] then cjson.encode(ok[2]) end return #cmsgpack.pack(also)";
+        attack(500, mutated(select(documents)), |bytes| {
+            let script = Script::Text(Bytes::from_static(text.as_bytes()));
+            let eval = Eval { script, keys: Vec::new(), arguments: vec![bytes.into()], only_reads: true };
+            match run(&eval, &mut view()) {
+                Ok(Reply::Integer(_)) => {}
+                // What was decoded from nested lists may be too sparse or too deep to be encoded again.
+                Err(Reply::Error(error)) => assert!(error.contains("Cannot serialise"), "{error}"),
+                other => panic!("{other:?}"),
+            }
+        });
     }
 
     #[test]

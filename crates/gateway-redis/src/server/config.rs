@@ -31,8 +31,8 @@ pub struct ServerConfig {
     pub arrival_timeout: Duration,
     /// The slowest pace at which replies may be read.
     pub reply_pace: Pace,
-    /// How long connections may still take to end when the server stops. At most 10 min; longer than a request, so
-    /// that each is answered.
+    /// How long connections may still take to end when the server stops. At most 10 min; longer than a
+    /// request, so that each is answered.
     pub stop_grace: Duration,
 }
 

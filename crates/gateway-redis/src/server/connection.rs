@@ -6,8 +6,8 @@
 //! does not read its replies, is slowed down by its own socket. Replies that are ready at the same time are
 //! sent in one write.
 //!
-//! Everything that a connection holds counts on the node's budget. A connection that must close to relieve the
-//! budget, or whose request is overdue, gets an error first where that can be read.
+//! Everything that a connection holds counts on the node's budget. A connection that must close to relieve
+//! the budget, or whose request is overdue, gets an error first where that can be read.
 
 mod calls;
 mod ending;

@@ -71,7 +71,8 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
         headers.append(header::VARY, HeaderValue::from_static("origin"));
     }
     if app.admin.is_draining() {
-        // So that clients which keep their connections leave this node too. They may have sent further requests.
+        // So that clients which keep their connections leave this node too. They may have sent further
+        // requests.
         client.iter().for_each(|client| client.linger());
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

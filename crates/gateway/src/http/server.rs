@@ -494,7 +494,8 @@ mod tests {
             let server = server(HttpConfig { stop_grace: Duration::from_millis(50), ..HttpConfig::default() }).await;
             let mut stream = TcpStream::connect(server.addr).await.expect("a connection");
             let head = format!("{method} /never HTTP/1.1\r\nhost: h\r\n\r\n");
-            // The second one is behind the answer that says `connection: close`, and must not reset the connection.
+            // The second one is behind the answer that says `connection: close`, and must not reset the
+            // connection.
             stream.write_all(&[head.as_bytes(), GET].concat()).await.expect("sent");
             server.stop.send(()).expect("the server runs");
             let mut answer = String::new();

@@ -1,12 +1,12 @@
 //! Rules for the rotation of the cluster's authority.
 //!
-//! An authority is prepared (recorded, so that the voters of the metadata group take its key and no other), put
-//! in force (once all of them hold the key), and alone (once every node has a certificate of it). Until then
-//! certificates of the authority before are accepted too.
+//! An authority is prepared (recorded, so that the voters of the metadata group take its key and no other),
+//! put in force (once all of them hold the key), and alone (once every node has a certificate of it). Until
+//! then certificates of the authority before are accepted too.
 //!
 //! Invariants: only the authority that was prepared last is put in force; every node that may vote in the
-//! metadata group holds its key by then; the authority before is trusted until every node that is not gone has
-//! said that it has a certificate of the new one. Signatures are not checked here: a node follows only an
+//! metadata group holds its key by then; the authority before is trusted until every node that is not gone
+//! has said that it has a certificate of the new one. Signatures are not checked here: a node follows only an
 //! authority that the one it trusts has signed.
 
 use std::{collections::BTreeSet, sync::Arc};

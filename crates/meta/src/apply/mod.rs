@@ -19,8 +19,8 @@ use crate::{CodecError, Limit, MetaCommand, MetaRefusal, MetaReply, MetaState, S
 
 /// Limit on nodes that are neither removed nor lost.
 pub const NODES_MAX: usize = 1_000;
-/// Limit on records of removed and lost nodes, which are kept to be shown and so that their keys are refused by
-/// name. Above it the oldest ones that no shard names are deleted; their ids stay refused
+/// Limit on records of removed and lost nodes, which are kept to be shown and so that their keys are refused
+/// by name. Above it the oldest ones that no shard names are deleted; their ids stay refused
 /// ([`MetaState::is_gone`]).
 pub const NODES_GONE_MAX: usize = 1_000;
 /// Limit on join tokens that have not expired.

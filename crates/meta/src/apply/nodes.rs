@@ -1,8 +1,8 @@
 //! Rules for nodes and join tokens.
 //!
 //! Invariants: a node id belongs to one public key permanently; a removed or lost node never returns; a join
-//! spends exactly one use of its token, however often it is proposed; a node that leaves is removed only when no
-//! shard has a replica on it.
+//! spends exactly one use of its token, however often it is proposed; a node that leaves is removed only when
+//! no shard has a replica on it.
 
 use std::sync::Arc;
 
@@ -109,11 +109,7 @@ impl MetaState {
         if token.uses_left == 0 {
             return Err(MetaRefusal::TokenUsedUp);
         }
-        let displaced: Vec<NodeId> = self
-            .nodes()
-            .filter(|node| !node.state.is_gone() && node.addresses.quic == request.node.addresses.quic)
-            .map(|node| node.id)
-            .collect();
+        let displaced = self.displaced_by(request)?;
         let remaining = self.nodes().filter(|node| !node.state.is_gone()).count() - displaced.len();
         if remaining >= NODES_MAX {
             return Err(MetaRefusal::LimitReached(Limit::Nodes));
@@ -129,6 +125,22 @@ impl MetaState {
         let id = self.add_node(now_ms, &request.node, versions);
         self.settle_rotation();
         Ok(MetaReply::Node(id))
+    }
+
+    /// The nodes that a joining one displaces: those at its address. From
+    /// [`ClusterVersion::NAMED_DISPLACEMENT`] on, only if the request says that their last start is over.
+    fn displaced_by(&self, request: &JoinRequest) -> Result<Vec<NodeId>, MetaRefusal> {
+        let is_named = |node: &NodeRecord| {
+            request.displaced.iter().any(|named| named.node == node.id && named.incarnation == node.incarnation)
+        };
+        let mut displaced = Vec::new();
+        for node in self.nodes_at(&request.node.addresses.quic) {
+            if request.versions.is_some() && !is_named(node) {
+                return Err(MetaRefusal::AddressInUse(node.id));
+            }
+            displaced.push(node.id);
+        }
+        Ok(displaced)
     }
 
     pub(super) fn update_node(

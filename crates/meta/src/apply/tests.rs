@@ -7,7 +7,9 @@ use flotilla_types::{
 };
 
 use super::*;
-use crate::{Addresses, Field, JoinRequest, KeyId, Liveness, NewNode, NodeState, ReplicaStatus, SeenNode, TokenId};
+use crate::{
+    Addresses, Displaced, Field, JoinRequest, KeyId, Liveness, NewNode, NodeState, ReplicaStatus, SeenNode, TokenId,
+};
 
 const CLUSTER: ClusterId = ClusterId([9; 16]);
 const TOKEN: TokenId = TokenId(77);
@@ -44,7 +46,7 @@ pub(super) fn refused(state: &mut MetaState, command: &MetaCommand) -> MetaRefus
 }
 
 pub(super) fn joins(node: NewNode, versions: Option<VersionRange>) -> MetaCommand {
-    MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node, versions })
+    MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: SECRET, node, versions, displaced: Vec::new() })
 }
 
 fn join(number: u8) -> MetaCommand {
@@ -127,8 +129,13 @@ fn invalid_token_admits_no_node() {
     let mut state = bootstrapped();
     assert_eq!(refused(&mut state, &join(2)), MetaRefusal::UnknownToken);
     apply(&mut state, &token(5));
-    let wrong =
-        MetaCommand::Join(JoinRequest { token: TOKEN, secret_hash: [6; 32], node: new_node(2), versions: None });
+    let wrong = MetaCommand::Join(JoinRequest {
+        token: TOKEN,
+        secret_hash: [6; 32],
+        node: new_node(2),
+        versions: None,
+        displaced: Vec::new(),
+    });
     assert_eq!(refused(&mut state, &wrong), MetaRefusal::WrongSecret);
     assert_eq!(at(&mut state, 5_000, &join(2)), MetaReply::Refused(MetaRefusal::TokenExpired));
     assert_eq!(at(&mut state, 4_999, &join(2)), MetaReply::Node(NodeId(2)));
@@ -174,6 +181,27 @@ fn joining_at_the_address_of_a_node_makes_that_node_lost() {
         versions: None,
     };
     assert_eq!(refused(&mut state, &back), MetaRefusal::NodeGone { node: NodeId(2), state: NodeState::Lost });
+}
+
+#[test]
+fn only_a_node_whose_last_start_is_named_is_displaced() {
+    let mut state = at_version_2(3);
+    let update = started(2, 5, Some(NEW));
+    assert_eq!(apply(&mut state, &update), MetaReply::Done);
+    let mut fresh = new_node(4);
+    fresh.addresses.quic = state.node(NodeId(2)).expect("node").addresses.quic.clone();
+    let MetaCommand::Join(mut request) = joins(fresh, Some(NEW)) else { panic!("another command") };
+    // It may have started again since somebody looked.
+    for named in [None, Some((2, 4)), Some((3, 5))] {
+        let displaced = named.map(|(node, start)| Displaced { node: NodeId(node), incarnation: Incarnation(start) });
+        request.displaced = displaced.into_iter().collect();
+        let refused = refused(&mut state, &MetaCommand::Join(request.clone()));
+        assert_eq!(refused, MetaRefusal::AddressInUse(NodeId(2)), "{named:?}");
+        assert_eq!(node_state(&state, 2), NodeState::Active);
+    }
+    request.displaced = vec![Displaced { node: NodeId(2), incarnation: Incarnation(5) }];
+    assert_eq!(apply(&mut state, &MetaCommand::Join(request)), MetaReply::Node(NodeId(4)));
+    assert_eq!([2, 3].map(|node| node_state(&state, node)), [NodeState::Lost, NodeState::Active]);
 }
 
 #[test]
@@ -455,7 +483,8 @@ fn gone_nodes_are_kept_up_to_a_limit() {
     for i in 0..NODES_GONE_MAX as u32 + 5 {
         let mut node = new_node(2);
         node.key_digest[..4].copy_from_slice(&(i + 1_000_000).to_be_bytes());
-        let request = JoinRequest { token: TokenId(1), secret_hash: SECRET, node, versions: None };
+        let request =
+            JoinRequest { token: TokenId(1), secret_hash: SECRET, node, versions: None, displaced: Vec::new() };
         let reply = state.apply(Timestamp::from_millis(1_000), &MetaCommand::Join(request));
         assert_eq!(reply, MetaReply::Node(NodeId(u64::from(i) + 2)));
     }
@@ -521,6 +550,17 @@ pub(super) fn raise(version: u32, seen: &[(u64, u64, VersionRange)]) -> MetaComm
         versions: *versions,
     });
     MetaCommand::SetClusterVersion { version: ClusterVersion(version), seen: seen.collect() }
+}
+
+/// A cluster of this many nodes at version 2. Node n has started once, as start n + 1.
+fn at_version_2(nodes: u8) -> MetaState {
+    let mut state = cluster_of(nodes);
+    let starts: Vec<_> = (1..=u64::from(nodes)).map(|node| (node, node + 1, NEW)).collect();
+    for (node, start, _) in &starts {
+        assert_eq!(apply(&mut state, &started(*node, *start, None)), MetaReply::Done);
+    }
+    assert_eq!(apply(&mut state, &raise(2, &starts)), MetaReply::Done);
+    state
 }
 
 #[test]
@@ -721,6 +761,8 @@ fn placement_replaces_what_a_leaving_node_holds_and_leaves_what_a_draining_one_h
     assert_eq!(planned(&state), 0);
     assert_eq!(apply(&mut state, &set(3, NodeState::Draining)), MetaReply::Done);
     assert_eq!(planned(&state), 0);
+    let placed = state.initial_nodes(8, 3, |_| Liveness::Live);
+    assert!(placed.iter().all(|nodes| nodes.len() == 3 && !nodes.contains(&NodeId(3))), "{placed:?}");
     for leaving in [NodeState::Leaving, NodeState::Decommissioning] {
         assert_eq!(apply(&mut state, &set(3, leaving)), MetaReply::Done);
         assert_eq!(planned(&state), 2, "a replica on node 4 in place of the one on node 3");

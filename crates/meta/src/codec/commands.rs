@@ -16,7 +16,7 @@ use super::{
     },
     required,
 };
-use crate::{JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId};
+use crate::{Displaced, JoinRequest, KeyId, MetaCommand, NewNode, SeenNode, Setting, TokenId};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CommandPb {
@@ -157,6 +157,16 @@ struct JoinPb {
     node: Option<NewNodePb>,
     #[prost(message, optional, tag = "4")]
     versions: Option<VersionsPb>,
+    #[prost(message, repeated, tag = "5")]
+    displaced: Vec<DisplacedPb>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DisplacedPb {
+    #[prost(uint64, tag = "1")]
+    node: u64,
+    #[prost(uint64, tag = "2")]
+    incarnation: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -279,9 +289,11 @@ impl MetaCommand {
     /// The lowest version in which the command has its format and meaning.
     fn version(&self) -> ClusterVersion {
         match self {
-            Self::Join(JoinRequest { versions: Some(_), .. })
-            | Self::UpdateNode { versions: Some(_), .. }
-            | Self::SetClusterVersion { .. } => ClusterVersion::NODE_VERSIONS,
+            Self::Join(JoinRequest { versions: None, displaced, .. }) if displaced.is_empty() => ClusterVersion::FIRST,
+            Self::Join(_) => ClusterVersion::NODE_VERSIONS.max(ClusterVersion::NAMED_DISPLACEMENT),
+            Self::UpdateNode { versions: Some(_), .. } | Self::SetClusterVersion { .. } => {
+                ClusterVersion::NODE_VERSIONS
+            }
             Self::PutSetting { key, .. } => key.parse().map_or(ClusterVersion::FIRST, Setting::since),
             Self::Batch(commands) => commands.iter().map(Self::version).max().unwrap_or(ClusterVersion::FIRST),
             other => other.kind_since(),
@@ -307,7 +319,7 @@ impl MetaCommand {
     pub(super) fn known_to(self, read: ClusterVersion) -> Self {
         let keeps = read >= ClusterVersion::NODE_VERSIONS;
         match self {
-            Self::Join(join) => Self::Join(JoinRequest { versions: join.versions.filter(|_| keeps), ..join }),
+            Self::Join(join) if !keeps => Self::Join(JoinRequest { versions: None, displaced: Vec::new(), ..join }),
             Self::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 Self::UpdateNode { node, incarnation, addresses, locality, versions: versions.filter(|_| keeps) }
             }
@@ -369,6 +381,7 @@ impl From<&MetaCommand> for CommandPb {
                 secret_hash: request.secret_hash.to_vec(),
                 node: Some((&request.node).into()),
                 versions: request.versions.map(VersionsPb::from),
+                displaced: request.displaced.iter().map(DisplacedPb::from).collect(),
             }),
             MetaCommand::UpdateNode { node, incarnation, addresses, locality, versions } => {
                 Kind::UpdateNode(UpdateNodePb {
@@ -480,6 +493,7 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
             secret_hash: hash(&pb.secret_hash)?,
             node: required(pb.node)?.try_into()?,
             versions: optional_versions(pb.versions)?,
+            displaced: pb.displaced.into_iter().map(displaced).collect::<Result<_, _>>()?,
         }),
         Kind::UpdateNode(pb) => MetaCommand::UpdateNode {
             node: number(pb.node)?,
@@ -520,6 +534,16 @@ fn single(kind: Kind) -> Result<MetaCommand, CodecError> {
 
 fn optional_versions(pb: Option<VersionsPb>) -> Result<Option<VersionRange>, CodecError> {
     pb.map(versions).transpose()
+}
+
+fn displaced(pb: DisplacedPb) -> Result<Displaced, CodecError> {
+    Ok(Displaced { node: number(pb.node)?, incarnation: number(pb.incarnation)? })
+}
+
+impl From<&Displaced> for DisplacedPb {
+    fn from(displaced: &Displaced) -> Self {
+        Self { node: displaced.node.0, incarnation: displaced.incarnation.0 }
+    }
 }
 
 fn seen(pb: SeenPb) -> Result<SeenNode, CodecError> {

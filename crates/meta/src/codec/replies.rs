@@ -156,6 +156,7 @@ impl From<&MetaRefusal> for RefusalPb {
             MetaRefusal::OtherAuthority => (37, 0, 0),
             MetaRefusal::RotationInProgress => (38, 0, 0),
             MetaRefusal::AuthorityNotHeld(node) => (39, node.0, 0),
+            MetaRefusal::AddressInUse(node) => (40, node.0, 0),
         };
         let cluster = if let MetaRefusal::OtherCluster(cluster) = refusal { cluster.0.to_vec() } else { Vec::new() };
         let inner = if let MetaRefusal::InBatch { refusal, .. } = refusal {
@@ -221,6 +222,7 @@ impl TryFrom<RefusalPb> for MetaRefusal {
             37 => Self::OtherAuthority,
             38 => Self::RotationInProgress,
             39 => Self::AuthorityNotHeld(number(pb.first)?),
+            40 => Self::AddressInUse(number(pb.first)?),
             _ => return Err(CodecError::Malformed),
         })
     }

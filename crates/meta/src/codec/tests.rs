@@ -8,7 +8,7 @@ use flotilla_types::{
 
 use super::*;
 use crate::{
-    Addresses, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState,
+    Addresses, Displaced, Field, JoinRequest, KeyId, Limit, MetaCommand, MetaRefusal, MetaReply, NewNode, NodeState,
     PreparedAuthority, SeenNode, TokenId,
 };
 
@@ -33,8 +33,16 @@ fn commands() -> Vec<MetaCommand> {
     };
     let (shard, replica) = (ShardId(0), ReplicaId(2));
     let versions = Some(VersionRange { min: ClusterVersion(2), max: ClusterVersion(5) });
+    let join = JoinRequest {
+        token: TokenId(3),
+        secret_hash: [2; 32],
+        node: node.clone(),
+        versions: None,
+        displaced: Vec::new(),
+    };
+    let displaced = [4, 5].map(|id| Displaced { node: NodeId(id), incarnation: Incarnation(id + 1) }).to_vec();
     let mut commands = vec![
-        MetaCommand::Bootstrap { cluster: ClusterId([7; 16]), node: node.clone() },
+        MetaCommand::Bootstrap { cluster: ClusterId([7; 16]), node },
         MetaCommand::CreateToken { id: TokenId(u64::MAX), hash: [1; 32], expires_at_ms: 5, uses: 2 },
         MetaCommand::RevokeToken { id: TokenId(0) },
         MetaCommand::CreateKey {
@@ -51,8 +59,9 @@ fn commands() -> Vec<MetaCommand> {
         },
         MetaCommand::BeginRotation { certificate: Bytes::from_static(b"b"), holders: vec![NodeId(1), NodeId(3)] },
         MetaCommand::NodeCertified { node: NodeId(3), serial: 1 },
-        MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node: node.clone(), versions: None }),
-        MetaCommand::Join(JoinRequest { token: TokenId(3), secret_hash: [2; 32], node, versions }),
+        MetaCommand::Join(join.clone()),
+        MetaCommand::Join(JoinRequest { versions, ..join.clone() }),
+        MetaCommand::Join(JoinRequest { versions, displaced, ..join }),
         MetaCommand::UpdateNode {
             node: NodeId(1),
             incarnation: Incarnation(2),
@@ -137,10 +146,11 @@ fn replies_round_trip() {
         MetaRefusal::OtherAuthority,
         MetaRefusal::RotationInProgress,
         MetaRefusal::AuthorityNotHeld(NodeId(13)),
+        MetaRefusal::AddressInUse(NodeId(13)),
     ];
     refusals.extend((1..=15).filter_map(Field::from_number).map(MetaRefusal::Invalid));
     refusals.extend((1..=7).filter_map(Limit::from_number).map(MetaRefusal::LimitReached));
-    assert_eq!(refusals.len(), 36 + 15 + 7);
+    assert_eq!(refusals.len(), 37 + 15 + 7);
     let nested = refusals
         .iter()
         .cloned()

@@ -16,8 +16,8 @@ const SHARDS_SHOWN_MAX: usize = 10;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
-    /// Prepare nodes for a stop: their leaderships move to other nodes and do not come back, nothing new is placed
-    /// there, and load balancers are told to use other nodes. Their replicas stay
+    /// Prepare nodes for a stop: their leaderships move to other nodes and do not come back, nothing new is
+    /// placed there, and load balancers are told to use other nodes. Their replicas stay
     Drain(ChangeArguments),
     /// Put drained or decommissioned nodes into service again, or take back an unfinished leave
     Undrain(ChangeArguments),
@@ -25,8 +25,8 @@ pub(crate) enum NodeCommand {
     Decommission(ChangeArguments),
     /// The same as undrain
     Recommission(ChangeArguments),
-    /// Let nodes leave for good: their replicas are replaced on other nodes while they still serve, then they are
-    /// removed and their processes end
+    /// Let nodes leave for good: their replicas are replaced on other nodes while they still serve, then they
+    /// are removed and their processes end
     Leave(ChangeArguments),
     /// Remove a node at once and permanently; `leave` is the graceful way
     Remove {

@@ -1,11 +1,11 @@
-//! Custody of the cluster's authority: the nodes of the metadata group hold its key, certify others, and replace
-//! it.
+//! Custody of the cluster's authority: the nodes of the metadata group hold its key, certify others, and
+//! replace it.
 //!
 //! Invariants:
 //! - Only the key of the authority in force signs, and which one that is says the metadata.
 //! - A node takes a key only if the metadata names its authority, as the one in force or as the next one.
-//! - A node that left the metadata group deletes the key. A key that it was given has the version of the metadata
-//!   of the giver, and older metadata never makes it delete that one.
+//! - A node that left the metadata group deletes the key. A key that it was given has the version of the
+//!   metadata of the giver, and older metadata never makes it delete that one.
 
 use std::{
     collections::BTreeSet,
@@ -492,7 +492,7 @@ mod tests {
                 key_digest: [9; 32],
             };
             let versions = Some(VersionRange::supported());
-            let join = flotilla_meta::JoinRequest { token, secret_hash: hash, node, versions };
+            let join = flotilla_meta::JoinRequest { token, secret_hash: hash, node, versions, displaced: Vec::new() };
             self.apply(&MetaCommand::Join(join));
             let shard = ShardId::META;
             self.apply(&MetaCommand::AssignReplica { shard, node: NodeId(2), intent_version: 1 });

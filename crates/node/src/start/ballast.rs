@@ -63,6 +63,18 @@ pub(super) fn prepare(dir: &Path, wanted_bytes: u64) {
     }
 }
 
+/// What to say of the disk beside an error that a full one may have caused: errors of libraries name neither
+/// the folder nor the reason in words.
+pub(super) fn shortage(dir: &Path) -> Option<String> {
+    let available_bytes = available_bytes(dir).ok().filter(|bytes| *bytes < START_BYTES_MIN)?;
+    Some(format!("the disk of {} is full ({} KiB are left): make room", dir.display(), available_bytes >> 10))
+}
+
+fn available_bytes(dir: &Path) -> io::Result<u64> {
+    let disk = statvfs(dir)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 fn try_prepare(dir: &Path, wanted_bytes: u64) -> io::Result<Step> {
     let path = dir.join(FILE);
     let file_bytes = match fs::metadata(&path) {
@@ -70,8 +82,7 @@ fn try_prepare(dir: &Path, wanted_bytes: u64) -> io::Result<Step> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let disk = statvfs(dir)?;
-    let available_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let available_bytes = available_bytes(dir)?;
     let step = decide(file_bytes, wanted_bytes, available_bytes);
     match step {
         Step::Keep => {}

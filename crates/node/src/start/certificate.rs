@@ -1,11 +1,12 @@
-//! Keeps this node certified: renews its certificate, follows a rotation of the authority, and returns after the
-//! certificate has run out.
+//! Keeps this node certified: renews its certificate, follows a rotation of the authority, and returns after
+//! the certificate has run out.
 //!
 //! A certificate is renewed at two thirds of its life, and when another authority is in force, by a node that
-//! holds the authority, over the connection that the certificate authenticates. If peers refuse the certificate
-//! (because it ran out while this node was down, say), the node asks over the joining protocol, which needs none:
-//! a request is signed by the node's key, and only the key that the metadata has of the node is certified. The
-//! node itself trusts only nodes of the authority that it knows, or of one that this has signed.
+//! holds the authority, over the connection that the certificate authenticates. If peers refuse the
+//! certificate (because it ran out while this node was down, say), the node asks over the joining protocol,
+//! which needs none: a request is signed by the node's key, and only the key that the metadata has of the
+//! node is certified. The node itself trusts only nodes of the authority that it knows, or of one that this
+//! has signed.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,13 +15,14 @@ use bytes::Bytes;
 use flotilla_control::{PeerRequest, Shards, Topology, decode_answer};
 use flotilla_identity::{CaFingerprint, JoinTrust, Life, NodeIdentity};
 use flotilla_meta::{MetaCommand, MetaState};
-use flotilla_transport::{Breaker, Class, PeerError, Transport, join_call};
-use flotilla_types::NodeId;
+use flotilla_transport::{Breaker, Class, PeerError, Transport, join_call, resolve};
+use flotilla_types::{HostPort, NodeId};
 use flotilla_wire::{decode, encode, peer};
 use tokio::sync::watch;
 
 use super::{
     authority::{Certified, Custody, authorities_from_wire, holders, now_s},
+    ending::Ending,
     folder::Folder,
 };
 
@@ -29,6 +31,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node looks whether it has to renew.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the name of a node may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of one request over the joining protocol.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Age of a certificate in seconds from which refusals of peers count.
@@ -48,7 +52,11 @@ pub(crate) struct Keeper {
     pub(crate) shards: Shards,
     pub(crate) valid: Duration,
     /// Peers to ask while the metadata names none.
-    pub(crate) seeds: Vec<SocketAddr>,
+    pub(crate) seeds: Vec<HostPort>,
+    /// Where other nodes may be if they have moved.
+    pub(crate) hints: Vec<HostPort>,
+    /// Told if this node was removed.
+    pub(crate) ending: Ending,
     /// Which authority certified the client ports, if it is to certify them.
     pub(crate) client_ports: Option<watch::Receiver<Option<CaFingerprint>>>,
 }
@@ -75,7 +83,8 @@ impl Keeper {
                     RETRY_INTERVAL
                 }
             };
-            // New metadata may bring another authority. After a failure it would only repeat the request sooner.
+            // New metadata may bring another authority. After a failure it would only repeat the request
+            // sooner.
             let changed = async {
                 if failures > 0 || metadata.changed().await.is_err() {
                     std::future::pending::<()>().await;
@@ -170,24 +179,33 @@ impl Keeper {
         let count = addresses.len().max(1);
         addresses.rotate_left((failures as usize * RETURN_TRIES_MAX) % count);
         let mut last = anyhow::anyhow!("no address of a node is known");
-        for address in addresses.into_iter().take(RETURN_TRIES_MAX) {
-            match self.return_by(identity, address, &request, life).await {
-                Ok(renewed) => return Ok(renewed),
-                Err(error) => last = error.context(format!("asked {address} to certify this node again")),
+        for place in addresses.into_iter().take(RETURN_TRIES_MAX) {
+            last = anyhow::anyhow!("the name in {place} does not resolve");
+            for address in resolve(&place, RESOLVE_TIMEOUT).await {
+                match self.return_by(identity, address, &request, life).await {
+                    Ok(renewed) => return Ok(renewed),
+                    Err(error) => last = error.context(format!("asked {address} to certify this node again")),
+                }
             }
         }
         Err(last)
     }
 
-    /// Addresses of other nodes, those of the metadata group first.
-    fn addresses(&self, meta: &MetaState) -> Vec<SocketAddr> {
+    /// Places of other nodes, those of the metadata group first, and where they may have moved to last.
+    fn addresses(&self, meta: &MetaState) -> Vec<HostPort> {
         let me = self.topology.node();
         let group = holders(&self.topology);
         let others = meta.nodes().map(|record| record.id).filter(|node| *node != me && !group.contains(node));
         let nodes: Vec<NodeId> = group.iter().copied().chain(others).collect();
         let known = nodes.into_iter().filter_map(|node| meta.node(node)).filter(|record| !record.state.is_gone());
-        let known: Vec<SocketAddr> = known.filter_map(|record| record.addresses.quic.parse().ok()).collect();
-        if known.is_empty() { self.seeds.clone() } else { known }
+        let known: Vec<HostPort> = known.filter_map(|record| record.addresses.quic.parse().ok()).collect();
+        let mut places = if known.is_empty() { self.seeds.clone() } else { known };
+        for hint in &self.hints {
+            if !places.contains(hint) {
+                places.push(hint.clone());
+            }
+        }
+        places
     }
 
     async fn return_by(
@@ -206,12 +224,16 @@ impl Keeper {
                 Ok(identity.renewed(authorities, joined.certificate.to_vec().into(), life)?)
             }
             peer::join_response::Kind::Refused(reason) | peer::join_response::Kind::Retry(reason) => bail!("{reason}"),
+            peer::join_response::Kind::Removed(by) => {
+                self.ending.refused_by(NodeId(by));
+                bail!("this node was removed from the cluster")
+            }
             peer::join_response::Kind::Redirect(to) => bail!("it does not hold the authority; {to} may"),
         }
     }
 
-    /// Whether peers refuse this node's certificate, and none accepts it. Never so soon after it was issued that
-    /// they may have refused the one before.
+    /// Whether peers refuse this node's certificate, and none accepts it. Never so soon after it was issued
+    /// that they may have refused the one before.
     fn is_refused(&self, identity: &NodeIdentity) -> bool {
         let refused = |error: Option<PeerError>| matches!(error, Some(PeerError::HandshakeRefused { .. }));
         let peers = self.network.peers();
@@ -243,8 +265,8 @@ fn is_due(identity: &NodeIdentity, meta: &MetaState, now_s: u64) -> bool {
     now_s >= identity.life().renew_at_s() || other
 }
 
-/// The identity with the trust that the metadata asks for, if it differs: without the authority before, once the
-/// rotation is over.
+/// The identity with the trust that the metadata asks for, if it differs: without the authority before, once
+/// the rotation is over.
 fn trust_after_rotation(identity: &NodeIdentity, meta: &MetaState) -> Option<NodeIdentity> {
     let record = meta.authority().filter(|record| record.certificate[..] == identity.ca_cert()[..])?;
     let ended = !record.is_rotating() && identity.authorities().previous.is_some();

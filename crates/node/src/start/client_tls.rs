@@ -1,9 +1,10 @@
 //! The certificate of this node's client ports: from files of the operator, or from the cluster's authority.
 //! Either is replaced while the node runs.
 //!
-//! A certificate of the authority is requested again at two thirds of its life, when the hosts at which clients
-//! reach this node change, and when another authority is in force. It then comes with the signature of the
-//! authority before, for clients that know only that one. Until the first one is there, connections wait for it.
+//! A certificate of the authority is requested again at two thirds of its life, when the hosts at which
+//! clients reach this node change, and when another authority is in force. It then comes with the signature
+//! of the authority before, for clients that know only that one. Until the first one is there, connections
+//! wait for it.
 
 use std::{
     collections::BTreeSet,

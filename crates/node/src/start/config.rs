@@ -7,10 +7,14 @@ use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use flotilla_gateway::{CLIENT_BYTES_DEFAULT, CLIENT_BYTES_MIN};
 use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig};
 use flotilla_state::ViewOptions;
-use flotilla_types::{Locality, is_printable};
+use flotilla_types::{HostPort, Locality, is_printable};
 use serde::Deserialize;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use super::authority::VALID_MAX;
+use super::{
+    authority::VALID_MAX,
+    places::{Location, advertised, hints, to_bind},
+};
 
 const LISTEN_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7110);
 const HTTP_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 7111);
@@ -85,7 +89,7 @@ impl TrustFolder {
     }
 }
 
-/// Run a node until SIGTERM or Ctrl-C
+/// Run a node until SIGTERM, SIGHUP or Ctrl-C
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
     /// TOML file with any of these settings, named like the flags but with underscores
@@ -103,25 +107,26 @@ pub(crate) struct Settings {
     /// Directory for all data of this node [default: flotilla-data]
     #[arg(long, env = "FLOTILLA_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// UDP address to listen on for other nodes (QUIC) [default: 127.0.0.1:7110]
-    #[arg(long, env = "FLOTILLA_LISTEN", value_name = "ADDR")]
-    listen: Option<SocketAddr>,
-    /// Address at which other nodes reach this node, if it differs from --listen
-    #[arg(long, env = "FLOTILLA_ADVERTISE", value_name = "ADDR")]
-    advertise: Option<SocketAddr>,
-    /// TCP address to listen on for HTTP [default: 127.0.0.1:7111]
-    #[arg(long, env = "FLOTILLA_HTTP", value_name = "ADDR")]
-    http: Option<SocketAddr>,
-    /// TCP address to listen on for the Redis protocol [default: 127.0.0.1:7112]
-    #[arg(long, env = "FLOTILLA_REDIS", value_name = "ADDR")]
-    redis: Option<SocketAddr>,
+    /// UDP address to listen on for other nodes (QUIC), a host name or an address [default: 127.0.0.1:7110]
+    #[arg(long, env = "FLOTILLA_LISTEN", value_name = "HOST:PORT")]
+    listen: Option<Location>,
+    /// Where other nodes reach this node, if it differs from --listen; a name is resolved by them for every
+    /// connection. Needed if --listen is every address of the machine (0.0.0.0 or [::])
+    #[arg(long, env = "FLOTILLA_ADVERTISE", value_name = "HOST:PORT")]
+    advertise: Option<Location>,
+    /// TCP address to listen on for HTTP, a host name or an address [default: 127.0.0.1:7111]
+    #[arg(long, env = "FLOTILLA_HTTP", value_name = "HOST:PORT")]
+    http: Option<Location>,
+    /// TCP address to listen on for the Redis protocol, a host name or an address [default: 127.0.0.1:7112]
+    #[arg(long, env = "FLOTILLA_REDIS", value_name = "HOST:PORT")]
+    redis: Option<Location>,
     /// Address (host:port) at which clients reach this node's HTTP port, if it differs from --http
     #[arg(long, env = "FLOTILLA_ADVERTISE_HTTP", value_name = "ADDR")]
     advertise_http: Option<String>,
     /// Address (host:port) at which clients reach this node's Redis port, if it differs from --redis
     #[arg(long, env = "FLOTILLA_ADVERTISE_REDIS", value_name = "ADDR")]
     advertise_redis: Option<String>,
-    /// Display name of this node [default: `node-PORT`]
+    /// Display name of this node, for good: it is recorded when the node joins [default: `node-PORT`]
     #[arg(long, env = "FLOTILLA_NAME", value_name = "NAME")]
     name: Option<String>,
     /// Location of this node: key=value labels, from the largest area to the smallest, such as
@@ -137,10 +142,12 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_SINGLE", conflicts_with = "join", value_parser = BoolishValueParser::new())]
     #[serde(default)]
     single: bool,
-    /// Join the cluster of these peers (their --listen addresses, comma-separated)
-    #[arg(long, env = "FLOTILLA_JOIN", value_name = "ADDRS", value_delimiter = ',')]
-    join: Option<Vec<SocketAddr>>,
-    /// Join token, created with `flotilla token create` on the cluster
+    /// Where other nodes of the cluster are (their --advertise addresses, comma-separated). A new node asks
+    /// them to let it join; a node that has joined looks for the others there too, in case they have moved
+    #[arg(long, env = "FLOTILLA_JOIN", value_name = "HOST:PORT,…", value_delimiter = ',')]
+    join: Option<Vec<Location>>,
+    /// Join token, created with `flotilla token create` on the cluster; ignored if the data directory already
+    /// holds an identity
     #[arg(long, env = "FLOTILLA_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
 
@@ -264,8 +271,6 @@ pub(crate) enum Origin {
     Found,
     /// It joins one.
     Join {
-        /// Peers to send the join request to, in any order.
-        peers: Vec<SocketAddr>,
         /// The join token.
         token: String,
     },
@@ -276,10 +281,14 @@ pub(crate) enum Origin {
 pub(crate) struct Config {
     pub(crate) data_dir: PathBuf,
     pub(crate) listen: SocketAddr,
-    pub(crate) advertise: SocketAddr,
+    pub(crate) advertise: HostPort,
+    /// Where other nodes may be.
+    pub(crate) hints: Vec<HostPort>,
     pub(crate) http: SocketAddr,
     pub(crate) redis: SocketAddr,
     pub(crate) name: String,
+    /// Whether an operator gave the name.
+    pub(crate) is_named: bool,
     pub(crate) locality: Locality,
     pub(crate) origin: Origin,
     /// Shards of the collection `default`, if this node founds a cluster.
@@ -300,7 +309,15 @@ pub(crate) struct Config {
     /// The budget of what clients hold.
     pub(crate) client_bytes: usize,
     pub(crate) log_format: LogFormat,
-    pub(crate) log: String,
+    /// Which events are logged.
+    pub(crate) log: Targets,
+}
+
+impl Config {
+    /// The name that an operator gave to this node.
+    pub(crate) fn given_name(&self) -> Option<&str> {
+        self.is_named.then_some(self.name.as_str())
+    }
 }
 
 impl StartArgs {
@@ -362,15 +379,15 @@ impl Settings {
     }
 
     fn resolve(self) -> anyhow::Result<Config> {
-        let listen = self.listen.unwrap_or(LISTEN_DEFAULT);
-        let origin = match (self.bootstrap || self.single, self.join, self.token) {
-            (true, None, _) => Origin::Found,
-            (false, Some(peers), Some(token)) if !peers.is_empty() => Origin::Join { peers, token },
-            (false, Some(_), None) => {
-                bail!("--join needs --token; create one with `flotilla token create` on the cluster")
-            }
-            (true, Some(_), _) => bail!("a node either founds a cluster or joins one, not both"),
-            _ => Origin::Resume,
+        let place = |place: Option<Location>, default: SocketAddr| place.map_or(default.into(), |place| place.0);
+        let listen_place = place(self.listen, LISTEN_DEFAULT);
+        let listen = to_bind("--listen", &listen_place)?;
+        let hints = hints(self.join)?;
+        let origin = match (self.bootstrap || self.single, hints.is_empty(), self.token) {
+            (true, true, _) => Origin::Found,
+            (true, false, _) => bail!("a node either founds a cluster or joins one, not both"),
+            (false, false, Some(token)) => Origin::Join { token },
+            (false, ..) => Origin::Resume,
         };
         let defaults = HostConfig::default();
         let host = HostConfig {
@@ -394,7 +411,8 @@ impl Settings {
         if !(1..=BUCKETS_DEFAULT).contains(&shards) {
             bail!("--shards must be 1 to {BUCKETS_DEFAULT}: the collection `default` has {BUCKETS_DEFAULT} buckets");
         }
-        let (http, redis) = (self.http.unwrap_or(HTTP_DEFAULT), self.redis.unwrap_or(REDIS_DEFAULT));
+        let (http_place, redis_place) = (place(self.http, HTTP_DEFAULT), place(self.redis, REDIS_DEFAULT));
+        let (http, redis) = (to_bind("--http", &http_place)?, to_bind("--redis", &redis_place)?);
         let clients = match (self.secure, self.insecure) {
             (true, true) => bail!("a node is either --secure or --insecure"),
             (false, true) => ClientMode::Open,
@@ -411,7 +429,11 @@ impl Settings {
             bail!("--tls-cert and --tls-client-ca need --secure: without it clients are served in clear text");
         }
         let locality = self.locality.unwrap_or_default();
+        let is_named = self.name.is_some();
         let name = self.name.unwrap_or_else(|| format!("node-{}", listen.port()));
+        if name.trim().is_empty() {
+            bail!("--name may not be empty");
+        }
         if !is_printable(&locality) || !is_printable(&name) {
             bail!("--name and --locality may not have control characters");
         }
@@ -420,22 +442,24 @@ impl Settings {
         if client_bytes < CLIENT_BYTES_MIN {
             bail!("--client-bytes must be at least {CLIENT_BYTES_MIN}");
         }
-        let advertise_http = advertised("--advertise-http", self.advertise_http, http)?;
+        let advertise_http = client_address("--advertise-http", self.advertise_http, &http_place)?;
         let mut host_names = self.host_names.unwrap_or_else(own_host_names);
         host_names.extend(advertise_http.as_deref().and_then(name_of).map(str::to_owned));
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| "flotilla-data".into()),
             listen,
-            advertise: self.advertise.unwrap_or(listen),
+            advertise: advertised(&listen_place, self.advertise.map(|place| place.0))?,
+            hints,
             http,
             redis,
             advertise_http,
-            advertise_redis: advertised("--advertise-redis", self.advertise_redis, redis)?,
+            advertise_redis: client_address("--advertise-redis", self.advertise_redis, &redis_place)?,
             clients,
             tls_files,
             tls_client_ca: self.tls_client_ca,
             certificate_ttl: certificate_ttl(self.certificate_ttl.as_deref())?,
             name,
+            is_named,
             locality,
             origin,
             shards,
@@ -446,18 +470,39 @@ impl Settings {
             host_names,
             client_bytes,
             log_format: self.log_format.unwrap_or_default(),
-            log: self.log.unwrap_or_else(|| "info".to_owned()),
+            log: log_filter(self.log.as_deref().unwrap_or(LOG_DEFAULT))?,
         })
     }
 }
 
-/// Checks an advertised address. A wildcard that a node listens on is nowhere to be reached.
-fn advertised(flag: &str, address: Option<String>, listen: SocketAddr) -> anyhow::Result<Option<String>> {
+/// The default filter of log lines.
+const LOG_DEFAULT: &str = "info";
+
+/// Reads a filter of log lines. A word that is no level would be taken for the name of a part of the program,
+/// so a mistyped level must not stand alone.
+fn log_filter(text: &str) -> anyhow::Result<Targets> {
+    let is_level = |text: &str| !text.is_empty() && text.parse::<LevelFilter>().is_ok();
+    let fits = |part: &str| match part.trim().split_once('=') {
+        None => is_level(part.trim()),
+        Some((target, level)) => !target.is_empty() && is_level(level),
+    };
+    match text.parse() {
+        Ok(filter) if text.split(',').all(fits) => Ok(filter),
+        Ok(_) | Err(_) => bail!(
+            "--log must be error, warn, info, debug, trace or off, or a filter such as info,flotilla_control=debug, \
+             not `{text}`"
+        ),
+    }
+}
+
+/// Checks where clients reach this node. A wildcard that a node listens on is nowhere to be reached; a name
+/// that it listens on is where clients reach it.
+fn client_address(flag: &str, address: Option<String>, listen: &HostPort) -> anyhow::Result<Option<String>> {
     match &address {
-        None if listen.ip().is_unspecified() => {
+        None if listen.ip().is_some_and(|ip| ip.is_unspecified()) => {
             bail!("{listen} is every address of this machine; name one at which clients reach it with {flag}")
         }
-        None => {}
+        None => return Ok(listen.address().is_none().then(|| listen.to_string())),
         Some(address) => {
             let parts = address.rsplit_once(':');
             let valid = parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
@@ -495,128 +540,4 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use flotilla_hostile::{attack, extreme_u64, mutated};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn flags_override_the_file_and_the_file_overrides_defaults() {
-        let file: Settings = toml::from_str("name = \"file\"\ntick_ms = 20\n").unwrap();
-        let flags = Settings { name: Some("flag".to_owned()), ..Settings::default() };
-        let config = flags.or(file).resolve().unwrap();
-        assert_eq!((config.name.as_str(), config.host.tick_ms, config.listen), ("flag", 20, LISTEN_DEFAULT));
-    }
-
-    #[test]
-    fn a_mistyped_setting_is_refused() {
-        assert!(toml::from_str::<Settings>("tick_mss = 20").is_err());
-    }
-
-    #[test]
-    fn a_name_or_locality_that_a_terminal_would_obey_is_refused() {
-        let hostile = || Some("zone=a\u{1b}[2J".to_owned());
-        assert!(Settings { name: hostile(), ..Settings::default() }.resolve().is_err());
-        assert!(Settings { locality: hostile(), ..Settings::default() }.resolve().is_err());
-    }
-
-    #[test]
-    fn a_budget_for_clients_below_the_largest_requests_is_refused() {
-        let small = Settings { client_bytes: Some(CLIENT_BYTES_MIN - 1), ..Settings::default() };
-        assert!(small.resolve().is_err());
-    }
-
-    #[test]
-    fn joining_needs_a_token() {
-        let settings = Settings { join: Some(vec![LISTEN_DEFAULT]), ..Settings::default() };
-        assert!(settings.resolve().unwrap_err().to_string().contains("--token"));
-    }
-
-    #[test]
-    fn a_heartbeat_interval_too_long_for_elections_is_refused() {
-        let settings = Settings { heartbeat_ticks: Some(7), ..Settings::default() };
-        assert!(settings.resolve().is_err());
-    }
-
-    #[test]
-    fn huge_tick_counts_are_refused_without_overflow() {
-        for huge in [usize::MAX, usize::MAX / 3] {
-            let settings = Settings { heartbeat_ticks: Some(huge), ..Settings::default() };
-            assert!(settings.resolve().is_err());
-            let settings = Settings { election_ticks: Some(huge), ..Settings::default() };
-            assert!(settings.resolve().is_err());
-        }
-        let settings = Settings { tick_ms: Some(u64::MAX), ..Settings::default() };
-        assert!(settings.resolve().is_err());
-    }
-
-    /// The command line of `start`.
-    #[derive(Debug, clap::Parser)]
-    struct Line {
-        #[command(flatten)]
-        args: StartArgs,
-    }
-
-    #[test]
-    fn help_states_the_defaults_in_force() {
-        use clap::CommandFactory as _;
-
-        let config = Settings::default().resolve().unwrap();
-        let help = Line::command().render_long_help().to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        for (flag, default) in [
-            ("--data-dir", config.data_dir.display().to_string()),
-            ("--listen", config.listen.to_string()),
-            ("--http", config.http.to_string()),
-            ("--redis", config.redis.to_string()),
-            ("--shards", config.shards.to_string()),
-            ("--tick-ms", config.host.tick_ms.to_string()),
-            ("--election-ticks", config.host.raft.election_ticks.to_string()),
-            ("--heartbeat-ticks", config.host.raft.heartbeat_ticks.to_string()),
-            ("--memtable-bytes", config.host.memtable_bytes_max.to_string()),
-            ("--log-bytes", config.host.log_bytes_max.to_string()),
-            ("--log-tail-entries", config.host.log_tail_entries.to_string()),
-            ("--read-threads", "as many as processors, 2 to 8".to_owned()),
-            ("--unapplied-bytes", config.host.unapplied_bytes_max.to_string()),
-            ("--ballast-bytes", config.ballast_bytes.to_string()),
-            ("--client-bytes", config.client_bytes.to_string()),
-            ("--log", config.log),
-        ] {
-            let (_, after) = help.split_once(&format!("{flag} <")).expect(flag);
-            let (_, stated) = after.split_once("[default: ").expect(flag);
-            assert!(stated.starts_with(&format!("{default}]")), "{flag}: {default}");
-        }
-    }
-
-    #[test]
-    fn hostile_files_and_flags_are_refused_or_within_bounds() {
-        use clap::Parser as _;
-
-        let valid = (extreme_u64(), extreme_u64(), extreme_u64(), any::<bool>()).prop_map(|(tick, election, bytes, file)| {
-            let text = format!(
-                "name=n\nlisten=127.0.0.1:7110\nhttp=[::1]:80\nlocality=zone=a\njoin=10.0.0.1:1\ntoken=flt1.x\n\
-                 tick_ms={tick}\nelection_ticks={election}\nheartbeat_ticks={tick}\nmemtable_bytes={bytes}\nlog_format=json"
-            );
-            if !file {
-                return text.lines().map(|line| format!("--{}\n", line.replacen('_', "-", 1))).collect();
-            }
-            let quoted = |line: &str| match line.split_once('=') {
-                Some((name @ "join", value)) => format!("{name}=[\"{value}\"]\n"),
-                Some((name, value)) if value.parse::<u64>().is_err() => format!("{name}=\"{value}\"\n"),
-                _ => format!("{line}\n"),
-            };
-            text.lines().map(quoted).collect::<String>()
-        });
-        let nested = (0..20_000_usize).prop_map(|times| format!("name={}", "[".repeat(times)).into_bytes());
-        attack(300, prop_oneof![9 => mutated(valid), 1 => nested], |bytes| {
-            let text = String::from_utf8_lossy(&bytes);
-            let file = toml::from_str::<Settings>(&text).ok();
-            let line = Line::try_parse_from(std::iter::once("start").chain(text.lines())).ok();
-            for settings in file.into_iter().chain(line.map(|line| line.args.settings)) {
-                if let Ok(config) = settings.resolve() {
-                    assert!(config.host.tick_ms <= 60_000 && config.host.raft.election_ticks <= 100_000);
-                }
-            }
-        });
-    }
-}
+mod tests;

@@ -1,15 +1,16 @@
 //! The end of a node that was told to leave the cluster.
 //!
-//! The metadata group records that the node leaves, and placement moves its replicas away while it serves. When no
-//! shard has or wants one here, the node answers its clients, tells the metadata group that it has left, and ends.
-//! If it ends earlier, the leader of the metadata group removes it.
+//! The metadata group records that the node leaves, and placement moves its replicas away while it serves.
+//! When no shard has or wants one here, the node answers its clients, tells the metadata group that it has
+//! left, and ends. If it ends earlier, the leader of the metadata group removes it.
 
 use std::{sync::Arc, time::Duration};
 
 use flotilla_control::{Shards, Topology};
 use flotilla_meta::{MetaCommand, MetaRefusal, MetaReply, NodeState};
 use flotilla_types::NodeId;
-use tokio::sync::watch;
+
+use super::ending::Ending;
 
 /// How long a node that has left tries to say so.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,13 +24,12 @@ pub(super) struct Departure {
     node: NodeId,
     topology: Arc<Topology>,
     shards: Shards,
-    /// Whether a peer has refused this node as removed.
-    refused: watch::Receiver<bool>,
+    ending: Ending,
 }
 
 impl Departure {
-    pub(super) fn new(topology: &Arc<Topology>, shards: &Shards, refused: watch::Receiver<bool>) -> Self {
-        Self { node: topology.node(), topology: topology.clone(), shards: shards.clone(), refused }
+    pub(super) fn new(topology: &Arc<Topology>, shards: &Shards, ending: Ending) -> Self {
+        Self { node: topology.node(), topology: topology.clone(), shards: shards.clone(), ending }
     }
 
     /// Returns when the node is to leave and holds nothing any more.
@@ -44,15 +44,13 @@ impl Departure {
             .await;
     }
 
-    /// Tells the metadata group that the node has left, again until it answers or time is up. A peer that refuses
-    /// this node as removed says as much: the answer may be lost, because every peer closes its connection as soon
-    /// as it knows.
-    pub(super) async fn complete(self) {
-        let mut refused = self.refused.clone();
+    /// Tells the metadata group that the node has left, again until it answers or time is up. A peer that
+    /// refuses this node as removed says as much: the answer may be lost, because every peer closes its
+    /// connection as soon as it knows. Whether the node has left for good, as far as it was told.
+    pub(super) async fn complete(self) -> bool {
         let told = tokio::select! {
             told = tokio::time::timeout(TELL_TIMEOUT, self.tell()) => told,
-            // The sender lives as long as the transport.
-            _ = refused.wait_for(|refused| *refused) => Ok(None),
+            () = self.ending.removed() => Ok(None),
         };
         let node = self.node;
         match told {
@@ -62,13 +60,16 @@ impl Departure {
                     "flotilla: {node} has left the cluster for good; its data folder is not needed any more, and a new node \
                      needs an empty one and a token"
                 );
+                true
             }
             Ok(Some(refusal)) => {
                 tracing::warn!(%refusal, "this node was taken back while it left: start it again");
                 eprintln!("flotilla: {node} was taken back while it left ({refusal}): start it again");
+                false
             }
             Err(_) => {
                 tracing::warn!("the metadata group did not answer; its leader removes this node when it has ended");
+                false
             }
         }
     }

@@ -1,17 +1,17 @@
 //! The data folder: the node's identity, its incarnation, and the metadata it last saw.
 //!
-//! `identity.json` (certificates and key), `authority.json` and `authority-next.json` (only on nodes of the metadata
-//! group), `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the join), `founding`
-//! (until the cluster is founded), `admin.key`
+//! `identity.json` (certificates and key), `authority.json` and `authority-next.json` (only on nodes of the
+//! metadata group), `incarnation`, `joining.key` (until a join is answered), `seeds.json` (peers from the
+//! join), `founding` (until the cluster is founded), `left` (once the node has left the cluster), `admin.key`
 //! (the first admin key, on the node that founded the cluster), `ca.pem` (the authority's certificate, for
-//! clients), `client-ports.json` (certificate and key of the client ports), `audit.log`, `metadata` (a cache), and the folders `log` and `state`. Every file is
-//! replaced as a whole and durably; a crash leaves the old or the new content. A lock makes the folder
-//! exclusive to one process.
+//! clients), `client-ports.json` (certificate and key of the client ports), `audit.log`, `metadata` (a
+//! cache), and the folders `log` and `state`. Every file is replaced as a whole and durably; a crash leaves
+//! the old or the new content. A lock makes the folder exclusive to one process.
 
 use std::{
     fs::{self, File},
     io,
-    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -20,10 +20,10 @@ use flotilla_failpoints::{Place, io as failpoint, reached};
 use flotilla_identity::{ClientKey, ClusterAuthority, IdentityPem, NodeIdentity, NodeKey};
 use flotilla_meta::{CodecError, MetaState};
 use flotilla_storage::{ReplaceStep, replace_file, sync_dir};
-use flotilla_types::{ClusterVersion, Incarnation, NodeId, VersionRange};
+use flotilla_types::{ClusterVersion, HostPort, Incarnation, NodeId, VersionRange};
 use serde::{Deserialize, Serialize};
 
-use super::client_tls::ClientCertificate;
+use super::{client_tls::ClientCertificate, places::Location};
 
 /// Incarnations start from the seconds since 2026, so that a node restored from a copy of its folder does not
 /// reuse one.
@@ -32,6 +32,15 @@ const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
 /// Largest incarnation, reached in 2060. It is the prefix of the log's sequences, which have no room for a
 /// larger one.
 const INCARNATION_MAX: u64 = (1 << 30) - 2;
+
+/// The mode of the folder: keys and records are for nobody else.
+const FOLDER_MODE: u32 = 0o700;
+
+/// The file that says that the node has left its cluster.
+const LEFT_FILE: &str = "left";
+
+/// The file with the node's identity.
+const IDENTITY_FILE: &str = "identity.json";
 
 /// The file with the first admin key.
 const ADMIN_KEY_FILE: &str = "admin.key";
@@ -109,11 +118,33 @@ impl HeldAuthority {
 impl Folder {
     /// Opens (or creates) the folder and locks it.
     pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(FOLDER_MODE)
+            .create(dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
         let lock = File::create(dir.join("lock")).with_context(|| format!("cannot write to {}", dir.display()))?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| anyhow::anyhow!("{} is in use by another process", dir.display()))?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+        let folder = Self { dir: dir.to_owned(), _lock: lock };
+        folder.keep_private()?;
+        Ok(folder)
+    }
+
+    /// Makes a folder private that somebody made for this node. The mode of a folder in use is its owner's
+    /// business, who is told what others may do.
+    fn keep_private(&self) -> anyhow::Result<()> {
+        let describe = || format!("cannot set the mode of {}", self.dir.display());
+        let mode = fs::metadata(&self.dir).with_context(describe)?.permissions().mode() & 0o777;
+        if mode & !FOLDER_MODE == 0 {
+            return Ok(());
+        }
+        if self.dir.join(IDENTITY_FILE).exists() {
+            let dir = self.dir.display();
+            tracing::warn!("others may open the data folder (mode {mode:03o}): chmod 700 {dir}");
+            return Ok(());
+        }
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(FOLDER_MODE)).with_context(describe)
     }
 
     pub(crate) fn log_dir(&self) -> PathBuf {
@@ -125,13 +156,13 @@ impl Folder {
     }
 
     pub(crate) fn identity(&self) -> anyhow::Result<Option<NodeIdentity>> {
-        let Some(text) = self.read("identity.json")? else { return Ok(None) };
+        let Some(text) = self.read(IDENTITY_FILE)? else { return Ok(None) };
         let pem: IdentityPem = serde_json::from_slice(&text).context("identity.json does not parse")?;
         Ok(Some(NodeIdentity::from_pem(&pem).context("identity.json is not valid")?))
     }
 
     pub(crate) fn set_identity(&self, identity: &NodeIdentity) -> anyhow::Result<()> {
-        Ok(self.write("identity.json", &serde_json::to_vec_pretty(&identity.to_pem())?)?)
+        Ok(self.write(IDENTITY_FILE, &serde_json::to_vec_pretty(&identity.to_pem())?)?)
     }
 
     pub(crate) fn authority(&self, which: Which) -> anyhow::Result<Option<HeldAuthority>> {
@@ -161,16 +192,15 @@ impl Folder {
     }
 
     /// The peers to fetch metadata from while there is none.
-    pub(crate) fn seeds(&self) -> anyhow::Result<Vec<(NodeId, SocketAddr)>> {
-        match self.read("seeds.json")? {
-            Some(text) => serde_json::from_slice(&text).context("seeds.json does not parse"),
-            None => Ok(Vec::new()),
-        }
+    pub(crate) fn seeds(&self) -> anyhow::Result<Vec<(NodeId, HostPort)>> {
+        let Some(text) = self.read("seeds.json")? else { return Ok(Vec::new()) };
+        let seeds: Vec<(NodeId, Location)> = serde_json::from_slice(&text).context("seeds.json does not parse")?;
+        Ok(seeds.into_iter().map(|(node, location)| (node, location.0)).collect())
     }
 
-    pub(crate) fn set_seeds(&self, seeds: &[(NodeId, SocketAddr)]) -> anyhow::Result<()> {
+    pub(crate) fn set_seeds(&self, seeds: &[(NodeId, HostPort)]) -> anyhow::Result<()> {
         // Numbers, as earlier versions read them.
-        let seeds: Vec<_> = seeds.iter().map(|(node, address)| (node.0, *address)).collect();
+        let seeds: Vec<_> = seeds.iter().map(|(node, place)| (node.0, place.to_string())).collect();
         Ok(self.write("seeds.json", &serde_json::to_vec(&seeds)?)?)
     }
 
@@ -217,6 +247,15 @@ impl Folder {
 
     pub(crate) fn clear_founding(&self) -> io::Result<()> {
         self.remove("founding")
+    }
+
+    /// Whether this node has left its cluster for good.
+    pub(crate) fn has_left(&self) -> bool {
+        self.dir.join(LEFT_FILE).exists()
+    }
+
+    pub(crate) fn set_left(&self) -> io::Result<()> {
+        self.write(LEFT_FILE, b"")
     }
 
     /// Increments the incarnation, durably, and returns it.
@@ -310,6 +349,24 @@ mod tests {
     }
 
     #[test]
+    fn a_new_folder_is_private_and_one_in_use_is_left_as_it_is() {
+        let parent = tempfile::tempdir().unwrap();
+        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
+        let made = parent.path().join("a/b");
+        drop(Folder::open(&made).unwrap());
+        assert_eq!(mode(&made), 0o700);
+        let found = parent.path().join("c");
+        fs::create_dir(&found).unwrap();
+        fs::set_permissions(&found, fs::Permissions::from_mode(0o755)).unwrap();
+        drop(Folder::open(&found).unwrap());
+        assert_eq!(mode(&found), 0o700);
+        fs::write(found.join(IDENTITY_FILE), "").unwrap();
+        fs::set_permissions(&found, fs::Permissions::from_mode(0o750)).unwrap();
+        drop(Folder::open(&found).unwrap());
+        assert_eq!(mode(&found), 0o750);
+    }
+
+    #[test]
     fn a_retried_join_uses_the_same_key() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
@@ -347,7 +404,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         let identity = crate::start::join::found_cluster(&folder, std::time::Duration::from_secs(60)).unwrap();
-        folder.set_seeds(&[(NodeId(2), ([127, 0, 0, 1], 7100).into())]).unwrap();
+        folder.set_seeds(&[(NodeId(2), "127.0.0.1:7100".parse().unwrap())]).unwrap();
         folder.next_incarnation(0).unwrap();
         folder.set_metadata(&MetaState::default()).unwrap();
         let names = ["identity.json", "seeds.json", "incarnation", "metadata", "authority.json"];

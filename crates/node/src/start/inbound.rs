@@ -10,9 +10,8 @@ use flotilla_control::{Gossip, RpcServer, Topology};
 use flotilla_replication::Handle;
 use flotilla_transport::{BoxFuture, Class, Handler, PeerState};
 use flotilla_types::NodeId;
-use tokio::sync::watch;
 
-use super::join::JoinAdmission;
+use super::{ending::Ending, join::JoinAdmission};
 
 /// The receivers of inbound traffic. The transport starts before them; until they are set, traffic is
 /// dropped.
@@ -20,7 +19,7 @@ use super::join::JoinAdmission;
 pub(crate) struct Inbound {
     services: OnceLock<Services>,
     topology: OnceLock<Arc<Topology>>,
-    refused: watch::Sender<bool>,
+    pub(crate) ending: Ending,
 }
 
 /// The services that receive traffic.
@@ -34,11 +33,6 @@ pub(crate) struct Services {
 impl Inbound {
     pub(crate) fn set_topology(&self, topology: Arc<Topology>) {
         let _ = self.topology.set(topology);
-    }
-
-    /// Whether a peer has said that this node was removed.
-    pub(crate) fn refused(&self) -> watch::Receiver<bool> {
-        self.refused.subscribe()
     }
 
     pub(crate) fn set_services(&self, services: Services) {
@@ -89,13 +83,12 @@ impl Handler for InboundHandler {
             services.host.peer_changed(peer, state == PeerState::Connected);
         }
         if state == PeerState::Refused {
-            tracing::error!(%peer, "a peer says that this node was removed from the cluster");
-            self.0.refused.send_replace(true);
+            self.0.ending.refused_by(peer);
         }
     }
 
-    /// Refuses nodes that are lost or removed, for ever. A node above every id that this one knows of has just
-    /// joined, as its certificate proves.
+    /// Refuses nodes that are lost or removed, for ever. A node above every id that this one knows of has
+    /// just joined, as its certificate proves.
     fn admit(&self, peer: NodeId) -> bool {
         let meta = self.0.topology.get().map(|topology| topology.meta());
         meta.is_none_or(|meta| !meta.is_gone(peer))

@@ -1,9 +1,15 @@
-//! Membership of this node: founding a cluster or joining one; and the admission of nodes that join or return.
+//! Membership of this node: founding a cluster or joining one; and the admission of nodes that join or
+//! return.
 //!
 //! A join is idempotent: the joiner stores its key before the first request, and the cluster answers a retry
 //! with the same key with the same node id.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -14,13 +20,14 @@ use flotilla_identity::{
     csr_public_key_digest,
 };
 use flotilla_meta::{
-    Addresses, Feed, JoinRequest, MetaCommand, MetaFollower, MetaQuery, MetaRefusal, MetaReply, MetaState, NewNode,
-    TokenId, TokenRecord,
+    Addresses, Displaced, Feed, JoinRequest, MetaCommand, MetaFollower, MetaQuery, MetaRefusal, MetaReply, MetaState,
+    NewNode, TokenId, TokenRecord,
 };
 use flotilla_replication::clock;
-use flotilla_transport::{PeerError, TransportError, join_call};
-use flotilla_types::{ClusterId, NodeId, ShardId, VersionRange, is_printable};
+use flotilla_transport::{PeerError, Transport, TransportError, join_call};
+use flotilla_types::{ClusterId, HostPort, NodeId, ShardId, VersionRange, is_printable};
 use flotilla_wire::{decode, encode, peer};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use rustls_pki_types::CertificateDer;
 
 use super::{
@@ -29,16 +36,21 @@ use super::{
     folder::{Folder, HeldAuthority, Which},
 };
 
+/// How long the name of a peer may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of one join request.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after all peers were tried without success.
+/// Pause before a peer is asked again.
 const JOIN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the metadata group may take to admit a node.
 const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node of which membership knows nothing must be unreachable before another one may take its
+/// place. Above the time that a node takes to find its peers after its own start.
+const SILENT_FOR: Duration = Duration::from_secs(10);
 /// Redirects followed before the next peer is tried.
 const REDIRECTS_MAX: usize = 3;
-/// Rounds between two warnings about a join that does not succeed.
-const ROUNDS_PER_WARNING: u32 = 20;
+/// How often the same reason why a node cannot join is told.
+const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Mints a new cluster's id and authority, and the identity of its first node.
 pub(crate) fn found_cluster(folder: &Folder, valid: Duration) -> anyhow::Result<NodeIdentity> {
@@ -60,16 +72,12 @@ pub(crate) fn found_cluster(folder: &Folder, valid: Duration) -> anyhow::Result<
 /// What a node receives when it is admitted.
 pub(crate) struct Joined {
     pub(crate) identity: NodeIdentity,
-    pub(crate) peers: Vec<(NodeId, SocketAddr)>,
+    pub(crate) peers: Vec<(NodeId, HostPort)>,
 }
 
-/// Sends join requests to the peers in turn until one admits this node. A refusal is final.
-pub(crate) async fn join_cluster(
-    folder: &Folder,
-    config: &Config,
-    peers: &[SocketAddr],
-    token: &str,
-) -> anyhow::Result<Joined> {
+/// Sends join requests to all peers at once, to each again and again, until one admits this node: the same
+/// key gets the same answer. A refusal is final.
+pub(crate) async fn join_cluster(folder: &Folder, config: &Config, token: &str) -> anyhow::Result<Joined> {
     let parsed = JoinToken::parse(token).context("the join token is not valid")?;
     let key = folder.joining_key()?;
     reached(Place::JoinKeyKept);
@@ -88,44 +96,86 @@ pub(crate) async fn join_cluster(
         valid_s: config.certificate_ttl.as_secs(),
         returning: 0,
     });
-    let mut round = 0_u32;
-    loop {
-        let mut foreign = 0;
-        for peer in peers {
-            match request_join(*peer, &parsed, &request).await {
-                Ok(peer::join_response::Kind::Joined(joined)) => {
-                    reached(Place::JoinAnswered);
-                    let valid_s = config.certificate_ttl.as_secs();
-                    let joined = verify_admission(&parsed, key, joined, Life { issued_s: now_s(), valid_s })?;
-                    folder.set_seeds(&joined.peers)?;
-                    folder.set_identity(&joined.identity)?;
-                    reached(Place::JoinIdentityKept);
-                    folder.remove_joining_key()?;
-                    tracing::info!(node = %joined.identity.node(), cluster = %joined.identity.cluster(), "joined");
-                    return Ok(joined);
-                }
-                Ok(peer::join_response::Kind::Refused(reason)) => bail!("{peer} refused to admit this node: {reason}"),
-                Ok(peer::join_response::Kind::Retry(reason)) if round.is_multiple_of(ROUNDS_PER_WARNING) => {
-                    tracing::warn!(%peer, reason, "cannot join yet; retrying");
-                }
-                Ok(peer::join_response::Kind::Redirect(_) | peer::join_response::Kind::Retry(_)) => {}
-                Err(RequestError::Foreign) => foreign += 1,
-                Err(RequestError::Other(error)) if round.is_multiple_of(ROUNDS_PER_WARNING) => {
-                    tracing::warn!(%peer, error = format!("{error:#}"), "cannot join through this peer yet; retrying");
-                }
-                Err(RequestError::Other(_)) => {}
+    let peers = &config.hints;
+    tracing::info!("joining the cluster {} through {}", parsed.cluster(), list(peers));
+    let mut progress = Progress::default();
+    let mut foreign = BTreeSet::new();
+    // Each peer is asked again by itself, so that nobody waits for one that does not answer.
+    let ask = |peer, pause| ask_after(pause, peer, &parsed, &request);
+    let mut asking: FuturesUnordered<_> = peers.iter().map(|peer| ask(peer, Duration::ZERO)).collect();
+    while let Some((peer, answer)) = asking.next().await {
+        // While the authority is rotated, a peer may have the other one for a moment.
+        foreign.remove(peer);
+        match answer {
+            Ok(peer::join_response::Kind::Joined(joined)) => {
+                reached(Place::JoinAnswered);
+                let valid_s = config.certificate_ttl.as_secs();
+                let joined = verify_admission(&parsed, key, joined, Life { issued_s: now_s(), valid_s })?;
+                folder.set_seeds(&joined.peers)?;
+                folder.set_identity(&joined.identity)?;
+                reached(Place::JoinIdentityKept);
+                folder.remove_joining_key()?;
+                let identity = &joined.identity;
+                tracing::info!(node = %identity.node(), cluster = %identity.cluster(), %peer, "joined");
+                return Ok(joined);
             }
+            Ok(peer::join_response::Kind::Refused(reason)) => bail!("{peer} refused to admit this node: {reason}"),
+            Ok(peer::join_response::Kind::Retry(reason)) => progress.failed(peer, &reason),
+            // The second answers only a node that returns.
+            Ok(peer::join_response::Kind::Redirect(_) | peer::join_response::Kind::Removed(_)) => {}
+            Err(RequestError::Foreign) => {
+                foreign.insert(peer);
+                progress.failed(peer, "its authority is not the one in the token");
+            }
+            Err(RequestError::Other(error)) => progress.failed(peer, &format!("{error:#}")),
         }
         // A single foreign peer may be a mistake in the list; if all are foreign, the token is for another
         // cluster.
-        if foreign == peers.len() {
-            bail!(
-                "the join token is for another cluster than the peers belong to, \
-                 or was created before the cluster's authority was rotated: create another one"
-            );
+        if peers.iter().all(|peer| foreign.contains(peer)) {
+            break;
         }
-        round += 1;
-        tokio::time::sleep(JOIN_RETRY_INTERVAL).await;
+        asking.push(ask(peer, JOIN_RETRY_INTERVAL));
+    }
+    bail!(
+        "the join token is for another cluster than the peers belong to, \
+         or was created before the cluster's authority was rotated: create another one"
+    )
+}
+
+async fn ask_after<'a>(
+    pause: Duration,
+    peer: &'a HostPort,
+    token: &JoinToken,
+    request: &Bytes,
+) -> (&'a HostPort, Result<peer::join_response::Kind, RequestError>) {
+    tokio::time::sleep(pause).await;
+    (peer, request_join(peer, token, request).await)
+}
+
+fn list(peers: &[HostPort]) -> String {
+    peers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Tells why this node has not joined yet: each reason of each peer once, and again from time to time.
+#[derive(Debug, Default)]
+struct Progress {
+    told: BTreeMap<HostPort, (String, Option<Instant>)>,
+}
+
+impl Progress {
+    fn failed(&mut self, peer: &HostPort, reason: &str) {
+        if self.is_news(peer, reason, Instant::now()) {
+            tracing::warn!("cannot join through {peer} yet: {reason}; trying again");
+        }
+    }
+
+    fn is_news(&mut self, peer: &HostPort, reason: &str, now: Instant) -> bool {
+        let (last, at) = self.told.entry(peer.clone()).or_default();
+        let is_news = last != reason || at.is_none_or(|at| now.duration_since(at) >= REMINDER_INTERVAL);
+        if is_news {
+            (*last, *at) = (reason.to_owned(), Some(now));
+        }
+        is_news
     }
 }
 
@@ -143,13 +193,13 @@ impl<E: Into<anyhow::Error>> From<E> for RequestError {
 }
 
 async fn request_join(
-    peer: SocketAddr,
+    peer: &HostPort,
     token: &JoinToken,
     request: &Bytes,
 ) -> Result<peer::join_response::Kind, RequestError> {
-    let mut address = peer;
+    let mut address = peer.clone();
     for _ in 0..=REDIRECTS_MAX {
-        let answer = match join_call(address, token.fingerprint(), request.clone(), JOIN_TIMEOUT).await {
+        let answer = match join_through(&address, token, request).await {
             Err(TransportError::JoinConnect(PeerError::Handshake { .. })) => return Err(RequestError::Foreign),
             answer => answer?,
         };
@@ -162,6 +212,18 @@ async fn request_join(
         }
     }
     Err(RequestError::Other(anyhow::anyhow!("redirected too often")))
+}
+
+/// Sends the request to the addresses of a host in turn, until somebody is there.
+async fn join_through(host: &HostPort, token: &JoinToken, request: &Bytes) -> Result<Bytes, TransportError> {
+    let mut answer = Err(TransportError::JoinConnect(PeerError::Unresolved));
+    for address in flotilla_transport::resolve(host, RESOLVE_TIMEOUT).await {
+        answer = join_call(address, token.fingerprint(), request.clone(), JOIN_TIMEOUT).await;
+        if !matches!(answer, Err(TransportError::JoinConnect(_))) {
+            break;
+        }
+    }
+    answer
 }
 
 /// Checks the identity that the cluster issued.
@@ -200,6 +262,7 @@ pub(crate) struct JoinAdmission {
     pub(crate) cluster: ClusterId,
     pub(crate) custody: Arc<Custody>,
     pub(crate) shards: Shards,
+    pub(crate) network: Arc<Transport>,
 }
 
 impl JoinAdmission {
@@ -213,19 +276,18 @@ impl JoinAdmission {
         encode(&peer::JoinResponse { kind: Some(kind) })
     }
 
-    /// Certifies a node of the cluster whose certificate is no longer accepted. It proves by the signature of its
-    /// request that it has the key by which the metadata knows it; so an old request, sent again by anybody, gives
-    /// a certificate that only the node can use.
+    /// Certifies a node of the cluster whose certificate is no longer accepted. It proves by the signature of
+    /// its request that it has the key by which the metadata knows it; so an old request, sent again by
+    /// anybody, gives a certificate that only the node can use.
     fn readmit(&self, remote: SocketAddr, request: &peer::JoinRequest) -> peer::join_response::Kind {
         let meta = self.shards.topology().meta();
         let node = NodeId(request.returning);
+        if meta.is_gone(node) {
+            return peer::join_response::Kind::Removed(self.shards.topology().node().0);
+        }
         let digest = csr_public_key_digest(&request.csr);
-        let Some(record) = meta.node(node).filter(|record| digest.is_ok_and(|digest| digest == record.key_digest))
-        else {
+        if !meta.node(node).is_some_and(|record| digest.is_ok_and(|digest| digest == record.key_digest)) {
             return refused("this cluster has no node with this id and key");
-        };
-        if record.state.is_gone() {
-            return refused(&format!("{node} was removed from the cluster"));
         }
         if !self.custody.holds() {
             return self.redirect();
@@ -259,6 +321,10 @@ impl JoinAdmission {
         if !is_printable(&request.name) || !is_printable(&request.locality) {
             return refused("the name or the locality has control characters");
         }
+        let place = request.quic.parse::<HostPort>().ok().filter(HostPort::is_reachable);
+        let Some(place) = place else {
+            return refused("other nodes cannot reach the address of this node; name another one with --advertise");
+        };
         if !self.custody.holds() {
             return self.redirect();
         }
@@ -268,12 +334,14 @@ impl JoinAdmission {
         if !supported.supports(in_force) {
             return refused(&MetaRefusal::VersionNotSupported { in_force, supported }.to_string());
         }
-        if self.address_in_use(&request.quic, &digest) {
-            return peer::join_response::Kind::Retry("another live node has this address".to_owned());
-        }
+        let displaced = match self.displaced(&meta, &place, &digest).await {
+            Ok(displaced) => displaced,
+            Err(in_use) => return in_use,
+        };
+        let versions = meta.announced(supported);
         let node = NewNode {
             name: request.name,
-            addresses: Addresses { quic: request.quic, http: request.http, redis: request.redis },
+            addresses: Addresses { quic: place.to_string(), http: request.http, redis: request.redis },
             locality,
             key_digest: digest,
         };
@@ -281,13 +349,15 @@ impl JoinAdmission {
             token: TokenId(token.id().0),
             secret_hash: token.hash().0,
             node,
-            versions: meta.announced(supported),
+            displaced: if versions.is_some() { displaced } else { Vec::new() },
+            versions,
         };
         match self.shards.propose_meta(&MetaCommand::Join(join), ADMIT_TIMEOUT).await {
             Ok(MetaReply::Node(node)) => {
                 tracing::info!(%node, %remote, "admitted a node");
                 self.certify(self.custody.certify_key(node, &request.csr, request.valid_s), node)
             }
+            Ok(MetaReply::Refused(MetaRefusal::AddressInUse(node))) => address_in_use(&meta, node),
             Ok(MetaReply::Refused(refusal)) => {
                 tracing::warn!(%remote, %refusal, "refused to admit a node");
                 refused(&refusal.to_string())
@@ -326,15 +396,34 @@ impl JoinAdmission {
         Ok(follower.state().clone())
     }
 
-    /// Whether another live node has the joiner's address. Admitting the joiner would mark that node as lost.
-    fn address_in_use(&self, quic: &str, key_digest: &[u8; 32]) -> bool {
-        let topology = self.shards.topology();
-        topology.meta().nodes().any(|record| {
-            !record.state.is_gone()
-                && record.addresses.quic == quic
-                && record.key_digest != *key_digest
-                && topology.liveness(record.id).0 == MemberState::Alive
-        })
+    /// The nodes recorded at the joiner's address, which it displaces: it has evidently returned there without
+    /// their folder. A node that may be alive is not displaced.
+    async fn displaced(
+        &self,
+        meta: &MetaState,
+        place: &HostPort,
+        key_digest: &[u8; 32],
+    ) -> Result<Vec<Displaced>, peer::join_response::Kind> {
+        let quic = place.to_string();
+        let others: Vec<_> = meta.nodes_at(&quic).filter(|record| record.key_digest != *key_digest).collect();
+        if others.is_empty() {
+            return Ok(Vec::new());
+        }
+        let peers = self.network.peers();
+        for record in &others {
+            let peer = peers.iter().find(|peer| peer.node == record.id);
+            let silent = peer.filter(|peer| peer.connected.is_none()).map(|peer| peer.since.elapsed());
+            if !is_over(self.shards.topology().liveness(record.id).0, silent) {
+                return Err(address_in_use(meta, record.id));
+            }
+        }
+        // Nobody answers there as long as the joiner has no identity.
+        for address in flotilla_transport::resolve(place, RESOLVE_TIMEOUT).await {
+            if let Ok(node) = self.network.identify(address).await {
+                return Err(address_in_use(meta, node));
+            }
+        }
+        Ok(others.iter().map(|record| Displaced { node: record.id, incarnation: record.incarnation }).collect())
     }
 
     fn certify(&self, certified: Option<Certified>, node: NodeId) -> peer::join_response::Kind {
@@ -370,6 +459,25 @@ impl JoinAdmission {
     }
 }
 
+/// Whether the last start of a node is over, by what membership says of it and by how long this node has had
+/// no connection to it; `None` if there is one.
+fn is_over(liveness: MemberState, silent: Option<Duration>) -> bool {
+    match (liveness, silent) {
+        (_, None) | (MemberState::Alive | MemberState::Suspect, _) => false,
+        (MemberState::Down | MemberState::Left, Some(_)) => true,
+        // This node may have started a moment ago.
+        (MemberState::Unknown, Some(silent)) => silent >= SILENT_FOR,
+    }
+}
+
+fn address_in_use(meta: &MetaState, node: NodeId) -> peer::join_response::Kind {
+    let name = meta.node(node).map(|record| format!(" ({})", record.name)).unwrap_or_default();
+    peer::join_response::Kind::Retry(format!(
+        "{node}{name} is at this address and not known to be down; if this is another node, name another address \
+         with --advertise"
+    ))
+}
+
 /// Compares a token's secret with what the cluster knows of it.
 fn verify(known: Option<&TokenRecord>, token: &JoinToken) -> Result<(), MetaRefusal> {
     match known {
@@ -386,6 +494,35 @@ fn refused(reason: &str) -> peer::join_response::Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_told_once_and_again_after_a_while() {
+        let (a, b) = ("a:1".parse().unwrap(), "b:1".parse().unwrap());
+        let mut progress = Progress::default();
+        let start = Instant::now();
+        assert!(progress.is_news(&a, "timed out", start) && progress.is_news(&b, "timed out", start));
+        assert!(!progress.is_news(&a, "timed out", start + REMINDER_INTERVAL / 2));
+        assert!(progress.is_news(&a, "busy", start + REMINDER_INTERVAL / 2));
+        assert!(progress.is_news(&b, "timed out", start + REMINDER_INTERVAL));
+        assert!(!progress.is_news(&a, "busy", start + REMINDER_INTERVAL));
+    }
+
+    #[test]
+    fn a_node_that_may_be_alive_is_not_displaced() {
+        let (long, short) = (Some(SILENT_FOR), Some(SILENT_FOR / 2));
+        for (liveness, silent, over) in [
+            (MemberState::Down, short, true),
+            (MemberState::Left, short, true),
+            (MemberState::Unknown, long, true),
+            (MemberState::Unknown, short, false),
+            (MemberState::Suspect, long, false),
+            (MemberState::Alive, long, false),
+            (MemberState::Down, None, false),
+            (MemberState::Unknown, None, false),
+        ] {
+            assert_eq!(is_over(liveness, silent), over, "{liveness:?} {silent:?}");
+        }
+    }
 
     #[test]
     fn only_a_token_with_the_secret_that_the_cluster_knows_is_genuine() {

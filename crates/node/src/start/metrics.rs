@@ -1,8 +1,8 @@
 //! The text of `/metrics`: the counters of all crates, and gauges of this node's current status.
 //!
 //! The gauges are rendered from the node's status at each scrape, so that a shard or peer that is gone leaves
-//! no series: their number is bounded by the node's replicas and peers. Deliberately absent: bytes per peer, and
-//! names of collections, because users choose them and each would add a series.
+//! no series: their number is bounded by the node's replicas and peers. Deliberately absent: bytes per peer,
+//! and names of collections, because users choose them and each would add a series.
 
 use std::{
     fmt::{Display, Write as _},

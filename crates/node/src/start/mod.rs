@@ -9,6 +9,7 @@ mod client_tls;
 mod config;
 mod departure;
 mod descriptors;
+mod ending;
 mod events;
 mod folder;
 mod founding;
@@ -18,6 +19,7 @@ mod join;
 mod machines;
 mod metrics;
 mod node_change;
+mod places;
 mod security;
 mod shard_view;
 mod status;
@@ -26,6 +28,7 @@ mod testing;
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc,
@@ -43,13 +46,15 @@ use flotilla_meta::MetaState;
 use flotilla_raft_log::EngineLog;
 use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;
-use flotilla_transport::Transport;
-use flotilla_types::{NodeId, VersionRange};
+use flotilla_transport::{BoundSocket, Transport};
+use flotilla_types::{HostPort, NodeId, VersionRange};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::watch};
-use tracing_subscriber::{
-    Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _,
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
 };
+use tracing_subscriber::{Layer as _, fmt, layer::SubscriberExt as _, registry, util::SubscriberInitExt as _};
 
 use admin::NodeAdmin;
 use audit::Audit;
@@ -60,6 +65,7 @@ pub(crate) use config::StartArgs;
 use config::{Config, LogFormat, Origin};
 use departure::Departure;
 use descriptors::ConnectionLimits;
+use ending::{EXIT_REMOVED, EXIT_USAGE, Ended, Removal, Usage};
 use events::Events;
 use folder::Folder;
 use founding::Founding;
@@ -70,8 +76,18 @@ use join::JoinAdmission;
 const LEADERSHIP_TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a stopping node waits for its gateways, which end earlier by themselves.
 const GATEWAYS_STOP_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long this node's own name may take to resolve.
+const OWN_NAME_TIMEOUT: Duration = Duration::from_secs(3);
 /// Exit code after a fatal error, such as a failed disk.
 const EXIT_FATAL: i32 = 70;
+/// The exit codes of a node, for `--help`.
+pub(crate) const EXIT_CODES_HELP: &str = "\
+Exit codes:
+   0  it was told to stop, or has left the cluster as it was told
+   1  it could not start
+   2  the flags are wrong, or do not fit the data directory
+  70  a fatal error, such as a failed disk; a supervisor may start it again
+  77  it was removed from the cluster, or has left it before; it must not be started again on this data directory";
 
 type PublishEvent = Arc<dyn Fn(flotilla_control::Event) + Send + Sync>;
 
@@ -83,15 +99,20 @@ pub(crate) fn run(args: StartArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprintln!("flotilla: {error:#}");
-            return ExitCode::from(2);
+            return ExitCode::from(EXIT_USAGE);
         }
     };
     init_logging(&config);
+    let data_dir = config.data_dir.clone();
     match start(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Stopped | Ended::Left) => ExitCode::SUCCESS,
+        Ok(Ended::Removed) => ExitCode::from(EXIT_REMOVED),
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            if let Some(shortage) = ballast::shortage(&data_dir) {
+                tracing::error!("{shortage}");
+            }
+            if error.is::<Usage>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -106,7 +127,7 @@ fn limit_versions() {
 }
 
 fn init_logging(config: &Config) {
-    let filter: Targets = config.log.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
+    let filter = config.log.clone();
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
     let layer = fmt::layer().with_writer(std::io::stderr);
     match config.log_format {
@@ -115,7 +136,7 @@ fn init_logging(config: &Config) {
     }
 }
 
-fn start(config: Config) -> anyhow::Result<()> {
+fn start(config: Config) -> anyhow::Result<Ended> {
     let metrics = metrics::install().context("cannot set up metrics")?;
     descriptors::raise_limit();
     let folder = Arc::new(Folder::open(&config.data_dir)?);
@@ -128,7 +149,9 @@ fn start(config: Config) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.spawn(metrics::upkeep(metrics.clone()));
-    let (host, log) = runtime.block_on(serve(config, folder, metrics))?;
+    let Some((host, log, ended)) = runtime.block_on(serve(config, folder, metrics))? else {
+        return Ok(Ended::Removed);
+    };
     // Stopped while the runtime still exists, because the host's threads may wait for its tasks.
     host.stop();
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -137,20 +160,25 @@ fn start(config: Config) -> anyhow::Result<()> {
         Some(Err(error)) => tracing::warn!(%error, "no marker of the clean stop; the next start asks peers"),
         None => tracing::warn!("the log is still in use; no marker of the clean stop"),
     }
-    Ok(())
+    Ok(ended)
 }
 
 /// This node's identity, and the peers to fetch metadata from while there is none. Founds or joins a cluster
 /// if the data folder holds no identity.
-async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdentity, Vec<(NodeId, SocketAddr)>)> {
+async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdentity, Vec<(NodeId, HostPort)>)> {
     if let Some(identity) = folder.identity()? {
         return Ok((identity, folder.seeds()?));
     }
     match &config.origin {
         Origin::Found => Ok((join::found_cluster(folder, config.certificate_ttl)?, Vec::new())),
-        Origin::Join { peers, token } => {
-            let joined = join::join_cluster(folder, config, peers, token).await?;
+        Origin::Join { token } => {
+            let joined = join::join_cluster(folder, config, token).await?;
             Ok((joined.identity, joined.peers))
+        }
+        Origin::Resume if !config.hints.is_empty() => {
+            let dir = config.data_dir.display();
+            let text = "so --join needs --token; create one with `flotilla token create` on the cluster";
+            Err(Usage(format!("{dir} holds no identity, {text}")).into())
         }
         Origin::Resume => anyhow::bail!(
             "{} holds no identity: found a cluster with --bootstrap (or --single), \
@@ -160,28 +188,35 @@ async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdent
     }
 }
 
-/// Builds the node, runs it until it is told to stop, and shuts it down. Returns the host, whose threads
-/// still run.
+/// Builds the node, runs it until it is told to stop or was removed, and shuts it down. Returns the host, whose
+/// threads still run; `None` if it was clear before the start that the node was removed.
 async fn serve(
     config: Config,
     folder: Arc<Folder>,
     metrics: PrometheusHandle,
-) -> anyhow::Result<(Host, Arc<EngineLog>)> {
+) -> anyhow::Result<Option<(Host, Arc<EngineLog>, Ended)>> {
+    // Ports are bound before anything else, so that a port conflict neither founds a cluster nor uses a token.
+    let ports = bind_ports(&config).await?;
     let (identity, seeds) = identity(&config, &folder).await?;
+    let meta = folder.metadata()?;
+    ending::check_name(&meta, identity.node(), config.given_name())?;
+    let left = folder.has_left().then_some(Removal::Left);
+    if let Some(removal) = left.or_else(|| ending::recorded(&meta, identity.node())) {
+        ending::report(removal, identity.node(), &meta, &config.data_dir.display().to_string());
+        return Ok(None);
+    }
     let me = local_node(&config, &folder, &identity)?;
-    let topology = Arc::new(Topology::new(me.node, folder.metadata()?));
+    let topology = Arc::new(Topology::new(me.node, meta));
     tokio::spawn(stop_at_unsupported_version(topology.clone()));
     let renewed = watch::Sender::new(identity.clone());
     let custody = Custody::open(folder.clone(), topology.clone(), renewed.subscribe())?;
 
-    // Ports are bound before the log and state are opened, so that a port conflict fails at once.
-    let (http, redis) = bind_client_ports(&config).await?;
     let inbound = Arc::new(Inbound::default());
     inbound.set_topology(topology.clone());
-    let network = start_network(&config, &identity, inbound.clone()).await?;
+    let network = start_network(&config, ports.quic, &identity, inbound.clone()).await?;
     if topology.meta().version() == 0 {
         for (node, address) in &seeds {
-            network.set_peer(*node, *address);
+            network.set_peer(*node, address.clone());
         }
     }
 
@@ -200,7 +235,8 @@ async fn serve(
         network: network.clone(),
         notices: losses,
         membership: MembershipConfig::default(),
-        listen: config.advertise,
+        located: located(&config.advertise).await,
+        hints: config.hints.clone(),
         seed: rand::random(),
         seeds: seeds.iter().map(|(node, _)| *node).collect(),
         authority: authority_reader(custody.clone()),
@@ -208,8 +244,12 @@ async fn serve(
         save_meta: metadata_writer(folder.clone()),
     })?;
     let shards = control.shards().clone();
-    let join_admission =
-        JoinAdmission { cluster: identity.cluster(), custody: custody.clone(), shards: shards.clone() };
+    let join_admission = JoinAdmission {
+        cluster: identity.cluster(),
+        custody: custody.clone(),
+        shards: shards.clone(),
+        network: network.clone(),
+    };
     let desk = AuthorityDesk {
         custody: custody.clone(),
         topology: topology.clone(),
@@ -228,7 +268,7 @@ async fn serve(
     }
 
     let stopping = Arc::new(AtomicBool::new(false));
-    let departure = Departure::new(&topology, &shards, inbound.refused());
+    let departure = Departure::new(&topology, &shards, inbound.ending.clone());
     let store = Store::new(shards.clone(), GatewayStart(rand::random()));
     let ports_issued_by = watch::Sender::new(None);
     let certified_ports = security::certifies_ports(&config).then(|| ports_issued_by.subscribe());
@@ -263,41 +303,55 @@ async fn serve(
     };
     let keeper = Keeper {
         identity: renewed,
-        folder,
+        folder: folder.clone(),
         custody,
-        topology,
+        topology: topology.clone(),
         network: network.clone(),
         shards,
         valid: config.certificate_ttl,
         seeds: seeds.into_iter().map(|(_, address)| address).collect(),
+        hints: config.hints.clone(),
+        ending: inbound.ending.clone(),
         client_ports: certified_ports,
     };
     tokio::spawn(keeper.run());
     let (stop, stopped) = watch::channel(false);
-    let gateways = serve_clients(&config, http, redis, store, Arc::new(admin), security, &stopped)?;
+    let gateways = serve_clients(&config, ports.http, ports.redis, store, Arc::new(admin), security, &stopped)?;
 
-    let ending = tokio::select! {
-        stopped = wait_for_stop() => stopped.map(|()| Ending::Stopped)?,
-        () = departure.is_due() => Ending::Leaving,
-    };
+    let ended = wait_for_end(&config, &departure, &inbound, &topology).await?;
     stopping.store(true, Ordering::Relaxed);
-    match ending {
-        Ending::Stopped => {
-            tracing::info!("stopping: transferring leaderships");
-            step_down(&host.handle()).await;
-            control.leave().await;
-            stop_gateways(&stop, gateways).await;
+    if ended == Ended::Left {
+        tracing::info!("leaving the cluster");
+        // First, because after its removal no peer takes the requests that clients still send here.
+        stop_gateways(&stop, gateways).await;
+        if departure.complete().await
+            && let Err(error) = folder.set_left()
+        {
+            tracing::warn!(%error, "the next start will not know that this node has left");
         }
-        Ending::Leaving => {
-            tracing::info!("no shard has a replica here any more: leaving the cluster");
-            // First, because after its removal no peer takes the requests that clients still send here.
-            stop_gateways(&stop, gateways).await;
-            departure.complete().await;
-            control.leave().await;
-        }
+        control.leave().await;
+    } else {
+        tracing::info!("stopping: transferring leaderships");
+        step_down(&host.handle()).await;
+        control.leave().await;
+        stop_gateways(&stop, gateways).await;
     }
     network.close().await;
-    Ok((host, log))
+    Ok(Some((host, log, ended)))
+}
+
+/// Where gossip says that this node is. A name may resolve here to an address that means another machine
+/// elsewhere, so a loopback address of a name is not passed on: others resolve the name.
+async fn located(advertise: &HostPort) -> SocketAddr {
+    let unspecified = SocketAddr::from(([0, 0, 0, 0], advertise.port()));
+    if let Some(address) = advertise.address() {
+        return address;
+    }
+    let found = flotilla_transport::resolve(advertise, OWN_NAME_TIMEOUT).await;
+    if found.is_empty() {
+        tracing::warn!("the name in --advertise {advertise} does not resolve here; other nodes need it to");
+    }
+    found.into_iter().find(|address| !address.ip().is_loopback()).unwrap_or(unspecified)
 }
 
 /// Describes this node for this start, which is counted durably.
@@ -328,22 +382,31 @@ async fn stop_at_unsupported_version(topology: Arc<Topology>) {
     }
 }
 
-/// Binds the HTTP and Redis ports.
-async fn bind_client_ports(config: &Config) -> anyhow::Result<(TcpListener, TcpListener)> {
+/// The bound ports of this node.
+struct BoundPorts {
+    http: TcpListener,
+    redis: TcpListener,
+    quic: BoundSocket,
+}
+
+async fn bind_ports(config: &Config) -> anyhow::Result<BoundPorts> {
     let http =
         TcpListener::bind(config.http).await.with_context(|| format!("cannot listen on {} (HTTP)", config.http))?;
     let redis =
         TcpListener::bind(config.redis).await.with_context(|| format!("cannot listen on {} (Redis)", config.redis))?;
-    Ok((http, redis))
+    let quic = BoundSocket::bind(config.listen)
+        .with_context(|| format!("cannot listen on {} (UDP, for other nodes)", config.listen))?;
+    Ok(BoundPorts { http, redis, quic })
 }
 
 async fn start_network(
     config: &Config,
+    socket: BoundSocket,
     identity: &NodeIdentity,
     inbound: Arc<Inbound>,
 ) -> anyhow::Result<Arc<Transport>> {
     let transport = flotilla_transport::Config::new(config.listen);
-    let network = Transport::start(transport, identity.clone(), Arc::new(InboundHandler(inbound))).await?;
+    let network = Transport::start_on(socket, transport, identity.clone(), Arc::new(InboundHandler(inbound))).await?;
     Ok(Arc::new(network))
 }
 
@@ -402,16 +465,20 @@ fn open_host(
         machines: machines::machines(topology),
         seed: rand::random(),
         notices,
-        fatal: end_process(config.data_dir.display().to_string()),
+        fatal: end_process(config.data_dir.clone()),
     };
     Ok(Host::start(parts, network, tokio::runtime::Handle::current())?)
 }
 
 /// Ends the process after a fatal error. Everything that was acknowledged is durable.
-fn end_process(data_dir: String) -> Arc<dyn Fn(&str) + Send + Sync> {
+fn end_process(data_dir: PathBuf) -> Arc<dyn Fn(&str) + Send + Sync> {
     Arc::new(move |reason| {
-        tracing::error!(reason, data_dir, "fatal error: the node ends");
-        eprintln!("flotilla: fatal error: {reason} (data directory {data_dir})");
+        let dir = data_dir.display();
+        tracing::error!(reason, data_dir = %dir, "fatal error: the node ends");
+        eprintln!("flotilla: fatal error: {reason} (data directory {dir})");
+        if let Some(shortage) = ballast::shortage(&data_dir) {
+            eprintln!("flotilla: {shortage}");
+        }
         std::process::exit(EXIT_FATAL);
     })
 }
@@ -475,14 +542,6 @@ fn serve_clients(
     })
 }
 
-/// Why the node ends.
-enum Ending {
-    /// It was told to stop.
-    Stopped,
-    /// It was to leave, and holds nothing any more.
-    Leaving,
-}
-
 /// Transfers leaderships. A node whose transfers do not finish in time leaves all the same.
 async fn step_down(host: &Handle) {
     host.step_down();
@@ -498,10 +557,32 @@ async fn stop_gateways(stop: &watch::Sender<bool>, gateways: impl Future<Output 
     let _ = tokio::time::timeout(GATEWAYS_STOP_TIMEOUT, gateways).await;
 }
 
+/// Waits until the node is told to stop, has nothing left to do before it leaves, or turns out to be removed.
+async fn wait_for_end(
+    config: &Config,
+    departure: &Departure,
+    inbound: &Inbound,
+    topology: &Arc<Topology>,
+) -> anyhow::Result<Ended> {
+    let removal = tokio::select! {
+        stopped = wait_for_stop() => return stopped.map(|()| Ended::Stopped),
+        () = departure.is_due() => Removal::Left,
+        removal = inbound.ending.wait(topology, config.given_name()) => removal?,
+    };
+    if removal == Removal::Left {
+        return Ok(Ended::Left);
+    }
+    ending::report(removal, topology.node(), &topology.meta(), &config.data_dir.display().to_string());
+    Ok(Ended::Removed)
+}
+
+/// Waits for a signal that stops the node. A hangup is one: the terminal of a node in the foreground is gone.
 async fn wait_for_stop() -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
     Ok(())

@@ -127,7 +127,7 @@ impl Facts<'_> {
             NodeVerb::Drain if !stuck.is_empty() && node.state == RecordState::Active => {
                 Some(Refusal::unless_forced(format!(
                     "no other active node that answers holds a voter of {}: {id} would go on leading {}; wait until \
-                     they are fully replicated, or use force",
+                     others can take over, or use force",
                     shards(stuck),
                     if stuck.len() == 1 { "it" } else { "them" }
                 )))
@@ -172,7 +172,8 @@ mod tests {
     };
     use flotilla_control::MemberState;
 
-    /// Nodes 1 to `nodes` at the second version, with a shard on each of these sets of nodes, led by the first.
+    /// Nodes 1 to `nodes` at the second version, with a shard on each of these sets of nodes, led by the
+    /// first.
     fn cluster(nodes: u64, shards: &[Vec<u64>]) -> Metadata {
         let mut metadata = Metadata::of_nodes(nodes);
         metadata.collections(shards);

@@ -22,7 +22,13 @@ impl Metadata {
         let (token, secret_hash) = (JoinTokenId(1), [1; 32]);
         metadata.apply(&MetaCommand::CreateToken { id: token, hash: secret_hash, expires_at_ms: 1 << 40, uses: 100 });
         for id in 2..=nodes {
-            metadata.apply(&MetaCommand::Join(JoinRequest { token, secret_hash, node: new_node(id), versions: None }));
+            metadata.apply(&MetaCommand::Join(JoinRequest {
+                token,
+                secret_hash,
+                node: new_node(id),
+                versions: None,
+                displaced: Vec::new(),
+            }));
         }
         metadata
     }

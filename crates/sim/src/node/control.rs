@@ -354,6 +354,8 @@ impl World {
                 Effect::Changed { node: peer, new, .. } => {
                     running.control.cluster.member_changed(peer, new, now_ms);
                 }
+                // Simulated links lead to nodes, not to addresses.
+                Effect::Located { .. } => {}
             }
         }
     }

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use flotilla_identity::{Authorities, ClusterAuthority, Life, NodeIdentity, NodeKey};
-use flotilla_transport::{Breaker, Class, Config, PeerError, PeerState, SendError};
-use flotilla_types::{ClusterId, NodeId};
+use flotilla_transport::{Breaker, Class, Config, PeerError, PeerState, PeerStatus, SendError};
+use flotilla_types::{ClusterId, HostPort, NodeId};
 use tokio::sync::oneshot;
 
 use crate::harness::{CLUSTER, Event, Node, authority, config, identity};
@@ -154,7 +154,57 @@ async fn a_new_address_is_dialled_and_the_old_connection_closed() {
     one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;
     one.transport.send(NodeId(2), Class::Urgent, Bytes::from_static(b"moved")).unwrap();
     after.wait(Event::Frame(NodeId(1), Class::Urgent, Bytes::from_static(b"moved"))).await;
-    assert_eq!(one.status(NodeId(2)).address, after.address());
+    assert_eq!(one.status(NodeId(2)).address, after.address().into());
+}
+
+#[tokio::test]
+async fn a_peer_that_moved_is_found_where_its_own_connection_comes_from() {
+    let authority = authority();
+    let mut one = Node::start(identity(&authority, 1), config()).await;
+    let two = identity(&authority, 2);
+    let before = Node::start(two.clone(), config()).await;
+    one.connect(&before).await;
+    let old = before.address();
+    before.transport.close().await;
+    drop(before);
+    one.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
+    // Nobody tells `one` where the peer is now.
+    let mut after = Node::start(two, config()).await;
+    after.connect(&one).await;
+    one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;
+    let status = one.status(NodeId(2));
+    assert_eq!((status.address, status.connected), (old.into(), Some(after.address())));
+    // Once it is said to be there, the connection stays.
+    one.transport.set_peer(NodeId(2), after.address());
+    assert_eq!(one.call(after.id(), b"still here").await, "still here");
+    assert_eq!(one.drain(), []);
+}
+
+#[tokio::test]
+async fn a_name_is_dialled_where_it_resolves_and_one_that_does_not_is_reported() {
+    let authority = authority();
+    let mut one = Node::start(identity(&authority, 1), config()).await;
+    let two = Node::start(identity(&authority, 2), config()).await;
+    let named = |host: &str| format!("{host}:{}", two.address().port()).parse::<HostPort>().unwrap();
+    one.transport.set_peer(NodeId(2), named("missing.invalid"));
+    let unresolved = |status: &PeerStatus| status.last_error == Some(PeerError::Unresolved);
+    one.wait_status(NodeId(2), unresolved).await;
+    one.transport.set_peer(NodeId(2), named("localhost"));
+    one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;
+}
+
+#[tokio::test]
+async fn the_node_at_an_address_is_identified_by_its_certificate() {
+    let authority = authority();
+    let one = Node::start(identity(&authority, 1), config()).await;
+    let mut two = Node::start(identity(&authority, 2), config()).await;
+    two.connect(&one).await;
+    assert_eq!(one.transport.identify(two.address()).await, Ok(NodeId(2)));
+    assert_eq!(one.transport.identify(one.address()).await, Ok(NodeId(1)));
+    // It replaces no connection, and asks for nothing.
+    assert_eq!((two.drain(), two.call(one.id(), b"ahoy").await), (vec![], "ahoy".into()));
+    let foreign = Node::start(identity(&ClusterAuthority::mint(ClusterId([8; 16])).unwrap(), 2), config()).await;
+    assert!(matches!(one.transport.identify(foreign.address()).await, Err(PeerError::Handshake { .. })));
 }
 
 #[tokio::test]
@@ -212,7 +262,11 @@ async fn a_new_identity_is_used_by_new_connections_while_the_others_go_on() {
     two.transport.set_identity(&second).unwrap();
     two.connect(&one).await;
     three.connect(&two).await;
-    one.transport.set_identity(&moved(&first, &old, &new)).unwrap();
+    // By the signature of the old authority, which is all that this one knows.
+    assert_eq!(one.transport.identify(two.address()).await, Ok(NodeId(2)));
+    let first = moved(&first, &old, &new);
+    one.transport.set_identity(&first).unwrap();
+    assert_eq!(one.transport.identify(three.address()).await, Ok(NodeId(3)), "certified by the old one still");
     assert_eq!(one.call(NodeId(2), b"by the connection of before").await, "by the connection of before");
 
     // Afterwards a certificate of the old one is refused by new connections.
@@ -226,6 +280,9 @@ async fn a_new_identity_is_used_by_new_connections_while_the_others_go_on() {
     three.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
     let refused = |error| matches!(error, Some(PeerError::HandshakeRefused { .. }));
     three.wait_status(NodeId(2), |status| refused(status.last_error)).await;
+    one.transport.set_identity(&first.without_previous()).unwrap();
+    assert_eq!(one.transport.identify(two.address()).await, Ok(NodeId(2)));
+    assert!(matches!(one.transport.identify(three.address()).await, Err(PeerError::Handshake { .. })));
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ pub(super) async fn run(
             *change = wait(&others, change.clone(), deadline).await?;
         }
     }
-    let summary = |done: &[NodeChange]| done.iter().map(|change| outcome(change)).collect::<Vec<_>>().join("\n");
+    let summary = |done: &[NodeChange]| done.iter().map(outcome).collect::<Vec<_>>().join("\n");
     output.show(&json!({ "nodes": done }), |_| summary(&done))
 }
 
