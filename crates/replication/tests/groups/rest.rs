@@ -101,6 +101,21 @@ fn a_resting_group_has_a_new_leader_soon_after_its_leaders_node_died() {
     }
 }
 
+/// No connection changes; only the heartbeats stop, as when a process hangs.
+#[test]
+fn a_follower_wakes_when_its_leaders_node_falls_silent() {
+    for seed in seeds(6) {
+        let (mut world, leader, _) = World::at_rest(seed);
+        world.run_some_ms(3_000);
+        world.network.node_heartbeats_lost = true;
+        let wakes = |world: &World| world.nodes.keys().any(|node| *node != leader && resting(world, *node) == 0);
+        world.run_until(1_500, "a follower wakes", wakes);
+        world.network.node_heartbeats_lost = false;
+        world.all_rest();
+        world.finish();
+    }
+}
+
 /// The node lives, and so do its heartbeats; the leader does not.
 #[test]
 fn a_resting_group_has_a_new_leader_soon_after_its_leader_was_lost_on_a_living_node() {
