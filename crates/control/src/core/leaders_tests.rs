@@ -76,7 +76,7 @@ fn a_node_that_drains_hands_over_everything_and_again_what_comes_back() {
     world.now_ms += PREFERRED_AFTER_MS;
     assert!(moved(&world.reconcile(&mut leaders)).len() < 4, "it keeps its share");
     world.meta.set_state(1, AdminState::Draining);
-    world.now_ms += 2 * TRANSFER_AGAIN_MS << DOUBLINGS_MAX;
+    world.now_ms += (2 * TRANSFER_AGAIN_MS) << DOUBLINGS_MAX;
     let all = moved(&world.reconcile(&mut leaders));
     assert_eq!(all.len(), 4);
     assert_eq!(leaders.interval_ms(), BUSY_MS);
