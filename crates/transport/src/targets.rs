@@ -86,7 +86,7 @@ pub async fn resolve(host: &HostPort, within: Duration) -> Vec<SocketAddr> {
 /// succeeds.
 ///
 /// # Errors
-/// Why the last dial failed; [`PeerError::Removed`] if any peer said so.
+/// Why the last dial failed, but rather what the peer itself said: only there is this node refused.
 pub(crate) async fn dial_first<T, D>(
     targets: Vec<SocketAddr>,
     dial: impl Fn(SocketAddr) -> D,
@@ -114,6 +114,15 @@ where
     Err(failed)
 }
 
+/// How much a failure says of this node at its peer, which has proved who it is before it refuses another.
+fn said_by_peer(error: PeerError) -> u8 {
+    match error {
+        PeerError::Removed => 2,
+        PeerError::HandshakeRefused { .. } => 1,
+        _ => 0,
+    }
+}
+
 /// Waits for one dial. `None` if it failed.
 async fn next<T: 'static>(
     dials: &mut JoinSet<(SocketAddr, Result<T, PeerError>)>,
@@ -122,7 +131,7 @@ async fn next<T: 'static>(
     match dials.join_next().await? {
         Ok((target, Ok(dialled))) => Some((target, dialled)),
         Ok((_, Err(error))) => {
-            if *failed != PeerError::Removed {
+            if said_by_peer(error) >= said_by_peer(*failed) {
                 *failed = error;
             }
             None
@@ -182,11 +191,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_removal_is_not_hidden_by_other_failures() {
+    async fn a_refusal_is_not_hidden_by_other_failures() {
+        let refused = PeerError::HandshakeRefused { alert: 45 };
         let dial = |target: SocketAddr| async move {
-            Err::<(), _>(if target.port() == 1 { PeerError::Removed } else { PeerError::TimedOut })
+            Err::<(), _>(match target.port() {
+                1 => PeerError::Removed,
+                3 => refused,
+                _ => PeerError::TimedOut,
+            })
         };
         assert_eq!(dial_first(vec![address(1), address(2)], dial).await, Err(PeerError::Removed));
+        assert_eq!(dial_first(vec![address(1), address(3)], dial).await, Err(PeerError::Removed));
+        assert_eq!(dial_first(vec![address(2), address(3), address(4)], dial).await, Err(refused));
         assert_eq!(dial_first(vec![address(2)], dial).await, Err(PeerError::TimedOut));
         assert_eq!(dial_first(Vec::new(), dial).await, Err(PeerError::Address));
     }

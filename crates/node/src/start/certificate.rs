@@ -37,7 +37,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Age of a certificate in seconds from which refusals of peers count.
 const REFUSAL_AGE_S: u64 = 10;
-/// Addresses that a returning node tries before it looks again whether it must.
+/// Places of nodes that a returning node tries before it looks again whether it must.
 const RETURN_TRIES_MAX: usize = 8;
 /// Tries between two warnings about a certificate that cannot be renewed.
 const TRIES_PER_WARNING: u32 = 30;

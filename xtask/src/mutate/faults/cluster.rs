@@ -381,4 +381,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-node"),
         also: None,
     },
+    Fault {
+        name: "refusal-hidden-by-a-stale-address",
+        what: "a node does not see that its certificate is refused if nobody is at another address of the peer",
+        file: "crates/transport/src/targets.rs",
+        before: "said_by_peer(error) >= said_by_peer(*failed)",
+        after: "*failed != PeerError::Removed",
+        runner: Runner::Tests("flotilla-transport"),
+        also: None,
+    },
 ];
