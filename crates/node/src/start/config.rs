@@ -111,7 +111,7 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_LISTEN", value_name = "HOST:PORT")]
     listen: Option<Location>,
     /// Where other nodes reach this node, if it differs from --listen; a name is resolved by them for every
-    /// connection. Needed if --listen is every address of the machine (0.0.0.0 or [::])
+    /// connection. Needed if --listen is every address of the machine (0.0.0.0 or ::)
     #[arg(long, env = "FLOTILLA_ADVERTISE", value_name = "HOST:PORT")]
     advertise: Option<Location>,
     /// TCP address to listen on for HTTP, a host name or an address [default: 127.0.0.1:7111]
