@@ -341,8 +341,8 @@ async fn large_requests_are_served_or_refused_with_a_text() {
     assert_eq!(ended.expect("no reset"), 0);
 }
 
-/// A pipeline is read before its transaction is executed: what follows belongs to the database that is selected
-/// then, whether the transaction takes place or not.
+/// A pipeline is read before its transaction is executed: what follows belongs to the database that is
+/// selected then, whether the transaction takes place or not.
 #[tokio::test]
 async fn what_follows_a_transaction_that_selects_waits_for_its_outcome() {
     let cluster = start(1).await;
@@ -445,8 +445,8 @@ fn keys_of(page: &str, seen: &mut BTreeSet<String>) -> String {
     cursor.trim_matches(['[', '"']).to_owned()
 }
 
-/// What is acknowledged in a database that no node knew before is read on every node at once, also on one that
-/// was paused meanwhile, so that its metadata lags behind.
+/// What is acknowledged in a database that no node knew before is read on every node at once, also on one
+/// that was paused meanwhile, so that its metadata lags behind.
 #[tokio::test]
 async fn the_first_write_of_a_database_is_seen_on_every_node() {
     let mut cluster = start(3).await;

@@ -94,7 +94,8 @@ pub struct BatchOperation {
 pub struct BatchReply {
     /// Hybrid time of the batch.
     pub timestamp: Timestamp,
-    /// For `token=` of later reads, which then see these writes. Opaque; empty from nodes of earlier releases.
+    /// For `token=` of later reads, which then see these writes. Opaque; empty from nodes of earlier
+    /// releases.
     #[serde(default)]
     pub token: String,
     /// Version of every record that the batch wrote.

@@ -48,8 +48,8 @@ pub struct ScanItem {
     /// Its value; absent with `values=false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// The encoding of key and value, if it is not that which was requested: `base64` for a record that is not
-    /// UTF-8.
+    /// The encoding of key and value, if it is not that which was requested: `base64` for a record that is
+    /// not UTF-8.
     #[serde(default, skip_serializing_if = "Encoding::is_default")]
     pub encoding: Encoding,
     /// Its version.

@@ -10,8 +10,8 @@ pub struct Config {
     /// Ticks between heartbeats. At most a third of `election_ticks`, so that one lost heartbeat causes no
     /// election.
     pub heartbeat_ticks: usize,
-    /// Ticks without entries and reads after which a group rests: it sends no heartbeats until something wakes it.
-    /// 0 for never.
+    /// Ticks without entries and reads after which a group rests: it sends no heartbeats until something
+    /// wakes it. 0 for never.
     pub rest_after_ticks: usize,
     /// Bytes of entries in one append message, at most.
     pub append_bytes_max: usize,

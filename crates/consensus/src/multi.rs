@@ -222,7 +222,8 @@ impl MultiRaft {
         }
     }
 
-    /// From now on leaders may let their groups rest: every member understands [`MessageKind::Rest`](flotilla_types::MessageKind).
+    /// From now on leaders may let their groups rest: every member understands
+    /// [`MessageKind::Rest`](flotilla_types::MessageKind).
     pub fn allow_rest(&mut self) {
         self.may_rest = true;
     }

@@ -1,9 +1,9 @@
 //! Positions of scans. A cursor of `SCAN` is a number, but a position is a key.
 //!
-//! A bounded table from cursor to key that evicts the least recently used cursor; what is not in it may be in the
-//! cluster (see `execute::positions`). The cursor of a key is a hash with a secret of this process, so that equal
-//! positions share an entry, and nobody can choose keys whose cursors collide. Cursors have 53 bits, for clients
-//! that store them as floats.
+//! A bounded table from cursor to key that evicts the least recently used cursor; what is not in it may be in
+//! the cluster (see `execute::positions`). The cursor of a key is a hash with a secret of this process, so
+//! that equal positions share an entry, and nobody can choose keys whose cursors collide. Cursors have 53
+//! bits, for clients that store them as floats.
 
 use std::{
     collections::{BTreeMap, hash_map::RandomState},

@@ -101,8 +101,8 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// Whether there is no such command, not with this number of arguments, or not for this client. Other errors are about the
-    /// values of arguments.
+    /// Whether there is no such command, not with this number of arguments, or not for this client. Other
+    /// errors are about the values of arguments.
     pub(crate) fn is_about_the_command(&self) -> bool {
         matches!(
             self,

@@ -1,7 +1,8 @@
-//! The arguments of each command, as `COMMAND DOCS` describes them to clients that complete or check commands.
+//! The arguments of each command, as `COMMAND DOCS` describes them to clients that complete or check
+//! commands.
 //!
-//! They are written as in Redis's own documentation: `[…]` is optional, `A|B` one of them, `…` repeated, `(…)` a
-//! group; words in capitals stand for themselves, and one directly before a name belongs to it.
+//! They are written as in Redis's own documentation: `[…]` is optional, `A|B` one of them, `…` repeated,
+//! `(…)` a group; words in capitals stand for themselves, and one directly before a name belongs to it.
 
 use crate::Reply;
 

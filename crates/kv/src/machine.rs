@@ -241,8 +241,8 @@ struct Deferred {
     clock_ms: u64,
 }
 
-/// The wall clock time by which a read judges what is due: the time that it names, if that was reached, so that
-/// it is not asked again for what became due since.
+/// The wall clock time by which a read judges what is due: the time that it names, if that was reached, so
+/// that it is not asked again for what became due since.
 fn due_by_ms(context: &ReadContext<'_>, as_of_ms: Option<u64>) -> u64 {
     context.now.millis().min(as_of_ms.unwrap_or(u64::MAX))
 }

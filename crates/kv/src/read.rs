@@ -15,8 +15,8 @@ use crate::{Answer, Limits, Query, Record, record::StoredRecord, stats::RecordSt
 /// Records read from the engine at once.
 const BATCH_ITEMS: usize = 512;
 
-/// Records that a page of a scan passes over, deleted or expired: the page then ends, also without records, so
-/// that other work of the shard does not wait for a long range of them.
+/// Records that a page of a scan passes over, deleted or expired: the page then ends, also without records,
+/// so that other work of the shard does not wait for a long range of them.
 const SKIPPED_MAX: usize = 4_096;
 
 /// Bytes of keys and values that a scan or count reads, at most, besides one record.

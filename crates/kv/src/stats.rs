@@ -2,7 +2,8 @@
 //!
 //! Invariant: the statistics agree with the stored records after every command. They count stored records,
 //! and apart from them those that are due at the shard's clock and not removed yet. The index is not part of
-//! checkpoints: it is rebuilt from the records, and ordered by (expiry, key), so it is equal on every replica.
+//! checkpoints: it is rebuilt from the records, and ordered by (expiry, key), so it is equal on every
+//! replica.
 
 use std::{collections::BTreeMap, ops::Bound};
 
@@ -99,8 +100,8 @@ impl RecordStats {
         Ok(())
     }
 
-    /// Removes the record with the earliest expiry from the statistics, if it is due at the clock, and returns
-    /// its key.
+    /// Removes the record with the earliest expiry from the statistics, if it is due at the clock, and
+    /// returns its key.
     pub(crate) fn take_due(&mut self) -> Result<Option<Bytes>, MachineError> {
         let Some(at_ms) = self.first_expiry_ms().filter(|at_ms| *at_ms <= self.clock_ms) else { return Ok(None) };
         let Some(((_, key), bytes)) = self.expiring.first_key_value().map(|(key, bytes)| (key.clone(), *bytes)) else {

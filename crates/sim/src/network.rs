@@ -59,7 +59,8 @@ impl NetworkFaults {
     }
 }
 
-/// Objects pass through a healed link at this rate at least: faster than clients write, so that a transfer can end.
+/// Objects pass through a healed link at this rate at least: faster than clients write, so that a transfer
+/// can end.
 const HEALED_BYTES_PER_MS: u64 = 20;
 
 /// All links.

@@ -320,8 +320,8 @@ impl Transport {
     }
 }
 
-/// The settings for identifying nodes: of every authority that this node trusts, as a node certified by the one
-/// before may answer while the authority is rotated.
+/// The settings for identifying nodes: of every authority that this node trusts, as a node certified by the
+/// one before may answer while the authority is rotated.
 fn identify_config(identity: &NodeIdentity) -> Result<quinn::ClientConfig, TransportError> {
     join::trusting_client(JoinTrust::Known(identity.trusted()))
 }

@@ -129,7 +129,8 @@ pub enum MessageKind {
     ReadIndex,
     /// The response to [`MessageKind::ReadIndex`].
     ReadIndexResponse,
-    /// The leader's group is idle, and will send no heartbeats until something happens. `commit` is the last entry.
+    /// The leader's group is idle, and will send no heartbeats until something happens. `commit` is the last
+    /// entry.
     Rest,
 }
 

@@ -1,24 +1,23 @@
 //! Rest: a group that has nothing to do sends no messages and counts no election timeouts.
 //!
 //! A leader whose group was idle for [`Config::rest_after_ticks`](crate::Config), and whose followers have
-//! everything and know it, sends [`MessageKind::Rest`] in place of its next heartbeat. A follower that agrees (same
-//! term, same last entry, everything committed) stops its election timer. From then on the node's heartbeats
-//! stand for the leader's: the caller wakes the replicas that depend on a node when that node falls silent,
-//! restarts, or says that it leads the shard no more ([`Input::Wake`](crate::Input)). Any other message, a
-//! proposal or a read wakes a replica as well.
+//! everything and know it, sends [`MessageKind::Rest`] in place of its next heartbeat. A follower that agrees
+//! (same term, same last entry, everything committed) stops its election timer. From then on the node's
+//! heartbeats stand for the leader's: the caller wakes the replicas that depend on a node when that node
+//! falls silent, restarts, or says that it leads the shard no more ([`Input::Wake`](crate::Input)). Any other
+//! message, a proposal or a read wakes a replica as well.
 //!
 //! Why this is safe: rest only stops timers. A resting leader earns no leases, and those that it has end by
 //! the clock. The promise of a follower not to vote (see [`lease`](super::lease)) counts ticks also while it
 //! rests, so it ends no later than otherwise.
 //!
-//! Why a group does not sleep for ever: a `Rest` that was lost leaves the follower's election timer running;
+//! Why a group always wakes when it must: a `Rest` that was lost leaves the follower's election timer running;
 //! its pre-vote wakes the others, among them the leader, which sends heartbeats at once. A resting follower
-//! ignores that pre-vote, since its count of ticks since the last heartbeat stands still, as raft-rs demands of a
-//! follower of a live leader.
+//! ignores that pre-vote, since its count of ticks since the last heartbeat stands still, as raft-rs demands of
+//! a follower of a live leader.
 //!
-//! After CockroachDB's quiescence and TiKV's hibernate regions. Theirs trust each follower's view of the leader's
-//! node as well; here a dead follower keeps its group awake until it was replaced or is back, so that nobody
-//! rests without having all entries.
+//! After CockroachDB's quiescence and TiKV's hibernate regions. Unlike there, a group does not rest while a
+//! follower is down or lacks entries.
 
 use bytes::Bytes;
 use flotilla_types::{LogIndex, Message, MessageKind, ReplicaId, ShardId, Term};
@@ -51,8 +50,8 @@ impl Group {
         self.rest.active_at = self.counted_ticks;
     }
 
-    /// Wakes the replica. If the node of its leader is silent, it need not wait for the leader any longer than for
-    /// one that sent no heartbeats for an election timeout. A leader that wakes sends heartbeats.
+    /// Wakes the replica. If the node of its leader is silent, it need not wait for the leader any longer
+    /// than for one that sent no heartbeats for an election timeout. A leader that wakes sends heartbeats.
     pub(crate) fn wake(&mut self, leader_is_silent: bool) {
         if !self.rest.resting {
             return;
@@ -111,8 +110,8 @@ impl Group {
             })
     }
 
-    /// A leader's message to rest. One that does not fit is ignored: the leader wakes when this replica's election
-    /// timeout ends.
+    /// A leader's message to rest. One that does not fit is ignored: the leader wakes when this replica's
+    /// election timeout ends.
     pub(super) fn on_rest(&mut self, message: &Message) {
         let raft = &self.node.raft;
         let log = &raft.raft_log;

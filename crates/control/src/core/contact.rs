@@ -8,8 +8,8 @@ use flotilla_types::NodeId;
 
 use super::View;
 
-/// How long another node may be silent before that is reported, in milliseconds: after the start of this node,
-/// or after the other one joined.
+/// How long another node may be silent before that is reported, in milliseconds: after the start of this
+/// node, or after the other one joined.
 const SILENT_MS: u64 = 10_000;
 
 /// A change that an operator should know of.

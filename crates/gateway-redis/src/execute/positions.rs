@@ -1,8 +1,9 @@
-//! The positions of scans, on every node: besides its own table of cursors, each node writes the positions that
-//! it hands out to a collection of the cluster, where they stay for a while. So a scan goes on on any node, also
-//! after a restart.
+//! The positions of scans, on every node: besides its own table of cursors, each node writes the positions
+//! that it hands out to a collection of the cluster, where they stay for a while. So a scan goes on on any
+//! node, also after a restart.
 //!
-//! A position that cannot be written in time is known on this node only: the scan itself must not fail for it.
+//! A position that cannot be written in time is known on this node only: the scan itself must not fail for
+//! it.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 //! `SCAN`: pages in key order, over all shards.
 //!
-//! A key that exists during the whole scan is returned exactly once; Redis promises at least once. Cursors are
-//! good on every node (see `positions`). As in Redis, a cursor may be used with another pattern: the scan goes on
-//! from its position, and ends if no key that the pattern matches can follow.
+//! A key that exists during the whole scan is returned exactly once; Redis promises at least once. Cursors
+//! are good on every node (see `positions`). As in Redis, a cursor may be used with another pattern: the scan
+//! goes on from its position, and ends if no key that the pattern matches can follow.
 
 use std::time::Instant;
 

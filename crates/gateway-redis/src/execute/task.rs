@@ -19,8 +19,8 @@ use crate::{
 
 /// Keys of one writing call: the store's limit on operations.
 const WRITE_KEYS_MAX: usize = 1_024;
-/// `MGET` of more keys reads the lengths of their values first, so that its reply is bounded; so does one whose
-/// values turn out to be large.
+/// `MGET` of more keys reads the lengths of their values first, so that its reply is bounded; so does one
+/// whose values turn out to be large.
 const MGET_KEYS_UNMEASURED_MAX: usize = 64;
 /// Bytes of values in the reply to one `MGET` that reads their lengths first.
 const MGET_BYTES_MAX: u64 = 32 << 20;

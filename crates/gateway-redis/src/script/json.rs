@@ -1,7 +1,7 @@
 //! The library `cjson` of scripts, with the defaults that Redis leaves it at.
 //!
-//! Decoding builds Lua values as it reads, so what it makes counts on the script's memory; encoding spends its
-//! bytes from the script's budget. Both are bounded in depth, because they recurse.
+//! Decoding builds Lua values as it reads, so what it makes counts on the script's memory; encoding spends
+//! its bytes from the script's budget. Both are bounded in depth, because they recurse.
 
 use std::{borrow::Cow, cell::RefCell, fmt};
 

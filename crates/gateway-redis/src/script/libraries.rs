@@ -1,7 +1,7 @@
 //! The libraries of scripts besides Lua's own: `cjson`, `cmsgpack` and `bit`.
 //!
-//! What they refuse is an error with the place in the script in front, as Lua itself writes it. Scripts see the
-//! text of an error (see [`describe`]); only the end of the budget stays an error that no script catches.
+//! What they refuse is an error with the place in the script in front, as Lua itself writes it. Scripts see
+//! the text of an error (see [`describe`]); only the end of the budget stays an error that no script catches.
 
 use std::rc::Rc;
 

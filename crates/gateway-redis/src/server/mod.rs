@@ -97,8 +97,8 @@ impl Shared {
         Keyspace::new(self.store.clone(), self.admin.clone(), database, caller)
     }
 
-    /// What the databases that this node knows hold, as far as it is counted in a short time: without a quorum,
-    /// clients that wait for `INFO` before anything else must not wait for that.
+    /// What the databases that this node knows hold, as far as it is counted in a short time: without a
+    /// quorum, clients that wait for `INFO` before anything else must not wait for that.
     async fn databases(&self, deadline: Instant) -> Vec<(Database, Counted)> {
         let deadline = deadline.min(Instant::now() + KEYSPACE_WITHIN);
         let known = Database::all().filter(|database| self.store.knows_collection(database.collection()));

@@ -120,7 +120,8 @@ impl Multi {
         self.selected
     }
 
-    /// Decides about a request for a database, of `bytes`, of which `room` may still be queued. `shards_of` looks up keys.
+    /// Decides about a request for a database, of `bytes`, of which `room` may still be queued. `shards_of`
+    /// looks up keys.
     pub(super) fn admit(
         &mut self,
         request: Result<Command, CommandError>,

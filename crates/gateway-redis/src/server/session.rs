@@ -87,8 +87,8 @@ impl Session {
         Caller { key: self.grant.as_ref().and_then(Grant::key), address: self.client.peer.ip() }
     }
 
-    /// Whether the client may send this request for this database: its key is still valid and has the right that
-    /// the command needs, to that collection.
+    /// Whether the client may send this request for this database: its key is still valid and has the right
+    /// that the command needs, to that collection.
     pub(super) fn authorize(
         &mut self,
         spec: Option<&Spec>,

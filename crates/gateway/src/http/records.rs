@@ -108,8 +108,8 @@ async fn delete(app: App, collection: String, key: Bytes, request: Request) -> R
     }
 }
 
-/// The token of a state at this time: a format byte and the time. A replica whose clock has reached the time has
-/// every write up to it, wherever the record has gone since. Strong reads need none.
+/// The token of a state at this time: a format byte and the time. A replica whose clock has reached the time
+/// has every write up to it, wherever the record has gone since. Strong reads need none.
 pub(super) fn token(timestamp: Timestamp) -> String {
     const FORMAT: u8 = 1;
     let mut bytes = [FORMAT; 1 + size_of::<u64>()];

@@ -1,11 +1,11 @@
 //! `GET /v1/kv/{collection}`: a page of records in key order.
 //!
-//! `prefix`, `start` and `end` are always percent-encoded bytes; `encoding` applies to the answer only. Without
-//! it, records whose key and value are UTF-8 are text, and others base64, which their field `encoding` says; so
-//! one binary record costs no page. With `encoding=utf8` it does, with a typed error.
+//! `prefix`, `start` and `end` are always percent-encoded bytes; `encoding` applies to the answer only.
+//! Without it, records whose key and value are UTF-8 are text, and others base64, which their field
+//! `encoding` says; so one binary record costs no page. With `encoding=utf8` it does, with a typed error.
 //!
-//! The cursor is opaque to clients: the last key of the page in URL-safe base64, or after `~` the key from which
-//! the next page starts. Bounds between which no key lies are no error: the page is empty.
+//! The cursor is opaque to clients: the last key of the page in URL-safe base64, or after `~` the key from
+//! which the next page starts. Bounds between which no key lies are no error: the page is empty.
 
 use axum::{
     Json,

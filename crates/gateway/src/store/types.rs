@@ -64,8 +64,8 @@ pub struct Scan {
 pub struct Page {
     /// In key order.
     pub records: Vec<Found>,
-    /// Where the next page starts: the smallest key that it may have, which need not exist. `None` at the end.
-    /// A page without records may have one, after a long range of records that are deleted or expired.
+    /// Where the next page starts: the smallest key that it may have, which need not exist. `None` at the
+    /// end. A page without records may have one, after a long range of records that are deleted or expired.
     pub cursor: Option<Bytes>,
 }
 

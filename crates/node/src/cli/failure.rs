@@ -1,7 +1,7 @@
 //! Failures of verbs: an exit code, a message, and a hint what to do next.
 //!
-//! With `-o json` a failure is one problem document on stderr, with the members that the HTTP interface uses, and
-//! besides them `hint` and `exit_code`.
+//! With `-o json` a failure is one problem document on stderr, with the members that the HTTP interface uses,
+//! and besides them `hint` and `exit_code`.
 
 use std::{error::Error, io, process::ExitCode};
 

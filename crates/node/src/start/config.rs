@@ -212,7 +212,8 @@ pub(crate) struct Settings {
     /// Private key of --tls-cert (PEM)
     #[arg(long, env = "FLOTILLA_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Serve only clients with a certificate that one of these authorities signed (PEM) [default: none needed]
+    /// Serve only clients with a certificate that one of these authorities signed (PEM) [default: none
+    /// needed]
     #[arg(long, env = "FLOTILLA_TLS_CLIENT_CA", value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
     /// How long this node's certificates of the cluster's authority are valid (for peers, and for the client
@@ -223,13 +224,13 @@ pub(crate) struct Settings {
     #[arg(long, env = "FLOTILLA_CORS_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     cors_origins: Option<Vec<String>>,
 
-    /// Names by which clients reach this node over HTTP (comma-separated), besides addresses, localhost
-    /// and the name in --advertise-http; a request with another name in `Host` is refused; *.example.com for all
+    /// Names by which clients reach this node over HTTP (comma-separated), besides addresses, localhost and
+    /// the name in --advertise-http; a request with another name in `Host` is refused; *.example.com for all
     /// names below one, * for all [default: the host's name]
     #[arg(long, env = "FLOTILLA_HOST_NAMES", value_name = "NAMES", value_delimiter = ',')]
     host_names: Option<Vec<String>>,
-    /// Bytes that this node holds for its clients, at least 64 MiB: requests that have not arrived completely,
-    /// requests in progress and answers that were not read; beyond it, clients wait or are closed
+    /// Bytes that this node holds for its clients, at least 64 MiB: requests that have not arrived
+    /// completely, requests in progress and answers that were not read; beyond it, clients wait or are closed
     /// [default: 100663296]
     #[arg(long, env = "FLOTILLA_CLIENT_BYTES", value_name = "BYTES")]
     client_bytes: Option<usize>,

@@ -309,7 +309,8 @@ impl JoinAdmission {
         if !trusted.any(|authority| CaFingerprint::of(authority) == token.fingerprint()) {
             return refused("the join token was created before the cluster's authority was rotated");
         }
-        // Checked before anything is told or proposed, because whoever knows the authority can make such tokens.
+        // Checked before anything is told or proposed, because whoever knows the authority can make such
+        // tokens.
         if let Err(answer) = self.check_token(&token).await {
             return answer;
         }
@@ -396,8 +397,8 @@ impl JoinAdmission {
         Ok(follower.state().clone())
     }
 
-    /// The nodes recorded at the joiner's address, which it displaces: it has evidently returned there without
-    /// their folder. A node that may be alive is not displaced.
+    /// The nodes recorded at the joiner's address, which it displaces: it has evidently returned there
+    /// without their folder. A node that may be alive is not displaced.
     async fn displaced(
         &self,
         meta: &MetaState,

@@ -188,14 +188,15 @@ async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdent
     }
 }
 
-/// Builds the node, runs it until it is told to stop or was removed, and shuts it down. Returns the host, whose
-/// threads still run; `None` if it was clear before the start that the node was removed.
+/// Builds the node, runs it until it is told to stop or was removed, and shuts it down. Returns the host,
+/// whose threads still run; `None` if it was clear before the start that the node was removed.
 async fn serve(
     config: Config,
     folder: Arc<Folder>,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<Option<(Host, Arc<EngineLog>, Ended)>> {
-    // Ports are bound before anything else, so that a port conflict neither founds a cluster nor uses a token.
+    // Ports are bound before anything else, so that a port conflict neither founds a cluster nor uses a
+    // token.
     let ports = bind_ports(&config).await?;
     let (identity, seeds) = identity(&config, &folder).await?;
     let meta = folder.metadata()?;

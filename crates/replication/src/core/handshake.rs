@@ -4,15 +4,16 @@
 //! A restored or damaged data folder forgets acknowledged entries and votes. A log with evidence that it is
 //! complete ([`flotilla_storage::LogEvidence`]) is trusted at once. Without evidence the node must ask: every
 //! synced log batch carries a node-wide sequence, node heartbeats and the messages that wait for the batch
-//! name it, and each peer remembers the highest one durably, with its own next write. The node keeps its replicas unverified (no votes, no
-//! acknowledgements) until enough peers have confirmed that it recovered at least as much as they remember.
+//! name it, and each peer remembers the highest one durably, with its own next write. The node keeps its
+//! replicas unverified (no votes, no acknowledgements) until enough peers have confirmed that it recovered at
+//! least as much as they remember.
 //!
 //! Enough are n − q + 1 voters *other than this node*, with n voters and commit quorums of q. An entry that
 //! this node acknowledged and forgot was committed by q − 1 others with it, and so many others are too many
 //! to miss all of them. A majority that counts the node itself is not enough: with three voters it could
-//! consist of the node that forgot and of one that was down at the time. Voters beyond that number must answer
-//! as well while they are members of the cluster: between two heartbeats only a leader learns the sequence of an
-//! acknowledgement.
+//! consist of the node that forgot and of one that was down at the time. Voters beyond that number must
+//! answer as well while they are members of the cluster: between two heartbeats only a leader learns the
+//! sequence of an acknowledgement.
 //!
 //! Not covered: sequences that peers received but had not written when they crashed as well, between a
 //! promise of this node and their own next write.
@@ -236,8 +237,8 @@ impl RecoveryHandshake {
     }
 
     /// What a peer remembers of our log beyond what we recovered; `None` when it verifies us. Sequences of
-    /// this incarnation, and those advertised to it since its first check, are not losses: it accepts them only
-    /// after a check that found none, and an older heartbeat of ours arrived late.
+    /// this incarnation, and those advertised to it since its first check, are not losses: it accepts them
+    /// only after a check that found none, and an older heartbeat of ours arrived late.
     fn lost_according_to(&mut self, peer: NodeId, remembered: Option<WalSequence>) -> Option<WalSequence> {
         let advertised = *self.advertised.entry(peer).or_insert(self.recovered);
         let ours = first_sequence(self.incarnation)..=self.synced;
@@ -389,8 +390,8 @@ impl<T> Core<T> {
         }
     }
 
-    /// Whether there is nobody to ask: no other node is known, and this one alone votes in the metadata group,
-    /// which would name one. A wiped or foreign folder has no such replica.
+    /// Whether there is nobody to ask: no other node is known, and this one alone votes in the metadata
+    /// group, which would name one. A wiped or foreign folder has no such replica.
     fn is_alone(&self) -> bool {
         let votes_alone = |replica: &super::Replica<T>| replica.shard == ShardId::META && replica.sole_voter;
         self.handshake.peers.as_ref().is_some_and(Vec::is_empty) && self.replicas.values().any(votes_alone)

@@ -1,16 +1,16 @@
 //! Resting replicas: which nodes they depend on, and when they must wake.
 //!
-//! A group at rest sends nothing (see `consensus`); the heartbeats of its leader's node stand for the leader's.
-//! So a resting follower wakes when that node falls silent, when the connection to it changes (it may have
-//! restarted), or when it says that the leader is gone. A resting leader wakes when the connection to a
-//! follower's node changes: the follower may have restarted, and count its election timeout.
+//! A group at rest sends nothing (see `consensus`); the heartbeats of its leader's node stand for the
+//! leader's. So a resting follower wakes when that node falls silent, when the connection to it changes (it
+//! may have restarted), or when it says that the leader is gone. A resting leader wakes when the connection
+//! to a follower's node changes: the follower may have restarted, and count its election timeout.
 //!
-//! Wake-ups after such an event are dealt out, [`WAKES_PER_TICK`] a tick: a node may lead thousands of resting
-//! groups, and each that wakes sends messages. Whoever is wanted by a client does not wait for its turn: a
-//! request, or any message, wakes a replica at once.
+//! Wake-ups after such an event are dealt out, [`WAKES_PER_TICK`] a tick: a node may lead thousands of
+//! resting groups, and each that wakes sends messages. Whoever is wanted by a client does not wait for its
+//! turn: a request, or any message, wakes a replica at once.
 //!
-//! Silence is counted in ticks of this node, not by its clock: a process that was paused has missed ticks, not
-//! heartbeats.
+//! Silence is counted in ticks of this node, not by its clock: a process that was paused has missed ticks,
+//! not heartbeats.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,8 +40,8 @@ pub(super) struct RestingReplicas {
     sent_at: BTreeMap<NodeId, u64>,
     /// Nodes that fell silent, and whose dependents have been queued.
     silent: BTreeSet<NodeId>,
-    /// Shards whose groups rested under a leader here that is gone, with the number of heartbeats that still name
-    /// them.
+    /// Shards whose groups rested under a leader here that is gone, with the number of heartbeats that still
+    /// name them.
     not_led: BTreeMap<ShardId, u32>,
 }
 

@@ -10,8 +10,8 @@ use flotilla_wire::{FRAME_ENVELOPES_MAX, WireError, decode_frame, encode, envelo
 
 use crate::{Input, NodeHeartbeat, Outgoing};
 
-/// Bytes of entries and of lists of objects in one frame; a single larger message gets its own. Well below the
-/// transport's bound.
+/// Bytes of entries and of lists of objects in one frame; a single larger message gets its own. Well below
+/// the transport's bound.
 const FRAME_BYTES_MAX: usize = 2 << 20;
 /// An object's id in a list, with its field and length.
 const OBJECT_ID_BYTES: usize = 34;

@@ -104,8 +104,8 @@ fn a_rolled_back_node_does_not_vote_before_it_is_verified() {
     }
 }
 
-/// Node heartbeats come four times a second, and writes by the thousand: acknowledgements themselves say what a
-/// node must not forget.
+/// Node heartbeats come four times a second, and writes by the thousand: acknowledgements themselves say what
+/// a node must not forget.
 #[test]
 fn a_roll_back_to_after_the_last_heartbeat_is_noticed() {
     for seed in seeds(4) {

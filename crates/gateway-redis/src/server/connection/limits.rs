@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use super::{Connection, READ_BYTES_MIN};
 
 impl Connection {
-    /// Whether another request that has arrived may start. One at a time also starts without room in the budget,
-    /// because that frees its bytes.
+    /// Whether another request that has arrived may start. One at a time also starts without room in the
+    /// budget, because that frees its bytes.
     pub(super) fn takes_requests(&self) -> bool {
         self.is_within_limits() && (self.window.is_empty() || self.account.has_room(0))
     }
