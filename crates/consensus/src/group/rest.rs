@@ -50,8 +50,8 @@ impl Group {
         self.rest.active_at = self.counted_ticks;
     }
 
-    /// Wakes the replica. If the node of its leader is silent, it need not wait for the leader any longer
-    /// than for one that sent no heartbeats for an election timeout. A leader that wakes sends heartbeats.
+    /// Wakes the replica. If the node of its leader is silent, the ticks since the leader's last message count
+    /// towards the election timeout, as if the replica had not rested. A leader that wakes sends heartbeats.
     pub(crate) fn wake(&mut self, leader_is_silent: bool) {
         if !self.rest.resting {
             return;
@@ -61,7 +61,9 @@ impl Group {
         if raft.state == StateRole::Leader {
             raft.ping();
         } else if leader_is_silent {
-            raft.election_elapsed = raft.election_elapsed.max(self.election_ticks);
+            // Not more: the leader may hold a lease by this replica's promise.
+            let silent_ticks = self.ticks_since_leader.min(self.election_ticks);
+            raft.election_elapsed = raft.election_elapsed.max(silent_ticks);
         }
     }
 

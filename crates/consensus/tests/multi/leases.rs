@@ -1,6 +1,6 @@
 //! Leases of leaders, and the promises of voters behind them.
 
-use flotilla_consensus::Lease;
+use flotilla_consensus::{Lease, Role};
 
 use super::*;
 
@@ -274,4 +274,32 @@ fn a_restarted_replica_votes_for_the_target_of_a_transfer() {
     driver.take_transcript();
     driver.input(2, Input::Message(request));
     assert!(driver.take_transcript().contains("RequestVoteResponse in t3"));
+}
+
+/// The leader's node may be silent since long before the leader's last message.
+#[test]
+fn a_resting_follower_that_wakes_campaigns_no_earlier_than_its_promise_allows() {
+    let mut driver = elected(&[1, 2, 3]);
+    for id in 1..=3 {
+        driver.node(id).raft.allow_rest();
+    }
+    driver.tick(60);
+    assert_eq!(driver.nodes[&2].raft.resting(), 1);
+    run_round(&mut driver, 1, "read", 1_000);
+    assert_eq!(driver.nodes[&2].raft.resting(), 0, "the leader's heartbeat wakes it");
+    let group = driver.nodes[&2].raft.group(ReplicaId(2)).unwrap();
+    let (term, commit) = (group.term().0, group.last());
+    driver.input(2, Input::Message(Message { commit, ..message(MessageKind::Rest, 1, 2, term) }));
+    assert_eq!(driver.nodes[&2].raft.resting(), 1);
+    driver.input(2, Input::Wake { replica: ReplicaId(2), leader_is_silent: true });
+    let role = |driver: &Driver| driver.nodes[&2].raft.group(ReplicaId(2)).unwrap().role().0;
+    let election_ticks = Config::default().election_ticks;
+    for tick in 1..election_ticks {
+        driver.input(2, Input::Tick);
+        assert_eq!(role(&driver), Role::Follower, "it campaigns {tick} ticks after the leader's message");
+    }
+    for _ in 0..election_ticks {
+        driver.input(2, Input::Tick);
+    }
+    assert_eq!(role(&driver), Role::Candidate);
 }

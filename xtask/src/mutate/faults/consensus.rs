@@ -138,4 +138,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "waking-follower-breaks-its-promise",
+        what: "a follower that wakes because its leader's node is silent campaigns although the leader may hold a lease",
+        file: "crates/consensus/src/group/rest.rs",
+        before: "self.ticks_since_leader.min(self.election_ticks)",
+        after: "self.election_ticks.max(self.ticks_since_leader.min(1))",
+        runner: Runner::Tests("flotilla-consensus"),
+        also: None,
+    },
 ];
