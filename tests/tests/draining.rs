@@ -97,7 +97,10 @@ async fn a_drained_node_leads_nothing_and_gets_nothing_until_it_is_taken_back() 
     change(&client(&cluster, 2), id, NodeVerb::Undrain).await.expect("an undrain, asked of the node itself");
     wait_state(&cluster, &[1, 2, 3, 4], id, NodeState::Active).await;
     wait_leads(&cluster, 1, id).await;
-    assert!(is_offered(&cluster, 2).await);
+    eventually("load balancers take the node back", async || {
+        if is_offered(&cluster, 2).await { Ok(()) } else { Err("not ready".to_owned()) }
+    })
+    .await;
     let history = load.finish().await;
     history.verify(&client(&cluster, 1)).await;
 }
