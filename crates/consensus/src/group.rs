@@ -175,7 +175,7 @@ impl Group {
             counted_ticks: tick,
             ticks_since_leader,
             lease_state: LeaseState::default(),
-            rest: Rest { after_ticks: config.rest_after_ticks, active_at: tick, resting: false, messages: Vec::new() },
+            rest: Rest::new(config.rest_after_ticks, tick, false),
             silent: BTreeSet::new(),
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,
@@ -328,7 +328,7 @@ impl Group {
         if message.kind == MessageKind::Rest {
             return self.on_rest(&message);
         }
-        self.wake_for(message.kind);
+        self.wake_for(&message);
         let leader_term = Self::leader_term_in(&message);
         let offered = message.snapshot.as_ref().map(|snapshot| snapshot.checkpoint.clone());
         let _ = self.node.step(convert::message_to_raft(message));
@@ -365,7 +365,7 @@ impl Group {
         if (self.role.0, self.role.1) != (Role::Leader, Term(self.node.raft.term)) {
             return Err(ProposeError::Busy);
         }
-        self.note_activity();
+        self.note_use();
         let mut entry = eraftpb::Entry::default();
         entry.set_entry_type(kind);
         entry.data = data;
@@ -464,7 +464,7 @@ impl Group {
         let role = (Role::of(self.node.raft.state), Term(self.node.raft.term), ReplicaId(self.node.raft.leader_id));
         if role != self.role {
             self.role = role;
-            self.note_activity();
+            self.note_stir();
             self.silent.clear();
             self.node.mut_store().end_offers();
             round.role = Some(role);

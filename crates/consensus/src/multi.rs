@@ -234,7 +234,8 @@ impl MultiRaft {
         self.resting.len()
     }
 
-    /// Opens a replica from its log. `seed` determines its election timeouts.
+    /// Opens a replica from its log. `seed` determines its election timeouts. A recovered one rests until
+    /// [`Input::Wake`] or a message for it, unless it is of the metadata.
     pub fn open(
         &mut self,
         replica: ReplicaId,
@@ -248,11 +249,14 @@ impl MultiRaft {
             Origin::Recovered => self.ticks,
         };
         let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, tick, ticks_since_leader));
-        let group = catch_unwind(open).unwrap_or_else(|_| {
+        let mut group = catch_unwind(open).unwrap_or_else(|_| {
             // What the group's store has noted is lost with it. raft-rs reads this term when it begins.
             let unreadable = self.log.term(replica, state.last).err();
             Err(unreadable.map_or(GroupError::Library, GroupError::Log))
         })?;
+        if matches!(origin, Origin::Recovered) {
+            group.rest_until_woken();
+        }
         self.groups.insert(replica, group);
         self.dirty.insert(replica);
         Ok(())

@@ -70,7 +70,7 @@ fn followers(count: u64) -> MultiRaft {
     log.write(LogBatch { sequence: WalSequence(1), replicas, peer_sequences: Vec::new() }).unwrap();
     let mut raft = MultiRaft::new(Config::default(), Arc::new(log.clone()));
     for (replica, state) in log.replicas().unwrap() {
-        raft.open(replica, &state, Origin::Recovered, replica.0).unwrap();
+        raft.open(replica, &state, Origin::Created, replica.0).unwrap();
     }
     raft.drain(&mut Effects::default());
     raft

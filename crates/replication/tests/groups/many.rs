@@ -2,15 +2,17 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use bytes::Bytes;
+
 use flotilla_replication::{
-    Core, Effects, HostConfig, Input, NodeHeartbeat, Outgoing, ReplicaStatus, Role,
+    Core, Effects, Freshness, HostConfig, Input, NodeHeartbeat, Outgoing, ReplicaStatus, Request, Role,
     work::{Wal, WalJob},
 };
 use flotilla_storage::{Log as _, LogBatch, LogEvidence, MemoryLog, ReplicaWrite};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, Epoch, HardState, Incarnation, KeyRange, LogIndex, Message, MessageKind,
-    NodeId, Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, VersionRange,
-    WalSequence,
+    NodeId, Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp,
+    VersionRange, WalSequence,
 };
 
 const INCARNATION: Incarnation = Incarnation(9);
@@ -71,13 +73,12 @@ impl Many {
     }
 
     /// Peers verify the node, and its groups open.
-    pub(crate) fn verified(count: u64) -> Self {
-        let mut many = Self::new(count);
+    pub(crate) fn verify(&mut self) {
         let heartbeat = NodeHeartbeat {
             incarnation: Incarnation(1),
             recovered: WalSequence(0),
             synced: WalSequence(0),
-            wall_ms: many.now_ms,
+            wall_ms: self.now_ms,
             recovery_complete: true,
             your_incarnation: INCARNATION,
             you_lost_up_to: None,
@@ -86,7 +87,35 @@ impl Many {
             versions: VersionRange::supported(),
         };
         for from in [NodeId(2), NodeId(3)] {
-            many.input(Input::NodeHeartbeat { from, heartbeat: heartbeat.clone() });
+            self.input(Input::NodeHeartbeat { from, heartbeat: heartbeat.clone() });
+        }
+    }
+
+    /// Time passes without a tick.
+    pub(crate) fn pass_ms(&mut self, ms: u64) {
+        self.now_ms += ms;
+    }
+
+    /// A client reads from a shard.
+    pub(crate) fn ask(&mut self, shard: ShardId) {
+        let request = Request {
+            shard,
+            range_epoch: None,
+            after: Timestamp::ZERO,
+            payload: Bytes::new(),
+            deadline_ms: self.now_ms + 1_000,
+            reply: 0,
+        };
+        self.input(Input::Read(request, Freshness::Strong));
+    }
+
+    /// Peers have verified the node, its groups are open, and all have woken.
+    pub(crate) fn verified(count: u64) -> Self {
+        let mut many = Self::new(count);
+        many.verify();
+        while many.core.resting() > 0 {
+            let effects = many.next_tick();
+            many.answer(effects);
         }
         many.publish();
         assert!(many.published.iter().all(|status| status.group.is_some()));
