@@ -36,7 +36,8 @@ fn small() -> Options {
         view: ViewOptions::Objects { index_bytes: 4 << 10 },
         piece_bytes: 1024,
         fold_bytes_min: 8 << 10,
-        runs_max: 4,
+        tier_bytes_min: 2 << 10,
+        runs_max: 6,
         inherited_grace: Duration::ZERO,
         objects,
         ..Options::default()
@@ -78,6 +79,9 @@ fn build(engine: &Engine, index: u64) -> Checkpoint {
 fn flush(engine: &Engine, index: u64) -> Checkpoint {
     let checkpoint = build(engine, index);
     engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
+    if engine.needs_compaction(REPLICA) {
+        engine.compact(REPLICA, &|| false).unwrap();
+    }
     checkpoint
 }
 
