@@ -255,7 +255,8 @@ impl Group {
         self.incoming.is_some()
     }
 
-    /// Counts the ticks up to `tick` that were not counted yet. Only the last of them may end a timer.
+    /// Counts the ticks up to `tick` that were not counted yet. Only the last of them may end a timer; the
+    /// election that it ends in waits for [`campaign_if_due`](Self::campaign_if_due).
     pub(crate) fn advance_to(&mut self, tick: usize) {
         let passed = tick.saturating_sub(self.counted_ticks);
         self.counted_ticks = tick;
@@ -270,7 +271,29 @@ impl Group {
             return;
         }
         for _ in 0..passed {
+            if self.campaigns_next() {
+                return;
+            }
             self.observe_silence();
+            self.node.tick();
+        }
+    }
+
+    /// Whether the next tick would end in a campaign.
+    fn campaigns_next(&self) -> bool {
+        let raft = &self.node.raft;
+        self.ends_in_election() && raft.election_elapsed + 1 >= raft.randomized_election_timeout()
+    }
+
+    /// Whether the replica campaigns when its timer ends.
+    pub(crate) fn ends_in_election(&self) -> bool {
+        let raft = &self.node.raft;
+        raft.state != StateRole::Leader && raft.promotable() && !self.rest.resting && !self.must_not_campaign()
+    }
+
+    /// Campaigns, if the election timeout has ended.
+    pub(crate) fn campaign_if_due(&mut self) {
+        if self.campaigns_next() {
             self.node.tick();
         }
     }

@@ -14,6 +14,7 @@ mod input;
 mod lease;
 mod offers;
 mod outcome;
+mod pace;
 mod replica;
 mod requests;
 mod rest;
@@ -73,6 +74,7 @@ pub struct Core<T> {
     touched: BTreeSet<ReplicaId>,
     schedule: Schedule,
     rest: RestingReplicas,
+    pace: pace::Pace,
     /// The replica here that has offered a snapshot to this one.
     offers_to: BTreeMap<ReplicaId, ReplicaId>,
     handshake: RecoveryHandshake,
@@ -119,6 +121,7 @@ impl<T> Core<T> {
             touched: BTreeSet::new(),
             schedule: Schedule::default(),
             rest: RestingReplicas::default(),
+            pace: pace::Pace::default(),
             offers_to: BTreeMap::new(),
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
             config,
@@ -231,7 +234,9 @@ impl<T> Core<T> {
 
     fn tick(&mut self, effects: &mut Effects<T>) {
         self.ticks += 1;
-        self.wake_dependents();
+        let pace = self.pace.next(self.now_ms, self.config.tick_ms);
+        self.wake_dependents(pace);
+        self.raft.limit_campaigns(pace);
         self.raft.step(consensus::Input::Tick, &mut self.raft_effects);
         self.expire_requests(effects);
         self.visit_offers(effects);

@@ -7,7 +7,7 @@
 //!
 //! Replicas that were recovered from disk rest too, and depend on nothing: all of them wake after the start.
 //!
-//! Wake-ups after such an event are dealt out over ticks, at most [`WAKES_MAX`] in each: a node may hold
+//! Wake-ups after such an event are dealt out over ticks, at most [`PACE_MAX`](super::pace) in each: a node may hold
 //! thousands of resting replicas, and each that wakes sends messages and wakes others. While ticks come late
 //! there are fewer, or the messages of those awake would come late too, replicas would miss their leaders'
 //! heartbeats, and wake more of them. A replica that a client wants does not wait for its turn: a request,
@@ -23,12 +23,6 @@ use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, ShardId};
 
 use super::Core;
 
-/// Replicas that one tick wakes, at most.
-const WAKES_MAX: usize = 500;
-/// Replicas that one tick wakes, at least.
-const WAKES_MIN: usize = 25;
-/// How many more each tick wakes that comes in time.
-const WAKES_STEP: usize = 25;
 /// Heartbeat intervals without a heartbeat after which a node is silent.
 const SILENT_INTERVALS: u64 = 3;
 /// Node heartbeats that name a shard which is not led any more: some may be lost.
@@ -44,8 +38,6 @@ pub(super) struct RestingReplicas {
     dependents: BTreeMap<NodeId, BTreeSet<ReplicaId>>,
     /// Replicas to wake, and whether the node of their leader is silent.
     to_wake: BTreeMap<ReplicaId, bool>,
-    /// How many the next tick wakes.
-    wakes: Wakes,
     /// The tick at which each node sent its last heartbeat.
     sent_at: BTreeMap<NodeId, u64>,
     /// Nodes that fell silent, and whose dependents have been queued.
@@ -53,32 +45,6 @@ pub(super) struct RestingReplicas {
     /// Shards whose groups rested under a leader here that is gone, with the number of heartbeats that still
     /// name them.
     not_led: BTreeMap<ShardId, u32>,
-}
-
-/// How many replicas a tick wakes: fewer after ticks that came late, by halves, and more after others, step by
-/// step (additive increase, multiplicative decrease: Chiu and Jain, 1989).
-#[derive(Debug)]
-struct Wakes {
-    per_tick: usize,
-    last_tick_ms: Option<u64>,
-}
-
-impl Default for Wakes {
-    fn default() -> Self {
-        Self { per_tick: WAKES_MAX, last_tick_ms: None }
-    }
-}
-
-impl Wakes {
-    fn next(&mut self, now_ms: u64, tick_ms: u64) -> usize {
-        let took_ms = self.last_tick_ms.replace(now_ms).map_or(0, |last| now_ms.saturating_sub(last));
-        self.per_tick = if took_ms > tick_ms + tick_ms / 2 {
-            (self.per_tick / 2).max(WAKES_MIN)
-        } else {
-            (self.per_tick + WAKES_STEP).min(WAKES_MAX)
-        };
-        self.per_tick
-    }
 }
 
 impl RestingReplicas {
@@ -222,9 +188,9 @@ impl<T> Core<T> {
     }
 
     /// Wakes some of the replicas that must, after a look at the nodes that they depend on.
-    pub(super) fn wake_dependents(&mut self) {
+    pub(super) fn wake_dependents(&mut self, wakes_max: usize) {
         self.note_silent_nodes();
-        for _ in 0..self.rest.wakes.next(self.now_ms, self.config.tick_ms) {
+        for _ in 0..wakes_max {
             let Some((replica, leader_is_silent)) = self.rest.to_wake.pop_first() else { break };
             self.raft.step(consensus::Input::Wake { replica, leader_is_silent }, &mut self.raft_effects);
         }
