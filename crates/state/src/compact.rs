@@ -1,7 +1,7 @@
 //! Compaction: merges runs of a checkpoint with each other, or folds all of them into the base.
 //!
-//! Runs are merged in tiers by size (universal compaction): when [`TIER_RUNS`] adjacent runs are of one tier,
-//! they become one run of the next, so that a record is rewritten once per tier. When all runs together
+//! Runs are merged in tiers by size (universal compaction): when [`TIER_RUNS`] runs are of one tier, they and the
+//! newer ones become one run of the next, so that a record is rewritten about once per tier. When all runs together
 //! outgrow a share of the base, they and the base become a new base, which holds no deletions.
 //!
 //! A compaction works beside flushes. It takes tables that exist and writes the table that replaces them; the
@@ -61,16 +61,18 @@ pub(crate) fn plan(options: &Options, base_bytes: u64, runs_bytes: &[u64]) -> Op
     if runs_bytes.iter().sum::<u64>() > options.fold_bytes_min.max(base_share) {
         return Some(Plan::Fold(runs_bytes.len()));
     }
-    let mut largest = 0;
-    for (newer, bytes) in (1..).zip(runs_bytes.iter().rev()) {
-        largest = largest.max(tier(*bytes, options));
-        let from = runs_bytes.len() - newer;
-        let ends_tier = from == 0 || tier(runs_bytes[from - 1], options) > largest;
-        if newer >= TIER_RUNS && ends_tier {
-            return Some(Plan::Runs(from..runs_bytes.len()));
+    let (mut largest, mut of_largest) = (0, 0);
+    for (from, bytes) in runs_bytes.iter().enumerate().rev() {
+        let tier = tier(*bytes, options);
+        if tier > largest {
+            if of_largest >= TIER_RUNS {
+                return Some(Plan::Runs(from + 1..runs_bytes.len()));
+            }
+            (largest, of_largest) = (tier, 0);
         }
+        of_largest += usize::from(tier == largest);
     }
-    None
+    (of_largest >= TIER_RUNS).then_some(Plan::Runs(0..runs_bytes.len()))
 }
 
 /// Each tier is `TIER_RUNS` times as large as the one before.

@@ -28,7 +28,7 @@ use crate::{
 /// Runs of a checkpoint from which on a compaction folds them into the base.
 const RUNS_MAX: usize = 4;
 /// Chunks of a base, by hash of the key, so that a fold gives new ids only to those that changed.
-const CHUNKS: usize = 4;
+const CHUNKS: usize = 8;
 
 /// An in-memory state engine. Clones share the contents.
 #[derive(Debug, Clone, Default)]
@@ -454,6 +454,9 @@ mod tests {
         assert!(engine.freeze(replica, checkpoint().position, Bytes::from(key)).unwrap());
         let built = engine.build(replica).unwrap();
         engine.install_checkpoint(replica, &built).unwrap();
+        if engine.needs_compaction(replica) {
+            engine.compact(replica, &|| false).unwrap();
+        }
         built
     }
 
