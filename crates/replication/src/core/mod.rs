@@ -178,7 +178,10 @@ impl<T> Core<T> {
             }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
             Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
-            Input::CheckpointInstalled { replica } => self.on_checkpoint_installed(replica, effects),
+            Input::CheckpointInstalled { replica, needs_compaction } => {
+                self.on_checkpoint_installed(replica, needs_compaction, effects);
+            }
+            Input::Compacted { replica, done } => self.on_compacted(replica, done, effects),
             Input::Pulled { replica, checkpoint, complete } => self.on_pulled(replica, &checkpoint, complete, effects),
             Input::ObjectsServed { node, to, complete } => self.on_objects_served(node, to, complete),
             Input::SnapshotSent { replica, to, sent } => {
@@ -193,7 +196,10 @@ impl<T> Core<T> {
                 }
             }
             Input::ReleaseLog { replica } => self.release_log(replica, effects),
-            Input::Broken { replica } => self.abandon(replica, LostReason::Broken, effects),
+            Input::Broken { replica } => {
+                self.on_compacted(replica, false, effects);
+                self.abandon(replica, LostReason::Broken, effects);
+            }
             Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
             Input::Destroy { replica } => self.destroy(replica, effects),
             Input::TrustFolder => self.trust_folder(effects),

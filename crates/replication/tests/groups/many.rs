@@ -2,17 +2,15 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
-
 use flotilla_replication::{
-    Core, Effects, Freshness, HostConfig, Input, NodeHeartbeat, Outgoing, ReplicaStatus, Request, Role,
+    Core, Effects, HostConfig, Input, NodeHeartbeat, Outgoing, ReplicaStatus, Role,
     work::{Wal, WalJob},
 };
 use flotilla_storage::{Log as _, LogBatch, LogEvidence, MemoryLog, ReplicaWrite};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, Epoch, HardState, Incarnation, KeyRange, LogIndex, Message, MessageKind,
-    NodeId, Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, Timestamp,
-    VersionRange, WalSequence,
+    NodeId, Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, VersionRange,
+    WalSequence,
 };
 
 const INCARNATION: Incarnation = Incarnation(9);
@@ -24,7 +22,7 @@ pub(crate) struct Many {
     log: MemoryLog,
     wal: Wal,
     published: Vec<ReplicaStatus>,
-    now_ms: u64,
+    pub(crate) now_ms: u64,
 }
 
 /// The replica of a shard on a node.
@@ -89,24 +87,6 @@ impl Many {
         for from in [NodeId(2), NodeId(3)] {
             self.input(Input::NodeHeartbeat { from, heartbeat: heartbeat.clone() });
         }
-    }
-
-    /// Time passes without a tick.
-    pub(crate) fn pass_ms(&mut self, ms: u64) {
-        self.now_ms += ms;
-    }
-
-    /// A client reads from a shard.
-    pub(crate) fn ask(&mut self, shard: ShardId) {
-        let request = Request {
-            shard,
-            range_epoch: None,
-            after: Timestamp::ZERO,
-            payload: Bytes::new(),
-            deadline_ms: self.now_ms + 1_000,
-            reply: 0,
-        };
-        self.input(Input::Read(request, Freshness::Strong));
     }
 
     /// Peers have verified the node, its groups are open, and all have woken.

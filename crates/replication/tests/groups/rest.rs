@@ -1,7 +1,8 @@
 //! Groups at rest: no messages, and awake when they are needed.
 
-use flotilla_replication::{Freshness, Input, ReplicaStatus, Role};
-use flotilla_types::{ClusterVersion, MessageKind, NodeId, ReplicaId, ShardId, Term};
+use bytes::Bytes;
+use flotilla_replication::{Freshness, Input, ReplicaStatus, Request, Role};
+use flotilla_types::{ClusterVersion, MessageKind, NodeId, ReplicaId, ShardId, Term, Timestamp};
 
 use crate::{
     harness::{World, get, key, seeds},
@@ -270,7 +271,7 @@ fn fewer_replicas_wake_while_ticks_come_late() {
     let mut woken = Vec::new();
     for late in [false, true, true, true, false, false] {
         let before = many.core.resting();
-        many.pass_ms(if late { 80 } else { 0 });
+        many.now_ms += if late { 80 } else { 0 };
         many.next_tick();
         woken.push(before - many.core.resting());
     }
@@ -283,12 +284,18 @@ fn a_request_wakes_a_replica_that_waits_for_its_turn() {
     let mut many = Many::new(3_000);
     many.verify();
     many.next_tick();
-    let last = ShardId(3_000);
-    let is_awake = |many: &mut Many| {
+    let ask = |many: &mut Many| {
+        let request = Request {
+            shard: ShardId(3_000),
+            range_epoch: None,
+            after: Timestamp::ZERO,
+            payload: Bytes::new(),
+            deadline_ms: many.now_ms + 1_000,
+            reply: 0,
+        };
         let before = many.core.resting();
-        many.ask(last);
+        many.input(Input::Read(request, Freshness::Strong));
         before - many.core.resting()
     };
-    assert_eq!(is_awake(&mut many), 1);
-    assert_eq!(is_awake(&mut many), 0);
+    assert_eq!([ask(&mut many), ask(&mut many)], [1, 0]);
 }
