@@ -101,6 +101,7 @@ pub(crate) fn compact(
     is_stopped: &dyn Fn() -> bool,
 ) -> Result<Option<Compacted>, EngineError> {
     let Some((plan, groups)) = plan_for(objects, options, checkpoint)? else { return Ok(None) };
+    let is_late = groups.len() > options.runs_max / 2;
     let (base, range) = match plan {
         Plan::Fold(count) => (Some(checkpoint.base.clone()), 0..count),
         Plan::Runs(range) => (None, range),
@@ -109,7 +110,7 @@ pub(crate) fn compact(
     let mut pinned = Pinned::pin(objects, &runs)?;
     pinned.add(base.as_deref().unwrap_or_default())?;
     let groups = run_groups(objects, &runs)?;
-    let mut paced = Paced { is_stopped, records: 0, since: Instant::now() };
+    let mut paced = Paced { is_stopped, is_late, records: 0, since: Instant::now() };
     let written = if let Some(base) = &base {
         reached(Place::CheckpointBeforeFold);
         let live = Merge::new(sources(objects, replica, base, groups)).filter(is_live);
@@ -146,9 +147,11 @@ impl Compacted {
     }
 }
 
-/// Passes records on, slowly enough to leave the processor to others for half of the time. Ends when stopped.
+/// Passes records on, slowly enough to leave the processor to others for half of the time, unless flushes are
+/// quicker than that. Ends when stopped.
 struct Paced<'a> {
     is_stopped: &'a dyn Fn() -> bool,
+    is_late: bool,
     records: usize,
     since: Instant,
 }
@@ -164,7 +167,9 @@ impl<'a> Paced<'a> {
                 if (self.is_stopped)() {
                     return None;
                 }
-                thread::sleep(self.since.elapsed().min(PACE_PAUSE_MAX));
+                if !self.is_late {
+                    thread::sleep(self.since.elapsed().min(PACE_PAUSE_MAX));
+                }
                 self.since = Instant::now();
             }
             records.next()
