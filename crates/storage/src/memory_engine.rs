@@ -25,8 +25,10 @@ use crate::{
     records::{self, Memtable, Records},
 };
 
-/// Runs of a checkpoint from which on a compaction folds them into the base.
-const RUNS_MAX: usize = 4;
+/// Runs of a checkpoint that a compaction folds into the base if they have half of its bytes.
+const RUNS_MIN: usize = 4;
+/// Runs that it folds whatever their bytes.
+const RUNS_MAX: usize = 16;
 /// Chunks of a base, by hash of the key, so that a fold gives new ids only to those that changed.
 const CHUNKS: usize = 8;
 
@@ -274,7 +276,10 @@ impl StateEngine for MemoryEngine {
     fn needs_compaction(&self, id: ReplicaId) -> bool {
         let Ok(replica) = self.replica(id) else { return false };
         let state = replica.state.read();
-        state.compacted.is_none() && state.checkpoint.runs.len() >= RUNS_MAX
+        let Checkpoint { base, runs, .. } = &state.checkpoint;
+        let store = self.store.lock();
+        let is_large = || 2 * store.total_bytes(runs) >= store.total_bytes(base);
+        state.compacted.is_none() && runs.len() >= RUNS_MIN && (runs.len() >= RUNS_MAX || is_large())
     }
 
     fn compact(&self, id: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
@@ -339,11 +344,11 @@ impl Store {
     }
 
     fn size_bytes(&self, checkpoint: &Checkpoint) -> u64 {
-        checkpoint
-            .objects()
-            .filter_map(|object| self.objects.get(&object))
-            .map(|object| object.bytes.len() as u64)
-            .sum()
+        self.total_bytes(&checkpoint.objects().collect::<Vec<_>>())
+    }
+
+    fn total_bytes(&self, objects: &[ObjectId]) -> u64 {
+        objects.iter().filter_map(|object| self.objects.get(object)).map(|object| object.bytes.len() as u64).sum()
     }
 
     /// Loads the records of a checkpoint, whose objects must all be here.

@@ -213,6 +213,7 @@ impl<T> Core<T> {
             effects.background.push(Background::Build { replica: id });
             return;
         };
+        replica.compacted = false;
         let tail = if std::mem::take(&mut replica.releases_log) { Tail::Released } else { Tail::Kept };
         let truncate = truncation(group, replica, checkpoint.position.index, tail, &self.config);
         replica.checkpointing = Checkpointing::Writing;
@@ -278,7 +279,8 @@ impl<T> Core<T> {
     /// A compaction has ended. What it has made waits for a checkpoint that names it.
     pub(super) fn on_compacted(&mut self, id: ReplicaId, done: bool, effects: &mut Effects<T>) {
         self.schedule.compacting.take_if(|compacting| *compacting == id);
-        if done {
+        if let Some(replica) = self.replicas.get_mut(&id).filter(|_| done) {
+            replica.compacted = true;
             self.want_checkpoint(id, effects);
         }
         self.start_compaction(Some(id), effects);

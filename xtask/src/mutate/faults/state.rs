@@ -292,15 +292,6 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
-        name: "compaction-of-replaced-records-used",
-        what: "what was compacted is used after the replica's records were replaced by a snapshot's",
-        file: "crates/state/src/compact.rs",
-        before: "            Some(replaced) => (base == replaced && at == 0)",
-        after: "            Some(replaced) => (base.len() <= replaced.len().max(base.len()))",
-        runner: Runner::Tests("flotilla-state"),
-        also: None,
-    },
-    Fault {
         name: "compaction-never-ends",
         what: "the core starts no further compaction after one has ended",
         file: "crates/replication/src/core/checkpoints.rs",
