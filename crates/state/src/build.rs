@@ -133,7 +133,9 @@ mod tests {
                 prop_assert_eq!(&records_of(&objects, &checkpoint), &model);
                 if compacted.is_none() {
                     compacted = compact(&objects, &options, ReplicaId(1), &checkpoint, &|| false).unwrap();
-                    prop_assert_eq!(compacted.is_some(), plan_for(&objects, &options, &checkpoint).unwrap().is_some());
+                    let runs = run_groups(&objects, &checkpoint.runs).unwrap();
+                    let plan = plan_for(&objects, &options, &checkpoint, &runs);
+                    prop_assert_eq!(compacted.is_some(), plan.is_some());
                     uses_in = delay;
                 }
             }

@@ -80,16 +80,15 @@ fn tier(bytes: u64, options: &Options) -> u32 {
     (bytes / options.tier_bytes_min.max(1)).checked_ilog(TIER_RUNS as u64).map_or(0, |tier| tier + 1)
 }
 
-/// The plan for a checkpoint.
+/// What is due for a checkpoint with these runs.
 pub(crate) fn plan_for(
     objects: &ObjectStore,
     options: &Options,
     checkpoint: &Checkpoint,
-) -> Result<Option<(Plan, Vec<Vec<ObjectId>>)>, EngineError> {
-    let groups = run_groups(objects, &checkpoint.runs)?;
-    let runs_bytes: Vec<_> = groups.iter().map(|group| total_bytes(objects, group.iter().copied())).collect();
-    let plan = plan(options, total_bytes(objects, checkpoint.base.iter().copied()), &runs_bytes);
-    Ok(plan.map(|plan| (plan, groups)))
+    runs: &[Vec<ObjectId>],
+) -> Option<Plan> {
+    let runs_bytes: Vec<_> = runs.iter().map(|run| total_bytes(objects, run.iter().copied())).collect();
+    plan(options, total_bytes(objects, checkpoint.base.iter().copied()), &runs_bytes)
 }
 
 /// Does what is due for a checkpoint. Ends early without a result once `is_stopped`.
@@ -100,7 +99,8 @@ pub(crate) fn compact(
     checkpoint: &Checkpoint,
     is_stopped: &dyn Fn() -> bool,
 ) -> Result<Option<Compacted>, EngineError> {
-    let Some((plan, groups)) = plan_for(objects, options, checkpoint)? else { return Ok(None) };
+    let groups = run_groups(objects, &checkpoint.runs)?;
+    let Some(plan) = plan_for(objects, options, checkpoint, &groups) else { return Ok(None) };
     let is_late = groups.len() > options.runs_max / 2;
     let (base, range) = match plan {
         Plan::Fold(count) => (Some(checkpoint.base.clone()), 0..count),

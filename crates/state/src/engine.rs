@@ -28,7 +28,7 @@ use crate::{
     Options, build, compact,
     failure::{self, ViewFailure},
     replica::{Reader, Replica},
-    sorted::total_bytes,
+    sorted::{run_groups, total_bytes},
     view::View,
 };
 
@@ -236,8 +236,9 @@ impl StateEngine for Engine {
         let Ok(replica) = self.replica(replica) else { return false };
         let Ok(input) = replica.build_input() else { return false };
         // What cannot be read is found by whoever needs it.
+        let Ok(runs) = run_groups(&self.objects, &input.checkpoint.runs) else { return false };
         replica.compacted.lock().is_none()
-            && compact::plan_for(&self.objects, &self.options, &input.checkpoint).is_ok_and(|plan| plan.is_some())
+            && compact::plan_for(&self.objects, &self.options, &input.checkpoint, &runs).is_some()
     }
 
     fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {

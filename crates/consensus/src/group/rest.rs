@@ -2,8 +2,8 @@
 //!
 //! A leader whose group was not used for [`Config::rest_after_ticks`](crate::Config), and whose followers have
 //! everything and know it, sends [`MessageKind::Rest`] in place of its next heartbeat. A follower that agrees
-//! (same term, same last entry, everything committed) stops its election timer. A follower that has been
-//! silent for an election timeout does not keep the group awake. From then on the node's
+//! (same term, same last entry, everything committed) stops its election timer. A voter that has been silent for
+//! an election timeout does not keep the group awake. From then on the node's
 //! heartbeats stand for the leader's: the caller wakes the replicas that depend on a node when that node
 //! falls silent, restarts, or says that it leads the shard no more ([`Input::Wake`](crate::Input)). Any other
 //! message, a proposal or a read wakes a replica as well.
@@ -137,9 +137,9 @@ impl Group {
         true
     }
 
-    /// Whether a leader's followers have everything, know it, and respond. One that is silent is no obstacle:
+    /// Whether a leader's followers have everything, know it, and respond. A voter that is silent is no obstacle:
     /// when its node is there again, the leader is woken, and if the replica alone was silent, its election
-    /// timer still runs.
+    /// timer still runs. A learner has no such timer, and its node may create it later.
     fn may_rest(&self) -> bool {
         let raft = &self.node.raft;
         let last = raft.raft_log.last_index();
@@ -155,8 +155,8 @@ impl Group {
             && self.unsynced_vote_round.is_none()
             && raft.prs().iter().filter(|(id, _)| **id != self.replica.0).all(|(id, progress)| {
                 let is_current = (progress.matched, progress.committed_index) == (last, last);
-                progress.state != ProgressState::Snapshot
-                    && (progress.recent_active && is_current || self.is_silent(ReplicaId(*id)))
+                let is_down = self.is_silent(ReplicaId(*id)) && self.conf.is_voter(ReplicaId(*id));
+                progress.state != ProgressState::Snapshot && (progress.recent_active && is_current || is_down)
             })
     }
 

@@ -1,11 +1,11 @@
 //! Groups at rest: no messages, and awake when they are needed.
 
 use bytes::Bytes;
-use flotilla_replication::{Freshness, Input, ReplicaStatus, Request, Role};
+use flotilla_replication::{ConfChange, Freshness, Input, ReplicaStatus, Request, Role};
 use flotilla_types::{ClusterVersion, MessageKind, NodeId, ReplicaId, ShardId, Term, Timestamp};
 
 use crate::{
-    harness::{World, get, key, seeds},
+    harness::{World, descriptor, get, key, seeds},
     many::Many,
 };
 
@@ -22,7 +22,12 @@ fn resting(world: &World, node: NodeId) -> usize {
 impl World {
     /// A group on three nodes, at the version that knows of rest, which rests.
     fn at_rest(seed: u64) -> (Self, NodeId, Term) {
-        let mut world = Self::founded(seed, 3, 3);
+        Self::at_rest_among(seed, 3)
+    }
+
+    /// The same, among more nodes.
+    fn at_rest_among(seed: u64, nodes: u64) -> (Self, NodeId, Term) {
+        let mut world = Self::founded(seed, nodes, 3);
         world.work_slow_per_mille = 0;
         world.network.slow_per_mille = 0;
         world.allow_rest();
@@ -182,6 +187,27 @@ fn a_group_with_a_follower_that_lags_does_not_rest() {
         world.run_ms(2 * REST_MS);
         assert_eq!(resting(&world, leader), 0);
         world.network.entries_lost_to = None;
+        world.all_rest();
+        world.add_clients(1);
+        world.finish();
+    }
+}
+
+/// Its node creates it seconds after the change, and no connection changes: only the leader can know of it.
+#[test]
+fn a_learner_that_is_created_late_is_served() {
+    for seed in seeds(6) {
+        let (mut world, leader, _) = World::at_rest_among(seed, 4);
+        let (replica, node) = (ReplicaId(40), NodeId(4));
+        world.change(&ConfChange::AddLearner { replica, node }, |conf| conf.contains(replica));
+        world.run_ms(2 * REST_MS);
+        assert_eq!(resting(&world, leader), 0);
+        world.request_replica(replica, node, descriptor(&[]), false);
+        let has_all = |world: &World| {
+            let group = world.leader().unwrap().1.group.unwrap();
+            group.followers.iter().all(|follower| follower.matched == group.last)
+        };
+        world.run_until(REST_MS, "the learner catches up", has_all);
         world.all_rest();
         world.add_clients(1);
         world.finish();
