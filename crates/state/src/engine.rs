@@ -31,7 +31,7 @@ use crate::{
     view::View,
 };
 
-/// Checkpoints installed between two garbage collections, each of which scans the index of all objects. A
+/// Checkpoints installed between two garbage collections: a checkpoint that adds a run leaves little garbage. A
 /// fold triggers one too.
 const INSTALLS_PER_COLLECTION: u32 = 16;
 
@@ -89,11 +89,11 @@ impl Engine {
         if let Some(absent) = checkpoint.objects().find(|id| !self.objects.contains(*id)) {
             if !self.replica(replica).is_ok_and(|entry| entry.is_open()) {
                 // Keeps the objects that are present, so that a retry need not fetch them again.
-                self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+                self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
             }
             return Err(failure::absent(&self.objects, absent));
         }
-        self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+        self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
         let entry = self.replicas.write().entry(replica).or_insert_with(|| Arc::new(Replica::new(replica))).clone();
         let mut work = entry.work.lock();
         entry.detach();
@@ -134,7 +134,7 @@ impl Drop for Engine {
 
 impl StateEngine for Engine {
     fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+        self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
@@ -143,7 +143,7 @@ impl StateEngine for Engine {
 
     fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.replace(replica, checkpoint, true)?;
-        self.objects.set_roots(Holder::Receiver(replica), []);
+        self.objects.let_go(Holder::Receiver(replica));
         Ok(())
     }
 
@@ -155,8 +155,8 @@ impl StateEngine for Engine {
             entry.detach();
             *work = None;
         }
-        self.objects.set_roots(Holder::Checkpoint(replica), []);
-        self.objects.set_roots(Holder::Receiver(replica), []);
+        self.objects.let_go(Holder::Checkpoint(replica));
+        self.objects.let_go(Holder::Receiver(replica));
         view.clear(replica)
     }
 
@@ -218,7 +218,7 @@ impl StateEngine for Engine {
         };
         let bytes = build::total_bytes(&self.objects, checkpoint.objects());
         replica.install_checkpoint(view, checkpoint.clone(), bytes);
-        self.objects.set_roots(Holder::Checkpoint(replica.id), checkpoint.objects());
+        self.objects.hold(Holder::Checkpoint(replica.id), checkpoint.objects());
         let folded = built.folded;
         *work = None;
         drop(work);
@@ -233,7 +233,7 @@ impl StateEngine for Engine {
     }
 
     fn hold(&self, holder: Holder, objects: &[ObjectId]) {
-        self.objects.set_roots(holder, objects.iter().copied());
+        self.objects.hold(holder, objects.iter().copied());
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
@@ -247,7 +247,7 @@ impl StateEngine for Engine {
     }
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
-        self.objects.import(object, &bytes).map_err(failure::of_objects)?;
+        self.objects.import(object, &bytes, &[]).map_err(failure::of_objects)?;
         self.objects.unpin(object);
         Ok(())
     }
