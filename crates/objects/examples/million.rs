@@ -2,10 +2,15 @@
 //!
 //! `million fill DIR` makes the store, `million open DIR` measures it.
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use flotilla_objects::{ObjectError, ObjectStore, Options, Scope};
 use flotilla_types::{Holder, ObjectId, ReplicaId};
+use rustix::time::{ClockId, clock_gettime};
 
 const OBJECTS: u64 = 1_000_000;
 /// Children of each manifest.
@@ -63,10 +68,16 @@ fn manifest(children: &[ObjectId]) -> Vec<u8> {
 }
 
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_time());
     let done = work();
-    println!("{what}: {:?}", start.elapsed());
+    println!("{what}: {:?}, {:?} of CPU", start.elapsed(), cpu_time() - cpu);
     done
+}
+
+/// CPU time of this process: the machine may be busy.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Memory of this process.

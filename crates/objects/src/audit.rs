@@ -31,7 +31,7 @@ impl Index {
             if let Some(entry) = node.entry() {
                 assert!(self.tables.slots(entry.location.segment).contains(&slot), "{} is listed", node.id);
                 if node.holds > 0 {
-                    *live.entry(entry.location.segment).or_default() += u64::from(entry.location.len);
+                    *live.entry(entry.location.segment).or_default() += node.record_bytes();
                 }
             }
         }

@@ -8,17 +8,16 @@
 //! An object that is forgotten while it is held keeps its children, so that what it held stays: to repair it
 //! takes only the object itself.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, RandomState},
-    mem,
-};
+use std::{collections::HashMap, mem};
 
 use flotilla_types::{Holder, ObjectId};
 use hashbrown::HashTable;
 use slab::Slab;
 
-use crate::{segment::FoundRecord, tables::Tables};
+use crate::{
+    segment::{FoundRecord, ID_BYTES, RECORD_HEADER_BYTES_MAX},
+    tables::Tables,
+};
 
 /// The place of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +73,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// Bytes of its record on disk. What is not payload counts as well: a segment of small objects would
+    /// never be dense otherwise. A record of format 1 is a little shorter.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        let header_bytes = RECORD_HEADER_BYTES_MAX + ID_BYTES * self.children.len() as u64;
+        header_bytes + u64::from(self.len)
+    }
+
     pub(crate) fn entry(&self) -> Option<Entry> {
         let location = Location { segment: self.segment, offset: self.offset, len: self.len };
         self.stored.map(|stored| Entry { location, stored })
@@ -91,12 +97,32 @@ pub(crate) enum Known {
     Lacking,
 }
 
+/// Hashes ids, which are hashes already, by one multiplication. The key is secret, so that nobody can make
+/// objects whose ids meet in one bucket.
+#[derive(Debug)]
+struct Hasher([u64; 2]);
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl Hasher {
+    fn hash(&self, id: ObjectId) -> u64 {
+        let (words, _) = id.0.as_chunks();
+        let product =
+            u128::from(u64::from_le_bytes(words[0]) ^ self.0[0]) * u128::from(u64::from_le_bytes(words[1]) ^ self.0[1]);
+        (product >> 64) as u64 ^ product as u64
+    }
+}
+
 /// Every object of the store.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     pub(crate) nodes: Slab<Node>,
     by_id: HashTable<Slot>,
-    hasher: RandomState,
+    hasher: Hasher,
     pub(crate) roots: HashMap<Holder, Box<[Slot]>>,
     pub(crate) pins: HashMap<Slot, u32>,
     pub(crate) tables: Tables,
@@ -198,7 +224,7 @@ impl Index {
     }
 
     pub(crate) fn slot(&self, id: ObjectId) -> Option<Slot> {
-        self.by_id.find(self.hasher.hash_one(id), |slot| self.nodes[slot.index()].id == id).copied()
+        self.by_id.find(self.hasher.hash(id), |slot| self.nodes[slot.index()].id == id).copied()
     }
 
     /// The node of an object. A new one has to be held, named or placed at once.
@@ -213,7 +239,7 @@ impl Index {
         assert!(u32::try_from(slot).is_ok(), "more than 2^32 objects");
         let slot = Slot(slot as u32);
         let Self { nodes, by_id, hasher, .. } = self;
-        by_id.insert_unique(hasher.hash_one(id), slot, |slot| hasher.hash_one(nodes[slot.index()].id));
+        by_id.insert_unique(hasher.hash(id), slot, |slot| hasher.hash(nodes[slot.index()].id));
         slot
     }
 
@@ -235,7 +261,7 @@ impl Index {
     fn remove_unnamed(&mut self, slot: Slot) {
         let node = &self.nodes[slot.index()];
         if node.stored.is_none() && node.holds == 0 && node.named == 0 {
-            let hash = self.hasher.hash_one(node.id);
+            let hash = self.hasher.hash(node.id);
             if let Ok(entry) = self.by_id.find_entry(hash, |other| *other == slot) {
                 entry.remove();
             }
@@ -256,7 +282,9 @@ impl Index {
                 self.count(*child);
             }
         }
+        self.account(slot, false);
         let before = mem::replace(&mut self.nodes[slot.index()].children, after);
+        self.account(slot, true);
         for child in before {
             if held {
                 self.release(child);
@@ -283,7 +311,7 @@ impl Index {
     pub(crate) fn account(&mut self, slot: Slot, live: bool) {
         let node = &self.nodes[slot.index()];
         if node.stored.is_some() && node.holds > 0 {
-            self.tables.change_live(node.segment, node.len, live);
+            self.tables.change_live(node.segment, node.record_bytes(), live);
         }
     }
 

@@ -36,7 +36,8 @@ const RECORD_MAGIC: [u8; 4] = *b"FLOB";
 const PARENT_MAGIC: [u8; 4] = *b"FLOC";
 const SEARCH_WINDOW_BYTES: u64 = 256 * 1024;
 const RECORD_HEADER_BYTES_MIN: u64 = 44;
-const RECORD_HEADER_BYTES_MAX: u64 = 64;
+/// Bytes of the longest header of a record.
+pub(crate) const RECORD_HEADER_BYTES_MAX: u64 = 64;
 
 /// What tells the records of a segment from bytes that look like some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

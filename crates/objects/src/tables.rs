@@ -20,7 +20,7 @@ pub(crate) struct Closed {
 pub(crate) struct Table {
     /// Nodes of objects that are or were in the segment, some perhaps twice.
     slots: Vec<Slot>,
-    /// Payload bytes of its objects that are held.
+    /// Bytes of the records of its objects that are held.
     pub(crate) live_bytes: u64,
     /// Its records that no sync covered.
     unsynced: usize,
@@ -106,10 +106,10 @@ impl Tables {
         self.tables.get(&segment).map_or(&[], |table| &table.slots)
     }
 
-    pub(crate) fn change_live(&mut self, segment: u64, len: u32, live: bool) {
+    pub(crate) fn change_live(&mut self, segment: u64, bytes: u64, live: bool) {
         let Some(table) = self.tables.get_mut(&segment) else { return };
         let before = table.live_bytes;
-        table.live_bytes = if live { before + u64::from(len) } else { before - u64::from(len) };
+        table.live_bytes = if live { before + bytes } else { before - bytes };
         let (after, closed) = (table.live_bytes, table.closed);
         if let Some(closed) = closed {
             let order = self.order(closed);

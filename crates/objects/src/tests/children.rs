@@ -77,6 +77,26 @@ fn a_held_object_holds_what_is_reachable_from_it_until_the_last_hold_ends() {
 }
 
 #[test]
+fn segments_full_of_small_live_objects_are_not_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let leaves: Vec<_> = (0..100u8).map(|n| store.put(&[n; 30], &[]).unwrap()).collect();
+    let nodes = leaves.iter().map(|leaf| store.put(leaf.as_bytes(), &[*leaf; 1]).unwrap());
+    let roots: Vec<_> = nodes.collect();
+    let lists: Vec<_> = (0..9).map(|n| store.put(&[n; 2], &leaves[..60]).unwrap()).collect();
+    store.sync().unwrap();
+    store.hold(HOLDER, roots.into_iter().chain(lists));
+    leaves.iter().for_each(|id| store.unpin(*id));
+    assert!(segment_files(dir.path()).len() > 8);
+    for _ in 0..3 {
+        let done = store.collect(Scope::All).unwrap();
+        // One segment was closed early, by the first object with children.
+        assert!(done.segments <= 1 && done.moved_bytes < 100, "{done:?}");
+    }
+    store.index.read().audit();
+}
+
+#[test]
 fn a_pin_holds_children_too() {
     let dir = tempfile::tempdir().unwrap();
     let store = ObjectStore::open(dir.path(), thorough()).unwrap();
