@@ -7,8 +7,11 @@ use flotilla_types::ObjectId;
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    ObjectStore, footer,
-    segment::{Format, FoundRecord, ID_BYTES, encode_record_header, encode_segment_header, read_segment_header, scan},
+    ObjectError, ObjectStore, footer,
+    segment::{
+        Format, FoundRecord, ID_BYTES, SegmentHeader, encode_record_header, encode_segment_header, read_segment_header,
+        scan,
+    },
     tests::{body, open, put_all, segment_files, small},
 };
 
@@ -82,6 +85,36 @@ fn hostile_segments_yield_correct_objects_including_all_before_the_damage() {
 #[test]
 fn hostile_segments_with_children_yield_correct_objects_including_all_before_the_damage() {
     yields_all_before_the_damage(Format::V2([0; 8]), 1, &family_segment(), put_family);
+}
+
+#[test]
+fn a_table_of_contents_that_lies_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = put_family(&open(dir.path()));
+    let path = segment_files(dir.path()).remove(0);
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let file_bytes = file.metadata().unwrap().len();
+    let Ok(SegmentHeader::Known(Format::V2(nonce))) = read_segment_header(&file, file_bytes) else {
+        panic!("a segment of format 2")
+    };
+    let truth = footer::read(&file, file_bytes, nonce).unwrap().unwrap();
+    let end = truth.last().unwrap().end();
+    // The first object is said to be where the second one is, the second one is left out, the third one is there
+    // twice, first at a wrong place.
+    let mut lie = truth.clone();
+    lie[0] = FoundRecord { id: ids[2], children: vec![ids[2]], ..lie[0].clone() };
+    lie[1].id = ids[0];
+    file.set_len(end).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &footer::encode(nonce, &lie, end), end).unwrap();
+    let store = open(dir.path());
+    store.index.read().audit();
+    assert!(matches!(store.get(ids[0]), Err(ObjectError::Damaged(_))));
+    assert!(matches!(store.get(ids[1]), Err(ObjectError::Missing(_))));
+    assert_eq!(store.get(ids[2]).unwrap(), body(2));
+    store.index.read().audit();
+    assert_eq!(put_family(&store), ids);
+    assert!(ids.iter().all(|id| store.get(*id).is_ok()));
+    assert_eq!(store.index.read().children(ids[2]), [ids[1]]);
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::{
     fs,
+    io::Write,
     os::unix::fs::FileExt,
     path::Path,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicBool, AtomicU16, Ordering},
 };
 
 use flotilla_types::{Holder, ObjectId, ReplicaId};
@@ -325,4 +326,68 @@ fn a_copy_that_an_interrupted_compaction_left_damaged_does_not_hide_the_earlier_
         let used = store.index.read().entry(id).unwrap().location.segment;
         assert_eq!(used, if is_damaged { 1 } else { 2 });
     }
+}
+
+#[test]
+fn a_segment_that_gets_no_table_of_contents_is_scanned() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let ids: Vec<_> = (0..3).map(|n| put(&store, n, &[ObjectId::of(b"child")])).collect();
+    store.sync().unwrap();
+    drop(store);
+    let path = segment_files(dir.path()).remove(0);
+    let bytes = fs::metadata(&path).unwrap().len();
+    let read_only = fs::File::open(&path).unwrap();
+    assert_eq!(crate::load::add_footer(&read_only, [0; 8], &[], bytes, 1), 0);
+    assert_eq!(fs::metadata(&path).unwrap().len(), bytes);
+    // Part of one, as a full disk leaves it.
+    fs::File::options().append(true).open(&path).unwrap().write_all(b"FLOTEND").unwrap();
+    let store = open(dir.path());
+    assert!(ids.iter().all(|id| store.get(*id).is_ok() && !store.index.read().children(*id).is_empty()));
+}
+
+/// Threads store and hold trees, let go of them and read, while others sync and collect.
+#[test]
+fn trees_stay_whole_while_segments_are_compacted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ObjectStore::open(dir.path(), thorough()).unwrap();
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let workers = (0..3).map(|worker| {
+            let store = &store;
+            threads.spawn(move || {
+                let holder = Holder::Checkpoint(ReplicaId(worker));
+                for round in 0..40u16 {
+                    // Some leaves are shared with other workers and earlier rounds.
+                    let leaves: Vec<_> = (0..3).map(|n| (round / 4 + n) * 7 % 23).collect();
+                    let ids: Vec<_> = leaves.iter().map(|n| store.put(&body(*n), &[]).unwrap()).collect();
+                    let node = [worker.to_le_bytes(), u64::from(round).to_le_bytes()].concat();
+                    let root = store.put(&node, &ids).unwrap();
+                    store.sync().unwrap();
+                    store.hold(holder, [root]);
+                    ids.iter().chain([&root]).for_each(|id| store.unpin(*id));
+                    for (id, n) in ids.iter().zip(leaves) {
+                        assert_eq!(store.get(*id).unwrap(), body(n));
+                    }
+                    assert_eq!(store.get(root).unwrap(), node);
+                }
+            })
+        });
+        let workers: Vec<_> = workers.collect();
+        threads.spawn(|| {
+            while !is_done.load(Ordering::Acquire) {
+                store.collect(Scope::All).unwrap();
+            }
+        });
+        let ended: Vec<_> = workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        is_done.store(true, Ordering::Release);
+        ended.into_iter().for_each(|ended| ended.unwrap());
+    });
+    store.index.read().audit();
+    for worker in 0..3 {
+        store.let_go(Holder::Checkpoint(ReplicaId(worker)));
+    }
+    collect(&store);
+    collect(&store);
+    assert!((0..23).all(|n| !store.contains(ObjectId::of(&body(n)))));
 }
