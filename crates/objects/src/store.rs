@@ -407,8 +407,8 @@ impl ObjectStore {
             {
                 let mut index = self.index.write();
                 match index.entry(id) {
-                    Some(_) if index.known(id, children) != Known::Covered => return Ok(false),
                     None => return Ok(false),
+                    Some(_) if index.known(id, children) != Known::Covered => return Ok(false),
                     Some(entry) if entry.stored.verified => {
                         index.pin(id);
                         return Ok(true);
@@ -424,8 +424,8 @@ impl ObjectStore {
         }
     }
 
-    /// Appends a record to the active segment. The index is not changed before its sync. The next record
-    /// overwrites a failed write.
+    /// Appends a record to the active segment. Its sync makes the index use it. The next record overwrites a
+    /// failed write.
     pub(crate) fn append(
         &self,
         writer: &mut Writer,
