@@ -163,6 +163,22 @@ impl Index {
         self.set_children(slot, children);
     }
 
+    /// Adds an object of an earlier run. Where it is there twice, this copy counts only if it is intact.
+    pub(crate) fn insert_found(
+        &mut self,
+        id: ObjectId,
+        location: Location,
+        children: &[ObjectId],
+        is_intact: impl FnOnce() -> bool,
+    ) {
+        let slot = self.slot_or_new(id);
+        let is_copy = self.nodes[slot.index()].stored.is_some();
+        if !is_copy || is_intact() {
+            self.place(slot, Entry { location, stored: Stored { synced: true, verified: is_copy } });
+            self.set_children(slot, children);
+        }
+    }
+
     /// Replaces the children of an object.
     pub(crate) fn replace_children(&mut self, id: ObjectId, children: &[ObjectId]) {
         if let Some(slot) = self.slot(id) {

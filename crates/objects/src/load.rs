@@ -11,7 +11,7 @@ use flotilla_types::ObjectId;
 
 use crate::{
     ObjectError, footer,
-    index::{Entry, Index, Location, Stored},
+    index::{Index, Location},
     segment::{Format, FoundRecord, SEGMENT_VERSION, SegmentHeader, read_segment_header, scan},
     tables::Closed,
 };
@@ -36,14 +36,11 @@ pub(crate) fn load(dir: &Path) -> Result<Found, ObjectError> {
         found.next_segment = number.saturating_add(1);
         let Some(segment) = load_segment(dir, number)? else { continue };
         found.with_children |= segment.with_children;
-        for FoundRecord { id, offset, len, children } in segment.records {
-            let location = Location { segment: number, offset, len };
-            let is_copy = found.index.entry(id).is_some();
-            if is_copy && !is_intact(&segment.file, id, location) {
-                continue;
-            }
-            let stored = Stored { synced: true, verified: is_copy };
-            found.index.insert(id, Entry { location, stored }, &children);
+        for record in &segment.records {
+            let location = Location { segment: number, offset: record.offset, len: record.len };
+            found
+                .index
+                .insert_found(record.id, location, &record.children, || is_intact(&segment.file, record.id, location));
         }
         found.index.tables.close(number, Closed { bytes: segment.bytes, inherited: true });
     }

@@ -330,9 +330,9 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "damaged-copy-hides-intact-one",
         what: "a damaged copy that a crash left of an object hides the intact one",
-        file: "crates/objects/src/load.rs",
-        before: "            if is_copy && !is_intact(&segment.file, id, location) {\n                continue;\n            }\n",
-        after: "            let _ = is_intact;\n",
+        file: "crates/objects/src/index.rs",
+        before: "        if !is_copy || is_intact() {",
+        after: "        if !is_copy || is_intact() || is_copy {",
         runner: Runner::Tests("flotilla-objects"),
         also: None,
     },
