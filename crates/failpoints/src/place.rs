@@ -152,6 +152,10 @@ places! {
     ObjectsFilesSynced = "objects::files_synced",
     /// Objects are durable; the index does not say so yet.
     ObjectsSynced = "objects::synced",
+    /// A closed segment is durable, without its table of contents. May fail.
+    ObjectsBeforeFooter = "objects::before_footer",
+    /// A closed segment's table of contents is written, not synced.
+    ObjectsFooterWritten = "objects::footer_written",
     /// Live objects are copied out of a segment, which is about to be deleted.
     ObjectsBeforeDelete = "objects::before_delete",
     /// Before the temporary file that replaces a file of the data folder is written. May fail.

@@ -32,8 +32,8 @@ use crate::{
     view::View,
 };
 
-/// Checkpoints installed between two garbage collections, each of which scans the index of all objects. A
-/// compaction triggers one too.
+/// Checkpoints installed between two garbage collections: a checkpoint that only adds a run leaves little
+/// garbage. A compaction triggers one too.
 const INSTALLS_PER_COLLECTION: u32 = 16;
 
 /// The state of every replica on a node, in one folder: objects in `objects`, the view in `view`.
@@ -90,11 +90,11 @@ impl Engine {
         if let Some(absent) = checkpoint.objects().find(|id| !self.objects.contains(*id)) {
             if !self.replica(replica).is_ok_and(|entry| entry.is_open()) {
                 // Keeps the objects that are present, so that a retry need not fetch them again.
-                self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+                self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
             }
             return Err(failure::absent(&self.objects, absent));
         }
-        self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+        self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
         let entry = self.replicas.write().entry(replica).or_insert_with(|| Arc::new(Replica::new(replica))).clone();
         let mut work = entry.work.lock();
         entry.detach();
@@ -136,7 +136,7 @@ impl Drop for Engine {
 
 impl StateEngine for Engine {
     fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+        self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
@@ -145,7 +145,7 @@ impl StateEngine for Engine {
 
     fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.replace(replica, checkpoint, true)?;
-        self.objects.set_roots(Holder::Receiver(replica), []);
+        self.objects.let_go(Holder::Receiver(replica));
         Ok(())
     }
 
@@ -158,8 +158,8 @@ impl StateEngine for Engine {
             *work = None;
             *entry.compacted.lock() = None;
         }
-        self.objects.set_roots(Holder::Checkpoint(replica), []);
-        self.objects.set_roots(Holder::Receiver(replica), []);
+        self.objects.let_go(Holder::Checkpoint(replica));
+        self.objects.let_go(Holder::Receiver(replica));
         view.clear(replica)
     }
 
@@ -222,7 +222,7 @@ impl StateEngine for Engine {
         };
         let bytes = total_bytes(&self.objects, checkpoint.objects());
         replica.install_checkpoint(view, checkpoint.clone(), bytes);
-        self.objects.set_roots(Holder::Checkpoint(replica.id), checkpoint.objects());
+        self.objects.hold(Holder::Checkpoint(replica.id), checkpoint.objects());
         let drops_tables = built.drops_tables;
         *work = None;
         drop(work);
@@ -260,7 +260,7 @@ impl StateEngine for Engine {
     }
 
     fn hold(&self, holder: Holder, objects: &[ObjectId]) {
-        self.objects.set_roots(holder, objects.iter().copied());
+        self.objects.hold(holder, objects.iter().copied());
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
@@ -274,7 +274,7 @@ impl StateEngine for Engine {
     }
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
-        self.objects.import(object, &bytes).map_err(failure::of_objects)?;
+        self.objects.import(object, &bytes, &[]).map_err(failure::of_objects)?;
         self.objects.unpin(object);
         Ok(())
     }

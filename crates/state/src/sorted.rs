@@ -50,7 +50,7 @@ impl Pinned {
 
     /// Stores an object and pins it.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<ObjectId, EngineError> {
-        let id = self.objects.put(bytes).map_err(failure::of_objects)?;
+        let id = self.objects.put(bytes, &[]).map_err(failure::of_objects)?;
         self.ids.push(id);
         Ok(id)
     }
