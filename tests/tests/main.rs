@@ -22,6 +22,7 @@ mod health;
 mod hostile;
 mod leaving;
 mod minority;
+mod operations;
 mod pause;
 mod redis;
 mod restarting;

@@ -17,6 +17,7 @@ mod keys;
 mod kv;
 mod limits;
 mod node_change;
+mod operations;
 mod operator;
 mod problem;
 mod status;
@@ -38,6 +39,7 @@ pub use limits::{
     TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
 };
 pub use node_change::{NodeChange, NodeVerb, UnknownNodeVerb};
+pub use operations::{OperationInfo, OperationList, OperationProgress};
 pub use operator::{
     InvalidTokenId, NodeUpgrade, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList, UpgradeStatus,
 };

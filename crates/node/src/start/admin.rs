@@ -12,8 +12,8 @@ use std::{
 
 use flotilla_api::{
     AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
-    KeyRequest, NodeChange, NodeVerb, RecordsDigest, ReplicaDigest, Setting as ApiSetting, Sharding as ApiSharding,
-    TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest, ReplicaDigest, Setting as ApiSetting,
+    Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
@@ -33,11 +33,13 @@ use super::{
     events::Events,
     metrics,
     node_change::{self, Facts},
-    status,
+    operations, status,
 };
 
 /// Lifetime of a join token when the request names none.
 const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
+/// How long another node may take to report what changes shards.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Implements [`Admin`] for a running node.
 pub(crate) struct NodeAdmin {
@@ -162,6 +164,12 @@ impl NodeAdmin {
             Some(state) if status.draining => format!("this node is {state}; use another one"),
             _ => "in service".to_owned(),
         }
+    }
+
+    /// What changes shards, as this node reports it.
+    fn operations_here(&self) -> OperationList {
+        let reports = vec![(self.topology.node(), Some(self.shards.operations_here()))];
+        operations::list(reports, &self.topology.meta(), clock::wall_ms())
     }
 
     /// The liveness of a node for placement, now.
@@ -296,6 +304,7 @@ impl Admin for NodeAdmin {
             started_ms: self.started_ms,
             draining: self.is_draining(),
             notes: self.notes(),
+            operations: self.operations_here(),
         };
         sources.status()
     }
@@ -373,6 +382,14 @@ impl Admin for NodeAdmin {
 
     fn recent_audit(&self) -> Vec<Event> {
         self.audit.recent()
+    }
+
+    fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList> {
+        Box::pin(async move {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let reports = self.shards.operations(remaining.min(REPORT_TIMEOUT)).await;
+            Ok(operations::list(reports, &self.topology.meta(), clock::wall_ms()))
+        })
     }
 
     fn digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> AdminFuture<'_, DigestList> {

@@ -19,6 +19,7 @@ mod join;
 mod machines;
 mod metrics;
 mod node_change;
+mod operations;
 mod places;
 mod security;
 mod shard_view;

@@ -84,6 +84,7 @@ impl<'a> ShardView<'a> {
             available: health.is_available,
             fully_replicated: health.is_fully_replicated,
             failures_survivable: health.failures_survivable as u32,
+            operations: Vec::new(),
             local: local.map(local_replica),
         }
     }

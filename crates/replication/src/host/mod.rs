@@ -41,6 +41,7 @@ use tokio::sync::oneshot;
 
 pub use digest::{Digest, DigestError};
 use inline::InlineExecutor;
+pub use pull::IncomingSnapshot;
 
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
@@ -124,6 +125,7 @@ pub struct Handle {
     engine: Arc<dyn StateEngine>,
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
+    pulls: pull::Tasks,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -152,6 +154,7 @@ impl Host {
         )?;
         let sender = frames::Sender::new(network.clone(), inbox.clone());
         let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone(), parts.fatal.clone());
+        let pulls = puller.tasks();
         let wal = wal::Wal {
             wal: work::Wal::new(&*parts.log, parts.incarnation),
             log: parts.log.clone(),
@@ -219,6 +222,7 @@ impl Host {
             engine: parts.engine.clone(),
             apply: apply.clone(),
             transferable_leaderships,
+            pulls,
             fatal: parts.fatal,
         };
         Ok(Self { handle, threads, apply, pool, background: background_tx, engine: parts.engine })
@@ -419,6 +423,12 @@ impl Handle {
     #[must_use]
     pub fn status(&self) -> Arc<Vec<ReplicaStatus>> {
         self.status.read().clone()
+    }
+
+    /// The snapshots that replicas here receive.
+    #[must_use]
+    pub fn incoming_snapshots(&self) -> Vec<IncomingSnapshot> {
+        self.pulls.lock().values().map(|task| task.current).collect()
     }
 
     /// The number of shards with several voters that this node leads.
