@@ -18,7 +18,7 @@ use flotilla_api::{
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
 use flotilla_identity::{ClientKey, JoinToken, TokenId};
-use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting};
+use flotilla_meta::{BUCKETS_MAX, Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, ReplicaStatus, clock};
 use flotilla_transport::Transport;
@@ -95,6 +95,9 @@ impl NodeAdmin {
             ApiSharding::Range => (Sharding::Range, 1),
         };
         let shards = request.shards.unwrap_or_else(|| SHARDS_DEFAULT.min(buckets));
+        if let Some(refusal) = misfit(request.sharding, shards, buckets) {
+            return Err(StoreError::Refused(refusal).into());
+        }
         let matches = |found: &Collection| {
             found.sharding == request.sharding && found.buckets == buckets && found.replicas == replicas
         };
@@ -294,6 +297,21 @@ impl NodeAdmin {
     }
 }
 
+/// Why a collection cannot have as many shards. Other limits are for the metadata group to check.
+fn misfit(sharding: ApiSharding, shards: u16, buckets: u16) -> Option<String> {
+    match sharding {
+        _ if shards == 0 => Some("the number of shards must be 1 to the number of buckets".to_owned()),
+        ApiSharding::Range if shards > 1 => {
+            Some(format!("a range collection begins with one shard, not {shards}; leave out the number of shards"))
+        }
+        ApiSharding::Hash if shards > buckets && (1..=BUCKETS_MAX).contains(&buckets) => Some(format!(
+            "{shards} shards do not fit {buckets} buckets: each shard needs at least one; ask for at most {buckets} \
+             shards, or for more buckets (`--buckets`, at most {BUCKETS_MAX})"
+        )),
+        _ => None,
+    }
+}
+
 impl Admin for NodeAdmin {
     fn status(&self) -> ClusterStatus {
         let sources = status::Sources {
@@ -462,5 +480,24 @@ impl Admin for NodeAdmin {
 
     fn rotate_authority(&self, deadline: Instant) -> AdminFuture<'_, AuthorityStatus> {
         Box::pin(self.rotate(deadline))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_shards_than_buckets_are_refused_with_what_to_do() {
+        let refusal = misfit(ApiSharding::Hash, 40, 16).expect("a refusal");
+        let parts = ["40 shards", "16 buckets", "at most 16 shards", "`--buckets`, at most 1024"];
+        assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal}");
+        assert!(misfit(ApiSharding::Range, 2, 1).is_some_and(|refusal| refusal.contains("one shard")));
+        assert!(misfit(ApiSharding::Hash, 0, 16).is_some());
+        for (sharding, shards, buckets) in [(ApiSharding::Hash, 16, 16), (ApiSharding::Range, 1, 1)] {
+            assert_eq!(misfit(sharding, shards, buckets), None);
+        }
+        // What is wrong there is the number of buckets, which the metadata group says.
+        assert_eq!(misfit(ApiSharding::Hash, 2_000, 1_500), None);
     }
 }
