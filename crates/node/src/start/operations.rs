@@ -16,7 +16,7 @@ pub(super) fn list(reports: Vec<(NodeId, Option<Operations>)>, meta: &MetaState,
         list.more = list.more.saturating_add(report.more);
         list.operations.extend(report.operations.iter().map(|operation| describe(operation, node, meta, wall_ms)));
     }
-    list.operations.sort_by(|a, b| (a.shard, a.kind, a.replica).cmp(&(b.shard, b.kind, b.replica)));
+    list.operations.sort_by_key(|operation| (operation.shard, operation.kind, operation.replica));
     list
 }
 
