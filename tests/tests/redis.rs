@@ -361,7 +361,7 @@ async fn large_requests_are_served_or_refused_with_a_text() {
     let mut many = vec![b"EXISTS".to_vec()];
     many.resize(100_001, b"none".to_vec());
     assert_eq!(redis.call(&many).await, ":0");
-    // Far above the limit the rest of the request cannot be told apart, but the client reads why.
+    // Far above the limit the rest of the request cannot be recognised, but the client reads why.
     assert_eq!(redis.call(&set(2 * VALUE_BYTES_MAX)).await, "-ERR Protocol error: invalid bulk length");
     let ended = timeout(WITHIN, redis.stream.read(&mut [0])).await.expect("the connection ends");
     assert_eq!(ended.expect("no reset"), 0);

@@ -16,7 +16,7 @@ use flotilla_tests::support::{
     wait_replicated,
 };
 
-/// What a node that is too old for the cluster is told.
+/// The advice to a node that is too old for the cluster.
 const ADVICE: &str = "install a binary that supports version 2";
 /// How long a node that cannot run in the cluster may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);

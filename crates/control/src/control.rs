@@ -29,7 +29,7 @@ pub struct ControlParts {
     pub notices: mpsc::UnboundedReceiver<Lost>,
     /// The failure detector's settings.
     pub membership: MembershipConfig,
-    /// Where this node is, as other nodes are told; unspecified if it does not know.
+    /// Where this node is, as other nodes get it; unspecified if it does not know.
     pub located: std::net::SocketAddr,
     /// Where other nodes may be, besides what the metadata says.
     pub hints: Vec<HostPort>,

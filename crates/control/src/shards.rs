@@ -38,7 +38,7 @@ pub struct Shards {
     topology: Arc<Topology>,
     host: Handle,
     network: Arc<Transport>,
-    /// What any shard told this node, so that later commands to other shards follow it.
+    /// What any shard answered this node, so that later commands to other shards follow it.
     heard: Arc<Mutex<Heard>>,
 }
 

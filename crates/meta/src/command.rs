@@ -393,7 +393,7 @@ pub enum MetaRefusal {
     /// Another client key has this id.
     #[error("another client key has this id")]
     KeyExists,
-    /// Without this key nobody could create another one.
+    /// Without this key no other one could be created.
     #[error("this is the last admin key; create another one first")]
     LastAdminKey,
     /// The node is not to leave, or not any more.

@@ -90,7 +90,7 @@ impl<'a> ShardView<'a> {
     }
 
     /// The leader: by this node's own vote if it has one in the shard, else by the hint. A learner or a
-    /// replica that was removed may remember a leader forever, so it does not count.
+    /// replica that was removed may remember a leader without end, so it does not count.
     fn leader(
         &self,
         descriptor: &ShardDescriptor,
