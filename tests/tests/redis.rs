@@ -15,8 +15,11 @@ use std::{
     time::Duration,
 };
 
+use flotilla_api::NodeVerb;
 use flotilla_local_cluster::Cluster;
-use flotilla_tests::support::{Connection, Mode, POLL_EVERY, WITHIN, connect, eventually, start, start_in};
+use flotilla_tests::support::{
+    Connection, Mode, POLL_EVERY, WITHIN, client, connect, eventually, start, start_in, status,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
@@ -265,6 +268,40 @@ async fn transactions_of_many_clients_lose_no_update(mode: Mode) {
     }
     let mut redis = Redis::of(&cluster, 1).await;
     assert_eq!(redis.line("GET {t}n").await, format!("\"{}\"", CLIENTS * ROUNDS));
+}
+
+#[tokio::test]
+async fn info_says_whether_the_node_drains_and_how_long_keys_live() {
+    let cluster = start(3).await;
+    let mut redis = Redis::of(&cluster, 2).await;
+    let admin = client(&cluster, 1);
+    let drains = async |redis: &mut Redis, expected: &str| {
+        eventually(&format!("flotilla_draining:{expected}"), async || {
+            let info = redis.line("INFO server").await;
+            let shown = info.split("\\r\\n").find_map(|line| line.strip_prefix("flotilla_draining:"));
+            if shown == Some(expected) { Ok(()) } else { Err(info.clone()) }
+        })
+        .await;
+    };
+    let other = status(&cluster, 2).await.node;
+    drains(&mut redis, "0").await;
+    admin.change_node(other, NodeVerb::Drain, false, false).await.expect("a drain");
+    drains(&mut redis, "1").await;
+    let mut first = Redis::of(&cluster, 1).await;
+    drains(&mut first, "0").await;
+    assert!(first.line("INFO persistence").await.contains("loading:0"));
+    admin.change_node(other, NodeVerb::Undrain, false, false).await.expect("an undrain");
+    drains(&mut redis, "0").await;
+
+    for (key, seconds) in [("a", 1_000), ("b", 2_000), ("c", 3_000)] {
+        assert_eq!(redis.line(&format!("SET {key} v EX {seconds}")).await, "+OK");
+    }
+    assert_eq!(redis.line("SET d v").await, "+OK");
+    let info = redis.line("INFO keyspace").await;
+    let ttl = info.split_once("db0:keys=4,expires=3,avg_ttl=").and_then(|(_, rest)| rest.split_once('\\'));
+    let ttl: u64 = ttl.and_then(|(ttl, _)| ttl.parse().ok()).unwrap_or_else(|| panic!("{info}"));
+    // The mean of all three, over shards of unequal numbers of keys; the test may take a while.
+    assert!((1_500_000..=2_000_000).contains(&ttl), "{ttl}");
 }
 
 /// A compare-and-set loop by `WATCH`, the way client libraries write it.
