@@ -8,8 +8,8 @@
 //! Deliberately absent: retries, fixed sleeps, fixed ports, and assertions on durations. All waiting is
 //! polling with a timeout. `FLOTILLA_TEST_DIR=path` keeps data and logs in a folder for each test.
 
-/// Runs a function as two tests, `NAME::open` and `NAME::secure`: on a cluster without TLS and keys, and on one
-/// with both. The function takes the mode.
+/// Runs a function as two tests, `NAME::open` and `NAME::secure`: on a cluster without TLS and keys, and on
+/// one with both. The function takes the mode.
 macro_rules! in_both_modes {
     ($test:ident) => {
         mod $test {

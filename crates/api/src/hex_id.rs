@@ -1,5 +1,5 @@
-//! Ids that are 16 hexadecimal digits in JSON and in paths, because many readers lose digits of JSON numbers of
-//! this size.
+//! Ids that are 16 hexadecimal digits in JSON and in paths, because many readers lose digits of JSON numbers
+//! of this size.
 
 /// Defines such an id, and the error of a text that is none.
 macro_rules! hex_id {

@@ -229,8 +229,8 @@ pub struct ShardInfo {
     /// How many more nodes can fail before it loses its quorum.
     #[serde(default)]
     pub failures_survivable: u32,
-    /// What changes it now. `/v1/cluster/shards` has the reports of all nodes, other answers those of the node
-    /// that answers.
+    /// What changes it now. `/v1/cluster/shards` has the reports of all nodes, other answers have those of the
+    /// node that answers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub operations: Vec<OperationInfo>,
     /// This node's replica, if it has one.

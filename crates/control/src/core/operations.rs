@@ -1,4 +1,4 @@
-//! What changes the shards that are led here, since when and how far it is: for operators. Nothing decides by it.
+//! What changes the shards that are led here, since when and how far it is: for operators. It decides nothing.
 //!
 //! A leader derives it from its status and the intent in a pass that looks at every shard it leads anyway;
 //! only shards that change take memory. `since` begins anew with another leader.

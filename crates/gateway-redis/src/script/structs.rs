@@ -53,7 +53,7 @@ impl<'a> Format<'a> {
         Ok(number)
     }
 
-    /// The next item at this position. Options that only change how others are written are items without size.
+    /// The next item at this position. Options that only change how others are written have no size.
     fn next(&mut self, position: usize) -> mlua::Result<Option<Item>> {
         let Some((&option, rest)) = self.rest.split_first() else { return Ok(None) };
         self.rest = rest;

@@ -438,4 +438,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_mean_of_means_weighs_each_by_its_count() {
+        let mut mean = MeanOf::default();
+        assert_eq!(mean.mean(), None);
+        mean.add(0, 5);
+        assert_eq!(mean.mean(), None, "a shard that does not report");
+        mean.add(10, 1);
+        mean.add(40, 2);
+        assert_eq!(mean.mean(), Some(30));
+        mean.add(u64::MAX, u64::MAX);
+        assert!(mean.mean().is_some(), "what a shard answers may be anything");
+    }
 }

@@ -1,5 +1,5 @@
-//! `cjson.decode`, with what Redis accepts beyond JSON: strings of any bytes and, unless that is switched off,
-//! numbers such as `0x10`, `007`, `inf` and `nan`. No library reads these.
+//! `cjson.decode`, with what Redis accepts beyond JSON: strings of any bytes and, unless that is switched
+//! off, numbers such as `0x10`, `007`, `inf` and `nan`. No library reads these.
 //!
 //! Values are built as they are read, so what is made counts on the script's memory, and every byte on its
 //! budget. The recursion is bounded by [`Settings::decode_depth`].

@@ -1,5 +1,5 @@
-//! What scripts may set of `cjson`. In Redis a setting outlives the script; here it ends with it, as everything
-//! that a script leaves behind.
+//! What scripts may set of `cjson`. In Redis a setting outlives the script; here it ends with the script, as
+//! all that a script leaves behind.
 
 use mlua::{Lua, MultiValue, Value};
 
