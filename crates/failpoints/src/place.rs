@@ -112,7 +112,7 @@ places! {
     CheckpointRunWritten = "checkpoint::run_written",
     /// Before runs are folded into the base.
     CheckpointBeforeFold = "checkpoint::before_fold",
-    /// Runs are folded and not synced.
+    /// Runs are merged or folded, and not synced.
     CheckpointFolded = "checkpoint::folded",
     /// A checkpoint's objects are durable; nothing refers to them.
     CheckpointBuilt = "checkpoint::built",

@@ -25,14 +25,15 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
-    Options, build,
+    Options, build, compact,
     failure::{self, ViewFailure},
     replica::{Reader, Replica},
+    sorted::total_bytes,
     view::View,
 };
 
 /// Checkpoints installed between two garbage collections, each of which scans the index of all objects. A
-/// fold triggers one too.
+/// compaction triggers one too.
 const INSTALLS_PER_COLLECTION: u32 = 16;
 
 /// The state of every replica on a node, in one folder: objects in `objects`, the view in `view`.
@@ -98,8 +99,9 @@ impl Engine {
         let mut work = entry.work.lock();
         entry.detach();
         *work = None;
+        *entry.compacted.lock() = None;
         let loaded = view.load(replica, checkpoint, from_peer)?;
-        entry.attach(loaded, checkpoint.clone(), build::total_bytes(&self.objects, checkpoint.objects()));
+        entry.attach(loaded, checkpoint.clone(), total_bytes(&self.objects, checkpoint.objects()));
         Ok(())
     }
 
@@ -154,6 +156,7 @@ impl StateEngine for Engine {
             let mut work = entry.work.lock();
             entry.detach();
             *work = None;
+            *entry.compacted.lock() = None;
         }
         self.objects.set_roots(Holder::Checkpoint(replica), []);
         self.objects.set_roots(Holder::Receiver(replica), []);
@@ -189,7 +192,8 @@ impl StateEngine for Engine {
         let mut work = replica.work.lock();
         let input = replica.build_input()?;
         let Some(frozen) = &input.frozen else { return Ok(Checkpoint::clone(&input.checkpoint)) };
-        let built = build::build(&self.objects, &self.options, replica.id, &input.checkpoint, frozen)?;
+        let compacted = replica.compacted.lock().take();
+        let built = build::build(&self.objects, &self.options, replica.id, &input.checkpoint, frozen, compacted)?;
         let checkpoint = built.checkpoint.clone();
         *work = Some(built);
         Ok(checkpoint)
@@ -214,18 +218,40 @@ impl StateEngine for Engine {
             input.view
         } else {
             let wait_for_scans = || replica.wait_for_scans();
-            self.view()?.advance(replica.id, &input.view, frozen, checkpoint, wait_for_scans)?
+            self.view()?.advance(replica.id, &input.view, frozen, built, wait_for_scans)?
         };
-        let bytes = build::total_bytes(&self.objects, checkpoint.objects());
+        let bytes = total_bytes(&self.objects, checkpoint.objects());
         replica.install_checkpoint(view, checkpoint.clone(), bytes);
         self.objects.set_roots(Holder::Checkpoint(replica.id), checkpoint.objects());
-        let folded = built.folded;
+        let drops_tables = built.drops_tables;
         *work = None;
         drop(work);
-        if folded || self.installs.fetch_add(1, Ordering::Relaxed).is_multiple_of(INSTALLS_PER_COLLECTION) {
+        if drops_tables || self.installs.fetch_add(1, Ordering::Relaxed).is_multiple_of(INSTALLS_PER_COLLECTION) {
             self.collect()?;
         }
         Ok(())
+    }
+
+    fn needs_compaction(&self, replica: ReplicaId) -> bool {
+        let Ok(replica) = self.replica(replica) else { return false };
+        let Ok(input) = replica.build_input() else { return false };
+        // What cannot be read is found by whoever needs it.
+        replica.compacted.lock().is_none()
+            && compact::plan_for(&self.objects, &self.options, &input.checkpoint).is_ok_and(|plan| plan.is_some())
+    }
+
+    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+        let replica = self.replica(replica)?;
+        let input = replica.build_input()?;
+        let is_stopped = || is_stopped() || !replica.is_attached_as(input.tables);
+        let done = compact::compact(&self.objects, &self.options, replica.id, &input.checkpoint, &is_stopped)?;
+        let Some(compacted) = done else { return Ok(false) };
+        // Here, so that the build that uses it has little to sync.
+        self.objects.sync().map_err(failure::of_objects)?;
+        let mut waiting = replica.compacted.lock();
+        let is_of_use = !is_stopped();
+        *waiting = is_of_use.then_some(compacted);
+        Ok(is_of_use)
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {

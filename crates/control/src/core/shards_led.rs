@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_meta::{MetaCommand, NodeState};
+use flotilla_membership::NodeState;
+use flotilla_meta::{MetaCommand, NodeState as AdminState};
 use flotilla_replication::{ConfChange, ReplicaStatus};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
@@ -59,12 +60,15 @@ impl Reconciler for ShardsLed {
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut reports = Vec::new();
-        let gives_up = view.meta.node(view.me.node).is_some_and(|me| me.state != NodeState::Active);
+        let gives_up = view.meta.node(view.me.node).is_some_and(|me| me.state != AdminState::Active);
         for (replica, group) in view.led() {
             let Some(record) = view.meta.shard(replica.shard) else { continue };
             self.operations.observe(replica, group, &record.intent, gives_up, view.wall_ms);
             let unreported = replica.descriptor.epoch > record.descriptor.epoch;
-            let may_lead = |node| view.meta.node(node).is_some_and(|node| node.state == NodeState::Active);
+            let may_lead = |node| {
+                let is_active = view.meta.node(node).is_some_and(|node| node.state == AdminState::Active);
+                is_active && view.members.liveness(node).0 == NodeState::Alive
+            };
             let next = next_shard_step(replica.replica, group, &record.intent, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
             match next {

@@ -319,7 +319,7 @@ impl<T> Core<T> {
     pub(super) fn on_peer_changed(&mut self, node: NodeId, connected: bool, effects: &mut Effects<T>) {
         self.handshake.forget_check(node);
         self.forget_fetches(node);
-        self.rest.node_changed(node);
+        self.wake_for_node(node, connected);
         if connected {
             self.send_whole_heartbeat(node, effects);
         }
