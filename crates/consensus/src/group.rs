@@ -610,6 +610,7 @@ impl Group {
             truncated: self.truncated().0,
             conf: self.conf.clone(),
             followers,
+            transfers_to: raft.lead_transferee.map(ReplicaId),
         }
     }
 
@@ -635,6 +636,7 @@ impl Group {
             && (status.commit, status.last, status.truncated)
                 == (LogIndex(raft.raft_log.committed), self.last(), self.truncated().0)
             && status.conf == self.conf
+            && status.transfers_to == raft.lead_transferee.map(ReplicaId)
     }
 
     /// The node that holds a replica of this group, if the descriptor names it.

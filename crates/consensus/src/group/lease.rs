@@ -61,7 +61,7 @@ const PENDING_ROUNDS_MAX: usize = 16;
 /// How a replica came to be open in this process, which decides what it may have promised before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// Created by this process: it has never heard from a leader.
+    /// Created by this process: it has never received a message of a leader.
     Created,
     /// Left by an earlier run of the process: it may have heard from a leader until that run ended.
     Recovered,

@@ -49,16 +49,7 @@ pub fn next_shard_step(
     if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica)) {
         return ShardStep::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
     }
-    let caught_up = |replica: &ReplicaId| {
-        status.followers.iter().any(|follower| {
-            follower.replica == *replica
-                && follower.recently_active
-                && !follower.in_snapshot
-                // A follower that never answered counts as active for a while, and may not even exist.
-                && follower.matched > LogIndex(0)
-                && follower.matched.0 + CAUGHT_UP_ENTRIES >= status.commit.0
-        })
-    };
+    let caught_up = |replica: &ReplicaId| is_caught_up(status, *replica);
     let promote: Vec<_> = conf.learners.iter().filter(|learner| wanted.contains(learner)).copied().collect();
     let demote: Vec<_> = conf.voters.iter().filter(|voter| !wanted.contains(voter)).copied().collect();
     if !promote.iter().all(caught_up) {
@@ -80,6 +71,18 @@ pub fn next_shard_step(
         return ShardStep::Nothing;
     }
     ShardStep::Change(ConfChange::Swap { promote, demote })
+}
+
+/// Whether a follower has almost all committed entries, so that it may vote.
+pub(super) fn is_caught_up(leader: &GroupStatus, replica: ReplicaId) -> bool {
+    leader.followers.iter().any(|follower| {
+        follower.replica == replica
+            && follower.recently_active
+            && !follower.in_snapshot
+            // A follower that never answered counts as active for a while, and may not even exist.
+            && follower.matched > LogIndex(0)
+            && follower.matched.0 + CAUGHT_UP_ENTRIES >= leader.commit.0
+    })
 }
 
 #[cfg(test)]
@@ -113,6 +116,7 @@ mod tests {
             truncated: LogIndex(0),
             conf: ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() },
             followers: matched.iter().map(follower).collect(),
+            transfers_to: None,
         }
     }
 

@@ -42,6 +42,7 @@ use tokio::sync::oneshot;
 
 pub use digest::{Digest, DigestError};
 use inline::InlineExecutor;
+pub use pull::IncomingSnapshot;
 
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
@@ -127,6 +128,7 @@ pub struct Handle {
     engine: Arc<dyn StateEngine>,
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
+    pulls: pull::Tasks,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -157,6 +159,7 @@ impl Host {
         )?;
         let sender = frames::Sender::new(network.clone(), inbox.clone());
         let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone(), parts.fatal.clone());
+        let pulls = puller.tasks();
         let wal = wal::Wal {
             wal: work::Wal::new(&*parts.log, parts.incarnation),
             log: parts.log.clone(),
@@ -230,6 +233,7 @@ impl Host {
             engine: parts.engine.clone(),
             apply: apply.clone(),
             transferable_leaderships,
+            pulls,
             fatal: parts.fatal,
         };
         let (background, compaction) = (background_tx, compaction_tx);
@@ -433,6 +437,12 @@ impl Handle {
     #[must_use]
     pub fn status(&self) -> Arc<Vec<ReplicaStatus>> {
         self.status.read().clone()
+    }
+
+    /// The snapshots that replicas here receive.
+    #[must_use]
+    pub fn incoming_snapshots(&self) -> Vec<IncomingSnapshot> {
+        self.pulls.lock().values().map(|task| task.current).collect()
     }
 
     /// The number of shards with several voters that this node leads.
