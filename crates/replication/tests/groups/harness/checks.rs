@@ -86,7 +86,7 @@ impl Checks {
             ApplyTask::Apply { replica, entries, descriptor, .. } => {
                 let mut descriptors = self.descriptors.lock();
                 for entry in entries {
-                    if entry.kind == EntryKind::Shard && ShardChange::decode(&entry.context).is_ok() {
+                    if entry.kind == EntryKind::Shard && ShardChange::decode(&entry.context) == Ok(ShardChange::Bump) {
                         descriptors.changes_range(descriptor.shard, entry.index);
                         self.shard_changes.insert(entry.index);
                     }
