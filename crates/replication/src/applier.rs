@@ -244,7 +244,8 @@ impl<T> Applier<T> {
                     None => {
                         let away = Slot::Away { waiting: VecDeque::new() };
                         if let Some(Slot::Ready(ready)) = self.slots.insert(replica, away) {
-                            out.slow.push(Slow::Apply(SlowApply { replica, ready, committed }));
+                            let apply = SlowApply { replica, ready, committed };
+                            out.slow.push(Slow::Apply(Box::new(apply)));
                         }
                     }
                 }
