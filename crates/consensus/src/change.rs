@@ -40,17 +40,18 @@ pub enum ConfChange {
     LeaveJoint,
 }
 
-/// A committed change was not applied. The entry changes nothing, on any replica, unless its format is newer.
+/// A committed change, of the replica set or of the shard, was not applied. The entry changes nothing, on any
+/// replica, unless its format is newer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
     /// The bytes are not a change.
-    #[error("the configuration change does not parse")]
+    #[error("the change does not parse")]
     Malformed,
-    /// It does not apply to the current configuration, on any replica.
-    #[error("the configuration change does not apply to the current configuration")]
+    /// It does not apply to the current configuration or descriptor, on any replica.
+    #[error("the change does not apply to the current configuration")]
     NotApplicable,
     /// Its format is newer: other replicas may apply it, so this one must stop before it.
-    #[error("the configuration change has format {found}, newer than {known}")]
+    #[error("the change has format {found}, newer than {known}")]
     Version {
         /// Format of the change.
         found: u8,

@@ -95,7 +95,7 @@ pub(crate) fn entry_from_raft(entry: eraftpb::Entry) -> Entry {
         index: LogIndex(entry.index),
         term: Term(entry.term),
         kind: match entry.entry_type {
-            eraftpb::EntryType::EntryNormal => EntryKind::Normal,
+            eraftpb::EntryType::EntryNormal => EntryKind::of_normal(&entry.data, &entry.context),
             eraftpb::EntryType::EntryConfChange | eraftpb::EntryType::EntryConfChangeV2 => EntryKind::ConfChange,
         },
         data: entry.data,
@@ -108,7 +108,7 @@ pub(crate) fn entry_to_raft(entry: Entry) -> eraftpb::Entry {
         index: entry.index.0,
         term: entry.term.0,
         entry_type: match entry.kind {
-            EntryKind::Normal => eraftpb::EntryType::EntryNormal,
+            EntryKind::Normal | EntryKind::Shard => eraftpb::EntryType::EntryNormal,
             EntryKind::ConfChange => eraftpb::EntryType::EntryConfChangeV2,
         },
         data: entry.data,

@@ -22,7 +22,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use crate::{
-    ChangeError, ConfChange, Config, Follower, GroupStatus, Role, change::descriptor_after, convert, store::Store,
+    ChangeError, ConfChange, Config, Follower, GroupStatus, Role, ShardChange, change::descriptor_after, convert,
+    store::Store,
 };
 use lease::LeaseState;
 pub use lease::{Lease, Origin};
@@ -41,9 +42,9 @@ pub enum GroupError {
     /// sends, or this replica's log went backwards.
     #[error("the Raft library failed for this replica")]
     Library,
-    /// A committed configuration change has a format that this binary does not know.
+    /// A committed change, of the replica set or of the shard, has a format that this binary does not know.
     #[error(
-        "a configuration change has format {found} and this binary knows {known}: \
+        "a change in the log has format {found} and this binary knows {known}: \
          install a newer binary and start the node again"
     )]
     Version {
@@ -64,8 +65,9 @@ pub enum ProposeError {
     /// progress.
     #[error("the group is busy; try again")]
     Busy,
-    /// Another configuration change is in progress, or this one does not apply to the current configuration.
-    #[error("this configuration change is not possible now")]
+    /// Another configuration change is in progress, or this change does not apply to the current
+    /// configuration or descriptor.
+    #[error("this change is not possible now")]
     Configuration,
 }
 
@@ -380,6 +382,15 @@ impl Group {
         self.append(eraftpb::EntryType::EntryConfChangeV2, change.to_raft_bytes(), change.encode())
     }
 
+    /// Appends a change of the shard, if it applies to the current descriptor. One that was proposed before
+    /// and is not committed yet may still keep it from applying.
+    pub(crate) fn propose_shard_change(&mut self, change: &ShardChange) -> Result<LogIndex, ProposeError> {
+        if change.after(&self.descriptor).is_err() {
+            return Err(ProposeError::Configuration);
+        }
+        self.append(eraftpb::EntryType::EntryNormal, Bytes::from_static(Entry::SHARD_DATA), change.encode())
+    }
+
     fn append(&mut self, kind: eraftpb::EntryType, data: Bytes, context: Bytes) -> Result<LogIndex, ProposeError> {
         if self.node.raft.state != StateRole::Leader {
             return Err(ProposeError::NotLeader);
@@ -563,6 +574,15 @@ impl Group {
         self.conf = convert::conf_from_raft(&conf);
         self.descriptor = descriptor_after(&self.descriptor, &change, &self.conf);
         Ok(())
+    }
+
+    /// Applies a committed change of the shard to the descriptor, and returns it. One that does not apply
+    /// leaves the descriptor unchanged, on every replica. A lease stays: the same quorum confirmed it, and
+    /// reads that run behind the change are judged by the descriptor after it.
+    pub(crate) fn apply_shard_change(&mut self, entry: &Entry) -> Result<ShardChange, ChangeError> {
+        let change = ShardChange::decode(&entry.context)?;
+        self.descriptor = change.after(&self.descriptor)?;
+        Ok(change)
     }
 
     /// Steps down if this leader is no longer a voter; raft-rs leaves that to its caller.

@@ -13,6 +13,7 @@ mod config;
 mod convert;
 mod group;
 mod multi;
+mod shard_change;
 mod status;
 mod store;
 mod timers;
@@ -21,6 +22,7 @@ pub use change::{ChangeError, ConfChange};
 pub use config::{Config, ConfigError};
 pub use group::{Group, GroupError, Lease, Origin, ProposeError};
 pub use multi::{CommittedEntries, Effects, Input, MultiRaft, Persist, ReadReady, RoleChange};
+pub use shard_change::ShardChange;
 pub use status::{Follower, GroupStatus, Role};
 
 #[doc = include_str!("../README.md")]

@@ -18,7 +18,8 @@ use flotilla_types::{
 };
 
 use crate::{
-    ChangeError, ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, group::Round, timers::Timers,
+    ChangeError, ConfChange, Config, Group, GroupError, Origin, ProposeError, Role, ShardChange, group::Round,
+    timers::Timers,
 };
 
 /// An event that the caller feeds into the groups.
@@ -126,8 +127,10 @@ pub struct Persist {
 pub struct CommittedEntries {
     /// The replica that applies them.
     pub replica: ReplicaId,
-    /// The entries; a configuration change is always the last entry of its batch.
+    /// The entries; a change of the configuration or of the shard is always the last entry of its batch.
     pub entries: Vec<Entry>,
+    /// The change of the shard that the last entry makes.
+    pub shard_change: Option<ShardChange>,
     /// The configuration after them.
     pub conf: ConfState,
     /// The descriptor after them.
@@ -410,6 +413,16 @@ impl MultiRaft {
         self.with_result(replica, effects, |group| group.propose_change(change))
     }
 
+    /// Appends a change of the shard on the leader.
+    pub fn propose_shard_change(
+        &mut self,
+        replica: ReplicaId,
+        change: &ShardChange,
+        effects: &mut Effects,
+    ) -> Result<LogIndex, ProposeError> {
+        self.with_result(replica, effects, |group| group.propose_shard_change(change))
+    }
+
     /// Asks a quorum whether this replica still leads (dissertation §6.4). `context` must be unique across
     /// restarts. `now_ms` is the caller's monotonic clock, read before this call: the lease starts then, if a
     /// quorum confirms.
@@ -466,7 +479,7 @@ impl MultiRaft {
             let Some(group) = self.groups.get_mut(&replica) else { continue };
             let drained = catch_unwind(AssertUnwindSafe(|| drain_group(group, effects)));
             let failure = match drained {
-                Ok(()) => group.take_failure().map(GroupError::Log),
+                Ok(drained) => drained.err().or_else(|| group.take_failure().map(GroupError::Log)),
                 Err(_) => Some(after_panic(group)),
             };
             self.drained.insert(replica);
@@ -497,10 +510,10 @@ fn after_panic(group: &mut Group) -> GroupError {
     group.take_failure().map_or(GroupError::Library, GroupError::Log)
 }
 
-fn drain_group(group: &mut Group, effects: &mut Effects) {
+fn drain_group(group: &mut Group, effects: &mut Effects) -> Result<(), GroupError> {
     loop {
         while let Some(round) = group.round() {
-            collect_round(group, round, effects);
+            collect_round(group, round, effects)?;
         }
         if !group.step_down_if_removed() {
             break;
@@ -512,9 +525,10 @@ fn drain_group(group: &mut Group, effects: &mut Effects) {
     if group.take_wants_checkpoint() {
         effects.wants_checkpoint.push(group.replica());
     }
+    Ok(())
 }
 
-fn collect_round(group: &mut Group, round: Round, effects: &mut Effects) {
+fn collect_round(group: &mut Group, round: Round, effects: &mut Effects) -> Result<(), GroupError> {
     let (shard, replica) = (group.shard(), group.replica());
     let has_write = round.has_write();
     if let Some((role, term, leader)) = round.role {
@@ -522,7 +536,7 @@ fn collect_round(group: &mut Group, round: Round, effects: &mut Effects) {
     }
     effects.sends.extend(round.sends.into_iter().map(|message| (shard, message)));
     effects.reads.extend(round.reads.into_iter().map(|(context, index)| ReadReady { replica, context, index }));
-    deliver_committed(group, round.committed, effects);
+    deliver_committed(group, round.committed, effects)?;
     let persist = Persist {
         replica,
         number: round.number,
@@ -538,35 +552,43 @@ fn collect_round(group: &mut Group, round: Round, effects: &mut Effects) {
         effects.sends.extend(persist.after.into_iter().map(|message| (shard, message)));
     }
     group.persist_empty_rounds();
+    Ok(())
 }
 
-/// Splits committed entries after each configuration change, so that one configuration holds after every
-/// batch.
-fn deliver_committed(group: &mut Group, committed: Vec<Entry>, effects: &mut Effects) {
+/// Splits committed entries behind each change, so that one configuration and one descriptor hold after every
+/// batch, and before it for all its entries. Nothing is delivered behind a change that this binary does not
+/// know.
+fn deliver_committed(group: &mut Group, committed: Vec<Entry>, effects: &mut Effects) -> Result<(), GroupError> {
     let mut batch = Vec::with_capacity(committed.len());
     for entry in committed {
-        let is_change = entry.kind == EntryKind::ConfChange;
-        if is_change {
-            // A change that does not apply has no effect, on any replica. One that this binary does not know
-            // may have an effect on others.
-            if let Err(ChangeError::Version { found, known }) = group.apply_change(&entry) {
-                effects.failed.push((group.replica(), GroupError::Version { found, known }));
-                return;
-            }
-        }
+        let kind = entry.kind;
+        let change = match kind {
+            EntryKind::Normal => Ok(None),
+            EntryKind::ConfChange => group.apply_change(&entry).map(|()| None),
+            EntryKind::Shard => group.apply_shard_change(&entry).map(Some),
+        };
+        let shard_change = match change {
+            Ok(shard_change) => shard_change,
+            // It may have an effect on other replicas.
+            Err(ChangeError::Version { found, known }) => return Err(GroupError::Version { found, known }),
+            // It has no effect, on any replica.
+            Err(ChangeError::Malformed | ChangeError::NotApplicable) => None,
+        };
         batch.push(entry);
-        if is_change {
-            push(group, std::mem::take(&mut batch), effects);
+        if kind != EntryKind::Normal {
+            push(group, std::mem::take(&mut batch), shard_change, effects);
         }
     }
-    push(group, batch, effects);
+    push(group, batch, None, effects);
+    Ok(())
 }
 
-fn push(group: &Group, entries: Vec<Entry>, effects: &mut Effects) {
+fn push(group: &Group, entries: Vec<Entry>, shard_change: Option<ShardChange>, effects: &mut Effects) {
     if !entries.is_empty() {
         effects.committed.push(CommittedEntries {
             replica: group.replica(),
             entries,
+            shard_change,
             conf: group.conf().clone(),
             descriptor: group.descriptor().clone(),
         });

@@ -117,7 +117,8 @@ mod tests {
         assert_eq!(decode(b""), Err(DecodeError::Malformed("command")));
         assert_eq!(decode(b"\x00"), Err(DecodeError::Malformed("command")));
         assert_eq!(decode(b"\x02"), Err(DecodeError::Malformed("command")), "version 2 has only the switch");
-        assert_eq!(decode(b"\x03"), Err(DecodeError::Version { found: 3, known: 2 }));
+        assert_eq!(decode(b"\x03"), Err(DecodeError::Malformed("command")), "so has version 3");
+        assert_eq!(decode(b"\x04"), Err(DecodeError::Version { found: 4, known: 3 }));
         assert_eq!(decode(b"\xff"), Err(DecodeError::Malformed("command")));
     }
 

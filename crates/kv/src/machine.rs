@@ -781,9 +781,9 @@ mod tests {
         assert_eq!((&outcomes[0], &outcomes[2]), (&refused(Refusal::Malformed), &refused(Refusal::Malformed)));
         assert!(matches!(outcomes[1], Outcome::Done { .. }));
         let before = replica.machine.system();
-        let newer = [good, Bytes::from_static(b"\x03")];
+        let newer = [good, Bytes::from_static(b"\x04")];
         let error = replica.machine.apply(&context, &newer, &replica.records, &mut writes).unwrap_err();
-        assert!(matches!(error, MachineError::Version { found: 3, known: 2 }));
+        assert!(matches!(error, MachineError::Version { found: 4, known: 3 }));
         assert_eq!(replica.machine.system(), before);
     }
 
@@ -866,7 +866,9 @@ mod tests {
         assert_eq!(replica.machine.version(), Some(ClusterVersion::FIRST));
         let before = replica.machine.system();
         assert_eq!(before[0], 1, "binaries of the first version read it");
-        assert!(matches!(replica.switch(START_MS, 3), Err(MachineError::Version { found: 3, known: 2 })));
+        let ClusterVersion(known) = VersionRange::supported().max;
+        let newer = replica.switch(START_MS, known + 1);
+        assert!(matches!(newer, Err(MachineError::Version { found, known: is }) if (found, is) == (known + 1, known)));
         assert_eq!(replica.machine.system(), before, "the replica stops before the entry");
         replica.switch(START_MS, 2).unwrap();
         let system = replica.machine.system();

@@ -21,7 +21,7 @@ impl MessageExt for Stored {
 pub(crate) fn to_stored(entry: &Entry) -> eraftpb::Entry {
     let mut stored = eraftpb::Entry::default();
     stored.set_entry_type(match entry.kind {
-        EntryKind::Normal => eraftpb::EntryType::EntryNormal,
+        EntryKind::Normal | EntryKind::Shard => eraftpb::EntryType::EntryNormal,
         EntryKind::ConfChange => eraftpb::EntryType::EntryConfChangeV2,
     });
     stored.index = entry.index.0;
@@ -33,7 +33,7 @@ pub(crate) fn to_stored(entry: &Entry) -> eraftpb::Entry {
 
 pub(crate) fn from_stored(stored: eraftpb::Entry) -> Entry {
     let kind = match stored.get_entry_type() {
-        eraftpb::EntryType::EntryNormal => EntryKind::Normal,
+        eraftpb::EntryType::EntryNormal => EntryKind::of_normal(stored.get_data(), stored.get_context()),
         eraftpb::EntryType::EntryConfChange | eraftpb::EntryType::EntryConfChangeV2 => EntryKind::ConfChange,
     };
     Entry { index: LogIndex(stored.index), term: Term(stored.term), kind, data: stored.data, context: stored.context }

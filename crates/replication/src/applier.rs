@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flotilla_consensus::ShardChange;
 use flotilla_storage::{
     ApplyContext, EngineError, InMemory, MachineError, ReadContext, Remedy, StateEngine, StateMachine, StateReader,
     remedy,
@@ -157,6 +158,7 @@ struct Ready {
 /// Committed entries, and what holds after them.
 struct Committed<T> {
     entries: Vec<Entry>,
+    shard_change: Option<ShardChange>,
     conf: ConfState,
     descriptor: ShardDescriptor,
     waiters: Vec<(LogIndex, Vec<T>)>,
@@ -228,8 +230,8 @@ impl<T> Applier<T> {
             }
             // Only reads are bounded here; the core bounds waiting entries.
             (Some(Slot::Loading { waiting, .. }), task) => wait(waiting, task, out),
-            (Some(Slot::Ready(ready)), ApplyTask::Apply { entries, conf, descriptor, waiters, .. }) => {
-                let committed = Committed { entries, conf, descriptor, waiters };
+            (Some(Slot::Ready(ready)), ApplyTask::Apply { entries, shard_change, conf, descriptor, waiters, .. }) => {
+                let committed = Committed { entries, shard_change, conf, descriptor, waiters };
                 let new = committed.entries.iter().filter(|entry| entry.index > ready.position.index);
                 match Recalled::of(&*ready.machine, &*ready.reader, new) {
                     Some(recalled) => {
@@ -242,7 +244,8 @@ impl<T> Applier<T> {
                     None => {
                         let away = Slot::Away { waiting: VecDeque::new() };
                         if let Some(Slot::Ready(ready)) = self.slots.insert(replica, away) {
-                            out.slow.push(Slow::Apply(SlowApply { replica, ready, committed }));
+                            let apply = SlowApply { replica, ready, committed };
+                            out.slow.push(Slow::Apply(Box::new(apply)));
                         }
                     }
                 }
@@ -396,7 +399,8 @@ impl Ready {
         }
     }
 
-    /// Applies entries. After an error the replica takes no more of them.
+    /// Applies entries, all under the descriptor before them. After an error the replica takes no more of
+    /// them.
     fn apply<T>(
         &mut self,
         replica: ReplicaId,
@@ -405,7 +409,8 @@ impl Ready {
         engine: &dyn StateEngine,
         out: &mut Applied<T>,
     ) -> Result<(), MachineError> {
-        let Committed { entries, conf, descriptor, waiters } = committed;
+        let Committed { entries, shard_change, conf, descriptor, waiters } = committed;
+        let last = entries.last().map_or(LogIndex(0), |entry| entry.index);
         let mut waiters: VecDeque<_> = waiters.into();
         let mut bytes = 0;
         let mut failure = None;
@@ -414,6 +419,8 @@ impl Ready {
             if entry.index <= self.position.index {
                 continue;
             }
+            let is_change = entry.kind != EntryKind::Normal;
+            assert!(!is_change || entry.index == last, "{replica} got entries behind the change at {}", entry.index);
             let outcomes = match self.apply_entry(replica, &entry, &mut recalled, engine) {
                 Ok(outcomes) => outcomes,
                 Err(error) => {
@@ -437,8 +444,13 @@ impl Ready {
             out.replies.extend(unknown.map(|reply| (reply, Err(RequestError::Unknown))));
             return Err(error);
         }
-        self.position.conf = conf;
-        self.position.descriptor = descriptor;
+        if self.position.index == last {
+            if let Some(change) = shard_change {
+                self.change_shard(replica, &change, &descriptor);
+            }
+            self.position.conf = conf;
+            self.position.descriptor = descriptor;
+        }
         out.inputs.push(Input::Applied {
             replica,
             index: self.position.index,
@@ -451,6 +463,13 @@ impl Ready {
         Ok(())
     }
 
+    /// A change of the shard takes effect here, at the position of its entry. The group has moved the
+    /// descriptor by the same change.
+    fn change_shard(&self, replica: ReplicaId, change: &ShardChange, after: &ShardDescriptor) {
+        let moved = change.after(&self.position.descriptor);
+        assert_eq!(moved.as_ref(), Ok(after), "{replica} judges by another range than its group");
+    }
+
     fn apply_entry(
         &mut self,
         replica: ReplicaId,
@@ -461,7 +480,7 @@ impl Ready {
         if entry.index != self.position.index.next() {
             return Err(MachineError::Corrupt("committed entries came with a gap"));
         }
-        if entry.kind == EntryKind::ConfChange || entry.data.is_empty() {
+        if entry.kind != EntryKind::Normal || entry.data.is_empty() {
             return Ok(Vec::new());
         }
         let batch = Batch::decode(entry.data.clone()).map_err(|error| match error {

@@ -77,6 +77,8 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_types::{ClusterVersion, Entry};
+
     use super::*;
 
     #[test]
@@ -97,6 +99,14 @@ mod tests {
     fn a_batch_of_a_newer_format_is_not_taken_for_damage() {
         assert_eq!(Batch::decode(Bytes::from_static(&[2, 0])), Err(BatchError::Version { found: 2, known: FORMAT }));
         assert_eq!(Batch::decode(Bytes::from_static(&[0, 0])), Err(BatchError::Malformed));
+    }
+
+    /// So a binary that does not know such entries stops before one, and never skips it.
+    #[test]
+    fn the_payload_of_an_entry_that_changes_the_shard_is_a_batch_of_its_version() {
+        let version = ClusterVersion::SHARD_ENTRIES.0 as u8;
+        let decoded = Batch::decode(Bytes::from_static(Entry::SHARD_DATA));
+        assert_eq!(decoded, Err(BatchError::Version { found: version, known: FORMAT }));
     }
 
     #[test]

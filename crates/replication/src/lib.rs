@@ -25,7 +25,7 @@ pub use core::{
     LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Request, RequestError,
     StatusUpdates, Write, first_sequence,
 };
-pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role};
+pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role, ShardChange};
 pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX, IncomingSnapshot};
 
 #[doc = include_str!("../README.md")]

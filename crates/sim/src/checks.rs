@@ -8,16 +8,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
 };
 
 use flotilla_meta::MetaState;
-use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role};
+use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role, ShardChange};
 use flotilla_route::Sequence;
-use flotilla_storage::{Log as _, LogBatch, ReplicaWrite};
-use flotilla_types::{
-    ConfState, Entry, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, SessionId, ShardDescriptor,
-    ShardId, Term, Timestamp,
+use flotilla_storage::{
+    ApplyContext, Log as _, LogBatch, ReplicaWrite,
+    conformance::{DescriptorHistory, Observer},
 };
+use flotilla_types::{
+    ConfState, Entry, EntryKind, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, SessionId,
+    ShardDescriptor, ShardId, Term, Timestamp,
+};
+use parking_lot::Mutex;
 
 use crate::{disk::Disk, node::Node};
 
@@ -31,6 +36,8 @@ pub(crate) struct Checks {
     leaders: BTreeMap<(ShardId, Term), ReplicaId>,
     applied: BTreeMap<(ReplicaId, u64), LogIndex>,
     descriptors: BTreeMap<ShardId, Descriptors>,
+    /// By which descriptors replicas judge their entries; the state machines report to it too.
+    history: Arc<Mutex<DescriptorHistory>>,
     /// The command, as a hash, that each number of each session names. Over all shards, because shards that
     /// split or merge copy and unite their sessions.
     commands: BTreeMap<(SessionId, Sequence), u64>,
@@ -57,6 +64,8 @@ pub struct Counts {
     pub objects_gone: u64,
     /// Shard descriptors with a new epoch that were applied.
     pub config_changes: u64,
+    /// Changes of the range epoch that were committed.
+    pub range_changes: u64,
     /// Replicas that nodes abandoned.
     pub replicas_lost: u64,
     /// Strong reads served under a lease.
@@ -78,6 +87,7 @@ impl Counts {
         self.snapshots += other.snapshots;
         self.objects_gone += other.objects_gone;
         self.config_changes += other.config_changes;
+        self.range_changes += other.range_changes;
         self.replicas_lost += other.replicas_lost;
         self.leased_reads += other.leased_reads;
         self.quorum_reads += other.quorum_reads;
@@ -234,11 +244,23 @@ impl Checks {
                 for entry in entries {
                     self.committed_entry(*replica, descriptor.shard, entry, conf);
                 }
+                if let Some(last) = entries.last() {
+                    self.history.lock().holds_after(last.index, descriptor);
+                }
                 self.descriptor(descriptor);
             }
             ApplyTask::Open { replaces: true, .. } => self.counts.snapshots += 1,
             _ => {}
         }
+    }
+
+    /// Tells the checks by which descriptor a state machine applies each entry: the one after the entry
+    /// before.
+    pub(crate) fn observer(&self) -> Observer {
+        let history = self.history.clone();
+        Arc::new(move |context: &ApplyContext<'_>| {
+            history.lock().holds_after(LogIndex(context.index.0 - 1), context.descriptor);
+        })
     }
 
     fn committed_entry(&mut self, replica: ReplicaId, shard: ShardId, entry: &Entry, conf: &ConfState) {
@@ -248,6 +270,10 @@ impl Checks {
             return;
         }
         self.committed.insert((shard, entry.index), found);
+        if entry.kind == EntryKind::Shard && ShardChange::decode(&entry.context) == Ok(ShardChange::Bump) {
+            self.history.lock().changes_range(shard, entry.index);
+            self.counts.range_changes += 1;
+        }
         self.counts.commits += 1;
         let [newest, before] = self.confs.entry(shard).or_insert_with(|| [conf.clone(), conf.clone()]);
         if newest != conf {
@@ -326,6 +352,10 @@ impl Checks {
             let index = checkpoint.position.index;
             assert!(replica.checkpoint <= index, "the checkpoint of {id} went back to {index}");
             replica.checkpoint = index;
+            // A replica that has nothing yet was only told a descriptor.
+            if index > LogIndex(0) {
+                self.history.lock().holds_after(index, &checkpoint.position.descriptor);
+            }
             let missing = node.disk.missing_from(checkpoint);
             assert!(missing.is_empty(), "the checkpoint of {id} names {missing:?}, which {} lacks", node.id);
             self.counts.checkpoints += 1;

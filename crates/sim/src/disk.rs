@@ -12,12 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_storage::{
-    EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, ReplicaWrite,
-    ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
+    EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, ScanBounds,
+    ScanPage, StateEngine, StateReader, Usage, WriteSet,
 };
-use flotilla_types::{
-    Checkpoint, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, ShardId, Term, WalSequence,
-};
+use flotilla_types::{Checkpoint, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
 use parking_lot::Mutex;
 
 /// The injected failures of a disk.
@@ -76,21 +74,6 @@ impl Disk {
     /// Damages an object.
     pub(crate) fn damage_object(&self, object: ObjectId) {
         self.damage.lock().objects.insert(object);
-    }
-
-    /// Raises the range epoch in the checkpoints of a shard's replicas, while no process uses the disk.
-    pub(crate) fn raise_range_epoch(&mut self, shard: ShardId) {
-        let held = self.log.replicas().expect("a log in memory");
-        let raise = |(replica, log): (ReplicaId, ReplicaLog)| {
-            let mut checkpoint = log.checkpoint;
-            checkpoint.position.descriptor.epoch.range += 1;
-            ReplicaWrite { checkpoint: Some(checkpoint), ..ReplicaWrite::new(replica) }
-        };
-        let replicas = held.into_iter().filter(|(_, log)| log.shard == shard).map(raise).collect();
-        let sequence = WalSequence(self.log.recovered().0 + 1);
-        let batch = LogBatch { sequence, replicas, peer_sequences: Vec::new() };
-        self.log.write(batch).expect("a log in memory");
-        *self = self.reopen_with(self.log.evidence());
     }
 
     pub(crate) fn is_full(&self) -> bool {

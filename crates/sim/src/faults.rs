@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_meta::{MetaCommand, NodeState};
-use flotilla_replication::{Input, Role};
+use flotilla_replication::{Input, Role, ShardChange};
 use flotilla_storage::{Log as _, LogEvidence};
 use flotilla_types::{ClusterVersion, LogIndex, NodeId, ShardId};
 use rand::RngExt as _;
@@ -281,29 +281,20 @@ impl World {
         Some(Active::Restart(id))
     }
 
-    /// Stops the nodes that hold a shard and raises its range epoch in each replica's checkpoint, as if a
-    /// change of the range had been applied there. Only in a converged cluster: no replica may be created
-    /// with the old epoch later, or return with it.
+    /// Has the leader of a shard propose the next range epoch, once the cluster version allows it.
     fn change_range(&mut self, which: u64) -> Option<Active> {
-        let forming = (self.nodes.len() as u64) < self.plan.nodes || !self.operator.is_idle();
-        if forming || self.is_losing_data() || self.unconverged(LAG_MAX).is_some() {
-            return None;
-        }
         let (_, meta) = self.leader(ShardId::META)?;
         let running = self.nodes.get(&meta.descriptor.node_of(meta.replica)?)?.running.as_ref()?;
-        let shards: Vec<_> =
-            running.control.cluster.meta().shards().map(|shard| shard.id).filter(|id| *id != ShardId::META).collect();
-        let shard = *shards.get(which as usize % shards.len().max(1))?;
-        let holds = |node: &&crate::node::Node| {
-            node.disk.replicas().is_ok_and(|held| held.iter().any(|(_, log)| log.shard == shard))
-        };
-        let holders: Vec<_> = self.nodes.values().filter(holds).map(|node| node.id).collect();
-        self.note(format!("the range epoch of {shard} grows"));
-        for id in &holders {
-            self.crash(*id);
-            self.nodes.get_mut(id)?.disk.raise_range_epoch(shard);
+        let meta = running.control.cluster.meta();
+        if meta.cluster_version() < ClusterVersion::SHARD_ENTRIES {
+            return None;
         }
-        Some(Active::Down(holders))
+        let shards: Vec<_> = meta.shards().map(|shard| shard.id).filter(|id| *id != ShardId::META).collect();
+        let shard = *shards.get(which as usize % shards.len().max(1))?;
+        let (leader, _) = self.leader(shard)?;
+        self.note(format!("the range epoch of {shard} grows"));
+        self.send_input(leader, Input::ChangeShard { shard, change: ShardChange::Bump });
+        Some(Active::Nothing)
     }
 
     fn end(&mut self, active: Active) {

@@ -107,8 +107,7 @@ pub enum Fault {
     /// Reads and writes of objects, and reads of log entries, fail with an I/O error, which ends the process,
     /// also right after each start.
     DiskFails,
-    /// The range epoch of a shard grows, while the nodes that hold it are down: after a change of ranges, the
-    /// maps of all gateways are outdated.
+    /// The range epoch of a shard grows, by an entry of its log: the maps of all gateways are outdated.
     RangeChange,
     /// A node is drained, and taken back.
     Drain,

@@ -4,11 +4,16 @@
 //! Each suite takes a closure that opens the same storage again; before it calls the closure, it drops the
 //! instance from the previous call. A suite panics when the contract is broken. It covers intact storage
 //! only: implementations test torn writes, damaged files and power cuts themselves.
+//!
+//! [`DescriptorHistory`] and [`Observed`] check replicas as a whole: by which descriptor their state machines
+//! apply each entry.
 
+mod descriptors;
 mod log;
 mod model;
 mod state_engine;
 
+pub use descriptors::{DescriptorHistory, Observed, Observer};
 pub use log::log;
 pub use state_engine::state_engine;
 

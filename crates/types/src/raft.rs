@@ -11,6 +11,20 @@ pub enum EntryKind {
     Normal,
     /// A change of the replica set.
     ConfChange,
+    /// Another change of the shard, such as of its range; the change is the entry's context.
+    Shard,
+}
+
+impl EntryKind {
+    /// The kind of an entry that is no change of the replica set, by its payload and its tag.
+    ///
+    /// Logs and peers store no kind for them. An entry of kind [`Shard`](Self::Shard) has a payload that
+    /// binaries which do not know this kind take for commands of a later version: they stop before it. All
+    /// other entries mean the same to those binaries, whatever their tag.
+    #[must_use]
+    pub fn of_normal(data: &[u8], context: &[u8]) -> Self {
+        if data == Entry::SHARD_DATA && !context.is_empty() { Self::Shard } else { Self::Normal }
+    }
 }
 
 /// One log entry.
@@ -24,12 +38,15 @@ pub struct Entry {
     pub kind: EntryKind,
     /// The payload, in the format of the layer that proposed it.
     pub data: Bytes,
-    /// A tag that the proposer attached. For configuration changes: the change, in the encoding of
-    /// `consensus`.
+    /// A tag that the proposer attached. For changes of the replica set and of the shard: the change, in the
+    /// encoding of `consensus`.
     pub context: Bytes,
 }
 
 impl Entry {
+    /// The payload of every entry of kind [`EntryKind::Shard`]: the version that introduced it.
+    pub const SHARD_DATA: &[u8] = &[3];
+
     /// The bytes that this entry counts for in bounds on logs and batches.
     #[must_use]
     pub fn size_bytes(&self) -> usize {

@@ -23,6 +23,7 @@
 //! | 2 | rotation of the authority: its commands and record | [`ClusterVersion::AUTHORITY_ROTATION`] |
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
 //! | 2 | joins that name the nodes they displace | [`ClusterVersion::NAMED_DISPLACEMENT`] |
+//! | 3 | entries that change a shard | [`ClusterVersion::SHARD_ENTRIES`], `consensus/src/shard_change.rs` |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -70,6 +71,8 @@ impl ClusterVersion {
     pub const AUTHORITY_ROTATION: Self = Self(2);
     /// A node that joins displaces only nodes that were found to be gone.
     pub const NAMED_DISPLACEMENT: Self = Self(2);
+    /// The log of a shard has entries that change the shard itself, beside those that change its replicas.
+    pub const SHARD_ENTRIES: Self = Self(3);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -97,7 +100,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// The versions that these sources know.
-    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(2) };
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(3) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
 
@@ -166,6 +169,7 @@ mod tests {
             ClusterVersion::NODE_STARTS,
             ClusterVersion::AUTHORITY_ROTATION,
             ClusterVersion::NAMED_DISPLACEMENT,
+            ClusterVersion::SHARD_ENTRIES,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

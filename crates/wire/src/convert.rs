@@ -125,10 +125,14 @@ fn entries_from_wire(entries: Vec<peer::Entry>, after: u64) -> Result<Vec<Entry>
             return Err(WireError::OutOfRange("entry term"));
         }
         next = next.wrapping_add(1);
+        let kind = match entry.conf_change {
+            true => EntryKind::ConfChange,
+            false => EntryKind::of_normal(&entry.data, &entry.context),
+        };
         converted.push(Entry {
             index: LogIndex(entry.index),
             term: Term(entry.term),
-            kind: if entry.conf_change { EntryKind::ConfChange } else { EntryKind::Normal },
+            kind,
             data: entry.data,
             context: entry.context,
         });
@@ -257,7 +261,13 @@ mod tests {
 
     #[test]
     fn messages_round_trip() {
-        let mut message = append(vec![entry(8), entry(9)]);
+        let shard_change = Entry {
+            kind: EntryKind::Shard,
+            data: Bytes::from_static(Entry::SHARD_DATA),
+            context: Bytes::from_static(b"change"),
+            ..entry(9)
+        };
+        let mut message = append(vec![entry(8), shard_change, Entry { kind: EntryKind::Normal, ..entry(10) }]);
         message.snapshot = Some(Snapshot {
             checkpoint: Checkpoint {
                 position: Position {

@@ -72,7 +72,7 @@ fn message() -> impl Strategy<Value = Message> {
         let entry = |(at, (term, change, data, context)): (u64, (u64, bool, Bytes, Bytes))| Entry {
             index: LogIndex(index + at),
             term: Term(term),
-            kind: if change { EntryKind::ConfChange } else { EntryKind::Normal },
+            kind: if change { EntryKind::ConfChange } else { EntryKind::of_normal(&data, &context) },
             data,
             context,
         };

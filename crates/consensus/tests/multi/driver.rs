@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_consensus::{Config, Effects, Input, MultiRaft, Origin, Persist, Role};
+use flotilla_consensus::{Config, Effects, Input, MultiRaft, Origin, Persist, Role, ShardChange};
 use flotilla_storage::{Log as _, LogBatch, MemoryLog, ReplicaWrite};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, Epoch, HardState, KeyRange, LogIndex, Message, NodeId, Position,
@@ -24,6 +24,8 @@ pub(crate) struct Node {
     pub(crate) raft: MultiRaft,
     pub(crate) log: MemoryLog,
     pub(crate) committed: Vec<Entry>,
+    /// Of each delivered batch: its last entry, its change of the shard, and the range epoch after it.
+    pub(crate) batches: Vec<(u64, Option<ShardChange>, u64)>,
     pub(crate) failed: Vec<ReplicaId>,
     pub(crate) wants_checkpoint: bool,
     /// Writes wait while this is set.
@@ -97,6 +99,7 @@ impl Driver {
             raft,
             log,
             committed: Vec::new(),
+            batches: Vec::new(),
             failed: Vec::new(),
             wants_checkpoint: false,
             disk_held: false,
@@ -118,6 +121,7 @@ impl Driver {
         raft.open(ReplicaId(id), &state, Origin::Recovered, id).unwrap();
         node.position = state.checkpoint.position;
         node.committed.clear();
+        node.batches.clear();
         node.raft = raft;
         self.drain(id);
     }
@@ -188,12 +192,14 @@ impl Driver {
             for entry in &batch.entries {
                 let what = match entry.kind {
                     EntryKind::ConfChange => "change".to_owned(),
+                    EntryKind::Shard => "shard change".to_owned(),
                     EntryKind::Normal => format!("{:?}", entry.data),
                 };
                 self.transcript.push(format!("{} applies {} {what}", batch.replica, entry.index));
             }
             let node = self.node(id);
             if let Some(last) = batch.entries.last() {
+                node.batches.push((last.index.0, batch.shard_change, batch.descriptor.epoch.range));
                 node.position =
                     Position { index: last.index, term: last.term, conf: batch.conf, descriptor: batch.descriptor };
             }

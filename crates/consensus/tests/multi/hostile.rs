@@ -99,6 +99,10 @@ fn change() -> impl Strategy<Value = Bytes> {
     ]
 }
 
+fn shard_change() -> impl Strategy<Value = Bytes> {
+    prop_oneof![Just(ShardChange::Bump.encode()), vec(any::<u8>(), 0..4).prop_map(of_known_format)]
+}
+
 /// A committed change of a newer format stops a replica, and must: see `a_change_of_a_newer_format…`.
 fn of_known_format(mut bytes: Vec<u8>) -> Bytes {
     if let Some(format) = bytes.first_mut() {
@@ -111,6 +115,7 @@ fn entries() -> impl Strategy<Value = Vec<(Number, Bytes, EntryKind)>> {
     let entry = prop_oneof![
         (number(), Just(Bytes::from_static(b"data")), Just(EntryKind::Normal)),
         (number(), change(), Just(EntryKind::ConfChange)),
+        (number(), shard_change(), Just(EntryKind::Shard)),
     ];
     vec(entry, 0..4)
 }
@@ -160,8 +165,8 @@ impl Hostile {
             index: LogIndex(self.gap.of(index).wrapping_add(at)),
             term: Term(entry_term.of(term)),
             kind: *kind,
-            data: data.clone(),
-            context: if *kind == EntryKind::ConfChange { data.clone() } else { Bytes::new() },
+            data: if *kind == EntryKind::Shard { Bytes::from_static(Entry::SHARD_DATA) } else { data.clone() },
+            context: if *kind == EntryKind::Normal { Bytes::new() } else { data.clone() },
         };
         Message {
             from: ReplicaId(self.from),

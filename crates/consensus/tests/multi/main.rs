@@ -9,7 +9,9 @@ mod timers;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_consensus::{ConfChange, Config, Effects, GroupError, Input, MultiRaft, Origin, ProposeError};
+use flotilla_consensus::{
+    ConfChange, Config, Effects, GroupError, Input, MultiRaft, Origin, ProposeError, ShardChange,
+};
 use flotilla_storage::{Log as _, LogError};
 use flotilla_types::{Entry, EntryKind, LogIndex, Message, MessageKind, NodeId, ReplicaId, ShardId, Snapshot, Term};
 
@@ -389,6 +391,96 @@ fn a_committed_change_of_a_newer_format_stops_its_replica() {
     driver.input(2, Input::Message(Message { commit: LogIndex(3), ..append(1, 2, 2, (1, 1), entries) }));
     assert_eq!(driver.node(2).failed, [ReplicaId(2)]);
     assert_eq!(driver.applied(2), Vec::<&[u8]>::new());
+}
+
+/// An entry of this kind with a change in this encoding.
+fn shard_entry(index: u64, term: u64, change: Bytes) -> Entry {
+    let data = Bytes::from_static(Entry::SHARD_DATA);
+    Entry { kind: EntryKind::Shard, data, context: change, ..entry(index, term, "") }
+}
+
+#[test]
+fn a_change_of_the_shard_ends_its_batch_and_moves_the_descriptor() {
+    let mut driver = Driver::of_voters(&[1, 2, 3]);
+    let entries = |to| {
+        let bump = |index| shard_entry(index, 2, ShardChange::Bump.encode());
+        let entries = vec![entry(2, 2, "two"), bump(3), bump(4), entry(5, 2, "five"), entry(6, 2, "six")];
+        Input::Message(Message { commit: LogIndex(6), ..append(1, to, 2, (1, 1), entries) })
+    };
+    driver.input(2, entries(2));
+    let bump = Some(ShardChange::Bump);
+    assert_eq!(driver.node(2).batches, [(3, bump.clone(), 2), (4, bump.clone(), 3), (6, None, 3)]);
+    // After a restart the log is applied again, and the changes with it.
+    driver.restart(2, 0);
+    assert_eq!(driver.node(2).batches, [(3, bump.clone(), 2), (4, bump, 3), (6, None, 3)]);
+}
+
+#[test]
+fn a_proposed_change_of_the_shard_is_made_on_all_replicas() {
+    let mut driver = Driver::of_voters(&[1, 2, 3]);
+    let propose = |driver: &mut Driver, id: u64| {
+        let mut effects = Effects::default();
+        let proposed = driver.node(id).raft.propose_shard_change(ReplicaId(id), &ShardChange::Bump, &mut effects);
+        driver.perform(id, effects);
+        driver.settle();
+        proposed
+    };
+    assert_eq!(propose(&mut driver, 1), Err(ProposeError::NotLeader));
+    driver.input(1, Input::Campaign { replica: ReplicaId(1) });
+    driver.heartbeat();
+    propose(&mut driver, 1).unwrap();
+    driver.heartbeat();
+    for id in 1..=3 {
+        let group = driver.node(id).raft.group(ReplicaId(id)).unwrap();
+        assert_eq!((group.descriptor().epoch.range, group.descriptor().epoch.config), (2, 1), "replica {id}");
+    }
+}
+
+/// It must not fail a replica: all replicas would fail at it, or only those of some binaries.
+#[test]
+fn a_committed_change_of_the_shard_that_is_none_has_no_effect() {
+    for malformed in [&[0][..], &[1], &[1, 0], &[1, 1, 1], &[0, 1]] {
+        let mut driver = Driver::of_voters(&[1, 2, 3]);
+        let entries = vec![shard_entry(2, 2, Bytes::from_static(malformed)), entry(3, 2, "after")];
+        driver.input(2, Input::Message(Message { commit: LogIndex(3), ..append(1, 2, 2, (1, 1), entries) }));
+        assert_eq!(driver.node(2).batches, [(2, None, 1), (3, None, 1)], "{malformed:?}");
+        assert!(driver.node(2).failed.is_empty());
+        assert_eq!(driver.applied(2), [b"after"]);
+    }
+}
+
+/// Not even those that come in a later round, after so many bytes that raft-rs hands them out apart.
+#[test]
+fn nothing_is_delivered_behind_a_change_of_a_newer_format() {
+    let mut newer = ShardChange::Bump.encode().to_vec();
+    newer[0] += 1;
+    let mut remove = ConfChange::RemoveLearner { replica: ReplicaId(8) }.encode().to_vec();
+    remove[0] += 1;
+    let conf_change = Entry { kind: EntryKind::ConfChange, context: remove.into(), ..entry(3, 2, "") };
+    for change in [shard_entry(3, 2, newer.into()), conf_change] {
+        let mut driver = Driver::of_voters(&[1, 2, 3]);
+        let large = Bytes::from(vec![b'x'; Config::default().committed_bytes_max]);
+        let large = |index| Entry { data: large.clone(), ..entry(index, 2, "") };
+        let entries = vec![entry(2, 2, "before"), change, large(4), large(5)];
+        driver.input(2, Input::Message(Message { commit: LogIndex(5), ..append(1, 2, 2, (1, 1), entries) }));
+        assert_eq!(driver.node(2).failed, [ReplicaId(2)]);
+        assert_eq!(driver.applied(2), Vec::<&[u8]>::new());
+        assert!(driver.node(2).raft.group(ReplicaId(2)).is_none());
+    }
+}
+
+/// Binaries that do not know the kind take such an entry for commands, in any case.
+#[test]
+fn an_entry_is_a_change_of_the_shard_only_if_older_binaries_stop_at_it() {
+    let change = ShardChange::Bump.encode();
+    let mut driver = Driver::of_voters(&[1, 2, 3]);
+    let tagged = Entry { context: change.clone(), ..entry(2, 2, "commands") };
+    let untagged = Entry { context: Bytes::new(), ..shard_entry(3, 2, Bytes::new()) };
+    let longer = Entry { data: Bytes::from_static(b"\x03\x03"), ..shard_entry(4, 2, change) };
+    let entries = vec![tagged, untagged, longer];
+    driver.input(2, Input::Message(Message { commit: LogIndex(4), ..append(1, 2, 2, (1, 1), entries) }));
+    assert_eq!(driver.applied(2), [&b"commands"[..], b"\x03", b"\x03\x03"]);
+    assert_eq!(driver.node(2).batches, [(4, None, 1)]);
 }
 
 #[test]

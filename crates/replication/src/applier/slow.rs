@@ -30,7 +30,7 @@ pub const SLOW_READS_PER_REPLICA_MAX: usize = 1_024;
 /// Work that may wait for the disk.
 pub enum Slow<T> {
     /// Entries, with the replica that applies them. At most one for each replica.
-    Apply(SlowApply<T>),
+    Apply(Box<SlowApply<T>>),
     /// A query.
     Read(SlowRead<T>),
 }

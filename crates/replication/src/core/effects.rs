@@ -1,7 +1,7 @@
 //! Effects of the core: plain data, so that a simulator can perform them.
 
 use bytes::Bytes;
-use flotilla_consensus::{GroupError, GroupStatus};
+use flotilla_consensus::{GroupError, GroupStatus, ShardChange};
 use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, Entry, Holder, Incarnation, LogIndex, Message, NodeId, ObjectId, ReplicaId,
@@ -88,8 +88,10 @@ pub enum ApplyTask<T> {
     Apply {
         /// The replica.
         replica: ReplicaId,
-        /// The entries.
+        /// The entries; only the last one may be a change, of the configuration or of the shard.
         entries: Vec<Entry>,
+        /// The change of the shard that the last one makes.
+        shard_change: Option<ShardChange>,
         /// The configuration after them.
         conf: ConfState,
         /// The descriptor after them.

@@ -1,7 +1,7 @@
 //! Inputs of the core: plain data, so that a simulator can produce them.
 
 use bytes::Bytes;
-use flotilla_consensus::ConfChange;
+use flotilla_consensus::{ConfChange, ShardChange};
 use flotilla_storage::Usage;
 use flotilla_types::{
     Checkpoint, ClusterVersion, Incarnation, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
@@ -291,6 +291,14 @@ pub enum Input<T> {
         shard: ShardId,
         /// The change.
         change: ConfChange,
+    },
+    /// Change a shard that this node leads, in another way than its replica set. Ignored below the cluster
+    /// version [`SHARD_ENTRIES`](ClusterVersion::SHARD_ENTRIES); the shard's descriptor tells what was done.
+    ChangeShard {
+        /// The shard.
+        shard: ShardId,
+        /// The change.
+        change: ShardChange,
     },
     /// Transfer the leadership of a shard to a node.
     Transfer {

@@ -209,6 +209,7 @@ impl<T> Core<T> {
                     let _ = self.raft.propose_change(*replica, &change, &mut self.raft_effects);
                 }
             }
+            Input::ChangeShard { shard, change } => self.change_shard(shard, &change),
             Input::Transfer { shard, to } => self.transfer(shard, to),
             Input::StepDown => {
                 self.stepping_down = true;

@@ -142,13 +142,14 @@ impl<T> Core<T> {
         for entry in &committed.entries {
             replica.entry_bytes.add(entry.index, entry.size_bytes() as u64, step);
         }
-        let changed = committed.entries.iter().any(|entry| entry.kind == EntryKind::ConfChange);
-        if changed {
-            replica.descriptor = committed.descriptor.clone();
+        if last.kind == EntryKind::ConfChange {
             // After a restart, the voters of the checkpoint's configuration verify the replica: keep it
             // current.
             replica.checkpoint_wanted = true;
             self.schedule.checkpoints.insert(id);
+        }
+        if last.kind != EntryKind::Normal {
+            replica.descriptor = committed.descriptor.clone();
             self.schedule.changed.insert(id);
             if replica.leads() {
                 effects.notices.push(Notice::Descriptor(committed.descriptor.clone()));
@@ -169,6 +170,7 @@ impl<T> Core<T> {
         effects.apply.push(ApplyTask::Apply {
             replica: id,
             entries: committed.entries,
+            shard_change: committed.shard_change,
             conf: committed.conf,
             descriptor: committed.descriptor,
             waiters,

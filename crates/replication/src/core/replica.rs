@@ -197,13 +197,21 @@ impl<T> Replica<T> {
             || self.usage.active_bytes + self.usage.frozen_bytes > 4 * config.memtable_bytes_max
     }
 
+    /// Why a request must be routed again. A later range epoch than this replica's is no reason: the replica
+    /// lags. If it leads, it applies what it lacks before the request.
+    pub(super) fn outdated(&self, request: &Request<T>) -> Option<RequestError> {
+        let outdated = request.range_epoch.is_some_and(|epoch| epoch < self.descriptor.epoch.range);
+        outdated.then(|| RequestError::StaleEpoch { now: Box::new([self.descriptor.clone()]) })
+    }
+
     /// Whether commands may be proposed: the clock of all earlier entries is known.
     pub(super) fn may_propose(&self) -> bool {
         self.leads() && self.applied >= self.first_of_term
     }
 
     /// Takes the commands of the next entry off the queue, with their callers and the latest time that one of
-    /// them must follow. Expired ones are answered instead.
+    /// them must follow. Those that expired, or were routed by a range that has changed since, are answered
+    /// instead.
     pub(super) fn take_batch(
         &mut self,
         config: &HostConfig,
@@ -223,6 +231,10 @@ impl<T> Replica<T> {
             self.pending_bytes -= size;
             if request.deadline_ms <= now_ms {
                 effects.replies.push((request.reply, Err(RequestError::Deadline)));
+                continue;
+            }
+            if let Some(error) = self.outdated(&request) {
+                effects.replies.push((request.reply, Err(error)));
                 continue;
             }
             bytes += size;

@@ -66,13 +66,11 @@ impl<T> Core<T> {
         let replica = self.serving.get(&request.shard).and_then(|id| Some((*id, self.replicas.get(id)?)));
         let error = match replica {
             None => RequestError::UnknownShard,
-            // A later epoch than this replica's is no reason to refuse: the replica lags. If it leads, it
-            // applies what it lacks before the request.
-            Some((_, replica)) if request.range_epoch.is_some_and(|epoch| epoch < replica.descriptor.epoch.range) => {
-                RequestError::StaleEpoch { now: Box::new([replica.descriptor.clone()]) }
-            }
-            Some(_) if request.deadline_ms <= self.now_ms => RequestError::Deadline,
-            Some((id, _)) => return Some((id, request)),
+            Some((id, replica)) => match replica.outdated(&request) {
+                Some(outdated) => outdated,
+                None if request.deadline_ms <= self.now_ms => RequestError::Deadline,
+                None => return Some((id, request)),
+            },
         };
         effects.replies.push((request.reply, Err(error)));
         None
@@ -181,7 +179,8 @@ impl<T> Core<T> {
     }
 
     /// Queues confirmed reads at the state machine once the entries up to their index have been delivered to
-    /// it.
+    /// it. Reads that were routed by a range which one of those entries, or a later one, has changed are
+    /// refused.
     pub(super) fn serve_confirmed(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let delivered = replica.delivered;
@@ -191,8 +190,16 @@ impl<T> Core<T> {
                 return true;
             }
             replica.reads_waiting -= reads.len();
-            let queries = reads.drain(..).map(Into::into).collect();
-            effects.apply.push(ApplyTask::Read { replica: id, index: *index, queries });
+            let mut queries = Vec::with_capacity(reads.len());
+            for read in reads.drain(..) {
+                match replica.outdated(&read) {
+                    Some(outdated) => effects.replies.push((read.reply, Err(outdated))),
+                    None => queries.push(read.into()),
+                }
+            }
+            if !queries.is_empty() {
+                effects.apply.push(ApplyTask::Read { replica: id, index: *index, queries });
+            }
             false
         });
         replica.confirmed = waiting;

@@ -4,6 +4,7 @@
 //! entry that its binary cannot decode; a state machine changes the meaning of its commands only by a command
 //! of its own log, so all replicas of a shard change it at the same entry.
 
+use flotilla_consensus::ShardChange;
 use flotilla_storage::{VersionNeed, switch_command, version_need};
 use flotilla_types::{ClusterVersion, NodeId, ReplicaId, ShardId, VersionRange};
 
@@ -73,6 +74,17 @@ impl<T> Core<T> {
             replica.clock = timestamp;
             // No caller waits for its outcome.
             replica.inflight.push_back((index, replica.term, Vec::new()));
+        }
+    }
+
+    /// Proposes a change of a shard led here. Whoever wants it looks at the descriptor, and asks again.
+    pub(super) fn change_shard(&mut self, shard: ShardId, change: &ShardChange) {
+        if self.cluster_version < ClusterVersion::SHARD_ENTRIES {
+            return;
+        }
+        let Some(id) = self.serving.get(&shard).copied() else { return };
+        if self.replicas.get(&id).is_some_and(super::Replica::may_propose) {
+            let _ = self.raft.propose_shard_change(id, change, &mut self.raft_effects);
         }
     }
 

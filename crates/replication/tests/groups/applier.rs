@@ -5,15 +5,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_kv::{
-    Action, Answer as Found, Command, Expiry, KvMachine, Limits, Operation, Otherwise, Query as KvQuery, decode_answer,
-    encode_command, encode_query,
+    Action, Answer as Found, Command, Expiry, KvMachine, Limits, Operation, Otherwise, Outcome, Query as KvQuery,
+    Refusal, decode_answer, decode_outcome, encode_command, encode_query,
 };
 use flotilla_replication::{
     Answer, Applied, Applier, ApplyTask, Batch, Contents, Input, Query, RequestError, SLOW_READS_PER_REPLICA_MAX, Slow,
 };
 use flotilla_storage::{MemoryEngine, StateEngine as _};
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId, Term, Timestamp,
+    Checkpoint, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, Term, Timestamp,
 };
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -119,6 +119,7 @@ impl Bench {
         self.run(ApplyTask::Apply {
             replica: REPLICA,
             entries,
+            shard_change: None,
             conf: ConfState::of_voters([REPLICA]),
             descriptor: descriptor(&[1]),
             waiters: vec![(LogIndex(self.index), vec![caller])],
@@ -325,4 +326,49 @@ fn slow_reads_are_bounded_and_keep_their_deadlines() {
     let next = bench.read(&get(), LATER_MS);
     bench.do_all_slow();
     assert!(bench.answers[&next].is_ok(), "reads that are done make room");
+}
+
+/// Until a change of the shard, entries are judged by the range before it, those in the same task too; behind
+/// it, entries and reads are judged by the range after it, whoever had proposed or confirmed them before.
+#[test]
+fn a_change_of_the_range_takes_effect_at_its_entry() {
+    for kind in [EntryKind::ConfChange, EntryKind::Shard] {
+        let mut bench = Bench::new(0);
+        let narrow = ShardDescriptor { range: KeyRange { start: key("b"), end: key("z") }, ..descriptor(&[1]) };
+        let task = |bench: &mut Bench, entries: Vec<Entry>, descriptor: ShardDescriptor| {
+            let waiters = entries.iter().filter(|entry| entry.kind == EntryKind::Normal);
+            let waiters: Vec<_> = waiters.map(|entry| (entry.index, vec![bench.caller()])).collect();
+            let callers = waiters.iter().flat_map(|(_, callers)| callers.clone()).collect::<Vec<_>>();
+            let conf = ConfState::of_voters([REPLICA]);
+            bench.index += entries.len() as u64;
+            bench.run(ApplyTask::Apply { replica: REPLICA, entries, shard_change: None, conf, descriptor, waiters });
+            callers
+        };
+        let put_entry = |index: u64, name: &str| {
+            let timestamp = Timestamp::from_millis(WALL_MS + index);
+            let data = Batch { timestamp, commands: vec![put(name, "value")] }.encode();
+            Entry { data, ..entry(index) }
+        };
+        let change = Entry {
+            kind,
+            data: Bytes::from_static(Entry::SHARD_DATA),
+            context: Bytes::from_static(b"change"),
+            ..entry(2)
+        };
+        let before = task(&mut bench, vec![put_entry(1, "a"), change], narrow.clone());
+        let behind = task(&mut bench, vec![put_entry(3, "a"), put_entry(4, "b")], narrow.clone());
+        let outcome = |bench: &Bench, caller: u64| {
+            let answer = bench.answers[&caller].clone().expect("an outcome");
+            decode_outcome(answer.payload).expect("an outcome")
+        };
+        assert!(matches!(outcome(&bench, before[0]), Outcome::Done { .. }), "{kind:?}");
+        assert_eq!(outcome(&bench, behind[0]), Outcome::Refused(Refusal::WrongShard), "{kind:?}");
+        assert!(matches!(outcome(&bench, behind[1]), Outcome::Done { .. }), "{kind:?}");
+        let read = bench.read(&KvQuery::Get { keys: vec![key("a")], values: true }, LATER_MS);
+        let answer = bench.answers[&read].clone().expect("an answer");
+        assert_eq!(decode_answer(answer.payload), Ok(Found::WrongShard), "{kind:?}");
+        // The checkpoint has the descriptor of its index.
+        let checkpoint = bench.checkpoint().expect("a checkpoint");
+        assert_eq!((checkpoint.position.index, checkpoint.position.descriptor), (LogIndex(4), narrow));
+    }
 }

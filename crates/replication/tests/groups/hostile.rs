@@ -11,7 +11,7 @@ use flotilla_hostile::{extreme_u64, mutated};
 use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{
     Answer, Applied, Applier, Background, Batch, ConfChange, Core, Effects, Freshness, Input, LostReason,
-    NodeHeartbeat, Notice, Outgoing, Request,
+    NodeHeartbeat, Notice, Outgoing, Request, ShardChange,
     work::{Job, JobResult, Pull, PullBounds, PullState, Wal, WalJob, pack, pack_node_heartbeat, serve, unpack},
 };
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
@@ -318,6 +318,8 @@ fn payload() -> impl Strategy<Value = (EntryKind, Bytes)> {
         1 => mutated(valid).prop_map(|data| (EntryKind::Normal, data.into())),
         2 => change.prop_map(|change| (EntryKind::ConfChange, change.encode())),
         1 => vec(any::<u8>(), 0..20).prop_map(|bytes| (EntryKind::ConfChange, bytes.into())),
+        1 => Just((EntryKind::Shard, ShardChange::Bump.encode())),
+        1 => vec(any::<u8>(), 0..4).prop_map(|bytes| (EntryKind::Shard, bytes.into())),
     ]
 }
 
@@ -439,6 +441,7 @@ impl HostileMessage {
             let (data, context) = match kind {
                 EntryKind::Normal => (payload.clone(), Bytes::new()),
                 EntryKind::ConfChange => (Bytes::new(), payload.clone()),
+                EntryKind::Shard => (Bytes::from_static(Entry::SHARD_DATA), payload.clone()),
             };
             Entry { index: LogIndex(index.wrapping_add(at)), term: Term(term), kind: *kind, data, context }
         };

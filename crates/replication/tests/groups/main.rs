@@ -14,6 +14,7 @@ mod membership;
 mod release;
 mod rest;
 mod serving;
+mod shard_changes;
 mod slow_disk;
 mod tails;
 mod ticks;

@@ -17,7 +17,10 @@ use flotilla_replication::{
     Applier, Contents, Core, Effects, Input, ReplicaStatus, Slow,
     work::{self, Job},
 };
-use flotilla_storage::LogEvidence;
+use flotilla_storage::{
+    LogEvidence, StateMachine,
+    conformance::{Observed, Observer},
+};
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId};
 use parking_lot::Mutex;
 use rand::RngExt as _;
@@ -196,7 +199,7 @@ impl World {
         let control = control::Control::new(node, seed);
         node.running = Some(Box::new(Running {
             core,
-            applier: Applier::new(Arc::new(disk), machines(published.clone(), self.plan.kv)),
+            applier: Applier::new(Arc::new(disk), machines(published.clone(), self.plan.kv, self.checks.observer())),
             published,
             inbox: Vec::new(),
             wake_scheduled: false,
@@ -361,14 +364,19 @@ impl World {
     }
 }
 
-fn machines(published: Arc<Mutex<Option<Arc<MetaState>>>>, limits: Limits) -> flotilla_replication::MachineFactory {
+fn machines(
+    published: Arc<Mutex<Option<Arc<MetaState>>>>,
+    limits: Limits,
+    observer: Observer,
+) -> flotilla_replication::MachineFactory {
     Arc::new(move |shard| {
-        if shard == ShardId::META {
+        let machine: Box<dyn StateMachine> = if shard == ShardId::META {
             let published = published.clone();
             Box::new(MetaMachine::new(Box::new(move |state| *published.lock() = Some(state))))
         } else {
             Box::new(KvMachine::new(limits))
-        }
+        };
+        Box::new(Observed::new(machine, observer.clone()))
     })
 }
 

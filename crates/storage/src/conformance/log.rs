@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use bytes::Bytes;
 use flotilla_types::{
     Checkpoint, Entry, EntryKind, HardState, LogIndex, NodeId, ObjectId, ReplicaDescriptor, ReplicaId, ReplicaRole,
     ShardId, Term, WalSequence,
@@ -103,9 +104,14 @@ impl<'a> Fixture<'a> {
 }
 
 fn entry(index: u64, term: u64) -> Entry {
-    let kind = if index.is_multiple_of(3) { EntryKind::ConfChange } else { EntryKind::Normal };
+    let kind = match index {
+        _ if index.is_multiple_of(3) => EntryKind::ConfChange,
+        _ if index.is_multiple_of(4) => EntryKind::Shard,
+        _ => EntryKind::Normal,
+    };
     let data = bytes(&format!("data {index} of {term} {}", "x".repeat(index as usize % 40)));
     let context = if index.is_multiple_of(2) { bytes("context") } else { bytes("") };
+    let data = if kind == EntryKind::Shard { Bytes::from_static(Entry::SHARD_DATA) } else { data };
     Entry { index: LogIndex(index), term: Term(term), kind, data, context }
 }
 

@@ -1,12 +1,16 @@
 //! Invariants that are checked continuously: Raft's safety properties, and the host's guarantees to its
 //! clients.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use flotilla_replication::{ApplyTask, ReplicaStatus, Role};
-use flotilla_storage::ReplicaLog;
-use flotilla_types::{LogIndex, NodeId, ReplicaId, ShardId, Term};
+use flotilla_replication::{ApplyTask, ReplicaStatus, Role, ShardChange};
+use flotilla_storage::{ReplicaLog, conformance::DescriptorHistory};
+use flotilla_types::{EntryKind, LogIndex, NodeId, ReplicaId, ShardId, Term};
+use parking_lot::Mutex;
 
 /// The observations so far.
 #[derive(Default)]
@@ -16,6 +20,10 @@ pub(crate) struct Checks {
     applied: BTreeMap<(ReplicaId, u64), LogIndex>,
     checkpoints: BTreeMap<ReplicaId, LogIndex>,
     registers: BTreeMap<Bytes, Register>,
+    /// By which descriptors the replicas judge; the state machines report to it too.
+    pub descriptors: Arc<Mutex<DescriptorHistory>>,
+    /// Committed changes of the shard.
+    pub shard_changes: BTreeSet<LogIndex>,
     /// Replicas that installed a snapshot.
     pub installed: BTreeSet<ReplicaId>,
     /// Snapshot messages that were sent.
@@ -76,11 +84,17 @@ impl Checks {
     pub(crate) fn task(&mut self, task: &ApplyTask<u64>) {
         match task {
             ApplyTask::Apply { replica, entries, descriptor, .. } => {
+                let mut descriptors = self.descriptors.lock();
                 for entry in entries {
+                    if entry.kind == EntryKind::Shard && ShardChange::decode(&entry.context) == Ok(ShardChange::Bump) {
+                        descriptors.changes_range(descriptor.shard, entry.index);
+                        self.shard_changes.insert(entry.index);
+                    }
                     let found = (entry.term, entry.data.clone(), entry.context.clone());
                     let first = self.committed.entry((descriptor.shard, entry.index)).or_insert_with(|| found.clone());
                     assert_eq!(*first, found, "{replica} commits a different entry at {}", entry.index);
                 }
+                descriptors.holds_after(entries.last().expect("a task has entries").index, descriptor);
             }
             ApplyTask::Open { replica, replaces: true, .. } => {
                 self.installed.insert(*replica);
@@ -97,6 +111,10 @@ impl Checks {
             assert!(*before <= index, "the checkpoint of {id} went back from {before} to {index}");
             *before = index;
             assert!(log.truncated.0 <= index, "{id} truncated entries that its checkpoint does not cover");
+            // A replica that has nothing yet was only told a descriptor.
+            if index > LogIndex(0) {
+                self.descriptors.lock().holds_after(index, &log.checkpoint.position.descriptor);
+            }
         }
     }
 

@@ -167,7 +167,12 @@ impl World {
 
     /// Runs for this long.
     pub(crate) fn run_ms(&mut self, ms: u64) {
-        let until_us = self.now_us + ms * 1_000;
+        self.run_us(ms * 1_000);
+    }
+
+    /// Runs for this long.
+    pub(crate) fn run_us(&mut self, us: u64) {
+        let until_us = self.now_us + us;
         while self.queue.first_key_value().is_some_and(|((at_us, _), _)| *at_us <= until_us) {
             self.advance();
         }

@@ -12,7 +12,9 @@ use flotilla_replication::{
     Returned, Slow, first_sequence, work::PullRequest,
 };
 use flotilla_storage::{
-    EngineError, Log as _, LogBatch, LogEvidence, MachineError, MemoryEngine, MemoryLog, PeerSequence, StateEngine as _,
+    ApplyContext, EngineError, Log as _, LogBatch, LogEvidence, MachineError, MemoryEngine, MemoryLog, PeerSequence,
+    StateEngine as _,
+    conformance::{Observed, Observer},
 };
 use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
 use rand::RngExt as _;
@@ -175,7 +177,12 @@ impl World {
         let (log, engine) = (Arc::new(node.log.clone()), Arc::new(node.engine.clone()));
         let mut effects = Effects::default();
         let core = Core::open(id, node.incarnation, config, log.clone(), seed, &mut effects).unwrap();
-        let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
+        let history = self.checks.descriptors.clone();
+        let observer: Observer = Arc::new(move |context: &ApplyContext<'_>| {
+            history.lock().holds_after(LogIndex(context.index.0 - 1), context.descriptor);
+        });
+        let kv = || Box::new(KvMachine::new(Limits::default()));
+        let machines = Arc::new(move |_| Box::new(Observed::new(kv(), observer.clone())) as _);
         let next = first_sequence(node.incarnation).max(log.recovered()).next();
         node.running = Some(Box::new(Running {
             core,
