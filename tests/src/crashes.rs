@@ -114,6 +114,8 @@ fn trigger(place: Place) -> Trigger {
         RaftConfChange | WalBeforeConfEntry | ApplyConfChange => Trigger::OtherRejoins,
         JoinKeyKept | JoinAnswered | JoinIdentityKept => Trigger::Join,
         FoundIdentityKept | FoundBeforeDone => Trigger::Bootstrap,
+        // Segments get tables of contents once objects have children, and no checkpoint's object has any yet.
+        ObjectsBeforeFooter | ObjectsFooterWritten => Trigger::Never,
         ObjectsGrace | ClockWall => Trigger::Never,
     }
 }

@@ -17,7 +17,7 @@ const USAGE: i32 = 2;
 #[tokio::test]
 async fn a_cluster_whose_nodes_all_have_other_addresses_comes_back_from_one_hint() {
     let mut cluster = start(5).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     let history = load.finish().await;
     for i in 1..=5 {
         cluster.kill(i).expect("a running node");

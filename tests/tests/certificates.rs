@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -26,6 +26,9 @@ use flotilla_tests::support::{binary, client, eventually, log, status, wait_repl
 const RENEWALS: usize = 3;
 /// Writes that must have been acknowledged for the load to count.
 const WRITES_MIN: u64 = 200;
+/// How long a call may look for a node that serves it while nodes restart: leaders move, and certificates are
+/// not what it waits for.
+const SERVED_WITHIN: Duration = Duration::from_secs(20);
 /// How long a removed node may take to learn that and to end.
 const REMOVED_WITHIN: Duration = Duration::from_secs(30);
 /// Exit code of a node that was removed from the cluster.
@@ -40,7 +43,17 @@ async fn start(nodes: usize, secure: bool) -> Cluster {
     Cluster::start(options).await.unwrap_or_else(|error| panic!("the cluster does not start: {error}"))
 }
 
-/// Writers and readers on each node, every one of whose calls must succeed.
+/// Where the calls of a load go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoints {
+    /// Each task uses one node, and every call must succeed.
+    One,
+    /// Each task uses the next node when one does not serve it, as while that restarts. It must be served
+    /// soon, and no connection may fail for its certificate.
+    All,
+}
+
+/// Writers and readers, none of whose calls may fail.
 struct StrictLoad {
     tasks: JoinSet<()>,
     stop: Arc<AtomicBool>,
@@ -50,25 +63,42 @@ struct StrictLoad {
 
 impl StrictLoad {
     /// Trusts the authority of now for as long as it runs.
-    fn start(cluster: &Cluster) -> Self {
+    fn start(cluster: &Cluster, endpoints: Endpoints) -> Self {
         let mut load =
             Self { tasks: JoinSet::new(), stop: Arc::default(), written: Arc::default(), errors: Arc::default() };
-        for url in cluster.http_all() {
-            let options = cluster.credentials().client_options(&url).expect("the files of a running cluster");
+        let urls = cluster.http_all();
+        let options = |url: &String| cluster.credentials().client_options(url).expect("the files of a running cluster");
+        let options: Vec<_> = urls.iter().map(options).collect();
+        for i in 0..options.len() {
+            let mut options = options.clone();
+            options.rotate_left(i);
+            if endpoints == Endpoints::One {
+                options.truncate(1);
+            }
             let (stop, written, errors) = (load.stop.clone(), load.written.clone(), load.errors.clone());
             load.tasks.spawn(async move {
                 for step in 0_u64.. {
                     if stop.load(Relaxed) {
                         return;
                     }
-                    match call(&options, step).await {
+                    match served(&options, step).await {
                         Ok(()) => drop(written.fetch_add(1, Relaxed)),
-                        Err(error) => errors.lock().expect("no panic").push(format!("{url}: {error}")),
+                        Err(error) => errors.lock().expect("no panic").push(error),
                     }
                 }
             });
         }
         load
+    }
+
+    /// Waits until `calls` more have succeeded.
+    async fn wait_served(&self, calls: u64) {
+        let target = self.written.load(Relaxed) + calls;
+        eventually("more calls", async || {
+            let now = self.written.load(Relaxed);
+            if now >= target { Ok(()) } else { Err(format!("{now} of {target}")) }
+        })
+        .await;
     }
 
     async fn finish(mut self) {
@@ -86,14 +116,37 @@ impl StrictLoad {
     }
 }
 
+/// Calls the first of these nodes that serves it.
+async fn served(nodes: &[ClientOptions], step: u64) -> Result<(), String> {
+    let began = Instant::now();
+    for options in nodes.iter().cycle() {
+        match call(options, step).await {
+            Ok(()) => break,
+            Err(error) => {
+                let error = format!("{:?}: {error}", options.endpoints);
+                if nodes.len() == 1 || error.contains("certificate") || began.elapsed() > SERVED_WITHIN {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A write and a read by a new client: a new connection, and a new handshake.
 async fn call(options: &ClientOptions, step: u64) -> Result<(), String> {
     let client = Client::new(options.clone()).map_err(|error| error.to_string())?;
     let (key, value) = (format!("key/{}", step % 500), Bytes::from(step.to_string()));
     let put = client.put("default", key.as_bytes(), value, &PutOptions::default()).await;
-    put.map_err(|error| format!("put: {error} {:?}", std::error::Error::source(&error)))?;
-    client.get("default", key.as_bytes()).await.map_err(|error| format!("get: {error}"))?;
+    put.map_err(|error| format!("put: {}", with_causes(&error)))?;
+    client.get("default", key.as_bytes()).await.map_err(|error| format!("get: {}", with_causes(&error)))?;
     Ok(())
+}
+
+/// The text of an error and of all its causes.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn data(cluster: &Cluster, i: usize) -> &Path {
@@ -167,8 +220,8 @@ async fn wait_rotated(cluster: &Cluster, nodes: &[usize], serial: u64) {
 
 #[tokio::test]
 async fn certificates_are_renewed_and_the_authority_is_replaced_without_an_error_at_any_client() {
-    let mut cluster = start(3, true).await;
-    let load = StrictLoad::start(&cluster);
+    let cluster = start(3, true).await;
+    let load = StrictLoad::start(&cluster, Endpoints::One);
     let renewals = |i| log(&cluster, i).matches("renewed the certificate of this node").count();
     eventually("renewals", async || {
         let counts = [1, 2, 3].map(renewals);
@@ -192,15 +245,44 @@ async fn certificates_are_renewed_and_the_authority_is_replaced_without_an_error
     let audit = client(&cluster, 2).recent_audit().await.expect("the audit log");
     let is_rotation = |action: &String| action == "POST /v1/cluster/authority/rotate";
     assert!(audit.iter().any(|entry| entry.detail.get("action").is_some_and(is_rotation)), "{audit:?}");
+}
 
-    for i in 1..=3 {
-        cluster.stop(i).await.expect("a stop");
-        cluster.start_node(i).await.expect("a start");
-        cluster.wait_node(i).await.expect("a ready node");
+#[tokio::test]
+async fn nodes_that_restart_in_the_middle_of_a_rotation_cost_no_client_a_refused_certificate() {
+    let mut cluster = start(4, true).await;
+    let outsider = outsider(&cluster).await;
+    let others: Vec<usize> = (1..=4).filter(|i| *i != outsider).collect();
+    let load = StrictLoad::start(&cluster, Endpoints::All);
+    load.wait_served(WRITES_MIN).await;
+    // A node that is down keeps the rotation from ending.
+    cluster.stop(outsider).await.expect("a stop");
+    client(&cluster, others[0]).rotate_authority().await.expect("a rotation");
+    for i in &others {
+        cluster.stop(*i).await.expect("a stop");
+        cluster.start_node(*i).await.expect("a start");
+        cluster.wait_node(*i).await.expect("a ready node");
+        load.wait_served(20).await;
     }
-    wait_connected(&cluster, &[1, 2, 3]).await;
-    let load = StrictLoad::start(&cluster);
+    assert!(client(&cluster, others[0]).authority_status().await.expect("a status").rotating, "it goes on");
+    cluster.start_node(outsider).await.expect("a start");
+    wait_rotated(&cluster, &[1, 2, 3, 4], 1).await;
+    // Once more, with what the nodes saved.
+    cluster.stop(others[0]).await.expect("a stop");
+    cluster.start_node(others[0]).await.expect("a start");
+    cluster.wait_node(others[0]).await.expect("a ready node");
+    wait_connected(&cluster, &[1, 2, 3, 4]).await;
     load.finish().await;
+}
+
+/// The node of four that is not in the metadata group.
+async fn outsider(cluster: &Cluster) -> usize {
+    let group = metadata_group(cluster, 1).await;
+    for i in 1..=4 {
+        if !group.contains(&status(cluster, i).await.node) {
+            return i;
+        }
+    }
+    panic!("one of four nodes is not in the metadata group: {group:?}");
 }
 
 #[tokio::test]
@@ -258,14 +340,7 @@ async fn a_whole_cluster_returns_after_all_certificates_ran_out() {
 #[tokio::test]
 async fn a_rotation_waits_for_a_node_that_is_down_and_a_removed_node_stays_refused() {
     let mut cluster = start(4, false).await;
-    let group = metadata_group(&cluster, 1).await;
-    let mut outsider = 0;
-    for i in 1..=4 {
-        if !group.contains(&status(&cluster, i).await.node) {
-            outsider = i;
-        }
-    }
-    assert_ne!(outsider, 0, "one of four nodes is not in the metadata group");
+    let outsider = outsider(&cluster).await;
     let others: Vec<usize> = (1..=4).filter(|i| *i != outsider).collect();
     let id = status(&cluster, outsider).await.node;
     cluster.kill(outsider).expect("a running node");

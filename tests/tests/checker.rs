@@ -8,7 +8,7 @@ use flotilla_tests::support::{Workload, client, start};
 async fn lost_duplicated_and_changed_writes_are_detected() {
     let cluster = start(1).await;
     let client = client(&cluster, 1);
-    let history = Workload::start_warm(&cluster.http_all()).await.finish().await;
+    let history = Workload::start_warm(&cluster).await.finish().await;
     history.verify(&client).await;
 
     client.add("default", b"counter/7", 1).await.expect("a sum");

@@ -12,7 +12,7 @@ use flotilla_tests::support::{
 #[tokio::test]
 async fn kill_of_any_node_loses_and_duplicates_no_write() {
     let mut cluster = start(3).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     for victim in 1..=3 {
         kill_and_restart(&mut cluster, &load, victim).await;
     }
@@ -59,7 +59,7 @@ async fn kill_of_all_nodes_amid_checkpoints_keeps_every_acknowledged_write() {
 }
 
 async fn kill_all(mut cluster: Cluster, rounds: usize, before: impl AsyncFn(&Cluster)) {
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     for round in 1..=rounds {
         before(&cluster).await;
         for i in 1..=3 {

@@ -10,6 +10,7 @@ use flotilla_local_cluster::{Cluster, ClusterOptions, Node, Ports, Start, comman
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -28,34 +29,8 @@ async fn unfinished_requests_stay_within_the_budget() {
     let before = peak_bytes(&cluster);
     // Each is an `MSET` of 8 MiB whose last argument never comes.
     let argument = [b"$1048576\r\n", &vec![b'v'; MIB][..], b"\r\n"].concat();
-    let attackers: Vec<_> = (0..60)
-        .map(|_| {
-            let argument = argument.clone();
-            tokio::spawn(async move {
-                let mut stream = TcpStream::connect(redis).await.expect("a connection");
-                let (mut receive, mut send) = stream.split();
-                let write = async {
-                    send.write_all(b"*11\r\n$4\r\nMSET\r\n").await?;
-                    for _ in 0..8 {
-                        send.write_all(&argument).await?;
-                    }
-                    std::future::pending::<std::io::Result<()>>().await
-                };
-                let mut answer = vec![0; 128];
-                tokio::select! {
-                    Err(_) = write => String::new(),
-                    bytes = receive.read(&mut answer) => {
-                        String::from_utf8_lossy(&answer[..bytes.unwrap_or(0)]).into_owned()
-                    }
-                }
-            })
-        })
-        .collect();
-    eventually("an attacker is told to close", async || {
-        let ended = attackers.iter().filter(|attacker| attacker.is_finished()).count();
-        if ended > 0 { Ok(()) } else { Err("none has ended".to_owned()) }
-    })
-    .await;
+    let attackers = attack(redis, 60, b"*11\r\n$4\r\nMSET\r\n", &argument, 8);
+    wait_closed(&attackers).await;
     client(&cluster, 1).put("default", b"k", "small".into(), &PutOptions::default()).await.expect("others are served");
     // A large request also gets its room in the end.
     let mut large = TcpStream::connect(redis).await.expect("a connection");
@@ -65,15 +40,7 @@ async fn unfinished_requests_stay_within_the_budget() {
     let mut answer = [0; 5];
     timeout(WITHIN, large.read_exact(&mut answer)).await.expect("an answer").expect("an answer");
     assert_eq!(&answer, b"+OK\r\n");
-    let mut told = 0;
-    for attacker in attackers {
-        if attacker.is_finished() {
-            told += usize::from(attacker.await.expect("no panic").starts_with("-TRYAGAIN"));
-        } else {
-            attacker.abort();
-        }
-    }
-    assert!(told > 0, "no error was read");
+    assert_some_refused(attackers).await;
     let growth = peak_bytes(&cluster) - before;
     assert!(growth < GROWTH_BYTES_MAX, "the node grew by {} MiB", growth >> 20);
 }
@@ -85,43 +52,10 @@ async fn queued_transactions_stay_within_the_budget() {
     let before = peak_bytes(&cluster);
     // Each queues 6 MiB and never sends its `EXEC`.
     let set = [b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1048576\r\n", &vec![b'v'; MIB][..], b"\r\n"].concat();
-    let attackers: Vec<_> = (0..40)
-        .map(|_| {
-            let set = set.clone();
-            tokio::spawn(async move {
-                let mut stream = TcpStream::connect(redis).await.expect("a connection");
-                let (mut receive, mut send) = stream.split();
-                let write = async {
-                    send.write_all(b"MULTI\r\n").await?;
-                    for _ in 0..6 {
-                        send.write_all(&set).await?;
-                    }
-                    std::future::pending::<std::io::Result<()>>().await
-                };
-                let mut answer = Vec::new();
-                tokio::select! {
-                    Err(_) = write => {}
-                    _ = receive.read_to_end(&mut answer) => {}
-                }
-                String::from_utf8_lossy(&answer).into_owned()
-            })
-        })
-        .collect();
-    eventually("an attacker is told to close", async || {
-        let ended = attackers.iter().filter(|attacker| attacker.is_finished()).count();
-        if ended > 0 { Ok(()) } else { Err("none has ended".to_owned()) }
-    })
-    .await;
+    let attackers = attack(redis, 40, b"MULTI\r\n", &set, 6);
+    wait_closed(&attackers).await;
     client(&cluster, 1).put("default", b"k", "small".into(), &PutOptions::default()).await.expect("others are served");
-    let mut told = 0;
-    for attacker in attackers {
-        if attacker.is_finished() {
-            told += usize::from(attacker.await.expect("no panic").contains("-TRYAGAIN"));
-        } else {
-            attacker.abort();
-        }
-    }
-    assert!(told > 0, "no error was read");
+    assert_some_refused(attackers).await;
     let growth = peak_bytes(&cluster) - before;
     assert!(growth < GROWTH_BYTES_MAX, "the node grew by {} MiB", growth >> 20);
 }
@@ -293,6 +227,50 @@ async fn forged_join_tokens_are_refused_without_an_entry_in_the_log() {
         .await;
     }
     assert_eq!(status(&cluster, 1).await.nodes.len(), 1);
+}
+
+/// Connections that each send `first`, then `repeated` some times, and then nothing more; with what they are
+/// answered until they are closed.
+fn attack(at: SocketAddr, connections: usize, first: &[u8], repeated: &[u8], times: usize) -> Vec<JoinHandle<Vec<u8>>> {
+    let request = |first: Vec<u8>, repeated: Vec<u8>| async move {
+        let mut stream = TcpStream::connect(at).await.expect("a connection");
+        let (mut receive, mut send) = stream.split();
+        let write = async {
+            send.write_all(&first).await?;
+            for _ in 0..times {
+                send.write_all(&repeated).await?;
+            }
+            std::future::pending::<std::io::Result<()>>().await
+        };
+        let mut answer = Vec::new();
+        tokio::select! {
+            Err(_) = write => {}
+            _ = receive.read_to_end(&mut answer) => {}
+        }
+        answer
+    };
+    (0..connections).map(|_| tokio::spawn(request(first.to_vec(), repeated.to_vec()))).collect()
+}
+
+/// Waits until the node has closed one of these connections.
+async fn wait_closed(attackers: &[JoinHandle<Vec<u8>>]) {
+    eventually("an attacker's connection is closed", async || {
+        if attackers.iter().any(JoinHandle::is_finished) { Ok(()) } else { Err("none has ended".to_owned()) }
+    })
+    .await;
+}
+
+/// Ends the others; at least one must have read why it was closed.
+async fn assert_some_refused(attackers: Vec<JoinHandle<Vec<u8>>>) {
+    let mut answers = Vec::new();
+    for attacker in attackers {
+        if attacker.is_finished() {
+            answers.push(String::from_utf8_lossy(&attacker.await.expect("no panic")).into_owned());
+        } else {
+            attacker.abort();
+        }
+    }
+    assert!(answers.iter().any(|answer| answer.contains("-TRYAGAIN")), "no error was read: {answers:?}");
 }
 
 /// The index up to which the metadata group has applied its log.

@@ -7,7 +7,9 @@ use flotilla_client::{Client, ClientError};
 use flotilla_local_cluster::Cluster;
 use flotilla_types::NodeId;
 
-use flotilla_tests::support::{Workload, client, eventually, led_shards, start, status, wait_replicated};
+use flotilla_tests::support::{
+    Mode, Workload, client, eventually, led_shards, start, start_in, status, wait_replicated,
+};
 
 /// How long the replicas of a node may take to move, on a busy machine.
 const LEAVES_WITHIN: Duration = Duration::from_secs(90);
@@ -50,12 +52,13 @@ async fn is_offered(cluster: &Cluster, i: usize) -> bool {
     client(cluster, i).is_ready().await
 }
 
-#[tokio::test]
-async fn a_drained_node_leads_nothing_and_gets_nothing_until_it_is_taken_back() {
-    let mut cluster = start(4).await;
+in_both_modes!(a_drained_node_leads_nothing_and_gets_nothing_until_it_is_taken_back);
+
+async fn a_drained_node_leads_nothing_and_gets_nothing_until_it_is_taken_back(mode: Mode) {
+    let mut cluster = start_in(mode, 4).await;
     let id = status(&cluster, 2).await.node;
     wait_leads(&cluster, 2, id).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     let held = flotilla_tests::support::replicas_of(&cluster, 1, id).await;
 
     change(&client(&cluster, 3), id, NodeVerb::Drain).await.expect("a drain, asked of another node");
@@ -111,7 +114,7 @@ async fn a_node_leaves_under_load_and_the_last_that_are_needed_may_not() {
     wait_all_replicated(&cluster, 1).await;
     let id = status(&cluster, 1).await.node;
     // Its own port as well: what was read there must be answered before the process ends.
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     change(&client(&cluster, 1), id, NodeVerb::Leave).await.expect("a leave, asked of the node itself");
     let exited = cluster.wait_exit(1, LEAVES_WITHIN).await.expect("an end by itself");
     assert_eq!(exited.code(), Some(0), "{exited}");

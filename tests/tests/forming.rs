@@ -4,11 +4,12 @@ use bytes::Bytes;
 use flotilla_api::{BatchOperation, BatchRequest, BatchVerb, Liveness, ProblemType};
 use flotilla_client::{PutOptions, ScanOptions};
 
-use flotilla_tests::support::{client, eventually, led_shards, start, status, wait_liveness, wait_replicated};
+use flotilla_tests::support::{Mode, client, eventually, led_shards, start_in, status, wait_liveness, wait_replicated};
 
-#[tokio::test]
-async fn a_cluster_forms_and_serves_from_every_node() {
-    let cluster = start(3).await;
+in_both_modes!(a_cluster_forms_and_serves_from_every_node);
+
+async fn a_cluster_forms_and_serves_from_every_node(mode: Mode) {
+    let cluster = start_in(mode, 3).await;
     wait_replicated(&cluster, &[1, 2, 3]).await;
     for i in 1..=3 {
         let id = status(&cluster, i).await.node;
@@ -52,9 +53,10 @@ async fn a_cluster_forms_and_serves_from_every_node() {
     }
 }
 
-#[tokio::test]
-async fn conditions_hold_and_a_batch_is_atomic_through_any_node() {
-    let cluster = start(3).await;
+in_both_modes!(conditions_hold_and_a_batch_is_atomic_through_any_node);
+
+async fn conditions_hold_and_a_batch_is_atomic_through_any_node(mode: Mode) {
+    let cluster = start_in(mode, 3).await;
     let [a, b, c] = [1, 2, 3].map(|i| client(&cluster, i));
     let absent = PutOptions { if_absent: true, ..PutOptions::default() };
     let first = a.put("default", b"k", "1".into(), &absent).await.expect("the key is absent");

@@ -77,7 +77,7 @@ fn digests(cluster: &Cluster, nodes: &[usize]) -> (Option<i32>, DigestReport) {
 #[tokio::test]
 async fn digests_pass_only_when_all_replicas_were_compared() {
     let mut cluster = start(3).await;
-    Workload::start_warm(&cluster.http_all()).await.finish().await;
+    Workload::start_warm(&cluster).await.finish().await;
     wait_replicated(&cluster, &[1, 2, 3]).await;
     let (code, report) = digests(&cluster, &[1, 2, 3]);
     assert_eq!((code, report.verdict), (Some(0), Verdict::Equal), "{:?}", report.reasons);

@@ -8,21 +8,23 @@ use flotilla_types::ShardId;
 use tokio::time::sleep;
 
 use flotilla_tests::support::{
-    POLL_EVERY, Workload, client, eventually, led_shards, start, status, wait_caught_up, wait_liveness, wait_replicated,
+    Mode, POLL_EVERY, Workload, client, eventually, led_shards, start, start_in, status, wait_caught_up, wait_liveness,
+    wait_replicated,
 };
 
 /// How long after a node has left another one may still report it as a leader: some ticks on a busy machine.
 const HANDOVER_WITHIN: Duration = Duration::from_millis(500);
 
-#[tokio::test]
-async fn sigterm_hands_over_leadership_and_exits_cleanly() {
-    let mut cluster = start(3).await;
+in_both_modes!(sigterm_hands_over_leadership_and_exits_cleanly);
+
+async fn sigterm_hands_over_leadership_and_exits_cleanly(mode: Mode) {
+    let mut cluster = start_in(mode, 3).await;
     let id = status(&cluster, 2).await.node;
     eventually("the node leads shards", async || {
         if led_shards(&status(&cluster, 2).await, id) > 0 { Ok(()) } else { Err(format!("{id} leads none")) }
     })
     .await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     let exited = cluster.stop(2).await.expect("a stop");
     assert_eq!(exited.code(), Some(0), "{exited}");
     for i in [1, 3] {
@@ -59,7 +61,7 @@ async fn sigterm_hands_over_leadership_and_exits_cleanly() {
 #[tokio::test]
 async fn a_single_node_stops_and_starts_on_its_data() {
     let mut cluster = start(1).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     let history = load.finish().await;
     // SIGHUP stops it as cleanly as SIGTERM does.
     cluster.signal(1, Signal::Hup).expect("a running node");

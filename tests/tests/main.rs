@@ -8,6 +8,26 @@
 //! Deliberately absent: retries, fixed sleeps, fixed ports, and assertions on durations. All waiting is
 //! polling with a timeout. `FLOTILLA_TEST_DIR=path` keeps data and logs in a folder for each test.
 
+/// Runs a function as two tests, `NAME::open` and `NAME::secure`: on a cluster without TLS and keys, and on
+/// one with both. The function takes the mode.
+macro_rules! in_both_modes {
+    ($test:ident) => {
+        mod $test {
+            use flotilla_tests::support::Mode;
+
+            #[tokio::test]
+            async fn open() {
+                super::$test(Mode::Open).await;
+            }
+
+            #[tokio::test]
+            async fn secure() {
+                super::$test(Mode::Secure).await;
+            }
+        }
+    };
+}
+
 mod addresses;
 mod answers;
 mod certificates;
@@ -22,6 +42,7 @@ mod health;
 mod hostile;
 mod leaving;
 mod minority;
+mod operations;
 mod pause;
 mod redis;
 mod restarting;

@@ -15,7 +15,7 @@ const CALLS: usize = 3;
 #[tokio::test]
 async fn a_minority_returns_typed_errors_within_the_deadline_and_still_serves_status() {
     let mut cluster = start(3).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     let history = load.finish().await;
     cluster.kill(2).expect("a running node");
     cluster.kill(3).expect("a running node");

@@ -12,7 +12,7 @@ const PAUSE: Duration = Duration::from_secs(3);
 #[tokio::test]
 async fn paused_leader_is_replaced_and_its_stale_messages_are_ignored() {
     let cluster = &mut start(3).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(cluster).await;
     let id = status(cluster, 1).await.node;
     let led = eventually("the node leads shards", async || {
         let led = load.counters_led_by(&client(cluster, 2), id).await;

@@ -15,7 +15,11 @@ use std::{
     time::Duration,
 };
 
-use flotilla_tests::support::{POLL_EVERY, WITHIN, eventually, start};
+use flotilla_api::NodeVerb;
+use flotilla_local_cluster::Cluster;
+use flotilla_tests::support::{
+    Connection, Mode, POLL_EVERY, WITHIN, client, connect, eventually, start, start_in, status,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
@@ -85,11 +89,32 @@ fn unescaped(word: &str) -> Vec<u8> {
 }
 
 /// A connection that renders answers as the tables write them.
-struct Redis(BufReader<TcpStream>);
+struct Redis {
+    stream: BufReader<Box<dyn Connection>>,
+    /// What the server needs.
+    key: Option<String>,
+}
 
 impl Redis {
     async fn connect(at: SocketAddr) -> Self {
-        Self(BufReader::new(TcpStream::connect(at).await.expect("a connection")))
+        let stream: Box<dyn Connection> = Box::new(TcpStream::connect(at).await.expect("a connection"));
+        Self { stream: BufReader::new(stream), key: None }
+    }
+
+    /// A connection to node `i`, with the first key of the cluster if it needs one.
+    async fn of(cluster: &Cluster, i: usize) -> Self {
+        let stream = BufReader::new(connect(cluster, cluster.redis(i).expect("a node")).await);
+        let key = cluster.credentials().admin_key().expect("the files of a running cluster");
+        let mut redis = Self { stream, key };
+        redis.authenticate().await;
+        redis
+    }
+
+    async fn authenticate(&mut self) {
+        if let Some(key) = &self.key {
+            let auth = words(&format!("AUTH {key}"));
+            assert_eq!(self.call(&auth).await, "+OK");
+        }
     }
 
     async fn send(&mut self, words: &[Vec<u8>]) {
@@ -99,7 +124,7 @@ impl Redis {
             request.extend_from_slice(word);
             request.extend_from_slice(b"\r\n");
         }
-        self.0.get_mut().write_all(&request).await.expect("a request is sent");
+        self.stream.get_mut().write_all(&request).await.expect("a request is sent");
     }
 
     async fn call(&mut self, words: &[Vec<u8>]) -> String {
@@ -117,7 +142,7 @@ impl Redis {
 
     async fn read(&mut self) -> String {
         let mut line = String::new();
-        self.0.read_line(&mut line).await.expect("an answer");
+        self.stream.read_line(&mut line).await.expect("an answer");
         let line = line.trim_end_matches(['\r', '\n']);
         let number = || line[1..].parse::<i64>().expect("a length");
         match line.as_bytes().first() {
@@ -125,7 +150,7 @@ impl Redis {
             Some(b'*') if number() < 0 => "nil-list".into(),
             Some(b'$') => {
                 let mut bytes = vec![0; usize::try_from(number()).expect("a length") + 2];
-                self.0.read_exact(&mut bytes).await.expect("a bulk string");
+                self.stream.read_exact(&mut bytes).await.expect("a bulk string");
                 format!("\"{}\"", bytes[..bytes.len() - 2].escape_ascii())
             }
             Some(b'*') => {
@@ -149,11 +174,13 @@ fn matches(expected: &str, answer: &str) -> bool {
 }
 
 /// Runs a table; returns what was not as expected.
-async fn differences(name: &str, table: &str, at: [SocketAddr; 2], is_redis: bool) -> Vec<String> {
-    let mut connections = [Redis::connect(at[0]).await, Redis::connect(at[1]).await];
+async fn differences(name: &str, table: &str, mut connections: [Redis; 2], is_redis: bool) -> Vec<String> {
     let mut different = Vec::new();
     for row in rows(table) {
         let answer = connections[row.connection].call(&row.words).await;
+        if row.words[0].eq_ignore_ascii_case(b"RESET") {
+            connections[row.connection].authenticate().await;
+        }
         if (row.is_redis || !is_redis) && !matches(row.expected, &answer) {
             different.push(format!("{name}.txt:{}: expected {}, got {answer}", row.number, row.expected));
         }
@@ -161,13 +188,14 @@ async fn differences(name: &str, table: &str, at: [SocketAddr; 2], is_redis: boo
     different
 }
 
-#[tokio::test]
-async fn commands_answer_as_their_tables_say() {
-    let cluster = start(3).await;
-    let at = [cluster.redis(1), cluster.redis(2)].map(|at| at.expect("a node"));
+in_both_modes!(commands_answer_as_their_tables_say);
+
+async fn commands_answer_as_their_tables_say(mode: Mode) {
+    let cluster = start_in(mode, 3).await;
     let mut different = Vec::new();
     for (name, table) in TABLES {
-        different.extend(differences(name, table, at, false).await);
+        let connections = [Redis::of(&cluster, 1).await, Redis::of(&cluster, 2).await];
+        different.extend(differences(name, table, connections, false).await);
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
 }
@@ -200,7 +228,8 @@ async fn redis_itself_answers_as_the_tables_say() {
     .await;
     let mut different = Vec::new();
     for (name, table) in TABLES {
-        different.extend(differences(name, table, [free; 2], true).await);
+        let connections = [Redis::connect(free).await, Redis::connect(free).await];
+        different.extend(differences(name, table, connections, true).await);
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
 }
@@ -210,18 +239,18 @@ fn redis_server() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join("redis-server")).find(|binary| binary.is_file())
 }
 
+in_both_modes!(transactions_of_many_clients_lose_no_update);
+
 /// Increments by `MULTI` with a read, over all nodes at once: each commits once or is refused, and none is
 /// lost.
-#[tokio::test]
-async fn transactions_of_many_clients_lose_no_update() {
+async fn transactions_of_many_clients_lose_no_update(mode: Mode) {
     const CLIENTS: usize = 12;
     const ROUNDS: usize = 20;
-    let cluster = start(3).await;
+    let cluster = start_in(mode, 3).await;
     let mut tasks = tokio::task::JoinSet::new();
     for client in 0..CLIENTS {
-        let at = cluster.redis(client % 3 + 1).expect("a node");
+        let mut redis = Redis::of(&cluster, client % 3 + 1).await;
         tasks.spawn(async move {
-            let mut redis = Redis::connect(at).await;
             for _ in 0..ROUNDS {
                 for line in ["MULTI", "GET {t}n", "INCR {t}n"] {
                     redis.line(line).await;
@@ -237,8 +266,42 @@ async fn transactions_of_many_clients_lose_no_update() {
     while let Some(ended) = tasks.join_next().await {
         ended.expect("a client");
     }
-    let mut redis = Redis::connect(cluster.redis(1).expect("a node")).await;
+    let mut redis = Redis::of(&cluster, 1).await;
     assert_eq!(redis.line("GET {t}n").await, format!("\"{}\"", CLIENTS * ROUNDS));
+}
+
+#[tokio::test]
+async fn info_says_whether_the_node_drains_and_how_long_keys_live() {
+    let cluster = start(3).await;
+    let mut redis = Redis::of(&cluster, 2).await;
+    let admin = client(&cluster, 1);
+    let drains = async |redis: &mut Redis, expected: &str| {
+        eventually(&format!("flotilla_draining:{expected}"), async || {
+            let info = redis.line("INFO server").await;
+            let shown = info.split("\\r\\n").find_map(|line| line.strip_prefix("flotilla_draining:"));
+            if shown == Some(expected) { Ok(()) } else { Err(info.clone()) }
+        })
+        .await;
+    };
+    let other = status(&cluster, 2).await.node;
+    drains(&mut redis, "0").await;
+    admin.change_node(other, NodeVerb::Drain, false, false).await.expect("a drain");
+    drains(&mut redis, "1").await;
+    let mut first = Redis::of(&cluster, 1).await;
+    drains(&mut first, "0").await;
+    assert!(first.line("INFO persistence").await.contains("loading:0"));
+    admin.change_node(other, NodeVerb::Undrain, false, false).await.expect("an undrain");
+    drains(&mut redis, "0").await;
+
+    for (key, seconds) in [("a", 1_000), ("b", 2_000), ("c", 3_000)] {
+        assert_eq!(redis.line(&format!("SET {key} v EX {seconds}")).await, "+OK");
+    }
+    assert_eq!(redis.line("SET d v").await, "+OK");
+    let info = redis.line("INFO keyspace").await;
+    let ttl = info.split_once("db0:keys=4,expires=3,avg_ttl=").and_then(|(_, rest)| rest.split_once('\\'));
+    let ttl: u64 = ttl.and_then(|(ttl, _)| ttl.parse().ok()).unwrap_or_else(|| panic!("{info}"));
+    // The mean of all three, over shards of unequal numbers of keys; the test may take a while.
+    assert!((1_500_000..=2_000_000).contains(&ttl), "{ttl}");
 }
 
 /// A compare-and-set loop by `WATCH`, the way client libraries write it.
@@ -318,7 +381,7 @@ async fn clients_are_paused_silenced_and_ended() {
     let id = two.line("CLIENT ID").await;
     assert!(one.line(&format!("CLIENT LIST ID {}", &id[1..])).await.contains("cmd=client"));
     assert_eq!(one.line(&format!("CLIENT KILL ID {}", &id[1..])).await, ":1");
-    let ended = timeout(WITHIN, two.0.read(&mut [0])).await.expect("the connection ends");
+    let ended = timeout(WITHIN, two.stream.read(&mut [0])).await.expect("the connection ends");
     assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
 }
 
@@ -335,9 +398,9 @@ async fn large_requests_are_served_or_refused_with_a_text() {
     let mut many = vec![b"EXISTS".to_vec()];
     many.resize(100_001, b"none".to_vec());
     assert_eq!(redis.call(&many).await, ":0");
-    // Far above the limit the rest of the request cannot be told apart, but the client reads why.
+    // Far above the limit the rest of the request cannot be recognised, but the client reads why.
     assert_eq!(redis.call(&set(2 * VALUE_BYTES_MAX)).await, "-ERR Protocol error: invalid bulk length");
-    let ended = timeout(WITHIN, redis.0.read(&mut [0])).await.expect("the connection ends");
+    let ended = timeout(WITHIN, redis.stream.read(&mut [0])).await.expect("the connection ends");
     assert_eq!(ended.expect("no reset"), 0);
 }
 
@@ -488,6 +551,6 @@ async fn without_a_quorum_info_is_answered_at_once() {
     assert!(redis.line("INFO keyspace").await.starts_with("\"# Keyspace"));
     assert_eq!(redis.line("SELECT 3").await, "+OK");
     assert_eq!(redis.line("PING").await, "+PONG");
-    let still_waits = timeout(Duration::ZERO, other.0.fill_buf()).await.is_err();
+    let still_waits = timeout(Duration::ZERO, other.stream.fill_buf()).await.is_err();
     assert!(still_waits, "the answers above came after {}", other.answer().await);
 }

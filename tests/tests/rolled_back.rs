@@ -18,7 +18,7 @@ const SHORT_MS: u64 = 1_500;
 #[tokio::test]
 async fn a_rolled_back_folder_is_detected_and_loses_no_write() {
     let mut cluster = start(3).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     back_up_and_restart(&mut cluster, 2).await;
     load.wait_acknowledged(400).await;
     let id = status(&cluster, 2).await.node;

@@ -1,6 +1,6 @@
 //! Clusters that serve clients over TLS and with keys only.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use flotilla_api::{ClusterStatus, Event, KeyRequest};
 use flotilla_client::{Client, PutOptions};
@@ -11,13 +11,9 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
 };
-use tokio_rustls::{
-    TlsConnector,
-    client::TlsStream,
-    rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject as _},
-};
+use tokio_rustls::client::TlsStream;
 
-use flotilla_tests::support::{binary, client, eventually, log};
+use flotilla_tests::support::{binary, client, connect_tls, eventually, log};
 
 /// Renewals that the test of renewals waits for.
 const RENEWALS: usize = 3;
@@ -34,18 +30,7 @@ async fn start_secure(nodes: usize, arguments: &[&str]) -> Cluster {
 type Connection = BufReader<TlsStream<TcpStream>>;
 
 async fn connect(cluster: &Cluster, at: SocketAddr) -> Connection {
-    let ca = cluster.credentials().ca().expect("a secure cluster");
-    let mut roots = RootCertStore::empty();
-    // Two while the authority is replaced.
-    for authority in CertificateDer::pem_file_iter(ca).expect("certificates") {
-        roots.add(authority.expect("a certificate")).expect("an authority");
-    }
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.expect("versions").with_root_certificates(roots).with_no_client_auth();
-    let tcp = TcpStream::connect(at).await.expect("a connection");
-    let stream = TlsConnector::from(Arc::new(config)).connect(at.ip().into(), tcp).await.expect("a handshake");
-    BufReader::new(stream)
+    BufReader::new(connect_tls(cluster, at).await)
 }
 
 /// The status of one HTTP request.

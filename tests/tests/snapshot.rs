@@ -25,7 +25,7 @@ const ROUNDS_MAX: usize = 60;
 #[tokio::test]
 async fn a_restarted_node_catches_up_by_snapshot_after_truncation() {
     let mut cluster = start_with(3, &SMALL_LIMITS).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     let history = load.finish().await;
     cluster.kill(3).expect("a running node");
     // Node 3 may have applied more than it reported, so node 1 is asked, when the load has stopped.

@@ -7,7 +7,7 @@ use flotilla_tests::support::{Workload, client, start, status, wait_caught_up, w
 #[tokio::test]
 async fn a_fourth_node_replaces_a_dead_one_after_the_grace_period() {
     let mut cluster = start(3).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     let fourth = cluster.add_node().await.expect("one more node");
     cluster.wait_node(fourth).await.expect("a ready node");
     let dead = status(&cluster, 2).await.node;

@@ -16,7 +16,7 @@ use flotilla_tests::support::{
     wait_replicated,
 };
 
-/// What a node that is too old for the cluster is told.
+/// The advice to a node that is too old for the cluster.
 const ADVICE: &str = "install a binary that supports version";
 /// How long a node that cannot run in the cluster may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
@@ -124,7 +124,7 @@ async fn start_too_old(cluster: &mut Cluster, i: usize) -> (Option<i32>, String)
 #[tokio::test]
 async fn a_rolling_upgrade_under_load_loses_no_write_and_shuts_out_old_binaries() {
     let mut cluster = start_old().await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     restart(&mut cluster, &load, 1, Release::New).await;
     restart(&mut cluster, &load, 2, Release::New).await;
     wait_version(&cluster, &[1, 2], 1).await;
@@ -175,7 +175,7 @@ async fn a_rolling_upgrade_under_load_loses_no_write_and_shuts_out_old_binaries(
 #[tokio::test]
 async fn an_old_node_that_missed_the_end_of_the_upgrade_ends_and_keeps_its_replicas() {
     let mut cluster = start_old().await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     for i in 1..=3 {
         restart(&mut cluster, &load, i, Release::New).await;
     }

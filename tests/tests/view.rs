@@ -10,7 +10,7 @@ use flotilla_tests::support::{
 #[tokio::test]
 async fn a_deleted_view_is_rebuilt() {
     let mut cluster = start_with(3, &SMALL_LIMITS_SLED).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     // So that the view holds records that are no longer in the log.
     wait_checkpoints(&cluster, 2).await;
     let history = load.finish().await;
@@ -32,7 +32,7 @@ async fn a_deleted_view_is_rebuilt() {
 #[tokio::test]
 async fn all_views_deleted_after_a_crash_are_rebuilt() {
     let mut cluster = start_with(3, &SMALL_LIMITS_SLED).await;
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     wait_checkpoints(&cluster, 1).await;
     for i in 1..=3 {
         cluster.kill(i).expect("a running node");

@@ -28,7 +28,7 @@ async fn the_wiped_first_node_rejoins_with_a_token_as_a_new_node() {
 async fn wipe_and_rejoin(victim: usize) {
     let mut cluster = start(3).await;
     let others: Vec<usize> = (1..=3).filter(|i| *i != victim).collect();
-    let load = Workload::start_warm(&cluster.http_all()).await;
+    let load = Workload::start_warm(&cluster).await;
     let old = status(&cluster, victim).await.node;
     cluster.kill(victim).expect("a running node");
     cluster.backup(victim).expect("data");

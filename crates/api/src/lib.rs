@@ -13,10 +13,12 @@ mod cluster;
 mod comparison;
 mod digests;
 mod event;
+mod hex_id;
 mod keys;
 mod kv;
 mod limits;
 mod node_change;
+mod operations;
 mod operator;
 mod problem;
 mod status;
@@ -31,16 +33,16 @@ pub use cluster::{
 pub use comparison::DigestComparison;
 pub use digests::{DigestList, DigestReport, RecordsDigest, ReplicaDigest, ShardVerdict, Verdict};
 pub use event::{Event, EventList};
-pub use keys::{InvalidKeyId, KeyId, KeyInfo, KeyList, KeyReply, KeyRequest};
+pub use hex_id::{InvalidKeyId, InvalidTokenId, KeyId, TokenId};
+pub use keys::{KeyInfo, KeyList, KeyReply, KeyRequest};
 pub use kv::{DeleteReply, PutReply, ScanItem, ScanPage};
 pub use limits::{
     BATCH_BYTES_MAX, BATCH_OPERATIONS_MAX, DIGEST_SHARDS_MAX, KEY_BYTES_MAX, SCAN_ITEMS_DEFAULT, SCAN_ITEMS_MAX,
     TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, VALUE_BYTES_MAX, header,
 };
 pub use node_change::{NodeChange, NodeVerb, UnknownNodeVerb};
-pub use operator::{
-    InvalidTokenId, NodeUpgrade, Setting, SettingList, SettingRequest, TokenId, TokenInfo, TokenList, UpgradeStatus,
-};
+pub use operations::{OperationInfo, OperationList, OperationProgress};
+pub use operator::{NodeUpgrade, Setting, SettingList, SettingRequest, TokenInfo, TokenList, UpgradeStatus};
 pub use problem::{Problem, ProblemType};
 pub use status::{
     ClusterStatus, FollowerInfo, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState,

@@ -1,9 +1,9 @@
 //! Cluster settings, join tokens and the cluster version.
 
-use std::{fmt, str::FromStr};
-
 use flotilla_types::NodeId;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Serialize};
+
+use crate::TokenId;
 
 /// A cluster-wide setting. All are whole numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,46 +65,6 @@ pub struct NodeUpgrade {
     pub ready: bool,
 }
 
-/// Id of a join token; not a secret. In JSON and in paths it is 16 hexadecimal digits, because many readers
-/// lose digits of JSON numbers of this size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TokenId(pub u64);
-
-/// The text is not a token id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a token id has 16 hexadecimal digits")]
-pub struct InvalidTokenId;
-
-impl fmt::Display for TokenId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl FromStr for TokenId {
-    type Err = InvalidTokenId;
-
-    fn from_str(text: &str) -> Result<Self, InvalidTokenId> {
-        // `from_str_radix` alone would accept a sign.
-        if text.len() != 16 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(InvalidTokenId);
-        }
-        u64::from_str_radix(text, 16).map(Self).map_err(|_| InvalidTokenId)
-    }
-}
-
-impl Serialize for TokenId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for TokenId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
 /// A join token as the cluster stores it: without its secret, of which it keeps only a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenInfo {
@@ -130,18 +90,6 @@ pub struct TokenList {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_token_id_keeps_every_digit_in_json() {
-        for id in [TokenId(0), TokenId(u64::MAX), TokenId((1 << 53) + 1)] {
-            let text = serde_json::to_string(&id).expect("JSON");
-            assert_eq!(text.len(), 18, "{text}");
-            assert_eq!(serde_json::from_str::<TokenId>(&text).expect("an id"), id);
-        }
-        for bad in ["", "1", "+000000000000001", "00000000000000011", "000000000000000g", "../cluster/nodes"] {
-            assert_eq!(bad.parse::<TokenId>(), Err(InvalidTokenId), "{bad}");
-        }
-    }
 
     #[test]
     fn a_setting_takes_only_a_whole_number() {

@@ -5,7 +5,7 @@ use std::fmt;
 use flotilla_types::{ClusterId, Epoch, Locality, NodeId, ReplicaId, ReplicaRole, ShardId};
 use serde::{Deserialize, Serialize};
 
-use crate::Collection;
+use crate::{Collection, OperationInfo};
 
 /// The cluster as one node sees it. Without a quorum it is the last state known to that node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,9 +229,25 @@ pub struct ShardInfo {
     /// How many more nodes can fail before it loses its quorum.
     #[serde(default)]
     pub failures_survivable: u32,
+    /// What changes it now. `/v1/cluster/shards` has the reports of all nodes, other answers have those of the
+    /// node that answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<OperationInfo>,
     /// This node's replica, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalReplica>,
+}
+
+impl ShardInfo {
+    /// Puts operations with the shards that they change, in place of what was there.
+    pub fn attach_operations(shards: &mut [Self], operations: Vec<OperationInfo>) {
+        shards.iter_mut().for_each(|shard| shard.operations.clear());
+        for operation in operations {
+            if let Ok(at) = shards.binary_search_by_key(&operation.shard, |shard| shard.id) {
+                shards[at].operations.push(operation);
+            }
+        }
+    }
 }
 
 /// One replica of a shard.

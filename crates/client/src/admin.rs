@@ -2,8 +2,8 @@
 
 use flotilla_api::{
     AuthorityStatus, ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, KeyId,
-    KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, Setting, SettingList, SettingRequest, TokenId,
-    TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
+    KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationInfo, OperationList, Setting, SettingList,
+    SettingRequest, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -17,6 +17,32 @@ impl Client {
     /// See [`ClientError`].
     pub async fn status(&self) -> Result<ClusterStatus, ClientError> {
         self.call(Call::read(Method::GET, "/v1/cluster/status")).await?.json()
+    }
+
+    /// All shards, with what changes them now as all nodes report it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn shards(&self) -> Result<Vec<ShardInfo>, ClientError> {
+        let list: ShardList = self.call(Call::read(Method::GET, "/v1/cluster/shards")).await?.json()?;
+        Ok(list.shards)
+    }
+
+    /// What changes shards now, as all nodes report it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn operations(&self) -> Result<OperationList, ClientError> {
+        self.call(Call::read(Method::GET, "/v1/cluster/operations")).await?.json()
+    }
+
+    /// One of these operations.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn operation(&self, id: &str) -> Result<OperationInfo, ClientError> {
+        let path = format!("/v1/cluster/operations/{}", url::encode(id.as_bytes()));
+        self.call(Call::read(Method::GET, path)).await?.json()
     }
 
     /// Whether a node answers that it is ready. Needs no key.

@@ -177,7 +177,7 @@ impl Group {
             counted_ticks: tick,
             ticks_since_leader,
             lease_state: LeaseState::default(),
-            rest: Rest { after_ticks: config.rest_after_ticks, active_at: tick, resting: false, messages: Vec::new() },
+            rest: Rest::new(config.rest_after_ticks, tick, false),
             silent: BTreeSet::new(),
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,
@@ -257,7 +257,8 @@ impl Group {
         self.incoming.is_some()
     }
 
-    /// Counts the ticks up to `tick` that were not counted yet. Only the last of them may end a timer.
+    /// Counts the ticks up to `tick` that were not counted yet. Only the last of them may end a timer; the
+    /// election that it ends in waits for [`campaign_if_due`](Self::campaign_if_due).
     pub(crate) fn advance_to(&mut self, tick: usize) {
         let passed = tick.saturating_sub(self.counted_ticks);
         self.counted_ticks = tick;
@@ -272,7 +273,29 @@ impl Group {
             return;
         }
         for _ in 0..passed {
+            if self.campaigns_next() {
+                return;
+            }
             self.observe_silence();
+            self.node.tick();
+        }
+    }
+
+    /// Whether the next tick would end in a campaign.
+    fn campaigns_next(&self) -> bool {
+        let raft = &self.node.raft;
+        self.ends_in_election() && raft.election_elapsed + 1 >= raft.randomized_election_timeout()
+    }
+
+    /// Whether the replica campaigns when its timer ends.
+    pub(crate) fn ends_in_election(&self) -> bool {
+        let raft = &self.node.raft;
+        raft.state != StateRole::Leader && raft.promotable() && !self.rest.resting && !self.must_not_campaign()
+    }
+
+    /// Campaigns, if the election timeout has ended.
+    pub(crate) fn campaign_if_due(&mut self) {
+        if self.campaigns_next() {
             self.node.tick();
         }
     }
@@ -330,7 +353,7 @@ impl Group {
         if message.kind == MessageKind::Rest {
             return self.on_rest(&message);
         }
-        self.wake_for(message.kind);
+        self.wake_for(&message);
         let leader_term = Self::leader_term_in(&message);
         let offered = message.snapshot.as_ref().map(|snapshot| snapshot.checkpoint.clone());
         let _ = self.node.step(convert::message_to_raft(message));
@@ -376,7 +399,7 @@ impl Group {
         if (self.role.0, self.role.1) != (Role::Leader, Term(self.node.raft.term)) {
             return Err(ProposeError::Busy);
         }
-        self.note_activity();
+        self.note_use();
         let mut entry = eraftpb::Entry::default();
         entry.set_entry_type(kind);
         entry.data = data;
@@ -475,7 +498,7 @@ impl Group {
         let role = (Role::of(self.node.raft.state), Term(self.node.raft.term), ReplicaId(self.node.raft.leader_id));
         if role != self.role {
             self.role = role;
-            self.note_activity();
+            self.note_stir();
             self.silent.clear();
             self.node.mut_store().end_offers();
             round.role = Some(role);
@@ -607,6 +630,7 @@ impl Group {
             truncated: self.truncated().0,
             conf: self.conf.clone(),
             followers,
+            transfers_to: raft.lead_transferee.map(ReplicaId),
         }
     }
 
@@ -632,6 +656,7 @@ impl Group {
             && (status.commit, status.last, status.truncated)
                 == (LogIndex(raft.raft_log.committed), self.last(), self.truncated().0)
             && status.conf == self.conf
+            && status.transfers_to == raft.lead_transferee.map(ReplicaId)
     }
 
     /// The node that holds a replica of this group, if the descriptor names it.

@@ -204,6 +204,12 @@ pub struct MultiRaft {
     resting: BTreeSet<ReplicaId>,
     /// Whether leaders may let their groups rest.
     may_rest: bool,
+    /// Replicas whose election timeout has ended and that wait for their turn to campaign.
+    campaigns: BTreeSet<ReplicaId>,
+    /// The last replica that had its turn.
+    last_campaign: ReplicaId,
+    /// Replicas that campaign at one tick, at most.
+    campaigns_max: usize,
 }
 
 impl MultiRaft {
@@ -222,6 +228,9 @@ impl MultiRaft {
             drained: BTreeSet::new(),
             resting: BTreeSet::new(),
             may_rest: false,
+            campaigns: BTreeSet::new(),
+            last_campaign: ReplicaId::NONE,
+            campaigns_max: usize::MAX,
         }
     }
 
@@ -231,13 +240,21 @@ impl MultiRaft {
         self.may_rest = true;
     }
 
+    /// From now on at most so many replicas campaign at one tick because their election timeout has ended. The
+    /// others have their turn at later ticks. A node whose every group campaigns at once has no time for the
+    /// answers, and the elections are repeated without end.
+    pub fn limit_campaigns(&mut self, per_tick: usize) {
+        self.campaigns_max = per_tick;
+    }
+
     /// The number of groups that rest.
     #[must_use]
     pub fn resting(&self) -> usize {
         self.resting.len()
     }
 
-    /// Opens a replica from its log. `seed` determines its election timeouts.
+    /// Opens a replica from its log. `seed` determines its election timeouts. A recovered one rests until
+    /// [`Input::Wake`] or a message for it, unless it is of the metadata.
     pub fn open(
         &mut self,
         replica: ReplicaId,
@@ -251,11 +268,14 @@ impl MultiRaft {
             Origin::Recovered => self.ticks,
         };
         let open = AssertUnwindSafe(|| Group::open(config, replica, log, state, seed, tick, ticks_since_leader));
-        let group = catch_unwind(open).unwrap_or_else(|_| {
+        let mut group = catch_unwind(open).unwrap_or_else(|_| {
             // What the group's store has noted is lost with it. raft-rs reads this term when it begins.
             let unreadable = self.log.term(replica, state.last).err();
             Err(unreadable.map_or(GroupError::Library, GroupError::Log))
         })?;
+        if matches!(origin, Origin::Recovered) {
+            group.rest_until_woken();
+        }
         self.groups.insert(replica, group);
         self.dirty.insert(replica);
         Ok(())
@@ -266,6 +286,7 @@ impl MultiRaft {
         self.groups.remove(&replica);
         self.dirty.remove(&replica);
         self.timers.remove(replica);
+        self.campaigns.remove(&replica);
         self.leaders.remove(&replica);
         self.resting.remove(&replica);
     }
@@ -347,8 +368,28 @@ impl MultiRaft {
                 Some(tick) if tick > self.ticks && !self.dirty.contains(&replica) => {
                     self.timers.visit_at(replica, tick);
                 }
+                Some(tick) if tick <= self.ticks && group.ends_in_election() => {
+                    if group.shard() == ShardId::META {
+                        self.with(replica, effects, Group::campaign_if_due);
+                    } else {
+                        self.campaigns.insert(replica);
+                    }
+                }
                 _ => self.with(replica, effects, |_| {}),
             }
+        }
+        self.start_campaigns(effects);
+    }
+
+    /// Lets the replicas campaign whose turn it is, those after the last one first.
+    fn start_campaigns(&mut self, effects: &mut Effects) {
+        for _ in 0..self.campaigns_max {
+            let after = (Bound::Excluded(self.last_campaign), Bound::Unbounded);
+            let next = self.campaigns.range(after).next().or_else(|| self.campaigns.first()).copied();
+            let Some(replica) = next else { return };
+            self.campaigns.remove(&replica);
+            self.last_campaign = replica;
+            self.with(replica, effects, Group::campaign_if_due);
         }
     }
 

@@ -46,6 +46,8 @@ pub struct GroupStatus {
     pub conf: ConfState,
     /// Its followers, if it leads; otherwise empty.
     pub followers: Vec<Follower>,
+    /// The replica that it is transferring its leadership to.
+    pub transfers_to: Option<ReplicaId>,
 }
 
 impl Role {

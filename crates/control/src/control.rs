@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
-    AnnounceNode, Event, Gossip, Leaders, LocalNode, Lost, Placement, Shards, ShardsLed, Topology, core::LeaderChanges,
-    feed, gossip, hints, loops,
+    AnnounceNode, Event, Gossip, Leaders, LocalNode, Lost, Placement, Shards, Topology, core::LeaderChanges, feed,
+    gossip, hints, loops,
 };
 
 /// The dependencies of [`Control`].
@@ -29,7 +29,7 @@ pub struct ControlParts {
     pub notices: mpsc::UnboundedReceiver<Lost>,
     /// The failure detector's settings.
     pub membership: MembershipConfig,
-    /// Where this node is, as other nodes are told; unspecified if it does not know.
+    /// Where this node is, as other nodes get it; unspecified if it does not know.
     pub located: std::net::SocketAddr,
     /// Where other nodes may be, besides what the metadata says.
     pub hints: Vec<HostPort>,
@@ -110,7 +110,7 @@ impl Control {
             tokio::spawn(runner.run()),
             tokio::spawn(loops::peers(context.clone(), parts.save_meta)),
             tokio::spawn(loops::lifecycle(context.clone(), parts.notices)),
-            tokio::spawn(loops::run(context.clone(), ShardsLed::default())),
+            tokio::spawn(loops::shards_led(context.clone())),
             tokio::spawn(loops::run(context.clone(), Placement::default())),
             tokio::spawn(loops::run(context.clone(), Leaders::default())),
             tokio::spawn(loops::run(context.clone(), AnnounceNode::default())),

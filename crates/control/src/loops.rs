@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     Action, Gossip, Lifecycle, LocalNode, Lost, Members, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest,
-    Peers, Reconciler, RequestKind, Shards, Topology, View,
+    Peers, Reconciler, RequestKind, Shards, ShardsLed, Topology, View,
     core::{self, Contact, Report},
 };
 
@@ -57,6 +57,16 @@ pub(crate) async fn lifecycle(context: Arc<Context>, mut losses: mpsc::Unbounded
             reconciler.on_loss(&loss);
         }
         context.pass(&mut reconciler).await;
+        tokio::time::sleep(pause(&reconciler)).await;
+    }
+}
+
+/// Drives the reconciler of the shards that are led here, and shows what changes them.
+pub(crate) async fn shards_led(context: Arc<Context>) {
+    let mut reconciler = ShardsLed::default();
+    loop {
+        context.pass(&mut reconciler).await;
+        context.topology.show_operations(reconciler.operations());
         tokio::time::sleep(pause(&reconciler)).await;
     }
 }

@@ -8,7 +8,10 @@ use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError};
 use flotilla_transport::BoxFuture;
 use flotilla_types::{NodeId, ShardId, Timestamp};
 
-use crate::{MalformedRequest, PeerRequest, Topology, core, shards::ask_host};
+use crate::{
+    MalformedRequest, PeerRequest, Topology, core,
+    shards::{ask_host, operations_here},
+};
 
 /// Timeout of the feed's query at the local replica.
 const FEED_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -69,6 +72,10 @@ impl RpcServer {
                 certified(self.authority.certify_client_ports(from, &csr, &hosts, valid_s))
             }
             PeerRequest::CertifyNode { csr, valid_s } => certified(self.authority.certify_node(from, &csr, valid_s)),
+            PeerRequest::Operations => {
+                let operations = operations_here(&self.topology, &self.host).encode();
+                Ok(Answered { payload: operations, clock: Timestamp::ZERO })
+            }
             PeerRequest::RotateAuthority { timeout_ms } => {
                 let rotated = self.authority.rotate(Duration::from_millis(timeout_ms.into())).await;
                 tracing::info!(%from, ?rotated, "a node asked for a rotation of the authority");

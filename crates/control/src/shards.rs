@@ -9,11 +9,12 @@ use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError, cl
 use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
 use flotilla_types::{NodeId, ShardId};
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 
 use crate::{
-    Earlier, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, ShardRequest,
-    Topology, core,
+    Earlier, Operations, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError,
+    ShardRequest, Topology, core,
 };
 
 /// Asks this node's host.
@@ -26,13 +27,18 @@ pub(crate) async fn ask_host(host: &Handle, request: ShardRequest) -> Answer {
     }
 }
 
+/// What changes the shards that are led here, and the snapshots that are received here.
+pub(crate) fn operations_here(topology: &Topology, host: &Handle) -> Operations {
+    topology.operations().with_snapshots(host.incoming_snapshots(), topology.node())
+}
+
 /// A client of every shard. Cheap to clone.
 #[derive(Clone)]
 pub struct Shards {
     topology: Arc<Topology>,
     host: Handle,
     network: Arc<Transport>,
-    /// What any shard told this node, so that later commands to other shards follow it.
+    /// What any shard answered this node, so that later commands to other shards follow it.
     heard: Arc<Mutex<Heard>>,
 }
 
@@ -47,6 +53,31 @@ impl Shards {
     #[must_use]
     pub fn topology(&self) -> &Arc<Topology> {
         &self.topology
+    }
+
+    /// What changes shards in the whole cluster: of each node that is up, the shards that it leads and the
+    /// snapshots that it receives. `None` for a node that does not answer in time, or does not know the
+    /// request.
+    pub async fn operations(&self, timeout: Duration) -> Vec<(NodeId, Option<Operations>)> {
+        let me = self.topology.node();
+        let meta = self.topology.meta();
+        let ask = async |node| {
+            let request = PeerRequest::Operations.encode();
+            let answer = self.network.call(node, Class::Rpc, request, timeout).await.ok()?;
+            Operations::decode(core::decode_answer(answer).ok()?.payload).ok()
+        };
+        let others = meta.nodes().filter(|node| !node.state.is_gone() && node.id != me);
+        let asked = others.map(async |node| (node.id, ask(node.id).await));
+        let mut reports = join_all(asked).await;
+        reports.push((me, Some(self.operations_here())));
+        reports.sort_by_key(|(node, _)| *node);
+        reports
+    }
+
+    /// The same, of this node only. Does not wait.
+    #[must_use]
+    pub fn operations_here(&self) -> Operations {
+        operations_here(&self.topology, &self.host)
     }
 
     /// Sends a request to a shard's leader, retrying until `deadline_ms` (monotonic).

@@ -11,7 +11,7 @@ use flotilla_types::{Incarnation, NodeId, ShardDescriptor, ShardId, Term, Versio
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use crate::{ClusterView, Members, core::Routing};
+use crate::{ClusterView, Members, Operations, core::Routing};
 
 /// The shared view of the cluster. Its metadata only moves forward.
 pub struct Topology {
@@ -21,6 +21,8 @@ pub struct Topology {
     meta: watch::Sender<Arc<MetaState>>,
     /// Counts changes of leader hints, so that requests that wait for an old leader check again.
     hints_moved: watch::Sender<u64>,
+    /// What changes the shards that are led here.
+    operations: RwLock<Operations>,
 }
 
 impl Topology {
@@ -33,6 +35,7 @@ impl Topology {
             meta: watch::Sender::new(cluster.meta().clone()),
             cluster: RwLock::new(cluster),
             hints_moved: watch::Sender::new(0),
+            operations: RwLock::default(),
         }
     }
 
@@ -133,6 +136,19 @@ impl Topology {
     #[must_use]
     pub fn liveness(&self, node: NodeId) -> (NodeState, u64) {
         self.cluster.read().members().liveness(node)
+    }
+
+    /// What changes the shards that are led here, as of the last pass over them.
+    #[must_use]
+    pub fn operations(&self) -> Operations {
+        self.operations.read().clone()
+    }
+
+    /// Shows what changes the shards that are led here.
+    pub(crate) fn show_operations(&self, operations: &Operations) {
+        if *self.operations.read() != *operations {
+            *self.operations.write() = operations.clone();
+        }
     }
 
     /// Metadata and members as of one moment.

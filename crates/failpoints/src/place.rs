@@ -112,7 +112,7 @@ places! {
     CheckpointRunWritten = "checkpoint::run_written",
     /// Before runs are folded into the base.
     CheckpointBeforeFold = "checkpoint::before_fold",
-    /// Runs are folded and not synced.
+    /// Runs are merged or folded, and not synced.
     CheckpointFolded = "checkpoint::folded",
     /// A checkpoint's objects are durable; nothing refers to them.
     CheckpointBuilt = "checkpoint::built",
@@ -152,6 +152,10 @@ places! {
     ObjectsFilesSynced = "objects::files_synced",
     /// Objects are durable; the index does not say so yet.
     ObjectsSynced = "objects::synced",
+    /// A closed segment is durable, without its table of contents. May fail.
+    ObjectsBeforeFooter = "objects::before_footer",
+    /// A closed segment's table of contents is written, not synced.
+    ObjectsFooterWritten = "objects::footer_written",
     /// Live objects are copied out of a segment, which is about to be deleted.
     ObjectsBeforeDelete = "objects::before_delete",
     /// Before the temporary file that replaces a file of the data folder is written. May fail.

@@ -227,7 +227,7 @@ pub enum BitFieldOverflow {
 pub enum ObjectQuery {
     /// How Redis would store the value.
     Encoding,
-    /// How often it was accessed, which nobody counts here.
+    /// How often it was accessed, which is not counted here.
     Frequency,
     /// Seconds since it was last written; reads are not recorded.
     IdleTime,

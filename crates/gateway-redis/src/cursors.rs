@@ -2,7 +2,7 @@
 //!
 //! A bounded table from cursor to key that evicts the least recently used cursor; what is not in it may be in
 //! the cluster (see `execute::positions`). The cursor of a key is a hash with a secret of this process, so
-//! that equal positions share an entry, and nobody can choose keys whose cursors collide. Cursors have 53
+//! that equal positions share an entry, and no client can choose keys whose cursors collide. Cursors have 53
 //! bits, for clients that store them as floats.
 
 use std::{

@@ -11,7 +11,7 @@ use crate::{
     window::{Access, Footprint},
 };
 
-/// Keys of one request that are told apart from others.
+/// Keys of one request that are distinguished from others.
 const FOOTPRINT_KEYS_MAX: usize = 4_096;
 
 /// How a command runs on the store.

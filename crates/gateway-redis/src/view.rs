@@ -1,7 +1,7 @@
 //! The records of a few keys as a transaction reads and changes them, before anything is written.
 //!
 //! Pure. Invariants: what is read includes the changes made before; every key that was loaded becomes a
-//! condition on the version that was found, so that a commit succeeds only if nobody else wrote any of them;
+//! condition on the version that was found, so that a commit succeeds only if none of them was written since;
 //! a key becomes at most one operation, whatever was done to it.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use flotilla_types::Timestamp;
 use crate::Reply;
 
 /// Bytes that the commands of one transaction may read, write and answer with together: about 30 ms of work,
-/// during which the thread serves nobody else.
+/// during which the thread serves no other client.
 pub(crate) const WORK_BYTES_MAX: usize = 64 << 20;
 
 /// The records of some keys.

@@ -8,7 +8,8 @@ use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use flotilla_api::{
     AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
-    KeyRequest, NodeChange, NodeVerb, Setting, TokenId, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    KeyRequest, NodeChange, NodeVerb, OperationList, Setting, TokenId, TokenInfo, TokenReply, TokenRequest,
+    UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use futures_util::future::BoxFuture;
@@ -117,6 +118,9 @@ pub trait Admin: Send + Sync + 'static {
 
     /// As [`recent`](Self::recent), for the audit log.
     fn recent_audit(&self) -> Vec<Event>;
+
+    /// What changes shards now: the reports of all nodes that answer soon.
+    fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList>;
 
     /// Digests of this node's replicas, or of those of the shards in `only`. Reads all their records without
     /// blocking other requests. A replica that is not done by the deadline has a reason in place of its

@@ -4,7 +4,7 @@
 //! Each connection has an [`Account`], and what it holds is a [`Charge`] on it. While the budget is nearly
 //! used up, connections read no further ([`Account::room`]). If that does not help, because clients neither
 //! complete their requests nor read their answers, the accounts that hold the most for the longest time are
-//! told to close. Small holders are kept waiting last: a share of the budget is for them alone.
+//! made to close. Small holders are kept waiting last: a share of the budget is for them alone.
 //!
 //! Invariant: what is held exceeds the budget only by answers that the store had already given.
 
@@ -213,7 +213,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Counts bytes that are already held, also above the budget: then the worst accounts are told to close.
+    /// Counts bytes that are already held, also above the budget: then the worst accounts are made to close.
     #[must_use]
     pub fn charge(&self, bytes: usize) -> Charge {
         self.state.add(bytes);
@@ -235,7 +235,7 @@ impl Account {
         budget.held.load(Ordering::Relaxed) + bytes <= limit
     }
 
-    /// Waits until there is room for `bytes` more. Meanwhile, accounts that stall are told to close.
+    /// Waits until there is room for `bytes` more. Meanwhile, accounts that stall are made to close.
     pub async fn room(&self, bytes: usize) {
         let budget = &self.state.budget;
         loop {

@@ -31,7 +31,7 @@ const ME: NodeId = NodeId(1);
 const SHARD: ShardId = ShardId(1);
 const HEIR: ShardId = ShardId(9);
 
-/// Nobody calls this node.
+/// No test calls this node.
 struct Alone;
 
 impl Handler for Alone {
@@ -234,7 +234,7 @@ async fn every_kind_of_request_goes_on_when_the_range_epoch_has_grown() {
     node.host.stop();
 }
 
-/// The refusal names the shard that kept its keys, and nobody has named the one that took over the others.
+/// The refusal names the shard that kept its keys, and nothing has named the one that took over the others.
 #[tokio::test]
 async fn requests_for_keys_that_went_elsewhere_wait_until_their_shard_is_known() {
     let node = Node::start().await;

@@ -336,6 +336,9 @@ pub enum Answer {
         bytes: u64,
         /// Those of them that have an expiry; 0 from a binary of an earlier release.
         expiring: u64,
+        /// The mean of their expiries, in Unix milliseconds; 0 without one, or from a binary of an earlier
+        /// release.
+        mean_expiry_ms: u64,
     },
     /// A record has expired by the reader's clock but not yet by the shard's: commit
     /// [`Command::empty`], then retry.

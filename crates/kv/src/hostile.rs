@@ -52,11 +52,9 @@ fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         vec(option::of(record()), 0..4).prop_map(Answer::Records),
         (vec(record(), 0..4), option::of(bytes())).prop_map(|(records, next)| Answer::Page { records, next }),
-        (extreme_u64(), extreme_u64(), extreme_u64()).prop_map(|(records, bytes, expiring)| Answer::Count {
-            records,
-            bytes,
-            expiring
-        }),
+        (extreme_u64(), extreme_u64(), extreme_u64(), extreme_u64()).prop_map(
+            |(records, bytes, expiring, mean_expiry_ms)| Answer::Count { records, bytes, expiring, mean_expiry_ms }
+        ),
         Just(Answer::ClockAdvanceNeeded),
     ]
 }

@@ -345,7 +345,10 @@ mod tests {
         let outcome = replica.run(2, failing);
         assert_eq!(outcome, refused(Refusal::ConditionFailed { operation: 2, found: None }));
         assert_eq!((replica.value("a").as_deref(), replica.value("b")), (Some("1"), None));
-        assert_eq!(replica.count(2), Answer::Count { records: 1, bytes: key("a").len() as u64 + 1, expiring: 0 });
+        assert_eq!(
+            replica.count(2),
+            Answer::Count { records: 1, bytes: key("a").len() as u64 + 1, expiring: 0, mean_expiry_ms: 0 }
+        );
     }
 
     #[test]
@@ -574,7 +577,7 @@ mod tests {
         assert_eq!(replica.scan(20), Answer::ClockAdvanceNeeded);
         replica.run(20, Command::empty());
         assert_eq!(replica.read(20, &query), Answer::Records(vec![None]));
-        assert_eq!(replica.count(20), Answer::Count { records: 0, bytes: 0, expiring: 0 });
+        assert_eq!(replica.count(20), Answer::Count { records: 0, bytes: 0, expiring: 0, mean_expiry_ms: 0 });
         assert!(replica.records.0.is_empty(), "the due record was removed");
     }
 
@@ -624,7 +627,7 @@ mod tests {
             assert_eq!(replica.machine.upkeep_due_ms(), Some(5));
             replica.apply(6, &[]);
             assert_eq!(replica.records.0.len(), left);
-            assert_eq!(replica.count(6), Answer::Count { records: 0, bytes: 0, expiring: 0 });
+            assert_eq!(replica.count(6), Answer::Count { records: 0, bytes: 0, expiring: 0, mean_expiry_ms: 0 });
         }
         assert_eq!(replica.machine.upkeep_due_ms(), None, "nothing is left to do");
 
@@ -644,7 +647,7 @@ mod tests {
         restored.machine.restore(&system, &replica.records).unwrap();
         restored.records = replica.records.clone();
         assert_eq!(restored.machine.upkeep_due_ms(), Some(5));
-        assert_eq!(restored.count(6), Answer::Count { records: 0, bytes: 0, expiring: 0 });
+        assert_eq!(restored.count(6), Answer::Count { records: 0, bytes: 0, expiring: 0, mean_expiry_ms: 0 });
         restored.apply(7, &[]);
         assert!(restored.records.0.is_empty());
     }

@@ -218,10 +218,12 @@ proptest! {
             live.sort();
             let Answer::Page { records, next: None } = replica.scan(model.now_ms) else { panic!("no page") };
             let bytes = live.iter().map(|(key, _, _, value)| (key.len() + value.len()) as u64).sum::<u64>();
-            let expiring = live.iter().filter(|(_, _, expires, _)| expires.is_some()).count() as u64;
+            let expiries: Vec<_> = live.iter().filter_map(|(_, _, expires, _)| *expires).collect();
+            let expiring = expiries.len() as u64;
+            let mean_expiry_ms = expiries.iter().sum::<u64>().checked_div(expiring).unwrap_or(0);
             prop_assert_eq!(
                 replica.count(model.now_ms),
-                Answer::Count { records: live.len() as u64, bytes, expiring }
+                Answer::Count { records: live.len() as u64, bytes, expiring, mean_expiry_ms }
             );
             let records: Vec<_> = records
                 .into_iter()

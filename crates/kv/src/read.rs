@@ -10,7 +10,11 @@ use bytes::Bytes;
 use flotilla_storage::{MachineError, ReadContext, ScanBounds, StateReader};
 use flotilla_types::{KeyRange, RecordKey};
 
-use crate::{Answer, Limits, Query, Record, record::StoredRecord, stats::RecordStats};
+use crate::{
+    Answer, Limits, Query, Record,
+    record::StoredRecord,
+    stats::{RecordStats, mean},
+};
 
 /// Records read from the engine at once.
 const BATCH_ITEMS: usize = 512;
@@ -139,7 +143,7 @@ impl Reading<'_> {
 
     fn count(&self, range: KeyRange) -> Result<Answer, MachineError> {
         if range.is_empty() {
-            return Ok(Answer::Count { records: 0, bytes: 0, expiring: 0 });
+            return Ok(Answer::Count { records: 0, bytes: 0, expiring: 0, mean_expiry_ms: 0 });
         }
         let shard = &self.context.descriptor.range;
         // Whoever counts more than this shard holds has an outdated map, and would take a part for the whole.
@@ -153,20 +157,27 @@ impl Reading<'_> {
                 return Ok(Answer::ClockAdvanceNeeded);
             }
             let (records, bytes) = stats.live();
-            return Ok(Answer::Count { records, bytes, expiring: stats.live_expiring() });
+            let (expiring, mean_expiry_ms) = (stats.live_expiring(), stats.mean_expiry_ms());
+            return Ok(Answer::Count { records, bytes, expiring, mean_expiry_ms });
         }
         let mut walk = Walk::new(self, range, self.limits.scan_examined_max as usize);
-        let (mut records, mut bytes, mut expiring) = (0, 0, 0);
+        let (mut records, mut bytes, mut expiring, mut expiries_ms) = (0, 0, 0, 0);
         loop {
             let (key, stored) = match walk.next(BATCH_ITEMS, EXAMINED_BYTES_MAX)? {
                 Step::Record(key, stored) => (key, stored),
                 Step::OverBudget(_) => return Ok(Answer::TooLarge),
-                Step::End => return Ok(Answer::Count { records, bytes, expiring }),
+                Step::End => {
+                    let mean_expiry_ms = mean(expiries_ms, expiring);
+                    return Ok(Answer::Count { records, bytes, expiring, mean_expiry_ms });
+                }
             };
             match self.visibility(stored)? {
                 Visibility::Live(record) => {
                     records += 1;
-                    expiring += u64::from(record.expires_at_ms.is_some());
+                    if let Some(at_ms) = record.expires_at_ms {
+                        expiring += 1;
+                        expiries_ms += u128::from(at_ms);
+                    }
                     bytes += (key.len() + record.value.len()) as u64;
                 }
                 Visibility::Expired => {}

@@ -37,6 +37,8 @@ pub(crate) struct RecordStats {
     clock_ms: u64,
     /// Stored records that are due at the clock, and their bytes.
     due: (u64, u64),
+    /// Sum of the expiries of those that are not due.
+    live_expiries_ms: u128,
 }
 
 const DISAGREES: MachineError = MachineError::Corrupt("the counts of records disagree with the records");
@@ -53,16 +55,22 @@ impl RecordStats {
         if self.clock_ms >= clock_ms {
             return;
         }
-        for bytes in self.expiring.range(range.0..range.1).map(|(_, bytes)| bytes) {
+        for ((at_ms, _), bytes) in self.expiring.range(range.0..range.1) {
             self.due = (self.due.0 + 1, self.due.1 + bytes);
+            self.live_expiries_ms = self.live_expiries_ms.saturating_sub(u128::from(*at_ms));
         }
         self.clock_ms = clock_ms;
     }
 
     /// Adds an already counted record to the index.
     pub(crate) fn insert_expiring(&mut self, key: &[u8], at_ms: u64, bytes: u64) {
-        if self.expiring.insert((at_ms, Bytes::copy_from_slice(key)), bytes).is_none() && at_ms <= self.clock_ms {
+        if self.expiring.insert((at_ms, Bytes::copy_from_slice(key)), bytes).is_some() {
+            return;
+        }
+        if at_ms <= self.clock_ms {
             self.due = (self.due.0 + 1, self.due.1 + bytes);
+        } else {
+            self.live_expiries_ms += u128::from(at_ms);
         }
     }
 
@@ -71,6 +79,8 @@ impl RecordStats {
         if at_ms <= self.clock_ms {
             let (records, all) = self.due;
             self.due = (records.saturating_sub(1), all.saturating_sub(bytes));
+        } else {
+            self.live_expiries_ms = self.live_expiries_ms.saturating_sub(u128::from(at_ms));
         }
         Ok(())
     }
@@ -138,6 +148,11 @@ impl RecordStats {
         self.expiring().saturating_sub(self.due.0)
     }
 
+    /// The mean expiry of those, in Unix milliseconds; 0 if there is none.
+    pub(crate) fn mean_expiry_ms(&self) -> u64 {
+        mean(self.live_expiries_ms, self.live_expiring())
+    }
+
     /// Whether a record expires after `from_ms` and at or before `to_ms`.
     pub(crate) fn expires_between(&self, from_ms: u64, to_ms: u64) -> bool {
         let Some(first_ms) = from_ms.checked_add(1) else { return false };
@@ -146,6 +161,11 @@ impl RecordStats {
             .next()
             .is_some_and(|((at_ms, _), _)| *at_ms <= to_ms)
     }
+}
+
+/// The mean of values with this sum; 0 if there is none.
+pub(crate) fn mean(sum: u128, count: u64) -> u64 {
+    sum.checked_div(u128::from(count)).and_then(|mean| u64::try_from(mean).ok()).unwrap_or(0)
 }
 
 /// The smallest key of the index after all that expire at this time.
@@ -168,7 +188,9 @@ mod tests {
             stats.replace(&key(name), None, Some(Footprint { bytes: 10, expires_at_ms: Some(at_ms) })).unwrap();
         }
         assert_eq!((stats.live(), stats.first_expiry_ms()), ((4, 40), Some(1)));
+        assert_eq!(stats.mean_expiry_ms(), 5);
         stats.advance(5);
+        assert_eq!(stats.mean_expiry_ms(), 9, "of those that are not due");
         assert_eq!((stats.live(), stats.stored()), ((1, 10), (4, 40)));
         assert_eq!((stats.expiring(), stats.live_expiring()), (4, 1));
         assert!(stats.expires_between(5, 9) && !stats.expires_between(5, 8) && !stats.expires_between(9, 20));
@@ -178,7 +200,10 @@ mod tests {
             assert_eq!(stats.live(), (1, 10));
         }
         assert_eq!(taken, [key("z"), key("a"), key("b")]);
-        assert_eq!((stats.stored(), stats.expiring()), ((1, 10), 1));
+        assert_eq!((stats.stored(), stats.expiring(), stats.mean_expiry_ms()), ((1, 10), 1, 9));
+        let later = Footprint { bytes: 10, expires_at_ms: Some(9) };
+        stats.replace(&key("later"), Some(later), Some(Footprint { expires_at_ms: None, ..later })).unwrap();
+        assert_eq!(stats.mean_expiry_ms(), 0);
     }
 
     #[test]

@@ -80,6 +80,7 @@ fn status() -> ClusterStatus {
         available: true,
         fully_replicated: true,
         failures_survivable: 0,
+        operations: Vec::new(),
         local: None,
     };
     ClusterStatus {

@@ -133,6 +133,7 @@ mod tests {
             available,
             fully_replicated: true,
             failures_survivable: 1,
+            operations: Vec::new(),
             local: None,
         }
     }

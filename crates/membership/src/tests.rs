@@ -40,7 +40,7 @@ struct Net {
     rng: ChaCha8Rng,
     runs: u64,
     changes: Vec<(u64, NodeId, NodeId, NodeState, NodeState)>,
-    /// The last address that the first node heard of the second one.
+    /// The last address that the first node received of the second one.
     located: BTreeMap<(NodeId, NodeId), SocketAddr>,
 }
 

@@ -325,7 +325,10 @@ pub enum MetaRefusal {
     #[error("the collection exists as {0}")]
     CollectionExists(CollectionId),
     /// The initial nodes do not fit the collection or the cluster. Choose again from newer metadata.
-    #[error("the initial placement does not fit")]
+    #[error(
+        "the first replicas of the collection do not fit: each shard needs at least one bucket, and one node, or \
+         several of an odd number up to its replicas, all active; nodes may have changed, so try again"
+    )]
     BadPlacement,
     /// No such shard.
     #[error("{0} does not exist")]
@@ -390,7 +393,7 @@ pub enum MetaRefusal {
     /// Another client key has this id.
     #[error("another client key has this id")]
     KeyExists,
-    /// Without this key nobody could create another one.
+    /// Without this key no other one could be created.
     #[error("this is the last admin key; create another one first")]
     LastAdminKey,
     /// The node is not to leave, or not any more.
@@ -416,10 +419,10 @@ pub enum MetaRefusal {
     #[error("there is no such setting")]
     UnknownSetting,
     /// A field violates its rules.
-    #[error("the {0} is not valid")]
+    #[error("the {0}")]
     Invalid(Field),
     /// The cluster is at its limit.
-    #[error("the cluster has too many {0}")]
+    #[error("there may be at most {0}")]
     LimitReached(Limit),
     /// The command does not parse.
     #[error("the command does not parse")]
@@ -471,36 +474,36 @@ numbered_enum! {
     /// A field with rules.
     Field {
         /// A node's name: 1 to 64 bytes without control characters.
-        NodeName = 1, "node name";
+        NodeName = 1, "name of a node must have 1 to 64 bytes and no control characters";
         /// An address: at most 255 bytes; the QUIC address must not be empty.
-        Address = 2, "address";
+        Address = 2, "addresses of a node must have at most 255 bytes each, and the one for other nodes at least one";
         /// A locality: at most 16 labels of 64 bytes each.
-        Locality = 3, "locality";
+        Locality = 3, "locality must have at most 16 labels, of 64 bytes each and without control characters";
         /// Uses of a token: 1 to 1,000,000.
-        TokenUses = 4, "number of uses";
+        TokenUses = 4, "number of uses must be 1 to 1,000,000";
         /// A token's expiry: after now.
-        TokenExpiry = 5, "expiry";
+        TokenExpiry = 5, "expiry of the token must be after now";
         /// A collection's name: 1 to 64 characters of `a-z 0-9 _ -`.
-        CollectionName = 6, "collection name";
+        CollectionName = 6, "name of a collection must have 1 to 64 characters of a-z, 0-9, _ and -";
         /// A collection's buckets: 1 to 1,024, and 1 for range collections.
-        Buckets = 7, "number of buckets";
+        Buckets = 7, "number of buckets must be 1 to 1,024, and 1 for a range collection";
         /// A collection's replicas: 1, 3 or 5.
-        Replicas = 8, "number of replicas";
+        Replicas = 8, "number of replicas must be 1, 3 or 5";
         /// A reported descriptor: known replicas and nodes, at least one voter, a range that is not empty.
-        Descriptor = 9, "shard descriptor";
+        Descriptor = 9, "reported shard descriptor must name known replicas on known nodes once each, at least one voter, and the keys of the shard";
         /// A setting's value.
-        Setting = 10, "value of the setting";
+        Setting = 10, "value of the setting must be in its range, which the list of settings shows";
         /// A state that is not reachable from the node's current state.
-        NodeState = 11, "node state";
+        NodeState = 11, "state of a node must be reachable from its present one";
         /// A client key's expiry: never or after now.
-        KeyExpiry = 12, "expiry of the key";
+        KeyExpiry = 12, "expiry of the key must be after now";
         /// A client key's collections: valid names, at most [`crate::KEY_COLLECTIONS_MAX`], none for roles
         /// that see no records.
-        KeyCollections = 13, "list of collections";
+        KeyCollections = 13, "collections of a key must be at most 64 names of collections, and none for a role that sees no records";
         /// The version of a node's software: at most 64 bytes that no terminal obeys.
-        Build = 14, "version of the software";
+        Build = 14, "version of the software must have at most 64 bytes and no control characters";
         /// An authority's certificate: 1 to [`crate::AUTHORITY_BYTES_MAX`] bytes, and not the current one.
-        Authority = 15, "certificate of the authority";
+        Authority = 15, "certificate of the authority must have 1 to 4,096 bytes and differ from the one in force";
     }
 }
 
@@ -508,18 +511,68 @@ numbered_enum! {
     /// A limit on a count.
     Limit {
         /// [`crate::NODES_MAX`].
-        Nodes = 1, "nodes";
+        Nodes = 1, "1,000 nodes";
         /// [`crate::TOKENS_MAX`].
-        Tokens = 2, "join tokens";
+        Tokens = 2, "1,000 join tokens";
         /// [`crate::COLLECTIONS_MAX`].
-        Collections = 3, "collections";
+        Collections = 3, "1,000 collections";
         /// [`crate::SHARDS_MAX`].
-        Shards = 4, "shards";
+        Shards = 4, "20,000 shards";
         /// [`crate::INTENT_MAX`].
-        Replicas = 5, "replicas of a shard";
+        Replicas = 5, "10 replicas of a shard";
         /// [`crate::BATCH_COMMANDS_MAX`].
-        Batch = 6, "commands in a batch";
+        Batch = 6, "1,024 commands in a batch";
         /// [`crate::KEYS_MAX`].
-        Keys = 7, "client keys";
+        Keys = 7, "1,000 client keys";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        AUTHORITY_BYTES_MAX, BATCH_COMMANDS_MAX, BUCKETS_MAX, COLLECTIONS_MAX, INTENT_MAX, KEY_COLLECTIONS_MAX,
+        KEYS_MAX, LABELS_MAX, NAME_BYTES_MAX, NODES_MAX, SHARDS_MAX, TOKEN_USES_MAX, TOKENS_MAX,
+    };
+
+    /// A number with commas between thousands.
+    fn grouped(number: u64) -> String {
+        let (rest, last) = (number / 1_000, number % 1_000);
+        if rest == 0 { last.to_string() } else { format!("{},{last:03}", grouped(rest)) }
+    }
+
+    #[test]
+    fn refusals_of_a_value_name_its_bounds() {
+        let named = |refusal: MetaRefusal, bound: u64| {
+            let text = refusal.to_string();
+            assert!(text.contains(&grouped(bound)), "{text}");
+        };
+        for (field, bound) in [
+            (Field::NodeName, NAME_BYTES_MAX as u64),
+            (Field::Locality, LABELS_MAX as u64),
+            (Field::TokenUses, TOKEN_USES_MAX.into()),
+            (Field::CollectionName, NAME_BYTES_MAX as u64),
+            (Field::Buckets, BUCKETS_MAX.into()),
+            (Field::KeyCollections, KEY_COLLECTIONS_MAX as u64),
+            (Field::Authority, AUTHORITY_BYTES_MAX as u64),
+        ] {
+            named(MetaRefusal::Invalid(field), bound);
+        }
+        for (limit, bound) in [
+            (Limit::Nodes, NODES_MAX),
+            (Limit::Tokens, TOKENS_MAX),
+            (Limit::Collections, COLLECTIONS_MAX),
+            (Limit::Shards, SHARDS_MAX),
+            (Limit::Replicas, INTENT_MAX),
+            (Limit::Batch, BATCH_COMMANDS_MAX),
+            (Limit::Keys, KEYS_MAX),
+        ] {
+            named(MetaRefusal::LimitReached(limit), bound as u64);
+        }
+        for number in 1.. {
+            let Some(field) = Field::from_number(number) else { break };
+            let text = MetaRefusal::Invalid(field).to_string();
+            assert!(text.contains(" must "), "it says what must hold: {text}");
+        }
     }
 }

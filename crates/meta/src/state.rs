@@ -98,9 +98,9 @@ impl MetaState {
         self.nodes.values().map(Arc::as_ref)
     }
 
-    /// Whether a node is removed or lost, for ever. Every id that was given belongs to a recorded node or to
-    /// one that is gone: records of others are never deleted. So no record is needed to know that a node is
-    /// gone, and the list of gone ids is the gaps between the others.
+    /// Whether a node is removed or lost, which is final. Every id that was given belongs to a recorded node
+    /// or to one that is gone: records of others are never deleted. So no record is needed to know that a
+    /// node is gone, and the list of gone ids is the gaps between the others.
     #[must_use]
     pub fn is_gone(&self, node: NodeId) -> bool {
         match self.node(node) {

@@ -1,25 +1,26 @@
 //! Garbage collection: deletes and compacts closed segments.
 //!
-//! The live (held) objects of a sparse segment are copied and fsynced first. Then, under the index lock, the
-//! index switches to the copies and drops the dead objects. Then the file is deleted. An object that is
-//! pinned in between keeps its segment. A crash in between leaves duplicates, which only cost space.
-
-use std::collections::HashMap;
+//! Candidates are found by the live bytes that are counted per segment, and their objects by the segment's
+//! own table: the cost is that of what is garbage. The live (held) objects of a sparse segment are copied and
+//! fsynced first. Then, under the index lock, the index switches to the copies and drops the dead objects.
+//! Then the file is deleted. An object that is pinned in between keeps its segment. A crash in between leaves
+//! duplicates, which only cost space.
+//!
+//! Garbage stays in the active segment until that is closed, and in a closed one until the live bytes are
+//! fewer than `live_percent_min` of `segment_bytes`. A collection within its budget leaves no other segment
+//! with garbage but those that it closed itself, by its copies; those are for the next one.
 
 use flotilla_failpoints::{Place, reached};
 use flotilla_types::ObjectId;
 
-use crate::{
-    ObjectError, ObjectStore,
-    index::{Entry, Location},
-};
+use crate::{ObjectError, ObjectStore, index::Location, segment::FoundRecord, store::Replaces, tables::Candidate};
 
 /// Which segments a collection may touch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Segments written since the store was opened: safe while some owners have not set their roots yet.
+    /// Segments written since the store was opened: safe while some holders have not named their roots yet.
     SinceOpen,
-    /// All segments. Objects of owners that have not set their roots since the store was opened are lost.
+    /// All segments. Objects of holders that have not named them since the store was opened are lost.
     All,
 }
 
@@ -34,8 +35,6 @@ pub struct Collected {
     pub moved_bytes: u64,
 }
 
-type ObjectsBySegment = HashMap<u64, Vec<(ObjectId, Entry)>>;
-
 impl ObjectStore {
     /// Deletes closed segments of which only a small share is live, after copying what is. Copies a bounded
     /// number of bytes; call it again for more. Does nothing while another collection runs.
@@ -43,62 +42,44 @@ impl ObjectStore {
         let mut done = Collected::default();
         let Some(_guard) = self.collecting.try_lock() else { return Ok(done) };
         self.check_healthy()?;
-        let mut candidates: Vec<_> = {
-            let writer = self.writer.lock();
-            let since_open = scope == Scope::SinceOpen;
-            let eligible = writer.segments.iter().filter(|(_, segment)| !(since_open && segment.found_at_open));
-            eligible.map(|(number, segment)| (*number, segment.bytes)).collect()
-        };
-        let mut by_segment = ObjectsBySegment::new();
-        let mut live_bytes: HashMap<u64, u64> = HashMap::new();
-        {
-            let index = self.index.read();
-            for (id, entry) in index.iter() {
-                by_segment.entry(entry.location.segment).or_default().push((id, entry));
-                if index.is_held(id) {
-                    *live_bytes.entry(entry.location.segment).or_default() += u64::from(entry.location.len);
-                }
-            }
-        }
+        let live_min = (self.options.segment_bytes * u64::from(self.options.live_percent_min)).div_ceil(100).max(1);
         // Dead segments first: on a full disk nothing can be copied before something was deleted.
-        candidates.sort_by_key(|(number, _)| live_bytes.get(number).copied().unwrap_or(0));
-        for (number, bytes) in candidates {
-            let objects = by_segment.remove(&number).unwrap_or_default();
-            let live = live_bytes.get(&number).copied().unwrap_or(0);
-            let dense = live * 100 >= self.options.segment_bytes * u64::from(self.options.live_percent_min) && live > 0;
-            let over_budget = done.moved_bytes > 0 && done.moved_bytes + live > self.options.compact_bytes_max;
+        let candidates = self.index.read().tables.candidates(live_min, scope == Scope::All);
+        for number in candidates {
+            let Some(Candidate { bytes, live_bytes, unsynced }) = self.index.read().tables.candidate(number) else {
+                continue;
+            };
+            let over_budget = done.moved_bytes > 0 && done.moved_bytes + live_bytes > self.options.compact_bytes_max;
             // Objects that are not durable yet stay where they are until their sync.
-            if dense || over_budget || objects.iter().any(|(_, entry)| !entry.synced) {
+            if live_bytes >= live_min || over_budget || unsynced {
                 continue;
             }
-            self.reclaim_segment(number, bytes, &objects, &mut done)?;
+            self.reclaim_segment(number, bytes, &mut done)?;
         }
         Ok(done)
     }
 
-    fn reclaim_segment(
-        &self,
-        number: u64,
-        bytes: u64,
-        objects: &[(ObjectId, Entry)],
-        done: &mut Collected,
-    ) -> Result<(), ObjectError> {
-        let moves = self.copy_held(objects)?;
-        if !moves.is_empty() {
+    fn reclaim_segment(&self, number: u64, bytes: u64, done: &mut Collected) -> Result<(), ObjectError> {
+        let objects = self.index.read().contents(number, false);
+        let location = |object: &FoundRecord| Location { segment: number, offset: object.offset, len: object.len };
+        let mut copied = false;
+        for object in &objects {
+            if self.copy_if_needed(object.id, location(object))? {
+                copied = true;
+                done.moved_bytes += u64::from(object.len);
+            }
+        }
+        if copied {
             self.sync()?;
         }
-        let mut index = self.index.write();
-        for (id, from, to) in &moves {
-            index.relocate(*id, *from, *to);
-            done.moved_bytes += u64::from(to.len);
-        }
         let mut still_held = false;
-        for (id, entry) in objects {
-            if index.entry(*id).is_some_and(|now| now.location == entry.location) {
-                if index.is_held(*id) {
+        let mut index = self.index.write();
+        for object in &objects {
+            if index.entry(object.id).is_some_and(|now| now.location == location(object)) {
+                if index.must_stay(object.id) {
                     still_held = true;
                 } else {
-                    index.forget(*id, entry.location);
+                    index.forget(object.id, location(object));
                 }
             }
         }
@@ -106,30 +87,28 @@ impl ObjectStore {
         if !still_held {
             reached(Place::ObjectsBeforeDelete);
             self.delete(number)?;
-            self.writer.lock().segments.remove(&number);
+            self.index.write().tables.remove(number);
             done.segments += 1;
             done.freed_bytes += bytes;
         }
         Ok(())
     }
 
-    /// Copies held objects to the active segment. The index is not changed.
-    fn copy_held(&self, objects: &[(ObjectId, Entry)]) -> Result<Vec<(ObjectId, Location, Location)>, ObjectError> {
-        let mut moves = Vec::new();
-        for (id, entry) in objects {
-            if !self.index.read().is_held(*id) {
-                continue;
-            }
-            match self.get(*id) {
-                Ok(bytes) => {
-                    let to = self.append(&mut self.writer.lock(), *id, &bytes)?;
-                    moves.push((*id, entry.location, to));
-                }
-                // The loss is recorded; the segment need not stay for it.
-                Err(ObjectError::Damaged(_) | ObjectError::Missing(_)) => {}
-                Err(error) => return Err(error),
-            }
+    /// Copies an object that must stay to the active segment. The next sync switches the index to the copy.
+    fn copy_if_needed(&self, id: ObjectId, from: Location) -> Result<bool, ObjectError> {
+        if !self.index.read().must_stay(id) {
+            return Ok(false);
         }
-        Ok(moves)
+        match self.get(id) {
+            Ok(bytes) => {
+                let mut writer = self.writer.lock();
+                let children = self.index.read().children(id);
+                self.append(&mut writer, id, &bytes, &children, Replaces::Copy(from))?;
+                Ok(true)
+            }
+            // The loss is recorded; the segment need not stay for it.
+            Err(ObjectError::Damaged(_) | ObjectError::Missing(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -31,6 +31,14 @@ pub enum ObjectError {
         /// The configured limit.
         bytes_max: u64,
     },
+    /// The object has more children than [`CHILDREN_MAX`](crate::CHILDREN_MAX). Retrying does not help.
+    #[error("object {id} has {children} children, more than {}", crate::CHILDREN_MAX)]
+    TooManyChildren {
+        /// The refused object.
+        id: ObjectId,
+        /// Number of its children, without duplicates.
+        children: usize,
+    },
     /// A newer version wrote a segment. Upgrade the binary; nothing was changed.
     #[error("segment {segment:016x} has format version {found}, newer than {known}")]
     Version {

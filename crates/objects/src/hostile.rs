@@ -3,11 +3,15 @@
 use std::fs;
 
 use flotilla_hostile::{Proportion, attack, mutated};
+use flotilla_types::ObjectId;
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    ObjectStore,
-    segment::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, read_segment_header, scan},
+    ObjectError, ObjectStore, footer,
+    segment::{
+        Format, FoundRecord, ID_BYTES, SegmentHeader, encode_record_header, encode_segment_header, read_segment_header,
+        scan,
+    },
     tests::{body, open, put_all, segment_files, small},
 };
 
@@ -21,43 +25,116 @@ fn segment() -> Vec<u8> {
     fs::read(&segment_files(dir.path())[0]).unwrap()
 }
 
-#[test]
-fn hostile_segments_yield_correct_objects_including_all_before_the_damage() {
-    let whole = segment();
-    attack(50, mutated(Just(whole.clone())), |bytes| {
+/// Stores objects that have the one before as their child, and one more, so that the first segment is closed.
+fn put_family(store: &ObjectStore) -> Vec<ObjectId> {
+    let mut ids: Vec<ObjectId> = Vec::new();
+    for n in 0..=OBJECTS {
+        let children: Vec<_> = ids.last().copied().or(Some(ObjectId::of(b"absent"))).into_iter().collect();
+        ids.push(store.put(&body(n), &children).unwrap());
+    }
+    store.sync().unwrap();
+    ids.truncate(OBJECTS.into());
+    ids
+}
+
+/// An intact closed segment of objects with children.
+fn family_segment() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    put_family(&open(dir.path()));
+    fs::read(&segment_files(dir.path())[0]).unwrap()
+}
+
+fn yields_all_before_the_damage(
+    format: Format,
+    children: u64,
+    whole: &[u8],
+    store_again: impl Fn(&ObjectStore) -> Vec<ObjectId>,
+) {
+    attack(50, mutated(Just(whole.to_vec())), |bytes| {
         let dir = tempfile::tempdir().unwrap();
-        let ids = put_all(&open(dir.path()), 0..OBJECTS);
+        let ids = store_again(&open(dir.path()));
         fs::write(&segment_files(dir.path())[0], &bytes).unwrap();
-        let intact = whole.iter().zip(&bytes).take_while(|(left, right)| left == right).count();
+        let intact = whole.iter().zip(&bytes).take_while(|(left, right)| left == right).count() as u64;
         let store = match ObjectStore::open(dir.path(), small()) {
             Ok(store) => store,
             Err(error) => {
-                return assert!(intact < SEGMENT_HEADER_BYTES as usize, "{error}, although the header is intact");
+                return assert!(intact < format.segment_header_bytes(), "{error}, although the header is intact");
             }
         };
-        let record_bytes = RECORD_HEADER_BYTES as usize + body(0).len();
-        for (n, id) in ids.iter().enumerate() {
-            let end = SEGMENT_HEADER_BYTES as usize + (n + 1) * record_bytes;
+        let record_bytes = format.record_header_bytes() + children * ID_BYTES + body(0).len() as u64;
+        for (n, id) in (0..).zip(&ids) {
+            let end = format.segment_header_bytes() + (n + 1) * record_bytes;
             match store.get(*id) {
                 Ok(found) => assert_eq!(found, body(n as u16)),
                 Err(error) => assert!(intact < end, "{error}, although its record is before the damage"),
             }
         }
+        store.index.read().audit();
         // The store still works, and storing the objects again repairs them.
-        assert_eq!(put_all(&store, 0..OBJECTS), ids);
+        assert_eq!(store_again(&store), ids);
         assert!(ids.iter().all(|id| store.get(*id).is_ok()));
+        store.index.read().audit();
     });
 }
 
 #[test]
-fn hostile_segments_are_scanned_within_proportional_memory() {
+fn hostile_segments_yield_correct_objects_including_all_before_the_damage() {
+    yields_all_before_the_damage(Format::V1, 0, &segment(), |store| put_all(store, 0..OBJECTS));
+}
+
+#[test]
+fn hostile_segments_with_children_yield_correct_objects_including_all_before_the_damage() {
+    yields_all_before_the_damage(Format::V2([0; 8]), 1, &family_segment(), put_family);
+}
+
+#[test]
+fn a_table_of_contents_that_lies_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = put_family(&open(dir.path()));
+    let path = segment_files(dir.path()).remove(0);
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let file_bytes = file.metadata().unwrap().len();
+    let Ok(SegmentHeader::Known(Format::V2(nonce))) = read_segment_header(&file, file_bytes) else {
+        panic!("a segment of format 2")
+    };
+    let truth = footer::read(&file, file_bytes, nonce).unwrap().unwrap();
+    let end = truth.last().unwrap().end();
+    // The first object is said to be where the second one is, the second one is left out, the third one is there
+    // twice, first at a wrong place.
+    let mut lie = truth.clone();
+    lie[0] = FoundRecord { id: ids[2], children: vec![ids[2]], ..lie[0].clone() };
+    lie[1].id = ids[0];
+    file.set_len(end).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &footer::encode(nonce, &lie, end), end).unwrap();
+    let store = open(dir.path());
+    store.index.read().audit();
+    assert!(matches!(store.get(ids[0]), Err(ObjectError::Damaged(_))));
+    assert!(matches!(store.get(ids[1]), Err(ObjectError::Missing(_))));
+    assert_eq!(store.get(ids[2]).unwrap(), body(2));
+    store.index.read().audit();
+    assert_eq!(put_family(&store), ids);
+    assert!(ids.iter().all(|id| store.get(*id).is_ok()));
+    assert_eq!(store.index.read().children(ids[2]), [ids[1]]);
+}
+
+#[test]
+fn hostile_segments_are_read_within_proportional_memory() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    let valid = vec(vec(any::<u8>(), 0..40), 0..6).prop_map(|objects| {
-        let mut bytes = crate::segment::encode_segment_header().to_vec();
-        for object in objects {
-            let id = flotilla_types::ObjectId::of(&object);
-            bytes.extend(crate::segment::encode_record_header(id, object.len() as u32));
+    let nonce = [3; 8];
+    let object = (vec(any::<u8>(), 0..40), vec(any::<[u8; 32]>(), 0..4));
+    let valid = (any::<bool>(), vec(object, 0..6)).prop_map(move |(with_children, objects)| {
+        let format = if with_children { Format::V2(nonce) } else { Format::V1 };
+        let mut bytes = encode_segment_header(format);
+        let mut records = Vec::new();
+        for (object, children) in objects {
+            let (id, len) = (ObjectId::of(&object), object.len() as u32);
+            let children = if with_children { children.into_iter().map(ObjectId).collect() } else { Vec::new() };
+            bytes.extend(encode_record_header(format, id, len, &children));
+            records.push(FoundRecord { id, offset: bytes.len() as u64, len, children });
             bytes.extend(object);
+        }
+        if with_children {
+            bytes.extend(footer::encode(nonce, &records, bytes.len() as u64));
         }
         bytes
     });
@@ -69,16 +146,18 @@ fn hostile_segments_are_scanned_within_proportional_memory() {
         file.set_len(0).unwrap();
         file.write_all(&bytes).unwrap();
         let length = bytes.len() as u64;
-        let scan = Proportion::DEFAULT.of(bytes.len(), || {
+        let (scan, table) = Proportion::DEFAULT.of(bytes.len(), || {
             read_segment_header(&file, length).unwrap();
-            scan(&file, 0, length).unwrap()
+            (scan(&file, 0, length, None).unwrap(), footer::read(&file, length, nonce).unwrap())
         });
         let mut end = 0;
         for record in &scan.records {
-            assert!(record.offset >= end + RECORD_HEADER_BYTES, "records do not overlap");
-            end = record.offset + u64::from(record.len);
+            let header_bytes = Format::V1.record_header_bytes() + record.children.len() as u64 * ID_BYTES;
+            assert!(record.offset >= end + header_bytes, "records do not overlap");
+            end = record.end();
         }
-        assert!(end <= length && scan.end == end);
+        assert!(end <= scan.end && scan.end <= length);
+        assert!(table.into_iter().flatten().all(|record| record.end() <= length));
     });
 }
 

@@ -1,11 +1,33 @@
-//! The index: the location of each object, and the pins and roots that hold it.
+//! The index: every object that is present, held or named as a child, and where its bytes are.
 //!
-//! Pure bookkeeping behind the store's lock: one look-up tells whether an object is present, durable and
-//! held, so that `contains` and `collect` always agree. It does no I/O.
+//! Pure bookkeeping behind the store's lock; it does no I/O. An object has a *node*; nodes name each other by
+//! slot, which is a tenth of an id. A node counts the holders, pins and held parents of its object
+//! ([`Node::holds`], in `holds.rs`), and the children lists that name it. It exists while it is present, held
+//! or named.
+//!
+//! An object that is forgotten while it is held keeps its children, so that what it held stays: to repair it
+//! takes only the object itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{collections::HashMap, mem};
 
 use flotilla_types::{Holder, ObjectId};
+use hashbrown::HashTable;
+use slab::Slab;
+
+use crate::{
+    segment::{FoundRecord, ID_BYTES, RECORD_HEADER_BYTES_MAX},
+    tables::Tables,
+};
+
+/// The place of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Slot(u32);
+
+impl Slot {
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// The location of an object's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,149 +40,306 @@ pub(crate) struct Location {
     pub(crate) len: u32,
 }
 
-/// The state of one object.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Entry {
-    pub(crate) location: Location,
-    /// Whether an fsync covered it.
+/// What is known of an object's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// Whether an fsync covered them.
     pub(crate) synced: bool,
-    /// Whether its bytes were verified against its id since the store was opened.
+    /// Whether they were verified against the id since the store was opened.
     pub(crate) verified: bool,
 }
 
-#[derive(Debug, Default)]
-struct Holds {
-    pins: u32,
-    holders: u32,
+/// An object that is present.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) location: Location,
+    pub(crate) stored: Stored,
+}
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: ObjectId,
+    /// The location, if `stored` is set. As fields, without the padding of a [`Location`].
+    segment: u64,
+    offset: u64,
+    len: u32,
+    /// Holders, held parents, and one if it is pinned. The object is held while this is not 0.
+    pub(crate) holds: u32,
+    /// Children lists that name it.
+    pub(crate) named: u32,
+    pub(crate) stored: Option<Stored>,
+    /// Ascending, without duplicates and without the node itself.
+    pub(crate) children: Box<[Slot]>,
+}
+
+impl Node {
+    /// Bytes of its record on disk. What is not payload counts as well: a segment of small objects would
+    /// never be dense otherwise. A record of format 1 is a little shorter.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        let header_bytes = RECORD_HEADER_BYTES_MAX + ID_BYTES * self.children.len() as u64;
+        header_bytes + u64::from(self.len)
+    }
+
+    pub(crate) fn entry(&self) -> Option<Entry> {
+        let location = Location { segment: self.segment, offset: self.offset, len: self.len };
+        self.stored.map(|stored| Entry { location, stored })
+    }
+}
+
+/// How an object's children compare with a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// The object is not present.
+    Absent,
+    /// It is present; its children contain the list.
+    Covered,
+    /// It is present; its children lack some of the list.
+    Lacking,
+}
+
+/// Hashes ids, which are hashes already, by one multiplication. The key is secret, so that nobody can make
+/// objects whose ids meet in one bucket.
+#[derive(Debug)]
+struct Hasher([u64; 2]);
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl Hasher {
+    fn hash(&self, id: ObjectId) -> u64 {
+        let (words, _) = id.0.as_chunks();
+        let product =
+            u128::from(u64::from_le_bytes(words[0]) ^ self.0[0]) * u128::from(u64::from_le_bytes(words[1]) ^ self.0[1]);
+        (product >> 64) as u64 ^ product as u64
+    }
 }
 
 /// Every object of the store.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    entries: HashMap<ObjectId, Entry>,
-    /// Counts for every id that is pinned or rooted, whether or not the object is present.
-    holds: HashMap<ObjectId, Holds>,
-    roots: HashMap<Holder, BTreeSet<ObjectId>>,
+    pub(crate) nodes: Slab<Node>,
+    by_id: HashTable<Slot>,
+    hasher: Hasher,
+    pub(crate) roots: HashMap<Holder, Box<[Slot]>>,
+    pub(crate) pins: HashMap<Slot, u32>,
+    pub(crate) tables: Tables,
+    present: usize,
 }
 
 impl Index {
     pub(crate) fn entry(&self, id: ObjectId) -> Option<Entry> {
-        self.entries.get(&id).copied()
+        self.nodes[self.slot(id)?.index()].entry()
     }
 
-    pub(crate) fn insert(&mut self, id: ObjectId, entry: Entry) {
-        self.entries.insert(id, entry);
+    /// Number of objects that are present.
+    pub(crate) const fn present(&self) -> usize {
+        self.present
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+    /// The children of an object, ascending by id.
+    pub(crate) fn children(&self, id: ObjectId) -> Vec<ObjectId> {
+        self.slot(id).map_or_else(Vec::new, |slot| self.child_ids(slot))
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (ObjectId, Entry)> + '_ {
-        self.entries.iter().map(|(id, entry)| (*id, *entry))
+    /// Compares the object's children with a list.
+    pub(crate) fn known(&self, id: ObjectId, children: &[ObjectId]) -> Known {
+        let Some(slot) = self.slot(id) else { return Known::Absent };
+        let node = &self.nodes[slot.index()];
+        let has = |child: &ObjectId| self.slot(*child).is_some_and(|child| node.children.binary_search(&child).is_ok());
+        match node.stored {
+            None => Known::Absent,
+            Some(_) if children.iter().all(has) => Known::Covered,
+            Some(_) => Known::Lacking,
+        }
     }
 
-    /// The entry, if the object is still at this location.
-    fn entry_at(&mut self, id: ObjectId, location: Location) -> Option<&mut Entry> {
-        self.entries.get_mut(&id).filter(|entry| entry.location == location)
+    /// Adds an object, or moves it. What it held is replaced by `children`.
+    pub(crate) fn insert(&mut self, id: ObjectId, entry: Entry, children: &[ObjectId]) {
+        let slot = self.slot_or_new(id);
+        self.place(slot, entry);
+        self.set_children(slot, children);
     }
 
-    pub(crate) fn mark_synced(&mut self, id: ObjectId, location: Location) {
-        if let Some(entry) = self.entry_at(id, location) {
-            entry.synced = true;
+    /// Adds an object of an earlier run. Where it is there twice, this copy counts only if it is intact.
+    pub(crate) fn insert_found(
+        &mut self,
+        id: ObjectId,
+        location: Location,
+        children: &[ObjectId],
+        is_intact: impl FnOnce() -> bool,
+    ) {
+        let slot = self.slot_or_new(id);
+        let is_copy = self.nodes[slot.index()].stored.is_some();
+        if !is_copy || is_intact() {
+            self.place(slot, Entry { location, stored: Stored { synced: true, verified: is_copy } });
+            self.set_children(slot, children);
+        }
+    }
+
+    /// Replaces the children of an object.
+    pub(crate) fn replace_children(&mut self, id: ObjectId, children: &[ObjectId]) {
+        if let Some(slot) = self.slot(id) {
+            self.set_children(slot, children);
         }
     }
 
     pub(crate) fn mark_verified(&mut self, id: ObjectId, location: Location) {
-        if let Some(entry) = self.entry_at(id, location) {
-            entry.verified = true;
+        if let Some(slot) = self.slot_at(id, location)
+            && let Some(stored) = &mut self.nodes[slot.index()].stored
+        {
+            stored.verified = true;
         }
     }
 
-    /// Switches an object to a durable, verified copy, unless it was moved or removed meanwhile.
-    pub(crate) fn relocate(&mut self, id: ObjectId, from: Location, to: Location) {
-        if let Some(entry) = self.entry_at(id, from) {
-            *entry = Entry { location: to, synced: true, verified: true };
+    /// Records that the copy at `to` is durable, and uses it if the object still is at `from` or at `to`, or,
+    /// without `from`, wherever it is.
+    pub(crate) fn synced(&mut self, id: ObjectId, from: Option<Location>, to: Location) {
+        self.tables.synced(to.segment);
+        let Some(slot) = self.slot(id) else { return };
+        let Some(now) = self.nodes[slot.index()].entry() else { return };
+        if now.location == to {
+            self.nodes[slot.index()].stored = Some(Stored { synced: true, ..now.stored });
+        } else if from.is_none_or(|from| now.location == from) {
+            self.place(slot, Entry { location: to, stored: Stored { synced: true, verified: true } });
         }
     }
 
-    /// Removes an object, if it is still at this location.
+    /// Forgets an object's bytes, if they are still at this location.
     pub(crate) fn forget(&mut self, id: ObjectId, location: Location) {
-        if self.entry_at(id, location).is_some() {
-            self.entries.remove(&id);
+        let Some(slot) = self.slot_at(id, location) else { return };
+        self.account(slot, false);
+        self.nodes[slot.index()].stored = None;
+        self.present -= 1;
+        self.drop_unneeded(slot);
+    }
+
+    /// Whether the object must stay: held or not yet durable.
+    pub(crate) fn must_stay(&self, id: ObjectId) -> bool {
+        let node = self.slot(id).map(|slot| &self.nodes[slot.index()]);
+        node.is_some_and(|node| node.holds > 0 || node.stored.is_some_and(|stored| !stored.synced))
+    }
+
+    /// The objects of a segment, by location, with their children if asked for.
+    pub(crate) fn contents(&self, segment: u64, with_children: bool) -> Vec<FoundRecord> {
+        let mut slots = self.tables.slots(segment).to_vec();
+        slots.sort_unstable();
+        slots.dedup();
+        let of = |slot: Slot| {
+            // A slot may be in use for another object by now.
+            let node = self.nodes.get(slot.index())?;
+            let entry = node.entry().filter(|entry| entry.location.segment == segment)?;
+            let children = if with_children { self.child_ids(slot) } else { Vec::new() };
+            Some(FoundRecord { id: node.id, offset: entry.location.offset, len: entry.location.len, children })
+        };
+        let mut contents: Vec<_> = slots.into_iter().filter_map(of).collect();
+        contents.sort_unstable_by_key(|record| record.offset);
+        contents
+    }
+
+    pub(crate) fn slot(&self, id: ObjectId) -> Option<Slot> {
+        self.by_id.find(self.hasher.hash(id), |slot| self.nodes[slot.index()].id == id).copied()
+    }
+
+    /// The node of an object. A new one has to be held, named or placed at once.
+    pub(crate) fn slot_or_new(&mut self, id: ObjectId) -> Slot {
+        if let Some(slot) = self.slot(id) {
+            return slot;
+        }
+        let node =
+            Node { id, segment: 0, offset: 0, len: 0, holds: 0, named: 0, stored: None, children: Box::default() };
+        let slot = self.nodes.insert(node);
+        // So many nodes take 300 GiB of memory.
+        assert!(u32::try_from(slot).is_ok(), "more than 2^32 objects");
+        let slot = Slot(slot as u32);
+        let Self { nodes, by_id, hasher, .. } = self;
+        by_id.insert_unique(hasher.hash(id), slot, |slot| hasher.hash(nodes[slot.index()].id));
+        slot
+    }
+
+    /// Lets go of what an object holds if it is neither present nor held, and of its node if nothing names
+    /// it.
+    pub(crate) fn drop_unneeded(&mut self, slot: Slot) {
+        let node = &mut self.nodes[slot.index()];
+        if node.stored.is_some() || node.holds > 0 {
+            return;
+        }
+        let children = mem::take(&mut node.children);
+        self.remove_unnamed(slot);
+        for child in children {
+            self.nodes[child.index()].named -= 1;
+            self.remove_unnamed(child);
         }
     }
 
-    /// Whether the object must stay: pinned, rooted or not yet durable.
-    pub(crate) fn is_held(&self, id: ObjectId) -> bool {
-        self.holds.contains_key(&id) || self.entries.get(&id).is_some_and(|entry| !entry.synced)
-    }
-
-    pub(crate) fn pin(&mut self, id: ObjectId) {
-        self.holds.entry(id).or_default().pins += 1;
-    }
-
-    pub(crate) fn unpin(&mut self, id: ObjectId) {
-        if let Some(holds) = self.holds.get_mut(&id) {
-            holds.pins = holds.pins.saturating_sub(1);
-            self.drop_unheld(id);
+    fn remove_unnamed(&mut self, slot: Slot) {
+        let node = &self.nodes[slot.index()];
+        if node.stored.is_none() && node.holds == 0 && node.named == 0 {
+            let hash = self.hasher.hash(node.id);
+            if let Ok(entry) = self.by_id.find_entry(hash, |other| *other == slot) {
+                entry.remove();
+            }
+            self.nodes.remove(slot.index());
         }
     }
 
-    pub(crate) fn set_roots(&mut self, holder: Holder, ids: BTreeSet<ObjectId>) {
-        for id in &ids {
-            self.holds.entry(*id).or_default().holders += 1;
-        }
-        let before = if ids.is_empty() { self.roots.remove(&holder) } else { self.roots.insert(holder, ids) };
-        for id in before.unwrap_or_default() {
-            if let Some(holds) = self.holds.get_mut(&id) {
-                holds.holders = holds.holders.saturating_sub(1);
-                self.drop_unheld(id);
+    fn set_children(&mut self, slot: Slot, children: &[ObjectId]) {
+        let mut after: Vec<_> = children.iter().map(|child| self.slot_or_new(*child)).collect();
+        after.sort_unstable();
+        after.dedup();
+        after.retain(|child| *child != slot);
+        let after = after.into_boxed_slice();
+        let held = self.nodes[slot.index()].holds > 0;
+        for child in &after {
+            self.nodes[child.index()].named += 1;
+            if held {
+                self.count(*child);
             }
         }
-    }
-
-    fn drop_unheld(&mut self, id: ObjectId) {
-        if self.holds.get(&id).is_some_and(|holds| holds.pins == 0 && holds.holders == 0) {
-            self.holds.remove(&id);
+        self.account(slot, false);
+        let before = mem::replace(&mut self.nodes[slot.index()].children, after);
+        self.account(slot, true);
+        for child in before {
+            if held {
+                self.release(child);
+            }
+            self.nodes[child.index()].named -= 1;
+            self.drop_unneeded(child);
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use flotilla_types::ReplicaId;
-
-    use super::*;
-
-    const FIRST: Holder = Holder::Checkpoint(ReplicaId(1));
-    const SECOND: Holder = Holder::Receiver(ReplicaId(1));
-
-    #[test]
-    fn an_object_is_held_until_its_last_pin_and_last_root_are_removed() {
-        let id = ObjectId::of(b"x");
-        let mut index = Index::default();
-        index.pin(id);
-        index.pin(id);
-        index.set_roots(FIRST, [id].into());
-        index.set_roots(SECOND, [id].into());
-        index.unpin(id);
-        index.unpin(id);
-        index.unpin(id);
-        assert!(index.is_held(id));
-        index.set_roots(FIRST, BTreeSet::new());
-        index.set_roots(SECOND, [ObjectId::of(b"y")].into());
-        assert!(!index.is_held(id) && index.is_held(ObjectId::of(b"y")));
+    fn place(&mut self, slot: Slot, entry: Entry) {
+        self.account(slot, false);
+        let node = &mut self.nodes[slot.index()];
+        let Location { segment, offset, len } = entry.location;
+        let moved = node.stored.is_none() || node.segment != segment;
+        self.present += usize::from(node.stored.is_none());
+        (node.segment, node.offset, node.len, node.stored) = (segment, offset, len, Some(entry.stored));
+        if moved {
+            self.tables.list(segment, slot);
+        }
+        self.account(slot, true);
     }
 
-    #[test]
-    fn damage_at_an_old_location_does_not_remove_the_new_copy() {
-        let id = ObjectId::of(b"x");
-        let (old, new) = (Location { segment: 1, offset: 60, len: 1 }, Location { segment: 2, offset: 60, len: 1 });
-        let mut index = Index::default();
-        index.insert(id, Entry { location: old, synced: true, verified: false });
-        index.relocate(id, old, new);
-        index.forget(id, old);
-        assert_eq!(index.entry(id).map(|entry| entry.location), Some(new));
+    /// Adds an object's bytes to the live ones of its segment, or takes them away.
+    pub(crate) fn account(&mut self, slot: Slot, live: bool) {
+        let node = &self.nodes[slot.index()];
+        if node.stored.is_some() && node.holds > 0 {
+            self.tables.change_live(node.segment, node.record_bytes(), live);
+        }
+    }
+
+    fn slot_at(&self, id: ObjectId, location: Location) -> Option<Slot> {
+        let at = |slot: &Slot| self.nodes[slot.index()].entry().is_some_and(|entry| entry.location == location);
+        self.slot(id).filter(at)
+    }
+
+    fn child_ids(&self, slot: Slot) -> Vec<ObjectId> {
+        let mut ids: Vec<_> =
+            self.nodes[slot.index()].children.iter().map(|child| self.nodes[child.index()].id).collect();
+        ids.sort_unstable();
+        ids
     }
 }

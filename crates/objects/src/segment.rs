@@ -1,155 +1,322 @@
 //! The format of a segment file, and the scan that finds its records.
 //!
-//! A segment is a 16-byte header (`FLOTSEG\0`, version u32, check u32) followed by records. A record is a
-//! 44-byte header (`FLOB`, length u32, id 32 bytes, check u32) and the object's bytes. Integers are
-//! little-endian. A check is the first four bytes of the BLAKE3 hash of the header's bytes before it.
+//! A segment of format 1 is a 16-byte header (`FLOTSEG\0`, version u32, check u32) followed by records. A
+//! record is a 44-byte header (`FLOB`, length u32, id 32 bytes, check u32) and the object's bytes. Integers
+//! are little-endian. A check is the first bytes of the BLAKE3 hash of the bytes before it.
 //!
-//! The scan reads headers only; payloads are verified by their id when they are read. After a damaged header
-//! the scan searches for the next valid one, so that damage affects no other objects. A record found inside
-//! another payload does no harm: its bytes still have to match its id.
+//! In format 2 objects have children. The segment's header goes on with a nonce of 8 bytes and a check of 8
+//! bytes; its first 16 bytes are as in format 1, so that older binaries refuse the file by its version. Each
+//! record has a header of 64 bytes (`FLOC`, length u32, number of children u32, nonce, id, check of the
+//! children 8 bytes, check u32), then the ids of its children, then the object's bytes. A closed segment ends
+//! with a table of contents (`footer.rs`). The nonce is secret: a client, whose bytes end up in objects,
+//! cannot make what a scan or an open would take for a record or a table. That is why format 1 has no table.
+//!
+//! Format 2 is written from the first object with children on, and by a store that has found a segment of it.
+//! The store needs no word about the cluster's version: who stores an object with children guarantees that
+//! binaries that know only format 1 are out of use, since those would not keep what the object needs. Until
+//! then every segment is one that they read.
+//!
+//! The scan reads headers and lists of children only; payloads are verified by their id when they are read.
+//! After a damaged header the scan searches for the next valid one, so that damage affects no other objects.
+//! A record found inside another payload does no harm: its bytes still have to match its id.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 use flotilla_types::ObjectId;
 
+use crate::CHILDREN_MAX;
+
 /// Newest segment version known here.
-pub(crate) const SEGMENT_VERSION: u32 = 1;
-/// Bytes before the first record.
-pub(crate) const SEGMENT_HEADER_BYTES: u64 = 16;
-/// Bytes of a record before its payload.
-pub(crate) const RECORD_HEADER_BYTES: u64 = 44;
+pub(crate) const SEGMENT_VERSION: u32 = 2;
+/// Bytes of an id.
+pub(crate) const ID_BYTES: u64 = 32;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"FLOTSEG\0";
 const RECORD_MAGIC: [u8; 4] = *b"FLOB";
+const PARENT_MAGIC: [u8; 4] = *b"FLOC";
 const SEARCH_WINDOW_BYTES: u64 = 256 * 1024;
+const RECORD_HEADER_BYTES_MIN: u64 = 44;
+/// Bytes of the longest header of a record.
+pub(crate) const RECORD_HEADER_BYTES_MAX: u64 = 64;
+
+/// What tells the records of a segment from bytes that look like some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Records have no children; the segment has no table of contents.
+    V1,
+    /// Records and the table of contents hold this nonce.
+    V2([u8; 8]),
+}
+
+impl Format {
+    /// A new nonce.
+    pub(crate) fn v2() -> Self {
+        Self::V2(rand::random())
+    }
+
+    /// Bytes before the first record.
+    pub(crate) const fn segment_header_bytes(self) -> u64 {
+        match self {
+            Self::V1 => 16,
+            Self::V2(_) => 32,
+        }
+    }
+
+    /// Bytes of a record before its children.
+    pub(crate) const fn record_header_bytes(self) -> u64 {
+        match self {
+            Self::V1 => RECORD_HEADER_BYTES_MIN,
+            Self::V2(_) => RECORD_HEADER_BYTES_MAX,
+        }
+    }
+}
 
 /// The result of reading a segment header.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SegmentHeader {
     /// A version this binary reads.
-    Known,
+    Known(Format),
     /// A version this binary does not know.
     Newer(u32),
     /// Not a segment header: damaged or torn.
     Invalid,
 }
 
-/// One record found by a scan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One record of a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FoundRecord {
     pub(crate) id: ObjectId,
     /// Where the payload starts.
     pub(crate) offset: u64,
     /// Length of the payload.
     pub(crate) len: u32,
+    pub(crate) children: Vec<ObjectId>,
+}
+
+impl FoundRecord {
+    pub(crate) fn end(&self) -> u64 {
+        self.offset.saturating_add(u64::from(self.len))
+    }
 }
 
 /// The result of a scan.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
-    /// Records whose headers are intact, in file order.
+    /// Records whose headers and children are intact, in file order.
     pub(crate) records: Vec<FoundRecord>,
     /// End of the last record; anything after it is a torn tail.
     pub(crate) end: u64,
-    /// Bytes before [`Self::end`] that belong to no record.
+    /// Bytes before [`Self::end`] that belong to no intact record.
     pub(crate) damaged_bytes: u64,
 }
 
 /// The header of a new segment.
-pub(crate) fn encode_segment_header() -> [u8; SEGMENT_HEADER_BYTES as usize] {
-    let mut header = [0; SEGMENT_HEADER_BYTES as usize];
-    header[..8].copy_from_slice(&SEGMENT_MAGIC);
-    header[8..12].copy_from_slice(&SEGMENT_VERSION.to_le_bytes());
-    let check = check(&header[..12]);
-    header[12..].copy_from_slice(&check);
+pub(crate) fn encode_segment_header(format: Format) -> Vec<u8> {
+    let mut header = SEGMENT_MAGIC.to_vec();
+    let version = if format == Format::V1 { 1 } else { SEGMENT_VERSION };
+    header.extend(version.to_le_bytes());
+    header.extend(check::<4>(&header));
+    if let Format::V2(nonce) = format {
+        header.extend(nonce);
+        header.extend(check::<8>(&header));
+    }
     header
 }
 
 /// Reads the header of a segment file of `file_bytes` bytes.
 pub(crate) fn read_segment_header(file: &File, file_bytes: u64) -> io::Result<SegmentHeader> {
-    let mut header = [0; SEGMENT_HEADER_BYTES as usize];
-    if file_bytes < SEGMENT_HEADER_BYTES {
-        return Ok(SegmentHeader::Invalid);
-    }
+    let mut header = vec![0; file_bytes.min(Format::V2([0; 8]).segment_header_bytes()) as usize];
     file.read_exact_at(&mut header, 0)?;
-    if header[..8] != SEGMENT_MAGIC || header[12..] != check(&header[..12]) {
+    let header = Fields(&header);
+    if header.array(0) != Some(SEGMENT_MAGIC) || !header.is_checked(12) {
         return Ok(SegmentHeader::Invalid);
     }
-    let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-    Ok(if version > SEGMENT_VERSION { SegmentHeader::Newer(version) } else { SegmentHeader::Known })
+    Ok(match (header.number(8), header.array(16), header.array(24)) {
+        (Some(1), ..) => SegmentHeader::Known(Format::V1),
+        (Some(2), Some(nonce), Some(found)) if found == check::<8>(&header.0[..24]) => {
+            SegmentHeader::Known(Format::V2(nonce))
+        }
+        (Some(version), ..) if version > SEGMENT_VERSION => SegmentHeader::Newer(version),
+        _ => SegmentHeader::Invalid,
+    })
 }
 
-/// The header of a record.
-pub(crate) fn encode_record_header(id: ObjectId, len: u32) -> [u8; RECORD_HEADER_BYTES as usize] {
-    let mut header = [0; RECORD_HEADER_BYTES as usize];
-    header[..4].copy_from_slice(&RECORD_MAGIC);
-    header[4..8].copy_from_slice(&len.to_le_bytes());
-    header[8..40].copy_from_slice(id.as_bytes());
-    let check = check(&header[..40]);
-    header[40..].copy_from_slice(&check);
+/// A record up to its payload. Segments of format 1 have no children.
+pub(crate) fn encode_record_header(format: Format, id: ObjectId, len: u32, children: &[ObjectId]) -> Vec<u8> {
+    let mut header = Vec::with_capacity(format.record_header_bytes() as usize + size_of_val(children));
+    let ids = || children.iter().flat_map(|child| child.as_bytes()).copied();
+    match format {
+        Format::V1 => {
+            header.extend(RECORD_MAGIC);
+            header.extend(len.to_le_bytes());
+            header.extend(id.as_bytes());
+        }
+        Format::V2(nonce) => {
+            header.extend(PARENT_MAGIC);
+            header.extend(len.to_le_bytes());
+            header.extend((children.len() as u32).to_le_bytes());
+            header.extend(nonce);
+            header.extend(id.as_bytes());
+            header.extend(check::<8>(&ids().collect::<Vec<_>>()));
+        }
+    }
+    header.extend(check::<4>(&header));
+    header.extend(ids());
     header
 }
 
-/// Finds every record from `start` on.
-pub(crate) fn scan(file: &File, start: u64, file_bytes: u64) -> io::Result<Scan> {
+/// Finds every record from `start` on. Without a format, that of the first record found is taken.
+pub(crate) fn scan(file: &File, start: u64, file_bytes: u64, format: Option<Format>) -> io::Result<Scan> {
+    let mut scanner = Scanner { file, file_bytes, format };
     let mut scan = Scan { end: start, ..Scan::default() };
     loop {
-        let record = match record_at(file, scan.end, file_bytes)? {
-            Some(record) => record,
-            None => match find_record(file, scan.end.saturating_add(1), file_bytes)? {
-                Some(record) => record,
+        let header = match scanner.header_at(scan.end)? {
+            Some(header) => header,
+            None => match scanner.find_header(scan.end.saturating_add(1))? {
+                Some(header) => header,
                 None => return Ok(scan),
             },
         };
-        scan.damaged_bytes += record.offset - RECORD_HEADER_BYTES - scan.end;
-        scan.end = record.offset + u64::from(record.len);
-        scan.records.push(record);
-    }
-}
-
-fn record_at(file: &File, at: u64, file_bytes: u64) -> io::Result<Option<FoundRecord>> {
-    if at.saturating_add(RECORD_HEADER_BYTES) > file_bytes {
-        return Ok(None);
-    }
-    let mut header = [0; RECORD_HEADER_BYTES as usize];
-    file.read_exact_at(&mut header, at)?;
-    Ok(decode_record(&header, at, file_bytes))
-}
-
-/// The first valid record whose header starts at or after `from`.
-fn find_record(file: &File, from: u64, file_bytes: u64) -> io::Result<Option<FoundRecord>> {
-    let mut window = Vec::new();
-    let mut start = from;
-    while start.saturating_add(RECORD_HEADER_BYTES) <= file_bytes {
-        window.resize((file_bytes - start).min(SEARCH_WINDOW_BYTES) as usize, 0);
-        file.read_exact_at(&mut window, start)?;
-        for (i, header) in window.windows(RECORD_HEADER_BYTES as usize).enumerate() {
-            if header[..4] == RECORD_MAGIC
-                && let Some(record) = decode_record(header, start + i as u64, file_bytes)
-            {
-                return Ok(Some(record));
+        scan.damaged_bytes += header.at - scan.end;
+        scan.end = header.end();
+        match scanner.children(&header)? {
+            Some(children) => {
+                let Header { id, len, .. } = header;
+                scan.records.push(FoundRecord { id, offset: header.offset(), len, children });
             }
+            // The extent is that of a record all the same: what lies in it is not searched, so that a file is
+            // read once, whatever it claims.
+            None => scan.damaged_bytes += header.end() - header.at,
         }
-        // Windows overlap by one byte less than a header, so that no header is missed between them.
-        start += window.len() as u64 - (RECORD_HEADER_BYTES - 1);
     }
-    Ok(None)
 }
 
-fn decode_record(header: &[u8], at: u64, file_bytes: u64) -> Option<FoundRecord> {
-    if header[..4] != RECORD_MAGIC || header[40..44] != check(&header[..40]) {
-        return None;
-    }
-    let len = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-    let offset = at + RECORD_HEADER_BYTES;
-    let id = ObjectId::from_slice(&header[8..40])?;
-    (offset + u64::from(len) <= file_bytes).then_some(FoundRecord { id, offset, len })
+struct Scanner<'a> {
+    file: &'a File,
+    file_bytes: u64,
+    format: Option<Format>,
 }
 
-fn check(bytes: &[u8]) -> [u8; 4] {
+/// A record's header.
+struct Header {
+    at: u64,
+    format: Format,
+    id: ObjectId,
+    len: u32,
+    children: u32,
+    children_check: [u8; 8],
+}
+
+impl Header {
+    const fn children_at(&self) -> u64 {
+        self.at + self.format.record_header_bytes()
+    }
+
+    const fn offset(&self) -> u64 {
+        self.children_at() + self.children as u64 * ID_BYTES
+    }
+
+    const fn end(&self) -> u64 {
+        self.offset() + self.len as u64
+    }
+}
+
+impl Scanner<'_> {
+    fn header_at(&mut self, at: u64) -> io::Result<Option<Header>> {
+        let bytes = self.file_bytes.saturating_sub(at).min(RECORD_HEADER_BYTES_MAX);
+        let mut header = [0; RECORD_HEADER_BYTES_MAX as usize];
+        let header = &mut header[..bytes as usize];
+        self.file.read_exact_at(header, at)?;
+        Ok(self.decode(header, at))
+    }
+
+    /// The first valid header that starts at or after `from`.
+    fn find_header(&mut self, from: u64) -> io::Result<Option<Header>> {
+        let mut window = Vec::new();
+        let mut start = from;
+        while start.saturating_add(RECORD_HEADER_BYTES_MIN) <= self.file_bytes {
+            window.resize((self.file_bytes - start).min(SEARCH_WINDOW_BYTES) as usize, 0);
+            self.file.read_exact_at(&mut window, start)?;
+            for i in 0..window.len() {
+                if let Some(header) = self.decode(&window[i..], start + i as u64) {
+                    return Ok(Some(header));
+                }
+            }
+            if start + window.len() as u64 >= self.file_bytes {
+                break;
+            }
+            // Windows overlap by one byte less than a header, so that no header is missed between them.
+            start += window.len() as u64 - (RECORD_HEADER_BYTES_MAX - 1);
+        }
+        Ok(None)
+    }
+
+    fn decode(&mut self, bytes: &[u8], at: u64) -> Option<Header> {
+        let fields = Fields(bytes);
+        let header = match fields.array(0)? {
+            RECORD_MAGIC if fields.is_checked(40) => {
+                let (id, len) = (ObjectId(fields.array(8)?), fields.number(4)?);
+                Header { at, format: Format::V1, id, len, children: 0, children_check: [0; 8] }
+            }
+            PARENT_MAGIC if fields.is_checked(60) => {
+                let (format, len, children) = (Format::V2(fields.array(12)?), fields.number(4)?, fields.number(8)?);
+                let (id, children_check) = (ObjectId(fields.array(20)?), fields.array(52)?);
+                Header { at, format, id, len, children, children_check }
+            }
+            _ => return None,
+        };
+        let fits = header.children as usize <= CHILDREN_MAX && header.end() <= self.file_bytes;
+        if !fits || self.format.is_some_and(|format| format != header.format) {
+            return None;
+        }
+        self.format = Some(header.format);
+        Some(header)
+    }
+
+    /// The ids after a header, unless they are damaged.
+    fn children(&self, header: &Header) -> io::Result<Option<Vec<ObjectId>>> {
+        if header.format == Format::V1 {
+            return Ok(Some(Vec::new()));
+        }
+        let mut bytes = vec![0; header.children as usize * ID_BYTES as usize];
+        self.file.read_exact_at(&mut bytes, header.children_at())?;
+        Ok((check(&bytes) == header.children_check).then(|| ids(&bytes)))
+    }
+}
+
+/// The ids in a list of them.
+pub(crate) fn ids(bytes: &[u8]) -> Vec<ObjectId> {
+    bytes.as_chunks().0.iter().map(|id| ObjectId(*id)).collect()
+}
+
+/// The first bytes of the hash.
+pub(crate) fn check<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let hash = blake3::hash(bytes);
-    let [a, b, c, d, ..] = *hash.as_bytes();
-    [a, b, c, d]
+    let mut check = [0; N];
+    check.copy_from_slice(&hash.as_bytes()[..N]);
+    check
+}
+
+/// Fields of a header at fixed offsets.
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
+
+impl Fields<'_> {
+    pub(crate) fn array<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.0.get(at..)?.first_chunk().copied()
+    }
+
+    pub(crate) fn number(&self, at: usize) -> Option<u32> {
+        self.array(at).map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn number_u64(&self, at: usize) -> Option<u64> {
+        self.array(at).map(u64::from_le_bytes)
+    }
+
+    /// Whether the four bytes at `at` are the check of those before.
+    pub(crate) fn is_checked(&self, at: usize) -> bool {
+        self.array(at).is_some_and(|found| found == check::<4>(&self.0[..at]))
+    }
 }
 
 #[cfg(test)]
@@ -159,11 +326,16 @@ mod tests {
     use super::*;
 
     fn segment(payloads: &[&[u8]]) -> Vec<u8> {
-        let mut bytes = encode_segment_header().to_vec();
+        let mut bytes = encode_segment_header(Format::V1);
         for payload in payloads {
-            bytes.extend(encode_record_header(ObjectId::of(payload), payload.len() as u32));
-            bytes.extend(*payload);
+            bytes.extend(record(Format::V1, payload, &[]));
         }
+        bytes
+    }
+
+    fn record(format: Format, payload: &[u8], children: &[ObjectId]) -> Vec<u8> {
+        let mut bytes = encode_record_header(format, ObjectId::of(payload), payload.len() as u32, children);
+        bytes.extend(payload);
         bytes
     }
 
@@ -171,7 +343,11 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         let header = read_segment_header(&file, bytes.len() as u64).unwrap();
-        (header, scan(&file, SEGMENT_HEADER_BYTES, bytes.len() as u64).unwrap())
+        let (start, format) = match header {
+            SegmentHeader::Known(format) => (format.segment_header_bytes(), Some(format)),
+            _ => (0, None),
+        };
+        (header, scan(&file, start, bytes.len() as u64, format).unwrap())
     }
 
     #[test]
@@ -179,7 +355,7 @@ mod tests {
         let mut bytes = segment(&[b"first", b"second", b"third"]);
         bytes[16 + 44 + 5 + 10] ^= 1;
         let (header, scan) = scan_bytes(&bytes);
-        assert_eq!(header, SegmentHeader::Known);
+        assert_eq!(header, SegmentHeader::Known(Format::V1));
         let ids: Vec<_> = scan.records.iter().map(|record| record.id).collect();
         assert_eq!(ids, [ObjectId::of(b"first"), ObjectId::of(b"third")]);
         assert_eq!((scan.damaged_bytes, scan.end), (44 + 6, bytes.len() as u64));
@@ -200,7 +376,7 @@ mod tests {
         let mut bytes = segment(&[]);
         bytes[8] = 9;
         assert_eq!(scan_bytes(&bytes).0, SegmentHeader::Invalid);
-        let check = check(&bytes[..12]);
+        let check: [u8; 4] = check(&bytes[..12]);
         bytes[12..16].copy_from_slice(&check);
         assert_eq!(scan_bytes(&bytes).0, SegmentHeader::Newer(9));
         assert_eq!(scan_bytes(&bytes[..7]).0, SegmentHeader::Invalid);
@@ -213,6 +389,66 @@ mod tests {
         let at = bytes.len() as u64;
         bytes.extend(&segment(&[b"second"])[16..]);
         let (_, scan) = scan_bytes(&bytes);
-        assert_eq!(scan.records.last().map(|record| record.offset), Some(at + RECORD_HEADER_BYTES));
+        assert_eq!(scan.records.last().map(|record| record.offset), Some(at + RECORD_HEADER_BYTES_MIN));
+    }
+
+    const V2: Format = Format::V2([7; 8]);
+
+    fn children(count: u8) -> Vec<ObjectId> {
+        (0..count).map(|n| ObjectId::of(&[n])).collect()
+    }
+
+    #[test]
+    fn records_are_found_with_their_children_also_without_the_segments_header() {
+        let mut bytes = encode_segment_header(V2);
+        bytes.extend(record(V2, b"first", &children(3)));
+        bytes.extend(record(V2, b"second", &[]));
+        for damaged in [false, true] {
+            bytes[9] ^= u8::from(damaged);
+            let (header, scan) = scan_bytes(&bytes);
+            assert_eq!(header == SegmentHeader::Known(V2), !damaged);
+            let found: Vec<_> = scan.records.iter().map(|record| (record.id, record.children.len())).collect();
+            assert_eq!(found, [(ObjectId::of(b"first"), 3), (ObjectId::of(b"second"), 0)]);
+            assert_eq!(scan.end, bytes.len() as u64);
+        }
+    }
+
+    #[test]
+    fn damaged_children_lose_only_their_own_record() {
+        let mut bytes = encode_segment_header(V2);
+        bytes.extend(record(V2, b"first", &children(3)));
+        bytes.extend(record(V2, b"second", &children(1)));
+        bytes[32 + 64 + 40] ^= 1;
+        let (_, scan) = scan_bytes(&bytes);
+        assert_eq!(scan.records.len(), 1);
+        assert_eq!((scan.records[0].id, scan.damaged_bytes), (ObjectId::of(b"second"), 64 + 3 * 32 + 5));
+    }
+
+    #[test]
+    fn a_record_that_a_client_has_made_up_is_not_found_in_its_payload() {
+        let forged = [record(Format::V2([8; 8]), b"forged", &children(2)), record(Format::V1, b"forged", &[])].concat();
+        let mut bytes = encode_segment_header(V2);
+        bytes.extend(record(V2, &forged, &[]));
+        let second_at = bytes.len();
+        bytes.extend(record(V2, b"second", &[]));
+        bytes[32] ^= 1;
+        let (_, scan) = scan_bytes(&bytes);
+        assert_eq!(scan.records.len(), 1);
+        assert_eq!((scan.records[0].id, scan.damaged_bytes), (ObjectId::of(b"second"), second_at as u64 - 32));
+    }
+
+    #[test]
+    fn a_record_with_too_many_children_is_not_read() {
+        let mut bytes = encode_segment_header(V2);
+        bytes.extend(record(V2, b"first", &vec![ObjectId::of(b"x"); CHILDREN_MAX + 1]));
+        assert!(scan_bytes(&bytes).1.records.is_empty());
+    }
+
+    /// The rule of binaries that know only format 1: they delete a file whose header is invalid.
+    #[test]
+    fn older_binaries_see_a_newer_version_in_a_segment_with_children() {
+        let header = encode_segment_header(V2);
+        assert_eq!(header[..12], *b"FLOTSEG\0\x02\0\0\0");
+        assert_eq!(header[12..16], check::<4>(&header[..12]));
     }
 }

@@ -1,15 +1,17 @@
 //! The store: writes, reads, syncs and holds objects.
 //!
 //! Locks are taken in the order sync, writer, index, opening, files; no file is read or fsynced under the
-//! writer or index lock, and the lock of open files is held over no I/O at all. Segments found at open are never appended to, so only the last run of the process can have left a
-//! torn end. A bounded number of files stays open for reading.
+//! writer or index lock, and the lock of open files is held over no I/O at all. Segments found at open are
+//! never appended to, so only the last run of the process can have left a torn end. A bounded number of files
+//! stays open for reading.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, IoSliceMut},
+    mem,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, OnceLock},
 };
 
@@ -20,16 +22,13 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::{
-    ObjectError,
+    CHILDREN_MAX, ObjectError,
     error::at,
-    index::{Entry, Index, Location},
-    segment::{
-        RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, SEGMENT_VERSION, SegmentHeader, encode_record_header,
-        encode_segment_header, read_segment_header, scan,
-    },
+    index::{Entry, Index, Known, Location, Stored},
+    load::{Found, add_footer, load, segment_path},
+    segment::{Format, encode_record_header, encode_segment_header},
+    tables::Closed,
 };
-
-const SEGMENT_SUFFIX: &str = ".segment";
 
 /// Attempts of a read whose segment is deleted by a collection meanwhile; an object moves at most once per
 /// collection.
@@ -93,48 +92,62 @@ pub struct ObjectStore {
     pub(crate) fail_next_sync: std::sync::atomic::AtomicBool,
     #[cfg(test)]
     pub(crate) opens_to_fail: std::sync::atomic::AtomicUsize,
+    /// Bytes of files, by inode, that an fsync covered.
+    #[cfg(test)]
+    pub(crate) synced_bytes: Mutex<std::collections::BTreeMap<u64, u64>>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     active: Option<Active>,
-    /// Every segment but the active one.
-    pub(crate) segments: BTreeMap<u64, Segment>,
     next_segment: u64,
+    /// Whether new segments have the format whose objects may have children.
+    with_children: bool,
     dirty: Vec<Arc<File>>,
     dirty_folder: bool,
-    unsynced: Vec<(ObjectId, Location)>,
+    unsynced: Vec<Unsynced>,
+    /// Closed segments that get a table of contents after their sync.
+    closing: Vec<Active>,
 }
 
 #[derive(Debug)]
 struct Active {
     number: u64,
     file: Arc<File>,
+    format: Format,
     end: u64,
     dirty: bool,
 }
 
+/// A record that no sync covered.
+#[derive(Debug)]
+struct Unsynced {
+    id: ObjectId,
+    /// The location whose place it takes once it is durable; `None` if that of any.
+    from: Option<Location>,
+    to: Location,
+}
+
+/// Which copy of an object a record replaces.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Segment {
-    pub(crate) bytes: u64,
-    /// Whether an earlier run wrote it: its objects may belong to owners that have not set their roots yet.
-    pub(crate) found_at_open: bool,
+pub(crate) enum Replaces {
+    /// None: the object is new.
+    Nothing,
+    /// The copy at a location, unless the object has moved.
+    Copy(Location),
+    /// Any: the record has more children.
+    Any,
 }
 
 impl ObjectStore {
-    /// Opens the folder, creates it if missing, and indexes its objects by reading record headers. Torn tails
-    /// are truncated; everything found is made durable.
+    /// Opens the folder, creates it if missing, and indexes its objects by the segments' tables of contents,
+    /// or by reading record headers where there is none. Torn tails are truncated; everything found is made
+    /// durable.
     pub fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self, ObjectError> {
         let dir = dir.into();
         fs::create_dir_all(&dir)?;
-        let mut index = Index::default();
-        let mut writer = Writer { next_segment: 1, ..Writer::default() };
-        for number in segment_numbers(&dir)? {
-            writer.next_segment = number.saturating_add(1);
-            if let Some(bytes) = load_segment(&dir, number, &mut index)? {
-                writer.segments.insert(number, Segment { bytes, found_at_open: true });
-            }
-        }
+        let Found { index, next_segment, with_children } = load(&dir)?;
+        let writer = Writer { next_segment, with_children, ..Writer::default() };
         let folder = File::open(&dir)?;
         folder.sync_all()?;
         if let Some(parent) = dir.canonicalize()?.parent() {
@@ -155,24 +168,29 @@ impl ObjectStore {
             fail_next_sync: false.into(),
             #[cfg(test)]
             opens_to_fail: 0.into(),
+            #[cfg(test)]
+            synced_bytes: Mutex::default(),
         })
     }
 
     /// Stores bytes under their hash and pins the object once, whether or not it was present, so that it
-    /// cannot be collected before its owner has set its roots: call [`unpin`](Self::unpin) then. Durable only
-    /// after [`sync`](Self::sync).
-    pub fn put(&self, bytes: &[u8]) -> Result<ObjectId, ObjectError> {
+    /// cannot be collected before its owner holds it: call [`unpin`](Self::unpin) then. Durable only after
+    /// [`sync`](Self::sync).
+    ///
+    /// `children` are the objects that it needs, at most [`CHILDREN_MAX`]; they need not be present. They
+    /// follow from the bytes: for an object that is present, those that were not known are added.
+    pub fn put(&self, bytes: &[u8], children: &[ObjectId]) -> Result<ObjectId, ObjectError> {
         let id = ObjectId::of(bytes);
-        self.store(id, bytes)?;
+        self.store(id, bytes, children)?;
         Ok(id)
     }
 
     /// Like [`put`](Self::put), for bytes from elsewhere. Stores nothing if they do not match the id.
-    pub fn import(&self, id: ObjectId, bytes: &[u8]) -> Result<(), ObjectError> {
+    pub fn import(&self, id: ObjectId, bytes: &[u8], children: &[ObjectId]) -> Result<(), ObjectError> {
         if ObjectId::of(bytes) != id {
             return Err(ObjectError::Mismatch(id));
         }
-        self.store(id, bytes)
+        self.store(id, bytes, children)
     }
 
     /// Makes every object stored so far durable. After an error the store is poisoned.
@@ -181,13 +199,14 @@ impl ObjectStore {
         // return before.
         let _guard = self.syncing.lock();
         self.check_healthy()?;
-        let (files, folder, unsynced) = {
+        let (files, folder, unsynced, closing) = {
             let mut writer = self.writer.lock();
             if let Some(active) = &mut writer.active {
                 active.dirty = false;
             }
-            let folder = std::mem::take(&mut writer.dirty_folder);
-            (std::mem::take(&mut writer.dirty), folder, std::mem::take(&mut writer.unsynced))
+            let folder = mem::take(&mut writer.dirty_folder);
+            let Writer { dirty, unsynced, closing, .. } = &mut *writer;
+            (mem::take(dirty), folder, mem::take(unsynced), mem::take(closing))
         };
         let result = failpoint(Place::ObjectsBeforeSync)
             .and_then(|()| files.iter().try_for_each(|file| self.fsync(file)))
@@ -200,10 +219,24 @@ impl ObjectStore {
         }
         reached(Place::ObjectsSynced);
         let mut index = self.index.write();
-        for (id, location) in unsynced {
-            index.mark_synced(id, location);
+        for Unsynced { id, from, to } in unsynced {
+            index.synced(id, from, to);
         }
+        drop(index);
+        closing.iter().for_each(|segment| self.finish(segment));
         Ok(())
+    }
+
+    /// Adds its table of contents to a closed segment, whose records are durable. Without one, the next open
+    /// scans the segment.
+    fn finish(&self, segment: &Active) {
+        let Active { number, file, format: Format::V2(nonce), end, .. } = segment else { return };
+        let records = self.index.read().contents(*number, true);
+        if failpoint(Place::ObjectsBeforeFooter).is_ok() {
+            let bytes = add_footer(file, *nonce, &records, *end, *number);
+            reached(Place::ObjectsFooterWritten);
+            self.index.write().tables.grown(*number, bytes);
+        }
     }
 
     /// The bytes of an object, verified against its id. A damaged object counts as missing from then on.
@@ -211,7 +244,7 @@ impl ObjectStore {
         let (entry, bytes) = self.read_entry(id, 0, u32::MAX)?;
         match bytes {
             Some(bytes) if ObjectId::of(&bytes) == id => {
-                if !entry.verified {
+                if !entry.stored.verified {
                     self.index.write().mark_verified(id, entry.location);
                 }
                 Ok(bytes.into())
@@ -273,7 +306,7 @@ impl ObjectStore {
     /// [`check_healthy`](Self::check_healthy).
     #[must_use]
     pub fn contains(&self, id: ObjectId) -> bool {
-        self.check_healthy().is_ok() && self.index.read().entry(id).is_some_and(|entry| entry.synced)
+        self.check_healthy().is_ok() && self.index.read().entry(id).is_some_and(|entry| entry.stored.synced)
     }
 
     /// The length of an object that is present, durable or not.
@@ -286,7 +319,7 @@ impl ObjectStore {
     #[must_use]
     pub fn pin(&self, id: ObjectId) -> bool {
         let mut index = self.index.write();
-        let durable = self.check_healthy().is_ok() && index.entry(id).is_some_and(|entry| entry.synced);
+        let durable = self.check_healthy().is_ok() && index.entry(id).is_some_and(|entry| entry.stored.synced);
         if durable {
             index.pin(id);
         }
@@ -298,22 +331,30 @@ impl ObjectStore {
         self.index.write().unpin(id);
     }
 
-    /// Replaces the set of objects that a holder needs. An empty set removes the holder. The objects need not
-    /// be present yet.
-    pub fn set_roots(&self, holder: Holder, ids: impl IntoIterator<Item = ObjectId>) {
-        self.index.write().set_roots(holder, ids.into_iter().collect());
+    /// Replaces the objects that a holder needs, its roots. They and everything that is reachable from them
+    /// by children stay. Roots need not be present yet; what they need is held as soon as they are. Without
+    /// roots the holder is gone. Takes time for what changes, and for a comparison of the roots.
+    pub fn hold(&self, holder: Holder, roots: impl IntoIterator<Item = ObjectId>) {
+        self.index.write().hold(holder, roots.into_iter());
+    }
+
+    /// Ends the hold of a holder.
+    pub fn let_go(&self, holder: Holder) {
+        self.hold(holder, []);
     }
 
     /// Disk usage of the store.
     #[must_use]
     pub fn usage(&self) -> StoreUsage {
-        let (segments, disk_bytes) = {
-            let writer = self.writer.lock();
-            let (active, active_bytes) = writer.active.as_ref().map_or((0, 0), |active| (1, active.end));
-            let closed_bytes: u64 = writer.segments.values().map(|segment| segment.bytes).sum();
-            (writer.segments.len() as u64 + active, closed_bytes + active_bytes)
-        };
-        StoreUsage { objects: self.index.read().len() as u64, segments, disk_bytes }
+        let writer = self.writer.lock();
+        let active_bytes = writer.active.as_ref().map_or(0, |active| active.end);
+        let index = self.index.read();
+        let (segments, closed_bytes) = index.tables.usage();
+        StoreUsage {
+            objects: index.present() as u64,
+            segments: segments as u64,
+            disk_bytes: closed_bytes + active_bytes,
+        }
     }
 
     /// Fails once an fsync has failed. Ask before an object that [`contains`](Self::contains) or
@@ -322,35 +363,53 @@ impl ObjectStore {
         self.poisoned.get().map_or(Ok(()), |error| Err(ObjectError::Poisoned(error.clone())))
     }
 
-    fn store(&self, id: ObjectId, bytes: &[u8]) -> Result<(), ObjectError> {
+    fn store(&self, id: ObjectId, bytes: &[u8], children: &[ObjectId]) -> Result<(), ObjectError> {
         self.check_healthy()?;
         let bytes_max = self.options.object_bytes_max.min(u64::from(u32::MAX));
         if bytes.len() as u64 > bytes_max {
             return Err(ObjectError::TooLarge { bytes: bytes.len() as u64, bytes_max });
         }
-        if self.pin_intact(id)? {
+        let mut children = distinct(id, children.to_vec())?;
+        if self.pin_intact(id, &children)? {
             return Ok(());
         }
         let mut writer = self.writer.lock();
         // Another thread may have stored it since the look-up; from here on the writer lock prevents that.
-        if self.index.read().entry(id).is_none() {
-            let location = self.append(&mut writer, id, bytes)?;
-            writer.unsynced.push((id, location));
-            self.index.write().insert(id, Entry { location, synced: false, verified: true });
+        let mut index = self.index.write();
+        let replaces = match index.known(id, &children) {
+            Known::Covered => {
+                index.pin(id);
+                return Ok(());
+            }
+            Known::Absent => Replaces::Nothing,
+            Known::Lacking => {
+                children.extend(index.children(id));
+                children = distinct(id, children)?;
+                Replaces::Any
+            }
+        };
+        drop(index);
+        let location = self.append(&mut writer, id, bytes, &children, replaces)?;
+        let mut index = self.index.write();
+        if index.entry(id).is_some() {
+            index.replace_children(id, &children);
+        } else {
+            index.insert(id, Entry { location, stored: Stored { synced: false, verified: true } }, &children);
         }
-        self.index.write().pin(id);
+        index.pin(id);
         Ok(())
     }
 
-    /// Pins the object if it is present and intact; returns whether it is. A copy from an earlier run is
-    /// verified first: relying on a damaged one would lose the intact bytes at hand.
-    fn pin_intact(&self, id: ObjectId) -> Result<bool, ObjectError> {
+    /// Pins the object if it is present and intact, with these children; returns whether it is. A copy from
+    /// an earlier run is verified first: relying on a damaged one would lose the intact bytes at hand.
+    fn pin_intact(&self, id: ObjectId, children: &[ObjectId]) -> Result<bool, ObjectError> {
         loop {
             {
                 let mut index = self.index.write();
                 match index.entry(id) {
                     None => return Ok(false),
-                    Some(entry) if entry.verified => {
+                    Some(_) if index.known(id, children) != Known::Covered => return Ok(false),
+                    Some(entry) if entry.stored.verified => {
                         index.pin(id);
                         return Ok(true);
                     }
@@ -365,33 +424,54 @@ impl ObjectStore {
         }
     }
 
-    /// Appends a record to the active segment, without indexing it. The next record overwrites a failed
-    /// write.
-    pub(crate) fn append(&self, writer: &mut Writer, id: ObjectId, bytes: &[u8]) -> Result<Location, ObjectError> {
-        let record_bytes = RECORD_HEADER_BYTES + bytes.len() as u64;
-        if writer.active.as_ref().is_some_and(|active| active.end + record_bytes > self.options.segment_bytes)
-            && let Some(full) = writer.active.take()
-        {
-            writer.segments.insert(full.number, Segment { bytes: full.end, found_at_open: false });
+    /// Appends a record to the active segment. Its sync makes the index use it. The next record overwrites a
+    /// failed write.
+    pub(crate) fn append(
+        &self,
+        writer: &mut Writer,
+        id: ObjectId,
+        bytes: &[u8],
+        children: &[ObjectId],
+        replaces: Replaces,
+    ) -> Result<Location, ObjectError> {
+        writer.with_children |= !children.is_empty();
+        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        let bytes_max = self.options.segment_bytes;
+        let is_full = |active: &Active| {
+            let header_bytes = active.format.record_header_bytes() + size_of_val(children) as u64;
+            active.end + header_bytes + u64::from(len) > bytes_max
+        };
+        let with_children = writer.with_children;
+        let is_unfit = |active: &Active| with_children && active.format == Format::V1;
+        if let Some(full) = writer.active.take_if(|active| is_full(active) || is_unfit(active)) {
+            self.index.write().tables.close(full.number, Closed { bytes: full.end, inherited: false });
+            writer.closing.push(full);
         }
         if writer.active.is_none() {
             writer.active = Some(self.start_segment(writer)?);
         }
-        let Writer { active: Some(active), dirty, .. } = writer else {
+        let Writer { active: Some(active), dirty, unsynced, .. } = writer else {
             return Err(io::Error::other("no active segment").into());
         };
-        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        let header = encode_record_header(active.format, id, len, children);
+        let to = Location { segment: active.number, offset: active.end + header.len() as u64, len };
         let written = failpoint(Place::ObjectsBeforeAppend)
-            .and_then(|()| active.file.write_all_at(&encode_record_header(id, len), active.end))
-            .and_then(|()| active.file.write_all_at(bytes, active.end + RECORD_HEADER_BYTES));
+            .and_then(|()| active.file.write_all_at(&header, active.end))
+            .and_then(|()| active.file.write_all_at(bytes, to.offset));
         written.map_err(at(&self.segment_path(active.number)))?;
         if !active.dirty {
             active.dirty = true;
             dirty.push(active.file.clone());
         }
-        let location = Location { segment: active.number, offset: active.end + RECORD_HEADER_BYTES, len };
-        active.end += record_bytes;
-        Ok(location)
+        active.end = to.offset + u64::from(len);
+        let from = match replaces {
+            Replaces::Nothing => Some(to),
+            Replaces::Copy(from) => Some(from),
+            Replaces::Any => None,
+        };
+        unsynced.push(Unsynced { id, from, to });
+        self.index.write().tables.appended(to.segment);
+        Ok(to)
     }
 
     fn start_segment(&self, writer: &mut Writer) -> Result<Active, ObjectError> {
@@ -400,14 +480,16 @@ impl ObjectStore {
         let path = self.segment_path(number);
         let create = || OpenOptions::new().write(true).create_new(true).open(&path);
         let file = self.open_freeing(create).map_err(at(&path))?;
-        if let Err(error) = file.write_all_at(&encode_segment_header(), 0) {
+        let format = if writer.with_children { Format::v2() } else { Format::V1 };
+        if let Err(error) = file.write_all_at(&encode_segment_header(format), 0) {
             // On a full disk each retry would leave one more empty file.
             let _ = fs::remove_file(&path);
             return Err(at(&path)(error).into());
         }
         writer.dirty_folder = true;
+        self.index.write().tables.begin(number);
         reached(Place::ObjectsSegmentBegun);
-        Ok(Active { number, file: Arc::new(file), end: SEGMENT_HEADER_BYTES, dirty: false })
+        Ok(Active { number, file: Arc::new(file), format, end: format.segment_header_bytes(), dirty: false })
     }
 
     fn read(&self, segment: u64, offset: u64, len: u32) -> io::Result<Vec<u8>> {
@@ -483,6 +565,12 @@ impl ObjectStore {
         if self.fail_next_sync.swap(false, std::sync::atomic::Ordering::AcqRel) {
             return Err(io::Error::other("injected"));
         }
+        #[cfg(test)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let metadata = file.metadata()?;
+            self.synced_bytes.lock().insert(metadata.ino(), metadata.len());
+        }
         file.sync_all()
     }
 }
@@ -492,54 +580,13 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE)
 }
 
-fn segment_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:016x}{SEGMENT_SUFFIX}"))
-}
-
-/// Numbers of the segment files in a folder, ascending. Other files are ignored.
-fn segment_numbers(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for file in fs::read_dir(dir)? {
-        let name = file?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(SEGMENT_SUFFIX));
-        let number = number.and_then(|number| u64::from_str_radix(number, 16).ok());
-        // Only canonical names: another spelling of a number is not a segment. The highest number is
-        // excluded, since no segment could follow it.
-        numbers.extend(number.filter(|number| *number < u64::MAX && segment_path(dir, *number).ends_with(&name)));
+/// Children in ascending order, without duplicates and without the object itself.
+fn distinct(id: ObjectId, mut children: Vec<ObjectId>) -> Result<Vec<ObjectId>, ObjectError> {
+    children.sort_unstable();
+    children.dedup();
+    children.retain(|child| *child != id);
+    if children.len() > CHILDREN_MAX {
+        return Err(ObjectError::TooManyChildren { id, children: children.len() });
     }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-/// Indexes a segment, truncates its torn tail and syncs it: the process that wrote it may have been killed
-/// before its sync. Returns its size, or `None` if it had no records and was deleted.
-fn load_segment(dir: &Path, number: u64, index: &mut Index) -> Result<Option<u64>, ObjectError> {
-    let path = segment_path(dir, number);
-    let file = OpenOptions::new().read(true).write(true).open(&path)?;
-    let file_bytes = file.metadata()?.len();
-    let start = match read_segment_header(&file, file_bytes)? {
-        SegmentHeader::Known => SEGMENT_HEADER_BYTES,
-        SegmentHeader::Newer(found) => {
-            return Err(ObjectError::Version { segment: number, found, known: SEGMENT_VERSION });
-        }
-        SegmentHeader::Invalid => 0,
-    };
-    let scan = scan(&file, start, file_bytes)?;
-    if scan.damaged_bytes > 0 || scan.end < file_bytes {
-        let (damaged, torn) = (scan.damaged_bytes, file_bytes - scan.end);
-        tracing::warn!(segment = number, damaged_bytes = damaged, torn_bytes = torn, "segment is damaged or torn");
-    }
-    if scan.records.is_empty() {
-        fs::remove_file(&path)?;
-        return Ok(None);
-    }
-    if scan.end < file_bytes {
-        file.set_len(scan.end)?;
-    }
-    file.sync_all()?;
-    for record in scan.records {
-        let location = Location { segment: number, offset: record.offset, len: record.len };
-        index.insert(record.id, Entry { location, synced: true, verified: false });
-    }
-    Ok(Some(scan.end))
+    Ok(children)
 }

@@ -1,5 +1,8 @@
 //! Tests of the store on real files: durability, damage, holds, collection.
 
+mod children;
+mod histories;
+
 use std::{fs, io, path::Path, sync::atomic::Ordering};
 
 use flotilla_types::{Holder, ObjectId, ReplicaId};
@@ -24,7 +27,7 @@ pub(crate) fn body(n: u16) -> Vec<u8> {
 }
 
 pub(crate) fn put_all(store: &ObjectStore, numbers: std::ops::Range<u16>) -> Vec<ObjectId> {
-    let ids = numbers.map(|n| store.put(&body(n)).unwrap()).collect();
+    let ids = numbers.map(|n| store.put(&body(n), &[]).unwrap()).collect();
     store.sync().unwrap();
     ids
 }
@@ -39,7 +42,7 @@ pub(crate) fn segment_files(dir: &Path) -> Vec<std::path::PathBuf> {
 fn an_object_is_contained_only_after_a_sync() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let id = store.put(b"x").unwrap();
+    let id = store.put(b"x", &[]).unwrap();
     assert!(!store.contains(id) && !store.pin(id));
     assert_eq!(&store.get(id).unwrap()[..], b"x");
     store.sync().unwrap();
@@ -52,7 +55,7 @@ fn equal_objects_are_stored_once_and_pinned_twice() {
     let store = open(dir.path());
     let ids = put_all(&store, 0..1);
     let before = store.usage();
-    assert_eq!(store.put(&body(0)).unwrap(), ids[0]);
+    assert_eq!(store.put(&body(0), &[]).unwrap(), ids[0]);
     assert_eq!(store.usage(), before);
     put_all(&store, 1..9);
     store.unpin(ids[0]);
@@ -79,10 +82,10 @@ fn wrong_bytes_and_large_objects_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let id = ObjectId::of(b"right");
-    assert!(matches!(store.import(id, b"wrong"), Err(ObjectError::Mismatch(other)) if other == id));
-    assert!(matches!(store.put(&[0; 2001]), Err(ObjectError::TooLarge { bytes: 2001, bytes_max: 2000 })));
+    assert!(matches!(store.import(id, b"wrong", &[]), Err(ObjectError::Mismatch(other)) if other == id));
+    assert!(matches!(store.put(&[0; 2001], &[]), Err(ObjectError::TooLarge { bytes: 2001, bytes_max: 2000 })));
     assert!(matches!(store.get(id), Err(ObjectError::Missing(_))));
-    store.import(id, b"right").unwrap();
+    store.import(id, b"right", &[]).unwrap();
     assert_eq!(&store.get(id).unwrap()[..], b"right");
 }
 
@@ -112,8 +115,8 @@ fn a_flipped_bit_is_detected_and_healed_by_storing_the_object_again() {
     assert!(matches!(store.get(ids[1]), Err(ObjectError::Damaged(id)) if id == ids[1]));
     assert!(!store.contains(ids[1]) && store.contains(ids[0]));
     // The damage of the third object is not detected yet: storing it again must not rely on the damaged copy.
-    store.put(&body(1)).unwrap();
-    store.put(&body(2)).unwrap();
+    store.put(&body(1), &[]).unwrap();
+    store.put(&body(2), &[]).unwrap();
     store.sync().unwrap();
     assert_eq!(store.get(ids[1]).unwrap(), body(1));
     assert_eq!(store.get(ids[2]).unwrap(), body(2));
@@ -125,11 +128,11 @@ fn collection_keeps_pinned_rooted_and_unsynced_objects() {
     let store = open(dir.path());
     let ids = put_all(&store, 0..30);
     let rooted: Vec<_> = ids.iter().copied().step_by(7).collect();
-    store.set_roots(Holder::Checkpoint(ReplicaId(1)), rooted.clone());
+    store.hold(Holder::Checkpoint(ReplicaId(1)), rooted.clone());
     for id in ids.iter().skip(1) {
         store.unpin(*id);
     }
-    let unsynced: Vec<_> = (100..110).map(|n| store.put(&body(n)).unwrap()).collect();
+    let unsynced: Vec<_> = (100..110).map(|n| store.put(&body(n), &[]).unwrap()).collect();
     unsynced.iter().for_each(|id| store.unpin(*id));
     let before = store.usage();
     let done = store.collect(Scope::All).unwrap();
@@ -163,13 +166,13 @@ fn a_failed_fsync_poisons_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let id = put_all(&store, 0..1)[0];
-    store.put(b"next").unwrap();
+    store.put(b"next", &[]).unwrap();
     store.fail_next_sync.store(true, Ordering::Release);
     assert!(store.check_healthy().is_ok());
     assert!(matches!(store.sync(), Err(ObjectError::Poisoned(_))));
     assert!(store.check_healthy().is_err());
     assert!(matches!(store.sync(), Err(ObjectError::Poisoned(_))));
-    assert!(matches!(store.put(b"y"), Err(ObjectError::Poisoned(_))));
+    assert!(matches!(store.put(b"y", &[]), Err(ObjectError::Poisoned(_))));
     assert!(matches!(store.get(id), Err(ObjectError::Poisoned(_))));
     assert!(!store.contains(id) && !store.pin(id));
 }
@@ -207,7 +210,7 @@ fn a_slice_that_must_not_wait_comes_from_the_page_cache_only() {
     let dir = tempfile::tempdir().unwrap();
     let store = ObjectStore::open(dir.path(), Options::default()).unwrap();
     let bytes = vec![7; 300_000];
-    let id = store.put(&bytes).unwrap();
+    let id = store.put(&bytes, &[]).unwrap();
     store.sync().unwrap();
     assert_eq!(store.slice_in_memory(id, 0, 10), None, "the file was not opened yet");
     assert_eq!(store.slice_in_memory(ObjectId::of(b"absent"), 0, 10), None);
@@ -263,7 +266,7 @@ fn readers_never_miss_a_rooted_object_while_segments_are_compacted() {
     let store = open(dir.path());
     let ids = put_all(&store, 0..60);
     let rooted: Vec<_> = ids.iter().copied().step_by(5).collect();
-    store.set_roots(Holder::Checkpoint(ReplicaId(1)), rooted.clone());
+    store.hold(Holder::Checkpoint(ReplicaId(1)), rooted.clone());
     ids.iter().for_each(|id| store.unpin(*id));
     std::thread::scope(|threads| {
         threads.spawn(|| {

@@ -67,7 +67,7 @@ impl Witness {
     }
 }
 
-/// This user's folder of witnesses, which nobody else may write.
+/// This user's folder of witnesses, which no other user may write.
 fn private_folder(dir: &Path) -> io::Result<PathBuf> {
     let dir = dir.join(format!("flotilla-{}", rustix::process::getuid().as_raw()));
     match fs::DirBuilder::new().mode(0o700).create(&dir) {
@@ -92,7 +92,7 @@ fn write_label(witness: &Path, log: &Path) -> io::Result<()> {
     let log = log.canonicalize()?;
     let label = [format!("{} ", fs::metadata(&log)?.dev()).as_bytes(), log.as_os_str().as_bytes()].concat();
     let path = witness.with_extension(LABEL);
-    // Replaced whole, so that nobody reads the beginning of a path. Nothing here survives a crash anyway.
+    // Replaced whole, so that no reader sees a part of a path. Nothing here survives a crash anyway.
     let unfinished = witness.with_extension("new");
     fs::write(&unfinished, label)?;
     fs::rename(unfinished, path)

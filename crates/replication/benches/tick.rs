@@ -1,8 +1,8 @@
 //! What a tick costs on a node with many replicas, and what peers' answers to it cost: a table.
 //!
-//! *Unled*: the leaders are elsewhere and silent, so election timeouts end, and nobody grants a vote. *Led*:
+//! *Unled*: the leaders are elsewhere and silent, so election timeouts end, and no node grants a vote. *Led*:
 //! this node leads every shard of three replicas, is asked for each all the time, and its peers answer every
-//! message. *Resting*: it leads every shard, and nobody asks.
+//! message. *Resting*: it leads every shard, and no client asks.
 
 use std::time::Duration;
 

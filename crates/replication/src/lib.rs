@@ -26,7 +26,7 @@ pub use core::{
     StatusUpdates, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role, ShardChange};
-pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX};
+pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX, IncomingSnapshot};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -9,7 +9,7 @@ use flotilla_types::Timestamp;
 /// may differ at all.
 pub const AHEAD_MS_MAX: u64 = 500;
 
-/// The latest hybrid time that this sender has heard of from any shard.
+/// The latest hybrid time that this sender has received from any shard.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Heard(Timestamp);
 

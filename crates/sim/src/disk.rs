@@ -237,6 +237,16 @@ impl StateEngine for Disk {
         self.engine.install_checkpoint(replica, checkpoint)
     }
 
+    fn needs_compaction(&self, replica: ReplicaId) -> bool {
+        self.engine.needs_compaction(replica)
+    }
+
+    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+        self.check_io()?;
+        self.check_space()?;
+        self.engine.compact(replica, is_stopped)
+    }
+
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
         self.check_objects(checkpoint)?;
         self.engine.system(checkpoint)

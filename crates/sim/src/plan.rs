@@ -204,26 +204,26 @@ impl Plan {
             plan.host.raft.rest_after_ticks = *ticks;
         }
         if rng.random_bool(0.3) {
-            plan.faults.extend((0..rng.random_range(1..4)).map(|_| Planned {
-                at_ms: rng.random_range(0..load_ms),
-                lasts_ms: *[50, 200, 1_000].choose(&mut rng).unwrap_or(&200),
-                fault: Fault::RangeChange,
-                pick: rng.random(),
-            }));
-            plan.faults.sort_by_key(|planned| planned.at_ms);
+            plan.add_some(&mut rng, Fault::RangeChange, [50, 200, 1_000]);
         }
         plan.misses_percent = *[0, 3, 30].choose(&mut rng).unwrap_or(&3);
         plan.drains_at_rest = rng.random_bool(0.25);
         if rng.random_bool(0.25) {
-            plan.faults.extend((0..rng.random_range(1..4)).map(|_| Planned {
-                at_ms: rng.random_range(0..load_ms),
-                lasts_ms: *[300, 2_500, 6_000].choose(&mut rng).unwrap_or(&300),
-                fault: Fault::Drain,
-                pick: rng.random(),
-            }));
-            plan.faults.sort_by_key(|planned| planned.at_ms);
+            plan.add_some(&mut rng, Fault::Drain, [300, 2_500, 6_000]);
         }
         plan
+    }
+
+    /// Adds one to three faults of a kind that is drawn apart from [`Fault::ALL`].
+    fn add_some(&mut self, rng: &mut ChaCha8Rng, fault: Fault, lasts_ms: [u64; 3]) {
+        let load_ms = self.load_ms;
+        self.faults.extend((0..rng.random_range(1..4)).map(|_| Planned {
+            at_ms: rng.random_range(0..load_ms),
+            lasts_ms: *lasts_ms.choose(rng).unwrap_or(&lasts_ms[0]),
+            fault,
+            pick: rng.random(),
+        }));
+        self.faults.sort_by_key(|planned| planned.at_ms);
     }
 }
 

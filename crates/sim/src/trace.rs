@@ -58,6 +58,7 @@ fn request(kind: &peer::request::Kind) -> String {
         Kind::Feed(feed) => format!("feed from version {}", feed.version),
         Kind::Authority(_) => "the authority".to_owned(),
         Kind::CertifyNode(_) => "certify node".to_owned(),
+        Kind::ReadOperations(_) => "operations".to_owned(),
         Kind::RotateAuthority(_) => "rotate the authority".to_owned(),
         Kind::CertifyClientPorts(certify) => format!("certify {}", certify.hosts.join(",")),
     }

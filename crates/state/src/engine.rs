@@ -25,14 +25,15 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
-    Options, build,
+    Options, build, compact,
     failure::{self, ViewFailure},
     replica::{Reader, Replica},
+    sorted::{run_groups, total_bytes},
     view::View,
 };
 
-/// Checkpoints installed between two garbage collections, each of which scans the index of all objects. A
-/// fold triggers one too.
+/// Checkpoints installed between two garbage collections: a checkpoint that only adds a run leaves little
+/// garbage. A compaction triggers one too.
 const INSTALLS_PER_COLLECTION: u32 = 16;
 
 /// The state of every replica on a node, in one folder: objects in `objects`, the view in `view`.
@@ -89,17 +90,18 @@ impl Engine {
         if let Some(absent) = checkpoint.objects().find(|id| !self.objects.contains(*id)) {
             if !self.replica(replica).is_ok_and(|entry| entry.is_open()) {
                 // Keeps the objects that are present, so that a retry need not fetch them again.
-                self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+                self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
             }
             return Err(failure::absent(&self.objects, absent));
         }
-        self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+        self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
         let entry = self.replicas.write().entry(replica).or_insert_with(|| Arc::new(Replica::new(replica))).clone();
         let mut work = entry.work.lock();
         entry.detach();
         *work = None;
+        *entry.compacted.lock() = None;
         let loaded = view.load(replica, checkpoint, from_peer)?;
-        entry.attach(loaded, checkpoint.clone(), build::total_bytes(&self.objects, checkpoint.objects()));
+        entry.attach(loaded, checkpoint.clone(), total_bytes(&self.objects, checkpoint.objects()));
         Ok(())
     }
 
@@ -134,7 +136,7 @@ impl Drop for Engine {
 
 impl StateEngine for Engine {
     fn claim(&self, replica: ReplicaId, checkpoint: &Checkpoint) {
-        self.objects.set_roots(Holder::Checkpoint(replica), checkpoint.objects());
+        self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
@@ -143,7 +145,7 @@ impl StateEngine for Engine {
 
     fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         self.replace(replica, checkpoint, true)?;
-        self.objects.set_roots(Holder::Receiver(replica), []);
+        self.objects.let_go(Holder::Receiver(replica));
         Ok(())
     }
 
@@ -154,9 +156,10 @@ impl StateEngine for Engine {
             let mut work = entry.work.lock();
             entry.detach();
             *work = None;
+            *entry.compacted.lock() = None;
         }
-        self.objects.set_roots(Holder::Checkpoint(replica), []);
-        self.objects.set_roots(Holder::Receiver(replica), []);
+        self.objects.let_go(Holder::Checkpoint(replica));
+        self.objects.let_go(Holder::Receiver(replica));
         view.clear(replica)
     }
 
@@ -189,7 +192,8 @@ impl StateEngine for Engine {
         let mut work = replica.work.lock();
         let input = replica.build_input()?;
         let Some(frozen) = &input.frozen else { return Ok(Checkpoint::clone(&input.checkpoint)) };
-        let built = build::build(&self.objects, &self.options, replica.id, &input.checkpoint, frozen)?;
+        let compacted = replica.compacted.lock().take();
+        let built = build::build(&self.objects, &self.options, replica.id, &input.checkpoint, frozen, compacted)?;
         let checkpoint = built.checkpoint.clone();
         *work = Some(built);
         Ok(checkpoint)
@@ -214,18 +218,41 @@ impl StateEngine for Engine {
             input.view
         } else {
             let wait_for_scans = || replica.wait_for_scans();
-            self.view()?.advance(replica.id, &input.view, frozen, checkpoint, wait_for_scans)?
+            self.view()?.advance(replica.id, &input.view, frozen, built, wait_for_scans)?
         };
-        let bytes = build::total_bytes(&self.objects, checkpoint.objects());
+        let bytes = total_bytes(&self.objects, checkpoint.objects());
         replica.install_checkpoint(view, checkpoint.clone(), bytes);
-        self.objects.set_roots(Holder::Checkpoint(replica.id), checkpoint.objects());
-        let folded = built.folded;
+        self.objects.hold(Holder::Checkpoint(replica.id), checkpoint.objects());
+        let drops_tables = built.drops_tables;
         *work = None;
         drop(work);
-        if folded || self.installs.fetch_add(1, Ordering::Relaxed).is_multiple_of(INSTALLS_PER_COLLECTION) {
+        if drops_tables || self.installs.fetch_add(1, Ordering::Relaxed).is_multiple_of(INSTALLS_PER_COLLECTION) {
             self.collect()?;
         }
         Ok(())
+    }
+
+    fn needs_compaction(&self, replica: ReplicaId) -> bool {
+        let Ok(replica) = self.replica(replica) else { return false };
+        let Ok(input) = replica.build_input() else { return false };
+        // What cannot be read is found by whoever needs it.
+        let Ok(runs) = run_groups(&self.objects, &input.checkpoint.runs) else { return false };
+        replica.compacted.lock().is_none()
+            && compact::plan_for(&self.objects, &self.options, &input.checkpoint, &runs).is_some()
+    }
+
+    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+        let replica = self.replica(replica)?;
+        let input = replica.build_input()?;
+        let is_stopped = || is_stopped() || !replica.is_attached_as(input.tables);
+        let done = compact::compact(&self.objects, &self.options, replica.id, &input.checkpoint, &is_stopped)?;
+        let Some(compacted) = done else { return Ok(false) };
+        // Here, so that the build that uses it has little to sync.
+        self.objects.sync().map_err(failure::of_objects)?;
+        let mut waiting = replica.compacted.lock();
+        let is_of_use = !is_stopped();
+        *waiting = is_of_use.then_some(compacted);
+        Ok(is_of_use)
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
@@ -233,7 +260,7 @@ impl StateEngine for Engine {
     }
 
     fn hold(&self, holder: Holder, objects: &[ObjectId]) {
-        self.objects.set_roots(holder, objects.iter().copied());
+        self.objects.hold(holder, objects.iter().copied());
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
@@ -247,7 +274,7 @@ impl StateEngine for Engine {
     }
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
-        self.objects.import(object, &bytes).map_err(failure::of_objects)?;
+        self.objects.import(object, &bytes, &[]).map_err(failure::of_objects)?;
         self.objects.unpin(object);
         Ok(())
     }

@@ -42,7 +42,9 @@ pub(crate) fn of_objects(error: ObjectError) -> EngineError {
         ObjectError::Io(source) => EngineError::Io(source),
         ObjectError::Missing(id) | ObjectError::Damaged(id) => EngineError::Object(id),
         ObjectError::Mismatch(id) => EngineError::Mismatch(id),
-        ObjectError::TooLarge { .. } => io::Error::new(io::ErrorKind::FileTooLarge, error).into(),
+        ObjectError::TooLarge { .. } | ObjectError::TooManyChildren { .. } => {
+            io::Error::new(io::ErrorKind::FileTooLarge, error).into()
+        }
         ObjectError::Version { .. } => io::Error::new(io::ErrorKind::Unsupported, error).into(),
         ObjectError::Poisoned(source) => EngineError::Unsynced(source),
     }

@@ -15,10 +15,13 @@ pub struct Options {
     /// Runs are folded into the base once their size exceeds this share of the base, in percent. Higher
     /// values write less and make checkpoints larger.
     pub fold_percent: u64,
-    /// Runs of fewer bytes in total are not folded because of their size.
+    /// Runs of fewer bytes in total are not folded.
     pub fold_bytes_min: u64,
-    /// Runs are folded when there are more than this, whatever their size: each one costs a merge source with
-    /// `piece_bytes` of memory.
+    /// Size up to which runs are of the first tier; each tier is four times as large as the one before, and
+    /// four adjacent runs of one tier are merged. About what one flush writes.
+    pub tier_bytes_min: u64,
+    /// Runs of a checkpoint at which a flush merges all of them, because compaction is late: each costs a
+    /// piece of memory, and every read a look at its filter.
     pub runs_max: usize,
     /// Objects left by an earlier process are garbage-collected only when no replica was opened for this
     /// long: until then a replica that needs them may still be opened.
@@ -57,7 +60,8 @@ impl Default for Options {
             piece_bytes: 1 << 20,
             fold_percent: 100,
             fold_bytes_min: 1 << 20,
-            runs_max: 16,
+            tier_bytes_min: 4 << 20,
+            runs_max: 48,
             inherited_grace: Duration::from_secs(300),
             objects: flotilla_objects::Options::default(),
         }

@@ -38,6 +38,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::{
     build::Built,
+    compact::Compacted,
     gate::{Gate, Pass},
     memtable::{Capture, Frozen, Memtable, Version},
     merge::{Merge, Source},
@@ -56,6 +57,8 @@ pub(crate) struct Replica {
     /// Serialises background changes of the replica, and holds the checkpoint that was built until it is
     /// installed.
     pub(crate) work: Mutex<Option<Built>>,
+    /// What a compaction has made, until a build uses it.
+    pub(crate) compacted: Mutex<Option<Compacted>>,
     /// Counts how often the replica was opened, or its records replaced.
     attached: AtomicU64,
 }
@@ -81,9 +84,11 @@ struct Pinned {
     frozen: OnceLock<Arc<Frozen>>,
 }
 
-/// The input for building a checkpoint.
+/// The input for building a checkpoint, or for compacting one.
 #[derive(Debug)]
 pub(crate) struct BuildInput {
+    /// The tables that it is of.
+    pub(crate) tables: u64,
     pub(crate) checkpoint: Arc<Checkpoint>,
     pub(crate) frozen: Option<Arc<Frozen>>,
     pub(crate) view: ReplicaView,
@@ -97,6 +102,7 @@ impl Replica {
             view_lock: RwLock::new(()),
             gate: Arc::default(),
             work: Mutex::new(None),
+            compacted: Mutex::new(None),
             attached: AtomicU64::new(0),
         }
     }
@@ -124,6 +130,11 @@ impl Replica {
 
     pub(crate) fn is_open(&self) -> bool {
         self.tables.read().is_some()
+    }
+
+    /// Whether its records have not been replaced since.
+    pub(crate) fn is_attached_as(&self, tables: u64) -> bool {
+        self.tables.read().as_ref().is_some_and(|now| now.number == tables)
     }
 
     pub(crate) fn write(&self, records: WriteSet) -> Result<(), EngineError> {
@@ -180,6 +191,7 @@ impl Replica {
         let tables = self.tables.read();
         let tables = tables.as_ref().ok_or(EngineError::NotOpen(self.id))?;
         Ok(BuildInput {
+            tables: tables.number,
             checkpoint: tables.checkpoint.clone(),
             frozen: tables.frozen.clone(),
             view: tables.view.clone(),

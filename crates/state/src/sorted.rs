@@ -5,7 +5,7 @@
 //! the same chunks, and a change moves cuts only near itself: other chunks keep their ids. A chunk has a
 //! minimum and a maximum size.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_objects::ObjectStore;
@@ -33,18 +33,24 @@ impl Pinned {
     /// Pins objects. Fails with the first one that is absent.
     pub(crate) fn pin(objects: &Arc<ObjectStore>, ids: &[ObjectId]) -> Result<Self, EngineError> {
         let mut pinned = Self::none(objects);
-        for id in ids {
-            if !objects.pin(*id) {
-                return Err(failure::absent(objects, *id));
-            }
-            pinned.ids.push(*id);
-        }
+        pinned.add(ids)?;
         Ok(pinned)
+    }
+
+    /// Pins more objects. Fails with the first one that is absent.
+    pub(crate) fn add(&mut self, ids: &[ObjectId]) -> Result<(), EngineError> {
+        for id in ids {
+            if !self.objects.pin(*id) {
+                return Err(failure::absent(&self.objects, *id));
+            }
+            self.ids.push(*id);
+        }
+        Ok(())
     }
 
     /// Stores an object and pins it.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> Result<ObjectId, EngineError> {
-        let id = self.objects.put(bytes).map_err(failure::of_objects)?;
+        let id = self.objects.put(bytes, &[]).map_err(failure::of_objects)?;
         self.ids.push(id);
         Ok(id)
     }
@@ -76,35 +82,59 @@ impl Cut {
     }
 }
 
-/// Writes ascending records as pieces of about `piece_bytes` and returns their ids in order.
+/// Pieces that were written here, in order, with their first keys: they need not be read back.
+#[derive(Debug, Default)]
+pub(crate) struct Written(Vec<(ObjectId, Bytes)>);
+
+impl Written {
+    pub(crate) fn ids(&self) -> Vec<ObjectId> {
+        self.0.iter().map(|(id, _)| *id).collect()
+    }
+
+    pub(crate) fn first_keys(self) -> HashMap<ObjectId, Bytes> {
+        self.0.into_iter().collect()
+    }
+}
+
+/// Writes ascending records as pieces of about `piece_bytes`.
 pub(crate) fn write_pieces(
     pinned: &mut Pinned,
     cut: Cut,
     piece_bytes: usize,
     records: impl Iterator<Item = Result<Record, EngineError>>,
-) -> Result<Vec<ObjectId>, EngineError> {
+) -> Result<Written, EngineError> {
     let bytes_max = if cut == Cut::Content { piece_bytes.saturating_mul(4) } else { piece_bytes };
-    let mut ids = Vec::new();
-    let mut writer = PieceWriter::new();
+    let mut written = Written::default();
+    let (mut writer, mut first) = (PieceWriter::new(), Bytes::new());
     for record in records {
         let record = record?;
         if !writer.is_empty() && writer.len_bytes() + record_bytes(&record) > bytes_max {
-            put_piece(pinned, cut, std::mem::replace(&mut writer, PieceWriter::new()), &mut ids)?;
+            put_piece(pinned, cut, std::mem::replace(&mut writer, PieceWriter::new()), &first, &mut written)?;
+        }
+        if writer.is_empty() {
+            // The record may keep a whole piece in memory.
+            first = Bytes::copy_from_slice(&record.0);
         }
         writer.push(&record);
         if cut == Cut::Content && writer.len_bytes() >= piece_bytes / 4 && ends_chunk(&record, piece_bytes) {
-            put_piece(pinned, cut, std::mem::replace(&mut writer, PieceWriter::new()), &mut ids)?;
+            put_piece(pinned, cut, std::mem::replace(&mut writer, PieceWriter::new()), &first, &mut written)?;
         }
     }
     if !writer.is_empty() {
-        put_piece(pinned, cut, writer, &mut ids)?;
+        put_piece(pinned, cut, writer, &first, &mut written)?;
     }
-    Ok(ids)
+    Ok(written)
 }
 
-fn put_piece(pinned: &mut Pinned, cut: Cut, writer: PieceWriter, ids: &mut Vec<ObjectId>) -> Result<(), EngineError> {
-    let kind = cut.kind(ids.is_empty());
-    ids.push(pinned.put(&writer.finish(kind))?);
+fn put_piece(
+    pinned: &mut Pinned,
+    cut: Cut,
+    writer: PieceWriter,
+    first: &Bytes,
+    written: &mut Written,
+) -> Result<(), EngineError> {
+    let kind = cut.kind(written.0.is_empty());
+    written.0.push((pinned.put(&writer.finish(kind))?, first.clone()));
     Ok(())
 }
 
@@ -131,6 +161,11 @@ pub(crate) fn run_groups(objects: &ObjectStore, runs: &[ObjectId]) -> Result<Vec
         }
     }
     Ok(groups)
+}
+
+/// Total size of the objects that are present.
+pub(crate) fn total_bytes(objects: &ObjectStore, ids: impl Iterator<Item = ObjectId>) -> u64 {
+    ids.filter_map(|id| objects.len_bytes(id)).sum()
 }
 
 /// The records of a run or of the base, reading one piece at a time.
@@ -202,7 +237,7 @@ mod tests {
 
     fn write(objects: &Arc<ObjectStore>, cut: Cut, records: &[Record]) -> Vec<ObjectId> {
         let mut pinned = Pinned::none(objects);
-        write_pieces(&mut pinned, cut, 4096, records.iter().cloned().map(Ok)).unwrap()
+        write_pieces(&mut pinned, cut, 4096, records.iter().cloned().map(Ok)).unwrap().ids()
     }
 
     #[test]

@@ -36,7 +36,8 @@ fn small() -> Options {
         view: ViewOptions::Objects { index_bytes: 4 << 10 },
         piece_bytes: 1024,
         fold_bytes_min: 8 << 10,
-        runs_max: 4,
+        tier_bytes_min: 2 << 10,
+        runs_max: 6,
         inherited_grace: Duration::ZERO,
         objects,
         ..Options::default()
@@ -78,6 +79,9 @@ fn build(engine: &Engine, index: u64) -> Checkpoint {
 fn flush(engine: &Engine, index: u64) -> Checkpoint {
     let checkpoint = build(engine, index);
     engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
+    if engine.needs_compaction(REPLICA) {
+        engine.compact(REPLICA, &|| false).unwrap();
+    }
     checkpoint
 }
 
@@ -244,9 +248,10 @@ fn only_missing_objects_of_a_checkpoint_are_transferred() {
         (missing.len(), objects.len())
     };
     write(&source, 0..500, "first");
-    let (moved, named) = pull(&flush(&source, 1));
+    flush(&source, 1);
+    let (moved, named) = pull(&flush(&source, 2));
     assert_eq!(moved, named);
-    for index in 2..8 {
+    for index in 3..9 {
         write(&source, 100..110, "changed");
         let (moved, named) = pull(&flush(&source, index));
         assert!(moved < named / 2, "{moved} of {named} objects moved");

@@ -145,20 +145,22 @@ pub fn successor(key: &[u8]) -> Bytes {
 ///
 /// # The life of a record
 /// A checkpoint names a *base* (the compacted level, in chunks) and *runs* (sorted tables of more recent
-/// writes); a *fold* compacts the runs into the base.
+/// writes). A compaction merges runs, or *folds* them into the base.
 ///
 /// 1. [`write`](Self::write) puts the record into the replica's memtable, in memory only.
 /// 2. When the host decides to checkpoint, the apply thread calls [`freeze`](Self::freeze).
 /// 3. A background thread calls [`build`](Self::build), which writes the frozen records as a run object
-///    (fsynced, pinned) and may fold.
+///    (fsynced, pinned).
 /// 4. The host makes the returned [`Checkpoint`] durable in the log.
 /// 5. The background thread calls [`install_checkpoint`](Self::install_checkpoint): readers now find the
 ///    records in the checkpoint, the frozen memtable is dropped, and objects that no checkpoint names any
 ///    more are released.
+/// 6. When [`needs_compaction`](Self::needs_compaction) says so, a background thread calls
+///    [`compact`](Self::compact). The next checkpoint that is built names the merged tables.
 ///
 /// # Contract
 /// - All calls are safe from any thread; calls that change one replica are made by one thread at a time,
-///   except that `build` and `install_checkpoint` run beside `write` and reads.
+///   except that `build` and `install_checkpoint` run beside `write` and reads, and `compact` beside all.
 /// - Objects that the durable checkpoint of an open replica names are never deleted. Neither are objects built
 ///   since, until the next `install_checkpoint`, or objects that a holder named by [`hold`](Self::hold).
 ///   Holders are kept in memory only.
@@ -210,6 +212,14 @@ pub trait StateEngine: Send + Sync + 'static {
     /// Installs the checkpoint that `build` returned and that is now durable in the log: readers find its
     /// records there, and the frozen memtable and unneeded objects are dropped.
     fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;
+
+    /// Whether the replica's checkpoint has tables that are to be merged.
+    fn needs_compaction(&self, replica: ReplicaId) -> bool;
+
+    /// Merges tables of the replica's checkpoint, for the next one that is built. Very slow: reads and writes
+    /// disk, and leaves time to others. Ends early once `is_stopped`, or when the records are replaced.
+    /// Returns whether there is something for the next checkpoint.
+    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError>;
 
     /// The state machine's own state in a checkpoint; empty when the checkpoint has none.
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError>;

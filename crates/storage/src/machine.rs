@@ -156,7 +156,7 @@ pub trait StateMachine: Send + 'static {
 
     /// When upkeep is due, in Unix milliseconds of hybrid time; `None` if there is nothing to do. A while later
     /// the leader proposes an entry without commands, so that work which depends on time is done also in a
-    /// shard that nobody writes to.
+    /// shard that no client writes to.
     fn upkeep_due_ms(&self) -> Option<u64> {
         None
     }

@@ -25,10 +25,12 @@ use crate::{
     records::{self, Memtable, Records},
 };
 
-/// Runs in a checkpoint before they are folded into the base.
-const RUNS_MAX: usize = 4;
+/// Runs of a checkpoint that a compaction folds into the base if they have half of its bytes.
+const RUNS_MIN: usize = 4;
+/// Runs that it folds whatever their bytes.
+const RUNS_MAX: usize = 16;
 /// Chunks of a base, by hash of the key, so that a fold gives new ids only to those that changed.
-const CHUNKS: usize = 4;
+const CHUNKS: usize = 8;
 
 /// An in-memory state engine. Clones share the contents.
 #[derive(Debug, Clone, Default)]
@@ -97,6 +99,14 @@ struct State {
     base: Records,
     frozen: Option<Frozen>,
     active: Memtable,
+    compacted: Option<Compacted>,
+}
+
+/// A base that replaces another one and the oldest runs.
+#[derive(Debug, Clone)]
+struct Compacted {
+    replaced: (Vec<ObjectId>, Vec<ObjectId>),
+    base: Vec<ObjectId>,
 }
 
 #[derive(Debug, Clone)]
@@ -143,6 +153,7 @@ impl StateEngine for MemoryEngine {
                 checkpoint: checkpoint.clone(),
                 frozen: None,
                 active: Memtable::default(),
+                compacted: None,
             };
             store.hold(Holder::Checkpoint(id), checkpoint.objects().collect());
             state
@@ -232,12 +243,14 @@ impl StateEngine for MemoryEngine {
             base: state.checkpoint.base.clone(),
             runs: state.checkpoint.runs.clone(),
         };
-        if checkpoint.runs.len() >= RUNS_MAX {
-            let mut folded = state.base.clone();
-            frozen.records.apply_to(&mut folded);
-            checkpoint.runs.clear();
-            checkpoint.base = chunks(&folded).into_iter().map(&mut put).collect();
-        } else if !frozen.records.is_empty() {
+        if let Some(Compacted { replaced: (base, runs), base: folded }) = &state.compacted
+            && checkpoint.base == *base
+            && checkpoint.runs.starts_with(runs)
+        {
+            checkpoint.base.clone_from(folded);
+            checkpoint.runs.drain(..runs.len());
+        }
+        if !frozen.records.is_empty() {
             checkpoint.runs.push(put(frozen.records.encode()));
         }
         store.held.entry(Holder::Checkpoint(id)).or_default().append(&mut built);
@@ -253,8 +266,34 @@ impl StateEngine for MemoryEngine {
         let mut store = self.store.lock();
         state.checkpoint_bytes = store.size_bytes(checkpoint);
         state.checkpoint = checkpoint.clone();
-        store.hold(Holder::Checkpoint(id), checkpoint.objects().collect());
+        let used = |compacted: &mut Compacted| compacted.base == checkpoint.base;
+        state.compacted.take_if(used);
+        let waiting = state.compacted.iter().flat_map(|compacted| compacted.base.iter().copied());
+        store.hold(Holder::Checkpoint(id), checkpoint.objects().chain(waiting).collect());
         Ok(())
+    }
+
+    fn needs_compaction(&self, id: ReplicaId) -> bool {
+        let Ok(replica) = self.replica(id) else { return false };
+        let state = replica.state.read();
+        let Checkpoint { base, runs, .. } = &state.checkpoint;
+        let store = self.store.lock();
+        let is_large = || 2 * store.total_bytes(runs) >= store.total_bytes(base);
+        state.compacted.is_none() && runs.len() >= RUNS_MIN && (runs.len() >= RUNS_MAX || is_large())
+    }
+
+    fn compact(&self, id: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+        let replica = self.replica(id)?;
+        let mut state = replica.state.write();
+        if state.checkpoint.runs.is_empty() || is_stopped() {
+            return Ok(false);
+        }
+        let mut store = self.store.lock();
+        let base: Vec<_> = chunks(&state.base).into_iter().map(|chunk| store.put(chunk, true)).collect();
+        store.held.entry(Holder::Checkpoint(id)).or_default().extend(base.iter().copied());
+        let Checkpoint { base: before, runs, .. } = state.checkpoint.clone();
+        state.compacted = Some(Compacted { replaced: (before, runs), base });
+        Ok(true)
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
@@ -305,11 +344,11 @@ impl Store {
     }
 
     fn size_bytes(&self, checkpoint: &Checkpoint) -> u64 {
-        checkpoint
-            .objects()
-            .filter_map(|object| self.objects.get(&object))
-            .map(|object| object.bytes.len() as u64)
-            .sum()
+        self.total_bytes(&checkpoint.objects().collect::<Vec<_>>())
+    }
+
+    fn total_bytes(&self, objects: &[ObjectId]) -> u64 {
+        objects.iter().filter_map(|object| self.objects.get(object)).map(|object| object.bytes.len() as u64).sum()
     }
 
     /// Loads the records of a checkpoint, whose objects must all be here.
@@ -420,6 +459,9 @@ mod tests {
         assert!(engine.freeze(replica, checkpoint().position, Bytes::from(key)).unwrap());
         let built = engine.build(replica).unwrap();
         engine.install_checkpoint(replica, &built).unwrap();
+        if engine.needs_compaction(replica) {
+            engine.compact(replica, &|| false).unwrap();
+        }
         built
     }
 

@@ -28,7 +28,7 @@ use crate::{
 pub const JOIN_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Largest answer to a join request, in bytes.
 pub const JOIN_ANSWER_BYTES_MAX: usize = 1024 * 1024;
-/// How long the handshake of a join may take. An address where nobody is costs as much.
+/// How long the handshake of a join may take. An address where nothing answers costs as much.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the close may take to reach the server.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(200);

@@ -208,7 +208,7 @@ impl Transport {
     /// Asks which node of this cluster is at an address, without becoming its peer. It may be this one.
     ///
     /// # Errors
-    /// Nobody answers there, or not with a certificate of this cluster.
+    /// Nothing answers there, or not with a certificate of this cluster.
     pub async fn identify(&self, address: SocketAddr) -> Result<NodeId, PeerError> {
         let shared = &self.shared;
         let client = shared.identify.read().clone();

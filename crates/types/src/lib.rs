@@ -7,6 +7,7 @@ mod address;
 mod ids;
 mod label;
 mod object;
+mod operation;
 mod raft;
 mod range;
 mod role;
@@ -21,6 +22,7 @@ pub use ids::{
 };
 pub use label::{escape_hidden, is_printable};
 pub use object::{Holder, ObjectId};
+pub use operation::{OperationKind, OperationPhase};
 pub use raft::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, Snapshot};
 pub use range::{Bucket, KeyRange, RecordKey};
 pub use role::{Role, UnknownRole};

@@ -8,7 +8,7 @@ use crate::{ParseIdError, ReplicaId};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectId(pub [u8; 32]);
 
-/// Who needs objects on a node. Objects that no holder names may be deleted.
+/// Who needs objects on a node. Objects that are not reachable from what a holder names may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Holder {
     /// The durable checkpoint of a replica here.

@@ -1,6 +1,7 @@
 //! Test support: starting clusters, reading their status, polling with a timeout, and load whose outcome is
 //! checked.
 
+mod connection;
 mod shape;
 mod verify;
 mod workload;
@@ -13,10 +14,11 @@ use std::{
 };
 
 use flotilla_api::ClusterStatus;
-use flotilla_client::{Client, ClientOptions};
+use flotilla_client::Client;
 use flotilla_local_cluster::{Cluster, ClusterOptions, built_binary};
 use tokio::time::sleep;
 
+pub use connection::{Connection, connect, connect_tls};
 pub use shape::{
     applied, checkpoints, led_shards, replicas_of, wait_caught_up, wait_checkpoints, wait_liveness, wait_replicated,
 };
@@ -38,9 +40,28 @@ pub fn binary() -> PathBuf {
     built_binary().unwrap_or_else(|error| panic!("{error}; `cargo xtask test` builds it"))
 }
 
+/// How a cluster serves its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Without TLS and keys.
+    Open,
+    /// Over TLS, and only with a key.
+    Secure,
+}
+
 /// Starts a cluster of `nodes` nodes with these arguments.
 pub async fn start_with(nodes: usize, arguments: &[&str]) -> Cluster {
+    start_as(Mode::Open, nodes, arguments).await
+}
+
+/// Starts a cluster of `nodes` nodes with default settings.
+pub async fn start_in(mode: Mode, nodes: usize) -> Cluster {
+    start_as(mode, nodes, &[]).await
+}
+
+async fn start_as(mode: Mode, nodes: usize, arguments: &[&str]) -> Cluster {
     let mut options = ClusterOptions::new(nodes, binary());
+    options.secure = mode == Mode::Secure;
     options.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     if let Some(kept) = std::env::var_os("FLOTILLA_TEST_DIR") {
         let test = std::thread::current().name().unwrap_or("test").replace("::", "-");
@@ -57,11 +78,6 @@ pub async fn start_with(nodes: usize, arguments: &[&str]) -> Cluster {
 /// Starts a cluster of `nodes` nodes with default settings.
 pub async fn start(nodes: usize) -> Cluster {
     start_with(nodes, &[]).await
-}
-
-/// A client of one endpoint.
-pub fn client_at(url: &str) -> Client {
-    Client::new(ClientOptions::new([url])).expect("a client of one endpoint")
 }
 
 /// A client of node `i` alone.

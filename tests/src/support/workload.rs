@@ -14,9 +14,10 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_client::{Client, ClientError, PutOptions};
+use flotilla_local_cluster::Cluster;
 use tokio::{task::JoinSet, time::sleep};
 
-use super::{History, client_at, eventually};
+use super::{History, client, eventually};
 
 /// Enough counters for every shard to hold some.
 const COUNTERS: usize = 48;
@@ -88,8 +89,8 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Starts writers and a reader for each of these nodes.
-    pub fn start(urls: &[String]) -> Self {
+    /// Starts writers and a reader for each node.
+    pub fn start(cluster: &Cluster) -> Self {
         let counter = |i| Counter {
             key: format!("counter/{i}"),
             started: AtomicI64::new(0),
@@ -107,18 +108,18 @@ impl Workload {
             unknown: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
-        for (node, url) in urls.iter().enumerate() {
+        for node in 0..cluster.len() {
             for writer in 0..WRITERS {
-                tasks.spawn(write(record.clone(), client_at(url), node * WRITERS + writer));
+                tasks.spawn(write(record.clone(), client(cluster, node + 1), node * WRITERS + writer));
             }
-            tasks.spawn(read(record.clone(), client_at(url)));
+            tasks.spawn(read(record.clone(), client(cluster, node + 1)));
         }
         Self { record, tasks }
     }
 
     /// Starts load and waits until enough writes are acknowledged for a fault to be meaningful.
-    pub async fn start_warm(urls: &[String]) -> Self {
-        let load = Self::start(urls);
+    pub async fn start_warm(cluster: &Cluster) -> Self {
+        let load = Self::start(cluster);
         load.wait_acknowledged(WARM_UP_WRITES).await;
         let rate = WARM_UP_WRITES as f64 / load.record.start.elapsed().as_secs_f64();
         assert!(rate >= RATE_MIN, "void: {rate:.0} writes/s before the fault is too few");

@@ -61,7 +61,7 @@ const PENDING_ROUNDS_MAX: usize = 16;
 /// How a replica came to be open in this process, which decides what it may have promised before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// Created by this process: it has never heard from a leader.
+    /// Created by this process: it has never received a message of a leader.
     Created,
     /// Left by an earlier run of the process: it may have heard from a leader until that run ended.
     Recovered,
@@ -149,7 +149,7 @@ impl Group {
         if !self.node.raft.commit_to_current_term() {
             return Err(ProposeError::Busy);
         }
-        self.note_activity();
+        self.note_use();
         self.node.read_index(context.to_vec());
         self.lease_state.start_round(self.node.raft.term, context, now_ms);
         Ok(())
@@ -185,7 +185,7 @@ impl Group {
 
     pub(crate) fn transfer(&mut self, to: ReplicaId) {
         if self.node.raft.state == StateRole::Leader && to != self.replica && self.conf.voters.contains(&to) {
-            self.note_activity();
+            self.note_stir();
             self.lease_state.start_transfer(self.node.raft.term);
             self.node.transfer_leader(to.0);
         }
@@ -203,7 +203,7 @@ impl Group {
             && !self.must_not_campaign()
             && !self.owes_promise()
         {
-            self.note_activity();
+            self.note_stir();
             let _ = self.node.campaign();
         }
     }

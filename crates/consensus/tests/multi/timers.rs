@@ -1,6 +1,6 @@
 //! Groups at rest count no ticks: ticks cost nothing there, and no behaviour shows it.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use flotilla_consensus::{Config, Effects, Input, MultiRaft, Origin};
 use flotilla_storage::{Log as _, LogBatch, MemoryLog, ReplicaWrite};
@@ -70,10 +70,33 @@ fn followers(count: u64) -> MultiRaft {
     log.write(LogBatch { sequence: WalSequence(1), replicas, peer_sequences: Vec::new() }).unwrap();
     let mut raft = MultiRaft::new(Config::default(), Arc::new(log.clone()));
     for (replica, state) in log.replicas().unwrap() {
-        raft.open(replica, &state, Origin::Recovered, replica.0).unwrap();
+        raft.open(replica, &state, Origin::Created, replica.0).unwrap();
     }
     raft.drain(&mut Effects::default());
     raft
+}
+
+/// Nothing answers, so each candidate's timeout ends again and again.
+#[test]
+fn a_bounded_number_of_replicas_campaigns_at_a_tick_and_all_in_turn() {
+    let (count, per_tick) = (400, 10);
+    let mut raft = followers(count);
+    raft.limit_campaigns(per_tick);
+    let Config { election_ticks, .. } = Config::default();
+    let mut campaigned = BTreeSet::new();
+    for _ in 0..2 * election_ticks + count as usize / per_tick {
+        let mut effects = Effects::default();
+        raft.step(Input::Tick, &mut effects);
+        // An input at which a group counts its ticks is no turn.
+        for id in 1..=count {
+            raft.step(Input::Truncated { replica: ReplicaId(id), to: (LogIndex(0), Term(0)) }, &mut effects);
+        }
+        raft.drain(&mut effects);
+        let candidates: BTreeSet<_> = effects.sends.iter().map(|(_, message)| message.from).collect();
+        assert!(candidates.len() <= per_tick, "{} campaign at one tick", candidates.len());
+        campaigned.extend(candidates);
+    }
+    assert_eq!(campaigned.len() as u64, count);
 }
 
 #[test]

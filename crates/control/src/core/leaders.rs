@@ -7,7 +7,7 @@
 //! long each time.
 //!
 //! A node that drains or leaves should lead nothing. It hands over whatever another node can lead, also what
-//! an election brought back to it, and waits for none of it: nobody hands anything to it.
+//! an election brought back to it, and waits for none of it: no other node hands anything to it.
 //!
 //! How many transfers are in flight follows from the excess, up to [`TRANSFERS_MAX`]: thousands move within
 //! seconds, and a few cause no burst. A pass costs what the replicas here cost to look at; the preferred

@@ -14,6 +14,7 @@ mod feed;
 mod leader_changes;
 mod leaders;
 mod lifecycle;
+mod operations;
 mod peers;
 mod placement;
 mod reconciler;
@@ -33,6 +34,7 @@ pub use feed::{FeedFollower, FeedStep, decode_snapshot, feed_wait_ms, has_change
 pub(crate) use leader_changes::LeaderChanges;
 pub use leaders::{Leaders, TRANSFERS_MAX};
 pub use lifecycle::{Lifecycle, Lost};
+pub use operations::{Fetched, OPERATIONS_MAX, Operation, Operations};
 pub use peers::Peers;
 pub use placement::{Placement, liveness};
 pub use reconciler::{Action, LocalNode, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, Reconciler, View};

@@ -45,6 +45,9 @@ pub enum PeerRequest {
         /// How long the receiver may take, in milliseconds; a peer may ask for at most one minute.
         timeout_ms: u32,
     },
+    /// What changes the shards that the receiver leads, and the snapshots that it receives: a
+    /// [`super::Operations`].
+    Operations,
     /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
     /// holds the authority and the metadata has these hosts among the sender's addresses.
     CertifyClientPorts {
@@ -105,6 +108,7 @@ impl PeerRequest {
                 Kind::CertifyClientPorts(peer::CertifyClientPorts { csr, hosts, valid_s })
             }
             Self::CertifyNode { csr, valid_s } => Kind::CertifyNode(peer::CertifyNode { csr, valid_s }),
+            Self::Operations => Kind::ReadOperations(peer::ReadOperations {}),
             Self::RotateAuthority { timeout_ms } => {
                 Kind::RotateAuthority(peer::RotateAuthority { deadline_ms: timeout_ms })
             }
@@ -142,6 +146,7 @@ impl PeerRequest {
                 Self::CertifyClientPorts { csr: certify.csr, hosts: certify.hosts, valid_s: certify.valid_s }
             }
             Kind::CertifyNode(certify) => Self::CertifyNode { csr: certify.csr, valid_s: certify.valid_s },
+            Kind::ReadOperations(peer::ReadOperations {}) => Self::Operations,
             Kind::RotateAuthority(rotate) => {
                 Self::RotateAuthority { timeout_ms: rotate.deadline_ms.min(TIMEOUT_MS_MAX) }
             }
@@ -282,6 +287,7 @@ mod tests {
             PeerRequest::Authority(Bytes::from_static(b"key")),
             PeerRequest::CertifyNode { csr: Bytes::from_static(b"csr"), valid_s: 9 },
             PeerRequest::RotateAuthority { timeout_ms: 5 },
+            PeerRequest::Operations,
             PeerRequest::CertifyClientPorts {
                 csr: Bytes::from_static(b"csr"),
                 hosts: vec!["h".to_owned()],

@@ -1,4 +1,4 @@
-//! Where a node believes the shards to be: the metadata, and what shards themselves told since.
+//! Where a node believes the shards to be: the metadata, and what shards themselves answered since.
 //!
 //! A shard's own log decides its range and replicas, and the metadata follows. A shard that refuses an
 //! outdated route answers with the descriptors that hold now, so requests need not wait for the metadata.

@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_meta::{MetaCommand, NodeState};
+use flotilla_membership::NodeState;
+use flotilla_meta::{MetaCommand, NodeState as AdminState};
 use flotilla_replication::{ConfChange, ReplicaStatus};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
-use super::{Action, Outcome, Reconciler, ShardStep, View, next_shard_step};
+use super::{Action, Operations, Outcome, Reconciler, ShardStep, View, next_shard_step, operations::Tracker};
 
 /// Interval after a pass with actions, in milliseconds.
 const BUSY_MS: u64 = 50;
@@ -27,9 +28,16 @@ pub struct ShardsLed {
     has_authority: BTreeSet<(ReplicaId, u64)>,
     /// What nodes were last asked to confirm.
     asked: BTreeMap<NodeId, (ReplicaId, u64)>,
+    operations: Tracker,
 }
 
 impl ShardsLed {
+    /// What changes the shards that are led here, as of the last pass.
+    #[must_use]
+    pub fn operations(&self) -> &Operations {
+        self.operations.shown()
+    }
+
     /// The nodes that need the authority before a change.
     fn lacks_authority(&mut self, serial: u64, replica: &ReplicaStatus, change: &ConfChange) -> Vec<Action> {
         let ConfChange::Swap { promote, .. } = change else { return Vec::new() };
@@ -52,10 +60,15 @@ impl Reconciler for ShardsLed {
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut reports = Vec::new();
+        let gives_up = view.meta.node(view.me.node).is_some_and(|me| me.state != AdminState::Active);
         for (replica, group) in view.led() {
             let Some(record) = view.meta.shard(replica.shard) else { continue };
+            self.operations.observe(replica, group, &record.intent, gives_up, view.wall_ms);
             let unreported = replica.descriptor.epoch > record.descriptor.epoch;
-            let may_lead = |node| view.meta.node(node).is_some_and(|node| node.state == NodeState::Active);
+            let may_lead = |node| {
+                let is_active = view.meta.node(node).is_some_and(|node| node.state == AdminState::Active);
+                is_active && view.members.liveness(node).0 == NodeState::Alive
+            };
             let next = next_shard_step(replica.replica, group, &record.intent, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
             match next {
@@ -80,6 +93,7 @@ impl Reconciler for ShardsLed {
                 reports.push(Action::Propose(report));
             }
         }
+        self.operations.finish();
         actions.append(&mut reports);
         self.busy = !actions.is_empty();
         actions

@@ -3,8 +3,8 @@
 //!
 //! Invariants: a replica votes only after it has caught up; all promotions and demotions of a step happen in
 //! one joint change, so a group grows from one voter to three without ever having two; a leader that is to be
-//! demoted first transfers leadership to a caught-up voter that stays, if there is one: rather to one on a
-//! node that may lead.
+//! demoted first transfers leadership to a caught-up voter that stays, if there is one. If a node that may lead
+//! holds one that is late, the leader waits for that rather than give leadership to a node that may not.
 
 use std::{cmp::Reverse, collections::BTreeSet};
 
@@ -49,33 +49,40 @@ pub fn next_shard_step(
     if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica)) {
         return ShardStep::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
     }
-    let caught_up = |replica: &ReplicaId| {
-        status.followers.iter().any(|follower| {
-            follower.replica == *replica
-                && follower.recently_active
-                && !follower.in_snapshot
-                // A follower that never answered counts as active for a while, and may not even exist.
-                && follower.matched > LogIndex(0)
-                && follower.matched.0 + CAUGHT_UP_ENTRIES >= status.commit.0
-        })
-    };
+    let caught_up = |replica: &ReplicaId| is_caught_up(status, *replica);
     let promote: Vec<_> = conf.learners.iter().filter(|learner| wanted.contains(learner)).copied().collect();
     let demote: Vec<_> = conf.voters.iter().filter(|voter| !wanted.contains(voter)).copied().collect();
     if !promote.iter().all(caught_up) {
         return ShardStep::Nothing;
     }
-    if demote.contains(&me)
-        && let Some(successor) = intent
-            .iter()
-            .filter(|held| conf.voters.contains(&held.replica) && caught_up(&held.replica))
-            .max_by_key(|held| (may_lead(held.node), Reverse(held.replica)))
-    {
-        return ShardStep::TransferLeadership(successor.replica);
+    if demote.contains(&me) {
+        let staying = || intent.iter().filter(|held| conf.voters.contains(&held.replica));
+        let ready = staying().filter(|held| caught_up(&held.replica));
+        match ready.max_by_key(|held| (may_lead(held.node), Reverse(held.replica))) {
+            // It would give the leadership away again: better to wait for one that is only late.
+            Some(successor) if !may_lead(successor.node) && staying().any(|held| may_lead(held.node)) => {
+                return ShardStep::Nothing;
+            }
+            Some(successor) => return ShardStep::TransferLeadership(successor.replica),
+            None => {}
+        }
     }
     if promote.is_empty() && demote.is_empty() {
         return ShardStep::Nothing;
     }
     ShardStep::Change(ConfChange::Swap { promote, demote })
+}
+
+/// Whether a follower has almost all committed entries, so that it may vote.
+pub(super) fn is_caught_up(leader: &GroupStatus, replica: ReplicaId) -> bool {
+    leader.followers.iter().any(|follower| {
+        follower.replica == replica
+            && follower.recently_active
+            && !follower.in_snapshot
+            // A follower that never answered counts as active for a while, and may not even exist.
+            && follower.matched > LogIndex(0)
+            && follower.matched.0 + CAUGHT_UP_ENTRIES >= leader.commit.0
+    })
 }
 
 #[cfg(test)]
@@ -109,6 +116,7 @@ mod tests {
             truncated: LogIndex(0),
             conf: ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() },
             followers: matched.iter().map(follower).collect(),
+            transfers_to: None,
         }
     }
 
@@ -163,10 +171,11 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_may_not_lead_succeeds_only_when_no_other_can() {
-        let wanted = intent(&[2, 3, 4]);
-        let status = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 5), (4, 10_000)]);
-        assert_eq!(next_shard_step(ME, &status, &wanted), ShardStep::TransferLeadership(ReplicaId(2)));
+    fn a_node_that_may_not_lead_succeeds_only_when_no_other_node_may() {
+        let late = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 5), (4, 10_000)]);
+        assert_eq!(next_shard_step(ME, &late, &intent(&[2, 3, 4])), ShardStep::Nothing, "3 catches up");
+        let alone = super::next_shard_step(ME, &late, &intent(&[2, 3, 4]), |_| false);
+        assert_eq!(alone, ShardStep::TransferLeadership(ReplicaId(2)));
     }
 
     #[test]

@@ -256,6 +256,7 @@ pub(crate) fn leads(shard: u64, voters: &[(u64, u64)], learners: &[(u64, u64)]) 
         truncated: LogIndex(0),
         conf: ConfState { voters: ids(voters), learners: ids(learners), ..ConfState::default() },
         followers: followers.collect(),
+        transfers_to: None,
     };
     let mut status = replica(shard, leader.0);
     status.descriptor.replicas =

@@ -21,6 +21,10 @@ pub(crate) struct Facts {
     pub(crate) clients_max: usize,
     pub(crate) accepted: u64,
     pub(crate) commands: u64,
+    /// Whether new clients should use another node.
+    pub(crate) draining: bool,
+    /// Unix milliseconds.
+    pub(crate) now_ms: u64,
     /// What the databases hold; without those that were not requested or not counted.
     pub(crate) databases: Vec<(Database, Counted)>,
     /// Absent where it is not known, like the next one.
@@ -63,9 +67,10 @@ fn lines(section: &str, facts: &Facts) -> String {
     match section {
         "server" => format!(
             "# Server\nredis_version:{redis_version}\nredis_mode:standalone\nserver_name:flotilla\n\
-             flotilla_version:{}\nos:{}\narch_bits:{}\nprocess_id:{process}\ntcp_port:{port}\n\
+             flotilla_version:{}\nflotilla_draining:{}\nos:{}\narch_bits:{}\nprocess_id:{process}\ntcp_port:{port}\n\
              uptime_in_seconds:{uptime_s}\nuptime_in_days:{}",
             env!("CARGO_PKG_VERSION"),
+            u8::from(facts.draining),
             std::env::consts::OS,
             usize::BITS,
             uptime_s / 86_400,
@@ -88,8 +93,9 @@ fn lines(section: &str, facts: &Facts) -> String {
         "cluster" => "# Cluster\ncluster_enabled:0".to_owned(),
         "keyspace" => {
             let lines = databases.iter().filter(|(_, counted)| counted.records > 0).map(|(database, counted)| {
-                let Counted { records, expiring } = counted;
-                format!("\ndb{database}:keys={records},expires={expiring},avg_ttl=0")
+                let Counted { records, expiring, mean_expiry_ms } = counted;
+                let ttl_ms = mean_expiry_ms.map_or(0, |at_ms| at_ms.saturating_sub(facts.now_ms));
+                format!("\ndb{database}:keys={records},expires={expiring},avg_ttl={ttl_ms}")
             });
             format!("# Keyspace{}", lines.collect::<String>())
         }
@@ -113,7 +119,7 @@ mod tests {
     use super::*;
 
     fn counted((records, expiring): (u64, u64)) -> Counted {
-        Counted { records, expiring }
+        Counted { records, expiring, mean_expiry_ms: Some(1_000 + 10 * expiring).filter(|_| expiring > 0) }
     }
 
     fn facts() -> Facts {
@@ -126,6 +132,8 @@ mod tests {
             clients_max: 10,
             accepted: 3,
             commands: 4,
+            draining: true,
+            now_ms: 1_000,
             databases: Database::all().zip([(5, 2), (0, 0), (7, 7)].map(counted)).collect(),
             memory: Some(Memory { resident: 3 << 19, peak: 2 << 20 }),
             cpu_s: Some((1.5, 0.25)),
@@ -140,7 +148,7 @@ mod tests {
         };
         assert_eq!(
             text(&["Keyspace"]),
-            "# Keyspace\r\ndb0:keys=5,expires=2,avg_ttl=0\r\ndb2:keys=7,expires=7,avg_ttl=0\r\n"
+            "# Keyspace\r\ndb0:keys=5,expires=2,avg_ttl=20\r\ndb2:keys=7,expires=7,avg_ttl=70\r\n"
         );
         assert_eq!(text(&["nothing"]), "");
         assert_eq!(text(&[]), text(&["all"]));
@@ -152,6 +160,7 @@ mod tests {
             "used_memory_human:1.50M\r\n",
             "used_cpu_sys:0.250000\r\n",
             "loading:0\r\n",
+            "flotilla_draining:1\r\n",
         ] {
             assert!(text(&[]).contains(line), "{line}");
         }

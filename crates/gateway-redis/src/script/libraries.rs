@@ -1,13 +1,13 @@
-//! The libraries of scripts besides Lua's own: `cjson`, `cmsgpack` and `bit`.
+//! The libraries of scripts besides Lua's own: `cjson`, `cmsgpack`, `struct` and `bit`.
 //!
 //! What they refuse is an error with the place in the script in front, as Lua itself writes it. Scripts see
 //! the text of an error (see [`describe`]); only the end of the budget stays an error that no script catches.
 
-use std::rc::Rc;
+use std::{cell::RefCell, rc::Rc};
 
 use mlua::{Lua, LuaString, MultiValue, Table, Value, Variadic};
 
-use super::{Budget, bit, json, msgpack};
+use super::{Budget, bit, json, msgpack, structs};
 
 type Call = fn(&Lua, &[Value], &Budget) -> mlua::Result<MultiValue>;
 
@@ -20,12 +20,6 @@ pub(super) fn natives(lua: &Lua, budget: &Rc<Budget>) -> mlua::Result<Table> {
         };
         library.raw_set(name, lua.create_function(placed)?)
     };
-    let cjson = lua.create_table()?;
-    cjson.raw_set("null", Value::NULL)?;
-    set(&cjson, "encode", |lua, arguments, budget| {
-        json::encode(lua, arguments.first().unwrap_or(&Value::Nil), budget).map(one)
-    })?;
-    set(&cjson, "decode", |lua, arguments, budget| json::decode(lua, &text(arguments)?.as_bytes(), budget).map(one))?;
     let cmsgpack = lua.create_table()?;
     set(&cmsgpack, "pack", |lua, arguments, budget| msgpack::pack(lua, arguments, budget).map(one))?;
     set(&cmsgpack, "unpack", |lua, arguments, budget| msgpack::unpack(lua, &text(arguments)?.as_bytes(), budget))?;
@@ -36,12 +30,56 @@ pub(super) fn natives(lua: &Lua, budget: &Rc<Budget>) -> mlua::Result<Table> {
         let (limit, offset) = (number(lua, arguments.get(1))?, number(lua, arguments.get(2))?);
         msgpack::unpack_some(lua, &text(arguments)?.as_bytes(), limit, offset, budget)
     })?;
+    let structs = lua.create_table()?;
+    set(&structs, "pack", |lua, arguments, budget| structs::pack(lua, arguments, budget).map(one))?;
+    set(&structs, "unpack", structs::unpack)?;
+    set(&structs, "size", |lua, arguments, budget| structs::size(lua, arguments, budget).map(one))?;
     let natives = lua.create_table()?;
-    natives.raw_set("cjson", cjson)?;
+    natives.raw_set("struct", structs)?;
+    natives.raw_set("cjson", cjson(lua, budget)?)?;
     natives.raw_set("cmsgpack", cmsgpack)?;
     natives.raw_set("bit", bit::library(lua)?)?;
     natives.raw_set("describe", lua.create_function(describe)?)?;
     Ok(natives)
+}
+
+/// The library `cjson`, whose functions share their settings.
+fn cjson(lua: &Lua, budget: &Rc<Budget>) -> mlua::Result<Table> {
+    let settings = Rc::new(RefCell::new(json::Settings::default()));
+    let library = lua.create_table()?;
+    library.raw_set("null", Value::NULL)?;
+    let (held, charged) = (settings.clone(), budget.clone());
+    let encode = move |lua: &Lua, arguments: Variadic<Value>| {
+        let encoded = only(&arguments, "encode").and_then(|value| json::encode(lua, value, &held.borrow(), &charged));
+        encoded.map_err(|error| placed(lua, error))
+    };
+    library.raw_set("encode", lua.create_function(encode)?)?;
+    let (held, charged) = (settings.clone(), budget.clone());
+    let decode = move |lua: &Lua, arguments: Variadic<Value>| {
+        let decoded = only(&arguments, "decode").and_then(|value| {
+            let wrong = || format!("bad argument #1 to 'decode' (string expected, got {})", value.type_name());
+            let text = lua.coerce_string(value.clone())?.ok_or_else(|| mlua::Error::runtime(wrong()))?;
+            json::decode(lua, &text.as_bytes(), &held.borrow(), &charged)
+        });
+        decoded.map_err(|error| placed(lua, error))
+    };
+    library.raw_set("decode", lua.create_function(decode)?)?;
+    for function in json::Function::ALL {
+        let held = settings.clone();
+        let set = move |lua: &Lua, arguments: Variadic<Value>| {
+            function.call(lua, &arguments, &mut held.borrow_mut()).map_err(|error| placed(lua, error))
+        };
+        library.raw_set(function.name(), lua.create_function(set)?)?;
+    }
+    Ok(library)
+}
+
+/// The only argument of a function of `cjson`.
+fn only<'a>(arguments: &'a [Value], function: &str) -> mlua::Result<&'a Value> {
+    match arguments {
+        [value] => Ok(value),
+        _ => Err(mlua::Error::runtime(format_args!("bad argument #1 to '{function}' (expected 1 argument)"))),
+    }
 }
 
 /// Puts the place of the call in front of a refusal.

@@ -14,6 +14,7 @@ mod json;
 mod libraries;
 mod library;
 mod msgpack;
+mod structs;
 
 use std::{
     cell::{Cell, RefCell},
@@ -318,17 +319,135 @@ mod tests {
             ("return cjson.encode({[true] = 1})", "table key must be a number or string"),
             ("return cjson.encode(print_nothing or tostring)", "nonexistent global"),
             ("return cjson.encode(tostring)", "user_script:1: Cannot serialise function: type not supported"),
-            ("local t = {} t[1] = t return cjson.encode(t)", "excessive depth"),
-            ("return cjson.decode('[')", "user_script:1: Expected value but found invalid token"),
-            ("return cjson.decode('[1] x')", "Expected value but found invalid token"),
-            ("return cjson.decode(('['):rep(1000))", "recursion limit"),
-            ("return cjson.decode({})", "must be a string"),
+            ("local t = {} t[1] = t return cjson.encode(t)", "excessive nesting"),
+            ("return cjson.decode('[')", "user_script:1: Expected value but found T_END at character 2"),
+            ("return cjson.decode('[1] x')", "Expected the end but found invalid token at character 5"),
+            ("return cjson.decode(('['):rep(1000))", "Found too many nested data structures (129) at character 129"),
+            ("return cjson.decode('{\"a\" 1}')", "Expected colon but found T_NUMBER at character 6"),
+            ("return cjson.decode('{\"a\":1,}')", "Expected object key string but found T_OBJ_END at character 8"),
+            ("return cjson.decode('[1 2]')", "Expected comma or array end but found T_NUMBER at character 4"),
+            ("return cjson.decode('\"\\\\x\"')", "invalid escape code"),
+            ("return cjson.decode('\"\\\\ud800\"')", "invalid unicode escape code"),
+            ("return cjson.decode('\"a')", "unexpected end of string"),
+            ("cjson.decode_invalid_numbers(false) return cjson.decode('[0x10]')", "invalid number at character 2"),
+            ("cjson.decode_invalid_numbers(false) return cjson.decode('[nan]')", "invalid token at character 2"),
+            ("cjson.decode_max_depth(1) return cjson.decode('[[]]')", "Found too many nested data structures (2)"),
+            ("cjson.encode_max_depth(1) return cjson.encode({{}})", "excessive nesting (2)"),
+            ("cjson.encode_max_depth(0)", "bad argument #1 to 'encode_max_depth' (expected integer between 1 and"),
+            ("cjson.encode_max_depth('x')", "(number expected, got string)"),
+            ("cjson.encode_number_precision(15)", "expected integer between 1 and 14"),
+            ("cjson.encode_keep_buffer('maybe')", "bad argument #1 to 'encode_keep_buffer' (invalid option 'maybe')"),
+            ("cjson.encode_keep_buffer(true, 1)", "bad argument #2 to 'encode_keep_buffer' (found too many arguments)"),
+            ("cjson.encode_sparse_array(false, -1)", "expected integer between 0 and"),
+            ("return cjson.decode({})", "bad argument #1 to 'decode' (string expected, got table)"),
+            ("return cjson.decode('1', '2')", "bad argument #1 to 'decode' (expected 1 argument)"),
+            ("return cjson.encode()", "bad argument #1 to 'encode' (expected 1 argument)"),
         ] {
             let error = error(text);
             assert!(error.contains(part), "{text}: {error}");
         }
         let caught = "local ok, why = pcall(cjson.decode, '{') return {tostring(ok), type(why)}";
         assert_eq!(eval(caught), Reply::Array(vec![Reply::text("false"), Reply::text("string")]));
+    }
+
+    #[test]
+    fn the_settings_of_json_hold_until_the_script_ends() {
+        let shown = |call: &str| eval(&format!("return cjson.encode({{cjson.{call}}})"));
+        for (call, reply) in [
+            ("encode_sparse_array()", "[false,2,10]"),
+            ("encode_sparse_array(true, 3, 4)", "[true,3,4]"),
+            ("encode_sparse_array('on', nil, 4)", "[true,2,4]"),
+            ("encode_max_depth()", "[1000]"),
+            ("decode_max_depth('7')", "[7]"),
+            ("encode_number_precision(3)", "[3]"),
+            ("encode_keep_buffer(false)", "[false]"),
+            ("encode_invalid_numbers()", "[false]"),
+            ("encode_invalid_numbers(true)", "[true]"),
+            ("encode_invalid_numbers('null')", "[\"null\"]"),
+            ("decode_invalid_numbers()", "[true]"),
+        ] {
+            assert_eq!(shown(call), Reply::text(reply), "{call}");
+        }
+        for (text, reply) in [
+            ("cjson.encode_sparse_array(true) return cjson.encode({[100] = 1})", "{\"100\":1}"),
+            ("cjson.encode_sparse_array(false, 0) return #cjson.encode({[100] = 1})", "498"),
+            ("cjson.encode_sparse_array(false, 2, 3) return cjson.encode({[3] = 1})", "[null,null,1]"),
+            ("cjson.encode_number_precision(3) return cjson.encode({1/3, 12345, 1e-7, 100, 0})", {
+                "[0.333,1.23e+04,1e-07,100,0]"
+            }),
+            ("cjson.encode_invalid_numbers('null') return cjson.encode({0/0, 1/0})", "[null,null]"),
+            ("cjson.encode_invalid_numbers(true) return cjson.encode({0/0, 1/0, -1/0})", "[nan,inf,-inf]"),
+            ("return cjson.encode(cjson.decode('[0x1F,007,-0x2,1.,+4,1e2]'))", "[31,7,-2,1,4,100]"),
+            ("return tostring(cjson.decode('[-Infinity]')[1]) .. tostring(cjson.decode('[inf]')[1])", "-infinf"),
+            ("return cjson.decode('\"\\\\ud83d\\\\ude00\\255\\\\/\"')", "\u{1f600}\\255/"),
+        ] {
+            let reply = match reply.parse() {
+                Ok(number) => Reply::Integer(number),
+                Err(_) if reply.contains("\\255") => Reply::Bulk(Bytes::from_static(b"\xf0\x9f\x98\x80\xff/")),
+                Err(_) => Reply::text(reply),
+            };
+            assert_eq!(eval(text), reply, "{text}");
+        }
+    }
+
+    #[test]
+    fn structures_are_written_and_read_as_in_redis() {
+        let hex = |call: &str| {
+            eval(&format!("return (struct.pack({call}):gsub('.', function(c) return ('%02x'):format(c:byte()) end))"))
+        };
+        for (call, packed) in [
+            ("'bBhH', -1, 255, -2, 65535", "ff ff feff ffff"),
+            ("'>hH<iI', 1, 2, 3, 4", "0001 0002 03000000 04000000"),
+            ("'lL', -1, 2^53", "ffffffffffffffff 0000000000002000"),
+            ("'>T', 258", "0000000000000102"),
+            ("'i3>i3', -2, 66051", "feffff 010203"),
+            ("'I16', 1", "01000000000000000000000000000000"),
+            ("'!4bi', 1, 2", "01000000 02000000"),
+            ("'!bd', 1, 0.5", "0100000000000000 000000000000e03f"),
+            ("'>fd', 0.5, -2", "3f000000 c000000000000000"),
+            ("'xc3c0s', 'abcd', 'ef', 'g'", "00 616263 6566 6700"),
+            ("' b b ', '1', 2", "0102"),
+        ] {
+            assert_eq!(hex(call), Reply::text(packed.replace(' ', "")), "{call}");
+        }
+        for (text, reply) in [
+            ("return cjson.encode({struct.unpack('bBhHi3', struct.pack('bBhHi3', -1, 255, -2, 65535, -3))})", {
+                "[-1,255,-2,65535,-3,10]"
+            }),
+            ("return cjson.encode({struct.unpack('>I2fd', struct.pack('>I2fd', 7, 0.5, 0.1))})", "[7,0.5,0.1,15]"),
+            ("return cjson.encode({struct.unpack('Bc0s', struct.pack('Bc0s', 3, 'abc', 'de'))})", "[\"abc\",\"de\",8]"),
+            ("return cjson.encode({struct.unpack('b', 'abc', 3)})", "[99,4]"),
+            ("return cjson.encode({struct.unpack('!4bi', struct.pack('!4bi', 1, 2))})", "[1,2,9]"),
+            (
+                "return cjson.encode({struct.size('bhi'), struct.size('!bhi'), struct.size('!8 bd'), struct.size('c5x')})",
+                { "[7,8,16,6]" },
+            ),
+        ] {
+            assert_eq!(eval(text), Reply::text(reply), "{text}");
+        }
+        for (text, part) in [
+            ("struct.pack('i33', 1)", "user_script:1: integral size 33 is larger than limit of 32"),
+            ("struct.pack('i99999999999', 1)", "integral size overflow"),
+            ("struct.pack('!3')", "alignment 3 is not a power of 2"),
+            ("struct.pack('q', 1)", "bad argument #1 to 'pack' (invalid format option 'q')"),
+            ("struct.pack('i')", "bad argument #2 to 'pack' (number expected, got nil)"),
+            ("struct.pack('i', {})", "bad argument #2 to 'pack' (number expected, got table)"),
+            ("struct.pack('c5', 'abc')", "bad argument #3 to 'pack' (string too short)"),
+            ("struct.unpack('i', 'abc')", "bad argument #2 to 'unpack' (data string too short)"),
+            ("struct.unpack('i', 'abcd', 2)", "data string too short"),
+            ("struct.unpack('i', 'abcd', 0)", "bad argument #3 to 'unpack' (offset must be 1 or greater)"),
+            ("struct.unpack('b', 'abcd', 1e300)", "data string too short"),
+            ("struct.unpack('Bc0', '\\9abc')", "data string too short"),
+            ("struct.unpack('c0', 'abc')", "format 'c0' needs a previous size"),
+            ("struct.unpack('s', 'abc')", "unfinished string in data"),
+            ("struct.size('s')", "bad argument #1 to 'size' (option 's' has no fixed size)"),
+            ("struct.unpack('i')", "bad argument #2 to 'unpack' (string expected, got no value)"),
+            ("struct.size('c0')", "option 'c0' has no fixed size"),
+            ("struct.pack(('c2147483647'):rep(9), 'a')", "string too short"),
+        ] {
+            let error = error(text);
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -385,16 +504,22 @@ mod tests {
         let documents: &[&[u8]] = &[
             b"{\"a\":[1,-2.5e3,\"\\u00fc\",null,true,{\"b\":{}}]}",
             b"[[[[[[[[[[]]]]]]]]]]",
+            b"!8>bBhHi3I16lLT<fdc0c5sx i32",
             b"\x94\x01\xa3abc\x82\xa1k\xcb\x3f\xb9\x99\x99\x99\x99\x99\x9a\x01\xc0\xd2\xff\xff\xff\x00",
             b"\xdd\x00\x00\x00\x02\xdb\x00\x00\x00\x01x\xdf\x00\x00\x00\x01\x01\x02",
         ];
         let text = "local ok = {pcall(cjson.decode, ARGV[1])} local also = {pcall(cmsgpack.unpack, ARGV[1])} \
+                    cjson.encode_invalid_numbers(true) pcall(struct.size, ARGV[1]) \
+                    pcall(struct.unpack, ARGV[1], ARGV[1]) pcall(struct.pack, ARGV[1], ARGV[1], 1, ARGV[1]) \
                     if ok[1] then cjson.encode(ok[2]) end return #cmsgpack.pack(also)";
         attack(500, mutated(select(documents)), |bytes| {
+            let length = bytes.len();
             let script = Script::Text(Bytes::from_static(text.as_bytes()));
             let eval = Eval { script, keys: Vec::new(), arguments: vec![bytes.into()], only_reads: true };
             match run(&eval, &mut view()) {
                 Ok(Reply::Integer(_)) => {}
+                // Each byte may be a value, and the memory of a script is bounded.
+                Err(Reply::Error(error)) if error == TOO_LONG => assert!(length > 64 << 10, "{length} bytes"),
                 // What was decoded from nested lists may be too sparse or too deep to be encoded again.
                 Err(Reply::Error(error)) => assert!(error.contains("Cannot serialise"), "{error}"),
                 other => panic!("{other:?}"),

@@ -36,7 +36,7 @@ return function(script, keys, arguments, call, caught, is_over, sha1hex, natives
     }
     KEYS, ARGV = keys, arguments
 
-    cjson, cmsgpack, bit = natives.cjson, natives.cmsgpack, natives.bit
+    cjson, cmsgpack, struct, bit = natives.cjson, natives.cmsgpack, natives.struct, natives.bit
 
     setmetatable(_G, {
         __index = function(_, name)

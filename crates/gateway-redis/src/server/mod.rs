@@ -37,6 +37,7 @@ use session::Context;
 use crate::{
     Database, Reply,
     clients::Clients,
+    clock,
     cursors::{CURSORS_MAX, Cursors},
     execute::{Facts, info_text, wants_keyspace},
     keyspace::{Caller, Keyspace},
@@ -121,6 +122,8 @@ impl Shared {
             clients_max: self.config.connections_max,
             accepted: self.clients.accepted(),
             commands: self.commands.load(Ordering::Relaxed),
+            draining: self.admin.is_draining(),
+            now_ms: clock::wall_ms(),
             databases,
             memory: process::memory(),
             cpu_s: process::cpu_s(),

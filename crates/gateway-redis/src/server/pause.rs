@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::watch, time::sleep_until};
 
-/// The longest pause: a pause that nobody ends would look like a fault.
+/// The longest pause: a pause that no client ends would look like a fault.
 const PAUSE_MAX: Duration = Duration::from_secs(600);
 
 /// The pause of a server, if there is one.

@@ -9,7 +9,7 @@ use flotilla_types::Role;
 pub enum Right {
     /// Whether the node lives and serves. Needs no key.
     Probe,
-    /// See the cluster: status, nodes, shards, events, metrics, settings.
+    /// See the cluster: status, nodes, shards, operations, events, metrics, settings.
     Inspect,
     /// Read records of the key's collections.
     Read,
@@ -25,7 +25,7 @@ pub enum Right {
 /// this table.
 pub const TABLE: [(Right, &str, &[Role]); 6] = [
     (Right::Probe, "liveness, health and readiness", &Role::ALL),
-    (Right::Inspect, "status, nodes, shards, events, metrics, settings", &Role::ALL),
+    (Right::Inspect, "status, nodes, shards, operations, events, metrics, settings", &Role::ALL),
     (Right::Read, "read records of the key's collections", &[Role::Reader, Role::Writer, Role::Admin]),
     (Right::Write, "write records of the key's collections", &[Role::Writer, Role::Admin]),
     (Right::Operate, "nodes, shards, collections, settings, upgrades", &[Role::Operator, Role::Admin]),

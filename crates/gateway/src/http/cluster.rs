@@ -9,9 +9,9 @@ use axum::{
 };
 use flotilla_api::{
     AuthorityStatus, ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList,
-    InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, ProblemType,
-    Setting, SettingList, SettingRequest, ShardList, TokenId, TokenList, TokenReply, TokenRequest, UnknownNodeVerb,
-    UpgradeStatus,
+    InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, OperationInfo,
+    OperationList, ProblemType, Setting, SettingList, SettingRequest, ShardInfo, ShardList, TokenId, TokenList,
+    TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -37,8 +37,29 @@ pub(super) async fn nodes(State(app): State<App>) -> Json<NodeList> {
     Json(NodeList { nodes: app.admin.status().nodes })
 }
 
-pub(super) async fn shards(State(app): State<App>) -> Json<ShardList> {
-    Json(ShardList { shards: app.admin.status().shards })
+/// With the operations that other nodes report.
+pub(super) async fn shards(State(app): State<App>, request: Request) -> Result<Json<ShardList>, Refusal> {
+    let operations = app.admin.operations(deadline(request.headers())?.into_std()).await?.operations;
+    let mut shards = app.admin.status().shards;
+    ShardInfo::attach_operations(&mut shards, operations);
+    Ok(Json(ShardList { shards }))
+}
+
+pub(super) async fn operations(State(app): State<App>, request: Request) -> Result<Json<OperationList>, Refusal> {
+    Ok(Json(app.admin.operations(deadline(request.headers())?.into_std()).await?))
+}
+
+/// `GET /v1/cluster/operations/{id}`.
+pub(super) async fn operation(State(app): State<App>, request: Request) -> Result<Json<OperationInfo>, Refusal> {
+    let id = last_segment(&request)?;
+    let list = app.admin.operations(deadline(request.headers())?.into_std()).await?;
+    let found = list.operations.into_iter().find(|operation| operation.id == id);
+    found.map(Json).ok_or_else(|| {
+        Refusal::new(
+            ProblemType::NotFound,
+            "this operation is not under way; /v1/cluster/operations lists those that are",
+        )
+    })
 }
 
 /// Subject to the limit on requests, because it reads every record of this node, or of `?shards=1,2`.

@@ -60,7 +60,7 @@ fn close(response: &mut Response) {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
 }
 
-/// Whether the client sends its body only when it is told to.
+/// Whether the client sends its body only when it is asked to.
 fn expects_continue(request: &Request<Incoming>) -> bool {
     request.headers().get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }

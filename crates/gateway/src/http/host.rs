@@ -1,4 +1,4 @@
-//! The `Host` of requests: an address, or a name that the node was told.
+//! The `Host` of requests: an address, or a name that is configured.
 //!
 //! A web page can have its own name resolve to this node's address ("DNS rebinding"), and may then read and
 //! write here as if the node were its own server. Such requests carry the page's name in `Host`.

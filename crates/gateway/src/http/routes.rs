@@ -85,6 +85,18 @@ fn table() -> Vec<Route> {
             post(cluster::change_node),
         ),
         route("/v1/cluster/shards", &[("/v1/cluster/shards", &["get"])], Rights::INSPECT, get(cluster::shards)),
+        route(
+            "/v1/cluster/operations",
+            &[("/v1/cluster/operations", &["get"])],
+            Rights::INSPECT,
+            get(cluster::operations),
+        ),
+        route(
+            "/v1/cluster/operations/{id}",
+            &[("/v1/cluster/operations/{id}", &["get"])],
+            Rights::INSPECT,
+            get(cluster::operation),
+        ),
         route("/v1/cluster/digests", &[("/v1/cluster/digests", &["get"])], Rights::INSPECT, get(cluster::digests)),
         route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], Rights::INSPECT, get(events::events)),
         route(

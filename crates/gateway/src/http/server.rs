@@ -188,7 +188,7 @@ async fn requests(
                 connection.as_mut().graceful_shutdown();
             }
             () = client.account.closing() => {
-                // A client that is still sending its request is told why; others would not read it.
+                // A client that is still sending its request gets the reason; others would not read it.
                 if client.is(Phase::Body) {
                     let _ = timeout(CLOSE_NOTICE, &mut connection).await;
                 }

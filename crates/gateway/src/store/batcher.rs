@@ -253,9 +253,9 @@ impl<R: Batchable> Batchers<R> {
         batcher.is_some_and(|batcher| batcher.lock().pending.remove(&ticket).is_some())
     }
 
-    /// Drops the batchers of shards that are gone and that nobody uses.
+    /// Drops the batchers of shards that are gone and that are not in use.
     pub(super) fn retain(&self, exists: impl Fn(ShardId) -> bool) {
-        // Calls and submitting callers hold a batcher; under this lock nobody else can get hold of it.
+        // Calls and submitting callers hold a batcher; under this lock no other task can get hold of it.
         self.by_shard.lock().retain(|shard, batcher| {
             exists(*shard) || Arc::strong_count(batcher) > 1 || !batcher.lock().pending.is_empty()
         });

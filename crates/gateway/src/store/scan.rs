@@ -124,6 +124,7 @@ impl Store {
         };
         let mut rerouting = Rerouting::new(self, deadline_ms);
         let mut total = Counted::default();
+        let mut expiries = MeanOf::default();
         while !uncounted.is_empty() {
             let whole = |map: &ShardMap| -> Result<Vec<_>, StoreError> {
                 let parts = uncounted.iter().map(|range| parts(map, range)).collect::<Result<Vec<_>, _>>()?;
@@ -132,8 +133,8 @@ impl Store {
             let counts = rerouting.route(whole).await?.into_iter().map(|(route, range)| async move {
                 let query = Query::Count { range: range.clone() };
                 match self.query(route, &query, deadline_ms).await {
-                    Ok((Answer::Count { records, expiring, .. }, _)) => {
-                        Ok((route, range, Some(Counted { records, expiring })))
+                    Ok((Answer::Count { records, expiring, mean_expiry_ms, .. }, _)) => {
+                        Ok((route, range, Some((records, expiring, mean_expiry_ms))))
                     }
                     Ok(_) => Err(StoreError::Unavailable { shard: Some(route.shard), leader: None }),
                     Err(ReadError::Stale) => Ok((route, range, None)),
@@ -144,9 +145,10 @@ impl Store {
             uncounted.clear();
             for (route, range, count) in counts {
                 match count {
-                    Some(count) => {
-                        total.records += count.records;
-                        total.expiring += count.expiring;
+                    Some((records, expiring, mean_expiry_ms)) => {
+                        total.records = total.records.saturating_add(records);
+                        total.expiring = total.expiring.saturating_add(expiring);
+                        expiries.add(mean_expiry_ms, expiring);
                     }
                     None => {
                         rerouting.refused(route);
@@ -155,7 +157,27 @@ impl Store {
                 }
             }
         }
-        Ok(total)
+        Ok(Counted { mean_expiry_ms: expiries.mean(), ..total })
+    }
+}
+
+/// The mean of several means, each of some values. A mean of zero is not known.
+#[derive(Debug, Default)]
+struct MeanOf {
+    sum: u128,
+    count: u128,
+}
+
+impl MeanOf {
+    fn add(&mut self, mean: u64, count: u64) {
+        if mean > 0 {
+            self.sum = self.sum.saturating_add(u128::from(mean) * u128::from(count));
+            self.count += u128::from(count);
+        }
+    }
+
+    fn mean(&self) -> Option<u64> {
+        u64::try_from(self.sum.checked_div(self.count)?).ok()
     }
 }
 
@@ -415,5 +437,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_mean_of_means_weighs_each_by_its_count() {
+        let mut mean = MeanOf::default();
+        assert_eq!(mean.mean(), None);
+        mean.add(0, 5);
+        assert_eq!(mean.mean(), None, "a shard that does not report");
+        mean.add(10, 1);
+        mean.add(40, 2);
+        assert_eq!(mean.mean(), Some(30));
+        mean.add(u64::MAX, u64::MAX);
+        assert!(mean.mean().is_some(), "what a shard answers may be anything");
     }
 }

@@ -76,4 +76,7 @@ pub struct Counted {
     pub records: u64,
     /// Those of them that have an expiry. Shards whose nodes run a binary of an earlier release count none.
     pub expiring: u64,
+    /// The mean expiry of those, in Unix milliseconds; `None` without one. Shards whose nodes run a binary of
+    /// an earlier release are left out.
+    pub mean_expiry_ms: Option<u64>,
 }

@@ -81,11 +81,12 @@ pub fn encode_answer(answer: &Answer) -> Bytes {
             next: next.clone(),
             ..AnswerMessage::default()
         },
-        Answer::Count { records, bytes, expiring } => AnswerMessage {
+        Answer::Count { records, bytes, expiring, mean_expiry_ms } => AnswerMessage {
             kind: COUNTED,
             count: *records,
             bytes: *bytes,
             expiring: *expiring,
+            mean_expiry_ms: *mean_expiry_ms,
             ..AnswerMessage::default()
         },
         Answer::ClockAdvanceNeeded => AnswerMessage { kind: TIME_NEEDED, ..AnswerMessage::default() },
@@ -111,7 +112,12 @@ pub fn decode_answer(bytes: Bytes) -> Result<Answer, DecodeError> {
                 .collect::<Result<_, _>>()?,
             next: message.next,
         },
-        COUNTED => Answer::Count { records: message.count, bytes: message.bytes, expiring: message.expiring },
+        COUNTED => Answer::Count {
+            records: message.count,
+            bytes: message.bytes,
+            expiring: message.expiring,
+            mean_expiry_ms: message.mean_expiry_ms,
+        },
         TIME_NEEDED => Answer::ClockAdvanceNeeded,
         TOO_LARGE => Answer::TooLarge,
         WRONG_SHARD => Answer::WrongShard,
@@ -166,6 +172,8 @@ struct AnswerMessage {
     bytes: u64,
     #[prost(uint64, tag = "6")]
     expiring: u64,
+    #[prost(uint64, tag = "7")]
+    mean_expiry_ms: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -246,7 +254,7 @@ mod tests {
             Answer::Records(vec![Some(whole.clone()), None, Some(without_value.clone())]),
             Answer::Page { records: vec![whole, without_value], next: Some(bytes("z")) },
             Answer::Page { records: vec![], next: None },
-            Answer::Count { records: 3, bytes: 4, expiring: 2 },
+            Answer::Count { records: 3, bytes: 4, expiring: 2, mean_expiry_ms: 9 },
             Answer::ClockAdvanceNeeded,
             Answer::TooLarge,
             Answer::WrongShard,

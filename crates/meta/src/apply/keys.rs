@@ -51,7 +51,7 @@ impl MetaState {
         Ok(MetaReply::Done)
     }
 
-    /// Refused for the last admin key: nobody could create another one.
+    /// Refused for the last admin key: no other one could be created.
     pub(super) fn revoke_key(&mut self, now_ms: u64, id: KeyId) -> ApplyResult {
         self.check_in_force(ClusterVersion::CLIENT_KEYS)?;
         let is_admin = |key: &KeyRecord| key.role == Role::Admin && !key.is_expired(now_ms);

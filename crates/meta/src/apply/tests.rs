@@ -581,7 +581,7 @@ fn version_rises_one_step_when_the_last_start_of_every_node_supports_it() {
     let mut joined = state.clone();
     apply(&mut joined, &join(4));
     assert_eq!(refused(&mut joined, &raise(2, &all)), lacks(4));
-    // Removed and lost nodes never come back, so they are in nobody's way.
+    // Removed and lost nodes never come back, so they displace no node.
     apply(&mut joined, &MetaCommand::RemoveNode { node: NodeId(4) });
     assert_eq!(apply(&mut joined, &raise(2, &all)), MetaReply::Done);
 

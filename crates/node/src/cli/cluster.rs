@@ -1,10 +1,11 @@
 //! `status`, `nodes`, `shards`: three views of one node's status.
 
-use flotilla_api::{ClusterStatus, NodeInfo, NodeList, ShardInfo, ShardList};
+use flotilla_api::{ClusterStatus, NodeInfo, NodeList, OperationInfo, ShardInfo, ShardList};
 use flotilla_client::Client;
 
 use super::{
     failure::Failure,
+    operations::since,
     output::{Output, or_dash, table, time},
     upgrade::range,
 };
@@ -22,7 +23,7 @@ pub(super) async fn nodes(client: &Client, output: Output) -> Result<(), Failure
 }
 
 pub(super) async fn shards(client: &Client, output: Output) -> Result<(), Failure> {
-    let shards = client.status().await?.shards;
+    let shards = client.shards().await?;
     output.show(&ShardList { shards }, |list| shard_table(&list.shards))
 }
 
@@ -80,6 +81,15 @@ fn shard_health(shard: &ShardInfo) -> String {
     }
 }
 
+/// What changes a shard: what is done, to which replica, how far it is and for how long.
+fn operations(shard: &ShardInfo) -> String {
+    let operation = |operation: &OperationInfo| {
+        let (kind, state) = (operation.kind.name().replace('_', " "), operation.state());
+        format!("{kind} {} on {}: {state}, for {}", operation.replica, operation.node, since(operation.since_ms))
+    };
+    or_dash(Some(shard.operations.iter().map(operation).collect::<Vec<_>>().join("\n")).filter(|text| !text.is_empty()))
+}
+
 fn node_table(nodes: &[NodeInfo]) -> String {
     let header = [
         "ID", "NAME", "STATE", "LIVENESS", "METADATA", "REPLICAS", "LEADS", "HTTP", "REDIS", "PEERS", "VERSION",
@@ -124,6 +134,7 @@ fn shard_table(shards: &[ShardInfo]) -> String {
             replicas.join(","),
             format!("{}.{}", shard.epoch.range, shard.epoch.config),
             shard_health(shard),
+            operations(shard),
             shard.local.as_ref().map_or_else(
                 || "-".to_owned(),
                 |local| {
@@ -134,7 +145,7 @@ fn shard_table(shards: &[ShardInfo]) -> String {
             ),
         ]
     });
-    table(["SHARD", "COLLECTION", "RANGE", "LEADER", "REPLICAS", "EPOCH", "HEALTH", "HERE"], rows)
+    table(["SHARD", "COLLECTION", "RANGE", "LEADER", "REPLICAS", "EPOCH", "HEALTH", "CHANGES", "HERE"], rows)
 }
 
 /// The name of a value in JSON, so that both output formats use the same words.

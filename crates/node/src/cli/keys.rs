@@ -41,7 +41,7 @@ pub(super) async fn run(command: KeyCommand, client: &Client, output: Output) ->
     match command {
         KeyCommand::Create { role, collection, ttl } => {
             let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis())).transpose();
-            let ttl_ms = ttl_ms.map_err(|_| Failure::usage("--ttl is too long"))?;
+            let ttl_ms = ttl_ms.map_err(|_| Failure::usage("--ttl must be shorter than 500 million years"))?;
             let reply = client.create_key(&KeyRequest { role, collections: collection, ttl_ms }).await?;
             // Only the key, so that a script can use the output directly.
             output.show(&reply, |reply| reply.key.clone())

@@ -13,6 +13,7 @@ mod failure;
 mod keys;
 mod kv;
 mod nodes;
+mod operations;
 mod output;
 mod settings;
 mod tokens;
@@ -118,6 +119,9 @@ pub(crate) enum ClientCommand {
     /// Drain nodes, let them leave, remove them
     #[command(subcommand)]
     Node(nodes::NodeCommand),
+    /// Show what changes shards now: replicas that are added or removed, leaderships, snapshots
+    #[command(subcommand)]
+    Operation(operations::OperationCommand),
     /// Show and raise the cluster version, after all nodes run a new binary
     #[command(subcommand)]
     Upgrade(upgrade::UpgradeCommand),
@@ -191,6 +195,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Key(command) => keys::run(command, &client, output).await,
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, options, output).await,
+        ClientCommand::Operation(command) => operations::run(command, &client, output).await,
         ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,
         ClientCommand::Authority(command) => authority::run(command, &client, output).await,
         ClientCommand::Events(arguments) => events::run(events::Log::Events, &arguments, &client, output).await,

@@ -35,7 +35,8 @@ pub(crate) enum TokenCommand {
 pub(super) async fn run(command: TokenCommand, client: &Client, output: Output) -> Result<(), Failure> {
     match command {
         TokenCommand::Create { ttl, uses } => {
-            let ttl_ms = u64::try_from(ttl.as_millis()).map_err(|_| Failure::usage("--ttl is too long"))?;
+            let ttl_ms = u64::try_from(ttl.as_millis())
+                .map_err(|_| Failure::usage("--ttl must be shorter than 500 million years"))?;
             let reply = client.create_token(&TokenRequest { ttl_ms: Some(ttl_ms), uses: Some(uses) }).await?;
             // Only the token, so that a script can use the output directly.
             output.show(&reply, |reply| reply.token.clone())

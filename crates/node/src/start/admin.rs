@@ -12,13 +12,13 @@ use std::{
 
 use flotilla_api::{
     AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
-    KeyRequest, NodeChange, NodeVerb, RecordsDigest, ReplicaDigest, Setting as ApiSetting, Sharding as ApiSharding,
-    TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
+    KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest, ReplicaDigest, Setting as ApiSetting,
+    Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
 use flotilla_gateway::{Admin, AdminError, AdminFuture, AuditEntry, ChangeOptions, StoreError};
 use flotilla_identity::{ClientKey, JoinToken, TokenId};
-use flotilla_meta::{Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting};
+use flotilla_meta::{BUCKETS_MAX, Liveness, MetaCommand, MetaRefusal, MetaReply, NodeState, Setting};
 use flotilla_placement::Sharding;
 use flotilla_replication::{Handle, ReplicaStatus, clock};
 use flotilla_transport::Transport;
@@ -33,11 +33,13 @@ use super::{
     events::Events,
     metrics,
     node_change::{self, Facts},
-    status,
+    operations, status,
 };
 
 /// Lifetime of a join token when the request names none.
 const TOKEN_TTL_MS_DEFAULT: u64 = 3_600_000;
+/// How long another node may take to report what changes shards.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Implements [`Admin`] for a running node.
 pub(crate) struct NodeAdmin {
@@ -93,6 +95,9 @@ impl NodeAdmin {
             ApiSharding::Range => (Sharding::Range, 1),
         };
         let shards = request.shards.unwrap_or_else(|| SHARDS_DEFAULT.min(buckets));
+        if let Some(refusal) = misfit(request.sharding, shards, buckets) {
+            return Err(StoreError::Refused(refusal).into());
+        }
         let matches = |found: &Collection| {
             found.sharding == request.sharding && found.buckets == buckets && found.replicas == replicas
         };
@@ -162,6 +167,12 @@ impl NodeAdmin {
             Some(state) if status.draining => format!("this node is {state}; use another one"),
             _ => "in service".to_owned(),
         }
+    }
+
+    /// What changes shards, as this node reports it.
+    fn operations_here(&self) -> OperationList {
+        let reports = vec![(self.topology.node(), Some(self.shards.operations_here()))];
+        operations::list(reports, &self.topology.meta(), clock::wall_ms())
     }
 
     /// The liveness of a node for placement, now.
@@ -286,6 +297,21 @@ impl NodeAdmin {
     }
 }
 
+/// Why a collection cannot have as many shards. Other limits are for the metadata group to check.
+fn misfit(sharding: ApiSharding, shards: u16, buckets: u16) -> Option<String> {
+    match sharding {
+        _ if shards == 0 => Some("the number of shards must be 1 to the number of buckets".to_owned()),
+        ApiSharding::Range if shards > 1 => {
+            Some(format!("a range collection begins with one shard, not {shards}; leave out the number of shards"))
+        }
+        ApiSharding::Hash if shards > buckets && (1..=BUCKETS_MAX).contains(&buckets) => Some(format!(
+            "{shards} shards do not fit {buckets} buckets: each shard needs at least one; ask for at most {buckets} \
+             shards, or for more buckets (`--buckets`, at most {BUCKETS_MAX})"
+        )),
+        _ => None,
+    }
+}
+
 impl Admin for NodeAdmin {
     fn status(&self) -> ClusterStatus {
         let sources = status::Sources {
@@ -296,6 +322,7 @@ impl Admin for NodeAdmin {
             started_ms: self.started_ms,
             draining: self.is_draining(),
             notes: self.notes(),
+            operations: self.operations_here(),
         };
         sources.status()
     }
@@ -375,6 +402,14 @@ impl Admin for NodeAdmin {
         self.audit.recent()
     }
 
+    fn operations(&self, deadline: Instant) -> AdminFuture<'_, OperationList> {
+        Box::pin(async move {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let reports = self.shards.operations(remaining.min(REPORT_TIMEOUT)).await;
+            Ok(operations::list(reports, &self.topology.meta(), clock::wall_ms()))
+        })
+    }
+
     fn digests(&self, only: Option<BTreeSet<ShardId>>, deadline: Instant) -> AdminFuture<'_, DigestList> {
         Box::pin(async move { Ok(self.local_digests(only, deadline).await) })
     }
@@ -445,5 +480,24 @@ impl Admin for NodeAdmin {
 
     fn rotate_authority(&self, deadline: Instant) -> AdminFuture<'_, AuthorityStatus> {
         Box::pin(self.rotate(deadline))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_shards_than_buckets_are_refused_with_what_to_do() {
+        let refusal = misfit(ApiSharding::Hash, 40, 16).expect("a refusal");
+        let parts = ["40 shards", "16 buckets", "at most 16 shards", "`--buckets`, at most 1024"];
+        assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal}");
+        assert!(misfit(ApiSharding::Range, 2, 1).is_some_and(|refusal| refusal.contains("one shard")));
+        assert!(misfit(ApiSharding::Hash, 0, 16).is_some());
+        for (sharding, shards, buckets) in [(ApiSharding::Hash, 16, 16), (ApiSharding::Range, 1, 1)] {
+            assert_eq!(misfit(sharding, shards, buckets), None);
+        }
+        // What is wrong there is the number of buckets, which the metadata group says.
+        assert_eq!(misfit(ApiSharding::Hash, 2_000, 1_500), None);
     }
 }

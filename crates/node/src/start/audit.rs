@@ -1,7 +1,7 @@
 //! The audit log in the data folder: JSON lines, rotated by size.
 //!
 //! A thread of its own writes and syncs, so that no request waits for the disk. Refused tries without a valid
-//! key are limited in number: nobody can push what others did out of the log by sending wrong keys.
+//! key are limited in number: sending wrong keys cannot push what others did out of the log.
 
 use std::{
     collections::BTreeMap,

@@ -96,7 +96,7 @@ impl Custody {
     pub(crate) fn certify_node(&self, node: NodeId, csr: &[u8], valid_s: u64) -> Option<Certified> {
         let meta = self.topology.meta();
         let record = meta.node(node).filter(|record| !record.state.is_gone())?;
-        // Without this, a node could get a certificate for a key that nobody admitted.
+        // Without this, a node could get a certificate for a key that was never admitted.
         if csr_public_key_digest(csr).ok()? != record.key_digest {
             tracing::warn!(%node, "a node asks for a certificate of another key than its own");
             return None;

@@ -1,4 +1,4 @@
-//! The end of a node that was told to leave the cluster.
+//! The end of a node that leaves the cluster by order.
 //!
 //! The metadata group records that the node leaves, and placement moves its replicas away while it serves.
 //! When no shard has or wants one here, the node answers its clients, tells the metadata group that it has
@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause after a try without an answer.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The departure of this node, if it is told to leave.
+/// The departure of this node, if it is ordered to leave.
 pub(super) struct Departure {
     node: NodeId,
     topology: Arc<Topology>,
@@ -46,7 +46,7 @@ impl Departure {
 
     /// Tells the metadata group that the node has left, again until it answers or time is up. A peer that
     /// refuses this node as removed says as much: the answer may be lost, because every peer closes its
-    /// connection as soon as it knows. Whether the node has left for good, as far as it was told.
+    /// connection as soon as it knows. Whether the node has left for good, as far as it knows.
     pub(super) async fn complete(self) -> bool {
         let told = tokio::select! {
             told = tokio::time::timeout(TELL_TIMEOUT, self.tell()) => told,

@@ -1,8 +1,8 @@
-//! Why a node ends before it is told to: it was removed from the cluster, or it was started as somebody else.
+//! Why a node ends before it is asked to: it was removed from the cluster, or started under another name.
 //!
 //! A node that was removed never comes back: its id is gone for good, and its replicas are elsewhere. It
 //! learns that from its own metadata, or from the first node that refuses it: only the metadata decides
-//! whom a node refuses. A node that was to leave has then left, and ends as one that was told to stop; only
+//! whom a node refuses. A node that was to leave has then left, and ends as one that was asked to stop; only
 //! its next start says that it was removed.
 
 use std::{fmt, sync::Arc};
@@ -32,9 +32,9 @@ impl std::error::Error for Usage {}
 /// How a node ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// It was told to.
+    /// It was asked to.
     Stopped,
-    /// It was told to leave the cluster, which is done.
+    /// It was ordered to leave the cluster, which is done.
     Left,
     /// It was removed from the cluster.
     Removed,

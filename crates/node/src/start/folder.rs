@@ -33,7 +33,7 @@ const EPOCH_UNIX_SECONDS: u64 = 1_767_225_600;
 /// larger one.
 const INCARNATION_MAX: u64 = (1 << 30) - 2;
 
-/// The mode of the folder: keys and records are for nobody else.
+/// The mode of the folder: only the owner may read keys and records.
 const FOLDER_MODE: u32 = 0o700;
 
 /// The file that says that the node has left its cluster.

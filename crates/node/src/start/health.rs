@@ -266,6 +266,7 @@ mod tests {
             available: true,
             fully_replicated,
             failures_survivable: 0,
+            operations: Vec::new(),
             local: None,
         };
         problems(true, &nodes, &[shard])

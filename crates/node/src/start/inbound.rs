@@ -87,7 +87,7 @@ impl Handler for InboundHandler {
         }
     }
 
-    /// Refuses nodes that are lost or removed, for ever. A node above every id that this one knows of has
+    /// Refuses nodes that are lost or removed, always. A node above every id that this one knows of has
     /// just joined, as its certificate proves.
     fn admit(&self, peer: NodeId) -> bool {
         let meta = self.0.topology.get().map(|topology| topology.meta());

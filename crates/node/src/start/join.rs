@@ -49,7 +49,7 @@ const ADMIT_TIMEOUT: Duration = Duration::from_secs(5);
 const SILENT_FOR: Duration = Duration::from_secs(10);
 /// Redirects followed before the next peer is tried.
 const REDIRECTS_MAX: usize = 3;
-/// How often the same reason why a node cannot join is told.
+/// How often the same reason why a node cannot join is logged.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Mints a new cluster's id and authority, and the identity of its first node.
@@ -100,7 +100,7 @@ pub(crate) async fn join_cluster(folder: &Folder, config: &Config, token: &str) 
     tracing::info!("joining the cluster {} through {}", parsed.cluster(), list(peers));
     let mut progress = Progress::default();
     let mut foreign = BTreeSet::new();
-    // Each peer is asked again by itself, so that nobody waits for one that does not answer.
+    // Each peer is asked again by itself, so that one that does not answer delays no other.
     let ask = |peer, pause| ask_after(pause, peer, &parsed, &request);
     let mut asking: FuturesUnordered<_> = peers.iter().map(|peer| ask(peer, Duration::ZERO)).collect();
     while let Some((peer, answer)) = asking.next().await {
@@ -233,7 +233,7 @@ fn verify_admission(token: &JoinToken, key: NodeKey, joined: peer::Joined, life:
     let invalid = "the cluster issued an identity that is not valid";
     let identity = NodeIdentity::new(token.cluster(), NodeId(joined.node), authority.clone(), cert.clone(), key);
     let identity = identity.context(invalid)?;
-    // A server of the pinned authority has told the others.
+    // A server of the pinned authority has sent the others.
     let authorities = joined.authorities.as_ref().and_then(authorities_from_wire);
     let pinned = |der: &CertificateDer<'_>| CaFingerprint::of(der) == token.fingerprint();
     let known = authorities.as_ref().and_then(|authorities| authorities.previous.as_ref());
@@ -309,7 +309,7 @@ impl JoinAdmission {
         if !trusted.any(|authority| CaFingerprint::of(authority) == token.fingerprint()) {
             return refused("the join token was created before the cluster's authority was rotated");
         }
-        // Checked before anything is told or proposed, because whoever knows the authority can make such
+        // Checked before anything is answered or proposed, because whoever knows the authority can make such
         // tokens.
         if let Err(answer) = self.check_token(&token).await {
             return answer;
@@ -418,7 +418,7 @@ impl JoinAdmission {
                 return Err(address_in_use(meta, record.id));
             }
         }
-        // Nobody answers there as long as the joiner has no identity.
+        // Nothing answers there as long as the joiner has no identity.
         for address in flotilla_transport::resolve(place, RESOLVE_TIMEOUT).await {
             if let Ok(node) = self.network.identify(address).await {
                 return Err(address_in_use(meta, node));

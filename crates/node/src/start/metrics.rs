@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use flotilla_api::{ClusterStatus, FollowerInfo, Liveness, LocalReplica, LocalRole, PeerInfo, PeerState, ShardInfo};
+use flotilla_api::{
+    ClusterStatus, FollowerInfo, Liveness, LocalReplica, LocalRole, OperationInfo, OperationProgress, PeerInfo,
+    PeerState, ShardInfo,
+};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -57,6 +60,7 @@ pub(crate) fn text(status: &ClusterStatus) -> String {
     node(&mut text, status);
     shards(&mut text, &status.shards);
     followers(&mut text, &status.shards);
+    operations(&mut text, &status.shards);
     let peers = status.peers.iter().map(|peer| {
         let state = match peer.state {
             PeerState::Connected => "connected",
@@ -144,6 +148,26 @@ fn followers(text: &mut Text, shards: &[ShardInfo]) {
     text.family("flotilla_shard_replica_lag_entries", GAUGE, help, lags);
 }
 
+/// What changes the shards that are led here, and the snapshots that are received here.
+fn operations(text: &mut Text, shards: &[ShardInfo]) {
+    let all = || shards.iter().flat_map(|shard| &shard.operations);
+    let labels = |operation: &OperationInfo| {
+        let OperationInfo { kind, shard, replica, node, .. } = operation;
+        format!(r#"kind="{kind}",shard="{shard}",replica="{replica}",node="{node}""#)
+    };
+    let since =
+        all().map(|found| (format!(r#"{},phase="{}""#, labels(found), found.phase), found.since_ms as f64 / 1e3));
+    let help = "When the current phase of an operation on a shard began, in Unix seconds";
+    text.family("flotilla_operation_phase_start_seconds", GAUGE, help, since);
+    let mut progress = |name: &str, help: &str, value: fn(&OperationProgress) -> Option<u64>| {
+        let samples = all().filter_map(|found| Some((labels(found), value(&found.progress)?)));
+        text.family(name, GAUGE, help, samples);
+    };
+    progress("flotilla_operation_objects", "Objects of a received snapshot that are here", |done| done.objects);
+    progress("flotilla_operation_objects_expected", "Objects of a received snapshot", |done| done.objects_total);
+    progress("flotilla_operation_bytes", "Bytes of a received snapshot that were fetched", |done| done.bytes);
+}
+
 fn process(text: &mut Text) {
     if let Some(bytes) = resident_bytes() {
         text.one("flotilla_process_resident_bytes", "Resident memory of the process", bytes);
@@ -226,7 +250,10 @@ mod tests {
             "shards":[{"id":4,"collection":"default","range":"bucket 0","leader":null,"replicas":[],
             "epoch":{"range":1,"config":2},"desired_replicas":3,"healthy":false,"local":{"replica":9,"role":"follower",
             "term":7,"commit":12,"applied":11,"checkpoint":3,"memtable_bytes":640,
-            "followers":[{"replica":8,"node":5,"lag":7,"active":true,"in_snapshot":false}]}}],
+            "followers":[{"replica":8,"node":5,"lag":7,"active":true,"in_snapshot":false}]},
+            "operations":[{"id":"","kind":"receive_snapshot","phase":"fetching","reason":"","shard":4,"replica":9,
+            "node":2,"reported_by":2,"since_ms":1500,"progress":{"objects":3,"objects_total":9,"bytes":70},
+            "done":false,"error":null}]}],
             "available_shards":9,"replicated_shards":8,"shards_total":10,"failures_survivable":2}"#;
         serde_json::from_str(text).expect("a status")
     }
@@ -250,6 +277,10 @@ mod tests {
             r#"flotilla_transport_peer_rtt_seconds{peer="n5"} 0.0015"#,
             r#"flotilla_shard_replica_lag_entries{shard="s4",node="n5"} 7"#,
             r#"flotilla_shard_apply_lag_entries{shard="s4"} 1"#,
+            r#"flotilla_operation_phase_start_seconds{kind="receive_snapshot",shard="s4",replica="r9",node="n2",phase="fetching"} 1.5"#,
+            r#"flotilla_operation_objects{kind="receive_snapshot",shard="s4",replica="r9",node="n2"} 3"#,
+            r#"flotilla_operation_objects_expected{kind="receive_snapshot",shard="s4",replica="r9",node="n2"} 9"#,
+            r#"flotilla_operation_bytes{kind="receive_snapshot",shard="s4",replica="r9",node="n2"} 70"#,
             "flotilla_shards_leaderless 1",
             "flotilla_shards 10",
             "flotilla_shards_available 9",

@@ -1,4 +1,4 @@
-//! `flotilla start`: assembles a node from the other crates and runs it until it is told to stop.
+//! `flotilla start`: assembles a node from the other crates and runs it until it is asked to stop.
 
 mod admin;
 mod audit;
@@ -19,6 +19,7 @@ mod join;
 mod machines;
 mod metrics;
 mod node_change;
+mod operations;
 mod places;
 mod security;
 mod shard_view;
@@ -91,7 +92,7 @@ Exit codes:
 
 type PublishEvent = Arc<dyn Fn(flotilla_control::Event) + Send + Sync>;
 
-/// Runs a node. Returns after it was told to stop.
+/// Runs a node. Returns after it was asked to stop.
 pub(crate) fn run(args: StartArgs) -> ExitCode {
     #[cfg(feature = "failpoints")]
     limit_versions();
@@ -188,7 +189,7 @@ async fn identity(config: &Config, folder: &Folder) -> anyhow::Result<(NodeIdent
     }
 }
 
-/// Builds the node, runs it until it is told to stop or was removed, and shuts it down. Returns the host,
+/// Builds the node, runs it until it is asked to stop or was removed, and shuts it down. Returns the host,
 /// whose threads still run; `None` if it was clear before the start that the node was removed.
 async fn serve(
     config: Config,
@@ -558,7 +559,7 @@ async fn stop_gateways(stop: &watch::Sender<bool>, gateways: impl Future<Output 
     let _ = tokio::time::timeout(GATEWAYS_STOP_TIMEOUT, gateways).await;
 }
 
-/// Waits until the node is told to stop, has nothing left to do before it leaves, or turns out to be removed.
+/// Waits until the node is asked to stop, has nothing left to do before it leaves, or is found to be removed.
 async fn wait_for_end(
     config: &Config,
     departure: &Departure,

@@ -84,12 +84,13 @@ impl<'a> ShardView<'a> {
             available: health.is_available,
             fully_replicated: health.is_fully_replicated,
             failures_survivable: health.failures_survivable as u32,
+            operations: Vec::new(),
             local: local.map(local_replica),
         }
     }
 
     /// The leader: by this node's own vote if it has one in the shard, else by the hint. A learner or a
-    /// replica that was removed may remember a leader forever, so it does not count.
+    /// replica that was removed may remember a leader without end, so it does not count.
     fn leader(
         &self,
         descriptor: &ShardDescriptor,

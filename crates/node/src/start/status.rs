@@ -2,8 +2,8 @@
 
 use flotilla_api::{
     AuthorityStatus, CertificateLife, ClusterStatus, Collection, Health, KeyId, KeyInfo, Liveness, MetadataRole,
-    NodeCertification, NodeInfo, NodeState, NodeUpgrade, PeerInfo, PeerState, Setting as ApiSetting, ShardInfo,
-    Sharding, TokenId, TokenInfo, UpgradeStatus, Versions,
+    NodeCertification, NodeInfo, NodeState, NodeUpgrade, OperationList, PeerInfo, PeerState, Setting as ApiSetting,
+    ShardInfo, Sharding, TokenId, TokenInfo, UpgradeStatus, Versions,
 };
 use flotilla_control::{MemberState, Topology};
 use flotilla_identity::Life;
@@ -28,6 +28,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) started_ms: u64,
     pub(crate) draining: bool,
     pub(crate) notes: Vec<String>,
+    /// What this node reports.
+    pub(crate) operations: OperationList,
 }
 
 impl Sources<'_> {
@@ -36,7 +38,8 @@ impl Sources<'_> {
         let here = self.host.status();
         let liveness = |node| self.topology.liveness(node).0;
         let view = ShardView::new(self.topology.node(), &meta, &here, liveness);
-        let shards = view.shards(|shard| self.topology.leader(shard));
+        let mut shards = view.shards(|shard| self.topology.leader(shard));
+        ShardInfo::attach_operations(&mut shards, self.operations.operations.clone());
         let metadata = health::metadata(&shards);
         let metadata_leader = metadata.map_or_else(|| self.topology.leader(ShardId::META), |shard| shard.leader);
         let loads = health::loads(&shards);

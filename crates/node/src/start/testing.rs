@@ -82,6 +82,7 @@ pub(super) fn replica(meta: &MetaState, shard: ShardId, node: u64, leader: Optio
         truncated: LogIndex(0),
         conf: ConfState::of_voters(descriptor.replicas.iter().map(|replica| replica.replica)),
         followers: Vec::new(),
+        transfers_to: None,
     };
     ReplicaStatus {
         shard,

@@ -213,6 +213,7 @@ impl<T> Core<T> {
             effects.background.push(Background::Build { replica: id });
             return;
         };
+        replica.compacted = false;
         let tail = if std::mem::take(&mut replica.releases_log) { Tail::Released } else { Tail::Kept };
         let truncate = truncation(group, replica, checkpoint.position.index, tail, &self.config);
         replica.checkpointing = Checkpointing::Writing;
@@ -244,7 +245,7 @@ impl<T> Core<T> {
         self.raft.step(input, &mut self.raft_effects);
     }
 
-    pub(super) fn on_checkpoint_installed(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+    pub(super) fn on_checkpoint_installed(&mut self, id: ReplicaId, needs_compaction: bool, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpointing = Checkpointing::Idle;
         replica.usage.frozen_bytes = 0;
@@ -256,6 +257,33 @@ impl<T> Core<T> {
         }
         self.step_pending_snapshot(id, effects);
         self.start_due_checkpoints(effects);
+        if needs_compaction && self.schedule.compacting != Some(id) {
+            self.schedule.compactions.insert(id);
+            self.start_compaction(None, effects);
+        }
+    }
+
+    /// Starts the next compaction, if none runs: of the first replica after `last` that waits.
+    fn start_compaction(&mut self, last: Option<ReplicaId>, effects: &mut Effects<T>) {
+        if self.schedule.compacting.is_some() {
+            return;
+        }
+        let waiting = &mut self.schedule.compactions;
+        let after = last.and_then(|last| waiting.range((Bound::Excluded(last), Bound::Unbounded)).next().copied());
+        let Some(replica) = after.or_else(|| waiting.first().copied()) else { return };
+        waiting.remove(&replica);
+        self.schedule.compacting = Some(replica);
+        effects.background.push(Background::Compact { replica });
+    }
+
+    /// A compaction has ended. What it has made waits for a checkpoint that names it.
+    pub(super) fn on_compacted(&mut self, id: ReplicaId, done: bool, effects: &mut Effects<T>) {
+        self.schedule.compacting.take_if(|compacting| *compacting == id);
+        if let Some(replica) = self.replicas.get_mut(&id).filter(|_| done) {
+            replica.compacted = true;
+            self.want_checkpoint(id, effects);
+        }
+        self.start_compaction(Some(id), effects);
     }
 }
 

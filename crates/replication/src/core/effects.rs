@@ -136,6 +136,12 @@ pub enum Background {
         /// The checkpoint.
         checkpoint: Checkpoint,
     },
+    /// Merge tables of the replica's checkpoint, slowly, beside other work on the replica. At most one at a
+    /// time.
+    Compact {
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Fetch the objects of a snapshot from a node, in place of those of an earlier one for the same replica.
     Pull {
         /// The replica that needs it.

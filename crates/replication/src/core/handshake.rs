@@ -281,7 +281,7 @@ impl NodeHeartbeat {
 impl<T> Core<T> {
     /// Whether each replica was verified or abandoned, so that nothing lost can do harm any more. A node that
     /// recovered nothing must be checked too: it may have lost everything. Evidence does not replace the
-    /// check here: a peer that remembers more is still heard.
+    /// check here: the answer of a peer that remembers more still counts.
     fn is_recovery_complete(&self) -> bool {
         let checked = self.handshake.rolled_back || self.handshake.is_verified();
         checked && self.unverified == 0
@@ -319,7 +319,7 @@ impl<T> Core<T> {
     pub(super) fn on_peer_changed(&mut self, node: NodeId, connected: bool, effects: &mut Effects<T>) {
         self.handshake.forget_check(node);
         self.forget_fetches(node);
-        self.rest.node_changed(node);
+        self.wake_for_node(node, connected);
         if connected {
             self.send_whole_heartbeat(node, effects);
         }

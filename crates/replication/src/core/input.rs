@@ -212,6 +212,15 @@ pub enum Input<T> {
     CheckpointInstalled {
         /// The replica.
         replica: ReplicaId,
+        /// Whether it has tables that are to be merged.
+        needs_compaction: bool,
+    },
+    /// A compaction has ended.
+    Compacted {
+        /// The replica.
+        replica: ReplicaId,
+        /// Whether it has made something for the next checkpoint.
+        done: bool,
     },
     /// The objects that a snapshot names are here, or could not be fetched.
     Pulled {

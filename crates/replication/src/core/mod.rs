@@ -14,6 +14,7 @@ mod input;
 mod lease;
 mod offers;
 mod outcome;
+mod pace;
 mod replica;
 mod requests;
 mod rest;
@@ -73,6 +74,7 @@ pub struct Core<T> {
     touched: BTreeSet<ReplicaId>,
     schedule: Schedule,
     rest: RestingReplicas,
+    pace: pace::Pace,
     /// The replica here that has offered a snapshot to this one.
     offers_to: BTreeMap<ReplicaId, ReplicaId>,
     handshake: RecoveryHandshake,
@@ -119,6 +121,7 @@ impl<T> Core<T> {
             touched: BTreeSet::new(),
             schedule: Schedule::default(),
             rest: RestingReplicas::default(),
+            pace: pace::Pace::default(),
             offers_to: BTreeMap::new(),
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
             config,
@@ -175,7 +178,10 @@ impl<T> Core<T> {
             }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
             Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
-            Input::CheckpointInstalled { replica } => self.on_checkpoint_installed(replica, effects),
+            Input::CheckpointInstalled { replica, needs_compaction } => {
+                self.on_checkpoint_installed(replica, needs_compaction, effects);
+            }
+            Input::Compacted { replica, done } => self.on_compacted(replica, done, effects),
             Input::Pulled { replica, checkpoint, complete } => self.on_pulled(replica, &checkpoint, complete, effects),
             Input::ObjectsServed { node, to, complete } => self.on_objects_served(node, to, complete),
             Input::SnapshotSent { replica, to, sent } => {
@@ -190,7 +196,10 @@ impl<T> Core<T> {
                 }
             }
             Input::ReleaseLog { replica } => self.release_log(replica, effects),
-            Input::Broken { replica } => self.abandon(replica, LostReason::Broken, effects),
+            Input::Broken { replica } => {
+                self.on_compacted(replica, false, effects);
+                self.abandon(replica, LostReason::Broken, effects);
+            }
             Input::Create { replica, descriptor, founding } => self.create(replica, descriptor, founding, effects),
             Input::Destroy { replica } => self.destroy(replica, effects),
             Input::TrustFolder => self.trust_folder(effects),
@@ -226,7 +235,9 @@ impl<T> Core<T> {
 
     fn tick(&mut self, effects: &mut Effects<T>) {
         self.ticks += 1;
-        self.wake_dependents();
+        let pace = self.pace.next(self.now_ms, self.config.tick_ms);
+        self.wake_dependents(pace);
+        self.raft.limit_campaigns(pace);
         self.raft.step(consensus::Input::Tick, &mut self.raft_effects);
         self.expire_requests(effects);
         self.visit_offers(effects);

@@ -3,7 +3,7 @@
 //! An offer is a promise: the objects of its checkpoint stay here, and so does the log after it, until the
 //! follower has installed it and has caught up with the newest checkpoint. Otherwise a transfer that takes
 //! longer than the next checkpoints would end with objects that are gone, or with a log that begins too late,
-//! and start over for ever.
+//! and start over, again and again.
 //!
 //! An offer ends early when it has lasted for [`OFFER_MS_MAX`] or the log kept for it reaches
 //! `offer_log_bytes_max`. The follower is then offered the newest checkpoint, and needs only what it did not

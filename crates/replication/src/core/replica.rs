@@ -110,6 +110,8 @@ pub(super) struct Replica<T> {
     pub(super) checkpoint: LogIndex,
     pub(super) checkpointing: Checkpointing,
     pub(super) checkpoint_wanted: bool,
+    /// A compaction has made tables that no checkpoint names yet.
+    pub(super) compacted: bool,
     /// The log cannot free space because of this replica: its next checkpoint keeps no tail of entries.
     pub(super) releases_log: bool,
     /// Log bytes written since the last checkpoint began.
@@ -159,6 +161,7 @@ impl<T> Replica<T> {
             checkpoint: index,
             checkpointing: Checkpointing::Idle,
             checkpoint_wanted: false,
+            compacted: false,
             releases_log: false,
             log_bytes: 0,
             entry_bytes: EntryBytes::after(index),
@@ -173,10 +176,10 @@ impl<T> Replica<T> {
         self.role == Role::Leader
     }
 
-    /// Whether the checkpoint has every entry that was delivered to the state machine: another one would be
-    /// the same.
+    /// Whether the checkpoint has every entry that was delivered to the state machine, and what was compacted:
+    /// another one would be the same.
     pub(super) fn is_checkpoint_current(&self) -> bool {
-        self.delivered <= self.checkpoint
+        self.delivered <= self.checkpoint && !self.compacted
     }
 
     /// Whether a checkpoint can be made now, as far as this replica is concerned.

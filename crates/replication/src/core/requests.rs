@@ -27,6 +27,7 @@ impl<T> Core<T> {
         if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
+            self.wake_for_client(id);
         } else if request.after.millis() > self.wall_ms + self.config.clock_ahead_ms_max {
             effects.replies.push((request.reply, Err(RequestError::AfterAhead)));
         } else if !admitted {
@@ -50,6 +51,7 @@ impl<T> Core<T> {
         } else if !replica.leads() {
             let leader = replica.leader_node();
             effects.replies.push((request.reply, Err(RequestError::NotLeader { leader })));
+            self.wake_for_client(id);
         } else if replica.reads_waiting >= self.config.pending_reads_max {
             effects.replies.push((request.reply, Err(RequestError::Busy)));
         } else {

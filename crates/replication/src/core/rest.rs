@@ -5,9 +5,13 @@
 //! may have restarted), or when it says that the leader is gone. A resting leader wakes when the connection
 //! to a follower's node changes: the follower may have restarted, and count its election timeout.
 //!
-//! Wake-ups after such an event are dealt out, [`WAKES_PER_TICK`] a tick: a node may lead thousands of
-//! resting groups, and each that wakes sends messages. Whoever is wanted by a client does not wait for its
-//! turn: a request, or any message, wakes a replica at once.
+//! Replicas that were recovered from disk rest too, and depend on nothing: all of them wake after the start.
+//!
+//! Wake-ups after such an event are dealt out over ticks, at most [`PACE_MAX`](super::pace) in each: a node may hold
+//! thousands of resting replicas, and each that wakes sends messages and wakes others. While ticks come late
+//! there are fewer, or the messages of those awake would come late too, replicas would miss their leaders'
+//! heartbeats, and wake more of them. A replica that a client wants does not wait for its turn: a request,
+//! or any message, wakes it at once.
 //!
 //! Silence is counted in ticks of this node, not by its clock: a process that was paused has missed ticks,
 //! not heartbeats.
@@ -19,8 +23,6 @@ use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, ShardId};
 
 use super::Core;
 
-/// Replicas that one tick wakes, at most.
-const WAKES_PER_TICK: usize = 500;
 /// Heartbeat intervals without a heartbeat after which a node is silent.
 const SILENT_INTERVALS: u64 = 3;
 /// Node heartbeats that name a shard which is not led any more: some may be lost.
@@ -79,13 +81,6 @@ impl RestingReplicas {
         self.silent.retain(|node| peers.contains(node));
     }
 
-    /// The connection to a node came up or went down.
-    pub(super) fn node_changed(&mut self, node: NodeId) {
-        for replica in self.dependents.get(&node).into_iter().flatten() {
-            self.to_wake.entry(*replica).or_insert(false);
-        }
-    }
-
     fn is_silent(&self, node: NodeId, tick: u64, silent_ticks: u64) -> bool {
         self.sent_at.get(&node).is_none_or(|sent_at| tick - sent_at >= silent_ticks)
     }
@@ -122,11 +117,26 @@ impl<T> Core<T> {
             group.node_of(leader).into_iter().collect::<Vec<_>>()
         };
         // A follower must know whose silence to notice.
-        let is_orphan = role != Role::Leader && nodes.is_empty();
-        let is_orphan = is_orphan || nodes.iter().any(|node| role != Role::Leader && self.rest.silent.contains(node));
+        let has_leader = !nodes.is_empty() && nodes.iter().all(|node| !self.rest.silent.contains(node));
         self.rest.insert(id, nodes);
-        if is_orphan {
-            self.rest.to_wake.insert(id, false);
+        if role != Role::Leader && !has_leader {
+            self.rest.to_wake.insert(id, true);
+        }
+    }
+
+    /// The connection to a node came up or went down: it may have restarted. Leaders wait until it is there.
+    pub(super) fn wake_for_node(&mut self, node: NodeId, connected: bool) {
+        for id in self.rest.dependents.get(&node).into_iter().flatten() {
+            if connected || self.replicas.get(id).is_some_and(|replica| !replica.leads()) {
+                self.rest.to_wake.entry(*id).or_insert(false);
+            }
+        }
+    }
+
+    /// A client asks for a replica that does not lead. If it waits for its turn to wake, it wakes now.
+    pub(super) fn wake_for_client(&mut self, id: ReplicaId) {
+        if let Some(leader_is_silent) = self.rest.to_wake.remove(&id) {
+            self.raft.step(consensus::Input::Wake { replica: id, leader_is_silent }, &mut self.raft_effects);
         }
     }
 
@@ -178,9 +188,9 @@ impl<T> Core<T> {
     }
 
     /// Wakes some of the replicas that must, after a look at the nodes that they depend on.
-    pub(super) fn wake_dependents(&mut self) {
+    pub(super) fn wake_dependents(&mut self, wakes_max: usize) {
         self.note_silent_nodes();
-        for _ in 0..WAKES_PER_TICK {
+        for _ in 0..wakes_max {
             let Some((replica, leader_is_silent)) = self.rest.to_wake.pop_first() else { break };
             self.raft.step(consensus::Input::Wake { replica, leader_is_silent }, &mut self.raft_effects);
         }

@@ -24,6 +24,10 @@ pub(super) struct Schedule {
     /// A checkpoint is being made: bounded by `checkpoints_parallel_max`.
     pub(super) checkpointing: BTreeSet<ReplicaId>,
     pub(super) memtables: Memtables,
+    /// Checkpoints with tables to merge, which wait for their turn.
+    pub(super) compactions: BTreeSet<ReplicaId>,
+    /// The replica that is being compacted.
+    pub(super) compacting: Option<ReplicaId>,
     /// Replicas whose status may have changed since it was last published, beside those that were drained.
     pub(super) changed: BTreeSet<ReplicaId>,
     /// Replicas that lead a group of several voters, as of the last publication.
@@ -42,6 +46,7 @@ impl Schedule {
         self.offers.remove(&replica);
         self.checkpoints.remove(&replica);
         self.checkpointing.remove(&replica);
+        self.compactions.remove(&replica);
         self.announced.new.remove(&replica);
         self.upkeep.set(replica, None);
         self.changed.insert(replica);

@@ -101,6 +101,7 @@ impl<T> Core<T> {
     pub(super) fn on_snapshot_persisted(&mut self, id: ReplicaId, checkpoint: Checkpoint, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.receives = false;
+        replica.compacted = false;
         replica.checkpoint = checkpoint.position.index;
         self.schedule.changed.insert(id);
         let shard = replica.shard;

@@ -1,5 +1,5 @@
 //! Upkeep: entries without commands, by which state machines do work that depends on time also in shards that
-//! nobody writes to.
+//! no client writes to.
 //!
 //! Invariants: only leaders propose it, one entry of a shard at a time, and only while nothing else of the
 //! shard is in flight; a tick visits only shards whose upkeep is due, and proposes for a bounded number.
@@ -83,7 +83,7 @@ impl<T> Core<T> {
         let payload = Batch { timestamp, commands: Vec::new() }.encode();
         let Ok(index) = self.raft.propose(id, payload, &mut self.raft_effects) else { return false };
         replica.clock = timestamp;
-        // Nobody waits for its outcome.
+        // No caller waits for its outcome.
         replica.inflight.push_back((index, replica.term, Vec::new()));
         true
     }

@@ -72,7 +72,7 @@ impl<T> Core<T> {
         if let Ok(index) = self.raft.propose(id, payload, &mut self.raft_effects) {
             replica.switch_proposed = Some((replica.term, self.cluster_version));
             replica.clock = timestamp;
-            // Nobody waits for its outcome.
+            // No caller waits for its outcome.
             replica.inflight.push_back((index, replica.term, Vec::new()));
         }
     }

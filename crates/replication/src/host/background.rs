@@ -1,8 +1,12 @@
 //! The background threads, for slow jobs: building and installing checkpoints, loading records, reclaiming
-//! log space.
+//! log space; and one for compactions, so that they hold back nothing else.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -71,6 +75,10 @@ pub(super) struct Workers {
     pub(super) inbox: Inbox,
     pub(super) apply: Arc<InlineExecutor<apply::Apply>>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
+    /// Set when the host stops.
+    pub(super) stopped: Arc<AtomicBool>,
+    /// Whether these threads reclaim log space.
+    pub(super) reclaim: bool,
 }
 
 pub(super) struct Shared {
@@ -81,6 +89,8 @@ pub(super) struct Shared {
     inbox: Inbox,
     apply: Arc<InlineExecutor<apply::Apply>>,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
+    stopped: Arc<AtomicBool>,
+    reclaim: bool,
     reclaimed: Mutex<Instant>,
 }
 
@@ -94,6 +104,8 @@ impl Workers {
             inbox: self.inbox,
             apply: self.apply,
             fatal: self.fatal,
+            stopped: self.stopped,
+            reclaim: self.reclaim,
             reclaimed: Mutex::new(Instant::now()),
         }
     }
@@ -118,12 +130,13 @@ impl Shared {
             Job::Build { .. } => Some("build"),
             Job::InstallCheckpoint { .. } => Some("install"),
             Job::Load(_) => Some("load"),
+            Job::Compact { .. } => Some("compact"),
             Job::Destroy { .. } => None,
         };
         let (before, after) = if is_enabled() { places(&job) } else { Default::default() };
         before.into_iter().for_each(reached);
         let started = Instant::now();
-        let result = job.run::<Reply>(&*self.engine);
+        let result = job.run::<Reply>(&*self.engine, &|| self.stopped.load(Ordering::Relaxed));
         after.filter(|_| !matches!(result, JobResult::Retry { .. })).into_iter().for_each(reached);
         match kind {
             Some("build") if matches!(result, JobResult::Report(_)) => {
@@ -150,7 +163,7 @@ impl Shared {
 
     fn reclaim_if_due(&self) {
         let mut reclaimed = self.reclaimed.lock();
-        if reclaimed.elapsed() < RECLAIM_EVERY {
+        if !self.reclaim || reclaimed.elapsed() < RECLAIM_EVERY {
             return;
         }
         *reclaimed = Instant::now();
@@ -186,7 +199,7 @@ fn places(job: &Job) -> (Option<Place>, Option<Place>) {
         Job::InstallCheckpoint { .. } => (Some(Place::CheckpointBeforeInstall), Some(Place::CheckpointInstalled)),
         Job::Load(load) if load.replaces => (Some(Place::SnapshotBeforeInstall), Some(Place::SnapshotInstalled)),
         Job::Load(_) => (Some(Place::SnapshotBeforeLoad), None),
-        Job::Destroy { .. } => (None, None),
+        Job::Compact { .. } | Job::Destroy { .. } => (None, None),
     }
 }
 

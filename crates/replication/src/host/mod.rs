@@ -7,6 +7,7 @@
 //! | apply | applies entries and answers queries, as far as memory suffices |
 //! | read (`read_threads`) | entries and queries that may wait for the disk |
 //! | background (2) | builds and installs checkpoints, loads records, reclaims log space |
+//! | compact | merges tables of checkpoints |
 //!
 //! Pulls run as tasks on the network's runtime. A panic in any of the threads stops the node.
 
@@ -24,7 +25,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -41,6 +42,7 @@ use tokio::sync::oneshot;
 
 pub use digest::{Digest, DigestError};
 use inline::InlineExecutor;
+pub use pull::IncomingSnapshot;
 
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
@@ -113,6 +115,8 @@ pub struct Host {
     apply: Arc<InlineExecutor<apply::Apply>>,
     pool: Arc<pool::Pool>,
     background: mpsc::Sender<background::Order>,
+    compaction: mpsc::Sender<background::Order>,
+    stopped: Arc<AtomicBool>,
     engine: Arc<dyn StateEngine>,
 }
 
@@ -124,6 +128,7 @@ pub struct Handle {
     engine: Arc<dyn StateEngine>,
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
+    pulls: pull::Tasks,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -137,6 +142,8 @@ impl Host {
     ) -> Result<Self, LogError> {
         let (events, inbox_rx) = mpsc::channel();
         let (background_tx, background_rx) = mpsc::channel();
+        let (compaction_tx, compaction_rx) = mpsc::channel();
+        let stopped = Arc::new(AtomicBool::new(false));
         let inbox = Inbox { events, waiting: Arc::new(AtomicUsize::new(0)) };
         let status = Arc::new(RwLock::new(Arc::new(Vec::new())));
         let transferable_leaderships = Arc::new(AtomicUsize::new(0));
@@ -152,6 +159,7 @@ impl Host {
         )?;
         let sender = frames::Sender::new(network.clone(), inbox.clone());
         let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone(), parts.fatal.clone());
+        let pulls = puller.tasks();
         let wal = wal::Wal {
             wal: work::Wal::new(&*parts.log, parts.incarnation),
             log: parts.log.clone(),
@@ -179,6 +187,7 @@ impl Host {
             wal: wal.clone(),
             apply: apply.clone(),
             background: background_tx.clone(),
+            compaction: compaction_tx.clone(),
             puller,
             engine: parts.engine.clone(),
             notices: parts.notices,
@@ -186,15 +195,19 @@ impl Host {
             status: status.clone(),
             transferable_leaderships: transferable_leaderships.clone(),
         };
-        let workers = background::Workers {
-            orders: background_rx,
-            delayed: background_tx.clone(),
+        let workers = |orders, delayed, reclaim| background::Workers {
+            orders,
+            delayed,
             engine: parts.engine.clone(),
-            log: parts.log,
+            log: parts.log.clone(),
             inbox: inbox.clone(),
             apply: apply.clone(),
             fatal: parts.fatal.clone(),
+            stopped: stopped.clone(),
+            reclaim,
         };
+        let compactor = workers(compaction_rx, compaction_tx.clone(), false).share();
+        let workers = workers(background_rx, background_tx.clone(), true);
 
         let fatal = &parts.fatal;
         let applying = apply.clone();
@@ -202,6 +215,7 @@ impl Host {
             spawn("raft", fatal, move || raft.run(effects))?,
             spawn("wal", fatal, move || wal.run())?,
             spawn("apply", fatal, move || applying.run())?,
+            spawn("compact", fatal, move || compactor.run())?,
         ];
         let workers = Arc::new(workers.share());
         for _ in 0..background::THREADS {
@@ -219,9 +233,11 @@ impl Host {
             engine: parts.engine.clone(),
             apply: apply.clone(),
             transferable_leaderships,
+            pulls,
             fatal: parts.fatal,
         };
-        Ok(Self { handle, threads, apply, pool, background: background_tx, engine: parts.engine })
+        let (background, compaction) = (background_tx, compaction_tx);
+        Ok(Self { handle, threads, apply, pool, background, compaction, stopped, engine: parts.engine })
     }
 
     /// A handle to this host.
@@ -232,14 +248,16 @@ impl Host {
 
     /// Stops the threads and closes the engine cleanly, so that the next start can trust the view.
     pub fn stop(self) {
-        let Self { handle, threads, apply, pool, background, engine } = self;
+        let Self { handle, threads, apply, pool, background, compaction, stopped, engine } = self;
+        stopped.store(true, Ordering::Relaxed);
         let _ = handle.inbox.events.send(Event::Stop);
         apply.close();
         pool.close();
         for _ in 0..background::THREADS {
             let _ = background.send(background::Order::Stop);
         }
-        drop((apply, background));
+        let _ = compaction.send(background::Order::Stop);
+        drop((apply, background, compaction));
         for thread in threads {
             let _ = thread.join();
         }
@@ -419,6 +437,12 @@ impl Handle {
     #[must_use]
     pub fn status(&self) -> Arc<Vec<ReplicaStatus>> {
         self.status.read().clone()
+    }
+
+    /// The snapshots that replicas here receive.
+    #[must_use]
+    pub fn incoming_snapshots(&self) -> Vec<IncomingSnapshot> {
+        self.pulls.lock().values().map(|task| task.current).collect()
     }
 
     /// The number of shards with several voters that this node leads.

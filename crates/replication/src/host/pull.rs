@@ -9,7 +9,7 @@ use bytes::Bytes;
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::StateEngine;
 use flotilla_transport::{CallError, Class, Transport};
-use flotilla_types::{Checkpoint, NodeId, ReplicaId};
+use flotilla_types::{Checkpoint, NodeId, ReplicaId, ShardId};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore, SemaphorePermit},
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::Inbox;
 use crate::{
-    Input,
+    Input, clock,
     work::{Pull, PullBounds, PullError, PullRequest, PullState, Stored, waiting_request},
 };
 
@@ -38,10 +38,52 @@ pub(super) struct Puller {
     engine: Arc<dyn StateEngine>,
     inbox: Inbox,
     /// The replicas with a task.
-    tasks: Arc<Mutex<BTreeMap<ReplicaId, Task>>>,
+    tasks: Tasks,
     pulls: Arc<Semaphore>,
     calls: Arc<Semaphore>,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+/// The replicas with a task, and what it does.
+pub(super) type Tasks = Arc<Mutex<BTreeMap<ReplicaId, Task>>>;
+
+/// A snapshot that a replica here receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IncomingSnapshot {
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The node that it comes from.
+    pub from: NodeId,
+    /// When it was ordered or, once it is being fetched, when that began; Unix milliseconds.
+    pub since_ms: u64,
+    /// Whether it is being fetched. Otherwise it waits for other transfers.
+    pub fetches: bool,
+    /// Its objects that are here. Zero while it waits.
+    pub objects: u64,
+    /// All its objects.
+    pub objects_total: u64,
+    /// Its objects that were fetched.
+    pub objects_fetched: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+}
+
+impl IncomingSnapshot {
+    fn new(replica: ReplicaId, order: &Order) -> Self {
+        Self {
+            shard: order.checkpoint.position.descriptor.shard,
+            replica,
+            from: order.from,
+            since_ms: clock::wall_ms(),
+            fetches: false,
+            objects: 0,
+            objects_total: order.checkpoint.objects().count() as u64,
+            objects_fetched: 0,
+            bytes: 0,
+        }
+    }
 }
 
 /// A snapshot to fetch.
@@ -50,9 +92,9 @@ struct Order {
     checkpoint: Checkpoint,
 }
 
-/// What a running task does next.
-#[derive(Default)]
-struct Task {
+/// What a running task does, and does next.
+pub(super) struct Task {
+    pub(super) current: IncomingSnapshot,
     next: Option<Order>,
     has_next: Arc<Notify>,
 }
@@ -98,7 +140,7 @@ impl Puller {
             task.has_next.notify_one();
             return;
         }
-        let task = Task::default();
+        let task = Task { current: IncomingSnapshot::new(replica, &order), next: None, has_next: Arc::default() };
         let has_next = task.has_next.clone();
         tasks.insert(replica, task);
         drop(tasks);
@@ -119,12 +161,26 @@ impl Puller {
             reached(Place::SnapshotSynced);
             self.inbox.send(Input::Pulled { replica, checkpoint, complete: result.is_ok() });
             let mut tasks = self.tasks.lock();
-            let Some(next) = tasks.get_mut(&replica).and_then(|task| task.next.take()) else {
+            let Some(task) = tasks.get_mut(&replica) else { return };
+            let Some(next) = task.next.take() else {
                 tasks.remove(&replica);
                 return;
             };
+            task.current = IncomingSnapshot::new(replica, &next);
             order = next;
         }
+    }
+
+    /// Updates what is shown of a running task.
+    fn show(&self, replica: ReplicaId, update: impl FnOnce(&mut IncomingSnapshot)) {
+        if let Some(task) = self.tasks.lock().get_mut(&replica) {
+            update(&mut task.current);
+        }
+    }
+
+    /// The replicas with a task.
+    pub(super) fn tasks(&self) -> Tasks {
+        self.tasks.clone()
     }
 
     /// The node of the order that replaces this one.
@@ -145,6 +201,10 @@ impl Puller {
         let mut pull = spawn_blocking(start).await?;
         let (total, missing) = pull.progress();
         metrics::counter!("flotilla_objects_reused_total").increment((total - missing) as u64);
+        self.show(replica, |current| {
+            (current.fetches, current.since_ms) = (true, clock::wall_ms());
+            current.objects = (total - missing) as u64;
+        });
         let mut calls = JoinSet::new();
         let mut last = Failure::Gone;
         loop {
@@ -167,6 +227,11 @@ impl Puller {
             let Some(call) = call else { break };
             match call? {
                 (request, Ok(stored)) => {
+                    self.show(replica, |current| {
+                        current.objects += stored.objects as u64;
+                        current.objects_fetched += stored.objects as u64;
+                        current.bytes += stored.bytes as u64;
+                    });
                     if pull.on_stored(request, stored) {
                         pull = self.sync(pull).await?;
                     }

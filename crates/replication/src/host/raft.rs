@@ -33,6 +33,7 @@ pub(super) struct Raft {
     pub(super) wal: Arc<InlineExecutor<wal::Wal>>,
     pub(super) apply: Arc<InlineExecutor<apply::Apply>>,
     pub(super) background: mpsc::Sender<background::Order>,
+    pub(super) compaction: mpsc::Sender<background::Order>,
     pub(super) puller: pull::Puller,
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
@@ -119,6 +120,11 @@ impl Raft {
                 Background::Build { replica } => Job::Build { replica, failures: 0 },
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     Job::InstallCheckpoint { replica, checkpoint, failures: 0 }
+                }
+                Background::Compact { replica } => {
+                    let job = Box::new(Job::Compact { replica });
+                    let _ = self.compaction.send(background::Order::Work(job));
+                    continue;
                 }
                 Background::Pull { replica, from, checkpoint } => {
                     reached(Place::RaftSnapshotParked);

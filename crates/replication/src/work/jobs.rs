@@ -32,6 +32,11 @@ pub enum Job {
         /// How often this has failed already.
         failures: u32,
     },
+    /// Merge tables of a replica's checkpoint. It may take minutes; meanwhile other jobs of the replica run.
+    Compact {
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Load a replica's records and its state machine.
     Load(Load),
     /// Remove the records of a destroyed replica.
@@ -69,9 +74,25 @@ pub enum JobResult<T> {
 }
 
 impl Job {
-    /// Runs the job; slow.
-    pub fn run<T>(self, engine: &dyn StateEngine) -> JobResult<T> {
+    /// Runs the job; slow. A compaction ends early once `is_stopped`.
+    pub fn run<T>(self, engine: &dyn StateEngine, is_stopped: &dyn Fn() -> bool) -> JobResult<T> {
         match self {
+            Self::Compact { replica } => match engine.compact(replica, is_stopped) {
+                Ok(done) => JobResult::Report(Input::Compacted { replica, done }),
+                Err(EngineError::NotOpen(_)) => JobResult::Report(Input::Compacted { replica, done: false }),
+                Err(error) => match remedy(&error) {
+                    Remedy::AbandonReplica => {
+                        tracing::error!(%replica, %error, "the records of a replica are damaged");
+                        JobResult::Report(Input::Broken { replica })
+                    }
+                    // Nothing waits for it; it is tried again after the next checkpoint.
+                    Remedy::Retry => {
+                        tracing::warn!(%replica, %error, "a checkpoint could not be compacted");
+                        JobResult::Report(Input::Compacted { replica, done: false })
+                    }
+                    Remedy::AwaitUpgrade | Remedy::EndNode => JobResult::Fatal { replica, error: error.into() },
+                },
+            },
             Self::Build { replica, failures } => match engine.build(replica) {
                 Ok(checkpoint) => JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint) }),
                 // Destroyed in the meantime.
@@ -87,7 +108,10 @@ impl Job {
             Self::InstallCheckpoint { replica, checkpoint, failures } => {
                 match engine.install_checkpoint(replica, &checkpoint) {
                     // Not open: destroyed in the meantime.
-                    Ok(()) | Err(EngineError::NotOpen(_)) => JobResult::Report(Input::CheckpointInstalled { replica }),
+                    Ok(()) | Err(EngineError::NotOpen(_)) => JobResult::Report(Input::CheckpointInstalled {
+                        replica,
+                        needs_compaction: engine.needs_compaction(replica),
+                    }),
                     Err(error) => {
                         let again = |failures| Self::InstallCheckpoint { replica, checkpoint, failures };
                         let damaged = |_| JobResult::Report(Input::Broken { replica });

@@ -165,6 +165,7 @@ impl Victim {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(Job::InstallCheckpoint { replica, checkpoint, failures: 0 }, &mut inputs);
                 }
+                Background::Compact { replica } => self.work(Job::Compact { replica }, &mut inputs),
                 Background::Pull { replica, checkpoint, .. } => {
                     let complete = self.pull(replica, &checkpoint);
                     inputs.push(Input::Pulled { replica, checkpoint, complete });
@@ -204,7 +205,7 @@ impl Victim {
     }
 
     fn work(&mut self, job: Job, inputs: &mut Vec<Input<u64>>) {
-        match job.run(&self.engine) {
+        match job.run(&self.engine, &|| false) {
             JobResult::Done => {}
             JobResult::Report(input) => inputs.push(input),
             JobResult::Loaded(load, result) => {

@@ -134,7 +134,7 @@ fn a_roll_back_to_after_the_last_heartbeat_is_noticed() {
     }
 }
 
-/// With five voters, three others can verify a node and yet not know what it told their last leader.
+/// With five voters, three others can verify a node and yet not know what it acknowledged to the last leader.
 #[test]
 fn a_roll_back_that_only_the_last_leader_can_notice_costs_no_write() {
     for seed in seeds(30) {
@@ -387,7 +387,7 @@ fn a_replica_that_was_or_becomes_the_only_voter_is_verified_at_every_step() {
     );
 }
 
-/// A lone node has nobody to ask, and is not in doubt forever.
+/// A lone node has no peer to ask, and does not stay in doubt.
 #[test]
 fn a_log_is_complete_if_its_node_is_alone_in_the_metadata_group() {
     let replica = |number: u64, shard: ShardId, voters: &[u64]| {

@@ -3,6 +3,7 @@
 mod applier;
 mod broken_disk;
 mod causality;
+mod compactions;
 mod epochs;
 mod harness;
 mod hostile;

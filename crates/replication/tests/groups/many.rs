@@ -22,7 +22,7 @@ pub(crate) struct Many {
     log: MemoryLog,
     wal: Wal,
     published: Vec<ReplicaStatus>,
-    now_ms: u64,
+    pub(crate) now_ms: u64,
 }
 
 /// The replica of a shard on a node.
@@ -71,13 +71,12 @@ impl Many {
     }
 
     /// Peers verify the node, and its groups open.
-    pub(crate) fn verified(count: u64) -> Self {
-        let mut many = Self::new(count);
+    pub(crate) fn verify(&mut self) {
         let heartbeat = NodeHeartbeat {
             incarnation: Incarnation(1),
             recovered: WalSequence(0),
             synced: WalSequence(0),
-            wall_ms: many.now_ms,
+            wall_ms: self.now_ms,
             recovery_complete: true,
             your_incarnation: INCARNATION,
             you_lost_up_to: None,
@@ -86,7 +85,17 @@ impl Many {
             versions: VersionRange::supported(),
         };
         for from in [NodeId(2), NodeId(3)] {
-            many.input(Input::NodeHeartbeat { from, heartbeat: heartbeat.clone() });
+            self.input(Input::NodeHeartbeat { from, heartbeat: heartbeat.clone() });
+        }
+    }
+
+    /// Peers have verified the node, its groups are open, and all have woken.
+    pub(crate) fn verified(count: u64) -> Self {
+        let mut many = Self::new(count);
+        many.verify();
+        while many.core.resting() > 0 {
+            let effects = many.next_tick();
+            many.answer(effects);
         }
         many.publish();
         assert!(many.published.iter().all(|status| status.group.is_some()));

@@ -1,11 +1,11 @@
 //! Groups at rest: no messages, and awake when they are needed.
 
-use flotilla_consensus::Follower;
-use flotilla_replication::{Freshness, Input, ReplicaStatus, Role};
-use flotilla_types::{ClusterVersion, MessageKind, NodeId, ReplicaId, Term};
+use bytes::Bytes;
+use flotilla_replication::{ConfChange, Freshness, Input, ReplicaStatus, Request, Role};
+use flotilla_types::{ClusterVersion, MessageKind, NodeId, ReplicaId, ShardId, Term, Timestamp};
 
 use crate::{
-    harness::{World, get, key, seeds},
+    harness::{World, descriptor, get, key, seeds},
     many::Many,
 };
 
@@ -22,7 +22,12 @@ fn resting(world: &World, node: NodeId) -> usize {
 impl World {
     /// A group on three nodes, at the version that knows of rest, which rests.
     fn at_rest(seed: u64) -> (Self, NodeId, Term) {
-        let mut world = Self::founded(seed, 3, 3);
+        Self::at_rest_among(seed, 3)
+    }
+
+    /// The same, among more nodes.
+    fn at_rest_among(seed: u64, nodes: u64) -> (Self, NodeId, Term) {
+        let mut world = Self::founded(seed, nodes, 3);
         world.work_slow_per_mille = 0;
         world.network.slow_per_mille = 0;
         world.allow_rest();
@@ -171,19 +176,74 @@ fn a_lost_message_to_rest_costs_no_leader() {
 }
 
 #[test]
-fn a_group_with_a_follower_that_lags_or_is_down_does_not_rest() {
+fn a_group_with_a_follower_that_lags_does_not_rest() {
     for seed in seeds(6) {
         let (mut world, leader, _) = World::at_rest(seed);
-        let follower = NodeId(leader.0 % 3 + 1);
-        world.isolate(follower);
-        world.read_once();
+        world.network.entries_lost_to = Some(NodeId(leader.0 % 3 + 1));
+        world.add_clients(1);
+        let writes = world.checks.writes;
+        world.run_until(REST_MS, "a write", |world| world.checks.writes > writes);
+        world.clients.iter_mut().for_each(|client| client.stopping = true);
         world.run_ms(2 * REST_MS);
         assert_eq!(resting(&world, leader), 0);
-        world.heal();
+        world.network.entries_lost_to = None;
         world.all_rest();
-        let lags = |follower: &Follower, last| follower.matched < last;
-        let group = world.leader().unwrap().1.group.unwrap();
-        assert!(!group.followers.iter().any(|follower| lags(follower, group.last)));
+        world.add_clients(1);
+        world.finish();
+    }
+}
+
+/// Its node creates it seconds after the change, and no connection changes: only the leader can know of it.
+#[test]
+fn a_learner_that_is_created_late_is_served() {
+    for seed in seeds(6) {
+        let (mut world, leader, _) = World::at_rest_among(seed, 4);
+        let (replica, node) = (ReplicaId(40), NodeId(4));
+        world.change(&ConfChange::AddLearner { replica, node }, |conf| conf.contains(replica));
+        world.run_ms(2 * REST_MS);
+        assert_eq!(resting(&world, leader), 0);
+        world.request_replica(replica, node, descriptor(&[]), false);
+        let has_all = |world: &World| {
+            let group = world.leader().unwrap().1.group.unwrap();
+            group.followers.iter().all(|follower| follower.matched == group.last)
+        };
+        world.run_until(REST_MS, "the learner catches up", has_all);
+        world.all_rest();
+        world.add_clients(1);
+        world.finish();
+    }
+}
+
+#[test]
+fn a_group_rests_while_a_follower_is_down_and_brings_it_up_to_date_when_it_is_back() {
+    for seed in seeds(10) {
+        let (mut world, leader, _) = World::at_rest(seed);
+        let follower = NodeId(leader.0 % 3 + 1);
+        if seed % 2 == 0 {
+            world.crash(follower);
+        } else {
+            world.isolate(follower);
+        }
+        world.add_clients(1);
+        let writes = world.checks.writes;
+        world.run_until(REST_MS, "a write", |world| world.checks.writes > writes);
+        world.clients.iter_mut().for_each(|client| client.stopping = true);
+        world.run_until(REST_MS, "the client is done", |world| world.clients[0].is_idle());
+        world.run_until(2 * REST_MS, "the leader rests", |world| resting(world, leader) == 1);
+        let lags = |world: &World| {
+            let group = world.leader().unwrap().1.group.unwrap();
+            group.followers.iter().any(|follower| follower.matched < group.last)
+        };
+        assert!(lags(&world));
+        if seed % 2 == 0 {
+            world.start(follower);
+            world.allow_rest();
+        }
+        world.heal();
+        world.run_until(REST_MS, "the follower is up to date", |world| !lags(world));
+        world.all_rest();
+        world.add_clients(1);
+        world.finish();
     }
 }
 
@@ -213,4 +273,55 @@ fn thousands_of_resting_groups_cost_no_tick_anything() {
     assert_eq!(many.core.resting() as u64, count, "they rest again");
     let leads = |status: &ReplicaStatus| status.group.as_ref().is_some_and(|group| group.role == Role::Leader);
     assert_eq!(many.core.status().iter().filter(|status| leads(status)).count() as u64, count);
+}
+
+/// Otherwise all of them would campaign within one election timeout, and wake their whole groups.
+#[test]
+fn replicas_of_a_node_that_starts_wake_some_at_a_time() {
+    let mut many = Many::new(3_000);
+    many.verify();
+    assert_eq!(many.core.resting(), 3_000);
+    let mut awake = 0;
+    while awake < 3_000 {
+        many.next_tick();
+        let woken = 3_000 - many.core.resting() - awake;
+        assert!((1..=500).contains(&woken), "{woken}");
+        awake += woken;
+    }
+}
+
+#[test]
+fn fewer_replicas_wake_while_ticks_come_late() {
+    let mut many = Many::new(3_000);
+    many.verify();
+    let mut woken = Vec::new();
+    for late in [false, true, true, true, false, false] {
+        let before = many.core.resting();
+        many.now_ms += if late { 80 } else { 0 };
+        many.next_tick();
+        woken.push(before - many.core.resting());
+    }
+    assert!(woken.is_sorted_by(|earlier, later| *later < *earlier || *earlier < 100), "{woken:?}");
+    assert!(woken[3] < 100 && woken[5] > woken[3], "{woken:?}");
+}
+
+#[test]
+fn a_request_wakes_a_replica_that_waits_for_its_turn() {
+    let mut many = Many::new(3_000);
+    many.verify();
+    many.next_tick();
+    let ask = |many: &mut Many| {
+        let request = Request {
+            shard: ShardId(3_000),
+            range_epoch: None,
+            after: Timestamp::ZERO,
+            payload: Bytes::new(),
+            deadline_ms: many.now_ms + 1_000,
+            reply: 0,
+        };
+        let before = many.core.resting();
+        many.input(Input::Read(request, Freshness::Strong));
+        before - many.core.resting()
+    };
+    assert_eq!([ask(&mut many), ask(&mut many)], [1, 0]);
 }

@@ -144,6 +144,14 @@ impl StateEngine for Engine {
         self.memory.install_checkpoint(replica, checkpoint)
     }
 
+    fn needs_compaction(&self, replica: ReplicaId) -> bool {
+        self.memory.needs_compaction(replica)
+    }
+
+    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+        self.memory.compact(replica, is_stopped)
+    }
+
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
         self.memory.system(checkpoint)
     }

@@ -33,7 +33,7 @@ fn applied(many: &mut Many, shard: u64, active_bytes: usize) -> Effects<u64> {
 #[test]
 fn ticks_do_not_visit_replicas_at_rest() {
     assert_eq!(tick(&mut Many::new(1_000), 100), 0, "unverified");
-    assert_eq!(tick(&mut Many::verified(1_000), 7), 0, "no election timeout has ended");
+    assert_eq!(tick(&mut Many::verified(1_000), 5), 0, "no election timeout has ended");
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn ticks_visit_what_is_busy_however_many_others_there_are() {
         for shard in 1..=5 {
             applied(&mut many, shard, 100);
         }
-        tick(&mut many, 7);
+        tick(&mut many, 5);
         many.core.visits() - before
     });
     assert!((1..=20).contains(&visits[0]), "{visits:?}");

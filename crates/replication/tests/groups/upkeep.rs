@@ -1,4 +1,4 @@
-//! Upkeep: records that expire in shards that nobody writes to.
+//! Upkeep: records that expire in shards that no client writes to.
 
 use bytes::Bytes;
 use flotilla_kv::{Action, Command, Expiry, Operation, Otherwise, encode_command};

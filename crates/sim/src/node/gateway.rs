@@ -192,7 +192,7 @@ impl World {
         self.start_pending(node, running, pending);
     }
 
-    /// A request that is not routed, and that follows what this gateway has heard.
+    /// A request that is not routed, and that follows what this gateway has received.
     fn pending(
         &self,
         node: &Node,

@@ -129,6 +129,9 @@ impl World {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint { replica, checkpoint, failures: 0 });
                 }
+                Background::Compact { replica } => {
+                    self.work(node, running, Job::Compact { replica });
+                }
                 Background::Pull { replica, from, checkpoint } => {
                     self.start_pull(node, running, replica, from, checkpoint);
                 }
@@ -286,7 +289,7 @@ impl World {
     }
 
     pub(super) fn worked(&mut self, node: &mut Node, running: &mut Running, job: Job) {
-        match job.run(&node.disk) {
+        match job.run(&node.disk, &|| false) {
             JobResult::Done => {}
             JobResult::Report(input) => self.enqueue(node, running, input),
             JobResult::Loaded(load, result) => {

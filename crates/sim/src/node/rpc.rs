@@ -187,8 +187,9 @@ impl World {
                 }
                 Err(error) => self.answer(node, from, call, Err(error)),
             },
-            // There are no certificates here.
-            PeerRequest::CertifyClientPorts { .. }
+            // There are no certificates here, and no operator asks.
+            PeerRequest::Operations
+            | PeerRequest::CertifyClientPorts { .. }
             | PeerRequest::CertifyNode { .. }
             | PeerRequest::RotateAuthority { .. } => self.answer(node, from, call, Err(RequestError::Stopped)),
             PeerRequest::Authority(_) => {

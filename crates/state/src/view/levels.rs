@@ -4,8 +4,10 @@
 //! indexed before any of its records is used, and every later read of a block is checked against that index.
 //! Indexes are kept in a cache of bounded size. The first key of each piece is read in advance without
 //! verification, so that a key counts as absent only after the pieces on both sides of it have been indexed.
+//! Only pieces that this process has just written need no verification of their place.
 
 use std::{
+    collections::HashMap,
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{
@@ -112,11 +114,20 @@ struct Piece {
 }
 
 impl Table {
-    fn open(indexes: &IndexCache, replica: ReplicaId, cut: Cut, ids: &[ObjectId]) -> Result<Self, EngineError> {
+    fn open(
+        indexes: &IndexCache,
+        replica: ReplicaId,
+        cut: Cut,
+        ids: &[ObjectId],
+        written: &HashMap<ObjectId, Bytes>,
+    ) -> Result<Self, EngineError> {
         let pinned = Pinned::pin(&indexes.objects, ids)?;
-        let open_piece = |id: &ObjectId| {
-            let first = first_key(&indexes.objects, replica, *id)?;
-            Ok(Piece { id: *id, first, verified: AtomicBool::new(false) })
+        let open_piece = |id: &ObjectId| match written.get(id) {
+            Some(first) => Ok(Piece { id: *id, first: first.clone(), verified: AtomicBool::new(true) }),
+            None => {
+                let first = first_key(&indexes.objects, replica, *id)?;
+                Ok(Piece { id: *id, first, verified: AtomicBool::new(false) })
+            }
         };
         let pieces = ids.iter().map(open_piece).collect::<Result<_, EngineError>>()?;
         Ok(Self { cut, pieces, _pinned: pinned })
@@ -206,19 +217,21 @@ pub(crate) struct Levels {
 }
 
 impl Levels {
-    /// Opens a checkpoint whose objects are all present. Tables that `before` has open are shared.
+    /// Opens a checkpoint whose objects are all present. Tables that `before` has open are shared; `written`
+    /// are pieces that this process has written since, with their first keys.
     pub(super) fn open(
         indexes: &Arc<IndexCache>,
         replica: ReplicaId,
         checkpoint: &Checkpoint,
         before: Option<&Self>,
+        written: &HashMap<ObjectId, Bytes>,
     ) -> Result<Self, EngineError> {
         let open = |cut, ids: &[ObjectId]| {
             let tables = before.into_iter().flat_map(|levels| levels.runs.iter().chain([&levels.base]));
             let same = tables.into_iter().find(|table| table.cut == cut && table.holds(ids));
             match same {
                 Some(table) => Ok(table.clone()),
-                None => Table::open(indexes, replica, cut, ids).map(Arc::new),
+                None => Table::open(indexes, replica, cut, ids, written).map(Arc::new),
             }
         };
         let groups = run_groups(&indexes.objects, &checkpoint.runs)?;

@@ -7,7 +7,7 @@ mod levels;
 mod sled;
 mod trust;
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_objects::ObjectStore;
@@ -18,7 +18,7 @@ use self::{
     levels::{IndexCache, Levels},
     sled::SledView,
 };
-use crate::{ViewOptions, failure::ViewFailure, memtable::Frozen, merge::Source};
+use crate::{ViewOptions, build::Built, failure::ViewFailure, memtable::Frozen, merge::Source};
 
 /// How far a read may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl View {
     ) -> Result<ReplicaView, EngineError> {
         match self {
             Self::Objects(indexes) => {
-                let levels = Levels::open(indexes, replica, checkpoint, None)?;
+                let levels = Levels::open(indexes, replica, checkpoint, None, &HashMap::new())?;
                 if from_peer {
                     levels.verify()?;
                 }
@@ -83,22 +83,21 @@ impl View {
         }
     }
 
-    /// Opens the checkpoint that adds the frozen records to the previous one. `wait_for_scans` waits for
-    /// scans in progress.
+    /// Opens the checkpoint that was built from the previous one and the frozen records. `wait_for_scans` waits
+    /// for scans in progress.
     pub(crate) fn advance(
         &self,
         replica: ReplicaId,
         before: &ReplicaView,
         frozen: &Frozen,
-        checkpoint: &Checkpoint,
+        built: &Built,
         wait_for_scans: impl FnOnce(),
     ) -> Result<ReplicaView, EngineError> {
+        let checkpoint = &built.checkpoint;
         match self {
             Self::Objects(indexes) => {
                 let before = if let ReplicaView::Objects(levels) = before { Some(&**levels) } else { None };
-                let levels = Levels::open(indexes, replica, checkpoint, before)?;
-                // Verify now: the first reader would be the apply thread, which must not wait for this.
-                levels.verify()?;
+                let levels = Levels::open(indexes, replica, checkpoint, before, &built.first_keys)?;
                 Ok(ReplicaView::Objects(Arc::new(levels)))
             }
             Self::Sled { view, .. } => {

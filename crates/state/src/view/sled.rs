@@ -34,7 +34,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::trust::{BootAndMount, Trust, sync_tree};
 use crate::{
-    build::{checkpoint_sources, is_live},
+    compact::{is_live, sources},
     failure::ViewFailure,
     memtable::Frozen,
     merge::{Merge, Record, Source},
@@ -236,8 +236,8 @@ impl SledView {
                 self.clear(replica)?;
                 self.announce(replica, stage)?;
                 let groups = run_groups(objects, &checkpoint.runs)?;
-                let sources = checkpoint_sources(objects, replica, &checkpoint.base, groups);
-                self.feed(replica, Merge::new(sources).filter(is_live))?;
+                let tables = sources(objects, replica, &checkpoint.base, groups);
+                self.feed(replica, Merge::new(tables).filter(is_live))?;
             }
         }
         self.confirm(replica, stage)

@@ -36,6 +36,8 @@ pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
     reopening_and_replaying_equals_never_crashing(open);
     a_crash_before_or_after_the_pointer_write_loses_nothing(open);
     many_flushes_keep_every_record_and_object(open);
+    compaction_bounds_the_tables_and_changes_no_record(open);
+    a_compaction_that_is_stopped_or_overtaken_changes_nothing(open);
     a_snapshot_can_be_installed_on_other_replicas(open);
     a_destroyed_replica_is_closed_and_others_keep_their_objects(open);
     objects_are_verified_and_durable(open);
@@ -110,6 +112,13 @@ impl<'a> Fixture<'a> {
         assert!(self.freeze(system), "nothing else is frozen");
         let checkpoint = self.build();
         self.install(checkpoint);
+        if self.engine().needs_compaction(self.replica) {
+            self.compact();
+        }
+    }
+
+    fn compact(&self) -> bool {
+        self.engine().compact(self.replica, &|| false).expect("an open replica is compacted")
     }
 
     fn get(&self, key: &str) -> Option<Bytes> {
@@ -375,6 +384,70 @@ fn many_flushes_keep_every_record_and_object(open: &mut Open<'_>) {
     test.stop_and_start();
     test.assert_matches(&model);
     test.assert_objects();
+}
+
+fn compaction_bounds_the_tables_and_changes_no_record(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 241);
+    let mut model = Model::default();
+    let (mut objects_max, mut compacted) = (0, 0);
+    for round in 0..4 * FLUSHES {
+        let key = |n: u64| bytes(&format!("key {:03}", (round * 7 + n) % 50));
+        let records: WriteSet = (0..20).map(|n| (key(n), (n % 5 > 0).then(|| bytes(&"v".repeat(30))))).collect();
+        model.write(&records);
+        test.write_set(records);
+        assert!(test.freeze("system"), "nothing else is frozen");
+        let checkpoint = test.build();
+        // A compaction may end between a build and its installation.
+        if round % 3 == 0 && test.engine().needs_compaction(test.replica) {
+            compacted += u64::from(test.compact());
+            test.assert_matches(&model);
+        }
+        test.install(checkpoint);
+        if test.engine().needs_compaction(test.replica) {
+            compacted += u64::from(test.compact());
+        }
+        test.assert_matches(&model);
+        test.assert_objects();
+        objects_max = objects_max.max(test.durable.objects().count());
+    }
+    assert!(compacted > 4, "{compacted} compactions");
+    assert!(objects_max < 60, "{objects_max} objects of a shard of fifty records");
+    test.crash();
+    test.assert_matches(&model);
+}
+
+fn a_compaction_that_is_stopped_or_overtaken_changes_nothing(open: &mut Open<'_>) {
+    let mut test = Fixture::new(open, 242);
+    let mut model = Model::default();
+    let mut index = 0;
+    let mut write = |test: &mut Fixture<'_>, model: &mut Model| {
+        index += 1;
+        let records: WriteSet = (0..60).map(|n| (bytes(&format!("{n:03}")), Some(bytes(&index.to_string())))).collect();
+        model.write(&records);
+        test.write_set(records);
+        assert!(test.freeze("system"), "nothing else is frozen");
+        let checkpoint = test.build();
+        test.install(checkpoint);
+    };
+    let other = test.durable.clone();
+    while !test.engine().needs_compaction(test.replica) {
+        write(&mut test, &mut model);
+    }
+    let stopped = test.engine().compact(test.replica, &|| true).expect("an open replica is compacted");
+    assert!(!stopped && test.engine().needs_compaction(test.replica));
+    write(&mut test, &mut model);
+    test.assert_matches(&model);
+    assert!(test.compact() && !test.engine().needs_compaction(test.replica), "it waits for the next checkpoint");
+    // The records are replaced before there is one.
+    test.engine().install_snapshot(test.replica, &other).expect("its objects are here");
+    test.durable = other;
+    test.index += 1;
+    let mut model = Model::default();
+    test.assert_matches(&model);
+    write(&mut test, &mut model);
+    test.assert_matches(&model);
+    test.crash();
+    test.assert_matches(&model);
 }
 
 fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Open<'_>) {

@@ -168,7 +168,7 @@ async fn a_peer_that_moved_is_found_where_its_own_connection_comes_from() {
     before.transport.close().await;
     drop(before);
     one.wait(Event::Peer(NodeId(2), PeerState::Disconnected)).await;
-    // Nobody tells `one` where the peer is now.
+    // `one` does not get the address of the peer.
     let mut after = Node::start(two, config()).await;
     after.connect(&one).await;
     one.wait(Event::Peer(NodeId(2), PeerState::Connected)).await;

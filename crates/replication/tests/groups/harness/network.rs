@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use flotilla_replication::{Input, NodeHeartbeat, Outgoing};
-use flotilla_types::{NodeId, WalSequence};
+use flotilla_types::{MessageKind, NodeId, WalSequence};
 use rand::RngExt as _;
 
 use super::{Event, World, node::NodeEvent};
@@ -66,6 +66,8 @@ pub(crate) struct Network {
     pub objects_until_us: BTreeMap<NodeId, u64>,
     /// Whether all node heartbeats are lost.
     pub node_heartbeats_lost: bool,
+    /// A node for which all entries are lost.
+    pub entries_lost_to: Option<NodeId>,
     links: BTreeMap<(NodeId, NodeId), Link>,
 }
 
@@ -86,6 +88,7 @@ impl Default for Network {
             object_bytes_per_ms: None,
             objects_until_us: BTreeMap::new(),
             node_heartbeats_lost: false,
+            entries_lost_to: None,
             links: BTreeMap::new(),
         }
     }
@@ -106,7 +109,13 @@ impl World {
     /// Sends a frame; it is lost if the link or the receiver is down.
     pub(crate) fn send(&mut self, from: NodeId, to: NodeId, frame: Frame) {
         let up = self.network.is_up(from, to) && self.nodes.get(&to).is_none_or(|node| node.running.is_some());
-        if !up || (self.network.node_heartbeats_lost && matches!(frame, Frame::NodeHeartbeat(_))) {
+        let lost = match &frame {
+            Frame::NodeHeartbeat(_) => self.network.node_heartbeats_lost,
+            Frame::Raft(outgoing) => {
+                self.network.entries_lost_to == Some(to) && outgoing.message.kind == MessageKind::Append
+            }
+        };
+        if !up || lost {
             return;
         }
         let copies = if self.rng.random_range(0..1_000) < self.network.duplicated_per_mille { 2 } else { 1 };

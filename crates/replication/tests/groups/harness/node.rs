@@ -95,6 +95,7 @@ enum Task {
 pub(crate) enum Job {
     Build(ReplicaId),
     InstallCheckpoint(ReplicaId, Checkpoint),
+    Compact(ReplicaId),
     Load(Load),
     Destroy(ReplicaId),
 }
@@ -137,6 +138,7 @@ impl std::fmt::Debug for NodeEvent {
                 Job::InstallCheckpoint(replica, checkpoint) => {
                     write!(f, "installed {replica} {}", checkpoint.position.index)
                 }
+                Job::Compact(replica) => write!(f, "compacted {replica}"),
                 Job::Destroy(replica) => write!(f, "removed {replica}"),
                 Job::Load(load) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
             },
@@ -376,6 +378,7 @@ impl World {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint(replica, checkpoint))
                 }
+                Background::Compact { replica } => self.work(node, running, Job::Compact(replica)),
                 Background::Pull { replica, from, checkpoint } => {
                     self.start_pull(node, running, replica, from, checkpoint);
                 }
@@ -556,7 +559,12 @@ impl World {
                     Ok(()) | Err(EngineError::NotOpen(_)) => {}
                     Err(error) => panic!("{replica}: {error}"),
                 }
-                self.take(node, running, Input::CheckpointInstalled { replica });
+                let needs_compaction = node.engine.needs_compaction(replica);
+                self.take(node, running, Input::CheckpointInstalled { replica, needs_compaction });
+            }
+            Job::Compact(replica) => {
+                let done = node.engine.compact(replica, &|| false).unwrap_or_default();
+                self.take(node, running, Input::Compacted { replica, done });
             }
             Job::Destroy(replica) => node.engine.destroy(replica).unwrap(),
             Job::Load(load) => {

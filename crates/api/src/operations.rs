@@ -1,0 +1,141 @@
+//! `GET /v1/cluster/operations`: what changes shards now, in the whole cluster.
+
+use flotilla_types::{NodeId, OperationKind, OperationPhase, ReplicaId, ShardId};
+use serde::{Deserialize, Serialize};
+
+/// Answer to `GET /v1/cluster/operations`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationList {
+    /// In the order of shards.
+    pub operations: Vec<OperationInfo>,
+    /// The number of operations beyond the bound of a node's report.
+    #[serde(default)]
+    pub more: u64,
+    /// Nodes that did not report: they did not answer in time, or run a binary that does not report
+    /// operations.
+    #[serde(default)]
+    pub silent: Vec<NodeId>,
+}
+
+/// A change of a shard that is under way. It is listed until it is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationInfo {
+    /// Kind, shard and replica, such as `add_replica.s4.r17`.
+    pub id: String,
+    /// What is done.
+    pub kind: OperationKind,
+    /// How far it is.
+    pub phase: OperationPhase,
+    /// Why it is done, in words.
+    pub reason: String,
+    /// The shard.
+    pub shard: ShardId,
+    /// The replica that is added, removed, becomes the leader, or receives a snapshot. The leader itself
+    /// while no other replica can take its leadership.
+    pub replica: ReplicaId,
+    /// The node of that replica.
+    pub node: NodeId,
+    /// The node that reports it: the shard's leader, or the receiver of a snapshot.
+    pub reported_by: NodeId,
+    /// When the phase began as that node saw it, in Unix milliseconds.
+    pub since_ms: u64,
+    /// How much of it is done.
+    pub progress: OperationProgress,
+    /// Whether it is done.
+    pub done: bool,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl OperationInfo {
+    /// The id of an operation.
+    #[must_use]
+    pub fn id_of(kind: OperationKind, shard: ShardId, replica: ReplicaId) -> String {
+        format!("{kind}.{shard}.{replica}")
+    }
+
+    /// Phase and progress in words, the same in every place that shows them.
+    #[must_use]
+    pub fn state(&self) -> String {
+        let mut state = self.phase.name().replace('_', " ");
+        let OperationProgress { objects, objects_total, bytes, eta_ms, lag, .. } = self.progress;
+        if let (Some(objects), Some(total)) = (objects, objects_total) {
+            state.push_str(&format!(", {objects} of {total} objects"));
+        }
+        if let Some(bytes) = bytes {
+            state.push_str(&format!(", {bytes} bytes fetched"));
+        }
+        if let Some(eta_ms) = eta_ms {
+            state.push_str(&format!(", about {} s left", eta_ms.div_ceil(1_000)));
+        }
+        if let Some(lag) = lag.filter(|lag| *lag > 0) {
+            state.push_str(&format!(", lacks {lag} entries"));
+        }
+        state
+    }
+}
+
+/// How much of an operation is done. What is not known, or has no meaning for its kind, is `null`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OperationProgress {
+    /// Objects of the snapshot that are at the receiver.
+    pub objects: Option<u64>,
+    /// All objects of the snapshot.
+    pub objects_total: Option<u64>,
+    /// Bytes that were fetched. Objects that the receiver had before are not among them.
+    pub bytes: Option<u64>,
+    /// Bytes to fetch in all. A snapshot names its objects without their sizes, so it is not known.
+    pub bytes_total: Option<u64>,
+    /// How long the rest will take at the rate so far, in milliseconds.
+    pub eta_ms: Option<u64>,
+    /// Committed entries that the replica is not known to have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_has_the_published_shape() {
+        let operation = OperationInfo {
+            id: OperationInfo::id_of(OperationKind::ReceiveSnapshot, ShardId(4), ReplicaId(17)),
+            kind: OperationKind::ReceiveSnapshot,
+            phase: OperationPhase::Fetching,
+            reason: "because".to_owned(),
+            shard: ShardId(4),
+            replica: ReplicaId(17),
+            node: NodeId(3),
+            reported_by: NodeId(3),
+            since_ms: 5,
+            progress: OperationProgress {
+                objects: Some(3),
+                objects_total: Some(9),
+                bytes: Some(70),
+                eta_ms: Some(1_001),
+                ..OperationProgress::default()
+            },
+            done: false,
+            error: None,
+        };
+        let json = serde_json::to_string(&operation).expect("JSON");
+        let expected = r#"{"id":"receive_snapshot.s4.r17","kind":"receive_snapshot","phase":"fetching","reason":"because","shard":"s4","replica":"r17","node":"n3","reported_by":"n3","since_ms":5,"progress":{"objects":3,"objects_total":9,"bytes":70,"bytes_total":null,"eta_ms":1001},"done":false,"error":null}"#;
+        assert_eq!(json, expected);
+        assert_eq!(serde_json::from_str::<OperationInfo>(&json).expect("an operation"), operation);
+        assert_eq!(operation.state(), "fetching, 3 of 9 objects, 70 bytes fetched, about 2 s left");
+    }
+
+    #[test]
+    fn names_are_those_in_json_and_positions_those_of_the_lists() {
+        for kind in OperationKind::ALL {
+            assert_eq!(serde_json::to_value(kind).expect("JSON"), kind.name());
+            assert_eq!(OperationKind::ALL[kind as usize], kind);
+        }
+        for phase in OperationPhase::ALL {
+            assert_eq!(serde_json::to_value(phase).expect("JSON"), phase.name());
+            assert_eq!(OperationPhase::ALL[phase as usize], phase);
+        }
+    }
+}

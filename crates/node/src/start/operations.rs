@@ -1,0 +1,144 @@
+//! What changes shards, for operators: the reports of nodes with the reasons that the metadata gives.
+
+use flotilla_api::{OperationInfo, OperationList, OperationProgress};
+use flotilla_control::{Operation, Operations};
+use flotilla_meta::{MetaState, NodeState, ShardRecord};
+use flotilla_types::{NodeId, OperationKind, ReplicaRole};
+
+/// Joins the reports of nodes; a node without one is listed as silent.
+pub(super) fn list(reports: Vec<(NodeId, Option<Operations>)>, meta: &MetaState, wall_ms: u64) -> OperationList {
+    let mut list = OperationList::default();
+    for (node, report) in reports {
+        let Some(report) = report else {
+            list.silent.push(node);
+            continue;
+        };
+        list.more = list.more.saturating_add(report.more);
+        list.operations.extend(report.operations.iter().map(|operation| describe(operation, node, meta, wall_ms)));
+    }
+    list.operations.sort_by_key(|operation| (operation.shard, operation.kind, operation.replica));
+    list
+}
+
+fn describe(operation: &Operation, reported_by: NodeId, meta: &MetaState, wall_ms: u64) -> OperationInfo {
+    OperationInfo {
+        id: OperationInfo::id_of(operation.kind, operation.shard, operation.replica),
+        kind: operation.kind,
+        phase: operation.phase,
+        reason: reason(operation, reported_by, meta),
+        shard: operation.shard,
+        replica: operation.replica,
+        node: operation.node,
+        reported_by,
+        since_ms: operation.since_ms,
+        progress: progress(operation, wall_ms),
+        done: false,
+        error: None,
+    }
+}
+
+fn progress(operation: &Operation, wall_ms: u64) -> OperationProgress {
+    let fetched = operation.fetched;
+    let eta_ms = fetched.filter(|fetched| fetched.objects_fetched > 0).and_then(|fetched| {
+        let missing = fetched.objects_total.saturating_sub(fetched.objects);
+        wall_ms.saturating_sub(operation.since_ms).checked_mul(missing)?.checked_div(fetched.objects_fetched)
+    });
+    OperationProgress {
+        objects: fetched.map(|fetched| fetched.objects),
+        objects_total: fetched.map(|fetched| fetched.objects_total),
+        bytes: fetched.map(|fetched| fetched.bytes),
+        bytes_total: None,
+        eta_ms,
+        lag: operation.lag,
+    }
+}
+
+/// Why an operation is done, as far as the metadata shows it.
+fn reason(operation: &Operation, reported_by: NodeId, meta: &MetaState) -> String {
+    let Some(record) = meta.shard(operation.shard) else { return "the shard is being dropped".to_owned() };
+    match operation.kind {
+        OperationKind::AddReplica => added(record, meta),
+        OperationKind::RemoveReplica => {
+            departure(operation.node, meta).unwrap_or_else(|| "placement moves it to another node".to_owned())
+        }
+        OperationKind::TransferLeader => {
+            departure(reported_by, meta).unwrap_or_else(|| "another node should lead the shard".to_owned())
+        }
+        OperationKind::ReceiveSnapshot => "the leader's log does not reach back to what the replica has".to_owned(),
+    }
+}
+
+fn added(record: &ShardRecord, meta: &MetaState) -> String {
+    let is_wanted = |replica| record.intent.iter().any(|wanted| wanted.replica == replica);
+    let mut unwanted = record.descriptor.replicas.iter().filter(|held| !is_wanted(held.replica));
+    if let Some(reason) = unwanted.find_map(|held| departure(held.node, meta)) {
+        return reason;
+    }
+    let voters = record.descriptor.replicas.iter().filter(|held| held.role == ReplicaRole::Voter).count();
+    let desired = usize::from(meta.replicas_desired(record));
+    if voters < desired {
+        format!("the shard has {voters} of {desired} voters")
+    } else {
+        "placement moves a replica to this node".to_owned()
+    }
+}
+
+/// How a node goes out of service, if it does.
+fn departure(node: NodeId, meta: &MetaState) -> Option<String> {
+    match meta.node(node).map(|node| node.state) {
+        Some(NodeState::Active) => None,
+        Some(NodeState::Draining) => Some(format!("{node} drains")),
+        Some(NodeState::Decommissioning) => Some(format!("{node} is decommissioned")),
+        Some(NodeState::Leaving) => Some(format!("{node} leaves the cluster")),
+        Some(NodeState::Lost) => Some(format!("{node} is lost")),
+        Some(NodeState::Removed) | None => Some(format!("{node} was removed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_control::Fetched;
+    use flotilla_types::{OperationPhase, ReplicaId, ShardId};
+
+    use super::*;
+
+    fn operation(kind: OperationKind, node: u64) -> Operation {
+        Operation {
+            shard: ShardId::META,
+            kind,
+            phase: OperationPhase::Waiting,
+            replica: ReplicaId(1),
+            node: NodeId(node),
+            since_ms: 1_000,
+            lag: Some(3),
+            fetched: None,
+        }
+    }
+
+    #[test]
+    fn the_time_left_follows_from_what_was_fetched_and_not_from_what_was_there() {
+        let mut snapshot = operation(OperationKind::ReceiveSnapshot, 2);
+        let fetched = Fetched { objects: 80, objects_total: 100, objects_fetched: 10, bytes: 7 };
+        snapshot.fetched = Some(fetched);
+        let shown = progress(&snapshot, 2_000);
+        assert_eq!((shown.objects, shown.objects_total, shown.bytes), (Some(80), Some(100), Some(7)));
+        assert_eq!(shown.eta_ms, Some(2_000), "10 objects took 1 s, and 20 are missing");
+        snapshot.fetched = Some(Fetched { objects_fetched: 0, ..fetched });
+        assert_eq!(progress(&snapshot, 2_000).eta_ms, None);
+        // What a peer reports may be anything.
+        snapshot.fetched = Some(Fetched { objects_total: u64::MAX, ..fetched });
+        assert_eq!(progress(&snapshot, u64::MAX).eta_ms, None);
+        assert_eq!(progress(&operation(OperationKind::AddReplica, 2), 2_000).lag, Some(3));
+    }
+
+    #[test]
+    fn reports_are_joined_and_nodes_without_one_are_named() {
+        let report = Operations { operations: vec![operation(OperationKind::RemoveReplica, 9)], more: 2 };
+        let other = Operations { operations: vec![operation(OperationKind::AddReplica, 2)], more: u64::MAX };
+        let reports = vec![(NodeId(1), Some(report)), (NodeId(2), None), (NodeId(3), Some(other))];
+        let list = list(reports, &MetaState::default(), 5_000);
+        assert_eq!((list.more, list.silent), (u64::MAX, vec![NodeId(2)]));
+        let found: Vec<_> = list.operations.iter().map(|found| (found.id.as_str(), found.reported_by)).collect();
+        assert_eq!(found, [("add_replica.s0.r1", NodeId(3)), ("remove_replica.s0.r1", NodeId(1))]);
+    }
+}

@@ -1,0 +1,85 @@
+//! What must stay: pins, the roots of holders, and everything that is reachable from them.
+//!
+//! An object is *held* while a pin, a holder or a held parent counts for it. The counts change with what
+//! changes: the first hold on an object counts for its children, the end of the last one releases them.
+//! Neither recurses, so that a chain of any length is no danger. An object that is absent is held as well;
+//! its children are counted when it arrives.
+//!
+//! Children follow from an object's bytes, so that no object can reach itself. Should the disk's lists say
+//! otherwise, what is in the circle stays until the store is opened again.
+
+use flotilla_types::{Holder, ObjectId};
+
+use crate::index::{Index, Slot};
+
+impl Index {
+    /// Whether the object is reachable from a pin or a holder.
+    #[cfg(test)]
+    pub(crate) fn is_held(&self, id: ObjectId) -> bool {
+        self.slot(id).is_some_and(|slot| self.nodes[slot.index()].holds > 0)
+    }
+
+    pub(crate) fn pin(&mut self, id: ObjectId) {
+        let slot = self.slot_or_new(id);
+        let pins = self.pins.entry(slot).or_default();
+        *pins += 1;
+        if *pins == 1 {
+            self.count(slot);
+        }
+    }
+
+    pub(crate) fn unpin(&mut self, id: ObjectId) {
+        let Some(slot) = self.slot(id) else { return };
+        let Some(pins) = self.pins.get_mut(&slot) else { return };
+        *pins -= 1;
+        if *pins == 0 {
+            self.pins.remove(&slot);
+            self.release(slot);
+        }
+    }
+
+    /// Replaces the roots of a holder.
+    pub(crate) fn hold(&mut self, holder: Holder, roots: impl Iterator<Item = ObjectId>) {
+        let mut after: Vec<_> = roots.map(|id| self.slot_or_new(id)).collect();
+        after.sort_unstable();
+        after.dedup();
+        let before = self.roots.remove(&holder).unwrap_or_default();
+        let lacks = |list: &[Slot], slot: &Slot| list.binary_search(slot).is_err();
+        // First what is added: what stays reachable is not released in between.
+        after.iter().filter(|slot| lacks(&before, slot)).for_each(|slot| self.count(*slot));
+        before.iter().filter(|slot| lacks(&after, slot)).for_each(|slot| self.release(*slot));
+        if !after.is_empty() {
+            self.roots.insert(holder, after.into_boxed_slice());
+        }
+    }
+
+    /// Counts one hold on an object.
+    pub(crate) fn count(&mut self, slot: Slot) {
+        let mut queue = vec![slot];
+        while let Some(slot) = queue.pop() {
+            let node = &mut self.nodes[slot.index()];
+            node.holds += 1;
+            if node.holds == 1 {
+                queue.extend_from_slice(&node.children);
+                self.account(slot, true);
+            }
+        }
+    }
+
+    /// Ends one hold on an object. Each slot in the queue stands for a hold that is still counted, so that no
+    /// node in it is removed.
+    pub(crate) fn release(&mut self, slot: Slot) {
+        let mut queue = vec![slot];
+        while let Some(slot) = queue.pop() {
+            if self.nodes[slot.index()].holds == 1 {
+                self.account(slot, false);
+            }
+            let node = &mut self.nodes[slot.index()];
+            node.holds -= 1;
+            if node.holds == 0 {
+                queue.extend_from_slice(&node.children);
+                self.drop_unneeded(slot);
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What an opened store finds: the segments of earlier runs.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use flotilla_types::ObjectId;
+
+use crate::{
+    ObjectError, footer,
+    index::{Index, Location},
+    segment::{Format, FoundRecord, SEGMENT_VERSION, SegmentHeader, read_segment_header, scan},
+    tables::Closed,
+};
+
+const SEGMENT_SUFFIX: &str = ".segment";
+
+/// The segments of a folder.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) index: Index,
+    /// The number of the next segment.
+    pub(crate) next_segment: u64,
+    /// Whether a segment has a format whose objects may have children.
+    pub(crate) with_children: bool,
+}
+
+/// Indexes every segment of a folder. Where an object is there twice, the later copy counts if it is intact:
+/// the earlier one may be damaged, or a compaction was interrupted.
+pub(crate) fn load(dir: &Path) -> Result<Found, ObjectError> {
+    let mut found = Found { index: Index::default(), next_segment: 1, with_children: false };
+    for number in segment_numbers(dir)? {
+        found.next_segment = number.saturating_add(1);
+        let Some(segment) = load_segment(dir, number)? else { continue };
+        found.with_children |= segment.with_children;
+        for record in &segment.records {
+            let location = Location { segment: number, offset: record.offset, len: record.len };
+            found
+                .index
+                .insert_found(record.id, location, &record.children, || is_intact(&segment.file, record.id, location));
+        }
+        found.index.tables.close(number, Closed { bytes: segment.bytes, inherited: true });
+    }
+    Ok(found)
+}
+
+pub(crate) fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:016x}{SEGMENT_SUFFIX}"))
+}
+
+/// Numbers of the segment files in a folder, ascending. Other files are ignored.
+fn segment_numbers(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for file in fs::read_dir(dir)? {
+        let name = file?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(SEGMENT_SUFFIX));
+        let number = number.and_then(|number| u64::from_str_radix(number, 16).ok());
+        // Only canonical names: another spelling of a number is not a segment. The highest number is
+        // excluded, since no segment could follow it.
+        numbers.extend(number.filter(|number| *number < u64::MAX && segment_path(dir, *number).ends_with(&name)));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+struct Segment {
+    file: File,
+    bytes: u64,
+    records: Vec<FoundRecord>,
+    with_children: bool,
+}
+
+/// Reads a segment's table of contents, or scans it, truncates its torn tail and adds the table that it
+/// lacks. Syncs the file: the process that wrote it may have been killed before its sync. `None` if it had no
+/// records and was deleted.
+fn load_segment(dir: &Path, number: u64) -> Result<Option<Segment>, ObjectError> {
+    let path = segment_path(dir, number);
+    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let file_bytes = file.metadata()?.len();
+    let format = match read_segment_header(&file, file_bytes)? {
+        SegmentHeader::Known(format) => Some(format),
+        SegmentHeader::Newer(found) => {
+            return Err(ObjectError::Version { segment: number, found, known: SEGMENT_VERSION });
+        }
+        SegmentHeader::Invalid => None,
+    };
+    let with_children = matches!(format, Some(Format::V2(_)));
+    if let Some(Format::V2(nonce)) = format
+        && let Some(records) = footer::read(&file, file_bytes, nonce)?
+    {
+        file.sync_all()?;
+        return Ok(Some(Segment { file, bytes: file_bytes, records, with_children }));
+    }
+    let scan = scan(&file, format.map_or(0, Format::segment_header_bytes), file_bytes, format)?;
+    if scan.damaged_bytes > 0 || scan.end < file_bytes {
+        let (damaged, torn) = (scan.damaged_bytes, file_bytes - scan.end);
+        tracing::warn!(segment = number, damaged_bytes = damaged, torn_bytes = torn, "segment is damaged or torn");
+    }
+    if scan.records.is_empty() {
+        fs::remove_file(&path)?;
+        return Ok(None);
+    }
+    if scan.end < file_bytes {
+        file.set_len(scan.end)?;
+    }
+    file.sync_all()?;
+    let mut bytes = scan.end;
+    if let Some(Format::V2(nonce)) = format {
+        bytes += add_footer(&file, nonce, &scan.records, scan.end, number);
+    }
+    Ok(Some(Segment { file, bytes, records: scan.records, with_children }))
+}
+
+/// Appends a table of contents, if there is space for it. Returns its length.
+pub(crate) fn add_footer(file: &File, nonce: [u8; 8], records: &[FoundRecord], end: u64, number: u64) -> u64 {
+    let footer = footer::encode(nonce, records, end);
+    match file.write_all_at(&footer, end) {
+        Ok(()) => footer.len() as u64,
+        Err(error) => {
+            tracing::warn!(segment = number, %error, "a segment gets no table of contents");
+            // Part of a table does no harm, but takes space.
+            let _ = file.set_len(end);
+            0
+        }
+    }
+}
+
+fn is_intact(file: &File, id: ObjectId, location: Location) -> bool {
+    let mut bytes = vec![0; location.len as usize];
+    file.read_exact_at(&mut bytes, location.offset).is_ok() && ObjectId::of(&bytes) == id
+}

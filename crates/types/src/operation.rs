@@ -1,0 +1,103 @@
+//! What changes a shard: the kinds of operations and their phases.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What an operation does to a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationKind {
+    /// The shard gets another replica.
+    AddReplica,
+    /// The shard loses a replica.
+    RemoveReplica,
+    /// Another replica becomes the leader.
+    TransferLeader,
+    /// A replica fetches the objects of a snapshot.
+    ReceiveSnapshot,
+}
+
+impl OperationKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::AddReplica, Self::RemoveReplica, Self::TransferLeader, Self::ReceiveSnapshot];
+
+    /// Its name, the same in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AddReplica => "add_replica",
+            Self::RemoveReplica => "remove_replica",
+            Self::TransferLeader => "transfer_leader",
+            Self::ReceiveSnapshot => "receive_snapshot",
+        }
+    }
+}
+
+impl fmt::Display for OperationKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How far an operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationPhase {
+    /// It waits: a replica to be added for its turn, one to be removed for those that replace it, a
+    /// leadership for a replica that can take it, a snapshot for other transfers of the node.
+    Waiting,
+    /// The replica receives a snapshot, and does not vote.
+    ReceivingSnapshot,
+    /// The replica receives the log after its snapshot, and does not vote.
+    CatchingUp,
+    /// The replica has caught up, and waits for the change that makes it a voter.
+    CaughtUp,
+    /// The replica becomes a voter: the configuration is joint.
+    Promoting,
+    /// The replica stops voting: the configuration is joint.
+    Demoting,
+    /// The replica does not vote any more, and is being removed.
+    Removing,
+    /// The leader has asked its successor to campaign.
+    Transferring,
+    /// Objects are being fetched.
+    Fetching,
+}
+
+impl OperationPhase {
+    /// Every phase.
+    pub const ALL: [Self; 9] = [
+        Self::Waiting,
+        Self::ReceivingSnapshot,
+        Self::CatchingUp,
+        Self::CaughtUp,
+        Self::Promoting,
+        Self::Demoting,
+        Self::Removing,
+        Self::Transferring,
+        Self::Fetching,
+    ];
+
+    /// Its name, the same in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::ReceivingSnapshot => "receiving_snapshot",
+            Self::CatchingUp => "catching_up",
+            Self::CaughtUp => "caught_up",
+            Self::Promoting => "promoting",
+            Self::Demoting => "demoting",
+            Self::Removing => "removing",
+            Self::Transferring => "transferring",
+            Self::Fetching => "fetching",
+        }
+    }
+}
+
+impl fmt::Display for OperationPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
