@@ -27,6 +27,8 @@ pub(crate) struct Built {
     pub(crate) checkpoint: Checkpoint,
     /// The first keys of its pieces that were written since the last checkpoint.
     pub(crate) first_keys: HashMap<ObjectId, Bytes>,
+    /// The pieces of its newest run.
+    pub(crate) run: Vec<ObjectId>,
     /// Whether tables of the last checkpoint are not in it.
     pub(crate) drops_tables: bool,
     _pinned: Pinned,
@@ -59,13 +61,14 @@ pub(crate) fn build(
         drops_tables = true;
     }
     let run = write_pieces(&mut pinned, Cut::Size, options.piece_bytes, Merge::new(newest))?;
-    runs.extend(run.ids());
+    let newest = run.ids();
+    runs.extend(&newest);
     first_keys.extend(run.first_keys());
     let system = if frozen.system.is_empty() { None } else { Some(pinned.put(&frozen.system)?) };
     io(Place::CheckpointRunWritten)?;
     objects.sync().map_err(failure::of_objects)?;
     let checkpoint = Checkpoint { position: frozen.position.clone(), system, base, runs };
-    Ok(Built { checkpoint, first_keys, drops_tables, _pinned: pinned, _compacted: compacted })
+    Ok(Built { checkpoint, first_keys, run: newest, drops_tables, _pinned: pinned, _compacted: compacted })
 }
 
 #[cfg(test)]

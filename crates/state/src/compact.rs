@@ -50,7 +50,7 @@ pub(crate) struct Compacted {
     base: Option<Vec<ObjectId>>,
     /// The pieces of the runs that are replaced.
     runs: Vec<ObjectId>,
-    table: Vec<ObjectId>,
+    pub(crate) table: Vec<ObjectId>,
     pub(crate) written: Written,
     _pinned: Pinned,
 }

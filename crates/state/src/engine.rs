@@ -194,6 +194,7 @@ impl StateEngine for Engine {
         let Some(frozen) = &input.frozen else { return Ok(Checkpoint::clone(&input.checkpoint)) };
         let compacted = replica.compacted.lock().take();
         let built = build::build(&self.objects, &self.options, replica.id, &input.checkpoint, frozen, compacted)?;
+        self.view()?.index(replica.id, built.run.iter().copied())?;
         let checkpoint = built.checkpoint.clone();
         *work = Some(built);
         Ok(checkpoint)
@@ -249,6 +250,8 @@ impl StateEngine for Engine {
         let Some(compacted) = done else { return Ok(false) };
         // Here, so that the build that uses it has little to sync.
         self.objects.sync().map_err(failure::of_objects)?;
+        let view = self.view()?;
+        view.index(replica.id, compacted.table.iter().copied().take_while(|_| !is_stopped()))?;
         let mut waiting = replica.compacted.lock();
         let is_of_use = !is_stopped();
         *waiting = is_of_use.then_some(compacted);

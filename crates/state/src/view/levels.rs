@@ -67,6 +67,11 @@ impl IndexCache {
         Self { objects, cache, hasher: RandomState::new() }
     }
 
+    /// Brings the index of a piece into the cache.
+    pub(super) fn index(&self, replica: ReplicaId, id: ObjectId) -> Result<(), EngineError> {
+        self.get(replica, id, Reach::Disk).map(drop)
+    }
+
     /// The index of a piece; reads the piece when it is not cached. Threads that need the same one wait for
     /// one of them to read it.
     fn get(&self, replica: ReplicaId, id: ObjectId, reach: Reach) -> Result<Arc<PieceIndex>, EngineError> {

@@ -12,7 +12,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 use bytes::Bytes;
 use flotilla_objects::ObjectStore;
 use flotilla_storage::EngineError;
-use flotilla_types::{Checkpoint, KeyRange, ReplicaId};
+use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
 
 use self::{
     levels::{IndexCache, Levels},
@@ -80,6 +80,18 @@ impl View {
                 view.load(objects, replica, checkpoint)?;
                 Ok(ReplicaView::Sled(view.clone()))
             }
+        }
+    }
+
+    /// Reads pieces that were just written, so that the first reads of records need not wait for it.
+    pub(crate) fn index(
+        &self,
+        replica: ReplicaId,
+        mut pieces: impl Iterator<Item = ObjectId>,
+    ) -> Result<(), EngineError> {
+        match self {
+            Self::Objects(indexes) => pieces.try_for_each(|piece| indexes.index(replica, piece)),
+            Self::Sled { .. } => Ok(()),
         }
     }
 
