@@ -177,7 +177,7 @@ impl Group {
             counted_ticks: tick,
             ticks_since_leader,
             lease_state: LeaseState::default(),
-            rest: Rest::new(config.rest_after_ticks, tick, false),
+            rest: Rest::new(config.rest_after_ticks, tick),
             silent: BTreeSet::new(),
             role: (Role::Follower, state.hard_state.term, ReplicaId::NONE),
             incoming: None,

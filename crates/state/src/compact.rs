@@ -1,8 +1,8 @@
 //! Compaction: merges runs of a checkpoint with each other, or folds all of them into the base.
 //!
-//! Runs are merged in tiers by size (universal compaction): when [`TIER_RUNS`] runs are of one tier, they and the
-//! newer ones become one run of the next, so that a record is rewritten about once per tier. When all runs together
-//! outgrow a share of the base, they and the base become a new base, which holds no deletions.
+//! Runs are merged in tiers by size (universal compaction): when [`TIER_RUNS`] runs are of one tier, they and
+//! the newer ones become one run of the next, so that a record is rewritten about once per tier. When all runs
+//! together outgrow a share of the base, they and the base become a new base, which holds no deletions.
 //!
 //! A compaction works beside flushes. It takes tables that exist and writes the table that replaces them; the
 //! next build puts it into its checkpoint. Meanwhile flushes add runs behind those that it merges, so that
@@ -106,10 +106,10 @@ pub(crate) fn compact(
         Plan::Fold(count) => (Some(checkpoint.base.clone()), 0..count),
         Plan::Runs(range) => (None, range),
     };
-    let runs = groups[range].concat();
+    let groups = groups[range].to_vec();
+    let runs = groups.concat();
     let mut pinned = Pinned::pin(objects, &runs)?;
     pinned.add(base.as_deref().unwrap_or_default())?;
-    let groups = run_groups(objects, &runs)?;
     let mut paced = Paced { is_stopped, is_late, records: 0, since: Instant::now() };
     let written = if let Some(base) = &base {
         reached(Place::CheckpointBeforeFold);

@@ -2,11 +2,11 @@
 //!
 //! A leader whose group was not used for [`Config::rest_after_ticks`](crate::Config), and whose followers have
 //! everything and know it, sends [`MessageKind::Rest`] in place of its next heartbeat. A follower that agrees
-//! (same term, same last entry, everything committed) stops its election timer. A voter that has been silent for
-//! an election timeout does not keep the group awake. From then on the node's
+//! (same term, same last entry, everything committed) stops its election timer. From then on the node's
 //! heartbeats stand for the leader's: the caller wakes the replicas that depend on a node when that node
 //! falls silent, restarts, or says that it leads the shard no more ([`Input::Wake`](crate::Input)). Any other
-//! message, a proposal or a read wakes a replica as well.
+//! message, a proposal or a read wakes a replica as well. A voter that has been silent for an election timeout
+//! does not keep the group awake.
 //!
 //! Why this is safe: rest only stops timers. A resting leader earns no leases, and those that it has end by
 //! the clock. The promise of a follower not to vote (see [`lease`](super::lease)) counts ticks also while it
@@ -47,9 +47,9 @@ pub(super) struct Rest {
 const SETTLE_HEARTBEATS: usize = 3;
 
 impl Rest {
-    /// Of a replica that is opened at this tick.
-    pub(super) fn new(after_ticks: usize, tick: usize, resting: bool) -> Self {
-        Self { after_ticks, used_at: tick, stirred_at: tick, resting, messages: Vec::new() }
+    /// Of a replica that is opened at this tick, awake.
+    pub(super) fn new(after_ticks: usize, tick: usize) -> Self {
+        Self { after_ticks, used_at: tick, stirred_at: tick, resting: false, messages: Vec::new() }
     }
 }
 

@@ -11,8 +11,8 @@ const PACE_MIN: usize = 25;
 /// How many more after each tick that comes in time.
 const PACE_STEP: usize = 25;
 
-/// How many replicas a tick wakes, and how many campaign at it: fewer after ticks that came late, by halves, and more after others, step by
-/// step (additive increase, multiplicative decrease: Chiu and Jain, 1989).
+/// How many replicas a tick wakes, and how many campaign at it: fewer after ticks that came late, by halves,
+/// and more after others, step by step (additive increase, multiplicative decrease: Chiu and Jain, 1989).
 #[derive(Debug)]
 pub(super) struct Pace {
     per_tick: usize,

@@ -3,15 +3,13 @@
 //! A group at rest sends nothing (see `consensus`); the heartbeats of its leader's node stand for the
 //! leader's. So a resting follower wakes when that node falls silent, when the connection to it changes (it
 //! may have restarted), or when it says that the leader is gone. A resting leader wakes when the connection
-//! to a follower's node changes: the follower may have restarted, and count its election timeout.
+//! to a follower's node comes up: the follower may have restarted, and lack entries.
 //!
 //! Replicas that were recovered from disk rest too, and depend on nothing: all of them wake after the start.
 //!
-//! Wake-ups after such an event are dealt out over ticks, at most [`PACE_MAX`](super::pace) in each: a node may hold
-//! thousands of resting replicas, and each that wakes sends messages and wakes others. While ticks come late
-//! there are fewer, or the messages of those awake would come late too, replicas would miss their leaders'
-//! heartbeats, and wake more of them. A replica that a client wants does not wait for its turn: a request,
-//! or any message, wakes it at once.
+//! Wake-ups after such an event are dealt out over ticks, as many in each as [`super::pace`] allows: a node may
+//! hold thousands of resting replicas, and each that wakes sends messages and wakes others. A replica that a
+//! client wants does not wait for its turn: a request, or any message, wakes it at once.
 //!
 //! Silence is counted in ticks of this node, not by its clock: a process that was paused has missed ticks,
 //! not heartbeats.

@@ -48,10 +48,10 @@ impl DescriptorHistory {
     }
 }
 
-/// Is told by which context entries are applied.
+/// Receives the context by which each entry is applied.
 pub type Observer = Arc<dyn Fn(&ApplyContext<'_>) + Send + Sync>;
 
-/// A state machine that tells by which context each of its entries is applied.
+/// A state machine whose observer receives the context of each of its entries.
 pub struct Observed {
     machine: Box<dyn StateMachine>,
     observer: Observer,
