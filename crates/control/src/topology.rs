@@ -99,6 +99,12 @@ impl Topology {
         self.cluster.read().leader(shard)
     }
 
+    /// Whether the shard had a leader at any time that is known here.
+    #[must_use]
+    pub fn was_led(&self, shard: ShardId) -> bool {
+        self.cluster.read().was_led(shard)
+    }
+
     /// Records that `node` leads the shard in this term.
     pub fn observe_leader(&self, shard: ShardId, term: Term, node: NodeId) {
         // Most observations change nothing, and need no write lock.

@@ -30,6 +30,12 @@ impl LeaderHints {
         self.hints.get(&shard).copied().filter(|(_, node)| *node != NodeId::NONE)
     }
 
+    /// Whether the shard had a leader at any time that is known here.
+    #[must_use]
+    pub fn was_led(&self, shard: ShardId) -> bool {
+        self.hints.contains_key(&shard)
+    }
+
     /// Records a leader. Returns whether the hint changed. A term has one leader; if two are reported
     /// nevertheless, the higher node id is kept, so that the order of arrival does not matter.
     pub fn observe(&mut self, shard: ShardId, term: Term, node: NodeId) -> bool {
@@ -88,6 +94,15 @@ mod tests {
         assert!(hints.observe(SHARD, Term(5), NodeId(1)));
         assert!(!hints.observe(SHARD, Term(4), NodeId(2)));
         assert_eq!(hints.leader(SHARD), Some(NodeId(1)));
+    }
+
+    #[test]
+    fn a_shard_that_lost_its_leader_was_led() {
+        let mut hints = LeaderHints::default();
+        assert!(!hints.was_led(SHARD));
+        hints.observe(SHARD, Term(5), NodeId(1));
+        hints.clear_node(NodeId(1));
+        assert_eq!((hints.leader(SHARD), hints.was_led(SHARD)), (None, true));
     }
 
     #[test]

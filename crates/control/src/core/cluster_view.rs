@@ -84,6 +84,12 @@ impl ClusterView {
         self.hints.leader(shard)
     }
 
+    /// Whether the shard had a leader at any time that is known here.
+    #[must_use]
+    pub fn was_led(&self, shard: ShardId) -> bool {
+        self.hints.was_led(shard)
+    }
+
     /// Whether the hinted leader is a node other than `node`.
     #[must_use]
     pub fn is_led_by_another(&self, shard: ShardId, node: NodeId) -> bool {

@@ -31,7 +31,7 @@ use super::{
     authority::{self, AuthorityDesk, IdentityWatch, RotateError},
     config::{BUCKETS_DEFAULT, REPLICAS_DEFAULT, SHARDS_DEFAULT},
     events::Events,
-    metrics,
+    health, metrics,
     node_change::{self, Facts},
     operations, status,
 };
@@ -57,6 +57,8 @@ pub(crate) struct NodeAdmin {
     /// Whether the process is about to end.
     pub(crate) stopping: Arc<AtomicBool>,
     pub(crate) started_ms: u64,
+    /// Whether all checks of readiness passed once.
+    pub(crate) was_ready: AtomicBool,
 }
 
 impl NodeAdmin {
@@ -356,18 +358,21 @@ impl Admin for NodeAdmin {
 
     fn readiness(&self) -> Vec<Check> {
         let status = self.status();
+        let was_ready = self.was_ready.load(Ordering::Relaxed);
         let check = |name: &str, ok, detail: String| Check { name: name.to_owned(), ok, detail };
-        vec![
+        let checks = vec![
             check("metadata", !status.nodes.is_empty(), format!("version {}", self.topology.meta().version())),
             // Lost redundancy is shown and does not make a node unready: it serves.
             check(
                 "available",
-                !status.shards.is_empty() && status.available_shards == status.shards_total,
+                health::serves(&status.shards, was_ready, |shard| self.topology.was_led(shard)),
                 status.redundancy(),
             ),
             check("collection", !status.collections.is_empty(), format!("{} collections", status.collections.len())),
             check("draining", !status.draining, self.service(&status)),
-        ]
+        ];
+        self.was_ready.fetch_or(checks.iter().all(|check| check.ok), Ordering::Relaxed);
+        checks
     }
 
     fn is_draining(&self) -> bool {

@@ -105,6 +105,13 @@ impl Totals {
     }
 }
 
+/// Whether the shards let a node serve clients. A node that has been ready stays so while shards wait for
+/// their first leader: else each new collection would take all nodes out of their load balancers.
+pub(super) fn serves(shards: &[ShardInfo], was_ready: bool, was_led: impl Fn(ShardId) -> bool) -> bool {
+    let is_new = |shard: &ShardInfo| was_ready && !was_led(shard.id);
+    !shards.is_empty() && shards.iter().all(|shard| shard.available || is_new(shard))
+}
+
 /// The problems of a cluster, the worst first.
 pub(super) fn problems(has_metadata_leader: bool, nodes: &[NodeInfo], shards: &[ShardInfo]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -231,6 +238,33 @@ mod tests {
         assert_eq!(judge(reported, &[&[LIVE; 3], &[LIVE, LIVE, LIVE, DOWN, LIVE]], 3), (true, false, 1));
     }
 
+    fn shard(id: u64, available: bool) -> ShardInfo {
+        ShardInfo {
+            id: ShardId(id),
+            collection: None,
+            range: String::new(),
+            leader: Some(NodeId(1)),
+            replicas: Vec::new(),
+            epoch: Epoch::default(),
+            desired_replicas: 3,
+            healthy: false,
+            available,
+            fully_replicated: false,
+            failures_survivable: 0,
+            operations: Vec::new(),
+            local: None,
+        }
+    }
+
+    #[test]
+    fn a_new_shard_makes_no_node_unready_that_was_ready() {
+        let shards = [shard(1, true), shard(2, false)];
+        assert!(!serves(&shards, false, |_| false), "a node that starts waits for all shards");
+        assert!(serves(&shards, true, |_| false), "shard 2 waits for its first leader");
+        assert!(!serves(&shards, true, |_| true), "shard 2 has lost its leader");
+        assert!(!serves(&[], true, |_| false));
+    }
+
     /// The problems of a cluster whose nodes have these states, with one shard that has voters on the nodes
     /// with these numbers.
     fn problems_of(states: &[(NodeState, Liveness)], voters: &[u64], fully_replicated: bool) -> Vec<String> {
@@ -254,21 +288,8 @@ mod tests {
         let nodes: Vec<_> = (1..).zip(states).map(node).collect();
         let voter =
             |number: &u64| ReplicaInfo { replica: ReplicaId(*number), node: NodeId(*number), role: ReplicaRole::Voter };
-        let shard = ShardInfo {
-            id: ShardId(1),
-            collection: None,
-            range: String::new(),
-            leader: Some(NodeId(1)),
-            replicas: voters.iter().map(voter).collect(),
-            epoch: Epoch::default(),
-            desired_replicas: 3,
-            healthy: fully_replicated,
-            available: true,
-            fully_replicated,
-            failures_survivable: 0,
-            operations: Vec::new(),
-            local: None,
-        };
+        let replicas = voters.iter().map(voter).collect();
+        let shard = ShardInfo { replicas, healthy: fully_replicated, fully_replicated, ..shard(1, true) };
         problems(true, &nodes, &[shard])
     }
 

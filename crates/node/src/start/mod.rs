@@ -302,6 +302,7 @@ async fn serve(
         metrics,
         stopping: stopping.clone(),
         started_ms: clock::wall_ms(),
+        was_ready: AtomicBool::new(false),
     };
     let keeper = Keeper {
         identity: renewed,
