@@ -39,6 +39,10 @@ impl Index {
             assert_eq!(table.live_bytes, live.remove(segment).unwrap_or(0), "live bytes of segment {segment}");
         }
         assert!(live.is_empty(), "every object is in a segment");
+        for slot in &self.damaged {
+            let node = &self.nodes[slot.index()];
+            assert!(node.stored.is_none() && node.holds > 0, "{} is not damaged, or not needed", node.id);
+        }
         let present = self.nodes.iter().filter(|(_, node)| node.stored.is_some()).count();
         assert_eq!(self.present(), present);
         self.tables.audit();

@@ -8,7 +8,10 @@
 //! An object that is forgotten while it is held keeps its children, so that what it held stays: to repair it
 //! takes only the object itself.
 
-use std::{collections::HashMap, mem};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    mem,
+};
 
 use flotilla_types::{Holder, ObjectId};
 use hashbrown::HashTable;
@@ -127,6 +130,8 @@ pub(crate) struct Index {
     pub(crate) pins: HashMap<Slot, u32>,
     pub(crate) tables: Tables,
     present: usize,
+    /// Objects that are held, and absent because they were found damaged.
+    pub(crate) damaged: BTreeSet<Slot>,
 }
 
 impl Index {
@@ -207,13 +212,43 @@ impl Index {
         }
     }
 
-    /// Forgets an object's bytes, if they are still at this location.
+    /// Forgets an object's bytes, if they are still at this location. If the object is held, it counts as
+    /// damaged until it is stored again.
     pub(crate) fn forget(&mut self, id: ObjectId, location: Location) {
         let Some(slot) = self.slot_at(id, location) else { return };
         self.account(slot, false);
         self.nodes[slot.index()].stored = None;
         self.present -= 1;
+        if self.nodes[slot.index()].holds > 0 {
+            self.damaged.insert(slot);
+        }
         self.drop_unneeded(slot);
+    }
+
+    /// The damaged objects that each holder needs, at most `ids_max` of each.
+    pub(crate) fn damaged(&self, ids_max: usize) -> Vec<(Holder, Vec<ObjectId>)> {
+        if self.damaged.is_empty() {
+            return Vec::new();
+        }
+        let needed = |roots: &[Slot]| {
+            let (mut queue, mut seen, mut found) = (roots.to_vec(), HashSet::new(), Vec::new());
+            while let Some(slot) = queue.pop() {
+                if found.len() >= ids_max {
+                    break;
+                }
+                if seen.insert(slot) {
+                    let node = &self.nodes[slot.index()];
+                    queue.extend_from_slice(&node.children);
+                    found.extend(self.damaged.contains(&slot).then_some(node.id));
+                }
+            }
+            found.sort_unstable();
+            found
+        };
+        let all = self.roots.iter().map(|(holder, roots)| (*holder, needed(roots)));
+        let mut found: Vec<_> = all.filter(|(_, ids)| !ids.is_empty()).collect();
+        found.sort_unstable();
+        found
     }
 
     /// Whether the object must stay: held or not yet durable.
@@ -267,6 +302,7 @@ impl Index {
             return;
         }
         let children = mem::take(&mut node.children);
+        self.damaged.remove(&slot);
         self.remove_unnamed(slot);
         for child in children {
             self.nodes[child.index()].named -= 1;
@@ -316,6 +352,7 @@ impl Index {
         let Location { segment, offset, len } = entry.location;
         let moved = node.stored.is_none() || node.segment != segment;
         self.present += usize::from(node.stored.is_none());
+        self.damaged.remove(&slot);
         (node.segment, node.offset, node.len, node.stored) = (segment, offset, len, Some(entry.stored));
         if moved {
             self.tables.list(segment, slot);

@@ -20,6 +20,7 @@ mod holds;
 mod hostile;
 mod index;
 mod load;
+mod scrub;
 mod segment;
 mod store;
 mod tables;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use collect::{Collected, Scope};
 pub use error::ObjectError;
+pub use scrub::{ScrubPass, Scrubbed};
 pub use store::{ObjectStore, Options, StoreUsage};
 
 /// Children of an object. A longer list needs a tree; this one takes 2 MiB on disk.

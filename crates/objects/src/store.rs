@@ -499,6 +499,17 @@ impl ObjectStore {
         Ok(bytes)
     }
 
+    /// Opens a segment for one reader.
+    pub(crate) fn open_segment(&self, segment: u64) -> io::Result<File> {
+        let path = self.segment_path(segment);
+        self.open_freeing(|| File::open(&path)).map_err(at(&path))
+    }
+
+    /// The segment that is appended to, and its bytes.
+    pub(crate) fn active_segment(&self) -> Option<(u64, u64)> {
+        self.writer.lock().active.as_ref().map(|active| (active.number, active.end))
+    }
+
     fn file(&self, segment: u64) -> io::Result<Arc<File>> {
         let opened = || self.files.lock().get(&segment).cloned();
         if let Some(file) = opened() {

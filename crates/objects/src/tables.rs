@@ -79,6 +79,14 @@ impl Tables {
         }
     }
 
+    /// Every closed segment and the active one, with their bytes.
+    pub(crate) fn segments(&self, active: Option<(u64, u64)>) -> Vec<(u64, u64)> {
+        let closed = self.tables.iter().filter_map(|(number, table)| Some((*number, table.closed?.bytes)));
+        // It may have been closed since the caller looked.
+        let active = active.filter(|(number, _)| self.tables.get(number).is_some_and(|table| table.closed.is_none()));
+        closed.chain(active).collect()
+    }
+
     /// Number of segments, and bytes of the closed ones.
     pub(crate) fn usage(&self) -> (usize, u64) {
         (self.tables.len(), self.closed_bytes)

@@ -2,6 +2,7 @@
 
 mod children;
 mod histories;
+mod scrub;
 
 use std::{fs, io, path::Path, sync::atomic::Ordering};
 

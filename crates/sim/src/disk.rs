@@ -4,16 +4,12 @@
 //! disk the log's checksums ensure that, and its conformance tests check it. Damage is what a checksum
 //! detects: reads of damaged entries and objects fail with the typed error of the real stores.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_storage::{
-    EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, ScanBounds,
-    ScanPage, StateEngine, StateReader, Usage, WriteSet,
+    DamagedReplica, EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence,
+    ReplicaLog, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
 };
 use flotilla_types::{Checkpoint, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
 use parking_lot::Mutex;
@@ -23,7 +19,6 @@ use parking_lot::Mutex;
 struct Damage {
     /// Entries that no longer match their checksum: first and last, both included.
     entries: BTreeMap<ReplicaId, (LogIndex, LogIndex)>,
-    objects: BTreeSet<ObjectId>,
     /// Checkpoints cannot be written.
     full: bool,
     /// Objects can be neither read nor written, and log entries cannot be read.
@@ -71,9 +66,14 @@ impl Disk {
         self.damage.lock().entries.insert(replica, (from, to));
     }
 
-    /// Damages an object.
+    /// Damages an object. Nobody knows before something reads it.
     pub(crate) fn damage_object(&self, object: ObjectId) {
-        self.damage.lock().objects.insert(object);
+        self.engine.rot(object);
+    }
+
+    /// Objects that a checkpoint names and that are damaged, found or not.
+    pub(crate) fn rotten_in(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
+        checkpoint.objects().filter(|object| self.engine.is_rotten(*object)).collect()
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -99,9 +99,9 @@ impl Disk {
         self.damage.lock().met_io_error
     }
 
-    /// Objects that a checkpoint names and the disk does not have.
+    /// Objects that a checkpoint names and the disk does not have, damaged or not.
     pub(crate) fn missing_from(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
-        checkpoint.objects().filter(|object| self.engine.object(*object).is_err()).collect()
+        self.engine.absent(checkpoint)
     }
 
     fn check_io(&self) -> Result<(), EngineError> {
@@ -112,18 +112,6 @@ impl Disk {
 
     fn check_space(&self) -> Result<(), EngineError> {
         if self.is_full() { Err(io::Error::from(io::ErrorKind::StorageFull).into()) } else { Ok(()) }
-    }
-
-    fn is_damaged(&self, object: ObjectId) -> bool {
-        self.damage.lock().objects.contains(&object)
-    }
-
-    fn check_objects(&self, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.check_io()?;
-        match checkpoint.objects().find(|object| self.is_damaged(*object)) {
-            Some(object) => Err(EngineError::Object(object)),
-            None => Ok(()),
-        }
     }
 }
 
@@ -193,12 +181,12 @@ impl StateEngine for Disk {
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.check_objects(checkpoint)?;
+        self.check_io()?;
         self.engine.open(replica, checkpoint)
     }
 
     fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.check_objects(checkpoint)?;
+        self.check_io()?;
         self.engine.install_snapshot(replica, checkpoint)
     }
 
@@ -248,7 +236,7 @@ impl StateEngine for Disk {
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
-        self.check_objects(checkpoint)?;
+        self.check_io()?;
         self.engine.system(checkpoint)
     }
 
@@ -257,25 +245,27 @@ impl StateEngine for Disk {
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        // The real store notices damage when it reads an object, and then reports it as missing.
-        let mut missing = self.engine.missing(objects);
-        missing.extend(objects.iter().copied().filter(|object| self.is_damaged(*object)));
-        missing.sort_unstable();
-        missing.dedup();
-        missing
+        self.engine.missing(objects)
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
         self.check_io()?;
-        if self.is_damaged(object) { Err(EngineError::Object(object)) } else { self.engine.object(object) }
+        self.engine.object(object)
     }
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
         self.check_io()?;
         self.check_space()?;
-        self.engine.import(object, bytes)?;
-        self.damage.lock().objects.remove(&object);
-        Ok(())
+        self.engine.import(object, bytes)
+    }
+
+    fn scrub(&self, bytes_max: u64) -> Result<Scrubbed, EngineError> {
+        self.check_io()?;
+        self.engine.scrub(bytes_max)
+    }
+
+    fn damaged(&self) -> Vec<DamagedReplica> {
+        self.engine.damaged()
     }
 
     fn sync(&self) -> Result<(), EngineError> {

@@ -18,8 +18,10 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, number};
-use flotilla_objects::{ObjectStore, Scope};
-use flotilla_storage::{EngineError, Remedy, StateEngine, StateReader, Usage, WriteSet, remedy};
+use flotilla_objects::{ObjectStore, Scope, ScrubPass};
+use flotilla_storage::{
+    DamagedReplica, EngineError, Remedy, Scrubbed, StateEngine, StateReader, Usage, WriteSet, remedy,
+};
 use flotilla_types::{Checkpoint, Holder, LogIndex, ObjectId, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
@@ -28,6 +30,7 @@ use crate::{
     Options, build, compact,
     failure::{self, ViewFailure},
     replica::{Reader, Replica},
+    scrub,
     sorted::{run_groups, total_bytes},
     view::View,
 };
@@ -46,6 +49,8 @@ pub struct Engine {
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
     last_opened: Mutex<Instant>,
     installs: AtomicU32,
+    /// The pass of the scrub that is under way.
+    pass: Mutex<Option<ScrubPass>>,
     _lock: File,
 }
 
@@ -71,6 +76,7 @@ impl Engine {
             replicas: RwLock::default(),
             last_opened: Mutex::new(Instant::now()),
             installs: AtomicU32::new(0),
+            pass: Mutex::default(),
             _lock: lock,
         })
     }
@@ -284,6 +290,14 @@ impl StateEngine for Engine {
 
     fn sync(&self) -> Result<(), EngineError> {
         self.objects.sync().map_err(failure::of_objects)
+    }
+
+    fn scrub(&self, bytes_max: u64) -> Result<Scrubbed, EngineError> {
+        scrub::step(&self.objects, &mut self.pass.lock(), bytes_max)
+    }
+
+    fn damaged(&self) -> Vec<DamagedReplica> {
+        scrub::damaged(&self.objects)
     }
 
     fn close(&self) -> Result<(), EngineError> {

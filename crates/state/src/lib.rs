@@ -20,6 +20,7 @@ mod merge;
 mod options;
 mod piece;
 mod replica;
+mod scrub;
 mod sorted;
 #[cfg(test)]
 mod tests;

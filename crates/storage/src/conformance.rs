@@ -2,8 +2,8 @@
 //! runs in its own tests.
 //!
 //! Each suite takes a closure that opens the same storage again; before it calls the closure, it drops the
-//! instance from the previous call. A suite panics when the contract is broken. It covers intact storage
-//! only: implementations test torn writes, damaged files and power cuts themselves.
+//! instance from the previous call. A suite panics when the contract is broken. All but [`scrub`] cover intact
+//! storage only: implementations test torn writes, damaged files and power cuts themselves.
 //!
 //! [`DescriptorHistory`] and [`Observed`] check replicas as a whole: by which descriptor their state machines
 //! apply each entry.
@@ -11,10 +11,12 @@
 mod descriptors;
 mod log;
 mod model;
+mod scrub;
 mod state_engine;
 
 pub use descriptors::{DescriptorHistory, Observed, Observer};
 pub use log::log;
+pub use scrub::scrub;
 pub use state_engine::state_engine;
 
 use bytes::Bytes;

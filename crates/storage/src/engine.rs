@@ -135,6 +135,35 @@ impl StateReader for InMemory<'_> {
     }
 }
 
+/// What a call of [`StateEngine::scrub`] has read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Objects read.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that were found damaged: they count as missing from now on.
+    pub damaged: Vec<ObjectId>,
+    /// Objects that the disk failed to read: they stay as they are.
+    pub unreadable: Vec<ObjectId>,
+    /// Bytes that this pass has visited, and bytes to visit in all. Both include what needs no reading.
+    pub progress_bytes: (u64, u64),
+    /// Whether this was the last step of the pass.
+    pub ended: bool,
+}
+
+/// A replica that needs objects which are damaged. It goes on from its memtable and its other objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedReplica {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Some of the objects, at most [`DAMAGED_NAMED_MAX`].
+    pub objects: Vec<ObjectId>,
+}
+
+/// Objects that a [`DamagedReplica`] names.
+pub const DAMAGED_NAMED_MAX: usize = 16;
+
 /// The first key after this one.
 #[must_use]
 pub fn successor(key: &[u8]) -> Bytes {
@@ -241,6 +270,15 @@ pub trait StateEngine: Send + Sync + 'static {
 
     /// Makes imported objects durable.
     fn sync(&self) -> Result<(), EngineError>;
+
+    /// Reads the next stored objects, and verifies each against its id: at least one, and no more once
+    /// `bytes_max` are read. The first call, and the first after a pass has ended, begins a pass over all. Reads
+    /// the disk. After an error that is not final the call may be repeated.
+    fn scrub(&self, bytes_max: u64) -> Result<Scrubbed, EngineError>;
+
+    /// The replicas that need objects which were found damaged, by a scrub or by a read. Memory only, and
+    /// cheap if there is none.
+    fn damaged(&self) -> Vec<DamagedReplica>;
 
     /// Closes the engine cleanly: leaves its view, if it has one, in a state that the next start can trust.
     fn close(&self) -> Result<(), EngineError>;

@@ -19,7 +19,10 @@ mod remedy;
 mod replace;
 
 pub use bounds::ReplicaBounds;
-pub use engine::{EngineError, InMemory, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet, successor};
+pub use engine::{
+    DAMAGED_NAMED_MAX, DamagedReplica, EngineError, InMemory, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader,
+    Usage, WriteSet, successor,
+};
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{
     ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, VersionNeed, switch_command, switched_version,

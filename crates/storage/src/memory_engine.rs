@@ -8,6 +8,8 @@
 //! object is deleted when the last holder that named it lets go of it. It models neither a slow disk nor a
 //! stale view; reads that must not wait for a disk fail as often as [`MemoryEngine::set_misses`] says.
 
+mod scrub;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
@@ -20,8 +22,10 @@ use bytes::Bytes;
 use flotilla_types::{Checkpoint, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 
+use scrub::Health;
+
 use crate::{
-    EngineError, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
+    DamagedReplica, EngineError, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
     records::{self, Memtable, Records},
 };
 
@@ -66,12 +70,14 @@ struct Store {
     objects: HashMap<ObjectId, Object>,
     /// What each holder named; for a replica's checkpoint also what was built since.
     held: HashMap<Holder, BTreeSet<ObjectId>>,
+    pass: Option<scrub::Pass>,
 }
 
 #[derive(Debug, Clone)]
 struct Object {
     bytes: Bytes,
     synced: bool,
+    health: Health,
 }
 
 #[derive(Debug)]
@@ -307,7 +313,7 @@ impl StateEngine for MemoryEngine {
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
         let store = self.store.lock();
         let distinct: BTreeSet<_> = objects.iter().copied().collect();
-        distinct.into_iter().filter(|object| !store.objects.contains_key(object)).collect()
+        distinct.into_iter().filter(|object| !store.has(*object)).collect()
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
@@ -320,6 +326,14 @@ impl StateEngine for MemoryEngine {
         }
         self.store.lock().put(bytes, false);
         Ok(())
+    }
+
+    fn scrub(&self, bytes_max: u64) -> Result<Scrubbed, EngineError> {
+        Ok(self.store.lock().scrub(bytes_max))
+    }
+
+    fn damaged(&self) -> Vec<DamagedReplica> {
+        self.store.lock().damaged()
     }
 
     fn sync(&self) -> Result<(), EngineError> {
@@ -335,12 +349,10 @@ impl StateEngine for MemoryEngine {
 impl Store {
     fn put(&mut self, bytes: Bytes, synced: bool) -> ObjectId {
         let id = ObjectId::of(&bytes);
-        self.objects.entry(id).or_insert(Object { bytes, synced: false }).synced |= synced;
+        let object = self.objects.entry(id).or_insert(Object { bytes, synced: false, health: Health::Intact });
+        object.synced |= synced;
+        object.health = Health::Intact;
         id
-    }
-
-    fn get(&self, object: ObjectId) -> Result<Bytes, EngineError> {
-        self.objects.get(&object).map(|object| object.bytes.clone()).ok_or(EngineError::Object(object))
     }
 
     fn size_bytes(&self, checkpoint: &Checkpoint) -> u64 {
@@ -352,7 +364,7 @@ impl Store {
     }
 
     /// Loads the records of a checkpoint, whose objects must all be here.
-    fn load(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Records, EngineError> {
+    fn load(&mut self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Records, EngineError> {
         let mut records = Records::new();
         for object in checkpoint.objects() {
             let bytes = self.get(object)?;
@@ -472,6 +484,11 @@ mod tests {
             engine = engine.reopen();
             Box::new(engine.clone())
         });
+    }
+
+    #[test]
+    fn memory_engine_passes_the_suite_of_the_scrub() {
+        crate::conformance::scrub(&MemoryEngine::default(), MemoryEngine::rot);
     }
 
     #[test]

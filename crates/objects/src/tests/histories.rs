@@ -13,7 +13,7 @@ use proptest::{collection::vec, prelude::*};
 use tempfile::TempDir;
 
 use super::{segment_files, small};
-use crate::{ObjectStore, Options, Scope, load::segment_path};
+use crate::{ObjectStore, Options, Scope, ScrubPass, load::segment_path};
 
 /// Objects that a history uses. Each has children among those before it.
 const OBJECTS: usize = 14;
@@ -37,6 +37,8 @@ enum Step {
     PowerLoss(Vec<u8>),
     /// A byte of an object changes, which may be noticed at once.
     Damage(usize, bool),
+    /// The scrub goes on for this many bytes.
+    Scrub(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -54,6 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Restart),
         1 => vec(any::<u8>(), 1..8).prop_map(Step::PowerLoss),
         2 => (object, any::<bool>()).prop_map(|(object, noticed)| Step::Damage(object, noticed)),
+        3 => prop_oneof![1..3_000_u64, Just(u64::MAX)].prop_map(Step::Scrub),
     ]
 }
 
@@ -81,6 +84,7 @@ struct Test {
     options: Options,
     children: Vec<Set>,
     store: Option<ObjectStore>,
+    pass: Option<ScrubPass>,
     model: Model,
 }
 
@@ -91,7 +95,7 @@ impl Test {
         let store = ObjectStore::open(dir.path(), options.clone()).unwrap();
         let children = (0..OBJECTS).map(|n| (0..n).filter(|child| edges[n] >> child & 1 == 1).collect()).collect();
         let links = memory_dir();
-        Self { dir, links, options, children, store: Some(store), model: Model::default() }
+        Self { dir, links, options, children, store: Some(store), pass: None, model: Model::default() }
     }
 
     fn store(&self) -> &ObjectStore {
@@ -171,6 +175,7 @@ impl Test {
                 self.reopen();
             }
             Step::Damage(n, noticed) => self.damage(*n, *noticed),
+            Step::Scrub(bytes_max) => self.scrub(*bytes_max),
         }
         self.link();
         self.check();
@@ -217,6 +222,31 @@ impl Test {
             assert!(self.store().get(Self::id(n)).is_err());
             self.model.unnoticed.remove(&n);
         }
+    }
+
+    /// A pass that is not interrupted finds all that is damaged, and no pass anything else.
+    fn scrub(&mut self, bytes_max: u64) {
+        let mut pass = self.pass.take().unwrap_or_default();
+        if bytes_max == u64::MAX || pass.progress_bytes() == (0, 0) {
+            pass = self.store().begin_scrub();
+        }
+        let scrubbed = self.store().scrub(&mut pass, bytes_max).unwrap();
+        for id in scrubbed.damaged {
+            let n = (0..OBJECTS).find(|n| Self::id(*n) == id).unwrap();
+            assert!(!self.model.present.contains(&n), "{n} is intact");
+            self.model.unnoticed.remove(&n);
+        }
+        if bytes_max == u64::MAX {
+            assert!(scrubbed.ended);
+            for n in 0..OBJECTS {
+                let Some(entry) = self.store().index.read().entry(Self::id(n)) else { continue };
+                let file = fs::File::open(segment_path(self.dir.path(), entry.location.segment)).unwrap();
+                let mut bytes = vec![0; entry.location.len as usize];
+                file.read_exact_at(&mut bytes, entry.location.offset).unwrap();
+                assert!(bytes == Self::bytes(n) || !entry.stored.synced, "{n} is damaged and was not found");
+            }
+        }
+        self.pass = Some(pass).filter(|_| !scrubbed.ended);
     }
 
     /// What no fsync covered is there, or cut, or not what was written; deleted files may be back.
@@ -266,6 +296,7 @@ impl Test {
             store.synced_bytes.lock().insert(metadata.ino(), metadata.len());
         }
         self.store = Some(store);
+        self.pass = None;
         let present = std::mem::take(&mut self.model.present);
         self.model = Model {
             durable: present.clone(),

@@ -11,7 +11,8 @@ use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{Answer, Freshness, Handle, Host, HostConfig, HostParts};
 use flotilla_storage::{
-    EngineError, MemoryEngine, MemoryLog, ScanBounds, ScanPage, StateEngine, StateReader, Usage, WriteSet,
+    DamagedReplica, EngineError, MemoryEngine, MemoryLog, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader,
+    Usage, WriteSet,
 };
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
@@ -174,6 +175,14 @@ impl StateEngine for Engine {
 
     fn hold(&self, holder: Holder, objects: &[ObjectId]) {
         self.memory.hold(holder, objects);
+    }
+
+    fn scrub(&self, bytes_max: u64) -> Result<Scrubbed, EngineError> {
+        self.memory.scrub(bytes_max)
+    }
+
+    fn damaged(&self) -> Vec<DamagedReplica> {
+        self.memory.damaged()
     }
 
     fn close(&self) -> Result<(), EngineError> {

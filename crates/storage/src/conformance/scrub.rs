@@ -1,0 +1,84 @@
+//! The suite for [`StateEngine::scrub`] and [`StateEngine::damaged`].
+
+use bytes::Bytes;
+use flotilla_types::{Checkpoint, LogIndex, ObjectId, ReplicaId};
+
+use super::{bytes, empty_checkpoint, position};
+use crate::{DamagedReplica, EngineError, Scrubbed, StateEngine};
+
+const FIRST: ReplicaId = ReplicaId(61);
+const SECOND: ReplicaId = ReplicaId(62);
+
+/// Runs the suite on an engine with empty storage. `damage` changes the bytes of a stored object behind the
+/// engine's back.
+///
+/// # Panics
+/// When the engine breaks its contract.
+pub fn scrub<E: StateEngine>(engine: &E, damage: impl Fn(&E, ObjectId)) {
+    assert_eq!(pass(engine, 1).objects, 0, "nothing is stored");
+    let first = filled(engine, FIRST);
+    let second = filled(engine, SECOND);
+    let intact = pass(engine, 1);
+    assert_eq!((&intact.damaged, &intact.unreadable), (&vec![], &vec![]));
+    assert!(intact.objects >= 6 && intact.bytes >= 6, "{intact:?}");
+    assert_eq!(engine.damaged(), []);
+
+    let damaged = first.runs[1];
+    damage(engine, damaged);
+    assert_eq!(engine.missing(&[damaged]), [], "nobody has read it");
+    let found = pass(engine, 1 << 20);
+    assert_eq!((found.damaged, found.objects), (vec![damaged], intact.objects));
+    assert_eq!(engine.missing(&[damaged, first.runs[0]]), [damaged]);
+    assert!(matches!(engine.object(damaged), Err(EngineError::Object(id)) if id == damaged));
+    assert_eq!(engine.damaged(), [DamagedReplica { replica: FIRST, objects: vec![damaged] }]);
+    assert_eq!(pass(engine, 1).damaged, [], "what is missing is not found again");
+    assert_eq!(engine.damaged().len(), 1, "it is still missing");
+
+    // A read finds damage as well.
+    let other = second.runs[0];
+    let copy = engine.object(other).expect("intact");
+    damage(engine, other);
+    assert!(engine.object(other).is_err());
+    assert_eq!(engine.damaged().iter().map(|damaged| damaged.replica).collect::<Vec<_>>(), [FIRST, SECOND]);
+    engine.import(other, copy).expect("its bytes");
+    engine.sync().expect("a healthy disk");
+    assert_eq!(engine.damaged().iter().map(|damaged| damaged.replica).collect::<Vec<_>>(), [FIRST]);
+
+    engine.destroy(FIRST).expect("an open replica");
+    assert_eq!(engine.damaged(), [], "nobody needs it any more");
+}
+
+/// A replica whose durable checkpoint has three objects of its own.
+fn filled(engine: &dyn StateEngine, replica: ReplicaId) -> Checkpoint {
+    engine.open(replica, &empty_checkpoint(replica, 0, 0)).expect("a new replica opens");
+    let mut checkpoint = None;
+    for index in 1..=3 {
+        let value = Bytes::from(format!("{replica} {index}").repeat(50));
+        engine.write(replica, vec![(bytes(&format!("k{index}")), Some(value))], LogIndex(index)).expect("open");
+        let frozen = engine.freeze(replica, position(replica, index, 1), Bytes::new());
+        assert!(frozen.expect("an open replica"), "nothing else is frozen");
+        let built = engine.build(replica).expect("a healthy disk");
+        engine.install_checkpoint(replica, &built).expect("it was built");
+        checkpoint = Some(built);
+    }
+    let checkpoint = checkpoint.expect("three were built");
+    assert_eq!(checkpoint.runs.len(), 3);
+    checkpoint
+}
+
+/// A whole pass in steps of this many bytes.
+fn pass(engine: &dyn StateEngine, step_bytes: u64) -> Scrubbed {
+    let mut all = Scrubbed::default();
+    while !all.ended {
+        let step = engine.scrub(step_bytes).expect("a healthy disk");
+        assert!(step.ended || step.objects > 0, "every step gets on");
+        assert!(step.progress_bytes.0 >= all.progress_bytes.0 && step.progress_bytes.0 <= step.progress_bytes.1);
+        all.objects += step.objects;
+        all.bytes += step.bytes;
+        all.damaged.extend(step.damaged);
+        all.unreadable.extend(step.unreadable);
+        (all.progress_bytes, all.ended) = (step.progress_bytes, step.ended);
+    }
+    assert_eq!(all.progress_bytes.0, all.progress_bytes.1, "all is visited");
+    all
+}

@@ -1,0 +1,110 @@
+//! Objects that rot, and the scrub that finds them.
+//!
+//! As in a real store, nobody knows of the damage before something reads the object, which counts as missing
+//! from then on.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use flotilla_types::{Checkpoint, Holder, ObjectId};
+
+use super::{MemoryEngine, Store};
+use crate::{DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Scrubbed};
+
+/// What an object's bytes are worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Health {
+    Intact,
+    /// Its bytes have changed, and nobody has read them since.
+    Rotten,
+    /// It was found to be rotten, and is missing.
+    Missing,
+}
+
+/// A pass over the objects that there were when it began, in the order of their ids.
+#[derive(Debug)]
+pub(super) struct Pass {
+    objects: VecDeque<ObjectId>,
+    visited_bytes: u64,
+    total_bytes: u64,
+}
+
+impl MemoryEngine {
+    /// Changes the bytes of an object, as a bad disk does.
+    pub fn rot(&self, object: ObjectId) {
+        if let Some(object) = self.store.lock().objects.get_mut(&object)
+            && object.health == Health::Intact
+        {
+            object.health = Health::Rotten;
+        }
+    }
+
+    /// Whether an object is not what it was: for checks from outside, that find nothing on the way.
+    #[must_use]
+    pub fn is_rotten(&self, object: ObjectId) -> bool {
+        self.store.lock().objects.get(&object).is_some_and(|object| object.health != Health::Intact)
+    }
+
+    /// The objects of a checkpoint that were never stored here, or are deleted.
+    #[must_use]
+    pub fn absent(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
+        let store = self.store.lock();
+        checkpoint.objects().filter(|object| !store.objects.contains_key(object)).collect()
+    }
+}
+
+impl Store {
+    pub(super) fn has(&self, object: ObjectId) -> bool {
+        self.objects.get(&object).is_some_and(|object| object.health != Health::Missing)
+    }
+
+    pub(super) fn get(&mut self, id: ObjectId) -> Result<Bytes, EngineError> {
+        let object = self.objects.get_mut(&id).ok_or(EngineError::Object(id))?;
+        if object.health == Health::Rotten {
+            object.health = Health::Missing;
+        }
+        if object.health == Health::Missing { Err(EngineError::Object(id)) } else { Ok(object.bytes.clone()) }
+    }
+
+    pub(super) fn scrub(&mut self, bytes_max: u64) -> Scrubbed {
+        let mut pass = self.pass.take().unwrap_or_else(|| {
+            let mut objects: Vec<_> = self.objects.keys().copied().filter(|object| self.has(*object)).collect();
+            objects.sort_unstable();
+            let total_bytes = self.total_bytes(&objects);
+            Pass { objects: objects.into(), visited_bytes: 0, total_bytes }
+        });
+        let mut done = Scrubbed::default();
+        while done.bytes < bytes_max.max(1) {
+            let Some(id) = pass.objects.pop_front() else {
+                done.ended = true;
+                break;
+            };
+            if !self.has(id) {
+                continue;
+            }
+            let bytes = self.total_bytes(&[id]);
+            done.objects += 1;
+            done.bytes += bytes.max(1);
+            pass.visited_bytes += bytes;
+            if self.get(id).is_err() {
+                done.damaged.push(id);
+            }
+        }
+        done.progress_bytes = (if done.ended { pass.total_bytes } else { pass.visited_bytes }, pass.total_bytes);
+        self.pass = Some(pass).filter(|_| !done.ended);
+        done
+    }
+
+    pub(super) fn damaged(&self) -> Vec<DamagedReplica> {
+        let is_missing =
+            |object: &&ObjectId| self.objects.get(object).is_some_and(|object| object.health == Health::Missing);
+        let of = |(holder, held): (&Holder, &std::collections::BTreeSet<ObjectId>)| {
+            let Holder::Checkpoint(replica) = *holder else { return None };
+            let objects: Vec<_> = held.iter().filter(is_missing).take(DAMAGED_NAMED_MAX).copied().collect();
+            (!objects.is_empty()).then_some(DamagedReplica { replica, objects })
+        };
+        let mut damaged: Vec<_> = self.held.iter().filter_map(of).collect();
+        damaged.sort_unstable_by_key(|damaged| damaged.replica);
+        damaged
+    }
+}
