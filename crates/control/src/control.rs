@@ -67,6 +67,8 @@ pub fn notices(
             events(Event::Lost { replicas: replicas.clone(), reason });
             let _ = lost.send(Lost { replicas, reason });
         }
+        Notice::Damaged { shard, replica, objects } => events(Event::Damaged { shard, replica, objects }),
+        Notice::Repaired { shard, replica } => events(Event::Repaired { shard, replica }),
         Notice::PeerVersions { node, incarnation, versions } => topology.observe_versions(node, incarnation, versions),
         Notice::Leader { .. } | Notice::Descriptor(_) | Notice::Destroyed { .. } => {}
     };

@@ -260,8 +260,11 @@ impl ObjectStore {
     /// `len` bytes of an object from `offset` on (fewer at its end), **not verified**: use them as a hint, or
     /// check them against another checksum.
     pub fn slice(&self, id: ObjectId, offset: u32, len: u32) -> Result<Bytes, ObjectError> {
-        let (_, bytes) = self.read_entry(id, offset, len)?;
-        bytes.map(Bytes::from).ok_or(ObjectError::Damaged(id))
+        let (entry, bytes) = self.read_entry(id, offset, len)?;
+        bytes.map(Bytes::from).ok_or_else(|| {
+            self.index.write().forget(id, entry.location);
+            ObjectError::Damaged(id)
+        })
     }
 
     /// As [`slice`](Self::slice), but only what needs no wait for the disk: `None` if a byte of it is not in

@@ -50,6 +50,25 @@ pub struct HostConfig {
     pub leases: Leases,
     /// When a log is trusted to be complete without asking peers.
     pub folder_trust: FolderTrust,
+    /// How stored objects are read again to find damage.
+    pub scrub: ScrubConfig,
+}
+
+/// When and how fast a node reads all its stored objects to find damage before anybody needs them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScrubConfig {
+    /// Bytes per second; at least 1. More finds damage sooner, and takes more of the disk from others: choose a
+    /// few percent of what it can do.
+    pub bytes_per_second: u64,
+    /// Milliseconds from the end of a pass to the beginning of the next, at least: up to a quarter is added at
+    /// random, so that nodes do not read at the same time. 0: passes begin only when they are asked for.
+    pub pause_ms: u64,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { bytes_per_second: 5_000_000, pause_ms: 6 * 3_600_000 }
+    }
 }
 
 /// When a node trusts its log to hold everything that was synced to it, without asking its peers.
@@ -106,6 +125,7 @@ impl Default for HostConfig {
             clock_ahead_ms_max: 500,
             leases: Leases::On { drift_percent: 10 },
             folder_trust: FolderTrust::default(),
+            scrub: ScrubConfig::default(),
         }
     }
 }
@@ -154,6 +174,7 @@ impl HostConfig {
             ("log_bytes_max", self.log_bytes_max),
             ("checkpoints_parallel_max", self.checkpoints_parallel_max as u64),
             ("read_threads", self.read_threads as u64),
+            ("scrub.bytes_per_second", self.scrub.bytes_per_second),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(HostConfigError::Zero(name));

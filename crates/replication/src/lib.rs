@@ -19,7 +19,7 @@ pub use applier::{
     SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead,
 };
 pub use batch::{Batch, BatchError};
-pub use config::{FolderTrust, HostConfig, HostConfigError, Leases};
+pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig};
 pub use core::{
     Answer, Answered, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND,
     LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Request, RequestError,
@@ -27,6 +27,8 @@ pub use core::{
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role, ShardChange};
 pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX, IncomingSnapshot};
+
+pub use work::ScrubStatus;
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -68,6 +68,8 @@ pub struct Counts {
     pub range_changes: u64,
     /// Replicas that nodes abandoned.
     pub replicas_lost: u64,
+    /// Replicas that were reported as damaged, and went on.
+    pub replicas_damaged: u64,
     /// Strong reads served under a lease.
     pub leased_reads: u64,
     /// Strong reads confirmed by a quorum round.
@@ -89,6 +91,7 @@ impl Counts {
         self.config_changes += other.config_changes;
         self.range_changes += other.range_changes;
         self.replicas_lost += other.replicas_lost;
+        self.replicas_damaged += other.replicas_damaged;
         self.leased_reads += other.leased_reads;
         self.quorum_reads += other.quorum_reads;
         self.stale_routes += other.stale_routes;
@@ -404,6 +407,12 @@ impl Checks {
             let last = known.terms.last_key_value().map(|(index, _)| *index).unwrap_or_default();
             known.stale |= !alone && (known.hard_state != log.hard_state || last > log.last);
         }
+    }
+
+    /// Checks that a node that reports a damaged replica has a damaged disk.
+    pub(crate) fn replica_damaged(&mut self, node: &Node) {
+        assert!(self.damaged_nodes.contains(&node.id), "{} reports damage of an undamaged disk", node.id);
+        self.counts.replicas_damaged += 1;
     }
 
     /// Checks that a node that abandoned replicas has a damaged disk.

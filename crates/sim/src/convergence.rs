@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{Contents, ReplicaStatus, Role};
+use flotilla_storage::Log as _;
 use flotilla_types::{KeyRange, NodeId, ReplicaRole, ShardId, VersionRange};
 use rand::RngExt as _;
 
@@ -50,7 +51,20 @@ impl World {
         };
         let meta = running.control.cluster.meta().clone();
         self.unconverged_node(&meta)
+            .or_else(|| self.rotten())
             .or_else(|| meta.shards().find_map(|record| self.unconverged_shard(&meta, record.id, lag_max)))
+    }
+
+    /// Which replica would not open again, because objects of its checkpoint are damaged, found or not. The
+    /// cluster cannot spare another copy before it is replaced.
+    fn rotten(&self) -> Option<String> {
+        let rotted = self.faults.rotted.iter().filter_map(|id| self.nodes.get(id)).filter(|node| !node.retired);
+        rotted
+            .flat_map(|node| node.disk.replicas().unwrap_or_default().into_iter().map(move |held| (node, held)))
+            .find_map(|(node, (replica, log))| {
+                let objects = node.disk.rotten_in(&log.checkpoint);
+                (!objects.is_empty()).then(|| format!("{objects:?} of {replica} on {} are damaged", node.id))
+            })
     }
 
     fn unconverged_node(&self, meta: &MetaState) -> Option<String> {

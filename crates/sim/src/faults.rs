@@ -43,6 +43,8 @@ pub(crate) struct Faults {
     active: BTreeMap<usize, Active>,
     /// Set at the end of a run: no more faults begin.
     pub(crate) stopped: bool,
+    /// Nodes with objects that were damaged.
+    pub(crate) rotted: BTreeSet<NodeId>,
 }
 
 /// What must be undone when a fault ends.
@@ -204,7 +206,14 @@ impl World {
                 Active::Backup { node: id, disk, folder, incarnation, away }
             }
             Fault::LogBitRot => self.damage_log(id, which)?,
-            Fault::ObjectBitRot => self.damage_object(id, which)?,
+            Fault::ObjectBitRot => {
+                self.damage_object(id, which)?;
+                Active::Restart(id)
+            }
+            Fault::ObjectRots => {
+                self.damage_object(id, which)?;
+                Active::Nothing
+            }
             Fault::RangeChange => self.change_range(which)?,
             Fault::Drain => self.drain(id)?,
         })
@@ -272,13 +281,14 @@ impl World {
         Some(Active::Restart(id))
     }
 
-    fn damage_object(&mut self, id: NodeId, which: u64) -> Option<Active> {
+    fn damage_object(&mut self, id: NodeId, which: u64) -> Option<()> {
         let node = self.nodes.get(&id)?;
         let replicas = node.disk.replicas().ok()?;
         let objects: Vec<_> = replicas.iter().flat_map(|(_, log)| log.checkpoint.objects()).collect();
         node.disk.damage_object(*objects.get(which as usize % objects.len().max(1))?);
         self.checks.damaged_nodes.insert(id);
-        Some(Active::Restart(id))
+        self.faults.rotted.insert(id);
+        Some(())
     }
 
     /// Has the leader of a shard propose the next range epoch, once the cluster version allows it.
@@ -466,5 +476,8 @@ impl World {
 
 /// Whether a fault destroys a copy of acknowledged data.
 fn loses_data(fault: Fault) -> bool {
-    matches!(fault, Fault::Remove | Fault::Wipe | Fault::RollBack | Fault::LogBitRot | Fault::ObjectBitRot)
+    matches!(
+        fault,
+        Fault::Remove | Fault::Wipe | Fault::RollBack | Fault::LogBitRot | Fault::ObjectBitRot | Fault::ObjectRots
+    )
 }

@@ -6,7 +6,7 @@
 //! faults can be left out one by one while the others stay the same.
 
 use flotilla_kv::Limits;
-use flotilla_replication::{HostConfig, Leases, RaftConfig};
+use flotilla_replication::{HostConfig, Leases, RaftConfig, ScrubConfig};
 use rand::{RngExt as _, SeedableRng as _, seq::IndexedRandom as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -111,10 +111,12 @@ pub enum Fault {
     RangeChange,
     /// A node is drained, and taken back.
     Drain,
+    /// An object is damaged, and nobody notices before something reads it: a scrub, if nothing else.
+    ObjectRots,
 }
 
 impl Fault {
-    /// Every kind but [`Fault::RangeChange`] and [`Fault::Drain`], which are drawn apart. The order matters:
+    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`] and [`Fault::ObjectRots`], which are drawn apart. The order matters:
     /// seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -210,6 +212,14 @@ impl Plan {
         plan.drains_at_rest = rng.random_bool(0.25);
         if rng.random_bool(0.25) {
             plan.add_some(&mut rng, Fault::Drain, [300, 2_500, 6_000]);
+        }
+        // Passes of less than a second, to some of a few seconds each.
+        plan.host.scrub = ScrubConfig {
+            bytes_per_second: *[4_000, 40_000].choose(&mut rng).unwrap_or(&40_000),
+            pause_ms: *[200, 2_000, 6_000].choose(&mut rng).unwrap_or(&2_000),
+        };
+        if rng.random_bool(0.3) {
+            plan.add_some(&mut rng, Fault::ObjectRots, [100, 1_000, 2_500]);
         }
         plan
     }

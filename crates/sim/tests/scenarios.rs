@@ -108,6 +108,18 @@ fn damaged_bytes_are_detected_and_replaced() {
     survives(&[repeated(Fault::CorruptPulls, 3_000), repeated(Fault::Wipe, 100)].concat(), 3);
 }
 
+/// Nothing reads the objects: without a scrub they would stay damaged, and the check at the end fails. A
+/// damaged replica votes on until another one has its place, so hardly any is abandoned.
+#[test]
+fn objects_that_rot_are_found_by_the_scrub_and_replaced_by_orderly_changes() {
+    let rotten = survives(&repeated(Fault::ObjectRots, 100), 8);
+    let counts = sum(&rotten);
+    assert!(counts.replicas_damaged >= 8, "{counts:?}");
+    assert_eq!(counts.replicas_lost, 0);
+    assert!(count_notes(&rotten, "is repaired") as u64 >= counts.replicas_damaged / 2, "{counts:?}");
+    survives(&[repeated(Fault::ObjectRots, 100), repeated(Fault::Crash, 1_000)].concat(), 4);
+}
+
 /// A disk that fails says nothing about the bytes on it.
 #[test]
 fn an_io_error_ends_the_node_and_costs_no_replica() {

@@ -1,5 +1,10 @@
 //! Decides which replicas this node creates, destroys, or has replaced.
 //!
+//! A *lost* replica is not used any more. A *damaged* one lacks objects and is whole otherwise: it votes on until
+//! its replacement votes, so that its group keeps its quorum, even if others of it are damaged or rebuilt at
+//! the same time. It gives away its leadership first, because the snapshot for the replacement comes from the
+//! leader. Without another voter nothing could repair it, and it stays.
+//!
 //! Invariants: a lost replica is never used or created again; the metadata group must assign another one in
 //! its place. A node whose data folder was rolled back creates nothing before fresh metadata has shown which
 //! replicas the folder forgot: those are lost too.
@@ -9,11 +14,16 @@ use std::{
     sync::Arc,
 };
 
-use flotilla_meta::{MetaCommand, MetaState, ReplicaStatus};
-use flotilla_replication::LostReason;
-use flotilla_types::{NodeId, ReplicaId, ShardId};
+use flotilla_membership::NodeState;
+use flotilla_meta::{MetaCommand, MetaState, ReplicaStatus, ShardRecord};
+use flotilla_replication::{Follower, LostReason, ReplicaStatus as HostedReplica, Role};
+use flotilla_types::{NodeId, ReplicaId, ReplicaRole, ShardId};
 
-use super::{Action, Outcome, Reconciler, View};
+use super::{Action, Outcome, Reconciler, View, step::is_caught_up};
+
+/// Minimum time between two transfers of a shard's leadership away from damage here: should the others be
+/// damaged too, it goes around slowly. Milliseconds.
+const TRANSFER_AGAIN_MS: u64 = 5_000;
 
 /// Minimum time between two replacements of a shard's replica here, so that one that always fails costs
 /// little. Milliseconds.
@@ -35,6 +45,8 @@ pub struct Lifecycle {
     folder: Folder,
     /// When the metadata group last answered a request to replace a shard's replica here.
     replaced: BTreeMap<ShardId, u64>,
+    /// When a damaged leader of a shard here was last told to give its leadership away.
+    transferred: BTreeMap<ShardId, u64>,
     last_pass_ms: u64,
 }
 
@@ -98,9 +110,48 @@ impl Lifecycle {
                 actions.push(Action::Destroy { replica: *replica });
             }
         }
+        actions.extend(view.replicas.iter().filter(|replica| replica.damaged).filter_map(|replica| {
+            if self.lost.contains(&replica.replica) { None } else { self.repair(view, replica) }
+        }));
         actions.append(&mut proposals);
         actions
     }
+
+    /// The next step towards a replacement of a damaged replica.
+    fn repair(&mut self, view: &View<'_>, replica: &HostedReplica) -> Option<Action> {
+        let (record, group) = (view.meta.shard(replica.shard)?, replica.group.as_ref()?);
+        let me = replica.replica;
+        if group.role == Role::Leader {
+            let can_lead = |follower: &&Follower| {
+                follower.replica != me
+                    && group.conf.voters.contains(&follower.replica)
+                    && is_caught_up(group, follower.replica)
+            };
+            let node_of = |follower: &Follower| replica.descriptor.node_of(follower.replica);
+            let is_alive = |node: &NodeId| *node != view.me.node && view.members.liveness(*node).0 == NodeState::Alive;
+            let to = group.followers.iter().filter(can_lead).filter_map(node_of).find(is_alive)?;
+            if self.transferred.contains_key(&replica.shard) {
+                return None;
+            }
+            self.transferred.insert(replica.shard, view.now_ms);
+            return Some(Action::Transfer { shard: replica.shard, to });
+        }
+        // A leader that is heard from has a quorum without this replica's word about its records.
+        let is_led = group.leader != ReplicaId::NONE && group.leader != me;
+        let is_wanted = record.intent.iter().any(|held| held.replica == me);
+        if !is_led || !is_wanted || is_rebuilding(record) || self.replaced.contains_key(&replica.shard) {
+            return None;
+        }
+        Some(Action::Propose(MetaCommand::ReplaceReplica { shard: replica.shard, replica: me }))
+    }
+}
+
+/// Whether a replica of the shard does not vote yet, as far as the metadata knows.
+fn is_rebuilding(record: &ShardRecord) -> bool {
+    let votes = |id: ReplicaId| {
+        record.descriptor.replicas.iter().any(|held| held.replica == id && held.role == ReplicaRole::Voter)
+    };
+    record.intent.iter().any(|wanted| !votes(wanted.replica))
 }
 
 impl Reconciler for Lifecycle {
@@ -111,6 +162,7 @@ impl Reconciler for Lifecycle {
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
         self.last_pass_ms = view.now_ms;
         self.replaced.retain(|_, at_ms| *at_ms + REPLACE_AGAIN_MS > view.now_ms);
+        self.transferred.retain(|_, at_ms| *at_ms + TRANSFER_AGAIN_MS > view.now_ms);
         let here = view.replicas.iter().map(|replica| (replica.shard, replica.replica)).collect();
         match std::mem::take(&mut self.folder) {
             Folder::Complete => self.compare(view, &here),
@@ -143,7 +195,7 @@ mod tests {
     use flotilla_meta::MetaReply;
 
     use super::*;
-    use crate::core::testing::{Meta, World, replica};
+    use crate::core::testing::{Meta, World, leads, replica};
 
     fn lost(reason: LostReason, held: &[(u64, u64)]) -> Lost {
         Lost { replicas: held.iter().map(|(shard, id)| (ShardId(*shard), ReplicaId(*id))).collect(), reason }
@@ -191,6 +243,79 @@ mod tests {
         assert_eq!(world.reconcile(&mut lifecycle), []);
         world.now_ms += 1;
         assert_eq!(world.reconcile(&mut lifecycle), replace);
+    }
+
+    /// Node 1 of three holds replica 2 of shard 1, which is damaged, beside replicas 3 and 4 on the others.
+    fn damaged(leader: u64) -> (World, Action) {
+        let mut meta = Meta::of_nodes(3);
+        let shard = meta.collection(&[&[1, 2, 3]])[0];
+        let mut world = World::new(1, meta);
+        (2..=3).for_each(|id| world.hears(id, NodeState::Alive));
+        let mut held = leads(shard.0, &[(1, 2), (2, 3), (3, 4)], &[]);
+        held.damaged = true;
+        if let Some(group) = held.group.as_mut().filter(|_| leader != 2) {
+            (group.role, group.leader) = (Role::Follower, ReplicaId(leader));
+        }
+        world.replicas = vec![replica(0, 1), held];
+        (world, Action::Propose(MetaCommand::ReplaceReplica { shard, replica: ReplicaId(2) }))
+    }
+
+    #[test]
+    fn a_damaged_follower_is_replaced_and_neither_destroyed_nor_asked_for_again_at_once() {
+        let (mut world, replace) = damaged(3);
+        let mut lifecycle = Lifecycle::default();
+        assert_eq!(world.reconcile(&mut lifecycle), std::slice::from_ref(&replace));
+        let command = MetaCommand::ReplaceReplica { shard: ShardId(1), replica: ReplicaId(2) };
+        lifecycle.on_outcome(Outcome::Answered(Box::new(command.clone()), MetaReply::Done));
+        assert_eq!(world.reconcile(&mut lifecycle), [], "it was answered");
+        world.meta.apply(&command);
+        world.now_ms += REPLACE_AGAIN_MS;
+        // Its successor is created beside it, and it stays for as long as the shard has it.
+        let actions = world.reconcile(&mut lifecycle);
+        assert!(matches!(actions[..], [Action::Create { replica: ReplicaId(5), founding: false, .. }]), "{actions:?}");
+        // One that is whole again needs nothing.
+        let (mut world, _) = damaged(3);
+        world.replicas[1].damaged = false;
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), []);
+    }
+
+    #[test]
+    fn a_damaged_replica_waits_while_its_group_has_no_leader_or_rebuilds_another_replica() {
+        let (mut world, replace) = damaged(0);
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), [], "nobody leads");
+        (world, _) = damaged(4);
+        world.meta.apply(&MetaCommand::ReplaceReplica { shard: ShardId(1), replica: ReplicaId(3) });
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), [], "the replacement of replica 3 does not vote yet");
+        let mut descriptor = world.replicas[1].descriptor.clone();
+        descriptor.epoch.config += 1;
+        descriptor.replicas[1].replica = ReplicaId(5);
+        world.meta.apply(&MetaCommand::ReportShard { descriptor });
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), [replace]);
+    }
+
+    #[test]
+    fn a_damaged_leader_gives_its_leadership_to_a_live_node_first_and_not_again_and_again() {
+        let (mut world, _) = damaged(2);
+        world.hears(2, NodeState::Down);
+        let mut lifecycle = Lifecycle::default();
+        let transfer = [Action::Transfer { shard: ShardId(1), to: NodeId(3) }];
+        assert_eq!(world.reconcile(&mut lifecycle), transfer);
+        assert_eq!(world.reconcile(&mut lifecycle), []);
+        world.now_ms += TRANSFER_AGAIN_MS;
+        assert_eq!(world.reconcile(&mut lifecycle), transfer);
+        world.hears(3, NodeState::Down);
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), [], "nobody could lead");
+    }
+
+    #[test]
+    fn a_damaged_replica_without_another_voter_stays() {
+        let mut meta = Meta::of_nodes(1);
+        let shard = meta.collection(&[&[1]])[0];
+        let mut world = World::new(1, meta);
+        let mut alone = leads(shard.0, &[(1, 2)], &[]);
+        alone.damaged = true;
+        world.replicas = vec![replica(0, 1), alone];
+        assert_eq!(world.reconcile(&mut Lifecycle::default()), []);
     }
 
     #[test]

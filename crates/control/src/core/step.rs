@@ -3,7 +3,8 @@
 //!
 //! Invariants: a replica votes only after it has caught up; all promotions and demotions of a step happen in
 //! one joint change, so a group grows from one voter to three without ever having two; a leader that is to be
-//! demoted first transfers leadership to a caught-up voter that stays, if there is one. If a node that may lead
+//! demoted first transfers leadership to a caught-up voter that stays, if there is one: before anything else if its
+//! own node gets the replica that takes its place, because a node sends nothing to itself. If a node that may lead
 //! holds one that is late, the leader waits for that rather than give leadership to a node that may not.
 
 use std::{cmp::Reverse, collections::BTreeSet};
@@ -29,7 +30,7 @@ pub enum ShardStep {
 /// Decides the next step from the leader's status and the intent.
 #[must_use]
 pub fn next_shard_step(
-    me: ReplicaId,
+    (me, my_node): (ReplicaId, NodeId),
     status: &GroupStatus,
     intent: &[PlanReplica],
     may_lead: impl Fn(NodeId) -> bool,
@@ -42,6 +43,19 @@ pub fn next_shard_step(
     if wanted.is_empty() {
         return ShardStep::Nothing;
     }
+    let caught_up = |replica: &ReplicaId| is_caught_up(status, *replica);
+    let handover = || {
+        let staying = || intent.iter().filter(|held| held.replica != me && conf.voters.contains(&held.replica));
+        let ready = staying().filter(|held| caught_up(&held.replica));
+        let successor = ready.max_by_key(|held| (may_lead(held.node), Reverse(held.replica)))?;
+        // It would give the leadership away again: better to wait for one that is only late.
+        let waits = !may_lead(successor.node) && staying().any(|held| may_lead(held.node));
+        Some(if waits { ShardStep::Nothing } else { ShardStep::TransferLeadership(successor.replica) })
+    };
+    let is_replaced_here = !wanted.contains(&me) && intent.iter().any(|held| held.node == my_node);
+    if is_replaced_here && let Some(step) = handover() {
+        return step;
+    }
     // Remove before adding, so that a node that fails repeatedly leaves no trail of dead learners.
     if let Some(surplus) = conf.learners.iter().find(|learner| !wanted.contains(learner)) {
         return ShardStep::Change(ConfChange::RemoveLearner { replica: *surplus });
@@ -49,23 +63,15 @@ pub fn next_shard_step(
     if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica)) {
         return ShardStep::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
     }
-    let caught_up = |replica: &ReplicaId| is_caught_up(status, *replica);
     let promote: Vec<_> = conf.learners.iter().filter(|learner| wanted.contains(learner)).copied().collect();
     let demote: Vec<_> = conf.voters.iter().filter(|voter| !wanted.contains(voter)).copied().collect();
     if !promote.iter().all(caught_up) {
         return ShardStep::Nothing;
     }
-    if demote.contains(&me) {
-        let staying = || intent.iter().filter(|held| conf.voters.contains(&held.replica));
-        let ready = staying().filter(|held| caught_up(&held.replica));
-        match ready.max_by_key(|held| (may_lead(held.node), Reverse(held.replica))) {
-            // It would give the leadership away again: better to wait for one that is only late.
-            Some(successor) if !may_lead(successor.node) && staying().any(|held| may_lead(held.node)) => {
-                return ShardStep::Nothing;
-            }
-            Some(successor) => return ShardStep::TransferLeadership(successor.replica),
-            None => {}
-        }
+    if demote.contains(&me)
+        && let Some(step) = handover()
+    {
+        return step;
     }
     if promote.is_empty() && demote.is_empty() {
         return ShardStep::Nothing;
@@ -96,7 +102,7 @@ mod tests {
 
     /// Where node 2 may not lead.
     fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> ShardStep {
-        super::next_shard_step(me, status, intent, |node| node != NodeId(2))
+        super::next_shard_step((me, NodeId(me.0)), status, intent, |node| node != NodeId(2))
     }
 
     fn status(voters: &[u64], learners: &[u64], matched: &[(u64, u64)]) -> GroupStatus {
@@ -171,10 +177,23 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_that_is_replaced_on_its_own_node_transfers_leadership_before_the_replacement_is_added() {
+        let on = |replica, node| PlanReplica { replica: ReplicaId(replica), node: NodeId(node) };
+        let wanted = [on(2, 2), on(3, 3), on(4, 1)];
+        for learners in [&[][..], &[4]] {
+            let waits = status(&[1, 2, 3], learners, &[(2, 10_000), (3, 10_000), (4, 0)]);
+            assert_eq!(next_shard_step(ME, &waits, &wanted), ShardStep::TransferLeadership(ReplicaId(3)));
+        }
+        let alone = status(&[1], &[], &[]);
+        let add = ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(1) };
+        assert_eq!(next_shard_step(ME, &alone, &[on(4, 1)]), ShardStep::Change(add), "nobody else can lead");
+    }
+
+    #[test]
     fn a_node_that_may_not_lead_succeeds_only_when_no_other_node_may() {
         let late = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 5), (4, 10_000)]);
         assert_eq!(next_shard_step(ME, &late, &intent(&[2, 3, 4])), ShardStep::Nothing, "3 catches up");
-        let alone = super::next_shard_step(ME, &late, &intent(&[2, 3, 4]), |_| false);
+        let alone = super::next_shard_step((ME, NodeId(1)), &late, &intent(&[2, 3, 4]), |_| false);
         assert_eq!(alone, ShardStep::TransferLeadership(ReplicaId(2)));
     }
 

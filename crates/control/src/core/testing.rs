@@ -227,6 +227,7 @@ pub(crate) fn replica(shard: u64, id: u64) -> ReplicaStatus {
         version: None,
         checkpoint: LogIndex(0),
         usage: flotilla_storage::Usage::default(),
+        damaged: false,
     }
 }
 

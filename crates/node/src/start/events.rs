@@ -78,6 +78,15 @@ fn describe(event: Event) -> (&'static str, BTreeMap<String, String>) {
             let pairs = [("shard", shard.to_string()), ("term", term.to_string()), ("node", node.to_string())];
             ("leader_changed", detail(&pairs))
         }
+        Event::Damaged { shard, replica, objects } => {
+            let objects: Vec<_> = objects.iter().map(ToString::to_string).collect();
+            let pairs =
+                [("shard", shard.to_string()), ("replica", replica.to_string()), ("objects", objects.join(" "))];
+            ("replica_damaged", detail(&pairs))
+        }
+        Event::Repaired { shard, replica } => {
+            ("replica_repaired", detail(&[("shard", shard.to_string()), ("replica", replica.to_string())]))
+        }
         Event::Lost { replicas, reason } => {
             let kind = match reason {
                 LostReason::RolledBack => "log_went_backwards",

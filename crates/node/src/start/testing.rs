@@ -93,5 +93,6 @@ pub(super) fn replica(meta: &MetaState, shard: ShardId, node: u64, leader: Optio
         version: None,
         checkpoint: LogIndex(1),
         usage: flotilla_storage::Usage::default(),
+        damaged: false,
     }
 }

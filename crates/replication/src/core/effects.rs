@@ -183,6 +183,22 @@ pub enum Notice {
         /// Why they are lost.
         reason: LostReason,
     },
+    /// Objects of a replica were found damaged. It goes on without them until it is replaced.
+    Damaged {
+        /// The shard.
+        shard: ShardId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Some of the objects.
+        objects: Vec<ObjectId>,
+    },
+    /// The damaged objects of a replica are here again, or another replica has taken its place.
+    Repaired {
+        /// The shard.
+        shard: ShardId,
+        /// The replica that was damaged.
+        replica: ReplicaId,
+    },
     /// A replica was destroyed: its tombstone is durable.
     Destroyed {
         /// The replica.
@@ -268,4 +284,6 @@ pub struct ReplicaStatus {
     pub checkpoint: LogIndex,
     /// Memory and disk that its records take.
     pub usage: Usage,
+    /// Whether it needs objects that are damaged.
+    pub damaged: bool,
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flotilla_consensus::{ConfChange, ShardChange};
-use flotilla_storage::Usage;
+use flotilla_storage::{DamagedReplica, Usage};
 use flotilla_types::{
     Checkpoint, ClusterVersion, Incarnation, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
     Timestamp, VersionRange, WalSequence,
@@ -262,6 +262,9 @@ pub enum Input<T> {
         /// The replica.
         replica: ReplicaId,
     },
+    /// The replicas that need damaged objects, all there are now; a replica that is not named any more is
+    /// whole again.
+    Damaged(Vec<DamagedReplica>),
     /// A replica failed: its state machine, records or disk.
     Broken {
         /// The replica.

@@ -7,6 +7,7 @@
 
 mod announced;
 mod checkpoints;
+mod damage;
 mod effects;
 mod entry_bytes;
 mod handshake;
@@ -62,7 +63,7 @@ pub struct Core<T> {
     replicas: BTreeMap<ReplicaId, Replica<T>>,
     /// How many of them are unverified.
     unverified: usize,
-    /// The replica that serves a shard here: the newest one that is not abandoned.
+    /// The replica that serves a shard here: the one that leads, or else the newest that is not abandoned.
     serving: BTreeMap<ShardId, ReplicaId>,
     /// All replicas by shard.
     by_shard: BTreeSet<(ShardId, ReplicaId)>,
@@ -78,6 +79,8 @@ pub struct Core<T> {
     /// The replica here that has offered a snapshot to this one.
     offers_to: BTreeMap<ReplicaId, ReplicaId>,
     handshake: RecoveryHandshake,
+    /// Replicas that need damaged objects.
+    damaged: BTreeSet<ReplicaId>,
     /// Replicas whose tombstone is being written: they must never be created again.
     being_destroyed: BTreeSet<ReplicaId>,
     seed: u64,
@@ -126,6 +129,7 @@ impl<T> Core<T> {
             handshake: RecoveryHandshake::new(node, incarnation, log.recovered(), trusted, log.peer_sequences()),
             config,
             log,
+            damaged: BTreeSet::new(),
             being_destroyed: BTreeSet::new(),
             seed,
             ticks: 0,
@@ -196,6 +200,7 @@ impl<T> Core<T> {
                 }
             }
             Input::ReleaseLog { replica } => self.release_log(replica, effects),
+            Input::Damaged(damaged) => self.on_damaged(damaged, effects),
             Input::Broken { replica } => {
                 self.on_compacted(replica, false, effects);
                 self.abandon(replica, LostReason::Broken, effects);
@@ -299,8 +304,8 @@ impl<T> Core<T> {
         });
         self.unverified += usize::from(replica.unverified);
         self.replicas.insert(id, replica);
-        self.serving.insert(state.shard, id);
         self.by_shard.insert((state.shard, id));
+        self.choose_serving(state.shard);
         self.schedule.changed.insert(id);
         if !recovered {
             self.open_group(id, state, effects);
@@ -375,7 +380,8 @@ impl<T> Core<T> {
             self.by_shard.remove(&(replica.shard, id));
             self.schedule.remove(id);
             self.schedule.memtables.set(id, 0);
-            self.stop_serving(id, replica.shard);
+            self.choose_serving(replica.shard);
+            self.end_damage(id, replica.shard, effects);
         }
         effects.writes.push(Write {
             write: Some(ReplicaWrite { destroy: true, ..ReplicaWrite::new(id) }),
@@ -384,15 +390,18 @@ impl<T> Core<T> {
         });
     }
 
-    fn stop_serving(&mut self, id: ReplicaId, shard: ShardId) {
-        if self.serving.get(&shard) == Some(&id) {
-            self.serving.remove(&shard);
-            let others = self.by_shard.range((shard, ReplicaId::NONE)..=(shard, ReplicaId(u64::MAX)));
-            let usable = |other: &ReplicaId| self.replicas.get(other).is_some_and(|replica| !replica.abandoned);
-            if let Some(next) = others.rev().map(|(_, other)| *other).find(usable) {
-                self.serving.insert(shard, next);
-            }
-        }
+    /// Chooses the replica that serves a shard here. There are two while one is replaced by the other.
+    fn choose_serving(&mut self, shard: ShardId) {
+        let here = self.by_shard.range((shard, ReplicaId::NONE)..=(shard, ReplicaId(u64::MAX)));
+        let usable = here.rev().filter_map(|(_, id)| {
+            self.replicas.get(id).filter(|replica| !replica.abandoned).map(|replica| (*id, replica.leads()))
+        });
+        // Of several that lead, the first is the newest.
+        let chosen = usable.reduce(|best, next| if next.1 && !best.1 { next } else { best });
+        match chosen {
+            Some((id, _)) => self.serving.insert(shard, id),
+            None => self.serving.remove(&shard),
+        };
     }
 
     /// Abandons a replica whose group failed, unless its log could not be read (the disk failed, and the node
@@ -433,7 +442,9 @@ impl<T> Core<T> {
         let shard = replica.shard;
         self.end_offers(id, effects);
         self.schedule.remove(id);
-        self.stop_serving(id, shard);
+        self.choose_serving(shard);
+        // It has failed, which is more.
+        self.damaged.remove(&id);
     }
 
     fn transfer(&mut self, shard: ShardId, to: NodeId) {

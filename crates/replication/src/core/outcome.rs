@@ -77,9 +77,13 @@ impl<T> Core<T> {
         replica.role = change.role;
         replica.term = change.term;
         replica.leader = change.leader;
+        let (shard, leads) = (replica.shard, replica.leads());
         if led {
             replica.fail_leader_requests(effects);
             self.end_offers(change.replica, effects);
+        }
+        if led || leads {
+            self.choose_serving(shard);
         }
         let Some(replica) = self.replicas.get_mut(&change.replica) else { return };
         if change.role == Role::Leader

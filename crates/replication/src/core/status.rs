@@ -68,7 +68,10 @@ impl<T> Core<T> {
                 self.schedule.transferable.remove(&id);
             }
             let known = published.binary_search_by_key(&id, |status| status.replica).ok().map(|at| &published[at]);
-            if !known.is_some_and(|known| self.has_status(replica, group, known)) {
+            let is_known = |known: &ReplicaStatus| {
+                known.damaged == self.damaged.contains(&id) && self.has_status(replica, group, known)
+            };
+            if !known.is_some_and(is_known) {
                 updates.changed.push(self.status_of(id, replica));
             }
         }
@@ -99,10 +102,11 @@ impl<T> Core<T> {
             version: replica.version,
             checkpoint: replica.checkpoint,
             usage: replica.usage,
+            damaged: self.damaged.contains(&id),
         }
     }
 
-    /// Whether [`status_of`](Self::status_of) would return this.
+    /// Whether [`status_of`](Self::status_of) would return this, apart from damage.
     fn has_status(&self, replica: &Replica<T>, group: Option<&Group>, known: &ReplicaStatus) -> bool {
         let same_group = match (group, &known.group) {
             (Some(group), Some(known)) => group.has_status(known),

@@ -8,6 +8,7 @@
 //! | read (`read_threads`) | entries and queries that may wait for the disk |
 //! | background (2) | builds and installs checkpoints, loads records, reclaims log space |
 //! | compact | merges tables of checkpoints |
+//! | scrub | reads stored objects, at a slow pace, to find damage |
 //!
 //! Pulls run as tasks on the network's runtime. A panic in any of the threads stops the node.
 
@@ -19,6 +20,7 @@ mod inline;
 mod pool;
 mod pull;
 mod raft;
+mod scrub;
 mod wal;
 
 use std::{
@@ -46,7 +48,8 @@ pub use pull::IncomingSnapshot;
 
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
-    RequestError, clock, work,
+    RequestError, clock,
+    work::{self, ScrubStatus},
 };
 
 /// Requests and peers' inputs that may wait for the raft thread. Beyond it, requests are refused and frames
@@ -116,6 +119,7 @@ pub struct Host {
     pool: Arc<pool::Pool>,
     background: mpsc::Sender<background::Order>,
     compaction: mpsc::Sender<background::Order>,
+    scrub: scrub::Orders,
     stopped: Arc<AtomicBool>,
     engine: Arc<dyn StateEngine>,
 }
@@ -129,6 +133,8 @@ pub struct Handle {
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
     pulls: pull::Tasks,
+    scrub: scrub::Orders,
+    scrub_status: scrub::Published,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -157,6 +163,10 @@ impl Host {
             parts.seed,
             &mut effects,
         )?;
+        let (scrub, scrub_orders) = scrub::orders();
+        let scrubber =
+            scrub::Scrub::new(parts.config.scrub, parts.seed, scrub_orders, &parts.engine, &inbox, &parts.fatal);
+        let scrub_status = scrubber.published();
         let sender = frames::Sender::new(network.clone(), inbox.clone());
         let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone(), parts.fatal.clone());
         let pulls = puller.tasks();
@@ -216,6 +226,7 @@ impl Host {
             spawn("wal", fatal, move || wal.run())?,
             spawn("apply", fatal, move || applying.run())?,
             spawn("compact", fatal, move || compactor.run())?,
+            spawn("scrub", fatal, move || scrubber.run())?,
         ];
         let workers = Arc::new(workers.share());
         for _ in 0..background::THREADS {
@@ -234,10 +245,12 @@ impl Host {
             apply: apply.clone(),
             transferable_leaderships,
             pulls,
+            scrub: scrub.clone(),
+            scrub_status,
             fatal: parts.fatal,
         };
         let (background, compaction) = (background_tx, compaction_tx);
-        Ok(Self { handle, threads, apply, pool, background, compaction, stopped, engine: parts.engine })
+        Ok(Self { handle, threads, apply, pool, background, compaction, scrub, stopped, engine: parts.engine })
     }
 
     /// A handle to this host.
@@ -248,7 +261,7 @@ impl Host {
 
     /// Stops the threads and closes the engine cleanly, so that the next start can trust the view.
     pub fn stop(self) {
-        let Self { handle, threads, apply, pool, background, compaction, stopped, engine } = self;
+        let Self { handle, threads, apply, pool, background, compaction, scrub, stopped, engine } = self;
         stopped.store(true, Ordering::Relaxed);
         let _ = handle.inbox.events.send(Event::Stop);
         apply.close();
@@ -257,6 +270,7 @@ impl Host {
             let _ = background.send(background::Order::Stop);
         }
         let _ = compaction.send(background::Order::Stop);
+        scrub.stop();
         drop((apply, background, compaction));
         for thread in threads {
             let _ = thread.join();
@@ -443,6 +457,17 @@ impl Handle {
     #[must_use]
     pub fn incoming_snapshots(&self) -> Vec<IncomingSnapshot> {
         self.pulls.lock().values().map(|task| task.current).collect()
+    }
+
+    /// How the scrub stands, a step ago at most.
+    #[must_use]
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.scrub_status.lock().clone()
+    }
+
+    /// Begins a pass of the scrub over all objects, unless one is under way.
+    pub fn scrub_now(&self) {
+        self.scrub.start();
     }
 
     /// The number of shards with several voters that this node leads.

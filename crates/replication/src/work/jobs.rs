@@ -81,6 +81,11 @@ impl Job {
                 Ok(done) => JobResult::Report(Input::Compacted { replica, done }),
                 Err(EngineError::NotOpen(_)) => JobResult::Report(Input::Compacted { replica, done: false }),
                 Err(error) => match remedy(&error) {
+                    // The replica goes on with the tables that it has, until it is replaced.
+                    Remedy::AbandonReplica if is_known_damage(engine, replica, &error) => {
+                        tracing::warn!(%replica, %error, "a checkpoint with damaged objects is not compacted");
+                        JobResult::Report(Input::Compacted { replica, done: false })
+                    }
                     Remedy::AbandonReplica => {
                         tracing::error!(%replica, %error, "the records of a replica are damaged");
                         JobResult::Report(Input::Broken { replica })
@@ -97,6 +102,9 @@ impl Job {
                 Ok(checkpoint) => JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint) }),
                 // Destroyed in the meantime.
                 Err(EngineError::NotOpen(_)) => JobResult::Done,
+                Err(error) if is_known_damage(engine, replica, &error) => {
+                    retry_while_damaged(replica, &error, Self::Build { replica, failures })
+                }
                 Err(error) => {
                     let again = |failures| Self::Build { replica, failures };
                     // The checkpoint's base is damaged, on this node only. A retry would read the same bytes,
@@ -112,6 +120,9 @@ impl Job {
                         replica,
                         needs_compaction: engine.needs_compaction(replica),
                     }),
+                    Err(error) if is_known_damage(engine, replica, &error) => {
+                        retry_while_damaged(replica, &error, Self::InstallCheckpoint { replica, checkpoint, failures })
+                    }
                     Err(error) => {
                         let again = |failures| Self::InstallCheckpoint { replica, checkpoint, failures };
                         let damaged = |_| JobResult::Report(Input::Broken { replica });
@@ -138,6 +149,18 @@ impl Job {
             },
         }
     }
+}
+
+/// Whether a job has met damage of its replica that the engine reports: that replica is not given up, but
+/// replaced, while it votes on. It may be the last one.
+fn is_known_damage(engine: &dyn StateEngine, replica: ReplicaId, error: &EngineError) -> bool {
+    matches!(error, EngineError::Object(_)) && engine.damaged().iter().any(|damaged| damaged.replica == replica)
+}
+
+/// The job cannot be done before the damage is repaired, or the replica is gone.
+fn retry_while_damaged<T>(replica: ReplicaId, error: &EngineError, job: Job) -> JobResult<T> {
+    tracing::warn!(%replica, %error, "a checkpoint waits until the damage of its replica is repaired");
+    JobResult::Retry { job, after_ms: PAUSE_MS_MAX }
 }
 
 /// What follows from a job that has failed: it is run `again`, or the bytes of its replica are `damaged`, or

@@ -7,9 +7,11 @@
 mod frames;
 mod jobs;
 mod pull;
+mod scrub;
 mod wal;
 
 pub use frames::{PackedFrame, pack, pack_node_heartbeat, unpack};
 pub use jobs::{Job, JobResult, TRIES_MAX};
 pub use pull::{Pull, PullBounds, PullError, PullRequest, PullState, Served, Stored, serve, waiting_request};
+pub use scrub::{ScrubStatus, Scrubber};
 pub use wal::{Durable, Merged, Wal, WalJob};

@@ -306,6 +306,17 @@ impl World {
         self.start_jobs(node, running);
     }
 
+    pub(super) fn scrub(&mut self, node: &mut Node, running: &mut Running) {
+        let (now_ms, wall_ms) = (node.clock.mono_ms(self.now_us), node.clock.wall_ms(self.now_us));
+        let step = running.scrubber.step(now_ms, wall_ms, &node.disk);
+        if let Some(damaged) = step.damaged {
+            self.enqueue(node, running, Input::Damaged(damaged));
+        }
+        running.control.fatal |= step.fatal.is_some();
+        let delay_us = node.clock.true_us(running.scrubber.due_ms().saturating_sub(now_ms).max(1));
+        self.schedule_on(node, delay_us, NodeEvent::Scrub);
+    }
+
     /// Starts a pull, in place of one for the same replica.
     fn start_pull(
         &mut self,
@@ -392,6 +403,11 @@ impl World {
                 self.checks.replicas_lost(node, &replicas, reason);
                 running.control.lost(replicas, reason);
             }
+            Notice::Damaged { shard, replica, objects } => {
+                self.note(format!("{} {shard} {replica} is damaged: {objects:?}", node.id));
+                self.checks.replica_damaged(node);
+            }
+            Notice::Repaired { shard, replica } => self.note(format!("{} {shard} {replica} is repaired", node.id)),
             Notice::PeerVersions { node: peer, incarnation, versions } => {
                 running.control.cluster.observe_versions(peer, incarnation, versions);
             }

@@ -84,6 +84,7 @@ pub(crate) struct Running {
     jobs: VecDeque<Job>,
     jobs_running: usize,
     pulls: BTreeMap<u64, host::Pulling>,
+    scrubber: work::Scrubber,
     /// Connected peers, with their `life` when the connection was made.
     links: BTreeMap<NodeId, u64>,
     calls: BTreeMap<u64, rpc::Call>,
@@ -127,6 +128,8 @@ pub(crate) enum NodeEvent {
     CallTimedOut(u64),
     /// A pull sends its next request.
     PullRetry(u64),
+    /// The scrub does what is due.
+    Scrub,
     /// A request's pause or its attempt's timeout is over.
     RequestDue { request: u64, attempt: u64 },
     /// A control task is due.
@@ -172,6 +175,7 @@ impl World {
     pub(crate) fn start(&mut self, id: NodeId) {
         let seed: u64 = self.rng.random();
         let (config, now_us) = (self.config.clone(), self.now_us);
+        let scrub = config.scrub;
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if node.retired || node.running.is_some() {
             return;
@@ -197,6 +201,8 @@ impl World {
         let published = Arc::new(Mutex::new(None));
         let (life, incarnation, wal) = (node.life, node.incarnation, work::Wal::new(&disk, node.incarnation));
         let control = control::Control::new(node, seed);
+        let (now_ms, wall_ms) = (node.clock.mono_ms(now_us), node.clock.wall_ms(now_us));
+        let scrubber = work::Scrubber::new(scrub, now_ms, wall_ms, seed);
         node.running = Some(Box::new(Running {
             core,
             applier: Applier::new(Arc::new(disk), machines(published.clone(), self.plan.kv, self.checks.observer())),
@@ -211,6 +217,7 @@ impl World {
             jobs: VecDeque::new(),
             jobs_running: 0,
             pulls: BTreeMap::new(),
+            scrubber,
             links: BTreeMap::new(),
             calls: BTreeMap::new(),
             waiters: BTreeMap::new(),
@@ -228,6 +235,7 @@ impl World {
         });
         let tick_us = self.rng.random_range(0..self.config.tick_ms * 1_000);
         self.schedule_for(id, tick_us, NodeEvent::Tick);
+        self.schedule_for(id, 0, NodeEvent::Scrub);
         self.refresh_links(id);
     }
 
@@ -344,6 +352,7 @@ impl World {
             NodeEvent::Link { peer } => world.link(node, running, peer),
             NodeEvent::CallTimedOut(call) => world.call_failed(node, running, call),
             NodeEvent::PullRetry(pull) => world.advance_pull(node, running, pull),
+            NodeEvent::Scrub => world.scrub(node, running),
             NodeEvent::RequestDue { request, attempt } => world.advance_request(node, running, request, attempt),
             NodeEvent::Reconcile(task) => world.reconcile(node, running, task),
             NodeEvent::FeedDue { from, call } => world.feed_due(node, running, from, call),

@@ -1,0 +1,45 @@
+//! Replicas here that need damaged objects.
+//!
+//! Such a replica is not abandoned. Its log is whole: it votes, and stores and applies entries, so that its
+//! group loses no quorum, however many of its replicas are damaged at a time. It leads no longer than until
+//! another one can, and stays until one without damage has taken its place, which the metadata group orders.
+
+use std::collections::BTreeMap;
+
+use flotilla_storage::DamagedReplica;
+use flotilla_types::{ReplicaId, ShardId};
+
+use super::{Core, Effects, Notice};
+
+impl<T> Core<T> {
+    /// These are the damaged replicas now.
+    pub(super) fn on_damaged(&mut self, damaged: Vec<DamagedReplica>, effects: &mut Effects<T>) {
+        let mut now: BTreeMap<ReplicaId, DamagedReplica> =
+            damaged.into_iter().map(|damaged| (damaged.replica, damaged)).collect();
+        now.retain(|id, _| self.replicas.get(id).is_some_and(|replica| !replica.abandoned));
+        let healed: Vec<_> = self.damaged.iter().copied().filter(|id| !now.contains_key(id)).collect();
+        for id in healed {
+            if let Some(shard) = self.replicas.get(&id).map(|replica| replica.shard) {
+                self.end_damage(id, shard, effects);
+            }
+        }
+        for (id, DamagedReplica { objects, .. }) in now {
+            if let Some(replica) = self.replicas.get(&id)
+                && self.damaged.insert(id)
+            {
+                tracing::error!(replica = %id, shard = %replica.shard, ?objects, "objects of a replica are damaged");
+                effects.notices.push(Notice::Damaged { shard: replica.shard, replica: id, objects });
+                self.schedule.changed.insert(id);
+            }
+        }
+    }
+
+    /// A replica is whole again, or gone.
+    pub(super) fn end_damage(&mut self, id: ReplicaId, shard: ShardId, effects: &mut Effects<T>) {
+        if self.damaged.remove(&id) {
+            tracing::info!(replica = %id, %shard, "the damage of a replica is repaired");
+            effects.notices.push(Notice::Repaired { shard, replica: id });
+            self.schedule.changed.insert(id);
+        }
+    }
+}
