@@ -47,6 +47,7 @@ mod pause;
 mod redis;
 mod restarting;
 mod rolled_back;
+mod scrub;
 mod secure;
 mod snapshot;
 mod takeover;

@@ -21,6 +21,7 @@ mod node_change;
 mod operations;
 mod operator;
 mod problem;
+mod scrub;
 mod status;
 mod text;
 
@@ -44,6 +45,7 @@ pub use node_change::{NodeChange, NodeVerb, UnknownNodeVerb};
 pub use operations::{OperationInfo, OperationList, OperationProgress};
 pub use operator::{NodeUpgrade, Setting, SettingList, SettingRequest, TokenInfo, TokenList, UpgradeStatus};
 pub use problem::{Problem, ProblemType};
+pub use scrub::{DamagedReplica, NodeScrub, ScrubReport, ScrubState};
 pub use status::{
     ClusterStatus, FollowerInfo, Health, Liveness, LocalReplica, LocalRole, MetadataRole, NodeInfo, NodeState,
     PeerInfo, PeerState, ReplicaInfo, ShardInfo, Versions,

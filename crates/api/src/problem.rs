@@ -156,6 +156,8 @@ problem_types! {
     Busy = "busy", 503, true, "The cluster is busy";
     /// Too few replicas can be reached. Nothing was written.
     Unavailable = "unavailable", 503, true, "The shard is not available";
+    /// What the request reads is damaged on disk. Nothing was written.
+    Damaged = "damaged", 503, true, "The data is damaged on disk";
     /// The node is draining. Nothing was written.
     Draining = "draining", 503, true, "The node is draining";
     /// The node is not ready.

@@ -2,8 +2,9 @@
 
 use flotilla_api::{
     AuthorityStatus, ClusterStatus, Collection, CollectionList, CreateCollection, DigestList, Event, EventList, KeyId,
-    KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationInfo, OperationList, Setting, SettingList,
-    SettingRequest, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest, UpgradeStatus,
+    KeyInfo, KeyList, KeyReply, KeyRequest, NodeChange, NodeVerb, OperationInfo, OperationList, ScrubReport, Setting,
+    SettingList, SettingRequest, ShardInfo, ShardList, TokenId, TokenInfo, TokenList, TokenReply, TokenRequest,
+    UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use reqwest::Method;
@@ -43,6 +44,22 @@ impl Client {
     pub async fn operation(&self, id: &str) -> Result<OperationInfo, ClientError> {
         let path = format!("/v1/cluster/operations/{}", url::encode(id.as_bytes()));
         self.call(Call::read(Method::GET, path)).await?.json()
+    }
+
+    /// How the scrubs of all nodes stand: how they read their stored objects again to find damage.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn scrub(&self) -> Result<ScrubReport, ClientError> {
+        self.call(Call::read(Method::GET, "/v1/cluster/scrub")).await?.json()
+    }
+
+    /// Begins a pass of the scrub on every node: right after the one that is under way, if there is one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn start_scrub(&self) -> Result<ScrubReport, ClientError> {
+        self.call(Call::write(Method::POST, "/v1/cluster/scrub")).await?.json()
     }
 
     /// Whether a node answers that it is ready. Needs no key.

@@ -17,11 +17,12 @@ mod topology;
 
 pub use control::{Control, ControlParts, notices};
 pub use core::{
-    Action, AnnounceNode, ClusterView, Earlier, FeedFollower, FeedStep, Fetched, Leaders, Lifecycle, LocalNode, Lost,
-    MalformedRequest, Members, OPERATIONS_MAX, Operation, Operations, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS,
-    PeerRequest, Peers, Placement, Reconciler, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer,
-    ShardError, ShardRequest, ShardStep, ShardsLed, TRANSFERS_MAX, UpgradeError, View, decode_answer, decode_snapshot,
-    encode_answer, feed_wait_ms, has_changes_since, liveness, meta_reply, next_shard_step, next_version, serves_feed,
+    Action, AnnounceNode, ClusterView, DAMAGED_LISTED_MAX, DamagedReplica, Earlier, FeedFollower, FeedStep, Fetched,
+    Leaders, Lifecycle, LocalNode, Lost, MalformedRequest, Members, NodeScrub, OPERATIONS_MAX, Operation, Operations,
+    Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_MS, PeerRequest, Peers, Placement, Reconciler, RequestKind, RequestRetry,
+    RetryDecision, RetryStep, ShardAnswer, ShardError, ShardRequest, ShardStep, ShardsLed, TRANSFERS_MAX, UpgradeError,
+    View, decode_answer, decode_snapshot, encode_answer, feed_wait_ms, has_changes_since, liveness, meta_reply,
+    next_shard_step, next_version, serves_feed,
 };
 pub use events::Event;
 pub use gossip::Gossip;

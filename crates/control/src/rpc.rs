@@ -10,7 +10,7 @@ use flotilla_types::{NodeId, ShardId, Timestamp};
 
 use crate::{
     MalformedRequest, PeerRequest, Topology, core,
-    shards::{ask_host, operations_here},
+    shards::{ask_host, operations_here, scrub_here},
 };
 
 /// Timeout of the feed's query at the local replica.
@@ -75,6 +75,10 @@ impl RpcServer {
             PeerRequest::Operations => {
                 let operations = operations_here(&self.topology, &self.host).encode();
                 Ok(Answered { payload: operations, clock: Timestamp::ZERO })
+            }
+            PeerRequest::Scrub { start } => {
+                let scrub = scrub_here(&self.host, start).encode();
+                Ok(Answered { payload: scrub, clock: Timestamp::ZERO })
             }
             PeerRequest::RotateAuthority { timeout_ms } => {
                 let rotated = self.authority.rotate(Duration::from_millis(timeout_ms.into())).await;

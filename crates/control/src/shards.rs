@@ -13,8 +13,8 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 
 use crate::{
-    Earlier, Operations, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError,
-    ShardRequest, Topology, core,
+    Earlier, NodeScrub, Operations, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer,
+    ShardError, ShardRequest, Topology, core,
 };
 
 /// Asks this node's host.
@@ -30,6 +30,14 @@ pub(crate) async fn ask_host(host: &Handle, request: ShardRequest) -> Answer {
 /// What changes the shards that are led here, and the snapshots that are received here.
 pub(crate) fn operations_here(topology: &Topology, host: &Handle) -> Operations {
     topology.operations().with_snapshots(host.incoming_snapshots(), topology.node())
+}
+
+/// How the scrub of this node stands. With `start`, a pass begins.
+pub(crate) fn scrub_here(host: &Handle, start: bool) -> NodeScrub {
+    if start {
+        host.scrub_now();
+    }
+    NodeScrub::new(host.scrub_status(), &host.status())
 }
 
 /// A client of every shard. Cheap to clone.
@@ -59,17 +67,36 @@ impl Shards {
     /// snapshots that it receives. `None` for a node that does not answer in time, or does not know the
     /// request.
     pub async fn operations(&self, timeout: Duration) -> Vec<(NodeId, Option<Operations>)> {
+        let decode = |answer| Operations::decode(answer).ok();
+        self.of_all_nodes(&PeerRequest::Operations.encode(), timeout, decode, self.operations_here()).await
+    }
+
+    /// How the scrubs of all nodes stand. With `start`, a pass begins on each. `None` as for
+    /// [`operations`](Self::operations).
+    pub async fn scrubs(&self, start: bool, timeout: Duration) -> Vec<(NodeId, Option<NodeScrub>)> {
+        let decode = |answer| NodeScrub::decode(answer).ok();
+        let request = PeerRequest::Scrub { start }.encode();
+        self.of_all_nodes(&request, timeout, decode, scrub_here(&self.host, start)).await
+    }
+
+    /// The reports of all nodes that are not gone, in their order; the own one is at hand.
+    async fn of_all_nodes<T>(
+        &self,
+        request: &Bytes,
+        timeout: Duration,
+        decode: impl Fn(Bytes) -> Option<T>,
+        own: T,
+    ) -> Vec<(NodeId, Option<T>)> {
         let me = self.topology.node();
         let meta = self.topology.meta();
         let ask = async |node| {
-            let request = PeerRequest::Operations.encode();
-            let answer = self.network.call(node, Class::Rpc, request, timeout).await.ok()?;
-            Operations::decode(core::decode_answer(answer).ok()?.payload).ok()
+            let answer = self.network.call(node, Class::Rpc, request.clone(), timeout).await.ok()?;
+            decode(core::decode_answer(answer).ok()?.payload)
         };
         let others = meta.nodes().filter(|node| !node.state.is_gone() && node.id != me);
         let asked = others.map(async |node| (node.id, ask(node.id).await));
         let mut reports = join_all(asked).await;
-        reports.push((me, Some(self.operations_here())));
+        reports.push((me, Some(own)));
         reports.sort_by_key(|(node, _)| *node);
         reports
     }

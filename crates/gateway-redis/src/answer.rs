@@ -87,9 +87,10 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
         StoreError::OutcomeUnknown { .. } => Reply::error(format_args!("UNKNOWN {error}")),
         StoreError::CrossShard => Reply::Error("CROSSSLOT Keys in request don't hash to the same slot".into()),
         StoreError::Busy { .. } => Reply::error(format_args!("TRYAGAIN {error}")),
-        StoreError::Unavailable { .. } | StoreError::DeadlineExceeded { .. } | StoreError::Draining => {
-            Reply::error(format_args!("CLUSTERDOWN {error}"))
-        }
+        StoreError::Unavailable { .. }
+        | StoreError::DeadlineExceeded { .. }
+        | StoreError::Damaged { .. }
+        | StoreError::Draining => Reply::error(format_args!("CLUSTERDOWN {error}")),
         StoreError::NotAnInteger => Reply::Error(NOT_AN_INTEGER.into()),
         StoreError::Overflow => Reply::Error(OVERFLOW.into()),
         StoreError::ValueTooLarge { .. } => Reply::error(TooMuch::Value),

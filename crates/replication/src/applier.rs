@@ -29,7 +29,7 @@ use recalled::Recalled;
 use slow::{ReadState, on_read_failure};
 pub use slow::{Returned, SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead};
 
-use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, Query, RequestError};
+use crate::{Answer, Answered, ApplyTask, Batch, BatchError, Input, Query, RequestError, damage};
 
 /// Tasks of one replica that may wait while it is loaded or away; beyond it reads are refused as busy.
 const WAITING_MAX: usize = 4_096;
@@ -238,7 +238,7 @@ impl<T> Applier<T> {
                         if let Err(error) = ready.apply(replica, committed, recalled, &*self.engine, out) {
                             let shard = ready.shard;
                             self.slots.insert(replica, Slot::Broken);
-                            on_failure(replica, shard, error, out);
+                            on_failure(replica, shard, error, &*self.engine, out);
                         }
                     }
                     None => {
@@ -287,7 +287,7 @@ impl<T> Applier<T> {
                 tracing::error!(%replica, shard = %load.shard, %error, "a replica's records cannot be loaded");
                 drop_tasks(waiting, out);
                 self.slots.insert(replica, Slot::Broken);
-                on_failure(replica, load.shard, error, out);
+                on_failure(replica, load.shard, error, &*self.engine, out);
             }
         }
     }
@@ -304,7 +304,7 @@ impl<T> Applier<T> {
             }
             Err(error) => {
                 self.slots.insert(replica, Slot::Broken);
-                on_failure(replica, shard, error, out);
+                on_failure(replica, shard, error, &*self.engine, out);
             }
         }
         for task in waiting {
@@ -390,10 +390,7 @@ impl Ready {
                     Err(error) => Err(error.into()),
                 };
             }
-            let answer = answer.map_err(|error| {
-                on_read_failure(replica, error, &mut out.fatal);
-                RequestError::Stopped
-            });
+            let answer = answer.map_err(|error| on_read_failure(replica, error, &mut out.fatal));
             let clock = self.clock;
             out.replies.push((query.reply, answer.map(|payload| Answered { payload, clock })));
         }
@@ -514,8 +511,21 @@ impl Ready {
 /// Reports that a replica failed: it is abandoned or waits for an upgrade, or the node ends. The apply thread can wait for nothing,
 /// so what could be retried elsewhere ends the node here. An entry must not be applied twice anyway: the
 /// state machine may have changed before it met the error.
-fn on_failure<T>(replica: ReplicaId, shard: ShardId, error: MachineError, out: &mut Applied<T>) {
+///
+/// One that has met known damage is not abandoned. It applies nothing more, and votes and stores entries until it
+/// is replaced: a group with damage on several nodes keeps its quorum.
+fn on_failure<T>(
+    replica: ReplicaId,
+    shard: ShardId,
+    error: MachineError,
+    engine: &dyn StateEngine,
+    out: &mut Applied<T>,
+) {
     match remedy(&error) {
+        Remedy::AbandonReplica if matches!(&error, MachineError::Engine(error) if damage::is_known(engine, replica, error)) =>
+        {
+            out.inputs.push(Input::Damaged(engine.damaged()));
+        }
         Remedy::AbandonReplica => out.inputs.push(Input::Broken { replica }),
         Remedy::AwaitUpgrade if shard == ShardId::META => out.fatal = Some(error),
         Remedy::AwaitUpgrade => {}

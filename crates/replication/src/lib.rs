@@ -10,6 +10,7 @@ mod batch;
 pub mod clock;
 mod config;
 mod core;
+mod damage;
 mod host;
 /// The work of the host's threads, without the threads, for other shells such as a simulator.
 pub mod work;

@@ -59,6 +59,7 @@ fn request(kind: &peer::request::Kind) -> String {
         Kind::Authority(_) => "the authority".to_owned(),
         Kind::CertifyNode(_) => "certify node".to_owned(),
         Kind::ReadOperations(_) => "operations".to_owned(),
+        Kind::Scrub(scrub) => format!("scrub, start: {}", scrub.start),
         Kind::RotateAuthority(_) => "rotate the authority".to_owned(),
         Kind::CertifyClientPorts(certify) => format!("certify {}", certify.hosts.join(",")),
     }

@@ -118,13 +118,15 @@ fn source(meta: &MetaState, seeds: &[NodeId], me: NodeId, failures: usize) -> Op
 }
 
 /// Whether a node with these replicas serves the metadata feed and need not follow it: one of them is a voter
-/// of the metadata group and knows its leader. A voter without a leader may be cut off, and its empty answers
-/// would be taken for "no changes".
+/// of the metadata group, knows its leader, and applies what is committed. A voter without a leader may be cut
+/// off, and its empty answers would be taken for "no changes". So would those of a damaged one that applies no
+/// more; that its place is to be taken by another replica, such a node learns by the feed.
 #[must_use]
 pub fn serves_feed(replicas: &[ReplicaStatus]) -> bool {
     replicas.iter().any(|replica| {
-        replica.shard == ShardId::META
-            && replica.group.as_ref().is_some_and(|group| group.conf.is_voter(replica.replica) && group.leader.0 != 0)
+        let Some(group) = replica.group.as_ref().filter(|_| replica.shard == ShardId::META) else { return false };
+        let is_stuck = replica.damaged && replica.applied < group.commit;
+        group.conf.is_voter(replica.replica) && group.leader.0 != 0 && !is_stuck
     })
 }
 
@@ -155,7 +157,7 @@ pub fn decode_snapshot(answer: &[u8]) -> Option<MetaState> {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::ReplicaId;
+    use flotilla_types::{LogIndex, ReplicaId};
 
     use super::*;
     use crate::core::testing::{Meta, leads, node};
@@ -222,6 +224,21 @@ mod tests {
         assert!(follower.on_answer(&Feed::Refused).is_err());
         assert_eq!(follow(&mut follower, &meta), FeedStep::Wait(PAUSE_MS));
         assert_eq!(requested(follow(&mut follower, &meta)), Some((2, 0)));
+    }
+
+    #[test]
+    fn a_damaged_voter_that_applies_no_more_serves_nothing_and_follows() {
+        let meta = two_voters();
+        let mut voter = leads(0, &[(9, 1), (2, 2)], &[]);
+        voter.applied = LogIndex(9_999);
+        let step = |voter: &ReplicaStatus| {
+            FeedFollower::default().next(node(9), &meta.state(), &[], std::slice::from_ref(voter))
+        };
+        assert_eq!(step(&voter), FeedStep::Wait(PAUSE_MS), "it only lags");
+        voter.damaged = true;
+        assert!(feed_wait_ms(std::slice::from_ref(&voter), 1).is_err() && requested(step(&voter)).is_some());
+        voter.applied = LogIndex(10_000);
+        assert_eq!(step(&voter), FeedStep::Wait(PAUSE_MS), "it is damaged, and applies what comes");
     }
 
     #[test]

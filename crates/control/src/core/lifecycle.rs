@@ -129,10 +129,12 @@ impl Lifecycle {
             };
             let node_of = |follower: &Follower| replica.descriptor.node_of(follower.replica);
             let is_alive = |node: &NodeId| *node != view.me.node && view.members.liveness(*node).0 == NodeState::Alive;
-            let to = group.followers.iter().filter(can_lead).filter_map(node_of).find(is_alive)?;
-            if self.transferred.contains_key(&replica.shard) {
+            let heirs: Vec<_> = group.followers.iter().filter(can_lead).filter_map(node_of).filter(is_alive).collect();
+            if heirs.is_empty() || self.transferred.contains_key(&replica.shard) {
                 return None;
             }
+            // Not always the same one: it may be damaged as well, and would give the leadership back.
+            let to = heirs[(view.now_ms / TRANSFER_AGAIN_MS) as usize % heirs.len()];
             self.transferred.insert(replica.shard, view.now_ms);
             return Some(Action::Transfer { shard: replica.shard, to });
         }
@@ -303,6 +305,16 @@ mod tests {
         assert_eq!(world.reconcile(&mut lifecycle), []);
         world.now_ms += TRANSFER_AGAIN_MS;
         assert_eq!(world.reconcile(&mut lifecycle), transfer);
+        world.hears(2, NodeState::Alive);
+        let mut heirs = Vec::new();
+        for _ in 0..2 {
+            world.now_ms += TRANSFER_AGAIN_MS;
+            heirs.extend(world.reconcile(&mut lifecycle));
+        }
+        heirs.sort_by_key(|action| matches!(action, Action::Transfer { to: NodeId(3), .. }));
+        let both = [2, 3].map(|to| Action::Transfer { shard: ShardId(1), to: NodeId(to) });
+        assert_eq!(heirs, both, "the first may be damaged as well");
+        world.hears(2, NodeState::Down);
         world.hears(3, NodeState::Down);
         assert_eq!(world.reconcile(&mut Lifecycle::default()), [], "nobody could lead");
     }

@@ -21,6 +21,7 @@ mod reconciler;
 mod request;
 mod retry;
 mod routing;
+mod scrub;
 mod shards_led;
 mod step;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use reconciler::{Action, LocalNode, Outcome, PROPOSALS_MAX, PROPOSE_TIMEOUT_
 pub use request::{MalformedRequest, PeerRequest, ShardRequest, decode_answer, encode_answer};
 pub use retry::{Earlier, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer, ShardError, meta_reply};
 pub(crate) use routing::Routing;
+pub use scrub::{DAMAGED_LISTED_MAX, DamagedReplica, NodeScrub};
 pub use shards_led::ShardsLed;
 pub use step::{ShardStep, next_shard_step};
 pub use upgrade::{UpgradeError, next_version};

@@ -48,6 +48,11 @@ pub enum PeerRequest {
     /// What changes the shards that the receiver leads, and the snapshots that it receives: a
     /// [`super::Operations`].
     Operations,
+    /// How the receiver's scrub stands: a [`super::NodeScrub`].
+    Scrub {
+        /// Whether a pass is to begin.
+        start: bool,
+    },
     /// A certificate for the sender's client ports. The answer is the certificate in DER, if the receiver
     /// holds the authority and the metadata has these hosts among the sender's addresses.
     CertifyClientPorts {
@@ -109,6 +114,7 @@ impl PeerRequest {
             }
             Self::CertifyNode { csr, valid_s } => Kind::CertifyNode(peer::CertifyNode { csr, valid_s }),
             Self::Operations => Kind::ReadOperations(peer::ReadOperations {}),
+            Self::Scrub { start } => Kind::Scrub(peer::Scrub { start }),
             Self::RotateAuthority { timeout_ms } => {
                 Kind::RotateAuthority(peer::RotateAuthority { deadline_ms: timeout_ms })
             }
@@ -147,6 +153,7 @@ impl PeerRequest {
             }
             Kind::CertifyNode(certify) => Self::CertifyNode { csr: certify.csr, valid_s: certify.valid_s },
             Kind::ReadOperations(peer::ReadOperations {}) => Self::Operations,
+            Kind::Scrub(peer::Scrub { start }) => Self::Scrub { start },
             Kind::RotateAuthority(rotate) => {
                 Self::RotateAuthority { timeout_ms: rotate.deadline_ms.min(TIMEOUT_MS_MAX) }
             }
@@ -182,6 +189,7 @@ fn failure_to_wire(error: &RequestError) -> peer::Failure {
         RequestError::Stopped => 6,
         RequestError::VersionNotInForce => 7,
         RequestError::AfterAhead => 8,
+        RequestError::Damaged => 9,
     };
     failure
 }
@@ -199,6 +207,7 @@ fn failure_from_wire(failure: peer::Failure) -> RequestError {
         6 => RequestError::Stopped,
         7 => RequestError::VersionNotInForce,
         8 => RequestError::AfterAhead,
+        9 => RequestError::Damaged,
         // Errors of later versions may mean anything.
         _ => RequestError::Unknown,
     }
@@ -246,6 +255,7 @@ mod tests {
             RequestError::Stopped,
             RequestError::VersionNotInForce,
             RequestError::AfterAhead,
+            RequestError::Damaged,
         ]
     }
 
@@ -288,6 +298,7 @@ mod tests {
             PeerRequest::CertifyNode { csr: Bytes::from_static(b"csr"), valid_s: 9 },
             PeerRequest::RotateAuthority { timeout_ms: 5 },
             PeerRequest::Operations,
+            PeerRequest::Scrub { start: true },
             PeerRequest::CertifyClientPorts {
                 csr: Bytes::from_static(b"csr"),
                 hosts: vec!["h".to_owned()],

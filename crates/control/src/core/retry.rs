@@ -29,6 +29,9 @@ pub enum ShardError {
     /// The shard changed its range. Nothing was written; route again.
     #[error("the shard map is outdated")]
     Stale,
+    /// What a read needs is damaged on the leader's disk, and no other replica took its place in time.
+    #[error("what the read needs is damaged on the disk")]
+    Damaged,
     /// A write may or may not have taken effect.
     #[error("the outcome is unknown")]
     Unknown,
@@ -200,6 +203,11 @@ impl RequestRetry {
             // The leader's metadata may lag behind that of the sender, by which the command was made.
             RequestError::Busy | RequestError::VersionNotInForce => {
                 self.last_error = ShardError::Busy;
+                Failure::Later
+            }
+            // The leader gives its leadership away, if another replica can take it.
+            RequestError::Damaged => {
+                self.last_error = ShardError::Damaged;
                 Failure::Later
             }
             RequestError::StaleEpoch { .. } if self.earlier == Earlier::Unproposed => {

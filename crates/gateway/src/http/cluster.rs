@@ -10,8 +10,8 @@ use axum::{
 use flotilla_api::{
     AuthorityStatus, ClusterStatus, Collection, CollectionList, CreateCollection, DIGEST_SHARDS_MAX, DigestList,
     InvalidKeyId, InvalidTokenId, KeyId, KeyList, KeyReply, KeyRequest, NodeChange, NodeList, NodeVerb, OperationInfo,
-    OperationList, ProblemType, Setting, SettingList, SettingRequest, ShardInfo, ShardList, TokenId, TokenList,
-    TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
+    OperationList, ProblemType, ScrubReport, Setting, SettingList, SettingRequest, ShardInfo, ShardList, TokenId,
+    TokenList, TokenReply, TokenRequest, UnknownNodeVerb, UpgradeStatus,
 };
 use flotilla_types::{NodeId, ShardId};
 use serde_json::{Value, json};
@@ -60,6 +60,17 @@ pub(super) async fn operation(State(app): State<App>, request: Request) -> Resul
             "this operation is not under way; /v1/cluster/operations lists those that are",
         )
     })
+}
+
+pub(super) async fn scrub(State(app): State<App>, request: Request) -> Result<Json<ScrubReport>, Refusal> {
+    Ok(Json(app.admin.scrub(false, deadline(request.headers())?.into_std()).await?))
+}
+
+/// `POST /v1/cluster/scrub`: a pass begins on every node.
+pub(super) async fn start_scrub(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let report = app.admin.scrub(true, deadline(request.headers())?.into_std()).await?;
+    let detail = format!("on {} nodes, {} silent", report.nodes.len(), report.silent.len());
+    Ok(audit::with_detail(Json(report), detail))
 }
 
 /// Subject to the limit on requests, because it reads every record of this node, or of `?shards=1,2`.

@@ -68,6 +68,7 @@ impl From<StoreError> for Refusal {
             StoreError::Overflow => P::Overflow,
             StoreError::Busy { .. } => P::Busy,
             StoreError::Unavailable { .. } => P::Unavailable,
+            StoreError::Damaged { .. } => P::Damaged,
             StoreError::DeadlineExceeded { .. } => P::DeadlineExceeded,
             StoreError::OutcomeUnknown { .. } => P::OutcomeUnknown,
             StoreError::Draining => P::Draining,
@@ -82,6 +83,7 @@ impl From<StoreError> for Refusal {
             }
             StoreError::Unavailable { shard, leader } => refusal = refusal.about(shard, leader),
             StoreError::DeadlineExceeded { shard } => refusal = refusal.about(shard, None),
+            StoreError::Damaged { shard } => refusal = refusal.about(Some(shard), None),
             StoreError::OutcomeUnknown { shard } => refusal = refusal.about(Some(shard), None),
             _ => {}
         }

@@ -97,6 +97,12 @@ fn table() -> Vec<Route> {
             Rights::INSPECT,
             get(cluster::operation),
         ),
+        route(
+            "/v1/cluster/scrub",
+            &[("/v1/cluster/scrub", &["get", "post"])],
+            Rights::OPERATE,
+            get(cluster::scrub).post(cluster::start_scrub),
+        ),
         route("/v1/cluster/digests", &[("/v1/cluster/digests", &["get"])], Rights::INSPECT, get(cluster::digests)),
         route("/v1/cluster/events", &[("/v1/cluster/events", &["get"])], Rights::INSPECT, get(events::events)),
         route(

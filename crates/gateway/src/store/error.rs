@@ -83,6 +83,12 @@ pub enum StoreError {
         /// Its last known leader.
         leader: Option<NodeId>,
     },
+    /// What the request reads is damaged on the disk of the shard's leader. Nothing was written.
+    #[error("what the request reads is damaged on disk; if the shard has another replica, it is being repaired")]
+    Damaged {
+        /// The shard.
+        shard: ShardId,
+    },
     /// The deadline passed and nothing was written.
     #[error("the deadline passed before the request could be served; nothing was written")]
     DeadlineExceeded {

@@ -109,6 +109,7 @@ impl Store {
         match error {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard },
             ShardError::Busy => StoreError::Busy { retry_after_ms: RETRY_AFTER_MS },
+            ShardError::Damaged => StoreError::Damaged { shard },
             ShardError::Unavailable | ShardError::Stale if clock::monotonic_ms() + 1 >= deadline_ms => {
                 match self.leader(shard) {
                     Some(_) => StoreError::DeadlineExceeded { shard: Some(shard) },

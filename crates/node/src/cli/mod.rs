@@ -15,6 +15,7 @@ mod kv;
 mod nodes;
 mod operations;
 mod output;
+mod scrub;
 mod settings;
 mod tokens;
 mod transfer;
@@ -122,6 +123,8 @@ pub(crate) enum ClientCommand {
     /// Show what changes shards now: replicas that are added or removed, leaderships, snapshots
     #[command(subcommand)]
     Operation(operations::OperationCommand),
+    /// Show how the nodes read their stored objects again to find damage, or begin a pass now
+    Scrub(scrub::Arguments),
     /// Show and raise the cluster version, after all nodes run a new binary
     #[command(subcommand)]
     Upgrade(upgrade::UpgradeCommand),
@@ -196,6 +199,7 @@ async fn dispatch(command: ClientCommand, options: &ClientOptions) -> Result<(),
         ClientCommand::Setting(command) => settings::run(command, &client, output).await,
         ClientCommand::Node(command) => nodes::run(command, &client, options, output).await,
         ClientCommand::Operation(command) => operations::run(command, &client, output).await,
+        ClientCommand::Scrub(arguments) => scrub::run(&arguments, &client, output).await,
         ClientCommand::Upgrade(command) => upgrade::run(command, &client, output).await,
         ClientCommand::Authority(command) => authority::run(command, &client, output).await,
         ClientCommand::Events(arguments) => events::run(events::Log::Events, &arguments, &client, output).await,

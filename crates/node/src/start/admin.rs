@@ -12,7 +12,7 @@ use std::{
 
 use flotilla_api::{
     AuthorityStatus, Check, ClusterStatus, Collection, CreateCollection, DigestList, Event, KeyId, KeyInfo, KeyReply,
-    KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest, ReplicaDigest, Setting as ApiSetting,
+    KeyRequest, NodeChange, NodeVerb, OperationList, RecordsDigest, ReplicaDigest, ScrubReport, Setting as ApiSetting,
     Sharding as ApiSharding, TokenInfo, TokenReply, TokenRequest, UpgradeStatus,
 };
 use flotilla_control::{MemberState, ShardError, Shards, Topology, UpgradeError, next_version};
@@ -33,7 +33,7 @@ use super::{
     events::Events,
     health, metrics,
     node_change::{self, Facts},
-    operations, status,
+    operations, scrub, status,
 };
 
 /// Lifetime of a join token when the request names none.
@@ -68,7 +68,7 @@ impl NodeAdmin {
         self.shards.propose_meta(&command, remaining).await.map_err(|error| match error {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard: ShardId::META },
             ShardError::Busy => StoreError::Busy { retry_after_ms: 100 },
-            ShardError::Unavailable | ShardError::Stale => {
+            ShardError::Unavailable | ShardError::Stale | ShardError::Damaged => {
                 StoreError::Unavailable { shard: Some(ShardId::META), leader: self.topology.leader(ShardId::META) }
             }
         })
@@ -412,6 +412,13 @@ impl Admin for NodeAdmin {
             let remaining = deadline.saturating_duration_since(Instant::now());
             let reports = self.shards.operations(remaining.min(REPORT_TIMEOUT)).await;
             Ok(operations::list(reports, &self.topology.meta(), clock::wall_ms()))
+        })
+    }
+
+    fn scrub(&self, start: bool, deadline: Instant) -> AdminFuture<'_, ScrubReport> {
+        Box::pin(async move {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            Ok(scrub::report(self.shards.scrubs(start, remaining.min(REPORT_TIMEOUT)).await))
         })
     }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
 use flotilla_gateway::{CLIENT_BYTES_DEFAULT, CLIENT_BYTES_MIN};
-use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig};
+use flotilla_replication::{FolderTrust, HostConfig, Leases, RaftConfig, ScrubConfig};
 use flotilla_state::ViewOptions;
 use flotilla_types::{HostPort, Locality, is_printable};
 use serde::Deserialize;
@@ -196,6 +196,14 @@ pub(crate) struct Settings {
     /// start; 0 for none [default: 67108864]
     #[arg(long, env = "FLOTILLA_BALLAST_BYTES", value_name = "BYTES")]
     ballast_bytes: Option<u64>,
+    /// Bytes of stored objects that the node reads per second, in the background, to find damage
+    /// [default: 5000000]
+    #[arg(long, env = "FLOTILLA_SCRUB_BYTES_PER_SECOND", value_name = "BYTES")]
+    scrub_bytes_per_second: Option<u64>,
+    /// Time from the end of one such pass over all objects to the next, at least; up to a quarter is added at
+    /// random; 0s to begin passes only with `flotilla scrub --now` [default: 6h]
+    #[arg(long, env = "FLOTILLA_SCRUB_PAUSE", value_name = "DURATION")]
+    scrub_pause: Option<String>,
     /// Serve clients only over TLS and with keys (`flotilla key create`) [default: true if --http or --redis
     /// is not a loopback address]
     #[arg(long, env = "FLOTILLA_SECURE", conflicts_with = "insecure", value_parser = BoolishValueParser::new())]
@@ -363,6 +371,8 @@ impl Settings {
             read_threads: self.read_threads.or(file.read_threads),
             unapplied_bytes: self.unapplied_bytes.or(file.unapplied_bytes),
             ballast_bytes: self.ballast_bytes.or(file.ballast_bytes),
+            scrub_bytes_per_second: self.scrub_bytes_per_second.or(file.scrub_bytes_per_second),
+            scrub_pause: self.scrub_pause.or(file.scrub_pause),
             secure: self.secure || (file.secure && !self.insecure),
             insecure: self.insecure || (file.insecure && !self.secure),
             advertise_http: self.advertise_http.or(file.advertise_http),
@@ -405,6 +415,10 @@ impl Settings {
             },
             leases: if self.leases.unwrap_or(true) { defaults.leases } else { Leases::Off },
             folder_trust: self.trust_folder.map_or(defaults.folder_trust, TrustFolder::folder_trust),
+            scrub: ScrubConfig {
+                bytes_per_second: self.scrub_bytes_per_second.unwrap_or(defaults.scrub.bytes_per_second),
+                pause_ms: scrub_pause_ms(self.scrub_pause.as_deref(), defaults.scrub.pause_ms)?,
+            },
             ..HostConfig::default()
         };
         host.validate()?;
@@ -522,6 +536,18 @@ fn certificate_ttl(text: Option<&str>) -> anyhow::Result<Duration> {
         bail!("--certificate-ttl must be 10s to 90days");
     }
     Ok(ttl)
+}
+
+/// Longest pause between two passes of the scrub.
+const SCRUB_PAUSE_MAX: Duration = Duration::from_secs(365 * 86_400);
+
+fn scrub_pause_ms(text: Option<&str>, default_ms: u64) -> anyhow::Result<u64> {
+    let Some(text) = text else { return Ok(default_ms) };
+    let pause = humantime::parse_duration(text).context("--scrub-pause is not a duration")?;
+    if pause > SCRUB_PAUSE_MAX {
+        bail!("--scrub-pause must be at most 365days");
+    }
+    Ok(pause.as_millis() as u64)
 }
 
 /// The host of an address, if it is a name.

@@ -364,9 +364,13 @@ impl JoinAdmission {
                 refused(&refusal.to_string())
             }
             Ok(_) => refused("the metadata group gave an unexpected answer"),
-            Err(error @ (ShardError::Unavailable | ShardError::Busy | ShardError::Stale | ShardError::Unknown)) => {
-                peer::join_response::Kind::Retry(error.to_string())
-            }
+            Err(
+                error @ (ShardError::Unavailable
+                | ShardError::Busy
+                | ShardError::Stale
+                | ShardError::Damaged
+                | ShardError::Unknown),
+            ) => peer::join_response::Kind::Retry(error.to_string()),
         }
     }
 

@@ -21,6 +21,7 @@ mod metrics;
 mod node_change;
 mod operations;
 mod places;
+mod scrub;
 mod security;
 mod shard_view;
 mod status;

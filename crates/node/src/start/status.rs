@@ -16,6 +16,7 @@ use flotilla_types::{ClusterId, NodeId, ReplicaRole, ShardId, VersionRange};
 
 use super::{
     health::{self, Totals},
+    scrub,
     shard_view::ShardView,
 };
 
@@ -50,7 +51,8 @@ impl Sources<'_> {
             .map(|node| self.node(node, metadata, loads.get(&node.id).copied().unwrap_or_default(), &seen))
             .collect();
         let quorum = metadata.map_or(metadata_leader.is_some(), |shard| shard.available);
-        let problems = health::problems(quorum, &nodes, &shards);
+        let mut problems = health::problems(quorum, &nodes, &shards);
+        problems.extend(scrub::problems(&here));
         let totals = Totals::of(&shards);
         ClusterStatus {
             cluster_id: self.cluster,

@@ -147,26 +147,31 @@ impl<T> SlowRead<T> {
             Err(RequestError::Deadline)
         } else {
             let context = ReadContext { descriptor: &state.descriptor, now: state.now };
-            let answer = state.machine.read(&context, &query.payload, &*state.records).map_err(|error| {
-                on_read_failure(replica, error, &mut fatal);
-                RequestError::Stopped
-            });
+            let answer = state.machine.read(&context, &query.payload, &*state.records);
+            let answer = answer.map_err(|error| on_read_failure(replica, error, &mut fatal));
             answer.map(|payload| Answered { payload, clock: state.clock })
         };
         SlowDone { replies: vec![(query.reply, answer)], returned: None, fatal }
     }
 }
 
-/// A failed read costs no replica, but a failed disk ends the node.
-pub(super) fn on_read_failure(replica: ReplicaId, error: MachineError, fatal: &mut Option<MachineError>) {
-    // Destroyed, or replaced by a snapshot, in the meantime.
-    if matches!(error, MachineError::Engine(EngineError::NotOpen(_))) {
-        return;
-    }
+/// The answer to a failed read. It costs no replica, but a failed disk ends the node.
+pub(super) fn on_read_failure(
+    replica: ReplicaId,
+    error: MachineError,
+    fatal: &mut Option<MachineError>,
+) -> RequestError {
+    let answer = match &error {
+        // Destroyed, or replaced by a snapshot, in the meantime.
+        MachineError::Engine(EngineError::NotOpen(_)) => return RequestError::Stopped,
+        MachineError::Engine(EngineError::Object(_)) => RequestError::Damaged,
+        _ => RequestError::Stopped,
+    };
     tracing::error!(%replica, %error, "a read failed");
     if remedy(&error) == Remedy::EndNode {
         *fatal = Some(error);
     }
+    answer
 }
 
 impl<T> SlowApply<T> {

@@ -82,7 +82,10 @@ impl<T> Core<T> {
         replica.checkpointing = Checkpointing::Freezing;
         replica.checkpoint_wanted = false;
         replica.log_bytes = 0;
-        self.schedule.checkpointing.insert(id);
+        // One of a damaged replica may wait for long, and must not hold back others.
+        if !self.damaged.contains(&id) {
+            self.schedule.checkpointing.insert(id);
+        }
         effects.apply.push(ApplyTask::Freeze { replica: id });
     }
 

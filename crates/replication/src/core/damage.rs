@@ -30,8 +30,10 @@ impl<T> Core<T> {
                 tracing::error!(replica = %id, shard = %replica.shard, ?objects, "objects of a replica are damaged");
                 effects.notices.push(Notice::Damaged { shard: replica.shard, replica: id, objects });
                 self.schedule.changed.insert(id);
+                self.schedule.checkpointing.remove(&id);
             }
         }
+        self.start_due_checkpoints(effects);
     }
 
     /// A replica is whole again, or gone.

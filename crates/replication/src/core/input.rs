@@ -48,6 +48,10 @@ pub enum RequestError {
     /// [`RequestError::Unknown`].
     #[error("the replica stopped")]
     Stopped,
+    /// A read met a damaged object on this node's disk. Nothing changed; try again: another replica takes this
+    /// one's place, if there is one.
+    #[error("what the read needs is damaged on the disk")]
+    Damaged,
 }
 
 /// What a shard answered.

@@ -465,7 +465,7 @@ impl Handle {
         self.scrub_status.lock().clone()
     }
 
-    /// Begins a pass of the scrub over all objects, unless one is under way.
+    /// Begins a pass of the scrub over all objects: right after the one that is under way, if there is one.
     pub fn scrub_now(&self) {
         self.scrub.start();
     }

@@ -3,7 +3,7 @@
 use flotilla_storage::{EngineError, MachineError, Remedy, StateEngine, remedy};
 use flotilla_types::{Checkpoint, ReplicaId};
 
-use crate::{Input, Load, Loaded};
+use crate::{Input, Load, Loaded, damage};
 
 /// Milliseconds before a failed job is repeated for the first time. Each further pause is twice as long.
 const PAUSE_FIRST_MS: u64 = 200;
@@ -82,7 +82,7 @@ impl Job {
                 Err(EngineError::NotOpen(_)) => JobResult::Report(Input::Compacted { replica, done: false }),
                 Err(error) => match remedy(&error) {
                     // The replica goes on with the tables that it has, until it is replaced.
-                    Remedy::AbandonReplica if is_known_damage(engine, replica, &error) => {
+                    Remedy::AbandonReplica if damage::is_known(engine, replica, &error) => {
                         tracing::warn!(%replica, %error, "a checkpoint with damaged objects is not compacted");
                         JobResult::Report(Input::Compacted { replica, done: false })
                     }
@@ -102,7 +102,7 @@ impl Job {
                 Ok(checkpoint) => JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint) }),
                 // Destroyed in the meantime.
                 Err(EngineError::NotOpen(_)) => JobResult::Done,
-                Err(error) if is_known_damage(engine, replica, &error) => {
+                Err(error) if damage::is_known(engine, replica, &error) => {
                     retry_while_damaged(replica, &error, Self::Build { replica, failures })
                 }
                 Err(error) => {
@@ -120,7 +120,7 @@ impl Job {
                         replica,
                         needs_compaction: engine.needs_compaction(replica),
                     }),
-                    Err(error) if is_known_damage(engine, replica, &error) => {
+                    Err(error) if damage::is_known(engine, replica, &error) => {
                         retry_while_damaged(replica, &error, Self::InstallCheckpoint { replica, checkpoint, failures })
                     }
                     Err(error) => {
@@ -149,12 +149,6 @@ impl Job {
             },
         }
     }
-}
-
-/// Whether a job has met damage of its replica that the engine reports: that replica is not given up, but
-/// replaced, while it votes on. It may be the last one.
-fn is_known_damage(engine: &dyn StateEngine, replica: ReplicaId, error: &EngineError) -> bool {
-    matches!(error, EngineError::Object(_)) && engine.damaged().iter().any(|damaged| damaged.replica == replica)
 }
 
 /// The job cannot be done before the damage is repaired, or the replica is gone.

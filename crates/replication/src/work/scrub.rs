@@ -64,6 +64,8 @@ pub struct Scrubber {
     status: ScrubStatus,
     /// When the next step of a pass is due, monotonic milliseconds.
     step_at_ms: Option<u64>,
+    /// Another pass was asked for while one was under way, which may have read some objects long before.
+    again: bool,
     look_at_ms: u64,
     was_damaged: bool,
 }
@@ -74,7 +76,8 @@ impl Scrubber {
     pub fn new(config: ScrubConfig, now_ms: u64, wall_ms: u64, seed: u64) -> Self {
         let status = ScrubStatus { bytes_per_second: config.bytes_per_second, ..ScrubStatus::default() };
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut scrubber = Self { config, rng, status, step_at_ms: None, look_at_ms: now_ms, was_damaged: false };
+        let mut scrubber =
+            Self { config, rng, status, step_at_ms: None, again: false, look_at_ms: now_ms, was_damaged: false };
         let first_ms = scrubber.part_of(config.pause_ms);
         scrubber.plan(now_ms, wall_ms, first_ms);
         scrubber
@@ -86,9 +89,11 @@ impl Scrubber {
         &self.status
     }
 
-    /// Begins a pass, unless one is under way.
+    /// Begins a pass: right after the one that is under way, if there is one.
     pub fn start(&mut self, now_ms: u64) {
-        if !self.status.running {
+        if self.status.running {
+            self.again = true;
+        } else {
             self.step_at_ms = Some(now_ms);
         }
     }
@@ -144,6 +149,9 @@ impl Scrubber {
             status.ended_ms = Some(wall_ms);
             let pause_ms = self.config.pause_ms.saturating_add(self.part_of(self.config.pause_ms / 4));
             self.plan(now_ms, wall_ms, pause_ms);
+            if std::mem::take(&mut self.again) {
+                self.start(now_ms);
+            }
         } else {
             let pause_ms = read.bytes.saturating_mul(1_000) / self.config.bytes_per_second.max(1);
             self.step_at_ms = Some(now_ms.saturating_add(pause_ms));
@@ -244,10 +252,17 @@ mod tests {
             next_ms
         };
         assert!(first(1) <= HOUR_MS && first(1) != first(2));
-        let mut asked = scrubber(ScrubConfig { pause_ms: 0, ..config });
+        let mut asked = scrubber(ScrubConfig { pause_ms: 0, bytes_per_second: 1_000 });
         assert_eq!(run_until(&mut asked, &engine, 9 * HOUR_MS), []);
         asked.start(9 * HOUR_MS);
         assert_eq!(run_until(&mut asked, &engine, 99 * HOUR_MS).len(), 1);
+        // Asked for during a pass, another one follows at once.
+        asked.start(99 * HOUR_MS);
+        let _ = asked.step(99 * HOUR_MS, WALL_MS, &engine);
+        assert!(asked.status().running);
+        asked.start(99 * HOUR_MS);
+        run_until(&mut asked, &engine, 100 * HOUR_MS);
+        assert_eq!((asked.status().passes_total, asked.status().running), (3, false));
         assert_eq!(asked.status().next_ms, None);
     }
 

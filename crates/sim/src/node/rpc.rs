@@ -189,6 +189,7 @@ impl World {
             },
             // There are no certificates here, and no operator asks.
             PeerRequest::Operations
+            | PeerRequest::Scrub { .. }
             | PeerRequest::CertifyClientPorts { .. }
             | PeerRequest::CertifyNode { .. }
             | PeerRequest::RotateAuthority { .. } => self.answer(node, from, call, Err(RequestError::Stopped)),

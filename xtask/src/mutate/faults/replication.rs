@@ -461,4 +461,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "scrub-finds-and-tells-nobody",
+        what: "what the scrub finds damaged is not reported",
+        file: "crates/replication/src/work/scrub.rs",
+        before: "            step.damaged = (is_damaged || self.was_damaged).then_some(damaged);",
+        after: "            step.damaged = (is_damaged && self.was_damaged && !is_damaged).then_some(damaged);",
+        runner: Runner::Simulator,
+        also: None,
+    },
+    Fault {
+        name: "damaged-replica-given-up",
+        what: "a replica that cannot be loaded because of a damaged object is abandoned, and votes no more",
+        file: "crates/replication/src/damage.rs",
+        before: "    matches!(error, EngineError::Object(_)) && engine",
+        after: "    matches!(error, EngineError::NotInMemory) && engine",
+        runner: Runner::Tests("flotilla-sim"),
+        also: None,
+    },
 ];

@@ -14,6 +14,21 @@ fn flags_override_the_file_and_the_file_overrides_defaults() {
 }
 
 #[test]
+fn the_scrub_has_a_rate_and_a_pause() {
+    let scrub = |rate: Option<u64>, pause: Option<&str>| {
+        let settings =
+            Settings { scrub_bytes_per_second: rate, scrub_pause: pause.map(str::to_owned), ..Settings::default() };
+        settings.resolve().ok().map(|config| (config.host.scrub.bytes_per_second, config.host.scrub.pause_ms))
+    };
+    assert_eq!(scrub(None, None), Some((5_000_000, 6 * 3_600_000)));
+    assert_eq!(scrub(Some(7), Some("0s")), Some((7, 0)));
+    assert_eq!(scrub(None, Some("1h 30m")), Some((5_000_000, 5_400_000)));
+    for (rate, pause) in [(Some(0), None), (None, Some("soon")), (None, Some("366days"))] {
+        assert_eq!(scrub(rate, pause), None, "{rate:?} {pause:?}");
+    }
+}
+
+#[test]
 fn a_mistyped_setting_is_refused() {
     assert!(toml::from_str::<Settings>("tick_mss = 20").is_err());
 }
