@@ -439,7 +439,7 @@ impl World {
         Some(())
     }
 
-    /// Ends all active faults; no more begin.
+    /// Ends all active faults but pauses; no more begin.
     pub(crate) fn heal(&mut self) {
         self.faults.stopped = true;
         self.note("all faults are healed");
@@ -451,8 +451,8 @@ impl World {
         }
         self.network.heal();
         let now_us = self.now_us;
+        // A pause lasts until its end, for which the node's timers wait.
         for node in self.nodes.values_mut() {
-            node.paused_until_us = 0;
             node.fsync_fails = false;
         }
         for node in self.nodes.values_mut() {

@@ -125,6 +125,15 @@ pub(super) const FAULTS: &[Fault] = &[
         also: None,
     },
     Fault {
+        name: "new-replica-is-never-verified",
+        what: "a replica that restarts before its first snapshot waits for voters of a configuration that it does not have",
+        file: "crates/replication/src/core/handshake.rs",
+        before: "let mut enough = conf.voters.is_empty() && self.is_verified_by_all();",
+        after: "let mut enough = false;",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
+    Fault {
         name: "waiting-request-forgotten",
         what: "a read that waits for a quorum is not visited by ticks, so its round is never repeated",
         file: "crates/replication/src/core/requests.rs",
