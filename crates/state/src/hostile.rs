@@ -6,12 +6,13 @@ use std::{cell::RefCell, path::Path};
 use bytes::Bytes;
 use flotilla_hostile::{attack, mutated};
 use flotilla_storage::{EngineError, StateEngine};
-use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
+use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use crate::{
     Engine,
-    tests::{all, empty_checkpoint, open_replica, open_replica_with_sled, two_flushes, two_flushes_with_sled},
+    piece::{PieceKind, PieceVersion, PieceWriter, footer},
+    tests::{all, empty_checkpoint, open, open_replica, open_replica_with_sled, two_flushes, two_flushes_with_sled},
 };
 
 /// The replica that installs the peer's checkpoints.
@@ -31,7 +32,8 @@ fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
     let source = tempfile::tempdir().unwrap();
     let (sound, records) = two_flushes(source.path());
     let engine = open(source.path(), &sound);
-    let objects: Vec<_> = sound.objects().map(|id| engine.object(id).unwrap()).collect();
+    let mut objects: Vec<_> = sound.objects().map(|id| engine.object(id).unwrap()).collect();
+    objects.extend([PieceKind::Chunk, PieceKind::Run].map(|kind| with_footer(kind, &records)));
     let offered = || vec(mutated(select(objects.clone())), 0..4);
     let offer = (offered(), offered(), any::<bool>());
     let engine = RefCell::new(engine);
@@ -55,7 +57,7 @@ fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
         match engine.install_snapshot(VICTIM, &checkpoint) {
             Ok(()) => {
                 let reader = engine.reader(VICTIM).unwrap();
-                let found = reader.scan(&flotilla_types::KeyRange::all(), usize::MAX, usize::MAX).unwrap();
+                let found = reader.scan(&KeyRange::all(), usize::MAX, usize::MAX).unwrap();
                 assert!(found.is_sorted_by(|left, right| left.0 < right.0));
             }
             Err(EngineError::Corrupt { replica, .. }) => assert_eq!(replica, VICTIM),
@@ -64,6 +66,37 @@ fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
         engine.destroy(VICTIM).unwrap();
         assert_eq!(all(&engine), records);
     });
+}
+
+/// The records as a piece of version 2.
+fn with_footer(kind: PieceKind, records: &[(Bytes, Bytes)]) -> Bytes {
+    let mut writer = PieceWriter::new(PieceVersion::V2);
+    records.iter().for_each(|(key, value)| writer.push(&(key.clone(), Some(value.clone()))));
+    writer.finish(kind).bytes
+}
+
+#[test]
+fn a_checkpoint_whose_pieces_have_false_footers_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, records) = two_flushes(dir.path());
+    let engine = open(dir.path());
+    let piece = with_footer(PieceKind::Chunk, &records);
+    let footer_at = footer::start(&piece).unwrap() as usize;
+    let install = |piece: Bytes| {
+        let id = ObjectId::of(&piece);
+        engine.import(id, piece).unwrap();
+        engine.sync().unwrap();
+        let checkpoint = Checkpoint { base: vec![id], ..empty_checkpoint(VICTIM) };
+        engine.install_snapshot(VICTIM, &checkpoint)?;
+        let reader = engine.reader(VICTIM)?;
+        reader.scan(&KeyRange::all(), usize::MAX, usize::MAX)
+    };
+    assert_eq!(install(piece.clone()).unwrap(), records);
+    for at in [footer_at, footer_at + 4, piece.len() - 100, piece.len() - 20] {
+        let mut bytes = piece.to_vec();
+        bytes[at] ^= 1;
+        assert!(matches!(install(bytes.into()), Err(EngineError::Corrupt { replica: VICTIM, .. })), "byte {at}");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use flotilla_types::{ObjectId, ReplicaId};
 use crate::{
     failure,
     merge::{Record, Source},
-    piece::{PIECE_HEADER_BYTES, PieceKind, PieceReader, PieceWriter, record_bytes},
+    piece::{PIECE_HEADER_BYTES, PieceKind, PieceReader, PieceVersion, PieceWriter, record_bytes},
 };
 
 /// Objects that are protected from garbage collection until this is dropped.
@@ -105,48 +105,37 @@ pub(crate) fn write_pieces(
 ) -> Result<Written, EngineError> {
     let bytes_max = if cut == Cut::Content { piece_bytes.saturating_mul(4) } else { piece_bytes };
     let mut written = Written::default();
-    let (mut writer, mut first) = (PieceWriter::new(), Bytes::new());
+    let new_writer = || PieceWriter::new(PieceVersion::V1);
+    let mut writer = new_writer();
     for record in records {
         let record = record?;
         if !writer.is_empty() && writer.len_bytes() + record_bytes(&record) > bytes_max {
-            put_piece(pinned, cut, std::mem::replace(&mut writer, PieceWriter::new()), &first, &mut written)?;
-        }
-        if writer.is_empty() {
-            // The record may keep a whole piece in memory.
-            first = Bytes::copy_from_slice(&record.0);
+            put_piece(pinned, cut, std::mem::replace(&mut writer, new_writer()), &mut written)?;
         }
         writer.push(&record);
-        if cut == Cut::Content && writer.len_bytes() >= piece_bytes / 4 && ends_chunk(&record, piece_bytes) {
-            put_piece(pinned, cut, std::mem::replace(&mut writer, PieceWriter::new()), &first, &mut written)?;
+        let may_end = cut == Cut::Content && writer.len_bytes() >= piece_bytes / 4;
+        if may_end && writer.last_hash().is_some_and(|hash| ends_chunk(&record, hash, piece_bytes)) {
+            put_piece(pinned, cut, std::mem::replace(&mut writer, new_writer()), &mut written)?;
         }
     }
     if !writer.is_empty() {
-        put_piece(pinned, cut, writer, &first, &mut written)?;
+        put_piece(pinned, cut, writer, &mut written)?;
     }
     Ok(written)
 }
 
-fn put_piece(
-    pinned: &mut Pinned,
-    cut: Cut,
-    writer: PieceWriter,
-    first: &Bytes,
-    written: &mut Written,
-) -> Result<(), EngineError> {
-    let kind = cut.kind(written.0.is_empty());
-    written.0.push((pinned.put(&writer.finish(kind))?, first.clone()));
+fn put_piece(pinned: &mut Pinned, cut: Cut, writer: PieceWriter, written: &mut Written) -> Result<(), EngineError> {
+    let piece = writer.finish(cut.kind(written.0.is_empty()));
+    written.0.push((pinned.put(&piece.bytes)?, piece.first_key));
     Ok(())
 }
 
-/// Whether a chunk that has reached its minimum size ends after this record.
-fn ends_chunk(record: &Record, piece_bytes: usize) -> bool {
-    let hash = blake3::hash(&record.0);
-    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
-    let draw = u128::from(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+/// Whether a chunk that has reached its minimum size ends after this record, whose key has this hash.
+fn ends_chunk(record: &Record, hash: u64, piece_bytes: usize) -> bool {
     // The minimum size is a quarter of the average; the cut follows after the other three quarters on
     // average.
     let bytes_mean = (piece_bytes - piece_bytes / 4).max(1) as u128;
-    draw * bytes_mean < (record_bytes(record) as u128) << 64
+    u128::from(hash) * bytes_mean < (record_bytes(record) as u128) << 64
 }
 
 /// Ids of a checkpoint's runs, grouped by run, oldest first. The grouping uses unverified headers; reading a
@@ -254,6 +243,16 @@ mod tests {
         for id in &after {
             assert!(objects.len_bytes(*id).unwrap() <= 4 * 4096);
         }
+    }
+
+    /// Every replica must cut the same records alike, in every release.
+    #[test]
+    fn the_cuts_of_the_base_are_these() {
+        let (_dir, objects) = store();
+        let ids = write(&objects, Cut::Content, &records(5000));
+        let all = ObjectId::of(ids.iter().map(ObjectId::as_bytes).copied().collect::<Vec<_>>().as_flattened());
+        assert_eq!(ids.len(), 140);
+        assert_eq!(all.to_string(), "4f07c427484f419d51676946d8d8127c29903401e8eb3c386a150fc98aa1dc47");
     }
 
     #[test]

@@ -9,7 +9,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    hash::{BuildHasher, RandomState},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,14 +21,11 @@ use flotilla_storage::EngineError;
 use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
 use quick_cache::{Weighter, sync::Cache};
 
-use super::{
-    Reach,
-    index::{Block, PieceIndex, record_in, records_in},
-};
+use super::Reach;
 use crate::{
     failure,
     merge::{Merge, Record, Source},
-    piece::{PIECE_HEADER_BYTES, PieceKind, split_key},
+    piece::{Block, PIECE_HEADER_BYTES, PieceIndex, PieceKind, key_hash, record_in, records_in, split_key},
     sorted::{Cut, Pinned, run_groups},
 };
 
@@ -42,7 +38,6 @@ const INDEX_BYTES_EXPECTED: u64 = 8 << 10;
 pub(crate) struct IndexCache {
     objects: Arc<ObjectStore>,
     cache: Cache<ObjectId, Arc<PieceIndex>, Weight>,
-    hasher: RandomState,
 }
 
 #[derive(Debug, Clone)]
@@ -64,7 +59,7 @@ impl IndexCache {
     pub(super) fn new(objects: Arc<ObjectStore>, bytes_max: u64) -> Self {
         let expected = usize::try_from(bytes_max / INDEX_BYTES_EXPECTED).unwrap_or(usize::MAX).max(1);
         let cache = Cache::with_weighter(expected, bytes_max, Weight);
-        Self { objects, cache, hasher: RandomState::new() }
+        Self { objects, cache }
     }
 
     /// Brings the index of a piece into the cache.
@@ -80,8 +75,7 @@ impl IndexCache {
         }
         self.cache.get_or_insert_with(&id, || {
             let piece = self.objects.get(id).map_err(failure::of_objects)?;
-            let index = PieceIndex::of(&piece, &self.hasher);
-            index.map(Arc::new).map_err(|reason| EngineError::Corrupt { replica, reason })
+            PieceIndex::of(&piece).map(Arc::new).map_err(|reason| EngineError::Corrupt { replica, reason })
         })
     }
 
@@ -255,7 +249,7 @@ impl Levels {
     }
 
     pub(super) fn get(&self, key: &[u8], reach: Reach) -> Result<Option<Bytes>, EngineError> {
-        let hash = self.indexes.hasher.hash_one(key);
+        let hash = key_hash(key);
         for table in self.tables() {
             if let Some(value) = table.get(&self.indexes, self.replica, key, hash, reach)? {
                 return Ok(value);

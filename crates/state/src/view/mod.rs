@@ -1,8 +1,6 @@
 //! The view: reads the records of checkpoints, from their own objects or from sled, which is filled from
 //! them.
 
-mod filter;
-mod index;
 mod levels;
 mod sled;
 mod trust;

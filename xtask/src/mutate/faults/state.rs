@@ -372,4 +372,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-objects"),
         also: None,
     },
+    Fault {
+        name: "footers-not-compared",
+        what: "a piece whose footer is not that of its records is accepted, so that records seem to be absent",
+        file: "crates/state/src/piece/index.rs",
+        before: "footer.is_some_and(|footer| footer != footer::encode(&index))",
+        after: "footer.is_some_and(|footer| footer.is_empty())",
+        runner: Runner::Tests("flotilla-state"),
+        also: None,
+    },
+    Fault {
+        name: "keys-hashed-otherwise",
+        what: "filters and cuts use another hash of keys than other releases",
+        file: "crates/state/src/piece/filter.rs",
+        before: "u64::from_le_bytes([a, b, c, d, e, f, g, h])",
+        after: "u64::from_be_bytes([a, b, c, d, e, f, g, h])",
+        runner: Runner::Tests("flotilla-state"),
+        also: None,
+    },
 ];
