@@ -99,6 +99,7 @@ mod tests {
             assert_eq!(Filter::decode(&bytes, keys).as_ref(), Some(&filter));
             assert_eq!(Filter::decode(&bytes, keys + 52), None);
             assert_eq!(Filter::decode(&bytes[1..], keys), None);
+            assert_eq!(Filter::decode(&[], keys), None);
             assert_eq!(Filter::decode(&bytes, u32::MAX), None);
         }
     }

@@ -177,6 +177,14 @@ fn a_piece_is_refused_when_its_footer_is_not_that_of_its_records() {
         assert!(PieceIndex::of(&bytes.into()).is_err(), "byte {} of the footer", at - start);
     }
     let other = piece(PieceVersion::V2, PieceKind::Run, &many_records(PieceKind::Run, 99));
+    for start in [0, 11, start - 1, start + 1, whole.len() - footer::TAIL_BYTES + 1, whole.len() + 1] {
+        let mut bytes = whole.to_vec();
+        let at = bytes.len() - 12;
+        bytes[at..at + 4].copy_from_slice(&(start as u32).to_le_bytes());
+        let is_inside = (PIECE_HEADER_BYTES..=whole.len() - footer::TAIL_BYTES).contains(&start);
+        assert_eq!(PieceReader::new(bytes.clone().into()).is_ok(), is_inside, "{start}");
+        assert!(PieceIndex::of(&bytes.into()).is_err(), "{start}");
+    }
     let exchanged = [&whole[..start], &footer_of(&other)].concat();
     assert!(PieceIndex::of(&exchanged.into()).is_err());
 }
