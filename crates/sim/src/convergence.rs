@@ -224,7 +224,7 @@ impl World {
     }
 
     /// The metadata of the metadata group's leader.
-    fn newest_metadata(&self) -> Option<std::sync::Arc<MetaState>> {
+    pub(crate) fn newest_metadata(&self) -> Option<std::sync::Arc<MetaState>> {
         let (node, _) = self.leader(ShardId::META)?;
         Some(self.nodes.get(&node)?.running.as_ref()?.control.cluster.meta().clone())
     }

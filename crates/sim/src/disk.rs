@@ -15,7 +15,9 @@ use flotilla_storage::{
     EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence, ReplicaLog, ScanBounds,
     ScanPage, StateEngine, StateReader, Usage, WriteSet,
 };
-use flotilla_types::{Checkpoint, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
+use flotilla_types::{
+    Checkpoint, CheckpointFormat, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence,
+};
 use parking_lot::Mutex;
 
 /// The injected failures of a disk.
@@ -226,10 +228,10 @@ impl StateEngine for Disk {
         self.engine.freeze(replica, position, system)
     }
 
-    fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError> {
+    fn build(&self, replica: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {
         self.check_io()?;
         self.check_space()?;
-        self.engine.build(replica)
+        self.engine.build(replica, format)
     }
 
     fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {

@@ -129,6 +129,11 @@ impl World {
         active.any(|planned| loses_data(planned.fault))
     }
 
+    /// Whether every shard has two replicas beyond any one: with too few active nodes it is to have one only.
+    fn survives_a_loss(&self) -> bool {
+        self.newest_metadata().is_some_and(|meta| meta.shards().all(|shard| shard.intent.len() > 2))
+    }
+
     fn begin(&mut self, planned: Planned) -> Option<Active> {
         let running = self.running();
         let id = *running.get(planned.pick as usize % running.len().max(1))?;
@@ -136,7 +141,8 @@ impl World {
         let lasts_us = planned.lasts_ms * 1_000;
         let name = format!("{:?} for {} ms", planned.fault, planned.lasts_ms);
         let forming = (self.nodes.len() as u64) < self.plan.nodes || !self.operator.is_idle();
-        if loses_data(planned.fault) && (forming || self.is_losing_data() || self.unconverged(LAG_MAX).is_some()) {
+        let is_redundant = || self.unconverged(LAG_MAX).is_none() && self.survives_a_loss();
+        if loses_data(planned.fault) && (forming || self.is_losing_data() || !is_redundant()) {
             return None;
         }
         self.note(format!("{name}: {id}"));

@@ -21,6 +21,7 @@ mod options;
 mod piece;
 mod replica;
 mod sorted;
+mod table;
 #[cfg(test)]
 mod tests;
 mod view;

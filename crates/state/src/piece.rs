@@ -75,10 +75,10 @@ impl PieceKind {
         }
     }
 
-    /// Reads the kind from the header of a piece; `None` when the bytes are not the header of a known
-    /// version.
-    pub(crate) fn of(head: &[u8]) -> Option<Self> {
-        Header::of(head).map(|header| header.kind)
+    /// Reads the kind and the number of records from the header of a piece; `None` when the bytes are not the
+    /// header of a known version.
+    pub(crate) fn and_count(head: &[u8]) -> Option<(Self, u32)> {
+        Header::of(head).map(|header| (header.kind, header.count))
     }
 }
 
@@ -125,12 +125,10 @@ pub(crate) struct PieceWriter {
 
 /// A finished piece, and what is said about it elsewhere so that it need not be read. Keys are copies.
 #[derive(Debug)]
-#[cfg_attr(not(test), expect(dead_code, reason = "no list of pieces says more than first keys yet"))]
 pub(crate) struct Finished {
     pub(crate) bytes: Bytes,
-    /// Empty, as the last key, when there is no record.
+    /// Empty when there is no record.
     pub(crate) first_key: Bytes,
-    pub(crate) last_key: Bytes,
     pub(crate) records: u32,
     /// In version 2.
     pub(crate) footer: Option<FooterCheck>,
@@ -150,7 +148,6 @@ impl FooterCheck {
     }
 
     /// Whether these bytes are the footer.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no process writes footers yet"))]
     pub(crate) fn matches(self, footer: &[u8]) -> bool {
         Self::of(footer) == self
     }
@@ -212,7 +209,7 @@ impl PieceWriter {
             self.bytes.put_slice(&footer);
             FooterCheck::of(&footer)
         });
-        Finished { bytes: self.bytes.freeze(), first_key, last_key, records: self.count, footer }
+        Finished { bytes: self.bytes.freeze(), first_key, records: self.count, footer }
     }
 }
 

@@ -117,7 +117,7 @@ impl Raft {
         let write = WalJob::take(&mut effects);
         for task in effects.background {
             let job = match task {
-                Background::Build { replica } => Job::Build { replica, failures: 0 },
+                Background::Build { replica, format } => Job::Build { replica, format, failures: 0 },
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     Job::InstallCheckpoint { replica, checkpoint, failures: 0 }
                 }

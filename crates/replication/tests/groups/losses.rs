@@ -423,7 +423,7 @@ fn a_log_is_complete_if_its_node_is_alone_in_the_metadata_group() {
             conf: ConfState::of_voters(voters.iter().map(|voter| ReplicaId(*voter))),
             descriptor: descriptor(voters),
         };
-        let checkpoint = Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() };
+        let checkpoint = Checkpoint::empty(position);
         ReplicaWrite {
             create: Some(shard),
             checkpoint: Some(checkpoint),

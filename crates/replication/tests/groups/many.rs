@@ -47,7 +47,7 @@ fn recovered(shard: u64) -> ReplicaWrite {
     let position = Position { index, term, conf, descriptor };
     ReplicaWrite {
         create: Some(ShardId(shard)),
-        checkpoint: Some(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }),
+        checkpoint: Some(Checkpoint::empty(position)),
         truncate: Some((index, term)),
         hard_state: Some(HardState { term, vote: ReplicaId::NONE, commit: index }),
         ..ReplicaWrite::new(replica_of(shard, 1))

@@ -125,9 +125,13 @@ impl PieceIndex {
 
     /// Reads the footer of a piece of this kind. Fails when it is malformed. Only [`PieceIndex::of`] can tell
     /// whether it is true: the piece must have been read whole once, by whoever vouches for these bytes.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no process writes footers yet"))]
     pub(crate) fn from_footer(kind: PieceKind, footer: &[u8]) -> Result<Self, &'static str> {
         footer::decode(kind, footer)
+    }
+
+    /// How many records the piece has.
+    pub(crate) fn records(&self) -> u32 {
+        self.records
     }
 
     /// Where the records end: the length of a piece of version 1, or the start of the footer.

@@ -16,7 +16,7 @@ use flotilla_storage::{
     StateEngine as _,
     conformance::{Observed, Observer},
 };
-use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
+use flotilla_types::{Checkpoint, CheckpointFormat, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
 use rand::RngExt as _;
 
 use super::{Event, Frame, WALL_MS, World, pulls};
@@ -93,7 +93,7 @@ enum Task {
 
 #[derive(Clone)]
 pub(crate) enum Job {
-    Build(ReplicaId),
+    Build(ReplicaId, CheckpointFormat),
     InstallCheckpoint(ReplicaId, Checkpoint),
     Compact(ReplicaId),
     Load(Load),
@@ -134,7 +134,7 @@ impl std::fmt::Debug for NodeEvent {
             Self::Applied => f.write_str("applied"),
             Self::Slow(number) => write!(f, "slow {number}"),
             Self::Worked(job) => match &**job {
-                Job::Build(replica) => write!(f, "built {replica}"),
+                Job::Build(replica, _) => write!(f, "built {replica}"),
                 Job::InstallCheckpoint(replica, checkpoint) => {
                     write!(f, "installed {replica} {}", checkpoint.position.index)
                 }
@@ -374,7 +374,7 @@ impl World {
         }
         for task in background {
             match task {
-                Background::Build { replica } => self.work(node, running, Job::Build(replica)),
+                Background::Build { replica, format } => self.work(node, running, Job::Build(replica, format)),
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint(replica, checkpoint))
                 }
@@ -549,7 +549,7 @@ impl World {
 
     fn worked(&mut self, node: &mut Node, running: &mut Running, job: Job) {
         match job {
-            Job::Build(replica) => match node.engine.build(replica) {
+            Job::Build(replica, format) => match node.engine.build(replica, format) {
                 Ok(checkpoint) => self.take(node, running, Input::Built { replica, checkpoint: Some(checkpoint) }),
                 Err(EngineError::NotOpen(_)) => {}
                 Err(error) => panic!("{replica}: {error}"),
