@@ -19,13 +19,19 @@ pub enum Liveness {
     Dead,
 }
 
+impl ShardRecord {
+    /// The shard as it was last reported.
+    #[must_use]
+    pub fn reported(&self) -> Shard {
+        Shard { collection: self.collection, descriptor: self.descriptor.clone() }
+    }
+}
+
 impl MetaState {
     /// The shard map, built from the descriptors that the shards reported.
     #[must_use]
     pub fn shard_map(&self) -> ShardMap {
-        let shards =
-            self.shards().map(|shard| Shard { collection: shard.collection, descriptor: shard.descriptor.clone() });
-        ShardMap::new(self.version(), self.collections().cloned(), shards)
+        ShardMap::new(self.version(), self.collections().cloned(), self.shards().map(ShardRecord::reported))
     }
 
     /// The desired number of a shard's replicas, once there are enough nodes. For the metadata group it is a
