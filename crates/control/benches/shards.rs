@@ -13,7 +13,7 @@ use flotilla_meta::{
     Addresses, Feed, Increment, JoinRequest, MetaCommand, MetaFollower, MetaState, NewNode, Setting, TokenId,
 };
 use flotilla_placement::Sharding;
-use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Role};
+use flotilla_replication::{Follower, GroupStatus, ReplicaStatus, Replicas, Role};
 use flotilla_storage::Usage;
 use flotilla_types::{
     ClusterId, ConfState, Incarnation, Locality, LogIndex, NodeId, ShardId, Term, Timestamp, VersionRange,
@@ -42,7 +42,7 @@ fn main() {
 struct World {
     follower: MetaFollower,
     cluster: ClusterView,
-    replicas: Vec<ReplicaStatus>,
+    replicas: Replicas,
     now_ms: u64,
     reports: u64,
 }
@@ -79,8 +79,8 @@ impl World {
         for id in 2..=NODES {
             cluster.member_changed(NodeId(id), MemberState::Alive, 0);
         }
-        let replicas: Vec<_> = follower.state().shards().map(replica).collect();
-        for replica in &replicas {
+        let replicas: Replicas = follower.state().shards().map(replica).collect();
+        for replica in replicas.iter() {
             cluster.observe_leader(replica.shard, Term(2), leader_of(replica.shard));
         }
         Self { follower, cluster, replicas, now_ms: NOW_MS, reports: 0 }
@@ -162,10 +162,11 @@ impl World {
 
     /// One replica here commits an entry.
     fn commit(&mut self) {
-        let at = self.replicas.len() / 2;
-        let group = self.replicas[at].group.as_mut().expect("a group");
+        let mut status = self.replicas.of_shard(ShardId(500)).next().expect("a replica").clone();
+        let group = status.group.as_mut().expect("a group");
         group.commit.0 += 1;
         group.last.0 += 1;
+        self.replicas.set(status);
     }
 }
 
