@@ -2,7 +2,8 @@
 //!
 //! Node 1 of three holds every shard, leads a third of them and the metadata group. *Idle* is a pass when
 //! nothing has changed since the last one; *report* is the pass after one shard has reported a new
-//! configuration and one replica here has committed an entry.
+//! configuration and one replica here has committed an entry. The last rows are what a node does seldom, and
+//! how seldom.
 
 use std::time::{Duration, Instant};
 
@@ -111,8 +112,9 @@ impl World {
         table.push(("FeedFollower: next".to_owned(), next));
         let cleared = median(|| timed(|| self.cluster.clear_leader(NodeId(9))).1);
         table.push(("leader hints: a node that leads nothing is cleared".to_owned(), cleared));
+        self.seldom(&mut table);
         let saved = median(|| timed(|| state.encode().len()).1);
-        table.push(("metadata encoded to be saved".to_owned(), saved));
+        table.push(("metadata encoded to be saved: a twentieth of the time".to_owned(), saved));
         table
     }
 
@@ -127,6 +129,32 @@ impl World {
             self.pass(reconciler)
         });
         table.push((format!("{name}: report"), after_report));
+    }
+
+    fn seldom(&mut self, table: &mut Vec<(String, Duration)>) {
+        let mut leaders = Leaders::default();
+        self.pass(&mut leaders);
+        let mut is_up = true;
+        let computed = median(|| {
+            is_up = !is_up;
+            let state = if is_up { MemberState::Alive } else { MemberState::Down };
+            self.cluster.member_changed(NodeId(NODES), state, self.now_ms);
+            self.pass(&mut leaders)
+        });
+        table.push(("Leaders: a node goes or comes, or voters changed 10 s ago".to_owned(), computed));
+        self.cluster.member_changed(NodeId(NODES), MemberState::Alive, self.now_ms);
+        let mut placement = Placement::default();
+        self.pass(&mut placement);
+        let mut threshold = 0;
+        let searched = median(|| {
+            threshold = 1 - threshold;
+            let (key, value) = (Setting::BalanceThreshold.key().to_owned(), threshold.to_string());
+            apply(&mut self.follower, &MetaCommand::PutSetting { key, value });
+            self.pass(&mut placement)
+        });
+        table.push(("Placement: all shards have become settled, a search for moves".to_owned(), searched));
+        let planned = median(|| self.pass(&mut Placement::default()));
+        table.push(("Placement: this node has become the leader".to_owned(), planned));
     }
 
     fn pass(&mut self, reconciler: &mut impl Reconciler) -> Duration {
