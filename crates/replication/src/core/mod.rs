@@ -46,7 +46,7 @@ pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 use rest::RestingReplicas;
 use schedule::Schedule;
-pub use status::StatusUpdates;
+pub use status::{Replicas, StatusUpdates};
 
 /// Bound on the senders that a replica knows from their messages only: replicas that a newer configuration
 /// added.

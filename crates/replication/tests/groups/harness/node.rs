@@ -9,7 +9,7 @@ use bytes::Bytes;
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
     Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Loaded, Notice, Outgoing, ReplicaStatus,
-    Returned, Slow, first_sequence, work::PullRequest,
+    Replicas, Returned, Slow, first_sequence, work::PullRequest,
 };
 use flotilla_storage::{
     ApplyContext, EngineError, Log as _, LogBatch, LogEvidence, MachineError, MemoryEngine, MemoryLog, PeerSequence,
@@ -49,7 +49,7 @@ pub(crate) struct Node {
 pub(crate) struct Running {
     pub core: Core<u64>,
     /// The status of its replicas, published by updates.
-    published: Vec<ReplicaStatus>,
+    published: Replicas,
     applier: Applier<u64>,
     inbox: Vec<Input<u64>>,
     awake: bool,
@@ -187,7 +187,7 @@ impl World {
         node.running = Some(Box::new(Running {
             core,
             applier: Applier::new(engine, machines),
-            published: Vec::new(),
+            published: Replicas::default(),
             inbox: Vec::new(),
             awake: false,
             wal: Wal {
@@ -327,7 +327,8 @@ impl World {
         let status = running.core.status();
         let updates = running.core.status_updates(&running.published);
         updates.apply(&mut running.published);
-        assert_eq!(running.published, status, "{}: the published status", node.id);
+        let all: Replicas = status.iter().cloned().collect();
+        assert_eq!(running.published, all, "{}: the published status", node.id);
         self.checks.status(node.id, node.life, &status);
         self.checks.leases(node.id, &running.core.leases(self.now_ms()));
         for other in self.nodes.values() {
