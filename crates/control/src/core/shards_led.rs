@@ -92,7 +92,7 @@ impl Reconciler for ShardsLed {
                 let is_active = view.meta.node(node).is_some_and(|node| node.state == AdminState::Active);
                 is_active && view.members.liveness(node).0 == NodeState::Alive
             };
-            let next = next_shard_step(replica.replica, group, &record.intent, may_lead);
+            let next = next_shard_step(replica.replica, view.me.node, group, &record.intent, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
             if changes || unreported || next != ShardStep::Nothing {
                 self.unsettled.insert(shard);

@@ -30,6 +30,7 @@ pub enum ShardStep {
 #[must_use]
 pub fn next_shard_step(
     me: ReplicaId,
+    here: NodeId,
     status: &GroupStatus,
     intent: &[PlanReplica],
     may_lead: impl Fn(NodeId) -> bool,
@@ -53,7 +54,12 @@ pub fn next_shard_step(
     let promote: Vec<_> = conf.learners.iter().filter(|learner| wanted.contains(learner)).copied().collect();
     let demote: Vec<_> = conf.voters.iter().filter(|voter| !wanted.contains(voter)).copied().collect();
     if !promote.iter().all(caught_up) {
-        return ShardStep::Nothing;
+        // A node sends nothing to itself, so a new replica on this one waits for another leader.
+        let is_here = |replica: &ReplicaId| intent.iter().any(|held| held.replica == *replica && held.node == here);
+        let waits = promote.iter().any(|replica| is_here(replica) && !caught_up(replica));
+        let others = conf.voters.iter().filter(|voter| **voter != me && !is_here(voter) && caught_up(voter));
+        let successor = others.max_by_key(|voter| (wanted.contains(voter), Reverse(**voter)));
+        return successor.filter(|_| waits).map_or(ShardStep::Nothing, |to| ShardStep::TransferLeadership(*to));
     }
     if demote.contains(&me) {
         let staying = || intent.iter().filter(|held| conf.voters.contains(&held.replica));
@@ -94,9 +100,9 @@ mod tests {
 
     const ME: ReplicaId = ReplicaId(1);
 
-    /// Where node 2 may not lead.
+    /// Where node 2 may not lead, and the leader is on node 1.
     fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> ShardStep {
-        super::next_shard_step(me, status, intent, |node| node != NodeId(2))
+        super::next_shard_step(me, NodeId(1), status, intent, |node| node != NodeId(2))
     }
 
     fn status(voters: &[u64], learners: &[u64], matched: &[(u64, u64)]) -> GroupStatus {
@@ -174,8 +180,24 @@ mod tests {
     fn a_node_that_may_not_lead_succeeds_only_when_no_other_node_may() {
         let late = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 5), (4, 10_000)]);
         assert_eq!(next_shard_step(ME, &late, &intent(&[2, 3, 4])), ShardStep::Nothing, "3 catches up");
-        let alone = super::next_shard_step(ME, &late, &intent(&[2, 3, 4]), |_| false);
+        let alone = super::next_shard_step(ME, NodeId(1), &late, &intent(&[2, 3, 4]), |_| false);
         assert_eq!(alone, ShardStep::TransferLeadership(ReplicaId(2)));
+    }
+
+    /// Replica 1, the leader, is to be replaced by replica 5 on its own node.
+    #[test]
+    fn a_leader_hands_over_for_a_new_replica_on_its_own_node() {
+        let mut wanted = intent(&[2, 3]);
+        wanted.push(PlanReplica { replica: ReplicaId(5), node: NodeId(1) });
+        let status = |matched: &[(u64, u64)]| status(&[1, 2, 3], &[5], matched);
+        let waits = status(&[(2, 10_000), (3, 10_000), (5, 0)]);
+        assert_eq!(next_shard_step(ME, &waits, &wanted), ShardStep::TransferLeadership(ReplicaId(2)));
+        let late = status(&[(2, 5), (3, 10_000), (5, 0)]);
+        assert_eq!(next_shard_step(ME, &late, &wanted), ShardStep::TransferLeadership(ReplicaId(3)));
+        let alone = status(&[(2, 5), (3, 5), (5, 0)]);
+        assert_eq!(next_shard_step(ME, &alone, &wanted), ShardStep::Nothing);
+        let elsewhere = super::next_shard_step(ME, NodeId(4), &waits, &wanted, |_| true);
+        assert_eq!(elsewhere, ShardStep::Nothing, "it catches up");
     }
 
     #[test]

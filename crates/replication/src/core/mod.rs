@@ -33,7 +33,7 @@ use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin};
 use flotilla_storage::{Log, LogError, LogEvidence, Remedy, ReplicaLog, ReplicaWrite, remedy};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position,
-    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
+    ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
 };
 
 use crate::{FolderTrust, HostConfig};
@@ -299,7 +299,11 @@ impl<T> Core<T> {
         });
         self.unverified += usize::from(replica.unverified);
         self.replicas.insert(id, replica);
-        self.serving.insert(state.shard, id);
+        // One that is to be replaced may lead, and must go on to answer and to change its group.
+        let serving = self.serving.get(&state.shard).and_then(|serving| self.replicas.get(serving));
+        if serving.is_none_or(|serving| serving.abandoned) {
+            self.serving.insert(state.shard, id);
+        }
         self.by_shard.insert((state.shard, id));
         self.schedule.changed.insert(id);
         if !recovered {
@@ -433,8 +437,9 @@ impl<T> Core<T> {
 
     fn transfer(&mut self, shard: ShardId, to: NodeId) {
         let Some(replica) = self.serving.get(&shard) else { return };
-        let target = self.raft.group(*replica).and_then(|group| group.descriptor().replica_on(to));
-        if let Some(target) = target {
+        let voter_there = |held: &&ReplicaDescriptor| held.node == to && held.role == ReplicaRole::Voter;
+        let group = self.raft.group(*replica);
+        if let Some(target) = group.and_then(|group| group.descriptor().replicas.iter().find(voter_there)) {
             let transfer = consensus::Input::Transfer { replica: *replica, to: target.replica };
             self.raft.step(transfer, &mut self.raft_effects);
         }

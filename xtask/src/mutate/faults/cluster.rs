@@ -480,4 +480,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-placement"),
         also: None,
     },
+    Fault {
+        name: "leader-keeps-its-own-successor-waiting",
+        what: "a leader waits for a new replica on its own node, to which it sends nothing",
+        file: "crates/control/src/core/step.rs",
+        before: "successor.filter(|_| waits)",
+        after: "successor.filter(|_| waits && promote.is_empty())",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
+    Fault {
+        name: "new-replica-hides-the-leader",
+        what: "requests to a node go to the newest replica of the shard, although an older one leads",
+        file: "crates/replication/src/core/mod.rs",
+        before: "        if serving.is_none_or(|serving| serving.abandoned) {",
+        after: "        if serving.is_none_or(|serving| serving.abandoned || !serving.abandoned) {",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];
