@@ -114,7 +114,7 @@ fn trigger(place: Place) -> Trigger {
         RaftConfChange | WalBeforeConfEntry | ApplyConfChange => Trigger::OtherRejoins,
         JoinKeyKept | JoinAnswered | JoinIdentityKept => Trigger::Join,
         FoundIdentityKept | FoundBeforeDone => Trigger::Bootstrap,
-        // Segments get tables of contents once objects have children, and no checkpoint's object has any yet.
+        // A segment gets its table of contents when it is full; no load of these runs fills one.
         ObjectsBeforeFooter | ObjectsFooterWritten => Trigger::Never,
         ObjectsGrace | ClockWall => Trigger::Never,
     }

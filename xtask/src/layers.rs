@@ -28,6 +28,7 @@ type Row = (&'static str, u8, May);
 const LAYERS: &[Row] = &[
     ("types", 0, May::Use(&[])),
     ("failpoints", 0, May::Use(&[])),
+    ("persistent", 0, May::Use(&[])),
     // Checks histories of any system; independent of Flotilla.
     ("checker", 0, May::Use(&[])),
     // Mutates arbitrary bytes; only tests use it.
@@ -38,10 +39,10 @@ const LAYERS: &[Row] = &[
     ("storage", 1, May::Use(&["types"])),
     ("api", 1, May::Use(&["types"])),
     ("membership", 2, May::Use(&["types"])),
-    ("placement", 2, May::Use(&["types"])),
+    ("placement", 2, May::Use(&["types", "persistent"])),
     ("consensus", 2, May::Use(&["types", "storage"])),
     ("kv", 2, May::Use(&["types", "storage"])),
-    ("meta", 2, May::Use(&["types", "storage", "placement"])),
+    ("meta", 2, May::Use(&["types", "persistent", "storage", "placement"])),
     ("transport", 2, May::Use(&["types", "wire", "identity"])),
     ("raft-log", 2, May::Use(&["types", "failpoints", "storage"])),
     ("state", 2, May::Use(&["types", "failpoints", "storage", "objects"])),
@@ -52,6 +53,7 @@ const LAYERS: &[Row] = &[
         May::Use(&[
             "types",
             "failpoints",
+            "persistent",
             "wire",
             "identity",
             "objects",

@@ -135,7 +135,7 @@ fn node(id: u64) -> Node {
     let position = Position { index: LogIndex(1), term: Term(1), conf, descriptor };
     let create = ReplicaWrite {
         create: Some(SHARD),
-        checkpoint: Some(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }),
+        checkpoint: Some(Checkpoint::empty(position)),
         truncate: Some((LogIndex(1), Term(1))),
         hard_state: Some(HardState { term: Term(1), vote: ReplicaId::NONE, commit: LogIndex(1) }),
         ..ReplicaWrite::new(replica)

@@ -347,7 +347,8 @@ impl Group {
     /// Steps a message. Messages that do not fit (unknown sender, old term) are dropped, as the network might
     /// have done.
     pub(crate) fn step(&mut self, message: Message) {
-        if message.to != self.replica || self.is_invalid(&message) || self.must_not_vote(&message) {
+        let is_dropped = self.is_invalid(&message) || self.is_stale_rejection(&message) || self.must_not_vote(&message);
+        if message.to != self.replica || is_dropped {
             return;
         }
         if message.kind == MessageKind::Rest {

@@ -110,7 +110,8 @@ impl Control {
         let context = Arc::new(context);
         let tasks = vec![
             tokio::spawn(runner.run()),
-            tokio::spawn(loops::peers(context.clone(), parts.save_meta)),
+            tokio::spawn(loops::peers(context.clone())),
+            tokio::spawn(loops::save_meta(context.topology.clone(), parts.save_meta)),
             tokio::spawn(loops::lifecycle(context.clone(), parts.notices)),
             tokio::spawn(loops::shards_led(context.clone())),
             tokio::spawn(loops::run(context.clone(), Placement::default())),

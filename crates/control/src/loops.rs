@@ -1,11 +1,14 @@
 //! The loops that drive reconcilers: each takes a view, gets actions from its reconciler and performs them. A
 //! later pass finds what failed. Nothing is decided here.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use flotilla_membership::{Input, Member};
 use flotilla_meta::{MetaCommand, MetaQuery, MetaReply, MetaState};
-use flotilla_replication::{Handle, ReplicaStatus, clock};
+use flotilla_replication::{Handle, Replicas, clock};
 use flotilla_transport::{Class, PeerStatus, Transport};
 use flotilla_types::{NodeId, ShardId, escape_hidden};
 use futures_util::future::join_all;
@@ -21,6 +24,11 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_millis(PROPOSE_TIMEOUT_MS);
 
 /// How often contact with other nodes is looked at.
 const CONTACT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The pause after saving the metadata, in multiples of the time that it took.
+const SAVE_PAUSES: u32 = 20;
+/// The longest such pause.
+const SAVE_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// State shared by all loops.
 pub(crate) struct Context {
@@ -71,22 +79,33 @@ pub(crate) async fn shards_led(context: Arc<Context>) {
     }
 }
 
-/// Drives the peers reconciler, with an extra pass on each metadata change, and saves the metadata for the
-/// next start.
-pub(crate) async fn peers(context: Arc<Context>, save: Arc<dyn Fn(&MetaState) + Send + Sync>) {
+/// Drives the peers reconciler, with an extra pass on each metadata change.
+pub(crate) async fn peers(context: Arc<Context>) {
     let mut reconciler = Peers::default();
     let mut updates = context.topology.watch();
     loop {
-        let meta = updates.borrow_and_update().clone();
+        updates.borrow_and_update();
         context.pass(&mut reconciler).await;
         // Also of nodes that this one never dialled.
         context.network.close_refused();
-        let save = save.clone();
-        // One save at a time, so that an older version never overwrites a newer one.
-        let _ = tokio::task::spawn_blocking(move || save(&meta)).await;
         while tokio::time::timeout(pause(&reconciler), updates.changed()).await.is_err() {
             context.pass(&mut reconciler).await;
         }
+    }
+}
+
+/// Saves the metadata for the next start: its newest version, and no more often than [`SAVE_PAUSES`] allows,
+/// because all of it is written for each change of it.
+pub(crate) async fn save_meta(topology: Arc<Topology>, save: Arc<dyn Fn(&MetaState) + Send + Sync>) {
+    let mut updates = topology.watch();
+    loop {
+        let meta = updates.borrow_and_update().clone();
+        let (save, started) = (save.clone(), Instant::now());
+        // One save at a time, so that an older version never overwrites a newer one.
+        let _ = tokio::task::spawn_blocking(move || save(&meta)).await;
+        tokio::time::sleep((started.elapsed() * SAVE_PAUSES).min(SAVE_PAUSE_MAX)).await;
+        // The sender lives as long as the topology.
+        let _ = updates.changed().await;
     }
 }
 
@@ -95,7 +114,7 @@ pub(crate) async fn contact(context: Arc<Context>) {
     let mut contact = Contact::default();
     loop {
         let (meta, members) = context.topology.snapshot();
-        let reports = contact.observe(&context.view(&meta, &members, &[]));
+        let reports = contact.observe(&context.view(&meta, &members, &Replicas::default()));
         if !reports.is_empty() {
             let peers = context.network.peers();
             for report in reports {
@@ -142,7 +161,7 @@ fn pause(reconciler: &impl Reconciler) -> Duration {
 }
 
 impl Context {
-    fn view<'a>(&'a self, meta: &'a MetaState, members: &'a Members, replicas: &'a [ReplicaStatus]) -> View<'a> {
+    fn view<'a>(&'a self, meta: &'a MetaState, members: &'a Members, replicas: &'a Replicas) -> View<'a> {
         let (now_ms, wall_ms) = (clock::monotonic_ms(), clock::wall_ms());
         View { me: &self.me, meta, members, replicas, now_ms, wall_ms }
     }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flotilla_meta::{Feed, MetaCommand, MetaQuery, MetaReply};
+use flotilla_meta::{Feed, MetaCommand, MetaFollower, MetaQuery, MetaReply};
 use flotilla_replication::{Answer, Answered, Freshness, Handle, RequestError, clock};
 use flotilla_route::Heard;
 use flotilla_transport::{CallError, Class, NotSent, Transport};
@@ -16,6 +16,9 @@ use crate::{
     Earlier, NodeScrub, Operations, PeerRequest, RequestKind, RequestRetry, RetryDecision, RetryStep, ShardAnswer,
     ShardError, ShardRequest, Topology, core,
 };
+
+/// How often a refresh asks for the changes since the last answer, before it asks for the whole metadata.
+const REFRESH_FEEDS_MAX: usize = 4;
 
 /// Asks this node's host.
 pub(crate) async fn ask_host(host: &Handle, request: ShardRequest) -> Answer {
@@ -219,9 +222,15 @@ impl Shards {
             let answer = self.request(RequestKind::Query, ShardId::META, None, query.encode(), deadline_ms).await?;
             Ok(answer.payload)
         };
-        let newer = ask(MetaQuery::FeedSince(self.topology.meta().version())).await?;
-        if matches!(Feed::decode(&newer), Ok(Feed::UpToDate)) {
-            return Ok(());
+        let mut follower = MetaFollower::new(self.topology.meta());
+        for _ in 0..REFRESH_FEEDS_MAX {
+            let feed = ask(MetaQuery::FeedSince(follower.resume_version())).await?;
+            match Feed::decode(&feed).map(|feed| follower.apply(&feed)) {
+                // The metadata up to the moment of the question.
+                Ok(Ok(false)) => return Ok(()),
+                Ok(Ok(true)) => self.topology.offer(follower.state()),
+                _ => break,
+            }
         }
         let state = ask(MetaQuery::State).await?;
         let state = core::decode_snapshot(&state).ok_or(ShardError::Unavailable)?;

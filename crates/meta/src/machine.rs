@@ -71,7 +71,7 @@ impl StateMachine for MetaMachine {
         let mut next = MetaState::clone(&self.state);
         let replies = apply_entry(&mut next, context.index, context.timestamp, commands).map_err(store::corrupt)?;
         self.clock = self.clock.max(context.timestamp.plus(commands.len().saturating_sub(1) as u64));
-        if next != *self.state {
+        if next.version() != self.state.version() {
             store::write_changes(&self.state, &next, writes);
             self.ring.push(Increment {
                 previous: self.state.version(),

@@ -1,11 +1,12 @@
 //! The metadata as a value.
 //!
-//! Invariants: changed only by `apply`; equal logs give equal states. Copies share records, so that cloning a
-//! state costs pointers, a reader may keep its copy indefinitely, and comparing two versions skips unchanged
-//! records.
+//! Invariants: changed only by `apply`; equal logs give equal states. Copies share what they have in common, so
+//! that cloning a state costs a few pointers, a reader may keep its copy indefinitely, and a change or the
+//! comparison of two versions costs what changed, whatever else there is.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
+use flotilla_persistent::Map;
 use flotilla_placement::Collection;
 use flotilla_types::{ClusterId, ClusterVersion, CollectionId, NodeId, ReplicaId, ShardId, VersionRange};
 
@@ -15,12 +16,12 @@ use crate::{AuthorityRecord, KeyId, KeyRecord, NodeRecord, Setting, ShardRecord,
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MetaState {
     pub(crate) header: Header,
-    pub(crate) nodes: BTreeMap<NodeId, Arc<NodeRecord>>,
-    pub(crate) collections: BTreeMap<CollectionId, Arc<Collection>>,
-    pub(crate) shards: BTreeMap<ShardId, Arc<ShardRecord>>,
-    pub(crate) tokens: BTreeMap<TokenId, Arc<TokenRecord>>,
-    pub(crate) keys: BTreeMap<KeyId, Arc<KeyRecord>>,
-    pub(crate) settings: BTreeMap<String, Arc<str>>,
+    pub(crate) nodes: Map<NodeId, Arc<NodeRecord>>,
+    pub(crate) collections: Map<CollectionId, Arc<Collection>>,
+    pub(crate) shards: Map<ShardId, Arc<ShardRecord>>,
+    pub(crate) tokens: Map<TokenId, Arc<TokenRecord>>,
+    pub(crate) keys: Map<KeyId, Arc<KeyRecord>>,
+    pub(crate) settings: Map<String, Arc<str>>,
     pub(crate) authority: Option<Arc<AuthorityRecord>>,
 }
 
@@ -143,6 +144,12 @@ impl MetaState {
         self.collections.values().map(Arc::as_ref)
     }
 
+    /// Whether another version has the same collections.
+    #[must_use]
+    pub fn has_collections_of(&self, other: &Self) -> bool {
+        self.collections == other.collections
+    }
+
     /// A shard.
     #[must_use]
     pub fn shard(&self, shard: ShardId) -> Option<&ShardRecord> {
@@ -152,6 +159,15 @@ impl MetaState {
     /// Every shard, the metadata group's first.
     pub fn shards(&self) -> impl Iterator<Item = &ShardRecord> {
         self.shards.values().map(Arc::as_ref)
+    }
+
+    /// The shards that differ from those of another version, with what they were and what they are.
+    pub fn shard_changes<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = (ShardId, Option<&'a ShardRecord>, Option<&'a ShardRecord>)> {
+        Map::changes(&before.shards, &self.shards)
+            .map(|change| (*change.key, change.before.map(Arc::as_ref), change.after.map(Arc::as_ref)))
     }
 
     /// Every shard whose intent has a replica on this node, with that replica.

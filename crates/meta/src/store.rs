@@ -3,9 +3,10 @@
 //! Invariants: one record per object, under `CollectionId::SYSTEM`, bucket 0; only the differences between
 //! two states are written; loading all records gives the state that wrote them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use flotilla_persistent::Map;
 use flotilla_storage::{MachineError, StateReader, WriteSet};
 use flotilla_types::{Bucket, CollectionId, KeyRange, NodeId, RecordKey, ShardId};
 
@@ -119,21 +120,17 @@ fn load_record(state: &mut MetaState, name: &[u8], value: &[u8]) -> Result<bool,
 }
 
 fn changes<K: Ord, V: PartialEq + ?Sized>(
-    old: &BTreeMap<K, Arc<V>>,
-    new: &BTreeMap<K, Arc<V>>,
+    old: &Map<K, Arc<V>>,
+    new: &Map<K, Arc<V>>,
     key: impl Fn(&K) -> Bytes,
     encode: impl Fn(&V) -> Bytes,
     writes: &mut WriteSet,
 ) {
-    for (id, record) in new {
-        let same = old.get(id).is_some_and(|before| Arc::ptr_eq(before, record) || before == record);
-        if !same {
-            writes.push((key(id), Some(encode(record))));
-        }
-    }
-    for id in old.keys().filter(|id| !new.contains_key(id)) {
-        writes.push((key(id), None));
-    }
+    let changed: Vec<_> = Map::changes(old, new).collect();
+    let written = changed.iter().filter_map(|change| Some((change.key, change.after?)));
+    writes.extend(written.map(|(id, record)| (key(id), Some(encode(record)))));
+    let removed = changed.iter().filter(|change| change.after.is_none());
+    writes.extend(removed.map(|change| (key(change.key), None)));
 }
 
 fn key(kind: &[u8], id: &[u8]) -> Bytes {

@@ -19,13 +19,19 @@ pub enum Liveness {
     Dead,
 }
 
+impl ShardRecord {
+    /// The shard as it was last reported.
+    #[must_use]
+    pub fn reported(&self) -> Shard {
+        Shard { collection: self.collection, descriptor: self.descriptor.clone() }
+    }
+}
+
 impl MetaState {
     /// The shard map, built from the descriptors that the shards reported.
     #[must_use]
     pub fn shard_map(&self) -> ShardMap {
-        let shards =
-            self.shards().map(|shard| Shard { collection: shard.collection, descriptor: shard.descriptor.clone() });
-        ShardMap::new(self.version(), self.collections().cloned(), shards)
+        ShardMap::new(self.version(), self.collections().cloned(), self.shards().map(ShardRecord::reported))
     }
 
     /// The desired number of a shard's replicas, once there are enough nodes. For the metadata group it is a
@@ -39,9 +45,9 @@ impl MetaState {
         }
     }
 
-    /// The input of a placement plan.
+    /// The nodes of a placement plan.
     #[must_use]
-    pub fn plan_input(&self, liveness: impl Fn(NodeId) -> Liveness) -> PlanInput {
+    pub fn plan_nodes(&self, liveness: impl Fn(NodeId) -> Liveness) -> Vec<PlanNode> {
         let nodes = self.nodes().map(|node| {
             let status = match (node.state, liveness(node.id)) {
                 (NodeState::Removed | NodeState::Lost, _) => NodeStatus::Removed,
@@ -54,18 +60,33 @@ impl MetaState {
             };
             PlanNode { id: node.id, status, locality: node.locality.clone(), weight: WEIGHT }
         });
-        let shards = self.shards().map(|shard| PlanShard {
+        nodes.collect()
+    }
+
+    /// A shard of a placement plan.
+    #[must_use]
+    pub fn plan_shard(&self, shard: &ShardRecord) -> PlanShard {
+        PlanShard {
             id: shard.id,
             replicas_desired: self.replicas_desired(shard),
             intent: shard.intent.clone(),
             actual: shard.descriptor.replicas.clone(),
-        });
-        PlanInput {
-            nodes: nodes.collect(),
-            shards: shards.collect(),
-            balance_threshold: u32::try_from(self.setting(Setting::BalanceThreshold)).unwrap_or(u32::MAX),
-            moves_max: usize::try_from(self.setting(Setting::BalanceMovesMax)).unwrap_or(usize::MAX),
         }
+    }
+
+    /// The limits of a placement plan: the balance threshold, and the moves at most.
+    #[must_use]
+    pub fn plan_limits(&self) -> (u32, usize) {
+        let threshold = u32::try_from(self.setting(Setting::BalanceThreshold)).unwrap_or(u32::MAX);
+        (threshold, usize::try_from(self.setting(Setting::BalanceMovesMax)).unwrap_or(usize::MAX))
+    }
+
+    /// The whole input of a placement plan.
+    #[must_use]
+    pub fn plan_input(&self, liveness: impl Fn(NodeId) -> Liveness) -> PlanInput {
+        let (balance_threshold, moves_max) = self.plan_limits();
+        let shards = self.shards().map(|shard| self.plan_shard(shard)).collect();
+        PlanInput { nodes: self.plan_nodes(liveness), shards, balance_threshold, moves_max }
     }
 
     /// Chooses the initial nodes of a new collection's shards, for [`MetaCommand::CreateCollection`]. A list

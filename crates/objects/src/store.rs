@@ -318,6 +318,12 @@ impl ObjectStore {
         self.index.read().entry(id).map(|entry| u64::from(entry.location.len))
     }
 
+    /// The objects that an object needs, if they are known: those of one that is not present may not be.
+    #[must_use]
+    pub fn children(&self, id: ObjectId) -> Vec<ObjectId> {
+        self.index.read().children(id)
+    }
+
     /// Pins the object if it is present and durable; returns whether it is. Pins are counted.
     #[must_use]
     pub fn pin(&self, id: ObjectId) -> bool {

@@ -3,18 +3,33 @@
 //! A wrong hint costs a redirect, never correctness. Hints are separate from [`crate::ShardMap`] because they
 //! change with every election and need no agreement.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use flotilla_types::{NodeId, ShardId, Term};
 
 use crate::ShardMap;
 
+/// Hints that may be kept beyond two for each shard, before dropped shards are looked for.
+const SPARE_HINTS: usize = 64;
+
 /// The newest current leader of each shard. Merging is commutative, associative and idempotent: the higher
 /// term wins.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaderHints {
-    /// [`NodeId::NONE`] keeps the term of a cleared leader, so that older hints cannot replace it.
-    hints: BTreeMap<ShardId, (Term, NodeId)>,
+    hints: BTreeMap<ShardId, Hint>,
+    /// How often nodes were cleared.
+    clears: u64,
+    /// At which of them each node was cleared last. Older hints that name it are void, but keep their terms,
+    /// so that older ones cannot replace them.
+    cleared: BTreeMap<NodeId, u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Hint {
+    term: Term,
+    node: NodeId,
+    /// [`LeaderHints::clears`] when it was last observed.
+    clears: u64,
 }
 
 impl LeaderHints {
@@ -27,7 +42,7 @@ impl LeaderHints {
     /// The hinted leader with its term.
     #[must_use]
     pub fn get(&self, shard: ShardId) -> Option<(Term, NodeId)> {
-        self.hints.get(&shard).copied().filter(|(_, node)| *node != NodeId::NONE)
+        self.hints.get(&shard).filter(|hint| self.is_valid(hint)).map(|hint| (hint.term, hint.node))
     }
 
     /// Whether the shard had a leader at any time that is known here.
@@ -39,10 +54,13 @@ impl LeaderHints {
     /// Records a leader. Returns whether the hint changed. A term has one leader; if two are reported
     /// nevertheless, the higher node id is kept, so that the order of arrival does not matter.
     pub fn observe(&mut self, shard: ShardId, term: Term, node: NodeId) -> bool {
-        let current = self.hints.entry(shard).or_insert((Term(0), NodeId::NONE));
-        let newer = (term, node) > *current;
+        let newer = self.hints.get(&shard).is_none_or(|known| match (term, node).cmp(&(known.term, known.node)) {
+            Ordering::Less => false,
+            Ordering::Equal => !self.is_valid(known),
+            Ordering::Greater => true,
+        });
         if newer {
-            *current = (term, node);
+            self.hints.insert(shard, Hint { term, node, clears: self.clears });
         }
         newer
     }
@@ -50,7 +68,7 @@ impl LeaderHints {
     /// Merges another set of hints. Returns whether anything changed.
     pub fn merge(&mut self, other: &Self) -> bool {
         let mut changed = false;
-        for (&shard, &(term, node)) in &other.hints {
+        for (shard, term, node) in other.iter() {
             changed |= self.observe(shard, term, node);
         }
         changed
@@ -59,24 +77,26 @@ impl LeaderHints {
     /// Clears the hints that name a node that is down or gone. A hint of the same or a newer term restores
     /// it.
     pub fn clear_node(&mut self, node: NodeId) {
-        for (_, leader) in self.hints.values_mut() {
-            if *leader == node {
-                *leader = NodeId::NONE;
-            }
-        }
+        self.clears += 1;
+        self.cleared.insert(node, self.clears);
     }
 
-    /// Drops hints for shards that are not in the map, which bounds the memory that peers can occupy here.
-    pub fn retain_known(&mut self, map: &ShardMap) {
-        self.hints.retain(|shard, _| map.shard(*shard).is_some());
+    /// Drops hints for shards that the map does not have, once they may be more than those that it has: which
+    /// bounds the memory that peers can occupy here.
+    pub fn forget_dropped(&mut self, map: &ShardMap) {
+        if self.hints.len() > 2 * map.shard_count() + SPARE_HINTS {
+            self.hints.retain(|shard, _| map.shard(*shard).is_some());
+        }
     }
 
     /// Every hint, ordered by shard.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, Term, NodeId)> + '_ {
-        self.hints
-            .iter()
-            .filter(|(_, (_, node))| *node != NodeId::NONE)
-            .map(|(&shard, &(term, node))| (shard, term, node))
+        let valid = self.hints.iter().filter(|(_, hint)| self.is_valid(hint));
+        valid.map(|(shard, hint)| (*shard, hint.term, hint.node))
+    }
+
+    fn is_valid(&self, hint: &Hint) -> bool {
+        self.cleared.get(&hint.node).is_none_or(|at| hint.clears >= *at)
     }
 }
 
@@ -114,6 +134,29 @@ mod tests {
         assert!(!hints.observe(SHARD, Term(4), NodeId(2)));
         assert!(hints.observe(SHARD, Term(5), NodeId(1)));
         assert_eq!(hints.leader(SHARD), Some(NodeId(1)));
+    }
+
+    #[test]
+    fn clearing_one_node_leaves_the_others_and_what_is_observed_later() {
+        let mut hints = LeaderHints::default();
+        for (shard, node) in [(1, 1), (2, 2), (3, 1)] {
+            hints.observe(ShardId(shard), Term(5), NodeId(node));
+        }
+        hints.clear_node(NodeId(1));
+        hints.observe(ShardId(3), Term(6), NodeId(1));
+        assert_eq!([1, 2, 3].map(|shard| hints.leader(ShardId(shard))), [None, Some(NodeId(2)), Some(NodeId(1))]);
+        hints.clear_node(NodeId(2));
+        assert_eq!(hints.iter().collect::<Vec<_>>(), [(ShardId(3), Term(6), NodeId(1))]);
+    }
+
+    #[test]
+    fn hints_for_unknown_shards_do_not_accumulate() {
+        let mut hints = LeaderHints::default();
+        for shard in 0..10_000 {
+            hints.observe(ShardId(shard), Term(1), NodeId(1));
+            hints.forget_dropped(&ShardMap::default());
+            assert!(hints.hints.len() <= SPARE_HINTS);
+        }
     }
 
     fn any_hints() -> impl Strategy<Value = LeaderHints> {

@@ -15,6 +15,7 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod planner;
+mod planning;
 mod score;
 
 pub use bucket::{bucket_of, hash_tag};
@@ -26,6 +27,7 @@ pub use plan::{
     stuck_on,
 };
 pub use planner::replicas_possible;
+pub use planning::Planning;
 pub use score::rendezvous_score;
 
 #[doc = include_str!("../README.md")]

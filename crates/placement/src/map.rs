@@ -1,11 +1,14 @@
 //! The shard map: a snapshot of which shard holds which keys.
 //!
-//! Invariants: a [`ShardMap`] is immutable; cloning it copies a pointer. It may be stale: a shard refuses a
+//! Invariants: a [`ShardMap`] is immutable; cloning it copies a pointer, and the next version of it shares what
+//! has not changed. It may be stale: a shard refuses a
 //! request that was routed by an old map because of its epoch. It has no leaders ([`crate::LeaderHints`]) and
 //! no addresses.
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
+use flotilla_persistent::Map;
 use flotilla_types::{Bucket, CollectionId, KeyRange, RecordKey, ShardDescriptor, ShardId};
 
 use crate::bucket_of;
@@ -66,20 +69,29 @@ pub struct Shard {
     pub descriptor: ShardDescriptor,
 }
 
+impl Shard {
+    fn start(&self) -> Start {
+        (self.descriptor.range.start.clone(), self.descriptor.shard)
+    }
+}
+
 /// Collections and shards at one version of the metadata.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShardMap(Arc<Inner>);
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Inner {
     version: u64,
-    collections: BTreeMap<String, Collection>,
-    /// Ordered by the start of the range.
-    shards: Vec<Shard>,
-    positions: BTreeMap<ShardId, usize>,
-    /// For each shard: which of its collection's shards up to it ends last.
-    furthest: Vec<usize>,
+    collections: Arc<BTreeMap<String, Collection>>,
+    shards: Map<ShardId, Arc<Shard>>,
+    by_start: Map<Start, Arc<Shard>>,
+    /// Those of `by_start` that reach past the start of the next one: few, while changes of ranges become
+    /// known. All other shards that contain a key start last before it.
+    reaching: Map<Start, Arc<Shard>>,
 }
+
+/// The start of a shard's range. Shards that start together are ordered by their ids.
+type Start = (Bytes, ShardId);
 
 impl ShardMap {
     /// Builds a map. If two shards contain a key, which can happen while a change of ranges becomes known,
@@ -90,33 +102,26 @@ impl ShardMap {
         collections: impl IntoIterator<Item = Collection>,
         shards: impl IntoIterator<Item = Shard>,
     ) -> Self {
-        let collections = collections.into_iter().map(|collection| (collection.name.clone(), collection)).collect();
-        Self::build(version, collections, shards.into_iter().collect())
+        let shards = shards.into_iter().map(|shard| (shard.descriptor.shard, Some(Arc::new(shard))));
+        Self::default().with_collections(collections).with(version, shards)
     }
 
-    /// The same metadata with these shards, each in place of the one with its id if there is one.
+    /// The map at another version, with these shards as they are now; `None` for one that is gone. Costs what
+    /// changed.
     #[must_use]
-    pub fn with<'a>(&self, newer: impl IntoIterator<Item = &'a Shard>) -> Self {
-        let newer: BTreeMap<_, _> = newer.into_iter().map(|shard| (shard.descriptor.shard, shard)).collect();
-        let kept = self.0.shards.iter().filter(|shard| !newer.contains_key(&shard.descriptor.shard));
-        let shards = kept.chain(newer.values().copied()).cloned().collect();
-        Self::build(self.0.version, self.0.collections.clone(), shards)
+    pub fn with(&self, version: u64, changes: impl IntoIterator<Item = (ShardId, Option<Arc<Shard>>)>) -> Self {
+        let mut inner = Inner { version, ..Inner::clone(&self.0) };
+        for (id, shard) in changes {
+            inner.replace(id, shard);
+        }
+        Self(Arc::new(inner))
     }
 
-    fn build(version: u64, collections: BTreeMap<String, Collection>, mut shards: Vec<Shard>) -> Self {
-        shards.sort_by(|a, b| {
-            (&a.descriptor.range.start, a.descriptor.shard).cmp(&(&b.descriptor.range.start, b.descriptor.shard))
-        });
-        let positions = shards.iter().enumerate().map(|(i, shard)| (shard.descriptor.shard, i)).collect();
-        let mut furthest: Vec<usize> = Vec::with_capacity(shards.len());
-        for (at, shard) in shards.iter().enumerate() {
-            let before = furthest.last().copied().filter(|before| {
-                let before = &shards[*before];
-                before.collection == shard.collection && ends_later(&before.descriptor.range, &shard.descriptor.range)
-            });
-            furthest.push(before.unwrap_or(at));
-        }
-        Self(Arc::new(Inner { version, collections, shards, positions, furthest }))
+    /// The map with these collections instead of its own.
+    #[must_use]
+    pub fn with_collections(&self, collections: impl IntoIterator<Item = Collection>) -> Self {
+        let collections = collections.into_iter().map(|collection| (collection.name.clone(), collection)).collect();
+        Self(Arc::new(Inner { collections: Arc::new(collections), ..Inner::clone(&self.0) }))
     }
 
     /// The version of the metadata it was built from; zero before any was received.
@@ -145,38 +150,71 @@ impl ShardMap {
     /// A shard by id.
     #[must_use]
     pub fn shard(&self, shard: ShardId) -> Option<&Shard> {
-        self.0.positions.get(&shard).and_then(|&i| self.0.shards.get(i))
+        self.0.shards.get(&shard).map(Arc::as_ref)
     }
 
     /// Every shard, ordered by the start of its range; the metadata group's is first.
+    pub fn shards(&self) -> impl Iterator<Item = &Shard> {
+        self.0.by_start.values().map(Arc::as_ref)
+    }
+
+    /// The number of shards.
     #[must_use]
-    pub fn shards(&self) -> &[Shard] {
-        &self.0.shards
+    pub fn shard_count(&self) -> usize {
+        self.0.shards.len()
     }
 
     /// The shard that holds a record key.
     #[must_use]
     pub fn shard_of(&self, record_key: &[u8]) -> Option<&Shard> {
-        let Inner { shards, furthest, .. } = &*self.0;
-        let end = shards.partition_point(|shard| &shard.descriptor.range.start[..] <= record_key);
-        let collection = shards[..end].last()?.collection;
-        let mut found: Option<&Shard> = None;
-        for (shard, furthest) in shards[..end].iter().zip(furthest).rev() {
-            let reach = &shards[*furthest].descriptor.range;
-            if shard.collection != collection || !reach.contains(record_key) {
-                break;
-            }
-            let is_newer = |found: &Shard| found.descriptor.epoch.range < shard.descriptor.epoch.range;
-            if shard.descriptor.range.contains(record_key) && found.is_none_or(is_newer) {
-                found = Some(shard);
-            }
-        }
-        found
+        let Inner { by_start, reaching, .. } = &*self.0;
+        let (_, last) = by_start.last_before(|(start, _)| start[..] <= *record_key)?;
+        let collection_key = &record_key[..record_key.len().min(size_of::<CollectionId>())];
+        let others = reaching
+            .iter_from(|(start, _)| start[..] < *collection_key)
+            .take_while(|((start, _), _)| start[..] <= *record_key)
+            .filter(|(_, other)| other.collection == last.collection);
+        others
+            .map(|(_, other)| other)
+            .chain([last])
+            .filter(|shard| shard.descriptor.range.contains(record_key))
+            .max_by_key(|shard| shard.descriptor.epoch.range)
+            .map(Arc::as_ref)
     }
 }
 
-fn ends_later(range: &KeyRange, other: &KeyRange) -> bool {
-    !other.end.is_empty() && (range.end.is_empty() || range.end > other.end)
+impl Inner {
+    /// Replaces a shard, also if it starts elsewhere now.
+    fn replace(&mut self, id: ShardId, shard: Option<Arc<Shard>>) {
+        let before = match &shard {
+            Some(shard) => self.shards.insert(id, shard.clone()),
+            None => self.shards.remove(&id),
+        };
+        let start = shard.as_ref().map(|shard| shard.start());
+        if let Some(left) = before.map(|before| before.start()).filter(|left| Some(left) != start.as_ref()) {
+            self.by_start.remove(&left);
+            self.settle(&left);
+        }
+        if let (Some(shard), Some(start)) = (shard, start) {
+            self.by_start.insert(start.clone(), shard);
+            self.settle(&start);
+        }
+    }
+
+    /// Finds out which shards reach past the next one, where one was put or removed: it or the one before.
+    fn settle(&mut self, start: &Start) {
+        let before = self.by_start.last_before(|known| known < start).map(|(known, _)| known.clone());
+        for start in before.iter().chain([start]) {
+            let next = self.by_start.iter_from(|known| known <= start).next();
+            let ends_after = |range: &KeyRange, key: &Bytes| range.end.is_empty() || range.end > *key;
+            let reaches =
+                |shard: &Arc<Shard>| next.is_some_and(|((key, _), _)| ends_after(&shard.descriptor.range, key));
+            match self.by_start.get(start).filter(|shard| reaches(shard)) {
+                Some(shard) => self.reaching.insert(start.clone(), shard.clone()),
+                None => self.reaching.remove(start),
+            };
+        }
+    }
 }
 
 #[cfg(test)]
@@ -271,11 +309,14 @@ mod tests {
     fn newer_shards_replace_or_join_those_of_the_metadata() {
         let map = map();
         let before = homes(&map, "an");
-        let after = map.with(&[piece(21, 2, "m", "t"), piece(30, 2, "t", "zz")]);
+        let with = |shards: &[Shard]| {
+            map.with(map.version(), shards.iter().map(|shard| (shard.descriptor.shard, Some(Arc::new(shard.clone())))))
+        };
+        let after = with(&[piece(21, 2, "m", "t"), piece(30, 2, "t", "zz")]);
         assert_eq!((before, homes(&after, "anu")), (vec![Some(20), Some(21)], vec![Some(20), Some(21), Some(30)]));
         assert_eq!(after.shard(ShardId(21)).map(|shard| shard.descriptor.epoch.range), Some(2));
-        assert_eq!((after.version(), after.shards().len()), (map.version(), map.shards().len() + 1));
-        assert_eq!(homes(&map.with(&[piece(21, 2, "m", "t")]), "u"), [None], "the new owner is not known yet");
+        assert_eq!((after.version(), after.shard_count()), (map.version(), map.shard_count() + 1));
+        assert_eq!(homes(&with(&[piece(21, 2, "m", "t")]), "u"), [None], "the new owner is not known yet");
     }
 
     proptest::proptest! {
@@ -297,6 +338,41 @@ mod tests {
                 (shard.descriptor.epoch.range, shard.descriptor.range.start.clone(), shard.descriptor.shard)
             };
             proptest::prop_assert_eq!(map.shard_of(&record), holders.max_by_key(rank));
+        }
+
+        /// Shards come, change, move and go, in steps of several.
+        #[test]
+        fn a_map_that_follows_changes_equals_one_that_is_built_anew(
+            steps in proptest::collection::vec(
+                proptest::collection::vec((0_u64..8, proptest::option::weighted(0.8, (0_u8..12, 1_u8..12, 1_u64..4))), 1..4),
+                1..30,
+            ),
+            key in 0_u8..24,
+        ) {
+            let letter = |at: u8| char::from(b'a' + at).to_string();
+            let collections = || [collection(2, "r", Sharding::Range, 1)];
+            let mut map = ShardMap::new(0, collections(), []);
+            let mut shards = BTreeMap::new();
+            for (step, version) in steps.iter().zip(1..) {
+                let before = (map.clone(), map.shards().cloned().collect::<Vec<_>>());
+                let changes = step.iter().map(|(id, now)| {
+                    let now = now.map(|(start, length, epoch)| piece(*id, epoch, &letter(start), &letter(start + length)));
+                    (ShardId(*id), now)
+                });
+                let changes: Vec<_> = changes.collect();
+                map = map.with(version, changes.iter().cloned().map(|(id, now)| (id, now.map(Arc::new))));
+                for (id, now) in changes {
+                    match now {
+                        Some(now) => shards.insert(id, now),
+                        None => shards.remove(&id),
+                    };
+                }
+                let anew = ShardMap::new(version, collections(), shards.values().cloned());
+                proptest::prop_assert_eq!(&map, &anew);
+                let record = RecordKey::new(CollectionId(2), Bucket(0), letter(key).as_bytes()).into_bytes();
+                proptest::prop_assert_eq!(map.shard_of(&record), anew.shard_of(&record));
+                proptest::prop_assert_eq!(before.0.shards().cloned().collect::<Vec<_>>(), before.1, "an older map changed");
+            }
         }
     }
 }

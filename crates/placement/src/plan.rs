@@ -10,7 +10,7 @@
 
 use flotilla_types::{Locality, NodeId, ReplicaDescriptor, ReplicaId, ShardId};
 
-use crate::planner::Planner;
+use crate::{Planning, planner::Planner};
 
 /// Limit on the changes of one plan; the next plan has the rest.
 pub const PLAN_CHANGES_MAX: usize = 512;
@@ -158,23 +158,12 @@ impl Plan {
 /// localities, then by the fewest replicas for their weight, then by rendezvous hash.
 #[must_use]
 pub fn plan(input: &PlanInput) -> Plan {
-    let mut planner = Planner::new(&input.nodes, &input.shards);
-    let mut shards: Vec<&PlanShard> = input.shards.iter().collect();
-    shards.sort_by_key(|shard| shard.id);
-
-    let mut changes = Vec::new();
-    for shard in &shards {
-        let repairs = planner.repair(shard);
-        if changes.len() + repairs.len() > PLAN_CHANGES_MAX {
-            return Plan { changes };
-        }
-        changes.extend(repairs);
+    let mut planning = Planning::default();
+    planning.set_nodes(input.nodes.clone());
+    for shard in &input.shards {
+        planning.set_shard(shard.id, Some(shard.clone()));
     }
-    let healthy = changes.is_empty() && shards.iter().all(|shard| planner.is_settled(shard));
-    if healthy {
-        changes = planner.moves(&shards, input.balance_threshold, input.moves_max.min(PLAN_CHANGES_MAX / 2));
-    }
-    Plan { changes }
+    planning.plan(input.balance_threshold, input.moves_max)
 }
 
 /// The shards of a node whose replica no other node can take, if all its replicas had to move: what keeps it

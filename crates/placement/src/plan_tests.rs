@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_types::{Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardId};
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::Index};
 
-use crate::{Change, NodeStatus, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Reason, place, plan, stuck_on};
+use crate::{
+    Change, NodeStatus, PLAN_CHANGES_MAX, Plan, PlanInput, PlanNode, PlanReplica, PlanShard, Planning, Reason, place,
+    plan, planner::Planner, stuck_on,
+};
 
 fn node(id: u64, zone: &str) -> PlanNode {
     let locality: Locality =
@@ -356,5 +359,95 @@ proptest! {
         let counts = counts(&input);
         let (most, least) = (counts.values().max().unwrap_or(&0), counts.values().min().unwrap_or(&0));
         prop_assert!(most - least <= 1, "{:?}", counts);
+    }
+}
+
+/// A plan by its definition, which visits everything.
+fn planned_anew(input: &PlanInput) -> Plan {
+    let mut planner = Planner::new(&input.nodes, &input.shards);
+    let mut shards: Vec<&PlanShard> = input.shards.iter().collect();
+    shards.sort_by_key(|shard| shard.id);
+    let mut changes = Vec::new();
+    for shard in &shards {
+        let repairs = planner.repair(shard);
+        if changes.len() + repairs.len() > PLAN_CHANGES_MAX {
+            return Plan { changes };
+        }
+        changes.extend(repairs);
+    }
+    if changes.is_empty() && shards.iter().all(|shard| planner.is_settled(shard)) {
+        changes = planner.moves(&shards, input.balance_threshold, input.moves_max.min(PLAN_CHANGES_MAX / 2));
+    }
+    Plan { changes }
+}
+
+/// What happens between two plans.
+#[derive(Debug, Clone)]
+enum Step {
+    Status(Index, NodeStatus),
+    /// The last plan is accepted.
+    Accept,
+    /// A shard does what it should.
+    Settle(Index),
+    SettleAll,
+    Found(u8, usize),
+    Drop(Index),
+    Limits(u32, usize),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let desired = prop_oneof![Just(1_u8), Just(3), Just(5)];
+    prop_oneof![
+        2 => (any::<Index>(), any_status()).prop_map(|(node, status)| Step::Status(node, status)),
+        6 => Just(Step::Accept),
+        4 => any::<Index>().prop_map(Step::Settle),
+        3 => Just(Step::SettleAll),
+        2 => (desired, 1_usize..6).prop_map(|(desired, count)| Step::Found(desired, count)),
+        1 => any::<Index>().prop_map(Step::Drop),
+        1 => (0_u32..2, 0_usize..4).prop_map(|(threshold, moves)| Step::Limits(threshold, moves)),
+    ]
+}
+
+fn take(step: &Step, input: &mut PlanInput, plan: &Plan, next_id: &mut u64) {
+    let shards = &mut input.shards;
+    match step {
+        Step::Status(at, status) => at.get_mut(&mut input.nodes).status = *status,
+        Step::Accept => apply(input, plan, next_id),
+        Step::Settle(at) if !shards.is_empty() => settle(at.get_mut(shards)),
+        Step::SettleAll => shards.iter_mut().for_each(settle),
+        Step::Found(desired, count) => {
+            *next_id += 1;
+            let nodes: Vec<_> = input.nodes.iter().take(*count).map(|node| node.id.0).collect();
+            shards.push(shard(*next_id, *desired, &nodes));
+        }
+        Step::Drop(at) if !shards.is_empty() => {
+            shards.remove(at.index(shards.len()));
+        }
+        Step::Limits(threshold, moves) => (input.balance_threshold, input.moves_max) = (*threshold, *moves),
+        _ => {}
+    }
+}
+
+proptest! {
+    #[test]
+    fn plans_by_changes_equal_plans_that_visit_everything(
+        mut input in any_input(),
+        steps in proptest::collection::vec(any_step(), 1..60),
+    ) {
+        let (mut planning, mut next_id) = (Planning::default(), 1_000_000);
+        for step in &steps {
+            planning.set_nodes(input.nodes.clone());
+            for shard in &input.shards {
+                planning.set_shard(shard.id, Some(shard.clone()));
+            }
+            let planned = planning.plan(input.balance_threshold, input.moves_max);
+            prop_assert_eq!(&planned, &planned_anew(&input));
+            prop_assert_eq!(&planned, &plan(&input));
+            let before: Vec<_> = input.shards.iter().map(|shard| shard.id).collect();
+            take(step, &mut input, &planned, &mut next_id);
+            for gone in before.into_iter().filter(|id| input.shards.iter().all(|shard| shard.id != *id)) {
+                planning.set_shard(gone, None);
+            }
+        }
     }
 }

@@ -30,14 +30,20 @@ pub(crate) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     pub(crate) fn new(nodes: &'a [PlanNode], shards: &[PlanShard]) -> Self {
-        let nodes: BTreeMap<_, _> = nodes.iter().map(|node| (node.id, node)).collect();
-        let weight_total =
-            nodes.values().filter(|node| node.status == NodeStatus::Live).map(|node| i64::from(node.weight)).sum();
-        let mut planner = Self { nodes, counts: BTreeMap::new(), count_total: 0, weight_total };
+        let mut counts = BTreeMap::new();
         for replica in shards.iter().flat_map(|shard| &shard.intent) {
-            planner.count(replica.node, 1);
+            *counts.entry(replica.node).or_default() += 1;
         }
-        planner
+        Self::with_counts(nodes, counts)
+    }
+
+    /// For intents that have so many replicas on each node.
+    pub(crate) fn with_counts(nodes: &'a [PlanNode], counts: BTreeMap<NodeId, i64>) -> Self {
+        let nodes: BTreeMap<_, _> = nodes.iter().map(|node| (node.id, node)).collect();
+        let live = || nodes.values().filter(|node| node.status == NodeStatus::Live);
+        let weight_total = live().map(|node| i64::from(node.weight)).sum();
+        let count_total = live().filter_map(|node| counts.get(&node.id)).sum();
+        Self { nodes, counts, count_total, weight_total }
     }
 
     /// Brings a shard to its desired number of replicas, on nodes that can hold them.
@@ -145,6 +151,10 @@ impl<'a> Planner<'a> {
         let mut by_load: Vec<(i64, NodeId)> =
             self.nodes.keys().filter(|node| self.is_live(**node)).map(|&node| (self.excess(node), node)).collect();
         by_load.sort_unstable();
+        let (least, most) = (by_load.first()?.0, by_load.last()?.0);
+        if most - least <= limit {
+            return None;
+        }
         // The metadata group is never moved: the balance gained is not worth another copy of the cluster's
         // keys. Nor is a shard that waits_for_nodes for more nodes: growing in place costs less than moving
         // first.

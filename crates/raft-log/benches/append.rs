@@ -59,7 +59,7 @@ fn create(id: u64) -> ReplicaWrite {
     let position = Position { index: LogIndex(1), term: Term(1), conf, descriptor };
     ReplicaWrite {
         create: Some(shard),
-        checkpoint: Some(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }),
+        checkpoint: Some(Checkpoint::empty(position)),
         truncate: Some((LogIndex(1), Term(1))),
         ..ReplicaWrite::new(ReplicaId(id))
     }

@@ -7,7 +7,7 @@
 //! | region | key | value |
 //! |---|---|---|
 //! | replica | `s` | [`Replica`]: shard, hard state, bounds of the log |
-//! | replica | `c` | [`Checkpoint`] |
+//! | replica | `c` | [`Checkpoint`]; version 2 if its tables have manifests |
 //! | node | `sequence` | the folder's nonce and the batch's sequence, 8 bytes each, big-endian; in every batch |
 //! | node | `m` ‖ node id (8 bytes, big-endian) | the highest sequence seen of that node, 8 bytes, big-endian |
 //! | node | `t` ‖ replica id (8 bytes, big-endian) | empty: the replica was destroyed |
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use flotilla_storage::ReplicaBounds;
 use flotilla_types::{
     Checkpoint, ConfState, Epoch, HardState, KeyRange, LogIndex, NodeId, ObjectId, Position, ReplicaDescriptor,
-    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term, WalSequence,
+    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, TableKind, TableRef, Tables, Term, WalSequence,
 };
 use prost::Message;
 
@@ -30,6 +30,8 @@ const PEER_SEQUENCE_PREFIX: u8 = b'm';
 const TOMBSTONE_PREFIX: u8 = b't';
 
 const VERSION: u8 = 1;
+/// The version of checkpoints whose tables have manifests.
+const VERSION_MANIFESTS: u8 = 2;
 const SEQUENCE_BYTES: usize = 1 + 8 + 8;
 
 /// Why bytes did not decode.
@@ -70,6 +72,21 @@ struct CheckpointRecord {
     base: Vec<Vec<u8>>,
     #[prost(bytes = "vec", repeated, tag = "7")]
     runs: Vec<Vec<u8>>,
+    /// In place of `base` and `runs` in version 2.
+    #[prost(message, repeated, tag = "8")]
+    tables: Vec<TableRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TableRecord {
+    #[prost(bool, tag = "1")]
+    run: bool,
+    #[prost(bytes = "bytes", tag = "2")]
+    clip_start: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    clip_end: Bytes,
+    #[prost(bytes = "vec", tag = "4")]
+    manifest: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -110,9 +127,9 @@ struct MemberRecord {
     learner: bool,
 }
 
-fn with_version(message: &impl Message) -> Vec<u8> {
+fn with_version(version: u8, message: &impl Message) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + message.encoded_len());
-    bytes.push(VERSION);
+    bytes.push(version);
     message.encode_raw(&mut bytes);
     bytes
 }
@@ -130,15 +147,18 @@ fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Reason> {
 }
 
 pub(crate) fn encode_replica(bounds: &ReplicaBounds) -> Vec<u8> {
-    with_version(&ReplicaRecord {
-        shard: bounds.shard.0,
-        term: bounds.hard_state.term.0,
-        vote: bounds.hard_state.vote.0,
-        commit: bounds.hard_state.commit.0,
-        truncated_index: bounds.truncated.0.0,
-        truncated_term: bounds.truncated.1.0,
-        last: bounds.last.0,
-    })
+    with_version(
+        VERSION,
+        &ReplicaRecord {
+            shard: bounds.shard.0,
+            term: bounds.hard_state.term.0,
+            vote: bounds.hard_state.vote.0,
+            commit: bounds.hard_state.commit.0,
+            truncated_index: bounds.truncated.0.0,
+            truncated_term: bounds.truncated.1.0,
+            last: bounds.last.0,
+        },
+    )
 }
 
 pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaBounds, Reason> {
@@ -165,27 +185,46 @@ pub(crate) fn encode_checkpoint(checkpoint: &Checkpoint) -> Vec<u8> {
     let Position { index, term, conf, descriptor } = &checkpoint.position;
     let ids = |replicas: &[ReplicaId]| replicas.iter().map(|replica| replica.0).collect();
     let objects = |objects: &[ObjectId]| objects.iter().map(|object| object.as_bytes().to_vec()).collect();
-    with_version(&CheckpointRecord {
-        index: index.0,
-        term: term.0,
-        conf: ConfRecord {
-            voters: ids(&conf.voters),
-            voters_outgoing: ids(&conf.voters_outgoing),
-            learners: ids(&conf.learners),
-            learners_next: ids(&conf.learners_next),
+    let (version, base, runs, tables) = match &checkpoint.tables {
+        Tables::Pieces { base, runs } => (VERSION, objects(base), objects(runs), Vec::new()),
+        Tables::Manifests(tables) => {
+            (VERSION_MANIFESTS, Vec::new(), Vec::new(), tables.iter().map(table_record).collect())
+        }
+    };
+    with_version(
+        version,
+        &CheckpointRecord {
+            index: index.0,
+            term: term.0,
+            conf: ConfRecord {
+                voters: ids(&conf.voters),
+                voters_outgoing: ids(&conf.voters_outgoing),
+                learners: ids(&conf.learners),
+                learners_next: ids(&conf.learners_next),
+            },
+            descriptor: DescriptorRecord {
+                shard: descriptor.shard.0,
+                start: descriptor.range.start.clone(),
+                end: descriptor.range.end.clone(),
+                epoch_range: descriptor.epoch.range,
+                epoch_config: descriptor.epoch.config,
+                replicas: descriptor.replicas.iter().map(member_record).collect(),
+            },
+            system: checkpoint.system.map(|object| object.as_bytes().to_vec()),
+            base,
+            runs,
+            tables,
         },
-        descriptor: DescriptorRecord {
-            shard: descriptor.shard.0,
-            start: descriptor.range.start.clone(),
-            end: descriptor.range.end.clone(),
-            epoch_range: descriptor.epoch.range,
-            epoch_config: descriptor.epoch.config,
-            replicas: descriptor.replicas.iter().map(member_record).collect(),
-        },
-        system: checkpoint.system.map(|object| object.as_bytes().to_vec()),
-        base: objects(&checkpoint.base),
-        runs: objects(&checkpoint.runs),
-    })
+    )
+}
+
+fn table_record(table: &TableRef) -> TableRecord {
+    TableRecord {
+        run: table.kind == TableKind::Run,
+        clip_start: table.clip.start.clone(),
+        clip_end: table.clip.end.clone(),
+        manifest: table.manifest.as_bytes().to_vec(),
+    }
 }
 
 fn member_record(member: &ReplicaDescriptor) -> MemberRecord {
@@ -197,10 +236,26 @@ fn member_record(member: &ReplicaDescriptor) -> MemberRecord {
 }
 
 pub(crate) fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, Reason> {
-    let record: CheckpointRecord = decode(bytes)?;
+    let (has_manifests, content) = match bytes.split_first() {
+        Some((&VERSION_MANIFESTS, content)) => (true, content),
+        _ => (false, strip_version(bytes)?),
+    };
+    let record = CheckpointRecord::decode(content).map_err(|_| "a record does not parse")?;
     let ids = |ids: Vec<u64>| ids.into_iter().map(ReplicaId).collect();
     let object = |bytes: &Vec<u8>| ObjectId::from_slice(bytes).ok_or("an object id is not 32 bytes long");
     let objects = |objects: &[Vec<u8>]| objects.iter().map(object).collect::<Result<Vec<_>, _>>();
+    let table = |table: TableRecord| {
+        Ok(TableRef {
+            kind: if table.run { TableKind::Run } else { TableKind::Base },
+            clip: KeyRange { start: table.clip_start, end: table.clip_end },
+            manifest: object(&table.manifest)?,
+        })
+    };
+    let tables = if has_manifests {
+        Tables::Manifests(record.tables.into_iter().map(table).collect::<Result<_, Reason>>()?)
+    } else {
+        Tables::Pieces { base: objects(&record.base)?, runs: objects(&record.runs)? }
+    };
     let DescriptorRecord { shard, start, end, epoch_range, epoch_config, replicas } = record.descriptor;
     Ok(Checkpoint {
         position: Position {
@@ -220,8 +275,7 @@ pub(crate) fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, Reason> {
             },
         },
         system: record.system.as_ref().map(object).transpose()?,
-        base: objects(&record.base)?,
-        runs: objects(&record.runs)?,
+        tables,
     })
 }
 

@@ -53,7 +53,7 @@ fn checkpoint(replica: u64, index: u64, term: u64) -> Checkpoint {
     };
     let conf = ConfState::of_voters([ReplicaId(replica)]);
     let position = Position { index: LogIndex(index), term: Term(term), conf, descriptor };
-    Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
+    Checkpoint::empty(position)
 }
 
 fn truncate(replica: u64, index: u64, term: u64) -> ReplicaWrite {

@@ -23,7 +23,7 @@ pub use batch::{Batch, BatchError};
 pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig};
 pub use core::{
     Answer, Answered, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND,
-    LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Request, RequestError,
+    LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Replicas, Request, RequestError,
     StatusUpdates, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role, ShardChange};

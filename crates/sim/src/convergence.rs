@@ -201,8 +201,11 @@ impl World {
             let record = meta.as_ref().and_then(|meta| meta.node(drained));
             record.is_none_or(|record| record.state == NodeState::Draining)
         };
-        let emptied =
-            |world: &Self| world.operator.is_idle() && (world.leads_in_vain(drained).is_none() || !is_draining(world));
+        // Without a leader of the metadata group nothing says who leads in vain.
+        let emptied = |world: &Self| {
+            let is_known = world.operator.is_idle() && world.newest_metadata().is_some();
+            is_known && (world.leads_in_vain(drained).is_none() || !is_draining(world))
+        };
         let drains = self.run_until(DRAINED_MS_MAX, |world| emptied(world));
         assert!(drains, "{drained} is not drained: {:?}\n{}", self.leads_in_vain(drained), self.describe());
         self.crash(other);
@@ -235,7 +238,7 @@ impl World {
     }
 
     /// The metadata of the metadata group's leader.
-    fn newest_metadata(&self) -> Option<std::sync::Arc<MetaState>> {
+    pub(crate) fn newest_metadata(&self) -> Option<std::sync::Arc<MetaState>> {
         let (node, _) = self.leader(ShardId::META)?;
         Some(self.nodes.get(&node)?.running.as_ref()?.control.cluster.meta().clone())
     }

@@ -11,7 +11,9 @@ use flotilla_storage::{
     DamagedReplica, EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence,
     ReplicaLog, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
 };
-use flotilla_types::{Checkpoint, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence};
+use flotilla_types::{
+    Checkpoint, CheckpointFormat, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence,
+};
 use parking_lot::Mutex;
 
 /// The injected failures of a disk.
@@ -71,9 +73,14 @@ impl Disk {
         self.engine.rot(object);
     }
 
-    /// Objects that a checkpoint names and that are damaged, found or not.
+    /// The objects that a checkpoint needs.
+    pub(crate) fn needed_by(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
+        self.engine.needed(checkpoint)
+    }
+
+    /// Objects that a checkpoint needs and that are damaged, found or not.
     pub(crate) fn rotten_in(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
-        checkpoint.objects().filter(|object| self.engine.is_rotten(*object)).collect()
+        self.engine.rotten_in(checkpoint)
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -214,10 +221,10 @@ impl StateEngine for Disk {
         self.engine.freeze(replica, position, system)
     }
 
-    fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError> {
+    fn build(&self, replica: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {
         self.check_io()?;
         self.check_space()?;
-        self.engine.build(replica)
+        self.engine.build(replica, format)
     }
 
     fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {

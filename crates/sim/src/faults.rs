@@ -131,6 +131,11 @@ impl World {
         active.any(|planned| loses_data(planned.fault))
     }
 
+    /// Whether every shard has two replicas beyond any one: with too few active nodes it is to have one only.
+    fn survives_a_loss(&self) -> bool {
+        self.newest_metadata().is_some_and(|meta| meta.shards().all(|shard| shard.intent.len() > 2))
+    }
+
     fn begin(&mut self, planned: Planned) -> Option<Active> {
         let running = self.running();
         let id = *running.get(planned.pick as usize % running.len().max(1))?;
@@ -138,7 +143,8 @@ impl World {
         let lasts_us = planned.lasts_ms * 1_000;
         let name = format!("{:?} for {} ms", planned.fault, planned.lasts_ms);
         let forming = (self.nodes.len() as u64) < self.plan.nodes || !self.operator.is_idle();
-        if loses_data(planned.fault) && (forming || self.is_losing_data() || self.unconverged(LAG_MAX).is_some()) {
+        let is_redundant = || self.unconverged(LAG_MAX).is_none() && self.survives_a_loss();
+        if loses_data(planned.fault) && (forming || self.is_losing_data() || !is_redundant()) {
             return None;
         }
         self.note(format!("{name}: {id}"));
@@ -284,7 +290,7 @@ impl World {
     fn damage_object(&mut self, id: NodeId, which: u64) -> Option<()> {
         let node = self.nodes.get(&id)?;
         let replicas = node.disk.replicas().ok()?;
-        let objects: Vec<_> = replicas.iter().flat_map(|(_, log)| log.checkpoint.objects()).collect();
+        let objects: Vec<_> = replicas.iter().flat_map(|(_, log)| node.disk.needed_by(&log.checkpoint)).collect();
         node.disk.damage_object(*objects.get(which as usize % objects.len().max(1))?);
         self.checks.damaged_nodes.insert(id);
         self.faults.rotted.insert(id);
@@ -449,7 +455,7 @@ impl World {
         Some(())
     }
 
-    /// Ends all active faults; no more begin.
+    /// Ends all active faults but pauses; no more begin.
     pub(crate) fn heal(&mut self) {
         self.faults.stopped = true;
         self.note("all faults are healed");
@@ -461,8 +467,8 @@ impl World {
         }
         self.network.heal();
         let now_us = self.now_us;
+        // A pause lasts until its end, for which the node's timers wait.
         for node in self.nodes.values_mut() {
-            node.paused_until_us = 0;
             node.fsync_fails = false;
         }
         for node in self.nodes.values_mut() {

@@ -134,7 +134,7 @@ impl World {
             }
             Some(Err(_)) => self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None }),
             Some(Ok(reply)) => match (reply, follow_up) {
-                (MetaReply::Refused(refusal), _) if is_transient(&refusal) => {
+                (MetaReply::Refused(refusal), _) if is_transient(&command, &refusal) => {
                     self.schedule(ORDER_RETRY_US, Event::Operator { order, result: None });
                 }
                 (MetaReply::Refused(refusal), _) => {
@@ -156,13 +156,14 @@ impl World {
 }
 
 /// Whether an order may succeed later: the cluster or the token does not exist yet, the cluster version rose
-/// in between, or a displaced node had started again.
-fn is_transient(refusal: &MetaRefusal) -> bool {
-    matches!(
-        refusal,
+/// in between, a displaced node had started again, or all nodes but the one to remove are drained.
+fn is_transient(command: &MetaCommand, refusal: &MetaRefusal) -> bool {
+    match refusal {
         MetaRefusal::NotBootstrapped
-            | MetaRefusal::UnknownToken
-            | MetaRefusal::VersionNotSupported { .. }
-            | MetaRefusal::AddressInUse(_)
-    )
+        | MetaRefusal::UnknownToken
+        | MetaRefusal::VersionNotSupported { .. }
+        | MetaRefusal::AddressInUse(_) => true,
+        MetaRefusal::LastNode => matches!(command, MetaCommand::RemoveNode { .. }),
+        _ => false,
+    }
 }

@@ -7,7 +7,8 @@ use divan::{Bencher, counter::ItemsCount};
 use flotilla_state::{Engine, Options, ViewOptions};
 use flotilla_storage::StateEngine;
 use flotilla_types::{
-    Checkpoint, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Term,
+    Checkpoint, CheckpointFormat, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
+    Term,
 };
 use tempfile::TempDir;
 
@@ -116,7 +117,7 @@ impl Opened {
         };
         let conf = ConfState::of_voters([REPLICA]);
         let position = Position { index: LogIndex(0), term: Term(0), conf, descriptor };
-        let empty = Checkpoint { position: position.clone(), system: None, base: Vec::new(), runs: Vec::new() };
+        let empty = Checkpoint::empty(position.clone());
         engine.open(REPLICA, &empty).expect("a new replica");
         Self { engine, position, _folder: folder }
     }
@@ -124,7 +125,7 @@ impl Opened {
     fn checkpoint(&self, index: u64) {
         let position = Position { index: LogIndex(index), ..self.position.clone() };
         self.engine.freeze(REPLICA, position, Bytes::new()).expect("an open replica");
-        let checkpoint = self.engine.build(REPLICA).expect("a disk");
+        let checkpoint = self.engine.build(REPLICA, CheckpointFormat::Manifests).expect("a disk");
         self.engine.install_checkpoint(REPLICA, &checkpoint).expect("a view");
     }
 }

@@ -4,71 +4,69 @@
 //! [compaction](crate::compact) has made meanwhile. Building streams: it holds one piece of each source in
 //! memory.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use bytes::Bytes;
 use flotilla_failpoints::{Place, io};
 use flotilla_objects::ObjectStore;
 use flotilla_storage::EngineError;
-use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, ReplicaId};
 
 use crate::{
     Options,
-    compact::{Compacted, run_sources},
+    compact::Compacted,
     failure,
     memtable::Frozen,
     merge::{Merge, Source},
-    sorted::{Cut, Pinned, run_groups, write_pieces},
+    sorted::{Cut, Pinned, write_table},
+    table::{Table, name_tables, sources},
 };
 
-/// A checkpoint whose objects are durable, and pinned until it is installed or dropped.
+/// A checkpoint whose objects are durable, and stay until it is installed or dropped.
 #[derive(Debug)]
 pub(crate) struct Built {
     pub(crate) checkpoint: Checkpoint,
-    /// The first keys of its pieces that were written since the last checkpoint.
-    pub(crate) first_keys: HashMap<ObjectId, Bytes>,
-    /// The pieces of its newest run.
-    pub(crate) run: Vec<ObjectId>,
+    /// Its tables, oldest first.
+    pub(crate) tables: Vec<Arc<Table>>,
+    /// Whether its newest table is a run of the frozen records.
+    pub(crate) adds_run: bool,
     /// Whether tables of the last checkpoint are not in it.
     pub(crate) drops_tables: bool,
     _pinned: Pinned,
-    _compacted: Option<Compacted>,
 }
 
-/// Builds the checkpoint that adds frozen records to an earlier one, with tables replaced that were compacted.
+/// Builds the checkpoint that adds frozen records to the tables of an earlier one, with tables replaced that
+/// were compacted.
 pub(crate) fn build(
     objects: &Arc<ObjectStore>,
     options: &Options,
     replica: ReplicaId,
-    before: &Checkpoint,
+    format: CheckpointFormat,
+    before: &[Arc<Table>],
     frozen: &Frozen,
-    mut compacted: Option<Compacted>,
+    compacted: Option<&Compacted>,
 ) -> Result<Built, EngineError> {
-    let mut pinned = Pinned::none(objects);
-    let applied = compacted.as_ref().and_then(|compacted| compacted.apply(before));
+    let applied = compacted.and_then(|compacted| compacted.apply(before));
     let mut drops_tables = applied.is_some();
-    let (base, mut runs) = applied.unwrap_or_else(|| (before.base.clone(), before.runs.clone()));
-    let mut first_keys = match &mut compacted {
-        Some(compacted) if drops_tables => std::mem::take(&mut compacted.written).first_keys(),
-        _ => HashMap::new(),
-    };
-    let groups = run_groups(objects, &runs)?;
-    let mut newest: Vec<Source<'_>> = vec![Box::new(frozen.records().map(Ok))];
-    if groups.len() >= options.runs_max && !frozen.is_empty() {
+    let mut tables = applied.unwrap_or_else(|| before.to_vec());
+    let first_run = tables.iter().take_while(|table| table.cut == Cut::Content).count();
+    let mut late = Vec::new();
+    if tables.len() - first_run >= options.runs_max && !frozen.is_empty() {
         // Compaction is late. Every run costs each read and a piece in memory, so there is a bound.
-        newest.extend(run_sources(objects, replica, groups));
-        runs.clear();
+        late = tables.split_off(first_run);
         drops_tables = true;
     }
-    let run = write_pieces(&mut pinned, Cut::Size, options.piece_bytes, Merge::new(newest))?;
-    let newest = run.ids();
-    runs.extend(&newest);
-    first_keys.extend(run.first_keys());
-    let system = if frozen.system.is_empty() { None } else { Some(pinned.put(&frozen.system)?) };
+    let mut newest: Vec<Source<'_>> = vec![Box::new(frozen.records().map(Ok))];
+    newest.extend(sources(objects, replica, &late));
+    let run = write_table(objects, Cut::Size, format, options.piece_bytes, Merge::new(newest))?;
+    let adds_run = run.is_some();
+    tables.extend(run.map(Arc::new));
+    let (named, tables) = name_tables(objects, format, tables)?;
+    let mut pinned = Pinned::none(objects);
+    let system = if frozen.system.is_empty() { None } else { Some(pinned.put(&frozen.system, &[])?) };
     io(Place::CheckpointRunWritten)?;
     objects.sync().map_err(failure::of_objects)?;
-    let checkpoint = Checkpoint { position: frozen.position.clone(), system, base, runs };
-    Ok(Built { checkpoint, first_keys, run: newest, drops_tables, _pinned: pinned, _compacted: compacted })
+    let checkpoint = Checkpoint { position: frozen.position.clone(), system, tables: named };
+    Ok(Built { checkpoint, tables, adds_run, drops_tables, _pinned: pinned })
 }
 
 #[cfg(test)]
@@ -76,19 +74,21 @@ mod tests {
     use std::collections::BTreeMap;
 
     use bytes::Bytes;
-    use flotilla_types::LogIndex;
+    use flotilla_types::{LogIndex, Position};
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
     use crate::{
-        compact::{compact, plan_for, sources},
+        compact::{compact, plan_for},
         memtable::Memtable,
+        table::open_tables,
         tests::empty_checkpoint,
     };
 
-    fn records_of(objects: &ObjectStore, checkpoint: &Checkpoint) -> BTreeMap<Bytes, Bytes> {
-        let groups = run_groups(objects, &checkpoint.runs).unwrap();
-        Merge::new(sources(objects, ReplicaId(1), &checkpoint.base, groups))
+    /// The records of a checkpoint that is opened anew.
+    fn records_of(objects: &Arc<ObjectStore>, checkpoint: &Checkpoint) -> BTreeMap<Bytes, Bytes> {
+        let tables = open_tables(objects, ReplicaId(1), checkpoint, &[]).unwrap();
+        Merge::new(sources(objects, ReplicaId(1), &tables))
             .map(Result::unwrap)
             .filter_map(|(key, value)| Some((key, value?)))
             .collect()
@@ -99,7 +99,9 @@ mod tests {
 
         #[test]
         fn checkpoints_equal_a_map_across_compactions(
-            flushes in vec((vec((0u8..60, proptest::option::of(vec(any::<u8>(), 0..40))), 0..40), 0..3), 1..24)
+            flushes in vec((vec((0u8..60, proptest::option::of(vec(any::<u8>(), 0..40))), 0..40), 0..3), 1..24),
+            // From this flush on checkpoints have manifests.
+            raised_at in 0..24_usize,
         ) {
             let dir = tempfile::tempdir().unwrap();
             let objects = Arc::new(ObjectStore::open(dir.path(), flotilla_objects::Options::default()).unwrap());
@@ -114,6 +116,7 @@ mod tests {
             let (mut compacted, mut uses_in) = (None, 0);
             let mut model = BTreeMap::new();
             let mut checkpoint = empty_checkpoint(ReplicaId(1));
+            let mut tables = Vec::new();
             for (index, (writes, delay)) in flushes.into_iter().enumerate() {
                 let mut memtable = Memtable::default();
                 for (key, value) in writes {
@@ -129,16 +132,19 @@ mod tests {
                 let frozen = Frozen::new(memtable, position, Bytes::from(vec![index as u8]));
                 let used = if uses_in == 0 { compacted.take() } else { None };
                 uses_in = uses_in.max(1) - 1;
-                let built = build(&objects, &options, ReplicaId(1), &checkpoint, &frozen, used).unwrap();
-                checkpoint = built.checkpoint.clone();
-                prop_assert!(checkpoint.objects().all(|id| objects.contains(id)), "objects exist before a checkpoint names them");
-                prop_assert!(run_groups(&objects, &checkpoint.runs).unwrap().len() <= options.runs_max);
+                let format =
+                    if index < raised_at { CheckpointFormat::Pieces } else { CheckpointFormat::Manifests };
+                let built = build(&objects, &options, ReplicaId(1), format, &tables, &frozen, used.as_ref()).unwrap();
+                (checkpoint, tables) = (built.checkpoint.clone(), built.tables.clone());
+                prop_assert_eq!(checkpoint.tables.format(), format);
+                let pieces = tables.iter().flat_map(|table| table.ids());
+                let mut named = checkpoint.objects().chain(pieces);
+                prop_assert!(named.all(|id| objects.contains(id)), "objects exist before a checkpoint names them");
+                prop_assert!(tables.iter().filter(|table| table.cut == Cut::Size).count() <= options.runs_max);
                 prop_assert_eq!(&records_of(&objects, &checkpoint), &model);
                 if compacted.is_none() {
-                    compacted = compact(&objects, &options, ReplicaId(1), &checkpoint, &|| false).unwrap();
-                    let runs = run_groups(&objects, &checkpoint.runs).unwrap();
-                    let plan = plan_for(&objects, &options, &checkpoint, &runs);
-                    prop_assert_eq!(compacted.is_some(), plan.is_some());
+                    compacted = compact(&objects, &options, ReplicaId(1), format, &tables, &|| false).unwrap();
+                    prop_assert_eq!(compacted.is_some(), plan_for(&options, &tables).is_some());
                     uses_in = delay;
                 }
             }
@@ -151,13 +157,17 @@ mod tests {
         let objects = Arc::new(ObjectStore::open(dir.path(), flotilla_objects::Options::default()).unwrap());
         let mut memtable = Memtable::default();
         memtable.write(vec![("a".into(), Some("1".into()))], None);
-        let mut before = empty_checkpoint(ReplicaId(1));
-        let frozen = Frozen::new(memtable, before.position.clone(), Bytes::new());
-        before = build(&objects, &Options::default(), ReplicaId(1), &before, &frozen, None).unwrap().checkpoint.clone();
-        let mut position = before.position.clone();
-        position.index = LogIndex(9);
-        let frozen = Frozen::new(Memtable::default(), position.clone(), Bytes::new());
-        let after = build(&objects, &Options::default(), ReplicaId(1), &before, &frozen, None).unwrap();
-        assert_eq!(after.checkpoint, Checkpoint { position, ..before });
+        let position = empty_checkpoint(ReplicaId(1)).position;
+        let frozen = Frozen::new(memtable, position.clone(), Bytes::new());
+        for format in [CheckpointFormat::Pieces, CheckpointFormat::Manifests] {
+            let build = |tables: &[Arc<Table>], frozen: &Frozen| {
+                build(&objects, &Options::default(), ReplicaId(1), format, tables, frozen, None).unwrap()
+            };
+            let before = build(&[], &frozen);
+            let position = Position { index: LogIndex(9), ..position.clone() };
+            let empty = Frozen::new(Memtable::default(), position.clone(), Bytes::new());
+            let after = build(&before.tables, &empty);
+            assert_eq!(after.checkpoint, Checkpoint { position, ..before.checkpoint });
+        }
     }
 }

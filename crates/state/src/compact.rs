@@ -18,12 +18,13 @@ use std::{
 use flotilla_failpoints::{Place, reached};
 use flotilla_objects::ObjectStore;
 use flotilla_storage::EngineError;
-use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
+use flotilla_types::{CheckpointFormat, ReplicaId};
 
 use crate::{
     Options,
-    merge::{Merge, Record, Source},
-    sorted::{Cut, Pinned, Written, pieces, run_groups, total_bytes, write_pieces},
+    merge::{Merge, Record},
+    sorted::{Cut, write_table},
+    table::{Table, sources, total_bytes},
 };
 
 /// Adjacent runs of one tier that are merged.
@@ -38,28 +39,23 @@ const PACE_PAUSE_MAX: Duration = Duration::from_millis(100);
 pub(crate) enum Plan {
     /// These runs, by their place among the runs, oldest first.
     Runs(Range<usize>),
-    /// The base and so many of the oldest runs.
-    Fold(usize),
+    /// Everything.
+    Fold,
 }
 
-/// The tables that a compaction replaces, and the table that replaces them. Its objects are stored, and pinned
-/// until it is part of an installed checkpoint or dropped.
+/// The tables that a compaction replaces, and the table that replaces them.
 #[derive(Debug)]
 pub(crate) struct Compacted {
-    /// The base before, if it is replaced.
-    base: Option<Vec<ObjectId>>,
-    /// The pieces of the runs that are replaced.
-    runs: Vec<ObjectId>,
-    pub(crate) table: Vec<ObjectId>,
-    pub(crate) written: Written,
-    _pinned: Pinned,
+    replaced: Vec<Arc<Table>>,
+    /// `None` if no record is left.
+    pub(crate) table: Option<Arc<Table>>,
 }
 
 /// What is due for a checkpoint with a base and runs of these sizes, oldest first.
 pub(crate) fn plan(options: &Options, base_bytes: u64, runs_bytes: &[u64]) -> Option<Plan> {
     let base_share = base_bytes / 100 * options.fold_percent;
     if runs_bytes.iter().sum::<u64>() > options.fold_bytes_min.max(base_share) {
-        return Some(Plan::Fold(runs_bytes.len()));
+        return Some(Plan::Fold);
     }
     let (mut largest, mut of_largest) = (0, 0);
     for (from, bytes) in runs_bytes.iter().enumerate().rev() {
@@ -80,15 +76,20 @@ fn tier(bytes: u64, options: &Options) -> u32 {
     (bytes / options.tier_bytes_min.max(1)).checked_ilog(TIER_RUNS as u64).map_or(0, |tier| tier + 1)
 }
 
-/// What is due for a checkpoint with these runs.
-pub(crate) fn plan_for(
-    objects: &ObjectStore,
-    options: &Options,
-    checkpoint: &Checkpoint,
-    runs: &[Vec<ObjectId>],
-) -> Option<Plan> {
-    let runs_bytes: Vec<_> = runs.iter().map(|run| total_bytes(objects, run.iter().copied())).collect();
-    plan(options, total_bytes(objects, checkpoint.base.iter().copied()), &runs_bytes)
+/// What is due for these tables, oldest first.
+pub(crate) fn plan_for(options: &Options, tables: &[Arc<Table>]) -> Option<Plan> {
+    if tables.iter().any(|table| table.is_converted()) {
+        // Their pieces are rewritten once, with footers.
+        return Some(Plan::Fold);
+    }
+    let (bases, runs) = tables.split_at(bases_of(tables));
+    let runs_bytes: Vec<_> = runs.iter().map(|run| run.bytes()).collect();
+    plan(options, total_bytes(bases), &runs_bytes)
+}
+
+/// How many tables are bases: they come first.
+fn bases_of(tables: &[Arc<Table>]) -> usize {
+    tables.iter().take_while(|table| table.cut == Cut::Content).count()
 }
 
 /// Does what is due for a checkpoint. Ends early without a result once `is_stopped`.
@@ -96,54 +97,40 @@ pub(crate) fn compact(
     objects: &Arc<ObjectStore>,
     options: &Options,
     replica: ReplicaId,
-    checkpoint: &Checkpoint,
+    format: CheckpointFormat,
+    tables: &[Arc<Table>],
     is_stopped: &dyn Fn() -> bool,
 ) -> Result<Option<Compacted>, EngineError> {
-    let groups = run_groups(objects, &checkpoint.runs)?;
-    let Some(plan) = plan_for(objects, options, checkpoint, &groups) else { return Ok(None) };
-    let is_late = groups.len() > options.runs_max / 2;
-    let (base, range) = match plan {
-        Plan::Fold(count) => (Some(checkpoint.base.clone()), 0..count),
-        Plan::Runs(range) => (None, range),
-    };
-    let groups = groups[range].to_vec();
-    let runs = groups.concat();
-    let mut pinned = Pinned::pin(objects, &runs)?;
-    pinned.add(base.as_deref().unwrap_or_default())?;
+    let Some(plan) = plan_for(options, tables) else { return Ok(None) };
+    let bases = bases_of(tables);
+    let is_late = tables.len() - bases > options.runs_max / 2;
     let mut paced = Paced { is_stopped, is_late, records: 0, since: Instant::now() };
-    let written = if let Some(base) = &base {
-        reached(Place::CheckpointBeforeFold);
-        let live = Merge::new(sources(objects, replica, base, groups)).filter(is_live);
-        write_pieces(&mut pinned, Cut::Content, options.piece_bytes, paced.pace(live))?
-    } else {
-        let records = Merge::new(run_sources(objects, replica, groups));
-        write_pieces(&mut pinned, Cut::Size, options.piece_bytes, paced.pace(records))?
+    let (replaced, table) = match plan {
+        Plan::Fold => {
+            reached(Place::CheckpointBeforeFold);
+            let live = Merge::new(sources(objects, replica, tables)).filter(is_live);
+            (tables, write_table(objects, Cut::Content, format, options.piece_bytes, paced.pace(live))?)
+        }
+        Plan::Runs(range) => {
+            let runs = &tables[bases + range.start..bases + range.end];
+            let records = Merge::new(sources(objects, replica, runs));
+            (runs, write_table(objects, Cut::Size, format, options.piece_bytes, paced.pace(records))?)
+        }
     };
     if is_stopped() {
         return Ok(None);
     }
     reached(Place::CheckpointFolded);
-    let table = written.ids();
-    Ok(Some(Compacted { base, runs, table, written, _pinned: pinned }))
+    Ok(Some(Compacted { replaced: replaced.to_vec(), table: table.map(Arc::new) }))
 }
 
 impl Compacted {
-    /// The base and the runs of a checkpoint with the tables replaced; `None` if it does not have them any
-    /// more.
-    pub(crate) fn apply(&self, checkpoint: &Checkpoint) -> Option<(Vec<ObjectId>, Vec<ObjectId>)> {
-        let Checkpoint { base, runs, .. } = checkpoint;
-        let at = match self.runs.first() {
-            Some(first) => runs.iter().position(|id| id == first)?,
-            None => 0,
-        };
-        let after = at + self.runs.len();
-        if runs.get(at..after) != Some(&self.runs[..]) {
-            return None;
-        }
-        match &self.base {
-            Some(replaced) => (base == replaced && at == 0).then(|| (self.table.clone(), runs[after..].to_vec())),
-            None => Some((base.clone(), [&runs[..at], &self.table, &runs[after..]].concat())),
-        }
+    /// These tables with those replaced that it was made of; `None` if they are not among them any more.
+    pub(crate) fn apply(&self, tables: &[Arc<Table>]) -> Option<Vec<Arc<Table>>> {
+        let width = self.replaced.len();
+        let is_here = |window: &[Arc<Table>]| window.iter().zip(&self.replaced).all(|(a, b)| a.is_same(b));
+        let at = tables.windows(width.max(1)).position(is_here)?;
+        Some(tables[..at].iter().chain(&self.table).chain(&tables[at + width..]).cloned().collect())
     }
 }
 
@@ -177,22 +164,6 @@ impl<'a> Paced<'a> {
     }
 }
 
-/// The records of a checkpoint as merge sources: runs, newest first, then the base.
-pub(crate) fn sources<'a>(
-    objects: &'a ObjectStore,
-    replica: ReplicaId,
-    base: &[ObjectId],
-    groups: Vec<Vec<ObjectId>>,
-) -> Vec<Source<'a>> {
-    let mut sources = run_sources(objects, replica, groups);
-    sources.push(pieces(objects, replica, Cut::Content, base.to_vec()));
-    sources
-}
-
-pub(crate) fn run_sources(objects: &ObjectStore, replica: ReplicaId, groups: Vec<Vec<ObjectId>>) -> Vec<Source<'_>> {
-    groups.into_iter().rev().map(|group| pieces(objects, replica, Cut::Size, group)).collect()
-}
-
 pub(crate) fn is_live(record: &Result<Record, EngineError>) -> bool {
     !matches!(record, Ok((_, None)))
 }
@@ -217,8 +188,8 @@ mod tests {
         assert_eq!(plan(1_000, &[20, 5, 5, 5, 1, 1, 1]), None);
         assert_eq!(plan(1_000, &[20, 5, 5, 5, 4]), Some(Plan::Runs(1..5)));
         assert_eq!(plan(1_000, &[20, 5, 5, 5, 4, 1]), Some(Plan::Runs(1..6)), "smaller ones go along");
-        assert_eq!(plan(1_000, &[600, 300, 90, 11]), Some(Plan::Fold(4)));
-        assert_eq!(plan(0, &[60, 5]), Some(Plan::Fold(2)));
+        assert_eq!(plan(1_000, &[600, 300, 90, 11]), Some(Plan::Fold));
+        assert_eq!(plan(0, &[60, 5]), Some(Plan::Fold));
         assert_eq!(plan(0, &[]), None);
     }
 
@@ -233,8 +204,8 @@ mod tests {
             while let Some(plan) = plan(&options, base, &runs) {
                 let merged: u64 = match plan {
                     Plan::Runs(range) => runs.drain(range).sum(),
-                    Plan::Fold(count) => {
-                        runs.drain(..count);
+                    Plan::Fold => {
+                        runs.clear();
                         written += base;
                         base = 1_024 * MIB;
                         continue;

@@ -20,18 +20,18 @@ use bytes::Bytes;
 use flotilla_failpoints::{Place, number};
 use flotilla_objects::{ObjectStore, Scope, ScrubPass};
 use flotilla_storage::{
-    DamagedReplica, EngineError, Remedy, Scrubbed, StateEngine, StateReader, Usage, WriteSet, remedy,
+    DamagedReplica, EngineError, Remedy, Scrubbed, StateEngine, StateReader, Usage, WriteSet, children_of, remedy,
 };
-use flotilla_types::{Checkpoint, Holder, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, Holder, LogIndex, ObjectId, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     Options, build, compact,
     failure::{self, ViewFailure},
-    replica::{Reader, Replica},
+    replica::{Attached, BuildInput, Reader, Replica},
     scrub,
-    sorted::{run_groups, total_bytes},
+    table::{Table, open_tables, total_bytes},
     view::View,
 };
 
@@ -93,7 +93,7 @@ impl Engine {
     fn replace(&self, replica: ReplicaId, checkpoint: &Checkpoint, from_peer: bool) -> Result<(), EngineError> {
         let view = self.view()?;
         *self.last_opened.lock() = Instant::now();
-        if let Some(absent) = checkpoint.objects().find(|id| !self.objects.contains(*id)) {
+        if let Some(absent) = self.first_absent(checkpoint) {
             if !self.replica(replica).is_ok_and(|entry| entry.is_open()) {
                 // Keeps the objects that are present, so that a retry need not fetch them again.
                 self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
@@ -106,9 +106,25 @@ impl Engine {
         entry.detach();
         *work = None;
         *entry.compacted.lock() = None;
-        let loaded = view.load(replica, checkpoint, from_peer)?;
-        entry.attach(loaded, checkpoint.clone(), total_bytes(&self.objects, checkpoint.objects()));
+        let tables = open_tables(&self.objects, replica, checkpoint, &[])?;
+        let loaded = view.load(replica, checkpoint, &tables, from_peer)?;
+        entry.attach(
+            Attached { checkpoint: checkpoint.clone(), bytes: self.bytes_of(checkpoint, &tables), tables },
+            loaded,
+        );
         Ok(())
+    }
+
+    /// The first object that a checkpoint needs and that is not durable here.
+    fn first_absent(&self, checkpoint: &Checkpoint) -> Option<ObjectId> {
+        let needed = checkpoint.objects().flat_map(|id| [id].into_iter().chain(self.objects.children(id)));
+        let mut absent = needed.filter(|id| !self.objects.contains(*id));
+        absent.next()
+    }
+
+    /// Bytes of a checkpoint's tables and system state.
+    fn bytes_of(&self, checkpoint: &Checkpoint, tables: &[Arc<Table>]) -> u64 {
+        total_bytes(tables) + checkpoint.system.and_then(|id| self.objects.len_bytes(id)).unwrap_or(0)
     }
 
     /// Frees disk space. Fails if the disk did: any other failure is logged, and met again by the next
@@ -193,14 +209,18 @@ impl StateEngine for Engine {
         self.replica(replica)?.freeze(position, system)
     }
 
-    fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError> {
+    fn build(&self, replica: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {
         let replica = self.replica(replica)?;
         let mut work = replica.work.lock();
-        let input = replica.build_input()?;
-        let Some(frozen) = &input.frozen else { return Ok(Checkpoint::clone(&input.checkpoint)) };
+        let BuildInput { attached, frozen, .. } = replica.build_input()?;
+        let Some(frozen) = frozen else { return Ok(attached.checkpoint.clone()) };
         let compacted = replica.compacted.lock().take();
-        let built = build::build(&self.objects, &self.options, replica.id, &input.checkpoint, frozen, compacted)?;
-        self.view()?.index(replica.id, built.run.iter().copied())?;
+        let format = format.max(attached.checkpoint.tables.format());
+        let (id, before) = (replica.id, &attached.tables);
+        let built = build::build(&self.objects, &self.options, id, format, before, &frozen, compacted.as_ref())?;
+        if let Some(run) = built.tables.last().filter(|_| built.adds_run) {
+            self.view()?.index(id, run)?;
+        }
         let checkpoint = built.checkpoint.clone();
         *work = Some(built);
         Ok(checkpoint)
@@ -209,26 +229,25 @@ impl StateEngine for Engine {
     fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
         let replica = self.replica(replica)?;
         let mut work = replica.work.lock();
-        let input = replica.build_input()?;
-        let (Some(built), Some(frozen)) = (work.as_ref(), &input.frozen) else {
+        let BuildInput { attached, frozen, view, .. } = replica.build_input()?;
+        let (Some(built), Some(frozen)) = (work.as_ref(), &frozen) else {
             // Installed before, or nothing was frozen: accepted when it changes nothing.
             let reason = "the checkpoint to install was not built";
-            let unchanged = *input.checkpoint == *checkpoint;
+            let unchanged = attached.checkpoint == *checkpoint;
             return if unchanged { Ok(()) } else { Err(EngineError::Corrupt { replica: replica.id, reason }) };
         };
         if built.checkpoint != *checkpoint {
             let reason = "the checkpoint to install is not the one that was built";
             return Err(EngineError::Corrupt { replica: replica.id, reason });
         }
-        let before = &input.checkpoint;
-        let view = if (&before.base, &before.runs) == (&checkpoint.base, &checkpoint.runs) {
-            input.view
+        let view = if attached.checkpoint.tables == checkpoint.tables {
+            view
         } else {
-            let wait_for_scans = || replica.wait_for_scans();
-            self.view()?.advance(replica.id, &input.view, frozen, built, wait_for_scans)?
+            self.view()?.advance(replica.id, frozen, built, || replica.wait_for_scans())?
         };
-        let bytes = total_bytes(&self.objects, checkpoint.objects());
-        replica.install_checkpoint(view, checkpoint.clone(), bytes);
+        let tables = built.tables.clone();
+        let bytes = self.bytes_of(checkpoint, &tables);
+        replica.install_checkpoint(Attached { checkpoint: checkpoint.clone(), tables, bytes }, view);
         self.objects.hold(Holder::Checkpoint(replica.id), checkpoint.objects());
         let drops_tables = built.drops_tables;
         *work = None;
@@ -242,22 +261,21 @@ impl StateEngine for Engine {
     fn needs_compaction(&self, replica: ReplicaId) -> bool {
         let Ok(replica) = self.replica(replica) else { return false };
         let Ok(input) = replica.build_input() else { return false };
-        // What cannot be read is found by whoever needs it.
-        let Ok(runs) = run_groups(&self.objects, &input.checkpoint.runs) else { return false };
-        replica.compacted.lock().is_none()
-            && compact::plan_for(&self.objects, &self.options, &input.checkpoint, &runs).is_some()
+        replica.compacted.lock().is_none() && compact::plan_for(&self.options, &input.attached.tables).is_some()
     }
 
     fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
         let replica = self.replica(replica)?;
-        let input = replica.build_input()?;
-        let is_stopped = || is_stopped() || !replica.is_attached_as(input.tables);
-        let done = compact::compact(&self.objects, &self.options, replica.id, &input.checkpoint, &is_stopped)?;
+        let BuildInput { number, attached, .. } = replica.build_input()?;
+        let is_stopped = || is_stopped() || !replica.is_attached_as(number);
+        let (format, tables) = (attached.checkpoint.tables.format(), &attached.tables);
+        let done = compact::compact(&self.objects, &self.options, replica.id, format, tables, &is_stopped)?;
         let Some(compacted) = done else { return Ok(false) };
         // Here, so that the build that uses it has little to sync.
         self.objects.sync().map_err(failure::of_objects)?;
-        let view = self.view()?;
-        view.index(replica.id, compacted.table.iter().copied().take_while(|_| !is_stopped()))?;
+        if let Some(table) = compacted.table.as_ref().filter(|_| !is_stopped()) {
+            self.view()?.index(replica.id, table)?;
+        }
         let mut waiting = replica.compacted.lock();
         let is_of_use = !is_stopped();
         *waiting = is_of_use.then_some(compacted);
@@ -273,7 +291,8 @@ impl StateEngine for Engine {
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        let distinct: BTreeSet<_> = objects.iter().copied().collect();
+        let needed = objects.iter().flat_map(|id| [*id].into_iter().chain(self.objects.children(*id)));
+        let distinct: BTreeSet<_> = needed.collect();
         let healthy = self.objects.check_healthy().is_ok();
         distinct.into_iter().filter(|id| !healthy || self.objects.len_bytes(*id).is_none()).collect()
     }
@@ -283,7 +302,7 @@ impl StateEngine for Engine {
     }
 
     fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
-        self.objects.import(object, &bytes, &[]).map_err(failure::of_objects)?;
+        self.objects.import(object, &bytes, &children_of(&bytes)).map_err(failure::of_objects)?;
         self.objects.unpin(object);
         Ok(())
     }

@@ -22,6 +22,7 @@ mod piece;
 mod replica;
 mod scrub;
 mod sorted;
+mod table;
 #[cfg(test)]
 mod tests;
 mod view;

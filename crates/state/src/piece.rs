@@ -2,31 +2,67 @@
 //! of records.
 //!
 //! A piece is a 12-byte header (`FLPC`, version u16, kind u8, zero u8, count u32) and `count` records: key
-//! length u32, value length u32 (all ones for a deletion), key, value. Integers are little-endian; keys
-//! ascend strictly. There is no checksum: the object's id is one. Pieces come from peers and disks, so the
-//! reader checks every length.
+//! length u32, value length u32 (all ones for a deletion), key, value. In version 2 the piece's index follows
+//! as a [footer]. Integers are little-endian; keys ascend strictly. There is no checksum: the object's id is
+//! one. A piece is a function of its version, kind and records, so that equal records have equal ids on all
+//! machines. Pieces come from peers and disks, so the reader checks every length.
+
+mod filter;
+pub(crate) mod footer;
+mod index;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use self::index::IndexBuilder;
+pub(crate) use self::{
+    filter::key_hash,
+    index::{Block, PieceIndex, record_in, records_in},
+};
 use crate::merge::Record;
 
 /// Bytes before the first record.
 pub(crate) const PIECE_HEADER_BYTES: usize = 12;
 
 const MAGIC: [u8; 4] = *b"FLPC";
-const VERSION: u16 = 1;
 const RECORD_HEADER_BYTES: usize = 8;
 const DELETED: u32 = u32::MAX;
+
+/// A version of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PieceVersion {
+    /// Header and records.
+    V1,
+    /// With a footer, by which the piece is indexed without its records.
+    V2,
+}
+
+impl PieceVersion {
+    const fn code(self) -> u16 {
+        match self {
+            Self::V1 => 1,
+            Self::V2 => 2,
+        }
+    }
+
+    const fn kinds(self) -> &'static [PieceKind] {
+        match self {
+            Self::V1 => &[PieceKind::Chunk, PieceKind::RunStart, PieceKind::RunRest],
+            Self::V2 => &[PieceKind::Chunk, PieceKind::Run],
+        }
+    }
+}
 
 /// What a piece is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PieceKind {
     /// The base: no deletions.
     Chunk,
-    /// The first piece of a run.
+    /// The first piece of a run (version 1).
     RunStart,
-    /// A further piece of the run before it.
+    /// A further piece of the run before it (version 1).
     RunRest,
+    /// A run (version 2): a list elsewhere says of which run, and at which place.
+    Run,
 }
 
 impl PieceKind {
@@ -35,17 +71,39 @@ impl PieceKind {
             Self::Chunk => 0,
             Self::RunStart => 1,
             Self::RunRest => 2,
+            Self::Run => 3,
         }
     }
 
-    /// Reads the kind from the header of a piece; `None` when the bytes are not the header of a known
-    /// version.
-    pub(crate) fn of(head: &[u8]) -> Option<Self> {
-        let head = head.get(..PIECE_HEADER_BYTES)?;
-        if head[..4] != MAGIC || head[4..6] != VERSION.to_le_bytes() || head[7] != 0 {
-            return None;
-        }
-        [Self::Chunk, Self::RunStart, Self::RunRest].into_iter().find(|kind| kind.code() == head[6])
+    /// Reads the kind and the number of records from the header of a piece; `None` when the bytes are not the
+    /// header of a known version.
+    pub(crate) fn and_count(head: &[u8]) -> Option<(Self, u32)> {
+        Header::of(head).map(|header| (header.kind, header.count))
+    }
+}
+
+#[derive(Debug)]
+struct Header {
+    version: PieceVersion,
+    kind: PieceKind,
+    count: u32,
+}
+
+impl Header {
+    fn of(head: &[u8]) -> Option<Self> {
+        let [b'F', b'L', b'P', b'C', v0, v1, kind, 0, c0, c1, c2, c3] = *head.first_chunk()? else { return None };
+        let code = u16::from_le_bytes([v0, v1]);
+        let version = [PieceVersion::V1, PieceVersion::V2].into_iter().find(|version| version.code() == code)?;
+        let kind = version.kinds().iter().copied().find(|known| known.code() == kind)?;
+        Some(Self { version, kind, count: u32::from_le_bytes([c0, c1, c2, c3]) })
+    }
+
+    fn write(&self, mut header: &mut [u8]) {
+        header.put_slice(&MAGIC);
+        header.put_u16_le(self.version.code());
+        header.put_u8(self.kind.code());
+        header.put_u8(0);
+        header.put_u32_le(self.count);
     }
 }
 
@@ -59,62 +117,135 @@ pub(crate) fn record_bytes(record: &Record) -> usize {
 pub(crate) struct PieceWriter {
     bytes: BytesMut,
     count: u32,
+    /// Where the last record begins.
+    last_at: usize,
+    /// For a footer.
+    index: Option<IndexBuilder>,
+}
+
+/// A finished piece, and what is said about it elsewhere so that it need not be read. Keys are copies.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) bytes: Bytes,
+    /// Empty when there is no record.
+    pub(crate) first_key: Bytes,
+    pub(crate) records: u32,
+    /// In version 2.
+    pub(crate) footer: Option<FooterCheck>,
+}
+
+/// By what a footer that is read alone is verified. It is at the end of its piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FooterCheck {
+    pub(crate) len: u32,
+    pub(crate) crc: u32,
+}
+
+impl FooterCheck {
+    fn of(footer: &[u8]) -> Self {
+        // Objects are at most 4 GiB − 1 long.
+        Self { len: footer.len() as u32, crc: crc32c::crc32c(footer) }
+    }
+
+    /// Whether these bytes are the footer.
+    pub(crate) fn matches(self, footer: &[u8]) -> bool {
+        Self::of(footer) == self
+    }
 }
 
 impl PieceWriter {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(version: PieceVersion) -> Self {
         let mut bytes = BytesMut::new();
         bytes.put_bytes(0, PIECE_HEADER_BYTES);
-        Self { bytes, count: 0 }
+        let index = (version == PieceVersion::V2).then(IndexBuilder::new);
+        Self { bytes, count: 0, last_at: PIECE_HEADER_BYTES, index }
     }
 
-    pub(crate) fn push(&mut self, (key, value): &Record) {
+    /// Adds a record, whose key is greater than the last one.
+    pub(crate) fn push(&mut self, record: &Record) {
+        let (key, value) = record;
+        self.last_at = self.bytes.len();
         self.bytes.put_u32_le(key.len() as u32);
         self.bytes.put_u32_le(value.as_ref().map_or(DELETED, |value| value.len() as u32));
         self.bytes.put_slice(key);
         self.bytes.put_slice(value.as_deref().unwrap_or_default());
         self.count += 1;
+        if let Some(index) = &mut self.index {
+            index.push(record);
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Size of the piece so far.
+    /// Size of the header and the records so far. A footer does not count, so that records are cut into the
+    /// same pieces in all versions.
     pub(crate) fn len_bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The finished piece.
-    pub(crate) fn finish(mut self, kind: PieceKind) -> Bytes {
-        let mut header = &mut self.bytes[..PIECE_HEADER_BYTES];
-        header.put_slice(&MAGIC);
-        header.put_u16_le(VERSION);
-        header.put_u8(kind.code());
-        header.put_u8(0);
-        header.put_u32_le(self.count);
-        self.bytes.freeze()
+    /// The [hash](key_hash) of the last key.
+    pub(crate) fn last_hash(&self) -> Option<u64> {
+        match &self.index {
+            Some(index) => index.last_hash(),
+            None => self.last_key().map(key_hash),
+        }
+    }
+
+    fn last_key(&self) -> Option<&[u8]> {
+        split_key(&self.bytes[self.last_at..])
+    }
+
+    /// The finished piece. The kind must be one of the version.
+    pub(crate) fn finish(mut self, kind: PieceKind) -> Finished {
+        let version = if self.index.is_some() { PieceVersion::V2 } else { PieceVersion::V1 };
+        assert!(version.kinds().contains(&kind), "a piece of version {} has no kind {kind:?}", version.code());
+        Header { version, kind, count: self.count }.write(&mut self.bytes[..PIECE_HEADER_BYTES]);
+        let first_key = split_key(&self.bytes[PIECE_HEADER_BYTES..]).map(Bytes::copy_from_slice).unwrap_or_default();
+        let last_key = self.last_key().map(Bytes::copy_from_slice).unwrap_or_default();
+        let footer = self.index.take().map(|index| {
+            let footer = footer::encode(&index.finish(kind, &self.bytes, &last_key));
+            self.bytes.put_slice(&footer);
+            FooterCheck::of(&footer)
+        });
+        Finished { bytes: self.bytes.freeze(), first_key, records: self.count, footer }
     }
 }
 
-/// Reads the records of a piece in order and checks them. Ends after an error.
+/// Reads the records of a piece in order and checks them. Ends after an error. A footer is not compared with
+/// them: [`PieceIndex::of`] does.
 #[derive(Debug)]
 pub(crate) struct PieceReader {
     kind: PieceKind,
     rest: Bytes,
     left: u32,
     last: Option<Bytes>,
+    footer: Option<Bytes>,
 }
 
 impl PieceReader {
     pub(crate) fn new(piece: Bytes) -> Result<Self, &'static str> {
-        let kind = PieceKind::of(&piece).ok_or("an object is not a piece of a known version")?;
-        let left = u32::from_le_bytes([piece[8], piece[9], piece[10], piece[11]]);
-        Ok(Self { kind, rest: piece.slice(PIECE_HEADER_BYTES..), left, last: None })
+        let header = Header::of(&piece).ok_or("an object is not a piece of a known version")?;
+        let mut rest = piece.slice(PIECE_HEADER_BYTES..);
+        let footer = match header.version {
+            PieceVersion::V1 => None,
+            PieceVersion::V2 => {
+                let start = (footer::start(&rest)? as usize).checked_sub(PIECE_HEADER_BYTES);
+                let start = start.filter(|start| *start <= rest.len() - footer::TAIL_BYTES);
+                Some(rest.split_off(start.ok_or("the footer of a piece begins outside of it")?))
+            }
+        };
+        Ok(Self { kind: header.kind, rest, left: header.count, last: None, footer })
     }
 
     pub(crate) fn kind(&self) -> PieceKind {
         self.kind
+    }
+
+    /// The footer of a piece of version 2.
+    fn footer(&self) -> Option<&Bytes> {
+        self.footer.as_ref()
     }
 
     fn record(&mut self) -> Result<Record, &'static str> {
@@ -177,57 +308,4 @@ impl Iterator for PieceReader {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn piece(records: &[Record], kind: PieceKind) -> Bytes {
-        let mut writer = PieceWriter::new();
-        records.iter().for_each(|record| writer.push(record));
-        writer.finish(kind)
-    }
-
-    fn read(piece: Bytes) -> Result<Vec<Record>, &'static str> {
-        PieceReader::new(piece)?.collect()
-    }
-
-    #[test]
-    fn pieces_round_trip_and_keep_empty_values_and_deletions_apart() {
-        let records: Vec<Record> =
-            vec![("".into(), Some("1".into())), ("a".into(), Some("".into())), ("b".into(), None)];
-        let bytes = piece(&records, PieceKind::RunRest);
-        assert_eq!(PieceKind::of(&bytes), Some(PieceKind::RunRest));
-        assert_eq!(read(bytes).unwrap(), records);
-    }
-
-    #[test]
-    fn disorder_deletions_in_the_base_and_trailing_bytes_are_rejected() {
-        let twice: Vec<Record> = vec![("a".into(), None), ("a".into(), None)];
-        assert!(read(piece(&twice, PieceKind::RunStart)).is_err());
-        assert!(read(piece(&twice[..1], PieceKind::Chunk)).is_err());
-        let mut longer = piece(&twice[..1], PieceKind::RunStart).to_vec();
-        longer.push(0);
-        assert!(read(longer.into()).is_err());
-    }
-
-    #[test]
-    fn hostile_pieces_are_read_in_proportion_and_in_order() {
-        use flotilla_hostile::{Proportion, attack, mutated};
-        use proptest::{collection::btree_map, option, prelude::*, sample::select};
-
-        let bytes = || prop::collection::vec(any::<u8>(), 0..12).prop_map(Bytes::from);
-        let kinds = select(&[PieceKind::Chunk, PieceKind::RunStart, PieceKind::RunRest][..]);
-        let valid = (btree_map(bytes(), option::of(bytes()), 0..12), kinds)
-            .prop_map(|(records, kind)| piece(&Vec::from_iter(records), kind));
-        attack(1_000, mutated(valid), |bytes| {
-            let piece = Bytes::from(bytes);
-            if let Ok(records) = Proportion::DEFAULT.of(piece.len(), || read(piece.clone())) {
-                assert!(records.is_sorted_by(|left, right| left.0 < right.0));
-                assert_eq!(
-                    super::tests::piece(&records, PieceKind::of(&piece).unwrap()),
-                    piece,
-                    "the records are the whole piece"
-                );
-            }
-        });
-    }
-}
+mod tests;

@@ -42,6 +42,7 @@ use crate::{
     gate::{Gate, Pass},
     memtable::{Capture, Frozen, Memtable, Version},
     merge::{Merge, Source},
+    table::Table,
     view::{Reach, ReplicaView},
 };
 
@@ -70,10 +71,18 @@ struct Tables {
     active: Memtable,
     frozen: Option<Arc<Frozen>>,
     view: ReplicaView,
-    checkpoint: Arc<Checkpoint>,
-    checkpoint_bytes: u64,
+    attached: Arc<Attached>,
     /// Snapshots of the active memtable in the order of their versions. Those of the ends are open.
     snapshots: VecDeque<Weak<Pinned>>,
+}
+
+/// A checkpoint, opened.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) checkpoint: Checkpoint,
+    /// Oldest first.
+    pub(crate) tables: Vec<Arc<Table>>,
+    pub(crate) bytes: u64,
 }
 
 /// The active memtable as a snapshot sees it.
@@ -87,9 +96,9 @@ struct Pinned {
 /// The input for building a checkpoint, or for compacting one.
 #[derive(Debug)]
 pub(crate) struct BuildInput {
-    /// The tables that it is of.
-    pub(crate) tables: u64,
-    pub(crate) checkpoint: Arc<Checkpoint>,
+    /// The value of [`Replica::attached`] when they were made.
+    pub(crate) number: u64,
+    pub(crate) attached: Arc<Attached>,
     pub(crate) frozen: Option<Arc<Frozen>>,
     pub(crate) view: ReplicaView,
 }
@@ -108,14 +117,13 @@ impl Replica {
     }
 
     /// Starts serving the records of a checkpoint.
-    pub(crate) fn attach(&self, view: ReplicaView, checkpoint: Checkpoint, checkpoint_bytes: u64) {
+    pub(crate) fn attach(&self, attached: Attached, view: ReplicaView) {
         let tables = Tables {
             number: self.attached.fetch_add(1, Ordering::Relaxed),
             active: Memtable::default(),
             frozen: None,
             view,
-            checkpoint: Arc::new(checkpoint),
-            checkpoint_bytes,
+            attached: Arc::new(attached),
             snapshots: VecDeque::new(),
         };
         *self.tables.write() = Some(tables);
@@ -168,7 +176,7 @@ impl Replica {
         self.tables.read().as_ref().map_or(Usage::default(), |tables| Usage {
             active_bytes: tables.active.bytes(),
             frozen_bytes: tables.frozen.as_ref().map_or(0, |frozen| frozen.bytes()),
-            checkpoint_bytes: tables.checkpoint_bytes,
+            checkpoint_bytes: tables.attached.bytes,
         })
     }
 
@@ -191,8 +199,8 @@ impl Replica {
         let tables = self.tables.read();
         let tables = tables.as_ref().ok_or(EngineError::NotOpen(self.id))?;
         Ok(BuildInput {
-            tables: tables.number,
-            checkpoint: tables.checkpoint.clone(),
+            number: tables.number,
+            attached: tables.attached.clone(),
             frozen: tables.frozen.clone(),
             view: tables.view.clone(),
         })
@@ -204,13 +212,12 @@ impl Replica {
     }
 
     /// Replaces the frozen memtable by the checkpoint that includes it.
-    pub(crate) fn install_checkpoint(&self, view: ReplicaView, checkpoint: Checkpoint, checkpoint_bytes: u64) {
+    pub(crate) fn install_checkpoint(&self, attached: Attached, view: ReplicaView) {
         let frozen = {
             let mut tables = self.tables.write();
             let Some(tables) = tables.as_mut() else { return };
             tables.view = view;
-            tables.checkpoint = Arc::new(checkpoint);
-            tables.checkpoint_bytes = checkpoint_bytes;
+            tables.attached = Arc::new(attached);
             tables.frozen.take()
         };
         // Dropped without a lock: freeing many records takes long.
@@ -419,7 +426,7 @@ mod tests {
     use std::thread;
 
     use flotilla_storage::StateEngine;
-    use flotilla_types::LogIndex;
+    use flotilla_types::{CheckpointFormat, LogIndex};
 
     use super::*;
     use crate::{
@@ -441,7 +448,7 @@ mod tests {
     fn sled_is_not_fed_while_an_earlier_snapshot_is_open() {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(dir.path());
-        let checkpoint = engine.build(ID).unwrap();
+        let checkpoint = engine.build(ID, CheckpointFormat::Pieces).unwrap();
         let snapshot = engine.snapshot(ID).unwrap();
         engine.write(ID, vec![("a".into(), Some("2".into()))], LogIndex(2)).unwrap();
         thread::scope(|threads| {

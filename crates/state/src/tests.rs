@@ -10,10 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, ScanBounds, StateEngine, conformance};
+use flotilla_storage::{EngineError, ScanBounds, StateEngine, children_of, conformance};
 use flotilla_types::{
-    Checkpoint, ConfState, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, ShardDescriptor, ShardId,
-    Term,
+    Checkpoint, CheckpointFormat, ConfState, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
+    ShardDescriptor, ShardId, Term,
 };
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
@@ -26,7 +26,7 @@ pub(crate) fn empty_checkpoint(replica: ReplicaId) -> Checkpoint {
     let epoch = Epoch::default();
     let descriptor = ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch, replicas: Vec::new() };
     let position = Position { index: LogIndex(0), term: Term(0), conf: ConfState::of_voters([replica]), descriptor };
-    Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
+    Checkpoint::empty(position)
 }
 
 /// Small pieces, early folds and a small index cache, so that few records exercise everything.
@@ -70,14 +70,18 @@ fn write(engine: &Engine, keys: std::ops::Range<u32>, value: &str) {
     engine.write(REPLICA, records, LogIndex(1)).unwrap();
 }
 
-fn build(engine: &Engine, index: u64) -> Checkpoint {
+fn build(engine: &Engine, index: u64, format: CheckpointFormat) -> Checkpoint {
     let position = Position { index: LogIndex(index), ..empty_checkpoint(REPLICA).position };
     assert!(engine.freeze(REPLICA, position, "system".into()).unwrap());
-    engine.build(REPLICA).unwrap()
+    engine.build(REPLICA, format).unwrap()
 }
 
 fn flush(engine: &Engine, index: u64) -> Checkpoint {
-    let checkpoint = build(engine, index);
+    flush_as(engine, index, CheckpointFormat::Manifests)
+}
+
+fn flush_as(engine: &Engine, index: u64, format: CheckpointFormat) -> Checkpoint {
+    let checkpoint = build(engine, index, format);
     engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
     if engine.needs_compaction(REPLICA) {
         engine.compact(REPLICA, &|| false).unwrap();
@@ -104,19 +108,23 @@ fn restart_machine(dir: &Path) {
 
 /// Makes a folder with two checkpoints; returns the second one and its records.
 pub(crate) fn two_flushes(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
-    two_flushes_of(open_replica(dir, &empty_checkpoint(REPLICA)))
+    two_flushes_as(dir, CheckpointFormat::Manifests)
+}
+
+fn two_flushes_as(dir: &Path, format: CheckpointFormat) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
+    two_flushes_of(open_replica(dir, &empty_checkpoint(REPLICA)), format)
 }
 
 /// Like [`two_flushes`], with sled as the view.
 pub(crate) fn two_flushes_with_sled(dir: &Path) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
-    two_flushes_of(open_replica_with_sled(dir, &empty_checkpoint(REPLICA)))
+    two_flushes_of(open_replica_with_sled(dir, &empty_checkpoint(REPLICA)), CheckpointFormat::Manifests)
 }
 
-fn two_flushes_of(engine: Engine) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
+fn two_flushes_of(engine: Engine, format: CheckpointFormat) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
     write(&engine, 0..50, "first");
-    flush(&engine, 1);
+    flush_as(&engine, 1, format);
     write(&engine, 25..75, "second");
-    let checkpoint = flush(&engine, 2);
+    let checkpoint = flush_as(&engine, 2, format);
     let records = all(&engine);
     assert_eq!(records.len(), 75);
     (checkpoint, records)
@@ -125,20 +133,24 @@ fn two_flushes_of(engine: Engine) -> (Checkpoint, Vec<(Bytes, Bytes)>) {
 #[test]
 fn the_engine_passes_the_conformance_suite() {
     let dir = tempfile::tempdir().unwrap();
-    conformance::state_engine(&mut || Box::new(open(dir.path())));
+    conformance::state_engine(CheckpointFormat::Pieces, &mut || Box::new(open(dir.path())));
+    let dir = tempfile::tempdir().unwrap();
+    conformance::state_engine(CheckpointFormat::Manifests, &mut || Box::new(open(dir.path())));
 }
 
 #[test]
 fn the_engine_passes_the_conformance_suite_with_sled() {
     let dir = tempfile::tempdir().unwrap();
-    conformance::state_engine(&mut || Box::new(open_with_sled(dir.path())));
+    conformance::state_engine(CheckpointFormat::Pieces, &mut || Box::new(open_with_sled(dir.path())));
+    let dir = tempfile::tempdir().unwrap();
+    conformance::state_engine(CheckpointFormat::Manifests, &mut || Box::new(open_with_sled(dir.path())));
 }
 
 #[test]
 fn the_engine_passes_the_conformance_suite_when_each_restart_switches_views() {
     let dir = tempfile::tempdir().unwrap();
     let mut with_sled = false;
-    conformance::state_engine(&mut || {
+    conformance::state_engine(CheckpointFormat::Manifests, &mut || {
         with_sled = !with_sled;
         Box::new(if with_sled { open_with_sled(dir.path()) } else { open(dir.path()) })
     });
@@ -147,7 +159,7 @@ fn the_engine_passes_the_conformance_suite_when_each_restart_switches_views() {
 #[test]
 fn the_engine_passes_the_conformance_suite_when_each_restart_loses_the_view() {
     let dir = tempfile::tempdir().unwrap();
-    conformance::state_engine(&mut || {
+    conformance::state_engine(CheckpointFormat::Manifests, &mut || {
         if let Err(error) = fs::remove_dir_all(dir.path().join("view")) {
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
         }
@@ -217,7 +229,7 @@ fn a_view_ahead_of_or_behind_the_durable_checkpoint_is_brought_in_line() {
     let first = flush(&engine, 1);
     let at_first = all(&engine);
     write(&engine, 25..75, "second");
-    let second = build(&engine, 2);
+    let second = build(&engine, 2, CheckpointFormat::Manifests);
     let at_second = all(&engine);
     drop(engine);
     // The checkpoint is newer than the view.
@@ -237,15 +249,21 @@ fn only_missing_objects_of_a_checkpoint_are_transferred() {
     let target = open(target_dir.path());
     let pull = |checkpoint: &Checkpoint| {
         let objects: Vec<_> = checkpoint.objects().collect();
-        let missing = target.missing(&objects);
-        for id in &missing {
-            target.import(*id, source.object(*id).unwrap()).unwrap();
+        let needed = objects.iter().map(|id| 1 + children_of(&source.object(*id).unwrap()).len()).sum::<usize>();
+        let mut moved = 0;
+        // First the manifests, then the pieces.
+        for _ in 0..2 {
+            let missing = target.missing(&objects);
+            moved += missing.len();
+            for id in missing {
+                target.import(id, source.object(id).unwrap()).unwrap();
+            }
         }
         target.sync().unwrap();
         assert!(target.missing(&objects).is_empty());
         target.install_snapshot(REPLICA, checkpoint).unwrap();
         assert_eq!(all(&target), all(&source));
-        (missing.len(), objects.len())
+        (moved, needed)
     };
     write(&source, 0..500, "first");
     flush(&source, 1);
@@ -352,9 +370,10 @@ fn count_damaged_reads(engine: &Engine, records: &[(Bytes, Bytes)]) -> usize {
 #[test]
 fn a_flipped_bit_is_an_error_and_never_a_wrong_answer() {
     let mut seen = 0;
-    for at in (0..6_000).step_by(97) {
+    let formats = [CheckpointFormat::Pieces, CheckpointFormat::Manifests].into_iter().cycle();
+    for (at, format) in (0..12_000).step_by(97).zip(formats) {
         let dir = tempfile::tempdir().unwrap();
-        let (checkpoint, records) = two_flushes(dir.path());
+        let (checkpoint, records) = two_flushes_as(dir.path(), format);
         // Damage that exists before the engine is opened.
         flip(dir.path(), at);
         let engine = open(dir.path());
@@ -365,7 +384,7 @@ fn a_flipped_bit_is_an_error_and_never_a_wrong_answer() {
         }
         // Damage under an open engine that has verified all pieces.
         let dir = tempfile::tempdir().unwrap();
-        let (checkpoint, records) = two_flushes(dir.path());
+        let (checkpoint, records) = two_flushes_as(dir.path(), format);
         let engine = open_replica(dir.path(), &checkpoint);
         assert_eq!(count_damaged_reads(&engine, &records), 0);
         flip(dir.path(), at);
@@ -378,17 +397,25 @@ fn a_flipped_bit_is_an_error_and_never_a_wrong_answer() {
 /// absent.
 #[test]
 fn a_piece_with_a_damaged_first_key_is_not_skipped() {
+    for format in [CheckpointFormat::Pieces, CheckpointFormat::Manifests] {
+        damage_first_keys(format);
+    }
+}
+
+fn damage_first_keys(format: CheckpointFormat) {
     let mut pieces = 0;
     for piece in 0.. {
         let dir = tempfile::tempdir().unwrap();
         let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
         write(&engine, 0..200, "value");
-        let checkpoint = flush(&engine, 1);
+        let checkpoint = flush_as(&engine, 1, format);
         let records = all(&engine);
         drop(engine);
         let path = fs::read_dir(dir.path().join("objects")).unwrap().next().unwrap().unwrap().path();
         let mut bytes = fs::read(&path).unwrap();
-        let starts: Vec<_> = (0..bytes.len() - 4).filter(|at| bytes[*at..].starts_with(b"FLPC")).collect();
+        // A footer ends like this, too.
+        let is_start = |at: &usize| bytes[*at..].starts_with(b"FLPC") && !bytes[*at..].starts_with(b"FLPCEND");
+        let starts: Vec<_> = (0..bytes.len() - 4).filter(is_start).collect();
         let Some(start) = starts.get(piece) else { break };
         // The last byte of the first key: a digit, which becomes a greater character.
         bytes[start + 12 + 8 + 7] |= 0x40;
@@ -398,6 +425,30 @@ fn a_piece_with_a_damaged_first_key_is_not_skipped() {
         pieces += 1;
     }
     assert!(pieces > 3, "{pieces} pieces");
+}
+
+#[test]
+fn tables_of_pieces_are_rewritten_once_their_checkpoint_has_manifests() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
+    write(&engine, 0..200, "first");
+    flush_as(&engine, 1, CheckpointFormat::Pieces);
+    let records = all(&engine);
+    let footers = || {
+        let attached = engine.replica(REPLICA).unwrap().build_input().unwrap().attached;
+        let pieces = attached.tables.iter().flat_map(|table| table.pieces.iter());
+        pieces.map(|piece| piece.listed.footer_bytes > 0).collect::<Vec<_>>()
+    };
+    assert!(footers().iter().all(|has_footer| !has_footer));
+    // The first checkpoint with manifests lists the old pieces; the next one names the rewritten base.
+    flush(&engine, 2);
+    assert!(footers().iter().all(|has_footer| !has_footer));
+    let checkpoint = flush(&engine, 3);
+    assert!(!footers().is_empty() && footers().iter().all(|has_footer| *has_footer));
+    assert!(!engine.needs_compaction(REPLICA));
+    assert_eq!(all(&engine), records);
+    drop(engine);
+    assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
 }
 
 #[test]
@@ -483,7 +534,7 @@ fn a_checkpoint_that_was_not_built_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_replica(dir.path(), &empty_checkpoint(REPLICA));
     write(&engine, 0..1, "x");
-    let built = build(&engine, 1);
+    let built = build(&engine, 1, CheckpointFormat::Pieces);
     let other = Checkpoint { system: None, ..built.clone() };
     assert!(matches!(engine.install_checkpoint(REPLICA, &other), Err(EngineError::Corrupt { .. })));
     engine.install_checkpoint(REPLICA, &built).unwrap();
@@ -506,7 +557,7 @@ fn a_read_that_must_not_wait_finds_what_is_in_memory_and_misses_the_rest() {
     assert!(reader.scan_page_in_memory(&KeyRange::all(), bounds).is_ok());
     assert!(engine.freeze(REPLICA, empty_checkpoint(REPLICA).position, Bytes::new()).unwrap());
     assert!(!misses(&key(1)), "a frozen memtable is memory");
-    let checkpoint = engine.build(REPLICA).unwrap();
+    let checkpoint = engine.build(REPLICA, CheckpointFormat::Manifests).unwrap();
     engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
     assert!((0..400).any(|i| misses(&key(i))), "the index of most pieces is not cached");
     assert!(matches!(reader.scan_page_in_memory(&KeyRange::all(), bounds), Err(EngineError::NotInMemory)));
@@ -558,7 +609,7 @@ fn snapshots_are_whole_while_writes_freezes_and_installs_go_on() {
                     if round % 7 == 0
                         && engine.freeze(REPLICA, empty_checkpoint(REPLICA).position, Bytes::new()).unwrap()
                     {
-                        let checkpoint = engine.build(REPLICA).unwrap();
+                        let checkpoint = engine.build(REPLICA, CheckpointFormat::Manifests).unwrap();
                         engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
                     }
                 }

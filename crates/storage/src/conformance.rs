@@ -43,5 +43,5 @@ fn position(replica: ReplicaId, index: u64, term: u64) -> Position {
 }
 
 fn empty_checkpoint(replica: ReplicaId, index: u64, term: u64) -> Checkpoint {
-    Checkpoint { position: position(replica, index, term), system: None, base: Vec::new(), runs: Vec::new() }
+    Checkpoint::empty(position(replica, index, term))
 }

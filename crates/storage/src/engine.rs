@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
 
 /// The state engine failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -173,8 +173,8 @@ pub fn successor(key: &[u8]) -> Bytes {
 /// The applied records of every replica on a node.
 ///
 /// # The life of a record
-/// A checkpoint names a *base* (the compacted level, in chunks) and *runs* (sorted tables of more recent
-/// writes). A compaction merges runs, or *folds* them into the base.
+/// A checkpoint names tables: a *base* (the compacted level) and *runs* (more recent writes). A compaction
+/// merges runs, or *folds* them into the base.
 ///
 /// 1. [`write`](Self::write) puts the record into the replica's memtable, in memory only.
 /// 2. When the host decides to checkpoint, the apply thread calls [`freeze`](Self::freeze).
@@ -234,9 +234,10 @@ pub trait StateEngine: Send + Sync + 'static {
     /// is installed. An empty memtable may be frozen too: a forced checkpoint moves the position.
     fn freeze(&self, replica: ReplicaId, position: Position, system: Bytes) -> Result<bool, EngineError>;
 
-    /// Writes the frozen memtable as objects and returns the checkpoint that names them. Slow: reads and
-    /// writes disk. After an error the frozen memtable is still there, and `build` may be called again.
-    fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError>;
+    /// Writes the frozen memtable as objects and returns the checkpoint that names them, in this format or a
+    /// later one that the replica's checkpoint has already. Slow: reads and writes disk. After an error the
+    /// frozen memtable is still there, and `build` may be called again.
+    fn build(&self, replica: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError>;
 
     /// Installs the checkpoint that `build` returned and that is now durable in the log: readers find its
     /// records there, and the frozen memtable and unneeded objects are dropped.
@@ -253,12 +254,13 @@ pub trait StateEngine: Send + Sync + 'static {
     /// The state machine's own state in a checkpoint; empty when the checkpoint has none.
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError>;
 
-    /// Keeps these objects for a holder from now on, in place of those that it named before; none ends the
-    /// hold. They need not be here yet: whatever of them is imported later is kept too. Memory only.
+    /// Keeps these objects and their [children](crate::children_of) for a holder from now on, in place of those
+    /// that it named before; none ends the hold. They need not be here yet: whatever of them is imported
+    /// later is kept too. Memory only.
     fn hold(&self, holder: Holder, objects: &[ObjectId]);
 
-    /// The objects among these that are not here. Others may not be durable before the next
-    /// [`sync`](Self::sync).
+    /// The objects that are not here, of these and of the [children](crate::children_of) of those that are.
+    /// Others may not be durable before the next [`sync`](Self::sync).
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId>;
 
     /// The bytes of an object, verified against its id.

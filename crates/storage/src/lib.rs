@@ -10,6 +10,7 @@ pub mod conformance;
 mod engine;
 mod log;
 mod machine;
+mod manifest;
 mod memory_engine;
 mod memory_log;
 mod overlay;
@@ -28,6 +29,7 @@ pub use machine::{
     ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, VersionNeed, switch_command, switched_version,
     version_byte, version_need,
 };
+pub use manifest::{Manifest, PieceRef, children_of};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;

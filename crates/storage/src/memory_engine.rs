@@ -9,9 +9,10 @@
 //! stale view; reads that must not wait for a disk fail as often as [`MemoryEngine::set_misses`] says.
 
 mod scrub;
+mod store;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -19,11 +20,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Tables};
 use parking_lot::{Mutex, RwLock};
 
-use scrub::Health;
-
+use self::store::Store;
 use crate::{
     DamagedReplica, EngineError, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
     records::{self, Memtable, Records},
@@ -33,8 +33,6 @@ use crate::{
 const RUNS_MIN: usize = 4;
 /// Runs that it folds whatever their bytes.
 const RUNS_MAX: usize = 16;
-/// Chunks of a base, by hash of the key, so that a fold gives new ids only to those that changed.
-const CHUNKS: usize = 8;
 
 /// An in-memory state engine. Clones share the contents.
 #[derive(Debug, Clone, Default)]
@@ -63,21 +61,6 @@ impl Misses {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         if (mixed ^ (mixed >> 31)) % 100 < u64::from(percent) { Err(EngineError::NotInMemory) } else { Ok(()) }
     }
-}
-
-#[derive(Debug, Default)]
-struct Store {
-    objects: HashMap<ObjectId, Object>,
-    /// What each holder named; for a replica's checkpoint also what was built since.
-    held: HashMap<Holder, BTreeSet<ObjectId>>,
-    pass: Option<scrub::Pass>,
-}
-
-#[derive(Debug, Clone)]
-struct Object {
-    bytes: Bytes,
-    synced: bool,
-    health: Health,
 }
 
 #[derive(Debug)]
@@ -111,8 +94,29 @@ struct State {
 /// A base that replaces another one and the oldest runs.
 #[derive(Debug, Clone)]
 struct Compacted {
-    replaced: (Vec<ObjectId>, Vec<ObjectId>),
-    base: Vec<ObjectId>,
+    replaced: Tables,
+    base: Tables,
+}
+
+impl Compacted {
+    /// These tables with those replaced that it was made of; `None` if they are not among them any more.
+    fn apply(&self, tables: &Tables) -> Option<Tables> {
+        match (tables, &self.replaced, &self.base) {
+            (
+                Tables::Pieces { base, runs },
+                Tables::Pieces { base: before, runs: merged },
+                Tables::Pieces { base: folded, .. },
+            ) => {
+                let rest = runs.strip_prefix(&merged[..]).filter(|_| base == before)?;
+                Some(Tables::Pieces { base: folded.clone(), runs: rest.to_vec() })
+            }
+            (Tables::Manifests(tables), Tables::Manifests(merged), Tables::Manifests(folded)) => {
+                let rest = tables.strip_prefix(&merged[..])?;
+                Some(Tables::Manifests([folded, rest].concat()))
+            }
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -127,9 +131,7 @@ impl MemoryEngine {
     /// `self` do not affect.
     #[must_use]
     pub fn reopen(&self) -> Self {
-        let mut objects = self.store.lock().objects.clone();
-        objects.retain(|_, object| object.synced);
-        let store = Store { objects, ..Store::default() };
+        let store = self.store.lock().reopen();
         Self { store: Arc::new(Mutex::new(store)), replicas: Arc::default(), misses: self.misses.clone() }
     }
 
@@ -232,34 +234,23 @@ impl StateEngine for MemoryEngine {
         Ok(true)
     }
 
-    fn build(&self, id: ReplicaId) -> Result<Checkpoint, EngineError> {
+    fn build(&self, id: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {
         let replica = self.replica(id)?;
         let state = replica.state.read();
         let Some(frozen) = &state.frozen else { return Ok(state.checkpoint.clone()) };
         let mut store = self.store.lock();
-        let mut built = BTreeSet::new();
-        let mut put = |bytes: Bytes| {
-            let object = store.put(bytes, true);
-            built.insert(object);
-            object
-        };
-        let mut checkpoint = Checkpoint {
-            position: frozen.position.clone(),
-            system: (!frozen.system.is_empty()).then(|| put(frozen.system.clone())),
-            base: state.checkpoint.base.clone(),
-            runs: state.checkpoint.runs.clone(),
-        };
-        if let Some(Compacted { replaced: (base, runs), base: folded }) = &state.compacted
-            && checkpoint.base == *base
-            && checkpoint.runs.starts_with(runs)
-        {
-            checkpoint.base.clone_from(folded);
-            checkpoint.runs.drain(..runs.len());
+        let before = &state.checkpoint.tables;
+        let compacted = state.compacted.as_ref().and_then(|compacted| compacted.apply(before));
+        let mut tables = compacted.unwrap_or_else(|| before.clone());
+        if format > tables.format() {
+            tables = store.with_manifests(id, &tables)?;
         }
         if !frozen.records.is_empty() {
-            checkpoint.runs.push(put(frozen.records.encode()));
+            store.put_run(&mut tables, &frozen.records);
         }
-        store.held.entry(Holder::Checkpoint(id)).or_default().append(&mut built);
+        let system = (!frozen.system.is_empty()).then(|| store.put(frozen.system.clone(), true));
+        let checkpoint = Checkpoint { position: frozen.position.clone(), system, tables };
+        store.hold_too(Holder::Checkpoint(id), checkpoint.objects());
         Ok(checkpoint)
     }
 
@@ -272,9 +263,9 @@ impl StateEngine for MemoryEngine {
         let mut store = self.store.lock();
         state.checkpoint_bytes = store.size_bytes(checkpoint);
         state.checkpoint = checkpoint.clone();
-        let used = |compacted: &mut Compacted| compacted.base == checkpoint.base;
-        state.compacted.take_if(used);
-        let waiting = state.compacted.iter().flat_map(|compacted| compacted.base.iter().copied());
+        // Used by this checkpoint, or overtaken.
+        state.compacted.take_if(|compacted| compacted.apply(&checkpoint.tables).is_none());
+        let waiting = state.compacted.iter().flat_map(|compacted| compacted.base.objects());
         store.hold(Holder::Checkpoint(id), checkpoint.objects().chain(waiting).collect());
         Ok(())
     }
@@ -282,23 +273,23 @@ impl StateEngine for MemoryEngine {
     fn needs_compaction(&self, id: ReplicaId) -> bool {
         let Ok(replica) = self.replica(id) else { return false };
         let state = replica.state.read();
-        let Checkpoint { base, runs, .. } = &state.checkpoint;
+        let (base, runs) = store::base_and_runs(&state.checkpoint.tables);
         let store = self.store.lock();
-        let is_large = || 2 * store.total_bytes(runs) >= store.total_bytes(base);
+        let is_large = || 2 * store.total_bytes(&runs) >= store.total_bytes(&base);
         state.compacted.is_none() && runs.len() >= RUNS_MIN && (runs.len() >= RUNS_MAX || is_large())
     }
 
     fn compact(&self, id: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
         let replica = self.replica(id)?;
         let mut state = replica.state.write();
-        if state.checkpoint.runs.is_empty() || is_stopped() {
+        let replaced = state.checkpoint.tables.clone();
+        if store::base_and_runs(&replaced).1.is_empty() || is_stopped() {
             return Ok(false);
         }
         let mut store = self.store.lock();
-        let base: Vec<_> = chunks(&state.base).into_iter().map(|chunk| store.put(chunk, true)).collect();
-        store.held.entry(Holder::Checkpoint(id)).or_default().extend(base.iter().copied());
-        let Checkpoint { base: before, runs, .. } = state.checkpoint.clone();
-        state.compacted = Some(Compacted { replaced: (before, runs), base });
+        let base = store.put_base(replaced.format(), &state.base);
+        store.hold_too(Holder::Checkpoint(id), base.objects());
+        state.compacted = Some(Compacted { replaced, base });
         Ok(true)
     }
 
@@ -311,9 +302,7 @@ impl StateEngine for MemoryEngine {
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        let store = self.store.lock();
-        let distinct: BTreeSet<_> = objects.iter().copied().collect();
-        distinct.into_iter().filter(|object| !store.has(*object)).collect()
+        self.store.lock().missing(objects)
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
@@ -337,54 +326,12 @@ impl StateEngine for MemoryEngine {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        self.store.lock().objects.values_mut().for_each(|object| object.synced = true);
+        self.store.lock().sync();
         Ok(())
     }
 
     fn close(&self) -> Result<(), EngineError> {
         self.sync()
-    }
-}
-
-impl Store {
-    fn put(&mut self, bytes: Bytes, synced: bool) -> ObjectId {
-        let id = ObjectId::of(&bytes);
-        let object = self.objects.entry(id).or_insert(Object { bytes, synced: false, health: Health::Intact });
-        object.synced |= synced;
-        object.health = Health::Intact;
-        id
-    }
-
-    fn size_bytes(&self, checkpoint: &Checkpoint) -> u64 {
-        self.total_bytes(&checkpoint.objects().collect::<Vec<_>>())
-    }
-
-    fn total_bytes(&self, objects: &[ObjectId]) -> u64 {
-        objects.iter().filter_map(|object| self.objects.get(object)).map(|object| object.bytes.len() as u64).sum()
-    }
-
-    /// Loads the records of a checkpoint, whose objects must all be here.
-    fn load(&mut self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Records, EngineError> {
-        let mut records = Records::new();
-        for object in checkpoint.objects() {
-            let bytes = self.get(object)?;
-            if checkpoint.system != Some(object) {
-                records::decode(&bytes)
-                    .map_err(|reason| EngineError::Corrupt { replica, reason })?
-                    .apply_to(&mut records);
-            }
-        }
-        Ok(records)
-    }
-
-    /// Replaces what a holder named by these objects, and deletes those that no holder names any more.
-    fn hold(&mut self, holder: Holder, objects: BTreeSet<ObjectId>) {
-        let before = if objects.is_empty() { self.held.remove(&holder) } else { self.held.insert(holder, objects) };
-        for object in before.unwrap_or_default() {
-            if !self.held.values().any(|held| held.contains(&object)) {
-                self.objects.remove(&object);
-            }
-        }
     }
 }
 
@@ -439,16 +386,6 @@ impl StateReader for Snapshot {
     }
 }
 
-/// Encodes the base as chunks, by hash of the key.
-fn chunks(records: &Records) -> Vec<Bytes> {
-    let mut chunks: [BTreeMap<Bytes, Option<Bytes>>; CHUNKS] = Default::default();
-    for (key, value) in records {
-        let chunk = usize::from(ObjectId::of(key).as_bytes()[0]) % CHUNKS;
-        chunks[chunk].insert(key.clone(), Some(value.clone()));
-    }
-    chunks.into_iter().filter(|chunk| !chunk.is_empty()).map(|chunk| Memtable::from(chunk).encode()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use flotilla_types::{ConfState, Epoch, ShardDescriptor, ShardId, Term};
@@ -463,13 +400,13 @@ mod tests {
             replicas: Vec::new(),
         };
         let position = Position { index: LogIndex(0), term: Term(0), conf: ConfState::default(), descriptor };
-        Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
+        Checkpoint::empty(position)
     }
 
     fn flush(engine: &MemoryEngine, replica: ReplicaId, key: &'static str) -> Checkpoint {
         engine.write(replica, vec![(Bytes::from(key), Some(Bytes::from(key)))], LogIndex(1)).unwrap();
         assert!(engine.freeze(replica, checkpoint().position, Bytes::from(key)).unwrap());
-        let built = engine.build(replica).unwrap();
+        let built = engine.build(replica, CheckpointFormat::Manifests).unwrap();
         engine.install_checkpoint(replica, &built).unwrap();
         if engine.needs_compaction(replica) {
             engine.compact(replica, &|| false).unwrap();
@@ -479,11 +416,13 @@ mod tests {
 
     #[test]
     fn memory_engine_passes_the_conformance_suite() {
-        let mut engine = MemoryEngine::default();
-        crate::conformance::state_engine(&mut || {
-            engine = engine.reopen();
-            Box::new(engine.clone())
-        });
+        for format in [CheckpointFormat::Pieces, CheckpointFormat::Manifests] {
+            let mut engine = MemoryEngine::default();
+            crate::conformance::state_engine(format, &mut || {
+                engine = engine.reopen();
+                Box::new(engine.clone())
+            });
+        }
     }
 
     #[test]
@@ -512,10 +451,15 @@ mod tests {
         for key in ["b", "c", "d", "e", "f", "g"] {
             built = flush(&source, ReplicaId(1), key);
         }
-        assert!(!built.base.is_empty() && !built.runs.is_empty(), "both kinds of object are transferred");
+        let (base, runs) = store::base_and_runs(&built.tables);
+        assert!(!base.is_empty() && !runs.is_empty(), "both kinds of table are transferred");
         let objects: Vec<_> = built.objects().collect();
-        for object in target.missing(&objects) {
-            target.import(object, source.object(object).unwrap()).unwrap();
+        // First the manifests, then the pieces.
+        for _ in 0..2 {
+            assert!(target.install_snapshot(ReplicaId(2), &built).is_err());
+            for object in target.missing(&objects) {
+                target.import(object, source.object(object).unwrap()).unwrap();
+            }
         }
         target.install_snapshot(ReplicaId(2), &built).unwrap();
         let all = |engine: &MemoryEngine, id| engine.reader(id).unwrap().scan(&KeyRange::all(), 99, 9_999).unwrap();
@@ -542,7 +486,9 @@ mod tests {
         let held = ObjectId::of(b"b");
         flush(&engine, ReplicaId(1), "b");
         assert!(engine.object(first.system.unwrap()).is_err(), "the next checkpoint has its own");
-        assert!(engine.object(first.runs[0]).is_ok(), "the next checkpoint names it as well");
+        for object in first.tables.objects() {
+            assert!(engine.object(object).is_ok(), "the next checkpoint names it as well");
+        }
         let offer = Holder::Offer { from: ReplicaId(1), to: ReplicaId(2) };
         engine.hold(offer, &[held]);
         flush(&engine, ReplicaId(1), "c");

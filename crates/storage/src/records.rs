@@ -55,6 +55,20 @@ impl Memtable {
         self.changes.is_empty()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.changes.len()
+    }
+
+    pub(crate) fn first_key(&self) -> Option<&Bytes> {
+        self.changes.first_key_value().map(|(key, _)| key)
+    }
+
+    /// The changes to keys of a range.
+    pub(crate) fn clipped(mut self, range: &KeyRange) -> Self {
+        self.changes.retain(|key, _| range.contains(key));
+        Self::from(self.changes)
+    }
+
     pub(crate) fn size_bytes(&self) -> usize {
         self.bytes
     }

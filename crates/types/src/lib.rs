@@ -4,6 +4,7 @@
 //! format. A type belongs here only if two layers that must not depend on each other share it.
 
 mod address;
+mod checkpoint;
 mod ids;
 mod label;
 mod object;
@@ -16,6 +17,7 @@ mod time;
 mod version;
 
 pub use address::{HostPort, ParseHostPortError};
+pub use checkpoint::{Checkpoint, CheckpointFormat, Position, TableKind, TableRef, Tables};
 pub use ids::{
     ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
     WalSequence,
@@ -26,7 +28,7 @@ pub use operation::{OperationKind, OperationPhase};
 pub use raft::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, Snapshot};
 pub use range::{Bucket, KeyRange, RecordKey};
 pub use role::{Role, UnknownRole};
-pub use shard::{Checkpoint, Epoch, Locality, Position, ReplicaDescriptor, ReplicaRole, ShardDescriptor};
+pub use shard::{Epoch, Locality, ReplicaDescriptor, ReplicaRole, ShardDescriptor};
 pub use time::Timestamp;
 #[cfg(feature = "version-limit")]
 pub use version::limit_supported;

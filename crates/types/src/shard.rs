@@ -1,10 +1,10 @@
-//! Shards, their replicas, and the checkpoint of a replica's applied state.
+//! Shards and their replicas.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfState, KeyRange, LogIndex, NodeId, ObjectId, ParseIdError, ReplicaId, ShardId, Term};
+use crate::{KeyRange, NodeId, ParseIdError, ReplicaId, ShardId};
 
 /// The version of a shard. A routed request with an older epoch than the shard's own is refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,42 +60,6 @@ impl ShardDescriptor {
     #[must_use]
     pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
         self.replicas.iter().find(|descriptor| descriptor.replica == replica).map(|descriptor| descriptor.node)
-    }
-}
-
-/// A position in the log, with the configuration and descriptor that hold there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
-    /// The last applied entry.
-    pub index: LogIndex,
-    /// Its term.
-    pub term: Term,
-    /// The configuration after that entry.
-    pub conf: ConfState,
-    /// The descriptor after that entry.
-    pub descriptor: ShardDescriptor,
-}
-
-/// The durable applied state of a replica at one log position, used by restarts, snapshots and backups.
-///
-/// It holds the ids of objects, never their bytes. The records are the base (compacted level) overlaid with
-/// the runs (sorted tables of recent writes), oldest first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checkpoint {
-    /// The log position up to which entries are applied.
-    pub position: Position,
-    /// The state machine's own state besides the records (sessions, clock). `None` if nothing was applied.
-    pub system: Option<ObjectId>,
-    /// Chunks of sorted records, disjoint by key hash.
-    pub base: Vec<ObjectId>,
-    /// Sorted runs with tombstones, oldest first; later runs win.
-    pub runs: Vec<ObjectId>,
-}
-
-impl Checkpoint {
-    /// Every object that the checkpoint needs, in a fixed order.
-    pub fn objects(&self) -> impl Iterator<Item = ObjectId> + '_ {
-        self.system.iter().chain(&self.base).chain(&self.runs).copied()
     }
 }
 

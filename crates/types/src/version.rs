@@ -24,6 +24,7 @@
 //! | 2 | names and localities of nodes that no terminal obeys | [`ClusterVersion::PRINTABLE_LABELS`] |
 //! | 2 | joins that name the nodes they displace | [`ClusterVersion::NAMED_DISPLACEMENT`] |
 //! | 3 | entries that change a shard | [`ClusterVersion::SHARD_ENTRIES`], `consensus/src/shard_change.rs` |
+//! | 3 | checkpoints whose tables have manifests, and their pieces | [`ClusterVersion::CHECKPOINT_TABLES`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -73,6 +74,8 @@ impl ClusterVersion {
     pub const NAMED_DISPLACEMENT: Self = Self(2);
     /// The log of a shard has entries that change the shard itself, beside those that change its replicas.
     pub const SHARD_ENTRIES: Self = Self(3);
+    /// Checkpoints name tables by their manifests.
+    pub const CHECKPOINT_TABLES: Self = Self(3);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -170,6 +173,7 @@ mod tests {
             ClusterVersion::AUTHORITY_ROTATION,
             ClusterVersion::NAMED_DISPLACEMENT,
             ClusterVersion::SHARD_ENTRIES,
+            ClusterVersion::CHECKPOINT_TABLES,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

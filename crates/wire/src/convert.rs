@@ -1,10 +1,11 @@
 //! Conversions between wire messages and domain types. Decoding shares the frame's buffer and copies no
 //! payload.
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, Epoch, KeyRange, LogIndex, Message, MessageKind, NodeId, ObjectId,
-    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Snapshot, Term,
+    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Snapshot, TableKind, TableRef,
+    Tables, Term,
 };
 
 use crate::peer;
@@ -140,24 +141,46 @@ fn entries_from_wire(entries: Vec<peer::Entry>, after: u64) -> Result<Vec<Entry>
     Ok(converted)
 }
 
+/// The number of the format of [`Tables::Manifests`].
+const FORMAT_MANIFESTS: u32 = 2;
+const TABLE_BASE: u8 = 0;
+const TABLE_RUN: u8 = 1;
+
 /// Converts a checkpoint to its wire form.
 #[must_use]
 pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> peer::Checkpoint {
-    let ids = |objects: &[ObjectId]| objects.iter().map(|id| Bytes::copy_from_slice(id.as_bytes())).collect();
+    let id_bytes = |id: &ObjectId| Bytes::copy_from_slice(id.as_bytes());
+    let ids = |objects: &[ObjectId]| objects.iter().map(id_bytes).collect();
+    let (base, runs, format, tables) = match &checkpoint.tables {
+        Tables::Pieces { base, runs } => (ids(base), ids(runs), 0, Vec::new()),
+        Tables::Manifests(tables) => {
+            (Vec::new(), Vec::new(), FORMAT_MANIFESTS, tables.iter().map(table_to_wire).collect())
+        }
+    };
     peer::Checkpoint {
         index: checkpoint.position.index.0,
         term: checkpoint.position.term.0,
         conf: Some(conf_to_wire(&checkpoint.position.conf)),
         descriptor: Some(descriptor_to_wire(&checkpoint.position.descriptor)),
         system: checkpoint.system.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(id.as_bytes())),
-        base: ids(&checkpoint.base),
-        runs: ids(&checkpoint.runs),
+        base,
+        runs,
+        format,
+        tables,
     }
 }
 
 /// Converts a checkpoint from its wire form.
 pub fn checkpoint_from_wire(checkpoint: peer::Checkpoint) -> Result<Checkpoint, WireError> {
     let id = |bytes: &Bytes| ObjectId::from_slice(bytes).ok_or(WireError::OutOfRange("object id"));
+    let ids = |objects: &[Bytes]| objects.iter().map(id).collect::<Result<_, _>>();
+    let tables = match checkpoint.format {
+        0 => Tables::Pieces { base: ids(&checkpoint.base)?, runs: ids(&checkpoint.runs)? },
+        FORMAT_MANIFESTS => {
+            Tables::Manifests(checkpoint.tables.into_iter().map(table_from_wire).collect::<Result<_, _>>()?)
+        }
+        _ => return Err(WireError::OutOfRange("checkpoint format")),
+    };
     Ok(Checkpoint {
         position: Position {
             index: LogIndex(checkpoint.index),
@@ -166,9 +189,35 @@ pub fn checkpoint_from_wire(checkpoint: peer::Checkpoint) -> Result<Checkpoint, 
             descriptor: descriptor_from_wire(checkpoint.descriptor.ok_or(WireError::Missing("descriptor"))?),
         },
         system: if checkpoint.system.is_empty() { None } else { Some(id(&checkpoint.system)?) },
-        base: checkpoint.base.iter().map(id).collect::<Result<_, _>>()?,
-        runs: checkpoint.runs.iter().map(id).collect::<Result<_, _>>()?,
+        tables,
     })
+}
+
+fn table_to_wire(table: &TableRef) -> Bytes {
+    let KeyRange { start, end } = &table.clip;
+    let kind = match table.kind {
+        TableKind::Base => TABLE_BASE,
+        TableKind::Run => TABLE_RUN,
+    };
+    let start_bytes = (start.len() as u32).to_le_bytes();
+    [&[kind], &table.manifest.as_bytes()[..], &start_bytes, start, end].concat().into()
+}
+
+fn table_from_wire(mut table: Bytes) -> Result<TableRef, WireError> {
+    const OUT_OF_RANGE: WireError = WireError::OutOfRange("table");
+    let kind = match table.try_get_u8() {
+        Ok(TABLE_BASE) => TableKind::Base,
+        Ok(TABLE_RUN) => TableKind::Run,
+        _ => return Err(OUT_OF_RANGE),
+    };
+    let mut manifest = [0; 32];
+    table.try_copy_to_slice(&mut manifest).map_err(|_| OUT_OF_RANGE)?;
+    let start_bytes = table.try_get_u32_le().map_err(|_| OUT_OF_RANGE)? as usize;
+    if start_bytes > table.len() {
+        return Err(OUT_OF_RANGE);
+    }
+    let start = table.split_to(start_bytes);
+    Ok(TableRef { kind, clip: KeyRange { start, end: table }, manifest: ObjectId(manifest) })
 }
 
 fn conf_to_wire(conf: &ConfState) -> peer::ConfState {
@@ -282,8 +331,7 @@ mod tests {
                     },
                 },
                 system: Some(ObjectId::of(b"s")),
-                base: vec![ObjectId::of(b"b")],
-                runs: vec![],
+                tables: Tables::Pieces { base: vec![ObjectId::of(b"b")], runs: vec![] },
             },
         });
         let bytes = encode(&envelope_to_wire(ShardId(4), message.clone()));

@@ -5,7 +5,8 @@ use bytes::Bytes;
 use flotilla_hostile::{Proportion, at_every_cut, attack, extreme_u64, mutated};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, Epoch, KeyRange, LogIndex, Message, MessageKind, NodeId, ObjectId,
-    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Snapshot, Term,
+    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Snapshot, TableKind, TableRef,
+    Tables, Term,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -47,13 +48,15 @@ fn checkpoint() -> impl Strategy<Value = Checkpoint> {
         },
     );
     let object = || any::<u8>().prop_map(|byte| ObjectId::of(&[byte]));
-    let objects = (option::of(object()), vec(object(), 0..4), vec(object(), 0..4));
-    (extreme_u64(), extreme_u64(), conf, descriptor(), objects).prop_map(
-        |(index, term, conf, descriptor, (system, base, runs))| Checkpoint {
+    let pieces = (vec(object(), 0..4), vec(object(), 0..4)).prop_map(|(base, runs)| Tables::Pieces { base, runs });
+    let table = (select(&[TableKind::Base, TableKind::Run][..]), bytes(), bytes(), object())
+        .prop_map(|(kind, start, end, manifest)| TableRef { kind, clip: KeyRange { start, end }, manifest });
+    let tables = prop_oneof![pieces, vec(table, 0..4).prop_map(Tables::Manifests)];
+    (extreme_u64(), extreme_u64(), conf, descriptor(), option::of(object()), tables).prop_map(
+        |(index, term, conf, descriptor, system, tables)| Checkpoint {
             position: Position { index: LogIndex(index), term: Term(term), conf, descriptor },
             system,
-            base,
-            runs,
+            tables,
         },
     )
 }

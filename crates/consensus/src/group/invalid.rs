@@ -43,6 +43,17 @@ impl Group {
         }
     }
 
+    /// Whether a follower rejects entries that it has acknowledged since: the rejection is older. raft-rs would
+    /// send what is before them, as a snapshot if it is truncated, and wait for an acknowledgement that tells
+    /// it nothing new.
+    pub(super) fn is_stale_rejection(&self, message: &Message) -> bool {
+        let raft = &self.node.raft;
+        message.kind == MessageKind::AppendResponse
+            && message.reject
+            && message.term.0 == raft.term
+            && raft.prs().get(message.from.0).is_some_and(|progress| message.index.0 <= progress.matched)
+    }
+
     fn may_install(&self, message: &Message) -> bool {
         message.snapshot.as_ref().is_some_and(|snapshot| {
             let position = &snapshot.checkpoint.position;

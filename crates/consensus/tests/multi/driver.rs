@@ -60,7 +60,7 @@ pub(crate) fn descriptor(voters: &[u64]) -> ShardDescriptor {
 }
 
 fn checkpoint(position: Position) -> Checkpoint {
-    Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
+    Checkpoint::empty(position)
 }
 
 impl Driver {

@@ -177,17 +177,12 @@ impl Hostile {
             commit_term: Term(self.commit_term.of(term)),
             entries: (0..).zip(&self.entries).map(entry).collect(),
             snapshot: self.snapshot.as_ref().map(|(at, snapshot_term, conf)| Snapshot {
-                checkpoint: Checkpoint {
-                    position: Position {
-                        index: LogIndex(at.of(last)),
-                        term: Term(snapshot_term.of(term)),
-                        conf: conf.clone(),
-                        descriptor: driver::descriptor(&[1, 2, 3]),
-                    },
-                    system: None,
-                    base: Vec::new(),
-                    runs: Vec::new(),
-                },
+                checkpoint: Checkpoint::empty(Position {
+                    index: LogIndex(at.of(last)),
+                    term: Term(snapshot_term.of(term)),
+                    conf: conf.clone(),
+                    descriptor: driver::descriptor(&[1, 2, 3]),
+                }),
             }),
             reject: self.reject,
             reject_hint: LogIndex(self.reject_hint.of(last)),

@@ -316,6 +316,37 @@ fn one_round_may_send_different_checkpoints_to_followers() {
     assert_eq!((driver.conf(2), driver.conf(3)), (driver.conf(1), driver.conf(1)));
 }
 
+/// A rejection that is older than the acknowledgements after it must not bring a snapshot about that the
+/// follower does not need.
+#[test]
+fn a_rejection_of_entries_that_were_acknowledged_since_changes_nothing() {
+    let mut driver = elected(&[1, 2, 3]);
+    for data in ["a", "b", "c"] {
+        driver.propose(1, data);
+        driver.settle();
+    }
+    driver.heartbeat();
+    driver.checkpoint(1);
+    let last = driver.nodes[&1].raft.group(ReplicaId(1)).unwrap().last();
+    let term = driver.nodes[&1].raft.group(ReplicaId(1)).unwrap().role().1;
+    let rejection = |index: u64| Message {
+        index: LogIndex(index),
+        reject: true,
+        reject_hint: LogIndex(index),
+        ..message(MessageKind::AppendResponse, 2, 1, term.0)
+    };
+    // A genuine one makes the leader send again what follows; meanwhile the old one arrives.
+    driver.cut.insert(2);
+    driver.input(1, Input::Message(rejection(last.0 + 1)));
+    driver.input(1, Input::Message(rejection(last.0)));
+    driver.cut.clear();
+    driver.take_transcript();
+    driver.propose(1, "d");
+    driver.heartbeat();
+    assert!(!driver.take_transcript().contains("Snapshot"));
+    assert_eq!(driver.applied(2).last(), Some(&&b"d"[..]));
+}
+
 #[test]
 fn a_heartbeat_beyond_the_log_is_dropped() {
     let mut driver = elected(&[1, 2, 3]);

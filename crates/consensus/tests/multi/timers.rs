@@ -60,7 +60,7 @@ fn followers(count: u64) -> MultiRaft {
         let position = Position { index, term, conf, descriptor: descriptor(&[]) };
         ReplicaWrite {
             create: Some(ShardId(id)),
-            checkpoint: Some(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }),
+            checkpoint: Some(Checkpoint::empty(position)),
             truncate: Some((index, term)),
             hard_state: Some(HardState { term, vote: ReplicaId::NONE, commit: index }),
             ..ReplicaWrite::new(ReplicaId(id))

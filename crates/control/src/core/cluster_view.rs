@@ -118,7 +118,6 @@ impl ClusterView {
         let follows = Arc::ptr_eq(base, &self.routing);
         if follows {
             self.routing = Arc::new(next);
-            self.hints.retain_known(self.routing.map());
         }
         follows
     }
@@ -131,7 +130,9 @@ impl ClusterView {
 
     /// Records that `node` leads the shard in this term. Returns whether the hint changed.
     pub fn observe_leader(&mut self, shard: ShardId, term: Term, node: NodeId) -> bool {
-        self.hints.observe(shard, term, node)
+        let changed = self.hints.observe(shard, term, node);
+        self.hints.forget_dropped(self.routing.map());
+        changed
     }
 
     /// Clears the leader hints that name a node which is gone or unreachable.

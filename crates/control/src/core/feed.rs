@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use flotilla_meta::{Feed, FeedError, MetaFollower, MetaState};
-use flotilla_replication::{ReplicaStatus, RequestError};
+use flotilla_replication::{Replicas, RequestError};
 use flotilla_types::{NodeId, ShardId};
 
 /// How long the source may wait for changes, in milliseconds.
@@ -51,13 +51,7 @@ pub struct FeedFollower {
 impl FeedFollower {
     /// What to do next. `meta` is the newest metadata here; `seeds` are extra sources, needed while it names
     /// no node.
-    pub fn next(
-        &mut self,
-        me: NodeId,
-        meta: &Arc<MetaState>,
-        seeds: &[NodeId],
-        replicas: &[ReplicaStatus],
-    ) -> FeedStep {
+    pub fn next(&mut self, me: NodeId, meta: &Arc<MetaState>, seeds: &[NodeId], replicas: &Replicas) -> FeedStep {
         if serves_feed(replicas) || std::mem::take(&mut self.pause) {
             return FeedStep::Wait(PAUSE_MS);
         }
@@ -122,9 +116,9 @@ fn source(meta: &MetaState, seeds: &[NodeId], me: NodeId, failures: usize) -> Op
 /// off, and its empty answers would be taken for "no changes". So would those of a damaged one that applies no
 /// more; that its place is to be taken by another replica, such a node learns by the feed.
 #[must_use]
-pub fn serves_feed(replicas: &[ReplicaStatus]) -> bool {
-    replicas.iter().any(|replica| {
-        let Some(group) = replica.group.as_ref().filter(|_| replica.shard == ShardId::META) else { return false };
+pub fn serves_feed(replicas: &Replicas) -> bool {
+    replicas.of_shard(ShardId::META).any(|replica| {
+        let Some(group) = replica.group.as_ref() else { return false };
         let is_stuck = replica.damaged && replica.applied < group.commit;
         group.conf.is_voter(replica.replica) && group.leader.0 != 0 && !is_stuck
     })
@@ -136,7 +130,7 @@ pub fn serves_feed(replicas: &[ReplicaStatus]) -> bool {
 ///
 /// # Errors
 /// This node does not serve the feed.
-pub fn feed_wait_ms(replicas: &[ReplicaStatus], wait_ms: u32) -> Result<u64, RequestError> {
+pub fn feed_wait_ms(replicas: &Replicas, wait_ms: u32) -> Result<u64, RequestError> {
     if serves_feed(replicas) { Ok(wait_ms.min(WAIT_MS_MAX).into()) } else { Err(RequestError::UnknownShard) }
 }
 
@@ -164,7 +158,7 @@ mod tests {
 
     /// Node 9 follows a group of voters 1 and 2, among nodes 1 to 4, and knows seed 7.
     fn follow(follower: &mut FeedFollower, meta: &Meta) -> FeedStep {
-        follower.next(node(9), &meta.state(), &[node(7)], &[])
+        follower.next(node(9), &meta.state(), &[node(7)], &Replicas::default())
     }
 
     fn requested(step: FeedStep) -> Option<(u64, u64)> {
@@ -198,8 +192,8 @@ mod tests {
     fn seeds_are_the_sources_while_the_metadata_names_no_node() {
         let empty = Arc::new(MetaState::default());
         let mut follower = FeedFollower::default();
-        assert_eq!(requested(follower.next(node(9), &empty, &[node(9), node(7)], &[])), Some((7, 0)));
-        assert_eq!(follower.next(node(9), &empty, &[node(9)], &[]), FeedStep::Wait(PAUSE_MS));
+        assert_eq!(requested(follower.next(node(9), &empty, &[node(9), node(7)], &Replicas::default())), Some((7, 0)));
+        assert_eq!(follower.next(node(9), &empty, &[node(9)], &Replicas::default()), FeedStep::Wait(PAUSE_MS));
     }
 
     #[test]
@@ -246,16 +240,17 @@ mod tests {
         let meta = two_voters();
         let mut replica = leads(0, &[(1, 1), (2, 2)], &[]);
         let mut follower = FeedFollower::default();
-        let serving = [replica.clone()];
+        let of = |replica: &flotilla_replication::ReplicaStatus| [replica.clone()].into_iter().collect::<Replicas>();
+        let serving = of(&replica);
         assert_eq!(feed_wait_ms(&serving, 60_000), Ok(WAIT_MS_MAX.into()));
         assert_eq!(follower.next(node(1), &meta.state(), &[], &serving), FeedStep::Wait(PAUSE_MS));
 
         replica.group.as_mut().expect("a group").leader = ReplicaId::NONE;
-        let cut_off = [replica.clone()];
+        let cut_off = of(&replica);
         assert_eq!(feed_wait_ms(&cut_off, 10), Err(RequestError::UnknownShard));
         assert_eq!(requested(follower.next(node(1), &meta.state(), &[], &cut_off)).map(|(source, _)| source), Some(2));
 
         replica.shard = ShardId(3);
-        assert_eq!(feed_wait_ms(&[replica], 10), Err(RequestError::UnknownShard));
+        assert_eq!(feed_wait_ms(&of(&replica), 10), Err(RequestError::UnknownShard));
     }
 }

@@ -28,7 +28,7 @@ impl LeaderChanges {
 
     /// Forgets shards that the map does not have, once they may be more than those that it has.
     pub(crate) fn forget_dropped(&mut self, map: &ShardMap) {
-        if self.terms.len() > 2 * map.shards().len() + SPARE_TERMS {
+        if self.terms.len() > 2 * map.shard_count() + SPARE_TERMS {
             self.terms.retain(|shard, _| map.shard(*shard).is_some());
         }
     }

@@ -10,18 +10,20 @@
 //! an election brought back to it, and waits for none of it: no other node hands anything to it.
 //!
 //! How many transfers are in flight follows from the excess, up to [`TRANSFERS_MAX`]: thousands move within
-//! seconds, and a few cause no burst. A pass costs what the replicas here cost to look at; the preferred
-//! leaders are computed again only when what they depend on has changed.
+//! seconds, and a few cause no burst. A pass costs what has changed and what another node should lead. The
+//! preferred leaders are computed again, for all shards, only when what they depend on has changed: at once
+//! when a node may lead or may no longer, and after a pause that grows with the shards when their voters
+//! have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_membership::NodeState;
-use flotilla_meta::NodeState as AdminState;
+use flotilla_meta::{MetaState, NodeState as AdminState, ShardRecord};
 use flotilla_placement::preferred_leaders;
-use flotilla_replication::GroupStatus;
+use flotilla_replication::{GroupStatus, ReplicaStatus};
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId};
 
-use super::{Action, Reconciler, View};
+use super::{Action, Reconciler, View, last_look::LastLook};
 
 /// Transfers that a node has in flight, at most. Divided among the nodes that leaderships may move to, so
 /// that about as many are in flight to a node that all others transfer to. Each stops its shard for a vote.
@@ -33,8 +35,10 @@ const SHARE: usize = 4;
 
 /// Interval while leaderships move, in milliseconds.
 const BUSY_MS: u64 = 100;
-/// Interval at other times, in milliseconds; also between two looks at changed metadata.
+/// Interval at other times, in milliseconds; also between two computations because of changed voters.
 const IDLE_MS: u64 = 1_000;
+/// Or one millisecond for so many shards, if that is longer. Computing takes some microseconds for each.
+const SHARDS_PER_MS: u64 = 2;
 /// How long a transfer counts as in flight at most, in milliseconds: Raft gives it up after an election
 /// timeout.
 const IN_FLIGHT_MS: u64 = 1_000;
@@ -52,6 +56,9 @@ const LAG_ENTRIES_MAX: u64 = 64;
 #[derive(Debug, Default)]
 pub struct Leaders {
     preferred: Preferred,
+    last_look: LastLook,
+    /// The shards that are led here and that another node should lead.
+    misplaced: BTreeMap<ShardId, NodeId>,
     /// The last transfer of each shard from here, for twice as long as it delays the next one.
     moved: BTreeMap<ShardId, Transfer>,
     /// The last start of each node and when it was noticed: 0 if before this reconciler began.
@@ -64,8 +71,14 @@ pub struct Leaders {
 struct Preferred {
     leaders: BTreeMap<ShardId, NodeId>,
     usable: BTreeSet<NodeId>,
-    meta_version: u64,
+    /// The metadata that was looked at last.
+    meta: MetaState,
+    /// Whether voters have changed since.
+    is_outdated: bool,
     computed_ms: u64,
+    /// By how much each node leads more shards than it should, among those with a replica here. The metadata
+    /// group does not count.
+    excess: BTreeMap<NodeId, i64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,12 +90,24 @@ struct Transfer {
 }
 
 impl Transfer {
+    fn is_in_flight(&self, now_ms: u64) -> bool {
+        self.at_ms + IN_FLIGHT_MS > now_ms
+    }
+
     fn wait_ms(&self) -> u64 {
         TRANSFER_AGAIN_MS << self.repeated.min(DOUBLINGS_MAX)
     }
 }
 
 impl Leaders {
+    /// Makes the next pass look at every shard.
+    #[cfg(test)]
+    pub(super) fn look_anew(&mut self) {
+        self.last_look = LastLook::default();
+        self.preferred.excess.clear();
+        self.misplaced.clear();
+    }
+
     /// The nodes that may lead: in service, and up for a while since they started.
     fn usable(&mut self, view: &View<'_>) -> BTreeSet<NodeId> {
         let me = view.me.node;
@@ -105,36 +130,73 @@ impl Leaders {
         usable
     }
 
-    /// Whether another node should lead a shard that is led here.
-    fn leads_others(&self, view: &View<'_>) -> bool {
-        view.led().any(|(replica, _)| self.preferred.other_leader(view, replica.shard).is_some())
+    /// Looks at what has changed, or at all replicas here if the preferred leaders have.
+    fn look(&mut self, view: &View<'_>) {
+        let usable = self.usable(view);
+        let computed = self.preferred.update(view, usable);
+        let mut shards = self.last_look.changes(view, |before, after| {
+            self.preferred.count(before, -1);
+            self.preferred.count(after, 1);
+            true
+        });
+        if computed {
+            self.preferred.excess.clear();
+            view.replicas.iter().for_each(|replica| self.preferred.count(Some(replica), 1));
+            shards.extend(view.replicas.iter().map(|replica| replica.shard));
+        }
+        for shard in shards {
+            let led = view.leader_of(shard).is_some();
+            match self.preferred.other_leader(view, shard).filter(|_| led) {
+                Some(to) => self.misplaced.insert(shard, to),
+                None => self.misplaced.remove(&shard),
+            };
+        }
     }
 
-    /// The leaderships here that another node should hold and can take over, and how many transfers are in
-    /// flight to each node.
-    fn candidates(&self, view: &View<'_>) -> (Vec<(ShardId, NodeId)>, BTreeMap<NodeId, usize>) {
-        let (mut ready, mut in_flight) = (Vec::new(), BTreeMap::new());
+    /// How many transfers are in flight to each node.
+    fn in_flight(&self, view: &View<'_>) -> BTreeMap<NodeId, usize> {
+        let mut in_flight = BTreeMap::new();
+        for (shard, transfer) in &self.moved {
+            if transfer.is_in_flight(view.now_ms) && self.misplaced.contains_key(shard) {
+                *in_flight.entry(transfer.to).or_default() += 1;
+            }
+        }
+        in_flight
+    }
+
+    /// The leaderships here that another node should hold and can take over. Without an excess only that of
+    /// the metadata group, which is the first shard: a node may lead many for another that has as many.
+    fn ready(&self, view: &View<'_>) -> Vec<(ShardId, NodeId)> {
+        let has_excess = self.preferred.excess_of(view.me.node) > 0;
+        let mut ready = Vec::new();
         let empties = empties(view);
-        for (replica, group) in view.led() {
-            let Some(to) = self.preferred.other_leader(view, replica.shard) else { continue };
-            match self.moved.get(&replica.shard) {
-                Some(last) if last.at_ms + IN_FLIGHT_MS > view.now_ms => *in_flight.entry(last.to).or_default() += 1,
+        for (shard, to) in self.misplaced.iter().take_while(|(shard, _)| has_excess || **shard == ShardId::META) {
+            let (to, Some((replica, group))) = (*to, view.leader_of(*shard)) else { continue };
+            match self.moved.get(shard) {
+                Some(last) if last.is_in_flight(view.now_ms) => {}
                 Some(last) if !empties && last.at_ms + last.wait_ms() > view.now_ms => {}
                 _ if replica.descriptor.replica_on(to).is_some_and(|held| is_ready(group, held.replica)) => {
-                    ready.push((replica.shard, to));
+                    ready.push((*shard, to));
                 }
                 _ => {}
             }
         }
-        (ready, in_flight)
+        ready
     }
 }
 
 impl Preferred {
-    fn update(&mut self, view: &View<'_>, usable: BTreeSet<NodeId>) {
-        let is_due = self.meta_version != view.meta.version() && self.computed_ms + IDLE_MS <= view.now_ms;
+    /// Returns whether the preferred leaders were computed again.
+    fn update(&mut self, view: &View<'_>, usable: BTreeSet<NodeId>) -> bool {
+        let voters_differ = |(_, before, after): (_, Option<&ShardRecord>, Option<&ShardRecord>)| {
+            before.map(|shard| &shard.descriptor.replicas) != after.map(|shard| &shard.descriptor.replicas)
+        };
+        self.is_outdated |= view.meta.shard_changes(&self.meta).any(voters_differ);
+        self.meta = view.meta.clone();
+        let pause_ms = IDLE_MS.max(self.leaders.len() as u64 / SHARDS_PER_MS);
+        let is_due = self.is_outdated && self.computed_ms + pause_ms <= view.now_ms;
         if !is_due && self.usable == usable {
-            return;
+            return false;
         }
         // Balanced separately, because leading the metadata group is almost no work: counted together, a node
         // would lose a shard to it.
@@ -142,7 +204,9 @@ impl Preferred {
             view.meta.shards().map(|shard| &shard.descriptor).partition(|shard| shard.shard == ShardId::META);
         let mut leaders = preferred_leaders(shards, &usable);
         leaders.extend(preferred_leaders(meta, &usable));
-        *self = Self { leaders, usable, meta_version: view.meta.version(), computed_ms: view.now_ms };
+        (self.leaders, self.usable) = (leaders, usable);
+        (self.is_outdated, self.computed_ms) = (false, view.now_ms);
+        true
     }
 
     /// The node that should lead this shard, if it is another one. A voter that the shard is about to replace
@@ -153,18 +217,18 @@ impl Preferred {
         (intent.is_empty() || intent.iter().any(|held| held.node == to)).then_some(to)
     }
 
-    /// By how much each node leads more shards than it should, among those with a replica here. The metadata
-    /// group does not count.
-    fn excess(&self, view: &View<'_>) -> BTreeMap<NodeId, i64> {
-        let mut excess: BTreeMap<_, i64> = BTreeMap::new();
-        for replica in view.replicas.iter().filter(|replica| replica.shard != ShardId::META) {
-            let leader = replica.group.as_ref().and_then(|group| replica.descriptor.node_of(group.leader));
-            if let (Some(leader), Some(preferred)) = (leader, self.leaders.get(&replica.shard)) {
-                *excess.entry(leader).or_default() += 1;
-                *excess.entry(*preferred).or_default() -= 1;
-            }
+    /// Counts a replica here for the excess, or no longer.
+    fn count(&mut self, replica: Option<&ReplicaStatus>, change: i64) {
+        let Some(replica) = replica.filter(|replica| replica.shard != ShardId::META) else { return };
+        let leader = replica.group.as_ref().and_then(|group| replica.descriptor.node_of(group.leader));
+        if let (Some(leader), Some(preferred)) = (leader, self.leaders.get(&replica.shard)) {
+            *self.excess.entry(leader).or_default() += change;
+            *self.excess.entry(*preferred).or_default() -= change;
         }
-        excess
+    }
+
+    fn excess_of(&self, node: NodeId) -> i64 {
+        self.excess.get(&node).copied().unwrap_or(0)
     }
 
     /// Which of the leaderships that are ready to move are transferred now.
@@ -178,9 +242,7 @@ impl Preferred {
         if ready.is_empty() {
             return meta;
         }
-        let excess = self.excess(view);
-        let excess_of = |node: NodeId| excess.get(&node).copied().unwrap_or(0);
-        let mine = usize::try_from(excess_of(view.me.node)).unwrap_or(0);
+        let mine = usize::try_from(self.excess_of(view.me.node)).unwrap_or(0);
         let moving: usize = in_flight.values().sum();
         let together_max = (mine / SHARE).clamp(TRANSFERS_MIN, TRANSFERS_MAX).min(mine);
         let mut budget = together_max.saturating_sub(moving);
@@ -192,7 +254,7 @@ impl Preferred {
         for only_to_needy in [true, false] {
             for &(shard, to) in &ready {
                 let to_this = in_flight.entry(to).or_default();
-                let needs_more = excess_of(to) + (*to_this as i64) < 0;
+                let needs_more = self.excess_of(to) + (*to_this as i64) < 0;
                 if budget > 0 && *to_this < to_each_max && (needs_more || !only_to_needy) {
                     (budget, *to_this) = (budget - 1, *to_this + 1);
                     chosen.push((shard, to));
@@ -214,11 +276,10 @@ impl Reconciler for Leaders {
 
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
         let now_ms = view.now_ms;
-        let usable = self.usable(view);
-        self.preferred.update(view, usable);
+        self.look(view);
         self.moved.retain(|_, transfer| transfer.at_ms + 2 * transfer.wait_ms() > now_ms);
-        let (ready, in_flight) = self.candidates(view);
-        let moving = !in_flight.is_empty() || (empties(view) && self.leads_others(view));
+        let (ready, in_flight) = (self.ready(view), self.in_flight(view));
+        let moving = !in_flight.is_empty() || (empties(view) && !self.misplaced.is_empty());
         let chosen = self.preferred.choose(view, &ready, in_flight);
         for (shard, to) in &chosen {
             let repeated = self.moved.get(shard).map_or(0, |last| last.repeated + 1);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flotilla_meta::{MetaState, SHARDS_MAX};
-use flotilla_replication::{ReplicaStatus, Role};
+use flotilla_replication::{ReplicaStatus, Replicas, Role};
 
 use super::*;
 use crate::core::{
@@ -211,6 +211,8 @@ struct FleetNode {
     leaders: Leaders,
     cluster: ClusterView,
     replicas: Vec<ReplicaStatus>,
+    /// The same, as the host publishes it.
+    published: Replicas,
     led: usize,
     next_ms: u64,
 }
@@ -228,6 +230,7 @@ impl FleetNode {
         self.led -= usize::from(group.role == Role::Leader);
         (group.role, group.leader) = (if leader == me { Role::Leader } else { Role::Follower }, successor);
         self.led += usize::from(leader == me);
+        self.published.set(replica.clone());
     }
 }
 
@@ -249,7 +252,8 @@ impl Fleet {
         let start = |id: u64| {
             let cluster = ClusterView::new(node(id), MetaState::clone(&state));
             let (leaders, led, next_ms) = (Leaders::default(), shards, 100_000 + 37 * id);
-            let mut me = FleetNode { leaders, cluster, replicas: replicas.clone(), led, next_ms };
+            let (replicas, published) = (replicas.clone(), replicas.iter().cloned().collect());
+            let mut me = FleetNode { leaders, cluster, replicas, published, led, next_ms };
             for other in &everywhere {
                 me.hears(*other, NodeState::Alive, 0);
             }
@@ -290,7 +294,7 @@ impl Fleet {
             me: &local_node(id.0),
             meta: &self.state,
             members: me.cluster.members(),
-            replicas: &me.replicas,
+            replicas: &me.published,
             now_ms: self.now_ms,
             wall_ms: self.now_ms,
         });

@@ -16,10 +16,10 @@ use std::{
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{MetaCommand, MetaState, ReplicaStatus, ShardRecord};
-use flotilla_replication::{Follower, LostReason, ReplicaStatus as HostedReplica, Role};
+use flotilla_replication::{Follower, LostReason, ReplicaStatus as HostedReplica, Replicas, Role};
 use flotilla_types::{NodeId, ReplicaId, ReplicaRole, ShardId};
 
-use super::{Action, Outcome, Reconciler, View, step::is_caught_up};
+use super::{Action, Outcome, Reconciler, View, last_look::LastLook, step::is_caught_up};
 
 /// Minimum time between two transfers of a shard's leadership away from damage here: should the others be
 /// damaged too, it goes around slowly. Milliseconds.
@@ -48,6 +48,10 @@ pub struct Lifecycle {
     /// When a damaged leader of a shard here was last told to give its leadership away.
     transferred: BTreeMap<ShardId, u64>,
     last_pass_ms: u64,
+    last_look: LastLook,
+    /// Shards of whose replicas here one is lost or damaged, is to be created or destroyed, or is newer than the
+    /// metadata.
+    unsettled: BTreeSet<ShardId>,
 }
 
 /// How far the data folder can be trusted.
@@ -64,9 +68,16 @@ enum Folder {
 }
 
 impl Lifecycle {
+    /// Makes the next pass look at every shard.
+    #[cfg(test)]
+    pub(super) fn look_anew(&mut self) {
+        self.last_look = LastLook::default();
+    }
+
     /// Records that the host gave up replicas.
     pub fn on_loss(&mut self, loss: &Lost) {
         self.lost.extend(loss.replicas.iter().map(|(_, replica)| *replica));
+        self.unsettled.extend(loss.replicas.iter().map(|(shard, _)| *shard));
         if loss.reason == LostReason::RolledBack {
             self.folder = Folder::RolledBack;
         }
@@ -74,15 +85,11 @@ impl Lifecycle {
 
     /// Destroys the replicas that are assigned here but unknown to the folder, so that their ids are never
     /// used again.
-    fn destroy_forgotten(
-        &mut self,
-        fresh: &MetaState,
-        node: NodeId,
-        here: &BTreeSet<(ShardId, ReplicaId)>,
-    ) -> Vec<Action> {
+    fn destroy_forgotten(&mut self, fresh: &MetaState, node: NodeId, here: &Replicas) -> Vec<Action> {
         let mut actions = Vec::new();
         for (record, replica) in fresh.desired_on(node) {
-            if !here.contains(&(record.id, replica)) && self.lost.insert(replica) {
+            if here.get(replica).is_none() && self.lost.insert(replica) {
+                self.unsettled.insert(record.id);
                 actions.push(Action::Destroy { replica });
             }
         }
@@ -90,29 +97,47 @@ impl Lifecycle {
         actions
     }
 
-    /// Compares the replicas assigned to this node with those that are `here`.
-    fn compare(&mut self, view: &View<'_>, here: &BTreeSet<(ShardId, ReplicaId)>) -> Vec<Action> {
-        let mut actions = Vec::new();
-        let mut proposals = Vec::new();
-        for (record, replica) in view.meta.desired_on(view.me.node) {
-            if self.lost.contains(&replica) {
-                if !self.replaced.contains_key(&record.id) {
-                    proposals.push(Action::Propose(MetaCommand::ReplaceReplica { shard: record.id, replica }));
+    /// Compares the replicas assigned to this node with those that are here.
+    fn compare(&mut self, view: &View<'_>) -> Vec<Action> {
+        let is_damaged = |replica: Option<&HostedReplica>| replica.map(|replica| replica.damaged);
+        let mut shards = self.last_look.changes(view, |before, after| is_damaged(before) != is_damaged(after));
+        shards.append(&mut self.unsettled);
+        let (mut actions, mut destructions, mut proposals) = (Vec::new(), Vec::new(), Vec::new());
+        let mut repairs = Vec::new();
+        for shard in shards {
+            let desired = view.meta.shard(shard).and_then(|record| Some((record, record.desired_on(view.me.node)?)));
+            let mut settled = true;
+            match desired {
+                Some((_, replica)) if self.lost.contains(&replica) => {
+                    settled = false;
+                    if !self.replaced.contains_key(&shard) {
+                        proposals.push(Action::Propose(MetaCommand::ReplaceReplica { shard, replica }));
+                    }
                 }
-            } else if !here.contains(&(record.id, replica)) {
-                let founding = record.is_initial(replica);
-                let descriptor = if founding { &record.initial } else { &record.descriptor };
-                actions.push(Action::Create { replica, descriptor: descriptor.clone(), founding });
+                Some((record, replica)) if view.replicas.get(replica).is_none() => {
+                    settled = false;
+                    let founding = record.is_initial(replica);
+                    let descriptor = if founding { &record.initial } else { &record.descriptor };
+                    actions.push(Action::Create { replica, descriptor: descriptor.clone(), founding });
+                }
+                _ => {}
+            }
+            for here in view.replicas.of_shard(shard) {
+                let status = view.meta.replica_status(shard, here.replica);
+                settled &= status == ReplicaStatus::InUse && !here.damaged;
+                if here.damaged && !self.lost.contains(&here.replica) {
+                    repairs.extend(self.repair(view, here));
+                }
+                if status == ReplicaStatus::Obsolete {
+                    destructions.push(Action::Destroy { replica: here.replica });
+                }
+            }
+            if !settled {
+                self.unsettled.insert(shard);
             }
         }
-        for (shard, replica) in here {
-            if view.meta.replica_status(*shard, *replica) == ReplicaStatus::Obsolete {
-                actions.push(Action::Destroy { replica: *replica });
-            }
-        }
-        actions.extend(view.replicas.iter().filter(|replica| replica.damaged).filter_map(|replica| {
-            if self.lost.contains(&replica.replica) { None } else { self.repair(view, replica) }
-        }));
+        actions.append(&mut destructions);
+        actions.append(&mut repairs);
         actions.append(&mut proposals);
         actions
     }
@@ -165,14 +190,13 @@ impl Reconciler for Lifecycle {
         self.last_pass_ms = view.now_ms;
         self.replaced.retain(|_, at_ms| *at_ms + REPLACE_AGAIN_MS > view.now_ms);
         self.transferred.retain(|_, at_ms| *at_ms + TRANSFER_AGAIN_MS > view.now_ms);
-        let here = view.replicas.iter().map(|replica| (replica.shard, replica.replica)).collect();
         match std::mem::take(&mut self.folder) {
-            Folder::Complete => self.compare(view, &here),
+            Folder::Complete => self.compare(view),
             Folder::RolledBack => {
                 self.folder = Folder::RolledBack;
                 vec![Action::FetchMeta]
             }
-            Folder::MetaFetched(fresh) => self.destroy_forgotten(&fresh, view.me.node, &here),
+            Folder::MetaFetched(fresh) => self.destroy_forgotten(&fresh, view.me.node, view.replicas),
         }
     }
 

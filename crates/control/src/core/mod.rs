@@ -11,10 +11,13 @@ mod announce;
 mod cluster_view;
 mod contact;
 mod feed;
+mod last_look;
 mod leader_changes;
 mod leaders;
 mod lifecycle;
 mod operations;
+#[cfg(test)]
+mod passes_tests;
 mod peers;
 mod placement;
 mod reconciler;

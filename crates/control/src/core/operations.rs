@@ -1,7 +1,7 @@
 //! What changes the shards that are led here, since when and how far it is: for operators. It decides nothing.
 //!
-//! A leader derives it from its status and the intent in a pass that looks at every shard it leads anyway;
-//! only shards that change take memory. `since` begins anew with another leader.
+//! A leader derives it from its status and the intent in a pass that looks at every shard that changes anyway;
+//! only those take memory. `since` begins anew with another leader.
 
 use std::collections::BTreeMap;
 
@@ -154,16 +154,17 @@ fn from_wire(operation: &peer::Operation) -> Option<Operation> {
     })
 }
 
-/// The operations of the shards that are led here, and when their phases began.
+/// The operations of the shards that are led here.
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
+    /// Of each shard that changes.
+    changing: BTreeMap<ShardId, Vec<Operation>>,
     shown: Operations,
-    since: BTreeMap<(ShardId, OperationKind, ReplicaId), (OperationPhase, u64)>,
-    next: Operations,
 }
 
 impl Tracker {
-    /// Adds what changes a shard that is led here. `gives_up` if its leader is to lead nothing.
+    /// Takes what changes a shard that is led here, and returns whether anything does. `gives_up` if its leader
+    /// is to lead nothing.
     pub(super) fn observe(
         &mut self,
         leader: &ReplicaStatus,
@@ -171,33 +172,41 @@ impl Tracker {
         intent: &[PlanReplica],
         gives_up: bool,
         wall_ms: u64,
-    ) {
+    ) -> bool {
         let shard = leader.shard;
-        let since = &self.since;
-        let next = &mut self.next;
+        let before = self.changing.remove(&shard).unwrap_or_default();
+        let mut operations = Vec::new();
         each_change(leader, group, intent, gives_up, |kind, phase, replica, node| {
-            let known = since.get(&(shard, kind, replica)).filter(|known| known.0 == phase);
+            let is_same = |known: &&Operation| (known.kind, known.phase, known.replica) == (kind, phase, replica);
+            let known = before.iter().find(is_same);
             let follower = group.followers.iter().find(|follower| follower.replica == replica);
-            next.push(Operation {
+            operations.push(Operation {
                 shard,
                 kind,
                 phase,
                 replica,
                 node,
-                since_ms: known.map_or(wall_ms, |known| known.1),
+                since_ms: known.map_or(wall_ms, |known| known.since_ms),
                 lag: follower.map(|follower| group.commit.0.saturating_sub(follower.matched.0)),
                 fetched: None,
             });
         });
+        let changes = !operations.is_empty();
+        if changes {
+            self.changing.insert(shard, operations);
+        }
+        changes
     }
 
-    /// Ends a pass over all shards that are led here.
+    /// Forgets a shard that is not led here any more.
+    pub(super) fn forget(&mut self, shard: ShardId) {
+        self.changing.remove(&shard);
+    }
+
+    /// Ends a pass.
     pub(super) fn finish(&mut self) {
-        self.shown = std::mem::take(&mut self.next);
-        let started = |operation: &Operation| {
-            ((operation.shard, operation.kind, operation.replica), (operation.phase, operation.since_ms))
-        };
-        self.since = self.shown.operations.iter().map(started).collect();
+        self.shown = Operations::default();
+        self.changing.values().flatten().for_each(|operation| self.shown.push(*operation));
     }
 
     pub(super) fn shown(&self) -> &Operations {

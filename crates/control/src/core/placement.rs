@@ -5,8 +5,8 @@
 //! healthy replicas stay where they are until no node has joined for a while.
 
 use flotilla_membership::NodeState;
-use flotilla_meta::{Liveness, MetaCommand, NodeState as AdminState, Setting};
-use flotilla_placement::plan;
+use flotilla_meta::{Liveness, MetaCommand, MetaState, NodeState as AdminState, Setting};
+use flotilla_placement::Planning;
 use flotilla_types::{NodeId, ShardId};
 
 use super::{Action, Reconciler, View};
@@ -17,7 +17,45 @@ const SETTLE_MS: u64 = 20_000;
 /// Plans while this node leads the metadata group.
 #[derive(Debug, Default)]
 pub struct Placement {
-    leading_since_ms: Option<u64>,
+    leading: Option<Leading>,
+}
+
+#[derive(Debug)]
+struct Leading {
+    since_ms: u64,
+    planning: Planning,
+    /// The metadata that plans know.
+    meta: MetaState,
+}
+
+impl Placement {
+    /// Makes the next pass plan without any memory.
+    #[cfg(test)]
+    pub(super) fn look_anew(&mut self) {
+        self.leading = self.leading.take().map(|leading| Leading::since(leading.since_ms));
+    }
+}
+
+impl Leading {
+    fn since(now_ms: u64) -> Self {
+        Self { since_ms: now_ms, planning: Planning::default(), meta: MetaState::default() }
+    }
+
+    /// Tells the plans what has changed.
+    fn follow(&mut self, view: &View<'_>, grace_ms: u64) {
+        let nodes = view.meta.plan_nodes(|node| {
+            let (state, since_ms) = view.members.liveness(node);
+            liveness(state, since_ms, self.since_ms, view.now_ms, grace_ms)
+        });
+        self.planning.set_nodes(nodes);
+        // How many replicas the metadata group should have is a setting.
+        let changed = view.meta.shard_changes(&self.meta).map(|(shard, ..)| shard).chain([ShardId::META]);
+        for shard in changed {
+            let now = view.meta.shard(shard).map(|record| view.meta.plan_shard(record));
+            self.planning.set_shard(shard, now);
+        }
+        self.meta = view.meta.clone();
+    }
 }
 
 impl Reconciler for Placement {
@@ -26,21 +64,18 @@ impl Reconciler for Placement {
     }
 
     fn reconcile(&mut self, view: &View<'_>) -> Vec<Action> {
-        if !view.led().any(|(replica, _)| replica.shard == ShardId::META) {
-            self.leading_since_ms = None;
+        if view.leader_of(ShardId::META).is_none() {
+            self.leading = None;
             return Vec::new();
         }
-        let leading_since_ms = *self.leading_since_ms.get_or_insert(view.now_ms);
-        let grace_ms = view.meta.setting(Setting::DeadNodeGraceMs);
-        let mut input = view.meta.plan_input(|node| {
-            let (state, since_ms) = view.members.liveness(node);
-            liveness(state, since_ms, leading_since_ms, view.now_ms, grace_ms)
-        });
+        let leading = self.leading.get_or_insert_with(|| Leading::since(view.now_ms));
+        leading.follow(view, view.meta.setting(Setting::DeadNodeGraceMs));
+        let (balance_threshold, mut moves_max) = view.meta.plan_limits();
         let youngest_ms = view.meta.nodes().map(|node| node.joined_at_ms).max().unwrap_or(0);
         if view.wall_ms < youngest_ms + SETTLE_MS {
-            input.moves_max = 0;
+            moves_max = 0;
         }
-        let plan = plan(&input);
+        let plan = leading.planning.plan(balance_threshold, moves_max);
         for change in &plan.changes {
             tracing::info!(?change, "placement");
         }

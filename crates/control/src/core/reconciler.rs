@@ -1,12 +1,13 @@
 //! The interface of all reconcilers: the view they get, the actions they return, the outcomes they receive.
 //!
 //! Invariants: a reconciler keeps no state that it cannot derive again from a view, so it may be restarted at
-//! any moment and its driver may skip actions; equal sequences of views and outcomes give equal actions.
+//! any moment and its driver may skip actions; equal sequences of views and outcomes give equal actions. A pass
+//! costs what has changed since the last one and what is unsettled, not what the node or the cluster holds.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use flotilla_meta::{Addresses, MetaCommand, MetaReply, MetaState};
-use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Role};
+use flotilla_replication::{ConfChange, GroupStatus, ReplicaStatus, Replicas, Role};
 use flotilla_types::{
     ClusterVersion, HostPort, Incarnation, Locality, NodeId, ReplicaId, ShardDescriptor, ShardId, VersionRange,
 };
@@ -43,7 +44,7 @@ pub struct View<'a> {
     /// Liveness of the nodes.
     pub members: &'a Members,
     /// Its replicas.
-    pub replicas: &'a [ReplicaStatus],
+    pub replicas: &'a Replicas,
     /// Milliseconds on its monotonic clock.
     pub now_ms: u64,
     /// Unix milliseconds on its wall clock.
@@ -51,12 +52,21 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// The replicas here that lead their shard.
+    /// Every replica here that leads its shard. Visits all replicas.
     pub(crate) fn led(&self) -> impl Iterator<Item = (&'a ReplicaStatus, &'a GroupStatus)> + use<'a> {
-        self.replicas
-            .iter()
-            .filter_map(|replica| Some((replica, replica.group.as_ref().filter(|group| group.role == Role::Leader)?)))
+        self.replicas.iter().filter_map(leading)
     }
+
+    /// The replica here that leads this shard.
+    pub(crate) fn leader_of(&self, shard: ShardId) -> Option<(&'a ReplicaStatus, &'a GroupStatus)> {
+        self.replicas.of_shard(shard).find_map(leading)
+    }
+}
+
+/// The replica with its group, if it leads its shard.
+fn leading(replica: &ReplicaStatus) -> Option<(&ReplicaStatus, &GroupStatus)> {
+    let group = replica.group.as_ref().filter(|group| group.role == Role::Leader)?;
+    Some((replica, group))
 }
 
 /// What a reconciler asks its driver to do.

@@ -21,7 +21,7 @@ const NEWER_MAX: usize = 1_024;
 pub(crate) struct Routing {
     meta: Arc<MetaState>,
     /// Shards whose descriptors are newer than the metadata's.
-    newer: BTreeMap<ShardId, Shard>,
+    newer: BTreeMap<ShardId, Arc<Shard>>,
     map: Arc<ShardMap>,
 }
 
@@ -44,7 +44,7 @@ impl Routing {
         &self.map
     }
 
-    /// What follows from this metadata; `None` if it is not newer.
+    /// What follows from this metadata; `None` if it is not newer. Costs what the metadata has changed.
     #[must_use]
     pub(crate) fn offered(&self, meta: &Arc<MetaState>) -> Option<Self> {
         if meta.version() <= self.meta.version() {
@@ -57,9 +57,15 @@ impl Routing {
             // reported.
             None => self.meta.shard(*id).is_none() && meta.collection_with_id(shard.collection).is_some(),
         });
-        let mut map = meta.shard_map();
-        if !newer.is_empty() {
-            map = map.with(newer.values());
+        let changed = meta.shard_changes(&self.meta).map(|(id, ..)| id);
+        let overtaken = self.newer.keys().copied().filter(|id| !newer.contains_key(id));
+        let now = |id| {
+            let recorded = || meta.shard(id).map(|record| Arc::new(record.reported()));
+            (id, newer.get(&id).cloned().or_else(recorded))
+        };
+        let mut map = self.map.with(meta.version(), changed.chain(overtaken).map(now));
+        if !meta.has_collections_of(&self.meta) {
+            map = map.with_collections(meta.collections().cloned());
         }
         Some(Self { meta: meta.clone(), newer, map: Arc::new(map) })
     }
@@ -79,15 +85,18 @@ impl Routing {
         let mut news = now.iter().filter(is_news).peekable();
         news.peek()?;
         let mut newer = self.newer.clone();
+        let mut taken = Vec::new();
         for descriptor in news {
             if newer.len() < NEWER_MAX || newer.contains_key(&descriptor.shard) {
-                newer.insert(descriptor.shard, Shard { collection, descriptor: descriptor.clone() });
+                let shard = Arc::new(Shard { collection, descriptor: descriptor.clone() });
+                newer.insert(descriptor.shard, shard.clone());
+                taken.push((descriptor.shard, Some(shard)));
             }
         }
-        if newer == self.newer {
+        if taken.is_empty() {
             return None;
         }
-        let map = Arc::new(self.map.with(newer.values()));
+        let map = Arc::new(self.map.with(self.map.version(), taken));
         Some(Self { meta: self.meta.clone(), newer, map })
     }
 }
@@ -96,6 +105,7 @@ impl Routing {
 mod tests {
     use bytes::Bytes;
     use flotilla_types::{Epoch, KeyRange};
+    use proptest::{collection::vec, prelude::*, sample::Index};
 
     use super::*;
     use crate::core::testing::Meta;
@@ -180,5 +190,84 @@ mod tests {
         assert_eq!(routing.newer.len(), NEWER_MAX);
         let routing = routing.learned(ShardId(2), &[at(&flood[0], 3, 1)]).expect("news of one that is kept");
         assert_eq!((routing.newer.len(), epoch(&routing, ShardId(2))), (NEWER_MAX, Some((3, 1))));
+    }
+
+    /// The routing map as it is by definition: the metadata's shards, or what they said themselves since.
+    fn built_anew(routing: &Routing) -> ShardMap {
+        let (meta, newer) = (routing.meta(), routing.newer.clone());
+        let news = newer.into_iter().map(|(id, shard)| (id, Some(shard)));
+        meta.shard_map().with(meta.version(), news)
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Found(usize),
+        Drop,
+        Join,
+        /// A shard reports a new range epoch, and the half of its range.
+        Report(Index, bool),
+        /// A shard refuses a route with these epochs of it and of a shard beside it.
+        Refuse(Index, u64, u64),
+        Look,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            2 => (1_usize..40).prop_map(Step::Found),
+            1 => Just(Step::Drop),
+            1 => Just(Step::Join),
+            5 => (any::<Index>(), any::<bool>()).prop_map(|(shard, halve)| Step::Report(shard, halve)),
+            5 => (any::<Index>(), 0_u64..5, 0_u64..5).prop_map(|(shard, range, config)| Step::Refuse(shard, range, config)),
+            5 => Just(Step::Look),
+        ]
+    }
+
+    /// Takes a step. Returns the routing after it.
+    fn take(step: &Step, meta: &mut Meta, nodes: &mut u64, routing: Arc<Routing>) -> Arc<Routing> {
+        let state = meta.state();
+        let shards: Vec<_> = state.shards().filter(|shard| shard.id != ShardId::META).collect();
+        let middle = |range: &KeyRange| Bytes::copy_from_slice(&[&range.start[..], b"m"].concat());
+        match step {
+            Step::Found(count) if state.collection("c").is_none() => {
+                meta.collection(&vec![&[1, 2, 3][..]; *count]);
+            }
+            Step::Drop if state.collection("c").is_some() => meta.drop_collection(),
+            Step::Join if *nodes < 40 => {
+                *nodes += 1;
+                meta.join(*nodes);
+            }
+            Step::Report(at, halve) if !shards.is_empty() => {
+                let mut descriptor = at.get(&shards).descriptor.clone();
+                descriptor.epoch.range += 1;
+                if *halve {
+                    descriptor.range.end = middle(&descriptor.range);
+                }
+                meta.apply(&flotilla_meta::MetaCommand::ReportShard { descriptor });
+            }
+            Step::Refuse(at, range, config) if !shards.is_empty() => {
+                let refused_by = at.get(&shards);
+                let mut left = self::at(&refused_by.descriptor, *range, *config);
+                let mut right = ShardDescriptor { shard: ShardId(1_000 + at.index(3) as u64), ..left.clone() };
+                left.range.end = middle(&left.range);
+                right.range.start = left.range.end.clone();
+                return routing.learned(refused_by.id, &[left, right]).map_or(routing, Arc::new);
+            }
+            Step::Look => return routing.offered(&state).map_or(routing, Arc::new),
+            _ => {}
+        }
+        routing
+    }
+
+    proptest! {
+        /// Versions are skipped, shards are founded, split, dropped, and tell of changes before the metadata does.
+        #[test]
+        fn a_map_that_follows_changes_equals_one_that_is_built_anew(steps in vec(any_step(), 1..60)) {
+            let (mut meta, mut nodes) = (Meta::of_nodes(3), 3);
+            let mut routing = Arc::new(Routing::new(meta.state()));
+            for step in &steps {
+                routing = take(step, &mut meta, &mut nodes, routing);
+                prop_assert_eq!(&**routing.map(), &built_anew(&routing), "after {:?}", step);
+            }
+        }
     }
 }

@@ -12,7 +12,9 @@ use flotilla_meta::{MetaCommand, NodeState as AdminState};
 use flotilla_replication::{ConfChange, ReplicaStatus};
 use flotilla_types::{NodeId, ReplicaId, ShardId};
 
-use super::{Action, Operations, Outcome, Reconciler, ShardStep, View, next_shard_step, operations::Tracker};
+use super::{
+    Action, Operations, Outcome, Reconciler, ShardStep, View, last_look::LastLook, next_shard_step, operations::Tracker,
+};
 
 /// Interval after a pass with actions, in milliseconds.
 const BUSY_MS: u64 = 50;
@@ -29,6 +31,11 @@ pub struct ShardsLed {
     /// What nodes were last asked to confirm.
     asked: BTreeMap<NodeId, (ReplicaId, u64)>,
     operations: Tracker,
+    last_look: LastLook,
+    /// Shards that do not match their intent, or whose descriptor is to be reported.
+    unsettled: BTreeSet<ShardId>,
+    /// Whether this node was to lead nothing, at the last look.
+    gave_up: bool,
 }
 
 impl ShardsLed {
@@ -36,6 +43,12 @@ impl ShardsLed {
     #[must_use]
     pub fn operations(&self) -> &Operations {
         self.operations.shown()
+    }
+
+    /// Makes the next pass look at every shard.
+    #[cfg(test)]
+    pub(super) fn look_anew(&mut self) {
+        self.last_look = LastLook::default();
     }
 
     /// The nodes that need the authority before a change.
@@ -61,16 +74,29 @@ impl Reconciler for ShardsLed {
         let mut actions = Vec::new();
         let mut reports = Vec::new();
         let gives_up = view.meta.node(view.me.node).is_some_and(|me| me.state != AdminState::Active);
-        for (replica, group) in view.led() {
-            let Some(record) = view.meta.shard(replica.shard) else { continue };
-            self.operations.observe(replica, group, &record.intent, gives_up, view.wall_ms);
+        let mut shards = self.last_look.changes(view, |_, _| true);
+        shards.append(&mut self.unsettled);
+        if std::mem::replace(&mut self.gave_up, gives_up) != gives_up {
+            shards.extend(view.led().map(|(replica, _)| replica.shard));
+        }
+        for shard in shards {
+            let led =
+                view.leader_of(shard).and_then(|(replica, group)| Some((replica, group, view.meta.shard(shard)?)));
+            let Some((replica, group, record)) = led else {
+                self.operations.forget(shard);
+                continue;
+            };
+            let changes = self.operations.observe(replica, group, &record.intent, gives_up, view.wall_ms);
             let unreported = replica.descriptor.epoch > record.descriptor.epoch;
             let may_lead = |node| {
                 let is_active = view.meta.node(node).is_some_and(|node| node.state == AdminState::Active);
                 is_active && view.members.liveness(node).0 == NodeState::Alive
             };
-            let next = next_shard_step((replica.replica, view.me.node), group, &record.intent, may_lead);
+            let next = next_shard_step(replica.replica, view.me.node, group, &record.intent, may_lead);
             let must_wait = unreported && next != ShardStep::Change(ConfChange::LeaveJoint);
+            if changes || unreported || next != ShardStep::Nothing {
+                self.unsettled.insert(shard);
+            }
             match next {
                 _ if must_wait => {}
                 ShardStep::Nothing => {}

@@ -3,8 +3,7 @@
 //!
 //! Invariants: a replica votes only after it has caught up; all promotions and demotions of a step happen in
 //! one joint change, so a group grows from one voter to three without ever having two; a leader that is to be
-//! demoted first transfers leadership to a caught-up voter that stays, if there is one: before anything else if its
-//! own node gets the replica that takes its place, because a node sends nothing to itself. If a node that may lead
+//! demoted first transfers leadership to a caught-up voter that stays, if there is one. If a node that may lead
 //! holds one that is late, the leader waits for that rather than give leadership to a node that may not.
 
 use std::{cmp::Reverse, collections::BTreeSet};
@@ -30,7 +29,8 @@ pub enum ShardStep {
 /// Decides the next step from the leader's status and the intent.
 #[must_use]
 pub fn next_shard_step(
-    (me, my_node): (ReplicaId, NodeId),
+    me: ReplicaId,
+    here: NodeId,
     status: &GroupStatus,
     intent: &[PlanReplica],
     may_lead: impl Fn(NodeId) -> bool,
@@ -43,19 +43,6 @@ pub fn next_shard_step(
     if wanted.is_empty() {
         return ShardStep::Nothing;
     }
-    let caught_up = |replica: &ReplicaId| is_caught_up(status, *replica);
-    let handover = || {
-        let staying = || intent.iter().filter(|held| held.replica != me && conf.voters.contains(&held.replica));
-        let ready = staying().filter(|held| caught_up(&held.replica));
-        let successor = ready.max_by_key(|held| (may_lead(held.node), Reverse(held.replica)))?;
-        // It would give the leadership away again: better to wait for one that is only late.
-        let waits = !may_lead(successor.node) && staying().any(|held| may_lead(held.node));
-        Some(if waits { ShardStep::Nothing } else { ShardStep::TransferLeadership(successor.replica) })
-    };
-    let is_replaced_here = !wanted.contains(&me) && intent.iter().any(|held| held.node == my_node);
-    if is_replaced_here && let Some(step) = handover() {
-        return step;
-    }
     // Remove before adding, so that a node that fails repeatedly leaves no trail of dead learners.
     if let Some(surplus) = conf.learners.iter().find(|learner| !wanted.contains(learner)) {
         return ShardStep::Change(ConfChange::RemoveLearner { replica: *surplus });
@@ -63,15 +50,28 @@ pub fn next_shard_step(
     if let Some(new) = intent.iter().find(|held| !conf.contains(held.replica)) {
         return ShardStep::Change(ConfChange::AddLearner { replica: new.replica, node: new.node });
     }
+    let caught_up = |replica: &ReplicaId| is_caught_up(status, *replica);
     let promote: Vec<_> = conf.learners.iter().filter(|learner| wanted.contains(learner)).copied().collect();
     let demote: Vec<_> = conf.voters.iter().filter(|voter| !wanted.contains(voter)).copied().collect();
     if !promote.iter().all(caught_up) {
-        return ShardStep::Nothing;
+        // A node sends nothing to itself, so a new replica on this one waits for another leader.
+        let is_here = |replica: &ReplicaId| intent.iter().any(|held| held.replica == *replica && held.node == here);
+        let waits = promote.iter().any(|replica| is_here(replica) && !caught_up(replica));
+        let others = conf.voters.iter().filter(|voter| **voter != me && !is_here(voter) && caught_up(voter));
+        let successor = others.max_by_key(|voter| (wanted.contains(voter), Reverse(**voter)));
+        return successor.filter(|_| waits).map_or(ShardStep::Nothing, |to| ShardStep::TransferLeadership(*to));
     }
-    if demote.contains(&me)
-        && let Some(step) = handover()
-    {
-        return step;
+    if demote.contains(&me) {
+        let staying = || intent.iter().filter(|held| conf.voters.contains(&held.replica));
+        let ready = staying().filter(|held| caught_up(&held.replica));
+        match ready.max_by_key(|held| (may_lead(held.node), Reverse(held.replica))) {
+            // It would give the leadership away again: better to wait for one that is only late.
+            Some(successor) if !may_lead(successor.node) && staying().any(|held| may_lead(held.node)) => {
+                return ShardStep::Nothing;
+            }
+            Some(successor) => return ShardStep::TransferLeadership(successor.replica),
+            None => {}
+        }
     }
     if promote.is_empty() && demote.is_empty() {
         return ShardStep::Nothing;
@@ -100,9 +100,9 @@ mod tests {
 
     const ME: ReplicaId = ReplicaId(1);
 
-    /// Where node 2 may not lead.
+    /// Where node 2 may not lead, and the leader is on node 1.
     fn next_shard_step(me: ReplicaId, status: &GroupStatus, intent: &[PlanReplica]) -> ShardStep {
-        super::next_shard_step((me, NodeId(me.0)), status, intent, |node| node != NodeId(2))
+        super::next_shard_step(me, NodeId(1), status, intent, |node| node != NodeId(2))
     }
 
     fn status(voters: &[u64], learners: &[u64], matched: &[(u64, u64)]) -> GroupStatus {
@@ -177,24 +177,27 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_that_is_replaced_on_its_own_node_transfers_leadership_before_the_replacement_is_added() {
-        let on = |replica, node| PlanReplica { replica: ReplicaId(replica), node: NodeId(node) };
-        let wanted = [on(2, 2), on(3, 3), on(4, 1)];
-        for learners in [&[][..], &[4]] {
-            let waits = status(&[1, 2, 3], learners, &[(2, 10_000), (3, 10_000), (4, 0)]);
-            assert_eq!(next_shard_step(ME, &waits, &wanted), ShardStep::TransferLeadership(ReplicaId(3)));
-        }
-        let alone = status(&[1], &[], &[]);
-        let add = ConfChange::AddLearner { replica: ReplicaId(4), node: NodeId(1) };
-        assert_eq!(next_shard_step(ME, &alone, &[on(4, 1)]), ShardStep::Change(add), "nobody else can lead");
-    }
-
-    #[test]
     fn a_node_that_may_not_lead_succeeds_only_when_no_other_node_may() {
         let late = status(&[1, 2, 3], &[4], &[(2, 10_000), (3, 5), (4, 10_000)]);
         assert_eq!(next_shard_step(ME, &late, &intent(&[2, 3, 4])), ShardStep::Nothing, "3 catches up");
-        let alone = super::next_shard_step((ME, NodeId(1)), &late, &intent(&[2, 3, 4]), |_| false);
+        let alone = super::next_shard_step(ME, NodeId(1), &late, &intent(&[2, 3, 4]), |_| false);
         assert_eq!(alone, ShardStep::TransferLeadership(ReplicaId(2)));
+    }
+
+    /// Replica 1, the leader, is to be replaced by replica 5 on its own node.
+    #[test]
+    fn a_leader_hands_over_for_a_new_replica_on_its_own_node() {
+        let mut wanted = intent(&[2, 3]);
+        wanted.push(PlanReplica { replica: ReplicaId(5), node: NodeId(1) });
+        let status = |matched: &[(u64, u64)]| status(&[1, 2, 3], &[5], matched);
+        let waits = status(&[(2, 10_000), (3, 10_000), (5, 0)]);
+        assert_eq!(next_shard_step(ME, &waits, &wanted), ShardStep::TransferLeadership(ReplicaId(2)));
+        let late = status(&[(2, 5), (3, 10_000), (5, 0)]);
+        assert_eq!(next_shard_step(ME, &late, &wanted), ShardStep::TransferLeadership(ReplicaId(3)));
+        let alone = status(&[(2, 5), (3, 5), (5, 0)]);
+        assert_eq!(next_shard_step(ME, &alone, &wanted), ShardStep::Nothing);
+        let elsewhere = super::next_shard_step(ME, NodeId(4), &waits, &wanted, |_| true);
+        assert_eq!(elsewhere, ShardStep::Nothing, "it catches up");
     }
 
     #[test]

@@ -61,6 +61,11 @@ impl Meta {
     /// Runs a command that must have an effect.
     #[track_caller]
     pub(crate) fn apply(&mut self, command: &MetaCommand) {
+        assert!(self.try_apply(command), "{command:?}");
+    }
+
+    /// Runs a command. Returns whether it had an effect.
+    pub(crate) fn try_apply(&mut self, command: &MetaCommand) -> bool {
         let previous = self.follower.state().version();
         let increment = Increment {
             previous,
@@ -68,8 +73,7 @@ impl Meta {
             timestamp: Timestamp::from_millis(THEN_MS),
             commands: vec![command.encode()],
         };
-        let taken = self.follower.apply(&Feed::Increments(vec![increment]));
-        assert_eq!(taken, Ok(true), "{command:?}");
+        self.follower.apply(&Feed::Increments(vec![increment])) == Ok(true)
     }
 
     pub(crate) fn join(&mut self, id: u64) {
@@ -203,7 +207,7 @@ impl World {
             me: &self.me,
             meta: &self.meta.state(),
             members: self.cluster.members(),
-            replicas: &self.replicas,
+            replicas: &self.replicas.iter().cloned().collect(),
             now_ms: self.now_ms,
             wall_ms: self.wall_ms,
         })

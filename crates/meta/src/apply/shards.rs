@@ -124,7 +124,8 @@ impl MetaState {
             return Err(MetaRefusal::StaleEpoch { known });
         }
         self.check_descriptor(&reported)?;
-        self.change_shard(reported.shard, |record| record.descriptor = reported.clone());
+        let id = reported.shard;
+        self.change_shard(id, |record| record.descriptor = reported);
         Ok(MetaReply::Done)
     }
 

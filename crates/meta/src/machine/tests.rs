@@ -9,8 +9,8 @@ use flotilla_hostile::{Proportion, attack, mutated};
 use flotilla_placement::Sharding;
 use flotilla_storage::{EngineError, VersionNeed, version_need};
 use flotilla_types::{
-    ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaId, ShardDescriptor,
-    ShardId, Term, VersionRange,
+    ClusterId, CollectionId, Epoch, Incarnation, KeyRange, Locality, LogIndex, NodeId, ReplicaDescriptor, ReplicaId,
+    ReplicaRole, ShardDescriptor, ShardId, Term, VersionRange,
 };
 use proptest::prelude::*;
 
@@ -105,6 +105,12 @@ fn bootstrap() -> MetaCommand {
     MetaCommand::Bootstrap { cluster: ClusterId([1; 16]), node: new_node(0) }
 }
 
+fn reported(shard: u64, config: u64, replica: u64) -> ShardDescriptor {
+    let replica = ReplicaDescriptor { replica: ReplicaId(replica), node: NodeId(1), role: ReplicaRole::Voter };
+    let epoch = Epoch { range: 1, config };
+    ShardDescriptor { shard: ShardId(shard), range: KeyRange::all(), epoch, replicas: vec![replica] }
+}
+
 fn any_command() -> impl Strategy<Value = MetaCommand> {
     let single = prop_oneof![
         1 => Just(bootstrap()),
@@ -121,6 +127,7 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         4 => (0_u64..5, 1_u64..5, 1_u64..4).prop_map(|(shard, node, intent_version)| MetaCommand::AssignReplica { shard: ShardId(shard), node: NodeId(node), intent_version }),
         2 => (0_u64..5, 1_u64..12).prop_map(|(shard, replica)| MetaCommand::UnassignReplica { shard: ShardId(shard), replica: ReplicaId(replica) }),
         1 => (0_u64..5, 1_u64..12).prop_map(|(shard, replica)| MetaCommand::ReplaceReplica { shard: ShardId(shard), replica: ReplicaId(replica) }),
+        4 => (0_u64..5, 0_u64..4, 1_u64..12).prop_map(|(shard, config, replica)| MetaCommand::ReportShard { descriptor: reported(shard, config, replica) }),
         1 => (1_000_u64..9_000).prop_map(|value| MetaCommand::PutSetting { key: "dead_node_grace_ms".to_owned(), value: value.to_string() }),
     ];
     let single = single.boxed();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use flotilla_api::{FollowerInfo, LocalReplica, LocalRole, ReplicaInfo, ShardInfo};
 use flotilla_control::MemberState;
 use flotilla_meta::{MetaState, NodeState as RecordState, ShardRecord};
-use flotilla_replication::{GroupStatus, ReplicaStatus, Role};
+use flotilla_replication::{GroupStatus, ReplicaStatus, Replicas, Role};
 use flotilla_types::{CollectionId, NodeId, ReplicaId, ReplicaRole, ShardDescriptor, ShardId};
 
 use super::health::{Leadership, ShardFacts, Voter};
@@ -31,7 +31,7 @@ impl<'a> ShardView<'a> {
     pub(super) fn new(
         me: NodeId,
         meta: &'a MetaState,
-        replicas: &'a [ReplicaStatus],
+        replicas: &'a Replicas,
         liveness: impl Fn(NodeId) -> MemberState,
     ) -> Self {
         // Membership keeps the last state of a node that is gone; no peer talks to it any more.
@@ -41,7 +41,7 @@ impl<'a> ShardView<'a> {
         };
         let nodes = meta.nodes().map(|node| (node.id, facts(node.state, node.id))).collect();
         let mut here = BTreeMap::<ShardId, Vec<&ReplicaStatus>>::new();
-        for replica in replicas {
+        for replica in replicas.iter() {
             here.entry(replica.shard).or_default().push(replica);
         }
         Self { me, meta, nodes, here }

@@ -2,7 +2,7 @@
 
 use flotilla_hostile::{Proportion, at_every_cut, attack, extreme_u64, mutated};
 use flotilla_storage::ReplicaBounds;
-use flotilla_types::{NodeId, ObjectId};
+use flotilla_types::{NodeId, ObjectId, TableKind, TableRef, Tables};
 use proptest::{collection::vec, option, prelude::*, sample::Index};
 
 use super::*;
@@ -29,10 +29,17 @@ fn bounds() -> impl Strategy<Value = ReplicaBounds> {
 
 fn checkpoints() -> impl Strategy<Value = Checkpoint> {
     let object = || any::<u8>().prop_map(|byte| ObjectId::of(&[byte]));
-    let objects = (option::of(object()), vec(object(), 0..4), vec(object(), 0..4));
-    (1..9_u64, extreme_u64(), extreme_u64(), objects).prop_map(|(replica, index, term, (system, base, runs))| {
-        Checkpoint { system, base, runs, ..checkpoint(replica, index, term) }
-    })
+    let pieces = (vec(object(), 0..4), vec(object(), 0..4)).prop_map(|(base, runs)| Tables::Pieces { base, runs });
+    let key = || vec(any::<u8>(), 0..4).prop_map(Bytes::from);
+    let table = (any::<bool>(), key(), key(), object()).prop_map(|(run, start, end, manifest)| TableRef {
+        kind: if run { TableKind::Run } else { TableKind::Base },
+        clip: KeyRange { start, end },
+        manifest,
+    });
+    let tables = prop_oneof![pieces, vec(table, 0..4).prop_map(Tables::Manifests)];
+    (1..9_u64, extreme_u64(), extreme_u64(), option::of(object()), tables).prop_map(
+        |(replica, index, term, system, tables)| Checkpoint { system, tables, ..checkpoint(replica, index, term) },
+    )
 }
 
 #[test]

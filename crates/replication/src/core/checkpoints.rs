@@ -7,7 +7,7 @@ use std::ops::Bound;
 
 use flotilla_consensus::{self as consensus, Follower, Group, Role};
 use flotilla_storage::{ReplicaWrite, Usage};
-use flotilla_types::{Checkpoint, LogIndex, ReplicaId, Term, Timestamp};
+use flotilla_types::{Checkpoint, CheckpointFormat, LogIndex, ReplicaId, Term, Timestamp};
 
 use super::{
     ApplyTask, Background, Core, Done, Effects, Write,
@@ -193,7 +193,9 @@ impl<T> Core<T> {
             // see none.
             replica.usage.frozen_bytes += std::mem::take(&mut replica.usage.active_bytes);
             self.schedule.memtables.set(id, 0);
-            effects.background.push(Background::Build { replica: id });
+            effects
+                .background
+                .push(Background::Build { replica: id, format: CheckpointFormat::of(self.cluster_version) });
         } else {
             replica.checkpointing = Checkpointing::Idle;
             replica.checkpoint_wanted = true;
@@ -213,7 +215,9 @@ impl<T> Core<T> {
         }
         let Some(checkpoint) = checkpoint else {
             // The shell has waited before reporting the failure, so build again at once.
-            effects.background.push(Background::Build { replica: id });
+            effects
+                .background
+                .push(Background::Build { replica: id, format: CheckpointFormat::of(self.cluster_version) });
             return;
         };
         replica.compacted = false;

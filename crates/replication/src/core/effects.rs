@@ -4,8 +4,8 @@ use bytes::Bytes;
 use flotilla_consensus::{GroupError, GroupStatus, ShardChange};
 use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{
-    Checkpoint, ClusterVersion, ConfState, Entry, Holder, Incarnation, LogIndex, Message, NodeId, ObjectId, ReplicaId,
-    ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
+    Checkpoint, CheckpointFormat, ClusterVersion, ConfState, Entry, Holder, Incarnation, LogIndex, Message, NodeId,
+    ObjectId, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
 };
 
 use super::{Answer, Done, NodeHeartbeat, Request};
@@ -128,6 +128,8 @@ pub enum Background {
     Build {
         /// The replica.
         replica: ReplicaId,
+        /// Its format.
+        format: CheckpointFormat,
     },
     /// A checkpoint that was built here is durable in the log: install it in the engine.
     InstallCheckpoint {

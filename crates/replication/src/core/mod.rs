@@ -34,7 +34,7 @@ use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin};
 use flotilla_storage::{Log, LogError, LogEvidence, Remedy, ReplicaLog, ReplicaWrite, remedy};
 use flotilla_types::{
     Checkpoint, ClusterVersion, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position,
-    ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
+    ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
 };
 
 use crate::{FolderTrust, HostConfig};
@@ -47,7 +47,7 @@ pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 use rest::RestingReplicas;
 use schedule::Schedule;
-pub use status::StatusUpdates;
+pub use status::{Replicas, StatusUpdates};
 
 /// Bound on the senders that a replica knows from their messages only: replicas that a newer configuration
 /// added.
@@ -341,12 +341,7 @@ impl<T> Core<T> {
         let voters = descriptor.replicas.iter().filter(|replica| replica.role == ReplicaRole::Voter);
         let conf =
             if founding { ConfState::of_voters(voters.map(|voter| voter.replica)) } else { ConfState::default() };
-        let checkpoint = Checkpoint {
-            position: Position { index, term, conf, descriptor },
-            system: None,
-            base: vec![],
-            runs: vec![],
-        };
+        let checkpoint = Checkpoint::empty(Position { index, term, conf, descriptor });
         let hard_state = HardState { term, vote: ReplicaId::NONE, commit: index };
         let shard = checkpoint.position.descriptor.shard;
         let state =
@@ -449,8 +444,9 @@ impl<T> Core<T> {
 
     fn transfer(&mut self, shard: ShardId, to: NodeId) {
         let Some(replica) = self.serving.get(&shard) else { return };
-        let target = self.raft.group(*replica).and_then(|group| group.descriptor().replica_on(to));
-        if let Some(target) = target {
+        let voter_there = |held: &&ReplicaDescriptor| held.node == to && held.role == ReplicaRole::Voter;
+        let group = self.raft.group(*replica);
+        if let Some(target) = group.and_then(|group| group.descriptor().replicas.iter().find(voter_there)) {
             let transfer = consensus::Input::Transfer { replica: *replica, to: target.replica };
             self.raft.step(transfer, &mut self.raft_effects);
         }

@@ -1,11 +1,70 @@
 //! The status of every replica, published by changes: most replicas of a node are at rest.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use flotilla_consensus::{Group, Role};
-use flotilla_types::ReplicaId;
+use flotilla_persistent::Map;
+use flotilla_types::{ReplicaId, ShardId};
 
 use super::{Core, ReplicaStatus, replica::Replica};
+
+/// The status of every replica of a node. A copy costs two pointers, and a reader may keep it: copies share what
+/// they have in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Replicas {
+    replicas: Map<ReplicaId, Arc<ReplicaStatus>>,
+    by_shard: Map<(ShardId, ReplicaId), ()>,
+}
+
+impl Replicas {
+    /// Every replica, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &ReplicaStatus> {
+        self.replicas.values().map(Arc::as_ref)
+    }
+
+    /// A replica.
+    #[must_use]
+    pub fn get(&self, replica: ReplicaId) -> Option<&ReplicaStatus> {
+        self.replicas.get(&replica).map(Arc::as_ref)
+    }
+
+    /// The replicas of a shard: several if the node replaces one.
+    pub fn of_shard(&self, shard: ShardId) -> impl Iterator<Item = &ReplicaStatus> {
+        let from = self.by_shard.iter_from(move |(known, _)| *known < shard);
+        from.take_while(move |((known, _), ())| *known == shard).filter_map(|((_, replica), ())| self.get(*replica))
+    }
+
+    /// What differs from another version: each replica as it was, and as it is. Costs what changed.
+    pub fn changes<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = (Option<&'a ReplicaStatus>, Option<&'a ReplicaStatus>)> {
+        let changes = Map::changes(&before.replicas, &self.replicas);
+        changes.map(|change| (change.before.map(Arc::as_ref), change.after.map(Arc::as_ref)))
+    }
+
+    /// Sets the status of a replica.
+    pub fn set(&mut self, status: ReplicaStatus) {
+        let (shard, replica) = (status.shard, status.replica);
+        if self.replicas.insert(replica, Arc::new(status)).is_none() {
+            self.by_shard.insert((shard, replica), ());
+        }
+    }
+
+    fn remove(&mut self, replica: ReplicaId) {
+        if let Some(status) = self.replicas.remove(&replica) {
+            self.by_shard.remove(&(status.shard, replica));
+        }
+    }
+}
+
+impl FromIterator<ReplicaStatus> for Replicas {
+    fn from_iter<I: IntoIterator<Item = ReplicaStatus>>(statuses: I) -> Self {
+        let mut replicas = Self::default();
+        statuses.into_iter().for_each(|status| replicas.set(status));
+        replicas
+    }
+}
 
 /// What changed in the status of replicas since it was last published.
 #[derive(Debug, Default)]
@@ -23,22 +82,10 @@ impl StatusUpdates {
         self.changed.is_empty() && self.gone.is_empty()
     }
 
-    /// Brings a published list, ordered by replica, up to date.
-    pub fn apply(self, published: &mut Vec<ReplicaStatus>) {
-        if !self.gone.is_empty() {
-            published.retain(|status| !self.gone.contains(&status.replica));
-        }
-        let mut new = Vec::new();
-        for status in self.changed {
-            match published.binary_search_by_key(&status.replica, |known| known.replica) {
-                Ok(at) => published[at] = status,
-                Err(_) => new.push(status),
-            }
-        }
-        if !new.is_empty() {
-            published.append(&mut new);
-            published.sort_by_key(|status| status.replica);
-        }
+    /// Brings what was published up to date. Costs what changed, also while readers hold the last version.
+    pub fn apply(self, published: &mut Replicas) {
+        self.gone.into_iter().for_each(|replica| published.remove(replica));
+        self.changed.into_iter().for_each(|status| published.set(status));
     }
 }
 
@@ -49,8 +96,8 @@ impl<T> Core<T> {
         self.replicas.iter().map(|(id, replica)| self.status_of(*id, replica)).collect()
     }
 
-    /// What changed since the last call. `published` is the list as of then; empty before the first call.
-    pub fn status_updates(&mut self, published: &[ReplicaStatus]) -> StatusUpdates {
+    /// What changed since the last call. `published` is what was published then; nothing before the first call.
+    pub fn status_updates(&mut self, published: &Replicas) -> StatusUpdates {
         let mut candidates = self.raft.take_drained();
         candidates.append(&mut self.schedule.changed);
         self.schedule.visits += candidates.len() as u64;
@@ -67,11 +114,10 @@ impl<T> Core<T> {
             } else {
                 self.schedule.transferable.remove(&id);
             }
-            let known = published.binary_search_by_key(&id, |status| status.replica).ok().map(|at| &published[at]);
             let is_known = |known: &ReplicaStatus| {
                 known.damaged == self.damaged.contains(&id) && self.has_status(replica, group, known)
             };
-            if !known.is_some_and(is_known) {
+            if !published.get(id).is_some_and(is_known) {
                 updates.changed.push(self.status_of(id, replica));
             }
         }

@@ -6,7 +6,7 @@
 
 use flotilla_consensus::ShardChange;
 use flotilla_storage::{VersionNeed, switch_command, version_need};
-use flotilla_types::{ClusterVersion, NodeId, ReplicaId, ShardId, VersionRange};
+use flotilla_types::{CheckpointFormat, ClusterVersion, NodeId, ReplicaId, ShardId, Tables, VersionRange};
 
 use super::{Core, Effects, NodeHeartbeat, Notice};
 use crate::Batch;
@@ -38,6 +38,8 @@ impl<T> Core<T> {
         };
         self.to_switch = self.replicas.iter().filter_map(behind).collect();
         self.touched.extend(&self.to_switch);
+        let switched: Vec<_> = self.replicas.keys().filter(|id| !self.to_switch.contains(id)).copied().collect();
+        switched.into_iter().for_each(|id| self.want_format_in_force(id));
     }
 
     pub(super) fn on_machine_version(&mut self, id: ReplicaId, version: Option<ClusterVersion>) {
@@ -48,6 +50,20 @@ impl<T> Core<T> {
             self.to_switch.insert(id);
         } else {
             self.to_switch.remove(&id);
+            self.want_format_in_force(id);
+        }
+    }
+
+    /// A shard that nobody writes to makes no checkpoint. It gets one after its switch, so that objects of the
+    /// format before do not stay.
+    fn want_format_in_force(&mut self, id: ReplicaId) {
+        let format = CheckpointFormat::of(self.cluster_version);
+        let is_before = |tables: &Tables| tables.format() < format && tables.objects().next().is_some();
+        if self.raft.group(id).is_some_and(|group| is_before(&group.checkpoint().tables))
+            && let Some(replica) = self.replicas.get_mut(&id)
+        {
+            replica.checkpoint_wanted = true;
+            self.schedule.checkpoints.insert(id);
         }
     }
 

@@ -205,14 +205,14 @@ fn places(job: &Job) -> (Option<Place>, Option<Place>) {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_types::ReplicaId;
+    use flotilla_types::{CheckpointFormat, ReplicaId};
 
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3_600);
 
     fn job(replica: u64) -> Box<Job> {
-        Box::new(Job::Build { replica: ReplicaId(replica), failures: 0 })
+        Box::new(Job::Build { replica: ReplicaId(replica), format: CheckpointFormat::Pieces, failures: 0 })
     }
 
     #[track_caller]

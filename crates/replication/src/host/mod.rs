@@ -47,7 +47,7 @@ use inline::InlineExecutor;
 pub use pull::IncomingSnapshot;
 
 use crate::{
-    Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, ReplicaStatus, Request,
+    Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, Replicas, Request,
     RequestError, clock,
     work::{self, ScrubStatus},
 };
@@ -128,7 +128,7 @@ pub struct Host {
 #[derive(Clone)]
 pub struct Handle {
     inbox: Inbox,
-    status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
+    status: Arc<RwLock<Replicas>>,
     engine: Arc<dyn StateEngine>,
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
@@ -151,7 +151,7 @@ impl Host {
         let (compaction_tx, compaction_rx) = mpsc::channel();
         let stopped = Arc::new(AtomicBool::new(false));
         let inbox = Inbox { events, waiting: Arc::new(AtomicUsize::new(0)) };
-        let status = Arc::new(RwLock::new(Arc::new(Vec::new())));
+        let status = Arc::new(RwLock::new(Replicas::default()));
         let transferable_leaderships = Arc::new(AtomicUsize::new(0));
 
         let mut effects = Effects::default();
@@ -428,7 +428,7 @@ impl Handle {
     /// See [`DigestError`].
     pub async fn digest(&self, replica: ReplicaId) -> Result<Digest, DigestError> {
         let status = self.status();
-        let found = status.iter().find(|status| status.replica == replica).ok_or(DigestError::NotServing)?;
+        let found = status.get(replica).ok_or(DigestError::NotServing)?;
         let digest = digest::of(&self.apply, replica, found.descriptor.range.clone()).await;
         if let Err(DigestError::Engine(error)) = &digest {
             self.end_if_disk_failed(Some(error));
@@ -449,7 +449,7 @@ impl Handle {
 
     /// The status of every replica, at most a few ticks old.
     #[must_use]
-    pub fn status(&self) -> Arc<Vec<ReplicaStatus>> {
+    pub fn status(&self) -> Replicas {
         self.status.read().clone()
     }
 

@@ -227,8 +227,9 @@ impl Puller {
             let Some(call) = call else { break };
             match call? {
                 (request, Ok(stored)) => {
+                    metrics::counter!("flotilla_objects_reused_total").increment(stored.reused as u64);
                     self.show(replica, |current| {
-                        current.objects += stored.objects as u64;
+                        current.objects += (stored.objects + stored.reused) as u64;
                         current.objects_fetched += stored.objects as u64;
                         current.bytes += stored.bytes as u64;
                     });

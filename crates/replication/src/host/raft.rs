@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 
 use super::{Event, Reply, apply, background, frames, inline::InlineExecutor, pull, wal};
 use crate::{
-    Background, Core, Effects, HostConfig, Input, Notice, ReplicaStatus, clock,
+    Background, Core, Effects, HostConfig, Input, Notice, Replicas, clock,
     work::{Job, WalJob},
 };
 
@@ -38,7 +38,7 @@ pub(super) struct Raft {
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
-    pub(super) status: Arc<RwLock<Arc<Vec<ReplicaStatus>>>>,
+    pub(super) status: Arc<RwLock<Replicas>>,
     pub(super) transferable_leaderships: Arc<AtomicUsize>,
 }
 
@@ -117,7 +117,7 @@ impl Raft {
         let write = WalJob::take(&mut effects);
         for task in effects.background {
             let job = match task {
-                Background::Build { replica } => Job::Build { replica, failures: 0 },
+                Background::Build { replica, format } => Job::Build { replica, format, failures: 0 },
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     Job::InstallCheckpoint { replica, checkpoint, failures: 0 }
                 }
@@ -154,8 +154,7 @@ impl Raft {
         let updates = self.core.status_updates(&self.status.read());
         self.transferable_leaderships.store(self.core.transferable_leaderships(), Ordering::Relaxed);
         if !updates.is_empty() {
-            // Copies the list only while a reader still holds the last one.
-            updates.apply(Arc::make_mut(&mut self.status.write()));
+            updates.apply(&mut self.status.write());
         }
         metrics::counter!("flotilla_tick_visits_total").absolute(self.core.visits());
         metrics::gauge!("flotilla_resting_replicas").set(self.core.resting() as f64);

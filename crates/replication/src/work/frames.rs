@@ -145,7 +145,7 @@ pub fn unpack<T>(from: NodeId, frame: Bytes) -> Result<Vec<Input<T>>, WireError>
 #[cfg(test)]
 mod tests {
     use flotilla_types::{
-        Checkpoint, ConfState, Epoch, KeyRange, LogIndex, ObjectId, Position, ShardDescriptor, Snapshot,
+        Checkpoint, ConfState, Epoch, KeyRange, LogIndex, ObjectId, Position, ShardDescriptor, Snapshot, Tables,
     };
 
     use super::*;
@@ -159,7 +159,7 @@ mod tests {
         };
         let position = Position { index: LogIndex(9), term: Term(1), conf: ConfState::default(), descriptor };
         let base = (0..objects).map(|n| ObjectId::of(&n.to_be_bytes())).collect();
-        let checkpoint = Checkpoint { position, system: None, base, runs: Vec::new() };
+        let checkpoint = Checkpoint { position, system: None, tables: Tables::Pieces { base, runs: Vec::new() } };
         let message = Message {
             kind: MessageKind::Snapshot,
             from: ReplicaId(1),

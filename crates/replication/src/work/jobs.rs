@@ -1,7 +1,7 @@
 //! Slow jobs on the state engine, and what follows from their results.
 
 use flotilla_storage::{EngineError, MachineError, Remedy, StateEngine, remedy};
-use flotilla_types::{Checkpoint, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, ReplicaId};
 
 use crate::{Input, Load, Loaded, damage};
 
@@ -20,6 +20,8 @@ pub enum Job {
     Build {
         /// The replica.
         replica: ReplicaId,
+        /// Its format.
+        format: CheckpointFormat,
         /// How often this has failed already.
         failures: u32,
     },
@@ -98,7 +100,7 @@ impl Job {
                     Remedy::AwaitUpgrade | Remedy::EndNode => JobResult::Fatal { replica, error: error.into() },
                 },
             },
-            Self::Build { replica, failures } => match engine.build(replica) {
+            Self::Build { replica, format, failures } => match engine.build(replica, format) {
                 Ok(checkpoint) => JobResult::Report(Input::Built { replica, checkpoint: Some(checkpoint) }),
                 // Destroyed in the meantime.
                 Err(EngineError::NotOpen(_)) => JobResult::Done,
@@ -106,7 +108,7 @@ impl Job {
                     retry_while_damaged(replica, &error, Self::Build { replica, failures })
                 }
                 Err(error) => {
-                    let again = |failures| Self::Build { replica, failures };
+                    let again = |failures| Self::Build { replica, format, failures };
                     // The checkpoint's base is damaged, on this node only. A retry would read the same bytes,
                     // and so would every restart.
                     let damaged = |_| JobResult::Report(Input::Broken { replica });
@@ -197,7 +199,7 @@ mod tests {
     const REPLICA: ReplicaId = ReplicaId(1);
 
     fn after(failures: u32, error: EngineError) -> JobResult<()> {
-        let again = |failures| Job::Build { replica: REPLICA, failures };
+        let again = |failures| Job::Build { replica: REPLICA, format: CheckpointFormat::Pieces, failures };
         after_failure(REPLICA, error, failures, again, |_| JobResult::Report(Input::Broken { replica: REPLICA }))
     }
 

@@ -1,13 +1,17 @@
 //! The object protocol: a snapshot names objects, and only missing ones are transferred, each verified by its
 //! hash.
 //!
-//! A pull keeps a few requests in flight. What it has stored is held for the receiving replica, so a pull
+//! What an object needs is known once it is here, so that a pull fetches manifests first, then their pieces. It
+//! keeps a few requests in flight. What it has stored is held for the receiving replica, so a pull
 //! that ends early, or is replaced by one for a newer snapshot, has fetched nothing in vain.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, Remedy, StateEngine, remedy};
+use flotilla_storage::{EngineError, Remedy, StateEngine, children_of, remedy};
 use flotilla_types::{Checkpoint, Holder, ObjectId, ReplicaId};
 use flotilla_wire::{WireError, decode, encode, peer};
 
@@ -66,14 +70,21 @@ pub struct PullRequest {
     /// Which of the pull's requests it is.
     number: u64,
     objects: Vec<ObjectId>,
+    /// The objects whose children are fetched too: those that the checkpoint names. A peer cannot make the
+    /// chain longer.
+    roots: Arc<HashSet<ObjectId>>,
     replica: ReplicaId,
 }
 
 /// What an answer brought.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stored {
     /// Objects stored, the first ones of the request.
     pub objects: usize,
+    /// What these need and is not here.
+    pub needed: Vec<ObjectId>,
+    /// How many of the objects that these need are here already.
+    pub reused: usize,
     /// Their bytes.
     pub bytes: usize,
     /// Whether the peer does not hold the object after them.
@@ -97,6 +108,11 @@ pub struct Pull {
     replica: ReplicaId,
     checkpoint: Checkpoint,
     bounds: PullBounds,
+    /// Every object that was missing, as far as that is known.
+    known: HashSet<ObjectId>,
+    /// Objects that the checkpoint needs and that were here.
+    reused: usize,
+    roots: Arc<HashSet<ObjectId>>,
     /// Objects to request.
     waiting: VecDeque<ObjectId>,
     /// Requests without an answer.
@@ -116,10 +132,15 @@ impl Pull {
     pub fn start(engine: &dyn StateEngine, replica: ReplicaId, checkpoint: Checkpoint, bounds: PullBounds) -> Self {
         let objects: Vec<_> = checkpoint.objects().collect();
         engine.hold(Holder::Receiver(replica), &objects);
+        let waiting = VecDeque::from(engine.missing(&objects));
+        let needed: usize = objects.iter().map(|root| 1 + children(engine, *root).len()).sum();
         Self {
             replica,
             bounds,
-            waiting: engine.missing(&objects).into(),
+            known: waiting.iter().copied().collect(),
+            reused: needed.saturating_sub(waiting.len()),
+            roots: Arc::new(objects.into_iter().collect()),
+            waiting,
             checkpoint,
             in_flight: BTreeMap::new(),
             requests: 0,
@@ -130,10 +151,11 @@ impl Pull {
         }
     }
 
-    /// The number of objects that the checkpoint names, and how many of them are still missing.
+    /// The number of objects that the checkpoint needs, and how many of them are missing, as far as both are
+    /// known.
     #[must_use]
     pub fn progress(&self) -> (usize, usize) {
-        (self.checkpoint.objects().count(), self.waiting.len() + self.in_flight.values().sum::<usize>() + self.gone)
+        (self.reused + self.known.len(), self.waiting.len() + self.in_flight.values().sum::<usize>() + self.gone)
     }
 
     /// The snapshot's checkpoint.
@@ -169,7 +191,7 @@ impl Pull {
         self.requests += 1;
         self.in_flight.insert(self.requests, count);
         let objects = self.waiting.drain(..count).collect();
-        Some(PullRequest { number: self.requests, objects, replica: self.replica })
+        Some(PullRequest { number: self.requests, objects, roots: self.roots.clone(), replica: self.replica })
     }
 
     /// Sends no further requests; it ends when those in flight are answered. For a pull that another one from
@@ -188,6 +210,9 @@ impl Pull {
         self.gone += usize::from(stored.next_is_gone);
         let rest = request.objects.into_iter().skip(stored.objects + usize::from(stored.next_is_gone));
         rest.rev().for_each(|object| self.waiting.push_front(object));
+        self.reused += stored.reused;
+        let needed = stored.needed.into_iter().filter(|object| self.known.insert(*object));
+        self.waiting.extend(needed);
         let syncs = self.unsynced_bytes >= self.bounds.unsynced_bytes_max;
         if syncs {
             self.unsynced_bytes = 0;
@@ -228,10 +253,20 @@ impl PullRequest {
             stored.objects += 1;
             stored.bytes += bytes;
         }
+        let is_root = |object: &ObjectId| self.roots.contains(object);
+        let roots: Vec<_> = self.objects[..stored.objects].iter().copied().filter(is_root).collect();
+        stored.needed = engine.missing(&roots);
+        let children: usize = roots.iter().map(|root| children(engine, *root).len()).sum();
+        stored.reused = children.saturating_sub(stored.needed.len());
         let next = stored.objects as u64 + 1;
         stored.next_is_gone = u64::from(answer.missing) == next && stored.objects < self.objects.len();
         if stored.objects == 0 && !stored.next_is_gone { Err(PullError::Empty) } else { Ok(stored) }
     }
+}
+
+/// What an object needs, if it is here.
+fn children(engine: &dyn StateEngine, object: ObjectId) -> Vec<ObjectId> {
+    engine.object(object).map(|bytes| children_of(&bytes)).unwrap_or_default()
 }
 
 /// A request that asks for no objects: it tells the leader that the replica still waits for its turn.
@@ -285,8 +320,10 @@ pub fn serve(engine: &dyn StateEngine, request: Bytes, bounds: PullBounds) -> Se
 
 #[cfg(test)]
 mod tests {
-    use flotilla_storage::MemoryEngine;
-    use flotilla_types::{ConfState, Epoch, KeyRange, LogIndex, Position, ShardDescriptor, ShardId, Term};
+    use flotilla_storage::{Manifest, MemoryEngine, PieceRef};
+    use flotilla_types::{
+        ConfState, Epoch, KeyRange, LogIndex, Position, ShardDescriptor, ShardId, TableKind, TableRef, Tables, Term,
+    };
 
     use super::*;
 
@@ -310,17 +347,18 @@ mod tests {
             replicas: Vec::new(),
         };
         let position = Position { index: LogIndex(9), term: Term(1), conf: ConfState::default(), descriptor };
-        (engine, Checkpoint { position, system: None, base, runs: Vec::new() })
+        (engine, Checkpoint { tables: Tables::Pieces { base, runs: Vec::new() }, ..Checkpoint::empty(position) })
     }
 
     fn answer(pull: &mut Pull, target: &MemoryEngine, source: &MemoryEngine, request: PullRequest) -> usize {
         let served = serve(source, request.encode(), BOUNDS);
         assert_eq!(served.replica, Some(REPLICA));
         let stored = request.store(target, served.response).unwrap();
+        let objects = stored.objects;
         if pull.on_stored(request, stored) {
             pull.sync(target).unwrap();
         }
-        stored.objects
+        objects
     }
 
     #[test]
@@ -338,6 +376,67 @@ mod tests {
             fetched += answer(&mut pull, &target, &source, request);
         }
         assert_eq!((pull.state(), fetched, pull.progress()), (PullState::Fetched, 50, (50, 0)));
+    }
+
+    /// A source whose checkpoint names manifests of these objects.
+    fn source_with_manifests(tables: &[&[u64]]) -> (MemoryEngine, Checkpoint) {
+        let (engine, checkpoint) = source(50);
+        let table = |pieces: &&[u64]| {
+            let piece = |n: &u64| PieceRef {
+                id: ObjectId::of(format!("object {n:>3}").as_bytes()),
+                first_key: n.to_be_bytes().to_vec().into(),
+                bytes: 10,
+                records: 1,
+                footer_bytes: 0,
+                footer_crc: 0,
+            };
+            let manifest = Manifest { pieces: pieces.iter().map(piece).collect() }.encode();
+            let id = ObjectId::of(&manifest);
+            engine.import(id, manifest).unwrap();
+            TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest: id }
+        };
+        let tables = Tables::Manifests(tables.iter().map(table).collect());
+        (engine, Checkpoint { tables, ..checkpoint })
+    }
+
+    #[test]
+    fn pieces_are_fetched_after_their_manifests_and_once() {
+        let (source, checkpoint) = source_with_manifests(&[&[1, 2, 3, 4, 5, 6, 7, 8, 9], &[5, 6, 7, 8, 9, 10, 11]]);
+        let target = MemoryEngine::default();
+        let mut fetched = 0;
+        // The second time a manifest and some pieces are here.
+        for answers in [4, usize::MAX] {
+            let mut pull = Pull::start(&target, REPLICA, checkpoint.clone(), BOUNDS);
+            for _ in 0..answers {
+                let Some(request) = pull.next_request() else { break };
+                fetched += answer(&mut pull, &target, &source, request);
+            }
+            let left = 2 + 11 - fetched;
+            assert_eq!((pull.state() == PullState::Fetched, pull.progress().1), (left == 0, left));
+        }
+        let objects: Vec<_> = checkpoint.objects().collect();
+        assert!(target.missing(&objects).is_empty());
+    }
+
+    /// A piece that is a manifest itself is stored, and of no use: nothing it names is fetched.
+    #[test]
+    fn a_peer_cannot_make_the_chain_of_objects_longer() {
+        let (source, checkpoint) = source_with_manifests(&[&[1]]);
+        let inner = checkpoint.tables.objects().next().unwrap();
+        let mut piece = Manifest::decode(source.object(inner).unwrap()).unwrap();
+        piece.pieces[0].id = inner;
+        let outer = piece.encode();
+        let manifest = ObjectId::of(&outer);
+        source.import(manifest, outer).unwrap();
+        let table = TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest };
+        let checkpoint = Checkpoint { tables: Tables::Manifests(vec![table]), ..checkpoint };
+        let target = MemoryEngine::default();
+        let mut pull = Pull::start(&target, REPLICA, checkpoint, BOUNDS);
+        let mut fetched = 0;
+        while let Some(request) = pull.next_request() {
+            fetched += answer(&mut pull, &target, &source, request);
+        }
+        assert_eq!((pull.state(), fetched), (PullState::Fetched, 2));
     }
 
     #[test]
@@ -374,7 +473,8 @@ mod tests {
     #[test]
     fn a_pull_goes_on_without_an_object_that_is_gone() {
         let (source, mut checkpoint) = source(20);
-        checkpoint.base.insert(5, ObjectId::of(b"gone"));
+        let Tables::Pieces { base, .. } = &mut checkpoint.tables else { panic!("they have no manifests") };
+        base.insert(5, ObjectId::of(b"gone"));
         let target = MemoryEngine::default();
         let mut pull = Pull::start(&target, REPLICA, checkpoint, BOUNDS);
         let mut fetched = 0;

@@ -13,7 +13,8 @@ use flotilla_replication::{
 };
 use flotilla_storage::{MemoryEngine, StateEngine as _};
 use flotilla_types::{
-    Checkpoint, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, Term, Timestamp,
+    Checkpoint, CheckpointFormat, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId,
+    ShardDescriptor, Term, Timestamp,
 };
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -58,7 +59,7 @@ impl Bench {
             conf: ConfState::of_voters([REPLICA]),
             descriptor: descriptor(&[1]),
         };
-        bench.load(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }, false);
+        bench.load(Checkpoint::empty(position), false);
         bench
     }
 
@@ -137,7 +138,7 @@ impl Bench {
     /// Freezes, builds and installs what was applied, unless the replica is away.
     fn checkpoint(&mut self) -> Option<Checkpoint> {
         self.run(ApplyTask::Freeze { replica: REPLICA });
-        let checkpoint = self.engine.build(REPLICA).ok()?;
+        let checkpoint = self.engine.build(REPLICA, CheckpointFormat::Manifests).ok()?;
         self.engine.install_checkpoint(REPLICA, &checkpoint).ok()?;
         Some(checkpoint)
     }

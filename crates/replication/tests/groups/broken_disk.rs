@@ -32,7 +32,7 @@ fn checkpoint() -> Checkpoint {
         conf: ConfState::of_voters([REPLICA]),
         descriptor: descriptor(&[1]),
     };
-    Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }
+    Checkpoint::empty(position)
 }
 
 fn broken() -> io::Error {

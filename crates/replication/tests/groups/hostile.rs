@@ -17,7 +17,7 @@ use flotilla_replication::{
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, Epoch, Incarnation, LogIndex, Message, MessageKind, NodeId, ObjectId,
-    Position, ReplicaId, ShardId, Snapshot, Term, Timestamp, VersionRange, WalSequence,
+    Position, ReplicaId, ShardId, Snapshot, Tables, Term, Timestamp, VersionRange, WalSequence,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -161,7 +161,9 @@ impl Victim {
         }
         for task in effects.background {
             match task {
-                Background::Build { replica } => self.work(Job::Build { replica, failures: 0 }, &mut inputs),
+                Background::Build { replica, format } => {
+                    self.work(Job::Build { replica, format, failures: 0 }, &mut inputs)
+                }
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(Job::InstallCheckpoint { replica, checkpoint, failures: 0 }, &mut inputs);
                 }
@@ -455,8 +457,10 @@ impl HostileMessage {
                     descriptor: self.descriptor(),
                 },
                 system: self.system.as_deref().map(ObjectId::of),
-                base: Vec::new(),
-                runs: self.objects.iter().map(|object| ObjectId::of(object)).collect(),
+                tables: Tables::Pieces {
+                    base: Vec::new(),
+                    runs: self.objects.iter().map(|object| ObjectId::of(object)).collect(),
+                },
             },
         });
         let message = Message {

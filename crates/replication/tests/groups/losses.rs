@@ -387,6 +387,32 @@ fn a_replica_that_was_or_becomes_the_only_voter_is_verified_at_every_step() {
     );
 }
 
+/// A new replica has no configuration before its first snapshot.
+#[test]
+fn a_replica_that_waits_for_its_first_snapshot_is_verified() {
+    for seed in seeds(10) {
+        let mut world = World::founded(seed, 4, 3);
+        let (id, node) = (ReplicaId(4), NodeId(4));
+        world.run_some_ms(300);
+        world.add_learners(&[(id, node)]);
+        world.run_until(1_000, "the replica is here", |world| {
+            world.nodes[&node].log.replicas().unwrap().iter().any(|(held, _)| *held == id)
+        });
+        world.crash(node);
+        let state = world.nodes[&node].log.replicas().unwrap().remove(0).1;
+        assert_eq!(state.checkpoint.position.conf, ConfState::default());
+        let same = world.backup(node);
+        world.restore(node, &same);
+        world.start(node);
+        world.run_until(5_000, "the replica has caught up", |world| {
+            world.nodes[&node].status().iter().any(|replica| {
+                replica.group.as_ref().is_some_and(|group| group.conf.contains(id)) && replica.applied > LogIndex(1)
+            })
+        });
+        assert_eq!(lost(&world, node), None);
+    }
+}
+
 /// A lone node has no peer to ask, and does not stay in doubt.
 #[test]
 fn a_log_is_complete_if_its_node_is_alone_in_the_metadata_group() {
@@ -397,7 +423,7 @@ fn a_log_is_complete_if_its_node_is_alone_in_the_metadata_group() {
             conf: ConfState::of_voters(voters.iter().map(|voter| ReplicaId(*voter))),
             descriptor: descriptor(voters),
         };
-        let checkpoint = Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() };
+        let checkpoint = Checkpoint::empty(position);
         ReplicaWrite {
             create: Some(shard),
             checkpoint: Some(checkpoint),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use flotilla_replication::{
-    Core, Effects, HostConfig, Input, NodeHeartbeat, Outgoing, ReplicaStatus, Role,
+    Core, Effects, HostConfig, Input, NodeHeartbeat, Outgoing, ReplicaStatus, Replicas, Role,
     work::{Wal, WalJob},
 };
 use flotilla_storage::{Log as _, LogBatch, LogEvidence, MemoryLog, ReplicaWrite};
@@ -21,7 +21,7 @@ pub(crate) struct Many {
     pub(crate) core: Core<u64>,
     log: MemoryLog,
     wal: Wal,
-    published: Vec<ReplicaStatus>,
+    published: Replicas,
     pub(crate) now_ms: u64,
 }
 
@@ -47,7 +47,7 @@ fn recovered(shard: u64) -> ReplicaWrite {
     let position = Position { index, term, conf, descriptor };
     ReplicaWrite {
         create: Some(ShardId(shard)),
-        checkpoint: Some(Checkpoint { position, system: None, base: Vec::new(), runs: Vec::new() }),
+        checkpoint: Some(Checkpoint::empty(position)),
         truncate: Some((index, term)),
         hard_state: Some(HardState { term, vote: ReplicaId::NONE, commit: index }),
         ..ReplicaWrite::new(replica_of(shard, 1))
@@ -64,7 +64,7 @@ impl Many {
         let core =
             Core::open(NodeId(1), INCARNATION, HostConfig::default(), Arc::new(log.clone()), 1, &mut effects).unwrap();
         let wal = Wal::new(&log, INCARNATION);
-        let mut many = Self { core, log, wal, published: Vec::new(), now_ms: 1_000 };
+        let mut many = Self { core, log, wal, published: Replicas::default(), now_ms: 1_000 };
         many.input(Input::Peers(vec![NodeId(2), NodeId(3)]));
         many.publish();
         many

@@ -22,6 +22,37 @@ fn a_new_learner_catches_up_by_snapshot_after_truncation() {
     }
 }
 
+/// Placement may move a replica away from a node, and another one of the shard to it before the first has left.
+#[test]
+fn a_leader_serves_and_is_replaced_while_another_replica_of_the_shard_is_on_its_node() {
+    for seed in seeds(6) {
+        let mut world = World::founded(seed, 3, 3);
+        world.add_clients(2);
+        world.run_some_ms(800);
+        let (node, leader) = world.leader().unwrap();
+        let (old, new) = (leader.replica, ReplicaId(9));
+        // It cannot catch up from a leader on its own node.
+        world.add_learner(new, node);
+        let writes = world.checks.writes;
+        world.run_until(5_000, "writes go on", |world| world.checks.writes > writes + 10);
+        let other = (1..=3).map(NodeId).find(|other| *other != node).unwrap();
+        world.input(node, Input::Transfer { shard: SHARD, to: other });
+        world.run_until(5_000, "another leader", |world| world.leader().is_some_and(|(leads, _)| leads != node));
+        world.add_learners(&[(new, node)]);
+        world.swap(&[new], &[old]);
+        // The new one may lead while the old one is still there.
+        let (leads, _) = world.leader().unwrap();
+        world.input(leads, Input::Transfer { shard: SHARD, to: node });
+        world.run_until(5_000, "the new replica leads", |world| {
+            world.leader().is_some_and(|(_, leader)| leader.replica == new)
+        });
+        let writes = world.checks.writes;
+        world.run_until(5_000, "the new replica serves", |world| world.checks.writes > writes + 10);
+        world.remove(old, node);
+        world.finish();
+    }
+}
+
 #[test]
 fn growing_from_one_to_three_voters() {
     for seed in seeds(6) {

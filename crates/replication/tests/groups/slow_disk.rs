@@ -16,8 +16,8 @@ use flotilla_storage::{
 };
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
-    Checkpoint, ClusterId, Epoch, Holder, Incarnation, KeyRange, LogIndex, NodeId, ObjectId, Position,
-    ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp,
+    Checkpoint, CheckpointFormat, ClusterId, Epoch, Holder, Incarnation, KeyRange, LogIndex, NodeId, ObjectId,
+    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -137,8 +137,8 @@ impl StateEngine for Engine {
         self.memory.freeze(replica, position, system)
     }
 
-    fn build(&self, replica: ReplicaId) -> Result<Checkpoint, EngineError> {
-        self.memory.build(replica)
+    fn build(&self, replica: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {
+        self.memory.build(replica, format)
     }
 
     fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flotilla_replication::{Input, RequestError};
-use flotilla_storage::{VersionNeed, switch_command, version_byte};
+use flotilla_storage::{Log as _, VersionNeed, switch_command, version_byte};
 use flotilla_types::{ClusterVersion, NodeId};
 
 use crate::harness::{SHARD, World, seeds, store};
@@ -72,6 +72,39 @@ fn a_switch_that_was_lost_with_a_leadership_is_proposed_in_the_next() {
         let (new, _) = world.leader().unwrap();
         world.input(new, Input::Transfer { shard: SHARD, to: old });
         world.run_until(5_000, "all switch", |world| versions(world) == [Some(NEXT); 3]);
+        world.finish();
+    }
+}
+
+/// The shard is written to, and then left alone.
+#[test]
+fn checkpoints_get_the_format_in_force_also_where_nobody_writes() {
+    for seed in seeds(4) {
+        let mut world = World::founded(seed, 3, 3);
+        world.add_clients(3);
+        let formats = |world: &World| {
+            let checkpoints = world.nodes.values().map(|node| node.log.replicas().unwrap().remove(0).1.checkpoint);
+            checkpoints.filter(|checkpoint| checkpoint.tables.objects().next().is_some()).fold(
+                [0, 0],
+                |mut of, checkpoint| {
+                    of[checkpoint.tables.format() as usize] += 1;
+                    of
+                },
+            )
+        };
+        world.run_until(20_000, "checkpoints with tables", |world| formats(world) == [3, 0]);
+        world.clients.iter_mut().for_each(|client| client.stopping = true);
+        world.run_ms(3_000);
+        for node in (1..=3).map(NodeId) {
+            world.input(node, Input::ClusterVersion(NEXT));
+        }
+        world.run_ms(2_000);
+        assert_eq!(formats(&world), [3, 0], "this version has the format before");
+        for node in (1..=3).map(NodeId) {
+            world.input(node, Input::ClusterVersion(ClusterVersion::CHECKPOINT_TABLES));
+        }
+        world.run_until(5_000, "checkpoints with manifests", |world| formats(world) == [0, 3]);
+        world.add_clients(1);
         world.finish();
     }
 }

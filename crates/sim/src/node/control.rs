@@ -12,7 +12,7 @@ use flotilla_control::{
 use flotilla_membership::{Effect, Input as MemberInput, Member, Membership, Timer};
 use flotilla_meta::{Addresses, Feed, Liveness, MetaCommand, MetaQuery, MetaState, NewNode};
 use flotilla_placement::Sharding;
-use flotilla_replication::{Input, LostReason};
+use flotilla_replication::{Input, LostReason, Replicas};
 use flotilla_types::{
     Bucket, ClusterId, CollectionId, Epoch, KeyRange, Locality, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole,
     ShardDescriptor, ShardId, VersionRange,
@@ -165,7 +165,7 @@ impl World {
             ControlTask::Bootstrap => return self.bootstrap(node, running),
             _ => {}
         }
-        let replicas = running.core.status();
+        let replicas: Replicas = running.core.status().into_iter().collect();
         let control = &mut running.control;
         let (meta, members, me) =
             (control.cluster.meta().clone(), control.cluster.members().clone(), control.me.clone());
@@ -300,7 +300,7 @@ impl World {
     }
 
     fn follow_feed(&mut self, node: &mut Node, running: &mut Running) {
-        let replicas = running.core.status();
+        let replicas = running.core.status().into_iter().collect();
         // The real node has these addresses from its join.
         let seeds: Vec<_> = self.nodes.keys().copied().collect();
         let control = &mut running.control;

@@ -125,7 +125,9 @@ impl World {
         }
         for task in effects.background {
             match task {
-                Background::Build { replica } => self.work(node, running, Job::Build { replica, failures: 0 }),
+                Background::Build { replica, format } => {
+                    self.work(node, running, Job::Build { replica, format, failures: 0 })
+                }
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint { replica, checkpoint, failures: 0 });
                 }

@@ -176,17 +176,19 @@ impl World {
                 let waiter = Waiter::Peer { node: from, call };
                 self.submit_to_host(node, running, request, waiter);
             }
-            PeerRequest::Feed { version, wait_ms } => match feed_wait_ms(&running.core.status(), wait_ms) {
-                Ok(_) if has_changes_since(running.control.cluster.meta(), version) => {
-                    self.answer_feed(node, running, FeedWaiter { node: from, call, version });
+            PeerRequest::Feed { version, wait_ms } => {
+                match feed_wait_ms(&running.core.status().into_iter().collect(), wait_ms) {
+                    Ok(_) if has_changes_since(running.control.cluster.meta(), version) => {
+                        self.answer_feed(node, running, FeedWaiter { node: from, call, version });
+                    }
+                    Ok(wait_ms) => {
+                        running.control.feed_waiters.push(FeedWaiter { node: from, call, version });
+                        let wait_us = node.clock.true_us(wait_ms);
+                        self.schedule_on(node, wait_us, NodeEvent::FeedDue { from, call });
+                    }
+                    Err(error) => self.answer(node, from, call, Err(error)),
                 }
-                Ok(wait_ms) => {
-                    running.control.feed_waiters.push(FeedWaiter { node: from, call, version });
-                    let wait_us = node.clock.true_us(wait_ms);
-                    self.schedule_on(node, wait_us, NodeEvent::FeedDue { from, call });
-                }
-                Err(error) => self.answer(node, from, call, Err(error)),
-            },
+            }
             // There are no certificates here, and no operator asks.
             PeerRequest::Operations
             | PeerRequest::Scrub { .. }

@@ -1,40 +1,28 @@
 //! Reads records directly from a checkpoint's objects: runs, newest first, over the base.
 //!
-//! Invariant: no record is used that was not verified. A piece is read whole, compared with its id and
-//! indexed before any of its records is used, and every later read of a block is checked against that index.
-//! Indexes are kept in a cache of bounded size. The first key of each piece is read in advance without
-//! verification, so that a key counts as absent only after the pieces on both sides of it have been indexed.
-//! Only pieces that this process has just written need no verification of their place.
+//! Invariant: no record is used that was not verified. The index of a piece is its footer, whose checksum is
+//! in the manifest; a piece without a footer is read whole, compared with its id and indexed. Every later read
+//! of a block is checked against the index. Indexes are kept in a cache of bounded size. First keys are known
+//! in advance without verification, so that a key counts as absent only after the pieces on both sides of it
+//! have been indexed. Only pieces that this process has just written need no verification of their place.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    hash::{BuildHasher, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_objects::ObjectStore;
-use flotilla_storage::EngineError;
-use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
+use flotilla_storage::{EngineError, PieceRef};
+use flotilla_types::{KeyRange, ObjectId, ReplicaId};
 use quick_cache::{Weighter, sync::Cache};
 
-use super::{
-    Reach,
-    index::{Block, PieceIndex, record_in, records_in},
-};
+use super::Reach;
 use crate::{
     failure,
     merge::{Merge, Record, Source},
-    piece::{PIECE_HEADER_BYTES, PieceKind, split_key},
-    sorted::{Cut, Pinned, run_groups},
+    piece::{Block, FooterCheck, PieceIndex, PieceVersion, key_hash, record_in, records_in},
+    sorted::Cut,
+    table::Table,
 };
 
-/// Bytes of a piece that are read to find its first key; enough unless the key is long.
-const PEEK_BYTES: u32 = 256;
 /// Expected size of one index, from which the cache sizes its tables.
 const INDEX_BYTES_EXPECTED: u64 = 8 << 10;
 
@@ -42,7 +30,6 @@ const INDEX_BYTES_EXPECTED: u64 = 8 << 10;
 pub(crate) struct IndexCache {
     objects: Arc<ObjectStore>,
     cache: Cache<ObjectId, Arc<PieceIndex>, Weight>,
-    hasher: RandomState,
 }
 
 #[derive(Debug, Clone)]
@@ -64,25 +51,59 @@ impl IndexCache {
     pub(super) fn new(objects: Arc<ObjectStore>, bytes_max: u64) -> Self {
         let expected = usize::try_from(bytes_max / INDEX_BYTES_EXPECTED).unwrap_or(usize::MAX).max(1);
         let cache = Cache::with_weighter(expected, bytes_max, Weight);
-        Self { objects, cache, hasher: RandomState::new() }
+        Self { objects, cache }
     }
 
-    /// Brings the index of a piece into the cache.
-    pub(super) fn index(&self, replica: ReplicaId, id: ObjectId) -> Result<(), EngineError> {
-        self.get(replica, id, Reach::Disk).map(drop)
+    /// Brings the indexes of a table's pieces into the cache.
+    pub(super) fn index(&self, replica: ReplicaId, table: &Table) -> Result<(), EngineError> {
+        (0..table.pieces.len()).try_for_each(|number| self.get(replica, table, number, Reach::Disk).map(drop))
     }
 
-    /// The index of a piece; reads the piece when it is not cached. Threads that need the same one wait for
-    /// one of them to read it.
-    fn get(&self, replica: ReplicaId, id: ObjectId, reach: Reach) -> Result<Arc<PieceIndex>, EngineError> {
+    /// The index of a piece; reads its footer, or the piece if it has none, when it is not cached. Threads that
+    /// need the same one wait for one of them to read it.
+    fn get(
+        &self,
+        replica: ReplicaId,
+        table: &Table,
+        number: usize,
+        reach: Reach,
+    ) -> Result<Arc<PieceIndex>, EngineError> {
+        let piece = &table.pieces[number].listed;
         if reach == Reach::Memory {
-            return self.cache.get(&id).ok_or(EngineError::NotInMemory);
+            return self.cache.get(&piece.id).ok_or(EngineError::NotInMemory);
         }
-        self.cache.get_or_insert_with(&id, || {
-            let piece = self.objects.get(id).map_err(failure::of_objects)?;
-            let index = PieceIndex::of(&piece, &self.hasher);
-            index.map(Arc::new).map_err(|reason| EngineError::Corrupt { replica, reason })
-        })
+        self.cache.get_or_insert_with(&piece.id, || self.read(replica, table.cut, piece).map(Arc::new))
+    }
+
+    fn read(&self, replica: ReplicaId, cut: Cut, piece: &PieceRef) -> Result<PieceIndex, EngineError> {
+        if piece.footer_bytes > 0 {
+            let start = piece.bytes - piece.footer_bytes;
+            let footer = self.objects.slice(piece.id, start, piece.footer_bytes).map_err(failure::of_objects)?;
+            let listed = FooterCheck { len: piece.footer_bytes, crc: piece.footer_crc };
+            if listed.matches(&footer)
+                && let Ok(index) = PieceIndex::from_footer(cut.kind(PieceVersion::V2, true), &footer)
+            {
+                return Ok(index);
+            }
+            // Reading the whole object verifies it; if it is damaged, the store marks it as missing.
+        }
+        self.read_whole(replica, piece)
+    }
+
+    /// Reads a piece whole, and verifies that it is as listed.
+    fn read_whole(&self, replica: ReplicaId, piece: &PieceRef) -> Result<PieceIndex, EngineError> {
+        let bytes = self.objects.get(piece.id).map_err(failure::of_objects)?;
+        let corrupt = |reason| EngineError::Corrupt { replica, reason };
+        let index = PieceIndex::of(&bytes).map_err(corrupt)?;
+        if bytes.len() != piece.bytes as usize || index.records() != piece.records {
+            return Err(corrupt("a piece is not as its manifest says"));
+        }
+        let footer = piece.bytes.checked_sub(piece.footer_bytes).map(|start| bytes.slice(start as usize..));
+        let listed = FooterCheck { len: piece.footer_bytes, crc: piece.footer_crc };
+        if piece.footer_bytes > 0 && !footer.is_some_and(|footer| listed.matches(&footer)) {
+            return Err(corrupt("the footer of a piece is not as its manifest says"));
+        }
+        Ok(index)
     }
 
     /// Reads and verifies a block of a piece.
@@ -101,163 +122,67 @@ impl IndexCache {
     }
 }
 
-/// One run, or the base.
-#[derive(Debug)]
-struct Table {
-    cut: Cut,
-    pieces: Vec<Piece>,
-    _pinned: Pinned,
-}
-
-#[derive(Debug)]
-struct Piece {
-    id: ObjectId,
-    /// The first key, unverified until `verified` is set.
-    first: Bytes,
-    /// Whether the piece has been read whole and `first` was right.
-    verified: AtomicBool,
-}
-
-impl Table {
-    fn open(
-        indexes: &IndexCache,
-        replica: ReplicaId,
-        cut: Cut,
-        ids: &[ObjectId],
-        written: &HashMap<ObjectId, Bytes>,
-    ) -> Result<Self, EngineError> {
-        let pinned = Pinned::pin(&indexes.objects, ids)?;
-        let open_piece = |id: &ObjectId| match written.get(id) {
-            Some(first) => Ok(Piece { id: *id, first: first.clone(), verified: AtomicBool::new(true) }),
-            None => {
-                let first = first_key(&indexes.objects, replica, *id)?;
-                Ok(Piece { id: *id, first, verified: AtomicBool::new(false) })
-            }
-        };
-        let pieces = ids.iter().map(open_piece).collect::<Result<_, EngineError>>()?;
-        Ok(Self { cut, pieces, _pinned: pinned })
-    }
-
-    fn holds(&self, ids: &[ObjectId]) -> bool {
-        self.pieces.iter().map(|piece| &piece.id).eq(ids)
-    }
-
-    /// The index of the piece with this number. Verifies its kind, its first key and the order to the next
-    /// piece.
-    fn index(
-        &self,
-        indexes: &IndexCache,
-        replica: ReplicaId,
-        number: usize,
-        reach: Reach,
-    ) -> Result<Arc<PieceIndex>, EngineError> {
-        let piece = &self.pieces[number];
-        let index = indexes.get(replica, piece.id, reach)?;
-        if !piece.verified.load(Ordering::Acquire) {
-            let corrupt = |reason| Err(EngineError::Corrupt { replica, reason });
-            if index.kind != self.cut.kind(number == 0) {
-                return corrupt("an object is a piece of the wrong kind for its position");
-            }
-            if index.first_key() != Some(&piece.first[..]) {
-                return corrupt("the first key of a piece has changed between two reads");
-            }
-            if self.pieces.get(number + 1).is_some_and(|next| *index.last_key() >= next.first[..]) {
-                return corrupt("pieces do not ascend");
-            }
-            piece.verified.store(true, Ordering::Release);
-        }
-        Ok(index)
-    }
-
-    /// Verifies every piece that was not read yet.
-    fn verify(&self, indexes: &IndexCache, replica: ReplicaId) -> Result<(), EngineError> {
-        (0..self.pieces.len()).try_for_each(|number| self.index(indexes, replica, number, Reach::Disk).map(drop))
-    }
-
-    /// `None` when the table does not have the key, `Some(None)` when it has its deletion.
-    fn get(
-        &self,
-        indexes: &IndexCache,
-        replica: ReplicaId,
-        key: &[u8],
-        hash: u64,
-        reach: Reach,
-    ) -> Result<Option<Option<Bytes>>, EngineError> {
-        let next = self.pieces.partition_point(|piece| piece.first[..] <= *key);
-        if self.pieces.get(next).is_some_and(|piece| !piece.verified.load(Ordering::Acquire)) {
-            self.index(indexes, replica, next, reach)?;
-        }
-        let Some(number) = next.checked_sub(1) else { return Ok(None) };
-        let index = self.index(indexes, replica, number, reach)?;
-        let Some(block) = index.find(key, hash) else { return Ok(None) };
-        let bytes = indexes.block(self.pieces[number].id, block, reach)?;
-        record_in(&bytes, key).map_err(|reason| EngineError::Corrupt { replica, reason })
-    }
-}
-
-/// Reads the first key of a piece, unverified.
-fn first_key(objects: &ObjectStore, replica: ReplicaId, id: ObjectId) -> Result<Bytes, EngineError> {
-    let mut peek_bytes = PEEK_BYTES;
-    loop {
-        let head = objects.slice(id, 0, peek_bytes).map_err(failure::of_objects)?;
-        let corrupt = |reason| EngineError::Corrupt { replica, reason };
-        PieceKind::of(&head).ok_or(corrupt("an object is not a piece of a known version"))?;
-        let record = &head[PIECE_HEADER_BYTES..];
-        match split_key(record) {
-            Some(key) => return Ok(Bytes::copy_from_slice(key)),
-            None if head.len() < peek_bytes as usize => return Err(corrupt("a piece ends inside its first record")),
-            None => peek_bytes = peek_bytes.saturating_mul(16),
-        }
-    }
-}
-
 /// The records of one replica's checkpoint.
 #[derive(Debug)]
 pub(crate) struct Levels {
     indexes: Arc<IndexCache>,
     replica: ReplicaId,
-    /// Newest first.
-    runs: Vec<Arc<Table>>,
-    base: Arc<Table>,
+    /// Oldest first.
+    tables: Vec<Arc<Table>>,
 }
 
 impl Levels {
-    /// Opens a checkpoint whose objects are all present. Tables that `before` has open are shared; `written`
-    /// are pieces that this process has written since, with their first keys.
-    pub(super) fn open(
-        indexes: &Arc<IndexCache>,
-        replica: ReplicaId,
-        checkpoint: &Checkpoint,
-        before: Option<&Self>,
-        written: &HashMap<ObjectId, Bytes>,
-    ) -> Result<Self, EngineError> {
-        let open = |cut, ids: &[ObjectId]| {
-            let tables = before.into_iter().flat_map(|levels| levels.runs.iter().chain([&levels.base]));
-            let same = tables.into_iter().find(|table| table.cut == cut && table.holds(ids));
-            match same {
-                Some(table) => Ok(table.clone()),
-                None => Table::open(indexes, replica, cut, ids, written).map(Arc::new),
-            }
-        };
-        let groups = run_groups(&indexes.objects, &checkpoint.runs)?;
-        let runs = groups.iter().rev().map(|group| open(Cut::Size, group)).collect::<Result<_, _>>()?;
-        let base = open(Cut::Content, &checkpoint.base)?;
-        Ok(Self { indexes: indexes.clone(), replica, runs, base })
+    pub(super) fn new(indexes: &Arc<IndexCache>, replica: ReplicaId, tables: &[Arc<Table>]) -> Self {
+        Self { indexes: indexes.clone(), replica, tables: tables.to_vec() }
     }
 
-    /// Verifies all pieces that were not read yet. May take long; concurrent reads do not wait for it.
+    /// Reads all pieces whole. May take long; concurrent reads do not wait for it.
     pub(super) fn verify(&self) -> Result<(), EngineError> {
-        self.tables().try_for_each(|table| table.verify(&self.indexes, self.replica))
+        self.tables.iter().try_for_each(|table| {
+            (0..table.pieces.len()).try_for_each(|number| {
+                let index = self.indexes.read_whole(self.replica, &table.pieces[number].listed)?;
+                self.verify_place(table, number, &index)
+            })
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.tables().all(|table| table.pieces.is_empty())
+        self.tables.is_empty()
+    }
+
+    fn verify_place(&self, table: &Table, number: usize, index: &PieceIndex) -> Result<(), EngineError> {
+        let replica = self.replica;
+        table.verify_place(number, index).map_err(|reason| EngineError::Corrupt { replica, reason })
+    }
+
+    /// The index of a piece, whose place in its table is verified.
+    fn index(&self, table: &Table, number: usize, reach: Reach) -> Result<Arc<PieceIndex>, EngineError> {
+        let index = self.indexes.get(self.replica, table, number, reach)?;
+        self.verify_place(table, number, &index)?;
+        Ok(index)
+    }
+
+    /// `None` when a table does not have the key, `Some(None)` when it has its deletion.
+    fn find(&self, table: &Table, key: &[u8], hash: u64, reach: Reach) -> Result<Option<Option<Bytes>>, EngineError> {
+        if !table.clip.contains(key) {
+            return Ok(None);
+        }
+        let number = table.piece_up_to(key);
+        let next = number.map_or(0, |number| number + 1);
+        if table.pieces.get(next).is_some_and(|piece| !piece.is_verified()) {
+            self.index(table, next, reach)?;
+        }
+        let Some(number) = number else { return Ok(None) };
+        let index = self.index(table, number, reach)?;
+        let Some(block) = index.find(key, hash) else { return Ok(None) };
+        let bytes = self.indexes.block(table.pieces[number].listed.id, block, reach)?;
+        record_in(&bytes, key).map_err(|reason| EngineError::Corrupt { replica: self.replica, reason })
     }
 
     pub(super) fn get(&self, key: &[u8], reach: Reach) -> Result<Option<Bytes>, EngineError> {
-        let hash = self.indexes.hasher.hash_one(key);
-        for table in self.tables() {
-            if let Some(value) = table.get(&self.indexes, self.replica, key, hash, reach)? {
+        let hash = key_hash(key);
+        for table in self.tables.iter().rev() {
+            if let Some(value) = self.find(table, key, hash, reach)? {
                 return Ok(value);
             }
         }
@@ -265,13 +190,9 @@ impl Levels {
     }
 
     /// Records of a range, deletions included.
-    pub(super) fn records<'a>(&'a self, range: &'a KeyRange) -> Source<'a> {
+    pub(super) fn records<'a>(&'a self, range: &KeyRange) -> Source<'a> {
         let scan = |table: &'a Arc<Table>| -> Source<'a> { Box::new(TableScan::new(self, table, range)) };
-        Box::new(Merge::new(self.tables().map(scan)))
-    }
-
-    fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
-        self.runs.iter().chain([&self.base])
+        Box::new(Merge::new(self.tables.iter().rev().map(scan)))
     }
 }
 
@@ -279,7 +200,8 @@ impl Levels {
 struct TableScan<'a> {
     levels: &'a Levels,
     table: &'a Table,
-    range: &'a KeyRange,
+    /// Within the clip.
+    range: KeyRange,
     /// The current piece, or the next one when `index` is `None`.
     number: usize,
     index: Option<Arc<PieceIndex>>,
@@ -288,10 +210,11 @@ struct TableScan<'a> {
 }
 
 impl<'a> TableScan<'a> {
-    fn new(levels: &'a Levels, table: &'a Table, range: &'a KeyRange) -> Self {
-        let next = table.pieces.partition_point(|piece| piece.first <= range.start);
-        let records = Vec::new().into_iter();
-        Self { levels, table, range, number: next.saturating_sub(1), index: None, next_block: 0, records }
+    fn new(levels: &'a Levels, table: &'a Table, range: &KeyRange) -> Self {
+        let range = table.clip.intersection(range);
+        let first = table.piece_up_to(&range.start).unwrap_or(0);
+        let number = if range.is_empty() { table.pieces.len() } else { first };
+        Self { levels, table, range, number, index: None, next_block: 0, records: Vec::new().into_iter() }
     }
 
     fn advance(&mut self) -> Result<Option<Record>, EngineError> {
@@ -309,14 +232,14 @@ impl<'a> TableScan<'a> {
                 Some(index) => index,
                 None if self.number >= self.table.pieces.len() => return Ok(None),
                 None => {
-                    let index = self.table.index(indexes, *replica, self.number, Reach::Disk)?;
+                    let index = self.levels.index(self.table, self.number, Reach::Disk)?;
                     self.next_block = index.seek(&self.range.start);
                     self.index.insert(index)
                 }
             };
             match index.block(self.next_block) {
                 Some(block) => {
-                    let bytes = indexes.block(self.table.pieces[self.number].id, block, Reach::Disk)?;
+                    let bytes = indexes.block(self.table.pieces[self.number].listed.id, block, Reach::Disk)?;
                     let records =
                         records_in(&bytes).map_err(|reason| EngineError::Corrupt { replica: *replica, reason })?;
                     self.records = records.into_iter();

@@ -1,24 +1,22 @@
 //! The view: reads the records of checkpoints, from their own objects or from sled, which is filled from
 //! them.
 
-mod filter;
-mod index;
 mod levels;
 mod sled;
 mod trust;
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_objects::ObjectStore;
 use flotilla_storage::EngineError;
-use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
+use flotilla_types::{Checkpoint, KeyRange, ReplicaId};
 
 use self::{
     levels::{IndexCache, Levels},
     sled::SledView,
 };
-use crate::{ViewOptions, build::Built, failure::ViewFailure, memtable::Frozen, merge::Source};
+use crate::{ViewOptions, build::Built, failure::ViewFailure, memtable::Frozen, merge::Source, table::Table};
 
 /// How far a read may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,31 +64,28 @@ impl View {
         &self,
         replica: ReplicaId,
         checkpoint: &Checkpoint,
+        tables: &[Arc<Table>],
         from_peer: bool,
     ) -> Result<ReplicaView, EngineError> {
         match self {
             Self::Objects(indexes) => {
-                let levels = Levels::open(indexes, replica, checkpoint, None, &HashMap::new())?;
+                let levels = Levels::new(indexes, replica, tables);
                 if from_peer {
                     levels.verify()?;
                 }
                 Ok(ReplicaView::Objects(Arc::new(levels)))
             }
             Self::Sled { view, objects } => {
-                view.load(objects, replica, checkpoint)?;
+                view.load(objects, replica, checkpoint, tables)?;
                 Ok(ReplicaView::Sled(view.clone()))
             }
         }
     }
 
-    /// Reads pieces that were just written, so that the first reads of records need not wait for it.
-    pub(crate) fn index(
-        &self,
-        replica: ReplicaId,
-        mut pieces: impl Iterator<Item = ObjectId>,
-    ) -> Result<(), EngineError> {
+    /// Indexes a table that was just written, so that the first reads of its records need not wait for it.
+    pub(crate) fn index(&self, replica: ReplicaId, table: &Table) -> Result<(), EngineError> {
         match self {
-            Self::Objects(indexes) => pieces.try_for_each(|piece| indexes.index(replica, piece)),
+            Self::Objects(indexes) => indexes.index(replica, table),
             Self::Sled { .. } => Ok(()),
         }
     }
@@ -100,21 +95,15 @@ impl View {
     pub(crate) fn advance(
         &self,
         replica: ReplicaId,
-        before: &ReplicaView,
         frozen: &Frozen,
         built: &Built,
         wait_for_scans: impl FnOnce(),
     ) -> Result<ReplicaView, EngineError> {
-        let checkpoint = &built.checkpoint;
         match self {
-            Self::Objects(indexes) => {
-                let before = if let ReplicaView::Objects(levels) = before { Some(&**levels) } else { None };
-                let levels = Levels::open(indexes, replica, checkpoint, before, &built.first_keys)?;
-                Ok(ReplicaView::Objects(Arc::new(levels)))
-            }
+            Self::Objects(indexes) => Ok(ReplicaView::Objects(Arc::new(Levels::new(indexes, replica, &built.tables)))),
             Self::Sled { view, .. } => {
                 wait_for_scans();
-                view.advance(replica, frozen, checkpoint)?;
+                view.advance(replica, frozen, &built.checkpoint)?;
                 Ok(ReplicaView::Sled(view.clone()))
             }
         }

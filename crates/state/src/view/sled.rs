@@ -29,16 +29,17 @@ use bytes::Bytes;
 use flotilla_failpoints::{self as failpoints, reached};
 use flotilla_objects::ObjectStore;
 use flotilla_storage::EngineError;
-use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, KeyRange, ObjectId, ReplicaId, TableKind, TableRef, Tables};
 use rustix::fs::{FlockOperation, flock};
 
 use super::trust::{BootAndMount, Trust, sync_tree};
 use crate::{
-    compact::{is_live, sources},
+    compact::is_live,
     failure::ViewFailure,
     memtable::Frozen,
     merge::{Merge, Record, Source},
-    sorted::{Cut, pieces, run_groups},
+    sorted::Cut,
+    table::{Table, sources},
 };
 
 /// Maximum records in a batch of writes: a batch holds a lock that every reader needs.
@@ -101,26 +102,53 @@ pub(super) enum Plan {
     Reload,
 }
 
-impl Stage {
-    pub(super) fn of(checkpoint: &Checkpoint) -> Self {
-        Self::of_parts(&checkpoint.base, &checkpoint.runs)
+/// The names of the tables that a stage is identified by: for format 1 those of pieces.
+#[derive(Debug)]
+struct Names {
+    base: Vec<Vec<u8>>,
+    runs: Vec<Vec<u8>>,
+}
+
+impl Names {
+    fn of(tables: &Tables) -> Self {
+        match tables {
+            Tables::Pieces { base, runs } => {
+                let names = |ids: &[ObjectId]| ids.iter().map(|id| id.as_bytes().to_vec()).collect();
+                Self { base: names(base), runs: names(runs) }
+            }
+            Tables::Manifests(tables) => {
+                let name = |TableRef { clip: KeyRange { start, end }, manifest, .. }: &TableRef| {
+                    [manifest.as_bytes(), &(start.len() as u64).to_le_bytes()[..], start, end].concat()
+                };
+                let names = |kind| tables.iter().filter(move |table| table.kind == kind).map(name).collect();
+                Self { base: names(TableKind::Base), runs: names(TableKind::Run) }
+            }
+        }
     }
 
-    fn of_parts(base: &[ObjectId], runs: &[ObjectId]) -> Self {
-        let digest = |ids: &[ObjectId]| {
+    /// The stage with so many of the runs.
+    fn stage(&self, runs_len: usize) -> Option<Stage> {
+        let digest = |names: &[Vec<u8>]| {
             let mut hasher = blake3::Hasher::new();
-            ids.iter().for_each(|id| {
-                hasher.update(id.as_bytes());
+            names.iter().for_each(|name| {
+                hasher.update(name);
             });
             *hasher.finalize().as_bytes()
         };
-        Self { base: digest(base), runs_len: runs.len() as u32, runs: digest(runs) }
+        let runs = self.runs.get(..runs_len)?;
+        Some(Stage { base: digest(&self.base), runs_len: runs_len as u32, runs: digest(runs) })
+    }
+}
+
+impl Stage {
+    pub(super) fn of(checkpoint: &Checkpoint) -> Self {
+        let names = Names::of(&checkpoint.tables);
+        names.stage(names.runs.len()).expect("it has so many runs")
     }
 
     /// Whether the checkpoint contains this stage, possibly with later runs.
     fn is_within(&self, checkpoint: &Checkpoint) -> bool {
-        let first_runs = checkpoint.runs.get(..self.runs_len as usize);
-        first_runs.is_some_and(|runs| Self::of_parts(&checkpoint.base, runs) == *self)
+        Names::of(&checkpoint.tables).stage(self.runs_len as usize).as_ref() == Some(self)
     }
 }
 
@@ -130,7 +158,7 @@ impl Marker {
         match self.announced {
             // Records of a stage after this checkpoint may be present, and it is unknown which.
             Some(announced) if !announced.is_within(checkpoint) => Plan::Reload,
-            None if complete.runs_len as usize == checkpoint.runs.len() => Plan::Current,
+            None if complete == Stage::of(checkpoint) => Plan::Current,
             _ => Plan::Runs(complete.runs_len as usize),
         }
     }
@@ -221,23 +249,27 @@ impl SledView {
         objects: &ObjectStore,
         replica: ReplicaId,
         checkpoint: &Checkpoint,
+        tables: &[Arc<Table>],
     ) -> Result<(), EngineError> {
         let stage = Stage::of(checkpoint);
         match self.plan(replica, checkpoint)? {
             Plan::Current => return Ok(()),
             Plan::Runs(first) => {
-                tracing::debug!(%replica, runs = checkpoint.runs.len() - first, "the view lacks runs of its checkpoint");
+                tracing::debug!(%replica, "the view lacks runs of its checkpoint");
                 self.announce(replica, stage)?;
-                for group in run_groups(objects, &checkpoint.runs[first..])? {
-                    self.feed(replica, pieces(objects, replica, Cut::Size, group))?;
+                let mut named = 0;
+                for run in tables.iter().filter(|table| table.cut == Cut::Size) {
+                    if named >= first {
+                        self.feed(replica, run.records(objects, replica))?;
+                    }
+                    let is_pieces = checkpoint.tables.format() == CheckpointFormat::Pieces;
+                    named += if is_pieces { run.pieces.len() } else { 1 };
                 }
             }
             Plan::Reload => {
                 self.clear(replica)?;
                 self.announce(replica, stage)?;
-                let groups = run_groups(objects, &checkpoint.runs)?;
-                let tables = sources(objects, replica, &checkpoint.base, groups);
-                self.feed(replica, Merge::new(tables).filter(is_live))?;
+                self.feed(replica, Merge::new(sources(objects, replica, tables)).filter(is_live))?;
             }
         }
         self.confirm(replica, stage)
@@ -495,7 +527,7 @@ mod tests {
         let epoch = Epoch::default();
         let descriptor = ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch, replicas: Vec::new() };
         let position = Position { index: LogIndex(1), term: Term(1), conf: ConfState::default(), descriptor };
-        Checkpoint { position, system: None, base: ids(base), runs: ids(runs) }
+        Checkpoint { position, system: None, tables: Tables::Pieces { base: ids(base), runs: ids(runs) } }
     }
 
     fn marker(complete: Option<Checkpoint>, announced: Option<Checkpoint>) -> Marker {

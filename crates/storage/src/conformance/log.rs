@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use bytes::Bytes;
 use flotilla_types::{
-    Checkpoint, Entry, EntryKind, HardState, LogIndex, NodeId, ObjectId, ReplicaDescriptor, ReplicaId, ReplicaRole,
-    ShardId, Term, WalSequence,
+    Checkpoint, Entry, EntryKind, HardState, KeyRange, LogIndex, NodeId, ObjectId, ReplicaDescriptor, ReplicaId,
+    ReplicaRole, ShardId, TableKind, TableRef, Tables, Term, WalSequence,
 };
 
 use super::{bytes, empty_checkpoint};
@@ -168,13 +168,20 @@ fn writes_survive_reopening(open: &mut Open<'_>) {
 }
 
 fn a_checkpoint_survives_in_full(open: &mut Open<'_>) {
+    let object = |name: &[u8]| ObjectId::of(name);
+    let clip = KeyRange { start: bytes("b"), end: bytes("x") };
+    let table = |kind, name| TableRef { kind, clip: clip.clone(), manifest: object(name) };
+    let pieces = Tables::Pieces { base: vec![object(b"chunk 1"), object(b"chunk 2")], runs: vec![object(b"run")] };
+    let manifests = Tables::Manifests(vec![table(TableKind::Base, b"base"), table(TableKind::Run, b"run")]);
+    for (replica, tables) in [(103, pieces), (183, manifests), (184, Tables::Manifests(Vec::new()))] {
+        survives_in_full(open, ReplicaId(replica), tables);
+    }
+}
+
+fn survives_in_full(open: &mut Open<'_>, replica: ReplicaId, tables: Tables) {
     let mut test = Fixture::new(open);
-    let mut checkpoint = Checkpoint {
-        system: Some(ObjectId::of(b"system")),
-        base: vec![ObjectId::of(b"chunk 1"), ObjectId::of(b"chunk 2")],
-        runs: vec![ObjectId::of(b"run")],
-        ..empty_checkpoint(ReplicaId(103), 7, 3)
-    };
+    let mut checkpoint =
+        Checkpoint { system: Some(ObjectId::of(b"system")), tables, ..empty_checkpoint(replica, 7, 3) };
     checkpoint.position.conf.voters_outgoing = vec![ReplicaId(4)];
     checkpoint.position.conf.learners = vec![ReplicaId(5), ReplicaId(6)];
     checkpoint.position.conf.learners_next = vec![ReplicaId(7)];
@@ -182,17 +189,17 @@ fn a_checkpoint_survives_in_full(open: &mut Open<'_>) {
         ReplicaDescriptor { replica: ReplicaId(4), node: NodeId(1), role: ReplicaRole::Voter },
         ReplicaDescriptor { replica: ReplicaId(5), node: NodeId(2), role: ReplicaRole::Learner },
     ];
-    test.must_write(vec![ReplicaWrite { checkpoint: Some(checkpoint.clone()), ..create(103, 7, 3) }]);
-    test.must_write(vec![append(103, &[(8, 3)])]);
-    assert_eq!(test.replica(103).expect("the replica is there").checkpoint, checkpoint);
+    test.must_write(vec![ReplicaWrite { checkpoint: Some(checkpoint.clone()), ..create(replica.0, 7, 3) }]);
+    test.must_write(vec![append(replica.0, &[(8, 3)])]);
+    assert_eq!(test.replica(replica.0).expect("the replica is there").checkpoint, checkpoint);
     test.reopen();
-    assert_eq!(test.replica(103).expect("the replica is there").checkpoint, checkpoint);
+    assert_eq!(test.replica(replica.0).expect("the replica is there").checkpoint, checkpoint);
     // The pointer may move without a truncation.
     checkpoint.position.index = LogIndex(8);
-    let moved = ReplicaWrite { checkpoint: Some(checkpoint.clone()), ..ReplicaWrite::new(ReplicaId(103)) };
+    let moved = ReplicaWrite { checkpoint: Some(checkpoint.clone()), ..ReplicaWrite::new(replica) };
     test.must_write(vec![moved]);
-    test.assert_entries(103, &[(8, 3)]);
-    assert_eq!(test.replica(103).expect("the replica is there").checkpoint, checkpoint);
+    test.assert_entries(replica.0, &[(8, 3)]);
+    assert_eq!(test.replica(replica.0).expect("the replica is there").checkpoint, checkpoint);
 }
 
 fn a_conflicting_suffix_is_replaced(open: &mut Open<'_>) {

@@ -2,28 +2,39 @@
 //!
 //! A crash is modelled by dropping the engine without [`StateEngine::close`].
 
+mod tables;
+
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, Holder, KeyRange, LogIndex, ObjectId, ReplicaId};
+use flotilla_types::{
+    Checkpoint, CheckpointFormat, Holder, KeyRange, LogIndex, ObjectId, ReplicaId, TableKind, TableRef, Tables,
+};
 
 use super::{
     bytes, empty_checkpoint,
     model::{Choices, Model},
     position,
 };
-use crate::{EngineError, ScanBounds, StateEngine, StateReader, WriteSet};
+use crate::{EngineError, Manifest, PieceRef, ScanBounds, StateEngine, StateReader, WriteSet};
 
-type Open<'a> = dyn FnMut() -> Box<dyn StateEngine> + 'a;
+/// The storage of the engine under test.
+struct Storage<'a> {
+    open: &'a mut dyn FnMut() -> Box<dyn StateEngine>,
+    /// The format of its checkpoints.
+    format: CheckpointFormat,
+}
 
 /// Flushes in the longest case: enough for every implementation to fold several times.
 const FLUSHES: u64 = 24;
 /// Steps of each random walk.
 const WALK_STEPS: u64 = 300;
 
-/// Runs the suite. Each call of `open` opens the same engine; its storage must be empty at the first call.
+/// Runs the suite with checkpoints of one format. Each call of `open` opens the same engine; its storage must
+/// be empty at the first call.
 ///
 /// # Panics
 /// When the engine breaks its contract.
-pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
+pub fn state_engine(format: CheckpointFormat, open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
+    let open = &mut Storage { open, format };
     a_new_replica_is_empty(open);
     writes_are_visible_at_once(open);
     a_flush_does_not_change_what_readers_see(open);
@@ -48,11 +59,14 @@ pub fn state_engine(open: &mut dyn FnMut() -> Box<dyn StateEngine>) {
     for seed in 1..=3 {
         random_walks_match_a_model(open, seed);
     }
+    if format == CheckpointFormat::Manifests {
+        tables::run(open);
+    }
 }
 
 /// One replica of an engine under test.
-struct Fixture<'a> {
-    open: &'a mut Open<'a>,
+struct Fixture<'a, 'b> {
+    storage: &'a mut Storage<'b>,
     engine: Option<Box<dyn StateEngine>>,
     replica: ReplicaId,
     /// The durable checkpoint, as the host's log would hold it.
@@ -60,13 +74,13 @@ struct Fixture<'a> {
     index: u64,
 }
 
-impl<'a> Fixture<'a> {
-    fn new(open: &'a mut Open<'_>, replica: u64) -> Self {
-        let engine = open();
+impl<'a, 'b> Fixture<'a, 'b> {
+    fn new(storage: &'a mut Storage<'b>, replica: u64) -> Self {
+        let engine = (storage.open)();
         let replica = ReplicaId(replica);
         let durable = empty_checkpoint(replica, 0, 0);
         engine.open(replica, &durable).expect("a new replica opens");
-        Self { open, engine: Some(engine), replica, durable, index: 0 }
+        Self { storage, engine: Some(engine), replica, durable, index: 0 }
     }
 
     fn engine(&self) -> &dyn StateEngine {
@@ -75,7 +89,7 @@ impl<'a> Fixture<'a> {
 
     fn crash(&mut self) {
         self.engine = None;
-        self.engine = Some((self.open)());
+        self.engine = Some((self.storage.open)());
         self.engine().open(self.replica, &self.durable).expect("a replica opens from its durable checkpoint");
     }
 
@@ -100,7 +114,7 @@ impl<'a> Fixture<'a> {
     }
 
     fn build(&self) -> Checkpoint {
-        self.engine().build(self.replica).expect("a frozen memtable is built")
+        self.engine().build(self.replica, self.storage.format).expect("a frozen memtable is built")
     }
 
     fn install(&mut self, checkpoint: Checkpoint) {
@@ -152,7 +166,7 @@ impl<'a> Fixture<'a> {
     }
 }
 
-fn a_new_replica_is_empty(open: &mut Open<'_>) {
+fn a_new_replica_is_empty(open: &mut Storage<'_>) {
     let test = Fixture::new(open, 201);
     assert_eq!(test.get("a"), None);
     assert!(test.all().is_empty());
@@ -161,11 +175,11 @@ fn a_new_replica_is_empty(open: &mut Open<'_>) {
     assert_eq!((usage.frozen_bytes, usage.checkpoint_bytes), (0, 0));
     let unknown = ReplicaId(299);
     assert!(matches!(test.engine().write(unknown, Vec::new(), LogIndex(1)), Err(EngineError::NotOpen(_))));
-    assert!(test.engine().reader(unknown).is_err() && test.engine().build(unknown).is_err());
+    assert!(test.engine().reader(unknown).is_err() && test.engine().build(unknown, test.storage.format).is_err());
     assert!(test.engine().freeze(unknown, position(unknown, 1, 1), Bytes::new()).is_err());
 }
 
-fn writes_are_visible_at_once(open: &mut Open<'_>) {
+fn writes_are_visible_at_once(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 202);
     let reader = test.engine().reader(test.replica).expect("an open replica is readable");
     test.write(&[("a", Some("1")), ("b", Some("2")), ("c", Some(""))]);
@@ -177,7 +191,7 @@ fn writes_are_visible_at_once(open: &mut Open<'_>) {
     assert!(test.engine().usage(test.replica).active_bytes > 0);
 }
 
-fn a_flush_does_not_change_what_readers_see(open: &mut Open<'_>) {
+fn a_flush_does_not_change_what_readers_see(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 203);
     let reader = test.engine().reader(test.replica).expect("an open replica is readable");
     test.write(&[("a", Some("1")), ("b", Some("2"))]);
@@ -202,7 +216,7 @@ fn a_flush_does_not_change_what_readers_see(open: &mut Open<'_>) {
     assert_eq!(test.keys(), "ab", "the checkpoint contains the frozen records only");
 }
 
-fn only_one_memtable_is_frozen_at_a_time(open: &mut Open<'_>) {
+fn only_one_memtable_is_frozen_at_a_time(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 204);
     test.write(&[("a", Some("1"))]);
     assert!(test.freeze("first"));
@@ -225,7 +239,7 @@ fn only_one_memtable_is_frozen_at_a_time(open: &mut Open<'_>) {
     assert_eq!(test.keys(), "ab");
 }
 
-fn an_empty_memtable_may_be_checkpointed(open: &mut Open<'_>) {
+fn an_empty_memtable_may_be_checkpointed(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 205);
     test.write(&[("a", Some("1"))]);
     test.flush("one");
@@ -239,7 +253,7 @@ fn an_empty_memtable_may_be_checkpointed(open: &mut Open<'_>) {
     assert_eq!(test.engine().system(&test.durable).expect("durable"), bytes("nine"));
 }
 
-fn scans_merge_all_layers(open: &mut Open<'_>) {
+fn scans_merge_all_layers(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 206);
     test.write(&[
         ("a", Some("base")),
@@ -272,7 +286,7 @@ fn scans_merge_all_layers(open: &mut Open<'_>) {
     assert_eq!(test.all(), expected);
 }
 
-fn scans_stop_at_their_bounds(open: &mut Open<'_>) {
+fn scans_stop_at_their_bounds(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 207);
     test.write(&[("a", Some("1111")), ("b", Some("1111"))]);
     test.flush("");
@@ -285,7 +299,7 @@ fn scans_stop_at_their_bounds(open: &mut Open<'_>) {
     assert_eq!(test.scan("", "", 10, 11).len(), 3);
 }
 
-fn pages_of_a_scan_are_bounded_by_what_they_examine(open: &mut Open<'_>) {
+fn pages_of_a_scan_are_bounded_by_what_they_examine(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 240);
     let keys: Vec<String> = (10..70).map(|number| number.to_string()).collect();
     for (number, key) in keys.iter().enumerate() {
@@ -317,7 +331,7 @@ fn pages_of_a_scan_are_bounded_by_what_they_examine(open: &mut Open<'_>) {
     }
 }
 
-fn reopening_and_replaying_equals_never_crashing(open: &mut Open<'_>) {
+fn reopening_and_replaying_equals_never_crashing(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 208);
     test.write(&[("a", Some("1")), ("b", Some("1"))]);
     test.flush("at 1");
@@ -338,7 +352,7 @@ fn reopening_and_replaying_equals_never_crashing(open: &mut Open<'_>) {
     assert_eq!(test.all(), before, "after a clean stop too");
 }
 
-fn a_crash_before_or_after_the_pointer_write_loses_nothing(open: &mut Open<'_>) {
+fn a_crash_before_or_after_the_pointer_write_loses_nothing(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 209);
     test.write(&[("a", Some("1"))]);
     test.flush("");
@@ -362,7 +376,7 @@ fn a_crash_before_or_after_the_pointer_write_loses_nothing(open: &mut Open<'_>) 
     assert_eq!(test.keys(), "bc");
 }
 
-fn many_flushes_keep_every_record_and_object(open: &mut Open<'_>) {
+fn many_flushes_keep_every_record_and_object(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 210);
     let mut model = Model::default();
     let mut choices = Choices::new(7);
@@ -386,7 +400,7 @@ fn many_flushes_keep_every_record_and_object(open: &mut Open<'_>) {
     test.assert_objects();
 }
 
-fn compaction_bounds_the_tables_and_changes_no_record(open: &mut Open<'_>) {
+fn compaction_bounds_the_tables_and_changes_no_record(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 241);
     let mut model = Model::default();
     let (mut objects_max, mut compacted) = (0, 0);
@@ -416,11 +430,11 @@ fn compaction_bounds_the_tables_and_changes_no_record(open: &mut Open<'_>) {
     test.assert_matches(&model);
 }
 
-fn a_compaction_that_is_stopped_or_overtaken_changes_nothing(open: &mut Open<'_>) {
+fn a_compaction_that_is_stopped_or_overtaken_changes_nothing(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 242);
     let mut model = Model::default();
     let mut index = 0;
-    let mut write = |test: &mut Fixture<'_>, model: &mut Model| {
+    let mut write = |test: &mut Fixture<'_, '_>, model: &mut Model| {
         index += 1;
         let records: WriteSet = (0..60).map(|n| (bytes(&format!("{n:03}")), Some(bytes(&index.to_string())))).collect();
         model.write(&records);
@@ -450,7 +464,7 @@ fn a_compaction_that_is_stopped_or_overtaken_changes_nothing(open: &mut Open<'_>
     test.assert_matches(&model);
 }
 
-fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Open<'_>) {
+fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 211);
     test.write(&[("a", Some("1")), ("b", Some("2"))]);
     test.flush("source");
@@ -477,7 +491,7 @@ fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Open<'_>) {
     assert_eq!(usage.frozen_bytes, 0);
     write("c", 51);
     assert!(engine.freeze(target, position(target, 51, 3), Bytes::new()).expect("nothing is frozen after an install"));
-    let next = engine.build(target).expect("a frozen memtable is built");
+    let next = engine.build(target, test.storage.format).expect("a frozen memtable is built");
     engine.install_checkpoint(target, &next).expect("a built checkpoint is installed");
     // On a replica that was never open.
     let third = ReplicaId(213);
@@ -493,7 +507,7 @@ fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Open<'_>) {
     assert_eq!(reader.scan(&KeyRange::all(), 10, 1_000).expect("readable").len(), 3);
 }
 
-fn a_snapshot_of_the_records_sees_no_later_write(open: &mut Open<'_>) {
+fn a_snapshot_of_the_records_sees_no_later_write(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 230);
     let assert_sees = |snapshot: &dyn StateReader, model: &Model| {
         let all = snapshot.scan(&KeyRange::all(), usize::MAX, usize::MAX).expect("the replica is open");
@@ -542,7 +556,7 @@ fn a_snapshot_of_the_records_sees_no_later_write(open: &mut Open<'_>) {
     assert!(matches!(test.engine().snapshot(test.replica), Err(EngineError::NotOpen(_))));
 }
 
-fn a_destroyed_replica_is_closed_and_others_keep_their_objects(open: &mut Open<'_>) {
+fn a_destroyed_replica_is_closed_and_others_keep_their_objects(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 214);
     test.write(&[("a", Some("1"))]);
     test.flush("shared");
@@ -559,7 +573,7 @@ fn a_destroyed_replica_is_closed_and_others_keep_their_objects(open: &mut Open<'
     assert_eq!(test.keys(), "a");
 }
 
-fn objects_are_verified_and_durable(open: &mut Open<'_>) {
+fn objects_are_verified_and_durable(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 216);
     let content = bytes("an object from a peer");
     let object = ObjectId::of(&content);
@@ -581,7 +595,7 @@ fn objects_are_verified_and_durable(open: &mut Open<'_>) {
     test.engine().hold(Holder::Receiver(ReplicaId(218)), &[]);
 }
 
-fn objects_of_two_holders_stay_until_both_let_go(open: &mut Open<'_>) {
+fn objects_of_two_holders_stay_until_both_let_go(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 219);
     test.write(&[("a", Some("1"))]);
     test.flush("the same in two replicas");
@@ -603,7 +617,7 @@ fn objects_of_two_holders_stay_until_both_let_go(open: &mut Open<'_>) {
     assert_eq!(reader.get(b"a").expect("readable"), Some(bytes("1")));
 }
 
-fn what_a_receiver_imports_is_kept_until_it_is_installed(open: &mut Open<'_>) {
+fn what_a_receiver_imports_is_kept_until_it_is_installed(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 224);
     let receiver = ReplicaId(225);
     let objects: Vec<_> = (0..3).map(|n| bytes(&format!("object {n} from a peer"))).collect();
@@ -625,7 +639,7 @@ fn what_a_receiver_imports_is_kept_until_it_is_installed(open: &mut Open<'_>) {
     test.assert_objects();
 }
 
-fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Open<'_>) {
+fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 222);
     test.write(&[("a", Some("1"))]);
     test.flush("the same in two replicas");
@@ -634,7 +648,7 @@ fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Open<'_>) {
     test.engine().install_snapshot(twin, &shared).expect("all objects are here");
     test.engine = None;
     // Both are claimed after a restart, and one of them is destroyed before the other is open.
-    let engine = (test.open)();
+    let engine = (test.storage.open)();
     engine.claim(test.replica, &shared);
     engine.claim(twin, &shared);
     engine.open(test.replica, &shared).expect("an intact replica opens");
@@ -642,16 +656,20 @@ fn objects_claimed_by_a_replica_not_yet_open_are_kept(open: &mut Open<'_>) {
     engine.open(twin, &shared).expect("its objects are still here");
 }
 
-fn a_missing_object_is_named_in_the_error(open: &mut Open<'_>) {
+fn a_missing_object_is_named_in_the_error(open: &mut Storage<'_>) {
     let mut test = Fixture::new(open, 217);
     test.write(&[("a", Some("1"))]);
     test.flush("here");
     let absent = ObjectId::of(b"absent");
     let replica = ReplicaId(218);
-    for checkpoint in [
-        Checkpoint { runs: vec![absent], ..test.durable.clone() },
-        Checkpoint { base: vec![absent], ..test.durable.clone() },
+    let table = |kind| TableRef { kind, clip: KeyRange::all(), manifest: absent };
+    for tables in [
+        Tables::Pieces { base: Vec::new(), runs: vec![absent] },
+        Tables::Pieces { base: vec![absent], runs: Vec::new() },
+        Tables::Manifests(vec![table(TableKind::Base)]),
+        Tables::Manifests(vec![table(TableKind::Run)]),
     ] {
+        let checkpoint = Checkpoint { tables, ..test.durable.clone() };
         let result = test.engine().open(replica, &checkpoint);
         assert!(matches!(result, Err(EngineError::Object(id)) if id == absent), "{result:?}");
         // An open replica keeps its records.
@@ -663,7 +681,7 @@ fn a_missing_object_is_named_in_the_error(open: &mut Open<'_>) {
     assert!(matches!(test.engine().system(&system), Err(EngineError::Object(id)) if id == absent));
 }
 
-fn random_walks_match_a_model(open: &mut Open<'_>, seed: u64) {
+fn random_walks_match_a_model(open: &mut Storage<'_>, seed: u64) {
     let mut test = Fixture::new(open, 220 + seed);
     let mut choices = Choices::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     let mut model = Model::default();

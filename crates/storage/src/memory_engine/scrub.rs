@@ -3,12 +3,12 @@
 //! As in a real store, nobody knows of the damage before something reads the object, which counts as missing
 //! from then on.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use flotilla_types::{Checkpoint, Holder, ObjectId};
 
-use super::{MemoryEngine, Store};
+use super::{MemoryEngine, store::Store};
 use crate::{DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Scrubbed};
 
 /// What an object's bytes are worth.
@@ -39,17 +39,26 @@ impl MemoryEngine {
         }
     }
 
-    /// Whether an object is not what it was: for checks from outside, that find nothing on the way.
+    /// The objects that a checkpoint needs, those that its tables consist of included.
     #[must_use]
-    pub fn is_rotten(&self, object: ObjectId) -> bool {
-        self.store.lock().objects.get(&object).is_some_and(|object| object.health != Health::Intact)
+    pub fn needed(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
+        self.store.lock().reachable(checkpoint.objects()).collect()
     }
 
-    /// The objects of a checkpoint that were never stored here, or are deleted.
+    /// The objects that a checkpoint needs and that are not what they were, whether or not somebody has noticed:
+    /// for checks from outside, that find nothing on the way.
+    #[must_use]
+    pub fn rotten_in(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
+        let store = self.store.lock();
+        let is_rotten = |id: &ObjectId| store.objects.get(id).is_some_and(|object| object.health != Health::Intact);
+        store.reachable(checkpoint.objects()).filter(is_rotten).collect()
+    }
+
+    /// The objects that a checkpoint needs and that were never stored here, or are deleted.
     #[must_use]
     pub fn absent(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
         let store = self.store.lock();
-        checkpoint.objects().filter(|object| !store.objects.contains_key(object)).collect()
+        store.reachable(checkpoint.objects()).filter(|object| !store.objects.contains_key(object)).collect()
     }
 }
 
@@ -70,7 +79,7 @@ impl Store {
         let mut pass = self.pass.take().unwrap_or_else(|| {
             let mut objects: Vec<_> = self.objects.keys().copied().filter(|object| self.has(*object)).collect();
             objects.sort_unstable();
-            let total_bytes = self.total_bytes(&objects);
+            let total_bytes = objects.iter().map(|id| self.own_bytes(*id)).sum();
             Pass { objects: objects.into(), visited_bytes: 0, total_bytes }
         });
         let mut done = Scrubbed::default();
@@ -82,7 +91,7 @@ impl Store {
             if !self.has(id) {
                 continue;
             }
-            let bytes = self.total_bytes(&[id]);
+            let bytes = self.own_bytes(id);
             done.objects += 1;
             done.bytes += bytes.max(1);
             pass.visited_bytes += bytes;
@@ -95,12 +104,17 @@ impl Store {
         done
     }
 
+    fn own_bytes(&self, id: ObjectId) -> u64 {
+        self.objects.get(&id).map_or(0, |object| object.bytes.len() as u64)
+    }
+
     pub(super) fn damaged(&self) -> Vec<DamagedReplica> {
         let is_missing =
             |object: &&ObjectId| self.objects.get(object).is_some_and(|object| object.health == Health::Missing);
-        let of = |(holder, held): (&Holder, &std::collections::BTreeSet<ObjectId>)| {
+        let of = |(holder, held): (&Holder, &BTreeSet<ObjectId>)| {
             let Holder::Checkpoint(replica) = *holder else { return None };
-            let objects: Vec<_> = held.iter().filter(is_missing).take(DAMAGED_NAMED_MAX).copied().collect();
+            let needed: BTreeSet<_> = self.reachable(held.iter().copied()).collect();
+            let objects: Vec<_> = needed.iter().filter(is_missing).take(DAMAGED_NAMED_MAX).copied().collect();
             (!objects.is_empty()).then_some(DamagedReplica { replica, objects })
         };
         let mut damaged: Vec<_> = self.held.iter().filter_map(of).collect();

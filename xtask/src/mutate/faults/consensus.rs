@@ -201,4 +201,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "stale-rejections-count",
+        what: "a rejection that is older than acknowledgements brings a snapshot about that is never acknowledged",
+        file: "crates/consensus/src/group/invalid.rs",
+        before: "message.index.0 <= progress.matched)",
+        after: "message.index.0 > u64::MAX - progress.matched)",
+        runner: Runner::Tests("flotilla-consensus"),
+        also: None,
+    },
 ];

@@ -11,7 +11,8 @@ use crate::start::testing::{Metadata, replica};
 /// The data shards as node `me` sees them, while these nodes are down.
 fn view(me: u64, meta: &MetaState, here: &[ReplicaStatus], hint: Option<u64>, down: &[u64]) -> Vec<ShardInfo> {
     let liveness = |node: NodeId| if down.contains(&node.0) { MemberState::Down } else { MemberState::Alive };
-    let mut shards = ShardView::new(NodeId(me), meta, here, liveness).shards(|_| hint.map(NodeId));
+    let mut shards =
+        ShardView::new(NodeId(me), meta, &here.iter().cloned().collect(), liveness).shards(|_| hint.map(NodeId));
     shards.retain(|shard| shard.id != ShardId::META);
     shards
 }

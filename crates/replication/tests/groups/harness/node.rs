@@ -9,14 +9,14 @@ use bytes::Bytes;
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
     Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Loaded, Notice, Outgoing, ReplicaStatus,
-    Returned, Slow, first_sequence, work::PullRequest,
+    Replicas, Returned, Slow, first_sequence, work::PullRequest,
 };
 use flotilla_storage::{
     ApplyContext, EngineError, Log as _, LogBatch, LogEvidence, MachineError, MemoryEngine, MemoryLog, PeerSequence,
     StateEngine as _,
     conformance::{Observed, Observer},
 };
-use flotilla_types::{Checkpoint, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
+use flotilla_types::{Checkpoint, CheckpointFormat, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
 use rand::RngExt as _;
 
 use super::{Event, Frame, WALL_MS, World, pulls};
@@ -49,7 +49,7 @@ pub(crate) struct Node {
 pub(crate) struct Running {
     pub core: Core<u64>,
     /// The status of its replicas, published by updates.
-    published: Vec<ReplicaStatus>,
+    published: Replicas,
     applier: Applier<u64>,
     inbox: Vec<Input<u64>>,
     awake: bool,
@@ -93,7 +93,7 @@ enum Task {
 
 #[derive(Clone)]
 pub(crate) enum Job {
-    Build(ReplicaId),
+    Build(ReplicaId, CheckpointFormat),
     InstallCheckpoint(ReplicaId, Checkpoint),
     Compact(ReplicaId),
     Load(Load),
@@ -134,7 +134,7 @@ impl std::fmt::Debug for NodeEvent {
             Self::Applied => f.write_str("applied"),
             Self::Slow(number) => write!(f, "slow {number}"),
             Self::Worked(job) => match &**job {
-                Job::Build(replica) => write!(f, "built {replica}"),
+                Job::Build(replica, _) => write!(f, "built {replica}"),
                 Job::InstallCheckpoint(replica, checkpoint) => {
                     write!(f, "installed {replica} {}", checkpoint.position.index)
                 }
@@ -187,7 +187,7 @@ impl World {
         node.running = Some(Box::new(Running {
             core,
             applier: Applier::new(engine, machines),
-            published: Vec::new(),
+            published: Replicas::default(),
             inbox: Vec::new(),
             awake: false,
             wal: Wal {
@@ -327,7 +327,8 @@ impl World {
         let status = running.core.status();
         let updates = running.core.status_updates(&running.published);
         updates.apply(&mut running.published);
-        assert_eq!(running.published, status, "{}: the published status", node.id);
+        let all: Replicas = status.iter().cloned().collect();
+        assert_eq!(running.published, all, "{}: the published status", node.id);
         self.checks.status(node.id, node.life, &status);
         self.checks.leases(node.id, &running.core.leases(self.now_ms()));
         for other in self.nodes.values() {
@@ -374,7 +375,7 @@ impl World {
         }
         for task in background {
             match task {
-                Background::Build { replica } => self.work(node, running, Job::Build(replica)),
+                Background::Build { replica, format } => self.work(node, running, Job::Build(replica, format)),
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint(replica, checkpoint))
                 }
@@ -549,7 +550,7 @@ impl World {
 
     fn worked(&mut self, node: &mut Node, running: &mut Running, job: Job) {
         match job {
-            Job::Build(replica) => match node.engine.build(replica) {
+            Job::Build(replica, format) => match node.engine.build(replica, format) {
                 Ok(checkpoint) => self.take(node, running, Input::Built { replica, checkpoint: Some(checkpoint) }),
                 Err(EngineError::NotOpen(_)) => {}
                 Err(error) => panic!("{replica}: {error}"),
