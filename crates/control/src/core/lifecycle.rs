@@ -88,7 +88,7 @@ impl Lifecycle {
     fn destroy_forgotten(&mut self, fresh: &MetaState, node: NodeId, here: &Replicas) -> Vec<Action> {
         let mut actions = Vec::new();
         for (record, replica) in fresh.desired_on(node) {
-            if here.get(replica).is_none() && self.lost.insert(replica) {
+            if !is_here(here, record.id, replica) && self.lost.insert(replica) {
                 self.unsettled.insert(record.id);
                 actions.push(Action::Destroy { replica });
             }
@@ -114,7 +114,7 @@ impl Lifecycle {
                         proposals.push(Action::Propose(MetaCommand::ReplaceReplica { shard, replica }));
                     }
                 }
-                Some((record, replica)) if view.replicas.get(replica).is_none() => {
+                Some((record, replica)) if !is_here(view.replicas, shard, replica) => {
                     settled = false;
                     let founding = record.is_initial(replica);
                     let descriptor = if founding { &record.initial } else { &record.descriptor };
@@ -179,6 +179,10 @@ fn is_rebuilding(record: &ShardRecord) -> bool {
         record.descriptor.replicas.iter().any(|held| held.replica == id && held.role == ReplicaRole::Voter)
     };
     record.intent.iter().any(|wanted| !votes(wanted.replica))
+}
+
+fn is_here(here: &Replicas, shard: ShardId, replica: ReplicaId) -> bool {
+    here.of_shard(shard).any(|here| here.replica == replica)
 }
 
 impl Reconciler for Lifecycle {
@@ -252,6 +256,19 @@ mod tests {
         assert_eq!(world.reconcile(&mut lifecycle), [Action::Destroy { replica: ReplicaId(2) }]);
         world.replicas = vec![replica(0, 1), replica(9, 700)];
         assert_eq!(world.reconcile(&mut lifecycle), [], "a replica newer than this metadata is left alone");
+    }
+
+    #[test]
+    fn a_replica_that_was_newer_than_the_metadata_is_destroyed_when_that_knows_better() {
+        let (mut world, ..) = world();
+        world.meta.join(2);
+        world.replicas = vec![replica(0, 1), replica(1, 2), replica(9, 4)];
+        let mut lifecycle = Lifecycle::default();
+        assert_eq!(world.reconcile(&mut lifecycle), []);
+        world.meta.collection_named("d", &[&[2]]);
+        assert_eq!(world.reconcile(&mut lifecycle), [], "only replica 3 was allocated");
+        world.meta.collection_named("e", &[&[2]]);
+        assert_eq!(world.reconcile(&mut lifecycle), [Action::Destroy { replica: ReplicaId(4) }]);
     }
 
     #[test]

@@ -187,7 +187,8 @@ mod tests {
     /// What `verb` does to node 1, which leads all shards, while these nodes are down.
     fn planned(metadata: &Metadata, verb: NodeVerb, down: &[u64]) -> NodeChange {
         let meta = metadata.state();
-        let led: Vec<_> = meta.shards().map(|shard| replica(&meta, shard.id, 1, Some(1))).collect();
+        let led: flotilla_replication::Replicas =
+            meta.shards().map(|shard| replica(&meta, shard.id, 1, Some(1))).collect();
         let alive = |node: NodeId| if down.contains(&node.0) { MemberState::Down } else { MemberState::Alive };
         let shards = ShardView::new(NodeId(1), &meta, &led, alive).shards(|_| None);
         let status: ClusterStatus = serde_json::from_value(serde_json::json!({

@@ -58,7 +58,7 @@ fn with_one_of_many_nodes_down_every_shard_is_available_and_only_those_on_it_lac
         let voters = &meta.shard(shard).expect("a shard").descriptor.replicas;
         voters.iter().map(|voter| voter.node).find(|node| *node != NodeId(4))
     };
-    let mut shards = ShardView::new(NodeId(6), &meta, &[], liveness).shards(leader);
+    let mut shards = ShardView::new(NodeId(6), &meta, &Replicas::default(), liveness).shards(leader);
     shards.retain(|shard| shard.id != ShardId::META);
     let on_it = |shard: &ShardInfo| shard.replicas.iter().any(|replica| replica.node == NodeId(4));
     assert_eq!(shards.len(), SHARDS);
@@ -141,7 +141,9 @@ fn the_metadata_group_wants_as_many_replicas_as_the_setting_says() {
     let shard = |metadata: &Metadata| {
         let meta = metadata.state();
         let own = replica(&meta, ShardId::META, 1, Some(1));
-        ShardView::new(NodeId(1), &meta, &[own], |_| MemberState::Alive).shards(|_| None).remove(0)
+        ShardView::new(NodeId(1), &meta, &[own].into_iter().collect(), |_| MemberState::Alive)
+            .shards(|_| None)
+            .remove(0)
     };
     let before = shard(&metadata);
     assert_eq!((before.desired_replicas, before.available, before.fully_replicated), (3, true, false));
