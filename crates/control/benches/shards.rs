@@ -250,6 +250,7 @@ fn replica(record: &flotilla_meta::ShardRecord) -> ReplicaStatus {
         version: None,
         checkpoint: LogIndex(0),
         usage: Usage::default(),
+        damaged: false,
     }
 }
 

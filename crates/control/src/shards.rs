@@ -40,7 +40,7 @@ pub(crate) fn scrub_here(host: &Handle, start: bool) -> NodeScrub {
     if start {
         host.scrub_now();
     }
-    NodeScrub::new(host.scrub_status(), &host.status())
+    NodeScrub::new(host.scrub_status(), host.status().iter())
 }
 
 /// A client of every shard. Cheap to clone.

@@ -35,7 +35,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use flotilla_storage::{StateEngine, conformance};
-    use flotilla_types::ObjectId;
+    use flotilla_types::{CheckpointFormat, ObjectId};
 
     use crate::{
         Engine,
@@ -64,13 +64,13 @@ mod tests {
 
     #[test]
     fn the_engine_passes_the_suite_of_the_scrub() {
-        let dir = tempfile::tempdir().unwrap();
-        conformance::scrub(&open(dir.path()), |engine, object| damage(dir.path(), engine, object));
-    }
-
-    #[test]
-    fn the_engine_passes_the_suite_of_the_scrub_with_sled() {
-        let dir = tempfile::tempdir().unwrap();
-        conformance::scrub(&open_with_sled(dir.path()), |engine, object| damage(dir.path(), engine, object));
+        for format in [CheckpointFormat::Pieces, CheckpointFormat::Manifests] {
+            let dir = tempfile::tempdir().unwrap();
+            conformance::scrub(format, &open(dir.path()), |engine, object| damage(dir.path(), engine, object));
+            let dir = tempfile::tempdir().unwrap();
+            conformance::scrub(format, &open_with_sled(dir.path()), |engine, object| {
+                damage(dir.path(), engine, object)
+            });
+        }
     }
 }

@@ -427,7 +427,9 @@ mod tests {
 
     #[test]
     fn memory_engine_passes_the_suite_of_the_scrub() {
-        crate::conformance::scrub(&MemoryEngine::default(), MemoryEngine::rot);
+        for format in [CheckpointFormat::Pieces, CheckpointFormat::Manifests] {
+            crate::conformance::scrub(format, &MemoryEngine::default(), MemoryEngine::rot);
+        }
     }
 
     #[test]

@@ -151,6 +151,7 @@ pub fn decode_snapshot(answer: &[u8]) -> Option<MetaState> {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_replication::ReplicaStatus;
     use flotilla_types::{LogIndex, ReplicaId};
 
     use super::*;
@@ -225,12 +226,11 @@ mod tests {
         let meta = two_voters();
         let mut voter = leads(0, &[(9, 1), (2, 2)], &[]);
         voter.applied = LogIndex(9_999);
-        let step = |voter: &ReplicaStatus| {
-            FeedFollower::default().next(node(9), &meta.state(), &[], std::slice::from_ref(voter))
-        };
+        let here = |voter: &ReplicaStatus| [voter.clone()].into_iter().collect::<Replicas>();
+        let step = |voter: &ReplicaStatus| FeedFollower::default().next(node(9), &meta.state(), &[], &here(voter));
         assert_eq!(step(&voter), FeedStep::Wait(PAUSE_MS), "it only lags");
         voter.damaged = true;
-        assert!(feed_wait_ms(std::slice::from_ref(&voter), 1).is_err() && requested(step(&voter)).is_some());
+        assert!(feed_wait_ms(&here(&voter), 1).is_err() && requested(step(&voter)).is_some());
         voter.applied = LogIndex(10_000);
         assert_eq!(step(&voter), FeedStep::Wait(PAUSE_MS), "it is damaged, and applies what comes");
     }

@@ -31,8 +31,8 @@ pub struct DamagedReplica {
 impl NodeScrub {
     /// With the damaged ones among a node's replicas.
     #[must_use]
-    pub fn new(status: ScrubStatus, replicas: &[ReplicaStatus]) -> Self {
-        let damaged = replicas.iter().filter(|replica| replica.damaged).take(DAMAGED_LISTED_MAX);
+    pub fn new<'a>(status: ScrubStatus, replicas: impl IntoIterator<Item = &'a ReplicaStatus>) -> Self {
+        let damaged = replicas.into_iter().filter(|replica| replica.damaged).take(DAMAGED_LISTED_MAX);
         Self { status, damaged: damaged.map(DamagedReplica::of).collect() }
     }
 

@@ -50,8 +50,8 @@ fn describe(node: NodeId, Reported { status, damaged }: &Reported) -> NodeScrub 
 }
 
 /// What is wrong with this node's replicas, those first that nothing can repair.
-pub(super) fn problems(here: &[ReplicaStatus]) -> Vec<String> {
-    let mut damaged: Vec<_> = here.iter().filter(|replica| replica.damaged).map(Damaged::of).collect();
+pub(super) fn problems<'a>(here: impl IntoIterator<Item = &'a ReplicaStatus>) -> Vec<String> {
+    let mut damaged: Vec<_> = here.into_iter().filter(|replica| replica.damaged).map(Damaged::of).collect();
     damaged.sort_by_key(|damaged| (damaged.repairable, damaged.shard));
     let more = damaged.len().saturating_sub(NAMED_MAX);
     let named = damaged.iter().take(NAMED_MAX).map(|Damaged { shard, replica, repairable }| {

@@ -52,7 +52,7 @@ impl Sources<'_> {
             .collect();
         let quorum = metadata.map_or(metadata_leader.is_some(), |shard| shard.available);
         let mut problems = health::problems(quorum, &nodes, &shards);
-        problems.extend(scrub::problems(&here));
+        problems.extend(scrub::problems(here.iter()));
         let totals = Totals::of(&shards);
         ClusterStatus {
             cluster_id: self.cluster,

@@ -105,7 +105,7 @@ impl Job {
                 // Destroyed in the meantime.
                 Err(EngineError::NotOpen(_)) => JobResult::Done,
                 Err(error) if damage::is_known(engine, replica, &error) => {
-                    retry_while_damaged(replica, &error, Self::Build { replica, failures })
+                    retry_while_damaged(replica, &error, Self::Build { replica, format, failures })
                 }
                 Err(error) => {
                     let again = |failures| Self::Build { replica, format, failures };

@@ -176,7 +176,7 @@ impl Scrubber {
 mod tests {
     use flotilla_storage::MemoryEngine;
     use flotilla_types::{Checkpoint, ConfState, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
-    use flotilla_types::{ShardDescriptor, ShardId, Term};
+    use flotilla_types::{ShardDescriptor, ShardId, Tables, Term};
 
     use super::*;
 
@@ -196,7 +196,10 @@ mod tests {
         for (id, body) in runs.iter().zip(bodies) {
             engine.import(*id, body.into()).expect("its bytes");
         }
-        engine.claim(REPLICA, &Checkpoint { position, system: None, base: Vec::new(), runs: runs.clone() });
+        engine.claim(
+            REPLICA,
+            &Checkpoint { position, system: None, tables: Tables::Pieces { base: Vec::new(), runs: runs.clone() } },
+        );
         (engine, runs)
     }
 

@@ -94,22 +94,22 @@ impl Store {
     pub(super) fn load(&mut self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Records, EngineError> {
         checkpoint.objects().try_for_each(|object| self.get(object).map(drop))?;
         let corrupt = |reason| EngineError::Corrupt { replica, reason };
-        let mut records = Records::new();
-        let mut add = |piece: ObjectId, clip: &KeyRange| {
-            let decoded = records::decode(&self.get(piece)?).map_err(corrupt)?;
-            decoded.clipped(clip).apply_to(&mut records);
-            Ok::<_, EngineError>(())
-        };
+        let mut pieces = Vec::new();
         match &checkpoint.tables {
             Tables::Pieces { base, runs } => {
-                base.iter().chain(runs).try_for_each(|piece| add(*piece, &KeyRange::all()))?;
+                pieces.extend(base.iter().chain(runs).map(|piece| (*piece, KeyRange::all())));
             }
             Tables::Manifests(tables) => {
                 for table in tables {
                     let manifest = Manifest::decode(self.get(table.manifest)?).map_err(corrupt)?;
-                    manifest.pieces.iter().try_for_each(|piece| add(piece.id, &table.clip))?;
+                    pieces.extend(manifest.pieces.iter().map(|piece| (piece.id, table.clip.clone())));
                 }
             }
+        }
+        let mut records = Records::new();
+        for (piece, clip) in pieces {
+            let decoded = records::decode(&self.get(piece)?).map_err(corrupt)?;
+            decoded.clipped(&clip).apply_to(&mut records);
         }
         Ok(records)
     }
