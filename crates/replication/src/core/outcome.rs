@@ -90,7 +90,6 @@ impl<T> Core<T> {
             && let Some(last) = last
         {
             replica.first_of_term = last;
-            self.serving.insert(replica.shard, change.replica);
             self.schedule.announced.new.insert(change.replica);
             effects.notices.push(Notice::Descriptor(replica.descriptor.clone()));
         }
