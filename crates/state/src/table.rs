@@ -34,6 +34,10 @@ pub(crate) struct Table {
     /// `None` in format 1.
     manifest: Option<ObjectId>,
     pub(crate) pieces: Vec<Piece>,
+    /// Size of its pieces.
+    bytes: u64,
+    /// Whether all of them have footers.
+    has_footers: bool,
     _pinned: Pinned,
 }
 
@@ -52,14 +56,15 @@ impl Piece {
     pub(crate) fn is_verified(&self) -> bool {
         self.verified.load(Ordering::Acquire)
     }
-
-    /// Whether it is a piece of version 1.
-    fn is_old(&self) -> bool {
-        self.listed.footer_bytes == 0
-    }
 }
 
 impl Table {
+    fn new(pinned: Pinned, cut: Cut, clip: KeyRange, manifest: Option<ObjectId>, pieces: Vec<Piece>) -> Self {
+        let bytes = pieces.iter().map(|piece| u64::from(piece.listed.bytes)).sum();
+        let has_footers = pieces.iter().all(|piece| piece.listed.footer_bytes > 0);
+        Self { cut, clip, manifest, pieces, bytes, has_footers, _pinned: pinned }
+    }
+
     /// A table whose pieces, which this process has written, are pinned. In format 2 the manifest takes over
     /// from the pins.
     pub(crate) fn written(
@@ -75,7 +80,7 @@ impl Table {
             manifest = Some(id);
         }
         let pieces = pieces.into_iter().map(|piece| Piece::of(piece, true)).collect();
-        Ok(Self { cut, clip: KeyRange::all(), manifest, pieces, _pinned: pinned })
+        Ok(Self::new(pinned, cut, KeyRange::all(), manifest, pieces))
     }
 
     /// The same table with a manifest.
@@ -84,7 +89,7 @@ impl Table {
         let (pinned, manifest) = put_manifest(&Pinned::none(objects), pieces().collect())?;
         let verified = self.pieces.iter().map(Piece::is_verified);
         let pieces = pieces().zip(verified).map(|(piece, verified)| Piece::of(piece, verified)).collect();
-        Ok(Self { cut: self.cut, clip: self.clip.clone(), manifest: Some(manifest), pieces, _pinned: pinned })
+        Ok(Self::new(pinned, self.cut, self.clip.clone(), Some(manifest), pieces))
     }
 
     /// Opens a table of format 2.
@@ -97,7 +102,7 @@ impl Table {
             TableKind::Run => Cut::Size,
         };
         let pieces = manifest.pieces.into_iter().map(|piece| Piece::of(piece, false)).collect();
-        Ok(Self { cut, clip: table.clip.clone(), manifest: Some(table.manifest), pieces, _pinned: pinned })
+        Ok(Self::new(pinned, cut, table.clip.clone(), Some(table.manifest), pieces))
     }
 
     /// Opens a table of format 1.
@@ -105,7 +110,7 @@ impl Table {
         let ids: Vec<_> = pieces.iter().map(|piece| piece.id).collect();
         let pinned = Pinned::pin(objects, &ids)?;
         let pieces = pieces.into_iter().map(|piece| Piece::of(piece, false)).collect();
-        Ok(Self { cut, clip: KeyRange::all(), manifest: None, pieces, _pinned: pinned })
+        Ok(Self::new(pinned, cut, KeyRange::all(), None, pieces))
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = ObjectId> + '_ {
@@ -114,7 +119,7 @@ impl Table {
 
     /// Size of its pieces.
     pub(crate) fn bytes(&self) -> u64 {
-        self.pieces.iter().map(|piece| u64::from(piece.listed.bytes)).sum()
+        self.bytes
     }
 
     /// Whether both are the same records, in whatever format.
@@ -128,7 +133,7 @@ impl Table {
 
     /// Whether it has a manifest, and yet pieces without footers.
     pub(crate) fn is_converted(&self) -> bool {
-        self.manifest.is_some() && self.pieces.iter().any(Piece::is_old)
+        self.manifest.is_some() && !self.has_footers
     }
 
     fn kind(&self) -> TableKind {
