@@ -107,6 +107,11 @@ impl World {
         self.passes("ShardsLed", &mut ShardsLed::default(), &mut table);
         self.passes("Leaders", &mut Leaders::default(), &mut table);
         self.passes("Placement", &mut Placement::default(), &mut table);
+        let published = median(|| {
+            let _reader = self.replicas.clone();
+            timed(|| self.commit()).1
+        });
+        table.push(("status: one replica published while a reader holds the last version".to_owned(), published));
         let (mut feed, state) = (FeedFollower::default(), self.follower.state().clone());
         let next = median(|| timed(|| feed.next(NodeId(9), &state, &[], &self.replicas)).1);
         table.push(("FeedFollower: next".to_owned(), next));

@@ -9,8 +9,9 @@ use flotilla_types::{NodeId, ShardId, Term};
 
 use crate::ShardMap;
 
-/// Hints that may be kept beyond two for each shard, before dropped shards are looked for.
-const SPARE_HINTS: usize = 64;
+/// Hints that may be kept beyond two for each shard, before dropped shards are looked for: more than a cluster
+/// has shards, because a node that has just joined hears of leaders before it has the map.
+const SPARE_HINTS: usize = 32_768;
 
 /// The newest current leader of each shard. Merging is commutative, associative and idempotent: the higher
 /// term wins.
@@ -152,11 +153,21 @@ mod tests {
     #[test]
     fn hints_for_unknown_shards_do_not_accumulate() {
         let mut hints = LeaderHints::default();
-        for shard in 0..10_000 {
+        for shard in 0..100_000 {
             hints.observe(ShardId(shard), Term(1), NodeId(1));
             hints.forget_dropped(&ShardMap::default());
             assert!(hints.hints.len() <= SPARE_HINTS);
         }
+    }
+
+    #[test]
+    fn leaders_that_are_heard_of_before_the_map_are_kept() {
+        let mut hints = LeaderHints::default();
+        for shard in 0..20_000 {
+            hints.observe(ShardId(shard), Term(1), NodeId(1));
+            hints.forget_dropped(&ShardMap::default());
+        }
+        assert_eq!(hints.leader(ShardId(0)), Some(NodeId(1)));
     }
 
     fn any_hints() -> impl Strategy<Value = LeaderHints> {

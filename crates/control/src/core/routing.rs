@@ -217,7 +217,7 @@ mod tests {
             1 => Just(Step::Drop),
             1 => Just(Step::Join),
             5 => (any::<Index>(), any::<bool>()).prop_map(|(shard, halve)| Step::Report(shard, halve)),
-            5 => (any::<Index>(), 0_u64..5, 0_u64..5).prop_map(|(shard, range, config)| Step::Refuse(shard, range, config)),
+            5 => (any::<Index>(), 0_u64..5, 0_u64..5).prop_map(|(at, range, config)| Step::Refuse(at, range, config)),
             5 => Just(Step::Look),
         ]
     }
