@@ -110,7 +110,7 @@ pub struct Pull {
     bounds: PullBounds,
     /// Every object that was missing, as far as that is known.
     known: HashSet<ObjectId>,
-    /// Objects that the checkpoint needs and that were here.
+    /// Objects that the checkpoint names, and pieces of manifests that were fetched, that were here.
     reused: usize,
     roots: Arc<HashSet<ObjectId>>,
     /// Objects to request.
@@ -133,12 +133,12 @@ impl Pull {
         let objects: Vec<_> = checkpoint.objects().collect();
         engine.hold(Holder::Receiver(replica), &objects);
         let waiting = VecDeque::from(engine.missing(&objects));
-        let needed: usize = objects.iter().map(|root| 1 + children(engine, *root).len()).sum();
+        let lacking: HashSet<_> = waiting.iter().copied().collect();
         Self {
             replica,
             bounds,
-            known: waiting.iter().copied().collect(),
-            reused: needed.saturating_sub(waiting.len()),
+            reused: objects.iter().filter(|object| !lacking.contains(object)).count(),
+            known: lacking,
             roots: Arc::new(objects.into_iter().collect()),
             waiting,
             checkpoint,
@@ -246,27 +246,22 @@ impl PullRequest {
     /// Stores the objects of an answer after verifying their hashes. Writes the disk.
     pub fn store(&self, engine: &dyn StateEngine, answer: Bytes) -> Result<Stored, PullError> {
         let answer: peer::ObjectsResponse = decode(answer)?;
-        let mut stored = Stored::default();
+        let (mut stored, mut roots) = (Stored::default(), Vec::new());
         for (id, object) in self.objects.iter().zip(answer.objects) {
-            let bytes = object.len();
+            stored.bytes += object.len();
+            if self.roots.contains(id) {
+                stored.reused += children_of(&object).len();
+                roots.push(*id);
+            }
             engine.import(*id, object)?;
             stored.objects += 1;
-            stored.bytes += bytes;
         }
-        let is_root = |object: &ObjectId| self.roots.contains(object);
-        let roots: Vec<_> = self.objects[..stored.objects].iter().copied().filter(is_root).collect();
         stored.needed = engine.missing(&roots);
-        let children: usize = roots.iter().map(|root| children(engine, *root).len()).sum();
-        stored.reused = children.saturating_sub(stored.needed.len());
+        stored.reused = stored.reused.saturating_sub(stored.needed.len());
         let next = stored.objects as u64 + 1;
         stored.next_is_gone = u64::from(answer.missing) == next && stored.objects < self.objects.len();
         if stored.objects == 0 && !stored.next_is_gone { Err(PullError::Empty) } else { Ok(stored) }
     }
-}
-
-/// What an object needs, if it is here.
-fn children(engine: &dyn StateEngine, object: ObjectId) -> Vec<ObjectId> {
-    engine.object(object).map(|bytes| children_of(&bytes)).unwrap_or_default()
 }
 
 /// A request that asks for no objects: it tells the leader that the replica still waits for its turn.
