@@ -37,6 +37,10 @@ pub enum ShardError {
     Unknown,
 }
 
+/// Attempts of a read that meet damage before it fails, over about two seconds: meanwhile the leader gives its
+/// leadership to a replica without damage, if there is one.
+const DAMAGED_TRIES_MAX: u32 = 40;
+
 /// What kind of request a shard gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestKind {
@@ -141,6 +145,8 @@ pub struct RequestRetry {
     /// What is known about all attempts so far.
     earlier: Earlier,
     last_error: ShardError,
+    /// Attempts that met damage.
+    damaged: u32,
 }
 
 impl RequestRetry {
@@ -158,6 +164,7 @@ impl RequestRetry {
             in_flight: None,
             earlier: Earlier::Unproposed,
             last_error: ShardError::Unavailable,
+            damaged: 0,
         }
     }
 
@@ -207,7 +214,10 @@ impl RequestRetry {
             }
             // The leader gives its leadership away, if another replica can take it.
             RequestError::Damaged => {
-                self.last_error = ShardError::Damaged;
+                self.damaged += 1;
+                if self.damaged >= DAMAGED_TRIES_MAX {
+                    return RetryDecision::GiveUp(ShardError::Damaged);
+                }
                 Failure::Later
             }
             RequestError::StaleEpoch { .. } if self.earlier == Earlier::Unproposed => {
@@ -266,6 +276,29 @@ mod tests {
 
     fn send(id: u64, timeout_ms: u64) -> RetryStep {
         RetryStep::Send { node: node(id), range_epoch: Some(1), after: Timestamp::ZERO, timeout_ms }
+    }
+
+    #[test]
+    fn a_read_that_meets_damage_waits_for_another_leader_and_not_until_the_deadline() {
+        let cluster = cluster_view();
+        let mut retry = RequestRetry::new(RequestKind::Query, SHARD, Some(1), 1_000_000);
+        let mut tries = 0;
+        let mut now_ms = 0;
+        let given_up = loop {
+            match retry.next(now_ms, &cluster) {
+                RetryStep::Send { .. } => tries += 1,
+                RetryStep::Wait(pause_ms) => {
+                    now_ms += pause_ms;
+                    continue;
+                }
+                RetryStep::GiveUp(error) => break error,
+            }
+            if let RetryDecision::GiveUp(error) = retry.on_failure(&RequestError::Damaged, &cluster) {
+                break error;
+            }
+        };
+        assert_eq!((given_up, tries), (ShardError::Damaged, DAMAGED_TRIES_MAX));
+        assert!((1_000..4_000).contains(&now_ms), "{now_ms} ms");
     }
 
     #[test]

@@ -159,3 +159,20 @@ fn a_step_that_cannot_open_its_segment_is_repeated() {
     store.opens_to_fail.store(0, std::sync::atomic::Ordering::Release);
     assert_eq!(finish(&store, &mut pass, 1_000).objects, 3);
 }
+
+#[test]
+fn objects_that_move_before_their_segment_is_opened_are_not_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let ids = put_all(&store, 0..12);
+    store.hold(HOLDER, [ids[0]]);
+    let mut pass = store.begin_scrub();
+    store.opens_to_fail.store(usize::MAX, std::sync::atomic::Ordering::Release);
+    assert!(store.scrub(&mut pass, 1).is_err(), "its objects are listed by now");
+    store.opens_to_fail.store(0, std::sync::atomic::Ordering::Release);
+    ids.iter().for_each(|id| store.unpin(*id));
+    store.collect(Scope::All).unwrap();
+    assert!(segment_files(dir.path())[0] != segment_path(dir.path(), 1), "the segment is gone");
+    assert_eq!(finish(&store, &mut pass, 1_000).damaged, []);
+    assert!(store.contains(ids[0]));
+}

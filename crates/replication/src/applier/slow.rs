@@ -164,7 +164,11 @@ pub(super) fn on_read_failure(
     let answer = match &error {
         // Destroyed, or replaced by a snapshot, in the meantime.
         MachineError::Engine(EngineError::NotOpen(_)) => return RequestError::Stopped,
-        MachineError::Engine(EngineError::Object(_)) => RequestError::Damaged,
+        // The store has logged it, and it is tried again.
+        MachineError::Engine(EngineError::Object(_)) => {
+            tracing::debug!(%replica, %error, "a read met damage");
+            return RequestError::Damaged;
+        }
         _ => RequestError::Stopped,
     };
     tracing::error!(%replica, %error, "a read failed");
