@@ -458,7 +458,7 @@ pub(super) const FAULTS: &[Fault] = &[
         what: "a replica that the metadata did not know yet is never destroyed",
         file: "crates/control/src/core/lifecycle.rs",
         before: "settled &= status == ReplicaStatus::InUse && !here.damaged;",
-        after: "settled &= status != ReplicaStatus::Obsolete && !here.damaged;",
+        after: "settled &= status != ReplicaStatus::Obsolete;",
         runner: Runner::Tests("flotilla-control"),
         also: None,
     },
