@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use flotilla_meta::{Feed, FeedError, MetaFollower, MetaState};
-use flotilla_replication::{Replicas, RequestError};
+use flotilla_replication::{Replicas, RequestError, Role};
 use flotilla_types::{NodeId, ShardId};
 
 /// How long the source may wait for changes, in milliseconds.
@@ -113,13 +113,14 @@ fn source(meta: &MetaState, seeds: &[NodeId], me: NodeId, failures: usize) -> Op
 
 /// Whether a node with these replicas serves the metadata feed and need not follow it: one of them is a voter
 /// of the metadata group, knows its leader, and applies what is committed. A voter without a leader may be cut
-/// off, and its empty answers would be taken for "no changes". So would those of a damaged one that applies no
-/// more; that its place is to be taken by another replica, such a node learns by the feed.
+/// off, and its empty answers would be taken for "no changes". So would those of a damaged one, which may apply
+/// no more, or may not even hear what is committed; that its place is to be taken by another replica, such a
+/// node learns by the feed. A damaged leader serves while it applies: there may be nobody else.
 #[must_use]
 pub fn serves_feed(replicas: &Replicas) -> bool {
     replicas.of_shard(ShardId::META).any(|replica| {
         let Some(group) = replica.group.as_ref() else { return false };
-        let is_stuck = replica.damaged && replica.applied < group.commit;
+        let is_stuck = replica.damaged && (group.role != Role::Leader || replica.applied < group.commit);
         group.conf.is_voter(replica.replica) && group.leader.0 != 0 && !is_stuck
     })
 }
@@ -232,7 +233,9 @@ mod tests {
         voter.damaged = true;
         assert!(feed_wait_ms(&here(&voter), 1).is_err() && requested(step(&voter)).is_some());
         voter.applied = LogIndex(10_000);
-        assert_eq!(step(&voter), FeedStep::Wait(PAUSE_MS), "it is damaged, and applies what comes");
+        assert_eq!(step(&voter), FeedStep::Wait(PAUSE_MS), "it leads, and applies what comes");
+        voter.group.as_mut().expect("a group").role = Role::Follower;
+        assert!(requested(step(&voter)).is_some(), "it may not hear what is committed");
     }
 
     #[test]

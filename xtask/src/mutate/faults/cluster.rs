@@ -516,4 +516,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "damaged-follower-takes-itself-for-current",
+        what: "a node whose voter of the metadata group is damaged, and hears of no commits, follows no feed",
+        file: "crates/control/src/core/feed.rs",
+        before: "replica.damaged && (group.role != Role::Leader || replica.applied < group.commit)",
+        after: "replica.damaged && replica.applied < group.commit",
+        runner: Runner::Tests("flotilla-control"),
+        also: None,
+    },
 ];
