@@ -387,7 +387,8 @@ mod tests {
             for (opened, written) in opened.iter().zip(&tables) {
                 let listed = |table: &Table| table.pieces.iter().map(|piece| piece.listed.clone()).collect::<Vec<_>>();
                 assert!(opened.is_same(written) && listed(opened) == listed(written));
-                assert_eq!(read(&objects, &[opened.clone()]).unwrap(), read(&objects, &[written.clone()]).unwrap());
+                let read = |table| read(&objects, std::slice::from_ref(table)).unwrap();
+                assert_eq!(read(opened), read(written));
             }
             assert_eq!(named.format(), format);
             let again = open_tables(&objects, ID, &checkpoint(named), &opened).unwrap();
