@@ -116,8 +116,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`] and [`Fault::ObjectRots`], which are drawn apart. The order matters:
-    /// seeds draw from it.
+    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`] and [`Fault::ObjectRots`], which are drawn apart.
+    /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
         Self::CrashAll,

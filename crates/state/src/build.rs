@@ -87,7 +87,7 @@ mod tests {
 
     /// The records of a checkpoint that is opened anew.
     fn records_of(objects: &Arc<ObjectStore>, checkpoint: &Checkpoint) -> BTreeMap<Bytes, Bytes> {
-        let tables = open_tables(objects, ReplicaId(1), checkpoint, &[]).unwrap();
+        let tables = open_tables(objects, ReplicaId(1), checkpoint).unwrap();
         Merge::new(sources(objects, ReplicaId(1), &tables))
             .map(Result::unwrap)
             .filter_map(|(key, value)| Some((key, value?)))

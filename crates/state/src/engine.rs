@@ -106,7 +106,7 @@ impl Engine {
         entry.detach();
         *work = None;
         *entry.compacted.lock() = None;
-        let tables = open_tables(&self.objects, replica, checkpoint, &[])?;
+        let tables = open_tables(&self.objects, replica, checkpoint)?;
         let loaded = view.load(replica, checkpoint, &tables, from_peer)?;
         entry.attach(
             Attached { checkpoint: checkpoint.clone(), bytes: self.bytes_of(checkpoint, &tables), tables },
@@ -117,9 +117,12 @@ impl Engine {
 
     /// The first object that a checkpoint needs and that is not durable here.
     fn first_absent(&self, checkpoint: &Checkpoint) -> Option<ObjectId> {
-        let needed = checkpoint.objects().flat_map(|id| [id].into_iter().chain(self.objects.children(id)));
-        let mut absent = needed.filter(|id| !self.objects.contains(*id));
-        absent.next()
+        self.with_children(checkpoint.objects()).find(|id| !self.objects.contains(*id))
+    }
+
+    /// Objects, each followed by those that it needs.
+    fn with_children(&self, objects: impl Iterator<Item = ObjectId>) -> impl Iterator<Item = ObjectId> {
+        objects.flat_map(|id| [id].into_iter().chain(self.objects.children(id)))
     }
 
     /// Bytes of a checkpoint's tables and system state.
@@ -291,8 +294,7 @@ impl StateEngine for Engine {
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        let needed = objects.iter().flat_map(|id| [*id].into_iter().chain(self.objects.children(*id)));
-        let distinct: BTreeSet<_> = needed.collect();
+        let distinct: BTreeSet<_> = self.with_children(objects.iter().copied()).collect();
         let healthy = self.objects.check_healthy().is_ok();
         distinct.into_iter().filter(|id| !healthy || self.objects.len_bytes(*id).is_none()).collect()
     }

@@ -149,20 +149,20 @@ fn ends_chunk(record: &Record, hash: u64, piece_bytes: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use bytes::Bytes;
 
     use super::*;
 
-    fn store() -> (tempfile::TempDir, Arc<ObjectStore>) {
+    pub(crate) fn store() -> (tempfile::TempDir, Arc<ObjectStore>) {
         let dir = tempfile::tempdir().unwrap();
         let objects = ObjectStore::open(dir.path(), flotilla_objects::Options::default()).unwrap();
         (dir, Arc::new(objects))
     }
 
-    fn records(n: u32) -> Vec<Record> {
+    pub(crate) fn records(n: u32) -> Vec<Record> {
         (0..n).map(|i| (Bytes::from(format!("key{i:06}")), Some(Bytes::from(vec![i as u8; 100])))).collect()
     }
 

@@ -127,10 +127,6 @@ impl Table {
         self.cut == other.cut && self.clip == other.clip && self.ids().eq(other.ids())
     }
 
-    fn is_named_by(&self, table: &TableRef) -> bool {
-        self.manifest == Some(table.manifest) && self.clip == table.clip && self.kind() == table.kind
-    }
-
     /// Whether it has a manifest, and yet pieces without footers.
     pub(crate) fn is_converted(&self) -> bool {
         self.manifest.is_some() && !self.has_footers
@@ -182,21 +178,16 @@ fn put_manifest(pinned: &Pinned, pieces: Vec<PieceRef>) -> Result<(Pinned, Objec
     Ok((alone, manifest))
 }
 
-/// The tables of a checkpoint, whose objects are all present, oldest first. Those that `before` has are shared.
+/// The tables of a checkpoint, whose objects are all present, oldest first.
 pub(crate) fn open_tables(
     objects: &Arc<ObjectStore>,
     replica: ReplicaId,
     checkpoint: &Checkpoint,
-    before: &[Arc<Table>],
 ) -> Result<Vec<Arc<Table>>, EngineError> {
     match &checkpoint.tables {
-        Tables::Manifests(tables) => tables
-            .iter()
-            .map(|table| match before.iter().find(|before| before.is_named_by(table)) {
-                Some(same) => Ok(same.clone()),
-                None => Table::of_manifest(objects, replica, table).map(Arc::new),
-            })
-            .collect(),
+        Tables::Manifests(tables) => {
+            tables.iter().map(|table| Table::of_manifest(objects, replica, table).map(Arc::new)).collect()
+        }
         Tables::Pieces { base, runs } => {
             let base = (!base.is_empty()).then(|| {
                 let pieces = base.iter().map(|id| Ok(head(objects, replica, *id)?.0));
@@ -343,19 +334,16 @@ mod tests {
     use flotilla_types::Position;
 
     use super::*;
-    use crate::{merge::Merge, sorted::write_table, tests::empty_checkpoint};
+    use crate::{
+        merge::Merge,
+        sorted::{
+            tests::{records, store},
+            write_table,
+        },
+        tests::empty_checkpoint,
+    };
 
     const ID: ReplicaId = ReplicaId(1);
-
-    fn store() -> (tempfile::TempDir, Arc<ObjectStore>) {
-        let dir = tempfile::tempdir().unwrap();
-        let objects = ObjectStore::open(dir.path(), flotilla_objects::Options::default()).unwrap();
-        (dir, Arc::new(objects))
-    }
-
-    fn records(n: u32) -> Vec<Record> {
-        (0..n).map(|i| (Bytes::from(format!("key{i:06}")), Some(Bytes::from(vec![i as u8; 100])))).collect()
-    }
 
     fn write(objects: &Arc<ObjectStore>, cut: Cut, format: CheckpointFormat, records: &[Record]) -> Arc<Table> {
         let table = write_table(objects, cut, format, 4096, records.iter().cloned().map(Ok)).unwrap();
@@ -382,7 +370,7 @@ mod tests {
             let tables: Vec<_> = [base].into_iter().chain(runs).collect();
             assert!(tables[1].pieces.len() > 3);
             let (named, tables) = name_tables(&objects, format, tables).unwrap();
-            let opened = open_tables(&objects, ID, &checkpoint(named.clone()), &[]).unwrap();
+            let opened = open_tables(&objects, ID, &checkpoint(named.clone())).unwrap();
             assert_eq!(opened.len(), 3);
             for (opened, written) in opened.iter().zip(&tables) {
                 let listed = |table: &Table| table.pieces.iter().map(|piece| piece.listed.clone()).collect::<Vec<_>>();
@@ -391,9 +379,6 @@ mod tests {
                 assert_eq!(read(opened), read(written));
             }
             assert_eq!(named.format(), format);
-            let again = open_tables(&objects, ID, &checkpoint(named), &opened).unwrap();
-            let shared = again.iter().zip(&opened).filter(|(again, opened)| Arc::ptr_eq(again, opened)).count();
-            assert_eq!(shared, if format == CheckpointFormat::Manifests { 3 } else { 0 });
         }
     }
 
@@ -423,7 +408,7 @@ mod tests {
             let key = |number: usize| all.get(number).map_or(Bytes::from("z"), |(key, _)| key.clone());
             let clip = KeyRange { start: key(start), end: key(end) };
             let table = TableRef { clip, ..named[0].clone() };
-            let opened = open_tables(&objects, ID, &checkpoint(Tables::Manifests(vec![table])), &[]).unwrap();
+            let opened = open_tables(&objects, ID, &checkpoint(Tables::Manifests(vec![table]))).unwrap();
             assert_eq!(read(&objects, &opened).unwrap(), all[start..end], "{start} to {end}");
         }
     }
@@ -435,7 +420,7 @@ mod tests {
         let base: Vec<_> = table.ids().collect();
         let reversed: Vec<_> = base.iter().rev().copied().collect();
         let of = |base: Vec<_>, runs| {
-            let tables = open_tables(&objects, ID, &checkpoint(Tables::Pieces { base, runs }), &[]).unwrap();
+            let tables = open_tables(&objects, ID, &checkpoint(Tables::Pieces { base, runs })).unwrap();
             read(&objects, &tables)
         };
         assert!(of(base.clone(), vec![]).is_ok());

@@ -97,12 +97,6 @@ impl Manifest {
         }
         Ok(Self { pieces })
     }
-
-    /// Bytes of all pieces.
-    #[must_use]
-    pub fn total_bytes(&self) -> u64 {
-        self.pieces.iter().map(|piece| u64::from(piece.bytes)).sum()
-    }
 }
 
 /// The objects that an object of a checkpoint needs: the pieces, if it is a manifest, and else none.
@@ -173,7 +167,6 @@ mod tests {
         let manifest = Manifest { pieces: vec![piece(b"1", "a"), piece(b"2", "b")] };
         let id = ObjectId::of(&manifest.encode()).to_string();
         assert_eq!(id, "57c27d0d07e6642bc0c8be858aad4337a4c350543530b4c86428bc9ea58044f6");
-        assert_eq!(manifest.total_bytes(), 200);
     }
 
     #[test]

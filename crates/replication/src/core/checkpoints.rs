@@ -181,6 +181,11 @@ impl<T> Core<T> {
         self.checkpoint_if_due(id, effects);
     }
 
+    /// Builds the checkpoint of a frozen memtable, in the format in force.
+    fn build_of(&self, replica: ReplicaId) -> Background {
+        Background::Build { replica, format: CheckpointFormat::of(self.cluster_version) }
+    }
+
     pub(super) fn on_frozen(&mut self, id: ReplicaId, frozen: bool, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         if replica.checkpointing != Checkpointing::Freezing {
@@ -193,9 +198,7 @@ impl<T> Core<T> {
             // see none.
             replica.usage.frozen_bytes += std::mem::take(&mut replica.usage.active_bytes);
             self.schedule.memtables.set(id, 0);
-            effects
-                .background
-                .push(Background::Build { replica: id, format: CheckpointFormat::of(self.cluster_version) });
+            effects.background.push(self.build_of(id));
         } else {
             replica.checkpointing = Checkpointing::Idle;
             replica.checkpoint_wanted = true;
@@ -215,9 +218,7 @@ impl<T> Core<T> {
         }
         let Some(checkpoint) = checkpoint else {
             // The shell has waited before reporting the failure, so build again at once.
-            effects
-                .background
-                .push(Background::Build { replica: id, format: CheckpointFormat::of(self.cluster_version) });
+            effects.background.push(self.build_of(id));
             return;
         };
         replica.compacted = false;
