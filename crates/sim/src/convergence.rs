@@ -192,7 +192,8 @@ impl World {
             return;
         }
         let (drained, other) = (nodes[0], nodes[1]);
-        let held: BTreeSet<_> = meta.desired_on(drained).map(|(_, replica)| replica).collect();
+        // By shard: a damaged replica is replaced where it is if no other node has room for it.
+        let held: BTreeSet<_> = meta.desired_on(drained).map(|(shard, _)| shard.id).collect();
         self.set_node_state(drained, NodeState::Draining);
         self.resume_clients();
         // A copy of an earlier order may arrive after this one, and take the node back.
@@ -223,7 +224,7 @@ impl World {
             assert_eq!(back, None, "{drained} is given a leadership\n{}", self.describe());
         }
         let placed = self.newest_metadata().is_none_or(|meta| {
-            let now: BTreeSet<_> = meta.desired_on(drained).map(|(_, replica)| replica).collect();
+            let now: BTreeSet<_> = meta.desired_on(drained).map(|(shard, _)| shard.id).collect();
             now.is_subset(&held) || !is_draining(self)
         });
         assert!(placed, "a replica was placed on {drained}");
