@@ -55,9 +55,13 @@ pub(crate) fn build(
         late = tables.split_off(first_run);
         drops_tables = true;
     }
-    let mut newest: Vec<Source<'_>> = vec![Box::new(frozen.records().map(Ok))];
-    newest.extend(sources(objects, replica, &late));
-    let run = write_table(objects, Cut::Size, format, options.piece_bytes, Merge::new(newest))?;
+    let run = if late.is_empty() {
+        write_table(objects, Cut::Size, format, options.piece_bytes, frozen.borrowed_records().map(Ok))?
+    } else {
+        let newest: Vec<Source<'_>> = vec![Box::new(frozen.records().map(Ok))];
+        let newest = newest.into_iter().chain(sources(objects, replica, &late));
+        write_table(objects, Cut::Size, format, options.piece_bytes, Merge::new(newest))?
+    };
     let adds_run = run.is_some();
     tables.extend(run.map(Arc::new));
     let (named, tables) = name_tables(objects, format, tables)?;

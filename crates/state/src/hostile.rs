@@ -80,8 +80,8 @@ fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
 
 /// The records as a piece of version 2.
 fn with_footer(kind: PieceKind, records: &[(Bytes, Bytes)]) -> Bytes {
-    let mut writer = PieceWriter::new(PieceVersion::V2);
-    records.iter().for_each(|(key, value)| writer.push(&(key.clone(), Some(value.clone()))));
+    let mut writer = PieceWriter::new(PieceVersion::V2, 0);
+    records.iter().for_each(|(key, value)| writer.push(key, Some(value)));
     writer.finish(kind).bytes
 }
 

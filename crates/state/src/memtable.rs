@@ -13,7 +13,7 @@ use std::{
     sync::OnceLock,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flotilla_storage::{ScanBounds, WriteSet};
 use flotilla_types::{KeyRange, Position};
 use parking_lot::Mutex;
@@ -27,14 +27,23 @@ const RECORD_OVERHEAD_BYTES: usize = 128;
 /// a log entry, and one of them would keep the memory of the whole entry.
 const COPY_BYTES_MAX: usize = 64 * 1024;
 
+/// Keys of up to this length share buffers of [`KEYS_BYTES`].
+const SHARED_KEY_BYTES_MAX: usize = 1_024;
+const KEYS_BYTES: usize = 64 * 1_024;
+
 /// The newest records of a replica; `None` is a deletion.
 #[derive(Debug, Default)]
 pub(crate) struct Memtable {
     records: HashMap<Bytes, Option<Bytes>>,
-    order: Mutex<Order>,
+    keys: Keys,
+    order: Mutex<Option<Order>>,
     bytes: usize,
     history: History,
 }
+
+/// Copies of keys, end to end: one allocation for many. A memtable keeps its keys as long as it lives.
+#[derive(Debug, Default)]
+struct Keys(BytesMut);
 
 /// What a memtable has under a key: nothing, a deletion or a value.
 type Held = Option<Option<Bytes>>;
@@ -57,7 +66,7 @@ struct History {
     bytes: usize,
 }
 
-/// The keys of a memtable.
+/// The keys of a memtable that was scanned.
 #[derive(Debug, Default)]
 struct Order {
     sorted: BTreeSet<Bytes>,
@@ -103,8 +112,10 @@ impl Memtable {
                 }
                 None => {
                     self.bytes += new;
-                    let key = unshare(key);
-                    self.order.get_mut().unsorted.push(key.clone());
+                    let key = self.keys.copy(&key);
+                    if let Some(order) = self.order.get_mut() {
+                        order.unsorted.push(key.clone());
+                    }
                     self.records.insert(key, value.map(unshare));
                 }
             }
@@ -165,7 +176,8 @@ impl Memtable {
     /// those of a version of which a snapshot is open, or the latest ones.
     pub(crate) fn capture(&self, version: Version, range: &KeyRange, bounds: ScanBounds) -> Capture {
         let mut order = self.order.lock();
-        let Order { sorted, unsorted } = &mut *order;
+        let all = || Order { sorted: self.records.keys().cloned().collect(), unsorted: Vec::new() };
+        let Order { sorted, unsorted } = order.get_or_insert_with(all);
         sorted.extend(unsorted.drain(..));
         let end = if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(&range.end[..]) };
         let (mut items, mut bytes) = (0, 0);
@@ -184,6 +196,19 @@ impl Memtable {
             captured.records.push((key.clone(), value));
         }
         captured
+    }
+}
+
+impl Keys {
+    fn copy(&mut self, key: &[u8]) -> Bytes {
+        if key.len() > SHARED_KEY_BYTES_MAX {
+            return Bytes::copy_from_slice(key);
+        }
+        if self.0.capacity() < key.len() {
+            self.0 = BytesMut::with_capacity(KEYS_BYTES);
+        }
+        self.0.extend_from_slice(key);
+        self.0.split().freeze()
     }
 }
 
@@ -212,7 +237,12 @@ impl Frozen {
 
     /// All records, in key order.
     pub(crate) fn records(&self) -> impl Iterator<Item = Record> + '_ {
-        self.of_keys(self.keys())
+        self.borrowed_records().map(|(key, value)| (key.clone(), value.cloned()))
+    }
+
+    /// All records, in key order.
+    pub(crate) fn borrowed_records(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
+        sorted(&self.memtable.records).into_iter().map(|(_, key, value)| (key, value.as_ref()))
     }
 
     /// Records of a non-empty range.
@@ -228,19 +258,24 @@ impl Frozen {
     }
 
     fn keys(&self) -> &[Bytes] {
-        self.sorted.get_or_init(|| sorted(self.memtable.records.keys()))
+        let sort = || sorted(&self.memtable.records).into_iter().map(|(_, key, _)| key.clone()).collect();
+        self.sorted.get_or_init(sort)
     }
 }
 
-/// Sorts keys. Compares the 16 bytes after their common prefix first, which avoids a cache miss per key.
-fn sorted<'a>(keys: impl Iterator<Item = &'a Bytes> + Clone) -> Box<[Bytes]> {
-    let Some(first) = keys.clone().next() else { return Box::default() };
-    let common = keys.clone().fold(first.len(), |common, key| {
+/// A record behind what is compared of its key first.
+type Sorted<'a> = (u128, &'a Bytes, &'a Option<Bytes>);
+
+/// Sorts records. Compares the 16 bytes after the common prefix of their keys first, which avoids a cache miss
+/// per key.
+fn sorted(records: &HashMap<Bytes, Option<Bytes>>) -> Vec<Sorted<'_>> {
+    let Some(first) = records.keys().next() else { return Vec::new() };
+    let common = records.keys().fold(first.len(), |common, key| {
         first[..common].iter().zip(&key[..]).take_while(|(left, right)| left == right).count()
     });
-    let mut order: Vec<_> = keys.map(|key| (prefix(&key[common..]), key)).collect();
-    order.sort_unstable();
-    order.into_iter().map(|(_, key)| key.clone()).collect()
+    let mut order: Vec<_> = records.iter().map(|(key, value)| (prefix(&key[common..]), key, value)).collect();
+    order.sort_unstable_by(|left, right| (left.0, left.1).cmp(&(right.0, right.1)));
+    order
 }
 
 /// The first 16 bytes as a number of the same order; missing bytes count as zero.
@@ -333,10 +368,25 @@ mod tests {
             ends in proptest::collection::btree_set(proptest::collection::vec(0u8..3, 0..22), 0..40),
         ) {
             let mut keys: Vec<_> = ends.iter().map(|end| Bytes::from([&common[..], &end[..]].concat())).collect();
-            keys.reverse();
-            let sorted = sorted(keys.iter());
+            let records = keys.iter().map(|key| (key.clone(), Some(key.clone()))).collect();
             keys.sort();
-            proptest::prop_assert_eq!(&sorted[..], &keys[..]);
+            let sorted: Vec<_> = sorted(&records).into_iter().map(|(_, key, value)| (key.clone(), value.clone())).collect();
+            let expected: Vec<_> = keys.into_iter().map(|key| (key.clone(), Some(key))).collect();
+            proptest::prop_assert_eq!(sorted, expected);
+        }
+    }
+
+    #[test]
+    fn keys_of_all_lengths_are_kept() {
+        let lengths = (0..200).chain([SHARED_KEY_BYTES_MAX, SHARED_KEY_BYTES_MAX + 1, 2 * KEYS_BYTES]);
+        let keys: Vec<_> = lengths.flat_map(|len| [vec![1; len], vec![2; len]]).collect();
+        let mut memtable = Memtable::default();
+        for key in &keys {
+            memtable.write(vec![(key.clone().into(), Some(Bytes::from_static(b"old")))], None);
+            memtable.write(vec![(key.clone().into(), Some(key.clone().into()))], None);
+        }
+        for key in keys {
+            assert_eq!(memtable.get(&key), Some(Some(key.clone().into())));
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) const PIECE_HEADER_BYTES: usize = 12;
 const MAGIC: [u8; 4] = *b"FLPC";
 const RECORD_HEADER_BYTES: usize = 8;
 const DELETED: u32 = u32::MAX;
+/// Memory is taken in advance for pieces of up to this size.
+const CAPACITY_BYTES_MAX: usize = 4 << 20;
 
 /// A version of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +110,8 @@ impl Header {
 }
 
 /// Encoded size of a record.
-pub(crate) fn record_bytes(record: &Record) -> usize {
-    RECORD_HEADER_BYTES + record.0.len() + record.1.as_ref().map_or(0, Bytes::len)
+pub(crate) fn record_bytes(key: &[u8], value: Option<&[u8]>) -> usize {
+    RECORD_HEADER_BYTES + key.len() + value.map_or(0, <[u8]>::len)
 }
 
 /// Collects records into a piece.
@@ -154,24 +156,24 @@ impl FooterCheck {
 }
 
 impl PieceWriter {
-    pub(crate) fn new(version: PieceVersion) -> Self {
-        let mut bytes = BytesMut::new();
+    /// A writer of a piece of about this size.
+    pub(crate) fn new(version: PieceVersion, piece_bytes: usize) -> Self {
+        let mut bytes = BytesMut::with_capacity(piece_bytes.min(CAPACITY_BYTES_MAX) / 16 * 17);
         bytes.put_bytes(0, PIECE_HEADER_BYTES);
         let index = (version == PieceVersion::V2).then(IndexBuilder::new);
         Self { bytes, count: 0, last_at: PIECE_HEADER_BYTES, index }
     }
 
     /// Adds a record, whose key is greater than the last one.
-    pub(crate) fn push(&mut self, record: &Record) {
-        let (key, value) = record;
+    pub(crate) fn push(&mut self, key: &[u8], value: Option<&[u8]>) {
         self.last_at = self.bytes.len();
         self.bytes.put_u32_le(key.len() as u32);
-        self.bytes.put_u32_le(value.as_ref().map_or(DELETED, |value| value.len() as u32));
+        self.bytes.put_u32_le(value.map_or(DELETED, |value| value.len() as u32));
         self.bytes.put_slice(key);
-        self.bytes.put_slice(value.as_deref().unwrap_or_default());
+        self.bytes.put_slice(value.unwrap_or_default());
         self.count += 1;
         if let Some(index) = &mut self.index {
-            index.push(record);
+            index.push(key, value);
         }
     }
 

@@ -13,7 +13,6 @@ use flotilla_types::{CheckpointFormat, ObjectId};
 
 use crate::{
     failure,
-    merge::Record,
     piece::{PieceKind, PieceVersion, PieceWriter, record_bytes},
     table::Table,
 };
@@ -93,12 +92,12 @@ impl Cut {
 }
 
 /// Writes ascending records as pieces of about `piece_bytes`; `None` if there are no records.
-pub(crate) fn write_table(
+pub(crate) fn write_table<B: AsRef<[u8]>>(
     objects: &Arc<ObjectStore>,
     cut: Cut,
     format: CheckpointFormat,
     piece_bytes: usize,
-    records: impl Iterator<Item = Result<Record, EngineError>>,
+    records: impl Iterator<Item = Result<(B, Option<B>), EngineError>>,
 ) -> Result<Option<Table>, EngineError> {
     let version = match format {
         CheckpointFormat::Pieces => PieceVersion::V1,
@@ -121,16 +120,18 @@ pub(crate) fn write_table(
         });
         Ok::<_, EngineError>(())
     };
-    let new_writer = || PieceWriter::new(version);
+    let new_writer = || PieceWriter::new(version, piece_bytes);
     let mut writer = new_writer();
     for record in records {
-        let record = record?;
-        if !writer.is_empty() && writer.len_bytes() + record_bytes(&record) > bytes_max {
+        let (key, value) = record?;
+        let (key, value) = (key.as_ref(), value.as_ref().map(AsRef::as_ref));
+        let bytes = record_bytes(key, value);
+        if !writer.is_empty() && writer.len_bytes() + bytes > bytes_max {
             end_piece(&mut writer, new_writer())?;
         }
-        writer.push(&record);
+        writer.push(key, value);
         let may_end = cut == Cut::Content && writer.len_bytes() >= piece_bytes / 4;
-        if may_end && writer.last_hash().is_some_and(|hash| ends_chunk(&record, hash, piece_bytes)) {
+        if may_end && writer.last_hash().is_some_and(|hash| ends_chunk(bytes, hash, piece_bytes)) {
             end_piece(&mut writer, new_writer())?;
         }
     }
@@ -140,12 +141,12 @@ pub(crate) fn write_table(
     if pieces.is_empty() { Ok(None) } else { Table::written(pinned, cut, format, pieces).map(Some) }
 }
 
-/// Whether a chunk that has reached its minimum size ends after this record, whose key has this hash.
-fn ends_chunk(record: &Record, hash: u64, piece_bytes: usize) -> bool {
+/// Whether a chunk that has reached its minimum size ends after a record of this size, whose key has this hash.
+fn ends_chunk(record_bytes: usize, hash: u64, piece_bytes: usize) -> bool {
     // The minimum size is a quarter of the average; the cut follows after the other three quarters on
     // average.
     let bytes_mean = (piece_bytes - piece_bytes / 4).max(1) as u128;
-    u128::from(hash) * bytes_mean < (record_bytes(record) as u128) << 64
+    u128::from(hash) * bytes_mean < (record_bytes as u128) << 64
 }
 
 #[cfg(test)]
@@ -155,6 +156,7 @@ pub(crate) mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::merge::Record;
 
     pub(crate) fn store() -> (tempfile::TempDir, Arc<ObjectStore>) {
         let dir = tempfile::tempdir().unwrap();

@@ -65,8 +65,7 @@ impl IndexBuilder {
         Self { keys, blocks, hashes, deletions: 0, end: PIECE_HEADER_BYTES }
     }
 
-    pub(super) fn push(&mut self, record: &Record) {
-        let (key, value) = record;
+    pub(super) fn push(&mut self, key: &[u8], value: Option<&[u8]>) {
         let open = self.blocks.last().filter(|block| self.end - (block.offset as usize) < BLOCK_BYTES);
         if open.is_none() {
             self.keys.extend_from_slice(key);
@@ -76,7 +75,7 @@ impl IndexBuilder {
         }
         self.hashes.push(key_hash(key));
         self.deletions += u32::from(value.is_none());
-        self.end += record_bytes(record);
+        self.end += record_bytes(key, value);
     }
 
     /// The hash of the last key.
@@ -112,9 +111,9 @@ impl PieceIndex {
         let (kind, footer) = (reader.kind(), reader.footer().cloned());
         let (mut builder, mut last_key) = (IndexBuilder::new(), Bytes::new());
         for record in reader {
-            let record = record?;
-            builder.push(&record);
-            last_key = record.0;
+            let (key, value) = record?;
+            builder.push(&key, value.as_deref());
+            last_key = key;
         }
         let index = builder.finish(kind, piece, &last_key);
         if footer.is_some_and(|footer| footer != footer::encode(&index)) {

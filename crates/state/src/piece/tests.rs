@@ -21,8 +21,8 @@ const ALL: [(PieceVersion, PieceKind); 5] = [
 ];
 
 fn finished(version: PieceVersion, kind: PieceKind, records: &[Record]) -> Finished {
-    let mut writer = PieceWriter::new(version);
-    records.iter().for_each(|record| writer.push(record));
+    let mut writer = PieceWriter::new(version, 0);
+    records.iter().for_each(|(key, value)| writer.push(key, value.as_deref()));
     writer.finish(kind)
 }
 
@@ -132,13 +132,13 @@ fn a_finished_piece_says_what_is_in_it() {
 /// Cuts of the base must not depend on the version of its pieces.
 #[test]
 fn sizes_and_hashes_of_unfinished_pieces_are_the_same_in_all_versions() {
-    let [mut first, mut second] = [PieceVersion::V1, PieceVersion::V2].map(PieceWriter::new);
+    let [mut first, mut second] = [PieceVersion::V1, PieceVersion::V2].map(|version| PieceWriter::new(version, 0));
     assert_eq!((first.last_hash(), second.last_hash()), (None, None));
-    for record in &many_records(PieceKind::Run, 100) {
-        first.push(record);
-        second.push(record);
+    for (key, value) in &many_records(PieceKind::Run, 100) {
+        first.push(key, value.as_deref());
+        second.push(key, value.as_deref());
         assert_eq!(first.len_bytes(), second.len_bytes());
-        assert_eq!((first.last_hash(), second.last_hash()), (Some(key_hash(&record.0)), Some(key_hash(&record.0))));
+        assert_eq!((first.last_hash(), second.last_hash()), (Some(key_hash(key)), Some(key_hash(key))));
     }
 }
 
