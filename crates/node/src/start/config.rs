@@ -58,11 +58,15 @@ impl View {
     /// Cache size of sled for the whole node. sled uses about twice as much memory.
     const SLED_CACHE_BYTES: u64 = 32 << 20;
 
-    pub(crate) fn options(self) -> ViewOptions {
-        match self {
-            Self::Objects => ViewOptions::default(),
-            Self::Sled => ViewOptions::Sled { cache_bytes: Self::SLED_CACHE_BYTES },
-        }
+    /// The options of this view, with so many bytes for indexes if that is set.
+    fn options(self, index_bytes: Option<u64>) -> anyhow::Result<ViewOptions> {
+        Ok(match (self, index_bytes) {
+            (Self::Objects, None) => ViewOptions::default(),
+            (Self::Objects, Some(0)) => bail!("--index-bytes must be at least 1"),
+            (Self::Objects, Some(index_bytes)) => ViewOptions::Objects { index_bytes },
+            (Self::Sled, Some(_)) => bail!("--index-bytes is for --view objects: sled has indexes of its own"),
+            (Self::Sled, None) => ViewOptions::Sled { cache_bytes: Self::SLED_CACHE_BYTES },
+        })
     }
 }
 
@@ -179,6 +183,10 @@ pub(crate) struct Settings {
     /// Where checkpointed records are read from [default: objects]
     #[arg(long, env = "FLOTILLA_VIEW", value_name = "VIEW")]
     view: Option<View>,
+    /// Memory for the indexes of recently read checkpoint pieces, in bytes; all indexes are about 1.5 % of the
+    /// stored records [default: 67108864]
+    #[arg(long, env = "FLOTILLA_INDEX_BYTES", value_name = "BYTES")]
+    index_bytes: Option<u64>,
     /// Bytes of log after a replica's checkpoint that trigger the next checkpoint [default: 67108864]
     #[arg(long, env = "FLOTILLA_LOG_BYTES", value_name = "BYTES")]
     log_bytes: Option<u64>,
@@ -303,7 +311,7 @@ pub(crate) struct Config {
     /// Shards of the collection `default`, if this node founds a cluster.
     pub(crate) shards: u16,
     pub(crate) host: HostConfig,
-    pub(crate) view: View,
+    pub(crate) view: ViewOptions,
     /// Size of the ballast file; 0 for none.
     pub(crate) ballast_bytes: u64,
     /// Where clients reach this node, if it differs from where it listens.
@@ -366,6 +374,7 @@ impl Settings {
             trust_folder: self.trust_folder.or(file.trust_folder),
             memtable_bytes: self.memtable_bytes.or(file.memtable_bytes),
             view: self.view.or(file.view),
+            index_bytes: self.index_bytes.or(file.index_bytes),
             log_bytes: self.log_bytes.or(file.log_bytes),
             log_tail_entries: self.log_tail_entries.or(file.log_tail_entries),
             read_threads: self.read_threads.or(file.read_threads),
@@ -479,7 +488,7 @@ impl Settings {
             origin,
             shards,
             host,
-            view: self.view.unwrap_or_default(),
+            view: self.view.unwrap_or_default().options(self.index_bytes)?,
             ballast_bytes: self.ballast_bytes.unwrap_or(BALLAST_BYTES_DEFAULT),
             cors_origins: self.cors_origins.unwrap_or_default(),
             host_names,

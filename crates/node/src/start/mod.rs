@@ -456,7 +456,7 @@ fn open_host(
     network: Arc<Transport>,
     notices: Box<dyn Fn(flotilla_replication::Notice) + Send>,
 ) -> anyhow::Result<Host> {
-    let options = flotilla_state::Options { view: config.view.options(), ..flotilla_state::Options::default() };
+    let options = flotilla_state::Options { view: config.view.clone(), ..flotilla_state::Options::default() };
     let state_dir = folder.state_dir();
     let engine = Engine::open(&state_dir, options)
         .with_context(|| format!("cannot open the state in {}", state_dir.display()))?;

@@ -29,6 +29,17 @@ fn the_scrub_has_a_rate_and_a_pause() {
 }
 
 #[test]
+fn the_memory_for_indexes_is_a_setting_of_the_view_that_has_them() {
+    let view = |view: Option<View>, index_bytes: Option<u64>| {
+        Settings { view, index_bytes, ..Settings::default() }.resolve().ok().map(|config| config.view)
+    };
+    assert_eq!(view(None, None), Some(ViewOptions::Objects { index_bytes: 64 << 20 }));
+    assert_eq!(view(Some(View::Objects), Some(7)), Some(ViewOptions::Objects { index_bytes: 7 }));
+    assert!(matches!(view(Some(View::Sled), None), Some(ViewOptions::Sled { .. })));
+    assert_eq!([view(Some(View::Sled), Some(7)), view(None, Some(0))], [None, None]);
+}
+
+#[test]
 fn a_mistyped_setting_is_refused() {
     assert!(toml::from_str::<Settings>("tick_mss = 20").is_err());
 }
