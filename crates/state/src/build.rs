@@ -57,7 +57,8 @@ pub(crate) fn build(
     }
     let mut newest: Vec<Source<'_>> = vec![Box::new(frozen.records().map(Ok))];
     newest.extend(sources(objects, replica, &late));
-    let run = write_table(objects, Cut::Size, format, options.piece_bytes, Merge::new(newest))?;
+    let (piece_bytes, last) = (options.piece_bytes, frozen.position.index);
+    let run = write_table(objects, Cut::Size, format, piece_bytes, last, Merge::new(newest))?;
     let adds_run = run.is_some();
     tables.extend(run.map(Arc::new));
     let (named, tables) = name_tables(objects, format, tables)?;
@@ -74,7 +75,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use bytes::Bytes;
-    use flotilla_types::{LogIndex, Position};
+    use flotilla_types::{Folding, LogIndex, Position};
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
@@ -143,8 +144,9 @@ mod tests {
                 prop_assert!(tables.iter().filter(|table| table.cut == Cut::Size).count() <= options.runs_max);
                 prop_assert_eq!(&records_of(&objects, &checkpoint), &model);
                 if compacted.is_none() {
-                    compacted = compact(&objects, &options, ReplicaId(1), format, &tables, &|| false).unwrap();
-                    prop_assert_eq!(compacted.is_some(), plan_for(&options, &tables).is_some());
+                    let folding = Folding::Local;
+                    compacted = compact(&objects, &options, ReplicaId(1), format, &tables, folding, &|| false).unwrap();
+                    prop_assert_eq!(compacted.is_some(), plan_for(&options, &tables, Folding::Local).is_some());
                     uses_in = delay;
                 }
             }

@@ -10,9 +10,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, ScanBounds, StateEngine, children_of, conformance};
+use flotilla_storage::{CompactionDue, EngineError, ScanBounds, StateEngine, children_of, conformance};
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, ConfState, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
+    Checkpoint, CheckpointFormat, ConfState, Epoch, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
     ShardDescriptor, ShardId, Term,
 };
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -83,9 +83,7 @@ fn flush(engine: &Engine, index: u64) -> Checkpoint {
 fn flush_as(engine: &Engine, index: u64, format: CheckpointFormat) -> Checkpoint {
     let checkpoint = build(engine, index, format);
     engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
-    if engine.needs_compaction(REPLICA) {
-        engine.compact(REPLICA, &|| false).unwrap();
-    }
+    engine.compact(REPLICA, Folding::Local, &|| false).unwrap();
     checkpoint
 }
 
@@ -136,6 +134,22 @@ fn the_engine_passes_the_conformance_suite() {
     conformance::state_engine(CheckpointFormat::Pieces, &mut || Box::new(open(dir.path())));
     let dir = tempfile::tempdir().unwrap();
     conformance::state_engine(CheckpointFormat::Manifests, &mut || Box::new(open(dir.path())));
+}
+
+/// As [`open`], with other bounds everywhere.
+fn open_with_larger_pieces(dir: &Path) -> Engine {
+    let options = Options { piece_bytes: 4096, fold_bytes_min: 1, tier_bytes_min: 100, runs_max: 3, ..small() };
+    Engine::open(dir, options).unwrap()
+}
+
+#[test]
+fn the_engine_passes_the_suite_of_folds() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut first = || -> Box<dyn StateEngine> { Box::new(open(dirs[0].path())) };
+    conformance::folds(&mut first, &mut || Box::new(open_with_larger_pieces(dirs[1].path())));
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut first = || -> Box<dyn StateEngine> { Box::new(open_with_sled(dirs[0].path())) };
+    conformance::folds(&mut first, &mut || Box::new(open(dirs[1].path())));
 }
 
 #[test]
@@ -445,7 +459,7 @@ fn tables_of_pieces_are_rewritten_once_their_checkpoint_has_manifests() {
     assert!(footers().iter().all(|has_footer| !has_footer));
     let checkpoint = flush(&engine, 3);
     assert!(!footers().is_empty() && footers().iter().all(|has_footer| *has_footer));
-    assert!(!engine.needs_compaction(REPLICA));
+    assert_eq!(engine.compaction_due(REPLICA), CompactionDue::default());
     assert_eq!(all(&engine), records);
     drop(engine);
     assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);
