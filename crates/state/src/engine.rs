@@ -55,7 +55,7 @@ pub struct Engine {
     installs: AtomicU32,
     folds: Mutex<FoldCounts>,
     /// Bytes of memtables that only folds need.
-    fold_memory: Arc<AtomicUsize>,
+    pub(crate) fold_memory: Arc<AtomicUsize>,
     /// The pass of the scrub that is under way.
     pass: Mutex<Option<ScrubPass>>,
     _lock: File,

@@ -271,11 +271,8 @@ impl<T> Core<T> {
         }
         self.step_pending_snapshot(id, effects);
         self.start_due_checkpoints(effects);
-        let folding = Folding::of(self.cluster_version);
-        if folding == Folding::Logged {
-            self.on_fold_due(id, due.fold);
-        }
-        let folds_here = folding == Folding::Local && due.fold.is_some();
+        self.on_fold_due(id, due.fold);
+        let folds_here = Folding::of(self.cluster_version) == Folding::Local && due.fold.is_some();
         if due.compact || folds_here {
             self.schedule.compactions.insert(id);
             self.start_compaction(None, effects);

@@ -6,7 +6,7 @@
 use std::ops::Bound;
 
 use flotilla_consensus::ShardChange;
-use flotilla_types::{ClusterVersion, ReplicaId};
+use flotilla_types::{Folding, ReplicaId};
 
 use super::{Core, Effects};
 
@@ -33,12 +33,14 @@ impl<T> Core<T> {
 
     /// Proposes the next fold that is due, each replica in turn.
     pub(super) fn propose_due_folds(&mut self) {
-        let may_propose = self.cluster_version >= ClusterVersion::LOGGED_FOLDS
+        let may_propose = Folding::of(self.cluster_version) == Folding::Logged
             && self.schedule.compactions.len() < COMPACTIONS_WAITING_MAX;
-        let after = self.schedule.last_fold.map_or(Bound::Unbounded, Bound::Excluded);
+        if !may_propose {
+            return;
+        }
         let folds = &self.schedule.folds;
-        let next = folds.range((after, Bound::Unbounded)).next().or_else(|| folds.first()).copied();
-        let Some(id) = next.filter(|_| may_propose) else { return };
+        let after = (self.schedule.last_fold.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let Some(id) = folds.range(after).next().or_else(|| folds.first()).copied() else { return };
         self.schedule.visits += 1;
         self.schedule.last_fold = Some(id);
         if self.propose_fold(id) {

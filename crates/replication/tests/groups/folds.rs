@@ -136,6 +136,8 @@ fn a_fold_is_not_proposed_below_its_version_or_by_a_follower() {
     many.input(Input::ClusterVersion(ClusterVersion(ClusterVersion::LOGGED_FOLDS.0 - 1)));
     installed(&mut many, replica_of(1, 1), DUE);
     assert_eq!(folds_of_ticks(&mut many, 5), []);
+    many.input(Input::ClusterVersion(ClusterVersion::LOGGED_FOLDS));
+    assert_eq!(folds_of_ticks(&mut many, 5), [replica_of(1, 1)]);
     let mut follows = Many::verified(1);
     follows.input(Input::ClusterVersion(ClusterVersion::LOGGED_FOLDS));
     installed(&mut follows, replica_of(1, 1), DUE);

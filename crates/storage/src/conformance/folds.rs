@@ -190,8 +190,8 @@ impl<'a> Replica<'a> {
 /// When an engine breaks its contract.
 pub fn folds(first: Open<'_>, second: Open<'_>) {
     let by_both: usize =
-        (1..=5).map(|seed| replicas_with_other_histories_make_the_same_bases(first, second, seed)).sum();
-    assert!(by_both >= 10, "both replicas have named {by_both} bases");
+        (1..=3).map(|seed| replicas_with_other_histories_make_the_same_bases(first, second, seed)).sum();
+    assert!(by_both >= 5, "both replicas have named {by_both} bases");
     a_run_that_spans_the_fold_stays_above_its_base(first);
     a_fold_of_no_records_has_no_base(first);
     a_fold_that_is_stopped_or_overtaken_is_skipped(first);
