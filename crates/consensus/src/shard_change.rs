@@ -5,13 +5,19 @@
 //! binary which does not know it stops before the entry. No change reads anything but the descriptor, so all
 //! replicas decide alike whether it applies.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
-use flotilla_types::ShardDescriptor;
+use flotilla_types::{ClusterVersion, ShardDescriptor};
 
 use crate::ChangeError;
 
-const FORMAT: u8 = 1;
+/// The newest format.
+const FORMAT: u8 = 2;
+const FORMAT_BUMP: u8 = 1;
+const FORMAT_FOLD: u8 = 2;
 const BUMP: u8 = 1;
+const FOLD: u8 = 2;
 
 /// One change of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +25,29 @@ pub enum ShardChange {
     /// The next range epoch, and the same range: whoever routed by the last one must route again. For tests
     /// of what changes of the range have in common.
     Bump,
+    /// The base of each checkpoint from here on has the live records as of this entry, whenever a replica has
+    /// made it. Neither range nor epoch changes.
+    Fold {
+        /// Average size of the pieces of the base, in bytes, within
+        /// [`PIECE_BYTES`](Self::PIECE_BYTES): with another size it would be another base.
+        piece_bytes: u32,
+    },
 }
 
 impl ShardChange {
-    /// The descriptor after the change: another range epoch, and the same replicas.
+    /// Sizes that pieces of a base may have, in bytes.
+    pub const PIECE_BYTES: RangeInclusive<u32> = 64..=8 << 20;
+
+    /// The cluster version from which on it may be proposed.
+    #[must_use]
+    pub fn needs(&self) -> ClusterVersion {
+        match self {
+            Self::Bump => ClusterVersion::SHARD_ENTRIES,
+            Self::Fold { .. } => ClusterVersion::LOGGED_FOLDS,
+        }
+    }
+
+    /// The descriptor after the change, with the same replicas.
     ///
     /// # Errors
     /// The change does not apply to this descriptor.
@@ -33,6 +58,7 @@ impl ShardChange {
                 // A snapshot of a faulty peer may carry any epoch. No two descriptors may have the same one.
                 after.epoch.range = before.epoch.range.checked_add(1).ok_or(ChangeError::NotApplicable)?;
             }
+            Self::Fold { .. } => {}
         }
         Ok(after)
     }
@@ -41,7 +67,11 @@ impl ShardChange {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         match self {
-            Self::Bump => Bytes::from_static(&[FORMAT, BUMP]),
+            Self::Bump => Bytes::from_static(&[FORMAT_BUMP, BUMP]),
+            Self::Fold { piece_bytes } => {
+                let [a, b, c, d] = piece_bytes.to_le_bytes();
+                Bytes::copy_from_slice(&[FORMAT_FOLD, FOLD, a, b, c, d])
+            }
         }
     }
 
@@ -51,7 +81,12 @@ impl ShardChange {
     /// The bytes are not a change, or one of a newer format.
     pub fn decode(bytes: &[u8]) -> Result<Self, ChangeError> {
         match bytes {
-            [FORMAT, BUMP] => Ok(Self::Bump),
+            [FORMAT_BUMP, BUMP] => Ok(Self::Bump),
+            [FORMAT_FOLD, FOLD, a, b, c, d] => {
+                let piece_bytes = u32::from_le_bytes([*a, *b, *c, *d]);
+                let in_bounds = Self::PIECE_BYTES.contains(&piece_bytes);
+                if in_bounds { Ok(Self::Fold { piece_bytes }) } else { Err(ChangeError::Malformed) }
+            }
             [found, ..] if *found > FORMAT => Err(ChangeError::Version { found: *found, known: FORMAT }),
             _ => Err(ChangeError::Malformed),
         }
@@ -78,19 +113,37 @@ mod tests {
     }
 
     #[test]
+    fn a_fold_changes_no_descriptor() {
+        assert_eq!(ShardChange::Fold { piece_bytes: 4096 }.after(&descriptor(4)), Ok(descriptor(4)));
+    }
+
+    #[test]
+    fn pieces_of_a_size_out_of_bounds_are_refused() {
+        let of = |piece_bytes| ShardChange::Fold { piece_bytes };
+        for (piece_bytes, is_allowed) in [(0, false), (63, false), (64, true), (8 << 20, true), (u32::MAX, false)] {
+            let expected = if is_allowed { Ok(of(piece_bytes)) } else { Err(ChangeError::Malformed) };
+            assert_eq!(ShardChange::decode(&of(piece_bytes).encode()), expected);
+        }
+    }
+
+    #[test]
     fn a_change_of_a_newer_format_is_not_taken_for_one_without_effect() {
         for newer in [&[FORMAT + 1][..], &[FORMAT + 1, BUMP], &[u8::MAX, 0, 0]] {
             let error = ChangeError::Version { found: newer[0], known: FORMAT };
             assert_eq!(ShardChange::decode(newer), Err(error));
         }
-        for malformed in [&[][..], &[0], &[FORMAT], &[FORMAT, 0], &[FORMAT, BUMP + 1], &[FORMAT, BUMP, 0]] {
+        for malformed in
+            [&[][..], &[0], &[1], &[1, 0], &[1, FOLD], &[1, BUMP, 0], &[2], &[2, BUMP], &[2, FOLD, 0, 1, 0]]
+        {
             assert_eq!(ShardChange::decode(malformed), Err(ChangeError::Malformed), "{malformed:?}");
         }
     }
 
     #[test]
     fn hostile_changes_are_refused_or_round_trip() {
-        attack(1_000, mutated(Just(ShardChange::Bump.encode())), |bytes| {
+        let fold = ShardChange::PIECE_BYTES.prop_map(|piece_bytes| ShardChange::Fold { piece_bytes });
+        let change = prop_oneof![Just(ShardChange::Bump), fold];
+        attack(1_000, mutated(change.prop_map(|change| change.encode())), |bytes| {
             if let Ok(change) = Proportion::DEFAULT.of(bytes.len(), || ShardChange::decode(&bytes)) {
                 assert_eq!(change.encode(), bytes);
             }

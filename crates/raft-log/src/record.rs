@@ -87,6 +87,9 @@ struct TableRecord {
     clip_end: Bytes,
     #[prost(bytes = "vec", tag = "4")]
     manifest: Vec<u8>,
+    /// Zero if its log did not order it: no entry has that index.
+    #[prost(uint64, tag = "5")]
+    fold: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -224,6 +227,7 @@ fn table_record(table: &TableRef) -> TableRecord {
         clip_start: table.clip.start.clone(),
         clip_end: table.clip.end.clone(),
         manifest: table.manifest.as_bytes().to_vec(),
+        fold: table.fold.map_or(0, |fold| fold.0),
     }
 }
 
@@ -249,6 +253,7 @@ pub(crate) fn decode_checkpoint(bytes: &[u8]) -> Result<Checkpoint, Reason> {
             kind: if table.run { TableKind::Run } else { TableKind::Base },
             clip: KeyRange { start: table.clip_start, end: table.clip_end },
             manifest: object(&table.manifest)?,
+            fold: (table.fold > 0).then_some(LogIndex(table.fold)),
         })
     };
     let tables = if has_manifests {

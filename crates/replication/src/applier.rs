@@ -18,8 +18,8 @@ use std::{
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use flotilla_consensus::ShardChange;
 use flotilla_storage::{
-    ApplyContext, EngineError, InMemory, MachineError, ReadContext, Remedy, StateEngine, StateMachine, StateReader,
-    remedy,
+    ApplyContext, EngineError, Fold, InMemory, MachineError, ReadContext, Remedy, StateEngine, StateMachine,
+    StateReader, remedy,
 };
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Timestamp,
@@ -442,12 +442,13 @@ impl Ready {
             return Err(error);
         }
         if self.position.index == last {
-            if let Some(change) = shard_change {
-                self.change_shard(replica, &change, &descriptor);
+            if let Some(change) = &shard_change {
+                self.change_shard(replica, change, &descriptor, engine)?;
             }
             self.position.conf = conf;
             self.position.descriptor = descriptor;
         }
+        let is_fold = matches!(shard_change, Some(ShardChange::Fold { .. }));
         out.inputs.push(Input::Applied {
             replica,
             index: self.position.index,
@@ -457,14 +458,27 @@ impl Ready {
             bytes,
             usage: engine.usage(replica),
         });
+        out.inputs.extend(is_fold.then_some(Input::FoldPinned { replica }));
         Ok(())
     }
 
     /// A change of the shard takes effect here, at the position of its entry. The group has moved the
     /// descriptor by the same change.
-    fn change_shard(&self, replica: ReplicaId, change: &ShardChange, after: &ShardDescriptor) {
+    fn change_shard(
+        &self,
+        replica: ReplicaId,
+        change: &ShardChange,
+        after: &ShardDescriptor,
+        engine: &dyn StateEngine,
+    ) -> Result<(), EngineError> {
         let moved = change.after(&self.position.descriptor);
         assert_eq!(moved.as_ref(), Ok(after), "{replica} judges by another range than its group");
+        match *change {
+            ShardChange::Bump => Ok(()),
+            ShardChange::Fold { piece_bytes } => {
+                engine.pin_fold(replica, Fold { index: self.position.index, piece_bytes })
+            }
+        }
     }
 
     fn apply_entry(

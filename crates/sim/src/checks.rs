@@ -19,8 +19,8 @@ use flotilla_storage::{
     conformance::{DescriptorHistory, Observer},
 };
 use flotilla_types::{
-    ConfState, Entry, EntryKind, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ReplicaId, SessionId,
-    ShardDescriptor, ShardId, Term, Timestamp,
+    Checkpoint, ConfState, Entry, EntryKind, Epoch, HardState, LogIndex, Message, MessageKind, NodeId, ObjectId,
+    ReplicaId, SessionId, ShardDescriptor, ShardId, Tables, Term, Timestamp,
 };
 use parking_lot::Mutex;
 
@@ -38,6 +38,8 @@ pub(crate) struct Checks {
     descriptors: BTreeMap<ShardId, Descriptors>,
     /// By which descriptors replicas judge their entries; the state machines report to it too.
     history: Arc<Mutex<DescriptorHistory>>,
+    /// The base of each fold, and the replicas that have named it.
+    bases: BTreeMap<(ShardId, LogIndex), (ObjectId, BTreeSet<ReplicaId>)>,
     /// The command, as a hash, that each number of each session names. Over all shards, because shards that
     /// split or merge copy and unite their sessions.
     commands: BTreeMap<(SessionId, Sequence), u64>,
@@ -66,6 +68,8 @@ pub struct Counts {
     pub config_changes: u64,
     /// Changes of the range epoch that were committed.
     pub range_changes: u64,
+    /// Bases of folds that a second replica, or a further one, has made as the first one did.
+    pub bases_compared: u64,
     /// Replicas that nodes abandoned.
     pub replicas_lost: u64,
     /// Replicas that were reported as damaged, and went on.
@@ -90,6 +94,7 @@ impl Counts {
         self.objects_gone += other.objects_gone;
         self.config_changes += other.config_changes;
         self.range_changes += other.range_changes;
+        self.bases_compared += other.bases_compared;
         self.replicas_lost += other.replicas_lost;
         self.replicas_damaged += other.replicas_damaged;
         self.leased_reads += other.leased_reads;
@@ -362,7 +367,9 @@ impl Checks {
             let missing = node.disk.missing_from(checkpoint);
             assert!(missing.is_empty(), "the checkpoint of {id} names {missing:?}, which {} lacks", node.id);
             self.counts.checkpoints += 1;
+            self.bases(id, checkpoint);
         }
+        let replica = self.replicas.entry(id).or_default();
         if let Some(hard_state) = write.hard_state {
             let before = replica.hard_state;
             assert!(before.term <= hard_state.term, "the term of {id} went back from {before:?} to {hard_state:?}");
@@ -394,6 +401,21 @@ impl Checks {
             // A new entry truncates everything after it.
             replica.terms.split_off(&entry.index);
             replica.terms.insert(entry.index, entry.term);
+        }
+    }
+
+    /// Checks that replicas whose base is of the same fold name the same one.
+    fn bases(&mut self, replica: ReplicaId, checkpoint: &Checkpoint) {
+        let Tables::Manifests(tables) = &checkpoint.tables else { return };
+        let shard = checkpoint.position.descriptor.shard;
+        for table in tables {
+            let Some(fold) = table.fold else { continue };
+            let index = checkpoint.position.index;
+            assert!(fold <= index, "the checkpoint of {replica} at {index} names the base of {fold}");
+            let (first, named_by) =
+                self.bases.entry((shard, fold)).or_insert_with(|| (table.manifest, BTreeSet::from([replica])));
+            assert_eq!(*first, table.manifest, "{replica} has another base of {shard} at {fold}");
+            self.counts.bases_compared += u64::from(named_by.insert(replica));
         }
     }
 

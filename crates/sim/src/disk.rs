@@ -8,11 +8,12 @@ use std::{collections::BTreeMap, io, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_storage::{
-    DamagedReplica, EngineError, Log, LogBatch, LogError, LogEvidence, MemoryEngine, MemoryLog, PeerSequence,
-    ReplicaLog, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
+    CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, Log, LogBatch, LogError, LogEvidence, MemoryEngine,
+    MemoryLog, PeerSequence, ReplicaLog, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
 };
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, Entry, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term, WalSequence,
+    Checkpoint, CheckpointFormat, Entry, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term,
+    WalSequence,
 };
 use parking_lot::Mutex;
 
@@ -232,14 +233,27 @@ impl StateEngine for Disk {
         self.engine.install_checkpoint(replica, checkpoint)
     }
 
-    fn needs_compaction(&self, replica: ReplicaId) -> bool {
-        self.engine.needs_compaction(replica)
+    fn pin_fold(&self, replica: ReplicaId, fold: Fold) -> Result<(), EngineError> {
+        self.engine.pin_fold(replica, fold)
     }
 
-    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+    fn compaction_due(&self, replica: ReplicaId) -> CompactionDue {
+        self.engine.compaction_due(replica)
+    }
+
+    fn fold_counts(&self) -> FoldCounts {
+        self.engine.fold_counts()
+    }
+
+    fn compact(
+        &self,
+        replica: ReplicaId,
+        folding: Folding,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<bool, EngineError> {
         self.check_io()?;
         self.check_space()?;
-        self.engine.compact(replica, is_stopped)
+        self.engine.compact(replica, folding, is_stopped)
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {

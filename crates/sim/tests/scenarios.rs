@@ -144,6 +144,14 @@ fn requests_go_on_when_range_epochs_grow() {
     assert!(counts.range_changes >= 20 && counts.asked_again >= 1, "{counts:?}");
 }
 
+/// Each run checks that replicas name the same base for the same fold.
+#[test]
+fn replicas_make_the_same_bases_whatever_befalls_them() {
+    let crashes = [repeated(Fault::Crash, 700), repeated(Fault::Wipe, 2_500)].concat();
+    let counts = sum(&survives(&crashes, 4));
+    assert!(counts.bases_compared >= 20, "{counts:?}");
+}
+
 #[test]
 fn nodes_join_and_leave_under_load() {
     let reports = survives(&[repeated(Fault::Join, 0), repeated(Fault::Remove, 1_000)].concat(), 3);

@@ -55,12 +55,13 @@ pub(crate) fn build(
         late = tables.split_off(first_run);
         drops_tables = true;
     }
+    let (piece_bytes, last) = (options.piece_bytes, frozen.position.index);
     let run = if late.is_empty() {
-        write_table(objects, Cut::Size, format, options.piece_bytes, frozen.borrowed_records().map(Ok))?
+        write_table(objects, Cut::Size, format, piece_bytes, last, frozen.borrowed_records().map(Ok))?
     } else {
         let newest: Vec<Source<'_>> = vec![Box::new(frozen.records().map(Ok))];
         let newest = newest.into_iter().chain(sources(objects, replica, &late));
-        write_table(objects, Cut::Size, format, options.piece_bytes, Merge::new(newest))?
+        write_table(objects, Cut::Size, format, piece_bytes, last, Merge::new(newest))?
     };
     let adds_run = run.is_some();
     tables.extend(run.map(Arc::new));
@@ -78,7 +79,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use bytes::Bytes;
-    use flotilla_types::{LogIndex, Position};
+    use flotilla_types::{Folding, LogIndex, Position};
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
@@ -147,8 +148,9 @@ mod tests {
                 prop_assert!(tables.iter().filter(|table| table.cut == Cut::Size).count() <= options.runs_max);
                 prop_assert_eq!(&records_of(&objects, &checkpoint), &model);
                 if compacted.is_none() {
-                    compacted = compact(&objects, &options, ReplicaId(1), format, &tables, &|| false).unwrap();
-                    prop_assert_eq!(compacted.is_some(), plan_for(&options, &tables).is_some());
+                    let folding = Folding::Local;
+                    compacted = compact(&objects, &options, ReplicaId(1), format, &tables, folding, &|| false).unwrap();
+                    prop_assert_eq!(compacted.is_some(), plan_for(&options, &tables, Folding::Local).is_some());
                     uses_in = delay;
                 }
             }

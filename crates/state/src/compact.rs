@@ -2,7 +2,9 @@
 //!
 //! Runs are merged in tiers by size (universal compaction): when [`TIER_RUNS`] runs are of one tier, they and
 //! the newer ones become one run of the next, so that a record is rewritten about once per tier. When all runs
-//! together outgrow a share of the base, they and the base become a new base, which holds no deletions.
+//! together outgrow a share of the base, they and the base become a new base, which holds no deletions. From
+//! [`LOGGED_FOLDS`](flotilla_types::ClusterVersion::LOGGED_FOLDS) on the log of the shard orders that (see
+//! [`fold`](crate::fold)).
 //!
 //! A compaction works beside flushes. It takes tables that exist and writes the table that replaces them; the
 //! next build puts it into its checkpoint. Meanwhile flushes add runs behind those that it merges, so that
@@ -18,7 +20,7 @@ use std::{
 use flotilla_failpoints::{Place, reached};
 use flotilla_objects::ObjectStore;
 use flotilla_storage::EngineError;
-use flotilla_types::{CheckpointFormat, ReplicaId};
+use flotilla_types::{CheckpointFormat, Folding, LogIndex, ReplicaId};
 
 use crate::{
     Options,
@@ -43,18 +45,18 @@ pub(crate) enum Plan {
     Fold,
 }
 
-/// The tables that a compaction replaces, and the table that replaces them.
+/// What a compaction has made. The table is `None` if no record is left.
 #[derive(Debug)]
-pub(crate) struct Compacted {
-    replaced: Vec<Arc<Table>>,
-    /// `None` if no record is left.
-    pub(crate) table: Option<Arc<Table>>,
+pub(crate) enum Compacted {
+    /// A table that replaces others.
+    Merged { replaced: Vec<Arc<Table>>, table: Option<Arc<Table>> },
+    /// The base as of an entry, which replaces every table that has no later records.
+    Folded { index: LogIndex, base: Option<Arc<Table>> },
 }
 
 /// What is due for a checkpoint with a base and runs of these sizes, oldest first.
-pub(crate) fn plan(options: &Options, base_bytes: u64, runs_bytes: &[u64]) -> Option<Plan> {
-    let base_share = base_bytes / 100 * options.fold_percent;
-    if runs_bytes.iter().sum::<u64>() > options.fold_bytes_min.max(base_share) {
+pub(crate) fn plan(options: &Options, base_bytes: u64, runs_bytes: &[u64], folding: Folding) -> Option<Plan> {
+    if folding == Folding::Local && is_fold_due(options, base_bytes, runs_bytes) {
         return Some(Plan::Fold);
     }
     let (mut largest, mut of_largest) = (0, 0);
@@ -71,20 +73,36 @@ pub(crate) fn plan(options: &Options, base_bytes: u64, runs_bytes: &[u64]) -> Op
     (of_largest >= TIER_RUNS).then_some(Plan::Runs(0..runs_bytes.len()))
 }
 
+fn is_fold_due(options: &Options, base_bytes: u64, runs_bytes: &[u64]) -> bool {
+    let base_share = base_bytes / 100 * options.fold_percent;
+    runs_bytes.iter().sum::<u64>() > options.fold_bytes_min.max(base_share)
+}
+
 /// Each tier is `TIER_RUNS` times as large as the one before.
 fn tier(bytes: u64, options: &Options) -> u32 {
     (bytes / options.tier_bytes_min.max(1)).checked_ilog(TIER_RUNS as u64).map_or(0, |tier| tier + 1)
 }
 
 /// What is due for these tables, oldest first.
-pub(crate) fn plan_for(options: &Options, tables: &[Arc<Table>]) -> Option<Plan> {
+pub(crate) fn plan_for(options: &Options, tables: &[Arc<Table>], folding: Folding) -> Option<Plan> {
     if tables.iter().any(|table| table.is_converted()) {
         // Their pieces are rewritten once, with footers.
         return Some(Plan::Fold);
     }
+    let (base_bytes, runs_bytes) = sizes(tables);
+    plan(options, base_bytes, &runs_bytes, folding)
+}
+
+/// Whether the runs are large enough to be folded into the base.
+pub(crate) fn is_fold_due_for(options: &Options, tables: &[Arc<Table>]) -> bool {
+    let (base_bytes, runs_bytes) = sizes(tables);
+    is_fold_due(options, base_bytes, &runs_bytes)
+}
+
+/// The size of the base, and those of the runs.
+fn sizes(tables: &[Arc<Table>]) -> (u64, Vec<u64>) {
     let (bases, runs) = tables.split_at(bases_of(tables));
-    let runs_bytes: Vec<_> = runs.iter().map(|run| run.bytes()).collect();
-    plan(options, total_bytes(bases), &runs_bytes)
+    (total_bytes(bases), runs.iter().map(|run| run.bytes()).collect())
 }
 
 /// How many tables are bases: they come first.
@@ -99,44 +117,70 @@ pub(crate) fn compact(
     replica: ReplicaId,
     format: CheckpointFormat,
     tables: &[Arc<Table>],
+    folding: Folding,
     is_stopped: &dyn Fn() -> bool,
 ) -> Result<Option<Compacted>, EngineError> {
-    let Some(plan) = plan_for(options, tables) else { return Ok(None) };
+    let Some(plan) = plan_for(options, tables, folding) else { return Ok(None) };
     let bases = bases_of(tables);
     let is_late = tables.len() - bases > options.runs_max / 2;
-    let mut paced = Paced { is_stopped, is_late, records: 0, since: Instant::now() };
-    let (replaced, table) = match plan {
-        Plan::Fold => {
-            reached(Place::CheckpointBeforeFold);
-            let live = Merge::new(sources(objects, replica, tables)).filter(is_live);
-            (tables, write_table(objects, Cut::Content, format, options.piece_bytes, paced.pace(live))?)
-        }
-        Plan::Runs(range) => {
-            let runs = &tables[bases + range.start..bases + range.end];
-            let records = Merge::new(sources(objects, replica, runs));
-            (runs, write_table(objects, Cut::Size, format, options.piece_bytes, paced.pace(records))?)
-        }
+    let mut paced = Paced::new(is_stopped, is_late);
+    let (cut, replaced) = match &plan {
+        Plan::Fold => (Cut::Content, tables),
+        Plan::Runs(range) => (Cut::Size, &tables[bases + range.start..bases + range.end]),
+    };
+    let last = replaced.last().map_or(LogIndex(0), |newest| newest.last);
+    let merged = Merge::new(sources(objects, replica, replaced));
+    let table = if plan == Plan::Fold {
+        reached(Place::CheckpointBeforeFold);
+        write_table(objects, cut, format, options.piece_bytes, last, paced.pace(merged.filter(is_live)))?
+    } else {
+        write_table(objects, cut, format, options.piece_bytes, last, paced.pace(merged))?
     };
     if is_stopped() {
         return Ok(None);
     }
     reached(Place::CheckpointFolded);
-    Ok(Some(Compacted { replaced: replaced.to_vec(), table: table.map(Arc::new) }))
+    Ok(Some(Compacted::Merged { replaced: replaced.to_vec(), table: table.map(Arc::new) }))
 }
 
 impl Compacted {
-    /// These tables with those replaced that it was made of; `None` if they are not among them any more.
+    /// The table that was made.
+    pub(crate) fn table(&self) -> Option<&Arc<Table>> {
+        match self {
+            Self::Merged { table, .. } | Self::Folded { base: table, .. } => table.as_ref(),
+        }
+    }
+
+    /// Whether a checkpoint at this entry may name it.
+    pub(crate) fn is_usable_at(&self, at: LogIndex) -> bool {
+        match self {
+            Self::Merged { .. } => true,
+            Self::Folded { index, .. } => *index <= at,
+        }
+    }
+
+    /// These tables with those replaced that it stands for; `None` if they are not among them any more.
     pub(crate) fn apply(&self, tables: &[Arc<Table>]) -> Option<Vec<Arc<Table>>> {
-        let width = self.replaced.len();
-        let is_here = |window: &[Arc<Table>]| window.iter().zip(&self.replaced).all(|(a, b)| a.is_same(b));
-        let at = tables.windows(width.max(1)).position(is_here)?;
-        Some(tables[..at].iter().chain(&self.table).chain(&tables[at + width..]).cloned().collect())
+        match self {
+            Self::Merged { replaced, table } => {
+                let width = replaced.len();
+                let is_here = |window: &[Arc<Table>]| window.iter().zip(replaced).all(|(a, b)| a.is_same(b));
+                let at = tables.windows(width.max(1)).position(is_here)?;
+                Some(tables[..at].iter().chain(table).chain(&tables[at + width..]).cloned().collect())
+            }
+            Self::Folded { index, base } => {
+                let later = tables.iter().filter(|table| table.last > *index);
+                // A later base would not hide what this one has.
+                let is_newest = later.clone().all(|table| table.cut == Cut::Size);
+                is_newest.then(|| base.iter().chain(later).cloned().collect())
+            }
+        }
     }
 }
 
 /// Passes records on, slowly enough to leave the processor to others for half of the time, unless flushes are
 /// quicker than that. Ends when stopped.
-struct Paced<'a> {
+pub(crate) struct Paced<'a> {
     is_stopped: &'a dyn Fn() -> bool,
     is_late: bool,
     records: usize,
@@ -144,7 +188,11 @@ struct Paced<'a> {
 }
 
 impl<'a> Paced<'a> {
-    fn pace(
+    pub(crate) fn new(is_stopped: &'a dyn Fn() -> bool, is_late: bool) -> Self {
+        Self { is_stopped, is_late, records: 0, since: Instant::now() }
+    }
+
+    pub(crate) fn pace(
         &'a mut self,
         mut records: impl Iterator<Item = Result<Record, EngineError>> + 'a,
     ) -> impl Iterator<Item = Result<Record, EngineError>> + 'a {
@@ -180,8 +228,10 @@ mod tests {
 
     #[test]
     fn runs_of_one_tier_are_merged_and_larger_ones_are_left_alone() {
-        let plan =
-            |base, runs: &[u64]| plan(&options(), base * MIB, &runs.iter().map(|run| run * MIB).collect::<Vec<_>>());
+        let plan_of = |base, runs: &[u64], folding| {
+            plan(&options(), base * MIB, &runs.iter().map(|run| run * MIB).collect::<Vec<_>>(), folding)
+        };
+        let plan = |base, runs: &[u64]| plan_of(base, runs, Folding::Local);
         assert_eq!(plan(1_000, &[1, 1, 1]), None);
         assert_eq!(plan(1_000, &[1, 1, 1, 1]), Some(Plan::Runs(0..4)));
         assert_eq!(plan(1_000, &[20, 5, 1, 1, 1, 1]), Some(Plan::Runs(2..6)));
@@ -191,6 +241,8 @@ mod tests {
         assert_eq!(plan(1_000, &[600, 300, 90, 11]), Some(Plan::Fold));
         assert_eq!(plan(0, &[60, 5]), Some(Plan::Fold));
         assert_eq!(plan(0, &[]), None);
+        assert_eq!(plan_of(1_000, &[600, 300, 90, 11], Folding::Logged), None, "its log orders the fold");
+        assert_eq!(plan_of(0, &[5, 5, 5, 5], Folding::Logged), Some(Plan::Runs(0..4)));
     }
 
     /// 1 MiB is flushed at a time over a base of 1 GiB.
@@ -201,7 +253,7 @@ mod tests {
         for _ in 0..flushes {
             runs.push(MIB);
             written += MIB;
-            while let Some(plan) = plan(&options, base, &runs) {
+            while let Some(plan) = plan(&options, base, &runs, Folding::Local) {
                 let merged: u64 = match plan {
                     Plan::Runs(range) => runs.drain(range).sum(),
                     Plan::Fold => {

@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,15 +20,19 @@ use bytes::Bytes;
 use flotilla_failpoints::{Place, number};
 use flotilla_objects::{ObjectStore, Scope, ScrubPass};
 use flotilla_storage::{
-    DamagedReplica, EngineError, Remedy, Scrubbed, StateEngine, StateReader, Usage, WriteSet, children_of, remedy,
+    CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, Remedy, Scrubbed, StateEngine, StateReader, Usage,
+    WriteSet, children_of, remedy,
 };
-use flotilla_types::{Checkpoint, CheckpointFormat, Holder, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, Folding, Holder, LogIndex, ObjectId, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
-    Options, build, compact,
+    Options, build,
+    compact::{self, Compacted, Plan},
     failure::{self, ViewFailure},
+    fold::{self, FOLD_TIME_MAX, FoldView},
+    memtable::Frozen,
     replica::{Attached, BuildInput, Reader, Replica},
     scrub,
     table::{Table, open_tables, total_bytes},
@@ -49,6 +53,9 @@ pub struct Engine {
     replicas: RwLock<HashMap<ReplicaId, Arc<Replica>>>,
     last_opened: Mutex<Instant>,
     installs: AtomicU32,
+    folds: Mutex<FoldCounts>,
+    /// Bytes of memtables that only folds need.
+    pub(crate) fold_memory: Arc<AtomicUsize>,
     /// The pass of the scrub that is under way.
     pass: Mutex<Option<ScrubPass>>,
     _lock: File,
@@ -76,6 +83,8 @@ impl Engine {
             replicas: RwLock::default(),
             last_opened: Mutex::new(Instant::now()),
             installs: AtomicU32::new(0),
+            folds: Mutex::default(),
+            fold_memory: Arc::default(),
             pass: Mutex::default(),
             _lock: lock,
         })
@@ -143,6 +152,64 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "garbage collection of objects failed"),
         }
         Ok(())
+    }
+
+    fn skip_fold(&self) {
+        self.folds.lock().skipped += 1;
+    }
+
+    /// The fold of a replica that waits, unless it has waited too long.
+    fn waiting_fold(&self, replica: &Replica) -> Option<Arc<FoldView>> {
+        let view = replica.waiting_fold()?;
+        if view.age() <= self.options.fold_wait_max {
+            return Some(view);
+        }
+        if replica.take_fold(&view) {
+            tracing::debug!(replica = %replica.id, fold = %view.fold.index, "a fold has waited too long");
+            self.skip_fold();
+        }
+        None
+    }
+
+    /// A memtable is installed. The fold that waits may still need it; together they must not hold too much.
+    fn bound_fold_memory(&self, replica: &Replica, installed: Option<&Arc<Frozen>>) {
+        let (Some(view), Some(installed)) = (replica.waiting_fold(), installed) else { return };
+        let bytes_max = self.options.fold_memory_bytes_max;
+        if !view.hold_alone(installed, &self.fold_memory, bytes_max) && replica.take_fold(&view) {
+            tracing::debug!(replica = %replica.id, fold = %view.fold.index, "folds that wait hold too much memory");
+            self.skip_fold();
+        }
+    }
+
+    /// Makes the base of a fold that waits.
+    fn fold(
+        &self,
+        replica: &Replica,
+        view: &Arc<FoldView>,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<Option<Compacted>, EngineError> {
+        if !replica.take_fold(view) {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let is_stopped = || is_stopped() || began.elapsed() > FOLD_TIME_MAX;
+        replica.is_folding.store(true, Ordering::Relaxed);
+        let done = fold::fold(&self.objects, &self.options, replica.id, view, &is_stopped);
+        replica.is_folding.store(false, Ordering::Relaxed);
+        match done {
+            Ok(Some(_)) => self.folds.lock().made += 1,
+            Ok(None) => self.skip_fold(),
+            Err(EngineError::Object(id)) => {
+                self.skip_fold();
+                let BuildInput { attached, .. } = replica.build_input()?;
+                if !attached.tables.iter().any(|table| table.needs(id)) {
+                    // Only the view needs it.
+                    return Ok(None);
+                }
+            }
+            Err(_) => replica.put_back_fold(view.clone()),
+        }
+        done
     }
 
     fn detach_all(&self) {
@@ -217,10 +284,16 @@ impl StateEngine for Engine {
         let mut work = replica.work.lock();
         let BuildInput { attached, frozen, .. } = replica.build_input()?;
         let Some(frozen) = frozen else { return Ok(attached.checkpoint.clone()) };
-        let compacted = replica.compacted.lock().take();
+        let is_usable = |compacted: &mut Compacted| compacted.is_usable_at(frozen.position.index);
+        let compacted = replica.compacted.lock().take_if(is_usable);
         let format = format.max(attached.checkpoint.tables.format());
         let (id, before) = (replica.id, &attached.tables);
-        let built = build::build(&self.objects, &self.options, id, format, before, &frozen, compacted.as_ref())?;
+        let built = build::build(&self.objects, &self.options, id, format, before, &frozen, compacted.as_ref());
+        let built = built.inspect_err(|_| {
+            if let Some(compacted) = compacted {
+                replica.compacted.lock().get_or_insert(compacted);
+            }
+        })?;
         if let Some(run) = built.tables.last().filter(|_| built.adds_run) {
             self.view()?.index(id, run)?;
         }
@@ -250,7 +323,9 @@ impl StateEngine for Engine {
         };
         let tables = built.tables.clone();
         let bytes = self.bytes_of(checkpoint, &tables);
-        replica.install_checkpoint(Attached { checkpoint: checkpoint.clone(), tables, bytes }, view);
+        let attached = Attached { checkpoint: checkpoint.clone(), tables, bytes };
+        let installed = replica.install_checkpoint(attached, view);
+        self.bound_fold_memory(&replica, installed.as_ref());
         self.objects.hold(Holder::Checkpoint(replica.id), checkpoint.objects());
         let drops_tables = built.drops_tables;
         *work = None;
@@ -261,28 +336,66 @@ impl StateEngine for Engine {
         Ok(())
     }
 
-    fn needs_compaction(&self, replica: ReplicaId) -> bool {
-        let Ok(replica) = self.replica(replica) else { return false };
-        let Ok(input) = replica.build_input() else { return false };
-        replica.compacted.lock().is_none() && compact::plan_for(&self.options, &input.attached.tables).is_some()
+    fn pin_fold(&self, replica: ReplicaId, fold: Fold) -> Result<(), EngineError> {
+        if self.replica(replica)?.pin_fold(fold)? {
+            self.skip_fold();
+        }
+        Ok(())
     }
 
-    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+    fn compaction_due(&self, replica: ReplicaId) -> CompactionDue {
+        let Ok(replica) = self.replica(replica) else { return CompactionDue::default() };
+        let Ok(BuildInput { attached, .. }) = replica.build_input() else { return CompactionDue::default() };
+        let (options, tables) = (&self.options, &attached.tables);
+        let made = replica.compacted.lock().is_some();
+        let view = self.waiting_fold(&replica);
+        let is_folding = view.is_some() || replica.is_folding.load(Ordering::Relaxed);
+        let fold = !made && !is_folding && compact::is_fold_due_for(options, tables);
+        CompactionDue {
+            compact: view.is_some_and(|view| view.is_ready())
+                || (!made && compact::plan_for(options, tables, Folding::Logged).is_some()),
+            fold: fold.then(|| u32::try_from(options.piece_bytes).unwrap_or(u32::MAX)),
+            made,
+        }
+    }
+
+    fn compact(
+        &self,
+        replica: ReplicaId,
+        folding: Folding,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<bool, EngineError> {
         let replica = self.replica(replica)?;
         let BuildInput { number, attached, .. } = replica.build_input()?;
         let is_stopped = || is_stopped() || !replica.is_attached_as(number);
-        let (format, tables) = (attached.checkpoint.tables.format(), &attached.tables);
-        let done = compact::compact(&self.objects, &self.options, replica.id, format, tables, &is_stopped)?;
+        let view = self.waiting_fold(&replica);
+        let done = match view.as_ref().filter(|view| view.is_ready()) {
+            Some(view) => self.fold(&replica, view, &is_stopped)?,
+            None if replica.compacted.lock().is_some() => return Ok(true),
+            None => {
+                let (format, tables) = (attached.checkpoint.tables.format(), &attached.tables);
+                // A base that is made here may be later than the fold that waits.
+                let folds = compact::plan_for(&self.options, tables, folding) == Some(Plan::Fold);
+                if view.is_some() && folds {
+                    return Ok(false);
+                }
+                compact::compact(&self.objects, &self.options, replica.id, format, tables, folding, &is_stopped)?
+            }
+        };
         let Some(compacted) = done else { return Ok(false) };
         // Here, so that the build that uses it has little to sync.
         self.objects.sync().map_err(failure::of_objects)?;
-        if let Some(table) = compacted.table.as_ref().filter(|_| !is_stopped()) {
+        if let Some(table) = compacted.table().filter(|_| !is_stopped()) {
             self.view()?.index(replica.id, table)?;
         }
         let mut waiting = replica.compacted.lock();
         let is_of_use = !is_stopped();
         *waiting = is_of_use.then_some(compacted);
         Ok(is_of_use)
+    }
+
+    fn fold_counts(&self) -> FoldCounts {
+        *self.folds.lock()
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {

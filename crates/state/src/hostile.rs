@@ -53,7 +53,9 @@ fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
         let system = runs.first().copied();
         let Tables::Manifests(sound) = &sound.tables else { panic!("its tables have manifests") };
         let tables = if has_manifests {
-            let all = |kind| move |manifest: &ObjectId| TableRef { kind, clip: KeyRange::all(), manifest: *manifest };
+            let all = |kind| {
+                move |manifest: &ObjectId| TableRef { kind, clip: KeyRange::all(), manifest: *manifest, fold: None }
+            };
             let sound = sound.iter().filter(|_| whole).cloned();
             let base = base.iter().map(all(TableKind::Base));
             Tables::Manifests(sound.chain(base).chain(runs.iter().map(all(TableKind::Run))).collect())

@@ -12,6 +12,7 @@ mod build;
 mod compact;
 mod engine;
 mod failure;
+mod fold;
 mod gate;
 #[cfg(test)]
 mod hostile;

@@ -245,6 +245,11 @@ impl Frozen {
         sorted(&self.memtable.records).into_iter().map(|(_, key, value)| (key, value.as_ref()))
     }
 
+    /// All records as of a version of which a snapshot is open, in key order.
+    pub(crate) fn records_at(&self, version: Version) -> impl Iterator<Item = Record> + '_ {
+        self.keys().iter().filter_map(move |key| Some((key.clone(), self.memtable.get_at(version, key)?)))
+    }
+
     /// Records of a non-empty range.
     pub(crate) fn range(&self, range: &KeyRange) -> impl Iterator<Item = Record> + '_ {
         let keys = self.keys();

@@ -17,6 +17,12 @@ pub struct Options {
     pub fold_percent: u64,
     /// Runs of fewer bytes in total are not folded.
     pub fold_bytes_min: u64,
+    /// How long a view that is pinned for a fold may wait for its turn. It keeps the tables that the checkpoint
+    /// had when the fold was ordered.
+    pub fold_wait_max: Duration,
+    /// Memory for memtables that only the views of folds need, for the whole node: a view that would exceed it
+    /// is let go, and its fold is skipped. A few memtables.
+    pub fold_memory_bytes_max: usize,
     /// Size up to which runs are of the first tier; each tier is four times as large as the one before, and
     /// four adjacent runs of one tier are merged. About what one flush writes.
     pub tier_bytes_min: u64,
@@ -60,6 +66,8 @@ impl Default for Options {
             piece_bytes: 1 << 20,
             fold_percent: 100,
             fold_bytes_min: 1 << 20,
+            fold_wait_max: Duration::from_secs(600),
+            fold_memory_bytes_max: 128 << 20,
             tier_bytes_min: 4 << 20,
             runs_max: 48,
             inherited_grace: Duration::from_secs(300),

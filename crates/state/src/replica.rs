@@ -27,18 +27,19 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, ScanBounds, ScanPage, StateReader, Usage, WriteSet, successor};
+use flotilla_storage::{EngineError, Fold, ScanBounds, ScanPage, StateReader, Usage, WriteSet, successor};
 use flotilla_types::{Checkpoint, KeyRange, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
     build::Built,
     compact::Compacted,
+    fold::FoldView,
     gate::{Gate, Pass},
     memtable::{Capture, Frozen, Memtable, Version},
     merge::{Merge, Source},
@@ -60,6 +61,10 @@ pub(crate) struct Replica {
     pub(crate) work: Mutex<Option<Built>>,
     /// What a compaction has made, until a build uses it.
     pub(crate) compacted: Mutex<Option<Compacted>>,
+    /// The fold that waits for its turn.
+    fold: Mutex<Option<Arc<FoldView>>>,
+    /// Whether the base of a fold is being made.
+    pub(crate) is_folding: AtomicBool,
     /// Counts how often the replica was opened, or its records replaced.
     attached: AtomicU64,
 }
@@ -87,10 +92,21 @@ pub(crate) struct Attached {
 
 /// The active memtable as a snapshot sees it.
 #[derive(Debug)]
-struct Pinned {
+pub(crate) struct Pinned {
     version: Version,
     /// Set when the memtable is frozen.
     frozen: OnceLock<Arc<Frozen>>,
+}
+
+impl Pinned {
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The memtable, once it is frozen.
+    pub(crate) fn frozen(&self) -> Option<&Arc<Frozen>> {
+        self.frozen.get()
+    }
 }
 
 /// The input for building a checkpoint, or for compacting one.
@@ -112,6 +128,8 @@ impl Replica {
             gate: Arc::default(),
             work: Mutex::new(None),
             compacted: Mutex::new(None),
+            fold: Mutex::new(None),
+            is_folding: AtomicBool::new(false),
             attached: AtomicU64::new(0),
         }
     }
@@ -132,6 +150,7 @@ impl Replica {
     /// Stops serving, waits until no reader uses the view, and drops the memtables.
     pub(crate) fn detach(&self) {
         let tables = self.tables.write().take();
+        *self.fold.lock() = None;
         drop(self.view_lock.write());
         drop(tables);
     }
@@ -159,17 +178,42 @@ impl Replica {
         let pass = self.gate.enter();
         let mut tables = self.tables.write();
         let tables = tables.as_mut().ok_or(EngineError::NotOpen(self.id))?;
-        let pinned = Arc::new(Pinned { version: tables.active.version(), frozen: OnceLock::new() });
-        tables.open_snapshots();
-        tables.snapshots.push_back(Arc::downgrade(&pinned));
         Ok(Snapshot {
             tables: tables.number,
-            pinned,
+            pinned: tables.pin(),
             frozen: tables.frozen.clone(),
             view: tables.view.is_immutable().then(|| tables.view.clone()),
             replica: self.clone(),
             _pass: pass,
         })
+    }
+
+    /// Keeps a view of the records as they are now for a fold. Returns whether another one waited, which is let
+    /// go.
+    pub(crate) fn pin_fold(&self, fold: Fold) -> Result<bool, EngineError> {
+        let view = {
+            let mut tables = self.tables.write();
+            let tables = tables.as_mut().ok_or(EngineError::NotOpen(self.id))?;
+            let pinned = tables.pin();
+            FoldView::new(fold, tables.attached.clone(), pinned, tables.frozen.clone())
+        };
+        let before = self.fold.lock().replace(Arc::new(view));
+        Ok(before.is_some())
+    }
+
+    /// The fold that waits.
+    pub(crate) fn waiting_fold(&self) -> Option<Arc<FoldView>> {
+        self.fold.lock().clone()
+    }
+
+    /// Ends the wait of a fold: it begins, or is given up. `false` if it does not wait any more.
+    pub(crate) fn take_fold(&self, view: &Arc<FoldView>) -> bool {
+        self.fold.lock().take_if(|waiting| Arc::ptr_eq(waiting, view)).is_some()
+    }
+
+    /// Lets a fold that could not be made wait again, unless a newer one does.
+    pub(crate) fn put_back_fold(&self, view: Arc<FoldView>) {
+        self.fold.lock().get_or_insert(view);
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -211,17 +255,14 @@ impl Replica {
         self.gate.wait_for_earlier();
     }
 
-    /// Replaces the frozen memtable by the checkpoint that includes it.
-    pub(crate) fn install_checkpoint(&self, attached: Attached, view: ReplicaView) {
-        let frozen = {
-            let mut tables = self.tables.write();
-            let Some(tables) = tables.as_mut() else { return };
-            tables.view = view;
-            tables.attached = Arc::new(attached);
-            tables.frozen.take()
-        };
-        // Dropped without a lock: freeing many records takes long.
-        drop(frozen);
+    /// Replaces the frozen memtable by the checkpoint that includes it, and returns it. To be dropped without a
+    /// lock: freeing many records takes long.
+    pub(crate) fn install_checkpoint(&self, attached: Attached, view: ReplicaView) -> Option<Arc<Frozen>> {
+        let mut tables = self.tables.write();
+        let tables = tables.as_mut()?;
+        tables.view = view;
+        tables.attached = Arc::new(attached);
+        tables.frozen.take()
     }
 }
 
@@ -242,6 +283,14 @@ impl Tables {
             };
         };
         Some((oldest, newest))
+    }
+
+    /// Pins the active memtable as it is now.
+    fn pin(&mut self) -> Arc<Pinned> {
+        let pinned = Arc::new(Pinned { version: self.active.version(), frozen: OnceLock::new() });
+        self.open_snapshots();
+        self.snapshots.push_back(Arc::downgrade(&pinned));
+        pinned
     }
 
     /// What a read sees now.

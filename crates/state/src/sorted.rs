@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use flotilla_objects::ObjectStore;
 use flotilla_storage::{EngineError, PieceRef};
-use flotilla_types::{CheckpointFormat, ObjectId};
+use flotilla_types::{CheckpointFormat, LogIndex, ObjectId};
 
 use crate::{
     failure,
@@ -91,12 +91,14 @@ impl Cut {
     }
 }
 
-/// Writes ascending records as pieces of about `piece_bytes`; `None` if there are no records.
+/// Writes ascending records, of entries up to `last`, as pieces of about `piece_bytes`; `None` if there are no
+/// records.
 pub(crate) fn write_table<B: AsRef<[u8]>>(
     objects: &Arc<ObjectStore>,
     cut: Cut,
     format: CheckpointFormat,
     piece_bytes: usize,
+    last: LogIndex,
     records: impl Iterator<Item = Result<(B, Option<B>), EngineError>>,
 ) -> Result<Option<Table>, EngineError> {
     let version = match format {
@@ -138,7 +140,7 @@ pub(crate) fn write_table<B: AsRef<[u8]>>(
     if !writer.is_empty() {
         end_piece(&mut writer, new_writer())?;
     }
-    if pieces.is_empty() { Ok(None) } else { Table::written(pinned, cut, format, pieces).map(Some) }
+    if pieces.is_empty() { Ok(None) } else { Table::written(pinned, cut, format, last, pieces).map(Some) }
 }
 
 /// Whether a chunk that has reached its minimum size ends after a record of this size, whose key has this hash.
@@ -169,7 +171,7 @@ pub(crate) mod tests {
     }
 
     fn write_table_of(objects: &Arc<ObjectStore>, cut: Cut, format: CheckpointFormat, records: &[Record]) -> Table {
-        let written = write_table(objects, cut, format, 4096, records.iter().cloned().map(Ok)).unwrap();
+        let written = write_table(objects, cut, format, 4096, LogIndex(1), records.iter().cloned().map(Ok)).unwrap();
         objects.sync().unwrap();
         written.expect("there are records")
     }

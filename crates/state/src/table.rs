@@ -14,7 +14,9 @@ use std::{
 use bytes::Bytes;
 use flotilla_objects::ObjectStore;
 use flotilla_storage::{EngineError, Manifest, PieceRef};
-use flotilla_types::{Checkpoint, CheckpointFormat, KeyRange, ObjectId, ReplicaId, TableKind, TableRef, Tables};
+use flotilla_types::{
+    Checkpoint, CheckpointFormat, KeyRange, LogIndex, ObjectId, ReplicaId, TableKind, TableRef, Tables,
+};
 
 use crate::{
     failure,
@@ -31,6 +33,10 @@ const PEEK_BYTES: u32 = 256;
 pub(crate) struct Table {
     pub(crate) cut: Cut,
     pub(crate) clip: KeyRange,
+    /// Every record is of this entry of the log, or of one before.
+    pub(crate) last: LogIndex,
+    /// The entry that ordered the fold which made it.
+    pub(crate) fold: Option<LogIndex>,
     /// `None` in format 1.
     manifest: Option<ObjectId>,
     pub(crate) pieces: Vec<Piece>,
@@ -59,10 +65,17 @@ impl Piece {
 }
 
 impl Table {
-    fn new(pinned: Pinned, cut: Cut, clip: KeyRange, manifest: Option<ObjectId>, pieces: Vec<Piece>) -> Self {
+    fn new(
+        pinned: Pinned,
+        cut: Cut,
+        clip: KeyRange,
+        last: LogIndex,
+        manifest: Option<ObjectId>,
+        pieces: Vec<Piece>,
+    ) -> Self {
         let bytes = pieces.iter().map(|piece| u64::from(piece.listed.bytes)).sum();
         let has_footers = pieces.iter().all(|piece| piece.listed.footer_bytes > 0);
-        Self { cut, clip, manifest, pieces, bytes, has_footers, _pinned: pinned }
+        Self { cut, clip, last, fold: None, manifest, pieces, bytes, has_footers, _pinned: pinned }
     }
 
     /// A table whose pieces, which this process has written, are pinned. In format 2 the manifest takes over
@@ -71,6 +84,7 @@ impl Table {
         mut pinned: Pinned,
         cut: Cut,
         format: CheckpointFormat,
+        last: LogIndex,
         pieces: Vec<PieceRef>,
     ) -> Result<Self, EngineError> {
         let mut manifest = None;
@@ -80,7 +94,12 @@ impl Table {
             manifest = Some(id);
         }
         let pieces = pieces.into_iter().map(|piece| Piece::of(piece, true)).collect();
-        Ok(Self::new(pinned, cut, KeyRange::all(), manifest, pieces))
+        Ok(Self::new(pinned, cut, KeyRange::all(), last, manifest, pieces))
+    }
+
+    /// The same table as the base that a fold has made, which an entry has ordered.
+    pub(crate) fn of_fold(self, fold: LogIndex) -> Self {
+        Self { fold: Some(fold), ..self }
     }
 
     /// The same table with a manifest.
@@ -89,11 +108,17 @@ impl Table {
         let (pinned, manifest) = put_manifest(&Pinned::none(objects), pieces().collect())?;
         let verified = self.pieces.iter().map(Piece::is_verified);
         let pieces = pieces().zip(verified).map(|(piece, verified)| Piece::of(piece, verified)).collect();
-        Ok(Self::new(pinned, self.cut, self.clip.clone(), Some(manifest), pieces))
+        let table = Self::new(pinned, self.cut, self.clip.clone(), self.last, Some(manifest), pieces);
+        Ok(Self { fold: self.fold, ..table })
     }
 
     /// Opens a table of format 2.
-    fn of_manifest(objects: &Arc<ObjectStore>, replica: ReplicaId, table: &TableRef) -> Result<Self, EngineError> {
+    fn of_manifest(
+        objects: &Arc<ObjectStore>,
+        replica: ReplicaId,
+        last: LogIndex,
+        table: &TableRef,
+    ) -> Result<Self, EngineError> {
         let pinned = Pinned::pin(objects, &[table.manifest])?;
         let manifest = objects.get(table.manifest).map_err(failure::of_objects)?;
         let manifest = Manifest::decode(manifest).map_err(|reason| EngineError::Corrupt { replica, reason })?;
@@ -102,15 +127,21 @@ impl Table {
             TableKind::Run => Cut::Size,
         };
         let pieces = manifest.pieces.into_iter().map(|piece| Piece::of(piece, false)).collect();
-        Ok(Self::new(pinned, cut, table.clip.clone(), Some(table.manifest), pieces))
+        let opened = Self::new(pinned, cut, table.clip.clone(), last, Some(table.manifest), pieces);
+        Ok(Self { fold: table.fold, ..opened })
     }
 
     /// Opens a table of format 1.
-    fn of_pieces(objects: &Arc<ObjectStore>, cut: Cut, pieces: Vec<PieceRef>) -> Result<Self, EngineError> {
+    fn of_pieces(
+        objects: &Arc<ObjectStore>,
+        cut: Cut,
+        last: LogIndex,
+        pieces: Vec<PieceRef>,
+    ) -> Result<Self, EngineError> {
         let ids: Vec<_> = pieces.iter().map(|piece| piece.id).collect();
         let pinned = Pinned::pin(objects, &ids)?;
         let pieces = pieces.into_iter().map(|piece| Piece::of(piece, false)).collect();
-        Ok(Self::new(pinned, cut, KeyRange::all(), None, pieces))
+        Ok(Self::new(pinned, cut, KeyRange::all(), last, None, pieces))
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = ObjectId> + '_ {
@@ -125,6 +156,11 @@ impl Table {
     /// Whether both are the same records, in whatever format.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.cut == other.cut && self.clip == other.clip && self.ids().eq(other.ids())
+    }
+
+    /// Whether it is, or consists of, this object.
+    pub(crate) fn needs(&self, object: ObjectId) -> bool {
+        self.manifest == Some(object) || self.ids().any(|id| id == object)
     }
 
     /// Whether it has a manifest, and yet pieces without footers.
@@ -184,17 +220,18 @@ pub(crate) fn open_tables(
     replica: ReplicaId,
     checkpoint: &Checkpoint,
 ) -> Result<Vec<Arc<Table>>, EngineError> {
+    let last = checkpoint.position.index;
     match &checkpoint.tables {
         Tables::Manifests(tables) => {
-            tables.iter().map(|table| Table::of_manifest(objects, replica, table).map(Arc::new)).collect()
+            tables.iter().map(|table| Table::of_manifest(objects, replica, last, table).map(Arc::new)).collect()
         }
         Tables::Pieces { base, runs } => {
             let base = (!base.is_empty()).then(|| {
                 let pieces = base.iter().map(|id| Ok(head(objects, replica, *id)?.0));
-                Table::of_pieces(objects, Cut::Content, pieces.collect::<Result<_, EngineError>>()?)
+                Table::of_pieces(objects, Cut::Content, last, pieces.collect::<Result<_, EngineError>>()?)
             });
             let runs = group_runs(objects, replica, runs)?;
-            let runs = runs.into_iter().map(|pieces| Table::of_pieces(objects, Cut::Size, pieces));
+            let runs = runs.into_iter().map(|pieces| Table::of_pieces(objects, Cut::Size, last, pieces));
             base.into_iter().chain(runs).map(|table| table.map(Arc::new)).collect()
         }
     }
@@ -251,8 +288,9 @@ pub(crate) fn name_tables(
         if table.manifest.is_none() {
             table = Arc::new(table.with_manifest(objects)?);
         }
-        let manifest = table.manifest.into_iter();
-        named.extend(manifest.map(|manifest| TableRef { kind: table.kind(), clip: table.clip.clone(), manifest }));
+        let (kind, fold) = (table.kind(), table.fold);
+        let named_as = |manifest| TableRef { kind, clip: table.clip.clone(), manifest, fold };
+        named.extend(table.manifest.map(named_as));
         with_manifests.push(table);
     }
     Ok((Tables::Manifests(named), with_manifests))
@@ -346,7 +384,7 @@ mod tests {
     const ID: ReplicaId = ReplicaId(1);
 
     fn write(objects: &Arc<ObjectStore>, cut: Cut, format: CheckpointFormat, records: &[Record]) -> Arc<Table> {
-        let table = write_table(objects, cut, format, 4096, records.iter().cloned().map(Ok)).unwrap();
+        let table = write_table(objects, cut, format, 4096, LogIndex(1), records.iter().cloned().map(Ok)).unwrap();
         objects.sync().unwrap();
         Arc::new(table.expect("there are records"))
     }

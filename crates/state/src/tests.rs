@@ -10,10 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, ScanBounds, StateEngine, children_of, conformance};
+use flotilla_storage::{CompactionDue, EngineError, Fold, ScanBounds, StateEngine, children_of, conformance};
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, ConfState, Epoch, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
-    ShardDescriptor, ShardId, Term,
+    Checkpoint, CheckpointFormat, ConfState, Epoch, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
+    ShardDescriptor, ShardId, Tables, Term,
 };
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
@@ -83,9 +83,7 @@ fn flush(engine: &Engine, index: u64) -> Checkpoint {
 fn flush_as(engine: &Engine, index: u64, format: CheckpointFormat) -> Checkpoint {
     let checkpoint = build(engine, index, format);
     engine.install_checkpoint(REPLICA, &checkpoint).unwrap();
-    if engine.needs_compaction(REPLICA) {
-        engine.compact(REPLICA, &|| false).unwrap();
-    }
+    engine.compact(REPLICA, Folding::Local, &|| false).unwrap();
     checkpoint
 }
 
@@ -136,6 +134,81 @@ fn the_engine_passes_the_conformance_suite() {
     conformance::state_engine(CheckpointFormat::Pieces, &mut || Box::new(open(dir.path())));
     let dir = tempfile::tempdir().unwrap();
     conformance::state_engine(CheckpointFormat::Manifests, &mut || Box::new(open(dir.path())));
+}
+
+/// As [`open`], with other bounds everywhere.
+fn open_with_larger_pieces(dir: &Path) -> Engine {
+    let options = Options { piece_bytes: 4096, fold_bytes_min: 1, tier_bytes_min: 100, runs_max: 3, ..small() };
+    Engine::open(dir, options).unwrap()
+}
+
+#[test]
+fn the_engine_passes_the_suite_of_folds() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut first = || -> Box<dyn StateEngine> { Box::new(open(dirs[0].path())) };
+    conformance::folds(&mut first, &mut || Box::new(open_with_larger_pieces(dirs[1].path())));
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut first = || -> Box<dyn StateEngine> { Box::new(open_with_sled(dirs[0].path())) };
+    conformance::folds(&mut first, &mut || Box::new(open(dirs[1].path())));
+}
+
+/// A replica with a fold whose view needs two memtables, one of which is installed: in an engine with these
+/// bounds.
+fn waiting_fold(dir: &Path, options: Options) -> Engine {
+    let engine = Engine::open(dir, options).unwrap();
+    engine.open(REPLICA, &empty_checkpoint(REPLICA)).unwrap();
+    write(&engine, 0..200, "first");
+    let frozen = build(&engine, 1, CheckpointFormat::Manifests);
+    write(&engine, 100..300, "second");
+    engine.pin_fold(REPLICA, Fold { index: LogIndex(2), piece_bytes: 1024 }).unwrap();
+    write(&engine, 200..400, "third");
+    engine.install_checkpoint(REPLICA, &frozen).unwrap();
+    engine
+}
+
+#[test]
+fn a_fold_that_waits_too_long_or_holds_too_much_is_skipped_and_changes_no_record() {
+    let bounds = [
+        Options { fold_wait_max: Duration::ZERO, ..small() },
+        Options { fold_memory_bytes_max: 0, ..small() },
+        // Enough for the first of the two memtables.
+        Options { fold_memory_bytes_max: 200 * 200, ..small() },
+        small(),
+    ];
+    for (number, options) in bounds.into_iter().enumerate() {
+        let is_within = number == 3;
+        let dir = tempfile::tempdir().unwrap();
+        let engine = waiting_fold(dir.path(), options);
+        let records = all(&engine);
+        flush(&engine, 3);
+        let counts = engine.fold_counts();
+        assert_eq!((counts.made, counts.skipped), if is_within { (1, 0) } else { (0, 1) }, "{number}");
+        let checkpoint = flush(&engine, 4);
+        let Tables::Manifests(tables) = &checkpoint.tables else { panic!("the tables have manifests") };
+        assert_eq!(tables[0].fold, is_within.then_some(LogIndex(2)));
+        assert_eq!(engine.fold_memory.load(Ordering::Relaxed), 0, "what a fold held is let go with it");
+        assert_eq!(all(&engine), records);
+    }
+}
+
+/// The replica does not need the object any more, so it is no loss.
+#[test]
+fn a_fold_whose_view_is_damaged_is_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = waiting_fold(dir.path(), small());
+    let run = engine.replica(REPLICA).unwrap().build_input().unwrap().attached.tables[0].ids().next().unwrap();
+    let run = engine.object(run).unwrap();
+    for index in 3..12 {
+        // Merged by flushes, because compaction is late.
+        engine.install_checkpoint(REPLICA, &build(&engine, index, CheckpointFormat::Manifests)).unwrap();
+        write(&engine, 0..400, "later");
+    }
+    let records = all(&engine);
+    assert!(engine.compaction_due(REPLICA).compact);
+    damage(dir.path(), &run);
+    assert!(!engine.compact(REPLICA, Folding::Logged, &|| false).unwrap());
+    assert_eq!(engine.fold_counts().skipped, 1);
+    assert_eq!(all(&engine), records);
 }
 
 #[test]
@@ -330,6 +403,20 @@ fn a_damaged_object_is_reported_and_a_copy_from_a_peer_repairs_it() {
     assert_eq!(all(&engine), records);
 }
 
+/// Flips a bit of one object.
+fn damage(dir: &Path, object: &[u8]) {
+    let mut damaged = 0;
+    for file in fs::read_dir(dir.join("objects")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        let Some(at) = bytes.windows(object.len()).position(|window| window == object) else { continue };
+        bytes[at + object.len() / 2] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        damaged += 1;
+    }
+    assert_eq!(damaged, 1, "the object is in one file");
+}
+
 /// Flips a bit in every object file.
 fn flip(dir: &Path, at: usize) {
     for file in fs::read_dir(dir.join("objects")).unwrap() {
@@ -445,7 +532,7 @@ fn tables_of_pieces_are_rewritten_once_their_checkpoint_has_manifests() {
     assert!(footers().iter().all(|has_footer| !has_footer));
     let checkpoint = flush(&engine, 3);
     assert!(!footers().is_empty() && footers().iter().all(|has_footer| *has_footer));
-    assert!(!engine.needs_compaction(REPLICA));
+    assert_eq!(engine.compaction_due(REPLICA), CompactionDue::default());
     assert_eq!(all(&engine), records);
     drop(engine);
     assert_eq!(all(&open_replica(dir.path(), &checkpoint)), records);

@@ -9,12 +9,14 @@
 //! apply each entry.
 
 mod descriptors;
+mod folds;
 mod log;
 mod model;
 mod scrub;
 mod state_engine;
 
 pub use descriptors::{DescriptorHistory, Observed, Observer};
+pub use folds::folds;
 pub use log::log;
 pub use scrub::scrub;
 pub use state_engine::state_engine;

@@ -3,7 +3,9 @@
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, CheckpointFormat, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_types::{
+    Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
+};
 
 /// The state engine failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -61,6 +63,37 @@ pub struct Usage {
     pub frozen_bytes: usize,
     /// Bytes in the objects of the current checkpoint.
     pub checkpoint_bytes: u64,
+}
+
+/// A fold that the log of a shard orders: the base becomes the live records as of one entry, so all replicas
+/// make the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fold {
+    /// That entry: the one that orders the fold.
+    pub index: LogIndex,
+    /// Average size of the pieces of the base, in bytes.
+    pub piece_bytes: u32,
+}
+
+/// What is to be done with the tables of a replica's checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CompactionDue {
+    /// [`StateEngine::compact`] has something to do, whoever decides about folds.
+    pub compact: bool,
+    /// The runs are large enough to be folded into the base, and no fold is pinned or made. Its pieces would
+    /// have this average size, in bytes.
+    pub fold: Option<u32>,
+    /// Tables were made that no checkpoint names yet.
+    pub made: bool,
+}
+
+/// Folds that the logs of shards have ordered, since the engine was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FoldCounts {
+    /// Folds whose base was made.
+    pub made: u64,
+    /// Folds that were given up, because a newer one came first, or their view held too much for too long.
+    pub skipped: u64,
 }
 
 /// Where a page of a scan ends. Each bound is at least 1.
@@ -184,8 +217,16 @@ pub fn successor(key: &[u8]) -> Bytes {
 /// 5. The background thread calls [`install_checkpoint`](Self::install_checkpoint): readers now find the
 ///    records in the checkpoint, the frozen memtable is dropped, and objects that no checkpoint names any
 ///    more are released.
-/// 6. When [`needs_compaction`](Self::needs_compaction) says so, a background thread calls
+/// 6. When [`compaction_due`](Self::compaction_due) says so, a background thread calls
 ///    [`compact`](Self::compact). The next checkpoint that is built names the merged tables.
+///
+/// # Folds that the log orders
+/// [`pin_fold`](Self::pin_fold) keeps a view of the records as of the entry that orders the fold; writes and
+/// checkpoints go on. Once a later memtable is installed, `compact` makes the base of that view. A checkpoint
+/// at that entry or a later one names it, in place of every table whose records are all from before; a run that
+/// has later records too stays above it, and has the newest version of each of its keys. A replica that is
+/// opened from an earlier checkpoint meets the entry again; one whose records are replaced, or that is opened
+/// from a later checkpoint, skips the fold. So the base, if there is one, is a function of the log alone.
 ///
 /// # Contract
 /// - All calls are safe from any thread; calls that change one replica are made by one thread at a time,
@@ -243,13 +284,23 @@ pub trait StateEngine: Send + Sync + 'static {
     /// records there, and the frozen memtable and unneeded objects are dropped.
     fn install_checkpoint(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError>;
 
-    /// Whether the replica's checkpoint has tables that are to be merged.
-    fn needs_compaction(&self, replica: ReplicaId) -> bool;
+    /// Keeps a view of the records as of now for a fold, whose entry is the last one that was applied, in place
+    /// of a fold that was pinned and has not begun. Memory only, and never waits. What views hold is bounded:
+    /// one that is too old or too large is let go, and that fold is skipped.
+    fn pin_fold(&self, replica: ReplicaId, fold: Fold) -> Result<(), EngineError>;
 
-    /// Merges tables of the replica's checkpoint, for the next one that is built. Very slow: reads and writes
+    /// What is to be done with the tables of the replica's checkpoint.
+    fn compaction_due(&self, replica: ReplicaId) -> CompactionDue;
+
+    /// Makes the base of a pinned fold, or else merges tables of the replica's checkpoint, for the next one that
+    /// is built. With [`Folding::Local`] that may be a fold that no log has ordered. Very slow: reads and writes
     /// disk, and leaves time to others. Ends early once `is_stopped`, or when the records are replaced.
     /// Returns whether there is something for the next checkpoint.
-    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError>;
+    fn compact(&self, replica: ReplicaId, folding: Folding, is_stopped: &dyn Fn() -> bool)
+    -> Result<bool, EngineError>;
+
+    /// Folds so far.
+    fn fold_counts(&self) -> FoldCounts;
 
     /// The state machine's own state in a checkpoint; empty when the checkpoint has none.
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError>;

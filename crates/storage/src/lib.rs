@@ -21,8 +21,8 @@ mod replace;
 
 pub use bounds::ReplicaBounds;
 pub use engine::{
-    DAMAGED_NAMED_MAX, DamagedReplica, EngineError, InMemory, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader,
-    Usage, WriteSet, successor,
+    CompactionDue, DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Fold, FoldCounts, InMemory, ScanBounds, ScanPage,
+    Scrubbed, StateEngine, StateReader, Usage, WriteSet, successor,
 };
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{

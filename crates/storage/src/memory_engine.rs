@@ -8,6 +8,7 @@
 //! object is deleted when the last holder that named it lets go of it. It models neither a slow disk nor a
 //! stale view; reads that must not wait for a disk fail as often as [`MemoryEngine::set_misses`] says.
 
+mod compaction;
 mod scrub;
 mod store;
 
@@ -20,19 +21,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, CheckpointFormat, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Tables};
+use flotilla_types::{
+    Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
+};
 use parking_lot::{Mutex, RwLock};
 
-use self::store::Store;
+use self::{
+    compaction::{Compacted, Named},
+    store::Store,
+};
 use crate::{
-    DamagedReplica, EngineError, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
+    CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, ScanBounds, ScanPage, Scrubbed, StateEngine,
+    StateReader, Usage, WriteSet,
     records::{self, Memtable, Records},
 };
-
-/// Runs of a checkpoint that a compaction folds into the base if they have half of its bytes.
-const RUNS_MIN: usize = 4;
-/// Runs that it folds whatever their bytes.
-const RUNS_MAX: usize = 16;
 
 /// An in-memory state engine. Clones share the contents.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +42,7 @@ pub struct MemoryEngine {
     store: Arc<Mutex<Store>>,
     replicas: Arc<RwLock<HashMap<ReplicaId, Arc<Replica>>>>,
     misses: Arc<Misses>,
+    folds: Arc<Mutex<FoldCounts>>,
 }
 
 /// Decides which reads miss. The same reads in the same order miss each time.
@@ -85,38 +88,24 @@ struct State {
     replaced: u64,
     checkpoint: Checkpoint,
     checkpoint_bytes: u64,
+    /// The tables of the checkpoint.
+    named: Named,
+    /// The checkpoint that was built last, until it is installed.
+    built: Option<Built>,
     base: Records,
     frozen: Option<Frozen>,
     active: Memtable,
+    /// A fold, and the records as of its entry.
+    pinned: Option<(Fold, Records)>,
     compacted: Option<Compacted>,
 }
 
-/// A base that replaces another one and the oldest runs.
 #[derive(Debug, Clone)]
-struct Compacted {
-    replaced: Tables,
-    base: Tables,
-}
-
-impl Compacted {
-    /// These tables with those replaced that it was made of; `None` if they are not among them any more.
-    fn apply(&self, tables: &Tables) -> Option<Tables> {
-        match (tables, &self.replaced, &self.base) {
-            (
-                Tables::Pieces { base, runs },
-                Tables::Pieces { base: before, runs: merged },
-                Tables::Pieces { base: folded, .. },
-            ) => {
-                let rest = runs.strip_prefix(&merged[..]).filter(|_| base == before)?;
-                Some(Tables::Pieces { base: folded.clone(), runs: rest.to_vec() })
-            }
-            (Tables::Manifests(tables), Tables::Manifests(merged), Tables::Manifests(folded)) => {
-                let rest = tables.strip_prefix(&merged[..])?;
-                Some(Tables::Manifests([folded, rest].concat()))
-            }
-            _ => None,
-        }
-    }
+struct Built {
+    checkpoint: Checkpoint,
+    named: Named,
+    /// Whether it names what was compacted.
+    uses_compacted: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -132,7 +121,12 @@ impl MemoryEngine {
     #[must_use]
     pub fn reopen(&self) -> Self {
         let store = self.store.lock().reopen();
-        Self { store: Arc::new(Mutex::new(store)), replicas: Arc::default(), misses: self.misses.clone() }
+        Self {
+            store: Arc::new(Mutex::new(store)),
+            replicas: Arc::default(),
+            misses: self.misses.clone(),
+            folds: Arc::default(),
+        }
     }
 
     /// How many percent of the reads that must not wait for a disk fail; at first none.
@@ -158,9 +152,12 @@ impl StateEngine for MemoryEngine {
                 replaced: 0,
                 base: store.load(id, checkpoint)?,
                 checkpoint_bytes: store.size_bytes(checkpoint),
+                named: Named::of(checkpoint),
                 checkpoint: checkpoint.clone(),
+                built: None,
                 frozen: None,
                 active: Memtable::default(),
+                pinned: None,
                 compacted: None,
             };
             store.hold(Holder::Checkpoint(id), checkpoint.objects().collect());
@@ -236,21 +233,24 @@ impl StateEngine for MemoryEngine {
 
     fn build(&self, id: ReplicaId, format: CheckpointFormat) -> Result<Checkpoint, EngineError> {
         let replica = self.replica(id)?;
-        let state = replica.state.read();
+        let mut state = replica.state.write();
         let Some(frozen) = &state.frozen else { return Ok(state.checkpoint.clone()) };
         let mut store = self.store.lock();
-        let before = &state.checkpoint.tables;
-        let compacted = state.compacted.as_ref().and_then(|compacted| compacted.apply(before));
-        let mut tables = compacted.unwrap_or_else(|| before.clone());
-        if format > tables.format() {
-            tables = store.with_manifests(id, &tables)?;
+        let compacted = state.compacted.as_ref().filter(|compacted| compacted.is_usable_at(frozen.position.index));
+        let compacted = compacted.and_then(|compacted| compacted.apply(&mut store, id, &state.named));
+        let uses_compacted = compacted.is_some();
+        let mut named = compacted.unwrap_or_else(|| state.named.clone());
+        if format > named.tables.format() {
+            named.tables = store.with_manifests(id, &named.tables)?;
         }
         if !frozen.records.is_empty() {
-            store.put_run(&mut tables, &frozen.records);
+            store.put_run(&mut named.tables, &frozen.records);
+            named.run_ends.push(frozen.position.index);
         }
         let system = (!frozen.system.is_empty()).then(|| store.put(frozen.system.clone(), true));
-        let checkpoint = Checkpoint { position: frozen.position.clone(), system, tables };
+        let checkpoint = Checkpoint { position: frozen.position.clone(), system, tables: named.tables.clone() };
         store.hold_too(Holder::Checkpoint(id), checkpoint.objects());
+        state.built = Some(Built { checkpoint: checkpoint.clone(), named, uses_compacted });
         Ok(checkpoint)
     }
 
@@ -263,34 +263,48 @@ impl StateEngine for MemoryEngine {
         let mut store = self.store.lock();
         state.checkpoint_bytes = store.size_bytes(checkpoint);
         state.checkpoint = checkpoint.clone();
+        let built = state.built.take().filter(|built| built.checkpoint == *checkpoint);
+        let uses_compacted = built.as_ref().is_some_and(|built| built.uses_compacted);
+        state.named = built.map_or_else(|| Named::of(checkpoint), |built| built.named);
         // Used by this checkpoint, or overtaken.
-        state.compacted.take_if(|compacted| compacted.apply(&checkpoint.tables).is_none());
-        let waiting = state.compacted.iter().flat_map(|compacted| compacted.base.objects());
-        store.hold(Holder::Checkpoint(id), checkpoint.objects().chain(waiting).collect());
+        let named = state.named.clone();
+        state.compacted.take_if(|compacted| uses_compacted || compacted.apply(&mut store, id, &named).is_none());
+        store.hold_checkpoint(id, &state);
         Ok(())
     }
 
-    fn needs_compaction(&self, id: ReplicaId) -> bool {
-        let Ok(replica) = self.replica(id) else { return false };
-        let state = replica.state.read();
-        let (base, runs) = store::base_and_runs(&state.checkpoint.tables);
-        let store = self.store.lock();
-        let is_large = || 2 * store.total_bytes(&runs) >= store.total_bytes(&base);
-        state.compacted.is_none() && runs.len() >= RUNS_MIN && (runs.len() >= RUNS_MAX || is_large())
-    }
-
-    fn compact(&self, id: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+    fn pin_fold(&self, id: ReplicaId, fold: Fold) -> Result<(), EngineError> {
         let replica = self.replica(id)?;
         let mut state = replica.state.write();
-        let replaced = state.checkpoint.tables.clone();
-        if store::base_and_runs(&replaced).1.is_empty() || is_stopped() {
+        let records = state.records();
+        let before = state.pinned.replace((fold, records));
+        self.folds.lock().skipped += u64::from(before.is_some());
+        Ok(())
+    }
+
+    fn compaction_due(&self, id: ReplicaId) -> CompactionDue {
+        let Ok(replica) = self.replica(id) else { return CompactionDue::default() };
+        let state = replica.state.read();
+        state.compaction_due(&self.store.lock())
+    }
+
+    fn compact(&self, id: ReplicaId, folding: Folding, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
+        let replica = self.replica(id)?;
+        let mut state = replica.state.write();
+        if is_stopped() {
             return Ok(false);
         }
         let mut store = self.store.lock();
-        let base = store.put_base(replaced.format(), &state.base);
-        store.hold_too(Holder::Checkpoint(id), base.objects());
-        state.compacted = Some(Compacted { replaced, base });
+        let Some(compacted) = state.compact(&mut store, id, folding)? else { return Ok(false) };
+        self.folds.lock().made += u64::from(matches!(compacted, Compacted::Folded { .. }));
+        store.hold_too(Holder::Checkpoint(id), compacted.objects().into_iter());
+        state.compacted = Some(compacted);
+        state.built.iter_mut().for_each(|built| built.uses_compacted = false);
         Ok(true)
+    }
+
+    fn fold_counts(&self) -> FoldCounts {
+        *self.folds.lock()
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {
@@ -408,9 +422,7 @@ mod tests {
         assert!(engine.freeze(replica, checkpoint().position, Bytes::from(key)).unwrap());
         let built = engine.build(replica, CheckpointFormat::Manifests).unwrap();
         engine.install_checkpoint(replica, &built).unwrap();
-        if engine.needs_compaction(replica) {
-            engine.compact(replica, &|| false).unwrap();
-        }
+        engine.compact(replica, Folding::Local, &|| false).unwrap();
         built
     }
 
@@ -423,6 +435,16 @@ mod tests {
                 Box::new(engine.clone())
             });
         }
+    }
+
+    #[test]
+    fn memory_engine_passes_the_suite_of_folds() {
+        let (mut first, mut second) = (MemoryEngine::default(), MemoryEngine::default());
+        let reopen = |engine: &mut MemoryEngine| -> Box<dyn StateEngine> {
+            *engine = engine.reopen();
+            Box::new(engine.clone())
+        };
+        crate::conformance::folds(&mut || reopen(&mut first), &mut || reopen(&mut second));
     }
 
     #[test]

@@ -35,7 +35,17 @@ impl From<BTreeMap<Bytes, Option<Bytes>>> for Memtable {
     }
 }
 
+impl FromIterator<(Bytes, Option<Bytes>)> for Memtable {
+    fn from_iter<I: IntoIterator<Item = (Bytes, Option<Bytes>)>>(changes: I) -> Self {
+        Self::from(changes.into_iter().collect::<BTreeMap<_, _>>())
+    }
+}
+
 impl Memtable {
+    pub(crate) fn into_changes(self) -> impl Iterator<Item = (Bytes, Option<Bytes>)> {
+        self.changes.into_iter()
+    }
+
     pub(crate) fn write(&mut self, records: WriteSet) {
         for (key, value) in records {
             self.bytes += size_bytes(&key, value.as_ref());

@@ -53,6 +53,10 @@ pub struct TableRef {
     pub clip: KeyRange,
     /// The object that lists the table's pieces, which are its children.
     pub manifest: ObjectId,
+    /// For a base that the shard's log ordered: the entry that did. It holds the records as of that entry, so
+    /// every replica whose base has this index names the same manifest. `None` for a run, and for a base that
+    /// this or another replica made by itself.
+    pub fold: Option<LogIndex>,
 }
 
 /// What a table of a checkpoint is.
@@ -78,6 +82,23 @@ impl CheckpointFormat {
     #[must_use]
     pub fn of(version: ClusterVersion) -> Self {
         if version >= ClusterVersion::CHECKPOINT_TABLES { Self::Manifests } else { Self::Pieces }
+    }
+}
+
+/// Who decides when the runs of a checkpoint are folded into its base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Folding {
+    /// Each replica for itself.
+    Local,
+    /// The log of the shard, from [`LOGGED_FOLDS`](ClusterVersion::LOGGED_FOLDS) on.
+    Logged,
+}
+
+impl Folding {
+    /// Who decides under a cluster version.
+    #[must_use]
+    pub fn of(version: ClusterVersion) -> Self {
+        if version >= ClusterVersion::LOGGED_FOLDS { Self::Logged } else { Self::Local }
     }
 }
 

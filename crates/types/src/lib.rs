@@ -17,7 +17,7 @@ mod time;
 mod version;
 
 pub use address::{HostPort, ParseHostPortError};
-pub use checkpoint::{Checkpoint, CheckpointFormat, Position, TableKind, TableRef, Tables};
+pub use checkpoint::{Checkpoint, CheckpointFormat, Folding, Position, TableKind, TableRef, Tables};
 pub use ids::{
     ClusterId, CollectionId, Incarnation, LogIndex, NodeId, ParseIdError, ReplicaId, SessionId, ShardId, Term,
     WalSequence,

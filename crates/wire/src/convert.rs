@@ -1,6 +1,8 @@
 //! Conversions between wire messages and domain types. Decoding shares the frame's buffer and copies no
 //! payload.
 
+use std::iter;
+
 use bytes::{Buf as _, Bytes};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, Epoch, KeyRange, LogIndex, Message, MessageKind, NodeId, ObjectId,
@@ -151,10 +153,14 @@ const TABLE_RUN: u8 = 1;
 pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> peer::Checkpoint {
     let id_bytes = |id: &ObjectId| Bytes::copy_from_slice(id.as_bytes());
     let ids = |objects: &[ObjectId]| objects.iter().map(id_bytes).collect();
-    let (base, runs, format, tables) = match &checkpoint.tables {
-        Tables::Pieces { base, runs } => (ids(base), ids(runs), 0, Vec::new()),
+    let (base, runs, format, tables, folds) = match &checkpoint.tables {
+        Tables::Pieces { base, runs } => (ids(base), ids(runs), 0, Vec::new(), Vec::new()),
         Tables::Manifests(tables) => {
-            (Vec::new(), Vec::new(), FORMAT_MANIFESTS, tables.iter().map(table_to_wire).collect())
+            let mut folds: Vec<_> = tables.iter().map(|table| table.fold.map_or(0, |fold| fold.0)).collect();
+            if folds.iter().all(|fold| *fold == 0) {
+                folds = Vec::new();
+            }
+            (Vec::new(), Vec::new(), FORMAT_MANIFESTS, tables.iter().map(table_to_wire).collect(), folds)
         }
     };
     peer::Checkpoint {
@@ -167,6 +173,7 @@ pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> peer::Checkpoint {
         runs,
         format,
         tables,
+        folds,
     }
 }
 
@@ -177,7 +184,9 @@ pub fn checkpoint_from_wire(checkpoint: peer::Checkpoint) -> Result<Checkpoint, 
     let tables = match checkpoint.format {
         0 => Tables::Pieces { base: ids(&checkpoint.base)?, runs: ids(&checkpoint.runs)? },
         FORMAT_MANIFESTS => {
-            Tables::Manifests(checkpoint.tables.into_iter().map(table_from_wire).collect::<Result<_, _>>()?)
+            let folds = checkpoint.folds.into_iter().chain(iter::repeat(0));
+            let tables = checkpoint.tables.into_iter().zip(folds);
+            Tables::Manifests(tables.map(|(table, fold)| table_from_wire(table, fold)).collect::<Result<_, _>>()?)
         }
         _ => return Err(WireError::OutOfRange("checkpoint format")),
     };
@@ -203,7 +212,7 @@ fn table_to_wire(table: &TableRef) -> Bytes {
     [&[kind], &table.manifest.as_bytes()[..], &start_bytes, start, end].concat().into()
 }
 
-fn table_from_wire(mut table: Bytes) -> Result<TableRef, WireError> {
+fn table_from_wire(mut table: Bytes, fold: u64) -> Result<TableRef, WireError> {
     const OUT_OF_RANGE: WireError = WireError::OutOfRange("table");
     let kind = match table.try_get_u8() {
         Ok(TABLE_BASE) => TableKind::Base,
@@ -217,7 +226,8 @@ fn table_from_wire(mut table: Bytes) -> Result<TableRef, WireError> {
         return Err(OUT_OF_RANGE);
     }
     let start = table.split_to(start_bytes);
-    Ok(TableRef { kind, clip: KeyRange { start, end: table }, manifest: ObjectId(manifest) })
+    let fold = (fold > 0).then_some(LogIndex(fold));
+    Ok(TableRef { kind, clip: KeyRange { start, end: table }, manifest: ObjectId(manifest), fold })
 }
 
 fn conf_to_wire(conf: &ConfState) -> peer::ConfState {

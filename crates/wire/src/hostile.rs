@@ -49,8 +49,10 @@ fn checkpoint() -> impl Strategy<Value = Checkpoint> {
     );
     let object = || any::<u8>().prop_map(|byte| ObjectId::of(&[byte]));
     let pieces = (vec(object(), 0..4), vec(object(), 0..4)).prop_map(|(base, runs)| Tables::Pieces { base, runs });
-    let table = (select(&[TableKind::Base, TableKind::Run][..]), bytes(), bytes(), object())
-        .prop_map(|(kind, start, end, manifest)| TableRef { kind, clip: KeyRange { start, end }, manifest });
+    let fold = option::of((1..=u64::MAX).prop_map(LogIndex));
+    let table = (select(&[TableKind::Base, TableKind::Run][..]), bytes(), bytes(), object(), fold).prop_map(
+        |(kind, start, end, manifest, fold)| TableRef { kind, clip: KeyRange { start, end }, manifest, fold },
+    );
     let tables = prop_oneof![pieces, vec(table, 0..4).prop_map(Tables::Manifests)];
     (extreme_u64(), extreme_u64(), conf, descriptor(), option::of(object()), tables).prop_map(
         |(index, term, conf, descriptor, system, tables)| Checkpoint {

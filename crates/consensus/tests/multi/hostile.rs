@@ -100,7 +100,11 @@ fn change() -> impl Strategy<Value = Bytes> {
 }
 
 fn shard_change() -> impl Strategy<Value = Bytes> {
-    prop_oneof![Just(ShardChange::Bump.encode()), vec(any::<u8>(), 0..4).prop_map(of_known_format)]
+    prop_oneof![
+        Just(ShardChange::Bump.encode()),
+        Just(ShardChange::Fold { piece_bytes: 4096 }.encode()),
+        vec(any::<u8>(), 0..4).prop_map(of_known_format)
+    ]
 }
 
 /// A committed change of a newer format stops a replica, and must: see `a_change_of_a_newer_format…`.

@@ -484,7 +484,7 @@ fn a_committed_change_of_the_shard_that_is_none_has_no_effect() {
 #[test]
 fn nothing_is_delivered_behind_a_change_of_a_newer_format() {
     let mut newer = ShardChange::Bump.encode().to_vec();
-    newer[0] += 1;
+    newer[0] = u8::MAX;
     let mut remove = ConfChange::RemoveLearner { replica: ReplicaId(8) }.encode().to_vec();
     remove[0] += 1;
     let conf_change = Entry { kind: EntryKind::ConfChange, context: remove.into(), ..entry(3, 2, "") };

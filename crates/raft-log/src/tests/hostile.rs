@@ -31,10 +31,12 @@ fn checkpoints() -> impl Strategy<Value = Checkpoint> {
     let object = || any::<u8>().prop_map(|byte| ObjectId::of(&[byte]));
     let pieces = (vec(object(), 0..4), vec(object(), 0..4)).prop_map(|(base, runs)| Tables::Pieces { base, runs });
     let key = || vec(any::<u8>(), 0..4).prop_map(Bytes::from);
-    let table = (any::<bool>(), key(), key(), object()).prop_map(|(run, start, end, manifest)| TableRef {
+    let fold = option::of((1..=u64::MAX).prop_map(LogIndex));
+    let table = (any::<bool>(), key(), key(), object(), fold).prop_map(|(run, start, end, manifest, fold)| TableRef {
         kind: if run { TableKind::Run } else { TableKind::Base },
         clip: KeyRange { start, end },
         manifest,
+        fold,
     });
     let tables = prop_oneof![pieces, vec(table, 0..4).prop_map(Tables::Manifests)];
     (1..9_u64, extreme_u64(), extreme_u64(), option::of(object()), tables).prop_map(

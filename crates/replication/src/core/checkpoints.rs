@@ -6,8 +6,8 @@
 use std::ops::Bound;
 
 use flotilla_consensus::{self as consensus, Follower, Group, Role};
-use flotilla_storage::{ReplicaWrite, Usage};
-use flotilla_types::{Checkpoint, CheckpointFormat, LogIndex, ReplicaId, Term, Timestamp};
+use flotilla_storage::{CompactionDue, ReplicaWrite, Usage};
+use flotilla_types::{Checkpoint, CheckpointFormat, Folding, LogIndex, ReplicaId, Term, Timestamp};
 
 use super::{
     ApplyTask, Background, Core, Done, Effects, Write,
@@ -253,19 +253,27 @@ impl<T> Core<T> {
         self.raft.step(input, &mut self.raft_effects);
     }
 
-    pub(super) fn on_checkpoint_installed(&mut self, id: ReplicaId, needs_compaction: bool, effects: &mut Effects<T>) {
+    pub(super) fn on_checkpoint_installed(&mut self, id: ReplicaId, due: CompactionDue, effects: &mut Effects<T>) {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         replica.checkpointing = Checkpointing::Idle;
         replica.usage.frozen_bytes = 0;
+        // It was made while this checkpoint was.
+        replica.compacted |= due.made;
+        replica.checkpoint_wanted |= due.made;
         self.schedule.checkpointing.remove(&id);
         self.schedule.changed.insert(id);
+        if due.made {
+            self.schedule.checkpoints.insert(id);
+        }
         if replica.pending_snapshot.is_none() {
             // It goes on by the log.
             Self::end_receiving(id, replica, effects);
         }
         self.step_pending_snapshot(id, effects);
         self.start_due_checkpoints(effects);
-        if needs_compaction && self.schedule.compacting != Some(id) {
+        self.on_fold_due(id, due.fold);
+        let folds_here = Folding::of(self.cluster_version) == Folding::Local && due.fold.is_some();
+        if due.compact || folds_here {
             self.schedule.compactions.insert(id);
             self.start_compaction(None, effects);
         }
@@ -281,7 +289,7 @@ impl<T> Core<T> {
         let Some(replica) = after.or_else(|| waiting.first().copied()) else { return };
         waiting.remove(&replica);
         self.schedule.compacting = Some(replica);
-        effects.background.push(Background::Compact { replica });
+        effects.background.push(Background::Compact { replica, folding: Folding::of(self.cluster_version) });
     }
 
     /// A compaction has ended. What it has made waits for a checkpoint that names it.

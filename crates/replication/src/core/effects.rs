@@ -4,8 +4,8 @@ use bytes::Bytes;
 use flotilla_consensus::{GroupError, GroupStatus, ShardChange};
 use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, ClusterVersion, ConfState, Entry, Holder, Incarnation, LogIndex, Message, NodeId,
-    ObjectId, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
+    Checkpoint, CheckpointFormat, ClusterVersion, ConfState, Entry, Folding, Holder, Incarnation, LogIndex, Message,
+    NodeId, ObjectId, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
 };
 
 use super::{Answer, Done, NodeHeartbeat, Request};
@@ -143,6 +143,8 @@ pub enum Background {
     Compact {
         /// The replica.
         replica: ReplicaId,
+        /// Who decides about its folds.
+        folding: Folding,
     },
     /// Fetch the objects of a snapshot from a node, in place of those of an earlier one for the same replica.
     Pull {

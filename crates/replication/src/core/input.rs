@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flotilla_consensus::{ConfChange, ShardChange};
-use flotilla_storage::{DamagedReplica, Usage};
+use flotilla_storage::{CompactionDue, DamagedReplica, Usage};
 use flotilla_types::{
     Checkpoint, ClusterVersion, Incarnation, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
     Timestamp, VersionRange, WalSequence,
@@ -216,8 +216,14 @@ pub enum Input<T> {
     CheckpointInstalled {
         /// The replica.
         replica: ReplicaId,
-        /// Whether it has tables that are to be merged.
-        needs_compaction: bool,
+        /// What is to be done with its tables.
+        due: CompactionDue,
+    },
+    /// A fold that the log has ordered is pinned: its base can be made once a checkpoint behind it is
+    /// installed.
+    FoldPinned {
+        /// The replica.
+        replica: ReplicaId,
     },
     /// A compaction has ended.
     Compacted {

@@ -10,6 +10,7 @@ mod checkpoints;
 mod damage;
 mod effects;
 mod entry_bytes;
+mod folds;
 mod handshake;
 mod input;
 mod lease;
@@ -182,9 +183,8 @@ impl<T> Core<T> {
             }
             Input::Frozen { replica, frozen } => self.on_frozen(replica, frozen, effects),
             Input::Built { replica, checkpoint } => self.on_built(replica, checkpoint, effects),
-            Input::CheckpointInstalled { replica, needs_compaction } => {
-                self.on_checkpoint_installed(replica, needs_compaction, effects);
-            }
+            Input::CheckpointInstalled { replica, due } => self.on_checkpoint_installed(replica, due, effects),
+            Input::FoldPinned { replica } => self.on_fold_pinned(replica, effects),
             Input::Compacted { replica, done } => self.on_compacted(replica, done, effects),
             Input::Pulled { replica, checkpoint, complete } => self.on_pulled(replica, &checkpoint, complete, effects),
             Input::ObjectsServed { node, to, complete } => self.on_objects_served(node, to, complete),
@@ -248,6 +248,7 @@ impl<T> Core<T> {
         self.visit_offers(effects);
         self.start_due_checkpoints(effects);
         self.propose_due_upkeep();
+        self.propose_due_folds();
         if self.ticks.is_multiple_of(self.config.node_heartbeat_ticks) {
             self.send_node_heartbeats(effects);
             // A switch that could not be proposed, or was lost with its leader, is proposed again.

@@ -91,6 +91,9 @@ impl<T> Core<T> {
         {
             replica.first_of_term = last;
             self.schedule.announced.new.insert(change.replica);
+            if replica.fold_due.is_some() {
+                self.schedule.folds.insert(change.replica);
+            }
             effects.notices.push(Notice::Descriptor(replica.descriptor.clone()));
         }
         effects.notices.push(Notice::Leader { shard: replica.shard, term: change.term, node: replica.leader_node() });
@@ -153,9 +156,10 @@ impl<T> Core<T> {
             self.schedule.checkpoints.insert(id);
         }
         if last.kind != EntryKind::Normal {
+            let is_changed = replica.descriptor != committed.descriptor;
             replica.descriptor = committed.descriptor.clone();
             self.schedule.changed.insert(id);
-            if replica.leads() {
+            if replica.leads() && is_changed {
                 effects.notices.push(Notice::Descriptor(committed.descriptor.clone()));
             }
         }

@@ -112,6 +112,10 @@ pub(super) struct Replica<T> {
     pub(super) checkpoint_wanted: bool,
     /// A compaction has made tables that no checkpoint names yet.
     pub(super) compacted: bool,
+    /// Its runs are to be folded, with pieces of this size, as soon as its log orders it.
+    pub(super) fold_due: Option<u32>,
+    /// The term in which this leader last proposed a fold, and the entry.
+    pub(super) fold_proposed: Option<(Term, LogIndex)>,
     /// The log cannot free space because of this replica: its next checkpoint keeps no tail of entries.
     pub(super) releases_log: bool,
     /// Log bytes written since the last checkpoint began.
@@ -162,6 +166,8 @@ impl<T> Replica<T> {
             checkpointing: Checkpointing::Idle,
             checkpoint_wanted: false,
             compacted: false,
+            fold_due: None,
+            fold_proposed: None,
             releases_log: false,
             log_bytes: 0,
             entry_bytes: EntryBytes::after(index),

@@ -28,6 +28,10 @@ pub(super) struct Schedule {
     pub(super) compactions: BTreeSet<ReplicaId>,
     /// The replica that is being compacted.
     pub(super) compacting: Option<ReplicaId>,
+    /// Replicas that lead and are to propose a fold.
+    pub(super) folds: BTreeSet<ReplicaId>,
+    /// The last one that had its turn.
+    pub(super) last_fold: Option<ReplicaId>,
     /// Replicas whose status may have changed since it was last published, beside those that were drained.
     pub(super) changed: BTreeSet<ReplicaId>,
     /// Replicas that lead a group of several voters, as of the last publication.
@@ -47,6 +51,7 @@ impl Schedule {
         self.checkpoints.remove(&replica);
         self.checkpointing.remove(&replica);
         self.compactions.remove(&replica);
+        self.folds.remove(&replica);
         self.announced.new.remove(&replica);
         self.upkeep.set(replica, None);
         self.changed.insert(replica);

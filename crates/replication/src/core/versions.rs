@@ -95,7 +95,7 @@ impl<T> Core<T> {
 
     /// Proposes a change of a shard led here. Whoever wants it looks at the descriptor, and asks again.
     pub(super) fn change_shard(&mut self, shard: ShardId, change: &ShardChange) {
-        if self.cluster_version < ClusterVersion::SHARD_ENTRIES {
+        if self.cluster_version < change.needs() {
             return;
         }
         let Some(id) = self.serving.get(&shard).copied() else { return };

@@ -138,6 +138,11 @@ impl Shared {
         let started = Instant::now();
         let result = job.run::<Reply>(&*self.engine, &|| self.stopped.load(Ordering::Relaxed));
         after.filter(|_| !matches!(result, JobResult::Retry { .. })).into_iter().for_each(reached);
+        if matches!(kind, Some("install" | "compact")) {
+            let folds = self.engine.fold_counts();
+            metrics::counter!("flotilla_folds_total").absolute(folds.made);
+            metrics::counter!("flotilla_folds_skipped_total").absolute(folds.skipped);
+        }
         match kind {
             Some("build") if matches!(result, JobResult::Report(_)) => {
                 metrics::histogram!("flotilla_checkpoint_seconds").record(started.elapsed().as_secs_f64());

@@ -121,8 +121,8 @@ impl Raft {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     Job::InstallCheckpoint { replica, checkpoint, failures: 0 }
                 }
-                Background::Compact { replica } => {
-                    let job = Box::new(Job::Compact { replica });
+                Background::Compact { replica, folding } => {
+                    let job = Box::new(Job::Compact { replica, folding });
                     let _ = self.compaction.send(background::Order::Work(job));
                     continue;
                 }

@@ -1,7 +1,7 @@
 //! Slow jobs on the state engine, and what follows from their results.
 
 use flotilla_storage::{EngineError, MachineError, Remedy, StateEngine, remedy};
-use flotilla_types::{Checkpoint, CheckpointFormat, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, Folding, ReplicaId};
 
 use crate::{Input, Load, Loaded, damage};
 
@@ -38,6 +38,8 @@ pub enum Job {
     Compact {
         /// The replica.
         replica: ReplicaId,
+        /// Who decides about its folds.
+        folding: Folding,
     },
     /// Load a replica's records and its state machine.
     Load(Load),
@@ -79,7 +81,7 @@ impl Job {
     /// Runs the job; slow. A compaction ends early once `is_stopped`.
     pub fn run<T>(self, engine: &dyn StateEngine, is_stopped: &dyn Fn() -> bool) -> JobResult<T> {
         match self {
-            Self::Compact { replica } => match engine.compact(replica, is_stopped) {
+            Self::Compact { replica, folding } => match engine.compact(replica, folding, is_stopped) {
                 Ok(done) => JobResult::Report(Input::Compacted { replica, done }),
                 Err(EngineError::NotOpen(_)) => JobResult::Report(Input::Compacted { replica, done: false }),
                 Err(error) => match remedy(&error) {
@@ -118,10 +120,9 @@ impl Job {
             Self::InstallCheckpoint { replica, checkpoint, failures } => {
                 match engine.install_checkpoint(replica, &checkpoint) {
                     // Not open: destroyed in the meantime.
-                    Ok(()) | Err(EngineError::NotOpen(_)) => JobResult::Report(Input::CheckpointInstalled {
-                        replica,
-                        needs_compaction: engine.needs_compaction(replica),
-                    }),
+                    Ok(()) | Err(EngineError::NotOpen(_)) => {
+                        JobResult::Report(Input::CheckpointInstalled { replica, due: engine.compaction_due(replica) })
+                    }
                     Err(error) if damage::is_known(engine, replica, &error) => {
                         retry_while_damaged(replica, &error, Self::InstallCheckpoint { replica, checkpoint, failures })
                     }

@@ -388,7 +388,7 @@ mod tests {
             let manifest = Manifest { pieces: pieces.iter().map(piece).collect() }.encode();
             let id = ObjectId::of(&manifest);
             engine.import(id, manifest).unwrap();
-            TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest: id }
+            TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest: id, fold: None }
         };
         let tables = Tables::Manifests(tables.iter().map(table).collect());
         (engine, Checkpoint { tables, ..checkpoint })
@@ -423,7 +423,7 @@ mod tests {
         let outer = piece.encode();
         let manifest = ObjectId::of(&outer);
         source.import(manifest, outer).unwrap();
-        let table = TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest };
+        let table = TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest, fold: None };
         let checkpoint = Checkpoint { tables: Tables::Manifests(vec![table]), ..checkpoint };
         let target = MemoryEngine::default();
         let mut pull = Pull::start(&target, REPLICA, checkpoint, BOUNDS);

@@ -1,12 +1,14 @@
 //! Compactions: one at a time, each replica in turn, and a checkpoint that names what was made.
 
 use flotilla_replication::{ApplyTask, Background, Effects, Input};
+use flotilla_storage::CompactionDue;
 use flotilla_types::{LogIndex, ReplicaId, Timestamp};
 
 use crate::many::{Many, replica_of};
 
 fn installed(many: &mut Many, replica: ReplicaId) -> Effects<u64> {
-    many.input(Input::CheckpointInstalled { replica, needs_compaction: true })
+    let due = CompactionDue { compact: true, ..CompactionDue::default() };
+    many.input(Input::CheckpointInstalled { replica, due })
 }
 
 fn compacted(many: &mut Many, replica: ReplicaId, done: bool) -> Effects<u64> {
@@ -15,7 +17,7 @@ fn compacted(many: &mut Many, replica: ReplicaId, done: bool) -> Effects<u64> {
 
 fn started(effects: &Effects<u64>) -> Vec<ReplicaId> {
     let compactions = effects.background.iter().filter_map(|job| match job {
-        Background::Compact { replica } => Some(*replica),
+        Background::Compact { replica, .. } => Some(*replica),
         _ => None,
     });
     compactions.collect()

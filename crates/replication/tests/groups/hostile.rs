@@ -167,7 +167,7 @@ impl Victim {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(Job::InstallCheckpoint { replica, checkpoint, failures: 0 }, &mut inputs);
                 }
-                Background::Compact { replica } => self.work(Job::Compact { replica }, &mut inputs),
+                Background::Compact { replica, folding } => self.work(Job::Compact { replica, folding }, &mut inputs),
                 Background::Pull { replica, checkpoint, .. } => {
                     let complete = self.pull(replica, &checkpoint);
                     inputs.push(Input::Pulled { replica, checkpoint, complete });
@@ -321,6 +321,7 @@ fn payload() -> impl Strategy<Value = (EntryKind, Bytes)> {
         2 => change.prop_map(|change| (EntryKind::ConfChange, change.encode())),
         1 => vec(any::<u8>(), 0..20).prop_map(|bytes| (EntryKind::ConfChange, bytes.into())),
         1 => Just((EntryKind::Shard, ShardChange::Bump.encode())),
+        1 => Just((EntryKind::Shard, ShardChange::Fold { piece_bytes: 4096 }.encode())),
         1 => vec(any::<u8>(), 0..4).prop_map(|bytes| (EntryKind::Shard, bytes.into())),
     ]
 }

@@ -5,6 +5,7 @@ mod broken_disk;
 mod causality;
 mod compactions;
 mod epochs;
+mod folds;
 mod harness;
 mod hostile;
 mod leases;

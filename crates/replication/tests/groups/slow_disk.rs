@@ -11,12 +11,12 @@ use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{Answer, Freshness, Handle, Host, HostConfig, HostParts};
 use flotilla_storage::{
-    DamagedReplica, EngineError, MemoryEngine, MemoryLog, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader,
-    Usage, WriteSet,
+    CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, MemoryEngine, MemoryLog, ScanBounds, ScanPage,
+    Scrubbed, StateEngine, StateReader, Usage, WriteSet,
 };
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, ClusterId, Epoch, Holder, Incarnation, KeyRange, LogIndex, NodeId, ObjectId,
+    Checkpoint, CheckpointFormat, ClusterId, Epoch, Folding, Holder, Incarnation, KeyRange, LogIndex, NodeId, ObjectId,
     Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp,
 };
 use parking_lot::{Condvar, Mutex};
@@ -145,12 +145,25 @@ impl StateEngine for Engine {
         self.memory.install_checkpoint(replica, checkpoint)
     }
 
-    fn needs_compaction(&self, replica: ReplicaId) -> bool {
-        self.memory.needs_compaction(replica)
+    fn pin_fold(&self, replica: ReplicaId, fold: Fold) -> Result<(), EngineError> {
+        self.memory.pin_fold(replica, fold)
     }
 
-    fn compact(&self, replica: ReplicaId, is_stopped: &dyn Fn() -> bool) -> Result<bool, EngineError> {
-        self.memory.compact(replica, is_stopped)
+    fn compaction_due(&self, replica: ReplicaId) -> CompactionDue {
+        self.memory.compaction_due(replica)
+    }
+
+    fn fold_counts(&self) -> FoldCounts {
+        self.memory.fold_counts()
+    }
+
+    fn compact(
+        &self,
+        replica: ReplicaId,
+        folding: Folding,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<bool, EngineError> {
+        self.memory.compact(replica, folding, is_stopped)
     }
 
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError> {

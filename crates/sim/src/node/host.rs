@@ -131,8 +131,8 @@ impl World {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint { replica, checkpoint, failures: 0 });
                 }
-                Background::Compact { replica } => {
-                    self.work(node, running, Job::Compact { replica });
+                Background::Compact { replica, folding } => {
+                    self.work(node, running, Job::Compact { replica, folding });
                 }
                 Background::Pull { replica, from, checkpoint } => {
                     self.start_pull(node, running, replica, from, checkpoint);

@@ -170,9 +170,10 @@ fn writes_survive_reopening(open: &mut Open<'_>) {
 fn a_checkpoint_survives_in_full(open: &mut Open<'_>) {
     let object = |name: &[u8]| ObjectId::of(name);
     let clip = KeyRange { start: bytes("b"), end: bytes("x") };
-    let table = |kind, name| TableRef { kind, clip: clip.clone(), manifest: object(name) };
+    let table = |kind, name| TableRef { kind, clip: clip.clone(), manifest: object(name), fold: None };
+    let folded = TableRef { fold: Some(LogIndex(5)), ..table(TableKind::Base, b"base") };
     let pieces = Tables::Pieces { base: vec![object(b"chunk 1"), object(b"chunk 2")], runs: vec![object(b"run")] };
-    let manifests = Tables::Manifests(vec![table(TableKind::Base, b"base"), table(TableKind::Run, b"run")]);
+    let manifests = Tables::Manifests(vec![folded, table(TableKind::Run, b"run")]);
     for (replica, tables) in [(103, pieces), (183, manifests), (184, Tables::Manifests(Vec::new()))] {
         survives_in_full(open, ReplicaId(replica), tables);
     }

@@ -6,7 +6,7 @@ mod tables;
 
 use bytes::Bytes;
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, Holder, KeyRange, LogIndex, ObjectId, ReplicaId, TableKind, TableRef, Tables,
+    Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, ReplicaId, TableKind, TableRef, Tables,
 };
 
 use super::{
@@ -126,13 +126,23 @@ impl<'a, 'b> Fixture<'a, 'b> {
         assert!(self.freeze(system), "nothing else is frozen");
         let checkpoint = self.build();
         self.install(checkpoint);
-        if self.engine().needs_compaction(self.replica) {
+        if self.needs_compaction() {
             self.compact();
         }
     }
 
+    /// Whether there is something to compact for a replica that decides about its folds.
+    fn needs_compaction(&self) -> bool {
+        let due = self.engine().compaction_due(self.replica);
+        due.compact || due.fold.is_some()
+    }
+
     fn compact(&self) -> bool {
-        self.engine().compact(self.replica, &|| false).expect("an open replica is compacted")
+        self.compact_until(Folding::Local, &|| false)
+    }
+
+    fn compact_until(&self, folding: Folding, is_stopped: &dyn Fn() -> bool) -> bool {
+        self.engine().compact(self.replica, folding, is_stopped).expect("an open replica is compacted")
     }
 
     fn get(&self, key: &str) -> Option<Bytes> {
@@ -412,12 +422,12 @@ fn compaction_bounds_the_tables_and_changes_no_record(open: &mut Storage<'_>) {
         assert!(test.freeze("system"), "nothing else is frozen");
         let checkpoint = test.build();
         // A compaction may end between a build and its installation.
-        if round % 3 == 0 && test.engine().needs_compaction(test.replica) {
+        if round % 3 == 0 && test.needs_compaction() {
             compacted += u64::from(test.compact());
             test.assert_matches(&model);
         }
         test.install(checkpoint);
-        if test.engine().needs_compaction(test.replica) {
+        if test.needs_compaction() {
             compacted += u64::from(test.compact());
         }
         test.assert_matches(&model);
@@ -444,14 +454,14 @@ fn a_compaction_that_is_stopped_or_overtaken_changes_nothing(open: &mut Storage<
         test.install(checkpoint);
     };
     let other = test.durable.clone();
-    while !test.engine().needs_compaction(test.replica) {
+    while !test.needs_compaction() {
         write(&mut test, &mut model);
     }
-    let stopped = test.engine().compact(test.replica, &|| true).expect("an open replica is compacted");
-    assert!(!stopped && test.engine().needs_compaction(test.replica));
+    let stopped = test.compact_until(Folding::Local, &|| true);
+    assert!(!stopped && test.needs_compaction());
     write(&mut test, &mut model);
     test.assert_matches(&model);
-    assert!(test.compact() && !test.engine().needs_compaction(test.replica), "it waits for the next checkpoint");
+    assert!(test.compact() && !test.needs_compaction(), "it waits for the next checkpoint");
     // The records are replaced before there is one.
     test.engine().install_snapshot(test.replica, &other).expect("its objects are here");
     test.durable = other;
@@ -662,7 +672,7 @@ fn a_missing_object_is_named_in_the_error(open: &mut Storage<'_>) {
     test.flush("here");
     let absent = ObjectId::of(b"absent");
     let replica = ReplicaId(218);
-    let table = |kind| TableRef { kind, clip: KeyRange::all(), manifest: absent };
+    let table = |kind| TableRef { kind, clip: KeyRange::all(), manifest: absent, fold: None };
     for tables in [
         Tables::Pieces { base: Vec::new(), runs: vec![absent] },
         Tables::Pieces { base: vec![absent], runs: Vec::new() },

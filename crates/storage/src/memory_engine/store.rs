@@ -9,7 +9,7 @@ use flotilla_types::{
 
 use super::scrub::{Health, Pass};
 use crate::{
-    EngineError, Manifest, PieceRef, children_of,
+    EngineError, Manifest, PieceRef, WriteSet, children_of,
     records::{self, Memtable, Records},
 };
 
@@ -93,25 +93,35 @@ impl Store {
     /// Loads the records of a checkpoint, whose objects must all be here.
     pub(super) fn load(&mut self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<Records, EngineError> {
         checkpoint.objects().try_for_each(|object| self.get(object).map(drop))?;
-        let corrupt = |reason| EngineError::Corrupt { replica, reason };
-        let mut pieces = Vec::new();
+        let mut records = Records::new();
         match &checkpoint.tables {
             Tables::Pieces { base, runs } => {
-                pieces.extend(base.iter().chain(runs).map(|piece| (*piece, KeyRange::all())));
+                for piece in base.iter().chain(runs) {
+                    self.piece(replica, *piece)?.apply_to(&mut records);
+                }
             }
             Tables::Manifests(tables) => {
                 for table in tables {
-                    let manifest = Manifest::decode(self.get(table.manifest)?).map_err(corrupt)?;
-                    pieces.extend(manifest.pieces.iter().map(|piece| (piece.id, table.clip.clone())));
+                    Memtable::from_iter(self.changes(replica, table)?).apply_to(&mut records);
                 }
             }
         }
-        let mut records = Records::new();
-        for (piece, clip) in pieces {
-            let decoded = records::decode(&self.get(piece)?).map_err(corrupt)?;
-            decoded.clipped(&clip).apply_to(&mut records);
-        }
         Ok(records)
+    }
+
+    /// The records of a table, with deletions.
+    pub(super) fn changes(&mut self, replica: ReplicaId, table: &TableRef) -> Result<WriteSet, EngineError> {
+        let corrupt = |reason| EngineError::Corrupt { replica, reason };
+        let manifest = Manifest::decode(self.get(table.manifest)?).map_err(corrupt)?;
+        let mut changes = WriteSet::new();
+        for piece in manifest.pieces {
+            changes.extend(self.piece(replica, piece.id)?.clipped(&table.clip).into_changes());
+        }
+        Ok(changes)
+    }
+
+    fn piece(&mut self, replica: ReplicaId, piece: ObjectId) -> Result<Memtable, EngineError> {
+        records::decode(&self.get(piece)?).map_err(|reason| EngineError::Corrupt { replica, reason })
     }
 
     /// The same tables with manifests.
@@ -151,11 +161,11 @@ impl Store {
         }
     }
 
-    fn put_table(&mut self, kind: TableKind, pieces: Vec<Memtable>) -> TableRef {
+    pub(super) fn put_table(&mut self, kind: TableKind, pieces: Vec<Memtable>) -> TableRef {
         let mut listed: Vec<_> = pieces.into_iter().map(|records| self.put_piece(&records)).collect();
         listed.sort_by(|left, right| left.first_key.cmp(&right.first_key));
         let manifest = self.put(Manifest { pieces: listed }.encode(), true);
-        TableRef { kind, clip: KeyRange::all(), manifest }
+        TableRef { kind, clip: KeyRange::all(), manifest, fold: None }
     }
 
     fn put_piece(&mut self, records: &Memtable) -> PieceRef {

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_replication::{ApplyTask, ReplicaStatus, Role, ShardChange};
 use flotilla_storage::{ReplicaLog, conformance::DescriptorHistory};
-use flotilla_types::{EntryKind, LogIndex, NodeId, ReplicaId, ShardId, Term};
+use flotilla_types::{EntryKind, LogIndex, NodeId, ObjectId, ReplicaId, ShardId, TableKind, Tables, Term};
 use parking_lot::Mutex;
 
 /// The observations so far.
@@ -22,8 +22,16 @@ pub(crate) struct Checks {
     registers: BTreeMap<Bytes, Register>,
     /// By which descriptors the replicas judge; the state machines report to it too.
     pub descriptors: Arc<Mutex<DescriptorHistory>>,
-    /// Committed changes of the shard.
+    /// Committed changes of the range.
     pub shard_changes: BTreeSet<LogIndex>,
+    /// Committed folds.
+    pub folds: BTreeSet<LogIndex>,
+    /// The base of each of them, and the replicas that have named it.
+    pub bases: BTreeMap<(ShardId, LogIndex), (ObjectId, BTreeSet<ReplicaId>)>,
+    /// How often a further replica named the base that another one had named.
+    pub bases_compared: usize,
+    /// Replicas that have named a base that no log had ordered.
+    pub local_bases: BTreeSet<ReplicaId>,
     /// Replicas that installed a snapshot.
     pub installed: BTreeSet<ReplicaId>,
     /// Snapshot messages that were sent.
@@ -86,9 +94,14 @@ impl Checks {
             ApplyTask::Apply { replica, entries, descriptor, .. } => {
                 let mut descriptors = self.descriptors.lock();
                 for entry in entries {
-                    if entry.kind == EntryKind::Shard && ShardChange::decode(&entry.context) == Ok(ShardChange::Bump) {
-                        descriptors.changes_range(descriptor.shard, entry.index);
-                        self.shard_changes.insert(entry.index);
+                    let change = (entry.kind == EntryKind::Shard).then(|| ShardChange::decode(&entry.context));
+                    match change {
+                        Some(Ok(ShardChange::Bump)) => {
+                            descriptors.changes_range(descriptor.shard, entry.index);
+                            self.shard_changes.insert(entry.index);
+                        }
+                        Some(Ok(ShardChange::Fold { .. })) => drop(self.folds.insert(entry.index)),
+                        Some(Err(_)) | None => {}
                     }
                     let found = (entry.term, entry.data.clone(), entry.context.clone());
                     let first = self.committed.entry((descriptor.shard, entry.index)).or_insert_with(|| found.clone());
@@ -111,10 +124,26 @@ impl Checks {
             assert!(*before <= index, "the checkpoint of {id} went back from {before} to {index}");
             *before = index;
             assert!(log.truncated.0 <= index, "{id} truncated entries that its checkpoint does not cover");
+            self.bases(*id, log);
             // A replica that has nothing yet was only told a descriptor.
             if index > LogIndex(0) {
                 self.descriptors.lock().holds_after(index, &log.checkpoint.position.descriptor);
             }
+        }
+    }
+
+    /// Replicas whose base is of the same fold name the same one.
+    fn bases(&mut self, replica: ReplicaId, log: &ReplicaLog) {
+        let Tables::Manifests(tables) = &log.checkpoint.tables else { return };
+        for base in tables.iter().filter(|table| table.kind == TableKind::Base) {
+            let Some(fold) = base.fold else {
+                self.local_bases.insert(replica);
+                continue;
+            };
+            let first = self.bases.entry((log.shard, fold));
+            let (first, named_by) = first.or_insert_with(|| (base.manifest, BTreeSet::from([replica])));
+            assert_eq!(*first, base.manifest, "{replica} has another base at {fold}");
+            self.bases_compared += usize::from(named_by.insert(replica));
         }
     }
 

@@ -16,7 +16,7 @@ use flotilla_storage::{
     StateEngine as _,
     conformance::{Observed, Observer},
 };
-use flotilla_types::{Checkpoint, CheckpointFormat, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
+use flotilla_types::{Checkpoint, CheckpointFormat, Folding, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
 use rand::RngExt as _;
 
 use super::{Event, Frame, WALL_MS, World, pulls};
@@ -95,7 +95,7 @@ enum Task {
 pub(crate) enum Job {
     Build(ReplicaId, CheckpointFormat),
     InstallCheckpoint(ReplicaId, Checkpoint),
-    Compact(ReplicaId),
+    Compact(ReplicaId, Folding),
     Load(Load),
     Destroy(ReplicaId),
 }
@@ -138,7 +138,7 @@ impl std::fmt::Debug for NodeEvent {
                 Job::InstallCheckpoint(replica, checkpoint) => {
                     write!(f, "installed {replica} {}", checkpoint.position.index)
                 }
-                Job::Compact(replica) => write!(f, "compacted {replica}"),
+                Job::Compact(replica, _) => write!(f, "compacted {replica}"),
                 Job::Destroy(replica) => write!(f, "removed {replica}"),
                 Job::Load(load) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
             },
@@ -379,7 +379,7 @@ impl World {
                 Background::InstallCheckpoint { replica, checkpoint } => {
                     self.work(node, running, Job::InstallCheckpoint(replica, checkpoint))
                 }
-                Background::Compact { replica } => self.work(node, running, Job::Compact(replica)),
+                Background::Compact { replica, folding } => self.work(node, running, Job::Compact(replica, folding)),
                 Background::Pull { replica, from, checkpoint } => {
                     self.start_pull(node, running, replica, from, checkpoint);
                 }
@@ -560,11 +560,11 @@ impl World {
                     Ok(()) | Err(EngineError::NotOpen(_)) => {}
                     Err(error) => panic!("{replica}: {error}"),
                 }
-                let needs_compaction = node.engine.needs_compaction(replica);
-                self.take(node, running, Input::CheckpointInstalled { replica, needs_compaction });
+                let due = node.engine.compaction_due(replica);
+                self.take(node, running, Input::CheckpointInstalled { replica, due });
             }
-            Job::Compact(replica) => {
-                let done = node.engine.compact(replica, &|| false).unwrap_or_default();
+            Job::Compact(replica, folding) => {
+                let done = node.engine.compact(replica, folding, &|| false).unwrap_or_default();
                 self.take(node, running, Input::Compacted { replica, done });
             }
             Job::Destroy(replica) => node.engine.destroy(replica).unwrap(),

@@ -2,8 +2,8 @@
 //! without.
 
 use super::{
-    Bytes, Checkpoint, CheckpointFormat, Choices, FLUSHES, Fixture, Holder, KeyRange, LogIndex, Manifest, Model,
-    ObjectId, PieceRef, ReplicaId, Storage, Tables, WriteSet, bytes, empty_checkpoint, position,
+    Bytes, Checkpoint, CheckpointFormat, Choices, FLUSHES, Fixture, Folding, Holder, KeyRange, LogIndex, Manifest,
+    Model, ObjectId, PieceRef, ReplicaId, Storage, Tables, WriteSet, bytes, empty_checkpoint, position,
 };
 use crate::StateEngine;
 
@@ -74,8 +74,9 @@ fn clipped_tables_are_a_map_restricted_to_the_clip(storage: &mut Storage<'_>) {
             assert!(engine.freeze(target, position(target, round, 1), Bytes::new()).expect("an open replica freezes"));
             part = engine.build(target, CheckpointFormat::Manifests).expect("a frozen memtable is built");
             engine.install_checkpoint(target, &part).expect("a built checkpoint is installed");
-            if engine.needs_compaction(target) {
-                assert!(engine.compact(target, &|| false).expect("an open replica is compacted"));
+            let due = engine.compaction_due(target);
+            if due.compact || due.fold.is_some() {
+                assert!(engine.compact(target, Folding::Local, &|| false).expect("an open replica is compacted"));
             }
         }
         assert_holds(engine, target, &expected.range(&KeyRange::all()));
