@@ -14,18 +14,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_storage::{
-    ApplyContext, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, WriteSet,
-    switched_version,
+    ApplyContext, DeferredRead, MachineError, Overlay, ReadContext, StateMachine, StateReader, Upcoming, WriteSet,
+    successor, switched_version,
 };
 use flotilla_types::{ClusterVersion, KeyRange, SessionId, Timestamp, VersionRange};
 
 use crate::{
     Answer, Command, DecodeError, Limits, Outcome, Refusal,
     codec::{decode_command, decode_query_as_of, encode_answer, encode_outcome},
-    read::Reading,
+    expiries::{Expiries, NEXT_MAX},
+    place::Place,
+    read::{Place as ReadPlace, Reading},
     record::StoredRecord,
     session::{Admission, Sessions},
-    stats::{Footprint, RecordStats},
+    stats::{Counts, Footprint, RecordStats},
     system::System,
     transaction::{Abort, Scope, execute},
 };
@@ -43,10 +45,9 @@ const REMOVALS_PER_UPKEEP: usize = 512;
 /// repeating a command long before: gateways after a minute.
 const SESSION_MS_MAX: u64 = 3_600_000;
 
-/// Records read at once when the index of expiring records is rebuilt.
-const REBUILD_BATCH_ITEMS: usize = 4_096;
-/// Bytes read at once when the index of expiring records is rebuilt.
-const REBUILD_BATCH_BYTES: usize = 8 << 20;
+/// Records, and their bytes, that are read at once when a load looks for those that expire.
+const FIND_ITEMS: usize = 4_096;
+const FIND_BYTES: usize = 8 << 20;
 
 /// The replicated key-value store of one shard replica. See [`StateMachine`] for how it is driven.
 ///
@@ -71,7 +72,7 @@ impl KvMachine {
             version: ClusterVersion::FIRST,
             clock: Timestamp::ZERO,
             sessions: Sessions::default(),
-            stats: RecordStats::default(),
+            stats: RecordStats::new(0, 0, Expiries::new(NEXT_MAX)),
         }
     }
 
@@ -79,6 +80,12 @@ impl KvMachine {
     #[must_use]
     pub fn clock(&self) -> Timestamp {
         self.clock
+    }
+
+    /// As [`new`](Self::new), with another number of records in memory that expire next.
+    #[cfg(test)]
+    pub(crate) fn with_next_max(limits: Limits, next_max: usize) -> Self {
+        Self { stats: RecordStats::new(0, 0, Expiries::new(next_max)), ..Self::new(limits) }
     }
 
     /// Applies one command and returns its encoded outcome.
@@ -137,12 +144,16 @@ impl KvMachine {
         self.version = to;
         // Earlier commands may have left sessions that never end, which fill the table.
         self.sessions.end_by(self.session_end_ms_max());
+        if to >= ClusterVersion::EXPIRY_RECORDS {
+            self.stats.expiries.begin_conversion();
+        }
     }
 
     fn remove_due(&mut self, removals_max: usize, overlay: &mut Overlay<'_>) -> Result<(), MachineError> {
         for _ in 0..removals_max {
-            let Some(key) = self.stats.take_due()? else { break };
-            overlay.delete(key);
+            if !self.stats.remove_due(overlay)? {
+                break;
+            }
         }
         Ok(())
     }
@@ -165,11 +176,12 @@ impl StateMachine for KvMachine {
         let operations = commands.iter().map(count).sum::<usize>();
         self.clock = self.clock.max(context.timestamp);
         self.sessions.expire(self.clock.millis());
-        self.stats.advance(self.clock.millis());
+        self.stats.expiries.advance(self.clock.millis());
         let mut overlay = Overlay::new(records);
         let is_upkeep = commands.is_empty() && self.version >= ClusterVersion::UPKEEP;
         let removals_max = if is_upkeep { REMOVALS_PER_UPKEEP } else { REMOVALS_PER_ENTRY + operations };
         self.remove_due(removals_max, &mut overlay)?;
+        self.stats.expiries.convert(removals_max, &mut overlay);
         let mut outcomes = Vec::with_capacity(commands.len());
         for (ordinal, command) in (0..).zip(commands) {
             let version = context.timestamp.plus(ordinal);
@@ -182,6 +194,7 @@ impl StateMachine for KvMachine {
                 Request::Malformed => encode_outcome(&Outcome::Refused(Refusal::Malformed)),
             });
         }
+        self.stats.expiries.forget_later();
         writes.extend(overlay.into_writes());
         Ok(outcomes)
     }
@@ -189,9 +202,10 @@ impl StateMachine for KvMachine {
     fn read(&self, context: &ReadContext<'_>, query: &[u8], records: &dyn StateReader) -> Result<Bytes, MachineError> {
         let answer = match decode_query_as_of(Bytes::copy_from_slice(query)) {
             Ok((query, as_of_ms)) => {
-                let (limits, stats, clock_ms) = (&self.limits, Some(&self.stats), self.clock.millis());
+                let (limits, clock_ms) = (&self.limits, self.clock.millis());
                 let now_ms = due_by_ms(context, as_of_ms);
-                Reading { limits, context, records, stats, clock_ms, now_ms }.answer(query)?
+                let (counts, place) = (&|| self.stats.counts(), ReadPlace::Machine);
+                Reading { limits, context, records, counts, place, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
         };
@@ -207,8 +221,17 @@ impl StateMachine for KvMachine {
         }
     }
 
+    fn scans(&self, entries: &Upcoming) -> bool {
+        let Upcoming { entries, upkeeps, keys, until } = *entries;
+        let due = entries * REMOVALS_PER_ENTRY + upkeeps * REMOVALS_PER_UPKEEP + keys;
+        let until_ms = until.max(self.clock).millis();
+        // Each operation may also overwrite a record that expires, or delete it.
+        self.stats.expiries.may_read(until_ms, keys, due + keys)
+    }
+
     fn deferred(&self) -> Option<Arc<dyn DeferredRead>> {
-        Some(Arc::new(Deferred { limits: self.limits, clock_ms: self.clock.millis() }))
+        let (clock_ms, counts) = (self.clock.millis(), self.stats.counts());
+        Some(Arc::new(Deferred { limits: self.limits, clock_ms, counts }))
     }
 
     fn version(&self) -> Option<ClusterVersion> {
@@ -216,20 +239,23 @@ impl StateMachine for KvMachine {
     }
 
     fn upkeep_due_ms(&self) -> Option<u64> {
-        self.stats.first_expiry_ms().filter(|_| self.version >= ClusterVersion::UPKEEP)
+        let expiries = &self.stats.expiries;
+        let due_ms = if expiries.is_converting() { Some(0) } else { expiries.first_ms() };
+        due_ms.filter(|_| self.version >= ClusterVersion::UPKEEP)
     }
 
     fn system(&self) -> Bytes {
         let (records, bytes) = self.stats.stored();
-        let (version, clock, expiring) = (self.version, self.clock, self.stats.expiring());
-        System { version, clock, records, bytes, expiring }.encode(&self.sessions)
+        let (version, clock, expiries) = (self.version, self.clock, self.stats.expiries.stored().clone());
+        System { version, clock, records, bytes, expiries }.encode(&self.sessions)
     }
 
     fn restore(&mut self, system: &[u8], records: &dyn StateReader) -> Result<(), MachineError> {
         let (system, sessions) = System::decode(system)?;
-        let mut stats = RecordStats::of_counts(system.records, system.bytes);
-        index_expiring(&mut stats, system.expiring, records)?;
-        stats.advance(system.clock.millis());
+        let next_max = self.stats.expiries.next_max();
+        let mut expiries = Expiries::restored(system.expiries, system.clock.millis(), next_max);
+        find_expiring(&mut expiries, records)?;
+        let stats = RecordStats::new(system.records, system.bytes, expiries);
         *self = Self { limits: self.limits, version: system.version, clock: system.clock, sessions, stats };
         Ok(())
     }
@@ -239,6 +265,7 @@ impl StateMachine for KvMachine {
 struct Deferred {
     limits: Limits,
     clock_ms: u64,
+    counts: Counts,
 }
 
 /// The wall clock time by which a read judges what is due: the time that it names, if that was reached, so
@@ -253,7 +280,8 @@ impl DeferredRead for Deferred {
             Ok((query, as_of_ms)) => {
                 let (limits, clock_ms) = (&self.limits, self.clock_ms);
                 let now_ms = due_by_ms(context, as_of_ms);
-                Reading { limits, context, records, stats: None, clock_ms, now_ms }.answer(query)?
+                let (counts, place) = (&|| self.counts.clone(), ReadPlace::Deferred);
+                Reading { limits, context, records, counts, place, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
         };
@@ -281,24 +309,23 @@ fn decode(bytes: &Bytes) -> Result<Request, MachineError> {
     }
 }
 
-/// Rebuilds the index of expiring records; reads records until all `expiring` ones are found, so none if it
-/// is 0.
-fn index_expiring(stats: &mut RecordStats, expiring: u64, records: &dyn StateReader) -> Result<(), MachineError> {
-    let mut range = KeyRange::all();
-    while stats.expiring() < expiring {
-        let batch = records.scan(&range, REBUILD_BATCH_ITEMS, REBUILD_BATCH_BYTES)?;
+/// Finds the places of the records that expire, if the checkpoint has none: reads records until all are found.
+fn find_expiring(expiries: &mut Expiries, records: &dyn StateReader) -> Result<(), MachineError> {
+    let mut range = KeyRange::of_users();
+    while expiries.must_be_found() {
+        let batch = records.scan(&range, FIND_ITEMS, FIND_BYTES)?;
         let Some((last, _)) = batch.last() else {
             return Err(MachineError::Corrupt("fewer records expire than the system state says"));
         };
-        range.start = [last.as_ref(), &[0]].concat().into();
+        range.start = successor(last);
         for (key, stored) in batch {
             let footprint = Footprint::of(&key, &StoredRecord::decode(stored)?);
             if let Some(at_ms) = footprint.expires_at_ms {
-                stats.insert_expiring(&key, at_ms, footprint.bytes);
+                expiries.find(Place::new(at_ms, key), footprint.bytes);
             }
         }
     }
-    Ok(())
+    expiries.finish_finding()
 }
 
 #[cfg(test)]

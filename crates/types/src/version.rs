@@ -25,6 +25,7 @@
 //! | 2 | joins that name the nodes they displace | [`ClusterVersion::NAMED_DISPLACEMENT`] |
 //! | 3 | entries that change a shard | [`ClusterVersion::SHARD_ENTRIES`], `consensus/src/shard_change.rs` |
 //! | 3 | checkpoints whose tables have manifests, and their pieces | [`ClusterVersion::CHECKPOINT_TABLES`] |
+//! | 4 | records that say when others expire, and the expiries in the system state | [`ClusterVersion::EXPIRY_RECORDS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -76,6 +77,8 @@ impl ClusterVersion {
     pub const SHARD_ENTRIES: Self = Self(3);
     /// Checkpoints name tables by their manifests.
     pub const CHECKPOINT_TABLES: Self = Self(3);
+    /// A key-value shard has a record for each expiry.
+    pub const EXPIRY_RECORDS: Self = Self(4);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -103,7 +106,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// The versions that these sources know.
-    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(3) };
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(4) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
 
@@ -174,6 +177,7 @@ mod tests {
             ClusterVersion::NAMED_DISPLACEMENT,
             ClusterVersion::SHARD_ENTRIES,
             ClusterVersion::CHECKPOINT_TABLES,
+            ClusterVersion::EXPIRY_RECORDS,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -37,10 +37,15 @@ fn in_session(mut command: Command, sequence: u64, acked_below: u64, expires_at_
 
 /// A shard at version 2 with this many records that expire at 5 ms.
 fn with_due_records(many: usize) -> Replica {
+    with_records_due_at(many, 5)
+}
+
+fn with_records_due_at(many: usize, at_ms: u64) -> Replica {
     let mut replica = Replica::default();
     replica.switch(1, 2).unwrap();
-    let puts =
-        |part: &[usize]| of(part.iter().flat_map(|n| put_expiring(&format!("k{n:06}"), "v", 5).operations).collect());
+    let puts = |part: &[usize]| {
+        of(part.iter().flat_map(|n| put_expiring(&format!("k{n:06}"), "v", at_ms).operations).collect())
+    };
     for part in (0..many).collect::<Vec<_>>().chunks(1_000) {
         assert!(matches!(replica.run(1, puts(part)), Outcome::Done { .. }));
     }
