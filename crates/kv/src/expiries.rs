@@ -214,7 +214,7 @@ impl Expiries {
             None => None,
         };
         for (key, value) in page {
-            self.find(Place::of_stored_key(&key)?, decode_bytes(&value)?);
+            self.find(Place::of_stored_key(&key)?.unshared(), decode_bytes(&value)?);
         }
         let disagrees = self.known_to.is_none() && self.found() != self.stored.count;
         if disagrees { Err(DISAGREES) } else { Ok(()) }

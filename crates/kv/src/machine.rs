@@ -24,7 +24,7 @@ use crate::{
     codec::{decode_command, decode_query_as_of, encode_answer, encode_outcome},
     expiries::{Expiries, NEXT_MAX},
     place::Place,
-    read::{Place as ReadPlace, Reading},
+    read::{Effort, Reading},
     record::StoredRecord,
     session::{Admission, Sessions},
     stats::{Counts, Footprint, RecordStats},
@@ -204,8 +204,8 @@ impl StateMachine for KvMachine {
             Ok((query, as_of_ms)) => {
                 let (limits, clock_ms) = (&self.limits, self.clock.millis());
                 let now_ms = due_by_ms(context, as_of_ms);
-                let (counts, place) = (&|| self.stats.counts(), ReadPlace::Machine);
-                Reading { limits, context, records, counts, place, clock_ms, now_ms }.answer(query)?
+                let (counts, effort) = (&|| self.stats.counts(), Effort::Short);
+                Reading { limits, context, records, counts, effort, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
         };
@@ -280,8 +280,8 @@ impl DeferredRead for Deferred {
             Ok((query, as_of_ms)) => {
                 let (limits, clock_ms) = (&self.limits, self.clock_ms);
                 let now_ms = due_by_ms(context, as_of_ms);
-                let (counts, place) = (&|| self.counts.clone(), ReadPlace::Deferred);
-                Reading { limits, context, records, counts, place, clock_ms, now_ms }.answer(query)?
+                let (counts, effort) = (&|| self.counts.clone(), Effort::Long);
+                Reading { limits, context, records, counts, effort, clock_ms, now_ms }.answer(query)?
             }
             Err(_) => Answer::Malformed,
         };
@@ -321,7 +321,7 @@ fn find_expiring(expiries: &mut Expiries, records: &dyn StateReader) -> Result<(
         for (key, stored) in batch {
             let footprint = Footprint::of(&key, &StoredRecord::decode(stored)?);
             if let Some(at_ms) = footprint.expires_at_ms {
-                expiries.find(Place::new(at_ms, key), footprint.bytes);
+                expiries.find(Place::new(at_ms, key).unshared(), footprint.bytes);
             }
         }
     }

@@ -29,6 +29,11 @@ impl Place {
         Self { at_ms, key }
     }
 
+    /// The same place with a copy of the key: a key that was read is often a slice of a whole block.
+    pub(crate) fn unshared(self) -> Self {
+        Self { key: Bytes::copy_from_slice(&self.key), ..self }
+    }
+
     /// Before all records that expire at this time or later.
     pub(crate) fn first_at(at_ms: u64) -> Self {
         Self { at_ms, key: Bytes::new() }

@@ -39,20 +39,21 @@ pub(crate) struct Reading<'a> {
     pub(crate) records: &'a dyn StateReader,
     /// The counts of that state.
     pub(crate) counts: &'a dyn Fn() -> Counts,
-    /// Where it is read.
-    pub(crate) place: Place,
+    /// How much the answer may cost.
+    pub(crate) effort: Effort,
     /// The shard's clock.
     pub(crate) clock_ms: u64,
     /// The reader's clock.
     pub(crate) now_ms: u64,
 }
 
-/// Where a query is answered.
+/// How much an answer may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Where entries are applied: what takes long is left to a deferred read.
-    Machine,
-    Deferred,
+pub(crate) enum Effort {
+    /// Little, because entries wait for it: what takes long is left to a deferred read.
+    Short,
+    /// What the limits allow.
+    Long,
 }
 
 /// Whether a stored record is visible to a reader.
@@ -202,13 +203,13 @@ impl Reading<'_> {
         if counts.changes_by(self.now_ms, self.records)? {
             return Ok(Answer::ClockAdvanceNeeded);
         }
-        let due_max = if self.place == Place::Machine { DUE_READ_MAX } else { DUE_READ_DEFERRED_MAX };
-        match (counts.live(self.records, due_max)?, self.place) {
+        let due_max = if self.effort == Effort::Short { DUE_READ_MAX } else { DUE_READ_DEFERRED_MAX };
+        match (counts.live(self.records, due_max)?, self.effort) {
             (Some(Live { records, bytes, expiring, mean_expiry_ms }), _) => {
                 Ok(Answer::Count { records, bytes, expiring, mean_expiry_ms })
             }
-            (None, Place::Machine) => Err(EngineError::NotInMemory.into()),
-            (None, Place::Deferred) => Ok(Answer::TooLarge),
+            (None, Effort::Short) => Err(EngineError::NotInMemory.into()),
+            (None, Effort::Long) => Ok(Answer::TooLarge),
         }
     }
 }
