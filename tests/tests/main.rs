@@ -36,6 +36,7 @@ mod crash;
 mod descriptors;
 mod doors;
 mod draining;
+mod expiring;
 mod faults;
 mod forming;
 mod health;

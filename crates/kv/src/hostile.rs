@@ -8,7 +8,10 @@ use proptest::{collection::vec, option, prelude::*};
 
 use crate::{
     Answer, FORMAT_VERSION, KvMachine, Limits, Outcome, Query, Record, decode_answer, decode_command, decode_outcome,
-    decode_query, encode_answer, encode_command, encode_outcome, encode_query, parse_integer,
+    decode_query, encode_answer, encode_command, encode_outcome, encode_query,
+    expiries::{Form, Stored},
+    parse_integer,
+    place::Place,
     record::StoredRecord,
     session::Sessions,
     system::System,
@@ -139,8 +142,15 @@ fn hostile_system_states_are_refused_or_round_trip() {
         for (session, sequence, expires_at_ms, outcome) in remembered {
             sessions.remember(SessionId(session), sequence, 0, expires_at_ms, &Bytes::from(outcome));
         }
-        let version = ClusterVersion(1 + (number % 2) as u32);
-        System { version, clock: Timestamp(clock), records: number, bytes: number, expiring: number }.encode(&sessions)
+        let version = ClusterVersion(1 + (number % 4) as u32);
+        let to = Place::new(clock, Bytes::copy_from_slice(&number.to_be_bytes()));
+        let form = match (version >= ClusterVersion::EXPIRY_RECORDS, clock % 2) {
+            (false, _) => Form::Memory,
+            (true, 0) => Form::Converting(to),
+            (true, _) => Form::Records,
+        };
+        let expiries = Stored { form, count: number, sum_ms: u128::from(clock), none_before_ms: clock };
+        System { version, clock: Timestamp(clock), records: number, bytes: number, expiries }.encode(&sessions)
     });
     attack(500, mutated(valid), |bytes| {
         if let Ok((system, mut sessions)) = MESSAGES.of(bytes.len(), || System::decode(&bytes)) {
@@ -153,7 +163,39 @@ fn hostile_system_states_are_refused_or_round_trip() {
         let mut machine = KvMachine::new(Limits::default());
         if machine.restore(&bytes, &testing::Records::default()).is_ok() {
             let _ = machine.system();
+            let descriptor = Replica::default().descriptor;
+            let context = Replica::context(&descriptor, 1, 60);
+            let put = [encode_command(&testing::put_expiring("k", "v", 70))];
+            let _ = machine.apply(&context, &put, &testing::Records::default(), &mut WriteSet::new());
         }
+    });
+}
+
+#[test]
+fn hostile_places_are_refused_or_move_the_machine_on() {
+    let valid = vec((0..80_u64, "[a-d]{1,3}", extreme_u64()), 0..6).prop_map(|places| {
+        let record = |(at_ms, name, bytes): (u64, String, u64)| {
+            (Place::new(at_ms, testing::key(&name)).stored_key(), bytes.to_be_bytes().to_vec())
+        };
+        places.into_iter().map(record).collect::<Vec<_>>()
+    });
+    let valid = (valid, vec(mutated(Just(b"12345678".to_vec())), 0..3), extreme_u64());
+    attack(300, valid, |(places, values, count)| {
+        let mut replica = Replica::default();
+        let mut records: Vec<_> = places.into_iter().map(|(key, value)| (key, Bytes::from(value))).collect();
+        for ((_, value), other) in records.iter_mut().zip(values) {
+            *value = other.into();
+        }
+        replica.records.0.extend(records);
+        let expiries = Stored { form: Form::Records, count, sum_ms: u128::from(count), none_before_ms: 0 };
+        let version = ClusterVersion::EXPIRY_RECORDS;
+        let system = System { version, clock: Timestamp::ZERO, records: count, bytes: count, expiries };
+        replica.machine.restore(&system.encode(&Sessions::default()), &replica.records).expect("it reads no record");
+        let context = Replica::context(&replica.descriptor, 1, 60);
+        let query = encode_query(&crate::Query::Count { range: replica.descriptor.range.clone() });
+        let _ = replica.machine.read(&replica.read_context(60), &query, &replica.records);
+        let applied = replica.machine.apply(&context, &[], &replica.records, &mut WriteSet::new());
+        assert!(matches!(applied, Ok(_) | Err(MachineError::Corrupt(_))));
     });
 }
 

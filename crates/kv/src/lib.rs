@@ -5,16 +5,19 @@
 
 mod codec;
 mod command;
+mod expiries;
 #[cfg(test)]
 mod hostile;
 mod limits;
 mod machine;
+mod place;
 mod read;
 mod record;
 mod session;
 mod stats;
 mod system;
 mod transaction;
+mod verify;
 
 #[cfg(test)]
 mod model;
@@ -32,6 +35,7 @@ pub use limits::{Limits, LimitsError};
 pub use machine::KvMachine;
 pub use session::{OUTCOME_BYTES_MAX, OUTCOME_FRAME_BYTES};
 pub use transaction::parse_integer;
+pub use verify::{Verified, verify};
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

@@ -3,17 +3,17 @@
 //! The model keeps every outcome and every record with its expiry in plain maps, and never drops outcomes. It
 //! clones the whole state for each command, and has no index, no staging area and no codec.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, StateMachine, StateReader};
+use flotilla_storage::{EngineError, StateMachine, StateReader, Upcoming};
 use flotilla_types::{KeyRange, SessionId, Timestamp};
 use proptest::prelude::*;
 
 use crate::{
     Action, Answer, Command, Condition, Expiry, Operation, OperationResult, Otherwise, Outcome, Query, Refusal,
     decode_answer, encode_command, encode_outcome, encode_query,
-    testing::{self, Replica, command, key},
+    testing::{self, Replica, command, key, put_expiring},
 };
 
 #[derive(Debug, Clone)]
@@ -167,6 +167,40 @@ fn log() -> impl Strategy<Value = Vec<(u64, Vec<Command>)>> {
     proptest::collection::vec((0..4u64, proptest::collection::vec(command(), 0..4)), 0..25)
 }
 
+/// Entries that store many records which expire soon, and then others.
+fn log_after_many() -> impl Strategy<Value = Vec<(u64, Vec<Command>)>> {
+    let many = proptest::collection::btree_map("p[0-6][0-9]", 0..60u64, 0..60);
+    (many, log()).prop_map(|(many, log)| {
+        let puts = many.iter().map(|(name, at_ms)| put_expiring(name, "v", *at_ms));
+        let puts: Vec<_> = puts.collect();
+        puts.chunks(8).map(|part| (0, part.to_vec())).chain(log).collect()
+    })
+}
+
+/// What happens to a replica before one of its entries.
+#[derive(Debug, Clone)]
+enum Event {
+    /// All replicas switch to this version.
+    Switch(u32),
+    /// The replica restarts, and then keeps so many of the records in memory that expire next.
+    Restart(usize),
+}
+
+/// Events before some entries.
+fn events() -> impl Strategy<Value = BTreeMap<usize, Event>> {
+    let switches = (0..20usize, prop_oneof![Just(2u32), Just(4)], 0..6usize);
+    let restarts = proptest::collection::btree_map(
+        0..40usize,
+        prop_oneof![1..9usize, 16..60usize].prop_map(Event::Restart),
+        0..12,
+    );
+    (switches, restarts).prop_map(|((at, version, later), mut events)| {
+        events.insert(at, Event::Switch(version));
+        events.insert(at + later + 1, Event::Switch(4));
+        events
+    })
+}
+
 /// Makes random commands consistent: one with a known sequence number becomes a retry with the content and
 /// expiry of the first attempt.
 fn with_consistent_retries(log: Vec<(u64, Vec<Command>)>) -> Vec<(u64, Vec<Command>)> {
@@ -187,6 +221,7 @@ fn with_consistent_retries(log: Vec<(u64, Vec<Command>)>) -> Vec<(u64, Vec<Comma
 struct Named {
     records: testing::Records,
     named: Vec<Bytes>,
+    may_scan: bool,
 }
 
 impl StateReader for Named {
@@ -195,17 +230,24 @@ impl StateReader for Named {
         self.records.get(key)
     }
 
-    fn scan(&self, range: &KeyRange, _: usize, _: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
-        panic!("a command scans {range:?}")
+    fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
+        assert!(self.may_scan, "an entry scans {range:?}");
+        self.records.scan(range, items_max, bytes_max)
     }
 }
 
 proptest! {
     #[test]
-    fn machine_and_model_agree(log in log().prop_map(with_consistent_retries)) {
+    fn machine_and_model_agree(log in log_after_many().prop_map(with_consistent_retries), events in events()) {
         let mut replica = Replica::default();
         let mut model = Model::default();
-        for (wait_ms, commands) in log {
+        for (n, (wait_ms, commands)) in log.into_iter().enumerate() {
+            match events.get(&n) {
+                Some(Event::Switch(version)) => drop(replica.switch(model.now_ms, *version).unwrap()),
+                Some(Event::Restart(next_max)) => replica.restart(*next_max),
+                None => {}
+            }
+            replica.assert_places();
             model.now_ms += wait_ms;
             model.acked_below.retain(|_, (_, keep_until_ms)| *keep_until_ms >= model.now_ms);
             let entry = Timestamp::from_millis(model.now_ms);
@@ -234,14 +276,32 @@ proptest! {
     }
 
     #[test]
-    fn commands_read_no_other_records_than_those_they_name(log in log()) {
+    fn commands_read_no_other_records_than_those_they_name(log in log_after_many(), events in events(), task in 1..4usize) {
         let mut replica = Replica::default();
-        let mut now_ms = 0;
-        for (wait_ms, commands) in log {
+        let (mut now_ms, mut may_scan) = (0, false);
+        for (n, (wait_ms, commands)) in log.iter().enumerate() {
             now_ms += wait_ms;
-            let (mut named, encoded) = (Vec::new(), commands.iter().map(encode_command).collect::<Vec<_>>());
+            match events.get(&n) {
+                Some(Event::Switch(version)) => drop(replica.switch(now_ms, *version).unwrap()),
+                Some(Event::Restart(next_max)) => replica.restart(*next_max),
+                None => {}
+            }
+            let encode = |commands: &[Command]| commands.iter().map(encode_command).collect::<Vec<_>>();
+            if n % task == 0 || events.contains_key(&n) {
+                // The host asks for several entries at once.
+                let (mut upcoming, mut named, mut until_ms) = (Upcoming::default(), Vec::new(), now_ms);
+                for (m, (wait_ms, commands)) in log[n..].iter().take(task - n % task).enumerate() {
+                    until_ms += if m == 0 { 0 } else { *wait_ms };
+                    replica.machine.keys_read(&encode(commands), &mut named);
+                    *(if commands.is_empty() { &mut upcoming.upkeeps } else { &mut upcoming.entries }) += 1;
+                }
+                upcoming.keys = named.len();
+                upcoming.until = Timestamp::from_millis(until_ms);
+                may_scan = replica.machine.scans(&upcoming);
+            }
+            let (mut named, encoded) = (Vec::new(), encode(commands));
             replica.machine.keys_read(&encoded, &mut named);
-            let read = Named { records: replica.records.clone(), named };
+            let read = Named { records: replica.records.clone(), named, may_scan };
             replica.apply_reading(now_ms, &encoded, &read);
         }
     }
@@ -275,20 +335,51 @@ proptest! {
     }
 
     #[test]
-    fn a_restored_replica_stays_equal(log in log(), at in any::<prop::sample::Index>()) {
-        let restore_at = at.index(log.len() + 1);
-        let (mut whole, mut restored) = (Replica::default(), Replica::default());
+    fn replicas_with_other_restarts_stay_equal(log in log_after_many(), events in events(), others in events()) {
+        let (mut one, mut other) = (Replica::default(), Replica::default());
         let mut now_ms = 0;
         for (n, (wait_ms, commands)) in log.iter().enumerate() {
-            if n == restore_at {
-                restored = Replica::default();
-                restored.records = whole.records.clone();
-                restored.machine.restore(&whole.machine.system(), &restored.records).unwrap();
-            }
             now_ms += wait_ms;
-            prop_assert_eq!(whole.apply(now_ms, commands), restored.apply(now_ms, commands));
-            prop_assert_eq!(whole.machine.system(), restored.machine.system());
-            prop_assert_eq!(&whole.records, &restored.records);
+            match events.get(&n) {
+                Some(Event::Restart(next_max)) => one.restart(*next_max),
+                Some(Event::Switch(version)) => {
+                    prop_assert_eq!(one.switch(now_ms, *version).unwrap(), other.switch(now_ms, *version).unwrap());
+                }
+                None => {}
+            }
+            if let Some(Event::Restart(next_max)) = others.get(&n) {
+                other.restart(*next_max);
+            }
+            prop_assert_eq!(one.apply(now_ms, commands), other.apply(now_ms, commands));
+            prop_assert_eq!(one.machine.system(), other.machine.system());
+            prop_assert_eq!(&one.records, &other.records);
+            prop_assert_eq!(one.count(now_ms + 3), other.count(now_ms + 3));
+        }
+    }
+
+    #[test]
+    fn records_of_expiries_change_nothing_that_users_see(log in log_after_many(), events in events()) {
+        let (mut switched, mut before) = (Replica::default(), Replica::default());
+        let mut now_ms = 0;
+        for replica in [&mut switched, &mut before] {
+            replica.switch(0, 3).unwrap();
+        }
+        for (n, (wait_ms, commands)) in log.iter().enumerate() {
+            now_ms += wait_ms;
+            match events.get(&n) {
+                Some(Event::Restart(next_max)) => switched.restart(*next_max),
+                Some(Event::Switch(4)) => {
+                    switched.switch(now_ms, 4).unwrap();
+                    before.switch(now_ms, 3).unwrap();
+                }
+                Some(Event::Switch(_)) | None => {}
+            }
+            prop_assert_eq!(switched.apply(now_ms, commands), before.apply(now_ms, commands));
+            prop_assert_eq!(switched.user_records(), before.user_records());
+            for read in [Replica::count, Replica::scan] {
+                prop_assert_eq!(read(&switched, now_ms), read(&before, now_ms));
+                prop_assert_eq!(read(&switched, now_ms + 2), read(&before, now_ms + 2));
+            }
         }
     }
 }

@@ -7,13 +7,13 @@
 //! records become due meanwhile. [`Limits`] bound the work and the size of every answer.
 
 use bytes::Bytes;
-use flotilla_storage::{MachineError, ReadContext, ScanBounds, StateReader};
+use flotilla_storage::{EngineError, MachineError, ReadContext, ScanBounds, StateReader};
 use flotilla_types::{KeyRange, RecordKey};
 
 use crate::{
     Answer, Limits, Query, Record,
     record::StoredRecord,
-    stats::{RecordStats, mean},
+    stats::{Counts, Live, mean},
 };
 
 /// Records read from the engine at once.
@@ -26,17 +26,34 @@ const SKIPPED_MAX: usize = 4_096;
 /// Bytes of keys and values that a scan or count reads, at most, besides one record.
 const EXAMINED_BYTES_MAX: usize = 64 << 20;
 
+/// Due records that a count of the whole shard finds by reading, where entries are applied.
+const DUE_READ_MAX: usize = 4_096;
+
+/// The same in a deferred read: more than a shard is likely to have. A count of more is too large.
+const DUE_READ_DEFERRED_MAX: usize = 1 << 21;
+
 /// The state from which a query is answered.
 pub(crate) struct Reading<'a> {
     pub(crate) limits: &'a Limits,
     pub(crate) context: &'a ReadContext<'a>,
     pub(crate) records: &'a dyn StateReader,
-    /// The statistics of that state, if it is the machine's current one.
-    pub(crate) stats: Option<&'a RecordStats>,
+    /// The counts of that state.
+    pub(crate) counts: &'a dyn Fn() -> Counts,
+    /// How much the answer may cost.
+    pub(crate) effort: Effort,
     /// The shard's clock.
     pub(crate) clock_ms: u64,
     /// The reader's clock.
     pub(crate) now_ms: u64,
+}
+
+/// How much an answer may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// Little, because entries wait for it: what takes long is left to a deferred read.
+    Short,
+    /// What the limits allow.
+    Long,
 }
 
 /// Whether a stored record is visible to a reader.
@@ -74,7 +91,8 @@ impl Reading<'_> {
         if keys.iter().any(|key| key.len() < RecordKey::PREFIX_BYTES) {
             return Ok(Answer::Malformed);
         }
-        if keys.iter().any(|key| !self.context.descriptor.range.contains(key)) {
+        let range = self.context.descriptor.range.intersection(&KeyRange::of_users());
+        if keys.iter().any(|key| !range.contains(key)) {
             return Ok(Answer::WrongShard);
         }
         let mut found = Vec::with_capacity(keys.len());
@@ -150,15 +168,8 @@ impl Reading<'_> {
         if !covers(shard, &range) {
             return Ok(Answer::WrongShard);
         }
-        if range == *shard
-            && let Some(stats) = self.stats
-        {
-            if stats.expires_between(self.clock_ms, self.now_ms) {
-                return Ok(Answer::ClockAdvanceNeeded);
-            }
-            let (records, bytes) = stats.live();
-            let (expiring, mean_expiry_ms) = (stats.live_expiring(), stats.mean_expiry_ms());
-            return Ok(Answer::Count { records, bytes, expiring, mean_expiry_ms });
+        if range == *shard {
+            return self.count_whole();
         }
         let mut walk = Walk::new(self, range, self.limits.scan_examined_max as usize);
         let (mut records, mut bytes, mut expiring, mut expiries_ms) = (0, 0, 0, 0);
@@ -183,6 +194,22 @@ impl Reading<'_> {
                 Visibility::Expired => {}
                 Visibility::ClockDependent => return Ok(Answer::ClockAdvanceNeeded),
             }
+        }
+    }
+
+    /// The count of the whole shard, which reads only due records that are neither removed nor in memory.
+    fn count_whole(&self) -> Result<Answer, MachineError> {
+        let counts = (self.counts)();
+        if counts.changes_by(self.now_ms, self.records)? {
+            return Ok(Answer::ClockAdvanceNeeded);
+        }
+        let due_max = if self.effort == Effort::Short { DUE_READ_MAX } else { DUE_READ_DEFERRED_MAX };
+        match (counts.live(self.records, due_max)?, self.effort) {
+            (Some(Live { records, bytes, expiring, mean_expiry_ms }), _) => {
+                Ok(Answer::Count { records, bytes, expiring, mean_expiry_ms })
+            }
+            (None, Effort::Short) => Err(EngineError::NotInMemory.into()),
+            (None, Effort::Long) => Ok(Answer::TooLarge),
         }
     }
 }
@@ -228,7 +255,7 @@ impl<'a> Walk<'a> {
     fn new(reading: &Reading<'a>, range: KeyRange, examined_max: usize) -> Self {
         Self {
             records: reading.records,
-            rest: Some(range).filter(|range| !range.is_empty()),
+            rest: Some(range.intersection(&KeyRange::of_users())).filter(|range| !range.is_empty()),
             batch: Vec::new().into_iter(),
             examined: 0,
             examined_max,
@@ -273,7 +300,7 @@ impl<'a> Walk<'a> {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_storage::{EngineError, ScanPage, StateMachine as _};
+    use flotilla_storage::{ScanPage, StateMachine as _};
 
     use super::*;
     use crate::{

@@ -2,12 +2,12 @@
 //!
 //! Format: one version byte (2 once the machine has switched to a later version than the first), then a
 //! protobuf message with sessions and sequence numbers in ascending order, so that equal states give equal
-//! bytes. Of the index of expiring records it holds only the length, which tells whether the index must be
-//! rebuilt by a scan.
+//! bytes. Of records that expire it holds the number. From [`ClusterVersion::EXPIRY_RECORDS`] on the other
+//! counts of them follow, and how far their places are records; before, a load must look for them.
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use flotilla_storage::MachineError;
 use flotilla_types::{ClusterVersion, SessionId, Timestamp, VersionRange};
 use prost::Message;
@@ -15,6 +15,8 @@ use prost::Message;
 use crate::{
     DecodeError, OUTCOME_BYTES_MAX,
     codec::{FORMAT_VERSION, check_version, seal_at},
+    expiries::{Form, Stored},
+    place::Place,
     session::{Remembered, Session, Sessions},
 };
 
@@ -30,8 +32,8 @@ pub(crate) struct System {
     pub(crate) records: u64,
     /// Bytes of their keys and values.
     pub(crate) bytes: u64,
-    /// The number of them with an expiry.
-    pub(crate) expiring: u64,
+    /// Those of them with an expiry.
+    pub(crate) expiries: Stored,
 }
 
 /// The version byte of a state that names the machine's version. Until the switch, binaries that know only
@@ -40,7 +42,8 @@ const SWITCHED: u8 = 2;
 
 impl Default for System {
     fn default() -> Self {
-        Self { version: ClusterVersion::FIRST, clock: Timestamp::ZERO, records: 0, bytes: 0, expiring: 0 }
+        let (version, clock) = (ClusterVersion::FIRST, Timestamp::ZERO);
+        Self { version, clock, records: 0, bytes: 0, expiries: Stored::default() }
     }
 }
 
@@ -51,9 +54,10 @@ impl System {
             clock: self.clock.0,
             records: self.records,
             bytes: self.bytes,
-            expiring: self.expiring,
+            expiring: self.expiries.count,
             sessions: sessions.iter().map(|(id, session)| session_message(id, session)).collect(),
             version: if switched { self.version.0 } else { 0 },
+            expiries: expiries_message(&self.expiries),
         };
         seal_at(if switched { SWITCHED } else { FORMAT_VERSION }, &message)
     }
@@ -92,7 +96,7 @@ impl System {
             clock: Timestamp(message.clock),
             records: message.records,
             bytes: message.bytes,
-            expiring: message.expiring,
+            expiries: expiries(version, message.expiring, message.expiries)?,
         };
         Ok((system, sessions))
     }
@@ -113,6 +117,23 @@ struct SystemMessage {
     /// Only in a state of a machine that has switched.
     #[prost(uint32, tag = "6")]
     version: u32,
+    /// From [`ClusterVersion::EXPIRY_RECORDS`] on.
+    #[prost(message, optional, tag = "7")]
+    expiries: Option<ExpiriesMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ExpiriesMessage {
+    #[prost(uint64, tag = "1")]
+    none_before_ms: u64,
+    /// The sum of all expiries, u128.
+    #[prost(uint64, tag = "2")]
+    sum_high: u64,
+    #[prost(uint64, tag = "3")]
+    sum_low: u64,
+    /// The last place that is a record (its expiry in milliseconds u64, its key); absent once all are.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    converted_to: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -135,6 +156,32 @@ struct RememberedMessage {
     expires_at_ms: u64,
     #[prost(bytes = "bytes", optional, tag = "3")]
     outcome: Option<Bytes>,
+}
+
+fn expiries_message(expiries: &Stored) -> Option<ExpiriesMessage> {
+    let converted_to = match &expiries.form {
+        Form::Memory => return None,
+        Form::Converting(to) => Some([&to.at_ms.to_be_bytes()[..], &to.key].concat().into()),
+        Form::Records => None,
+    };
+    let (sum_high, sum_low) = ((expiries.sum_ms >> 64) as u64, expiries.sum_ms as u64);
+    Some(ExpiriesMessage { none_before_ms: expiries.none_before_ms, sum_high, sum_low, converted_to })
+}
+
+fn expiries(version: ClusterVersion, count: u64, message: Option<ExpiriesMessage>) -> Result<Stored, MachineError> {
+    if message.is_some() != (version >= ClusterVersion::EXPIRY_RECORDS) {
+        return Err(MALFORMED);
+    }
+    let Some(message) = message else { return Ok(Stored { count, ..Stored::default() }) };
+    let form = match message.converted_to {
+        None => Form::Records,
+        Some(mut place) => {
+            let at_ms = place.try_get_u64().map_err(|_| MALFORMED)?;
+            Form::Converting(Place::new(at_ms, Bytes::copy_from_slice(&place)))
+        }
+    };
+    let sum_ms = u128::from(message.sum_high) << 64 | u128::from(message.sum_low);
+    Ok(Stored { form, count, sum_ms, none_before_ms: message.none_before_ms })
 }
 
 fn session_message(id: SessionId, session: &Session) -> SessionMessage {
@@ -207,7 +254,7 @@ mod tests {
     fn damage_and_newer_versions_are_typed_errors() {
         assert!(System::decode(b"").is_ok());
         assert!(matches!(System::decode(b"\x02"), Err(MachineError::Corrupt(_))), "it names no version");
-        assert!(matches!(System::decode(b"\x04"), Err(MachineError::Version { found: 4, known: 3 })));
+        assert!(matches!(System::decode(b"\x05"), Err(MachineError::Version { found: 5, known: 4 })));
         assert!(matches!(System::decode(b"\x00"), Err(MachineError::Corrupt(_))));
         let twice = vec![SessionMessage::default(), SessionMessage::default()];
         let bytes = seal(&SystemMessage { sessions: twice, ..SystemMessage::default() });

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use crate::{
     Action, Answer, Command, Condition, Expiry, KvMachine, Limits, Operation, OperationResult, Otherwise, Outcome,
-    Query, decode_answer, decode_outcome, encode_command, encode_query,
+    Query, decode_answer, decode_outcome, encode_command, encode_query, verify,
 };
 
 /// Records in a map.
@@ -104,9 +104,28 @@ impl Replica {
     pub(crate) fn switch(&mut self, at_ms: u64, version: u32) -> Result<Outcome, MachineError> {
         self.index += 1;
         let context = Self::context(&self.descriptor, self.index, at_ms);
-        let command = switch_command(ClusterVersion(version));
-        let outcomes = self.machine.apply(&context, &[command], &self.records, &mut WriteSet::new())?;
+        let (command, mut writes) = (switch_command(ClusterVersion(version)), WriteSet::new());
+        let outcomes = self.machine.apply(&context, &[command], &self.records, &mut writes)?;
+        self.records.write(writes);
         Ok(decode_outcome(outcomes[0].clone()).unwrap())
+    }
+
+    /// Restarts the machine from its system state and records.
+    pub(crate) fn restart(&mut self, next_max: usize) {
+        let system = self.machine.system();
+        self.machine = KvMachine::with_next_max(Limits::default(), next_max);
+        self.machine.restore(&system, &self.records).unwrap();
+    }
+
+    /// The records of users.
+    pub(crate) fn user_records(&self) -> Vec<(Bytes, Bytes)> {
+        let (all, users) = (self.records.0.iter(), KeyRange::of_users());
+        all.filter(|(key, _)| users.contains(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// Asserts that counts, records and the records which say when others expire agree.
+    pub(crate) fn assert_places(&self) {
+        verify(&self.machine.system(), &self.records).unwrap();
     }
 
     /// Applies an entry of one command.
@@ -174,7 +193,7 @@ pub(crate) fn written(outcome: &Outcome) -> Timestamp {
 }
 
 fn some_key() -> impl Strategy<Value = Bytes> {
-    "[a-d]".prop_map(|name| key(&name))
+    prop_oneof![6 => "[a-d]", 1 => "p[0-6][0-9]"].prop_map(|name| key(&name))
 }
 
 fn some_value() -> impl Strategy<Value = Bytes> {

@@ -85,7 +85,7 @@ fn check(scope: Scope<'_>, command: &Command) -> Result<(), Refusal> {
         return Err(Refusal::TooManyOperations { limit });
     }
     let keys = command.conditions.iter().map(|(key, _)| key).chain(command.operations.iter().map(|one| &one.key));
-    let mut outside = false;
+    let (users, mut outside) = (KeyRange::of_users(), false);
     for key in keys {
         if key.len() < RecordKey::PREFIX_BYTES {
             return Err(Refusal::Malformed);
@@ -93,7 +93,7 @@ fn check(scope: Scope<'_>, command: &Command) -> Result<(), Refusal> {
         if key.len() > scope.limits.record_key_bytes_max() {
             return Err(Refusal::TooLarge { limit_bytes: scope.limits.key_bytes_max.into() });
         }
-        outside |= !scope.range.contains(key);
+        outside |= !scope.range.contains(key) || !users.contains(key);
     }
     for operation in &command.operations {
         if let Action::Put { value: bytes, .. } | Action::Append { bytes } = &operation.action {
@@ -264,7 +264,7 @@ impl Transaction<'_, '_> {
     fn commit(self, stats: &mut RecordStats) -> Result<(), MachineError> {
         for (key, staged) in self.stage.into_iter().filter(|(_, staged)| staged.changed) {
             let after = staged.current.as_ref().map(|record| Footprint::of(&key, record));
-            stats.replace(&key, staged.stored, after)?;
+            stats.replace(&key, staged.stored, after, self.overlay)?;
             // The key is a slice of the log entry: the engine copies it if it keeps it.
             match staged.current {
                 Some(record) => self.overlay.put(key, record.encode()),

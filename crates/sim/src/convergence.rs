@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flotilla_kv::verify;
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{Contents, ReplicaStatus, Role};
 use flotilla_storage::Log as _;
-use flotilla_types::{KeyRange, NodeId, ReplicaRole, ShardId, VersionRange};
+use flotilla_types::{KeyRange, NodeId, ReplicaId, ReplicaRole, ShardId, VersionRange};
 use rand::RngExt as _;
 
-use crate::world::World;
+use crate::{clock::WALL_START_MS, world::World};
 
 /// A replica that lacks at most this many entries counts as caught up while clients are writing.
 pub(crate) const LAG_MAX: u64 = 64;
@@ -31,6 +32,9 @@ const REST_MS: u64 = 5_000;
 /// Time for all replicas of an idle cluster to apply the same entries: longer than a pull waits for an answer
 /// that a partition swallowed.
 const CATCH_UP_MS_MAX: u64 = 40_000;
+/// Time for the last records that expire soon to become due and to be removed on all replicas, some of which
+/// catch up meanwhile.
+const EXPIRE_MS_MAX: u64 = 60_000;
 
 impl World {
     /// The replica that leads a shard in the highest term.
@@ -171,6 +175,13 @@ impl World {
         // A leader that is elected now knows less than its predecessor of what is committed.
         let pick = self.rng.random();
         self.transfer_leader(pick);
+        if self.plan.expiring_percent > 0 {
+            let removed = (0..EXPIRE_MS_MAX).step_by(500).any(|_| {
+                self.run_ms(500);
+                self.verify_expiries().is_ok_and(|due| due.is_none())
+            });
+            assert!(removed, "due records stay: {:?}\n{}", self.verify_expiries(), self.describe());
+        }
         let caught_up = self.run_until(CATCH_UP_MS_MAX, |world| world.unconverged(0).is_none());
         assert!(caught_up, "replicas do not catch up: {:?}\n{}", self.unconverged(0), self.describe());
         self.compare_replicas();
@@ -261,6 +272,27 @@ impl World {
         self.workload.set_paused(true);
         let idle = self.run_until(DRAIN_MS_MAX, |world| world.workload.is_idle());
         assert!(idle, "clients wait for answers beyond their deadlines\n{}", self.describe());
+    }
+
+    /// A replica that holds due records. Fails with one that does not serve, and panics when the state of one
+    /// disagrees with its records.
+    fn verify_expiries(&self) -> Result<Option<ReplicaId>, ReplicaId> {
+        let now_ms = WALL_START_MS + self.now_ms();
+        let mut due = None;
+        for node in self.nodes.values() {
+            for replica in node.status().iter().filter(|replica| replica.shard != ShardId::META) {
+                let id = replica.replica;
+                let held = node.running.as_ref().map(|running| running.applier.contents(id));
+                let Some(Contents::AtRest(held)) = held else { return Err(id) };
+                let verified = verify(&held.system, &*held.records);
+                let found =
+                    verified.unwrap_or_else(|error| panic!("{id} of {}: {error}\n{}", node.id, self.describe()));
+                if found.first_expiry_ms.is_some_and(|at_ms| at_ms <= now_ms) {
+                    due = Some(id);
+                }
+            }
+        }
+        Ok(due)
     }
 
     /// Asserts that all replicas of a shard hold the same records and system state.

@@ -9,7 +9,7 @@ use crate::{
 
 /// Checks the history of a run. Panics when it is not linearizable, or when the checker runs out of budget.
 pub(crate) fn check_history(world: &World) {
-    let history: Vec<_> = world.workload.history.iter().map(operation).collect();
+    let history: Vec<_> = world.workload.history.iter().filter_map(operation).collect();
     match check(&history, &Budget::default()) {
         Ok(Verdict::Linearizable) => {}
         Ok(Verdict::NotLinearizable(witness)) => panic!("the history is not linearizable\n{witness}"),
@@ -18,8 +18,8 @@ pub(crate) fn check_history(world: &World) {
     }
 }
 
-/// One operation in the checker's terms.
-pub(crate) fn operation(recorded: &RecordedOp) -> Operation {
+/// One operation in the checker's terms; `None` for one that it does not judge.
+pub(crate) fn operation(recorded: &RecordedOp) -> Option<Operation> {
     let equals = |expected: &Option<String>| {
         expected.as_ref().map_or(Condition::Absent, |value| Condition::Equals(value.clone().into()))
     };
@@ -32,6 +32,7 @@ pub(crate) fn operation(recorded: &RecordedOp) -> Operation {
         }
         ClientOp::Add { key } => Kind::add(key.clone(), 1),
         ClientOp::Delete { key } => Kind::delete(key.clone()),
+        ClientOp::Expiring { .. } => return None,
         ClientOp::Batch { keys, expected, value } => Kind::Batch {
             conditions: expected.iter().map(|expected| (keys[0].clone().into(), equals(expected))).collect(),
             writes: keys.iter().map(|key| (key.clone().into(), Write::Put(value.clone().into()))).collect(),
@@ -50,5 +51,5 @@ pub(crate) fn operation(recorded: &RecordedOp) -> Operation {
         OpResult::Sum(number) => Outcome::Number(*number),
         OpResult::Deleted(existed) => Outcome::Existed(*existed),
     };
-    Operation { client: recorded.client as u64, call: recorded.call_us, ret: recorded.returned_us, kind, outcome }
+    Some(Operation { client: recorded.client as u64, call: recorded.call_us, ret: recorded.returned_us, kind, outcome })
 }

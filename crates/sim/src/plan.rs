@@ -44,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) upgrade_at_ms: Option<u64>,
     /// Whether a node is drained, and taken back, when the cluster has converged.
     pub drains_at_rest: bool,
+    /// Client operations per hundred that write records which expire.
+    pub expiring_percent: u32,
 }
 
 /// One fault of a plan.
@@ -186,6 +188,7 @@ impl Plan {
             faults,
             upgrade_at_ms: None,
             drains_at_rest: false,
+            expiring_percent: 0,
         };
         if rng.random_bool(0.15) {
             plan.host.leases = Leases::Off;
@@ -221,6 +224,7 @@ impl Plan {
         if rng.random_bool(0.3) {
             plan.add_some(&mut rng, Fault::ObjectRots, [100, 1_000, 2_500]);
         }
+        plan.expiring_percent = *[0, 10, 40].choose(&mut rng).unwrap_or(&10);
         plan
     }
 

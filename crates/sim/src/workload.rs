@@ -14,6 +14,7 @@ use flotilla_types::{KeyRange, NodeId, SessionId, Timestamp};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use crate::{
+    clock::WALL_START_MS,
     node::{Caller, Completion},
     world::{Event, World},
 };
@@ -24,6 +25,14 @@ const COUNTERS: usize = 2;
 /// Groups of keys that batches and scans touch together; the tag in the key puts each group into one shard.
 const GROUPS: usize = 2;
 const MEMBERS: usize = 2;
+/// Groups of keys that only operations with expiries touch, keys of each, and keys of one operation.
+const EXPIRING_GROUPS: usize = 2;
+const EXPIRING_MEMBERS: usize = 60;
+const EXPIRING_AT_ONCE: usize = 16;
+/// How long records live that expire soon, milliseconds.
+const SOON_MS: std::ops::Range<u64> = 200..6_000;
+/// How long records live that expire after every run, milliseconds.
+const FAR_MS: u64 = 10 * 365 * 86_400_000;
 /// Deadlines to choose from, milliseconds.
 const DEADLINES_MS: [u64; 3] = [500, 1_500, 4_000];
 
@@ -75,6 +84,11 @@ pub(crate) enum ClientOp {
         keys: Vec<String>,
         expected: Option<Option<String>>,
         value: String,
+    },
+    /// Writes keys of which some expire soon. When they disappear depends on clocks, so no history judges it:
+    /// what is stored at the end does.
+    Expiring {
+        keys: Vec<String>,
     },
 }
 
@@ -232,7 +246,40 @@ impl World {
         });
     }
 
+    /// An operation on keys that expire.
+    fn draw_expiring(&mut self, record_key: &dyn Fn(&str) -> Bytes) -> DrawnOp {
+        let group = self.rng.random_range(0..EXPIRING_GROUPS);
+        let (first, count) = (self.rng.random_range(0..EXPIRING_MEMBERS), self.rng.random_range(1..=EXPIRING_AT_ONCE));
+        let members = (0..count).map(|offset| (first + offset) % EXPIRING_MEMBERS);
+        let keys: Vec<_> = members.map(|member| format!("{{x{group}}}{member}")).collect();
+        let now_ms = WALL_START_MS + self.now_ms();
+        let mut operations = Vec::with_capacity(count);
+        for key in &keys {
+            let expiry = match self.rng.random_range(0..8) {
+                0..=4 => Expiry::At(now_ms + self.rng.random_range(SOON_MS)),
+                5 => Expiry::At(now_ms + FAR_MS),
+                6 => Expiry::Never,
+                _ => Expiry::Keep,
+            };
+            let action = match self.rng.random_range(0..8) {
+                0..=4 => Action::Put { value: Bytes::from_static(b"expiring"), expiry, return_old: false },
+                5 => Action::Expire { expiry },
+                6 => Action::Append { bytes: Bytes::from_static(b"+") },
+                _ => Action::Delete { return_old: false },
+            };
+            operations.push(operation(record_key(key), action));
+        }
+        change(ClientOp::Expiring { keys: keys.clone() }, keys, Vec::new(), operations)
+    }
+
     fn draw_op(&mut self, client: usize, record_key: &dyn Fn(&str) -> Bytes) -> DrawnOp {
+        let expiring_percent = self.plan.expiring_percent;
+        if expiring_percent > 0 && self.rng.random_range(0..100) < expiring_percent {
+            return self.draw_expiring(record_key);
+        }
+        // An expiry after the run changes nothing that clients see.
+        let expires = expiring_percent > 0 && self.rng.random_bool(0.3);
+        let expiry = if expires { Expiry::At(WALL_START_MS + FAR_MS) } else { Expiry::Never };
         let register = format!("r{}", self.rng.random_range(0..REGISTERS));
         let counter = format!("c{}", self.rng.random_range(0..COUNTERS));
         let group = self.rng.random_range(0..GROUPS);
@@ -247,14 +294,14 @@ impl World {
             0..=3 => get(vec![register], record_key),
             4 => get(vec![counter], record_key),
             5..=7 => {
-                let operations = vec![put(record_key(&register), &value)];
+                let operations = vec![put(record_key(&register), &value, expiry)];
                 change(ClientOp::Put { key: register.clone(), value }, vec![register], Vec::new(), operations)
             }
             8 | 9 => {
                 let expected = seen_of(&register);
                 let condition =
                     expected.as_ref().map_or(Condition::Absent, |(_, version)| Condition::Version(*version));
-                let mut operation = put(record_key(&register), &value);
+                let mut operation = put(record_key(&register), &value, expiry);
                 operation.condition = Some(condition);
                 let op = ClientOp::PutIf { key: register.clone(), expected: expected.map(|(value, _)| value), value };
                 change(op, vec![register], Vec::new(), vec![operation])
@@ -273,7 +320,7 @@ impl World {
                     expected.as_ref().map_or(Condition::Absent, |(_, version)| Condition::Version(*version))
                 });
                 let conditions = condition.into_iter().map(|condition| (record_key(&members[0]), condition)).collect();
-                let operations = members.iter().map(|key| put(record_key(key), &value)).collect();
+                let operations = members.iter().map(|key| put(record_key(key), &value, expiry)).collect();
                 let expected = expected.map(|expected| expected.map(|(value, _)| value));
                 change(ClientOp::Batch { keys: members.clone(), expected, value }, members, conditions, operations)
             }
@@ -326,7 +373,7 @@ impl World {
                 (ClientOp::Add { .. }, Some(OperationResult::Written { number, .. })) => OpResult::Sum(*number),
                 (ClientOp::Delete { .. }, Some(OperationResult::Deleted { .. })) => OpResult::Deleted(true),
                 (ClientOp::Delete { .. }, Some(OperationResult::Absent)) => OpResult::Deleted(false),
-                (_, Some(OperationResult::Written { .. })) => OpResult::Written,
+                (_, Some(OperationResult::Written { .. })) | (ClientOp::Expiring { .. }, _) => OpResult::Written,
                 (_, other) => panic!("{other:?} is not a result of {op:?}"),
             },
             Outcome::Refused(Refusal::ConditionFailed { .. }) => OpResult::ConditionFailed,
@@ -361,7 +408,7 @@ fn operation(key: Bytes, action: Action) -> Operation {
     Operation { key, condition: None, otherwise: Otherwise::Refuse, action }
 }
 
-fn put(key: Bytes, value: &str) -> Operation {
+fn put(key: Bytes, value: &str, expiry: Expiry) -> Operation {
     let value = Bytes::copy_from_slice(value.as_bytes());
-    operation(key, Action::Put { value, expiry: Expiry::Never, return_old: false })
+    operation(key, Action::Put { value, expiry, return_old: false })
 }

@@ -26,8 +26,8 @@ pub use engine::{
 };
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{
-    ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, VersionNeed, switch_command, switched_version,
-    version_byte, version_need,
+    ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, Upcoming, VersionNeed, switch_command,
+    switched_version, version_byte, version_need,
 };
 pub use manifest::{Manifest, PieceRef, children_of};
 pub use memory_engine::MemoryEngine;

@@ -96,6 +96,19 @@ pub struct ApplyContext<'a> {
     pub descriptor: &'a ShardDescriptor,
 }
 
+/// Entries that are about to be applied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Upcoming {
+    /// How many have commands.
+    pub entries: usize,
+    /// How many have none.
+    pub upkeeps: usize,
+    /// The keys that [`StateMachine::keys_read`] names for them.
+    pub keys: usize,
+    /// The time of the latest one.
+    pub until: Timestamp,
+}
+
 /// The context of a read, beside the records.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadContext<'a> {
@@ -144,6 +157,11 @@ pub trait StateMachine: Send + 'static {
     /// into memory before, because an entry that waits for the disk holds up the entries of other replicas.
     /// A key that is not named here is read by `apply` itself.
     fn keys_read(&self, commands: &[Bytes], keys: &mut Vec<Bytes>);
+
+    /// Whether `apply` of these entries may scan records. The host then calls it where it may wait for the disk.
+    fn scans(&self, _entries: &Upcoming) -> bool {
+        false
+    }
 
     /// What queries need of the machine's own state as it is now, to answer them while later entries are
     /// applied. `None` if `read` uses no records.

@@ -195,6 +195,9 @@ impl CollectionId {
     pub const SYSTEM: Self = Self(0);
     /// The collection `default`.
     pub const DEFAULT: Self = Self(1);
+    /// Reserved for records that a shard keeps beside those of its users. They belong to the shard whatever its
+    /// range is.
+    pub const INTERNAL: Self = Self(u32::MAX);
 }
 
 impl ReplicaId {

@@ -90,6 +90,18 @@ impl KeyRange {
         Self::default()
     }
 
+    /// The keys that records of users can have: all but those of [`CollectionId::INTERNAL`].
+    #[must_use]
+    pub fn of_users() -> Self {
+        Self { start: Bytes::new(), end: Self::internal().start }
+    }
+
+    /// The keys of [`CollectionId::INTERNAL`].
+    #[must_use]
+    pub fn internal() -> Self {
+        Self { start: Bytes::copy_from_slice(&CollectionId::INTERNAL.0.to_be_bytes()), end: Bytes::new() }
+    }
+
     /// The buckets `first..=last` of a collection.
     #[must_use]
     pub fn of_buckets(collection: CollectionId, first: Bucket, last: Bucket) -> Self {

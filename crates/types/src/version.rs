@@ -26,6 +26,7 @@
 //! | 3 | entries that change a shard | [`ClusterVersion::SHARD_ENTRIES`], `consensus/src/shard_change.rs` |
 //! | 3 | checkpoints whose tables have manifests, and their pieces | [`ClusterVersion::CHECKPOINT_TABLES`] |
 //! | 4 | entries that order a fold; bases that say which entry ordered them | [`ClusterVersion::LOGGED_FOLDS`] |
+//! | 4 | records that say when others expire, and the expiries in the system state | [`ClusterVersion::EXPIRY_RECORDS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -79,6 +80,8 @@ impl ClusterVersion {
     pub const CHECKPOINT_TABLES: Self = Self(3);
     /// The log of a shard orders the folds of its checkpoints.
     pub const LOGGED_FOLDS: Self = Self(4);
+    /// A key-value shard has a record for each expiry.
+    pub const EXPIRY_RECORDS: Self = Self(4);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -178,6 +181,7 @@ mod tests {
             ClusterVersion::SHARD_ENTRIES,
             ClusterVersion::CHECKPOINT_TABLES,
             ClusterVersion::LOGGED_FOLDS,
+            ClusterVersion::EXPIRY_RECORDS,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, StateMachine, StateReader, WriteSet};
+use flotilla_storage::{EngineError, StateMachine, StateReader, Upcoming, WriteSet};
 use flotilla_types::{Entry, EntryKind, KeyRange};
 
 use crate::Batch;
@@ -19,19 +19,28 @@ const RECALLED_BYTES_MAX: usize = 8 << 20;
 pub(super) struct Recalled(HashMap<Bytes, Option<Bytes>>);
 
 impl Recalled {
-    /// The records that these entries read. `None` if one is not in memory, or they are too large.
+    /// The records that these entries read. `None` if one is not in memory, they are too large, or more may be
+    /// read than the commands name.
     pub(super) fn of<'a>(
         machine: &dyn StateMachine,
         records: &dyn StateReader,
         entries: impl Iterator<Item = &'a Entry>,
     ) -> Option<Self> {
         let (mut recalled, mut keys, mut bytes) = (HashMap::new(), Vec::new(), 0);
+        let mut upcoming = Upcoming::default();
         for entry in entries {
             if entry.kind == EntryKind::Normal
                 && let Ok(batch) = Batch::decode(entry.data.clone())
             {
                 machine.keys_read(&batch.commands, &mut keys);
+                let counted = if batch.commands.is_empty() { &mut upcoming.upkeeps } else { &mut upcoming.entries };
+                *counted += 1;
+                upcoming.until = upcoming.until.max(batch.timestamp);
             }
+        }
+        upcoming.keys = keys.len();
+        if machine.scans(&upcoming) {
+            return None;
         }
         for key in keys {
             if recalled.contains_key(&key) {

@@ -4,7 +4,7 @@
 //! A digest does not hold up writes: a blocking thread reads the records while entries are applied, and the
 //! apply thread only reports the applied index before and after. The digest is valid if that has not changed.
 
-use flotilla_storage::{EngineError, StateReader};
+use flotilla_storage::{EngineError, StateReader, successor};
 use flotilla_types::{KeyRange, LogIndex, ReplicaId};
 use tokio::sync::oneshot;
 
@@ -29,7 +29,7 @@ pub struct Digest {
     /// BLAKE3 over the state machine's own state and all records in key order, each part prefixed by its
     /// length.
     pub hash: [u8; 32],
-    /// The number of records.
+    /// The number of records of users.
     pub records: u64,
 }
 
@@ -83,17 +83,17 @@ fn hash(system: &[u8], reader: &dyn StateReader, range: &KeyRange) -> Result<([u
         hasher.update(part);
     };
     add(system);
-    let mut rest = range.clone();
-    loop {
-        let page = reader.scan(&rest, SCAN_RECORDS_MAX, SCAN_BYTES_MAX)?;
-        let Some((last, _)) = page.last() else { return Ok((hasher.finalize().into(), records)) };
-        // The first key after the last one.
-        let mut next = last.to_vec();
-        next.push(0);
-        rest.start = next.into();
-        records += page.len() as u64;
-        page.iter().flat_map(|(key, value)| [key, value]).for_each(|part| add(part));
+    // Those that the machine keeps for itself are hashed too, but are none of the users'.
+    for (mut rest, counts) in [(range.intersection(&KeyRange::of_users()), true), (KeyRange::internal(), false)] {
+        loop {
+            let page = reader.scan(&rest, SCAN_RECORDS_MAX, SCAN_BYTES_MAX)?;
+            let Some((last, _)) = page.last() else { break };
+            rest.start = successor(last);
+            records += if counts { page.len() as u64 } else { 0 };
+            page.iter().flat_map(|(key, value)| [key, value]).for_each(|part| add(part));
+        }
     }
+    Ok((hasher.finalize().into(), records))
 }
 
 #[cfg(test)]
@@ -136,6 +136,14 @@ mod tests {
         assert_ne!(hash(b"other", &records(count), &KeyRange::all()).unwrap().0, whole.0, "the machine's own state");
         let part = KeyRange { start: Bytes::new(), end: "k000010".into() };
         assert_eq!(hash(b"own", &records(count), &part).unwrap().1, 10);
+        let mut internal = records(count);
+        internal.0.insert(KeyRange::internal().start, Bytes::new());
+        for range in [KeyRange::all(), part] {
+            let (with, without) =
+                (hash(b"own", &internal, &range).unwrap(), hash(b"own", &records(count), &range).unwrap());
+            assert_ne!(with.0, without.0, "a record that belongs to the shard whatever its range is");
+            assert_eq!(with.1, without.1, "none of the users'");
+        }
     }
 
     #[test]

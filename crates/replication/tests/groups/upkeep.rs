@@ -26,12 +26,16 @@ fn apply(world: &mut World, command: Bytes) {
     assert!(world.answers[&asked].is_ok());
 }
 
-/// How many records each replica has stored; `None` while it is not open.
+/// How many records of users each replica has stored; `None` while it is not open.
 fn stored(world: &World) -> Vec<Option<usize>> {
+    stored_in(world, &KeyRange::of_users())
+}
+
+fn stored_in(world: &World, range: &KeyRange) -> Vec<Option<usize>> {
     let count = |replica: &ReplicaId| {
         let (node, _, _) = world.desired[replica];
         let reader = world.nodes[&node].engine.reader(*replica).ok()?;
-        reader.scan(&KeyRange::all(), usize::MAX, usize::MAX).ok().map(|records| records.len())
+        reader.scan(range, usize::MAX, usize::MAX).ok().map(|records| records.len())
     };
     world.desired.keys().map(count).collect()
 }
@@ -59,8 +63,8 @@ fn with_expiring_records(seed: u64, version: ClusterVersion) -> World {
 
 #[test]
 fn due_records_are_removed_although_nobody_writes_and_then_the_shard_rests() {
-    for seed in seeds(4) {
-        let mut world = with_expiring_records(seed, ClusterVersion::UPKEEP);
+    for (seed, version) in seeds(4).zip([ClusterVersion::UPKEEP, ClusterVersion::EXPIRY_RECORDS].into_iter().cycle()) {
+        let mut world = with_expiring_records(seed, version);
         world.run_until(6_000, "due records are removed", |world| stored(world) == [Some(1); 3]);
         world.run_ms(1_000);
         let last = |world: &World| world.leader().and_then(|(_, leader)| leader.group).expect("a leader").last;
@@ -73,14 +77,36 @@ fn due_records_are_removed_although_nobody_writes_and_then_the_shard_rests() {
 
 #[test]
 fn the_next_leader_removes_what_is_due() {
-    for seed in seeds(4) {
-        let mut world = with_expiring_records(seed, ClusterVersion::UPKEEP);
+    for (seed, version) in seeds(4).zip([ClusterVersion::UPKEEP, ClusterVersion::EXPIRY_RECORDS].into_iter().cycle()) {
+        let mut world = with_expiring_records(seed, version);
         let (old, _) = world.leader().expect("a leader");
         world.run_ms(1_900);
         world.crash(old);
         world.run_ms(3_000);
         world.start(old);
         world.run_until(8_000, "due records are removed", |world| stored(world) == [Some(1); 3]);
+        world.finish();
+    }
+}
+
+/// The switch comes while there are records that expire: idle replicas write down when they do, and one that
+/// restarts knows it without reading them.
+#[test]
+fn a_shard_that_nobody_writes_to_notes_down_its_expiries_after_a_switch() {
+    for seed in seeds(2) {
+        let mut world = with_expiring_records(seed, ClusterVersion::CHECKPOINT_TABLES);
+        let internal = |world: &World| stored_in(world, &KeyRange::internal());
+        assert_eq!(internal(&world), [Some(0); 3]);
+        for node in (1..=3).map(NodeId) {
+            world.input(node, Input::ClusterVersion(ClusterVersion::EXPIRY_RECORDS));
+        }
+        world.run_until(1_500, "expiries are records", |world| internal(world) == [Some(40); 3]);
+        let (leader, _) = world.leader().expect("a leader");
+        world.crash(leader);
+        world.run_ms(100);
+        world.start(leader);
+        world.run_until(8_000, "due records are removed", |world| stored(world) == [Some(1); 3]);
+        assert_eq!(internal(&world), [Some(0); 3]);
         world.finish();
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_types::{ClusterVersion, Epoch, LogIndex, ShardDescriptor, ShardId};
 
-use crate::{ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, WriteSet};
+use crate::{ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, StateReader, Upcoming, WriteSet};
 
 /// The descriptors of shards after each of their entries, as their replicas report them.
 #[derive(Debug, Default)]
@@ -83,6 +83,10 @@ impl StateMachine for Observed {
 
     fn keys_read(&self, commands: &[Bytes], keys: &mut Vec<Bytes>) {
         self.machine.keys_read(commands, keys);
+    }
+
+    fn scans(&self, entries: &Upcoming) -> bool {
+        self.machine.scans(entries)
     }
 
     fn deferred(&self) -> Option<Arc<dyn DeferredRead>> {
