@@ -4,9 +4,10 @@
 use bytes::Bytes;
 use divan::{Bencher, counter::ItemsCount};
 use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
-use flotilla_storage::{ApplyContext, EngineError, StateMachine, StateReader, WriteSet};
+use flotilla_storage::{ApplyContext, EngineError, StateMachine, StateReader, WriteSet, switch_command};
 use flotilla_types::{
-    Bucket, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, SessionId, ShardDescriptor, ShardId, Term, Timestamp,
+    Bucket, ClusterVersion, CollectionId, Epoch, KeyRange, LogIndex, RecordKey, SessionId, ShardDescriptor, ShardId,
+    Term, Timestamp,
 };
 
 /// The time of the first entry, in Unix milliseconds.
@@ -19,13 +20,29 @@ fn main() {
 /// Puts of 256 bytes without a condition, of one session, in one entry.
 #[divan::bench(args = [1, 64, 1_024])]
 fn puts(bencher: Bencher, commands: u64) {
+    run(bencher, commands, ClusterVersion::FIRST, Expiry::Never);
+}
+
+/// 64 such puts of records that expire, at a cluster version: from 4 on expiries are records.
+#[divan::bench(args = [3, 4])]
+fn expiring_puts(bencher: Bencher, version: u32) {
+    run(bencher, 64, ClusterVersion(version), Expiry::At(NOW_MS * 2));
+}
+
+fn run(bencher: Bencher, commands: u64, version: ClusterVersion, expiry: Expiry) {
     let descriptor =
         ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() };
     let (mut machine, mut round) = (KvMachine::new(Limits::default()), 0);
+    if version > ClusterVersion::FIRST {
+        let context =
+            ApplyContext { index: LogIndex(1), term: Term(1), timestamp: Timestamp::ZERO, descriptor: &descriptor };
+        let switched = machine.apply(&context, &[switch_command(version)], &Empty, &mut WriteSet::new());
+        assert!(switched.is_ok(), "a known version");
+    }
     let mut entry = || {
         let first = 1 + round * commands;
         round += 1;
-        (round, (first..first + commands).map(|sequence| put(sequence, first)).collect::<Vec<_>>())
+        (round, (first..first + commands).map(|sequence| put(sequence, first, expiry)).collect::<Vec<_>>())
     };
     let counted = bencher.counter(ItemsCount::new(commands));
     counted.with_inputs(&mut entry).bench_local_values(|(round, commands)| {
@@ -38,13 +55,14 @@ fn puts(bencher: Bencher, commands: u64) {
     });
 }
 
-fn put(sequence: u64, acked_below: u64) -> Bytes {
-    let key = format!("bench-{:08}", sequence % 100_000);
+fn put(sequence: u64, acked_below: u64, expiry: Expiry) -> Bytes {
+    let key = if expiry == Expiry::Never { sequence % 100_000 } else { sequence };
+    let key = format!("bench-{key:08}");
     let operation = Operation {
         key: RecordKey::new(CollectionId::DEFAULT, Bucket(0), key.as_bytes()).into_bytes(),
         condition: None,
         otherwise: Otherwise::Refuse,
-        action: Action::Put { value: Bytes::from(vec![7; 256]), expiry: Expiry::Never, return_old: false },
+        action: Action::Put { value: Bytes::from(vec![7; 256]), expiry, return_old: false },
     };
     encode_command(&Command {
         session: SessionId(1),
