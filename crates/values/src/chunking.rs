@@ -1,8 +1,8 @@
 //! Lengths of chunks, and where a chunk ends.
 //!
-//! FastCDC of 2020 with normalization level 1, from the crate `fastcdc`: a rolling hash of the bytes decides, so
-//! equal bytes are cut equally wherever they are. For lengths that are powers of two, all releases of that crate
-//! cut alike, and a test with fixed ids holds the next one to it.
+//! FastCDC of 2020 with normalization level 1, from the crate `fastcdc`: a rolling hash of the bytes decides,
+//! so equal bytes are cut equally wherever they are. For lengths that are powers of two, its releases from
+//! 3.2 to 5.0 cut alike, and a test with fixed ids holds the next one to it.
 
 use fastcdc::v2020::FastCDC;
 
@@ -31,8 +31,8 @@ impl Chunking {
 
     /// Chunks of `average` bytes, none longer than `max`, and only the last of a value shorter than `min`.
     ///
-    /// All are powers of two from 1 KiB to [`CHUNK_BYTES_MAX`], and ascend. A quarter and four times the average
-    /// are good limits: closer ones override the content more often.
+    /// All are powers of two from 1 KiB to [`CHUNK_BYTES_MAX`], and ascend. A quarter and four times the
+    /// average are good limits: closer ones override the content more often.
     pub fn new(min: u32, average: u32, max: u32) -> Result<Self, ChunkingError> {
         for bytes in [min, average, max] {
             if !bytes.is_power_of_two() {

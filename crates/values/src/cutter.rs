@@ -5,7 +5,7 @@ use std::{collections::VecDeque, mem};
 use bytes::Bytes;
 use flotilla_types::ObjectId;
 
-use crate::{Chunking, ListNode, Part, TooLong, ValueRef, list::ListBuilder};
+use crate::{Chunking, List, ListNode, Part, TooLong, ValueRef, content::ContentHash, list::ListBuilder};
 
 /// An object of a value, to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +41,8 @@ pub struct Finished {
 
 /// Cuts a value into objects while its bytes are pushed.
 ///
-/// Keeps less than [`Chunking::max`] bytes of the content, besides the objects that one push makes ready, and
-/// less than 30 KiB of the list.
+/// Keeps less than [`Chunking::max`] bytes of the content to cut and less than 64 KiB to hash, the objects
+/// that one push makes ready, and less than 30 KiB of the list.
 #[derive(Debug)]
 pub struct Cutter {
     chunking: Chunking,
@@ -51,7 +51,7 @@ pub struct Cutter {
     open: Vec<u8>,
     /// Length of all chunks.
     cut_bytes: u64,
-    content: blake3::Hasher,
+    content: ContentHash,
     list: ListBuilder,
     /// Objects that `push` has not returned yet: of one chunk, and of the nodes that end with it.
     ready: VecDeque<Object>,
@@ -77,7 +77,7 @@ impl Cutter {
             bytes_max: bytes_max.min(chunking.value_bytes_max()),
             open: Vec::new(),
             cut_bytes: 0,
-            content: blake3::Hasher::new(),
+            content: ContentHash::default(),
             list: ListBuilder::default(),
             ready: VecDeque::new(),
         }
@@ -114,7 +114,10 @@ impl Cutter {
         }
         let mut objects = Vec::from(self.ready);
         let list = self.list.finish(&mut |object| objects.push(object));
-        let etag = ObjectId(*self.content.finalize().as_bytes());
+        let etag = match &list {
+            List::Chunks(chunks) if chunks.len() == 1 => chunks[0].id,
+            _ => self.content.finish(),
+        };
         Finished { value: ValueRef::new(self.cut_bytes, etag, list), objects }
     }
 
@@ -148,7 +151,7 @@ impl Cutter {
 
     fn add_chunk(&mut self, chunk: &[u8]) {
         let id = ObjectId::of(chunk);
-        self.content.update(chunk);
+        self.content.add(chunk);
         let object =
             Object { id, bytes: Bytes::copy_from_slice(chunk), kind: ObjectKind::Chunk { offset: self.cut_bytes } };
         self.cut_bytes += chunk.len() as u64;

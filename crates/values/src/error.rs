@@ -84,9 +84,9 @@ pub enum FormatError {
 
 /// Bytes that are not the object that a value needs. The object may be right at another place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ObjectError {
-    /// The length differs from what the parent says. If the bytes match their id, the parent is wrong, and with
-    /// it the value: no other place helps.
+pub enum VerifyError {
+    /// The length differs from what the parent says. If the bytes match their id, the parent is wrong, and
+    /// with it the value: no other place helps.
     #[error("object {id} makes up {found} bytes of a value, not {expected}")]
     Length {
         /// The expected object.

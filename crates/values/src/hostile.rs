@@ -1,13 +1,12 @@
 //! Hostile bytes as references and lists.
 
-use bytes::Bytes;
 use flotilla_hostile::{Proportion, at_every_cut, attack, extreme_u64, mutated};
 use flotilla_types::ObjectId;
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    CHUNK_BYTES_MAX, CHUNKS_IN_REF_MAX, FormatError, Kind, Level, List, ListNode, Need, Part, Plan, Reader, Step,
-    ValueRef,
+    CHUNK_BYTES_MAX, CHUNKS_IN_REF_MAX, FormatError, Kind, Level, List, ListNode, NODE_CHUNKS_MAX, Need, Part, Plan,
+    Reader, Step, ValueRef,
     tests::{cut, random, short},
 };
 
@@ -59,7 +58,7 @@ fn reads_list(bytes: &[u8]) {
     assert!(list.needs().all(|need| (need.kind == Kind::Chunk) == (list.level() == Level::Leaf)));
     assert!(bytes.len() <= ListNode::ENCODED_BYTES_MAX);
     let need = Need { id: ObjectId::of(bytes), kind: Kind::List(list.level()), bytes: list.covers() };
-    assert_eq!(need.check(bytes), Ok(Some(list)));
+    assert_eq!(need.verify(bytes), Ok(Some(list)));
 }
 
 #[test]
@@ -73,33 +72,43 @@ fn hostile_lists_are_refused_or_have_one_encoding() {
 }
 
 #[test]
-fn hostile_lists_below_a_reference_are_refused_or_read_within_their_memory() {
-    let lists = vec(mutated(lists().prop_map(|list| list.encode())), 1..4);
-    attack(200, (lists, extreme_u64(), any::<[bool; 8]>()), |(lists, bytes, right)| {
-        let mut lists: Vec<_> = lists.into_iter().map(Bytes::from).collect();
-        let root = ListNode::decode(&lists[0]);
-        let bytes = root.as_ref().map_or(bytes, ListNode::covers);
-        let value = ValueRef::new(bytes, ObjectId([3; 32]), List::Root(ObjectId::of(&lists[0])));
-        let Ok(value) = ValueRef::decode(&value.encode()) else { return };
-        let given = lists.iter().map(Bytes::len).sum();
-        // Lists are supplied where they belong, and where they do not.
-        lists.reverse();
-        let outcome = Proportion::DEFAULT.of(given, || {
-            let mut reader = Reader::new(&value, 0..value.bytes()).unwrap();
-            let mut answers = lists.iter().rev().zip(right).chain(lists.iter().map(|list| (list, true)));
+fn hostile_lists_below_a_reference_are_refused_or_make_up_the_value() {
+    let leaf = parts(1..257).prop_map(|parts| ListNode::new(Level::Leaf, parts));
+    let leaf = mutated(leaf.prop_map(|leaf| leaf.encode()));
+    // A list, and what its parent says of its length: the truth or anything.
+    let leaves = vec((leaf, prop_oneof![3 => Just(None), 1 => extreme_u64().prop_map(Some)]), 1..6);
+    attack(300, leaves, |leaves| {
+        let covers = |leaf: &[u8]| ListNode::decode(leaf).map_or(1, |leaf| leaf.covers());
+        let most = u64::from(CHUNK_BYTES_MAX) * NODE_CHUNKS_MAX as u64;
+        let part = |(leaf, said): &(Vec<u8>, Option<u64>)| Part {
+            id: ObjectId::of(leaf),
+            bytes: said.unwrap_or(covers(leaf)).clamp(1, most) as u32,
+        };
+        let root = ListNode::new(Level::Root, leaves.iter().map(part).collect());
+        let value = ValueRef::new(root.covers(), ObjectId([3; 32]), List::Root(ObjectId::of(&root.encode())));
+        let Ok(value) = ValueRef::decode(&value.encode()) else { return assert!(root.covers() <= 64) };
+        let given = root.encode().len() + leaves.iter().map(|(leaf, _)| leaf.len()).sum::<usize>();
+        let read = Proportion::DEFAULT.of(given, || {
+            let mut reader = Reader::new(&value, 0..value.bytes())?;
+            let mut lists = std::iter::once(root.encode()).chain(leaves.iter().map(|(leaf, _)| leaf.clone().into()));
             let mut read = 0;
             while let Some(step) = reader.step() {
                 match step {
                     Step::Chunk(slice) => read += u64::from(slice.len),
-                    Step::List(_) => {
-                        let (list, right) = answers.next()?;
-                        let _ = reader.supply(if right { list } else { b"FLVL" });
-                    }
+                    Step::List(_) => reader.supply(&lists.next().unwrap())?,
                 }
             }
-            Some(read)
+            Ok::<_, Box<dyn std::error::Error>>(read)
         });
-        assert!(outcome.is_none_or(|read| read == value.bytes()));
+        let is_right = |(leaf, part): (&(Vec<u8>, _), &Part)| {
+            ListNode::decode(&leaf.0)
+                .is_ok_and(|leaf| leaf.level() == Level::Leaf && leaf.covers() == u64::from(part.bytes))
+        };
+        if leaves.iter().zip(root.parts()).all(is_right) {
+            assert_eq!(read.unwrap(), value.bytes());
+        } else {
+            assert!(read.is_err());
+        }
     });
 }
 
@@ -134,7 +143,9 @@ fn what_is_wrong_with_a_reference_is_named() {
     }
     assert!(matches!(refused(&with(&chunks, 1, &[64])), FormatError::Length { .. }));
     assert!(matches!(refused(&with(&chunks, 1, &[0])), FormatError::Length { .. }));
-    assert_eq!(refused(&with(&chunks, 2, &100_001_u64.to_le_bytes())), FormatError::Sum { bytes: 100_001 });
+    for bytes in [0, 99_999, 100_001, u64::MAX] {
+        assert_eq!(refused(&with(&chunks, 2, &bytes.to_le_bytes())), FormatError::Sum { bytes });
+    }
     for bytes in [0, 64, u64::MAX] {
         assert_eq!(refused(&with(&root, 2, &bytes.to_le_bytes())), FormatError::Sum { bytes });
     }

@@ -12,6 +12,7 @@
 //! made: whoever accepts one cuts the content again and compares.
 
 mod chunking;
+mod content;
 mod cutter;
 mod difference;
 mod error;
@@ -30,7 +31,7 @@ mod tests;
 pub use chunking::Chunking;
 pub use cutter::{Cutter, Finished, Object, ObjectKind};
 pub use difference::new_bytes;
-pub use error::{ChunkingError, FormatError, ObjectError, OutOfRange, TooLong};
+pub use error::{ChunkingError, FormatError, OutOfRange, TooLong, VerifyError};
 pub use list_node::{Level, ListNode, Part};
 pub use need::{Kind, Need};
 pub use plan::{NotSupplied, Plan};
@@ -42,11 +43,11 @@ pub const CHUNK_BYTES_MAX: u32 = 1 << 20;
 /// Chunks whose ids stand in the reference itself, at most.
 pub const CHUNKS_IN_REF_MAX: usize = 64;
 /// Chunks of a list node, except the last one of a value, at least.
-pub const NODE_CHUNKS_MIN: usize = 32;
+const NODE_CHUNKS_MIN: usize = 32;
 /// Chunks of a list node at most.
-pub const NODE_CHUNKS_MAX: usize = 256;
+const NODE_CHUNKS_MAX: usize = 256;
 /// List nodes of a value at most.
-pub const NODES_MAX: usize = 512;
+const NODES_MAX: usize = 512;
 
 #[doc = include_str!("../README.md")]
 #[cfg(doctest)]

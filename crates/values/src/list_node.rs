@@ -1,10 +1,10 @@
 //! Lists of parts as objects.
 //!
-//! The encoding: `FLVL`, version u8, level u8, number of parts u16, and for each part its id (32 bytes) and how
-//! many bytes of the value it covers (u32). Integers are little-endian. A list has one encoding.
+//! The encoding: `FLVL`, version u8, level u8, number of parts u16, and for each part its id (32 bytes) and
+//! how many bytes of the value it covers (u32). Integers are little-endian. A list has one encoding.
 //!
-//! There are two levels: leaves list chunks, the root of a value lists leaves. So a list cannot contain itself,
-//! and no list is deeper than two.
+//! There are two levels: leaves list chunks, the root of a value lists leaves. So a list cannot contain
+//! itself, and no list is deeper than two.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use flotilla_types::ObjectId;

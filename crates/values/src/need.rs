@@ -2,7 +2,7 @@
 
 use flotilla_types::ObjectId;
 
-use crate::{Level, ListNode, ObjectError, Part};
+use crate::{Level, ListNode, Part, VerifyError};
 
 /// What an object is to its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,24 +30,24 @@ impl Need {
     }
 
     /// Checks that these bytes are the object, and what its parent says. Returns the list if it is one.
-    pub fn check(&self, object: &[u8]) -> Result<Option<ListNode>, ObjectError> {
+    pub fn verify(&self, object: &[u8]) -> Result<Option<ListNode>, VerifyError> {
         let Self { id, kind, bytes } = *self;
         let found = object.len() as u64;
         let Kind::List(level) = kind else {
             if found != bytes {
-                return Err(ObjectError::Length { id, found, expected: bytes });
+                return Err(VerifyError::Length { id, found, expected: bytes });
             }
-            return if ObjectId::of(object) == id { Ok(None) } else { Err(ObjectError::Mismatch(id)) };
+            return if ObjectId::of(object) == id { Ok(None) } else { Err(VerifyError::Mismatch(id)) };
         };
         if ObjectId::of(object) != id {
-            return Err(ObjectError::Mismatch(id));
+            return Err(VerifyError::Mismatch(id));
         }
-        let node = ListNode::decode(object).map_err(|reason| ObjectError::Malformed { id, reason })?;
+        let node = ListNode::decode(object).map_err(|reason| VerifyError::Malformed { id, reason })?;
         if node.level() != level {
-            return Err(ObjectError::Level { id, found: node.level() });
+            return Err(VerifyError::Level { id, found: node.level() });
         }
         if node.covers() != bytes {
-            return Err(ObjectError::Length { id, found: node.covers(), expected: bytes });
+            return Err(VerifyError::Length { id, found: node.covers(), expected: bytes });
         }
         Ok(Some(node))
     }

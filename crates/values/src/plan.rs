@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Kind, ListNode, Need, ObjectError, ValueRef};
+use crate::{Kind, ListNode, Need, ValueRef, VerifyError};
 
 /// The objects of a value: first those that its reference names, then those below them.
 ///
-/// For each level: ask which objects of [`level`](Self::level) are missing, fetch them, [`supply`](Self::supply)
-/// every list, and [`descend`](Self::descend). The last level has the chunks, which [`Need::check`] verifies.
+/// For each level: ask which objects of [`level`](Self::level) are missing, fetch them,
+/// [`supply`](Self::supply) every list, and [`descend`](Self::descend). The last level has the chunks, which
+/// [`Need::verify`] verifies.
 #[derive(Debug)]
 pub struct Plan {
     level: Vec<Need>,
@@ -40,10 +41,10 @@ impl Plan {
     }
 
     /// Takes a list of this level, held or fetched, after checking it. A second time is of no effect.
-    pub fn supply(&mut self, need: &Need, object: &[u8]) -> Result<(), ObjectError> {
-        let list = self.lists.get_mut(need).ok_or(ObjectError::Unexpected(need.id))?;
+    pub fn supply(&mut self, need: &Need, object: &[u8]) -> Result<(), VerifyError> {
+        let list = self.lists.get_mut(need).ok_or(VerifyError::Unexpected(need.id))?;
         if list.is_none() {
-            *list = need.check(object)?;
+            *list = need.verify(object)?;
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! Reading a range of a value: which lists to fetch, and which parts of which chunks make it up.
 //!
-//! A reader walks down to the first chunk of the range and fetches no list that has nothing in it. It keeps one
-//! list of each level.
+//! A reader walks down to the first chunk of the range and fetches no list that has nothing in it. It keeps
+//! one list of each level.
 
 use std::{ops::Range, vec};
 
 use bytes::Bytes;
+use flotilla_types::ObjectId;
 
-use crate::{Kind, Need, ObjectError, OutOfRange, ValueRef};
+use crate::{Kind, Need, OutOfRange, ValueRef, VerifyError};
 
 /// Reads a range of a value, step by step.
 #[derive(Debug)]
@@ -87,11 +88,11 @@ impl Reader {
     }
 
     /// Takes the list of the last step, after checking it.
-    pub fn supply(&mut self, object: &[u8]) -> Result<(), ObjectError> {
+    pub fn supply(&mut self, object: &[u8]) -> Result<(), VerifyError> {
         let Some((need, offset)) = self.awaited else {
-            return Err(ObjectError::Unexpected(flotilla_types::ObjectId::of(object)));
+            return Err(VerifyError::Unexpected(ObjectId::of(object)));
         };
-        let list = need.check(object)?;
+        let list = need.verify(object)?;
         self.awaited = None;
         self.open.extend(list.map(|list| Open { needs: list.needs().collect::<Vec<_>>().into_iter(), offset }));
         Ok(())
@@ -100,8 +101,8 @@ impl Reader {
 
 impl Slice {
     /// The part, from the bytes of the chunk, after checking them.
-    pub fn of(&self, chunk: &Bytes) -> Result<Bytes, ObjectError> {
-        self.need.check(chunk)?;
+    pub fn of(&self, chunk: &Bytes) -> Result<Bytes, VerifyError> {
+        self.need.verify(chunk)?;
         let offset = self.offset as usize;
         Ok(chunk.slice(offset..offset + self.len as usize))
     }

@@ -1,6 +1,7 @@
 //! What a record keeps of a value.
 //!
-//! The encoding: version u8, form u8, length u64 (little-endian), BLAKE3 of the content (32 bytes), and by form:
+//! The encoding: version u8, form u8, length u64 (little-endian), BLAKE3 of the content (32 bytes), and by
+//! form:
 //!
 //! - 0: nothing. The value is empty, or it is one chunk, whose id is the hash of the content.
 //! - 2 to 64: so many chunks, encoded as in a list.

@@ -128,8 +128,9 @@ fn no_limit_exceeds_what_two_levels_can_list() {
 #[test]
 fn cutting_takes_bounded_memory_whatever_the_length() {
     for (chunking, push_bytes) in [(short(), 700), (short(), 9_000), (Chunking::default(), 8_192)] {
+        let hash_bytes = 64 << 10;
         let list_bytes = 40 * (2 * NODE_CHUNKS_MAX + 2 * NODES_MAX);
-        let bound = Proportion { base: (3 * chunking.max() as usize + list_bytes) as u64, per_byte: 0 };
+        let bound = Proportion { base: (3 * chunking.max() as usize + hash_bytes + list_bytes) as u64, per_byte: 0 };
         let push = random(4, push_bytes);
         let objects = bound.of(0, || {
             let mut cutter = Cutter::new(chunking, u64::MAX);

@@ -5,8 +5,8 @@ use flotilla_types::ObjectId;
 use super::{cut, random};
 use crate::{Chunking, ObjectKind};
 
-/// One line for a content: the lengths of the first chunks, how many objects there are, and hashes of all ids and
-/// of the reference.
+/// One line for a content: the lengths of the first chunks, how many objects there are, and hashes of all ids
+/// and of the reference.
 fn line(chunking: Chunking, content: &[u8]) -> String {
     let (value, objects) = cut(chunking, content);
     let is_chunk = |kind: &ObjectKind| matches!(kind, ObjectKind::Chunk { .. });

@@ -8,8 +8,8 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::{Store, contents, cut, random, short, store};
 use crate::{
-    Chunking, FormatError, Kind, Level, List, ListNode, Need, NotSupplied, ObjectError, OutOfRange, Part, Plan, Reader,
-    Step, ValueRef,
+    Chunking, FormatError, Kind, Level, List, ListNode, Need, NotSupplied, OutOfRange, Part, Plan, Reader, Step,
+    ValueRef, VerifyError,
 };
 
 /// The objects of a value that one node lacks, fetched from another.
@@ -20,7 +20,7 @@ fn pull(value: &ValueRef, from: &Store, to: &mut Store) -> Vec<Need> {
         for need in plan.level().to_vec() {
             if let Entry::Vacant(missing) = to.entry(need.id) {
                 let object = &from[&need.id];
-                need.check(object).unwrap();
+                need.verify(object).unwrap();
                 missing.insert(object.clone());
                 fetched.push(need);
             }
@@ -129,43 +129,43 @@ fn large() -> (ValueRef, Store, Need, Need) {
     let (value, objects) = cut(short(), &random(24, 1 << 20));
     let store = store(objects);
     let root = value.needs().next().unwrap();
-    let leaf = root.check(&store[&root.id]).unwrap().unwrap().needs().nth(1).unwrap();
+    let leaf = root.verify(&store[&root.id]).unwrap().unwrap().needs().nth(1).unwrap();
     (value, store, root, leaf)
 }
 
 #[test]
 fn wrong_bytes_are_no_object_of_a_value() {
     let (_, store, root, leaf) = large();
-    let chunk = leaf.check(&store[&leaf.id]).unwrap().unwrap().needs().next().unwrap();
+    let chunk = leaf.verify(&store[&leaf.id]).unwrap().unwrap().needs().next().unwrap();
     assert_eq!((root.kind, leaf.kind, chunk.kind), (Kind::List(Level::Root), Kind::List(Level::Leaf), Kind::Chunk));
     for need in [root, leaf, chunk] {
         let mut wrong = store[&need.id].to_vec();
-        assert!(need.check(&wrong).is_ok());
+        assert!(need.verify(&wrong).is_ok());
         let last = wrong.len() - 1;
         wrong[last] ^= 1;
-        assert_eq!(need.check(&wrong), Err(ObjectError::Mismatch(need.id)));
-        assert!(need.check(&wrong[..last]).is_err());
-        assert!(need.check(&[]).is_err());
+        assert_eq!(need.verify(&wrong), Err(VerifyError::Mismatch(need.id)));
+        assert!(need.verify(&wrong[..last]).is_err());
+        assert!(need.verify(&[]).is_err());
     }
 }
 
 #[test]
 fn an_object_that_differs_from_what_its_parent_says_is_refused() {
     let (_, store, root, leaf) = large();
-    let chunk = leaf.check(&store[&leaf.id]).unwrap().unwrap().needs().next().unwrap();
+    let chunk = leaf.verify(&store[&leaf.id]).unwrap().unwrap().needs().next().unwrap();
     for need in [root, leaf, chunk] {
         let longer = Need { bytes: need.bytes + 1, ..need };
-        let refused = ObjectError::Length { id: need.id, found: need.bytes, expected: need.bytes + 1 };
-        assert_eq!(longer.check(&store[&need.id]), Err(refused));
+        let refused = VerifyError::Length { id: need.id, found: need.bytes, expected: need.bytes + 1 };
+        assert_eq!(longer.verify(&store[&need.id]), Err(refused));
     }
     let as_root = Need { kind: Kind::List(Level::Root), ..leaf };
-    assert_eq!(as_root.check(&store[&leaf.id]), Err(ObjectError::Level { id: leaf.id, found: Level::Leaf }));
+    assert_eq!(as_root.verify(&store[&leaf.id]), Err(VerifyError::Level { id: leaf.id, found: Level::Leaf }));
     let as_leaf = Need { kind: Kind::List(Level::Leaf), ..chunk };
     let reason = FormatError::NotAList;
-    assert_eq!(as_leaf.check(&store[&chunk.id]), Err(ObjectError::Malformed { id: chunk.id, reason }));
+    assert_eq!(as_leaf.verify(&store[&chunk.id]), Err(VerifyError::Malformed { id: chunk.id, reason }));
     // A list can be content as well.
     let bytes = store[&leaf.id].len() as u64;
-    assert_eq!(Need { kind: Kind::Chunk, bytes, ..leaf }.check(&store[&leaf.id]), Ok(None));
+    assert_eq!(Need { kind: Kind::Chunk, bytes, ..leaf }.verify(&store[&leaf.id]), Ok(None));
 }
 
 #[test]
@@ -174,8 +174,8 @@ fn a_plan_takes_nothing_but_the_lists_of_its_level() {
     let mut plan = Plan::new(&value);
     assert_eq!(plan.level(), [root]);
     assert_eq!(plan.descend(), Err(NotSupplied { lists: 1 }));
-    assert_eq!(plan.supply(&leaf, &store[&leaf.id]), Err(ObjectError::Unexpected(leaf.id)));
-    assert_eq!(plan.supply(&root, b"else"), Err(ObjectError::Mismatch(root.id)));
+    assert_eq!(plan.supply(&leaf, &store[&leaf.id]), Err(VerifyError::Unexpected(leaf.id)));
+    assert_eq!(plan.supply(&root, b"else"), Err(VerifyError::Mismatch(root.id)));
     assert_eq!(plan.descend(), Err(NotSupplied { lists: 1 }));
     plan.supply(&root, &store[&root.id]).unwrap();
     plan.supply(&root, b"another answer, too late").unwrap();
@@ -190,7 +190,7 @@ fn a_plan_takes_nothing_but_the_lists_of_its_level() {
     assert_eq!(plan.descend(), Ok(true));
     let chunks = plan.level().to_vec();
     assert_eq!(chunks.iter().map(|need| need.bytes).sum::<u64>(), value.bytes());
-    assert_eq!(plan.supply(&chunks[0], &store[&chunks[0].id]), Err(ObjectError::Unexpected(chunks[0].id)));
+    assert_eq!(plan.supply(&chunks[0], &store[&chunks[0].id]), Err(VerifyError::Unexpected(chunks[0].id)));
     assert_eq!(plan.descend(), Ok(false));
     assert_eq!(plan.level(), chunks);
 }
@@ -200,17 +200,17 @@ fn a_reader_takes_nothing_but_the_list_that_it_waits_for() {
     let (value, store, root, leaf) = large();
     let mut reader = Reader::new(&value, 0..value.bytes()).unwrap();
     let list = &store[&leaf.id];
-    assert_eq!(reader.supply(list), Err(ObjectError::Unexpected(leaf.id)));
+    assert_eq!(reader.supply(list), Err(VerifyError::Unexpected(leaf.id)));
     assert_eq!(reader.step(), Some(Step::List(root)));
-    assert_eq!(reader.supply(list), Err(ObjectError::Mismatch(root.id)));
+    assert_eq!(reader.supply(list), Err(VerifyError::Mismatch(root.id)));
     reader.supply(&store[&root.id]).unwrap();
     let Some(Step::List(first)) = reader.step() else { panic!() };
     reader.supply(&store[&first.id]).unwrap();
     let Some(Step::Chunk(slice)) = reader.step() else { panic!() };
     let mut chunk = store[&slice.need.id].to_vec();
     chunk[0] ^= 1;
-    assert_eq!(slice.of(&chunk.into()), Err(ObjectError::Mismatch(slice.need.id)));
-    assert_eq!(reader.supply(list), Err(ObjectError::Unexpected(leaf.id)));
+    assert_eq!(slice.of(&chunk.into()), Err(VerifyError::Mismatch(slice.need.id)));
+    assert_eq!(reader.supply(list), Err(VerifyError::Unexpected(leaf.id)));
 }
 
 #[test]
@@ -246,5 +246,5 @@ fn lists_that_claim_much_take_no_memory_for_it() {
     plan.supply(&root, &liar.encode()).unwrap();
     plan.descend().unwrap();
     let [honest, lie] = plan.level() else { panic!() };
-    assert!(honest.check(&leaf.encode()).is_ok() && lie.check(&leaf.encode()).is_err());
+    assert!(honest.verify(&leaf.encode()).is_ok() && lie.verify(&leaf.encode()).is_err());
 }

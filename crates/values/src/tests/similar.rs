@@ -38,8 +38,8 @@ impl Cut {
         [&self.content[..at], inserted, &self.content[at + removed..]].concat()
     }
 
-    /// Ids and lengths of the objects of the changed value. Cuts only from the last chunk before the change to
-    /// the first one that begins where one began before: a cut depends on nothing before it.
+    /// Ids and lengths of the objects of the changed value. Cuts only from the last chunk before the change
+    /// to the first one that begins where one began before: a cut depends on nothing before it.
     fn objects_changed(&self, at: usize, removed: usize, inserted: &[u8]) -> Vec<(ObjectId, u64)> {
         let (begin, _) = self.chunks.range(..=at as u64).next_back().unwrap();
         let window = [&self.content[*begin as usize..at], inserted, &self.content[at + removed..][..2 << 20]].concat();
