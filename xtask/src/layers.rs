@@ -36,6 +36,7 @@ const LAYERS: &[Row] = &[
     ("wire", 1, May::Use(&["types"])),
     ("identity", 1, May::Use(&["types"])),
     ("objects", 1, May::Use(&["types", "failpoints"])),
+    ("values", 1, May::Use(&["types"])),
     ("storage", 1, May::Use(&["types"])),
     ("api", 1, May::Use(&["types"])),
     ("membership", 2, May::Use(&["types"])),
@@ -102,7 +103,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("mlua", &["gateway-redis"]),
     ("sha1_smol", &["gateway-redis"]),
     ("reqwest", &["client", "local-cluster"]),
-    ("fastcdc", &["objects"]),
+    ("fastcdc", &["values"]),
     // Its registry is global, so only one crate accesses it.
     ("fail", &["failpoints"]),
 ];
