@@ -8,7 +8,7 @@ use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{Contents, ReplicaStatus, Role};
 use flotilla_storage::Log as _;
-use flotilla_types::{KeyRange, NodeId, ReplicaId, ReplicaRole, ShardId, VersionRange};
+use flotilla_types::{Holder, KeyRange, NodeId, ReplicaId, ReplicaRole, ShardId, VersionRange};
 use rand::RngExt as _;
 
 use crate::{clock::WALL_START_MS, world::World};
@@ -32,6 +32,8 @@ const REST_MS: u64 = 5_000;
 /// Time for all replicas of an idle cluster to apply the same entries: longer than a pull waits for an answer
 /// that a partition swallowed.
 const CATCH_UP_MS_MAX: u64 = 40_000;
+/// Holds on objects end within this time after that.
+const LET_GO_MS_MAX: u64 = 20_000;
 /// Time for the last records that expire soon to become due and to be removed on all replicas, some of which
 /// catch up meanwhile.
 const EXPIRE_MS_MAX: u64 = 60_000;
@@ -185,9 +187,28 @@ impl World {
         let caught_up = self.run_until(CATCH_UP_MS_MAX, |world| world.unconverged(0).is_none());
         assert!(caught_up, "replicas do not catch up: {:?}\n{}", self.unconverged(0), self.describe());
         self.compare_replicas();
+        let let_go = self.run_until(LET_GO_MS_MAX, |world| world.held_in_vain().is_none());
+        assert!(let_go, "objects are kept for ever: {:?}\n{}", self.held_in_vain(), self.describe());
         if self.plan.drains_at_rest {
             self.check_draining();
         }
+    }
+
+    /// A hold on objects that nothing needs once all replicas have caught up: whoever should have ended it
+    /// keeps the objects for ever.
+    fn held_in_vain(&self) -> Option<String> {
+        for node in self.nodes.values().filter(|node| node.running.is_some() && !node.retired) {
+            let replicas = node.disk.replicas().expect("a log in memory");
+            let is_here = |id| replicas.iter().any(|(replica, _)| *replica == id);
+            let in_vain = |holder: &Holder| match holder {
+                Holder::Checkpoint(id) => !is_here(*id),
+                Holder::Receiver(_) | Holder::Offer { .. } => true,
+            };
+            if let Some(holder) = node.disk.holders().into_iter().find(in_vain) {
+                return Some(format!("{holder:?} on {}", node.id));
+            }
+        }
+        None
     }
 
     /// Drains a node of the converged cluster, brings elections about, and takes it back. Panics when it

@@ -84,6 +84,11 @@ impl Disk {
         self.engine.rotten_in(checkpoint)
     }
 
+    /// Who holds objects here.
+    pub(crate) fn holders(&self) -> Vec<Holder> {
+        self.engine.holders()
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.damage.lock().full
     }

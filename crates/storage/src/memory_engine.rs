@@ -134,6 +134,14 @@ impl MemoryEngine {
         self.misses.percent.store(percent, Ordering::Relaxed);
     }
 
+    /// Who holds objects here.
+    #[must_use]
+    pub fn holders(&self) -> Vec<Holder> {
+        let mut holders: Vec<_> = self.store.lock().held.keys().copied().collect();
+        holders.sort_unstable();
+        holders
+    }
+
     fn replica(&self, id: ReplicaId) -> Result<Arc<Replica>, EngineError> {
         self.replicas.read().get(&id).cloned().ok_or(EngineError::NotOpen(id))
     }

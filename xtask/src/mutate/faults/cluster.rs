@@ -525,4 +525,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-control"),
         also: None,
     },
+    Fault {
+        name: "ended-offer-keeps-its-objects",
+        what: "an offer that ends before its follower has installed it keeps its objects for ever",
+        file: "crates/replication/src/core/offers.rs",
+        before: "offer| !offer.installed) {",
+        after: "offer| offer.installed) {",
+        runner: Runner::Simulator,
+        also: None,
+    },
 ];
