@@ -83,10 +83,12 @@ impl Network {
         Self { faults, cuts: BTreeMap::new(), object_bytes_per_ms, objects_until_us: BTreeMap::new() }
     }
 
-    /// Ends all faults but partitions, which end by themselves.
+    /// Ends all faults but partitions, which end by themselves. What a slow link still had to carry does not hold
+    /// up what follows.
     pub(crate) fn heal(&mut self) {
         self.faults = NetworkFaults::healthy();
         self.object_bytes_per_ms = self.object_bytes_per_ms.map(|rate| rate.max(HEALED_BYTES_PER_MS));
+        self.objects_until_us.clear();
     }
 
     /// Whether frames pass in this direction.
