@@ -20,7 +20,7 @@ pub use applier::{
     SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead,
 };
 pub use batch::{Batch, BatchError};
-pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig};
+pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig, TRANSFER_RATE_MIN};
 pub use core::{
     Answer, Answered, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND,
     LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Replicas, Request, RequestError,
