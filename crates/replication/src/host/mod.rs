@@ -195,6 +195,7 @@ impl Host {
         let wal = Arc::new(InlineExecutor::new(wal));
         let applier = Applier::new(parts.engine.clone(), parts.machines);
         let pool = Arc::new(pool::Pool::new(parts.config.read_threads));
+        let open_pins = applier.open_pins();
         let apply = apply::Apply {
             applier,
             inbox: inbox.clone(),
@@ -214,6 +215,8 @@ impl Host {
             background: background_tx.clone(),
             compaction: compaction_tx.clone(),
             puller,
+            open_pins,
+            pins_expire_ms: 0,
             engine: parts.engine.clone(),
             notices: parts.notices,
             fatal: parts.fatal.clone(),
