@@ -85,7 +85,7 @@ pub struct IncomingSnapshot {
     pub fetches: bool,
     /// Its objects that are here. Zero while it waits.
     pub objects: u64,
-    /// All its objects.
+    /// All its objects, as far as they are known: a manifest tells of its pieces when it is here.
     pub objects_total: u64,
     /// Its objects that were fetched.
     pub objects_fetched: u64,
@@ -198,6 +198,13 @@ impl Puller {
         }
     }
 
+    fn show_progress(&self, replica: ReplicaId, pull: &Pull) {
+        let (total, missing) = pull.progress();
+        self.show(replica, |current| {
+            (current.objects, current.objects_total) = ((total - missing) as u64, total as u64);
+        });
+    }
+
     /// The replicas with a task.
     pub(super) fn tasks(&self) -> Tasks {
         self.tasks.clone()
@@ -221,19 +228,18 @@ impl Puller {
         let mut pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await?;
         let (total, missing) = pull.progress();
         metrics::counter!("flotilla_objects_reused_total").increment((total - missing) as u64);
-        self.show(replica, |current| {
-            (current.fetches, current.since_ms) = (true, clock::wall_ms());
-            current.objects = (total - missing) as u64;
-        });
+        self.show(replica, |current| (current.fetches, current.since_ms) = (true, clock::wall_ms()));
+        self.show_progress(replica, &pull);
         let mut calls = JoinSet::new();
         let mut last = Failure::Gone;
-        let mut drained_at_ms = None;
+        let mut drained_at_ms: Option<u64> = None;
         loop {
             if let Some(next) = self.next_source(replica) {
                 pull.stop();
                 // Another node that offers one may do so because this one is gone.
                 let drain_ms = if next == from { CALLS_MS_MAX } else { DRAIN_MS };
-                drained_at_ms.get_or_insert(clock::monotonic_ms() + drain_ms);
+                let at_ms = clock::monotonic_ms() + drain_ms;
+                drained_at_ms = Some(drained_at_ms.map_or(at_ms, |before_ms| before_ms.min(at_ms)));
             }
             while let Some(request) = pull.next_request(clock::monotonic_ms()) {
                 calls.spawn(self.clone().fetch(request));
@@ -260,7 +266,9 @@ impl Puller {
                         End::Failed(error) if error.ends_node() => return Err(error.into()),
                         end => Stored { end, ..stored },
                     };
-                    if pull.on_stored(clock::monotonic_ms(), took_ms, request, stored) {
+                    let syncs = pull.on_stored(clock::monotonic_ms(), took_ms, request, stored);
+                    self.show_progress(replica, &pull);
+                    if syncs {
                         pull = self.sync(pull).await?;
                     }
                 }
@@ -294,7 +302,6 @@ impl Puller {
             End::Served | End::Busy { .. } | End::Failed(PullError::Engine(_)) => {}
         }
         self.show(replica, |current| {
-            current.objects += (stored.objects + stored.reused) as u64;
             current.objects_fetched += stored.objects as u64;
             current.bytes += stored.bytes as u64;
         });

@@ -23,7 +23,7 @@ use std::{
 
 pub use exchange::{End, PullRequest, Served, Stored, serve, serve_later, waiting_request};
 use flotilla_storage::{EngineError, Manifest, Remedy, StateEngine, remedy};
-use flotilla_types::{Checkpoint, Holder, NodeId, ObjectId, ReplicaId, ReplicaRole};
+use flotilla_types::{Checkpoint, Holder, NodeId, ObjectId, ReplicaId, ReplicaRole, Tables};
 use flotilla_wire::WireError;
 use supply::{SOURCES_MAX, Supply};
 
@@ -46,7 +46,7 @@ impl Default for PullBounds {
     fn default() -> Self {
         Self {
             requests_max: 3,
-            requests_total_max: 6,
+            requests_total_max: 4,
             objects_max: 64,
             response_bytes_max: 4 << 20,
             unsynced_bytes_max: 64 << 20,
@@ -76,7 +76,8 @@ const BAD_MAX: u32 = 3;
 const BACKOFF_MS: u64 = 50;
 /// Longest pause that a source may ask for, milliseconds.
 const PAUSE_MS_MAX: u64 = 10_000;
-/// Objects that a source does not hold, against what it said, after which a pull ends. Each costs a round trip.
+/// Objects that a source does not hold, against what it said, after which it is none; the pull ends if it offers
+/// the snapshot. Each costs a round trip.
 const GONE_MAX: usize = 64;
 /// Milliseconds of one call.
 const CALL_MS: u64 = 20_000;
@@ -149,6 +150,8 @@ struct Source {
     /// Failures since the last success.
     failures: u32,
     bad: u32,
+    /// Objects that it did not hold, against what it said.
+    gone: usize,
     paused_until_ms: u64,
     /// Milliseconds per MiB, recently.
     cost_ms: Option<u64>,
@@ -170,7 +173,7 @@ pub struct Pull {
     bounds: PullBounds,
     /// What was missing, as far as that is known.
     supply: Supply,
-    /// Objects that the checkpoint names, and pieces of manifests that were fetched, that were here.
+    /// Objects that the checkpoint names, and pieces of manifests that are here or were fetched, that were here.
     reused: usize,
     roots: Arc<HashSet<ObjectId>>,
     /// By their position in [`Supply`]'s sets of holders.
@@ -178,8 +181,6 @@ pub struct Pull {
     /// Requests without an answer.
     in_flight: BTreeMap<u64, InFlight>,
     requests: u64,
-    /// Objects that a source did not hold any more.
-    gone: usize,
     /// Answers that could not be stored since the last one that was.
     failures: u32,
     paused_until_ms: u64,
@@ -197,22 +198,24 @@ impl Pull {
         engine.hold(Holder::Receiver(order.replica), &objects);
         let missing = engine.missing(&objects);
         let lacking: HashSet<_> = missing.iter().copied().collect();
-        let here: Vec<_> = objects.iter().filter(|object| !lacking.contains(object)).collect();
-        let sizes = if missing.is_empty() { HashMap::new() } else { piece_sizes(engine, &here) };
+        let here: Vec<_> = objects.iter().copied().filter(|object| !lacking.contains(object)).collect();
+        // In format 1 the objects are pieces, which are large and need nothing else.
+        let has_manifests = matches!(order.checkpoint.tables, Tables::Manifests(_));
+        let sizes = if has_manifests { piece_sizes(engine, &here) } else { HashMap::new() };
+        let reused = here.len() + sizes.keys().filter(|piece| !lacking.contains(piece)).count();
         let mut supply = Supply::default();
         for object in missing {
             supply.add(object, sizes.get(&object).copied().unwrap_or_default(), Some(OFFERER));
         }
         Self {
             bounds,
-            reused: here.len(),
+            reused,
             supply,
             sources: sources_of(&order),
             roots: Arc::new(objects.into_iter().collect()),
             order,
             in_flight: BTreeMap::new(),
             requests: 0,
-            gone: 0,
             failures: 0,
             paused_until_ms: 0,
             unsynced_bytes: 0,
@@ -250,7 +253,7 @@ impl Pull {
     }
 
     fn ends(&self) -> bool {
-        self.failures >= FAILURES_MAX || self.gone > GONE_MAX || self.stopping
+        self.failures >= FAILURES_MAX || self.stopping
     }
 
     /// The next request, if one may be sent now.
@@ -402,10 +405,15 @@ impl Pull {
         match end {
             End::Served => {}
             End::Gone => {
-                self.gone += 1;
+                self.sources[at].gone += 1;
                 if let Some(object) = rest.next() {
                     self.supply.put_back(object);
                     self.supply.lacks(object, at);
+                }
+                // The others promise nothing, and the pull goes on without them.
+                if self.sources[at].gone > GONE_MAX {
+                    self.stopping |= self.sources[at].offers;
+                    self.lose(at);
                 }
             }
             End::Bad => {
@@ -480,6 +488,7 @@ impl Source {
             asked: 0,
             failures: 0,
             bad: 0,
+            gone: 0,
             paused_until_ms: 0,
             cost_ms: None,
             lost: false,
@@ -523,8 +532,9 @@ fn sources_of(order: &PullOrder) -> Vec<Source> {
     sources
 }
 
-fn piece_sizes(engine: &dyn StateEngine, manifests: &[&ObjectId]) -> HashMap<ObjectId, u32> {
-    let read = manifests.iter().filter_map(|id| engine.object(**id).ok());
+/// The pieces that these manifests list, and their sizes.
+fn piece_sizes(engine: &dyn StateEngine, manifests: &[ObjectId]) -> HashMap<ObjectId, u32> {
+    let read = manifests.iter().filter_map(|id| engine.object(*id).ok());
     let pieces = read.filter_map(|object| Manifest::decode(object).ok()).flat_map(|manifest| manifest.pieces);
     pieces.map(|piece| (piece.id, piece.bytes)).collect()
 }

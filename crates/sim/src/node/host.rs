@@ -33,7 +33,7 @@ const LOG_RELEASE_TICKS: u32 = 100;
 /// Bounds so small that a pull takes several requests.
 pub(super) const PULL_BOUNDS: PullBounds = PullBounds {
     requests_max: 3,
-    requests_total_max: 6,
+    requests_total_max: 4,
     objects_max: 4,
     response_bytes_max: 1 << 10,
     unsynced_bytes_max: 2 << 10,
@@ -339,7 +339,8 @@ impl World {
         running.pulls.retain(|_, pulling| pulling.replica != replica);
         running.fetches.interrupted(replica);
         let order = PullOrder { node: node.id, replica, from, checkpoint };
-        let pull = Pull::start(&node.disk, order, PULL_BOUNDS);
+        let bounds = PullBounds { requests_max: self.plan.pull_requests_max, ..PULL_BOUNDS };
+        let pull = Pull::start(&node.disk, order, bounds);
         let number = running.next_id();
         running.pulls.insert(number, Pulling { replica, from, pull, requests: BTreeMap::new(), next: None });
         self.advance_pull(node, running, number);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, Manifest, Remedy, StateEngine, children_of, remedy};
+use flotilla_storage::{EngineError, Manifest, Remedy, StateEngine, remedy};
 use flotilla_types::{NodeId, ObjectId, ReplicaId};
 use flotilla_wire::{decode, encode, peer};
 
@@ -121,7 +121,6 @@ impl PullRequest {
         stored.end = self.end(&answer);
         for (id, object) in self.objects.iter().zip(answer.objects) {
             let (bytes, is_root) = (object.len(), self.roots.contains(id));
-            let children = if is_root { children_of(&object) } else { Vec::new() };
             let pieces = if is_root { Manifest::decode(object.clone()).unwrap_or_default().pieces } else { Vec::new() };
             if let Err(error) = engine.import(*id, object) {
                 let is_bad = matches!(error, EngineError::Mismatch(_));
@@ -131,13 +130,12 @@ impl PullRequest {
             stored.bytes += bytes;
             stored.objects += 1;
             if is_root {
-                stored.reused += children.len();
                 sizes.extend(pieces.into_iter().map(|piece| (piece.id, piece.bytes)));
                 roots.push(*id);
             }
         }
         let missing = engine.missing(&roots);
-        stored.reused = stored.reused.saturating_sub(missing.len());
+        stored.reused = sizes.len().saturating_sub(missing.len());
         stored.needed =
             missing.into_iter().map(|object| (object, sizes.get(&object).copied().unwrap_or_default())).collect();
         stored

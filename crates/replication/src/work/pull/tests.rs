@@ -13,7 +13,7 @@ const REPLICA: ReplicaId = ReplicaId(7);
 /// Three of these objects fit in a response.
 const BOUNDS: PullBounds = PullBounds {
     requests_max: 3,
-    requests_total_max: 6,
+    requests_total_max: 4,
     objects_max: 4,
     response_bytes_max: 30,
     unsynced_bytes_max: 50,
@@ -116,7 +116,7 @@ fn pieces_are_fetched_after_their_manifests_and_once() {
             fetched += answer(&mut pull, &target, &source, request);
         }
         let left = 2 + 11 - fetched;
-        assert_eq!((pull.state() == PullState::Fetched, pull.progress().1), (left == 0, left));
+        assert_eq!((pull.state() == PullState::Fetched, pull.progress()), (left == 0, (2 + 11, left)));
     }
     let objects: Vec<_> = checkpoint.objects().collect();
     assert!(target.missing(&objects).is_empty());
@@ -340,12 +340,14 @@ fn a_bad_object_is_fetched_elsewhere_and_three_of_them_end_a_source() {
     for (bad_answers, banned) in [(2, false), (usize::MAX, true)] {
         let target = MemoryEngine::default();
         let mut pull = start_with_three_sources(&target, checkpoint.clone());
-        let mut given = 0;
+        let (mut given, mut refused) = (0, HashSet::new());
         let fetched = run(&mut pull, &target, |request| {
             if request.asks || request.source() != SECOND || given >= bad_answers {
                 return Does::Serve(whole.clone(), 1);
             }
             given += 1;
+            let first = request.fetches()[0];
+            assert!(refused.insert(first), "{first} is requested from the same source again");
             let answer = flotilla_wire::peer::ObjectsResponse { objects: vec![bad.clone()], ..Default::default() };
             Does::Answer(flotilla_wire::encode(&answer))
         });

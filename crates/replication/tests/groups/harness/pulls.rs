@@ -15,7 +15,7 @@ use super::{
 
 const BOUNDS: PullBounds = PullBounds {
     requests_max: 3,
-    requests_total_max: 6,
+    requests_total_max: 4,
     objects_max: 4,
     response_bytes_max: 2 << 10,
     unsynced_bytes_max: 4 << 10,
@@ -76,17 +76,15 @@ impl World {
     }
 
     pub(super) fn serve_pull(&mut self, node: &Node, running: &Running, number: u64, request: PullRequest) {
-        if !running.pulls.contains_key(&number) {
-            return;
-        }
-        let from = request.source();
+        let Some(Pulling { from: offerer, .. }) = running.pulls.get(&number) else { return };
+        let (from, is_promised) = (request.source(), *offerer == request.source());
         let up = self.network.is_up(node.id, from);
         let source = self.nodes.get(&from).filter(|source| up && source.running.is_some());
         let served = source.map(|source| serve(&source.engine, request.encode(), BOUNDS));
         let Some(served) = served else {
             return self.later(node, 1_000, NodeEvent::PullAnswered(number, request, None));
         };
-        self.checks.objects_gone += u64::from(!served.complete);
+        self.checks.objects_gone += u64::from(is_promised && !served.complete);
         let to = served.replica.expect("a request names its replica");
         self.input(from, Input::ObjectsServed { node: node.id, to, complete: served.complete });
         let now_us = self.now_us;
