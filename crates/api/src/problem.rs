@@ -134,6 +134,8 @@ problem_types! {
     CollectionExists = "collection_exists", 409, false, "The collection exists already";
     /// The cluster's state does not allow it.
     Refused = "refused", 409, false, "The cluster refused";
+    /// The snapshot of a scan has ended: start the scan again.
+    SnapshotExpired = "snapshot_expired", 410, false, "The snapshot has expired";
     /// A condition did not hold. Nothing was written.
     ConditionFailed = "condition_failed", 412, false, "A condition does not hold";
     /// The value is too long.

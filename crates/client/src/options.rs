@@ -51,6 +51,9 @@ pub struct ScanOptions {
     pub limit: usize,
     /// The cursor of the previous page.
     pub cursor: Option<String>,
+    /// Whether all pages show each shard at one moment, that of the first page. The nodes keep it for a while;
+    /// then a page fails as `snapshot_expired`.
+    pub snapshot: bool,
     /// Whether to return values.
     pub values: bool,
 }
@@ -63,6 +66,7 @@ impl Default for ScanOptions {
             end: Bytes::new(),
             limit: flotilla_api::SCAN_ITEMS_DEFAULT,
             cursor: None,
+            snapshot: false,
             values: true,
         }
     }

@@ -140,6 +140,8 @@ impl Client {
             bounds.iter().filter(|(_, key)| !key.is_empty()).map(|(name, key)| format!("{name}={}", url::encode(key))),
         );
         query.extend(options.cursor.as_ref().map(|cursor| format!("cursor={}", url::encode(cursor.as_bytes()))));
+        // Later pages have it in their cursor.
+        query.extend((options.snapshot && options.cursor.is_none()).then(|| "snapshot=true".to_owned()));
         query.extend((!options.values).then(|| "values=false".to_owned()));
         let answer = self.call(Call::read(Method::GET, with_query(url::collection(collection), &query))).await?;
         let endpoint = answer.endpoint.clone();

@@ -100,6 +100,7 @@ pub(crate) fn error_reply(error: &StoreError) -> Reply {
         | StoreError::KeySize { .. }
         | StoreError::BatchTooLarge { .. }
         | StoreError::ConditionFailed { .. }
+        | StoreError::SnapshotExpired { .. }
         | StoreError::Refused(_) => Reply::error(format_args!("ERR {error}")),
     }
 }

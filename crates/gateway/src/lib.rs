@@ -19,7 +19,9 @@ pub use flotilla_route::GatewayStart;
 pub use http::{HttpConfig, HttpConfigError, serve};
 pub use linger::Linger;
 pub use pace::Pace;
-pub use store::{Consistency, Counted, Found, Page, READ_KEYS_MAX, Scan, Store, StoreError, Written};
+pub use store::{
+    Consistency, Counted, Found, Page, READ_KEYS_MAX, Scan, ScanSnapshot, SnapshotId, Store, StoreError, Written,
+};
 pub use tls::{ClientStream, Tls};
 
 /// How client ports are guarded.

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_control::{Shards, Topology};
-use flotilla_gateway::{Consistency, GatewayStart, Scan, Store, StoreError};
+use flotilla_gateway::{Consistency, GatewayStart, Scan, ScanSnapshot, SnapshotId, Store, StoreError};
 use flotilla_identity::{ClusterAuthority, NodeIdentity, NodeKey};
 use flotilla_kv::{Action, Command, Expiry, KvMachine, Limits, Operation, Otherwise, encode_command};
 use flotilla_meta::{Addresses, Feed, Increment, MetaCommand, MetaFollower, MetaState, NewNode};
@@ -319,5 +319,75 @@ async fn a_write_is_later_than_what_its_gateway_has_read_in_another_shard() {
     assert_eq!(reader.get(&["a"]).await, values(&["a"]));
     let version = reader.version_of_write("z").await;
     assert!(version > ahead, "{version:?} follows {ahead:?}, which the reader has seen");
+    node.host.stop();
+}
+
+#[tokio::test]
+async fn pages_of_a_snapshot_see_each_shard_at_one_moment() {
+    let node = Node::start().await;
+    let ranges = [node.create(SHARD, 2, "", "m"), node.create(HEIR, 2, "m", "")];
+    let gateway = node.outdated();
+    gateway.topology.learn(SHARD, &ranges);
+    // In each shard, one of many keys has a record, and each write moves it to the next.
+    let keys = |of: &str| -> Vec<String> { (0..40).map(|number| format!("{of}{number:02}")).collect() };
+    let moves = |keys: &[String], at: usize| {
+        let delete = Operation { action: Action::Delete { return_old: false }, ..put(&keys[at % keys.len()]) };
+        vec![delete, put(&keys[(at + 7) % keys.len()])]
+    };
+    let all = [keys("a"), keys("z")];
+    for keys in &all {
+        gateway.write(&[&keys[0]]).await.expect("it is written");
+    }
+    let mut moved = 0;
+    for _ in 0..10 {
+        let (mut snapshot, mut from, mut found) = (ScanSnapshot::Begin, None, Vec::new());
+        loop {
+            let scan = Scan { from, items_max: 1, snapshot: Some(snapshot), ..Scan::default() };
+            let page = gateway.store.scan("c", scan, Consistency::Strong, deadline()).await.expect("a page");
+            found.extend(page.records.iter().map(|record| record.key[0]));
+            snapshot = ScanSnapshot::At(page.snapshot.expect("the page is of a snapshot"));
+            for keys in &all {
+                let written = gateway.store.write("c", Vec::new(), moves(keys, moved), deadline()).await;
+                written.expect("it is written");
+            }
+            moved += 7;
+            from = page.cursor;
+            if from.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, b"az", "each shard has one record at any moment");
+    }
+    // One that no shard has, as after a restart or a change of leader.
+    let unknown = Some(ScanSnapshot::At(SnapshotId(7)));
+    let scan = Scan { items_max: 1, snapshot: unknown, ..Scan::default() };
+    let expired = gateway.store.scan("c", scan, Consistency::Strong, deadline()).await;
+    assert!(matches!(expired, Err(StoreError::SnapshotExpired { .. })), "{expired:?}");
+    node.host.stop();
+}
+
+#[tokio::test]
+async fn records_that_expire_meanwhile_stay_in_a_snapshot() {
+    let node = Node::start().await;
+    node.create(SHARD, 2, "", "");
+    let gateway = node.outdated();
+    let expires_at_ms = clock::wall_ms() + 5_000;
+    for key in ["a", "b", "c"] {
+        let action = Action::Put { value: Bytes::new(), expiry: Expiry::At(expires_at_ms), return_old: false };
+        let written = gateway.store.write("c", Vec::new(), vec![Operation { action, ..put(key) }], deadline()).await;
+        written.expect("it is written");
+    }
+    let page = async |snapshot, from| {
+        let scan = Scan { from, items_max: 1, snapshot: Some(snapshot), ..Scan::default() };
+        gateway.store.scan("c", scan, Consistency::Strong, deadline()).await.expect("a page")
+    };
+    let first = page(ScanSnapshot::Begin, None).await;
+    assert_eq!(first.records.len(), 1);
+    while clock::wall_ms() <= expires_at_ms {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let snapshot = ScanSnapshot::At(first.snapshot.expect("the page is of a snapshot"));
+    assert_eq!(page(snapshot, first.cursor).await.records.first().map(|record| record.key.clone()), Some("b".into()));
+    assert_eq!(gateway.scan(10).await, Vec::<Bytes>::new(), "without a snapshot they have expired");
     node.host.stop();
 }

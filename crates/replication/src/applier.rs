@@ -6,6 +6,7 @@
 //! the tasks of that replica wait in order. Queries that need the disk are emitted as [`Slow`] too, and
 //! nothing waits for them.
 
+mod pins;
 mod recalled;
 mod slow;
 
@@ -25,6 +26,8 @@ use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId, Timestamp,
 };
 
+use pins::Pins;
+pub use pins::{PIN_IDLE_MS, PIN_MS_MAX, PINNED_BYTES_MAX, PINS_MAX, PinId, PinnedQuery};
 use recalled::Recalled;
 use slow::{ReadState, on_read_failure};
 pub use slow::{Returned, SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead};
@@ -180,7 +183,7 @@ pub struct ReplicaContents {
     pub applied: LogIndex,
     /// The state machine's own state after that entry.
     pub system: Bytes,
-    /// A reader of its records; not a snapshot, it sees later writes.
+    /// Its records after that entry: a snapshot, which sees no later write.
     pub records: Arc<dyn StateReader>,
 }
 
@@ -191,12 +194,13 @@ pub struct Applier<T> {
     slots: BTreeMap<ReplicaId, Slot<T>>,
     /// Queries of all replicas that wait for the pool or run in it.
     slow_reads: Arc<AtomicUsize>,
+    pins: Pins,
 }
 
 impl<T> Applier<T> {
     /// An applier without replicas.
     pub fn new(engine: Arc<dyn StateEngine>, machines: MachineFactory) -> Self {
-        Self { engine, machines, slots: BTreeMap::new(), slow_reads: Arc::default() }
+        Self { engine, machines, slots: BTreeMap::new(), slow_reads: Arc::default(), pins: Pins::default() }
     }
 
     /// Runs one task. `wall_ms` is Unix milliseconds.
@@ -211,6 +215,7 @@ impl<T> Applier<T> {
                 wait(waiting, task, out);
             }
             (_, ApplyTask::Close { .. }) => {
+                self.pins.end_all_of(replica);
                 if let Some(Slot::Loading { waiting, .. }) = self.slots.remove(&replica) {
                     drop_tasks(waiting, out);
                 }
@@ -221,6 +226,7 @@ impl<T> Applier<T> {
                 *next = Some(open);
             }
             (_, ApplyTask::Open { shard, checkpoint, replaces, .. }) => {
+                self.pins.end_all_of(replica);
                 if !replaces {
                     self.engine.claim(replica, &checkpoint);
                 }
@@ -251,7 +257,11 @@ impl<T> Applier<T> {
                 }
             }
             (Some(Slot::Ready(ready)), task) => {
-                ready.run(replica, wall_ms, task, &*self.engine, &self.slow_reads, out);
+                // With some views a checkpoint waits for open snapshots.
+                if matches!(task, ApplyTask::Freeze { .. }) && self.engine.snapshots_delay_checkpoints() {
+                    self.pins.end_all_of(replica);
+                }
+                ready.run(replica, wall_ms, task, &*self.engine, (&self.slow_reads, &mut self.pins), out);
             }
             (Some(Slot::Broken) | None, task) => drop_tasks([task], out),
         }
@@ -312,14 +322,28 @@ impl<T> Applier<T> {
         }
     }
 
+    /// Ends snapshots that were not used for long. Call it now and then while [`open_pins`](Self::open_pins)
+    /// says that there are some.
+    pub fn expire_pins(&mut self, wall_ms: u64) {
+        self.pins.expire(wall_ms);
+    }
+
+    /// The number of open snapshots, kept up to date.
+    pub fn open_pins(&self) -> Arc<AtomicUsize> {
+        self.pins.count()
+    }
+
     /// The contents of a replica at the moment.
     pub fn contents(&self, replica: ReplicaId) -> Contents {
         match self.slots.get(&replica) {
-            Some(Slot::Ready(ready)) => Contents::AtRest(ReplicaContents {
-                applied: ready.position.index,
-                system: ready.machine.system(),
-                records: ready.reader.clone(),
-            }),
+            Some(Slot::Ready(ready)) => match self.engine.snapshot(replica) {
+                Ok(records) => Contents::AtRest(ReplicaContents {
+                    applied: ready.position.index,
+                    system: ready.machine.system(),
+                    records,
+                }),
+                Err(_) => Contents::NotServing,
+            },
             Some(Slot::Away { .. }) => Contents::Moving,
             Some(Slot::Loading { .. } | Slot::Broken) | None => Contents::NotServing,
         }
@@ -334,12 +358,17 @@ impl Ready {
         wall_ms: u64,
         task: ApplyTask<T>,
         engine: &dyn StateEngine,
-        slow_reads: &Arc<AtomicUsize>,
+        (slow_reads, pins): (&Arc<AtomicUsize>, &mut Pins),
         out: &mut Applied<T>,
     ) {
         match task {
             ApplyTask::Read { index, queries, .. } => {
                 assert!(self.position.index >= index, "{replica} reads at {index} before it has applied that entry");
+                let (pinned, queries): (Vec<_>, Vec<_>) =
+                    queries.into_iter().partition(|query| PinnedQuery::decode(&query.payload).is_some());
+                for query in pinned {
+                    self.read_pinned(replica, wall_ms, query, engine, (slow_reads, pins), out);
+                }
                 self.read(replica, wall_ms, queries, engine, slow_reads, out);
             }
             ApplyTask::Freeze { .. } => {

@@ -52,7 +52,14 @@ pub struct HostConfig {
     pub folder_trust: FolderTrust,
     /// How stored objects are read again to find damage.
     pub scrub: ScrubConfig,
+    /// Bytes of snapshots' objects that the node receives per second, and sends: so many in each direction. At
+    /// least [`TRANSFER_RATE_MIN`]. Without one there is no bound. Choose what the network and the disks can spare
+    /// from clients; a replica that is replaced has no spare copy for as long as its bytes take.
+    pub transfer_bytes_per_second: Option<NonZero<u64>>,
 }
+
+/// Bytes per second of transfers, at least: an object is up to a few MiB, and its request must end in time.
+pub const TRANSFER_RATE_MIN: u64 = 256 << 10;
 
 /// When and how fast a node reads all its stored objects to find damage before anybody needs them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +133,7 @@ impl Default for HostConfig {
             leases: Leases::On { drift_percent: 10 },
             folder_trust: FolderTrust::default(),
             scrub: ScrubConfig::default(),
+            transfer_bytes_per_second: None,
         }
     }
 }
@@ -151,6 +159,9 @@ pub enum HostConfigError {
     /// The drift is too large for a lease.
     #[error("leases allow for a drift of at most {DRIFT_PERCENT_MAX} percent")]
     Drift,
+    /// Transfers may take too little per second.
+    #[error("`transfer_bytes_per_second` must be at least {TRANSFER_RATE_MIN}, or 0 for no bound")]
+    TransferRate,
     /// The election timeout leaves no time for a lease.
     #[error("the election timeout is too short for leases; raise `election_ticks` or `tick_ms`, or turn leases off")]
     NoLease,
@@ -182,6 +193,9 @@ impl HostConfig {
         let periods = [("tick_ms", self.tick_ms), ("node_heartbeat_ticks", self.node_heartbeat_ticks)];
         if let Some((name, _)) = periods.iter().find(|(_, value)| *value > PERIOD_MAX) {
             return Err(HostConfigError::TooLong(name));
+        }
+        if self.transfer_bytes_per_second.is_some_and(|rate| rate.get() < TRANSFER_RATE_MIN) {
+            return Err(HostConfigError::TransferRate);
         }
         match self.leases {
             Leases::On { drift_percent } if drift_percent > DRIFT_PERCENT_MAX => Err(HostConfigError::Drift),

@@ -16,11 +16,12 @@ mod host;
 pub mod work;
 
 pub use applier::{
-    Applied, Applier, Contents, Load, Loaded, MachineFactory, ReplicaContents, Returned, SLOW_READS_MAX,
-    SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply, SlowDone, SlowRead,
+    Applied, Applier, Contents, Load, Loaded, MachineFactory, PIN_IDLE_MS, PIN_MS_MAX, PINNED_BYTES_MAX, PINS_MAX,
+    PinId, PinnedQuery, ReplicaContents, Returned, SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply,
+    SlowDone, SlowRead,
 };
 pub use batch::{Batch, BatchError};
-pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig};
+pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig, TRANSFER_RATE_MIN};
 pub use core::{
     Answer, Answered, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND,
     LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Replicas, Request, RequestError,

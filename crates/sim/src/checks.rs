@@ -64,6 +64,12 @@ pub struct Counts {
     pub snapshots: u64,
     /// Answers to pulls that lacked an object.
     pub objects_gone: u64,
+    /// Objects that pulls have fetched.
+    pub objects_fetched: u64,
+    /// Those of them that came from another node than the one that offers the snapshot.
+    pub objects_elsewhere: u64,
+    /// Objects whose bytes did not match their ids.
+    pub objects_bad: u64,
     /// Shard descriptors with a new epoch that were applied.
     pub config_changes: u64,
     /// Changes of the range epoch that were committed.
@@ -92,6 +98,9 @@ impl Counts {
         self.checkpoints += other.checkpoints;
         self.snapshots += other.snapshots;
         self.objects_gone += other.objects_gone;
+        self.objects_fetched += other.objects_fetched;
+        self.objects_elsewhere += other.objects_elsewhere;
+        self.objects_bad += other.objects_bad;
         self.config_changes += other.config_changes;
         self.range_changes += other.range_changes;
         self.bases_compared += other.bases_compared;

@@ -52,6 +52,7 @@ enum Active {
     Down(Vec<NodeId>),
     Cut(Cut),
     Network(NetworkFaults),
+    SlowSource(NodeId),
     SlowDisk(NodeId),
     FullDisk(NodeId),
     BrokenDisk(NodeId),
@@ -172,6 +173,10 @@ impl World {
                 let before = self.network.faults.clone();
                 self.network.faults.corrupt_pulls_per_mille = 400;
                 Active::Network(before)
+            }
+            Fault::SlowSource => {
+                self.network.slow_sources.insert(id);
+                Active::SlowSource(id)
             }
             Fault::SlowDisk => {
                 self.nodes.get_mut(&id)?.disk_us_max = 80_000;
@@ -318,6 +323,9 @@ impl World {
             Active::Down(nodes) => nodes.into_iter().for_each(|node| self.start(node)),
             Active::Cut(cut) => self.restore(&cut),
             Active::Network(before) => self.network.faults = before,
+            Active::SlowSource(id) => {
+                self.network.slow_sources.remove(&id);
+            }
             Active::SlowDisk(id) => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.disk_us_max = 2_000;

@@ -3,7 +3,7 @@
 //! Frames travel encoded, as on a wire. A cut direction drops what is sent into it. Both ends notice a cut
 //! only after a delay, as with a connection that times out, and a restored link after a shorter one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flotilla_types::NodeId;
@@ -71,6 +71,8 @@ pub(crate) struct Network {
     cuts: BTreeMap<(NodeId, NodeId), u32>,
     /// Bytes of objects that pass through a link in a millisecond; `None` for no bound.
     object_bytes_per_ms: Option<u64>,
+    /// Nodes that send objects late.
+    pub(crate) slow_sources: BTreeSet<NodeId>,
     /// When the objects on their way through a link will have passed, microseconds.
     objects_until_us: BTreeMap<(NodeId, NodeId), u64>,
 }
@@ -80,13 +82,20 @@ pub(crate) type Cut = Vec<(NodeId, NodeId)>;
 
 impl Network {
     pub(crate) fn new(faults: NetworkFaults, object_bytes_per_ms: Option<u64>) -> Self {
-        Self { faults, cuts: BTreeMap::new(), object_bytes_per_ms, objects_until_us: BTreeMap::new() }
+        Self {
+            faults,
+            cuts: BTreeMap::new(),
+            object_bytes_per_ms,
+            objects_until_us: BTreeMap::new(),
+            slow_sources: BTreeSet::new(),
+        }
     }
 
     /// Ends all faults but partitions, which end by themselves. What a slow link still had to carry does not hold
     /// up what follows.
     pub(crate) fn heal(&mut self) {
         self.faults = NetworkFaults::healthy();
+        self.slow_sources.clear();
         self.object_bytes_per_ms = self.object_bytes_per_ms.map(|rate| rate.max(HEALED_BYTES_PER_MS));
         self.objects_until_us.clear();
     }
@@ -124,6 +133,13 @@ impl World {
 
     /// Sends a frame with objects, which takes as long as the link's rate says.
     pub(crate) fn send_objects(&mut self, from: NodeId, to: NodeId, frame: Frame, bytes: usize) {
+        if self.network.slow_sources.contains(&from) {
+            let delay_us = self.rng.random_range(1_000_000..8_000_000);
+            if self.network.passes(from, to) {
+                self.schedule(delay_us, Event::Deliver { from, to, frame });
+            }
+            return;
+        }
         let Some(rate) = self.network.object_bytes_per_ms else { return self.send(from, to, frame) };
         let until_us = self.network.objects_until_us.entry((from, to)).or_default();
         *until_us = (*until_us).max(self.now_us) + bytes as u64 * 1_000 / rate;

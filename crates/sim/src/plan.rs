@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     /// Bytes of objects that pass through a link in a millisecond: with a few, a shard takes seconds to
     /// transfer, while it is written to. `None` for no bound.
     pub(crate) object_bytes_per_ms: Option<u64>,
+    /// Requests for objects that a pull has in flight at one source.
+    pub(crate) pull_requests_max: usize,
     /// Upper end of the usual duration of a task of a state machine, microseconds.
     pub(crate) apply_us_max: u64,
     /// Background jobs per thousand that take up to 1.5 s.
@@ -82,6 +84,8 @@ pub enum Fault {
     FlakyNetwork,
     /// Answers to object pulls are corrupted in transit.
     CorruptPulls,
+    /// A node answers requests for objects late.
+    SlowSource,
     /// The log's disk is slow.
     SlowDisk,
     /// An fsync of the log fails, which ends the process.
@@ -118,7 +122,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`] and [`Fault::ObjectRots`], which are drawn apart.
+    /// Every kind but [`Fault::RangeChange`], [`Fault::Drain`], [`Fault::ObjectRots`] and [`Fault::SlowSource`], which
+    /// are drawn apart.
     /// The order matters: seeds draw from it.
     pub const ALL: [Self; 22] = [
         Self::Crash,
@@ -180,6 +185,7 @@ impl Plan {
                 ..NetworkFaults::healthy()
             },
             object_bytes_per_ms: None,
+            pull_requests_max: 3,
             apply_us_max: *[100, 300, 300, 10_000].choose(&mut rng).unwrap_or(&300),
             work_slow_per_mille: *[2, 2, 100].choose(&mut rng).unwrap_or(&2),
             misses_percent: 0,
@@ -225,6 +231,10 @@ impl Plan {
             plan.add_some(&mut rng, Fault::ObjectRots, [100, 1_000, 2_500]);
         }
         plan.expiring_percent = *[0, 10, 40].choose(&mut rng).unwrap_or(&10);
+        plan.pull_requests_max = *[1, 1, 3].choose(&mut rng).unwrap_or(&3);
+        if rng.random_bool(0.3) {
+            plan.add_some(&mut rng, Fault::SlowSource, [2_500, 6_000, 12_000]);
+        }
         plan
     }
 

@@ -267,6 +267,10 @@ impl StateEngine for Engine {
         Ok(Arc::new(self.replica(replica)?.snapshot()?))
     }
 
+    fn snapshots_delay_checkpoints(&self) -> bool {
+        self.view().is_ok_and(|view| view.waits_for_snapshots())
+    }
+
     fn write(&self, replica: ReplicaId, records: WriteSet, _applied: LogIndex) -> Result<(), EngineError> {
         self.replica(replica)?.write(records)
     }

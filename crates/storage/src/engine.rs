@@ -258,10 +258,15 @@ pub trait StateEngine: Send + Sync + 'static {
     fn reader(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError>;
 
     /// A reader of the replica's records as they are now: it sees no later write. It does not copy them, so
-    /// it is quick; keep it for the time of a read, because [`install_checkpoint`](Self::install_checkpoint)
-    /// may wait until it is dropped. It fails with [`EngineError::NotOpen`] once the replica
-    /// is destroyed or its records are replaced.
+    /// it is quick. It keeps the memtables and the objects of this moment, however many checkpoints follow. Where
+    /// [`snapshots_delay_checkpoints`](Self::snapshots_delay_checkpoints), keep it for the time of a read only. It
+    /// fails with [`EngineError::NotOpen`] once the replica is destroyed or its records are replaced.
     fn snapshot(&self, replica: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError>;
+
+    /// Whether [`install_checkpoint`](Self::install_checkpoint) waits until open snapshots are dropped.
+    fn snapshots_delay_checkpoints(&self) -> bool {
+        false
+    }
 
     /// Applies records, visible to every reader at once. Memory only: bytes that are not shared are kept as
     /// they are, others may be copied. `applied` is the entry they come from.

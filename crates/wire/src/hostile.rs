@@ -192,8 +192,8 @@ fn hostile_requests_and_responses_decode_within_proportional_memory() {
                 let failure = peer::Failure { code: 3, leader: number, now };
                 encode(&peer::Response { kind: Some(response::Kind::Failure(failure)), clock: number })
             }
-            3 => encode(&peer::ObjectsRequest { need: many, replica: 7 }),
-            4 => encode(&peer::ObjectsResponse { objects: many, missing: 3 }),
+            3 => encode(&peer::ObjectsRequest { need: many.clone(), replica: 7, ask: many }),
+            4 => encode(&peer::ObjectsResponse { objects: many, missing: 3, held: payload, retry_ms: 1 }),
             5 => encode(&peer::JoinRequest { token: text.clone(), csr: payload, name: text, ..Default::default() }),
             _ => {
                 let peers = vec![peer::Peer { node: number, quic: text }; 3];

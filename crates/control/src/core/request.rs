@@ -190,6 +190,7 @@ fn failure_to_wire(error: &RequestError) -> peer::Failure {
         RequestError::VersionNotInForce => 7,
         RequestError::AfterAhead => 8,
         RequestError::Damaged => 9,
+        RequestError::SnapshotExpired => 10,
     };
     failure
 }
@@ -208,6 +209,7 @@ fn failure_from_wire(failure: peer::Failure) -> RequestError {
         7 => RequestError::VersionNotInForce,
         8 => RequestError::AfterAhead,
         9 => RequestError::Damaged,
+        10 => RequestError::SnapshotExpired,
         // Errors of later versions may mean anything.
         _ => RequestError::Unknown,
     }
@@ -256,6 +258,7 @@ mod tests {
             RequestError::VersionNotInForce,
             RequestError::AfterAhead,
             RequestError::Damaged,
+            RequestError::SnapshotExpired,
         ]
     }
 

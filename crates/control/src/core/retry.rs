@@ -32,6 +32,9 @@ pub enum ShardError {
     /// What a read needs is damaged on the leader's disk, and no other replica took its place in time.
     #[error("what the read needs is damaged on the disk")]
     Damaged,
+    /// The snapshot that a read names is not open at the leader (any more).
+    #[error("the snapshot has expired")]
+    SnapshotExpired,
     /// A write may or may not have taken effect.
     #[error("the outcome is unknown")]
     Unknown,
@@ -220,6 +223,7 @@ impl RequestRetry {
                 }
                 Failure::Later
             }
+            RequestError::SnapshotExpired => return RetryDecision::GiveUp(ShardError::SnapshotExpired),
             RequestError::StaleEpoch { .. } if self.earlier == Earlier::Unproposed => {
                 return RetryDecision::GiveUp(ShardError::Stale);
             }

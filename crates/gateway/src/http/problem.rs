@@ -69,6 +69,7 @@ impl From<StoreError> for Refusal {
             StoreError::Busy { .. } => P::Busy,
             StoreError::Unavailable { .. } => P::Unavailable,
             StoreError::Damaged { .. } => P::Damaged,
+            StoreError::SnapshotExpired { .. } => P::SnapshotExpired,
             StoreError::DeadlineExceeded { .. } => P::DeadlineExceeded,
             StoreError::OutcomeUnknown { .. } => P::OutcomeUnknown,
             StoreError::Draining => P::Draining,
@@ -83,6 +84,7 @@ impl From<StoreError> for Refusal {
             }
             StoreError::Unavailable { shard, leader } => refusal = refusal.about(shard, leader),
             StoreError::DeadlineExceeded { shard } => refusal = refusal.about(shard, None),
+            StoreError::SnapshotExpired { shard } => refusal = refusal.about(Some(shard), None),
             StoreError::Damaged { shard } => refusal = refusal.about(Some(shard), None),
             StoreError::OutcomeUnknown { shard } => refusal = refusal.about(Some(shard), None),
             _ => {}

@@ -4,6 +4,8 @@
 //! Without it, records whose key and value are UTF-8 are text, and others base64, which their field
 //! `encoding` says; so one binary record costs no page. With `encoding=utf8` it does, with a typed error.
 //!
+//! With `snapshot=true` the page begins a scan that sees each shard at one moment; its cursors say so.
+//!
 //! The cursor is opaque to clients: the last key of the page in URL-safe base64, or after `~` the key from
 //! which the next page starts. Bounds between which no key lies are no error: the page is empty.
 
@@ -23,10 +25,10 @@ use super::{
     problem::Refusal,
     raw::{Query, invalid},
 };
-use crate::{Consistency, Page, Scan};
+use crate::{Consistency, Page, Scan, ScanSnapshot, SnapshotId};
 
 const PARAMETER_NAMES: &[&str] =
-    &["prefix", "start", "end", "limit", "cursor", "encoding", "values", "consistency", "token"];
+    &["prefix", "start", "end", "limit", "cursor", "snapshot", "encoding", "values", "consistency", "token"];
 
 pub(super) async fn page(app: App, collection: String, request: Request) -> Result<Response, Refusal> {
     let Parameters { scan, encoding, consistency } = Parameters::parse(request.uri().query())?;
@@ -70,31 +72,54 @@ impl Parameters {
             Ok(Bytes::from(bytes))
         };
         let (prefix, start, end) = (bound("prefix")?, bound("start")?, bound("end")?);
-        let from = query.text("cursor")?.filter(|text| !text.is_empty()).map(|text| parse_cursor(&text)).transpose()?;
+        let cursor =
+            query.text("cursor")?.filter(|text| !text.is_empty()).map(|text| parse_cursor(&text)).transpose()?;
+        let begins = query.flag("snapshot")?.unwrap_or(false).then_some(ScanSnapshot::Begin);
+        let (from, snapshot) = match cursor {
+            Some((from, Some(id))) => (Some(from), Some(ScanSnapshot::At(id))),
+            Some((from, None)) => (Some(from), begins),
+            None => (None, begins),
+        };
         let values = query.flag("values")?.unwrap_or(true);
         let consistency = query.consistency()?;
-        Ok(Self { scan: Scan { prefix, start, end, from, items_max, values }, encoding, consistency })
+        let scan = Scan { prefix, start, end, from, items_max, values, snapshot };
+        Ok(Self { scan, encoding, consistency })
     }
 }
 
 /// Starts a cursor that is the key from which a page starts. Others are the key after which it does.
 const FROM: char = '~';
 
-fn cursor_text(from: &[u8]) -> String {
-    match from {
+/// Separates the snapshot of a scan, in front, from the rest of its cursor.
+const OF_SNAPSHOT: char = '.';
+
+fn cursor_text(from: &[u8], snapshot: Option<SnapshotId>) -> String {
+    let text = match from {
         [key @ .., 0] => URL_SAFE_NO_PAD.encode(key),
         from => format!("{FROM}{}", URL_SAFE_NO_PAD.encode(from)),
+    };
+    match snapshot {
+        Some(SnapshotId(id)) => format!("{}{OF_SNAPSHOT}{text}", URL_SAFE_NO_PAD.encode(id.to_be_bytes())),
+        None => text,
     }
 }
 
-fn parse_cursor(text: &str) -> Result<Bytes, Refusal> {
+fn parse_cursor(text: &str) -> Result<(Bytes, Option<SnapshotId>), Refusal> {
+    let not_one = || invalid("`cursor` is not the cursor of a page");
+    let (snapshot, text) = match text.split_once(OF_SNAPSHOT) {
+        Some((id, text)) => {
+            let id = URL_SAFE_NO_PAD.decode(id).ok().and_then(|id| id.try_into().ok());
+            (Some(SnapshotId(u128::from_be_bytes(id.ok_or_else(not_one)?))), text)
+        }
+        None => (None, text),
+    };
     let (text, is_after) = text.strip_prefix(FROM).map_or((text, true), |text| (text, false));
     let key = URL_SAFE_NO_PAD.decode(text).ok().filter(|key| key.len() <= KEY_BYTES_MAX);
-    let mut key = key.ok_or_else(|| invalid("`cursor` is not the cursor of a page"))?;
+    let mut key = key.ok_or_else(not_one)?;
     if is_after {
         key.push(0);
     }
-    Ok(key.into())
+    Ok((key.into(), snapshot))
 }
 
 fn to_json(page: Page, encoding: Option<Encoding>, values: bool) -> Result<ScanPage, Refusal> {
@@ -114,7 +139,7 @@ fn to_json(page: Page, encoding: Option<Encoding>, values: bool) -> Result<ScanP
             expires_at_ms: record.expires_at_ms,
         });
     }
-    Ok(ScanPage { items, cursor: page.cursor.map(|from| cursor_text(&from)) })
+    Ok(ScanPage { items, cursor: page.cursor.map(|from| cursor_text(&from, page.snapshot)) })
 }
 
 #[cfg(test)]
@@ -139,7 +164,18 @@ mod tests {
 
     #[test]
     fn limits_encodings_and_cursors_out_of_range_are_refused() {
-        for bad in ["limit=0", "limit=10001", "limit=x", "encoding=hex", "cursor=%21", "cursor=~%21", "cursor=~~"] {
+        for bad in [
+            "limit=0",
+            "limit=10001",
+            "limit=x",
+            "encoding=hex",
+            "cursor=%21",
+            "cursor=~%21",
+            "cursor=~~",
+            "cursor=AA.AA",
+            "cursor=.AA",
+            "snapshot=x",
+        ] {
             assert!(Parameters::parse(Some(bad)).is_err_and(|r| r.kind() == ProblemType::InvalidArgument), "{bad}");
         }
     }
@@ -205,6 +241,7 @@ mod tests {
                 shard: ShardId(1),
             }],
             cursor: Some(Bytes::from_static(b"k")),
+            snapshot: None,
         };
         let refusal = to_json(page(), Some(Encoding::Utf8), true).expect_err("not text").0;
         assert_eq!(refusal.kind, ProblemType::NotUtf8);
@@ -226,7 +263,7 @@ mod tests {
             shard: ShardId(1),
         };
         let records = vec![record(b"k", b"text"), record(b"l", b"\xff"), record(b"\xfe", b"")];
-        let page = to_json(Page { records, cursor: None }, None, true).expect("a page");
+        let page = to_json(Page { records, ..Page::default() }, None, true).expect("a page");
         let items: Vec<_> =
             page.items.iter().map(|item| (&item.key[..], item.value.as_deref(), item.encoding)).collect();
         let (text, base64) = (Encoding::Utf8, Encoding::Base64);
@@ -238,9 +275,12 @@ mod tests {
     #[test]
     fn both_forms_of_a_cursor_are_read_back() {
         for from in [&b"k\0"[..], b"k", b"\0", b"", b"\xff\xff", b"a\0\0"] {
-            let text = cursor_text(from);
-            assert_eq!(parse_cursor(&text).expect("a cursor"), from, "{text}");
+            for snapshot in [None, Some(SnapshotId(0)), Some(SnapshotId(u128::MAX - 7))] {
+                let text = cursor_text(from, snapshot);
+                let (parsed, of) = parse_cursor(&text).expect("a cursor");
+                assert_eq!((&parsed[..], of), (from, snapshot), "{text}");
+            }
         }
-        assert_eq!(cursor_text(b"k\0"), URL_SAFE_NO_PAD.encode(b"k"), "as nodes of earlier releases write it");
+        assert_eq!(cursor_text(b"k\0", None), URL_SAFE_NO_PAD.encode(b"k"), "as nodes of earlier releases write it");
     }
 }

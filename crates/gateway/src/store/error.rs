@@ -89,6 +89,13 @@ pub enum StoreError {
         /// The shard.
         shard: ShardId,
     },
+    /// The snapshot that a scan goes on from has ended: its time is up, its shard's leader has changed or was
+    /// started again, or others needed the room.
+    #[error("the snapshot of this scan has expired; start the scan again from its beginning")]
+    SnapshotExpired {
+        /// The shard.
+        shard: ShardId,
+    },
     /// The deadline passed and nothing was written.
     #[error("the deadline passed before the request could be served; nothing was written")]
     DeadlineExceeded {

@@ -11,6 +11,7 @@ mod read;
 mod routes;
 mod scan;
 mod sessions;
+mod snapshots;
 mod types;
 mod write;
 
@@ -34,7 +35,7 @@ use read::PendingRead;
 use write::PendingWrite;
 
 pub use error::StoreError;
-pub use types::{Consistency, Counted, Found, Page, Scan, Written};
+pub use types::{Consistency, Counted, Found, Page, Scan, ScanSnapshot, SnapshotId, Written};
 
 /// Keys of one read.
 pub const READ_KEYS_MAX: usize = 4_096;
@@ -58,16 +59,18 @@ struct Inner {
     /// The latest version of the shard map whose dropped shards were forgotten.
     swept_version: AtomicU64,
     refreshes: collections::Refreshes,
+    snapshots: snapshots::SnapshotIds,
 }
 
 impl Store {
     /// Creates a store over this node's access to the shards. `start` is random, and new at every start.
     #[must_use]
     pub fn new(shards: Shards, start: GatewayStart) -> Self {
+        let snapshots = snapshots::SnapshotIds::new(start);
         let sessions = sessions::Sessions::new(start);
         let (writes, reads) = (Batchers::default(), Batchers::default());
         let (swept_version, refreshes) = (AtomicU64::new(0), collections::Refreshes::default());
-        Self { inner: Arc::new(Inner { shards, sessions, writes, reads, swept_version, refreshes }) }
+        Self { inner: Arc::new(Inner { shards, sessions, writes, reads, swept_version, refreshes, snapshots }) }
     }
 
     /// The shard of each key, or `None` where no shard is known. A write may name keys of one shard only.
@@ -110,6 +113,7 @@ impl Store {
             ShardError::Unknown => StoreError::OutcomeUnknown { shard },
             ShardError::Busy => StoreError::Busy { retry_after_ms: RETRY_AFTER_MS },
             ShardError::Damaged => StoreError::Damaged { shard },
+            ShardError::SnapshotExpired => StoreError::SnapshotExpired { shard },
             ShardError::Unavailable | ShardError::Stale if clock::monotonic_ms() + 1 >= deadline_ms => {
                 match self.leader(shard) {
                     Some(_) => StoreError::DeadlineExceeded { shard: Some(shard) },

@@ -13,11 +13,12 @@ use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
 use tokio::sync::oneshot;
 
 use super::{
-    Consistency, Found, READ_KEYS_MAX, RETRY_AFTER_MS, Store, StoreError,
+    Consistency, Found, READ_KEYS_MAX, RETRY_AFTER_MS, SnapshotId, Store, StoreError,
     batcher::{Batchable, Batchers, Cost, QueueFull, time_left},
     check_key, collection_of, deadline_ms,
     error::ReadError,
     routes::{Rerouting, home, route_to},
+    snapshots::on_snapshot,
 };
 
 const UNEXPECTED_ANSWER: StoreError =
@@ -218,11 +219,25 @@ impl Store {
     /// log's; once is enough, because the query then names the time to which it advanced the clock.
     pub(super) async fn query(
         &self,
-        Route { shard, range_epoch }: Route,
+        route: Route,
         query: &Query,
         deadline_ms: u64,
     ) -> Result<(Answer, NodeId), ReadError> {
+        self.query_snapshot(route, query, None, deadline_ms).await
+    }
+
+    /// The same, of a snapshot if one is named, and whether that is to be opened.
+    pub(super) async fn query_snapshot(
+        &self,
+        Route { shard, range_epoch }: Route,
+        query: &Query,
+        snapshot: Option<(SnapshotId, bool)>,
+        deadline_ms: u64,
+    ) -> Result<(Answer, NodeId), ReadError> {
         let mut payload = encode_query(query);
+        if let Some((id, opens)) = snapshot {
+            payload = on_snapshot(id, opens, payload);
+        }
         loop {
             let result = self
                 .inner
@@ -245,6 +260,9 @@ impl Store {
                 Answer::ClockAdvanceNeeded => {
                     let advanced_to_ms = self.advance_clock(shard, deadline_ms).await?;
                     payload = encode_query_as_of(query, advanced_to_ms);
+                    if let Some((id, opens)) = snapshot {
+                        payload = on_snapshot(id, opens, payload);
+                    }
                 }
                 answer => return Ok((answer, node)),
             }

@@ -16,7 +16,7 @@ use flotilla_types::{Bucket, KeyRange, NodeId, RecordKey};
 use futures_util::future::try_join_all;
 
 use super::{
-    Consistency, Counted, Found, Page, Scan, Store, StoreError, collection_of, deadline_ms,
+    Consistency, Counted, Found, Page, Scan, SnapshotId, Store, StoreError, collection_of, deadline_ms,
     error::ReadError,
     read::found,
     routes::{Rerouting, home, parts, route_to},
@@ -53,19 +53,22 @@ impl Store {
         let deadline_ms = deadline_ms(deadline);
         let collection = collection_of(&self.map(), collection)?.clone();
         let parts_of = |map: &ShardMap| bucket_ranges(map, &collection, &user_range(&scan));
+        let snapshot = self.snapshot_of(scan.snapshot, parts_of, deadline_ms).await?;
         let ranges = Rerouting::new(self, deadline_ms).route(parts_of).await?;
         let items_max = bucket_items_max(scan.items_max, ranges.len());
-        let scans = ranges.into_iter().map(|(_, range)| self.scan_bucket(range, items_max, scan.values, deadline_ms));
+        let scans = ranges
+            .into_iter()
+            .map(|(_, range)| self.scan_bucket(range, (items_max, scan.values), snapshot, deadline_ms));
         let pages = try_join_all(scans).await?;
-        Ok(merge(pages, scan.items_max))
+        Ok(Page { snapshot, ..merge(pages, scan.items_max) })
     }
 
     /// Scans a range of one bucket, shard by shard.
     async fn scan_bucket(
         &self,
         mut rest: KeyRange,
-        items_max: usize,
-        values: bool,
+        (items_max, values): (usize, bool),
+        snapshot: Option<SnapshotId>,
         deadline_ms: u64,
     ) -> Result<BucketPage, StoreError> {
         let mut rerouting = Rerouting::new(self, deadline_ms);
@@ -85,15 +88,16 @@ impl Store {
                 bytes_max: (BUCKET_BYTES_MAX - bytes.min(BUCKET_BYTES_MAX - 1)) as u32,
                 values,
             };
-            let (page, next, node): (_, _, NodeId) = match self.query(route, &query, deadline_ms).await {
-                Ok((Answer::Page { records, next }, node)) => (records, next, node),
-                Ok(_) => return Err(StoreError::Unavailable { shard: Some(route.shard), leader: None }),
-                Err(ReadError::Failed(error)) => return Err(error),
-                Err(ReadError::Stale) => {
-                    rerouting.refused(route);
-                    continue;
-                }
-            };
+            let (page, next, node): (_, _, NodeId) =
+                match self.query_snapshot(route, &query, snapshot.map(|id| (id, false)), deadline_ms).await {
+                    Ok((Answer::Page { records, next }, node)) => (records, next, node),
+                    Ok(_) => return Err(StoreError::Unavailable { shard: Some(route.shard), leader: None }),
+                    Err(ReadError::Failed(error)) => return Err(error),
+                    Err(ReadError::Stale) => {
+                        rerouting.refused(route);
+                        continue;
+                    }
+                };
             for record in page {
                 bytes += record.key.len() + record.value.len();
                 records.push(found(record, node, route.shard));
@@ -264,7 +268,7 @@ fn merge(pages: Vec<BucketPage>, items_max: usize) -> Page {
     records.truncate(fitting);
     // Where buckets were not scanned further, also without a record, the next page goes on.
     let cursor = if is_cut { records.last().map(|record| successor(&record.key)) } else { end };
-    Page { records, cursor }
+    Page { records, cursor, snapshot: None }
 }
 
 #[cfg(test)]
@@ -415,7 +419,7 @@ mod tests {
             keys in vec(bound().prop_filter("a key", |key| !key.is_empty()), 1..8),
         ) {
             let (map, collections) = map(None);
-            let scan = Scan { prefix, start, end, from, items_max, values: true };
+            let scan = Scan { prefix, start, end, from, items_max, values: true, snapshot: None };
             for collection in &collections {
                 let ranges = bucket_ranges(&map, collection, &user_range(&scan)).expect("every shard is known");
                 let share = bucket_items_max(items_max, ranges.len());

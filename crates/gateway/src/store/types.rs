@@ -57,7 +57,22 @@ pub struct Scan {
     pub items_max: usize,
     /// Whether to return values.
     pub values: bool,
+    /// The moment at which to see each shard; `None` for the time at which each page is read.
+    pub snapshot: Option<ScanSnapshot>,
 }
+
+/// The moment at which a scan of many pages sees each shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScanSnapshot {
+    /// That of the page that begins it.
+    Begin,
+    /// That of an earlier page.
+    At(SnapshotId),
+}
+
+/// Names the moment of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotId(pub u128);
 
 /// A page of records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,6 +82,8 @@ pub struct Page {
     /// Where the next page starts: the smallest key that it may have, which need not exist. `None` at the
     /// end. A page without records may have one, after a long range of records that are deleted or expired.
     pub cursor: Option<Bytes>,
+    /// The moment that it shows, if that is one for all pages.
+    pub snapshot: Option<SnapshotId>,
 }
 
 /// What a collection holds.

@@ -94,6 +94,9 @@ pub(crate) struct ScanArguments {
     /// Print keys without values
     #[arg(long)]
     keys_only: bool,
+    /// Show each page as the records are when it is read, instead of each shard at one moment
+    #[arg(long)]
+    live: bool,
 }
 
 pub(super) async fn run(command: KvCommand, client: &Client, output: Output) -> Result<(), Failure> {
@@ -157,10 +160,12 @@ async fn delete(
 }
 
 async fn scan(arguments: ScanArguments, client: &Client, output: Output) -> Result<(), Failure> {
-    let ScanArguments { prefix, collection, start, end, limit, keys_only } = arguments;
+    let ScanArguments { prefix, collection, start, end, limit, keys_only, live } = arguments;
     let mut remaining = limit.unwrap_or(usize::MAX);
     let [prefix, start, end] = [prefix, start, end].map(|bound| Bytes::from(bound.into_vec()));
-    let mut options = ScanOptions { prefix, start, end, limit: 0, cursor: None, values: !keys_only };
+    // One page is of one moment anyway.
+    let snapshot = !live && remaining > SCAN_ITEMS_DEFAULT;
+    let mut options = ScanOptions { prefix, start, end, limit: 0, cursor: None, snapshot, values: !keys_only };
     while remaining > 0 {
         options.limit = remaining.min(SCAN_ITEMS_DEFAULT);
         let page = client.scan(&collection, &options).await?;

@@ -1,6 +1,6 @@
 //! The configuration of a node: flags, then `FLOTILLA_*` variables, then a TOML file, then defaults.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZero, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum, builder::BoolishValueParser};
@@ -212,6 +212,10 @@ pub(crate) struct Settings {
     /// random; 0s to begin passes only with `flotilla scrub --now` [default: 6h]
     #[arg(long, env = "FLOTILLA_SCRUB_PAUSE", value_name = "DURATION")]
     scrub_pause: Option<String>,
+    /// Bytes that replicas on this node receive per second from others while they are moved or replaced, and as
+    /// many that it sends to others; at least 262144, or 0 for no bound [default: 0]
+    #[arg(long, env = "FLOTILLA_TRANSFER_BYTES_PER_SECOND", value_name = "BYTES")]
+    transfer_bytes_per_second: Option<u64>,
     /// Serve clients only over TLS and with keys (`flotilla key create`) [default: true if --http or --redis
     /// is not a loopback address]
     #[arg(long, env = "FLOTILLA_SECURE", conflicts_with = "insecure", value_parser = BoolishValueParser::new())]
@@ -382,6 +386,7 @@ impl Settings {
             ballast_bytes: self.ballast_bytes.or(file.ballast_bytes),
             scrub_bytes_per_second: self.scrub_bytes_per_second.or(file.scrub_bytes_per_second),
             scrub_pause: self.scrub_pause.or(file.scrub_pause),
+            transfer_bytes_per_second: self.transfer_bytes_per_second.or(file.transfer_bytes_per_second),
             secure: self.secure || (file.secure && !self.insecure),
             insecure: self.insecure || (file.insecure && !self.secure),
             advertise_http: self.advertise_http.or(file.advertise_http),
@@ -428,6 +433,7 @@ impl Settings {
                 bytes_per_second: self.scrub_bytes_per_second.unwrap_or(defaults.scrub.bytes_per_second),
                 pause_ms: scrub_pause_ms(self.scrub_pause.as_deref(), defaults.scrub.pause_ms)?,
             },
+            transfer_bytes_per_second: self.transfer_bytes_per_second.and_then(NonZero::new),
             ..HostConfig::default()
         };
         host.validate()?;

@@ -61,9 +61,7 @@ impl Handler for InboundHandler {
         match class {
             Class::Objects => {
                 let host = services.host.clone();
-                Box::pin(async move {
-                    tokio::task::spawn_blocking(move || host.objects(from, request)).await.unwrap_or_default()
-                })
+                Box::pin(async move { host.objects(from, request).await })
             }
             _ => {
                 let rpc = services.rpc.clone();

@@ -369,6 +369,7 @@ impl JoinAdmission {
                 | ShardError::Busy
                 | ShardError::Stale
                 | ShardError::Damaged
+                | ShardError::SnapshotExpired
                 | ShardError::Unknown),
             ) => peer::join_response::Kind::Retry(error.to_string()),
         }

@@ -54,6 +54,8 @@ pub struct SlowRead<T> {
     replica: ReplicaId,
     query: Query<T>,
     state: Arc<ReadState>,
+    /// Whether the state is that of a pinned snapshot, which may end meanwhile.
+    is_pinned: bool,
     _permit: Permit,
 }
 
@@ -135,20 +137,35 @@ impl<T> SlowRead<T> {
         of_replica: &Arc<AtomicUsize>,
     ) -> Result<Self, Query<T>> {
         match Permit::take(all, of_replica) {
-            Some(permit) => Ok(Self { replica, query, state, _permit: permit }),
+            Some(permit) => Ok(Self { replica, query, state, is_pinned: false, _permit: permit }),
             None => Err(query),
         }
     }
 
+    /// As [`new`](Self::new), for a query on a pinned snapshot.
+    pub(super) fn of_pin(
+        replica: ReplicaId,
+        query: Query<T>,
+        state: Arc<ReadState>,
+        all: &Arc<AtomicUsize>,
+        of_replica: &Arc<AtomicUsize>,
+    ) -> Result<Self, Query<T>> {
+        Self::new(replica, query, state, all, of_replica).map(|read| Self { is_pinned: true, ..read })
+    }
+
     fn run(self, now_ms: u64) -> SlowDone<T> {
-        let Self { replica, query, state, _permit } = self;
+        let Self { replica, query, state, is_pinned, _permit } = self;
         let mut fatal = None;
         let answer = if query.deadline_ms <= now_ms {
             Err(RequestError::Deadline)
         } else {
             let context = ReadContext { descriptor: &state.descriptor, now: state.now };
             let answer = state.machine.read(&context, &query.payload, &*state.records);
-            let answer = answer.map_err(|error| on_read_failure(replica, error, &mut fatal));
+            let answer = answer.map_err(|error| match error {
+                // Its records were replaced.
+                MachineError::Engine(EngineError::NotOpen(_)) if is_pinned => RequestError::SnapshotExpired,
+                error => on_read_failure(replica, error, &mut fatal),
+            });
             answer.map(|payload| Answered { payload, clock: state.clock })
         };
         SlowDone { replies: vec![(query.reply, answer)], returned: None, fatal }

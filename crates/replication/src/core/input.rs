@@ -52,6 +52,10 @@ pub enum RequestError {
     /// one's place, if there is one.
     #[error("what the read needs is damaged on the disk")]
     Damaged,
+    /// The snapshot that the query names is not open at this replica (any more). Nothing changed; open another
+    /// one, which sees a later state.
+    #[error("the snapshot has expired")]
+    SnapshotExpired,
 }
 
 /// What a shard answered.

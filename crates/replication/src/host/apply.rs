@@ -19,6 +19,8 @@ pub(super) enum Job {
     Task(ApplyTask<Reply>),
     Loaded(Load, Result<Loaded, MachineError>),
     Returned(Returned<Reply>),
+    /// Ends snapshots that were not used for long.
+    ExpirePins,
     /// Report a replica's contents.
     Contents(ReplicaId, oneshot::Sender<Contents>),
 }
@@ -64,6 +66,7 @@ impl Worker for Apply {
                 Job::Returned(returned) => {
                     self.applier.returned(clock::wall_ms(), returned, &mut applied);
                 }
+                Job::ExpirePins => self.applier.expire_pins(clock::wall_ms()),
                 Job::Contents(replica, reply) => {
                     let _ = reply.send(self.applier.contents(replica));
                 }

@@ -1,8 +1,10 @@
 //! Digests of a replica's contents: replicas with the same contents have equal digests at the same applied
 //! entry.
 //!
-//! A digest does not hold up writes: a blocking thread reads the records while entries are applied, and the
-//! apply thread only reports the applied index before and after. The digest is valid if that has not changed.
+//! A digest does not hold up writes: a blocking thread reads a snapshot of the records, which is of one applied
+//! entry, while later entries are applied.
+
+use std::time::Duration;
 
 use flotilla_storage::{EngineError, StateReader, successor};
 use flotilla_types::{KeyRange, LogIndex, ReplicaId};
@@ -14,8 +16,10 @@ use super::{
 };
 use crate::{Contents, ReplicaContents};
 
-/// Attempts at a replica that applies entries while it is read.
-const ATTEMPTS_MAX: usize = 3;
+/// Attempts at a replica that applies entries in the pool, which have to end before there can be a snapshot.
+const ATTEMPTS_MAX: usize = 20;
+/// Pause between two of them.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Records per scan.
 const SCAN_RECORDS_MAX: usize = 1_024;
 /// Bytes per scan.
@@ -39,8 +43,8 @@ pub enum DigestError {
     /// The replica is not here, is being loaded, or the node is stopping.
     #[error("the replica does not serve here")]
     NotServing,
-    /// The replica applied entries during every attempt.
-    #[error("the replica is applying writes; retry when there are fewer")]
+    /// The replica applied entries that wait for the disk, at every attempt.
+    #[error("the replica is applying writes that wait for the disk; retry when there are fewer")]
     Moving,
     /// Its records cannot be read.
     #[error(transparent)]
@@ -52,15 +56,15 @@ pub(super) async fn of(
     replica: ReplicaId,
     range: KeyRange,
 ) -> Result<Digest, DigestError> {
-    let mut contents = contents_of(apply, replica).await?;
     for _ in 0..ATTEMPTS_MAX {
-        let range = range.clone();
-        let ReplicaContents { applied, system, records } = contents;
-        let read = tokio::task::spawn_blocking(move || hash(&system, &*records, &range));
-        let (hash, records) = read.await.map_err(|_| DigestError::NotServing)??;
-        contents = contents_of(apply, replica).await?;
-        if contents.applied == applied {
-            return Ok(Digest { applied, hash, records });
+        match contents_of(apply, replica).await {
+            Err(DigestError::Moving) => tokio::time::sleep(PAUSE).await,
+            contents => {
+                let ReplicaContents { applied, system, records } = contents?;
+                let read = tokio::task::spawn_blocking(move || hash(&system, &*records, &range));
+                let (hash, records) = read.await.map_err(|_| DigestError::NotServing)??;
+                return Ok(Digest { applied, hash, records });
+            }
         }
     }
     Err(DigestError::Moving)

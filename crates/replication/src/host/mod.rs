@@ -39,7 +39,7 @@ use flotilla_consensus::ConfChange;
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, Log, LogError, Remedy, StateEngine, remedy};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId, Timestamp};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 pub use digest::{Digest, DigestError};
@@ -55,6 +55,10 @@ use crate::{
 /// Requests and peers' inputs that may wait for the raft thread. Beyond it, requests are refused and frames
 /// dropped.
 pub const INBOX_MAX: usize = 65_536;
+
+/// Milliseconds that a peer's request for objects waits until they may be sent. Beyond it, the peer is told to
+/// ask later.
+const SEND_WAIT_MS_MAX: u64 = 2_000;
 
 /// The caller that waits for an answer.
 pub(crate) type Reply = oneshot::Sender<Answer>;
@@ -133,6 +137,8 @@ pub struct Handle {
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
     pulls: pull::Tasks,
+    /// What the node may send of objects.
+    sending: Arc<Mutex<work::Budget>>,
     scrub: scrub::Orders,
     scrub_status: scrub::Published,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
@@ -168,7 +174,16 @@ impl Host {
             scrub::Scrub::new(parts.config.scrub, parts.seed, scrub_orders, &parts.engine, &inbox, &parts.fatal);
         let scrub_status = scrubber.published();
         let sender = frames::Sender::new(network.clone(), inbox.clone());
-        let puller = pull::Puller::new(runtime, network, parts.engine.clone(), inbox.clone(), parts.fatal.clone());
+        let bytes_per_second = parts.config.transfer_bytes_per_second;
+        let puller = pull::Puller::new(pull::PullerParts {
+            node: parts.node,
+            runtime,
+            network,
+            engine: parts.engine.clone(),
+            inbox: inbox.clone(),
+            bytes_per_second,
+            fatal: parts.fatal.clone(),
+        });
         let pulls = puller.tasks();
         let wal = wal::Wal {
             wal: work::Wal::new(&*parts.log, parts.incarnation),
@@ -180,6 +195,7 @@ impl Host {
         let wal = Arc::new(InlineExecutor::new(wal));
         let applier = Applier::new(parts.engine.clone(), parts.machines);
         let pool = Arc::new(pool::Pool::new(parts.config.read_threads));
+        let open_pins = applier.open_pins();
         let apply = apply::Apply {
             applier,
             inbox: inbox.clone(),
@@ -199,6 +215,8 @@ impl Host {
             background: background_tx.clone(),
             compaction: compaction_tx.clone(),
             puller,
+            open_pins,
+            pins_expire_ms: 0,
             engine: parts.engine.clone(),
             notices: parts.notices,
             fatal: parts.fatal.clone(),
@@ -245,6 +263,7 @@ impl Host {
             apply: apply.clone(),
             transferable_leaderships,
             pulls,
+            sending: Arc::new(Mutex::new(work::Budget::new(bytes_per_second))),
             scrub: scrub.clone(),
             scrub_status,
             fatal: parts.fatal,
@@ -409,16 +428,31 @@ impl Handle {
         }
     }
 
-    /// Answers a peer's request for objects; reads the disk.
-    #[must_use]
-    pub fn objects(&self, from: NodeId, request: Bytes) -> Bytes {
+    /// Answers a peer's request for objects: once the node may send them, or soon with the answer to ask later.
+    pub async fn objects(&self, from: NodeId, request: Bytes) -> Bytes {
         reached(Place::SnapshotServe);
-        let served = work::serve(&*self.engine, request, work::PullBounds::default());
+        let backlog_ms = self.sending.lock().backlog_us(clock::monotonic_ms() * 1_000) / 1_000;
+        let later = if backlog_ms > SEND_WAIT_MS_MAX { work::serve_later(request.clone(), backlog_ms) } else { None };
+        let served = match later {
+            Some(later) => later,
+            None => {
+                let engine = self.engine.clone();
+                let serve = move || work::serve(&*engine, request, work::PullBounds::default());
+                let Ok(served) = tokio::task::spawn_blocking(serve).await else { return Bytes::new() };
+                served
+            }
+        };
         if let Some(to) = served.replica {
             // One that is dropped only means that the list of objects is sent again.
             self.inbox.try_send(Input::ObjectsServed { node: from, to, complete: served.complete });
         }
         self.end_if_disk_failed(served.failure.as_ref());
+        metrics::counter!("flotilla_objects_served_total").increment(served.objects as u64);
+        metrics::counter!("flotilla_objects_served_bytes_total").increment(served.bytes as u64);
+        let wait_us = self.sending.lock().reserve(clock::monotonic_ms() * 1_000, served.bytes as u64);
+        if wait_us > 0 {
+            tokio::time::sleep(Duration::from_micros(wait_us)).await;
+        }
         served.response
     }
 

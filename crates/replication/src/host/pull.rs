@@ -1,9 +1,11 @@
 //! Pulls the objects of snapshots, as tasks on the network's runtime: one for each replica that receives one.
 //!
+//! The receiver sets the pace: a request waits until the node's budget has room for the bytes that it asks for.
+//!
 //! An order for a replica whose pull is running replaces that pull, in the same task: what two pulls hold
 //! for one replica would replace each other.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, num::NonZero, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, reached};
@@ -19,24 +21,45 @@ use tokio::{
 use super::Inbox;
 use crate::{
     Input, clock,
-    work::{Pull, PullBounds, PullError, PullRequest, PullState, Stored, waiting_request},
+    work::{Budget, End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
 };
 
-/// Timeout of one call.
+/// Timeout of a call that fetches nothing.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Milliseconds that a pull waits for what it has requested when another one replaces it.
+const CALLS_MS_MAX: u64 = 20_000;
+/// The same when the other one is offered by another node.
+const DRAIN_MS: u64 = 1_000;
 /// Pulls that fetch at a time. Further pulls wait.
 const PULLS_MAX: usize = 4;
 /// Calls in flight at a time, of all pulls: no more than the transport's bound for one peer.
 const CALLS_MAX: usize = 8;
 /// How often a pull that waits tells its source so. Sooner than the source would offer the snapshot again.
 const WAITING_EVERY: Duration = Duration::from_secs(2);
+/// Milliseconds after which a pull looks again at what it may send, at the latest.
+const LOOK_MS: u64 = 60_000;
+
+/// What pulls need of their node.
+pub(super) struct PullerParts {
+    pub(super) node: NodeId,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) network: Arc<Transport>,
+    pub(super) engine: Arc<dyn StateEngine>,
+    pub(super) inbox: Inbox,
+    pub(super) bytes_per_second: Option<NonZero<u64>>,
+    pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
+}
 
 #[derive(Clone)]
 pub(super) struct Puller {
+    node: NodeId,
     runtime: tokio::runtime::Handle,
     network: Arc<Transport>,
     engine: Arc<dyn StateEngine>,
     inbox: Inbox,
+    bounds: PullBounds,
+    /// What the node may receive.
+    budget: Arc<Mutex<Budget>>,
     /// The replicas with a task.
     tasks: Tasks,
     pulls: Arc<Semaphore>,
@@ -62,7 +85,7 @@ pub struct IncomingSnapshot {
     pub fetches: bool,
     /// Its objects that are here. Zero while it waits.
     pub objects: u64,
-    /// All its objects.
+    /// All its objects, as far as they are known: a manifest tells of its pieces when it is here.
     pub objects_total: u64,
     /// Its objects that were fetched.
     pub objects_fetched: u64,
@@ -120,15 +143,12 @@ impl Failure {
 }
 
 impl Puller {
-    pub(super) fn new(
-        runtime: tokio::runtime::Handle,
-        network: Arc<Transport>,
-        engine: Arc<dyn StateEngine>,
-        inbox: Inbox,
-        fatal: Arc<dyn Fn(&str) + Send + Sync>,
-    ) -> Self {
+    pub(super) fn new(parts: PullerParts) -> Self {
+        let PullerParts { node, runtime, network, engine, inbox, bytes_per_second, fatal } = parts;
         let (pulls, calls) = (Arc::new(Semaphore::new(PULLS_MAX)), Arc::new(Semaphore::new(CALLS_MAX)));
-        Self { runtime, network, engine, inbox, tasks: Arc::default(), pulls, calls, fatal }
+        let budget = Arc::new(Mutex::new(Budget::new(bytes_per_second)));
+        let bounds = PullBounds::of_rate(bytes_per_second);
+        Self { node, runtime, network, engine, inbox, bounds, budget, tasks: Arc::default(), pulls, calls, fatal }
     }
 
     /// Fetches the missing objects of a checkpoint, makes them durable, and reports to the core.
@@ -178,6 +198,13 @@ impl Puller {
         }
     }
 
+    fn show_progress(&self, replica: ReplicaId, pull: &Pull) {
+        let (total, missing) = pull.progress();
+        self.show(replica, |current| {
+            (current.objects, current.objects_total) = ((total - missing) as u64, total as u64);
+        });
+    }
+
     /// The replicas with a task.
     pub(super) fn tasks(&self) -> Tasks {
         self.tasks.clone()
@@ -196,51 +223,59 @@ impl Puller {
         has_next: &Notify,
     ) -> Result<(), Failure> {
         let _permit = self.wait_for_turn(replica, from).await;
-        let engine = self.engine.clone();
-        let start = move || Pull::start(&*engine, replica, checkpoint, PullBounds::default());
-        let mut pull = spawn_blocking(start).await?;
+        let (engine, bounds) = (self.engine.clone(), self.bounds);
+        let order = PullOrder { node: self.node, replica, from, checkpoint };
+        let mut pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await?;
         let (total, missing) = pull.progress();
         metrics::counter!("flotilla_objects_reused_total").increment((total - missing) as u64);
-        self.show(replica, |current| {
-            (current.fetches, current.since_ms) = (true, clock::wall_ms());
-            current.objects = (total - missing) as u64;
-        });
+        self.show(replica, |current| (current.fetches, current.since_ms) = (true, clock::wall_ms()));
+        self.show_progress(replica, &pull);
         let mut calls = JoinSet::new();
         let mut last = Failure::Gone;
+        let mut drained_at_ms: Option<u64> = None;
         loop {
-            match self.next_source(replica) {
-                Some(next) if next != from => return Err(Failure::Replaced),
-                Some(_) => pull.stop(),
-                None => {}
+            if let Some(next) = self.next_source(replica) {
+                pull.stop();
+                // Another node that offers one may do so because this one is gone.
+                let drain_ms = if next == from { CALLS_MS_MAX } else { DRAIN_MS };
+                let at_ms = clock::monotonic_ms() + drain_ms;
+                drained_at_ms = Some(drained_at_ms.map_or(at_ms, |before_ms| before_ms.min(at_ms)));
             }
-            while let Some(request) = pull.next_request() {
-                let puller = self.clone();
-                calls.spawn(async move {
-                    let stored = puller.fetch(from, request.clone()).await;
-                    (request, stored)
-                });
+            while let Some(request) = pull.next_request(clock::monotonic_ms()) {
+                calls.spawn(self.clone().fetch(request));
             }
+            let now_ms = clock::monotonic_ms();
+            let wakes_at_ms = pull.wakes_at_ms(now_ms);
+            if calls.is_empty() && (pull.state() != PullState::Working || wakes_at_ms.is_none()) {
+                break;
+            }
+            if drained_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
+                return Err(Failure::Replaced);
+            }
+            let next_look_ms = [wakes_at_ms, drained_at_ms, Some(now_ms + LOOK_MS)].into_iter().flatten().min();
+            let pause_ms = next_look_ms.map_or(LOOK_MS, |at_ms| at_ms - now_ms);
             let call = tokio::select! {
-                call = calls.join_next() => call,
+                Some(call) = calls.join_next() => call?,
                 () = has_next.notified() => continue,
+                () = tokio::time::sleep(Duration::from_millis(pause_ms)) => continue,
             };
-            let Some(call) = call else { break };
-            match call? {
-                (request, Ok(stored)) => {
-                    metrics::counter!("flotilla_objects_reused_total").increment(stored.reused as u64);
-                    self.show(replica, |current| {
-                        current.objects += (stored.objects + stored.reused) as u64;
-                        current.objects_fetched += stored.objects as u64;
-                        current.bytes += stored.bytes as u64;
-                    });
-                    if pull.on_stored(request, stored) {
+            match call {
+                Fetched { request, result: Ok((stored, took_ms)) } => {
+                    self.stored(replica, &request, &stored);
+                    let stored = match stored.end {
+                        End::Failed(error) if error.ends_node() => return Err(error.into()),
+                        end => Stored { end, ..stored },
+                    };
+                    let syncs = pull.on_stored(clock::monotonic_ms(), took_ms, request, stored);
+                    self.show_progress(replica, &pull);
+                    if syncs {
                         pull = self.sync(pull).await?;
                     }
                 }
-                (_, Err(error)) if error.ends_node() => return Err(error),
-                (request, Err(error)) => {
+                Fetched { request, result: Err(error) } => {
+                    source_failed(&request, "call");
                     last = error;
-                    tokio::time::sleep(Duration::from_millis(pull.on_failure(request))).await;
+                    pull.on_failure(clock::monotonic_ms(), request);
                 }
             }
         }
@@ -249,6 +284,27 @@ impl Puller {
         }
         self.sync(pull).await?;
         Ok(())
+    }
+
+    /// Counts and shows what an answer brought.
+    fn stored(&self, replica: ReplicaId, request: &PullRequest, stored: &Stored) {
+        let source = request.source().to_string();
+        metrics::counter!("flotilla_objects_reused_total").increment(stored.reused as u64);
+        metrics::counter!("flotilla_objects_pulled_total").increment(stored.objects as u64);
+        metrics::counter!("flotilla_objects_pulled_bytes_total").increment(stored.bytes as u64);
+        metrics::counter!("flotilla_transfer_source_objects_total", "source" => source.clone())
+            .increment(stored.objects as u64);
+        metrics::counter!("flotilla_transfer_source_bytes_total", "source" => source).increment(stored.bytes as u64);
+        match &stored.end {
+            End::Gone => source_failed(request, "gone"),
+            End::Bad => source_failed(request, "bad_object"),
+            End::Failed(PullError::Malformed(_) | PullError::Empty) => source_failed(request, "bad_answer"),
+            End::Served | End::Busy { .. } | End::Failed(PullError::Engine(_)) => {}
+        }
+        self.show(replica, |current| {
+            current.objects_fetched += stored.objects as u64;
+            current.bytes += stored.bytes as u64;
+        });
     }
 
     async fn sync(&self, pull: Pull) -> Result<Pull, Failure> {
@@ -271,15 +327,40 @@ impl Puller {
         }
     }
 
-    async fn fetch(&self, from: NodeId, request: PullRequest) -> Result<Stored, Failure> {
-        let _permit = self.calls.acquire().await;
-        let answer: Bytes = self.network.call(from, Class::Objects, request.encode(), CALL_TIMEOUT).await?;
-        reached(Place::SnapshotFetched);
-        let engine = self.engine.clone();
-        let stored = spawn_blocking(move || request.store(&*engine, answer)).await??;
-        reached(Place::SnapshotImported);
-        metrics::counter!("flotilla_objects_pulled_total").increment(stored.objects as u64);
-        metrics::counter!("flotilla_objects_pulled_bytes_total").increment(stored.bytes as u64);
-        Ok(stored)
+    async fn fetch(self, request: PullRequest) -> Fetched {
+        let result = self.call(&request).await;
+        Fetched { request, result }
     }
+
+    /// Sends a request and stores the answer. Returns how long the call took, milliseconds.
+    async fn call(&self, request: &PullRequest) -> Result<(Stored, u64), Failure> {
+        let _permit = self.calls.acquire().await;
+        let expected = request.bytes_expected();
+        let wait_us = self.budget.lock().reserve(clock::monotonic_ms() * 1_000, expected);
+        if wait_us > 0 {
+            tokio::time::sleep(Duration::from_micros(wait_us)).await;
+        }
+        let timeout = Duration::from_millis(request.timeout_ms());
+        let sent_ms = clock::monotonic_ms();
+        let answer = self.network.call(request.source(), Class::Objects, request.encode(), timeout).await;
+        let received = answer.as_ref().map_or(0, Bytes::len) as u64;
+        self.budget.lock().correct(expected, received);
+        let (answer, took_ms) = (answer?, clock::monotonic_ms() - sent_ms);
+        reached(Place::SnapshotFetched);
+        let (engine, storing) = (self.engine.clone(), request.clone());
+        let stored = spawn_blocking(move || storing.store(&*engine, answer)).await?;
+        reached(Place::SnapshotImported);
+        Ok((stored, took_ms))
+    }
+}
+
+/// A request, and what became of it.
+struct Fetched {
+    request: PullRequest,
+    result: Result<(Stored, u64), Failure>,
+}
+
+fn source_failed(request: &PullRequest, reason: &'static str) {
+    let source = request.source().to_string();
+    metrics::counter!("flotilla_transfer_source_failures_total", "source" => source, "reason" => reason).increment(1);
 }

@@ -23,6 +23,8 @@ use crate::{
 
 /// Inputs per flush.
 const INPUTS_MAX: usize = 4_096;
+/// Milliseconds between two looks for snapshots that have expired.
+const PINS_EXPIRE_MS: u64 = 5_000;
 
 pub(super) struct Raft {
     pub(super) core: Core<Reply>,
@@ -35,6 +37,9 @@ pub(super) struct Raft {
     pub(super) background: mpsc::Sender<background::Order>,
     pub(super) compaction: mpsc::Sender<background::Order>,
     pub(super) puller: pull::Puller,
+    /// The number of snapshots that readers have open, and when to look for those that have expired.
+    pub(super) open_pins: Arc<AtomicUsize>,
+    pub(super) pins_expire_ms: u64,
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) notices: Box<dyn Fn(Notice) + Send>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
@@ -63,6 +68,10 @@ impl Raft {
             if now_ms >= next_tick_ms {
                 self.core.step(now_ms, clock::wall_ms(), Input::Tick, &mut effects);
                 self.publish_status();
+                if self.open_pins.load(Ordering::Relaxed) > 0 && now_ms >= self.pins_expire_ms {
+                    self.pins_expire_ms = now_ms + PINS_EXPIRE_MS;
+                    self.apply.enqueue(apply::Job::ExpirePins);
+                }
                 // Missed ticks are skipped: a burst of them would look like a long silence of all peers.
                 next_tick_ms = now_ms + self.config.tick_ms;
                 continue;

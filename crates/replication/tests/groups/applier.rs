@@ -9,7 +9,8 @@ use flotilla_kv::{
     Refusal, decode_answer, decode_outcome, encode_command, encode_query,
 };
 use flotilla_replication::{
-    Answer, Applied, Applier, ApplyTask, Batch, Contents, Input, Query, RequestError, SLOW_READS_PER_REPLICA_MAX, Slow,
+    Answer, Applied, Applier, ApplyTask, Batch, Contents, Input, PIN_IDLE_MS, PIN_MS_MAX, PINS_MAX, PinId, PinnedQuery,
+    Query, RequestError, SLOW_READS_PER_REPLICA_MAX, Slow,
 };
 use flotilla_storage::{MemoryEngine, StateEngine as _};
 use flotilla_types::{
@@ -37,6 +38,7 @@ struct Bench {
     answers: BTreeMap<u64, Answer>,
     inputs: Vec<Input<u64>>,
     next_caller: u64,
+    wall_ms: u64,
 }
 
 impl Bench {
@@ -52,6 +54,7 @@ impl Bench {
             answers: BTreeMap::new(),
             inputs: Vec::new(),
             next_caller: 0,
+            wall_ms: WALL_MS,
         };
         let position = Position {
             index: LogIndex(0),
@@ -69,7 +72,7 @@ impl Bench {
 
     fn run(&mut self, task: ApplyTask<u64>) {
         let mut out = Applied::default();
-        self.applier.run(WALL_MS, task, &mut out);
+        self.applier.run(self.wall_ms, task, &mut out);
         self.take(out);
     }
 
@@ -129,8 +132,20 @@ impl Bench {
     }
 
     fn read(&mut self, query: &KvQuery, deadline_ms: u64) -> u64 {
+        self.ask(encode_query(query), deadline_ms)
+    }
+
+    /// Reads from a snapshot, and returns the values.
+    fn read_pinned(&mut self, id: u128, opens: bool, query: &KvQuery) -> Result<Vec<String>, RequestError> {
+        let query = PinnedQuery { id: PinId(id), opens, query: encode_query(query) };
+        let caller = self.ask(query.encode(), LATER_MS);
+        self.do_all_slow();
+        self.answers.remove(&caller).unwrap().map(|answer| values(&answer.payload))
+    }
+
+    fn ask(&mut self, payload: Bytes, deadline_ms: u64) -> u64 {
         let caller = self.caller();
-        let queries = vec![Query { payload: encode_query(query), deadline_ms, reply: caller }];
+        let queries = vec![Query { payload, deadline_ms, reply: caller }];
         self.run(ApplyTask::Read { replica: REPLICA, index: LogIndex(self.index), queries });
         caller
     }
@@ -372,4 +387,103 @@ fn a_change_of_the_range_takes_effect_at_its_entry() {
         let checkpoint = bench.checkpoint().expect("a checkpoint");
         assert_eq!((checkpoint.position.index, checkpoint.position.descriptor), (LogIndex(4), narrow));
     }
+}
+
+/// The record with this name.
+fn page(name: &str) -> KvQuery {
+    let end = Bytes::from([&key(name)[..], &[0]].concat());
+    KvQuery::Scan { range: KeyRange { start: key(name), end }, items_max: 10, bytes_max: 1 << 20, values: true }
+}
+
+#[test]
+fn all_pages_of_a_snapshot_are_of_the_moment_that_opened_it() {
+    for seed in seeds(20) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut bench = Bench::new(30);
+        bench.write(1);
+        bench.do_all_slow();
+        let mut opened = Vec::new();
+        for id in 0..60_u128 {
+            match rng.random_range(0..3) {
+                0 => drop(bench.write(rng.random_range(1..4))),
+                1 => drop(bench.checkpoint()),
+                _ => {
+                    let index = bench.index.to_string();
+                    assert_eq!(bench.read_pinned(id, true, &page("a")), Ok(vec![index.clone()]));
+                    opened.push((id, index));
+                }
+            }
+            for (id, index) in &opened {
+                let name = NAMES[rng.random_range(0..NAMES.len())];
+                assert_eq!(bench.read_pinned(*id, false, &page(name)), Ok(vec![index.clone()]), "seed {seed}");
+            }
+        }
+        // What is read without a snapshot is the newest state.
+        bench.do_all_slow();
+        let caller = bench.read(&page("a"), LATER_MS);
+        bench.do_all_slow();
+        let newest = bench.answers.remove(&caller).unwrap().unwrap();
+        assert_eq!(values(&newest.payload), [bench.index.to_string()]);
+    }
+}
+
+#[test]
+fn a_snapshot_that_has_ended_is_never_replaced_by_a_later_state() {
+    let expired = Err(RequestError::SnapshotExpired);
+    let mut bench = Bench::new(0);
+    bench.write(1);
+    let read = |bench: &mut Bench, id| bench.read_pinned(id, false, &page("a"));
+    assert_eq!(read(&mut bench, 1), expired, "it was never opened here");
+    let open = |bench: &mut Bench, id| assert_eq!(bench.read_pinned(id, true, &page("a")), Ok(vec!["1".to_owned()]));
+    // It is idle for too long.
+    open(&mut bench, 1);
+    bench.wall_ms += PIN_IDLE_MS - 1;
+    assert!(read(&mut bench, 1).is_ok());
+    bench.wall_ms += PIN_IDLE_MS;
+    assert_eq!(read(&mut bench, 1), expired);
+    // It is open for too long.
+    open(&mut bench, 2);
+    for _ in 0..PIN_MS_MAX / (PIN_IDLE_MS / 2) - 1 {
+        bench.wall_ms += PIN_IDLE_MS / 2;
+        assert!(read(&mut bench, 2).is_ok());
+    }
+    bench.wall_ms += PIN_IDLE_MS / 2;
+    assert_eq!(read(&mut bench, 2), expired);
+    // Nobody reads, and time passes.
+    open(&mut bench, 3);
+    let open_pins = bench.applier.open_pins();
+    assert_eq!(open_pins.load(std::sync::atomic::Ordering::Relaxed), 1);
+    bench.wall_ms += PIN_IDLE_MS;
+    bench.applier.expire_pins(bench.wall_ms);
+    assert_eq!(open_pins.load(std::sync::atomic::Ordering::Relaxed), 0);
+    // Others need the room.
+    for id in 10..11 + PINS_MAX as u128 {
+        open(&mut bench, id);
+    }
+    assert_eq!(read(&mut bench, 10), expired);
+    assert!(read(&mut bench, 11).is_ok());
+    // The replica receives a snapshot from its leader, which has other records.
+    let checkpoint = bench.checkpoint().unwrap();
+    let caller =
+        bench.ask(PinnedQuery { id: PinId(11), opens: false, query: encode_query(&page("a")) }.encode(), LATER_MS);
+    bench.load(checkpoint, true);
+    bench.do_all_slow();
+    assert_eq!(bench.answers.remove(&caller), Some(Err(RequestError::SnapshotExpired)), "it was under way");
+    assert_eq!(read(&mut bench, 11), expired);
+    // The replica is destroyed.
+    open(&mut bench, 12);
+    bench.run(ApplyTask::Close { replica: REPLICA });
+    assert_eq!(open_pins.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[test]
+fn the_contents_of_a_replica_do_not_change_while_they_are_read() {
+    let mut bench = Bench::new(0);
+    bench.write(3);
+    let Contents::AtRest(contents) = bench.applier.contents(REPLICA) else { panic!("the replica is at rest") };
+    let all = || contents.records.scan(&KeyRange::all(), 100, 1 << 20).unwrap();
+    let before = all();
+    bench.write(2);
+    drop(bench.checkpoint());
+    assert_eq!((all(), contents.applied, before.len()), (before.clone(), LogIndex(3), NAMES.len()));
 }

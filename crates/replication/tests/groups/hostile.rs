@@ -12,7 +12,10 @@ use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{
     Answer, Applied, Applier, Background, Batch, ConfChange, Core, Effects, Freshness, Input, LostReason,
     NodeHeartbeat, Notice, Outgoing, Request, ShardChange,
-    work::{Job, JobResult, Pull, PullBounds, PullState, Wal, WalJob, pack, pack_node_heartbeat, serve, unpack},
+    work::{
+        End, Job, JobResult, Pull, PullBounds, PullOrder, PullState, Wal, WalJob, pack, pack_node_heartbeat, serve,
+        unpack,
+    },
 };
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
 use flotilla_types::{
@@ -223,19 +226,19 @@ impl Victim {
     /// Pulls from the malicious peer, which serves what it has.
     fn pull(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> bool {
         let bounds = PullBounds::default();
-        let mut pull = Pull::start(&self.engine, replica, checkpoint.clone(), bounds);
-        while let Some(request) = pull.next_request() {
+        let order = PullOrder { node: ME, replica, from: MALICIOUS, checkpoint: checkpoint.clone() };
+        let mut pull = Pull::start(&self.engine, order, bounds);
+        while let Some(request) = pull.next_request(self.now_ms) {
             let source = MemoryEngine::default();
             for (id, object) in &self.objects {
                 source.import(*id, object.clone()).unwrap();
             }
             let served = serve(&source, request.encode(), bounds);
-            match request.store(&self.engine, served.response) {
-                Ok(stored) => {
-                    let _ = pull.on_stored(request, stored);
-                }
-                Err(_) => return false,
+            let stored = request.store(&self.engine, served.response);
+            if matches!(stored.end, End::Failed(_)) {
+                return false;
             }
+            let _ = pull.on_stored(self.now_ms, 1, request, stored);
         }
         pull.sync(&self.engine).unwrap();
         pull.state() == PullState::Fetched

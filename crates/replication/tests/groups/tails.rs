@@ -184,7 +184,8 @@ fn another_leader_offers_its_own_snapshot_in_place_of_the_first() {
         let started_ms = world.now_ms();
         world.run_until(3 * takes_ms, "the learner catches up", is_caught_up);
         let took_ms = world.now_ms() - started_ms;
-        assert!(took_ms * 2 <= takes_ms * 3, "{took_ms} ms for what takes {takes_ms} ms");
+        // What came first is what only the first leader held, so that little of it is of use.
+        assert!(took_ms * 4 <= takes_ms * 7, "{took_ms} ms for what takes {takes_ms} ms");
         world.finish();
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use flotilla_replication::{
     Applied, ApplyTask, Background, Effects, Input, Load, Loaded, Notice, Outgoing, Returned,
-    work::{self, Job, JobResult, Pull, PullBounds, PullRequest, PullState},
+    work::{self, End, Job, JobResult, Pull, PullBounds, PullOrder, PullRequest, PullState},
 };
 use flotilla_storage::{MachineError, StateEngine as _};
 use flotilla_types::{Checkpoint, NodeId, ReplicaId};
@@ -20,9 +20,6 @@ use crate::{
 
 /// Background jobs that run in parallel; same as in the host.
 const WORKERS: usize = 2;
-/// Same as in the host.
-const PULL_TIMEOUT_MS: u64 = 20_000;
-
 /// A task in the queue of the apply thread.
 pub(super) enum ApplyJob {
     Run(ApplyTask<u64>),
@@ -34,16 +31,21 @@ pub(super) enum ApplyJob {
 const LOG_RELEASE_TICKS: u32 = 100;
 
 /// Bounds so small that a pull takes several requests.
-pub(super) const PULL_BOUNDS: PullBounds =
-    PullBounds { requests_max: 3, objects_max: 4, response_bytes_max: 1 << 10, unsynced_bytes_max: 2 << 10 };
+pub(super) const PULL_BOUNDS: PullBounds = PullBounds {
+    requests_max: 3,
+    requests_total_max: 4,
+    objects_max: 4,
+    response_bytes_max: 1 << 10,
+    unsynced_bytes_max: 2 << 10,
+};
 
 /// A pull in flight.
 pub(super) struct Pulling {
     replica: ReplicaId,
     from: NodeId,
     pull: Pull,
-    /// Its requests in flight, by number.
-    requests: BTreeMap<u64, PullRequest>,
+    /// Its requests in flight, by number, and when they were sent.
+    requests: BTreeMap<u64, (PullRequest, u64)>,
     /// What replaces it.
     next: Option<Checkpoint>,
 }
@@ -335,7 +337,10 @@ impl World {
             return;
         }
         running.pulls.retain(|_, pulling| pulling.replica != replica);
-        let pull = Pull::start(&node.disk, replica, checkpoint, PULL_BOUNDS);
+        running.fetches.interrupted(replica);
+        let order = PullOrder { node: node.id, replica, from, checkpoint };
+        let bounds = PullBounds { requests_max: self.plan.pull_requests_max, ..PULL_BOUNDS };
+        let pull = Pull::start(&node.disk, order, bounds);
         let number = running.next_id();
         running.pulls.insert(number, Pulling { replica, from, pull, requests: BTreeMap::new(), next: None });
         self.advance_pull(node, running, number);
@@ -345,12 +350,20 @@ impl World {
     pub(super) fn advance_pull(&mut self, node: &mut Node, running: &mut Running, number: u64) {
         loop {
             let id = running.next_id();
+            let now_ms = node.clock.mono_ms(self.now_us);
             let Some(pulling) = running.pulls.get_mut(&number) else { return };
-            let Some(request) = pulling.pull.next_request() else { break };
-            let (from, body) = (pulling.from, request.encode());
-            pulling.requests.insert(id, request);
+            let Some(request) = pulling.pull.next_request(now_ms) else { break };
+            running.fetches.requested(node, pulling.replica, &request);
+            let (source, body, timeout_ms) = (request.source(), request.encode(), request.timeout_ms());
+            pulling.requests.insert(id, (request, now_ms));
             let purpose = CallPurpose::Pull { pull: number, request: id };
-            self.call(node, running, from, CallKind::Objects, body, PULL_TIMEOUT_MS, purpose);
+            self.call(node, running, source, CallKind::Objects, body, timeout_ms, purpose);
+        }
+        let now_ms = node.clock.mono_ms(self.now_us);
+        let waits = running.pulls.get(&number).filter(|pulling| pulling.pull.state() == PullState::Working);
+        if let Some(wakes_at_ms) = waits.and_then(|pulling| pulling.pull.wakes_at_ms(now_ms)) {
+            let delay_us = node.clock.true_us(wakes_at_ms - now_ms) + 100;
+            self.schedule_on(node, delay_us, NodeEvent::PullRetry(number));
         }
         let ended = |pulling: &mut Pulling| pulling.pull.state() != PullState::Working;
         if running.pulls.get_mut(&number).is_some_and(ended)
@@ -379,20 +392,27 @@ impl World {
         answer: Option<bytes::Bytes>,
     ) {
         let Some(pulling) = running.pulls.get_mut(&number) else { return };
-        let Some(request) = pulling.requests.remove(&request) else { return };
-        let mut pause_ms = 0;
+        let Some((request, sent_ms)) = pulling.requests.remove(&request) else { return };
+        let now_ms = node.clock.mono_ms(self.now_us);
         match answer.map(|answer| request.store(&node.disk, answer)) {
-            Some(Ok(stored)) => {
-                if pulling.pull.on_stored(request, stored) {
+            Some(stored) => {
+                running.fetches.answered(pulling.replica, &request, stored.objects);
+                let counts = &mut self.checks.counts;
+                counts.objects_fetched += stored.objects as u64;
+                counts.objects_elsewhere += if request.source() == pulling.from { 0 } else { stored.objects as u64 };
+                counts.objects_bad += u64::from(matches!(stored.end, End::Bad));
+                running.control.fatal |= matches!(&stored.end, End::Failed(error) if error.ends_node());
+                if pulling.pull.on_stored(now_ms, now_ms - sent_ms, request, stored) {
                     let synced = pulling.pull.sync(&node.disk);
                     running.control.fatal |= matches!(synced, Err(error) if error.ends_node());
                 }
             }
-            Some(Err(error)) if error.ends_node() => running.control.fatal = true,
-            Some(Err(_)) | None => pause_ms = pulling.pull.on_failure(request),
+            None => {
+                running.fetches.answered(pulling.replica, &request, 0);
+                pulling.pull.on_failure(now_ms, request);
+            }
         }
-        let delay_us = node.clock.true_us(pause_ms) + 100;
-        self.schedule_on(node, delay_us, NodeEvent::PullRetry(number));
+        self.schedule_on(node, 100, NodeEvent::PullRetry(number));
     }
 
     fn notice(&mut self, node: &mut Node, running: &mut Running, notice: Notice) {

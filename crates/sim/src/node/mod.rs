@@ -1,6 +1,7 @@
 //! One simulated node: the memory of its process, its disk, and how both start, crash and are lost.
 
 mod control;
+mod fetches;
 mod gateway;
 mod host;
 mod rpc;
@@ -84,6 +85,7 @@ pub(crate) struct Running {
     jobs: VecDeque<Job>,
     jobs_running: usize,
     pulls: BTreeMap<u64, host::Pulling>,
+    fetches: fetches::Fetches,
     scrubber: work::Scrubber,
     /// Connected peers, with their `life` when the connection was made.
     links: BTreeMap<NodeId, u64>,
@@ -217,6 +219,7 @@ impl World {
             jobs: VecDeque::new(),
             jobs_running: 0,
             pulls: BTreeMap::new(),
+            fetches: fetches::Fetches::default(),
             scrubber,
             links: BTreeMap::new(),
             calls: BTreeMap::new(),

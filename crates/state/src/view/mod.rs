@@ -109,6 +109,11 @@ impl View {
         }
     }
 
+    /// Whether [`advance`](Self::advance) waits until snapshots are dropped.
+    pub(crate) fn waits_for_snapshots(&self) -> bool {
+        matches!(self, Self::Sled { .. })
+    }
+
     /// Removes a replica.
     pub(crate) fn clear(&self, replica: ReplicaId) -> Result<(), EngineError> {
         match self {

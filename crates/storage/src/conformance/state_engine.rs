@@ -44,6 +44,7 @@ pub fn state_engine(format: CheckpointFormat, open: &mut dyn FnMut() -> Box<dyn 
     scans_stop_at_their_bounds(open);
     pages_of_a_scan_are_bounded_by_what_they_examine(open);
     a_snapshot_of_the_records_sees_no_later_write(open);
+    a_snapshot_that_is_kept_sees_its_moment_over_checkpoints_and_compactions(open);
     reopening_and_replaying_equals_never_crashing(open);
     a_crash_before_or_after_the_pointer_write_loses_nothing(open);
     many_flushes_keep_every_record_and_object(open);
@@ -564,6 +565,43 @@ fn a_snapshot_of_the_records_sees_no_later_write(open: &mut Storage<'_>) {
     test.engine().destroy(test.replica).expect("an open replica is destroyed");
     assert!(is_closed(&*before), "its replica was destroyed");
     assert!(matches!(test.engine().snapshot(test.replica), Err(EngineError::NotOpen(_))));
+}
+
+/// Readers of many pages keep a snapshot for long, where it delays nothing.
+fn a_snapshot_that_is_kept_sees_its_moment_over_checkpoints_and_compactions(open: &mut Storage<'_>) {
+    let mut test = Fixture::new(open, 231);
+    if test.engine().snapshots_delay_checkpoints() {
+        return;
+    }
+    let range = KeyRange::all();
+    let mut model = Model::default();
+    let mut kept: Vec<(_, Model, KeyRange)> = Vec::new();
+    for step in 0..12 {
+        let records: WriteSet = (0..40)
+            .map(|key| (bytes(&format!("k{key:02}")), (key % 7 != step % 7).then(|| bytes(&format!("{step}")))))
+            .collect();
+        model.write(&records);
+        test.write_set(records);
+        let snapshot = test.engine().snapshot(test.replica).expect("the replica is open");
+        kept.push((snapshot, model.clone(), range.clone()));
+        assert!(test.freeze("system"), "nothing else is frozen");
+        let checkpoint = test.build();
+        test.install(checkpoint);
+        if test.needs_compaction() {
+            test.compact();
+        }
+        // One page of each, as readers do that are slow.
+        for (snapshot, model, rest) in &mut kept {
+            let page = snapshot.scan(rest, 3, usize::MAX).expect("the snapshot is open");
+            assert_eq!(page, model.range(rest).into_iter().take(3).collect::<Vec<_>>());
+            if let Some((last, _)) = page.last() {
+                rest.start = crate::successor(last);
+            }
+        }
+    }
+    for (snapshot, model, _) in kept {
+        assert_eq!(snapshot.scan(&range, usize::MAX, usize::MAX).expect("the snapshot is open"), model.range(&range));
+    }
 }
 
 fn a_destroyed_replica_is_closed_and_others_keep_their_objects(open: &mut Storage<'_>) {

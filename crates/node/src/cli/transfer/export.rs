@@ -1,4 +1,8 @@
 //! `kv export`: from a collection to a folder or to JSON lines.
+//!
+//! Each shard is exported as it was at one moment. The nodes keep that moment for a while; if it ends before the
+//! export does, an export to a file begins again. What was written to stdout or to a folder cannot be taken back,
+//! so there the export fails, and says so.
 
 use std::{
     fs::{self, File},
@@ -8,7 +12,8 @@ use std::{
 
 use bytes::Bytes;
 use clap::Args;
-use flotilla_client::{Client, ScanOptions, ScannedRecord};
+use flotilla_api::ProblemType;
+use flotilla_client::{Client, ClientError, ScanOptions, ScannedRecord};
 
 use super::{
     folder, lines,
@@ -37,15 +42,60 @@ pub(crate) struct ExportArguments {
     /// Only keys with this prefix
     #[arg(long, default_value = "")]
     prefix: String,
+    /// Export each page as the records are when it is read, instead of each shard at one moment: for collections
+    /// that take longer to export than the nodes keep a moment
+    #[arg(long)]
+    live: bool,
 }
 
+/// Times that an export to a file begins again after its snapshot has expired.
+const RESTARTS_MAX: usize = 3;
+
 pub(crate) async fn export(arguments: ExportArguments, client: &Client, output: Output) -> Result<(), Failure> {
-    let ExportArguments { out, dir, collection, prefix } = arguments;
+    let mut restarts = 0;
+    loop {
+        match export_once(&arguments, client, output).await {
+            Err(Export::Expired) if arguments.out.is_some() && restarts < RESTARTS_MAX => {
+                restarts += 1;
+                eprintln!("the nodes kept the snapshot no longer; the export begins again");
+            }
+            Err(Export::Expired) => return Err(Failure::failed(EXPIRED.to_owned())),
+            Err(Export::Failed(failure)) => return Err(failure),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+const EXPIRED: &str = "the nodes kept the snapshot no longer, so what was exported is not complete: \
+    export again, by smaller prefixes, or with --live";
+
+/// Why an export ended.
+enum Export {
+    Expired,
+    Failed(Failure),
+}
+
+impl From<Failure> for Export {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<ClientError> for Export {
+    fn from(error: ClientError) -> Self {
+        let has_expired = error.problem().is_some_and(|problem| problem.kind == ProblemType::SnapshotExpired);
+        if has_expired { Self::Expired } else { Self::Failed(error.into()) }
+    }
+}
+
+async fn export_once(arguments: &ExportArguments, client: &Client, output: Output) -> Result<(), Export> {
+    let ExportArguments { out, dir, collection, prefix, live } = arguments;
     let to_stdout = out.is_none() && dir.is_none();
-    let mut options = ScanOptions { prefix: Bytes::from(prefix), limit: PAGE_RECORDS, ..ScanOptions::default() };
+    let prefix = Bytes::from(prefix.clone());
+    let mut options = ScanOptions { prefix, limit: PAGE_RECORDS, snapshot: !live, ..ScanOptions::default() };
     // The first page is fetched before a file is created, so that an unknown collection leaves no empty file.
-    let mut page = with_retries(async || client.scan(&collection, &options).await).await?;
-    let mut sink = Sink::open(out, dir)?;
+    let mut page = with_retries(async || client.scan(collection, &options).await).await?;
+    let mut sink = Sink::open(out.clone(), dir.clone())?;
     let mut report = Report::default();
     let bar = progress();
     loop {
@@ -63,11 +113,11 @@ pub(crate) async fn export(arguments: ExportArguments, client: &Client, output: 
         if options.cursor.is_none() {
             break;
         }
-        page = with_retries(async || client.scan(&collection, &options).await).await?;
+        page = with_retries(async || client.scan(collection, &options).await).await?;
     }
     sink.close()?;
     bar.finish_and_clear();
-    report.finish("exported", to_stdout, output)
+    Ok(report.finish("exported", to_stdout, output)?)
 }
 
 /// The destination of exported records.

@@ -1,0 +1,376 @@
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use flotilla_storage::{Manifest, MemoryEngine, PieceRef};
+use flotilla_types::{
+    ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaDescriptor, ShardDescriptor, ShardId, TableKind, TableRef,
+    Tables, Term,
+};
+
+use super::*;
+
+const REPLICA: ReplicaId = ReplicaId(7);
+/// Three of these objects fit in a response.
+const BOUNDS: PullBounds = PullBounds {
+    requests_max: 3,
+    requests_total_max: 4,
+    objects_max: 4,
+    response_bytes_max: 30,
+    unsynced_bytes_max: 50,
+};
+/// The node that receives, the one that offers, and two more with a replica.
+const ME: NodeId = NodeId(1);
+const LEADER: NodeId = NodeId(2);
+const SECOND: NodeId = NodeId(3);
+const THIRD: NodeId = NodeId(4);
+
+/// An engine with objects of ten bytes, and a checkpoint that names them.
+fn source(count: u64) -> (MemoryEngine, Checkpoint) {
+    let engine = MemoryEngine::default();
+    let object = |n: u64| Bytes::from(format!("object {n:>3}"));
+    let base: Vec<_> = (0..count).map(|n| ObjectId::of(&object(n))).collect();
+    for (n, id) in (0..).zip(&base) {
+        engine.import(*id, object(n)).unwrap();
+    }
+    let descriptor =
+        ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() };
+    let position = Position { index: LogIndex(9), term: Term(1), conf: ConfState::default(), descriptor };
+    (engine, Checkpoint { tables: Tables::Pieces { base, runs: Vec::new() }, ..Checkpoint::empty(position) })
+}
+
+/// A pull from the leader alone.
+fn start(target: &MemoryEngine, checkpoint: Checkpoint) -> Pull {
+    Pull::start(target, PullOrder { node: ME, replica: REPLICA, from: LEADER, checkpoint }, BOUNDS)
+}
+
+fn answer(pull: &mut Pull, target: &MemoryEngine, source: &MemoryEngine, request: PullRequest) -> usize {
+    answer_after(1, pull, target, source, request)
+}
+
+fn answer_after(
+    took_ms: u64,
+    pull: &mut Pull,
+    target: &MemoryEngine,
+    source: &MemoryEngine,
+    request: PullRequest,
+) -> usize {
+    let served = serve(source, request.encode(), BOUNDS);
+    assert_eq!(served.replica, Some(REPLICA));
+    let stored = request.store(target, served.response);
+    assert_eq!(stored.objects, served.objects);
+    let objects = stored.objects;
+    if pull.on_stored(0, took_ms, request, stored) {
+        pull.sync(target).unwrap();
+    }
+    objects
+}
+
+#[test]
+fn a_few_requests_are_in_flight_and_every_object_is_fetched_once() {
+    let (source, checkpoint) = source(50);
+    let target = MemoryEngine::default();
+    let mut pull = start(&target, checkpoint);
+    let (mut in_flight, mut fetched) = (VecDeque::new(), 0);
+    while pull.state() == PullState::Working {
+        while let Some(request) = pull.next_request(0) {
+            in_flight.push_back(request);
+        }
+        assert!(in_flight.len() <= BOUNDS.requests_max);
+        let request = in_flight.pop_front().expect("a pull that works has a request in flight");
+        fetched += answer(&mut pull, &target, &source, request);
+    }
+    assert_eq!((pull.state(), fetched, pull.progress()), (PullState::Fetched, 50, (50, 0)));
+}
+
+/// A source whose checkpoint names manifests of these objects.
+fn source_with_manifests(tables: &[&[u64]]) -> (MemoryEngine, Checkpoint) {
+    let (engine, checkpoint) = source(50);
+    let table = |pieces: &&[u64]| {
+        let piece = |n: &u64| PieceRef {
+            id: ObjectId::of(format!("object {n:>3}").as_bytes()),
+            first_key: n.to_be_bytes().to_vec().into(),
+            bytes: 10,
+            records: 1,
+            footer_bytes: 0,
+            footer_crc: 0,
+        };
+        let manifest = Manifest { pieces: pieces.iter().map(piece).collect() }.encode();
+        let id = ObjectId::of(&manifest);
+        engine.import(id, manifest).unwrap();
+        TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest: id, fold: None }
+    };
+    let tables = Tables::Manifests(tables.iter().map(table).collect());
+    (engine, Checkpoint { tables, ..checkpoint })
+}
+
+#[test]
+fn pieces_are_fetched_after_their_manifests_and_once() {
+    let (source, checkpoint) = source_with_manifests(&[&[1, 2, 3, 4, 5, 6, 7, 8, 9], &[5, 6, 7, 8, 9, 10, 11]]);
+    let target = MemoryEngine::default();
+    let mut fetched = 0;
+    // The second time a manifest and some pieces are here.
+    for answers in [4, usize::MAX] {
+        let mut pull = start(&target, checkpoint.clone());
+        for _ in 0..answers {
+            let Some(request) = pull.next_request(0) else { break };
+            fetched += answer(&mut pull, &target, &source, request);
+        }
+        let left = 2 + 11 - fetched;
+        assert_eq!((pull.state() == PullState::Fetched, pull.progress()), (left == 0, (2 + 11, left)));
+    }
+    let objects: Vec<_> = checkpoint.objects().collect();
+    assert!(target.missing(&objects).is_empty());
+}
+
+/// A piece that is a manifest itself is stored, and of no use: nothing it names is fetched.
+#[test]
+fn a_peer_cannot_make_the_chain_of_objects_longer() {
+    let (source, checkpoint) = source_with_manifests(&[&[1]]);
+    let inner = checkpoint.tables.objects().next().unwrap();
+    let mut piece = Manifest::decode(source.object(inner).unwrap()).unwrap();
+    piece.pieces[0].id = inner;
+    let outer = piece.encode();
+    let manifest = ObjectId::of(&outer);
+    source.import(manifest, outer).unwrap();
+    let table = TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest, fold: None };
+    let checkpoint = Checkpoint { tables: Tables::Manifests(vec![table]), ..checkpoint };
+    let target = MemoryEngine::default();
+    let mut pull = start(&target, checkpoint);
+    let mut fetched = 0;
+    while let Some(request) = pull.next_request(0) {
+        fetched += answer(&mut pull, &target, &source, request);
+    }
+    assert_eq!((pull.state(), fetched), (PullState::Fetched, 2));
+}
+
+#[test]
+fn an_interrupted_pull_keeps_what_it_stored_even_over_a_restart() {
+    let (source, checkpoint) = source(40);
+    let target = MemoryEngine::default();
+    let mut pull = start(&target, checkpoint.clone());
+    for _ in 0..8 {
+        let request = pull.next_request(0).unwrap();
+        answer(&mut pull, &target, &source, request);
+    }
+    let (_, missing) = pull.progress();
+    assert_eq!(missing, 40 - 8 * 3);
+    let again = start(&target, checkpoint.clone());
+    assert_eq!(again.progress(), (40, missing));
+    let restarted = start(&target.reopen(), checkpoint);
+    assert!(restarted.progress().1 <= missing + 5, "{:?} after a power failure", restarted.progress());
+}
+
+#[test]
+fn a_pull_that_is_stopped_ends_with_the_answers_in_flight() {
+    let (source, checkpoint) = source(40);
+    let target = MemoryEngine::default();
+    let mut pull = start(&target, checkpoint);
+    let in_flight = [pull.next_request(0).unwrap(), pull.next_request(0).unwrap()];
+    pull.stop();
+    assert_eq!((pull.next_request(0), pull.state()), (None, PullState::Working));
+    for request in in_flight {
+        answer(&mut pull, &target, &source, request);
+    }
+    assert_eq!((pull.state(), pull.progress()), (PullState::Failed, (40, 34)));
+}
+
+#[test]
+fn a_pull_goes_on_without_an_object_that_is_gone() {
+    let (source, mut checkpoint) = source(20);
+    let Tables::Pieces { base, .. } = &mut checkpoint.tables else { panic!("they have no manifests") };
+    base.insert(5, ObjectId::of(b"gone"));
+    let target = MemoryEngine::default();
+    let mut pull = start(&target, checkpoint);
+    let mut fetched = 0;
+    while let Some(request) = pull.next_request(0) {
+        fetched += answer(&mut pull, &target, &source, request);
+    }
+    assert_eq!((pull.state(), fetched, pull.progress()), (PullState::Failed, 20, (21, 1)));
+}
+
+#[test]
+fn failures_end_a_pull_only_if_nothing_succeeds_in_between() {
+    let (source, checkpoint) = source(50);
+    let target = MemoryEngine::default();
+    let mut pull = start(&target, checkpoint);
+    let mut now_ms = 0;
+    for _ in 0..3 {
+        for failed in 1..FAILURES_MAX {
+            let request = pull.next_request(now_ms).unwrap();
+            pull.on_failure(now_ms, request);
+            assert_eq!(pull.wakes_at_ms(now_ms), Some(now_ms + (BACKOFF_MS << failed)));
+            assert_eq!((pull.next_request(now_ms), pull.state()), (None, PullState::Working));
+            now_ms += BACKOFF_MS << failed;
+        }
+        let request = pull.next_request(now_ms).unwrap();
+        answer(&mut pull, &target, &source, request);
+    }
+    for _ in 0..FAILURES_MAX {
+        now_ms += 10_000;
+        let request = pull.next_request(now_ms).unwrap();
+        pull.on_failure(now_ms, request);
+    }
+    assert_eq!((pull.state(), pull.next_request(now_ms + 10_000)), (PullState::Failed, None));
+}
+
+/// A pull whose snapshot's shard has replicas on all four nodes.
+fn start_with_three_sources(target: &MemoryEngine, mut checkpoint: Checkpoint) -> Pull {
+    let on = |node: NodeId| ReplicaDescriptor { replica: ReplicaId(node.0), node, role: ReplicaRole::Voter };
+    checkpoint.position.descriptor.replicas = [ME, LEADER, SECOND, THIRD].map(on).to_vec();
+    start(target, checkpoint)
+}
+
+/// Answers the pull's requests, oldest first, until it ends. `serves` says what a source does with a request.
+fn run(
+    pull: &mut Pull,
+    target: &MemoryEngine,
+    mut serves: impl FnMut(&PullRequest) -> Does,
+) -> BTreeMap<NodeId, usize> {
+    let (mut in_flight, mut now_ms) = (VecDeque::new(), 0);
+    let (mut fetched, mut asked_for) = (BTreeMap::new(), HashSet::new());
+    loop {
+        while let Some(request) = pull.next_request(now_ms) {
+            for object in request.fetches() {
+                assert!(asked_for.insert(*object), "{object} is requested twice");
+            }
+            in_flight.push_back(request);
+        }
+        assert!(in_flight.iter().filter(|request| !request.asks).count() <= BOUNDS.requests_total_max);
+        let Some(request) = in_flight.pop_front() else {
+            match pull.wakes_at_ms(now_ms).filter(|_| pull.state() == PullState::Working) {
+                Some(wakes_at_ms) => now_ms = wakes_at_ms,
+                None => return fetched,
+            }
+            continue;
+        };
+        now_ms += 1;
+        let ids = request.fetches().to_vec();
+        let (node, stored) = (
+            request.source(),
+            match serves(&request) {
+                Does::Fail => {
+                    ids.iter().for_each(|id| assert!(asked_for.remove(id)));
+                    pull.on_failure(now_ms, request);
+                    continue;
+                }
+                Does::Serve(engine, took_ms) => {
+                    (took_ms, request.store(target, serve(&engine, request.encode(), BOUNDS).response))
+                }
+                Does::Answer(response) => (1, request.store(target, response)),
+            },
+        );
+        let (took_ms, stored) = stored;
+        ids.iter().skip(stored.objects).for_each(|id| assert!(asked_for.remove(id)));
+        *fetched.entry(node).or_default() += stored.objects;
+        if pull.on_stored(now_ms, took_ms, request, stored) {
+            pull.sync(target).unwrap();
+        }
+    }
+}
+
+enum Does {
+    Serve(MemoryEngine, u64),
+    Answer(Bytes),
+    Fail,
+}
+
+/// An engine with some of the objects of another one.
+fn part_of(whole: &MemoryEngine, checkpoint: &Checkpoint, has: impl Fn(usize) -> bool) -> MemoryEngine {
+    let part = MemoryEngine::default();
+    for (_, id) in checkpoint.objects().enumerate().filter(|(at, _)| has(*at)) {
+        part.import(id, whole.object(id).unwrap()).unwrap();
+    }
+    part
+}
+
+#[test]
+fn objects_are_dealt_over_the_nodes_that_say_that_they_hold_them() {
+    let (leader, checkpoint) = source(60);
+    let second = part_of(&leader, &checkpoint, |at| at % 2 == 0);
+    let target = MemoryEngine::default();
+    let mut pull = start_with_three_sources(&target, checkpoint.clone());
+    let fetched = run(&mut pull, &target, |request| match request.source() {
+        LEADER => Does::Serve(leader.clone(), 1),
+        SECOND => Does::Serve(second.clone(), 1),
+        // A binary that does not know the question: it serves nothing, and is asked for nothing.
+        _ => {
+            assert!(request.fetches().is_empty());
+            Does::Answer(Bytes::new())
+        }
+    });
+    assert_eq!(pull.state(), PullState::Fetched);
+    assert!(fetched[&SECOND] >= 15 && fetched.values().sum::<usize>() == 60, "{fetched:?}");
+}
+
+#[test]
+fn a_pull_outlives_its_sources_as_long_as_one_holds_the_rest() {
+    for dies in [LEADER, SECOND] {
+        let (whole, checkpoint) = source(60);
+        let target = MemoryEngine::default();
+        let mut pull = start_with_three_sources(&target, checkpoint);
+        let mut answered = 0;
+        let fetched = run(&mut pull, &target, |request| {
+            answered += 1;
+            if request.source() == dies && answered > 8 { Does::Fail } else { Does::Serve(whole.clone(), 1) }
+        });
+        assert_eq!((pull.state(), fetched.values().sum::<usize>()), (PullState::Fetched, 60), "{dies} died");
+    }
+}
+
+#[test]
+fn a_slow_source_loses_its_share() {
+    let (whole, checkpoint) = source(120);
+    let target = MemoryEngine::default();
+    let mut pull = start_with_three_sources(&target, checkpoint);
+    let fetched = run(&mut pull, &target, |request| {
+        let took_ms = if request.source() == SECOND { 3_000 } else { 100 };
+        if !request.asks && request.source() == SECOND {
+            assert!(request.timeout_ms() < CALL_MS);
+        }
+        Does::Serve(whole.clone(), took_ms)
+    });
+    assert_eq!(pull.state(), PullState::Fetched);
+    assert!(fetched[&SECOND] * 2 < fetched[&THIRD], "{fetched:?}");
+}
+
+#[test]
+fn a_bad_object_is_fetched_elsewhere_and_three_of_them_end_a_source() {
+    let (whole, checkpoint) = source(60);
+    let bad = Bytes::from_static(b"other bytes");
+    for (bad_answers, banned) in [(2, false), (usize::MAX, true)] {
+        let target = MemoryEngine::default();
+        let mut pull = start_with_three_sources(&target, checkpoint.clone());
+        let (mut given, mut refused) = (0, HashSet::new());
+        let fetched = run(&mut pull, &target, |request| {
+            if request.asks || request.source() != SECOND || given >= bad_answers {
+                return Does::Serve(whole.clone(), 1);
+            }
+            given += 1;
+            let first = request.fetches()[0];
+            assert!(refused.insert(first), "{first} is requested from the same source again");
+            let answer = flotilla_wire::peer::ObjectsResponse { objects: vec![bad.clone()], ..Default::default() };
+            Does::Answer(flotilla_wire::encode(&answer))
+        });
+        assert_eq!((pull.state(), fetched.values().sum::<usize>()), (PullState::Fetched, 60));
+        assert_eq!((fetched[&SECOND] == 0, pull.sources[1].lost), (banned, banned), "{fetched:?}");
+        // Three requests were in flight.
+        assert!(given <= BAD_MAX as usize + 2, "{given} bad objects");
+    }
+}
+
+#[test]
+fn a_source_that_serves_no_more_than_it_may_is_asked_later_and_keeps_its_place() {
+    let (whole, checkpoint) = source(20);
+    let target = MemoryEngine::default();
+    let mut pull = start(&target, checkpoint);
+    let mut refused = 0;
+    let fetched = run(&mut pull, &target, |request| {
+        refused += 1;
+        match serve_later(request.encode(), 700).filter(|_| refused <= 3 * FAILURES_MAX) {
+            Some(later) => Does::Answer(later.response),
+            None => Does::Serve(whole.clone(), 1),
+        }
+    });
+    assert_eq!((pull.state(), fetched[&LEADER]), (PullState::Fetched, 20));
+    assert!(serve_later(waiting_request(REPLICA), 1).is_none(), "who asks for no objects is answered at once");
+}
