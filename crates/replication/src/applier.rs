@@ -567,7 +567,7 @@ fn on_failure<T>(
     match remedy(&error) {
         Remedy::AbandonReplica if matches!(&error, MachineError::Engine(error) if damage::is_known(engine, replica, error)) =>
         {
-            out.inputs.push(Input::Damaged(engine.damaged()));
+            out.inputs.extend([Input::Halted { replica }, Input::Damaged(engine.damaged())]);
         }
         Remedy::AbandonReplica => out.inputs.push(Input::Broken { replica }),
         Remedy::AwaitUpgrade if shard == ShardId::META => out.fatal = Some(error),

@@ -57,6 +57,7 @@ impl<T> Core<T> {
             replica.loading = false;
             replica.installing = false;
         }
+        self.end_halt(id, effects);
         self.on_applied(id, index, clock, 0, Usage::default(), effects);
         self.step_pending_snapshot(id, effects);
     }

@@ -17,7 +17,10 @@ impl<T> Core<T> {
         let mut now: BTreeMap<ReplicaId, DamagedReplica> =
             damaged.into_iter().map(|damaged| (damaged.replica, damaged)).collect();
         now.retain(|id, _| self.replicas.get(id).is_some_and(|replica| !replica.abandoned));
-        let healed: Vec<_> = self.damaged.iter().copied().filter(|id| !now.contains_key(id)).collect();
+        self.damage_reported = now.keys().copied().collect();
+        let is_halted = |id: &ReplicaId| self.replicas.get(id).is_some_and(|replica| replica.halted);
+        let is_healed = |id: &ReplicaId| !now.contains_key(id) && !is_halted(id);
+        let healed: Vec<_> = self.damaged.iter().copied().filter(is_healed).collect();
         for id in healed {
             if let Some(shard) = self.replicas.get(&id).map(|replica| replica.shard) {
                 self.end_damage(id, shard, effects);
@@ -34,6 +37,25 @@ impl<T> Core<T> {
             }
         }
         self.start_due_checkpoints(effects);
+    }
+
+    /// A replica can go on only with a snapshot. It counts as damaged until it has installed one, also when its
+    /// objects are here again: it has missed entries.
+    pub(super) fn on_halted(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        replica.halted = true;
+        replica.loading = false;
+        replica.installing = false;
+        self.step_pending_snapshot(id, effects);
+    }
+
+    /// A replica has the records of a snapshot.
+    pub(super) fn end_halt(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
+        let Some(replica) = self.replicas.get_mut(&id) else { return };
+        let shard = replica.shard;
+        if std::mem::take(&mut replica.halted) && !self.damage_reported.contains(&id) {
+            self.end_damage(id, shard, effects);
+        }
     }
 
     /// A replica is whole again, or gone.

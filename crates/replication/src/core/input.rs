@@ -279,6 +279,11 @@ pub enum Input<T> {
     /// The replicas that need damaged objects, all there are now; a replica that is not named any more is
     /// whole again.
     Damaged(Vec<DamagedReplica>),
+    /// A replica's records cannot be loaded, or an entry cannot be applied, for want of a damaged object.
+    Halted {
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// A replica failed: its state machine, records or disk.
     Broken {
         /// The replica.

@@ -80,8 +80,10 @@ pub struct Core<T> {
     /// The replica here that has offered a snapshot to this one.
     offers_to: BTreeMap<ReplicaId, ReplicaId>,
     handshake: RecoveryHandshake,
-    /// Replicas that need damaged objects.
+    /// Replicas that need damaged objects, or were halted by them.
     damaged: BTreeSet<ReplicaId>,
+    /// Replicas that need damaged objects, as far as was reported.
+    damage_reported: BTreeSet<ReplicaId>,
     /// Replicas whose tombstone is being written: they must never be created again.
     being_destroyed: BTreeSet<ReplicaId>,
     seed: u64,
@@ -131,6 +133,7 @@ impl<T> Core<T> {
             config,
             log,
             damaged: BTreeSet::new(),
+            damage_reported: BTreeSet::new(),
             being_destroyed: BTreeSet::new(),
             seed,
             ticks: 0,
@@ -201,6 +204,7 @@ impl<T> Core<T> {
             }
             Input::ReleaseLog { replica } => self.release_log(replica, effects),
             Input::Damaged(damaged) => self.on_damaged(damaged, effects),
+            Input::Halted { replica } => self.on_halted(replica, effects),
             Input::Broken { replica } => {
                 self.on_compacted(replica, false, effects);
                 self.abandon(replica, LostReason::Broken, effects);

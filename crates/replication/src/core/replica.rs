@@ -107,6 +107,8 @@ pub(super) struct Replica<T> {
 
     /// Records are being loaded, or a snapshot was accepted and will be: nothing else may touch them.
     pub(super) loading: bool,
+    /// It applies nothing more, for want of a damaged object, until a snapshot replaces its records.
+    pub(super) halted: bool,
     pub(super) checkpoint: LogIndex,
     pub(super) checkpointing: Checkpointing,
     pub(super) checkpoint_wanted: bool,
@@ -162,6 +164,7 @@ impl<T> Replica<T> {
             unapplied_bytes: 0,
             usage: Usage::default(),
             loading: true,
+            halted: false,
             checkpoint: index,
             checkpointing: Checkpointing::Idle,
             checkpoint_wanted: false,
@@ -193,6 +196,7 @@ impl<T> Replica<T> {
         !self.unverified
             && !self.abandoned
             && !self.loading
+            && !self.halted
             && self.checkpointing == Checkpointing::Idle
             && !self.is_checkpoint_current()
     }
