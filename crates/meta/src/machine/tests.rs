@@ -353,8 +353,8 @@ fn newer_format_stops_the_replica_and_garbage_does_not() {
     let garbage = [&b""[..], &[0], &[1], &[1, 0xff, 0xff]].map(Bytes::from_static);
     let replies = host.apply(&garbage).expect("answered");
     assert_eq!(replies, vec![MetaReply::Refused(MetaRefusal::Malformed); 4]);
-    let newer = host.apply(&[Bytes::from_static(&[4, 1])]);
-    assert!(matches!(newer, Err(MachineError::Version { found: 4, known: 3 })));
+    let newer = host.apply(&[Bytes::from_static(&[5, 1])]);
+    assert!(matches!(newer, Err(MachineError::Version { found: 5, known: 4 })));
     assert_eq!(host.read(&[9, 9]), Feed::Refused);
 }
 
