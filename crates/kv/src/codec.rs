@@ -118,7 +118,8 @@ mod tests {
         assert_eq!(decode(b"\x00"), Err(DecodeError::Malformed("command")));
         assert_eq!(decode(b"\x02"), Err(DecodeError::Malformed("command")), "version 2 has only the switch");
         assert_eq!(decode(b"\x03"), Err(DecodeError::Malformed("command")), "so has version 3");
-        assert_eq!(decode(b"\x04"), Err(DecodeError::Version { found: 4, known: 3 }));
+        assert_eq!(decode(b"\x04"), Err(DecodeError::Malformed("command")), "and version 4");
+        assert_eq!(decode(b"\x05"), Err(DecodeError::Version { found: 5, known: 4 }));
         assert_eq!(decode(b"\xff"), Err(DecodeError::Malformed("command")));
     }
 

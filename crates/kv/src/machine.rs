@@ -781,9 +781,9 @@ mod tests {
         assert_eq!((&outcomes[0], &outcomes[2]), (&refused(Refusal::Malformed), &refused(Refusal::Malformed)));
         assert!(matches!(outcomes[1], Outcome::Done { .. }));
         let before = replica.machine.system();
-        let newer = [good, Bytes::from_static(b"\x04")];
+        let newer = [good, Bytes::from_static(b"\x05")];
         let error = replica.machine.apply(&context, &newer, &replica.records, &mut writes).unwrap_err();
-        assert!(matches!(error, MachineError::Version { found: 4, known: 3 }));
+        assert!(matches!(error, MachineError::Version { found: 5, known: 4 }));
         assert_eq!(replica.machine.system(), before);
     }
 
