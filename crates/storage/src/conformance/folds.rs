@@ -340,7 +340,7 @@ fn a_fold_beside_writes_equals_a_map(open: Open<'_>) {
     let mut replica = Replica::new(open, 314);
     while replica.applied < rounds / 2 {
         replica.apply(&shard);
-        if replica.applied % 6 == 0 {
+        if replica.applied.is_multiple_of(6) {
             replica.flush(&mut shard);
         }
     }
@@ -354,7 +354,7 @@ fn a_fold_beside_writes_equals_a_map(open: Open<'_>) {
             let Entry::Write(records) = &shard.entries[applied as usize] else { panic!("only one entry is a fold") };
             applied += 1;
             engine.write(id, records.clone(), LogIndex(applied)).expect("an open replica takes writes");
-            if applied % 4 == 0 && engine.freeze(id, position(id, applied, 1), Bytes::new()).expect("open") {
+            if applied.is_multiple_of(4) && engine.freeze(id, position(id, applied, 1), Bytes::new()).expect("open") {
                 let built = engine.build(id, CheckpointFormat::Manifests).expect("a frozen memtable is built");
                 engine.install_checkpoint(id, &built).expect("a built checkpoint is installed");
                 durable = Some(built);
