@@ -42,6 +42,7 @@ mod health;
 mod hostile;
 mod leaving;
 mod minority;
+mod moving;
 mod operations;
 mod pause;
 mod redis;
