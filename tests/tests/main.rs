@@ -43,6 +43,7 @@ mod health;
 mod hostile;
 mod leaving;
 mod minority;
+mod moving;
 mod operations;
 mod pause;
 mod redis;

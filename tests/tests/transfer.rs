@@ -7,8 +7,14 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::Path,
     process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
+use flotilla_api::{BatchOperation, BatchRequest, BatchVerb, ProblemType};
+use flotilla_client::{Client, PutOptions, ScanOptions};
 use flotilla_local_cluster::Cluster;
 use serde_json::Value;
 
@@ -127,4 +133,87 @@ async fn exit_codes_distinguish_missing_from_unavailable() {
     assert_eq!(code(&cluster, &["put", "k", "w", "--if-absent"]), Some(1));
     cluster.kill(1).expect("a running node");
     assert_eq!(code(&cluster, &["get", "k"]), Some(4));
+}
+
+/// Accounts of one shard, in several pages of an export.
+const ACCOUNTS: usize = 300;
+const BALANCE: i64 = 1_000;
+
+fn account(number: usize) -> String {
+    format!("{{bank}}/{:03}", number % ACCOUNTS)
+}
+
+/// Moves money between two accounts of one shard, atomically.
+async fn transfer(client: &Client, number: usize) -> bool {
+    let add = |key, delta| BatchOperation { op: BatchVerb::Add, key, delta: Some(delta), ..BatchOperation::default() };
+    let operations = vec![add(account(number * 7), -1), add(account(number * 13 + 150), 1)];
+    let request = BatchRequest { collection: "default".to_owned(), conditions: Vec::new(), operations };
+    client.batch(&request).await.is_ok()
+}
+
+#[tokio::test]
+async fn an_export_shows_each_shard_at_one_moment_while_writes_go_on() {
+    let cluster = Arc::new(start(3).await);
+    for number in 0..ACCOUNTS {
+        let value = BALANCE.to_string().into();
+        let put = client(&cluster, 1).put("default", account(number).as_bytes(), value, &PutOptions::default()).await;
+        put.expect("a put");
+    }
+    let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let movers: Vec<_> = (0..4)
+        .map(|mover| {
+            let (client, stop, moved) = (client(&cluster, 1 + mover % 3), stop.clone(), moved.clone());
+            tokio::spawn(async move {
+                for number in (mover..).step_by(4) {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    moved.fetch_add(transfer(&client, number).await.into(), Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut exports = 0;
+    for round in 0..20 {
+        let (before, lines, exported) =
+            (moved.load(Ordering::Relaxed), folder.path().join("all.jsonl"), cluster.clone());
+        let path = lines.clone();
+        let export = move || flotilla(&exported, 1 + round % 3, &words(&["export", "--out"], &path));
+        let (code, account, output) = tokio::task::spawn_blocking(export).await.expect("an export");
+        assert_eq!((code, account["done"].as_u64()), (Some(0), Some(ACCOUNTS as u64)), "{output:?}");
+        let text = fs::read_to_string(&lines).expect("lines");
+        let values = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        let sum: i64 = values
+            .map(|line| line["value"].as_str().and_then(|value| value.parse::<i64>().ok()).expect("a number"))
+            .sum();
+        assert_eq!(sum, BALANCE * ACCOUNTS as i64, "round {round}");
+        exports += u32::from(moved.load(Ordering::Relaxed) >= before + 5);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for mover in movers {
+        mover.await.expect("a mover");
+    }
+    assert!(exports >= 10, "money moved during {exports} of 20 exports only");
+}
+
+#[tokio::test]
+async fn a_snapshot_ends_with_the_process_that_keeps_it_and_the_scan_says_so() {
+    let mut cluster = start(1).await;
+    for key in ["a", "b", "c"] {
+        client(&cluster, 1).put("default", key.as_bytes(), key.into(), &PutOptions::default()).await.expect("a put");
+    }
+    let mut options = ScanOptions { limit: 1, snapshot: true, ..ScanOptions::default() };
+    let page = client(&cluster, 1).scan("default", &options).await.expect("a page");
+    options.cursor = page.cursor;
+    client(&cluster, 1).put("default", b"b", "later".into(), &PutOptions::default()).await.expect("a put");
+    let page = client(&cluster, 1).scan("default", &options).await.expect("a page");
+    assert_eq!(page.records.first().map(|record| record.value.clone()), Some("b".into()));
+    cluster.kill(1).expect("a running node");
+    cluster.start_node(1).await.expect("a start on its data");
+    cluster.wait_ready().await.expect("a ready cluster");
+    let error = client(&cluster, 1).scan("default", &options).await.expect_err("the snapshot has ended");
+    assert_eq!(error.problem().map(|problem| problem.kind), Some(ProblemType::SnapshotExpired), "{error}");
+    let all = client(&cluster, 1).scan("default", &ScanOptions::default()).await.expect("a page");
+    assert_eq!(all.records.len(), 3, "a scan without a snapshot is as before");
 }

@@ -379,4 +379,13 @@ const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-gateway"),
         also: None,
     },
+    Fault {
+        name: "scan-forgets-its-snapshot",
+        what: "the pages after the first one of a scan with a snapshot are read without it",
+        file: "crates/gateway/src/store/snapshots.rs",
+        before: "            Some(ScanSnapshot::At(id)) => Ok(Some(id)),",
+        after: "            Some(ScanSnapshot::At(id)) => self.open_snapshots(id, parts_of, deadline_ms).await.map(|()| Some(id)),",
+        runner: Runner::Tests("flotilla-gateway"),
+        also: None,
+    },
 ];

@@ -430,14 +430,16 @@ impl Handle {
 
     /// Answers a peer's request for objects: once the node may send them, or soon with the answer to ask later.
     pub async fn objects(&self, from: NodeId, request: Bytes) -> Bytes {
-        reached(Place::SnapshotServe);
         let backlog_ms = self.sending.lock().backlog_us(clock::monotonic_ms() * 1_000) / 1_000;
         let later = if backlog_ms > SEND_WAIT_MS_MAX { work::serve_later(request.clone(), backlog_ms) } else { None };
         let served = match later {
             Some(later) => later,
             None => {
                 let engine = self.engine.clone();
-                let serve = move || work::serve(&*engine, request, work::PullBounds::default());
+                let serve = move || {
+                    reached(Place::SnapshotServe);
+                    work::serve(&*engine, request, work::PullBounds::default())
+                };
                 let Ok(served) = tokio::task::spawn_blocking(serve).await else { return Bytes::new() };
                 served
             }

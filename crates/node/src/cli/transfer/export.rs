@@ -1,8 +1,9 @@
 //! `kv export`: from a collection to a folder or to JSON lines.
 //!
 //! Each shard is exported as it was at one moment. The nodes keep that moment for a while; if it ends before the
-//! export does, an export to a file begins again. What was written to stdout or to a folder cannot be taken back,
-//! so there the export fails, and says so.
+//! export does, as when a shard's leader changes, the export begins again: a file is written anew, and files of a
+//! folder are overwritten, where that of a record which was deleted in between remains. What was written to stdout
+//! cannot be taken back, so there the export fails, and says so.
 
 use std::{
     fs::{self, File},
@@ -48,14 +49,20 @@ pub(crate) struct ExportArguments {
     live: bool,
 }
 
-/// Times that an export to a file begins again after its snapshot has expired.
-const RESTARTS_MAX: usize = 3;
+/// Times that an export begins again after its snapshot has expired.
+const RESTARTS_MAX: usize = 5;
+
+impl ExportArguments {
+    fn to_stdout(&self) -> bool {
+        self.out.is_none() && self.dir.is_none()
+    }
+}
 
 pub(crate) async fn export(arguments: ExportArguments, client: &Client, output: Output) -> Result<(), Failure> {
     let mut restarts = 0;
     loop {
         match export_once(&arguments, client, output).await {
-            Err(Export::Expired) if arguments.out.is_some() && restarts < RESTARTS_MAX => {
+            Err(Export::Expired) if !arguments.to_stdout() && restarts < RESTARTS_MAX => {
                 restarts += 1;
                 eprintln!("the nodes kept the snapshot no longer; the export begins again");
             }
@@ -90,7 +97,7 @@ impl From<ClientError> for Export {
 
 async fn export_once(arguments: &ExportArguments, client: &Client, output: Output) -> Result<(), Export> {
     let ExportArguments { out, dir, collection, prefix, live } = arguments;
-    let to_stdout = out.is_none() && dir.is_none();
+    let to_stdout = arguments.to_stdout();
     let prefix = Bytes::from(prefix.clone());
     let mut options = ScanOptions { prefix, limit: PAGE_RECORDS, snapshot: !live, ..ScanOptions::default() };
     // The first page is fetched before a file is created, so that an unknown collection leaves no empty file.
