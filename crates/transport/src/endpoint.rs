@@ -32,10 +32,14 @@ const INCOMING_BYTES_TOTAL_MAX: u64 = 8 * 1024 * 1024;
 /// quinn's default of 333 ms is for the open internet: a lost first packet would cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// Largest UDP payload that is tried, in bytes: a jumbo frame of 9,000 less the IPv6 and UDP headers. The
-/// cost per packet outweighs the cost per byte. Where the path takes less, MTU discovery finds the limit (RFC
-/// 8899).
-const UDP_PAYLOAD_BYTES_MAX: u16 = 8_952;
+/// Most datagrams that quinn hands to the kernel in one call (its `MAX_TRANSMIT_SEGMENTS`).
+const DATAGRAMS_PER_CALL: u16 = 10;
+/// Most bytes that the kernel takes in one call: an IPv4 packet less its headers. It refuses more, and quinn
+/// takes that for the loss of all of them, again and again.
+const CALL_BYTES_MAX: u16 = 65_507;
+/// Largest UDP payload that is tried, in bytes. The cost per packet outweighs the cost per byte. Where the path
+/// takes less, MTU discovery finds the limit (RFC 8899).
+const UDP_PAYLOAD_BYTES_MAX: u16 = CALL_BYTES_MAX / DATAGRAMS_PER_CALL;
 /// Packets that a peer may receive before it must acknowledge at once; most acknowledgements are then
 /// piggybacked on packets of the other direction.
 const ACK_EVERY: u32 = 8;

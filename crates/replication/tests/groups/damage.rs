@@ -1,9 +1,13 @@
 //! Replicas that need damaged objects.
 
-use flotilla_storage::Log as _;
-use flotilla_types::{LogIndex, NodeId, ReplicaId};
+use flotilla_replication::{Effects, Input, Notice};
+use flotilla_storage::{DamagedReplica, Log as _};
+use flotilla_types::{LogIndex, NodeId, ObjectId, ReplicaId, Timestamp};
 
-use crate::harness::{World, seeds};
+use crate::{
+    harness::{World, seeds},
+    many::{Many, replica_of},
+};
 
 /// The replica on a node, its checkpoint's index and the last entry of its log.
 fn replica_on(world: &World, node: NodeId) -> (ReplicaId, LogIndex, LogIndex) {
@@ -36,4 +40,30 @@ fn a_replica_whose_records_could_not_be_loaded_goes_on_with_a_snapshot() {
         world.run_until(20_000, "a snapshot", |world| world.applied_by().get(&replica) > Some(&last));
         world.finish();
     }
+}
+
+/// It has missed entries, so that it must be replaced even when its objects are back.
+#[test]
+fn a_halted_replica_is_whole_again_only_with_other_records() {
+    let mut many = Many::leading(1);
+    let replica = replica_of(1, 1);
+    let damaged = DamagedReplica { replica, objects: vec![ObjectId::of(b"damaged")] };
+    let repaired = |effects: &Effects<u64>| {
+        effects.notices.iter().filter(|notice| matches!(notice, Notice::Repaired { .. })).count()
+    };
+    let opened =
+        || Input::Opened { replica, index: LogIndex(1), clock: Timestamp::ZERO, version: None, upkeep_due_ms: None };
+    many.input(opened());
+    // What is damaged and halts nothing is whole when its objects are.
+    many.input(Input::Damaged(vec![damaged.clone()]));
+    assert_eq!(repaired(&many.input(Input::Damaged(Vec::new()))), 1);
+    many.input(Input::Halted { replica });
+    many.input(Input::Damaged(vec![damaged.clone()]));
+    assert_eq!(repaired(&many.input(Input::Damaged(Vec::new()))), 0);
+    assert_eq!(repaired(&many.input(opened())), 1);
+    // Of the new records some may be damaged, too.
+    many.input(Input::Halted { replica });
+    many.input(Input::Damaged(vec![damaged]));
+    assert_eq!(repaired(&many.input(opened())), 0);
+    assert_eq!(repaired(&many.input(Input::Damaged(Vec::new()))), 1);
 }

@@ -534,4 +534,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Simulator,
         also: None,
     },
+    Fault {
+        name: "batches-larger-than-the-kernel-takes",
+        what: "packets are so large that the kernel refuses a batch of them, each time that it is sent",
+        file: "crates/transport/src/endpoint.rs",
+        before: "CALL_BYTES_MAX / DATAGRAMS_PER_CALL;",
+        after: "8_952 + CALL_BYTES_MAX % DATAGRAMS_PER_CALL;",
+        runner: Runner::Tests("flotilla-transport"),
+        also: None,
+    },
 ];

@@ -614,4 +614,22 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-replication"),
         also: None,
     },
+    Fault {
+        name: "halted-replica-takes-no-snapshot",
+        what: "a replica that could not be loaded for want of an object waits for its load when a snapshot is here",
+        file: "crates/replication/src/core/damage.rs",
+        before: "        replica.halted = true;\n        replica.loading = false;",
+        after: "        replica.halted = true;",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
+    Fault {
+        name: "halted-replica-counts-as-whole",
+        what: "a replica that has missed entries for want of an object is not replaced once the object is back",
+        file: "crates/replication/src/core/damage.rs",
+        before: "!now.contains_key(id) && !is_halted(id)",
+        after: "!now.contains_key(id) && (!is_halted(id) || self.damaged.contains(id))",
+        runner: Runner::Tests("flotilla-replication"),
+        also: None,
+    },
 ];
