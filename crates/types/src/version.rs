@@ -26,7 +26,7 @@
 //! | 3 | entries that change a shard | [`ClusterVersion::SHARD_ENTRIES`], `consensus/src/shard_change.rs` |
 //! | 3 | checkpoints whose tables have manifests, and their pieces | [`ClusterVersion::CHECKPOINT_TABLES`] |
 //! | 4 | entries that order a fold; bases that say which entry ordered them | [`ClusterVersion::LOGGED_FOLDS`] |
-//! | 4 | records that say when others expire, and the expiries in the system state | [`ClusterVersion::EXPIRY_RECORDS`] |
+//! | 4 | records that say when others expire, and their totals | [`ClusterVersion::EXPIRY_RECORDS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by

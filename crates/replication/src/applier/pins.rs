@@ -85,6 +85,13 @@ struct Pin {
     used_ms: u64,
 }
 
+impl Pin {
+    /// Whether it was not used for long, or is open for long.
+    fn has_expired(&self, now_ms: u64) -> bool {
+        now_ms >= self.used_ms + PIN_IDLE_MS || now_ms >= self.opened_ms + PIN_MS_MAX
+    }
+}
+
 /// The open snapshots of a node. Times are Unix milliseconds.
 #[derive(Default)]
 pub(super) struct Pins {
@@ -110,16 +117,19 @@ impl Pins {
 
     /// The state of an open snapshot.
     pub(super) fn state(&mut self, now_ms: u64, key: (ReplicaId, PinId)) -> Option<Arc<ReadState>> {
-        self.expire(now_ms);
         let pin = self.pins.get_mut(&key)?;
+        if pin.has_expired(now_ms) {
+            self.end(&[key]);
+            return None;
+        }
         pin.used_ms = now_ms;
         Some(pin.state.clone())
     }
 
     /// Ends what was not used for long, or is open for long.
     pub(super) fn expire(&mut self, now_ms: u64) {
-        let has_expired = |pin: &Pin| now_ms >= pin.used_ms + PIN_IDLE_MS || now_ms >= pin.opened_ms + PIN_MS_MAX;
-        let expired: Vec<_> = self.pins.iter().filter(|(_, pin)| has_expired(pin)).map(|(key, _)| *key).collect();
+        let expired = self.pins.iter().filter(|(_, pin)| pin.has_expired(now_ms));
+        let expired: Vec<_> = expired.map(|(key, _)| *key).collect();
         self.end(&expired);
     }
 
@@ -178,8 +188,8 @@ impl Ready {
         let Some(state) = pins.state(wall_ms, (replica, id)) else {
             return out.replies.push((query.reply, Err(RequestError::SnapshotExpired)));
         };
-        match SlowRead::of_pin(replica, query, state, slow_reads, &self.slow_reads) {
-            Ok(read) => out.slow.push(Slow::Read(read)),
+        match SlowRead::new(replica, query, state, slow_reads, &self.slow_reads) {
+            Ok(read) => out.slow.push(Slow::Read(read.of_pin())),
             Err(query) => out.replies.push((query.reply, Err(RequestError::Busy))),
         }
     }

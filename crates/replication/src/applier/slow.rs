@@ -142,15 +142,9 @@ impl<T> SlowRead<T> {
         }
     }
 
-    /// As [`new`](Self::new), for a query on a pinned snapshot.
-    pub(super) fn of_pin(
-        replica: ReplicaId,
-        query: Query<T>,
-        state: Arc<ReadState>,
-        all: &Arc<AtomicUsize>,
-        of_replica: &Arc<AtomicUsize>,
-    ) -> Result<Self, Query<T>> {
-        Self::new(replica, query, state, all, of_replica).map(|read| Self { is_pinned: true, ..read })
+    /// The same query, on a pinned snapshot.
+    pub(super) fn of_pin(self) -> Self {
+        Self { is_pinned: true, ..self }
     }
 
     fn run(self, now_ms: u64) -> SlowDone<T> {
