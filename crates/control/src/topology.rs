@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use flotilla_membership::NodeState;
 use flotilla_meta::{MetaState, SeenNode};
-use flotilla_placement::ShardMap;
+use flotilla_placement::{LeaderHints, ShardMap};
 use flotilla_types::{Incarnation, NodeId, ShardDescriptor, ShardId, Term, VersionRange};
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -99,10 +99,10 @@ impl Topology {
         self.cluster.read().leader(shard)
     }
 
-    /// Whether the shard had a leader at any time that is known here.
+    /// A copy of the hints about all shards: linear in them.
     #[must_use]
-    pub fn was_led(&self, shard: ShardId) -> bool {
-        self.cluster.read().was_led(shard)
+    pub fn hints(&self) -> LeaderHints {
+        self.cluster.read().hints().clone()
     }
 
     /// Records that `node` leads the shard in this term.

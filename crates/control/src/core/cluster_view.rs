@@ -84,10 +84,10 @@ impl ClusterView {
         self.hints.leader(shard)
     }
 
-    /// Whether the shard had a leader at any time that is known here.
+    /// The hints about all shards.
     #[must_use]
-    pub fn was_led(&self, shard: ShardId) -> bool {
-        self.hints.was_led(shard)
+    pub fn hints(&self) -> &LeaderHints {
+        &self.hints
     }
 
     /// Whether the hinted leader is a node other than `node`.

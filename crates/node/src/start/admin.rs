@@ -357,6 +357,7 @@ impl Admin for NodeAdmin {
     }
 
     fn readiness(&self) -> Vec<Check> {
+        let hints = self.topology.hints();
         let status = self.status();
         let was_ready = self.was_ready.load(Ordering::Relaxed);
         let check = |name: &str, ok, detail: String| Check { name: name.to_owned(), ok, detail };
@@ -365,7 +366,7 @@ impl Admin for NodeAdmin {
             // Lost redundancy is shown and does not make a node unready: it serves.
             check(
                 "available",
-                health::serves(&status.shards, was_ready, |shard| self.topology.was_led(shard)),
+                health::serves(&status.shards, was_ready, |shard| hints.was_led(shard)),
                 status.redundancy(),
             ),
             check("collection", !status.collections.is_empty(), format!("{} collections", status.collections.len())),

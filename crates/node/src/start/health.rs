@@ -11,7 +11,8 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_api::{Liveness, NodeInfo, NodeState, ShardInfo};
+use flotilla_api::{Liveness, LocalReplica, LocalRole, NodeInfo, NodeState, ShardInfo};
+use flotilla_meta::ShardRecord;
 use flotilla_placement::replicas_possible;
 use flotilla_types::{NodeId, ReplicaRole, ShardId};
 
@@ -106,10 +107,21 @@ impl Totals {
 }
 
 /// Whether the shards let a node serve clients. A node that has been ready stays so while shards wait for
-/// their first leader: else each new collection would take all nodes out of their load balancers.
-pub(super) fn serves(shards: &[ShardInfo], was_ready: bool, was_led: impl Fn(ShardId) -> bool) -> bool {
-    let is_new = |shard: &ShardInfo| was_ready && !was_led(shard.id);
+/// their first leader: else each new collection would take all nodes out of their load balancers. `had_hint`
+/// must not be newer than the shards: a shard that gets its first leader in between would count as lost.
+pub(super) fn serves(shards: &[ShardInfo], was_ready: bool, had_hint: impl Fn(ShardId) -> bool) -> bool {
+    let is_new = |shard: &ShardInfo| was_ready && !was_led(shard, &had_hint);
     !shards.is_empty() && shards.iter().all(|shard| shard.available || is_new(shard))
+}
+
+/// Whether a shard had a leader before. A hint about a shard with a voter here can be newer than what that
+/// voter has published, so only the voter is asked: its first leader commits an entry.
+fn was_led(shard: &ShardInfo, had_hint: impl Fn(ShardId) -> bool) -> bool {
+    let is_voter = |local: &&LocalReplica| !matches!(local.role, LocalRole::Learner | LocalRole::Quarantined);
+    match shard.local.as_ref().filter(is_voter) {
+        Some(voter) => voter.commit > ShardRecord::INITIAL_POSITION.0.0,
+        None => had_hint(shard.id),
+    }
 }
 
 /// The problems of a cluster, the worst first.
@@ -263,6 +275,30 @@ mod tests {
         assert!(serves(&shards, true, |_| false), "shard 2 waits for its first leader");
         assert!(!serves(&shards, true, |_| true), "shard 2 has lost its leader");
         assert!(!serves(&[], true, |_| false));
+    }
+
+    #[test]
+    fn a_voter_here_knows_better_than_a_hint_whether_its_shard_was_led() {
+        let with_voter = |role, commit| {
+            let local = LocalReplica {
+                replica: ReplicaId(1),
+                role,
+                term: 1,
+                commit,
+                applied: 1,
+                checkpoint: 1,
+                log_bytes: None,
+                memtable_bytes: 0,
+                followers: Vec::new(),
+            };
+            [shard(1, true), ShardInfo { local: Some(local), ..shard(2, false) }]
+        };
+        let serves = |role, commit, had_hint| serves(&with_voter(role, commit), true, |_| had_hint);
+        assert!(serves(LocalRole::Follower, 1, true), "the hint is newer than what the voter has published");
+        assert!(serves(LocalRole::Candidate, 1, true));
+        assert!(!serves(LocalRole::Follower, 2, false), "its leader is lost");
+        assert!(!serves(LocalRole::Learner, 1, true), "a learner does not know");
+        assert!(!serves(LocalRole::Quarantined, 0, true));
     }
 
     /// The problems of a cluster whose nodes have these states, with one shard that has voters on the nodes
