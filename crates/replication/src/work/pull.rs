@@ -79,9 +79,14 @@ const PAUSE_MS_MAX: u64 = 10_000;
 /// Objects that a source does not hold, against what it said, after which it is none; the pull ends if it offers
 /// the snapshot. Each costs a round trip.
 const GONE_MAX: usize = 64;
-/// Milliseconds of one call.
+/// Milliseconds of one call. A source that has failed since it last served is asked for one object at a time, and
+/// gets twice as long after each failure: a link that is slower than thought still moves that one.
 const CALL_MS: u64 = 20_000;
-/// The same while another source serves, unless that takes long itself.
+/// How often that is doubled at most: 4 MiB in 160 s are 26 KB/s.
+const CALL_DOUBLINGS_MAX: u32 = 3;
+/// Milliseconds that one request may be expected to take, if it is for several objects.
+const REQUEST_MS_MAX: u64 = 5_000;
+/// Milliseconds of one call while another source serves the same objects, unless that takes long itself.
 const CALL_MS_OF_SEVERAL: u64 = 5_000;
 /// A source that takes so many times as long as the quickest one is slow.
 const SLOW_FACTOR: u64 = 4;
@@ -273,13 +278,13 @@ impl Pull {
         let mut ready: Vec<_> = (0..self.sources.len()).filter(|at| self.sources[*at].is_ready(now_ms)).collect();
         ready.sort_by_key(|at| self.sources[*at].in_flight);
         for at in ready {
-            let is_slow = self.is_slow(at);
+            let is_slow = self.is_slow(at) || self.sources[at].failures > 0;
             let (requests_max, objects_max) =
                 if is_slow { (1, 1) } else { (self.bounds.requests_max, self.bounds.objects_max) };
             if self.sources[at].in_flight >= requests_max {
                 continue;
             }
-            let (objects, bytes) = self.supply.take(at, objects_max, self.bounds.response_bytes_max as u64);
+            let (objects, bytes) = self.supply.take(at, objects_max, self.response_bytes_max(at));
             if !objects.is_empty() {
                 self.sources[at].in_flight += 1;
                 let asked_before = self.sources[at].asked;
@@ -287,6 +292,13 @@ impl Pull {
             }
         }
         None
+    }
+
+    /// Bytes that a source may be asked for at once: over a slow link no request takes much longer than
+    /// [`REQUEST_MS_MAX`].
+    fn response_bytes_max(&self, at: usize) -> u64 {
+        let in_time = self.sources[at].cost_ms.map_or(u64::MAX, |cost_ms| (REQUEST_MS_MAX << 20) / cost_ms.max(1));
+        in_time.min(self.bounds.response_bytes_max as u64)
     }
 
     /// Asks a source which objects it holds, of those that nobody was asked for yet.
@@ -323,9 +335,9 @@ impl Pull {
             source: self.sources[at].node,
             at,
             asks,
-            objects,
             bytes_expected: bytes,
-            timeout_ms: self.timeout_ms(at),
+            timeout_ms: self.timeout_ms(at, &objects, bytes),
+            objects,
             roots: self.roots.clone(),
             replica: self.order.replica,
         }
@@ -334,20 +346,27 @@ impl Pull {
     /// Whether a source takes much longer than another one that serves.
     fn is_slow(&self, at: usize) -> bool {
         let own = self.sources[at].cost_ms;
-        own.zip(self.quickest_other(at)).is_some_and(|(own, best)| own > (best * SLOW_FACTOR).max(SLOW_MS_MIN))
+        own.zip(self.quickest_other(at, &[])).is_some_and(|(own, best)| own > (best * SLOW_FACTOR).max(SLOW_MS_MIN))
     }
 
-    /// Another source does not wait long for this one.
-    fn timeout_ms(&self, at: usize) -> u64 {
-        let Some(quickest_ms) = self.quickest_other(at) else { return CALL_MS };
-        let of_a_response_ms = (quickest_ms * self.bounds.response_bytes_max as u64) >> 20;
-        (SLOW_FACTOR * of_a_response_ms).clamp(CALL_MS_OF_SEVERAL, CALL_MS)
+    /// How long a source may take to send these objects: not long if another one can.
+    fn timeout_ms(&self, at: usize, objects: &[ObjectId], bytes: u64) -> u64 {
+        let response_max = self.bounds.response_bytes_max as u64;
+        if let Some(quickest_ms) = self.quickest_other(at, objects) {
+            return ((SLOW_FACTOR * quickest_ms * response_max) >> 20).clamp(CALL_MS_OF_SEVERAL, CALL_MS);
+        }
+        let source = &self.sources[at];
+        let bytes = if bytes == 0 { response_max } else { bytes }.max(COST_BYTES_MIN);
+        let known_ms = source.cost_ms.map_or(0, |cost_ms| (SLOW_FACTOR * cost_ms * bytes) >> 20);
+        let doubled_ms = CALL_MS << source.failures.min(CALL_DOUBLINGS_MAX);
+        doubled_ms.max(known_ms).min(CALL_MS << CALL_DOUBLINGS_MAX)
     }
 
-    /// What the quickest other source that serves takes for a MiB.
-    fn quickest_other(&self, at: usize) -> Option<u64> {
+    /// What the quickest other source that serves, and holds all of these objects, takes for a MiB.
+    fn quickest_other(&self, at: usize, objects: &[ObjectId]) -> Option<u64> {
+        let holds_all = |other| objects.iter().all(|object| self.supply.is_held_by(*object, other));
         let others = self.sources.iter().enumerate().filter(|(other, source)| *other != at && source.serves());
-        others.filter_map(|(_, source)| source.cost_ms).min()
+        others.filter(|(other, _)| holds_all(*other)).filter_map(|(_, source)| source.cost_ms).min()
     }
 
     /// When another request may be sent, if none may be now because sources pause.

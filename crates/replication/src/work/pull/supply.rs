@@ -129,10 +129,18 @@ impl Supply {
         self.change(id, |holders| holders.without(source));
     }
 
+    /// Whether this source holds an object, as far as that is known.
+    pub(super) fn is_held_by(&self, id: ObjectId, source: usize) -> bool {
+        self.holders(id).has(source)
+    }
+
     /// Whether another source than this one holds an object.
     pub(super) fn is_held_elsewhere(&self, id: ObjectId, source: usize) -> bool {
-        let object = self.numbers.get(&id).map(|number| &self.objects[*number as usize]);
-        object.is_some_and(|object| object.holders.without(source) != Holders::default())
+        self.holders(id).without(source) != Holders::default()
+    }
+
+    fn holders(&self, id: ObjectId) -> Holders {
+        self.numbers.get(&id).map(|number| self.objects[*number as usize].holders).unwrap_or_default()
     }
 
     /// A source holds nothing any more.

@@ -334,6 +334,61 @@ fn a_slow_source_loses_its_share() {
 }
 
 #[test]
+fn a_source_has_all_the_time_for_what_no_other_source_holds() {
+    let (leader, checkpoint) = source(60);
+    let second = part_of(&leader, &checkpoint, |at| at < 20);
+    let of_second: HashSet<_> = checkpoint.objects().take(20).collect();
+    let target = MemoryEngine::default();
+    let mut pull = start_with_three_sources(&target, checkpoint);
+    let mut seen = [0, 0];
+    run(&mut pull, &target, |request| {
+        let is_alone = request.fetches().iter().any(|object| !of_second.contains(object));
+        match request.source() {
+            LEADER => {
+                if is_alone {
+                    assert_eq!(request.timeout_ms(), CALL_MS);
+                }
+                seen[usize::from(is_alone)] += 1;
+                Does::Serve(leader.clone(), 100)
+            }
+            SECOND => Does::Serve(second.clone(), 1),
+            _ => Does::Fail,
+        }
+    });
+    assert_eq!(pull.state(), PullState::Fetched);
+    assert!(seen[1] > 5, "{seen:?}");
+}
+
+/// A link that takes so long for one object that a call times out, unless it is the only one and gets longer.
+#[test]
+fn a_pull_ends_over_a_link_slower_than_thought() {
+    let (source, checkpoint) = source(20);
+    let target = MemoryEngine::default();
+    let mut pull = start(&target, checkpoint);
+    let (mut now_ms, mut failures) = (0, 0);
+    while pull.state() == PullState::Working {
+        let mut sent = Vec::new();
+        while let Some(request) = pull.next_request(now_ms) {
+            sent.push(request);
+        }
+        // Answers queue up on the link, those that nobody waits for any more, too.
+        let mut took_ms = 0;
+        for request in sent {
+            took_ms += 30_000 * request.fetches().len() as u64;
+            if took_ms > request.timeout_ms() {
+                failures += 1;
+                pull.on_failure(now_ms + request.timeout_ms(), request);
+            } else {
+                answer_after(took_ms, &mut pull, &target, &source, request);
+            }
+        }
+        now_ms += took_ms;
+    }
+    assert_eq!(pull.state(), PullState::Fetched);
+    assert!((3..=10).contains(&failures), "{failures}");
+}
+
+#[test]
 fn a_bad_object_is_fetched_elsewhere_and_three_of_them_end_a_source() {
     let (whole, checkpoint) = source(60);
     let bad = Bytes::from_static(b"other bytes");
