@@ -103,6 +103,7 @@ impl Node {
             log: Arc::new(MemoryLog::default()),
             engine: Arc::new(MemoryEngine::default()),
             machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
+            lists: |_, _| Err("there are no lists"),
             seed: 1,
             notices: Box::new(|_| {}),
             fatal: Arc::new(|error| panic!("{error}")),

@@ -25,7 +25,7 @@ impl Records {
     pub(crate) fn write(&mut self, writes: WriteSet) {
         for (key, value) in writes {
             match value {
-                Some(value) => self.0.insert(key, value),
+                Some(value) => self.0.insert(key, value.into_bytes()),
                 None => self.0.remove(&key),
             };
         }

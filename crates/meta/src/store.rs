@@ -35,12 +35,12 @@ const PAGE_BYTES: usize = 1 << 20;
 /// Appends the writes that turn the records of `old` into those of `new`, in a fixed order.
 pub(crate) fn write_changes(old: &MetaState, new: &MetaState, writes: &mut WriteSet) {
     if old.header != new.header {
-        writes.push((key(HEADER, &[]), Some(encode_header(&new.header))));
+        writes.push((key(HEADER, &[]), Some(encode_header(&new.header).into())));
     }
     if let Some(authority) = &new.authority
         && old.authority != new.authority
     {
-        writes.push((key(AUTHORITY, &[]), Some(encode_authority(authority))));
+        writes.push((key(AUTHORITY, &[]), Some(encode_authority(authority).into())));
     }
     changes(&old.nodes, &new.nodes, |id| key(NODE, &id.0.to_be_bytes()), encode_node, writes);
     changes(&old.collections, &new.collections, |id| key(COLLECTION, &id.0.to_be_bytes()), encode_collection, writes);
@@ -128,7 +128,7 @@ fn changes<K: Ord, V: PartialEq + ?Sized>(
 ) {
     let changed: Vec<_> = Map::changes(old, new).collect();
     let written = changed.iter().filter_map(|change| Some((change.key, change.after?)));
-    writes.extend(written.map(|(id, record)| (key(id), Some(encode(record)))));
+    writes.extend(written.map(|(id, record)| (key(id), Some(encode(record).into()))));
     let removed = changed.iter().filter(|change| change.after.is_none());
     writes.extend(removed.map(|change| (key(change.key), None)));
 }

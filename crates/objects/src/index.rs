@@ -130,7 +130,7 @@ pub(crate) struct Index {
     pub(crate) pins: HashMap<Slot, u32>,
     pub(crate) tables: Tables,
     present: usize,
-    /// Objects that are held, and absent because they were found damaged.
+    /// Objects that are held, and absent because they were found damaged or did not survive a restart.
     pub(crate) damaged: BTreeSet<Slot>,
 }
 
@@ -223,6 +223,16 @@ impl Index {
             self.damaged.insert(slot);
         }
         self.drop_unneeded(slot);
+    }
+
+    /// An object counts as damaged if it is held and absent.
+    pub(crate) fn expect(&mut self, id: ObjectId) {
+        if let Some(slot) = self.slot(id)
+            && self.nodes[slot.index()].stored.is_none()
+            && self.nodes[slot.index()].holds > 0
+        {
+            self.damaged.insert(slot);
+        }
     }
 
     /// The damaged objects that each holder needs, at most `ids_max` of each.

@@ -335,6 +335,17 @@ impl ObjectStore {
         durable
     }
 
+    /// Pins objects, whether or not they are present.
+    pub fn pin_all(&self, ids: &[ObjectId]) {
+        let mut index = self.index.write();
+        ids.iter().for_each(|id| index.pin(*id));
+    }
+
+    /// An object should be present. If it is held and absent, it counts as damaged until it is stored again.
+    pub fn expect(&self, id: ObjectId) {
+        self.index.write().expect(id);
+    }
+
     /// Removes one pin of [`put`](Self::put), [`import`](Self::import) or [`pin`](Self::pin).
     pub fn unpin(&self, id: ObjectId) {
         self.index.write().unpin(id);

@@ -20,12 +20,12 @@ pub use applier::{
     PinId, PinnedQuery, ReplicaContents, Returned, SLOW_READS_MAX, SLOW_READS_PER_REPLICA_MAX, Slow, SlowApply,
     SlowDone, SlowRead,
 };
-pub use batch::{Batch, BatchError};
+pub use batch::{Batch, BatchError, refs_of};
 pub use config::{FolderTrust, HostConfig, HostConfigError, Leases, ScrubConfig, TRANSFER_RATE_MIN};
 pub use core::{
-    Answer, Answered, ApplyTask, Background, Core, Done, Effects, Freshness, Hold, Input, LEADERS_PER_ROUND,
-    LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Replicas, Request, RequestError,
-    StatusUpdates, Write, first_sequence,
+    Answer, Answered, ApplyTask, Background, CommandRefs, Core, Done, Effects, Freshness, Gather, Hold, Input,
+    LEADERS_PER_ROUND, LostReason, NodeHeartbeat, Notice, Outgoing, Query, ReadCounts, ReplicaStatus, Replicas,
+    Request, RequestError, StatusUpdates, Write, first_sequence,
 };
 pub use flotilla_consensus::{ConfChange, Config as RaftConfig, Follower, GroupStatus, Role, ShardChange};
 pub use host::{Digest, DigestError, Handle, Host, HostParts, INBOX_MAX, IncomingSnapshot};

@@ -12,7 +12,7 @@ use std::{
 };
 
 use flotilla_meta::MetaState;
-use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role, ShardChange};
+use flotilla_replication::{ApplyTask, LostReason, ReadCounts, ReplicaStatus, Role, ShardChange, refs_of};
 use flotilla_route::Sequence;
 use flotilla_storage::{
     ApplyContext, Log as _, LogBatch, ReplicaWrite,
@@ -66,6 +66,10 @@ pub struct Counts {
     pub objects_gone: u64,
     /// Objects that pulls have fetched.
     pub objects_fetched: u64,
+    /// Orders of what entries and commands refer to that were fulfilled.
+    pub gathered: u64,
+    /// Entries that refer to objects and were written to a log.
+    pub referring: u64,
     /// Those of them that came from another node than the one that offers the snapshot.
     pub objects_elsewhere: u64,
     /// Objects whose bytes did not match their ids.
@@ -99,6 +103,8 @@ impl Counts {
         self.snapshots += other.snapshots;
         self.objects_gone += other.objects_gone;
         self.objects_fetched += other.objects_fetched;
+        self.gathered += other.gathered;
+        self.referring += other.referring;
         self.objects_elsewhere += other.objects_elsewhere;
         self.objects_bad += other.objects_bad;
         self.config_changes += other.config_changes;
@@ -377,6 +383,12 @@ impl Checks {
             assert!(missing.is_empty(), "the checkpoint of {id} names {missing:?}, which {} lacks", node.id);
             self.counts.checkpoints += 1;
             self.bases(id, checkpoint);
+        }
+        for entry in &write.entries {
+            let objects: Vec<_> = refs_of(entry).ids().collect();
+            let missing = node.disk.not_durable(&objects);
+            assert!(missing.is_empty(), "{id} writes {}, and {} lacks {missing:?} of it", entry.index, node.id);
+            self.counts.referring += u64::from(!objects.is_empty());
         }
         let replica = self.replicas.entry(id).or_default();
         if let Some(hard_state) = write.hard_state {

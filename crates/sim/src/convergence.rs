@@ -202,7 +202,15 @@ impl World {
             let is_here = |id| replicas.iter().any(|(replica, _)| *replica == id);
             let in_vain = |holder: &Holder| match holder {
                 Holder::Checkpoint(id) => !is_here(*id),
-                Holder::Receiver(_) | Holder::Offer { .. } => true,
+                Holder::Log { replica, index, .. } => {
+                    let log = replicas.iter().find(|(id, _)| id == replica);
+                    !log.is_some_and(|(_, log)| log.truncated.0 < *index && *index <= log.last)
+                }
+                Holder::Receiver(_)
+                | Holder::Offer { .. }
+                | Holder::Parked(_)
+                | Holder::Request { .. }
+                | Holder::Upload(_) => true,
             };
             if let Some(holder) = node.disk.holders().into_iter().find(in_vain) {
                 return Some(format!("{holder:?} on {}", node.id));

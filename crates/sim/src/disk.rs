@@ -12,8 +12,8 @@ use flotilla_storage::{
     MemoryLog, PeerSequence, ReplicaLog, ScanBounds, ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet,
 };
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, Entry, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId, Term,
-    WalSequence,
+    Checkpoint, CheckpointFormat, Entry, Folding, Holder, KeyRange, LogIndex, ObjectId, ObjectRef, Position, ReplicaId,
+    Term, WalSequence,
 };
 use parking_lot::Mutex;
 
@@ -82,6 +82,11 @@ impl Disk {
     /// Objects that a checkpoint needs and that are damaged, found or not.
     pub(crate) fn rotten_in(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
         self.engine.rotten_in(checkpoint)
+    }
+
+    /// Those of these objects, and of all below them, that are not here or not durable.
+    pub(crate) fn not_durable(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
+        self.engine.not_durable(objects)
     }
 
     /// Who holds objects here.
@@ -279,10 +284,18 @@ impl StateEngine for Disk {
         self.engine.object(object)
     }
 
-    fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
+    fn expect(&self, objects: &[ObjectId]) {
+        self.engine.expect(objects);
+    }
+
+    fn piece_refs(&self, piece: &Bytes) -> Result<Vec<ObjectRef>, &'static str> {
+        self.engine.piece_refs(piece)
+    }
+
+    fn import(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError> {
         self.check_io()?;
         self.check_space()?;
-        self.engine.import(object, bytes)
+        self.engine.import(object, bytes, children)
     }
 
     fn scrub(&self, bytes_max: u64) -> Result<Scrubbed, EngineError> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use divan::{Bencher, counter::ItemsCount};
 use flotilla_state::{Engine, Options, ViewOptions};
-use flotilla_storage::StateEngine;
+use flotilla_storage::{StateEngine, WriteSet};
 use flotilla_types::{
     Checkpoint, CheckpointFormat, ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaId, ShardDescriptor, ShardId,
     Term,
@@ -134,7 +134,7 @@ fn key(number: u64) -> Bytes {
     Bytes::from(format!("bench-{number:014}"))
 }
 
-fn records_from(first: u64, count: u64) -> Vec<(Bytes, Option<Bytes>)> {
+fn records_from(first: u64, count: u64) -> WriteSet {
     let value = Bytes::from(vec![7; 256]);
-    (first..first + count).map(|number| (key(number % KEYS), Some(value.clone()))).collect()
+    (first..first + count).map(|number| (key(number % KEYS), Some(value.clone().into()))).collect()
 }

@@ -45,6 +45,8 @@ pub(crate) fn build(
     frozen: &Frozen,
     compacted: Option<&Compacted>,
 ) -> Result<Built, EngineError> {
+    // Only those can refer to objects, and all nodes read them by then.
+    let format = if frozen.has_refs() { format.max(CheckpointFormat::Manifests) } else { format };
     let applied = compacted.and_then(|compacted| compacted.apply(before));
     let mut drops_tables = applied.is_some();
     let mut tables = applied.unwrap_or_else(|| before.to_vec());
@@ -95,7 +97,7 @@ mod tests {
         let tables = open_tables(objects, ReplicaId(1), checkpoint).unwrap();
         Merge::new(sources(objects, ReplicaId(1), &tables))
             .map(Result::unwrap)
-            .filter_map(|(key, value)| Some((key, value?)))
+            .filter_map(|(key, value)| Some((key, value?.into_bytes())))
             .collect()
     }
 
@@ -130,7 +132,7 @@ mod tests {
                         Some(value) => model.insert(key.clone(), value),
                         None => model.remove(&key),
                     };
-                    memtable.write(vec![(key, value)], None);
+                    memtable.write(vec![(key, value.map(Into::into))], None);
                 }
                 let mut position = checkpoint.position.clone();
                 position.index = LogIndex(index as u64 + 1);

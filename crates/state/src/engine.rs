@@ -21,9 +21,11 @@ use flotilla_failpoints::{Place, number};
 use flotilla_objects::{ObjectStore, Scope, ScrubPass};
 use flotilla_storage::{
     CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, Remedy, Scrubbed, StateEngine, StateReader, Usage,
-    WriteSet, children_of, remedy,
+    WriteSet, remedy,
 };
-use flotilla_types::{Checkpoint, CheckpointFormat, Folding, Holder, LogIndex, ObjectId, Position, ReplicaId};
+use flotilla_types::{
+    Checkpoint, CheckpointFormat, Folding, Holder, LogIndex, ObjectId, ObjectRef, Position, ReplicaId,
+};
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, flock};
 
@@ -33,6 +35,7 @@ use crate::{
     failure::{self, ViewFailure},
     fold::{self, FOLD_TIME_MAX, FoldView},
     memtable::Frozen,
+    piece,
     replica::{Attached, BuildInput, Reader, Replica},
     scrub,
     table::{Table, open_tables, total_bytes},
@@ -102,7 +105,7 @@ impl Engine {
     fn replace(&self, replica: ReplicaId, checkpoint: &Checkpoint, from_peer: bool) -> Result<(), EngineError> {
         let view = self.view()?;
         *self.last_opened.lock() = Instant::now();
-        if let Some(absent) = self.first_absent(checkpoint) {
+        if let Some(absent) = self.first_absent(checkpoint, from_peer) {
             if !self.replica(replica).is_ok_and(|entry| entry.is_open()) {
                 // Keeps the objects that are present, so that a retry need not fetch them again.
                 self.objects.hold(Holder::Checkpoint(replica), checkpoint.objects());
@@ -124,14 +127,26 @@ impl Engine {
         Ok(())
     }
 
-    /// The first object that a checkpoint needs and that is not durable here.
-    fn first_absent(&self, checkpoint: &Checkpoint) -> Option<ObjectId> {
-        self.with_children(checkpoint.objects()).find(|id| !self.objects.contains(*id))
+    /// The first object that a checkpoint needs and that is not durable here. What its records refer to counts for
+    /// a snapshot only: the records of a replica's own checkpoint are of use without.
+    fn first_absent(&self, checkpoint: &Checkpoint, from_peer: bool) -> Option<ObjectId> {
+        let is_absent = |id: &ObjectId| !self.objects.contains(*id);
+        if from_peer {
+            return self.reachable(checkpoint.objects()).into_iter().find(is_absent);
+        }
+        let with_children = checkpoint.objects().flat_map(|id| [id].into_iter().chain(self.objects.children(id)));
+        with_children.into_iter().find(is_absent)
     }
 
-    /// Objects, each followed by those that it needs.
-    fn with_children(&self, objects: impl Iterator<Item = ObjectId>) -> impl Iterator<Item = ObjectId> {
-        objects.flat_map(|id| [id].into_iter().chain(self.objects.children(id)))
+    /// Objects and all that is below them, each once.
+    fn reachable(&self, objects: impl Iterator<Item = ObjectId>) -> BTreeSet<ObjectId> {
+        let (mut queue, mut found): (Vec<_>, _) = (objects.collect(), BTreeSet::new());
+        while let Some(id) = queue.pop() {
+            if found.insert(id) {
+                queue.extend(self.objects.children(id));
+            }
+        }
+        found
     }
 
     /// Bytes of a checkpoint's tables and system state.
@@ -232,7 +247,9 @@ impl StateEngine for Engine {
     }
 
     fn open(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
-        self.replace(replica, checkpoint, false)
+        self.replace(replica, checkpoint, false)?;
+        self.expect(&checkpoint.objects().collect::<Vec<_>>());
+        Ok(())
     }
 
     fn install_snapshot(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> Result<(), EngineError> {
@@ -272,7 +289,7 @@ impl StateEngine for Engine {
     }
 
     fn write(&self, replica: ReplicaId, records: WriteSet, _applied: LogIndex) -> Result<(), EngineError> {
-        self.replica(replica)?.write(records)
+        self.replica(replica)?.write(&self.objects, records)
     }
 
     fn usage(&self, replica: ReplicaId) -> Usage {
@@ -411,17 +428,27 @@ impl StateEngine for Engine {
     }
 
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        let distinct: BTreeSet<_> = self.with_children(objects.iter().copied()).collect();
         let healthy = self.objects.check_healthy().is_ok();
-        distinct.into_iter().filter(|id| !healthy || self.objects.len_bytes(*id).is_none()).collect()
+        self.reachable(objects.iter().copied())
+            .into_iter()
+            .filter(|id| !healthy || self.objects.len_bytes(*id).is_none())
+            .collect()
     }
 
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError> {
         self.objects.get(object).map_err(failure::of_objects)
     }
 
-    fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
-        self.objects.import(object, &bytes, &children_of(&bytes)).map_err(failure::of_objects)?;
+    fn expect(&self, objects: &[ObjectId]) {
+        self.missing(objects).into_iter().for_each(|id| self.objects.expect(id));
+    }
+
+    fn piece_refs(&self, piece: &Bytes) -> Result<Vec<ObjectRef>, &'static str> {
+        piece::refs_of(piece.clone())
+    }
+
+    fn import(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError> {
+        self.objects.import(object, &bytes, children).map_err(failure::of_objects)?;
         self.objects.unpin(object);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::{cell::RefCell, path::Path};
 
 use bytes::Bytes;
 use flotilla_hostile::{attack, mutated};
-use flotilla_storage::{EngineError, StateEngine, children_of};
+use flotilla_storage::{EngineError, Manifest, StateEngine, Value};
 use flotilla_types::{Checkpoint, KeyRange, ObjectId, ReplicaId, TableKind, TableRef, Tables};
 use proptest::{collection::vec, prelude::*, sample::select};
 
@@ -33,7 +33,7 @@ fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
     let (sound, records) = two_flushes(source.path());
     let engine = open(source.path(), &sound);
     let mut objects: Vec<_> = sound.objects().map(|id| engine.object(id).unwrap()).collect();
-    let pieces: Vec<_> = objects.iter().flat_map(children_of).map(|id| engine.object(id).unwrap()).collect();
+    let pieces: Vec<_> = objects.iter().flat_map(children).map(|id| engine.object(id).unwrap()).collect();
     objects.extend(pieces);
     objects.extend([PieceKind::Chunk, PieceKind::Run].map(|kind| with_footer(kind, &records)));
     let offered = || vec(mutated(select(objects.clone())), 0..4);
@@ -44,7 +44,8 @@ fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
         let import = |objects: Vec<Vec<u8>>| -> Vec<ObjectId> {
             let import = |object: Vec<u8>| {
                 let id = ObjectId::of(&object);
-                engine.import(id, object.into()).unwrap();
+                let object = Bytes::from(object);
+                engine.import(id, object.clone(), &children(&object)).unwrap();
                 id
             };
             objects.into_iter().map(import).collect()
@@ -80,10 +81,15 @@ fn rejected_or_readable(open: fn(&Path, &Checkpoint) -> Engine) {
     });
 }
 
+/// The pieces of a manifest; none of another object.
+fn children(object: &Bytes) -> Vec<ObjectId> {
+    Manifest::decode(object.clone()).unwrap_or_default().children()
+}
+
 /// The records as a piece of version 2.
 fn with_footer(kind: PieceKind, records: &[(Bytes, Bytes)]) -> Bytes {
     let mut writer = PieceWriter::new(PieceVersion::V2, 0);
-    records.iter().for_each(|(key, value)| writer.push(key, Some(value)));
+    records.iter().for_each(|(key, value)| writer.push(key, Some(&Value::from(value.clone()))));
     writer.finish(kind).bytes
 }
 
@@ -96,7 +102,7 @@ fn a_checkpoint_whose_pieces_have_false_footers_is_refused() {
     let footer_at = footer::start(&piece).unwrap() as usize;
     let install = |piece: Bytes| {
         let id = ObjectId::of(&piece);
-        engine.import(id, piece).unwrap();
+        engine.import(id, piece, &[]).unwrap();
         engine.sync().unwrap();
         let tables = Tables::Pieces { base: vec![id], runs: Vec::new() };
         let checkpoint = Checkpoint { tables, ..empty_checkpoint(VICTIM) };

@@ -14,11 +14,11 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use flotilla_storage::{ScanBounds, WriteSet};
+use flotilla_storage::{ScanBounds, Value, WriteSet};
 use flotilla_types::{KeyRange, Position};
 use parking_lot::Mutex;
 
-use crate::merge::Record;
+use crate::{merge::Record, sorted::Pinned};
 
 /// Estimated bytes per record beside key and value: table slot, sorted set, allocations.
 const RECORD_OVERHEAD_BYTES: usize = 128;
@@ -34,7 +34,9 @@ const KEYS_BYTES: usize = 64 * 1_024;
 /// The newest records of a replica; `None` is a deletion.
 #[derive(Debug, Default)]
 pub(crate) struct Memtable {
-    records: HashMap<Bytes, Option<Bytes>>,
+    records: HashMap<Bytes, Option<Value>>,
+    /// What the records refer to, also those that were replaced: snapshots may see them.
+    refs: Vec<Pinned>,
     keys: Keys,
     order: Mutex<Option<Order>>,
     bytes: usize,
@@ -46,7 +48,7 @@ pub(crate) struct Memtable {
 struct Keys(BytesMut);
 
 /// What a memtable has under a key: nothing, a deletion or a value.
-type Held = Option<Option<Bytes>>;
+type Held = Option<Option<Value>>;
 
 /// The state after so many write sets of a memtable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +94,11 @@ pub(crate) struct Frozen {
 }
 
 impl Memtable {
+    /// Keeps objects as long as it lives.
+    pub(crate) fn keep_refs(&mut self, refs: Pinned) {
+        self.refs.push(refs);
+    }
+
     /// Writes records. `snapshots` are the oldest and the newest open one.
     pub(crate) fn write(&mut self, records: WriteSet, snapshots: Option<(Version, Version)>) {
         self.history.write_sets += 1;
@@ -108,7 +115,7 @@ impl Memtable {
             match self.records.get_mut(&key) {
                 Some(slot) => {
                     self.bytes = self.bytes + new - record_bytes(&key, slot.as_ref());
-                    *slot = value.map(unshare);
+                    *slot = value.map(unshare_value);
                 }
                 None => {
                     self.bytes += new;
@@ -116,7 +123,7 @@ impl Memtable {
                     if let Some(order) = self.order.get_mut() {
                         order.unsorted.push(key.clone());
                     }
-                    self.records.insert(key, value.map(unshare));
+                    self.records.insert(key, value.map(unshare_value));
                 }
             }
         }
@@ -235,13 +242,18 @@ impl Frozen {
         self.memtable.records.is_empty()
     }
 
+    /// Whether records refer, or referred, to objects.
+    pub(crate) fn has_refs(&self) -> bool {
+        !self.memtable.refs.is_empty()
+    }
+
     /// All records, in key order.
     pub(crate) fn records(&self) -> impl Iterator<Item = Record> + '_ {
         self.borrowed_records().map(|(key, value)| (key.clone(), value.cloned()))
     }
 
     /// All records, in key order.
-    pub(crate) fn borrowed_records(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
+    pub(crate) fn borrowed_records(&self) -> impl Iterator<Item = (&Bytes, Option<&Value>)> {
         sorted(&self.memtable.records).into_iter().map(|(_, key, value)| (key, value.as_ref()))
     }
 
@@ -269,11 +281,11 @@ impl Frozen {
 }
 
 /// A record behind what is compared of its key first.
-type Sorted<'a> = (u128, &'a Bytes, &'a Option<Bytes>);
+type Sorted<'a> = (u128, &'a Bytes, &'a Option<Value>);
 
 /// Sorts records. Compares the 16 bytes after the common prefix of their keys first, which avoids a cache miss
 /// per key.
-fn sorted(records: &HashMap<Bytes, Option<Bytes>>) -> Vec<Sorted<'_>> {
+fn sorted(records: &HashMap<Bytes, Option<Value>>) -> Vec<Sorted<'_>> {
     let Some(first) = records.keys().next() else { return Vec::new() };
     let common = records.keys().fold(first.len(), |common, key| {
         first[..common].iter().zip(&key[..]).take_while(|(left, right)| left == right).count()
@@ -291,8 +303,13 @@ fn prefix(bytes: &[u8]) -> u128 {
     u128::from_be_bytes(prefix)
 }
 
-fn record_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
-    key.len() + value.map_or(0, Bytes::len) + RECORD_OVERHEAD_BYTES
+fn record_bytes(key: &Bytes, value: Option<&Value>) -> usize {
+    key.len() + value.map_or(0, Value::size_bytes) + RECORD_OVERHEAD_BYTES
+}
+
+fn unshare_value(value: Value) -> Value {
+    let refs = value.refs().clone();
+    Value::new(unshare(value.into_bytes()), refs)
 }
 
 fn unshare(bytes: Bytes) -> Bytes {
@@ -304,7 +321,7 @@ mod tests {
     use super::*;
 
     fn put(key: &'static str, value: &'static str) -> Record {
-        (Bytes::from_static(key.as_bytes()), Some(Bytes::from_static(value.as_bytes())))
+        (Bytes::from_static(key.as_bytes()), Some(value.into()))
     }
 
     fn bounds(items_max: usize, bytes_max: usize) -> ScanBounds {
@@ -373,10 +390,10 @@ mod tests {
             ends in proptest::collection::btree_set(proptest::collection::vec(0u8..3, 0..22), 0..40),
         ) {
             let mut keys: Vec<_> = ends.iter().map(|end| Bytes::from([&common[..], &end[..]].concat())).collect();
-            let records = keys.iter().map(|key| (key.clone(), Some(key.clone()))).collect();
+            let records = keys.iter().map(|key| (key.clone(), Some(key.clone().into()))).collect();
             keys.sort();
             let sorted: Vec<_> = sorted(&records).into_iter().map(|(_, key, value)| (key.clone(), value.clone())).collect();
-            let expected: Vec<_> = keys.into_iter().map(|key| (key.clone(), Some(key))).collect();
+            let expected: Vec<_> = keys.into_iter().map(|key| (key.clone(), Some(key.into()))).collect();
             proptest::prop_assert_eq!(sorted, expected);
         }
     }
@@ -387,7 +404,7 @@ mod tests {
         let keys: Vec<_> = lengths.flat_map(|len| [vec![1; len], vec![2; len]]).collect();
         let mut memtable = Memtable::default();
         for key in &keys {
-            memtable.write(vec![(key.clone().into(), Some(Bytes::from_static(b"old")))], None);
+            memtable.write(vec![(key.clone().into(), Some(Bytes::from_static(b"old").into()))], None);
             memtable.write(vec![(key.clone().into(), Some(key.clone().into()))], None);
         }
         for key in keys {
@@ -399,7 +416,7 @@ mod tests {
     fn small_slices_do_not_keep_their_log_entry_in_memory() {
         let entry = Bytes::from(vec![7; 100_000]);
         let mut memtable = Memtable::default();
-        memtable.write(vec![(entry.slice(..8), Some(entry.slice(8..16)))], None);
+        memtable.write(vec![(entry.slice(..8), Some(entry.slice(8..16).into()))], None);
         assert!(entry.is_unique());
     }
 

@@ -6,10 +6,10 @@
 use std::iter::Peekable;
 
 use bytes::Bytes;
-use flotilla_storage::EngineError;
+use flotilla_storage::{EngineError, Value};
 
 /// A key and its value, or its deletion.
-pub(crate) type Record = (Bytes, Option<Bytes>);
+pub(crate) type Record = (Bytes, Option<Value>);
 
 /// Records in ascending key order, each key once.
 pub(crate) type Source<'a> = Box<dyn Iterator<Item = Result<Record, EngineError>> + 'a>;
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     fn source(records: &'static [(&'static str, Option<&'static str>)]) -> Source<'static> {
-        Box::new(records.iter().map(|(key, value)| Ok((Bytes::from(*key), value.map(Bytes::from)))))
+        Box::new(records.iter().map(|(key, value)| Ok((Bytes::from(*key), value.map(Value::from)))))
     }
 
     #[test]

@@ -32,7 +32,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, Fold, ScanBounds, ScanPage, StateReader, Usage, WriteSet, successor};
+use flotilla_objects::ObjectStore;
+use flotilla_storage::{EngineError, Fold, ScanBounds, ScanPage, StateReader, Usage, Value, WriteSet, successor};
 use flotilla_types::{Checkpoint, KeyRange, Position, ReplicaId};
 use parking_lot::{Mutex, RwLock};
 
@@ -43,6 +44,7 @@ use crate::{
     gate::{Gate, Pass},
     memtable::{Capture, Frozen, Memtable, Version},
     merge::{Merge, Source},
+    sorted,
     table::Table,
     view::{Reach, ReplicaView},
 };
@@ -164,10 +166,14 @@ impl Replica {
         self.tables.read().as_ref().is_some_and(|now| now.number == tables)
     }
 
-    pub(crate) fn write(&self, records: WriteSet) -> Result<(), EngineError> {
+    pub(crate) fn write(&self, objects: &Arc<ObjectStore>, records: WriteSet) -> Result<(), EngineError> {
+        let values = records.iter().filter_map(|(_, value)| value.as_ref());
+        let refs: Vec<_> = values.flat_map(|value| value.refs().ids()).collect();
+        let refs = (!refs.is_empty()).then(|| sorted::Pinned::all(objects, refs));
         let mut tables = self.tables.write();
         let tables = tables.as_mut().ok_or(EngineError::NotOpen(self.id))?;
         let snapshots = tables.open_snapshots();
+        refs.into_iter().for_each(|refs| tables.active.keep_refs(refs));
         tables.active.write(records, snapshots);
         Ok(())
     }
@@ -312,7 +318,8 @@ impl Layers<'_> {
     /// What the memtables have under a key.
     fn find(&self, key: &[u8]) -> Option<Option<Bytes>> {
         let in_frozen = || self.frozen.and_then(|frozen| frozen.get(key));
-        self.active.get_at(self.version, key).or_else(in_frozen)
+        let found = self.active.get_at(self.version, key).or_else(in_frozen)?;
+        Some(found.map(Value::into_bytes))
     }
 
     /// Copies and takes handles on what a page needs.
@@ -348,7 +355,7 @@ impl Captured {
             let next = successor(&key);
             if let Some(value) = value {
                 bytes += key.len() + value.len();
-                page.items.push((key, value));
+                page.items.push((key, value.into_bytes()));
             }
             let is_full = !page.items.is_empty() && (page.items.len() >= bounds.items_max || bytes >= bounds.bytes_max);
             if is_full || page.examined >= bounds.examined_max {

@@ -1,8 +1,9 @@
 //! The scrub of the engine's objects.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use flotilla_objects::{ObjectStore, ScrubPass};
 use flotilla_storage::{DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Scrubbed};
-use flotilla_types::Holder;
 
 use crate::failure;
 
@@ -20,14 +21,19 @@ pub(crate) fn step(
     Ok(Scrubbed { objects, bytes, damaged, unreadable, progress_bytes, ended })
 }
 
-/// The replicas whose durable checkpoints need damaged objects.
+/// The replicas whose durable checkpoints or logs need damaged objects.
 pub(crate) fn damaged(objects: &ObjectStore) -> Vec<DamagedReplica> {
-    let of = |(holder, objects)| match holder {
-        Holder::Checkpoint(replica) => Some(DamagedReplica { replica, objects }),
-        // What was fetched, or offered, and is damaged is fetched, or offered, again.
-        Holder::Receiver(_) | Holder::Offer { .. } => None,
+    let mut damaged: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (holder, objects) in objects.damaged(DAMAGED_NAMED_MAX) {
+        if let Some(replica) = holder.damages() {
+            damaged.entry(replica).or_default().extend(objects);
+        }
+    }
+    let of = |(replica, objects): (_, BTreeSet<_>)| DamagedReplica {
+        replica,
+        objects: objects.into_iter().take(DAMAGED_NAMED_MAX).collect(),
     };
-    objects.damaged(DAMAGED_NAMED_MAX).into_iter().filter_map(of).collect()
+    damaged.into_iter().map(of).collect()
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@
 //! the same chunks, and a change moves cuts only near itself: other chunks keep their ids. A chunk has a
 //! minimum and a maximum size.
 
-use std::sync::Arc;
+use std::{borrow::Borrow, sync::Arc};
 
 use flotilla_objects::ObjectStore;
-use flotilla_storage::{EngineError, PieceRef};
+use flotilla_storage::{EngineError, PieceRef, Value};
 use flotilla_types::{CheckpointFormat, LogIndex, ObjectId};
 
 use crate::{
@@ -47,6 +47,12 @@ impl Pinned {
         Ok(())
     }
 
+    /// Pins objects, whether or not they are present.
+    pub(crate) fn all(objects: &Arc<ObjectStore>, ids: Vec<ObjectId>) -> Self {
+        objects.pin_all(&ids);
+        Self { objects: objects.clone(), ids }
+    }
+
     pub(crate) fn objects(&self) -> &Arc<ObjectStore> {
         &self.objects
     }
@@ -79,7 +85,7 @@ impl Cut {
     pub(crate) fn kind(self, version: PieceVersion, is_first: bool) -> PieceKind {
         match (self, version) {
             (Self::Content, _) => PieceKind::Chunk,
-            (Self::Size, PieceVersion::V2) => PieceKind::Run,
+            (Self::Size, PieceVersion::V2 | PieceVersion::V3) => PieceKind::Run,
             (Self::Size, PieceVersion::V1) if is_first => PieceKind::RunStart,
             (Self::Size, PieceVersion::V1) => PieceKind::RunRest,
         }
@@ -93,13 +99,13 @@ impl Cut {
 
 /// Writes ascending records, of entries up to `last`, as pieces of about `piece_bytes`; `None` if there are no
 /// records.
-pub(crate) fn write_table<B: AsRef<[u8]>>(
+pub(crate) fn write_table<K: AsRef<[u8]>, V: Borrow<Value>>(
     objects: &Arc<ObjectStore>,
     cut: Cut,
     format: CheckpointFormat,
     piece_bytes: usize,
     last: LogIndex,
-    records: impl Iterator<Item = Result<(B, Option<B>), EngineError>>,
+    records: impl Iterator<Item = Result<(K, Option<V>), EngineError>>,
 ) -> Result<Option<Table>, EngineError> {
     let version = match format {
         CheckpointFormat::Pieces => PieceVersion::V1,
@@ -112,7 +118,7 @@ pub(crate) fn write_table<B: AsRef<[u8]>>(
         let piece = std::mem::replace(writer, next).finish(kind);
         let (footer_bytes, footer_crc) = piece.footer.map_or((0, 0), |footer| (footer.len, footer.crc));
         pieces.push(PieceRef {
-            id: pinned.put(&piece.bytes, &[])?,
+            id: pinned.put(&piece.bytes, &piece.refs)?,
             first_key: piece.first_key,
             // Objects are at most 4 GiB − 1 long.
             bytes: piece.bytes.len() as u32,
@@ -126,7 +132,7 @@ pub(crate) fn write_table<B: AsRef<[u8]>>(
     let mut writer = new_writer();
     for record in records {
         let (key, value) = record?;
-        let (key, value) = (key.as_ref(), value.as_ref().map(AsRef::as_ref));
+        let (key, value) = (key.as_ref(), value.as_ref().map(Borrow::borrow));
         let bytes = record_bytes(key, value);
         if !writer.is_empty() && writer.len_bytes() + bytes > bytes_max {
             end_piece(&mut writer, new_writer())?;
@@ -167,7 +173,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn records(n: u32) -> Vec<Record> {
-        (0..n).map(|i| (Bytes::from(format!("key{i:06}")), Some(Bytes::from(vec![i as u8; 100])))).collect()
+        (0..n).map(|i| (Bytes::from(format!("key{i:06}")), Some(vec![i as u8; 100].into()))).collect()
     }
 
     fn write_table_of(objects: &Arc<ObjectStore>, cut: Cut, format: CheckpointFormat, records: &[Record]) -> Table {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_storage::{CompactionDue, EngineError, Fold, ScanBounds, StateEngine, children_of, conformance};
+use flotilla_storage::{CompactionDue, EngineError, Fold, Manifest, ScanBounds, StateEngine, conformance};
 use flotilla_types::{
     Checkpoint, CheckpointFormat, ConfState, Epoch, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
     ShardDescriptor, ShardId, Tables, Term,
@@ -140,6 +140,20 @@ fn the_engine_passes_the_conformance_suite() {
 fn open_with_larger_pieces(dir: &Path) -> Engine {
     let options = Options { piece_bytes: 4096, fold_bytes_min: 1, tier_bytes_min: 100, runs_max: 3, ..small() };
     Engine::open(dir, options).unwrap()
+}
+
+#[test]
+fn the_engine_passes_the_suite_of_references() {
+    let dir = tempfile::tempdir().unwrap();
+    conformance::references(&mut || Box::new(open(dir.path())));
+    let dir = tempfile::tempdir().unwrap();
+    conformance::references(&mut || Box::new(open_with_larger_pieces(dir.path())));
+}
+
+#[test]
+fn the_engine_passes_the_suite_of_references_with_sled() {
+    let dir = tempfile::tempdir().unwrap();
+    conformance::references(&mut || Box::new(open_with_sled(dir.path())));
 }
 
 #[test]
@@ -322,14 +336,18 @@ fn only_missing_objects_of_a_checkpoint_are_transferred() {
     let target = open(target_dir.path());
     let pull = |checkpoint: &Checkpoint| {
         let objects: Vec<_> = checkpoint.objects().collect();
-        let needed = objects.iter().map(|id| 1 + children_of(&source.object(*id).unwrap()).len()).sum::<usize>();
+        let children = |id: ObjectId| {
+            let manifest = Manifest::decode(source.object(id).unwrap());
+            manifest.map(|manifest| manifest.children()).unwrap_or_default()
+        };
+        let needed = objects.iter().map(|id| 1 + children(*id).len()).sum::<usize>();
         let mut moved = 0;
         // First the manifests, then the pieces.
         for _ in 0..2 {
             let missing = target.missing(&objects);
             moved += missing.len();
             for id in missing {
-                target.import(id, source.object(id).unwrap()).unwrap();
+                target.import(id, source.object(id).unwrap(), &children(id)).unwrap();
             }
         }
         target.sync().unwrap();
@@ -360,7 +378,7 @@ fn what_a_receiver_has_fetched_survives_collections_until_it_is_let_go() {
     let ids: Vec<_> = objects.iter().map(|object| ObjectId::of(object)).collect();
     engine.hold(Holder::Receiver(receiver), &ids);
     for (id, object) in ids.iter().zip(objects) {
-        engine.import(*id, object).unwrap();
+        engine.import(*id, object, &[]).unwrap();
     }
     engine.sync().unwrap();
     // The new replica is opened while it receives the snapshot.
@@ -397,7 +415,7 @@ fn a_damaged_object_is_reported_and_a_copy_from_a_peer_repairs_it() {
     };
     assert_eq!(engine.missing(&[damaged]), [damaged]);
     assert!(matches!(engine.reader(REPLICA), Err(EngineError::NotOpen(_))));
-    engine.import(damaged, peer.object(damaged).unwrap()).unwrap();
+    engine.import(damaged, peer.object(damaged).unwrap(), &[]).unwrap();
     engine.sync().unwrap();
     engine.open(REPLICA, &checkpoint).unwrap();
     assert_eq!(all(&engine), records);
@@ -551,7 +569,7 @@ fn readers_keep_the_objects_of_an_older_checkpoint() {
         flush(&engine, index);
     }
     let records: Vec<_> = found.records(REPLICA, &KeyRange::all(), usize::MAX).map(Result::unwrap).collect();
-    assert!(records.into_iter().map(|(key, value)| (key, value.unwrap())).eq(before));
+    assert!(records.into_iter().map(|(key, value)| (key, value.unwrap().into_bytes())).eq(before));
 }
 
 #[test]
@@ -637,7 +655,7 @@ fn a_read_that_must_not_wait_finds_what_is_in_memory_and_misses_the_rest() {
     let misses = |key: &Bytes| matches!(reader.get_in_memory(key), Err(EngineError::NotInMemory));
     let key = |i: u32| Bytes::from(format!("key{i:05}"));
     let bounds = ScanBounds { items_max: 10, bytes_max: 1_000, examined_max: 10 };
-    let records = (0..400).map(|i| (key(i), Some(Bytes::from(vec![1; 100])))).collect();
+    let records = (0..400).map(|i| (key(i), Some(vec![1; 100].into()))).collect();
     engine.write(REPLICA, records, LogIndex(1)).unwrap();
     assert_eq!(reader.get_in_memory(&key(1)).unwrap().unwrap().len(), 100);
     assert_eq!(reader.get_in_memory(b"absent").unwrap(), None);
@@ -672,7 +690,7 @@ fn snapshots_are_whole_while_writes_freezes_and_installs_go_on() {
         engine.open(REPLICA, &empty_checkpoint(REPLICA)).unwrap();
         let key = |i: u32| Bytes::from(format!("key{i:02}"));
         let write = |round: u32| {
-            let records = (0..20).map(|i| (key(i), Some(Bytes::from(round.to_string())))).collect();
+            let records = (0..20).map(|i| (key(i), Some(round.to_string().into()))).collect();
             engine.write(REPLICA, records, LogIndex(round.into())).unwrap();
         };
         write(0);

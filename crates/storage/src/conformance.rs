@@ -12,12 +12,14 @@ mod descriptors;
 mod folds;
 mod log;
 mod model;
+mod references;
 mod scrub;
 mod state_engine;
 
 pub use descriptors::{DescriptorHistory, Observed, Observer};
 pub use folds::folds;
 pub use log::log;
+pub use references::references;
 pub use scrub::scrub;
 pub use state_engine::state_engine;
 

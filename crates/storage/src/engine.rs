@@ -4,8 +4,10 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
+    Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, ObjectRef, Position, ReplicaId,
 };
+
+use crate::Value;
 
 /// The state engine failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,8 +53,13 @@ impl From<io::Error> for EngineError {
     }
 }
 
-/// Records to write; `None` deletes. Later writes of a key win.
-pub type WriteSet = Vec<(Bytes, Option<Bytes>)>;
+/// Records to write; `None` deletes. Later writes of a key win. The objects that a value refers to are kept as
+/// long as something has the record.
+pub type WriteSet = Vec<(Bytes, Option<Value>)>;
+
+/// Says which objects an object needs that a reference of at least one level names. Fails unless the object is what
+/// the reference says.
+pub type ListRefs = fn(&ObjectRef, &Bytes) -> Result<Vec<ObjectRef>, &'static str>;
 
 /// Memory and disk that one replica's records take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -310,21 +317,32 @@ pub trait StateEngine: Send + Sync + 'static {
     /// The state machine's own state in a checkpoint; empty when the checkpoint has none.
     fn system(&self, checkpoint: &Checkpoint) -> Result<Bytes, EngineError>;
 
-    /// Keeps these objects and their [children](crate::children_of) for a holder from now on, in place of those
-    /// that it named before; none ends the hold. They need not be here yet: whatever of them is imported
-    /// later is kept too. Memory only.
+    /// Keeps these objects, and all that is below them, for a holder from now on, in place of those that it named
+    /// before; none ends the hold. They need not be here yet: whatever of them is imported later is kept too.
+    /// Memory only.
     fn hold(&self, holder: Holder, objects: &[ObjectId]);
 
-    /// The objects that are not here, of these and of the [children](crate::children_of) of those that are.
-    /// Others may not be durable before the next [`sync`](Self::sync).
+    /// The objects that are not here, of these and of all below those that are. Others may not be durable before
+    /// the next [`sync`](Self::sync). Memory only; takes time for each object.
     fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId>;
+
+    /// These objects, and all that is below them, were here before a restart. Those that are absent count as
+    /// [damaged](Self::damaged) for their holders until they are stored again. Memory only; takes time for each
+    /// object.
+    fn expect(&self, objects: &[ObjectId]);
+
+    /// The references of the records in an object that is a piece of a table, ascending, each once. Fails unless
+    /// it is one.
+    fn piece_refs(&self, piece: &Bytes) -> Result<Vec<ObjectRef>, &'static str>;
 
     /// The bytes of an object, verified against its id.
     fn object(&self, object: ObjectId) -> Result<Bytes, EngineError>;
 
-    /// Stores an object from a peer after verifying its hash. It may be deleted again unless a holder names
-    /// it. Durable only after [`sync`](Self::sync).
-    fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError>;
+    /// Stores an object from elsewhere after verifying its hash. `children` are the objects that it needs: they
+    /// follow from its bytes and from what it is, which the caller knows. If it is here already, children that
+    /// were not known are added. It may be deleted again unless a holder names it. Durable only after
+    /// [`sync`](Self::sync).
+    fn import(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError>;
 
     /// Makes imported objects durable.
     fn sync(&self) -> Result<(), EngineError>;

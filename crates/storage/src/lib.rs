@@ -18,23 +18,25 @@ mod page;
 mod records;
 mod remedy;
 mod replace;
+mod value;
 
 pub use bounds::ReplicaBounds;
 pub use engine::{
-    CompactionDue, DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Fold, FoldCounts, InMemory, ScanBounds, ScanPage,
-    Scrubbed, StateEngine, StateReader, Usage, WriteSet, successor,
+    CompactionDue, DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Fold, FoldCounts, InMemory, ListRefs, ScanBounds,
+    ScanPage, Scrubbed, StateEngine, StateReader, Usage, WriteSet, successor,
 };
 pub use log::{Log, LogBatch, LogError, LogEvidence, PeerSequence, ReplicaLog, ReplicaWrite};
 pub use machine::{
     ApplyContext, DeferredRead, MachineError, ReadContext, StateMachine, Upcoming, VersionNeed, switch_command,
     switched_version, version_byte, version_need,
 };
-pub use manifest::{Manifest, PieceRef, children_of};
+pub use manifest::{Manifest, PieceRef};
 pub use memory_engine::MemoryEngine;
 pub use memory_log::MemoryLog;
 pub use overlay::Overlay;
 pub use remedy::{Failure, Remedy, remedy};
 pub use replace::{ReplaceStep, replace_file, sync_dir};
+pub use value::Value;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -22,17 +22,17 @@ use std::{
 
 use bytes::Bytes;
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, Position, ReplicaId,
+    Checkpoint, CheckpointFormat, Folding, Holder, KeyRange, LogIndex, ObjectId, ObjectRef, Position, ReplicaId,
 };
 use parking_lot::{Mutex, RwLock};
 
 use self::{
     compaction::{Compacted, Named},
-    store::Store,
+    store::{Pins, Store},
 };
 use crate::{
     CompactionDue, DamagedReplica, EngineError, Fold, FoldCounts, ScanBounds, ScanPage, Scrubbed, StateEngine,
-    StateReader, Usage, WriteSet,
+    StateReader, Usage, Value, WriteSet,
     records::{self, Memtable, Records},
 };
 
@@ -79,6 +79,7 @@ struct Snapshot {
     records: Replica,
     /// The replica, and how often its records had been replaced.
     of: (Arc<Replica>, u64),
+    _pins: Vec<Arc<Pins>>,
 }
 
 #[derive(Debug, Clone)]
@@ -95,9 +96,19 @@ struct State {
     base: Records,
     frozen: Option<Frozen>,
     active: Memtable,
-    /// A fold, and the records as of its entry.
-    pinned: Option<(Fold, Records)>,
+    pinned: Option<Pinned>,
+    /// What the records refer to, of the active memtable and of the frozen one; also those that were replaced.
+    active_pins: Vec<Arc<Pins>>,
+    frozen_pins: Vec<Arc<Pins>>,
     compacted: Option<Compacted>,
+}
+
+/// A fold, and the records as of its entry.
+#[derive(Debug, Clone)]
+struct Pinned {
+    fold: Fold,
+    records: Records,
+    _pins: Vec<Arc<Pins>>,
 }
 
 #[derive(Debug, Clone)]
@@ -166,6 +177,8 @@ impl StateEngine for MemoryEngine {
                 frozen: None,
                 active: Memtable::default(),
                 pinned: None,
+                active_pins: Vec::new(),
+                frozen_pins: Vec::new(),
                 compacted: None,
             };
             store.hold(Holder::Checkpoint(id), checkpoint.objects().collect());
@@ -194,6 +207,7 @@ impl StateEngine for MemoryEngine {
             state.base.clear();
             state.frozen = None;
             state.active = Memtable::default();
+            (state.pinned, state.active_pins, state.frozen_pins) = (None, Vec::new(), Vec::new());
         }
         let mut store = self.store.lock();
         store.hold(Holder::Checkpoint(id), BTreeSet::new());
@@ -208,13 +222,21 @@ impl StateEngine for MemoryEngine {
     fn snapshot(&self, id: ReplicaId) -> Result<Arc<dyn StateReader>, EngineError> {
         let replica = self.replica(id)?;
         let state = replica.state.read().clone();
-        let replaced = state.replaced;
+        let (replaced, pins) = (state.replaced, state.all_pins(&mut self.store.lock()));
         let records = Replica { id, state: RwLock::new(state), misses: self.misses.clone() };
-        Ok(Arc::new(Snapshot { records, of: (replica, replaced) }))
+        Ok(Arc::new(Snapshot { records, of: (replica, replaced), _pins: pins }))
     }
 
     fn write(&self, id: ReplicaId, records: WriteSet, _applied: LogIndex) -> Result<(), EngineError> {
-        self.replica(id)?.state.write().active.write(records);
+        let replica = self.replica(id)?;
+        let mut state = replica.state.write();
+        let refs: Vec<_> =
+            records.iter().filter_map(|(_, value)| value.as_ref()).flat_map(|value| value.refs().ids()).collect();
+        if !refs.is_empty() {
+            let pins = self.store.lock().pin(refs);
+            state.active_pins.push(pins);
+        }
+        state.active.write(records);
         Ok(())
     }
 
@@ -235,6 +257,7 @@ impl StateEngine for MemoryEngine {
             return Ok(false);
         }
         let records = std::mem::take(&mut state.active);
+        state.frozen_pins = std::mem::take(&mut state.active_pins);
         state.frozen = Some(Frozen { records, position, system });
         Ok(true)
     }
@@ -248,6 +271,8 @@ impl StateEngine for MemoryEngine {
         let compacted = compacted.and_then(|compacted| compacted.apply(&mut store, id, &state.named));
         let uses_compacted = compacted.is_some();
         let mut named = compacted.unwrap_or_else(|| state.named.clone());
+        // Only those can refer to objects.
+        let format = if frozen.records.refs().is_empty() { format } else { CheckpointFormat::Manifests };
         if format > named.tables.format() {
             named.tables = store.with_manifests(id, &named.tables)?;
         }
@@ -255,7 +280,7 @@ impl StateEngine for MemoryEngine {
             store.put_run(&mut named.tables, &frozen.records);
             named.run_ends.push(frozen.position.index);
         }
-        let system = (!frozen.system.is_empty()).then(|| store.put(frozen.system.clone(), true));
+        let system = (!frozen.system.is_empty()).then(|| store.put(frozen.system.clone(), &[], true));
         let checkpoint = Checkpoint { position: frozen.position.clone(), system, tables: named.tables.clone() };
         store.hold_too(Holder::Checkpoint(id), checkpoint.objects());
         state.built = Some(Built { checkpoint: checkpoint.clone(), named, uses_compacted });
@@ -268,6 +293,7 @@ impl StateEngine for MemoryEngine {
         if let Some(frozen) = state.frozen.take() {
             frozen.records.apply_to(&mut state.base);
         }
+        state.frozen_pins.clear();
         let mut store = self.store.lock();
         state.checkpoint_bytes = store.size_bytes(checkpoint);
         state.checkpoint = checkpoint.clone();
@@ -284,8 +310,8 @@ impl StateEngine for MemoryEngine {
     fn pin_fold(&self, id: ReplicaId, fold: Fold) -> Result<(), EngineError> {
         let replica = self.replica(id)?;
         let mut state = replica.state.write();
-        let records = state.records();
-        let before = state.pinned.replace((fold, records));
+        let (records, _pins) = (state.records(), state.all_pins(&mut self.store.lock()));
+        let before = state.pinned.replace(Pinned { fold, records, _pins });
         self.folds.lock().skipped += u64::from(before.is_some());
         Ok(())
     }
@@ -331,11 +357,19 @@ impl StateEngine for MemoryEngine {
         self.store.lock().get(object)
     }
 
-    fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
+    fn expect(&self, objects: &[ObjectId]) {
+        self.store.lock().expect(objects);
+    }
+
+    fn piece_refs(&self, piece: &Bytes) -> Result<Vec<ObjectRef>, &'static str> {
+        Ok(records::decode(piece)?.refs().to_vec())
+    }
+
+    fn import(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError> {
         if ObjectId::of(&bytes) != object {
             return Err(EngineError::Mismatch(object));
         }
-        self.store.lock().put(bytes, false);
+        self.store.lock().put(bytes, children, false);
         Ok(())
     }
 
@@ -365,7 +399,7 @@ impl StateReader for Replica {
         }
         let frozen = || state.frozen.as_ref().and_then(|frozen| frozen.records.get(key));
         let found = state.active.get(key).or_else(frozen);
-        Ok(found.cloned().unwrap_or_else(|| state.base.get(key).cloned()))
+        Ok(found.cloned().unwrap_or_else(|| state.base.get(key).cloned()).map(Value::into_bytes))
     }
 
     fn scan(&self, range: &KeyRange, items_max: usize, bytes_max: usize) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
@@ -413,6 +447,7 @@ mod tests {
     use flotilla_types::{ConfState, Epoch, ShardDescriptor, ShardId, Term};
 
     use super::*;
+    use crate::Manifest;
 
     fn checkpoint() -> Checkpoint {
         let descriptor = ShardDescriptor {
@@ -426,7 +461,7 @@ mod tests {
     }
 
     fn flush(engine: &MemoryEngine, replica: ReplicaId, key: &'static str) -> Checkpoint {
-        engine.write(replica, vec![(Bytes::from(key), Some(Bytes::from(key)))], LogIndex(1)).unwrap();
+        engine.write(replica, vec![(Bytes::from(key), Some(key.into()))], LogIndex(1)).unwrap();
         assert!(engine.freeze(replica, checkpoint().position, Bytes::from(key)).unwrap());
         let built = engine.build(replica, CheckpointFormat::Manifests).unwrap();
         engine.install_checkpoint(replica, &built).unwrap();
@@ -443,6 +478,15 @@ mod tests {
                 Box::new(engine.clone())
             });
         }
+    }
+
+    #[test]
+    fn memory_engine_passes_the_suite_of_references() {
+        let mut engine = MemoryEngine::default();
+        crate::conformance::references(&mut || {
+            engine = engine.reopen();
+            Box::new(engine.clone())
+        });
     }
 
     #[test]
@@ -475,6 +519,12 @@ mod tests {
         assert!((150..350).contains(&misses(25)));
     }
 
+    /// Of an object of a checkpoint whose records refer to nothing.
+    fn children(engine: &MemoryEngine, object: ObjectId) -> Vec<ObjectId> {
+        let manifest = Manifest::decode(engine.object(object).unwrap());
+        manifest.map(|manifest| manifest.children()).unwrap_or_default()
+    }
+
     #[test]
     fn checkpoints_can_be_installed_in_another_engine() {
         let (source, target) = (MemoryEngine::default(), MemoryEngine::default());
@@ -490,7 +540,7 @@ mod tests {
         for _ in 0..2 {
             assert!(target.install_snapshot(ReplicaId(2), &built).is_err());
             for object in target.missing(&objects) {
-                target.import(object, source.object(object).unwrap()).unwrap();
+                target.import(object, source.object(object).unwrap(), &children(&source, object)).unwrap();
             }
         }
         target.install_snapshot(ReplicaId(2), &built).unwrap();
@@ -503,9 +553,9 @@ mod tests {
     fn unsynced_imports_do_not_survive_a_crash() {
         let engine = MemoryEngine::default();
         let objects = [ObjectId::of(b"synced"), ObjectId::of(b"unsynced")];
-        engine.import(objects[0], Bytes::from_static(b"synced")).unwrap();
+        engine.import(objects[0], Bytes::from_static(b"synced"), &[]).unwrap();
         engine.sync().unwrap();
-        engine.import(objects[1], Bytes::from_static(b"unsynced")).unwrap();
+        engine.import(objects[1], Bytes::from_static(b"unsynced"), &[]).unwrap();
         assert_eq!(engine.missing(&objects), []);
         assert_eq!(engine.reopen().missing(&objects), [objects[1]]);
     }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_types::KeyRange;
 
-use crate::{EngineError, StateReader, WriteSet, engine::successor, page::Page};
+use crate::{EngineError, StateReader, Value, WriteSet, engine::successor, page::Page};
 
 /// A reader with pending writes on top. `None` in `pending` is a deletion.
 ///
@@ -30,7 +30,7 @@ use crate::{EngineError, StateReader, WriteSet, engine::successor, page::Page};
 /// ```
 pub struct Overlay<'a> {
     records: &'a dyn StateReader,
-    pending: BTreeMap<Bytes, Option<Bytes>>,
+    pending: BTreeMap<Bytes, Option<Value>>,
 }
 
 impl<'a> Overlay<'a> {
@@ -43,14 +43,14 @@ impl<'a> Overlay<'a> {
     /// The value under a key, pending writes included.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         match self.pending.get(key) {
-            Some(pending) => Ok(pending.clone()),
+            Some(pending) => Ok(pending.clone().map(Value::into_bytes)),
             None => self.records.get(key),
         }
     }
 
     /// Writes a value.
-    pub fn put(&mut self, key: Bytes, value: Bytes) {
-        self.pending.insert(key, Some(value));
+    pub fn put(&mut self, key: Bytes, value: impl Into<Value>) {
+        self.pending.insert(key, Some(value.into()));
     }
 
     /// Removes a record, if there is one.
@@ -99,7 +99,7 @@ impl<'a> Overlay<'a> {
                     stored.pop_front();
                 }
                 if let Some(value) = value {
-                    page.push(key.clone(), value.clone());
+                    page.push(key.clone(), value.bytes().clone());
                 }
             }
         }
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(overlay.get(b"b").unwrap(), Some(bytes("new")));
         assert_eq!(overlay.get(b"c").unwrap(), None);
         overlay.put(bytes("a"), bytes("again"));
-        assert_eq!(overlay.into_writes(), vec![(bytes("a"), Some(bytes("again"))), (bytes("b"), Some(bytes("new")))]);
+        assert_eq!(overlay.into_writes(), vec![(bytes("a"), Some("again".into())), (bytes("b"), Some("new".into()))]);
     }
 
     #[test]

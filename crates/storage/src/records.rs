@@ -1,7 +1,8 @@
 //! Records of the in-memory engine: memtables, their encoding as objects, and scans over layers of them.
 //!
 //! Format of an object: a version byte, then for each record in key order `key length (u32, little-endian) ‖
-//! key ‖ 0` for a deletion or `… ‖ 1 ‖ value length (u32) ‖ value`. Private to the in-memory engine.
+//! key ‖ 0` for a deletion, `… ‖ 1 ‖ value length (u32) ‖ value`, or `… ‖ 2 ‖ … ‖ references`. Private to the
+//! in-memory engine.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -10,39 +11,40 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use flotilla_types::KeyRange;
+use flotilla_types::{ByteOrder, KeyRange, Refs};
 
-use crate::{WriteSet, page::Page};
+use crate::{Value, WriteSet, page::Page};
 
 const FORMAT: u8 = 1;
 const DELETED: u8 = 0;
 const PRESENT: u8 = 1;
+const WITH_REFS: u8 = 2;
 
 /// Records, without deletion markers.
-pub(crate) type Records = BTreeMap<Bytes, Bytes>;
+pub(crate) type Records = BTreeMap<Bytes, Value>;
 
 /// Changes to records; `None` deletes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Memtable {
-    changes: BTreeMap<Bytes, Option<Bytes>>,
+    changes: BTreeMap<Bytes, Option<Value>>,
     bytes: usize,
 }
 
-impl From<BTreeMap<Bytes, Option<Bytes>>> for Memtable {
-    fn from(changes: BTreeMap<Bytes, Option<Bytes>>) -> Self {
+impl From<BTreeMap<Bytes, Option<Value>>> for Memtable {
+    fn from(changes: BTreeMap<Bytes, Option<Value>>) -> Self {
         let bytes = changes.iter().map(|(key, value)| size_bytes(key, value.as_ref())).sum();
         Self { changes, bytes }
     }
 }
 
-impl FromIterator<(Bytes, Option<Bytes>)> for Memtable {
-    fn from_iter<I: IntoIterator<Item = (Bytes, Option<Bytes>)>>(changes: I) -> Self {
+impl FromIterator<(Bytes, Option<Value>)> for Memtable {
+    fn from_iter<I: IntoIterator<Item = (Bytes, Option<Value>)>>(changes: I) -> Self {
         Self::from(changes.into_iter().collect::<BTreeMap<_, _>>())
     }
 }
 
 impl Memtable {
-    pub(crate) fn into_changes(self) -> impl Iterator<Item = (Bytes, Option<Bytes>)> {
+    pub(crate) fn into_changes(self) -> impl Iterator<Item = (Bytes, Option<Value>)> {
         self.changes.into_iter()
     }
 
@@ -51,14 +53,19 @@ impl Memtable {
             self.bytes += size_bytes(&key, value.as_ref());
             let key_bytes = key.len();
             if let Some(old) = self.changes.insert(key, value) {
-                self.bytes -= key_bytes + old.map_or(0, |value| value.len());
+                self.bytes -= key_bytes + old.map_or(0, |value| value.size_bytes());
             }
         }
     }
 
     /// The change to a key: `None` if there is none, `Some(None)` for a deletion.
-    pub(crate) fn get(&self, key: &[u8]) -> Option<&Option<Bytes>> {
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&Option<Value>> {
         self.changes.get(key)
+    }
+
+    /// The references of all records.
+    pub(crate) fn refs(&self) -> Refs {
+        self.changes.values().flatten().flat_map(|value| value.refs().iter().copied()).collect()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -103,9 +110,12 @@ impl Memtable {
             match value {
                 None => buffer.put_u8(DELETED),
                 Some(value) => {
-                    buffer.put_u8(PRESENT);
+                    buffer.put_u8(if value.refs().is_empty() { PRESENT } else { WITH_REFS });
                     buffer.put_u32_le(value.len() as u32);
                     buffer.put_slice(value);
+                    if !value.refs().is_empty() {
+                        value.refs().encode(&mut buffer, ByteOrder::Little);
+                    }
                 }
             }
         }
@@ -113,8 +123,8 @@ impl Memtable {
     }
 }
 
-fn size_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
-    key.len() + value.map_or(0, Bytes::len)
+fn size_bytes(key: &Bytes, value: Option<&Value>) -> usize {
+    key.len() + value.map_or(0, Value::size_bytes)
 }
 
 /// Decodes an object that [`Memtable::encode`] wrote. The error says what is wrong.
@@ -128,7 +138,12 @@ pub(crate) fn decode(object: &Bytes) -> Result<Memtable, &'static str> {
         let key = take(&mut rest)?;
         let value = match rest.try_get_u8() {
             Ok(DELETED) => None,
-            Ok(PRESENT) => Some(take(&mut rest)?),
+            Ok(PRESENT) => Some(take(&mut rest)?.into()),
+            Ok(WITH_REFS) => {
+                let value = take(&mut rest)?;
+                let refs = Refs::decode(&mut rest, ByteOrder::Little);
+                Some(Value::new(value, refs.map_err(|_| "a records object has bad references")?))
+            }
             _ => return Err("a records object ends within a record"),
         };
         changes.insert(key, value);
@@ -170,15 +185,15 @@ pub(crate) fn scan<'a>(
             }
         }
         if let Some(Some(value)) = newest {
-            page.push(key.clone(), value.clone());
+            page.push(key.clone(), value.bytes().clone());
         }
     }
     page.into_items()
 }
 
 enum Layer<'a> {
-    Changes(Peekable<btree_map::Range<'a, Bytes, Option<Bytes>>>),
-    Base(Peekable<btree_map::Range<'a, Bytes, Bytes>>),
+    Changes(Peekable<btree_map::Range<'a, Bytes, Option<Value>>>),
+    Base(Peekable<btree_map::Range<'a, Bytes, Value>>),
 }
 
 impl<'a> Layer<'a> {
@@ -189,7 +204,7 @@ impl<'a> Layer<'a> {
         }
     }
 
-    fn next(&mut self) -> Option<&'a Bytes> {
+    fn next(&mut self) -> Option<&'a Value> {
         match self {
             Self::Changes(changes) => changes.next().and_then(|(_, value)| value.as_ref()),
             Self::Base(base) => base.next().map(|(_, value)| value),
@@ -200,6 +215,7 @@ impl<'a> Layer<'a> {
 #[cfg(test)]
 mod tests {
     use flotilla_hostile::{Proportion, at_every_cut, attack, mutated};
+    use flotilla_types::{ObjectId, ObjectRef};
     use proptest::{collection::vec, option, prelude::*};
 
     use super::*;
@@ -209,7 +225,11 @@ mod tests {
     }
 
     fn memtables() -> impl Strategy<Value = Memtable> {
-        vec((text("[a-c]{0,3}"), option::of(text(".{0,5}"))), 0..20).prop_map(|records| {
+        let refs = vec(any::<u8>(), 0..3).prop_map(|ids| {
+            ids.iter().map(|id| ObjectRef { id: ObjectId::of(&[*id]), height: id % 3, bytes: 7 }).collect::<Refs>()
+        });
+        let value = (text(".{0,5}"), refs).prop_map(|(bytes, refs)| Value::new(bytes, refs));
+        vec((text("[a-c]{0,3}"), option::of(value)), 0..20).prop_map(|records| {
             let mut memtable = Memtable::default();
             memtable.write(records);
             memtable

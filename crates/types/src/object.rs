@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{ParseIdError, ReplicaId};
+use crate::{LogIndex, ParseIdError, ReplicaId, Term};
 
 /// The id of an object: the BLAKE3 hash of its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +22,38 @@ pub enum Holder {
         /// The follower.
         to: ReplicaId,
     },
+    /// An entry in the log of a replica here.
+    Log {
+        /// The replica.
+        replica: ReplicaId,
+        /// The entry.
+        index: LogIndex,
+        /// Its term: one that replaces it is held beside it until the log has replaced it.
+        term: Term,
+    },
+    /// Entries that a replica here takes into its log once their objects are here.
+    Parked(ReplicaId),
+    /// A command that a leader here proposes once its objects are here.
+    Request {
+        /// The leader.
+        replica: ReplicaId,
+        /// Which of its commands it is.
+        number: u64,
+    },
+    /// What somebody stores here before a command refers to it.
+    Upload(u64),
+}
+
+impl Holder {
+    /// The replica that is damaged if an object that this holder needs is. What is fetched, offered or stored for
+    /// a time, and is damaged, is fetched, offered or stored again.
+    #[must_use]
+    pub const fn damages(self) -> Option<ReplicaId> {
+        match self {
+            Self::Checkpoint(replica) | Self::Log { replica, .. } => Some(replica),
+            Self::Receiver(_) | Self::Offer { .. } | Self::Parked(_) | Self::Request { .. } | Self::Upload(_) => None,
+        }
+    }
 }
 
 impl ObjectId {

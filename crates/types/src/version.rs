@@ -27,6 +27,7 @@
 //! | 3 | checkpoints whose tables have manifests, and their pieces | [`ClusterVersion::CHECKPOINT_TABLES`] |
 //! | 4 | entries that order a fold; bases that say which entry ordered them | [`ClusterVersion::LOGGED_FOLDS`] |
 //! | 4 | records that say when others expire, and their totals | [`ClusterVersion::EXPIRY_RECORDS`] |
+//! | 5 | entries and records that refer to objects, and their batches and pieces | [`ClusterVersion::VALUE_REFS`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -82,6 +83,8 @@ impl ClusterVersion {
     pub const LOGGED_FOLDS: Self = Self(4);
     /// A key-value shard has a record for each expiry.
     pub const EXPIRY_RECORDS: Self = Self(4);
+    /// Entries and records refer to objects that replicas need beside them.
+    pub const VALUE_REFS: Self = Self(5);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -109,7 +112,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// The versions that these sources know.
-    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(4) };
+    const KNOWN: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion(5) };
     /// The versions of binaries that announce none.
     pub const FIRST_ONLY: Self = Self { min: ClusterVersion::FIRST, max: ClusterVersion::FIRST };
 
@@ -182,6 +185,7 @@ mod tests {
             ClusterVersion::CHECKPOINT_TABLES,
             ClusterVersion::LOGGED_FOLDS,
             ClusterVersion::EXPIRY_RECORDS,
+            ClusterVersion::VALUE_REFS,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -33,7 +33,7 @@ pub use cutter::{Cutter, Finished, Object, ObjectKind};
 pub use difference::new_bytes;
 pub use error::{ChunkingError, FormatError, OutOfRange, TooLong, VerifyError};
 pub use list_node::{Level, ListNode, Part};
-pub use need::{Kind, Need};
+pub use need::{Kind, Need, list_refs};
 pub use plan::{NotSupplied, Plan};
 pub use reader::{Reader, Slice, Step};
 pub use value_ref::{List, ValueRef};

@@ -1,6 +1,7 @@
-//! An object that a value needs, and the check that given bytes are this object.
+//! An object that a value needs, and the check that given bytes are this object; needs as references.
 
-use flotilla_types::ObjectId;
+use bytes::Bytes;
+use flotilla_types::{ObjectId, ObjectRef};
 
 use crate::{Level, ListNode, Part, VerifyError};
 
@@ -51,4 +52,29 @@ impl Need {
         }
         Ok(Some(node))
     }
+}
+
+impl From<Need> for ObjectRef {
+    fn from(need: Need) -> Self {
+        let height = match need.kind {
+            Kind::Chunk => 0,
+            Kind::List(Level::Leaf) => 1,
+            Kind::List(Level::Root) => 2,
+        };
+        Self { id: need.id, height, bytes: need.bytes }
+    }
+}
+
+/// The objects that a list needs, for whoever knows references only. Fails unless the object is the list that the
+/// reference names.
+pub fn list_refs(reference: &ObjectRef, object: &Bytes) -> Result<Vec<ObjectRef>, &'static str> {
+    let kind = match reference.height {
+        0 => Kind::Chunk,
+        1 => Kind::List(Level::Leaf),
+        2 => Kind::List(Level::Root),
+        _ => return Err("no list is so high"),
+    };
+    let need = Need { id: reference.id, kind, bytes: reference.bytes };
+    let list = need.verify(object).map_err(|_| "an object is not the list that it is said to be")?;
+    Ok(list.iter().flat_map(|list| list.needs().map(ObjectRef::from)).collect())
 }

@@ -12,7 +12,7 @@
 use std::slice;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use flotilla_types::ObjectId;
+use flotilla_types::{ObjectId, ObjectRef, Refs};
 
 use crate::{
     CHUNK_BYTES_MAX, CHUNKS_IN_REF_MAX, FormatError, Kind, Level, NODE_CHUNKS_MAX, NODES_MAX, Need, Part,
@@ -79,6 +79,12 @@ impl ValueRef {
             List::Root(id) => (&[][..], Some(Need { id: *id, kind: Kind::List(Level::Root), bytes: self.bytes })),
         };
         chunks.iter().map(|part| Need::new(Kind::Chunk, *part)).chain(root)
+    }
+
+    /// The same as references, for the entry and the record.
+    #[must_use]
+    pub fn refs(&self) -> Refs {
+        self.needs().map(ObjectRef::from).collect()
     }
 
     /// The bytes that a record keeps.

@@ -191,6 +191,7 @@ fn failure_to_wire(error: &RequestError) -> peer::Failure {
         RequestError::AfterAhead => 8,
         RequestError::Damaged => 9,
         RequestError::SnapshotExpired => 10,
+        RequestError::ObjectsMissing => 11,
     };
     failure
 }
@@ -210,6 +211,7 @@ fn failure_from_wire(failure: peer::Failure) -> RequestError {
         8 => RequestError::AfterAhead,
         9 => RequestError::Damaged,
         10 => RequestError::SnapshotExpired,
+        11 => RequestError::ObjectsMissing,
         // Errors of later versions may mean anything.
         _ => RequestError::Unknown,
     }
@@ -259,6 +261,7 @@ mod tests {
             RequestError::AfterAhead,
             RequestError::Damaged,
             RequestError::SnapshotExpired,
+            RequestError::ObjectsMissing,
         ]
     }
 

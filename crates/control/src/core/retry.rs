@@ -210,8 +210,9 @@ impl RequestRetry {
     pub fn on_failure(&mut self, error: &RequestError, cluster: &ClusterView) -> RetryDecision {
         let failure = match error {
             RequestError::NotLeader { leader } => Failure::NotLeader(*leader),
-            // The leader's metadata may lag behind that of the sender, by which the command was made.
-            RequestError::Busy | RequestError::VersionNotInForce => {
+            // The leader's metadata may lag behind that of the sender, by which the command was made. Whoever holds
+            // what the command refers to may not have been reached.
+            RequestError::Busy | RequestError::VersionNotInForce | RequestError::ObjectsMissing => {
                 self.last_error = ShardError::Busy;
                 Failure::Later
             }

@@ -467,6 +467,7 @@ fn open_host(
         log,
         engine: Arc::new(engine),
         machines: machines::machines(topology),
+        lists: flotilla_values::list_refs,
         seed: rand::random(),
         notices,
         fatal: end_process(config.data_dir.clone()),

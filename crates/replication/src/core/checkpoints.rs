@@ -177,6 +177,7 @@ impl<T> Core<T> {
             replica.checkpointing = Checkpointing::Idle;
         }
         replica.entry_bytes.forget(to.0);
+        replica.log_refs.truncated(id, to.0, effects);
         self.raft.step(consensus::Input::Truncated { replica: id, to }, &mut self.raft_effects);
         self.step_pending_snapshot(id, effects);
         self.checkpoint_if_due(id, effects);
@@ -248,6 +249,7 @@ impl<T> Core<T> {
         replica.checkpoint = checkpoint.position.index;
         replica.checkpointing = Checkpointing::Installing;
         replica.entry_bytes.forget(truncate.0);
+        replica.log_refs.truncated(id, truncate.0, effects);
         self.schedule.changed.insert(id);
         effects.background.push(Background::InstallCheckpoint { replica: id, checkpoint: checkpoint.clone() });
         let input = consensus::Input::Checkpointed { replica: id, checkpoint, truncate: Some(truncate) };

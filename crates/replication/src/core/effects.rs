@@ -5,7 +5,7 @@ use flotilla_consensus::{GroupError, GroupStatus, ShardChange};
 use flotilla_storage::{ReplicaWrite, Usage};
 use flotilla_types::{
     Checkpoint, CheckpointFormat, ClusterVersion, ConfState, Entry, Folding, Holder, Incarnation, LogIndex, Message,
-    NodeId, ObjectId, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
+    NodeId, ObjectId, ObjectRef, ReplicaId, ShardDescriptor, ShardId, Term, VersionRange, WalSequence,
 };
 
 use super::{Answer, Done, NodeHeartbeat, Request};
@@ -121,6 +121,21 @@ pub enum ApplyTask<T> {
     },
 }
 
+/// Objects that are needed, with all below them, durable. They are held before this is ordered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gather {
+    /// Who needs them. A newer order for the same holder replaces this one.
+    pub holder: Holder,
+    /// Told back with the result.
+    pub number: u64,
+    /// The objects, each once.
+    pub refs: Vec<ObjectRef>,
+    /// The nodes to fetch them from. The first is said to have all of them.
+    pub sources: Vec<NodeId>,
+    /// When to give up, on the core's monotonic clock, milliseconds; `None` as long as some source serves.
+    pub deadline_ms: Option<u64>,
+}
+
 /// Slow work for background threads.
 #[derive(Debug)]
 pub enum Background {
@@ -145,6 +160,13 @@ pub enum Background {
         replica: ReplicaId,
         /// Who decides about its folds.
         folding: Folding,
+    },
+    /// Fetch what entries or a command refer to.
+    Gather(Gather),
+    /// These objects were here before a restart, and are held: tell the engine, and report what is damaged.
+    Expect {
+        /// The objects.
+        objects: Vec<ObjectId>,
     },
     /// Fetch the objects of a snapshot from a node, in place of those of an earlier one for the same replica.
     Pull {

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use flotilla_consensus::{ConfChange, ShardChange};
 use flotilla_storage::{CompactionDue, DamagedReplica, Usage};
 use flotilla_types::{
-    Checkpoint, ClusterVersion, Incarnation, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
-    Timestamp, VersionRange, WalSequence,
+    Checkpoint, ClusterVersion, Holder, Incarnation, LogIndex, Message, NodeId, Refs, ReplicaId, ShardDescriptor,
+    ShardId, Term, Timestamp, VersionRange, WalSequence,
 };
 
 /// Why a request to a shard was not answered. Only `Unknown` means that state may have changed.
@@ -52,6 +52,10 @@ pub enum RequestError {
     /// one's place, if there is one.
     #[error("what the read needs is damaged on the disk")]
     Damaged,
+    /// The objects that the command refers to are not all here, and not to be had, or are not what it says. Nothing
+    /// changed; store them again, and send the command again.
+    #[error("objects that the command refers to are missing")]
+    ObjectsMissing,
     /// The snapshot that the query names is not open at this replica (any more). Nothing changed; open another
     /// one, which sees a later state.
     #[error("the snapshot has expired")]
@@ -81,10 +85,31 @@ pub struct Request<T> {
     pub after: Timestamp,
     /// The command or query, in the state machine's format.
     pub payload: Bytes,
+    /// What a command refers to.
+    pub refs: CommandRefs,
     /// When to give up, on the core's monotonic clock, milliseconds.
     pub deadline_ms: u64,
     /// Given back with the answer.
     pub reply: T,
+}
+
+/// What a command refers to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandRefs {
+    /// The references: all that the records refer to which it writes, unless other records refer to it already.
+    pub refs: Refs,
+    /// A node that holds all of them until the command is answered. Others are asked as well.
+    pub held_by: Option<NodeId>,
+    /// Who holds them here until the command is proposed.
+    pub(super) holder: Option<Holder>,
+}
+
+impl CommandRefs {
+    /// References of a command, and a node that holds what they name.
+    #[must_use]
+    pub fn new(refs: Refs, held_by: NodeId) -> Self {
+        Self { refs, held_by: Some(held_by), holder: None }
+    }
 }
 
 /// How fresh a read must be.
@@ -243,6 +268,15 @@ pub enum Input<T> {
         /// The snapshot's checkpoint.
         checkpoint: Checkpoint,
         /// Whether its objects are here, durable and held.
+        complete: bool,
+    },
+    /// What a [`Gather`](super::Gather) orders is here, durable, and what it is said to be; or not.
+    Gathered {
+        /// Who needs it.
+        holder: Holder,
+        /// The number of the order.
+        number: u64,
+        /// Whether it is all here.
         complete: bool,
     },
     /// A peer was served objects of the snapshot that its replica was offered.

@@ -11,9 +11,11 @@ mod damage;
 mod effects;
 mod entry_bytes;
 mod folds;
+mod gate;
 mod handshake;
 mod input;
 mod lease;
+mod log_refs;
 mod offers;
 mod outcome;
 mod pace;
@@ -34,16 +36,18 @@ use std::{
 use flotilla_consensus::{self as consensus, GroupError, MultiRaft, Origin};
 use flotilla_storage::{Log, LogError, LogEvidence, Remedy, ReplicaLog, ReplicaWrite, remedy};
 use flotilla_types::{
-    Checkpoint, ClusterVersion, ConfState, HardState, Incarnation, LogIndex, Message, MessageKind, NodeId, Position,
-    ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
+    Checkpoint, ClusterVersion, ConfState, HardState, Holder, Incarnation, LogIndex, Message, MessageKind, NodeId,
+    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Term,
 };
 
 use crate::{FolderTrust, HostConfig};
 pub use announced::LEADERS_PER_ROUND;
-pub use effects::{ApplyTask, Background, Effects, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write};
+pub use effects::{
+    ApplyTask, Background, Effects, Gather, Hold, LostReason, Notice, Outgoing, Query, ReplicaStatus, Write,
+};
 use handshake::RecoveryHandshake;
 pub use handshake::first_sequence;
-pub use input::{Answer, Answered, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
+pub use input::{Answer, Answered, CommandRefs, Done, Freshness, Input, NodeHeartbeat, Request, RequestError};
 pub use lease::ReadCounts;
 use replica::{Checkpointing, Replica};
 use rest::RestingReplicas;
@@ -84,8 +88,9 @@ pub struct Core<T> {
     damaged: BTreeSet<ReplicaId>,
     /// Replicas that need damaged objects, as far as was reported.
     damage_reported: BTreeSet<ReplicaId>,
-    /// Replicas whose tombstone is being written: they must never be created again.
-    being_destroyed: BTreeSet<ReplicaId>,
+    /// Replicas whose tombstone is being written: they must never be created again. And who holds what their logs
+    /// refer to.
+    being_destroyed: BTreeMap<ReplicaId, Vec<Holder>>,
     seed: u64,
     ticks: u64,
     now_ms: u64,
@@ -134,7 +139,7 @@ impl<T> Core<T> {
             log,
             damaged: BTreeSet::new(),
             damage_reported: BTreeSet::new(),
-            being_destroyed: BTreeSet::new(),
+            being_destroyed: BTreeMap::new(),
             seed,
             ticks: 0,
             now_ms: 0,
@@ -146,6 +151,13 @@ impl<T> Core<T> {
         };
         for (replica, state) in recovered {
             core.add_replica(replica, &state, true, effects);
+            match core.recover_log_refs(replica, (state.truncated.0, state.last), effects) {
+                Ok(()) => {}
+                Err(error) if remedy(&error) == Remedy::AbandonReplica => {
+                    core.on_group_failed(replica, GroupError::Log(error), effects);
+                }
+                Err(error) => return Err(error),
+            }
         }
         if let LogEvidence::WentBack { synced } = evidence {
             core.on_rollback(node, synced, effects);
@@ -190,6 +202,7 @@ impl<T> Core<T> {
             Input::FoldPinned { replica } => self.on_fold_pinned(replica, effects),
             Input::Compacted { replica, done } => self.on_compacted(replica, done, effects),
             Input::Pulled { replica, checkpoint, complete } => self.on_pulled(replica, &checkpoint, complete, effects),
+            Input::Gathered { holder, number, complete } => self.on_gathered(holder, number, complete, effects),
             Input::ObjectsServed { node, to, complete } => self.on_objects_served(node, to, complete),
             Input::SnapshotSent { replica, to, sent } => {
                 if !sent {
@@ -292,7 +305,11 @@ impl<T> Core<T> {
             self.receive_snapshot(from, message, effects);
         } else {
             self.wake_if_silent(&message);
-            self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
+            if message.kind == MessageKind::Append {
+                self.receive_append(message, effects);
+            } else {
+                self.raft.step(consensus::Input::Message(message), &mut self.raft_effects);
+            }
         }
     }
 
@@ -336,7 +353,7 @@ impl<T> Core<T> {
 
     /// Creates a replica, if this node may not have forgotten it. A refused creation is requested again.
     fn create(&mut self, id: ReplicaId, descriptor: ShardDescriptor, founding: bool, effects: &mut Effects<T>) {
-        let gone = self.being_destroyed.contains(&id) || self.log.is_tombstone(id);
+        let gone = self.being_destroyed.contains_key(&id) || self.log.is_tombstone(id);
         if gone || self.replicas.contains_key(&id) || !self.handshake.may_create(self.node, &descriptor) {
             return;
         }
@@ -367,9 +384,11 @@ impl<T> Core<T> {
 
     /// Writes a tombstone, even for an id that is not here: it must never be created.
     fn destroy(&mut self, id: ReplicaId, effects: &mut Effects<T>) {
-        if self.log.is_tombstone(id) || !self.being_destroyed.insert(id) {
+        if self.log.is_tombstone(id) || self.being_destroyed.contains_key(&id) {
             return;
         }
+        let holders = self.replicas.get(&id).map(|replica| replica.log_refs.holders(id)).unwrap_or_default();
+        self.being_destroyed.insert(id, holders);
         self.end_offers(id, effects);
         self.end_rest(id);
         if let Some(mut replica) = self.replicas.remove(&id) {
@@ -377,6 +396,7 @@ impl<T> Core<T> {
             self.raft.close(id);
             replica.fail_all(RequestError::Stopped, effects);
             Self::end_receiving(id, &mut replica, effects);
+            Self::end_parked(id, &mut replica, effects);
             self.by_shard.remove(&(replica.shard, id));
             self.schedule.remove(id);
             self.schedule.memtables.set(id, 0);
@@ -439,6 +459,7 @@ impl<T> Core<T> {
         replica.checkpointing = Checkpointing::Idle;
         replica.fail_all(RequestError::Stopped, effects);
         Self::end_receiving(id, replica, effects);
+        Self::end_parked(id, replica, effects);
         let shard = replica.shard;
         self.end_offers(id, effects);
         self.schedule.remove(id);

@@ -2,9 +2,12 @@
 
 use flotilla_consensus::{self as consensus, CommittedEntries, Persist, Role, RoleChange};
 use flotilla_storage::ReplicaWrite;
-use flotilla_types::{EntryKind, Message, ShardId, WalSequence};
+use flotilla_types::{EntryKind, LogIndex, Message, ShardId, WalSequence};
 
-use super::{ApplyTask, Core, Done, Effects, Notice, Outgoing, RequestError, Write, entry_bytes::EntryBytes};
+use super::{
+    ApplyTask, Core, Done, Effects, Hold, Notice, Outgoing, RequestError, Write, entry_bytes::EntryBytes,
+    log_refs::bytes_of,
+};
 
 /// Steps in which the bytes of a log's tail are counted.
 const TAIL_STEPS: u64 = 16;
@@ -18,6 +21,9 @@ impl<T> Core<T> {
                     if let Some(checkpoint) = installed {
                         self.on_snapshot_persisted(replica, checkpoint, effects);
                     }
+                    if let Some(held) = self.replicas.get_mut(&replica) {
+                        held.log_refs.written(replica, number, effects);
+                    }
                     self.raft.step(consensus::Input::Persisted { replica, number }, &mut self.raft_effects);
                     self.touched.insert(replica);
                 }
@@ -27,7 +33,8 @@ impl<T> Core<T> {
                 }
                 Done::Truncated { replica, to } => self.on_truncated(replica, to, effects),
                 Done::Destroyed { replica } => {
-                    self.being_destroyed.remove(&replica);
+                    let refs = self.being_destroyed.remove(&replica).unwrap_or_default();
+                    effects.holds.extend(refs.into_iter().map(Hold::end));
                     effects.apply.push(ApplyTask::Close { replica });
                     effects.notices.push(Notice::Destroyed { replica });
                 }
@@ -114,7 +121,12 @@ impl<T> Core<T> {
         let after = persist.after.into_iter();
         let after: Vec<_> = after.filter_map(|message| self.outgoing(shard, message, effects)).collect();
         let Some(replica) = self.replicas.get_mut(&persist.replica) else { return };
-        replica.log_bytes += persist.entries.iter().map(|entry| entry.size_bytes() as u64).sum::<u64>();
+        if let Some(group) = self.raft.group(persist.replica) {
+            let whole = persist.install.is_some().then_some(LogIndex(0));
+            replica.log_refs.writes(group, persist.number, whole, &persist.entries);
+        }
+        replica.log_bytes =
+            persist.entries.iter().fold(replica.log_bytes, |bytes, entry| bytes.saturating_add(bytes_of(entry)));
         if replica.log_bytes >= self.config.log_bytes_max {
             self.schedule.checkpoints.insert(persist.replica);
         }
@@ -147,7 +159,7 @@ impl<T> Core<T> {
         replica.unapplied_bytes += committed.entries.iter().map(flotilla_types::Entry::size_bytes).sum::<usize>();
         let step = self.config.log_tail_bytes_max() / TAIL_STEPS;
         for entry in &committed.entries {
-            replica.entry_bytes.add(entry.index, entry.size_bytes() as u64, step);
+            replica.entry_bytes.add(entry.index, bytes_of(entry), step);
         }
         if last.kind == EntryKind::ConfChange {
             // After a restart, the voters of the checkpoint's configuration verify the replica: keep it

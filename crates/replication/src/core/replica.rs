@@ -1,16 +1,16 @@
 //! The core's state of one replica, beside its Raft group.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use flotilla_consensus::Role;
 use flotilla_storage::{ReplicaLog, Usage};
 use flotilla_types::{
-    Checkpoint, ClusterVersion, ConfState, LogIndex, Message, NodeId, ReplicaId, ShardDescriptor, ShardId, Term,
-    Timestamp,
+    Checkpoint, ClusterVersion, ConfState, Holder, LogIndex, Message, NodeId, ObjectRef, Refs, ReplicaId,
+    ShardDescriptor, ShardId, Term, Timestamp,
 };
 
-use super::{Effects, Request, RequestError, entry_bytes::EntryBytes, offers::Offer};
+use super::{Effects, Request, RequestError, entry_bytes::EntryBytes, gate::Parked, log_refs::LogRefs, offers::Offer};
 use crate::HostConfig;
 
 /// Reads that share one confirmation of leadership by a quorum.
@@ -57,6 +57,29 @@ pub(super) struct RecentConfs {
     pub(super) nodes: BTreeMap<ReplicaId, NodeId>,
 }
 
+/// The next entry.
+pub(super) struct NextBatch<T> {
+    pub(super) commands: Vec<Bytes>,
+    pub(super) waiters: Vec<T>,
+    /// The latest time that one of the commands must follow.
+    pub(super) after: Timestamp,
+    /// What they refer to, and who holds it until it is proposed.
+    pub(super) refs: BTreeSet<ObjectRef>,
+    pub(super) holders: Vec<Holder>,
+}
+
+impl<T> Default for NextBatch<T> {
+    fn default() -> Self {
+        Self {
+            commands: Vec::new(),
+            waiters: Vec::new(),
+            after: Timestamp::ZERO,
+            refs: BTreeSet::new(),
+            holders: Vec::new(),
+        }
+    }
+}
+
 pub(super) struct Replica<T> {
     pub(super) shard: ShardId,
     /// Recovered from disk and not yet verified by its group's voters: it has no group, and neither votes nor
@@ -86,6 +109,10 @@ pub(super) struct Replica<T> {
     /// The term in which this leader proposed its shard's switch to a version.
     pub(super) switch_proposed: Option<(Term, ClusterVersion)>,
     pub(super) pending: VecDeque<Request<T>>,
+    /// Commands that wait for the objects that they refer to, by the number of the order.
+    pub(super) gathering: BTreeMap<u64, Request<T>>,
+    /// Orders of objects so far.
+    pub(super) gathers: u64,
     pub(super) pending_bytes: usize,
     /// Entries proposed here and not yet committed, with the callers that wait for their commands.
     pub(super) inflight: VecDeque<(LogIndex, Term, Vec<T>)>,
@@ -125,6 +152,12 @@ pub(super) struct Replica<T> {
     /// The bytes of committed entries that are still in the log.
     pub(super) entry_bytes: EntryBytes,
     pub(super) pending_snapshot: Option<PendingSnapshot>,
+    /// Appends that wait for objects.
+    pub(super) parked: Option<Parked>,
+    /// Objects may be held that were fetched for such appends.
+    pub(super) holds_parked: bool,
+    /// The entries of its log that refer to objects.
+    pub(super) log_refs: LogRefs,
     /// A snapshot was accepted and is not loaded yet.
     pub(super) installing: bool,
     /// Objects may be held for it that were fetched for a snapshot.
@@ -152,6 +185,8 @@ impl<T> Replica<T> {
             clock: Timestamp::ZERO,
             switch_proposed: None,
             pending: VecDeque::new(),
+            gathering: BTreeMap::new(),
+            gathers: 0,
             pending_bytes: 0,
             inflight: VecDeque::new(),
             reads_waiting: 0,
@@ -175,6 +210,9 @@ impl<T> Replica<T> {
             log_bytes: 0,
             entry_bytes: EntryBytes::after(index),
             pending_snapshot: None,
+            parked: None,
+            holds_parked: false,
+            log_refs: LogRefs::default(),
             installing: false,
             receives: false,
             offers: BTreeMap::new(),
@@ -219,44 +257,44 @@ impl<T> Replica<T> {
         self.leads() && self.applied >= self.first_of_term
     }
 
-    /// Takes the commands of the next entry off the queue, with their callers and the latest time that one of
-    /// them must follow. Those that expired, or were routed by a range that has changed since, are answered
+    /// Takes the commands of the next entry off the queue. Those that expired, or were routed by a range that has changed since, are answered
     /// instead.
-    pub(super) fn take_batch(
-        &mut self,
-        config: &HostConfig,
-        now_ms: u64,
-        effects: &mut Effects<T>,
-    ) -> (Vec<Bytes>, Vec<T>, Timestamp) {
-        let (mut commands, mut waiters, mut after) = (Vec::new(), Vec::new(), Timestamp::ZERO);
+    pub(super) fn take_batch(&mut self, config: &HostConfig, now_ms: u64, effects: &mut Effects<T>) -> NextBatch<T> {
+        let mut batch = NextBatch::default();
         let mut bytes = 0;
         while let Some(next) = self.pending.front() {
             let size = next.payload.len();
-            if commands.len() == config.batch_commands_max
-                || (bytes + size > config.batch_bytes_max && !commands.is_empty())
-            {
+            let is_full = bytes + size > config.batch_bytes_max || batch.refs.len() + next.refs.refs.len() > Refs::MAX;
+            if batch.commands.len() == config.batch_commands_max || (is_full && !batch.commands.is_empty()) {
                 break;
             }
             let Some(request) = self.pending.pop_front() else { break };
             self.pending_bytes -= size;
             if request.deadline_ms <= now_ms {
-                effects.replies.push((request.reply, Err(RequestError::Deadline)));
+                request.refuse(RequestError::Deadline, effects);
                 continue;
             }
             if let Some(error) = self.outdated(&request) {
-                effects.replies.push((request.reply, Err(error)));
+                request.refuse(error, effects);
                 continue;
             }
             bytes += size;
-            after = after.max(request.after);
-            commands.push(request.payload);
-            waiters.push(request.reply);
+            batch.after = batch.after.max(request.after);
+            batch.refs.extend(request.refs.refs.iter().copied());
+            batch.holders.extend(request.refs.holder);
+            batch.commands.push(request.payload);
+            batch.waiters.push(request.reply);
         }
-        (commands, waiters, after)
+        batch
     }
 
     pub(super) fn leader_node(&self) -> Option<NodeId> {
-        self.descriptor.node_of(self.leader).or_else(|| self.routes.get(&self.leader).copied())
+        self.node_of(self.leader)
+    }
+
+    /// The node of a replica of the group, as far as it is known.
+    pub(super) fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.descriptor.node_of(replica).or_else(|| self.routes.get(&replica).copied())
     }
 
     /// Leadership is lost: proposed commands have an unknown outcome, all other requests can go to another
@@ -277,7 +315,8 @@ impl<T> Replica<T> {
         effects.replies.extend(inflight.map(|reply| (reply, Err(proposed.clone()))));
         let rounds = self.read_rounds.drain(..).flat_map(|round| round.reads);
         let confirmed = self.confirmed.drain(..).flat_map(|(_, reads)| reads);
-        let rest = self.pending.drain(..).chain(self.reads.drain(..)).chain(rounds).chain(confirmed);
-        effects.replies.extend(rest.map(|request| (request.reply, Err(unproposed.clone()))));
+        let gathering = std::mem::take(&mut self.gathering).into_values();
+        let rest = self.pending.drain(..).chain(gathering).chain(self.reads.drain(..)).chain(rounds).chain(confirmed);
+        rest.for_each(|request| request.refuse(unproposed.clone(), effects));
     }
 }

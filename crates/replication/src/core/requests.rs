@@ -5,9 +5,13 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_consensus::ProposeError;
-use flotilla_types::{LogIndex, ReplicaId};
+use flotilla_types::{Entry, EntryKind, LogIndex, ReplicaId};
 
-use super::{ApplyTask, Core, Effects, Freshness, Request, RequestError, lease::LeaseState, replica::ReadRound};
+use super::{
+    ApplyTask, Core, Effects, Freshness, Hold, Request, RequestError,
+    lease::LeaseState,
+    replica::{NextBatch, ReadRound},
+};
 use crate::Batch;
 
 /// Ticks until an unanswered read round is started again: its heartbeats may have been lost.
@@ -34,6 +38,8 @@ impl<T> Core<T> {
             effects.replies.push((request.reply, Err(RequestError::VersionNotInForce)));
         } else if full {
             effects.replies.push((request.reply, Err(RequestError::Busy)));
+        } else if !request.refs.refs.is_empty() {
+            self.gather_request(id, request, effects);
         } else {
             replica.pending_bytes += bytes;
             replica.pending.push_back(request);
@@ -98,18 +104,21 @@ impl<T> Core<T> {
                 return;
             }
             let term = replica.term;
-            let (commands, waiters, after) = replica.take_batch(&self.config, self.now_ms, effects);
+            let NextBatch { commands, waiters, after, refs, holders } =
+                replica.take_batch(&self.config, self.now_ms, effects);
             if commands.is_empty() {
                 continue;
             }
             let timestamp = replica.clock.max(after).advance(self.wall_ms);
             let last = timestamp.plus(commands.len() as u64 - 1);
-            let payload = Batch { timestamp, commands }.encode();
-            match self.raft.propose(id, payload, &mut self.raft_effects) {
+            let data = Batch { timestamp, refs: refs.into_iter().collect(), commands }.encode();
+            match self.raft.propose(id, data.clone(), &mut self.raft_effects) {
                 Ok(index) => {
                     let Some(replica) = self.replicas.get_mut(&id) else { return };
                     replica.clock = last;
                     replica.inflight.push_back((index, term, waiters));
+                    let entry = Entry { index, term, kind: EntryKind::Normal, data, context: Bytes::new() };
+                    replica.log_refs.add(id, &entry, effects);
                 }
                 Err(error) => {
                     let error = match error {
@@ -119,6 +128,8 @@ impl<T> Core<T> {
                     effects.replies.extend(waiters.into_iter().map(|reply| (reply, Err(error.clone()))));
                 }
             }
+            // The entry holds them now.
+            effects.holds.extend(holders.into_iter().map(Hold::end));
         }
     }
 
@@ -215,9 +226,11 @@ impl<T> Core<T> {
             while replica.pending.front().is_some_and(|request| request.deadline_ms <= now_ms) {
                 if let Some(request) = replica.pending.pop_front() {
                     replica.pending_bytes -= request.payload.len();
-                    effects.replies.push((request.reply, Err(RequestError::Deadline)));
+                    request.refuse(RequestError::Deadline, effects);
                 }
             }
+            let late = replica.gathering.extract_if(.., |_, request| request.deadline_ms <= now_ms);
+            late.for_each(|(_, request)| request.refuse(RequestError::Deadline, effects));
             while replica.read_rounds.front().is_some_and(|round| round.started_ms + retry_ms <= now_ms) {
                 if let Some(round) = replica.read_rounds.pop_front() {
                     replica.reads.extend(round.reads);
@@ -231,8 +244,19 @@ impl<T> Core<T> {
             if !replica.reads.is_empty() || !replica.pending.is_empty() {
                 self.touched.insert(*id);
             }
-            !replica.reads.is_empty() || !replica.pending.is_empty() || !replica.read_rounds.is_empty()
+            !replica.reads.is_empty()
+                || !replica.pending.is_empty()
+                || !replica.gathering.is_empty()
+                || !replica.read_rounds.is_empty()
         });
+    }
+}
+
+impl<T> Request<T> {
+    /// Answers that nothing was done, and lets go of what the command refers to.
+    pub(super) fn refuse(self, error: RequestError, effects: &mut Effects<T>) {
+        effects.holds.extend(self.refs.holder.map(Hold::end));
+        effects.replies.push((self.reply, Err(error)));
     }
 }
 

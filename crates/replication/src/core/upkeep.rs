@@ -80,7 +80,7 @@ impl<T> Core<T> {
             return false;
         }
         let timestamp = replica.clock.advance(self.wall_ms);
-        let payload = Batch { timestamp, commands: Vec::new() }.encode();
+        let payload = Batch { timestamp, refs: flotilla_types::Refs::NONE, commands: Vec::new() }.encode();
         let Ok(index) = self.raft.propose(id, payload, &mut self.raft_effects) else { return false };
         replica.clock = timestamp;
         // No caller waits for its outcome.

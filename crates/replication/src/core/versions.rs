@@ -84,7 +84,9 @@ impl<T> Core<T> {
             return;
         }
         let timestamp = replica.clock.advance(self.wall_ms);
-        let payload = Batch { timestamp, commands: vec![switch_command(self.cluster_version)] }.encode();
+        let payload =
+            Batch { timestamp, refs: flotilla_types::Refs::NONE, commands: vec![switch_command(self.cluster_version)] }
+                .encode();
         if let Ok(index) = self.raft.propose(id, payload, &mut self.raft_effects) {
             replica.switch_proposed = Some((replica.term, self.cluster_version));
             replica.clock = timestamp;

@@ -131,7 +131,7 @@ impl Shared {
             Job::InstallCheckpoint { .. } => Some("install"),
             Job::Load(_) => Some("load"),
             Job::Compact { .. } => Some("compact"),
-            Job::Destroy { .. } => None,
+            Job::Expect { .. } | Job::Destroy { .. } => None,
         };
         let (before, after) = if is_enabled() { places(&job) } else { Default::default() };
         before.into_iter().for_each(reached);
@@ -204,7 +204,7 @@ fn places(job: &Job) -> (Option<Place>, Option<Place>) {
         Job::InstallCheckpoint { .. } => (Some(Place::CheckpointBeforeInstall), Some(Place::CheckpointInstalled)),
         Job::Load(load) if load.replaces => (Some(Place::SnapshotBeforeInstall), Some(Place::SnapshotInstalled)),
         Job::Load(_) => (Some(Place::SnapshotBeforeLoad), None),
-        Job::Compact { .. } | Job::Destroy { .. } => (None, None),
+        Job::Compact { .. } | Job::Expect { .. } | Job::Destroy { .. } => (None, None),
     }
 }
 

@@ -16,6 +16,7 @@ mod apply;
 mod background;
 mod digest;
 mod frames;
+mod gather;
 mod inline;
 mod pool;
 mod pull;
@@ -37,7 +38,7 @@ use std::{
 use bytes::Bytes;
 use flotilla_consensus::ConfChange;
 use flotilla_failpoints::{Place, reached};
-use flotilla_storage::{EngineError, Log, LogError, Remedy, StateEngine, remedy};
+use flotilla_storage::{EngineError, ListRefs, Log, LogError, Remedy, StateEngine, remedy};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId, Timestamp};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
@@ -47,8 +48,8 @@ use inline::InlineExecutor;
 pub use pull::IncomingSnapshot;
 
 use crate::{
-    Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, Replicas, Request,
-    RequestError, clock,
+    Answer, Applier, CommandRefs, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, Replicas,
+    Request, RequestError, clock,
     work::{self, ScrubStatus},
 };
 
@@ -77,6 +78,8 @@ pub struct HostParts {
     pub engine: Arc<dyn StateEngine>,
     /// Makes the state machine of a shard.
     pub machines: MachineFactory,
+    /// What the lists need that entries and records refer to.
+    pub lists: ListRefs,
     /// A random number, different at every start.
     pub seed: u64,
     /// Called on the raft thread with each notice; must not block.
@@ -181,6 +184,7 @@ impl Host {
             network,
             engine: parts.engine.clone(),
             inbox: inbox.clone(),
+            lists: parts.lists,
             bytes_per_second,
             fatal: parts.fatal.clone(),
         });
@@ -326,7 +330,20 @@ impl Handle {
         command: Bytes,
         timeout: Duration,
     ) -> Answer {
-        self.request((shard, range_epoch, after), command, timeout, Input::Propose, RequestError::Unknown).await
+        self.propose_referring(shard, range_epoch, after, command, CommandRefs::default(), timeout).await
+    }
+
+    /// Proposes a command that refers to objects, which the shard's replicas fetch before they take it.
+    pub async fn propose_referring(
+        &self,
+        shard: ShardId,
+        range_epoch: Option<u64>,
+        after: Timestamp,
+        command: Bytes,
+        refs: CommandRefs,
+        timeout: Duration,
+    ) -> Answer {
+        self.request((shard, range_epoch, after), command, refs, timeout, Input::Propose, RequestError::Unknown).await
     }
 
     /// Queries a shard that this node leads, or any replica here with [`Freshness::Local`].
@@ -339,20 +356,22 @@ impl Handle {
         timeout: Duration,
     ) -> Answer {
         let read = |request| Input::Read(request, freshness);
-        self.request((shard, range_epoch, Timestamp::ZERO), query, timeout, read, RequestError::Deadline).await
+        let refs = CommandRefs::default();
+        self.request((shard, range_epoch, Timestamp::ZERO), query, refs, timeout, read, RequestError::Deadline).await
     }
 
     async fn request(
         &self,
         (shard, range_epoch, after): (ShardId, Option<u64>, Timestamp),
         payload: Bytes,
+        refs: CommandRefs,
         timeout: Duration,
         input: impl FnOnce(Request<Reply>) -> Input<Reply>,
         on_timeout: RequestError,
     ) -> Answer {
         let (reply, answer) = oneshot::channel();
         let deadline_ms = clock::monotonic_ms() + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
-        let request = Request { shard, range_epoch, after, payload, deadline_ms, reply };
+        let request = Request { shard, range_epoch, after, payload, refs, deadline_ms, reply };
         if !self.inbox.try_send(input(request)) {
             return Err(RequestError::Busy);
         }

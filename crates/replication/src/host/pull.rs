@@ -1,4 +1,5 @@
-//! Pulls the objects of snapshots, as tasks on the network's runtime: one for each replica that receives one.
+//! Pulls objects, as tasks on the network's runtime: those of a snapshot, one for each replica that receives one;
+//! and what entries and commands refer to (`gather`).
 //!
 //! The receiver sets the pace: a request waits until the node's budget has room for the bytes that it asks for.
 //!
@@ -9,7 +10,7 @@ use std::{collections::BTreeMap, num::NonZero, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, reached};
-use flotilla_storage::StateEngine;
+use flotilla_storage::{ListRefs, StateEngine};
 use flotilla_transport::{CallError, Class, Transport};
 use flotilla_types::{Checkpoint, NodeId, ReplicaId, ShardId};
 use parking_lot::Mutex;
@@ -18,7 +19,7 @@ use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
 };
 
-use super::Inbox;
+use super::{Inbox, gather};
 use crate::{
     Input, clock,
     work::{Budget, End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
@@ -46,6 +47,7 @@ pub(super) struct PullerParts {
     pub(super) network: Arc<Transport>,
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) inbox: Inbox,
+    pub(super) lists: ListRefs,
     pub(super) bytes_per_second: Option<NonZero<u64>>,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -53,18 +55,21 @@ pub(super) struct PullerParts {
 #[derive(Clone)]
 pub(super) struct Puller {
     node: NodeId,
-    runtime: tokio::runtime::Handle,
+    pub(super) runtime: tokio::runtime::Handle,
     network: Arc<Transport>,
-    engine: Arc<dyn StateEngine>,
-    inbox: Inbox,
-    bounds: PullBounds,
+    pub(super) engine: Arc<dyn StateEngine>,
+    pub(super) inbox: Inbox,
+    pub(super) lists: ListRefs,
+    pub(super) bounds: PullBounds,
     /// What the node may receive.
     budget: Arc<Mutex<Budget>>,
     /// The replicas with a task.
     tasks: Tasks,
     pulls: Arc<Semaphore>,
+    /// What entries and commands wait for.
+    pub(super) gathers: gather::Gathers,
     calls: Arc<Semaphore>,
-    fatal: Arc<dyn Fn(&str) + Send + Sync>,
+    pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 /// The replicas with a task, and what it does.
@@ -123,7 +128,7 @@ pub(super) struct Task {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(super) enum Failure {
     #[error("the call to the peer failed: {0}")]
     Call(#[from] CallError),
     #[error(transparent)]
@@ -137,18 +142,32 @@ enum Failure {
 }
 
 impl Failure {
-    fn ends_node(&self) -> bool {
+    pub(super) fn ends_node(&self) -> bool {
         matches!(self, Self::Answer(error) if error.ends_node())
     }
 }
 
 impl Puller {
     pub(super) fn new(parts: PullerParts) -> Self {
-        let PullerParts { node, runtime, network, engine, inbox, bytes_per_second, fatal } = parts;
+        let PullerParts { node, runtime, network, engine, inbox, lists, bytes_per_second, fatal } = parts;
         let (pulls, calls) = (Arc::new(Semaphore::new(PULLS_MAX)), Arc::new(Semaphore::new(CALLS_MAX)));
         let budget = Arc::new(Mutex::new(Budget::new(bytes_per_second)));
         let bounds = PullBounds::of_rate(bytes_per_second);
-        Self { node, runtime, network, engine, inbox, bounds, budget, tasks: Arc::default(), pulls, calls, fatal }
+        Self {
+            node,
+            runtime,
+            network,
+            engine,
+            inbox,
+            lists,
+            bounds,
+            budget,
+            tasks: Arc::default(),
+            pulls,
+            gathers: gather::Gathers::default(),
+            calls,
+            fatal,
+        }
     }
 
     /// Fetches the missing objects of a checkpoint, makes them durable, and reports to the core.
@@ -198,13 +217,6 @@ impl Puller {
         }
     }
 
-    fn show_progress(&self, replica: ReplicaId, pull: &Pull) {
-        let (total, missing) = pull.progress();
-        self.show(replica, |current| {
-            (current.objects, current.objects_total) = ((total - missing) as u64, total as u64);
-        });
-    }
-
     /// The replicas with a task.
     pub(super) fn tasks(&self) -> Tasks {
         self.tasks.clone()
@@ -224,20 +236,23 @@ impl Puller {
     ) -> Result<(), Failure> {
         let _permit = self.wait_for_turn(replica, from).await;
         let (engine, bounds) = (self.engine.clone(), self.bounds);
-        let order = PullOrder { node: self.node, replica, from, checkpoint };
-        let mut pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await?;
+        let order = PullOrder::of_snapshot(self.node, replica, from, &checkpoint, self.lists);
+        let pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await??;
         let (total, missing) = pull.progress();
         metrics::counter!("flotilla_objects_reused_total").increment((total - missing) as u64);
         self.show(replica, |current| (current.fetches, current.since_ms) = (true, clock::wall_ms()));
-        self.show_progress(replica, &pull);
+        self.drive(pull, &Watched { puller: self, replica, from, has_next }).await
+    }
+
+    /// Runs a pull to its end.
+    pub(super) async fn drive(&self, mut pull: Pull, watch: &dyn Watch) -> Result<(), Failure> {
+        watch.progress(&pull);
         let mut calls = JoinSet::new();
         let mut last = Failure::Gone;
         let mut drained_at_ms: Option<u64> = None;
         loop {
-            if let Some(next) = self.next_source(replica) {
+            if let Some(drain_ms) = watch.is_over() {
                 pull.stop();
-                // Another node that offers one may do so because this one is gone.
-                let drain_ms = if next == from { CALLS_MS_MAX } else { DRAIN_MS };
                 let at_ms = clock::monotonic_ms() + drain_ms;
                 drained_at_ms = Some(drained_at_ms.map_or(at_ms, |before_ms| before_ms.min(at_ms)));
             }
@@ -246,28 +261,38 @@ impl Puller {
             }
             let now_ms = clock::monotonic_ms();
             let wakes_at_ms = pull.wakes_at_ms(now_ms);
+            if calls.is_empty() && pull.state() == PullState::Fetched {
+                let whole;
+                (pull, whole) = self.finish(pull).await?;
+                if whole {
+                    return Ok(());
+                }
+                continue;
+            }
             if calls.is_empty() && (pull.state() != PullState::Working || wakes_at_ms.is_none()) {
-                break;
+                return Err(if watch.is_over().is_some() { Failure::Replaced } else { last });
             }
             if drained_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
                 return Err(Failure::Replaced);
             }
-            let next_look_ms = [wakes_at_ms, drained_at_ms, Some(now_ms + LOOK_MS)].into_iter().flatten().min();
-            let pause_ms = next_look_ms.map_or(LOOK_MS, |at_ms| at_ms - now_ms);
+            let looks_ms = Some(now_ms + LOOK_MS);
+            let next_look_ms = [wakes_at_ms, drained_at_ms, watch.ends_at_ms(), looks_ms].into_iter().flatten().min();
+            let pause_ms = next_look_ms.map_or(LOOK_MS, |at_ms| at_ms.saturating_sub(now_ms).max(1));
             let call = tokio::select! {
                 Some(call) = calls.join_next() => call?,
-                () = has_next.notified() => continue,
+                () = watch.changed().notified() => continue,
                 () = tokio::time::sleep(Duration::from_millis(pause_ms)) => continue,
             };
             match call {
                 Fetched { request, result: Ok((stored, took_ms)) } => {
-                    self.stored(replica, &request, &stored);
+                    count(&request, &stored);
+                    watch.stored(&stored);
                     let stored = match stored.end {
                         End::Failed(error) if error.ends_node() => return Err(error.into()),
                         end => Stored { end, ..stored },
                     };
                     let syncs = pull.on_stored(clock::monotonic_ms(), took_ms, request, stored);
-                    self.show_progress(replica, &pull);
+                    watch.progress(&pull);
                     if syncs {
                         pull = self.sync(pull).await?;
                     }
@@ -279,38 +304,18 @@ impl Puller {
                 }
             }
         }
-        if pull.state() != PullState::Fetched {
-            return Err(if self.next_source(replica).is_some() { Failure::Replaced } else { last });
-        }
-        self.sync(pull).await?;
-        Ok(())
-    }
-
-    /// Counts and shows what an answer brought.
-    fn stored(&self, replica: ReplicaId, request: &PullRequest, stored: &Stored) {
-        let source = request.source().to_string();
-        metrics::counter!("flotilla_objects_reused_total").increment(stored.reused as u64);
-        metrics::counter!("flotilla_objects_pulled_total").increment(stored.objects as u64);
-        metrics::counter!("flotilla_objects_pulled_bytes_total").increment(stored.bytes as u64);
-        metrics::counter!("flotilla_transfer_source_objects_total", "source" => source.clone())
-            .increment(stored.objects as u64);
-        metrics::counter!("flotilla_transfer_source_bytes_total", "source" => source).increment(stored.bytes as u64);
-        match &stored.end {
-            End::Gone => source_failed(request, "gone"),
-            End::Bad => source_failed(request, "bad_object"),
-            End::Failed(PullError::Malformed(_) | PullError::Empty) => source_failed(request, "bad_answer"),
-            End::Served | End::Busy { .. } | End::Failed(PullError::Engine(_)) => {}
-        }
-        self.show(replica, |current| {
-            current.objects_fetched += stored.objects as u64;
-            current.bytes += stored.bytes as u64;
-        });
     }
 
     async fn sync(&self, pull: Pull) -> Result<Pull, Failure> {
         let engine = self.engine.clone();
         let synced = spawn_blocking(move || pull.sync(&*engine).map(|()| pull)).await?;
         Ok(synced?)
+    }
+
+    async fn finish(&self, mut pull: Pull) -> Result<(Pull, bool), Failure> {
+        let engine = self.engine.clone();
+        let finished = spawn_blocking(move || pull.finish(&*engine).map(|whole| (pull, whole))).await?;
+        Ok(finished?)
     }
 
     /// Waits until fewer pulls fetch. Meanwhile the source learns that the snapshot need not be offered again.
@@ -351,6 +356,77 @@ impl Puller {
         let stored = spawn_blocking(move || storing.store(&*engine, answer)).await?;
         reached(Place::SnapshotImported);
         Ok((stored, took_ms))
+    }
+}
+
+/// Who follows a pull, and may end it.
+pub(super) trait Watch: Sync {
+    /// Whether it is to end, within so many milliseconds.
+    fn is_over(&self) -> Option<u64>;
+
+    /// When that has to be asked again, at the latest.
+    fn ends_at_ms(&self) -> Option<u64> {
+        None
+    }
+
+    /// Notified when that may have changed.
+    fn changed(&self) -> &Notify;
+
+    /// How it stands.
+    fn progress(&self, _pull: &Pull) {}
+
+    /// What an answer brought.
+    fn stored(&self, _stored: &Stored) {}
+}
+
+/// The pull of a snapshot.
+struct Watched<'a> {
+    puller: &'a Puller,
+    replica: ReplicaId,
+    from: NodeId,
+    has_next: &'a Notify,
+}
+
+impl Watch for Watched<'_> {
+    fn is_over(&self) -> Option<u64> {
+        let next = self.puller.next_source(self.replica)?;
+        // Another node that offers one may do so because this one is gone.
+        Some(if next == self.from { CALLS_MS_MAX } else { DRAIN_MS })
+    }
+
+    fn changed(&self) -> &Notify {
+        self.has_next
+    }
+
+    fn progress(&self, pull: &Pull) {
+        let (total, missing) = pull.progress();
+        self.puller.show(self.replica, |current| {
+            (current.objects, current.objects_total) = ((total - missing) as u64, total as u64);
+        });
+    }
+
+    fn stored(&self, stored: &Stored) {
+        self.puller.show(self.replica, |current| {
+            current.objects_fetched += stored.objects as u64;
+            current.bytes += stored.bytes as u64;
+        });
+    }
+}
+
+/// Counts what an answer brought.
+fn count(request: &PullRequest, stored: &Stored) {
+    let source = request.source().to_string();
+    metrics::counter!("flotilla_objects_reused_total").increment(stored.reused as u64);
+    metrics::counter!("flotilla_objects_pulled_total").increment(stored.objects as u64);
+    metrics::counter!("flotilla_objects_pulled_bytes_total").increment(stored.bytes as u64);
+    metrics::counter!("flotilla_transfer_source_objects_total", "source" => source.clone())
+        .increment(stored.objects as u64);
+    metrics::counter!("flotilla_transfer_source_bytes_total", "source" => source).increment(stored.bytes as u64);
+    match &stored.end {
+        End::Gone => source_failed(request, "gone"),
+        End::Bad => source_failed(request, "bad_object"),
+        End::Failed(PullError::Malformed(_) | PullError::Empty) => source_failed(request, "bad_answer"),
+        End::Served | End::Busy { .. } | End::Failed(PullError::Engine(_)) => {}
     }
 }
 

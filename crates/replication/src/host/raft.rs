@@ -135,6 +135,11 @@ impl Raft {
                     let _ = self.compaction.send(background::Order::Work(job));
                     continue;
                 }
+                Background::Gather(gather) => {
+                    self.puller.gather(gather);
+                    continue;
+                }
+                Background::Expect { objects } => Job::Expect { objects },
                 Background::Pull { replica, from, checkpoint } => {
                     reached(Place::RaftSnapshotParked);
                     self.puller.pull(replica, from, checkpoint);

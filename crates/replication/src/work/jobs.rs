@@ -1,7 +1,7 @@
 //! Slow jobs on the state engine, and what follows from their results.
 
 use flotilla_storage::{EngineError, MachineError, Remedy, StateEngine, remedy};
-use flotilla_types::{Checkpoint, CheckpointFormat, Folding, ReplicaId};
+use flotilla_types::{Checkpoint, CheckpointFormat, Folding, ObjectId, ReplicaId};
 
 use crate::{Input, Load, Loaded, damage};
 
@@ -43,6 +43,11 @@ pub enum Job {
     },
     /// Load a replica's records and its state machine.
     Load(Load),
+    /// What recovered logs refer to should be here.
+    Expect {
+        /// The objects.
+        objects: Vec<ObjectId>,
+    },
     /// Remove the records of a destroyed replica.
     Destroy {
         /// The replica.
@@ -132,6 +137,10 @@ impl Job {
                         after_failure(replica, error, failures, again, damaged)
                     }
                 }
+            }
+            Self::Expect { objects } => {
+                engine.expect(&objects);
+                JobResult::Report(Input::Damaged(engine.damaged()))
             }
             Self::Destroy { replica, failures } => match engine.destroy(replica) {
                 Ok(()) => JobResult::Done,

@@ -1,31 +1,30 @@
 //! The object protocol: a snapshot names objects, and only missing ones are transferred, each verified by its
 //! hash.
 //!
-//! What an object needs is known once it is here, so that a pull fetches manifests first, then their pieces.
-//! The node that offers the snapshot holds all of them. Other nodes with a replica of the shard are asked which
-//! of them they hold, and become sources for those. Each source has a few requests in flight and gets the next
+//! What an object needs is known once it is here, so that a pull fetches manifests first, then their pieces, then
+//! what the records refer to; or lists before what they list. The first source is said to hold all of them. The
+//! others, nodes with a replica of the shard, are asked which of them they hold, and become sources for those. Each source has a few requests in flight and gets the next
 //! objects when it has answered: a slow one gets fewer, one that fails pauses, and the pull goes on as long as
 //! some source holds what is missing. No object is requested again unless a request for it has failed.
 //!
-//! What a pull has stored is held for the receiving replica, so a pull that ends early, or is replaced by one for
-//! a newer snapshot, has fetched nothing in vain.
+//! What a pull has stored is held for whom it is for, so a pull that ends early, or is replaced by one for a newer
+//! snapshot, has fetched nothing in vain.
 
 mod exchange;
 mod supply;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    num::NonZero,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, num::NonZero};
 
 pub use exchange::{End, PullRequest, Served, Stored, serve, serve_later, waiting_request};
-use flotilla_storage::{EngineError, Manifest, Remedy, StateEngine, remedy};
-use flotilla_types::{Checkpoint, Holder, NodeId, ObjectId, ReplicaId, ReplicaRole, Tables};
+use flotilla_storage::{EngineError, ListRefs, Remedy, StateEngine, remedy};
+use flotilla_types::{Checkpoint, Holder, NodeId, ObjectId, ObjectRef, ReplicaId, ReplicaRole, ShardDescriptor};
 use flotilla_wire::WireError;
 use supply::{SOURCES_MAX, Supply};
+use wanted::Found;
+pub(crate) use wanted::Wanted;
 
 /// Bounds of a pull, and of the answers to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +65,8 @@ impl PullBounds {
     }
 }
 
+/// Looks for what is missing, of one pull.
+const LOOKS_MAX: u32 = 4;
 /// Objects that one request asks about.
 const ASKED_MAX: usize = 1_024;
 /// Requests to a source that failed one after the other, without a successful one, after which it is none.
@@ -128,17 +129,55 @@ pub enum PullState {
     Failed,
 }
 
-/// A snapshot to fetch.
+/// Objects to fetch, with all that they need.
 #[derive(Debug, Clone)]
 pub struct PullOrder {
-    /// The node that receives it.
-    pub node: NodeId,
-    /// The replica that does.
-    pub replica: ReplicaId,
-    /// The node that offers it.
-    pub from: NodeId,
-    /// Its checkpoint.
-    pub checkpoint: Checkpoint,
+    /// The replica here that receives a snapshot, if it is one.
+    replica: ReplicaId,
+    /// Who holds what was fetched, from the first object on; `None` if whoever ordered it sees to that.
+    holder: Option<Holder>,
+    /// The first one is said to have all of them.
+    sources: Vec<NodeId>,
+    roots: Vec<Wanted>,
+    lists: ListRefs,
+}
+
+impl PullOrder {
+    /// The objects of a snapshot that a node offers to a replica of node `node`.
+    #[must_use]
+    pub fn of_snapshot(
+        node: NodeId,
+        replica: ReplicaId,
+        from: NodeId,
+        checkpoint: &Checkpoint,
+        lists: ListRefs,
+    ) -> Self {
+        let sources = sources(node, Some(from), &checkpoint.position.descriptor);
+        let roots = Wanted::of_checkpoint(checkpoint);
+        Self { replica, holder: Some(Holder::Receiver(replica)), sources, roots, lists }
+    }
+
+    /// What entries or commands refer to, which the engine keeps already. The sources are other nodes; the first one
+    /// is said to have everything.
+    #[must_use]
+    pub fn of_refs(sources: Vec<NodeId>, refs: &[ObjectRef], lists: ListRefs) -> Self {
+        let roots = refs.iter().map(Wanted::of_ref).collect();
+        Self { replica: ReplicaId::NONE, holder: None, sources, roots, lists }
+    }
+}
+
+/// The nodes that may have objects of a shard: one that is said to have all, and those of other replicas, voters
+/// first; without `node`, which needs them.
+pub(crate) fn sources(node: NodeId, first: Option<NodeId>, descriptor: &ShardDescriptor) -> Vec<NodeId> {
+    let mut replicas = descriptor.replicas.clone();
+    replicas.sort_by_key(|replica| replica.role != ReplicaRole::Voter);
+    let mut sources: Vec<_> = first.into_iter().filter(|first| *first != node).collect();
+    for replica in replicas {
+        if replica.node != node && !sources.contains(&replica.node) && sources.len() < SOURCES_MAX {
+            sources.push(replica.node);
+        }
+    }
+    sources
 }
 
 /// A node that serves a pull.
@@ -171,16 +210,15 @@ struct InFlight {
     asked_before: usize,
 }
 
-/// A pull of the objects of one snapshot. Its clock is monotonic, in milliseconds.
+/// A pull of objects. Its clock is monotonic, in milliseconds.
 #[derive(Debug)]
 pub struct Pull {
     order: PullOrder,
     bounds: PullBounds,
     /// What was missing, as far as that is known.
     supply: Supply,
-    /// Objects that the checkpoint names, and pieces of manifests that are here or were fetched, that were here.
+    /// Objects that are wanted, or needed by those that are here or were fetched, and that were here.
     reused: usize,
-    roots: Arc<HashSet<ObjectId>>,
     /// By their position in [`Supply`]'s sets of holders.
     sources: Vec<Source>,
     /// Requests without an answer.
@@ -190,56 +228,60 @@ pub struct Pull {
     failures: u32,
     paused_until_ms: u64,
     unsynced_bytes: usize,
+    /// Looks for what is still missing once everything was fetched.
+    looks: u32,
+    /// An object here is not what the order says: no source can help.
+    is_invalid: bool,
     /// Sends no further requests.
     stopping: bool,
 }
 
 impl Pull {
-    /// Holds the objects for the receiving replica, and finds out which are missing. Reads manifests that are
-    /// here.
-    #[must_use]
-    pub fn start(engine: &dyn StateEngine, order: PullOrder, bounds: PullBounds) -> Self {
-        let objects: Vec<_> = order.checkpoint.objects().collect();
-        engine.hold(Holder::Receiver(order.replica), &objects);
-        let missing = engine.missing(&objects);
-        let lacking: HashSet<_> = missing.iter().copied().collect();
-        let here: Vec<_> = objects.iter().copied().filter(|object| !lacking.contains(object)).collect();
-        // In format 1 the objects are pieces, which are large and need nothing else.
-        let has_manifests = matches!(order.checkpoint.tables, Tables::Manifests(_));
-        let sizes = if has_manifests { piece_sizes(engine, &here) } else { HashMap::new() };
-        let reused = here.len() + sizes.keys().filter(|piece| !lacking.contains(piece)).count();
-        let mut supply = Supply::default();
-        for object in missing {
-            supply.add(object, sizes.get(&object).copied().unwrap_or_default(), Some(OFFERER));
+    /// Holds the objects for whom they are for, and finds out which are missing. Reads what says what else is
+    /// needed.
+    pub fn start(engine: &dyn StateEngine, order: PullOrder, bounds: PullBounds) -> Result<Self, PullError> {
+        if let Some(holder) = order.holder {
+            engine.hold(holder, &wanted::ids_of(&order.roots));
         }
-        Self {
+        let sources = order.sources.iter().zip(0..).map(|(node, at)| Source::new(*node, at == OFFERER)).collect();
+        let mut pull = Self {
             bounds,
-            reused,
-            supply,
-            sources: sources_of(&order),
-            roots: Arc::new(objects.into_iter().collect()),
+            reused: 0,
+            supply: Supply::default(),
+            sources,
             order,
             in_flight: BTreeMap::new(),
             requests: 0,
             failures: 0,
             paused_until_ms: 0,
             unsynced_bytes: 0,
+            looks: 0,
+            is_invalid: false,
             stopping: false,
-        }
+        };
+        pull.reused = pull.look(engine)?.here;
+        Ok(pull)
     }
 
-    /// The number of objects that the checkpoint needs, and how many of them are missing, as far as both are
+    /// Looks for what is missing.
+    fn look(&mut self, engine: &dyn StateEngine) -> Result<Found, PullError> {
+        self.looks += 1;
+        let found = wanted::find(engine, self.order.lists, self.order.roots.iter().copied())?;
+        self.is_invalid |= found.is_invalid;
+        let offerer = (!self.sources.is_empty()).then_some(OFFERER).filter(|at| !self.sources[*at].lost);
+        for wanted in &found.missing {
+            self.supply.add(*wanted, offerer);
+            self.supply.put_back(wanted.id);
+        }
+        Ok(found)
+    }
+
+    /// The number of objects that the order needs, and how many of them are missing, as far as both are
     /// known.
     #[must_use]
     pub fn progress(&self) -> (usize, usize) {
         let in_flight: usize = self.in_flight.values().map(|request| request.objects).sum();
         (self.reused + self.supply.len(), self.supply.waiting() + in_flight)
-    }
-
-    /// The snapshot's checkpoint.
-    #[must_use]
-    pub fn into_checkpoint(self) -> Checkpoint {
-        self.order.checkpoint
     }
 
     /// How it stands.
@@ -248,7 +290,7 @@ impl Pull {
         let may_find_more = || self.sources.iter().any(|source| source.may_be_asked(self.supply.len()));
         if !self.in_flight.is_empty() {
             PullState::Working
-        } else if self.supply.waiting() == 0 {
+        } else if self.supply.waiting() == 0 && !self.is_invalid {
             PullState::Fetched
         } else if self.ends() || !(self.supply.has_holders() || may_find_more()) {
             PullState::Failed
@@ -258,7 +300,7 @@ impl Pull {
     }
 
     fn ends(&self) -> bool {
-        self.failures >= FAILURES_MAX || self.stopping
+        self.failures >= FAILURES_MAX || self.stopping || self.is_invalid
     }
 
     /// The next request, if one may be sent now.
@@ -288,7 +330,8 @@ impl Pull {
             if !objects.is_empty() {
                 self.sources[at].in_flight += 1;
                 let asked_before = self.sources[at].asked;
-                return Some(self.request(at, objects, bytes, false, asked_before));
+                let ids = objects.iter().map(|wanted| wanted.id).collect();
+                return Some(PullRequest { wanted: objects, ..self.request(at, ids, bytes, false, asked_before) });
             }
         }
         None
@@ -338,7 +381,8 @@ impl Pull {
             bytes_expected: bytes,
             timeout_ms: self.timeout_ms(at, &objects, bytes),
             objects,
-            roots: self.roots.clone(),
+            wanted: Vec::new(),
+            lists: self.order.lists,
             replica: self.order.replica,
         }
     }
@@ -402,8 +446,8 @@ impl Pull {
         self.unsynced_bytes += stored.bytes;
         self.reused += stored.reused;
         let holder = Some(OFFERER).filter(|offerer| !self.sources[*offerer].lost);
-        for (object, bytes) in stored.needed {
-            self.supply.add(object, bytes, holder);
+        for wanted in stored.needed {
+            self.supply.add(wanted, holder);
         }
         if stored.objects > 0 {
             self.failures = 0;
@@ -491,9 +535,20 @@ impl Pull {
         self.supply.lose(at);
     }
 
-    /// Makes the pulled objects durable. Before the snapshot may be stepped, too.
+    /// Makes the pulled objects durable.
     pub fn sync(&self, engine: &dyn StateEngine) -> Result<(), PullError> {
         Ok(engine.sync()?)
+    }
+
+    /// Makes everything durable once it was fetched, and looks whether it is all here. If not, which takes an object
+    /// that was found damaged, or that is two things at once, the pull goes on.
+    pub fn finish(&mut self, engine: &dyn StateEngine) -> Result<bool, PullError> {
+        self.sync(engine)?;
+        let is_whole = self.look(engine)?.missing.is_empty() && !self.is_invalid;
+        self.stopping |= !is_whole && self.looks > LOOKS_MAX;
+        // Looking may have stored what lists need.
+        self.sync(engine)?;
+        Ok(is_whole)
     }
 }
 
@@ -534,29 +589,8 @@ impl Source {
     }
 }
 
-/// The position of the node that offers the snapshot among the sources.
+/// The position of the source that is said to have everything.
 const OFFERER: usize = 0;
-
-/// The node that offers a snapshot, and those that may hold its objects, voters first.
-fn sources_of(order: &PullOrder) -> Vec<Source> {
-    let mut replicas = order.checkpoint.position.descriptor.replicas.clone();
-    replicas.sort_by_key(|replica| replica.role != ReplicaRole::Voter);
-    let mut sources = vec![Source::new(order.from, true)];
-    for replica in replicas {
-        let is_known = replica.node == order.node || sources.iter().any(|source| source.node == replica.node);
-        if !is_known && sources.len() < SOURCES_MAX {
-            sources.push(Source::new(replica.node, false));
-        }
-    }
-    sources
-}
-
-/// The pieces that these manifests list, and their sizes.
-fn piece_sizes(engine: &dyn StateEngine, manifests: &[ObjectId]) -> HashMap<ObjectId, u32> {
-    let read = manifests.iter().filter_map(|id| engine.object(*id).ok());
-    let pieces = read.filter_map(|object| Manifest::decode(object).ok()).flat_map(|manifest| manifest.pieces);
-    pieces.map(|piece| (piece.id, piece.bytes)).collect()
-}
 
 fn backoff_ms(failures: u32) -> u64 {
     BACKOFF_MS << failures.min(FAILURES_MAX)

@@ -194,7 +194,7 @@ mod tests {
         let position = Position { index: LogIndex(1), term: Term(1), conf: ConfState::default(), descriptor };
         engine.hold(Holder::Receiver(REPLICA), &runs);
         for (id, body) in runs.iter().zip(bodies) {
-            engine.import(*id, body.into()).expect("its bytes");
+            engine.import(*id, body.into(), &[]).expect("its bytes");
         }
         engine.claim(
             REPLICA,
@@ -284,7 +284,7 @@ mod tests {
         let damaged = DamagedReplica { replica: REPLICA, objects: vec![objects[2]] };
         assert!(reports.len() > 1 && reports.iter().all(|report| *report == [damaged.clone()]), "{reports:?}");
         assert_eq!((scrubber.status().damaged_total, scrubber.status().objects_total), (1, 4));
-        engine.import(objects[2], vec![2; 1_000].into()).expect("its bytes");
+        engine.import(objects[2], vec![2; 1_000].into(), &[]).expect("its bytes");
         let now_ms = scrubber.due_ms();
         assert_eq!(scrubber.step(now_ms, WALL_MS, &engine).damaged, Some(vec![]));
         let now_ms = scrubber.due_ms();

@@ -14,7 +14,7 @@ use flotilla_replication::{
 };
 use flotilla_storage::{MemoryEngine, StateEngine as _};
 use flotilla_types::{
-    Checkpoint, CheckpointFormat, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, ReplicaId,
+    Checkpoint, CheckpointFormat, ConfState, Entry, EntryKind, KeyRange, LogIndex, Position, Refs, ReplicaId,
     ShardDescriptor, Term, Timestamp,
 };
 use rand::{RngExt as _, SeedableRng as _};
@@ -184,7 +184,7 @@ fn entry(index: u64) -> Entry {
         index: LogIndex(index),
         term: Term(1),
         kind: EntryKind::Normal,
-        data: Batch { timestamp, commands: vec![command] }.encode(),
+        data: Batch { timestamp, refs: Refs::NONE, commands: vec![command] }.encode(),
         context: Bytes::new(),
     }
 }
@@ -362,7 +362,7 @@ fn a_change_of_the_range_takes_effect_at_its_entry() {
         };
         let put_entry = |index: u64, name: &str| {
             let timestamp = Timestamp::from_millis(WALL_MS + index);
-            let data = Batch { timestamp, commands: vec![put(name, "value")] }.encode();
+            let data = Batch { timestamp, refs: Refs::NONE, commands: vec![put(name, "value")] }.encode();
             Entry { data, ..entry(index) }
         };
         let change = Entry {

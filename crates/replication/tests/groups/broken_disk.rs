@@ -145,9 +145,9 @@ fn records_that_cannot_be_read_end_the_node_and_damaged_ones_cost_the_replica() 
 #[test]
 fn what_only_a_newer_binary_knows_costs_no_replica_and_ends_the_node_if_the_metadata_group_says_so() {
     let newer = switch_command(VersionRange::supported().max.next());
-    let newer = Batch { timestamp: Timestamp(1), commands: vec![newer] }.encode();
+    let newer = Batch { timestamp: Timestamp(1), refs: flotilla_types::Refs::NONE, commands: vec![newer] }.encode();
     let mut other_format = newer.to_vec();
-    other_format[0] += 1;
+    other_format[0] += 2;
     for (shard, data) in [
         (SHARD, newer.clone()),
         (SHARD, other_format.clone().into()),

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use flotilla_hostile::{extreme_u64, mutated};
 use flotilla_kv::{KvMachine, Limits, Outcome, decode_outcome};
 use flotilla_replication::{
-    Answer, Applied, Applier, Background, Batch, ConfChange, Core, Effects, Freshness, Input, LostReason,
-    NodeHeartbeat, Notice, Outgoing, Request, ShardChange,
+    Answer, Applied, Applier, Background, Batch, CommandRefs, ConfChange, Core, Effects, Freshness, Gather, Input,
+    LostReason, NodeHeartbeat, Notice, Outgoing, Request, ShardChange,
     work::{
         End, Job, JobResult, Pull, PullBounds, PullOrder, PullState, Wal, WalJob, pack, pack_node_heartbeat, serve,
         unpack,
@@ -20,8 +20,9 @@ use flotilla_replication::{
 use flotilla_storage::{MemoryEngine, MemoryLog, StateEngine as _};
 use flotilla_types::{
     Checkpoint, ConfState, Entry, EntryKind, Epoch, Incarnation, LogIndex, Message, MessageKind, NodeId, ObjectId,
-    Position, ReplicaId, ShardId, Snapshot, Tables, Term, Timestamp, VersionRange, WalSequence,
+    ObjectRef, Position, Refs, ReplicaId, ShardId, Snapshot, Tables, Term, Timestamp, VersionRange, WalSequence,
 };
+use flotilla_values::list_refs;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use crate::harness::{SHARD, WALL_MS, descriptor, get, key, store};
@@ -75,7 +76,8 @@ impl Victim {
         let machines = Arc::new(|_| Box::new(KvMachine::new(Limits::default())) as _);
         let applier = Applier::new(Arc::new(engine.clone()), machines);
         let wal = Wal::new(&log, incarnation);
-        let (answers, objects) = (BTreeMap::new(), BTreeMap::new());
+        let answers = BTreeMap::new();
+        let objects = BTreeMap::from([(ObjectId::of(OBJECT), Bytes::from_static(OBJECT))]);
         let mut victim =
             Self { log, engine, core, applier, wal, now_ms, incarnation, answers, asked: 0, broken: 0, objects };
         victim.perform_all(effects);
@@ -171,8 +173,14 @@ impl Victim {
                     self.work(Job::InstallCheckpoint { replica, checkpoint, failures: 0 }, &mut inputs);
                 }
                 Background::Compact { replica, folding } => self.work(Job::Compact { replica, folding }, &mut inputs),
+                Background::Expect { objects } => self.work(Job::Expect { objects }, &mut inputs),
+                Background::Gather(Gather { holder, number, refs, .. }) => {
+                    let complete = self.pull(PullOrder::of_refs(vec![MALICIOUS], &refs, list_refs));
+                    inputs.push(Input::Gathered { holder, number, complete });
+                }
                 Background::Pull { replica, checkpoint, .. } => {
-                    let complete = self.pull(replica, &checkpoint);
+                    let order = PullOrder::of_snapshot(ME, replica, MALICIOUS, &checkpoint, list_refs);
+                    let complete = self.pull(order);
                     inputs.push(Input::Pulled { replica, checkpoint, complete });
                 }
             }
@@ -224,14 +232,13 @@ impl Victim {
     }
 
     /// Pulls from the malicious peer, which serves what it has.
-    fn pull(&self, replica: ReplicaId, checkpoint: &Checkpoint) -> bool {
+    fn pull(&self, order: PullOrder) -> bool {
         let bounds = PullBounds::default();
-        let order = PullOrder { node: ME, replica, from: MALICIOUS, checkpoint: checkpoint.clone() };
-        let mut pull = Pull::start(&self.engine, order, bounds);
+        let mut pull = Pull::start(&self.engine, order, bounds).unwrap();
         while let Some(request) = pull.next_request(self.now_ms) {
             let source = MemoryEngine::default();
             for (id, object) in &self.objects {
-                source.import(*id, object.clone()).unwrap();
+                source.import(*id, object.clone(), &[]).unwrap();
             }
             let served = serve(&source, request.encode(), bounds);
             let stored = request.store(&self.engine, served.response);
@@ -240,15 +247,14 @@ impl Victim {
             }
             let _ = pull.on_stored(self.now_ms, 1, request, stored);
         }
-        pull.sync(&self.engine).unwrap();
-        pull.state() == PullState::Fetched
+        pull.state() == PullState::Fetched && pull.finish(&self.engine).unwrap()
     }
 
     fn ask(&mut self, shard: ShardId, payload: Bytes, read: bool) -> Option<Answer> {
         self.asked += 1;
         let reply = self.asked;
         let (range_epoch, after, deadline_ms) = (None, Timestamp::ZERO, self.now_ms + 1_000);
-        let request = Request { shard, range_epoch, after, payload, deadline_ms, reply };
+        let request = Request { shard, range_epoch, after, payload, refs: CommandRefs::default(), deadline_ms, reply };
         self.input(if read { Input::Read(request, Freshness::Strong) } else { Input::Propose(request) });
         self.answers.remove(&reply)
     }
@@ -303,12 +309,22 @@ struct HostileMessage {
     context: Bytes,
 }
 
+/// An object that the malicious peer has.
+const OBJECT: &[u8] = b"object";
+
 /// Payloads of entries: valid batches with corrupt commands, and corrupt batches.
 fn payload() -> impl Strategy<Value = (EntryKind, Bytes)> {
     let command = || mutated(Just(store(5, 1, "key", "mad")));
     let timestamp = prop_oneof![Just(Timestamp::from_millis(WALL_MS).0), extreme_u64()];
-    let batch = (timestamp, vec(command(), 0..3)).prop_map(|(timestamp, commands)| {
-        Batch { timestamp: Timestamp(timestamp), commands: commands.into_iter().map(Bytes::from).collect() }.encode()
+    // Of objects that are there at times, or are not what is said.
+    let reference = (any::<bool>(), 0..=ObjectRef::HEIGHT_MAX, prop_oneof![Just(6), extreme_u64()]);
+    let refs = vec(reference, 0..3).prop_map(|refs| {
+        let id = |is_there| ObjectId::of(if is_there { OBJECT } else { b"absent" });
+        refs.into_iter().map(|(is_there, height, bytes)| ObjectRef { id: id(is_there), height, bytes }).collect()
+    });
+    let batch = (timestamp, refs, vec(command(), 0..3)).prop_map(|(timestamp, refs, commands)| {
+        Batch { timestamp: Timestamp(timestamp), refs, commands: commands.into_iter().map(Bytes::from).collect() }
+            .encode()
     });
     let replicas = || vec((1..6_u64).prop_map(ReplicaId), 0..3);
     let change = prop_oneof![
@@ -317,7 +333,8 @@ fn payload() -> impl Strategy<Value = (EntryKind, Bytes)> {
         (replicas(), replicas()).prop_map(|(promote, demote)| ConfChange::Swap { promote, demote }),
         Just(ConfChange::LeaveJoint),
     ];
-    let valid = Just(Batch { timestamp: Timestamp(9), commands: vec![store(5, 1, "key", "mad")] }.encode());
+    let valid =
+        Just(Batch { timestamp: Timestamp(9), refs: Refs::NONE, commands: vec![store(5, 1, "key", "mad")] }.encode());
     prop_oneof![
         3 => batch.prop_map(|data| (EntryKind::Normal, data)),
         1 => mutated(valid).prop_map(|data| (EntryKind::Normal, data.into())),

@@ -1,7 +1,9 @@
 //! Strong reads by lease: served at once while no other leader is possible, and never later.
 
 use flotilla_kv::Answer;
-use flotilla_replication::{ApplyTask, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request, RequestError};
+use flotilla_replication::{
+    ApplyTask, CommandRefs, Effects, Freshness, Input, Leases, Outgoing, ReadCounts, Request, RequestError,
+};
 use flotilla_types::{Message, MessageKind, NodeId, ReplicaId, Timestamp, WalSequence};
 use rand::RngExt as _;
 
@@ -25,7 +27,8 @@ impl World {
     fn read_request(&mut self) -> Input<u64> {
         let (reply, deadline_ms) = (self.next_attempt(), self.now_ms() + 60_000);
         let (range_epoch, after, payload) = (None, Timestamp::ZERO, get(key("read")));
-        let request = Request { shard: SHARD, range_epoch, after, payload, deadline_ms, reply };
+        let request =
+            Request { shard: SHARD, range_epoch, after, payload, refs: CommandRefs::default(), deadline_ms, reply };
         Input::Read(request, Freshness::Strong)
     }
 
@@ -303,7 +306,8 @@ fn a_read_by_lease_is_queued_after_all_committed_entries() {
     let (read, now_ms) = (world.read_request(), world.now_ms());
     let payload = store(7, 1, "read", "new");
     let (range_epoch, after, deadline_ms) = (None, Timestamp::ZERO, now_ms + 1_000);
-    let write = Request { shard: SHARD, range_epoch, after, payload, deadline_ms, reply: 0 };
+    let write =
+        Request { shard: SHARD, range_epoch, after, payload, refs: CommandRefs::default(), deadline_ms, reply: 0 };
     let running = world.nodes.get_mut(&leader).and_then(|node| node.running.as_mut()).unwrap();
     let (mut effects, mut later) = (Effects::default(), Effects::default());
     running.core.step(now_ms, 0, Input::Propose(write), &mut effects);

@@ -21,4 +21,5 @@ mod slow_disk;
 mod tails;
 mod ticks;
 mod upkeep;
+mod values;
 mod versions;

@@ -1,7 +1,7 @@
 //! Groups at rest: no messages, and awake when they are needed.
 
 use bytes::Bytes;
-use flotilla_replication::{ConfChange, Freshness, Input, ReplicaStatus, Request, Role};
+use flotilla_replication::{CommandRefs, ConfChange, Freshness, Input, ReplicaStatus, Request, Role};
 use flotilla_types::{ClusterVersion, MessageKind, NodeId, ReplicaId, ShardId, Term, Timestamp};
 
 use crate::{
@@ -316,6 +316,7 @@ fn a_request_wakes_a_replica_that_waits_for_its_turn() {
             range_epoch: None,
             after: Timestamp::ZERO,
             payload: Bytes::new(),
+            refs: CommandRefs::default(),
             deadline_ms: many.now_ms + 1_000,
             reply: 0,
         };

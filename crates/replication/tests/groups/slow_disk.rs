@@ -17,7 +17,7 @@ use flotilla_storage::{
 use flotilla_transport::{BoxFuture, Class, Config, Handler, PeerState, Transport};
 use flotilla_types::{
     Checkpoint, CheckpointFormat, ClusterId, Epoch, Folding, Holder, Incarnation, KeyRange, LogIndex, NodeId, ObjectId,
-    Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp,
+    ObjectRef, Position, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor, ShardId, Timestamp,
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -178,8 +178,16 @@ impl StateEngine for Engine {
         self.memory.object(object)
     }
 
-    fn import(&self, object: ObjectId, bytes: Bytes) -> Result<(), EngineError> {
-        self.memory.import(object, bytes)
+    fn expect(&self, objects: &[ObjectId]) {
+        self.memory.expect(objects);
+    }
+
+    fn piece_refs(&self, piece: &Bytes) -> Result<Vec<ObjectRef>, &'static str> {
+        self.memory.piece_refs(piece)
+    }
+
+    fn import(&self, object: ObjectId, bytes: Bytes, children: &[ObjectId]) -> Result<(), EngineError> {
+        self.memory.import(object, bytes, children)
     }
 
     fn sync(&self) -> Result<(), EngineError> {
@@ -241,6 +249,7 @@ async fn start(disk: &Arc<HangingDisk>, read_threads: usize) -> Host {
         log: Arc::new(MemoryLog::default()),
         engine: Arc::new(Engine { memory: MemoryEngine::default(), disk: disk.clone() }),
         machines: Arc::new(|_| Box::new(KvMachine::new(Limits::default()))),
+        lists: |_, _| Err("there are no lists"),
         seed: 7,
         notices: Box::new(|_| {}),
         fatal: Arc::new(|reason| panic!("{reason}")),

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flotilla_replication::work::PullRequest;
 use flotilla_storage::StateEngine as _;
-use flotilla_types::{ObjectId, ReplicaId};
+use flotilla_types::{Holder, ObjectId};
 
 use super::Node;
 
-/// What a node has requested in this life, for each replica that receives a snapshot.
+/// What a node has requested in this life, for each holder that receives objects.
 #[derive(Debug, Default)]
-pub(super) struct Fetches(BTreeMap<ReplicaId, Fetched>);
+pub(super) struct Fetches(BTreeMap<Holder, Fetched>);
 
 #[derive(Debug, Default)]
 struct Fetched {
@@ -20,19 +20,19 @@ struct Fetched {
 
 impl Fetches {
     /// A request leaves.
-    pub(super) fn requested(&mut self, node: &Node, replica: ReplicaId, request: &PullRequest) {
-        let fetched = self.0.entry(replica).or_default();
+    pub(super) fn requested(&mut self, node: &Node, holder: Holder, request: &PullRequest) {
+        let fetched = self.0.entry(holder).or_default();
         for object in request.fetches() {
-            assert!(fetched.in_flight.insert(*object), "{} requests {object} for {replica} twice at a time", node.id);
+            assert!(fetched.in_flight.insert(*object), "{} requests {object} for {holder:?} twice at a time", node.id);
             let is_here = !node.disk.missing(&[*object]).contains(object);
             let is_twice = is_here && fetched.stored.contains(object);
-            assert!(!is_twice, "{} requests {object} for {replica} again, which it has stored", node.id);
+            assert!(!is_twice, "{} requests {object} for {holder:?} again, which it has stored", node.id);
         }
     }
 
     /// A request was answered with so many of its objects, or failed.
-    pub(super) fn answered(&mut self, replica: ReplicaId, request: &PullRequest, stored: usize) {
-        let fetched = self.0.entry(replica).or_default();
+    pub(super) fn answered(&mut self, holder: Holder, request: &PullRequest, stored: usize) {
+        let fetched = self.0.entry(holder).or_default();
         for (at, object) in request.fetches().iter().enumerate() {
             fetched.in_flight.remove(object);
             if at < stored {
@@ -41,9 +41,9 @@ impl Fetches {
         }
     }
 
-    /// Another pull replaces the one of this replica: what was in flight is lost.
-    pub(super) fn interrupted(&mut self, replica: ReplicaId) {
-        if let Some(fetched) = self.0.get_mut(&replica) {
+    /// Another pull replaces the one of this holder: what was in flight is lost.
+    pub(super) fn interrupted(&mut self, holder: Holder) {
+        if let Some(fetched) = self.0.get_mut(&holder) {
             fetched.in_flight.clear();
         }
     }

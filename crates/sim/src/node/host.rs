@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 
 use flotilla_replication::{
-    Applied, ApplyTask, Background, Effects, Input, Load, Loaded, Notice, Outgoing, Returned,
+    Applied, ApplyTask, Background, Effects, Gather, Input, Load, Loaded, Notice, Outgoing, Returned,
     work::{self, End, Job, JobResult, Pull, PullBounds, PullOrder, PullRequest, PullState},
 };
 use flotilla_storage::{MachineError, StateEngine as _};
-use flotilla_types::{Checkpoint, NodeId, ReplicaId};
+use flotilla_types::{Checkpoint, Holder, NodeId, ReplicaId};
+use flotilla_values::list_refs;
 use rand::RngExt as _;
 
 use super::{Node, NodeEvent, Running};
@@ -41,13 +42,35 @@ pub(super) const PULL_BOUNDS: PullBounds = PullBounds {
 
 /// A pull in flight.
 pub(super) struct Pulling {
-    replica: ReplicaId,
-    from: NodeId,
+    what: Pulled,
     pull: Pull,
     /// Its requests in flight, by number, and when they were sent.
     requests: BTreeMap<u64, (PullRequest, u64)>,
-    /// What replaces it.
-    next: Option<Checkpoint>,
+}
+
+/// What a pull fetches.
+enum Pulled {
+    Snapshot {
+        replica: ReplicaId,
+        from: NodeId,
+        checkpoint: Checkpoint,
+        /// What replaces it.
+        next: Option<Checkpoint>,
+    },
+    Refs {
+        holder: Holder,
+        number: u64,
+        deadline_ms: Option<u64>,
+    },
+}
+
+impl Pulled {
+    fn holder(&self) -> Holder {
+        match self {
+            Self::Snapshot { replica, .. } => Holder::Receiver(*replica),
+            Self::Refs { holder, .. } => *holder,
+        }
+    }
 }
 
 impl World {
@@ -136,6 +159,8 @@ impl World {
                 Background::Compact { replica, folding } => {
                     self.work(node, running, Job::Compact { replica, folding });
                 }
+                Background::Expect { objects } => self.work(node, running, Job::Expect { objects }),
+                Background::Gather(gather) => self.start_gather(node, running, gather),
                 Background::Pull { replica, from, checkpoint } => {
                     self.start_pull(node, running, replica, from, checkpoint);
                 }
@@ -330,20 +355,42 @@ impl World {
         from: NodeId,
         checkpoint: Checkpoint,
     ) {
-        let same = running.pulls.values_mut().find(|pulling| (pulling.replica, pulling.from) == (replica, from));
-        if let Some(pulling) = same {
-            pulling.pull.stop();
-            pulling.next = Some(checkpoint);
-            return;
+        for pulling in running.pulls.values_mut() {
+            if let Pulled::Snapshot { replica: same, from: source, next, .. } = &mut pulling.what
+                && (*same, *source) == (replica, from)
+            {
+                pulling.pull.stop();
+                *next = Some(checkpoint);
+                return;
+            }
         }
-        running.pulls.retain(|_, pulling| pulling.replica != replica);
-        running.fetches.interrupted(replica);
-        let order = PullOrder { node: node.id, replica, from, checkpoint };
+        let order = PullOrder::of_snapshot(node.id, replica, from, &checkpoint, list_refs);
+        self.begin_pull(node, running, Pulled::Snapshot { replica, from, checkpoint, next: None }, order);
+    }
+
+    /// Starts to fetch what entries or a command refer to.
+    fn start_gather(&mut self, node: &mut Node, running: &mut Running, gather: Gather) {
+        let Gather { holder, number, refs, sources, deadline_ms } = gather;
+        let order = PullOrder::of_refs(sources, &refs, list_refs);
+        self.begin_pull(node, running, Pulled::Refs { holder, number, deadline_ms }, order);
+    }
+
+    fn begin_pull(&mut self, node: &mut Node, running: &mut Running, what: Pulled, order: PullOrder) {
+        let holder = what.holder();
+        running.pulls.retain(|_, pulling| pulling.what.holder() != holder);
+        running.fetches.interrupted(holder);
         let bounds = PullBounds { requests_max: self.plan.pull_requests_max, ..PULL_BOUNDS };
-        let pull = Pull::start(&node.disk, order, bounds);
-        let number = running.next_id();
-        running.pulls.insert(number, Pulling { replica, from, pull, requests: BTreeMap::new(), next: None });
-        self.advance_pull(node, running, number);
+        match Pull::start(&node.disk, order, bounds) {
+            Ok(pull) => {
+                let number = running.next_id();
+                running.pulls.insert(number, Pulling { what, pull, requests: BTreeMap::new() });
+                self.advance_pull(node, running, number);
+            }
+            Err(error) => {
+                running.control.fatal |= error.ends_node();
+                self.pull_ended(node, running, what, false);
+            }
+        }
     }
 
     /// Sends the requests of a pull that may be sent now, or ends it.
@@ -352,8 +399,11 @@ impl World {
             let id = running.next_id();
             let now_ms = node.clock.mono_ms(self.now_us);
             let Some(pulling) = running.pulls.get_mut(&number) else { return };
+            if matches!(pulling.what, Pulled::Refs { deadline_ms: Some(deadline_ms), .. } if deadline_ms <= now_ms) {
+                pulling.pull.stop();
+            }
             let Some(request) = pulling.pull.next_request(now_ms) else { break };
-            running.fetches.requested(node, pulling.replica, &request);
+            running.fetches.requested(node, pulling.what.holder(), &request);
             let (source, body, timeout_ms) = (request.source(), request.encode(), request.timeout_ms());
             pulling.requests.insert(id, (request, now_ms));
             let purpose = CallPurpose::Pull { pull: number, request: id };
@@ -365,22 +415,41 @@ impl World {
             let delay_us = node.clock.true_us(wakes_at_ms - now_ms) + 100;
             self.schedule_on(node, delay_us, NodeEvent::PullRetry(number));
         }
-        let ended = |pulling: &mut Pulling| pulling.pull.state() != PullState::Working;
-        if running.pulls.get_mut(&number).is_some_and(ended)
-            && let Some(Pulling { replica, from, pull, next, .. }) = running.pulls.remove(&number)
-        {
-            let complete = pull.state() == PullState::Fetched && self.sync_pull(node, running, &pull);
-            self.enqueue(node, running, Input::Pulled { replica, checkpoint: pull.into_checkpoint(), complete });
-            if let Some(checkpoint) = next {
-                self.start_pull(node, running, replica, from, checkpoint);
-            }
+        let Some(pulling) = running.pulls.get_mut(&number) else { return };
+        let is_whole = match pulling.pull.state() {
+            PullState::Working => return,
+            PullState::Failed => false,
+            PullState::Fetched => match pulling.pull.finish(&node.disk) {
+                Ok(true) => true,
+                // Something is missing again.
+                Ok(false) => {
+                    self.schedule_on(node, 100, NodeEvent::PullRetry(number));
+                    return;
+                }
+                Err(error) => {
+                    running.control.fatal |= error.ends_node();
+                    false
+                }
+            },
+        };
+        if let Some(Pulling { what, .. }) = running.pulls.remove(&number) {
+            self.pull_ended(node, running, what, is_whole);
         }
     }
 
-    fn sync_pull(&self, node: &Node, running: &mut Running, pull: &Pull) -> bool {
-        let synced = pull.sync(&node.disk);
-        running.control.fatal |= matches!(&synced, Err(error) if error.ends_node());
-        synced.is_ok()
+    fn pull_ended(&mut self, node: &mut Node, running: &mut Running, what: Pulled, complete: bool) {
+        match what {
+            Pulled::Refs { holder, number, .. } => {
+                self.checks.counts.gathered += u64::from(complete);
+                self.enqueue(node, running, Input::Gathered { holder, number, complete });
+            }
+            Pulled::Snapshot { replica, from, checkpoint, next } => {
+                self.enqueue(node, running, Input::Pulled { replica, checkpoint, complete });
+                if let Some(checkpoint) = next {
+                    self.start_pull(node, running, replica, from, checkpoint);
+                }
+            }
+        }
     }
 
     /// Handles the answer, or the failure, of a call for objects.
@@ -396,10 +465,13 @@ impl World {
         let now_ms = node.clock.mono_ms(self.now_us);
         match answer.map(|answer| request.store(&node.disk, answer)) {
             Some(stored) => {
-                running.fetches.answered(pulling.replica, &request, stored.objects);
+                running.fetches.answered(pulling.what.holder(), &request, stored.objects);
                 let counts = &mut self.checks.counts;
                 counts.objects_fetched += stored.objects as u64;
-                counts.objects_elsewhere += if request.source() == pulling.from { 0 } else { stored.objects as u64 };
+                let is_elsewhere = |from: &NodeId| request.source() != *from;
+                if matches!(&pulling.what, Pulled::Snapshot { from, .. } if is_elsewhere(from)) {
+                    counts.objects_elsewhere += stored.objects as u64;
+                }
                 counts.objects_bad += u64::from(matches!(stored.end, End::Bad));
                 running.control.fatal |= matches!(&stored.end, End::Failed(error) if error.ends_node());
                 if pulling.pull.on_stored(now_ms, now_ms - sent_ms, request, stored) {
@@ -408,7 +480,7 @@ impl World {
                 }
             }
             None => {
-                running.fetches.answered(pulling.replica, &request, 0);
+                running.fetches.answered(pulling.what.holder(), &request, 0);
                 pulling.pull.on_failure(now_ms, request);
             }
         }

@@ -6,7 +6,7 @@ use flotilla_control::{
 };
 use flotilla_membership::Input as MemberInput;
 use flotilla_meta::MetaQuery;
-use flotilla_replication::{Answer, Answered, Freshness, Input, Request, RequestError, work};
+use flotilla_replication::{Answer, Answered, CommandRefs, Freshness, Input, Request, RequestError, work};
 use flotilla_storage::{Remedy, remedy};
 use flotilla_types::{NodeId, ShardId, Timestamp};
 use rand::RngExt as _;
@@ -260,7 +260,8 @@ impl World {
         let reply = running.next_id();
         running.waiters.insert(reply, waiter);
         let deadline_ms = node.clock.mono_ms(self.now_us) + u64::from(timeout_ms);
-        Request { shard, range_epoch, after, payload, deadline_ms, reply }
+        let refs = CommandRefs::default();
+        Request { shard, range_epoch, after, payload, refs, deadline_ms, reply }
     }
 
     /// Passes an answer of the host to its receiver.

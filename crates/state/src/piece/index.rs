@@ -6,6 +6,7 @@
 //! ends with it.
 
 use bytes::Bytes;
+use flotilla_storage::Value;
 
 use super::{
     PIECE_HEADER_BYTES, PieceKind, PieceReader,
@@ -65,7 +66,7 @@ impl IndexBuilder {
         Self { keys, blocks, hashes, deletions: 0, end: PIECE_HEADER_BYTES }
     }
 
-    pub(super) fn push(&mut self, key: &[u8], value: Option<&[u8]>) {
+    pub(super) fn push(&mut self, key: &[u8], value: Option<&Value>) {
         let open = self.blocks.last().filter(|block| self.end - (block.offset as usize) < BLOCK_BYTES);
         if open.is_none() {
             self.keys.extend_from_slice(key);
@@ -112,7 +113,7 @@ impl PieceIndex {
         let (mut builder, mut last_key) = (IndexBuilder::new(), Bytes::new());
         for record in reader {
             let (key, value) = record?;
-            builder.push(&key, value.as_deref());
+            builder.push(&key, value.as_ref());
             last_key = key;
         }
         let index = builder.finish(kind, piece, &last_key);
@@ -190,23 +191,23 @@ impl PieceIndex {
 pub(crate) fn record_in(block: &[u8], key: &[u8]) -> Result<Option<Option<Bytes>>, &'static str> {
     let mut rest = block;
     while !rest.is_empty() {
-        let (found, value, after) = split_record(rest)?;
-        if found == key {
-            return Ok(Some(value.map(Bytes::copy_from_slice)));
+        let found = split_record(rest)?;
+        if found.key == key {
+            return Ok(Some(found.value.map(Bytes::copy_from_slice)));
         }
-        rest = after;
+        rest = found.rest;
     }
     Ok(None)
 }
 
-/// All records of a block.
+/// All records of a block, for readers: without their references.
 pub(crate) fn records_in(block: &Bytes) -> Result<Vec<Record>, &'static str> {
     let mut records = Vec::new();
     let mut rest = &block[..];
     while !rest.is_empty() {
-        let (key, value, after) = split_record(rest)?;
-        records.push((block.slice_ref(key), value.map(|value| block.slice_ref(value))));
-        rest = after;
+        let split = split_record(rest)?;
+        records.push((block.slice_ref(split.key), split.value.map(|value| block.slice_ref(value).into())));
+        rest = split.rest;
     }
     Ok(records)
 }
@@ -223,7 +224,7 @@ mod tests {
     fn a_record_is_found_in_the_one_block_that_may_hold_it() {
         let key = |i: u32| Bytes::from(format!("key{i:05}"));
         let records: Vec<Record> =
-            (0..500).map(|i| (key(2 * i), (i % 7 != 0).then(|| Bytes::from(vec![i as u8; 100])))).collect();
+            (0..500).map(|i| (key(2 * i), (i % 7 != 0).then(|| Value::from(vec![i as u8; 100])))).collect();
         for piece in RUNS.map(|(version, kind)| piece(version, kind, &records)) {
             let index = PieceIndex::of(&piece).unwrap();
             assert!(index.blocks.len() > 10, "500 records of 116 bytes are {} blocks", index.blocks.len());
@@ -236,7 +237,7 @@ mod tests {
                 record_in(&bytes, key).unwrap()
             };
             for (key, value) in &records {
-                assert_eq!(get(key).as_ref(), Some(value));
+                assert_eq!(get(key), Some(value.clone().map(Value::into_bytes)));
             }
             assert!((0..500).all(|i| get(&key(2 * i + 1)).is_none()));
             assert!(get(b"a").is_none() && get(b"z").is_none());

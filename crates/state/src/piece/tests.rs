@@ -1,4 +1,4 @@
-//! Both versions of pieces: round trips, what their bytes are, and hostile ones.
+//! All versions of pieces: round trips, what their bytes are, and hostile ones.
 
 use flotilla_hostile::{Proportion, attack, mutated};
 use flotilla_types::ObjectId;
@@ -22,7 +22,7 @@ const ALL: [(PieceVersion, PieceKind); 5] = [
 
 fn finished(version: PieceVersion, kind: PieceKind, records: &[Record]) -> Finished {
     let mut writer = PieceWriter::new(version, 0);
-    records.iter().for_each(|(key, value)| writer.push(key, value.as_deref()));
+    records.iter().for_each(|(key, value)| writer.push(key, value.as_ref()));
     writer.finish(kind)
 }
 
@@ -44,7 +44,7 @@ pub(super) fn many_records(kind: PieceKind, count: u32) -> Vec<Record> {
 /// A few small records with deletions.
 pub(super) fn any_records() -> impl Strategy<Value = Vec<Record>> {
     let bytes = || vec(any::<u8>(), 0..12).prop_map(Bytes::from);
-    btree_map(bytes(), option::of(bytes()), 0..12).prop_map(Vec::from_iter)
+    btree_map(bytes(), option::of(bytes().prop_map(Value::from)), 0..12).prop_map(Vec::from_iter)
 }
 
 fn read(piece: Bytes) -> Result<Vec<Record>, &'static str> {
@@ -111,8 +111,8 @@ fn the_ids_of_large_pieces_are_these() {
 fn a_finished_piece_says_what_is_in_it() {
     for (version, kind) in ALL {
         let records = many_records(kind, 100);
-        let Finished { bytes, first_key, records: count, footer } = finished(version, kind, &records);
-        assert_eq!((&first_key, count), (&records[0].0, 100));
+        let Finished { bytes, first_key, records: count, refs, footer } = finished(version, kind, &records);
+        assert_eq!((&first_key, count, &refs[..]), (&records[0].0, 100, &[][..]));
         assert_eq!(footer.is_some(), version == PieceVersion::V2);
         if let Some(check) = footer {
             let stored = bytes.slice(bytes.len() - check.len as usize..);
@@ -135,8 +135,8 @@ fn sizes_and_hashes_of_unfinished_pieces_are_the_same_in_all_versions() {
     let [mut first, mut second] = [PieceVersion::V1, PieceVersion::V2].map(|version| PieceWriter::new(version, 0));
     assert_eq!((first.last_hash(), second.last_hash()), (None, None));
     for (key, value) in &many_records(PieceKind::Run, 100) {
-        first.push(key, value.as_deref());
-        second.push(key, value.as_deref());
+        first.push(key, value.as_ref());
+        second.push(key, value.as_ref());
         assert_eq!(first.len_bytes(), second.len_bytes());
         assert_eq!((first.last_hash(), second.last_hash()), (Some(key_hash(key)), Some(key_hash(key))));
     }
@@ -161,7 +161,7 @@ fn a_kind_of_another_version_is_not_a_piece() {
         let mut bytes = piece(version, kind, &[]).to_vec();
         bytes[4] = 3 - bytes[4];
         assert_eq!(PieceKind::and_count(&bytes).is_some(), kind == PieceKind::Chunk);
-        bytes[4] = 3;
+        bytes[4] = 4;
         assert_eq!(PieceKind::and_count(&bytes), None);
     }
 }
@@ -202,7 +202,7 @@ proptest! {
         let records: Vec<Record> = records
             .into_iter()
             .filter(|(_, value)| may_delete || value.is_some())
-            .map(|(key, value)| (key.into(), value.map(Bytes::from)))
+            .map(|(key, value)| (key.into(), value.map(Value::from)))
             .collect();
         let bytes = piece(version, kind, &records);
         prop_assert_eq!(&read(bytes.clone()), &Ok(records.clone()));
@@ -212,6 +212,84 @@ proptest! {
             prop_assert_eq!(PieceIndex::from_footer(kind, &footer_of(&bytes)), Ok(index));
         }
     }
+}
+
+fn any_refs() -> impl Strategy<Value = Refs> {
+    vec((0_u8..5, 0..=ObjectRef::HEIGHT_MAX, any::<u64>()), 0..4).prop_map(|refs| {
+        let of = |(id, height, bytes)| ObjectRef { id: ObjectId::of(&[id]), height, bytes };
+        refs.into_iter().map(of).collect()
+    })
+}
+
+/// Records of which some refer to objects.
+fn any_referring_records() -> impl Strategy<Value = Vec<Record>> {
+    let value = (vec(any::<u8>(), 0..12), any_refs()).prop_map(|(bytes, refs)| Value::new(bytes, refs));
+    btree_map(vec(any::<u8>(), 0..12).prop_map(Bytes::from), option::of(value), 0..12).prop_map(Vec::from_iter)
+}
+
+fn refs_in(records: &[Record]) -> Vec<ObjectRef> {
+    let values = records.iter().filter_map(|(_, value)| value.as_ref());
+    let refs: std::collections::BTreeSet<_> = values.flat_map(|value| value.refs().to_vec()).collect();
+    refs.into_iter().collect()
+}
+
+/// Pieces are stored and exchanged, so their bytes must not change.
+#[test]
+fn the_bytes_of_a_record_with_references_are_these() {
+    let refs = [ObjectRef { id: ObjectId([7; 32]), height: 2, bytes: 258 }].into_iter().collect::<Refs>();
+    let records = vec![("a".into(), Some(Value::new("12", refs.clone()))), ("b".into(), Some("3".into()))];
+    let bytes = piece(PieceVersion::V2, PieceKind::Run, &records);
+    let expected = [
+        r"FLPC\x03\x00\x03\x00\x02\x00\x00\x00",
+        r"\x01\x00\x00\x00\x02\x00\x00\x80a12\x01\x00",
+        &r"\x07".repeat(32),
+        r"\x02\x02\x01\x00\x00\x00\x00\x00\x00",
+        r"\x01\x00\x00\x00\x01\x00\x00\x00b3",
+    ]
+    .concat();
+    assert_eq!(text(&bytes[..footer::start(&bytes).unwrap() as usize]), expected);
+    assert_eq!(read(bytes.clone()), Ok(records.clone()));
+    assert_eq!(refs_of(bytes.clone()), Ok(refs.to_vec()));
+    assert_eq!(finished(PieceVersion::V2, PieceKind::Run, &records).refs, [ObjectId([7; 32])]);
+    // Readers see the values alone.
+    let index = PieceIndex::of(&bytes).unwrap();
+    let block = index.block(0).unwrap();
+    let block = bytes.slice(block.offset as usize..(block.offset + block.len) as usize);
+    assert_eq!(record_in(&block, b"a"), Ok(Some(Some("12".into()))));
+    assert_eq!(record_in(&block, b"b"), Ok(Some(Some("3".into()))));
+    assert_eq!(records_in(&block).unwrap().len(), 2);
+    // The version says whether there are references, and nothing else may.
+    for version in [1, 2] {
+        let mut bytes = bytes.to_vec();
+        bytes[4] = version;
+        bytes[6] = if version == 1 { 1 } else { 3 };
+        assert!(read(bytes.into()).is_err(), "version {version}");
+    }
+    let mut without = piece(PieceVersion::V2, PieceKind::Run, &records[1..]).to_vec();
+    without[4] = 3;
+    assert!(read(without.into()).is_err(), "a piece of version 3 without references");
+}
+
+#[test]
+fn hostile_pieces_with_references_are_read_in_proportion_and_have_one_encoding() {
+    let valid = any_referring_records().prop_map(|records| piece(PieceVersion::V2, PieceKind::Run, &records));
+    attack(200, any_referring_records(), |records| {
+        let bytes = piece(PieceVersion::V2, PieceKind::Run, &records);
+        assert_eq!(read(bytes.clone()), Ok(records.clone()));
+        assert_eq!(refs_of(bytes.clone()), Ok(refs_in(&records)));
+        let index = PieceIndex::of(&bytes).unwrap();
+        assert_eq!(PieceIndex::from_footer(PieceKind::Run, &footer_of(&bytes)), Ok(index));
+    });
+    attack(2_000, mutated(valid), |bytes| {
+        let whole = Bytes::from(bytes);
+        let refs = Proportion::DEFAULT.of(whole.len(), || refs_of(whole.clone()));
+        if let Ok(index) = Proportion::DEFAULT.of(whole.len(), || PieceIndex::of(&whole)) {
+            let records = read(whole.clone()).unwrap();
+            let header = Header::of(&whole).unwrap();
+            assert_eq!(piece(header.version, header.kind, &records), whole, "the records are the whole piece");
+            assert_eq!((index.kind, refs), (header.kind, Ok(refs_in(&records))));
+        }
+    });
 }
 
 #[test]
@@ -229,7 +307,7 @@ fn hostile_pieces_are_read_in_proportion_and_in_order() {
             assert_eq!(piece(header.version, header.kind, &records.unwrap()), whole, "the records are the whole piece");
             assert_eq!(index.kind, header.kind);
         } else if records.is_ok() {
-            assert_eq!(Header::of(&whole).unwrap().version, PieceVersion::V2, "only a footer can be wrong");
+            assert_ne!(Header::of(&whole).unwrap().version, PieceVersion::V1, "only a footer can be wrong");
         }
     });
 }

@@ -323,7 +323,7 @@ impl SledView {
         for record in records {
             let (key, value) = record?;
             len += 1;
-            bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+            bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
             match value {
                 Some(value) => batch.insert(record_key(replica, &key), &value[..]),
                 None => batch.remove(record_key(replica, &key)),
@@ -503,7 +503,7 @@ impl Iterator for Pages<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some((key, value)) = self.page.next() {
-                return Some(Ok((key, Some(value))));
+                return Some(Ok((key, Some(value.into()))));
             }
             if self.done {
                 return None;
@@ -570,7 +570,7 @@ mod tests {
         let view = SledView::open(dir.path(), 1 << 20).unwrap();
         let replicas = [ReplicaId(1), ReplicaId(2), ReplicaId(u64::MAX)];
         for replica in replicas {
-            let record = |key: &'static str| Ok((Bytes::from(key), Some(Bytes::from(replica.to_string()))));
+            let record = |key: &'static str| Ok((Bytes::from(key), Some(replica.to_string().into())));
             view.feed(replica, [record(""), record("k"), record("\u{10ffff}")].into_iter()).unwrap();
         }
         view.clear(ReplicaId(1)).unwrap();

@@ -45,7 +45,7 @@ impl Shard {
                 let records: WriteSet = (0..=choices.below(6))
                     .map(|_| {
                         let value = (choices.below(3) > 0).then(|| bytes(&choices.below(1_000).to_string()));
-                        (bytes(&format!("{:03}", choices.below(120))), value)
+                        (bytes(&format!("{:03}", choices.below(120))), value.map(Into::into))
                     })
                     .collect();
                 model.write(&records);
@@ -224,7 +224,7 @@ fn replicas_with_other_histories_make_the_same_bases(first: Open<'_>, second: Op
 }
 
 fn write(records: &[(&str, Option<&str>)]) -> Entry {
-    Entry::Write(records.iter().map(|(key, value)| (bytes(key), value.map(bytes))).collect())
+    Entry::Write(records.iter().map(|(key, value)| (bytes(key), value.map(|value| bytes(value).into()))).collect())
 }
 
 fn shard_of(entries: Vec<Entry>) -> Shard {
@@ -331,7 +331,7 @@ fn a_fold_beside_writes_equals_a_map(open: Open<'_>) {
     let round = |number: u64| {
         let records = (0..40).map(|key| {
             let value = (!(number + key).is_multiple_of(5)).then(|| bytes(&format!("{number} {key}")));
-            (bytes(&format!("{:03}", (key * 7 + number) % 90)), value)
+            (bytes(&format!("{:03}", (key * 7 + number) % 90)), value.map(Into::into))
         });
         Entry::Write(records.collect())
     };

@@ -17,7 +17,7 @@ impl Model {
     pub(super) fn write(&mut self, records: &WriteSet) {
         for (key, value) in records {
             match value {
-                Some(value) => self.0.insert(key.clone(), value.clone()),
+                Some(value) => self.0.insert(key.clone(), value.bytes().clone()),
                 None => self.0.remove(key),
             };
         }

@@ -40,7 +40,7 @@ pub fn scrub<E: StateEngine>(format: CheckpointFormat, engine: &E, damage: impl 
     damage(engine, other);
     assert!(engine.object(other).is_err());
     assert_eq!(engine.damaged().iter().map(|damaged| damaged.replica).collect::<Vec<_>>(), [FIRST, SECOND]);
-    engine.import(other, copy).expect("its bytes");
+    engine.import(other, copy, &[]).expect("its bytes");
     engine.sync().expect("a healthy disk");
     assert_eq!(engine.damaged().iter().map(|damaged| damaged.replica).collect::<Vec<_>>(), [FIRST]);
 
@@ -54,7 +54,7 @@ fn filled(engine: &dyn StateEngine, replica: ReplicaId, format: CheckpointFormat
     let mut checkpoint = None;
     for index in 1..=3 {
         let value = Bytes::from(format!("{replica} {index}").repeat(50));
-        engine.write(replica, vec![(bytes(&format!("k{index}")), Some(value))], LogIndex(index)).expect("open");
+        engine.write(replica, vec![(bytes(&format!("k{index}")), Some(value.into()))], LogIndex(index)).expect("open");
         let frozen = engine.freeze(replica, position(replica, index, 1), Bytes::new());
         assert!(frozen.expect("an open replica"), "nothing else is frozen");
         let built = engine.build(replica, format).expect("a healthy disk");

@@ -100,7 +100,7 @@ impl<'a, 'b> Fixture<'a, 'b> {
     }
 
     fn write(&mut self, records: &[(&str, Option<&str>)]) {
-        let records = records.iter().map(|(key, value)| (bytes(key), value.map(bytes))).collect();
+        let records = records.iter().map(|(key, value)| (bytes(key), value.map(|value| bytes(value).into()))).collect();
         self.write_set(records);
     }
 
@@ -395,7 +395,7 @@ fn many_flushes_keep_every_record_and_object(open: &mut Storage<'_>) {
         let records: WriteSet = (0..20)
             .map(|_| {
                 let value = (choices.below(4) > 0).then(|| bytes(&format!("{round} {}", "v".repeat(30))));
-                (bytes(&format!("key {:03}", choices.below(100))), value)
+                (bytes(&format!("key {:03}", choices.below(100))), value.map(Into::into))
             })
             .collect();
         model.write(&records);
@@ -417,7 +417,7 @@ fn compaction_bounds_the_tables_and_changes_no_record(open: &mut Storage<'_>) {
     let (mut objects_max, mut compacted) = (0, 0);
     for round in 0..4 * FLUSHES {
         let key = |n: u64| bytes(&format!("key {:03}", (round * 7 + n) % 50));
-        let records: WriteSet = (0..20).map(|n| (key(n), (n % 5 > 0).then(|| bytes(&"v".repeat(30))))).collect();
+        let records: WriteSet = (0..20).map(|n| (key(n), (n % 5 > 0).then(|| "v".repeat(30).into()))).collect();
         model.write(&records);
         test.write_set(records);
         assert!(test.freeze("system"), "nothing else is frozen");
@@ -447,7 +447,7 @@ fn a_compaction_that_is_stopped_or_overtaken_changes_nothing(open: &mut Storage<
     let mut index = 0;
     let mut write = |test: &mut Fixture<'_, '_>, model: &mut Model| {
         index += 1;
-        let records: WriteSet = (0..60).map(|n| (bytes(&format!("{n:03}")), Some(bytes(&index.to_string())))).collect();
+        let records: WriteSet = (0..60).map(|n| (bytes(&format!("{n:03}")), Some(index.to_string().into()))).collect();
         model.write(&records);
         test.write_set(records);
         assert!(test.freeze("system"), "nothing else is frozen");
@@ -488,7 +488,7 @@ fn a_snapshot_can_be_installed_on_other_replicas(open: &mut Storage<'_>) {
     engine.open(target, &empty_checkpoint(target, 0, 0)).expect("a new replica opens");
     let reader = engine.reader(target).expect("an open replica is readable");
     let write = |key: &str, index| {
-        engine.write(target, vec![(bytes(key), Some(bytes("old")))], LogIndex(index)).expect("an open replica writes");
+        engine.write(target, vec![(bytes(key), Some("old".into()))], LogIndex(index)).expect("an open replica writes");
     };
     write("x", 1);
     assert!(engine.freeze(target, position(target, 1, 1), Bytes::new()).expect("an open replica freezes"));
@@ -537,7 +537,7 @@ fn a_snapshot_of_the_records_sees_no_later_write(open: &mut Storage<'_>) {
         let value = choices.below(3).checked_sub(1).map(|_| format!("{step}"));
         let keys =
             [choices.below(8), choices.below(8)].map(|key| ["a", "b", "c", "d", "e", "f", "g", "h"][key as usize]);
-        let records: WriteSet = keys.map(|key| (bytes(key), value.as_deref().map(bytes))).into();
+        let records: WriteSet = keys.map(|key| (bytes(key), value.clone().map(Into::into))).into();
         model.write(&records);
         test.write_set(records);
         match step % 9 {
@@ -578,7 +578,7 @@ fn a_snapshot_that_is_kept_sees_its_moment_over_checkpoints_and_compactions(open
     let mut kept: Vec<(_, Model, KeyRange)> = Vec::new();
     for step in 0..12 {
         let records: WriteSet = (0..40)
-            .map(|key| (bytes(&format!("k{key:02}")), (key % 7 != step % 7).then(|| bytes(&format!("{step}")))))
+            .map(|key| (bytes(&format!("k{key:02}")), (key % 7 != step % 7).then(|| format!("{step}").into())))
             .collect();
         model.write(&records);
         test.write_set(records);
@@ -628,11 +628,11 @@ fn objects_are_verified_and_durable(open: &mut Storage<'_>) {
     test.engine().hold(Holder::Receiver(ReplicaId(218)), &[object, ObjectId::of(b"never here")]);
     assert_eq!(test.engine().missing(&[object]), [object]);
     assert!(matches!(test.engine().object(object), Err(EngineError::Object(id)) if id == object));
-    let wrong = test.engine().import(object, bytes("something else"));
+    let wrong = test.engine().import(object, bytes("something else"), &[]);
     assert!(matches!(wrong, Err(EngineError::Mismatch(id)) if id == object));
     assert_eq!(test.engine().missing(&[object]), [object], "nothing was stored");
-    test.engine().import(object, content.clone()).expect("the right bytes are stored");
-    test.engine().import(object, content.clone()).expect("twice is harmless");
+    test.engine().import(object, content.clone(), &[]).expect("the right bytes are stored");
+    test.engine().import(object, content.clone(), &[]).expect("twice is harmless");
     test.engine().sync().expect("imports become durable");
     assert!(test.engine().missing(&[object]).is_empty());
     assert_eq!(test.engine().object(object).expect("stored"), content);
@@ -671,7 +671,7 @@ fn what_a_receiver_imports_is_kept_until_it_is_installed(open: &mut Storage<'_>)
     let objects: Vec<_> = (0..3).map(|n| bytes(&format!("object {n} from a peer"))).collect();
     let ids: Vec<_> = objects.iter().map(|object| ObjectId::of(object)).collect();
     test.engine().hold(Holder::Receiver(receiver), &ids[..2]);
-    test.engine().import(ids[0], objects[0].clone()).expect("the right bytes are stored");
+    test.engine().import(ids[0], objects[0].clone(), &[]).expect("the right bytes are stored");
     // A newer offer names others. What both name stays, before it is durable and after.
     test.engine().hold(Holder::Receiver(receiver), &ids);
     assert_eq!(test.engine().missing(&ids).len(), 2);
@@ -743,7 +743,7 @@ fn random_walks_match_a_model(open: &mut Storage<'_>, seed: u64) {
                 let records: WriteSet = (0..=choices.below(4))
                     .map(|_| {
                         let value = (choices.below(3) > 0).then(|| bytes(&choices.below(1_000).to_string()));
-                        (bytes(&format!("{:02}", choices.below(40))), value)
+                        (bytes(&format!("{:02}", choices.below(40))), value.map(Into::into))
                     })
                     .collect();
                 model.write(&records);

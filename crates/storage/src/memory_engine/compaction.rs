@@ -2,17 +2,19 @@
 //!
 //! A view that is pinned for a fold is a copy of the records.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flotilla_types::{
     Checkpoint, CheckpointFormat, Folding, Holder, LogIndex, ObjectId, ReplicaId, TableKind, TableRef, Tables,
 };
 
 use super::{
-    State,
-    store::{self, Store},
+    Pinned, State,
+    store::{self, Pins, Store},
 };
 use crate::{
-    CompactionDue, EngineError, Fold,
+    CompactionDue, EngineError, Fold, Value,
     records::{Memtable, Records},
 };
 
@@ -112,6 +114,12 @@ impl State {
         records
     }
 
+    /// What keeps all that the records of now refer to.
+    pub(super) fn all_pins(&self, store: &mut Store) -> Vec<Arc<Pins>> {
+        let tables = store.pin(self.checkpoint.objects().collect());
+        [tables].into_iter().chain(self.active_pins.iter().chain(&self.frozen_pins).cloned()).collect()
+    }
+
     pub(super) fn compaction_due(&self, store: &Store) -> CompactionDue {
         let is_waiting = self.compacted.is_some();
         let is_fold_due = self.pinned.is_none() && !is_waiting && self.is_fold_due(store);
@@ -139,7 +147,7 @@ impl State {
         replica: ReplicaId,
         folding: Folding,
     ) -> Result<Option<Compacted>, EngineError> {
-        if let Some((fold, records)) = self.pinned.take() {
+        if let Some(Pinned { fold, records, .. }) = self.pinned.take() {
             let base = store.put_fold(fold, &records);
             return Ok(Some(Compacted::Folded { fold, base }));
         }
@@ -180,14 +188,14 @@ impl Store {
 
     /// Stores the base of a fold: the same one for the same records.
     fn put_fold(&mut self, fold: Fold, records: &Records) -> Vec<TableRef> {
-        let mut pieces = vec![Vec::<(Bytes, Option<Bytes>)>::new()];
+        let mut pieces = vec![Vec::<(Bytes, Option<Value>)>::new()];
         let mut bytes = 0;
         for (key, value) in records {
             if bytes >= fold.piece_bytes as usize {
                 pieces.push(Vec::new());
                 bytes = 0;
             }
-            bytes += key.len() + value.len();
+            bytes += key.len() + value.size_bytes();
             pieces.last_mut().into_iter().for_each(|piece| piece.push((key.clone(), Some(value.clone()))));
         }
         let pieces = pieces.into_iter().filter(|piece| !piece.is_empty()).map(|piece| {

@@ -3,10 +3,10 @@
 //! As in a real store, nobody knows of the damage before something reads the object, which counts as missing
 //! from then on.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use flotilla_types::{Checkpoint, Holder, ObjectId};
+use flotilla_types::{Checkpoint, ObjectId, ReplicaId};
 
 use super::{MemoryEngine, store::Store};
 use crate::{DAMAGED_NAMED_MAX, DamagedReplica, EngineError, Scrubbed};
@@ -42,7 +42,7 @@ impl MemoryEngine {
     /// The objects that a checkpoint needs, those that its tables consist of included.
     #[must_use]
     pub fn needed(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
-        self.store.lock().reachable(checkpoint.objects()).collect()
+        self.store.lock().reachable(checkpoint.objects()).into_iter().collect()
     }
 
     /// The objects that a checkpoint needs and that are not what they were, whether or not somebody has noticed:
@@ -51,14 +51,31 @@ impl MemoryEngine {
     pub fn rotten_in(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
         let store = self.store.lock();
         let is_rotten = |id: &ObjectId| store.objects.get(id).is_some_and(|object| object.health != Health::Intact);
-        store.reachable(checkpoint.objects()).filter(is_rotten).collect()
+        store.reachable(checkpoint.objects()).into_iter().filter(is_rotten).collect()
+    }
+
+    /// Those of these objects, and of all below them, that are not here or would not survive a crash: for checks from
+    /// outside. Damage that nobody has noticed does not count.
+    #[must_use]
+    pub fn not_durable(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
+        let store = self.store.lock();
+        let is_durable = |id: &ObjectId| store.has(*id) && store.objects.get(id).is_some_and(|object| object.synced);
+        store.reachable(objects.iter().copied()).into_iter().filter(|id| !is_durable(id)).collect()
+    }
+
+    /// All objects that are here.
+    #[must_use]
+    pub fn all_objects(&self) -> Vec<ObjectId> {
+        let mut all: Vec<_> = self.store.lock().objects.keys().copied().collect();
+        all.sort_unstable();
+        all
     }
 
     /// The objects that a checkpoint needs and that were never stored here, or are deleted.
     #[must_use]
     pub fn absent(&self, checkpoint: &Checkpoint) -> Vec<ObjectId> {
         let store = self.store.lock();
-        store.reachable(checkpoint.objects()).filter(|object| !store.objects.contains_key(object)).collect()
+        store.reachable(checkpoint.objects()).into_iter().filter(|object| !store.objects.contains_key(object)).collect()
     }
 }
 
@@ -109,16 +126,25 @@ impl Store {
     }
 
     pub(super) fn damaged(&self) -> Vec<DamagedReplica> {
-        let is_missing =
-            |object: &&ObjectId| self.objects.get(object).is_some_and(|object| object.health == Health::Missing);
-        let of = |(holder, held): (&Holder, &BTreeSet<ObjectId>)| {
-            let Holder::Checkpoint(replica) = *holder else { return None };
-            let needed: BTreeSet<_> = self.reachable(held.iter().copied()).collect();
-            let objects: Vec<_> = needed.iter().filter(is_missing).take(DAMAGED_NAMED_MAX).copied().collect();
-            (!objects.is_empty()).then_some(DamagedReplica { replica, objects })
+        let is_missing = |object: &ObjectId| {
+            let found = self.objects.get(object).is_some_and(|object| object.health == Health::Missing);
+            found || self.lost.contains(object)
         };
-        let mut damaged: Vec<_> = self.held.iter().filter_map(of).collect();
-        damaged.sort_unstable_by_key(|damaged| damaged.replica);
-        damaged
+        if self.lost.is_empty() && self.objects.values().all(|object| object.health != Health::Missing) {
+            return Vec::new();
+        }
+        let mut damaged: BTreeMap<ReplicaId, BTreeSet<ObjectId>> = BTreeMap::new();
+        for (holder, held) in &self.held {
+            if let Some(replica) = holder.damages() {
+                let needed = self.reachable(held.iter().copied());
+                damaged.entry(replica).or_default().extend(needed.into_iter().filter(is_missing));
+            }
+        }
+        damaged.retain(|_, objects| !objects.is_empty());
+        let of = |(replica, objects): (_, BTreeSet<_>)| DamagedReplica {
+            replica,
+            objects: objects.into_iter().take(DAMAGED_NAMED_MAX).collect(),
+        };
+        damaged.into_iter().map(of).collect()
     }
 }

@@ -1,15 +1,21 @@
 //! The objects of the in-memory engine, who holds them, and the tables that consist of them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use flotilla_types::{
     Checkpoint, CheckpointFormat, Holder, KeyRange, ObjectId, ReplicaId, TableKind, TableRef, Tables,
 };
 
+use parking_lot::Mutex;
+
 use super::scrub::{Health, Pass};
 use crate::{
-    EngineError, Manifest, PieceRef, WriteSet, children_of,
+    EngineError, Manifest, PieceRef, Value, WriteSet,
     records::{self, Memtable, Records},
 };
 
@@ -21,13 +27,36 @@ pub(super) struct Store {
     pub(super) objects: HashMap<ObjectId, Object>,
     /// What each holder named; for a replica's checkpoint also what was built since.
     pub(super) held: HashMap<Holder, BTreeSet<ObjectId>>,
+    /// Holders, pins and held parents of each object, present or not. One that nothing counts for any more is
+    /// deleted.
+    counts: HashMap<ObjectId, usize>,
+    /// Objects of pins that were dropped, and still count.
+    unpinned: Arc<Mutex<Vec<ObjectId>>>,
+    /// Objects that should be here and are not.
+    pub(super) lost: BTreeSet<ObjectId>,
     pub(super) pass: Option<Pass>,
+}
+
+/// Objects that stay until this is dropped, as memtables and snapshots need them.
+#[derive(Debug)]
+pub(super) struct Pins {
+    ids: Vec<ObjectId>,
+    unpinned: Arc<Mutex<Vec<ObjectId>>>,
+}
+
+impl Drop for Pins {
+    /// Whoever drops them may have locked the store.
+    fn drop(&mut self) {
+        self.unpinned.lock().append(&mut self.ids);
+    }
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Object {
     pub(super) bytes: Bytes,
-    synced: bool,
+    /// Ascending, each once.
+    children: Vec<ObjectId>,
+    pub(super) synced: bool,
     pub(super) health: Health,
 }
 
@@ -42,27 +71,80 @@ impl Store {
         self.objects.values_mut().for_each(|object| object.synced = true);
     }
 
-    pub(super) fn put(&mut self, bytes: Bytes, synced: bool) -> ObjectId {
+    /// Stores an object. If it is here, children that were not known are added.
+    pub(super) fn put(&mut self, bytes: Bytes, children: &[ObjectId], synced: bool) -> ObjectId {
         let id = ObjectId::of(&bytes);
-        let object = self.objects.entry(id).or_insert(Object { bytes, synced: false, health: Health::Intact });
+        let new = Object { bytes, children: Vec::new(), synced: false, health: Health::Intact };
+        let object = self.objects.entry(id).or_insert(new);
         object.synced |= synced;
         object.health = Health::Intact;
+        let known: BTreeSet<_> = object.children.iter().copied().collect();
+        let added: BTreeSet<_> = children.iter().copied().filter(|child| !known.contains(child)).collect();
+        object.children = known.union(&added).copied().collect();
+        self.lost.remove(&id);
+        if self.counts.contains_key(&id) {
+            added.into_iter().for_each(|child| self.count(child));
+        }
         id
     }
 
-    /// These objects and their children; those of absent ones are not known.
-    pub(super) fn reachable<'a>(
-        &'a self,
-        objects: impl IntoIterator<Item = ObjectId> + 'a,
-    ) -> impl Iterator<Item = ObjectId> + 'a {
-        objects.into_iter().flat_map(|id| {
-            let children = self.objects.get(&id).map(|object| children_of(&object.bytes)).unwrap_or_default();
-            [id].into_iter().chain(children)
-        })
+    /// These objects and all below them, each once; those below absent ones are not known.
+    pub(super) fn reachable(&self, objects: impl IntoIterator<Item = ObjectId>) -> BTreeSet<ObjectId> {
+        let (mut queue, mut found): (Vec<_>, _) = (objects.into_iter().collect(), BTreeSet::new());
+        while let Some(id) = queue.pop() {
+            if found.insert(id) {
+                queue.extend(self.objects.get(&id).into_iter().flat_map(|object| object.children.iter().copied()));
+            }
+        }
+        found
+    }
+
+    /// Counts one more need of an object.
+    fn count(&mut self, id: ObjectId) {
+        let mut queue = vec![id];
+        while let Some(id) = queue.pop() {
+            let count = self.counts.entry(id).or_default();
+            *count += 1;
+            if *count == 1 {
+                queue.extend(self.objects.get(&id).into_iter().flat_map(|object| object.children.iter().copied()));
+            }
+        }
+    }
+
+    /// Ends one need of an object, and deletes what nothing needs any more.
+    fn release(&mut self, id: ObjectId) {
+        let mut queue = vec![id];
+        while let Some(id) = queue.pop() {
+            let Some(count) = self.counts.get_mut(&id) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&id);
+                self.lost.remove(&id);
+                queue.extend(self.objects.remove(&id).into_iter().flat_map(|object| object.children));
+            }
+        }
+    }
+
+    /// Keeps objects until the result is dropped.
+    pub(super) fn pin(&mut self, ids: Vec<ObjectId>) -> Arc<Pins> {
+        ids.iter().for_each(|id| self.count(*id));
+        Arc::new(Pins { ids, unpinned: self.unpinned.clone() })
+    }
+
+    /// Lets go of the objects of dropped pins.
+    fn release_unpinned(&mut self) {
+        let unpinned = mem::take(&mut *self.unpinned.lock());
+        unpinned.into_iter().for_each(|id| self.release(id));
+    }
+
+    /// Those of these objects, and of all below them, that are absent count as lost.
+    pub(super) fn expect(&mut self, objects: &[ObjectId]) {
+        let absent = self.missing(objects);
+        self.lost.extend(absent.into_iter().filter(|id| self.counts.contains_key(id)));
     }
 
     pub(super) fn missing(&self, objects: &[ObjectId]) -> Vec<ObjectId> {
-        let needed: BTreeSet<_> = self.reachable(objects.iter().copied()).collect();
+        let needed = self.reachable(objects.iter().copied());
         needed.into_iter().filter(|id| !self.has(*id)).collect()
     }
 
@@ -71,23 +153,31 @@ impl Store {
     }
 
     pub(super) fn total_bytes(&self, objects: &[ObjectId]) -> u64 {
-        let sizes = self.reachable(objects.iter().copied()).filter_map(|id| self.objects.get(&id));
+        let pieces = |id: &ObjectId| {
+            let manifest = self.objects.get(id).map(|object| Manifest::decode(object.bytes.clone()));
+            manifest.and_then(Result::ok).unwrap_or_default().pieces.into_iter().map(|piece| piece.id)
+        };
+        let own = objects.iter().copied().chain(objects.iter().flat_map(pieces));
+        let sizes = own.filter_map(|id| self.objects.get(&id));
         sizes.map(|object| object.bytes.len() as u64).sum()
     }
 
-    /// Replaces what a holder named by these objects, and deletes those that no holder needs any more.
+    /// Replaces what a holder named by these objects, and deletes those that nothing needs any more.
     pub(super) fn hold(&mut self, holder: Holder, objects: BTreeSet<ObjectId>) {
-        let before = if objects.is_empty() { self.held.remove(&holder) } else { self.held.insert(holder, objects) };
-        let let_go: BTreeSet<_> = self.reachable(before.unwrap_or_default()).collect();
-        let needed: BTreeSet<_> = self.reachable(self.held.values().flatten().copied()).collect();
-        for object in let_go.difference(&needed) {
-            self.objects.remove(object);
+        let before = self.held.remove(&holder).unwrap_or_default();
+        objects.difference(&before).for_each(|id| self.count(*id));
+        before.difference(&objects).for_each(|id| self.release(*id));
+        if !objects.is_empty() {
+            self.held.insert(holder, objects);
         }
+        self.release_unpinned();
     }
 
     /// Adds objects to those that a holder named.
     pub(super) fn hold_too(&mut self, holder: Holder, objects: impl Iterator<Item = ObjectId>) {
-        self.held.entry(holder).or_default().extend(objects);
+        let mut all = self.held.get(&holder).cloned().unwrap_or_default();
+        all.extend(objects);
+        self.hold(holder, all);
     }
 
     /// Loads the records of a checkpoint, whose objects must all be here.
@@ -143,7 +233,7 @@ impl Store {
     /// Stores a run behind other tables.
     pub(super) fn put_run(&mut self, tables: &mut Tables, records: &Memtable) {
         match tables {
-            Tables::Pieces { runs, .. } => runs.push(self.put(records.encode(), true)),
+            Tables::Pieces { runs, .. } => runs.push(self.put(records.encode(), &[], true)),
             Tables::Manifests(tables) => tables.push(self.put_table(TableKind::Run, vec![records.clone()])),
         }
     }
@@ -153,7 +243,7 @@ impl Store {
         let chunks = chunks(records);
         match format {
             CheckpointFormat::Pieces => {
-                let base = chunks.iter().map(|chunk| self.put(chunk.encode(), true)).collect();
+                let base = chunks.iter().map(|chunk| self.put(chunk.encode(), &[], true)).collect();
                 Tables::Pieces { base, runs: Vec::new() }
             }
             CheckpointFormat::Manifests if chunks.is_empty() => Tables::Manifests(Vec::new()),
@@ -164,7 +254,8 @@ impl Store {
     pub(super) fn put_table(&mut self, kind: TableKind, pieces: Vec<Memtable>) -> TableRef {
         let mut listed: Vec<_> = pieces.into_iter().map(|records| self.put_piece(&records)).collect();
         listed.sort_by(|left, right| left.first_key.cmp(&right.first_key));
-        let manifest = self.put(Manifest { pieces: listed }.encode(), true);
+        let children: Vec<_> = listed.iter().map(|piece| piece.id).collect();
+        let manifest = self.put(Manifest { pieces: listed }.encode(), &children, true);
         TableRef { kind, clip: KeyRange::all(), manifest, fold: None }
     }
 
@@ -176,7 +267,7 @@ impl Store {
             records: records.len() as u32,
             footer_bytes: 0,
             footer_crc: 0,
-            id: self.put(encoded, true),
+            id: self.put(encoded, &records.refs().ids().collect::<Vec<_>>(), true),
         }
     }
 }
@@ -194,7 +285,7 @@ pub(super) fn base_and_runs(tables: &Tables) -> (Vec<ObjectId>, Vec<ObjectId>) {
 
 /// The base as chunks, by hash of the key.
 fn chunks(records: &Records) -> Vec<Memtable> {
-    let mut chunks: [BTreeMap<Bytes, Option<Bytes>>; CHUNKS] = Default::default();
+    let mut chunks: [BTreeMap<Bytes, Option<Value>>; CHUNKS] = Default::default();
     for (key, value) in records {
         let chunk = usize::from(ObjectId::of(key).as_bytes()[0]) % CHUNKS;
         chunks[chunk].insert(key.clone(), Some(value.clone()));

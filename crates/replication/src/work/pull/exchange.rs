@@ -1,19 +1,19 @@
 //! Requests for objects, and the answers to them.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::collections::HashSet;
 
 use bytes::Bytes;
-use flotilla_storage::{EngineError, Manifest, Remedy, StateEngine, remedy};
+use flotilla_storage::{EngineError, ListRefs, Remedy, StateEngine, remedy};
 use flotilla_types::{NodeId, ObjectId, ReplicaId};
 use flotilla_wire::{decode, encode, peer};
 
-use super::{ASKED_MAX, PullBounds, PullError};
+use super::{
+    ASKED_MAX, PullBounds, PullError,
+    wanted::{self, NotAsSaid, Wanted},
+};
 
 /// A request of a pull.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct PullRequest {
     /// Which of the pull's requests it is.
     pub(super) number: u64,
@@ -23,11 +23,11 @@ pub struct PullRequest {
     /// Asks which of the objects the source holds, instead of fetching them.
     pub(super) asks: bool,
     pub(super) objects: Vec<ObjectId>,
+    /// What they are; of a question nothing.
+    pub(super) wanted: Vec<Wanted>,
     pub(super) bytes_expected: u64,
     pub(super) timeout_ms: u64,
-    /// The objects whose children are fetched too: those that the checkpoint names. A peer cannot make the
-    /// chain longer.
-    pub(super) roots: Arc<HashSet<ObjectId>>,
+    pub(super) lists: ListRefs,
     pub(super) replica: ReplicaId,
 }
 
@@ -36,8 +36,8 @@ pub struct PullRequest {
 pub struct Stored {
     /// Objects stored, the first ones of the request.
     pub objects: usize,
-    /// What these need and is not here, with its size.
-    pub needed: Vec<(ObjectId, u32)>,
+    /// What these need and is not here.
+    pub(crate) needed: Vec<Wanted>,
     /// How many of the objects that these need are here already.
     pub reused: usize,
     /// Their bytes.
@@ -55,7 +55,7 @@ pub enum End {
     Served,
     /// The source does not hold the next object.
     Gone,
-    /// The bytes of the next object do not match its id. Nothing of it was stored.
+    /// The bytes of the next object do not match its id, or it is not what it must be. Nothing of it was stored.
     Bad,
     /// The source serves no more than it may, and is to be asked again after so many milliseconds.
     Busy {
@@ -116,28 +116,35 @@ impl PullRequest {
             stored.held = held(&self.objects, &answer.held);
             return stored;
         }
-        let mut sizes = HashMap::new();
-        let mut roots = Vec::new();
+        let mut needed = Vec::new();
         stored.end = self.end(&answer);
-        for (id, object) in self.objects.iter().zip(answer.objects) {
-            let (bytes, is_root) = (object.len(), self.roots.contains(id));
-            let pieces = if is_root { Manifest::decode(object.clone()).unwrap_or_default().pieces } else { Vec::new() };
-            if let Err(error) = engine.import(*id, object) {
+        for (wanted, object) in self.wanted.iter().zip(answer.objects) {
+            let bytes = object.len();
+            // Only the bytes that match the id say what it needs.
+            let needs = wanted.needs(engine, self.lists, &object);
+            let children = needs.as_ref().map(|needs| wanted::ids_of(needs)).unwrap_or_default();
+            let is_bad = needs == Err(NotAsSaid);
+            let imported = if is_bad {
+                Err(EngineError::Mismatch(wanted.id))
+            } else {
+                engine.import(wanted.id, object, &children)
+            };
+            if let Err(error) = imported {
                 let is_bad = matches!(error, EngineError::Mismatch(_));
                 stored.end = if is_bad { End::Bad } else { End::Failed(error.into()) };
                 break;
             }
             stored.bytes += bytes;
             stored.objects += 1;
-            if is_root {
-                sizes.extend(pieces.into_iter().map(|piece| (piece.id, piece.bytes)));
-                roots.push(*id);
-            }
+            needed.extend(needs.unwrap_or_default());
         }
-        let missing = engine.missing(&roots);
-        stored.reused = sizes.len().saturating_sub(missing.len());
-        stored.needed =
-            missing.into_iter().map(|object| (object, sizes.get(&object).copied().unwrap_or_default())).collect();
+        match wanted::find(engine, self.lists, needed) {
+            Ok(found) => {
+                stored.reused = found.here;
+                stored.needed = found.missing;
+            }
+            Err(error) => stored.end = End::Failed(error.into()),
+        }
         stored
     }
 

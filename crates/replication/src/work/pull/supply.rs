@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use flotilla_types::ObjectId;
 
+use super::wanted::Wanted;
+
 /// Sources of a pull: a bit of [`Holders`] for each.
 pub(super) const SOURCES_MAX: usize = 8;
 
@@ -34,9 +36,7 @@ impl Holders {
 
 #[derive(Debug)]
 struct Object {
-    id: ObjectId,
-    /// Zero if that is not known.
-    bytes: u32,
+    wanted: Wanted,
     holders: Holders,
     waits: bool,
 }
@@ -53,11 +53,11 @@ pub(super) struct Supply {
 
 impl Supply {
     /// Adds an object that waits, if it is new, and who holds it as far as that is known.
-    pub(super) fn add(&mut self, id: ObjectId, bytes: u32, holder: Option<usize>) {
+    pub(super) fn add(&mut self, wanted: Wanted, holder: Option<usize>) {
         let number = self.objects.len() as u32;
-        if *self.numbers.entry(id).or_insert(number) == number {
+        if *self.numbers.entry(wanted.id).or_insert(number) == number {
             let holders = holder.map(Holders::of).unwrap_or_default();
-            self.objects.push(Object { id, bytes, holders, waits: false });
+            self.objects.push(Object { wanted, holders, waits: false });
             self.wait(number);
         }
     }
@@ -79,7 +79,7 @@ impl Supply {
 
     /// Takes objects that a source holds, those with the fewest holders first, and says how many bytes they
     /// have, as far as that is known. The first one may have more than `bytes_max`.
-    pub(super) fn take(&mut self, source: usize, objects_max: usize, bytes_max: u64) -> (Vec<ObjectId>, u64) {
+    pub(super) fn take(&mut self, source: usize, objects_max: usize, bytes_max: u64) -> (Vec<Wanted>, u64) {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         let mut held: Vec<_> = self.waiting.keys().copied().filter(|holders| holders.has(source)).collect();
         held.sort_by_key(|holders| holders.0.count_ones());
@@ -87,11 +87,11 @@ impl Supply {
             let numbers: Vec<_> = self.waiting[&holders].iter().copied().take(objects_max - taken.len()).collect();
             for number in numbers {
                 let object = &self.objects[number as usize];
-                if !taken.is_empty() && bytes + u64::from(object.bytes) > bytes_max {
+                if !taken.is_empty() && bytes + u64::from(object.wanted.bytes) > bytes_max {
                     return (taken, bytes);
                 }
-                bytes += u64::from(object.bytes);
-                taken.push(object.id);
+                bytes += u64::from(object.wanted.bytes);
+                taken.push(object.wanted);
                 self.unwait(number);
             }
         }
@@ -106,7 +106,7 @@ impl Supply {
                 return (found, number);
             }
             if object.waits {
-                found.push(object.id);
+                found.push(object.wanted.id);
             }
         }
         (found, self.objects.len())

@@ -1,10 +1,10 @@
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
 use flotilla_storage::{Manifest, MemoryEngine, PieceRef};
 use flotilla_types::{
-    ConfState, Epoch, KeyRange, LogIndex, Position, ReplicaDescriptor, ShardDescriptor, ShardId, TableKind, TableRef,
-    Tables, Term,
+    ConfState, Epoch, KeyRange, LogIndex, ObjectRef, Position, ReplicaDescriptor, ShardDescriptor, ShardId, TableKind,
+    TableRef, Tables, Term,
 };
 
 use super::*;
@@ -30,7 +30,7 @@ fn source(count: u64) -> (MemoryEngine, Checkpoint) {
     let object = |n: u64| Bytes::from(format!("object {n:>3}"));
     let base: Vec<_> = (0..count).map(|n| ObjectId::of(&object(n))).collect();
     for (n, id) in (0..).zip(&base) {
-        engine.import(*id, object(n)).unwrap();
+        engine.import(*id, object(n), &[]).unwrap();
     }
     let descriptor =
         ShardDescriptor { shard: ShardId(1), range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() };
@@ -38,9 +38,14 @@ fn source(count: u64) -> (MemoryEngine, Checkpoint) {
     (engine, Checkpoint { tables: Tables::Pieces { base, runs: Vec::new() }, ..Checkpoint::empty(position) })
 }
 
+fn no_lists(_: &ObjectRef, _: &Bytes) -> Result<Vec<ObjectRef>, &'static str> {
+    Err("there are no lists")
+}
+
 /// A pull from the leader alone.
 fn start(target: &MemoryEngine, checkpoint: Checkpoint) -> Pull {
-    Pull::start(target, PullOrder { node: ME, replica: REPLICA, from: LEADER, checkpoint }, BOUNDS)
+    let order = PullOrder::of_snapshot(ME, REPLICA, LEADER, &checkpoint, no_lists);
+    Pull::start(target, order, BOUNDS).unwrap()
 }
 
 fn answer(pull: &mut Pull, target: &MemoryEngine, source: &MemoryEngine, request: PullRequest) -> usize {
@@ -96,7 +101,8 @@ fn source_with_manifests(tables: &[&[u64]]) -> (MemoryEngine, Checkpoint) {
         };
         let manifest = Manifest { pieces: pieces.iter().map(piece).collect() }.encode();
         let id = ObjectId::of(&manifest);
-        engine.import(id, manifest).unwrap();
+        let children = Manifest::decode(manifest.clone()).unwrap().children();
+        engine.import(id, manifest, &children).unwrap();
         TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest: id, fold: None }
     };
     let tables = Tables::Manifests(tables.iter().map(table).collect());
@@ -131,7 +137,7 @@ fn a_peer_cannot_make_the_chain_of_objects_longer() {
     piece.pieces[0].id = inner;
     let outer = piece.encode();
     let manifest = ObjectId::of(&outer);
-    source.import(manifest, outer).unwrap();
+    source.import(manifest, outer, &[inner]).unwrap();
     let table = TableRef { kind: TableKind::Run, clip: KeyRange::all(), manifest, fold: None };
     let checkpoint = Checkpoint { tables: Tables::Manifests(vec![table]), ..checkpoint };
     let target = MemoryEngine::default();
@@ -167,7 +173,7 @@ fn a_pull_that_is_stopped_ends_with_the_answers_in_flight() {
     let mut pull = start(&target, checkpoint);
     let in_flight = [pull.next_request(0).unwrap(), pull.next_request(0).unwrap()];
     pull.stop();
-    assert_eq!((pull.next_request(0), pull.state()), (None, PullState::Working));
+    assert_eq!((pull.next_request(0).is_none(), pull.state()), (true, PullState::Working));
     for request in in_flight {
         answer(&mut pull, &target, &source, request);
     }
@@ -199,7 +205,7 @@ fn failures_end_a_pull_only_if_nothing_succeeds_in_between() {
             let request = pull.next_request(now_ms).unwrap();
             pull.on_failure(now_ms, request);
             assert_eq!(pull.wakes_at_ms(now_ms), Some(now_ms + (BACKOFF_MS << failed)));
-            assert_eq!((pull.next_request(now_ms), pull.state()), (None, PullState::Working));
+            assert_eq!((pull.next_request(now_ms).is_none(), pull.state()), (true, PullState::Working));
             now_ms += BACKOFF_MS << failed;
         }
         let request = pull.next_request(now_ms).unwrap();
@@ -210,7 +216,7 @@ fn failures_end_a_pull_only_if_nothing_succeeds_in_between() {
         let request = pull.next_request(now_ms).unwrap();
         pull.on_failure(now_ms, request);
     }
-    assert_eq!((pull.state(), pull.next_request(now_ms + 10_000)), (PullState::Failed, None));
+    assert_eq!((pull.state(), pull.next_request(now_ms + 10_000).is_none()), (PullState::Failed, true));
 }
 
 /// A pull whose snapshot's shard has replicas on all four nodes.
@@ -278,7 +284,7 @@ enum Does {
 fn part_of(whole: &MemoryEngine, checkpoint: &Checkpoint, has: impl Fn(usize) -> bool) -> MemoryEngine {
     let part = MemoryEngine::default();
     for (_, id) in checkpoint.objects().enumerate().filter(|(at, _)| has(*at)) {
-        part.import(id, whole.object(id).unwrap()).unwrap();
+        part.import(id, whole.object(id).unwrap(), &[]).unwrap();
     }
     part
 }

@@ -36,6 +36,10 @@ pub(crate) struct Checks {
     pub installed: BTreeSet<ReplicaId>,
     /// Snapshot messages that were sent.
     pub snapshots_sent: u64,
+    /// Orders of what entries and commands refer to that were fulfilled.
+    pub gathered: u64,
+    /// Entries that refer to objects and were written to a log.
+    pub referring: u64,
     /// Bytes of objects that were stored from peers.
     pub pulled_bytes: usize,
     /// Answers that lacked an object.

@@ -5,7 +5,7 @@ use flotilla_kv::{
     Action, Answer as Found, Command, Expiry, Operation, OperationResult, Otherwise, Outcome, Query, decode_answer,
     decode_outcome, encode_command, encode_query,
 };
-use flotilla_replication::{Answer, Freshness, Input, Request, RequestError};
+use flotilla_replication::{Answer, CommandRefs, Freshness, Input, Request, RequestError};
 use flotilla_types::{Bucket, CollectionId, NodeId, RecordKey, SessionId, Timestamp};
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
@@ -163,8 +163,15 @@ impl World {
         let Some((operation, _)) = client.operation.clone() else { return };
         let (session, sequence, target) = (client.session, client.sequence, client.target);
         let after = Timestamp::ZERO;
-        let request =
-            |payload| Request { shard: SHARD, range_epoch: None, after, payload, deadline_ms, reply: attempt };
+        let request = |payload| Request {
+            shard: SHARD,
+            range_epoch: None,
+            after,
+            payload,
+            refs: CommandRefs::default(),
+            deadline_ms,
+            reply: attempt,
+        };
         let input = match operation {
             ClientOperation::Add { key } => {
                 Input::Propose(request(command(session, sequence, key, Action::Add { delta: 1 })))
@@ -257,7 +264,8 @@ impl World {
     ) -> u64 {
         let reply = self.next_attempt();
         let deadline_ms = self.now_ms() + timeout_ms;
-        let request = Request { shard: SHARD, range_epoch, after, payload, deadline_ms, reply };
+        let refs = CommandRefs::default();
+        let request = Request { shard: SHARD, range_epoch, after, payload, refs, deadline_ms, reply };
         let input = match freshness {
             Some(freshness) => Input::Read(request, freshness),
             None => Input::Propose(request),

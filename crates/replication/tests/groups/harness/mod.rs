@@ -11,6 +11,7 @@ mod network;
 mod node;
 mod pulls;
 mod script;
+mod values;
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,7 @@ pub(crate) use clients::{Client, ClientEvent, get, key, store};
 pub(crate) use network::{Frame, Network};
 pub(crate) use node::Node;
 pub(crate) use script::descriptor;
+pub(crate) use values::{delete, put};
 
 /// The one shard of these tests.
 pub(crate) const SHARD: ShardId = ShardId(1);

@@ -9,17 +9,19 @@ use bytes::Bytes;
 use flotilla_kv::{KvMachine, Limits};
 use flotilla_replication::{
     Applied, Applier, ApplyTask, Background, Core, Done, Effects, Input, Load, Loaded, Notice, Outgoing, ReplicaStatus,
-    Replicas, Returned, Slow, first_sequence, work::PullRequest,
+    Replicas, Returned, Slow, first_sequence, refs_of, work::PullRequest,
 };
 use flotilla_storage::{
-    ApplyContext, EngineError, Log as _, LogBatch, LogEvidence, MachineError, MemoryEngine, MemoryLog, PeerSequence,
-    StateEngine as _,
+    ApplyContext, EngineError, Log as _, LogBatch, LogEvidence, MachineError, Manifest, MemoryEngine, MemoryLog,
+    PeerSequence, StateEngine as _,
     conformance::{Observed, Observer},
 };
-use flotilla_types::{Checkpoint, CheckpointFormat, Folding, Incarnation, LogIndex, NodeId, ReplicaId, WalSequence};
+use flotilla_types::{
+    Checkpoint, CheckpointFormat, Folding, Incarnation, LogIndex, NodeId, ObjectId, ReplicaId, WalSequence,
+};
 use rand::RngExt as _;
 
-use super::{Event, Frame, WALL_MS, World, pulls};
+use super::{Event, Frame, WALL_MS, World, pulls, values::Referring};
 
 /// Background jobs that run at a time, as in the host.
 const WORKERS: usize = 2;
@@ -98,6 +100,7 @@ pub(crate) enum Job {
     Compact(ReplicaId, Folding),
     Load(Load),
     Destroy(ReplicaId),
+    Expect(Vec<ObjectId>),
 }
 
 /// An event on a node.
@@ -140,6 +143,7 @@ impl std::fmt::Debug for NodeEvent {
                 }
                 Job::Compact(replica, _) => write!(f, "compacted {replica}"),
                 Job::Destroy(replica) => write!(f, "removed {replica}"),
+                Job::Expect(objects) => write!(f, "expects {} objects", objects.len()),
                 Job::Load(load) => write!(f, "loaded {} {}", load.replica, load.checkpoint.position.index),
             },
             Self::PullGoesOn(pull) => write!(f, "pull {pull} goes on"),
@@ -181,7 +185,7 @@ impl World {
         let observer: Observer = Arc::new(move |context: &ApplyContext<'_>| {
             history.lock().holds_after(LogIndex(context.index.0 - 1), context.descriptor);
         });
-        let kv = || Box::new(KvMachine::new(Limits::default()));
+        let kv = || Box::new(Referring::over(KvMachine::new(Limits::default())));
         let machines = Arc::new(move |_| Box::new(Observed::new(kv(), observer.clone())) as _);
         let next = first_sequence(node.incarnation).max(log.recovered()).next();
         node.running = Some(Box::new(Running {
@@ -235,6 +239,24 @@ impl World {
     pub(crate) fn backup(&self, id: NodeId) -> Backup {
         let node = &self.nodes[&id];
         Backup { log: node.log.reopen(), engine: node.engine.reopen() }
+    }
+
+    /// A stopped node loses all its objects but those of checkpoints, and keeps its log.
+    pub(crate) fn lose_objects(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        assert!(node.running.is_none(), "{id} runs");
+        let engine = MemoryEngine::default();
+        for (_, log) in node.log.replicas().unwrap() {
+            for object in log.checkpoint.objects() {
+                let manifest = Manifest::decode(node.engine.object(object).unwrap()).unwrap_or_default();
+                for id in manifest.children().into_iter().chain([object]) {
+                    let children = if id == object { manifest.children() } else { Vec::new() };
+                    engine.import(id, node.engine.object(id).unwrap(), &children).unwrap();
+                }
+            }
+        }
+        engine.sync().unwrap();
+        node.engine = engine;
     }
 
     /// Restores a stopped node from a backup; an empty one wipes it.
@@ -380,6 +402,8 @@ impl World {
                     self.work(node, running, Job::InstallCheckpoint(replica, checkpoint))
                 }
                 Background::Compact { replica, folding } => self.work(node, running, Job::Compact(replica, folding)),
+                Background::Expect { objects } => self.work(node, running, Job::Expect(objects)),
+                Background::Gather(gather) => self.start_gather(node, running, gather),
                 Background::Pull { replica, from, checkpoint } => {
                     self.start_pull(node, running, replica, from, checkpoint);
                 }
@@ -452,6 +476,12 @@ impl World {
         let Some(WriteInFlight { batch, log_complete, done, after }) = running.wal.in_flight.take() else { return };
         if let Some(batch) = batch {
             running.wal.written = batch.sequence;
+            for entry in batch.replicas.iter().flat_map(|write| &write.entries) {
+                let objects: Vec<_> = refs_of(entry).ids().collect();
+                let missing = node.engine.not_durable(&objects);
+                assert!(missing.is_empty(), "{} writes {} without {missing:?}", node.id, entry.index);
+                self.checks.referring += u64::from(!objects.is_empty());
+            }
             if let Err(error) = node.log.write(batch.clone()) {
                 panic!("{}: {error}: {batch:?}", node.id);
             }
@@ -568,6 +598,11 @@ impl World {
                 self.take(node, running, Input::Compacted { replica, done });
             }
             Job::Destroy(replica) => node.engine.destroy(replica).unwrap(),
+            Job::Expect(objects) => {
+                node.engine.expect(&objects);
+                let damaged = node.engine.damaged();
+                self.take(node, running, Input::Damaged(damaged));
+            }
             Job::Load(load) => {
                 let result = load.run(&node.engine);
                 running.tasks.push_back(Task::Loaded(load, result));

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use flotilla_replication::{
-    Input,
+    Gather, Input,
     work::{Pull, PullBounds, PullOrder, PullRequest, PullState, serve},
 };
-use flotilla_types::{Checkpoint, NodeId, ReplicaId};
+use flotilla_types::{Checkpoint, Holder, NodeId, ReplicaId};
+use flotilla_values::list_refs;
 use rand::RngExt as _;
 
 use super::{
@@ -23,11 +24,33 @@ const BOUNDS: PullBounds = PullBounds {
 
 /// A pull in flight.
 pub(super) struct Pulling {
-    replica: ReplicaId,
-    from: NodeId,
+    what: Pulled,
     pull: Pull,
-    /// What replaces it.
-    next: Option<Checkpoint>,
+}
+
+/// What a pull fetches.
+enum Pulled {
+    Snapshot {
+        replica: ReplicaId,
+        from: NodeId,
+        checkpoint: Checkpoint,
+        /// What replaces it.
+        next: Option<Checkpoint>,
+    },
+    Refs {
+        holder: Holder,
+        number: u64,
+        deadline_ms: Option<u64>,
+    },
+}
+
+impl Pulled {
+    fn holder(&self) -> Holder {
+        match self {
+            Self::Snapshot { replica, .. } => Holder::Receiver(*replica),
+            Self::Refs { holder, .. } => *holder,
+        }
+    }
 }
 
 impl World {
@@ -40,44 +63,76 @@ impl World {
         from: NodeId,
         checkpoint: Checkpoint,
     ) {
-        let same = running.pulls.values_mut().find(|pulling| (pulling.replica, pulling.from) == (replica, from));
-        if let Some(pulling) = same {
-            pulling.pull.stop();
-            pulling.next = Some(checkpoint);
-            return;
+        for pulling in running.pulls.values_mut() {
+            if let Pulled::Snapshot { replica: same, from: source, next, .. } = &mut pulling.what
+                && (*same, *source) == (replica, from)
+            {
+                pulling.pull.stop();
+                *next = Some(checkpoint);
+                return;
+            }
         }
-        running.pulls.retain(|_, pulling| pulling.replica != replica);
-        let order = PullOrder { node: node.id, replica, from, checkpoint };
-        let pull = Pull::start(&node.engine, order, BOUNDS);
+        let order = PullOrder::of_snapshot(node.id, replica, from, &checkpoint, list_refs);
+        self.begin_pull(node, running, Pulled::Snapshot { replica, from, checkpoint, next: None }, order);
+    }
+
+    /// Starts to fetch what entries or a command refer to.
+    pub(super) fn start_gather(&mut self, node: &Node, running: &mut Running, gather: Gather) {
+        let Gather { holder, number, refs, sources, deadline_ms } = gather;
+        let order = PullOrder::of_refs(sources, &refs, list_refs);
+        self.begin_pull(node, running, Pulled::Refs { holder, number, deadline_ms }, order);
+    }
+
+    fn begin_pull(&mut self, node: &Node, running: &mut Running, what: Pulled, order: PullOrder) {
+        let holder = what.holder();
+        running.pulls.retain(|_, pulling| pulling.what.holder() != holder);
+        let pull = Pull::start(&node.engine, order, BOUNDS).unwrap();
         let number = self.next_attempt();
-        running.pulls.insert(number, Pulling { replica, from, pull, next: None });
+        running.pulls.insert(number, Pulling { what, pull });
         self.advance_pull(node, running, number);
     }
 
     pub(super) fn advance_pull(&mut self, node: &Node, running: &mut Running, number: u64) {
         let now_ms = self.now_us / 1_000;
         let Some(pulling) = running.pulls.get_mut(&number) else { return };
+        if matches!(pulling.what, Pulled::Refs { deadline_ms: Some(deadline_ms), .. } if deadline_ms <= now_ms) {
+            pulling.pull.stop();
+        }
         while let Some(request) = pulling.pull.next_request(now_ms) {
             let delay_us = self.rng.random_range(200..2_000);
             self.later(node, delay_us, NodeEvent::PullAsked(number, request));
         }
-        if pulling.pull.state() == PullState::Working {
-            if let Some(wakes_at_ms) = pulling.pull.wakes_at_ms(now_ms) {
-                self.later(node, (wakes_at_ms - now_ms) * 1_000, NodeEvent::PullGoesOn(number));
+        let complete = match pulling.pull.state() {
+            PullState::Working => {
+                if let Some(wakes_at_ms) = pulling.pull.wakes_at_ms(now_ms) {
+                    self.later(node, (wakes_at_ms - now_ms) * 1_000, NodeEvent::PullGoesOn(number));
+                }
+                return;
             }
-            return;
-        }
-        let Some(Pulling { replica, from, pull, next }) = running.pulls.remove(&number) else { return };
-        let complete = pull.state() == PullState::Fetched && pull.sync(&node.engine).is_ok();
-        self.take(node, running, Input::Pulled { replica, checkpoint: pull.into_checkpoint(), complete });
-        if let Some(checkpoint) = next {
-            self.start_pull(node, running, replica, from, checkpoint);
+            PullState::Failed => false,
+            PullState::Fetched if pulling.pull.finish(&node.engine).unwrap() => true,
+            // Something is missing again.
+            PullState::Fetched => return self.later(node, 100, NodeEvent::PullGoesOn(number)),
+        };
+        match running.pulls.remove(&number).map(|pulling| pulling.what) {
+            Some(Pulled::Refs { holder, number, .. }) => {
+                self.checks.gathered += u64::from(complete);
+                self.take(node, running, Input::Gathered { holder, number, complete });
+            }
+            Some(Pulled::Snapshot { replica, from, checkpoint, next }) => {
+                self.take(node, running, Input::Pulled { replica, checkpoint, complete });
+                if let Some(checkpoint) = next {
+                    self.start_pull(node, running, replica, from, checkpoint);
+                }
+            }
+            None => {}
         }
     }
 
     pub(super) fn serve_pull(&mut self, node: &Node, running: &Running, number: u64, request: PullRequest) {
-        let Some(Pulling { from: offerer, .. }) = running.pulls.get(&number) else { return };
-        let (from, is_promised) = (request.source(), *offerer == request.source());
+        let Some(Pulling { what, .. }) = running.pulls.get(&number) else { return };
+        let from = request.source();
+        let is_promised = matches!(what, Pulled::Snapshot { from: offerer, .. } if *offerer == from);
         let up = self.network.is_up(node.id, from);
         let source = self.nodes.get(&from).filter(|source| up && source.running.is_some());
         let served = source.map(|source| serve(&source.engine, request.encode(), BOUNDS));
@@ -85,8 +140,9 @@ impl World {
             return self.later(node, 1_000, NodeEvent::PullAnswered(number, request, None));
         };
         self.checks.objects_gone += u64::from(is_promised && !served.complete);
-        let to = served.replica.expect("a request names its replica");
-        self.input(from, Input::ObjectsServed { node: node.id, to, complete: served.complete });
+        if let Some(to) = served.replica {
+            self.input(from, Input::ObjectsServed { node: node.id, to, complete: served.complete });
+        }
         let now_us = self.now_us;
         let until_us = self.network.objects_until_us.entry(node.id).or_default();
         let bytes = served.response.len() as u64;

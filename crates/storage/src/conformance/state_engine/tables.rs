@@ -27,7 +27,7 @@ fn fill(test: &mut Fixture<'_, '_>, model: &mut Model, choices: &mut Choices) {
         let records: WriteSet = (0..20)
             .map(|_| {
                 let value = (choices.below(4) > 0).then(|| bytes(&format!("{round} {}", "v".repeat(30))));
-                (bytes(&format!("{:02}", choices.below(100))), value)
+                (bytes(&format!("{:02}", choices.below(100))), value.map(Into::into))
             })
             .collect();
         model.write(&records);
@@ -60,15 +60,18 @@ fn clipped_tables_are_a_map_restricted_to_the_clip(storage: &mut Storage<'_>) {
         let tables = clipped(&test.durable.tables, &clip);
         let mut part = Checkpoint { tables, ..empty_checkpoint(target, 1, 1) };
         let mut expected = Model::default();
-        expected.write(&model.range(&clip).into_iter().map(|(key, value)| (key, Some(value))).collect::<WriteSet>());
+        expected
+            .write(&model.range(&clip).into_iter().map(|(key, value)| (key, Some(value.into()))).collect::<WriteSet>());
         let engine = test.engine();
         engine.install_snapshot(target, &part).expect("its objects are here");
         assert_holds(engine, target, &expected.range(&KeyRange::all()));
         // It goes on from there; what lies outside the clip does not come back.
         for round in 2..2 + FLUSHES {
             let keys = (0..8).map(|_| choices.below(100)).map(|number| bytes(&format!("{number:02}")));
-            let records: WriteSet =
-                keys.filter(|key| clip.contains(key)).map(|key| (key, Some(bytes(&round.to_string())))).collect();
+            let records: WriteSet = keys
+                .filter(|key| clip.contains(key))
+                .map(|key| (key, Some(bytes(&round.to_string()).into())))
+                .collect();
             expected.write(&records);
             engine.write(target, records, LogIndex(round)).expect("an open replica takes writes");
             assert!(engine.freeze(target, position(target, round, 1), Bytes::new()).expect("an open replica freezes"));
@@ -149,10 +152,10 @@ fn what_a_manifest_lists_is_missing_until_it_is_here(storage: &mut Storage<'_>) 
     let engine = test.engine();
     engine.hold(Holder::Receiver(ReplicaId(257)), &[root]);
     assert_eq!(engine.missing(&[root]), [root]);
-    engine.import(ids[1], pieces[1].clone()).expect("the right bytes are stored");
-    engine.import(root, manifest.clone()).expect("the right bytes are stored");
+    engine.import(ids[1], pieces[1].clone(), &[]).expect("the right bytes are stored");
+    engine.import(root, manifest.clone(), &ids).expect("the right bytes are stored");
     assert_eq!(engine.missing(&[root]), [ids[0]]);
-    engine.import(ids[0], pieces[0].clone()).expect("the right bytes are stored");
+    engine.import(ids[0], pieces[0].clone(), &[]).expect("the right bytes are stored");
     assert!(engine.missing(&[root]).is_empty());
     engine.sync().expect("imports become durable");
     for round in 0..FLUSHES {

@@ -1,0 +1,94 @@
+//! The entries of a replica's log that refer to objects, each of which holds what it refers to.
+//!
+//! Invariants: an entry is held from when Raft takes it into its log, so before it is written, until a truncation of
+//! it, or what replaces it, is durable: a crash in between brings it back. An entry with references is never
+//! written without a hold.
+
+use std::collections::BTreeMap;
+
+use flotilla_consensus::Group;
+use flotilla_types::{Entry, Holder, LogIndex, ObjectId, ReplicaId, Term};
+
+use super::{Effects, Hold};
+use crate::refs_of;
+
+/// Entries that refer to objects.
+#[derive(Debug, Default)]
+pub(super) struct LogRefs {
+    entries: BTreeMap<LogIndex, Term>,
+    /// Entries that others replaced, with the round that writes those.
+    replaced: Vec<(u64, LogIndex, Term)>,
+}
+
+/// The objects that an entry refers to, each once.
+pub(super) fn ids_of(entry: &Entry) -> Vec<ObjectId> {
+    let mut ids: Vec<_> = refs_of(entry).ids().collect();
+    ids.dedup();
+    ids
+}
+
+/// What an entry counts for in the bounds of the log: also what it refers to, which the log keeps on the disk.
+pub(super) fn bytes_of(entry: &Entry) -> u64 {
+    let own = entry.size_bytes() as u64;
+    refs_of(entry).iter().fold(own, |bytes, reference| bytes.saturating_add(reference.bytes))
+}
+
+impl LogRefs {
+    /// Raft has taken an entry into its log: holds what it refers to.
+    pub(super) fn add<T>(&mut self, id: ReplicaId, entry: &Entry, effects: &mut Effects<T>) {
+        let objects = ids_of(entry);
+        if objects.is_empty() || self.entries.get(&entry.index) == Some(&entry.term) {
+            return;
+        }
+        if let Some(term) = self.entries.insert(entry.index, entry.term) {
+            // Whatever writes this entry replaces the other one. That round is not known yet.
+            self.replaced.push((u64::MAX, entry.index, term));
+        }
+        effects.holds.push(Hold { holder: holder(id, entry.index, entry.term), objects });
+    }
+
+    /// A round writes entries, or replaces the whole log: what is no longer in Raft's log is let go of after it.
+    pub(super) fn writes(&mut self, group: &Group, number: u64, from: Option<LogIndex>, entries: &[Entry]) {
+        for entry in entries {
+            let is_held = self.entries.get(&entry.index) == Some(&entry.term)
+                || self.replaced.iter().any(|(_, index, term)| (*index, *term) == (entry.index, entry.term));
+            assert!(is_held || refs_of(entry).is_empty(), "{} is written without a hold", entry.index);
+        }
+        let first = from.or_else(|| entries.first().map(|entry| entry.index));
+        let Some(first) = first else { return };
+        let truncated = group.truncated().0;
+        let is_gone = |index: &LogIndex, term: &mut Term| *index <= truncated || group.term_of(*index) != Some(*term);
+        let gone: Vec<_> = self.entries.extract_if(first.., is_gone).collect();
+        self.replaced.extend(gone.into_iter().map(|(index, term)| (number, index, term)));
+        for (round, index, _) in &mut self.replaced {
+            if *round == u64::MAX && *index >= first {
+                *round = number;
+            }
+        }
+    }
+
+    /// A round is durable.
+    pub(super) fn written<T>(&mut self, id: ReplicaId, number: u64, effects: &mut Effects<T>) {
+        let done = self.replaced.extract_if(.., |(round, ..)| *round <= number);
+        effects.holds.extend(done.map(|(_, index, term)| Hold::end(holder(id, index, term))));
+    }
+
+    /// A truncation up to this entry is durable.
+    pub(super) fn truncated<T>(&mut self, id: ReplicaId, to: LogIndex, effects: &mut Effects<T>) {
+        let gone = self.entries.extract_if(..=to, |_, _| true);
+        effects.holds.extend(gone.map(|(index, term)| Hold::end(holder(id, index, term))));
+        let replaced = self.replaced.extract_if(.., |(round, index, _)| *round == u64::MAX && *index <= to);
+        effects.holds.extend(replaced.map(|(_, index, term)| Hold::end(holder(id, index, term))));
+    }
+
+    /// The holders of all entries.
+    pub(super) fn holders(&self, id: ReplicaId) -> Vec<Holder> {
+        let replaced = self.replaced.iter().map(|(_, index, term)| (*index, *term));
+        let all = self.entries.iter().map(|(index, term)| (*index, *term)).chain(replaced);
+        all.map(|(index, term)| holder(id, index, term)).collect()
+    }
+}
+
+fn holder(replica: ReplicaId, index: LogIndex, term: Term) -> Holder {
+    Holder::Log { replica, index, term }
+}
