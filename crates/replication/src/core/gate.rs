@@ -19,6 +19,8 @@ use crate::{refs_of, work};
 
 /// Bytes of entries that wait for objects, of each replica, besides the first message.
 const PARKED_BYTES_MAX: usize = 1 << 20;
+/// Milliseconds for which what was fetched of a tail is kept when the rest could not be had.
+const KEPT_MS: u64 = 10_000;
 /// Commands of a leader that wait for objects; further ones are refused as busy.
 const REQUESTS_GATHERING_MAX: usize = 64;
 
@@ -51,7 +53,7 @@ impl<T> Core<T> {
                 return;
             }
             if message.term > parked.term {
-                replica.parked = None;
+                self.drop_parked(id);
             }
         }
         self.pass(message, effects);
@@ -96,7 +98,7 @@ impl<T> Core<T> {
         let entries = parked.messages.iter().flat_map(|message| &message.entries);
         let refs: BTreeSet<_> = entries.flat_map(|entry| refs_of(entry).to_vec()).collect();
         let leader = parked.messages.front().map(|message| message.from);
-        replica.holds_parked = true;
+        (replica.holds_parked, replica.parked_kept_ms) = (true, None);
         let from = leader.and_then(|leader| replica.node_of(leader));
         let sources = work::sources(node, from, &replica.descriptor);
         let refs = refs.into_iter().collect();
@@ -127,7 +129,7 @@ impl<T> Core<T> {
         let Some(replica) = self.replicas.get_mut(&id) else { return };
         let Some(mut parked) = replica.parked.take_if(|parked| parked.ordered.1 == number) else { return };
         if !complete {
-            // The leader sends the entries again. What came stays held until then.
+            self.drop_parked(id);
             return;
         }
         let rest = parked.messages.split_off(parked.ordered.0);
@@ -143,9 +145,18 @@ impl<T> Core<T> {
         }
     }
 
+    /// Drops what is parked. The leader, or another one, may send the entries again: what came stays held for a while.
+    fn drop_parked(&mut self, id: ReplicaId) {
+        if let Some(replica) = self.replicas.get_mut(&id) {
+            replica.parked = None;
+            replica.parked_kept_ms = replica.holds_parked.then_some(self.now_ms + KEPT_MS);
+            self.schedule.waiting.insert(id);
+        }
+    }
+
     /// Drops what is parked, and lets go of what was fetched for it.
     pub(super) fn end_parked(id: ReplicaId, replica: &mut Replica<T>, effects: &mut Effects<T>) {
-        replica.parked = None;
+        (replica.parked, replica.parked_kept_ms) = (None, None);
         if std::mem::take(&mut replica.holds_parked) {
             effects.holds.push(Hold::end(Holder::Parked(id)));
         }

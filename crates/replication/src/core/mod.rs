@@ -151,12 +151,8 @@ impl<T> Core<T> {
         };
         for (replica, state) in recovered {
             core.add_replica(replica, &state, true, effects);
-            match core.recover_log_refs(replica, (state.truncated.0, state.last), effects) {
-                Ok(()) => {}
-                Err(error) if remedy(&error) == Remedy::AbandonReplica => {
-                    core.on_group_failed(replica, GroupError::Log(error), effects);
-                }
-                Err(error) => return Err(error),
+            if let Err(error) = core.recover_log_refs(replica, (state.truncated.0, state.last), effects) {
+                core.on_group_failed(replica, GroupError::Log(error), effects);
             }
         }
         if let LogEvidence::WentBack { synced } = evidence {

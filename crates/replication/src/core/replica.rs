@@ -156,6 +156,8 @@ pub(super) struct Replica<T> {
     pub(super) parked: Option<Parked>,
     /// Objects may be held that were fetched for such appends.
     pub(super) holds_parked: bool,
+    /// They could not all be fetched: when what came is let go of.
+    pub(super) parked_kept_ms: Option<u64>,
     /// The entries of its log that refer to objects.
     pub(super) log_refs: LogRefs,
     /// A snapshot was accepted and is not loaded yet.
@@ -212,6 +214,7 @@ impl<T> Replica<T> {
             pending_snapshot: None,
             parked: None,
             holds_parked: false,
+            parked_kept_ms: None,
             log_refs: LogRefs::default(),
             installing: false,
             receives: false,

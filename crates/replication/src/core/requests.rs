@@ -229,6 +229,9 @@ impl<T> Core<T> {
                     request.refuse(RequestError::Deadline, effects);
                 }
             }
+            if replica.parked_kept_ms.is_some_and(|kept_ms| kept_ms <= now_ms) {
+                Self::end_parked(*id, replica, effects);
+            }
             let late = replica.gathering.extract_if(.., |_, request| request.deadline_ms <= now_ms);
             late.for_each(|(_, request)| request.refuse(RequestError::Deadline, effects));
             while replica.read_rounds.front().is_some_and(|round| round.started_ms + retry_ms <= now_ms) {
@@ -247,6 +250,7 @@ impl<T> Core<T> {
             !replica.reads.is_empty()
                 || !replica.pending.is_empty()
                 || !replica.gathering.is_empty()
+                || replica.parked_kept_ms.is_some()
                 || !replica.read_rounds.is_empty()
         });
     }

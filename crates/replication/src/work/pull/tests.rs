@@ -3,8 +3,8 @@ use std::collections::{HashSet, VecDeque};
 use bytes::Bytes;
 use flotilla_storage::{Manifest, MemoryEngine, PieceRef};
 use flotilla_types::{
-    ConfState, Epoch, KeyRange, LogIndex, ObjectRef, Position, ReplicaDescriptor, ShardDescriptor, ShardId, TableKind,
-    TableRef, Tables, Term,
+    ByteOrder, ConfState, Epoch, KeyRange, LogIndex, ObjectRef, Position, Refs, ReplicaDescriptor, ShardDescriptor,
+    ShardId, TableKind, TableRef, Tables, Term,
 };
 
 use super::*;
@@ -434,4 +434,106 @@ fn a_source_that_serves_no_more_than_it_may_is_asked_later_and_keeps_its_place()
     });
     assert_eq!((pull.state(), fetched[&LEADER]), (PullState::Fetched, 20));
     assert!(serve_later(waiting_request(REPLICA), 1).is_none(), "who asks for no objects is answered at once");
+}
+
+/// A list of the tests: a mark, and then the references that it has.
+fn list(refs: &[ObjectRef]) -> Bytes {
+    let mut bytes = b"list".to_vec();
+    refs.iter().copied().collect::<Refs>().encode(&mut bytes, ByteOrder::Big);
+    bytes.into()
+}
+
+fn lists(_: &ObjectRef, object: &Bytes) -> Result<Vec<ObjectRef>, &'static str> {
+    let mut refs = object.strip_prefix(b"list").ok_or("it is no list")?;
+    Refs::decode(&mut refs, ByteOrder::Big).map(|refs| refs.to_vec()).map_err(|_| "it is no list")
+}
+
+fn reference(object: &Bytes, height: u8) -> ObjectRef {
+    ObjectRef { id: ObjectId::of(object), height, bytes: object.len() as u64 }
+}
+
+/// Pulls what these references name from a source that has these objects, and looks whether it is all there.
+fn pull_refs(target: &MemoryEngine, refs: &[ObjectRef], objects: &[Bytes]) -> (bool, usize) {
+    let source = MemoryEngine::default();
+    for object in objects {
+        source.import(ObjectId::of(object), object.clone(), &[]).unwrap();
+    }
+    let order = PullOrder::of_refs(vec![LEADER], refs, lists);
+    let mut pull = Pull::start(target, order, BOUNDS).unwrap();
+    let (mut fetched, mut now_ms) = (0, 0);
+    loop {
+        while let Some(request) = pull.next_request(now_ms) {
+            let stored = request.store(target, serve(&source, request.encode(), BOUNDS).response);
+            fetched += stored.objects;
+            let _ = pull.on_stored(now_ms, 1, request, stored);
+        }
+        match pull.state() {
+            PullState::Working => now_ms = pull.wakes_at_ms(now_ms).expect("it goes on"),
+            PullState::Fetched if pull.finish(target).unwrap() => return (true, fetched),
+            PullState::Fetched => {}
+            PullState::Failed => return (false, fetched),
+        }
+    }
+}
+
+#[test]
+fn lists_are_fetched_before_what_they_list_and_only_what_is_missing() {
+    let chunks: Vec<_> = (0..9).map(|n| Bytes::from(format!("chunk {n}"))).collect();
+    let leaves: Vec<_> =
+        chunks.chunks(3).map(|part| list(&part.iter().map(|chunk| reference(chunk, 0)).collect::<Vec<_>>())).collect();
+    let root = list(&leaves.iter().map(|leaf| reference(leaf, 1)).collect::<Vec<_>>());
+    let all: Vec<_> = chunks.iter().chain(&leaves).chain([&root]).cloned().collect();
+    let target = MemoryEngine::default();
+    // Some are here as something else, so nothing is known of what they need.
+    for here in [&chunks[4], &leaves[1], &root] {
+        target.import(ObjectId::of(here), here.clone(), &[]).unwrap();
+    }
+    assert_eq!(pull_refs(&target, &[reference(&root, 2)], &all), (true, 10));
+    let ids: Vec<_> = all.iter().map(|object| ObjectId::of(object)).collect();
+    assert_eq!(target.not_durable(&ids), []);
+    assert_eq!(pull_refs(&target, &[reference(&root, 2)], &[]), (true, 0), "nothing is missing any more");
+}
+
+#[test]
+fn what_an_object_needs_follows_from_what_it_is() {
+    let absent = Bytes::from_static(b"absent");
+    // Chunks that look like a list and a manifest of something that does not exist.
+    let piece = PieceRef {
+        id: ObjectId::of(&absent),
+        first_key: Bytes::new(),
+        bytes: 1,
+        records: 1,
+        footer_bytes: 0,
+        footer_crc: 0,
+    };
+    for chunk in [list(&[reference(&absent, 0)]), Manifest { pieces: vec![piece] }.encode()] {
+        let objects = [chunk.clone()];
+        assert_eq!(pull_refs(&MemoryEngine::default(), &[reference(&chunk, 0)], &objects), (true, 1));
+    }
+    // One that is both, at once: what the list needs is fetched, too.
+    let both = list(&[reference(&absent, 0)]);
+    let refs = [reference(&both, 0), reference(&both, 1)];
+    let target = MemoryEngine::default();
+    assert_eq!(pull_refs(&target, &refs, &[both.clone(), absent.clone()]), (true, 2));
+    assert_eq!(target.not_durable(&[ObjectId::of(&both)]), []);
+    assert!(!pull_refs(&MemoryEngine::default(), &refs, &[both]).0);
+}
+
+#[test]
+fn objects_that_are_not_what_is_said_are_refused_here_and_from_elsewhere() {
+    let chunk = Bytes::from_static(b"chunk");
+    let leaf = list(&[reference(&chunk, 0)]);
+    // A list that contains lists of its own height has no end.
+    let endless = list(&[reference(&leaf, 1)]);
+    let objects = [chunk.clone(), leaf.clone(), endless.clone()];
+    let longer = ObjectRef { bytes: 6, ..reference(&chunk, 0) };
+    for refs in [[longer], [reference(&chunk, 1)], [reference(&endless, 1)]] {
+        let target = MemoryEngine::default();
+        assert!(!pull_refs(&target, &refs, &objects).0, "{refs:?}");
+        for object in &objects {
+            target.import(ObjectId::of(object), object.clone(), &[]).unwrap();
+        }
+        assert!(!pull_refs(&target, &refs, &objects).0, "{refs:?} here");
+    }
+    assert!(pull_refs(&MemoryEngine::default(), &[reference(&endless, 2)], &objects).0);
 }
