@@ -13,6 +13,7 @@ mod folds;
 mod log;
 mod model;
 mod references;
+mod referring;
 mod scrub;
 mod state_engine;
 
@@ -20,6 +21,7 @@ pub use descriptors::{DescriptorHistory, Observed, Observer};
 pub use folds::folds;
 pub use log::log;
 pub use references::references;
+pub use referring::{Referring, WithoutReferring};
 pub use scrub::scrub;
 pub use state_engine::state_engine;
 

@@ -9,6 +9,7 @@ mod epochs;
 mod folds;
 mod harness;
 mod hostile;
+mod hosts;
 mod leases;
 mod losses;
 mod many;

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flotilla_replication::{CommandRefs, RequestError};
+use flotilla_storage::conformance::Referring;
 use flotilla_types::{ClusterVersion, NodeId, ObjectRef, Refs};
 use flotilla_values::ValueRef;
 use rand::RngExt as _;
 
-use crate::harness::{World, delete, put, seeds};
+use crate::harness::{World, seeds};
 
 const TIMEOUT_MS: u64 = 4_000;
 
@@ -43,7 +44,7 @@ fn write(world: &mut World, gateway: NodeId, key: &[u8], content: &[u8]) -> u32 
         let value = world.upload(gateway, content);
         world.raise(ClusterVersion::VALUE_REFS);
         let leader = leader(world);
-        let command = put(key, &value.encode(), &value.refs());
+        let command = Referring::put(key, &value.encode(), &value.refs());
         let request = world.propose(leader, command, referring(&value, gateway), TIMEOUT_MS);
         let until_ms = world.now_ms() + 2 * TIMEOUT_MS;
         while !world.answers.contains_key(&request) && world.now_ms() < until_ms {
@@ -80,7 +81,7 @@ fn values_are_on_every_replica_wherever_they_were_stored() {
             let content = content(&mut world, len);
             let key = [b'k', (round % 10) as u8];
             write(&mut world, gateway, &key, &content);
-            expected.insert(World::value_key(&key), content);
+            expected.insert(Referring::record_key(&key), content);
         }
         assert!(world.checks.referring >= 3 * 15, "{} entries", world.checks.referring);
         assert_values(&mut world, &expected);
@@ -105,7 +106,7 @@ fn values_survive_crashes_of_any_node_at_any_time() {
                 world.raise(ClusterVersion::VALUE_REFS);
             }
             write(&mut world, gateway, &key, &content);
-            expected.insert(World::value_key(&key), content);
+            expected.insert(Referring::record_key(&key), content);
             if world.rng.random_bool(0.5) {
                 let node = NodeId(world.rng.random_range(1..=3));
                 world.crash(node);
@@ -129,7 +130,7 @@ fn a_learner_gets_what_the_records_of_a_snapshot_refer_to() {
         for round in 0..12_u8 {
             let content = content(&mut world, 2_000 * usize::from(round) + 7);
             write(&mut world, NodeId(1 + u64::from(round % 2)), &[round], &content);
-            expected.insert(World::value_key(&[round]), content);
+            expected.insert(Referring::record_key(&[round]), content);
         }
         let installed = world.checks.installed.len();
         world.run_ms(3_000);
@@ -155,11 +156,16 @@ fn a_parked_tail_delays_no_heartbeat_and_no_other_replica() {
         // What that node receives of objects takes so long.
         let until_us = world.now_us + 8_000_000;
         world.network.objects_until_us.insert(slow, until_us);
-        let request = world.propose(leader, put(b"k", &value.encode(), &value.refs()), referring(&value, fast), 20_000);
+        let request = world.propose(
+            leader,
+            Referring::put(b"k", &value.encode(), &value.refs()),
+            referring(&value, fast),
+            20_000,
+        );
         assert!(world.wait_for(request).is_ok());
         // Small writes behind it.
         for number in 0..30_u8 {
-            let small = world.propose(leader, delete(&[b'd', number]), CommandRefs::default(), 1_000);
+            let small = world.propose(leader, Referring::delete(&[b'd', number]), CommandRefs::default(), 1_000);
             let asked_ms = world.now_ms();
             assert!(world.wait_for(small).is_ok());
             assert!(world.now_ms() - asked_ms < 300, "two of three replicas write at once");
@@ -173,7 +179,7 @@ fn a_parked_tail_delays_no_heartbeat_and_no_other_replica() {
         assert_eq!(behind, 1, "one follower is late: {}", world.describe());
         assert!(group.followers.iter().all(|follower| follower.recently_active));
         world.end_upload(fast, &value);
-        assert_values(&mut world, &BTreeMap::from([(World::value_key(b"k"), content)]));
+        assert_values(&mut world, &BTreeMap::from([(Referring::record_key(b"k"), content)]));
     }
 }
 
@@ -186,7 +192,12 @@ fn a_command_whose_objects_cannot_be_had_changes_nothing() {
     let value = world.upload(gateway, &content);
     let (encoded, refs) = (value.encode(), value.refs());
     let attempt = |world: &mut World, refs: &Refs| {
-        let request = world.propose(leader, put(b"k", &encoded, refs), CommandRefs::new(refs.clone(), gateway), 20_000);
+        let request = world.propose(
+            leader,
+            Referring::put(b"k", &encoded, refs),
+            CommandRefs::new(refs.clone(), gateway),
+            20_000,
+        );
         world.wait_for(request).map(|_| ())
     };
     // Other lengths and levels than those of the objects.
@@ -262,7 +273,7 @@ fn what_nothing_refers_to_goes() {
         }
         for key in 0..4_u8 {
             let leader = leader(&mut world);
-            let request = world.propose(leader, delete(&[key]), CommandRefs::default(), 10_000);
+            let request = world.propose(leader, Referring::delete(&[key]), CommandRefs::default(), 10_000);
             assert!(world.wait_for(request).is_ok());
         }
         // The clients write on: checkpoints, truncations and folds.

@@ -29,7 +29,6 @@ pub(crate) use clients::{Client, ClientEvent, get, key, store};
 pub(crate) use network::{Frame, Network};
 pub(crate) use node::Node;
 pub(crate) use script::descriptor;
-pub(crate) use values::{delete, put};
 
 /// The one shard of these tests.
 pub(crate) const SHARD: ShardId = ShardId(1);

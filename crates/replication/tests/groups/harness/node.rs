@@ -14,14 +14,14 @@ use flotilla_replication::{
 use flotilla_storage::{
     ApplyContext, EngineError, Log as _, LogBatch, LogEvidence, MachineError, Manifest, MemoryEngine, MemoryLog,
     PeerSequence, StateEngine as _,
-    conformance::{Observed, Observer},
+    conformance::{Observed, Observer, Referring},
 };
 use flotilla_types::{
     Checkpoint, CheckpointFormat, Folding, Incarnation, LogIndex, NodeId, ObjectId, ReplicaId, WalSequence,
 };
 use rand::RngExt as _;
 
-use super::{Event, Frame, WALL_MS, World, pulls, values::Referring};
+use super::{Event, Frame, WALL_MS, World, pulls};
 
 /// Background jobs that run at a time, as in the host.
 const WORKERS: usize = 2;
@@ -185,7 +185,7 @@ impl World {
         let observer: Observer = Arc::new(move |context: &ApplyContext<'_>| {
             history.lock().holds_after(LogIndex(context.index.0 - 1), context.descriptor);
         });
-        let kv = || Box::new(Referring::over(KvMachine::new(Limits::default())));
+        let kv = || Box::new(Referring::over(Box::new(KvMachine::new(Limits::default()))));
         let machines = Arc::new(move |_| Box::new(Observed::new(kv(), observer.clone())) as _);
         let next = first_sequence(node.incarnation).max(log.recovered()).next();
         node.running = Some(Box::new(Running {

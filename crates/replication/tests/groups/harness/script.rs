@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flotilla_replication::{ConfChange, Input, ReplicaStatus, Role};
-use flotilla_storage::StateEngine as _;
+use flotilla_replication::{ConfChange, Input, ReplicaStatus, Role, refs_of};
+use flotilla_storage::{Log as _, StateEngine as _};
 use flotilla_types::{ConfState, Epoch, KeyRange, NodeId, ReplicaDescriptor, ReplicaId, ReplicaRole, ShardDescriptor};
 use rand::RngExt as _;
 
@@ -174,6 +174,7 @@ impl World {
             group.conf.all().iter().all(|replica| applied.get(replica) == Some(&group.commit))
                 && leader.applied == group.last
         });
+        self.check_logs();
         let conf = self.conf();
         let mut records: BTreeMap<ReplicaId, Vec<(Bytes, Bytes)>> = BTreeMap::new();
         for node in self.nodes.values() {
@@ -187,6 +188,19 @@ impl World {
             assert_eq!(*records, first, "{replica} holds different records");
         }
         self.check_totals();
+    }
+
+    /// Checks that everything that a log refers to is here, also what is committed and replaced long ago.
+    fn check_logs(&self) {
+        for node in self.nodes.values() {
+            for (replica, log) in node.log.replicas().unwrap() {
+                let (from, to) = (log.truncated.0.next(), log.last.next());
+                for entry in node.log.entries(replica, from, to, usize::MAX).unwrap() {
+                    let objects: Vec<_> = refs_of(&entry).ids().collect();
+                    assert_eq!(node.engine.not_durable(&objects), [], "{} of {replica} on {}", entry.index, node.id);
+                }
+            }
+        }
     }
 
     /// Checks that each key holds what clients wrote, with no addition lost or applied twice.
