@@ -68,6 +68,8 @@ pub struct Counts {
     pub objects_fetched: u64,
     /// Orders of what entries and commands refer to that were fulfilled.
     pub gathered: u64,
+    /// Large values that were acknowledged.
+    pub values: u64,
     /// Entries that refer to objects and were written to a log.
     pub referring: u64,
     /// Those of them that came from another node than the one that offers the snapshot.
@@ -105,6 +107,7 @@ impl Counts {
         self.objects_fetched += other.objects_fetched;
         self.gathered += other.gathered;
         self.referring += other.referring;
+        self.values += other.values;
         self.objects_elsewhere += other.objects_elsewhere;
         self.objects_bad += other.objects_bad;
         self.config_changes += other.config_changes;

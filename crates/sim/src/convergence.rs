@@ -7,7 +7,7 @@ use flotilla_kv::verify;
 use flotilla_membership as membership;
 use flotilla_meta::{MetaState, NodeState};
 use flotilla_replication::{Contents, ReplicaStatus, Role};
-use flotilla_storage::Log as _;
+use flotilla_storage::{Log as _, conformance::WithoutReferring};
 use flotilla_types::{Holder, KeyRange, NodeId, ReplicaId, ReplicaRole, ShardId, VersionRange};
 use rand::RngExt as _;
 
@@ -159,6 +159,7 @@ impl World {
     /// Heals all faults and checks that the cluster recovers. Panics when it does not.
     pub(crate) fn check_convergence(&mut self) {
         self.heal();
+        self.stop_values();
         self.drain_clients();
         self.resume_clients();
         let lacking =
@@ -187,6 +188,7 @@ impl World {
         let caught_up = self.run_until(CATCH_UP_MS_MAX, |world| world.unconverged(0).is_none());
         assert!(caught_up, "replicas do not catch up: {:?}\n{}", self.unconverged(0), self.describe());
         self.compare_replicas();
+        self.check_values();
         let let_go = self.run_until(LET_GO_MS_MAX, |world| world.held_in_vain().is_none());
         assert!(let_go, "objects are kept for ever: {:?}\n{}", self.held_in_vain(), self.describe());
         if self.plan.drains_at_rest {
@@ -313,7 +315,7 @@ impl World {
                 let id = replica.replica;
                 let held = node.running.as_ref().map(|running| running.applier.contents(id));
                 let Some(Contents::AtRest(held)) = held else { return Err(id) };
-                let verified = verify(&held.system, &*held.records);
+                let verified = verify(&held.system, &WithoutReferring(&*held.records));
                 let found =
                     verified.unwrap_or_else(|error| panic!("{id} of {}: {error}\n{}", node.id, self.describe()));
                 if found.first_expiry_ms.is_some_and(|at_ms| at_ms <= now_ms) {

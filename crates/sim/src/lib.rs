@@ -27,6 +27,7 @@ mod plan;
 mod run;
 mod sources;
 mod trace;
+mod values;
 mod workload;
 mod world;
 

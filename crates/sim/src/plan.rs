@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     pub drains_at_rest: bool,
     /// Client operations per hundred that write records which expire.
     pub expiring_percent: u32,
+    /// Upper end of the pause between two large values, microseconds. `None` for no values.
+    pub value_pause_us_max: Option<u64>,
 }
 
 /// One fault of a plan.
@@ -195,6 +197,7 @@ impl Plan {
             upgrade_at_ms: None,
             drains_at_rest: false,
             expiring_percent: 0,
+            value_pause_us_max: None,
         };
         if rng.random_bool(0.15) {
             plan.host.leases = Leases::Off;
@@ -235,6 +238,7 @@ impl Plan {
         if rng.random_bool(0.3) {
             plan.add_some(&mut rng, Fault::SlowSource, [2_500, 6_000, 12_000]);
         }
+        plan.value_pause_us_max = *[None, Some(80_000), Some(400_000)].choose(&mut rng).unwrap_or(&None);
         plan
     }
 

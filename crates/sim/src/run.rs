@@ -157,6 +157,7 @@ fn execute(world: &mut World) {
         wait_until_formed(world);
     }
     world.start_clients();
+    world.schedule_value();
     world.schedule_faults();
     if world.plan.upgrade_at_ms.is_some() {
         world.schedule_upgrade();

@@ -22,6 +22,7 @@ use crate::{
     node::{Node, NodeEvent},
     operator::Operator,
     plan::Plan,
+    values::Values,
     workload::{ClientEvent, Workload},
 };
 
@@ -39,6 +40,10 @@ pub(crate) enum Event {
     Operator { order: u64, result: Option<Result<MetaReply, ShardError>> },
     /// The operator tries to raise the cluster version.
     Upgrade,
+    /// Some node stores a large value, and it is proposed.
+    Value,
+    /// A node lets go of what it has stored for a value.
+    UploadEnds { node: NodeId, number: u64 },
 }
 
 impl Event {
@@ -60,6 +65,8 @@ impl Event {
             Self::Fault(step) => (3_u8, step).hash(hasher),
             Self::Operator { order, result } => (4_u8, order, result.is_some()).hash(hasher),
             Self::Upgrade => 5_u8.hash(hasher),
+            Self::Value => 6_u8.hash(hasher),
+            Self::UploadEnds { node, number } => (7_u8, node.0, number).hash(hasher),
         }
     }
 
@@ -70,6 +77,8 @@ impl Event {
             Self::Client { client, event } => format!("client {client} {event:?}"),
             Self::Fault(step) => format!("{step:?}"),
             Self::Upgrade => "upgrade".to_owned(),
+            Self::Value => "a value".to_owned(),
+            Self::UploadEnds { node, number } => format!("upload {number} on {node} ends"),
             Self::Operator { order, result } => {
                 format!("order {order} {}", if result.is_some() { "answered" } else { "given" })
             }
@@ -88,6 +97,7 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     pub(crate) operator: Operator,
     pub(crate) workload: Workload,
+    pub(crate) values: Values,
     pub(crate) checks: Checks,
     /// A summary of the run with times in microseconds: faults, starts, joins, losses.
     pub(crate) notes: Vec<(u64, String)>,
@@ -112,6 +122,7 @@ impl World {
             faults: Faults::default(),
             operator: Operator::default(),
             workload: Workload::default(),
+            values: Values::default(),
             checks: Checks::default(),
             notes: Vec::new(),
             queue: BTreeMap::new(),
@@ -176,6 +187,8 @@ impl World {
             Event::Node { node, life, event } => self.node_event(node, life, *event),
             Event::Deliver { from, to, frame } => self.deliver(from, to, frame),
             Event::Client { client, event } => self.client_event(client, event),
+            Event::Value => self.write_value(),
+            Event::UploadEnds { node, number } => self.end_upload(node, number),
             Event::Fault(step) => self.fault_step(step),
             Event::Upgrade => self.upgrade(),
             Event::Operator { order, result } => self.operator_event(order, result),

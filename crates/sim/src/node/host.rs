@@ -74,7 +74,7 @@ impl Pulled {
 }
 
 impl World {
-    pub(super) fn enqueue(&mut self, node: &Node, running: &mut Running, input: Input<u64>) {
+    pub(crate) fn enqueue(&mut self, node: &Node, running: &mut Running, input: Input<u64>) {
         running.inbox.push(input);
         if !std::mem::replace(&mut running.wake_scheduled, true) {
             let delay_us = self.rng.random_range(10..200);

@@ -19,8 +19,9 @@ use flotilla_replication::{
     work::{self, Job},
 };
 use flotilla_storage::{
-    LogEvidence, StateMachine,
-    conformance::{Observed, Observer},
+    EngineError, LogEvidence, Remedy, StateMachine,
+    conformance::{Observed, Observer, Referring},
+    remedy,
 };
 use flotilla_types::{Incarnation, NodeId, ReplicaId, ShardId};
 use parking_lot::Mutex;
@@ -104,6 +105,18 @@ impl Running {
     fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
+    }
+
+    /// The gateway here could not store something.
+    pub(crate) fn store_failed(&mut self, error: &EngineError) {
+        self.control.fatal |= remedy(error) == Remedy::EndNode;
+    }
+
+    /// A new id for a large value that is proposed here.
+    pub(crate) fn value_waiter(&mut self, number: u64) -> u64 {
+        let reply = self.next_id();
+        self.waiters.insert(reply, rpc::Waiter::Value(number));
+        reply
     }
 }
 
@@ -386,7 +399,7 @@ fn machines(
             let published = published.clone();
             Box::new(MetaMachine::new(Box::new(move |state| *published.lock() = Some(state))))
         } else {
-            Box::new(KvMachine::new(limits))
+            Box::new(Referring::over(Box::new(KvMachine::new(limits))))
         };
         Box::new(Observed::new(machine, observer.clone()))
     })

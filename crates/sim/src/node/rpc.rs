@@ -47,6 +47,7 @@ pub(super) enum CallFailure {
 pub(super) enum Waiter {
     Peer { node: NodeId, call: u64 },
     Request { request: u64, attempt: u64 },
+    Value(u64),
 }
 
 /// A long poll of the metadata feed that waits for changes.
@@ -271,6 +272,7 @@ impl World {
             Some(Waiter::Request { request, attempt }) => {
                 self.attempt_finished(node, running, request, attempt, answer)
             }
+            Some(Waiter::Value(number)) => self.value_answered(number, &answer),
             None => panic!("{}: a request was answered twice: {answer:?}", node.id),
         }
     }
