@@ -152,7 +152,7 @@ async fn a_rolling_upgrade_under_load_loses_no_write_and_shuts_out_old_binaries(
     cluster.kill(3).expect("a running node");
     let (code, said) = start_too_old(&mut cluster, 3).await;
     assert_ne!(code, Some(0), "{said}");
-    assert!(said.contains(&format!("{ADVICE} 4")), "{said}");
+    assert!(said.contains(&format!("{ADVICE} 5")), "{said}");
     cluster.start_node(3).await.expect("a start on its data");
     cluster.wait_ready().await.expect("a ready cluster");
     load.wait_acknowledged(100).await;
@@ -168,7 +168,7 @@ async fn a_rolling_upgrade_under_load_loses_no_write_and_shuts_out_old_binaries(
     cluster.wipe(3, WipeScope::All).expect("a stopped node");
     let (code, said) = start_too_old(&mut cluster, 3).await;
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("the cluster is at version 4"), "{said}");
+    assert!(said.contains("the cluster is at version 5"), "{said}");
 }
 
 /// The node's own files say nothing of the new version: it meets it in its log.
