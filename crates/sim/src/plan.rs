@@ -239,6 +239,10 @@ impl Plan {
             plan.add_some(&mut rng, Fault::SlowSource, [2_500, 6_000, 12_000]);
         }
         plan.value_pause_us_max = *[None, Some(80_000), Some(400_000)].choose(&mut rng).unwrap_or(&None);
+        if plan.value_pause_us_max.is_some() {
+            // So many more bytes are stored, and passes take as long.
+            plan.host.scrub.bytes_per_second *= 100;
+        }
         plan
     }
 

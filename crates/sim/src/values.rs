@@ -69,6 +69,8 @@ impl World {
         let Some((leader, shard)) = leaders.choose(&mut self.rng).copied() else { return };
         let Some(gateway) = gateways.choose(&mut self.rng).copied() else { return };
         let len = *[0, 300, 5_000, 5_000, 20_000, 140_000].choose(&mut self.rng).unwrap_or(&300);
+        // What a link carries in a tenth of a second: replicas that fetch for longer than clients wait are no fault.
+        let len = self.plan.object_bytes_per_ms.map_or(len, |rate| len.min(usize::try_from(rate * 100).unwrap_or(len)));
         let key = Bytes::from(format!("value {}", self.rng.random_range(0..KEYS)));
         let content: Vec<u8> = (0..len).map(|_| self.rng.random()).collect();
         self.values.uploads += 1;

@@ -42,9 +42,11 @@ impl Fetches {
     }
 
     /// Another pull replaces the one of this holder: what was in flight is lost.
-    pub(super) fn interrupted(&mut self, holder: Holder) {
+    pub(super) fn interrupted(&mut self, node: &Node, holder: Holder) {
         if let Some(fetched) = self.0.get_mut(&holder) {
             fetched.in_flight.clear();
+            // What is gone may be fetched again, also when another pull brings it meanwhile.
+            fetched.stored.retain(|object| !node.disk.missing(&[*object]).contains(object));
         }
     }
 }

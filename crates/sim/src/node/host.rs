@@ -378,7 +378,7 @@ impl World {
     fn begin_pull(&mut self, node: &mut Node, running: &mut Running, what: Pulled, order: PullOrder) {
         let holder = what.holder();
         running.pulls.retain(|_, pulling| pulling.what.holder() != holder);
-        running.fetches.interrupted(holder);
+        running.fetches.interrupted(node, holder);
         let bounds = PullBounds { requests_max: self.plan.pull_requests_max, ..PULL_BOUNDS };
         match Pull::start(&node.disk, order, bounds) {
             Ok(pull) => {
