@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flotilla_replication::{CommandRefs, RequestError};
+use flotilla_replication::{CommandRefs, Input, RequestError};
 use flotilla_storage::conformance::Referring;
-use flotilla_types::{ClusterVersion, NodeId, ObjectRef, Refs};
+use flotilla_types::{ClusterVersion, Holder, NodeId, ObjectRef, Refs};
 use flotilla_values::ValueRef;
 use rand::RngExt as _;
 
@@ -170,6 +170,13 @@ fn a_parked_tail_delays_no_heartbeat_and_no_other_replica() {
             assert!(world.wait_for(small).is_ok());
             assert!(world.now_ms() - asked_ms < 300, "two of three replicas write at once");
         }
+        // A pull that ends without the rest: the tail is dropped, and sent again.
+        for status in world.nodes[&slow].status() {
+            for number in 0..9 {
+                let holder = Holder::Parked(status.replica);
+                world.input(slow, Input::Gathered { holder, number, complete: false });
+            }
+        }
         world.run_ms(1_000);
         assert!(world.now_us < until_us, "all of that while the objects are on their way");
         let (_, now) = world.leader().expect("it still leads");
@@ -213,7 +220,7 @@ fn a_command_whose_objects_cannot_be_had_changes_nothing() {
     world.end_upload(gateway, &other);
     assert_eq!(attempt(&mut world, &other.refs()), Err(RequestError::ObjectsMissing));
     let held = world.nodes[&leader].engine.holders();
-    assert!(held.iter().all(|holder| !matches!(holder, flotilla_types::Holder::Request { .. })), "{held:?}");
+    assert!(held.iter().all(|holder| !matches!(holder, Holder::Request { .. })), "{held:?}");
     assert!(world.values_on(leader).is_empty());
     let value = world.upload(gateway, &content);
     assert_eq!(attempt(&mut world, &value.refs()), Ok(()), "stored again, and sent again");
