@@ -57,8 +57,12 @@ impl LogRefs {
         let first = from.or_else(|| entries.first().map(|entry| entry.index));
         let Some(first) = first else { return };
         let truncated = group.truncated().0;
-        let is_gone = |index: &LogIndex, term: &mut Term| *index <= truncated || group.term_of(*index) != Some(*term);
-        let gone: Vec<_> = self.entries.extract_if(first.., is_gone).collect();
+        let is_gone = |(index, term): &(LogIndex, Term)| *index <= truncated || group.term_of(*index) != Some(*term);
+        let later = self.entries.range(first..).map(|(index, term)| (*index, *term));
+        let gone: Vec<_> = later.filter(is_gone).collect();
+        for (index, _) in &gone {
+            self.entries.remove(index);
+        }
         self.replaced.extend(gone.into_iter().map(|(index, term)| (number, index, term)));
         for (round, index, _) in &mut self.replaced {
             if *round == u64::MAX && *index >= first {
@@ -75,7 +79,8 @@ impl LogRefs {
 
     /// A truncation up to this entry is durable.
     pub(super) fn truncated<T>(&mut self, id: ReplicaId, to: LogIndex, effects: &mut Effects<T>) {
-        let gone = self.entries.extract_if(..=to, |_, _| true);
+        let kept = self.entries.split_off(&to.next());
+        let gone = std::mem::replace(&mut self.entries, kept).into_iter();
         effects.holds.extend(gone.map(|(index, term)| Hold::end(holder(id, index, term))));
         let replaced = self.replaced.extract_if(.., |(round, index, _)| *round == u64::MAX && *index <= to);
         effects.holds.extend(replaced.map(|(_, index, term)| Hold::end(holder(id, index, term))));

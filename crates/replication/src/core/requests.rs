@@ -232,8 +232,13 @@ impl<T> Core<T> {
             if replica.parked_kept_ms.is_some_and(|kept_ms| kept_ms <= now_ms) {
                 Self::end_parked(*id, replica, effects);
             }
-            let late = replica.gathering.extract_if(.., |_, request| request.deadline_ms <= now_ms);
-            late.for_each(|(_, request)| request.refuse(RequestError::Deadline, effects));
+            let is_late = |request: &Request<T>| request.deadline_ms <= now_ms;
+            let late = replica.gathering.iter().filter(|(_, request)| is_late(request)).map(|(number, _)| *number);
+            for number in late.collect::<Vec<_>>() {
+                if let Some(request) = replica.gathering.remove(&number) {
+                    request.refuse(RequestError::Deadline, effects);
+                }
+            }
             while replica.read_rounds.front().is_some_and(|round| round.started_ms + retry_ms <= now_ms) {
                 if let Some(round) = replica.read_rounds.pop_front() {
                     replica.reads.extend(round.reads);

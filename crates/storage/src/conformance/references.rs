@@ -250,6 +250,9 @@ fn children_are_what_the_caller_says(open: Open<'_>) {
     engine.hold(upload(id), &[]);
 }
 
+/// An entry, its key, and the value with the object that it refers to.
+type Logged = (u64, Bytes, Option<(Value, ObjectId)>);
+
 /// Writes, deletions, flushes, compactions, folds, truncations and crashes in any order.
 fn random_histories_keep_what_is_reachable(open: Open<'_>, seed: u64) {
     let mut engine = open();
@@ -258,7 +261,7 @@ fn random_histories_keep_what_is_reachable(open: Open<'_>, seed: u64) {
     engine.open(REPLICA, &durable).expect("a new replica opens");
     let mut values: BTreeMap<Bytes, Stored> = BTreeMap::new();
     // The log since the checkpoint: what a crash repeats.
-    let mut log: VecDeque<(u64, Bytes, Option<(Value, ObjectId)>)> = VecDeque::new();
+    let mut log: VecDeque<Logged> = VecDeque::new();
     let mut index = 0;
     for step in 0..150 {
         let e = &*engine;

@@ -33,9 +33,9 @@ enum Pulled {
     Snapshot {
         replica: ReplicaId,
         from: NodeId,
-        checkpoint: Checkpoint,
+        checkpoint: Box<Checkpoint>,
         /// What replaces it.
-        next: Option<Checkpoint>,
+        next: Option<Box<Checkpoint>>,
     },
     Refs {
         holder: Holder,
@@ -68,12 +68,17 @@ impl World {
                 && (*same, *source) == (replica, from)
             {
                 pulling.pull.stop();
-                *next = Some(checkpoint);
+                *next = Some(Box::new(checkpoint));
                 return;
             }
         }
         let order = PullOrder::of_snapshot(node.id, replica, from, &checkpoint, list_refs);
-        self.begin_pull(node, running, Pulled::Snapshot { replica, from, checkpoint, next: None }, order);
+        self.begin_pull(
+            node,
+            running,
+            Pulled::Snapshot { replica, from, checkpoint: Box::new(checkpoint), next: None },
+            order,
+        );
     }
 
     /// Starts to fetch what entries or a command refer to.
@@ -120,9 +125,9 @@ impl World {
                 self.take(node, running, Input::Gathered { holder, number, complete });
             }
             Some(Pulled::Snapshot { replica, from, checkpoint, next }) => {
-                self.take(node, running, Input::Pulled { replica, checkpoint, complete });
+                self.take(node, running, Input::Pulled { replica, checkpoint: *checkpoint, complete });
                 if let Some(checkpoint) = next {
-                    self.start_pull(node, running, replica, from, checkpoint);
+                    self.start_pull(node, running, replica, from, *checkpoint);
                 }
             }
             None => {}
