@@ -543,4 +543,13 @@ pub(super) const FAULTS: &[Fault] = &[
         runner: Runner::Tests("flotilla-transport"),
         also: None,
     },
+    Fault {
+        name: "hint-newer-than-the-voter-here",
+        what: "a new shard counts as lost while its voter here has not yet said who leads it",
+        file: "crates/node/src/start/health.rs",
+        before: "Some(voter) => voter.commit > ShardRecord::INITIAL_POSITION.0.0,",
+        after: "Some(_) => had_hint(shard.id),",
+        runner: Runner::Tests("flotilla-node"),
+        also: None,
+    },
 ];
