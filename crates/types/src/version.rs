@@ -27,6 +27,7 @@
 //! | 3 | checkpoints whose tables have manifests, and their pieces | [`ClusterVersion::CHECKPOINT_TABLES`] |
 //! | 4 | entries that order a fold; bases that say which entry ordered them | [`ClusterVersion::LOGGED_FOLDS`] |
 //! | 4 | records that say when others expire, and their totals | [`ClusterVersion::EXPIRY_RECORDS`] |
+//! | 4 | the setting `transfer_bytes_per_second` | [`ClusterVersion::TRANSFER_RATE`] |
 //!
 //! Limits that `apply` enforces (`kv::Limits`, the bounds of `meta`) have replicated meaning too: a change of
 //! one needs a version. Frames between peers are not under it: their fields are optional, and ignored by
@@ -82,6 +83,8 @@ impl ClusterVersion {
     pub const LOGGED_FOLDS: Self = Self(4);
     /// A key-value shard has a record for each expiry.
     pub const EXPIRY_RECORDS: Self = Self(4);
+    /// The metadata holds how fast nodes transfer objects.
+    pub const TRANSFER_RATE: Self = Self(4);
     /// The last version that the formats can name.
     pub const LAST: Self = Self(127);
 
@@ -182,6 +185,7 @@ mod tests {
             ClusterVersion::CHECKPOINT_TABLES,
             ClusterVersion::LOGGED_FOLDS,
             ClusterVersion::EXPIRY_RECORDS,
+            ClusterVersion::TRANSFER_RATE,
         ] {
             assert!(VersionRange::supported().supports(version));
         }

@@ -319,6 +319,9 @@ async fn serve(
         client_ports: certified_ports,
     };
     tokio::spawn(keeper.run());
+    if config.host.transfer_bytes_per_second.is_none() {
+        tokio::spawn(follow_transfer_rate(topology.clone(), host.handle()));
+    }
     let (stop, stopped) = watch::channel(false);
     let gateways = serve_clients(&config, ports.http, ports.redis, store, Arc::new(admin), security, &stopped)?;
 
@@ -382,6 +385,23 @@ async fn stop_at_unsupported_version(topology: Arc<Topology>) {
             tracing::error!("{error:#}");
             eprintln!("flotilla: fatal error: {error:#}");
             std::process::exit(EXIT_FATAL);
+        }
+    }
+}
+
+/// Transfers at the cluster's rate: of a node that was started without one of its own.
+async fn follow_transfer_rate(topology: Arc<Topology>, host: Handle) {
+    let mut metadata = topology.watch();
+    let mut rate = None;
+    loop {
+        let setting = NonZero::new(metadata.borrow_and_update().setting(Setting::TransferBytesPerSecond));
+        if setting != rate {
+            host.set_transfer_rate(setting);
+            rate = setting;
+        }
+        // The sender lives as long as the topology.
+        if metadata.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -17,6 +17,7 @@ mod background;
 mod digest;
 mod frames;
 mod inline;
+mod pace;
 mod pool;
 mod pull;
 mod raft;
@@ -25,6 +26,7 @@ mod wal;
 
 use std::{
     io,
+    num::NonZero,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -39,16 +41,18 @@ use flotilla_consensus::ConfChange;
 use flotilla_failpoints::{Place, reached};
 use flotilla_storage::{EngineError, Log, LogError, Remedy, StateEngine, remedy};
 use flotilla_types::{ClusterVersion, Incarnation, NodeId, ReplicaId, ShardDescriptor, ShardId, Timestamp};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
 pub use digest::{Digest, DigestError};
 use inline::InlineExecutor;
+use pace::Pace;
 pub use pull::IncomingSnapshot;
 
 use crate::{
     Answer, Applier, Core, Effects, Freshness, HostConfig, Input, MachineFactory, Notice, Replicas, Request,
     RequestError, clock,
+    config::TRANSFER_RATE_MIN,
     work::{self, ScrubStatus},
 };
 
@@ -137,8 +141,9 @@ pub struct Handle {
     apply: Arc<InlineExecutor<apply::Apply>>,
     transferable_leaderships: Arc<AtomicUsize>,
     pulls: pull::Tasks,
-    /// What the node may send of objects.
-    sending: Arc<Mutex<work::Budget>>,
+    /// How fast the node receives and sends objects.
+    receiving: Pace,
+    sending: Pace,
     scrub: scrub::Orders,
     scrub_status: scrub::Published,
     fatal: Arc<dyn Fn(&str) + Send + Sync>,
@@ -174,14 +179,15 @@ impl Host {
             scrub::Scrub::new(parts.config.scrub, parts.seed, scrub_orders, &parts.engine, &inbox, &parts.fatal);
         let scrub_status = scrubber.published();
         let sender = frames::Sender::new(network.clone(), inbox.clone());
-        let bytes_per_second = parts.config.transfer_bytes_per_second;
+        let rate = parts.config.transfer_bytes_per_second;
+        let (receiving, sending) = (Pace::new(rate), Pace::new(rate));
         let puller = pull::Puller::new(pull::PullerParts {
             node: parts.node,
             runtime,
             network,
             engine: parts.engine.clone(),
             inbox: inbox.clone(),
-            bytes_per_second,
+            pace: receiving.clone(),
             fatal: parts.fatal.clone(),
         });
         let pulls = puller.tasks();
@@ -263,7 +269,8 @@ impl Host {
             apply: apply.clone(),
             transferable_leaderships,
             pulls,
-            sending: Arc::new(Mutex::new(work::Budget::new(bytes_per_second))),
+            receiving,
+            sending,
             scrub: scrub.clone(),
             scrub_status,
             fatal: parts.fatal,
@@ -430,7 +437,7 @@ impl Handle {
 
     /// Answers a peer's request for objects: once the node may send them, or soon with the answer to ask later.
     pub async fn objects(&self, from: NodeId, request: Bytes) -> Bytes {
-        let backlog_ms = self.sending.lock().backlog_us(clock::monotonic_ms() * 1_000) / 1_000;
+        let backlog_ms = self.sending.backlog_ms();
         let later = if backlog_ms > SEND_WAIT_MS_MAX { work::serve_later(request.clone(), backlog_ms) } else { None };
         let served = match later {
             Some(later) => later,
@@ -451,11 +458,16 @@ impl Handle {
         self.end_if_disk_failed(served.failure.as_ref());
         metrics::counter!("flotilla_objects_served_total").increment(served.objects as u64);
         metrics::counter!("flotilla_objects_served_bytes_total").increment(served.bytes as u64);
-        let wait_us = self.sending.lock().reserve(clock::monotonic_ms() * 1_000, served.bytes as u64);
-        if wait_us > 0 {
-            tokio::time::sleep(Duration::from_micros(wait_us)).await;
-        }
+        self.sending.take(served.bytes as u64).await;
         served.response
+    }
+
+    /// Changes [`HostConfig::transfer_bytes_per_second`], also for the transfers that are running. A rate below
+    /// [`TRANSFER_RATE_MIN`] is raised to it.
+    pub fn set_transfer_rate(&self, bytes_per_second: Option<NonZero<u64>>) {
+        let rate = bytes_per_second.map(|rate| rate.max(NonZero::new(TRANSFER_RATE_MIN).unwrap_or(NonZero::MIN)));
+        self.receiving.set_bytes_per_second(rate);
+        self.sending.set_bytes_per_second(rate);
     }
 
     /// The digest of a replica here. Reads all its records, without holding up writes.

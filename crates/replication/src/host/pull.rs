@@ -5,7 +5,7 @@
 //! An order for a replica whose pull is running replaces that pull, in the same task: what two pulls hold
 //! for one replica would replace each other.
 
-use std::{collections::BTreeMap, num::NonZero, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flotilla_failpoints::{Place, reached};
@@ -18,10 +18,10 @@ use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
 };
 
-use super::Inbox;
+use super::{Inbox, pace::Pace};
 use crate::{
     Input, clock,
-    work::{Budget, End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
+    work::{End, Pull, PullBounds, PullError, PullOrder, PullRequest, PullState, Stored, waiting_request},
 };
 
 /// Timeout of a call that fetches nothing.
@@ -46,7 +46,7 @@ pub(super) struct PullerParts {
     pub(super) network: Arc<Transport>,
     pub(super) engine: Arc<dyn StateEngine>,
     pub(super) inbox: Inbox,
-    pub(super) bytes_per_second: Option<NonZero<u64>>,
+    pub(super) pace: Pace,
     pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -57,9 +57,8 @@ pub(super) struct Puller {
     network: Arc<Transport>,
     engine: Arc<dyn StateEngine>,
     inbox: Inbox,
-    bounds: PullBounds,
-    /// What the node may receive.
-    budget: Arc<Mutex<Budget>>,
+    /// How fast the node receives.
+    pace: Pace,
     /// The replicas with a task.
     tasks: Tasks,
     pulls: Arc<Semaphore>,
@@ -144,11 +143,9 @@ impl Failure {
 
 impl Puller {
     pub(super) fn new(parts: PullerParts) -> Self {
-        let PullerParts { node, runtime, network, engine, inbox, bytes_per_second, fatal } = parts;
+        let PullerParts { node, runtime, network, engine, inbox, pace, fatal } = parts;
         let (pulls, calls) = (Arc::new(Semaphore::new(PULLS_MAX)), Arc::new(Semaphore::new(CALLS_MAX)));
-        let budget = Arc::new(Mutex::new(Budget::new(bytes_per_second)));
-        let bounds = PullBounds::of_rate(bytes_per_second);
-        Self { node, runtime, network, engine, inbox, bounds, budget, tasks: Arc::default(), pulls, calls, fatal }
+        Self { node, runtime, network, engine, inbox, pace, tasks: Arc::default(), pulls, calls, fatal }
     }
 
     /// Fetches the missing objects of a checkpoint, makes them durable, and reports to the core.
@@ -223,7 +220,7 @@ impl Puller {
         has_next: &Notify,
     ) -> Result<(), Failure> {
         let _permit = self.wait_for_turn(replica, from).await;
-        let (engine, bounds) = (self.engine.clone(), self.bounds);
+        let (engine, bounds) = (self.engine.clone(), PullBounds::of_rate(self.pace.bytes_per_second()));
         let order = PullOrder { node: self.node, replica, from, checkpoint };
         let mut pull = spawn_blocking(move || Pull::start(&*engine, order, bounds)).await?;
         let (total, missing) = pull.progress();
@@ -336,15 +333,12 @@ impl Puller {
     async fn call(&self, request: &PullRequest) -> Result<(Stored, u64), Failure> {
         let _permit = self.calls.acquire().await;
         let expected = request.bytes_expected();
-        let wait_us = self.budget.lock().reserve(clock::monotonic_ms() * 1_000, expected);
-        if wait_us > 0 {
-            tokio::time::sleep(Duration::from_micros(wait_us)).await;
-        }
+        self.pace.take(expected).await;
         let timeout = Duration::from_millis(request.timeout_ms());
         let sent_ms = clock::monotonic_ms();
         let answer = self.network.call(request.source(), Class::Objects, request.encode(), timeout).await;
         let received = answer.as_ref().map_or(0, Bytes::len) as u64;
-        self.budget.lock().correct(expected, received);
+        self.pace.correct(expected, received);
         let (answer, took_ms) = (answer?, clock::monotonic_ms() - sent_ms);
         reached(Place::SnapshotFetched);
         let (engine, storing) = (self.engine.clone(), request.clone());
