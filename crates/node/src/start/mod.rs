@@ -30,6 +30,7 @@ mod testing;
 
 use std::{
     net::SocketAddr,
+    num::NonZero,
     path::PathBuf,
     process::ExitCode,
     sync::{
@@ -44,7 +45,7 @@ use flotilla_control::{Control, ControlParts, LocalNode, MembershipConfig, RpcSe
 use flotilla_failpoints::{Place, reached};
 use flotilla_gateway::{ClientBudget, GatewayStart, HttpConfig, Security, Store};
 use flotilla_identity::NodeIdentity;
-use flotilla_meta::MetaState;
+use flotilla_meta::{MetaState, Setting};
 use flotilla_raft_log::EngineLog;
 use flotilla_replication::{Handle, Host, HostParts, clock};
 use flotilla_state::Engine;

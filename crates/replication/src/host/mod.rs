@@ -465,7 +465,7 @@ impl Handle {
     /// Changes [`HostConfig::transfer_bytes_per_second`], also for the transfers that are running. A rate below
     /// [`TRANSFER_RATE_MIN`] is raised to it.
     pub fn set_transfer_rate(&self, bytes_per_second: Option<NonZero<u64>>) {
-        let rate = bytes_per_second.map(|rate| rate.max(NonZero::new(TRANSFER_RATE_MIN).unwrap_or(NonZero::MIN)));
+        let rate = bytes_per_second.and_then(|rate| NonZero::new(rate.get().max(TRANSFER_RATE_MIN)));
         self.receiving.set_bytes_per_second(rate);
         self.sending.set_bytes_per_second(rate);
     }
