@@ -114,6 +114,7 @@ impl Control {
             tokio::spawn(loops::save_meta(context.topology.clone(), parts.save_meta)),
             tokio::spawn(loops::lifecycle(context.clone(), parts.notices)),
             tokio::spawn(loops::shards_led(context.clone())),
+            tokio::spawn(loops::consistency(context.clone(), parts.events)),
             tokio::spawn(loops::run(context.clone(), Placement::default())),
             tokio::spawn(loops::run(context.clone(), Leaders::default())),
             tokio::spawn(loops::run(context.clone(), AnnounceNode::default())),

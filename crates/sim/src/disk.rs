@@ -246,6 +246,10 @@ impl StateEngine for Disk {
         self.engine.compaction_due(replica)
     }
 
+    fn logged_base(&self, replica: ReplicaId) -> Option<(LogIndex, ObjectId)> {
+        self.engine.logged_base(replica)
+    }
+
     fn fold_counts(&self) -> FoldCounts {
         self.engine.fold_counts()
     }
